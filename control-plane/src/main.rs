@@ -1,1 +1,66 @@
-fn main() {}
+//! `weft-control-plane`: see `weft_control_plane::server`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::Parser;
+use weft_control_plane::server::{self, Config};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// The control plane of a Weft mesh: registry, policies, certificate authority and discovery.
+#[derive(Parser)]
+#[command(version)]
+struct Args {
+    /// Folder of the store (created when missing, readable by its owner alone).
+    #[arg(long, default_value = "/var/lib/weft")]
+    data_dir: PathBuf,
+    /// Folder of policy files (Istio's YAML), watched.
+    #[arg(long)]
+    policies: Option<PathBuf>,
+    /// Address that sidecars connect to (TLS).
+    #[arg(long, default_value = "0.0.0.0:15012")]
+    listen: SocketAddr,
+    /// Trust domain of a new mesh.
+    #[arg(long, default_value = "cluster.local")]
+    trust_domain: String,
+    /// Longest life of a sidecar's certificate, seconds.
+    #[arg(long, default_value_t = 24 * 3600, value_parser = clap::value_parser!(u64).range(10..=30 * 24 * 3600))]
+    certificate_ttl: u64,
+    /// Seconds without a sign of life after which a sidecar's instances are removed.
+    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    lease: u64,
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_env("WEFT_LOG")
+                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),
+        )
+        .with_writer(std::io::stderr)
+        .init();
+    let config = Config {
+        data_dir: args.data_dir,
+        policies: args.policies,
+        listen: args.listen,
+        trust_domain: args.trust_domain,
+        certificate_ttl: Duration::from_secs(args.certificate_ttl),
+        lease: Duration::from_secs(args.lease),
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(server::run(config, stop_signal()))
+}
+
+async fn stop_signal() {
+    let terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate());
+    let Ok(mut terminate) = terminate else { return std::future::pending().await };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = tokio::signal::ctrl_c() => {}
+    }
+}

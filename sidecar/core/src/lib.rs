@@ -1,1 +1,2 @@
 //! The decisions of Weft, without I/O.
+pub mod pool;

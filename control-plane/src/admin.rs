@@ -1,0 +1,235 @@
+//! The administrator's API, for `weftctl`: on a Unix socket that only its owner can open.
+//!
+//! Objects given here live in the store. What a file of the policy folder gives belongs to that file: it can be changed
+//! there only, so that a folder under version control stays the truth.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use tokio::net::UnixListener;
+use tonic::{Request, Response, Status};
+use weft_core::identity::SpiffeId;
+use weft_proto::v1::admin_server::Admin;
+use weft_proto::v1::{self, ObjectName};
+
+use crate::ca::Ca;
+use crate::discovery::Discovery;
+use crate::mesh::{Mesh, unix_now};
+use crate::policy::{self, Document, Severity};
+use crate::token::{Claims, Tokens};
+
+/// Longest life of a join token, and the one that it has when none is asked for.
+const MAX_TOKEN_TTL_S: u64 = 30 * 24 * 3600;
+const DEFAULT_TOKEN_TTL_S: u64 = 3600;
+
+/// The administrator's service.
+pub struct AdminService {
+    /// What is administered.
+    pub mesh: Arc<Mesh>,
+    /// Who has what.
+    pub discovery: Arc<Discovery>,
+    /// Its fingerprint goes into tokens.
+    pub ca: Arc<Ca>,
+    /// Makes tokens.
+    pub tokens: Arc<Tokens>,
+}
+
+/// Listens on `path`, mode 0600. A socket left by an earlier run is replaced; one that answers is another's.
+///
+/// # Errors
+/// When the socket is in use or its folder cannot be written.
+pub async fn listen(path: &Path) -> Result<UnixListener> {
+    let context = || format!("cannot listen on {}", path.display());
+    if tokio::net::UnixStream::connect(path).await.is_ok() {
+        anyhow::bail!("{} is in use: is another control plane running on this data folder?", path.display());
+    }
+    let _ = std::fs::remove_file(path);
+    // Made under a private name first: nobody can open it between its creation and its mode.
+    let private = path.with_extension("new");
+    let _ = std::fs::remove_file(&private);
+    let listener = UnixListener::bind(&private).with_context(context)?;
+    std::fs::set_permissions(&private, std::fs::Permissions::from_mode(0o600)).with_context(context)?;
+    std::fs::rename(&private, path).with_context(context)?;
+    Ok(listener)
+}
+
+#[tonic::async_trait]
+impl Admin for AdminService {
+    async fn apply(&self, request: Request<v1::ApplyRequest>) -> Result<Response<v1::ApplyReply>, Status> {
+        let mut documents = Vec::new();
+        let mut problems = Vec::new();
+        for file in request.into_inner().files {
+            let parsed = policy::parse(&file.name, &file.text);
+            problems.extend(parsed.problems);
+            documents.extend(parsed.documents);
+        }
+        let (folder, api) = self.mesh.policies();
+        let mut texts = Vec::new();
+        let mut failed = problems.iter().any(|p| p.severity == Severity::Error);
+        texts.extend(problems.iter().map(ToString::to_string));
+        for document in &documents {
+            if let Some(owner) = folder.iter().find(|f| f.key() == document.key()) {
+                failed = true;
+                texts.push(format!(
+                    "{}:{}:1: error: {} belongs to the file {}; change it there",
+                    document.file,
+                    document.line,
+                    document.reference(),
+                    owner.file
+                ));
+            }
+        }
+        // Checked together with what stays.
+        let new = |key: &_| documents.iter().any(|d| d.key() == *key);
+        let mut all: Vec<&Document> = documents.iter().collect();
+        all.extend(folder.iter().filter(|d| !new(&d.key())));
+        all.extend(api.iter().map(AsRef::as_ref).filter(|d| !new(&d.key())));
+        for problem in policy::check::check(&all) {
+            // What was wrong before is not this request's fault.
+            if documents.iter().any(|d| d.file == problem.file) {
+                failed |= problem.severity == Severity::Error;
+                texts.push(problem.to_string());
+            }
+        }
+        if failed {
+            return Ok(Response::new(v1::ApplyReply { problems: texts, ..Default::default() }));
+        }
+        let changes = documents
+            .iter()
+            .map(|d| {
+                let old = api.iter().find(|a| a.key() == d.key());
+                let what = match old {
+                    None => "created",
+                    Some(old) if old.yaml == d.yaml => "unchanged",
+                    Some(_) => "configured",
+                };
+                format!("{} {what}", d.reference())
+            })
+            .collect();
+        self.mesh.change_policies(documents, &[]).await.map_err(|e| Status::internal(format!("{e:#}")))?;
+        Ok(Response::new(v1::ApplyReply { changes, problems: texts, applied: true }))
+    }
+
+    async fn get(&self, request: Request<v1::GetRequest>) -> Result<Response<v1::GetReply>, Status> {
+        let wanted = request.into_inner().object.unwrap_or_default();
+        let (folder, api) = self.mesh.policies();
+        let from_folder = folder.iter().map(|d| (d, format!("file {}", d.file)));
+        let from_api = api.iter().map(|d| (d.as_ref(), "api".to_owned()));
+        let objects = from_folder.chain(from_api).filter(|(d, _)| matches(&wanted, d)).map(|(d, source)| v1::Object {
+            object: Some(ObjectName {
+                kind: d.kind.to_string(),
+                namespace: d.namespace.clone(),
+                name: d.name.clone(),
+            }),
+            yaml: d.yaml.clone(),
+            source,
+        });
+        Ok(Response::new(v1::GetReply { objects: objects.collect() }))
+    }
+
+    async fn delete(&self, request: Request<v1::DeleteRequest>) -> Result<Response<v1::DeleteReply>, Status> {
+        let mut wanted = request.into_inner().object.unwrap_or_default();
+        if wanted.kind.is_empty() || wanted.name.is_empty() {
+            return Err(Status::invalid_argument("a kind and a name are needed"));
+        }
+        if wanted.namespace.is_empty() {
+            wanted.namespace = "default".into();
+        }
+        let (folder, api) = self.mesh.policies();
+        let named = format!("{}/{}/{}", wanted.kind, wanted.namespace, wanted.name);
+        let error = if let Some(owner) = folder.iter().find(|d| matches(&wanted, d)) {
+            format!("{named} belongs to the file {}; delete it there", owner.file)
+        } else {
+            let gone: Vec<Document> = api.iter().filter(|d| matches(&wanted, d)).map(|d| (**d).clone()).collect();
+            if gone.is_empty() {
+                format!("there is no {named}")
+            } else {
+                let done = self.mesh.change_policies(Vec::new(), &gone).await;
+                done.map_err(|e| Status::internal(format!("{e:#}")))?;
+                String::new()
+            }
+        };
+        Ok(Response::new(v1::DeleteReply { error }))
+    }
+
+    async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusReply>, Status> {
+        let mut services: std::collections::BTreeMap<String, v1::ServiceStatus> = Default::default();
+        let version = self.mesh.read(|world| {
+            for instance in world.instances() {
+                let host = instance.host();
+                let entry = services.entry(host.clone()).or_insert_with(|| v1::ServiceStatus {
+                    namespace: instance.namespace.clone(),
+                    addresses: world
+                        .virtual_ips()
+                        .and_then(|ips| ips.of(&host))
+                        .map(|ip| ip.to_string())
+                        .into_iter()
+                        .collect(),
+                    host,
+                    instances: Vec::new(),
+                });
+                let labels: Vec<String> = instance.labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
+                entry.instances.push(v1::InstanceStatus {
+                    node: instance.node.clone(),
+                    service_id: instance.service_id.clone(),
+                    address: std::net::SocketAddr::new(instance.address, instance.port).to_string(),
+                    health: format!("{:?}", instance.health()).to_lowercase(),
+                    identity: instance.identity.clone(),
+                    labels: labels.join(","),
+                });
+            }
+            world.version()
+        });
+        Ok(Response::new(v1::StatusReply {
+            world_version: version,
+            sidecars: self.discovery.status(),
+            policy_problems: self.mesh.policy_problems(),
+            services: services.into_values().collect(),
+        }))
+    }
+
+    async fn create_token(
+        &self,
+        request: Request<v1::CreateTokenRequest>,
+    ) -> Result<Response<v1::CreateTokenReply>, Status> {
+        let asked = request.into_inner();
+        let namespace = if asked.namespace.is_empty() { "default".to_owned() } else { asked.namespace };
+        let ttl = if asked.ttl_s == 0 { DEFAULT_TOKEN_TTL_S } else { asked.ttl_s };
+        if ttl > MAX_TOKEN_TTL_S {
+            return Err(Status::invalid_argument(format!("a token lives {MAX_TOKEN_TTL_S} seconds at most")));
+        }
+        SpiffeId::new(self.ca.trust_domain(), &namespace, &asked.service_account)
+            .map_err(|e| Status::invalid_argument(e.to_string()))?;
+        let services = if asked.services.is_empty() { vec![asked.service_account.clone()] } else { asked.services };
+        let is_name = |s: &String| {
+            !s.is_empty() && s.len() <= 63 && s.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+        };
+        if let Some(bad) = services.iter().find(|s| !is_name(s)) {
+            return Err(Status::invalid_argument(format!(
+                "{bad:?} is not a service name (1 to 63 letters, digits, - and _)"
+            )));
+        }
+        let expires = unix_now() + ttl;
+        let root = self.ca.fingerprint().iter().map(|b| format!("{b:02x}")).collect();
+        let claims = Claims {
+            trust_domain: self.ca.trust_domain().to_owned(),
+            namespace,
+            service_account: asked.service_account,
+            services,
+            expires,
+            root,
+        };
+        let token = self.tokens.create(&claims);
+        Ok(Response::new(v1::CreateTokenReply { token, expires_unix: expires }))
+    }
+}
+
+/// Whether a document is the one, or one of those, that `wanted` names.
+fn matches(wanted: &ObjectName, document: &Document) -> bool {
+    let is = |wanted: &str, found: &str| wanted.is_empty() || wanted.eq_ignore_ascii_case(found);
+    is(&wanted.kind, document.kind.name())
+        && (wanted.namespace.is_empty() || wanted.namespace == document.namespace)
+        && (wanted.name.is_empty() || wanted.name == document.name)
+}

@@ -1,0 +1,124 @@
+//! Reads of the registry for the agents' Consul API, with Consul's blocking queries.
+//!
+//! A query names the index that it has seen and is answered when the service's own index passes it: a change to one
+//! service wakes nobody who waits for another.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tonic::{Request, Response, Status};
+use weft_proto::v1::catalog_server::Catalog;
+use weft_proto::v1::{
+    self, Block, CatalogInstance, InstancesAnswer, InstancesQuery, ServiceTags, ServicesAnswer, ServicesQuery,
+};
+
+use crate::mesh::Mesh;
+use crate::peer::Peer;
+
+/// Consul's default and longest wait.
+const DEFAULT_WAIT: Duration = Duration::from_secs(300);
+const MAX_WAIT: Duration = Duration::from_secs(600);
+
+/// The catalog service.
+pub struct CatalogService {
+    /// What is registered.
+    pub mesh: Arc<Mesh>,
+}
+
+#[tonic::async_trait]
+impl Catalog for CatalogService {
+    async fn instances(&self, request: Request<InstancesQuery>) -> Result<Response<InstancesAnswer>, Status> {
+        let client = Peer::of(&request)?.certified()?.id.namespace().to_owned();
+        let query = request.into_inner();
+        let service = query.service;
+        // The caller's namespace first; a service that nobody ever registered there is looked for in "default".
+        let index = |world: &crate::world::World| {
+            let own = world.service_index(&client, &service);
+            if own > 0 { (client.clone(), own) } else { ("default".to_owned(), world.service_index("default", &service)) }
+        };
+        self.block(query.block.as_ref(), |world| index(world).1.max(1)).await;
+        let answer = self.mesh.read(|world| {
+            let (mut namespace, mut at) = index(world);
+            if world.service_instances(&namespace, &service).next().is_none() && namespace != "default" {
+                at = at.max(world.service_index("default", &service));
+                namespace = "default".into();
+            }
+            let found = world.service_instances(&namespace, &service);
+            InstancesAnswer { index: at.max(1), instances: found.map(|i| catalog_instance(i)).collect() }
+        });
+        let answer = self.mesh.read_nodes(|nodes| {
+            let mut answer = answer;
+            for instance in &mut answer.instances {
+                if let Some(node) = nodes.get(&instance.node) {
+                    instance.node_address = node.address.to_string();
+                    instance.node_checks = node.checks.values().cloned().collect();
+                }
+            }
+            answer
+        });
+        Ok(Response::new(answer))
+    }
+
+    async fn services(&self, request: Request<ServicesQuery>) -> Result<Response<ServicesAnswer>, Status> {
+        let client = Peer::of(&request)?.certified()?.id.namespace().to_owned();
+        self.block(request.get_ref().block.as_ref(), |world| world.catalog_index().max(1)).await;
+        let answer = self.mesh.read(|world| {
+            let mut tags: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+            for instance in world.instances().filter(|i| i.namespace == client || i.namespace == "default") {
+                tags.entry(&instance.service).or_default().extend(instance.tags.iter().map(String::as_str));
+            }
+            let services = tags.into_iter().map(|(name, tags)| ServiceTags {
+                name: name.to_owned(),
+                tags: tags.into_iter().map(str::to_owned).collect(),
+            });
+            ServicesAnswer { index: world.catalog_index().max(1), services: services.collect() }
+        });
+        Ok(Response::new(answer))
+    }
+}
+
+impl CatalogService {
+    async fn block(&self, block: Option<&Block>, index: impl Fn(&crate::world::World) -> u64) {
+        let Some(block) = block.filter(|b| b.index > 0) else { return };
+        let wait = if block.wait_ms == 0 { DEFAULT_WAIT } else { Duration::from_millis(block.wait_ms).min(MAX_WAIT) };
+        let mut version = self.mesh.version();
+        let changed = async {
+            loop {
+                let at = self.mesh.read(&index);
+                // An index from before a loss of state is answered at once, and the client starts anew.
+                if at != block.index {
+                    return;
+                }
+                if version.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        // Both outcomes are an answer.
+        let _ = tokio::time::timeout(wait, changed).await;
+    }
+}
+
+fn catalog_instance(instance: &crate::world::Instance) -> CatalogInstance {
+    CatalogInstance {
+        instance: Some(v1::Instance {
+            service_id: instance.service_id.clone(),
+            service: instance.service.clone(),
+            address: instance.address.to_string(),
+            port: u32::from(instance.port),
+            tags: instance.tags.clone(),
+            meta: instance.meta.clone().into_iter().collect(),
+            weight: instance.weight,
+            checks: instance.checks.clone(),
+            enable_tag_override: false,
+        }),
+        node: instance.node.clone(),
+        node_address: instance.address.to_string(),
+        namespace: instance.namespace.clone(),
+        identity: instance.identity.clone(),
+        create_index: instance.create_index,
+        modify_index: instance.modify_index,
+        node_checks: Vec::new(),
+    }
+}

@@ -1,0 +1,541 @@
+//! Delta discovery: each sidecar asks for what its application uses, and is sent that again whenever it changes.
+//!
+//! One task a stream. A change names the hosts that it touched; a stream that subscribes to none of them does nothing.
+//! What is sent is translated and encoded once per change and client namespace, and shared by all streams. A stream that
+//! is behind misses no change, only intermediate ones: it always sends what is current.
+//!
+//! Names: a client subscribes by the names that its application uses ("order-service", "240.240.0.7:80"); a resource is
+//! sent under its host's canonical name, with the names asked for as aliases. `removed_resources` is the explicit answer
+//! that a name means nothing.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use prost::Message;
+use tokio::sync::{Notify, broadcast, mpsc};
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+use weft_proto::envoy::aggregated_discovery_service_server::AggregatedDiscoveryService;
+use weft_proto::envoy::{Any, DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
+use weft_proto::v1;
+use weft_proto::{ENDPOINTS_TYPE, INBOUND_TYPE, SERVICE_TYPE};
+
+use crate::mesh::Mesh;
+use crate::peer::{Certified, Peer};
+use crate::translate;
+use crate::world::{Changed, World};
+
+/// Names that one sidecar may subscribe to, of each type.
+const MAX_NAMES: usize = 20_000;
+/// The name under which a sidecar asks for its own inbound policy.
+const SELF: &str = "self";
+
+/// A resource, encoded once for all who subscribe to it.
+#[derive(Clone)]
+struct Encoded {
+    version: String,
+    bytes: Bytes,
+}
+
+impl Encoded {
+    fn new(message: &impl Message) -> Encoded {
+        let bytes = Bytes::from(message.encode_to_vec());
+        Encoded { version: format!("{:016x}", xxhash_rust::xxh64::xxh64(&bytes, 0)), bytes }
+    }
+}
+
+/// Translations by type, namespace of the client (endpoints are the same for all) and host, with the version of the world
+/// that they were made of.
+type Cache = HashMap<(&'static str, String, String), (u64, Option<Encoded>)>;
+
+/// The discovery server's state, shared by its streams, by those who wait until a change has arrived everywhere, and by
+/// `weftctl status`.
+pub struct Discovery {
+    mesh: Arc<Mesh>,
+    cache: Mutex<Cache>,
+    streams: Mutex<BTreeMap<u64, Stream>>,
+    acknowledged: Notify,
+    next: AtomicU64,
+}
+
+#[derive(Clone)]
+struct Stream {
+    node: String,
+    version: String,
+    identity: String,
+    address: String,
+    since: Instant,
+    /// (type, host) -> what was sent, acknowledged and refused.
+    resources: BTreeMap<(&'static str, String), Delivery>,
+}
+
+#[derive(Clone, Default)]
+struct Delivery {
+    sent: String,
+    acknowledged: String,
+    refused: String,
+}
+
+impl Discovery {
+    /// A server of `mesh`.
+    pub fn new(mesh: Arc<Mesh>) -> Arc<Discovery> {
+        Arc::new(Discovery {
+            mesh,
+            cache: Mutex::default(),
+            streams: Mutex::default(),
+            acknowledged: Notify::new(),
+            next: AtomicU64::new(0),
+        })
+    }
+
+    /// Every connected sidecar and what it has.
+    pub fn status(&self) -> Vec<v1::SidecarStatus> {
+        let streams = self.lock();
+        let status = streams.values().map(|s| v1::SidecarStatus {
+            node: s.node.clone(),
+            identity: s.identity.clone(),
+            address: s.address.clone(),
+            version: s.version.clone(),
+            connected_s: s.since.elapsed().as_secs(),
+            resources: s
+                .resources
+                .iter()
+                .map(|((kind, name), d)| v1::ResourceStatus {
+                    r#type: short(kind).to_owned(),
+                    name: name.clone(),
+                    sent: d.sent.clone(),
+                    acknowledged: d.acknowledged.clone(),
+                    refused: d.refused.clone(),
+                })
+                .collect(),
+        });
+        status.collect()
+    }
+
+    /// Waits until every stream that has the endpoints of `hosts` has acknowledged what is current, `wait` at most.
+    /// Returns how many have, and how many there are.
+    pub async fn wait_current(&self, hosts: &[String], wait: Duration) -> (u32, u32) {
+        let deadline = tokio::time::Instant::now() + wait;
+        loop {
+            let notified = self.acknowledged.notified();
+            tokio::pin!(notified);
+            notified.as_mut().enable();
+            let (done, all) = self.count(hosts);
+            if done == all || tokio::time::timeout_at(deadline, notified).await.is_err() {
+                return (done, all);
+            }
+        }
+    }
+
+    /// Of the streams that were sent the endpoints of `hosts`: how many have acknowledged what is current, or said why
+    /// they will not, and how many there are.
+    fn count(&self, hosts: &[String]) -> (u32, u32) {
+        let current: Vec<(&String, Option<String>)> =
+            hosts.iter().map(|host| (host, self.encoded(ENDPOINTS_TYPE, "", host).map(|e| e.version))).collect();
+        let streams = self.lock();
+        let mut counts = (0, 0);
+        for stream in streams.values() {
+            let delivery = |host: &String| stream.resources.get(&(ENDPOINTS_TYPE, host.clone()));
+            let mut ours = current.iter().filter_map(|(host, version)| Some((delivery(host)?, version))).peekable();
+            if ours.peek().is_none() {
+                continue;
+            }
+            counts.1 += 1;
+            if ours.all(|(d, version)| Some(&d.acknowledged) == version.as_ref() || !d.refused.is_empty()) {
+                counts.0 += 1;
+            }
+        }
+        counts
+    }
+
+    fn update(&self, id: u64, f: impl FnOnce(&mut Stream)) {
+        if let Some(stream) = self.lock().get_mut(&id) {
+            f(stream);
+        }
+        self.acknowledged.notify_waiters();
+    }
+
+    /// The current encoding of a host's resource: what an earlier call made of it, unless the host changed since.
+    fn encoded(&self, kind: &'static str, namespace: &str, host: &str) -> Option<Encoded> {
+        let key = (kind, namespace.to_owned(), host.to_owned());
+        self.mesh.read_host(host, |world, changed_at| {
+            let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some((made_at, encoded)) = cache.get(&key)
+                && *made_at >= changed_at
+            {
+                return encoded.clone();
+            }
+            let encoded = if kind == ENDPOINTS_TYPE {
+                translate::endpoints(world, host).map(|e| Encoded::new(&e))
+            } else {
+                translate::service(world, namespace, host).map(|s| Encoded::new(&s))
+            };
+            match &encoded {
+                Some(_) => drop(cache.insert(key, (world.version(), encoded.clone()))),
+                None => drop(cache.remove(&key)),
+            }
+            encoded
+        })
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, Stream>> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The discovery service.
+pub struct DiscoveryService(pub Arc<Discovery>);
+
+#[tonic::async_trait]
+impl AggregatedDiscoveryService for DiscoveryService {
+    type DeltaAggregatedResourcesStream = ReceiverStream<Result<DeltaDiscoveryResponse, Status>>;
+
+    async fn delta_aggregated_resources(
+        &self,
+        request: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        let peer = Peer::of(&request)?;
+        let certified = peer.certified()?;
+        let (replies, stream) = mpsc::channel(16);
+        let session = Session {
+            id: self.0.next.fetch_add(1, Ordering::Relaxed),
+            discovery: self.0.clone(),
+            certified,
+            address: peer.remote.to_string(),
+            node: String::new(),
+            labels: BTreeMap::new(),
+            services: Subscription::default(),
+            endpoints: Subscription::default(),
+            inbound: None,
+            wants_inbound: false,
+            in_flight: HashMap::new(),
+            nonce: 0,
+            replies,
+        };
+        tokio::spawn(session.run(request.into_inner()));
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+}
+
+/// What a stream wants of one type.
+#[derive(Default)]
+struct Subscription {
+    /// Name asked for -> canonical host; `None`: it means nothing, and the client was told.
+    names: BTreeMap<String, Option<String>>,
+    /// Host -> version that the client has.
+    sent: BTreeMap<String, String>,
+}
+
+struct Session {
+    id: u64,
+    discovery: Arc<Discovery>,
+    certified: Arc<Certified>,
+    address: String,
+    node: String,
+    labels: BTreeMap<String, String>,
+    services: Subscription,
+    endpoints: Subscription,
+    inbound: Option<String>,
+    wants_inbound: bool,
+    /// Responses that were not acknowledged yet: nonce -> type and resources.
+    in_flight: HashMap<String, (&'static str, Vec<(String, String)>)>,
+    nonce: u64,
+    replies: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
+}
+
+impl Session {
+    async fn run(mut self, mut requests: Streaming<DeltaDiscoveryRequest>) {
+        let mut events = self.discovery.mesh.events();
+        let stream = Stream {
+            node: String::new(),
+            version: String::new(),
+            identity: self.certified.id.to_string(),
+            address: self.address.clone(),
+            since: Instant::now(),
+            resources: BTreeMap::new(),
+        };
+        self.discovery.lock().insert(self.id, stream);
+        let left = self.certified.not_after.duration_since(SystemTime::now()).unwrap_or_default();
+        let expiry = tokio::time::sleep(left);
+        tokio::pin!(expiry);
+        let result = loop {
+            let step = tokio::select! {
+                request = requests.next() => match request {
+                    Some(Ok(request)) => self.request(request).await,
+                    _ => break Ok(()),
+                },
+                event = events.recv() => {
+                    let mut changed = merge(Changed::default(), event);
+                    while let Ok(more) = events.try_recv() {
+                        changed = merge(changed, Ok(more));
+                    }
+                    self.changed(&changed).await
+                }
+                () = &mut expiry => Err(Status::unauthenticated("the certificate of this stream has expired; reconnect")),
+            };
+            if step.is_err() {
+                break step;
+            }
+        };
+        if let Err(status) = result {
+            // A peer that is gone does not mind.
+            let _ = self.replies.send(Err(status)).await;
+        }
+        self.discovery.lock().remove(&self.id);
+        self.discovery.acknowledged.notify_waiters();
+    }
+
+    async fn request(&mut self, request: DeltaDiscoveryRequest) -> Result<(), Status> {
+        if let Some(node) = request.node {
+            self.node = node.id;
+            if let Some(labels) = node.metadata.and_then(|m| m.fields.get("LABELS").cloned())
+                && let Some(prost_types::value::Kind::StructValue(labels)) = labels.kind
+            {
+                let text = |v: prost_types::Value| match v.kind {
+                    Some(prost_types::value::Kind::StringValue(s)) => Some(s),
+                    _ => None,
+                };
+                self.labels = labels.fields.into_iter().filter_map(|(k, v)| Some((k, text(v)?))).collect();
+            }
+            let (name, version) = (self.node.clone(), node.user_agent_version);
+            self.discovery.update(self.id, |s| (s.node, s.version) = (name, version));
+        }
+        let Some(kind) = known(&request.type_url) else {
+            return Err(Status::invalid_argument(format!("the type {:?} is not served", request.type_url)));
+        };
+        if !request.response_nonce.is_empty() {
+            self.acknowledged(kind, &request.response_nonce, request.error_detail.map(|e| e.message));
+        }
+        if kind == INBOUND_TYPE {
+            if request.resource_names_subscribe.iter().any(|n| n == SELF) {
+                self.wants_inbound = true;
+                self.inbound = request.initial_resource_versions.get(SELF).cloned().or(self.inbound.take());
+                return self.send_inbound().await;
+            }
+            return Ok(());
+        }
+        let subscription = self.subscription(kind);
+        for (host, version) in request.initial_resource_versions {
+            subscription.sent.insert(host, version);
+        }
+        for name in request.resource_names_unsubscribe {
+            if let Some(Some(host)) = subscription.names.remove(&name)
+                && !subscription.names.values().any(|h| h.as_ref() == Some(&host))
+            {
+                subscription.sent.remove(&host);
+                let id = self.id;
+                self.discovery.update(id, |s| drop(s.resources.remove(&(kind, host))));
+            }
+        }
+        if request.resource_names_subscribe.is_empty() {
+            return Ok(());
+        }
+        let subscription = self.subscription(kind);
+        if subscription.names.len() + request.resource_names_subscribe.len() > MAX_NAMES {
+            return Err(Status::resource_exhausted(format!("more than {MAX_NAMES} names on one stream")));
+        }
+        let namespace = self.certified.id.namespace().to_owned();
+        let asked = request.resource_names_subscribe;
+        let resolved: Vec<(String, Option<String>)> = self.discovery.mesh.read(|world| {
+            asked.into_iter().map(|name| (name.clone(), translate::resolve(world, &namespace, &name))).collect()
+        });
+        let mut hosts: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        let mut absent = Vec::new();
+        let subscription = self.subscription(kind);
+        for (name, host) in resolved {
+            match &host {
+                Some(host) => hosts.entry(host.clone()).or_default().push(name.clone()),
+                None => absent.push(name.clone()),
+            }
+            subscription.names.insert(name, host);
+        }
+        self.send(kind, hosts, absent).await
+    }
+
+    fn acknowledged(&mut self, kind: &'static str, nonce: &str, refused: Option<String>) {
+        let Some((_, resources)) = self.in_flight.remove(nonce) else { return };
+        if let Some(reason) = &refused {
+            tracing::warn!(node = self.node, kind = short(kind), "refused by the sidecar: {reason}");
+        }
+        self.discovery.update(self.id, |stream| {
+            for (host, version) in resources {
+                let Some(delivery) = stream.resources.get_mut(&(kind, host)) else { continue };
+                match &refused {
+                    None => {
+                        delivery.acknowledged = version;
+                        delivery.refused.clear();
+                    }
+                    Some(reason) => delivery.refused.clone_from(reason),
+                }
+            }
+        });
+    }
+
+    async fn changed(&mut self, changed: &Changed) -> Result<(), Status> {
+        let namespace = self.certified.id.namespace().to_owned();
+        for kind in [SERVICE_TYPE, ENDPOINTS_TYPE] {
+            let mut hosts: BTreeMap<String, Vec<String>> = BTreeMap::new();
+            let mut absent = Vec::new();
+            if changed.names || changed.all {
+                let discovery = self.discovery.clone();
+                let subscription = self.subscription(kind);
+                let moved: Vec<(String, Option<String>)> = discovery.mesh.read(|world| {
+                    let now = |name: &String| translate::resolve(world, &namespace, name);
+                    let moved = subscription.names.iter().map(|(name, old)| (name, old, now(name)));
+                    moved.filter(|(_, old, new)| *old != new).map(|(name, _, new)| (name.clone(), new)).collect()
+                });
+                for (name, host) in moved {
+                    match &host {
+                        Some(host) => hosts.entry(host.clone()).or_default().push(name.clone()),
+                        None => absent.push(name.clone()),
+                    }
+                    subscription.names.insert(name, host);
+                }
+            }
+            let subscription = self.subscription(kind);
+            for host in subscription.names.values().flatten() {
+                if changed.all || changed.hosts.contains(host) {
+                    hosts.entry(host.clone()).or_default();
+                }
+            }
+            if !hosts.is_empty() || !absent.is_empty() {
+                self.send(kind, hosts, absent).await?;
+            }
+        }
+        if self.wants_inbound {
+            self.send_inbound().await?;
+        }
+        Ok(())
+    }
+
+    /// Sends the hosts whose current version the client does not have, or whose names are new to it.
+    async fn send(
+        &mut self,
+        kind: &'static str,
+        hosts: BTreeMap<String, Vec<String>>,
+        mut removed: Vec<String>,
+    ) -> Result<(), Status> {
+        let namespace = self.certified.id.namespace().to_owned();
+        let mut resources = Vec::new();
+        let mut versions = Vec::new();
+        for (host, aliases) in hosts {
+            let Some(encoded) = self.discovery.encoded(kind, &namespace, &host) else {
+                removed.extend(aliases);
+                removed.push(host);
+                continue;
+            };
+            let subscription = self.subscription(kind);
+            let known = subscription.sent.get(&host) == Some(&encoded.version);
+            // A name that the client asked for is answered even when it has the resource under another; unless it said
+            // at the stream's beginning that it knows this name with this version.
+            if known && aliases.iter().all(|a| *a == host || subscription.sent.get(a) == Some(&encoded.version)) {
+                let (id, version) = (self.id, encoded.version);
+                self.discovery.update(id, |s| {
+                    let delivery = s.resources.entry((kind, host)).or_default();
+                    if delivery.sent.is_empty() {
+                        (delivery.sent, delivery.acknowledged) = (version.clone(), version);
+                    }
+                });
+                continue;
+            }
+            subscription.sent.insert(host.clone(), encoded.version.clone());
+            versions.push((host.clone(), encoded.version.clone()));
+            resources.push(Resource {
+                version: encoded.version,
+                name: host,
+                aliases,
+                resource: Some(Any { type_url: kind.to_owned(), value: encoded.bytes }),
+            });
+        }
+        if resources.is_empty() && removed.is_empty() {
+            return Ok(());
+        }
+        removed.sort();
+        removed.dedup();
+        for name in &removed {
+            self.subscription(kind).sent.remove(name);
+        }
+        let gone = removed.clone();
+        self.discovery.update(self.id, |s| s.resources.retain(|(k, host), _| *k != kind || !gone.contains(host)));
+        self.deliver(kind, resources, versions, removed).await
+    }
+
+    async fn send_inbound(&mut self) -> Result<(), Status> {
+        let (namespace, node) = (self.certified.id.namespace(), &self.node);
+        let identity = self.certified.id.to_string();
+        let inbound = self.discovery.mesh.read(|world| {
+            let ours: Vec<_> = world.instances().filter(|i| i.node == *node && i.identity == identity).cloned().collect();
+            let mut labels = self.labels.clone();
+            for instance in &ours {
+                labels.extend(instance.labels.clone());
+            }
+            translate::inbound(world, namespace, &labels, &ours)
+        });
+        let encoded = Encoded::new(&inbound);
+        if self.inbound.as_ref() == Some(&encoded.version) {
+            return Ok(());
+        }
+        self.inbound = Some(encoded.version.clone());
+        let resource = Resource {
+            version: encoded.version.clone(),
+            name: SELF.to_owned(),
+            aliases: Vec::new(),
+            resource: Some(Any { type_url: INBOUND_TYPE.to_owned(), value: encoded.bytes }),
+        };
+        self.deliver(INBOUND_TYPE, vec![resource], vec![(SELF.to_owned(), encoded.version)], Vec::new()).await
+    }
+
+    async fn deliver(
+        &mut self,
+        kind: &'static str,
+        resources: Vec<Resource>,
+        versions: Vec<(String, String)>,
+        removed: Vec<String>,
+    ) -> Result<(), Status> {
+        self.nonce += 1;
+        let nonce = format!("{}", self.nonce);
+        self.discovery.update(self.id, |s| {
+            for (host, version) in &versions {
+                s.resources.entry((kind, host.clone())).or_default().sent.clone_from(version);
+            }
+        });
+        self.in_flight.insert(nonce.clone(), (kind, versions));
+        let response = DeltaDiscoveryResponse {
+            system_version_info: self.discovery.mesh.read(World::version).to_string(),
+            resources,
+            type_url: kind.to_owned(),
+            nonce,
+            removed_resources: removed,
+        };
+        self.replies.send(Ok(response)).await.map_err(|_| Status::cancelled("the client has gone"))
+    }
+
+    fn subscription(&mut self, kind: &'static str) -> &mut Subscription {
+        if kind == ENDPOINTS_TYPE { &mut self.endpoints } else { &mut self.services }
+    }
+}
+
+fn merge(mut into: Changed, event: Result<Arc<Changed>, broadcast::error::RecvError>) -> Changed {
+    match event {
+        Ok(changed) => {
+            into.hosts.extend(changed.hosts.iter().cloned());
+            into.all |= changed.all;
+            into.names |= changed.names;
+        }
+        // Behind by more than the queue holds, or the server stops: all may have changed.
+        Err(_) => into = Changed { hosts: BTreeSet::new(), all: true, names: true },
+    }
+    into
+}
+
+fn known(type_url: &str) -> Option<&'static str> {
+    [SERVICE_TYPE, ENDPOINTS_TYPE, INBOUND_TYPE].into_iter().find(|t| *t == type_url)
+}
+
+fn short(type_url: &str) -> &str {
+    type_url.rsplit('.').next().unwrap_or(type_url)
+}

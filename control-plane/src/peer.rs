@@ -1,0 +1,245 @@
+//! Who is at the other end of a connection: the TLS side of the control plane.
+//!
+//! The server shows its own SPIFFE certificate with the root behind it, so that a newcomer can compare the root with
+//! its token's fingerprint. A client certificate is optional at the handshake, because a newcomer has none yet; each
+//! service asks [`Peer`] for what it needs.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result};
+use arc_swap::ArcSwap;
+use rcgen::KeyPair;
+use rustls::RootCertStore;
+use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tonic::Status;
+use tonic::transport::server::Connected;
+use weft_core::identity::SpiffeId;
+
+use crate::ca::Ca;
+
+/// Namespace and service account of the control plane's own identity.
+pub const CONTROL_PLANE: (&str, &str) = ("weft-system", "weft-control-plane");
+/// Lifetime of the control plane's own certificate; it is renewed at half of it.
+const OWN_LIFETIME: Duration = Duration::from_secs(24 * 3600);
+/// A peer that has not finished its handshake by then is let go.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Handshakes under way at once; further connections wait in the listener's backlog.
+const HANDSHAKES: usize = 256;
+
+/// What a verified client certificate says.
+#[derive(Debug, Clone)]
+pub struct Certified {
+    /// Its SPIFFE ID.
+    pub id: SpiffeId,
+    /// Services that it may register.
+    pub services: Vec<String>,
+    /// When it ends.
+    pub not_after: SystemTime,
+}
+
+/// The other end of a connection.
+#[derive(Debug, Clone)]
+pub struct Peer {
+    /// Its address.
+    pub remote: IpAddr,
+    /// Its certificate, verified against the root; `None` when it showed none.
+    pub certified: Option<Arc<Certified>>,
+}
+
+impl Peer {
+    /// The peer of a request.
+    ///
+    /// # Errors
+    /// Never on our own listeners.
+    pub fn of<T>(request: &tonic::Request<T>) -> Result<Peer, Status> {
+        request.extensions().get::<Peer>().cloned().ok_or_else(|| Status::internal("no peer information"))
+    }
+
+    /// Its certificate.
+    ///
+    /// # Errors
+    /// `UNAUTHENTICATED` when it showed none, or it has ended since.
+    pub fn certified(&self) -> Result<Arc<Certified>, Status> {
+        let certified = self.certified.clone().ok_or_else(|| {
+            Status::unauthenticated("a client certificate is required; join first with a token (Identity.Sign)")
+        })?;
+        if certified.not_after <= SystemTime::now() {
+            return Err(Status::unauthenticated(format!("the certificate of {} has expired", certified.id)));
+        }
+        Ok(certified)
+    }
+}
+
+/// A TLS connection with what is known of its peer.
+pub struct PeerStream {
+    stream: TlsStream<TcpStream>,
+    peer: Peer,
+}
+
+impl Connected for PeerStream {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        self.peer.clone()
+    }
+}
+
+impl tokio::io::AsyncRead for PeerStream {
+    fn poll_read(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+        buf: &mut tokio::io::ReadBuf<'_>,
+    ) -> std::task::Poll<std::io::Result<()>> {
+        std::pin::Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl tokio::io::AsyncWrite for PeerStream {
+    fn poll_write(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+        buf: &[u8],
+    ) -> std::task::Poll<std::io::Result<usize>> {
+        std::pin::Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<std::io::Result<()>> {
+        std::pin::Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<std::io::Result<()>> {
+        std::pin::Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// The control plane's own certificate, renewed in the background.
+#[derive(Debug)]
+struct OwnCertificate(ArcSwap<CertifiedKey>);
+
+impl ResolvesServerCert for OwnCertificate {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.load_full())
+    }
+}
+
+fn issue_own(ca: &Ca) -> Result<CertifiedKey> {
+    let key = KeyPair::generate()?;
+    let id = SpiffeId::new(ca.trust_domain(), CONTROL_PLANE.0, CONTROL_PLANE.1)?;
+    let mut chain = ca.sign_key(&key, &id.to_string(), &[], SystemTime::now(), OWN_LIFETIME)?.chain;
+    chain.push(ca.root().clone());
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+    Ok(CertifiedKey::new(chain, rustls::crypto::aws_lc_rs::sign::any_supported_type(&key)?))
+}
+
+/// Accepts TLS connections on `listener` for as long as the receiver lives.
+///
+/// # Errors
+/// When the CA cannot issue the server's own certificate.
+pub fn accept(ca: Arc<Ca>, listener: TcpListener) -> Result<mpsc::Receiver<std::io::Result<PeerStream>>> {
+    let own = Arc::new(OwnCertificate(ArcSwap::from_pointee(issue_own(&ca)?)));
+    let mut roots = RootCertStore::empty();
+    roots.add(ca.root().clone())?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+        .allow_unauthenticated()
+        .build()
+        .context("cannot verify clients")?;
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_client_cert_verifier(verifier)
+        .with_cert_resolver(own.clone());
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let (sender, receiver) = mpsc::channel(64);
+
+    let renew_ca = ca.clone();
+    let stop = sender.clone();
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(OWN_LIFETIME / 2) => {}
+                () = stop.closed() => return,
+            }
+            match issue_own(&renew_ca) {
+                Ok(new) => own.0.store(Arc::new(new)),
+                Err(e) => tracing::error!("cannot renew the control plane's own certificate: {e:#}"),
+            }
+        }
+    });
+    tokio::spawn(async move {
+        let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
+        loop {
+            let Ok(permit) = handshakes.clone().acquire_owned().await else { return };
+            let (stream, remote) = tokio::select! {
+                accepted = listener.accept() => match accepted {
+                    Ok(accepted) => accepted,
+                    Err(e) => {
+                        // Out of descriptors, most likely: waiting is all that helps.
+                        tracing::warn!("cannot accept a connection: {e}");
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                        continue;
+                    }
+                },
+                () = sender.closed() => return,
+            };
+            let (acceptor, sender, trust_domain) = (acceptor.clone(), sender.clone(), ca.trust_domain().to_owned());
+            tokio::spawn(async move {
+                let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(acceptor, stream, remote, &trust_domain));
+                let result = handshake.await;
+                drop(permit);
+                match result {
+                    // The receiver is gone only when the server stops.
+                    Ok(Ok(stream)) => drop(sender.send(Ok(stream)).await),
+                    Ok(Err(e)) => tracing::warn!("TLS handshake with {remote} failed: {e:#}"),
+                    Err(_) => tracing::debug!("TLS handshake with {remote} timed out"),
+                }
+            });
+        }
+    });
+    Ok(receiver)
+}
+
+async fn handshake(acceptor: TlsAcceptor, stream: TcpStream, remote: SocketAddr, trust_domain: &str) -> Result<PeerStream> {
+    stream.set_nodelay(true)?;
+    let stream = acceptor.accept(stream).await?;
+    let certified = match stream.get_ref().1.peer_certificates() {
+        Some([leaf, ..]) => Some(Arc::new(read_certificate(leaf, trust_domain)?)),
+        _ => None,
+    };
+    let peer = Peer { remote: remote.ip().to_canonical(), certified };
+    Ok(PeerStream { stream, peer })
+}
+
+/// What a certificate that the handshake verified says of its holder.
+fn read_certificate(leaf: &CertificateDer<'_>, trust_domain: &str) -> Result<Certified> {
+    use x509_parser::extensions::GeneralName;
+    let (_, leaf) = x509_parser::parse_x509_certificate(leaf).context("the client certificate cannot be read")?;
+    let names = leaf.subject_alternative_name()?.context("the client certificate has no SPIFFE ID")?;
+    let (mut ids, mut services) = (Vec::new(), Vec::new());
+    for name in &names.value.general_names {
+        match name {
+            GeneralName::URI(uri) => ids.push(*uri),
+            GeneralName::DNSName(service) => services.push((*service).to_owned()),
+            _ => {}
+        }
+    }
+    let [id] = ids[..] else { anyhow::bail!("the client certificate must hold one SPIFFE ID, it has {}", ids.len()) };
+    let id: SpiffeId = id.parse()?;
+    anyhow::ensure!(id.trust_domain() == trust_domain, "{id} is not of the trust domain {trust_domain}");
+    let end = u64::try_from(leaf.validity().not_after.timestamp()).unwrap_or(0);
+    Ok(Certified { id, services, not_after: SystemTime::UNIX_EPOCH + Duration::from_secs(end) })
+}

@@ -1,0 +1,194 @@
+//! Sessions of sidecars: what they register lives as long as the stream, and a lease longer.
+//!
+//! A registration is believed only as far as the stream's certificate goes: its services are those that the join token
+//! named, its address is the one that the stream comes from, its identity is the certificate's.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::sync::mpsc;
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+use weft_proto::v1::registry_request::Kind;
+use weft_proto::v1::registry_server::Registry;
+use weft_proto::v1::{self, RegistryReply, RegistryRequest};
+
+use crate::discovery::Discovery;
+use crate::mesh::{Mesh, Node};
+use crate::peer::{Certified, Peer};
+
+/// Instances of one sidecar, and bytes of one field: more is a mistake or an attack.
+const MAX_INSTANCES: usize = 1000;
+const MAX_FIELD: usize = 4096;
+
+/// The registry service.
+pub struct RegistryService {
+    /// What is registered.
+    pub mesh: Arc<Mesh>,
+    /// Knows who must acknowledge a removal.
+    pub discovery: Arc<Discovery>,
+}
+
+#[tonic::async_trait]
+impl Registry for RegistryService {
+    type SessionStream = ReceiverStream<Result<RegistryReply, Status>>;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<RegistryRequest>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let peer = Peer::of(&request)?;
+        let certified = peer.certified()?;
+        let (replies, stream) = mpsc::channel(16);
+        let session = Session {
+            mesh: self.mesh.clone(),
+            discovery: self.discovery.clone(),
+            peer,
+            certified,
+            open: None,
+            registered: BTreeSet::new(),
+        };
+        tokio::spawn(session.run(request.into_inner(), replies));
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+}
+
+struct Session {
+    mesh: Arc<Mesh>,
+    discovery: Arc<Discovery>,
+    peer: Peer,
+    certified: Arc<Certified>,
+    /// Node name and session number, after hello.
+    open: Option<(String, u64)>,
+    registered: BTreeSet<String>,
+}
+
+impl Session {
+    async fn run(
+        mut self,
+        mut requests: Streaming<RegistryRequest>,
+        replies: mpsc::Sender<Result<RegistryReply, Status>>,
+    ) {
+        let left = self.certified.not_after.duration_since(SystemTime::now()).unwrap_or_default();
+        let expiry = tokio::time::sleep(left);
+        tokio::pin!(expiry);
+        loop {
+            let request = tokio::select! {
+                request = requests.next() => request,
+                () = &mut expiry => {
+                    let status = Status::unauthenticated("the certificate of this stream has expired; reconnect");
+                    // A peer that is gone does not mind.
+                    let _ = replies.send(Err(status)).await;
+                    break;
+                }
+            };
+            let Some(Ok(request)) = request else { break };
+            let id = request.id;
+            let mut reply = self.handle(request).await.unwrap_or_else(|error| {
+                tracing::warn!(peer = %self.certified.id, address = %self.peer.remote, "refused: {error}");
+                RegistryReply { error, ..Default::default() }
+            });
+            reply.id = id;
+            if replies.send(Ok(reply)).await.is_err() {
+                break;
+            }
+        }
+        if let Some((node, session)) = &self.open {
+            // The lease runs from here.
+            self.mesh.renew(node, *session);
+        }
+    }
+
+    async fn handle(&mut self, request: RegistryRequest) -> Result<RegistryReply, String> {
+        let kind = request.kind.ok_or("an empty request")?;
+        if let Kind::Hello(hello) = kind {
+            return self.hello(hello);
+        }
+        let (node, session) = self.open.clone().ok_or("hello must come first")?;
+        match kind {
+            Kind::Hello(_) => {}
+            Kind::Heartbeat(_) => self.mesh.renew(&node, session),
+            Kind::Register(instance) => {
+                self.check(&instance)?;
+                let id = instance.service_id.clone();
+                self.mesh.register(&node, session, instance).await?;
+                self.registered.insert(id);
+            }
+            Kind::Check(update) => self.mesh.update_check(&node, session, update).await?,
+            Kind::Synced(_) => {
+                let ids: Vec<String> = self.registered.iter().cloned().collect();
+                self.mesh.keep_only(&node, &ids).await?;
+            }
+            Kind::Deregister(deregister) => {
+                let hosts = self.mesh.deregister(&node, &deregister.service_id).await?;
+                if deregister.service_id.is_empty() {
+                    self.registered.clear();
+                } else {
+                    self.registered.remove(&deregister.service_id);
+                }
+                if deregister.wait_ms > 0 {
+                    let wait = Duration::from_millis(deregister.wait_ms.min(60_000));
+                    let (acknowledged, subscribers) = self.discovery.wait_current(&hosts, wait).await;
+                    return Ok(RegistryReply { subscribers, acknowledged, ..Default::default() });
+                }
+            }
+        }
+        Ok(RegistryReply::default())
+    }
+
+    fn hello(&mut self, hello: v1::Hello) -> Result<RegistryReply, String> {
+        if self.open.is_some() {
+            return Err("hello must come once".into());
+        }
+        let plain = |s: &str| !s.is_empty() && s.len() <= 253 && s.bytes().all(|b| b.is_ascii_graphic() && b != b'/');
+        if !plain(&hello.node) {
+            return Err(format!("{:?} is not a node name (1 to 253 printable characters without /)", hello.node));
+        }
+        for claimed in &hello.addresses {
+            if claimed.parse().ok() != Some(self.peer.remote) {
+                tracing::debug!(node = hello.node, "ignoring the claimed address {claimed}");
+            }
+        }
+        let node = Node {
+            namespace: self.certified.id.namespace().to_owned(),
+            identity: self.certified.id.to_string(),
+            address: self.peer.remote,
+            workload: hello.workload,
+            locality: hello.locality,
+            labels: hello.labels.into_iter().collect(),
+            checks: Default::default(),
+            session: 0,
+            lease_ends: Instant::now(),
+        };
+        let session = self.mesh.begin_session(&hello.node, node)?;
+        self.open = Some((hello.node, session));
+        let heartbeat_s = u32::try_from(self.mesh.lease.as_secs() / 3).unwrap_or(u32::MAX).max(1);
+        Ok(RegistryReply { heartbeat_s, ..Default::default() })
+    }
+
+    fn check(&self, instance: &v1::Instance) -> Result<(), String> {
+        let service = &instance.service;
+        if !self.certified.services.iter().any(|s| s.eq_ignore_ascii_case(service)) {
+            return Err(format!(
+                "{} may not register the service {service:?}: its token names {:?}",
+                self.certified.id, self.certified.services
+            ));
+        }
+        if instance.service_id.is_empty() || instance.service_id.len() > 253 {
+            return Err("a service id of 1 to 253 characters is needed".into());
+        }
+        if instance.port == 0 || instance.port > 65535 {
+            return Err(format!("{} is not a port (1 to 65535)", instance.port));
+        }
+        let fields = instance.tags.iter().chain(instance.meta.keys()).chain(instance.meta.values());
+        if fields.map(String::len).any(|n| n > MAX_FIELD) || instance.tags.len() + instance.meta.len() > 256 {
+            return Err(format!("tags and metadata are too large (256 of {MAX_FIELD} bytes at most)"));
+        }
+        if self.registered.len() >= MAX_INSTANCES && !self.registered.contains(&instance.service_id) {
+            return Err(format!("one sidecar may register {MAX_INSTANCES} instances at most"));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,129 @@
+//! Puts the control plane together: store, CA, registry, policies, discovery, and the two listeners.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result};
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
+use tonic::transport::Server;
+use weft_proto::envoy::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
+use weft_proto::v1::admin_server::AdminServer;
+use weft_proto::v1::catalog_server::CatalogServer;
+use weft_proto::v1::identity_server::IdentityServer;
+use weft_proto::v1::registry_server::RegistryServer;
+
+use crate::admin::{self, AdminService};
+use crate::ca::{Ca, CaRecord};
+use crate::catalog::CatalogService;
+use crate::discovery::{Discovery, DiscoveryService};
+use crate::identity::IdentityService;
+use crate::mesh::Mesh;
+use crate::peer;
+use crate::policy::folder::PolicyFolder;
+use crate::registry::RegistryService;
+use crate::store::{Op, Store, Table};
+use crate::token::Tokens;
+
+/// How a control plane runs.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Folder of the store and the administrator's socket.
+    pub data_dir: PathBuf,
+    /// Folder of policy files, watched.
+    pub policies: Option<PathBuf>,
+    /// Where sidecars connect.
+    pub listen: SocketAddr,
+    /// Trust domain of a mesh that is created now; an existing one keeps its own.
+    pub trust_domain: String,
+    /// Longest life of a sidecar's certificate.
+    pub certificate_ttl: Duration,
+    /// Time without a sign of life after which a sidecar's instances are removed.
+    pub lease: Duration,
+}
+
+/// Name of the administrator's socket in the data folder.
+pub const ADMIN_SOCKET: &str = "admin.sock";
+
+/// Runs until `stop` resolves.
+///
+/// # Errors
+/// When something it needs is not to be had: the store, a listener, the policy folder.
+pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
+    let store = Store::open(&config.data_dir)?;
+    let ca = Arc::new(open_ca(&store, &config.trust_domain).await?);
+    let tokens = Arc::new(Tokens::new(&token_secret(&store).await?));
+    let mesh = Mesh::open(store, ca.trust_domain(), config.lease)?;
+    let discovery = Discovery::new(mesh.clone());
+
+    let listener = TcpListener::bind(config.listen).await;
+    let listener = listener.with_context(|| format!("cannot listen on {}", config.listen))?;
+    let address = listener.local_addr()?;
+    let socket = config.data_dir.join(ADMIN_SOCKET);
+    let admin_listener = admin::listen(&socket).await?;
+    let mut folder = match &config.policies {
+        Some(dir) => {
+            let folder = PolicyFolder::open(dir)?;
+            mesh.set_folder(folder.current()).await;
+            Some(folder)
+        }
+        None => None,
+    };
+    let for_folder = mesh.clone();
+    tokio::spawn(async move {
+        while let Some(folder) = &mut folder {
+            match folder.changed().await {
+                Some(parsed) => for_folder.set_folder(parsed).await,
+                None => return,
+            }
+        }
+    });
+    tokio::spawn(mesh.clone().reap());
+
+    let admin = AdminService { mesh: mesh.clone(), discovery: discovery.clone(), ca: ca.clone(), tokens: tokens.clone() };
+    let admin_server = Server::builder()
+        .add_service(AdminServer::new(admin).max_decoding_message_size(32 << 20))
+        .serve_with_incoming(UnixListenerStream::new(admin_listener));
+    let identity = IdentityService { ca: ca.clone(), tokens, lifetime: config.certificate_ttl };
+    let incoming = peer::accept(ca.clone(), listener)?;
+    let server = Server::builder()
+        // A sidecar that is cut off is noticed in seconds; its lease runs from then.
+        .http2_keepalive_interval(Some(Duration::from_secs(5)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(5)))
+        .add_service(AggregatedDiscoveryServiceServer::new(DiscoveryService(discovery.clone())))
+        .add_service(RegistryServer::new(RegistryService { mesh: mesh.clone(), discovery }))
+        .add_service(CatalogServer::new(CatalogService { mesh }))
+        .add_service(IdentityServer::new(identity))
+        .serve_with_incoming(ReceiverStream::new(incoming));
+    tracing::info!(%address, trust_domain = ca.trust_domain(), socket = %socket.display(), "control plane is ready");
+    tokio::select! {
+        result = server => result.context("the sidecars' listener failed"),
+        result = admin_server => result.context("the administrator's socket failed"),
+        () = stop => Ok(()),
+    }
+}
+
+async fn open_ca(store: &Store, trust_domain: &str) -> Result<Ca> {
+    let kept = store.list(Table::Secrets)?.into_iter().find(|(key, _)| key == "ca");
+    if let Some((_, json)) = kept {
+        let record: CaRecord = serde_json::from_slice(&json).context("the stored CA cannot be read")?;
+        return Ca::load(&record);
+    }
+    let (ca, record) = Ca::create(trust_domain, SystemTime::now())?;
+    store.commit(vec![Op::Put(Table::Secrets, "ca".into(), serde_json::to_vec(&record)?)]).await?;
+    tracing::info!(trust_domain, "made a new root certificate");
+    Ok(ca)
+}
+
+async fn token_secret(store: &Store) -> Result<Vec<u8>> {
+    let kept = store.list(Table::Secrets)?.into_iter().find(|(key, _)| key == "tokens");
+    if let Some((_, secret)) = kept {
+        return Ok(secret);
+    }
+    let mut secret = vec![0; 32];
+    aws_lc_rs::rand::fill(&mut secret).map_err(|_| anyhow::anyhow!("the system gives no randomness"))?;
+    store.commit(vec![Op::Put(Table::Secrets, "tokens".into(), secret.clone())]).await?;
+    Ok(secret)
+}

@@ -1,0 +1,322 @@
+//! Bodies on their way through: requests that may have to be sent twice, and responses that hold what the request used.
+
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::sync::Notify;
+
+use crate::call::Ending;
+
+/// A request body that has grown beyond this is not kept for a retry. Envoy's limit is that of its connection buffer
+/// (1 MiB in Istio); every request in flight may hold this much, so that Weft keeps less.
+const REPLAY_LIMIT: usize = 64 * 1024;
+
+/// How far the client's request body has come.
+#[derive(Debug, Default)]
+pub struct BodyState {
+    done: AtomicBool,
+    finished: Notify,
+}
+
+impl BodyState {
+    /// Whether the whole body was read from the client.
+    pub fn is_done(&self) -> bool {
+        self.done.load(Ordering::Acquire)
+    }
+
+    /// Waits until it was.
+    pub async fn done(&self) {
+        let finished = self.finished.notified();
+        tokio::pin!(finished);
+        finished.as_mut().enable();
+        if !self.is_done() {
+            finished.await;
+        }
+    }
+
+    fn finish(&self) {
+        if !self.done.swap(true, Ordering::AcqRel) {
+            self.finished.notify_waiters();
+        }
+    }
+}
+
+/// The client's body, and what was read of it so far: a retry begins anew with that.
+pub struct Replay {
+    source: Mutex<Source>,
+    /// How far it has come.
+    pub state: Arc<BodyState>,
+}
+
+struct Source {
+    incoming: Incoming,
+    chunks: Vec<Bytes>,
+    kept: usize,
+    trailers: Option<HeaderMap>,
+    ended: bool,
+    /// Too large to be kept: what was read is gone.
+    lost: bool,
+    /// The attempt that may read; an earlier one's body may linger in its connection.
+    attempt: u32,
+}
+
+impl Replay {
+    /// Wraps the client's body.
+    pub fn new(incoming: Incoming) -> Arc<Replay> {
+        Arc::new(Replay {
+            source: Mutex::new(Source {
+                incoming,
+                chunks: Vec::new(),
+                kept: 0,
+                trailers: None,
+                ended: false,
+                lost: false,
+                attempt: 0,
+            }),
+            state: Arc::default(),
+        })
+    }
+
+    /// The body for the next attempt; `None` when what was read already was not kept.
+    pub fn attempt(self: &Arc<Self>) -> Option<RequestBody> {
+        let mut source = self.source.lock().unwrap_or_else(PoisonError::into_inner);
+        if source.lost {
+            return None;
+        }
+        source.attempt += 1;
+        Some(RequestBody::Replay { replay: self.clone(), attempt: source.attempt, next: 0 })
+    }
+}
+
+/// The body of a request to an upstream.
+pub enum RequestBody {
+    /// None.
+    Empty,
+    /// The client's.
+    Replay {
+        /// Whose bytes these are.
+        replay: Arc<Replay>,
+        /// Which attempt this is.
+        attempt: u32,
+        /// Next kept chunk.
+        next: usize,
+    },
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let RequestBody::Replay { replay, attempt, next } = self.get_mut() else { return Poll::Ready(None) };
+        let mut guard = replay.source.lock().unwrap_or_else(PoisonError::into_inner);
+        let source = &mut *guard;
+        if source.attempt != *attempt {
+            return Poll::Ready(Some(Err(BodyError::Superseded)));
+        }
+        if *next < source.chunks.len() {
+            *next += 1;
+            return Poll::Ready(Some(Ok(Frame::data(source.chunks[*next - 1].clone()))));
+        }
+        if source.ended {
+            // Once as a frame, then the end.
+            if *next == source.chunks.len() {
+                *next += 1;
+                if let Some(trailers) = &source.trailers {
+                    return Poll::Ready(Some(Ok(Frame::trailers(trailers.clone()))));
+                }
+            }
+            return Poll::Ready(None);
+        }
+        match ready!(Pin::new(&mut source.incoming).poll_frame(cx)) {
+            None => {
+                source.ended = true;
+                replay.state.finish();
+                Poll::Ready(None)
+            }
+            Some(Err(e)) => Poll::Ready(Some(Err(BodyError::Client(e)))),
+            Some(Ok(frame)) => {
+                match frame.data_ref() {
+                    Some(data) if !source.lost && source.kept + data.len() <= REPLAY_LIMIT => {
+                        source.kept += data.len();
+                        source.chunks.push(data.clone());
+                        *next = source.chunks.len();
+                    }
+                    Some(_) => {
+                        source.lost = true;
+                        source.chunks = Vec::new();
+                        *next = 0;
+                    }
+                    None => {
+                        source.trailers = frame.trailers_ref().cloned();
+                        source.ended = true;
+                        *next = source.chunks.len() + 1;
+                        replay.state.finish();
+                    }
+                }
+                if source.incoming.is_end_stream() {
+                    source.ended = true;
+                    replay.state.finish();
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            RequestBody::Empty => true,
+            RequestBody::Replay { replay, next, .. } => {
+                let source = replay.source.lock().unwrap_or_else(PoisonError::into_inner);
+                source.ended && *next >= source.chunks.len() && source.trailers.is_none()
+            }
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            RequestBody::Empty => SizeHint::with_exact(0),
+            RequestBody::Replay { replay, next, .. } => {
+                let source = replay.source.lock().unwrap_or_else(PoisonError::into_inner);
+                let kept: usize = source.chunks.iter().skip(*next).map(Bytes::len).sum();
+                match source.incoming.size_hint().exact() {
+                    Some(rest) if !source.ended => SizeHint::with_exact(rest + kept as u64),
+                    _ if source.ended => SizeHint::with_exact(kept as u64),
+                    _ => SizeHint::default(),
+                }
+            }
+        }
+    }
+}
+
+/// Why a request body ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// The client's side failed.
+    #[error("the client's request body broke off: {0}")]
+    Client(hyper::Error),
+    /// A newer attempt reads it now.
+    #[error("superseded by a retry")]
+    Superseded,
+}
+
+/// The body of a response to a client.
+pub struct ResponseBody {
+    inner: Inner,
+    /// What is to be done at its end.
+    ending: Option<Ending>,
+}
+
+enum Inner {
+    Empty,
+    Full(Bytes),
+    Upstream(Incoming),
+}
+
+impl ResponseBody {
+    /// A local answer.
+    pub fn full(bytes: Bytes) -> ResponseBody {
+        ResponseBody { inner: if bytes.is_empty() { Inner::Empty } else { Inner::Full(bytes) }, ending: None }
+    }
+
+    /// No body.
+    pub fn empty() -> ResponseBody {
+        ResponseBody { inner: Inner::Empty, ending: None }
+    }
+
+    /// An upstream's answer.
+    pub fn upstream(incoming: Incoming, mut ending: Ending) -> ResponseBody {
+        if incoming.is_end_stream() {
+            ending.complete();
+            return ResponseBody::empty();
+        }
+        ResponseBody { inner: Inner::Upstream(incoming), ending: Some(ending) }
+    }
+
+    /// With something to do at the end.
+    pub fn with_ending(mut self, mut ending: Ending) -> ResponseBody {
+        // An empty body is not asked for.
+        if matches!(self.inner, Inner::Empty) {
+            ending.complete();
+        } else {
+            self.ending = Some(ending);
+        }
+        self
+    }
+
+    fn complete(&mut self) {
+        if let Some(mut ending) = self.ending.take() {
+            ending.complete();
+        }
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let this = self.get_mut();
+        match &mut this.inner {
+            Inner::Empty => {
+                this.complete();
+                Poll::Ready(None)
+            }
+            Inner::Full(bytes) => {
+                let bytes = std::mem::take(bytes);
+                this.inner = Inner::Empty;
+                if let Some(ending) = &mut this.ending {
+                    ending.sent(bytes.len());
+                }
+                this.complete();
+                Poll::Ready(Some(Ok(Frame::data(bytes))))
+            }
+            Inner::Upstream(incoming) => {
+                let frame = ready!(Pin::new(&mut *incoming).poll_frame(cx));
+                match &frame {
+                    Some(Ok(frame)) => {
+                        if let (Some(data), Some(ending)) = (frame.data_ref(), &mut this.ending) {
+                            ending.sent(data.len());
+                        }
+                        if let (Some(trailers), Some(ending)) = (frame.trailers_ref(), &mut this.ending) {
+                            ending.trailers(trailers);
+                        }
+                        // Whoever reads us may stop here, and never ask for the end.
+                        if incoming.is_end_stream() || frame.is_trailers() {
+                            this.complete();
+                        }
+                    }
+                    Some(Err(_)) => {
+                        if let Some(ending) = this.ending.take() {
+                            ending.upstream_failed();
+                        }
+                    }
+                    None => this.complete(),
+                }
+                Poll::Ready(frame)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.inner {
+            Inner::Empty => true,
+            Inner::Full(_) => false,
+            Inner::Upstream(incoming) => incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.inner {
+            Inner::Empty => SizeHint::with_exact(0),
+            Inner::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Inner::Upstream(incoming) => incoming.size_hint(),
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! A cluster at work: its policy and endpoints as the last snapshot has them, and what outlives snapshots.
+//!
+//! Limits, connections and ejections belong to the cluster's name and survive policy changes (`Shared`); the view is
+//! made anew with each snapshot. A request keeps the view that it began with.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use weft_core::balance::Balancer;
+use weft_core::endpoint::{Endpoint, EndpointConfig, for_cluster};
+use weft_core::limits::ClusterLimits;
+use weft_core::outcome::Outcome;
+use weft_core::outlier::Detector;
+use weft_core::policy::{Cluster, ConnectionPool};
+use weft_core::pool::PoolLimits;
+
+use crate::pool::ClusterPool;
+
+/// What survives a new snapshot.
+pub struct Shared {
+    /// Connections.
+    pub pool: Arc<ClusterPool>,
+    /// Requests and retries in flight.
+    pub limits: ClusterLimits,
+}
+
+/// One cluster as of one snapshot.
+pub struct ClusterView {
+    /// Its policy.
+    pub config: Arc<Cluster>,
+    /// All its endpoints, the unhealthy too.
+    pub endpoints: Vec<Arc<Endpoint>>,
+    /// Limits and connections.
+    pub shared: Arc<Shared>,
+    balancer: ArcSwap<Balancer>,
+    detector: Option<Detector>,
+}
+
+impl ClusterView {
+    /// The view of `config` with `endpoints`, taking over from `previous` what survives.
+    pub fn new(
+        config: Arc<Cluster>,
+        endpoints: &[Arc<EndpointConfig>],
+        previous: Option<&ClusterView>,
+    ) -> ClusterView {
+        let old = previous.map(|p| p.endpoints.as_slice()).unwrap_or_default();
+        let endpoints = for_cluster(&config, endpoints, old);
+        let limits = pool_limits(&config.pool);
+        let per_connection = requests_per_connection(&config.pool);
+        let shared = match previous {
+            Some(previous) => {
+                previous.shared.pool.set_limits(limits, per_connection);
+                previous.shared.clone()
+            }
+            None => {
+                Arc::new(Shared { pool: ClusterPool::new(limits, per_connection), limits: ClusterLimits::new() })
+            }
+        };
+        if !config.original_destination {
+            shared.pool.set_live(endpoints.iter().filter(|e| e.is_eligible()).map(|e| e.state.id()));
+        }
+        let detector = config.outlier.clone().map(|policy| {
+            Detector::new(policy, endpoints.clone(), previous.and_then(|p| p.detector.as_ref()))
+        });
+        let balancer = ArcSwap::from_pointee(Balancer::new(&config, &endpoints));
+        ClusterView { config, endpoints, shared, balancer, detector }
+    }
+
+    /// The balancer as ejections have it now.
+    pub fn balancer(&self) -> arc_swap::Guard<Arc<Balancer>> {
+        self.balancer.load()
+    }
+
+    /// Tells outlier detection what became of an attempt.
+    pub fn record(&self, endpoint: &Endpoint, outcome: &Outcome) {
+        let Some(detector) = &self.detector else { return };
+        if let Some(ejection) = detector.record(endpoint, outcome, Instant::now()) {
+            tracing::warn!(
+                cluster = %self.config.name,
+                endpoint = %endpoint.key,
+                seconds = ejection.duration.as_secs_f64(),
+                cause = ?ejection.cause,
+                "endpoint ejected"
+            );
+            self.rebalance();
+        }
+    }
+
+    /// Time between looks at ejected endpoints; `None`: outlier detection is off.
+    pub fn outlier_interval(&self) -> Option<Duration> {
+        self.detector.as_ref().map(Detector::interval)
+    }
+
+    /// Looks at ejected endpoints.
+    pub fn tick(&self, now: Instant) {
+        if self.detector.as_ref().is_some_and(|d| d.tick(now)) {
+            tracing::info!(cluster = %self.config.name, "ejected endpoints are back");
+            self.rebalance();
+        }
+    }
+
+    fn rebalance(&self) {
+        // Race window: two rebuild at once, and the older result may be stored last. The next ejection or tick mends it;
+        // until then one endpoint more or less is in use.
+        self.balancer.store(Arc::new(Balancer::new(&self.config, &self.endpoints)));
+    }
+}
+
+/// The pool's bounds as a policy gives them.
+pub fn pool_limits(pool: &ConnectionPool) -> PoolLimits {
+    PoolLimits {
+        max_connections: pool.max_connections,
+        max_pending: pool.max_pending_requests,
+        max_streams: pool.max_concurrent_streams,
+    }
+}
+
+/// `maxRequestsPerConnection`, 0 for any number.
+pub fn requests_per_connection(pool: &ConnectionPool) -> u32 {
+    if pool.max_requests_per_connection == u32::MAX { 0 } else { pool.max_requests_per_connection }
+}

@@ -1,0 +1,109 @@
+//! Opening sockets the way the redirection expects them: marked, so that our own traffic is told from the application's.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+use tokio::net::TcpStream;
+
+/// Socket mark of traffic that leaves for other workloads. To an address of this pod it is redirected to the inbound
+/// port like anybody's.
+pub const MARK_UPSTREAM: u32 = 0x57ef_0001;
+/// Socket mark of what the proxy delivers to its own application (health checks too): never redirected.
+pub const MARK_DELIVERY: u32 = 0x57ef_0002;
+
+/// Whether sockets can be marked; without the right to, the redirection cannot work and is refused.
+static MARKS: AtomicBool = AtomicBool::new(true);
+
+/// Tries whether this process may mark its sockets, and remembers it.
+pub fn probe_marks() -> bool {
+    let works = Socket::new(Domain::IPV4, Type::STREAM, None).and_then(|s| s.set_mark(MARK_UPSTREAM)).is_ok();
+    MARKS.store(works, Ordering::Relaxed);
+    works
+}
+
+/// Whether sockets are marked.
+pub fn marks() -> bool {
+    MARKS.load(Ordering::Relaxed)
+}
+
+/// Marks a socket, where this process may.
+///
+/// # Errors
+/// When the system refuses although [`probe_marks`] found that it would not.
+pub fn mark(socket: &Socket, mark: u32) -> io::Result<()> {
+    if marks() { socket.set_mark(mark) } else { Ok(()) }
+}
+
+/// Keep-alive of connections (`connectionPool.tcp.tcpKeepalive`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Keepalive {
+    /// Probes before the connection is given up; 0: the system's.
+    pub probes: u32,
+    /// Idle time before the first probe; zero: the system's.
+    pub time: Duration,
+    /// Time between probes; zero: the system's.
+    pub interval: Duration,
+}
+
+/// Opens a connection to `to` within `timeout`.
+///
+/// # Errors
+/// As `connect(2)`; `TimedOut` after `timeout`.
+pub async fn tcp(to: SocketAddr, mark_with: u32, timeout: Duration, keepalive: Option<Keepalive>) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    mark(&socket, mark_with)?;
+    socket.set_tcp_nodelay(true)?;
+    if let Some(k) = keepalive {
+        let mut with = TcpKeepalive::new();
+        if !k.time.is_zero() {
+            with = with.with_time(k.time);
+        }
+        if !k.interval.is_zero() {
+            with = with.with_interval(k.interval);
+        }
+        if k.probes > 0 {
+            with = with.with_retries(k.probes);
+        }
+        socket.set_tcp_keepalive(&with)?;
+    }
+    match socket.connect(&to.into()) {
+        Ok(()) => {}
+        Err(e) if e.raw_os_error() == Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => {}
+        Err(e) => return Err(e),
+    }
+    let stream = TcpStream::from_std(socket.into())?;
+    tokio::time::timeout(timeout, stream.writable())
+        .await
+        .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, format!("no answer from {to} within {timeout:?}")))??;
+    match stream.take_error()? {
+        Some(e) => Err(e),
+        None => Ok(stream),
+    }
+}
+
+/// Resolves a host name with the system's resolver (`/etc/hosts`, `/etc/resolv.conf`).
+///
+/// # Errors
+/// When the name has no address.
+pub async fn resolve(host: &str, port: u16) -> io::Result<SocketAddr> {
+    if let Ok(ip) = host.parse::<IpAddr>() {
+        return Ok(SocketAddr::new(ip, port));
+    }
+    let mut found = tokio::net::lookup_host((host, port)).await?;
+    found.next().ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("{host} has no address")))
+}
+
+/// Where the application wanted to go before the redirection, when there was one.
+pub fn original_destination(stream: &TcpStream) -> Option<SocketAddr> {
+    let socket = socket2::SockRef::from(stream);
+    let local = stream.local_addr().ok()?;
+    let original = match local.ip().to_canonical() {
+        IpAddr::V4(_) => socket.original_dst_v4(),
+        IpAddr::V6(_) => socket.original_dst_v6(),
+    };
+    let found = original.ok()?.as_socket()?;
+    Some(SocketAddr::new(found.ip().to_canonical(), found.port()))
+}

@@ -1,0 +1,169 @@
+//! Connections to the control plane, and the join.
+//!
+//! Every connection is TLS 1.3 to a server that proves the control plane's SPIFFE ID: by the root that we already
+//! trust, or at the first contact by the root whose fingerprint the join token carries.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result, bail};
+use hyper_util::rt::TokioIo;
+use rand::RngExt;
+use rustls_pki_types::ServerName;
+use tokio_rustls::TlsConnector;
+use tonic::transport::{Channel, Endpoint};
+use weft_proto::v1::SignRequest;
+use weft_proto::v1::identity_client::IdentityClient;
+
+use crate::connect;
+use crate::identity::{Credentials, Identity, PendingKey, TokenClaims};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const SIGN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Where the control planes are and what we show them.
+pub struct Control {
+    addresses: Vec<String>,
+    next: AtomicUsize,
+    token_file: Option<PathBuf>,
+    /// Our credentials.
+    pub identity: Arc<Identity>,
+}
+
+impl Control {
+    /// `addresses`: `host:port` each, tried in turn.
+    pub fn new(addresses: Vec<String>, token_file: Option<PathBuf>, identity: Arc<Identity>) -> Control {
+        Control { addresses, next: AtomicUsize::new(0), token_file, identity }
+    }
+
+    /// A connection with our certificate to the first control plane that answers, starting with the one that did last.
+    ///
+    /// # Errors
+    /// When none answers; the last one's reason.
+    pub async fn connect(&self) -> Result<Channel> {
+        let tls = self.identity.valid()?.control();
+        self.connect_with(tls).await
+    }
+
+    async fn connect_with(&self, tls: Arc<rustls::ClientConfig>) -> Result<Channel> {
+        let mut last = anyhow::anyhow!("no control plane address given");
+        for _ in 0..self.addresses.len() {
+            let at = self.next.load(Ordering::Relaxed) % self.addresses.len();
+            match dial(&self.addresses[at], tls.clone()).await {
+                Ok(channel) => return Ok(channel),
+                Err(e) => last = e.context(format!("control plane {}", self.addresses[at])),
+            }
+            self.next.fetch_add(1, Ordering::Relaxed);
+        }
+        Err(last)
+    }
+
+    /// Gets a certificate: by the one that we hold while it is good, else by the token.
+    ///
+    /// # Errors
+    /// When no control plane answers or it refuses; its words are kept.
+    pub async fn join(&self) -> Result<()> {
+        let token = || -> Result<String> {
+            let file = self.token_file.as_ref().context("a join token is needed: --token-file")?;
+            std::fs::read_to_string(file).with_context(|| format!("cannot read the join token {}", file.display()))
+        };
+        let pending = PendingKey::generate()?;
+        let mut request = tonic::Request::new(SignRequest { csr_der: pending.csr_der.clone() });
+        let channel = match self.identity.valid() {
+            Ok(held) => self.connect_with(held.control()).await?,
+            Err(_) => {
+                let token = token()?;
+                let claims = TokenClaims::read(&token)?;
+                let bearer = format!("Bearer {}", token.trim());
+                request.metadata_mut().insert("authorization", bearer.parse().context("the join token is damaged")?);
+                self.connect_with(Identity::first_contact(&claims)?).await?
+            }
+        };
+        let signed = tokio::time::timeout(SIGN_TIMEOUT, IdentityClient::new(channel).sign(request)).await;
+        let signed = match signed.context("the control plane did not sign in time")? {
+            Ok(signed) => signed.into_inner(),
+            Err(status) => bail!("the control plane refused to sign our certificate: {}", status.message()),
+        };
+        let credentials = pending.finish(signed)?;
+        tracing::info!(id = %credentials.id, "certificate signed");
+        self.identity.install(credentials);
+        Ok(())
+    }
+
+    /// Renews at half life for ever. `renewed` is told after each.
+    pub async fn keep_renewed(self: Arc<Self>, renewed: impl Fn()) {
+        let mut backoff = Backoff::default();
+        loop {
+            let due = self.identity.current().map_or(SystemTime::UNIX_EPOCH, |c: Arc<Credentials>| c.renew_at());
+            let wait = due.duration_since(SystemTime::now()).unwrap_or_default();
+            // Looked at anew at least hourly: the wall clock may jump, this timer does not.
+            if wait > Duration::ZERO {
+                tokio::time::sleep(wait.min(Duration::from_secs(3600))).await;
+                continue;
+            }
+            match self.join().await {
+                Ok(()) => {
+                    backoff = Backoff::default();
+                    renewed();
+                }
+                Err(e) => {
+                    let left = self.identity.current().map(|c| c.not_after.duration_since(SystemTime::now()));
+                    let left = left.and_then(Result::ok).unwrap_or_default();
+                    tracing::warn!(left_s = left.as_secs(), "cannot renew the certificate: {e:#}");
+                    // A short-lived certificate is worth more tries than a long one.
+                    tokio::time::sleep(backoff.next().min((left / 8).max(Duration::from_millis(200)))).await;
+                }
+            }
+        }
+    }
+}
+
+async fn dial(address: &str, tls: Arc<rustls::ClientConfig>) -> Result<Channel> {
+    let (host, port) = address.rsplit_once(':').context("a control plane's address is host:port")?;
+    let port: u16 = port.parse().context("a control plane's address is host:port")?;
+    let host = host.trim_matches(['[', ']']).to_owned();
+    let endpoint = Endpoint::from_static("http://weft-control-plane")
+        .connect_timeout(CONNECT_TIMEOUT)
+        // A control plane that is cut off is noticed in seconds, not when the kernel gives up.
+        .http2_keep_alive_interval(Duration::from_secs(5))
+        .keep_alive_timeout(Duration::from_secs(5))
+        .keep_alive_while_idle(true);
+    let connector = tower::service_fn(move |_| {
+        let (host, tls) = (host.clone(), tls.clone());
+        async move {
+            let to = connect::resolve(&host, port).await?;
+            let stream = connect::tcp(to, connect::MARK_DELIVERY, CONNECT_TIMEOUT, None).await?;
+            // The name is not what identifies the control plane; its SPIFFE ID is (see `MeshVerifier`).
+            let name = ServerName::from(to.ip());
+            Ok::<_, std::io::Error>(TokioIo::new(TlsConnector::from(tls).connect(name, stream).await?))
+        }
+    });
+    endpoint.connect_with_connector(connector).await.map_err(|e| {
+        // The cause is what helps: "invalid peer certificate", "connection refused".
+        let mut text = e.to_string();
+        let mut source = std::error::Error::source(&e);
+        while let Some(inner) = source {
+            text = inner.to_string();
+            source = inner.source();
+        }
+        anyhow::anyhow!(text)
+    })
+}
+
+/// Growing pauses between tries: 100 ms doubled to 10 s, each drawn between half and all of it, so that a thousand
+/// sidecars do not come back at once.
+#[derive(Debug, Default)]
+pub struct Backoff {
+    tries: u32,
+}
+
+impl Backoff {
+    /// The next pause.
+    pub fn next(&mut self) -> Duration {
+        let full = Duration::from_millis(100).saturating_mul(1 << self.tries.min(7)).min(Duration::from_secs(10));
+        self.tries += 1;
+        full.mul_f64(rand::rng().random_range(0.5..=1.0))
+    }
+}

@@ -1,0 +1,30 @@
+//! Files that only their owner may read, replaced as a whole.
+
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+/// Replaces `path` by `bytes`, mode 0600. A reader sees the old content or the new, never a part.
+///
+/// # Errors
+/// When the folder cannot be written.
+pub fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
+    let context = || format!("cannot write {}", path.display());
+    let temporary = path.with_extension("new");
+    // One left by a crash may have another mode.
+    let _ = std::fs::remove_file(&temporary);
+    let mut file =
+        std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary).with_context(context)?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).with_context(context)?;
+    std::fs::rename(&temporary, path).with_context(context)
+}
+
+/// SHA-256.
+pub fn sha256(bytes: &[u8]) -> [u8; 32] {
+    let mut hash = [0; 32];
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
+    hash.copy_from_slice(digest.as_ref());
+    hash
+}

@@ -1,0 +1,215 @@
+//! What outbound and inbound HTTP have in common: serving a connection, and preparing messages for the next hop.
+
+use std::convert::Infallible;
+
+use http::header::{
+    CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE, TE, TRANSFER_ENCODING, UPGRADE,
+};
+use http::request::Parts;
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{Method, Request, Response, StatusCode, Uri, Version};
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rand::Rng;
+use tokio::io::{AsyncRead, AsyncWrite};
+use weft_core::reply::{LocalReply, Reason, is_grpc};
+
+use crate::body::ResponseBody;
+use crate::proxy::Proxy;
+
+/// Largest request head. Envoy's default is 60 KiB; hyper reads in powers of two.
+const MAX_HEAD: usize = 64 * 1024;
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+/// Traces a request through the mesh.
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Which attempt this is, from 1, as Envoy counts.
+pub const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
+/// How the client called.
+pub const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+
+/// Serves one HTTP/1 connection to its end.
+pub async fn serve_http1<I, F, Fut>(io: I, handle: F)
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    F: Fn(Request<Incoming>) -> Fut,
+    Fut: Future<Output = Response<ResponseBody>>,
+{
+    let handle = &handle;
+    let service = service_fn(move |request| async move { Ok::<_, Infallible>(handle(request).await) });
+    let connection = http1::Builder::new()
+        .preserve_header_case(true)
+        .max_buf_size(MAX_HEAD)
+        .serve_connection(TokioIo::new(io), service)
+        .with_upgrades();
+    if let Err(e) = connection.await {
+        tracing::debug!("HTTP/1 connection from a client ended: {e}");
+    }
+}
+
+/// Serves one HTTP/2 connection to its end. GOAWAY is sent when a drain begins.
+pub async fn serve_http2<I, F, Fut>(io: I, proxy: &Proxy, handle: F)
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    F: Fn(Request<Incoming>) -> Fut + Clone + Send + 'static,
+    Fut: Future<Output = Response<ResponseBody>> + Send + 'static,
+{
+    let service = service_fn(move |request| {
+        let handling = handle(request);
+        async move { Ok::<_, Infallible>(handling.await) }
+    });
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(256 * 1024)
+        .initial_connection_window_size(1024 * 1024)
+        .max_send_buf_size(256 * 1024)
+        .max_header_list_size(MAX_HEAD as u32)
+        .max_concurrent_streams(1000);
+    let connection = builder.serve_connection(TokioIo::new(io), service);
+    tokio::pin!(connection);
+    let result = tokio::select! {
+        result = connection.as_mut() => result,
+        () = proxy.drained() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(e) = result {
+        tracing::debug!("HTTP/2 connection from a client ended: {e}");
+    }
+}
+
+/// The authority that a request names, with its port.
+pub fn authority(parts: &Parts) -> &str {
+    match parts.uri.authority() {
+        Some(authority) => authority.as_str(),
+        None => parts.headers.get(HOST).and_then(|h| h.to_str().ok()).unwrap_or(""),
+    }
+}
+
+/// The path with its query, "/" where a request has none.
+pub fn path_and_query(uri: &Uri) -> &str {
+    uri.path_and_query().map_or("/", PathAndQuery::as_str)
+}
+
+/// Whether a request asks to leave HTTP: an upgrade (WebSocket) or CONNECT.
+pub fn wants_upgrade(parts: &Parts) -> bool {
+    if parts.method == Method::CONNECT {
+        return true;
+    }
+    let mut connection = parts.headers.get_all(CONNECTION).iter().filter_map(|v| v.to_str().ok());
+    parts.headers.contains_key(UPGRADE)
+        && connection.any(|v| v.split(',').any(|t| t.trim().eq_ignore_ascii_case("upgrade")))
+}
+
+/// Removes the headers that are about the connection they came by (RFC 9110, 7.6.1). An upgrade is about the next one
+/// too, and stays.
+pub fn remove_hop_headers(headers: &mut HeaderMap, keep_upgrade: bool) {
+    if let Some(named) = headers.get(CONNECTION) {
+        // The usual values name no header, and cost nothing.
+        let usual = named == "keep-alive" || named == "close";
+        if !usual {
+            let named: Vec<HeaderName> = headers
+                .get_all(CONNECTION)
+                .iter()
+                .filter_map(|v| v.to_str().ok())
+                .flat_map(|v| v.split(','))
+                .filter_map(|name| name.trim().parse().ok())
+                .collect();
+            for name in named {
+                if !(keep_upgrade && name == UPGRADE) && name != TE {
+                    headers.remove(name);
+                }
+            }
+        }
+        headers.remove(CONNECTION);
+    }
+    headers.remove(KEEP_ALIVE);
+    headers.remove(PROXY_CONNECTION);
+    headers.remove(PROXY_AUTHENTICATE);
+    // Framing is decided anew for the next hop.
+    headers.remove(TRANSFER_ENCODING);
+    if headers.get(TE).is_some_and(|te| te != "trailers") {
+        headers.remove(TE);
+    }
+    if keep_upgrade {
+        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    } else {
+        headers.remove(UPGRADE);
+    }
+}
+
+/// Gives a request the form of the next hop's protocol. `authority`: what the upstream is to see.
+pub fn address_request(parts: &mut Parts, authority: &str, http2: bool) {
+    if parts.method == Method::CONNECT && !http2 {
+        return;
+    }
+    let path = parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    let mut uri = http::uri::Parts::default();
+    if http2 {
+        parts.version = Version::HTTP_2;
+        parts.headers.remove(HOST);
+        uri.scheme = Some(Scheme::HTTP);
+        uri.authority = authority.parse::<Authority>().ok();
+        if uri.authority.is_none() {
+            uri.authority = Some(Authority::from_static("localhost"));
+        }
+    } else {
+        parts.version = Version::HTTP_11;
+        let unchanged = parts.headers.get(HOST).is_some_and(|h| h.as_bytes() == authority.as_bytes());
+        if !unchanged && let Ok(value) = HeaderValue::from_str(authority) {
+            parts.headers.insert(HOST, value);
+        }
+    }
+    uri.path_and_query = Some(path);
+    if let Ok(uri) = Uri::from_parts(uri) {
+        parts.uri = uri;
+    }
+}
+
+/// Gives a response the form of the client's connection.
+pub fn address_response<B>(response: &mut Response<B>, client: Version, draining: bool) {
+    let upgrade = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+    remove_hop_headers(response.headers_mut(), upgrade);
+    *response.version_mut() = if client == Version::HTTP_2 { Version::HTTP_2 } else { Version::HTTP_11 };
+    if draining && !upgrade && client != Version::HTTP_2 {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+}
+
+/// A request id: what the client gave, or a new random UUID.
+pub fn ensure_request_id(headers: &mut HeaderMap) {
+    if headers.contains_key(REQUEST_ID) {
+        return;
+    }
+    let mut bytes = [0u8; 16];
+    rand::rng().fill_bytes(&mut bytes);
+    bytes[6] = bytes[6] & 0x0f | 0x40;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
+    let mut text = [0u8; 36];
+    let mut at = 0;
+    for (i, byte) in bytes.iter().enumerate() {
+        if matches!(i, 4 | 6 | 8 | 10) {
+            text[at] = b'-';
+            at += 1;
+        }
+        const HEX: &[u8; 16] = b"0123456789abcdef";
+        text[at] = HEX[usize::from(byte >> 4)];
+        text[at + 1] = HEX[usize::from(byte & 15)];
+        at += 2;
+    }
+    if let Ok(value) = HeaderValue::from_bytes(&text) {
+        headers.insert(REQUEST_ID, value);
+    }
+}
+
+/// The sidecar's own answer.
+pub fn local_reply(reason: &Reason, policy: &str, request: &HeaderMap) -> (LocalReply, Response<ResponseBody>) {
+    let reply = LocalReply::new(reason, policy);
+    let response = if is_grpc(request) { reply.grpc() } else { reply.http() };
+    (reply, response.map(ResponseBody::full))
+}

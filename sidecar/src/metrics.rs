@@ -1,0 +1,374 @@
+//! Prometheus metrics with Istio's names and labels.
+//!
+//! The labels of a pair of workloads are many and long; they are made once per endpoint and shared ([`Pair`]), and the
+//! hot path hashes a pointer and four small numbers. Pairs are bounded: one sidecar that calls thousands of workloads
+//! reports what is beyond the bound as "other", rather than let a scrape grow without end.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use prometheus_client::encoding::{EncodeLabel, EncodeLabelSet, LabelSetEncoder};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+use weft_core::outcome::ResponseFlag;
+
+/// Pairs of workloads that are told apart.
+const MAX_PAIRS: usize = 2000;
+
+/// Upper bounds in milliseconds, Envoy's.
+const BUCKETS_MS: [f64; 19] = [
+    0.5, 1.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0, 10_000.0, 30_000.0, 60_000.0,
+    300_000.0, 600_000.0, 1_800_000.0, 3_600_000.0,
+];
+
+/// One side of a pair.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Workload {
+    /// Name; "unknown" where it is not known.
+    pub name: Arc<str>,
+    /// Namespace.
+    pub namespace: Arc<str>,
+    /// SPIFFE ID; "unknown" for plaintext.
+    pub principal: Arc<str>,
+    /// Label `app`, else the name.
+    pub app: Arc<str>,
+    /// Label `version`, else "latest".
+    pub version: Arc<str>,
+}
+
+impl Workload {
+    /// One of which nothing is known.
+    pub fn unknown() -> Workload {
+        let unknown: Arc<str> = "unknown".into();
+        Workload {
+            name: unknown.clone(),
+            namespace: unknown.clone(),
+            principal: unknown.clone(),
+            app: unknown.clone(),
+            version: unknown,
+        }
+    }
+}
+
+/// Labels of who calls whom.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub struct Pair {
+    /// "source" or "destination".
+    pub reporter: &'static str,
+    /// The caller.
+    pub source: Workload,
+    /// The called.
+    pub destination: Workload,
+    /// Canonical host.
+    pub service: Arc<str>,
+    /// Short name of the service.
+    pub service_name: Arc<str>,
+    /// Its namespace.
+    pub service_namespace: Arc<str>,
+    /// Whether the connection is mTLS.
+    pub mtls: bool,
+}
+
+/// Labels of one request series.
+#[derive(Debug, Clone)]
+struct RequestLabels {
+    pair: Arc<Pair>,
+    code: u16,
+    flag: Option<ResponseFlag>,
+    grpc: bool,
+    grpc_status: Option<u32>,
+}
+
+impl PartialEq for RequestLabels {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.pair, &other.pair)
+            && (self.code, self.flag, self.grpc, self.grpc_status)
+                == (other.code, other.flag, other.grpc, other.grpc_status)
+    }
+}
+
+impl Eq for RequestLabels {}
+
+impl Hash for RequestLabels {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (Arc::as_ptr(&self.pair), self.code, self.flag, self.grpc, self.grpc_status).hash(state);
+    }
+}
+
+fn encode_pair(pair: &Pair, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+    let mut put = |name: &str, value: &str| (name, value).encode(encoder.encode_label());
+    put("reporter", pair.reporter)?;
+    let (s, d) = (&pair.source, &pair.destination);
+    put("source_workload", &s.name)?;
+    put("source_workload_namespace", &s.namespace)?;
+    put("source_principal", &s.principal)?;
+    put("source_app", &s.app)?;
+    put("source_version", &s.version)?;
+    put("source_canonical_service", &s.app)?;
+    put("source_canonical_revision", &s.version)?;
+    put("source_cluster", "Weft")?;
+    put("destination_workload", &d.name)?;
+    put("destination_workload_namespace", &d.namespace)?;
+    put("destination_principal", &d.principal)?;
+    put("destination_app", &d.app)?;
+    put("destination_version", &d.version)?;
+    put("destination_service", &pair.service)?;
+    put("destination_service_name", &pair.service_name)?;
+    put("destination_service_namespace", &pair.service_namespace)?;
+    put("destination_canonical_service", &d.app)?;
+    put("destination_canonical_revision", &d.version)?;
+    put("destination_cluster", "Weft")?;
+    let security = match (pair.reporter, pair.mtls) {
+        ("destination", true) => "mutual_tls",
+        ("destination", false) => "none",
+        _ => "unknown",
+    };
+    put("connection_security_policy", security)
+}
+
+impl EncodeLabelSet for RequestLabels {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        encode_pair(&self.pair, encoder)?;
+        let mut put = |name: &str, value: &str| (name, value).encode(encoder.encode_label());
+        put("request_protocol", if self.grpc { "grpc" } else { "http" })?;
+        put("response_code", &self.code.to_string())?;
+        put("grpc_response_status", &self.grpc_status.map(|s| s.to_string()).unwrap_or_default())?;
+        put("response_flags", self.flag.map_or("-", ResponseFlag::as_str))
+    }
+}
+
+/// Labels of one TCP series.
+#[derive(Debug, Clone)]
+struct TcpLabels {
+    pair: Arc<Pair>,
+    flag: Option<ResponseFlag>,
+}
+
+impl PartialEq for TcpLabels {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.pair, &other.pair) && self.flag == other.flag
+    }
+}
+
+impl Eq for TcpLabels {}
+
+impl Hash for TcpLabels {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (Arc::as_ptr(&self.pair), self.flag).hash(state);
+    }
+}
+
+impl EncodeLabelSet for TcpLabels {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        encode_pair(&self.pair, encoder)?;
+        let mut put = |name: &str, value: &str| (name, value).encode(encoder.encode_label());
+        put("request_protocol", "tcp")?;
+        put("response_flags", self.flag.map_or("-", ResponseFlag::as_str))
+    }
+}
+
+/// All metrics of a sidecar.
+pub struct Metrics {
+    registry: Registry,
+    pairs: Mutex<HashSet<Arc<Pair>>>,
+    requests: Family<RequestLabels, Counter>,
+    durations: Family<RequestLabels, Histogram, fn() -> Histogram>,
+    request_bytes: Family<RequestLabels, Counter>,
+    response_bytes: Family<RequestLabels, Counter>,
+    tcp_opened: Family<TcpLabels, Counter>,
+    tcp_closed: Family<TcpLabels, Counter>,
+    tcp_sent: Family<TcpLabels, Counter>,
+    tcp_received: Family<TcpLabels, Counter>,
+    /// Connections refused because they were addressed to the proxy's own ports.
+    pub loops: Counter,
+    /// Inbound connections refused because they were plaintext under STRICT.
+    pub plaintext_refused: Counter,
+    /// TLS handshakes that failed, inbound.
+    pub handshakes_failed: Counter,
+    /// Seconds that the certificate is still valid.
+    pub certificate_left_s: Gauge<f64, AtomicU64>,
+    /// 1 while the stream to the control plane is up.
+    pub control_plane_connected: Gauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Metrics {
+        let mut metrics = Metrics {
+            registry: Registry::default(),
+            pairs: Mutex::default(),
+            requests: Family::default(),
+            durations: Family::new_with_constructor(|| Histogram::new(BUCKETS_MS)),
+            request_bytes: Family::default(),
+            response_bytes: Family::default(),
+            tcp_opened: Family::default(),
+            tcp_closed: Family::default(),
+            tcp_sent: Family::default(),
+            tcp_received: Family::default(),
+            loops: Counter::default(),
+            plaintext_refused: Counter::default(),
+            handshakes_failed: Counter::default(),
+            certificate_left_s: Gauge::default(),
+            control_plane_connected: Gauge::default(),
+        };
+        let mut r = Registry::default();
+        r.register("istio_requests", "Requests", metrics.requests.clone());
+        r.register("istio_request_duration_milliseconds", "Duration of requests", metrics.durations.clone());
+        r.register("istio_request_bytes", "Bytes of request bodies", metrics.request_bytes.clone());
+        r.register("istio_response_bytes", "Bytes of response bodies", metrics.response_bytes.clone());
+        r.register("istio_tcp_connections_opened", "TCP connections opened", metrics.tcp_opened.clone());
+        r.register("istio_tcp_connections_closed", "TCP connections closed", metrics.tcp_closed.clone());
+        r.register("istio_tcp_sent_bytes", "Bytes of TCP responses", metrics.tcp_sent.clone());
+        r.register("istio_tcp_received_bytes", "Bytes of TCP requests", metrics.tcp_received.clone());
+        r.register("weft_loops_refused", "Connections to the proxy's own ports", metrics.loops.clone());
+        r.register("weft_plaintext_refused", "Plaintext refused under STRICT", metrics.plaintext_refused.clone());
+        r.register("weft_handshakes_failed", "Inbound TLS handshakes failed", metrics.handshakes_failed.clone());
+        r.register("weft_certificate_left_seconds", "Rest of our certificate", metrics.certificate_left_s.clone());
+        r.register("weft_control_plane_connected", "Stream is up", metrics.control_plane_connected.clone());
+        metrics.registry = r;
+        metrics
+    }
+}
+
+/// What one request adds.
+#[derive(Debug, Clone, Copy)]
+pub struct RequestSample {
+    /// HTTP status; 0 when none was sent.
+    pub code: u16,
+    /// Why it did not go the usual way.
+    pub flag: Option<ResponseFlag>,
+    /// Whether it is gRPC.
+    pub grpc: bool,
+    /// gRPC's own status.
+    pub grpc_status: Option<u32>,
+    /// From the request's arrival to the response's end.
+    pub duration: Duration,
+    /// Body bytes towards the client.
+    pub response_bytes: u64,
+}
+
+impl Metrics {
+    /// The one shared copy of these labels.
+    pub fn pair(&self, pair: Pair) -> Arc<Pair> {
+        let mut pairs = self.pairs.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = pairs.get(&pair) {
+            return known.clone();
+        }
+        let pair = if pairs.len() < MAX_PAIRS {
+            Arc::new(pair)
+        } else {
+            let other: Arc<str> = "other".into();
+            let unknown = Workload { name: other.clone(), app: other.clone(), ..Workload::unknown() };
+            Arc::new(Pair {
+                source: unknown.clone(),
+                destination: unknown,
+                service: other.clone(),
+                service_name: other.clone(),
+                service_namespace: other,
+                ..pair
+            })
+        };
+        let known = pairs.get(&pair).cloned().unwrap_or(pair);
+        pairs.insert(known.clone());
+        known
+    }
+
+    /// Counts a request that has ended.
+    pub fn request(&self, pair: &Arc<Pair>, sample: &RequestSample) {
+        let labels = RequestLabels {
+            pair: pair.clone(),
+            code: sample.code,
+            flag: sample.flag,
+            grpc: sample.grpc,
+            grpc_status: sample.grpc_status,
+        };
+        self.requests.get_or_create(&labels).inc();
+        self.durations.get_or_create(&labels).observe(sample.duration.as_secs_f64() * 1000.0);
+        self.response_bytes.get_or_create(&labels).inc_by(sample.response_bytes);
+    }
+
+    /// Counts a TCP connection that begins.
+    pub fn tcp_opened(&self, pair: &Arc<Pair>) {
+        self.tcp_opened.get_or_create(&TcpLabels { pair: pair.clone(), flag: None }).inc();
+    }
+
+    /// Counts a TCP connection that has ended. `received`: from the client; `sent`: to it.
+    pub fn tcp_closed(&self, pair: &Arc<Pair>, flag: Option<ResponseFlag>, received: u64, sent: u64) {
+        let labels = TcpLabels { pair: pair.clone(), flag };
+        self.tcp_closed.get_or_create(&labels).inc();
+        self.tcp_received.get_or_create(&labels).inc_by(received);
+        self.tcp_sent.get_or_create(&labels).inc_by(sent);
+    }
+
+    /// The page that Prometheus scrapes (OpenMetrics text).
+    pub fn render(&self) -> String {
+        let mut text = String::new();
+        // Writing to a String cannot fail.
+        let _ = prometheus_client::encoding::text::encode(&mut text, &self.registry);
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair(name: &str) -> Pair {
+        Pair {
+            reporter: "source",
+            source: Workload::unknown(),
+            destination: Workload { name: name.into(), ..Workload::unknown() },
+            service: "order-service.default.svc.cluster.local".into(),
+            service_name: "order-service".into(),
+            service_namespace: "default".into(),
+            mtls: true,
+        }
+    }
+
+    fn sample(code: u16) -> RequestSample {
+        RequestSample {
+            code,
+            flag: None,
+            grpc: false,
+            grpc_status: None,
+            duration: Duration::from_millis(3),
+            response_bytes: 10,
+        }
+    }
+
+    #[test]
+    fn requests_are_counted_under_istios_names() {
+        let metrics = Metrics::default();
+        let a = metrics.pair(pair("order"));
+        assert!(Arc::ptr_eq(&a, &metrics.pair(pair("order"))));
+        metrics.request(&a, &sample(200));
+        metrics.request(&a, &sample(200));
+        metrics.request(&a, &RequestSample { flag: Some(ResponseFlag::UpstreamOverflow), ..sample(503) });
+        let page = metrics.render();
+        let of = |code: &str| {
+            let line = page.lines().find(|l| l.starts_with("istio_requests_total{") && l.contains(code));
+            line.and_then(|l| l.rsplit(' ').next()).map(str::to_owned)
+        };
+        assert_eq!(of("response_code=\"200\"").as_deref(), Some("2"));
+        assert_eq!(of("response_flags=\"UO\"").as_deref(), Some("1"));
+        assert!(page.contains("istio_request_duration_milliseconds_bucket"));
+        assert!(page.contains("destination_workload=\"order\""));
+    }
+
+    #[test]
+    fn pairs_are_bounded() {
+        let metrics = Metrics::default();
+        for i in 0..MAX_PAIRS + 100 {
+            metrics.pair(pair(&i.to_string()));
+        }
+        let (a, b) = (metrics.pair(pair("x")), metrics.pair(pair("y")));
+        assert!(Arc::ptr_eq(&a, &b));
+        assert_eq!(&*a.destination.name, "other");
+    }
+}

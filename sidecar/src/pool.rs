@@ -1,0 +1,385 @@
+//! Connections to endpoints: `weft_core::pool` says who gets which, this file opens, watches and closes them.
+//!
+//! What a connection occupies is given back by `Drop`, wherever it ends: a [`Slot`] lives in the connection's task and in
+//! whoever uses the connection, and frees the place in the pool when both are gone, that is when the socket is closed.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use hyper::body::Incoming;
+use hyper::client::conn::{TrySendError, http1, http2};
+use tokio::sync::oneshot;
+use weft_core::pool::{Acquired, EndpointId, Grant, Pool, PoolLimits, PoolOverflow, SharedId, Ticket, Unused, Wake};
+
+use crate::body::RequestBody;
+
+type State = Pool<Http1, Http2, oneshot::Sender<Granted>>;
+
+/// The connections of one cluster.
+pub struct ClusterPool {
+    state: Mutex<State>,
+    /// `maxRequestsPerConnection`; 0: any number.
+    max_requests: AtomicU32,
+    next_id: std::sync::atomic::AtomicU64,
+}
+
+/// Place of one open connection in the pool.
+struct Slot {
+    pool: Arc<ClusterPool>,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let wakes = self.pool.lock().closed();
+        self.pool.deliver(wakes);
+    }
+}
+
+/// An HTTP/1 connection: one request at a time.
+struct Http1 {
+    id: u64,
+    sender: http1::SendRequest<RequestBody>,
+    served: u32,
+    slot: Arc<Slot>,
+}
+
+/// A handle on an HTTP/2 connection.
+#[derive(Clone)]
+struct Http2 {
+    sender: http2::SendRequest<RequestBody>,
+    served: Arc<AtomicU32>,
+    _slot: Arc<Slot>,
+}
+
+/// What a waiting request receives. Dropped unread, it gives back what it holds.
+enum Granted {
+    Lease(Lease),
+    Dial(Dialing),
+}
+
+/// The right to one connection or stream, for one request. Dropped before [`Lease::finish`], an HTTP/1 connection is
+/// closed (its state is unknown) and an HTTP/2 stream reset.
+pub struct Lease {
+    /// `None` only while it is being dropped.
+    kind: Option<LeaseKind>,
+    pool: Arc<ClusterPool>,
+    endpoint: EndpointId,
+    /// Whether the connection served a request before: its peer may have closed it meanwhile.
+    pub reused: bool,
+}
+
+enum LeaseKind {
+    Http1(Http1),
+    Http2(Http2, SharedId),
+}
+
+/// The duty to dial. Dropped before it is fulfilled, the place goes to the next.
+struct Dialing {
+    pool: Option<Arc<ClusterPool>>,
+    endpoint: EndpointId,
+    multiplex: bool,
+}
+
+impl Drop for Dialing {
+    fn drop(&mut self) {
+        if let Some(pool) = self.pool.take() {
+            let wakes = pool.lock().dial_failed(self.endpoint, self.multiplex);
+            pool.deliver(wakes);
+        }
+    }
+}
+
+/// A request in the queue. Dropped, it leaves it.
+struct Waiting<'a> {
+    pool: &'a Arc<ClusterPool>,
+    ticket: Ticket,
+    granted: oneshot::Receiver<Granted>,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        // Race window: a grant that comes between these two is dropped with the receiver, and gives itself back.
+        self.granted.close();
+        self.pool.lock().cancel(self.ticket);
+    }
+}
+
+/// A freshly opened connection, from the dialer.
+pub enum Opened {
+    /// HTTP/1.
+    Http1(http1::SendRequest<RequestBody>, futures::future::BoxFuture<'static, ()>),
+    /// HTTP/2, and how many streams the peer allows.
+    Http2(http2::SendRequest<RequestBody>, futures::future::BoxFuture<'static, ()>, u32),
+}
+
+/// Why there is no connection.
+#[derive(Debug)]
+pub enum CheckoutError<E> {
+    /// A limit.
+    Overflow(PoolOverflow),
+    /// The dialer's reason.
+    Dial(E),
+}
+
+impl ClusterPool {
+    /// An empty pool.
+    pub fn new(limits: PoolLimits, max_requests: u32) -> Arc<ClusterPool> {
+        Arc::new(ClusterPool {
+            state: Mutex::new(Pool::new(limits)),
+            max_requests: AtomicU32::new(max_requests),
+            next_id: Default::default(),
+        })
+    }
+
+    /// Takes a changed policy.
+    pub fn set_limits(self: &Arc<Self>, limits: PoolLimits, max_requests: u32) {
+        self.max_requests.store(max_requests, Ordering::Relaxed);
+        let wakes = self.lock().set_limits(limits);
+        self.deliver(wakes);
+    }
+
+    /// Connections open or being dialed, and requests without one.
+    pub fn counts(&self) -> (u32, u32) {
+        let state = self.lock();
+        (state.open(), state.pending())
+    }
+
+    /// Closes what has been idle for `idle`.
+    pub fn sweep(&self, idle: Duration) {
+        let unused = self.lock().sweep(Instant::now(), idle);
+        drop(unused);
+    }
+
+    /// Closes idle connections to other endpoints than these, and keeps none to them from now on.
+    pub fn set_live(&self, live: impl IntoIterator<Item = EndpointId>) {
+        let unused = self.lock().set_live(live);
+        drop(unused);
+    }
+
+    /// Closes idle connections to one endpoint.
+    pub fn forget(&self, endpoint: EndpointId) {
+        let unused = self.lock().forget(endpoint);
+        drop(unused);
+    }
+
+    /// A connection to `endpoint`: an idle one, a new one opened by `dial`, or one that another request gives back.
+    ///
+    /// # Errors
+    /// When a limit refuses, or dialing fails.
+    pub async fn checkout<E>(
+        self: &Arc<Self>,
+        endpoint: EndpointId,
+        worker: u16,
+        multiplex: bool,
+        dial: impl AsyncFn() -> Result<Opened, E>,
+    ) -> Result<Lease, CheckoutError<E>> {
+        loop {
+            let mut receiver = None;
+            let acquired = self.lock().acquire(endpoint, worker, multiplex, || {
+                let (sender, granted) = oneshot::channel();
+                receiver = Some(granted);
+                sender
+            });
+            let mut lease = match acquired.map_err(CheckoutError::Overflow)? {
+                Acquired::Exclusive(x) => self.lease_http1(endpoint, x),
+                Acquired::Stream(s, id) => self.lease_http2(endpoint, s, id),
+                Acquired::Dial => {
+                    let duty = Dialing { pool: Some(self.clone()), endpoint, multiplex };
+                    self.dial(duty, &dial).await.map_err(CheckoutError::Dial)?
+                }
+                Acquired::Wait(ticket, victim) => {
+                    // Closing the victim makes the room that we then wait for. It must not happen under the lock.
+                    drop(victim);
+                    let Some(granted) = receiver else { continue };
+                    let mut waiting = Waiting { pool: self, ticket, granted };
+                    match (&mut waiting.granted).await {
+                        Ok(Granted::Lease(lease)) => lease,
+                        Ok(Granted::Dial(duty)) => {
+                            drop(waiting);
+                            self.dial(duty, &dial).await.map_err(CheckoutError::Dial)?
+                        }
+                        Err(_) => continue,
+                    }
+                }
+            };
+            if lease.ready().await {
+                return Ok(lease);
+            }
+            // It died while it was idle: that costs nobody a request, another one is taken.
+        }
+    }
+
+    /// A place for a TCP connection to be held while it is open.
+    ///
+    /// # Errors
+    /// At `maxConnections`.
+    pub fn checkout_tcp(self: &Arc<Self>) -> Result<TcpSlot, PoolOverflow> {
+        self.lock().acquire_tcp()?;
+        Ok(TcpSlot { _slot: Slot { pool: self.clone() } })
+    }
+
+    async fn dial<E>(
+        self: &Arc<Self>,
+        mut duty: Dialing,
+        dial: impl AsyncFn() -> Result<Opened, E>,
+    ) -> Result<Lease, E> {
+        let opened = dial().await?;
+        let endpoint = duty.endpoint;
+        duty.pool = None;
+        let slot = Arc::new(Slot { pool: self.clone() });
+        match opened {
+            Opened::Http1(sender, connection) => {
+                self.lock().connected();
+                let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+                let (pool, held) = (self.clone(), slot.clone());
+                tokio::spawn(async move {
+                    connection.await;
+                    // Closed by the peer while idle: nobody else would take it out.
+                    let removed = pool.lock().remove_idle(endpoint, |x| x.id == id);
+                    drop(removed);
+                    drop(held);
+                });
+                let mut lease = self.lease_http1(endpoint, Http1 { id, sender, served: 0, slot });
+                lease.reused = false;
+                Ok(lease)
+            }
+            Opened::Http2(sender, connection, peer_max_streams) => {
+                let shared = Http2 { sender, served: Arc::default(), _slot: slot };
+                // One handle is enough to keep an HTTP/2 connection open: its task needs none.
+                let (id, wakes) =
+                    self.lock().connected_shared(endpoint, shared.clone(), peer_max_streams, Instant::now());
+                let held = shared._slot.clone();
+                let pool = self.clone();
+                tokio::spawn(async move {
+                    connection.await;
+                    let retired = pool.lock().retire(endpoint, id);
+                    drop(retired);
+                    drop(held);
+                });
+                self.deliver(wakes);
+                let mut lease = self.lease_http2(endpoint, shared, id);
+                lease.reused = false;
+                Ok(lease)
+            }
+        }
+    }
+
+    fn lease_http1(self: &Arc<Self>, endpoint: EndpointId, mut x: Http1) -> Lease {
+        x.served += 1;
+        Lease { reused: x.served > 1, kind: Some(LeaseKind::Http1(x)), pool: self.clone(), endpoint }
+    }
+
+    fn lease_http2(self: &Arc<Self>, endpoint: EndpointId, s: Http2, id: SharedId) -> Lease {
+        let served = s.served.fetch_add(1, Ordering::Relaxed) + 1;
+        let max = self.max_requests.load(Ordering::Relaxed);
+        if max > 0 && served >= max {
+            let retired = self.lock().retire(endpoint, id);
+            drop(retired);
+        }
+        Lease { reused: served > 1, kind: Some(LeaseKind::Http2(s, id)), pool: self.clone(), endpoint }
+    }
+
+    fn deliver(self: &Arc<Self>, wakes: impl IntoIterator<Item = Wake<Http1, Http2, oneshot::Sender<Granted>>>) {
+        for Wake { wake, grant, endpoint, multiplex } in wakes {
+            let granted = match grant {
+                Grant::Exclusive(x) => Granted::Lease(self.lease_http1(endpoint, x)),
+                Grant::Stream(s, id) => Granted::Lease(self.lease_http2(endpoint, s, id)),
+                Grant::Dial => Granted::Dial(Dialing { pool: Some(self.clone()), endpoint, multiplex }),
+            };
+            // One who has gone meanwhile lets the grant fall, and it gives itself back.
+            drop(wake.send(granted));
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // The pool's methods keep no broken state on a panic, and traffic is worth more than purity.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Lease {
+    /// Waits until the connection takes a request. `false`: it is dead.
+    async fn ready(&mut self) -> bool {
+        match &mut self.kind {
+            Some(LeaseKind::Http1(x)) => x.sender.ready().await.is_ok(),
+            Some(LeaseKind::Http2(s, id)) => {
+                let id = *id;
+                let ready = s.sender.ready().await.is_ok();
+                if !ready {
+                    self.retire(id);
+                }
+                ready
+            }
+            None => false,
+        }
+    }
+
+    /// Whether it is a stream of an HTTP/2 connection.
+    pub fn is_http2(&self) -> bool {
+        matches!(self.kind, Some(LeaseKind::Http2(..)))
+    }
+
+    /// Sends a request.
+    ///
+    /// # Errors
+    /// With the request, when provably none of it was sent.
+    pub async fn send(
+        &mut self,
+        request: http::Request<RequestBody>,
+    ) -> Result<http::Response<Incoming>, TrySendError<http::Request<RequestBody>>> {
+        let result = match &mut self.kind {
+            Some(LeaseKind::Http1(x)) => x.sender.try_send_request(request).await,
+            Some(LeaseKind::Http2(s, _)) => s.sender.try_send_request(request).await,
+            None => unreachable!("a lease is sent on only while it is held"),
+        };
+        if let (Err(_), Some(LeaseKind::Http2(s, id))) = (&result, &self.kind)
+            && s.sender.is_closed()
+        {
+            self.retire(*id);
+        }
+        result
+    }
+
+    /// The request and its response have ended cleanly: the connection may serve another one.
+    pub fn finish(mut self, worker: u16) {
+        match self.kind.take() {
+            Some(LeaseKind::Http1(x)) => {
+                let max = self.pool.max_requests.load(Ordering::Relaxed);
+                if x.sender.is_closed() || (max > 0 && x.served >= max) {
+                    drop(x);
+                    return;
+                }
+                let (wake, closing) = self.pool.lock().release(self.endpoint, worker, x, Instant::now());
+                drop(closing);
+                self.pool.deliver(wake);
+            }
+            Some(LeaseKind::Http2(s, id)) => self.end_stream(s, id),
+            None => {}
+        }
+    }
+
+    fn end_stream(&self, s: Http2, id: SharedId) {
+        let (wake, closing) = self.pool.lock().release_stream(self.endpoint, id, Instant::now());
+        drop((closing, s));
+        self.pool.deliver(wake);
+    }
+
+    fn retire(&self, id: SharedId) {
+        let retired = self.pool.lock().retire(self.endpoint, id);
+        drop(retired);
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Some(LeaseKind::Http2(s, id)) = self.kind.take() {
+            self.end_stream(s, id);
+        }
+    }
+}
+
+/// Place of a TCP connection, held while it is open.
+pub struct TcpSlot {
+    _slot: Slot,
+}

@@ -1,0 +1,101 @@
+//! What all of a sidecar's connections share.
+
+use std::sync::Arc;
+
+use weft_core::endpoint::{Address, Endpoint, EndpointConfig, EndpointState, Health, Target};
+use weft_core::identity::SpiffeId;
+
+use crate::call::{AccessLog, Activity};
+use crate::directory::Directory;
+use crate::identity::Identity;
+use crate::inbound::Ports;
+use crate::metrics::{Metrics, Workload};
+
+/// Choices of the one who runs the sidecar.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Unknown destinations pass through (Istio's `ALLOW_ANY`); else they are refused (`REGISTRY_ONLY`).
+    pub allow_any: bool,
+    /// Our workload, for metrics.
+    pub workload: Workload,
+}
+
+/// The running proxy.
+pub struct Proxy {
+    /// What is known of the mesh.
+    pub directory: Arc<Directory>,
+    /// Who we are.
+    pub identity: Arc<Identity>,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// Access log, when one is kept.
+    pub log: Option<Arc<AccessLog>>,
+    /// Requests and connections that came in.
+    pub inbound: Arc<Activity>,
+    /// Requests and connections of our application.
+    pub outbound: Arc<Activity>,
+    /// Ports of our application.
+    pub ports: Ports,
+    /// Choices.
+    pub settings: Settings,
+    /// True once a drain has begun: requests are answered, and told to go elsewhere next.
+    pub draining: tokio::sync::watch::Sender<bool>,
+}
+
+impl Proxy {
+    /// Whether responses ask the client to close its connection.
+    pub fn is_draining(&self) -> bool {
+        *self.draining.borrow()
+    }
+
+    /// Waits until a drain begins.
+    pub async fn drained(&self) {
+        // Never closed: we hold the sender.
+        let _ = self.draining.subscribe().wait_for(|draining| *draining).await;
+    }
+
+    /// Our side of a pair of workloads.
+    pub fn own(&self) -> Workload {
+        let mut own = self.settings.workload.clone();
+        if let Some(current) = self.identity.current() {
+            own.principal = current.id.as_str().into();
+            own.namespace = current.id.namespace().into();
+        }
+        own
+    }
+}
+
+/// An endpoint that is no service's: the address that the application dialed.
+pub fn foreign_endpoint(address: std::net::SocketAddr) -> Arc<Endpoint> {
+    let none: Arc<str> = "".into();
+    Arc::new(Endpoint {
+        config: Arc::new(EndpointConfig {
+            address: Address::Ip(address.ip()),
+            port: address.port(),
+            ports: Default::default(),
+            labels: Default::default(),
+            weight: 1,
+            health: Health::Healthy,
+            identity: None,
+            id: none.clone(),
+            workload: none.clone(),
+            namespace: none.clone(),
+            locality: none,
+        }),
+        target: Target::Socket(address),
+        key: address.to_string().into(),
+        state: Arc::new(EndpointState::default()),
+    })
+}
+
+/// A peer's side of a pair of workloads, as its identity tells.
+pub fn workload_of(id: Option<&SpiffeId>) -> Workload {
+    let Some(id) = id else { return Workload::unknown() };
+    Workload {
+        name: id.service_account().into(),
+        namespace: id.namespace().into(),
+        principal: id.as_str().into(),
+        app: id.service_account().into(),
+        ..Workload::unknown()
+    }
+}

@@ -1,0 +1,210 @@
+//! Opening connections to endpoints: plain or mTLS, HTTP/1, HTTP/2 or bytes.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rustls_pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use weft_core::endpoint::{Endpoint, Target};
+use weft_core::outcome::Outcome;
+use weft_core::policy::{Cluster, Tls};
+
+use crate::connect::{self, Keepalive};
+use crate::identity::{Identity, alpn, spiffe_id};
+use crate::pool::Opened;
+
+/// Why a connection could not be opened.
+#[derive(Debug, Clone)]
+pub struct DialError {
+    /// For ejection and retries.
+    pub outcome: Outcome,
+    /// For people.
+    pub detail: String,
+    /// The endpoint has no identity and mTLS is demanded.
+    pub without_identity: bool,
+}
+
+impl DialError {
+    fn new(outcome: Outcome, detail: impl ToString) -> DialError {
+        DialError { outcome, detail: detail.to_string(), without_identity: false }
+    }
+
+    fn io(e: &io::Error) -> DialError {
+        let outcome =
+            if e.kind() == io::ErrorKind::TimedOut { Outcome::ConnectTimeout } else { Outcome::ConnectFailure };
+        DialError::new(outcome, e)
+    }
+}
+
+/// A connection to an endpoint.
+pub enum Upstream {
+    /// Without TLS.
+    Plain(TcpStream),
+    /// mTLS to a sidecar.
+    Mtls(Box<TlsStream<TcpStream>>),
+}
+
+/// Dials `endpoint` as `cluster` says. `alpn`: what will be spoken inside mTLS.
+///
+/// # Errors
+/// Says what failed; an endpoint that is not who the registry says it is was sent nothing.
+pub async fn connect(
+    cluster: &Cluster,
+    endpoint: &Endpoint,
+    identity: &Identity,
+    alpn: &[u8],
+    mark: u32,
+) -> Result<Upstream, DialError> {
+    let expected = match (cluster.tls, &endpoint.config.identity) {
+        (Tls::Disable, _) | (Tls::Auto, None) => None,
+        (Tls::Auto | Tls::IstioMutual, Some(id)) => Some(id),
+        (Tls::IstioMutual, None) => {
+            let error = DialError::new(Outcome::ConnectFailure, "mTLS is required and the endpoint has no identity");
+            return Err(DialError { without_identity: true, ..error });
+        }
+    };
+    let limit = cluster.pool.connect_timeout;
+    let connecting = async {
+        let to = address(endpoint).await.map_err(|e| DialError::io(&e))?;
+        let keepalive = cluster.pool.tcp_keepalive.map(|k| Keepalive {
+            probes: k.probes.unwrap_or(0),
+            time: k.time.unwrap_or(Duration::ZERO),
+            interval: k.interval.unwrap_or(Duration::ZERO),
+        });
+        let stream = connect::tcp(to, mark, limit, keepalive).await.map_err(|e| DialError::io(&e))?;
+        let Some(expected) = expected else { return Ok(Upstream::Plain(stream)) };
+        let credentials = identity.valid().map_err(|e| DialError::new(Outcome::ConnectFailure, format!("{e:#}")))?;
+        let tls = TlsConnector::from(credentials.client(alpn)).connect(server_name(cluster, to), stream).await;
+        let tls = tls.map_err(|e| DialError::io(&e))?;
+        let found = tls.get_ref().1.peer_certificates().and_then(<[_]>::first).map(spiffe_id);
+        match found {
+            Some(Ok(found)) if found == *expected => Ok(Upstream::Mtls(Box::new(tls))),
+            Some(Ok(found)) => Err(DialError::new(
+                Outcome::IdentityMismatch,
+                format!("{to} presents {found}, the registry says {expected}"),
+            )),
+            Some(Err(e)) => Err(DialError::new(Outcome::IdentityMismatch, format!("{to}: {e:#}"))),
+            None => Err(DialError::new(Outcome::IdentityMismatch, format!("{to} presents no certificate"))),
+        }
+    };
+    match tokio::time::timeout(limit, connecting).await {
+        Ok(result) => result,
+        Err(_) => Err(DialError::new(Outcome::ConnectTimeout, format!("no connection within {limit:?}"))),
+    }
+}
+
+async fn address(endpoint: &Endpoint) -> io::Result<SocketAddr> {
+    match &endpoint.target {
+        Target::Socket(address) => Ok(*address),
+        Target::Name(name, port) => connect::resolve(name, *port).await,
+    }
+}
+
+/// The SNI that Istio sends inside the mesh; gateways route by it without a key.
+fn server_name(cluster: &Cluster, to: SocketAddr) -> ServerName<'static> {
+    let name = format!("outbound_.{}_.{}_.{}", cluster.port, cluster.subset, cluster.host);
+    ServerName::try_from(name).unwrap_or(ServerName::from(to.ip()))
+}
+
+/// Dials for HTTP and shakes hands.
+///
+/// # Errors
+/// As [`connect()`].
+pub async fn open_http(
+    cluster: &Cluster,
+    endpoint: &Endpoint,
+    identity: &Arc<Identity>,
+    multiplex: bool,
+    mark: u32,
+) -> Result<Opened, DialError> {
+    let alpn = if multiplex { alpn::HTTP2 } else { alpn::HTTP1 };
+    let stream = connect(cluster, endpoint, identity, alpn, mark).await?;
+    let idle = cluster.pool.http_idle_timeout;
+    let failed = |e: hyper::Error| DialError::new(Outcome::ConnectFailure, e);
+    if multiplex {
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        builder
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(256 * 1024)
+            .initial_connection_window_size(1024 * 1024)
+            .max_send_buf_size(256 * 1024);
+        let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(failed)?;
+        let task = Box::pin(async move {
+            if let Err(e) = connection.await {
+                tracing::debug!("HTTP/2 connection to an endpoint ended: {e}");
+            }
+        });
+        let _ = idle;
+        return Ok(Opened::Http2(sender, task, u32::MAX));
+    }
+    let (sender, connection) = http1::Builder::new()
+        .preserve_header_case(true)
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(failed)?;
+    let task = Box::pin(async move {
+        if let Err(e) = connection.with_upgrades().await {
+            tracing::debug!("HTTP/1 connection to an endpoint ended: {e}");
+        }
+    });
+    Ok(Opened::Http1(sender, task))
+}
+
+impl AsyncRead for Upstream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Upstream::Plain(s) => Pin::new(s).poll_read(cx, buf),
+            Upstream::Mtls(s) => Pin::new(s).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Upstream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Upstream::Plain(s) => Pin::new(s).poll_write(cx, buf),
+            Upstream::Mtls(s) => Pin::new(s).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Upstream::Plain(s) => Pin::new(s).poll_write_vectored(cx, bufs),
+            Upstream::Mtls(s) => Pin::new(s).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Upstream::Plain(s) => s.is_write_vectored(),
+            Upstream::Mtls(s) => s.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Upstream::Plain(s) => Pin::new(s).poll_flush(cx),
+            Upstream::Mtls(s) => Pin::new(s).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Upstream::Plain(s) => Pin::new(s).poll_shutdown(cx),
+            Upstream::Mtls(s) => Pin::new(s).poll_shutdown(cx),
+        }
+    }
+}
