@@ -1,2 +1,28 @@
-//! The decisions of Weft, without I/O.
+//! The decisions of Weft, without I/O: what a policy means, which route a request takes, which endpoint serves it, when
+//! it is refused, retried or an endpoint ejected.
+//!
+//! Pure on purpose: time (`now`) and randomness (`random`) are arguments, so that every decision is tested and fuzzed
+//! without a socket, and the control plane dry-runs policies with the very [`compile`] that the sidecar runs.
+//!
+//! A request walks through: [`names`] (which service), [`route`] (which route and destination), [`limits`], [`hash`] and
+//! [`balance`] (which endpoint), [`outcome`] (what became of the attempt), [`outlier`], [`retry`] and, where the sidecar
+//! answers by itself, [`reply`].
+
+pub mod balance;
+pub mod compile;
+pub mod endpoint;
+pub mod hash;
+pub mod headers;
+pub mod identity;
+pub mod limits;
+pub mod names;
+pub mod outcome;
+pub mod outlier;
+pub mod policy;
 pub mod pool;
+pub mod reply;
+pub mod request;
+pub mod retry;
+pub mod route;
+pub mod sniff;
+pub mod tls_hello;

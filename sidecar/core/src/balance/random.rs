@@ -1,0 +1,30 @@
+//! Random choice by weight.
+
+use std::sync::Arc;
+
+use crate::endpoint::Endpoint;
+use crate::retry::scale;
+
+/// Uniform where weights are equal; else by running sums of the weights.
+#[derive(Debug)]
+pub(super) struct Random {
+    // Running sum up to and including each host.
+    sums: Vec<u64>,
+}
+
+impl Random {
+    pub(super) fn new(hosts: &[Arc<Endpoint>]) -> Self {
+        let sums = hosts.iter().scan(0, |sum, host| {
+            *sum += u64::from(host.config.weight);
+            Some(*sum)
+        });
+        Random { sums: sums.collect() }
+    }
+
+    /// Index of a host. There is at least one.
+    pub(super) fn pick(&self, random: &mut impl FnMut() -> u64) -> usize {
+        let total = self.sums.last().copied().unwrap_or(0);
+        let point = scale(random(), total);
+        self.sums.partition_point(|sum| *sum <= point)
+    }
+}

@@ -1,0 +1,324 @@
+//! Compiles routes: matches, destinations, header changes, redirects.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::uri::Authority;
+use http::{HeaderName, StatusCode};
+use regex::{Regex, RegexBuilder};
+use weft_proto::v1;
+
+use crate::headers::{HeaderChange, HeaderOps, Template};
+use crate::policy::Cluster;
+use crate::retry::{DEFAULT_BACKOFF, RetryOn, RetryPolicy};
+use crate::route::matcher::{HeaderMatch, Matcher, StringMatch, UriMatch};
+use crate::route::{Action, Destination, DirectResponse, Forward, Redirect, RedirectPort, Route, RouteTable};
+
+use super::{At, Result, cluster_index, error, header_name, millis, millis_or, port_number, unknown_number};
+
+/// Istio's bound for a regex, in bytes.
+const MAX_REGEX: usize = 1024;
+/// Of a compiled regex, in bytes.
+const MAX_REGEX_PROGRAM: usize = 2 << 20;
+const MAX_DIRECT_BODY: usize = 1 << 20;
+
+/// The routes of a port; without any, one that sends all to the port's `cluster`.
+pub(super) fn table(messages: &[v1::HttpRoute], cluster: usize, clusters: &[Arc<Cluster>]) -> Result<RouteTable> {
+    if messages.is_empty() {
+        return Ok(RouteTable::new(vec![default_route(cluster, clusters)]));
+    }
+    let mut routes = Vec::new();
+    for (i, message) in messages.iter().enumerate() {
+        route(message, clusters, &mut routes).at(format_args!("routes[{i}]"))?;
+    }
+    Ok(RouteTable::new(routes))
+}
+
+fn default_route(cluster: usize, clusters: &[Arc<Cluster>]) -> Arc<Route> {
+    let forward = Forward {
+        destinations: vec![Destination { cluster, weight: 1, headers: Vec::new(), authority: None }],
+        total_weight: 1,
+        timeout: None,
+        rewrite: None,
+        retry: RetryPolicy::default(),
+        hash: clusters[cluster].load_balancer.hash_policies().to_vec(),
+    };
+    Arc::new(Route {
+        name: "default".into(),
+        matcher: Matcher::default(),
+        action: Arc::new(Action::Forward(forward)),
+        headers: HeaderOps::default(),
+    })
+}
+
+/// Adds one entry for each match.
+fn route(message: &v1::HttpRoute, clusters: &[Arc<Cluster>], routes: &mut Vec<Arc<Route>>) -> Result<()> {
+    let (ops, authority) = header_operations(message.headers.as_ref()).at("headers")?;
+    let (action, headers) = match &message.action {
+        Some(v1::http_route::Action::Forward(message)) => {
+            let forward = forward(message, clusters, &ops, authority).at("forward")?;
+            (Action::Forward(forward), HeaderOps::default())
+        }
+        Some(v1::http_route::Action::Redirect(message)) => (Action::Redirect(redirect(message).at("redirect")?), ops),
+        Some(v1::http_route::Action::DirectResponse(message)) => {
+            (Action::DirectResponse(direct_response(message).at("direct_response")?), ops)
+        }
+        None => return error("action", "one of forward, redirect and direct_response must be given"),
+    };
+    let (name, action): (Arc<str>, _) = (message.name.as_str().into(), Arc::new(action));
+    let mut add = |matcher| {
+        let (name, action, headers) = (name.clone(), action.clone(), headers.clone());
+        routes.push(Arc::new(Route { name, matcher, action, headers }));
+    };
+    if message.matches.is_empty() {
+        add(Matcher::default());
+    }
+    for (i, item) in message.matches.iter().enumerate() {
+        add(matcher(item).at(format_args!("matches[{i}]"))?);
+    }
+    Ok(())
+}
+
+fn forward(
+    message: &v1::Forward,
+    clusters: &[Arc<Cluster>],
+    route_ops: &HeaderOps,
+    route_authority: Option<Authority>,
+) -> Result<Forward> {
+    let rewrite = message.rewrite.as_ref();
+    let rewrite_authority = match rewrite.and_then(|rewrite| rewrite.authority.as_deref()) {
+        Some(text) => Some(parse_authority(text).at("rewrite.authority")?),
+        None => None,
+    };
+    let single = message.destinations.len() == 1;
+    let mut destinations = Vec::with_capacity(message.destinations.len());
+    let mut hash = Vec::new();
+    for (i, item) in message.destinations.iter().enumerate() {
+        let at = format_args!("destinations[{i}]").to_string();
+        let cluster = cluster_index(item.cluster, clusters).at("cluster").at(&at)?;
+        let (ops, authority) = header_operations(item.headers.as_ref()).at("headers").at(&at)?;
+        // A single destination's changes join the route's list, so that its `set` comes last; of several, each is a
+        // level of its own that comes first, so that the route's `set` comes last.
+        let mut headers = if single { vec![route_ops.merged(&ops)] } else { vec![ops, route_ops.clone()] };
+        headers.retain(|ops| *ops != HeaderOps::default());
+        let authority = rewrite_authority.clone().or_else(|| route_authority.clone()).or(authority);
+        destinations.push(Destination { cluster, weight: item.weight, headers, authority });
+        hash.extend_from_slice(clusters[cluster].load_balancer.hash_policies());
+    }
+    // A single destination gets all, whatever its weight says.
+    let total_weight = match single {
+        true => 1,
+        false => destinations.iter().map(|destination| u64::from(destination.weight)).sum(),
+    };
+    if destinations.is_empty() {
+        return error("destinations", "is empty");
+    }
+    if total_weight == 0 {
+        return error("destinations", "total destination weight = 0");
+    }
+    let timeout = millis(message.timeout_ms);
+    let mut retry = retry_policy(message.retry.as_ref()).at("retry")?;
+    // An attempt that may take as long as all attempts together has no timeout of its own.
+    retry.per_try_timeout = retry.per_try_timeout.filter(|per_try| timeout.is_none_or(|timeout| *per_try < timeout));
+    let rewrite = rewrite.and_then(|rewrite| rewrite.uri.clone());
+    if rewrite.as_ref().is_some_and(|uri| !uri.bytes().all(|b| b.is_ascii_graphic())) {
+        return error("rewrite.uri", "may have visible ASCII only");
+    }
+    Ok(Forward { destinations, total_weight, timeout, rewrite, retry, hash })
+}
+
+fn retry_policy(message: Option<&v1::RetryPolicy>) -> Result<RetryPolicy> {
+    let Some(message) = message else { return Ok(RetryPolicy::default()) };
+    if message.attempts == 0 {
+        return Ok(RetryPolicy::none());
+    }
+    let retry_on = match message.retry_on.iter().all(|name| name.is_empty()) {
+        true => RetryPolicy::default().retry_on,
+        false => RetryOn::parse(message.retry_on.iter().map(String::as_str)).at("retry_on")?,
+    };
+    Ok(RetryPolicy {
+        attempts: message.attempts,
+        per_try_timeout: millis(message.per_try_timeout_ms),
+        retry_on,
+        backoff: if message.backoff_ms == 0 { DEFAULT_BACKOFF } else { millis_or(message.backoff_ms, 1) },
+    })
+}
+
+fn redirect(message: &v1::Redirect) -> Result<Redirect> {
+    let status = match message.code {
+        0 => StatusCode::MOVED_PERMANENTLY,
+        301 | 302 | 303 | 307 | 308 => status(message.code).at("code")?,
+        other => return error("code", format!("{other} is not 301, 302, 303, 307 or 308")),
+    };
+    let port = match (message.port, v1::DerivePort::try_from(message.derive_port)) {
+        (Some(number), Ok(v1::DerivePort::Unset)) => RedirectPort::Number(port_number(number).at("port")?),
+        (None, Ok(v1::DerivePort::FromRequestPort)) => RedirectPort::FromRequest,
+        (None, Ok(_)) => RedirectPort::Keep,
+        (Some(_), Ok(_)) => return error("derive_port", "cannot be given together with port"),
+        (_, Err(_)) => return error("derive_port", unknown_number(message.derive_port)),
+    };
+    if message.scheme.as_deref().is_some_and(|scheme| !matches!(scheme, "http" | "https")) {
+        return error("scheme", "must be http or https");
+    }
+    if let Some(text) = &message.authority {
+        parse_authority(text).at("authority")?;
+    }
+    if message.uri.as_ref().is_some_and(|uri| !uri.starts_with('/') || !uri.bytes().all(|b| b.is_ascii_graphic())) {
+        return error("uri", "must begin with '/' and may have visible ASCII only");
+    }
+    Ok(Redirect {
+        uri: message.uri.clone(),
+        authority: message.authority.clone(),
+        scheme: message.scheme.clone(),
+        port,
+        status,
+    })
+}
+
+fn direct_response(message: &v1::DirectResponse) -> Result<DirectResponse> {
+    if message.body.len() > MAX_DIRECT_BODY {
+        return error("body", format!("has {} bytes, at most {MAX_DIRECT_BODY} are allowed", message.body.len()));
+    }
+    if !(200..=599).contains(&message.status) {
+        return error("status", format!("{} is not a status from 200 to 599", message.status));
+    }
+    Ok(DirectResponse { status: status(message.status).at("status")?, body: Bytes::from(message.body.clone()) })
+}
+
+fn matcher(message: &v1::HttpMatch) -> Result<Matcher> {
+    let mut headers = Vec::with_capacity(message.headers.len());
+    for (i, item) in message.headers.iter().enumerate() {
+        let at = format_args!("headers[{i}]").to_string();
+        let name = header_name(&item.name).at("name").at(&at)?;
+        let absent = matches!(kind(item.value.as_ref()), Some(v1::string_match::Kind::Present(false)));
+        let condition = match absent {
+            true => HeaderMatch::Absent,
+            false => HeaderMatch::Value(string_match(item.value.as_ref()).at("value").at(&at)?),
+        };
+        headers.push((name, condition));
+    }
+    let mut query_params = Vec::with_capacity(message.query_params.len());
+    for (i, item) in message.query_params.iter().enumerate() {
+        let condition = string_match(item.value.as_ref()).at("value").at(format_args!("query_params[{i}]"))?;
+        query_params.push((item.name.clone(), condition));
+    }
+    let optional = |message: Option<&v1::StringMatch>| message.map(|message| string_match(Some(message))).transpose();
+    Ok(Matcher {
+        uri: uri_match(message.uri.as_ref(), message.ignore_uri_case).at("uri")?,
+        method: optional(message.method.as_ref()).at("method")?,
+        authority: optional(message.authority.as_ref()).at("authority")?,
+        headers,
+        query_params,
+    })
+}
+
+fn kind(message: Option<&v1::StringMatch>) -> Option<&v1::string_match::Kind> {
+    message.and_then(|message| message.kind.as_ref())
+}
+
+fn uri_match(message: Option<&v1::StringMatch>, ignore_case: bool) -> Result<Option<UriMatch>> {
+    use v1::string_match::Kind;
+    Ok(match kind(message) {
+        Some(Kind::Exact(path)) => Some(UriMatch::Exact { path: path.clone(), ignore_case }),
+        Some(Kind::Prefix(path)) => Some(UriMatch::Prefix { path: path.clone(), ignore_case }),
+        Some(Kind::Regex(pattern)) if pattern == "*" => None,
+        Some(Kind::Regex(pattern)) => Some(UriMatch::Regex(regex(pattern).at("regex")?)),
+        Some(Kind::Present(false)) => return error("present", "a request always has a path"),
+        Some(Kind::Present(true)) | None => None,
+    })
+}
+
+fn string_match(message: Option<&v1::StringMatch>) -> Result<StringMatch> {
+    use v1::string_match::Kind;
+    Ok(match kind(message) {
+        Some(Kind::Exact(text)) => StringMatch::Exact(text.clone()),
+        Some(Kind::Prefix(text)) => StringMatch::Prefix(text.clone()),
+        // Istio's way to write presence.
+        Some(Kind::Regex(pattern)) if pattern == "*" => StringMatch::Any,
+        Some(Kind::Regex(pattern)) => StringMatch::Regex(bytes_regex(pattern).at("regex")?),
+        Some(Kind::Present(false)) => return error("present", "absence can be asked of headers only"),
+        Some(Kind::Present(true)) | None => StringMatch::Any,
+    })
+}
+
+/// A regex that matches the whole text.
+fn regex(pattern: &str) -> std::result::Result<Regex, String> {
+    if pattern.len() > MAX_REGEX {
+        return Err(format!("is longer than {MAX_REGEX} bytes"));
+    }
+    let build = |pattern: &str| RegexBuilder::new(pattern).size_limit(MAX_REGEX_PROGRAM).build();
+    // Alone first: `a)|(b` would become valid by what is put around it, and no longer be anchored.
+    build(pattern)
+        .and_then(|_| build(&anchored(pattern)))
+        .map_err(|e| format!("{pattern:?} is not a usable regex: {e}"))
+}
+
+/// The same for header values, which need not be UTF-8.
+fn bytes_regex(pattern: &str) -> std::result::Result<regex::bytes::Regex, String> {
+    regex(pattern)?;
+    let built = regex::bytes::RegexBuilder::new(&anchored(pattern)).size_limit(MAX_REGEX_PROGRAM).build();
+    built.map_err(|e| format!("{pattern:?} is not a usable regex: {e}"))
+}
+
+fn anchored(pattern: &str) -> String {
+    format!("^(?:{pattern})$")
+}
+
+/// The changes, and the authority where one is set among them.
+fn header_operations(message: Option<&v1::HeaderOperations>) -> Result<(HeaderOps, Option<Authority>)> {
+    let Some(message) = message else { return Ok((HeaderOps::default(), None)) };
+    let mut authority = None;
+    let request = header_change(message.request.as_ref(), Some(&mut authority)).at("request")?;
+    let response = header_change(message.response.as_ref(), None).at("response")?;
+    Ok((HeaderOps { request, response }, authority))
+}
+
+/// `authority`: where a request's new authority goes; a response has none.
+fn header_change(
+    message: Option<&v1::HeaderChange>,
+    mut authority: Option<&mut Option<Authority>>,
+) -> Result<HeaderChange> {
+    let Some(message) = message else { return Ok(HeaderChange::default()) };
+    let mut list = |field: &str, values: &[v1::HeaderValue]| -> Result<Vec<(HeaderName, Template)>> {
+        let mut compiled = Vec::with_capacity(values.len());
+        for (i, item) in values.iter().enumerate() {
+            let at = format_args!("{field}[{i}]").to_string();
+            if let (true, Some(authority)) = (is_authority(&item.name), authority.as_deref_mut()) {
+                if authority.is_some() {
+                    return error(&at, "the authority is set twice");
+                }
+                *authority = Some(parse_authority(&item.value).at("value").at(&at)?);
+                continue;
+            }
+            let name = header_name(&item.name).at("name").at(&at)?;
+            compiled.push((name, Template::parse(&item.value).at("value").at(&at)?));
+        }
+        Ok(compiled)
+    };
+    let (set, add) = (list("set", &message.set)?, list("add", &message.add)?);
+    let mut remove = Vec::with_capacity(message.remove.len());
+    for (i, name) in message.remove.iter().enumerate() {
+        let at = format_args!("remove[{i}]").to_string();
+        if is_authority(name) {
+            return error(at, "the authority cannot be removed");
+        }
+        remove.push(header_name(name).at(at)?);
+    }
+    Ok(HeaderChange { remove, set, add })
+}
+
+fn is_authority(name: &str) -> bool {
+    name.eq_ignore_ascii_case("host") || name.eq_ignore_ascii_case(":authority")
+}
+
+fn parse_authority(text: &str) -> std::result::Result<Authority, String> {
+    match text.parse::<Authority>() {
+        Ok(authority) if !text.contains('@') => Ok(authority),
+        _ => Err(format!("{text:?} is not an authority (host, maybe with port)")),
+    }
+}
+
+fn status(code: u32) -> std::result::Result<StatusCode, String> {
+    let status = u16::try_from(code).ok().and_then(|code| StatusCode::from_u16(code).ok());
+    status.ok_or_else(|| format!("{code} is not an HTTP status"))
+}

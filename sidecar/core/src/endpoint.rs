@@ -1,0 +1,204 @@
+//! Endpoints: as the registry gives them, and as one cluster sees them.
+//!
+//! What an endpoint is (`EndpointConfig`) comes anew with every snapshot; what is known of it from traffic
+//! (`EndpointState`: requests in flight, ejection) is kept by address across snapshots, or each deployment would forget
+//! which endpoints are bad and count requests that are still in flight as gone.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::identity::SpiffeId;
+use crate::outlier::EjectionState;
+use crate::policy::{Cluster, TargetPort};
+
+/// An endpoint as registered. Shared by all clusters that it belongs to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EndpointConfig {
+    /// Where it is.
+    pub address: Address,
+    /// The port that it registered.
+    pub port: u16,
+    /// Further ports by name.
+    pub ports: BTreeMap<String, u16>,
+    /// Labels, by which subsets select.
+    pub labels: BTreeMap<String, String>,
+    /// Share of the traffic; at least 1.
+    pub weight: u32,
+    /// What its checks say.
+    pub health: Health,
+    /// Of the sidecar that owns the address; `None`: no sidecar, plaintext.
+    pub identity: Option<SpiffeId>,
+    /// Registered id, for logs.
+    pub id: Arc<str>,
+    /// Name of the workload, for metrics.
+    pub workload: Arc<str>,
+    /// Namespace of the workload, for metrics.
+    pub namespace: Arc<str>,
+    /// `region/zone/subzone`; may be empty.
+    pub locality: Arc<str>,
+}
+
+/// An IP address, or a name that the sidecar resolves when it dials.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Address {
+    /// An address.
+    Ip(IpAddr),
+    /// A name, lower case.
+    Name(Arc<str>),
+}
+
+/// What an endpoint's checks say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Health {
+    /// Used.
+    Healthy,
+    /// Not used.
+    Unhealthy,
+    /// Not used for new requests; it is going away.
+    Draining,
+    /// Its lease lapsed together with too many others: used.
+    Unknown,
+}
+
+/// What to dial.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Target {
+    /// An address.
+    Socket(SocketAddr),
+    /// A name to resolve, and a port.
+    Name(Arc<str>, u16),
+}
+
+/// An endpoint of one cluster.
+#[derive(Debug)]
+pub struct Endpoint {
+    /// As registered.
+    pub config: Arc<EndpointConfig>,
+    /// What to dial for this cluster.
+    pub target: Target,
+    /// `ip:port`, `[ip]:port` or `name:port`: what consistent hashing places it by, and its name in logs.
+    pub key: Arc<str>,
+    /// Kept across snapshots.
+    pub state: Arc<EndpointState>,
+}
+
+/// What traffic has shown of an endpoint of one cluster.
+#[derive(Debug, Default)]
+pub struct EndpointState {
+    in_flight: AtomicU32,
+    /// Counters of outlier detection.
+    pub ejection: EjectionState,
+}
+
+/// Counts a request as in flight until dropped.
+#[derive(Debug)]
+pub struct InFlight(Arc<EndpointState>);
+
+impl EndpointState {
+    /// Requests (for TCP: connections) in flight.
+    pub fn in_flight(&self) -> u32 {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Counts one more until the guard is dropped.
+    pub fn enter(self: &Arc<Self>) -> InFlight {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        InFlight(self.clone())
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Endpoint {
+    /// Takes new requests, as far as the registry knows. Ejection is another matter.
+    pub fn is_eligible(&self) -> bool {
+        matches!(self.config.health, Health::Healthy | Health::Unknown)
+    }
+
+    /// Ejected by outlier detection now.
+    pub fn is_ejected(&self) -> bool {
+        self.state.ejection.is_ejected()
+    }
+
+    /// The same address, be it of this snapshot or another.
+    pub fn is_same(&self, other: &Endpoint) -> bool {
+        self.target == other.target
+    }
+}
+
+/// The endpoints of a cluster, in the registry's order: those with its labels and its port, unhealthy and draining ones
+/// too ([`crate::balance`] leaves them out). State is taken over from `previous`, the same cluster's of the snapshot before.
+/// An address that comes twice is taken once.
+pub fn for_cluster(
+    cluster: &Cluster,
+    configs: &[Arc<EndpointConfig>],
+    previous: &[Arc<Endpoint>],
+) -> Vec<Arc<Endpoint>> {
+    let previous: HashMap<&Target, &Arc<Endpoint>> = previous.iter().map(|e| (&e.target, e)).collect();
+    let mut seen = HashSet::with_capacity(configs.len());
+    let mut list = Vec::with_capacity(configs.len());
+    for config in configs {
+        let has = |(name, value): (&String, &String)| config.labels.get(name) == Some(value);
+        let Some(port) = dial_port(&cluster.target_port, config) else { continue };
+        if !cluster.labels.iter().all(has) {
+            continue;
+        }
+        let target = match &config.address {
+            Address::Ip(ip) => Target::Socket(SocketAddr::new(*ip, port)),
+            Address::Name(name) => Target::Name(name.clone(), port),
+        };
+        if !seen.insert(target.clone()) {
+            continue;
+        }
+        let known = previous.get(&target);
+        if cluster.outlier.is_none()
+            && let Some(known) = known
+        {
+            // Ejections made under a policy that is gone must not last for ever.
+            known.state.ejection.reset();
+        }
+        list.push(match known {
+            Some(known) if known.config == *config => (*known).clone(),
+            Some(known) => Arc::new(Endpoint {
+                config: config.clone(),
+                target,
+                key: known.key.clone(),
+                state: known.state.clone(),
+            }),
+            None => {
+                let key = key_of(&target);
+                Arc::new(Endpoint { config: config.clone(), target, key, state: Arc::default() })
+            }
+        });
+    }
+    list
+}
+
+/// The endpoint at an address, whatever its health.
+pub fn find(endpoints: &[Arc<Endpoint>], address: SocketAddr) -> Option<&Arc<Endpoint>> {
+    endpoints.iter().find(|endpoint| endpoint.target == Target::Socket(address))
+}
+
+fn dial_port(target: &TargetPort, config: &EndpointConfig) -> Option<u16> {
+    match target {
+        TargetPort::Registered => Some(config.port),
+        TargetPort::Number(number) => Some(*number),
+        TargetPort::Named { name, otherwise } => config.ports.get(&**name).copied().or(*otherwise),
+    }
+}
+
+fn key_of(target: &Target) -> Arc<str> {
+    match target {
+        Target::Socket(address) => address.to_string().into(),
+        Target::Name(name, port) => format!("{name}:{port}").into(),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,299 @@
+//! Changes that a route or destination makes to request and response headers, in Envoy's order: inside one level remove,
+//! then set, then add.
+//!
+//! Values may hold Envoy's `%VAR%` formatters; the common ones are supported and parsed when the policy is compiled, so
+//! that a mistake is an error there and not a strange header here.
+
+use std::net::SocketAddr;
+
+use http::{HeaderMap, HeaderName, HeaderValue, Version};
+
+/// The changes of one level (route or destination).
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct HeaderOps {
+    /// To the request, before it is sent upstream.
+    pub request: HeaderChange,
+    /// To the response, before it is sent downstream.
+    pub response: HeaderChange,
+}
+
+/// A list of changes.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct HeaderChange {
+    /// Removed first.
+    pub remove: Vec<HeaderName>,
+    /// Then set, replacing all values.
+    pub set: Vec<(HeaderName, Template)>,
+    /// Then added to the values that there are.
+    pub add: Vec<(HeaderName, Template)>,
+}
+
+/// A header value with placeholders.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Template(Vec<Part>);
+
+#[derive(Debug, Clone, PartialEq)]
+enum Part {
+    Text(String),
+    Source,
+    SourceIp,
+    Header(HeaderName),
+    Authority,
+    Method,
+    Path,
+    Protocol,
+}
+
+/// What placeholders are filled from, besides the request's headers.
+#[derive(Debug, Clone, Copy)]
+pub struct Context<'a> {
+    /// The downstream's remote address.
+    pub source: SocketAddr,
+    /// The downstream's HTTP version.
+    pub version: Version,
+    /// The method, for `%REQ(:method)%`.
+    pub method: &'a str,
+    /// The authority, for `%REQ(:authority)%`.
+    pub authority: &'a str,
+    /// Path and query, for `%REQ(:path)%`.
+    pub path_and_query: &'a str,
+}
+
+impl HeaderChange {
+    /// Nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.remove.is_empty() && self.set.is_empty() && self.add.is_empty()
+    }
+
+    /// Changes a request's headers.
+    pub fn apply_to_request(&self, headers: &mut HeaderMap, context: &Context<'_>) {
+        self.apply(headers, |template, headers| template.render(headers, context));
+    }
+
+    /// Changes a response's headers. `request` are the request's headers as they were received; they may be empty
+    /// unless [`HeaderChange::reads_request_headers`].
+    pub fn apply_to_response(&self, headers: &mut HeaderMap, request: &HeaderMap, context: &Context<'_>) {
+        self.apply(headers, |template, _| template.render(request, context));
+    }
+
+    /// A value has `%REQ(name)%`: the sidecar has to keep the request's headers for the response.
+    pub fn reads_request_headers(&self) -> bool {
+        let mut templates = self.set.iter().chain(&self.add);
+        templates.any(|(_, template)| template.0.iter().any(|part| matches!(part, Part::Header(_))))
+    }
+
+    /// This level's changes, then `later`'s, as one level: removals of both first, then all sets, then all adds.
+    pub(crate) fn merged(&self, later: &HeaderChange) -> HeaderChange {
+        HeaderChange {
+            remove: self.remove.iter().chain(&later.remove).cloned().collect(),
+            set: self.set.iter().chain(&later.set).cloned().collect(),
+            add: self.add.iter().chain(&later.add).cloned().collect(),
+        }
+    }
+
+    fn apply(&self, headers: &mut HeaderMap, render: impl Fn(&Template, &HeaderMap) -> Option<HeaderValue>) {
+        for name in &self.remove {
+            headers.remove(name);
+        }
+        for (name, template) in &self.set {
+            if let Some(value) = render(template, headers) {
+                headers.insert(name, value);
+            }
+        }
+        for (name, template) in &self.add {
+            if let Some(value) = render(template, headers) {
+                headers.append(name, value);
+            }
+        }
+    }
+}
+
+impl HeaderOps {
+    /// See [`HeaderChange::merged`].
+    pub(crate) fn merged(&self, later: &HeaderOps) -> HeaderOps {
+        HeaderOps { request: self.request.merged(&later.request), response: self.response.merged(&later.response) }
+    }
+}
+
+impl Template {
+    /// Parses a value; the error says which placeholder is not supported or where one is left open.
+    pub fn parse(text: &str) -> Result<Template, String> {
+        let mut parts = Vec::new();
+        let mut literal = String::new();
+        let mut rest = text;
+        while let Some(start) = rest.find('%') {
+            literal.push_str(&rest[..start]);
+            rest = &rest[start + 1..];
+            if let Some(after) = rest.strip_prefix('%') {
+                literal.push('%');
+                rest = after;
+                continue;
+            }
+            let end = rest
+                .find('%')
+                .ok_or_else(|| format!("a '%' without its end in {text:?}; write %% for a percent sign"))?;
+            if !literal.is_empty() {
+                parts.push(Part::Text(std::mem::take(&mut literal)));
+            }
+            parts.push(Part::parse(&rest[..end])?);
+            rest = &rest[end + 1..];
+        }
+        literal.push_str(rest);
+        if HeaderValue::from_str(&literal).is_err() {
+            return Err(format!("{text:?} has a byte that no header value may have"));
+        }
+        if !literal.is_empty() || parts.is_empty() {
+            parts.push(Part::Text(literal));
+        }
+        Ok(Template(parts))
+    }
+
+    /// The value; `None` when it is empty because the headers it reads are missing, or would be an illegal value. An
+    /// empty value without placeholders is a value.
+    fn render(&self, headers: &HeaderMap, context: &Context<'_>) -> Option<HeaderValue> {
+        if let [Part::Text(text)] = &self.0[..] {
+            return HeaderValue::from_str(text).ok();
+        }
+        let mut value = Vec::new();
+        for part in &self.0 {
+            match part {
+                Part::Text(text) => value.extend_from_slice(text.as_bytes()),
+                Part::Source => value.extend_from_slice(context.source.to_string().as_bytes()),
+                Part::SourceIp => value.extend_from_slice(context.source.ip().to_string().as_bytes()),
+                Part::Header(name) => {
+                    if let Some(found) = headers.get(name) {
+                        value.extend_from_slice(found.as_bytes());
+                    } else if self.0.len() > 1 {
+                        // What Envoy writes for a missing value inside a longer one.
+                        value.push(b'-');
+                    }
+                }
+                Part::Authority => value.extend_from_slice(context.authority.as_bytes()),
+                Part::Method => value.extend_from_slice(context.method.as_bytes()),
+                Part::Path => value.extend_from_slice(context.path_and_query.as_bytes()),
+                Part::Protocol => value.extend_from_slice(protocol_text(context.version).as_bytes()),
+            }
+        }
+        if value.is_empty() { None } else { HeaderValue::from_bytes(&value).ok() }
+    }
+}
+
+impl Part {
+    fn parse(text: &str) -> Result<Part, String> {
+        match text {
+            "DOWNSTREAM_REMOTE_ADDRESS" => return Ok(Part::Source),
+            "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT" => return Ok(Part::SourceIp),
+            "PROTOCOL" => return Ok(Part::Protocol),
+            _ => {}
+        }
+        let unsupported = || {
+            format!(
+                "%{text}% is not supported yet; supported are %DOWNSTREAM_REMOTE_ADDRESS%, \
+                 %DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%, %REQ(name)%, %PROTOCOL% and %%"
+            )
+        };
+        let name = text.strip_prefix("REQ(").and_then(|rest| rest.strip_suffix(')')).ok_or_else(unsupported)?;
+        match name.to_ascii_lowercase().as_str() {
+            ":authority" | "host" => Ok(Part::Authority),
+            ":method" => Ok(Part::Method),
+            ":path" => Ok(Part::Path),
+            lower => HeaderName::from_bytes(lower.as_bytes()).map(Part::Header).map_err(|_| unsupported()),
+        }
+    }
+}
+
+fn protocol_text(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_10 => "HTTP/1.0",
+        Version::HTTP_2 => "HTTP/2",
+        _ => "HTTP/1.1",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn context() -> Context<'static> {
+        Context {
+            source: SocketAddr::from(([10, 0, 0, 1], 4000)),
+            version: Version::HTTP_11,
+            method: "GET",
+            authority: "order",
+            path_and_query: "/a?b",
+        }
+    }
+
+    fn pair(name: &'static str, value: &str) -> (HeaderName, Template) {
+        (HeaderName::from_static(name), Template::parse(value).unwrap())
+    }
+
+    fn render(text: &str, headers: &HeaderMap) -> Option<String> {
+        let value = Template::parse(text).unwrap().render(headers, &context())?;
+        Some(value.to_str().unwrap().to_owned())
+    }
+
+    #[test]
+    fn remove_then_set_then_add() {
+        let change = HeaderChange {
+            remove: vec![HeaderName::from_static("a")],
+            set: vec![pair("b", "set"), pair("a", "back")],
+            add: vec![pair("b", "added"), pair("c", "added")],
+        };
+        let mut headers = HeaderMap::new();
+        for (name, value) in [("a", "1"), ("b", "1"), ("b", "2"), ("c", "1")] {
+            headers.append(name, HeaderValue::from_static(value));
+        }
+        change.apply_to_request(&mut headers, &context());
+        let all = |name| headers.get_all(name).iter().map(|v| v.to_str().unwrap()).collect::<Vec<_>>();
+        assert_eq!((all("a"), all("b"), all("c")), (vec!["back"], vec!["set", "added"], vec!["1", "added"]));
+    }
+
+    #[test]
+    fn placeholders() {
+        let mut headers = HeaderMap::new();
+        headers.insert("x-user", HeaderValue::from_static("alice"));
+        for (text, expected) in [
+            ("plain", Some("plain")),
+            ("", Some("")),
+            ("100%%", Some("100%")),
+            ("%DOWNSTREAM_REMOTE_ADDRESS%", Some("10.0.0.1:4000")),
+            ("ip=%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%;", Some("ip=10.0.0.1;")),
+            ("%REQ(X-User)%/%REQ(:path)%", Some("alice//a?b")),
+            ("%REQ(:method)% %REQ(:authority)% %PROTOCOL%", Some("GET order HTTP/1.1")),
+            ("%REQ(missing)%", None),
+            ("a%REQ(missing)%", Some("a-")),
+        ] {
+            assert_eq!(render(text, &headers).as_deref(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let error = Template::parse("a %START_TIME% b").unwrap_err();
+        assert!(error.starts_with("%START_TIME% is not supported yet"), "{error}");
+        assert!(Template::parse("50% off").unwrap_err().contains("%%"));
+        assert!(Template::parse("%REQ(a b)%").is_err());
+        assert!(Template::parse("a\nb").is_err());
+    }
+
+    #[test]
+    fn responses_read_the_request() {
+        let change = HeaderChange { set: vec![pair("x", "%REQ(x-user)%")], ..HeaderChange::default() };
+        assert!(change.reads_request_headers());
+        let (mut response, mut request) = (HeaderMap::new(), HeaderMap::new());
+        request.insert("x-user", HeaderValue::from_static("bob"));
+        change.apply_to_response(&mut response, &request, &context());
+        assert_eq!(response["x"], "bob");
+    }
+
+    #[test]
+    fn a_merged_level_sets_the_later_last() {
+        let route = HeaderChange { set: vec![pair("a", "route")], ..HeaderChange::default() };
+        let remove = vec![HeaderName::from_static("a")];
+        let destination = HeaderChange { set: vec![pair("a", "destination")], remove, ..HeaderChange::default() };
+        let mut headers = HeaderMap::new();
+        route.merged(&destination).apply_to_request(&mut headers, &context());
+        assert_eq!(headers["a"], "destination");
+    }
+}

@@ -1,0 +1,158 @@
+//! Names of services: what an authority header means, and which names mean a service to a client.
+
+use std::borrow::Cow;
+
+/// Suffix of the canonical names of the mesh's own services, after `<name>.<namespace>`.
+pub const SERVICE_SUFFIX: &str = ".svc.cluster.local";
+/// Suffix by which Consul's users ask for a service.
+pub const CONSUL_SUFFIX: &str = ".service.consul";
+
+/// An authority as names are compared: lower case, without port, brackets of an IPv6 address and trailing dot.
+///
+/// Allocates only where a letter has to be lowered.
+pub fn normalise(authority: &str) -> Cow<'_, str> {
+    let (host, _) = split_port(authority);
+    let host = host.strip_suffix('.').unwrap_or(host);
+    if host.bytes().any(|b| b.is_ascii_uppercase()) {
+        Cow::Owned(host.to_ascii_lowercase())
+    } else {
+        Cow::Borrowed(host)
+    }
+}
+
+/// Host and port of an authority. Brackets of an IPv6 address are taken off; a bare IPv6 address is a host without port;
+/// a port that is not a number in 0..=65535 is dropped.
+pub fn split_port(authority: &str) -> (&str, Option<u16>) {
+    if let Some(rest) = authority.strip_prefix('[')
+        && let Some((host, after)) = rest.split_once(']')
+    {
+        return (host, after.strip_prefix(':').and_then(parse_port));
+    }
+    match authority.split_once(':') {
+        // More than one colon without brackets: an IPv6 address.
+        Some((_, rest)) if rest.contains(':') => (authority, None),
+        Some((host, port)) => (host, parse_port(port)),
+        None => (authority, None),
+    }
+}
+
+fn parse_port(text: &str) -> Option<u16> {
+    // `parse` would take a leading plus.
+    if text.bytes().all(|b| b.is_ascii_digit()) { text.parse().ok() } else { None }
+}
+
+/// Canonical name of a host as a policy in `namespace` writes it: a name without dot is a service of that namespace;
+/// anything with a dot, an IP address or `*` stays. Lower case.
+pub fn qualify(host: &str, namespace: &str) -> String {
+    if host.contains(['.', '*', ':']) || host.is_empty() {
+        return host.to_ascii_lowercase();
+    }
+    fqdn(host, namespace)
+}
+
+/// `<name>.<namespace>.svc.cluster.local`, lower case.
+pub fn fqdn(name: &str, namespace: &str) -> String {
+    let mut fqdn = format!("{name}.{namespace}{SERVICE_SUFFIX}");
+    fqdn.make_ascii_lowercase();
+    fqdn
+}
+
+/// Name and namespace of a canonical name; `None` for any other host.
+pub fn parse_fqdn(host: &str) -> Option<(&str, &str)> {
+    let (name, namespace) = host.strip_suffix(SERVICE_SUFFIX)?.split_once('.')?;
+    (!name.is_empty() && !namespace.is_empty() && !namespace.contains('.')).then_some((name, namespace))
+}
+
+/// The names that mean a host to a client in `client_namespace`, the canonical one first. A host outside
+/// `svc.cluster.local` has only its own name.
+pub fn names_of(host: &str, client_namespace: &str) -> Vec<String> {
+    let host = normalise(host);
+    let mut names = vec![host.to_string()];
+    if let Some((name, namespace)) = parse_fqdn(&host) {
+        names.push(format!("{name}.{namespace}.svc"));
+        names.push(format!("{name}.{namespace}"));
+        if namespace == client_namespace {
+            names.push(name.to_owned());
+            names.push(format!("{name}{CONSUL_SUFFIX}"));
+        }
+    }
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn authorities() {
+        for (authority, host, port) in [
+            ("order", "order", None),
+            ("Order.Default:8080", "order.default", Some(8080)),
+            ("order.default.svc.cluster.local.:80", "order.default.svc.cluster.local", Some(80)),
+            ("[::1]:80", "::1", Some(80)),
+            ("[FE80::1]", "fe80::1", None),
+            ("::1", "::1", None),
+            ("10.0.0.1:65536", "10.0.0.1", None),
+            ("10.0.0.1:", "10.0.0.1", None),
+            ("a:+1", "a", None),
+            ("[::1", "[::1", None),
+            ("", "", None),
+        ] {
+            assert_eq!((normalise(authority).as_ref(), split_port(authority).1), (host, port), "{authority}");
+        }
+        assert!(matches!(normalise("order:80"), Cow::Borrowed(_)));
+    }
+
+    #[test]
+    fn qualified() {
+        for (host, expected) in [
+            ("order", "order.shop.svc.cluster.local"),
+            ("Order", "order.shop.svc.cluster.local"),
+            ("order.prod", "order.prod"),
+            ("*", "*"),
+            ("*.example.com", "*.example.com"),
+            ("10.0.0.1", "10.0.0.1"),
+            ("::1", "::1"),
+            ("Example.com", "example.com"),
+        ] {
+            assert_eq!(qualify(host, "shop"), expected);
+        }
+    }
+
+    #[test]
+    fn names_for_clients() {
+        let host = "order.shop.svc.cluster.local";
+        let far = [host, "order.shop.svc", "order.shop"];
+        assert_eq!(names_of(host, "other"), far);
+        let near = [&far[..], &["order", "order.service.consul"]].concat();
+        assert_eq!(names_of(host, "shop"), near);
+        assert_eq!(names_of("api.example.com", "shop"), ["api.example.com"]);
+    }
+
+    #[test]
+    fn canonical_names_are_parsed() {
+        for (host, expected) in [
+            ("order.shop.svc.cluster.local", Some(("order", "shop"))),
+            ("a.b.c.svc.cluster.local", None),
+            (".shop.svc.cluster.local", None),
+            ("order.svc.cluster.local", None),
+            ("order.shop", None),
+        ] {
+            assert_eq!(parse_fqdn(host), expected, "{host}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics(text in ".*") {
+            let _ = (normalise(&text).len(), split_port(&text), qualify(&text, "a"), names_of(&text, "a"));
+        }
+
+        #[test]
+        fn a_bare_name_is_qualified_and_parsed_back(name in "[a-z][a-z0-9-]{0,20}", namespace in "[a-z]{1,9}") {
+            let host = qualify(&name, &namespace);
+            prop_assert_eq!(parse_fqdn(&host), Some((name.as_str(), namespace.as_str())));
+        }
+    }
+}

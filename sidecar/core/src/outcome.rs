@@ -1,0 +1,228 @@
+//! What became of one attempt, classified once; ejection, retries and metrics read it. And Envoy's response flags.
+
+use http::{HeaderMap, StatusCode};
+
+/// What became of one attempt to have a request served by an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Response headers came. `grpc_status`: from the headers only (never trailers), as Envoy reads it.
+    /// `overloaded`: the answer carries `x-envoy-overloaded`; it is never retried.
+    Response { status: StatusCode, grpc_status: Option<u32>, overloaded: bool },
+    /// The connection was refused or reset while connecting, or TLS failed.
+    ConnectFailure,
+    /// No connection within `connectTimeout`.
+    ConnectTimeout,
+    /// The peer's certificate does not name the identity that the registry gives for the endpoint.
+    IdentityMismatch,
+    /// The connection or stream ended before response headers. `request_started`: at least a byte of the request
+    /// was written to a connection.
+    Reset { request_started: bool },
+    /// The connection or stream ended after response headers: too late to retry.
+    ResetAfterHeaders,
+    /// HTTP/2 REFUSED_STREAM, or GOAWAY below this stream: certainly not processed.
+    RefusedStream,
+    /// The answer breaks the protocol.
+    ProtocolError,
+    /// The route's timeout, over all attempts, ended.
+    Timeout,
+    /// `perTryTimeout` ended. `request_started` as in `Reset`.
+    PerTryTimeout { request_started: bool },
+    /// Refused by a limit of the cluster; no endpoint was troubled.
+    Overflow,
+    /// No endpoint to pick.
+    NoHealthyUpstream,
+    /// The client went away.
+    Cancelled,
+}
+
+impl Outcome {
+    /// Classifies response headers.
+    pub fn response(status: StatusCode, headers: &HeaderMap) -> Outcome {
+        let grpc_status = headers.get("grpc-status").and_then(|value| value.to_str().ok()?.parse().ok());
+        Outcome::Response { status, grpc_status, overloaded: headers.contains_key("x-envoy-overloaded") }
+    }
+
+    /// As what HTTP status outlier detection counts it; `None`: it says nothing about the endpoint. Local failures count
+    /// as 503 and 504.
+    pub fn counted_status(&self) -> Option<StatusCode> {
+        match *self {
+            Outcome::Response { grpc_status: Some(code), .. } => Some(grpc_to_http(code)),
+            Outcome::Response { status, .. } => Some(status),
+            Outcome::ConnectFailure
+            | Outcome::ConnectTimeout
+            | Outcome::IdentityMismatch
+            | Outcome::Reset { .. }
+            | Outcome::ResetAfterHeaders
+            | Outcome::RefusedStream
+            | Outcome::ProtocolError => Some(StatusCode::SERVICE_UNAVAILABLE),
+            Outcome::Timeout | Outcome::PerTryTimeout { .. } => Some(StatusCode::GATEWAY_TIMEOUT),
+            Outcome::Overflow | Outcome::NoHealthyUpstream | Outcome::Cancelled => None,
+        }
+    }
+
+    /// The sidecar, not the upstream, says that it failed (`splitExternalLocalOriginErrors` counts these apart).
+    pub fn is_local_failure(&self) -> bool {
+        !matches!(self, Outcome::Response { .. }) && self.counted_status().is_some()
+    }
+}
+
+/// HTTP status that stands for a gRPC status code, as Envoy maps it.
+pub fn grpc_to_http(code: u32) -> StatusCode {
+    match code {
+        0 => StatusCode::OK,
+        1 => CLIENT_CLOSED_REQUEST,
+        3 | 9 | 11 => StatusCode::BAD_REQUEST,
+        4 => StatusCode::GATEWAY_TIMEOUT,
+        5 => StatusCode::NOT_FOUND,
+        6 | 10 => StatusCode::CONFLICT,
+        7 => StatusCode::FORBIDDEN,
+        8 => StatusCode::TOO_MANY_REQUESTS,
+        12 => StatusCode::NOT_IMPLEMENTED,
+        14 => StatusCode::SERVICE_UNAVAILABLE,
+        16 => StatusCode::UNAUTHORIZED,
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+/// gRPC status code that stands for an HTTP status of a local answer, as Envoy maps it.
+pub fn http_to_grpc(status: StatusCode) -> u32 {
+    match status.as_u16() {
+        400 => 13,
+        401 => 16,
+        403 => 7,
+        404 => 12,
+        429 | 502 | 503 | 504 => 14,
+        _ => 2,
+    }
+}
+
+/// 499, nginx's and Envoy's "client closed request".
+const CLIENT_CLOSED_REQUEST: StatusCode = match StatusCode::from_u16(499) {
+    Ok(status) => status,
+    Err(_) => StatusCode::BAD_REQUEST,
+};
+
+/// Why a request did not go the usual way, in Envoy's short form, for logs and metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ResponseFlag {
+    /// No healthy upstream.
+    NoHealthyUpstream,
+    /// Upstream connection failure.
+    UpstreamConnectionFailure,
+    /// Upstream overflow: a circuit breaker.
+    UpstreamOverflow,
+    /// No route.
+    NoRoute,
+    /// No cluster.
+    NoCluster,
+    /// The retry or connection-attempt limit was exceeded.
+    UpstreamRetryLimitExceeded,
+    /// The request's timeout.
+    UpstreamRequestTimeout,
+    /// The upstream closed the connection.
+    UpstreamConnectionTermination,
+    /// The upstream reset the stream.
+    UpstreamRemoteReset,
+    /// The sidecar reset the stream.
+    LocalReset,
+    /// The client went away.
+    DownstreamConnectionTermination,
+    /// The client's request breaks HTTP.
+    DownstreamProtocolError,
+    /// A strictly checked header is invalid.
+    InvalidEnvoyRequestHeaders,
+    /// A stream was idle for too long.
+    StreamIdleTimeout,
+    /// The upstream's response breaks HTTP.
+    UpstreamProtocolError,
+    /// The whole duration of a stream or connection was exceeded.
+    DurationTimeout,
+    /// No policy has arrived yet.
+    NoFilterConfigFound,
+    /// Refused by authorization.
+    UnauthorizedExternalService,
+    /// A delay was injected.
+    DelayInjected,
+    /// A fault was injected.
+    FaultInjected,
+    /// Rate limited.
+    RateLimited,
+    /// Overload manager, here: the sidecar's own protection (a loop).
+    OverloadManager,
+}
+
+impl ResponseFlag {
+    /// Envoy's short form, for example `UH`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ResponseFlag::NoHealthyUpstream => "UH",
+            ResponseFlag::UpstreamConnectionFailure => "UF",
+            ResponseFlag::UpstreamOverflow => "UO",
+            ResponseFlag::NoRoute => "NR",
+            ResponseFlag::NoCluster => "NC",
+            ResponseFlag::UpstreamRetryLimitExceeded => "URX",
+            ResponseFlag::UpstreamRequestTimeout => "UT",
+            ResponseFlag::UpstreamConnectionTermination => "UC",
+            ResponseFlag::UpstreamRemoteReset => "UR",
+            ResponseFlag::LocalReset => "LR",
+            ResponseFlag::DownstreamConnectionTermination => "DC",
+            ResponseFlag::DownstreamProtocolError => "DPE",
+            ResponseFlag::InvalidEnvoyRequestHeaders => "IH",
+            ResponseFlag::StreamIdleTimeout => "SI",
+            ResponseFlag::UpstreamProtocolError => "UPE",
+            ResponseFlag::DurationTimeout => "DT",
+            ResponseFlag::NoFilterConfigFound => "NFCF",
+            ResponseFlag::UnauthorizedExternalService => "UAEX",
+            ResponseFlag::DelayInjected => "DI",
+            ResponseFlag::FaultInjected => "FI",
+            ResponseFlag::RateLimited => "RL",
+            ResponseFlag::OverloadManager => "OM",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::HeaderValue;
+
+    #[test]
+    fn response_headers_are_classified() {
+        let mut headers = HeaderMap::new();
+        let plain = Outcome::response(StatusCode::OK, &headers);
+        assert_eq!(plain, Outcome::Response { status: StatusCode::OK, grpc_status: None, overloaded: false });
+        headers.insert("grpc-status", HeaderValue::from_static("14"));
+        headers.insert("x-envoy-overloaded", HeaderValue::from_static("true"));
+        let grpc = Outcome::response(StatusCode::OK, &headers);
+        assert_eq!(grpc, Outcome::Response { status: StatusCode::OK, grpc_status: Some(14), overloaded: true });
+        assert_eq!(grpc.counted_status(), Some(StatusCode::SERVICE_UNAVAILABLE));
+        assert!(!grpc.is_local_failure());
+    }
+
+    #[test]
+    fn what_counts_against_an_endpoint() {
+        for (outcome, status) in [
+            (Outcome::ConnectFailure, Some(503)),
+            (Outcome::ConnectTimeout, Some(503)),
+            (Outcome::Reset { request_started: true }, Some(503)),
+            (Outcome::Timeout, Some(504)),
+            (Outcome::PerTryTimeout { request_started: true }, Some(504)),
+            (Outcome::Overflow, None),
+            (Outcome::NoHealthyUpstream, None),
+            (Outcome::Cancelled, None),
+        ] {
+            assert_eq!(outcome.counted_status().map(|status| status.as_u16()), status, "{outcome:?}");
+            assert_eq!(outcome.is_local_failure(), status.is_some(), "{outcome:?}");
+        }
+    }
+
+    #[test]
+    fn grpc_statuses() {
+        let http = (0..=17).map(|code| grpc_to_http(code).as_u16()).collect::<Vec<_>>();
+        let expected = [200, 499, 500, 400, 504, 404, 409, 403, 429, 400, 409, 400, 501, 500, 503, 500, 401, 500];
+        assert_eq!(http, expected);
+        let codes = [400, 401, 403, 404, 429, 502, 503, 504, 500, 200];
+        let grpc = codes.map(|code| http_to_grpc(StatusCode::from_u16(code).unwrap()));
+        assert_eq!(grpc, [13, 16, 7, 12, 14, 14, 14, 14, 2, 2]);
+    }
+}

@@ -1,0 +1,284 @@
+//! Compiled configuration: what [`crate::compile`] makes of the wire messages, with every default applied, every index
+//! and name checked, so that nothing on a request's way has to ask "is it set?" or can fail.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::hash::HashPolicy;
+use crate::route::RouteTable;
+
+/// One host of the mesh: all that a call to it needs but the addresses.
+#[derive(Debug, Clone)]
+pub struct Service {
+    /// Canonical name, `order-service.default.svc.cluster.local` or a ServiceEntry's host. Lower case.
+    pub host: Arc<str>,
+    /// The service's namespace.
+    pub namespace: Arc<str>,
+    /// Virtual IPs.
+    pub addresses: Vec<IpAddr>,
+    /// Authorities that mean this service to this client: lower case, without port and trailing dot.
+    pub names: Vec<Arc<str>>,
+    /// Ascending by number.
+    pub ports: Vec<Port>,
+    /// What routes and ports refer to by index.
+    pub clusters: Vec<Arc<Cluster>>,
+    /// Outside the mesh.
+    pub external: bool,
+}
+
+impl Service {
+    /// The port with this number, else the logical port (number 0) that stands for any.
+    pub fn port(&self, number: u16) -> Option<&Port> {
+        let exact = self.ports.iter().find(|port| port.number == number);
+        exact.or_else(|| self.ports.iter().find(|port| port.number == 0))
+    }
+
+    /// A cluster by the index that ports and routes hold.
+    ///
+    /// # Panics
+    /// Never for an index of this very service: they are checked when it is compiled.
+    pub fn cluster(&self, index: usize) -> &Arc<Cluster> {
+        &self.clusters[index]
+    }
+}
+
+/// A port of a service.
+#[derive(Debug, Clone)]
+pub struct Port {
+    /// 0: any.
+    pub number: u16,
+    /// As declared; may be empty.
+    pub name: Arc<str>,
+    /// What is spoken on it.
+    pub protocol: Protocol,
+    /// Index of the cluster that serves this port where no route says otherwise (and for TCP).
+    pub cluster: usize,
+    /// Never empty: a port without routes has one default route to `cluster`, with Istio's default retries.
+    pub routes: RouteTable,
+}
+
+/// What is spoken on a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// To be sniffed.
+    Unknown,
+    /// HTTP/1.x or HTTP/2, told apart by the preface.
+    Http,
+    /// HTTP/2 only.
+    Http2,
+    /// gRPC: HTTP/2.
+    Grpc,
+    /// Opaque bytes.
+    Tcp,
+    /// The application's own TLS: passed through.
+    Tls,
+}
+
+/// One set of endpoints with the policy for calls to it: its own limits, balancer and ejections.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Cluster {
+    /// `outbound|<port>|<subset>|<host>`: what its counters are kept under.
+    pub name: Arc<str>,
+    /// Name of its `Endpoints` resource.
+    pub host: Arc<str>,
+    /// The service's port; 0: any.
+    pub port: u16,
+    /// Empty: the whole service.
+    pub subset: Arc<str>,
+    /// An endpoint belongs when it has all of these.
+    pub labels: BTreeMap<String, String>,
+    /// Which port of an endpoint is dialed.
+    pub target_port: TargetPort,
+    /// What its endpoints speak.
+    pub protocol: Protocol,
+    /// How an endpoint is picked.
+    pub load_balancer: LoadBalancer,
+    /// Limits and timeouts.
+    pub pool: ConnectionPool,
+    /// `None`: off.
+    pub outlier: Option<OutlierDetection>,
+    /// Transport security towards the endpoints.
+    pub tls: Tls,
+    /// `DestinationRule/<namespace>/<name>` that decided; empty: defaults.
+    pub policy: Arc<str>,
+    /// A route names it but nothing defines it: 503 NC.
+    pub undefined: bool,
+    /// Dial the caller's original destination instead of a balanced endpoint.
+    pub original_destination: bool,
+}
+
+/// Which port of an endpoint is dialed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TargetPort {
+    /// The one that the endpoint registered.
+    Registered,
+    /// This one.
+    Number(u16),
+    /// The endpoint's port of this name, else `otherwise`; an endpoint with neither does not belong to the cluster.
+    Named { name: Arc<str>, otherwise: Option<u16> },
+}
+
+/// How an endpoint is picked.
+#[derive(Debug, Clone, PartialEq)]
+pub enum LoadBalancer {
+    /// The less busy of two (the default).
+    LeastRequest,
+    /// In turn.
+    RoundRobin,
+    /// Uniformly, by weight.
+    Random,
+    /// The caller's original destination; the cluster's `original_destination` is then set.
+    Passthrough,
+    /// Consistent hashing on a ring of at least `minimum_size` entries (1..=8388608).
+    RingHash { policy: HashPolicy, minimum_size: u64 },
+    /// Consistent hashing by a Maglev table of `table_size` entries (a prime below 5000011).
+    Maglev { policy: HashPolicy, table_size: u64 },
+}
+
+impl LoadBalancer {
+    /// The hash inputs of this cluster alone: none or one.
+    pub fn hash_policies(&self) -> &[HashPolicy] {
+        match self {
+            LoadBalancer::RingHash { policy, .. } | LoadBalancer::Maglev { policy, .. } => std::slice::from_ref(policy),
+            _ => &[],
+        }
+    }
+}
+
+/// Limits and timeouts of a cluster. A limit that is unset is `u32::MAX`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConnectionPool {
+    /// Connections to all of the cluster's endpoints together, over all workers.
+    pub max_connections: u32,
+    /// For TCP connect and TLS handshake together.
+    pub connect_timeout: Duration,
+    /// Requests that may wait for a connection (HTTP/1 and 2 alike).
+    pub max_pending_requests: u32,
+    /// Requests in flight (HTTP/1 and 2 alike): `http2MaxRequests`.
+    pub max_requests: u32,
+    /// Requests after which a connection is closed; 1: no keep-alive.
+    pub max_requests_per_connection: u32,
+    /// Retries in flight.
+    pub max_retries: u32,
+    /// An HTTP connection without requests is closed after this.
+    pub http_idle_timeout: Duration,
+    /// A TCP flow without bytes is closed after this; `None`: never.
+    pub tcp_idle_timeout: Option<Duration>,
+    /// A connection is drained after this; `None`: never.
+    pub max_connection_duration: Option<Duration>,
+    /// `None`: the operating system's default (off).
+    pub tcp_keepalive: Option<TcpKeepalive>,
+    /// Streams of one HTTP/2 connection.
+    pub max_concurrent_streams: u32,
+    /// Whether HTTP/1.1 goes as HTTP/2 between sidecars.
+    pub h2_upgrade: H2Upgrade,
+    /// Use the protocol that the client used.
+    pub use_client_protocol: bool,
+}
+
+/// TCP keep-alive; `None` fields: the operating system's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TcpKeepalive {
+    /// Unanswered probes before the connection is dead.
+    pub probes: Option<u32>,
+    /// Idle time before the first probe.
+    pub time: Option<Duration>,
+    /// Time between probes.
+    pub interval: Option<Duration>,
+}
+
+/// Whether HTTP/1.1 is carried as HTTP/2 between sidecars.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum H2Upgrade {
+    /// The mesh's default: not.
+    Default,
+    /// Never.
+    DoNotUpgrade,
+    /// Always.
+    Upgrade,
+}
+
+/// When an endpoint is ejected from balancing, and for how long. Envoy's semantics.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OutlierDetection {
+    /// 5xx answers in a row; `None`: off.
+    pub consecutive_5xx: Option<u32>,
+    /// 502, 503 or 504 in a row; `None`: off.
+    pub consecutive_gateway_errors: Option<u32>,
+    /// How often ejected endpoints are looked at; never 0.
+    pub interval: Duration,
+    /// Multiplied by the number of ejections in a row; never 0.
+    pub base_ejection_time: Duration,
+    /// 1..=100, of all endpoints of the cluster.
+    pub max_ejection_percent: u32,
+    /// 0..=100: below this share of healthy endpoints all are used (panic); 0: never.
+    pub min_health_percent: u32,
+    /// Failures to connect are counted apart from answers.
+    pub split_external_local_origin_errors: bool,
+    /// Only when split; `None`: off.
+    pub consecutive_local_origin_failures: Option<u32>,
+}
+
+/// Transport security towards a cluster's endpoints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tls {
+    /// mTLS to endpoints with an identity, plaintext to others.
+    Auto,
+    /// Never.
+    Disable,
+    /// Always; an endpoint without an identity is refused.
+    IstioMutual,
+}
+
+/// How a sidecar treats what comes in.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Inbound {
+    /// Where no port says otherwise.
+    pub mtls: MtlsMode,
+    /// By port of the workload.
+    pub port_mtls: BTreeMap<u16, MtlsMode>,
+    /// Services that this workload is an instance of.
+    pub services: Vec<InboundService>,
+    /// `PeerAuthentication/<namespace>/<name>` that decided; empty: the default.
+    pub policy: Arc<str>,
+}
+
+impl Inbound {
+    /// What a port of the workload accepts.
+    pub fn mode_for(&self, port: u16) -> MtlsMode {
+        self.port_mtls.get(&port).copied().unwrap_or(self.mtls)
+    }
+
+    /// The service that the workload serves on this port. The first one, where several share it.
+    pub fn service(&self, port: u16) -> Option<&InboundService> {
+        self.services.iter().find(|service| service.port == port)
+    }
+}
+
+/// Whether plaintext is accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MtlsMode {
+    /// Both.
+    Permissive,
+    /// mTLS only.
+    Strict,
+    /// Plaintext only.
+    Disable,
+}
+
+/// A service that this workload is an instance of.
+#[derive(Debug, Clone, PartialEq)]
+pub struct InboundService {
+    /// Canonical name.
+    pub host: Arc<str>,
+    /// The service's namespace.
+    pub namespace: Arc<str>,
+    /// Port on this workload.
+    pub port: u16,
+    /// What is spoken on it.
+    pub protocol: Protocol,
+    /// The server side of the service's DestinationRule.
+    pub pool: ConnectionPool,
+}

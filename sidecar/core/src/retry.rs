@@ -1,0 +1,269 @@
+//! Which outcomes are tried again, how often and after how long. Istio's names and defaults, Envoy's decisions.
+//!
+//! The policy only says whether an outcome asks for a retry; that the body can be sent again, that the retry limit of
+//! the cluster has room and that time is left is the caller's knowledge.
+
+use std::time::Duration;
+
+use crate::outcome::Outcome;
+
+/// A compiled retry policy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RetryPolicy {
+    /// Attempts after the first; 0: no retries.
+    pub attempts: u32,
+    /// For each attempt; `None`: the route's timeout alone.
+    pub per_try_timeout: Option<Duration>,
+    /// What is tried again.
+    pub retry_on: RetryOn,
+    /// First back-off; never 0. Doubles with each attempt, up to ten times this.
+    pub backoff: Duration,
+}
+
+/// Conditions that ask for a retry.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RetryOn {
+    conditions: u16,
+    // As an answer's status: `retryOn: "503"`.
+    statuses: Vec<u16>,
+    // gRPC codes 0..=16, one bit each.
+    grpc: u32,
+}
+
+const SERVER_ERROR: u16 = 1;
+const GATEWAY_ERROR: u16 = 1 << 1;
+const RESET: u16 = 1 << 2;
+const RESET_BEFORE_REQUEST: u16 = 1 << 3;
+const CONNECT_FAILURE: u16 = 1 << 4;
+const REFUSED_STREAM: u16 = 1 << 5;
+const RETRIABLE_4XX: u16 = 1 << 6;
+
+/// Istio's default: two attempts, 25 ms.
+const DEFAULT_ATTEMPTS: u32 = 2;
+const DEFAULT_RETRY_ON: [&str; 4] = ["connect-failure", "refused-stream", "unavailable", "cancelled"];
+/// First back-off where the policy names none.
+pub const DEFAULT_BACKOFF: Duration = Duration::from_millis(25);
+
+impl Default for RetryPolicy {
+    /// What Istio does where no policy says otherwise: two retries of what certainly was not processed, and of gRPC's
+    /// `unavailable` and `cancelled`.
+    fn default() -> Self {
+        let mut retry_on = RetryOn::default();
+        for name in DEFAULT_RETRY_ON {
+            // A constant list, tested below.
+            let _ = retry_on.add(name);
+        }
+        RetryPolicy { attempts: DEFAULT_ATTEMPTS, per_try_timeout: None, retry_on, backoff: DEFAULT_BACKOFF }
+    }
+}
+
+impl RetryPolicy {
+    /// No retries at all.
+    pub fn none() -> Self {
+        RetryPolicy { attempts: 0, ..RetryPolicy::default() }
+    }
+
+    /// Whether to try again after attempt number `attempt` (the first is 0) ended with `outcome`.
+    pub fn should_retry(&self, outcome: &Outcome, attempt: u32) -> bool {
+        attempt < self.attempts && self.retry_on.matches(outcome)
+    }
+
+    /// How long to wait before the retry that follows attempt number `attempt` (the first is 0): uniform in
+    /// `[0, backoff * 2^attempt)`, the bound at most ten times `backoff`.
+    pub fn backoff(&self, attempt: u32, random: &mut impl FnMut() -> u64) -> Duration {
+        let factor = 1u32.checked_shl(attempt).unwrap_or(u32::MAX).min(10);
+        let bound = u64::try_from(self.backoff.saturating_mul(factor).as_nanos()).unwrap_or(u64::MAX);
+        Duration::from_nanos(scale(random(), bound))
+    }
+}
+
+/// A uniform random number as one in `[0, bound)`; 0 when `bound` is 0.
+pub(crate) fn scale(random: u64, bound: u64) -> u64 {
+    ((u128::from(random) * u128::from(bound)) >> 64) as u64
+}
+
+impl RetryOn {
+    /// Parses Istio's `retryOn`: comma-separated names and statuses. The error names the word that is not one.
+    pub fn parse<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<RetryOn, String> {
+        let mut retry_on = RetryOn::default();
+        for name in names.into_iter().flat_map(|names| names.split(',')).filter(|name| !name.is_empty()) {
+            retry_on.add(name)?;
+        }
+        Ok(retry_on)
+    }
+
+    /// Whether the outcome asks for another attempt.
+    pub fn matches(&self, outcome: &Outcome) -> bool {
+        // 5xx and gateway-error count a missing answer as the 5xx that it would become.
+        const NO_ANSWER: u16 = RESET | SERVER_ERROR | GATEWAY_ERROR;
+        match *outcome {
+            Outcome::Response { overloaded: true, .. } => false,
+            Outcome::Response { status, grpc_status, .. } => {
+                let code = status.as_u16();
+                let by_status = match code {
+                    502..=504 => self.has(SERVER_ERROR | GATEWAY_ERROR),
+                    500.. => self.has(SERVER_ERROR),
+                    409 => self.has(RETRIABLE_4XX),
+                    _ => false,
+                };
+                by_status
+                    || self.statuses.contains(&code)
+                    || grpc_status.is_some_and(|code| code < 32 && self.grpc & (1 << code) != 0)
+            }
+            Outcome::ConnectFailure | Outcome::ConnectTimeout | Outcome::IdentityMismatch => {
+                self.has(NO_ANSWER | CONNECT_FAILURE | RESET_BEFORE_REQUEST)
+            }
+            Outcome::RefusedStream => self.has(NO_ANSWER | REFUSED_STREAM),
+            Outcome::Reset { request_started } | Outcome::PerTryTimeout { request_started } => {
+                self.has(NO_ANSWER) || (!request_started && self.has(RESET_BEFORE_REQUEST))
+            }
+            Outcome::ProtocolError => self.has(NO_ANSWER),
+            Outcome::ResetAfterHeaders
+            | Outcome::Timeout
+            | Outcome::Overflow
+            | Outcome::NoHealthyUpstream
+            | Outcome::Cancelled => false,
+        }
+    }
+
+    fn has(&self, conditions: u16) -> bool {
+        self.conditions & conditions != 0
+    }
+
+    fn add(&mut self, name: &str) -> Result<(), String> {
+        match name {
+            "5xx" => self.conditions |= SERVER_ERROR,
+            "gateway-error" => self.conditions |= GATEWAY_ERROR,
+            "reset" => self.conditions |= RESET,
+            "reset-before-request" => self.conditions |= RESET_BEFORE_REQUEST,
+            "connect-failure" => self.conditions |= CONNECT_FAILURE,
+            "refused-stream" => self.conditions |= REFUSED_STREAM,
+            "retriable-4xx" => self.conditions |= RETRIABLE_4XX,
+            // Announces the numbers; alone it says nothing. Istio cannot name headers, nor has the mesh HTTP/3.
+            "retriable-status-codes" | "retriable-headers" | "http3-post-connect-failure" => {}
+            "cancelled" => self.grpc |= 1 << 1,
+            "deadline-exceeded" => self.grpc |= 1 << 4,
+            "resource-exhausted" => self.grpc |= 1 << 8,
+            "internal" => self.grpc |= 1 << 13,
+            "unavailable" => self.grpc |= 1 << 14,
+            "envoy-ratelimited" => return Err("\"envoy-ratelimited\" is not supported yet".into()),
+            other => match other.parse::<u16>() {
+                Ok(status @ 100..=599) => self.statuses.push(status),
+                _ => return Err(format!("{other:?} is not a valid retryOn policy")),
+            },
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::StatusCode;
+    use proptest::prelude::*;
+
+    fn response(status: u16, grpc_status: Option<u32>) -> Outcome {
+        Outcome::Response { status: StatusCode::from_u16(status).unwrap(), grpc_status, overloaded: false }
+    }
+
+    fn matches(names: &str, outcome: Outcome) -> bool {
+        RetryOn::parse([names]).unwrap().matches(&outcome)
+    }
+
+    #[test]
+    fn the_default_retries_what_was_not_processed() {
+        let policy = RetryPolicy::default();
+        assert_eq!(policy.retry_on, RetryOn::parse(DEFAULT_RETRY_ON).unwrap());
+        for (outcome, retried) in [
+            (Outcome::ConnectFailure, true),
+            (Outcome::ConnectTimeout, true),
+            (Outcome::RefusedStream, true),
+            (response(200, Some(14)), true),
+            (response(200, Some(1)), true),
+            (response(503, None), false),
+            (response(200, Some(13)), false),
+            (Outcome::Reset { request_started: true }, false),
+            (Outcome::Reset { request_started: false }, false),
+            (Outcome::PerTryTimeout { request_started: true }, false),
+            (Outcome::Timeout, false),
+            (Outcome::Overflow, false),
+            (Outcome::Cancelled, false),
+        ] {
+            assert_eq!(policy.should_retry(&outcome, 0), retried, "{outcome:?}");
+            assert_eq!(policy.should_retry(&outcome, 1), retried, "{outcome:?}");
+            assert!(!policy.should_retry(&outcome, 2), "{outcome:?}");
+            assert!(!RetryPolicy::none().should_retry(&outcome, 0), "{outcome:?}");
+        }
+    }
+
+    #[test]
+    fn conditions() {
+        let reset = |request_started| Outcome::Reset { request_started };
+        let per_try = Outcome::PerTryTimeout { request_started: true };
+        for (names, outcome, expected) in [
+            ("5xx", response(500, None), true),
+            ("5xx", response(503, None), true),
+            ("5xx", response(499, None), false),
+            ("5xx", reset(true), true),
+            ("5xx", Outcome::ConnectFailure, true),
+            ("5xx", per_try, true),
+            ("gateway-error", response(500, None), false),
+            ("gateway-error", response(502, None), true),
+            ("gateway-error", response(504, None), true),
+            ("gateway-error", per_try, true),
+            ("reset", reset(true), true),
+            ("reset", Outcome::ConnectFailure, true),
+            ("reset", per_try, true),
+            ("reset", response(503, None), false),
+            ("reset", Outcome::ResetAfterHeaders, false),
+            ("reset-before-request", reset(false), true),
+            ("reset-before-request", reset(true), false),
+            ("connect-failure", reset(false), false),
+            ("connect-failure", per_try, false),
+            ("refused-stream", Outcome::RefusedStream, true),
+            ("retriable-4xx", response(409, None), true),
+            ("retriable-4xx", response(404, None), false),
+            ("retriable-status-codes,503", response(503, None), true),
+            ("503", response(503, None), true),
+            ("503", response(500, None), false),
+            ("503", Outcome::ConnectFailure, false),
+            ("503,reset", reset(true), true),
+            ("deadline-exceeded", response(200, Some(4)), true),
+            ("resource-exhausted", response(200, Some(8)), true),
+            ("internal", response(200, Some(13)), true),
+            ("internal", response(200, Some(77)), false),
+            ("5xx,reset", Outcome::Overflow, false),
+            ("", response(503, None), false),
+        ] {
+            assert_eq!(matches(names, outcome), expected, "{names} {outcome:?}");
+        }
+        let overloaded =
+            Outcome::Response { status: StatusCode::SERVICE_UNAVAILABLE, grpc_status: None, overloaded: true };
+        assert!(!matches("5xx", overloaded));
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (names, word) in [("503, reset", "\" reset\""), ("5xxx", "\"5xxx\""), ("600", "\"600\"")] {
+            let error = RetryOn::parse([names]).unwrap_err();
+            assert_eq!(error, format!("{word} is not a valid retryOn policy"));
+        }
+    }
+
+    #[test]
+    fn backoff_bounds() {
+        let policy = RetryPolicy::default();
+        let bounds = [0, 1, 2, 3, 4, 40].map(|attempt| policy.backoff(attempt, &mut || u64::MAX).as_millis());
+        assert_eq!(bounds, [24, 49, 99, 199, 249, 249]);
+        assert_eq!(policy.backoff(0, &mut || 0), Duration::ZERO);
+    }
+
+    proptest! {
+        #[test]
+        fn backoff_is_below_its_bound(attempt in 0u32..100, random: u64, base_ms in 1u64..10_000) {
+            let policy = RetryPolicy { backoff: Duration::from_millis(base_ms), ..RetryPolicy::default() };
+            let waited = policy.backoff(attempt, &mut || random);
+            prop_assert!(waited < policy.backoff * 10 && waited.as_nanos() < policy.backoff.as_nanos() << attempt.min(20));
+        }
+    }
+}

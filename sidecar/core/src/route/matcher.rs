@@ -1,0 +1,144 @@
+//! Conditions of a route: every one that is named must hold.
+
+use std::borrow::Cow;
+
+use http::HeaderName;
+use regex::Regex;
+use regex::bytes::Regex as BytesRegex;
+use smallvec::SmallVec;
+
+use crate::request::RequestView;
+
+/// The conditions of one match; without any, all requests match.
+#[derive(Debug, Clone, Default)]
+pub struct Matcher {
+    /// On the path without query.
+    pub uri: Option<UriMatch>,
+    /// On the method.
+    pub method: Option<StringMatch>,
+    /// On the authority as the client wrote it.
+    pub authority: Option<StringMatch>,
+    /// On headers; several values are joined with a comma.
+    pub headers: Vec<(HeaderName, HeaderMatch)>,
+    /// On the first value of query parameters, not decoded; a parameter that is missing never matches.
+    pub query_params: Vec<(String, StringMatch)>,
+}
+
+/// A condition on the path.
+#[derive(Debug, Clone)]
+pub enum UriMatch {
+    /// The whole path. With `ignore_case`, letters are compared without case (ASCII).
+    Exact { path: String, ignore_case: bool },
+    /// A plain string prefix: `/foo` matches `/foobar`.
+    Prefix { path: String, ignore_case: bool },
+    /// The whole path.
+    Regex(Regex),
+}
+
+/// A condition on a string.
+#[derive(Debug, Clone)]
+pub enum StringMatch {
+    /// Equal.
+    Exact(String),
+    /// Starts with.
+    Prefix(String),
+    /// As a whole.
+    Regex(BytesRegex),
+    /// Anything.
+    Any,
+}
+
+/// A condition on a header.
+#[derive(Debug, Clone)]
+pub enum HeaderMatch {
+    /// It is there and its value matches.
+    Value(StringMatch),
+    /// It is not there.
+    Absent,
+}
+
+impl Matcher {
+    /// Whether all conditions hold.
+    pub fn matches(&self, req: &RequestView<'_>) -> bool {
+        let is = |condition: &Option<StringMatch>, text: &str| {
+            condition.as_ref().is_none_or(|condition| condition.matches(text.as_bytes()))
+        };
+        self.uri.as_ref().is_none_or(|uri| uri.matches(req.path()))
+            && is(&self.method, req.method.as_str())
+            && is(&self.authority, req.authority)
+            && self.headers.iter().all(|(name, condition)| condition.matches(header_value(req, name).as_deref()))
+            && self
+                .query_params
+                .iter()
+                .all(|(name, condition)| req.query_param(name).is_some_and(|value| condition.matches(value.as_bytes())))
+    }
+
+    /// Matches every request, so that routes after it are never reached.
+    pub fn is_catch_all(&self) -> bool {
+        let any_uri = match &self.uri {
+            None => true,
+            Some(UriMatch::Prefix { path, .. }) => path.is_empty() || path == "/",
+            Some(_) => false,
+        };
+        any_uri
+            && matches!(self.method, None | Some(StringMatch::Any))
+            && matches!(self.authority, None | Some(StringMatch::Any))
+            && self.headers.is_empty()
+            && self.query_params.is_empty()
+    }
+
+    /// What is left of a path that matched when the matched part is replaced: what follows the prefix; nothing after an
+    /// exact or regex match. Without a condition the prefix is `/`.
+    pub(crate) fn after_matched_path<'a>(&self, path: &'a str) -> &'a str {
+        match &self.uri {
+            None => path.strip_prefix('/').unwrap_or(path),
+            // A path that matched is at least as long, and the prefix ends on a character's boundary in both.
+            Some(UriMatch::Prefix { path: prefix, .. }) => path.get(prefix.len()..).unwrap_or(""),
+            Some(UriMatch::Exact { .. } | UriMatch::Regex(_)) => "",
+        }
+    }
+}
+
+impl UriMatch {
+    fn matches(&self, path: &str) -> bool {
+        match self {
+            UriMatch::Exact { path: exact, ignore_case: false } => path == exact,
+            UriMatch::Exact { path: exact, ignore_case: true } => path.eq_ignore_ascii_case(exact),
+            UriMatch::Prefix { path: prefix, ignore_case: false } => path.starts_with(prefix.as_str()),
+            UriMatch::Prefix { path: prefix, ignore_case: true } => {
+                path.as_bytes().get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix.as_bytes()))
+            }
+            UriMatch::Regex(regex) => regex.is_match(path),
+        }
+    }
+}
+
+impl StringMatch {
+    fn matches(&self, text: &[u8]) -> bool {
+        match self {
+            StringMatch::Exact(exact) => text == exact.as_bytes(),
+            StringMatch::Prefix(prefix) => text.starts_with(prefix.as_bytes()),
+            StringMatch::Regex(regex) => regex.is_match(text),
+            StringMatch::Any => true,
+        }
+    }
+}
+
+impl HeaderMatch {
+    fn matches(&self, value: Option<&[u8]>) -> bool {
+        match self {
+            HeaderMatch::Value(condition) => value.is_some_and(|value| condition.matches(value)),
+            HeaderMatch::Absent => value.is_none(),
+        }
+    }
+}
+
+/// All values of a header, joined with a comma; allocates only where there are several.
+fn header_value<'a>(req: &RequestView<'a>, name: &HeaderName) -> Option<Cow<'a, [u8]>> {
+    let values: SmallVec<[&[u8]; 2]> = req.header_values(name).collect();
+    match &values[..] {
+        [] => None,
+        [value] => Some(Cow::Borrowed(value)),
+        values => Some(Cow::Owned(values.join(&b','))),
+    }
+}

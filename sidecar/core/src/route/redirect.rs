@@ -1,0 +1,68 @@
+//! The `location` of a redirect.
+
+use http::StatusCode;
+
+use crate::names::split_port;
+use crate::request::RequestView;
+
+/// Answers with a redirect.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Redirect {
+    /// Instead of the path; takes the request's query along unless it has its own.
+    pub uri: Option<String>,
+    /// Instead of the authority.
+    pub authority: Option<String>,
+    /// Instead of the request's scheme.
+    pub scheme: Option<String>,
+    /// Which port the location names.
+    pub port: RedirectPort,
+    /// 301, 302, 303, 307 or 308.
+    pub status: StatusCode,
+}
+
+/// Which port a redirect's location names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RedirectPort {
+    /// The authority's own, without the default port of the scheme that is left.
+    Keep,
+    /// This one.
+    Number(u16),
+    /// The one that the request came to.
+    FromRequest,
+}
+
+impl Redirect {
+    /// The location for a request that came by `scheme` (`http` or `https`) to `port`.
+    pub fn location(&self, req: &RequestView<'_>, scheme: &str, port: u16) -> String {
+        let new_scheme = self.scheme.as_deref().unwrap_or(scheme);
+        let new_port = match self.port {
+            RedirectPort::Keep => None,
+            RedirectPort::Number(number) => Some(number),
+            RedirectPort::FromRequest => Some(port),
+        };
+        let host = match &self.authority {
+            Some(authority) => authority.as_str(),
+            None => host_of(req.authority, scheme, new_scheme, new_port.is_some()),
+        };
+        let port = new_port.map(|port| format!(":{port}")).unwrap_or_default();
+        let (path, query) = match (&self.uri, req.query()) {
+            (None, _) => (req.path_and_query, None),
+            (Some(uri), Some(query)) if !uri.contains('?') => (uri.as_str(), Some(query)),
+            (Some(uri), _) => (uri.as_str(), None),
+        };
+        let query = query.map(|query| format!("?{query}")).unwrap_or_default();
+        format!("{new_scheme}://{host}{port}{path}{query}")
+    }
+}
+
+/// The request's authority, without its port where another is named or where it was the default of the scheme left.
+fn host_of<'a>(authority: &'a str, scheme: &str, new_scheme: &str, has_new_port: bool) -> &'a str {
+    let (_, Some(port)) = split_port(authority) else { return authority };
+    let was_default = scheme != new_scheme && matches!((scheme, port), ("http", 80) | ("https", 443));
+    if has_new_port || was_default {
+        // With the brackets of an IPv6 address, which `split_port` takes off.
+        authority.rsplit_once(':').map_or(authority, |(host, _)| host)
+    } else {
+        authority
+    }
+}
