@@ -5,3 +5,4 @@
 pub mod policy;
 pub mod translate;
 pub mod world;
+pub mod yaml;

@@ -1,37 +1,38 @@
-//! World -> what a sidecar is told. Pure: the same world gives the same messages.
+//! World -> what a sidecar is told. Pure: the same world gives the same messages, and discovery may compare them.
+//!
+//! `names` says which host an application means; `service`, `endpoints` and `inbound` make the three resources; `ports`,
+//! `rules` and `mtls` answer what a host's documents, its DestinationRules and the PeerAuthentications say.
 
-use std::collections::BTreeMap;
+mod endpoints;
+mod inbound;
+mod mtls;
+mod names;
+mod ports;
+mod rules;
+mod service;
 
 use weft_proto::v1;
 
-use crate::world::{InstanceKey, World};
+pub use endpoints::endpoints;
+pub use inbound::inbound;
+pub use names::resolve;
+pub(crate) use ports::entry_dials;
+pub use service::service;
 
-/// The canonical host that `asked` means to a client of `client_ns`: an authority without port, or `ip:port` (a virtual IP
-/// or an endpoint).
-pub fn resolve(world: &World, client_ns: &str, asked: &str) -> Option<String> {
-    let _ = (world, client_ns, asked);
-    None
+/// Whether a route with these matches takes every request, so that no later one is ever reached.
+pub fn is_catch_all(matches: &[v1::HttpMatch]) -> bool {
+    use v1::string_match::Kind;
+    let unconditional = |one: &v1::HttpMatch| {
+        let uri = match one.uri.as_ref().and_then(|uri| uri.kind.as_ref()) {
+            None | Some(Kind::Present(_)) => true,
+            Some(Kind::Prefix(prefix)) => prefix.is_empty() || prefix == "/",
+            Some(Kind::Regex(regex)) => regex == ".*",
+            Some(Kind::Exact(_)) => false,
+        };
+        uri && one.method.is_none() && one.authority.is_none() && one.headers.is_empty() && one.query_params.is_empty()
+    };
+    matches.is_empty() || matches.iter().any(unconditional)
 }
 
-/// Everything but the addresses that a request of a client in `client_ns` to `host` (canonical) needs.
-pub fn service(world: &World, client_ns: &str, host: &str) -> Option<v1::Service> {
-    let _ = (world, client_ns, host);
-    None
-}
-
-/// The addresses of `host` (canonical), the unhealthy ones too.
-pub fn endpoints(world: &World, host: &str) -> Option<v1::Endpoints> {
-    let _ = (world, host);
-    None
-}
-
-/// How the sidecar of a workload with `labels` in `namespace` treats what comes in for `instances`, which it registered.
-pub fn inbound(
-    world: &World,
-    namespace: &str,
-    labels: &BTreeMap<String, String>,
-    instances: &[InstanceKey],
-) -> v1::Inbound {
-    let _ = (world, namespace, labels, instances);
-    v1::Inbound::default()
-}
+#[cfg(test)]
+mod tests;
