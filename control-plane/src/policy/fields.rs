@@ -1,0 +1,392 @@
+//! Decoder of all kinds: a map's known fields are declared once, as a [`Shape`], and everything else follows from that.
+//!
+//! The shape tells unknown fields (an error that names the nearest known one), fields of Istio that Weft does not support
+//! yet (an error too: a policy that silently does less than it says is worse than none), and the field table of the
+//! documentation. Decoding never stops at the first problem: a reader gives a default and goes on, and the document is
+//! dropped at the end.
+
+use std::{cell::RefCell, collections::BTreeMap};
+
+use super::{
+    duration,
+    problem::{Problem, Severity},
+};
+use crate::yaml::{Key, Node, Place, Value};
+
+/// The known fields of an object.
+pub(crate) type Shape = &'static [Field];
+
+/// One known field.
+pub(crate) struct Field {
+    name: &'static str,
+    is: Is,
+}
+
+enum Is {
+    /// Read by the decoder of its object.
+    Read,
+    /// Read, and an object (or a list of objects) of its own.
+    Object(Shape),
+    /// Istio's, not supported yet.
+    NotYet,
+}
+
+/// A supported field.
+pub(crate) const fn read(name: &'static str) -> Field {
+    Field { name, is: Is::Read }
+}
+
+/// A supported object or list of objects.
+pub(crate) const fn object(name: &'static str, shape: Shape) -> Field {
+    Field { name, is: Is::Object(shape) }
+}
+
+/// A field that is an error so far.
+pub(crate) const fn not_yet(name: &'static str) -> Field {
+    Field { name, is: Is::NotYet }
+}
+
+/// Whether a field does something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Support {
+    /// It does what Istio documents.
+    Supported,
+    /// It is an error.
+    NotYet,
+}
+
+/// Appends the fields of `shape` under `path`.
+pub(crate) fn table(kind: &'static str, path: &str, shape: Shape, rows: &mut Vec<(&'static str, String, Support)>) {
+    for field in shape {
+        let path = if path.is_empty() { field.name.to_owned() } else { format!("{path}.{}", field.name) };
+        match field.is {
+            Is::Read => rows.push((kind, path, Support::Supported)),
+            Is::NotYet => rows.push((kind, path, Support::NotYet)),
+            Is::Object(shape) => {
+                rows.push((kind, path.clone(), Support::Supported));
+                table(kind, &path, shape, rows);
+            }
+        }
+    }
+}
+
+/// Collects the problems of one file.
+pub(crate) struct Decoder<'a> {
+    file: &'a str,
+    problems: RefCell<Vec<Problem>>,
+}
+
+impl<'a> Decoder<'a> {
+    pub(crate) fn new(file: &'a str) -> Self {
+        Self { file, problems: RefCell::default() }
+    }
+
+    pub(crate) fn report(&self, severity: Severity, place: Place, path: &str, text: impl Into<String>) {
+        let problem = Problem { file: self.file.to_owned(), place, severity, path: path.to_owned(), text: text.into() };
+        self.problems.borrow_mut().push(problem);
+    }
+
+    pub(crate) fn errors(&self) -> usize {
+        self.problems.borrow().iter().filter(|problem| problem.severity == Severity::Error).count()
+    }
+
+    pub(crate) fn into_problems(self) -> Vec<Problem> {
+        self.problems.into_inner()
+    }
+
+    /// `node` as an object of `shape`: reports at once what the shape does not know.
+    pub(crate) fn fields(&'a self, node: &'a Node, path: String, shape: Shape) -> Fields<'a> {
+        let entries: &[(Key, Node)] = match &node.value {
+            Value::Map(entries) => entries,
+            Value::Null => &[],
+            _ => {
+                let text = format!("`{path}` must be a map, not {}", node.describe());
+                self.report(Severity::Error, node.place, &path, text);
+                &[]
+            }
+        };
+        let fields = Fields { decoder: self, path, place: node.place, entries, shape };
+        for (key, _) in entries {
+            fields.check_known(key);
+        }
+        fields
+    }
+}
+
+/// An object being decoded.
+pub(crate) struct Fields<'a> {
+    decoder: &'a Decoder<'a>,
+    /// From `spec`, such as `subsets[0].trafficPolicy`.
+    pub(crate) path: String,
+    /// Where the object starts.
+    pub(crate) place: Place,
+    entries: &'a [(Key, Node)],
+    shape: Shape,
+}
+
+impl<'a> Fields<'a> {
+    fn check_known(&self, key: &Key) {
+        let path = self.path_of(&key.name);
+        let text = match self.shape.iter().find(|field| field.name == key.name) {
+            Some(Field { is: Is::NotYet, .. }) => format!("`{path}` is not supported yet"),
+            Some(_) => return,
+            None => {
+                let known: Vec<&str> = self.shape.iter().map(|field| field.name).collect();
+                format!("unknown field `{}`{}", key.name, suggest(&key.name, &known, "known here are"))
+            }
+        };
+        self.decoder.report(Severity::Error, key.place, &path, text);
+    }
+
+    pub(crate) fn path_of(&self, name: &str) -> String {
+        if self.path.is_empty() { name.to_owned() } else { format!("{}.{name}", self.path) }
+    }
+
+    /// The value of `name`, unless it is absent or null.
+    pub(crate) fn node(&self, name: &'static str) -> Option<&'a Node> {
+        debug_assert!(self.shape.iter().any(|field| field.name == name), "`{name}` is not declared");
+        self.entries.iter().find(|(key, _)| key.name == name).map(|(_, node)| node).filter(|n| n.value != Value::Null)
+    }
+
+    /// Whether `name` is written at all, be it empty: `outlierDetection: {}` and `retries:` mean something.
+    pub(crate) fn has(&self, name: &'static str) -> bool {
+        self.node(name).is_some()
+    }
+
+    /// The names that are written.
+    pub(crate) fn written(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Where `name` is written, or the object itself.
+    pub(crate) fn place_of(&self, name: &str) -> Place {
+        self.entries.iter().find(|(key, _)| key.name == name).map_or(self.place, |(_, node)| node.place)
+    }
+
+    /// Reports an error of `name`.
+    pub(crate) fn error(&self, name: &str, text: impl Into<String>) {
+        self.decoder.report(Severity::Error, self.place_of(name), &self.path_of(name), text);
+    }
+
+    /// Reports an error at a place of its own.
+    pub(crate) fn error_at(&self, place: Place, text: impl Into<String>) {
+        self.decoder.report(Severity::Error, place, &self.path, text);
+    }
+
+    /// Reports a warning about `name`.
+    pub(crate) fn warn(&self, name: &str, text: impl Into<String>) {
+        self.decoder.report(Severity::Warning, self.place_of(name), &self.path_of(name), text);
+    }
+
+    /// Reports that `name` must be given.
+    pub(crate) fn require(&self, name: &'static str) {
+        if !self.has(name) {
+            self.error(name, format!("`{}` is required", self.path_of(name)));
+        }
+    }
+
+    pub(crate) fn string(&self, name: &'static str) -> Option<String> {
+        self.text(self.node(name)?, &self.path_of(name))
+    }
+
+    pub(crate) fn required_string(&self, name: &'static str) -> String {
+        self.require(name);
+        let value = self.string(name).unwrap_or_default();
+        if value.is_empty() && self.node(name).is_some_and(|node| node.as_str().is_some()) {
+            self.error(name, format!("`{}` must not be empty", self.path_of(name)));
+        }
+        value
+    }
+
+    pub(crate) fn boolean(&self, name: &'static str) -> Option<bool> {
+        let node = self.node(name)?;
+        self.expect(node, &self.path_of(name), node.as_bool(), "true or false")
+    }
+
+    /// A whole number within `range`.
+    pub(crate) fn number(&self, name: &'static str, range: std::ops::RangeInclusive<i64>) -> Option<u64> {
+        self.number_of(self.node(name)?, &self.path_of(name), range)
+    }
+
+    /// A whole number that fits the wire; Istio's `int32` limits, where 0 means unset.
+    pub(crate) fn limit(&self, name: &'static str) -> Option<u32> {
+        self.number(name, 0..=i64::from(i32::MAX)).and_then(|n| u32::try_from(n).ok())
+    }
+
+    /// A port number.
+    pub(crate) fn port(&self, name: &'static str) -> Option<u32> {
+        self.number(name, 1..=65535).and_then(|n| u32::try_from(n).ok())
+    }
+
+    /// Milliseconds, at least `least`.
+    pub(crate) fn duration(&self, name: &'static str, least: u64) -> Option<u64> {
+        let node = self.node(name)?;
+        let text = self.text(node, &self.path_of(name))?;
+        let wrong = match duration::parse_ms(&text) {
+            Ok(ms) if ms >= least => return Some(ms),
+            Ok(_) => format!("must be at least {least}ms"),
+            Err(why) => why.to_owned(),
+        };
+        self.error(name, format!("`{}`: \"{text}\" {wrong}", self.path_of(name)));
+        None
+    }
+
+    /// One of `values`, exactly as spelled.
+    pub(crate) fn one_of<T: Copy>(&self, name: &'static str, values: &[(&str, T)]) -> Option<T> {
+        let text = self.string(name)?;
+        if let Some((_, value)) = values.iter().find(|(known, _)| *known == text) {
+            return Some(*value);
+        }
+        let known: Vec<&str> = values.iter().map(|(known, _)| *known).collect();
+        let hint = suggest(&text, &known, "allowed are");
+        self.error(name, format!("`{}`: unknown value `{text}`{hint}", self.path_of(name)));
+        None
+    }
+
+    pub(crate) fn strings(&self, name: &'static str) -> Vec<(String, Place)> {
+        let path = self.path_of(name);
+        let items = self.seq(name).iter().enumerate();
+        items.filter_map(|(n, node)| Some((self.text(node, &format!("{path}[{n}]"))?, node.place))).collect()
+    }
+
+    pub(crate) fn string_map(&self, name: &'static str) -> BTreeMap<String, String> {
+        let path = self.path_of(name);
+        let entries = self.map(name).iter();
+        entries
+            .filter_map(|(key, node)| Some((key.name.clone(), self.text(node, &format!("{path}.{}", key.name))?)))
+            .collect()
+    }
+
+    /// The object `name`, with the shape that this object's shape declares for it.
+    pub(crate) fn object(&self, name: &'static str) -> Option<Fields<'a>> {
+        Some(self.decoder.fields(self.node(name)?, self.path_of(name), self.shape_of(name)))
+    }
+
+    /// The objects of the list `name`.
+    pub(crate) fn objects(&self, name: &'static str) -> Vec<Fields<'a>> {
+        let path = self.path_of(name);
+        let items = self.seq(name).iter().enumerate();
+        items.map(|(n, node)| self.decoder.fields(node, format!("{path}[{n}]"), self.shape_of(name))).collect()
+    }
+
+    /// The objects of the map `name`, by key.
+    pub(crate) fn object_map(&self, name: &'static str) -> Vec<(&'a Key, Fields<'a>)> {
+        let path = self.path_of(name);
+        let entries = self.map(name).iter();
+        entries
+            .map(|(key, node)| (key, self.decoder.fields(node, format!("{path}.{}", key.name), self.shape_of(name))))
+            .collect()
+    }
+
+    /// The numbers of the map `name`, by key.
+    pub(crate) fn number_map(&self, name: &'static str, range: std::ops::RangeInclusive<i64>) -> BTreeMap<String, u32> {
+        let path = self.path_of(name);
+        let number = |key: &Key, node| self.number_of(node, &format!("{path}.{}", key.name), range.clone());
+        let entries = self.map(name).iter();
+        entries.filter_map(|(key, node)| Some((key.name.clone(), u32::try_from(number(key, node)?).ok()?))).collect()
+    }
+
+    fn shape_of(&self, name: &str) -> Shape {
+        self.shape
+            .iter()
+            .find_map(|field| match field.is {
+                Is::Object(shape) if field.name == name => Some(shape),
+                _ => None,
+            })
+            .unwrap_or_default()
+    }
+
+    fn seq(&self, name: &'static str) -> &'a [Node] {
+        match self.node(name) {
+            Some(Node { value: Value::Seq(items), .. }) => items,
+            Some(node) => {
+                self.error(name, format!("`{}` must be a list, not {}", self.path_of(name), node.describe()));
+                &[]
+            }
+            None => &[],
+        }
+    }
+
+    pub(crate) fn map(&self, name: &'static str) -> &'a [(Key, Node)] {
+        match self.node(name) {
+            Some(Node { value: Value::Map(entries), .. }) => entries,
+            Some(node) => {
+                self.error(name, format!("`{}` must be a map, not {}", self.path_of(name), node.describe()));
+                &[]
+            }
+            None => &[],
+        }
+    }
+
+    fn text(&self, node: &Node, path: &str) -> Option<String> {
+        let hint = if matches!(node.value, Value::Scalar { .. }) { "a string: put it in quotes" } else { "a string" };
+        self.expect(node, path, node.as_str().map(str::to_owned), hint)
+    }
+
+    fn number_of(&self, node: &Node, path: &str, range: std::ops::RangeInclusive<i64>) -> Option<u64> {
+        let (least, most) = (*range.start(), *range.end());
+        let value = node.as_i64().filter(|n| range.contains(n)).and_then(|n| u64::try_from(n).ok());
+        self.expect(node, path, value, &format!("a whole number from {least} to {most}"))
+    }
+
+    fn expect<T>(&self, node: &Node, path: &str, value: Option<T>, wanted: &str) -> Option<T> {
+        if value.is_none() {
+            self.decoder.report(Severity::Error, node.place, path, format!("`{path}` must be {wanted}"));
+        }
+        value
+    }
+}
+
+/// ", did you mean `x`?" where one of `known` is near, else what is known.
+pub(crate) fn suggest(word: &str, known: &[&str], introduction: &str) -> String {
+    match nearest(word, known) {
+        Some(near) => format!(", did you mean `{near}`?"),
+        None => format!("; {introduction} {}", known.join(", ")),
+    }
+}
+
+/// The word of `known` that needs the fewest edits, when these are few for its length. Case is no edit.
+fn nearest<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
+    if word.len() > 100 {
+        return None;
+    }
+    let word = word.to_lowercase();
+    let distances = known.iter().map(|candidate| (distance(&word, &candidate.to_lowercase()), *candidate));
+    distances.min_by_key(|(edits, _)| *edits).filter(|(edits, near)| *edits <= near.len() / 3).map(|(_, near)| near)
+}
+
+/// Levenshtein's: insertions, deletions and replacements.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let replace = diagonal + usize::from(x != *y);
+            diagonal = row[j + 1];
+            row[j + 1] = replace.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn near_words() {
+        let known = ["httpHeaderName", "httpCookie", "maglev"];
+        for (word, want) in [
+            ("httpHeadername", Some("httpHeaderName")),
+            ("httpCokie", Some("httpCookie")),
+            ("magleb", Some("maglev")),
+            ("MAGLEV", Some("maglev")),
+            ("ring", None),
+        ] {
+            assert_eq!(nearest(word, &known), want, "{word}");
+        }
+        assert_eq!(nearest(&"x".repeat(10_000), &known), None);
+    }
+}

@@ -1,0 +1,142 @@
+//! Kubernetes' Service: names the ports of a registered service.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use weft_proto::v1;
+
+use super::{
+    fields::{Fields, Shape, not_yet, object, read},
+    names, protocol,
+};
+
+/// A Service's `spec`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KubeService {
+    /// TCP ports, by unique number.
+    pub ports: Vec<KubePort>,
+    /// Labels of further instances of the namespace that belong, whatever service they registered as.
+    pub selector: BTreeMap<String, String>,
+    /// `clusterIP`, a virtual IP beside the allocated one.
+    pub cluster_ip: Option<IpAddr>,
+}
+
+/// One entry of `ports`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KubePort {
+    /// Port that callers use.
+    pub number: u32,
+    /// Name; may be empty when it is the only one.
+    pub name: String,
+    /// From `appProtocol`, else from the name.
+    pub protocol: v1::Protocol,
+    /// Port of the instances.
+    pub target: TargetPort,
+}
+
+/// `targetPort`.
+#[derive(Clone, Debug, PartialEq)]
+pub enum TargetPort {
+    /// A number.
+    Number(u32),
+    /// A name: the port that the instance registered.
+    Name(String),
+}
+
+/// Fields of `spec`. Those that say how the service is reached from outside the cluster, or which address families it
+/// has, do not concern calls within the mesh: they are known and change nothing, as in Istio.
+pub(crate) const SHAPE: Shape = &[
+    object(
+        "ports",
+        &[read("name"), read("port"), read("targetPort"), read("protocol"), read("appProtocol"), read("nodePort")],
+    ),
+    read("selector"),
+    read("clusterIP"),
+    read("clusterIPs"),
+    read("type"),
+    read("sessionAffinity"),
+    read("ipFamilies"),
+    read("ipFamilyPolicy"),
+    read("internalTrafficPolicy"),
+    read("externalTrafficPolicy"),
+    read("externalIPs"),
+    read("loadBalancerIP"),
+    read("loadBalancerClass"),
+    read("loadBalancerSourceRanges"),
+    read("allocateLoadBalancerNodePorts"),
+    read("healthCheckNodePort"),
+    not_yet("sessionAffinityConfig"),
+    not_yet("externalName"),
+    not_yet("publishNotReadyAddresses"),
+    not_yet("trafficDistribution"),
+];
+
+/// Reads `spec`.
+pub(crate) fn decode(spec: &Fields<'_>) -> KubeService {
+    let refused = [
+        ("type", "ExternalName"),
+        ("sessionAffinity", "ClientIP"),
+        ("internalTrafficPolicy", "Local"),
+        ("clusterIP", "None"),
+    ];
+    for (name, value) in refused {
+        if spec.string(name).as_deref() == Some(value) {
+            spec.error(name, format!("`{name}: {value}` is not supported yet"));
+        }
+    }
+    let cluster_ip = spec.string("clusterIP").filter(|text| !text.is_empty() && text != "None").and_then(|text| {
+        let address = text.parse().ok();
+        if address.is_none() {
+            spec.error("clusterIP", format!("`clusterIP`: `{text}` is not an IP address"));
+        }
+        address
+    });
+    let mut ports: Vec<KubePort> = Vec::new();
+    let written = spec.objects("ports");
+    for fields in &written {
+        let Some(port) = port(fields, written.len() > 1) else { continue };
+        if ports.iter().any(|known| known.number == port.number) {
+            fields.error("port", format!("port {} is given twice", port.number));
+        }
+        if ports.iter().any(|known| known.name == port.name) {
+            fields.error("name", format!("port name `{}` is given twice", port.name));
+        }
+        ports.push(port);
+    }
+    if written.is_empty() {
+        spec.error("ports", "`ports` must name at least one port");
+    }
+    ports.sort_by_key(|port| port.number);
+    KubeService { ports, selector: spec.string_map("selector"), cluster_ip }
+}
+
+fn port(fields: &Fields<'_>, named: bool) -> Option<KubePort> {
+    fields.require("port");
+    let number = fields.port("port").unwrap_or_default();
+    let name = if named { fields.required_string("name") } else { fields.string("name").unwrap_or_default() };
+    if !name.is_empty() && !names::is_label(&name) {
+        fields.error("name", format!("port name `{name}` must be lower-case letters, digits and hyphens"));
+    }
+    let transport = fields.one_of("protocol", &[("TCP", true), ("UDP", false), ("SCTP", false)]);
+    if transport == Some(false) {
+        fields.warn("protocol", format!("port {number} is left out: the mesh carries TCP only"));
+        return None;
+    }
+    let protocol = match fields.string("appProtocol") {
+        Some(app) => protocol::from_name(&app),
+        None => protocol::from_port_name(&name),
+    };
+    let protocol = if protocol == v1::Protocol::Unknown { protocol::of_well_known_port(number) } else { protocol };
+    Some(KubePort { number, name, protocol, target: target(fields, number) })
+}
+
+fn target(fields: &Fields<'_>, number: u32) -> TargetPort {
+    match fields.node("targetPort").map(|node| (node, node.as_str())) {
+        None => TargetPort::Number(number),
+        Some((_, Some(name))) if names::is_label(name) && name.len() <= 15 => TargetPort::Name(name.to_owned()),
+        Some((_, Some(name))) => {
+            fields.error("targetPort", format!("`targetPort`: `{name}` is neither a port number nor a port's name"));
+            TargetPort::Number(number)
+        }
+        Some(_) => TargetPort::Number(fields.port("targetPort").unwrap_or(number)),
+    }
+}

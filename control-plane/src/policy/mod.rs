@@ -1,0 +1,152 @@
+//! Istio's YAML as typed documents. Who reads a file, an API body or a stored object comes through [`parse`].
+//!
+//! A document's blocks that mean one to one what a wire message means are decoded into that message at once
+//! (`weft_proto::v1`): a second set of structs with the same fields would only be a place for the two to differ.
+
+use std::fmt;
+
+mod check;
+mod connection_pool;
+mod destination_rule;
+mod duration;
+mod fields;
+mod kube_service;
+mod names;
+mod parse;
+mod peer_authentication;
+mod problem;
+pub mod protocol;
+mod service_entry;
+mod virtual_service;
+mod workload_entry;
+
+pub use check::check;
+pub use destination_rule::{DestinationRule, Settings, Subset, TrafficPolicy};
+pub use fields::Support;
+pub use kube_service::{KubePort, KubeService, TargetPort};
+pub use names::{canonical, covers};
+pub use parse::{field_table, parse};
+pub use peer_authentication::PeerAuthentication;
+pub use problem::{Problem, Severity};
+pub use service_entry::{AddressRange, EntryPort, Resolution, ServiceEntry};
+pub use virtual_service::{Action, Destination, Forward, Route, VirtualService};
+pub use workload_entry::WorkloadEntry;
+
+pub use crate::yaml::Place;
+
+/// Namespace whose policies apply to the whole mesh.
+pub const ROOT_NAMESPACE: &str = "weft-system";
+
+/// Kinds that Weft reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// `networking.istio.io` DestinationRule.
+    DestinationRule,
+    /// `networking.istio.io` VirtualService.
+    VirtualService,
+    /// `networking.istio.io` ServiceEntry.
+    ServiceEntry,
+    /// `networking.istio.io` WorkloadEntry.
+    WorkloadEntry,
+    /// `security.istio.io` PeerAuthentication.
+    PeerAuthentication,
+    /// Kubernetes' `v1` Service.
+    Service,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::DestinationRule,
+        Self::VirtualService,
+        Self::ServiceEntry,
+        Self::WorkloadEntry,
+        Self::PeerAuthentication,
+        Self::Service,
+    ];
+
+    /// As written in `kind:`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::DestinationRule => "DestinationRule",
+            Self::VirtualService => "VirtualService",
+            Self::ServiceEntry => "ServiceEntry",
+            Self::WorkloadEntry => "WorkloadEntry",
+            Self::PeerAuthentication => "PeerAuthentication",
+            Self::Service => "Service",
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What a document says.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Object {
+    /// How to call a host.
+    DestinationRule(DestinationRule),
+    /// Where a request to a host goes.
+    VirtualService(VirtualService),
+    /// A host that nothing registers.
+    ServiceEntry(ServiceEntry),
+    /// An address behind ServiceEntries.
+    WorkloadEntry(WorkloadEntry),
+    /// Whether plaintext is accepted.
+    PeerAuthentication(PeerAuthentication),
+    /// Ports of a registered service.
+    Service(KubeService),
+}
+
+/// One object of a policy file.
+#[derive(Clone, Debug)]
+pub struct Document {
+    /// Kind of `object`.
+    pub kind: Kind,
+    /// Namespace; "default" where the file names none.
+    pub namespace: String,
+    /// Name, unique per kind and namespace.
+    pub name: String,
+    /// What it says.
+    pub object: Object,
+    /// The document's text as written.
+    pub yaml: String,
+    /// File it came from.
+    pub file: String,
+    /// Line of its first field.
+    pub line: u32,
+    /// Age: of two that claim the same, the smaller wins. From `creationTimestamp` (Unix milliseconds) where given, else
+    /// what the source sets; ties go by namespace and name.
+    pub created: u64,
+}
+
+impl Document {
+    /// "DestinationRule/default/order-service": how logs, headers and the wire name it.
+    pub fn reference(&self) -> String {
+        format!("{}/{}/{}", self.kind, self.namespace, self.name)
+    }
+
+    /// Key of the object.
+    pub fn key(&self) -> (Kind, String, String) {
+        (self.kind, self.namespace.clone(), self.name.clone())
+    }
+}
+
+/// What a text held.
+#[derive(Clone, Debug, Default)]
+pub struct Parsed {
+    /// Documents without an error of their own.
+    pub documents: Vec<Document>,
+    /// Errors and warnings, in the order of the text.
+    pub problems: Vec<Problem>,
+}
+
+impl Parsed {
+    /// Whether anything must be corrected before the text may be applied.
+    pub fn has_errors(&self) -> bool {
+        self.problems.iter().any(|problem| problem.severity == Severity::Error)
+    }
+}

@@ -1,0 +1,236 @@
+//! Text -> documents: finds each document's kind, reads its metadata, and hands `spec` to the kind's decoder.
+
+use super::{
+    Document, Kind, Object, Parsed, Severity, destination_rule,
+    fields::{self, Decoder, Fields, Shape, Support, not_yet, object, read, suggest},
+    kube_service, names, peer_authentication, service_entry, virtual_service, workload_entry,
+};
+use crate::yaml::{self, Key, Node, Place, Value, YamlDocument};
+
+/// Kinds of Istio that are known and not supported yet, by API group.
+const NOT_YET: &[(&str, &str)] = &[
+    ("networking.istio.io", "Gateway"),
+    ("networking.istio.io", "Sidecar"),
+    ("networking.istio.io", "WorkloadGroup"),
+    ("networking.istio.io", "EnvoyFilter"),
+    ("networking.istio.io", "ProxyConfig"),
+    ("security.istio.io", "AuthorizationPolicy"),
+    ("security.istio.io", "RequestAuthentication"),
+    ("telemetry.istio.io", "Telemetry"),
+    ("extensions.istio.io", "WasmPlugin"),
+    ("extensions.istio.io", "TrafficExtension"),
+    ("install.istio.io", "IstioOperator"),
+];
+
+/// What Kubernetes keeps in an object's metadata. Name, namespace, annotations and creation time are used; the rest is
+/// bookkeeping that `kubectl get -o yaml` writes, and files that it wrote are to work unchanged.
+const METADATA: Shape = &[
+    read("name"),
+    read("namespace"),
+    read("labels"),
+    read("annotations"),
+    read("creationTimestamp"),
+    read("resourceVersion"),
+    read("uid"),
+    read("generation"),
+    read("managedFields"),
+    read("ownerReferences"),
+    read("finalizers"),
+    read("selfLink"),
+    read("deletionTimestamp"),
+    read("deletionGracePeriodSeconds"),
+    not_yet("generateName"),
+];
+
+impl Kind {
+    fn group(self) -> &'static str {
+        match self {
+            Self::PeerAuthentication => "security.istio.io",
+            Self::Service => "",
+            _ => "networking.istio.io",
+        }
+    }
+
+    fn versions(self) -> &'static [&'static str] {
+        match self {
+            Self::Service => &["v1"],
+            Self::PeerAuthentication => &["v1", "v1beta1"],
+            _ => &["v1", "v1beta1", "v1alpha3"],
+        }
+    }
+
+    fn spec(self) -> Shape {
+        match self {
+            Self::DestinationRule => destination_rule::SHAPE,
+            Self::VirtualService => virtual_service::SHAPE,
+            Self::ServiceEntry => service_entry::SHAPE,
+            Self::WorkloadEntry => workload_entry::SHAPE,
+            Self::PeerAuthentication => peer_authentication::SHAPE,
+            Self::Service => kube_service::SHAPE,
+        }
+    }
+
+    fn top(self) -> Shape {
+        const fn top(spec: Shape) -> [fields::Field; 5] {
+            [read("apiVersion"), read("kind"), object("metadata", METADATA), object("spec", spec), read("status")]
+        }
+        match self {
+            Self::DestinationRule => const { &top(destination_rule::SHAPE) },
+            Self::VirtualService => const { &top(virtual_service::SHAPE) },
+            Self::ServiceEntry => const { &top(service_entry::SHAPE) },
+            Self::WorkloadEntry => const { &top(workload_entry::SHAPE) },
+            Self::PeerAuthentication => const { &top(peer_authentication::SHAPE) },
+            Self::Service => const { &top(kube_service::SHAPE) },
+        }
+    }
+}
+
+/// Every field of every kind's `spec` that Weft knows, for the documentation.
+pub fn field_table() -> Vec<(&'static str, String, Support)> {
+    let mut rows = Vec::new();
+    for kind in Kind::ALL {
+        fields::table(kind.name(), "", kind.spec(), &mut rows);
+    }
+    rows.extend(NOT_YET.iter().map(|(_, kind)| (*kind, String::new(), Support::NotYet)));
+    rows
+}
+
+/// Reads every document of a text. `file` is what problems are reported under.
+pub fn parse(file: &str, text: &str) -> Parsed {
+    let (found, errors) = yaml::parse(text);
+    let decoder = Decoder::new(file);
+    for error in errors {
+        decoder.report(Severity::Error, error.place, "", error.text);
+    }
+    let documents = found.into_iter().filter_map(|found| {
+        let before = decoder.errors();
+        let document = document(&decoder, file, found)?;
+        (decoder.errors() == before).then_some(document)
+    });
+    let documents = documents.collect();
+    let mut problems = decoder.into_problems();
+    problems.sort_by_key(|problem| problem.place);
+    problems.dedup();
+    Parsed { documents, problems }
+}
+
+fn document(decoder: &Decoder<'_>, file: &str, found: YamlDocument) -> Option<Document> {
+    let YamlDocument { root, text } = found;
+    let entries = match &root.value {
+        Value::Null => return None,
+        Value::Map(entries) => entries,
+        _ => {
+            let text = format!("a document must be a map with `apiVersion` and `kind`, not {}", root.describe());
+            decoder.report(Severity::Error, root.place, "", text);
+            return None;
+        }
+    };
+    let kind = kind(decoder, root.place, entries)?;
+    let null = Node { value: Value::Null, place: root.place };
+    let top = decoder.fields(&root, String::new(), kind.top());
+    let spec_node = top.node("spec").unwrap_or(&null);
+    let metadata = top.object("metadata");
+    if metadata.is_none() {
+        top.error("metadata", "`metadata.name` is required");
+    }
+    let (namespace, name, created) = metadata.map(|metadata| identity(&metadata, kind)).unwrap_or_default();
+    if spec_node.value == Value::Null && kind != Kind::PeerAuthentication {
+        top.error("spec", "`spec` is required");
+        return None;
+    }
+    // Paths of a spec's fields are told without `spec.`: shorter, and as Istio's documentation names them.
+    let spec = decoder.fields(spec_node, String::new(), kind.spec());
+    let object = match kind {
+        Kind::DestinationRule => Object::DestinationRule(destination_rule::decode(&spec)),
+        Kind::VirtualService => Object::VirtualService(virtual_service::decode(&spec)),
+        Kind::ServiceEntry => Object::ServiceEntry(service_entry::decode(&spec)),
+        Kind::WorkloadEntry => Object::WorkloadEntry(workload_entry::decode(&spec)),
+        Kind::PeerAuthentication => Object::PeerAuthentication(peer_authentication::decode(&spec)),
+        Kind::Service => Object::Service(kube_service::decode(&spec)),
+    };
+    let line = root.place.line;
+    Some(Document { kind, namespace, name, object, yaml: text, file: file.to_owned(), line, created })
+}
+
+/// The kind of a document, or why it has none here.
+fn kind(decoder: &Decoder<'_>, place: Place, entries: &[(Key, Node)]) -> Option<Kind> {
+    let text = |name: &str| {
+        let node = entries.iter().find(|(key, _)| key.name == name).map(|(_, node)| node);
+        let text = node.and_then(Node::as_str).filter(|text| !text.is_empty());
+        if text.is_none() {
+            let place = node.map_or(place, |node| node.place);
+            decoder.report(Severity::Error, place, name, format!("`{name}` is required and must be a string"));
+        }
+        text.zip(node.map(|node| node.place))
+    };
+    let (version, kind) = (text("apiVersion"), text("kind"));
+    let ((api, api_place), (name, kind_place)) = (version?, kind?);
+    let (group, version) = api.split_once('/').unwrap_or(("", api));
+    if let Some(kind) = Kind::ALL.into_iter().find(|kind| kind.name() == name && kind.group() == group) {
+        if kind.versions().contains(&version) {
+            return Some(kind);
+        }
+        let prefix = if group.is_empty() { String::new() } else { format!("{group}/") };
+        let known: Vec<String> = kind.versions().iter().map(|version| format!("{prefix}{version}")).collect();
+        let text = format!("unknown `apiVersion: {api}` of {name}; known are {}", known.join(", "));
+        decoder.report(Severity::Error, api_place, "apiVersion", text);
+    } else if NOT_YET.contains(&(group, name)) {
+        decoder.report(Severity::Error, kind_place, "kind", format!("kind {name} is not supported yet"));
+    } else if group.ends_with("istio.io") {
+        let ours = Kind::ALL.iter().filter(|kind| !kind.group().is_empty()).map(|kind| (kind.group(), kind.name()));
+        let all: Vec<(&str, &str)> = ours.chain(NOT_YET.iter().copied()).collect();
+        let text = match all.iter().find(|(_, known)| *known == name) {
+            Some((right, _)) => format!("unknown `apiVersion: {api}` of {name}: its group is {right}"),
+            None => {
+                let known: Vec<&str> = all.iter().map(|(_, kind)| *kind).collect();
+                format!("unknown kind `{name}`{}", suggest(name, &known, "known are"))
+            }
+        };
+        decoder.report(Severity::Error, kind_place, "kind", text);
+    } else if group.is_empty() && name == "List" {
+        let text = "kind List is not supported: write its items as documents of their own, separated by ---";
+        decoder.report(Severity::Error, kind_place, "kind", text);
+    } else {
+        let text = format!("kind {name} of {api} does not concern the mesh: skipped");
+        decoder.report(Severity::Warning, kind_place, "kind", text);
+    }
+    None
+}
+
+/// Namespace, name and age.
+fn identity(metadata: &Fields<'_>, kind: Kind) -> (String, String, u64) {
+    let name = metadata.required_string("name");
+    if !name.is_empty() && !names::is_subdomain(&name) {
+        metadata.error("name", format!("`{name}` is not a name: lower-case letters, digits, hyphens and dots"));
+    }
+    let namespace = metadata.string("namespace").filter(|namespace| !namespace.is_empty());
+    let namespace = namespace.unwrap_or_else(|| "default".to_owned());
+    if !names::is_label(&namespace) {
+        metadata
+            .error("namespace", format!("`{namespace}` is not a namespace: lower-case letters, digits and hyphens"));
+    }
+    let exported = metadata.string_map("annotations").get("networking.istio.io/exportTo").cloned();
+    if kind == Kind::Service && exported.is_some_and(|exported| exported != "*") {
+        metadata.error("annotations", "annotation networking.istio.io/exportTo other than \"*\" is not supported yet");
+    }
+    let created = metadata.string("creationTimestamp").map(|text| {
+        unix_seconds(&text).unwrap_or_else(|| {
+            metadata.error("creationTimestamp", format!("`{text}` is not a time such as 2026-01-31T12:00:00Z"));
+            0
+        })
+    });
+    (namespace, name, created.unwrap_or_default())
+}
+
+/// "2026-01-31T12:00:00Z", the one form that Kubernetes writes.
+fn unix_seconds(text: &str) -> Option<u64> {
+    let (date, clock) = text.strip_suffix('Z')?.split_once('T')?;
+    let mut date = date.splitn(3, '-');
+    let (year, month, day) = (date.next()?.parse().ok()?, date.next()?.parse::<u8>().ok()?, date.next()?.parse().ok()?);
+    let mut clock = clock.splitn(3, ':');
+    let (hour, minute, second) =
+        (clock.next()?.parse().ok()?, clock.next()?.parse().ok()?, clock.next()?.parse().ok()?);
+    let date = time::Date::from_calendar_date(year, time::Month::try_from(month).ok()?, day).ok()?;
+    let time = time::Time::from_hms(hour, minute, second).ok()?;
+    u64::try_from(time::PrimitiveDateTime::new(date, time).assume_utc().unix_timestamp()).ok()
+}

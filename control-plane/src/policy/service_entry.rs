@@ -1,0 +1,230 @@
+//! ServiceEntry: a host that nothing registers, inside or outside the mesh.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use weft_proto::v1;
+
+use super::{
+    WorkloadEntry,
+    fields::{Fields, Shape, not_yet, object, read, suggest},
+    names, protocol, workload_entry,
+};
+
+/// A ServiceEntry's `spec`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ServiceEntry {
+    /// Exact names or `*.suffix`, lower case.
+    pub hosts: Vec<String>,
+    /// Virtual IPs or ranges.
+    pub addresses: Vec<AddressRange>,
+    /// By unique number.
+    pub ports: Vec<EntryPort>,
+    /// `MESH_EXTERNAL`.
+    pub external: bool,
+    /// Where addresses come from.
+    pub resolution: Resolution,
+    /// Addresses given here.
+    pub endpoints: Vec<WorkloadEntry>,
+    /// Labels of the WorkloadEntries of this namespace that are endpoints.
+    pub workload_selector: Option<BTreeMap<String, String>>,
+}
+
+/// `resolution`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resolution {
+    /// The caller knows the address.
+    None,
+    /// The endpoints' addresses.
+    Static,
+    /// The endpoints' (or the hosts') names, resolved by the sidecar.
+    Dns,
+}
+
+/// An address or a CIDR range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AddressRange {
+    /// First address as written.
+    pub address: IpAddr,
+    /// Bits that count: 32 or 128 for one address.
+    pub prefix: u8,
+}
+
+/// One entry of `ports`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EntryPort {
+    /// Port that callers use.
+    pub number: u32,
+    /// Unique name.
+    pub name: String,
+    /// From `protocol`, else from the name.
+    pub protocol: v1::Protocol,
+    /// Port of the endpoints; absent: `number`.
+    pub target_port: Option<u32>,
+}
+
+/// Fields of `spec`.
+pub(crate) const SHAPE: Shape = &[
+    read("hosts"),
+    read("addresses"),
+    object("ports", &[read("number"), read("name"), read("protocol"), read("targetPort")]),
+    read("location"),
+    read("resolution"),
+    object("endpoints", workload_entry::SHAPE),
+    object("workloadSelector", &[read("labels")]),
+    read("exportTo"),
+    not_yet("subjectAltNames"),
+];
+
+impl AddressRange {
+    /// "10.0.0.1" or "10.0.0.0/8".
+    pub fn parse(text: &str) -> Option<Self> {
+        let (address, prefix) = text.split_once('/').map_or((text, None), |(address, prefix)| (address, Some(prefix)));
+        let address: IpAddr = address.parse().ok()?;
+        let most = if address.is_ipv4() { 32 } else { 128 };
+        let prefix = prefix.map_or(Some(most), |prefix| prefix.parse().ok().filter(|prefix| *prefix <= most))?;
+        Some(Self { address, prefix })
+    }
+
+    /// Whether it is one address.
+    pub fn is_single(self) -> bool {
+        self.prefix == if self.address.is_ipv4() { 32 } else { 128 }
+    }
+
+    /// Whether it covers `address`.
+    pub fn contains(self, address: IpAddr) -> bool {
+        let differ = match (self.address, address) {
+            (IpAddr::V4(a), IpAddr::V4(b)) => (u128::from(a.to_bits() ^ b.to_bits())) << 96,
+            (IpAddr::V6(a), IpAddr::V6(b)) => a.to_bits() ^ b.to_bits(),
+            _ => return false,
+        };
+        differ.leading_zeros() >= u32::from(self.prefix)
+    }
+}
+
+/// Reads `spec`.
+pub(crate) fn decode(spec: &Fields<'_>) -> ServiceEntry {
+    let resolution = resolution(spec);
+    let hosts = hosts(spec, resolution);
+    let addresses = spec.strings("addresses").into_iter().filter_map(|(text, place)| {
+        let range = AddressRange::parse(&text);
+        match range {
+            None => spec.error_at(place, format!("`{text}` is neither an IP address nor a CIDR range")),
+            Some(range) if !range.is_single() && resolution == Resolution::Dns => {
+                spec.error_at(place, "a CIDR range needs `resolution` NONE or STATIC");
+            }
+            Some(_) => {}
+        }
+        range
+    });
+    let addresses = addresses.collect();
+    let external = spec.one_of("location", &[("MESH_EXTERNAL", true), ("MESH_INTERNAL", false)]).unwrap_or(true);
+    names::export_to(spec);
+    let entry = ServiceEntry {
+        hosts,
+        addresses,
+        ports: ports(spec),
+        external,
+        resolution,
+        endpoints: spec.objects("endpoints").iter().map(workload_entry::decode).collect(),
+        workload_selector: spec.object("workloadSelector").map(|selector| selector.string_map("labels")),
+    };
+    check(spec, &entry);
+    entry
+}
+
+fn resolution(spec: &Fields<'_>) -> Resolution {
+    const VALUES: &[(&str, Option<Resolution>)] = &[
+        ("NONE", Some(Resolution::None)),
+        ("STATIC", Some(Resolution::Static)),
+        ("DNS", Some(Resolution::Dns)),
+        ("DNS_ROUND_ROBIN", None),
+        ("DYNAMIC_DNS", None),
+    ];
+    let value = spec.one_of("resolution", VALUES);
+    if value == Some(None) {
+        let name = spec.string("resolution").unwrap_or_default();
+        spec.error("resolution", format!("`resolution: {name}` is not supported yet"));
+    }
+    value.flatten().unwrap_or(Resolution::None)
+}
+
+fn hosts(spec: &Fields<'_>, resolution: Resolution) -> Vec<String> {
+    spec.require("hosts");
+    let mut hosts: Vec<String> = Vec::new();
+    for (host, place) in spec.strings("hosts") {
+        let host = host.to_ascii_lowercase();
+        let host = host.strip_suffix('.').unwrap_or(&host).to_owned();
+        if host == "*" || !names::is_host_or_wildcard(&host) {
+            spec.error_at(place, format!("`{host}` is not a host name; write a full name or *.suffix"));
+        }
+        if hosts.contains(&host) {
+            spec.error_at(place, format!("host `{host}` is given twice"));
+        }
+        if host.starts_with('*') && resolution == Resolution::Dns && !spec.has("endpoints") {
+            spec.error_at(place, format!("`{host}` cannot be resolved: name each host, or use `resolution: NONE`"));
+        }
+        hosts.push(host);
+    }
+    if spec.has("hosts") && hosts.is_empty() {
+        spec.error("hosts", "`hosts` must name at least one host");
+    }
+    hosts
+}
+
+fn ports(spec: &Fields<'_>) -> Vec<EntryPort> {
+    let mut ports: Vec<EntryPort> = Vec::new();
+    for fields in spec.objects("ports") {
+        fields.require("number");
+        let number = fields.port("number").unwrap_or_default();
+        let name = fields.required_string("name");
+        if number != 0 && ports.iter().any(|port| port.number == number) {
+            fields.error("number", format!("port {number} is given twice"));
+        }
+        if ports.iter().any(|port| port.name == name) {
+            fields.error("name", format!("port name `{name}` is given twice"));
+        }
+        let written = fields.string("protocol");
+        let protocol = match written.as_deref() {
+            None => protocol::from_port_name(&name),
+            Some(text) => protocol::from_name(text),
+        };
+        if let Some(text) = written.filter(|_| protocol == v1::Protocol::Unknown) {
+            const ALLOWED: &[&str] =
+                &["HTTP", "HTTPS", "GRPC", "GRPC-WEB", "HTTP2", "MONGO", "REDIS", "MYSQL", "TCP", "TLS"];
+            let hint = suggest(&text, ALLOWED, "allowed are");
+            fields.error("protocol", format!("`protocol`: unknown value `{text}`{hint}"));
+        }
+        ports.push(EntryPort { number, name, protocol, target_port: fields.port("targetPort") });
+    }
+    ports.sort_by_key(|port| port.number);
+    ports
+}
+
+fn check(spec: &Fields<'_>, entry: &ServiceEntry) {
+    if entry.ports.is_empty() {
+        spec.error("ports", "`ports` must name at least one port");
+    }
+    if entry.workload_selector.is_some() && !entry.endpoints.is_empty() {
+        spec.error("workloadSelector", "`endpoints` and `workloadSelector` exclude each other");
+    }
+    let literal = |endpoint: &WorkloadEntry| endpoint.address.parse::<IpAddr>().is_ok();
+    match entry.resolution {
+        Resolution::None if !entry.endpoints.is_empty() => {
+            spec.error("endpoints", "`endpoints` need `resolution` STATIC or DNS");
+        }
+        Resolution::Static if entry.endpoints.is_empty() && entry.workload_selector.is_none() => {
+            spec.error("resolution", "`resolution: STATIC` needs `endpoints` or a `workloadSelector`");
+        }
+        Resolution::Static if !entry.endpoints.iter().all(literal) => {
+            spec.error("endpoints", "with `resolution: STATIC` every endpoint's address must be an IP address");
+        }
+        _ => {}
+    }
+    for name in entry.endpoints.iter().flat_map(|endpoint| endpoint.ports.keys()) {
+        if !entry.ports.iter().any(|port| port.name == *name) {
+            let known: Vec<&str> = entry.ports.iter().map(|port| port.name.as_str()).collect();
+            let hint = suggest(name, &known, "`ports` has");
+            spec.error("endpoints", format!("an endpoint maps port `{name}`, which `ports` does not name{hint}"));
+        }
+    }
+}

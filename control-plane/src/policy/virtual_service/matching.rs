@@ -1,0 +1,75 @@
+//! `match` of a route.
+
+use weft_proto::v1::{self, string_match::Kind};
+
+use crate::policy::{fields::Fields, names};
+
+/// Longest regular expression, as in Istio.
+const MAX_REGEX: usize = 1024;
+
+/// Reads one entry.
+pub(super) fn decode(fields: &Fields<'_>) -> v1::HttpMatch {
+    let found = v1::HttpMatch {
+        uri: fields.object("uri").map(|uri| string_match(&uri, true)),
+        ignore_uri_case: fields.boolean("ignoreUriCase").unwrap_or_default(),
+        method: fields.object("method").map(|method| string_match(&method, false)),
+        authority: fields.object("authority").map(|authority| string_match(&authority, false)),
+        headers: named(fields, "headers"),
+        query_params: named(fields, "queryParams"),
+    };
+    for header in fields.map("headers").iter().map(|(key, _)| key).filter(|key| !names::is_header(&key.name)) {
+        fields.error_at(header.place, format!("`{}` is not a header name", header.name));
+    }
+    let regex = found.uri.as_ref().is_some_and(|uri| matches!(uri.kind, Some(Kind::Regex(_))));
+    if found.ignore_uri_case && regex {
+        fields.error("ignoreUriCase", "`ignoreUriCase` has no effect on a regex: begin the regex with (?i)");
+    }
+    found
+}
+
+fn named(fields: &Fields<'_>, name: &'static str) -> Vec<v1::NamedMatch> {
+    let entries = fields.object_map(name).into_iter();
+    entries
+        .map(|(key, value)| v1::NamedMatch { name: key.name.clone(), value: Some(string_match(&value, false)) })
+        .collect()
+}
+
+/// One of `exact`, `prefix` and `regex`; none of them, or the regex `*`, is presence.
+fn string_match(fields: &Fields<'_>, empty_prefix: bool) -> v1::StringMatch {
+    let given: Vec<Kind> = [
+        fields.string("exact").map(Kind::Exact),
+        fields.string("prefix").map(Kind::Prefix),
+        fields.string("regex").map(Kind::Regex),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    if given.len() > 1 {
+        fields.error_at(fields.place, "give only one of `exact`, `prefix` and `regex`");
+    }
+    let kind = match given.into_iter().next() {
+        None => Kind::Present(true),
+        Some(Kind::Regex(regex)) if regex == "*" => Kind::Present(true),
+        Some(Kind::Prefix(prefix)) if prefix.is_empty() && !empty_prefix => {
+            fields.error("prefix", "an empty prefix matches everything: leave the match out");
+            Kind::Prefix(prefix)
+        }
+        Some(Kind::Regex(pattern)) => {
+            check_regex(fields, &pattern);
+            Kind::Regex(pattern)
+        }
+        Some(kind) => kind,
+    };
+    v1::StringMatch { kind: Some(kind) }
+}
+
+fn check_regex(fields: &Fields<'_>, pattern: &str) {
+    if pattern.len() > MAX_REGEX {
+        fields.error("regex", format!("the regex is longer than {MAX_REGEX} bytes"));
+    } else if let Err(error) = regex::Regex::new(pattern) {
+        // The last line says why; those before it draw the pattern, which the reader has before them.
+        let why = error.to_string();
+        let why = why.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned();
+        fields.error("regex", format!("`{pattern}` is not a regular expression of RE2: {why}"));
+    }
+}

@@ -1,0 +1,54 @@
+//! WorkloadEntry: an address that stands behind ServiceEntries; also the shape of a ServiceEntry's own `endpoints`.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use super::{
+    fields::{Fields, Shape, not_yet, read},
+    names,
+};
+
+/// A WorkloadEntry's `spec`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WorkloadEntry {
+    /// IP address, or a host name to resolve.
+    pub address: String,
+    /// Ports by the name that a ServiceEntry gives them.
+    pub ports: BTreeMap<String, u32>,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// 0: 1.
+    pub weight: u32,
+    /// `region/zone/subzone`.
+    pub locality: String,
+    /// Service account of the workload; empty: none.
+    pub service_account: String,
+}
+
+/// Fields of `spec`, and of a ServiceEntry's `endpoints`.
+pub(crate) const SHAPE: Shape = &[
+    read("address"),
+    read("ports"),
+    read("labels"),
+    read("weight"),
+    read("locality"),
+    read("serviceAccount"),
+    not_yet("network"),
+];
+
+/// Reads it.
+pub(crate) fn decode(fields: &Fields<'_>) -> WorkloadEntry {
+    let address = fields.required_string("address");
+    if address.starts_with("unix:") {
+        fields.error("address", "Unix sockets as `address` are not supported yet");
+    } else if !address.is_empty() && address.parse::<IpAddr>().is_err() && !names::is_host(&address) {
+        fields.error("address", format!("`{address}` is neither an IP address nor a host name"));
+    }
+    WorkloadEntry {
+        address,
+        ports: fields.number_map("ports", 1..=65535),
+        labels: fields.string_map("labels"),
+        weight: fields.limit("weight").unwrap_or_default(),
+        locality: fields.string("locality").unwrap_or_default(),
+        service_account: fields.string("serviceAccount").unwrap_or_default(),
+    }
+}

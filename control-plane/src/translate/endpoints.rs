@@ -1,0 +1,141 @@
+//! `Endpoints`: the addresses of a host.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use weft_proto::v1;
+
+use super::{mtls, ports};
+use crate::{
+    policy::{Resolution, ServiceEntry, TargetPort, WorkloadEntry},
+    world::{Host, Instance, World},
+};
+
+/// The addresses of `host` (canonical), the unhealthy ones too.
+pub fn endpoints(world: &World, host: &str) -> Option<v1::Endpoints> {
+    let host = world.host(host)?;
+    let mut endpoints: Vec<v1::Endpoint> =
+        instances(world, host).into_iter().map(|instance| of_instance(world, host, instance)).collect();
+    endpoints.extend(of_entry(world, host));
+    endpoints.sort_by(|a, b| (&a.address, a.port).cmp(&(&b.address, b.port)));
+    Some(v1::Endpoints { host: host.name.clone(), endpoints })
+}
+
+/// One instance per place to dial. Of two registrations of one address the one with checks is kept, else the newer: a
+/// program that registers itself knows more than the command line that started its sidecar.
+fn instances<'a>(world: &'a World, host: &'a Host) -> Vec<&'a Arc<Instance>> {
+    let fixed = |port: &crate::policy::KubePort| matches!(port.target, TargetPort::Number(_));
+    let by_address = ports::kube(host).is_some_and(|service| service.ports.iter().all(fixed));
+    let mut found: BTreeMap<(IpAddr, u16), &Arc<Instance>> = BTreeMap::new();
+    let rank = |instance: &Instance| (!instance.checks.is_empty(), instance.create_index);
+    for instance in world.endpoints_of(host) {
+        let key = (instance.address, if by_address { 0 } else { instance.port });
+        let kept = found.entry(key).or_insert(instance);
+        if rank(instance) > rank(kept) {
+            *kept = instance;
+        }
+    }
+    found.into_values().collect()
+}
+
+fn of_instance(world: &World, host: &Host, instance: &Instance) -> v1::Endpoint {
+    let port = u32::from(instance.port);
+    let mode = mtls::Modes::of(world, &instance.namespace, &instance.labels).at(port);
+    let external = ports::entry(host).is_some_and(|entry| entry.external);
+    let plain = external || mode == v1::MtlsMode::MtlsDisable;
+    v1::Endpoint {
+        address: instance.address.to_string(),
+        port,
+        ports: ports::of_instance(host, instance).into_iter().collect(),
+        labels: instance.labels.clone().into_iter().collect(),
+        weight: instance.weight,
+        health: instance.health().into(),
+        identity: if plain { String::new() } else { instance.identity.clone() },
+        id: instance.service_id.clone(),
+        workload: instance.workload.clone(),
+        namespace: instance.namespace.clone(),
+        locality: instance.locality.clone(),
+    }
+}
+
+fn of_entry(world: &World, host: &Host) -> Vec<v1::Endpoint> {
+    let (Some(document), Some(entry)) = (&host.entry, ports::entry(host)) else { return Vec::new() };
+    if entry.resolution == Resolution::None {
+        return Vec::new();
+    }
+    let given = world.policies().entry_endpoints(&document.namespace, entry);
+    // An address given by name belongs to a DNS entry; under STATIC a selected WorkloadEntry may still have one.
+    let usable =
+        |workload: &WorkloadEntry| entry.resolution == Resolution::Dns || workload.address.parse::<IpAddr>().is_ok();
+    let mut endpoints: Vec<v1::Endpoint> = given
+        .filter(|(_, workload)| usable(workload))
+        .map(|(name, workload)| of_workload(world, &document.namespace, entry, name, workload))
+        .collect();
+    if endpoints.is_empty() && entry.resolution == Resolution::Dns && entry.workload_selector.is_none() {
+        // The host is its own endpoint.
+        let itself = WorkloadEntry {
+            address: host.name.clone(),
+            ports: BTreeMap::new(),
+            labels: BTreeMap::new(),
+            weight: 0,
+            locality: String::new(),
+            service_account: String::new(),
+        };
+        endpoints.push(of_workload(world, &document.namespace, entry, "", &itself));
+    }
+    endpoints
+}
+
+fn of_workload(
+    world: &World,
+    namespace: &str,
+    entry: &ServiceEntry,
+    name: &str,
+    workload: &WorkloadEntry,
+) -> v1::Endpoint {
+    let ports = ports::of_workload(entry, workload);
+    let port = entry.ports.first().and_then(|first| ports.get(&first.name)).copied().unwrap_or_default();
+    let health = workload
+        .address
+        .parse()
+        .ok()
+        .and_then(|address: IpAddr| {
+            world
+                .at_address(address)
+                .find(|instance| u32::from(instance.port) == port)
+                .map(|instance| instance.health())
+        })
+        .unwrap_or(v1::Health::Healthy);
+    v1::Endpoint {
+        address: workload.address.clone(),
+        port,
+        ports: ports.into_iter().collect::<HashMap<_, _>>(),
+        labels: workload.labels.clone().into_iter().collect(),
+        weight: workload.weight,
+        health: health.into(),
+        identity: if entry.external { String::new() } else { identity(world, namespace, workload, port) },
+        id: name.to_owned(),
+        workload: name.to_owned(),
+        namespace: namespace.to_owned(),
+        locality: workload.locality.clone(),
+    }
+}
+
+/// The sidecar that owns the address, else the service account of an entry that says, as in Istio, that it speaks mTLS.
+fn identity(world: &World, namespace: &str, workload: &WorkloadEntry, port: u32) -> String {
+    if mtls::Modes::of(world, namespace, &workload.labels).at(port) == v1::MtlsMode::MtlsDisable {
+        return String::new();
+    }
+    let owner = workload.address.parse().map(|address| world.owner(address)).unwrap_or_default();
+    let declared = workload.labels.get("security.istio.io/tlsMode").is_some_and(|mode| mode == "istio");
+    match workload.service_account.as_str() {
+        _ if !owner.is_empty() => owner.to_owned(),
+        account if declared && !account.is_empty() => {
+            format!("spiffe://{}/ns/{namespace}/sa/{account}", world.trust_domain())
+        }
+        _ => String::new(),
+    }
+}

@@ -1,0 +1,57 @@
+//! `Inbound`: how a sidecar treats what comes in.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use weft_proto::v1;
+
+use super::{mtls::Modes, ports, rules::Rules};
+use crate::world::{Host, Instance, InstanceKey, World};
+
+/// How the sidecar of a workload with `labels` in `namespace` treats what comes in for `instances`, which it registered.
+pub fn inbound(
+    world: &World,
+    namespace: &str,
+    labels: &BTreeMap<String, String>,
+    instances: &[InstanceKey],
+) -> v1::Inbound {
+    let modes = Modes::of(world, namespace, labels);
+    let mut services: BTreeMap<(String, u32), v1::InboundService> = BTreeMap::new();
+    for instance in instances.iter().filter_map(|key| world.instance(key)) {
+        let own = instance.host();
+        let hosts: BTreeSet<&str> =
+            world.policies().selecting(&instance.namespace, &instance.labels).chain([own.as_str()]).collect();
+        for host in hosts.into_iter().filter_map(|host| world.host(host)) {
+            for service in served(world, host, instance) {
+                services.entry((service.host.clone(), service.port)).or_insert(service);
+            }
+        }
+    }
+    v1::Inbound {
+        mtls: modes.mode.into(),
+        port_mtls: modes.ports.iter().map(|(port, mode)| (*port, (*mode).into())).collect(),
+        services: services.into_values().collect(),
+        policy: modes.policy,
+    }
+}
+
+/// The ports on which `instance` serves `host`. The server too keeps to the connection pool of the service's rule.
+fn served(world: &World, host: &Host, instance: &Instance) -> Vec<v1::InboundService> {
+    let rules = Rules::of(world, &host.namespace, host);
+    let named = ports::of_instance(host, instance);
+    let service = |port: ports::PortView| {
+        let number = match named.get(&port.target_name) {
+            Some(number) => *number,
+            None if port.target != 0 => port.target,
+            None => u32::from(instance.port),
+        };
+        let protocol = if port.number == 0 { instance.protocol() } else { port.protocol };
+        v1::InboundService {
+            host: host.name.clone(),
+            port: number,
+            protocol: protocol.into(),
+            connection_pool: rules.decide(port.policy_number, "").settings.connection_pool,
+            namespace: host.namespace.clone(),
+        }
+    };
+    ports::of(world, host).into_iter().map(service).collect()
+}

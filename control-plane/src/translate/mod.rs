@@ -1,0 +1,38 @@
+//! World -> what a sidecar is told. Pure: the same world gives the same messages, and discovery may compare them.
+//!
+//! `names` says which host an application means; `service`, `endpoints` and `inbound` make the three resources; `ports`,
+//! `rules` and `mtls` answer what a host's documents, its DestinationRules and the PeerAuthentications say.
+
+mod endpoints;
+mod inbound;
+mod mtls;
+mod names;
+mod ports;
+mod rules;
+mod service;
+
+use weft_proto::v1;
+
+pub use endpoints::endpoints;
+pub use inbound::inbound;
+pub use names::resolve;
+pub(crate) use ports::entry_dials;
+pub use service::service;
+
+/// Whether a route with these matches takes every request, so that no later one is ever reached.
+pub fn is_catch_all(matches: &[v1::HttpMatch]) -> bool {
+    use v1::string_match::Kind;
+    let unconditional = |one: &v1::HttpMatch| {
+        let uri = match one.uri.as_ref().and_then(|uri| uri.kind.as_ref()) {
+            None | Some(Kind::Present(_)) => true,
+            Some(Kind::Prefix(prefix)) => prefix.is_empty() || prefix == "/",
+            Some(Kind::Regex(regex)) => regex == ".*",
+            Some(Kind::Exact(_)) => false,
+        };
+        uri && one.method.is_none() && one.authority.is_none() && one.headers.is_empty() && one.query_params.is_empty()
+    };
+    matches.is_empty() || matches.iter().any(unconditional)
+}
+
+#[cfg(test)]
+mod tests;

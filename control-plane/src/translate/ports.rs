@@ -1,0 +1,120 @@
+//! Ports of a host, from whichever document names them, and the ports of its endpoints.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use weft_proto::v1;
+
+use crate::{
+    policy::{EntryPort, KubeService, Object, Resolution, ServiceEntry, TargetPort, WorkloadEntry},
+    world::{Host, Instance, World},
+};
+
+/// One port that callers use.
+#[derive(Debug)]
+pub(super) struct PortView {
+    /// 0: any.
+    pub(super) number: u32,
+    pub(super) name: String,
+    pub(super) protocol: v1::Protocol,
+    /// Port to dial, unless `target_name` names it. Both unset: the port that the endpoint registered.
+    pub(super) target: u32,
+    pub(super) target_name: String,
+    /// Number that a DestinationRule's port settings are looked up by.
+    pub(super) policy_number: u32,
+}
+
+/// The Kubernetes Service of a host.
+pub(super) fn kube(host: &Host) -> Option<&KubeService> {
+    match &host.service.as_ref()?.object {
+        Object::Service(service) => Some(service),
+        _ => None,
+    }
+}
+
+/// The ServiceEntry of a host.
+pub(super) fn entry(host: &Host) -> Option<&ServiceEntry> {
+    match &host.entry.as_ref()?.object {
+        Object::ServiceEntry(entry) => Some(entry),
+        _ => None,
+    }
+}
+
+/// Ports of `host`, ascending. A host without a document has one, number 0, that stands for any.
+pub(super) fn of(world: &World, host: &Host) -> Vec<PortView> {
+    if let Some(service) = kube(host) {
+        let view = |port: &crate::policy::KubePort| {
+            let (target, target_name) = match &port.target {
+                TargetPort::Number(number) => (*number, String::new()),
+                TargetPort::Name(name) => (0, name.clone()),
+            };
+            let (number, name) = (port.number, port.name.clone());
+            PortView { number, name, protocol: port.protocol, target, target_name, policy_number: number }
+        };
+        return service.ports.iter().map(view).collect();
+    }
+    if let Some(entry) = entry(host) {
+        // Endpoints may map a port, so that each carries its own numbers by name.
+        let view = |port: &EntryPort| PortView {
+            number: port.number,
+            name: port.name.clone(),
+            protocol: port.protocol,
+            target: 0,
+            target_name: port.name.clone(),
+            policy_number: port.number,
+        };
+        return entry.ports.iter().map(view).collect();
+    }
+    let mut instances = world.members_of(&host.name);
+    let first = instances.next().map(|first| (first.protocol(), u32::from(first.port)));
+    let (mut protocol, mut port) = first.unwrap_or_default();
+    for instance in instances {
+        if instance.protocol() != protocol {
+            protocol = v1::Protocol::Unknown;
+        }
+        if u32::from(instance.port) != port {
+            port = 0;
+        }
+    }
+    // The one number that "portLevelSettings" can mean for a service without declared ports is the registered one.
+    vec![PortView {
+        number: 0,
+        name: String::new(),
+        protocol,
+        target: 0,
+        target_name: String::new(),
+        policy_number: port,
+    }]
+}
+
+/// Ports of an instance by the names that the host's documents give them.
+pub(super) fn of_instance(host: &Host, instance: &Instance) -> BTreeMap<String, u32> {
+    let registered = u32::from(instance.port);
+    if let Some(service) = kube(host) {
+        let named = service.ports.iter().filter_map(|port| match &port.target {
+            TargetPort::Name(name) => Some((name.clone(), registered)),
+            TargetPort::Number(_) => None,
+        });
+        return named.collect();
+    }
+    let ports = entry(host).map(|entry| entry.ports.as_slice()).unwrap_or_default();
+    ports.iter().map(|port| (port.name.clone(), port.target_port.unwrap_or(registered))).collect()
+}
+
+/// Ports of a ServiceEntry's endpoint by name.
+pub(super) fn of_workload(entry: &ServiceEntry, workload: &WorkloadEntry) -> BTreeMap<String, u32> {
+    let number = |port: &EntryPort| workload.ports.get(&port.name).copied().or(port.target_port).unwrap_or(port.number);
+    entry.ports.iter().map(|port| (port.name.clone(), number(port))).collect()
+}
+
+/// Whether `host`, a ServiceEntry's, dials `address:port` for one of its endpoints.
+pub(crate) fn entry_dials(world: &World, host: &Host, address: IpAddr, port: u16) -> bool {
+    let (Some(document), Some(entry)) = (&host.entry, entry(host)) else { return false };
+    if entry.resolution == Resolution::None {
+        return false;
+    }
+    let mut endpoints = world.policies().entry_endpoints(&document.namespace, entry);
+    endpoints.any(|(_, workload)| {
+        workload.address.parse() == Ok(address)
+            && of_workload(entry, workload).values().any(|number| *number == u32::from(port))
+    })
+}

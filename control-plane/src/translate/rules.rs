@@ -1,0 +1,88 @@
+//! DestinationRules of a host, merged: which rule a client sees, and which settings a port and a subset have.
+
+use weft_proto::v1;
+
+use crate::{
+    policy::{Document, Object, ROOT_NAMESPACE, Settings, Subset, TrafficPolicy},
+    world::{Host, World},
+};
+
+/// What the DestinationRules of one host say to the clients of one namespace.
+#[derive(Debug, Default)]
+pub(super) struct Rules<'a> {
+    policy: Option<(&'a TrafficPolicy, &'a Document)>,
+    subsets: Vec<(&'a Subset, &'a Document)>,
+}
+
+/// Settings of a cluster and the document that decided them.
+#[derive(Debug, Default)]
+pub(super) struct Decided {
+    pub(super) settings: Settings,
+    pub(super) policy: String,
+}
+
+impl<'a> Rules<'a> {
+    /// The first of the client's namespace, the host's and the root one that has a rule for the host wins entirely. Within
+    /// it the rules of the most specific host are joined: the oldest policy as a whole, and all subsets with new names.
+    pub(super) fn of(world: &'a World, client_ns: &str, host: &Host) -> Self {
+        let documents = [client_ns, host.namespace.as_str(), ROOT_NAMESPACE]
+            .into_iter()
+            .map(|namespace| world.policies().rules(namespace, &host.name))
+            .find(|documents| !documents.is_empty())
+            .unwrap_or_default();
+        let mut rules = Self::default();
+        for document in documents {
+            let Object::DestinationRule(rule) = &document.object else { continue };
+            if rules.policy.is_none() {
+                rules.policy = rule.traffic_policy.as_ref().map(|policy| (policy, &**document));
+            }
+            for subset in &rule.subsets {
+                if rules.subset(&subset.name).is_none() {
+                    rules.subsets.push((subset, document));
+                }
+            }
+        }
+        rules
+    }
+
+    /// A subset by name.
+    pub(super) fn subset(&self, name: &str) -> Option<&'a Subset> {
+        self.subsets.iter().find(|(subset, _)| subset.name == name).map(|(subset, _)| *subset)
+    }
+
+    /// Settings of a port and, unless empty, a subset. A port's own settings replace the rule's as a whole; a subset's
+    /// override block by block; a subset's settings of the port replace everything.
+    pub(super) fn decide(&self, port: u32, subset: &str) -> Decided {
+        let mut decided = Decided::default();
+        if let Some((policy, document)) = self.policy {
+            decided.settings = policy.ports.get(&port).unwrap_or(&policy.settings).clone();
+            decided.policy = document.reference();
+        }
+        let Some((subset, document)) = self.subsets.iter().find(|(known, _)| known.name == subset) else {
+            return decided;
+        };
+        let Some(policy) = &subset.traffic_policy else { return decided };
+        decided.policy = document.reference();
+        if let Some(own) = policy.ports.get(&port) {
+            decided.settings = own.clone();
+            return decided;
+        }
+        let (base, over) = (decided.settings, policy.settings.clone());
+        decided.settings = Settings {
+            load_balancer: over.load_balancer.or(base.load_balancer),
+            connection_pool: over.connection_pool.or(base.connection_pool),
+            outlier_detection: over.outlier_detection.or(base.outlier_detection),
+            tls: over.tls.or(base.tls),
+        };
+        decided
+    }
+}
+
+impl Decided {
+    /// Whether calls go to the address that the caller dialed.
+    pub(super) fn passthrough(&self) -> bool {
+        let simple =
+            self.settings.load_balancer.as_ref().filter(|lb| lb.consistent_hash.is_none()).map(|lb| lb.simple());
+        simple == Some(v1::load_balancer::Simple::Passthrough)
+    }
+}

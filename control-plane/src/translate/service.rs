@@ -1,0 +1,169 @@
+//! `Service`: ports, routes, and a cluster for everything that they can send to.
+
+use std::collections::BTreeMap;
+
+use weft_proto::v1::{self, http_route};
+
+use super::{
+    is_catch_all, names,
+    ports::{self, PortView},
+    rules::Rules,
+};
+use crate::{
+    policy::{Action, Destination, Document, Forward, Object, Resolution, Route, VirtualService, canonical},
+    world::{Host, MESH_SUFFIX, World},
+};
+
+/// Everything but the addresses that a request of a client in `client_ns` to `host` (canonical) needs.
+pub fn service(world: &World, client_ns: &str, host: &str) -> Option<v1::Service> {
+    let host = world.host(host)?;
+    let mut clusters = Clusters { world, client_ns, found: Vec::new(), index: BTreeMap::new() };
+    let routes = world.policies().routes(&host.name);
+    let ports = ports::of(world, host).into_iter().map(|port| {
+        let cluster = clusters.of(host, &port, "");
+        let http = !matches!(port.protocol, v1::Protocol::Tcp | v1::Protocol::Tls);
+        let routes = routes.filter(|_| http).map(|document| clusters.routes(document, port.number)).unwrap_or_default();
+        v1::Port { number: port.number, name: port.name, protocol: port.protocol.into(), cluster, routes }
+    });
+    Some(v1::Service {
+        ports: ports.collect(),
+        host: host.name.clone(),
+        namespace: host.namespace.clone(),
+        addresses: world.addresses_of(host).iter().map(ToString::to_string).collect(),
+        names: names::of(world, client_ns, host),
+        clusters: clusters.found,
+        external: ports::entry(host).is_some_and(|entry| entry.external),
+    })
+}
+
+/// The clusters of one `Service`, each once.
+struct Clusters<'a> {
+    world: &'a World,
+    client_ns: &'a str,
+    found: Vec<v1::Cluster>,
+    index: BTreeMap<String, u32>,
+}
+
+impl Clusters<'_> {
+    fn routes(&mut self, document: &Document, request_port: u32) -> Vec<v1::HttpRoute> {
+        let Object::VirtualService(VirtualService { http, .. }) = &document.object else { return Vec::new() };
+        // Those after a catch-all are never reached.
+        let reached = http.iter().position(|route| is_catch_all(&route.matches)).map_or(http.len(), |at| at + 1);
+        http[..reached].iter().map(|route| self.route(document, route, request_port)).collect()
+    }
+
+    fn route(&mut self, document: &Document, route: &Route, request_port: u32) -> v1::HttpRoute {
+        let action = match &route.action {
+            Action::Forward(forward) => {
+                http_route::Action::Forward(self.forward(&document.namespace, forward, request_port))
+            }
+            Action::Redirect(redirect) => http_route::Action::Redirect(redirect.clone()),
+            Action::Respond(response) => http_route::Action::DirectResponse(response.clone()),
+        };
+        let separator = if route.name.is_empty() { "" } else { "/" };
+        v1::HttpRoute {
+            name: format!("{}{separator}{}", document.reference(), route.name),
+            matches: route.matches.clone(),
+            action: Some(action),
+            headers: route.headers.clone(),
+        }
+    }
+
+    fn forward(&mut self, namespace: &str, forward: &Forward, request_port: u32) -> v1::Forward {
+        let alone = forward.destinations.len() == 1;
+        let used = forward.destinations.iter().filter(|destination| alone || destination.weight > 0);
+        let destinations = used.map(|destination| v1::WeightedCluster {
+            cluster: self.destination(namespace, destination, request_port),
+            // A destination alone gets every request, whatever its weight says.
+            weight: destination.weight.max(1),
+            headers: destination.headers.clone(),
+        });
+        v1::Forward {
+            destinations: destinations.collect(),
+            timeout_ms: forward.timeout_ms,
+            rewrite: forward.rewrite.clone(),
+            retry: forward.retry.clone(),
+        }
+    }
+
+    /// The cluster of a route's destination. Without a port it is the host's only one, else the request's.
+    fn destination(&mut self, namespace: &str, destination: &Destination, request_port: u32) -> u32 {
+        let name = canonical(&destination.host, namespace);
+        let Some(host) = self.world.host_or_wildcard(&name) else {
+            return self.undefined(&name, destination.port.unwrap_or(request_port), &destination.subset);
+        };
+        let mut ports = ports::of(self.world, host);
+        let wanted = destination.port.unwrap_or(request_port);
+        let at = match &ports[..] {
+            [only] if destination.port.is_none() || only.number == 0 => Some(0),
+            _ => ports.iter().position(|port| port.number == wanted),
+        };
+        let Some(at) = at else { return self.undefined(&name, wanted, &destination.subset) };
+        let mut port = ports.swap_remove(at);
+        if port.number == 0
+            && let Some(number) = destination.port
+        {
+            // A service without declared ports has whichever is asked for.
+            (port.number, port.policy_number) = (number, number);
+        }
+        self.of(host, &port, &destination.subset)
+    }
+
+    fn undefined(&mut self, host: &str, port: u32, subset: &str) -> u32 {
+        self.add(v1::Cluster {
+            name: cluster_name(port, subset, host),
+            host: host.to_owned(),
+            port,
+            subset: subset.to_owned(),
+            undefined: true,
+            ..v1::Cluster::default()
+        })
+    }
+
+    fn of(&mut self, host: &Host, port: &PortView, subset: &str) -> u32 {
+        let rules = Rules::of(self.world, self.client_ns, host);
+        let labels = match rules.subset(subset) {
+            Some(found) => found.labels.clone(),
+            None if subset.is_empty() => BTreeMap::new(),
+            None => return self.undefined(&host.name, port.number, subset),
+        };
+        let decided = rules.decide(port.policy_number, subset);
+        // A host outside the mesh that only a VirtualService names is where the caller's own DNS says.
+        let unknown = !host.registered && host.service.is_none() && host.entry.is_none();
+        let original_destination = decided.passthrough()
+            || ports::entry(host).is_some_and(|entry| entry.resolution == Resolution::None)
+            || unknown && !host.name.ends_with(MESH_SUFFIX);
+        let settings = decided.settings;
+        self.add(v1::Cluster {
+            name: cluster_name(port.number, subset, &host.name),
+            host: host.name.clone(),
+            port: port.number,
+            subset: subset.to_owned(),
+            labels: labels.into_iter().collect(),
+            target_port: port.target,
+            target_port_name: port.target_name.clone(),
+            protocol: port.protocol.into(),
+            load_balancer: settings.load_balancer,
+            connection_pool: settings.connection_pool,
+            outlier_detection: settings.outlier_detection,
+            tls: settings.tls.unwrap_or_default().into(),
+            policy: decided.policy,
+            undefined: unknown && !original_destination,
+            original_destination,
+        })
+    }
+
+    fn add(&mut self, cluster: v1::Cluster) -> u32 {
+        if let Some(index) = self.index.get(&cluster.name) {
+            return *index;
+        }
+        let index = u32::try_from(self.found.len()).unwrap_or(u32::MAX);
+        self.index.insert(cluster.name.clone(), index);
+        self.found.push(cluster);
+        index
+    }
+}
+
+fn cluster_name(port: u32, subset: &str, host: &str) -> String {
+    format!("outbound|{port}|{subset}|{host}")
+}

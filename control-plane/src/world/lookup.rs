@@ -1,0 +1,163 @@
+//! Questions that the world answers: by kind and name, by service, by host, by address.
+
+use std::{net::IpAddr, sync::Arc};
+
+use super::{Host, Instance, InstanceKey, Policies, VirtualIps, World, fqdn, has_all, patterns};
+use crate::policy::{Document, Kind, Object};
+
+impl World {
+    /// Grows with every change.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// Trust domain of the mesh.
+    pub fn trust_domain(&self) -> &str {
+        &self.trust_domain
+    }
+
+    /// All policies, by kind, namespace and name.
+    pub fn documents(&self) -> impl Iterator<Item = &Arc<Document>> {
+        self.documents.values()
+    }
+
+    /// One policy.
+    pub fn document(&self, kind: Kind, namespace: &str, name: &str) -> Option<&Arc<Document>> {
+        self.documents.get(&(kind, namespace.to_owned(), name.to_owned()))
+    }
+
+    pub(crate) fn policies(&self) -> &Policies {
+        &self.policies
+    }
+
+    /// One instance.
+    pub fn instance(&self, key: &InstanceKey) -> Option<&Arc<Instance>> {
+        self.instances.get(key)
+    }
+
+    /// All instances.
+    pub fn instances(&self) -> impl Iterator<Item = &Arc<Instance>> {
+        self.instances.values()
+    }
+
+    /// Instances registered as `service` in `namespace`.
+    pub fn service_instances<'a>(
+        &'a self,
+        namespace: &str,
+        service: &str,
+    ) -> impl Iterator<Item = &'a Arc<Instance>> + use<'a> {
+        self.members_of(&fqdn(service, namespace))
+    }
+
+    /// Instances registered under `host`.
+    pub fn members_of<'a>(&'a self, host: &str) -> impl Iterator<Item = &'a Arc<Instance>> + use<'a> {
+        self.members.get(host).into_iter().flatten().filter_map(|key| self.instances.get(key))
+    }
+
+    /// Instances that are endpoints of `host`: registered under it, or selected by its Kubernetes Service.
+    pub fn endpoints_of<'a>(&'a self, host: &'a Host) -> impl Iterator<Item = &'a Arc<Instance>> {
+        let selector = match host.service.as_ref().map(|document| &document.object) {
+            Some(Object::Service(service)) if !service.selector.is_empty() => Some(&service.selector),
+            _ => None,
+        };
+        let picked = move |instance: &&'a Arc<Instance>, selector| {
+            instance.namespace == host.namespace && has_all(&instance.labels, selector) && instance.host() != host.name
+        };
+        let selected = selector
+            .into_iter()
+            .flat_map(move |selector| self.instances.values().filter(move |instance| picked(instance, selector)));
+        self.members_of(&host.name).chain(selected)
+    }
+
+    /// Instances at an address, whatever the port.
+    pub fn at_address(&self, address: IpAddr) -> impl Iterator<Item = &Arc<Instance>> {
+        self.addresses.get(&address).into_iter().flatten().filter_map(|key| self.instances.get(key))
+    }
+
+    /// World version of the last change of a service's instances (Consul's index): never goes back, not even when the
+    /// service is gone.
+    pub fn service_index(&self, namespace: &str, service: &str) -> u64 {
+        self.service_indexes.get(&fqdn(service, namespace)).copied().unwrap_or(self.first_version)
+    }
+
+    /// World version of the last change of any instance.
+    pub fn catalog_index(&self) -> u64 {
+        self.catalog_index
+    }
+
+    /// A host by its canonical name.
+    pub fn host(&self, host: &str) -> Option<&Host> {
+        self.hosts.get(host)
+    }
+
+    /// A host by its canonical name, or the longest wildcard that covers it.
+    pub fn host_or_wildcard(&self, host: &str) -> Option<&Host> {
+        patterns(host).find_map(|pattern| self.hosts.get(&pattern))
+    }
+
+    /// All hosts.
+    pub fn hosts(&self) -> impl Iterator<Item = &Host> {
+        self.hosts.values()
+    }
+
+    /// The host that owns a virtual IP or declares the address.
+    pub fn host_of_address(&self, address: IpAddr, port: Option<u16>) -> Option<&Host> {
+        if let IpAddr::V4(v4) = address
+            && let Some(host) = self.virtual_ips.host(v4)
+        {
+            return self.hosts.get(host);
+        }
+        let declared: Vec<&Host> =
+            self.policies.hosts_covering(address).into_iter().filter_map(|host| self.hosts.get(host)).collect();
+        let serves = |host: &&&Host| port.is_none_or(|port| has_port(host, port));
+        declared.iter().find(serves).or(declared.first()).copied()
+    }
+
+    /// The host of which `address:port` is an endpoint; of several, the one that registered first.
+    pub fn host_of_endpoint(&self, address: IpAddr, port: u16) -> Option<&Host> {
+        let oldest = self
+            .at_address(address)
+            .filter(|instance| instance.port == port)
+            .min_by_key(|instance| instance.create_index);
+        oldest.and_then(|instance| self.hosts.get(&instance.host())).or_else(|| {
+            let hosts = self.policies.hosts_at(address).filter_map(|host| self.hosts.get(host));
+            hosts.into_iter().find(|host| crate::translate::entry_dials(self, host, address, port))
+        })
+    }
+
+    /// SPIFFE ID of the sidecar that owns `address`; empty: none does.
+    pub fn owner(&self, address: IpAddr) -> &str {
+        self.at_address(address)
+            .map(|instance| instance.identity.as_str())
+            .find(|id| !id.is_empty())
+            .unwrap_or_default()
+    }
+
+    /// Virtual IPs of a host: its own, and those that its documents declare.
+    pub fn addresses_of(&self, host: &Host) -> Vec<IpAddr> {
+        let mut addresses = Vec::new();
+        let kept = host.live.then(|| self.virtual_ips.of(&host.name)).flatten();
+        if let Some(Object::ServiceEntry(entry)) = host.entry.as_ref().map(|document| &document.object) {
+            addresses.extend(entry.addresses.iter().filter(|range| range.is_single()).map(|range| range.address));
+        }
+        if let Some(Object::Service(service)) = host.service.as_ref().map(|document| &document.object) {
+            addresses.extend(service.cluster_ip);
+        }
+        kept.map(IpAddr::V4).into_iter().chain(addresses).collect()
+    }
+
+    /// The virtual IPs, to be kept in the store.
+    pub fn virtual_ips(&self) -> &VirtualIps {
+        &self.virtual_ips
+    }
+}
+
+fn has_port(host: &Host, port: u16) -> bool {
+    let documents = host.service.iter().chain(&host.entry);
+    let mut numbers = documents.flat_map(|document| match &document.object {
+        Object::Service(service) => service.ports.iter().map(|port| port.number).collect::<Vec<_>>(),
+        Object::ServiceEntry(entry) => entry.ports.iter().map(|port| port.number).collect(),
+        _ => Vec::new(),
+    });
+    numbers.any(|number| number == u32::from(port))
+}

@@ -1,0 +1,290 @@
+//! Everything the control plane knows, in memory: policies, instances, and the indexes between them.
+//!
+//! Pure: no clock, no store, no socket. One writer applies changes and learns from [`Changed`] which hosts to translate
+//! anew. Time is an argument (Unix seconds).
+
+mod instance;
+mod lookup;
+mod policies;
+mod virtual_ip;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+pub use instance::{Instance, InstanceKey, derive_labels};
+pub(crate) use policies::{Policies, has_all, patterns};
+pub use virtual_ip::{Allocation, QUARANTINE_S, VirtualIps};
+
+use crate::policy::{Document, Kind, Object, Resolution, canonical, covers};
+
+/// What every service's canonical name ends with.
+pub const MESH_SUFFIX: &str = ".svc.cluster.local";
+
+/// What a change touched.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changed {
+    /// Canonical hosts whose `Service`, `Endpoints` or instances' `Inbound` may differ now.
+    pub hosts: BTreeSet<String>,
+    /// Everything may differ.
+    pub all: bool,
+    /// A host came or went: a name may resolve otherwise than before.
+    pub names: bool,
+}
+
+/// A host that the mesh knows.
+#[derive(Clone, Debug)]
+pub struct Host {
+    /// Canonical name.
+    pub name: String,
+    /// Namespace of the service or document.
+    pub namespace: String,
+    /// Kubernetes Service that names its ports.
+    pub service: Option<Arc<Document>>,
+    /// ServiceEntry that defines it.
+    pub entry: Option<Arc<Document>>,
+    /// Whether instances are, or were within the last day, registered under it.
+    pub registered: bool,
+    /// False once the last instance left and no document names the host: callers are still told 503 rather than "no such
+    /// host" for as long as its virtual IP is kept, but a live host of the same short name is preferred.
+    pub live: bool,
+}
+
+/// The state.
+#[derive(Clone, Debug, Default)]
+pub struct World {
+    trust_domain: String,
+    version: u64,
+    first_version: u64,
+    documents: BTreeMap<(Kind, String, String), Arc<Document>>,
+    policies: Policies,
+    instances: BTreeMap<InstanceKey, Arc<Instance>>,
+    members: BTreeMap<String, BTreeSet<InstanceKey>>,
+    addresses: BTreeMap<IpAddr, BTreeSet<InstanceKey>>,
+    hosts: BTreeMap<String, Host>,
+    virtual_ips: VirtualIps,
+    service_indexes: BTreeMap<String, u64>,
+    catalog_index: u64,
+}
+
+/// "<service>.<namespace>.svc.cluster.local".
+pub fn fqdn(service: &str, namespace: &str) -> String {
+    format!("{service}.{namespace}{MESH_SUFFIX}").to_ascii_lowercase()
+}
+
+impl World {
+    /// An empty world. `trust_domain` is that of the identities of WorkloadEntries. `version` is where to go on, so that
+    /// indexes that clients hold stay valid over a restart.
+    pub fn new(trust_domain: &str, version: u64) -> Self {
+        let version = version.max(1);
+        Self {
+            trust_domain: trust_domain.to_owned(),
+            version,
+            first_version: version,
+            catalog_index: version,
+            ..Self::default()
+        }
+    }
+
+    /// Takes up the virtual IPs that the store kept. To be called before instances and policies are given.
+    pub fn restore_virtual_ips(&mut self, kept: impl IntoIterator<Item = (String, Allocation)>) {
+        for (host, allocation) in kept {
+            self.virtual_ips.restore(&host, allocation);
+        }
+    }
+
+    /// Replaces all policies by `documents`. Of two of one kind, namespace and name the first stays.
+    pub fn set_policies(&mut self, documents: Vec<Arc<Document>>, now: u64) -> Changed {
+        let mut new = BTreeMap::new();
+        for document in documents {
+            new.entry(document.key()).or_insert(document);
+        }
+        let differs = |document: &Arc<Document>, other: &BTreeMap<_, Arc<Document>>| {
+            other
+                .get(&document.key())
+                .is_none_or(|other| other.created != document.created || other.object != document.object)
+        };
+        let gone: Vec<_> = self.documents.values().filter(|document| differs(document, &new)).cloned().collect();
+        let came: Vec<_> = new.values().filter(|document| differs(document, &self.documents)).cloned().collect();
+        self.documents = new;
+        let mut changed = Changed::default();
+        if gone.is_empty() && came.is_empty() {
+            return changed;
+        }
+        self.version += 1;
+        gone.iter().for_each(|document| self.touch(document, &mut changed));
+        self.policies = Policies::new(self.documents.values());
+        let known: BTreeSet<String> = self.hosts.keys().chain(self.policies.hosts()).cloned().collect();
+        for host in known {
+            changed.names |= self.refresh(&host, now);
+        }
+        gone.iter().chain(&came).for_each(|document| self.touch(document, &mut changed));
+        self.release_unknown(now);
+        self.settle(changed, now)
+    }
+
+    /// Adds or replaces an instance.
+    pub fn upsert(&mut self, mut instance: Instance, now: u64) -> Changed {
+        let key = instance.key();
+        let old = self.instances.get(&key).cloned();
+        let created = old.as_ref().map_or(instance.create_index, |old| old.create_index);
+        instance.create_index = if created == 0 { self.version + 1 } else { created };
+        instance.modify_index = old.as_ref().map_or(0, |old| old.modify_index);
+        if old.as_deref() == Some(&instance) {
+            return Changed::default();
+        }
+        self.version += 1;
+        instance.modify_index = self.version;
+        if let Some(old) = &old {
+            self.unlink(&key, old);
+        }
+        self.members.entry(instance.host()).or_default().insert(key.clone());
+        self.addresses.entry(instance.address).or_default().insert(key.clone());
+        let instance = Arc::new(instance);
+        self.instances.insert(key, instance.clone());
+        self.instance_changed(old.as_deref().into_iter().chain([&*instance]), now)
+    }
+
+    /// Removes an instance.
+    pub fn remove(&mut self, key: &InstanceKey, now: u64) -> Changed {
+        let Some(old) = self.instances.remove(key) else { return Changed::default() };
+        self.version += 1;
+        self.unlink(key, &old);
+        self.instance_changed([&*old].into_iter(), now)
+    }
+
+    fn unlink(&mut self, key: &InstanceKey, old: &Instance) {
+        remove_from(&mut self.members, &old.host(), key);
+        remove_from(&mut self.addresses, &old.address, key);
+    }
+
+    fn instance_changed<'a>(&mut self, versions: impl Iterator<Item = &'a Instance>, now: u64) -> Changed {
+        let mut changed = Changed::default();
+        self.catalog_index = self.version;
+        for instance in versions {
+            let host = instance.host();
+            self.service_indexes.insert(host.clone(), self.version);
+            changed.names |= self.refresh(&host, now);
+            changed.hosts.insert(host);
+            changed.hosts.extend(self.policies.selecting(&instance.namespace, &instance.labels).map(str::to_owned));
+            changed.hosts.extend(self.policies.hosts_at(instance.address).cloned());
+        }
+        self.settle(changed, now)
+    }
+
+    /// Brings the entry of `host` up to date. Whether it came, went or changed its liveness.
+    fn refresh(&mut self, host: &str, now: u64) -> bool {
+        let before = self.hosts.get(host);
+        let (service, entry) = (self.policies.service(host).cloned(), self.policies.entry(host).cloned());
+        let member = self.members.get(host).and_then(|keys| keys.first());
+        let routed = self.policies.routed(host);
+        let live = service.is_some() || entry.is_some() || member.is_some() || routed.is_some();
+        let registered = member.is_some() || before.is_some_and(|before| before.registered);
+        let changed = before.map(|before| before.live) != (live || registered).then_some(live);
+        if !live && !registered {
+            self.hosts.remove(host);
+            self.virtual_ips.release(host, now);
+            return changed;
+        }
+        let namespace = member
+            .map(|key| key.namespace.as_str())
+            .or(service.as_ref().or(entry.as_ref()).map(|document| document.namespace.as_str()))
+            .or(routed)
+            .or(before.map(|before| before.namespace.as_str()))
+            .unwrap_or("default")
+            .to_owned();
+        // A host outside the mesh's suffix that only a VirtualService names keeps its real address.
+        let own_address = match entry.as_ref().map(|document| &document.object) {
+            Some(Object::ServiceEntry(entry)) => {
+                entry.addresses.is_empty() && entry.resolution != Resolution::None && !host.starts_with('*')
+            }
+            _ => host.ends_with(MESH_SUFFIX),
+        };
+        if live && (own_address || service.is_some() || member.is_some()) {
+            self.virtual_ips.allocate(host);
+        } else {
+            self.virtual_ips.release(host, now);
+        }
+        let name = host.to_owned();
+        self.hosts.insert(name.clone(), Host { name, namespace, service, entry, registered, live });
+        changed
+    }
+
+    /// Adds to `changed` what `document` applies to.
+    fn touch(&self, document: &Document, changed: &mut Changed) {
+        let mut pattern = |pattern: String| {
+            if pattern.starts_with('*') {
+                changed.hosts.extend(self.hosts.keys().filter(|host| covers(&pattern, host)).cloned());
+            }
+            changed.hosts.insert(pattern);
+        };
+        match &document.object {
+            Object::DestinationRule(rule) => pattern(canonical(&rule.host, &document.namespace)),
+            Object::VirtualService(service) => {
+                service.hosts.iter().for_each(|host| pattern(canonical(host, &document.namespace)));
+            }
+            Object::ServiceEntry(entry) => changed.hosts.extend(entry.hosts.iter().cloned()),
+            Object::Service(_) => {
+                changed.hosts.insert(fqdn(&document.name, &document.namespace));
+            }
+            Object::WorkloadEntry(workload) => {
+                for host in self.hosts.values().filter(|host| host.namespace == document.namespace) {
+                    if let Some(Object::ServiceEntry(entry)) = host.entry.as_ref().map(|entry| &entry.object)
+                        && entry.workload_selector.as_ref().is_some_and(|selector| has_all(&workload.labels, selector))
+                    {
+                        changed.hosts.insert(host.name.clone());
+                    }
+                }
+            }
+            // Also says whether others may call with mTLS.
+            Object::PeerAuthentication(_) => changed.all = true,
+        }
+    }
+
+    /// Adds the hosts whose routes lead to a changed one: a `Service` holds the clusters of all its destinations.
+    fn settle(&mut self, mut changed: Changed, now: u64) -> Changed {
+        for host in self.virtual_ips.expire(now) {
+            if self.hosts.get(&host).is_some_and(|known| !known.live) {
+                self.hosts.remove(&host);
+                changed.names = true;
+                changed.hosts.insert(host);
+            }
+        }
+        let mut more = BTreeSet::new();
+        for host in &changed.hosts {
+            // A route may name one host under a wildcard entry: rare enough to translate all anew.
+            changed.all |= host.starts_with('*');
+            for dependent in self.policies.dependents(host) {
+                more.extend(self.hosts.keys().filter(|known| covers(dependent, known)).cloned());
+                more.insert(dependent.clone());
+            }
+        }
+        changed.hosts.extend(more);
+        changed
+    }
+
+    /// Virtual IPs restored for hosts that did not come back are free after a day like any other's.
+    fn release_unknown(&mut self, now: u64) {
+        let unknown: Vec<String> = self
+            .virtual_ips
+            .iter()
+            .filter(|(host, _)| !self.hosts.contains_key(*host))
+            .map(|(h, _)| h.to_owned())
+            .collect();
+        unknown.iter().for_each(|host| self.virtual_ips.release(host, now));
+    }
+}
+
+fn remove_from<K: Ord>(index: &mut BTreeMap<K, BTreeSet<InstanceKey>>, at: &K, key: &InstanceKey) {
+    if let Some(keys) = index.get_mut(at) {
+        keys.remove(key);
+        if keys.is_empty() {
+            index.remove(at);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,197 @@
+//! Policies by what they apply to. Rebuilt whole when the set of policies changes, which is rare; read on every translation.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use super::fqdn;
+use crate::policy::{
+    Action, AddressRange, Document, Object, PeerAuthentication, ServiceEntry, WorkloadEntry, canonical,
+};
+
+/// The indexes. Every list is sorted by age: of two that claim the same, the first wins.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Policies {
+    rules: BTreeMap<(String, String), Vec<Arc<Document>>>,
+    routes: BTreeMap<String, Arc<Document>>,
+    entries: BTreeMap<String, Arc<Document>>,
+    services: BTreeMap<String, Arc<Document>>,
+    workloads: Vec<Arc<Document>>,
+    authentications: Vec<Arc<Document>>,
+    dependents: BTreeMap<String, BTreeSet<String>>,
+    endpoints: BTreeMap<IpAddr, BTreeSet<String>>,
+    ranges: Vec<(AddressRange, String)>,
+}
+
+impl Policies {
+    pub(super) fn new<'a>(documents: impl Iterator<Item = &'a Arc<Document>>) -> Self {
+        let mut sorted: Vec<&Arc<Document>> = documents.collect();
+        sorted.sort_by(|a, b| (a.created, &a.namespace, &a.name).cmp(&(b.created, &b.namespace, &b.name)));
+        let mut index = Self::default();
+        for document in &sorted {
+            index.add(document);
+        }
+        for document in index.entries.values().cloned().collect::<Vec<_>>() {
+            if let Object::ServiceEntry(entry) = &document.object {
+                index.add_endpoints(&document, entry);
+            }
+        }
+        index
+    }
+
+    fn add(&mut self, document: &Arc<Document>) {
+        let namespace = &document.namespace;
+        match &document.object {
+            Object::DestinationRule(rule) => {
+                let key = (namespace.clone(), canonical(&rule.host, namespace));
+                self.rules.entry(key).or_default().push(document.clone());
+            }
+            Object::VirtualService(service) => {
+                for host in service.hosts.iter().map(|host| canonical(host, namespace)) {
+                    for route in &service.http {
+                        let Action::Forward(forward) = &route.action else { continue };
+                        for destination in &forward.destinations {
+                            let destination = canonical(&destination.host, namespace);
+                            self.dependents.entry(destination).or_default().insert(host.clone());
+                        }
+                    }
+                    self.routes.entry(host).or_insert_with(|| document.clone());
+                }
+            }
+            Object::ServiceEntry(entry) => {
+                for host in &entry.hosts {
+                    self.ranges.extend(entry.addresses.iter().map(|range| (*range, host.clone())));
+                    self.entries.entry(host.clone()).or_insert_with(|| document.clone());
+                }
+            }
+            Object::Service(service) => {
+                let host = fqdn(&document.name, namespace);
+                if let Some(address) = service.cluster_ip {
+                    let prefix = if address.is_ipv4() { 32 } else { 128 };
+                    self.ranges.push((AddressRange { address, prefix }, host.clone()));
+                }
+                self.services.insert(host, document.clone());
+            }
+            Object::WorkloadEntry(_) => self.workloads.push(document.clone()),
+            Object::PeerAuthentication(_) => self.authentications.push(document.clone()),
+        }
+    }
+
+    fn add_endpoints(&mut self, document: &Document, entry: &ServiceEntry) {
+        let found: Vec<IpAddr> = self
+            .entry_endpoints(&document.namespace, entry)
+            .filter_map(|(_, endpoint)| endpoint.address.parse().ok())
+            .collect();
+        for address in found {
+            self.endpoints.entry(address).or_default().extend(entry.hosts.iter().cloned());
+        }
+    }
+
+    /// DestinationRules of `namespace` for exactly the most specific pattern that covers `host`.
+    pub(crate) fn rules(&self, namespace: &str, host: &str) -> &[Arc<Document>] {
+        let of = |pattern: String| self.rules.get(&(namespace.to_owned(), pattern));
+        patterns(host).find_map(of).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// The VirtualService that owns `host`.
+    pub(crate) fn routes(&self, host: &str) -> Option<&Arc<Document>> {
+        patterns(host).find_map(|pattern| self.routes.get(&pattern))
+    }
+
+    /// The ServiceEntry of exactly `host`.
+    pub(crate) fn entry(&self, host: &str) -> Option<&Arc<Document>> {
+        self.entries.get(host)
+    }
+
+    /// The Kubernetes Service of exactly `host`.
+    pub(crate) fn service(&self, host: &str) -> Option<&Arc<Document>> {
+        self.services.get(host)
+    }
+
+    /// Kubernetes Services of `namespace` whose selector picks `labels`, by host.
+    pub(crate) fn selecting<'a>(
+        &'a self,
+        namespace: &'a str,
+        labels: &'a BTreeMap<String, String>,
+    ) -> impl Iterator<Item = &'a str> {
+        self.services.iter().filter_map(move |(host, document)| match &document.object {
+            Object::Service(service)
+                if document.namespace == namespace
+                    && !service.selector.is_empty()
+                    && has_all(labels, &service.selector) =>
+            {
+                Some(host.as_str())
+            }
+            _ => None,
+        })
+    }
+
+    /// A ServiceEntry's endpoints: its own, or the WorkloadEntries of its namespace that it selects, with their names.
+    pub(crate) fn entry_endpoints<'a>(
+        &'a self,
+        namespace: &'a str,
+        entry: &'a ServiceEntry,
+    ) -> impl Iterator<Item = (&'a str, &'a WorkloadEntry)> {
+        let selected = self.workloads.iter().filter_map(move |document| match &document.object {
+            Object::WorkloadEntry(workload) if document.namespace == namespace => entry
+                .workload_selector
+                .as_ref()
+                .filter(|selector| has_all(&workload.labels, selector))
+                .map(|_| (document.name.as_str(), workload)),
+            _ => None,
+        });
+        entry.endpoints.iter().map(|endpoint| ("", endpoint)).chain(selected)
+    }
+
+    /// PeerAuthentications of `namespace`, oldest first.
+    pub(crate) fn authentications<'a>(
+        &'a self,
+        namespace: &'a str,
+    ) -> impl Iterator<Item = (&'a Document, &'a PeerAuthentication)> {
+        self.authentications.iter().filter_map(move |document| match &document.object {
+            Object::PeerAuthentication(policy) if document.namespace == namespace => Some((&**document, policy)),
+            _ => None,
+        })
+    }
+
+    /// Hosts with ServiceEntry endpoints at `address`.
+    pub(super) fn hosts_at(&self, address: IpAddr) -> impl Iterator<Item = &String> {
+        self.endpoints.get(&address).into_iter().flatten()
+    }
+
+    /// Hosts whose declared addresses cover `address`, the narrowest range first.
+    pub(super) fn hosts_covering(&self, address: IpAddr) -> Vec<&str> {
+        let mut found: Vec<_> = self.ranges.iter().filter(|(range, _)| range.contains(address)).collect();
+        found.sort_by_key(|(range, _)| std::cmp::Reverse(range.prefix));
+        found.into_iter().map(|(_, host)| host.as_str()).collect()
+    }
+
+    /// Hosts (or patterns) of VirtualServices that send requests to `host`.
+    pub(super) fn dependents(&self, host: &str) -> impl Iterator<Item = &String> {
+        self.dependents.get(host).into_iter().flatten()
+    }
+
+    /// Hosts that documents name: services, entries, and hosts that only a VirtualService has.
+    pub(super) fn hosts(&self) -> impl Iterator<Item = &String> {
+        let routed = self.routes.keys().filter(|host| !host.starts_with('*'));
+        self.services.keys().chain(self.entries.keys()).chain(routed)
+    }
+
+    /// Namespace of the VirtualService of exactly `host`.
+    pub(super) fn routed(&self, host: &str) -> Option<&str> {
+        self.routes.get(host).map(|document| document.namespace.as_str())
+    }
+}
+
+/// Whether `labels` has all of `wanted`.
+pub(crate) fn has_all(labels: &BTreeMap<String, String>, wanted: &BTreeMap<String, String>) -> bool {
+    wanted.iter().all(|(key, value)| labels.get(key) == Some(value))
+}
+
+/// `host`, then the wildcards that cover it, the longest first, then `*`.
+pub(crate) fn patterns(host: &str) -> impl Iterator<Item = String> {
+    let suffixes = host.match_indices('.').filter(|(at, _)| *at > 0).map(|(at, _)| format!("*{}", &host[at..]));
+    std::iter::once(host.to_owned()).chain(suffixes).chain(std::iter::once("*".to_owned()))
+}

@@ -1,0 +1,130 @@
+//! Virtual IPs: one address of 240.240.0.0/16 per host, the same on every sidecar.
+//!
+//! Applications cache addresses, so an address must never come to mean another host soon after: a host that leaves keeps
+//! its address for a day, and takes it up again if it comes back.
+
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
+/// Seconds for which a released address stays its host's.
+pub const QUARANTINE_S: u64 = 24 * 60 * 60;
+
+/// The address of one host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Allocation {
+    /// In 240.240.0.0/16.
+    pub address: Ipv4Addr,
+    /// Unix seconds at which the host left; `None`: it is there.
+    pub released: Option<u64>,
+}
+
+/// All allocations.
+#[derive(Clone, Debug, Default)]
+pub struct VirtualIps {
+    by_host: BTreeMap<String, Allocation>,
+    by_address: BTreeMap<Ipv4Addr, String>,
+    /// Last one given: going on from here makes reuse as late as it can be.
+    last: u16,
+}
+
+impl VirtualIps {
+    /// The address of `host`, new or its old one. `None` when all 65,534 are taken.
+    pub fn allocate(&mut self, host: &str) -> Option<Ipv4Addr> {
+        if let Some(allocation) = self.by_host.get_mut(host) {
+            allocation.released = None;
+            return Some(allocation.address);
+        }
+        let address = (1..=u16::MAX)
+            .map(|step| self.last.wrapping_add(step))
+            .filter(|&low| low != 0 && low != u16::MAX)
+            .map(address)
+            .find(|address| !self.by_address.contains_key(address))?;
+        self.insert(host, Allocation { address, released: None });
+        Some(address)
+    }
+
+    /// `host` left at `now`.
+    pub fn release(&mut self, host: &str, now: u64) {
+        if let Some(allocation) = self.by_host.get_mut(host) {
+            allocation.released.get_or_insert(now);
+        }
+    }
+
+    /// Forgets the hosts that left more than a day before `now`, and names them.
+    pub fn expire(&mut self, now: u64) -> Vec<String> {
+        let gone = |allocation: &Allocation| allocation.released.is_some_and(|at| now >= at + QUARANTINE_S);
+        let hosts: Vec<String> =
+            self.by_host.iter().filter(|(_, allocation)| gone(allocation)).map(|(host, _)| host.clone()).collect();
+        for host in &hosts {
+            if let Some(allocation) = self.by_host.remove(host) {
+                self.by_address.remove(&allocation.address);
+            }
+        }
+        hosts
+    }
+
+    /// Takes up an allocation that was kept. Ignored where the address is another host's already.
+    pub fn restore(&mut self, host: &str, allocation: Allocation) {
+        if !self.by_address.contains_key(&allocation.address) && !self.by_host.contains_key(host) {
+            self.insert(host, allocation);
+        }
+    }
+
+    /// The address of `host`, while it is there or might come back.
+    pub fn of(&self, host: &str) -> Option<Ipv4Addr> {
+        self.by_host.get(host).map(|allocation| allocation.address)
+    }
+
+    /// The host of `address`.
+    pub fn host(&self, address: Ipv4Addr) -> Option<&str> {
+        self.by_address.get(&address).map(String::as_str)
+    }
+
+    /// All allocations, to be kept.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, Allocation)> {
+        self.by_host.iter().map(|(host, allocation)| (host.as_str(), *allocation))
+    }
+
+    fn insert(&mut self, host: &str, allocation: Allocation) {
+        let [_, _, high, low] = allocation.address.octets();
+        self.last = u16::from_be_bytes([high, low]);
+        self.by_address.insert(allocation.address, host.to_owned());
+        self.by_host.insert(host.to_owned(), allocation);
+    }
+}
+
+fn address(low: u16) -> Ipv4Addr {
+    let [high, low] = low.to_be_bytes();
+    Ipv4Addr::new(240, 240, high, low)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_not_reused_within_a_day() {
+        let mut ips = VirtualIps::default();
+        let a = ips.allocate("a").unwrap();
+        assert_eq!(a, Ipv4Addr::new(240, 240, 0, 1));
+        ips.release("a", 1000);
+        assert_ne!(ips.allocate("b").unwrap(), a);
+        assert!(ips.expire(1000 + QUARANTINE_S - 1).is_empty());
+        assert_eq!(ips.allocate("a"), Some(a), "a host that comes back has its address");
+        ips.release("a", 2000);
+        assert_eq!(ips.expire(2000 + QUARANTINE_S), ["a"]);
+        assert_eq!(ips.allocate("c"), Some(Ipv4Addr::new(240, 240, 0, 3)), "free addresses are used in turn");
+    }
+
+    #[test]
+    fn exhaustion_gives_none_and_restored_addresses_stay() {
+        let mut ips = VirtualIps::default();
+        let kept = Allocation { address: Ipv4Addr::new(240, 240, 0, 9), released: None };
+        ips.restore("kept", kept);
+        for n in 0..65_533 {
+            assert!(ips.allocate(&format!("h{n}")).is_some(), "{n}");
+        }
+        assert_eq!(ips.allocate("one too many"), None);
+        assert_eq!(ips.of("kept"), Some(kept.address));
+        assert_eq!(ips.host(kept.address), Some("kept"));
+    }
+}
