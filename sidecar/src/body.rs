@@ -83,6 +83,11 @@ impl Replay {
         })
     }
 
+    /// Whether all that was read is kept, so that it can be sent again.
+    pub fn is_whole(&self) -> bool {
+        !self.source.lock().unwrap_or_else(PoisonError::into_inner).lost
+    }
+
     /// The body for the next attempt; `None` when what was read already was not kept.
     pub fn attempt(self: &Arc<Self>) -> Option<RequestBody> {
         let mut source = self.source.lock().unwrap_or_else(PoisonError::into_inner);

@@ -203,6 +203,11 @@ pub struct Ending {
 }
 
 impl Ending {
+    /// Nothing to do.
+    pub fn none() -> Ending {
+        Ending { lease: None, worker: 0, request: None, in_flight: None, permit: None, active: None, record: None }
+    }
+
     /// So many body bytes went to the client.
     pub fn sent(&mut self, bytes: usize) {
         if let Some(record) = &mut self.record {

@@ -63,8 +63,16 @@ impl ClusterView {
         let detector = config.outlier.clone().map(|policy| {
             Detector::new(policy, endpoints.clone(), previous.and_then(|p| p.detector.as_ref()))
         });
-        let balancer = ArcSwap::from_pointee(Balancer::new(&config, &endpoints));
+        let balancer = ArcSwap::from_pointee(Balancer::new(&config, &endpoints, previous.map(|p| p.balancer.load_full()).as_deref()));
         ClusterView { config, endpoints, shared, balancer, detector }
+    }
+
+    /// The cluster of what no service of the mesh is: dialed as addressed, not limited. A connection serves
+    /// `requests` at most.
+    pub fn passthrough(requests: u32) -> ClusterView {
+        let pool = ConnectionPool { max_requests_per_connection: requests, ..Default::default() };
+        let config = Cluster::original_destination("PassthroughCluster", "PassthroughCluster", pool);
+        ClusterView::new(Arc::new(config), &[], None)
     }
 
     /// The balancer as ejections have it now.
@@ -103,7 +111,8 @@ impl ClusterView {
     fn rebalance(&self) {
         // Race window: two rebuild at once, and the older result may be stored last. The next ejection or tick mends it;
         // until then one endpoint more or less is in use.
-        self.balancer.store(Arc::new(Balancer::new(&self.config, &self.endpoints)));
+        let old = self.balancer.load_full();
+        self.balancer.store(Arc::new(Balancer::new(&self.config, &self.endpoints, Some(&old))));
     }
 }
 

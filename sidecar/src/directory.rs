@@ -384,9 +384,8 @@ impl Writer {
                     tracing::warn!(host, "endpoints kept: the control plane has only just come back without any");
                 }
                 Ok(held) => {
-                    let compiled = held.compiled.into_iter().map(Arc::new).collect();
                     self.no_endpoints.remove(&host);
-                    self.endpoints.insert(host, Held { compiled, version: held.version, bytes: held.bytes });
+                    self.endpoints.insert(host, held);
                 }
                 Err(e) => refused.push(e),
             }

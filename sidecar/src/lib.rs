@@ -1,1 +1,27 @@
 //! The proxy beside each service.
+//!
+//! Two readable paths: [`outbound`] for what our application calls, [`inbound`] for what others call of it; each is the
+//! list of its phases, in order. [`run`] puts everything together.
+
+pub mod admin;
+pub mod ads;
+pub mod body;
+pub mod call;
+pub mod cluster;
+pub mod connect;
+pub mod control;
+pub mod directory;
+pub mod files;
+pub mod http;
+pub mod identity;
+pub mod inbound;
+pub mod listen;
+pub mod metrics;
+pub mod outbound;
+pub mod pool;
+pub mod proxy;
+pub mod run;
+pub mod session;
+pub mod stream;
+pub mod tcp;
+pub mod upstream;

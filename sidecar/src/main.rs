@@ -1,1 +1,56 @@
-fn main() {}
+//! `weft-sidecar`: the command line; see `weft_sidecar::run`.
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use weft_sidecar::run;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// The Weft proxy beside one service.
+#[derive(Parser)]
+#[command(version)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Join the mesh and serve until SIGTERM, then drain.
+    Run(Box<run::Config>),
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_env("WEFT_LOG")
+                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),
+        )
+        .with_writer(std::io::stderr)
+        .init();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    match args.command {
+        Command::Run(config) => runtime.block_on(async {
+            let sidecar = run::start(*config)?;
+            let stop = stop_signal();
+            tokio::pin!(stop);
+            tokio::select! {
+                () = &mut stop => {}
+                () = async { sidecar.ready().await; std::future::pending().await } => {}
+            }
+            sidecar.drain().await;
+            Ok(())
+        }),
+    }
+}
+
+async fn stop_signal() {
+    let terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate());
+    let Ok(mut terminate) = terminate else { return std::future::pending().await };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = tokio::signal::ctrl_c() => {}
+    }
+}

@@ -10,9 +10,11 @@ use std::time::{Duration, Instant};
 use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
 use tokio::sync::oneshot;
-use weft_core::pool::{Acquired, EndpointId, Grant, Pool, PoolLimits, PoolOverflow, SharedId, Ticket, Unused, Wake};
+use weft_core::limits::Overflow;
+use weft_core::pool::{Acquired, EndpointId, Grant, Pool, PoolLimits, SharedId, Ticket, Wake};
 
 use crate::body::RequestBody;
+use crate::upstream::{DialError, Dialer, open_http};
 
 type State = Pool<Http1, Http2, oneshot::Sender<Granted>>;
 
@@ -41,7 +43,7 @@ struct Http1 {
     id: u64,
     sender: http1::SendRequest<RequestBody>,
     served: u32,
-    slot: Arc<Slot>,
+    _slot: Arc<Slot>,
 }
 
 /// A handle on an HTTP/2 connection.
@@ -115,11 +117,11 @@ pub enum Opened {
 
 /// Why there is no connection.
 #[derive(Debug)]
-pub enum CheckoutError<E> {
+pub enum CheckoutError {
     /// A limit.
-    Overflow(PoolOverflow),
+    Overflow(Overflow),
     /// The dialer's reason.
-    Dial(E),
+    Dial(DialError),
 }
 
 impl ClusterPool {
@@ -163,17 +165,12 @@ impl ClusterPool {
         drop(unused);
     }
 
-    /// A connection to `endpoint`: an idle one, a new one opened by `dial`, or one that another request gives back.
+    /// A connection to the dialer's endpoint: an idle one, a new one, or one that another request gives back.
     ///
     /// # Errors
     /// When a limit refuses, or dialing fails.
-    pub async fn checkout<E>(
-        self: &Arc<Self>,
-        endpoint: EndpointId,
-        worker: u16,
-        multiplex: bool,
-        dial: impl AsyncFn() -> Result<Opened, E>,
-    ) -> Result<Lease, CheckoutError<E>> {
+    pub async fn checkout(self: &Arc<Self>, worker: u16, dialer: Dialer<'_>) -> Result<Lease, CheckoutError> {
+        let (endpoint, multiplex) = (dialer.endpoint.state.id(), dialer.multiplex);
         loop {
             let mut receiver = None;
             let acquired = self.lock().acquire(endpoint, worker, multiplex, || {
@@ -186,7 +183,7 @@ impl ClusterPool {
                 Acquired::Stream(s, id) => self.lease_http2(endpoint, s, id),
                 Acquired::Dial => {
                     let duty = Dialing { pool: Some(self.clone()), endpoint, multiplex };
-                    self.dial(duty, &dial).await.map_err(CheckoutError::Dial)?
+                    self.dial(duty, dialer).await.map_err(CheckoutError::Dial)?
                 }
                 Acquired::Wait(ticket, victim) => {
                     // Closing the victim makes the room that we then wait for. It must not happen under the lock.
@@ -197,7 +194,7 @@ impl ClusterPool {
                         Ok(Granted::Lease(lease)) => lease,
                         Ok(Granted::Dial(duty)) => {
                             drop(waiting);
-                            self.dial(duty, &dial).await.map_err(CheckoutError::Dial)?
+                            self.dial(duty, dialer).await.map_err(CheckoutError::Dial)?
                         }
                         Err(_) => continue,
                     }
@@ -214,17 +211,13 @@ impl ClusterPool {
     ///
     /// # Errors
     /// At `maxConnections`.
-    pub fn checkout_tcp(self: &Arc<Self>) -> Result<TcpSlot, PoolOverflow> {
+    pub fn checkout_tcp(self: &Arc<Self>) -> Result<TcpSlot, Overflow> {
         self.lock().acquire_tcp()?;
         Ok(TcpSlot { _slot: Slot { pool: self.clone() } })
     }
 
-    async fn dial<E>(
-        self: &Arc<Self>,
-        mut duty: Dialing,
-        dial: impl AsyncFn() -> Result<Opened, E>,
-    ) -> Result<Lease, E> {
-        let opened = dial().await?;
+    async fn dial(self: &Arc<Self>, mut duty: Dialing, dialer: Dialer<'_>) -> Result<Lease, DialError> {
+        let opened = open_http(dialer).await?;
         let endpoint = duty.endpoint;
         duty.pool = None;
         let slot = Arc::new(Slot { pool: self.clone() });
@@ -240,7 +233,7 @@ impl ClusterPool {
                     drop(removed);
                     drop(held);
                 });
-                let mut lease = self.lease_http1(endpoint, Http1 { id, sender, served: 0, slot });
+                let mut lease = self.lease_http1(endpoint, Http1 { id, sender, served: 0, _slot: slot });
                 lease.reused = false;
                 Ok(lease)
             }

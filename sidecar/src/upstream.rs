@@ -3,7 +3,6 @@
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -115,20 +114,29 @@ fn server_name(cluster: &Cluster, to: SocketAddr) -> ServerName<'static> {
     ServerName::try_from(name).unwrap_or(ServerName::from(to.ip()))
 }
 
+/// How to open an HTTP connection, when the pool says that one is to be opened.
+#[derive(Clone, Copy)]
+pub struct Dialer<'a> {
+    /// Its policy.
+    pub cluster: &'a Cluster,
+    /// Where to.
+    pub endpoint: &'a Endpoint,
+    /// Who we are.
+    pub identity: &'a Identity,
+    /// Whether HTTP/2 is spoken.
+    pub multiplex: bool,
+    /// Mark of the socket.
+    pub mark: u32,
+}
+
 /// Dials for HTTP and shakes hands.
 ///
 /// # Errors
 /// As [`connect()`].
-pub async fn open_http(
-    cluster: &Cluster,
-    endpoint: &Endpoint,
-    identity: &Arc<Identity>,
-    multiplex: bool,
-    mark: u32,
-) -> Result<Opened, DialError> {
+pub async fn open_http(dialer: Dialer<'_>) -> Result<Opened, DialError> {
+    let Dialer { cluster, endpoint, identity, multiplex, mark } = dialer;
     let alpn = if multiplex { alpn::HTTP2 } else { alpn::HTTP1 };
     let stream = connect(cluster, endpoint, identity, alpn, mark).await?;
-    let idle = cluster.pool.http_idle_timeout;
     let failed = |e: hyper::Error| DialError::new(Outcome::ConnectFailure, e);
     if multiplex {
         let mut builder = http2::Builder::new(TokioExecutor::new());
@@ -143,7 +151,6 @@ pub async fn open_http(
                 tracing::debug!("HTTP/2 connection to an endpoint ended: {e}");
             }
         });
-        let _ = idle;
         return Ok(Opened::Http2(sender, task, u32::MAX));
     }
     let (sender, connection) = http1::Builder::new()

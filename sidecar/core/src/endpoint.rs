@@ -7,11 +7,12 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::identity::SpiffeId;
 use crate::outlier::EjectionState;
 use crate::policy::{Cluster, TargetPort};
+use crate::pool::EndpointId;
 
 /// An endpoint as registered. Shared by all clusters that it belongs to.
 #[derive(Debug, Clone, PartialEq)]
@@ -85,8 +86,9 @@ pub struct Endpoint {
 }
 
 /// What traffic has shown of an endpoint of one cluster.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct EndpointState {
+    id: EndpointId,
     in_flight: AtomicU32,
     /// Counters of outlier detection.
     pub ejection: EjectionState,
@@ -96,7 +98,24 @@ pub struct EndpointState {
 #[derive(Debug)]
 pub struct InFlight(Arc<EndpointState>);
 
+impl Default for EndpointState {
+    fn default() -> Self {
+        // Names the endpoint's connections in the pool: unlike its address, an id is never used again.
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        EndpointState {
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            in_flight: AtomicU32::new(0),
+            ejection: EjectionState::default(),
+        }
+    }
+}
+
 impl EndpointState {
+    /// What its connections are kept under.
+    pub fn id(&self) -> EndpointId {
+        self.id
+    }
+
     /// Requests (for TCP: connections) in flight.
     pub fn in_flight(&self) -> u32 {
         self.in_flight.load(Ordering::Relaxed)

@@ -109,6 +109,28 @@ pub struct Cluster {
     pub original_destination: bool,
 }
 
+impl Cluster {
+    /// One that no service declares: connections go where they were addressed to.
+    pub fn original_destination(name: &str, host: &str, pool: ConnectionPool) -> Cluster {
+        Cluster {
+            name: name.into(),
+            host: host.into(),
+            port: 0,
+            subset: "".into(),
+            labels: BTreeMap::new(),
+            target_port: TargetPort::Registered,
+            protocol: Protocol::Unknown,
+            load_balancer: LoadBalancer::Passthrough,
+            pool,
+            outlier: None,
+            tls: Tls::Disable,
+            policy: "".into(),
+            undefined: false,
+            original_destination: true,
+        }
+    }
+}
+
 /// Which port of an endpoint is dialed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TargetPort {
@@ -176,6 +198,28 @@ pub struct ConnectionPool {
     pub h2_upgrade: H2Upgrade,
     /// Use the protocol that the client used.
     pub use_client_protocol: bool,
+}
+
+impl Default for ConnectionPool {
+    /// Istio's defaults: nothing is limited.
+    fn default() -> Self {
+        const HOUR: Duration = Duration::from_secs(3600);
+        ConnectionPool {
+            max_connections: u32::MAX,
+            connect_timeout: Duration::from_secs(10),
+            max_pending_requests: u32::MAX,
+            max_requests: u32::MAX,
+            max_requests_per_connection: u32::MAX,
+            max_retries: u32::MAX,
+            http_idle_timeout: HOUR,
+            tcp_idle_timeout: Some(HOUR),
+            max_connection_duration: None,
+            tcp_keepalive: None,
+            max_concurrent_streams: u32::MAX,
+            h2_upgrade: H2Upgrade::Default,
+            use_client_protocol: false,
+        }
+    }
 }
 
 /// TCP keep-alive; `None` fields: the operating system's.

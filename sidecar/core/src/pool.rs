@@ -15,6 +15,8 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::time::{Duration, Instant};
 
+use crate::limits::Overflow;
+
 /// Identifies an endpoint within its cluster; ids are handed out by a counter.
 pub type EndpointId = u64;
 
@@ -35,15 +37,6 @@ pub struct PoolLimits {
     pub max_pending: u32,
     /// Streams on one multiplexed connection.
     pub max_streams: u32,
-}
-
-/// Which limit refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PoolOverflow {
-    /// `connectionPool.http.http1MaxPendingRequests`.
-    Pending(u32),
-    /// `connectionPool.tcp.maxConnections`, for TCP only: HTTP waits.
-    Connections(u32),
 }
 
 /// What a request has to do.
@@ -203,7 +196,7 @@ impl<X, S: Clone, W> Pool<X, S, W> {
         worker: u16,
         multiplex: bool,
         wake: impl FnOnce() -> W,
-    ) -> Result<Acquired<X, S>, PoolOverflow> {
+    ) -> Result<Acquired<X, S>, Overflow> {
         if multiplex {
             let ready = self.shared.get_mut(&endpoint).and_then(|all| all.iter_mut().find(|s| s.streams < s.max_streams));
             if let Some(shared) = ready {
@@ -214,7 +207,7 @@ impl<X, S: Clone, W> Pool<X, S, W> {
             return Ok(Acquired::Exclusive(connection));
         }
         if self.pending >= self.limits.max_pending {
-            return Err(PoolOverflow::Pending(self.limits.max_pending));
+            return Err(Overflow { field: "http1MaxPendingRequests", limit: self.limits.max_pending });
         }
         self.pending += 1;
         let under_way = multiplex && self.dialing.get(&endpoint).is_some_and(|n| *n > 0);
@@ -234,9 +227,9 @@ impl<X, S: Clone, W> Pool<X, S, W> {
     ///
     /// # Errors
     /// At `maxConnections`.
-    pub fn acquire_tcp(&mut self) -> Result<(), PoolOverflow> {
+    pub fn acquire_tcp(&mut self) -> Result<(), Overflow> {
         if self.open >= self.limits.max_connections {
-            return Err(PoolOverflow::Connections(self.limits.max_connections));
+            return Err(Overflow { field: "maxConnections", limit: self.limits.max_connections });
         }
         self.open += 1;
         Ok(())

@@ -12,12 +12,16 @@ fn pool(max_connections: u32, max_pending: u32) -> Pool<u32, u32, &'static str> 
     Pool::new(PoolLimits { max_connections, max_pending, max_streams: 100 })
 }
 
+fn full(limit: u32) -> Overflow {
+    Overflow { field: "http1MaxPendingRequests", limit }
+}
+
 /// Whom a wake is for and what it brings.
 fn woken(wakes: impl IntoIterator<Item = Wake<u32, u32, &'static str>>) -> Vec<(&'static str, Grant<u32, u32>)> {
     wakes.into_iter().map(|w| (w.wake, w.grant)).collect()
 }
 
-fn ticket(acquired: Result<Acquired<u32, u32>, PoolOverflow>) -> (Ticket, Option<Unused<u32, u32>>) {
+fn ticket(acquired: Result<Acquired<u32, u32>, Overflow>) -> (Ticket, Option<Unused<u32, u32>>) {
     match acquired {
         Ok(Acquired::Wait(ticket, victim)) => (ticket, victim),
         other => panic!("expected to wait, got {other:?}"),
@@ -30,7 +34,7 @@ fn one_connection_and_one_pending_serve_two_and_refuse_the_third() {
     assert_eq!(p.acquire(1, 0, false, || "a"), Ok(Acquired::Dial));
     p.connected();
     ticket(p.acquire(1, 0, false, || "b"));
-    assert_eq!(p.acquire(1, 0, false, || "c"), Err(PoolOverflow::Pending(1)));
+    assert_eq!(p.acquire(1, 0, false, || "c"), Err(full(1)));
     // The connection goes straight to the one who waits, not to a newcomer.
     let (wake, close) = p.release(1, 0, 7, NOW());
     assert_eq!((woken(wake), close), (vec![("b", Grant::Exclusive(7))], None));
@@ -43,7 +47,7 @@ fn one_connection_and_one_pending_serve_two_and_refuse_the_third() {
 fn a_request_being_dialed_is_pending_as_in_envoy() {
     let mut p = pool(10, 1);
     assert_eq!(p.acquire(1, 0, false, || "a"), Ok(Acquired::Dial));
-    assert_eq!(p.acquire(1, 0, false, || "b"), Err(PoolOverflow::Pending(1)));
+    assert_eq!(p.acquire(1, 0, false, || "b"), Err(full(1)));
     p.connected();
     assert_eq!(p.acquire(1, 0, false, || "b"), Ok(Acquired::Dial));
 }
@@ -117,7 +121,7 @@ fn old_connections_are_swept_and_those_of_a_removed_endpoint_drained() {
 fn tcp_never_waits() {
     let mut p = pool(1, 10);
     assert_eq!(p.acquire_tcp(), Ok(()));
-    assert_eq!(p.acquire_tcp(), Err(PoolOverflow::Connections(1)));
+    assert_eq!(p.acquire_tcp(), Err(Overflow { field: "maxConnections", limit: 1 }));
     p.closed();
     assert_eq!(p.acquire_tcp(), Ok(()));
 }
@@ -215,8 +219,7 @@ proptest! {
                                 close(&mut p, c, &mut conns, &mut held);
                             }
                         }
-                        Err(PoolOverflow::Pending(n)) => prop_assert_eq!(n, max_pending),
-                        Err(other) => panic!("{other:?}"),
+                        Err(overflow) => prop_assert_eq!(overflow, full(max_pending)),
                     }
                 }
                 _ => {

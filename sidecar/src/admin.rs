@@ -1,0 +1,164 @@
+//! The sidecar's own pages: readiness, metrics, and a look inside.
+//!
+//! Small pages for kubelets, Prometheus and people; none of them changes anything. Readiness and metrics are meant to be
+//! reached from outside and say nothing secret; the look inside is on loopback alone.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpListener;
+
+use crate::directory::Name;
+use crate::proxy::Proxy;
+
+/// Which pages a listener shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pages {
+    /// 15021: `/healthz/ready`.
+    Ready,
+    /// 15020: `/metrics`, `/stats/prometheus`.
+    Metrics,
+    /// 15000: everything.
+    Admin,
+}
+
+/// Serves for ever.
+pub async fn serve(proxy: Arc<Proxy>, listener: TcpListener, pages: Pages) {
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(_) => {
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let proxy = proxy.clone();
+        tokio::spawn(async move {
+            let service = service_fn(move |request: Request<Incoming>| {
+                let proxy = proxy.clone();
+                async move { Ok::<_, Infallible>(page(&proxy, pages, &request)) }
+            });
+            let serving = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(std::time::Duration::from_secs(60))
+                .serve_connection(TokioIo::new(stream), service);
+            // A client that breaks off is its own affair.
+            let _ = serving.await;
+        });
+    }
+}
+
+fn page(proxy: &Proxy, pages: Pages, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    if request.method() != Method::GET && request.method() != Method::HEAD {
+        return text(StatusCode::METHOD_NOT_ALLOWED, "GET only\n".into());
+    }
+    match (request.uri().path(), pages) {
+        ("/healthz/ready" | "/ready", _) => match not_ready(proxy) {
+            None => text(StatusCode::OK, "ready\n".into()),
+            Some(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")),
+        },
+        ("/metrics" | "/stats/prometheus", Pages::Metrics | Pages::Admin) => {
+            if let Some(credentials) = proxy.identity.current() {
+                let left = credentials.not_after.duration_since(SystemTime::now()).unwrap_or_default();
+                proxy.metrics.certificate_left_s.set(left.as_secs_f64());
+            }
+            let mut response = text(StatusCode::OK, proxy.metrics.render());
+            let kind = http::HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+            response.headers_mut().insert(http::header::CONTENT_TYPE, kind);
+            response
+        }
+        ("/config", Pages::Admin) => text(StatusCode::OK, config(proxy)),
+        ("/certs", Pages::Admin) => text(StatusCode::OK, certificates(proxy)),
+        _ => text(StatusCode::NOT_FOUND, "no such page\n".into()),
+    }
+}
+
+/// Why requests cannot be served yet.
+pub fn not_ready(proxy: &Proxy) -> Option<&'static str> {
+    if proxy.is_draining() {
+        return Some("draining");
+    }
+    if proxy.identity.valid().is_err() {
+        return Some("no valid certificate");
+    }
+    if proxy.directory.snapshot().inbound.is_none() {
+        return Some("no inbound policy yet");
+    }
+    None
+}
+
+fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    let kind = http::HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(http::header::CONTENT_TYPE, kind);
+    response
+}
+
+/// What is known of the mesh, as JSON.
+fn config(proxy: &Proxy) -> String {
+    let snapshot = proxy.directory.snapshot();
+    let names: Vec<_> = snapshot
+        .names()
+        .map(|(name, meaning)| match meaning {
+            Name::Absent => serde_json::json!({ "name": name, "absent": true }),
+            Name::Service(view) => serde_json::json!({ "name": name, "host": &*view.service.host }),
+        })
+        .collect();
+    let all = snapshot.clusters().cloned().chain(proxy.ports.clusters());
+    let clusters: Vec<_> = all
+        .map(|cluster| {
+            let (connections, pending) = cluster.shared.pool.counts();
+            let endpoints: Vec<_> = cluster
+                .endpoints
+                .iter()
+                .map(|e| {
+                    serde_json::json!({
+                        "address": &*e.key,
+                        "health": format!("{:?}", e.config.health).to_lowercase(),
+                        "ejected": e.is_ejected(),
+                        "in_flight": e.state.in_flight(),
+                        "identity": e.config.identity.as_ref().map(|id| id.as_str()),
+                        "labels": e.config.labels,
+                    })
+                })
+                .collect();
+            serde_json::json!({
+                "name": &*cluster.config.name,
+                "policy": &*cluster.config.policy,
+                "connections": connections,
+                "pending": pending,
+                "requests": cluster.shared.limits.requests.active(),
+                "endpoints": endpoints,
+            })
+        })
+        .collect();
+    let all = serde_json::json!({
+        "connected": proxy.directory.connected(),
+        "marks": crate::connect::marks(),
+        "names": names,
+        "clusters": clusters,
+    });
+    format!("{all:#}\n")
+}
+
+fn certificates(proxy: &Proxy) -> String {
+    let Some(credentials) = proxy.identity.current() else { return "{}\n".into() };
+    let seconds = |t: SystemTime| t.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    let all = serde_json::json!({
+        "id": credentials.id.as_str(),
+        "services": credentials.services,
+        "not_before": seconds(credentials.not_before),
+        "not_after": seconds(credentials.not_after),
+        "renew_at": seconds(credentials.renew_at()),
+    });
+    format!("{all:#}\n")
+}

@@ -1,0 +1,187 @@
+//! Connections as they arrive: where they were meant to go, what they speak, and who serves them.
+//!
+//! Each worker accepts from the same listening sockets, and what it accepts stays with it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::io::AsyncReadExt;
+use tokio::net::{TcpListener, TcpStream};
+use weft_core::endpoint::find;
+use weft_core::policy::Protocol;
+use weft_core::sniff::Sniff;
+
+use crate::cluster::ClusterView;
+use crate::connect::{MARK_UPSTREAM, original_destination};
+use crate::directory::Lookup;
+use crate::http::{serve_http1, serve_http2};
+use crate::outbound::{self, Downstream};
+use crate::proxy::{Proxy, foreign_endpoint};
+use crate::stream::Rewind;
+use crate::tcp::{self, First};
+use crate::inbound;
+
+/// Silence of a client after which its server may speak first.
+const SERVER_FIRST_AFTER: Duration = Duration::from_millis(50);
+
+/// What a listener is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// What our application calls, redirected.
+    Outbound,
+    /// What our application calls, addressed to us as an HTTP proxy.
+    HttpProxy,
+    /// What others call.
+    Inbound,
+}
+
+/// Accepts for ever.
+pub async fn accept(proxy: Arc<Proxy>, listener: TcpListener, role: Role, worker: u16) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                let proxy = proxy.clone();
+                tokio::spawn(async move { connection(proxy, stream, peer, role, worker).await });
+            }
+            Err(e) => {
+                // Out of descriptors, most likely: waiting is all that helps.
+                tracing::warn!("cannot accept a connection: {e}");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+async fn connection(proxy: Arc<Proxy>, stream: TcpStream, peer: SocketAddr, role: Role, worker: u16) {
+    // A socket that cannot be set up is gone already.
+    let Ok(own) = stream.local_addr() else { return };
+    let _ = stream.set_nodelay(true);
+    let own = SocketAddr::new(own.ip().to_canonical(), own.port());
+    let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+    if role == Role::HttpProxy {
+        let down = Downstream { proxy, worker, peer, local: own, original: None, foreign: Default::default() };
+        return http(Arc::new(down), stream, BytesMut::new()).await;
+    }
+    // A connection that was addressed to ourselves would be passed on to ourselves, for ever.
+    let original = match original_destination(&stream) {
+        Some(original) if original != own => original,
+        _ => {
+            proxy.metrics.loops.inc();
+            tracing::warn!(%peer, %own, "closing a connection that was addressed to the proxy's own port");
+            return;
+        }
+    };
+    match role {
+        Role::Inbound => inbound::connection(proxy, stream, peer, original, worker).await,
+        _ => {
+            let original_port = Some(original);
+            let down =
+                Downstream { proxy, worker, peer, local: original, original: original_port, foreign: Default::default() };
+            outbound_connection(Arc::new(down), stream, original).await;
+        }
+    }
+}
+
+async fn outbound_connection(down: Arc<Downstream>, mut stream: TcpStream, original: SocketAddr) {
+    let lookup = down.proxy.directory.lookup(&original.to_string()).await;
+    let service = match &lookup {
+        Lookup::Service(view) => Some(view),
+        _ => None,
+    };
+    let port = service.and_then(|view| view.service.port(original.port()));
+    let protocol = port.map_or(Protocol::Unknown, |port| port.protocol);
+    // Where the bytes go if they are not HTTP: to the endpoint that was dialed, to any of the service, or as addressed.
+    let fixed = service.and_then(|view| view.clusters.iter().find_map(|c| Some((c.clone(), find(&c.endpoints, original)?.clone()))));
+    let by_port = service.and_then(|view| Some(view.clusters[port?.cluster].clone()));
+    let is_virtual = service.is_some_and(|view| view.service.addresses.contains(&original.ip()));
+    let (cluster, endpoint) = match (fixed, by_port) {
+        (Some((cluster, endpoint)), _) if !is_virtual => (cluster, Some(endpoint)),
+        (_, Some(cluster)) if !cluster.config.original_destination => (cluster, None),
+        (_, Some(cluster)) => (cluster, Some(foreign_endpoint(original))),
+        _ if down.proxy.settings.allow_any => {
+            (Arc::new(ClusterView::passthrough(u32::MAX)), Some(foreign_endpoint(original)))
+        }
+        _ => {
+            // HTTP may still name a service that we know; other bytes go nowhere.
+            if let Ok(First::Bytes(bytes, kind @ (Sniff::Http1 | Sniff::Http2))) =
+                tcp::first(&mut stream, BytesMut::new(), None).await
+            {
+                serve(down, stream, bytes, kind).await;
+            }
+            return;
+        }
+    };
+    let budget = match protocol {
+        Protocol::Tcp | Protocol::Tls => {
+            let Ok(flow) = tcp::open(&down.proxy, &cluster, endpoint.as_ref(), down.peer, MARK_UPSTREAM, None).await else {
+                return;
+            };
+            return tcp::run(&down.proxy, &down.proxy.outbound, stream, flow, Default::default()).await;
+        }
+        Protocol::Http | Protocol::Http2 | Protocol::Grpc => None,
+        Protocol::Unknown => Some(SERVER_FIRST_AFTER),
+    };
+    let mut first = match tcp::first(&mut stream, BytesMut::new(), budget).await {
+        Ok(first) => first,
+        Err(_) => return,
+    };
+    let mut flow = None;
+    let mut seen = BytesMut::new();
+    if let First::Silence(bytes) = first {
+        let Ok(mut opened) = tcp::open(&down.proxy, &cluster, endpoint.as_ref(), down.peer, MARK_UPSTREAM, None).await else {
+            return;
+        };
+        seen.reserve(16 * 1024);
+        // Whoever speaks first decides. Both reads lose nothing when they are dropped.
+        first = tokio::select! {
+            biased;
+            n = opened.upstream.read_buf(&mut seen) => match n {
+                Ok(0) | Err(_) => First::Closed(bytes),
+                Ok(_) => First::Bytes(bytes, Sniff::Other),
+            },
+            first = tcp::first(&mut stream, bytes.clone(), None) => match first {
+                Ok(first) => first,
+                Err(_) => return,
+            },
+        };
+        flow = Some(opened);
+    }
+    let bytes = match first {
+        First::Bytes(bytes, kind @ (Sniff::Http1 | Sniff::Http2)) => {
+            drop(flow);
+            return serve(down, stream, bytes, kind).await;
+        }
+        First::Bytes(bytes, _) | First::Closed(bytes) | First::Silence(bytes) => bytes,
+    };
+    let flow = match flow {
+        Some(flow) => flow,
+        None => match tcp::open(&down.proxy, &cluster, endpoint.as_ref(), down.peer, MARK_UPSTREAM, None).await {
+            Ok(flow) => flow,
+            Err(_) => return,
+        },
+    };
+    let client = Rewind::new(bytes.freeze(), stream);
+    tcp::run(&down.proxy, &down.proxy.outbound, client, flow, seen.freeze()).await;
+}
+
+async fn http(down: Arc<Downstream>, mut stream: TcpStream, bytes: BytesMut) {
+    if let Ok(First::Bytes(bytes, kind)) = tcp::first(&mut stream, bytes, None).await {
+        serve(down, stream, bytes, kind).await;
+    }
+}
+
+async fn serve(down: Arc<Downstream>, stream: TcpStream, bytes: BytesMut, kind: Sniff) {
+    let io = Rewind::new(bytes.freeze(), stream);
+    let proxy = down.proxy.clone();
+    if kind == Sniff::Http2 {
+        serve_http2(io, &proxy, move |request| {
+            let down = down.clone();
+            async move { outbound::request(&down, request).await }
+        })
+        .await;
+    } else {
+        serve_http1(io, |request| outbound::request(&down, request)).await;
+    }
+}

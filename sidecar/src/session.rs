@@ -1,0 +1,260 @@
+//! The registry session: what runs in this pod is announced upstream, and announced again after every reconnect.
+//!
+//! [`Registrations`] is what should be registered; the session's task brings the control plane to it. A registration
+//! that is refused is told to whoever made it, and kept out.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::ReceiverStream;
+use weft_proto::v1::registry_client::RegistryClient;
+use weft_proto::v1::registry_request::Kind;
+use weft_proto::v1::{
+    Check, CheckUpdate, Deregister, Heartbeat, Hello, Instance, RegistryReply, RegistryRequest, Synced,
+};
+
+use crate::control::{Backoff, Control};
+
+/// Requests that may wait for the stream.
+const QUEUE: usize = 256;
+/// Longest wait for the control plane's answer to a registration.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What is registered from this pod, by service id, and checks of the node by check id.
+#[derive(Default)]
+struct Wanted {
+    instances: BTreeMap<String, Instance>,
+    node_checks: BTreeMap<String, Check>,
+}
+
+/// The handle by which the rest of the sidecar registers.
+pub struct Registrations {
+    wanted: Mutex<Wanted>,
+    commands: mpsc::Sender<Command>,
+    connected: watch::Receiver<bool>,
+}
+
+struct Command {
+    kind: Kind,
+    done: oneshot::Sender<RegistryReply>,
+}
+
+/// The session's side.
+pub struct Session {
+    registrations: Arc<Registrations>,
+    commands: mpsc::Receiver<Command>,
+    connected: watch::Sender<bool>,
+}
+
+/// A pair of handle and session.
+pub fn new() -> (Arc<Registrations>, Session) {
+    let (sender, commands) = mpsc::channel(QUEUE);
+    let (connected, watch) = watch::channel(false);
+    let registrations = Arc::new(Registrations { wanted: Mutex::default(), commands: sender, connected: watch });
+    (registrations.clone(), Session { registrations, commands, connected })
+}
+
+impl Registrations {
+    /// Registers an instance or changes it. Without a control plane it is kept and announced when one answers.
+    ///
+    /// # Errors
+    /// The control plane's reason for refusing it.
+    pub async fn register(&self, instance: Instance) -> Result<(), String> {
+        let id = instance.service_id.clone();
+        let previous = self.lock().instances.insert(id.clone(), instance.clone());
+        let reply = self.ask(Kind::Register(instance)).await;
+        match reply {
+            Some(reply) if !reply.error.is_empty() => {
+                // What was refused is not announced again.
+                let mut wanted = self.lock();
+                match previous {
+                    Some(previous) => wanted.instances.insert(id, previous),
+                    None => wanted.instances.remove(&id),
+                };
+                Err(reply.error)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes an instance back. `wait`: until the sidecars that use it have acknowledged, this long at most. Returns how
+    /// many have, and how many there are.
+    pub async fn deregister(&self, service_id: &str, wait: Duration) -> Option<(u32, u32)> {
+        self.lock().instances.remove(service_id)?;
+        let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        let reply = self.ask_within(
+            Kind::Deregister(Deregister { service_id: service_id.to_owned(), wait_ms }),
+            wait + ANSWER_TIMEOUT,
+        );
+        Some(reply.await.map_or((0, 0), |r| (r.acknowledged, r.subscribers)))
+    }
+
+    /// Takes all instances back, as [`Registrations::deregister`].
+    pub async fn deregister_all(&self, wait: Duration) -> (u32, u32) {
+        self.lock().instances.clear();
+        let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        let all = Kind::Deregister(Deregister { service_id: String::new(), wait_ms });
+        self.ask_within(all, wait + Duration::from_secs(1)).await.map_or((0, 0), |r| (r.acknowledged, r.subscribers))
+    }
+
+    /// Changes or (with `removed`) removes a check of an instance, or of the node where it names no service.
+    pub async fn check(&self, check: Check, removed: bool) {
+        {
+            let mut wanted = self.lock();
+            if check.service_id.is_empty() {
+                if removed {
+                    wanted.node_checks.remove(&check.check_id);
+                } else {
+                    wanted.node_checks.insert(check.check_id.clone(), check.clone());
+                }
+            } else if let Some(instance) = wanted.instances.get_mut(&check.service_id) {
+                instance.checks.retain(|c| c.check_id != check.check_id);
+                if !removed {
+                    instance.checks.push(check.clone());
+                }
+            }
+        }
+        // A refusal means that the instance has gone meanwhile.
+        self.ask(Kind::Check(CheckUpdate { check: Some(check), removed })).await;
+    }
+
+    /// What is registered.
+    pub fn instances(&self) -> Vec<Instance> {
+        self.lock().instances.values().cloned().collect()
+    }
+
+    /// Waits until a session is up, `limit` at most.
+    pub async fn wait_connected(&self, limit: Duration) -> bool {
+        let mut connected = self.connected.clone();
+        tokio::time::timeout(limit, connected.wait_for(|c| *c)).await.is_ok_and(|r| r.is_ok())
+    }
+
+    async fn ask(&self, kind: Kind) -> Option<RegistryReply> {
+        self.ask_within(kind, ANSWER_TIMEOUT).await
+    }
+
+    /// `None`: there is no session now; the next one begins with all that is wanted.
+    async fn ask_within(&self, kind: Kind, limit: Duration) -> Option<RegistryReply> {
+        if !*self.connected.borrow() {
+            return None;
+        }
+        let (done, answer) = oneshot::channel();
+        self.commands.send(Command { kind, done }).await.ok()?;
+        tokio::time::timeout(limit, answer).await.ok()?.ok()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Wanted> {
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Session {
+    /// Keeps a session up for ever; `reconnect` as in [`crate::ads::run`].
+    pub async fn run(mut self, control: Arc<Control>, hello: Hello, mut reconnect: watch::Receiver<u64>) {
+        let mut backoff = Backoff::default();
+        loop {
+            let started = tokio::time::Instant::now();
+            let result = self.session(&control, &hello, &mut reconnect).await;
+            self.connected.send_replace(false);
+            // Those who wait are told by the fall of their channel.
+            while self.commands.try_recv().is_ok() {}
+            match result {
+                Ok(()) => {
+                    backoff = Backoff::default();
+                    continue;
+                }
+                Err(e) => tracing::warn!("no registry session: {e:#}"),
+            }
+            if started.elapsed() > Duration::from_secs(30) {
+                backoff = Backoff::default();
+            }
+            tokio::time::sleep(backoff.next()).await;
+        }
+    }
+
+    async fn session(
+        &mut self,
+        control: &Control,
+        hello: &Hello,
+        reconnect: &mut watch::Receiver<u64>,
+    ) -> Result<()> {
+        reconnect.mark_unchanged();
+        let channel = control.connect().await?;
+        let (requests, outgoing) = mpsc::channel(QUEUE);
+        let mut client = RegistryClient::new(channel);
+        let mut next = 1;
+        let mut send = |kind: Kind| {
+            next += 1;
+            (next, requests.clone().send_owned(RegistryRequest { id: next, kind: Some(kind) }))
+        };
+        let (_, sending) = send(Kind::Hello(hello.clone()));
+        sending.await?;
+        let mut replies = client.session(ReceiverStream::new(outgoing)).await?.into_inner();
+        let first = replies.next().await.context("the control plane ended the session")??;
+        anyhow::ensure!(first.error.is_empty(), "the control plane refused this sidecar: {}", first.error);
+        let mut heartbeat = tokio::time::interval(Duration::from_secs(u64::from(first.heartbeat_s.max(1))));
+        heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+
+        // All that is wanted, again; a refusal is logged, it was told to the registrant the first time.
+        let mut again: HashMap<u64, String> = HashMap::new();
+        let (instances, node_checks) = {
+            let wanted = self.registrations.lock();
+            (wanted.instances.values().cloned().collect::<Vec<_>>(), wanted.node_checks.values().cloned().collect::<Vec<_>>())
+        };
+        // From here on whoever registers asks this session.
+        self.connected.send_replace(true);
+        for instance in instances {
+            let name = instance.service_id.clone();
+            let (id, sending) = send(Kind::Register(instance));
+            sending.await?;
+            again.insert(id, name);
+        }
+        for check in node_checks {
+            send(Kind::Check(CheckUpdate { check: Some(check), removed: false })).1.await?;
+        }
+        send(Kind::Synced(Synced {})).1.await?;
+
+        let mut waiting: HashMap<u64, oneshot::Sender<RegistryReply>> = HashMap::new();
+        loop {
+            tokio::select! {
+                reply = replies.next() => {
+                    let reply = reply.context("the control plane ended the session")??;
+                    if let Some(name) = again.remove(&reply.id)
+                        && !reply.error.is_empty()
+                    {
+                        tracing::error!(service_id = name, "registration refused: {}", reply.error);
+                    }
+                    if let Some(done) = waiting.remove(&reply.id) {
+                        // One who gave up does not mind.
+                        let _ = done.send(reply);
+                    }
+                }
+                command = self.commands.recv() => {
+                    let Command { kind, done } = command.context("the proxy stops")?;
+                    let (id, sending) = send(kind);
+                    sending.await?;
+                    waiting.retain(|_, done| !done.is_closed());
+                    waiting.insert(id, done);
+                }
+                _ = heartbeat.tick() => send(Kind::Heartbeat(Heartbeat {})).1.await?,
+                changed = reconnect.changed() => return changed.context("the proxy stops"),
+            }
+        }
+    }
+}
+
+/// A send that owns its channel, so that it can be made before it is awaited.
+trait SendOwned<T> {
+    /// Sends `value`.
+    fn send_owned(self, value: T) -> impl Future<Output = Result<()>> + Send;
+}
+
+impl<T: Send + 'static> SendOwned<T> for mpsc::Sender<T> {
+    async fn send_owned(self, value: T) -> Result<()> {
+        self.send(value).await.map_err(|_| anyhow::anyhow!("the session has ended"))
+    }
+}
