@@ -15,7 +15,7 @@ const fn status(code: u16) -> Outcome {
         Ok(status) => status,
         Err(_) => StatusCode::OK,
     };
-    Outcome::Response { status, grpc_status: None, overloaded: false }
+    Outcome::Response { status, grpc_status: None, rate_limited: false }
 }
 
 fn detector(policy: OutlierDetection, count: usize) -> (Detector, Vec<Arc<Endpoint>>) {
@@ -37,7 +37,7 @@ const BY_LOCAL: Option<EjectionCause> = Some(EjectionCause::ConsecutiveLocalOrig
 #[test]
 fn consecutive_errors() {
     let policy = || outlier(3, 10);
-    let grpc = Outcome::Response { status: StatusCode::OK, grpc_status: Some(14), overloaded: false };
+    let grpc = Outcome::Response { status: StatusCode::OK, grpc_status: Some(14), rate_limited: false };
     for (outcomes, last) in [
         (vec![status(500), status(501), status(503)], BY_5XX),
         (vec![status(500), status(500), OK, status(500), status(500)], None),
