@@ -6,8 +6,8 @@ use http::{HeaderMap, StatusCode};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
     /// Response headers came. `grpc_status`: from the headers only (never trailers), as Envoy reads it.
-    /// `overloaded`: the answer carries `x-envoy-overloaded`; it is never retried.
-    Response { status: StatusCode, grpc_status: Option<u32>, overloaded: bool },
+    /// `rate_limited`: the answer carries `x-envoy-ratelimited`; only a policy that names this retries it.
+    Response { status: StatusCode, grpc_status: Option<u32>, rate_limited: bool },
     /// The connection was refused or reset while connecting, or TLS failed.
     ConnectFailure,
     /// No connection within `connectTimeout`.
@@ -39,7 +39,7 @@ impl Outcome {
     /// Classifies response headers.
     pub fn response(status: StatusCode, headers: &HeaderMap) -> Outcome {
         let grpc_status = headers.get("grpc-status").and_then(|value| value.to_str().ok()?.parse().ok());
-        Outcome::Response { status, grpc_status, overloaded: headers.contains_key("x-envoy-overloaded") }
+        Outcome::Response { status, grpc_status, rate_limited: headers.contains_key("x-envoy-ratelimited") }
     }
 
     /// As what HTTP status outlier detection counts it; `None`: it says nothing about the endpoint. Local failures count
@@ -190,11 +190,11 @@ mod tests {
     fn response_headers_are_classified() {
         let mut headers = HeaderMap::new();
         let plain = Outcome::response(StatusCode::OK, &headers);
-        assert_eq!(plain, Outcome::Response { status: StatusCode::OK, grpc_status: None, overloaded: false });
+        assert_eq!(plain, Outcome::Response { status: StatusCode::OK, grpc_status: None, rate_limited: false });
         headers.insert("grpc-status", HeaderValue::from_static("14"));
-        headers.insert("x-envoy-overloaded", HeaderValue::from_static("true"));
+        headers.insert("x-envoy-ratelimited", HeaderValue::from_static("true"));
         let grpc = Outcome::response(StatusCode::OK, &headers);
-        assert_eq!(grpc, Outcome::Response { status: StatusCode::OK, grpc_status: Some(14), overloaded: true });
+        assert_eq!(grpc, Outcome::Response { status: StatusCode::OK, grpc_status: Some(14), rate_limited: true });
         assert_eq!(grpc.counted_status(), Some(StatusCode::SERVICE_UNAVAILABLE));
         assert!(!grpc.is_local_failure());
     }

@@ -211,4 +211,4 @@ impl Detector {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -37,6 +37,7 @@ const RESET_BEFORE_REQUEST: u16 = 1 << 3;
 const CONNECT_FAILURE: u16 = 1 << 4;
 const REFUSED_STREAM: u16 = 1 << 5;
 const RETRIABLE_4XX: u16 = 1 << 6;
+const RATE_LIMITED: u16 = 1 << 7;
 
 /// Istio's default: two attempts, 25 ms.
 const DEFAULT_ATTEMPTS: u32 = 2;
@@ -97,7 +98,7 @@ impl RetryOn {
         // 5xx and gateway-error count a missing answer as the 5xx that it would become.
         const NO_ANSWER: u16 = RESET | SERVER_ERROR | GATEWAY_ERROR;
         match *outcome {
-            Outcome::Response { overloaded: true, .. } => false,
+            Outcome::Response { rate_limited: true, .. } => self.has(RATE_LIMITED),
             Outcome::Response { status, grpc_status, .. } => {
                 let code = status.as_u16();
                 let by_status = match code {
@@ -154,7 +155,7 @@ impl RetryOn {
             "resource-exhausted" => self.grpc |= 1 << 8,
             "internal" => self.grpc |= 1 << 13,
             "unavailable" => self.grpc |= 1 << 14,
-            "envoy-ratelimited" => return Err("\"envoy-ratelimited\" is not supported yet".into()),
+            "envoy-ratelimited" => self.conditions |= RATE_LIMITED,
             other => match other.parse::<u16>() {
                 Ok(status @ 100..=599) => self.statuses.push(status),
                 _ => return Err(format!("{other:?} is not a valid retryOn policy")),
@@ -171,7 +172,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn response(status: u16, grpc_status: Option<u32>) -> Outcome {
-        Outcome::Response { status: StatusCode::from_u16(status).unwrap(), grpc_status, overloaded: false }
+        Outcome::Response { status: StatusCode::from_u16(status).unwrap(), grpc_status, rate_limited: false }
     }
 
     fn matches(names: &str, outcome: Outcome) -> bool {
@@ -245,9 +246,11 @@ mod tests {
         ] {
             assert_eq!(matches(names, outcome), expected, "{names} {outcome:?}");
         }
-        let overloaded =
-            Outcome::Response { status: StatusCode::SERVICE_UNAVAILABLE, grpc_status: None, overloaded: true };
-        assert!(!matches("5xx", overloaded));
+        // Another proxy's rate limit: retrying makes it worse, unless the policy says so.
+        let limited =
+            Outcome::Response { status: StatusCode::SERVICE_UNAVAILABLE, grpc_status: None, rate_limited: true };
+        assert!(!matches("5xx,503", limited) && matches("envoy-ratelimited", limited));
+        assert!(!matches("envoy-ratelimited", response(503, None)));
     }
 
     #[test]

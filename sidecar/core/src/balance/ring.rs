@@ -1,5 +1,9 @@
 //! Ring hash (ketama), entry by entry as Envoy builds it: an endpoint is placed at the hashes of its key with a running
 //! number, a request goes to the first entry at or after its own hash.
+//!
+//! One difference, above eight endpoints: Envoy gives each about `minimum / n` entries, so that removing one of ten gives
+//! every other new entries, and moves 17 % of all keys (measured) instead of the 10 % that have to move. Here the number of
+//! entries per endpoint stays what it is at eight; the ring grows instead, which a minimum allows.
 
 use std::sync::Arc;
 
@@ -10,6 +14,8 @@ use super::normalised_weights;
 
 /// Envoy's bound for the number of entries.
 const MAX_SIZE: f64 = 8_388_608.0;
+/// Up to so many hosts the ring is Envoy's.
+const ENVOY_HOSTS: usize = 8;
 
 #[derive(Debug)]
 pub(super) struct Ring {
@@ -22,7 +28,7 @@ impl Ring {
         let weights = normalised_weights(hosts);
         let lightest = weights.iter().copied().fold(1.0, f64::min);
         // The lightest host gets a whole number of entries, so that equal weights get equally many.
-        let scale = ((lightest * minimum_size as f64).ceil() / lightest).min(MAX_SIZE);
+        let scale = (entries_of_lightest(lightest, hosts.len(), minimum_size as f64) / lightest).min(MAX_SIZE);
         let mut entries = Vec::with_capacity(scale.ceil() as usize);
         let (mut current, mut target) = (0.0, 0.0);
         let mut key = Vec::new();
@@ -57,6 +63,15 @@ impl Ring {
     pub(super) fn entries(&self) -> &[(u64, u32)] {
         &self.entries
     }
+}
+
+fn entries_of_lightest(weight: f64, hosts: usize, minimum_size: f64) -> f64 {
+    if hosts <= ENVOY_HOSTS {
+        return (weight * minimum_size).ceil();
+    }
+    let grown = minimum_size * hosts as f64 / ENVOY_HOSTS as f64;
+    // 1/9 * 9 must not come out as a little more than 1, or nine hosts would get other rings than ten.
+    (weight * grown - 1e-6).ceil().max(1.0)
 }
 
 fn push_number(key: &mut Vec<u8>, number: u32) {

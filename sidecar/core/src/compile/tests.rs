@@ -1,1 +1,439 @@
+use super::*;
+use crate::policy::Tls;
+use crate::route::Action;
+use v1::http_route::Action as Act;
+use v1::string_match::Kind;
 
+/// A service with two clusters and one port.
+fn base() -> v1::Service {
+    let cluster = |subset: &str| v1::Cluster {
+        name: format!("outbound|80|{subset}|order"),
+        host: "order".into(),
+        port: 80,
+        subset: subset.into(),
+        ..v1::Cluster::default()
+    };
+    v1::Service {
+        host: "order.default.svc.cluster.local".into(),
+        namespace: "default".into(),
+        addresses: vec!["240.240.0.7".into()],
+        names: vec!["order".into()],
+        ports: vec![v1::Port { number: 80, name: "http".into(), protocol: 1, ..v1::Port::default() }],
+        clusters: vec![cluster(""), cluster("v2")],
+        external: false,
+    }
+}
+
+fn exact(text: &str) -> Option<v1::StringMatch> {
+    Some(v1::StringMatch { kind: Some(Kind::Exact(text.into())) })
+}
+
+fn regex(text: &str) -> Option<v1::StringMatch> {
+    Some(v1::StringMatch { kind: Some(Kind::Regex(text.into())) })
+}
+
+fn pair(name: &str, value: &str) -> v1::HeaderValue {
+    v1::HeaderValue { name: name.into(), value: value.into() }
+}
+
+fn to(destinations: &[(u32, u32)]) -> v1::Forward {
+    let weighted =
+        |(cluster, weight): &(u32, u32)| v1::WeightedCluster { cluster: *cluster, weight: *weight, headers: None };
+    v1::Forward { destinations: destinations.iter().map(weighted).collect(), ..v1::Forward::default() }
+}
+
+fn forward_route(forward: v1::Forward) -> v1::HttpRoute {
+    v1::HttpRoute {
+        name: "VirtualService/default/order".into(),
+        action: Some(Act::Forward(forward)),
+        ..Default::default()
+    }
+}
+
+fn with_route(route: v1::HttpRoute) -> v1::Service {
+    let mut message = base();
+    message.ports[0].routes = vec![route];
+    message
+}
+
+fn with_lb(load_balancer: v1::LoadBalancer) -> v1::Service {
+    let mut message = base();
+    message.clusters[0].load_balancer = Some(load_balancer);
+    message
+}
+
+fn hash(key: v1::consistent_hash::Key, minimum_ring_size: u64, maglev_table_size: u64) -> v1::LoadBalancer {
+    let consistent_hash = Some(v1::ConsistentHash { key: Some(key), minimum_ring_size, maglev_table_size });
+    v1::LoadBalancer { consistent_hash, ..v1::LoadBalancer::default() }
+}
+
+fn source_ip() -> v1::consistent_hash::Key {
+    v1::consistent_hash::Key::UseSourceIp(true)
+}
+
+#[test]
+fn defaults_are_applied() {
+    let compiled = service(&base()).unwrap();
+    let cluster = &compiled.clusters[0];
+    assert_eq!(cluster.load_balancer, LoadBalancer::LeastRequest);
+    assert_eq!(
+        (cluster.outlier.as_ref(), cluster.tls, &cluster.target_port),
+        (None, Tls::Auto, &TargetPort::Registered)
+    );
+    let pool = &cluster.pool;
+    assert_eq!([pool.max_connections, pool.max_pending_requests, pool.max_requests, pool.max_retries], [u32::MAX; 4]);
+    assert_eq!(pool.max_concurrent_streams, i32::MAX as u32);
+    assert_eq!(
+        (pool.connect_timeout, pool.tcp_idle_timeout),
+        (Duration::from_secs(10), Some(Duration::from_secs(3600)))
+    );
+    assert_eq!(compiled.port(80).unwrap().routes.routes()[0].name.as_ref(), "default");
+    assert!(compiled.port(81).is_none());
+    assert_eq!(**cluster, **service(&base()).unwrap().cluster(0), "equal messages compile to equal clusters");
+}
+
+#[test]
+fn port_zero_stands_for_any() {
+    let mut message = base();
+    message.ports.push(v1::Port { number: 0, name: "any".into(), ..v1::Port::default() });
+    let compiled = service(&message).unwrap();
+    let name = |number| compiled.port(number).unwrap().name.to_string();
+    assert_eq!([name(80), name(81)], ["http", "any"]);
+}
+
+#[test]
+fn idle_timeouts_fall_back() {
+    for (http, tcp, http_s, tcp_s) in [
+        (0, None, 3600, Some(3600)),
+        (0, Some(5_000), 5, Some(5)),
+        (7_000, Some(5_000), 7, Some(5)),
+        (0, Some(0), 3600, None),
+    ] {
+        let pool = v1::ConnectionPool { http_idle_timeout_ms: http, tcp_idle_timeout_ms: tcp, ..Default::default() };
+        let pool = connection_pool(Some(&pool)).unwrap();
+        assert_eq!(pool.http_idle_timeout, Duration::from_secs(http_s));
+        assert_eq!(pool.tcp_idle_timeout, tcp_s.map(Duration::from_secs));
+    }
+}
+
+#[test]
+fn an_empty_outlier_detection_is_five_errors() {
+    let policy = outlier_detection(&v1::OutlierDetection::default()).unwrap();
+    assert_eq!(
+        policy,
+        OutlierDetection {
+            consecutive_5xx: Some(5),
+            consecutive_gateway_errors: None,
+            interval: Duration::from_secs(10),
+            base_ejection_time: Duration::from_secs(30),
+            max_ejection_percent: 10,
+            min_health_percent: 0,
+            split_external_local_origin_errors: false,
+            consecutive_local_origin_failures: Some(5),
+        }
+    );
+    let off = v1::OutlierDetection { consecutive_5xx_errors: Some(0), ..v1::OutlierDetection::default() };
+    assert_eq!(outlier_detection(&off).unwrap().consecutive_5xx, None);
+}
+
+#[test]
+fn balancers() {
+    let first = |message| service(&message).unwrap().clusters[0].clone();
+    let ring = first(with_lb(hash(source_ip(), 0, 0)));
+    assert_eq!(ring.load_balancer, LoadBalancer::RingHash { policy: HashPolicy::SourceIp, minimum_size: 1024 });
+    let maglev = first(with_lb(hash(source_ip(), 0, 65537)));
+    assert_eq!(maglev.load_balancer, LoadBalancer::Maglev { policy: HashPolicy::SourceIp, table_size: 65537 });
+    let passthrough = first(with_lb(v1::LoadBalancer { simple: 3, consistent_hash: None }));
+    assert!(passthrough.original_destination);
+}
+
+#[test]
+fn hash_policies_of_all_destinations_are_put_together() {
+    let mut message = with_lb(hash(source_ip(), 0, 0));
+    message.clusters[1].load_balancer = Some(hash(v1::consistent_hash::Key::HttpHeaderName("X-User".into()), 0, 0));
+    for (destinations, count, avoids) in [(vec![(0, 1)], 1, false), (vec![(0, 1), (1, 1)], 2, true)] {
+        message.ports[0].routes = vec![forward_route(to(&destinations))];
+        let compiled = service(&message).unwrap();
+        let Action::Forward(forward) = &*compiled.ports[0].routes.routes()[0].action else { panic!("a forward") };
+        assert_eq!((forward.hash.len(), forward.avoids_tried()), (count, avoids));
+    }
+}
+
+#[test]
+fn retries() {
+    let compile = |timeout_ms, retry| {
+        let compiled = service(&with_route(forward_route(v1::Forward { timeout_ms, retry, ..to(&[(0, 0)]) }))).unwrap();
+        let Action::Forward(forward) = &*compiled.ports[0].routes.routes()[0].action else { panic!("a forward") };
+        forward.retry.clone()
+    };
+    use crate::retry::RetryPolicy;
+    let policy = |attempts, per_try_timeout_ms| {
+        Some(v1::RetryPolicy { attempts, per_try_timeout_ms, ..v1::RetryPolicy::default() })
+    };
+    assert_eq!(compile(0, None), RetryPolicy::default());
+    assert_eq!(compile(0, policy(0, 0)).attempts, 0);
+    let one_second = Some(Duration::from_secs(1));
+    assert_eq!(
+        compile(0, policy(3, 1000)),
+        RetryPolicy { attempts: 3, per_try_timeout: one_second, ..RetryPolicy::default() }
+    );
+    assert_eq!(compile(1001, policy(3, 1000)).per_try_timeout, one_second);
+    assert_eq!(compile(1000, policy(3, 1000)).per_try_timeout, None, "no shorter than the whole");
+}
+
+#[test]
+fn authorities_of_rewrite_route_and_destination() {
+    let ops = |value: &str| {
+        let change = v1::HeaderChange { set: vec![pair("Host", value)], ..v1::HeaderChange::default() };
+        Some(v1::HeaderOperations { request: Some(change), response: None })
+    };
+    for (rewrite, route, expected) in
+        [(Some("rewrite"), Some("route"), "rewrite"), (None, Some("route"), "route"), (None, None, "destination")]
+    {
+        let mut forward = to(&[(0, 0)]);
+        forward.destinations[0].headers = ops("destination");
+        forward.rewrite = Some(v1::Rewrite { uri: None, authority: rewrite.map(str::to_owned) });
+        let route = v1::HttpRoute { headers: route.and_then(ops), ..forward_route(forward) };
+        let compiled = service(&with_route(route)).unwrap();
+        let Action::Forward(forward) = &*compiled.ports[0].routes.routes()[0].action else { panic!("a forward") };
+        assert_eq!(forward.destinations[0].authority.as_ref().unwrap(), expected);
+        assert!(forward.destinations[0].headers.is_empty(), "the authority is not a header change");
+    }
+}
+
+#[test]
+fn mistakes_name_the_field() {
+    let cases: Vec<(v1::Service, &str, &str)> = vec![
+        (v1::Service { host: String::new(), ..base() }, "host", "not a host name"),
+        (v1::Service { addresses: vec!["10.0.0.1/8".into()], ..base() }, "addresses[0]", "not an IP address"),
+        (
+            {
+                let mut m = base();
+                m.ports[0].cluster = 2;
+                m
+            },
+            "ports[0].cluster",
+            "refers to cluster 2 of 2",
+        ),
+        (
+            {
+                let mut m = base();
+                m.ports.push(m.ports[0].clone());
+                m
+            },
+            "ports",
+            "port 80 is there twice",
+        ),
+        (
+            {
+                let mut m = base();
+                m.ports[0].number = 65536;
+                m
+            },
+            "ports[0].number",
+            "65536 is not a port",
+        ),
+        (
+            {
+                let mut m = base();
+                m.ports[0].protocol = 99;
+                m
+            },
+            "ports[0].protocol",
+            "99",
+        ),
+        (
+            {
+                let mut m = base();
+                m.clusters[1].tls = 9;
+                m
+            },
+            "clusters[1].tls",
+            "9",
+        ),
+        (
+            {
+                let mut m = base();
+                m.clusters[1].outlier_detection =
+                    Some(v1::OutlierDetection { max_ejection_percent: 101, ..Default::default() });
+                m
+            },
+            "clusters[1].outlier_detection.max_ejection_percent",
+            "101 is above 100",
+        ),
+        (with_lb(hash(source_ip(), 0, 100)), "clusters[0].load_balancer.consistent_hash.maglev_table_size", "prime"),
+        (
+            with_lb(hash(source_ip(), 0, 5_000_011)),
+            "clusters[0].load_balancer.consistent_hash.maglev_table_size",
+            "prime",
+        ),
+        (with_lb(hash(source_ip(), 8, 7)), "clusters[0].load_balancer.consistent_hash.maglev_table_size", "together"),
+        (
+            with_lb(hash(source_ip(), 8_388_609, 0)),
+            "clusters[0].load_balancer.consistent_hash.minimum_ring_size",
+            "at most 8388608",
+        ),
+        (
+            with_lb(hash(v1::consistent_hash::Key::HttpHeaderName("a b".into()), 0, 0)),
+            "clusters[0].load_balancer.consistent_hash.http_header_name",
+            "\"a b\" is not a valid header name",
+        ),
+        (
+            with_lb(hash(
+                v1::consistent_hash::Key::HttpCookie(v1::HttpCookie { name: "a;b".into(), ..Default::default() }),
+                0,
+                0,
+            )),
+            "clusters[0].load_balancer.consistent_hash.http_cookie.name",
+            "not a cookie name",
+        ),
+        (with_route(forward_route(to(&[]))), "ports[0].routes[0].forward.destinations", "is empty"),
+        (with_route(forward_route(to(&[(0, 0), (1, 0)]))), "ports[0].routes[0].forward.destinations", "weight = 0"),
+        (
+            with_route(forward_route(to(&[(0, 1), (7, 1)]))),
+            "ports[0].routes[0].forward.destinations[1].cluster",
+            "refers to cluster 7",
+        ),
+        (with_route(v1::HttpRoute::default()), "ports[0].routes[0].action", "must be given"),
+        (
+            with_route(v1::HttpRoute {
+                matches: vec![v1::HttpMatch { uri: regex("a)|(b"), ..Default::default() }],
+                ..forward_route(to(&[(0, 0)]))
+            }),
+            "ports[0].routes[0].matches[0].uri.regex",
+            "not a usable regex",
+        ),
+        (
+            with_route(v1::HttpRoute {
+                matches: vec![v1::HttpMatch { uri: regex(&"a".repeat(1025)), ..Default::default() }],
+                ..forward_route(to(&[(0, 0)]))
+            }),
+            "ports[0].routes[0].matches[0].uri.regex",
+            "longer than 1024",
+        ),
+        (
+            with_route(v1::HttpRoute {
+                matches: vec![v1::HttpMatch {
+                    headers: vec![v1::NamedMatch { name: "x".into(), value: regex("(((a{99}){99}){99})") }],
+                    ..Default::default()
+                }],
+                ..forward_route(to(&[(0, 0)]))
+            }),
+            "ports[0].routes[0].matches[0].headers[0].value.regex",
+            "size limit",
+        ),
+        (
+            with_route(v1::HttpRoute {
+                headers: Some(v1::HeaderOperations {
+                    request: Some(v1::HeaderChange { add: vec![pair("a", "%UPSTREAM_HOST%")], ..Default::default() }),
+                    response: None,
+                }),
+                ..forward_route(to(&[(0, 0)]))
+            }),
+            "ports[0].routes[0].headers.request.add[0].value",
+            "%UPSTREAM_HOST% is not supported yet",
+        ),
+        (
+            with_route(v1::HttpRoute {
+                headers: Some(v1::HeaderOperations {
+                    request: Some(v1::HeaderChange {
+                        set: vec![pair("Host", "a"), pair(":authority", "b")],
+                        ..Default::default()
+                    }),
+                    response: None,
+                }),
+                ..forward_route(to(&[(0, 0)]))
+            }),
+            "ports[0].routes[0].headers.request.set[1]",
+            "the authority is set twice",
+        ),
+        (
+            with_route(forward_route(v1::Forward {
+                retry: Some(v1::RetryPolicy { attempts: 1, retry_on: vec!["503, reset".into()], ..Default::default() }),
+                ..to(&[(0, 0)])
+            })),
+            "ports[0].routes[0].forward.retry.retry_on",
+            "\" reset\" is not a valid retryOn policy",
+        ),
+        (
+            with_route(v1::HttpRoute {
+                action: Some(Act::Redirect(v1::Redirect { code: 304, ..Default::default() })),
+                ..Default::default()
+            }),
+            "ports[0].routes[0].redirect.code",
+            "304",
+        ),
+        (
+            with_route(v1::HttpRoute {
+                action: Some(Act::DirectResponse(v1::DirectResponse { status: 600, body: vec![] })),
+                ..Default::default()
+            }),
+            "ports[0].routes[0].direct_response.status",
+            "600",
+        ),
+    ];
+    for (message, field, problem) in cases {
+        let error = service(&message).unwrap_err();
+        assert_eq!(error.field, field, "{error}");
+        assert!(error.problem.contains(problem), "{error}");
+        assert_eq!(error.to_string(), format!("{}: {}", error.field, error.problem));
+    }
+}
+
+#[test]
+fn endpoints_are_compiled() {
+    let plain = v1::Endpoint { address: "10.0.0.1".into(), port: 80, ..v1::Endpoint::default() };
+    let compile = |endpoint| endpoints(&v1::Endpoints { host: "a".into(), endpoints: vec![endpoint] });
+    let good =
+        compile(v1::Endpoint { identity: "spiffe://cluster.local/ns/a/sa/b".into(), health: 3, ..plain.clone() });
+    let good = good.unwrap();
+    assert_eq!((good[0].weight, good[0].health), (1, Health::Unknown));
+    assert_eq!(good[0].identity.as_ref().unwrap().service_account(), "b");
+    let named = compile(v1::Endpoint { address: "DB.example.com".into(), ..plain.clone() }).unwrap();
+    assert_eq!(named[0].address, Address::Name("db.example.com".into()));
+    for (endpoint, field) in [
+        (v1::Endpoint { address: "a b".into(), ..plain.clone() }, "endpoints[0].address"),
+        (v1::Endpoint { port: 0, ..plain.clone() }, "endpoints[0].port"),
+        (v1::Endpoint { identity: "bob".into(), ..plain.clone() }, "endpoints[0].identity"),
+        (v1::Endpoint { health: 4, ..plain.clone() }, "endpoints[0].health"),
+    ] {
+        assert_eq!(compile(endpoint).unwrap_err().field, field);
+    }
+}
+
+#[test]
+fn inbound_is_compiled() {
+    let message = v1::Inbound { port_mtls: [(8080, 1), (9090, 2)].into(), ..v1::Inbound::default() };
+    let compiled = inbound(&message).unwrap();
+    let modes = [80, 8080, 9090].map(|port| compiled.mode_for(port));
+    assert_eq!(modes, [MtlsMode::Permissive, MtlsMode::Strict, MtlsMode::Disable]);
+    assert!(compiled.service(80).is_none());
+    // A mode of a later version must not be taken for a lax one.
+    assert_eq!(inbound(&v1::Inbound { mtls: 3, ..Default::default() }).unwrap_err().field, "mtls");
+    let bad = v1::Inbound { port_mtls: [(0, 1)].into(), ..v1::Inbound::default() };
+    assert_eq!(inbound(&bad).unwrap_err().field, "port_mtls[0]");
+}
+
+#[test]
+fn presence_is_written_in_several_ways() {
+    use crate::request::tests::view;
+    let matches = |value: Option<v1::StringMatch>, text: Option<&'static str>| {
+        let headers = vec![v1::NamedMatch { name: "X-A".into(), value }];
+        let route = v1::HttpRoute {
+            matches: vec![v1::HttpMatch { headers, ..v1::HttpMatch::default() }],
+            ..forward_route(to(&[(0, 0)]))
+        };
+        let compiled = service(&with_route(route)).unwrap();
+        let mut headers = http::HeaderMap::new();
+        if let Some(text) = text {
+            headers.insert("x-a", http::HeaderValue::from_static(text));
+        }
+        compiled.ports[0].routes.find(&view("/", "order", &headers)).is_some()
+    };
+    let present = |is| Some(v1::StringMatch { kind: Some(Kind::Present(is)) });
+    for value in [None, Some(v1::StringMatch { kind: None }), present(true), regex("*")] {
+        assert_eq!([matches(value.clone(), Some("")), matches(value, None)], [true, false]);
+    }
+    assert_eq!([matches(present(false), Some("")), matches(present(false), None)], [false, true]);
+    assert_eq!([matches(exact(""), Some("")), matches(exact(""), None)], [true, false]);
+}

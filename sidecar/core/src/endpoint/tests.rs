@@ -1,1 +1,161 @@
+//! And makers of endpoints and clusters, for the tests of other modules.
 
+use super::*;
+use crate::policy::{ConnectionPool, H2Upgrade, LoadBalancer, OutlierDetection, Protocol, Tls};
+use std::time::Duration;
+
+pub(crate) fn config(address: &str, weight: u32) -> EndpointConfig {
+    let address: SocketAddr = address.parse().unwrap();
+    EndpointConfig {
+        address: Address::Ip(address.ip()),
+        port: address.port(),
+        ports: BTreeMap::new(),
+        labels: BTreeMap::new(),
+        weight,
+        health: Health::Healthy,
+        identity: None,
+        id: "".into(),
+        workload: "".into(),
+        namespace: "".into(),
+        locality: "".into(),
+    }
+}
+
+pub(crate) fn cluster(load_balancer: LoadBalancer, outlier: Option<OutlierDetection>) -> Cluster {
+    Cluster {
+        name: "outbound|80||a".into(),
+        host: "a".into(),
+        port: 80,
+        subset: "".into(),
+        labels: BTreeMap::new(),
+        target_port: TargetPort::Registered,
+        protocol: Protocol::Http,
+        load_balancer,
+        pool: ConnectionPool {
+            max_connections: u32::MAX,
+            connect_timeout: Duration::from_secs(10),
+            max_pending_requests: u32::MAX,
+            max_requests: u32::MAX,
+            max_requests_per_connection: u32::MAX,
+            max_retries: u32::MAX,
+            http_idle_timeout: Duration::from_secs(3600),
+            tcp_idle_timeout: Some(Duration::from_secs(3600)),
+            max_connection_duration: None,
+            tcp_keepalive: None,
+            max_concurrent_streams: i32::MAX as u32,
+            h2_upgrade: H2Upgrade::Default,
+            use_client_protocol: false,
+        },
+        outlier,
+        tls: Tls::Auto,
+        policy: "".into(),
+        undefined: false,
+        original_destination: false,
+    }
+}
+
+/// Consecutive 5xx alone, with Istio's defaults else.
+pub(crate) fn outlier(consecutive_5xx: u32, max_ejection_percent: u32) -> OutlierDetection {
+    OutlierDetection {
+        consecutive_5xx: Some(consecutive_5xx),
+        consecutive_gateway_errors: None,
+        interval: Duration::from_secs(10),
+        base_ejection_time: Duration::from_secs(30),
+        max_ejection_percent,
+        min_health_percent: 0,
+        split_external_local_origin_errors: false,
+        consecutive_local_origin_failures: Some(5),
+    }
+}
+
+/// 127.0.0.1:90, :91 and so on, with these weights.
+pub(crate) fn endpoints(weights: &[u32]) -> Vec<Arc<Endpoint>> {
+    let configs = weights.iter().enumerate();
+    let configs: Vec<_> =
+        configs.map(|(i, weight)| Arc::new(config(&format!("127.0.0.1:{}", 90 + i), *weight))).collect();
+    for_cluster(&cluster(LoadBalancer::Random, Some(outlier(5, 10))), &configs, &[])
+}
+
+fn arcs(configs: impl IntoIterator<Item = EndpointConfig>) -> Vec<Arc<EndpointConfig>> {
+    configs.into_iter().map(Arc::new).collect()
+}
+
+#[test]
+fn a_subset_has_the_endpoints_with_all_its_labels() {
+    let labels = |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
+    let mut v1 = config("10.0.0.1:80", 1);
+    v1.labels = labels(&[("version", "v1"), ("zone", "a")]);
+    let mut v2 = config("10.0.0.2:80", 1);
+    v2.labels = labels(&[("version", "v2")]);
+    let configs = arcs([v1, v2, config("10.0.0.3:80", 1)]);
+    let mut subset = cluster(LoadBalancer::LeastRequest, None);
+    assert_eq!(for_cluster(&subset, &configs, &[]).len(), 3);
+    subset.labels = labels(&[("version", "v1")]);
+    let found = for_cluster(&subset, &configs, &[]);
+    assert_eq!(found.iter().map(|e| &*e.key).collect::<Vec<_>>(), ["10.0.0.1:80"]);
+    subset.labels = labels(&[("version", "v1"), ("zone", "b")]);
+    assert!(for_cluster(&subset, &configs, &[]).is_empty());
+}
+
+#[test]
+fn ports_are_resolved() {
+    let mut plain = config("10.0.0.1:80", 1);
+    plain.ports.insert("http".into(), 8080);
+    let mut named = config("10.0.0.1:80", 1);
+    named.address = Address::Name("db.example.com".into());
+    let mut v6 = config("[::1]:80", 1);
+    v6.ports.insert("http".into(), 8081);
+    let configs = arcs([plain, named, v6]);
+    let named = |otherwise| TargetPort::Named { name: "http".into(), otherwise };
+    for (target_port, keys) in [
+        (TargetPort::Registered, vec!["10.0.0.1:80", "db.example.com:80", "[::1]:80"]),
+        (TargetPort::Number(9), vec!["10.0.0.1:9", "db.example.com:9", "[::1]:9"]),
+        (named(None), vec!["10.0.0.1:8080", "[::1]:8081"]),
+        (named(Some(7)), vec!["10.0.0.1:8080", "db.example.com:7", "[::1]:8081"]),
+    ] {
+        let cluster = Cluster { target_port, ..cluster(LoadBalancer::LeastRequest, None) };
+        let found = for_cluster(&cluster, &configs, &[]);
+        assert_eq!(found.iter().map(|e| &*e.key).collect::<Vec<_>>(), keys);
+    }
+}
+
+#[test]
+fn state_survives_a_new_snapshot() {
+    let with = cluster(LoadBalancer::LeastRequest, Some(outlier(1, 100)));
+    let before = for_cluster(&with, &arcs([config("10.0.0.1:80", 1), config("10.0.0.2:80", 1)]), &[]);
+    let _in_flight = before[0].state.enter();
+    let after = for_cluster(&with, &arcs([config("10.0.0.3:80", 1), config("10.0.0.1:80", 7)]), &before);
+    assert_eq!(after.iter().map(|e| e.state.in_flight()).collect::<Vec<_>>(), [0, 1]);
+    assert_eq!(after[1].config.weight, 7);
+    assert!(Arc::ptr_eq(&after[1].state, &before[0].state));
+    let same = for_cluster(&with, &[after[1].config.clone()], &after);
+    assert!(Arc::ptr_eq(&same[0], &after[1]), "an endpoint that did not change is not made anew");
+    drop(_in_flight);
+    assert_eq!(after[1].state.in_flight(), 0);
+}
+
+#[test]
+fn an_ejection_ends_with_its_policy() {
+    use crate::outcome::Outcome;
+    use crate::outlier::Detector;
+    let with = cluster(LoadBalancer::LeastRequest, Some(outlier(1, 100)));
+    let configs = arcs([config("10.0.0.1:80", 1)]);
+    let before = for_cluster(&with, &configs, &[]);
+    let detector = Detector::new(outlier(1, 100), before.clone(), None);
+    let now = crate::outlier::tests::now();
+    assert!(detector.record(&before[0], &Outcome::ConnectFailure, now).is_some());
+    assert!(for_cluster(&with, &configs, &before)[0].is_ejected());
+    assert!(!for_cluster(&cluster(LoadBalancer::LeastRequest, None), &configs, &before)[0].is_ejected());
+}
+
+#[test]
+fn an_address_twice_is_one_endpoint_and_found_whatever_its_health() {
+    let mut draining = config("10.0.0.2:80", 1);
+    draining.health = Health::Draining;
+    let configs = arcs([config("10.0.0.1:80", 1), config("10.0.0.1:80", 2), draining]);
+    let found = for_cluster(&cluster(LoadBalancer::LeastRequest, None), &configs, &[]);
+    assert_eq!(found.iter().map(|e| e.is_eligible()).collect::<Vec<_>>(), [true, false]);
+    let find = |text: &str| super::find(&found, text.parse().unwrap()).map(|e| e.key.to_string());
+    assert_eq!(find("10.0.0.2:80").as_deref(), Some("10.0.0.2:80"));
+    assert_eq!(find("10.0.0.2:81"), None);
+}

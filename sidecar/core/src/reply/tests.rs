@@ -1,1 +1,104 @@
+use super::*;
 
+fn overflow() -> Reason {
+    Reason::Overflow(Overflow { field: "http2MaxRequests", limit: 100 })
+}
+
+const RESET: &str = "upstream connect error or disconnect/reset before headers. reset reason: ";
+
+#[test]
+fn the_table() {
+    for (reason, status, flag, body) in [
+        (Reason::NoHealthyUpstream, 503, "UH", "no healthy upstream".to_owned()),
+        (overflow(), 503, "UO", format!("{RESET}overflow")),
+        (Reason::NoRoute, 404, "NR", String::new()),
+        (Reason::ClusterUndefined, 503, "NC", String::new()),
+        (Reason::ConnectFailure { detail: String::new() }, 503, "UF", format!("{RESET}remote connection failure")),
+        (
+            Reason::ConnectFailure { detail: "Connection refused".into() },
+            503,
+            "UF",
+            format!("{RESET}remote connection failure, transport failure reason: Connection refused"),
+        ),
+        (Reason::ConnectTimeout, 503, "UF", format!("{RESET}connection timeout")),
+        (Reason::UpstreamClosed, 503, "UC", format!("{RESET}connection termination")),
+        (Reason::UpstreamReset, 503, "UR", format!("{RESET}remote reset")),
+        (Reason::UpstreamProtocolError, 502, "UPE", format!("{RESET}protocol error")),
+        (Reason::Timeout, 504, "UT", "upstream request timeout".to_owned()),
+        (Reason::PerTryTimeout, 504, "UT", "upstream request timeout".to_owned()),
+        (Reason::UnknownHost, 502, "NR", String::new()),
+        (Reason::HeaderTooLarge, 431, "DPE", "request header fields too large".to_owned()),
+        (Reason::BadRequest { detail: "no host" }, 400, "DPE", "no host".to_owned()),
+    ] {
+        let reply = LocalReply::new(&reason, "");
+        assert_eq!((reply.status.as_u16(), reply.flag.as_str(), &*reply.body), (status, flag, &*body), "{reason:?}");
+        assert!(reply.reason.starts_with(reason.name()));
+    }
+}
+
+#[test]
+fn an_answer_says_why() {
+    let http = LocalReply::new(&overflow(), "DestinationRule/shop/order").http();
+    let reason = "overflow; policy=DestinationRule/shop/order; limit=http2MaxRequests=100";
+    assert_eq!(http.headers()[REASON_HEADER], reason);
+    assert_eq!(http.headers()[OVERLOADED_HEADER], "true");
+    assert_eq!(http.headers()[CONTENT_TYPE], "text/plain");
+    let none = LocalReply::new(&Reason::NoRoute, "VirtualService/shop/order").http();
+    assert_eq!(none.headers()[REASON_HEADER], "no_route; policy=VirtualService/shop/order");
+    assert!(!none.headers().contains_key(OVERLOADED_HEADER) && !none.headers().contains_key(CONTENT_TYPE));
+    assert!(none.body().is_empty());
+}
+
+#[test]
+fn to_grpc_in_its_own_form() {
+    for (reason, status, message) in [
+        (Reason::NoHealthyUpstream, "14", Some("no healthy upstream")),
+        (Reason::NoRoute, "12", None),
+        (Reason::Timeout, "14", Some("upstream request timeout")),
+        (Reason::ConnectFailure { detail: "100% \u{e9}\n".into() }, "14", None),
+    ] {
+        let grpc = LocalReply::new(&reason, "").grpc();
+        assert_eq!((grpc.status(), grpc.body().len()), (StatusCode::OK, 0));
+        assert_eq!(grpc.headers()["grpc-status"], status, "{reason:?}");
+        assert_eq!(grpc.headers()[CONTENT_TYPE], "application/grpc");
+        if let Some(message) = message {
+            assert_eq!(grpc.headers()["grpc-message"], message);
+        }
+    }
+    assert_eq!(percent_encode("100% \u{e9}\n"), "100%25 %C3%A9%0A");
+    assert_eq!(LocalReply::new(&overflow(), "").grpc().headers()[OVERLOADED_HEADER], "true");
+}
+
+#[test]
+fn grpc_requests_are_known_by_content_type() {
+    for (content_type, expected) in [
+        ("application/grpc", true),
+        ("application/grpc+proto", true),
+        ("application/grpc;x=y", true),
+        ("application/grpc-web", false),
+        ("application/json", false),
+    ] {
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+        assert_eq!(is_grpc(&headers), expected, "{content_type}");
+    }
+    assert!(!is_grpc(&HeaderMap::new()));
+}
+
+#[test]
+fn outcomes_without_an_answer_have_a_reason() {
+    let limit = Overflow { field: "maxConnections", limit: 1 };
+    for (outcome, name) in [
+        (Outcome::ConnectFailure, Some("connect_failure")),
+        (Outcome::ConnectTimeout, Some("connect_timeout")),
+        (Outcome::IdentityMismatch, Some("peer_identity_mismatch")),
+        (Outcome::Reset { request_started: true }, Some("upstream_closed")),
+        (Outcome::Timeout, Some("timeout")),
+        (Outcome::Overflow, Some("overflow")),
+        (Outcome::NoHealthyUpstream, Some("no_healthy_upstream")),
+        (Outcome::Cancelled, None),
+        (Outcome::ResetAfterHeaders, None),
+    ] {
+        assert_eq!(Reason::of(&outcome, Some(limit), "").map(|reason| reason.name()), name, "{outcome:?}");
+    }
+}

@@ -1,1 +1,246 @@
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use proptest::prelude::*;
+use regex::Regex;
 
+use super::matcher::{HeaderMatch, StringMatch, UriMatch};
+use super::*;
+use crate::request::tests::view;
+
+fn forward(weights: &[u32]) -> Forward {
+    let destination =
+        |(cluster, weight): (usize, &u32)| Destination { cluster, weight: *weight, headers: vec![], authority: None };
+    let total_weight = if weights.len() == 1 { 1 } else { weights.iter().map(|weight| u64::from(*weight)).sum() };
+    Forward {
+        destinations: weights.iter().enumerate().map(destination).collect(),
+        total_weight,
+        timeout: None,
+        rewrite: None,
+        retry: RetryPolicy::default(),
+        hash: vec![],
+    }
+}
+
+fn route(name: &str, matcher: Matcher) -> Arc<Route> {
+    let action = Arc::new(Action::Forward(forward(&[1])));
+    Arc::new(Route { name: name.into(), matcher, action, headers: HeaderOps::default() })
+}
+
+fn uri(uri: UriMatch) -> Matcher {
+    Matcher { uri: Some(uri), ..Matcher::default() }
+}
+
+fn exact(path: &str, ignore_case: bool) -> Matcher {
+    uri(UriMatch::Exact { path: path.into(), ignore_case })
+}
+
+fn prefix(path: &str, ignore_case: bool) -> Matcher {
+    uri(UriMatch::Prefix { path: path.into(), ignore_case })
+}
+
+fn regex(pattern: &str) -> Matcher {
+    uri(UriMatch::Regex(Regex::new(&format!("^(?:{pattern})$")).unwrap()))
+}
+
+#[test]
+fn paths() {
+    let headers = HeaderMap::new();
+    for (matcher, path, expected) in [
+        (exact("/a", false), "/a?x=1", true),
+        (exact("/a", false), "/a/", false),
+        (exact("/a", false), "/A", false),
+        (exact("/a", true), "/A", true),
+        (prefix("/foo", false), "/foobar", true),
+        (prefix("/foo", false), "/fo", false),
+        (prefix("/foo", true), "/FOO/x", true),
+        (prefix("", false), "/", true),
+        (prefix("/\u{e9}", true), "/a", false),
+        (regex("/a|/b"), "/b?c", true),
+        (regex("/a|/b"), "/bc", false),
+        (regex("/[0-9]+"), "/12?a", true),
+        (regex("/x"), "/x\n", false),
+        (Matcher::default(), "*", true),
+    ] {
+        assert_eq!(matcher.matches(&view(path, "h", &headers)), expected, "{matcher:?} {path}");
+    }
+}
+
+#[test]
+fn headers_queries_methods_and_authorities() {
+    let mut headers = HeaderMap::new();
+    headers.append("x-user", HeaderValue::from_static("a"));
+    headers.append("x-user", HeaderValue::from_static("b"));
+    let req = view("/?v=1&v=2&flag", "Order:80", &headers);
+    let text = |text: &str| StringMatch::Exact(text.into());
+    let start = |text: &str| StringMatch::Prefix(text.into());
+    let whole = |text: &str| StringMatch::Regex(regex::bytes::Regex::new(&format!("^(?:{text})$")).unwrap());
+    let header = |name: &'static str, condition| Matcher {
+        headers: vec![(HeaderName::from_static(name), condition)],
+        ..Matcher::default()
+    };
+    let query = |name: &str, condition| Matcher { query_params: vec![(name.into(), condition)], ..Matcher::default() };
+    let method = |condition| Matcher { method: Some(condition), ..Matcher::default() };
+    let authority = |condition| Matcher { authority: Some(condition), ..Matcher::default() };
+    for (matcher, expected) in [
+        (header("x-user", HeaderMatch::Value(text("a,b"))), true),
+        (header("x-user", HeaderMatch::Value(text("a"))), false),
+        (header("x-user", HeaderMatch::Value(start("a"))), true),
+        (header("x-user", HeaderMatch::Value(whole("a,."))), true),
+        (header("x-user", HeaderMatch::Value(StringMatch::Any)), true),
+        (header("x-user", HeaderMatch::Absent), false),
+        (header("x-none", HeaderMatch::Value(StringMatch::Any)), false),
+        (header("x-none", HeaderMatch::Absent), true),
+        (header("host", HeaderMatch::Value(text("Order:80"))), true),
+        (query("v", text("1")), true),
+        (query("v", text("2")), false),
+        (query("flag", StringMatch::Any), true),
+        (query("flag", text("")), true),
+        (query("none", StringMatch::Any), false),
+        (method(text("GET")), true),
+        (method(text("get")), false),
+        (method(whole("GET|POST")), true),
+        (authority(text("Order:80")), true),
+        (authority(text("order")), false),
+        (authority(start("Order")), true),
+    ] {
+        assert_eq!(matcher.matches(&req), expected, "{matcher:?}");
+    }
+}
+
+#[test]
+fn the_first_match_wins() {
+    let headers = HeaderMap::new();
+    let table = RouteTable::new(vec![
+        route("one", exact("/a", false)),
+        route("two", prefix("/a", false)),
+        route("three", Matcher { method: Some(StringMatch::Exact("POST".into())), ..Matcher::default() }),
+    ]);
+    let find = |path| table.find(&view(path, "h", &headers)).map(|route| route.name.to_string());
+    assert_eq!(find("/a").as_deref(), Some("one"));
+    assert_eq!(find("/ab").as_deref(), Some("two"));
+    assert_eq!(find("/b"), None);
+    let post = RequestView { method: &Method::POST, ..view("/b", "h", &headers) };
+    assert_eq!(&*table.find(&post).unwrap().name, "three");
+}
+
+#[test]
+fn catch_alls() {
+    assert!(Matcher::default().is_catch_all() && prefix("/", false).is_catch_all());
+    assert!(!prefix("/a", false).is_catch_all() && !exact("/", false).is_catch_all());
+}
+
+#[test]
+fn weights_divide() {
+    let shares = |weights: &[u32]| {
+        let forward = forward(weights);
+        let mut counts = vec![0; weights.len()];
+        for i in 0..1000u64 {
+            counts[forward.choose((u64::MAX / 1000 + 1) * i).cluster] += 1;
+        }
+        counts
+    };
+    assert_eq!(shares(&[0]), [1000]);
+    assert_eq!(shares(&[90, 0, 10]), [900, 0, 100]);
+    assert_eq!(shares(&[1, 3]), [250, 750]);
+    assert_eq!(shares(&[0, 5]), [0, 1000]);
+    assert_eq!(forward(&[0, 1]).choose(u64::MAX).cluster, 1);
+}
+
+#[test]
+fn rewrites() {
+    let headers = HeaderMap::new();
+    for (matcher, rewrite, path, expected) in [
+        (prefix("/v1", false), "/v2", "/v1/a?b=c", "/v2/a?b=c"),
+        (prefix("/V1", true), "/v2", "/v1/a", "/v2/a"),
+        (prefix("/v1/", false), "/", "/v1/a", "/a"),
+        (prefix("/", false), "/foo/", "/a", "/foo/a"),
+        (prefix("/v1", false), "", "/v1/a", "/a"),
+        (prefix("/v1/", false), "", "/v1/a", "/a"),
+        (exact("/a", false), "/b", "/a?x", "/b?x"),
+        (regex("/a.*"), "/b", "/abc?x", "/b?x"),
+        (Matcher::default(), "/foo", "/bar", "/foobar"),
+    ] {
+        let forward = Forward { rewrite: Some(rewrite.into()), ..forward(&[1]) };
+        let route = route("r", matcher);
+        let req = view(path, "h", &headers);
+        assert_eq!(route.rewritten_path(&forward, &req).as_deref(), Some(expected), "{path} {rewrite}");
+        assert_eq!(route.rewritten_path(&super::tests::forward(&[1]), &req), None);
+    }
+}
+
+#[test]
+fn redirects() {
+    let none = || Redirect {
+        uri: None,
+        authority: None,
+        scheme: None,
+        port: RedirectPort::Keep,
+        status: StatusCode::MOVED_PERMANENTLY,
+    };
+    let to_uri = |uri: &str| Redirect { uri: Some(uri.into()), ..none() };
+    let to_scheme = |scheme: &str| Redirect { scheme: Some(scheme.into()), ..none() };
+    let to_host = |host: &str| Redirect { authority: Some(host.into()), ..none() };
+    let to_port = |port| Redirect { port, ..none() };
+    let headers = HeaderMap::new();
+    for (redirect, authority, expected) in [
+        (to_uri("/b"), "order:8080", "http://order:8080/b?q=1"),
+        (to_uri("/b?x"), "order", "http://order/b?x"),
+        (to_scheme("https"), "order:80", "https://order/a?q=1"),
+        (to_scheme("https"), "order:8080", "https://order:8080/a?q=1"),
+        (to_scheme("https"), "[::1]:80", "https://[::1]/a?q=1"),
+        (to_scheme("http"), "order:80", "http://order:80/a?q=1"),
+        (to_host("pay"), "order:80", "http://pay/a?q=1"),
+        (to_port(RedirectPort::Number(81)), "order:80", "http://order:81/a?q=1"),
+        (to_port(RedirectPort::FromRequest), "order", "http://order:8080/a?q=1"),
+    ] {
+        assert_eq!(redirect.location(&view("/a?q=1", authority, &headers), "http", 8080), expected);
+    }
+}
+
+/// What a matcher of the generated kind means, said the slow and plain way.
+fn model(kind: u8, pattern: &str, ignore_case: bool, path_and_query: &str) -> bool {
+    let path = path_and_query.split('?').next().unwrap().to_owned();
+    let (path, pattern) = match ignore_case {
+        true => (path.to_ascii_lowercase(), pattern.to_ascii_lowercase()),
+        false => (path, pattern.to_owned()),
+    };
+    match kind {
+        0 => path == pattern,
+        1 => path.len() >= pattern.len() && path.chars().zip(pattern.chars()).all(|(a, b)| a == b),
+        _ => true,
+    }
+}
+
+proptest! {
+    #[test]
+    fn tables_agree_with_the_model(
+        rules in proptest::collection::vec((0u8..3, "/[abAB]{0,2}", any::<bool>(), any::<bool>()), 0..6),
+        path in "/[abAB]{0,3}(\\?[ab]{0,2})?",
+        is_post: bool,
+    ) {
+        let routes = rules.iter().enumerate().map(|(i, (kind, pattern, ignore_case, posts_only))| {
+            let mut matcher = match kind {
+                0 => exact(pattern, *ignore_case),
+                1 => prefix(pattern, *ignore_case),
+                _ => Matcher::default(),
+            };
+            matcher.method = posts_only.then(|| StringMatch::Exact("POST".into()));
+            route(&i.to_string(), matcher)
+        });
+        let table = RouteTable::new(routes.collect());
+        let headers = HeaderMap::new();
+        let method = if is_post { Method::POST } else { Method::GET };
+        let req = RequestView { method: &method, ..view(&path, "h", &headers) };
+        let expected = rules.iter().position(|(kind, pattern, ignore_case, posts_only)| {
+            model(*kind, pattern, *ignore_case, &path) && (is_post || !posts_only)
+        });
+        let found = table.find(&req).map(|route| route.name.parse::<usize>().unwrap());
+        prop_assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn a_destination_without_weight_gets_nothing(weights in proptest::collection::vec(0u32..4, 2..6), random: u64) {
+        let forward = forward(&weights);
+        prop_assume!(forward.total_weight > 0);
+        prop_assert!(forward.choose(random).weight > 0);
+    }
+}
