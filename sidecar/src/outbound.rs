@@ -295,7 +295,7 @@ impl Call<'_> {
         let result = tokio::select! {
             biased;
             result = attempts.run(parts) => result,
-            () = deadline => Err(Failure { reason: Reason::Timeout, limit_exceeded: false }),
+            () = deadline => Err(Failure { reason: Reason::Timeout }),
         };
         let (made, last) = (attempts.made, attempts.last_endpoint.take());
         if let Some(record) = &mut self.record {
@@ -518,7 +518,6 @@ struct Sent {
 
 struct Failure {
     reason: Reason,
-    limit_exceeded: bool,
 }
 
 /// One attempt's failure.
@@ -546,7 +545,7 @@ impl Attempts<'_> {
         let mut retry_permit = None;
         loop {
             let Some(mut sending) = (if keeps { parts.clone() } else { parts.take() }) else {
-                return Err(Failure { reason: Reason::UpstreamClosed, limit_exceeded: false });
+                return Err(Failure { reason: Reason::UpstreamClosed });
             };
             let endpoint = match &self.plan.fixed {
                 Some(endpoint) => Some(endpoint.clone()),
@@ -561,7 +560,7 @@ impl Attempts<'_> {
                 }
             };
             let Some(endpoint) = endpoint else {
-                return Err(Failure { reason: Reason::NoHealthyUpstream, limit_exceeded: false });
+                return Err(Failure { reason: Reason::NoHealthyUpstream });
             };
             self.made += 1;
             self.last_endpoint = Some(endpoint.clone());
@@ -593,21 +592,18 @@ impl Attempts<'_> {
                 parts = unsent;
             }
             let wanted = self.retry.should_retry(&failed.outcome, attempt);
-            let mut limit_exceeded = wanted && parts.is_some() && attempt >= self.retry.attempts;
             let again = wanted && parts.is_some() && self.may_resend();
             if again {
                 drop(retry_permit.take());
-                match self.cluster.shared.limits.retries.try_acquire(self.cluster.config.pool.max_retries) {
-                    Ok(permit) => retry_permit = Some(permit),
-                    Err(_) => limit_exceeded = true,
-                }
+                let retries = &self.cluster.shared.limits.retries;
+                retry_permit = retries.try_acquire(self.cluster.config.pool.max_retries).ok();
             }
             if !again || retry_permit.is_none() {
                 // An answer that could not be retried is still an answer.
                 if let Some(sent) = sent {
                     return Ok(sent);
                 }
-                return Err(Failure { reason: self.reason(failed), limit_exceeded });
+                return Err(Failure { reason: self.reason(failed) });
             }
             drop(sent);
             tokio::time::sleep(self.retry.backoff(attempt, &mut random)).await;
