@@ -2,6 +2,7 @@
 //!
 //! A library, so that `weft-control-plane`, `weftctl` and the tests run the same code.
 
+pub mod cli;
 pub mod policy;
 pub mod translate;
 pub mod world;

@@ -210,7 +210,7 @@ fn consistent_hash(fields: &Fields<'_>) -> v1::ConsistentHash {
         source_ip.map(Key::UseSourceIp),
         fields.string("httpQueryParameterName").map(Key::HttpQueryParameterName),
     ];
-    if keys.iter().flatten().count() != 1 {
+    if keys.iter().flatten().count() != 1 && !KEYS.iter().any(|key| fields.misspelled(key)) {
         let text = format!("`{}` needs exactly one of {}", fields.path, KEYS.join(", "));
         fields.error_at(fields.place, text);
     }

@@ -178,9 +178,16 @@ impl<'a> Fields<'a> {
         self.decoder.report(Severity::Warning, self.place_of(name), &self.path_of(name), text);
     }
 
+    /// Whether an unknown field is probably meant to be `name`: then its absence needs no telling of its own.
+    pub(crate) fn misspelled(&self, name: &str) -> bool {
+        let known: Vec<&str> = self.shape.iter().map(|field| field.name).collect();
+        let mut unknown = self.entries.iter().map(|(key, _)| key.name.as_str()).filter(|key| !known.contains(key));
+        unknown.any(|key| nearest(key, &known) == Some(name))
+    }
+
     /// Reports that `name` must be given.
     pub(crate) fn require(&self, name: &'static str) {
-        if !self.has(name) {
+        if !self.has(name) && !self.misspelled(name) {
             self.error(name, format!("`{}` is required", self.path_of(name)));
         }
     }
@@ -355,20 +362,23 @@ fn nearest<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
     distances.min_by_key(|(edits, _)| *edits).filter(|(edits, near)| *edits <= near.len() / 3).map(|(_, near)| near)
 }
 
-/// Levenshtein's: insertions, deletions and replacements.
+/// Insertions, deletions, replacements and swaps of neighbours that make `b` of `a`.
 fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let replace = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = replace.min(row[j] + 1).min(diagonal + 1);
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
+    let mut rows = vec![(0..=b.len()).collect::<Vec<usize>>()];
+    for i in 0..a.len() {
+        let mut row = vec![i + 1];
+        for j in 0..b.len() {
+            let replaced = rows[i][j] + usize::from(a[i] != b[j]);
+            let mut least = replaced.min(rows[i][j + 1] + 1).min(row[j] + 1);
+            if i > 0 && j > 0 && a[i] == b[j - 1] && a[i - 1] == b[j] {
+                least = least.min(rows[i - 1][j - 1] + 1);
+            }
+            row.push(least);
         }
+        rows.push(row);
     }
-    row[b.len()]
+    rows[a.len()][b.len()]
 }
 
 #[cfg(test)]
@@ -383,6 +393,7 @@ mod tests {
             ("httpCokie", Some("httpCookie")),
             ("magleb", Some("maglev")),
             ("MAGLEV", Some("maglev")),
+            ("mgalev", Some("maglev")),
             ("ring", None),
         ] {
             assert_eq!(nearest(word, &known), want, "{word}");

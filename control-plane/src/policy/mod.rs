@@ -10,6 +10,7 @@ mod connection_pool;
 mod destination_rule;
 mod duration;
 mod fields;
+pub mod folder;
 mod kube_service;
 mod names;
 mod parse;

@@ -179,6 +179,7 @@ fn route(fields: &Fields<'_>) -> Route {
     let given: Vec<&'static str> =
         ["route", "redirect", "directResponse"].into_iter().filter(|name| fields.has(name)).collect();
     match given[..] {
+        [] if ["route", "redirect", "directResponse"].into_iter().any(|name| fields.misspelled(name)) => {}
         [] => fields.error_at(fields.place, "one of `route`, `redirect` and `directResponse` is required"),
         [_] => {}
         [first, second, ..] => fields.error(second, format!("`{first}` and `{second}` exclude each other")),

@@ -287,4 +287,4 @@ fn remove_from<K: Ord>(index: &mut BTreeMap<K, BTreeSet<InstanceKey>>, at: &K, k
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,1 +1,135 @@
+use std::sync::Arc;
 
+use super::*;
+use crate::policy::parse;
+
+/// An instance of `service` in "default", its node named after its id.
+pub(crate) fn instance(service: &str, id: &str, address: &str, port: u16) -> Instance {
+    Instance {
+        namespace: "default".to_owned(),
+        node: format!("node-{id}"),
+        service_id: id.to_owned(),
+        service: service.to_owned(),
+        address: address.parse().unwrap(),
+        port,
+        tags: Vec::new(),
+        meta: BTreeMap::new(),
+        labels: BTreeMap::new(),
+        weight: 0,
+        health: weft_proto::v1::Health::Healthy,
+        identity: String::new(),
+        workload: String::new(),
+        locality: String::new(),
+        draining: false,
+        create_index: 0,
+        modify_index: 0,
+        checks: Vec::new(),
+    }
+}
+
+/// Documents of a text that must be without problems of error.
+pub(crate) fn documents(text: &str) -> Vec<Arc<Document>> {
+    let parsed = parse("test.yaml", text);
+    assert!(!parsed.has_errors(), "{:#?}", parsed.problems);
+    parsed.documents.into_iter().map(Arc::new).collect()
+}
+
+const HOST: &str = "order.default.svc.cluster.local";
+
+const ROUTES: &str = "
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: shop}
+spec:
+  hosts: [shop]
+  http:
+  - route: [{destination: {host: order}}]
+";
+
+#[test]
+fn an_instance_comes_changes_and_goes() {
+    let mut world = World::new("mesh", 41);
+    assert_eq!(world.service_index("default", "order"), 41);
+    let changed = world.upsert(instance("order", "a", "10.0.0.1", 80), 0);
+    assert_eq!(changed, Changed { hosts: [HOST.to_owned()].into(), all: false, names: true });
+    assert_eq!((world.version(), world.service_index("default", "order")), (42, 42));
+
+    let same = world.upsert(instance("order", "a", "10.0.0.1", 80), 0);
+    assert_eq!((same, world.version()), (Changed::default(), 42), "nothing changed");
+
+    let mut sick = instance("order", "a", "10.0.0.1", 80);
+    sick.health = weft_proto::v1::Health::Unhealthy;
+    let changed = world.upsert(sick.clone(), 0);
+    assert!(!changed.names && changed.hosts.contains(HOST));
+    let kept = world.instance(&sick.key()).unwrap();
+    assert_eq!((kept.create_index, kept.modify_index), (42, 43));
+
+    let changed = world.remove(&sick.key(), 100);
+    assert!(changed.names);
+    assert_eq!(world.service_index("default", "order"), 44, "never goes back");
+    assert_eq!(world.remove(&sick.key(), 100), Changed::default());
+    assert!(!world.host(HOST).unwrap().live, "still known: its callers get 503, not 'no such host'");
+    assert!(world.host_of_endpoint("10.0.0.1".parse().unwrap(), 80).is_none());
+
+    let changed = world.upsert(instance("other", "b", "10.0.0.2", 80), 100 + QUARANTINE_S);
+    assert!(changed.hosts.contains(HOST) && world.host(HOST).is_none(), "a day later it is forgotten");
+    assert_eq!(world.service_index("default", "order"), 44);
+}
+
+#[test]
+fn an_instance_may_change_its_service_and_address() {
+    let mut world = World::new("mesh", 1);
+    world.upsert(instance("order", "a", "10.0.0.1", 80), 0);
+    let changed = world.upsert(instance("cart", "a", "10.0.0.9", 81), 0);
+    assert!(changed.hosts.contains(HOST) && changed.hosts.contains("cart.default.svc.cluster.local"));
+    assert_eq!(world.service_instances("default", "order").count(), 0);
+    assert_eq!(world.at_address("10.0.0.1".parse().unwrap()).count(), 0);
+    assert_eq!(world.host_of_endpoint("10.0.0.9".parse().unwrap(), 81).unwrap().name, "cart.default.svc.cluster.local");
+}
+
+#[test]
+fn virtual_ips_are_stable_and_survive_a_restart() {
+    let mut world = World::new("mesh", 1);
+    world.upsert(instance("order", "a", "10.0.0.1", 80), 0);
+    world.upsert(instance("cart", "b", "10.0.0.2", 80), 0);
+    let (order, cart) = (world.virtual_ips().of(HOST), world.virtual_ips().of("cart.default.svc.cluster.local"));
+    world.remove(&instance("order", "a", "10.0.0.1", 80).key(), 10);
+    assert_eq!(world.host_of_address(IpAddr::V4(order.unwrap()), None).unwrap().name, HOST);
+    world.upsert(instance("order", "c", "10.0.0.3", 80), 20);
+    assert_eq!(world.virtual_ips().of(HOST), order);
+
+    let kept: Vec<_> = world.virtual_ips().iter().map(|(host, kept)| (host.to_owned(), kept)).collect();
+    let mut again = World::new("mesh", world.version());
+    again.restore_virtual_ips(kept);
+    again.upsert(instance("cart", "b", "10.0.0.2", 80), 30);
+    assert_eq!(again.virtual_ips().of("cart.default.svc.cluster.local"), cart);
+    again.upsert(instance("new", "d", "10.0.0.4", 80), 30);
+    assert_eq!(again.virtual_ips().host(order.unwrap()), Some(HOST), "a host that may come back keeps its address");
+}
+
+#[test]
+fn a_change_touches_what_leads_to_it() {
+    let mut world = World::new("mesh", 1);
+    let changed = world.set_policies(documents(ROUTES), 0);
+    assert!(changed.names && changed.hosts.contains("shop.default.svc.cluster.local"));
+    let changed = world.upsert(instance("order", "a", "10.0.0.1", 80), 0);
+    assert!(changed.hosts.contains("shop.default.svc.cluster.local"), "its routes lead to order");
+
+    assert_eq!(world.set_policies(documents(ROUTES), 0), Changed::default());
+    let rule = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: o}\nspec: {host: order}\n";
+    let changed = world.set_policies(documents(&format!("{ROUTES}---\n{rule}")), 0);
+    assert_eq!(changed.hosts, [HOST.to_owned(), "shop.default.svc.cluster.local".to_owned()].into());
+    assert!(!changed.all && !changed.names);
+
+    let strict = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: o}\nspec: {mtls: {mode: STRICT}}\n";
+    assert!(world.set_policies(documents(strict), 0).all);
+    assert!(world.host("shop.default.svc.cluster.local").is_none(), "it was only a route");
+}
+
+#[test]
+fn a_wildcard_rule_touches_the_hosts_it_covers() {
+    let mut world = World::new("mesh", 1);
+    world.upsert(instance("order", "a", "10.0.0.1", 80), 0);
+    let rule = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: o}\nspec: {host: '*.default.svc.cluster.local'}\n";
+    assert!(world.set_policies(documents(rule), 0).hosts.contains(HOST));
+}

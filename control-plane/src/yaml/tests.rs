@@ -70,7 +70,9 @@ fn what_is_refused_is_located() {
     assert!(line == 2 && column >= 1, "{line}:{column}");
     assert!(error("a: &x 1\nb: *x\n").2.contains("anchors"));
     assert!(error("a: !!str 1\n").2.contains("tags"));
-    assert!(error(&"[".repeat(10_000)).2.contains("nested deeper"));
+    assert!(error(&"[".repeat(MAX_DEPTH + 2)).2.contains("nested deeper"));
+    assert_eq!(error(&"[".repeat(10_000)).0, 1);
+    assert_eq!(error(&"- ".repeat(10_000)).0, 1);
     assert!(error(&format!("[{}]", "1,".repeat(MAX_NODES + 1))).2.contains("more values"));
     assert!(error(&" ".repeat(MAX_BYTES + 1)).2.contains("bytes"));
     assert!(error("? [a]\n: b\n").2.contains("key"));

@@ -1,1 +1,140 @@
+use weft_proto::v1::{self, string_match::Kind};
 
+use super::*;
+use crate::policy::{Object, Parsed, parse};
+
+const HEAD: &str =
+    "apiVersion: networking.istio.io/v1beta1\nkind: VirtualService\nmetadata: {name: a, namespace: shop}\nspec:\n";
+
+fn read(spec: &str) -> Parsed {
+    parse("f.yaml", &format!("{HEAD}{spec}"))
+}
+
+fn routes(http: &str) -> Vec<Route> {
+    let mut parsed = read(&format!("  hosts: [a]\n  gateways: [mesh]\n  http:\n{http}"));
+    assert_eq!(parsed.problems, [], "{http}");
+    match parsed.documents.remove(0).object {
+        Object::VirtualService(service) => service.http,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn string(kind: Kind) -> Option<v1::StringMatch> {
+    Some(v1::StringMatch { kind: Some(kind) })
+}
+
+#[test]
+fn every_match() {
+    let routes = routes(
+        "  - name: main
+    match:
+    - uri: {prefix: /api}
+      ignoreUriCase: true
+      method: {exact: GET}
+      authority: {regex: 'a.*'}
+      headers:
+        x-user: {exact: jason}
+        x-any: {}
+        x-star: {regex: '*'}
+      queryParams: {q: {prefix: z}}
+    route: [{destination: {host: a}}]
+",
+    );
+    let got = &routes[0].matches[0];
+    assert_eq!(got.uri, string(Kind::Prefix("/api".into())));
+    assert_eq!(got.method, string(Kind::Exact("GET".into())));
+    assert_eq!(got.authority, string(Kind::Regex("a.*".into())));
+    assert!(got.ignore_uri_case);
+    let headers: Vec<_> = got.headers.iter().map(|header| (&*header.name, header.value.clone())).collect();
+    let present = || string(Kind::Present(true));
+    assert_eq!(headers, [("x-user", string(Kind::Exact("jason".into()))), ("x-any", present()), ("x-star", present())]);
+    assert_eq!(got.query_params[0].value, string(Kind::Prefix("z".into())));
+}
+
+#[test]
+fn every_action() {
+    let routes = routes(
+        "  - route:
+    - destination: {host: a, subset: v1, port: {number: 80}}
+      weight: 90
+      headers: {response: {add: {x-b: '1'}}}
+    - {destination: {host: b}, weight: 10}
+    timeout: 1.5s
+    rewrite: {uri: /, authority: c}
+    retries: {attempts: 3, perTryTimeout: 2s, retryOn: 'gateway-error,503', backoff: 10ms}
+    headers: {request: {set: {x-a: '1'}, remove: [x-c]}}
+  - redirect: {uri: /new, redirectCode: 307, derivePort: FROM_REQUEST_PORT}
+  - directResponse: {status: 503, body: {string: sorry}}
+  - route: [{destination: {host: a}}]
+    retries: {attempts: 2}
+  - route: [{destination: {host: a}}]
+    retries: {}
+",
+    );
+    let Action::Forward(forward) = &routes[0].action else { panic!() };
+    let destinations: Vec<_> = forward.destinations.iter().map(|d| (&*d.host, &*d.subset, d.port, d.weight)).collect();
+    assert_eq!(destinations, [("a", "v1", Some(80), 90), ("b", "", None, 10)]);
+    assert_eq!(forward.timeout_ms, 1500);
+    assert_eq!(forward.rewrite, Some(v1::Rewrite { uri: Some("/".into()), authority: Some("c".into()) }));
+    let retry = forward.retry.clone().unwrap();
+    assert_eq!((retry.attempts, retry.per_try_timeout_ms, retry.backoff_ms), (3, 2000, 10));
+    assert_eq!(retry.retry_on, ["gateway-error", "503"]);
+    let request = routes[0].headers.clone().unwrap().request.unwrap();
+    assert_eq!((&*request.set[0].name, &*request.remove[0]), ("x-a", "x-c"));
+    let Action::Redirect(redirect) = &routes[1].action else { panic!() };
+    assert_eq!((redirect.code, redirect.derive_port()), (307, v1::DerivePort::FromRequestPort));
+    assert_eq!(routes[2].action, Action::Respond(v1::DirectResponse { status: 503, body: b"sorry".to_vec() }));
+    let retry = |route: &Route| match &route.action {
+        Action::Forward(forward) => forward.retry.clone().unwrap(),
+        _ => panic!(),
+    };
+    assert_eq!(retry(&routes[3]).retry_on.join(","), "connect-failure,refused-stream,unavailable,cancelled");
+    assert_eq!(retry(&routes[4]).attempts, 0, "written and empty: retries are off, as in Istio");
+}
+
+#[test]
+fn mistakes() {
+    let route = "route: [{destination: {host: a}}]";
+    for (spec, want) in [
+        ("  http: []\n".to_owned(), "`hosts` is required"),
+        ("  hosts: ['*']\n".to_owned(), "5:11: error: host `*` is for gateways"),
+        ("  hosts: [a.b.c, '*.b.c']\n".to_owned(), "hosts `a.b.c` and `*.b.c` overlap"),
+        ("  hosts: [a]\n  gateways: [g]\n".to_owned(), "`gateways` other than [mesh] is not supported yet"),
+        ("  hosts: [a]\n  tcp: []\n".to_owned(), "6:3: error: `tcp` is not supported yet"),
+        ("  hosts: [a]\n".to_owned(), "`http` must have at least one route"),
+        (http("{}"), "one of `route`, `redirect` and `directResponse` is required"),
+        (http(&format!("{{{route}, redirect: {{uri: /}}}}")), "`route` and `redirect` exclude each other"),
+        (http("{redirect: {uri: /}, timeout: 1s}"), "`timeout` needs a `route`"),
+        (http(&format!("{{{route}, fault: {{}}}}")), "`http[0].fault` is not supported yet"),
+        (http(&format!("{{{route}, match: [{{port: 1}}]}}")), "`http[0].match[0].port` is not supported yet"),
+        (http(&format!("{{{route}, match: [{{uri: {{exact: a, prefix: b}}}}]}}")), "give only one of"),
+        (http(&format!("{{{route}, match: [{{uri: {{regex: '('}}}}]}}")), "is not a regular expression of RE2"),
+        (http(&format!("{{{route}, match: [{{method: {{prefix: ''}}}}]}}")), "an empty prefix matches everything"),
+        (http(&format!("{{{route}, match: [{{headers: {{'a b': {{}}}}}}]}}")), "`a b` is not a header name"),
+        (
+            http(&format!("{{{route}, headers: {{request: {{set: {{Host: x}}}}}}}}")),
+            "is changed by `rewrite.authority`",
+        ),
+        (
+            http(&format!("{{{route}, retries: {{attempts: 1, retryOn: '503, reset'}}}}")),
+            "unknown condition ` reset`, did you mean `reset`?",
+        ),
+        (
+            http(&format!("{{{route}, retries: {{perTryTimeout: 1s}}}}")),
+            "has no effect while `attempts` is absent or 0",
+        ),
+        (http("{route: [{destination: {host: a}, weight: 0}, {destination: {host: b}}]}"), "the weights add up to 0"),
+        (http("{route: [{weight: 1}]}"), "`http[0].route[0].destination` is required"),
+        (http("{redirect: {redirectCode: 302}}"), "`redirect` needs `uri`"),
+        (http("{redirect: {uri: /, redirectCode: 304}}"), "must be 301, 302, 303, 307 or 308"),
+        (http("{directResponse: {status: 199}}"), "must be a whole number from 200 to 599"),
+        (http("{directResponse: {status: 200, body: {}}}"), "needs either `string` or `bytes`"),
+    ] {
+        let got: Vec<String> = read(&spec).problems.iter().map(ToString::to_string).collect();
+        assert!(got.iter().any(|problem| problem.contains(want)), "{spec}\n got: {got:#?}\nwant: {want}");
+    }
+}
+
+fn http(route: &str) -> String {
+    format!("  hosts: [a]\n  http:\n  - {route}\n")
+}

@@ -1,0 +1,3 @@
+//! Subcommands of `weftctl`, one module each.
+
+pub mod validate;
