@@ -84,9 +84,9 @@ impl Admin for AdminService {
         // Checked together with what stays.
         let new = |key: &_| documents.iter().any(|d| d.key() == *key);
         let mut all: Vec<&Document> = documents.iter().collect();
-        all.extend(folder.iter().filter(|d| !new(&d.key())));
+        all.extend(folder.iter().map(AsRef::as_ref).filter(|d| !new(&d.key())));
         all.extend(api.iter().map(AsRef::as_ref).filter(|d| !new(&d.key())));
-        for problem in policy::check::check(&all) {
+        for problem in policy::check(&all) {
             // What was wrong before is not this request's fault.
             if documents.iter().any(|d| d.file == problem.file) {
                 failed |= problem.severity == Severity::Error;
@@ -115,7 +115,7 @@ impl Admin for AdminService {
     async fn get(&self, request: Request<v1::GetRequest>) -> Result<Response<v1::GetReply>, Status> {
         let wanted = request.into_inner().object.unwrap_or_default();
         let (folder, api) = self.mesh.policies();
-        let from_folder = folder.iter().map(|d| (d, format!("file {}", d.file)));
+        let from_folder = folder.iter().map(|d| (d.as_ref(), format!("file {}", d.file)));
         let from_api = api.iter().map(|d| (d.as_ref(), "api".to_owned()));
         let objects = from_folder.chain(from_api).filter(|(d, _)| matches(&wanted, d)).map(|(d, source)| v1::Object {
             object: Some(ObjectName {
@@ -163,7 +163,7 @@ impl Admin for AdminService {
                     namespace: instance.namespace.clone(),
                     addresses: world
                         .virtual_ips()
-                        .and_then(|ips| ips.of(&host))
+                        .of(&host)
                         .map(|ip| ip.to_string())
                         .into_iter()
                         .collect(),

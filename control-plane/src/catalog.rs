@@ -15,6 +15,7 @@ use weft_proto::v1::{
 
 use crate::mesh::Mesh;
 use crate::peer::Peer;
+use crate::world::{Instance, World};
 
 /// Consul's default and longest wait.
 const DEFAULT_WAIT: Duration = Duration::from_secs(300);
@@ -32,20 +33,14 @@ impl Catalog for CatalogService {
         let client = Peer::of(&request)?.certified()?.id.namespace().to_owned();
         let query = request.into_inner();
         let service = query.service;
-        // The caller's namespace first; a service that nobody ever registered there is looked for in "default".
-        let index = |world: &crate::world::World| {
-            let own = world.service_index(&client, &service);
-            if own > 0 { (client.clone(), own) } else { ("default".to_owned(), world.service_index("default", &service)) }
-        };
-        self.block(query.block.as_ref(), |world| index(world).1.max(1)).await;
+        // The caller's namespace first, then "default"; a change in either may change the answer.
+        let index = |world: &World| world.service_index(&client, &service).max(world.service_index("default", &service));
+        self.block(query.block.as_ref(), index).await;
         let answer = self.mesh.read(|world| {
-            let (mut namespace, mut at) = index(world);
-            if world.service_instances(&namespace, &service).next().is_none() && namespace != "default" {
-                at = at.max(world.service_index("default", &service));
-                namespace = "default".into();
-            }
-            let found = world.service_instances(&namespace, &service);
-            InstancesAnswer { index: at.max(1), instances: found.map(|i| catalog_instance(i)).collect() }
+            let own = world.service_instances(&client, &service).next().is_some();
+            let namespace = if own { &client } else { "default" };
+            let found = world.service_instances(namespace, &service);
+            InstancesAnswer { index: index(world), instances: found.map(|i| catalog_instance(i)).collect() }
         });
         let answer = self.mesh.read_nodes(|nodes| {
             let mut answer = answer;
@@ -62,7 +57,7 @@ impl Catalog for CatalogService {
 
     async fn services(&self, request: Request<ServicesQuery>) -> Result<Response<ServicesAnswer>, Status> {
         let client = Peer::of(&request)?.certified()?.id.namespace().to_owned();
-        self.block(request.get_ref().block.as_ref(), |world| world.catalog_index().max(1)).await;
+        self.block(request.get_ref().block.as_ref(), World::catalog_index).await;
         let answer = self.mesh.read(|world| {
             let mut tags: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
             for instance in world.instances().filter(|i| i.namespace == client || i.namespace == "default") {
@@ -72,14 +67,14 @@ impl Catalog for CatalogService {
                 name: name.to_owned(),
                 tags: tags.into_iter().map(str::to_owned).collect(),
             });
-            ServicesAnswer { index: world.catalog_index().max(1), services: services.collect() }
+            ServicesAnswer { index: world.catalog_index(), services: services.collect() }
         });
         Ok(Response::new(answer))
     }
 }
 
 impl CatalogService {
-    async fn block(&self, block: Option<&Block>, index: impl Fn(&crate::world::World) -> u64) {
+    async fn block(&self, block: Option<&Block>, index: impl Fn(&World) -> u64) {
         let Some(block) = block.filter(|b| b.index > 0) else { return };
         let wait = if block.wait_ms == 0 { DEFAULT_WAIT } else { Duration::from_millis(block.wait_ms).min(MAX_WAIT) };
         let mut version = self.mesh.version();
@@ -100,7 +95,7 @@ impl CatalogService {
     }
 }
 
-fn catalog_instance(instance: &crate::world::Instance) -> CatalogInstance {
+fn catalog_instance(instance: &Instance) -> CatalogInstance {
     CatalogInstance {
         instance: Some(v1::Instance {
             service_id: instance.service_id.clone(),

@@ -322,15 +322,16 @@ impl Session {
         for (host, version) in request.initial_resource_versions {
             subscription.sent.insert(host, version);
         }
+        let mut dropped = Vec::new();
         for name in request.resource_names_unsubscribe {
             if let Some(Some(host)) = subscription.names.remove(&name)
                 && !subscription.names.values().any(|h| h.as_ref() == Some(&host))
             {
                 subscription.sent.remove(&host);
-                let id = self.id;
-                self.discovery.update(id, |s| drop(s.resources.remove(&(kind, host))));
+                dropped.push(host);
             }
         }
+        self.discovery.update(self.id, |s| s.resources.retain(|(k, host), _| *k != kind || !dropped.contains(host)));
         if request.resource_names_subscribe.is_empty() {
             return Ok(());
         }
@@ -468,12 +469,13 @@ impl Session {
         let (namespace, node) = (self.certified.id.namespace(), &self.node);
         let identity = self.certified.id.to_string();
         let inbound = self.discovery.mesh.read(|world| {
-            let ours: Vec<_> = world.instances().filter(|i| i.node == *node && i.identity == identity).cloned().collect();
+            let ours: Vec<_> = world.instances().filter(|i| i.node == *node && i.identity == identity).collect();
             let mut labels = self.labels.clone();
             for instance in &ours {
                 labels.extend(instance.labels.clone());
             }
-            translate::inbound(world, namespace, &labels, &ours)
+            let keys: Vec<_> = ours.iter().map(|i| i.key()).collect();
+            translate::inbound(world, namespace, &labels, &keys)
         });
         let encoded = Encoded::new(&inbound);
         if self.inbound.as_ref() == Some(&encoded.version) {

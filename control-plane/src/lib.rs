@@ -2,8 +2,19 @@
 //!
 //! A library, so that `weft-control-plane`, `weftctl` and the tests run the same code.
 
+pub mod admin;
+pub mod ca;
+pub mod catalog;
 pub mod cli;
+pub mod discovery;
+pub mod identity;
+pub mod mesh;
+pub mod peer;
 pub mod policy;
+pub mod registry;
+pub mod server;
+pub mod store;
+pub mod token;
 pub mod translate;
 pub mod world;
 pub mod yaml;

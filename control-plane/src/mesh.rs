@@ -14,7 +14,8 @@ use prost::Message;
 use tokio::sync::{broadcast, watch};
 use weft_proto::v1;
 
-use crate::policy::{Document, Parsed};
+use crate::policy::Document;
+use crate::policy::folder::FolderState;
 use crate::store::{Op, Store, Table};
 use crate::world::{Allocation, Changed, Instance, InstanceKey, World, derive_labels};
 
@@ -51,7 +52,7 @@ struct State {
     world: World,
     nodes: HashMap<String, Node>,
     api_policies: Vec<Arc<Document>>,
-    folder: Parsed,
+    folder: Arc<FolderState>,
     next_session: u64,
     /// Virtual IPs as the store has them.
     stored_ips: BTreeMap<String, Allocation>,
@@ -82,7 +83,7 @@ impl Mesh {
     /// When the store cannot be read.
     pub fn open(store: Store, trust_domain: &str, lease: Duration) -> Result<Arc<Mesh>> {
         let now = Instant::now();
-        let mut world = World::new(trust_domain);
+        let mut world = World::new(trust_domain, first_version());
         let mut stored_ips = BTreeMap::new();
         for (host, bytes) in store.list(Table::VirtualIps)? {
             let allocation = decode_allocation(&bytes).with_context(|| format!("stored virtual IP of {host}"))?;
@@ -123,7 +124,7 @@ impl Mesh {
                 world,
                 nodes,
                 api_policies,
-                folder: Parsed::default(),
+                folder: Arc::default(),
                 next_session: 1,
                 stored_ips,
                 host_versions: HashMap::new(),
@@ -252,13 +253,14 @@ impl Mesh {
         let mut instance = instance_of(&stored).ok_or("the registration is not complete")?;
         let op = Op::Put(Table::Registrations, registration_key(&instance.key()), stored.encode_to_vec());
         self.store.commit(vec![op]).await.map_err(|e| format!("{e:#}"))?;
-        let mut state = self.lock();
-        if let Some(node) = state.nodes.get(&instance.node) {
-            instance.health = health_of(&instance.checks, &node.checks);
+        {
+            let mut state = self.lock();
+            if let Some(node) = state.nodes.get(&instance.node) {
+                instance.health = health_of(&instance.checks, &node.checks);
+            }
+            let changed = state.world.upsert(instance, unix_now());
+            self.publish(&mut state, changed);
         }
-        let changed = state.world.upsert(instance, unix_now());
-        self.publish(&mut state, changed);
-        drop(state);
         self.keep_virtual_ips().await;
         Ok(())
     }
@@ -346,12 +348,13 @@ impl Mesh {
         }
         let ops = gone.iter().map(|(key, _)| Op::Delete(Table::Registrations, registration_key(key))).collect();
         self.store.commit(ops).await.map_err(|e| format!("{e:#}"))?;
-        let mut state = self.lock();
-        for (key, _) in gone {
-            let changed = state.world.remove(key, unix_now());
-            self.publish(&mut state, changed);
+        {
+            let mut state = self.lock();
+            for (key, _) in gone {
+                let changed = state.world.remove(key, unix_now());
+                self.publish(&mut state, changed);
+            }
         }
-        drop(state);
         self.keep_virtual_ips().await;
         Ok(())
     }
@@ -416,7 +419,7 @@ impl Mesh {
     }
 
     /// Takes the folder's documents and the problems of those that were refused.
-    pub async fn set_folder(&self, folder: Parsed) {
+    pub async fn set_folder(&self, folder: Arc<FolderState>) {
         let _writer = self.writer.lock().await;
         for problem in &folder.problems {
             tracing::warn!("{problem}");
@@ -431,7 +434,7 @@ impl Mesh {
     }
 
     /// The folder's documents and the API's.
-    pub fn policies(&self) -> (Vec<Document>, Vec<Arc<Document>>) {
+    pub fn policies(&self) -> (Vec<Arc<Document>>, Vec<Arc<Document>>) {
         let state = self.lock();
         (state.folder.documents.clone(), state.api_policies.clone())
     }
@@ -459,7 +462,7 @@ impl Mesh {
         {
             let mut state = self.lock();
             // An object given by both: the folder owns it.
-            let mut all: Vec<Arc<Document>> = state.folder.documents.iter().cloned().map(Arc::new).collect();
+            let mut all: Vec<Arc<Document>> = state.folder.documents.clone();
             let api = state.api_policies.iter().filter(|a| !all.iter().any(|f| f.key() == a.key())).cloned();
             let api: Vec<_> = api.collect();
             all.extend(api);
@@ -473,8 +476,8 @@ impl Mesh {
     async fn keep_virtual_ips(&self) {
         let ops: Vec<Op> = {
             let mut state = self.lock();
-            let Some(now) = state.world.virtual_ips() else { return };
-            let current: BTreeMap<String, Allocation> = now.iter().map(|(host, a)| (host.to_owned(), a)).collect();
+            let now = state.world.virtual_ips().iter();
+            let current: BTreeMap<String, Allocation> = now.map(|(host, a)| (host.to_owned(), a)).collect();
             let put = current.iter().filter(|(host, a)| state.stored_ips.get(*host) != Some(a));
             let mut ops: Vec<Op> =
                 put.map(|(host, a)| Op::Put(Table::VirtualIps, host.clone(), encode_allocation(*a))).collect();
@@ -514,6 +517,13 @@ impl Mesh {
 /// Seconds since 1970.
 pub fn unix_now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// Where versions begin: the time in milliseconds, so that the indexes that clients hold never go back over a restart
+/// (unless more than a thousand changes a second came before it, for as long as it ran).
+fn first_version() -> u64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn registration_key(key: &InstanceKey) -> String {

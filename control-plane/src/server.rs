@@ -63,23 +63,19 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
     let address = listener.local_addr()?;
     let socket = config.data_dir.join(ADMIN_SOCKET);
     let admin_listener = admin::listen(&socket).await?;
-    let mut folder = match &config.policies {
-        Some(dir) => {
-            let folder = PolicyFolder::open(dir)?;
-            mesh.set_folder(folder.current()).await;
-            Some(folder)
-        }
-        None => None,
-    };
-    let for_folder = mesh.clone();
-    tokio::spawn(async move {
-        while let Some(folder) = &mut folder {
-            match folder.changed().await {
-                Some(parsed) => for_folder.set_folder(parsed).await,
-                None => return,
+    if let Some(dir) = &config.policies {
+        let mut folder = PolicyFolder::start(dir)
+            .with_context(|| format!("cannot read the policy folder {}", dir.display()))?;
+        mesh.set_folder(folder.borrow_and_update().clone()).await;
+        let mesh = mesh.clone();
+        tokio::spawn(async move {
+            // Ends with the folder's thread, that is with the process.
+            while folder.changed().await.is_ok() {
+                let state = folder.borrow_and_update().clone();
+                mesh.set_folder(state).await;
             }
-        }
-    });
+        });
+    }
     tokio::spawn(mesh.clone().reap());
 
     let admin = AdminService { mesh: mesh.clone(), discovery: discovery.clone(), ca: ca.clone(), tokens: tokens.clone() };
