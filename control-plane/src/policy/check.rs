@@ -2,28 +2,32 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Action, DestinationRule, Document, Object, Place, Problem, Severity, VirtualService, canonical, covers};
+use super::{Action, DestinationRule, Document, Object, Place, Problem, Severity, VirtualService, canonical};
+use crate::world::patterns;
+
+/// DestinationRules by canonical host, oldest first.
+type Rules<'a> = BTreeMap<String, Vec<(&'a Document, &'a DestinationRule)>>;
 
 /// Problems between `documents`, which is everything that is to be applied together.
 pub fn check(documents: &[&Document]) -> Vec<Problem> {
     let mut problems = duplicates(documents);
+    let sorted = by_age(documents);
+    let mut rules = Rules::new();
+    for document in &sorted {
+        if let Object::DestinationRule(rule) = &document.object {
+            rules.entry(canonical(&rule.host, &document.namespace)).or_default().push((document, rule));
+        }
+    }
+    for (host, same_host) in &rules {
+        problems.extend(rules_that_lose(host, same_host));
+    }
     let mut owners: BTreeMap<String, &Document> = BTreeMap::new();
-    for document in by_age(documents) {
+    for document in sorted {
         match &document.object {
             Object::VirtualService(service) => {
-                for host in &service.hosts {
-                    let host = canonical(host, &document.namespace);
-                    if let Some(owner) = owners.get(&host) {
-                        let owner = owner.reference();
-                        let text = format!("{owner} is older and owns host `{host}`: this one has no effect on it");
-                        problems.push(problem(document, None, Severity::Warning, text));
-                    } else {
-                        owners.insert(host, document);
-                    }
-                }
-                problems.extend(routes(document, service, documents));
+                problems.extend(owned(document, service, &mut owners));
+                problems.extend(routes(document, service, &rules));
             }
-            Object::DestinationRule(rule) => problems.extend(subset_overlap(document, rule, documents)),
             Object::PeerAuthentication(policy)
                 if document.namespace == super::ROOT_NAMESPACE && !policy.selector.is_empty() =>
             {
@@ -37,8 +41,26 @@ pub fn check(documents: &[&Document]) -> Vec<Problem> {
     problems
 }
 
+/// Takes the hosts of `service` that no older one owns.
+fn owned<'a>(
+    document: &'a Document,
+    service: &VirtualService,
+    owners: &mut BTreeMap<String, &'a Document>,
+) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for host in service.hosts.iter().map(|host| canonical(host, &document.namespace)) {
+        let owner = *owners.entry(host.clone()).or_insert(document);
+        if owner.key() != document.key() {
+            let owner = owner.reference();
+            let text = format!("{owner} is older and owns host `{host}`: this one has no effect on it");
+            problems.push(problem(document, None, Severity::Warning, text));
+        }
+    }
+    problems
+}
+
 /// Oldest first; of the same age by namespace and name.
-pub(crate) fn by_age<'a>(documents: &[&'a Document]) -> Vec<&'a Document> {
+fn by_age<'a>(documents: &[&'a Document]) -> Vec<&'a Document> {
     let mut sorted = documents.to_vec();
     sorted.sort_by(|a, b| (a.created, &a.namespace, &a.name).cmp(&(b.created, &b.namespace, &b.name)));
     sorted
@@ -58,7 +80,7 @@ fn duplicates(documents: &[&Document]) -> Vec<Problem> {
     problems
 }
 
-fn routes(document: &Document, service: &VirtualService, documents: &[&Document]) -> Vec<Problem> {
+fn routes(document: &Document, service: &VirtualService, rules: &Rules<'_>) -> Vec<Problem> {
     let mut problems = Vec::new();
     let mut caught = None;
     for route in &service.http {
@@ -71,7 +93,8 @@ fn routes(document: &Document, service: &VirtualService, documents: &[&Document]
         let Action::Forward(forward) = &route.action else { continue };
         for destination in forward.destinations.iter().filter(|destination| !destination.subset.is_empty()) {
             let host = canonical(&destination.host, &document.namespace);
-            let rules: Vec<&DestinationRule> = rules_of(&host, documents).collect();
+            let of_pattern = |pattern| rules.get(&pattern).into_iter().flatten();
+            let rules: Vec<&DestinationRule> = patterns(&host).flat_map(of_pattern).map(|(_, rule)| *rule).collect();
             let subset = &destination.subset;
             if rules.iter().any(|rule| rule.subsets.iter().any(|known| known.name == *subset)) {
                 continue;
@@ -88,7 +111,7 @@ fn routes(document: &Document, service: &VirtualService, documents: &[&Document]
                 let hint = if known.is_empty() {
                     "; it has none".to_owned()
                 } else {
-                    super::fields::suggest(subset, &known, "it has")
+                    super::nearest::suggest(subset, &known, "it has")
                 };
                 (Severity::Error, format!("the DestinationRule of `{host}` has no subset `{subset}`{hint}"))
             };
@@ -98,31 +121,27 @@ fn routes(document: &Document, service: &VirtualService, documents: &[&Document]
     problems
 }
 
-fn rules_of<'a>(host: &'a str, documents: &'a [&Document]) -> impl Iterator<Item = &'a DestinationRule> {
-    documents.iter().filter_map(move |document| match &document.object {
-        Object::DestinationRule(rule) if covers(&canonical(&rule.host, &document.namespace), host) => Some(rule),
-        _ => None,
-    })
-}
-
-/// Two rules of one host and namespace are merged; of two subsets of one name the older rule's stays.
-fn subset_overlap(document: &Document, rule: &DestinationRule, documents: &[&Document]) -> Vec<Problem> {
-    let host = canonical(&rule.host, &document.namespace);
-    let older = by_age(documents).into_iter().take_while(|other| other.key() != document.key());
+/// Rules of one host and namespace are joined: the oldest policy stays, and of two subsets of one name the older one.
+fn rules_that_lose(host: &str, rules: &[(&Document, &DestinationRule)]) -> Vec<Problem> {
     let mut problems = Vec::new();
-    for other in older.filter(|other| other.namespace == document.namespace) {
-        let Object::DestinationRule(first) = &other.object else { continue };
-        if canonical(&first.host, &other.namespace) != host {
-            continue;
+    let mut policies: BTreeMap<&str, &Document> = BTreeMap::new();
+    let mut subsets: BTreeMap<(&str, &str), &Document> = BTreeMap::new();
+    for (document, rule) in rules {
+        for subset in &rule.subsets {
+            let first = *subsets.entry((&document.namespace, &subset.name)).or_insert(document);
+            if first.key() != document.key() {
+                let first = first.reference();
+                let text = format!("subset `{}` is ignored: {first}, which is older, defines it", subset.name);
+                problems.push(problem(document, None, Severity::Warning, text));
+            }
         }
-        let reference = other.reference();
-        for subset in rule.subsets.iter().filter(|subset| first.subsets.iter().any(|known| known.name == subset.name)) {
-            let text = format!("subset `{}` is ignored: {reference}, which is older, defines it", subset.name);
-            problems.push(problem(document, None, Severity::Warning, text));
-        }
-        if rule.traffic_policy.is_some() && first.traffic_policy.is_some() {
-            let text = format!("`trafficPolicy` is ignored: {reference}, which is older, has one for `{host}`");
-            problems.push(problem(document, None, Severity::Warning, text));
+        if rule.traffic_policy.is_some() {
+            let first = *policies.entry(&document.namespace).or_insert(document);
+            if first.key() != document.key() {
+                let first = first.reference();
+                let text = format!("`trafficPolicy` is ignored: {first}, which is older, has one for `{host}`");
+                problems.push(problem(document, None, Severity::Warning, text));
+            }
         }
     }
     problems
@@ -132,3 +151,6 @@ fn problem(document: &Document, place: Option<Place>, severity: Severity, text: 
     let place = place.unwrap_or(Place { line: document.line, column: 1 });
     Problem { file: document.file.clone(), place, severity, path: String::new(), text }
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,6 +13,7 @@ mod fields;
 pub mod folder;
 mod kube_service;
 mod names;
+mod nearest;
 mod parse;
 mod peer_authentication;
 mod problem;

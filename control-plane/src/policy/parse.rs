@@ -2,8 +2,10 @@
 
 use super::{
     Document, Kind, Object, Parsed, Severity, destination_rule,
-    fields::{self, Decoder, Fields, Shape, Support, not_yet, object, read, suggest},
-    kube_service, names, peer_authentication, service_entry, virtual_service, workload_entry,
+    fields::{self, Decoder, Fields, Shape, Support, not_yet, object, read},
+    kube_service, names,
+    nearest::suggest,
+    peer_authentication, service_entry, virtual_service, workload_entry,
 };
 use crate::yaml::{self, Key, Node, Place, Value, YamlDocument};
 
@@ -234,3 +236,6 @@ fn unix_seconds(text: &str) -> Option<u64> {
     let time = time::Time::from_hms(hour, minute, second).ok()?;
     u64::try_from(time::PrimitiveDateTime::new(date, time).assume_utc().unix_timestamp()).ok()
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,8 +6,10 @@ use weft_proto::v1;
 
 use super::{
     WorkloadEntry,
-    fields::{Fields, Shape, not_yet, object, read, suggest},
-    names, protocol, workload_entry,
+    fields::{Fields, Shape, not_yet, object, read},
+    names,
+    nearest::suggest,
+    protocol, workload_entry,
 };
 
 /// A ServiceEntry's `spec`.

@@ -219,12 +219,12 @@ fn ports_replace_subsets_overlay_and_rules_join() {
     assert_eq!((port.target_port, &*port.target_port_name), (0, "api"));
 
     let subset = cluster(&service, &name(80, "v1"));
-    let pool = subset.connection_pool.clone().unwrap();
+    let pool = subset.connection_pool.unwrap();
     assert_eq!((pool.max_connections, pool.max_retries), (0, 7), "no merging inside a block");
     assert!(subset.outlier_detection.is_some(), "a block that the subset lacks is the rule's");
     assert_eq!(subset.labels["version"], "v1", "the older rule's subset stays");
     let subset_port = cluster(&service, &name(90, "v1"));
-    assert_eq!((subset_port.tls(), subset_port.connection_pool.clone()), (Tls::Disable, None));
+    assert_eq!((subset_port.tls(), subset_port.connection_pool), (Tls::Disable, None));
     assert_eq!(max(&service, &name(80, "v2")), 1, "subsets of the second rule join the first one's policy");
     assert!(cluster(&service, &name(80, "v3")).undefined);
 

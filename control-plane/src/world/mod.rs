@@ -257,7 +257,9 @@ impl World {
             // A route may name one host under a wildcard entry: rare enough to translate all anew.
             changed.all |= host.starts_with('*');
             for dependent in self.policies.dependents(host) {
-                more.extend(self.hosts.keys().filter(|known| covers(dependent, known)).cloned());
+                if dependent.starts_with('*') {
+                    more.extend(self.hosts.keys().filter(|known| covers(dependent, known)).cloned());
+                }
                 more.insert(dependent.clone());
             }
         }

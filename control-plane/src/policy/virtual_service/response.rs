@@ -3,7 +3,7 @@
 use base64::Engine;
 use weft_proto::v1;
 
-use crate::policy::fields::{Fields, suggest};
+use crate::policy::{fields::Fields, nearest::suggest};
 
 /// Largest body of a direct response.
 const MAX_BODY: usize = 1 << 20;

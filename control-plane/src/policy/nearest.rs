@@ -1,0 +1,59 @@
+//! The nearest known word to a misspelled one. Small enough to have of our own.
+
+/// ", did you mean `x`?" where one of `known` is near, else what is known.
+pub(crate) fn suggest(word: &str, known: &[&str], introduction: &str) -> String {
+    match nearest(word, known) {
+        Some(near) => format!(", did you mean `{near}`?"),
+        None => format!("; {introduction} {}", known.join(", ")),
+    }
+}
+
+/// The word of `known` that needs the fewest edits, when these are few for its length. Case is no edit.
+pub(crate) fn nearest<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
+    if word.len() > 100 {
+        return None;
+    }
+    let word = word.to_lowercase();
+    let distances = known.iter().map(|candidate| (distance(&word, &candidate.to_lowercase()), *candidate));
+    distances.min_by_key(|(edits, _)| *edits).filter(|(edits, near)| *edits <= near.len() / 3).map(|(_, near)| near)
+}
+
+/// Insertions, deletions, replacements and swaps of neighbours that make `b` of `a`.
+fn distance(a: &str, b: &str) -> usize {
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
+    let mut rows = vec![(0..=b.len()).collect::<Vec<usize>>()];
+    for i in 0..a.len() {
+        let mut row = vec![i + 1];
+        for j in 0..b.len() {
+            let replaced = rows[i][j] + usize::from(a[i] != b[j]);
+            let mut least = replaced.min(rows[i][j + 1] + 1).min(row[j] + 1);
+            if i > 0 && j > 0 && a[i] == b[j - 1] && a[i - 1] == b[j] {
+                least = least.min(rows[i - 1][j - 1] + 1);
+            }
+            row.push(least);
+        }
+        rows.push(row);
+    }
+    rows[a.len()][b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn near_words() {
+        let known = ["httpHeaderName", "httpCookie", "maglev"];
+        for (word, want) in [
+            ("httpHeadername", Some("httpHeaderName")),
+            ("httpCokie", Some("httpCookie")),
+            ("magleb", Some("maglev")),
+            ("MAGLEV", Some("maglev")),
+            ("mgalev", Some("maglev")),
+            ("ring", None),
+        ] {
+            assert_eq!(nearest(word, &known), want, "{word}");
+        }
+        assert_eq!(nearest(&"x".repeat(10_000), &known), None);
+    }
+}
