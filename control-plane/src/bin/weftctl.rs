@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use weft_control_plane::cli::remote::{Apply, Delete, Get, Status, Token};
 use weft_control_plane::cli::validate::Validate;
 
 /// Checks and applies the policies of a Weft mesh
@@ -16,12 +17,33 @@ struct Weftctl {
 #[derive(Subcommand)]
 enum Command {
     Validate(Validate),
+    Apply(Apply),
+    Get(Get),
+    Delete(Delete),
+    Status(Status),
+    #[command(subcommand)]
+    Token(Token),
 }
 
 fn main() -> ExitCode {
-    let result = match Weftctl::parse().command {
-        Command::Validate(validate) => validate.run(&mut std::io::stdout().lock()),
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("weftctl: {error}");
+            return ExitCode::FAILURE;
+        }
     };
+    let out = &mut std::io::stdout().lock();
+    let result = runtime.block_on(async {
+        match Weftctl::parse().command {
+            Command::Validate(command) => command.run(out),
+            Command::Apply(command) => command.run(out).await,
+            Command::Get(command) => command.run(out).await,
+            Command::Delete(command) => command.run(out).await,
+            Command::Status(command) => command.run(out).await,
+            Command::Token(command) => command.run(out).await,
+        }
+    });
     result.unwrap_or_else(|error| {
         eprintln!("weftctl: {error:#}");
         ExitCode::FAILURE

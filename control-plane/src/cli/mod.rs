@@ -1,3 +1,4 @@
 //! Subcommands of `weftctl`, one module each.
 
+pub mod remote;
 pub mod validate;

@@ -2,15 +2,10 @@
 //!
 //! Prints one line a problem, as compilers do, so that editors and CI can jump to it.
 
-use std::{
-    io::{Read, Write},
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use std::{io::Write, path::PathBuf, process::ExitCode};
 
-use anyhow::Context;
-
-use crate::policy::{Document, Problem, Severity, check, folder::policy_files, parse};
+use super::remote::texts;
+use crate::policy::{Document, Problem, Severity, check, parse};
 
 /// Checks policy files and exits with 1 if any has an error
 #[derive(Debug, clap::Args)]
@@ -25,7 +20,7 @@ impl Validate {
     pub fn run(&self, out: &mut impl Write) -> anyhow::Result<ExitCode> {
         let mut documents: Vec<Document> = Vec::new();
         let mut problems: Vec<Problem> = Vec::new();
-        let texts = self.texts()?;
+        let texts = texts(&self.paths)?;
         for (file, text) in &texts {
             let parsed = parse(file, text);
             documents.extend(parsed.documents);
@@ -45,29 +40,6 @@ impl Validate {
         let valid = plural(documents.len(), "document");
         writeln!(out, "{files}: {valid} valid, {}", plural(warnings, "warning"))?;
         Ok(ExitCode::SUCCESS)
-    }
-
-    fn texts(&self) -> anyhow::Result<Vec<(String, String)>> {
-        let mut texts = Vec::new();
-        for path in &self.paths {
-            if path == Path::new("-") {
-                let mut text = String::new();
-                std::io::stdin().read_to_string(&mut text).context("standard input")?;
-                texts.push(("<stdin>".to_owned(), text));
-                continue;
-            }
-            let files = if path.is_dir() {
-                policy_files(path).with_context(|| path.display().to_string())?
-            } else {
-                vec![path.clone()]
-            };
-            for file in files {
-                let name = file.display().to_string();
-                let text = std::fs::read_to_string(&file).with_context(|| name.clone())?;
-                texts.push((name, text));
-            }
-        }
-        Ok(texts)
     }
 }
 
