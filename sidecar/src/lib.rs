@@ -20,6 +20,8 @@ pub mod metrics;
 pub mod outbound;
 pub mod pool;
 pub mod proxy;
+pub mod redirect;
+pub mod resolv;
 pub mod run;
 pub mod session;
 pub mod stream;

@@ -1,8 +1,10 @@
 //! `weft-sidecar`: the command line; see `weft_sidecar::run`.
 
+use std::process::ExitCode;
+
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use weft_sidecar::run;
+use weft_sidecar::{redirect, run};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -19,10 +21,22 @@ struct Args {
 enum Command {
     /// Join the mesh and serve until SIGTERM, then drain.
     Run(Box<run::Config>),
+    /// Bring this pod's traffic to the proxy, by nftables.
+    #[command(subcommand)]
+    Redirect(redirect::Action),
 }
 
-fn main() -> Result<()> {
-    let args = Args::parse();
+fn main() -> ExitCode {
+    match run(Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("weft-sidecar: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: Args) -> Result<()> {
     tracing_subscriber::fmt()
         .with_env_filter(
             tracing_subscriber::EnvFilter::try_from_env("WEFT_LOG")
@@ -43,6 +57,7 @@ fn main() -> Result<()> {
             sidecar.drain().await;
             Ok(())
         }),
+        Command::Redirect(action) => redirect::run(&action),
     }
 }
 

@@ -1,0 +1,59 @@
+use clap::Parser;
+
+use super::*;
+
+#[derive(Parser)]
+struct Args {
+    #[command(flatten)]
+    capture: Capture,
+}
+
+fn compiled(arguments: &str, shared_host: bool, nameservers: &[&str]) -> Result<Rules> {
+    let capture = Args::try_parse_from(std::iter::once("x").chain(arguments.split_whitespace()))?.capture;
+    let own = Own { outbound: 15001, inbound: 15006, dns: 15053, pages: vec![15021] };
+    let nameservers: Vec<_> = nameservers.iter().map(|a| a.parse().unwrap()).collect();
+    compile(&capture, own, shared_host, &nameservers)
+}
+
+#[test]
+fn a_shared_host_asks_what_to_take() {
+    for (arguments, missing) in [
+        ("", "--inbound-ports is required"),
+        ("--uid 1001", "--inbound-ports is required"),
+        ("--inbound-ports 8080", "--uid or --cgroup"),
+        ("--inbound-ports 22,8080 --uid 1001", "port 22 is never taken"),
+    ] {
+        let error = compiled(arguments, true, &[]).map(drop).unwrap_err().to_string();
+        assert!(error.contains(missing), "{arguments}: {error}");
+    }
+    let rules = compiled("--inbound-ports 1-1024 --cgroup /sys/fs/cgroup/a/b/", true, &[]).unwrap();
+    assert!(rules.shared_host);
+    assert_eq!(rules.cgroups, ["a/b"]);
+    // A namespace of its own needs nothing.
+    assert!(compiled("", false, &[]).is_ok());
+}
+
+#[test]
+fn a_resolver_in_the_pod_is_not_sent_back_to_itself() {
+    for (arguments, nameservers, expected) in [
+        ("", &["10.0.0.2"][..], Dns::All),
+        ("", &["127.0.0.53"], Dns::Loopback),
+        ("", &["127.0.0.53", "10.0.0.2"], Dns::All),
+        ("", &[], Dns::All),
+        // The resolver is another user's.
+        ("--uid 1001", &["127.0.0.53"], Dns::All),
+        ("--dns all", &["127.0.0.53"], Dns::All),
+        ("--dns loopback", &["10.0.0.2"], Dns::Loopback),
+        ("--no-dns", &["10.0.0.2"], Dns::Off),
+        ("--dns off", &["10.0.0.2"], Dns::Off),
+    ] {
+        assert_eq!(compiled(arguments, false, nameservers).unwrap().dns, expected, "{arguments} {nameservers:?}");
+    }
+}
+
+#[test]
+fn nothing_can_be_smuggled_into_the_rules() {
+    for arguments in ["--uid 1};flush", "--uid \"\"", "--cgroup a\"b", "--cgroup /", "--inbound-ports 80;81"] {
+        assert!(compiled(arguments, false, &[]).is_err(), "{arguments}");
+    }
+}
