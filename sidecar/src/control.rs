@@ -88,7 +88,7 @@ impl Control {
         };
         let credentials = pending.finish(signed)?;
         tracing::info!(id = %credentials.id, "certificate signed");
-        self.identity.install(credentials);
+        self.identity.install(credentials).await;
         Ok(())
     }
 

@@ -173,6 +173,7 @@ pub struct Writer {
     views: HashMap<String, Arc<ServiceView>>,
     saved: Option<PathBuf>,
     unsaved: bool,
+    saving: Option<tokio::task::JoinHandle<()>>,
     distrust_empty_until: Option<Instant>,
 }
 
@@ -219,6 +220,7 @@ pub fn new(saved: Option<PathBuf>, preload: &[String]) -> (Arc<Directory>, Write
         views: HashMap::new(),
         saved,
         unsaved: false,
+        saving: None,
         distrust_empty_until: None,
     };
     writer.load();
@@ -518,11 +520,21 @@ impl Writer {
             resources.push(resource(ENDPOINTS_TYPE, host, &h.version, &h.bytes, Vec::new()));
         }
         resources.extend(self.inbound.iter().map(|h| resource(INBOUND_TYPE, SELF, &h.version, &h.bytes, Vec::new())));
-        let saved = DeltaDiscoveryResponse { resources, ..Default::default() };
-        match crate::files::write_private(path, &saved.encode_to_vec()) {
-            Ok(()) => self.unsaved = false,
-            Err(e) => tracing::warn!("what is known of the mesh could not be saved: {e:#}"),
-        }
+        let saved = DeltaDiscoveryResponse { resources, ..Default::default() }.encode_to_vec();
+        self.unsaved = false;
+        let path = path.clone();
+        // A disk may take its time, and requests wait for this task. One write at a time: the next waits for this one.
+        let previous = self.saving.take();
+        self.saving = Some(tokio::spawn(async move {
+            if let Some(previous) = previous {
+                // A write that panicked left the file as it was.
+                let _ = previous.await;
+            }
+            let written = tokio::task::spawn_blocking(move || crate::files::write_private(&path, &saved)).await;
+            if let Ok(Err(e)) = written {
+                tracing::warn!("what is known of the mesh could not be saved: {e:#}");
+            }
+        }));
     }
 
     fn load(&mut self) {

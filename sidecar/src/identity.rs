@@ -231,16 +231,16 @@ impl Identity {
         Ok(current)
     }
 
-    /// Takes new credentials and saves them.
-    pub fn install(&self, credentials: Credentials) {
-        let saved = self.file.as_ref().map(|file| {
-            let json = serde_json::to_vec(&credentials.stored)?;
-            crate::files::write_private(file, &json)
-        });
-        if let Some(Err(e)) = saved {
+    /// Takes new credentials, and saves them.
+    pub async fn install(&self, credentials: Credentials) {
+        let stored = credentials.stored.clone();
+        self.current.store(Some(Arc::new(credentials)));
+        let Some(file) = self.file.clone() else { return };
+        let write = move || crate::files::write_private(&file, &serde_json::to_vec(&stored)?);
+        // A disk may take its time, and others wait for this thread.
+        if let Ok(Err(e)) = tokio::task::spawn_blocking(write).await {
             tracing::warn!("the certificate could not be saved, a restart will need the control plane: {e:#}");
         }
-        self.current.store(Some(Arc::new(credentials)));
     }
 
     /// TLS towards a control plane of which nothing is known but the fingerprint in `claims`.

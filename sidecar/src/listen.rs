@@ -100,7 +100,7 @@ async fn outbound_connection(down: Arc<Downstream>, mut stream: TcpStream, origi
         (Some((cluster, endpoint)), _) if !is_virtual => (cluster, Some(endpoint)),
         (_, Some(cluster)) if !cluster.config.original_destination => (cluster, None),
         (_, Some(cluster)) => (cluster, Some(foreign_endpoint(original))),
-        _ if down.proxy.settings.allow_any => {
+        _ if outbound::may_pass(&down.proxy, original) => {
             (Arc::new(ClusterView::passthrough(u32::MAX)), Some(foreign_endpoint(original)))
         }
         _ => {

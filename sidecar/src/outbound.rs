@@ -144,7 +144,13 @@ async fn dialed(down: &Downstream, original: SocketAddr) -> Target {
             return Target::Pinned(cluster, endpoint);
         }
     }
-    if down.proxy.settings.allow_any { Target::Foreign(original) } else { Target::None(Reason::UnknownHost) }
+    if may_pass(&down.proxy, original) { Target::Foreign(original) } else { Target::None(Reason::UnknownHost) }
+}
+
+/// Whether a destination that the mesh does not know is dialed as addressed. A virtual IP is nobody's real address.
+pub fn may_pass(proxy: &Proxy, original: SocketAddr) -> bool {
+    let is_virtual = matches!(original.ip(), std::net::IpAddr::V4(ip) if ip.octets()[..2] == [240, 240]);
+    proxy.settings.allow_any && !is_virtual
 }
 
 /// One request on its way through the phases.

@@ -1,0 +1,103 @@
+"""An application that knows nothing of the mesh: answers who it is, what it received and on which connection.
+
+usage: server.py PORT NAME [ADDRESS]
+
+GET /health       200, or 503 after POST /sick
+GET /sleep/MS     answers after so many milliseconds
+GET /status/CODE  answers so
+GET /bytes/N      N bytes
+GET /headers      the request's headers with their case, as JSON
+everything else   JSON: name, connection number, requests on it, body length and SHA-256, path, headers
+"""
+import hashlib
+import itertools
+import json
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+connections = itertools.count(1)
+state = {"sick": False, "open": 0, "most": 0}
+lock = threading.Lock()
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def setup(self):
+        self.connection_number = next(connections)
+        self.requests = 0
+        with lock:
+            state["open"] += 1
+            state["most"] = max(state["most"], state["open"])
+        super().setup()
+
+    def finish(self):
+        super().finish()
+        with lock:
+            state["open"] -= 1
+
+    def log_message(self, *args):
+        pass
+
+    def body(self):
+        if self.headers.get("transfer-encoding", "").lower() == "chunked":
+            parts = []
+            while True:
+                size = int(self.rfile.readline().split(b";")[0], 16)
+                parts.append(self.rfile.read(size))
+                self.rfile.readline()
+                if size == 0:
+                    return b"".join(parts)
+        return self.rfile.read(int(self.headers.get("content-length") or 0))
+
+    def answer(self):
+        self.requests += 1
+        body = self.body()
+        status, content = 200, None
+        path = self.path.split("?")[0]
+        if path == "/health":
+            status = 503 if state["sick"] else 200
+            content = b"sick" if state["sick"] else b"ok"
+        elif path in ("/sick", "/well"):
+            state["sick"] = path == "/sick"
+        elif path.startswith("/sleep/"):
+            time.sleep(int(path.split("/")[2]) / 1000)
+        elif path.startswith("/status/"):
+            status = int(path.split("/")[2])
+        elif path.startswith("/bytes/"):
+            content = b"x" * int(path.split("/")[2])
+        if content is None:
+            content = json.dumps({
+                "name": sys.argv[2],
+                "connection": self.connection_number,
+                "request": self.requests,
+                "most_connections": state["most"],
+                "method": self.command,
+                "path": self.path,
+                "body_length": len(body),
+                "body_sha256": hashlib.sha256(body).hexdigest(),
+                "headers": list(self.headers.items()),
+                "peer": self.client_address[0],
+            }).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("X-Served-By", sys.argv[2])
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    do_GET = do_POST = do_PUT = do_DELETE = do_HEAD = answer
+
+
+class Server(ThreadingHTTPServer):
+    request_queue_size = 1024
+    daemon_threads = True
+
+
+if __name__ == "__main__":
+    address = sys.argv[3] if len(sys.argv) > 3 else "0.0.0.0"
+    server = Server((address, int(sys.argv[1])), Handler)
+    print("listening", flush=True)
+    server.serve_forever()

@@ -1,0 +1,133 @@
+//! Limits: exact, and said why.
+
+use std::collections::HashMap;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use weft_tests::{Mesh, statuses};
+
+use crate::Scenario;
+
+pub(crate) fn all() -> Vec<Scenario> {
+    vec![
+        ("one_connection_and_one_pending", one_and_one),
+        ("two_requests_a_connection", two_a_connection),
+        ("connections_never_exceed_the_limit", never_exceeded),
+        ("a_failing_instance_is_ejected_and_comes_back", ejection),
+    ]
+}
+
+fn limit(connections: u32, pending: u32, per_connection: u32) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: order}}\nspec:\n  host: order-service\n  \
+         trafficPolicy:\n    connectionPool:\n      tcp: {{maxConnections: {connections}}}\n      http: \
+         {{http1MaxPendingRequests: {pending}, maxRequestsPerConnection: {per_connection}}}\n"
+    )
+}
+
+fn one_and_one() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    mesh.policy("order.yaml", &limit(1, 1, 0))?;
+    let _order = mesh.instance("order1", "order-service", 8080, &[])?;
+    let _second = mesh.instance("order2", "order-service", 8080, &[])?;
+    let (front, _sidecar) = mesh.client("frontend")?;
+    let vip = mesh.vip("order-service")?;
+    let plan = |concurrency: u32, count: u32| {
+        json!({
+            "url": format!("http://{vip}/sleep/20"), "count": count, "concurrency": concurrency,
+            "headers": {"Host": "order-service"},
+        })
+    };
+    // One sequential client never sees a 503, whichever endpoint it is sent to.
+    let alone = front.requests(&plan(1, 100))?;
+    ensure!(statuses(&alone) == HashMap::from([(200, 100)]), "one client: {:?}", statuses(&alone));
+    let three = front.requests(&plan(3, 150))?;
+    let counts = statuses(&three);
+    ensure!(counts.get(&503).is_some_and(|n| *n > 0), "three clients see 503s: {counts:?}");
+    ensure!(counts.get(&200).is_some_and(|n| *n > 0), "and answers: {counts:?}");
+    ensure!(counts.len() == 2, "{counts:?}");
+    let refused = three.iter().find(|r| r["status"] == 503).context("none")?;
+    ensure!(refused["headers"]["x-envoy-overloaded"] == "true", "{refused}");
+    let why = "overflow; policy=DestinationRule/default/order; limit=http1MaxPendingRequests=1";
+    ensure!(refused["headers"]["x-weft-reason"] == why, "{refused}");
+    ensure!(refused["body"].as_str().is_some_and(|b| b.ends_with("reset reason: overflow")), "{refused}");
+    let metrics = front.curl(&["http://127.0.0.1:15020/metrics"])?;
+    ensure!(metrics.contains("response_flags=\"UO\""), "no UO in the metrics");
+    Ok(())
+}
+
+fn two_a_connection() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    // First without the policy: connections are reused, or the rest would prove nothing.
+    let order = mesh.instance("order1", "order-service", 8080, &[])?;
+    let (front, _sidecar) = mesh.client("frontend")?;
+    let vip = mesh.vip("order-service")?;
+    let plan = json!({"url": format!("http://{vip}/"), "count": 20, "headers": {"Host": "order-service"}});
+    let most = |results: &[Value]| -> Result<u64> {
+        let bodies: Vec<Value> = results
+            .iter()
+            .map(|r| serde_json::from_str(r["body"].as_str().unwrap_or_default()))
+            .collect::<Result<_, _>>()?;
+        bodies.iter().filter_map(|b| b["request"].as_u64()).max().context("no answers")
+    };
+    ensure!(most(&front.requests(&plan)?)? == 20, "connections are reused");
+    mesh.policy("order.yaml", &limit(0, 0, 2))?;
+    weft_tests::wait_for("the policy", std::time::Duration::from_secs(10), || {
+        let most = most(&front.requests(&plan)?)?;
+        ensure!(most == 2, "{most} requests on one connection");
+        Ok(())
+    })?;
+    drop(order);
+    Ok(())
+}
+
+fn never_exceeded() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    mesh.policy("order.yaml", &limit(3, 0, 0))?;
+    let _order = mesh.instance("order1", "order-service", 8080, &[])?;
+    let (front, _sidecar) = mesh.client("frontend")?;
+    let vip = mesh.vip("order-service")?;
+    let results = front.requests(&json!({
+        "url": format!("http://{vip}/sleep/5"), "count": 600, "concurrency": 24, "headers": {"Host": "order-service"},
+    }))?;
+    ensure!(statuses(&results) == HashMap::from([(200, 600)]), "{:?}", statuses(&results));
+    let last: Value = serde_json::from_str(results.last().context("none")?["body"].as_str().unwrap_or_default())?;
+    // Seen by the application: the proxy of its pod holds as many connections to it as the caller's proxy to that.
+    ensure!(last["most_connections"].as_u64().is_some_and(|n| n <= 3), "{}", last["most_connections"]);
+    Ok(())
+}
+
+fn ejection() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    mesh.policy(
+        "order.yaml",
+        r#"
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: order}
+spec:
+  host: order-service
+  trafficPolicy:
+    loadBalancer: {simple: ROUND_ROBIN}
+    outlierDetection: {consecutive5xxErrors: 3, interval: 500ms, baseEjectionTime: 2s, maxEjectionPercent: 50}
+"#,
+    )?;
+    let good = mesh.instance("order1", "order-service", 8080, &[])?;
+    let bad = mesh.instance("order2", "order-service", 8080, &[])?;
+    let (front, _sidecar) = mesh.client("frontend")?;
+    let vip = mesh.vip("order-service")?;
+    bad.pod.curl(&["-X", "POST", "http://127.0.0.1:8080/sick"])?;
+    let plan = json!({"url": format!("http://{vip}/health"), "count": 40, "headers": {"Host": "order-service"}});
+    let counts = statuses(&front.requests(&plan)?);
+    ensure!(counts.get(&503) == Some(&3), "three errors eject it, and no more come: {counts:?}");
+    bad.pod.curl(&["-X", "POST", "http://127.0.0.1:8080/well"])?;
+    weft_tests::wait_for("the ejected instance", std::time::Duration::from_secs(10), || {
+        let results = front.requests(&json!({
+            "url": format!("http://{vip}/"), "count": 4, "headers": {"Host": "order-service"},
+        }))?;
+        ensure!(weft_tests::served_by(&results).iter().any(|s| s == "order2"), "not back yet");
+        Ok(())
+    })?;
+    drop(good);
+    Ok(())
+}

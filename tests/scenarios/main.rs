@@ -1,0 +1,27 @@
+//! Scenarios: each starts a mesh of real processes in network namespaces and looks at it from outside.
+
+mod limits;
+mod traffic;
+mod trouble;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+
+fn main() -> ExitCode {
+    if let Err(e) = weft_tests::enter() {
+        eprintln!("scenarios cannot run here: {e:#}");
+        return ExitCode::FAILURE;
+    }
+    let mut arguments = Arguments::from_args();
+    // Each is several processes on few cores: in turn, so that times mean something.
+    arguments.test_threads = Some(1);
+    let trials = [traffic::all(), limits::all(), trouble::all()].concat();
+    let trials = trials.into_iter().map(|(name, scenario)| {
+        Trial::test(name, move || scenario().map_err(|e| Failed::from(format!("{e:#}"))))
+    });
+    libtest_mimic::run(&arguments, trials.collect()).exit_code()
+}
+
+/// A named scenario.
+type Scenario = (&'static str, fn() -> anyhow::Result<()>);

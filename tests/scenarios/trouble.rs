@@ -1,0 +1,179 @@
+//! Trouble: processes that die, files that are wrong, peers that are not who they should be.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+use weft_tests::{Mesh, served_by, statuses, wait_for};
+
+use crate::Scenario;
+use crate::traffic::ORDER_POLICY;
+
+pub(crate) fn all() -> Vec<Scenario> {
+    vec![
+        ("a_killed_control_plane_stops_nothing_and_forgets_nothing", control_plane_killed),
+        ("a_killed_application_fails_no_request", application_killed),
+        ("a_broken_policy_is_reported_and_the_last_good_one_serves", broken_policy),
+        ("strangers_are_refused_and_told_why", strangers),
+        ("sigterm_fails_no_request", sigterm),
+        ("certificates_rotate_under_traffic", rotation),
+    ]
+}
+
+fn control_plane_killed() -> Result<()> {
+    let mut mesh = Mesh::start(&[])?;
+    mesh.policy("order.yaml", ORDER_POLICY)?;
+    let order = mesh.instance("order1", "order-service", 8080, &[])?;
+    let (front, front_sidecar) = mesh.client("frontend")?;
+    let vip = mesh.vip("order-service")?;
+    let plan = json!({"url": format!("http://{vip}/"), "count": 50, "headers": {"Host": "order-service"}});
+    let works = || -> Result<()> {
+        let counts = statuses(&front.requests(&plan)?);
+        ensure!(counts == HashMap::from([(200, 50)]), "{counts:?}");
+        Ok(())
+    };
+    works()?;
+    // What is known is written within a second.
+    std::thread::sleep(Duration::from_millis(1500));
+    mesh.control_plane.take().map_or(Ok(()), |c| c.signal("KILL"))?;
+    works()?;
+    // A sidecar that restarts meanwhile serves from what it saved.
+    drop(front_sidecar);
+    let _restarted = mesh.sidecar(&front, "frontend", &["--workload", "frontend"])?;
+    works()?;
+    mesh.start_control_plane()?;
+    mesh.wait_healthy(&order.pod.ip)?;
+    ensure!(mesh.vip("order-service")? == vip, "the virtual IP is the same");
+    wait_for("both sidecars", Duration::from_secs(20), || {
+        let status = mesh.status();
+        ensure!(status.contains("2 sidecars"), "{status}");
+        Ok(())
+    })?;
+    works()
+}
+
+fn application_killed() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    let a = mesh.instance("order1", "order-service", 8080, &[])?;
+    let _b = mesh.instance("order2", "order-service", 8080, &[])?;
+    let (front, _sidecar) = mesh.client("frontend")?;
+    let vip = mesh.vip("order-service")?;
+    let plan = json!({"url": format!("http://{vip}/"), "count": 100, "headers": {"Host": "order-service"}});
+    ensure!(statuses(&front.requests(&plan)?) == HashMap::from([(200, 100)]));
+    // The whole pod: sidecar and application.
+    a.sidecar.signal("KILL")?;
+    a.app.signal("KILL")?;
+    let results = front.requests(&plan)?;
+    ensure!(statuses(&results) == HashMap::from([(200, 100)]), "{:?}", statuses(&results));
+    ensure!(served_by(&results).iter().all(|s| s == "order2"));
+    wait_for("its lease to end", Duration::from_secs(40), || {
+        let status = mesh.status();
+        ensure!(!status.contains(&format!(" {}:", a.pod.ip)), "{status}");
+        Ok(())
+    })
+}
+
+fn broken_policy() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    mesh.policy("order.yaml", ORDER_POLICY)?;
+    let _order = mesh.instance("order1", "order-service", 8080, &[])?;
+    let (front, _sidecar) = mesh.client("frontend")?;
+    let vip = mesh.vip("order-service")?;
+    mesh.policy("order.yaml", &ORDER_POLICY.replace("httpHeaderName", "httpHeadername"))?;
+    wait_for("the problem", Duration::from_secs(10), || {
+        let status = mesh.status();
+        let wanted = "order.yaml:11:9: error:";
+        ensure!(status.contains(wanted) && status.contains("did you mean `httpHeaderName`?"), "{status}");
+        Ok(())
+    })?;
+    let results = front.requests(&json!({
+        "url": format!("http://{vip}/"), "count": 10, "headers": {"Host": "order-service", "user-id": "a"},
+    }))?;
+    ensure!(statuses(&results) == HashMap::from([(200, 10)]));
+    let body = results.last().and_then(|r| r["body"].as_str()).unwrap_or_default().to_owned();
+    let body: serde_json::Value = serde_json::from_str(&body)?;
+    ensure!(body["request"].as_u64().is_some_and(|n| n <= 2), "the old policy still serves: {body}");
+    Ok(())
+}
+
+fn strangers() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    let order = mesh.instance("order1", "order-service", 8080, &[])?;
+    // A service that the token does not name.
+    let thief = mesh.pod("thief")?;
+    let sidecar = mesh.sidecar(&thief, "thief", &["--service", "order-service", "--port", "8080"])?;
+    wait_for("the refusal", Duration::from_secs(10), || {
+        let log = sidecar.output();
+        ensure!(log.contains("may not register the service"), "{log}");
+        Ok(())
+    })?;
+    ensure!(!mesh.status().contains(&format!(" {}:8080", thief.ip)));
+    // A token that was not made here.
+    let forger = mesh.pod("forger")?;
+    let token = mesh.token("forger")?;
+    let text = std::fs::read_to_string(&token)?;
+    let (body, _) = text.trim().rsplit_once('.').unwrap_or_default();
+    std::fs::write(&token, format!("{body}.{}", "A".repeat(43)))?;
+    let sidecar = mesh.sidecar_unready(&forger, "forger", &[])?;
+    wait_for("the refusal", Duration::from_secs(10), || {
+        let log = sidecar.output();
+        ensure!(log.contains("the join token was not made by this control plane"), "{log}");
+        Ok(())
+    })?;
+    // A server with another identity at a registered address: the instance dies, and a stranger takes its address.
+    let (front, _sidecar) = mesh.client("frontend")?;
+    let vip = mesh.vip("order-service")?;
+    let get = || front.curl(&["-i", "-H", "Host: order-service", &format!("http://{vip}/")]);
+    ensure!(get()?.starts_with("HTTP/1.1 200"));
+    order.sidecar.signal("KILL")?;
+    let imposter = mesh.sidecar(&order.pod, "imposter", &["--workload", "imposter", "--data-dir", "/run/imposter"])?;
+    let answer = get()?;
+    ensure!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+    ensure!(answer.contains("x-weft-reason: peer_identity_mismatch"), "{answer}");
+    ensure!(answer.contains("sa/imposter"), "who it was: {answer}");
+    drop(imposter);
+    Ok(())
+}
+
+fn sigterm() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    let mut a = mesh.instance("order1", "order-service", 8080, &[])?;
+    let _b = mesh.instance("order2", "order-service", 8080, &[])?;
+    let (front, _sidecar) = mesh.client("frontend")?;
+    let vip = mesh.vip("order-service")?;
+    let load = front.requests_meanwhile(&json!({
+        "url": format!("http://{vip}/sleep/3"), "seconds": 6, "concurrency": 8, "method": "POST", "body": "not idempotent",
+        "headers": {"Host": "order-service"},
+    }))?;
+    std::thread::sleep(Duration::from_secs(2));
+    a.sidecar.signal("TERM")?;
+    let code = a.sidecar.wait(Duration::from_secs(10))?;
+    ensure!(code == 0, "exit code {code}");
+    a.app.signal("TERM")?;
+    let results = load.results()?;
+    let failed: Vec<_> = results.iter().filter(|r| r["status"] != 200).take(3).collect();
+    ensure!(failed.is_empty(), "of {} requests some failed: {failed:?}", results.len());
+    let last: Vec<_> = served_by(&results).into_iter().rev().take(50).collect();
+    ensure!(last.iter().all(|s| s == "order2"), "the last ones were served by the one that is left");
+    ensure!(results.len() > 200, "only {} requests", results.len());
+    Ok(())
+}
+
+fn rotation() -> Result<()> {
+    let mesh = Mesh::start(&["--certificate-ttl", "10"])?;
+    let _order = mesh.instance("order1", "order-service", 8080, &[])?;
+    let (front, _sidecar) = mesh.client("frontend")?;
+    let vip = mesh.vip("order-service")?;
+    let certificate = || front.curl(&["http://127.0.0.1:15000/certs"]);
+    let before = certificate()?;
+    // New connections all along, so that handshakes happen before, while and after certificates change.
+    let results = front.requests(&json!({
+        "url": format!("http://{vip}/"), "seconds": 22, "concurrency": 2, "headers": {"Host": "order-service"},
+        "keep_alive": false,
+    }))?;
+    let failed: Vec<_> = results.iter().filter(|r| r["status"] != 200).take(3).collect();
+    ensure!(failed.is_empty(), "of {} requests some failed: {failed:?}", results.len());
+    ensure!(certificate()? != before, "the certificate is the same");
+    Ok(())
+}
