@@ -11,6 +11,7 @@ pub mod cluster;
 pub mod connect;
 pub mod control;
 pub mod directory;
+pub mod dns;
 pub mod files;
 pub mod http;
 pub mod identity;

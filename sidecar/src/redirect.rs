@@ -168,7 +168,10 @@ fn remove() -> Result<()> {
 fn show() -> Result<()> {
     let tables = nft(&["list", "tables", "inet"], None)?;
     let tables = String::from_utf8_lossy(&tables.stdout);
-    ensure!(tables.lines().any(|line| line.trim() == "table inet weft"), "nothing is redirected in this network namespace");
+    ensure!(
+        tables.lines().any(|line| line.trim() == "table inet weft"),
+        "nothing is redirected in this network namespace"
+    );
     let table = nft(&["list", "table", "inet", "weft"], None)?;
     std::io::stdout().write_all(&table.stdout)?;
     Ok(())

@@ -12,18 +12,21 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::watch;
+use weft_core::names::normalise;
 use weft_proto::v1::{Hello, Instance};
 
 use crate::admin::{self, Pages};
 use crate::ads::{self, Introduction};
 use crate::call::AccessLog;
 use crate::control::{Backoff, Control};
+use crate::dns::{self, Dns};
+use crate::dns::forward::Forwarder;
 use crate::identity::Identity;
 use crate::listen::{self, Role};
 use crate::metrics::{Metrics, Workload};
 use crate::proxy::{Proxy, Settings};
 use crate::session::Registrations;
-use crate::{connect, directory, session};
+use crate::{connect, directory, resolv, session};
 
 /// How a sidecar runs.
 #[derive(Debug, Clone, clap::Args)]
@@ -64,6 +67,9 @@ pub struct Config {
     /// Where redirected inbound connections arrive.
     #[arg(long, default_value_t = 15006)]
     pub inbound_port: u16,
+    /// Where redirected DNS arrives (127.0.0.1's port is served on [::1] too), or off.
+    #[arg(long, default_value = "127.0.0.1:15053")]
+    pub dns_listen: Listen,
     /// Also listen as an HTTP proxy here, for applications without redirection (http_proxy=...).
     #[arg(long)]
     pub http_proxy: Option<SocketAddr>,
@@ -100,6 +106,21 @@ pub enum OutboundPolicy {
     AllowAny,
     /// They are refused.
     RegistryOnly,
+}
+
+/// An address to listen on, or `off`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listen(pub Option<SocketAddr>);
+
+impl std::str::FromStr for Listen {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Listen, String> {
+        if text == "off" {
+            return Ok(Listen(None));
+        }
+        text.parse().map(|address| Listen(Some(address))).map_err(|_| "neither an address and port nor off".into())
+    }
 }
 
 fn key_value(text: &str) -> Result<(String, String), String> {
@@ -174,6 +195,12 @@ pub fn start(config: Config) -> Result<Sidecar> {
     ] {
         let listener = tokio::net::TcpListener::from_std(bind(address)?)?;
         tokio::spawn(admin::serve(proxy.clone(), listener, pages));
+    }
+    if let Listen(Some(address)) = config.dns_listen {
+        // The control plane's name has to be found before it can be asked about names.
+        let hosts = config.control_planes.iter().filter_map(|address| Some(normalise(address.rsplit_once(':')?.0).into_owned()));
+        let dns = Dns::new(proxy.directory.clone(), Forwarder::new(resolv::RESOLV_CONF), hosts.collect());
+        dns::listen(dns, address)?;
     }
     start_workers(&proxy, &config, listeners)?;
 
@@ -351,7 +378,8 @@ fn bind_any(port: u16) -> Result<std::net::TcpListener> {
         .or_else(|_| bind(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port)))
 }
 
-fn bind(address: SocketAddr) -> Result<std::net::TcpListener> {
+/// Listens on one address.
+pub(crate) fn bind(address: SocketAddr) -> Result<std::net::TcpListener> {
     let context = || format!("cannot listen on {address}");
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP)).with_context(context)?;
     socket.set_reuse_address(true).with_context(context)?;
