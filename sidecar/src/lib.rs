@@ -12,6 +12,7 @@ pub mod connect;
 pub mod control;
 pub mod directory;
 pub mod dns;
+pub mod exec;
 pub mod files;
 pub mod http;
 pub mod identity;

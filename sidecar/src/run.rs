@@ -25,6 +25,7 @@ use crate::identity::Identity;
 use crate::listen::{self, Role};
 use crate::metrics::{Metrics, Workload};
 use crate::proxy::{Proxy, Settings};
+use crate::redirect::rules::Own;
 use crate::session::Registrations;
 use crate::{connect, directory, resolv, session};
 
@@ -128,6 +129,18 @@ fn key_value(text: &str) -> Result<(String, String), String> {
     Ok((key.to_owned(), value.to_owned()))
 }
 
+impl Config {
+    /// The ports that the redirection has to know.
+    pub fn own_ports(&self) -> Own {
+        Own {
+            outbound: self.outbound_port,
+            inbound: self.inbound_port,
+            dns: self.dns_listen.0.map_or(15053, |address| address.port()),
+            pages: [self.ready_listen, self.metrics_listen, self.admin_listen].map(|address| address.port()).into(),
+        }
+    }
+}
+
 /// A sidecar that is running.
 pub struct Sidecar {
     /// The proxy.
@@ -137,7 +150,7 @@ pub struct Sidecar {
     config: Config,
 }
 
-/// Starts everything and returns at once; [`Sidecar::ready`] waits.
+/// Starts everything and returns at once; [`Sidecar::ready`] waits, [`Sidecar::register`] lets others know.
 ///
 /// # Errors
 /// When a listener or the data folder is not to be had.
@@ -227,25 +240,29 @@ pub fn start(config: Config) -> Result<Sidecar> {
 }
 
 impl Sidecar {
-    /// Waits until traffic is served, then registers the service of the command line.
+    /// Waits until traffic is served.
     pub async fn ready(&self) {
         // Never closed: the directory lives as long as the proxy.
         let _ = self.proxy.directory.ready().wait_for(|ready| *ready).await;
-        if let (Some(service), Some(port)) = (&self.config.service, self.config.port) {
-            let protocol = self.config.protocol.iter().map(|p| ("protocol".to_owned(), p.clone()));
-            let instance = Instance {
-                service_id: format!("{service}-{port}"),
-                service: service.clone(),
-                port: u32::from(port),
-                meta: protocol.collect(),
-                ..Default::default()
-            };
-            self.registrations.wait_connected(Duration::from_secs(5)).await;
-            if let Err(e) = self.registrations.register(instance).await {
-                tracing::error!(service, "registration refused: {e}");
-            }
-        }
         tracing::info!("ready");
+    }
+
+    /// Registers the service of the command line, where there is one. It is announced once there is a control plane.
+    pub async fn register(&self) {
+        let (Some(service), Some(port)) = (&self.config.service, self.config.port) else { return };
+        let protocol = self.config.protocol.iter().map(|p| ("protocol".to_owned(), p.clone()));
+        let instance = Instance {
+            service_id: format!("{service}-{port}"),
+            service: service.clone(),
+            port: u32::from(port),
+            meta: protocol.collect(),
+            ..Default::default()
+        };
+        self.registrations.wait_connected(Duration::from_secs(5)).await;
+        match self.registrations.register(instance).await {
+            Ok(()) => tracing::info!(service, port, "registered"),
+            Err(e) => tracing::error!(service, "registration refused: {e}"),
+        }
     }
 
     /// Takes this pod out of the mesh and waits until nobody calls it any more, within the configured limits.
