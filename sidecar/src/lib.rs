@@ -11,6 +11,8 @@ pub mod cluster;
 pub mod connect;
 pub mod control;
 pub mod directory;
+pub mod dns;
+pub mod exec;
 pub mod files;
 pub mod http;
 pub mod identity;

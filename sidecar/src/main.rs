@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use weft_sidecar::{redirect, run};
+use weft_sidecar::{exec, redirect, run};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -21,6 +21,8 @@ struct Args {
 enum Command {
     /// Join the mesh and serve until SIGTERM, then drain.
     Run(Box<run::Config>),
+    /// Join the mesh and run a command in it; on SIGTERM drain first, then stop the command.
+    Exec(Box<exec::Options>),
     /// Bring this pod's traffic to the proxy, by nftables.
     #[command(subcommand)]
     Redirect(redirect::Action),
@@ -28,7 +30,7 @@ enum Command {
 
 fn main() -> ExitCode {
     match run(Args::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(e) => {
             eprintln!("weft-sidecar: {e:#}");
             ExitCode::FAILURE
@@ -36,7 +38,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(args: Args) -> Result<()> {
+fn run(args: Args) -> Result<ExitCode> {
     tracing_subscriber::fmt()
         .with_env_filter(
             tracing_subscriber::EnvFilter::try_from_env("WEFT_LOG")
@@ -45,20 +47,24 @@ fn run(args: Args) -> Result<()> {
         .with_writer(std::io::stderr)
         .init();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    match args.command {
+    let result = match args.command {
         Command::Run(config) => runtime.block_on(async {
             let sidecar = run::start(*config)?;
             let stop = stop_signal();
             tokio::pin!(stop);
             tokio::select! {
                 () = &mut stop => {}
-                () = async { sidecar.ready().await; std::future::pending().await } => {}
+                () = async { sidecar.ready().await; sidecar.register().await; std::future::pending().await } => {}
             }
             sidecar.drain().await;
-            Ok(())
+            Ok(ExitCode::SUCCESS)
         }),
-        Command::Redirect(action) => redirect::run(&action),
-    }
+        Command::Exec(options) => runtime.block_on(exec::run(*options)).map(ExitCode::from),
+        Command::Redirect(action) => redirect::run(&action).map(|()| ExitCode::SUCCESS),
+    };
+    // A name look-up that hangs must not hold up the end.
+    runtime.shutdown_background();
+    result
 }
 
 async fn stop_signal() {

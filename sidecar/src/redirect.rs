@@ -56,7 +56,7 @@ pub struct Install {
 }
 
 /// What is captured.
-#[derive(Debug, Clone, clap::Args)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, clap::Args)]
 pub struct Capture {
     /// Ports captured inbound (8080,9000-9010); all, where it is not given. Required on a shared host.
     #[arg(long, value_delimiter = ',')]
@@ -98,8 +98,9 @@ pub struct Capture {
 }
 
 /// See [`Dns`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 enum CaptureDns {
+    #[default]
     Auto,
     All,
     Loopback,
@@ -134,6 +135,9 @@ pub fn run(action: &Action) -> Result<()> {
 fn install(options: &Install) -> Result<()> {
     if !options.force {
         host::check_proxy(options.ready_port, options.admin_port, options.capture.proxy_uid.is_some())?;
+        if !options.capture.leaves_dns_alone() {
+            host::check_dns(options.dns_port)?;
+        }
     }
     let own = Own {
         outbound: options.outbound_port,
@@ -150,8 +154,9 @@ fn install(options: &Install) -> Result<()> {
 /// As [`run`].
 pub fn apply(capture: &Capture, own: Own) -> Result<()> {
     let rules = compile(capture, own, capture.on_shared_host(), &host::nameservers())?;
+    // First: a route alone harms nobody.
+    host::add_route().context("virtual IPs have no route")?;
     nft(&["-f", "-"], Some(&render(&rules)))?;
-    host::add_route().context("the rules are installed, but virtual IPs have no route")?;
     for line in notes(&rules) {
         tracing::warn!("{line}");
     }
@@ -159,7 +164,11 @@ pub fn apply(capture: &Capture, own: Own) -> Result<()> {
     Ok(())
 }
 
-fn remove() -> Result<()> {
+/// Takes the rules and the route back; no error where there are none.
+///
+/// # Errors
+/// As [`run`].
+pub fn remove() -> Result<()> {
     // Made first, so that removing twice is no error.
     nft(&["-f", "-"], Some("table inet weft\ndelete table inet weft\n"))?;
     host::remove_route()
@@ -168,13 +177,39 @@ fn remove() -> Result<()> {
 fn show() -> Result<()> {
     let tables = nft(&["list", "tables", "inet"], None)?;
     let tables = String::from_utf8_lossy(&tables.stdout);
-    ensure!(tables.lines().any(|line| line.trim() == "table inet weft"), "nothing is redirected in this network namespace");
+    ensure!(
+        tables.lines().any(|line| line.trim() == "table inet weft"),
+        "nothing is redirected in this network namespace"
+    );
     let table = nft(&["list", "table", "inet", "weft"], None)?;
     std::io::stdout().write_all(&table.stdout)?;
     Ok(())
 }
 
 impl Capture {
+    /// Whether anything was said at all.
+    pub fn is_given(&self) -> bool {
+        *self != Capture::default()
+    }
+
+    /// Leaves name look-ups alone.
+    pub fn leave_dns_alone(&mut self) {
+        self.no_dns = true;
+    }
+
+    fn leaves_dns_alone(&self) -> bool {
+        self.no_dns || self.dns == CaptureDns::Off
+    }
+
+    /// Refuses where the proxy of this very process would be sent its own traffic.
+    ///
+    /// # Errors
+    /// Says how to let it mark its sockets.
+    pub fn check_marks(&self) -> Result<()> {
+        ensure!(self.proxy_uid.is_some() || crate::connect::marks(), host::NO_MARKS);
+        Ok(())
+    }
+
     fn on_shared_host(&self) -> bool {
         self.shared_host || (!self.own_namespace && host::in_init_namespace())
     }
@@ -196,7 +231,6 @@ fn compile(capture: &Capture, own: Own, shared_host: bool, nameservers: &[std::n
     }
     let dns = match capture.dns {
         _ if capture.no_dns => Dns::Off,
-        CaptureDns::Off => Dns::Off,
         CaptureDns::All => Dns::All,
         CaptureDns::Loopback => Dns::Loopback,
         // A resolver in this pod: if its queries upstream were captured, they would come back to it for ever.
@@ -204,6 +238,7 @@ fn compile(capture: &Capture, own: Own, shared_host: bool, nameservers: &[std::n
             Dns::Loopback
         }
         CaptureDns::Auto => Dns::All,
+        CaptureDns::Off => Dns::Off,
     };
     Ok(Rules {
         inbound_ports: capture.inbound_ports.clone(),

@@ -12,18 +12,22 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::watch;
+use weft_core::names::normalise;
 use weft_proto::v1::{Hello, Instance};
 
 use crate::admin::{self, Pages};
 use crate::ads::{self, Introduction};
 use crate::call::AccessLog;
 use crate::control::{Backoff, Control};
+use crate::dns::{self, Dns};
+use crate::dns::forward::Forwarder;
 use crate::identity::Identity;
 use crate::listen::{self, Role};
 use crate::metrics::{Metrics, Workload};
 use crate::proxy::{Proxy, Settings};
+use crate::redirect::rules::Own;
 use crate::session::Registrations;
-use crate::{connect, directory, session};
+use crate::{connect, directory, resolv, session};
 
 /// How a sidecar runs.
 #[derive(Debug, Clone, clap::Args)]
@@ -64,6 +68,9 @@ pub struct Config {
     /// Where redirected inbound connections arrive.
     #[arg(long, default_value_t = 15006)]
     pub inbound_port: u16,
+    /// Where redirected DNS arrives (127.0.0.1's port is served on [::1] too), or off.
+    #[arg(long, default_value = "127.0.0.1:15053")]
+    pub dns_listen: Listen,
     /// Also listen as an HTTP proxy here, for applications without redirection (http_proxy=...).
     #[arg(long)]
     pub http_proxy: Option<SocketAddr>,
@@ -102,9 +109,36 @@ pub enum OutboundPolicy {
     RegistryOnly,
 }
 
+/// An address to listen on, or `off`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listen(pub Option<SocketAddr>);
+
+impl std::str::FromStr for Listen {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Listen, String> {
+        if text == "off" {
+            return Ok(Listen(None));
+        }
+        text.parse().map(|address| Listen(Some(address))).map_err(|_| "neither an address and port nor off".into())
+    }
+}
+
 fn key_value(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("a label is key=value")?;
     Ok((key.to_owned(), value.to_owned()))
+}
+
+impl Config {
+    /// The ports that the redirection has to know.
+    pub fn own_ports(&self) -> Own {
+        Own {
+            outbound: self.outbound_port,
+            inbound: self.inbound_port,
+            dns: self.dns_listen.0.map_or(15053, |address| address.port()),
+            pages: [self.ready_listen, self.metrics_listen, self.admin_listen].map(|address| address.port()).into(),
+        }
+    }
 }
 
 /// A sidecar that is running.
@@ -116,7 +150,7 @@ pub struct Sidecar {
     config: Config,
 }
 
-/// Starts everything and returns at once; [`Sidecar::ready`] waits.
+/// Starts everything and returns at once; [`Sidecar::ready`] waits, [`Sidecar::register`] lets others know.
 ///
 /// # Errors
 /// When a listener or the data folder is not to be had.
@@ -175,6 +209,12 @@ pub fn start(config: Config) -> Result<Sidecar> {
         let listener = tokio::net::TcpListener::from_std(bind(address)?)?;
         tokio::spawn(admin::serve(proxy.clone(), listener, pages));
     }
+    if let Listen(Some(address)) = config.dns_listen {
+        // The control plane's name has to be found before it can be asked about names.
+        let hosts = config.control_planes.iter().filter_map(|address| Some(normalise(address.rsplit_once(':')?.0).into_owned()));
+        let dns = Dns::new(proxy.directory.clone(), Forwarder::new(resolv::RESOLV_CONF), hosts.collect());
+        dns::listen(dns, address)?;
+    }
     start_workers(&proxy, &config, listeners)?;
 
     let (registrations, session) = session::new();
@@ -200,25 +240,29 @@ pub fn start(config: Config) -> Result<Sidecar> {
 }
 
 impl Sidecar {
-    /// Waits until traffic is served, then registers the service of the command line.
+    /// Waits until traffic is served.
     pub async fn ready(&self) {
         // Never closed: the directory lives as long as the proxy.
         let _ = self.proxy.directory.ready().wait_for(|ready| *ready).await;
-        if let (Some(service), Some(port)) = (&self.config.service, self.config.port) {
-            let protocol = self.config.protocol.iter().map(|p| ("protocol".to_owned(), p.clone()));
-            let instance = Instance {
-                service_id: format!("{service}-{port}"),
-                service: service.clone(),
-                port: u32::from(port),
-                meta: protocol.collect(),
-                ..Default::default()
-            };
-            self.registrations.wait_connected(Duration::from_secs(5)).await;
-            if let Err(e) = self.registrations.register(instance).await {
-                tracing::error!(service, "registration refused: {e}");
-            }
-        }
         tracing::info!("ready");
+    }
+
+    /// Registers the service of the command line, where there is one. It is announced once there is a control plane.
+    pub async fn register(&self) {
+        let (Some(service), Some(port)) = (&self.config.service, self.config.port) else { return };
+        let protocol = self.config.protocol.iter().map(|p| ("protocol".to_owned(), p.clone()));
+        let instance = Instance {
+            service_id: format!("{service}-{port}"),
+            service: service.clone(),
+            port: u32::from(port),
+            meta: protocol.collect(),
+            ..Default::default()
+        };
+        self.registrations.wait_connected(Duration::from_secs(5)).await;
+        match self.registrations.register(instance).await {
+            Ok(()) => tracing::info!(service, port, "registered"),
+            Err(e) => tracing::error!(service, "registration refused: {e}"),
+        }
     }
 
     /// Takes this pod out of the mesh and waits until nobody calls it any more, within the configured limits.
@@ -351,7 +395,8 @@ fn bind_any(port: u16) -> Result<std::net::TcpListener> {
         .or_else(|_| bind(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port)))
 }
 
-fn bind(address: SocketAddr) -> Result<std::net::TcpListener> {
+/// Listens on one address.
+pub(crate) fn bind(address: SocketAddr) -> Result<std::net::TcpListener> {
     let context = || format!("cannot listen on {address}");
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP)).with_context(context)?;
     socket.set_reuse_address(true).with_context(context)?;

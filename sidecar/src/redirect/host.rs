@@ -32,7 +32,9 @@ pub(super) fn nameservers() -> Vec<IpAddr> {
 /// Refuses where redirected traffic would have nowhere to go, or would go round in circles.
 pub(super) fn check_proxy(ready_port: u16, admin_port: u16, has_own_user: bool) -> Result<()> {
     let (status, body) = get(ready_port, "/healthz/ready").with_context(|| {
-        format!("no proxy answers on 127.0.0.1:{ready_port}; start it first: until then redirected traffic would go nowhere")
+        format!(
+            "no proxy answers on 127.0.0.1:{ready_port}; start it first: until then redirected traffic would go nowhere"
+        )
     })?;
     ensure!(
         status == 200,
@@ -41,8 +43,19 @@ pub(super) fn check_proxy(ready_port: u16, admin_port: u16, has_own_user: bool) 
     );
     let (status, body) = get(admin_port, "/config").context("the proxy's admin page does not answer")?;
     let config: serde_json::Value = serde_json::from_str(&body).unwrap_or_default();
-    ensure!(status == 200 && config["marks"].is_boolean(), "127.0.0.1:{admin_port} is not the admin page of a Weft proxy");
+    ensure!(
+        status == 200 && config["marks"].is_boolean(),
+        "127.0.0.1:{admin_port} is not the admin page of a Weft proxy"
+    );
     ensure!(has_own_user || config["marks"] == true, NO_MARKS);
+    Ok(())
+}
+
+/// Refuses where nobody would answer redirected name look-ups.
+pub(super) fn check_dns(port: u16) -> Result<()> {
+    TcpStream::connect_timeout(&SocketAddr::from((Ipv4Addr::LOCALHOST, port)), Duration::from_secs(2)).with_context(|| {
+        format!("the proxy does not answer DNS on 127.0.0.1:{port} (--dns-listen); --no-dns leaves name look-ups alone")
+    })?;
     Ok(())
 }
 

@@ -141,15 +141,23 @@ pub fn render(rules: &Rules) -> String {
     let mut text = String::from("table inet weft\ndelete table inet weft\ntable inet weft {\n");
     // Before everybody else's translations (-100, where Docker's of its resolver are): the first one counts.
     chain(&mut text, "output", Some("type nat hook output priority -101; policy accept;"), &output(rules));
-    chain(&mut text, "prerouting", Some("type nat hook prerouting priority -101; policy accept;"), &[
-        "fib daddr type local jump inbound".into(),
-    ]);
-    chain(&mut text, "upstream", None, &[
-        "ip daddr 127.0.0.0/8 accept".into(),
-        "ip6 daddr ::1 accept".into(),
-        "fib daddr type local jump inbound".into(),
-        "accept".into(),
-    ]);
+    chain(
+        &mut text,
+        "prerouting",
+        Some("type nat hook prerouting priority -101; policy accept;"),
+        &["fib daddr type local jump inbound".into()],
+    );
+    chain(
+        &mut text,
+        "upstream",
+        None,
+        &[
+            "ip daddr 127.0.0.0/8 accept".into(),
+            "ip6 daddr ::1 accept".into(),
+            "fib daddr type local jump inbound".into(),
+            "accept".into(),
+        ],
+    );
     chain(&mut text, "inbound", None, &inbound(rules));
     chain(&mut text, "application", None, &application(rules));
     text.push_str("}\n");
@@ -167,10 +175,8 @@ fn chain(text: &mut String, name: &str, hook: Option<&str>, rules: &[String]) {
 
 /// Everything that leaves: whose is it?
 fn output(rules: &Rules) -> Vec<String> {
-    let mut lines = vec![
-        format!("meta mark {MARK_DELIVERY:#x} accept"),
-        format!("meta mark {MARK_UPSTREAM:#x} jump upstream"),
-    ];
+    let mut lines =
+        vec![format!("meta mark {MARK_DELIVERY:#x} accept"), format!("meta mark {MARK_UPSTREAM:#x} jump upstream")];
     lines.extend(rules.proxy_uid.map(|uid| format!("meta skuid {uid} accept")));
     if !rules.uids.is_empty() {
         lines.push(format!("meta skuid {{ {} }} jump application", rules.uids.join(", ")));

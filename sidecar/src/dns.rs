@@ -1,0 +1,234 @@
+//! The application's name look-ups: names of the mesh get their virtual IP, everything else its usual answer.
+//!
+//! Queries arrive redirected (or because `resolv.conf` names us). The control plane and the usual name server are asked
+//! at the same time, so that a name outside the mesh waits for neither in turn. Names under the mesh's own suffixes never
+//! leave: nobody else could answer them. What is said is decided in [`answer`], without sockets; asking others is
+//! [`forward`]'s.
+//!
+//! The listener must be on loopback: behind a redirect, one on all addresses would answer from the wrong one.
+
+pub mod answer;
+pub mod forward;
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::sync::Semaphore;
+use weft_core::names::{CONSUL_SUFFIX, SERVICE_SUFFIX};
+
+use crate::directory::{Directory, Lookup};
+use crate::dns::answer::{Asked, Query, Say};
+use crate::dns::forward::{Forwarder, Transport};
+
+/// Queries answered at once; beyond that they are dropped, and asked again by whoever still wants to know.
+const IN_FLIGHT: usize = 1024;
+/// Connections served at once.
+const CONNECTIONS: usize = 256;
+/// A connection that asks nothing for this long is closed.
+const IDLE: Duration = Duration::from_secs(10);
+/// No query is longer.
+const MAX_QUERY: usize = 4096;
+/// How long an address may be kept: the mesh's do not change in a day, but which names there are does.
+const TTL: u32 = 30;
+/// The same while the control plane cannot be asked.
+const TTL_DISCONNECTED: u32 = 5;
+
+/// Answers queries.
+pub struct Dns {
+    directory: Arc<Directory>,
+    forwarder: Forwarder,
+    /// Names that are never the mesh's: the control plane's own, which is looked up before it can be asked.
+    outside: Vec<String>,
+    permits: Arc<Semaphore>,
+}
+
+impl Dns {
+    /// `outside`: host names that are never looked for in the mesh.
+    pub fn new(directory: Arc<Directory>, forwarder: Forwarder, outside: Vec<String>) -> Dns {
+        Dns { directory, forwarder, outside, permits: Arc::new(Semaphore::new(IN_FLIGHT)) }
+    }
+
+    /// The answer to a packet, unless it deserves none.
+    pub async fn handle(&self, packet: &[u8], transport: Transport) -> Option<Vec<u8>> {
+        let query = match answer::parse(packet) {
+            Asked::Nothing => return None,
+            Asked::Refused(reply) => return Some(reply),
+            Asked::Query(query) => query,
+        };
+        let say = match self.decide(&query, packet, transport).await {
+            Ok(say) => say,
+            Err(forwarded) => return Some(forwarded),
+        };
+        query.reply(&say, transport)
+    }
+
+    /// What to say; or, as the error, the name server's words.
+    async fn decide(&self, query: &Query, packet: &[u8], transport: Transport) -> Result<Say, Vec<u8>> {
+        let forward = self.forwarder.ask(packet, transport);
+        let foreign = async { forward.await.map_or(Ok(Say::ServerFailure), Err) };
+        let Some(name) = query.host().filter(|name| !self.is_outside(name)) else { return foreign.await };
+        let of_mesh = is_of_mesh(name);
+        let lookup = match self.directory.known(name) {
+            Some(known) => known,
+            None if of_mesh => self.directory.lookup(name).await,
+            None => {
+                tokio::pin!(foreign);
+                // A look-up is bounded; the name server's answer must not overtake it.
+                let mut forwarded = None;
+                let looking = self.directory.lookup(name);
+                tokio::pin!(looking);
+                let found = loop {
+                    tokio::select! {
+                        found = &mut looking => break found,
+                        answer = &mut foreign, if forwarded.is_none() => forwarded = Some(answer),
+                    }
+                };
+                return match self.of_service(query, &found, of_mesh) {
+                    Some(say) => Ok(say),
+                    None => match forwarded {
+                        Some(answer) => answer,
+                        None => foreign.await,
+                    },
+                };
+            }
+        };
+        match (self.of_service(query, &lookup, of_mesh), lookup) {
+            (Some(say), _) => Ok(say),
+            (None, _) if !of_mesh => foreign.await,
+            (None, Lookup::Unknown) => Ok(Say::ServerFailure),
+            (None, _) => Ok(Say::NoSuchName),
+        }
+    }
+
+    /// What the mesh says about a name; `None`: nothing.
+    fn of_service(&self, query: &Query, lookup: &Lookup, of_mesh: bool) -> Option<Say> {
+        let Lookup::Service(view) = lookup else { return None };
+        let addresses = &view.service.addresses;
+        // A host outside, without a virtual IP: the mesh has a policy for it, but its address is its own. And only
+        // addresses are the mesh's to say: its mail servers are still its own.
+        if !of_mesh && (addresses.is_empty() || (view.service.external && !query.leads_to_address())) {
+            return None;
+        }
+        let ttl = if self.directory.connected() { TTL } else { TTL_DISCONNECTED };
+        Some(Say::Addresses(addresses.clone(), ttl))
+    }
+
+    /// The name itself, and the same with a search domain appended.
+    fn is_outside(&self, name: &str) -> bool {
+        let after = |host: &String| name.strip_prefix(host.as_str());
+        self.outside.iter().filter_map(after).any(|rest| rest.is_empty() || rest.starts_with('.'))
+    }
+}
+
+/// Whether nobody but the mesh can know this name.
+fn is_of_mesh(name: &str) -> bool {
+    [SERVICE_SUFFIX, CONSUL_SUFFIX].iter().any(|suffix| name.ends_with(suffix) || name == &suffix[1..])
+}
+
+/// Serves for ever at `address`, and on IPv6's loopback, where that is on IPv4's.
+///
+/// # Errors
+/// When a socket is not to be had.
+pub fn listen(dns: Dns, address: SocketAddr) -> Result<()> {
+    let dns = Arc::new(dns);
+    anyhow::ensure!(address.ip().is_loopback(), "--dns-listen must be on loopback");
+    start(&dns, address)?;
+    if address.ip() == IpAddr::V4(Ipv4Addr::LOCALHOST) {
+        // A host without IPv6 has no queries there.
+        let v6 = SocketAddr::new(IpAddr::V6(Ipv6Addr::LOCALHOST), address.port());
+        if let Err(e) = start(&dns, v6) {
+            tracing::debug!("no DNS on ::1: {e:#}");
+        }
+    }
+    Ok(())
+}
+
+fn start(dns: &Arc<Dns>, address: SocketAddr) -> Result<()> {
+    let context = || format!("cannot listen on {address} for DNS");
+    let udp = std::net::UdpSocket::bind(address).with_context(context)?;
+    udp.set_nonblocking(true).with_context(context)?;
+    let udp = UdpSocket::from_std(udp).with_context(context)?;
+    let tcp = TcpListener::from_std(crate::run::bind(address)?).with_context(context)?;
+    tokio::spawn(serve_udp(dns.clone(), Arc::new(udp)));
+    tokio::spawn(serve_tcp(dns.clone(), tcp));
+    Ok(())
+}
+
+async fn serve_udp(dns: Arc<Dns>, socket: Arc<UdpSocket>) {
+    let mut buffer = vec![0; MAX_QUERY];
+    loop {
+        let (n, from) = match socket.recv_from(&mut buffer).await {
+            Ok(received) => received,
+            Err(e) => {
+                // One answer that could not be delivered is reported here; it says nothing about the next query.
+                tracing::debug!("DNS: {e}");
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                continue;
+            }
+        };
+        let Ok(permit) = dns.permits.clone().try_acquire_owned() else { continue };
+        let (dns, socket, packet) = (dns.clone(), socket.clone(), buffer[..n].to_vec());
+        tokio::spawn(async move {
+            if let Some(reply) = dns.handle(&packet, Transport::Udp).await {
+                // Whoever is gone meanwhile does not miss it.
+                let _ = socket.send_to(&reply, from).await;
+            }
+            drop(permit);
+        });
+    }
+}
+
+async fn serve_tcp(dns: Arc<Dns>, listener: TcpListener) {
+    let connections = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        // Never closed.
+        let Ok(permit) = connections.clone().acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let dns = dns.clone();
+                tokio::spawn(async move {
+                    // A client that breaks off is its own affair.
+                    let _ = connection(&dns, stream).await;
+                    drop(permit);
+                });
+            }
+            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+    }
+}
+
+async fn connection(dns: &Dns, mut stream: TcpStream) -> io::Result<()> {
+    loop {
+        let packet = tokio::time::timeout(IDLE, read_framed(&mut stream, MAX_QUERY)).await??;
+        let Ok(_permit) = dns.permits.acquire().await else { return Ok(()) };
+        let Some(reply) = dns.handle(&packet, Transport::Tcp).await else { return Ok(()) };
+        tokio::time::timeout(IDLE, write_framed(&mut stream, &reply)).await??;
+    }
+}
+
+/// Reads one message with its length before it.
+async fn read_framed(stream: &mut TcpStream, limit: usize) -> io::Result<Vec<u8>> {
+    let length = usize::from(stream.read_u16().await?);
+    if length > limit {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a DNS message of {length} bytes")));
+    }
+    let mut packet = vec![0; length];
+    stream.read_exact(&mut packet).await?;
+    Ok(packet)
+}
+
+/// Writes one message with its length before it.
+async fn write_framed(stream: &mut TcpStream, packet: &[u8]) -> io::Result<()> {
+    let length = u16::try_from(packet.len()).map_err(|_| io::ErrorKind::InvalidData)?;
+    let mut framed = length.to_be_bytes().to_vec();
+    framed.extend_from_slice(packet);
+    stream.write_all(&framed).await
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,244 @@
+//! Asking the name servers that the application would have asked.
+//!
+//! A query is passed on as the bytes that it came as, with a number of our own, so that nothing is lost that we do not
+//! understand. Our sockets are marked as deliveries, which the redirection leaves alone: so a name server on loopback
+//! (127.0.0.53, 127.0.0.11) is reached as well, and our queries do not come back to us.
+
+use std::fs;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use rand::Rng;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::UdpSocket;
+
+use super::{read_framed, write_framed};
+use crate::connect::{self, MARK_DELIVERY};
+use crate::resolv;
+
+/// Longest wait for one name server.
+const TIMEOUT: Duration = Duration::from_secs(2);
+/// Where Linux takes the ports of sockets from that did not ask for one.
+const EPHEMERAL_PORTS: &str = "/proc/sys/net/ipv4/ip_local_port_range";
+/// Fewer ports than this would be too easy to guess.
+const ENOUGH_PORTS: u16 = 2048;
+/// Length of a DNS header.
+const HEADER: usize = 12;
+
+/// How a query travels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    /// In one packet.
+    Udp,
+    /// In a stream, with lengths.
+    Tcp,
+}
+
+/// The name servers.
+pub struct Forwarder {
+    source: Source,
+    /// Ports that our queries over UDP leave from.
+    ports: std::ops::RangeInclusive<u16>,
+}
+
+enum Source {
+    /// As the file says, read again when it changes.
+    File { path: PathBuf, read: Mutex<(Option<SystemTime>, Arc<[SocketAddr]>)> },
+    #[cfg(test)]
+    Fixed(Arc<[SocketAddr]>),
+}
+
+impl Forwarder {
+    /// Asks the name servers that `resolv_conf` lists.
+    pub fn new(resolv_conf: impl Into<PathBuf>) -> Forwarder {
+        let read = Mutex::new((None, Arc::default()));
+        Forwarder { source: Source::File { path: resolv_conf.into(), read }, ports: source_ports() }
+    }
+
+    #[cfg(test)]
+    pub(super) fn to(servers: &[SocketAddr]) -> Forwarder {
+        Forwarder { source: Source::Fixed(servers.into()), ports: source_ports() }
+    }
+
+    /// The first name server's answer that says something, else the last one's; `None` where none answered.
+    pub async fn ask(&self, packet: &[u8], transport: Transport) -> Option<Vec<u8>> {
+        let servers = self.servers();
+        let mut last = None;
+        for server in servers.iter() {
+            let asking = async {
+                match transport {
+                    Transport::Udp => self.over_udp(*server, packet).await,
+                    Transport::Tcp => over_tcp(*server, packet).await,
+                }
+            };
+            match tokio::time::timeout(TIMEOUT, asking).await {
+                // Not what it knows, but that it cannot help: another one may.
+                Ok(Ok(answer)) if matches!(answer.get(3).map(|b| b & 0xf), Some(2 | 4 | 5)) => last = Some(answer),
+                Ok(Ok(answer)) => return Some(answer),
+                Ok(Err(e)) => tracing::debug!(%server, "name server: {e}"),
+                Err(_) => tracing::debug!(%server, "name server: no answer within {TIMEOUT:?}"),
+            }
+        }
+        last
+    }
+
+    fn servers(&self) -> Arc<[SocketAddr]> {
+        match &self.source {
+            Source::File { path, read } => {
+                let changed = fs::metadata(path).and_then(|m| m.modified()).ok();
+                let mut read = read.lock().unwrap_or_else(PoisonError::into_inner);
+                if read.0 != changed || changed.is_none() {
+                    let text = fs::read_to_string(path).unwrap_or_default();
+                    let servers = resolv::nameservers(&text).into_iter().map(|ip| SocketAddr::new(ip, 53));
+                    *read = (changed, servers.collect());
+                }
+                read.1.clone()
+            }
+            #[cfg(test)]
+            Source::Fixed(servers) => servers.clone(),
+        }
+    }
+
+    async fn over_udp(&self, server: SocketAddr, packet: &[u8]) -> io::Result<Vec<u8>> {
+        let socket = self.socket(server)?;
+        let (query, id) = renumbered(packet)?;
+        socket.send(&query).await?;
+        let mut buffer = vec![0; usize::from(u16::MAX)];
+        loop {
+            let n = socket.recv(&mut buffer).await?;
+            let answer = &buffer[..n];
+            // Whatever else arrives here was made up by somebody.
+            if answers(answer, &query) {
+                let mut answer = answer.to_vec();
+                answer[..2].copy_from_slice(&id);
+                return Ok(answer);
+            }
+        }
+    }
+
+    /// A socket from a port that applications do not get by chance.
+    ///
+    /// The kernel remembers for half a minute how it translated packets between two pairs of address and port. If we
+    /// asked from a port that the application asks from soon after, its query would pass us by; and the other way round
+    /// ours would come back to us.
+    fn socket(&self, server: SocketAddr) -> io::Result<UdpSocket> {
+        let socket = Socket::new(Domain::for_address(server), Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
+        connect::mark(&socket, MARK_DELIVERY)?;
+        let any: IpAddr = if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        let span = u32::from(self.ports.end() - self.ports.start()) + 1;
+        let mut tries = 16;
+        loop {
+            let offset = u16::try_from(rand::rng().next_u32() % span).unwrap_or_default();
+            match socket.bind(&SocketAddr::new(any, self.ports.start() + offset).into()) {
+                Ok(()) => break,
+                Err(e) if tries == 0 => return Err(e),
+                Err(_) => tries -= 1,
+            }
+        }
+        socket.connect(&server.into())?;
+        UdpSocket::from_std(socket.into())
+    }
+}
+
+async fn over_tcp(server: SocketAddr, packet: &[u8]) -> io::Result<Vec<u8>> {
+    let (query, id) = renumbered(packet)?;
+    let mut stream = connect::tcp(server, MARK_DELIVERY, TIMEOUT, None).await?;
+    write_framed(&mut stream, &query).await?;
+    let mut answer = read_framed(&mut stream, usize::from(u16::MAX)).await?;
+    if !answers(&answer, &query) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "an answer to another question"));
+    }
+    answer[..2].copy_from_slice(&id);
+    Ok(answer)
+}
+
+/// The packet with a random number, and the number that it came with.
+fn renumbered(packet: &[u8]) -> io::Result<(Vec<u8>, [u8; 2])> {
+    let id = packet.first_chunk::<2>().ok_or(io::ErrorKind::InvalidData)?;
+    let mut query = packet.to_vec();
+    query[..2].copy_from_slice(&rand::rng().next_u32().to_be_bytes()[..2]);
+    Ok((query, *id))
+}
+
+/// Whether this is an answer to that query: the same number and, where it repeats the question, the same question.
+fn answers(answer: &[u8], query: &[u8]) -> bool {
+    let (Some(head), Some(asked)) = (answer.first_chunk::<HEADER>(), query.first_chunk::<HEADER>()) else {
+        return false;
+    };
+    if head[..2] != asked[..2] || head[2] & 0x80 == 0 {
+        return false;
+    }
+    let Some(end) = question_end(query) else { return false };
+    let repeats = head[4..6] != [0, 0];
+    !repeats || answer.get(HEADER..end).is_some_and(|question| question.eq_ignore_ascii_case(&query[HEADER..end]))
+}
+
+/// Where the question of a query ends.
+fn question_end(query: &[u8]) -> Option<usize> {
+    let mut at = HEADER;
+    loop {
+        let length = usize::from(*query.get(at)?);
+        at += 1 + length;
+        match length {
+            0 => break,
+            1..64 => {}
+            // Nothing comes before a question that it could point back to.
+            _ => return None,
+        }
+    }
+    // Type and class.
+    (at + 4 <= query.len()).then_some(at + 4)
+}
+
+/// Ports outside of those that the kernel gives to whoever does not ask for one.
+pub(super) fn source_ports() -> std::ops::RangeInclusive<u16> {
+    let range = fs::read_to_string(EPHEMERAL_PORTS).unwrap_or_default();
+    let mut range = range.split_ascii_whitespace().filter_map(|word| word.parse::<u16>().ok());
+    let (first, last) = (range.next().unwrap_or(32768), range.next().unwrap_or(60999));
+    outside(first, last)
+}
+
+fn outside(first: u16, last: u16) -> std::ops::RangeInclusive<u16> {
+    if u16::MAX - last >= ENOUGH_PORTS {
+        last + 1..=u16::MAX
+    } else if first >= 16384 + ENOUGH_PORTS {
+        // Below, where well-known servers are rarer.
+        16384..=first - 1
+    } else {
+        // All are taken: a collision is rare, and the next try succeeds.
+        first.max(1024)..=last
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_ports_are_not_the_applications() {
+        assert_eq!(outside(32768, 60999), 61000..=65535);
+        assert_eq!(outside(32768, 65000), 16384..=32767);
+        assert_eq!(outside(1024, 65535), 1024..=65535);
+        assert_eq!(outside(0, 0), 1..=65535);
+    }
+
+    #[test]
+    fn only_an_answer_to_our_question_counts() {
+        let query = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x01a\0\0\x01\0\x01more";
+        let answer = b"\x12\x34\x81\x80\0\x01\0\0\0\0\0\0\x01A\0\0\x01\0\x01";
+        assert_eq!(question_end(query), Some(19));
+        assert!(answers(answer, query));
+        assert!(!answers(&query[..], query), "a query");
+        assert!(!answers(&[b"\x12\x35", &answer[2..]].concat(), query), "another number");
+        assert!(!answers(&[&answer[..13], b"b", &answer[14..]].concat(), query), "another name");
+        assert!(!answers(&answer[..14], query), "cut off");
+        // An error may leave the question out.
+        assert!(answers(b"\x12\x34\x81\x82\0\0\0\0\0\0\0\0", query));
+        for n in 0..query.len() {
+            question_end(&query[..n]);
+        }
+    }
+}

@@ -1,0 +1,282 @@
+use hickory_proto::op::{Message, OpCode, ResponseCode};
+use hickory_proto::rr::{Name, RData, Record, RecordType};
+use proptest::prelude::*;
+use prost::Message as _;
+use weft_proto::envoy::{Any, DeltaDiscoveryResponse, Resource};
+use weft_proto::{ENDPOINTS_TYPE, SERVICE_TYPE, v1};
+
+use super::*;
+use crate::directory::{self, Writer};
+
+/// What the mesh knows: host, aliases, virtual IPs, whether it is external.
+const SERVICES: &[(&str, &[&str], &[&str], bool)] = &[
+    (
+        "order-service.default.svc.cluster.local",
+        &["order-service", "order-service.default", "order-service.service.consul"],
+        &["240.240.0.7"],
+        false,
+    ),
+    ("dual.default.svc.cluster.local", &["dual"], &["240.240.0.8", "fd00::8"], false),
+    ("api.example.com", &[], &["240.240.0.9"], true),
+    ("policy-only.example.com", &[], &[], true),
+];
+const ABSENT: &[&str] =
+    &["example.com", "order-service.example.com", "gone.default.svc.cluster.local", "gone.service.consul"];
+
+struct World {
+    dns: Dns,
+    writer: Writer,
+}
+
+fn world(servers: &[SocketAddr]) -> World {
+    let names = SERVICES.iter().flat_map(|(host, aliases, ..)| aliases.iter().chain([host])).chain(ABSENT);
+    let names: Vec<String> = names.map(|name| (*name).to_owned()).collect();
+    let (directory, mut writer) = directory::new(None, &names);
+    writer.set_connected(true);
+    let resources = SERVICES.iter().map(|(host, aliases, addresses, external)| {
+        let service = v1::Service {
+            host: (*host).into(),
+            namespace: "default".into(),
+            addresses: addresses.iter().map(|a| (*a).into()).collect(),
+            external: *external,
+            ..Default::default()
+        };
+        Resource {
+            name: (*host).into(),
+            aliases: aliases.iter().map(|a| (*a).into()).collect(),
+            version: "1".into(),
+            resource: Some(Any { type_url: SERVICE_TYPE.into(), value: service.encode_to_vec().into() }),
+        }
+    });
+    let (_, refused) = writer.apply(DeltaDiscoveryResponse {
+        type_url: SERVICE_TYPE.into(),
+        resources: resources.collect(),
+        removed_resources: ABSENT.iter().map(|name| (*name).to_owned()).collect(),
+        ..Default::default()
+    });
+    assert_eq!(refused, None);
+    writer.apply(DeltaDiscoveryResponse { type_url: ENDPOINTS_TYPE.into(), ..Default::default() });
+    World { dns: Dns::new(directory, Forwarder::to(servers), vec!["weft.infra.svc.cluster.local".into()]), writer }
+}
+
+fn query(name: &str, kind: RecordType) -> Vec<u8> {
+    let mut message = Message::query();
+    message.metadata.id = 7;
+    message.metadata.recursion_desired = true;
+    message.add_query(hickory_proto::op::Query::query(Name::from_ascii(name).unwrap(), kind));
+    message.to_vec().unwrap()
+}
+
+async fn ask(dns: &Dns, name: &str, kind: RecordType) -> (ResponseCode, Vec<String>, u32) {
+    let reply = dns.handle(&query(name, kind), Transport::Udp).await.expect("an answer");
+    let reply = Message::from_vec(&reply).unwrap();
+    assert_eq!(reply.metadata.id, 7);
+    let text = reply.answers.iter().map(|record| record.data.to_string()).collect();
+    (reply.metadata.response_code, text, reply.answers.first().map_or(0, |r| r.ttl))
+}
+
+/// A name server that knows 192.0.2.1 for every name, and what it was asked.
+async fn name_server() -> (SocketAddr, Arc<std::sync::Mutex<Vec<(String, u16)>>>) {
+    let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let address = udp.local_addr().unwrap();
+    let tcp = TcpListener::bind(address).await.unwrap();
+    let asked: Arc<std::sync::Mutex<Vec<(String, u16)>>> = Arc::default();
+    let answer = {
+        let asked = asked.clone();
+        move |packet: &[u8], from: SocketAddr| {
+            let mut message = Message::from_vec(packet).unwrap().into_response();
+            let name = message.queries[0].name().clone();
+            asked.lock().unwrap().push((name.to_string(), from.port()));
+            message.add_answer(Record::from_rdata(name, 99, RData::A(Ipv4Addr::new(192, 0, 2, 1).into())));
+            message.to_vec().unwrap()
+        }
+    };
+    let over_tcp = answer.clone();
+    tokio::spawn(async move {
+        let mut buffer = [0; 2000];
+        loop {
+            let (n, from) = udp.recv_from(&mut buffer).await.unwrap();
+            let reply = answer(&buffer[..n], from);
+            // Made up by somebody: another number.
+            let mut forged = reply.clone();
+            forged[0] ^= 1;
+            udp.send_to(&forged, from).await.unwrap();
+            udp.send_to(&reply, from).await.unwrap();
+        }
+    });
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, from) = tcp.accept().await.unwrap();
+            let packet = read_framed(&mut stream, 4096).await.unwrap();
+            write_framed(&mut stream, &over_tcp(&packet, from)).await.unwrap();
+        }
+    });
+    (address, asked)
+}
+
+#[tokio::test]
+async fn names_of_the_mesh_have_its_addresses() {
+    use RecordType::{A, AAAA, HTTPS, MX};
+    connect_marks_off();
+    let (server, asked) = name_server().await;
+    let World { dns, mut writer } = world(&[server]);
+    let mesh = [
+        ("order-service.", A, &["240.240.0.7"][..]),
+        ("Order-Service.Default.", A, &["240.240.0.7"]),
+        ("order-service.default.svc.cluster.local.", A, &["240.240.0.7"]),
+        ("order-service.service.consul.", A, &["240.240.0.7"]),
+        ("order-service.", AAAA, &[]),
+        ("order-service.", HTTPS, &[]),
+        ("order-service.", MX, &[]),
+        ("dual.", A, &["240.240.0.8"]),
+        ("dual.", AAAA, &["fd00::8"]),
+        ("api.example.com.", A, &["240.240.0.9"]),
+        ("api.example.com.", AAAA, &[]),
+    ];
+    for (name, kind, expected) in mesh {
+        let (code, addresses, ttl) = ask(&dns, name, kind).await;
+        assert_eq!(
+            (code, addresses),
+            (ResponseCode::NoError, expected.iter().map(|a| (*a).to_owned()).collect()),
+            "{name}"
+        );
+        assert_eq!(ttl, if expected.is_empty() { 0 } else { 30 }, "{name}");
+    }
+    for name in ["gone.default.svc.cluster.local.", "gone.service.consul."] {
+        assert_eq!(ask(&dns, name, A).await.0, ResponseCode::NXDomain, "{name}");
+    }
+    assert_eq!(*asked.lock().unwrap(), [], "names of the mesh stay in it");
+
+    writer.set_connected(false);
+    assert_eq!(ask(&dns, "order-service.", A).await.2, 5);
+    assert_eq!(ask(&dns, "never-asked.default.svc.cluster.local.", A).await.0, ResponseCode::ServFail);
+}
+
+#[tokio::test]
+async fn other_names_are_asked_of_the_name_server() {
+    use RecordType::{A, MX, PTR};
+    connect_marks_off();
+    let (server, asked) = name_server().await;
+    let World { dns, mut writer } = world(&[server]);
+    let foreign = [
+        ("example.com.", A),
+        ("order-service.example.com.", A),
+        ("policy-only.example.com.", A),
+        ("api.example.com.", MX),
+        ("7.0.240.240.in-addr.arpa.", PTR),
+        ("under_score.example.com.", A),
+        // Ours are found by asking, not in ourselves.
+        ("weft.infra.svc.cluster.local.", A),
+        ("weft.infra.svc.cluster.local.default.svc.cluster.local.", A),
+    ];
+    writer.set_connected(false);
+    for (name, kind) in foreign {
+        assert_eq!(ask(&dns, name, kind).await, (ResponseCode::NoError, vec!["192.0.2.1".into()], 99), "{name}");
+    }
+    let reply = dns.handle(&query("example.com.", A), Transport::Tcp).await.unwrap();
+    assert_eq!(Message::from_vec(&reply).unwrap().answers.len(), 1);
+    let asked = asked.lock().unwrap();
+    assert_eq!(asked.len(), foreign.len() + 1);
+    let range = forward::source_ports();
+    assert!(asked[..foreign.len()].iter().all(|(_, port)| range.contains(port)), "{asked:?} {range:?}");
+}
+
+#[tokio::test]
+async fn without_a_name_server_there_is_an_answer_all_the_same() {
+    connect_marks_off();
+    let World { dns, .. } = world(&[]);
+    assert_eq!(ask(&dns, "example.com.", RecordType::A).await.0, ResponseCode::ServFail);
+    // One that is down makes room for the next at once.
+    let closed = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (server, _) = name_server().await;
+    let World { dns, .. } = world(&[closed, server]);
+    assert_eq!(ask(&dns, "example.com.", RecordType::A).await.1, ["192.0.2.1"]);
+}
+
+#[tokio::test]
+async fn both_listeners_answer() {
+    connect_marks_off();
+    let (server, _) = name_server().await;
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let World { dns, writer: _writer } = world(&[server]);
+    listen(dns, free).unwrap();
+    let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    udp.send_to(b"garbage", free).await.unwrap();
+    udp.send_to(&query("order-service.", RecordType::A), free).await.unwrap();
+    let mut buffer = [0; 512];
+    let (n, _) = udp.recv_from(&mut buffer).await.unwrap();
+    assert_eq!(Message::from_vec(&buffer[..n]).unwrap().answers.len(), 1);
+    let mut tcp = TcpStream::connect(free).await.unwrap();
+    for name in ["order-service.", "example.com."] {
+        write_framed(&mut tcp, &query(name, RecordType::A)).await.unwrap();
+        let reply = Message::from_vec(&read_framed(&mut tcp, 4096).await.unwrap()).unwrap();
+        assert_eq!(reply.answers.len(), 1, "{name}");
+    }
+}
+
+#[test]
+fn what_is_no_question_is_refused_or_dropped() {
+    let fine = query("a.", RecordType::A);
+    let with = |at: usize, byte: u8| {
+        let mut packet = fine.clone();
+        packet[at] = byte;
+        packet
+    };
+    let code = |packet: &[u8]| match answer::parse(packet) {
+        Asked::Nothing => None,
+        Asked::Refused(reply) => Some(Message::from_vec(&reply).unwrap().metadata.response_code),
+        Asked::Query(_) => Some(ResponseCode::NoError),
+    };
+    assert_eq!(code(&fine), Some(ResponseCode::NoError));
+    assert_eq!(code(&fine[..11]), None, "no header");
+    assert_eq!(code(&with(2, 0x80)), None, "an answer");
+    assert_eq!(code(&with(2, u8::from(OpCode::Update) << 3)), Some(ResponseCode::NotImp));
+    assert_eq!(code(&with(5, 2)), Some(ResponseCode::FormErr), "two questions");
+    assert_eq!(code(&with(5, 0)), Some(ResponseCode::FormErr), "no question");
+    assert_eq!(code(&fine[..14]), Some(ResponseCode::FormErr), "cut off");
+}
+
+#[test]
+fn what_does_not_fit_says_so() {
+    let Asked::Query(query) = answer::parse(&query("a.", RecordType::A)) else { panic!("a query") };
+    let many = Say::Addresses((0..100).map(|n| IpAddr::from([240, 240, 0, n])).collect(), 30);
+    let udp = Message::from_vec(&query.reply(&many, Transport::Udp).unwrap()).unwrap();
+    assert!(udp.metadata.truncation && udp.answers.is_empty());
+    let tcp = Message::from_vec(&query.reply(&many, Transport::Tcp).unwrap()).unwrap();
+    assert!(!tcp.metadata.truncation && tcp.answers.len() == 100);
+}
+
+/// Tests run without the right to mark sockets.
+fn connect_marks_off() {
+    crate::connect::probe_marks();
+}
+
+proptest! {
+    #[test]
+    fn no_packet_is_too_strange(mut packet in proptest::collection::vec(any::<u8>(), 0..200), like_a_query in any::<bool>()) {
+        if like_a_query && packet.len() > 12 {
+            packet[2..12].copy_from_slice(&[1, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let World { dns, writer: _writer } = runtime.block_on(async { world(&[]) });
+        for transport in [Transport::Udp, Transport::Tcp] {
+            if let Some(reply) = runtime.block_on(dns.handle(&packet, transport)) {
+                // An answer to this very query, that can be read.
+                prop_assert_eq!(&reply[..2], &packet[..2]);
+                prop_assert!(Message::from_vec(&reply).is_ok());
+            }
+        }
+    }
+
+    #[test]
+    fn no_change_of_a_query_is_too_strange(at in 0usize..100, byte in any::<u8>(), cut in 0usize..100) {
+        let mut packet = query("order-service.default.svc.cluster.local.", RecordType::A);
+        let at = at % packet.len();
+        packet[at] = byte;
+        packet.truncate(packet.len() - cut % packet.len());
+        if let Asked::Query(query) = answer::parse(&packet) {
+            let say = Say::Addresses(vec![IpAddr::from([240, 240, 0, 1])], 30);
+            prop_assert!(query.reply(&say, Transport::Udp).is_some());
+        }
+    }
+}
