@@ -267,8 +267,8 @@ impl Writer {
     pub async fn next_interest(&mut self) -> Option<Interest> {
         let Command::Lookup(name, waiter) = self.commands.recv().await?;
         if let Some(wanted) = self.wanted.get_mut(&name) {
-            // Asked for meanwhile by somebody else; answered already, the waiter's fall is the answer.
-            if wanted.host.is_none() {
+            // Asked for meanwhile by somebody else. The waiter's fall is the answer: at once when it is there already.
+            if !self.directory.snapshot.load().names.contains_key(&name) {
                 wanted.waiters.push(waiter);
             }
             return Some(Interest::default());
