@@ -277,8 +277,14 @@ impl Writer {
             tracing::warn!(%name, "{MAX_NAMES} names are known already, this one is taken as foreign");
             return Some(Interest::default());
         }
-        let wanted = Wanted { host: None, since: Instant::now(), waiters: vec![waiter], preload: false };
+        // The canonical name of what is held under another one: nothing that the control plane would have to send again.
+        let known = self.services.contains_key(&*name);
+        let host = known.then(|| Some(name.to_string()));
+        let wanted = Wanted { host, since: Instant::now(), waiters: vec![waiter], preload: false };
         self.wanted.insert(name.clone(), wanted);
+        if known {
+            self.publish();
+        }
         Some(Interest { kind: SERVICE_TYPE, subscribe: vec![name.to_string()], unsubscribe: Vec::new() })
     }
 

@@ -137,14 +137,10 @@ async fn supervise<D: Future<Output = ()>>(
         }
         // Whatever was being registered is not any more: `register` ends here.
     }
-    let draining = drain();
-    tokio::pin!(draining);
-    loop {
-        tokio::select! {
-            () = &mut draining => break,
-            // A second one: whoever sent it does not want to wait.
-            Some(_) = stop(signals) => break,
-        }
+    tokio::select! {
+        () = drain() => {}
+        // A second one: whoever sent it does not want to wait.
+        Some(_) = stop(signals) => {}
     }
     if let Some(signal) = stopping {
         pass_on(&child, signal);

@@ -19,8 +19,8 @@ use crate::admin::{self, Pages};
 use crate::ads::{self, Introduction};
 use crate::call::AccessLog;
 use crate::control::{Backoff, Control};
-use crate::dns::{self, Dns};
 use crate::dns::forward::Forwarder;
+use crate::dns::{self, Dns};
 use crate::identity::Identity;
 use crate::listen::{self, Role};
 use crate::metrics::{Metrics, Workload};
@@ -211,7 +211,10 @@ pub fn start(config: Config) -> Result<Sidecar> {
     }
     if let Listen(Some(address)) = config.dns_listen {
         // The control plane's name has to be found before it can be asked about names.
-        let hosts = config.control_planes.iter().filter_map(|address| Some(normalise(address.rsplit_once(':')?.0).into_owned()));
+        let hosts = config
+            .control_planes
+            .iter()
+            .filter_map(|address| Some(normalise(address.rsplit_once(':')?.0).into_owned()));
         let dns = Dns::new(proxy.directory.clone(), Forwarder::new(resolv::RESOLV_CONF), hosts.collect());
         dns::listen(dns, address)?;
     }

@@ -117,7 +117,7 @@ async fn name_server() -> (SocketAddr, Arc<std::sync::Mutex<Vec<(String, u16)>>>
 #[tokio::test]
 async fn names_of_the_mesh_have_its_addresses() {
     use RecordType::{A, AAAA, HTTPS, MX};
-    connect_marks_off();
+    crate::connect::probe_marks();
     let (server, asked) = name_server().await;
     let World { dns, mut writer } = world(&[server]);
     let mesh = [
@@ -155,7 +155,7 @@ async fn names_of_the_mesh_have_its_addresses() {
 #[tokio::test]
 async fn other_names_are_asked_of_the_name_server() {
     use RecordType::{A, MX, PTR};
-    connect_marks_off();
+    crate::connect::probe_marks();
     let (server, asked) = name_server().await;
     let World { dns, mut writer } = world(&[server]);
     let foreign = [
@@ -183,7 +183,7 @@ async fn other_names_are_asked_of_the_name_server() {
 
 #[tokio::test]
 async fn without_a_name_server_there_is_an_answer_all_the_same() {
-    connect_marks_off();
+    crate::connect::probe_marks();
     let World { dns, .. } = world(&[]);
     assert_eq!(ask(&dns, "example.com.", RecordType::A).await.0, ResponseCode::ServFail);
     // One that is down makes room for the next at once.
@@ -194,8 +194,28 @@ async fn without_a_name_server_there_is_an_answer_all_the_same() {
 }
 
 #[tokio::test]
+async fn a_service_known_by_a_short_name_is_known_by_its_own() {
+    let (directory, mut writer) = directory::new(None, &["short".to_owned()]);
+    writer.set_connected(true);
+    let host = "short.default.svc.cluster.local";
+    let service = v1::Service { host: host.into(), addresses: vec!["240.240.0.1".into()], ..Default::default() };
+    let resource = Resource {
+        name: host.into(),
+        aliases: vec!["short".into()],
+        version: "1".into(),
+        resource: Some(Any { type_url: SERVICE_TYPE.into(), value: service.encode_to_vec().into() }),
+    };
+    let resources = vec![resource];
+    writer.apply(DeltaDiscoveryResponse { type_url: SERVICE_TYPE.into(), resources, ..Default::default() });
+    // The control plane has sent it, and does not send it again.
+    let (found, interest) = tokio::join!(directory.lookup(host), writer.next_interest());
+    assert!(matches!(found, Lookup::Service(_)));
+    assert_eq!(interest.unwrap().subscribe, [host]);
+}
+
+#[tokio::test]
 async fn both_listeners_answer() {
-    connect_marks_off();
+    crate::connect::probe_marks();
     let (server, _) = name_server().await;
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let World { dns, writer: _writer } = world(&[server]);
@@ -244,11 +264,6 @@ fn what_does_not_fit_says_so() {
     assert!(udp.metadata.truncation && udp.answers.is_empty());
     let tcp = Message::from_vec(&query.reply(&many, Transport::Tcp).unwrap()).unwrap();
     assert!(!tcp.metadata.truncation && tcp.answers.len() == 100);
-}
-
-/// Tests run without the right to mark sockets.
-fn connect_marks_off() {
-    crate::connect::probe_marks();
 }
 
 proptest! {

@@ -53,9 +53,13 @@ pub(super) fn check_proxy(ready_port: u16, admin_port: u16, has_own_user: bool) 
 
 /// Refuses where nobody would answer redirected name look-ups.
 pub(super) fn check_dns(port: u16) -> Result<()> {
-    TcpStream::connect_timeout(&SocketAddr::from((Ipv4Addr::LOCALHOST, port)), Duration::from_secs(2)).with_context(|| {
-        format!("the proxy does not answer DNS on 127.0.0.1:{port} (--dns-listen); --no-dns leaves name look-ups alone")
-    })?;
+    TcpStream::connect_timeout(&SocketAddr::from((Ipv4Addr::LOCALHOST, port)), Duration::from_secs(2)).with_context(
+        || {
+            format!(
+                "the proxy does not answer DNS on 127.0.0.1:{port} (--dns-listen); --no-dns leaves name look-ups alone"
+            )
+        },
+    )?;
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! The redirection as text for `nft`: a pure function of what is to be captured.
 //!
 //! One table, deleted and made anew in one transaction, so that installing twice is installing once and no packet meets
-//! half of it. Connections that are open keep the translation they began with.
+//! half of it. Connections that are open go on as they began.
 //!
 //! Whoever reads the rules in the order of the chains reads the decisions: our own sockets first (told by their mark),
 //! then DNS, then what is left alone, then the rest.
@@ -136,28 +136,21 @@ pub struct Rules {
     pub shared_host: bool,
 }
 
+/// Connections that were open before go on as they are: a packet of theirs is new to the kernel's books, but it is not a
+/// beginning, and translating it would break them (our own stream to the control plane first).
+const NOT_A_BEGINNING: &str = "tcp flags & (fin | syn | rst | ack) != syn accept";
+/// To one of our own addresses.
+const TO_THIS_POD: &str = "fib daddr type local jump inbound";
+
 /// The rules for `nft -f -`.
 pub fn render(rules: &Rules) -> String {
     let mut text = String::from("table inet weft\ndelete table inet weft\ntable inet weft {\n");
     // Before everybody else's translations (-100, where Docker's of its resolver are): the first one counts.
     chain(&mut text, "output", Some("type nat hook output priority -101; policy accept;"), &output(rules));
-    chain(
-        &mut text,
-        "prerouting",
-        Some("type nat hook prerouting priority -101; policy accept;"),
-        &["fib daddr type local jump inbound".into()],
-    );
-    chain(
-        &mut text,
-        "upstream",
-        None,
-        &[
-            "ip daddr 127.0.0.0/8 accept".into(),
-            "ip6 daddr ::1 accept".into(),
-            "fib daddr type local jump inbound".into(),
-            "accept".into(),
-        ],
-    );
+    let hook = Some("type nat hook prerouting priority -101; policy accept;");
+    chain(&mut text, "prerouting", hook, &[NOT_A_BEGINNING, TO_THIS_POD].map(String::from));
+    let loopback = ["ip daddr 127.0.0.0/8 accept", "ip6 daddr ::1 accept"];
+    chain(&mut text, "upstream", None, &[loopback[0], loopback[1], TO_THIS_POD, "accept"].map(String::from));
     chain(&mut text, "inbound", None, &inbound(rules));
     chain(&mut text, "application", None, &application(rules));
     text.push_str("}\n");
@@ -175,8 +168,11 @@ fn chain(text: &mut String, name: &str, hook: Option<&str>, rules: &[String]) {
 
 /// Everything that leaves: whose is it?
 fn output(rules: &Rules) -> Vec<String> {
-    let mut lines =
-        vec![format!("meta mark {MARK_DELIVERY:#x} accept"), format!("meta mark {MARK_UPSTREAM:#x} jump upstream")];
+    let mut lines = vec![
+        NOT_A_BEGINNING.to_owned(),
+        format!("meta mark {MARK_DELIVERY:#x} accept"),
+        format!("meta mark {MARK_UPSTREAM:#x} jump upstream"),
+    ];
     lines.extend(rules.proxy_uid.map(|uid| format!("meta skuid {uid} accept")));
     if !rules.uids.is_empty() {
         lines.push(format!("meta skuid {{ {} }} jump application", rules.uids.join(", ")));
@@ -290,12 +286,14 @@ delete table inet weft
 table inet weft {
 	chain output {
 		type nat hook output priority -101; policy accept;
+		tcp flags & (fin | syn | rst | ack) != syn accept
 		meta mark 0x57ef0002 accept
 		meta mark 0x57ef0001 jump upstream
 		jump application
 	}
 	chain prerouting {
 		type nat hook prerouting priority -101; policy accept;
+		tcp flags & (fin | syn | rst | ack) != syn accept
 		fib daddr type local jump inbound
 	}
 	chain upstream {
