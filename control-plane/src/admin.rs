@@ -118,11 +118,7 @@ impl Admin for AdminService {
         let from_folder = folder.iter().map(|d| (d.as_ref(), format!("file {}", d.file)));
         let from_api = api.iter().map(|d| (d.as_ref(), "api".to_owned()));
         let objects = from_folder.chain(from_api).filter(|(d, _)| matches(&wanted, d)).map(|(d, source)| v1::Object {
-            object: Some(ObjectName {
-                kind: d.kind.to_string(),
-                namespace: d.namespace.clone(),
-                name: d.name.clone(),
-            }),
+            object: Some(ObjectName { kind: d.kind.to_string(), namespace: d.namespace.clone(), name: d.name.clone() }),
             yaml: d.yaml.clone(),
             source,
         });
@@ -161,12 +157,7 @@ impl Admin for AdminService {
                 let host = instance.host();
                 let entry = services.entry(host.clone()).or_insert_with(|| v1::ServiceStatus {
                     namespace: instance.namespace.clone(),
-                    addresses: world
-                        .virtual_ips()
-                        .of(&host)
-                        .map(|ip| ip.to_string())
-                        .into_iter()
-                        .collect(),
+                    addresses: world.virtual_ips().of(&host).map(|ip| ip.to_string()).into_iter().collect(),
                     host,
                     instances: Vec::new(),
                 });

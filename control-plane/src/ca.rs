@@ -7,15 +7,15 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
 };
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde::{Deserialize, Serialize};
 
 /// How long a root is valid.
 const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
-/// Clocks of sidecars may be behind ours by this much.
+/// Clocks of sidecars may be behind ours by this much; by less where a certificate lives only minutes.
 const CLOCK_SKEW: Duration = Duration::from_secs(60);
 
 /// What the store keeps of the CA. Holds the private key.
@@ -133,7 +133,8 @@ impl Ca {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
         let not_after = now + lifetime;
-        params.not_before = (now - CLOCK_SKEW).into();
+        // Small beside the lifetime: the holder renews at half of what the certificate says.
+        params.not_before = (now - CLOCK_SKEW.min(lifetime / 10)).into();
         params.not_after = not_after.into();
         let leaf = params.signed_by(key, &self.issuer)?;
         Ok(Signed { chain: vec![leaf.der().clone()], not_after })

@@ -34,7 +34,8 @@ impl Catalog for CatalogService {
         let query = request.into_inner();
         let service = query.service;
         // The caller's namespace first, then "default"; a change in either may change the answer.
-        let index = |world: &World| world.service_index(&client, &service).max(world.service_index("default", &service));
+        let index =
+            |world: &World| world.service_index(&client, &service).max(world.service_index("default", &service));
         self.block(query.block.as_ref(), index).await;
         let answer = self.mesh.read(|world| {
             let own = world.service_instances(&client, &service).next().is_some();

@@ -198,7 +198,8 @@ pub fn accept(ca: Arc<Ca>, listener: TcpListener) -> Result<mpsc::Receiver<std::
             };
             let (acceptor, sender, trust_domain) = (acceptor.clone(), sender.clone(), ca.trust_domain().to_owned());
             tokio::spawn(async move {
-                let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(acceptor, stream, remote, &trust_domain));
+                let handshake =
+                    tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(acceptor, stream, remote, &trust_domain));
                 let result = handshake.await;
                 drop(permit);
                 match result {
@@ -213,7 +214,12 @@ pub fn accept(ca: Arc<Ca>, listener: TcpListener) -> Result<mpsc::Receiver<std::
     Ok(receiver)
 }
 
-async fn handshake(acceptor: TlsAcceptor, stream: TcpStream, remote: SocketAddr, trust_domain: &str) -> Result<PeerStream> {
+async fn handshake(
+    acceptor: TlsAcceptor,
+    stream: TcpStream,
+    remote: SocketAddr,
+    trust_domain: &str,
+) -> Result<PeerStream> {
     stream.set_nodelay(true)?;
     let stream = acceptor.accept(stream).await?;
     let certified = match stream.get_ref().1.peer_certificates() {

@@ -64,8 +64,8 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
     let socket = config.data_dir.join(ADMIN_SOCKET);
     let admin_listener = admin::listen(&socket).await?;
     if let Some(dir) = &config.policies {
-        let mut folder = PolicyFolder::start(dir)
-            .with_context(|| format!("cannot read the policy folder {}", dir.display()))?;
+        let mut folder =
+            PolicyFolder::start(dir).with_context(|| format!("cannot read the policy folder {}", dir.display()))?;
         mesh.set_folder(folder.borrow_and_update().clone()).await;
         let mesh = mesh.clone();
         tokio::spawn(async move {
@@ -78,7 +78,8 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
     }
     tokio::spawn(mesh.clone().reap());
 
-    let admin = AdminService { mesh: mesh.clone(), discovery: discovery.clone(), ca: ca.clone(), tokens: tokens.clone() };
+    let admin =
+        AdminService { mesh: mesh.clone(), discovery: discovery.clone(), ca: ca.clone(), tokens: tokens.clone() };
     let admin_server = Server::builder()
         .add_service(AdminServer::new(admin).max_decoding_message_size(32 << 20))
         .serve_with_incoming(UnixListenerStream::new(admin_listener));

@@ -45,16 +45,17 @@ pub async fn run(
     loop {
         let started = tokio::time::Instant::now();
         let result = stream(&control, &mut writer, &introduction, &metrics, &mut reconnect).await;
-        writer.set_connected(false);
-        metrics.control_plane_connected.set(0);
         writer.save();
         match result {
             Ok(()) => {
+                // Made anew on purpose: who asks meanwhile waits for the next one, which asks for all that is wanted.
                 backoff = Backoff::default();
                 continue;
             }
             Err(e) => tracing::warn!("no discovery stream: {e:#}"),
         }
+        writer.set_connected(false);
+        metrics.control_plane_connected.set(0);
         if started.elapsed() > Duration::from_secs(30) {
             backoff = Backoff::default();
         }

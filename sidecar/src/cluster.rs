@@ -39,11 +39,7 @@ pub struct ClusterView {
 
 impl ClusterView {
     /// The view of `config` with `endpoints`, taking over from `previous` what survives.
-    pub fn new(
-        config: Arc<Cluster>,
-        endpoints: &[Arc<EndpointConfig>],
-        previous: Option<&ClusterView>,
-    ) -> ClusterView {
+    pub fn new(config: Arc<Cluster>, endpoints: &[Arc<EndpointConfig>], previous: Option<&ClusterView>) -> ClusterView {
         let old = previous.map(|p| p.endpoints.as_slice()).unwrap_or_default();
         let endpoints = for_cluster(&config, endpoints, old);
         let limits = pool_limits(&config.pool);
@@ -53,17 +49,20 @@ impl ClusterView {
                 previous.shared.pool.set_limits(limits, per_connection);
                 previous.shared.clone()
             }
-            None => {
-                Arc::new(Shared { pool: ClusterPool::new(limits, per_connection), limits: ClusterLimits::new() })
-            }
+            None => Arc::new(Shared { pool: ClusterPool::new(limits, per_connection), limits: ClusterLimits::new() }),
         };
         if !config.original_destination {
             shared.pool.set_live(endpoints.iter().filter(|e| e.is_eligible()).map(|e| e.state.id()));
         }
-        let detector = config.outlier.clone().map(|policy| {
-            Detector::new(policy, endpoints.clone(), previous.and_then(|p| p.detector.as_ref()))
-        });
-        let balancer = ArcSwap::from_pointee(Balancer::new(&config, &endpoints, previous.map(|p| p.balancer.load_full()).as_deref()));
+        let detector = config
+            .outlier
+            .clone()
+            .map(|policy| Detector::new(policy, endpoints.clone(), previous.and_then(|p| p.detector.as_ref())));
+        let balancer = ArcSwap::from_pointee(Balancer::new(
+            &config,
+            &endpoints,
+            previous.map(|p| p.balancer.load_full()).as_deref(),
+        ));
         ClusterView { config, endpoints, shared, balancer, detector }
     }
 

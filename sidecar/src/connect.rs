@@ -52,7 +52,12 @@ pub struct Keepalive {
 ///
 /// # Errors
 /// As `connect(2)`; `TimedOut` after `timeout`.
-pub async fn tcp(to: SocketAddr, mark_with: u32, timeout: Duration, keepalive: Option<Keepalive>) -> io::Result<TcpStream> {
+pub async fn tcp(
+    to: SocketAddr,
+    mark_with: u32,
+    timeout: Duration,
+    keepalive: Option<Keepalive>,
+) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::for_address(to), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     mark(&socket, mark_with)?;
     socket.set_tcp_nodelay(true)?;

@@ -253,7 +253,8 @@ impl Writer {
         });
         let held = self.services.iter().map(|(host, held)| (host.clone(), held.version.clone()));
         let versions = held.chain(known).collect();
-        let endpoint_versions = self.endpoints.iter().map(|(host, held)| (host.clone(), held.version.clone())).collect();
+        let endpoint_versions =
+            self.endpoints.iter().map(|(host, held)| (host.clone(), held.version.clone())).collect();
         let hosts = self.hosts().into_iter().collect();
         let own = self.inbound.iter().map(|held| (SELF.to_owned(), held.version.clone())).collect();
         [
@@ -482,6 +483,7 @@ impl Writer {
             views.insert(host.clone(), view);
         }
         let mut names = HashMap::with_capacity(self.wanted.len());
+        let mut answered = Vec::new();
         for (name, wanted) in &mut self.wanted {
             let meaning = match &wanted.host {
                 None => continue,
@@ -491,7 +493,7 @@ impl Writer {
                     None => continue,
                 },
             };
-            wanted.waiters.clear();
+            answered.append(&mut wanted.waiters);
             let used = old.names.get(name).map_or(now, |e| e.used.load(Ordering::Relaxed));
             names.insert(name.clone(), Arc::new(Entry { name: meaning, used: AtomicU64::new(used) }));
         }
@@ -499,6 +501,8 @@ impl Writer {
         let inbound = self.inbound.as_ref().map(|held| held.compiled.clone());
         let ready = inbound.is_some();
         self.directory.snapshot.store(Arc::new(Snapshot { names, clusters, inbound }));
+        // Only now: those who wait look into the snapshot at once.
+        drop(answered);
         self.directory.ready.send_if_modified(|was| std::mem::replace(was, ready) != ready);
     }
 

@@ -72,7 +72,8 @@ impl Ports {
         {
             return held.clone();
         }
-        let host = inbound.and_then(|i| i.service(to.port())).map_or("InboundPassthroughCluster".into(), |s| s.host.clone());
+        let host =
+            inbound.and_then(|i| i.service(to.port())).map_or("InboundPassthroughCluster".into(), |s| s.host.clone());
         let config = Arc::new(Cluster::original_destination(&format!("inbound|{}||", to.port()), &host, pool));
         let previous = known.get(&to).cloned();
         let view = Arc::new(ClusterView::new(config, &[], previous.as_ref().map(|(view, _)| &**view)));
@@ -332,8 +333,7 @@ async fn request_to_application(caller: &Arc<Caller>, mut request: Request<Incom
     let mut head = Some(parts);
     let (mut response, lease) = loop {
         let identity = &caller.proxy.identity;
-        let dialer =
-            Dialer { cluster: &cluster.config, endpoint: &endpoint, identity, multiplex, mark: MARK_DELIVERY };
+        let dialer = Dialer { cluster: &cluster.config, endpoint: &endpoint, identity, multiplex, mark: MARK_DELIVERY };
         let checkout = cluster.shared.pool.checkout(caller.worker, dialer).await;
         let none = http::HeaderMap::new();
         let headers = head.as_ref().map_or(&none, |h| &h.headers);
@@ -422,7 +422,8 @@ impl Caller {
         };
         let own = self.proxy.identity.current();
         let by = own.as_ref().map_or("", |o| o.id.as_str());
-        let mut text = headers.get(CLIENT_CERT).and_then(|h| h.to_str().ok()).map(|h| format!("{h},")).unwrap_or_default();
+        let mut text =
+            headers.get(CLIENT_CERT).and_then(|h| h.to_str().ok()).map(|h| format!("{h},")).unwrap_or_default();
         text.push_str(&format!("By={by};Hash={};Subject=\"\";URI={id}", self.certificate));
         if let Ok(value) = HeaderValue::from_str(&text) {
             headers.insert(CLIENT_CERT, value);

@@ -17,11 +17,11 @@ use crate::cluster::ClusterView;
 use crate::connect::{MARK_UPSTREAM, original_destination};
 use crate::directory::Lookup;
 use crate::http::{serve_http1, serve_http2};
+use crate::inbound;
 use crate::outbound::{self, Downstream};
 use crate::proxy::{Proxy, foreign_endpoint};
 use crate::stream::Rewind;
 use crate::tcp::{self, First};
-use crate::inbound;
 
 /// Silence of a client after which its server may speak first.
 const SERVER_FIRST_AFTER: Duration = Duration::from_millis(50);
@@ -77,8 +77,14 @@ async fn connection(proxy: Arc<Proxy>, stream: TcpStream, peer: SocketAddr, role
         Role::Inbound => inbound::connection(proxy, stream, peer, original, worker).await,
         _ => {
             let original_port = Some(original);
-            let down =
-                Downstream { proxy, worker, peer, local: original, original: original_port, foreign: Default::default() };
+            let down = Downstream {
+                proxy,
+                worker,
+                peer,
+                local: original,
+                original: original_port,
+                foreign: Default::default(),
+            };
             outbound_connection(Arc::new(down), stream, original).await;
         }
     }
@@ -93,7 +99,8 @@ async fn outbound_connection(down: Arc<Downstream>, mut stream: TcpStream, origi
     let port = service.and_then(|view| view.service.port(original.port()));
     let protocol = port.map_or(Protocol::Unknown, |port| port.protocol);
     // Where the bytes go if they are not HTTP: to the endpoint that was dialed, to any of the service, or as addressed.
-    let fixed = service.and_then(|view| view.clusters.iter().find_map(|c| Some((c.clone(), find(&c.endpoints, original)?.clone()))));
+    let fixed = service
+        .and_then(|view| view.clusters.iter().find_map(|c| Some((c.clone(), find(&c.endpoints, original)?.clone()))));
     let by_port = service.and_then(|view| Some(view.clusters[port?.cluster].clone()));
     let is_virtual = service.is_some_and(|view| view.service.addresses.contains(&original.ip()));
     let (cluster, endpoint) = match (fixed, by_port) {
@@ -115,7 +122,8 @@ async fn outbound_connection(down: Arc<Downstream>, mut stream: TcpStream, origi
     };
     let budget = match protocol {
         Protocol::Tcp | Protocol::Tls => {
-            let Ok(flow) = tcp::open(&down.proxy, &cluster, endpoint.as_ref(), down.peer, MARK_UPSTREAM, None).await else {
+            let Ok(flow) = tcp::open(&down.proxy, &cluster, endpoint.as_ref(), down.peer, MARK_UPSTREAM, None).await
+            else {
                 return;
             };
             return tcp::run(&down.proxy, &down.proxy.outbound, stream, flow, Default::default()).await;
@@ -130,7 +138,8 @@ async fn outbound_connection(down: Arc<Downstream>, mut stream: TcpStream, origi
     let mut flow = None;
     let mut seen = BytesMut::new();
     if let First::Silence(bytes) = first {
-        let Ok(mut opened) = tcp::open(&down.proxy, &cluster, endpoint.as_ref(), down.peer, MARK_UPSTREAM, None).await else {
+        let Ok(mut opened) = tcp::open(&down.proxy, &cluster, endpoint.as_ref(), down.peer, MARK_UPSTREAM, None).await
+        else {
             return;
         };
         seen.reserve(16 * 1024);

@@ -574,9 +574,9 @@ impl Attempts<'_> {
             let trying = self.attempt(&endpoint, sending);
             let result = match self.retry.per_try_timeout {
                 None => trying.await,
-                Some(limit) => tokio::time::timeout(limit, trying).await.unwrap_or_else(|_| {
-                    Err((Attempt::from(Outcome::PerTryTimeout { request_started: true }), None))
-                }),
+                Some(limit) => tokio::time::timeout(limit, trying)
+                    .await
+                    .unwrap_or_else(|_| Err((Attempt::from(Outcome::PerTryTimeout { request_started: true }), None))),
             };
             let attempt = self.made - 1;
             let (failed, sent, unsent) = match result {
@@ -630,11 +630,7 @@ impl Attempts<'_> {
     }
 
     /// One attempt. An error comes with the request where it was not sent.
-    async fn attempt(
-        &self,
-        endpoint: &Arc<Endpoint>,
-        mut parts: Parts,
-    ) -> Result<Sent, (Attempt, Option<Parts>)> {
+    async fn attempt(&self, endpoint: &Arc<Endpoint>, mut parts: Parts) -> Result<Sent, (Attempt, Option<Parts>)> {
         let in_flight = endpoint.state.enter();
         let config = &self.cluster.config;
         let identity = &self.down.proxy.identity;

@@ -176,12 +176,7 @@ impl Session {
         }
     }
 
-    async fn session(
-        &mut self,
-        control: &Control,
-        hello: &Hello,
-        reconnect: &mut watch::Receiver<u64>,
-    ) -> Result<()> {
+    async fn session(&mut self, control: &Control, hello: &Hello, reconnect: &mut watch::Receiver<u64>) -> Result<()> {
         reconnect.mark_unchanged();
         let channel = control.connect().await?;
         let (requests, outgoing) = mpsc::channel(QUEUE);
@@ -203,7 +198,10 @@ impl Session {
         let mut again: HashMap<u64, String> = HashMap::new();
         let (instances, node_checks) = {
             let wanted = self.registrations.lock();
-            (wanted.instances.values().cloned().collect::<Vec<_>>(), wanted.node_checks.values().cloned().collect::<Vec<_>>())
+            (
+                wanted.instances.values().cloned().collect::<Vec<_>>(),
+                wanted.node_checks.values().cloned().collect::<Vec<_>>(),
+            )
         };
         // From here on whoever registers asks this session.
         self.connected.send_replace(true);

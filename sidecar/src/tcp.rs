@@ -153,8 +153,9 @@ where
     let _active = activity.begin();
     let pool = &flow.cluster.config.pool;
     let moved = Moved::default();
-    let end = relay(client, Rewind::new(seen, flow.upstream), &moved, pool.tcp_idle_timeout, pool.max_connection_duration)
-        .await;
+    let end =
+        relay(client, Rewind::new(seen, flow.upstream), &moved, pool.tcp_idle_timeout, pool.max_connection_duration)
+            .await;
     let flag = match &end {
         RelayEnd::Finished | RelayEnd::Failed(true, _) => None,
         RelayEnd::Failed(false, _) => Some(ResponseFlag::UpstreamConnectionTermination),

@@ -153,11 +153,8 @@ pub async fn open_http(dialer: Dialer<'_>) -> Result<Opened, DialError> {
         });
         return Ok(Opened::Http2(sender, task, u32::MAX));
     }
-    let (sender, connection) = http1::Builder::new()
-        .preserve_header_case(true)
-        .handshake(TokioIo::new(stream))
-        .await
-        .map_err(failed)?;
+    let (sender, connection) =
+        http1::Builder::new().preserve_header_case(true).handshake(TokioIo::new(stream)).await.map_err(failed)?;
     let task = Box::pin(async move {
         if let Err(e) = connection.with_upgrades().await {
             tracing::debug!("HTTP/1 connection to an endpoint ended: {e}");

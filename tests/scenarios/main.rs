@@ -17,9 +17,9 @@ fn main() -> ExitCode {
     // Each is several processes on few cores: in turn, so that times mean something.
     arguments.test_threads = Some(1);
     let trials = [traffic::all(), limits::all(), trouble::all()].concat();
-    let trials = trials.into_iter().map(|(name, scenario)| {
-        Trial::test(name, move || scenario().map_err(|e| Failed::from(format!("{e:#}"))))
-    });
+    let trials = trials
+        .into_iter()
+        .map(|(name, scenario)| Trial::test(name, move || scenario().map_err(|e| Failed::from(format!("{e:#}")))));
     libtest_mimic::run(&arguments, trials.collect()).exit_code()
 }
 

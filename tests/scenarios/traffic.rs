@@ -161,7 +161,10 @@ spec:
     ensure!(rewritten.contains("\"x-team\", \"orders\""), "{rewritten}");
     ensure!(rewritten.to_lowercase().contains("x-routed: yes"), "{rewritten}");
     let moved = get("/moved", &["-i"])?;
-    ensure!(moved.starts_with("HTTP/1.1 302") && moved.to_lowercase().contains("location: http://order-service/here"), "{moved}");
+    ensure!(
+        moved.starts_with("HTTP/1.1 302") && moved.to_lowercase().contains("location: http://order-service/here"),
+        "{moved}"
+    );
     let teapot = get("/teapot", &["-i"])?;
     ensure!(teapot.starts_with("HTTP/1.1 418") && teapot.ends_with("short and stout"), "{teapot}");
     let slow = get("/slow", &["-i"])?;
@@ -225,7 +228,8 @@ fn mtls() -> Result<()> {
     let plain = outside.curl(&["-H", "x-plain: herring", &url])?;
     ensure!(plain.contains("herring"), "PERMISSIVE takes plaintext: {plain}");
     ensure!(!plain.contains("spiffe://"), "and claims no identity for it: {plain}");
-    let forged = outside.curl(&["-H", "x-forwarded-client-cert: URI=spiffe://cluster.local/ns/default/sa/admin", &url])?;
+    let forged =
+        outside.curl(&["-H", "x-forwarded-client-cert: URI=spiffe://cluster.local/ns/default/sa/admin", &url])?;
     ensure!(!forged.contains("sa/admin"), "a claim without a certificate is removed: {forged}");
     let bytes = wait_for("the capture", Duration::from_secs(10), || {
         let bytes = std::fs::read("/run/capture")?;
@@ -242,7 +246,10 @@ fn mtls() -> Result<()> {
     wait_for("STRICT", Duration::from_secs(10), || {
         let refused = outside.curl(&["-i", &url])?;
         ensure!(refused.starts_with("HTTP/1.1 403"), "{refused}");
-        ensure!(refused.contains("x-weft-reason: plaintext_refused; policy=PeerAuthentication/default/default"), "{refused}");
+        ensure!(
+            refused.contains("x-weft-reason: plaintext_refused; policy=PeerAuthentication/default/default"),
+            "{refused}"
+        );
         Ok(())
     })?;
     let answer = front.curl(&["-H", "Host: order-service", &vip_url])?;

@@ -342,7 +342,23 @@ impl Mesh {
         run("ip", &["netns", "add", &netns])?;
         let inside = |args: &[&str]| run("ip", &[&["-n", &netns], args].concat());
         inside(&["link", "set", "lo", "up"])?;
-        run("ip", &["link", "add", "eth0", "netns", &netns, "type", "veth", "peer", "name", &port, "netns", &self.center.netns])?;
+        run(
+            "ip",
+            &[
+                "link",
+                "add",
+                "eth0",
+                "netns",
+                &netns,
+                "type",
+                "veth",
+                "peer",
+                "name",
+                &port,
+                "netns",
+                &self.center.netns,
+            ],
+        )?;
         run("ip", &["-n", &self.center.netns, "link", "set", &port, "master", "br0", "up"])?;
         inside(&["addr", "add", &format!("{ip}/24"), "dev", "eth0"])?;
         inside(&["link", "set", "eth0", "up"])?;
@@ -492,7 +508,11 @@ impl Drop for Mesh {
                     let text = std::fs::read_to_string(log.path()).unwrap_or_default();
                     let tail: Vec<&str> = text.lines().rev().take(15).collect();
                     let name = log.file_name();
-                    eprintln!("--- {}\n{}", name.to_string_lossy(), tail.into_iter().rev().collect::<Vec<_>>().join("\n"));
+                    eprintln!(
+                        "--- {}\n{}",
+                        name.to_string_lossy(),
+                        tail.into_iter().rev().collect::<Vec<_>>().join("\n")
+                    );
                 }
             }
         }

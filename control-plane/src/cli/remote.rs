@@ -132,8 +132,7 @@ impl Delete {
     /// # Errors
     /// When the control plane cannot be reached, or has no such object.
     pub async fn run(&self, out: &mut impl Write) -> Result<ExitCode> {
-        let object =
-            ObjectName { kind: self.kind.clone(), namespace: self.namespace.clone(), name: self.name.clone() };
+        let object = ObjectName { kind: self.kind.clone(), namespace: self.namespace.clone(), name: self.name.clone() };
         let request = v1::DeleteRequest { object: Some(object) };
         let reply = self.remote.connect().await?.delete(request).await.map_err(refused)?.into_inner();
         if !reply.error.is_empty() {
@@ -252,8 +251,9 @@ impl Token {
         let reply = create.remote.connect().await?.create_token(request).await.map_err(refused)?.into_inner();
         match &create.out {
             None => writeln!(out, "{}", reply.token)?,
-            Some(path) => write_private(path, &reply.token)
-                .with_context(|| format!("cannot write {}", path.display()))?,
+            Some(path) => {
+                write_private(path, &reply.token).with_context(|| format!("cannot write {}", path.display()))?
+            }
         }
         Ok(ExitCode::SUCCESS)
     }

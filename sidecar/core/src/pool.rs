@@ -198,7 +198,8 @@ impl<X, S: Clone, W> Pool<X, S, W> {
         wake: impl FnOnce() -> W,
     ) -> Result<Acquired<X, S>, Overflow> {
         if multiplex {
-            let ready = self.shared.get_mut(&endpoint).and_then(|all| all.iter_mut().find(|s| s.streams < s.max_streams));
+            let ready =
+                self.shared.get_mut(&endpoint).and_then(|all| all.iter_mut().find(|s| s.streams < s.max_streams));
             if let Some(shared) = ready {
                 shared.streams += 1;
                 return Ok(Acquired::Stream(shared.connection.clone(), shared.id));
@@ -445,9 +446,10 @@ impl<X, S: Clone, W> Pool<X, S, W> {
     /// The connection unused for longest.
     fn evict(&mut self) -> Option<Unused<X, S>> {
         let idle = self.idle.iter().filter_map(|(e, all)| Some((all.front()?.since, *e))).min();
-        let shared = self.shared.iter().flat_map(|(e, all)| {
-            all.iter().filter(|s| s.streams == 0).map(|s| (s.idle_since, *e, s.id))
-        });
+        let shared = self
+            .shared
+            .iter()
+            .flat_map(|(e, all)| all.iter().filter(|s| s.streams == 0).map(|s| (s.idle_since, *e, s.id)));
         let shared = shared.min_by_key(|(since, ..)| *since);
         match (idle, shared) {
             (Some((since, endpoint)), other) if other.is_none_or(|(s, ..)| since <= s) => {
@@ -458,9 +460,7 @@ impl<X, S: Clone, W> Pool<X, S, W> {
                 }
                 Some(Unused::Exclusive(victim))
             }
-            (_, Some((_, endpoint, id))) => {
-                self.retire(endpoint, id).map(Unused::Shared)
-            }
+            (_, Some((_, endpoint, id))) => self.retire(endpoint, id).map(Unused::Shared),
             _ => None,
         }
     }
