@@ -230,6 +230,9 @@ struct Subscription {
     sent: BTreeMap<String, String>,
 }
 
+/// Type of a response, and the hosts and versions in it.
+type InFlight = (&'static str, Vec<(String, String)>);
+
 struct Session {
     id: u64,
     discovery: Arc<Discovery>,
@@ -242,7 +245,7 @@ struct Session {
     inbound: Option<String>,
     wants_inbound: bool,
     /// Responses that were not acknowledged yet: nonce -> type and resources.
-    in_flight: HashMap<String, (&'static str, Vec<(String, String)>)>,
+    in_flight: HashMap<String, InFlight>,
     nonce: u64,
     replies: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
 }

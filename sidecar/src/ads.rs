@@ -60,7 +60,7 @@ pub async fn run(
             backoff = Backoff::default();
         }
         // Names that are asked for meanwhile get their answer at once: "not known".
-        let pause = tokio::time::sleep(backoff.next());
+        let pause = tokio::time::sleep(backoff.pause());
         tokio::pin!(pause);
         loop {
             tokio::select! {

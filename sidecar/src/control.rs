@@ -113,7 +113,7 @@ impl Control {
                     let left = left.and_then(Result::ok).unwrap_or_default();
                     tracing::warn!(left_s = left.as_secs(), "cannot renew the certificate: {e:#}");
                     // A short-lived certificate is worth more tries than a long one.
-                    tokio::time::sleep(backoff.next().min((left / 8).max(Duration::from_millis(200)))).await;
+                    tokio::time::sleep(backoff.pause().min((left / 8).max(Duration::from_millis(200)))).await;
                 }
             }
         }
@@ -161,7 +161,7 @@ pub struct Backoff {
 
 impl Backoff {
     /// The next pause.
-    pub fn next(&mut self) -> Duration {
+    pub fn pause(&mut self) -> Duration {
         let full = Duration::from_millis(100).saturating_mul(1 << self.tries.min(7)).min(Duration::from_secs(10));
         self.tries += 1;
         full.mul_f64(rand::rng().random_range(0.5..=1.0))

@@ -163,6 +163,7 @@ struct Call<'a> {
 
 impl Call<'_> {
     /// Phase 2. `Err`: the answer is ready.
+    #[expect(clippy::result_large_err, reason = "both are as large: a plan or an answer")]
     fn plan(&mut self, parts: &Parts, target: Target) -> Result<Plan, Response<ResponseBody>> {
         let view = RequestView {
             method: &parts.method,
@@ -574,9 +575,10 @@ impl Attempts<'_> {
             let trying = self.attempt(&endpoint, sending);
             let result = match self.retry.per_try_timeout {
                 None => trying.await,
-                Some(limit) => tokio::time::timeout(limit, trying)
-                    .await
-                    .unwrap_or_else(|_| Err((Attempt::from(Outcome::PerTryTimeout { request_started: true }), None))),
+                Some(limit) => match tokio::time::timeout(limit, trying).await {
+                    Ok(result) => result,
+                    Err(_) => Err((Attempt::from(Outcome::PerTryTimeout { request_started: true }), None)),
+                },
             };
             let attempt = self.made - 1;
             let (failed, sent, unsent) = match result {

@@ -308,7 +308,7 @@ async fn join(control: &Control) {
             Ok(()) => return,
             Err(e) => {
                 tracing::error!("cannot join the mesh: {e:#}");
-                tokio::time::sleep(backoff.next()).await;
+                tokio::time::sleep(backoff.pause()).await;
             }
         }
     }

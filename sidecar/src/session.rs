@@ -172,7 +172,7 @@ impl Session {
             if started.elapsed() > Duration::from_secs(30) {
                 backoff = Backoff::default();
             }
-            tokio::time::sleep(backoff.next()).await;
+            tokio::time::sleep(backoff.pause()).await;
         }
     }
 

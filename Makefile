@@ -1,0 +1,23 @@
+# Two commands matter: `make demo` and `make test`.
+
+.PHONY: demo test install build check
+
+# A mesh in network namespaces, explained as it runs. CHECK=1: once, every claim verified, exit status 0 or 1.
+demo: install
+	cargo build --locked
+	cargo run --locked -q -p weft-tests --bin demo
+
+# Everything: builds, lints, unit and property tests, scenarios, real clients. What cannot run fails and says why.
+test: install
+	tests/run.sh
+
+# What demo and tests need besides Rust, by package name (Debian).
+install:
+	tests/install.sh
+
+build:
+	cargo build --locked --profile dist -p weft-sidecar -p weft-control-plane
+
+check:
+	cargo fmt --all --check
+	cargo clippy --locked --all-targets -- -D warnings
