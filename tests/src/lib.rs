@@ -23,7 +23,11 @@ pub fn enter() -> Result<()> {
     if std::env::var_os(INSIDE).is_some() {
         // Where `ip netns` keeps its names: ours alone.
         run("mount", &["-t", "tmpfs", "tmpfs", "/run"])?;
-        run("mkdir", &["-p", "/run/netns"])?;
+        run("mkdir", &["-p", "/run/netns", "/run/etc-upper", "/run/etc-work"])?;
+        // And where it looks for the files of a pod (/etc/netns), without touching the host's /etc.
+        let layers = "lowerdir=/etc,upperdir=/run/etc-upper,workdir=/run/etc-work";
+        run("mount", &["-t", "overlay", "overlay", "-o", layers, "/etc"])
+            .or_else(|_| run("mount", &["-t", "overlay", "overlay", "-o", &format!("{layers},userxattr"), "/etc"]))?;
         run("ip", &["link", "set", "lo", "up"])?;
         return Ok(());
     }
@@ -45,6 +49,7 @@ pub fn enter() -> Result<()> {
             String::from_utf8_lossy(&works.stderr).trim()
         );
     }
+    install_pythons()?;
     let status = unshare.arg(std::env::current_exe()?).args(std::env::args_os().skip(1)).env(INSIDE, "1").status()?;
     std::process::exit(status.code().unwrap_or(1));
 }
@@ -99,6 +104,43 @@ pub fn binary(name: &str) -> Result<PathBuf> {
     let path = dir.join(name);
     ensure!(path.exists(), "{} is not built: cargo build", path.display());
     Ok(path)
+}
+
+/// Python packages that scenarios use: each set in a virtual environment of its own, kept beside the build.
+const PYTHONS: [(&str, &[&str]); 1] = [("grpc", &["grpcio==1.85.1"])];
+
+/// Makes the virtual environments that are missing. Outside the namespaces, from where no registry is reached.
+fn install_pythons() -> Result<()> {
+    for (name, packages) in PYTHONS {
+        let venv = venv(name)?;
+        let python = venv.join("bin/python").to_string_lossy().into_owned();
+        let complete = venv.join("complete");
+        let wanted = packages.join(" ");
+        if std::fs::read_to_string(&complete).is_ok_and(|found| found == wanted) {
+            continue;
+        }
+        run("python3", &["-m", "venv", "--clear", &venv.to_string_lossy()])?;
+        run(&python, &[&["-m", "pip", "install", "--quiet", "--disable-pip-version-check"], packages].concat())?;
+        std::fs::write(complete, wanted)?;
+    }
+    Ok(())
+}
+
+fn venv(name: &str) -> Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    let target = own.ancestors().find(|dir| dir.ends_with("deps")).and_then(Path::parent);
+    let target = target.or_else(|| own.parent()).context("no folder")?;
+    Ok(target.join(format!("venv-{name}")))
+}
+
+/// The Python of one of the virtual environments.
+///
+/// # Errors
+/// When there is no such environment.
+pub fn python_of(name: &str) -> Result<String> {
+    let python = venv(name)?.join("bin/python");
+    ensure!(python.exists(), "{} is missing", python.display());
+    Ok(python.to_string_lossy().into_owned())
 }
 
 /// A process that ends with its owner.
@@ -168,6 +210,17 @@ impl Pod {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.netns]).arg(program);
         command
+    }
+
+    /// What `/etc/resolv.conf` says inside the pod.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn resolv_conf(&self, text: &str) -> Result<()> {
+        // `ip netns exec` puts the files of this folder over those of /etc.
+        let dir = Path::new("/etc/netns").join(&self.netns);
+        std::fs::create_dir_all(&dir)?;
+        Ok(std::fs::write(dir.join("resolv.conf"), text)?)
     }
 
     /// Runs a command inside the pod to its end.
