@@ -16,15 +16,19 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 
+use crate::connect;
 use crate::directory::Name;
 use crate::proxy::Proxy;
+
+/// Longest wait for the application's answer to a probe.
+const PROBE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// Which pages a listener shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pages {
     /// 15021: `/healthz/ready`.
     Ready,
-    /// 15020: `/metrics`, `/stats/prometheus`.
+    /// 15020: `/metrics`, `/stats/prometheus`, `/app-health/<port>/<path>`.
     Metrics,
     /// 15000: everything.
     Admin,
@@ -44,7 +48,13 @@ pub async fn serve(proxy: Arc<Proxy>, listener: TcpListener, pages: Pages) {
         tokio::spawn(async move {
             let service = service_fn(move |request: Request<Incoming>| {
                 let proxy = proxy.clone();
-                async move { Ok::<_, Infallible>(page(&proxy, pages, &request)) }
+                async move {
+                    let probe = request.uri().path().strip_prefix("/app-health/").filter(|_| pages == Pages::Metrics);
+                    Ok::<_, Infallible>(match probe {
+                        Some(probe) => probe_application(&proxy.settings.probes, probe).await,
+                        None => page(&proxy, pages, &request),
+                    })
+                }
             });
             let serving = http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -78,6 +88,33 @@ fn page(proxy: &Proxy, pages: Pages, request: &Request<Incoming>) -> Response<Fu
         ("/config", Pages::Admin) => text(StatusCode::OK, config(proxy)),
         ("/certs", Pages::Admin) => text(StatusCode::OK, certificates(proxy)),
         _ => text(StatusCode::NOT_FOUND, "no such page\n".into()),
+    }
+}
+
+/// Asks the application for a probe that was declared: `<port>/<path>`. Who probes from outside (a kubelet) has no mesh
+/// certificate, and STRICT would refuse it; any other path would be a hole in STRICT.
+async fn probe_application(declared: &[String], probe: &str) -> Response<Full<Bytes>> {
+    if !declared.iter().any(|d| d == probe) {
+        let known = declared.iter().map(|d| format!("/app-health/{d}\n")).collect::<String>();
+        return text(StatusCode::NOT_FOUND, format!("this probe is not declared (--app-probe); declared are:\n{known}"));
+    }
+    let (port, path) = probe.split_once('/').unwrap_or((probe, ""));
+    let asking = async {
+        let to = std::net::SocketAddr::new(std::net::Ipv4Addr::LOCALHOST.into(), port.parse()?);
+        let stream = connect::tcp(to, connect::MARK_DELIVERY, PROBE_TIMEOUT, None).await?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        tokio::spawn(connection);
+        let request = Request::get(format!("/{path}"))
+            .header(http::header::HOST, to.to_string())
+            .header(http::header::USER_AGENT, "weft-probe")
+            .header(http::header::CONNECTION, "close")
+            .body(Full::<Bytes>::default())?;
+        anyhow::Ok(sender.send_request(request).await?.status())
+    };
+    match tokio::time::timeout(PROBE_TIMEOUT, asking).await {
+        Ok(Ok(status)) => text(status, format!("{status}\n")),
+        Ok(Err(e)) => text(StatusCode::SERVICE_UNAVAILABLE, format!("the application does not answer: {e:#}\n")),
+        Err(_) => text(StatusCode::SERVICE_UNAVAILABLE, "the application does not answer in time\n".into()),
     }
 }
 

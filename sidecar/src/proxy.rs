@@ -18,6 +18,8 @@ pub struct Settings {
     pub allow_any: bool,
     /// Our workload, for metrics.
     pub workload: Workload,
+    /// Probes of the application that may be asked through us, `<port>/<path>`.
+    pub probes: Vec<String>,
 }
 
 /// The running proxy.

@@ -83,6 +83,10 @@ pub struct Config {
     /// Page with a look inside; loopback only.
     #[arg(long, default_value = "127.0.0.1:15000")]
     pub admin_listen: SocketAddr,
+    /// Probe of the application that others may ask for at the metrics page, PORT/PATH: it is then at
+    /// /app-health/PORT/PATH, STRICT or not; repeatable.
+    #[arg(long = "app-probe", value_name = "PORT/PATH")]
+    pub app_probes: Vec<String>,
     /// Access log, JSON lines: a file, or - for standard output.
     #[arg(long)]
     pub access_log: Option<String>,
@@ -185,7 +189,7 @@ pub fn start(config: Config) -> Result<Sidecar> {
         inbound: Arc::default(),
         outbound: Arc::default(),
         ports: Default::default(),
-        settings: Settings { allow_any: config.outbound_traffic == OutboundPolicy::AllowAny, workload: own },
+        settings: Settings { allow_any: config.outbound_traffic == OutboundPolicy::AllowAny, workload: own, probes: config.app_probes.clone() },
         draining: watch::Sender::new(false),
     });
 

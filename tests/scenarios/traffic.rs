@@ -17,6 +17,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         ("bytes_between_pods_are_tls_and_strict_refuses_plaintext", mtls),
         ("requests_arrive_as_they_were_sent", intact),
         ("self_calls_and_calls_to_pod_addresses", own_address),
+        ("removing_one_of_ten_endpoints_moves_few_keys", few_keys_move),
     ]
 }
 
@@ -310,7 +311,14 @@ fn own_address() -> Result<()> {
         "strict.yaml",
         "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: default}\nspec: {mtls: {mode: STRICT}}\n",
     )?;
-    let order = mesh.instance("order1", "order-service", 8080, &[])?;
+    let order = mesh.instance("order1", "order-service", 8080, &["--app-probe", "8080/health"])?;
+    let outside = mesh.pod("outside")?;
+    let probe = |path: &str| outside.curl(&["-f", &format!("http://{}:15020/app-health/{path}", order.pod.ip)]);
+    ensure!(probe("8080/health")?.contains("200"), "a declared probe is answered under STRICT");
+    ensure!(probe("8080/other").is_err(), "no other path is");
+    order.pod.curl(&["-X", "POST", "http://127.0.0.1:8080/sick"])?;
+    ensure!(probe("8080/health").is_err(), "the application's 503 is told");
+    order.pod.curl(&["-X", "POST", "http://127.0.0.1:8080/well"])?;
     let (front, _sidecar) = mesh.client("frontend")?;
     let by_ip = front.curl(&[&format!("http://{}:8080/", order.pod.ip)])?;
     ensure!(by_ip.contains("sa/frontend"), "a call to the pod's address is mTLS too: {by_ip}");
@@ -330,5 +338,48 @@ fn own_address() -> Result<()> {
     }
     let answer = order.pod.curl(&[&format!("http://{}:8080/", order.pod.ip)])?;
     ensure!(answer.contains("order1"), "still serving: {answer}");
+    Ok(())
+}
+
+fn few_keys_move() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    let pod = mesh.pod("ten")?;
+    let servers: Vec<_> = (0..10).map(|i| pod.serve(8000 + i, &format!("s{i}"))).collect::<Result<_>>()?;
+    let policy = |balancer: &str, endpoints: u16| {
+        let list: String = (0..endpoints)
+            .map(|i| format!("  - {{address: {}, ports: {{http: {}}}}}\n", pod.ip, 8000 + i))
+            .collect();
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: ten}}\nspec:\n  hosts: [ten.test]\n  \
+             location: MESH_INTERNAL\n  resolution: STATIC\n  ports: [{{number: 80, name: http, protocol: HTTP}}]\n  \
+             endpoints:\n{list}---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: \
+             ten}}\nspec:\n  host: ten.test\n  trafficPolicy:\n    loadBalancer:\n      consistentHash:\n        \
+             httpHeaderName: user-id\n{balancer}"
+        )
+    };
+    let (front, _sidecar) = mesh.client("frontend")?;
+    for (name, balancer) in [("ring", ""), ("maglev", "        maglev: {tableSize: 65537}\n")] {
+        mesh.policy("ten.yaml", &policy(balancer, 10))?;
+        let map = |endpoints: usize| -> Result<HashMap<String, String>> {
+            wait_for("the endpoints", Duration::from_secs(15), || {
+                let plan = json!({
+                    "url": "http://ten.test/", "count": 400, "concurrency": 4, "vary": "user-id", "values": users(400),
+                });
+                let seen: BTreeSet<String> = by_user(&front.requests(&plan)?)?.into_values().collect();
+                ensure!(seen.len() == endpoints, "{name}: {seen:?}");
+                Ok(())
+            })?;
+            by_user(&front.requests(&json!({
+                "url": "http://ten.test/", "count": 10_000, "concurrency": 4, "vary": "user-id", "values": users(10_000),
+            }))?)
+        };
+        let before = map(10)?;
+        mesh.policy("ten.yaml", &policy(balancer, 9))?;
+        let after = map(9)?;
+        let moved = before.iter().filter(|(user, server)| after.get(*user) != Some(server)).count();
+        println!("{name}: {moved} of {} keys moved", before.len());
+        ensure!(moved <= 1500, "{name}: {moved} of {} keys moved", before.len());
+    }
+    drop(servers);
     Ok(())
 }
