@@ -4,15 +4,17 @@
 //! trust, or at the first contact by the root whose fingerprint the join token carries.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use hyper_util::rt::TokioIo;
 use rand::RngExt;
 use rustls_pki_types::ServerName;
+use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint};
 use weft_proto::v1::SignRequest;
 use weft_proto::v1::identity_client::IdentityClient;
@@ -28,6 +30,8 @@ pub struct Control {
     addresses: Vec<String>,
     next: AtomicUsize,
     token_file: Option<PathBuf>,
+    /// The connection that short questions share.
+    shared: Mutex<Option<Channel>>,
     /// Our credentials.
     pub identity: Arc<Identity>,
 }
@@ -35,7 +39,7 @@ pub struct Control {
 impl Control {
     /// `addresses`: `host:port` each, tried in turn.
     pub fn new(addresses: Vec<String>, token_file: Option<PathBuf>, identity: Arc<Identity>) -> Control {
-        Control { addresses, next: AtomicUsize::new(0), token_file, identity }
+        Control { addresses, next: AtomicUsize::new(0), token_file, shared: Mutex::default(), identity }
     }
 
     /// A connection with our certificate to the first control plane that answers, starting with the one that did last.
@@ -45,6 +49,39 @@ impl Control {
     pub async fn connect(&self) -> Result<Channel> {
         let tls = self.identity.valid()?.control();
         self.connect_with(tls).await
+    }
+
+    /// A connection that is shared and made anew when it broke: for questions, not for streams. It is made when it is
+    /// first used, so that this never waits; each time it is made it goes to the next control plane.
+    pub fn channel(self: &Arc<Self>) -> Channel {
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let channel = shared.get_or_insert_with(|| {
+            let control = self.clone();
+            let connector = tower::service_fn(move |_| {
+                let control = control.clone();
+                async move {
+                    let tls = control.identity.valid().map_err(std::io::Error::other)?.control();
+                    let result = open(control.address(), tls).await;
+                    if result.is_err() {
+                        control.next.fetch_add(1, Ordering::Relaxed);
+                    }
+                    result
+                }
+            });
+            endpoint().connect_with_connector_lazy(connector)
+        });
+        channel.clone()
+    }
+
+    /// The next [`Control::channel`] is another one, made with the certificate that we hold by then.
+    pub fn forget_channel(&self) {
+        *self.shared.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// The control plane that is asked first.
+    pub fn address(&self) -> &str {
+        let at = self.next.load(Ordering::Relaxed) % self.addresses.len().max(1);
+        self.addresses.get(at).map_or("", String::as_str)
     }
 
     async fn connect_with(&self, tls: Arc<rustls::ClientConfig>) -> Result<Channel> {
@@ -120,27 +157,32 @@ impl Control {
     }
 }
 
-async fn dial(address: &str, tls: Arc<rustls::ClientConfig>) -> Result<Channel> {
-    let (host, port) = address.rsplit_once(':').context("a control plane's address is host:port")?;
-    let port: u16 = port.parse().context("a control plane's address is host:port")?;
-    let host = host.trim_matches(['[', ']']).to_owned();
-    let endpoint = Endpoint::from_static("http://weft-control-plane")
+fn endpoint() -> Endpoint {
+    Endpoint::from_static("http://weft-control-plane")
         .connect_timeout(CONNECT_TIMEOUT)
         // A control plane that is cut off is noticed in seconds, not when the kernel gives up.
         .http2_keep_alive_interval(Duration::from_secs(5))
         .keep_alive_timeout(Duration::from_secs(5))
-        .keep_alive_while_idle(true);
+        .keep_alive_while_idle(true)
+}
+
+async fn open(address: &str, tls: Arc<rustls::ClientConfig>) -> std::io::Result<TokioIo<TlsStream<TcpStream>>> {
+    let split = address.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
+    let (host, port) = split.ok_or_else(|| std::io::Error::other("a control plane's address is host:port"))?;
+    let to = connect::resolve(host.trim_matches(['[', ']']), port).await?;
+    let stream = connect::tcp(to, connect::MARK_DELIVERY, CONNECT_TIMEOUT, None).await?;
+    // The name is not what identifies the control plane; its SPIFFE ID is (see `MeshVerifier`).
+    let name = ServerName::from(to.ip());
+    Ok(TokioIo::new(TlsConnector::from(tls).connect(name, stream).await?))
+}
+
+async fn dial(address: &str, tls: Arc<rustls::ClientConfig>) -> Result<Channel> {
+    let address = address.to_owned();
     let connector = tower::service_fn(move |_| {
-        let (host, tls) = (host.clone(), tls.clone());
-        async move {
-            let to = connect::resolve(&host, port).await?;
-            let stream = connect::tcp(to, connect::MARK_DELIVERY, CONNECT_TIMEOUT, None).await?;
-            // The name is not what identifies the control plane; its SPIFFE ID is (see `MeshVerifier`).
-            let name = ServerName::from(to.ip());
-            Ok::<_, std::io::Error>(TokioIo::new(TlsConnector::from(tls).connect(name, stream).await?))
-        }
+        let (address, tls) = (address.clone(), tls.clone());
+        async move { open(&address, tls).await }
     });
-    endpoint.connect_with_connector(connector).await.map_err(|e| {
+    endpoint().connect_with_connector(connector).await.map_err(|e| {
         // The cause is what helps: "invalid peer certificate", "connection refused".
         let mut text = e.to_string();
         let mut source = std::error::Error::source(&e);

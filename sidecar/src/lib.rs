@@ -5,8 +5,10 @@
 
 pub mod admin;
 pub mod ads;
+pub mod agent;
 pub mod body;
 pub mod call;
+pub mod checks;
 pub mod cluster;
 pub mod connect;
 pub mod control;

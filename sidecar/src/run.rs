@@ -13,10 +13,13 @@ use anyhow::{Context, Result};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::watch;
 use weft_core::names::normalise;
-use weft_proto::v1::{Hello, Instance};
+use weft_proto::v1::Hello;
 
 use crate::admin::{self, Pages};
 use crate::ads::{self, Introduction};
+use crate::agent::catalog::Catalog;
+use crate::agent::local::Local;
+use crate::agent::{Agent, definitions, entry};
 use crate::call::AccessLog;
 use crate::control::{Backoff, Control};
 use crate::dns::forward::Forwarder;
@@ -50,6 +53,15 @@ pub struct Config {
     /// What the service speaks: http, http2, grpc, tcp, tls; found out from the first bytes where it is not given.
     #[arg(long, requires = "service")]
     pub protocol: Option<String>,
+    /// Path that tells the service's health: 2xx is healthy. Without it the service is taken for healthy.
+    #[arg(long, requires = "port")]
+    pub health_path: Option<String>,
+    /// Seconds between looks at the health path.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub health_interval: u64,
+    /// Where Consul's HTTP API is served to this pod, or "off"; loopback only.
+    #[arg(long, default_value = "127.0.0.1:8500", value_parser = agent_api)]
+    pub agent_api: Listen,
     /// Label of this pod, key=value; repeatable.
     #[arg(long = "label", value_parser = key_value)]
     pub labels: Vec<(String, String)>,
@@ -128,6 +140,12 @@ impl std::str::FromStr for Listen {
     }
 }
 
+fn agent_api(text: &str) -> Result<Listen, String> {
+    let listen: Listen = text.parse()?;
+    // Whoever reaches it registers as this pod.
+    if listen.0.is_none_or(|a| a.ip().is_loopback()) { Ok(listen) } else { Err("only loopback is allowed".into()) }
+}
+
 fn key_value(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("a label is key=value")?;
     Ok((key.to_owned(), value.to_owned()))
@@ -151,6 +169,8 @@ pub struct Sidecar {
     pub proxy: Arc<Proxy>,
     /// What is registered from this pod.
     pub registrations: Arc<Registrations>,
+    /// Its services and checks, and Consul's API.
+    pub agent: Arc<Agent>,
     config: Config,
 }
 
@@ -225,6 +245,14 @@ pub fn start(config: Config) -> Result<Sidecar> {
     start_workers(&proxy, &config, listeners)?;
 
     let (registrations, session) = session::new();
+    let agent = Arc::new(Agent {
+        local: Local::new(registrations.clone()),
+        catalog: Catalog::new(control.clone()),
+        node: node.clone(),
+        towards: control.address().parse().unwrap_or(ELSEWHERE),
+    });
+    tokio::spawn(agent.local.clone().report());
+    serve_agent_api(&agent, config.agent_api)?;
     let reconnect = watch::Sender::new(0u64);
     let introduction = Introduction { node: node.clone(), labels: labels.clone() };
     let hello = Hello {
@@ -243,7 +271,7 @@ pub fn start(config: Config) -> Result<Sidecar> {
         control.keep_renewed(move || reconnect.send_modify(|n| *n += 1)).await;
     });
     tokio::spawn(housekeeping(proxy.clone()));
-    Ok(Sidecar { proxy, registrations, config })
+    Ok(Sidecar { proxy, registrations, agent, config })
 }
 
 impl Sidecar {
@@ -256,26 +284,28 @@ impl Sidecar {
 
     /// Registers the service of the command line, where there is one. It is announced once there is a control plane.
     pub async fn register(&self) {
-        let (Some(service), Some(port)) = (&self.config.service, self.config.port) else { return };
-        let protocol = self.config.protocol.iter().map(|p| ("protocol".to_owned(), p.clone()));
-        let instance = Instance {
-            service_id: format!("{service}-{port}"),
-            service: service.clone(),
-            port: u32::from(port),
-            meta: protocol.collect(),
-            ..Default::default()
-        };
+        let (Some(name), Some(port)) = (&self.config.service, self.config.port) else { return };
         self.registrations.wait_connected(Duration::from_secs(5)).await;
-        match self.registrations.register(instance).await {
-            Ok(()) => tracing::info!(service, port, "registered"),
-            Err(e) => tracing::error!(service, "registration refused: {e}"),
+        match self.register_command_line(name, port).await {
+            Ok(()) => tracing::info!(service = name, port, "registered"),
+            Err(e) => tracing::error!(service = name, "registration refused: {e}"),
         }
+    }
+
+    async fn register_command_line(&self, name: &str, port: u16) -> Result<(), String> {
+        let service = entry::command_line_service(name, port, self.config.protocol.as_deref());
+        let interval = Duration::from_secs(self.config.health_interval);
+        let id = &service.instance.service_id;
+        let check = self.config.health_path.as_ref();
+        let check = check.map(|path| definitions::health_path(id, name, port, path, interval)).transpose()?;
+        self.agent.local.register_command_line(service, check).await.map_err(|refused| refused.text)
     }
 
     /// Takes this pod out of the mesh and waits until nobody calls it any more, within the configured limits.
     pub async fn drain(&self) {
         let limit = Instant::now() + Duration::from_secs(self.config.drain_limit);
         self.proxy.draining.send_replace(true);
+        self.agent.local.close();
         let wait = Duration::from_secs(self.config.drain_acks.min(self.config.drain_limit));
         let (acknowledged, subscribers) = self.registrations.deregister_all(wait).await;
         tracing::info!(acknowledged, subscribers, "deregistered");
@@ -303,6 +333,21 @@ impl Sidecar {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
+}
+
+/// An address that is nobody's, to find out from which of ours the world is reached.
+const ELSEWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 9);
+
+fn serve_agent_api(agent: &Arc<Agent>, at: Listen) -> Result<()> {
+    let Some(address) = at.0 else { return Ok(()) };
+    match bind(address) {
+        Ok(listener) => {
+            tokio::spawn(agent.clone().serve(tokio::net::TcpListener::from_std(listener)?));
+        }
+        // A Consul agent, most likely: the application may go on using it.
+        Err(e) => tracing::warn!("no agent API: {e:#} (--agent-api takes another address, or off)"),
+    }
+    Ok(())
 }
 
 async fn join(control: &Control) {

@@ -1,0 +1,296 @@
+//! Reading what Consul's clients really send: keys in any case and in snake case, null for absent, durations as Go's
+//! strings or as nanoseconds, no or the wrong content type.
+//!
+//! Serde's derive knows none of this, and its errors name Rust's types; so a body is taken apart field by field, and what
+//! is left over is known to be unknown.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde_json::Value;
+
+/// The fields of one JSON object, each taken once. What is wrong is said in the words of the field's name.
+pub struct Fields {
+    what: &'static str,
+    values: BTreeMap<String, (String, Value)>,
+}
+
+impl Fields {
+    /// The fields of a body; an empty body has none.
+    ///
+    /// # Errors
+    /// When it is not a JSON object.
+    pub fn of_body(what: &'static str, body: &[u8]) -> Result<Fields, String> {
+        if body.trim_ascii().is_empty() {
+            return Ok(Fields { what, values: BTreeMap::new() });
+        }
+        let value = serde_json::from_slice(body).map_err(|e| format!("Request decode error: {e}"))?;
+        Fields::of(what, value)
+    }
+
+    /// The fields of a value.
+    ///
+    /// # Errors
+    /// When it is not an object.
+    pub fn of(what: &'static str, value: Value) -> Result<Fields, String> {
+        let Value::Object(map) = value else {
+            return Err(format!("Request decode error: {what} is to be an object, not {value}"));
+        };
+        let present = map.into_iter().filter(|(_, value)| !value.is_null());
+        Ok(Fields { what, values: present.map(|(key, value)| (plain(&key), (key, value))).collect() })
+    }
+
+    fn take(&mut self, key: &str) -> Option<Value> {
+        self.values.remove(key).map(|(_, value)| value)
+    }
+
+    fn wrong<T>(&self, key: &str, expected: &str, found: &Value) -> Result<T, String> {
+        Err(format!("Request decode error: {} of {} is to be {expected}, not {found}", key, self.what))
+    }
+
+    /// A text; absent: empty.
+    ///
+    /// # Errors
+    /// When it is something else.
+    pub fn text(&mut self, key: &str) -> Result<String, String> {
+        match self.take(key) {
+            None => Ok(String::new()),
+            Some(Value::String(text)) => Ok(text),
+            Some(other) => self.wrong(key, "a string", &other),
+        }
+    }
+
+    /// A whole number; absent: 0.
+    ///
+    /// # Errors
+    /// When it is something else, or negative.
+    pub fn number(&mut self, key: &str) -> Result<u32, String> {
+        match self.take(key) {
+            None => Ok(0),
+            Some(value) => match value.as_u64().and_then(|n| u32::try_from(n).ok()) {
+                Some(number) => Ok(number),
+                None => self.wrong(key, "a whole number", &value),
+            },
+        }
+    }
+
+    /// True or false; absent: false.
+    ///
+    /// # Errors
+    /// When it is something else.
+    pub fn flag(&mut self, key: &str) -> Result<bool, String> {
+        match self.take(key) {
+            None => Ok(false),
+            Some(Value::Bool(flag)) => Ok(flag),
+            Some(other) => self.wrong(key, "true or false", &other),
+        }
+    }
+
+    /// A duration; absent or empty: zero.
+    ///
+    /// # Errors
+    /// When it is neither one of Go's strings nor a number of nanoseconds.
+    pub fn duration(&mut self, key: &str) -> Result<Duration, String> {
+        let expected = "a duration such as \"10s\" or a number of nanoseconds";
+        match self.take(key) {
+            None => Ok(Duration::ZERO),
+            Some(Value::String(text)) if text.is_empty() => Ok(Duration::ZERO),
+            Some(Value::String(text)) => match go_duration(&text) {
+                Some(duration) => Ok(duration),
+                None => self.wrong(key, expected, &Value::String(text)),
+            },
+            Some(value) => match value.as_u64() {
+                Some(nanoseconds) => Ok(Duration::from_nanos(nanoseconds)),
+                None => self.wrong(key, expected, &value),
+            },
+        }
+    }
+
+    /// A list of texts; absent: empty.
+    ///
+    /// # Errors
+    /// When it is something else.
+    pub fn texts(&mut self, key: &str) -> Result<Vec<String>, String> {
+        let Some(value) = self.take(key) else { return Ok(Vec::new()) };
+        let texts = value.as_array().map(|all| all.iter().map(|v| v.as_str().map(str::to_owned)).collect());
+        match texts {
+            Some(Some(texts)) => Ok(texts),
+            _ => self.wrong(key, "a list of strings", &value),
+        }
+    }
+
+    /// A map whose keys keep their case; absent: empty.
+    ///
+    /// # Errors
+    /// When it is something else.
+    pub fn map(&mut self, key: &str) -> Result<BTreeMap<String, Value>, String> {
+        match self.take(key) {
+            None => Ok(BTreeMap::new()),
+            Some(Value::Object(map)) => Ok(map.into_iter().collect()),
+            Some(other) => self.wrong(key, "an object", &other),
+        }
+    }
+
+    /// A map of texts; absent: empty.
+    ///
+    /// # Errors
+    /// When it is something else.
+    pub fn text_map(&mut self, key: &str) -> Result<BTreeMap<String, String>, String> {
+        let mut texts = BTreeMap::new();
+        for (name, value) in self.map(key)? {
+            match value {
+                Value::String(text) => drop(texts.insert(name, text)),
+                other => return self.wrong(&format!("{key}.{name}"), "a string", &other),
+            }
+        }
+        Ok(texts)
+    }
+
+    /// An object within; absent: none.
+    ///
+    /// # Errors
+    /// When it is something else.
+    pub fn object(&mut self, key: &str, what: &'static str) -> Result<Option<Fields>, String> {
+        self.take(key).map(|value| Fields::of(what, value)).transpose()
+    }
+
+    /// A list of objects; absent: empty.
+    ///
+    /// # Errors
+    /// When it is something else.
+    pub fn objects(&mut self, key: &str, what: &'static str) -> Result<Vec<Fields>, String> {
+        match self.take(key) {
+            None => Ok(Vec::new()),
+            Some(Value::Array(all)) => {
+                all.into_iter().filter(|v| !v.is_null()).map(|value| Fields::of(what, value)).collect()
+            }
+            Some(other) => self.wrong(key, "a list", &other),
+        }
+    }
+
+    /// Whether a field holds more than Go's zero value, which clients send for what they do not mean. It is taken.
+    pub fn means(&mut self, key: &str) -> bool {
+        match self.take(key) {
+            None | Some(Value::Null | Value::Bool(false)) => false,
+            Some(Value::String(text)) => !text.is_empty(),
+            Some(Value::Array(all)) => !all.is_empty(),
+            Some(Value::Object(all)) => !all.is_empty(),
+            Some(Value::Number(number)) => number.as_f64() != Some(0.0),
+            Some(Value::Bool(true)) => true,
+        }
+    }
+
+    /// Whether nothing is left.
+    pub fn is_empty(&self) -> bool {
+        self.values.is_empty()
+    }
+
+    /// Says in the log what nobody took.
+    pub fn finish(self) {
+        let unknown: Vec<&str> = self.values.values().map(|(name, _)| name.as_str()).collect();
+        if !unknown.is_empty() {
+            tracing::warn!("agent API: {} has fields that are not used here: {}", self.what, unknown.join(", "));
+        }
+    }
+}
+
+/// A key as it is looked up: `enable_tag_override`, `EnableTagOverride` and `enabletagoverride` are one.
+fn plain(key: &str) -> String {
+    key.chars().filter(|c| *c != '_').map(|c| c.to_ascii_lowercase()).collect()
+}
+
+/// A duration as Go writes it: `1h30m`, `1.5s`, `100ms`, `0`. Negative ones are none here.
+pub fn go_duration(text: &str) -> Option<Duration> {
+    let text = text.strip_prefix('+').unwrap_or(text);
+    if text == "0" {
+        return Some(Duration::ZERO);
+    }
+    let mut rest = text;
+    let mut total = Duration::ZERO;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let number: f64 = rest[..digits].parse().ok()?;
+        rest = &rest[digits..];
+        let unit = rest.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(rest.len());
+        let seconds = match &rest[..unit] {
+            "ns" => 1e-9,
+            "us" | "µs" | "μs" => 1e-6,
+            "ms" => 1e-3,
+            "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            _ => return None,
+        };
+        total = total.checked_add(Duration::try_from_secs_f64(number * seconds).ok()?)?;
+        rest = &rest[unit..];
+    }
+    (!text.is_empty()).then_some(total)
+}
+
+/// True or false as Go reads it.
+pub fn go_bool(text: &str) -> Option<bool> {
+    match text {
+        "1" | "t" | "T" | "TRUE" | "true" | "True" => Some(true),
+        "0" | "f" | "F" | "FALSE" | "false" | "False" => Some(false),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_in_any_case_and_null_is_absent() {
+        let body = br#"{"name":"a","EnableTagOverride":true,"tagged_addresses":{"LAN_x":"1"},"ID":null,"Nonsense":1}"#;
+        let mut fields = Fields::of_body("a service", body).unwrap();
+        assert_eq!(fields.text("name").unwrap(), "a");
+        assert!(fields.flag("enabletagoverride").unwrap());
+        assert_eq!(fields.text("id").unwrap(), "");
+        assert_eq!(fields.text_map("taggedaddresses").unwrap()["LAN_x"], "1", "data keeps its case");
+        assert!(!fields.is_empty(), "the unknown one is left");
+        assert!(Fields::of_body("a service", b" ").unwrap().is_empty());
+        for bad in [&b"[1]"[..], b"{", b"\"x\""] {
+            assert!(Fields::of_body("a service", bad).is_err());
+        }
+        let mut fields = Fields::of_body("a service", br#"{"port":"80","tags":[1],"meta":{"a":1}}"#).unwrap();
+        assert_eq!(
+            fields.number("port").unwrap_err(),
+            "Request decode error: port of a service is to be a whole number, not \"80\""
+        );
+        assert!(fields.texts("tags").is_err() && fields.text_map("meta").is_err());
+    }
+
+    #[test]
+    fn durations_as_go_has_them() {
+        for (text, ms) in [
+            ("10s", 10_000),
+            ("1h30m", 5_400_000),
+            ("1.5s", 1500),
+            ("100ms", 100),
+            ("0", 0),
+            ("1500us", 1),
+            (".5s", 500),
+        ] {
+            assert_eq!(go_duration(text).map(|d| d.as_millis()), Some(ms), "{text}");
+        }
+        for bad in ["", "10", "s", "-1s", "1x", "1 s", "1s2", "..s", "9999999999999999999h"] {
+            assert_eq!(go_duration(bad), None, "{bad}");
+        }
+        let mut fields = Fields::of_body("a check", br#"{"interval":10000000000,"timeout":"","ttl":true}"#).unwrap();
+        assert_eq!(fields.duration("interval").unwrap(), Duration::from_secs(10));
+        assert_eq!(fields.duration("timeout").unwrap(), Duration::ZERO);
+        assert!(fields.duration("ttl").is_err());
+    }
+
+    #[test]
+    fn zero_values_mean_nothing() {
+        let body = br#"{"a":"","b":[],"c":{},"d":0,"e":false,"f":"x","g":1}"#;
+        let mut fields = Fields::of_body("a check", body).unwrap();
+        for (key, means) in
+            [("a", false), ("b", false), ("c", false), ("d", false), ("e", false), ("f", true), ("g", true)]
+        {
+            assert_eq!(fields.means(key), means, "{key}");
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! One registered service and one registered check, as [`super::local`] keeps them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::time::Instant;
+use weft_proto::v1::{self, Instance};
+
+use super::definitions::Service;
+use crate::checks::state::{State, Tell};
+use crate::checks::{Definition, Kind};
+
+/// A registered service.
+#[derive(Debug, Clone)]
+pub struct Held {
+    /// The service.
+    pub service: Service,
+    /// Registered by `--service`, not by the API.
+    pub command_line: bool,
+}
+
+/// A registered check.
+pub struct Entry {
+    /// As registered.
+    pub definition: Arc<Definition>,
+    /// How it fares.
+    pub state: State,
+    /// Runs it, and ends with the entry.
+    pub task: Task,
+}
+
+/// Ends with its check.
+pub struct Task(pub tokio::task::AbortHandle);
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Entry {
+    /// As the mesh has it.
+    pub fn wire(&self) -> v1::Check {
+        wire(&self.definition, &self.state)
+    }
+
+    /// Whether somebody has taken the service out of use by it.
+    pub fn is_maintenance(&self) -> bool {
+        matches!(self.definition.kind, Kind::Maintenance)
+    }
+
+    /// The check, if the mesh must hear of it now; taken as told.
+    pub fn due(&mut self, now: Instant) -> Option<v1::Check> {
+        match self.state.tell() {
+            Tell::No => None,
+            Tell::At(at) if at > now => None,
+            Tell::At(_) | Tell::Now => {
+                self.state.told(now);
+                Some(self.wire())
+            }
+        }
+    }
+}
+
+/// The state that a check begins with.
+pub fn new_state(definition: &Definition, now: Instant) -> State {
+    let ttl = match definition.kind {
+        Kind::Ttl(ttl) => Some(ttl),
+        _ => None,
+    };
+    State::new(definition.initial, definition.thresholds, ttl, now)
+}
+
+/// Whether two registrations are of one endpoint.
+pub fn is_same(a: &Service, b: &Service) -> bool {
+    a.instance.port == b.instance.port && a.instance.service.eq_ignore_ascii_case(&b.instance.service)
+}
+
+/// A check as the mesh has it.
+pub fn wire(definition: &Definition, state: &State) -> v1::Check {
+    let text = |d: Duration| if d.is_zero() { String::new() } else { format!("{}s", d.as_secs_f64()) };
+    v1::Check {
+        check_id: definition.id.clone(),
+        name: definition.name.clone(),
+        status: state.status().as_str().into(),
+        output: state.output().to_owned(),
+        notes: definition.notes.clone(),
+        r#type: definition.kind.as_str().into(),
+        service_id: definition.service_id.clone(),
+        interval: text(definition.interval),
+        timeout: text(definition.timeout),
+    }
+}
+
+/// The service of the command line.
+pub fn command_line_service(service: &str, port: u16, protocol: Option<&str>) -> Service {
+    let protocol = protocol.map(|p| ("protocol".to_owned(), p.to_owned()));
+    Service {
+        instance: Instance {
+            service_id: format!("{service}-{port}"),
+            service: service.to_owned(),
+            port: u32::from(port),
+            meta: protocol.into_iter().collect(),
+            ..Default::default()
+        },
+        warning_weight: 1,
+        tagged_addresses: Value::Object(Default::default()),
+    }
+}

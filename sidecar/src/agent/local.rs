@@ -1,0 +1,445 @@
+//! What is registered in this pod and how it fares: the one place where the agent's services and checks change.
+//!
+//! The control plane is asked first: what it refuses is not taken here either. Writers take turns, so that it hears of
+//! changes in the order in which they were made; a probe's result never waits for one, it is marked and told later.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use http::StatusCode;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+use weft_proto::v1;
+
+use super::definitions::Service;
+use super::entry::{Entry, Held, Task, is_same, new_state, wire};
+use super::refused::Refused;
+use crate::checks::state::{State, Status, Tell, Thresholds};
+use crate::checks::{self, Definition, Kind, Sink};
+use crate::session::Registrations;
+
+/// Services of one agent, and checks.
+const LIMIT: usize = 1000;
+/// Longest wait until callers have acknowledged that an instance is gone; an application that ends after that is missed
+/// by nobody.
+const ACK_WAIT: Duration = Duration::from_secs(2);
+/// How often output that may wait, and services that have been critical too long, are looked at.
+const TICK: Duration = Duration::from_secs(15);
+/// Consul's words where no reason is given.
+const NO_REASON: &str =
+    "Maintenance mode is enabled for this service, but no reason was provided. This is a default message.";
+
+#[derive(Default)]
+struct Registered {
+    services: BTreeMap<String, Held>,
+    checks: BTreeMap<String, Entry>,
+    /// Checks whose status the mesh has not heard of.
+    dirty: BTreeSet<String>,
+}
+
+/// The agent's services and checks.
+pub struct Local {
+    registrations: Arc<Registrations>,
+    held: Mutex<Registered>,
+    writer: tokio::sync::Mutex<()>,
+    wake: Notify,
+    changed: watch::Sender<u64>,
+    closed: AtomicBool,
+}
+
+impl Local {
+    /// Nothing registered yet. [`Local::report`] is to be spawned.
+    pub fn new(registrations: Arc<Registrations>) -> Arc<Local> {
+        Arc::new(Local {
+            registrations,
+            held: Mutex::default(),
+            writer: tokio::sync::Mutex::default(),
+            wake: Notify::new(),
+            changed: watch::Sender::new(0),
+            closed: AtomicBool::new(false),
+        })
+    }
+
+    /// The pod is being shut down: nothing is registered any more.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
+    }
+
+    /// Counts changes.
+    pub fn changed(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// The registered services.
+    pub fn services(&self) -> Vec<Service> {
+        self.lock().services.values().map(|held| held.service.clone()).collect()
+    }
+
+    /// One of them.
+    pub fn service(&self, id: &str) -> Result<Service, Refused> {
+        let held = self.lock();
+        held.services.get(id).map(|held| held.service.clone()).ok_or_else(|| Refused::unknown_service(id))
+    }
+
+    /// The registered checks as the mesh has them.
+    pub fn checks(&self) -> Vec<v1::Check> {
+        self.lock().checks.values().map(Entry::wire).collect()
+    }
+
+    /// Registers the service of the command line, unless the application has registered itself by now.
+    ///
+    /// # Errors
+    /// The control plane's reason for refusing it.
+    pub async fn register_command_line(
+        self: &Arc<Self>,
+        service: Service,
+        check: Option<Definition>,
+    ) -> Result<(), Refused> {
+        let writing = self.writer.lock().await;
+        let same = self.lock().services.values().any(|held| is_same(&held.service, &service));
+        if same {
+            tracing::info!(service = service.instance.service, "registered by the application already");
+            return Ok(());
+        }
+        self.put(&writing, Held { service, command_line: true }, check.into_iter().collect(), false).await
+    }
+
+    /// Registers a service or changes it. Checks that it had and `checks` does not name stay, unless `replace_checks`.
+    ///
+    /// # Errors
+    /// The control plane's reason for refusing it, or ours.
+    pub async fn register(
+        self: &Arc<Self>,
+        mut service: Service,
+        mut checks: Vec<Definition>,
+        replace_checks: bool,
+    ) -> Result<(), Refused> {
+        let writing = self.writer.lock().await;
+        // The same port given on the command line is the same endpoint: this registration says more of it.
+        let replaced = {
+            let held = self.lock();
+            let found = held.services.values().find(|held| held.command_line && is_same(&held.service, &service));
+            found.map(|found| {
+                let id = found.service.instance.service_id.clone();
+                let protocol = found.service.instance.meta.get("protocol").cloned();
+                let own = held.checks.values().filter(|e| e.definition.service_id == id);
+                let own: Vec<Definition> = own.map(|e| Definition::clone(&e.definition)).collect();
+                (id, protocol, own)
+            })
+        };
+        let id = service.instance.service_id.clone();
+        // Where it says nothing of protocol and health, what the command line said of them stays.
+        if let Some((old, protocol, old_checks)) = &replaced {
+            if let Some(protocol) = protocol {
+                service.instance.meta.entry("protocol".into()).or_insert_with(|| protocol.clone());
+            }
+            if checks.is_empty() && *old != id {
+                let moved = |check: &Definition| Definition {
+                    id: format!("service:{id}"),
+                    service_id: id.clone(),
+                    ..check.clone()
+                };
+                checks.extend(old_checks.iter().filter(|c| !matches!(c.kind, Kind::Maintenance)).map(moved));
+            }
+        }
+        self.put(&writing, Held { service, command_line: false }, checks, replace_checks).await?;
+        if let Some((old, ..)) = replaced.filter(|(old, ..)| *old != id) {
+            self.remove(&old);
+            self.registrations.deregister(&old, Duration::ZERO).await;
+        }
+        Ok(())
+    }
+
+    async fn put(
+        self: &Arc<Self>,
+        _writing: &tokio::sync::MutexGuard<'_, ()>,
+        new: Held,
+        checks: Vec<Definition>,
+        replace_checks: bool,
+    ) -> Result<(), Refused> {
+        if self.closed.load(Ordering::Relaxed) {
+            let text = "this pod is being shut down; nothing can be registered any more";
+            return Err(Refused::new(StatusCode::SERVICE_UNAVAILABLE, text));
+        }
+        let id = new.service.instance.service_id.clone();
+        let now = Instant::now();
+        let given: BTreeMap<String, Definition> = checks.into_iter().map(|c| (c.id.clone(), c)).collect();
+        let mut instance = new.service.instance.clone();
+        let (mut fresh, gone) = {
+            let mut held = self.lock();
+            let more = given.keys().filter(|id| !held.checks.contains_key(*id)).count();
+            if held.checks.len() + more > LIMIT || (!held.services.contains_key(&id) && held.services.len() >= LIMIT) {
+                return Err(Refused::bad(format!("one agent holds {LIMIT} services and {LIMIT} checks at most")));
+            }
+            if let Some(other) =
+                given.keys().find(|c| held.checks.get(*c).is_some_and(|e| e.definition.service_id != id))
+            {
+                return Err(Refused::bad(format!("the check ID {other:?} is in use by another service")));
+            }
+            let own = held.checks.values().filter(|e| e.definition.service_id == id);
+            let (stay, gone): (Vec<_>, Vec<_>) =
+                own.partition(|e| given.contains_key(&e.definition.id) || !replace_checks || e.is_maintenance());
+            instance.checks = stay.iter().filter(|e| !given.contains_key(&e.definition.id)).map(|e| e.wire()).collect();
+            let gone: Vec<String> = gone.iter().map(|e| e.definition.id.clone()).collect();
+            let mut fresh = Vec::new();
+            for (check_id, definition) in given {
+                match held.checks.get_mut(&check_id) {
+                    // Left running: else one who registers every few seconds would never be probed.
+                    Some(entry) if *entry.definition == definition => {
+                        entry.state.rearm(now);
+                        instance.checks.push(entry.wire());
+                    }
+                    old => {
+                        let mut state = new_state(&definition, now);
+                        if let Some(old) = old {
+                            state.resume(&old.state);
+                        }
+                        instance.checks.push(wire(&definition, &state));
+                        state.told(now);
+                        fresh.push((definition, state));
+                    }
+                }
+            }
+            (fresh, gone)
+        };
+        self.registrations.register(instance).await.map_err(Refused::upstream)?;
+        let mut held = self.lock();
+        held.services.insert(id, new);
+        for gone in gone {
+            held.checks.remove(&gone);
+        }
+        for (definition, mut state) in fresh.drain(..) {
+            if let Some(old) = held.checks.get(&definition.id) {
+                // A result may have come meanwhile.
+                state.resume(&old.state);
+            }
+            self.start(&mut held, definition, state);
+        }
+        drop(held);
+        self.touch();
+        Ok(())
+    }
+
+    /// Takes a service back.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub async fn deregister(&self, id: &str) -> Result<(), Refused> {
+        let _writing = self.writer.lock().await;
+        if !self.remove(id) {
+            return Err(Refused::unknown_service(id));
+        }
+        self.registrations.deregister(id, ACK_WAIT).await;
+        Ok(())
+    }
+
+    /// Removes a service and its checks here.
+    fn remove(&self, id: &str) -> bool {
+        let mut held = self.lock();
+        let there = held.services.remove(id).is_some();
+        if there {
+            held.checks.retain(|_, entry| entry.definition.service_id != id);
+        }
+        drop(held);
+        self.touch();
+        there
+    }
+
+    /// Registers a check of a service, or of the node, or changes it.
+    ///
+    /// # Errors
+    /// When there is no such service, or too many checks.
+    pub async fn register_check(self: &Arc<Self>, definition: Definition) -> Result<(), Refused> {
+        let _writing = self.writer.lock().await;
+        let now = Instant::now();
+        let (check, moved) = {
+            let mut held = self.lock();
+            if !definition.service_id.is_empty() && !held.services.contains_key(&definition.service_id) {
+                let text = format!("ServiceID {:?} does not exist", definition.service_id);
+                return Err(Refused::new(StatusCode::NOT_FOUND, text));
+            }
+            let mut state = new_state(&definition, now);
+            let mut moved = None;
+            if let Some(old) = held.checks.get(&definition.id) {
+                if old.definition.service_id == definition.service_id {
+                    state.resume(&old.state);
+                } else {
+                    moved = Some(old.wire());
+                }
+            } else if held.checks.len() >= LIMIT {
+                return Err(Refused::bad(format!("one agent holds {LIMIT} checks at most")));
+            }
+            state.told(now);
+            let check = wire(&definition, &state);
+            match held.checks.get_mut(&definition.id) {
+                Some(old) if *old.definition == definition => old.state.rearm(now),
+                _ => self.start(&mut held, definition, state),
+            }
+            (check, moved)
+        };
+        if let Some(moved) = moved {
+            self.registrations.check(moved, true).await;
+        }
+        self.registrations.check(check, false).await;
+        self.touch();
+        Ok(())
+    }
+
+    /// Takes a check back.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub async fn deregister_check(&self, id: &str) -> Result<(), Refused> {
+        let _writing = self.writer.lock().await;
+        let gone = self.lock().checks.remove(id).ok_or_else(|| Refused::unknown_check(id))?;
+        self.registrations.check(gone.wire(), true).await;
+        self.touch();
+        Ok(())
+    }
+
+    /// Takes the application's report on a TTL check.
+    ///
+    /// # Errors
+    /// When there is none of that id.
+    pub async fn report_ttl(&self, id: &str, status: Status, output: String) -> Result<(), Refused> {
+        let _writing = self.writer.lock().await;
+        let check = {
+            let mut held = self.lock();
+            let entry = held.checks.get_mut(id).ok_or_else(|| Refused::unknown_check(id))?;
+            let now = Instant::now();
+            if !entry.state.reported(status, output, now) {
+                let text = format!("CheckID {id:?} does not have associated TTL");
+                return Err(Refused::bad(text));
+            }
+            entry.due(now)
+        };
+        if let Some(check) = check {
+            self.registrations.check(check, false).await;
+        }
+        self.touch();
+        Ok(())
+    }
+
+    /// Takes a service out of use for `reason`, or with `None` back in.
+    ///
+    /// # Errors
+    /// When there is none of that id.
+    pub async fn maintenance(self: &Arc<Self>, service_id: &str, reason: Option<&str>) -> Result<(), Refused> {
+        self.service(service_id)?;
+        let id = format!("_service_maintenance:{service_id}");
+        let there = self.lock().checks.contains_key(&id);
+        match reason {
+            // Consul leaves the first reason.
+            Some(_) if there => Ok(()),
+            None if !there => Ok(()),
+            None => self.deregister_check(&id).await,
+            Some(reason) => {
+                let notes = if reason.is_empty() { NO_REASON } else { reason };
+                self.register_check(Definition {
+                    id,
+                    name: "Service Maintenance Mode".into(),
+                    notes: notes.into(),
+                    service_id: service_id.to_owned(),
+                    kind: Kind::Maintenance,
+                    interval: Duration::ZERO,
+                    timeout: Duration::ZERO,
+                    initial: Status::Critical,
+                    thresholds: Thresholds::default(),
+                    deregister_after: None,
+                })
+                .await
+            }
+        }
+    }
+
+    /// Tells the mesh what checks found, and takes back services that have been critical too long, for ever.
+    pub async fn report(self: Arc<Self>) {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = self.wake.notified() => {}
+                _ = tick.tick() => self.reap().await,
+            }
+            let dirty = std::mem::take(&mut self.lock().dirty);
+            for id in dirty {
+                let _writing = self.writer.lock().await;
+                let check = self.lock().checks.get_mut(&id).and_then(|entry| entry.due(Instant::now()));
+                if let Some(check) = check {
+                    self.registrations.check(check, false).await;
+                }
+            }
+        }
+    }
+
+    async fn reap(&self) {
+        let now = Instant::now();
+        let dead: BTreeSet<String> = {
+            let mut held = self.lock();
+            let waiting = held.checks.iter().filter(|(_, entry)| entry.state.tell() != Tell::No);
+            let waiting: Vec<String> = waiting.map(|(id, _)| id.clone()).collect();
+            held.dirty.extend(waiting);
+            let dead = held.checks.values().filter(|entry| {
+                entry.definition.deregister_after.is_some_and(|limit| entry.state.critical_for(limit, now))
+            });
+            dead.map(|entry| entry.definition.service_id.clone()).filter(|id| !id.is_empty()).collect()
+        };
+        for id in dead {
+            tracing::warn!(service_id = id, "critical for too long: deregistering it");
+            // Its owner may have been faster.
+            let _ = self.deregister(&id).await;
+        }
+    }
+
+    fn start(self: &Arc<Self>, held: &mut Registered, definition: Definition, state: State) {
+        let definition = Arc::new(definition);
+        let (local, run) = (self.clone(), definition.clone());
+        let task = tokio::spawn(async move { checks::run(&run, &*local).await });
+        let task = Task(task.abort_handle());
+        if state.tell() == Tell::Now {
+            held.dirty.insert(definition.id.clone());
+            self.wake.notify_one();
+        }
+        held.checks.insert(definition.id.clone(), Entry { definition, state, task });
+    }
+
+    fn touch(&self) {
+        self.changed.send_modify(|n| *n += 1);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Registered> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Sink for Local {
+    fn probed(&self, check_id: &str, status: Status, output: String) {
+        self.update(check_id, |state| state.probed(status, output, Instant::now()));
+    }
+
+    fn expire(&self, check_id: &str) -> Option<Instant> {
+        self.update(check_id, |state| state.expire(Instant::now()));
+        self.lock().checks.get(check_id).and_then(|entry| entry.state.due())
+    }
+}
+
+impl Local {
+    fn update(&self, check_id: &str, change: impl FnOnce(&mut State)) {
+        let mut held = self.lock();
+        let Some(entry) = held.checks.get_mut(check_id) else { return };
+        let before = entry.state.status();
+        change(&mut entry.state);
+        let after = entry.state.status();
+        if before != after {
+            // The first line says it; bodies can be pages.
+            let output: String = entry.state.output().lines().next().unwrap_or_default().chars().take(200).collect();
+            tracing::info!(check_id, output, "a check went from {} to {}", before.as_str(), after.as_str());
+        }
+        if entry.state.tell() == Tell::Now {
+            held.dirty.insert(check_id.to_owned());
+            self.wake.notify_one();
+        }
+    }
+}

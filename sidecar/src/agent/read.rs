@@ -1,0 +1,180 @@
+//! Answers to reads: of the mesh by way of the catalog, and of this agent.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue, Response, StatusCode, header};
+use serde_json::{Value, json};
+use weft_proto::v1::CatalogInstance;
+
+use super::catalog::{Found, Question};
+use super::refused::Refused;
+use super::route::Query;
+use super::{Agent, Answered, shapes};
+
+/// `health/service/:name`
+pub async fn health_service(agent: &Agent, name: &str, query: &Query) -> Result<Answered, Refused> {
+    let passing = query.passing().map_err(Refused::bad)?;
+    let found = instances(agent, name, query).await?;
+    let serves = |i: &&CatalogInstance| !passing || shapes::all_checks(i).all(|c| c.status == "passing");
+    let items = selected(&found, query).filter(serves).map(shapes::health_item);
+    Ok(indexed(&Value::Array(items.collect()), &found, query))
+}
+
+/// `health/checks/:name`
+pub async fn health_checks(agent: &Agent, name: &str, query: &Query) -> Result<Answered, Refused> {
+    let found = instances(agent, name, query).await?;
+    let items = selected(&found, query).flat_map(shapes::service_checks);
+    Ok(indexed(&Value::Array(items.collect()), &found, query))
+}
+
+/// `catalog/service/:name`
+pub async fn catalog_service(agent: &Agent, name: &str, query: &Query) -> Result<Answered, Refused> {
+    let found = instances(agent, name, query).await?;
+    let items = selected(&found, query).map(shapes::catalog_item);
+    Ok(indexed(&Value::Array(items.collect()), &found, query))
+}
+
+/// `catalog/services`
+pub async fn catalog_services(agent: &Agent, query: &Query) -> Result<Answered, Refused> {
+    let found = services(agent, query).await?;
+    let none = query.has("node-meta");
+    let items = found.answer.services.iter().filter(|_| !none).map(|s| (s.name.clone(), json!(s.tags)));
+    Ok(indexed(&Value::Object(items.collect()), &found, query))
+}
+
+/// `catalog/nodes`: the nodes of all services, and this one.
+pub async fn catalog_nodes(agent: &Agent, query: &Query) -> Result<Answered, Refused> {
+    let found = services(agent, query).await?;
+    let mut nodes = BTreeMap::from([(agent.node.clone(), agent.address())]);
+    for service in &found.answer.services {
+        let instances = agent.catalog.ask(Question::Instances(service.name.clone()), None).await?;
+        let of = instances.answer.instances.iter().map(|i| (i.node.clone(), i.node_address.clone()));
+        nodes.extend(of);
+    }
+    let none = query.has("node-meta");
+    let items = nodes.iter().filter(|_| !none).map(|(name, address)| shapes::node(name, address));
+    Ok(indexed(&Value::Array(items.collect()), &found, query))
+}
+
+/// `agent/services`
+pub fn agent_services(agent: &Agent, query: &Query) -> Answered {
+    let services = agent.local.services();
+    let items = services.iter().map(|s| (s.instance.service_id.clone(), shapes::agent_service(s)));
+    json_answer(&Value::Object(items.collect()), query)
+}
+
+/// `agent/service/:id`, which blocks on a hash instead of an index.
+pub async fn agent_service(agent: &Agent, id: &str, query: &Query) -> Result<Answered, Refused> {
+    let known = query.value("hash").filter(|hash| !hash.is_empty());
+    let wait = Query::parse(&format!("index=1&wait={}", query.value("wait").unwrap_or_default()));
+    let wait = wait.block().map_err(Refused::bad)?.map_or(Duration::ZERO, |(_, wait)| wait);
+    let end = tokio::time::Instant::now() + wait;
+    let mut changed = agent.local.changed();
+    loop {
+        let item = shapes::agent_service(&agent.local.service(id)?);
+        let hash = shapes::short_hash(item.to_string().as_bytes());
+        let waited = known != Some(hash.as_str())
+            || !tokio::time::timeout_at(end, changed.changed()).await.is_ok_and(|open| open.is_ok());
+        if waited {
+            let mut item = item;
+            if let Some(map) = item.as_object_mut() {
+                map.insert("ContentHash".into(), json!(hash));
+            }
+            let mut answer = json_answer(&item, query);
+            set(&mut answer, "x-consul-contenthash", &hash);
+            return Ok(answer);
+        }
+    }
+}
+
+/// `agent/checks`
+pub fn agent_checks(agent: &Agent, query: &Query) -> Answered {
+    let services = agent.local.services();
+    let items = agent.local.checks().into_iter().map(|check| {
+        let of = services.iter().find(|s| s.instance.service_id == check.service_id);
+        let (name, tags) = of.map_or(("", &[][..]), |s| (&s.instance.service, &s.instance.tags));
+        (check.check_id.clone(), shapes::check(&agent.node, &check, name, tags, (0, 0)))
+    });
+    json_answer(&Value::Object(items.collect()), query)
+}
+
+async fn instances(agent: &Agent, name: &str, query: &Query) -> Result<Found, Refused> {
+    in_scope(query)?;
+    let block = query.block().map_err(Refused::bad)?;
+    agent.catalog.ask(Question::Instances(name.to_owned()), block).await
+}
+
+async fn services(agent: &Agent, query: &Query) -> Result<Found, Refused> {
+    in_scope(query)?;
+    let block = query.block().map_err(Refused::bad)?;
+    agent.catalog.ask(Question::Services, block).await
+}
+
+/// What would change the answer and is not supported is refused: an answer that ignored it would be wrong.
+fn in_scope(query: &Query) -> Result<(), Refused> {
+    if let Some(dc) = query.value("dc").filter(|dc| !dc.is_empty() && *dc != shapes::DATACENTER) {
+        tracing::debug!(dc, "a query for another datacenter");
+        return Err(Refused::new(StatusCode::INTERNAL_SERVER_ERROR, "No path to datacenter"));
+    }
+    for key in ["filter", "peer", "sg"] {
+        if query.value(key).is_some_and(|value| !value.is_empty()) {
+            return Err(Refused::bad(format!("the query parameter {key:?} is not supported yet")));
+        }
+    }
+    for key in ["ns", "partition"] {
+        if query.value(key).is_some_and(|value| !value.is_empty() && value != "default") {
+            let text = format!("Invalid query parameter: {key:?} - the token decides the namespace that is read");
+            return Err(Refused::bad(text));
+        }
+    }
+    Ok(())
+}
+
+/// Instances that have every tag asked for.
+fn selected<'a>(found: &'a Found, query: &'a Query) -> impl Iterator<Item = &'a CatalogInstance> {
+    // No node has metadata.
+    let none = query.has("node-meta");
+    found.answer.instances.iter().filter(move |found| {
+        let tags = found.instance.as_ref().map_or(&[][..], |i| &i.tags);
+        !none && query.values("tag").all(|wanted| tags.iter().any(|tag| tag.eq_ignore_ascii_case(wanted)))
+    })
+}
+
+/// An answer with the headers of Consul's indexed reads.
+fn indexed(body: &Value, found: &Found, query: &Query) -> Answered {
+    let mut answer = json_answer(body, query);
+    index_headers(&mut answer, found.answer.index, query);
+    if let Some(age) = found.age {
+        set(&mut answer, "x-cache", "HIT");
+        set(&mut answer, "age", &age.as_secs().to_string());
+    }
+    answer
+}
+
+/// Adds them; they are due on refusals too, where a client takes their absence for a broken server.
+pub fn index_headers(answer: &mut Answered, index: u64, query: &Query) {
+    let consistency = match (query.has("stale"), query.has("consistent")) {
+        (true, _) => "stale",
+        (_, true) => "consistent",
+        _ => "leader",
+    };
+    set(answer, "x-consul-index", &index.max(1).to_string());
+    set(answer, "x-consul-knownleader", "true");
+    set(answer, "x-consul-lastcontact", "0");
+    set(answer, "x-consul-effective-consistency", consistency);
+}
+
+/// An answer of JSON.
+pub fn json_answer(body: &Value, query: &Query) -> Answered {
+    let text = if query.has("pretty") { format!("{body:#}\n") } else { body.to_string() };
+    let mut answer = Response::new(text.into());
+    answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    answer
+}
+
+fn set(answer: &mut Answered, name: &'static str, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
+        answer.headers_mut().insert(HeaderName::from_static(name), value);
+    }
+}
