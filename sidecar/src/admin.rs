@@ -96,7 +96,10 @@ fn page(proxy: &Proxy, pages: Pages, request: &Request<Incoming>) -> Response<Fu
 async fn probe_application(declared: &[String], probe: &str) -> Response<Full<Bytes>> {
     if !declared.iter().any(|d| d == probe) {
         let known = declared.iter().map(|d| format!("/app-health/{d}\n")).collect::<String>();
-        return text(StatusCode::NOT_FOUND, format!("this probe is not declared (--app-probe); declared are:\n{known}"));
+        return text(
+            StatusCode::NOT_FOUND,
+            format!("this probe is not declared (--app-probe); declared are:\n{known}"),
+        );
     }
     let (port, path) = probe.split_once('/').unwrap_or((probe, ""));
     let asking = async {

@@ -209,7 +209,11 @@ pub fn start(config: Config) -> Result<Sidecar> {
         inbound: Arc::default(),
         outbound: Arc::default(),
         ports: Default::default(),
-        settings: Settings { allow_any: config.outbound_traffic == OutboundPolicy::AllowAny, workload: own, probes: config.app_probes.clone() },
+        settings: Settings {
+            allow_any: config.outbound_traffic == OutboundPolicy::AllowAny,
+            workload: own,
+            probes: config.app_probes.clone(),
+        },
         draining: watch::Sender::new(false),
     });
 

@@ -24,6 +24,8 @@ lock = threading.Lock()
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    # Head and body are two writes: without this the second waits for the first one's acknowledgement, 40 ms at times.
+    disable_nagle_algorithm = True
 
     def setup(self):
         self.connection_number = next(connections)

@@ -1,5 +1,6 @@
 //! Scenarios: each starts a mesh of real processes in network namespaces and looks at it from outside.
 
+mod agent;
 mod limits;
 mod protocols;
 mod traffic;
@@ -17,7 +18,7 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // Each is several processes on few cores: in turn, so that times mean something.
     arguments.test_threads = Some(1);
-    let trials = [traffic::all(), protocols::all(), limits::all(), trouble::all()].concat();
+    let trials = [traffic::all(), protocols::all(), limits::all(), agent::all(), trouble::all()].concat();
     let trials = trials
         .into_iter()
         .map(|(name, scenario)| Trial::test(name, move || scenario().map_err(|e| Failed::from(format!("{e:#}")))));

@@ -107,7 +107,7 @@ pub fn binary(name: &str) -> Result<PathBuf> {
 }
 
 /// Python packages that scenarios use: each set in a virtual environment of its own, kept beside the build.
-const PYTHONS: [(&str, &[&str]); 1] = [("grpc", &["grpcio==1.85.1"])];
+const PYTHONS: [(&str, &[&str]); 2] = [("grpc", &["grpcio==1.85.1"]), ("consul", &["python-consul==1.1.0"])];
 
 /// Makes the virtual environments that are missing. Outside the namespaces, from where no registry is reached.
 fn install_pythons() -> Result<()> {
@@ -268,6 +268,24 @@ impl Pod {
         let script = tests_dir().join("apps/client.py");
         let out = self.run("python3", &[&script.to_string_lossy(), &plan.to_string()])?;
         Ok(serde_json::from_str(&out)?)
+    }
+
+    /// One request to `url` for each value of a header, by one curl process: who served each (`x-served-by`).
+    ///
+    /// # Errors
+    /// When curl fails, or one was not answered by an application.
+    pub fn served_by_header(&self, url: &str, header: &str, values: &[String]) -> Result<Vec<String>> {
+        let one = |value: &String| {
+            format!(
+                "url = \"{url}\"\nheader = \"{header}: {value}\"\noutput = /dev/null\nwrite-out = \"%header{{x-served-by}}\\n\"\n"
+            )
+        };
+        let plan = self.dir.join(format!("{}-curl", self.name));
+        std::fs::write(&plan, values.iter().map(one).collect::<Vec<_>>().join("next\n"))?;
+        let out = self.run("curl", &["-sS", "-K", &plan.to_string_lossy()])?;
+        let servers: Vec<String> = out.lines().map(str::to_owned).collect();
+        ensure!(servers.len() == values.len() && servers.iter().all(|s| !s.is_empty()), "some had no answer");
+        Ok(servers)
     }
 
     /// Starts the many-requests client and returns at once.

@@ -1,0 +1,135 @@
+//! The sidecar as the pod's Consul agent, with the real python-consul, and health checks it makes.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+use weft_tests::{Mesh, python_of, served_by, statuses, tests_dir, wait_for};
+
+use crate::Scenario;
+
+pub(crate) fn all() -> Vec<Scenario> {
+    vec![
+        ("python_consul_in_three_pods_with_one_service_id", three_pods),
+        ("python_consul_uses_the_whole_agent", whole_agent),
+        ("health_decides_who_is_called", health),
+        ("exec_runs_a_command_in_the_mesh", exec),
+    ]
+}
+
+fn three_pods() -> Result<()> {
+    let python = python_of("consul")?;
+    let script = tests_dir().join("clients/register.py").to_string_lossy().into_owned();
+    let mesh = Mesh::start(&[])?;
+    let mut held = Vec::new();
+    let mut ips = Vec::new();
+    for name in ["order1", "order2", "order3"] {
+        let pod = mesh.pod(name)?;
+        let app = pod.serve(8080, name)?;
+        let sidecar = mesh.sidecar(&pod, "order-service", &[])?;
+        mesh.redirect(&pod)?;
+        let seen = pod.run(&python, &[&script, &pod.ip])?;
+        ensure!(seen.contains(&format!("{} 8080", pod.ip)), "it finds itself: {seen}");
+        ips.push(pod.ip.clone());
+        held.push((pod, app, sidecar));
+    }
+    let status = mesh.status();
+    let registered = status.lines().filter(|l| l.contains(" healthy ") && l.contains(" order-1 on ")).count();
+    ensure!(registered == 3, "three instances of one id:\n{status}");
+    ensure!(status.contains("version=v1"), "the tag v1 is a version:\n{status}");
+    let (front, _sidecar) = mesh.client("frontend")?;
+    let services = front.curl(&["http://127.0.0.1:8500/v1/health/service/order-service?passing"])?;
+    let services: serde_json::Value = serde_json::from_str(&services)?;
+    let services = services.as_array().context("no array")?;
+    ensure!(services.len() == 3, "{services:?}");
+    for service in services {
+        // A call to the address that it returns is mTLS, and measured.
+        let (ip, port) = (&service["Service"]["Address"], &service["Service"]["Port"]);
+        let url = format!("http://{}:{port}/", ip.as_str().context("no address")?);
+        let answer = front.curl(&["-f", &url])?;
+        ensure!(answer.contains("sa/frontend"), "{url}: {answer}");
+    }
+    let metrics = front.curl(&["http://127.0.0.1:15020/metrics"])?;
+    let service = "destination_service=\"order-service.default.svc.cluster.local\"";
+    ensure!(metrics.lines().any(|l| l.starts_with("istio_requests_total") && l.contains(service)), "{metrics}");
+    Ok(())
+}
+
+fn whole_agent() -> Result<()> {
+    let python = python_of("consul")?;
+    let mesh = Mesh::start(&[])?;
+    let pod = mesh.pod("order1")?;
+    let _sidecar = mesh.sidecar(&pod, "order-service", &[])?;
+    mesh.redirect(&pod)?;
+    let script = tests_dir().join("clients/python_consul.py").to_string_lossy().into_owned();
+    let out = pod.run(&python, &[&script, &pod.ip])?;
+    print!("{out}");
+    Ok(())
+}
+
+fn health() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    let check = ["--health-path", "/health", "--health-interval", "1"];
+    let _a = mesh.instance("order1", "order-service", 8080, &check)?;
+    let b = mesh.instance("order2", "order-service", 8080, &check)?;
+    let (front, _sidecar) = mesh.client("frontend")?;
+    let vip = mesh.vip("order-service")?;
+    let plan = json!({"url": format!("http://{vip}/"), "count": 40, "headers": {"Host": "order-service"}});
+    let both = |wanted: bool| {
+        wait_for("health", Duration::from_secs(20), || {
+            let results = front.requests(&plan)?;
+            ensure!(statuses(&results).len() == 1, "{:?}", statuses(&results));
+            let second = served_by(&results).iter().any(|s| s == "order2");
+            ensure!(second == wanted, "order2 is called: {second}");
+            Ok(())
+        })
+    };
+    both(true)?;
+    b.pod.curl(&["-X", "POST", "http://127.0.0.1:8080/sick"])?;
+    both(false)?;
+    ensure!(mesh.status().contains("unhealthy"), "{}", mesh.status());
+    b.pod.curl(&["-X", "POST", "http://127.0.0.1:8080/well"])?;
+    both(true)?;
+    // The application alone dies: its checks fail, callers fail over meanwhile.
+    b.app.signal("KILL")?;
+    both(false)
+}
+
+fn exec() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    let pod = mesh.pod("order1")?;
+    let token = mesh.token("order-service")?.to_string_lossy().into_owned();
+    let server = tests_dir().join("apps/server.py").to_string_lossy().into_owned();
+    let control = format!("{}:15012", mesh.center.ip);
+    let sidecar = weft_tests::binary("weft-sidecar")?;
+    let data = format!("/run/exec-{}", pod.name);
+    let common = ["--control-plane", &control, "--token-file", &token, "--data-dir", &data];
+    let args = [
+        &["exec"][..],
+        &common,
+        &["--service", "order-service", "--port", "8080", "--redirect", "--", "python3", &server, "8080", "order1"],
+    ]
+    .concat();
+    let mut process = pod.spawn("exec", &sidecar, &args)?;
+    mesh.wait_healthy(&pod.ip)?;
+    let (front, _sidecar) = mesh.client("frontend")?;
+    let vip = mesh.vip("order-service")?;
+    let url = format!("http://{vip}/sleep/700");
+    let answer = front.curl(&["-f", "-H", "Host: order-service", &format!("http://{vip}/")])?;
+    ensure!(answer.contains("sa/frontend"), "{answer}");
+    // Sidecar and application end together, and the request in progress is still answered.
+    let load =
+        front.requests_meanwhile(&json!({"url": url, "method": "POST", "headers": {"Host": "order-service"}}))?;
+    std::thread::sleep(Duration::from_millis(300));
+    process.signal("TERM")?;
+    ensure!(statuses(&load.results()?).contains_key(&200), "the request in progress was cut off");
+    let code = process.wait(Duration::from_secs(20))?;
+    ensure!(code == 128 + 15, "the command died of SIGTERM: {code}\n{}", process.output());
+    // A command that ends by itself takes the sidecar along, with its exit code.
+    let args = [&["exec"][..], &common, &["--service", "order-service", "--port", "8080", "--", "sh", "-c", "exit 7"]]
+        .concat();
+    let mut process = pod.spawn("exec-2", &sidecar, &args)?;
+    let code = process.wait(Duration::from_secs(20))?;
+    ensure!(code == 7, "{code}\n{}", process.output());
+    Ok(())
+}
