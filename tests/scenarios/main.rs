@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use libtest_mimic::{Arguments, Failed, Trial};
 
 fn main() -> ExitCode {
-    if let Err(e) = weft_tests::enter() {
+    if let Err(e) = weft_tests::install_pythons().and_then(|()| weft_tests::enter()) {
         eprintln!("scenarios cannot run here: {e:#}");
         return ExitCode::FAILURE;
     }

@@ -4,6 +4,7 @@
 //! touched and all of it is gone when the process ends. Works as root, and through a user namespace without.
 
 use std::collections::HashMap;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -31,7 +32,7 @@ pub fn enter() -> Result<()> {
         run("ip", &["link", "set", "lo", "up"])?;
         return Ok(());
     }
-    for tool in ["unshare", "ip", "nft", "curl", "python3", "mount"] {
+    for tool in ["unshare", "setpriv", "ip", "nft", "curl", "python3", "mount"] {
         let found = Command::new("sh").args(["-c", &format!("command -v {tool}")]).stdout(Stdio::null()).status()?;
         ensure!(found.success(), "{tool} is missing: run `make install`");
     }
@@ -49,9 +50,28 @@ pub fn enter() -> Result<()> {
             String::from_utf8_lossy(&works.stderr).trim()
         );
     }
-    install_pythons()?;
-    let status = unshare.arg(std::env::current_exe()?).args(std::env::args_os().skip(1)).env(INSIDE, "1").status()?;
-    std::process::exit(status.code().unwrap_or(1));
+    // In our place, so that signals reach the one that has something to clean up.
+    let failed = unshare.arg(std::env::current_exe()?).args(std::env::args_os().skip(1)).env(INSIDE, "1").exec();
+    Err(failed).context("cannot run unshare")
+}
+
+/// Names a name server in every pod's `/etc/resolv.conf`, where the sidecar's redirection catches queries to it.
+///
+/// # Errors
+/// When the file cannot be covered.
+pub fn name_server(address: &str) -> Result<()> {
+    let text = format!("nameserver {address}\n");
+    let file = Path::new("/etc/resolv.conf");
+    if file.exists() {
+        let ours = "/run/resolv.conf";
+        std::fs::write(ours, text)?;
+        return run("mount", &["--bind", ours, "/etc/resolv.conf"]).map(drop);
+    }
+    // A link into `/run`, which is empty here and ours to fill.
+    let target = Path::new("/etc").join(std::fs::read_link(file).context("there is no /etc/resolv.conf")?);
+    std::fs::create_dir_all(target.parent().context("no folder")?)?;
+    std::fs::write(target, text)?;
+    Ok(())
 }
 
 /// Runs a command to its end.
@@ -109,8 +129,14 @@ pub fn binary(name: &str) -> Result<PathBuf> {
 /// Python packages that scenarios use: each set in a virtual environment of its own, kept beside the build.
 const PYTHONS: [(&str, &[&str]); 2] = [("grpc", &["grpcio==1.85.1"]), ("consul", &["python-consul==1.1.0"])];
 
-/// Makes the virtual environments that are missing. Outside the namespaces, from where no registry is reached.
-fn install_pythons() -> Result<()> {
+/// Makes the virtual environments that are missing. To be called before [`enter`]: inside no registry is reached.
+///
+/// # Errors
+/// When a package is not to be had.
+pub fn install_pythons() -> Result<()> {
+    if std::env::var_os(INSIDE).is_some() {
+        return Ok(());
+    }
     for (name, packages) in PYTHONS {
         let venv = venv(name)?;
         let python = venv.join("bin/python").to_string_lossy().into_owned();
@@ -207,8 +233,9 @@ pub struct Pod {
 impl Pod {
     /// A command inside the pod.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.netns]).arg(program);
+        // It ends with us, however we end; and an interrupt from the terminal is ours to handle.
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "ip", "netns", "exec", &self.netns]).arg(program).process_group(0);
         command
     }
 
