@@ -99,6 +99,9 @@ fn connections(shop: &mut Shop) -> Result<()> {
         ensure!(most(&answers) > 2, "{} requests a connection", most(&answers));
         Ok(most(&answers))
     });
+    if let Err(e) = &without {
+        println!("  {e:#}");
+    }
     shop.report.claim(
         without.is_ok(),
         &format!("without the line, connections are reused: {} requests on one", without.unwrap_or(0)),

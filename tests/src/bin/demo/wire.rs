@@ -32,7 +32,7 @@ impl Capture {
         }
         let file = PathBuf::from("/run/demo.pcap");
         let (name, filter) = (file.to_string_lossy(), format!("tcp and host {} and host {}", a.ip, b.ip));
-        let args = ["-i", "br0", "-U", "-s0", "-Z", "root", "-w", &*name, &filter];
+        let args = ["-i", "br0", "--immediate-mode", "-U", "-s0", "-Z", "root", "-w", &*name, &filter];
         let process = mesh.center.spawn("tcpdump", "tcpdump", &args)?;
         wait_for("tcpdump", Duration::from_secs(10), || {
             ensure!(process.output().contains("listening on"), "{}", process.output());
