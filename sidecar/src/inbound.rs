@@ -310,7 +310,9 @@ async fn request_to_application(caller: &Arc<Caller>, mut request: Request<Incom
     let client_version = parts.version;
     ensure_request_id(&mut parts.headers);
     let mut record = caller.record(&parts, start);
-    let (cluster, endpoint) = caller.proxy.ports.delivery(caller.to, caller.policy.as_deref());
+    // As the policy is now, not as it was when the connection came: a kept connection may outlive many policies.
+    let inbound = caller.proxy.directory.snapshot().inbound.clone();
+    let (cluster, endpoint) = caller.proxy.ports.delivery(caller.to, inbound.as_deref());
     record.cluster = Some(cluster.config.name.clone());
     record.upstream = Some(endpoint.key.clone());
     let grpc = is_grpc(&parts.headers);
