@@ -99,6 +99,9 @@ fn connections(shop: &mut Shop) -> Result<()> {
         ensure!(most(&answers) > 2, "{} requests a connection", most(&answers));
         Ok(most(&answers))
     });
+    if let Err(e) = &without {
+        println!("  {e:#}");
+    }
     shop.report.claim(
         without.is_ok(),
         &format!("without the line, connections are reused: {} requests on one", without.unwrap_or(0)),
@@ -170,7 +173,7 @@ fn identities(shop: &mut Shop) -> Result<()> {
     shop.report
         .claim(certificate.contains(caller) && certificate.contains(own), "it names the caller's identity and its own");
     let Some(capture) = capture else {
-        println!("  (tcpdump is not installed: the bytes on the wire are not looked at)");
+        println!("  (without tcpdump, the bytes on the wire are not looked at)");
         return Ok(());
     };
     let seen = capture.end()?;
