@@ -173,7 +173,7 @@ fn identities(shop: &mut Shop) -> Result<()> {
     shop.report
         .claim(certificate.contains(caller) && certificate.contains(own), "it names the caller's identity and its own");
     let Some(capture) = capture else {
-        println!("  (tcpdump is not installed: the bytes on the wire are not looked at)");
+        println!("  (without tcpdump, the bytes on the wire are not looked at)");
         return Ok(());
     };
     let seen = capture.end()?;
