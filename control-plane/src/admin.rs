@@ -173,6 +173,9 @@ impl Admin for AdminService {
             }
             world.version()
         });
+        for service in services.values_mut() {
+            service.instances.sort_by(|a, b| a.address.cmp(&b.address));
+        }
         Ok(Response::new(v1::StatusReply {
             world_version: version,
             sidecars: self.discovery.status(),

@@ -312,6 +312,13 @@ async fn request_to_application(caller: &Arc<Caller>, mut request: Request<Incom
     let mut record = caller.record(&parts, start);
     // As the policy is now, not as it was when the connection came: a kept connection may outlive many policies.
     let inbound = caller.proxy.directory.snapshot().inbound.clone();
+    // A connection that came while plaintext was allowed does not outlive that.
+    let strict = inbound.as_ref().is_some_and(|i| i.mode_for(caller.to.port()) == MtlsMode::Strict);
+    if strict && caller.id.is_none() {
+        caller.proxy.metrics.plaintext_refused.inc();
+        let policy = inbound.as_ref().map(|i| i.policy.to_string()).unwrap_or_default();
+        return caller.local(record, &Reason::PlaintextRefused, &policy, &parts.headers, true);
+    }
     let (cluster, endpoint) = caller.proxy.ports.delivery(caller.to, inbound.as_deref());
     record.cluster = Some(cluster.config.name.clone());
     record.upstream = Some(endpoint.key.clone());

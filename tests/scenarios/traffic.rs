@@ -240,6 +240,9 @@ fn mtls() -> Result<()> {
     ensure!(!bytes.windows(9).any(|w| w == b"swordfish"), "the secret went over the wire in clear");
     drop(capture);
 
+    // A plaintext connection that is open when STRICT comes does not outlive it.
+    let kept = outside.requests_meanwhile(&json!({"url": url, "seconds": 5}))?;
+    std::thread::sleep(Duration::from_secs(1));
     mesh.policy(
         "strict.yaml",
         "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: default}\nspec: {mtls: {mode: STRICT}}\n",
@@ -253,6 +256,9 @@ fn mtls() -> Result<()> {
         );
         Ok(())
     })?;
+    let kept = kept.results()?;
+    ensure!(kept.first().is_some_and(|r| r["status"] == 200), "{:?}", kept.first());
+    ensure!(kept.last().is_some_and(|r| r["status"] == 403), "{:?}", kept.last());
     let answer = front.curl(&["-H", "Host: order-service", &vip_url])?;
     ensure!(answer.contains(client), "mesh calls go on: {answer}");
     // The application's own probe of its address, and its sidecar's pages, still work.
