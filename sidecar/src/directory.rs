@@ -23,6 +23,8 @@ use crate::cluster::ClusterView;
 
 /// Longest wait of a request for an answer about an unknown name.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(1);
+/// And about a virtual IP: it can be passed on to nobody, so that nothing is lost by waiting.
+const VIRTUAL_LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 /// "There is no such name" is believed for this long; its creation is told at once.
 const ABSENT_FOR: Duration = Duration::from_secs(30);
 /// A name that nobody used for this long is dropped.
@@ -122,7 +124,8 @@ impl Directory {
             return Lookup::Unknown;
         }
         // Time-out and loss of the connection are both "unknown".
-        let _ = tokio::time::timeout(LOOKUP_TIMEOUT, answer).await;
+        let limit = if name.starts_with("240.240.") { VIRTUAL_LOOKUP_TIMEOUT } else { LOOKUP_TIMEOUT };
+        let _ = tokio::time::timeout(limit, answer).await;
         self.known(name).unwrap_or(Lookup::Unknown)
     }
 
