@@ -24,7 +24,7 @@ use weft_core::headers::{Context, HeaderOps};
 use weft_core::limits::Overflow;
 use weft_core::names;
 use weft_core::outcome::Outcome;
-use weft_core::policy::{H2Upgrade, LoadBalancer, Protocol};
+use weft_core::policy::{H2Upgrade, Protocol};
 use weft_core::reply::{Reason, is_grpc};
 use weft_core::request::RequestView;
 use weft_core::retry::RetryPolicy;
@@ -808,9 +808,4 @@ fn unknown_pair(proxy: &Proxy) -> Pair {
         service_namespace: unknown,
         mtls: false,
     }
-}
-
-/// Whether a cluster hashes: its balancer then wants the connection's source for TCP too.
-pub fn hashes(cluster: &ClusterView) -> bool {
-    matches!(cluster.config.load_balancer, LoadBalancer::RingHash { .. } | LoadBalancer::Maglev { .. })
 }

@@ -120,7 +120,7 @@ pub struct Document {
     pub file: String,
     /// Line of its first field.
     pub line: u32,
-    /// Age: of two that claim the same, the smaller wins. From `creationTimestamp` (Unix milliseconds) where given, else
+    /// Age: of two that claim the same, the smaller wins. From `creationTimestamp` (Unix seconds) where given, else
     /// what the source sets; ties go by namespace and name.
     pub created: u64,
 }
