@@ -37,12 +37,15 @@ struct Args {
 
 fn main() -> Result<()> {
     let args = Args::parse();
+    // On a thread of its own, which drops what it cannot write in time: a slow disk or a pipe that nobody reads must hold
+    // up no sidecar. The guard writes what is left at the end.
+    let (log, _guard) = tracing_appender::non_blocking(std::io::stderr());
     tracing_subscriber::fmt()
         .with_env_filter(
             tracing_subscriber::EnvFilter::try_from_env("WEFT_LOG")
                 .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),
         )
-        .with_writer(std::io::stderr)
+        .with_writer(log)
         .init();
     let config = Config {
         data_dir: args.data_dir,

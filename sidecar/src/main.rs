@@ -39,12 +39,15 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> Result<ExitCode> {
+    // On a thread of its own, which drops what it cannot write in time: a slow disk or a pipe that nobody reads must hold
+    // up neither traffic nor answers about names. The guard writes what is left at the end.
+    let (log, _guard) = tracing_appender::non_blocking(std::io::stderr());
     tracing_subscriber::fmt()
         .with_env_filter(
             tracing_subscriber::EnvFilter::try_from_env("WEFT_LOG")
                 .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),
         )
-        .with_writer(std::io::stderr)
+        .with_writer(log)
         .init();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let result = match args.command {

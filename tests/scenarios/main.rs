@@ -19,10 +19,15 @@ fn main() -> ExitCode {
     // Each is several processes on few cores: in turn, so that times mean something.
     arguments.test_threads = Some(1);
     let trials = [traffic::all(), protocols::all(), limits::all(), agent::all(), trouble::all()].concat();
-    let trials = trials
-        .into_iter()
-        .map(|(name, scenario)| Trial::test(name, move || scenario().map_err(|e| Failed::from(format!("{e:#}")))));
+    let trials = trials.into_iter().map(|(name, scenario)| Trial::test(name, move || run(scenario)));
     libtest_mimic::run(&arguments, trials.collect()).exit_code()
+}
+
+/// A failure comes with the ends of the logs: it may not happen again.
+fn run(scenario: fn() -> anyhow::Result<()>) -> Result<(), Failed> {
+    let result = scenario();
+    let logs = weft_tests::take_logs();
+    result.map_err(|e| Failed::from(format!("{e:#}\n{logs}")))
 }
 
 /// A named scenario.

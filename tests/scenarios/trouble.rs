@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use serde_json::json;
-use weft_tests::{Mesh, served_by, statuses, wait_for};
+use weft_tests::{Mesh, binary, served_by, statuses, wait_for};
 
 use crate::Scenario;
 use crate::traffic::ORDER_POLICY;
@@ -18,6 +18,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         ("strangers_are_refused_and_told_why", strangers),
         ("sigterm_fails_no_request", sigterm),
         ("certificates_rotate_under_traffic", rotation),
+        ("a_log_that_nobody_reads_stops_nothing", unread_log),
     ]
 }
 
@@ -175,5 +176,20 @@ fn rotation() -> Result<()> {
     let failed: Vec<_> = results.iter().filter(|r| r["status"] != 200).take(3).collect();
     ensure!(failed.is_empty(), "of {} requests some failed: {failed:?}", results.len());
     ensure!(certificate()? != before, "the certificate is the same");
+    Ok(())
+}
+
+fn unread_log() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    let _order = mesh.instance("order1", "order-service", 8080, &[])?;
+    let front = mesh.pod("frontend")?;
+    let args = mesh.sidecar_args(&front, "frontend", &["--workload", "frontend", "--access-log", "-"])?;
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let (_sidecar, _unread) = front.spawn_unread(binary("weft-sidecar")?, &args)?;
+    mesh.wait_ready(&front)?;
+    mesh.redirect(&front)?;
+    let url = format!("http://{}/", mesh.vip("order-service")?);
+    let counts = statuses(&front.requests(&json!({"url": url, "count": 100, "headers": {"Host": "order-service"}}))?);
+    ensure!(counts == HashMap::from([(200, 100)]), "{counts:?}");
     Ok(())
 }

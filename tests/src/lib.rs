@@ -277,6 +277,32 @@ impl Pod {
         Ok(Process { child, log })
     }
 
+    /// As [`Pod::spawn`], with a full pipe for what it prints: every write waits for as long as the reader that is
+    /// returned too is kept and not read.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn spawn_unread(
+        &self,
+        program: impl AsRef<std::ffi::OsStr>,
+        args: &[&str],
+    ) -> Result<(Process, std::io::PipeReader)> {
+        let (reader, mut writer) = std::io::pipe()?;
+        let flags = rustix::fs::fcntl_getfl(&writer)?;
+        rustix::fs::fcntl_setfl(&writer, flags | rustix::fs::OFlags::NONBLOCK)?;
+        while std::io::Write::write(&mut writer, b"\n").is_ok() {}
+        rustix::fs::fcntl_setfl(&writer, flags)?;
+        let child = self
+            .command(program)
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(writer.try_clone()?)
+            .stderr(writer)
+            .spawn()
+            .with_context(|| format!("cannot start a process in {}", self.name))?;
+        Ok((Process { child, log: PathBuf::new() }, reader))
+    }
+
     /// curl with these arguments: what it printed.
     ///
     /// # Errors
@@ -515,11 +541,18 @@ impl Mesh {
     /// When it is not within ten seconds.
     pub fn sidecar(&self, pod: &Pod, account: &str, args: &[&str]) -> Result<Process> {
         let process = self.sidecar_unready(pod, account, args)?;
-        wait_for("the sidecar", Duration::from_secs(10), || {
-            pod.curl(&["-f", "http://127.0.0.1:15021/healthz/ready"])
-                .map_err(|e| e.context(std::fs::read_to_string(&process.log).unwrap_or_default()))
-        })?;
+        self.wait_ready(pod).map_err(|e| e.context(process.output()))?;
         Ok(process)
+    }
+
+    /// Waits until the sidecar of a pod is ready.
+    ///
+    /// # Errors
+    /// When it is not within ten seconds.
+    pub fn wait_ready(&self, pod: &Pod) -> Result<()> {
+        wait_for("the sidecar", Duration::from_secs(10), || {
+            pod.curl(&["-f", "http://127.0.0.1:15021/healthz/ready"]).map(drop)
+        })
     }
 
     /// Starts a sidecar in a pod and returns at once.
@@ -527,6 +560,16 @@ impl Mesh {
     /// # Errors
     /// When it cannot be started.
     pub fn sidecar_unready(&self, pod: &Pod, account: &str, args: &[&str]) -> Result<Process> {
+        let all = self.sidecar_args(pod, account, args)?;
+        let all: Vec<&str> = all.iter().map(String::as_str).collect();
+        pod.spawn("sidecar", binary("weft-sidecar")?, &all)
+    }
+
+    /// The command line of a pod's sidecar, `args` last.
+    ///
+    /// # Errors
+    /// When there is no token for it.
+    pub fn sidecar_args(&self, pod: &Pod, account: &str, args: &[&str]) -> Result<Vec<String>> {
         let token = self.token(account)?.to_string_lossy().into_owned();
         let data = self.dir.path().join(format!("sidecar-{}", pod.name)).to_string_lossy().into_owned();
         let control = format!("{}:15012", self.center.ip);
@@ -535,7 +578,7 @@ impl Mesh {
             all.extend(["--data-dir", &data]);
         }
         all.extend(args);
-        pod.spawn("sidecar", binary("weft-sidecar")?, &all)
+        Ok(all.into_iter().map(str::to_owned).collect())
     }
 
     /// Redirects a pod's traffic to its sidecar.
@@ -598,22 +641,33 @@ impl Mesh {
     }
 }
 
+thread_local! {
+    static LOGS: std::cell::RefCell<String> = const { std::cell::RefCell::new(String::new()) };
+}
+
+/// The ends of the logs of this thread's meshes, since the last call: what a scenario that failed has to tell.
+pub fn take_logs() -> String {
+    LOGS.take()
+}
+
+/// Lines of each log that are kept for a scenario that fails.
+const LOG_LINES: usize = 40;
+
 impl Drop for Mesh {
     fn drop(&mut self) {
-        if std::thread::panicking() || std::env::var_os("WEFT_TESTS_LOGS").is_some() {
-            for log in std::fs::read_dir(self.dir.path()).into_iter().flatten().flatten() {
-                if log.path().extension().is_some_and(|e| e == "log") {
-                    let text = std::fs::read_to_string(log.path()).unwrap_or_default();
-                    let tail: Vec<&str> = text.lines().rev().take(15).collect();
-                    let name = log.file_name();
-                    eprintln!(
-                        "--- {}\n{}",
-                        name.to_string_lossy(),
-                        tail.into_iter().rev().collect::<Vec<_>>().join("\n")
-                    );
-                }
+        let mut kept = String::new();
+        for log in std::fs::read_dir(self.dir.path()).into_iter().flatten().flatten() {
+            if log.path().extension().is_some_and(|e| e == "log") {
+                let text = std::fs::read_to_string(log.path()).unwrap_or_default();
+                let lines: Vec<&str> = text.lines().collect();
+                let end = &lines[lines.len().saturating_sub(LOG_LINES)..];
+                kept.push_str(&format!("--- {}\n{}\n", log.file_name().to_string_lossy(), end.join("\n")));
             }
         }
+        if std::env::var_os("WEFT_TESTS_LOGS").is_some() {
+            eprintln!("{kept}");
+        }
+        LOGS.with_borrow_mut(|logs| logs.push_str(&kept));
     }
 }
 
