@@ -66,7 +66,8 @@ fn application_killed() -> Result<()> {
     a.sidecar.signal("KILL")?;
     a.app.signal("KILL")?;
     let results = front.requests(&plan)?;
-    ensure!(statuses(&results) == HashMap::from([(200, 100)]), "{:?}", statuses(&results));
+    let failed: Vec<_> = results.iter().filter(|r| r["status"] != 200).take(3).collect();
+    ensure!(failed.is_empty(), "of {} requests some failed: {failed:?}", results.len());
     ensure!(served_by(&results).iter().all(|s| s == "order2"));
     wait_for("its lease to end", Duration::from_secs(40), || {
         let status = mesh.status();

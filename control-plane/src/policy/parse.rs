@@ -107,6 +107,13 @@ pub fn parse(file: &str, text: &str) -> Parsed {
     let documents = found.into_iter().filter_map(|found| {
         let before = decoder.errors();
         let document = document(&decoder, file, found)?;
+        if decoder.errors() == before {
+            for (place, refused) in crate::translate::dry_run(&document) {
+                let place = place.unwrap_or(Place { line: document.line, column: 1 });
+                let text = format!("sidecars would refuse this: {refused}");
+                decoder.report(Severity::Error, place, "", text);
+            }
+        }
         (decoder.errors() == before).then_some(document)
     });
     let documents = documents.collect();

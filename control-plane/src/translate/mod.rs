@@ -3,6 +3,7 @@
 //! `names` says which host an application means; `service`, `endpoints` and `inbound` make the three resources; `ports`,
 //! `rules` and `mtls` answer what a host's documents, its DestinationRules and the PeerAuthentications say.
 
+mod dry_run;
 mod endpoints;
 mod inbound;
 mod mtls;
@@ -13,6 +14,7 @@ mod service;
 
 use weft_proto::v1;
 
+pub(crate) use dry_run::dry_run;
 pub use endpoints::endpoints;
 pub use inbound::inbound;
 pub use names::resolve;

@@ -17,7 +17,7 @@ use crate::{
 /// Everything but the addresses that a request of a client in `client_ns` to `host` (canonical) needs.
 pub fn service(world: &World, client_ns: &str, host: &str) -> Option<v1::Service> {
     let host = world.host(host)?;
-    let mut clusters = Clusters { world, client_ns, found: Vec::new(), index: BTreeMap::new() };
+    let mut clusters = Clusters::new(world, client_ns);
     let routes = world.policies().routes(&host.name);
     let ports = ports::of(world, host).into_iter().map(|port| {
         let cluster = clusters.of(host, &port, "");
@@ -37,14 +37,23 @@ pub fn service(world: &World, client_ns: &str, host: &str) -> Option<v1::Service
 }
 
 /// The clusters of one `Service`, each once.
-struct Clusters<'a> {
+pub(super) struct Clusters<'a> {
     world: &'a World,
     client_ns: &'a str,
     found: Vec<v1::Cluster>,
     index: BTreeMap<String, u32>,
 }
 
-impl Clusters<'_> {
+impl<'a> Clusters<'a> {
+    pub(super) fn new(world: &'a World, client_ns: &'a str) -> Self {
+        Clusters { world, client_ns, found: Vec::new(), index: BTreeMap::new() }
+    }
+
+    /// In the order of the indexes that the routes use.
+    pub(super) fn into_found(self) -> Vec<v1::Cluster> {
+        self.found
+    }
+
     fn routes(&mut self, document: &Document, request_port: u32) -> Vec<v1::HttpRoute> {
         let Object::VirtualService(VirtualService { http, .. }) = &document.object else { return Vec::new() };
         // Those after a catch-all are never reached.
@@ -52,7 +61,7 @@ impl Clusters<'_> {
         http[..reached].iter().map(|route| self.route(document, route, request_port)).collect()
     }
 
-    fn route(&mut self, document: &Document, route: &Route, request_port: u32) -> v1::HttpRoute {
+    pub(super) fn route(&mut self, document: &Document, route: &Route, request_port: u32) -> v1::HttpRoute {
         let action = match &route.action {
             Action::Forward(forward) => {
                 http_route::Action::Forward(self.forward(&document.namespace, forward, request_port))

@@ -250,3 +250,13 @@ proptest! {
         }
     }
 }
+
+/// What only the sidecar's own compilation finds is the author's to see all the same.
+#[test]
+fn what_sidecars_would_refuse() {
+    let route = "{hosts: [a], http: [{name: first, route: [{destination: {host: a}}]},\n\
+                 {headers: {request: {set: {x-a: '%NOTHING%'}}}, route: [{destination: {host: a}}]}]}";
+    let got = problems(&head("VirtualService", route));
+    assert!(got.len() == 1 && got[0].starts_with("f.yaml:5:"), "{got:?}");
+    assert!(got[0].contains("sidecars would refuse this: headers.request.set[0].value: "), "{got:?}");
+}

@@ -1,0 +1,90 @@
+//! What a sidecar would say of a document, asked before it is told: the document is translated alone and compiled by the
+//! function that the sidecar runs. What the decoders let through, such as a header's template with an unknown variable, is
+//! then its author's to see, and not a refusal in the log of every sidecar.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use weft_core::compile::{self, CompileError};
+use weft_proto::v1;
+
+use super::{
+    endpoints, inbound,
+    service::{Clusters, service},
+};
+use crate::{
+    policy::{Document, Object, Place, Settings},
+    world::World,
+};
+
+/// What sidecars would refuse of `document`, with the place where that is known more exactly than by the document's.
+pub(crate) fn dry_run(document: &Document) -> Vec<(Option<Place>, CompileError)> {
+    let refused = match &document.object {
+        Object::DestinationRule(rule) => {
+            let subsets = rule.subsets.iter().filter_map(|subset| subset.traffic_policy.as_ref());
+            let policies = rule.traffic_policy.iter().chain(subsets);
+            let settings = policies.flat_map(|policy| policy.ports.values().chain([&policy.settings]));
+            settings.map(|settings| (None, compiled(&cluster(settings)))).collect::<Vec<_>>()
+        }
+        Object::VirtualService(virtual_service) => {
+            let world = World::new("", 1);
+            let route = |route| {
+                let mut clusters = Clusters::new(&world, &document.namespace);
+                let route = clusters.route(document, route, 80);
+                // A port's own cluster is there whatever its routes say.
+                let own = cluster(&Settings::default()).clusters;
+                let found = clusters.into_found();
+                let port =
+                    v1::Port { number: 80, routes: vec![route], cluster: found.len() as u32, ..v1::Port::default() };
+                v1::Service { ports: vec![port], clusters: [found, own].concat(), ..named() }
+            };
+            virtual_service.http.iter().map(|r| (Some(r.place), compiled(&route(r)))).collect()
+        }
+        Object::ServiceEntry(_) | Object::Service(_) => {
+            let world = alone(document);
+            let services = world.hosts().filter_map(|host| service(&world, &document.namespace, &host.name));
+            let addresses = world.hosts().filter_map(|host| endpoints(&world, &host.name));
+            let services = services.map(|service| (None, compiled(&service)));
+            services.chain(addresses.map(|e| (None, compile::endpoints(&e).map(drop)))).collect()
+        }
+        Object::PeerAuthentication(_) => {
+            let inbound = inbound(&alone(document), &document.namespace, &BTreeMap::new(), &[]);
+            vec![(None, compile::inbound(&inbound).map(drop))]
+        }
+        // An endpoint of whichever ServiceEntry selects it; the decoder has checked all that it holds.
+        Object::WorkloadEntry(_) => Vec::new(),
+    };
+    // Of the path what the author knows: the messages around it are ours.
+    let told = |error: CompileError| {
+        let field =
+            ["ports[0].routes[0].", "clusters[0]."].into_iter().find_map(|around| error.field.strip_prefix(around));
+        CompileError { field: field.unwrap_or(&error.field).to_owned(), ..error }
+    };
+    refused.into_iter().filter_map(|(place, result)| Some((place, told(result.err()?)))).collect()
+}
+
+fn compiled(service: &v1::Service) -> Result<(), CompileError> {
+    compile::service(service).map(drop)
+}
+
+fn alone(document: &Document) -> World {
+    let mut world = World::new("cluster.local", 1);
+    world.set_policies(vec![Arc::new(document.clone())], 0);
+    world
+}
+
+fn named() -> v1::Service {
+    v1::Service { host: "dry-run".to_owned(), ..v1::Service::default() }
+}
+
+fn cluster(settings: &Settings) -> v1::Service {
+    let cluster = v1::Cluster {
+        name: "dry-run".to_owned(),
+        host: "dry-run".to_owned(),
+        load_balancer: settings.load_balancer.clone(),
+        connection_pool: settings.connection_pool,
+        outlier_detection: settings.outlier_detection,
+        tls: settings.tls.unwrap_or_default().into(),
+        ..v1::Cluster::default()
+    };
+    v1::Service { clusters: vec![cluster], ..named() }
+}
