@@ -3,6 +3,7 @@
 //! Objects given here live in the store. What a file of the policy folder gives belongs to that file: it can be changed
 //! there only, so that a folder under version control stays the truth.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -108,7 +109,10 @@ impl Admin for AdminService {
                 format!("{} {what}", d.reference())
             })
             .collect();
+        let files: BTreeSet<String> = documents.iter().map(|d| d.file.clone()).collect();
         self.mesh.change_policies(documents, &[]).await.map_err(|e| Status::internal(format!("{e:#}")))?;
+        let odd = self.mesh.read(|world| crate::translate::warnings(world, true));
+        texts.extend(odd.iter().filter(|p| files.contains(&p.file)).map(ToString::to_string));
         Ok(Response::new(v1::ApplyReply { changes, problems: texts, applied: true }))
     }
 
@@ -151,7 +155,7 @@ impl Admin for AdminService {
     }
 
     async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusReply>, Status> {
-        let mut services: std::collections::BTreeMap<String, v1::ServiceStatus> = Default::default();
+        let mut services: BTreeMap<String, v1::ServiceStatus> = Default::default();
         let version = self.mesh.read(|world| {
             for instance in world.instances() {
                 let host = instance.host();
@@ -179,7 +183,7 @@ impl Admin for AdminService {
         Ok(Response::new(v1::StatusReply {
             world_version: version,
             sidecars: self.discovery.status(),
-            policy_problems: self.mesh.policy_problems(),
+            policy_problems: self.mesh.policy_problems().iter().map(ToString::to_string).collect(),
             services: services.into_values().collect(),
         }))
     }

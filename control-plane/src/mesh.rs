@@ -14,8 +14,8 @@ use prost::Message;
 use tokio::sync::{broadcast, watch};
 use weft_proto::v1;
 
-use crate::policy::Document;
 use crate::policy::folder::FolderState;
+use crate::policy::{Document, Problem};
 use crate::store::{Op, Store, Table};
 use crate::world::{Allocation, Changed, Instance, InstanceKey, World, derive_labels};
 
@@ -428,9 +428,12 @@ impl Mesh {
         self.apply_policies().await;
     }
 
-    /// Problems of the policy folder's files as they are now.
-    pub fn policy_problems(&self) -> Vec<String> {
-        self.lock().folder.problems.iter().map(ToString::to_string).collect()
+    /// Problems of the policies as they are now: what was refused of the folder's files, and what is odd about those that
+    /// are applied, given who is registered.
+    pub fn policy_problems(&self) -> Vec<Problem> {
+        let state = self.lock();
+        let refused = state.folder.problems.iter().cloned();
+        refused.chain(crate::translate::warnings(&state.world, true)).collect()
     }
 
     /// The folder's documents and the API's.

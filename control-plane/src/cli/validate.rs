@@ -2,10 +2,14 @@
 //!
 //! Prints one line a problem, as compilers do, so that editors and CI can jump to it.
 
-use std::{io::Write, path::PathBuf, process::ExitCode};
+use std::{io::Write, path::PathBuf, process::ExitCode, sync::Arc};
 
 use super::remote::texts;
-use crate::policy::{Document, Problem, Severity, check, parse};
+use crate::{
+    policy::{Document, Problem, Severity, check, parse},
+    translate::warnings,
+    world::World,
+};
 
 /// Checks policy files and exits with 1 if any has an error
 #[derive(Debug, clap::Args)]
@@ -27,6 +31,10 @@ impl Validate {
             problems.extend(parsed.problems);
         }
         problems.extend(check(&documents.iter().collect::<Vec<_>>()));
+        // Who is registered is not known here: only what the documents say of each other.
+        let mut world = World::new("cluster.local", 1);
+        world.set_policies(documents.iter().cloned().map(Arc::new).collect(), 0);
+        problems.extend(warnings(&world, false));
         for problem in &problems {
             writeln!(out, "{problem}")?;
         }

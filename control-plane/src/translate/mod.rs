@@ -1,7 +1,8 @@
 //! World -> what a sidecar is told. Pure: the same world gives the same messages, and discovery may compare them.
 //!
 //! `names` says which host an application means; `service`, `endpoints` and `inbound` make the three resources; `ports`,
-//! `rules` and `mtls` answer what a host's documents, its DestinationRules and the PeerAuthentications say.
+//! `rules` and `mtls` answer what a host's documents, its DestinationRules and the PeerAuthentications say. `dry_run` and
+//! `warnings` tell the author of a document what would come of it.
 
 mod dry_run;
 mod endpoints;
@@ -11,6 +12,7 @@ mod names;
 mod ports;
 mod rules;
 mod service;
+mod warnings;
 
 use weft_proto::v1;
 
@@ -20,6 +22,7 @@ pub use inbound::inbound;
 pub use names::resolve;
 pub(crate) use ports::entry_dials;
 pub use service::service;
+pub use warnings::warnings;
 
 /// Whether a route with these matches takes every request, so that no later one is ever reached.
 pub fn is_catch_all(matches: &[v1::HttpMatch]) -> bool {

@@ -469,3 +469,36 @@ fn hosts_that_only_a_virtual_service_names() {
     let out = service(&world, "default", "www.example.com").unwrap();
     assert!(out.addresses.is_empty() && out.clusters[0].original_destination, "its real address stays");
 }
+
+#[test]
+fn what_policies_and_registrations_show_together() {
+    let told = |policies: &[String], complete| -> Vec<String> {
+        let world = world(&policies.concat(), &orders());
+        warnings(&world, complete).iter().map(|problem| problem.text.clone()).collect()
+    };
+    let rule = |namespace, spec: &str| doc("DestinationRule", "r", namespace, spec);
+    let to = |namespace, destination: &str| {
+        let spec = format!("{{hosts: [front], http: [{{route: [{{destination: {destination}}}]}}]}}");
+        doc("VirtualService", "v", namespace, &spec)
+    };
+    let good = [rule("default", "{host: order-service, subsets: [{name: v1, labels: {version: v1}}]}")];
+    assert_eq!(told(&good, true), Vec::<String>::new());
+    let empty = [rule("default", "{host: order-service, subsets: [{name: v9, labels: {version: v9}}]}")];
+    assert_eq!(told(&empty, true), [format!("subset `v9`: no instance of `{ORDER}` has version=v9")]);
+    let moved = "host `order-service` means `order-service.shop.svc.cluster.local`, which nobody offers; there is";
+    for policy in [rule("shop", "{host: order-service}"), to("shop", "{host: order-service}")] {
+        assert_eq!(told(&[policy], false), [format!("{moved} `{ORDER}`")]);
+    }
+    let unknown = [to("default", "{host: nobody}")];
+    assert_eq!(told(&unknown, false), Vec::<String>::new());
+    assert_eq!(told(&unknown, true), ["host `nobody` means `nobody.default.svc.cluster.local`, which nobody offers"]);
+    let outside = "{hosts: [www.example.com], http: [{route: [{destination: {host: www.example.com}}]}]}";
+    assert_eq!(told(&[doc("VirtualService", "v", "default", outside)], true), Vec::<String>::new());
+    let two_ports = doc("Service", "order-service", "default", "{ports: [{name: a, port: 80}, {name: b, port: 81}]}");
+    let open = told(&[two_ports.clone(), to("default", "{host: order-service}")], true);
+    assert!(open.len() == 1 && open[0].contains("has the ports 80, 81: without `port.number`"), "{open:?}");
+    assert_eq!(
+        told(&[two_ports, to("default", "{host: order-service, port: {number: 81}}")], true),
+        Vec::<String>::new()
+    );
+}
