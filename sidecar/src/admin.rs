@@ -16,6 +16,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 
+use crate::call::Activity;
 use crate::connect;
 use crate::directory::Name;
 use crate::proxy::Proxy;
@@ -80,6 +81,9 @@ fn page(proxy: &Proxy, pages: Pages, request: &Request<Incoming>) -> Response<Fu
                 let left = credentials.not_after.duration_since(SystemTime::now()).unwrap_or_default();
                 proxy.metrics.certificate_left_s.set(left.as_secs_f64());
             }
+            let count = |activity: &Activity| i64::try_from(activity.count()).unwrap_or(i64::MAX);
+            proxy.metrics.outbound_active.set(count(&proxy.outbound));
+            proxy.metrics.inbound_active.set(count(&proxy.inbound));
             let mut response = text(StatusCode::OK, proxy.metrics.render());
             let kind = http::HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
             response.headers_mut().insert(http::header::CONTENT_TYPE, kind);

@@ -19,8 +19,8 @@ use weft_core::reply::{LocalReply, Reason, is_grpc};
 use crate::body::ResponseBody;
 use crate::proxy::Proxy;
 
-/// Largest request head. Envoy's default is 60 KiB; hyper reads in powers of two.
-const MAX_HEAD: usize = 64 * 1024;
+/// Largest head of a message, and how far we read ahead. Envoy's default is 60 KiB; hyper reads in powers of two.
+pub const MAX_HEAD: usize = 64 * 1024;
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");

@@ -208,7 +208,8 @@ async fn mesh(
     caller: impl FnOnce(Option<SpiffeId>, String) -> Arc<Caller>,
 ) {
     let accepted = async {
-        let credentials = proxy.identity.valid()?;
+        // One that has expired too: the peer refuses it then, and can say why.
+        let credentials = proxy.identity.current().ok_or_else(|| anyhow::anyhow!("no certificate yet"))?;
         let accept = TlsAcceptor::from(credentials.server()).accept(Rewind::new(bytes.freeze(), stream));
         let tls = tokio::time::timeout(HANDSHAKE_TIMEOUT, accept).await??;
         let certificates = tls.get_ref().1.peer_certificates().unwrap_or_default();

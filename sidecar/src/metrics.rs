@@ -213,6 +213,10 @@ pub struct Metrics {
     pub certificate_left_s: Gauge<f64, AtomicU64>,
     /// 1 while the stream to the control plane is up.
     pub control_plane_connected: Gauge,
+    /// Requests and TCP connections of our application in progress.
+    pub outbound_active: Gauge,
+    /// The same from outside.
+    pub inbound_active: Gauge,
 }
 
 impl Default for Metrics {
@@ -233,6 +237,8 @@ impl Default for Metrics {
             handshakes_failed: Counter::default(),
             certificate_left_s: Gauge::default(),
             control_plane_connected: Gauge::default(),
+            outbound_active: Gauge::default(),
+            inbound_active: Gauge::default(),
         };
         let mut r = Registry::default();
         r.register("istio_requests", "Requests", metrics.requests.clone());
@@ -248,6 +254,8 @@ impl Default for Metrics {
         r.register("weft_handshakes_failed", "Inbound TLS handshakes failed", metrics.handshakes_failed.clone());
         r.register("weft_certificate_left_seconds", "Rest of our certificate", metrics.certificate_left_s.clone());
         r.register("weft_control_plane_connected", "Stream is up", metrics.control_plane_connected.clone());
+        r.register("weft_outbound_active", "Outbound requests in progress", metrics.outbound_active.clone());
+        r.register("weft_inbound_active", "Inbound requests in progress", metrics.inbound_active.clone());
         metrics.registry = r;
         metrics
     }

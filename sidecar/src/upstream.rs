@@ -18,6 +18,7 @@ use weft_core::outcome::Outcome;
 use weft_core::policy::{Cluster, Tls};
 
 use crate::connect::{self, Keepalive};
+use crate::http::MAX_HEAD;
 use crate::identity::{Identity, alpn, spiffe_id};
 use crate::pool::Opened;
 
@@ -153,8 +154,13 @@ pub async fn open_http(dialer: Dialer<'_>) -> Result<Opened, DialError> {
         });
         return Ok(Opened::Http2(sender, task, u32::MAX));
     }
-    let (sender, connection) =
-        http1::Builder::new().preserve_header_case(true).handshake(TokioIo::new(stream)).await.map_err(failed)?;
+    // Without a bound hyper reads ahead up to 400 KiB for a client that does not keep up.
+    let (sender, connection) = http1::Builder::new()
+        .preserve_header_case(true)
+        .max_buf_size(MAX_HEAD)
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(failed)?;
     let task = Box::pin(async move {
         if let Err(e) = connection.with_upgrades().await {
             tracing::debug!("HTTP/1 connection to an endpoint ended: {e}");

@@ -69,7 +69,7 @@ class Handler(BaseHTTPRequestHandler):
         elif path.startswith("/status/"):
             status = int(path.split("/")[2])
         elif path.startswith("/bytes/"):
-            content = b"x" * int(path.split("/")[2])
+            return self.many(int(path.split("/")[2]))
         if content is None:
             content = json.dumps({
                 "name": sys.argv[2],
@@ -89,6 +89,16 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)
+
+    def many(self, size):
+        self.send_response(200)
+        self.send_header("Content-Length", str(size))
+        self.send_header("X-Served-By", sys.argv[2])
+        self.end_headers()
+        part = b"x" * 65536
+        while size > 0:
+            self.wfile.write(part[:size])
+            size -= len(part)
 
     do_GET = do_POST = do_PUT = do_DELETE = do_HEAD = answer
 

@@ -1,5 +1,6 @@
 //! Scenarios: each starts a mesh of real processes in network namespaces and looks at it from outside.
 
+mod abuse;
 mod agent;
 mod limits;
 mod protocols;
@@ -18,7 +19,7 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // Each is several processes on few cores: in turn, so that times mean something.
     arguments.test_threads = Some(1);
-    let trials = [traffic::all(), protocols::all(), limits::all(), agent::all(), trouble::all()].concat();
+    let trials = [traffic::all(), protocols::all(), limits::all(), agent::all(), trouble::all(), abuse::all()].concat();
     let trials = trials.into_iter().map(|(name, scenario)| Trial::test(name, move || run(scenario)));
     libtest_mimic::run(&arguments, trials.collect()).exit_code()
 }

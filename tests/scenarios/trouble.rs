@@ -16,6 +16,8 @@ pub(crate) fn all() -> Vec<Scenario> {
         ("a_killed_application_fails_no_request", application_killed),
         ("a_broken_policy_is_reported_and_the_last_good_one_serves", broken_policy),
         ("strangers_are_refused_and_told_why", strangers),
+        ("a_foreign_address_cannot_be_registered", foreign_address),
+        ("an_expired_certificate_is_refused_and_told_why", expired),
         ("sigterm_fails_no_request", sigterm),
         ("certificates_rotate_under_traffic", rotation),
         ("a_log_that_nobody_reads_stops_nothing", unread_log),
@@ -163,13 +165,13 @@ fn sigterm() -> Result<()> {
 }
 
 fn rotation() -> Result<()> {
-    let mesh = Mesh::start(&["--certificate-ttl", "10"])?;
+    let mesh = Mesh::start(&["--certificate-ttl", "30"])?;
     let _order = mesh.instance("order1", "order-service", 8080, &[])?;
     let (front, _sidecar) = mesh.client("frontend")?;
     let vip = mesh.vip("order-service")?;
     let certificate = || front.curl(&["http://127.0.0.1:15000/certs"]);
     let before = certificate()?;
-    // New connections all along, so that handshakes happen before, while and after certificates change.
+    // New connections all along, so that handshakes happen before, while and after certificates change, at half life.
     let results = front.requests(&json!({
         "url": format!("http://{vip}/"), "seconds": 22, "concurrency": 2, "headers": {"Host": "order-service"},
         "keep_alive": false,
@@ -192,5 +194,45 @@ fn unread_log() -> Result<()> {
     let url = format!("http://{}/", mesh.vip("order-service")?);
     let counts = statuses(&front.requests(&json!({"url": url, "count": 100, "headers": {"Host": "order-service"}}))?);
     ensure!(counts == HashMap::from([(200, 100)]), "{counts:?}");
+    Ok(())
+}
+
+fn foreign_address() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    let order = mesh.instance("order1", "order-service", 8080, &[])?;
+    let thief = mesh.pod("thief")?;
+    let _sidecar = mesh.sidecar(&thief, "order-service", &["--workload", "thief"])?;
+    for address in [order.pod.ip.as_str(), "127.0.0.1", "192.0.2.1", "not-an-address"] {
+        let service = json!({"ID": "mine", "Name": "order-service", "Address": address, "Port": 8080}).to_string();
+        let url = "http://127.0.0.1:8500/v1/agent/service/register";
+        let said = thief.curl(&["-w", " %{http_code}", "-X", "PUT", "-d", &service, url])?;
+        ensure!(said.ends_with(" 400") || said.ends_with(" 403"), "{address}: {said}");
+        ensure!(said.contains(address), "what was wrong: {said}");
+    }
+    let status = mesh.status();
+    ensure!(status.matches(&format!(" {}:8080", order.pod.ip)).count() == 1, "{status}");
+    ensure!(!status.contains("192.0.2.1") && !status.contains("127.0.0.1"), "{status}");
+    Ok(())
+}
+
+fn expired() -> Result<()> {
+    let mesh = Mesh::start(&["--certificate-ttl", "10"])?;
+    let order = mesh.instance("order1", "order-service", 8080, &[])?;
+    let vip = mesh.vip("order-service")?;
+    // The server alone cannot renew its certificate any more.
+    let rules = "table inet cut { chain out { type filter hook output priority 0; tcp dport 15012 drop; }; }";
+    order.pod.run("nft", &[rules])?;
+    wait_for("the end of the certificate", Duration::from_secs(30), || {
+        let answer = order.pod.curl(&["-i", "http://127.0.0.1:15021/healthz/ready"])?;
+        ensure!(answer.contains("no valid certificate"), "{answer}");
+        Ok(())
+    })?;
+    // It is good to the end of its last second.
+    std::thread::sleep(Duration::from_millis(1100));
+    // One who has no connection from before. The lease of the server has not ended yet: it is there to be called.
+    let (front, _sidecar) = mesh.client("frontend")?;
+    let answer = front.curl(&["-i", "-H", "Host: order-service", &format!("http://{vip}/")])?;
+    ensure!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+    ensure!(answer.to_lowercase().contains("expired"), "why: {answer}");
     Ok(())
 }

@@ -1,0 +1,150 @@
+//! Clients that misbehave, through accident or malice: memory stays bounded, and nobody else waits.
+
+use std::collections::HashMap;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+use weft_tests::{Mesh, Pod, Process, statuses, tests_dir, wait_for};
+
+use crate::Scenario;
+
+pub(crate) fn all() -> Vec<Scenario> {
+    vec![
+        ("slow_clients_hold_up_nobody", slow),
+        ("clients_that_read_nothing_cost_bounded_memory", unread),
+        ("ten_megabytes_of_headers_are_refused", large_headers),
+        ("half_closed_connections_end", half_closed),
+    ]
+}
+
+/// Resident memory in MB.
+fn resident(process: &Process) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", process.id()))?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? / 1024)
+}
+
+/// Misbehaves until it is dropped.
+struct Rude(Child);
+
+impl Rude {
+    fn start(pod: &Pod, what: &str, vip: &str, argument: &str) -> Result<Rude> {
+        let script = tests_dir().join("apps/rude.py");
+        let mut command = pod.command("python3");
+        command.arg(script).args([what, vip, "80", argument]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn()?;
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().context("no output")?).read_line(&mut line)?;
+        let rude = Rude(child);
+        ensure!(line.trim() == "ready", "{what}: {line}");
+        Ok(rude)
+    }
+}
+
+impl Drop for Rude {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Runs a client that misbehaves once: what it saw.
+fn rude(pod: &Pod, what: &str, vip: &str, argument: &str) -> Result<String> {
+    let script = tests_dir().join("apps/rude.py");
+    Ok(pod.run("python3", &[&script.to_string_lossy(), what, vip, "80", argument])?.trim().to_owned())
+}
+
+/// Others are served meanwhile, and soon.
+fn others(front: &Pod, vip: &str) -> Result<()> {
+    let results = front.requests(&json!({
+        "url": format!("http://{vip}/"), "count": 200, "concurrency": 2, "headers": {"Host": "order-service"},
+    }))?;
+    ensure!(statuses(&results) == HashMap::from([(200, 200)]), "{:?}", statuses(&results));
+    let slowest = results.iter().filter_map(|r| r["ms"].as_f64()).fold(0.0, f64::max);
+    ensure!(slowest < 1500.0, "somebody waited {slowest} ms");
+    Ok(())
+}
+
+fn slow() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    let order = mesh.instance("order1", "order-service", 8080, &[])?;
+    let (front, sidecar) = mesh.client("frontend")?;
+    let vip = mesh.vip("order-service")?;
+    others(&front, &vip)?;
+    let before = (resident(&sidecar)?, resident(&order.sidecar)?);
+    let _slow = Rude::start(&front, "slow", &vip, "500")?;
+    others(&front, &vip)?;
+    let after = (resident(&sidecar)?, resident(&order.sidecar)?);
+    ensure!(after.0 < before.0 + 30 && after.1 < before.1 + 10, "memory went from {before:?} to {after:?} MB");
+    Ok(())
+}
+
+fn unread() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    let order = mesh.instance("order1", "order-service", 8080, &[])?;
+    let (front, sidecar) = mesh.client("frontend")?;
+    let vip = mesh.vip("order-service")?;
+    others(&front, &vip)?;
+    let before = (resident(&sidecar)?, resident(&order.sidecar)?);
+    let unread = Rude::start(&front, "unread", &vip, "60")?;
+    wait_active(&front, "weft_outbound_active", |active| active >= 60.0)?;
+    // 6 GB were asked for, and sent as far as there is room.
+    std::thread::sleep(Duration::from_secs(2));
+    others(&front, &vip)?;
+    let after = (resident(&sidecar)?, resident(&order.sidecar)?);
+    // Less than a megabyte a hop: what is read ahead, what is to be written, and TLS records between.
+    ensure!(after.0 < before.0 + 60 && after.1 < before.1 + 60, "memory went from {before:?} to {after:?} MB");
+    drop(unread);
+    wait_active(&front, "weft_outbound_active", |active| active == 0.0)
+}
+
+fn large_headers() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    let order = mesh.instance("order1", "order-service", 8080, &[])?;
+    let (front, sidecar) = mesh.client("frontend")?;
+    let vip = mesh.vip("order-service")?;
+    others(&front, &vip)?;
+    let before = resident(&sidecar)?;
+    for _ in 0..5 {
+        let said = rude(&front, "headers", &vip, "10")?;
+        ensure!(said.starts_with("HTTP/1.1 431") || said.starts_with("error"), "{said}");
+    }
+    let after = resident(&sidecar)?;
+    ensure!(after < before + 20, "memory went from {before} to {after} MB");
+    others(&front, &vip)?;
+    // From a peer without a sidecar too.
+    let outside = mesh.pod("outside")?;
+    let script = tests_dir().join("apps/rude.py");
+    let said = outside.run("python3", &[&script.to_string_lossy(), "headers", &order.pod.ip, "8080", "10"])?;
+    ensure!(said.starts_with("HTTP/1.1 431") || said.starts_with("error"), "{said}");
+    others(&front, &vip)
+}
+
+fn half_closed() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    let order = mesh.instance("order1", "order-service", 8080, &[])?;
+    let (front, _sidecar) = mesh.client("frontend")?;
+    let vip = mesh.vip("order-service")?;
+    others(&front, &vip)?;
+    // As with Envoy: a client that ends its side while it waits has left, and its request is given up.
+    let said = rude(&front, "half-close", &vip, "/sleep/3000")?;
+    ensure!(said == "closed", "{said}");
+    wait_active(&front, "weft_outbound_active", |active| active == 0.0)?;
+    wait_active(&order.pod, "weft_inbound_active", |active| active == 0.0)?;
+    others(&front, &vip)
+}
+
+/// Waits for a gauge of a pod's sidecar.
+fn wait_active(pod: &Pod, gauge: &str, is: impl Fn(f64) -> bool) -> Result<()> {
+    wait_for(gauge, Duration::from_secs(10), || {
+        let text = pod.curl(&["http://127.0.0.1:15020/metrics"])?;
+        let line = text.lines().find(|l| l.starts_with(&format!("{gauge} "))).context("no such metric")?;
+        let value: f64 = line.rsplit(' ').next().unwrap_or_default().parse()?;
+        ensure!(is(value), "{line}");
+        Ok(())
+    })
+}
