@@ -250,6 +250,16 @@ impl Pod {
         Ok(std::fs::write(dir.join("resolv.conf"), text)?)
     }
 
+    /// What `/etc/hosts` says inside the pod, to processes that start from now on.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn hosts(&self, text: &str) -> Result<()> {
+        let dir = Path::new("/etc/netns").join(&self.netns);
+        std::fs::create_dir_all(&dir)?;
+        Ok(std::fs::write(dir.join("hosts"), text)?)
+    }
+
     /// Runs a command inside the pod to its end.
     ///
     /// # Errors

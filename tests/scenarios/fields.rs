@@ -1,0 +1,434 @@
+//! Policy fields one by one: each seen to do, from outside, what Istio's reference says of it.
+
+use std::collections::{BTreeSet, HashMap};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use weft_tests::{Instance, Mesh, Pod, Process, served_by, statuses, tests_dir, wait_for};
+
+use crate::Scenario;
+
+pub(crate) fn all() -> Vec<Scenario> {
+    vec![
+        ("fields_hash_by_cookie_source_and_query", hashes),
+        ("fields_timeouts_and_retries", timeouts),
+        ("fields_http2_between_sidecars", http2),
+        ("fields_of_connections", connections),
+        ("fields_port_level", ports),
+        ("fields_service_entries", entries),
+    ]
+}
+
+const SOON: Duration = Duration::from_secs(10);
+
+/// A mesh with instances of `order-service` and a client.
+struct Setting {
+    mesh: Mesh,
+    instances: Vec<Instance>,
+    front: Pod,
+    sidecar: Process,
+    vip: String,
+}
+
+impl Setting {
+    fn new(instances: usize) -> Result<Setting> {
+        let mesh = Mesh::start(&[])?;
+        let instance = |i| mesh.instance(&format!("order{i}"), "order-service", 8080, &[]);
+        let instances = (1..=instances).map(instance).collect::<Result<Vec<_>>>()?;
+        let (front, sidecar) = mesh.client("frontend")?;
+        let vip = mesh.vip("order-service")?;
+        Ok(Setting { mesh, instances, front, sidecar, vip })
+    }
+
+    /// A DestinationRule for `order-service`, in place of the one before.
+    fn rule(&self, traffic_policy: &str) -> Result<()> {
+        let text = format!(
+            "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: order}}\n\
+             spec: {{host: order-service, trafficPolicy: {traffic_policy}}}\n"
+        );
+        self.mesh.policy("rule.yaml", &text)
+    }
+
+    /// The one route of a VirtualService for `order-service`, in place of the one before.
+    fn route(&self, fields: &str) -> Result<()> {
+        let text = format!(
+            "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: order}}\n\
+             spec: {{hosts: [order-service], http: [{{route: [{{destination: {{host: order-service}}}}], {fields}}}]}}\n"
+        );
+        self.mesh.policy("route.yaml", &text)
+    }
+
+    fn get(&self, path: &str, more: &[&str]) -> Result<String> {
+        let url = format!("http://{}{path}", self.vip);
+        self.front.curl(&[&["-i", "-H", "Host: order-service"], more, &[url.as_str()]].concat())
+    }
+
+    fn many(&self, plan: Value) -> Result<Vec<Value>> {
+        let mut all = json!({"url": format!("http://{}/", self.vip), "headers": {"Host": "order-service"}});
+        for (key, value) in plan.as_object().into_iter().flatten() {
+            all[key] = if key == "path" { continue } else { value.clone() };
+        }
+        if let Some(path) = plan["path"].as_str() {
+            all["url"] = format!("http://{}{path}", self.vip).into();
+        }
+        self.front.requests(&all)
+    }
+
+    /// Established connections from the client's proxy to an instance.
+    fn connections_to(&self, instance: &Instance) -> Result<usize> {
+        let text = self.front.run("ss", &["-Htn", "state", "established", "dst", &instance.pod.ip])?;
+        Ok(text.lines().count())
+    }
+}
+
+/// A header of an answer of `curl -i`.
+fn header<'a>(answer: &'a str, name: &str) -> Option<&'a str> {
+    let head = answer.split("\r\n\r\n").next()?;
+    let lines = head.lines().filter_map(|line| line.split_once(": "));
+    lines.into_iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim())
+}
+
+fn status(answer: &str) -> &str {
+    answer.split(' ').nth(1).unwrap_or_default()
+}
+
+fn hashes() -> Result<()> {
+    let s = Setting::new(3)?;
+    let server = |answer: &str| header(answer, "x-served-by").map(str::to_owned).context("served by nobody");
+
+    s.rule("{loadBalancer: {consistentHash: {httpCookie: {name: session, ttl: 60s, path: /}}}}")?;
+    let first = wait_for("a cookie", SOON, || {
+        let answer = s.get("/", &[])?;
+        ensure!(header(&answer, "set-cookie").is_some(), "{answer}");
+        Ok(answer)
+    })?;
+    let cookie = header(&first, "set-cookie").unwrap_or_default().to_owned();
+    ensure!(cookie.starts_with("session=\"") && cookie.contains("; Max-Age=60; Path=/; HttpOnly"), "{cookie}");
+    let pair = cookie.split(';').next().unwrap_or_default();
+    for _ in 0..10 {
+        let answer = s.get("/", &["-H", &format!("Cookie: {pair}")])?;
+        ensure!(server(&answer)? == server(&first)?, "another instance than the one that the cookie was given for");
+        ensure!(header(&answer, "set-cookie").is_none(), "a second cookie: {answer}");
+    }
+    let mut servers = BTreeSet::new();
+    for i in 0..30 {
+        servers.insert(server(&s.get("/", &["-H", &format!("Cookie: session=\"{i}\"")])?)?);
+    }
+    ensure!(servers.len() == 3, "cookies lead to {servers:?}");
+
+    s.rule("{loadBalancer: {consistentHash: {httpQueryParameterName: user}}}")?;
+    wait_for("the query parameter to decide", SOON, || {
+        let mut servers = BTreeSet::new();
+        for user in 0..20 {
+            let of_user: BTreeSet<String> =
+                (0..3).map(|n| server(&s.get(&format!("/?n={n}&user={user}"), &[])?)).collect::<Result<_>>()?;
+            ensure!(of_user.len() == 1, "user {user} is served by {of_user:?}");
+            servers.extend(of_user);
+        }
+        ensure!(servers.len() == 3, "query parameters lead to {servers:?}");
+        Ok(())
+    })?;
+
+    s.rule("{loadBalancer: {consistentHash: {useSourceIp: true}}}")?;
+    wait_for("the source address to decide", SOON, || {
+        let servers: BTreeSet<String> = served_by(&s.many(json!({"count": 30}))?).into_iter().collect();
+        ensure!(servers.len() == 1, "{servers:?}");
+        Ok(())
+    })
+}
+
+fn timeouts() -> Result<()> {
+    let s = Setting::new(1)?;
+    let order = &s.instances[0];
+    s.route("timeout: 200ms")?;
+    wait_for("the timeout", SOON, || {
+        let start = Instant::now();
+        let answer = s.get("/sleep/2000", &[])?;
+        ensure!(status(&answer) == "504" && start.elapsed() < Duration::from_millis(1500), "{answer}");
+        let why = header(&answer, "x-weft-reason").unwrap_or_default();
+        ensure!(why.contains("timeout") && why.contains("VirtualService/default/order"), "{why}");
+        Ok(())
+    })?;
+    ensure!(s.front.curl(&["http://127.0.0.1:15020/metrics"])?.contains("response_flags=\"UT\""), "no UT");
+
+    // How often the application was asked: its own sidecar counts.
+    let asked = |code: &str| -> Result<u64> {
+        let text = order.pod.curl(&["http://127.0.0.1:15020/metrics"])?;
+        let lines = text.lines().filter(|l| l.starts_with("istio_requests_total{") && l.contains("\"destination\""));
+        let of_code = lines.filter(|l| l.contains(&format!("response_code=\"{code}\"")));
+        Ok(of_code.filter_map(|l| l.rsplit(' ').next()?.parse::<u64>().ok()).sum())
+    };
+    s.route("retries: {attempts: 3, retryOn: '503'}")?;
+    wait_for("three retries", SOON, || {
+        let before = asked("503")?;
+        let answer = s.get("/status/503", &[])?;
+        ensure!(status(&answer) == "503", "{answer}");
+        let attempts = wait_for("the count", Duration::from_secs(1), || {
+            let n = asked("503")? - before;
+            ensure!(n == 4, "{n} attempts");
+            Ok(n)
+        })?;
+        ensure!(attempts == 4, "{attempts}");
+        Ok(())
+    })?;
+    let before = asked("503")?;
+    ensure!(status(&s.get("/status/500", &[])?) == "500" && asked("503")? == before, "500 is not 503");
+
+    s.route("timeout: 5s, retries: {attempts: 2, perTryTimeout: 100ms, retryOn: gateway-error}")?;
+    wait_for("the timeout of a try", SOON, || {
+        let start = Instant::now();
+        let answer = s.get("/sleep/3000", &[])?;
+        let took = start.elapsed();
+        ensure!(status(&answer) == "504", "{answer}");
+        ensure!(took > Duration::from_millis(300) && took < Duration::from_millis(1500), "three tries took {took:?}");
+        Ok(())
+    })?;
+
+    // An address that swallows what is sent to it.
+    let hole = s.mesh.pod("hole")?;
+    hole.run("nft", &["table inet hole { chain in { type filter hook input priority 0; tcp dport 9000 drop; }; }"])?;
+    s.mesh.policy(
+        "hole.yaml",
+        &format!(
+            "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: hole}}\n\
+             spec: {{hosts: [hole.test], ports: [{{number: 80, name: http, protocol: HTTP, targetPort: 9000}}], \
+             resolution: STATIC, endpoints: [{{address: {}}}]}}\n---\n\
+             apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: hole}}\n\
+             spec: {{host: hole.test, trafficPolicy: {{connectionPool: {{tcp: {{connectTimeout: 200ms}}}}}}}}\n",
+            hole.ip
+        ),
+    )?;
+    wait_for("the connect timeout", SOON, || {
+        let start = Instant::now();
+        let answer = s.front.curl(&["-i", "http://hole.test/"])?;
+        let took = start.elapsed();
+        ensure!(status(&answer) == "503" && took < Duration::from_secs(2), "after {took:?}: {answer}");
+        ensure!(answer.contains("timeout"), "{answer}");
+        Ok(())
+    })
+}
+
+fn http2() -> Result<()> {
+    let s = Setting::new(1)?;
+    let order = &s.instances[0];
+    let load = json!({"path": "/sleep/300", "count": 12, "concurrency": 12});
+    ensure!(statuses(&s.many(load.clone())?) == HashMap::from([(200, 12)]));
+    let as_they_came = s.connections_to(order)?;
+    ensure!(as_they_came >= 12, "a connection for each HTTP/1.1 request at a time, not {as_they_came}");
+
+    s.rule("{connectionPool: {http: {h2UpgradePolicy: UPGRADE, idleTimeout: 1s}}}")?;
+    wait_for("one HTTP/2 connection", SOON, || {
+        let results = s.many(load.clone())?;
+        ensure!(statuses(&results) == HashMap::from([(200, 12)]), "{:?}", statuses(&results));
+        let connections = s.connections_to(order)?;
+        ensure!((1..=2).contains(&connections), "{connections} connections");
+        Ok(())
+    })?;
+    // The application speaks HTTP/1.1 alone, and still answers a client of HTTP/2.
+    s.rule("{connectionPool: {http: {useClientProtocol: true}}}")?;
+    let answer = s.get("/", &["--http2-prior-knowledge"])?;
+    ensure!(answer.starts_with("HTTP/2 200"), "{answer}");
+
+    s.rule("{connectionPool: {http: {h2UpgradePolicy: UPGRADE, maxConcurrentStreams: 3, idleTimeout: 1s}}}")?;
+    wait_for("three streams a connection", SOON, || {
+        let results = s.many(load.clone())?;
+        ensure!(statuses(&results) == HashMap::from([(200, 12)]), "{:?}", statuses(&results));
+        let connections = s.connections_to(order)?;
+        ensure!((4..=6).contains(&connections), "{connections} connections");
+        Ok(())
+    })
+}
+
+fn connections() -> Result<()> {
+    let s = Setting::new(1)?;
+    let order = &s.instances[0];
+    // Requests on kept connections after the bound is lifted go on without one.
+    s.rule("{connectionPool: {http: {maxRequestsPerConnection: 2}}}")?;
+    let most = |results: &[Value]| -> Option<u64> {
+        let bodies = results.iter().filter_map(|r| serde_json::from_str::<Value>(r["body"].as_str()?).ok());
+        bodies.filter_map(|b| b["request"].as_u64()).max()
+    };
+    wait_for("two requests a connection", SOON, || {
+        let most = most(&s.many(json!({"count": 20}))?);
+        ensure!(most == Some(2), "{most:?}");
+        Ok(())
+    })?;
+    s.rule("{connectionPool: {http: {idleTimeout: 1s}}}")?;
+    wait_for("more requests a connection", SOON, || {
+        let most = most(&s.many(json!({"count": 20}))?);
+        ensure!(most >= Some(10), "{most:?}");
+        Ok(())
+    })?;
+    wait_for("idle connections to be closed", SOON, || {
+        let open = s.connections_to(order)?;
+        ensure!(open == 0, "{open} connections");
+        Ok(())
+    })?;
+    s.rule("{connectionPool: {tcp: {tcpKeepalive: {time: 100s, interval: 10s, probes: 3}}}}")?;
+    wait_for("keep-alive", SOON, || {
+        s.get("/", &[])?;
+        let sockets = s.front.run("ss", &["-Htno", "state", "established", "dst", &order.pod.ip])?;
+        ensure!(sockets.contains("timer:(keepalive,1min"), "{sockets}");
+        Ok(())
+    })?;
+    // TCP: silence and age.
+    let tcp = s.mesh.pod("tcp")?;
+    let script = tests_dir().join("apps/tcp.py").to_string_lossy().into_owned();
+    let _server = tcp.spawn("tcp", "python3", &[&script, "9000", "echo"])?;
+    let _sidecar = s.mesh.sidecar(&tcp, "tcp", &["--service", "tcp", "--port", "9000", "--protocol", "tcp"])?;
+    s.mesh.redirect(&tcp)?;
+    s.mesh.wait_healthy(&tcp.ip)?;
+    let to = s.mesh.vip("tcp")?;
+    // What is written while it lasts comes back; then the end of the connection does.
+    let lasts = |what: &str, pause: &str| -> Result<Duration> {
+        let program = format!(
+            "import socket,time,sys\nc=socket.create_connection(('{to}',9000),timeout=15)\nstart=time.monotonic()\n\
+             try:\n while time.monotonic()-start<10:\n  c.sendall(b'x')\n  if not c.recv(10): break\n  {pause}\n\
+             except ConnectionError: pass\nprint(time.monotonic()-start)"
+        );
+        let text = s.front.run("python3", &["-c", &program])?;
+        let seconds = text.trim().parse().with_context(|| format!("{what}: {text}"))?;
+        Ok(Duration::from_secs_f64(seconds))
+    };
+    for (field, pause) in [("maxConnectionDuration", "time.sleep(.05)"), ("idleTimeout", "c.recv(1);break")] {
+        s.mesh.policy(
+            "tcp.yaml",
+            &format!(
+                "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: tcp}}\n\
+                 spec: {{host: tcp, trafficPolicy: {{connectionPool: {{tcp: {{{field}: 1s}}}}}}}}\n"
+            ),
+        )?;
+        wait_for(field, Duration::from_secs(30), || {
+            let lasted = lasts(field, pause)?;
+            ensure!(lasted > Duration::from_millis(900) && lasted < Duration::from_secs(4), "it lasted {lasted:?}");
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+fn ports() -> Result<()> {
+    let s = Setting::new(1)?;
+    let order = &s.instances[0];
+    let _second = order.pod.serve(8081, "second")?;
+    // A Service document: two ports, one of them with a name for its target.
+    s.mesh.policy(
+        "service.yaml",
+        "apiVersion: v1\nkind: Service\nmetadata: {name: order-service}\nspec:\n  ports:\n  \
+         - {name: http, port: 80, targetPort: 8080}\n  - {name: http-second, port: 81, targetPort: 8081}\n",
+    )?;
+    let at = |port: u16| -> Result<String> {
+        s.front.curl(&["-H", "Host: order-service", &format!("http://{}:{port}/", s.vip)])
+    };
+    wait_for("both ports", SOON, || {
+        let (first, second) = (at(80)?, at(81)?);
+        ensure!(first.contains("\"order1\"") && second.contains("\"second\""), "{first} {second}");
+        Ok(())
+    })?;
+    s.rule(
+        "{connectionPool: {http: {maxRequestsPerConnection: 3}}, \
+         portLevelSettings: [{port: {number: 81}, connectionPool: {http: {maxRequestsPerConnection: 1}}}]}",
+    )?;
+    let most = |port: u16| -> Result<u64> {
+        let results = s.front.requests(&json!({
+            "url": format!("http://{}:{port}/", s.vip), "count": 20, "headers": {"Host": "order-service"},
+        }))?;
+        let bodies = results.iter().filter_map(|r| serde_json::from_str::<Value>(r["body"].as_str()?).ok());
+        bodies.filter_map(|b| b["request"].as_u64()).max().context("no answers")
+    };
+    wait_for("settings of each port", SOON, || {
+        let found = (most(80)?, most(81)?);
+        ensure!(found == (3, 1), "{found:?}");
+        Ok(())
+    })?;
+    // STRICT but for one port.
+    let outside = s.mesh.pod("outside")?;
+    let plain = |port: u16| outside.curl(&["-i", &format!("http://{}:{port}/", order.pod.ip)]);
+    ensure!(status(&plain(8080)?) == "200" && status(&plain(8081)?) == "200");
+    s.mesh.policy(
+        "strict.yaml",
+        "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: order}\nspec:\n  \
+         mtls: {mode: STRICT}\n---\n\
+         apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: open}\nspec:\n  \
+         selector: {matchLabels: {app: none}}\n  mtls: {mode: STRICT}\n  portLevelMtls: {8081: {mode: PERMISSIVE}}\n",
+    )?;
+    wait_for("STRICT", SOON, || {
+        let (first, second) = (plain(8080)?, plain(8081)?);
+        ensure!(status(&first) == "403" && status(&second) == "403", "{first} {second}");
+        Ok(())
+    })?;
+    let labelled = s.mesh.pod("labelled")?;
+    let _apps = (labelled.serve(8080, "first")?, labelled.serve(8081, "second")?);
+    let args = ["--service", "order-service", "--port", "8080", "--label", "app=none"];
+    let _sidecar = s.mesh.sidecar(&labelled, "order-service", &args)?;
+    s.mesh.redirect(&labelled)?;
+    let plain = |port: u16| outside.curl(&["-i", &format!("http://{}:{port}/", labelled.ip)]);
+    let (first, second) = (plain(8080)?, plain(8081)?);
+    ensure!(status(&first) == "403" && status(&second) == "200", "{first} {second}");
+    Ok(())
+}
+
+fn entries() -> Result<()> {
+    let s = Setting::new(1)?;
+    let outside = s.mesh.pod("outside")?;
+    let _app = outside.serve(8080, "outside")?;
+    let other = s.mesh.pod("other")?;
+    let _other = other.serve(8080, "other")?;
+    let entry = |name: &str, spec: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: {name}}}\nspec: {spec}\n---\n"
+        )
+    };
+    let port = "ports: [{number: 80, name: http, protocol: HTTP, targetPort: 8080}]";
+    let plain = "ports: [{number: 8080, name: http, protocol: HTTP}]";
+    let workload = |name: &str, ip: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: {name}}}\n\
+             spec: {{address: {ip}, labels: {{app: far}}}}\n---\n"
+        )
+    };
+    let policies = [
+        entry(
+            "static",
+            &format!("{{hosts: [static.test], {port}, resolution: STATIC, endpoints: [{{address: {}}}]}}", outside.ip),
+        ),
+        entry("dns", &format!("{{hosts: [dns.test], {port}, resolution: DNS, endpoints: [{{address: real.test}}]}}")),
+        entry("none", &format!("{{hosts: [none.test], {plain}, resolution: NONE, addresses: [{}]}}", outside.ip)),
+        entry(
+            "far",
+            &format!("{{hosts: [far.test], {port}, resolution: STATIC, workloadSelector: {{labels: {{app: far}}}}}}"),
+        ),
+        workload("far-1", &outside.ip),
+        workload("far-2", &other.ip),
+        "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: none}\nspec: {host: none.test, \
+         trafficPolicy: {connectionPool: {http: {maxRequestsPerConnection: 1}}}}\n"
+            .to_owned(),
+    ];
+    s.mesh.policy("entries.yaml", &policies.concat())?;
+    // Where the proxy's own look-up of a DNS endpoint finds it: files are read when a process starts.
+    s.front.hosts(&format!("127.0.0.1 localhost\n{} real.test\n", outside.ip))?;
+    let Setting { mesh, front, sidecar, .. } = s;
+    drop(sidecar);
+    let _restarted = mesh.sidecar(&front, "frontend", &["--workload", "frontend"])?;
+    for host in ["static.test", "dns.test"] {
+        wait_for(host, SOON, || {
+            let answer = front.curl(&["-i", &format!("http://{host}/")])?;
+            ensure!(header(&answer, "x-served-by") == Some("outside"), "{answer}");
+            Ok(())
+        })?;
+    }
+    // NONE: where the caller's own DNS says, under the policy of the host.
+    let results = front.requests(&json!({
+        "url": format!("http://{}:8080/", outside.ip), "count": 5, "headers": {"Host": "none.test:8080"},
+    }))?;
+    ensure!(served_by(&results).iter().all(|name| name == "outside"), "{results:?}");
+    ensure!(results.iter().all(|r| r["body"].as_str().is_some_and(|b| b.contains("\"request\": 1,"))), "{results:?}");
+    // Both workloads that the selector selects.
+    wait_for("both workloads", SOON, || {
+        let plan = json!({"url": "http://far.test/", "count": 10});
+        let servers: BTreeSet<String> = served_by(&front.requests(&plan)?).into_iter().collect();
+        ensure!(servers == BTreeSet::from(["other".to_owned(), "outside".to_owned()]), "{servers:?}");
+        Ok(())
+    })
+}
