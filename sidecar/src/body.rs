@@ -10,6 +10,7 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::sync::Notify;
+use weft_core::flag::ResponseFlag;
 
 use crate::call::Ending;
 
@@ -216,6 +217,19 @@ pub struct ResponseBody {
     inner: Inner,
     /// What is to be done at its end.
     ending: Option<Ending>,
+    /// It must have ended by then.
+    deadline: Option<Pin<Box<tokio::time::Sleep>>>,
+}
+
+/// Why a response broke off.
+#[derive(Debug, thiserror::Error)]
+pub enum ResponseError {
+    /// The upstream's side failed.
+    #[error("the upstream's response broke off: {0}")]
+    Upstream(hyper::Error),
+    /// The request's timeout ended in the middle of it.
+    #[error("the request's timeout ended before its response did")]
+    Timeout,
 }
 
 enum Inner {
@@ -227,21 +241,23 @@ enum Inner {
 impl ResponseBody {
     /// A local answer.
     pub fn full(bytes: Bytes) -> ResponseBody {
-        ResponseBody { inner: if bytes.is_empty() { Inner::Empty } else { Inner::Full(bytes) }, ending: None }
+        let inner = if bytes.is_empty() { Inner::Empty } else { Inner::Full(bytes) };
+        ResponseBody { inner, ending: None, deadline: None }
     }
 
     /// No body.
     pub fn empty() -> ResponseBody {
-        ResponseBody { inner: Inner::Empty, ending: None }
+        ResponseBody { inner: Inner::Empty, ending: None, deadline: None }
     }
 
-    /// An upstream's answer.
-    pub fn upstream(incoming: Incoming, mut ending: Ending) -> ResponseBody {
+    /// An upstream's answer; it breaks off at the deadline.
+    pub fn upstream(incoming: Incoming, mut ending: Ending, deadline: Option<tokio::time::Instant>) -> ResponseBody {
         if incoming.is_end_stream() {
             ending.complete();
             return ResponseBody::empty();
         }
-        ResponseBody { inner: Inner::Upstream(incoming), ending: Some(ending) }
+        let deadline = deadline.map(|at| Box::pin(tokio::time::sleep_until(at)));
+        ResponseBody { inner: Inner::Upstream(incoming), ending: Some(ending), deadline }
     }
 
     /// With something to do at the end.
@@ -264,9 +280,9 @@ impl ResponseBody {
 
 impl Body for ResponseBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = ResponseError;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ResponseError>>> {
         let this = self.get_mut();
         match &mut this.inner {
             Inner::Empty => {
@@ -283,7 +299,16 @@ impl Body for ResponseBody {
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
             Inner::Upstream(incoming) => {
-                let frame = ready!(Pin::new(&mut *incoming).poll_frame(cx));
+                let Poll::Ready(frame) = Pin::new(&mut *incoming).poll_frame(cx) else {
+                    if let Some(deadline) = &mut this.deadline {
+                        ready!(deadline.as_mut().poll(cx));
+                        if let Some(ending) = this.ending.take() {
+                            ending.failed(ResponseFlag::UpstreamRequestTimeout);
+                        }
+                        return Poll::Ready(Some(Err(ResponseError::Timeout)));
+                    }
+                    return Poll::Pending;
+                };
                 match &frame {
                     Some(Ok(frame)) => {
                         if let (Some(data), Some(ending)) = (frame.data_ref(), &mut this.ending) {
@@ -299,12 +324,12 @@ impl Body for ResponseBody {
                     }
                     Some(Err(_)) => {
                         if let Some(ending) = this.ending.take() {
-                            ending.upstream_failed();
+                            ending.failed(ResponseFlag::UpstreamConnectionTermination);
                         }
                     }
                     None => this.complete(),
                 }
-                Poll::Ready(frame)
+                Poll::Ready(frame.map(|result| result.map_err(ResponseError::Upstream)))
             }
         }
     }

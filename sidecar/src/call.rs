@@ -1,19 +1,25 @@
 //! One request from its arrival to its last byte: what is measured and logged of it, and what it holds meanwhile.
 
-use std::io::Write;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use http::HeaderMap;
+use http::request::Parts;
+use http::{HeaderMap, Response};
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
 use weft_core::endpoint::InFlight;
+use weft_core::flag::{ResponseFlag, ResponseFlags};
 use weft_core::limits::Permit;
-use weft_core::outcome::ResponseFlag;
+use weft_core::reply::{LocalReply, is_grpc};
 
+use crate::access_log::{AccessLog, LogFields};
 use crate::body::BodyState;
 use crate::metrics::{Metrics, Pair, RequestSample};
 use crate::pool::Lease;
+use crate::proxy::Proxy;
+use crate::stream::{Moved, relay};
 
 /// Requests and connections in progress: what a drain waits for.
 #[derive(Debug, Default)]
@@ -42,73 +48,6 @@ impl Drop for Active {
     }
 }
 
-/// Where access log lines go.
-pub struct AccessLog {
-    lines: std::sync::mpsc::SyncSender<String>,
-    lost: AtomicUsize,
-}
-
-impl AccessLog {
-    /// Writes to `file` (`-`: standard output) on a thread of its own: a slow disk must not hold up traffic. Lines that
-    /// it cannot take in time are dropped, and counted in the next one that gets through.
-    ///
-    /// # Errors
-    /// When the file cannot be opened.
-    pub fn open(file: &str) -> std::io::Result<AccessLog> {
-        let mut out: Box<dyn Write + Send> = if file == "-" {
-            Box::new(std::io::stdout())
-        } else {
-            Box::new(std::fs::OpenOptions::new().create(true).append(true).open(file)?)
-        };
-        let (lines, queue) = std::sync::mpsc::sync_channel::<String>(4096);
-        std::thread::Builder::new().name("access-log".into()).spawn(move || {
-            while let Ok(first) = queue.recv() {
-                let mut text = first;
-                text.push('\n');
-                while let Ok(next) = queue.try_recv() {
-                    text.push_str(&next);
-                    text.push('\n');
-                    if text.len() > 64 * 1024 {
-                        break;
-                    }
-                }
-                // A full disk is no reason to stop serving.
-                let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-            }
-        })?;
-        Ok(AccessLog { lines, lost: AtomicUsize::new(0) })
-    }
-
-    /// Queues a line.
-    pub fn line(&self, fields: &serde_json::Value) {
-        let mut text = fields.to_string();
-        let lost = self.lost.swap(0, Ordering::Relaxed);
-        if lost > 0 {
-            text.insert_str(1, &format!("\"lost_lines\":{lost},"));
-        }
-        if self.lines.try_send(text).is_err() {
-            self.lost.fetch_add(lost + 1, Ordering::Relaxed);
-        }
-    }
-}
-
-/// What the access log says of a request besides figures; kept only when there is a log.
-#[derive(Debug, Clone)]
-pub struct LogFields {
-    /// Method.
-    pub method: String,
-    /// Path with query.
-    pub path: String,
-    /// Authority.
-    pub authority: String,
-    /// HTTP version of the client.
-    pub version: String,
-    /// Who called.
-    pub source: SocketAddr,
-    /// `x-request-id`.
-    pub request_id: String,
-}
-
 /// The running record of one request.
 pub struct Record {
     /// When it arrived.
@@ -124,7 +63,7 @@ pub struct Record {
     /// HTTP status of the response; 0: none.
     pub code: u16,
     /// Why it did not go the usual way.
-    pub flag: Option<ResponseFlag>,
+    pub flags: ResponseFlags,
     /// The `x-weft-reason` of a local answer.
     pub reason: Option<String>,
     /// gRPC's status.
@@ -142,13 +81,46 @@ pub struct Record {
 }
 
 impl Record {
+    /// Of a request that came at `start` from `source`.
+    pub fn new(proxy: &Proxy, parts: &Parts, source: SocketAddr, start: Instant, pair: Arc<Pair>) -> Record {
+        Record {
+            start,
+            pair,
+            metrics: proxy.metrics.clone(),
+            log: proxy.log.as_ref().map(|log| (log.clone(), LogFields::of(parts, source))),
+            grpc: is_grpc(&parts.headers),
+            code: 0,
+            flags: ResponseFlags::NONE,
+            reason: None,
+            grpc_status: None,
+            upstream: None,
+            cluster: None,
+            route: None,
+            attempts: 0,
+            sent: 0,
+        }
+    }
+
+    /// The upstream has answered.
+    pub fn answered<B>(&mut self, response: &Response<B>) {
+        self.code = response.status().as_u16();
+        self.grpc_status = response.headers().get("grpc-status").and_then(|s| s.to_str().ok()?.parse().ok());
+    }
+
+    /// We answer ourselves.
+    pub fn refused<B>(&mut self, reply: LocalReply, response: &Response<B>) {
+        self.answered(response);
+        self.flags.insert(reply.flag);
+        self.reason = Some(reply.reason);
+    }
+
     fn write(&mut self) {
         let duration = self.start.elapsed();
         self.metrics.request(
             &self.pair,
             &RequestSample {
                 code: self.code,
-                flag: self.flag,
+                flags: self.flags,
                 grpc: self.grpc,
                 grpc_status: self.grpc_status,
                 duration,
@@ -167,7 +139,7 @@ impl Record {
             "protocol": fields.version,
             "request_id": fields.request_id,
             "response_code": self.code,
-            "response_flags": self.flag.map_or("-", ResponseFlag::as_str),
+            "response_flags": self.flags.to_string(),
             "reason": self.reason,
             "grpc_status": self.grpc_status,
             "duration_ms": duration.as_secs_f64() * 1000.0,
@@ -237,10 +209,21 @@ impl Ending {
         (self.in_flight, self.permit, self.active) = (None, None, None);
     }
 
-    /// The upstream broke off in the middle of its response.
-    pub fn upstream_failed(mut self) {
+    /// Relays bytes both ways after an upgrade, holding what the request held.
+    pub async fn tunnel(mut self, client: OnUpgrade, server: OnUpgrade) {
+        let (Ok(client), Ok(server)) = (client.await, server.await) else { return };
+        let moved = Moved::default();
+        relay(TokioIo::new(client), TokioIo::new(server), &moved, None, None).await;
+        self.sent(usize::try_from(moved.received.into_inner()).unwrap_or(usize::MAX));
+        // The connection is used up.
+        self.lease = None;
+        self.complete();
+    }
+
+    /// The response broke off in its middle.
+    pub fn failed(mut self, flag: ResponseFlag) {
         if let Some(mut record) = self.record.take() {
-            record.flag = Some(ResponseFlag::UpstreamConnectionTermination);
+            record.flags.insert(flag);
             record.write();
         }
     }
@@ -249,7 +232,9 @@ impl Ending {
 impl Drop for Ending {
     fn drop(&mut self) {
         if let Some(mut record) = self.record.take() {
-            record.flag.get_or_insert(ResponseFlag::DownstreamConnectionTermination);
+            if record.flags.is_empty() {
+                record.flags.insert(ResponseFlag::DownstreamConnectionTermination);
+            }
             record.write();
         }
     }

@@ -3,7 +3,8 @@
 //! Limits, connections and ejections belong to the cluster's name and survive policy changes (`Shared`); the view is
 //! made anew with each snapshot. A request keeps the view that it began with.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -13,9 +14,12 @@ use weft_core::limits::ClusterLimits;
 use weft_core::outcome::Outcome;
 use weft_core::outlier::Detector;
 use weft_core::policy::{Cluster, ConnectionPool};
-use weft_core::pool::PoolLimits;
+use weft_core::pool::EndpointId;
 
+use crate::labels;
+use crate::metrics::Pair;
 use crate::pool::ClusterPool;
+use crate::proxy::Proxy;
 
 /// What survives a new snapshot.
 pub struct Shared {
@@ -35,6 +39,9 @@ pub struct ClusterView {
     pub shared: Arc<Shared>,
     balancer: ArcSwap<Balancer>,
     detector: Option<Detector>,
+    /// Labels of calls to each endpoint, and to none; made when first needed.
+    pairs: HashMap<EndpointId, OnceLock<Arc<Pair>>>,
+    no_pair: OnceLock<Arc<Pair>>,
 }
 
 impl ClusterView {
@@ -42,14 +49,18 @@ impl ClusterView {
     pub fn new(config: Arc<Cluster>, endpoints: &[Arc<EndpointConfig>], previous: Option<&ClusterView>) -> ClusterView {
         let old = previous.map(|p| p.endpoints.as_slice()).unwrap_or_default();
         let endpoints = for_cluster(&config, endpoints, old);
-        let limits = pool_limits(&config.pool);
-        let per_connection = requests_per_connection(&config.pool);
         let shared = match previous {
             Some(previous) => {
-                previous.shared.pool.set_limits(limits, per_connection);
-                previous.shared.clone()
+                let shared = previous.shared.clone();
+                shared.pool.set_policy(&config.pool);
+                let old = &previous.config;
+                if (old.tls, old.pool.tcp_keepalive) != (config.tls, config.pool.tcp_keepalive) {
+                    // What is open was opened as the policy said then: without TLS, for example.
+                    shared.pool.renew();
+                }
+                shared
             }
-            None => Arc::new(Shared { pool: ClusterPool::new(limits, per_connection), limits: ClusterLimits::new() }),
+            None => Arc::new(Shared { pool: ClusterPool::new(&config.pool), limits: ClusterLimits::new() }),
         };
         if !config.original_destination {
             shared.pool.set_live(endpoints.iter().filter(|e| e.is_eligible()).map(|e| e.state.id()));
@@ -63,7 +74,8 @@ impl ClusterView {
             &endpoints,
             previous.map(|p| p.balancer.load_full()).as_deref(),
         ));
-        ClusterView { config, endpoints, shared, balancer, detector }
+        let pairs = endpoints.iter().map(|endpoint| (endpoint.state.id(), OnceLock::new())).collect();
+        ClusterView { config, endpoints, shared, balancer, detector, pairs, no_pair: OnceLock::new() }
     }
 
     /// The cluster of what no service of the mesh is: dialed as addressed, not limited. A connection serves
@@ -72,6 +84,17 @@ impl ClusterView {
         let pool = ConnectionPool { max_requests_per_connection: requests, ..Default::default() };
         let config = Cluster::original_destination("PassthroughCluster", "PassthroughCluster", pool);
         ClusterView::new(Arc::new(config), &[], None)
+    }
+
+    /// Labels of our calls to one of the endpoints; `None`: none was chosen.
+    pub fn pair(&self, proxy: &Proxy, endpoint: Option<&Arc<Endpoint>>) -> Arc<Pair> {
+        let make = || proxy.metrics.pair(labels::outbound(proxy, self, endpoint));
+        match endpoint.map(|endpoint| self.pairs.get(&endpoint.state.id())) {
+            None => self.no_pair.get_or_init(make).clone(),
+            Some(Some(made)) => made.get_or_init(make).clone(),
+            // Foreign: one of a kind.
+            Some(None) => make(),
+        }
     }
 
     /// The balancer as ejections have it now.
@@ -113,18 +136,4 @@ impl ClusterView {
         let old = self.balancer.load_full();
         self.balancer.store(Arc::new(Balancer::new(&self.config, &self.endpoints, Some(&old))));
     }
-}
-
-/// The pool's bounds as a policy gives them.
-pub fn pool_limits(pool: &ConnectionPool) -> PoolLimits {
-    PoolLimits {
-        max_connections: pool.max_connections,
-        max_pending: pool.max_pending_requests,
-        max_streams: pool.max_concurrent_streams,
-    }
-}
-
-/// `maxRequestsPerConnection`, 0 for any number.
-pub fn requests_per_connection(pool: &ConnectionPool) -> u32 {
-    if pool.max_requests_per_connection == u32::MAX { 0 } else { pool.max_requests_per_connection }
 }

@@ -28,6 +28,8 @@ const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection")
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Which attempt this is, from 1, as Envoy counts.
 pub const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
+/// Between sidecars: the request came as HTTP/1 and was upgraded for the way; the application is to see HTTP/1.
+pub const HTTP1_CLIENT: HeaderName = HeaderName::from_static("x-weft-http1-client");
 /// How the client called.
 pub const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 

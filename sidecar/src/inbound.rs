@@ -5,104 +5,39 @@
 //! 3. HTTP or bytes: the ALPN says, else the registry, else the first bytes.
 //! 4. Delivery to the application, at the address that was dialed, within the limits of its service's policy.
 
-use std::collections::{HashMap, HashSet};
-use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+mod delivery;
+mod ports;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
-use hyper::body::{Body, Incoming};
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
+use http::Request;
+use hyper::body::Incoming;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
-use weft_core::endpoint::Endpoint;
 use weft_core::identity::SpiffeId;
-use weft_core::limits::Overflow;
-use weft_core::names;
-use weft_core::outcome::Outcome;
-use weft_core::policy::{Cluster, Inbound, MtlsMode, Protocol};
-use weft_core::reply::{LocalReply, Reason, is_grpc};
+use weft_core::policy::{Inbound, MtlsMode, Protocol};
+use weft_core::reply::Reason;
 use weft_core::sniff::Sniff;
 use weft_core::tls_hello::{Hello, MAX_HELLO, client_hello};
 
-use crate::body::{Replay, RequestBody, ResponseBody};
-use crate::call::{Ending, LogFields, Record};
-use crate::cluster::ClusterView;
 use crate::connect::MARK_DELIVERY;
-use crate::http::{
-    REQUEST_ID, address_request, address_response, authority, ensure_request_id, local_reply, path_and_query,
-    remove_hop_headers, serve_http1, serve_http2, wants_upgrade,
-};
+use crate::http::{serve_http1, serve_http2};
 use crate::identity::{alpn, spiffe_id};
-use crate::metrics::{Pair, Workload};
-use crate::pool::CheckoutError;
-use crate::proxy::{Proxy, foreign_endpoint, workload_of};
-use crate::stream::{Moved, Rewind, relay};
+use crate::labels;
+use crate::metrics::Pair;
+use crate::proxy::Proxy;
+use crate::stream::Rewind;
 use crate::tcp::{self, First};
-use crate::upstream::Dialer;
+pub use ports::Ports;
 
-/// Who calls, by its certificate.
-const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 /// Silence of a client after which a server may speak first, under PERMISSIVE.
 const SILENCE: Duration = Duration::from_secs(1);
 /// A peer that has not finished its handshake by then is let go.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Local addresses that are delivered to, and peers known to speak mesh TLS, that are remembered.
-const MAX_REMEMBERED: usize = 4096;
-
-type Delivery = (Arc<ClusterView>, Arc<Endpoint>);
-
-/// What is known of our application's ports, and of who calls them.
-#[derive(Default)]
-pub struct Ports {
-    deliveries: Mutex<HashMap<SocketAddr, Delivery>>,
-    mesh_peers: Mutex<HashSet<IpAddr>>,
-}
-
-impl Ports {
-    /// Connections to the application at `to`, with the limits of the service there.
-    fn delivery(&self, to: SocketAddr, inbound: Option<&Inbound>) -> Delivery {
-        let pool = inbound.and_then(|i| i.service(to.port())).map(|s| s.pool.clone()).unwrap_or_default();
-        let mut known = self.deliveries.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(held) = known.get(&to)
-            && held.0.config.pool == pool
-        {
-            return held.clone();
-        }
-        let host =
-            inbound.and_then(|i| i.service(to.port())).map_or("InboundPassthroughCluster".into(), |s| s.host.clone());
-        let config = Arc::new(Cluster::original_destination(&format!("inbound|{}||", to.port()), &host, pool));
-        let previous = known.get(&to).cloned();
-        let view = Arc::new(ClusterView::new(config, &[], previous.as_ref().map(|(view, _)| &**view)));
-        let endpoint = previous.map_or_else(|| foreign_endpoint(to), |(_, endpoint)| endpoint);
-        if known.len() >= MAX_REMEMBERED {
-            known.clear();
-        }
-        known.insert(to, (view.clone(), endpoint.clone()));
-        (view, endpoint)
-    }
-
-    /// Clusters of all ports.
-    pub fn clusters(&self) -> Vec<Arc<ClusterView>> {
-        self.deliveries.lock().unwrap_or_else(PoisonError::into_inner).values().map(|(c, _)| c.clone()).collect()
-    }
-
-    fn speaks_mesh(&self, peer: IpAddr) -> bool {
-        self.mesh_peers.lock().unwrap_or_else(PoisonError::into_inner).contains(&peer)
-    }
-
-    fn remember_mesh(&self, peer: IpAddr) {
-        let mut peers = self.mesh_peers.lock().unwrap_or_else(PoisonError::into_inner);
-        if peers.len() >= MAX_REMEMBERED {
-            peers.clear();
-        }
-        peers.insert(peer);
-    }
-}
-
 /// A connection that came in, and who is behind it.
 pub struct Caller {
     proxy: Arc<Proxy>,
@@ -139,7 +74,7 @@ pub async fn connection(proxy: Arc<Proxy>, mut stream: TcpStream, peer: SocketAd
         Err(e) => return tracing::debug!(%peer, "connection failed before it said anything: {e}"),
     };
     let caller = |id: Option<SpiffeId>, certificate: String| {
-        let pair = proxy.metrics.pair(pair(&proxy, &policy, to, id.as_ref()));
+        let pair = proxy.metrics.pair(labels::inbound(&proxy, &policy, to, id.as_ref()));
         let (proxy, policy) = (proxy.clone(), Some(policy.clone()));
         Arc::new(Caller { proxy, worker, peer, to, id, certificate, policy, pair })
     };
@@ -187,12 +122,10 @@ async fn tls_or_not(stream: &mut TcpStream, budget: Option<Duration>) -> std::io
         }
         bytes.reserve(2048);
         let read = stream.read_buf(&mut bytes);
-        let n = match budget {
-            None => read.await?,
-            Some(budget) => match tokio::time::timeout(budget, read).await {
-                Ok(n) => n?,
-                Err(_) => return Ok(Start::Silence(bytes)),
-            },
+        let n = match tokio::time::timeout(budget.unwrap_or(HANDSHAKE_TIMEOUT), read).await {
+            Ok(n) => n?,
+            Err(_) if budget.is_some() => return Ok(Start::Silence(bytes)),
+            Err(_) => return Err(std::io::ErrorKind::TimedOut.into()),
         };
         if n == 0 {
             return Ok(Start::Other(bytes));
@@ -260,7 +193,7 @@ async fn refuse_plaintext(caller: Arc<Caller>, mut stream: TcpStream, bytes: Byt
             async move {
                 let (parts, _) = request.into_parts();
                 let record = caller.record(&parts, Instant::now());
-                caller.local(record, &Reason::PlaintextRefused, &policy, &parts.headers, true)
+                caller.refuse(record, &Reason::PlaintextRefused, &policy, &parts.headers, true)
             }
         };
         // One answer, then the end.
@@ -273,7 +206,7 @@ async fn http1<S>(caller: Arc<Caller>, stream: S)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    serve_http1(stream, |request| request_to_application(&caller, request)).await;
+    serve_http1(stream, |request| delivery::request(&caller, request)).await;
 }
 
 async fn http2<S>(caller: Arc<Caller>, stream: S)
@@ -283,7 +216,7 @@ where
     let proxy = caller.proxy.clone();
     serve_http2(stream, &proxy, move |request| {
         let caller = caller.clone();
-        async move { request_to_application(&caller, request).await }
+        async move { delivery::request(&caller, request).await }
     })
     .await;
 }
@@ -294,223 +227,15 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let proxy = &caller.proxy;
-    let (cluster, endpoint) = proxy.ports.delivery(caller.to, caller.policy.as_deref());
+    let inbound = proxy.directory.snapshot().inbound.clone();
+    let (cluster, endpoint) = proxy.ports.delivery(caller.to, inbound.as_deref());
     match tcp::open(proxy, &cluster, Some(&endpoint), caller.peer, MARK_DELIVERY, Some(&caller.pair)).await {
         Ok(flow) => tcp::run(proxy, &proxy.inbound, stream, flow, Bytes::new()).await,
         Err(flag) => tracing::debug!(to = %caller.to, flag = flag.as_str(), "not delivered"),
     }
 }
 
-/// Phase 4 for a request.
-async fn request_to_application(caller: &Arc<Caller>, mut request: Request<Incoming>) -> Response<ResponseBody> {
-    let start = Instant::now();
-    let active = caller.proxy.inbound.begin();
-    let upgrade = request.extensions().get::<OnUpgrade>().is_some().then(|| hyper::upgrade::on(&mut request));
-    let (mut parts, incoming) = request.into_parts();
-    let upgrade = upgrade.filter(|_| wants_upgrade(&parts));
-    let client_version = parts.version;
-    ensure_request_id(&mut parts.headers);
-    let mut record = caller.record(&parts, start);
-    // As the policy is now, not as it was when the connection came: a kept connection may outlive many policies.
-    let inbound = caller.proxy.directory.snapshot().inbound.clone();
-    // A connection that came while plaintext was allowed does not outlive that.
-    let strict = inbound.as_ref().is_some_and(|i| i.mode_for(caller.to.port()) == MtlsMode::Strict);
-    if strict && caller.id.is_none() {
-        caller.proxy.metrics.plaintext_refused.inc();
-        let policy = inbound.as_ref().map(|i| i.policy.to_string()).unwrap_or_default();
-        return caller.local(record, &Reason::PlaintextRefused, &policy, &parts.headers, true);
-    }
-    let (cluster, endpoint) = caller.proxy.ports.delivery(caller.to, inbound.as_deref());
-    record.cluster = Some(cluster.config.name.clone());
-    record.upstream = Some(endpoint.key.clone());
-    let grpc = is_grpc(&parts.headers);
-    let policy = cluster.config.policy.to_string();
-    let permit = match cluster.shared.limits.requests.try_acquire(cluster.config.pool.max_requests) {
-        Ok(permit) => permit,
-        Err(overflow) => return caller.local(record, &Reason::Overflow(overflow), &policy, &parts.headers, false),
-    };
-
-    remove_hop_headers(&mut parts.headers, upgrade.is_some());
-    caller.name_in(&mut parts.headers);
-    let host = authority(&parts).to_owned();
-    let is_head = parts.method == http::Method::HEAD;
-    let is_connect = parts.method == http::Method::CONNECT;
-    let multiplex = upgrade.is_none() && !is_connect && client_version == http::Version::HTTP_2;
-    address_request(&mut parts, &host, multiplex);
-    let body = if incoming.is_end_stream() { None } else { Some(Replay::new(incoming)) };
-    let in_flight = endpoint.state.enter();
-
-    let mut head = Some(parts);
-    let (mut response, lease) = loop {
-        let identity = &caller.proxy.identity;
-        let dialer = Dialer { cluster: &cluster.config, endpoint: &endpoint, identity, multiplex, mark: MARK_DELIVERY };
-        let checkout = cluster.shared.pool.checkout(caller.worker, dialer).await;
-        let none = http::HeaderMap::new();
-        let headers = head.as_ref().map_or(&none, |h| &h.headers);
-        let mut lease = match checkout {
-            Ok(lease) => lease,
-            Err(CheckoutError::Overflow(overflow)) => {
-                return caller.local(record, &Reason::Overflow(overflow), &policy, headers, false);
-            }
-            Err(CheckoutError::Dial(e)) => {
-                let reason = Reason::of(&e.outcome, None::<Overflow>, &e.detail).unwrap_or(Reason::UpstreamClosed);
-                return caller.local(record, &reason, &policy, headers, false);
-            }
-        };
-        let sending = match &body {
-            None => Some(RequestBody::Empty),
-            Some(body) => body.attempt(),
-        };
-        let (Some(parts), Some(sending)) = (head.take(), sending) else {
-            return caller.local(record, &Reason::UpstreamClosed, &policy, &grpc_hint(grpc), false);
-        };
-        record.attempts += 1;
-        match lease.send(Request::from_parts(parts, sending)).await {
-            Ok(response) => break (response, lease),
-            Err(mut failed) => {
-                // Provably not sent: the application closed the connection while it was idle.
-                if let Some(unsent) = failed.take_message()
-                    && lease.reused
-                    && body.as_ref().is_none_or(|b| b.is_whole())
-                {
-                    head = Some(unsent.into_parts().0);
-                    continue;
-                }
-                let error = failed.error();
-                let outcome =
-                    if error.is_parse() { Outcome::ProtocolError } else { Outcome::Reset { request_started: true } };
-                let reason = Reason::of(&outcome, None, &error.to_string()).unwrap_or(Reason::UpstreamClosed);
-                return caller.local(record, &reason, &policy, &grpc_hint(grpc), false);
-            }
-        }
-    };
-    record.code = response.status().as_u16();
-    record.grpc_status = response.headers().get("grpc-status").and_then(|s| s.to_str().ok()?.parse().ok());
-    let mut ending = Ending::none();
-    ending.lease = Some(lease);
-    ending.worker = caller.worker;
-    ending.request = body.map(|b| b.state.clone());
-    ending.in_flight = Some(in_flight);
-    ending.permit = Some(permit);
-    ending.active = Some(active);
-    ending.record = Some(record);
-    let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS
-        || (upgrade.is_some() && is_connect && response.status().is_success());
-    let server = switching.then(|| hyper::upgrade::on(&mut response));
-    address_response(&mut response, client_version, caller.proxy.is_draining());
-    let (parts, incoming) = response.into_parts();
-    if let (Some(client), Some(server)) = (upgrade, server) {
-        tokio::spawn(async move {
-            let (Ok(client), Ok(server)) = (client.await, server.await) else { return };
-            let moved = Moved::default();
-            relay(TokioIo::new(client), TokioIo::new(server), &moved, None, None).await;
-            ending.sent(usize::try_from(moved.received.into_inner()).unwrap_or(usize::MAX));
-            ending.lease = None;
-            ending.complete();
-        });
-        return Response::from_parts(parts, ResponseBody::empty());
-    }
-    if is_head {
-        ending.complete();
-        return Response::from_parts(parts, ResponseBody::upstream(incoming, Ending::none()));
-    }
-    Response::from_parts(parts, ResponseBody::upstream(incoming, ending))
-}
-
-/// Enough of a request's headers to answer it in its own protocol.
-fn grpc_hint(grpc: bool) -> http::HeaderMap {
-    let value = HeaderValue::from_static("application/grpc");
-    grpc.then_some((http::header::CONTENT_TYPE, value)).into_iter().collect()
-}
-
-impl Caller {
-    /// Says who calls, in the header that Istio uses. What a caller without a certificate says of itself is removed.
-    fn name_in(&self, headers: &mut http::HeaderMap) {
-        let Some(id) = &self.id else {
-            headers.remove(CLIENT_CERT);
-            return;
-        };
-        let own = self.proxy.identity.current();
-        let by = own.as_ref().map_or("", |o| o.id.as_str());
-        let mut text =
-            headers.get(CLIENT_CERT).and_then(|h| h.to_str().ok()).map(|h| format!("{h},")).unwrap_or_default();
-        text.push_str(&format!("By={by};Hash={};Subject=\"\";URI={id}", self.certificate));
-        if let Ok(value) = HeaderValue::from_str(&text) {
-            headers.insert(CLIENT_CERT, value);
-        }
-    }
-
-    fn record(&self, parts: &http::request::Parts, start: Instant) -> Record {
-        let log = self.proxy.log.as_ref().map(|log| {
-            let request_id = parts.headers.get(REQUEST_ID).and_then(|v| v.to_str().ok()).unwrap_or_default();
-            let fields = LogFields {
-                method: parts.method.to_string(),
-                path: path_and_query(&parts.uri).to_owned(),
-                authority: authority(parts).to_owned(),
-                version: format!("{:?}", parts.version),
-                source: self.peer,
-                request_id: request_id.to_owned(),
-            };
-            (log.clone(), fields)
-        });
-        Record {
-            start,
-            pair: self.pair.clone(),
-            metrics: self.proxy.metrics.clone(),
-            log,
-            grpc: is_grpc(&parts.headers),
-            code: 0,
-            flag: None,
-            reason: None,
-            grpc_status: None,
-            upstream: None,
-            cluster: None,
-            route: None,
-            attempts: 0,
-            sent: 0,
-        }
-    }
-
-    fn local(
-        &self,
-        mut record: Record,
-        reason: &Reason,
-        policy: &str,
-        request: &http::HeaderMap,
-        close: bool,
-    ) -> Response<ResponseBody> {
-        let (reply, mut response): (LocalReply, _) = local_reply(reason, policy, request);
-        record.code = response.status().as_u16();
-        record.flag = Some(reply.flag);
-        record.reason = Some(reply.reason);
-        address_response(&mut response, http::Version::HTTP_11, close || self.proxy.is_draining());
-        let mut ending = Ending::none();
-        ending.record = Some(record);
-        response.map(|body| body.with_ending(ending))
-    }
-}
-
 /// Ports whose protocols begin with the server's greeting (as Istio lists them).
 fn is_server_first(port: u16) -> bool {
     matches!(port, 25 | 53 | 3306 | 27017)
-}
-
-/// Labels for what comes to a port of ours.
-fn pair(proxy: &Proxy, policy: &Inbound, to: SocketAddr, id: Option<&SpiffeId>) -> Pair {
-    let unknown: Arc<str> = "unknown".into();
-    let (host, namespace) = match policy.service(to.port()) {
-        Some(service) => (service.host.clone(), service.namespace.clone()),
-        None => (unknown.clone(), unknown),
-    };
-    let name = names::parse_fqdn(&host).map_or(&*host, |(name, _)| name);
-    let source = workload_of(id);
-    Pair {
-        reporter: "destination",
-        source: Workload { ..source },
-        destination: proxy.own(),
-        service_name: name.into(),
-        service_namespace: namespace,
-        service: host.clone(),
-        mtls: id.is_some(),
-    }
 }

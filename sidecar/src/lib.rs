@@ -3,6 +3,7 @@
 //! Two readable paths: [`outbound`] for what our application calls, [`inbound`] for what others call of it; each is the
 //! list of its phases, in order. [`run`] puts everything together.
 
+pub mod access_log;
 pub mod admin;
 pub mod ads;
 pub mod agent;
@@ -19,6 +20,7 @@ pub mod files;
 pub mod http;
 pub mod identity;
 pub mod inbound;
+pub mod labels;
 pub mod listen;
 pub mod metrics;
 pub mod outbound;

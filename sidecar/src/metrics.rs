@@ -17,7 +17,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
-use weft_core::outcome::ResponseFlag;
+use weft_core::flag::{ResponseFlag, ResponseFlags};
 
 /// Pairs of workloads that are told apart.
 const MAX_PAIRS: usize = 2000;
@@ -98,7 +98,7 @@ pub struct Pair {
 struct RequestLabels {
     pair: Arc<Pair>,
     code: u16,
-    flag: Option<ResponseFlag>,
+    flags: ResponseFlags,
     grpc: bool,
     grpc_status: Option<u32>,
 }
@@ -106,8 +106,8 @@ struct RequestLabels {
 impl PartialEq for RequestLabels {
     fn eq(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.pair, &other.pair)
-            && (self.code, self.flag, self.grpc, self.grpc_status)
-                == (other.code, other.flag, other.grpc, other.grpc_status)
+            && (self.code, self.flags, self.grpc, self.grpc_status)
+                == (other.code, other.flags, other.grpc, other.grpc_status)
     }
 }
 
@@ -115,7 +115,7 @@ impl Eq for RequestLabels {}
 
 impl Hash for RequestLabels {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        (Arc::as_ptr(&self.pair), self.code, self.flag, self.grpc, self.grpc_status).hash(state);
+        (Arc::as_ptr(&self.pair), self.code, self.flags, self.grpc, self.grpc_status).hash(state);
     }
 }
 
@@ -157,7 +157,7 @@ impl EncodeLabelSet for RequestLabels {
         put("request_protocol", if self.grpc { "grpc" } else { "http" })?;
         put("response_code", &self.code.to_string())?;
         put("grpc_response_status", &self.grpc_status.map(|s| s.to_string()).unwrap_or_default())?;
-        put("response_flags", self.flag.map_or("-", ResponseFlag::as_str))
+        put("response_flags", &self.flags.to_string())
     }
 }
 
@@ -267,7 +267,7 @@ pub struct RequestSample {
     /// HTTP status; 0 when none was sent.
     pub code: u16,
     /// Why it did not go the usual way.
-    pub flag: Option<ResponseFlag>,
+    pub flags: ResponseFlags,
     /// Whether it is gRPC.
     pub grpc: bool,
     /// gRPC's own status.
@@ -309,7 +309,7 @@ impl Metrics {
         let labels = RequestLabels {
             pair: pair.clone(),
             code: sample.code,
-            flag: sample.flag,
+            flags: sample.flags,
             grpc: sample.grpc,
             grpc_status: sample.grpc_status,
         };
@@ -359,7 +359,7 @@ mod tests {
     fn sample(code: u16) -> RequestSample {
         RequestSample {
             code,
-            flag: None,
+            flags: ResponseFlags::NONE,
             grpc: false,
             grpc_status: None,
             duration: Duration::from_millis(3),
@@ -374,7 +374,7 @@ mod tests {
         assert!(Arc::ptr_eq(&a, &metrics.pair(pair("order"))));
         metrics.request(&a, &sample(200));
         metrics.request(&a, &sample(200));
-        metrics.request(&a, &RequestSample { flag: Some(ResponseFlag::UpstreamOverflow), ..sample(503) });
+        metrics.request(&a, &RequestSample { flags: ResponseFlag::UpstreamOverflow.into(), ..sample(503) });
         let page = metrics.render();
         let of = |code: &str| {
             let line = page.lines().find(|l| l.starts_with("istio_requests_total{") && l.contains(code));

@@ -3,7 +3,7 @@
 //! What a connection occupies is given back by `Drop`, wherever it ends: a [`Slot`] lives in the connection's task and in
 //! whoever uses the connection, and frees the place in the pool when both are gone, that is when the socket is closed.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,6 +11,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
 use tokio::sync::oneshot;
 use weft_core::limits::Overflow;
+use weft_core::policy::ConnectionPool;
 use weft_core::pool::{Acquired, EndpointId, Grant, Pool, PoolLimits, SharedId, Ticket, Wake};
 
 use crate::body::RequestBody;
@@ -23,7 +24,18 @@ pub struct ClusterPool {
     state: Mutex<State>,
     /// `maxRequestsPerConnection`; 0: any number.
     max_requests: AtomicU32,
-    next_id: std::sync::atomic::AtomicU64,
+    /// `maxConnectionDuration`, milliseconds; 0: any time.
+    max_age_ms: AtomicU64,
+    /// Connections of an older one were made under another policy, and serve no further request.
+    generation: AtomicU32,
+    next_id: AtomicU64,
+}
+
+/// What a connection was made under.
+#[derive(Clone, Copy)]
+struct Made {
+    generation: u32,
+    at: Instant,
 }
 
 /// Place of one open connection in the pool.
@@ -43,6 +55,7 @@ struct Http1 {
     id: u64,
     sender: http1::SendRequest<RequestBody>,
     served: u32,
+    made: Made,
     _slot: Arc<Slot>,
 }
 
@@ -51,6 +64,7 @@ struct Http1 {
 struct Http2 {
     sender: http2::SendRequest<RequestBody>,
     served: Arc<AtomicU32>,
+    made: Made,
     _slot: Arc<Slot>,
 }
 
@@ -124,21 +138,54 @@ pub enum CheckoutError {
     Dial(DialError),
 }
 
+fn limits(policy: &ConnectionPool) -> PoolLimits {
+    PoolLimits {
+        max_connections: policy.max_connections,
+        max_pending: policy.max_pending_requests,
+        max_streams: policy.max_concurrent_streams,
+    }
+}
+
 impl ClusterPool {
     /// An empty pool.
-    pub fn new(limits: PoolLimits, max_requests: u32) -> Arc<ClusterPool> {
-        Arc::new(ClusterPool {
-            state: Mutex::new(Pool::new(limits)),
-            max_requests: AtomicU32::new(max_requests),
-            next_id: Default::default(),
-        })
+    pub fn new(policy: &ConnectionPool) -> Arc<ClusterPool> {
+        let pool = Arc::new(ClusterPool {
+            state: Mutex::new(Pool::new(limits(policy))),
+            max_requests: AtomicU32::default(),
+            max_age_ms: AtomicU64::default(),
+            generation: AtomicU32::default(),
+            next_id: AtomicU64::default(),
+        });
+        pool.set_policy(policy);
+        pool
     }
 
     /// Takes a changed policy.
-    pub fn set_limits(self: &Arc<Self>, limits: PoolLimits, max_requests: u32) {
+    pub fn set_policy(self: &Arc<Self>, policy: &ConnectionPool) {
+        let limits = limits(policy);
+        let unlimited = policy.max_requests_per_connection == u32::MAX;
+        let max_requests = if unlimited { 0 } else { policy.max_requests_per_connection };
         self.max_requests.store(max_requests, Ordering::Relaxed);
+        let max_age = policy.max_connection_duration.unwrap_or_default().as_millis();
+        self.max_age_ms.store(u64::try_from(max_age).unwrap_or(u64::MAX), Ordering::Relaxed);
         let wakes = self.lock().set_limits(limits);
         self.deliver(wakes);
+    }
+
+    /// Connections are made otherwise from now on: those that are open serve no further request.
+    pub fn renew(&self) {
+        self.generation.fetch_add(1, Ordering::Relaxed);
+        let unused = self.lock().forget_all();
+        drop(unused);
+    }
+
+    /// Whether a connection serves no further request.
+    fn is_over(&self, made: Made, served: u32) -> bool {
+        let max_requests = self.max_requests.load(Ordering::Relaxed);
+        let max_age = self.max_age_ms.load(Ordering::Relaxed);
+        made.generation != self.generation.load(Ordering::Relaxed)
+            || (max_requests > 0 && served >= max_requests)
+            || (max_age > 0 && made.at.elapsed() >= Duration::from_millis(max_age))
     }
 
     /// Connections open or being dialed, and requests without one.
@@ -217,7 +264,9 @@ impl ClusterPool {
     }
 
     async fn dial(self: &Arc<Self>, mut duty: Dialing, dialer: Dialer<'_>) -> Result<Lease, DialError> {
+        let generation = self.generation.load(Ordering::Relaxed);
         let opened = open_http(dialer).await?;
+        let made = Made { generation, at: Instant::now() };
         let endpoint = duty.endpoint;
         duty.pool = None;
         let slot = Arc::new(Slot { pool: self.clone() });
@@ -233,12 +282,12 @@ impl ClusterPool {
                     drop(removed);
                     drop(held);
                 });
-                let mut lease = self.lease_http1(endpoint, Http1 { id, sender, served: 0, _slot: slot });
+                let mut lease = self.lease_http1(endpoint, Http1 { id, sender, served: 0, made, _slot: slot });
                 lease.reused = false;
                 Ok(lease)
             }
             Opened::Http2(sender, connection, peer_max_streams) => {
-                let shared = Http2 { sender, served: Arc::default(), _slot: slot };
+                let shared = Http2 { sender, served: Arc::default(), made, _slot: slot };
                 // One handle is enough to keep an HTTP/2 connection open: its task needs none.
                 let (id, wakes) =
                     self.lock().connected_shared(endpoint, shared.clone(), peer_max_streams, Instant::now());
@@ -265,8 +314,7 @@ impl ClusterPool {
 
     fn lease_http2(self: &Arc<Self>, endpoint: EndpointId, s: Http2, id: SharedId) -> Lease {
         let served = s.served.fetch_add(1, Ordering::Relaxed) + 1;
-        let max = self.max_requests.load(Ordering::Relaxed);
-        if max > 0 && served >= max {
+        if self.is_over(s.made, served) {
             let retired = self.lock().retire(endpoint, id);
             drop(retired);
         }
@@ -338,8 +386,7 @@ impl Lease {
     pub fn finish(mut self, worker: u16) {
         match self.kind.take() {
             Some(LeaseKind::Http1(x)) => {
-                let max = self.pool.max_requests.load(Ordering::Relaxed);
-                if x.sender.is_closed() || (max > 0 && x.served >= max) {
+                if x.sender.is_closed() || self.pool.is_over(x.made, x.served) {
                     drop(x);
                     return;
                 }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use weft_core::endpoint::{Address, Endpoint, EndpointConfig, EndpointState, Health, Target};
 use weft_core::identity::SpiffeId;
 
-use crate::call::{AccessLog, Activity};
+use crate::access_log::AccessLog;
+use crate::call::Activity;
 use crate::directory::Directory;
 use crate::identity::Identity;
 use crate::inbound::Ports;

@@ -15,12 +15,12 @@ use tokio::sync::watch;
 use weft_core::names::normalise;
 use weft_proto::v1::Hello;
 
+use crate::access_log::AccessLog;
 use crate::admin::{self, Pages};
 use crate::ads::{self, Introduction};
 use crate::agent::catalog::Catalog;
 use crate::agent::local::Local;
 use crate::agent::{Agent, definitions, entry};
-use crate::call::AccessLog;
 use crate::control::{Backoff, Control};
 use crate::dns::forward::Forwarder;
 use crate::dns::{self, Dns};

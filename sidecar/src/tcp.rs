@@ -12,15 +12,14 @@ use bytes::{Bytes, BytesMut};
 use rand::Rng;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use weft_core::endpoint::{Endpoint, InFlight};
+use weft_core::flag::ResponseFlag;
 use weft_core::hash::connection_hash;
-use weft_core::outcome::ResponseFlag;
 use weft_core::sniff::{self, Sniff};
 
 use crate::call::Activity;
 use crate::cluster::ClusterView;
 use crate::identity::alpn;
 use crate::metrics::Pair;
-use crate::outbound;
 use crate::pool::TcpSlot;
 use crate::proxy::Proxy;
 use crate::stream::{Moved, RelayEnd, Rewind, relay};
@@ -97,7 +96,7 @@ pub async fn open(
 ) -> Result<Flow, ResponseFlag> {
     let pair = |endpoint: Option<&Arc<Endpoint>>| match reported_as {
         Some(pair) => pair.clone(),
-        None => proxy.metrics.pair(outbound::pair(proxy, cluster, endpoint)),
+        None => cluster.pair(proxy, endpoint),
     };
     let refuse = |flag: ResponseFlag, why: &dyn std::fmt::Display| {
         tracing::warn!(cluster = %cluster.config.name, %source, flag = flag.as_str(), "TCP connection refused: {why}");

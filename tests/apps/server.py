@@ -6,6 +6,7 @@ GET /health       200, or 503 after POST /sick
 GET /sleep/MS     answers after so many milliseconds
 GET /status/CODE  answers so
 GET /bytes/N      N bytes
+GET /drip/N       N bytes, one each second
 GET /headers      the request's headers with their case, as JSON
 everything else   JSON: name, connection number, requests on it, body length and SHA-256, path, headers
 """
@@ -70,6 +71,8 @@ class Handler(BaseHTTPRequestHandler):
             status = int(path.split("/")[2])
         elif path.startswith("/bytes/"):
             return self.many(int(path.split("/")[2]))
+        elif path.startswith("/drip/"):
+            return self.many(int(path.split("/")[2]), part=b"x", pause=1)
         if content is None:
             content = json.dumps({
                 "name": sys.argv[2],
@@ -90,14 +93,14 @@ class Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(content)
 
-    def many(self, size):
+    def many(self, size, part=b"x" * 65536, pause=0):
         self.send_response(200)
         self.send_header("Content-Length", str(size))
         self.send_header("X-Served-By", sys.argv[2])
         self.end_headers()
-        part = b"x" * 65536
         while size > 0:
             self.wfile.write(part[:size])
+            time.sleep(pause)
             size -= len(part)
 
     do_GET = do_POST = do_PUT = do_DELETE = do_HEAD = answer

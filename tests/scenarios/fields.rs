@@ -33,8 +33,12 @@ struct Setting {
 
 impl Setting {
     fn new(instances: usize) -> Result<Setting> {
+        Setting::with(instances, &[])
+    }
+
+    fn with(instances: usize, args: &[&str]) -> Result<Setting> {
         let mesh = Mesh::start(&[])?;
-        let instance = |i| mesh.instance(&format!("order{i}"), "order-service", 8080, &[]);
+        let instance = |i| mesh.instance(&format!("order{i}"), "order-service", 8080, args);
         let instances = (1..=instances).map(instance).collect::<Result<Vec<_>>>()?;
         let (front, sidecar) = mesh.client("frontend")?;
         let vip = mesh.vip("order-service")?;
@@ -206,11 +210,38 @@ fn timeouts() -> Result<()> {
         ensure!(status(&answer) == "503" && took < Duration::from_secs(2), "after {took:?}: {answer}");
         ensure!(answer.contains("timeout"), "{answer}");
         Ok(())
+    })?;
+    ensure!(s.front.curl(&["http://127.0.0.1:15020/metrics"])?.contains("response_flags=\"UF,URX\""), "no UF,URX");
+
+    // What a request asks for itself goes over what the route says, and stays with us.
+    let start = Instant::now();
+    let answer = s.get("/sleep/3000", &["-H", "x-envoy-upstream-rq-timeout-ms: 100"])?;
+    ensure!(status(&answer) == "504" && start.elapsed() < Duration::from_secs(1), "{answer}");
+    let before = asked("500")?;
+    let headers = ["-H", "x-envoy-retry-on: 5xx", "-H", "x-envoy-max-retries: 1"];
+    ensure!(status(&s.get("/status/500", &headers)?) == "500");
+    wait_for("one retry", SOON, || {
+        let n = asked("500")? - before;
+        ensure!(n == 2, "{n} attempts");
+        Ok(())
+    })?;
+    ensure!(!s.get("/", &headers)?.contains("x-envoy-max-retries"), "the application sees it");
+
+    // A response that does not end in time is broken off.
+    s.route("timeout: 500ms")?;
+    wait_for("the end in the middle of a response", SOON, || {
+        let url = format!("http://{}/drip/5", s.vip);
+        let start = Instant::now();
+        let broken = s.front.curl(&["-H", "Host: order-service", "-o", "/dev/null", &url]);
+        let took = start.elapsed();
+        ensure!(broken.is_err() && took < Duration::from_secs(2), "after {took:?}: {broken:?}");
+        Ok(())
     })
 }
 
 fn http2() -> Result<()> {
-    let s = Setting::new(1)?;
+    // Declared, as a port named `http` would be: the application speaks HTTP/1.1 alone.
+    let s = Setting::with(1, &["--protocol", "http"])?;
     let order = &s.instances[0];
     let load = json!({"path": "/sleep/300", "count": 12, "concurrency": 12});
     ensure!(statuses(&s.many(load.clone())?) == HashMap::from([(200, 12)]));
@@ -225,7 +256,7 @@ fn http2() -> Result<()> {
         ensure!((1..=2).contains(&connections), "{connections} connections");
         Ok(())
     })?;
-    // The application speaks HTTP/1.1 alone, and still answers a client of HTTP/2.
+    // And answers a client of HTTP/2 all the same.
     s.rule("{connectionPool: {http: {useClientProtocol: true}}}")?;
     let answer = s.get("/", &["--http2-prior-knowledge"])?;
     ensure!(answer.starts_with("HTTP/2 200"), "{answer}");

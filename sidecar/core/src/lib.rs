@@ -11,6 +11,7 @@
 pub mod balance;
 pub mod compile;
 pub mod endpoint;
+pub mod flag;
 pub mod hash;
 pub mod headers;
 pub mod identity;

@@ -14,9 +14,11 @@ pub enum Outcome {
     ConnectTimeout,
     /// The peer's certificate does not name the identity that the registry gives for the endpoint.
     IdentityMismatch,
-    /// The connection or stream ended before response headers. `request_started`: at least a byte of the request
+    /// The connection ended before response headers. `request_started`: at least a byte of the request
     /// was written to a connection.
     Reset { request_started: bool },
+    /// The peer reset the HTTP/2 stream before response headers.
+    RemoteReset,
     /// The connection or stream ended after response headers: too late to retry.
     ResetAfterHeaders,
     /// HTTP/2 REFUSED_STREAM, or GOAWAY below this stream: certainly not processed.
@@ -52,6 +54,7 @@ impl Outcome {
             | Outcome::ConnectTimeout
             | Outcome::IdentityMismatch
             | Outcome::Reset { .. }
+            | Outcome::RemoteReset
             | Outcome::ResetAfterHeaders
             | Outcome::RefusedStream
             | Outcome::ProtocolError => Some(StatusCode::SERVICE_UNAVAILABLE),
@@ -101,85 +104,6 @@ const CLIENT_CLOSED_REQUEST: StatusCode = match StatusCode::from_u16(499) {
     Ok(status) => status,
     Err(_) => StatusCode::BAD_REQUEST,
 };
-
-/// Why a request did not go the usual way, in Envoy's short form, for logs and metrics.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum ResponseFlag {
-    /// No healthy upstream.
-    NoHealthyUpstream,
-    /// Upstream connection failure.
-    UpstreamConnectionFailure,
-    /// Upstream overflow: a circuit breaker.
-    UpstreamOverflow,
-    /// No route.
-    NoRoute,
-    /// No cluster.
-    NoCluster,
-    /// The retry or connection-attempt limit was exceeded.
-    UpstreamRetryLimitExceeded,
-    /// The request's timeout.
-    UpstreamRequestTimeout,
-    /// The upstream closed the connection.
-    UpstreamConnectionTermination,
-    /// The upstream reset the stream.
-    UpstreamRemoteReset,
-    /// The sidecar reset the stream.
-    LocalReset,
-    /// The client went away.
-    DownstreamConnectionTermination,
-    /// The client's request breaks HTTP.
-    DownstreamProtocolError,
-    /// A strictly checked header is invalid.
-    InvalidEnvoyRequestHeaders,
-    /// A stream was idle for too long.
-    StreamIdleTimeout,
-    /// The upstream's response breaks HTTP.
-    UpstreamProtocolError,
-    /// The whole duration of a stream or connection was exceeded.
-    DurationTimeout,
-    /// No policy has arrived yet.
-    NoFilterConfigFound,
-    /// Refused by authorization.
-    UnauthorizedExternalService,
-    /// A delay was injected.
-    DelayInjected,
-    /// A fault was injected.
-    FaultInjected,
-    /// Rate limited.
-    RateLimited,
-    /// Overload manager, here: the sidecar's own protection (a loop).
-    OverloadManager,
-}
-
-impl ResponseFlag {
-    /// Envoy's short form, for example `UH`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            ResponseFlag::NoHealthyUpstream => "UH",
-            ResponseFlag::UpstreamConnectionFailure => "UF",
-            ResponseFlag::UpstreamOverflow => "UO",
-            ResponseFlag::NoRoute => "NR",
-            ResponseFlag::NoCluster => "NC",
-            ResponseFlag::UpstreamRetryLimitExceeded => "URX",
-            ResponseFlag::UpstreamRequestTimeout => "UT",
-            ResponseFlag::UpstreamConnectionTermination => "UC",
-            ResponseFlag::UpstreamRemoteReset => "UR",
-            ResponseFlag::LocalReset => "LR",
-            ResponseFlag::DownstreamConnectionTermination => "DC",
-            ResponseFlag::DownstreamProtocolError => "DPE",
-            ResponseFlag::InvalidEnvoyRequestHeaders => "IH",
-            ResponseFlag::StreamIdleTimeout => "SI",
-            ResponseFlag::UpstreamProtocolError => "UPE",
-            ResponseFlag::DurationTimeout => "DT",
-            ResponseFlag::NoFilterConfigFound => "NFCF",
-            ResponseFlag::UnauthorizedExternalService => "UAEX",
-            ResponseFlag::DelayInjected => "DI",
-            ResponseFlag::FaultInjected => "FI",
-            ResponseFlag::RateLimited => "RL",
-            ResponseFlag::OverloadManager => "OM",
-        }
-    }
-}
 
 #[cfg(test)]
 mod tests {

@@ -96,7 +96,8 @@ struct Shared<S> {
     id: SharedId,
     connection: S,
     streams: u32,
-    max_streams: u32,
+    /// The peer's own bound.
+    peer_max_streams: u32,
     idle_since: Instant,
 }
 
@@ -198,8 +199,9 @@ impl<X, S: Clone, W> Pool<X, S, W> {
         wake: impl FnOnce() -> W,
     ) -> Result<Acquired<X, S>, Overflow> {
         if multiplex {
-            let ready =
-                self.shared.get_mut(&endpoint).and_then(|all| all.iter_mut().find(|s| s.streams < s.max_streams));
+            let max = self.limits.max_streams;
+            let room = |s: &&mut Shared<S>| s.streams < max.min(s.peer_max_streams).max(1);
+            let ready = self.shared.get_mut(&endpoint).and_then(|all| all.iter_mut().find(room));
             if let Some(shared) = ready {
                 shared.streams += 1;
                 return Ok(Acquired::Stream(shared.connection.clone(), shared.id));
@@ -268,7 +270,7 @@ impl<X, S: Clone, W> Pool<X, S, W> {
                 i += 1;
             }
         }
-        let shared = Shared { id, connection, streams, max_streams, idle_since: now };
+        let shared = Shared { id, connection, streams, peer_max_streams, idle_since: now };
         self.shared.entry(endpoint).or_default().push(shared);
         // Those who waited for this dial and found no stream on it may dial themselves.
         while let Some(wake) = self.grant_slot() {
@@ -327,7 +329,8 @@ impl<X, S: Clone, W> Pool<X, S, W> {
         let Some(at) = all.iter().position(|s| s.id == id) else { return (None, None) };
         let shared = &mut all[at];
         shared.streams = shared.streams.saturating_sub(1);
-        if let Some(waiter) = waiter.and_then(|at| self.waiters.remove(at)) {
+        let room = shared.streams < self.limits.max_streams.min(shared.peer_max_streams).max(1);
+        if let Some(waiter) = waiter.filter(|_| room).and_then(|at| self.waiters.remove(at)) {
             shared.streams += 1;
             self.pending = self.pending.saturating_sub(1);
             return (Some(waiter.granted(Grant::Stream(shared.connection.clone(), id))), None);
@@ -413,6 +416,14 @@ impl<X, S: Clone, W> Pool<X, S, W> {
     pub fn forget(&mut self, endpoint: EndpointId) -> Vec<Unused<X, S>> {
         let idle = self.idle.remove(&endpoint).into_iter().flatten().map(|i| Unused::Exclusive(i.connection));
         let shared = self.shared.remove(&endpoint).into_iter().flatten().map(|s| Unused::Shared(s.connection));
+        idle.chain(shared).collect()
+    }
+
+    /// Takes out all unused connections, and those that are shared: they were made under another policy. Streams in
+    /// progress go on.
+    pub fn forget_all(&mut self) -> Vec<Unused<X, S>> {
+        let idle = self.idle.drain().flat_map(|(_, all)| all).map(|i| Unused::Exclusive(i.connection));
+        let shared = self.shared.drain().flat_map(|(_, all)| all).map(|s| Unused::Shared(s.connection));
         idle.chain(shared).collect()
     }
 

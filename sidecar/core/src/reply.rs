@@ -5,13 +5,15 @@
 
 use std::borrow::Cow;
 use std::fmt::Write;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{HeaderMap, HeaderName, Response, StatusCode};
 
+use crate::flag::ResponseFlag;
 use crate::limits::Overflow;
-use crate::outcome::{Outcome, ResponseFlag, http_to_grpc};
+use crate::outcome::{Outcome, http_to_grpc};
 
 /// The header that says why.
 pub const REASON_HEADER: HeaderName = HeaderName::from_static("x-weft-reason");
@@ -45,10 +47,10 @@ pub enum Reason {
     UpstreamRefusedStream,
     /// The upstream's answer is not HTTP.
     UpstreamProtocolError,
-    /// The route's timeout.
-    Timeout,
+    /// The request's timeout: the route's, or the one that it asked for itself.
+    Timeout { after: Duration },
     /// The timeout of the last attempt.
-    PerTryTimeout,
+    PerTryTimeout { after: Duration },
     /// `REGISTRY_ONLY`, and nothing is registered under this host.
     UnknownHost,
     /// The client's request is not understood.
@@ -90,18 +92,20 @@ impl Reason {
     }
 
     /// Why a request failed whose last attempt ended so; `None`: the attempt has an answer, or nobody waits for one.
-    /// `overflow`: which limit, when that was it; `detail`: of a failure to connect.
-    pub fn of(outcome: &Outcome, overflow: Option<Overflow>, detail: &str) -> Option<Reason> {
+    /// `overflow`: which limit, when that was it; `after`: how long it was waited for, when it was too long; `detail`: of a
+    /// failure to connect.
+    pub fn of(outcome: &Outcome, overflow: Option<Overflow>, after: Duration, detail: &str) -> Option<Reason> {
         Some(match outcome {
             Outcome::Response { .. } | Outcome::Cancelled | Outcome::ResetAfterHeaders => return None,
             Outcome::ConnectFailure => Reason::ConnectFailure { detail: detail.to_owned() },
             Outcome::ConnectTimeout => Reason::ConnectTimeout,
             Outcome::IdentityMismatch => Reason::PeerIdentityMismatch { detail: detail.to_owned() },
             Outcome::Reset { .. } => Reason::UpstreamClosed,
+            Outcome::RemoteReset => Reason::UpstreamReset,
             Outcome::RefusedStream => Reason::UpstreamRefusedStream,
             Outcome::ProtocolError => Reason::UpstreamProtocolError,
-            Outcome::Timeout => Reason::Timeout,
-            Outcome::PerTryTimeout { .. } => Reason::PerTryTimeout,
+            Outcome::Timeout => Reason::Timeout { after },
+            Outcome::PerTryTimeout { .. } => Reason::PerTryTimeout { after },
             Outcome::Overflow => Reason::Overflow(overflow?),
             Outcome::NoHealthyUpstream => Reason::NoHealthyUpstream,
         })
@@ -123,8 +127,8 @@ impl Reason {
             Reason::UpstreamReset => ("upstream_reset", 503, Flag::UpstreamRemoteReset),
             Reason::UpstreamRefusedStream => ("upstream_refused_stream", 503, Flag::UpstreamRemoteReset),
             Reason::UpstreamProtocolError => ("upstream_protocol_error", 502, Flag::UpstreamProtocolError),
-            Reason::Timeout => ("timeout", 504, Flag::UpstreamRequestTimeout),
-            Reason::PerTryTimeout => ("per_try_timeout", 504, Flag::UpstreamRequestTimeout),
+            Reason::Timeout { .. } => ("timeout", 504, Flag::UpstreamRequestTimeout),
+            Reason::PerTryTimeout { .. } => ("per_try_timeout", 504, Flag::UpstreamRequestTimeout),
             Reason::UnknownHost => ("unknown_host", 502, Flag::NoRoute),
             Reason::BadRequest { .. } => ("bad_request", 400, Flag::DownstreamProtocolError),
             Reason::HeaderTooLarge => ("header_too_large", 431, Flag::DownstreamProtocolError),
@@ -157,7 +161,7 @@ impl Reason {
             Reason::UpstreamReset => reset("remote reset").into(),
             Reason::UpstreamRefusedStream => reset("remote refused stream reset").into(),
             Reason::UpstreamProtocolError => reset("protocol error").into(),
-            Reason::Timeout | Reason::PerTryTimeout => "upstream request timeout".into(),
+            Reason::Timeout { .. } | Reason::PerTryTimeout { .. } => "upstream request timeout".into(),
             Reason::BadRequest { detail } => (*detail).into(),
             Reason::HeaderTooLarge => "request header fields too large".into(),
             Reason::PlaintextRefused => "mTLS is required here and the connection is plaintext".into(),
@@ -176,9 +180,12 @@ impl LocalReply {
         if !policy.is_empty() {
             let _ = write!(text, "; policy={policy}");
         }
-        if let Reason::Overflow(overflow) = reason {
-            let _ = write!(text, "; limit={}={}", overflow.field, overflow.limit);
-        }
+        let _ = match reason {
+            Reason::Overflow(overflow) => write!(text, "; limit={}={}", overflow.field, overflow.limit),
+            Reason::Timeout { after } => write!(text, "; limit=timeout={after:?}"),
+            Reason::PerTryTimeout { after } => write!(text, "; limit=perTryTimeout={after:?}"),
+            _ => Ok(()),
+        };
         LocalReply {
             status: StatusCode::from_u16(status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE),
             body: reason.body(),

@@ -3,9 +3,13 @@
 //! The policy only says whether an outcome asks for a retry; that the body can be sent again, that the retry limit of
 //! the cluster has room and that time is left is the caller's knowledge.
 
+mod asked;
+
 use std::time::Duration;
 
 use crate::outcome::Outcome;
+
+pub use asked::{Asked, MAX_ASKED_RETRIES, asked};
 
 /// A compiled retry policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -118,7 +122,7 @@ impl RetryOn {
             Outcome::Reset { request_started } | Outcome::PerTryTimeout { request_started } => {
                 self.has(NO_ANSWER) || (!request_started && self.has(RESET_BEFORE_REQUEST))
             }
-            Outcome::ProtocolError => self.has(NO_ANSWER),
+            Outcome::RemoteReset | Outcome::ProtocolError => self.has(NO_ANSWER),
             Outcome::ResetAfterHeaders
             | Outcome::Timeout
             | Outcome::Overflow

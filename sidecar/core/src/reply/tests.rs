@@ -4,6 +4,8 @@ fn overflow() -> Reason {
     Reason::Overflow(Overflow { field: "http2MaxRequests", limit: 100 })
 }
 
+const SHORT: Duration = Duration::from_millis(200);
+
 const RESET: &str = "upstream connect error or disconnect/reset before headers. reset reason: ";
 
 #[test]
@@ -24,8 +26,8 @@ fn the_table() {
         (Reason::UpstreamClosed, 503, "UC", format!("{RESET}connection termination")),
         (Reason::UpstreamReset, 503, "UR", format!("{RESET}remote reset")),
         (Reason::UpstreamProtocolError, 502, "UPE", format!("{RESET}protocol error")),
-        (Reason::Timeout, 504, "UT", "upstream request timeout".to_owned()),
-        (Reason::PerTryTimeout, 504, "UT", "upstream request timeout".to_owned()),
+        (Reason::Timeout { after: SHORT }, 504, "UT", "upstream request timeout".to_owned()),
+        (Reason::PerTryTimeout { after: SHORT }, 504, "UT", "upstream request timeout".to_owned()),
         (Reason::UnknownHost, 502, "NR", String::new()),
         (Reason::HeaderTooLarge, 431, "DPE", "request header fields too large".to_owned()),
         (Reason::BadRequest { detail: "no host" }, 400, "DPE", "no host".to_owned()),
@@ -43,6 +45,8 @@ fn an_answer_says_why() {
     assert_eq!(http.headers()[REASON_HEADER], reason);
     assert_eq!(http.headers()[OVERLOADED_HEADER], "true");
     assert_eq!(http.headers()[CONTENT_TYPE], "text/plain");
+    let late = LocalReply::new(&Reason::Timeout { after: SHORT }, "VirtualService/shop/order");
+    assert_eq!(late.reason, "timeout; policy=VirtualService/shop/order; limit=timeout=200ms");
     let none = LocalReply::new(&Reason::NoRoute, "VirtualService/shop/order").http();
     assert_eq!(none.headers()[REASON_HEADER], "no_route; policy=VirtualService/shop/order");
     assert!(!none.headers().contains_key(OVERLOADED_HEADER) && !none.headers().contains_key(CONTENT_TYPE));
@@ -54,7 +58,7 @@ fn to_grpc_in_its_own_form() {
     for (reason, status, message) in [
         (Reason::NoHealthyUpstream, "14", Some("no healthy upstream")),
         (Reason::NoRoute, "12", None),
-        (Reason::Timeout, "14", Some("upstream request timeout")),
+        (Reason::Timeout { after: SHORT }, "14", Some("upstream request timeout")),
         (Reason::ConnectFailure { detail: "100% \u{e9}\n".into() }, "14", None),
     ] {
         let grpc = LocalReply::new(&reason, "").grpc();
@@ -93,12 +97,13 @@ fn outcomes_without_an_answer_have_a_reason() {
         (Outcome::ConnectTimeout, Some("connect_timeout")),
         (Outcome::IdentityMismatch, Some("peer_identity_mismatch")),
         (Outcome::Reset { request_started: true }, Some("upstream_closed")),
+        (Outcome::RemoteReset, Some("upstream_reset")),
         (Outcome::Timeout, Some("timeout")),
         (Outcome::Overflow, Some("overflow")),
         (Outcome::NoHealthyUpstream, Some("no_healthy_upstream")),
         (Outcome::Cancelled, None),
         (Outcome::ResetAfterHeaders, None),
     ] {
-        assert_eq!(Reason::of(&outcome, Some(limit), "").map(|reason| reason.name()), name, "{outcome:?}");
+        assert_eq!(Reason::of(&outcome, Some(limit), SHORT, "").map(|reason| reason.name()), name, "{outcome:?}");
     }
 }

@@ -1,0 +1,152 @@
+//! Response flags: why a request did not go the usual way, as Envoy's logs and metrics say it.
+
+use std::fmt;
+
+/// One reason. In the order in which Envoy lists several.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ResponseFlag {
+    /// No healthy upstream.
+    NoHealthyUpstream,
+    /// The request's timeout.
+    UpstreamRequestTimeout,
+    /// The sidecar reset the stream.
+    LocalReset,
+    /// The upstream reset the stream.
+    UpstreamRemoteReset,
+    /// Upstream connection failure.
+    UpstreamConnectionFailure,
+    /// The upstream closed the connection.
+    UpstreamConnectionTermination,
+    /// Upstream overflow: a circuit breaker.
+    UpstreamOverflow,
+    /// No route.
+    NoRoute,
+    /// A delay was injected.
+    DelayInjected,
+    /// A fault was injected.
+    FaultInjected,
+    /// Rate limited.
+    RateLimited,
+    /// Refused by authorization.
+    UnauthorizedExternalService,
+    /// The client went away.
+    DownstreamConnectionTermination,
+    /// All retries that the policy allows were made, and failed too.
+    UpstreamRetryLimitExceeded,
+    /// A stream was idle for too long.
+    StreamIdleTimeout,
+    /// A strictly checked header is invalid.
+    InvalidEnvoyRequestHeaders,
+    /// The client's request breaks HTTP.
+    DownstreamProtocolError,
+    /// No policy has arrived yet.
+    NoFilterConfigFound,
+    /// The whole duration of a stream or connection was exceeded.
+    DurationTimeout,
+    /// The upstream's response breaks HTTP.
+    UpstreamProtocolError,
+    /// No cluster.
+    NoCluster,
+    /// Overload manager, here: the sidecar's own protection (a loop).
+    OverloadManager,
+}
+
+/// All flags in order, with Envoy's short forms.
+const NAMES: [(ResponseFlag, &str); 22] = [
+    (ResponseFlag::NoHealthyUpstream, "UH"),
+    (ResponseFlag::UpstreamRequestTimeout, "UT"),
+    (ResponseFlag::LocalReset, "LR"),
+    (ResponseFlag::UpstreamRemoteReset, "UR"),
+    (ResponseFlag::UpstreamConnectionFailure, "UF"),
+    (ResponseFlag::UpstreamConnectionTermination, "UC"),
+    (ResponseFlag::UpstreamOverflow, "UO"),
+    (ResponseFlag::NoRoute, "NR"),
+    (ResponseFlag::DelayInjected, "DI"),
+    (ResponseFlag::FaultInjected, "FI"),
+    (ResponseFlag::RateLimited, "RL"),
+    (ResponseFlag::UnauthorizedExternalService, "UAEX"),
+    (ResponseFlag::DownstreamConnectionTermination, "DC"),
+    (ResponseFlag::UpstreamRetryLimitExceeded, "URX"),
+    (ResponseFlag::StreamIdleTimeout, "SI"),
+    (ResponseFlag::InvalidEnvoyRequestHeaders, "IH"),
+    (ResponseFlag::DownstreamProtocolError, "DPE"),
+    (ResponseFlag::NoFilterConfigFound, "NFCF"),
+    (ResponseFlag::DurationTimeout, "DT"),
+    (ResponseFlag::UpstreamProtocolError, "UPE"),
+    (ResponseFlag::NoCluster, "NC"),
+    (ResponseFlag::OverloadManager, "OM"),
+];
+
+impl ResponseFlag {
+    /// Envoy's short form, for example `UH`.
+    pub fn as_str(self) -> &'static str {
+        NAMES[self as usize].1
+    }
+}
+
+/// The reasons of one request: an upstream that refused (`UF`) and retries that were used up (`URX`) are both said.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct ResponseFlags(u32);
+
+impl ResponseFlags {
+    /// None: it went the usual way.
+    pub const NONE: ResponseFlags = ResponseFlags(0);
+
+    /// Adds one.
+    pub fn insert(&mut self, flag: ResponseFlag) {
+        self.0 |= 1 << flag as u32;
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+}
+
+impl From<ResponseFlag> for ResponseFlags {
+    fn from(flag: ResponseFlag) -> ResponseFlags {
+        ResponseFlags(1 << flag as u32)
+    }
+}
+
+impl From<Option<ResponseFlag>> for ResponseFlags {
+    fn from(flag: Option<ResponseFlag>) -> ResponseFlags {
+        flag.map_or(ResponseFlags::NONE, ResponseFlags::from)
+    }
+}
+
+impl fmt::Display for ResponseFlags {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_empty() {
+            return f.write_str("-");
+        }
+        let set = NAMES.iter().filter(|(flag, _)| self.0 & (1 << *flag as u32) != 0);
+        for (i, (_, name)) in set.enumerate() {
+            f.write_str(if i == 0 { "" } else { "," })?;
+            f.write_str(name)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_in_the_order_of_the_flags() {
+        for (i, (flag, name)) in NAMES.iter().enumerate() {
+            assert_eq!((*flag as usize, flag.as_str()), (i, *name));
+        }
+    }
+
+    #[test]
+    fn several_are_listed_in_envoys_order() {
+        let mut flags = ResponseFlags::NONE;
+        assert_eq!(flags.to_string(), "-");
+        flags.insert(ResponseFlag::UpstreamRetryLimitExceeded);
+        flags.insert(ResponseFlag::UpstreamConnectionFailure);
+        assert_eq!(flags.to_string(), "UF,URX");
+        assert_eq!(ResponseFlags::from(ResponseFlag::OverloadManager).to_string(), "OM");
+    }
+}

@@ -1,0 +1,205 @@
+//! Phase 4 for a request: to the application, at the address that was dialed.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::header::CONTENT_TYPE;
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
+use hyper::body::{Body, Incoming};
+use hyper::upgrade::OnUpgrade;
+use weft_core::endpoint::Endpoint;
+use weft_core::policy::{Inbound, MtlsMode, Protocol};
+use weft_core::reply::Reason;
+
+use super::Caller;
+use crate::body::{Replay, RequestBody, ResponseBody};
+use crate::call::{Ending, Record};
+use crate::cluster::ClusterView;
+use crate::connect::MARK_DELIVERY;
+use crate::http::{
+    HTTP1_CLIENT, address_request, address_response, authority, ensure_request_id, local_reply, remove_hop_headers,
+    wants_upgrade,
+};
+use crate::outbound::classify;
+use crate::pool::{CheckoutError, Lease};
+use crate::upstream::Dialer;
+
+/// Who calls, by its certificate.
+const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
+
+/// Serves one request from outside.
+pub(super) async fn request(caller: &Arc<Caller>, mut request: Request<Incoming>) -> Response<ResponseBody> {
+    let start = Instant::now();
+    let active = caller.proxy.inbound.begin();
+    let upgrade = request.extensions().get::<OnUpgrade>().is_some().then(|| hyper::upgrade::on(&mut request));
+    let (mut parts, incoming) = request.into_parts();
+    let upgrade = upgrade.filter(|_| wants_upgrade(&parts));
+    let client_version = parts.version;
+    ensure_request_id(&mut parts.headers);
+    let mut record = caller.record(&parts, start);
+    // As the policy is now, not as it was when the connection came: a kept connection may outlive many policies.
+    let inbound = caller.proxy.directory.snapshot().inbound.clone();
+    // A connection that came while plaintext was allowed does not outlive that.
+    let strict = inbound.as_ref().is_some_and(|i| i.mode_for(caller.to.port()) == MtlsMode::Strict);
+    if strict && caller.id.is_none() {
+        caller.proxy.metrics.plaintext_refused.inc();
+        let policy = inbound.as_ref().map(|i| i.policy.to_string()).unwrap_or_default();
+        return caller.refuse(record, &Reason::PlaintextRefused, &policy, &parts.headers, true);
+    }
+    let (cluster, endpoint) = caller.proxy.ports.delivery(caller.to, inbound.as_deref());
+    record.cluster = Some(cluster.config.name.clone());
+    record.upstream = Some(endpoint.key.clone());
+    let policy = &cluster.config.policy;
+    let permit = match cluster.shared.limits.requests.try_acquire(cluster.config.pool.max_requests) {
+        Ok(permit) => permit,
+        Err(overflow) => return caller.refuse(record, &Reason::Overflow(overflow), policy, &parts.headers, false),
+    };
+
+    let multiplex = upgrade.is_none() && takes_http2(&parts, inbound.as_deref(), caller.to.port(), record.grpc);
+    remove_hop_headers(&mut parts.headers, upgrade.is_some());
+    parts.headers.remove(HTTP1_CLIENT);
+    caller.name_in(&mut parts.headers);
+    let host = authority(&parts).to_owned();
+    let (is_head, is_connect) = (parts.method == Method::HEAD, parts.method == Method::CONNECT);
+    address_request(&mut parts, &host, multiplex);
+    let body = if incoming.is_end_stream() { None } else { Some(Replay::new(incoming)) };
+    let in_flight = endpoint.state.enter();
+
+    let sent = send(caller, &cluster, &endpoint, multiplex, parts, body.as_ref(), &mut record.attempts).await;
+    let (mut response, lease) = match sent {
+        Ok(sent) => sent,
+        Err(reason) => {
+            let hint = grpc_hint(record.grpc);
+            return caller.refuse(record, &reason, policy, &hint, false);
+        }
+    };
+    record.answered(&response);
+    let mut ending = Ending {
+        lease: Some(lease),
+        worker: caller.worker,
+        request: body.map(|b| b.state.clone()),
+        in_flight: Some(in_flight),
+        permit: Some(permit),
+        active: Some(active),
+        record: Some(record),
+    };
+    let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS
+        || (upgrade.is_some() && is_connect && response.status().is_success());
+    let server = switching.then(|| hyper::upgrade::on(&mut response));
+    address_response(&mut response, client_version, caller.proxy.is_draining());
+    let (parts, incoming) = response.into_parts();
+    if let (Some(client), Some(server)) = (upgrade, server) {
+        tokio::spawn(ending.tunnel(client, server));
+        return Response::from_parts(parts, ResponseBody::empty());
+    }
+    if is_head {
+        ending.complete();
+        return Response::from_parts(parts, ResponseBody::upstream(incoming, Ending::none(), None));
+    }
+    Response::from_parts(parts, ResponseBody::upstream(incoming, ending, None))
+}
+
+/// Whether the application is spoken to in HTTP/2: where its port is declared so, and where nothing is known of the port
+/// and the client spoke it itself. gRPC cannot do without.
+fn takes_http2(parts: &Parts, inbound: Option<&Inbound>, port: u16, grpc: bool) -> bool {
+    if parts.version != Version::HTTP_2 || parts.method == Method::CONNECT {
+        return false;
+    }
+    match inbound.and_then(|inbound| inbound.service(port)).map(|service| service.protocol) {
+        Some(Protocol::Http2 | Protocol::Grpc) => true,
+        Some(Protocol::Http) => grpc,
+        _ => grpc || !parts.headers.contains_key(HTTP1_CLIENT),
+    }
+}
+
+/// Sends a request to the application. A connection that it closed while it was idle costs nobody a request.
+async fn send(
+    caller: &Caller,
+    cluster: &Arc<ClusterView>,
+    endpoint: &Arc<Endpoint>,
+    multiplex: bool,
+    parts: Parts,
+    body: Option<&Arc<Replay>>,
+    attempts: &mut u32,
+) -> Result<(Response<Incoming>, Lease), Reason> {
+    let identity = &caller.proxy.identity;
+    let mut head = Some(parts);
+    loop {
+        let dialer = Dialer { cluster: &cluster.config, endpoint, identity, multiplex, mark: MARK_DELIVERY };
+        let mut lease = cluster.shared.pool.checkout(caller.worker, dialer).await.map_err(|e| match e {
+            CheckoutError::Overflow(overflow) => Reason::Overflow(overflow),
+            CheckoutError::Dial(e) => {
+                Reason::of(&e.outcome, None, Duration::ZERO, &e.detail).unwrap_or(Reason::UpstreamClosed)
+            }
+        })?;
+        let sending = match body {
+            None => Some(RequestBody::Empty),
+            Some(body) => body.attempt(),
+        };
+        let (Some(parts), Some(sending)) = (head.take(), sending) else { return Err(Reason::UpstreamClosed) };
+        *attempts += 1;
+        match lease.send(Request::from_parts(parts, sending)).await {
+            Ok(response) => return Ok((response, lease)),
+            Err(mut failed) => {
+                // Provably not sent.
+                if let Some(unsent) = failed.take_message()
+                    && lease.reused
+                    && body.is_none_or(|b| b.is_whole())
+                {
+                    head = Some(unsent.into_parts().0);
+                    continue;
+                }
+                let error = failed.error();
+                let outcome = classify(error, true);
+                let reason = Reason::of(&outcome, None, Duration::ZERO, &error.to_string());
+                return Err(reason.unwrap_or(Reason::UpstreamClosed));
+            }
+        }
+    }
+}
+
+/// Enough of a request's headers to answer it in its own protocol.
+fn grpc_hint(grpc: bool) -> HeaderMap {
+    grpc.then_some((CONTENT_TYPE, HeaderValue::from_static("application/grpc"))).into_iter().collect()
+}
+
+impl Caller {
+    /// Says who calls, in the header that Istio uses. What a caller without a certificate says of itself is removed.
+    fn name_in(&self, headers: &mut HeaderMap) {
+        let Some(id) = &self.id else {
+            headers.remove(CLIENT_CERT);
+            return;
+        };
+        let own = self.proxy.identity.current();
+        let by = own.as_ref().map_or("", |o| o.id.as_str());
+        let mut text =
+            headers.get(CLIENT_CERT).and_then(|h| h.to_str().ok()).map(|h| format!("{h},")).unwrap_or_default();
+        text.push_str(&format!("By={by};Hash={};Subject=\"\";URI={id}", self.certificate));
+        if let Ok(value) = HeaderValue::from_str(&text) {
+            headers.insert(CLIENT_CERT, value);
+        }
+    }
+
+    /// The record of a request that came by this connection.
+    pub(super) fn record(&self, parts: &Parts, start: Instant) -> Record {
+        Record::new(&self.proxy, parts, self.peer, start, self.pair.clone())
+    }
+
+    /// An answer of our own, that says why. `close`: it is the last one on its connection.
+    pub(super) fn refuse(
+        &self,
+        mut record: Record,
+        reason: &Reason,
+        policy: &str,
+        request: &HeaderMap,
+        close: bool,
+    ) -> Response<ResponseBody> {
+        let (reply, mut response) = local_reply(reason, policy, request);
+        record.refused(reply, &response);
+        address_response(&mut response, Version::HTTP_11, close || self.proxy.is_draining());
+        let mut ending = Ending::none();
+        ending.record = Some(record);
+        response.map(|body| body.with_ending(ending))
+    }
+}

@@ -1,0 +1,64 @@
+//! What is known of our application's ports, and of who calls them.
+
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use weft_core::endpoint::Endpoint;
+use weft_core::policy::{Cluster, Inbound};
+
+use crate::cluster::ClusterView;
+use crate::proxy::foreign_endpoint;
+
+/// Local addresses that are delivered to, and peers known to speak mesh TLS, that are remembered.
+const MAX_REMEMBERED: usize = 4096;
+
+type Delivery = (Arc<ClusterView>, Arc<Endpoint>);
+
+/// The ports, by address.
+#[derive(Default)]
+pub struct Ports {
+    deliveries: Mutex<HashMap<SocketAddr, Delivery>>,
+    mesh_peers: Mutex<HashSet<IpAddr>>,
+}
+
+impl Ports {
+    /// Connections to the application at `to`, with the limits of the service there.
+    pub(super) fn delivery(&self, to: SocketAddr, inbound: Option<&Inbound>) -> Delivery {
+        let pool = inbound.and_then(|i| i.service(to.port())).map(|s| s.pool.clone()).unwrap_or_default();
+        let mut known = self.deliveries.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(held) = known.get(&to)
+            && held.0.config.pool == pool
+        {
+            return held.clone();
+        }
+        let host =
+            inbound.and_then(|i| i.service(to.port())).map_or("InboundPassthroughCluster".into(), |s| s.host.clone());
+        let config = Arc::new(Cluster::original_destination(&format!("inbound|{}||", to.port()), &host, pool));
+        let previous = known.get(&to).cloned();
+        let view = Arc::new(ClusterView::new(config, &[], previous.as_ref().map(|(view, _)| &**view)));
+        let endpoint = previous.map_or_else(|| foreign_endpoint(to), |(_, endpoint)| endpoint);
+        if known.len() >= MAX_REMEMBERED {
+            known.clear();
+        }
+        known.insert(to, (view.clone(), endpoint.clone()));
+        (view, endpoint)
+    }
+
+    /// Clusters of all ports.
+    pub fn clusters(&self) -> Vec<Arc<ClusterView>> {
+        self.deliveries.lock().unwrap_or_else(PoisonError::into_inner).values().map(|(c, _)| c.clone()).collect()
+    }
+
+    pub(super) fn speaks_mesh(&self, peer: IpAddr) -> bool {
+        self.mesh_peers.lock().unwrap_or_else(PoisonError::into_inner).contains(&peer)
+    }
+
+    pub(super) fn remember_mesh(&self, peer: IpAddr) {
+        let mut peers = self.mesh_peers.lock().unwrap_or_else(PoisonError::into_inner);
+        if peers.len() >= MAX_REMEMBERED {
+            peers.clear();
+        }
+        peers.insert(peer);
+    }
+}

@@ -1,0 +1,260 @@
+//! Phase 4: the requests to endpoints that one request of the application becomes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::request::Parts;
+use http::{HeaderValue, Request, Response};
+use hyper::body::Incoming;
+use rand::Rng;
+use smallvec::SmallVec;
+use weft_core::endpoint::{Endpoint, InFlight};
+use weft_core::flag::{ResponseFlag, ResponseFlags};
+use weft_core::limits::Overflow;
+use weft_core::outcome::Outcome;
+use weft_core::reply::Reason;
+use weft_core::retry::RetryPolicy;
+
+use super::Downstream;
+use super::plan::Plan;
+use crate::body::{Replay, RequestBody};
+use crate::connect::MARK_UPSTREAM;
+use crate::http::{ATTEMPT_COUNT, address_request};
+use crate::pool::{CheckoutError, Lease};
+use crate::upstream::{DialError, Dialer};
+
+/// One request on its way through its attempts.
+pub(super) struct Attempts<'a> {
+    pub(super) down: &'a Arc<Downstream>,
+    pub(super) plan: &'a Plan,
+    /// The authority that the upstream sees.
+    pub(super) host: &'a str,
+    pub(super) body: Option<&'a Arc<Replay>>,
+    pub(super) retry: &'a RetryPolicy,
+    /// Whether HTTP/2 is spoken.
+    pub(super) multiplex: bool,
+    pub(super) grpc: bool,
+    /// Whether a retry looks for an endpoint that was not tried.
+    pub(super) avoids_tried: bool,
+    /// So many were made.
+    pub(super) made: u32,
+    /// Where the last one went.
+    pub(super) last: Option<Arc<Endpoint>>,
+}
+
+/// An answer, and what it holds until it has ended.
+pub(super) struct Sent {
+    pub(super) response: Response<Incoming>,
+    pub(super) lease: Lease,
+    pub(super) in_flight: InFlight,
+}
+
+/// No answer.
+pub(super) struct Failure {
+    pub(super) reason: Reason,
+    /// Besides that of the reason: what became of the retries.
+    pub(super) flags: ResponseFlags,
+}
+
+impl From<Reason> for Failure {
+    fn from(reason: Reason) -> Failure {
+        Failure { reason, flags: ResponseFlags::NONE }
+    }
+}
+
+/// One attempt's failure.
+struct Failed {
+    outcome: Outcome,
+    detail: String,
+    overflow: Option<Overflow>,
+    without_identity: bool,
+    /// The connection had served another request before.
+    reused: bool,
+}
+
+impl From<Outcome> for Failed {
+    fn from(outcome: Outcome) -> Failed {
+        Failed { outcome, detail: String::new(), overflow: None, without_identity: false, reused: false }
+    }
+}
+
+impl Attempts<'_> {
+    /// Until one is answered, or the policy allows no more.
+    pub(super) async fn run(&mut self, parts: Parts) -> Result<Sent, Failure> {
+        let cluster = &self.plan.cluster;
+        let mut tried: SmallVec<[Arc<Endpoint>; 4]> = SmallVec::new();
+        let mut random = || rand::rng().next_u64();
+        let keeps = self.retry.attempts > 0
+            && (self.may_repeat(&parts) || self.retry.retry_on.keeps_request(self.multiplex, self.grpc));
+        let repeats = keeps && self.may_repeat(&parts);
+        let mut parts = Some(parts);
+        // Held from a retry's beginning to its end, as maxRetries counts them.
+        let mut retry_permit = None;
+        loop {
+            let Some(mut sending) = (if keeps { parts.clone() } else { parts.take() }) else {
+                return Err(Reason::UpstreamClosed.into());
+            };
+            let Some(endpoint) = self.pick(&tried, &mut random) else {
+                return Err(Reason::NoHealthyUpstream.into());
+            };
+            self.made += 1;
+            self.last = Some(endpoint.clone());
+            sending.headers.insert(ATTEMPT_COUNT, HeaderValue::from(self.made));
+            let trying = self.attempt(&endpoint, sending);
+            let result = match self.retry.per_try_timeout {
+                None => trying.await,
+                Some(limit) => match tokio::time::timeout(limit, trying).await {
+                    Ok(result) => result,
+                    Err(_) => Err((Failed::from(Outcome::PerTryTimeout { request_started: true }), None)),
+                },
+            };
+            let attempt = self.made - 1;
+            let (failed, sent, unsent) = match result {
+                Ok(sent) => {
+                    let outcome = Outcome::response(sent.response.status(), sent.response.headers());
+                    cluster.record(&endpoint, &outcome);
+                    if !(keeps && self.retry.retry_on.matches(&outcome) && self.may_resend()) {
+                        return Ok(sent);
+                    }
+                    (Failed::from(outcome), Some(sent), None)
+                }
+                Err((failed, unsent)) => {
+                    cluster.record(&endpoint, &failed.outcome);
+                    (failed, None, unsent)
+                }
+            };
+            if parts.is_none() {
+                parts = unsent;
+            }
+            // A kept connection that ended before it answered may have ended before it read: RFC 9110, 9.2.2, lets a
+            // proxy repeat what is safe.
+            let stale =
+                repeats && failed.reused && matches!(failed.outcome, Outcome::Reset { .. } | Outcome::RemoteReset);
+            let wanted = stale || self.retry.retry_on.matches(&failed.outcome);
+            let possible = wanted && parts.is_some() && self.may_resend();
+            let again = possible && attempt < self.retry.attempts;
+            let mut flags = ResponseFlags::NONE;
+            if possible && !again && attempt > 0 {
+                flags.insert(ResponseFlag::UpstreamRetryLimitExceeded);
+            }
+            if again {
+                drop(retry_permit.take());
+                let retries = &cluster.shared.limits.retries;
+                retry_permit = retries.try_acquire(cluster.config.pool.max_retries).ok();
+                if retry_permit.is_none() {
+                    flags.insert(ResponseFlag::UpstreamOverflow);
+                }
+            }
+            if !again || retry_permit.is_none() {
+                // An answer that could not be retried is still an answer.
+                if let Some(sent) = sent {
+                    return Ok(sent);
+                }
+                return Err(Failure { reason: self.reason(failed), flags });
+            }
+            drop(sent);
+            tokio::time::sleep(self.retry.backoff(attempt, &mut random)).await;
+            tried.push(endpoint);
+        }
+    }
+
+    fn pick(&self, tried: &[Arc<Endpoint>], random: &mut impl FnMut() -> u64) -> Option<Arc<Endpoint>> {
+        if let Some(endpoint) = &self.plan.fixed {
+            return Some(endpoint.clone());
+        }
+        let balancer = self.plan.cluster.balancer();
+        let hash = self.plan.hash.hash;
+        if self.avoids_tried && !tried.is_empty() {
+            balancer.pick_avoiding(hash, random, tried).cloned()
+        } else {
+            balancer.pick(hash, random, 0).cloned()
+        }
+    }
+
+    /// Whether a request may be sent twice without harm, whatever became of it the first time.
+    fn may_repeat(&self, parts: &Parts) -> bool {
+        parts.method.is_safe() && self.body.is_none()
+    }
+
+    /// Whether the body can be sent from its beginning.
+    fn may_resend(&self) -> bool {
+        self.body.is_none_or(|body| body.is_whole())
+    }
+
+    fn reason(&self, failed: Failed) -> Reason {
+        if failed.without_identity {
+            return Reason::PeerWithoutIdentity;
+        }
+        let after = self.retry.per_try_timeout.unwrap_or(Duration::ZERO);
+        Reason::of(&failed.outcome, failed.overflow, after, &failed.detail).unwrap_or(Reason::UpstreamClosed)
+    }
+
+    /// One attempt. An error comes with the request where it was not sent.
+    async fn attempt(&self, endpoint: &Arc<Endpoint>, mut parts: Parts) -> Result<Sent, (Failed, Option<Parts>)> {
+        let in_flight = endpoint.state.enter();
+        let cluster = &self.plan.cluster;
+        let identity = &self.down.proxy.identity;
+        address_request(&mut parts, self.host, self.multiplex);
+        let mut parts = Some(parts);
+        // A connection that the peer closed while it was idle costs nobody a request: another one is taken.
+        loop {
+            let multiplex = self.multiplex;
+            let dialer = Dialer { cluster: &cluster.config, endpoint, identity, multiplex, mark: MARK_UPSTREAM };
+            let checkout = cluster.shared.pool.checkout(self.down.worker, dialer).await;
+            let mut lease = match checkout {
+                Ok(lease) => lease,
+                Err(CheckoutError::Overflow(overflow)) => {
+                    let failed = Failed { overflow: Some(overflow), ..Failed::from(Outcome::Overflow) };
+                    return Err((failed, parts));
+                }
+                Err(CheckoutError::Dial(DialError { outcome, detail, without_identity })) => {
+                    return Err((Failed { detail, without_identity, ..Failed::from(outcome) }, parts));
+                }
+            };
+            let body = match self.body {
+                None => RequestBody::Empty,
+                Some(body) => match body.attempt() {
+                    Some(body) => body,
+                    None => return Err((Failed::from(Outcome::Reset { request_started: true }), None)),
+                },
+            };
+            let Some(head) = parts.take() else {
+                return Err((Failed::from(Outcome::Reset { request_started: true }), None));
+            };
+            match lease.send(Request::from_parts(head, body)).await {
+                Ok(response) => return Ok(Sent { response, lease, in_flight }),
+                Err(mut failed) => {
+                    let reused = lease.reused;
+                    if let Some(unsent) = failed.take_message() {
+                        let (head, body) = unsent.into_parts();
+                        drop(body);
+                        parts = Some(head);
+                        if reused && self.may_resend() {
+                            continue;
+                        }
+                    }
+                    let error = failed.error();
+                    let outcome = classify(error, parts.is_none());
+                    let failed = Failed { detail: error.to_string(), reused, ..Failed::from(outcome) };
+                    return Err((failed, parts));
+                }
+            }
+        }
+    }
+}
+
+/// What a failed exchange means.
+pub(crate) fn classify(error: &hyper::Error, request_started: bool) -> Outcome {
+    let mut source = std::error::Error::source(error);
+    while let Some(inner) = source {
+        if let Some(h2) = inner.downcast_ref::<h2::Error>() {
+            return match h2.reason() {
+                Some(h2::Reason::REFUSED_STREAM) => Outcome::RefusedStream,
+                _ if h2.is_reset() && h2.is_remote() => Outcome::RemoteReset,
+                _ => Outcome::Reset { request_started },
+            };
+        }
+        source = inner.source();
+    }
+    if error.is_parse() { Outcome::ProtocolError } else { Outcome::Reset { request_started } }
+}

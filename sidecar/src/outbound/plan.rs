@@ -1,0 +1,214 @@
+//! Phases 1 and 2: which service a request means, and which route and cluster of it.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use http::header::{CONTENT_TYPE, LOCATION};
+use http::request::Parts;
+use http::{HeaderValue, Method, Response, Version};
+use rand::Rng;
+use weft_core::endpoint::{Endpoint, find};
+use weft_core::hash::{HashOutcome, request_hash};
+use weft_core::headers::HeaderOps;
+use weft_core::names;
+use weft_core::policy::{H2Upgrade, Protocol};
+use weft_core::reply::Reason;
+use weft_core::request::RequestView;
+use weft_core::route::{Action, Destination, DirectResponse, Forward, Route};
+
+use super::Downstream;
+use crate::body::ResponseBody;
+use crate::cluster::ClusterView;
+use crate::directory::{Lookup, ServiceView};
+use crate::http::authority;
+use crate::proxy::{Proxy, foreign_endpoint};
+
+/// What becomes of a request.
+pub(super) enum Decision {
+    /// It is sent.
+    Send(Plan),
+    /// Its route answers it.
+    Answer(Arc<ServiceView>, Arc<Route>, Box<Response<ResponseBody>>),
+    /// Nobody is there for it.
+    Refuse(Option<Arc<ServiceView>>, Reason),
+}
+
+/// Where a request is sent, and how.
+pub(super) struct Plan {
+    pub(super) cluster: Arc<ClusterView>,
+    /// Where there is no choice.
+    pub(super) fixed: Option<Arc<Endpoint>>,
+    pub(super) hash: HashOutcome,
+    /// A forward, and the index of the destination that was drawn.
+    route: Option<(Arc<Route>, usize)>,
+    pub(super) rewritten: Option<String>,
+}
+
+impl Plan {
+    fn fixed(cluster: Arc<ClusterView>, endpoint: Arc<Endpoint>) -> Plan {
+        Plan { cluster, fixed: Some(endpoint), hash: HashOutcome::default(), route: None, rewritten: None }
+    }
+
+    /// What the route says of forwarding; `None`: the application chose the endpoint itself.
+    pub(super) fn forward(&self) -> Option<(&Forward, &Destination)> {
+        let (route, at) = self.route.as_ref()?;
+        match &*route.action {
+            Action::Forward(forward) => Some((forward, &forward.destinations[*at])),
+            _ => None,
+        }
+    }
+
+    /// The policy that the route is of; empty: none is.
+    pub(super) fn route_policy(&self) -> &str {
+        let name = self.route.as_ref().map_or("", |(route, _)| &*route.name);
+        if name.contains('/') { name } else { "" }
+    }
+
+    /// The route's name, for the log.
+    pub(super) fn route_name(&self) -> Option<Arc<str>> {
+        self.route.as_ref().map(|(route, _)| route.name.clone())
+    }
+
+    /// Header changes, level after level.
+    pub(super) fn header_operations(&self) -> &[HeaderOps] {
+        self.forward().map(|(_, destination)| &destination.headers[..]).unwrap_or_default()
+    }
+}
+
+/// Where a request goes.
+enum Target {
+    /// To a service, by its routes.
+    Service(Arc<ServiceView>, u16),
+    /// To this endpoint of a service, by the application's own choice.
+    Pinned(Arc<ClusterView>, Arc<Endpoint>),
+    /// To where it was dialed.
+    Foreign(SocketAddr),
+    /// Nowhere.
+    None(Reason),
+}
+
+/// Phases 1 and 2.
+pub(super) async fn decide(down: &Downstream, parts: &Parts, view: &RequestView<'_>) -> Decision {
+    match target(down, parts).await {
+        Target::None(reason) => Decision::Refuse(None, reason),
+        Target::Foreign(to) => {
+            // Addressed as an HTTP proxy, each request may go elsewhere: no connection is kept for the next one.
+            if down.original.is_none() {
+                return Decision::Send(Plan::fixed(Arc::new(ClusterView::passthrough(1)), foreign_endpoint(to)));
+            }
+            let make = || (foreign_endpoint(to), Arc::new(ClusterView::passthrough(u32::MAX)));
+            let (endpoint, cluster) = down.foreign.get_or_init(make);
+            Decision::Send(Plan::fixed(cluster.clone(), endpoint.clone()))
+        }
+        Target::Pinned(cluster, endpoint) => Decision::Send(Plan::fixed(cluster, endpoint)),
+        Target::Service(service, port) => by_route(down, view, service, port),
+    }
+}
+
+/// Phase 1.
+async fn target(down: &Downstream, parts: &Parts) -> Target {
+    let directory = &down.proxy.directory;
+    let (_, named_port) = names::split_port(authority(parts));
+    let host = names::normalise(authority(parts));
+    let port = down.original.map(|o| o.port()).or(named_port).unwrap_or(80);
+    // An address as authority names no service; the address that was dialed says more.
+    if !host.is_empty()
+        && host.parse::<IpAddr>().is_err()
+        && let Lookup::Service(view) = directory.lookup(&host).await
+        && (view.service.port(port).is_some() || down.original.is_none())
+    {
+        return Target::Service(view, port);
+    }
+    let Some(original) = down.original.or_else(|| authority(parts).parse().ok()) else {
+        return Target::None(Reason::UnknownHost);
+    };
+    dialed(down, original).await
+}
+
+/// What the address means that was dialed.
+async fn dialed(down: &Downstream, original: SocketAddr) -> Target {
+    if let Lookup::Service(view) = down.proxy.directory.lookup(&original.to_string()).await {
+        if view.service.addresses.contains(&original.ip()) {
+            return Target::Service(view, original.port());
+        }
+        // An endpoint's own address: the application balances by itself, and its choice stands.
+        let pinned = view.clusters.iter().filter(|c| c.config.subset.is_empty()).find_map(|c| {
+            let endpoint = find(&c.endpoints, original)?;
+            Some((c.clone(), endpoint.clone()))
+        });
+        if let Some((cluster, endpoint)) = pinned {
+            return Target::Pinned(cluster, endpoint);
+        }
+    }
+    if may_pass(&down.proxy, original) { Target::Foreign(original) } else { Target::None(Reason::UnknownHost) }
+}
+
+/// Whether a destination that the mesh does not know is dialed as addressed. A virtual IP is nobody's real address.
+pub fn may_pass(proxy: &Proxy, original: SocketAddr) -> bool {
+    let is_virtual = matches!(original.ip(), IpAddr::V4(ip) if ip.octets()[..2] == [240, 240]);
+    proxy.settings.allow_any && !is_virtual
+}
+
+/// Phase 2.
+fn by_route(down: &Downstream, view: &RequestView<'_>, service: Arc<ServiceView>, port: u16) -> Decision {
+    let Some(route) = service.service.port(port).and_then(|port| port.routes.find(view)).cloned() else {
+        return Decision::Refuse(Some(service), Reason::NoRoute);
+    };
+    match &*route.action {
+        Action::Forward(forward) => {
+            let at = drawn(forward);
+            let cluster = service.clusters[forward.destinations[at].cluster].clone();
+            let hash = request_hash(&forward.hash, view);
+            let rewritten = route.rewritten_path(forward, view);
+            let fixed = cluster.config.original_destination.then_some(down.original).flatten();
+            let fixed = fixed.map(|to| {
+                let foreign = || (foreign_endpoint(to), cluster.clone());
+                down.foreign.get_or_init(foreign).0.clone()
+            });
+            Decision::Send(Plan { cluster, fixed, hash, route: Some((route, at)), rewritten })
+        }
+        Action::Redirect(redirect) => {
+            let port = down.original.map_or(80, |o| o.port());
+            let mut response = Response::new(ResponseBody::empty());
+            *response.status_mut() = redirect.status;
+            if let Ok(location) = HeaderValue::from_str(&redirect.location(view, "http", port)) {
+                response.headers_mut().insert(LOCATION, location);
+            }
+            Decision::Answer(service, route, Box::new(response))
+        }
+        Action::DirectResponse(direct) => {
+            let response = direct_response(direct);
+            Decision::Answer(service, route, Box::new(response))
+        }
+    }
+}
+
+fn direct_response(direct: &DirectResponse) -> Response<ResponseBody> {
+    let mut response = Response::new(ResponseBody::full(direct.body.clone()));
+    *response.status_mut() = direct.status;
+    if !direct.body.is_empty() {
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    }
+    response
+}
+
+/// The destination of a request, by weight.
+fn drawn(forward: &Forward) -> usize {
+    let chosen = forward.choose(rand::rng().next_u64());
+    forward.destinations.iter().position(|d| std::ptr::eq(d, chosen)).unwrap_or(0)
+}
+
+/// Whether HTTP/2 is spoken to the endpoint: as the port or the policy says, else as the application does. A port that is
+/// declared as HTTP/1 is spoken to in HTTP/1, as in Istio, but for gRPC, which cannot do without HTTP/2.
+pub(super) fn speaks_http2(cluster: &ClusterView, client: Version, parts: &Parts, grpc: bool) -> bool {
+    let pool = &cluster.config.pool;
+    let client = client == Version::HTTP_2;
+    match cluster.config.protocol {
+        _ if parts.method == Method::CONNECT => false,
+        Protocol::Http2 | Protocol::Grpc => true,
+        _ if pool.use_client_protocol => client,
+        _ if pool.h2_upgrade == H2Upgrade::Upgrade => true,
+        Protocol::Http => client && grpc,
+        _ => client,
+    }
+}
