@@ -30,6 +30,8 @@ pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
 /// Between sidecars: the request came as HTTP/1 and was upgraded for the way; the application is to see HTTP/1.
 pub const HTTP1_CLIENT: HeaderName = HeaderName::from_static("x-weft-http1-client");
+/// Between sidecars: this answer is the sidecar's own, and the application has seen nothing of the request.
+pub const UNDELIVERED: HeaderName = HeaderName::from_static("x-weft-undelivered");
 /// How the client called.
 pub const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 

@@ -178,7 +178,6 @@ impl Call<'_> {
             body: body.as_ref(),
             retry,
             multiplex,
-            grpc,
             avoids_tried: forward.is_none_or(|(f, _)| f.avoids_tried()),
             made: 0,
             last: None,

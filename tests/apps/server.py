@@ -13,13 +13,15 @@ everything else   JSON: name, connection number, requests on it, body length and
 import hashlib
 import itertools
 import json
+import os
+import signal
 import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 connections = itertools.count(1)
-state = {"sick": False, "open": 0, "most": 0}
+state = {"sick": False, "open": 0, "most": 0, "ending": False}
 lock = threading.Lock()
 
 
@@ -89,6 +91,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Length", str(len(content)))
         self.send_header("X-Served-By", sys.argv[2])
+        if state["ending"]:
+            self.send_header("Connection", "close")
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)
@@ -106,6 +110,16 @@ class Handler(BaseHTTPRequestHandler):
     do_GET = do_POST = do_PUT = do_DELETE = do_HEAD = answer
 
 
+def end(server):
+    server.shutdown()
+    server.socket.close()
+    state["ending"] = True
+    until = time.monotonic() + 10
+    while state["open"] > 0 and time.monotonic() < until:
+        time.sleep(0.001)
+    os._exit(0)
+
+
 class Server(ThreadingHTTPServer):
     request_queue_size = 1024
     daemon_threads = True
@@ -114,5 +128,8 @@ class Server(ThreadingHTTPServer):
 if __name__ == "__main__":
     address = sys.argv[3] if len(sys.argv) > 3 else "0.0.0.0"
     server = Server((address, int(sys.argv[1])), Handler)
+    # As servers that are meant for production do: at SIGTERM no connection is taken any more, and those that are open are
+    # closed after their next answer.
+    signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=end, args=[server]).start())
     print("listening", flush=True)
     server.serve_forever()

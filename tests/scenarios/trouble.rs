@@ -19,6 +19,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         ("a_foreign_address_cannot_be_registered", foreign_address),
         ("an_expired_certificate_is_refused_and_told_why", expired),
         ("sigterm_fails_no_request", sigterm),
+        ("sigterm_to_sidecar_and_application_together_fails_no_request", sigterm_together),
         ("certificates_rotate_under_traffic", rotation),
         ("a_log_that_nobody_reads_stops_nothing", unread_log),
     ]
@@ -155,6 +156,31 @@ fn sigterm() -> Result<()> {
     let code = a.sidecar.wait(Duration::from_secs(10))?;
     ensure!(code == 0, "exit code {code}");
     a.app.signal("TERM")?;
+    let results = load.results()?;
+    let failed: Vec<_> = results.iter().filter(|r| r["status"] != 200).take(3).collect();
+    ensure!(failed.is_empty(), "of {} requests some failed: {failed:?}", results.len());
+    let last: Vec<_> = served_by(&results).into_iter().rev().take(50).collect();
+    ensure!(last.iter().all(|s| s == "order2"), "the last ones were served by the one that is left");
+    ensure!(results.len() > 200, "only {} requests", results.len());
+    Ok(())
+}
+
+fn sigterm_together() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    let mut a = mesh.instance("order1", "order-service", 8080, &[])?;
+    let _b = mesh.instance("order2", "order-service", 8080, &[])?;
+    let (front, _sidecar) = mesh.client("frontend")?;
+    let vip = mesh.vip("order-service")?;
+    let load = front.requests_meanwhile(&json!({
+        "url": format!("http://{vip}/sleep/3"), "seconds": 5, "concurrency": 8, "method": "POST", "body": "not idempotent",
+        "headers": {"Host": "order-service"},
+    }))?;
+    std::thread::sleep(Duration::from_secs(2));
+    // The application is the first to stop listening, while its sidecar is still being called.
+    a.app.signal("TERM")?;
+    a.sidecar.signal("TERM")?;
+    ensure!(a.app.wait(Duration::from_secs(10))? == 0, "the application did not end by itself");
+    ensure!(a.sidecar.wait(Duration::from_secs(20))? == 0, "{}", a.sidecar.output());
     let results = load.results()?;
     let failed: Vec<_> = results.iter().filter(|r| r["status"] != 200).take(3).collect();
     ensure!(failed.is_empty(), "of {} requests some failed: {failed:?}", results.len());

@@ -131,14 +131,6 @@ impl RetryOn {
         }
     }
 
-    /// Whether anything that can happen after the request was sent asks for another attempt: only then must it be kept.
-    /// `http2`: a refused stream can happen; `grpc`: so can a gRPC status.
-    pub fn keeps_request(&self, http2: bool, grpc: bool) -> bool {
-        let statuses = SERVER_ERROR | GATEWAY_ERROR | RESET | RETRIABLE_4XX;
-        let streams = if http2 { REFUSED_STREAM } else { 0 };
-        self.has(statuses | streams) || !self.statuses.is_empty() || (grpc && self.grpc != 0)
-    }
-
     fn has(&self, conditions: u16) -> bool {
         self.conditions & conditions != 0
     }

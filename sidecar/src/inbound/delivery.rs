@@ -18,8 +18,8 @@ use crate::call::{Ending, Record};
 use crate::cluster::ClusterView;
 use crate::connect::MARK_DELIVERY;
 use crate::http::{
-    HTTP1_CLIENT, address_request, address_response, authority, ensure_request_id, local_reply, remove_hop_headers,
-    wants_upgrade,
+    HTTP1_CLIENT, UNDELIVERED, address_request, address_response, authority, ensure_request_id, local_reply,
+    remove_hop_headers, wants_upgrade,
 };
 use crate::outbound::classify;
 use crate::pool::{CheckoutError, Lease};
@@ -69,11 +69,17 @@ pub(super) async fn request(caller: &Arc<Caller>, mut request: Request<Incoming>
     let sent = send(caller, &cluster, &endpoint, multiplex, parts, body.as_ref(), &mut record.attempts).await;
     let (mut response, lease) = match sent {
         Ok(sent) => sent,
-        Err(reason) => {
+        Err(Failed { reason, delivered }) => {
             let hint = grpc_hint(record.grpc);
-            return caller.refuse(record, &reason, policy, &hint, false);
+            let mut response = caller.refuse(record, &reason, policy, &hint, false);
+            // The caller's sidecar may try elsewhere then, whatever the request was.
+            if !delivered && caller.id.is_some() {
+                response.headers_mut().insert(UNDELIVERED, HeaderValue::from_static("1"));
+            }
+            return response;
         }
     };
+    response.headers_mut().remove(UNDELIVERED);
     record.answered(&response);
     let mut ending = Ending {
         lease: Some(lease),
@@ -113,6 +119,12 @@ fn takes_http2(parts: &Parts, inbound: Option<&Inbound>, port: u16, grpc: bool) 
     }
 }
 
+/// Why there is no answer of the application, and whether it may have seen the request.
+struct Failed {
+    reason: Reason,
+    delivered: bool,
+}
+
 /// Sends a request to the application. A connection that it closed while it was idle costs nobody a request.
 async fn send(
     caller: &Caller,
@@ -122,28 +134,35 @@ async fn send(
     parts: Parts,
     body: Option<&Arc<Replay>>,
     attempts: &mut u32,
-) -> Result<(Response<Incoming>, Lease), Reason> {
+) -> Result<(Response<Incoming>, Lease), Failed> {
     let identity = &caller.proxy.identity;
     let mut head = Some(parts);
     loop {
         let dialer = Dialer { cluster: &cluster.config, endpoint, identity, multiplex, mark: MARK_DELIVERY };
-        let mut lease = cluster.shared.pool.checkout(caller.worker, dialer).await.map_err(|e| match e {
-            CheckoutError::Overflow(overflow) => Reason::Overflow(overflow),
-            CheckoutError::Dial(e) => {
-                Reason::of(&e.outcome, None, Duration::ZERO, &e.detail).unwrap_or(Reason::UpstreamClosed)
-            }
+        let mut lease = cluster.shared.pool.checkout(caller.worker, dialer).await.map_err(|e| {
+            let reason = match e {
+                CheckoutError::Overflow(overflow) => Reason::Overflow(overflow),
+                CheckoutError::Dial(e) => {
+                    Reason::of(&e.outcome, None, Duration::ZERO, &e.detail).unwrap_or(Reason::UpstreamClosed)
+                }
+            };
+            Failed { reason, delivered: false }
         })?;
         let sending = match body {
             None => Some(RequestBody::Empty),
             Some(body) => body.attempt(),
         };
-        let (Some(parts), Some(sending)) = (head.take(), sending) else { return Err(Reason::UpstreamClosed) };
+        let (Some(parts), Some(sending)) = (head.take(), sending) else {
+            return Err(Failed { reason: Reason::UpstreamClosed, delivered: true });
+        };
         *attempts += 1;
         match lease.send(Request::from_parts(parts, sending)).await {
             Ok(response) => return Ok((response, lease)),
             Err(mut failed) => {
                 // Provably not sent.
-                if let Some(unsent) = failed.take_message()
+                let unsent = failed.take_message();
+                let delivered = unsent.is_none();
+                if let Some(unsent) = unsent
                     && lease.reused
                     && body.is_none_or(|b| b.is_whole())
                 {
@@ -151,9 +170,9 @@ async fn send(
                     continue;
                 }
                 let error = failed.error();
-                let outcome = classify(error, true);
+                let outcome = classify(error, delivered);
                 let reason = Reason::of(&outcome, None, Duration::ZERO, &error.to_string());
-                return Err(reason.unwrap_or(Reason::UpstreamClosed));
+                return Err(Failed { reason: reason.unwrap_or(Reason::UpstreamClosed), delivered });
             }
         }
     }

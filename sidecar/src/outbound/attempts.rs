@@ -19,7 +19,7 @@ use super::Downstream;
 use super::plan::Plan;
 use crate::body::{Replay, RequestBody};
 use crate::connect::MARK_UPSTREAM;
-use crate::http::{ATTEMPT_COUNT, address_request};
+use crate::http::{ATTEMPT_COUNT, UNDELIVERED, address_request};
 use crate::pool::{CheckoutError, Lease};
 use crate::upstream::{DialError, Dialer};
 
@@ -33,7 +33,6 @@ pub(super) struct Attempts<'a> {
     pub(super) retry: &'a RetryPolicy,
     /// Whether HTTP/2 is spoken.
     pub(super) multiplex: bool,
-    pub(super) grpc: bool,
     /// Whether a retry looks for an endpoint that was not tried.
     pub(super) avoids_tried: bool,
     /// So many were made.
@@ -84,9 +83,8 @@ impl Attempts<'_> {
         let cluster = &self.plan.cluster;
         let mut tried: SmallVec<[Arc<Endpoint>; 4]> = SmallVec::new();
         let mut random = || rand::rng().next_u64();
-        let keeps = self.retry.attempts > 0
-            && (self.may_repeat(&parts) || self.retry.retry_on.keeps_request(self.multiplex, self.grpc));
-        let repeats = keeps && self.may_repeat(&parts);
+        let keeps = self.retry.attempts > 0;
+        let repeats = self.may_repeat(&parts);
         let mut parts = Some(parts);
         // Held from a retry's beginning to its end, as maxRetries counts them.
         let mut retry_permit = None;
@@ -110,8 +108,14 @@ impl Attempts<'_> {
             };
             let attempt = self.made - 1;
             let (failed, sent, unsent) = match result {
-                Ok(sent) => {
-                    let outcome = Outcome::response(sent.response.status(), sent.response.headers());
+                Ok(mut sent) => {
+                    // Said by a sidecar that has proved who it is: as if there had been no connection.
+                    let undelivered = sent.response.headers_mut().remove(UNDELIVERED).is_some();
+                    let outcome = if undelivered && endpoint.config.identity.is_some() {
+                        Outcome::ConnectFailure
+                    } else {
+                        Outcome::response(sent.response.status(), sent.response.headers())
+                    };
                     cluster.record(&endpoint, &outcome);
                     if !(keeps && self.retry.retry_on.matches(&outcome) && self.may_resend()) {
                         return Ok(sent);
