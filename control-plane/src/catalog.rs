@@ -10,10 +10,11 @@ use std::time::Duration;
 use tonic::{Request, Response, Status};
 use weft_proto::v1::catalog_server::Catalog;
 use weft_proto::v1::{
-    self, Block, CatalogInstance, InstancesAnswer, InstancesQuery, ServiceTags, ServicesAnswer, ServicesQuery,
+    Block, CatalogInstance, InstancesAnswer, InstancesQuery, ServiceTags, ServicesAnswer, ServicesQuery,
 };
 
 use crate::mesh::Mesh;
+use crate::mesh::wire;
 use crate::peer::Peer;
 use crate::world::{Instance, World};
 
@@ -98,17 +99,7 @@ impl CatalogService {
 
 fn catalog_instance(instance: &Instance) -> CatalogInstance {
     CatalogInstance {
-        instance: Some(v1::Instance {
-            service_id: instance.service_id.clone(),
-            service: instance.service.clone(),
-            address: instance.address.to_string(),
-            port: u32::from(instance.port),
-            tags: instance.tags.clone(),
-            meta: instance.meta.clone().into_iter().collect(),
-            weight: instance.weight,
-            checks: instance.checks.clone(),
-            enable_tag_override: false,
-        }),
+        instance: Some(wire(instance)),
         node: instance.node.clone(),
         node_address: instance.address.to_string(),
         namespace: instance.namespace.clone(),

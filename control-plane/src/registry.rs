@@ -161,6 +161,7 @@ impl Session {
             checks: Default::default(),
             session: 0,
             lease_ends: Instant::now(),
+            unknown: false,
         };
         let session = self.mesh.begin_session(&hello.node, node)?;
         self.open = Some((hello.node, session));

@@ -38,6 +38,8 @@ pub struct Instance {
     pub labels: BTreeMap<String, String>,
     /// 0: 1.
     pub weight: u32,
+    /// Consul's `EnableTagOverride`, kept for those who ask.
+    pub enable_tag_override: bool,
     /// From its checks and its lease.
     pub health: v1::Health,
     /// SPIFFE ID of the sidecar that owns the address; empty: none.

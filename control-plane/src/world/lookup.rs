@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use super::{Host, Instance, InstanceKey, Policies, VirtualIps, World, fqdn, has_all, patterns};
+use super::{Allocation, Host, Instance, InstanceKey, Policies, VirtualIps, World, fqdn, has_all, patterns};
 use crate::policy::{Document, Kind, Object};
 
 impl World {
@@ -77,7 +77,7 @@ impl World {
     /// World version of the last change of a service's instances (Consul's index): never goes back, not even when the
     /// service is gone.
     pub fn service_index(&self, namespace: &str, service: &str) -> u64 {
-        self.service_indexes.get(&fqdn(service, namespace)).copied().unwrap_or(self.first_version)
+        self.service_indexes.get(&fqdn(service, namespace)).copied().unwrap_or(self.pruned_index)
     }
 
     /// World version of the last change of any instance.
@@ -149,6 +149,11 @@ impl World {
     /// The virtual IPs, to be kept in the store.
     pub fn virtual_ips(&self) -> &VirtualIps {
         &self.virtual_ips
+    }
+
+    /// Virtual IPs that changed since the last call, to be kept.
+    pub fn take_changed_virtual_ips(&mut self) -> Vec<(String, Option<Allocation>)> {
+        self.virtual_ips.take_changed()
     }
 }
 

@@ -57,7 +57,6 @@ pub struct Host {
 pub struct World {
     trust_domain: String,
     version: u64,
-    first_version: u64,
     documents: BTreeMap<(Kind, String, String), Arc<Document>>,
     policies: Policies,
     instances: BTreeMap<InstanceKey, Arc<Instance>>,
@@ -66,6 +65,8 @@ pub struct World {
     hosts: BTreeMap<String, Host>,
     virtual_ips: VirtualIps,
     service_indexes: BTreeMap<String, u64>,
+    /// Index of every service that has none of its own: never below one that was told for it before.
+    pruned_index: u64,
     catalog_index: u64,
 }
 
@@ -82,7 +83,7 @@ impl World {
         Self {
             trust_domain: trust_domain.to_owned(),
             version,
-            first_version: version,
+            pruned_index: version,
             catalog_index: version,
             ..Self::default()
         }
@@ -248,6 +249,9 @@ impl World {
         for host in self.virtual_ips.expire(now) {
             if self.hosts.get(&host).is_some_and(|known| !known.live) {
                 self.hosts.remove(&host);
+                if let Some(index) = self.service_indexes.remove(&host) {
+                    self.pruned_index = self.pruned_index.max(index);
+                }
                 changed.names = true;
                 changed.hosts.insert(host);
             }

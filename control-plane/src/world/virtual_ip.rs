@@ -3,7 +3,10 @@
 //! Applications cache addresses, so an address must never come to mean another host soon after: a host that leaves keeps
 //! its address for a day, and takes it up again if it comes back.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
 
 /// Seconds for which a released address stays its host's.
 pub const QUARANTINE_S: u64 = 24 * 60 * 60;
@@ -22,6 +25,10 @@ pub struct Allocation {
 pub struct VirtualIps {
     by_host: BTreeMap<String, Allocation>,
     by_address: BTreeMap<Ipv4Addr, String>,
+    /// Hosts that left, by when.
+    released: BTreeSet<(u64, String)>,
+    /// Hosts whose allocation differs from what was last taken to be kept.
+    changed: BTreeSet<String>,
     /// Last one given: going on from here makes reuse as late as it can be.
     last: u16,
 }
@@ -30,8 +37,12 @@ impl VirtualIps {
     /// The address of `host`, new or its old one. `None` when all 65,534 are taken.
     pub fn allocate(&mut self, host: &str) -> Option<Ipv4Addr> {
         if let Some(allocation) = self.by_host.get_mut(host) {
-            allocation.released = None;
-            return Some(allocation.address);
+            let address = allocation.address;
+            if let Some(at) = allocation.released.take() {
+                self.released.remove(&(at, host.to_owned()));
+                self.changed.insert(host.to_owned());
+            }
+            return Some(address);
         }
         let address = (1..=u16::MAX)
             .map(|step| self.last.wrapping_add(step))
@@ -39,27 +50,44 @@ impl VirtualIps {
             .map(address)
             .find(|address| !self.by_address.contains_key(address))?;
         self.insert(host, Allocation { address, released: None });
+        self.changed.insert(host.to_owned());
         Some(address)
     }
 
     /// `host` left at `now`.
     pub fn release(&mut self, host: &str, now: u64) {
-        if let Some(allocation) = self.by_host.get_mut(host) {
-            allocation.released.get_or_insert(now);
+        if let Some(allocation) = self.by_host.get_mut(host)
+            && allocation.released.is_none()
+        {
+            allocation.released = Some(now);
+            self.released.insert((now, host.to_owned()));
+            self.changed.insert(host.to_owned());
         }
     }
 
     /// Forgets the hosts that left more than a day before `now`, and names them.
     pub fn expire(&mut self, now: u64) -> Vec<String> {
-        let gone = |allocation: &Allocation| allocation.released.is_some_and(|at| now >= at + QUARANTINE_S);
-        let hosts: Vec<String> =
-            self.by_host.iter().filter(|(_, allocation)| gone(allocation)).map(|(host, _)| host.clone()).collect();
-        for host in &hosts {
-            if let Some(allocation) = self.by_host.remove(host) {
+        let mut hosts = Vec::new();
+        while self.released.first().is_some_and(|(at, _)| now >= at + QUARANTINE_S) {
+            let Some((_, host)) = self.released.pop_first() else { break };
+            if let Some(allocation) = self.by_host.remove(&host) {
                 self.by_address.remove(&allocation.address);
             }
+            self.changed.insert(host.clone());
+            hosts.push(host);
         }
         hosts
+    }
+
+    /// What changed since the last call, to be kept; `None`: the host's allocation is gone. The cost is that of the
+    /// changes, not of all allocations.
+    pub fn take_changed(&mut self) -> Vec<(String, Option<Allocation>)> {
+        let changed = std::mem::take(&mut self.changed);
+        changed
+            .into_iter()
+            .map(|host| (self.by_host.get(&host).copied(), host))
+            .map(|(kept, host)| (host, kept))
+            .collect()
     }
 
     /// Takes up an allocation that was kept. Ignored where the address is another host's already.
@@ -88,6 +116,7 @@ impl VirtualIps {
         let [_, _, high, low] = allocation.address.octets();
         self.last = u16::from_be_bytes([high, low]);
         self.by_address.insert(allocation.address, host.to_owned());
+        self.released.extend(allocation.released.map(|at| (at, host.to_owned())));
         self.by_host.insert(host.to_owned(), allocation);
     }
 }
@@ -113,6 +142,25 @@ mod tests {
         ips.release("a", 2000);
         assert_eq!(ips.expire(2000 + QUARANTINE_S), ["a"]);
         assert_eq!(ips.allocate("c"), Some(Ipv4Addr::new(240, 240, 0, 3)), "free addresses are used in turn");
+    }
+
+    #[test]
+    fn changes_are_told_once() {
+        let mut ips = VirtualIps::default();
+        let a = Allocation { address: ips.allocate("a").unwrap(), released: None };
+        ips.allocate("a");
+        assert_eq!(ips.take_changed(), [("a".to_owned(), Some(a))]);
+        assert_eq!(ips.take_changed(), []);
+        ips.release("a", 5);
+        ips.release("a", 6);
+        assert_eq!(ips.take_changed(), [("a".to_owned(), Some(Allocation { released: Some(5), ..a }))]);
+        ips.allocate("a");
+        assert_eq!(ips.take_changed(), [("a".to_owned(), Some(a))]);
+        ips.release("a", 7);
+        assert_eq!(ips.expire(7 + QUARANTINE_S), ["a"]);
+        assert_eq!(ips.take_changed(), [("a".to_owned(), None)]);
+        ips.restore("b", a);
+        assert_eq!(ips.take_changed(), [], "what was kept is kept");
     }
 
     #[test]

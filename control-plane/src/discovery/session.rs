@@ -1,0 +1,365 @@
+//! One sidecar's stream: what it asks for, what it was sent, and what changes of that.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use tokio::sync::{broadcast, mpsc};
+use tokio_stream::StreamExt;
+use tonic::{Status, Streaming};
+use weft_proto::envoy::{Any, DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
+use weft_proto::{ENDPOINTS_TYPE, INBOUND_TYPE, SERVICE_TYPE};
+
+use super::{Discovery, Encoded, Stream, short};
+use crate::peer::Certified;
+use crate::translate;
+use crate::world::{Changed, World};
+
+/// Names that one sidecar may subscribe to, of each type.
+const MAX_NAMES: usize = 20_000;
+/// The name under which a sidecar asks for its own inbound policy.
+const SELF: &str = "self";
+
+/// What a stream wants of one type.
+#[derive(Default)]
+struct Subscription {
+    /// Name asked for -> canonical host; `None`: it means nothing, and the client was told.
+    names: BTreeMap<String, Option<String>>,
+    /// Host -> version that the client has.
+    sent: BTreeMap<String, String>,
+}
+
+/// Type of a response, and the hosts and versions in it.
+type InFlight = (&'static str, Vec<(String, String)>);
+
+pub(super) struct Session {
+    id: u64,
+    discovery: Arc<Discovery>,
+    certified: Arc<Certified>,
+    address: String,
+    node: String,
+    labels: BTreeMap<String, String>,
+    services: Subscription,
+    endpoints: Subscription,
+    inbound: Option<String>,
+    wants_inbound: bool,
+    /// Responses that were not acknowledged yet: nonce -> type and resources.
+    in_flight: HashMap<String, InFlight>,
+    nonce: u64,
+    replies: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
+}
+
+impl Session {
+    pub(super) fn new(
+        id: u64,
+        discovery: Arc<Discovery>,
+        certified: Arc<Certified>,
+        address: String,
+        replies: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
+    ) -> Session {
+        Session {
+            id,
+            discovery,
+            certified,
+            address,
+            node: String::new(),
+            labels: BTreeMap::new(),
+            services: Subscription::default(),
+            endpoints: Subscription::default(),
+            inbound: None,
+            wants_inbound: false,
+            in_flight: HashMap::new(),
+            nonce: 0,
+            replies,
+        }
+    }
+
+    pub(super) async fn run(mut self, mut requests: Streaming<DeltaDiscoveryRequest>) {
+        let mut events = self.discovery.mesh.events();
+        let stream = Stream {
+            node: String::new(),
+            version: String::new(),
+            identity: self.certified.id.to_string(),
+            address: self.address.clone(),
+            since: Instant::now(),
+            resources: BTreeMap::new(),
+        };
+        self.discovery.lock().insert(self.id, stream);
+        let left = self.certified.not_after.duration_since(SystemTime::now()).unwrap_or_default();
+        let expiry = tokio::time::sleep(left);
+        tokio::pin!(expiry);
+        let result = loop {
+            let step = tokio::select! {
+                request = requests.next() => match request {
+                    Some(Ok(request)) => self.request(request).await,
+                    _ => break Ok(()),
+                },
+                event = events.recv() => {
+                    let mut changed = merge(Changed::default(), event);
+                    while let Ok(more) = events.try_recv() {
+                        changed = merge(changed, Ok(more));
+                    }
+                    self.changed(&changed).await
+                }
+                () = &mut expiry => Err(Status::unauthenticated("the certificate of this stream has expired; reconnect")),
+            };
+            if step.is_err() {
+                break step;
+            }
+        };
+        if let Err(status) = result {
+            // A peer that is gone does not mind.
+            let _ = self.replies.send(Err(status)).await;
+        }
+        self.discovery.lock().remove(&self.id);
+        self.discovery.acknowledged.notify_waiters();
+    }
+
+    async fn request(&mut self, request: DeltaDiscoveryRequest) -> Result<(), Status> {
+        if let Some(node) = request.node {
+            self.node = node.id;
+            if let Some(labels) = node.metadata.and_then(|m| m.fields.get("LABELS").cloned())
+                && let Some(prost_types::value::Kind::StructValue(labels)) = labels.kind
+            {
+                let text = |v: prost_types::Value| match v.kind {
+                    Some(prost_types::value::Kind::StringValue(s)) => Some(s),
+                    _ => None,
+                };
+                self.labels = labels.fields.into_iter().filter_map(|(k, v)| Some((k, text(v)?))).collect();
+            }
+            let (name, version) = (self.node.clone(), node.user_agent_version);
+            self.discovery.update(self.id, |s| (s.node, s.version) = (name, version));
+        }
+        let Some(kind) = known(&request.type_url) else {
+            return Err(Status::invalid_argument(format!("the type {:?} is not served", request.type_url)));
+        };
+        if !request.response_nonce.is_empty() {
+            self.acknowledged(kind, &request.response_nonce, request.error_detail.map(|e| e.message));
+        }
+        if kind == INBOUND_TYPE {
+            if request.resource_names_subscribe.iter().any(|n| n == SELF) {
+                self.wants_inbound = true;
+                self.inbound = request.initial_resource_versions.get(SELF).cloned().or(self.inbound.take());
+                return self.send_inbound().await;
+            }
+            return Ok(());
+        }
+        let subscription = self.subscription(kind);
+        for (host, version) in request.initial_resource_versions {
+            subscription.sent.insert(host, version);
+        }
+        let mut dropped = Vec::new();
+        for name in request.resource_names_unsubscribe {
+            if let Some(Some(host)) = subscription.names.remove(&name)
+                && !subscription.names.values().any(|h| h.as_ref() == Some(&host))
+            {
+                subscription.sent.remove(&host);
+                dropped.push(host);
+            }
+        }
+        self.discovery.update(self.id, |s| s.resources.retain(|(k, host), _| *k != kind || !dropped.contains(host)));
+        if request.resource_names_subscribe.is_empty() {
+            return Ok(());
+        }
+        let subscription = self.subscription(kind);
+        if subscription.names.len() + request.resource_names_subscribe.len() > MAX_NAMES {
+            return Err(Status::resource_exhausted(format!("more than {MAX_NAMES} names on one stream")));
+        }
+        let namespace = self.certified.id.namespace().to_owned();
+        let asked = request.resource_names_subscribe;
+        let resolved: Vec<(String, Option<String>)> = self.discovery.mesh.read(|world| {
+            asked.into_iter().map(|name| (name.clone(), translate::resolve(world, &namespace, &name))).collect()
+        });
+        let mut hosts: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        let mut absent = Vec::new();
+        let subscription = self.subscription(kind);
+        for (name, host) in resolved {
+            match &host {
+                Some(host) => hosts.entry(host.clone()).or_default().push(name.clone()),
+                None => absent.push(name.clone()),
+            }
+            subscription.names.insert(name, host);
+        }
+        self.send(kind, hosts, absent).await
+    }
+
+    fn acknowledged(&mut self, kind: &'static str, nonce: &str, refused: Option<String>) {
+        let Some((_, resources)) = self.in_flight.remove(nonce) else { return };
+        if let Some(reason) = &refused {
+            tracing::warn!(node = self.node, kind = short(kind), "refused by the sidecar: {reason}");
+        }
+        self.discovery.update(self.id, |stream| {
+            for (host, version) in resources {
+                let Some(delivery) = stream.resources.get_mut(&(kind, host)) else { continue };
+                match &refused {
+                    None => {
+                        delivery.acknowledged = version;
+                        delivery.refused.clear();
+                    }
+                    Some(reason) => delivery.refused.clone_from(reason),
+                }
+            }
+        });
+    }
+
+    async fn changed(&mut self, changed: &Changed) -> Result<(), Status> {
+        let namespace = self.certified.id.namespace().to_owned();
+        for kind in [SERVICE_TYPE, ENDPOINTS_TYPE] {
+            let mut hosts: BTreeMap<String, Vec<String>> = BTreeMap::new();
+            let mut absent = Vec::new();
+            if changed.names || changed.all {
+                let discovery = self.discovery.clone();
+                let subscription = self.subscription(kind);
+                let moved: Vec<(String, Option<String>)> = discovery.mesh.read(|world| {
+                    let now = |name: &String| translate::resolve(world, &namespace, name);
+                    let moved = subscription.names.iter().map(|(name, old)| (name, old, now(name)));
+                    moved.filter(|(_, old, new)| *old != new).map(|(name, _, new)| (name.clone(), new)).collect()
+                });
+                for (name, host) in moved {
+                    match &host {
+                        Some(host) => hosts.entry(host.clone()).or_default().push(name.clone()),
+                        None => absent.push(name.clone()),
+                    }
+                    subscription.names.insert(name, host);
+                }
+            }
+            let subscription = self.subscription(kind);
+            for host in subscription.names.values().flatten() {
+                if changed.all || changed.hosts.contains(host) {
+                    hosts.entry(host.clone()).or_default();
+                }
+            }
+            if !hosts.is_empty() || !absent.is_empty() {
+                self.send(kind, hosts, absent).await?;
+            }
+        }
+        if self.wants_inbound {
+            self.send_inbound().await?;
+        }
+        Ok(())
+    }
+
+    /// Sends the hosts whose current version the client does not have, or whose names are new to it.
+    async fn send(
+        &mut self,
+        kind: &'static str,
+        hosts: BTreeMap<String, Vec<String>>,
+        mut removed: Vec<String>,
+    ) -> Result<(), Status> {
+        let namespace = self.certified.id.namespace().to_owned();
+        let mut resources = Vec::new();
+        let mut versions = Vec::new();
+        for (host, aliases) in hosts {
+            let Some(encoded) = self.discovery.encoded(kind, &namespace, &host) else {
+                removed.extend(aliases);
+                removed.push(host);
+                continue;
+            };
+            let subscription = self.subscription(kind);
+            let known = subscription.sent.get(&host) == Some(&encoded.version);
+            // A name that the client asked for is answered even when it has the resource under another; unless it said
+            // at the stream's beginning that it knows this name with this version.
+            if known && aliases.iter().all(|a| *a == host || subscription.sent.get(a) == Some(&encoded.version)) {
+                let (id, version) = (self.id, encoded.version);
+                self.discovery.update(id, |s| {
+                    let delivery = s.resources.entry((kind, host)).or_default();
+                    if delivery.sent.is_empty() {
+                        (delivery.sent, delivery.acknowledged) = (version.clone(), version);
+                    }
+                });
+                continue;
+            }
+            subscription.sent.insert(host.clone(), encoded.version.clone());
+            versions.push((host.clone(), encoded.version.clone()));
+            resources.push(Resource {
+                version: encoded.version,
+                name: host,
+                aliases,
+                resource: Some(Any { type_url: kind.to_owned(), value: encoded.bytes }),
+            });
+        }
+        if resources.is_empty() && removed.is_empty() {
+            return Ok(());
+        }
+        removed.sort();
+        removed.dedup();
+        for name in &removed {
+            self.subscription(kind).sent.remove(name);
+        }
+        let gone = removed.clone();
+        self.discovery.update(self.id, |s| s.resources.retain(|(k, host), _| *k != kind || !gone.contains(host)));
+        self.deliver(kind, resources, versions, removed).await
+    }
+
+    async fn send_inbound(&mut self) -> Result<(), Status> {
+        let (namespace, node) = (self.certified.id.namespace(), &self.node);
+        let identity = self.certified.id.to_string();
+        let inbound = self.discovery.mesh.read(|world| {
+            let ours: Vec<_> = world.instances().filter(|i| i.node == *node && i.identity == identity).collect();
+            let mut labels = self.labels.clone();
+            for instance in &ours {
+                labels.extend(instance.labels.clone());
+            }
+            let keys: Vec<_> = ours.iter().map(|i| i.key()).collect();
+            translate::inbound(world, namespace, &labels, &keys)
+        });
+        let encoded = Encoded::new(&inbound);
+        if self.inbound.as_ref() == Some(&encoded.version) {
+            return Ok(());
+        }
+        self.inbound = Some(encoded.version.clone());
+        let resource = Resource {
+            version: encoded.version.clone(),
+            name: SELF.to_owned(),
+            aliases: Vec::new(),
+            resource: Some(Any { type_url: INBOUND_TYPE.to_owned(), value: encoded.bytes }),
+        };
+        self.deliver(INBOUND_TYPE, vec![resource], vec![(SELF.to_owned(), encoded.version)], Vec::new()).await
+    }
+
+    async fn deliver(
+        &mut self,
+        kind: &'static str,
+        resources: Vec<Resource>,
+        versions: Vec<(String, String)>,
+        removed: Vec<String>,
+    ) -> Result<(), Status> {
+        self.nonce += 1;
+        let nonce = format!("{}", self.nonce);
+        self.discovery.update(self.id, |s| {
+            for (host, version) in &versions {
+                s.resources.entry((kind, host.clone())).or_default().sent.clone_from(version);
+            }
+        });
+        self.in_flight.insert(nonce.clone(), (kind, versions));
+        let response = DeltaDiscoveryResponse {
+            system_version_info: self.discovery.mesh.read(World::version).to_string(),
+            resources,
+            type_url: kind.to_owned(),
+            nonce,
+            removed_resources: removed,
+        };
+        self.replies.send(Ok(response)).await.map_err(|_| Status::cancelled("the client has gone"))
+    }
+
+    fn subscription(&mut self, kind: &'static str) -> &mut Subscription {
+        if kind == ENDPOINTS_TYPE { &mut self.endpoints } else { &mut self.services }
+    }
+}
+
+fn merge(mut into: Changed, event: Result<Arc<Changed>, broadcast::error::RecvError>) -> Changed {
+    match event {
+        Ok(changed) => {
+            into.hosts.extend(changed.hosts.iter().cloned());
+            into.all |= changed.all;
+            into.names |= changed.names;
+        }
+        // Behind by more than the queue holds, or the server stops: all may have changed.
+        Err(_) => into = Changed { hosts: BTreeSet::new(), all: true, names: true },
+    }
+    into
+}
+
+fn known(type_url: &str) -> Option<&'static str> {
+    [SERVICE_TYPE, ENDPOINTS_TYPE, INBOUND_TYPE].into_iter().find(|t| *t == type_url)
+}

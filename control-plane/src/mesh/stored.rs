@@ -1,0 +1,84 @@
+//! What the world holds, as the store keeps it and the wire carries it.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result};
+use weft_proto::v1;
+
+use super::Node;
+use crate::world::{Allocation, Instance, InstanceKey, derive_labels};
+
+pub(super) fn registration_key(key: &InstanceKey) -> String {
+    format!("{}/{}/{}", key.namespace, key.node, key.service_id)
+}
+
+pub(super) fn encode_allocation(allocation: Allocation) -> Vec<u8> {
+    format!("{} {}", allocation.address, allocation.released.map_or(String::new(), |s| s.to_string())).into_bytes()
+}
+
+pub(super) fn decode_allocation(bytes: &[u8]) -> Result<Allocation> {
+    let text = std::str::from_utf8(bytes)?;
+    let (address, released) = text.split_once(' ').context("not an address and a time")?;
+    let released = if released.is_empty() { None } else { Some(released.parse()?) };
+    Ok(Allocation { address: address.parse()?, released })
+}
+
+/// Consul's rule: critical when any check is; warning still serves.
+pub(super) fn health_of(checks: &[v1::Check], node_checks: &BTreeMap<String, v1::Check>) -> v1::Health {
+    let critical = checks.iter().chain(node_checks.values()).any(|c| c.status == "critical");
+    if critical { v1::Health::Unhealthy } else { v1::Health::Healthy }
+}
+
+pub(super) fn stored_of(instance: &Instance, node: &Node) -> v1::StoredInstance {
+    v1::StoredInstance {
+        namespace: instance.namespace.clone(),
+        node: instance.node.clone(),
+        identity: instance.identity.clone(),
+        workload: instance.workload.clone(),
+        locality: instance.locality.clone(),
+        labels: node.labels.clone().into_iter().collect(),
+        instance: Some(wire(instance)),
+    }
+}
+
+pub(super) fn instance_of(stored: &v1::StoredInstance) -> Option<Instance> {
+    let registered = stored.instance.as_ref()?;
+    let sidecar: BTreeMap<String, String> = stored.labels.clone().into_iter().collect();
+    let meta: BTreeMap<String, String> = registered.meta.clone().into_iter().collect();
+    Some(Instance {
+        namespace: stored.namespace.clone(),
+        node: stored.node.clone(),
+        service_id: registered.service_id.clone(),
+        service: registered.service.clone(),
+        address: registered.address.parse().ok()?,
+        port: u16::try_from(registered.port).ok()?,
+        tags: registered.tags.clone(),
+        labels: derive_labels(&sidecar, &meta, &registered.tags),
+        meta,
+        weight: registered.weight,
+        enable_tag_override: registered.enable_tag_override,
+        health: health_of(&registered.checks, &BTreeMap::new()),
+        identity: stored.identity.clone(),
+        workload: stored.workload.clone(),
+        locality: stored.locality.clone(),
+        draining: false,
+        create_index: 0,
+        modify_index: 0,
+        checks: registered.checks.clone(),
+    })
+}
+
+/// An instance as it was registered.
+pub(crate) fn wire(instance: &Instance) -> v1::Instance {
+    v1::Instance {
+        service_id: instance.service_id.clone(),
+        service: instance.service.clone(),
+        address: instance.address.to_string(),
+        port: u32::from(instance.port),
+        tags: instance.tags.clone(),
+        meta: instance.meta.clone().into_iter().collect(),
+        weight: instance.weight,
+        checks: instance.checks.clone(),
+        enable_tag_override: instance.enable_tag_override,
+    }
+}
