@@ -30,6 +30,9 @@ use crate::peer::Peer;
 use crate::translate;
 use session::Session;
 
+/// Encoded resources that are kept.
+const MAX_CACHED: usize = 100_000;
+
 /// A resource, encoded once for all who subscribe to it.
 #[derive(Clone)]
 struct Encoded {
@@ -170,6 +173,10 @@ impl Discovery {
             } else {
                 translate::service(world, namespace, host).map(|s| Encoded::new(&s))
             };
+            if cache.len() >= MAX_CACHED {
+                // What is still wanted is made again.
+                cache.clear();
+            }
             match &encoded {
                 Some(_) => drop(cache.insert(key, (world.version(), encoded.clone()))),
                 None => drop(cache.remove(&key)),

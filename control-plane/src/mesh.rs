@@ -25,7 +25,7 @@ use weft_proto::v1;
 use crate::policy::Document;
 use crate::policy::folder::FolderState;
 use crate::store::{Op, Store, Table};
-use crate::world::{Changed, World};
+use crate::world::{Allocation, Changed, World};
 
 /// Changes that a slow listener may be behind; beyond that it looks at everything anew.
 const EVENTS: usize = 1024;
@@ -175,17 +175,16 @@ impl Mesh {
     /// Writes virtual IPs that were given or released since.
     async fn keep_virtual_ips(&self) {
         let changed = self.lock().world.take_changed_virtual_ips();
-        let ops: Vec<Op> = changed
-            .into_iter()
-            .map(|(host, kept)| match kept {
-                Some(allocation) => Op::Put(Table::VirtualIps, host, encode_allocation(allocation)),
-                None => Op::Delete(Table::VirtualIps, host),
-            })
-            .collect();
+        let op = |(host, kept): &(String, Option<Allocation>)| match kept {
+            Some(allocation) => Op::Put(Table::VirtualIps, host.clone(), encode_allocation(*allocation)),
+            None => Op::Delete(Table::VirtualIps, host.clone()),
+        };
+        let ops: Vec<Op> = changed.iter().map(op).collect();
         if !ops.is_empty()
             && let Err(e) = self.store.commit(ops).await
         {
-            tracing::error!("virtual IPs could not be kept: {e:#}");
+            tracing::error!("virtual IPs could not be kept, tried again with the next change: {e:#}");
+            self.lock().world.put_back_virtual_ips(changed.into_iter().map(|(host, _)| host));
         }
     }
 

@@ -3,7 +3,7 @@
 //! One task owns the directory's writer. It reconnects for ever, with growing pauses; a new stream begins with all
 //! names that are wanted and the versions that are held, so that only what changed is sent.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,6 +29,8 @@ pub struct Introduction {
 
 /// gRPC's INVALID_ARGUMENT, as a refusal carries it.
 const INVALID_ARGUMENT: i32 = 3;
+/// Requests to the control plane that wait for it to read, beyond which no new names are asked for.
+const MAX_UNSENT: usize = 256;
 const SWEEP: Duration = Duration::from_secs(10);
 const SAVE: Duration = Duration::from_secs(1);
 
@@ -83,12 +85,12 @@ async fn stream(
     let channel = control.connect().await?;
     let mut client = AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(64 << 20);
     let (requests, outgoing) = mpsc::channel(64);
+    // What is to be said waits here, not in a send: while we waited for the control plane to read, and it for us, neither
+    // would.
+    let mut unsent: VecDeque<DeltaDiscoveryRequest> = VecDeque::new();
     for (interest, versions) in writer.initial() {
         let node = (interest.kind == weft_proto::INBOUND_TYPE).then(|| node(introduction));
-        let mut request = request(interest);
-        request.initial_resource_versions = versions;
-        request.node = node;
-        requests.send(request).await.context("the stream has ended")?;
+        unsent.push_back(DeltaDiscoveryRequest { initial_resource_versions: versions, node, ..request(interest) });
     }
     let mut responses = client.delta_aggregated_resources(ReceiverStream::new(outgoing)).await?.into_inner();
     writer.set_connected(true);
@@ -98,30 +100,32 @@ async fn stream(
     let mut save = tokio::time::interval(SAVE);
     loop {
         tokio::select! {
+            room = requests.reserve(), if !unsent.is_empty() => {
+                let room = room.context("the stream has ended")?;
+                if let Some(request) = unsent.pop_front() {
+                    room.send(request);
+                }
+            }
             response = responses.next() => {
                 let response = response.context("the control plane ended the stream")??;
                 let (kind, nonce) = (response.type_url.clone(), response.nonce.clone());
                 let (interests, refused) = writer.apply(response);
-                let ack = DeltaDiscoveryRequest {
+                unsent.push_back(DeltaDiscoveryRequest {
                     type_url: kind,
                     response_nonce: nonce,
                     error_detail: refused.map(|message| Status { code: INVALID_ARGUMENT, message }),
                     ..Default::default()
-                };
-                requests.send(ack).await.context("the stream has ended")?;
-                for interest in interests {
-                    requests.send(request(interest)).await.context("the stream has ended")?;
-                }
+                });
+                unsent.extend(interests.into_iter().map(request));
             }
-            interest = writer.next_interest() => {
+            // New names wait while much is unsent: the queue of look-ups is bounded, and says so.
+            interest = writer.next_interest(), if unsent.len() < MAX_UNSENT => {
                 let interest = interest.context("the proxy stops")?;
                 if !interest.kind.is_empty() {
-                    requests.send(request(interest)).await.context("the stream has ended")?;
+                    unsent.push_back(request(interest));
                 }
             }
-            _ = sweep.tick() => for interest in writer.sweep() {
-                requests.send(request(interest)).await.context("the stream has ended")?;
-            },
+            _ = sweep.tick() => unsent.extend(writer.sweep().into_iter().map(request)),
             _ = save.tick() => writer.save(),
             changed = reconnect.changed() => return changed.context("the proxy stops"),
         }

@@ -1,6 +1,7 @@
 //! One sidecar's stream: what it asks for, what it was sent, and what changes of that.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
@@ -17,6 +18,8 @@ use crate::world::{Changed, World};
 
 /// Names that one sidecar may subscribe to, of each type.
 const MAX_NAMES: usize = 20_000;
+/// Responses that a sidecar may leave without an answer.
+const MAX_UNACKNOWLEDGED: usize = 10_000;
 /// The name under which a sidecar asks for its own inbound policy.
 const SELF: &str = "self";
 
@@ -27,6 +30,25 @@ struct Subscription {
     names: BTreeMap<String, Option<String>>,
     /// Host -> version that the client has.
     sent: BTreeMap<String, String>,
+}
+
+impl Subscription {
+    /// Names that may mean something else than before.
+    fn touched(&self, changed: &Changed) -> Vec<String> {
+        if changed.names || changed.all {
+            return self.names.keys().cloned().collect();
+        }
+        // "10.0.0.1:80": names that begin so lie together.
+        let at = |address: &IpAddr| {
+            let prefix = match address {
+                IpAddr::V4(address) => format!("{address}:"),
+                IpAddr::V6(address) => format!("[{address}]:"),
+            };
+            let from = self.names.range(prefix.clone()..).map(|(name, _)| name);
+            from.take_while(move |name| name.starts_with(&prefix)).cloned()
+        };
+        changed.addresses.iter().flat_map(at).collect()
+    }
 }
 
 /// Type of a response, and the hosts and versions in it.
@@ -96,8 +118,15 @@ impl Session {
                 },
                 event = events.recv() => {
                     let mut changed = merge(Changed::default(), event);
-                    while let Ok(more) = events.try_recv() {
-                        changed = merge(changed, Ok(more));
+                    loop {
+                        changed = match events.try_recv() {
+                            Ok(more) => merge(changed, Ok(more)),
+                            // The queue has moved on: what it lost is lost.
+                            Err(broadcast::error::TryRecvError::Lagged(n)) => {
+                                merge(changed, Err(broadcast::error::RecvError::Lagged(n)))
+                            }
+                            Err(_) => break,
+                        };
                     }
                     self.changed(&changed).await
                 }
@@ -150,6 +179,8 @@ impl Session {
         }
         let mut dropped = Vec::new();
         for name in request.resource_names_unsubscribe {
+            // Asked for again, it is answered again.
+            subscription.sent.remove(&name);
             if let Some(Some(host)) = subscription.names.remove(&name)
                 && !subscription.names.values().any(|h| h.as_ref() == Some(&host))
             {
@@ -204,17 +235,22 @@ impl Session {
 
     async fn changed(&mut self, changed: &Changed) -> Result<(), Status> {
         let namespace = self.certified.id.namespace().to_owned();
+        let discovery = self.discovery.clone();
         for kind in [SERVICE_TYPE, ENDPOINTS_TYPE] {
             let mut hosts: BTreeMap<String, Vec<String>> = BTreeMap::new();
             let mut absent = Vec::new();
-            if changed.names || changed.all {
-                let discovery = self.discovery.clone();
-                let subscription = self.subscription(kind);
-                let moved: Vec<(String, Option<String>)> = discovery.mesh.read(|world| {
-                    let now = |name: &String| translate::resolve(world, &namespace, name);
-                    let moved = subscription.names.iter().map(|(name, old)| (name, old, now(name)));
-                    moved.filter(|(_, old, new)| *old != new).map(|(name, _, new)| (name.clone(), new)).collect()
+            let subscription = self.subscription(kind);
+            let touched = subscription.touched(changed);
+            if !touched.is_empty() {
+                let resolved: Vec<(String, Option<String>)> = discovery.mesh.read(|world| {
+                    let now = |name: String| {
+                        let host = translate::resolve(world, &namespace, &name);
+                        (name, host)
+                    };
+                    touched.into_iter().map(now).collect()
                 });
+                let old = |name: &String| subscription.names.get(name);
+                let moved: Vec<_> = resolved.into_iter().filter(|(name, new)| old(name) != Some(new)).collect();
                 for (name, host) in moved {
                     match &host {
                         Some(host) => hosts.entry(host.clone()).or_default().push(name.clone()),
@@ -295,7 +331,7 @@ impl Session {
         let (namespace, node) = (self.certified.id.namespace(), &self.node);
         let identity = self.certified.id.to_string();
         let inbound = self.discovery.mesh.read(|world| {
-            let ours: Vec<_> = world.instances().filter(|i| i.node == *node && i.identity == identity).collect();
+            let ours: Vec<_> = world.instances_of_node(namespace, node).filter(|i| i.identity == identity).collect();
             let mut labels = self.labels.clone();
             for instance in &ours {
                 labels.extend(instance.labels.clone());
@@ -324,6 +360,11 @@ impl Session {
         versions: Vec<(String, String)>,
         removed: Vec<String>,
     ) -> Result<(), Status> {
+        if self.in_flight.len() >= MAX_UNACKNOWLEDGED {
+            return Err(Status::resource_exhausted(format!(
+                "{MAX_UNACKNOWLEDGED} responses were neither acknowledged nor refused"
+            )));
+        }
         self.nonce += 1;
         let nonce = format!("{}", self.nonce);
         self.discovery.update(self.id, |s| {
@@ -353,9 +394,10 @@ fn merge(mut into: Changed, event: Result<Arc<Changed>, broadcast::error::RecvEr
             into.hosts.extend(changed.hosts.iter().cloned());
             into.all |= changed.all;
             into.names |= changed.names;
+            into.addresses.extend(&changed.addresses);
         }
         // Behind by more than the queue holds, or the server stops: all may have changed.
-        Err(_) => into = Changed { hosts: BTreeSet::new(), all: true, names: true },
+        Err(_) => into = Changed { all: true, names: true, ..Changed::default() },
     }
     into
 }

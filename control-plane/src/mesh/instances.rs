@@ -79,9 +79,9 @@ impl Mesh {
             } else {
                 node.checks.insert(check.check_id.clone(), check);
             }
-            let checks = node.checks.clone();
+            let (checks, namespace) = (node.checks.clone(), node.namespace.clone());
             let instances: Vec<Instance> =
-                state.world.instances().filter(|i| i.node == name).map(|i| (**i).clone()).collect();
+                state.world.instances_of_node(&namespace, name).map(|i| (**i).clone()).collect();
             for mut instance in instances {
                 instance.health = health_of(&instance.checks, &checks);
                 let changed = state.world.upsert(instance, unix_now());
@@ -116,11 +116,7 @@ impl Mesh {
     /// When there is none of that id, or the store refuses.
     pub async fn deregister(&self, name: &str, service_id: &str) -> Result<Vec<String>, String> {
         let _writer = self.writer.lock().await;
-        let gone: Vec<(InstanceKey, String)> = self.read(|world| {
-            let ours = world.instances().filter(|i| i.node == name);
-            let ours = ours.filter(|i| service_id.is_empty() || i.service_id == service_id);
-            ours.map(|i| (i.key(), i.host())).collect()
-        });
+        let gone = self.registered_by(name, |id| service_id.is_empty() || id == service_id);
         if gone.is_empty() && !service_id.is_empty() {
             return Err(format!("no service {service_id:?} is registered here"));
         }
@@ -134,11 +130,16 @@ impl Mesh {
     /// When the store refuses.
     pub async fn keep_only(&self, name: &str, service_ids: &[String]) -> Result<(), String> {
         let _writer = self.writer.lock().await;
-        let gone: Vec<(InstanceKey, String)> = self.read(|world| {
-            let old = world.instances().filter(|i| i.node == name && !service_ids.contains(&i.service_id));
-            old.map(|i| (i.key(), i.host())).collect()
-        });
+        let gone = self.registered_by(name, |id| !service_ids.iter().any(|kept| kept == id));
         self.remove(&gone).await
+    }
+
+    /// Of what the sidecar `name` registered those whose ids `wanted` picks, with their hosts.
+    fn registered_by(&self, name: &str, wanted: impl Fn(&str) -> bool) -> Vec<(InstanceKey, String)> {
+        let state = self.lock();
+        let Some(node) = state.nodes.get(name) else { return Vec::new() };
+        let ours = state.world.instances_of_node(&node.namespace, name).filter(|i| wanted(&i.service_id));
+        ours.map(|i| (i.key(), i.host())).collect()
     }
 
     async fn remove(&self, gone: &[(InstanceKey, String)]) -> Result<(), String> {

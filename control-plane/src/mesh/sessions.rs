@@ -50,11 +50,11 @@ impl Mesh {
             return;
         }
         // One that was marked unknown is known again.
-        let checks = node.checks.clone();
+        let (checks, namespace) = (node.checks.clone(), node.namespace.clone());
         let revived: Vec<Instance> = state
             .world
-            .instances()
-            .filter(|i| i.node == name && i.health == v1::Health::Unknown)
+            .instances_of_node(&namespace, name)
+            .filter(|i| i.health == v1::Health::Unknown)
             .map(|i| Instance { health: health_of(&i.checks, &checks), ..(**i).clone() })
             .collect();
         for instance in revived {

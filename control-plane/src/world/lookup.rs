@@ -69,6 +69,17 @@ impl World {
         self.members_of(&host.name).chain(selected)
     }
 
+    /// What the sidecar `node` of a namespace registered.
+    pub fn instances_of_node<'a>(
+        &'a self,
+        namespace: &'a str,
+        node: &'a str,
+    ) -> impl Iterator<Item = &'a Arc<Instance>> {
+        let first = InstanceKey { namespace: namespace.to_owned(), node: node.to_owned(), service_id: String::new() };
+        let of_node = move |(key, _): &(&InstanceKey, _)| key.namespace == namespace && key.node == node;
+        self.instances.range(first..).take_while(of_node).map(|(_, instance)| instance)
+    }
+
     /// Instances at an address, whatever the port.
     pub fn at_address(&self, address: IpAddr) -> impl Iterator<Item = &Arc<Instance>> {
         self.addresses.get(&address).into_iter().flatten().filter_map(|key| self.instances.get(key))
@@ -154,6 +165,11 @@ impl World {
     /// Virtual IPs that changed since the last call, to be kept.
     pub fn take_changed_virtual_ips(&mut self) -> Vec<(String, Option<Allocation>)> {
         self.virtual_ips.take_changed()
+    }
+
+    /// They could not be kept: they count as changed again.
+    pub fn put_back_virtual_ips(&mut self, hosts: impl IntoIterator<Item = String>) {
+        self.virtual_ips.put_back(hosts);
     }
 }
 

@@ -32,6 +32,8 @@ pub struct Changed {
     pub all: bool,
     /// A host came or went: a name may resolve otherwise than before.
     pub names: bool,
+    /// An endpoint came to or left these addresses: a name that is one of them with a port may.
+    pub addresses: BTreeSet<IpAddr>,
 }
 
 /// A host that the mesh knows.
@@ -122,6 +124,11 @@ impl World {
             changed.names |= self.refresh(&host, now);
         }
         gone.iter().chain(&came).for_each(|document| self.touch(document, &mut changed));
+        // Their addresses are names too.
+        let addressed = |document: &Arc<Document>| {
+            matches!(document.kind, Kind::ServiceEntry | Kind::WorkloadEntry | Kind::Service)
+        };
+        changed.names |= gone.iter().chain(&came).any(addressed);
         self.release_unknown(now);
         self.settle(changed, now)
     }
@@ -143,9 +150,11 @@ impl World {
         }
         self.members.entry(instance.host()).or_default().insert(key.clone());
         self.addresses.entry(instance.address).or_default().insert(key.clone());
+        let place = |instance: &Instance| (instance.address, instance.port, instance.host());
+        let moved = old.as_deref().map(place) != Some(place(&instance));
         let instance = Arc::new(instance);
         self.instances.insert(key, instance.clone());
-        self.instance_changed(old.as_deref().into_iter().chain([&*instance]), now)
+        self.instance_changed(old.as_deref().into_iter().chain([&*instance]), moved, now)
     }
 
     /// Removes an instance.
@@ -153,7 +162,7 @@ impl World {
         let Some(old) = self.instances.remove(key) else { return Changed::default() };
         self.version += 1;
         self.unlink(key, &old);
-        self.instance_changed([&*old].into_iter(), now)
+        self.instance_changed([&*old].into_iter(), true, now)
     }
 
     fn unlink(&mut self, key: &InstanceKey, old: &Instance) {
@@ -161,7 +170,8 @@ impl World {
         remove_from(&mut self.addresses, &old.address, key);
     }
 
-    fn instance_changed<'a>(&mut self, versions: impl Iterator<Item = &'a Instance>, now: u64) -> Changed {
+    /// `moved`: an endpoint came to or left the addresses of `versions`.
+    fn instance_changed<'a>(&mut self, versions: impl Iterator<Item = &'a Instance>, moved: bool, now: u64) -> Changed {
         let mut changed = Changed::default();
         self.catalog_index = self.version;
         for instance in versions {
@@ -171,6 +181,7 @@ impl World {
             changed.hosts.insert(host);
             changed.hosts.extend(self.policies.selecting(&instance.namespace, &instance.labels).map(str::to_owned));
             changed.hosts.extend(self.policies.hosts_at(instance.address).cloned());
+            changed.addresses.extend(moved.then_some(instance.address));
         }
         self.settle(changed, now)
     }

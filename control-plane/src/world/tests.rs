@@ -52,7 +52,8 @@ fn an_instance_comes_changes_and_goes() {
     let mut world = World::new("mesh", 41);
     assert_eq!(world.service_index("default", "order"), 41);
     let changed = world.upsert(instance("order", "a", "10.0.0.1", 80), 0);
-    assert_eq!(changed, Changed { hosts: [HOST.to_owned()].into(), all: false, names: true });
+    let addresses = [IpAddr::from([10, 0, 0, 1])].into();
+    assert_eq!(changed, Changed { hosts: [HOST.to_owned()].into(), all: false, names: true, addresses });
     assert_eq!((world.version(), world.service_index("default", "order")), (42, 42));
 
     let same = world.upsert(instance("order", "a", "10.0.0.1", 80), 0);

@@ -90,6 +90,11 @@ impl VirtualIps {
             .collect()
     }
 
+    /// What [`VirtualIps::take_changed`] gave could not be kept.
+    pub fn put_back(&mut self, hosts: impl IntoIterator<Item = String>) {
+        self.changed.extend(hosts);
+    }
+
     /// Takes up an allocation that was kept. Ignored where the address is another host's already.
     pub fn restore(&mut self, host: &str, allocation: Allocation) {
         if !self.by_address.contains_key(&allocation.address) && !self.by_host.contains_key(host) {

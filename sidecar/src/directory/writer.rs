@@ -53,6 +53,8 @@ pub struct Writer {
     pub(super) unsaved: bool,
     pub(super) saving: Option<tokio::task::JoinHandle<()>>,
     distrust_empty_until: Option<Instant>,
+    /// What is not believed until then, by type and name; `None`: it was removed.
+    withheld: BTreeMap<(&'static str, String), Option<Resource>>,
 }
 
 pub(super) struct Wanted {
@@ -100,6 +102,7 @@ pub fn new(saved: Option<PathBuf>, preload: &[String]) -> (Arc<Directory>, Write
         unsaved: false,
         saving: None,
         distrust_empty_until: None,
+        withheld: BTreeMap::new(),
     };
     writer.load();
     (directory, writer)
@@ -110,11 +113,15 @@ impl Writer {
     pub fn set_connected(&mut self, connected: bool) {
         self.directory.connected.store(connected, Ordering::Relaxed);
         if connected {
-            self.distrust_empty_until = Some(Instant::now() + DISTRUST_EMPTY);
+            // Who holds nothing cannot be emptied.
+            self.distrust_empty_until = (!self.services.is_empty()).then(|| Instant::now() + DISTRUST_EMPTY);
         } else {
+            // Nobody waits for one who is away.
             for wanted in self.wanted.values_mut() {
-                // Nobody waits for one who is away.
                 wanted.waiters.clear();
+            }
+            while let Ok(Command::Lookup(_, waiter)) = self.commands.try_recv() {
+                drop(waiter);
             }
             self.wanted.retain(|_, w| w.host.is_some() || w.preload);
         }
@@ -195,6 +202,34 @@ impl Writer {
 
     /// Drops what nobody uses any more. To be called now and then.
     pub fn sweep(&mut self) -> Vec<Interest> {
+        let mut interest = self.take_withheld();
+        interest.extend(self.drop_unused());
+        interest
+    }
+
+    /// Believes what was not believed at first: a control plane that has not corrected itself since means it.
+    fn take_withheld(&mut self) -> Vec<Interest> {
+        if self.distrusts_empty() || self.withheld.is_empty() {
+            return Vec::new();
+        }
+        let mut interest = Vec::new();
+        let withheld = std::mem::take(&mut self.withheld);
+        for kind in [SERVICE_TYPE, ENDPOINTS_TYPE] {
+            let mut response = DeltaDiscoveryResponse { type_url: kind.to_owned(), ..Default::default() };
+            for ((of, name), resource) in &withheld {
+                match resource {
+                    _ if *of != kind => {}
+                    Some(resource) => response.resources.push(resource.clone()),
+                    None => response.removed_resources.push(name.clone()),
+                }
+            }
+            // It was compiled before; what it refuses it refused then.
+            interest.extend(self.apply(response).0);
+        }
+        interest
+    }
+
+    fn drop_unused(&mut self) -> Vec<Interest> {
         let snapshot = self.directory.snapshot.load_full();
         let now = self.directory.start.elapsed();
         let unused = |name: &Arc<str>, wanted: &Wanted| {
@@ -232,12 +267,22 @@ impl Writer {
     fn apply_services(&mut self, response: DeltaDiscoveryResponse, refused: &mut Vec<String>) {
         for resource in response.resources {
             let host = resource.name.clone();
+            for name in resource.aliases.iter().chain([&host]) {
+                self.withheld.remove(&(SERVICE_TYPE, name.clone()));
+            }
             match compile_resource::<v1::Service, _>(&resource, compile::service) {
                 Ok(held) => {
                     let held = Held { compiled: Arc::new(held.compiled), version: held.version, bytes: held.bytes };
                     self.services.insert(host.clone(), held);
                 }
-                Err(e) => refused.push(e),
+                Err(e) => {
+                    refused.push(e);
+                    if !self.services.contains_key(&host) {
+                        // There is nothing to serve: who waits is told so at once.
+                        self.dismiss(resource.aliases.iter().chain([&host]));
+                        continue;
+                    }
+                }
             }
             for alias in resource.aliases.iter().chain([&host]) {
                 if let Some(wanted) = self.wanted.get_mut(alias.as_str()) {
@@ -250,7 +295,8 @@ impl Writer {
         for name in response.removed_resources {
             if let Some(wanted) = self.wanted.get_mut(name.as_str()) {
                 if keep && matches!(wanted.host, Some(Some(_))) {
-                    tracing::warn!(name, "not forgotten: the control plane has only just come back");
+                    tracing::warn!(name, "not forgotten yet: the control plane has only just come back");
+                    self.withheld.insert((SERVICE_TYPE, name), None);
                     continue;
                 }
                 wanted.host = Some(None);
@@ -266,19 +312,30 @@ impl Writer {
         let has_some = |held: Option<&Held<Vec<Arc<EndpointConfig>>>>| held.is_some_and(|h| !h.compiled.is_empty());
         for resource in response.resources {
             let host = resource.name.clone();
+            self.withheld.remove(&(ENDPOINTS_TYPE, host.clone()));
             match compile_resource::<v1::Endpoints, _>(&resource, compile::endpoints) {
                 Ok(held) if keep && held.compiled.is_empty() && has_some(self.endpoints.get(&host)) => {
-                    tracing::warn!(host, "endpoints kept: the control plane has only just come back without any");
+                    tracing::warn!(
+                        host,
+                        "endpoints kept for now: the control plane has only just come back without any"
+                    );
+                    self.withheld.insert((ENDPOINTS_TYPE, host), Some(resource));
                 }
                 Ok(held) => {
                     self.no_endpoints.remove(&host);
                     self.endpoints.insert(host, held);
                 }
-                Err(e) => refused.push(e),
+                Err(e) => {
+                    refused.push(e);
+                    let waits = |w: &Wanted| w.host.as_ref().and_then(Option::as_ref) == Some(&host);
+                    self.wanted.values_mut().filter(|w| waits(w)).for_each(|w| w.waiters.clear());
+                }
             }
         }
         for host in response.removed_resources {
-            if !(keep && has_some(self.endpoints.get(&host))) {
+            if keep && has_some(self.endpoints.get(&host)) {
+                self.withheld.insert((ENDPOINTS_TYPE, host), None);
+            } else {
                 self.endpoints.remove(&host);
                 self.no_endpoints.insert(host);
             }
@@ -289,6 +346,15 @@ impl Writer {
         let held = compile_resource::<v1::Inbound, _>(&resource, compile::inbound)?;
         self.inbound = Some(Held { compiled: Arc::new(held.compiled), version: held.version, bytes: held.bytes });
         Ok(())
+    }
+
+    /// Whoever waits for these names need not.
+    fn dismiss<'a>(&mut self, names: impl Iterator<Item = &'a String>) {
+        for name in names {
+            if let Some(wanted) = self.wanted.get_mut(name.as_str()) {
+                wanted.waiters.clear();
+            }
+        }
     }
 
     fn distrusts_empty(&self) -> bool {
@@ -400,3 +466,6 @@ fn same_endpoints(view: &ClusterView, config: &policy::Cluster, endpoints: &[Arc
     let new = weft_core::endpoint::for_cluster(config, endpoints, &view.endpoints);
     new.len() == view.endpoints.len() && new.iter().zip(&view.endpoints).all(|(a, b)| Arc::ptr_eq(a, b))
 }
+
+#[cfg(test)]
+mod tests;
