@@ -17,6 +17,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         ("clients_that_read_nothing_cost_bounded_memory", unread),
         ("ten_megabytes_of_headers_are_refused", large_headers),
         ("half_closed_connections_end", half_closed),
+        ("thousands_of_new_names_hold_up_nobody", new_names),
     ]
 }
 
@@ -136,6 +137,32 @@ fn half_closed() -> Result<()> {
     wait_active(&front, "weft_outbound_active", |active| active == 0.0)?;
     wait_active(&order.pod, "weft_inbound_active", |active| active == 0.0)?;
     others(&front, &vip)
+}
+
+fn new_names() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    let _order = mesh.instance("order1", "order-service", 8080, &[])?;
+    let _cart = mesh.instance("cart1", "cart", 8080, &[])?;
+    let (front, sidecar) = mesh.client("frontend")?;
+    let vip = mesh.vip("order-service")?;
+    others(&front, &vip)?;
+    let before = resident(&sidecar)?;
+    // 12,000 questions as fast as they go, more than are remembered; no answer is waited for.
+    let flood = "import socket,struct\ns=socket.socket(socket.AF_INET,socket.SOCK_DGRAM)\n\
+        def q(n):\n n=b''.join(bytes([len(p)])+p for p in n.encode().split(b'.'))+b'\\0'\n \
+        s.sendto(struct.pack('>6H',1,256,1,0,0,0)+n+struct.pack('>2H',1,1),('127.0.0.1',15053))\n\
+        for i in range(12000): q(f'n{i}.default.svc.cluster.local')\n";
+    front.run("python3", &["-c", flood])?;
+    // A name that is new to this sidecar too, and real.
+    wait_for("an answer", Duration::from_secs(3), || {
+        let answer = front.curl(&["-f", "--max-time", "2", "http://cart:8080/"])?;
+        ensure!(answer.contains("\"cart1\""), "{answer}");
+        Ok(())
+    })?;
+    others(&front, &vip)?;
+    let after = resident(&sidecar)?;
+    ensure!(after < before + 40, "memory went from {before} to {after} MB");
+    Ok(())
 }
 
 /// Waits for a gauge of a pod's sidecar.
