@@ -4,6 +4,7 @@ usage: tcp.py PORT MODE
 greet      speaks first ("220 ready"), then answers each line with "echo: " and the line
 echo       waits for the client, then gives back what it gets, and closes when the client has half-closed
 count      reads until the client half-closes, then answers with the number of bytes
+trailers   answers an HTTP/1.1 request with what it received, byte by byte, as a chunked body with a trailer
 websocket  accepts a WebSocket upgrade and echoes text frames
 """
 import base64
@@ -30,6 +31,14 @@ class Handler(socketserver.BaseRequestHandler):
         while data := self.request.recv(65536):
             total += len(data)
         self.request.sendall(str(total).encode())
+
+    def trailers(self):
+        received = b""
+        while not received.endswith(b"\r\n\r\n") or b"\r\n0\r\n" not in received:
+            received += self.request.recv(65536)
+        self.request.sendall(
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n"
+            + b"%x\r\n%s\r\n0\r\nX-Sum: 42\r\n\r\n" % (len(received), received))
 
     def websocket(self):
         stream = self.request.makefile("rb")

@@ -28,6 +28,17 @@ elif mode == "count":
     while data := s.recv(100):
         answer += data
     assert answer == str(800 * 65536).encode(), answer
+elif mode == "trailers":
+    s.sendall(b"POST / HTTP/1.1\r\nHost: " + host.encode() + b"\r\nTE: trailers\r\nTrailer: X-Check\r\n"
+              b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nX-Check: 7\r\n\r\n")
+    answer = b""
+    while b"\r\n0\r\n" not in answer or not answer.endswith(b"\r\n\r\n") or answer.count(b"0\r\nX-Sum") + answer.count(b"0\r\nx-sum") == 0:
+        part = s.recv(65536)
+        assert part, answer
+        answer += part
+    lower = answer.lower()
+    assert b"x-check: 7" in lower, f"the server did not see the request's trailer: {answer}"
+    assert lower.endswith(b"x-sum: 42\r\n\r\n"), f"the response's trailer is missing: {answer}"
 elif mode == "websocket":
     key = base64.b64encode(os.urandom(16))
     s.sendall(b"GET /chat HTTP/1.1\r\nHost: " + host.encode() + b"\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"

@@ -5,6 +5,7 @@ mod agent;
 mod fields;
 mod limits;
 mod protocols;
+mod routes;
 mod traffic;
 mod trouble;
 
@@ -20,9 +21,17 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // Each is several processes on few cores: in turn, so that times mean something.
     arguments.test_threads = Some(1);
-    let trials =
-        [traffic::all(), protocols::all(), limits::all(), agent::all(), trouble::all(), abuse::all(), fields::all()]
-            .concat();
+    let trials = [
+        traffic::all(),
+        protocols::all(),
+        limits::all(),
+        agent::all(),
+        trouble::all(),
+        abuse::all(),
+        fields::all(),
+        routes::all(),
+    ]
+    .concat();
     let trials = trials.into_iter().map(|(name, scenario)| Trial::test(name, move || run(scenario)));
     libtest_mimic::run(&arguments, trials.collect()).exit_code()
 }

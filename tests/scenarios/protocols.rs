@@ -34,7 +34,7 @@ fn tcp() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let (front, _sidecar) = mesh.client("frontend")?;
     let client = script("tcp_client.py");
-    for (port, mode) in [(9001, "greet"), (9002, "count"), (9003, "websocket")] {
+    for (port, mode) in [(9001, "greet"), (9002, "count"), (9003, "websocket"), (9004, "trailers")] {
         let pod = mesh.pod(mode)?;
         let _server = start(&pod, "python3", &[&script("tcp.py"), &port.to_string(), mode])?;
         let _sidecar = mesh.sidecar(&pod, mode, &["--service", mode, "--port", &port.to_string()])?;
@@ -48,7 +48,8 @@ fn tcp() -> Result<()> {
         }
         let metrics = front.curl(&["http://127.0.0.1:15020/metrics"])?;
         let service = format!("destination_service=\"{mode}.default.svc.cluster.local\"");
-        let kind = if mode == "websocket" { "istio_requests_total" } else { "istio_tcp_connections_opened_total" };
+        let is_http = matches!(mode, "websocket" | "trailers");
+        let kind = if is_http { "istio_requests_total" } else { "istio_tcp_connections_opened_total" };
         ensure!(metrics.lines().any(|l| l.starts_with(kind) && l.contains(&service)), "{mode} is not in {kind}");
     }
     let order = mesh.instance("order1", "order-service", 8080, &[])?;

@@ -1,0 +1,138 @@
+//! Routes of a VirtualService, seen from both ends; what happens to unknown destinations; what the access log says.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use weft_tests::{Mesh, Pod, wait_for};
+
+use crate::Scenario;
+
+pub(crate) fn all() -> Vec<Scenario> {
+    vec![("routes_match_change_redirect_and_answer", routes), ("unknown_destinations_and_the_access_log", unknown)]
+}
+
+const ROUTES: &str = r#"
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: order}
+spec:
+  hosts: [order-service]
+  http:
+  - name: old
+    match: [{uri: {prefix: /old/}}]
+    redirect: {uri: /new, redirectCode: 302}
+  - match: [{uri: {exact: /teapot}}]
+    directResponse: {status: 418, body: {string: short and stout}}
+  - match: [{uri: {regex: "/v[0-9]+/items"}, method: {exact: POST}}]
+    headers:
+      request: {set: {x-set: "%REQ(x-from)%"}, add: {x-added: one}, remove: [x-secret]}
+      response: {set: {x-answered-by: mesh}, remove: [server]}
+    rewrite: {uri: /rewritten}
+    route: [{destination: {host: order-service}}]
+  - match:
+    - {queryParams: {kind: {exact: special}}}
+    - {headers: {x-kind: {regex: "spec.*"}}}
+    - {authority: {prefix: special.}}
+    rewrite: {authority: other.test}
+    route: [{destination: {host: order-service}}]
+  - match: [{uri: {prefix: /api}, ignoreUriCase: true}]
+    rewrite: {uri: /internal}
+    route: [{destination: {host: order-service}}]
+  - match: [{uri: {prefix: /plain}}]
+    route: [{destination: {host: order-service}}]
+"#;
+
+fn routes() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    mesh.policy("order.yaml", ROUTES)?;
+    let _order = mesh.instance("order1", "order-service", 8080, &[])?;
+    let (front, _sidecar) = mesh.client("frontend")?;
+    let vip = mesh.vip("order-service")?;
+    let get = |path: &str, more: &[&str]| {
+        let url = format!("http://{vip}{path}");
+        front.curl(&[&["-i", "-H", "Host: order-service"], more, &[url.as_str()]].concat())
+    };
+    wait_for("the routes", Duration::from_secs(10), || {
+        let answer = get("/teapot", &[])?;
+        ensure!(answer.starts_with("HTTP/1.1 418") && answer.ends_with("short and stout"), "{answer}");
+        Ok(())
+    })?;
+    let answer = get("/old/thing", &[])?;
+    ensure!(answer.starts_with("HTTP/1.1 302") && answer.contains("http://order-service/new\r\n"), "{answer}");
+
+    let answer = get("/v12/items", &["-X", "POST", "-H", "x-from: me", "-H", "x-secret: 1"])?;
+    let (head, body) = answer.split_once("\r\n\r\n").context("no body")?;
+    let body: Value = serde_json::from_str(body)?;
+    let sent = |name: &str| -> Vec<String> {
+        let all = body["headers"].as_array().into_iter().flatten();
+        let ours = all.filter(|h| h[0].as_str().is_some_and(|n| n.eq_ignore_ascii_case(name)));
+        ours.filter_map(|h| h[1].as_str().map(str::to_owned)).collect()
+    };
+    ensure!(body["path"] == "/rewritten", "{body}");
+    ensure!(sent("x-set") == ["me"] && sent("x-added") == ["one"] && sent("x-secret").is_empty(), "{body}");
+    ensure!(head.contains("x-answered-by: mesh") && !head.to_lowercase().contains("\r\nserver:"), "{head}");
+    ensure!(get("/v12/items", &[])?.starts_with("HTTP/1.1 404"), "a GET matches no route");
+
+    for (path, more) in [("/?kind=special", vec![]), ("/", vec!["-H", "x-kind: special"])] {
+        let answer = get(path, &more)?;
+        ensure!(answer.contains("\"other.test\""), "{path}: {answer}");
+    }
+    let answer = get("/API/list?x=1", &[])?;
+    ensure!(answer.contains("\"path\": \"/internal/list?x=1\""), "{answer}");
+    ensure!(get("/plain", &[])?.starts_with("HTTP/1.1 200"));
+    let none = get("/nothing", &[])?;
+    ensure!(none.starts_with("HTTP/1.1 404") && none.contains("x-weft-reason: no_route"), "{none}");
+    Ok(())
+}
+
+/// Lines of the JSON access log in a sidecar's output.
+fn lines(output: &str) -> Vec<Value> {
+    output.lines().filter(|l| l.starts_with('{')).filter_map(|l| serde_json::from_str(l).ok()).collect()
+}
+
+fn unknown() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    let order = mesh.instance("order1", "order-service", 8080, &[])?;
+    let outside = mesh.pod("outside")?;
+    let _app = outside.serve(8080, "outside")?;
+    let client = |name: &str, args: &[&str]| -> Result<_> {
+        let pod = mesh.pod(name)?;
+        let all = [&["--workload", name, "--access-log", "-"], args].concat();
+        let sidecar = mesh.sidecar(&pod, name, &all)?;
+        mesh.redirect(&pod)?;
+        Ok((pod, sidecar))
+    };
+    let (front, sidecar) = client("frontend", &[])?;
+    let (strict, _strict_sidecar) = client("strict", &["--outbound-traffic", "registry-only"])?;
+    let vip = mesh.vip("order-service")?;
+    let get = |pod: &Pod, to: &str, host: &str| {
+        let host = format!("Host: {host}");
+        pod.curl(&["-i", "-H", &host, "-H", "x-request-id: abc-123", &format!("http://{to}/path?q=1")])
+    };
+    let passed = get(&front, &format!("{}:8080", outside.ip), "www.example.com")?;
+    ensure!(passed.contains("\"outside\""), "what is unknown passes through: {passed}");
+    let refused = get(&strict, &format!("{}:8080", outside.ip), "www.example.com")?;
+    ensure!(refused.starts_with("HTTP/1.1 502") && refused.contains("x-weft-reason: unknown_host"), "{refused}");
+    ensure!(get(&strict, &vip, "order-service")?.starts_with("HTTP/1.1 200"), "the mesh is known");
+    ensure!(get(&front, &vip, "order-service")?.starts_with("HTTP/1.1 200"));
+    let line = wait_for("the line", Duration::from_secs(5), || {
+        let lines = lines(&sidecar.output());
+        lines.into_iter().find(|l| l["upstream_cluster"].as_str().is_some_and(|c| c.contains("order"))).context("none")
+    })?;
+    for (field, value) in [
+        ("method", "GET"),
+        ("path", "/path?q=1"),
+        ("authority", "order-service"),
+        ("protocol", "HTTP/1.1"),
+        ("request_id", "abc-123"),
+        ("response_flags", "-"),
+        ("upstream_host", &format!("{}:8080", order.pod.ip)),
+        ("source_principal", "spiffe://cluster.local/ns/default/sa/frontend"),
+        ("destination_principal", "spiffe://cluster.local/ns/default/sa/order-service"),
+    ] {
+        ensure!(line[field] == value, "{field}: {line}");
+    }
+    ensure!(line["response_code"] == 200 && line["duration_ms"].as_f64() > Some(0.0), "{line}");
+    Ok(())
+}
