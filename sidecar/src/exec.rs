@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 
 use crate::connect::{self, MARK_DELIVERY};
 use crate::redirect::{self, Capture};
-use crate::run;
+use crate::run::{self, Application};
 
 /// Time between two looks whether the application listens.
 const POLL: Duration = Duration::from_millis(100);
@@ -57,7 +57,7 @@ pub async fn run(options: Options) -> Result<u8> {
     }
     let limit = rustix::process::getrlimit(Resource::Nofile);
     let mut signals = signals()?;
-    let sidecar = run::start(config)?;
+    let sidecar = run::start(config, Application::Follows)?;
     if redirect {
         capture.check_marks()?;
     }
@@ -73,8 +73,9 @@ pub async fn run(options: Options) -> Result<u8> {
             let register = async {
                 if let Some(port) = port {
                     accepts(port).await;
-                    sidecar.register().await;
                 }
+                sidecar.restore().await;
+                sidecar.register().await;
             };
             let code = supervise(child, &mut signals, register, || sidecar.drain()).await;
             sidecar.finish_outbound(FINISH).await;

@@ -49,7 +49,7 @@ fn run(args: Args) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let result = match args.command {
         Command::Run(config) => runtime.block_on(async {
-            let sidecar = run::start(*config)?;
+            let sidecar = run::start(*config, run::Application::MayRun)?;
             let stop = stop_signal();
             tokio::pin!(stop);
             tokio::select! {

@@ -152,6 +152,11 @@ fn key_value(text: &str) -> Result<(String, String), String> {
 }
 
 impl Config {
+    /// The id of the service of the command line, where there is one.
+    fn own_service_id(&self) -> Option<String> {
+        Some(entry::command_line_id(self.service.as_ref()?, self.port?))
+    }
+
     /// The ports that the redirection has to know.
     pub fn own_ports(&self) -> Own {
         Own {
@@ -174,11 +179,21 @@ pub struct Sidecar {
     config: Config,
 }
 
+/// Whether the application runs while the sidecar starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Application {
+    /// It may: what was registered before a restart is registered again before anything else is said upstream, so that
+    /// nobody misses it for a moment.
+    MayRun,
+    /// It will be started: [`Sidecar::restore`] is called when it serves.
+    Follows,
+}
+
 /// Starts everything and returns at once; [`Sidecar::ready`] waits, [`Sidecar::register`] lets others know.
 ///
 /// # Errors
 /// When a listener or the data folder is not to be had.
-pub fn start(config: Config) -> Result<Sidecar> {
+pub fn start(config: Config, application: Application) -> Result<Sidecar> {
     raise_descriptor_limit();
     std::fs::create_dir_all(&config.data_dir)
         .with_context(|| format!("cannot make the data folder {}", config.data_dir.display()))?;
@@ -250,12 +265,13 @@ pub fn start(config: Config) -> Result<Sidecar> {
 
     let (registrations, session) = session::new();
     let agent = Arc::new(Agent {
-        local: Local::new(registrations.clone()),
+        local: Local::new(registrations.clone(), control.identity.clone(), Some(config.data_dir.join("agent.json"))),
         catalog: Catalog::new(control.clone()),
         node: node.clone(),
         towards: control.address().parse().unwrap_or(ELSEWHERE),
     });
     tokio::spawn(agent.local.clone().report());
+    tokio::spawn(agent.local.clone().keep_saved());
     serve_agent_api(&agent, config.agent_api)?;
     let reconnect = watch::Sender::new(0u64);
     let introduction = Introduction { node: node.clone(), labels: labels.clone() };
@@ -268,7 +284,11 @@ pub fn start(config: Config) -> Result<Sidecar> {
         locality: config.locality.clone(),
     };
     let streams = reconnect.subscribe();
+    let (local, own_id) = (agent.local.clone(), config.own_service_id());
     tokio::spawn(async move {
+        if application == Application::MayRun {
+            local.restore(own_id.as_deref()).await;
+        }
         join(&control).await;
         tokio::spawn(ads::run(control.clone(), writer, introduction, metrics, streams.clone()));
         tokio::spawn(session.run(control.clone(), hello, streams));
@@ -284,6 +304,11 @@ impl Sidecar {
         // Never closed: the directory lives as long as the proxy.
         let _ = self.proxy.directory.ready().wait_for(|ready| *ready).await;
         tracing::info!("ready");
+    }
+
+    /// Registers again what was registered before a restart, where [`start`] was told that the application follows.
+    pub async fn restore(&self) {
+        self.agent.local.restore(self.config.own_service_id().as_deref()).await;
     }
 
     /// Registers the service of the command line, where there is one. It is announced once there is a control plane.
@@ -309,7 +334,7 @@ impl Sidecar {
     pub async fn drain(&self) {
         let limit = Instant::now() + Duration::from_secs(self.config.drain_limit);
         self.proxy.draining.send_replace(true);
-        self.agent.local.close();
+        self.agent.local.close().await;
         let wait = Duration::from_secs(self.config.drain_acks.min(self.config.drain_limit));
         let (acknowledged, subscribers) = self.registrations.deregister_all(wait).await;
         tracing::info!(acknowledged, subscribers, "deregistered");
