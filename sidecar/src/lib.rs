@@ -9,6 +9,7 @@ pub mod agent;
 pub mod body;
 pub mod call;
 pub mod checks;
+pub mod claim;
 pub mod cluster;
 pub mod connect;
 pub mod control;

@@ -21,6 +21,7 @@ use crate::agent::catalog::Catalog;
 use crate::agent::local::Local;
 use crate::agent::{Agent, definitions, entry};
 use crate::call::AccessLog;
+use crate::claim;
 use crate::control::{Backoff, Control};
 use crate::dns::forward::Forwarder;
 use crate::dns::{self, Dns};
@@ -197,6 +198,7 @@ pub fn start(config: Config, application: Application) -> Result<Sidecar> {
     raise_descriptor_limit();
     std::fs::create_dir_all(&config.data_dir)
         .with_context(|| format!("cannot make the data folder {}", config.data_dir.display()))?;
+    claim_ports(&config)?;
     anyhow::ensure!(config.admin_listen.ip().is_loopback(), "--admin-listen must be on loopback");
     if !connect::probe_marks() {
         tracing::warn!("sockets cannot be marked (CAP_NET_ADMIN): traffic must not be redirected to this proxy");
@@ -362,6 +364,34 @@ impl Sidecar {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
+}
+
+/// The sidecar that has claimed these ports in this network namespace; it says which service it is of.
+pub fn other(config: &Config) -> Option<claim::Holder> {
+    claim::holder(&port_claim(config.inbound_port)).or_else(|| claim::holder(&port_claim(config.outbound_port)))
+}
+
+fn port_claim(port: u16) -> String {
+    format!("weft-sidecar/{port}")
+}
+
+/// Claims the ports that traffic is redirected to, or says who has them: "address in use" would not say what to do.
+fn claim_ports(config: &Config) -> Result<()> {
+    for port in [config.outbound_port, config.inbound_port] {
+        let Some(claimed) = claim::claim(&port_claim(port))? else {
+            let (who, of) = other(config).map_or_else(Default::default, |other| {
+                let of = if other.word.is_empty() { String::new() } else { format!(" of {}", other.word) };
+                (format!(" ({other})"), of)
+            });
+            anyhow::bail!(
+                "another weft-sidecar{of}{who} serves port {port} in this network namespace, and one namespace has one: \
+                 its traffic can only be sent to one proxy. Run the second service in a namespace of its own: \
+                 weft-sidecar exec --netns [options] -- your-server"
+            );
+        };
+        claimed.keep(config.service.clone().unwrap_or_default())?;
+    }
+    Ok(())
 }
 
 /// An address that is nobody's, to find out from which of ours the world is reached.
