@@ -24,13 +24,12 @@ use tokio::sync::mpsc;
 use crate::connect::{self, MARK_DELIVERY};
 use crate::redirect::{self, Capture};
 use crate::run::{self, Application};
+use crate::sockets;
 
 /// Time between two looks whether the application listens.
 const POLL: Duration = Duration::from_millis(100);
 /// After this long it is said that the application does not listen; waiting goes on.
 const REMIND: Duration = Duration::from_secs(30);
-/// Longest wait for the application's last calls, when it has ended.
-const FINISH: Duration = Duration::from_secs(5);
 
 /// How `exec` is told what to do.
 #[derive(Debug, Clone, clap::Args)]
@@ -105,7 +104,7 @@ pub async fn run(options: Options) -> Result<u8> {
                 sidecar.register().await;
             };
             let code = supervise(child, &mut signals, register, || sidecar.drain()).await;
-            sidecar.finish_outbound(FINISH).await;
+            sidecar.finish_outbound().await;
             code
         }
         Err(e) => Ok(cannot_run(&command, &e)),
@@ -125,7 +124,13 @@ fn cannot_run(command: &[String], e: &io::Error) -> u8 {
 fn spawn(command: &[impl AsRef<OsStr>], limit: Rlimit) -> io::Result<Child> {
     let (program, arguments) = command.split_first().ok_or(io::ErrorKind::InvalidInput)?;
     // A group of its own: control-C in a terminal goes to a whole group, and the command would stop before the drain.
-    let child = Command::new(program).args(arguments).process_group(0).spawn()?;
+    let mut command = Command::new(program);
+    command.args(arguments).process_group(0);
+    // They name this process, and sockets that the command does not have.
+    for variable in sockets::VARIABLES {
+        command.env_remove(variable);
+    }
+    let child = command.spawn()?;
     // The proxy takes all the descriptors it may have; the application gets what it would have had without us.
     if let Some(pid) = pid(&child)
         && let Err(e) = rustix::process::prlimit(Some(pid), Resource::Nofile, limit)

@@ -29,6 +29,7 @@ pub mod redirect;
 pub mod resolv;
 pub mod run;
 pub mod session;
+pub mod sockets;
 pub mod stream;
 pub mod tcp;
 pub mod upstream;

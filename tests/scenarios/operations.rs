@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use weft_tests::{Mesh, Pod, Process, binary, tests_dir, wait_for};
+use weft_tests::{Mesh, Pod, Process, binary, served_by, statuses, tests_dir, wait_for};
 
 use crate::Scenario;
 
@@ -13,6 +13,7 @@ pub(crate) fn all() -> Vec<Scenario> {
     vec![
         ("registrations_survive_a_restart_of_the_sidecar", registrations_survive),
         ("a_second_sidecar_in_a_namespace_is_refused_and_a_second_command_joins", second_sidecar),
+        ("sockets_kept_by_systemd_outlive_the_sidecar", activation),
         ("exec_netns_makes_a_pod_and_leaves_nothing_behind", exec_netns),
     ]
 }
@@ -294,4 +295,123 @@ fn exec_netns() -> Result<()> {
         ensure!(refused.contains("needs root"), "{refused}");
     }
     Ok(())
+}
+
+/// A sidecar whose sockets are kept by another program, as systemd does it.
+struct Activated(Process);
+
+impl Activated {
+    fn start(mesh: &Mesh, pod: &Pod, account: &str, args: &[&str]) -> Result<Activated> {
+        let token = mesh.token(account)?.to_string_lossy().into_owned();
+        let (control, data) = (format!("{}:15012", mesh.center.ip), format!("/run/activated-{}", pod.name));
+        let (activator, sidecar) = (tests_dir().join("apps/activator.py"), binary("weft-sidecar")?);
+        let (activator, sidecar) = (activator.to_string_lossy(), sidecar.to_string_lossy());
+        // Those of deploy/systemd/weft-sidecar@.socket, and one that nobody wants.
+        let unit = std::fs::read_to_string(tests_dir().join("../deploy/systemd/weft-sidecar@.socket"))?;
+        let mut sockets: Vec<String> = Vec::new();
+        for (key, address) in unit.lines().filter_map(|l| l.split_once('=')) {
+            let address = address.replace(['[', ']'], "");
+            match key {
+                "ListenStream" => sockets.push(format!("tcp:{address}")),
+                "ListenDatagram" => sockets.push(format!("udp:{address}")),
+                _ => {}
+            }
+        }
+        sockets.push("tcp:127.0.0.1:9999".into());
+        let sockets: Vec<&str> = sockets.iter().map(String::as_str).collect();
+        // The sidecar ends with the activator, which is killed when a scenario ends.
+        let run = ["--", "setpriv", "--pdeathsig", "KILL", &*sidecar, "run", "--control-plane", &control];
+        let more = ["--token-file", &token, "--data-dir", &data, "--workers", "2"];
+        let all = [&[&*activator, "1"], &sockets[..], &run, &more, args].concat();
+        let process = pod.spawn("activator", "python3", &all)?;
+        wait_for("the sidecar", SOON, || {
+            let ready = pod.curl(&["-f", "http://127.0.0.1:15021/healthz/ready"]);
+            ready.map_err(|e| e.context(process.output()))
+        })?;
+        Ok(Activated(process))
+    }
+
+    /// Sends the sidecar a signal and waits for its end.
+    fn end(&self, signal: &str) -> Result<()> {
+        let before = self.0.output();
+        let pid = before.lines().rev().find_map(|l| l.strip_prefix("started ")).context("never started")?;
+        weft_tests::run("kill", &[&format!("-{signal}"), pid])?;
+        let ends = |log: &str| log.lines().filter(|l| l.starts_with("ended ")).count();
+        wait_for("the end of the sidecar", Duration::from_secs(20), || {
+            ensure!(ends(&self.0.output()) > ends(&before), "{}", self.0.output());
+            Ok(())
+        })
+    }
+}
+
+fn activation() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    let (order, front, outside) = (mesh.pod("order1")?, mesh.pod("frontend")?, mesh.pod("outside")?);
+    let _app = order.serve(8080, "order1")?;
+    let args = ["--service", "order-service", "--port", "8080", "--health-path", "/health", "--health-interval", "1"];
+    let order_sidecar = Activated::start(&mesh, &order, "order-service", &args)?;
+    let front_sidecar = Activated::start(&mesh, &front, "frontend", &["--workload", "frontend"])?;
+    mesh.redirect(&order)?;
+    mesh.redirect(&front)?;
+    mesh.wait_healthy(&order.ip)?;
+    let log = order_sidecar.0.output();
+    ensure!(log.contains("the socket 127.0.0.1:9999 (s") && log.contains("is not used"), "{log}");
+    let url = format!("http://{}/", mesh.vip("order-service")?);
+    let host = json!({"Host": "order-service"});
+    let call = || front.curl(&["-f", "-H", "Host: order-service", &url]);
+    ensure!(call()?.contains("sa/frontend"));
+
+    // Killed: what comes before the next one runs waits for it. It is a second until then.
+    order_sidecar.end("KILL")?;
+    let from_outside = outside.requests_meanwhile(&json!({"url": format!("http://{}:8080/", order.ip)}))?;
+    let results = front.requests(&json!({"url": url, "count": 20, "concurrency": 4, "headers": host}))?;
+    let failed = results.iter().find(|r| r["status"] != 200);
+    ensure!(failed.is_none(), "{:?}: {failed:?}", statuses(&results));
+    let waited = results.iter().filter_map(|r| r["ms"].as_f64()).fold(0.0, f64::max);
+    ensure!(waited > 200.0, "nobody waited: {waited} ms");
+    let from_outside = from_outside.results()?;
+    ensure!(statuses(&from_outside) == [(200, 1)].into(), "{from_outside:?}");
+    front_sidecar.end("KILL")?;
+    ensure!(call()?.contains("sa/frontend"), "the application's calls wait too");
+    front_sidecar.end("KILL")?;
+    let by_name = front.curl(&["-f", "http://order-service/"])?;
+    ensure!(by_name.contains("sa/frontend"), "and its look-ups: {by_name}");
+
+    // Asked to hand over, under load: the only instance stays in the mesh, and no request fails, on either side.
+    let load = |seconds: u64| {
+        front.requests_meanwhile(&json!({
+            "url": format!("{url}sleep/5"), "seconds": seconds, "concurrency": 8, "method": "POST",
+            "body": "not idempotent", "headers": host,
+        }))
+    };
+    let none_failed = |what: &str, results: &[Value]| {
+        let failed: Vec<_> = results.iter().filter(|r| r["status"] != 200).take(3).collect();
+        println!("{what}: {} requests, {:?}", results.len(), statuses(results));
+        ensure!(failed.is_empty() && results.len() > 300, "{what}: of {} some failed: {failed:?}", results.len());
+        Ok(())
+    };
+    let running = load(8)?;
+    std::thread::sleep(Duration::from_secs(1));
+    order_sidecar.end("HUP")?;
+    std::thread::sleep(Duration::from_secs(2));
+    front_sidecar.end("HUP")?;
+    none_failed("hand-over of both", &running.results()?)?;
+
+    // Stopped and started again under load: the caller's sidecar at once; the instance's where there is another one,
+    // because it is out of the mesh until it is back.
+    let running = load(4)?;
+    std::thread::sleep(Duration::from_secs(1));
+    front_sidecar.end("TERM")?;
+    none_failed("restart of the caller's", &running.results()?)?;
+    let _second = mesh.instance("order2", "order-service", 8080, &[])?;
+    let running = load(5)?;
+    std::thread::sleep(Duration::from_secs(1));
+    order_sidecar.end("TERM")?;
+    let results = running.results()?;
+    none_failed("restart of one of two instances", &results)?;
+    wait_for("its return", SOON, || {
+        let results = front.requests(&json!({"url": url, "count": 20, "headers": host}))?;
+        ensure!(served_by(&results).iter().any(|s| s == "order1"), "order1 serves nobody");
+        Ok(())
+    })
 }

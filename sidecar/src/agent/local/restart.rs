@@ -59,9 +59,11 @@ impl Local {
     pub async fn keep_saved(self: Arc<Self>) {
         loop {
             self.unsaved.notified().await;
+            {
+                let writing = self.writer.lock().await;
+                self.save(&writing).await;
+            }
             tokio::time::sleep(SAVE_INTERVAL).await;
-            let writing = self.writer.lock().await;
-            self.save(&writing).await;
         }
     }
 
