@@ -150,10 +150,10 @@ pub fn listen(dns: Dns, address: SocketAddr) -> Result<()> {
 
 fn start(dns: &Arc<Dns>, address: SocketAddr) -> Result<()> {
     let context = || format!("cannot listen on {address} for DNS");
-    let udp = std::net::UdpSocket::bind(address).with_context(context)?;
+    let udp = crate::sockets::udp(address).with_context(context)?;
     udp.set_nonblocking(true).with_context(context)?;
     let udp = UdpSocket::from_std(udp).with_context(context)?;
-    let tcp = TcpListener::from_std(crate::run::bind(address)?).with_context(context)?;
+    let tcp = TcpListener::from_std(crate::sockets::tcp(address)?).with_context(context)?;
     tokio::spawn(serve_udp(dns.clone(), Arc::new(udp)));
     tokio::spawn(serve_tcp(dns.clone(), tcp));
     Ok(())

@@ -2,8 +2,12 @@
 //! the right order.
 //!
 //! The proxy is ready before the application starts; the service is registered when its port accepts connections, not
-//! before; and on SIGTERM nobody calls the application any more before it hears of it.
+//! before; and on SIGTERM nobody calls the application any more before it hears of it. Where a sidecar of the same service
+//! runs already, the command joins it.
 
+pub mod netns;
+
+use std::ffi::OsStr;
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -19,14 +23,13 @@ use tokio::sync::mpsc;
 
 use crate::connect::{self, MARK_DELIVERY};
 use crate::redirect::{self, Capture};
-use crate::run;
+use crate::run::{self, Application};
+use crate::sockets;
 
 /// Time between two looks whether the application listens.
 const POLL: Duration = Duration::from_millis(100);
 /// After this long it is said that the application does not listen; waiting goes on.
 const REMIND: Duration = Duration::from_secs(30);
-/// Longest wait for the application's last calls, when it has ended.
-const FINISH: Duration = Duration::from_secs(5);
 
 /// How `exec` is told what to do.
 #[derive(Debug, Clone, clap::Args)]
@@ -38,6 +41,14 @@ pub struct Options {
     redirect: bool,
     #[command(flatten, next_help_heading = "With --redirect")]
     capture: Capture,
+    /// In a network namespace of its own, made for it and removed at its end, with --redirect; needs root. The pod has
+    /// this address and is reached at it from this machine, and from others that route it here; without one it gets a
+    /// free private one, and calls other machines from this machine's address.
+    #[arg(long, value_name = "ADDRESS/PREFIX", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    netns: Option<netns::Wanted>,
+    /// The process that made the network namespace.
+    #[arg(long, hide = true)]
+    within: Option<i32>,
     /// The command and its arguments.
     #[arg(last = true, required = true)]
     command: Vec<String>,
@@ -48,8 +59,15 @@ pub struct Options {
 /// # Errors
 /// When the proxy or the redirection cannot be set up.
 pub async fn run(options: Options) -> Result<u8> {
-    let Options { config, redirect, mut capture, command } = options;
+    let Options { config, redirect, mut capture, netns, within, command } = options;
+    let redirect = redirect || netns.is_some() || within.is_some();
     ensure!(redirect || !capture.is_given(), "what is to be captured only matters with --redirect");
+    if let Some(wanted) = netns {
+        return netns::run(wanted, &config).await;
+    }
+    if let Some(outside) = within {
+        netns::end_with(outside)?;
+    }
     let port = config.port.filter(|_| config.service.is_some());
     let own = config.own_ports();
     if config.dns_listen.0.is_none() {
@@ -57,7 +75,15 @@ pub async fn run(options: Options) -> Result<u8> {
     }
     let limit = rustix::process::getrlimit(Resource::Nofile);
     let mut signals = signals()?;
-    let sidecar = run::start(config)?;
+    if let Some(other) = run::other(&config).filter(|other| other.word == config.service.as_deref().unwrap_or_default())
+    {
+        tracing::info!("a sidecar of this service runs here already ({other}): the command joins it");
+        return match spawn(&command, limit) {
+            Ok(child) => supervise(child, &mut signals, std::future::pending(), || std::future::ready(())).await,
+            Err(e) => Ok(cannot_run(&command, &e)),
+        };
+    }
+    let sidecar = run::start(config, Application::Follows)?;
     if redirect {
         capture.check_marks()?;
     }
@@ -73,18 +99,15 @@ pub async fn run(options: Options) -> Result<u8> {
             let register = async {
                 if let Some(port) = port {
                     accepts(port).await;
-                    sidecar.register().await;
                 }
+                sidecar.restore().await;
+                sidecar.register().await;
             };
             let code = supervise(child, &mut signals, register, || sidecar.drain()).await;
-            sidecar.finish_outbound(FINISH).await;
+            sidecar.finish_outbound().await;
             code
         }
-        Err(e) => {
-            tracing::error!("cannot run {}: {e}", command[0]);
-            // As shells say it.
-            Ok(if e.kind() == io::ErrorKind::NotFound { 127 } else { 126 })
-        }
+        Err(e) => Ok(cannot_run(&command, &e)),
     };
     if redirect && let Err(e) = redirect::remove() {
         tracing::warn!("the redirection stays: {e:#}");
@@ -92,10 +115,22 @@ pub async fn run(options: Options) -> Result<u8> {
     code
 }
 
-fn spawn(command: &[String], limit: Rlimit) -> io::Result<Child> {
+/// The code of a command that could not be started, as shells have it.
+fn cannot_run(command: &[String], e: &io::Error) -> u8 {
+    tracing::error!("cannot run {}: {e}", command.first().map_or("", String::as_str));
+    if e.kind() == io::ErrorKind::NotFound { 127 } else { 126 }
+}
+
+fn spawn(command: &[impl AsRef<OsStr>], limit: Rlimit) -> io::Result<Child> {
     let (program, arguments) = command.split_first().ok_or(io::ErrorKind::InvalidInput)?;
     // A group of its own: control-C in a terminal goes to a whole group, and the command would stop before the drain.
-    let child = Command::new(program).args(arguments).process_group(0).spawn()?;
+    let mut command = Command::new(program);
+    command.args(arguments).process_group(0);
+    // They name this process, and sockets that the command does not have.
+    for variable in sockets::VARIABLES {
+        command.env_remove(variable);
+    }
+    let child = command.spawn()?;
     // The proxy takes all the descriptors it may have; the application gets what it would have had without us.
     if let Some(pid) = pid(&child)
         && let Err(e) = rustix::process::prlimit(Some(pid), Resource::Nofile, limit)

@@ -191,6 +191,12 @@ async fn serve(down: Arc<Downstream>, stream: TcpStream, bytes: BytesMut, kind: 
         })
         .await;
     } else {
-        serve_http1(io, |request| outbound::request(&down, request)).await;
+        let down = &down;
+        let answer = |request| async move {
+            let mut response = outbound::request(down, request).await;
+            down.proxy.bid_farewell(&mut response);
+            response
+        };
+        serve_http1(io, answer).await;
     }
 }

@@ -4,7 +4,8 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use weft_sidecar::{exec, redirect, run};
+use tokio::signal::unix::SignalKind;
+use weft_sidecar::{exec, redirect, run, sockets};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -19,7 +20,7 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Join the mesh and serve until SIGTERM, then drain.
+    /// Join the mesh and serve until SIGTERM, then drain; on SIGHUP hand over to the next one (socket activation).
     Run(Box<run::Config>),
     /// Join the mesh and run a command in it; on SIGTERM drain first, then stop the command.
     Exec(Box<exec::Options>),
@@ -52,17 +53,23 @@ fn run(args: Args) -> Result<ExitCode> {
         )
         .with_writer(log)
         .init();
+    // While no descriptor is our own.
+    sockets::take_over();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let result = match args.command {
         Command::Run(config) => runtime.block_on(async {
-            let sidecar = run::start(*config)?;
+            let sidecar = run::start(*config, run::Application::MayRun)?;
             let stop = stop_signal();
             tokio::pin!(stop);
-            tokio::select! {
-                () = &mut stop => {}
-                () = async { sidecar.ready().await; sidecar.register().await; std::future::pending().await } => {}
+            let signal = tokio::select! {
+                signal = &mut stop => signal,
+                () = async { sidecar.ready().await; sidecar.register().await; std::future::pending().await } => Stop::Term,
+            };
+            match signal {
+                Stop::Term => sidecar.drain().await,
+                Stop::HandOver => sidecar.hand_over().await,
             }
-            sidecar.drain().await;
+            sidecar.finish_outbound().await;
             Ok(ExitCode::SUCCESS)
         }),
         Command::Exec(options) => runtime.block_on(exec::run(*options)).map(ExitCode::from),
@@ -73,11 +80,22 @@ fn run(args: Args) -> Result<ExitCode> {
     result
 }
 
-async fn stop_signal() {
-    let terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate());
-    let Ok(mut terminate) = terminate else { return std::future::pending().await };
+/// How we are asked to end.
+enum Stop {
+    /// SIGTERM, or an interrupt from the terminal.
+    Term,
+    /// SIGHUP: another sidecar is started in our place at once.
+    HandOver,
+}
+
+async fn stop_signal() -> Stop {
+    let signal = tokio::signal::unix::signal;
+    let (Ok(mut terminate), Ok(mut hangup)) = (signal(SignalKind::terminate()), signal(SignalKind::hangup())) else {
+        return std::future::pending().await;
+    };
     tokio::select! {
-        _ = terminate.recv() => {}
-        _ = tokio::signal::ctrl_c() => {}
+        _ = terminate.recv() => Stop::Term,
+        _ = tokio::signal::ctrl_c() => Stop::Term,
+        _ = hangup.recv() => Stop::HandOver,
     }
 }

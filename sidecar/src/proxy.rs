@@ -1,7 +1,9 @@
 //! What all of a sidecar's connections share.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use http::{HeaderValue, Response, StatusCode, header};
 use weft_core::endpoint::{Address, Endpoint, EndpointConfig, EndpointState, Health, Target};
 use weft_core::identity::SpiffeId;
 
@@ -43,12 +45,21 @@ pub struct Proxy {
     pub settings: Settings,
     /// True once a drain has begun: requests are answered, and told to go elsewhere next.
     pub draining: tokio::sync::watch::Sender<bool>,
+    /// True once our application's own calls end too: it is told to connect anew for the next one.
+    pub leaving: AtomicBool,
 }
 
 impl Proxy {
     /// Whether responses ask the client to close its connection.
     pub fn is_draining(&self) -> bool {
         *self.draining.borrow()
+    }
+
+    /// Tells our application to connect anew, when it is time.
+    pub fn bid_farewell<B>(&self, response: &mut Response<B>) {
+        if self.leaving.load(Ordering::Relaxed) && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
     }
 
     /// Waits until a drain begins.

@@ -8,7 +8,7 @@ pub mod host;
 pub mod rules;
 
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -284,11 +284,15 @@ fn nft(arguments: &[&str], input: Option<&str>) -> Result<Output> {
     run_tool("nft", "nftables", arguments, input)
 }
 
-/// Runs a program of the Debian package `package`.
-fn run_tool(name: &str, package: &str, arguments: &[&str], input: Option<&str>) -> Result<Output> {
-    // Not on every user's path.
+/// Where a program of the administrator's is: not on every user's path.
+pub(crate) fn tool(name: &str) -> PathBuf {
     let program = ["/usr/sbin", "/sbin", "/usr/bin"].map(|folder| Path::new(folder).join(name));
-    let program = program.into_iter().find(|path| path.exists()).unwrap_or_else(|| name.into());
+    program.into_iter().find(|path| path.exists()).unwrap_or_else(|| name.into())
+}
+
+/// Runs a program of the Debian package `package`.
+pub(crate) fn run_tool(name: &str, package: &str, arguments: &[&str], input: Option<&str>) -> Result<Output> {
+    let program = tool(name);
     let child = Command::new(&program)
         .args(arguments)
         .stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() })

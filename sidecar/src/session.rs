@@ -29,6 +29,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 struct Wanted {
     instances: BTreeMap<String, Instance>,
     node_checks: BTreeMap<String, Check>,
+    /// What the control plane said against those that it was not asked about when they were made, by service id.
+    refused: BTreeMap<String, String>,
 }
 
 /// The handle by which the rest of the sidecar registers.
@@ -65,7 +67,11 @@ impl Registrations {
     /// The control plane's reason for refusing it.
     pub async fn register(&self, instance: Instance) -> Result<(), String> {
         let id = instance.service_id.clone();
-        let previous = self.lock().instances.insert(id.clone(), instance.clone());
+        let previous = {
+            let mut wanted = self.lock();
+            wanted.refused.remove(&id);
+            wanted.instances.insert(id.clone(), instance.clone())
+        };
         let reply = self.ask(Kind::Register(instance)).await;
         match reply {
             Some(reply) if !reply.error.is_empty() => {
@@ -84,7 +90,11 @@ impl Registrations {
     /// Takes an instance back. `wait`: until the sidecars that use it have acknowledged, this long at most. Returns how
     /// many have, and how many there are.
     pub async fn deregister(&self, service_id: &str, wait: Duration) -> Option<(u32, u32)> {
-        self.lock().instances.remove(service_id)?;
+        {
+            let mut wanted = self.lock();
+            wanted.refused.remove(service_id);
+            wanted.instances.remove(service_id)?;
+        }
         let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
         let reply = self.ask_within(
             Kind::Deregister(Deregister { service_id: service_id.to_owned(), wait_ms }),
@@ -125,6 +135,11 @@ impl Registrations {
     /// What is registered.
     pub fn instances(&self) -> Vec<Instance> {
         self.lock().instances.values().cloned().collect()
+    }
+
+    /// What was taken while the control plane was away and is refused by it now: service id and reason.
+    pub fn refused(&self) -> Vec<(String, String)> {
+        self.lock().refused.iter().map(|(id, why)| (id.clone(), why.clone())).collect()
     }
 
     /// Waits until a session is up, `limit` at most.
@@ -194,10 +209,12 @@ impl Session {
         let mut heartbeat = tokio::time::interval(Duration::from_secs(u64::from(first.heartbeat_s.max(1))));
         heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
 
-        // All that is wanted, again; a refusal is logged, it was told to the registrant the first time.
+        // All that is wanted, again. Whoever registered while we were away is not there to be told of a refusal: it is
+        // logged, and shown by the agent API.
         let mut again: HashMap<u64, String> = HashMap::new();
         let (instances, node_checks) = {
-            let wanted = self.registrations.lock();
+            let mut wanted = self.registrations.lock();
+            wanted.refused.clear();
             (
                 wanted.instances.values().cloned().collect::<Vec<_>>(),
                 wanted.node_checks.values().cloned().collect::<Vec<_>>(),
@@ -225,6 +242,11 @@ impl Session {
                         && !reply.error.is_empty()
                     {
                         tracing::error!(service_id = name, "registration refused: {}", reply.error);
+                        let mut wanted = self.registrations.lock();
+                        // Taken back meanwhile, perhaps.
+                        if wanted.instances.contains_key(&name) {
+                            wanted.refused.insert(name, reply.error.clone());
+                        }
                     }
                     if let Some(done) = waiting.remove(&reply.id) {
                         // One who gave up does not mind.

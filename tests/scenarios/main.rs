@@ -4,6 +4,7 @@ mod abuse;
 mod agent;
 mod fields;
 mod limits;
+mod operations;
 mod protocols;
 mod routes;
 mod traffic;
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
         abuse::all(),
         fields::all(),
         routes::all(),
+        operations::all(),
     ]
     .concat();
     let trials = trials.into_iter().map(|(name, scenario)| Trial::test(name, move || run(scenario)));

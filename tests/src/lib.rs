@@ -313,6 +313,28 @@ impl Pod {
         Ok((Process { child, log: PathBuf::new() }, reader))
     }
 
+    /// Starts a command in the pod's network but among this process's mounts, as on a machine: the namespaces that it
+    /// makes by `ip netns` are seen by the next one.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn spawn_as_host(&self, what: &str, program: impl AsRef<std::ffi::OsStr>, args: &[&str]) -> Result<Process> {
+        let log = self.dir.join(format!("{}-{what}.log", self.name));
+        let file = std::fs::OpenOptions::new().create(true).append(true).open(&log)?;
+        let netns = format!("--net=/run/netns/{}", self.netns);
+        let child = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "nsenter", &netns])
+            .arg(program)
+            .args(args)
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(file.try_clone()?)
+            .stderr(file)
+            .spawn()
+            .with_context(|| format!("cannot start {what} in {}", self.name))?;
+        Ok(Process { child, log })
+    }
+
     /// curl with these arguments: what it printed.
     ///
     /// # Errors

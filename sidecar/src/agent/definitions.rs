@@ -153,6 +153,27 @@ pub fn health_path(
     })
 }
 
+/// The check by which a service is out of use.
+pub fn maintenance(service_id: &str, notes: &str) -> Definition {
+    Definition {
+        id: maintenance_id(service_id),
+        name: "Service Maintenance Mode".into(),
+        notes: notes.into(),
+        service_id: service_id.to_owned(),
+        kind: Kind::Maintenance,
+        interval: Duration::ZERO,
+        timeout: Duration::ZERO,
+        initial: Status::Critical,
+        thresholds: Thresholds::default(),
+        deregister_after: None,
+    }
+}
+
+/// Its id, which is Consul's.
+pub fn maintenance_id(service_id: &str) -> String {
+    format!("_service_maintenance:{service_id}")
+}
+
 /// Kinds of check that Consul has and we do not, by the field that asks for them.
 const UNSUPPORTED: [(&str, &str); 9] = [
     ("dockercontainerid", "docker"),

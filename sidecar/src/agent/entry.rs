@@ -93,12 +93,17 @@ pub fn wire(definition: &Definition, state: &State) -> v1::Check {
     }
 }
 
+/// The id of the service of the command line.
+pub fn command_line_id(service: &str, port: u16) -> String {
+    format!("{service}-{port}")
+}
+
 /// The service of the command line.
 pub fn command_line_service(service: &str, port: u16, protocol: Option<&str>) -> Service {
     let protocol = protocol.map(|p| ("protocol".to_owned(), p.to_owned()));
     Service {
         instance: Instance {
-            service_id: format!("{service}-{port}"),
+            service_id: command_line_id(service, port),
             service: service.to_owned(),
             port: u32::from(port),
             meta: protocol.into_iter().collect(),

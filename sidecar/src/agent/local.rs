@@ -2,8 +2,11 @@
 //!
 //! The control plane is asked first: what it refuses is not taken here either. Writers take turns, so that it hears of
 //! changes in the order in which they were made; a probe's result never waits for one, it is marked and told later.
+//!
+//! What is registered is in a file before the one who registered it has an answer; how checks fare follows in a second.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,11 +16,13 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use weft_proto::v1;
 
-use super::definitions::Service;
+use super::definitions::{self, Service};
 use super::entry::{Entry, Held, Task, is_same, new_state, wire};
 use super::refused::Refused;
-use crate::checks::state::{State, Status, Tell, Thresholds};
+use super::saved::Left;
+use crate::checks::state::{State, Status, Tell};
 use crate::checks::{self, Definition, Kind, Sink};
+use crate::identity::Identity;
 use crate::session::Registrations;
 
 /// Services of one agent, and checks.
@@ -31,40 +36,57 @@ const TICK: Duration = Duration::from_secs(15);
 const NO_REASON: &str =
     "Maintenance mode is enabled for this service, but no reason was provided. This is a default message.";
 
+mod restart;
+
 #[derive(Default)]
 struct Registered {
     services: BTreeMap<String, Held>,
     checks: BTreeMap<String, Entry>,
     /// Checks whose status the mesh has not heard of.
     dirty: BTreeSet<String>,
+    /// How checks fared before the restart that are not registered again yet.
+    left: BTreeMap<String, Left>,
 }
+
+/// Whose turn it is to write.
+type Writing<'a> = tokio::sync::MutexGuard<'a, ()>;
 
 /// The agent's services and checks.
 pub struct Local {
     registrations: Arc<Registrations>,
+    identity: Arc<Identity>,
+    file: Option<PathBuf>,
     held: Mutex<Registered>,
     writer: tokio::sync::Mutex<()>,
     wake: Notify,
+    unsaved: Notify,
     changed: watch::Sender<u64>,
     closed: AtomicBool,
 }
 
 impl Local {
-    /// Nothing registered yet. [`Local::report`] is to be spawned.
-    pub fn new(registrations: Arc<Registrations>) -> Arc<Local> {
+    /// Nothing registered yet; `file`: where it is to survive restarts. [`Local::report`] and [`Local::keep_saved`] are to
+    /// be spawned.
+    pub fn new(registrations: Arc<Registrations>, identity: Arc<Identity>, file: Option<PathBuf>) -> Arc<Local> {
         Arc::new(Local {
             registrations,
+            identity,
+            file,
             held: Mutex::default(),
             writer: tokio::sync::Mutex::default(),
             wake: Notify::new(),
+            unsaved: Notify::new(),
             changed: watch::Sender::new(0),
             closed: AtomicBool::new(false),
         })
     }
 
-    /// The pod is being shut down: nothing is registered any more.
-    pub fn close(&self) {
+    /// The pod is being shut down: nothing is registered any more. What is registered stays so in the file: a restart
+    /// brings it back.
+    pub async fn close(&self) {
         self.closed.store(true, Ordering::Relaxed);
+        let writing = self.writer.lock().await;
+        self.save(&writing).await;
     }
 
     /// Counts changes.
@@ -83,9 +105,19 @@ impl Local {
         held.services.get(id).map(|held| held.service.clone()).ok_or_else(|| Refused::unknown_service(id))
     }
 
-    /// The registered checks as the mesh has them.
+    /// The registered checks as the mesh has them; and one more for each service that the mesh does not have, because it
+    /// was registered while the control plane was away and is refused by it now.
     pub fn checks(&self) -> Vec<v1::Check> {
-        self.lock().checks.values().map(Entry::wire).collect()
+        let mut checks: Vec<v1::Check> = self.lock().checks.values().map(Entry::wire).collect();
+        checks.extend(self.registrations.refused().into_iter().map(|(service_id, why)| v1::Check {
+            check_id: format!("_registration:{service_id}"),
+            name: "Registration in the mesh".into(),
+            status: Status::Critical.as_str().into(),
+            output: format!("refused by the control plane: {why}"),
+            service_id,
+            ..Default::default()
+        }));
+        checks
     }
 
     /// Registers the service of the command line, unless the application has registered itself by now.
@@ -98,12 +130,14 @@ impl Local {
         check: Option<Definition>,
     ) -> Result<(), Refused> {
         let writing = self.writer.lock().await;
-        let same = self.lock().services.values().any(|held| is_same(&held.service, &service));
+        let same = self.lock().services.values().any(|held| !held.command_line && is_same(&held.service, &service));
         if same {
             tracing::info!(service = service.instance.service, "registered by the application already");
             return Ok(());
         }
-        self.put(&writing, Held { service, command_line: true }, check.into_iter().collect(), false).await
+        self.put(&writing, Held { service, command_line: true }, check.into_iter().collect(), false).await?;
+        self.save(&writing).await;
+        Ok(())
     }
 
     /// Registers a service or changes it. Checks that it had and `checks` does not name stay, unless `replace_checks`.
@@ -149,12 +183,24 @@ impl Local {
             self.remove(&old);
             self.registrations.deregister(&old, Duration::ZERO).await;
         }
+        self.save(&writing).await;
         Ok(())
+    }
+
+    /// Refuses a service that our certificate does not name, in the control plane's words: it would say the same, and may
+    /// be away. `registry.rs` of the control plane has the rule.
+    fn check_allowed(&self, service: &str) -> Result<(), Refused> {
+        let Some(own) = self.identity.current() else { return Ok(()) };
+        if own.services.iter().any(|s| s.eq_ignore_ascii_case(service)) {
+            return Ok(());
+        }
+        let text = format!("{} may not register the service {service:?}: its token names {:?}", own.id, own.services);
+        Err(Refused::upstream(text))
     }
 
     async fn put(
         self: &Arc<Self>,
-        _writing: &tokio::sync::MutexGuard<'_, ()>,
+        _writing: &Writing<'_>,
         new: Held,
         checks: Vec<Definition>,
         replace_checks: bool,
@@ -163,6 +209,7 @@ impl Local {
             let text = "this pod is being shut down; nothing can be registered any more";
             return Err(Refused::new(StatusCode::SERVICE_UNAVAILABLE, text));
         }
+        self.check_allowed(&new.service.instance.service)?;
         let id = new.service.instance.service_id.clone();
         let now = Instant::now();
         let given: BTreeMap<String, Definition> = checks.into_iter().map(|c| (c.id.clone(), c)).collect();
@@ -195,6 +242,8 @@ impl Local {
                         let mut state = new_state(&definition, now);
                         if let Some(old) = old {
                             state.resume(&old.state);
+                        } else if let Some(left) = held.left.remove(&check_id) {
+                            left.continue_in(&mut state, now);
                         }
                         instance.checks.push(wire(&definition, &state));
                         state.told(now);
@@ -227,10 +276,11 @@ impl Local {
     /// # Errors
     /// When there is none.
     pub async fn deregister(&self, id: &str) -> Result<(), Refused> {
-        let _writing = self.writer.lock().await;
+        let writing = self.writer.lock().await;
         if !self.remove(id) {
             return Err(Refused::unknown_service(id));
         }
+        self.save(&writing).await;
         self.registrations.deregister(id, ACK_WAIT).await;
         Ok(())
     }
@@ -252,7 +302,13 @@ impl Local {
     /// # Errors
     /// When there is no such service, or too many checks.
     pub async fn register_check(self: &Arc<Self>, definition: Definition) -> Result<(), Refused> {
-        let _writing = self.writer.lock().await;
+        let writing = self.writer.lock().await;
+        self.put_check(&writing, definition).await?;
+        self.save(&writing).await;
+        Ok(())
+    }
+
+    async fn put_check(self: &Arc<Self>, _: &Writing<'_>, definition: Definition) -> Result<(), Refused> {
         let now = Instant::now();
         let (check, moved) = {
             let mut held = self.lock();
@@ -270,6 +326,8 @@ impl Local {
                 }
             } else if held.checks.len() >= LIMIT {
                 return Err(Refused::bad(format!("one agent holds {LIMIT} checks at most")));
+            } else if let Some(left) = held.left.remove(&definition.id) {
+                left.continue_in(&mut state, now);
             }
             state.told(now);
             let check = wire(&definition, &state);
@@ -292,8 +350,9 @@ impl Local {
     /// # Errors
     /// When there is none.
     pub async fn deregister_check(&self, id: &str) -> Result<(), Refused> {
-        let _writing = self.writer.lock().await;
+        let writing = self.writer.lock().await;
         let gone = self.lock().checks.remove(id).ok_or_else(|| Refused::unknown_check(id))?;
+        self.save(&writing).await;
         self.registrations.check(gone.wire(), true).await;
         self.touch();
         Ok(())
@@ -318,6 +377,7 @@ impl Local {
         if let Some(check) = check {
             self.registrations.check(check, false).await;
         }
+        self.unsaved.notify_one();
         self.touch();
         Ok(())
     }
@@ -328,7 +388,7 @@ impl Local {
     /// When there is none of that id.
     pub async fn maintenance(self: &Arc<Self>, service_id: &str, reason: Option<&str>) -> Result<(), Refused> {
         self.service(service_id)?;
-        let id = format!("_service_maintenance:{service_id}");
+        let id = definitions::maintenance_id(service_id);
         let there = self.lock().checks.contains_key(&id);
         match reason {
             // Consul leaves the first reason.
@@ -337,19 +397,7 @@ impl Local {
             None => self.deregister_check(&id).await,
             Some(reason) => {
                 let notes = if reason.is_empty() { NO_REASON } else { reason };
-                self.register_check(Definition {
-                    id,
-                    name: "Service Maintenance Mode".into(),
-                    notes: notes.into(),
-                    service_id: service_id.to_owned(),
-                    kind: Kind::Maintenance,
-                    interval: Duration::ZERO,
-                    timeout: Duration::ZERO,
-                    initial: Status::Critical,
-                    thresholds: Thresholds::default(),
-                    deregister_after: None,
-                })
-                .await
+                self.register_check(definitions::maintenance(service_id, notes)).await
             }
         }
     }
@@ -436,6 +484,7 @@ impl Local {
             // The first line says it; bodies can be pages.
             let output: String = entry.state.output().lines().next().unwrap_or_default().chars().take(200).collect();
             tracing::info!(check_id, output, "a check went from {} to {}", before.as_str(), after.as_str());
+            self.unsaved.notify_one();
         }
         if entry.state.tell() == Tell::Now {
             held.dirty.insert(check_id.to_owned());

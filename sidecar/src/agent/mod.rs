@@ -1,8 +1,8 @@
 //! Consul's HTTP API on loopback: to the program in this pod the sidecar is its local agent.
 //!
 //! [`route`] finds the endpoint, [`definitions`] and [`decode`] read what clients send, [`local`] keeps what is registered
-//! here and [`catalog`] asks for the rest; [`read`] and [`shapes`] answer. Served by hyper directly: clients send bodies
-//! without or with a wrong content type, which extractors refuse.
+//! here, over restarts by way of [`saved`], and [`catalog`] asks for the rest; [`read`] and [`shapes`] answer. Served by
+//! hyper directly: clients send bodies without or with a wrong content type, which extractors refuse.
 
 pub mod catalog;
 pub mod decode;
@@ -12,6 +12,7 @@ pub mod local;
 pub mod read;
 pub mod refused;
 pub mod route;
+pub mod saved;
 pub mod shapes;
 #[cfg(test)]
 mod tests;

@@ -1,5 +1,6 @@
 //! The agent as its clients see it, with a control plane that is made up.
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures::future::BoxFuture;
@@ -9,6 +10,7 @@ use weft_proto::v1::{self, Block, CatalogInstance, Instance, ServiceTags};
 
 use super::catalog::{Answer, Question, Source};
 use super::*;
+use crate::identity::Identity;
 
 struct World(Arc<AtomicBool>);
 
@@ -65,11 +67,15 @@ struct Pod {
 }
 
 fn pod() -> Pod {
+    pod_with(Identity::default(), None)
+}
+
+fn pod_with(identity: Identity, file: Option<PathBuf>) -> Pod {
     let up = Arc::new(AtomicBool::new(true));
     // Nobody runs the session: everything is accepted, as while the control plane is away.
     let (registrations, _) = crate::session::new();
     let agent = Arc::new(Agent {
-        local: Local::new(registrations),
+        local: Local::new(registrations, Arc::new(identity), file),
         catalog: Catalog::new(World(up.clone())),
         node: "pod-1234".into(),
         towards: ([127, 0, 0, 1], 1).into(),
@@ -259,7 +265,7 @@ async fn the_command_line_and_the_api_are_one_endpoint() {
     // The application was faster.
     pod.agent.local.register_command_line(service(), None).await.unwrap();
     assert_eq!(pod.agent.local.services().len(), 1);
-    pod.agent.local.close();
+    pod.agent.local.close().await;
     assert_eq!(pod.put("/v1/agent/service/register", body).await.0, 503);
 }
 
@@ -276,4 +282,58 @@ async fn a_service_that_is_critical_too_long_is_taken_back() {
     assert_eq!(check["Output"], "TTL expired (last output before timeout follows): ");
     tokio::time::sleep(Duration::from_secs(90)).await;
     assert_eq!(pod.agent.local.services().len(), 0);
+}
+
+#[tokio::test]
+async fn a_restart_brings_back_what_was_registered_and_not_what_was_taken_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("agent.json");
+    let restarted = async || {
+        let pod = pod_with(Identity::default(), Some(file.clone()));
+        pod.agent.local.restore(Some("own-8080")).await;
+        pod
+    };
+    let pod = restarted().await;
+    for (id, check) in [("a-1", r#"{"ttl":"10s"}"#), ("a-2", r#"{"tcp":"127.0.0.1:1","interval":"1h"}"#)] {
+        let body = format!(r#"{{"name":"a","id":"{id}","port":1,"tags":["v1"],"check":{check}}}"#);
+        assert_eq!(pod.put("/v1/agent/service/register", &body).await, ok());
+    }
+    assert_eq!(pod.put("/v1/agent/check/register", r#"{"name":"disk","ttl":"1h"}"#).await, ok());
+    assert_eq!(pod.put("/v1/agent/check/pass/service:a-1?note=all+well", "").await, ok());
+    assert_eq!(pod.put("/v1/agent/service/maintenance/a-2?enable=true&reason=new+disk", "").await, ok());
+    for (service, port) in [("own", 8080), ("own", 9090)] {
+        let service = entry::command_line_service(service, port, None);
+        pod.agent.local.register_command_line(service, None).await.unwrap();
+    }
+    pod.agent.local.close().await;
+
+    let pod = restarted().await;
+    let services = pod.get("/v1/agent/services").await;
+    let ids: Vec<_> = services.as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(ids, ["a-1", "a-2", "own-8080"], "another command line's service is not ours");
+    assert_eq!(services["a-1"]["Tags"], json!(["v1"]));
+    let checks = pod.get("/v1/agent/checks").await;
+    assert_eq!(
+        (&checks["service:a-1"]["Status"], &checks["service:a-1"]["Output"]),
+        (&json!("passing"), &json!("all well"))
+    );
+    assert_eq!(checks["service:a-2"]["Status"], "critical");
+    assert_eq!(checks["_service_maintenance:a-2"]["Notes"], "new disk");
+    assert_eq!(checks["disk"]["ServiceID"], "");
+    assert_eq!(pod.put("/v1/agent/check/pass/disk", "").await, ok());
+    assert_eq!(pod.put("/v1/agent/service/deregister/a-1", "").await, ok());
+    assert_eq!(pod.put("/v1/agent/check/deregister/disk", "").await, ok());
+
+    let pod = restarted().await;
+    assert_eq!(pod.get("/v1/agent/services").await.as_object().unwrap().len(), 2);
+    assert_eq!(pod.status_of("disk").await, "gone");
+    assert_eq!(pod.status_of("service:a-1").await, "gone");
+    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&file).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600);
+
+    // What cannot be read is set aside.
+    std::fs::write(&file, "{\"services\": 7}").unwrap();
+    let pod = restarted().await;
+    assert_eq!(pod.get("/v1/agent/services").await, json!({}));
+    assert_eq!(std::fs::read_to_string(dir.path().join("agent.damaged")).unwrap(), "{\"services\": 7}");
 }

@@ -108,6 +108,14 @@ impl State {
         (self.successes, self.failures) = (previous.successes, previous.failures);
     }
 
+    /// Continues where it was before the sidecar was restarted; the first result counts at once all the same.
+    pub fn restore(&mut self, status: Status, output: String, now: Instant) {
+        if let Some(ttl) = &mut self.ttl {
+            ttl.reported.clone_from(&output);
+        }
+        self.set(status, output, now);
+    }
+
     /// The application has registered it again: a time to live that has not lapsed begins anew.
     pub fn rearm(&mut self, now: Instant) {
         if let Some(ttl) = &mut self.ttl {

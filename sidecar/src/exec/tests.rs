@@ -86,7 +86,7 @@ async fn the_application_is_found_when_it_listens() {
 #[tokio::test]
 async fn a_command_that_is_not_there() {
     let limit = rustix::process::getrlimit(Resource::Nofile);
-    let missing = spawn(&["/no/such/program".into()], limit).unwrap_err();
+    let missing = spawn(&["/no/such/program"], limit).unwrap_err();
     assert_eq!(missing.kind(), io::ErrorKind::NotFound);
 }
 

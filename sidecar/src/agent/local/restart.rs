@@ -1,0 +1,81 @@
+//! What is registered here survives a restart of the sidecar: [`super::super::saved`] has the file's form, here is when it
+//! is read and written.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::time::Instant;
+
+use super::super::saved::Saved;
+use super::{Local, Writing};
+use crate::checks::Definition;
+
+/// How often the state of checks is saved, at most.
+const SAVE_INTERVAL: Duration = Duration::from_secs(1);
+
+impl Local {
+    /// Registers again what the file holds, and is not registered already. The service of the command line is only
+    /// taken from it when it is `command_line`, by its id: another one was given up with the command line that named it.
+    pub async fn restore(self: &Arc<Self>, command_line: Option<&str>) {
+        let Some(file) = &self.file else { return };
+        let writing = self.writer.lock().await;
+        let (services, checks) = Saved::read(file).take(SystemTime::now());
+        let (mut of_services, mut of_node) = (BTreeMap::<String, Vec<Definition>>::new(), Vec::new());
+        {
+            let mut held = self.lock();
+            for (definition, left) in checks {
+                held.left.insert(definition.id.clone(), left);
+                if definition.service_id.is_empty() {
+                    of_node.push(definition);
+                } else {
+                    of_services.entry(definition.service_id.clone()).or_default().push(definition);
+                }
+            }
+        }
+        for service in services {
+            let id = service.service.instance.service_id.clone();
+            let given_up = service.command_line && command_line != Some(id.as_str());
+            if given_up || self.lock().services.contains_key(&id) {
+                continue;
+            }
+            let checks = of_services.remove(&id).unwrap_or_default();
+            match self.put(&writing, service, checks, false).await {
+                Ok(()) => tracing::info!(service_id = id, "registered again after a restart"),
+                Err(e) => tracing::warn!(service_id = id, "not registered again after the restart: {}", e.text),
+            }
+        }
+        for check in of_node {
+            let id = check.id.clone();
+            let there = self.lock().checks.contains_key(&id);
+            if !there && let Err(e) = self.put_check(&writing, check).await {
+                tracing::warn!(check_id = id, "not registered again after the restart: {}", e.text);
+            }
+        }
+        self.save(&writing).await;
+    }
+
+    /// Saves the state of checks when it has changed, for ever.
+    pub async fn keep_saved(self: Arc<Self>) {
+        loop {
+            self.unsaved.notified().await;
+            {
+                let writing = self.writer.lock().await;
+                self.save(&writing).await;
+            }
+            tokio::time::sleep(SAVE_INTERVAL).await;
+        }
+    }
+
+    pub(super) async fn save(&self, _: &Writing<'_>) {
+        let Some(file) = self.file.clone() else { return };
+        let saved = {
+            let held = self.lock();
+            Saved::of(held.services.values(), held.checks.values(), (Instant::now(), SystemTime::now()))
+        };
+        // A disk may take its time, and others wait for this thread.
+        if let Ok(Err(e)) = tokio::task::spawn_blocking(move || saved.write(&file)).await {
+            tracing::warn!("what is registered could not be saved, a restart will forget it: {e:#}");
+        }
+    }
+}

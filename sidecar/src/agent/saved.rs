@@ -1,0 +1,278 @@
+//! What is registered here, kept in a file over restarts of the sidecar.
+//!
+//! Consul's agent does the same, with a folder of services and one of checks (`persistService`, `persistCheck` and
+//! `persistCheckState` in its agent/agent.go): an application that registers once, when it is installed, is never asked
+//! again. One file is enough here, and is never half written. A registration is kept in the words of the API, so that
+//! the code that reads requests reads this too, and refuses what has become wrong meanwhile: an address that this pod
+//! no longer has.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use tokio::time::Instant;
+
+use super::definitions::{self, Service};
+use super::entry::{Entry, Held};
+use crate::checks::state::{State, Status};
+use crate::checks::{Definition, Kind};
+
+/// The file's content.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Saved {
+    services: Vec<SavedService>,
+    checks: Vec<SavedCheck>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct SavedService {
+    registration: Value,
+    /// Given by `--service`.
+    #[serde(default)]
+    command_line: bool,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct SavedCheck {
+    registration: Value,
+    /// The sidecar's own, which no request can register.
+    #[serde(default)]
+    maintenance: bool,
+    status: String,
+    output: String,
+    /// When the application's last report lapses, seconds since 1970.
+    #[serde(default)]
+    expires: Option<u64>,
+}
+
+/// How a check fared when it was saved.
+#[derive(Debug, Clone)]
+pub struct Left {
+    status: Status,
+    output: String,
+}
+
+impl Left {
+    /// Lets a fresh state go on from here.
+    pub fn continue_in(self, state: &mut State, now: Instant) {
+        state.restore(self.status, self.output, now);
+    }
+}
+
+/// A check as it was, and how it fared.
+pub type Check = (Definition, Left);
+
+impl Saved {
+    /// What there is to keep at this moment.
+    pub fn of<'a>(
+        services: impl Iterator<Item = &'a Held>,
+        checks: impl Iterator<Item = &'a Entry>,
+        (now, wall): (Instant, SystemTime),
+    ) -> Saved {
+        let expires = |due: Instant| {
+            let end = wall + due.saturating_duration_since(now);
+            end.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
+        };
+        Saved {
+            services: services
+                .map(|held| SavedService { registration: of_service(&held.service), command_line: held.command_line })
+                .collect(),
+            checks: checks
+                .map(|entry| SavedCheck {
+                    registration: of_check(&entry.definition),
+                    maintenance: entry.is_maintenance(),
+                    status: entry.state.status().as_str().into(),
+                    output: entry.state.output().into(),
+                    expires: entry.state.due().map(expires),
+                })
+                .collect(),
+        }
+    }
+
+    /// Writes it, readable by the owner alone: headers of checks may hold passwords.
+    ///
+    /// # Errors
+    /// When the folder cannot be written.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        crate::files::write_private(path, &serde_json::to_vec_pretty(self)?)
+    }
+
+    /// Reads what an earlier run left. A file that makes no sense is set aside, not overwritten: it may be all that is
+    /// left of what somebody wants to know.
+    pub fn read(path: &Path) -> Saved {
+        let read = || -> Result<Saved> {
+            match std::fs::read(path) {
+                Ok(json) => serde_json::from_slice(&json).context("it is damaged"),
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Saved::default()),
+                Err(e) => Err(e.into()),
+            }
+        };
+        read().unwrap_or_else(|e| {
+            let aside = aside(path);
+            let kept = match std::fs::rename(path, &aside) {
+                Ok(()) => format!("it is kept as {}", aside.display()),
+                Err(e) => format!("it cannot be set aside either: {e}"),
+            };
+            tracing::warn!(
+                "registrations of before the restart are lost, applications have to register again: cannot read {}: \
+                 {e:#}; {kept}",
+                path.display()
+            );
+            Saved::default()
+        })
+    }
+
+    /// The services and checks in it that still make sense; the others are named in the log.
+    pub fn take(self, wall: SystemTime) -> (Vec<Held>, Vec<Check>) {
+        let services = self.services.into_iter().filter_map(|saved| {
+            let service = definitions::service(saved.registration.to_string().as_bytes());
+            match service {
+                Ok((service, _)) => Some(Held { service, command_line: saved.command_line }),
+                Err(e) => {
+                    tracing::warn!("not registered again after the restart: {e}: {}", saved.registration);
+                    None
+                }
+            }
+        });
+        let services = services.collect();
+        let checks = self.checks.into_iter().filter_map(|saved| {
+            let id = saved.registration["checkid"].as_str().unwrap_or_default().to_owned();
+            saved.take(wall).map_err(|e| tracing::warn!("the check {id:?} does not come back: {e}")).ok()
+        });
+        (services, checks.collect())
+    }
+}
+
+impl SavedCheck {
+    fn take(self, wall: SystemTime) -> Result<Check, String> {
+        let definition = if self.maintenance {
+            let text = |key: &str| self.registration[key].as_str().unwrap_or_default();
+            definitions::maintenance(text("serviceid"), text("notes"))
+        } else {
+            definitions::check(self.registration.to_string().as_bytes())?
+        };
+        let status = Status::parse(&self.status).ok_or_else(|| format!("{:?} is not a status", self.status))?;
+        // As Consul does (`loadCheckState`): a report counts for as long as it would have without a restart.
+        let lapsed = self.expires.is_some_and(|end| wall > SystemTime::UNIX_EPOCH + Duration::from_secs(end));
+        let left = if lapsed {
+            let output = format!("TTL expired (last output before timeout follows): {}", self.output);
+            Left { status: Status::Critical, output }
+        } else {
+            Left { status, output: self.output }
+        };
+        Ok((definition, left))
+    }
+}
+
+fn aside(path: &Path) -> PathBuf {
+    path.with_extension("damaged")
+}
+
+fn of_service(service: &Service) -> Value {
+    let instance = &service.instance;
+    let meta: Map<String, Value> = instance.meta.iter().map(|(k, v)| (k.clone(), json!(v))).collect();
+    json!({
+        "name": instance.service,
+        "id": instance.service_id,
+        "address": instance.address,
+        "port": instance.port,
+        "tags": instance.tags,
+        "meta": meta,
+        "weights": { "passing": instance.weight, "warning": service.warning_weight },
+        "enabletagoverride": instance.enable_tag_override,
+        "taggedaddresses": service.tagged_addresses,
+    })
+}
+
+fn of_check(check: &Definition) -> Value {
+    let nanoseconds = |d: Duration| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX);
+    let mut all = json!({
+        "checkid": check.id,
+        "name": check.name,
+        "notes": check.notes,
+        "serviceid": check.service_id,
+        "status": check.initial.as_str(),
+        "interval": nanoseconds(check.interval),
+        "timeout": nanoseconds(check.timeout),
+        "successbeforepassing": check.thresholds.passing,
+        "failuresbeforewarning": check.thresholds.warning,
+        "failuresbeforecritical": check.thresholds.critical,
+        "deregistercriticalserviceafter": nanoseconds(check.deregister_after.unwrap_or_default()),
+    });
+    let kind = match &check.kind {
+        Kind::Http(http) => {
+            let mut headers: Map<String, Value> = Map::new();
+            for (name, value) in &http.headers {
+                let values = headers.entry(name.as_str()).or_insert_with(|| json!([]));
+                if let Value::Array(values) = values {
+                    values.push(json!(String::from_utf8_lossy(value.as_bytes())));
+                }
+            }
+            json!({
+                "http": http.url.to_string(),
+                "method": http.method.as_str(),
+                "header": headers,
+                "body": String::from_utf8_lossy(&http.body),
+                "disableredirects": http.disable_redirects,
+            })
+        }
+        Kind::Tcp { host, port } => json!({ "tcp": format!("{host}:{port}") }),
+        Kind::Ttl(ttl) => json!({ "ttl": nanoseconds(*ttl) }),
+        Kind::Maintenance => json!({}),
+    };
+    if let (Value::Object(all), Value::Object(kind)) = (&mut all, kind) {
+        all.extend(kind);
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_registered_is_read_back_as_it_was() {
+        let body = br#"{"name":"order-service","id":"order-1","port":8080,"tags":["v1"],"meta":{"a":"B"},
+            "Weights":{"Passing":3,"Warning":2},"TaggedAddresses":{"lan":{"Address":"127.0.0.1"}},"checks":[
+            {"http":"http://localhost:8080/health?x=1","method":"POST","header":{"Authorization":["Basic x"]},"body":"b",
+             "interval":"10s","timeout":"1500ms","FailuresBeforeCritical":3,"deregister_critical_service_after":"90s"},
+            {"tcp":"[::1]:8080","interval":"1s","status":"passing"},
+            {"ttl":"15s","notes":"by cron","CheckID":"mine"}]}"#;
+        let (service, checks) = definitions::service(body).unwrap();
+        let (again, none) = definitions::service(of_service(&service).to_string().as_bytes()).unwrap();
+        assert_eq!((again.instance, again.warning_weight), (service.instance, service.warning_weight));
+        assert_eq!((again.tagged_addresses, none), (service.tagged_addresses, Vec::new()));
+        for check in checks {
+            assert_eq!(definitions::check(of_check(&check).to_string().as_bytes()).unwrap(), check);
+        }
+    }
+
+    #[test]
+    fn a_report_counts_as_long_as_it_would_have_without_a_restart() {
+        let check = |expires| SavedCheck {
+            registration: json!({ "checkid": "c", "name": "c", "ttl": "10s" }),
+            maintenance: false,
+            status: "passing".into(),
+            output: "all well".into(),
+            expires: Some(expires),
+        };
+        let wall = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
+        let (_, left) = check(1000).take(wall).unwrap();
+        assert_eq!((left.status, left.output.as_str()), (Status::Passing, "all well"));
+        let (_, left) = check(999).take(wall).unwrap();
+        assert_eq!(left.status, Status::Critical);
+        assert_eq!(left.output, "TTL expired (last output before timeout follows): all well");
+    }
+
+    #[test]
+    fn one_that_has_become_wrong_does_not_take_the_others_along() {
+        let text = r#"{"services":[{"registration":{"name":"a","address":"192.0.2.1"}},{"registration":{"name":"b"}}],
+            "checks":[{"registration":{"checkid":"c"},"status":"passing","output":""}]}"#;
+        let saved: Saved = serde_json::from_str(text).unwrap();
+        let (services, checks) = saved.take(SystemTime::now());
+        let names: Vec<_> = services.iter().map(|s| s.service.instance.service.as_str()).collect();
+        assert_eq!((names, checks.len()), (vec!["b"], 0));
+    }
+}

@@ -1,0 +1,143 @@
+//! The command line of a sidecar.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use crate::agent::entry;
+use crate::redirect::rules::Own;
+
+/// How a sidecar runs.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Config {
+    /// Control plane, host:port; several are tried in turn.
+    #[arg(long = "control-plane", env = "WEFT_CONTROL_PLANE", value_delimiter = ',', required = true)]
+    pub control_planes: Vec<String>,
+    /// File with a join token (`weftctl token create`); read again at each use.
+    #[arg(long, env = "WEFT_TOKEN_FILE")]
+    pub token_file: Option<PathBuf>,
+    /// Folder that certificate and last state are kept in (0600), so that a restart needs no control plane.
+    #[arg(long, env = "WEFT_DATA_DIR", default_value = "/var/lib/weft-sidecar")]
+    pub data_dir: PathBuf,
+    /// Service to register this pod as.
+    #[arg(long)]
+    pub service: Option<String>,
+    /// Port that the service listens on.
+    #[arg(long, requires = "service")]
+    pub port: Option<u16>,
+    /// What the service speaks: http, http2, grpc, tcp, tls; found out from the first bytes where it is not given.
+    #[arg(long, requires = "service")]
+    pub protocol: Option<String>,
+    /// Path that tells the service's health: 2xx is healthy. Without it the service is taken for healthy.
+    #[arg(long, requires = "port")]
+    pub health_path: Option<String>,
+    /// Seconds between looks at the health path.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub health_interval: u64,
+    /// Where Consul's HTTP API is served to this pod, or "off"; loopback only.
+    #[arg(long, default_value = "127.0.0.1:8500", value_parser = agent_api)]
+    pub agent_api: Listen,
+    /// Label of this pod, key=value; repeatable.
+    #[arg(long = "label", value_parser = key_value)]
+    pub labels: Vec<(String, String)>,
+    /// Name of the workload; the service, else the host, where it is not given.
+    #[arg(long)]
+    pub workload: Option<String>,
+    /// region/zone/subzone.
+    #[arg(long, default_value = "")]
+    pub locality: String,
+    /// Worker threads; as many as there are processors, two at most, where it is not given.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub workers: Option<u16>,
+    /// Where redirected outbound connections arrive.
+    #[arg(long, default_value_t = 15001)]
+    pub outbound_port: u16,
+    /// Where redirected inbound connections arrive.
+    #[arg(long, default_value_t = 15006)]
+    pub inbound_port: u16,
+    /// Where redirected DNS arrives (127.0.0.1's port is served on [::1] too), or off.
+    #[arg(long, default_value = "127.0.0.1:15053")]
+    pub dns_listen: Listen,
+    /// Also listen as an HTTP proxy here, for applications without redirection (http_proxy=...).
+    #[arg(long)]
+    pub http_proxy: Option<SocketAddr>,
+    /// Readiness page.
+    #[arg(long, default_value = "0.0.0.0:15021")]
+    pub ready_listen: SocketAddr,
+    /// Metrics page.
+    #[arg(long, default_value = "0.0.0.0:15020")]
+    pub metrics_listen: SocketAddr,
+    /// Page with a look inside; loopback only.
+    #[arg(long, default_value = "127.0.0.1:15000")]
+    pub admin_listen: SocketAddr,
+    /// Probe of the application that others may ask for at the metrics page, PORT/PATH: it is then at
+    /// /app-health/PORT/PATH, STRICT or not; repeatable.
+    #[arg(long = "app-probe", value_name = "PORT/PATH")]
+    pub app_probes: Vec<String>,
+    /// Access log, JSON lines: a file, or - for standard output.
+    #[arg(long)]
+    pub access_log: Option<String>,
+    /// What happens to unknown destinations.
+    #[arg(long, value_enum, default_value_t = OutboundPolicy::AllowAny)]
+    pub outbound_traffic: OutboundPolicy,
+    /// Names to know before the application asks; repeatable.
+    #[arg(long = "preload")]
+    pub preload: Vec<String>,
+    /// On SIGTERM: seconds to wait until callers have acknowledged that this instance is gone.
+    #[arg(long, default_value_t = 5)]
+    pub drain_acks: u64,
+    /// On SIGTERM: seconds to wait for requests in progress, at most.
+    #[arg(long, default_value_t = 30)]
+    pub drain_limit: u64,
+}
+
+/// What happens to destinations that the mesh does not know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum OutboundPolicy {
+    /// They pass through.
+    AllowAny,
+    /// They are refused.
+    RegistryOnly,
+}
+
+/// An address to listen on, or `off`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listen(pub Option<SocketAddr>);
+
+impl std::str::FromStr for Listen {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Listen, String> {
+        if text == "off" {
+            return Ok(Listen(None));
+        }
+        text.parse().map(|address| Listen(Some(address))).map_err(|_| "neither an address and port nor off".into())
+    }
+}
+
+fn agent_api(text: &str) -> Result<Listen, String> {
+    let listen: Listen = text.parse()?;
+    // Whoever reaches it registers as this pod.
+    if listen.0.is_none_or(|a| a.ip().is_loopback()) { Ok(listen) } else { Err("only loopback is allowed".into()) }
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("a label is key=value")?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+impl Config {
+    /// The id of the service of the command line, where there is one.
+    pub(super) fn own_service_id(&self) -> Option<String> {
+        Some(entry::command_line_id(self.service.as_ref()?, self.port?))
+    }
+
+    /// The ports that the redirection has to know.
+    pub fn own_ports(&self) -> Own {
+        Own {
+            outbound: self.outbound_port,
+            inbound: self.inbound_port,
+            dns: self.dns_listen.0.map_or(15053, |address| address.port()),
+            pages: [self.ready_listen, self.metrics_listen, self.admin_listen].map(|address| address.port()).into(),
+        }
+    }
+}

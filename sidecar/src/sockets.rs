@@ -1,0 +1,142 @@
+//! Listening sockets: bound here, or handed over by whoever started us and keeps them while we restart.
+//!
+//! The second is socket activation, sd_listen_fds(3): systemd (or anybody) binds, leaves the sockets as descriptors from 3 on
+//! and says so in `LISTEN_PID`, `LISTEN_FDS` and `LISTEN_FDNAMES`. Connections that come while no sidecar runs wait in
+//! the kernel's queue for the next one. A socket is known by the address it is bound to, not by its name: the address is
+//! on our command line as well, and a name could contradict it.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use anyhow::{Context, Result};
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 4096;
+/// Where descriptors that are handed over begin (`SD_LISTEN_FDS_START`).
+const FIRST: i32 = 3;
+/// What says that sockets are handed over; not for our children.
+pub const VARIABLES: [&str; 3] = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
+
+/// What was handed over and nobody has asked for yet.
+static HANDED: Mutex<Vec<Handed>> = Mutex::new(Vec::new());
+
+struct Handed {
+    socket: Socket,
+    address: SocketAddr,
+    /// For people.
+    name: String,
+}
+
+/// Takes over the sockets that are meant for us. To be called first of all, while no descriptor is our own.
+pub fn take_over() {
+    let variable = |name: &str| std::env::var(name).unwrap_or_default();
+    // One that a parent of ours was given: it forgot to remove the variables.
+    if variable("LISTEN_PID").parse() != Ok(std::process::id()) {
+        return;
+    }
+    let count: i32 = variable("LISTEN_FDS").parse().unwrap_or_default();
+    let names = variable("LISTEN_FDNAMES");
+    let mut names = names.split(':');
+    for descriptor in FIRST..FIRST.saturating_add(count.clamp(0, 1024)) {
+        let name = names.next().unwrap_or("unknown").to_owned();
+        match adopt(descriptor) {
+            Ok((socket, address)) => lock().push(Handed { socket, address, name }),
+            Err(e) => tracing::warn!("the descriptor {descriptor} ({name}) that was handed over is not used: {e:#}"),
+        }
+    }
+}
+
+fn adopt(descriptor: i32) -> Result<(Socket, SocketAddr)> {
+    let kind = std::fs::metadata(format!("/proc/self/fd/{descriptor}")).context("it is not open")?.file_type();
+    anyhow::ensure!(kind.is_socket(), "it is not a socket");
+    #[allow(unsafe_code)]
+    // SAFETY: it is open, as was just seen, and nobody else's: whoever started us left it to us (`LISTEN_PID`), this is
+    // done once for each, and before we open anything ourselves.
+    let owned = unsafe { OwnedFd::from_raw_fd(descriptor) };
+    let socket = Socket::from(owned);
+    socket.set_cloexec(true)?;
+    socket.set_nonblocking(true)?;
+    let address = socket.local_addr()?.as_socket().context("it has no IP address")?;
+    Ok((socket, address))
+}
+
+/// Whether `address` will be listened on by a socket that is somebody else's too, and outlives us.
+pub fn is_kept(address: SocketAddr) -> bool {
+    lock().iter().any(|handed| handed.is(address, Type::STREAM))
+}
+
+/// Names in the log what was handed over for nothing. To be called when everybody has what they need.
+pub fn warn_of_unused() {
+    for Handed { address, name, .. } in lock().drain(..) {
+        tracing::warn!("the socket {address} ({name}) that was handed over is not used: no option names this address");
+    }
+}
+
+impl Handed {
+    fn is(&self, address: SocketAddr, kind: Type) -> bool {
+        let any = |ip: IpAddr| ip.is_unspecified();
+        let same = self.address == address
+            || (any(self.address.ip()) && any(address.ip()) && self.address.port() == address.port());
+        same && self.socket.r#type().is_ok_and(|found| found == kind)
+    }
+}
+
+fn handed(address: SocketAddr, kind: Type) -> Option<Socket> {
+    let mut all = lock();
+    let at = all.iter().position(|handed| handed.is(address, kind))?;
+    let Handed { socket, name, .. } = all.remove(at);
+    tracing::info!("listening on {address} by the socket that was handed over ({name})");
+    Some(socket)
+}
+
+fn lock() -> MutexGuard<'static, Vec<Handed>> {
+    HANDED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// All addresses, IPv6's too where there is any.
+pub fn any(port: u16) -> SocketAddr {
+    SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port)
+}
+
+/// Listens on all addresses.
+///
+/// # Errors
+/// When the port is in use.
+pub fn tcp_any(port: u16) -> Result<TcpListener> {
+    tcp(any(port)).or_else(|_| tcp(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port)))
+}
+
+/// Listens on one address.
+///
+/// # Errors
+/// When it is in use or not ours.
+pub fn tcp(address: SocketAddr) -> Result<TcpListener> {
+    let context = || format!("cannot listen on {address}");
+    if let Some(socket) = handed(address, Type::STREAM) {
+        socket.listen(BACKLOG).with_context(context)?;
+        return Ok(socket.into());
+    }
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP)).with_context(context)?;
+    socket.set_reuse_address(true).with_context(context)?;
+    if address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) {
+        socket.set_only_v6(false).with_context(context)?;
+    }
+    socket.bind(&address.into()).with_context(context)?;
+    socket.listen(BACKLOG).with_context(context)?;
+    socket.set_nonblocking(true).with_context(context)?;
+    Ok(socket.into())
+}
+
+/// Takes datagrams at one address.
+///
+/// # Errors
+/// When it is in use or not ours.
+pub fn udp(address: SocketAddr) -> std::io::Result<UdpSocket> {
+    match handed(address, Type::DGRAM) {
+        Some(socket) => Ok(socket.into()),
+        None => UdpSocket::bind(address),
+    }
+}
