@@ -2,6 +2,7 @@
 
 mod agent;
 mod limits;
+mod machine;
 mod operations;
 mod protocols;
 mod traffic;
@@ -19,8 +20,16 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // Each is several processes on few cores: in turn, so that times mean something.
     arguments.test_threads = Some(1);
-    let trials =
-        [traffic::all(), protocols::all(), limits::all(), agent::all(), trouble::all(), operations::all()].concat();
+    let trials = [
+        traffic::all(),
+        protocols::all(),
+        limits::all(),
+        agent::all(),
+        trouble::all(),
+        operations::all(),
+        machine::all(),
+    ]
+    .concat();
     let trials = trials
         .into_iter()
         .map(|(name, scenario)| Trial::test(name, move || scenario().map_err(|e| Failed::from(format!("{e:#}")))));
