@@ -1,18 +1,24 @@
 //! Opening sockets the way the redirection expects them: marked, so that our own traffic is told from the application's.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::net::TcpStream;
 
+use crate::checks::target;
+
 /// Socket mark of traffic that leaves for other workloads. To an address of this pod it is redirected to the inbound
 /// port like anybody's.
 pub const MARK_UPSTREAM: u32 = 0x57ef_0001;
 /// Socket mark of what the proxy delivers to its own application (health checks too): never redirected.
 pub const MARK_DELIVERY: u32 = 0x57ef_0002;
+
+/// Where deliveries within this pod come from when sockets cannot be marked: the redirection then tells them by it from
+/// what the proxy sends upstream, as Istio does (its `InboundPassthroughBindIpv4`).
+pub const DELIVERY_SOURCE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 6);
 
 /// Whether sockets can be marked; without the right to, the redirection cannot work and is refused.
 static MARKS: AtomicBool = AtomicBool::new(true);
@@ -58,8 +64,31 @@ pub async fn tcp(
     timeout: Duration,
     keepalive: Option<Keepalive>,
 ) -> io::Result<TcpStream> {
+    let within = mark_with == MARK_DELIVERY && !marks() && to.is_ipv4() && !to.ip().is_loopback();
+    let from = (within && target::is_local(to.ip())).then_some(DELIVERY_SOURCE);
+    open(to, from, mark_with, timeout, keepalive).await
+}
+
+/// Opens a connection to the control plane, from the address that is to be ours in the mesh, wherever it is.
+///
+/// # Errors
+/// As [`tcp`].
+pub async fn control(to: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
+    open(to, None, MARK_DELIVERY, timeout, None).await
+}
+
+async fn open(
+    to: SocketAddr,
+    from: Option<Ipv4Addr>,
+    mark_with: u32,
+    timeout: Duration,
+    keepalive: Option<Keepalive>,
+) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::for_address(to), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     mark(&socket, mark_with)?;
+    if let Some(from) = from {
+        socket.bind(&SocketAddr::from((from, 0)).into())?;
+    }
     socket.set_tcp_nodelay(true)?;
     if let Some(k) = keepalive {
         let mut with = TcpKeepalive::new();

@@ -170,7 +170,7 @@ async fn open(address: &str, tls: Arc<rustls::ClientConfig>) -> std::io::Result<
     let split = address.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
     let (host, port) = split.ok_or_else(|| std::io::Error::other("a control plane's address is host:port"))?;
     let to = connect::resolve(host.trim_matches(['[', ']']), port).await?;
-    let stream = connect::tcp(to, connect::MARK_DELIVERY, CONNECT_TIMEOUT, None).await?;
+    let stream = connect::control(to, CONNECT_TIMEOUT).await?;
     // The name is not what identifies the control plane; its SPIFFE ID is (see `MeshVerifier`).
     let name = ServerName::from(to.ip());
     Ok(TokioIo::new(TlsConnector::from(tls).connect(name, stream).await?))

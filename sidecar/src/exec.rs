@@ -5,9 +5,9 @@
 //! before; and on SIGTERM nobody calls the application any more before it hears of it. Where a sidecar of the same service
 //! runs already, the command joins it.
 
+mod child;
 pub mod netns;
 
-use std::ffi::OsStr;
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -16,15 +16,14 @@ use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use rustix::process::{Pid, Resource, Rlimit, Signal};
-use tokio::process::{Child, Command};
+use rustix::process::{Pid, Resource, Signal};
+use tokio::process::Child;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::connect::{self, MARK_DELIVERY};
 use crate::redirect::{self, Capture};
 use crate::run::{self, Application};
-use crate::sockets;
 
 /// Time between two looks whether the application listens.
 const POLL: Duration = Duration::from_millis(100);
@@ -78,7 +77,7 @@ pub async fn run(options: Options) -> Result<u8> {
     if let Some(other) = run::other(&config).filter(|other| other.word == config.service.as_deref().unwrap_or_default())
     {
         tracing::info!("a sidecar of this service runs here already ({other}): the command joins it");
-        return match spawn(&command, limit) {
+        return match child::spawn(&command, limit) {
             Ok(child) => supervise(child, &mut signals, std::future::pending(), || std::future::ready(())).await,
             Err(e) => Ok(cannot_run(&command, &e)),
         };
@@ -94,7 +93,7 @@ pub async fn run(options: Options) -> Result<u8> {
     if redirect {
         redirect::apply(&capture, own)?;
     }
-    let code = match spawn(&command, limit) {
+    let code = match child::spawn(&command, limit) {
         Ok(child) => {
             let register = async {
                 if let Some(port) = port {
@@ -119,25 +118,6 @@ pub async fn run(options: Options) -> Result<u8> {
 fn cannot_run(command: &[String], e: &io::Error) -> u8 {
     tracing::error!("cannot run {}: {e}", command.first().map_or("", String::as_str));
     if e.kind() == io::ErrorKind::NotFound { 127 } else { 126 }
-}
-
-fn spawn(command: &[impl AsRef<OsStr>], limit: Rlimit) -> io::Result<Child> {
-    let (program, arguments) = command.split_first().ok_or(io::ErrorKind::InvalidInput)?;
-    // A group of its own: control-C in a terminal goes to a whole group, and the command would stop before the drain.
-    let mut command = Command::new(program);
-    command.args(arguments).process_group(0);
-    // They name this process, and sockets that the command does not have.
-    for variable in sockets::VARIABLES {
-        command.env_remove(variable);
-    }
-    let child = command.spawn()?;
-    // The proxy takes all the descriptors it may have; the application gets what it would have had without us.
-    if let Some(pid) = pid(&child)
-        && let Err(e) = rustix::process::prlimit(Some(pid), Resource::Nofile, limit)
-    {
-        tracing::debug!("the command's limit of open files stays raised: {e}");
-    }
-    Ok(child)
 }
 
 /// Waits for the command's end, passing signals on; `register` runs meanwhile. Before a signal that stops it, and after

@@ -91,7 +91,10 @@ pub fn start(config: Config, application: Application) -> Result<Sidecar> {
     claim_ports(&config)?;
     anyhow::ensure!(config.admin_listen.ip().is_loopback(), "--admin-listen must be on loopback");
     if !connect::probe_marks() {
-        tracing::warn!("sockets cannot be marked (CAP_NET_ADMIN): traffic must not be redirected to this proxy");
+        tracing::warn!(
+            "sockets cannot be marked (CAP_NET_ADMIN): traffic may be redirected to this proxy only if it runs as a user of \
+             its own (redirect install --proxy-uid)"
+        );
     }
     let node = node_name(&config.data_dir)?;
     let identity = Arc::new(Identity::open(Some(&config.data_dir)));

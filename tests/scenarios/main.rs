@@ -4,6 +4,7 @@ mod abuse;
 mod agent;
 mod fields;
 mod limits;
+mod machine;
 mod operations;
 mod protocols;
 mod routes;
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
         fields::all(),
         routes::all(),
         operations::all(),
+        machine::all(),
     ]
     .concat();
     let trials = trials.into_iter().map(|(name, scenario)| Trial::test(name, move || run(scenario)));

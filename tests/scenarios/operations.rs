@@ -12,14 +12,12 @@ use crate::Scenario;
 pub(crate) fn all() -> Vec<Scenario> {
     vec![
         ("registrations_survive_a_restart_of_the_sidecar", registrations_survive),
-        ("a_second_sidecar_in_a_namespace_is_refused_and_a_second_command_joins", second_sidecar),
         ("sockets_kept_by_systemd_outlive_the_sidecar", activation),
-        ("exec_netns_makes_a_pod_and_leaves_nothing_behind", exec_netns),
     ]
 }
 
 /// Limit for what takes a moment.
-const SOON: Duration = Duration::from_secs(15);
+pub(crate) const SOON: Duration = Duration::from_secs(15);
 
 /// Consul's API of the pod's sidecar.
 fn put(pod: &Pod, path: &str, body: &Value) -> Result<String> {
@@ -141,160 +139,6 @@ fn registrations_survive() -> Result<()> {
     let again = service("by-ttl", 8081, json!({"ttl": "60s", "status": "passing"}));
     ensure!(put(&pod, "service/register", &again)? == "200");
     mesh.wait_healthy(&pod.ip)
-}
-
-fn second_sidecar() -> Result<()> {
-    let mesh = Mesh::start(&[])?;
-    let order = mesh.instance("order1", "order-service", 8080, &[])?;
-    let mut second = mesh.sidecar_unready(&order.pod, "billing", &["--data-dir", "/run/second"])?;
-    let code = second.wait(SOON)?;
-    let log = second.output();
-    let why = format!("another weft-sidecar of order-service (process {}) serves port 15001", order.sidecar.id());
-    ensure!(code == 1 && log.contains(&why) && log.contains("weft-sidecar exec --netns"), "{code}: {log}");
-
-    // A command of the same service joins the sidecar that runs, one of another is refused like its sidecar would be.
-    let exec = |service: &str| -> Result<Process> {
-        let token = mesh.token(service)?.to_string_lossy().into_owned();
-        let control = format!("{}:15012", mesh.center.ip);
-        let config = ["exec", "--control-plane", &control, "--token-file", &token, "--data-dir", "/run/third"];
-        let command = ["--service", service, "--", "sh", "-c", "exit 5"];
-        order.pod.spawn(&format!("exec-{service}"), binary("weft-sidecar")?, &[&config[..], &command].concat())
-    };
-    let mut joined = exec("order-service")?;
-    let code = joined.wait(SOON)?;
-    ensure!(code == 5 && joined.output().contains("the command joins it"), "{code}: {}", joined.output());
-    let mut refused = exec("billing")?;
-    let code = refused.wait(SOON)?;
-    ensure!(code == 1 && refused.output().contains("another weft-sidecar of order-service"), "{}", refused.output());
-    // Nothing of it disturbed the one that runs, and when it is gone another may come.
-    let (front, _sidecar) = mesh.client("frontend")?;
-    let url = format!("http://{}:8080/", order.pod.ip);
-    ensure!(front.curl(&["-f", &url])?.contains("sa/frontend"));
-    drop(order.sidecar);
-    mesh.sidecar(&order.pod, "billing", &["--data-dir", "/run/second"]).map(drop)
-}
-
-/// `weft-sidecar exec --netns` on the machine that the control plane runs on.
-fn netns(mesh: &Mesh, name: &str, service: &str, options: &[&str], command: &[&str]) -> Result<Process> {
-    let token = mesh.token(service)?.to_string_lossy().into_owned();
-    let (control, data) = (format!("{}:15012", mesh.center.ip), format!("/run/netns-{name}"));
-    let config = ["exec", "--control-plane", &control, "--token-file", &token, "--data-dir", &data];
-    let all = [&config[..], &["--service", service], options, &["--"], command].concat();
-    mesh.center.spawn_as_host(name, binary("weft-sidecar")?, &all)
-}
-
-/// The address at which the mesh knows the one instance of a service that is healthy.
-fn address_of(mesh: &Mesh, id: &str) -> Result<String> {
-    wait_for("the pod's registration", SOON, || {
-        let status = mesh.status();
-        let line = status.lines().find(|l| l.contains(&format!(" {id} on ")) && l.contains(" healthy "));
-        let address = line.and_then(|l| l.split_whitespace().next()).with_context(|| status.clone())?;
-        Ok(address.rsplit_once(':').context("no port")?.0.to_owned())
-    })
-}
-
-/// What `exec --netns` has made and not removed.
-fn left(mesh: &Mesh) -> Result<String> {
-    let namespaces = weft_tests::run("ip", &["netns", "list"])?;
-    let links = mesh.center.run("ip", &["-o", "link"])?;
-    let tables = mesh.center.run("nft", &["list", "tables"])?;
-    let all = [namespaces, links, tables].concat();
-    Ok(all.lines().filter(|l| l.contains("weft")).collect::<Vec<_>>().join("\n"))
-}
-
-fn exec_netns() -> Result<()> {
-    let mesh = Mesh::start(&[])?;
-    let server = tests_dir().join("apps/server.py").to_string_lossy().into_owned();
-    let order = ["python3", &server, "8080", "order1"];
-    let options = ["--port", "8080", "--netns"];
-    let mut process = netns(&mesh, "order", "order-service", &options, &order)?;
-    let ip = address_of(&mesh, "order-service-8080").map_err(|e| e.context(process.output()))?;
-    ensure!(ip.starts_with("10.87."), "an address of its own: {ip}");
-    // Reached at its own address, by the mesh and by this machine.
-    let (front, _sidecar) = mesh.client("frontend")?;
-    let vip = mesh.vip("order-service")?;
-    let call = || front.curl(&["-f", "-H", "Host: order-service", &format!("http://{vip}/")]);
-    ensure!(call()?.contains("sa/frontend"));
-    ensure!(mesh.center.curl(&["-f", &format!("http://{ip}:8080/")])?.contains("order1"));
-
-    // A second service with the same port beside it, at an address that was asked for; they call each other, and a
-    // machine outside.
-    let outside = mesh.pod("outside")?;
-    let web = outside.spawn("web", "python3", &["-u", "-m", "http.server", "9000"])?;
-    let script = format!(
-        "python3 {server} 8080 billing1 & curl -sS -m 10 -H 'Host: order-service' http://{vip}/; \
-         for i in 1 2 3 4 5 6 7 8 9; do curl -sS -f -m 5 -o /dev/null http://{}:9000/ && break; sleep 0.2; done; wait",
-        outside.ip
-    );
-    let options = ["--port", "8080", "--netns=10.77.7.2/30"];
-    let billing = netns(&mesh, "billing", "billing", &options, &["sh", "-c", &script])?;
-    ensure!(address_of(&mesh, "billing-8080").map_err(|e| e.context(billing.output()))? == "10.77.7.2");
-    wait_for("its calls", SOON, || {
-        ensure!(billing.output().contains("sa/billing"), "{}", billing.output());
-        // The address was asked for, so it is not hidden behind this machine's.
-        ensure!(web.output().contains("10.77.7.2 - -"), "{}", web.output());
-        Ok(())
-    })?;
-    // The other one's address was not, and this machine is where it calls other machines from.
-    let made = process.output();
-    let (_, name) = made.split_once("made the network namespace ").context(made.clone())?;
-    let name = name.split_whitespace().next().context("no name")?;
-    weft_tests::run(
-        "ip",
-        &["netns", "exec", name, "curl", "-sS", "-m", "10", &format!("http://{}:9000/", outside.ip)],
-    )?;
-    wait_for("its call", SOON, || {
-        ensure!(web.output().contains(&format!("{} - -", mesh.center.ip)), "{}", web.output());
-        Ok(())
-    })?;
-    let same = netns(&mesh, "order", "order-service", &["--netns"], &["true"])?;
-    wait_for("the refusal", SOON, || {
-        ensure!(same.output().contains("with the same --data-dir /run/netns-order"), "{}", same.output());
-        Ok(())
-    })?;
-    ensure!(call()?.contains("sa/frontend"), "and nothing happens to the first one");
-
-    // Killed: what is inside ends too, and the next start makes the same pod anew.
-    process.signal("KILL")?;
-    process.wait(SOON)?;
-    ensure!(left(&mesh)?.contains("weft"), "a killed process cannot clean up");
-    let mut process = netns(&mesh, "order", "order-service", &["--port", "8080", "--netns"], &order)?;
-    wait_for("the pod's return", SOON, || {
-        ensure!(process.output().matches("made the network namespace").count() == 2, "{}", process.output());
-        call()
-    })?;
-    ensure!(address_of(&mesh, "order-service-8080")? == ip, "its address is the same");
-
-    // Ended in order: nothing is left.
-    process.signal("TERM")?;
-    let code = process.wait(Duration::from_secs(30))?;
-    ensure!(code == 128 + 15, "the command died of SIGTERM: {code}\n{}", process.output());
-    let mut billing = billing;
-    billing.signal("TERM")?;
-    billing.wait(Duration::from_secs(30))?;
-    ensure!(left(&mesh)?.is_empty(), "{}", left(&mesh)?);
-    ensure!(!mesh.status().contains("healthy"), "{}", mesh.status());
-
-    // Mistakes are named.
-    let refusal = |name: &str, options: &[&str], words: &str| -> Result<()> {
-        let mut process = netns(&mesh, name, "order-service", options, &["true"])?;
-        let code = process.wait(SOON)?;
-        ensure!(code != 0 && process.output().contains(words), "{code}: {}", process.output());
-        Ok(())
-    };
-    refusal("a", &["--netns=10.1.2.3/31"], "an address and prefix such as 10.87.0.2/30")?;
-    refusal("b", &["--netns", "--control-plane", "127.0.0.1:15012"], "is on this machine's loopback")?;
-    let anybody = ["--reuid", "65534", "--regid", "65534", "--clear-groups"];
-    if weft_tests::run("setpriv", &[&anybody[..], &["true"]].concat()).is_ok() {
-        let sidecar = std::fs::read(binary("weft-sidecar")?)?;
-        std::fs::write("/run/weft-sidecar", sidecar)?;
-        weft_tests::run("chmod", &["755", "/run", "/run/weft-sidecar"])?;
-        let exec = ["/run/weft-sidecar", "exec", "--control-plane", "10.0.0.1:1", "--netns", "--", "true"];
-        let refused = weft_tests::run("setpriv", &[&anybody[..], &exec].concat());
-        let refused = refused.err().context("a user who is not root may make namespaces")?.to_string();
-        ensure!(refused.contains("needs root"), "{refused}");
-    }
-    Ok(())
 }
 
 /// A sidecar whose sockets are kept by another program, as systemd does it.

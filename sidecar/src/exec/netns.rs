@@ -122,7 +122,7 @@ pub(super) async fn run(wanted: Wanted, config: &run::Config) -> Result<u8> {
     let mut command = vec![tool("ip").into(), "netns".into(), "exec".into(), OsString::from(&pod.name), inside.into()];
     command.extend(arguments(std::env::args_os().skip(1)));
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-    let child = super::spawn(&command, limit).context("cannot run ip (package iproute2)")?;
+    let child = super::child::spawn(&command, limit).context("cannot run ip (package iproute2)")?;
     let ready = || std::future::ready(());
     super::supervise(child, &mut signals, std::future::pending(), ready).await
 }

@@ -3,6 +3,7 @@ use std::future::{pending, ready};
 
 use clap::Parser;
 use tokio::io::AsyncReadExt;
+use tokio::process::Command;
 
 use super::*;
 
@@ -86,7 +87,7 @@ async fn the_application_is_found_when_it_listens() {
 #[tokio::test]
 async fn a_command_that_is_not_there() {
     let limit = rustix::process::getrlimit(Resource::Nofile);
-    let missing = spawn(&["/no/such/program"], limit).unwrap_err();
+    let missing = child::spawn(&["/no/such/program"], limit).unwrap_err();
     assert_eq!(missing.kind(), io::ErrorKind::NotFound);
 }
 

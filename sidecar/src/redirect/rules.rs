@@ -10,7 +10,7 @@ use std::fmt::{self, Write};
 use std::net::IpAddr;
 use std::str::FromStr;
 
-use crate::connect::{MARK_DELIVERY, MARK_UPSTREAM};
+use crate::connect::{DELIVERY_SOURCE, MARK_DELIVERY, MARK_UPSTREAM};
 
 /// Where virtual IPs come from: always captured.
 pub const VIRTUAL_IPS: &str = "240.240.0.0/16";
@@ -173,7 +173,13 @@ fn output(rules: &Rules) -> Vec<String> {
         format!("meta mark {MARK_DELIVERY:#x} accept"),
         format!("meta mark {MARK_UPSTREAM:#x} jump upstream"),
     ];
-    lines.extend(rules.proxy_uid.map(|uid| format!("meta skuid {uid} accept")));
+    if let Some(uid) = rules.proxy_uid {
+        // Without marks: a delivery is told by where it comes from. Over IPv6 it cannot be, so there a call to oneself
+        // goes to the application and not by way of the proxy.
+        lines.push(format!("meta skuid {uid} ip saddr {DELIVERY_SOURCE} accept"));
+        lines.push(format!("meta skuid {uid} meta nfproto ipv4 jump upstream"));
+        lines.push(format!("meta skuid {uid} accept"));
+    }
     if !rules.uids.is_empty() {
         lines.push(format!("meta skuid {{ {} }} jump application", rules.uids.join(", ")));
     }
@@ -332,6 +338,8 @@ table inet weft {
         for line in [
             "tcp dport { 22, 9005, 15000, 15001, 15006, 15020, 15021, 15053 } accept",
             "tcp dport { 8080, 9000-9010 } redirect to :15006",
+            "meta skuid 1337 ip saddr 127.0.0.6 accept",
+            "meta skuid 1337 meta nfproto ipv4 jump upstream",
             "meta skuid 1337 accept",
             "meta skuid { 1001, shop } jump application",
             "socket cgroupv2 level 2 \"system.slice/order.service\" jump application",

@@ -1,0 +1,81 @@
+//! The command as a process: what it is not to inherit, and what it leaves behind.
+
+use std::ffi::OsStr;
+use std::io;
+
+use rustix::process::{Pid, Resource, Rlimit, WaitOptions};
+use rustix::thread::{self, CapabilitySet};
+use tokio::process::{Child, Command};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::sockets;
+
+/// Starts the command as it would have started without us.
+pub(super) fn spawn(command: &[impl AsRef<OsStr>], limit: Rlimit) -> io::Result<Child> {
+    let (program, arguments) = command.split_first().ok_or(io::ErrorKind::InvalidInput)?;
+    let mut command = Command::new(program);
+    // A group of its own: control-C in a terminal goes to a whole group, and the command would stop before the drain.
+    command.args(arguments).process_group(0);
+    // They name this process, and sockets that the command does not have.
+    for variable in sockets::VARIABLES {
+        command.env_remove(variable);
+    }
+    let child = without_ambient_capabilities(|| command.spawn())?;
+    let pid = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
+    if let Some(pid) = pid {
+        // The proxy takes all the descriptors it may have; the application gets what it would have had without us.
+        if let Err(e) = rustix::process::prlimit(Some(pid), Resource::Nofile, limit) {
+            tracing::debug!("the command's limit of open files stays raised: {e}");
+        }
+        adopt_orphans(pid);
+    }
+    Ok(child)
+}
+
+/// Ambient capabilities are what a program keeps through execve(2) without being root (capabilities(7)): they were given
+/// to the proxy, CAP_NET_ADMIN so that it marks its sockets. An application that had it could mark its own, and go past
+/// every policy.
+fn without_ambient_capabilities<T>(act: impl FnOnce() -> T) -> T {
+    let ours = CapabilitySet::all().iter().filter(|one| thread::capability_is_in_ambient_set(*one) == Ok(true));
+    let ours: Vec<CapabilitySet> = ours.collect();
+    if let Err(e) = thread::clear_ambient_capability_set() {
+        // A kernel before 4.3 has none.
+        tracing::debug!("ambient capabilities stay: {e}");
+    }
+    let done = act();
+    // We need them again: `nft` is a program that we run.
+    for one in ours {
+        if let Err(e) = thread::configure_capability_in_ambient_set(one, true) {
+            tracing::warn!("lost the ambient capability {one:?}: {e}");
+        }
+    }
+    done
+}
+
+/// Takes in whatever the command's children leave behind, and buries it: as process 1 of a container that is our duty,
+/// and elsewhere the command's own leftovers would be the machine's.
+fn adopt_orphans(command: Pid) {
+    if let Err(e) = rustix::process::set_child_subreaper(Some(command)) {
+        tracing::debug!("orphans go elsewhere: {e}");
+    }
+    let Ok(mut ended) = signal(SignalKind::child()) else { return };
+    tokio::spawn(async move {
+        while ended.recv().await.is_some() {
+            for orphan in children().filter(|child| *child != command) {
+                // One that still runs is asked about again when it has ended.
+                let _ = rustix::process::waitpid(Some(orphan), WaitOptions::NOHANG);
+            }
+        }
+    });
+}
+
+/// Our children, as the kernel lists them. A wait for any child would take the command's status from who waits for it.
+fn children() -> impl Iterator<Item = Pid> {
+    let threads = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    let lists = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
+    let all: Vec<Pid> = lists
+        .flat_map(|list| list.split_ascii_whitespace().map(str::to_owned).collect::<Vec<_>>())
+        .filter_map(|pid| Pid::from_raw(pid.parse().ok()?))
+        .collect();
+    all.into_iter()
+}

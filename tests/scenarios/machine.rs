@@ -1,0 +1,387 @@
+//! The machine around a sidecar: network namespaces, users, capabilities, and those who share it.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+use weft_tests::{Mesh, Pod, Process, binary, tests_dir, wait_for};
+
+use crate::Scenario;
+use crate::operations::SOON;
+
+pub(crate) fn all() -> Vec<Scenario> {
+    vec![
+        ("a_second_sidecar_in_a_namespace_is_refused_and_a_second_command_joins", second_sidecar),
+        ("exec_netns_makes_a_pod_and_leaves_nothing_behind", exec_netns),
+        ("exec_buries_orphans_and_keeps_its_capabilities_to_itself", children),
+        ("a_shared_host_is_captured_as_far_as_asked_and_ssh_lives", shared_host),
+        ("a_proxy_without_marks_and_a_user_of_its_own", proxy_user),
+    ]
+}
+
+fn second_sidecar() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    let order = mesh.instance("order1", "order-service", 8080, &[])?;
+    let mut second = mesh.sidecar_unready(&order.pod, "billing", &["--data-dir", "/run/second"])?;
+    let code = second.wait(SOON)?;
+    let log = second.output();
+    let why = format!("another weft-sidecar of order-service (process {}) serves port 15001", order.sidecar.id());
+    ensure!(code == 1 && log.contains(&why) && log.contains("weft-sidecar exec --netns"), "{code}: {log}");
+
+    // A command of the same service joins the sidecar that runs, one of another is refused like its sidecar would be.
+    let exec = |service: &str| -> Result<Process> {
+        let token = mesh.token(service)?.to_string_lossy().into_owned();
+        let control = format!("{}:15012", mesh.center.ip);
+        let config = ["exec", "--control-plane", &control, "--token-file", &token, "--data-dir", "/run/third"];
+        let command = ["--service", service, "--", "sh", "-c", "exit 5"];
+        order.pod.spawn(&format!("exec-{service}"), binary("weft-sidecar")?, &[&config[..], &command].concat())
+    };
+    let mut joined = exec("order-service")?;
+    let code = joined.wait(SOON)?;
+    ensure!(code == 5 && joined.output().contains("the command joins it"), "{code}: {}", joined.output());
+    let mut refused = exec("billing")?;
+    let code = refused.wait(SOON)?;
+    ensure!(code == 1 && refused.output().contains("another weft-sidecar of order-service"), "{}", refused.output());
+    // Nothing of it disturbed the one that runs, and when it is gone another may come.
+    let (front, _sidecar) = mesh.client("frontend")?;
+    let url = format!("http://{}:8080/", order.pod.ip);
+    ensure!(front.curl(&["-f", &url])?.contains("sa/frontend"));
+    drop(order.sidecar);
+    mesh.sidecar(&order.pod, "billing", &["--data-dir", "/run/second"]).map(drop)
+}
+
+/// `weft-sidecar exec --netns` on the machine that the control plane runs on.
+fn netns(mesh: &Mesh, name: &str, service: &str, options: &[&str], command: &[&str]) -> Result<Process> {
+    let token = mesh.token(service)?.to_string_lossy().into_owned();
+    let (control, data) = (format!("{}:15012", mesh.center.ip), format!("/run/netns-{name}"));
+    let config = ["exec", "--control-plane", &control, "--token-file", &token, "--data-dir", &data];
+    let all = [&config[..], &["--service", service], options, &["--"], command].concat();
+    mesh.center.spawn_as_host(name, binary("weft-sidecar")?, &all)
+}
+
+/// The address at which the mesh knows the one instance of a service that is healthy.
+fn address_of(mesh: &Mesh, id: &str) -> Result<String> {
+    wait_for("the pod's registration", SOON, || {
+        let status = mesh.status();
+        let line = status.lines().find(|l| l.contains(&format!(" {id} on ")) && l.contains(" healthy "));
+        let address = line.and_then(|l| l.split_whitespace().next()).with_context(|| status.clone())?;
+        Ok(address.rsplit_once(':').context("no port")?.0.to_owned())
+    })
+}
+
+/// What `exec --netns` has made and not removed.
+fn left(mesh: &Mesh) -> Result<String> {
+    let namespaces = weft_tests::run("ip", &["netns", "list"])?;
+    let links = mesh.center.run("ip", &["-o", "link"])?;
+    let tables = mesh.center.run("nft", &["list", "tables"])?;
+    let all = [namespaces, links, tables].concat();
+    Ok(all.lines().filter(|l| l.contains("weft")).collect::<Vec<_>>().join("\n"))
+}
+
+fn exec_netns() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    let server = tests_dir().join("apps/server.py").to_string_lossy().into_owned();
+    let order = ["python3", &server, "8080", "order1"];
+    let options = ["--port", "8080", "--netns"];
+    let mut process = netns(&mesh, "order", "order-service", &options, &order)?;
+    let ip = address_of(&mesh, "order-service-8080").map_err(|e| e.context(process.output()))?;
+    ensure!(ip.starts_with("10.87."), "an address of its own: {ip}");
+    // Reached at its own address, by the mesh and by this machine.
+    let (front, _sidecar) = mesh.client("frontend")?;
+    let vip = mesh.vip("order-service")?;
+    let call = || front.curl(&["-f", "-H", "Host: order-service", &format!("http://{vip}/")]);
+    ensure!(call()?.contains("sa/frontend"));
+    ensure!(mesh.center.curl(&["-f", &format!("http://{ip}:8080/")])?.contains("order1"));
+
+    // A second service with the same port beside it, at an address that was asked for; they call each other, and a
+    // machine outside.
+    let outside = mesh.pod("outside")?;
+    let web = outside.spawn("web", "python3", &["-u", "-m", "http.server", "9000"])?;
+    let script = format!(
+        "python3 {server} 8080 billing1 & curl -sS -m 10 -H 'Host: order-service' http://{vip}/; \
+         for i in 1 2 3 4 5 6 7 8 9; do curl -sS -f -m 5 -o /dev/null http://{}:9000/ && break; sleep 0.2; done; wait",
+        outside.ip
+    );
+    let options = ["--port", "8080", "--netns=10.77.7.2/30"];
+    let billing = netns(&mesh, "billing", "billing", &options, &["sh", "-c", &script])?;
+    ensure!(address_of(&mesh, "billing-8080").map_err(|e| e.context(billing.output()))? == "10.77.7.2");
+    wait_for("its calls", SOON, || {
+        ensure!(billing.output().contains("sa/billing"), "{}", billing.output());
+        // The address was asked for, so it is not hidden behind this machine's.
+        ensure!(web.output().contains("10.77.7.2 - -"), "{}", web.output());
+        Ok(())
+    })?;
+    // The other one's address was not, and this machine is where it calls other machines from.
+    let made = process.output();
+    let (_, name) = made.split_once("made the network namespace ").context(made.clone())?;
+    let name = name.split_whitespace().next().context("no name")?;
+    weft_tests::run(
+        "ip",
+        &["netns", "exec", name, "curl", "-sS", "-m", "10", &format!("http://{}:9000/", outside.ip)],
+    )?;
+    wait_for("its call", SOON, || {
+        ensure!(web.output().contains(&format!("{} - -", mesh.center.ip)), "{}", web.output());
+        Ok(())
+    })?;
+    let same = netns(&mesh, "order", "order-service", &["--netns"], &["true"])?;
+    wait_for("the refusal", SOON, || {
+        ensure!(same.output().contains("with the same --data-dir /run/netns-order"), "{}", same.output());
+        Ok(())
+    })?;
+    ensure!(call()?.contains("sa/frontend"), "and nothing happens to the first one");
+
+    // Killed: what is inside ends too, and the next start makes the same pod anew.
+    process.signal("KILL")?;
+    process.wait(SOON)?;
+    ensure!(left(&mesh)?.contains("weft"), "a killed process cannot clean up");
+    let mut process = netns(&mesh, "order", "order-service", &["--port", "8080", "--netns"], &order)?;
+    wait_for("the pod's return", SOON, || {
+        ensure!(process.output().matches("made the network namespace").count() == 2, "{}", process.output());
+        call()
+    })?;
+    ensure!(address_of(&mesh, "order-service-8080")? == ip, "its address is the same");
+
+    // Ended in order: nothing is left.
+    process.signal("TERM")?;
+    let code = process.wait(Duration::from_secs(30))?;
+    ensure!(code == 128 + 15, "the command died of SIGTERM: {code}\n{}", process.output());
+    let mut billing = billing;
+    billing.signal("TERM")?;
+    billing.wait(Duration::from_secs(30))?;
+    ensure!(left(&mesh)?.is_empty(), "{}", left(&mesh)?);
+    ensure!(!mesh.status().contains("healthy"), "{}", mesh.status());
+
+    // Mistakes are named.
+    let refusal = |name: &str, options: &[&str], words: &str| -> Result<()> {
+        let mut process = netns(&mesh, name, "order-service", options, &["true"])?;
+        let code = process.wait(SOON)?;
+        ensure!(code != 0 && process.output().contains(words), "{code}: {}", process.output());
+        Ok(())
+    };
+    refusal("a", &["--netns=10.1.2.3/31"], "an address and prefix such as 10.87.0.2/30")?;
+    refusal("b", &["--netns", "--control-plane", "127.0.0.1:15012"], "is on this machine's loopback")?;
+    let anybody = ["--reuid", "65534", "--regid", "65534", "--clear-groups"];
+    if weft_tests::run("setpriv", &[&anybody[..], &["true"]].concat()).is_ok() {
+        let sidecar = std::fs::read(binary("weft-sidecar")?)?;
+        std::fs::write("/run/weft-sidecar", sidecar)?;
+        weft_tests::run("chmod", &["755", "/run", "/run/weft-sidecar"])?;
+        let exec = ["/run/weft-sidecar", "exec", "--control-plane", "10.0.0.1:1", "--netns", "--", "true"];
+        let refused = weft_tests::run("setpriv", &[&anybody[..], &exec].concat());
+        let refused = refused.err().context("a user who is not root may make namespaces")?.to_string();
+        ensure!(refused.contains("needs root"), "{refused}");
+    }
+    Ok(())
+}
+
+/// A user other than root; `None` where there is none (a user namespace with one user).
+fn user(id: &str) -> Option<[String; 5]> {
+    let become_user = ["--reuid", id, "--regid", id, "--clear-groups"].map(String::from);
+    let arguments: Vec<&str> = become_user.iter().map(String::as_str).chain(["true"]).collect();
+    let there = weft_tests::run("setpriv", &arguments).is_ok();
+    if !there {
+        println!("there is no user {id} here: run as root to see this");
+    }
+    there.then_some(become_user)
+}
+
+/// What a sidecar of user `id` needs, where that user may read it: the program, a token, a data folder.
+fn belongings(mesh: &Mesh, account: &str, id: &str) -> Result<[String; 3]> {
+    let folder = format!("/run/user-{account}-{id}");
+    let paths = ["weft-sidecar", "token", "data"].map(|name| format!("{folder}/{name}"));
+    std::fs::create_dir_all(&paths[2])?;
+    std::fs::copy(binary("weft-sidecar")?, &paths[0])?;
+    std::fs::copy(mesh.token(account)?, &paths[1])?;
+    weft_tests::run("chown", &["-R", &format!("{id}:{id}"), &folder])?;
+    weft_tests::run("chmod", &["755", "/run", &folder])?;
+    Ok(paths)
+}
+
+fn children() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    let pod = mesh.pod("worker")?;
+    let token = mesh.token("worker")?.to_string_lossy().into_owned();
+    let control = format!("{}:15012", mesh.center.ip);
+    let sidecar = binary("weft-sidecar")?.to_string_lossy().into_owned();
+    let config = ["exec", "--control-plane", &control, "--token-file", &token, "--data-dir", "/run/worker", "--"];
+    let orphans = "for i in 1 2 3; do (sleep 1 &); done; ";
+    // Beside others: the orphans are the sidecar's, and gone when they have ended.
+    let script = format!("{orphans} exec sleep 600");
+    let process = pod.spawn("exec", &sidecar, &[&config[..], &["sh", "-c", &script]].concat())?;
+    let children = || weft_tests::run("ps", &["-o", "stat=,args=", "--ppid", &process.id().to_string()]);
+    wait_for("the orphans", SOON, || {
+        let children = children()?;
+        ensure!(children.matches("sleep 1\n").count() == 3, "{children}");
+        Ok(())
+    })?;
+    wait_for("their burial", SOON, || {
+        let children = children()?;
+        ensure!(children.lines().count() == 1 && children.contains("sleep 600"), "{children}");
+        Ok(())
+    })?;
+    drop(process);
+    // As process 1, where a container's command runs.
+    let script = format!("{orphans} sleep 2; ps -eo ppid=,stat= | grep -c '^ *1 Z'; exit 3");
+    let inside = ["--pid", "--fork", "--mount-proc", &sidecar];
+    let mut process = pod.spawn("init", "unshare", &[&inside[..], &config, &["sh", "-c", &script]].concat())?;
+    let code = process.wait(SOON)?;
+    ensure!(code == 3 && process.output().lines().any(|l| l == "0"), "{code}: {}", process.output());
+
+    let Some(user) = user("1000") else { return Ok(()) };
+    let [sidecar, token, data] = belongings(&mesh, "worker", "1000")?;
+    let ambient = ["--inh-caps", "+net_admin", "--ambient-caps", "+net_admin", &sidecar];
+    let config = ["exec", "--control-plane", &control, "--token-file", &token, "--data-dir", &data, "--redirect", "--"];
+    let status = ["grep", "-E", "^Cap(Prm|Eff|Amb)", "/proc/self/status"];
+    let user: Vec<&str> = user.iter().map(String::as_str).collect();
+    let mut process = pod.spawn("ambient", "setpriv", &[&user[..], &ambient, &config, &status].concat())?;
+    let code = process.wait(SOON)?;
+    let log = process.output();
+    ensure!(code == 0 && log.matches("\t0000000000000000").count() == 3, "the command has capabilities: {code}: {log}");
+    // The proxy kept its own: the redirection was made before, and removed after.
+    ensure!(log.contains("traffic is redirected") && !log.contains("the redirection stays"), "{log}");
+    ensure!(pod.run("nft", &["list", "tables"])?.is_empty());
+    Ok(())
+}
+
+/// One TCP connection from `from` to a listener on port 22 of `host` that answers every line.
+fn ssh(from: &Pod, host: &str) -> Result<Process> {
+    let script = format!(
+        "import socket, time\ns = socket.create_connection(('{host}', 22), 5)\nf = s.makefile('rw')\nn = 0\nwhile True:\n \
+         n += 1\n f.write(f'{{n}}\\n'); f.flush()\n assert f.readline() == f'{{n}}\\n'\n print(n, flush=True)\n time.sleep(0.05)"
+    );
+    let session = from.spawn("ssh", "python3", &["-c", &script])?;
+    goes_on(&session)?;
+    Ok(session)
+}
+
+/// Waits until a session has said more than it had.
+fn goes_on(session: &Process) -> Result<()> {
+    let before = session.output().lines().count();
+    wait_for("the session", SOON, || {
+        let log = session.output();
+        ensure!(!log.contains("Traceback"), "the session broke: {log}");
+        ensure!(log.lines().count() > before + 2, "{log}");
+        Ok(())
+    })
+}
+
+fn shared_host() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    let order = mesh.instance("order1", "order-service", 8080, &[])?;
+    let (front, _front_sidecar) = mesh.client("frontend")?;
+    // The host: an application that is to be in the mesh, one that is not, and its administrator's way in.
+    let host = mesh.pod("host")?;
+    let admin = mesh.pod("admin")?;
+    let echo = "import socketserver\nclass H(socketserver.StreamRequestHandler):\n def handle(self):\n  for l in self.rfile: \
+                self.wfile.write(l)\nsocketserver.ThreadingTCPServer.allow_reuse_address = True\n\
+                socketserver.ThreadingTCPServer(('', 22), H).serve_forever()";
+    let _sshd = host.spawn("sshd", "python3", &["-c", echo])?;
+    let _app = host.serve(8080, "app")?;
+    let _other = host.serve(9090, "other")?;
+    let session = wait_for("port 22", SOON, || ssh(&admin, &host.ip))?;
+    let _sidecar = mesh.sidecar(&host, "billing", &["--service", "billing", "--port", "8080"])?;
+
+    let redirect =
+        |args: &[&str]| host.run(&binary("weft-sidecar")?.to_string_lossy(), &[&["redirect"], args].concat());
+    for (options, words) in [
+        (&[][..], "--inbound-ports is required"),
+        (&["--inbound-ports", "8080"], "--uid or --cgroup of the application is required"),
+        (&["--inbound-ports", "8080,22", "--uid", "1000"], "port 22 is never taken"),
+    ] {
+        let refused = redirect(&[&["install", "--shared-host"], options].concat());
+        let refused = refused.err().with_context(|| format!("{options:?} is allowed"))?.to_string();
+        ensure!(refused.contains(words), "{options:?}: {refused}");
+    }
+    ensure!(host.run("nft", &["list", "tables"])?.is_empty(), "a refusal changes nothing");
+    // The widest range that may be asked for.
+    redirect(&["install", "--shared-host", "--inbound-ports", "1-9000", "--uid", "1000"])?;
+    goes_on(&session)?;
+    goes_on(&ssh(&admin, &host.ip)?)?;
+    // Inbound: the port asked for is the mesh's, another is as it was.
+    mesh.wait_healthy(&host.ip)?;
+    wait_for("the caller to know the address", SOON, || {
+        let call = front.curl(&["-f", &format!("http://{}:8080/", host.ip)])?;
+        ensure!(call.contains("sa/frontend"), "{call}");
+        Ok(())
+    })?;
+    let other = admin.curl(&["-f", &format!("http://{}:9090/", host.ip)])?;
+    ensure!(!other.to_lowercase().contains("x-request-id"), "no proxy has seen it: {other}");
+    let captured = admin.curl(&["-f", &format!("http://{}:8080/", host.ip)])?;
+    ensure!(captured.to_lowercase().contains("x-request-id"), "the proxy has seen it: {captured}");
+    // Outbound: the application's user is in the mesh, others are not.
+    let url = format!("http://{}:8080/", order.pod.ip);
+    let root = host.curl(&["-f", &url])?;
+    ensure!(!root.contains("spiffe://"), "another user's call was captured: {root}");
+    if let Some(user) = user("1000") {
+        let user: Vec<&str> = user.iter().map(String::as_str).collect();
+        wait_for("the application to be in the mesh", SOON, || {
+            let call = host.run("setpriv", &[&user[..], &["curl", "-sS", "-f", "-m", "10", &url]].concat())?;
+            ensure!(call.contains("sa/billing"), "{call}");
+            Ok(())
+        })?;
+        // Its ssh is its own.
+        let script = format!("exec 3<>/dev/tcp/{}/22", host.ip);
+        host.run("setpriv", &[&user[..], &["bash", "-c", &script]].concat())?;
+    }
+    redirect(&["remove"])?;
+    goes_on(&session)?;
+    goes_on(&ssh(&admin, &host.ip)?)?;
+    ensure!(host.run("nft", &["list", "tables"])?.is_empty());
+    let plain = admin.curl(&["-f", &format!("http://{}:8080/", host.ip)])?;
+    ensure!(!plain.to_lowercase().contains("x-request-id"), "{plain}");
+    Ok(())
+}
+
+fn proxy_user() -> Result<()> {
+    let Some(user) = user("1337") else { return Ok(()) };
+    let mesh = Mesh::start(&[])?;
+    mesh.policy(
+        "strict.yaml",
+        "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: default}\nspec: {mtls: {mode: STRICT}}\n",
+    )?;
+    let pod = mesh.pod("order1")?;
+    let _app = pod.serve(8080, "order1")?;
+    let [sidecar, token, data] = belongings(&mesh, "order-service", "1337")?;
+    let control = format!("{}:15012", mesh.center.ip);
+    let run = [&sidecar, "run", "--control-plane", &control, "--token-file", &token, "--data-dir", &data];
+    let service =
+        ["--service", "order-service", "--port", "8080", "--health-path", "/health", "--health-interval", "1"];
+    let user: Vec<&str> = user.iter().map(String::as_str).collect();
+    let process = pod.spawn("sidecar", "setpriv", &[&user[..], &run, &service].concat())?;
+    wait_for("the sidecar", SOON, || {
+        let ready = pod.curl(&["-f", "http://127.0.0.1:15021/healthz/ready"]);
+        ready.map_err(|e| e.context(process.output()))
+    })?;
+    ensure!(process.output().contains("sockets cannot be marked"), "{}", process.output());
+    let install =
+        |args: &[&str]| pod.run(&binary("weft-sidecar")?.to_string_lossy(), &[&["redirect", "install"], args].concat());
+    let refused = install(&[]).err().context("installed without marks")?.to_string();
+    ensure!(refused.contains("may not mark its sockets") && refused.contains("--proxy-uid"), "{refused}");
+    install(&["--proxy-uid", "1337"])?;
+    mesh.wait_healthy(&pod.ip)?;
+    // In, out, and to oneself, by every way there is.
+    let (front, _front_sidecar) = mesh.client("frontend")?;
+    let own = format!("http://{}:8080/", pod.ip);
+    let vip = format!("http://{}/", mesh.vip("order-service")?);
+    wait_for("calls by address", SOON, || {
+        let answer = front.curl(&["-f", &own])?;
+        ensure!(answer.contains("sa/frontend"), "{answer}");
+        let answer = pod.curl(&["-f", &own])?;
+        ensure!(answer.contains("sa/order-service"), "a call to oneself is mTLS like any other: {answer}");
+        Ok(())
+    })?;
+    let answer = pod.curl(&["-f", "-H", "Host: order-service", &vip])?;
+    ensure!(answer.contains("sa/order-service"), "{answer}");
+    // An application that listens on the pod's address alone is reached too, and nothing goes round in circles.
+    let server = tests_dir().join("apps/server.py").to_string_lossy().into_owned();
+    let _second = pod.spawn("second", "python3", &[&server, "8081", "second", &pod.ip])?;
+    let register = json!({"name": "order-service", "id": "second", "port": 8081}).to_string();
+    pod.curl(&["-f", "-X", "PUT", "--data-binary", &register, "http://127.0.0.1:8500/v1/agent/service/register"])?;
+    let second = format!("http://{}:8081/", pod.ip);
+    wait_for("the second application", SOON, || {
+        let answer = front.curl(&["-f", &second])?;
+        ensure!(answer.contains("second") && answer.contains("sa/frontend"), "{answer}");
+        let answer = pod.curl(&["-f", &second])?;
+        ensure!(answer.contains("second") && answer.contains("sa/order-service"), "{answer}");
+        Ok(())
+    })
+}
