@@ -29,6 +29,9 @@ pub fn enter() -> Result<()> {
         let layers = "lowerdir=/etc,upperdir=/run/etc-upper,workdir=/run/etc-work";
         run("mount", &["-t", "overlay", "overlay", "-o", layers, "/etc"])
             .or_else(|_| run("mount", &["-t", "overlay", "overlay", "-o", &format!("{layers},userxattr"), "/etc"]))?;
+        // One that is there already may be another user's.
+        run("mkdir", &["-p", "/etc/netns"])?;
+        run("mount", &["-t", "tmpfs", "tmpfs", "/etc/netns"])?;
         run("ip", &["link", "set", "lo", "up"])?;
         return Ok(());
     }

@@ -20,6 +20,7 @@ pub(super) fn spawn(command: &[impl AsRef<OsStr>], limit: Rlimit) -> io::Result<
     for variable in sockets::VARIABLES {
         command.env_remove(variable);
     }
+    adopt_orphans();
     let child = without_ambient_capabilities(|| command.spawn())?;
     let pid = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
     if let Some(pid) = pid {
@@ -27,7 +28,7 @@ pub(super) fn spawn(command: &[impl AsRef<OsStr>], limit: Rlimit) -> io::Result<
         if let Err(e) = rustix::process::prlimit(Some(pid), Resource::Nofile, limit) {
             tracing::debug!("the command's limit of open files stays raised: {e}");
         }
-        adopt_orphans(pid);
+        bury_orphans(pid);
     }
     Ok(child)
 }
@@ -52,12 +53,17 @@ fn without_ambient_capabilities<T>(act: impl FnOnce() -> T) -> T {
     done
 }
 
-/// Takes in whatever the command's children leave behind, and buries it: as process 1 of a container that is our duty,
-/// and elsewhere the command's own leftovers would be the machine's.
-fn adopt_orphans(command: Pid) {
-    if let Err(e) = rustix::process::set_child_subreaper(Some(command)) {
+/// Whatever the command's children leave behind becomes ours: elsewhere it would be the machine's. To be called before
+/// there is a command, whose first children may be orphans at once.
+fn adopt_orphans() {
+    // Any process id means "yes" (PR_SET_CHILD_SUBREAPER).
+    if let Err(e) = rustix::process::set_child_subreaper(Some(rustix::process::getpid())) {
         tracing::debug!("orphans go elsewhere: {e}");
     }
+}
+
+/// Waits for orphans that have ended, which as process 1 of a container is our duty.
+fn bury_orphans(command: Pid) {
     let Ok(mut ended) = signal(SignalKind::child()) else { return };
     tokio::spawn(async move {
         while ended.recv().await.is_some() {
