@@ -157,7 +157,8 @@ pub fn apply(capture: &Capture, own: Own) -> Result<()> {
     // First: a route alone harms nobody.
     host::add_route().context("virtual IPs have no route")?;
     nft(&["-f", "-"], Some(&render(&rules)))?;
-    for line in notes(&rules) {
+    let nsswitch = std::fs::read_to_string(resolv::NSSWITCH_CONF).unwrap_or_default();
+    for line in notes(&rules, &nsswitch) {
         tracing::warn!("{line}");
     }
     tracing::info!("traffic is redirected to the proxy");
@@ -255,24 +256,24 @@ fn compile(capture: &Capture, own: Own, shared_host: bool, nameservers: &[std::n
     })
 }
 
-/// What whoever installs should know about this machine's name look-ups.
-fn notes(rules: &Rules) -> Vec<String> {
+/// What whoever installs should know about this machine's name look-ups, which `nsswitch` says how the C library makes.
+fn notes(rules: &Rules, nsswitch: &str) -> Vec<String> {
     let mut notes = Vec::new();
     if rules.dns == Dns::Off {
         return notes;
     }
-    let nsswitch = std::fs::read_to_string(resolv::NSSWITCH_CONF).unwrap_or_default();
-    if resolv::bypasses_dns(&nsswitch) {
+    if let Some(edit) = resolv::without_resolve(nsswitch) {
         notes.push(format!(
             "{} looks up hosts by `resolve` (systemd-resolved) before `dns`: those queries never reach port 53, so names \
-             of the mesh will not be found. Fix: sed -i '/^hosts:/s/ resolve\\( *\\[[^]]*\\]\\)\\?//' {0}",
+             of the mesh will not be found. Fix: sed -i '{edit}' {0}",
             resolv::NSSWITCH_CONF
         ));
     }
     if rules.dns == Dns::Loopback {
         notes.push(
-            "the resolver of this pod is on loopback: queries to it are captured, queries to other resolvers are taken as \
-             its own and left alone (--dns all captures them too)"
+            "the resolver of this pod is on loopback (systemd-resolved's is 127.0.0.53): queries to it are captured, queries \
+             to other resolvers are taken as its own and left alone. --dns all captures them too, which is right only \
+             where that resolver runs in another network namespace: one in this would be sent its own queries for ever"
                 .into(),
         );
     }

@@ -23,11 +23,19 @@ pub fn nameservers(resolv_conf: &str) -> Vec<IpAddr> {
     servers.take(3).collect()
 }
 
-/// Whether the C library asks systemd-resolved over its own channel before (and so instead of) DNS.
-pub fn bypasses_dns(nsswitch_conf: &str) -> bool {
-    let hosts = nsswitch_conf.lines().find_map(|line| line.trim_start().strip_prefix("hosts:"));
-    let services = hosts.unwrap_or_default().split_ascii_whitespace();
-    services.take_while(|service| *service != "dns").any(|service| service == "resolve")
+/// Whether the C library asks systemd-resolved over its own channel before (and so instead of) DNS; then the `sed` script
+/// that makes it ask by DNS.
+pub fn without_resolve(nsswitch_conf: &str) -> Option<&'static str> {
+    let hosts = nsswitch_conf.lines().find_map(|line| line.trim_start().strip_prefix("hosts:"))?;
+    let mut services = hosts.split('#').next().unwrap_or_default().split_ascii_whitespace();
+    services.by_ref().take_while(|service| *service != "dns").any(|service| service == "resolve").then(|| {
+        // What it does when it has no answer (`[!UNAVAIL=return]`, nsswitch.conf(5)) goes with it.
+        if services.any(|service| service == "dns") {
+            r"/^[[:space:]]*hosts:/s/[[:space:]]resolve\([[:space:]]*\[[^]]*\]\)*//"
+        } else {
+            r"/^[[:space:]]*hosts:/s/[[:space:]]resolve\([[:space:]]*\[[^]]*\]\)*/ dns/"
+        }
+    })
 }
 
 #[cfg(test)]
@@ -44,11 +52,29 @@ mod tests {
     }
 
     #[test]
-    fn resolve_before_dns_is_noticed() {
-        assert!(bypasses_dns("passwd: files\nhosts: mymachines resolve [!UNAVAIL=return] files dns\n"));
-        assert!(bypasses_dns("hosts: files resolve"));
-        assert!(!bypasses_dns("hosts: files dns resolve\n"));
-        assert!(!bypasses_dns("#hosts: resolve dns\nhosts: files dns\n"));
-        assert!(!bypasses_dns(""));
+    fn resolve_before_dns_is_noticed_and_the_fix_fixes_it() {
+        for (before, after) in [
+            ("hosts: mymachines resolve [!UNAVAIL=return] files dns", "hosts: mymachines files dns"),
+            ("hosts:\tresolve dns", "hosts: dns"),
+            ("hosts: files resolve", "hosts: files dns"),
+            (" hosts: files resolve [!UNAVAIL=return] [NOTFOUND=return] myhostname", "hosts: files dns myhostname"),
+        ] {
+            let file = format!("passwd: files resolve\n{before}\n");
+            let edit = without_resolve(&file).expect(before);
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("nsswitch.conf");
+            std::fs::write(&path, &file).unwrap();
+            assert!(std::process::Command::new("sed").args(["-i", edit]).arg(&path).status().unwrap().success());
+            let fixed = std::fs::read_to_string(&path).unwrap();
+            assert_eq!(without_resolve(&fixed), None, "{fixed}");
+            let (first, hosts) = fixed.split_once('\n').unwrap();
+            let words: Vec<_> = hosts.split_ascii_whitespace().collect();
+            assert_eq!((first, words.join(" ").as_str()), ("passwd: files resolve", after));
+        }
+        for fine in
+            ["hosts: files dns resolve\n", "#hosts: resolve dns\nhosts: files dns\n", "hosts: dns # resolve", ""]
+        {
+            assert_eq!(without_resolve(fine), None, "{fine}");
+        }
     }
 }

@@ -16,6 +16,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         ("exec_buries_orphans_and_keeps_its_capabilities_to_itself", children),
         ("a_shared_host_is_captured_as_far_as_asked_and_ssh_lives", shared_host),
         ("a_proxy_without_marks_and_a_user_of_its_own", proxy_user),
+        ("systemd_resolved_is_noticed_and_the_fix_that_is_printed_works", resolved),
     ]
 }
 
@@ -384,4 +385,32 @@ fn proxy_user() -> Result<()> {
         ensure!(answer.contains("second") && answer.contains("sa/order-service"), "{answer}");
         Ok(())
     })
+}
+
+fn resolved() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    let _order = mesh.instance("order1", "order-service", 8080, &[])?;
+    let pod = mesh.pod("desktop")?;
+    let _sidecar = mesh.sidecar(&pod, "desktop", &["--workload", "desktop"])?;
+    pod.resolv_conf("nameserver 127.0.0.53\n")?;
+    let nsswitch = pod.etc("nsswitch.conf", "hosts: files resolve [!UNAVAIL=return] dns\n")?;
+    // What it says is in the log.
+    let install = |what: &str| -> Result<String> {
+        let mut process = pod.spawn(what, binary("weft-sidecar")?, &["redirect", "install"])?;
+        let code = process.wait(SOON)?;
+        ensure!(code == 0, "{code}: {}", process.output());
+        Ok(process.output())
+    };
+    let log = install("install")?;
+    ensure!(log.contains("systemd-resolved's is 127.0.0.53"), "{log}");
+    let (_, fix) = log.split_once("Fix: ").with_context(|| format!("no fix: {log}"))?;
+    let fix = fix.lines().next().unwrap_or_default();
+    ensure!(fix.ends_with(" /etc/nsswitch.conf"), "{fix}");
+    // The pod's file is mounted over it, so it is changed where it is.
+    weft_tests::run("sh", &["-c", &fix.replace("/etc/nsswitch.conf", &nsswitch.to_string_lossy())])?;
+    let log = install("install-again")?;
+    ensure!(!log.contains("Fix:"), "{log}");
+    let found = pod.run("getent", &["ahostsv4", "order-service"])?;
+    ensure!(found.starts_with("240.240."), "{found}");
+    Ok(())
 }

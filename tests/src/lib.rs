@@ -247,10 +247,19 @@ impl Pod {
     /// # Errors
     /// When it cannot be written.
     pub fn resolv_conf(&self, text: &str) -> Result<()> {
+        self.etc("resolv.conf", text).map(drop)
+    }
+
+    /// What a file of `/etc` says inside the pod, if there is one outside. Returns where it really is.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn etc(&self, file: &str, text: &str) -> Result<PathBuf> {
         // `ip netns exec` puts the files of this folder over those of /etc.
         let dir = Path::new("/etc/netns").join(&self.netns);
         std::fs::create_dir_all(&dir)?;
-        Ok(std::fs::write(dir.join("resolv.conf"), text)?)
+        std::fs::write(dir.join(file), text)?;
+        Ok(dir.join(file))
     }
 
     /// What `/etc/hosts` says inside the pod, to processes that start from now on.

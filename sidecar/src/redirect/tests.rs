@@ -57,3 +57,19 @@ fn nothing_can_be_smuggled_into_the_rules() {
         assert!(compiled(arguments, false, &[]).is_err(), "{arguments}");
     }
 }
+
+#[test]
+fn systemd_resolved_is_noticed_and_the_fix_is_printed() {
+    let nss = "hosts: files resolve [!UNAVAIL=return] dns\n";
+    let noted = |arguments: &str, nameserver: &str, nsswitch: &str| {
+        notes(&compiled(arguments, false, &[nameserver]).unwrap(), nsswitch).join("\n")
+    };
+    let note = noted("", "10.0.0.2", nss);
+    assert!(note.contains("by `resolve` (systemd-resolved)") && note.contains("Fix: sed -i '/^"), "{note}");
+    assert!(note.ends_with(" /etc/nsswitch.conf"), "{note}");
+    let note = noted("", "127.0.0.53", "hosts: files dns\n");
+    assert!(note.contains("127.0.0.53") && !note.contains("sed"), "{note}");
+    assert_eq!(noted("", "127.0.0.53", nss).lines().count(), 2);
+    assert_eq!(noted("", "10.0.0.2", "hosts: files dns\n"), "");
+    assert_eq!(noted("--no-dns", "127.0.0.53", nss), "", "look-ups are left alone");
+}
