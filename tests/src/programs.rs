@@ -1,0 +1,71 @@
+//! Programs that scenarios run: Weft's own as cargo built them, and Pythons with packages.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::namespace::INSIDE;
+use crate::run;
+
+/// The folder of this crate.
+pub fn tests_dir() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// One of Weft's binaries, as cargo built it beside us.
+///
+/// # Errors
+/// When it is not built.
+pub fn binary(name: &str) -> Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    let mut dir = own.parent().context("no folder")?;
+    if dir.ends_with("deps") {
+        dir = dir.parent().context("no folder")?;
+    }
+    let path = dir.join(name);
+    ensure!(path.exists(), "{} is not built: cargo build", path.display());
+    Ok(path)
+}
+
+/// Python packages that scenarios use: each set in a virtual environment of its own, kept beside the build.
+const PYTHONS: [(&str, &[&str]); 2] = [("grpc", &["grpcio==1.85.1"]), ("consul", &["python-consul==1.1.0"])];
+
+/// Makes the virtual environments that are missing. To be called before [`enter`]: inside no registry is reached.
+///
+/// # Errors
+/// When a package is not to be had.
+pub fn install_pythons() -> Result<()> {
+    if std::env::var_os(INSIDE).is_some() {
+        return Ok(());
+    }
+    for (name, packages) in PYTHONS {
+        let venv = venv(name)?;
+        let python = venv.join("bin/python").to_string_lossy().into_owned();
+        let complete = venv.join("complete");
+        let wanted = packages.join(" ");
+        if std::fs::read_to_string(&complete).is_ok_and(|found| found == wanted) {
+            continue;
+        }
+        run("python3", &["-m", "venv", "--clear", &venv.to_string_lossy()])?;
+        run(&python, &[&["-m", "pip", "install", "--quiet", "--disable-pip-version-check"], packages].concat())?;
+        std::fs::write(complete, wanted)?;
+    }
+    Ok(())
+}
+
+fn venv(name: &str) -> Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    let target = own.ancestors().find(|dir| dir.ends_with("deps")).and_then(Path::parent);
+    let target = target.or_else(|| own.parent()).context("no folder")?;
+    Ok(target.join(format!("venv-{name}")))
+}
+
+/// The Python of one of the virtual environments.
+///
+/// # Errors
+/// When there is no such environment.
+pub fn python_of(name: &str) -> Result<String> {
+    let python = venv(name)?.join("bin/python");
+    ensure!(python.exists(), "{} is missing", python.display());
+    Ok(python.to_string_lossy().into_owned())
+}
