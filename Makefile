@@ -1,6 +1,6 @@
 # Two commands matter: `make demo` and `make test`.
 
-.PHONY: demo test install build check
+.PHONY: demo test install build check bench
 
 # A mesh in network namespaces, explained as it runs. CHECK=1: once, every claim verified, exit status 0 or 1.
 demo: install
@@ -17,6 +17,11 @@ install:
 
 build:
 	cargo build --locked --profile dist -p weft-sidecar -p weft-control-plane
+
+# Weft beside Envoy, HAProxy and nginx; QUICK=1 for a first look.
+bench: install build
+	tests/bench/install.sh
+	python3 tests/bench/bench.py
 
 check:
 	cargo fmt --all --check
