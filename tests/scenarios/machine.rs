@@ -152,6 +152,18 @@ fn exec_netns() -> Result<()> {
     ensure!(left(&mesh)?.is_empty(), "{}", left(&mesh)?);
     ensure!(!mesh.status().contains("healthy"), "{}", mesh.status());
 
+    // Name servers on this machine's loopback are none for the pod: it gets those that systemd-resolved asks.
+    let usual = std::fs::read_to_string("/etc/resolv.conf")?;
+    std::fs::create_dir_all("/run/systemd/resolve")?;
+    std::fs::write("/run/systemd/resolve/resolv.conf", "nameserver 10.9.8.7\n")?;
+    std::fs::write("/etc/resolv.conf", "nameserver 127.0.0.53\n")?;
+    let cat = netns(&mesh, "order", "order-service", &["--netns"], &["cat", "/etc/resolv.conf"])
+        .and_then(|mut process| process.wait(SOON).map(|_| process.output()));
+    std::fs::write("/etc/resolv.conf", usual)?;
+    let cat = cat?;
+    ensure!(cat.lines().any(|l| l == "nameserver 10.9.8.7"), "{cat}");
+    ensure!(!std::fs::exists("/etc/netns")? || std::fs::read_dir("/etc/netns")?.next().is_none(), "a folder is left");
+
     // Mistakes are named.
     let refusal = |name: &str, options: &[&str], words: &str| -> Result<()> {
         let mut process = netns(&mesh, name, "order-service", options, &["true"])?;
