@@ -76,7 +76,9 @@ pub async fn run(options: Options) -> Result<u8> {
     let mut signals = signals()?;
     if let Some(other) = run::other(&config).filter(|other| other.word == config.service.as_deref().unwrap_or_default())
     {
-        tracing::info!("a sidecar of this service runs here already ({other}): the command joins it");
+        tracing::info!(
+            "a sidecar of this service runs here already ({other}): the command joins it, and its redirection"
+        );
         return match child::spawn(&command, limit) {
             Ok(child) => supervise(child, &mut signals, std::future::pending(), || std::future::ready(())).await,
             Err(e) => Ok(cannot_run(&command, &e)),
