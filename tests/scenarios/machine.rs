@@ -216,14 +216,14 @@ fn children() -> Result<()> {
     let control = format!("{}:15012", mesh.center.ip);
     let sidecar = binary("weft-sidecar")?.to_string_lossy().into_owned();
     let config = ["exec", "--control-plane", &control, "--token-file", &token, "--data-dir", "/run/worker", "--"];
-    let orphans = "for i in 1 2 3; do (sleep 1 &); done; ";
+    let orphans = "for i in 1 2 3; do (sleep 6 &); done; ";
     // Beside others: the orphans are the sidecar's, and gone when they have ended.
     let script = format!("{orphans} exec sleep 600");
     let process = pod.spawn("exec", &sidecar, &[&config[..], &["sh", "-c", &script]].concat())?;
     let children = || weft_tests::run("ps", &["-o", "stat=,args=", "--ppid", &process.id().to_string()]);
     wait_for("the orphans", SOON, || {
         let children = children()?;
-        ensure!(children.matches("sleep 1\n").count() == 3, "{children}");
+        ensure!(children.matches("sleep 6\n").count() == 3, "{children}");
         Ok(())
     })?;
     wait_for("their burial", SOON, || {
@@ -233,7 +233,7 @@ fn children() -> Result<()> {
     })?;
     drop(process);
     // As process 1, where a container's command runs.
-    let script = format!("{orphans} sleep 2; ps -eo ppid=,stat= | grep -c '^ *1 Z'; exit 3");
+    let script = format!("{orphans} sleep 7; ps -eo ppid=,stat= | grep -c '^ *1 Z'; exit 3");
     let inside = ["--pid", "--fork", "--mount-proc", &sidecar];
     let mut process = pod.spawn("init", "unshare", &[&inside[..], &config, &["sh", "-c", &script]].concat())?;
     let code = process.wait(SOON)?;
