@@ -76,7 +76,9 @@ pub async fn run(options: Options) -> Result<u8> {
     let mut signals = signals()?;
     if let Some(other) = run::other(&config).filter(|other| other.word == config.service.as_deref().unwrap_or_default())
     {
-        tracing::info!("a sidecar of this service runs here already ({other}): the command joins it");
+        tracing::info!(
+            "a sidecar of this service runs here already ({other}): the command joins it, and its redirection"
+        );
         return match child::spawn(&command, limit) {
             Ok(child) => supervise(child, &mut signals, std::future::pending(), || std::future::ready(())).await,
             Err(e) => Ok(cannot_run(&command, &e)),
@@ -128,18 +130,13 @@ async fn supervise<D: Future<Output = ()>>(
     register: impl Future<Output = ()>,
     drain: impl FnOnce() -> D,
 ) -> Result<u8> {
-    let mut stopping = None;
+    let (mut stopping, mut ended) = (None, None);
     {
         tokio::pin!(register);
         let mut registered = false;
-        while stopping.is_none() {
+        while stopping.is_none() && ended.is_none() {
             tokio::select! {
-                status = child.wait() => {
-                    let code = exit_code(status.context("cannot wait for the command")?);
-                    tracing::info!(code, "the command has ended");
-                    drain().await;
-                    return Ok(code);
-                }
+                status = child.wait() => ended = Some(exit_code(status.context("cannot wait for the command")?)),
                 () = &mut register, if !registered => registered = true,
                 Some(signal) = signals.recv() => {
                     if stops(signal) {
@@ -150,7 +147,12 @@ async fn supervise<D: Future<Output = ()>>(
                 }
             }
         }
-        // Whatever was being registered is not any more: `register` ends here.
+        // Whatever was being registered is not any more: `register` ends here, and holds up no drain.
+    }
+    if let Some(code) = ended {
+        tracing::info!(code, "the command has ended");
+        drain().await;
+        return Ok(code);
     }
     tokio::select! {
         () = drain() => {}

@@ -152,6 +152,18 @@ fn exec_netns() -> Result<()> {
     ensure!(left(&mesh)?.is_empty(), "{}", left(&mesh)?);
     ensure!(!mesh.status().contains("healthy"), "{}", mesh.status());
 
+    // Name servers on this machine's loopback are none for the pod: it gets those that systemd-resolved asks.
+    let usual = std::fs::read_to_string("/etc/resolv.conf")?;
+    std::fs::create_dir_all("/run/systemd/resolve")?;
+    std::fs::write("/run/systemd/resolve/resolv.conf", "nameserver 10.9.8.7\n")?;
+    std::fs::write("/etc/resolv.conf", "nameserver 127.0.0.53\n")?;
+    let cat = netns(&mesh, "order", "order-service", &["--netns"], &["cat", "/etc/resolv.conf"])
+        .and_then(|mut process| process.wait(SOON).map(|_| process.output()));
+    std::fs::write("/etc/resolv.conf", usual)?;
+    let cat = cat?;
+    ensure!(cat.lines().any(|l| l == "nameserver 10.9.8.7"), "{cat}");
+    ensure!(!std::fs::exists("/etc/netns")? || std::fs::read_dir("/etc/netns")?.next().is_none(), "a folder is left");
+
     // Mistakes are named.
     let refusal = |name: &str, options: &[&str], words: &str| -> Result<()> {
         let mut process = netns(&mesh, name, "order-service", options, &["true"])?;
@@ -204,14 +216,14 @@ fn children() -> Result<()> {
     let control = format!("{}:15012", mesh.center.ip);
     let sidecar = binary("weft-sidecar")?.to_string_lossy().into_owned();
     let config = ["exec", "--control-plane", &control, "--token-file", &token, "--data-dir", "/run/worker", "--"];
-    let orphans = "for i in 1 2 3; do (sleep 1 &); done; ";
+    let orphans = "for i in 1 2 3; do (sleep 6 &); done; ";
     // Beside others: the orphans are the sidecar's, and gone when they have ended.
     let script = format!("{orphans} exec sleep 600");
     let process = pod.spawn("exec", &sidecar, &[&config[..], &["sh", "-c", &script]].concat())?;
     let children = || weft_tests::run("ps", &["-o", "stat=,args=", "--ppid", &process.id().to_string()]);
     wait_for("the orphans", SOON, || {
         let children = children()?;
-        ensure!(children.matches("sleep 1\n").count() == 3, "{children}");
+        ensure!(children.matches("sleep 6\n").count() == 3, "{children}");
         Ok(())
     })?;
     wait_for("their burial", SOON, || {
@@ -221,7 +233,7 @@ fn children() -> Result<()> {
     })?;
     drop(process);
     // As process 1, where a container's command runs.
-    let script = format!("{orphans} sleep 2; ps -eo ppid=,stat= | grep -c '^ *1 Z'; exit 3");
+    let script = format!("{orphans} sleep 7; ps -eo ppid=,stat= | grep -c '^ *1 Z'; exit 3");
     let inside = ["--pid", "--fork", "--mount-proc", &sidecar];
     let mut process = pod.spawn("init", "unshare", &[&inside[..], &config, &["sh", "-c", &script]].concat())?;
     let code = process.wait(SOON)?;

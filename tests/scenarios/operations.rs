@@ -247,6 +247,15 @@ fn activation() -> Result<()> {
     std::thread::sleep(Duration::from_secs(1));
     front_sidecar.end("TERM")?;
     none_failed("restart of the caller's", &running.results()?)?;
+    // The only instance, stopped: whoever calls meanwhile is told that there is none, or waits; nobody's connection breaks.
+    let running = load(5)?;
+    std::thread::sleep(Duration::from_secs(1));
+    order_sidecar.end("TERM")?;
+    let results = running.results()?;
+    println!("stop of the only instance: {} requests, {:?}", results.len(), statuses(&results));
+    let broken = results.iter().find(|r| r["status"] != 200 && r["status"] != 503);
+    ensure!(broken.is_none(), "{broken:?}");
+    mesh.wait_healthy(&order.ip)?;
     let _second = mesh.instance("order2", "order-service", 8080, &[])?;
     let running = load(5)?;
     std::thread::sleep(Duration::from_secs(1));

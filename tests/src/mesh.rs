@@ -42,7 +42,9 @@ impl Mesh {
         run("ip", &["netns", "add", &netns])?;
         let inside = |args: &[&str]| run("ip", &[&["-n", &netns], args].concat());
         inside(&["link", "set", "lo", "up"])?;
-        inside(&["link", "add", "br0", "type", "bridge"])?;
+        // With an address of its own: else it has its lowest port's, which changes when a pod is added, and what its
+        // neighbours send to the one that they know is lost for seconds.
+        inside(&["link", "add", "br0", "address", "02:00:00:00:00:01", "type", "bridge"])?;
         inside(&["addr", "add", &format!("{ip}/24"), "dev", "br0"])?;
         inside(&["link", "set", "br0", "up"])?;
         let policies = dir.path().join("policies");
