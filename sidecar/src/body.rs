@@ -11,8 +11,10 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::sync::Notify;
 use weft_core::flag::ResponseFlag;
+use weft_core::outcome::Outcome;
 
 use crate::call::Ending;
+use crate::outbound::classify;
 
 /// A request body that has grown beyond this is not kept for a retry. Envoy's limit is that of its connection buffer
 /// (1 MiB in Istio); every request in flight may hold this much, so that Weft keeps less.
@@ -322,9 +324,14 @@ impl Body for ResponseBody {
                             this.complete();
                         }
                     }
-                    Some(Err(_)) => {
+                    Some(Err(e)) => {
                         if let Some(ending) = this.ending.take() {
-                            ending.failed(ResponseFlag::UpstreamConnectionTermination);
+                            let reset = classify(e, true) == Outcome::RemoteReset;
+                            ending.failed(if reset {
+                                ResponseFlag::UpstreamRemoteReset
+                            } else {
+                                ResponseFlag::UpstreamConnectionTermination
+                            });
                         }
                     }
                     None => this.complete(),

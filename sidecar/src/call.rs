@@ -78,6 +78,19 @@ pub struct Record {
     pub attempts: u32,
     /// Body bytes sent to the client.
     pub sent: u64,
+    written: bool,
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        // Nobody waited for the end.
+        if !self.written {
+            if self.flags.is_empty() {
+                self.flags.insert(ResponseFlag::DownstreamConnectionTermination);
+            }
+            self.write();
+        }
+    }
 }
 
 impl Record {
@@ -98,6 +111,7 @@ impl Record {
             route: None,
             attempts: 0,
             sent: 0,
+            written: false,
         }
     }
 
@@ -115,6 +129,7 @@ impl Record {
     }
 
     fn write(&mut self) {
+        self.written = true;
         let duration = self.start.elapsed();
         self.metrics.request(
             &self.pair,
@@ -224,17 +239,6 @@ impl Ending {
     pub fn failed(mut self, flag: ResponseFlag) {
         if let Some(mut record) = self.record.take() {
             record.flags.insert(flag);
-            record.write();
-        }
-    }
-}
-
-impl Drop for Ending {
-    fn drop(&mut self) {
-        if let Some(mut record) = self.record.take() {
-            if record.flags.is_empty() {
-                record.flags.insert(ResponseFlag::DownstreamConnectionTermination);
-            }
             record.write();
         }
     }

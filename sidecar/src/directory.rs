@@ -88,6 +88,7 @@ pub struct Directory {
     commands: mpsc::Sender<Command>,
     connected: AtomicBool,
     ready: watch::Sender<bool>,
+    inbound: watch::Sender<Option<Arc<Inbound>>>,
     start: Instant,
 }
 
@@ -134,6 +135,11 @@ impl Directory {
     /// Whether the stream to the control plane is up.
     pub fn connected(&self) -> bool {
         self.connected.load(Ordering::Relaxed)
+    }
+
+    /// The inbound policy, for those who outlive it.
+    pub fn inbound(&self) -> watch::Receiver<Option<Arc<Inbound>>> {
+        self.inbound.subscribe()
     }
 
     /// Whether an inbound policy has arrived: before that nothing is served.

@@ -227,10 +227,29 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let proxy = &caller.proxy;
+    // STRICT may have come while the connection was silent, and may come while it is open.
+    let forbidden = async {
+        if caller.id.is_some() {
+            return std::future::pending().await;
+        }
+        let strict = |inbound: &Option<Arc<Inbound>>| {
+            inbound.as_ref().is_some_and(|i| i.mode_for(caller.to.port()) == MtlsMode::Strict)
+        };
+        // Never closed: the directory lives as long as the proxy.
+        let _ = proxy.directory.inbound().wait_for(strict).await;
+        proxy.metrics.plaintext_refused.inc();
+        tracing::warn!(peer = %caller.peer, to = %caller.to, "ended: plaintext, and mTLS is STRICT here by now");
+    };
+    tokio::pin!(forbidden);
     let inbound = proxy.directory.snapshot().inbound.clone();
     let (cluster, endpoint) = proxy.ports.delivery(caller.to, inbound.as_deref());
-    match tcp::open(proxy, &cluster, Some(&endpoint), caller.peer, MARK_DELIVERY, Some(&caller.pair)).await {
-        Ok(flow) => tcp::run(proxy, &proxy.inbound, stream, flow, Bytes::new()).await,
+    let opened = tokio::select! {
+        biased;
+        () = &mut forbidden => return,
+        opened = tcp::open(proxy, &cluster, Some(&endpoint), caller.peer, MARK_DELIVERY, Some(&caller.pair)) => opened,
+    };
+    match opened {
+        Ok(flow) => tcp::run(proxy, &proxy.inbound, stream, flow, Bytes::new(), forbidden).await,
         Err(flag) => tracing::debug!(to = %caller.to, flag = flag.as_str(), "not delivered"),
     }
 }

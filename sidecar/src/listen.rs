@@ -126,7 +126,8 @@ async fn outbound_connection(down: Arc<Downstream>, mut stream: TcpStream, origi
             else {
                 return;
             };
-            return tcp::run(&down.proxy, &down.proxy.outbound, stream, flow, Default::default()).await;
+            let outbound = &down.proxy.outbound;
+            return tcp::run(&down.proxy, outbound, stream, flow, Default::default(), std::future::pending()).await;
         }
         Protocol::Http | Protocol::Http2 | Protocol::Grpc => None,
         Protocol::Unknown => Some(SERVER_FIRST_AFTER),
@@ -172,7 +173,7 @@ async fn outbound_connection(down: Arc<Downstream>, mut stream: TcpStream, origi
         },
     };
     let client = Rewind::new(bytes.freeze(), stream);
-    tcp::run(&down.proxy, &down.proxy.outbound, client, flow, seen.freeze()).await;
+    tcp::run(&down.proxy, &down.proxy.outbound, client, flow, seen.freeze(), std::future::pending()).await;
 }
 
 async fn http(down: Arc<Downstream>, mut stream: TcpStream, bytes: BytesMut) {

@@ -146,11 +146,12 @@ impl Call<'_> {
         };
         let grpc = record.grpc;
         let forward = plan.forward();
-        let asked = forward.map(|(f, _)| asked(&mut parts.headers, &f.retry, f.timeout, grpc)).unwrap_or_default();
         let none = RetryPolicy::none();
+        let (routes_retry, routes_timeout) = forward.map_or((&none, None), |(f, _)| (&f.retry, f.timeout));
+        let asked = asked(&mut parts.headers, routes_retry, routes_timeout, grpc);
         // An endpoint that the application chose itself is not exchanged for another one.
-        let retry = asked.retry.as_ref().or(forward.map(|(f, _)| &f.retry)).unwrap_or(&none);
-        let timeout = asked.timeout.unwrap_or_else(|| forward.and_then(|(f, _)| f.timeout));
+        let retry = asked.retry.as_ref().filter(|_| forward.is_some()).unwrap_or(routes_retry);
+        let timeout = asked.timeout.unwrap_or(routes_timeout);
 
         let client_host = authority(&parts).to_owned();
         let (method, path) = (parts.method.clone(), path_and_query(&parts.uri).to_owned());
@@ -211,8 +212,9 @@ impl Call<'_> {
 
     /// Phase 5.
     fn respond(&self, mut record: Record, sent: Sent, kept: Kept<'_>) -> Response<ResponseBody> {
-        let Sent { mut response, lease, in_flight } = sent;
+        let Sent { mut response, lease, in_flight, flags } = sent;
         record.answered(&response);
+        record.flags = flags;
         let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS
             || (kept.upgrade.is_some() && kept.context.method == "CONNECT" && response.status().is_success());
         let mut ending = Ending {

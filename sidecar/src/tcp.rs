@@ -144,22 +144,33 @@ pub async fn open(
     Err(ResponseFlag::UpstreamConnectionFailure)
 }
 
-/// Moves bytes between a client and an open flow until both have ended. `seen`: read from the upstream already.
-pub async fn run<S>(proxy: &Proxy, activity: &Arc<Activity>, client: S, flow: Flow, seen: Bytes)
-where
+/// Moves bytes between a client and an open flow until both have ended, or `forbidden` does: it may go on no longer.
+/// `seen`: read from the upstream already.
+pub async fn run<S>(
+    proxy: &Proxy,
+    activity: &Arc<Activity>,
+    client: S,
+    flow: Flow,
+    seen: Bytes,
+    forbidden: impl Future<Output = ()>,
+) where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let _active = activity.begin();
     let pool = &flow.cluster.config.pool;
     let moved = Moved::default();
-    let end =
-        relay(client, Rewind::new(seen, flow.upstream), &moved, pool.tcp_idle_timeout, pool.max_connection_duration)
-            .await;
+    let upstream = Rewind::new(seen, flow.upstream);
+    let end = tokio::select! {
+        biased;
+        () = forbidden => None,
+        end = relay(client, upstream, &moved, pool.tcp_idle_timeout, pool.max_connection_duration) => Some(end),
+    };
     let flag = match &end {
-        RelayEnd::Finished | RelayEnd::Failed(true, _) => None,
-        RelayEnd::Failed(false, _) => Some(ResponseFlag::UpstreamConnectionTermination),
-        RelayEnd::Idle => Some(ResponseFlag::StreamIdleTimeout),
-        RelayEnd::Duration => Some(ResponseFlag::DurationTimeout),
+        None => Some(ResponseFlag::UnauthorizedExternalService),
+        Some(RelayEnd::Finished | RelayEnd::Failed(true, _)) => None,
+        Some(RelayEnd::Failed(false, _)) => Some(ResponseFlag::UpstreamConnectionTermination),
+        Some(RelayEnd::Idle) => Some(ResponseFlag::StreamIdleTimeout),
+        Some(RelayEnd::Duration) => Some(ResponseFlag::DurationTimeout),
     };
     let (received, sent) = (moved.sent.into_inner(), moved.received.into_inner());
     proxy.metrics.tcp_closed(&flow.pair, flag, received, sent);

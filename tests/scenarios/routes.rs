@@ -134,5 +134,14 @@ fn unknown() -> Result<()> {
         ensure!(line[field] == value, "{field}: {line}");
     }
     ensure!(line["response_code"] == 200 && line["duration_ms"].as_f64() > Some(0.0), "{line}");
-    Ok(())
+    // A client that does not wait for the answer.
+    let url = format!("http://{vip}/sleep/2000");
+    let gone = front.curl(&["-H", "Host: order-service", "--max-time", "0.3", &url]);
+    ensure!(gone.is_err(), "{gone:?}");
+    wait_for("its line", Duration::from_secs(5), || {
+        let lines = lines(&sidecar.output());
+        let line = lines.into_iter().find(|l| l["path"] == "/sleep/2000").context("none")?;
+        ensure!(line["response_flags"] == "DC" && line["response_code"] == 0, "{line}");
+        Ok(())
+    })
 }

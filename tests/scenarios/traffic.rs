@@ -241,6 +241,22 @@ fn mtls() -> Result<()> {
     drop(capture);
 
     // A plaintext connection that is open when STRICT comes does not outlive it.
+    let script = weft_tests::tests_dir().join("apps/tcp.py").to_string_lossy().into_owned();
+    let _echo = order.pod.spawn("echo", "python3", &[&script, "9100", "echo"])?;
+    // Bytes that are not HTTP, and a connection that has not said anything yet: neither outlives it.
+    let bytes = format!(
+        "import socket,time\nd=None\nwhile d is None:\n try: d=socket.create_connection(('{0}',9100),timeout=10)\n \
+         except OSError: time.sleep(.02)\ns=socket.create_connection(('{0}',8080),timeout=10)\nprint('open',flush=True)\n\
+         try:\n while True:\n  d.sendall(b'\\0x')\n  if not d.recv(10): break\n  time.sleep(.05)\n\
+         except ConnectionError: pass\nprint('bytes ended',flush=True)\ns.sendall(b'\\0'*20)\n\
+         try: print('silent ended' if not s.recv(10) else 'silent lives')\nexcept ConnectionError: print('silent ended')\n",
+        order.pod.ip
+    );
+    let bytes = outside.spawn("bytes", "python3", &["-c", &bytes])?;
+    wait_for("both connections", Duration::from_secs(10), || {
+        ensure!(bytes.output().contains("open"), "{}", bytes.output());
+        Ok(())
+    })?;
     let kept = outside.requests_meanwhile(&json!({"url": url, "seconds": 5}))?;
     std::thread::sleep(Duration::from_secs(1));
     mesh.policy(
@@ -254,6 +270,11 @@ fn mtls() -> Result<()> {
             refused.contains("x-weft-reason: plaintext_refused; policy=PeerAuthentication/default/default"),
             "{refused}"
         );
+        Ok(())
+    })?;
+    wait_for("the end of plaintext bytes", Duration::from_secs(10), || {
+        let output = bytes.output();
+        ensure!(output.contains("bytes ended") && output.contains("silent ended"), "{output}");
         Ok(())
     })?;
     let kept = kept.results()?;

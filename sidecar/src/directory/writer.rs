@@ -83,6 +83,7 @@ pub fn new(saved: Option<PathBuf>, preload: &[String]) -> (Arc<Directory>, Write
         commands: sender,
         connected: AtomicBool::new(false),
         ready: watch::Sender::new(false),
+        inbound: watch::Sender::new(None),
         start: Instant::now(),
     });
     let wanted = preload.iter().map(|name| {
@@ -444,9 +445,18 @@ impl Writer {
         self.views = views;
         let inbound = self.inbound.as_ref().map(|held| held.compiled.clone());
         let ready = inbound.is_some();
+        let told = inbound.clone();
         self.directory.snapshot.store(Arc::new(Snapshot { names, clusters, inbound }));
         // Only now: those who wait look into the snapshot at once.
         drop(answered);
+        self.directory.inbound.send_if_modified(|was| {
+            let same = match (&*was, &told) {
+                (Some(was), Some(told)) => Arc::ptr_eq(was, told),
+                (was, told) => was.is_none() && told.is_none(),
+            };
+            *was = told;
+            !same
+        });
         self.directory.ready.send_if_modified(|was| std::mem::replace(was, ready) != ready);
     }
 }

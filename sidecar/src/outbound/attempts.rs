@@ -46,6 +46,8 @@ pub(super) struct Sent {
     pub(super) response: Response<Incoming>,
     pub(super) lease: Lease,
     pub(super) in_flight: InFlight,
+    /// What became of the retries that the answer asked for.
+    pub(super) flags: ResponseFlags,
 }
 
 /// No answer.
@@ -152,7 +154,7 @@ impl Attempts<'_> {
             if !again || retry_permit.is_none() {
                 // An answer that could not be retried is still an answer.
                 if let Some(sent) = sent {
-                    return Ok(sent);
+                    return Ok(Sent { flags, ..sent });
                 }
                 return Err(Failure { reason: self.reason(failed), flags });
             }
@@ -226,7 +228,7 @@ impl Attempts<'_> {
                 return Err((Failed::from(Outcome::Reset { request_started: true }), None));
             };
             match lease.send(Request::from_parts(head, body)).await {
-                Ok(response) => return Ok(Sent { response, lease, in_flight }),
+                Ok(response) => return Ok(Sent { response, lease, in_flight, flags: ResponseFlags::NONE }),
                 Err(mut failed) => {
                     let reused = lease.reused;
                     if let Some(unsent) = failed.take_message() {

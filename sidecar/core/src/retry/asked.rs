@@ -49,21 +49,23 @@ pub fn asked(headers: &mut HeaderMap, retry: &RetryPolicy, timeout: Option<Durat
     if let Some(wanted) = timeout_asked {
         asked.timeout = Some(Some(wanted).filter(|wanted| !wanted.is_zero()));
     }
-    if retry_on.is_none() && grpc_on.is_none() && max_retries.is_none() && per_try.is_none() {
+    if [&retry_on, &grpc_on, &statuses].into_iter().all(Option::is_none) && max_retries.is_none() && per_try.is_none() {
         return asked;
     }
     let mut changed = retry.clone();
+    // The route's list of statuses is one to which the request's is added.
+    let mut by_status = !retry.retry_on.statuses.is_empty();
     for names in [retry_on, grpc_on].into_iter().flatten() {
         let known = |name: &&str| RetryOn::parse([*name]).is_ok();
         for name in names.split(',').map(str::trim).filter(known) {
             // Known, as just seen.
             let _ = changed.retry_on.add(name);
         }
-        if names.split(',').any(|name| name.trim() == "retriable-status-codes") {
-            let codes =
-                statuses.iter().flat_map(|list| list.split(',')).filter_map(|code| code.trim().parse::<u16>().ok());
-            changed.retry_on.statuses.extend(codes);
-        }
+        by_status |= names.split(',').any(|name| name.trim() == "retriable-status-codes");
+    }
+    if by_status {
+        let codes = statuses.iter().flat_map(|list| list.split(',')).filter_map(|code| code.trim().parse::<u16>().ok());
+        changed.retry_on.statuses.extend(codes);
     }
     if let Some(max) = max_retries {
         changed.attempts = max.min(MAX_ASKED_RETRIES);
