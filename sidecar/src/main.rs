@@ -1,5 +1,6 @@
 //! `weft-sidecar`: the command line; see `weft_sidecar::run`.
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -51,6 +52,7 @@ fn run(args: Args) -> Result<ExitCode> {
             tracing_subscriber::EnvFilter::try_from_env("WEFT_LOG")
                 .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),
         )
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(log)
         .init();
     // While no descriptor is our own.

@@ -50,7 +50,7 @@ def haproxy(directory, port, upstreams, ring=True):
     with open(path, "w") as file:
         file.write(f"""global
   nbthread 1
-  maxconn 20000
+  maxconn 8000
 defaults
   mode http
   timeout connect 5s

@@ -7,6 +7,8 @@ import urllib.request
 from measure import PROXY_CPU
 
 BIN = os.environ.get("WEFT_BIN") or os.path.join(os.path.dirname(__file__), "../../target/dist")
+# What we start ends when we do, however that is.
+WITH_US = ["setpriv", "--pdeathsig", "KILL"]
 VIP = "10.222.0.1"
 HOST = "bench.test"
 
@@ -60,7 +62,8 @@ class ControlPlane:
         log = open(os.path.join(directory, "control-plane.log"), "w")
         data = os.path.join(directory, "cp")
         self.process = subprocess.Popen(
-            [*prefix, f"{BIN}/weft-control-plane", "--data-dir", data, "--listen", listen, "--policies", self.policies], stderr=log)
+            [*prefix, *WITH_US, f"{BIN}/weft-control-plane", "--data-dir", data, "--listen", listen, "--policies", self.policies],
+            stdout=subprocess.DEVNULL, stderr=log)
         self.environment = {**os.environ, "WEFT_ADMIN_SOCKET": os.path.join(data, "admin.sock")}
         while self.ctl("status").returncode != 0:
             time.sleep(0.05)
