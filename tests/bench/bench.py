@@ -16,6 +16,7 @@ import time
 
 import peers
 import weft
+from chain import chain
 from measure import LOAD_CPU, PROXY_CPU, descendants, resident_mb, window, wrk
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../..")
@@ -122,6 +123,8 @@ def scenarios(quick):
     seconds = 2 if quick else 5
     return {
         "S1 HTTP/1.1 one hop": (one_hop(seconds, 1), PROXIES),
+        "S2 chain, HTTP/1.1 inside": (chain(seconds, False, ENVOY), ["weft", "envoy", "haproxy"]),
+        "S2 chain, HTTP/2 inside": (chain(seconds, True, ENVOY), ["weft", "envoy", "haproxy"]),
         "S7 ring over 3": (one_hop(seconds, 3), ["weft", "envoy"]),
         "S7 ring over 100": (one_hop(seconds, 100), ["weft", "envoy"]),
         "S6 memory": (memory(1000 if quick else 5000), PROXIES),
@@ -163,9 +166,11 @@ def main():
     args = parser.parse_args()
     if not args.inside:
         # A network of our own: nothing of the machine is redirected.
-        command = ["unshare", "--net", *(["--user", "--map-root-user"] if os.getuid() else []), sys.executable, __file__, "--inside"]
+        command = ["unshare", "--net", "--mount", *(["--user", "--map-root-user"] if os.getuid() else []), sys.executable, __file__, "--inside"]
         command += ["--quick"] if args.quick else []
         os.execvp("unshare", [*command, "--only", args.only])
+    # Where `ip netns` keeps its names: ours alone.
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", "/run"], check=True)
     # A way out, as any machine has: what leaves by loopback is never redirected.
     way_out = "ip link add out0 type veth peer name out1 && ip addr add 10.222.255.1/16 dev out0 && ip link set out0 up && ip link set out1 up"
     subprocess.run(f"ip link set lo up && {way_out}", shell=True, check=True)

@@ -6,36 +6,89 @@ import json
 import os
 
 
+ENVOY_ARGS = ["--concurrency", "1", "--log-level", "error", "--use-dynamic-base-id"]
+TYPES = "type.googleapis.com/envoy.extensions"
+
+
 def envoy(directory, binary, port, upstreams, ring=True):
-    endpoints = [{"endpoint": {"address": address(one)}} for one in upstreams]
+    path = os.path.join(directory, f"envoy-{port}.json")
+    with open(path, "w") as file:
+        json.dump(envoy_config(port, upstreams, ring), file)
+    return [binary, "-c", path, *ENVOY_ARGS]
+
+
+def envoy_config(port, upstreams, ring=True, tls_in=None, tls_out=None, http2_out=False):
+    """`tls_in`, `tls_out`: folders with a certificate to show and a CA to ask for, where that side is mTLS."""
     cluster = {
         "name": "upstream", "connect_timeout": "5s", "type": "STATIC",
-        "load_assignment": {"cluster_name": "upstream", "endpoints": [{"lb_endpoints": endpoints}]},
+        "load_assignment": {"cluster_name": "upstream", "endpoints": [
+            {"lb_endpoints": [{"endpoint": {"address": address(one)}} for one in upstreams]}]},
         "circuit_breakers": {"thresholds": [{"max_connections": 4096, "max_pending_requests": 4096, "max_requests": 8192}]},
         "lb_policy": "RING_HASH" if ring else "ROUND_ROBIN",
     }
+    if tls_out:
+        cluster["transport_socket"] = tls(tls_out, "UpstreamTlsContext", ["h2"] if http2_out else ["http/1.1"])
+    if http2_out:
+        cluster["typed_extension_protocol_options"] = {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+            "@type": f"{TYPES}.upstreams.http.v3.HttpProtocolOptions", "explicit_http_config": {"http2_protocol_options": {}}}}
     action = {"cluster": "upstream"}
     if ring:
         action["hash_policy"] = [{"header": {"header_name": "user-id"}}]
     manager = {
-        "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        "@type": f"{TYPES}.filters.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": "bench", "generate_request_id": True,
-        "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [{"match": {"prefix": "/"}, "route": action}]}]},
-        "http_filters": [{"name": "envoy.filters.http.router", "typed_config": {
-            "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}}],
+        "route_config": {"virtual_hosts": [
+            {"name": "all", "domains": ["*"], "routes": [{"match": {"prefix": "/"}, "route": action}]}]},
+        "http_filters": [{"name": "envoy.filters.http.router", "typed_config": {"@type": f"{TYPES}.filters.http.router.v3.Router"}}],
     }
-    listener = {
-        "name": "bench", "address": address(f"127.0.0.1:{port}"),
-        "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
-    }
-    config = {
+    chain = {"filters": [{"name": "http", "typed_config": manager}]}
+    if tls_in:
+        chain["transport_socket"] = tls(tls_in, "DownstreamTlsContext", ["h2", "http/1.1"])
+        chain["transport_socket"]["typed_config"]["require_client_certificate"] = True
+    listener = {"name": "bench", "address": address(f"127.0.0.1:{port}"), "filter_chains": [chain]}
+    return {
         "admin": {"address": address("127.0.0.1:0")},
         "static_resources": {"listeners": [listener], "clusters": [cluster]},
     }
-    path = os.path.join(directory, f"envoy-{port}.json")
-    with open(path, "w") as file:
-        json.dump(config, file)
-    return [binary, "-c", path, "--concurrency", "1", "--log-level", "error", "--use-dynamic-base-id"]
+
+
+def tls(directory, kind, alpn):
+    file = lambda name: {"filename": os.path.join(directory, name)}
+    return {"name": "tls", "typed_config": {
+        "@type": f"{TYPES}.transport_sockets.tls.v3.{kind}",
+        "common_tls_context": {
+            "alpn_protocols": alpn,
+            "tls_certificates": [{"certificate_chain": file("one.pem"), "private_key": file("one.key")}],
+            "validation_context": {"trusted_ca": file("ca.pem")},
+        }}}
+
+
+def haproxy_chain(directory, http2):
+    alpn = "h2" if http2 else "http/1.1"
+    return f"""global
+  nbthread 1
+  maxconn 8000
+defaults
+  mode http
+  timeout connect 5s
+  timeout client 1h
+  timeout server 1h
+  http-reuse always
+frontend first
+  bind 127.0.0.1:10021
+  unique-id-format %[uuid()]
+  unique-id-header x-request-id
+  default_backend between
+backend between
+  balance hdr(user-id)
+  hash-type consistent
+  server b 127.0.0.1:10022 ssl crt {directory}/both.pem ca-file {directory}/ca.pem verify required alpn {alpn} maxconn 4096
+frontend second
+  bind 127.0.0.1:10022 ssl crt {directory}/both.pem ca-file {directory}/ca.pem verify required alpn h2,http/1.1
+  default_backend out
+backend out
+  server s 127.0.0.1:9000 maxconn 4096
+"""
 
 
 def address(text):
@@ -103,9 +156,9 @@ http {{
     return ["nginx", "-c", path]
 
 
-def upstream(directory, ports):
+def upstream(directory, ports, host="127.0.0.1"):
     """The server behind all of them: 128 bytes for any request."""
-    listens = "\n".join(f"    listen 127.0.0.1:{port} backlog=4096;" for port in ports)
+    listens = "\n".join(f"    listen {host}:{port} backlog=4096;" for port in ports)
     path = os.path.join(directory, "upstream.conf")
     with open(path, "w") as file:
         file.write(f"""worker_processes 1;
