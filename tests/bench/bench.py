@@ -17,7 +17,7 @@ import time
 import peers
 import weft
 from chain import chain
-from measure import LOAD_CPU, PROXY_CPU, descendants, resident_mb, window, wrk
+from measure import LOAD_CPU, PROXY_CPU, descendants, h2load, resident_mb, window, wrk
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../..")
 OUT = os.path.join(ROOT, "target/bench")
@@ -28,15 +28,18 @@ PROXIES = ["weft", "envoy", "haproxy", "nginx"]
 class Run:
     """One proxy under test, and the servers behind it."""
 
-    def __init__(self, proxy, directory, upstreams, ring):
+    def __init__(self, proxy, directory, upstreams, ring, http2=False):
+        self.authority, self.http2 = {}, http2
         self.proxy, self.control, self.pids, self.processes = proxy, None, [], []
         self.log = open(os.path.join(directory, "proxy.log"), "w")
         if proxy == "weft":
-            self.start_weft(directory, upstreams, ring)
+            self.start_weft(directory, upstreams, ring, http2)
         else:
             port = {"envoy": 10001, "haproxy": 10002, "nginx": 10003}[proxy]
             make = getattr(peers, proxy)
-            command = make(directory, ENVOY, port, upstreams, ring) if proxy == "envoy" else make(directory, port, upstreams, ring)
+            binary = [ENVOY] if proxy == "envoy" else []
+            more = [True] if http2 else []
+            command = make(directory, *binary, port, upstreams, ring, *more)
             self.url, self.headers = f"http://127.0.0.1:{port}/", {}
             self.spawn(["taskset", "-c", PROXY_CPU, *command])
         start = time.monotonic()
@@ -47,14 +50,14 @@ class Run:
                     raise SystemExit(f"{proxy} does not answer:\n{log.read()}")
             time.sleep(0.01)
 
-    def start_weft(self, directory, upstreams, ring):
+    def start_weft(self, directory, upstreams, ring, http2):
         self.control = weft.ControlPlane(directory)
         balancer = "{consistentHash: {httpHeaderName: user-id}}" if ring else "{simple: ROUND_ROBIN}"
-        self.control.policy("bench.yaml", weft.entry(upstreams) + "---\n" + weft.RULE.format(host=weft.HOST, balancer=balancer))
+        self.control.policy("bench.yaml", weft.entry(upstreams, "HTTP2" if http2 else "HTTP") + "---\n" + weft.RULE.format(host=weft.HOST, balancer=balancer))
         self.spawn(weft.sidecar(self.control, "front", directory))
         weft.wait("http://127.0.0.1:15021/healthz/ready")
         weft.redirect()
-        self.url, self.headers = f"http://{weft.VIP}/", {"Host": weft.HOST}
+        self.url, self.headers, self.authority = f"http://{weft.VIP}/", {"Host": weft.HOST}, {":authority": weft.HOST}
 
     def spawn(self, command):
         process = subprocess.Popen([*weft.WITH_US, *command], stdout=subprocess.DEVNULL, stderr=self.log)
@@ -63,7 +66,8 @@ class Run:
 
     def answers(self):
         headers = [part for name, value in self.headers.items() for part in ("-H", f"{name}: {value}")]
-        command = ["curl", "-s", "-m", "2", "-H", "user-id: 1", *headers, self.url]
+        version = ["--http2-prior-knowledge"] if self.http2 else []
+        command = ["curl", "-s", "-m", "2", *version, "-H", "user-id: 1", *headers, self.url]
         return subprocess.run(command, capture_output=True).stdout == b"x" * 128
 
     def stop(self):
@@ -88,6 +92,33 @@ def one_hop(seconds, endpoints, ring=True):
         running = Run(proxy, directory, upstreams, ring)
         try:
             load = lambda s: wrk(running.url, s, 64, {**running.headers, "user-id": "17"})
+            load(1)
+            return window(running.pids, lambda: load(seconds))
+        finally:
+            running.stop()
+    return run
+
+
+def http2(seconds):
+    """HTTP/2 to HTTP/2, 10 connections by 20 streams."""
+    def run(proxy, directory):
+        running = Run(proxy, directory, ["127.0.0.1:9200"], True, http2=True)
+        try:
+            # The authority is what Weft knows the service by; its address is what is dialed.
+            load = lambda s: h2load(running.url, s, 10, 20, {"user-id": "17", **running.authority})
+            load(1)
+            return window(running.pids, lambda: load(seconds))
+        finally:
+            running.stop()
+    return run
+
+
+def new_connections(seconds):
+    """A new connection for each request, plain."""
+    def run(proxy, directory):
+        running = Run(proxy, directory, ["127.0.0.1:9000"], True)
+        try:
+            load = lambda s: wrk(running.url, s, 16, {**running.headers, "user-id": "17", "Connection": "close"})
             load(1)
             return window(running.pids, lambda: load(seconds))
         finally:
@@ -125,6 +156,8 @@ def scenarios(quick):
         "S1 HTTP/1.1 one hop": (one_hop(seconds, 1), PROXIES),
         "S2 chain, HTTP/1.1 inside": (chain(seconds, False, ENVOY), ["weft", "envoy", "haproxy"]),
         "S2 chain, HTTP/2 inside": (chain(seconds, True, ENVOY), ["weft", "envoy", "haproxy"]),
+        "S3 HTTP/2 to HTTP/2": (http2(seconds), ["weft", "envoy", "haproxy"]),
+        "S5 new connections, plain": (new_connections(seconds), PROXIES),
         "S7 ring over 3": (one_hop(seconds, 3), ["weft", "envoy"]),
         "S7 ring over 100": (one_hop(seconds, 100), ["weft", "envoy"]),
         "S6 memory": (memory(1000 if quick else 5000), PROXIES),
@@ -177,7 +210,7 @@ def main():
     os.environ["PATH"] += ":/usr/sbin:/sbin"
     resource_limit()
     directory = tempfile.mkdtemp(prefix="weft-bench-")
-    upstream = subprocess.Popen([*weft.WITH_US, "taskset", "-c", LOAD_CPU, *peers.upstream(directory, range(9000, 9100))])
+    upstream = subprocess.Popen([*weft.WITH_US, "taskset", "-c", LOAD_CPU, *peers.upstream(directory, range(9000, 9100), http2=[9200])])
     rows, rounds = [], 2 if args.quick else 5
     try:
         for name, (run, proxies) in scenarios(args.quick).items():

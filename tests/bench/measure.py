@@ -77,6 +77,20 @@ def wrk(url, seconds, connections, headers, prefix=()):
     return {"requests": requests, "rps": rps, "p50_us": percentile["50"], "p99_us": percentile["99"], "errors": errors}
 
 
+def h2load(url, seconds, connections, streams, headers):
+    """One run of h2load. Its latencies are means, which say little: left out."""
+    command = ["taskset", "-c", LOAD_CPU, "h2load", "-t1", f"-c{connections}", f"-m{streams}", f"-D{seconds}"]
+    for name, value in headers.items():
+        command += ["-H", f"{name}: {value}"]
+    out = subprocess.run([*command, url], capture_output=True, text=True, check=True).stdout
+    done = re.search(r"requests: \d+ total, \d+ started, (\d+) done, (\d+) succeeded, (\d+) failed, (\d+) errored, (\d+) timeout", out)
+    rps = float(re.search(r"finished in [\d.]+m?s, ([\d.]+) req/s", out).group(1))
+    codes = re.search(r"status codes: (\d+) 2xx", out)
+    requests = int(done.group(1))
+    errors = sum(int(done.group(i)) for i in (3, 4, 5)) + max(0, int(done.group(2)) - int(codes.group(1)))
+    return {"requests": requests, "rps": rps, "errors": errors}
+
+
 def window(pids, load):
     """Runs `load`; its figures with what the processes used meanwhile, and what everything else on the machine did."""
     pids = [one for pid in pids for one in descendants(pid)]

@@ -10,10 +10,10 @@ ENVOY_ARGS = ["--concurrency", "1", "--log-level", "error", "--use-dynamic-base-
 TYPES = "type.googleapis.com/envoy.extensions"
 
 
-def envoy(directory, binary, port, upstreams, ring=True):
+def envoy(directory, binary, port, upstreams, ring=True, http2=False):
     path = os.path.join(directory, f"envoy-{port}.json")
     with open(path, "w") as file:
-        json.dump(envoy_config(port, upstreams, ring), file)
+        json.dump(envoy_config(port, upstreams, ring, http2_out=http2), file)
     return [binary, "-c", path, *ENVOY_ARGS]
 
 
@@ -96,9 +96,10 @@ def address(text):
     return {"socket_address": {"address": host, "port_value": int(port)}}
 
 
-def haproxy(directory, port, upstreams, ring=True):
+def haproxy(directory, port, upstreams, ring=True, http2=False):
     balance = "balance hdr(user-id)\n  hash-type consistent" if ring else "balance roundrobin"
-    servers = "\n".join(f"  server s{i} {one} maxconn 4096" for i, one in enumerate(upstreams))
+    proto = " proto h2" if http2 else ""
+    servers = "\n".join(f"  server s{i} {one} maxconn 4096{proto}" for i, one in enumerate(upstreams))
     path = os.path.join(directory, f"haproxy-{port}.cfg")
     with open(path, "w") as file:
         file.write(f"""global
@@ -111,7 +112,7 @@ defaults
   timeout server 1h
   http-reuse always
 frontend in
-  bind 127.0.0.1:{port}
+  bind 127.0.0.1:{port}{proto}
   unique-id-format %[uuid()]
   unique-id-header x-request-id
   default_backend out
@@ -156,9 +157,10 @@ http {{
     return ["nginx", "-c", path]
 
 
-def upstream(directory, ports, host="127.0.0.1"):
+def upstream(directory, ports, host="127.0.0.1", http2=()):
     """The server behind all of them: 128 bytes for any request."""
     listens = "\n".join(f"    listen {host}:{port} backlog=4096;" for port in ports)
+    listens += "\n".join(f"\n    listen {host}:{port} http2 backlog=4096;" for port in http2)
     path = os.path.join(directory, "upstream.conf")
     with open(path, "w") as file:
         file.write(f"""worker_processes 1;
@@ -171,6 +173,7 @@ http {{
   access_log off;
   keepalive_requests 1000000000;
   keepalive_timeout 1h;
+  http2_max_concurrent_streams 1000;
   client_body_temp_path {directory}/ubody; proxy_temp_path {directory}/uproxy; fastcgi_temp_path {directory}/uf;
   uwsgi_temp_path {directory}/uu; scgi_temp_path {directory}/us;
   server {{

@@ -25,7 +25,7 @@ spec:
 """
 
 
-def entry(upstreams):
+def entry(upstreams, protocol="HTTP"):
     endpoints = "\n".join(f"  - {{address: {one.rsplit(':')[0]}, ports: {{http: {one.rsplit(':')[1]}}}}}" for one in upstreams)
     return f"""apiVersion: networking.istio.io/v1
 kind: ServiceEntry
@@ -33,7 +33,7 @@ metadata: {{name: bench}}
 spec:
   hosts: [{HOST}]
   addresses: [{VIP}]
-  ports: [{{number: 80, name: http, protocol: HTTP}}]
+  ports: [{{number: 80, name: http, protocol: {protocol}}}]
   resolution: STATIC
   endpoints:
 {endpoints}
