@@ -3,6 +3,7 @@
 //! The bytes are read and given back, not peeked: a peek leaves them in the socket, which then is readable for ever,
 //! and costs the same system call again.
 
+use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -99,6 +100,27 @@ pub enum RelayEnd {
 }
 
 const RELAY_BUFFER: usize = 64 * 1024;
+/// Buffers that a worker keeps for the next flow that has bytes.
+const SPARE_BUFFERS: usize = 8;
+
+thread_local! {
+    static SPARE: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A buffer from those that this thread keeps: a flow needs one only while bytes are under way, and making one anew
+/// each time means zeroing it.
+fn take_buffer() -> Box<[u8]> {
+    SPARE.with_borrow_mut(Vec::pop).unwrap_or_else(|| vec![0; RELAY_BUFFER].into_boxed_slice())
+}
+
+fn give_back(buffer: &mut Box<[u8]>) {
+    let buffer = std::mem::take(buffer);
+    SPARE.with_borrow_mut(|spare| {
+        if !buffer.is_empty() && spare.len() < SPARE_BUFFERS {
+            spare.push(buffer);
+        }
+    });
+}
 
 struct Direction {
     buffer: Box<[u8]>,
@@ -148,7 +170,7 @@ impl Direction {
                 continue;
             }
             if self.buffer.is_empty() {
-                self.buffer = vec![0; RELAY_BUFFER].into_boxed_slice();
+                self.buffer = take_buffer();
             }
             let mut buf = ReadBuf::new(&mut self.buffer);
             match from.as_mut().poll_read(cx, &mut buf) {
@@ -156,7 +178,7 @@ impl Direction {
                     (self.filled, self.written) = (buf.filled().len(), 0);
                     if self.filled == 0 {
                         self.ended = true;
-                        self.buffer = Box::default();
+                        give_back(&mut self.buffer);
                     }
                 }
                 Poll::Ready(Err(e)) => return Poll::Ready(Err((true, e))),
@@ -166,7 +188,7 @@ impl Direction {
                         self.flush = false;
                     }
                     // An idle connection holds no buffer.
-                    self.buffer = Box::default();
+                    give_back(&mut self.buffer);
                     (self.filled, self.written) = (0, 0);
                     return Poll::Pending;
                 }
