@@ -20,6 +20,7 @@ build:
 
 # Weft beside Envoy, HAProxy and nginx; QUICK=1 for a first look.
 bench: install build
+	cargo build --locked --profile dist -p weft-load
 	tests/bench/install.sh
 	python3 tests/bench/bench.py
 

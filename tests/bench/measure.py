@@ -1,11 +1,17 @@
 """Figures: CPU and memory of processes from /proc, requests and latencies from the load generators."""
+import json
 import os
 import re
+import resource
 import subprocess
 import time
 
 TICK = os.sysconf("SC_CLK_TCK")
 PROXY_CPU, LOAD_CPU = "0", "1"
+ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), "../.."))
+BIN = os.environ.get("WEFT_BIN") or os.path.join(ROOT, "target/dist")
+# What we start ends when we do, however that is.
+WITH_US = ["setpriv", "--pdeathsig", "KILL"]
 
 
 def descendants(pid):
@@ -36,6 +42,12 @@ def cpu_seconds(pids):
     return total / TICK
 
 
+def children_seconds():
+    """User and system time of our own ended children: the load generators."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def resident_mb(pids):
     total = 0
     for pid in pids:
@@ -60,14 +72,22 @@ def milliseconds(text):
     return float(number) * {"us": 1e-3, "ms": 1.0, "s": 1e3}[unit]
 
 
-def wrk(url, seconds, connections, headers, prefix=()):
+def on_load_cpu(command, prefix=(), **more):
+    done = subprocess.run([*prefix, "taskset", "-c", LOAD_CPU, *command], capture_output=True, text=True, **more)
+    if done.returncode != 0:
+        raise SystemExit(f"{' '.join(command)}: {done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def header_args(headers):
+    return [part for name, value in headers.items() for part in ("-H", f"{name}: {value}")]
+
+
+def wrk(url, seconds, connections, headers, prefix=(), many_users=False):
     """One run of wrk: requests, requests a second, latencies in microseconds, and what went wrong."""
-    command = [*prefix, "taskset", "-c", LOAD_CPU, "wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency"]
-    for name, value in headers.items():
-        command += ["-H", f"{name}: {value}"]
-    out = subprocess.run([*command, url], capture_output=True, text=True, check=True).stdout
-    total = re.search(r"(\d+) requests in ([\d.]+)(m?s)", out)
-    requests = int(total.group(1))
+    script = ["-s", os.path.join(os.path.dirname(__file__), "users.lua")] if many_users else []
+    out = on_load_cpu(["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", *script, *header_args(headers), url], prefix)
+    requests = int(re.search(r"(\d+) requests in ([\d.]+)(m?s)", out).group(1))
     percentile = {p: milliseconds(t) * 1000 for p, t in re.findall(r"^\s+(\d+)%\s+(\S+)$", out, re.M)}
     other = re.search(r"Non-2xx or 3xx responses: (\d+)", out)
     sockets = re.search(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", out)
@@ -77,12 +97,10 @@ def wrk(url, seconds, connections, headers, prefix=()):
     return {"requests": requests, "rps": rps, "p50_us": percentile["50"], "p99_us": percentile["99"], "errors": errors}
 
 
-def h2load(url, seconds, connections, streams, headers):
+def h2load(url, seconds, connections, streams, headers, body=None):
     """One run of h2load. Its latencies are means, which say little: left out."""
-    command = ["taskset", "-c", LOAD_CPU, "h2load", "-t1", f"-c{connections}", f"-m{streams}", f"-D{seconds}"]
-    for name, value in headers.items():
-        command += ["-H", f"{name}: {value}"]
-    out = subprocess.run([*command, url], capture_output=True, text=True, check=True).stdout
+    data = ["-d", body] if body else []
+    out = on_load_cpu(["h2load", "-t1", f"-c{connections}", f"-m{streams}", f"-D{seconds}", *data, *header_args(headers), url])
     done = re.search(r"requests: \d+ total, \d+ started, (\d+) done, (\d+) succeeded, (\d+) failed, (\d+) errored, (\d+) timeout", out)
     rps = float(re.search(r"finished in [\d.]+m?s, ([\d.]+) req/s", out).group(1))
     codes = re.search(r"status codes: (\d+) 2xx", out)
@@ -91,14 +109,25 @@ def h2load(url, seconds, connections, streams, headers):
     return {"requests": requests, "rps": rps, "errors": errors}
 
 
-def window(pids, load):
-    """Runs `load`; its figures with what the processes used meanwhile, and what everything else on the machine did."""
+def weft_load(*args, prefix=()):
+    """One run of our own load."""
+    return json.loads(on_load_cpu([f"{BIN}/weft-load", *map(str, args)], prefix).splitlines()[-1])
+
+
+def window(pids, servers, load):
+    """Runs `load`: its figures, what the processes used meanwhile, and how busy the rest of the machine was."""
     pids = [one for pid in pids for one in descendants(pid)]
-    cpu, busy, start = cpu_seconds(pids), busy_seconds(), time.monotonic()
+    servers = [one for pid in servers for one in descendants(pid)]
+    known = lambda: cpu_seconds(pids + servers) + children_seconds()
+    cpu, ours, busy, start = cpu_seconds(pids), known(), busy_seconds(), time.monotonic()
     figures = load()
-    cpu, busy, took = cpu_seconds(pids) - cpu, busy_seconds() - busy, time.monotonic() - start
-    figures["cpu_us_per_request"] = cpu * 1e6 / max(figures["requests"], 1)
+    cpu, ours, busy, took = cpu_seconds(pids) - cpu, known() - ours, busy_seconds() - busy, time.monotonic() - start
+    if "gb" in figures:
+        figures["cpu_s_per_gb"] = cpu / max(figures["gb"], 1e-9)
+        figures["gb_per_s"] = figures["gb"] / took
+    else:
+        figures["cpu_us_per_request"] = cpu * 1e6 / max(figures["requests"], 1)
     figures["rss_mb"] = resident_mb(pids)
     figures["proxy_cpu"] = cpu / took
-    figures["machine_cpu"] = busy / took
+    figures["others_cpu"] = max(0.0, busy - ours) / took
     return figures

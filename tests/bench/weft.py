@@ -1,16 +1,14 @@
-"""Weft as a user runs it: a control plane with policy files, a sidecar that joins it, traffic redirected by nftables."""
+"""Weft as a user runs it: a control plane with policy files, sidecars that join it, traffic redirected by nftables."""
 import os
 import subprocess
 import time
-import urllib.request
 
-from measure import PROXY_CPU
+from measure import BIN, PROXY_CPU, WITH_US
 
-BIN = os.environ.get("WEFT_BIN") or os.path.join(os.path.dirname(__file__), "../../target/dist")
-# What we start ends when we do, however that is.
-WITH_US = ["setpriv", "--pdeathsig", "KILL"]
 VIP = "10.222.0.1"
 HOST = "bench.test"
+# Where a proxy does not run as root it runs as this user; the redirection knows it by that.
+PROXY_UID = 1337
 
 RULE = """apiVersion: networking.istio.io/v1
 kind: DestinationRule
@@ -21,35 +19,29 @@ spec:
     loadBalancer: {balancer}
     connectionPool:
       tcp: {{maxConnections: 4096}}
-      http: {{http1MaxPendingRequests: 4096, http2MaxRequests: 8192}}
+      http: {{{upgrade}http1MaxPendingRequests: 4096, http2MaxRequests: 8192}}
 """
 
 
-def entry(upstreams, protocol="HTTP"):
-    endpoints = "\n".join(f"  - {{address: {one.rsplit(':')[0]}, ports: {{http: {one.rsplit(':')[1]}}}}}" for one in upstreams)
+def rule(host, ring=True, http2=False):
+    balancer = "{consistentHash: {httpHeaderName: user-id}}" if ring else "{simple: ROUND_ROBIN}"
+    return RULE.format(host=host, balancer=balancer, upgrade="h2UpgradePolicy: UPGRADE, " if http2 else "")
+
+
+def entry(upstreams, kind):
+    protocol = {"http1": "HTTP", "http2": "HTTP2", "tcp": "TCP"}[kind]
+    endpoints = "\n".join(f"  - {{address: {one.rsplit(':')[0]}, ports: {{main: {one.rsplit(':')[1]}}}}}" for one in upstreams)
     return f"""apiVersion: networking.istio.io/v1
 kind: ServiceEntry
 metadata: {{name: bench}}
 spec:
   hosts: [{HOST}]
   addresses: [{VIP}]
-  ports: [{{number: 80, name: http, protocol: {protocol}}}]
+  ports: [{{number: 80, name: main, protocol: {protocol}}}]
   resolution: STATIC
   endpoints:
 {endpoints}
 """
-
-
-def wait(url, seconds=10):
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            with urllib.request.urlopen(url, timeout=1) as answer:
-                return answer.read()
-        except OSError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.002)
 
 
 class ControlPlane:
@@ -65,7 +57,9 @@ class ControlPlane:
             [*prefix, *WITH_US, f"{BIN}/weft-control-plane", "--data-dir", data, "--listen", listen, "--policies", self.policies],
             stdout=subprocess.DEVNULL, stderr=log)
         self.environment = {**os.environ, "WEFT_ADMIN_SOCKET": os.path.join(data, "admin.sock")}
+        end = time.monotonic() + 10
         while self.ctl("status").returncode != 0:
+            assert time.monotonic() < end, open(log.name).read()
             time.sleep(0.05)
 
     def ctl(self, *args):
@@ -77,28 +71,48 @@ class ControlPlane:
             file.write(text)
         os.rename(path + ".new", path)
 
-    def token(self, account):
+    def token(self, account, services=()):
         path = os.path.join(self.directory, f"{account}.token")
-        made = self.ctl("token", "create", "--service-account", account, "--out", path)
+        named = [part for service in services for part in ("--service", service)]
+        made = self.ctl("token", "create", "--service-account", account, "--out", path, *named)
         assert made.returncode == 0, made.stderr
         return path
+
+    def virtual_ip(self, service):
+        """The address that the control plane gave to a service, once it has one."""
+        end = time.monotonic() + 15
+        while time.monotonic() < end:
+            for line in self.ctl("status").stdout.splitlines():
+                if line.startswith(f"service {service}.") and "240.240" in line:
+                    return line.split()[2]
+            time.sleep(0.02)
+        raise SystemExit(self.ctl("status").stdout)
 
     def stop(self):
         self.process.terminate()
         self.process.wait()
 
 
-def sidecar(control, account, directory, *args, prefix=(), workers=1):
+def sidecar(control, account, directory, *args, uid=None, workers=1):
     """The command of a sidecar with one worker, on the proxy's processor."""
+    token, data = control.token(account), os.path.join(directory, account)
+    user = []
+    if uid:
+        os.makedirs(data)
+        for path in (token, data):
+            os.chown(path, uid, uid)
+        user = ["--reuid", str(uid), "--regid", str(uid), "--clear-groups"]
     return [
-        *prefix, "taskset", "-c", PROXY_CPU, f"{BIN}/weft-sidecar", "run", "--control-plane", control.listen,
-        "--token-file", control.token(account), "--data-dir", os.path.join(directory, account), "--workload", account,
-        "--workers", str(workers), *args,
+        *WITH_US, *user, "taskset", "-c", PROXY_CPU, f"{BIN}/weft-sidecar", "run", "--control-plane", control.listen,
+        "--token-file", token, "--data-dir", data, "--workload", account, "--workers", str(workers), *args,
     ]
 
 
-def redirect(prefix=()):
-    subprocess.run([*prefix, f"{BIN}/weft-sidecar", "redirect", "install"], check=True, capture_output=True)
+def redirect(prefix=(), uid=None):
+    user = ["--proxy-uid", str(uid)] if uid else []
+    done = subprocess.run([*prefix, f"{BIN}/weft-sidecar", "redirect", "install", *user], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise SystemExit(f"redirect install: {done.stdout}{done.stderr}")
 
 
 def unredirect(prefix=()):
