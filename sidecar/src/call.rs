@@ -19,7 +19,7 @@ use crate::body::BodyState;
 use crate::metrics::{Metrics, Pair, RequestSample};
 use crate::pool::Lease;
 use crate::proxy::Proxy;
-use crate::stream::{Moved, relay};
+use crate::relay::{Moved, relay};
 
 /// Requests and connections in progress: what a drain waits for.
 #[derive(Debug, Default)]

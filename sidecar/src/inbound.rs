@@ -30,7 +30,7 @@ use crate::identity::{alpn, spiffe_id};
 use crate::labels;
 use crate::metrics::Pair;
 use crate::proxy::Proxy;
-use crate::stream::Rewind;
+use crate::stream::{MaybeSocket, ReadAhead, Rewind};
 use crate::tcp::{self, First};
 pub use ports::Ports;
 
@@ -143,7 +143,8 @@ async fn mesh(
     let accepted = async {
         // One that has expired too: the peer refuses it then, and can say why.
         let credentials = proxy.identity.current().ok_or_else(|| anyhow::anyhow!("no certificate yet"))?;
-        let accept = TlsAcceptor::from(credentials.server()).accept(Rewind::new(bytes.freeze(), stream));
+        let accept =
+            TlsAcceptor::from(credentials.server()).accept(ReadAhead::new(Rewind::new(bytes.freeze(), stream)));
         let tls = tokio::time::timeout(HANDSHAKE_TIMEOUT, accept).await??;
         let certificates = tls.get_ref().1.peer_certificates().unwrap_or_default();
         let leaf = certificates.first().ok_or_else(|| anyhow::anyhow!("no client certificate"))?;
@@ -224,7 +225,7 @@ where
 /// Phase 4 for bytes.
 async fn bytes_to_application<S>(caller: &Arc<Caller>, stream: S)
 where
-    S: AsyncRead + AsyncWrite + Unpin,
+    S: AsyncRead + AsyncWrite + MaybeSocket + Unpin,
 {
     let proxy = &caller.proxy;
     // STRICT may have come while the connection was silent, and may come while it is open.

@@ -28,6 +28,7 @@ pub mod outbound;
 pub mod pool;
 pub mod proxy;
 pub mod redirect;
+pub mod relay;
 pub mod resolv;
 pub mod run;
 pub mod session;

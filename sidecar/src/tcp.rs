@@ -22,7 +22,8 @@ use crate::identity::alpn;
 use crate::metrics::Pair;
 use crate::pool::TcpSlot;
 use crate::proxy::Proxy;
-use crate::stream::{Moved, RelayEnd, Rewind, relay};
+use crate::relay::{Moved, RelayEnd, relay};
+use crate::stream::{MaybeSocket, Rewind};
 use crate::upstream::{Upstream, connect};
 
 /// Bytes that are read to find out what a connection speaks.
@@ -154,7 +155,7 @@ pub async fn run<S>(
     seen: Bytes,
     forbidden: impl Future<Output = ()>,
 ) where
-    S: AsyncRead + AsyncWrite + Unpin,
+    S: AsyncRead + AsyncWrite + MaybeSocket + Unpin,
 {
     let _active = activity.begin();
     let pool = &flow.cluster.config.pool;

@@ -21,6 +21,7 @@ use crate::connect::{self, Keepalive};
 use crate::http::MAX_HEAD;
 use crate::identity::{Identity, alpn, spiffe_id};
 use crate::pool::Opened;
+use crate::stream::{MaybeSocket, ReadAhead};
 
 /// Why a connection could not be opened.
 #[derive(Debug, Clone)]
@@ -50,7 +51,7 @@ pub enum Upstream {
     /// Without TLS.
     Plain(TcpStream),
     /// mTLS to a sidecar.
-    Mtls(Box<TlsStream<TcpStream>>),
+    Mtls(Box<TlsStream<ReadAhead<TcpStream>>>),
 }
 
 /// Dials `endpoint` as `cluster` says. `alpn`: what will be spoken inside mTLS.
@@ -83,6 +84,7 @@ pub async fn connect(
         let stream = connect::tcp(to, mark, limit, keepalive).await.map_err(|e| DialError::io(&e))?;
         let Some(expected) = expected else { return Ok(Upstream::Plain(stream)) };
         let credentials = identity.valid().map_err(|e| DialError::new(Outcome::ConnectFailure, format!("{e:#}")))?;
+        let stream = ReadAhead::new(stream);
         let tls = TlsConnector::from(credentials.client(alpn)).connect(server_name(cluster, to), stream).await;
         let tls = tls.map_err(|e| DialError::io(&e))?;
         let found = tls.get_ref().1.peer_certificates().and_then(<[_]>::first).map(spiffe_id);
@@ -167,6 +169,15 @@ pub async fn open_http(dialer: Dialer<'_>) -> Result<Opened, DialError> {
         }
     });
     Ok(Opened::Http1(sender, task))
+}
+
+impl MaybeSocket for Upstream {
+    fn socket(&self) -> Option<&TcpStream> {
+        match self {
+            Upstream::Plain(socket) => Some(socket),
+            Upstream::Mtls(_) => None,
+        }
+    }
 }
 
 impl AsyncRead for Upstream {

@@ -3,10 +3,14 @@
 Envoy and HAProxy give each request an id, as Weft does. None writes an access log. Connections are kept alive on both
 sides, but for plain byte streams.
 """
+import glob
 import json
 import os
 
-ENVOY = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../target/bench/venv/bin/envoy")
+from measure import ROOT
+
+# The binary itself: the package's script is Python, which not every user may run.
+ENVOY = glob.glob(os.path.join(ROOT, "target/bench/venv/lib/python3*/site-packages/envoy/_bin/envoy"))[0]
 ENVOY_ARGS = ["--concurrency", "1", "--log-level", "error", "--use-dynamic-base-id"]
 TYPES = "type.googleapis.com/envoy.extensions"
 
@@ -103,7 +107,7 @@ def haproxy(listen, upstreams, kind, ring, tls_in, tls_out, splice):
     id_of_request = "unique-id-format %[uuid()]\n  unique-id-header x-request-id" if http else ""
     return f"""global
   nbthread 1
-  maxconn 12000
+  maxconn 9000
 defaults
   mode {"http" if http else "tcp"}
   timeout connect 5s
