@@ -8,13 +8,13 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use tokio::sync::Notify;
 use weft_core::flag::ResponseFlag;
 use weft_core::outcome::Outcome;
 
 use crate::call::Ending;
-use crate::outbound::classify;
+use crate::incoming::{Incoming, IncomingError};
+use crate::outbound::classify_body;
 
 /// A request body that has grown beyond this is not kept for a retry. Envoy's limit is that of its connection buffer
 /// (1 MiB in Istio); every request in flight may hold this much, so that Weft keeps less.
@@ -208,7 +208,7 @@ impl Body for RequestBody {
 pub enum BodyError {
     /// The client's side failed.
     #[error("the client's request body broke off: {0}")]
-    Client(hyper::Error),
+    Client(IncomingError),
     /// A newer attempt reads it now.
     #[error("superseded by a retry")]
     Superseded,
@@ -221,6 +221,8 @@ pub struct ResponseBody {
     ending: Option<Ending>,
     /// It must have ended by then.
     deadline: Option<Pin<Box<tokio::time::Sleep>>>,
+    /// The head that it came with.
+    origin: Bytes,
 }
 
 /// Why a response broke off.
@@ -228,7 +230,7 @@ pub struct ResponseBody {
 pub enum ResponseError {
     /// The upstream's side failed.
     #[error("the upstream's response broke off: {0}")]
-    Upstream(hyper::Error),
+    Upstream(IncomingError),
     /// The request's timeout ended in the middle of it.
     #[error("the request's timeout ended before its response did")]
     Timeout,
@@ -244,22 +246,32 @@ impl ResponseBody {
     /// A local answer.
     pub fn full(bytes: Bytes) -> ResponseBody {
         let inner = if bytes.is_empty() { Inner::Empty } else { Inner::Full(bytes) };
-        ResponseBody { inner, ending: None, deadline: None }
+        ResponseBody { inner, ending: None, deadline: None, origin: Bytes::new() }
     }
 
     /// No body.
     pub fn empty() -> ResponseBody {
-        ResponseBody { inner: Inner::Empty, ending: None, deadline: None }
+        ResponseBody { inner: Inner::Empty, ending: None, deadline: None, origin: Bytes::new() }
     }
 
     /// An upstream's answer; it breaks off at the deadline.
-    pub fn upstream(incoming: Incoming, mut ending: Ending, deadline: Option<tokio::time::Instant>) -> ResponseBody {
+    pub fn upstream(
+        mut incoming: Incoming,
+        mut ending: Ending,
+        deadline: Option<tokio::time::Instant>,
+    ) -> ResponseBody {
+        let origin = std::mem::take(&mut incoming.origin);
         if incoming.is_end_stream() {
             ending.complete();
-            return ResponseBody::empty();
+            return ResponseBody { origin, ..ResponseBody::empty() };
         }
         let deadline = deadline.map(|at| Box::pin(tokio::time::sleep_until(at)));
-        ResponseBody { inner: Inner::Upstream(incoming), ending: Some(ending), deadline }
+        ResponseBody { inner: Inner::Upstream(incoming), ending: Some(ending), deadline, origin }
+    }
+
+    /// The head that the response came with; empty where it did not come by HTTP/1.
+    pub fn take_origin(&mut self) -> Bytes {
+        std::mem::take(&mut self.origin)
     }
 
     /// With something to do at the end.
@@ -273,7 +285,8 @@ impl ResponseBody {
         self
     }
 
-    fn complete(&mut self) {
+    /// Nobody will read it.
+    pub fn complete(&mut self) {
         if let Some(mut ending) = self.ending.take() {
             ending.complete();
         }
@@ -326,7 +339,7 @@ impl Body for ResponseBody {
                     }
                     Some(Err(e)) => {
                         if let Some(ending) = this.ending.take() {
-                            let reset = classify(e, true) == Outcome::RemoteReset;
+                            let reset = classify_body(e) == Outcome::RemoteReset;
                             ending.failed(if reset {
                                 ResponseFlag::UpstreamRemoteReset
                             } else {

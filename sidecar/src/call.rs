@@ -7,8 +7,6 @@ use std::time::Instant;
 
 use http::request::Parts;
 use http::{HeaderMap, Response};
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
 use weft_core::endpoint::InFlight;
 use weft_core::flag::{ResponseFlag, ResponseFlags};
 use weft_core::limits::Permit;
@@ -16,6 +14,7 @@ use weft_core::reply::{LocalReply, is_grpc};
 
 use crate::access_log::{AccessLog, LogFields};
 use crate::body::BodyState;
+use crate::incoming::Upgrade;
 use crate::metrics::{Metrics, Pair, RequestSample};
 use crate::pool::Lease;
 use crate::proxy::Proxy;
@@ -225,10 +224,10 @@ impl Ending {
     }
 
     /// Relays bytes both ways after an upgrade, holding what the request held.
-    pub async fn tunnel(mut self, client: OnUpgrade, server: OnUpgrade) {
-        let (Ok(client), Ok(server)) = (client.await, server.await) else { return };
+    pub async fn tunnel(mut self, client: Upgrade, server: Upgrade) {
+        let (Some(client), Some(server)) = (client.stream().await, server.stream().await) else { return };
         let moved = Moved::default();
-        relay(TokioIo::new(client), TokioIo::new(server), &moved, None, None).await;
+        relay(client, server, &moved, None, None).await;
         self.sent(usize::try_from(moved.received.into_inner()).unwrap_or(usize::MAX));
         // The connection is used up.
         self.lease = None;

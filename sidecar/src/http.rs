@@ -8,19 +8,20 @@ use http::header::{
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Method, Request, Response, StatusCode, Uri, Version};
-use hyper::body::Incoming;
-use hyper::server::conn::{http1, http2};
+use hyper::server::conn::http2;
 use hyper::service::service_fn;
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rand::Rng;
 use tokio::io::{AsyncRead, AsyncWrite};
+use weft_core::http1::MAX_HEAD;
 use weft_core::reply::{LocalReply, Reason, is_grpc};
 
 use crate::body::ResponseBody;
+use crate::http1;
+use crate::incoming::{Incoming, Upgrade};
 use crate::proxy::Proxy;
-
-/// Largest head of a message, and how far we read ahead. Envoy's default is 60 KiB; hyper reads in powers of two.
-pub const MAX_HEAD: usize = 64 * 1024;
+use crate::stream::MaybeSocket;
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -38,18 +39,11 @@ pub const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-pro
 /// Serves one HTTP/1 connection to its end.
 pub async fn serve_http1<I, F, Fut>(io: I, handle: F)
 where
-    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    I: AsyncRead + AsyncWrite + MaybeSocket + Unpin + Send + 'static,
     F: Fn(Request<Incoming>) -> Fut,
     Fut: Future<Output = Response<ResponseBody>>,
 {
-    let handle = &handle;
-    let service = service_fn(move |request| async move { Ok::<_, Infallible>(handle(request).await) });
-    let connection = http1::Builder::new()
-        .preserve_header_case(true)
-        .max_buf_size(MAX_HEAD)
-        .serve_connection(TokioIo::new(io), service)
-        .with_upgrades();
-    if let Err(e) = connection.await {
+    if let Err(e) = http1::serve(io, handle).await {
         tracing::debug!("HTTP/1 connection from a client ended: {e}");
     }
 }
@@ -61,8 +55,13 @@ where
     F: Fn(Request<Incoming>) -> Fut + Clone + Send + 'static,
     Fut: Future<Output = Response<ResponseBody>> + Send + 'static,
 {
-    let service = service_fn(move |request| {
-        let handling = handle(request);
+    let service = service_fn(move |mut request: Request<hyper::body::Incoming>| {
+        let connect = request.extensions().get::<OnUpgrade>().is_some();
+        let upgrade = connect.then(|| Upgrade::Hyper(hyper::upgrade::on(&mut request)));
+        let handling = handle(request.map(|body| match upgrade {
+            Some(upgrade) => Incoming::hyper(body).with_upgrade(upgrade),
+            None => Incoming::hyper(body),
+        }));
         async move { Ok::<_, Infallible>(handling.await) }
     });
     let mut builder = http2::Builder::new(TokioExecutor::new());

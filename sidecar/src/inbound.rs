@@ -14,7 +14,6 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use http::Request;
-use hyper::body::Incoming;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
@@ -27,6 +26,7 @@ use weft_core::tls_hello::{Hello, MAX_HELLO, client_hello};
 use crate::connect::MARK_DELIVERY;
 use crate::http::{serve_http1, serve_http2};
 use crate::identity::{alpn, spiffe_id};
+use crate::incoming::Incoming;
 use crate::labels;
 use crate::metrics::Pair;
 use crate::proxy::Proxy;
@@ -205,7 +205,7 @@ async fn refuse_plaintext(caller: Arc<Caller>, mut stream: TcpStream, bytes: Byt
 
 async fn http1<S>(caller: Arc<Caller>, stream: S)
 where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: AsyncRead + AsyncWrite + MaybeSocket + Unpin + Send + 'static,
 {
     serve_http1(stream, |request| delivery::request(&caller, request)).await;
 }

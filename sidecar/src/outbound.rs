@@ -18,8 +18,7 @@ use http::header::{CONTENT_TYPE, HOST, SET_COOKIE};
 use http::request::Parts;
 use http::uri::Authority;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version};
-use hyper::body::{Body, Incoming};
-use hyper::upgrade::OnUpgrade;
+use http_body::Body;
 use weft_core::endpoint::Endpoint;
 use weft_core::headers::Context;
 use weft_core::limits::Permit;
@@ -35,14 +34,15 @@ use crate::call::{Ending, Record};
 use crate::cluster::ClusterView;
 use crate::directory::ServiceView;
 use crate::http::{
-    FORWARDED_PROTO, HTTP1_CLIENT, address_response, authority, ensure_request_id, local_reply, path_and_query,
-    remove_hop_headers, wants_upgrade,
+    FORWARDED_PROTO, HTTP1_CLIENT, address_request, address_response, authority, ensure_request_id, local_reply,
+    path_and_query, remove_hop_headers, wants_upgrade,
 };
+use crate::incoming::{Incoming, Upgrade};
 use crate::labels;
 use crate::metrics::Pair;
 use crate::proxy::Proxy;
-pub(crate) use attempts::classify;
 use attempts::{Attempts, Failure, Sent};
+pub(crate) use attempts::{classify, classify_body};
 pub use plan::may_pass;
 use plan::{Decision, Plan, decide, speaks_http2};
 
@@ -71,11 +71,10 @@ impl Drop for Downstream {
 }
 
 /// Serves one request of our application.
-pub async fn request(down: &Arc<Downstream>, mut request: Request<Incoming>) -> Response<ResponseBody> {
+pub async fn request(down: &Arc<Downstream>, request: Request<Incoming>) -> Response<ResponseBody> {
     let start = Instant::now();
-    let upgrade = request.extensions().get::<OnUpgrade>().is_some().then(|| hyper::upgrade::on(&mut request));
-    let (mut parts, incoming) = request.into_parts();
-    let upgrade = upgrade.filter(|_| wants_upgrade(&parts));
+    let (mut parts, mut incoming) = request.into_parts();
+    let upgrade = incoming.take_upgrade().filter(|_| wants_upgrade(&parts));
     ensure_request_id(&mut parts.headers);
     let call = Call { down, start, version: parts.version };
     let view = RequestView {
@@ -113,7 +112,7 @@ struct Kept<'a> {
     context: Context<'a>,
     /// Where response headers are made of them.
     request_headers: Option<HeaderMap>,
-    upgrade: Option<OnUpgrade>,
+    upgrade: Option<Upgrade>,
     body: Option<Arc<Replay>>,
     permit: Permit,
     /// The response's body too must have ended by then.
@@ -125,8 +124,8 @@ impl Call<'_> {
     async fn send(
         &self,
         mut parts: Parts,
-        incoming: Incoming,
-        upgrade: Option<OnUpgrade>,
+        mut incoming: Incoming,
+        upgrade: Option<Upgrade>,
         plan: Plan,
     ) -> Response<ResponseBody> {
         let proxy = &self.down.proxy;
@@ -170,12 +169,14 @@ impl Call<'_> {
             parts.headers.insert(HTTP1_CLIENT, HeaderValue::from_static("1"));
         }
         let host = upstream_host(&parts, forward.and_then(|(_, d)| d.authority.as_ref()), &client_host);
+        address_request(&mut parts, &host, multiplex);
 
+        let origin = std::mem::take(&mut incoming.origin);
         let body = if incoming.is_end_stream() { None } else { Some(Replay::new(incoming)) };
         let mut attempts = Attempts {
             down: self.down,
             plan: &plan,
-            host: &host,
+            origin: &origin,
             body: body.as_ref(),
             retry,
             multiplex,
@@ -227,11 +228,12 @@ impl Call<'_> {
             record: Some(record),
         };
         if switching && let Some(client) = kept.upgrade {
-            let server = hyper::upgrade::on(&mut response);
-            tokio::spawn(ending.tunnel(client, server));
-            let (parts, _) = response.into_parts();
-            let mut response = Response::from_parts(parts, ResponseBody::empty());
+            let server = response.body_mut().take_upgrade();
+            let mut response = response.map(|incoming| ResponseBody::upstream(incoming, Ending::none(), None));
             address_response(&mut response, self.version, false);
+            if let Some(server) = server {
+                tokio::spawn(ending.tunnel(client, server));
+            }
             return response;
         }
         address_response(&mut response, self.version, false);

@@ -1,20 +1,24 @@
 //! Connections to endpoints: `weft_core::pool` says who gets which, this file opens, watches and closes them.
 //!
-//! What a connection occupies is given back by `Drop`, wherever it ends: a [`Slot`] lives in the connection's task and in
-//! whoever uses the connection, and frees the place in the pool when both are gone, that is when the socket is closed.
+//! What a connection occupies is given back by `Drop`, wherever it ends: a [`Slot`] lives with the connection (for HTTP/2 in
+//! its task and in whoever uses it), and frees the place in the pool when the socket is closed.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use hyper::body::Incoming;
-use hyper::client::conn::{TrySendError, http1, http2};
+use bytes::Bytes;
+use http::request::Parts;
+use http::{Method, Request, Response};
+use hyper::client::conn::http2;
 use tokio::sync::oneshot;
 use weft_core::limits::Overflow;
 use weft_core::policy::ConnectionPool;
 use weft_core::pool::{Acquired, EndpointId, Grant, Pool, PoolLimits, SharedId, Ticket, Wake};
 
 use crate::body::RequestBody;
+use crate::http1::{Client, ExchangeError};
+use crate::incoming::{Incoming, Upgrade};
 use crate::upstream::{DialError, Dialer, open_http};
 
 type State = Pool<Http1, Http2, oneshot::Sender<Granted>>;
@@ -28,7 +32,6 @@ pub struct ClusterPool {
     max_age_ms: AtomicU64,
     /// Connections of an older one were made under another policy, and serve no further request.
     generation: AtomicU32,
-    next_id: AtomicU64,
 }
 
 /// What a connection was made under.
@@ -52,11 +55,11 @@ impl Drop for Slot {
 
 /// An HTTP/1 connection: one request at a time.
 struct Http1 {
-    id: u64,
-    sender: http1::SendRequest<RequestBody>,
+    // Closed before its place is given back.
+    client: Client,
     served: u32,
     made: Made,
-    _slot: Arc<Slot>,
+    _slot: Slot,
 }
 
 /// A handle on an HTTP/2 connection.
@@ -124,7 +127,7 @@ impl Drop for Waiting<'_> {
 /// A freshly opened connection, from the dialer.
 pub enum Opened {
     /// HTTP/1.
-    Http1(http1::SendRequest<RequestBody>, futures::future::BoxFuture<'static, ()>),
+    Http1(Client),
     /// HTTP/2, and how many streams the peer allows.
     Http2(http2::SendRequest<RequestBody>, futures::future::BoxFuture<'static, ()>, u32),
 }
@@ -154,7 +157,6 @@ impl ClusterPool {
             max_requests: AtomicU32::default(),
             max_age_ms: AtomicU64::default(),
             generation: AtomicU32::default(),
-            next_id: AtomicU64::default(),
         });
         pool.set_policy(policy);
         pool
@@ -194,9 +196,9 @@ impl ClusterPool {
         (state.open(), state.pending())
     }
 
-    /// Closes what has been idle for `idle`.
+    /// Closes what has been idle for `idle`, and what its peer has closed.
     pub fn sweep(&self, idle: Duration) {
-        let unused = self.lock().sweep(Instant::now(), idle);
+        let unused = self.lock().sweep(Instant::now(), idle, |x| x.client.is_open());
         drop(unused);
     }
 
@@ -269,25 +271,14 @@ impl ClusterPool {
         let made = Made { generation, at: Instant::now() };
         let endpoint = duty.endpoint;
         duty.pool = None;
-        let slot = Arc::new(Slot { pool: self.clone() });
+        let slot = Slot { pool: self.clone() };
         match opened {
-            Opened::Http1(sender, connection) => {
+            Opened::Http1(client) => {
                 self.lock().connected();
-                let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-                let (pool, held) = (self.clone(), slot.clone());
-                tokio::spawn(async move {
-                    connection.await;
-                    // Closed by the peer while idle: nobody else would take it out.
-                    let removed = pool.lock().remove_idle(endpoint, |x| x.id == id);
-                    drop(removed);
-                    drop(held);
-                });
-                let mut lease = self.lease_http1(endpoint, Http1 { id, sender, served: 0, made, _slot: slot });
-                lease.reused = false;
-                Ok(lease)
+                Ok(self.lease_http1(endpoint, Http1 { client, served: 0, made, _slot: slot }))
             }
             Opened::Http2(sender, connection, peer_max_streams) => {
-                let shared = Http2 { sender, served: Arc::default(), made, _slot: slot };
+                let shared = Http2 { sender, served: Arc::default(), made, _slot: Arc::new(slot) };
                 // One handle is enough to keep an HTTP/2 connection open: its task needs none.
                 let (id, wakes) =
                     self.lock().connected_shared(endpoint, shared.clone(), peer_max_streams, Instant::now());
@@ -343,7 +334,7 @@ impl Lease {
     /// Waits until the connection takes a request. `false`: it is dead.
     async fn ready(&mut self) -> bool {
         match &mut self.kind {
-            Some(LeaseKind::Http1(x)) => x.sender.ready().await.is_ok(),
+            Some(LeaseKind::Http1(x)) => x.client.is_open(),
             Some(LeaseKind::Http2(s, id)) => {
                 let id = *id;
                 let ready = s.sender.ready().await.is_ok();
@@ -361,32 +352,45 @@ impl Lease {
         matches!(self.kind, Some(LeaseKind::Http2(..)))
     }
 
-    /// Sends a request.
+    /// Sends a request. `origin`: the head that it came with.
     ///
     /// # Errors
-    /// With the request, when provably none of it was sent.
+    /// Says whether provably none of it was sent.
     pub async fn send(
         &mut self,
-        request: http::Request<RequestBody>,
-    ) -> Result<http::Response<Incoming>, TrySendError<http::Request<RequestBody>>> {
-        let result = match &mut self.kind {
-            Some(LeaseKind::Http1(x)) => x.sender.try_send_request(request).await,
-            Some(LeaseKind::Http2(s, _)) => s.sender.try_send_request(request).await,
+        head: &Parts,
+        origin: &Bytes,
+        body: RequestBody,
+    ) -> Result<Response<Incoming>, ExchangeError> {
+        let (s, id) = match &mut self.kind {
+            Some(LeaseKind::Http1(x)) => return x.client.send(head, origin, body).await,
+            Some(LeaseKind::Http2(s, id)) => (s, *id),
             None => unreachable!("a lease is sent on only while it is held"),
         };
-        if let (Err(_), Some(LeaseKind::Http2(s, id))) = (&result, &self.kind)
-            && s.sender.is_closed()
-        {
-            self.retire(*id);
+        match s.sender.try_send_request(Request::from_parts(head.clone(), body)).await {
+            Ok(mut response) => {
+                let connected = head.method == Method::CONNECT && response.status().is_success();
+                let upgrade = connected.then(|| Upgrade::Hyper(hyper::upgrade::on(&mut response)));
+                Ok(response.map(|body| match upgrade {
+                    Some(upgrade) => Incoming::hyper(body).with_upgrade(upgrade),
+                    None => Incoming::hyper(body),
+                }))
+            }
+            Err(mut failed) => {
+                let unsent = failed.take_message().is_some();
+                if s.sender.is_closed() {
+                    self.retire(id);
+                }
+                Err(ExchangeError { reason: failed.into_error().into(), unsent })
+            }
         }
-        result
     }
 
     /// The request and its response have ended cleanly: the connection may serve another one.
     pub fn finish(mut self, worker: u16) {
         match self.kind.take() {
             Some(LeaseKind::Http1(x)) => {
-                if x.sender.is_closed() || self.pool.is_over(x.made, x.served) {
+                if !x.client.is_reusable() || self.pool.is_over(x.made, x.served) {
                     drop(x);
                     return;
                 }

@@ -168,13 +168,13 @@ impl<S: MaybeSocket> MaybeSocket for Rewind<S> {
     }
 }
 
-impl<S> MaybeSocket for tokio_rustls::server::TlsStream<S> {
+impl MaybeSocket for TokioIo<Upgraded> {
     fn socket(&self) -> Option<&TcpStream> {
         None
     }
 }
 
-impl MaybeSocket for TokioIo<Upgraded> {
+impl<S> MaybeSocket for tokio_rustls::server::TlsStream<S> {
     fn socket(&self) -> Option<&TcpStream> {
         None
     }

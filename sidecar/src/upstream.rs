@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -18,7 +18,7 @@ use weft_core::outcome::Outcome;
 use weft_core::policy::{Cluster, Tls};
 
 use crate::connect::{self, Keepalive};
-use crate::http::MAX_HEAD;
+use crate::http1::Client;
 use crate::identity::{Identity, alpn, spiffe_id};
 use crate::pool::Opened;
 use crate::stream::{MaybeSocket, ReadAhead};
@@ -156,19 +156,7 @@ pub async fn open_http(dialer: Dialer<'_>) -> Result<Opened, DialError> {
         });
         return Ok(Opened::Http2(sender, task, u32::MAX));
     }
-    // Without a bound hyper reads ahead up to 400 KiB for a client that does not keep up.
-    let (sender, connection) = http1::Builder::new()
-        .preserve_header_case(true)
-        .max_buf_size(MAX_HEAD)
-        .handshake(TokioIo::new(stream))
-        .await
-        .map_err(failed)?;
-    let task = Box::pin(async move {
-        if let Err(e) = connection.with_upgrades().await {
-            tracing::debug!("HTTP/1 connection to an endpoint ended: {e}");
-        }
-    });
-    Ok(Opened::Http1(sender, task))
+    Ok(Opened::Http1(Client::new(stream)))
 }
 
 impl MaybeSocket for Upstream {

@@ -14,6 +14,7 @@ pub mod endpoint;
 pub mod flag;
 pub mod hash;
 pub mod headers;
+pub mod http1;
 pub mod identity;
 pub mod limits;
 pub mod names;

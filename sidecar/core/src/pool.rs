@@ -371,11 +371,17 @@ impl<X, S: Clone, W> Pool<X, S, W> {
     }
 
     /// Takes out the connections that nobody has used since `now - idle`, to be closed.
-    pub fn sweep(&mut self, now: Instant, idle: Duration) -> Vec<Unused<X, S>> {
+    pub fn sweep(&mut self, now: Instant, idle: Duration, is_open: impl Fn(&X) -> bool) -> Vec<Unused<X, S>> {
         let mut old = Vec::new();
         self.idle.retain(|_, all| {
-            while all.front().is_some_and(|i| now.saturating_duration_since(i.since) >= idle) {
-                old.extend(all.pop_front().map(|i| Unused::Exclusive(i.connection)));
+            let is_old = |i: &mut Idle<X>| now.saturating_duration_since(i.since) >= idle || !is_open(&i.connection);
+            let mut at = 0;
+            while let Some(next) = all.get_mut(at) {
+                if is_old(next) {
+                    old.extend(all.remove(at).map(|i| Unused::Exclusive(i.connection)));
+                } else {
+                    at += 1;
+                }
             }
             !all.is_empty()
         });
@@ -429,17 +435,6 @@ impl<X, S: Clone, W> Pool<X, S, W> {
 
     fn is_live(&self, endpoint: EndpointId) -> bool {
         self.live.as_ref().is_none_or(|live| live.contains(&endpoint))
-    }
-
-    /// Takes out the idle connection that `is` matches: it was found closed.
-    pub fn remove_idle(&mut self, endpoint: EndpointId, is: impl Fn(&X) -> bool) -> Option<X> {
-        let all = self.idle.get_mut(&endpoint)?;
-        let at = all.iter().position(|i| is(&i.connection))?;
-        let removed = all.remove(at)?;
-        if all.is_empty() {
-            self.idle.remove(&endpoint);
-        }
-        Some(removed.connection)
     }
 
     fn take_idle(&mut self, endpoint: EndpointId, worker: u16) -> Option<X> {

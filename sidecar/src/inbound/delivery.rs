@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
-use hyper::body::{Body, Incoming};
-use hyper::upgrade::OnUpgrade;
+use http_body::Body;
 use weft_core::endpoint::Endpoint;
 use weft_core::policy::{Inbound, MtlsMode, Protocol};
 use weft_core::reply::Reason;
@@ -21,6 +21,7 @@ use crate::http::{
     HTTP1_CLIENT, UNDELIVERED, address_request, address_response, authority, ensure_request_id, local_reply,
     remove_hop_headers, wants_upgrade,
 };
+use crate::incoming::Incoming;
 use crate::outbound::classify;
 use crate::pool::{CheckoutError, Lease};
 use crate::upstream::Dialer;
@@ -29,12 +30,11 @@ use crate::upstream::Dialer;
 const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 
 /// Serves one request from outside.
-pub(super) async fn request(caller: &Arc<Caller>, mut request: Request<Incoming>) -> Response<ResponseBody> {
+pub(super) async fn request(caller: &Arc<Caller>, request: Request<Incoming>) -> Response<ResponseBody> {
     let start = Instant::now();
     let active = caller.proxy.inbound.begin();
-    let upgrade = request.extensions().get::<OnUpgrade>().is_some().then(|| hyper::upgrade::on(&mut request));
-    let (mut parts, incoming) = request.into_parts();
-    let upgrade = upgrade.filter(|_| wants_upgrade(&parts));
+    let (mut parts, mut incoming) = request.into_parts();
+    let upgrade = incoming.take_upgrade().filter(|_| wants_upgrade(&parts));
     let client_version = parts.version;
     ensure_request_id(&mut parts.headers);
     let mut record = caller.record(&parts, start);
@@ -63,10 +63,12 @@ pub(super) async fn request(caller: &Arc<Caller>, mut request: Request<Incoming>
     let host = authority(&parts).to_owned();
     let (is_head, is_connect) = (parts.method == Method::HEAD, parts.method == Method::CONNECT);
     address_request(&mut parts, &host, multiplex);
+    let origin = std::mem::take(&mut incoming.origin);
     let body = if incoming.is_end_stream() { None } else { Some(Replay::new(incoming)) };
     let in_flight = endpoint.state.enter();
 
-    let sent = send(caller, &cluster, &endpoint, multiplex, parts, body.as_ref(), &mut record.attempts).await;
+    let way = Way { cluster: &cluster, endpoint: &endpoint, multiplex };
+    let sent = send(caller, way, &parts, &origin, body.as_ref(), &mut record.attempts).await;
     let (mut response, lease) = match sent {
         Ok(sent) => sent,
         Err(Failed { reason, delivered }) => {
@@ -92,12 +94,12 @@ pub(super) async fn request(caller: &Arc<Caller>, mut request: Request<Incoming>
     };
     let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS
         || (upgrade.is_some() && is_connect && response.status().is_success());
-    let server = switching.then(|| hyper::upgrade::on(&mut response));
+    let server = if switching { response.body_mut().take_upgrade() } else { None };
     address_response(&mut response, client_version, caller.proxy.is_draining());
     let (parts, incoming) = response.into_parts();
     if let (Some(client), Some(server)) = (upgrade, server) {
         tokio::spawn(ending.tunnel(client, server));
-        return Response::from_parts(parts, ResponseBody::empty());
+        return Response::from_parts(parts, ResponseBody::upstream(incoming, Ending::none(), None));
     }
     if is_head {
         ending.complete();
@@ -125,18 +127,24 @@ struct Failed {
     delivered: bool,
 }
 
+/// Where to, and how.
+struct Way<'a> {
+    cluster: &'a Arc<ClusterView>,
+    endpoint: &'a Arc<Endpoint>,
+    multiplex: bool,
+}
+
 /// Sends a request to the application. A connection that it closed while it was idle costs nobody a request.
 async fn send(
     caller: &Caller,
-    cluster: &Arc<ClusterView>,
-    endpoint: &Arc<Endpoint>,
-    multiplex: bool,
-    parts: Parts,
+    way: Way<'_>,
+    head: &Parts,
+    origin: &Bytes,
     body: Option<&Arc<Replay>>,
     attempts: &mut u32,
 ) -> Result<(Response<Incoming>, Lease), Failed> {
     let identity = &caller.proxy.identity;
-    let mut head = Some(parts);
+    let Way { cluster, endpoint, multiplex } = way;
     loop {
         let dialer = Dialer { cluster: &cluster.config, endpoint, identity, multiplex, mark: MARK_DELIVERY };
         let mut lease = cluster.shared.pool.checkout(caller.worker, dialer).await.map_err(|e| {
@@ -152,26 +160,18 @@ async fn send(
             None => Some(RequestBody::Empty),
             Some(body) => body.attempt(),
         };
-        let (Some(parts), Some(sending)) = (head.take(), sending) else {
+        let Some(sending) = sending else {
             return Err(Failed { reason: Reason::UpstreamClosed, delivered: true });
         };
         *attempts += 1;
-        match lease.send(Request::from_parts(parts, sending)).await {
+        match lease.send(head, origin, sending).await {
             Ok(response) => return Ok((response, lease)),
-            Err(mut failed) => {
-                // Provably not sent.
-                let unsent = failed.take_message();
-                let delivered = unsent.is_none();
-                if let Some(unsent) = unsent
-                    && lease.reused
-                    && body.is_none_or(|b| b.is_whole())
-                {
-                    head = Some(unsent.into_parts().0);
+            Err(error) => {
+                if error.unsent && lease.reused && body.is_none_or(|b| b.is_whole()) {
                     continue;
                 }
-                let error = failed.error();
-                let outcome = classify(error, delivered);
-                let reason = Reason::of(&outcome, None, Duration::ZERO, &error.to_string());
+                let reason = Reason::of(&classify(&error), None, Duration::ZERO, &error.to_string());
+                let delivered = !error.unsent;
                 return Err(Failed { reason: reason.unwrap_or(Reason::UpstreamClosed), delivered });
             }
         }

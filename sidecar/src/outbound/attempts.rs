@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::request::Parts;
-use http::{HeaderValue, Request, Response};
-use hyper::body::Incoming;
+use http::{HeaderValue, Response};
 use rand::Rng;
 use smallvec::SmallVec;
 use weft_core::endpoint::{Endpoint, InFlight};
@@ -19,7 +19,9 @@ use super::Downstream;
 use super::plan::Plan;
 use crate::body::{Replay, RequestBody};
 use crate::connect::MARK_UPSTREAM;
-use crate::http::{ATTEMPT_COUNT, UNDELIVERED, address_request};
+use crate::http::{ATTEMPT_COUNT, UNDELIVERED};
+use crate::http1::{ExchangeError, Failure as ExchangeFailure, ReadError};
+use crate::incoming::{Incoming, IncomingError};
 use crate::pool::{CheckoutError, Lease};
 use crate::upstream::{DialError, Dialer};
 
@@ -27,8 +29,8 @@ use crate::upstream::{DialError, Dialer};
 pub(super) struct Attempts<'a> {
     pub(super) down: &'a Arc<Downstream>,
     pub(super) plan: &'a Plan,
-    /// The authority that the upstream sees.
-    pub(super) host: &'a str,
+    /// The head that the request came with.
+    pub(super) origin: &'a Bytes,
     pub(super) body: Option<&'a Arc<Replay>>,
     pub(super) retry: &'a RetryPolicy,
     /// Whether HTTP/2 is spoken.
@@ -81,35 +83,31 @@ impl From<Outcome> for Failed {
 
 impl Attempts<'_> {
     /// Until one is answered, or the policy allows no more.
-    pub(super) async fn run(&mut self, parts: Parts) -> Result<Sent, Failure> {
+    pub(super) async fn run(&mut self, mut head: Parts) -> Result<Sent, Failure> {
         let cluster = &self.plan.cluster;
         let mut tried: SmallVec<[Arc<Endpoint>; 4]> = SmallVec::new();
         let mut random = || rand::rng().next_u64();
         let keeps = self.retry.attempts > 0;
-        let repeats = self.may_repeat(&parts);
-        let mut parts = Some(parts);
+        let repeats = self.may_repeat(&head);
         // Held from a retry's beginning to its end, as maxRetries counts them.
         let mut retry_permit = None;
         loop {
-            let Some(mut sending) = (if keeps { parts.clone() } else { parts.take() }) else {
-                return Err(Reason::UpstreamClosed.into());
-            };
             let Some(endpoint) = self.pick(&tried, &mut random) else {
                 return Err(Reason::NoHealthyUpstream.into());
             };
             self.made += 1;
             self.last = Some(endpoint.clone());
-            sending.headers.insert(ATTEMPT_COUNT, HeaderValue::from(self.made));
-            let trying = self.attempt(&endpoint, sending);
+            head.headers.insert(ATTEMPT_COUNT, count(self.made));
+            let trying = self.attempt(&endpoint, &head);
             let result = match self.retry.per_try_timeout {
                 None => trying.await,
                 Some(limit) => match tokio::time::timeout(limit, trying).await {
                     Ok(result) => result,
-                    Err(_) => Err((Failed::from(Outcome::PerTryTimeout { request_started: true }), None)),
+                    Err(_) => Err(Failed::from(Outcome::PerTryTimeout { request_started: true })),
                 },
             };
             let attempt = self.made - 1;
-            let (failed, sent, unsent) = match result {
+            let (failed, sent) = match result {
                 Ok(mut sent) => {
                     // Said by a sidecar that has proved who it is: as if there had been no connection.
                     let undelivered = sent.response.headers_mut().remove(UNDELIVERED).is_some();
@@ -122,22 +120,19 @@ impl Attempts<'_> {
                     if !(keeps && self.retry.retry_on.matches(&outcome) && self.may_resend()) {
                         return Ok(sent);
                     }
-                    (Failed::from(outcome), Some(sent), None)
+                    (Failed::from(outcome), Some(sent))
                 }
-                Err((failed, unsent)) => {
+                Err(failed) => {
                     cluster.record(&endpoint, &failed.outcome);
-                    (failed, None, unsent)
+                    (failed, None)
                 }
             };
-            if parts.is_none() {
-                parts = unsent;
-            }
             // A kept connection that ended before it answered may have ended before it read: RFC 9110, 9.2.2, lets a
             // proxy repeat what is safe.
             let stale =
                 repeats && failed.reused && matches!(failed.outcome, Outcome::Reset { .. } | Outcome::RemoteReset);
             let wanted = stale || self.retry.retry_on.matches(&failed.outcome);
-            let possible = wanted && parts.is_some() && self.may_resend();
+            let possible = wanted && self.may_resend();
             let again = possible && attempt < self.retry.attempts;
             let mut flags = ResponseFlags::NONE;
             if possible && !again && attempt > 0 {
@@ -195,13 +190,11 @@ impl Attempts<'_> {
         Reason::of(&failed.outcome, failed.overflow, after, &failed.detail).unwrap_or(Reason::UpstreamClosed)
     }
 
-    /// One attempt. An error comes with the request where it was not sent.
-    async fn attempt(&self, endpoint: &Arc<Endpoint>, mut parts: Parts) -> Result<Sent, (Failed, Option<Parts>)> {
+    /// One attempt.
+    async fn attempt(&self, endpoint: &Arc<Endpoint>, head: &Parts) -> Result<Sent, Failed> {
         let in_flight = endpoint.state.enter();
         let cluster = &self.plan.cluster;
         let identity = &self.down.proxy.identity;
-        address_request(&mut parts, self.host, self.multiplex);
-        let mut parts = Some(parts);
         // A connection that the peer closed while it was idle costs nobody a request: another one is taken.
         loop {
             let multiplex = self.multiplex;
@@ -210,47 +203,61 @@ impl Attempts<'_> {
             let mut lease = match checkout {
                 Ok(lease) => lease,
                 Err(CheckoutError::Overflow(overflow)) => {
-                    let failed = Failed { overflow: Some(overflow), ..Failed::from(Outcome::Overflow) };
-                    return Err((failed, parts));
+                    return Err(Failed { overflow: Some(overflow), ..Failed::from(Outcome::Overflow) });
                 }
                 Err(CheckoutError::Dial(DialError { outcome, detail, without_identity })) => {
-                    return Err((Failed { detail, without_identity, ..Failed::from(outcome) }, parts));
+                    return Err(Failed { detail, without_identity, ..Failed::from(outcome) });
                 }
             };
             let body = match self.body {
                 None => RequestBody::Empty,
                 Some(body) => match body.attempt() {
                     Some(body) => body,
-                    None => return Err((Failed::from(Outcome::Reset { request_started: true }), None)),
+                    None => return Err(Failed::from(Outcome::Reset { request_started: true })),
                 },
             };
-            let Some(head) = parts.take() else {
-                return Err((Failed::from(Outcome::Reset { request_started: true }), None));
-            };
-            match lease.send(Request::from_parts(head, body)).await {
+            match lease.send(head, self.origin, body).await {
                 Ok(response) => return Ok(Sent { response, lease, in_flight, flags: ResponseFlags::NONE }),
-                Err(mut failed) => {
+                Err(error) => {
                     let reused = lease.reused;
-                    if let Some(unsent) = failed.take_message() {
-                        let (head, body) = unsent.into_parts();
-                        drop(body);
-                        parts = Some(head);
-                        if reused && self.may_resend() {
-                            continue;
-                        }
+                    if error.unsent && reused && self.may_resend() {
+                        continue;
                     }
-                    let error = failed.error();
-                    let outcome = classify(error, parts.is_none());
-                    let failed = Failed { detail: error.to_string(), reused, ..Failed::from(outcome) };
-                    return Err((failed, parts));
+                    return Err(Failed { detail: error.to_string(), reused, ..Failed::from(classify(&error)) });
                 }
             }
         }
     }
 }
 
+/// The number of an attempt; the usual ones cost nothing.
+fn count(attempt: u32) -> HeaderValue {
+    match attempt {
+        1 => HeaderValue::from_static("1"),
+        2 => HeaderValue::from_static("2"),
+        3 => HeaderValue::from_static("3"),
+        _ => HeaderValue::from(attempt),
+    }
+}
+
 /// What a failed exchange means.
-pub(crate) fn classify(error: &hyper::Error, request_started: bool) -> Outcome {
+pub(crate) fn classify(error: &ExchangeError) -> Outcome {
+    match &error.reason {
+        ExchangeFailure::Http2(e) => of_http2(e, !error.unsent),
+        ExchangeFailure::Read(ReadError::Head(_)) => Outcome::ProtocolError,
+        _ => Outcome::Reset { request_started: !error.unsent },
+    }
+}
+
+/// What the end of a body in its middle means.
+pub(crate) fn classify_body(error: &IncomingError) -> Outcome {
+    match error {
+        IncomingError::Hyper(e) => of_http2(e, true),
+        IncomingError::Http1(_) => Outcome::Reset { request_started: true },
+    }
+}
+
+fn of_http2(error: &hyper::Error, request_started: bool) -> Outcome {
     let mut source = std::error::Error::source(error);
     while let Some(inner) = source {
         if let Some(h2) = inner.downcast_ref::<h2::Error>() {

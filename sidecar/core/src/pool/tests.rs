@@ -109,12 +109,12 @@ fn old_connections_are_swept_and_those_of_a_removed_endpoint_drained() {
         p.connected();
         p.release(endpoint, 0, connection, NOW() + Duration::from_secs(endpoint));
     }
-    assert_eq!(p.sweep(NOW() + Duration::from_secs(11), Duration::from_secs(10)), [Unused::Exclusive(11)]);
+    assert_eq!(p.sweep(NOW() + Duration::from_secs(11), Duration::from_secs(10), |_| true), [Unused::Exclusive(11)]);
     assert_eq!(p.set_live([1]), [Unused::Exclusive(22)]);
     p.acquire(2, 0, false, || "").unwrap();
     p.connected();
     assert_eq!(p.release(2, 0, 23, NOW()), (None, Some(23)), "given back after its endpoint has gone");
-    assert_eq!(p.sweep(NOW() + Duration::from_secs(99), Duration::ZERO), []);
+    assert_eq!(p.sweep(NOW() + Duration::from_secs(99), Duration::ZERO, |_| true), []);
 }
 
 #[test]
@@ -241,7 +241,7 @@ proptest! {
             finish(&mut p, request, false, &mut conns, &mut shared_ids, &mut held, &mut next_conn);
         }
         prop_assert_eq!(p.pending(), 0);
-        for Unused::Exclusive(c) | Unused::Shared(c) in p.sweep(NOW(), Duration::ZERO) {
+        for Unused::Exclusive(c) | Unused::Shared(c) in p.sweep(NOW(), Duration::ZERO, |_| true) {
             close(&mut p, c, &mut conns, &mut held);
         }
         prop_assert_eq!(p.open(), 0);

@@ -1,0 +1,233 @@
+//! Heads, from bytes.
+
+use bytes::Bytes;
+use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, TRANSFER_ENCODING};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version, request, response};
+use httparse::Status;
+use std::mem::MaybeUninit;
+
+use super::{Framing, MAX_HEAD, MAX_HEADERS};
+
+/// The head of a request.
+#[derive(Debug)]
+pub struct RequestHead {
+    /// Method, target, version and headers.
+    pub parts: request::Parts,
+    /// Where its body ends.
+    pub framing: Framing,
+    /// The client keeps the connection for another request.
+    pub keep_alive: bool,
+    /// The client waits for "100 Continue" before it sends the body.
+    pub expects_continue: bool,
+    /// The head as it came.
+    pub origin: Bytes,
+}
+
+/// The head of a response.
+#[derive(Debug)]
+pub struct ResponseHead {
+    /// Status, version and headers.
+    pub parts: response::Parts,
+    /// Where its body ends.
+    pub framing: Framing,
+    /// The server keeps the connection for another request.
+    pub keep_alive: bool,
+    /// The head as it came.
+    pub origin: Bytes,
+}
+
+/// Why a head is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum HeadError {
+    /// More than [`MAX_HEAD`] bytes or [`MAX_HEADERS`] headers.
+    #[error("the head is larger than {MAX_HEAD} bytes or {MAX_HEADERS} headers")]
+    TooLarge,
+    /// Not HTTP/1, or ambiguous: where a body ends must be beyond doubt (RFC 9112, 6.3).
+    #[error("{0}")]
+    Invalid(&'static str),
+    /// A transfer coding other than chunked.
+    #[error("the only transfer coding supported is chunked")]
+    Coding,
+}
+
+impl HeadError {
+    /// The status that a server answers.
+    pub fn status(self) -> StatusCode {
+        match self {
+            HeadError::TooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            HeadError::Invalid(_) => StatusCode::BAD_REQUEST,
+            HeadError::Coding => StatusCode::NOT_IMPLEMENTED,
+        }
+    }
+}
+
+impl From<httparse::Error> for HeadError {
+    fn from(e: httparse::Error) -> Self {
+        match e {
+            httparse::Error::TooManyHeaders => HeadError::TooLarge,
+            httparse::Error::Version => HeadError::Invalid("not HTTP/1.0 or HTTP/1.1"),
+            httparse::Error::HeaderName => HeadError::Invalid("invalid header name"),
+            httparse::Error::HeaderValue => HeadError::Invalid("invalid header value"),
+            httparse::Error::Status => HeadError::Invalid("invalid status"),
+            _ => HeadError::Invalid("invalid start line"),
+        }
+    }
+}
+
+/// What came of reading.
+pub type Reading<T> = Result<Option<(T, usize)>, HeadError>;
+
+/// Reads a request's head from the beginning of `input`, with its length. `None`: it is not complete yet.
+///
+/// # Errors
+/// Says why it can never be one; the connection is of no further use then.
+pub fn parse_request(input: &[u8]) -> Reading<RequestHead> {
+    let mut space = [const { MaybeUninit::uninit() }; MAX_HEADERS];
+    let mut parsed = httparse::Request::new(&mut []);
+    let length = match parsed.parse_with_uninit_headers(input, &mut space)? {
+        Status::Complete(length) => length,
+        Status::Partial => return partial(input),
+    };
+    if length > MAX_HEAD {
+        return Err(HeadError::TooLarge);
+    }
+    let origin = Bytes::copy_from_slice(&input[..length]);
+    let slice = |part: &[u8]| within(&origin, input, part);
+    let version = if parsed.version == Some(0) { Version::HTTP_10 } else { Version::HTTP_11 };
+    let (headers, about) = headers(parsed.headers, &slice, version)?;
+    let framing = match (about.coded, about.length) {
+        (Some(_), Some(_)) => return Err(HeadError::Invalid("both content-length and transfer-encoding")),
+        (Some(_), _) if version == Version::HTTP_10 => {
+            return Err(HeadError::Invalid("transfer-encoding in HTTP/1.0"));
+        }
+        (Some(true), None) => Framing::Chunked,
+        (Some(false), None) => return Err(HeadError::Coding),
+        (None, Some(0) | None) => Framing::None,
+        (None, Some(length)) => Framing::Length(length),
+    };
+    let (mut parts, ()) = http::Request::new(()).into_parts();
+    let invalid = |_| HeadError::Invalid("invalid request target");
+    parts.method = parsed
+        .method
+        .and_then(|m| Method::from_bytes(m.as_bytes()).ok())
+        .ok_or(HeadError::Invalid("invalid method"))?;
+    let target = parsed.path.unwrap_or_default().as_bytes();
+    parts.uri = Uri::from_maybe_shared(slice(target)).map_err(invalid)?;
+    (parts.version, parts.headers) = (version, headers);
+    let (keep_alive, expects_continue) = (about.keep_alive, about.expects && version == Version::HTTP_11);
+    Ok(Some((RequestHead { parts, framing, keep_alive, expects_continue, origin }, length)))
+}
+
+/// Reads a response's head from the beginning of `input`, with its length. `method`: of the request that it answers.
+/// `None`: it is not complete yet.
+///
+/// # Errors
+/// Says why it can never be one; the connection is of no further use then.
+pub fn parse_response(input: &[u8], method: &Method) -> Reading<ResponseHead> {
+    let mut space = [const { MaybeUninit::uninit() }; MAX_HEADERS];
+    let mut parsed = httparse::Response::new(&mut []);
+    let mut lenient = httparse::ParserConfig::default();
+    // What servers are known to send, and browsers take.
+    lenient.allow_spaces_after_header_name_in_responses(false).allow_multiple_spaces_in_response_status_delimiters(true);
+    let length = match lenient.parse_response_with_uninit_headers(&mut parsed, input, &mut space)? {
+        Status::Complete(length) => length,
+        Status::Partial => return partial(input),
+    };
+    if length > MAX_HEAD {
+        return Err(HeadError::TooLarge);
+    }
+    let origin = Bytes::copy_from_slice(&input[..length]);
+    let slice = |part: &[u8]| within(&origin, input, part);
+    let version = if parsed.version == Some(0) { Version::HTTP_10 } else { Version::HTTP_11 };
+    let (mut headers, about) = headers(parsed.headers, &slice, version)?;
+    let status = StatusCode::from_u16(parsed.code.unwrap_or(0)).map_err(|_| HeadError::Invalid("invalid status"))?;
+    let bodiless = status.is_informational()
+        || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+        || *method == Method::HEAD
+        || (*method == Method::CONNECT && status.is_success());
+    let framing = match (about.coded, about.length) {
+        _ if bodiless => Framing::None,
+        (Some(chunked), length) => {
+            // RFC 9112, 6.1: the transfer coding wins.
+            if length.is_some() {
+                headers.remove(CONTENT_LENGTH);
+            }
+            if chunked { Framing::Chunked } else { Framing::UntilClose }
+        }
+        (None, Some(0)) => Framing::None,
+        (None, Some(length)) => Framing::Length(length),
+        (None, None) => Framing::UntilClose,
+    };
+    let (mut parts, ()) = http::Response::new(()).into_parts();
+    (parts.status, parts.version, parts.headers) = (status, version, headers);
+    let keep_alive = about.keep_alive && framing != Framing::UntilClose;
+    Ok(Some((ResponseHead { parts, framing, keep_alive, origin }, length)))
+}
+
+fn partial<T>(input: &[u8]) -> Reading<T> {
+    if input.len() >= MAX_HEAD { Err(HeadError::TooLarge) } else { Ok(None) }
+}
+
+/// The part of `origin` that is a copy of `part` of `input`.
+fn within(origin: &Bytes, input: &[u8], part: &[u8]) -> Bytes {
+    let start = part.as_ptr() as usize - input.as_ptr() as usize;
+    origin.slice(start..start + part.len())
+}
+
+/// What the headers say about the message itself.
+struct About {
+    length: Option<u64>,
+    /// A transfer coding is named; whether it is chunked and nothing else.
+    coded: Option<bool>,
+    keep_alive: bool,
+    expects: bool,
+}
+
+fn headers(
+    parsed: &[httparse::Header<'_>],
+    slice: &impl Fn(&[u8]) -> Bytes,
+    version: Version,
+) -> Result<(HeaderMap, About), HeadError> {
+    let mut about = About { length: None, coded: None, keep_alive: version == Version::HTTP_11, expects: false };
+    // Room for what the proxy adds.
+    let mut headers = HeaderMap::with_capacity(parsed.len() + 6);
+    for header in parsed {
+        let name = HeaderName::from_bytes(header.name.as_bytes());
+        let name = name.map_err(|_| HeadError::Invalid("invalid header name"))?;
+        let value = HeaderValue::from_maybe_shared(slice(header.value));
+        let value = value.map_err(|_| HeadError::Invalid("invalid header value"))?;
+        match name {
+            CONTENT_LENGTH => {
+                if about.length.is_some() {
+                    return Err(HeadError::Invalid("more than one content-length"));
+                }
+                about.length = Some(length(header.value).ok_or(HeadError::Invalid("invalid content-length"))?);
+            }
+            TRANSFER_ENCODING => {
+                let chunked = header.value.eq_ignore_ascii_case(b"chunked") && about.coded.is_none();
+                about.coded = Some(chunked);
+            }
+            CONNECTION => {
+                for token in header.value.split(|b| *b == b',').map(<[u8]>::trim_ascii) {
+                    if token.eq_ignore_ascii_case(b"close") {
+                        about.keep_alive = false;
+                    } else if version == Version::HTTP_10 && token.eq_ignore_ascii_case(b"keep-alive") {
+                        about.keep_alive = true;
+                    }
+                }
+            }
+            EXPECT => about.expects = header.value.eq_ignore_ascii_case(b"100-continue"),
+            _ => {}
+        }
+        headers.try_append(name, value).map_err(|_| HeadError::TooLarge)?;
+    }
+    Ok((headers, about))
+}
+
+/// Digits only: "+1" and "0x10" are no lengths (RFC 9110, 8.6).
+fn length(value: &[u8]) -> Option<u64> {
+    if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    std::str::from_utf8(value).ok()?.parse().ok()
+}

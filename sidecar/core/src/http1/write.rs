@@ -1,0 +1,187 @@
+//! Heads and chunks, to bytes.
+
+use bytes::Bytes;
+use http::header::{
+    AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, DATE, HOST,
+    MAX_FORWARDS, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING,
+};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version, request, response};
+
+use super::Framing;
+
+/// What a response says about its connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Closing {
+    /// Nothing, or what its headers say already.
+    Unsaid,
+    /// It ends with this response.
+    Close,
+    /// It is kept; said to HTTP/1.0, which does not take that for granted.
+    KeepAlive,
+}
+
+/// Writes a request's head. `origin`: the head that it was made of; empty where there is none.
+pub fn write_request(out: &mut Vec<u8>, parts: &request::Parts, origin: &Bytes, framing: Framing) {
+    out.extend_from_slice(parts.method.as_str().as_bytes());
+    out.push(b' ');
+    write_target(out, &parts.method, &parts.uri);
+    out.extend_from_slice(b" HTTP/1.1\r\n");
+    write_headers(out, &parts.headers, origin, framing);
+    out.extend_from_slice(b"\r\n");
+}
+
+fn write_target(out: &mut Vec<u8>, method: &Method, uri: &Uri) {
+    if *method == Method::CONNECT
+        && let Some(authority) = uri.authority()
+    {
+        return out.extend_from_slice(authority.as_str().as_bytes());
+    }
+    let path = uri.path_and_query().map_or("/", |p| p.as_str());
+    // A query may stand alone in a URI, but not in a request.
+    if path.starts_with('?') {
+        out.push(b'/');
+    }
+    out.extend_from_slice(path.as_bytes());
+}
+
+/// Writes a response's head. `version`: what the client speaks. `origin`: the head that it was made of; empty where there is
+/// none. `date`: for the header that an origin server must send, where the response has none.
+pub fn write_response(
+    out: &mut Vec<u8>,
+    parts: &response::Parts,
+    version: Version,
+    origin: &Bytes,
+    framing: Framing,
+    closing: Closing,
+    date: &str,
+) {
+    out.extend_from_slice(if version == Version::HTTP_10 { b"HTTP/1.0 " } else { b"HTTP/1.1 " });
+    out.extend_from_slice(parts.status.as_str().as_bytes());
+    out.push(b' ');
+    out.extend_from_slice(reason(parts.status, origin));
+    out.extend_from_slice(b"\r\n");
+    write_headers(out, &parts.headers, origin, framing);
+    match closing {
+        Closing::Unsaid => {}
+        Closing::Close => out.extend_from_slice(b"connection: close\r\n"),
+        Closing::KeepAlive => out.extend_from_slice(b"connection: keep-alive\r\n"),
+    }
+    if !parts.headers.contains_key(DATE) {
+        out.extend_from_slice(b"date: ");
+        out.extend_from_slice(date.as_bytes());
+        out.extend_from_slice(b"\r\n");
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// The words after the status: as they came, where it is the same status still.
+fn reason(status: StatusCode, origin: &Bytes) -> &[u8] {
+    let usual = status.canonical_reason().unwrap_or("").as_bytes();
+    let Some(line) = origin.split(|b| *b == b'\n').next() else { return usual };
+    let came = line.strip_suffix(b"\r").unwrap_or(line).strip_prefix(b"HTTP/1.").and_then(|rest| rest.get(1..));
+    let came = came.and_then(|rest| rest.strip_prefix(b" ")?.strip_prefix(status.as_str().as_bytes()));
+    match came {
+        Some(came) if came.starts_with(b" ") => &came[1..],
+        _ => usual,
+    }
+}
+
+fn write_headers(out: &mut Vec<u8>, headers: &HeaderMap, origin: &Bytes, framing: Framing) {
+    let mut length_said = false;
+    for (name, value) in headers {
+        if *name == CONTENT_LENGTH {
+            let keep = match framing {
+                // What a HEAD's answer would have, or nothing.
+                Framing::None => true,
+                Framing::Length(length) => !length_said && value.to_str().is_ok_and(|v| v.parse() == Ok(length)),
+                Framing::Chunked | Framing::UntilClose => false,
+            };
+            if !keep {
+                continue;
+            }
+            length_said = true;
+        } else if *name == TRANSFER_ENCODING {
+            continue;
+        }
+        write_header(out, name, value, origin);
+    }
+    match framing {
+        Framing::Length(length) if !length_said => {
+            out.extend_from_slice(b"content-length: ");
+            out.extend_from_slice(length.to_string().as_bytes());
+            out.extend_from_slice(b"\r\n");
+        }
+        Framing::Chunked => out.extend_from_slice(b"transfer-encoding: chunked\r\n"),
+        _ => {}
+    }
+}
+
+fn write_header(out: &mut Vec<u8>, name: &HeaderName, value: &HeaderValue, origin: &[u8]) {
+    out.extend_from_slice(spelled(name, value, origin).unwrap_or(name.as_str().as_bytes()));
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value.as_bytes());
+    out.extend_from_slice(b"\r\n");
+}
+
+/// The name as its sender spelled it: `value` is a slice of `origin`, and the name is before it there. `None`: it is not,
+/// or it stands after another name.
+fn spelled<'a>(name: &HeaderName, value: &HeaderValue, origin: &'a [u8]) -> Option<&'a [u8]> {
+    // Addresses are compared, never followed: whatever they say, only `origin` is read.
+    let at = (value.as_bytes().as_ptr() as usize).checked_sub(origin.as_ptr() as usize)?;
+    let before = origin.get(..at)?.trim_ascii_end().strip_suffix(b":")?;
+    let found = &before[before.len().checked_sub(name.as_str().len())?..];
+    let begins = before.len() == found.len() || before[before.len() - found.len() - 1] == b'\n';
+    (begins && found.eq_ignore_ascii_case(name.as_str().as_bytes())).then_some(found)
+}
+
+/// The frame of a chunk.
+#[derive(Debug)]
+pub struct Chunk;
+
+impl Chunk {
+    /// What follows a chunk's data.
+    pub const END: &'static [u8] = b"\r\n";
+
+    /// Writes what precedes a chunk's data, which must not be empty: that would be the last one.
+    pub fn begin(out: &mut Vec<u8>, length: usize) {
+        debug_assert!(length > 0);
+        let mut digits = [0; 16];
+        let mut at = digits.len();
+        let mut rest = length;
+        while at == digits.len() || rest > 0 {
+            at -= 1;
+            digits[at] = b"0123456789abcdef"[rest % 16];
+            rest /= 16;
+        }
+        out.extend_from_slice(&digits[at..]);
+        out.extend_from_slice(b"\r\n");
+    }
+}
+
+/// Writes the end of chunks, with trailers. Fields that a recipient must know before the body are left out (RFC 9110,
+/// 6.5.1).
+pub fn end_of_chunks(out: &mut Vec<u8>, trailers: Option<&HeaderMap>) {
+    out.extend_from_slice(b"0\r\n");
+    for (name, value) in trailers.into_iter().flatten() {
+        if !NO_TRAILERS.contains(name) {
+            write_header(out, name, value, b"");
+        }
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+const NO_TRAILERS: [HeaderName; 13] = [
+    AUTHORIZATION,
+    CACHE_CONTROL,
+    CONNECTION,
+    CONTENT_ENCODING,
+    CONTENT_LENGTH,
+    CONTENT_RANGE,
+    CONTENT_TYPE,
+    HOST,
+    MAX_FORWARDS,
+    SET_COOKIE,
+    TE,
+    TRAILER,
+    TRANSFER_ENCODING,
+];

@@ -1,0 +1,192 @@
+//! Our side of a connection to an endpoint.
+
+use std::io;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+use http::request::Parts;
+use http::{Method, Response, StatusCode};
+use http_body::Body;
+use tokio::task::AbortHandle;
+use weft_core::http1::{Framing, HeadError, parse_response, write_request};
+
+use super::conn::{Conn, ReadError, lock};
+use super::outgoing::{Outgoing, SendError};
+use crate::body::{BodyError, RequestBody};
+use crate::incoming::{Incoming, Upgrade, Upgraded};
+use crate::stream::Rewind;
+use crate::upstream::Upstream;
+
+/// "100 Continue", "103 Early Hints" and their like before one response: more is a mistake or an attack.
+const MAX_INTERIM: usize = 16;
+
+/// A connection that carries one request at a time.
+pub struct Client {
+    conn: Arc<Mutex<Conn<Upstream>>>,
+    keep_alive: bool,
+    /// Sends the rest of a request whose answer came first.
+    rest: Option<AbortHandle>,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+#[error("{reason}")]
+pub struct ExchangeError {
+    /// What failed.
+    pub reason: Failure,
+    /// Nothing of the request was sent.
+    pub unsent: bool,
+}
+
+/// What failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// Reading the answer.
+    #[error("{0}")]
+    Read(#[from] ReadError),
+    /// Writing the request.
+    #[error("{0}")]
+    Write(io::Error),
+    /// The request's body.
+    #[error("{0}")]
+    Body(BodyError),
+    /// HTTP/2.
+    #[error("{0}")]
+    Http2(#[from] hyper::Error),
+}
+
+impl Client {
+    /// A connection over `stream`.
+    pub fn new(stream: Upstream) -> Client {
+        Client { conn: Arc::new(Mutex::new(Conn::new(stream))), keep_alive: true, rest: None }
+    }
+
+    /// Whether an unused connection can take a request: the peer has neither ended it nor said anything unasked.
+    pub fn is_open(&self) -> bool {
+        // Costs no system call unless something has arrived. Nobody waits: whoever uses it next looks again.
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut conn = lock(&self.conn);
+        conn.io.is_some() && conn.poll_fill(&mut cx).is_pending()
+    }
+
+    /// Whether the last request and its answer have ended so that another may follow.
+    pub fn is_reusable(&self) -> bool {
+        let conn = lock(&self.conn);
+        self.keep_alive
+            && conn.io.is_some()
+            && conn.has_read_all()
+            && conn.pending.is_empty()
+            && conn.out.is_empty()
+            && self.rest.as_ref().is_none_or(AbortHandle::is_finished)
+    }
+
+    /// Sends a request. `origin`: the head that it came with. The answer's body is read from this connection.
+    ///
+    /// # Errors
+    /// The connection is of no further use then.
+    pub async fn send(
+        &mut self,
+        head: &Parts,
+        origin: &Bytes,
+        body: RequestBody,
+    ) -> Result<Response<Incoming>, ExchangeError> {
+        let framing = framing(head, &body);
+        let before = {
+            let mut conn = lock(&self.conn);
+            write_request(conn.out.buffer(), head, origin, framing);
+            conn.begin(Framing::None);
+            conn.out.written
+        };
+        let mut sending = Some(Outgoing::new(body, framing));
+        let (mut failed, mut interim) = (None, 0);
+        let conn = &self.conn;
+        let answer = std::future::poll_fn(|cx| {
+            if let Some(outgoing) = &mut sending {
+                match outgoing.poll_send(cx, conn) {
+                    Poll::Pending => {}
+                    Poll::Ready(result) => {
+                        sending = None;
+                        match result {
+                            Ok(()) => {}
+                            Err(SendError::Body(e)) => return Poll::Ready(Err(Failure::Body(e))),
+                            // It may have answered before it closed.
+                            Err(SendError::Io(e)) => failed = Some(e),
+                        }
+                    }
+                }
+            }
+            loop {
+                match lock(conn).poll_head(cx, |input| parse_response(input, &head.method)) {
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(Ok(Some(answer))) => {
+                        let status = answer.parts.status;
+                        if !status.is_informational() || status == StatusCode::SWITCHING_PROTOCOLS {
+                            return Poll::Ready(Ok(answer));
+                        }
+                        interim += 1;
+                        if interim > MAX_INTERIM {
+                            let e = HeadError::Invalid("too many interim responses");
+                            return Poll::Ready(Err(ReadError::Head(e).into()));
+                        }
+                    }
+                    Poll::Ready(Ok(None)) => {
+                        return Poll::Ready(Err(failed.take().map_or(ReadError::Ended.into(), Failure::Write)));
+                    }
+                    Poll::Ready(Err(e)) => return Poll::Ready(Err(e.into())),
+                }
+            }
+        });
+        let answer = match answer.await {
+            Ok(answer) => answer,
+            Err(reason) => return Err(ExchangeError { reason, unsent: lock(conn).out.written == before }),
+        };
+        let switching = answer.parts.status == StatusCode::SWITCHING_PROTOCOLS
+            || (head.method == Method::CONNECT && answer.parts.status.is_success());
+        let (message, handed_over) = {
+            let mut conn = lock(conn);
+            let stream = if switching { conn.io.take() } else { None };
+            (conn.begin(answer.framing), stream.map(|io| Rewind::new(std::mem::take(&mut conn.pending), io)))
+        };
+        self.keep_alive = answer.keep_alive && failed.is_none();
+        if let Some(mut outgoing) = sending {
+            // The answer came first. Whoever reads it may not ask for more until the request has gone.
+            let conn = self.conn.clone();
+            let task = tokio::spawn(async move {
+                // A failure shows where the answer is read.
+                let _ = std::future::poll_fn(|cx| outgoing.poll_send(cx, &conn)).await;
+            });
+            self.rest = Some(task.abort_handle());
+        }
+        let incoming = match (handed_over, answer.framing) {
+            (Some(stream), _) => Incoming::empty(answer.origin).with_upgrade(Upgrade::Client(Upgraded::new(stream))),
+            (None, Framing::None) => Incoming::empty(answer.origin),
+            (None, _) => Incoming::http1(self.conn.clone(), message, answer.origin),
+        };
+        Ok(Response::from_parts(answer.parts, incoming))
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        if let Some(rest) = self.rest.take() {
+            rest.abort();
+        }
+        // A body that is still held somewhere does not keep the connection open. One that was handed over is not here.
+        let stream = lock(&self.conn).io.take();
+        drop(stream);
+    }
+}
+
+/// How a request's body is framed: as its length is known, or in chunks.
+fn framing(head: &Parts, body: &RequestBody) -> Framing {
+    // Of these a server may expect a body, where nothing says that there is none (RFC 9110, 8.6).
+    let usual = matches!(head.method, Method::POST | Method::PUT | Method::PATCH);
+    if head.method == Method::CONNECT || (matches!(body, RequestBody::Empty) && !usual) {
+        return Framing::None;
+    }
+    match body.size_hint().exact() {
+        Some(length) => Framing::Length(length),
+        None => Framing::Chunked,
+    }
+}
