@@ -106,6 +106,12 @@ impl Directory {
         if !self.connected.load(Ordering::Relaxed) || name.len() > 253 {
             return Lookup::Unknown;
         }
+        // Seldom: a request should not have room for it always.
+        Box::pin(self.ask(name)).await
+    }
+
+    /// Asks the control plane.
+    async fn ask(&self, name: &str) -> Lookup {
         let (answered, answer) = oneshot::channel();
         // A full queue means a flood of new names: those are not worth waiting for.
         if self.commands.try_send(Command::Lookup(name.into(), answered)).is_err() {

@@ -23,6 +23,9 @@ use crate::incoming::{Incoming, Upgrade};
 use crate::proxy::Proxy;
 use crate::stream::MaybeSocket;
 
+/// About the connection, not about the message; framing is decided anew for each hop.
+const HOP: [HeaderName; 7] =
+    [CONNECTION, TRANSFER_ENCODING, KEEP_ALIVE, TE, UPGRADE, PROXY_CONNECTION, PROXY_AUTHENTICATE];
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 /// Traces a request through the mesh.
@@ -112,6 +115,10 @@ pub fn wants_upgrade(parts: &Parts) -> bool {
 /// Removes the headers that are about the connection they came by (RFC 9110, 7.6.1). An upgrade is about the next one
 /// too, and stays.
 pub fn remove_hop_headers(headers: &mut HeaderMap, keep_upgrade: bool) {
+    // Most messages have none: looking through the few that there are costs less than asking for each by name.
+    if !keep_upgrade && !headers.keys().any(|name| HOP.contains(name)) {
+        return;
+    }
     if let Some(named) = headers.get(CONNECTION) {
         // The usual values name no header, and cost nothing.
         let usual = named == "keep-alive" || named == "close";
@@ -134,7 +141,6 @@ pub fn remove_hop_headers(headers: &mut HeaderMap, keep_upgrade: bool) {
     headers.remove(KEEP_ALIVE);
     headers.remove(PROXY_CONNECTION);
     headers.remove(PROXY_AUTHENTICATE);
-    // Framing is decided anew for the next hop.
     headers.remove(TRANSFER_ENCODING);
     if headers.get(TE).is_some_and(|te| te != "trailers") {
         headers.remove(TE);

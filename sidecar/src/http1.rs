@@ -11,6 +11,9 @@ mod conn;
 mod outgoing;
 mod server;
 
+#[cfg(test)]
+mod tests;
+
 pub use client::{Client, ExchangeError, Failure};
 pub use conn::{ReadError, Source};
 pub use server::{ServeError, serve};

@@ -32,6 +32,7 @@ use crate::metrics::Pair;
 use crate::proxy::Proxy;
 use crate::stream::{MaybeSocket, ReadAhead, Rewind};
 use crate::tcp::{self, First};
+use http::Version;
 pub use ports::Ports;
 
 /// Silence of a client after which a server may speak first, under PERMISSIVE.
@@ -53,12 +54,37 @@ pub struct Caller {
     pair: Arc<Pair>,
 }
 
+/// A connection that turned out to be HTTP, and of which version.
+enum Http {
+    Plain(Rewind<TcpStream>, Version),
+    Mesh(Box<TlsStream>, Version),
+}
+
+type TlsStream = tokio_rustls::server::TlsStream<ReadAhead<Rewind<TcpStream>>>;
+
 /// Serves a connection from outside.
-pub async fn connection(proxy: Arc<Proxy>, mut stream: TcpStream, peer: SocketAddr, to: SocketAddr, worker: u16) {
+pub async fn connection(proxy: Arc<Proxy>, stream: TcpStream, peer: SocketAddr, to: SocketAddr, worker: u16) {
+    // On the heap while it lasts: a connection has room for its idle time only.
+    let found = Box::pin(recognise(proxy, stream, peer, to, worker)).await;
+    match found {
+        None => {}
+        Some((caller, Http::Plain(stream, version))) => http(caller, stream, version).await,
+        Some((caller, Http::Mesh(stream, version))) => http(caller, stream, version).await,
+    }
+}
+
+/// Phases 1 to 3: finds out what a connection is and who is behind it, and serves it here unless it is HTTP.
+async fn recognise(
+    proxy: Arc<Proxy>,
+    mut stream: TcpStream,
+    peer: SocketAddr,
+    to: SocketAddr,
+    worker: u16,
+) -> Option<(Arc<Caller>, Http)> {
     let policy = proxy.directory.snapshot().inbound.clone();
     let Some(policy) = policy else {
         tracing::warn!(%peer, "refused: no inbound policy has arrived yet");
-        return;
+        return None;
     };
     let mode = policy.mode_for(to.port());
     let protocol = policy.service(to.port()).map_or(Protocol::Unknown, |s| s.protocol);
@@ -71,7 +97,10 @@ pub async fn connection(proxy: Arc<Proxy>, mut stream: TcpStream, peer: SocketAd
     };
     let first = match tls_or_not(&mut stream, budget).await {
         Ok(first) => first,
-        Err(e) => return tracing::debug!(%peer, "connection failed before it said anything: {e}"),
+        Err(e) => {
+            tracing::debug!(%peer, "connection failed before it said anything: {e}");
+            return None;
+        }
     };
     let caller = |id: Option<SpiffeId>, certificate: String| {
         let pair = proxy.metrics.pair(labels::inbound(&proxy, &policy, to, id.as_ref()));
@@ -81,20 +110,22 @@ pub async fn connection(proxy: Arc<Proxy>, mut stream: TcpStream, peer: SocketAd
     match first {
         Start::Mesh(bytes) if mode != MtlsMode::Disable => {
             proxy.ports.remember_mesh(peer.ip());
-            mesh(&proxy, stream, bytes, peer, caller).await;
+            mesh(&proxy, stream, bytes, peer, caller).await
         }
         // Phase 2.
         Start::Other(bytes) | Start::Mesh(bytes) | Start::Silence(bytes) if mode == MtlsMode::Strict => {
             proxy.metrics.plaintext_refused.inc();
             tracing::warn!(%peer, %to, policy = %policy.policy, "refused: plaintext, and mTLS is STRICT here");
             refuse_plaintext(caller(None, String::new()), stream, bytes).await;
+            None
         }
         Start::Mesh(bytes) | Start::Other(bytes) => {
-            plain(caller(None, String::new()), Rewind::new(bytes.freeze(), stream), protocol).await;
+            plain(caller(None, String::new()), Rewind::new(bytes.freeze(), stream), protocol).await
         }
         Start::Silence(bytes) => {
             let caller = caller(None, String::new());
             bytes_to_application(&caller, Rewind::new(bytes.freeze(), stream)).await;
+            None
         }
     }
 }
@@ -139,7 +170,7 @@ async fn mesh(
     bytes: BytesMut,
     peer: SocketAddr,
     caller: impl FnOnce(Option<SpiffeId>, String) -> Arc<Caller>,
-) {
+) -> Option<(Arc<Caller>, Http)> {
     let accepted = async {
         // One that has expired too: the peer refuses it then, and can say why.
         let credentials = proxy.identity.current().ok_or_else(|| anyhow::anyhow!("no certificate yet"))?;
@@ -157,30 +188,38 @@ async fn mesh(
         Ok(accepted) => accepted,
         Err(e) => {
             proxy.metrics.handshakes_failed.inc();
-            return tracing::warn!(%peer, "mTLS handshake failed: {e:#}");
+            tracing::warn!(%peer, "mTLS handshake failed: {e:#}");
+            return None;
         }
     };
     let inside = tls.get_ref().1.alpn_protocol().map(<[u8]>::to_vec);
     let caller = caller(Some(id), hash);
     match inside.as_deref() {
-        Some(alpn::HTTP1) => http1(caller, tls).await,
-        Some(alpn::HTTP2) => http2(caller, tls).await,
-        _ => bytes_to_application(&caller, tls).await,
+        Some(alpn::HTTP1) => Some((caller, Http::Mesh(Box::new(tls), Version::HTTP_11))),
+        Some(alpn::HTTP2) => Some((caller, Http::Mesh(Box::new(tls), Version::HTTP_2))),
+        _ => {
+            bytes_to_application(&caller, tls).await;
+            None
+        }
     }
 }
 
 /// Phase 3 of plaintext.
-async fn plain(caller: Arc<Caller>, mut stream: Rewind<TcpStream>, protocol: Protocol) {
+async fn plain(caller: Arc<Caller>, mut stream: Rewind<TcpStream>, protocol: Protocol) -> Option<(Arc<Caller>, Http)> {
     if matches!(protocol, Protocol::Tcp | Protocol::Tls) {
-        return bytes_to_application(&caller, stream).await;
+        bytes_to_application(&caller, stream).await;
+        return None;
     }
     match tcp::first(&mut stream, BytesMut::new(), None).await {
-        Ok(First::Bytes(bytes, Sniff::Http1)) => http1(caller, Rewind::new(bytes.freeze(), stream)).await,
-        Ok(First::Bytes(bytes, Sniff::Http2)) => http2(caller, Rewind::new(bytes.freeze(), stream)).await,
-        Ok(First::Bytes(bytes, _) | First::Closed(bytes) | First::Silence(bytes)) => {
-            bytes_to_application(&caller, Rewind::new(bytes.freeze(), stream)).await;
+        Ok(First::Bytes(bytes, kind @ (Sniff::Http1 | Sniff::Http2))) => {
+            let version = if kind == Sniff::Http1 { Version::HTTP_11 } else { Version::HTTP_2 };
+            Some((caller, Http::Plain(stream.before(bytes.freeze()), version)))
         }
-        Err(_) => {}
+        Ok(First::Bytes(bytes, _) | First::Closed(bytes) | First::Silence(bytes)) => {
+            bytes_to_application(&caller, stream.before(bytes.freeze())).await;
+            None
+        }
+        Err(_) => None,
     }
 }
 
@@ -203,23 +242,19 @@ async fn refuse_plaintext(caller: Arc<Caller>, mut stream: TcpStream, bytes: Byt
     }
 }
 
-async fn http1<S>(caller: Arc<Caller>, stream: S)
+async fn http<S>(caller: Arc<Caller>, stream: S, version: Version)
 where
     S: AsyncRead + AsyncWrite + MaybeSocket + Unpin + Send + 'static,
 {
+    if version == Version::HTTP_2 {
+        let proxy = caller.proxy.clone();
+        let answer = move |request| {
+            let caller = caller.clone();
+            async move { delivery::request(&caller, request).await }
+        };
+        return Box::pin(serve_http2(stream, &proxy, answer)).await;
+    }
     serve_http1(stream, |request| delivery::request(&caller, request)).await;
-}
-
-async fn http2<S>(caller: Arc<Caller>, stream: S)
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let proxy = caller.proxy.clone();
-    serve_http2(stream, &proxy, move |request| {
-        let caller = caller.clone();
-        async move { delivery::request(&caller, request).await }
-    })
-    .await;
 }
 
 /// Phase 4 for bytes.

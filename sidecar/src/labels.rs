@@ -36,6 +36,7 @@ pub fn outbound(proxy: &Proxy, cluster: &ClusterView, endpoint: Option<&Arc<Endp
         reporter: "source",
         source: proxy.own(),
         mtls: endpoint.is_some_and(|e| e.config.identity.is_some()),
+        usual: Default::default(),
         destination,
         service: config.host.clone(),
         service_name: name.into(),
@@ -66,6 +67,7 @@ pub fn unknown(proxy: &Proxy) -> Pair {
         service_name: unknown.clone(),
         service_namespace: unknown,
         mtls: false,
+        usual: Default::default(),
     }
 }
 
@@ -86,5 +88,6 @@ pub fn inbound(proxy: &Proxy, policy: &Inbound, to: SocketAddr, id: Option<&Spif
         service_namespace: namespace,
         service: host.clone(),
         mtls: id.is_some(),
+        usual: Default::default(),
     }
 }

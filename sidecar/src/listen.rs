@@ -62,7 +62,9 @@ async fn connection(proxy: Arc<Proxy>, stream: TcpStream, peer: SocketAddr, role
     let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
     if role == Role::HttpProxy {
         let down = Downstream { proxy, worker, peer, local: own, original: None, foreign: Default::default() };
-        return http(Arc::new(down), stream, BytesMut::new()).await;
+        let down = Arc::new(down);
+        let found = Box::pin(http(stream)).await;
+        return serve(down, found).await;
     }
     // A connection that was addressed to ourselves would be passed on to ourselves, for ever.
     let original = match original_destination(&stream) {
@@ -85,12 +87,19 @@ async fn connection(proxy: Arc<Proxy>, stream: TcpStream, peer: SocketAddr, role
                 original: original_port,
                 foreign: Default::default(),
             };
-            outbound_connection(Arc::new(down), stream, original).await;
+            let down = Arc::new(down);
+            // On the heap while it lasts: a connection has room for its idle time only.
+            let found = Box::pin(outbound_connection(&down, stream, original)).await;
+            serve(down, found).await;
         }
     }
 }
 
-async fn outbound_connection(down: Arc<Downstream>, mut stream: TcpStream, original: SocketAddr) {
+/// A connection that turned out to be HTTP, of which these were the first bytes.
+type Http = (TcpStream, BytesMut, Sniff);
+
+/// Finds out what a connection is, and serves it here unless it is HTTP.
+async fn outbound_connection(down: &Arc<Downstream>, mut stream: TcpStream, original: SocketAddr) -> Option<Http> {
     let lookup = down.proxy.directory.lookup(&original.to_string()).await;
     let service = match &lookup {
         Lookup::Service(view) => Some(view),
@@ -112,37 +121,25 @@ async fn outbound_connection(down: Arc<Downstream>, mut stream: TcpStream, origi
         }
         _ => {
             // HTTP may still name a service that we know; other bytes go nowhere.
-            if let Ok(First::Bytes(bytes, kind @ (Sniff::Http1 | Sniff::Http2))) =
-                tcp::first(&mut stream, BytesMut::new(), None).await
-            {
-                serve(down, stream, bytes, kind).await;
-            }
-            return;
+            return http(stream).await;
         }
     };
+    let open = || tcp::open(&down.proxy, &cluster, endpoint.as_ref(), down.peer, MARK_UPSTREAM, None);
+    let outbound = &down.proxy.outbound;
     let budget = match protocol {
         Protocol::Tcp | Protocol::Tls => {
-            let Ok(flow) = tcp::open(&down.proxy, &cluster, endpoint.as_ref(), down.peer, MARK_UPSTREAM, None).await
-            else {
-                return;
-            };
-            let outbound = &down.proxy.outbound;
-            return tcp::run(&down.proxy, outbound, stream, flow, Default::default(), std::future::pending()).await;
+            let flow = open().await.ok()?;
+            tcp::run(&down.proxy, outbound, stream, flow, Default::default(), std::future::pending()).await;
+            return None;
         }
         Protocol::Http | Protocol::Http2 | Protocol::Grpc => None,
         Protocol::Unknown => Some(SERVER_FIRST_AFTER),
     };
-    let mut first = match tcp::first(&mut stream, BytesMut::new(), budget).await {
-        Ok(first) => first,
-        Err(_) => return,
-    };
+    let mut first = tcp::first(&mut stream, BytesMut::new(), budget).await.ok()?;
     let mut flow = None;
     let mut seen = BytesMut::new();
     if let First::Silence(bytes) = first {
-        let Ok(mut opened) = tcp::open(&down.proxy, &cluster, endpoint.as_ref(), down.peer, MARK_UPSTREAM, None).await
-        else {
-            return;
-        };
+        let mut opened = open().await.ok()?;
         seen.reserve(16 * 1024);
         // Whoever speaks first decides. Both reads lose nothing when they are dropped.
         first = tokio::select! {
@@ -151,46 +148,41 @@ async fn outbound_connection(down: Arc<Downstream>, mut stream: TcpStream, origi
                 Ok(0) | Err(_) => First::Closed(bytes),
                 Ok(_) => First::Bytes(bytes, Sniff::Other),
             },
-            first = tcp::first(&mut stream, bytes.clone(), None) => match first {
-                Ok(first) => first,
-                Err(_) => return,
-            },
+            first = tcp::first(&mut stream, bytes.clone(), None) => first.ok()?,
         };
         flow = Some(opened);
     }
     let bytes = match first {
-        First::Bytes(bytes, kind @ (Sniff::Http1 | Sniff::Http2)) => {
-            drop(flow);
-            return serve(down, stream, bytes, kind).await;
-        }
+        First::Bytes(bytes, kind @ (Sniff::Http1 | Sniff::Http2)) => return Some((stream, bytes, kind)),
         First::Bytes(bytes, _) | First::Closed(bytes) | First::Silence(bytes) => bytes,
     };
     let flow = match flow {
         Some(flow) => flow,
-        None => match tcp::open(&down.proxy, &cluster, endpoint.as_ref(), down.peer, MARK_UPSTREAM, None).await {
-            Ok(flow) => flow,
-            Err(_) => return,
-        },
+        None => open().await.ok()?,
     };
     let client = Rewind::new(bytes.freeze(), stream);
-    tcp::run(&down.proxy, &down.proxy.outbound, client, flow, seen.freeze(), std::future::pending()).await;
+    tcp::run(&down.proxy, outbound, client, flow, seen.freeze(), std::future::pending()).await;
+    None
 }
 
-async fn http(down: Arc<Downstream>, mut stream: TcpStream, bytes: BytesMut) {
-    if let Ok(First::Bytes(bytes, kind)) = tcp::first(&mut stream, bytes, None).await {
-        serve(down, stream, bytes, kind).await;
+/// A connection that is to be HTTP, and ends where it is not.
+async fn http(mut stream: TcpStream) -> Option<Http> {
+    match tcp::first(&mut stream, BytesMut::new(), None).await {
+        Ok(First::Bytes(bytes, kind @ (Sniff::Http1 | Sniff::Http2))) => Some((stream, bytes, kind)),
+        _ => None,
     }
 }
 
-async fn serve(down: Arc<Downstream>, stream: TcpStream, bytes: BytesMut, kind: Sniff) {
+async fn serve(down: Arc<Downstream>, found: Option<Http>) {
+    let Some((stream, bytes, kind)) = found else { return };
     let io = Rewind::new(bytes.freeze(), stream);
-    let proxy = down.proxy.clone();
     if kind == Sniff::Http2 {
-        serve_http2(io, &proxy, move |request| {
+        let proxy = down.proxy.clone();
+        let answer = move |request| {
             let down = down.clone();
             async move { outbound::request(&down, request).await }
-        })
-        .await;
+        };
+        Box::pin(serve_http2(io, &proxy, answer)).await;
     } else {
         let down = &down;
         let answer = |request| async move {
@@ -199,5 +191,33 @@ async fn serve(down: Arc<Downstream>, stream: TcpStream, bytes: BytesMut, kind: 
             response
         };
         serve_http1(io, answer).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a task of this function occupies.
+    fn task<F, Fut>(_: F) -> usize
+    where
+        F: Fn(Arc<Proxy>, TcpStream, SocketAddr, Role, u16) -> Fut,
+    {
+        size_of::<Fut>()
+    }
+
+    fn request<'a, F, Fut>(_: F) -> usize
+    where
+        F: Fn(&'a Arc<Downstream>, http::Request<crate::incoming::Incoming>) -> Fut,
+    {
+        size_of::<Fut>()
+    }
+
+    /// Thousands of connections are idle at a time: what one needs for a while is on the heap for that while.
+    #[test]
+    fn tasks_are_small() {
+        let (connection, request) = (task(connection), request(outbound::request));
+        assert!(connection <= 1536, "an idle connection: {connection} bytes");
+        assert!(request <= 4096, "a request: {request} bytes");
     }
 }

@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use prometheus_client::encoding::{EncodeLabel, EncodeLabelSet, LabelSetEncoder};
@@ -91,6 +91,54 @@ pub struct Pair {
     pub service_namespace: Arc<str>,
     /// Whether the connection is mTLS.
     pub mtls: bool,
+    /// Where most of its requests are counted.
+    pub usual: Usual,
+}
+
+/// The series of requests that went well, found once. No part of what a pair is: all are equal.
+#[derive(Default)]
+pub struct Usual {
+    http: OnceLock<Series>,
+    grpc: OnceLock<Series>,
+}
+
+impl PartialEq for Usual {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Usual {}
+
+impl Hash for Usual {
+    fn hash<H: Hasher>(&self, _: &mut H) {}
+}
+
+impl Clone for Usual {
+    fn clone(&self) -> Self {
+        Usual::default()
+    }
+}
+
+impl fmt::Debug for Usual {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Usual")
+    }
+}
+
+/// Where requests with the same labels are counted.
+struct Series {
+    requests: Counter,
+    durations: Histogram,
+    response_bytes: Counter,
+}
+
+impl Series {
+    fn add(&self, sample: &RequestSample) {
+        self.requests.inc();
+        self.durations.observe(sample.duration.as_secs_f64() * 1000.0);
+        self.response_bytes.inc_by(sample.response_bytes);
+    }
 }
 
 /// Labels of one request series.
@@ -306,6 +354,18 @@ impl Metrics {
 
     /// Counts a request that has ended.
     pub fn request(&self, pair: &Arc<Pair>, sample: &RequestSample) {
+        let usual = match (sample.code, sample.grpc, sample.grpc_status) {
+            (200, false, None) => Some(&pair.usual.http),
+            (200, true, Some(0)) => Some(&pair.usual.grpc),
+            _ => None,
+        };
+        match usual.filter(|_| sample.flags.is_empty()) {
+            Some(series) => series.get_or_init(|| self.series(pair, sample)).add(sample),
+            None => self.series(pair, sample).add(sample),
+        }
+    }
+
+    fn series(&self, pair: &Arc<Pair>, sample: &RequestSample) -> Series {
         let labels = RequestLabels {
             pair: pair.clone(),
             code: sample.code,
@@ -313,9 +373,11 @@ impl Metrics {
             grpc: sample.grpc,
             grpc_status: sample.grpc_status,
         };
-        self.requests.get_or_create(&labels).inc();
-        self.durations.get_or_create(&labels).observe(sample.duration.as_secs_f64() * 1000.0);
-        self.response_bytes.get_or_create(&labels).inc_by(sample.response_bytes);
+        Series {
+            requests: self.requests.get_or_create(&labels).clone(),
+            durations: self.durations.get_or_create(&labels).clone(),
+            response_bytes: self.response_bytes.get_or_create(&labels).clone(),
+        }
     }
 
     /// Counts a TCP connection that begins.
@@ -353,6 +415,7 @@ mod tests {
             service_name: "order-service".into(),
             service_namespace: "default".into(),
             mtls: true,
+            usual: Usual::default(),
         }
     }
 

@@ -11,6 +11,7 @@ mod attempts;
 mod plan;
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -86,7 +87,7 @@ pub async fn request(down: &Arc<Downstream>, request: Request<Incoming>) -> Resp
         local: down.local,
     };
     match decide(down, &parts, &view).await {
-        Decision::Send(plan) => call.send(parts, incoming, upgrade, plan).await,
+        Decision::Send(plan) => call.send(&mut parts, incoming, upgrade, &plan).await,
         Decision::Answer(service, route, response) => call.answer(&parts, &service, &route, *response),
         Decision::Refuse(service, reason) => {
             let pair = match service {
@@ -123,15 +124,15 @@ impl Call<'_> {
     /// Phases 3 to 5.
     async fn send(
         &self,
-        mut parts: Parts,
+        parts: &mut Parts,
         mut incoming: Incoming,
         upgrade: Option<Upgrade>,
-        plan: Plan,
+        plan: &Plan,
     ) -> Response<ResponseBody> {
         let proxy = &self.down.proxy;
         let cluster = &plan.cluster;
         let config = &cluster.config;
-        let mut record = self.record(&parts, cluster.pair(proxy, None));
+        let mut record = self.record(parts, cluster.pair(proxy, None));
         record.cluster = Some(config.name.clone());
         record.route = plan.route_name();
         if config.undefined {
@@ -152,7 +153,7 @@ impl Call<'_> {
         let retry = asked.retry.as_ref().filter(|_| forward.is_some()).unwrap_or(routes_retry);
         let timeout = asked.timeout.unwrap_or(routes_timeout);
 
-        let client_host = authority(&parts).to_owned();
+        let client_host = authority(parts).to_owned();
         let (method, path) = (parts.method.clone(), path_and_query(&parts.uri).to_owned());
         let context = Context {
             source: self.down.peer,
@@ -163,19 +164,19 @@ impl Call<'_> {
         };
         let reads_request = plan.header_operations().iter().any(|ops| ops.response.reads_request_headers());
         let request_headers = reads_request.then(|| parts.headers.clone());
-        let multiplex = upgrade.is_none() && speaks_http2(cluster, self.version, &parts, grpc);
-        prepare(&mut parts, &plan, upgrade.is_some(), &context);
+        let multiplex = upgrade.is_none() && speaks_http2(cluster, self.version, parts, grpc);
+        prepare(parts, plan, upgrade.is_some(), &context);
         if multiplex && self.version != Version::HTTP_2 && !speaks_only_http2(config.protocol) {
             parts.headers.insert(HTTP1_CLIENT, HeaderValue::from_static("1"));
         }
-        let host = upstream_host(&parts, forward.and_then(|(_, d)| d.authority.as_ref()), &client_host);
-        address_request(&mut parts, &host, multiplex);
+        let host = upstream_host(parts, forward.and_then(|(_, d)| d.authority.as_ref()), &client_host);
+        address_request(parts, &host, multiplex);
 
         let origin = std::mem::take(&mut incoming.origin);
         let body = if incoming.is_end_stream() { None } else { Some(Replay::new(incoming)) };
         let mut attempts = Attempts {
             down: self.down,
-            plan: &plan,
+            plan,
             origin: &origin,
             body: body.as_ref(),
             retry,
@@ -184,9 +185,12 @@ impl Call<'_> {
             made: 0,
             last: None,
         };
-        let (result, deadline) = match timeout {
-            None => (attempts.run(parts).await, None),
-            Some(after) => within(after, body.as_ref(), attempts.run(parts)).await,
+        let (result, deadline) = {
+            let running = pin!(attempts.run(parts));
+            match timeout {
+                None => (running.await, None),
+                Some(after) => within(after, body.as_ref(), running).await,
+            }
         };
         record.attempts = attempts.made;
         if let Some(endpoint) = &attempts.last {
@@ -195,7 +199,7 @@ impl Call<'_> {
         }
         match result {
             Ok(sent) => {
-                let kept = Kept { plan: &plan, context, request_headers, upgrade, body, permit, deadline };
+                let kept = Kept { plan, context, request_headers, upgrade, body, permit, deadline };
                 self.respond(record, sent, kept)
             }
             Err(failure) => {

@@ -232,7 +232,7 @@ impl ClusterPool {
                 Acquired::Stream(s, id) => self.lease_http2(endpoint, s, id),
                 Acquired::Dial => {
                     let duty = Dialing { pool: Some(self.clone()), endpoint, multiplex };
-                    self.dial(duty, dialer).await.map_err(CheckoutError::Dial)?
+                    Box::pin(self.dial(duty, dialer)).await.map_err(CheckoutError::Dial)?
                 }
                 Acquired::Wait(ticket, victim) => {
                     // Closing the victim makes the room that we then wait for. It must not happen under the lock.
@@ -243,7 +243,7 @@ impl ClusterPool {
                         Ok(Granted::Lease(lease)) => lease,
                         Ok(Granted::Dial(duty)) => {
                             drop(waiting);
-                            self.dial(duty, dialer).await.map_err(CheckoutError::Dial)?
+                            Box::pin(self.dial(duty, dialer)).await.map_err(CheckoutError::Dial)?
                         }
                         Err(_) => continue,
                     }

@@ -28,6 +28,14 @@ impl<S> Rewind<S> {
         Rewind { prefix, inner }
     }
 
+    /// The same stream, with `bytes` before what is left of its prefix.
+    pub fn before(self, bytes: Bytes) -> Self {
+        if self.prefix.is_empty() {
+            return Rewind { prefix: bytes, ..self };
+        }
+        Rewind { prefix: [&bytes[..], &self.prefix[..]].concat().into(), ..self }
+    }
+
     /// The stream itself.
     pub fn get_ref(&self) -> &S {
         &self.inner
@@ -171,6 +179,12 @@ impl<S: MaybeSocket> MaybeSocket for Rewind<S> {
 impl MaybeSocket for TokioIo<Upgraded> {
     fn socket(&self) -> Option<&TcpStream> {
         None
+    }
+}
+
+impl<S: MaybeSocket + ?Sized> MaybeSocket for Box<S> {
+    fn socket(&self) -> Option<&TcpStream> {
+        (**self).socket()
     }
 }
 

@@ -8,6 +8,9 @@ mod chunked;
 mod read;
 mod write;
 
+#[cfg(test)]
+mod tests;
+
 pub use chunked::{Body, BodyError, Decoded};
 pub use read::{HeadError, Reading, RequestHead, ResponseHead, parse_request, parse_response};
 pub use write::{Chunk, Closing, end_of_chunks, write_request, write_response};

@@ -46,6 +46,8 @@ impl<B: Body<Data = Bytes> + Unpin> Outgoing<B> {
             while !self.ended && lock(conn).out.has_room() {
                 match Pin::new(&mut self.body).poll_frame(cx) {
                     Poll::Ready(Some(Ok(frame))) => {
+                        // Asked for before the lock is taken: it may be this connection's own body.
+                        let last = self.body.is_end_stream();
                         let out = &mut lock(conn).out;
                         match frame.into_data() {
                             Ok(data) if data.is_empty() => {}
@@ -61,8 +63,7 @@ impl<B: Body<Data = Bytes> + Unpin> Outgoing<B> {
                                 self.ended = true;
                             }
                         }
-                        // Asked for before it is written: whoever reads the body may be waiting for that.
-                        if !self.ended && self.body.is_end_stream() && out.has_room() {
+                        if !self.ended && last && out.has_room() {
                             self.end(out.buffer());
                         }
                     }

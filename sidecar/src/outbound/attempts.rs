@@ -1,5 +1,6 @@
 //! Phase 4: the requests to endpoints that one request of the application becomes.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -83,12 +84,12 @@ impl From<Outcome> for Failed {
 
 impl Attempts<'_> {
     /// Until one is answered, or the policy allows no more.
-    pub(super) async fn run(&mut self, mut head: Parts) -> Result<Sent, Failure> {
+    pub(super) async fn run(&mut self, head: &mut Parts) -> Result<Sent, Failure> {
         let cluster = &self.plan.cluster;
         let mut tried: SmallVec<[Arc<Endpoint>; 4]> = SmallVec::new();
         let mut random = || rand::rng().next_u64();
         let keeps = self.retry.attempts > 0;
-        let repeats = self.may_repeat(&head);
+        let repeats = self.may_repeat(head);
         // Held from a retry's beginning to its end, as maxRetries counts them.
         let mut retry_permit = None;
         loop {
@@ -98,13 +99,15 @@ impl Attempts<'_> {
             self.made += 1;
             self.last = Some(endpoint.clone());
             head.headers.insert(ATTEMPT_COUNT, count(self.made));
-            let trying = self.attempt(&endpoint, &head);
-            let result = match self.retry.per_try_timeout {
-                None => trying.await,
-                Some(limit) => match tokio::time::timeout(limit, trying).await {
-                    Ok(result) => result,
-                    Err(_) => Err(Failed::from(Outcome::PerTryTimeout { request_started: true })),
-                },
+            let result = {
+                let trying = pin!(self.attempt(&endpoint, head));
+                match self.retry.per_try_timeout {
+                    None => trying.await,
+                    Some(limit) => match tokio::time::timeout(limit, trying).await {
+                        Ok(result) => result,
+                        Err(_) => Err(Failed::from(Outcome::PerTryTimeout { request_started: true })),
+                    },
+                }
             };
             let attempt = self.made - 1;
             let (failed, sent) = match result {

@@ -128,7 +128,9 @@ pub fn parse_response(input: &[u8], method: &Method) -> Reading<ResponseHead> {
     let mut parsed = httparse::Response::new(&mut []);
     let mut lenient = httparse::ParserConfig::default();
     // What servers are known to send, and browsers take.
-    lenient.allow_spaces_after_header_name_in_responses(false).allow_multiple_spaces_in_response_status_delimiters(true);
+    lenient
+        .allow_spaces_after_header_name_in_responses(false)
+        .allow_multiple_spaces_in_response_status_delimiters(true);
     let length = match lenient.parse_response_with_uninit_headers(&mut parsed, input, &mut space)? {
         Status::Complete(length) => length,
         Status::Partial => return partial(input),

@@ -1,0 +1,262 @@
+use super::*;
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
+use proptest::prelude::*;
+
+fn request(text: &str) -> RequestHead {
+    let (head, length) = parse_request(text.as_bytes()).unwrap().unwrap();
+    assert_eq!(length, text.find("\r\n\r\n").unwrap() + 4);
+    head
+}
+
+fn response(text: &str, method: Method) -> ResponseHead {
+    parse_response(text.as_bytes(), &method).unwrap().unwrap().0
+}
+
+#[test]
+fn a_request_is_read() {
+    let head = request("POST /a?b=c HTTP/1.1\r\nHost: order\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\nhello");
+    assert_eq!((head.parts.method.as_str(), head.parts.uri.to_string().as_str()), ("POST", "/a?b=c"));
+    assert_eq!((head.framing, head.keep_alive, head.expects_continue), (Framing::Length(5), true, true));
+    assert_eq!(head.parts.headers["host"], "order");
+    assert_eq!(request("GET / HTTP/1.1\r\nhost: a\r\nTransfer-Encoding: Chunked\r\n\r\n").framing, Framing::Chunked);
+    assert_eq!(request("OPTIONS * HTTP/1.1\r\nhost: a\r\n\r\n").parts.uri, "*");
+    assert_eq!(request("CONNECT a:443 HTTP/1.1\r\nhost: a\r\n\r\n").parts.uri, "a:443");
+    assert_eq!(request("GET http://a/b HTTP/1.1\r\nhost: a\r\n\r\n").parts.uri, "http://a/b");
+}
+
+#[test]
+fn connections_are_kept_as_the_version_says() {
+    let kept = |line: &str, header: &str| request(&format!("GET / {line}\r\n{header}\r\n\r\n")).keep_alive;
+    assert!(kept("HTTP/1.1", "a: b"));
+    assert!(!kept("HTTP/1.1", "Connection: x, Close"));
+    assert!(!kept("HTTP/1.0", "a: b"));
+    assert!(kept("HTTP/1.0", "Connection: Keep-Alive"));
+}
+
+/// Where a body ends must be beyond doubt: whoever takes it for longer or shorter than we do would read another request.
+#[test]
+fn ambiguous_requests_are_refused() {
+    for (headers, status) in [
+        ("Content-Length: 5\r\nTransfer-Encoding: chunked", 400),
+        ("Content-Length: 5\r\nContent-Length: 5", 400),
+        ("Content-Length: 5, 5", 400),
+        ("Content-Length: +5", 400),
+        ("Content-Length: 0x5", 400),
+        ("Content-Length:", 400),
+        ("Content-Length: 99999999999999999999", 400),
+        ("Transfer-Encoding: gzip, chunked", 501),
+        ("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked", 501),
+        ("Transfer-Encoding: \x0bchunked", 400),
+        ("Transfer-Encoding : chunked", 400),
+        ("A: b\r\n folded: c", 400),
+        ("A\0: b", 400),
+    ] {
+        let text = format!("POST / HTTP/1.1\r\nHost: a\r\n{headers}\r\n\r\n");
+        assert_eq!(parse_request(text.as_bytes()).unwrap_err().status(), status, "{headers:?}");
+    }
+    let old = b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n";
+    assert_eq!(parse_request(old).unwrap_err().status(), 400);
+    assert_eq!(parse_request(b"GET / HTTP/2.0\r\n\r\n").unwrap_err().status(), 400);
+    assert_eq!(parse_request(b"\x16\x03\x01 hello\r\n\r\n").unwrap_err().status(), 400);
+}
+
+#[test]
+fn heads_have_a_largest_size() {
+    let headers: String = (0..101).map(|i| format!("h{i}: x\r\n")).collect();
+    let many = format!("GET / HTTP/1.1\r\n{headers}\r\n");
+    assert_eq!(parse_request(many.as_bytes()).unwrap_err(), HeadError::TooLarge);
+    let long = format!("GET / HTTP/1.1\r\nh: {}", "x".repeat(MAX_HEAD));
+    assert_eq!(parse_request(long.as_bytes()).unwrap_err(), HeadError::TooLarge);
+    assert_eq!(parse_request(format!("{long}\r\n\r\n").as_bytes()).unwrap_err(), HeadError::TooLarge);
+}
+
+#[test]
+fn responses_end_as_their_request_and_status_say() {
+    let framing = |head: &str, method: Method| {
+        let head = response(&format!("HTTP/1.1 {head}\r\n\r\n"), method);
+        (head.framing, head.keep_alive)
+    };
+    assert_eq!(framing("200 OK\r\nContent-Length: 3", Method::GET), (Framing::Length(3), true));
+    assert_eq!(framing("200 OK\r\nContent-Length: 3", Method::HEAD), (Framing::None, true));
+    assert_eq!(framing("204 No Content", Method::GET), (Framing::None, true));
+    assert_eq!(framing("304 Not Modified\r\nContent-Length: 3", Method::GET), (Framing::None, true));
+    assert_eq!(framing("200 OK", Method::CONNECT), (Framing::None, true));
+    assert_eq!(framing("200 OK", Method::GET), (Framing::UntilClose, false));
+    assert_eq!(framing("200 OK\r\nTransfer-Encoding: chunked", Method::GET), (Framing::Chunked, true));
+    assert_eq!(framing("101 Switching Protocols\r\nUpgrade: x", Method::GET), (Framing::None, true));
+    let both = response("HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n", Method::GET);
+    assert_eq!((both.framing, both.parts.headers.contains_key("content-length")), (Framing::Chunked, false));
+}
+
+fn written(head: &RequestHead, framing: Framing) -> String {
+    let mut out = Vec::new();
+    write_request(&mut out, &head.parts, &head.origin, framing);
+    String::from_utf8(out).unwrap()
+}
+
+#[test]
+fn names_are_spelled_as_they_came() {
+    let text = "GET /x HTTP/1.1\r\nHost: a\r\nuser-ID: 7\r\nX-Two: 1\r\nx-two:   2\r\nX-Empty: \r\n\r\n";
+    let mut head = request(text);
+    // A value made anew has no spelling of its own; nor has one that came under another name.
+    head.parts.headers.insert("x-own", HeaderValue::from_static("w"));
+    let moved = head.parts.headers["user-id"].clone();
+    head.parts.headers.insert("x-moved", moved);
+    head.parts.headers.insert("host", HeaderValue::from_static("b"));
+    let out = written(&head, Framing::None);
+    for line in ["user-ID: 7", "X-Two: 1", "x-two: 2", "x-own: w", "x-moved: 7", "host: b"] {
+        assert!(out.contains(&format!("\r\n{line}\r\n")), "{line} in {out}");
+    }
+    // Without its head nothing is found, and nothing is read that is not ours.
+    head.origin = Bytes::from_static(b"short");
+    assert!(written(&head, Framing::None).contains("user-id: 7"));
+}
+
+#[test]
+fn framing_headers_are_what_is_sent() {
+    let mut head = request("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n");
+    assert!(written(&head, Framing::Length(5)).contains("\r\nContent-Length: 5\r\n"));
+    assert!(written(&head, Framing::Length(6)).ends_with("\r\ncontent-length: 6\r\n\r\n"));
+    let chunked = written(&head, Framing::Chunked);
+    assert!(!chunked.to_lowercase().contains("content-length") && chunked.contains("transfer-encoding: chunked\r\n"));
+    head.parts.headers.append("content-length", HeaderValue::from_static("5"));
+    assert_eq!(written(&head, Framing::Length(5)).to_lowercase().matches("content-length").count(), 1);
+}
+
+#[test]
+fn responses_are_written_for_the_client() {
+    let head = response("HTTP/1.1 200 Fine by me\r\nServer: x\r\n\r\n", Method::GET);
+    let write = |version, closing, status: StatusCode| {
+        let (mut parts, mut out) = (head.parts.clone(), Vec::new());
+        parts.status = status;
+        write_response(&mut out, &parts, version, &head.origin, Framing::Length(2), closing, "today");
+        String::from_utf8(out).unwrap()
+    };
+    assert_eq!(
+        write(Version::HTTP_11, Closing::Close, StatusCode::OK),
+        "HTTP/1.1 200 Fine by me\r\nServer: x\r\ncontent-length: 2\r\nconnection: close\r\ndate: today\r\n\r\n"
+    );
+    let old = write(Version::HTTP_10, Closing::KeepAlive, StatusCode::NOT_FOUND);
+    assert!(old.starts_with("HTTP/1.0 404 Not Found\r\n") && old.contains("connection: keep-alive\r\n"), "{old}");
+}
+
+/// Decodes `wire`, given in pieces of the sizes that `cuts` say. What follows the body is left.
+fn decode(framing: Framing, wire: &[u8], cuts: &[usize]) -> Result<(Vec<u8>, Option<HeaderMap>, Vec<u8>), BodyError> {
+    let (mut body, mut data, mut trailers) = (Body::new(framing), Vec::new(), None);
+    let (mut input, mut rest) = (Bytes::new(), wire);
+    let mut cuts = cuts.iter().cycle();
+    loop {
+        match body.decode(&mut input)? {
+            Decoded::Data(more) => data.extend_from_slice(&more),
+            Decoded::Trailers(found) => trailers = Some(found),
+            Decoded::End => break,
+            Decoded::NeedMore if rest.is_empty() => break,
+            Decoded::NeedMore => {
+                let n = cuts.next().copied().unwrap_or(1).clamp(1, rest.len());
+                input = Bytes::copy_from_slice(&rest[..n]);
+                rest = &rest[n..];
+            }
+        }
+    }
+    Ok((data, trailers, [&input[..], rest].concat()))
+}
+
+#[test]
+fn broken_chunks_are_refused() {
+    for wire in [
+        "5\r\nhelloX\r\n",
+        "5\r\nhello\n0\r\n\r\n",
+        "5\nhello\r\n",
+        "\r\n",
+        "g\r\n",
+        "-1\r\n",
+        "1000000000000000\r\n",
+        "5;a=\n\r\nhello\r\n",
+        "0\r\n bad\r\n\r\n",
+    ] {
+        assert!(decode(Framing::Chunked, wire.as_bytes(), &[3]).is_err(), "{wire:?}");
+    }
+    let long = format!("5;{}\r\nhello\r\n", "x".repeat(20_000));
+    assert!(decode(Framing::Chunked, long.as_bytes(), &[1000]).is_err());
+    let trailers = format!("0\r\nt: {}\r\n\r\n", "x".repeat(20_000));
+    assert!(decode(Framing::Chunked, trailers.as_bytes(), &[1000]).is_err());
+}
+
+#[test]
+fn trailers_end_a_body_and_what_follows_is_left() {
+    let wire = b"5;x=y\r\nhello\r\n0\r\nSum: 1\r\nsum: 2\r\n\r\nGET / HTTP/1.1";
+    let (data, trailers, rest) = decode(Framing::Chunked, wire, &[4]).unwrap();
+    assert_eq!((data.as_slice(), rest.as_slice()), (&b"hello"[..], &b"GET / HTTP/1.1"[..]));
+    let sums: Vec<_> = trailers.unwrap().get_all("sum").iter().cloned().collect();
+    assert_eq!(sums, ["1", "2"]);
+}
+
+#[test]
+fn trailers_that_a_recipient_must_know_before_are_left_out() {
+    let mut out = Vec::new();
+    let trailers: HeaderMap = [("x-sum", "1"), ("content-length", "9")]
+        .map(|(n, v)| (n.parse::<http::HeaderName>().unwrap(), HeaderValue::from_static(v)))
+        .into_iter()
+        .collect();
+    end_of_chunks(&mut out, Some(&trailers));
+    assert_eq!(out, b"0\r\nx-sum: 1\r\n\r\n");
+}
+
+proptest! {
+    #[test]
+    fn chunks_come_back_however_they_are_cut(
+        chunks in prop::collection::vec(prop::collection::vec(any::<u8>(), 1..600), 0..8),
+        cuts in prop::collection::vec(1usize..200, 1..6),
+    ) {
+        let mut wire = Vec::new();
+        for chunk in &chunks {
+            Chunk::begin(&mut wire, chunk.len());
+            wire.extend_from_slice(chunk);
+            wire.extend_from_slice(Chunk::END);
+        }
+        end_of_chunks(&mut wire, None);
+        wire.extend_from_slice(b"next");
+        let (data, trailers, rest) = decode(Framing::Chunked, &wire, &cuts).unwrap();
+        prop_assert_eq!(data, chunks.concat());
+        prop_assert!(trailers.is_none());
+        prop_assert_eq!(rest, b"next");
+    }
+
+    #[test]
+    fn lengths_are_kept(data in prop::collection::vec(any::<u8>(), 0..500), cuts in prop::collection::vec(1usize..90, 1..6)) {
+        let wire = [&data[..], b"next"].concat();
+        let (found, _, rest) = decode(Framing::Length(data.len() as u64), &wire, &cuts).unwrap();
+        prop_assert_eq!((found, rest), (data, b"next".to_vec()));
+    }
+
+    #[test]
+    fn nothing_panics(bytes in prop::collection::vec(any::<u8>(), 0..300), cuts in prop::collection::vec(1usize..20, 1..4)) {
+        let _ = parse_request(&bytes);
+        let _ = parse_response(&bytes, &Method::GET);
+        let _ = decode(Framing::Chunked, &bytes, &cuts);
+    }
+
+    /// A head that is written is read again, and no part of it is taken for a whole.
+    #[test]
+    fn heads_come_back(
+        path in "/[a-z0-9/?=&]{0,20}",
+        headers in prop::collection::vec(("[A-Za-z-]{1,12}", "[!-~]{0,1}([ -~]{0,30}[!-~])?"), 0..12),
+    ) {
+        let text: String = headers.iter().map(|(name, value)| format!("x-{name}: {value}\r\n")).collect();
+        let text = format!("GET {path} HTTP/1.1\r\nHost: a\r\n{text}\r\n");
+        let (head, length) = parse_request(text.as_bytes()).unwrap().unwrap();
+        prop_assert_eq!(length, text.len());
+        for cut in 0..text.len() {
+            prop_assert!(parse_request(&text.as_bytes()[..cut]).unwrap().is_none());
+        }
+        let again = written(&head, Framing::None);
+        let (read, _) = parse_request(again.as_bytes()).unwrap().unwrap();
+        prop_assert_eq!((&read.parts.uri, &read.parts.headers), (&head.parts.uri, &head.parts.headers));
+        // Names too, to the letter; empty values have no place of their own.
+        for (name, value) in headers.iter().filter(|(_, value)| !value.is_empty()) {
+            let line = format!("\r\nx-{name}: {}\r\n", value.trim());
+            prop_assert!(again.contains(&line), "{} in {}", line, again);
+        }
+    }
+}

@@ -1,0 +1,313 @@
+use super::*;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
+use http_body::Body;
+use http_body_util::BodyExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::body::{Replay, RequestBody, ResponseBody};
+use crate::call::Ending;
+use crate::incoming::Incoming;
+use crate::upstream::Upstream;
+
+/// A server that echoes bodies, in the other end of the stream.
+fn echo() -> (DuplexStream, tokio::task::JoinHandle<Result<(), ServeError>>) {
+    let (client, server) = tokio::io::duplex(1 << 20);
+    let handle = |request: Request<Incoming>| async {
+        let (parts, body) = request.into_parts();
+        let mut response = match parts.uri.path() {
+            "/never" => std::future::pending().await,
+            "/early" => Response::new(ResponseBody::full("early".into())),
+            _ if body.is_end_stream() => Response::new(ResponseBody::full("none".into())),
+            _ => Response::new(ResponseBody::upstream(body, Ending::none(), None)),
+        };
+        if let Some(status) = parts.headers.get("status") {
+            *response.status_mut() = StatusCode::from_bytes(status.as_bytes()).unwrap();
+        }
+        response.headers_mut().insert("date", HeaderValue::from_static("today"));
+        response
+    };
+    (client, tokio::spawn(serve(server, handle)))
+}
+
+/// What the server answers to `text`, until it ends or says nothing more.
+async fn answer(text: &str) -> String {
+    let (mut client, _server) = echo();
+    client.write_all(text.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    while let Ok(Ok(1..)) = tokio::time::timeout(Duration::from_secs(5), client.read_buf(&mut answer)).await {}
+    String::from_utf8(answer).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_are_answered_in_turn() {
+    let text = "GET /a HTTP/1.1\r\nhost: a\r\n\r\nPOST /b HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\n\r\nabc\
+                POST /c HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n2\r\nde\r\n0\r\nSum: 1\r\n\r\n";
+    assert_eq!(
+        answer(text).await,
+        "HTTP/1.1 200 OK\r\ndate: today\r\ncontent-length: 4\r\n\r\nnone\
+         HTTP/1.1 200 OK\r\ndate: today\r\ncontent-length: 3\r\n\r\nabc\
+         HTTP/1.1 200 OK\r\ndate: today\r\ntransfer-encoding: chunked\r\n\r\n2\r\nde\r\n0\r\nsum: 1\r\n\r\n"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn old_clients_get_what_they_understand() {
+    let chunks = "POST / HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: 2\r\n\r\nhi";
+    assert!(answer(chunks).await.contains("\r\nconnection: close\r\n"));
+    assert!(answer("GET / HTTP/1.0\r\n\r\n").await.starts_with("HTTP/1.0 200 OK\r\n"));
+    let kept = answer("GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\nGET / HTTP/1.0\r\n\r\n").await;
+    assert_eq!((kept.matches("connection: keep-alive").count(), kept.matches("HTTP/1.0 200").count()), (1, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn answers_without_a_body_have_none() {
+    let head = answer("HEAD / HTTP/1.1\r\nhost: a\r\n\r\nGET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    assert_eq!((head.matches("content-length: 4").count(), head.matches("none").count()), (2, 1));
+    let empty = answer("GET / HTTP/1.1\r\nhost: a\r\nstatus: 204\r\n\r\n").await;
+    assert!(empty.starts_with("HTTP/1.1 204 No Content\r\n") && empty.ends_with("\r\n\r\n"), "{empty}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_no_request_is_told_so() {
+    let answered = answer("GET / HTTP/1.1\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n").await;
+    assert!(answered.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{answered}");
+    assert!(answered.ends_with("more than one content-length\n"), "{answered}");
+    let large = format!("GET / HTTP/1.1\r\nh: {}\r\n\r\n", "x".repeat(70_000));
+    assert!(answer(&large).await.starts_with("HTTP/1.1 431 "));
+}
+
+#[tokio::test]
+async fn a_client_that_waits_for_it_is_told_to_go_on() {
+    let (mut client, _server) = echo();
+    client.write_all(b"POST / HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 2\r\n\r\n").await.unwrap();
+    let mut got = vec![0; 25];
+    // The body is asked for when the answer's is: that is what an endpoint does.
+    client.read_exact(&mut got).await.unwrap();
+    assert!(got.starts_with(b"HTTP/1.1 "));
+    client.write_all(b"hi").await.unwrap();
+    got.clear();
+    while !got.ends_with(b"hi") {
+        assert!(client.read_buf(&mut got).await.unwrap() > 0);
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_goes_takes_its_request_along() {
+    let (mut client, server) = echo();
+    client.write_all(b"GET /never HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    tokio::task::yield_now().await;
+    drop(client);
+    assert!(matches!(server.await.unwrap(), Err(ServeError::Gone)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_nobody_reads_ends_the_connection_after_the_answer() {
+    let (mut client, server) = echo();
+    client.write_all(b"POST /early HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\nabc").await.unwrap();
+    let mut got = String::new();
+    client.read_to_string(&mut got).await.unwrap();
+    assert!(got.ends_with("early"), "{got}");
+    drop(client);
+    assert!(server.await.unwrap().is_ok());
+}
+
+#[tokio::test]
+async fn a_body_that_breaks_off_breaks_the_answer_off() {
+    let (mut client, server) = echo();
+    client.write_all(b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabcX").await.unwrap();
+    let mut got = Vec::new();
+    while client.read_buf(&mut got).await.unwrap() > 0 {}
+    // What came is passed on, and no end of chunks follows.
+    assert!(got.ends_with(b"\r\n\r\n3\r\nabc\r\n"), "{}", String::from_utf8_lossy(&got));
+    assert!(matches!(server.await.unwrap(), Err(ServeError::Response(_))));
+}
+
+/// An endpoint that is scripted by hand, and our connection to it.
+async fn endpoint() -> (Client, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    (Client::new(Upstream::Plain(stream)), listener.accept().await.unwrap().0)
+}
+
+fn get() -> http::request::Parts {
+    Request::get("http://ignored/x").header("host", "a").body(()).unwrap().into_parts().0
+}
+
+async fn read_head(peer: &mut TcpStream) -> String {
+    let mut got = Vec::new();
+    while !got.ends_with(b"\r\n\r\n") {
+        // Not a byte further: a body may follow.
+        got.push(peer.read_u8().await.unwrap());
+    }
+    String::from_utf8(got).unwrap()
+}
+
+async fn ask(client: &mut Client) -> Result<Response<Incoming>, ExchangeError> {
+    client.send(&get(), &Bytes::new(), RequestBody::Empty).await
+}
+
+#[tokio::test]
+async fn a_connection_serves_one_request_after_the_other() {
+    let (mut client, mut peer) = endpoint().await;
+    for i in 0..3 {
+        assert!(client.is_open());
+        let served = async {
+            assert_eq!(read_head(&mut peer).await, "GET /x HTTP/1.1\r\nhost: a\r\n\r\n");
+            let text = format!("HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n{i}");
+            peer.write_all(text.as_bytes()).await.unwrap();
+        };
+        let (answer, ()) = tokio::join!(ask(&mut client), served);
+        assert!(!client.is_reusable());
+        assert_eq!(answer.unwrap().collect().await.unwrap().to_bytes(), format!("{i}"));
+        assert!(client.is_reusable());
+    }
+    drop(peer);
+    while client.is_open() {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn what_nobody_asked_for_ends_a_connection() {
+    let (mut client, mut peer) = endpoint().await;
+    peer.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\nHTTP/1.1 200 OK\r\n").await.unwrap();
+    ask(&mut client).await.unwrap();
+    assert!(!client.is_reusable(), "the next request would get an answer that is not its own");
+    let (client, mut peer) = endpoint().await;
+    peer.write_all(b"HTTP/1.1 408 Request Timeout\r\n\r\n").await.unwrap();
+    while client.is_open() {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn failures_say_whether_anything_was_sent() {
+    let (mut client, mut peer) = endpoint().await;
+    let (answer, ()) = tokio::join!(ask(&mut client), async {
+        read_head(&mut peer).await;
+        peer.write_all(b"HTTP/1.1 200 OK\r\nContent-Le").await.unwrap();
+        drop(peer);
+    });
+    let error = answer.err().unwrap();
+    assert!(!error.unsent && matches!(error.reason, Failure::Read(ReadError::Ended)), "{error:?}");
+    let (mut client, mut peer) = endpoint().await;
+    peer.write_all(b"SSH-2.0-OpenSSH\r\n\r\n").await.unwrap();
+    let error = ask(&mut client).await.err().unwrap();
+    assert!(matches!(error.reason, Failure::Read(ReadError::Head(_))), "{error:?}");
+}
+
+/// A request body that is fed by hand.
+fn fed() -> (tokio::io::DuplexStream, impl Future<Output = (http::request::Parts, Incoming)>) {
+    let (client, server) = tokio::io::duplex(1 << 16);
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    let sender = std::sync::Mutex::new(Some(sender));
+    tokio::spawn(serve(server, move |request: Request<Incoming>| {
+        let sender = sender.lock().unwrap().take();
+        async move {
+            drop(sender.unwrap().send(request.into_parts()));
+            std::future::pending().await
+        }
+    }));
+    (client, async { receiver.await.unwrap() })
+}
+
+/// The endpoint answers before it has read the request: both go on, and the connection is used again only after both.
+#[tokio::test]
+async fn an_early_answer_does_not_stop_the_request() {
+    let (mut client, mut peer) = endpoint().await;
+    let (mut feed, received) = fed();
+    feed.write_all(b"POST /x HTTP/1.1\r\nHost: a\r\ncontent-length: 6\r\n\r\nabc").await.unwrap();
+    let (parts, body) = received.await;
+    let body = Replay::new(body);
+    let origin = Bytes::new();
+    let sending = client.send(&parts, &origin, body.attempt().unwrap());
+    let (answer, ()) = tokio::join!(sending, async {
+        assert!(read_head(&mut peer).await.contains("content-length: 6\r\n"));
+        peer.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
+    });
+    assert_eq!(answer.unwrap().collect().await.unwrap().to_bytes(), "ok");
+    assert!(!client.is_reusable(), "half a request was sent");
+    feed.write_all(b"def").await.unwrap();
+    let mut got = vec![0; 6];
+    peer.read_exact(&mut got).await.unwrap();
+    assert_eq!(got, b"abcdef");
+    while !client.is_reusable() {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_is_given_up_closes_its_connection() {
+    let (mut client, mut peer) = endpoint().await;
+    let given_up = tokio::time::timeout(Duration::from_millis(20), ask(&mut client)).await;
+    assert!(given_up.is_err());
+    read_head(&mut peer).await;
+    drop(client);
+    assert_eq!(peer.read(&mut [0; 1]).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn large_bodies_and_trailers_pass_whole() {
+    let (mut client, mut peer) = endpoint().await;
+    let data: Vec<u8> = (0..3_000_000u32).map(|i| (i % 251) as u8).collect();
+    let served = async {
+        read_head(&mut peer).await;
+        peer.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await.unwrap();
+        for piece in data.chunks(100_000) {
+            peer.write_all(format!("{:x}\r\n", piece.len()).as_bytes()).await.unwrap();
+            peer.write_all(piece).await.unwrap();
+            peer.write_all(b"\r\n").await.unwrap();
+        }
+        peer.write_all(b"0\r\nSum: 9\r\n\r\n").await.unwrap();
+    };
+    let read = async {
+        let body = ask(&mut client).await.unwrap().into_body();
+        // Through a server, to a client: what was read is written.
+        let (mut near, far) = tokio::io::duplex(100_000);
+        let body = std::sync::Mutex::new(Some(body));
+        let server = tokio::spawn(serve(far, move |_| {
+            let body = body.lock().unwrap().take().unwrap();
+            async { Response::new(ResponseBody::upstream(body, Ending::none(), None)) }
+        }));
+        near.write_all(b"GET / HTTP/1.1\r\nconnection: close\r\n\r\n").await.unwrap();
+        let mut got = Vec::new();
+        near.read_to_end(&mut got).await.unwrap();
+        server.await.unwrap().unwrap();
+        got
+    };
+    let (got, ()) = tokio::join!(read, served);
+    let head = got.windows(4).position(|w| w == b"\r\n\r\n").unwrap() + 4;
+    let (mut body, mut input) =
+        (weft_core::http1::Body::new(weft_core::http1::Framing::Chunked), Bytes::from(got).slice(head..));
+    let (mut decoded, mut trailers) = (Vec::new(), HeaderMap::new());
+    loop {
+        match body.decode(&mut input).unwrap() {
+            weft_core::http1::Decoded::Data(more) => decoded.extend_from_slice(&more),
+            weft_core::http1::Decoded::Trailers(found) => trailers = found,
+            _ => break,
+        }
+    }
+    assert!(decoded == data);
+    assert_eq!(trailers["sum"], "9");
+}
+
+/// What an idle connection costs: nothing but its socket and this. A request's state is on the heap while it lasts.
+#[test]
+fn an_idle_connection_is_small() {
+    fn size<F: Future>(_: &F) -> usize {
+        size_of::<F>()
+    }
+    let handle = |_: Request<Incoming>| async {
+        // As large as a request's path through the proxy may be.
+        let space = [0u8; 10_000];
+        tokio::task::yield_now().await;
+        Response::new(ResponseBody::full(Bytes::copy_from_slice(&space)))
+    };
+    let (_, server) = tokio::io::duplex(1);
+    let size = size(&serve(server, handle));
+    assert!(size <= 768, "{size} bytes");
+}
