@@ -11,6 +11,7 @@ need curl curl
 need python3 python3
 need tcpdump tcpdump
 need dig dnsutils
+need strace strace
 need unshare util-linux
 need cc gcc
 need cmake cmake

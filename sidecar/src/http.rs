@@ -13,6 +13,7 @@ use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rand::Rng;
+use smallvec::SmallVec;
 use tokio::io::{AsyncRead, AsyncWrite};
 use weft_core::http1::MAX_HEAD;
 use weft_core::reply::{LocalReply, Reason, is_grpc};
@@ -115,40 +116,30 @@ pub fn wants_upgrade(parts: &Parts) -> bool {
 /// Removes the headers that are about the connection they came by (RFC 9110, 7.6.1). An upgrade is about the next one
 /// too, and stays.
 pub fn remove_hop_headers(headers: &mut HeaderMap, keep_upgrade: bool) {
-    // Most messages have none: looking through the few that there are costs less than asking for each by name.
-    if !keep_upgrade && !headers.keys().any(|name| HOP.contains(name)) {
-        return;
-    }
-    if let Some(named) = headers.get(CONNECTION) {
-        // The usual values name no header, and cost nothing.
-        let usual = named == "keep-alive" || named == "close";
-        if !usual {
-            let named: Vec<HeaderName> = headers
-                .get_all(CONNECTION)
-                .iter()
-                .filter_map(|v| v.to_str().ok())
-                .flat_map(|v| v.split(','))
-                .filter_map(|name| name.trim().parse().ok())
-                .collect();
-            for name in named {
-                if !(keep_upgrade && name == UPGRADE) && name != TE {
-                    headers.remove(name);
-                }
-            }
+    // Looking through the few that there are costs less than asking for each by name.
+    let found: SmallVec<[HeaderName; 4]> = headers.keys().filter(|name| HOP.contains(name)).cloned().collect();
+    if found.contains(&CONNECTION) {
+        // The usual values name no header.
+        let values = headers.get_all(CONNECTION).iter().filter(|v| *v != "keep-alive" && *v != "close");
+        let values = values.filter_map(|v| v.to_str().ok());
+        let named: SmallVec<[HeaderName; 4]> =
+            values.flat_map(|v| v.split(',')).filter_map(|name| name.trim().parse().ok()).collect();
+        for name in named.into_iter().filter(|name| !HOP.contains(name)) {
+            headers.remove(name);
         }
-        headers.remove(CONNECTION);
     }
-    headers.remove(KEEP_ALIVE);
-    headers.remove(PROXY_CONNECTION);
-    headers.remove(PROXY_AUTHENTICATE);
-    headers.remove(TRANSFER_ENCODING);
-    if headers.get(TE).is_some_and(|te| te != "trailers") {
-        headers.remove(TE);
+    for name in found {
+        let stays = match name {
+            TE => headers.get(TE).is_some_and(|te| te == "trailers"),
+            UPGRADE => keep_upgrade,
+            _ => false,
+        };
+        if !stays {
+            headers.remove(name);
+        }
     }
     if keep_upgrade {
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-    } else {
-        headers.remove(UPGRADE);
     }
 }
 

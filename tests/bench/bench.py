@@ -34,6 +34,7 @@ def scenarios(quick, servers):
     brief = Scenarios(servers, 1 if quick else 3)
     found = {
         "S1 HTTP/1.1 one hop": (make.one_hop(), ALL),
+        "S1 redirected": (make.one_hop(redirected=True), ["weft"]),
         "S2 chain, HTTP/1.1 inside": (make.chain("http1"), MESH),
         "S2 chain, HTTP/2 inside": (make.chain("http2"), MESH),
         "S3 HTTP/2 to HTTP/2": (make.http2(), MESH),

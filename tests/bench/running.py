@@ -8,6 +8,7 @@ import peers
 import weft
 from measure import BIN, LOAD_CPU, PROXY_CPU, WITH_US, header_args
 
+PORT = 10001
 CENTER, A, B = "10.223.0.254", "10.223.0.1", "10.223.0.2"
 # What the servers say: HTTP, gRPC.
 ANSWERS = (b"x" * 128, b"0123456789abcd")
@@ -123,8 +124,8 @@ def accepts(host, port):
         return False
 
 
-def one_hop(proxy, directory, upstreams, kind="http1", ring=True, uid=None):
-    """A proxy on loopback. Weft's traffic is redirected to it, a peer's is sent to its listener."""
+def one_hop(proxy, directory, upstreams, kind="http1", ring=True, uid=None, redirected=False):
+    """A proxy on loopback, to whose listener the traffic is sent; Weft's may be redirected to it instead."""
     run = Running(directory, proxy)
     start = time.monotonic()
     if proxy == "direct":
@@ -132,18 +133,20 @@ def one_hop(proxy, directory, upstreams, kind="http1", ring=True, uid=None):
     elif proxy == "weft":
         run.control = weft.ControlPlane(directory)
         run.control.policy("bench.yaml", weft.entry(upstreams, kind) + "---\n" + weft.rule(weft.HOST, ring))
-        command = weft.sidecar(run.control, "front", directory, uid=uid)
+        listen = f"127.0.0.1:{PORT}"
+        command = weft.sidecar(run.control, "front", directory, "--http-proxy", listen, uid=uid)
         start = time.monotonic()
         run.pids.append(run.spawn(command))
         run.until(lambda: ready("127.0.0.1"), "not ready")
         run.ready_ms = (time.monotonic() - start) * 1000
-        run.redirect(uid=uid)
-        run.to, run.headers, run.authority = f"{weft.VIP}:80", {"Host": weft.HOST}, {":authority": weft.HOST}
+        run.to, run.headers, run.authority = listen, {"Host": weft.HOST}, {":authority": weft.HOST}
+        if redirected:
+            run.redirect(uid=uid)
+            run.to = f"{weft.VIP}:80"
     else:
-        port = 10001
-        run.to = f"127.0.0.1:{port}"
+        run.to = f"127.0.0.1:{PORT}"
         run.pids.append(run.peer("one", run.to, upstreams, kind, ring, uid=uid))
-        run.until(lambda: accepts("127.0.0.1", port), "does not listen")
+        run.until(lambda: accepts("127.0.0.1", PORT), "does not listen")
         run.ready_ms = (time.monotonic() - start) * 1000
     if kind == "tcp":
         host, port = run.to.split(":")

@@ -25,10 +25,10 @@ class Scenarios:
         load(1)
         return window(run.pids, [*self.servers, *run.servers], lambda: load(self.seconds))
 
-    def one_hop(self, endpoints=1, ring=True):
+    def one_hop(self, endpoints=1, ring=True, redirected=False):
         """HTTP/1.1, 64 connections, 128-byte answers, over so many endpoints; over several, from a thousand users."""
         def scenario(proxy, directory):
-            with one_hop(proxy, directory, [f"127.0.0.1:{9000 + i}" for i in range(endpoints)], ring=ring) as run:
+            with one_hop(proxy, directory, [f"127.0.0.1:{9000 + i}" for i in range(endpoints)], ring=ring, redirected=redirected) as run:
                 headers = {**run.headers, **USER}
                 return self.measured(run, lambda s: wrk(f"http://{run.to}/", s, 64, headers, many_users=endpoints > 1))
         return scenario
@@ -62,7 +62,7 @@ class Scenarios:
             if mtls:
                 running = chain(proxy, directory, "tcp", 9302 if upload else 9301, uid=weft.PROXY_UID)
             else:
-                running = one_hop(proxy, directory, [SINK if upload else SOURCE], "tcp", uid=weft.PROXY_UID)
+                running = one_hop(proxy, directory, [SINK if upload else SOURCE], "tcp", uid=weft.PROXY_UID, redirected=True)
             flags = ["--upload"] if upload else []
             with running as run:
                 load = lambda s: weft_load("bytes", run.to, "--connections", connections, "--seconds", s, *flags, prefix=run.prefix)

@@ -2,6 +2,7 @@
 
 mod abuse;
 mod agent;
+mod costs;
 mod fields;
 mod limits;
 mod machine;
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
         agent::all(),
         trouble::all(),
         abuse::all(),
+        costs::all(),
         fields::all(),
         routes::all(),
         operations::all(),

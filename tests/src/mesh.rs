@@ -198,7 +198,10 @@ impl Mesh {
         let token = self.token(account)?.to_string_lossy().into_owned();
         let data = self.dir.path().join(format!("sidecar-{}", pod.name)).to_string_lossy().into_owned();
         let control = format!("{}:15012", self.center.ip);
-        let mut all = vec!["run", "--control-plane", &control, "--token-file", &token, "--workers", "2"];
+        let mut all = vec!["run", "--control-plane", &control, "--token-file", &token];
+        if !args.contains(&"--workers") {
+            all.extend(["--workers", "2"]);
+        }
         if !args.contains(&"--data-dir") {
             all.extend(["--data-dir", &data]);
         }

@@ -141,8 +141,11 @@ fn responses_are_written_for_the_client() {
     assert!(old.starts_with("HTTP/1.0 404 Not Found\r\n") && old.contains("connection: keep-alive\r\n"), "{old}");
 }
 
+/// A body's data, its trailers, and what followed it.
+type Found = (Vec<u8>, Option<HeaderMap>, Vec<u8>);
+
 /// Decodes `wire`, given in pieces of the sizes that `cuts` say. What follows the body is left.
-fn decode(framing: Framing, wire: &[u8], cuts: &[usize]) -> Result<(Vec<u8>, Option<HeaderMap>, Vec<u8>), BodyError> {
+fn decode(framing: Framing, wire: &[u8], cuts: &[usize]) -> Result<Found, BodyError> {
     let (mut body, mut data, mut trailers) = (Body::new(framing), Vec::new(), None);
     let (mut input, mut rest) = (Bytes::new(), wire);
     let mut cuts = cuts.iter().cycle();

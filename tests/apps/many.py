@@ -1,0 +1,49 @@
+"""A client of many connections, with one request each. Prints "ready" when that is done.
+
+usage: many.py hold HOST PORT COUNT     keeps them open and idle until standard input ends
+       many.py churn HOST PORT COUNT    closes each before the next, eight at a time
+"""
+import resource
+import socket
+import struct
+import sys
+import threading
+
+what, host, port, count = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+REQUEST = b"GET / HTTP/1.1\r\nHost: order-service\r\n\r\n"
+
+
+def ask():
+    connection = socket.create_connection((host, port), timeout=20)
+    connection.sendall(REQUEST)
+    answer = connection.recv(65536)
+    while b"\r\n\r\n" not in answer or not answer.endswith(b"}"):
+        part = connection.recv(65536)
+        if not part:
+            break
+        answer += part
+    if not answer.startswith(b"HTTP/1.1 200"):
+        sys.exit(f"an answer: {answer!r}")
+    return connection
+
+
+if what == "hold":
+    held = [ask() for _ in range(count)]
+    print("ready", flush=True)
+    sys.stdin.read()
+else:
+    def churn():
+        for _ in range(count // 8):
+            connection = ask()
+            # Reset, not closed: otherwise the pod's ports would all wait for late packets.
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.close()
+
+    threads = [threading.Thread(target=churn) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    print("ready", flush=True)
