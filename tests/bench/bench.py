@@ -3,7 +3,7 @@
 One worker each. The proxy has processor 0 for itself, load generators and servers have processor 1. CPU time is that of the
 proxy's processes, user and system. Only ratios within one run mean something: machines differ, and so do their hours.
 
-usage: bench.py [--quick] [--only S1,S7]
+usage: bench.py [--quick] [--rounds N] [--only S1,S7 | --only "part of a name"]
 """
 import argparse
 import datetime
@@ -124,7 +124,7 @@ def measure(directory, args):
     made = []
     try:
         for name, (run, proxies) in scenarios(args.quick, [one.pid for one in running]).items():
-            if args.only and name.split()[0] not in args.only.split(",") and name not in args.only.split(","):
+            if args.only not in name and name.split()[0] not in args.only.split(","):
                 continue
             results = {proxy: [] for proxy in proxies}
             for number in range(rounds):

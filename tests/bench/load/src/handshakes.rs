@@ -67,9 +67,13 @@ async fn config(options: &Options) -> Result<ClientConfig> {
 }
 
 pub(crate) async fn run(options: Options) -> Result<Value> {
-    let mut config = config(&options).await?;
-    config.resumption = if options.resume { Resumption::in_memory_sessions(1024) } else { Resumption::disabled() };
-    let connector = TlsConnector::from(Arc::new(config));
+    let config = config(&options).await?;
+    // Each has its own: rustls keeps eight tickets of a server, too few for all of them at once.
+    let connector = || {
+        let mut config = config.clone();
+        config.resumption = if options.resume { Resumption::in_memory_sessions(16) } else { Resumption::disabled() };
+        TlsConnector::from(Arc::new(config))
+    };
     let request =
         Rc::new(format!("GET / HTTP/1.1\r\nHost: {}\r\nuser-id: 1\r\nConnection: close\r\n\r\n", options.host));
     let start = Instant::now();
@@ -77,7 +81,7 @@ pub(crate) async fn run(options: Options) -> Result<Value> {
     let local = tokio::task::LocalSet::new();
     let tasks: Vec<_> = (0..options.connections)
         .map(|_| {
-            let (connector, request, to) = (connector.clone(), request.clone(), options.to);
+            let (connector, request, to) = (connector(), request.clone(), options.to);
             local.spawn_local(async move {
                 let (mut latencies, mut resumed, mut errors) = (Vec::new(), 0, 0);
                 while Instant::now() < end {
