@@ -7,7 +7,11 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Parser;
+use tracing_appender::non_blocking::NonBlockingBuilder;
 use weft_control_plane::server::{self, Config};
+
+/// Lines of the log that wait for being written; more are dropped.
+const LOG_LINES: usize = 4096;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -40,7 +44,9 @@ fn main() -> Result<()> {
     let args = Args::parse();
     // On a thread of its own, which drops what it cannot write in time: a slow disk or a pipe that nobody reads must hold
     // up no sidecar. The guard writes what is left at the end.
-    let (log, _guard) = tracing_appender::non_blocking(std::io::stderr());
+    // Its queue is memory from the start, 40 bytes a line: the default would be 5 MB.
+    let queue = NonBlockingBuilder::default().buffered_lines_limit(LOG_LINES);
+    let (log, _guard) = queue.finish(std::io::stderr());
     tracing_subscriber::fmt()
         .with_env_filter(
             tracing_subscriber::EnvFilter::try_from_env("WEFT_LOG")

@@ -6,7 +6,11 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use tokio::signal::unix::SignalKind;
+use tracing_appender::non_blocking::NonBlockingBuilder;
 use weft_sidecar::{exec, redirect, run, sockets};
+
+/// Lines of the log that wait for being written; more are dropped.
+const LOG_LINES: usize = 4096;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -46,7 +50,9 @@ fn main() -> ExitCode {
 fn run(args: Args) -> Result<ExitCode> {
     // On a thread of its own, which drops what it cannot write in time: a slow disk or a pipe that nobody reads must hold
     // up neither traffic nor answers about names. The guard writes what is left at the end.
-    let (log, _guard) = tracing_appender::non_blocking(std::io::stderr());
+    // Its queue is memory from the start, 40 bytes a line: the default would be 5 MB.
+    let queue = NonBlockingBuilder::default().buffered_lines_limit(LOG_LINES);
+    let (log, _guard) = queue.finish(std::io::stderr());
     tracing_subscriber::fmt()
         .with_env_filter(
             tracing_subscriber::EnvFilter::try_from_env("WEFT_LOG")
