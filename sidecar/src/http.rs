@@ -62,10 +62,12 @@ where
     let service = service_fn(move |mut request: Request<hyper::body::Incoming>| {
         let connect = request.extensions().get::<OnUpgrade>().is_some();
         let upgrade = connect.then(|| Upgrade::Hyper(hyper::upgrade::on(&mut request)));
-        let handling = handle(request.map(|body| match upgrade {
+        let request = request.map(|body| match upgrade {
             Some(upgrade) => Incoming::hyper(body).with_upgrade(upgrade),
             None => Incoming::hyper(body),
-        }));
+        });
+        // Hyper moves it from hand to hand: a pointer, not a request's whole state.
+        let handling = Box::pin(handle(request));
         async move { Ok::<_, Infallible>(handling.await) }
     });
     let mut builder = http2::Builder::new(TokioExecutor::new());
