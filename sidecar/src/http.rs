@@ -173,6 +173,25 @@ pub fn address_request(parts: &mut Parts, authority: &str, http2: bool) {
     }
 }
 
+/// Values that are another one in each request. As entries of HPACK's table they would push out those that come again, and
+/// each request would be compared with all of them.
+const UNIQUE: [HeaderName; 7] = [
+    REQUEST_ID,
+    HeaderName::from_static("traceparent"),
+    HeaderName::from_static("tracestate"),
+    HeaderName::from_static("b3"),
+    HeaderName::from_static("x-b3-traceid"),
+    HeaderName::from_static("x-b3-spanid"),
+    HeaderName::from_static("x-b3-parentspanid"),
+];
+
+/// Keeps values that never come again out of HPACK's table (RFC 7541, 6.2.3).
+pub fn index_no_unique_values(headers: &mut HeaderMap) {
+    for (_, value) in headers.iter_mut().filter(|(name, _)| UNIQUE.contains(name)) {
+        value.set_sensitive(true);
+    }
+}
+
 /// Gives a response the form of the client's connection.
 pub fn address_response<B>(response: &mut Response<B>, client: Version, draining: bool) {
     let upgrade = response.status() == StatusCode::SWITCHING_PROTOCOLS;

@@ -17,6 +17,7 @@ use weft_core::policy::ConnectionPool;
 use weft_core::pool::{Acquired, EndpointId, Grant, Pool, PoolLimits, SharedId, Ticket, Wake};
 
 use crate::body::RequestBody;
+use crate::http::index_no_unique_values;
 use crate::http1::{Client, ExchangeError};
 use crate::incoming::{Incoming, Upgrade};
 use crate::upstream::{DialError, Dialer, open_http};
@@ -367,7 +368,9 @@ impl Lease {
             Some(LeaseKind::Http2(s, id)) => (s, *id),
             None => unreachable!("a lease is sent on only while it is held"),
         };
-        match s.sender.try_send_request(Request::from_parts(head.clone(), body)).await {
+        let mut sent = head.clone();
+        index_no_unique_values(&mut sent.headers);
+        match s.sender.try_send_request(Request::from_parts(sent, body)).await {
             Ok(mut response) => {
                 let connected = head.method == Method::CONNECT && response.status().is_success();
                 let upgrade = connected.then(|| Upgrade::Hyper(hyper::upgrade::on(&mut response)));

@@ -43,6 +43,15 @@ pub enum ReadError {
     GivenUp,
 }
 
+/// Why a message will never be whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Broken {
+    /// The peer has gone.
+    Gone,
+    /// What it sends is no body.
+    Invalid,
+}
+
 /// A connection.
 pub(super) struct Conn<I> {
     /// `None`: closed, or handed over.
@@ -58,6 +67,8 @@ pub(super) struct Conn<I> {
     scanned: usize,
     /// The peer sends nothing more.
     ended: bool,
+    /// The message that is being read will never be whole.
+    pub(super) broken: Option<Broken>,
     pub(super) out: Out,
 }
 
@@ -92,6 +103,7 @@ impl<I> Conn<I> {
             owes_continue: false,
             scanned: 0,
             ended: false,
+            broken: None,
             out: Out::default(),
         }
     }
@@ -190,16 +202,25 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Conn<I> {
                 Ok(Decoded::Trailers(trailers)) => return Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
                 Ok(Decoded::End) => return Poll::Ready(None),
                 Ok(Decoded::NeedMore) => {}
-                Err(e) => return Poll::Ready(Some(Err(e.into()))),
+                Err(e) => {
+                    self.broken = Some(Broken::Invalid);
+                    return Poll::Ready(Some(Err(e.into())));
+                }
             }
             match ready!(self.poll_fill(cx)) {
                 Ok(0) if matches!(self.body, http1::Body::UntilClose) => {
                     self.body = http1::Body::Length(0);
                     return Poll::Ready(None);
                 }
-                Ok(0) => return Poll::Ready(Some(Err(ReadError::Ended))),
+                Ok(0) => {
+                    self.broken = Some(Broken::Gone);
+                    return Poll::Ready(Some(Err(ReadError::Ended)));
+                }
                 Ok(_) => {}
-                Err(e) => return Poll::Ready(Some(Err(e.into()))),
+                Err(e) => {
+                    self.broken = Some(Broken::Gone);
+                    return Poll::Ready(Some(Err(e.into())));
+                }
             }
         }
     }

@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 use weft_core::http1::{Closing, Framing, HeadError, RequestHead, parse_request, write_response};
 
-use super::conn::{Conn, ReadError, lock};
+use super::conn::{Broken, Conn, ReadError, lock};
 use super::outgoing::{Outgoing, SendError};
 use crate::body::ResponseBody;
 use crate::http::wants_upgrade;
@@ -100,13 +100,28 @@ where
     let response = {
         let mut handling = pin!(handle(Request::from_parts(parts, incoming)));
         std::future::poll_fn(|cx| {
-            if let Poll::Ready(response) = handling.as_mut().poll(cx) {
+            let handled = handling.as_mut().poll(cx);
+            // Nobody waits for an answer to half a request.
+            if let Some(broken) = lock(conn).broken {
+                return Poll::Ready(Err(broken));
+            }
+            if let Poll::Ready(response) = handled {
                 return Poll::Ready(Ok(response));
             }
             // A client that has gone wants no answer.
-            lock(conn).poll_end(cx).map(|()| Err(ServeError::Gone))
+            lock(conn).poll_end(cx).map(|()| Err(Broken::Gone))
         })
-        .await?
+        .await
+    };
+    let response = match response {
+        Ok(response) => response,
+        Err(Broken::Gone) => return Err(ServeError::Gone),
+        Err(Broken::Invalid) => {
+            refuse(conn, HeadError::Invalid("the body is not chunked as it should be"))
+                .await
+                .map_err(ServeError::Write)?;
+            return Ok(false);
+        }
     };
 
     let (parts, mut body) = response.into_parts();

@@ -126,6 +126,26 @@ async fn a_body_that_breaks_off_breaks_the_answer_off() {
     assert!(matches!(server.await.unwrap(), Err(ServeError::Response(_))));
 }
 
+/// An endpoint's answer that needs the whole body is not waited for when that never comes.
+#[tokio::test]
+async fn half_a_request_is_given_up_or_told_what_is_wrong() {
+    for (rest, told) in [("", false), ("zz\r\n", true)] {
+        let (mut client, server) = tokio::io::duplex(1 << 16);
+        let serving = tokio::spawn(serve(server, |request: Request<Incoming>| async {
+            // As an attempt that failed does: it makes an answer.
+            drop(request.into_body().collect().await);
+            Response::new(ResponseBody::full("503".into()))
+        }));
+        let text = format!("POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\n{rest}");
+        client.write_all(text.as_bytes()).await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut got = String::new();
+        client.read_to_string(&mut got).await.unwrap();
+        assert_eq!((got.starts_with("HTTP/1.1 400"), got.is_empty()), (told, !told), "{got}");
+        assert_eq!(serving.await.unwrap().is_ok(), told);
+    }
+}
+
 /// An endpoint that is scripted by hand, and our connection to it.
 async fn endpoint() -> (Client, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -273,7 +293,7 @@ async fn large_bodies_and_trailers_pass_whole() {
             let body = body.lock().unwrap().take().unwrap();
             async { Response::new(ResponseBody::upstream(body, Ending::none(), None)) }
         }));
-        near.write_all(b"GET / HTTP/1.1\r\nconnection: close\r\n\r\n").await.unwrap();
+        near.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await.unwrap();
         let mut got = Vec::new();
         near.read_to_end(&mut got).await.unwrap();
         server.await.unwrap().unwrap();

@@ -248,6 +248,8 @@ pub(crate) fn classify(error: &ExchangeError) -> Outcome {
     match &error.reason {
         ExchangeFailure::Http2(e) => of_http2(e, !error.unsent),
         ExchangeFailure::Read(ReadError::Head(_)) => Outcome::ProtocolError,
+        // The endpoint is not to blame.
+        ExchangeFailure::Body(_) => Outcome::Cancelled,
         _ => Outcome::Reset { request_started: !error.unsent },
     }
 }

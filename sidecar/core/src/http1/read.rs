@@ -1,7 +1,7 @@
 //! Heads, from bytes.
 
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, TRANSFER_ENCODING};
+use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version, request, response};
 use httparse::Status;
 use std::mem::MaybeUninit;
@@ -95,6 +95,10 @@ pub fn parse_request(input: &[u8]) -> Reading<RequestHead> {
     let slice = |part: &[u8]| within(&origin, input, part);
     let version = if parsed.version == Some(0) { Version::HTTP_10 } else { Version::HTTP_11 };
     let (headers, about) = headers(parsed.headers, &slice, version)?;
+    // RFC 9112, 3.2.
+    if about.hosts > 1 || (about.hosts == 0 && version == Version::HTTP_11) {
+        return Err(HeadError::Invalid("one Host header is needed"));
+    }
     let framing = match (about.coded, about.length) {
         (Some(_), Some(_)) => return Err(HeadError::Invalid("both content-length and transfer-encoding")),
         (Some(_), _) if version == Version::HTTP_10 => {
@@ -183,6 +187,7 @@ struct About {
     coded: Option<bool>,
     keep_alive: bool,
     expects: bool,
+    hosts: usize,
 }
 
 fn headers(
@@ -190,7 +195,8 @@ fn headers(
     slice: &impl Fn(&[u8]) -> Bytes,
     version: Version,
 ) -> Result<(HeaderMap, About), HeadError> {
-    let mut about = About { length: None, coded: None, keep_alive: version == Version::HTTP_11, expects: false };
+    let mut about =
+        About { length: None, coded: None, keep_alive: version == Version::HTTP_11, expects: false, hosts: 0 };
     // Room for what the proxy adds.
     let mut headers = HeaderMap::with_capacity(parsed.len() + 6);
     for header in parsed {
@@ -218,6 +224,7 @@ fn headers(
                     }
                 }
             }
+            HOST => about.hosts += 1,
             EXPECT => about.expects = header.value.eq_ignore_ascii_case(b"100-continue"),
             _ => {}
         }

@@ -27,7 +27,7 @@ fn a_request_is_read() {
 
 #[test]
 fn connections_are_kept_as_the_version_says() {
-    let kept = |line: &str, header: &str| request(&format!("GET / {line}\r\n{header}\r\n\r\n")).keep_alive;
+    let kept = |line: &str, header: &str| request(&format!("GET / {line}\r\nHost: a\r\n{header}\r\n\r\n")).keep_alive;
     assert!(kept("HTTP/1.1", "a: b"));
     assert!(!kept("HTTP/1.1", "Connection: x, Close"));
     assert!(!kept("HTTP/1.0", "a: b"));
@@ -51,10 +51,13 @@ fn ambiguous_requests_are_refused() {
         ("Transfer-Encoding : chunked", 400),
         ("A: b\r\n folded: c", 400),
         ("A\0: b", 400),
+        ("Host: b", 400),
     ] {
         let text = format!("POST / HTTP/1.1\r\nHost: a\r\n{headers}\r\n\r\n");
         assert_eq!(parse_request(text.as_bytes()).unwrap_err().status(), status, "{headers:?}");
     }
+    assert_eq!(parse_request(b"GET / HTTP/1.1\r\n\r\n").unwrap_err().status(), 400);
+    assert!(parse_request(b"GET / HTTP/1.0\r\n\r\n").is_ok());
     let old = b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n";
     assert_eq!(parse_request(old).unwrap_err().status(), 400);
     assert_eq!(parse_request(b"GET / HTTP/2.0\r\n\r\n").unwrap_err().status(), 400);

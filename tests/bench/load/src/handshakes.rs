@@ -117,7 +117,8 @@ pub(crate) async fn run(options: Options) -> Result<Value> {
         .await;
     latencies.sort_unstable();
     let share = resumed as f64 / latencies.len().max(1) as f64;
-    ensure!(share > 0.95 || !options.resume, "only {:.0} % of the handshakes were resumed", share * 100.0);
+    let all = latencies.len();
+    ensure!(share > 0.95 || !options.resume, "only {resumed} of {all} handshakes were resumed; {errors} failed");
     let us = |share| super::percentile(&latencies, share) as f64 / 1000.0;
     Ok(json!({
         "requests": latencies.len(), "rps": latencies.len() as f64 / start.elapsed().as_secs_f64(), "errors": errors,
