@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 
 use http::header::{
-    CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE, TE, TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, COOKIE, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE, TE, TRANSFER_ENCODING, UPGRADE,
 };
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme};
@@ -161,6 +161,9 @@ pub fn address_request(parts: &mut Parts, authority: &str, http2: bool) {
             uri.authority = Some(Authority::from_static("localhost"));
         }
     } else {
+        if parts.version == Version::HTTP_2 {
+            join_cookies(&mut parts.headers);
+        }
         parts.version = Version::HTTP_11;
         let unchanged = parts.headers.get(HOST).is_some_and(|h| h.as_bytes() == authority.as_bytes());
         if !unchanged && let Ok(value) = HeaderValue::from_str(authority) {
@@ -189,6 +192,17 @@ const UNIQUE: [HeaderName; 7] = [
 pub fn index_no_unique_values(headers: &mut HeaderMap) {
     for (_, value) in headers.iter_mut().filter(|(name, _)| UNIQUE.contains(name)) {
         value.set_sensitive(true);
+    }
+}
+
+/// HTTP/2 may send cookies one by one; an HTTP/1 server looks at one header (RFC 9113, 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    let joined = {
+        let all: SmallVec<[&[u8]; 8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+        (all.len() > 1).then(|| HeaderValue::from_bytes(&all.join(&b"; "[..])))
+    };
+    if let Some(Ok(joined)) = joined {
+        headers.insert(COOKIE, joined);
     }
 }
 
@@ -233,4 +247,48 @@ pub fn local_reply(reason: &Reason, policy: &str, request: &HeaderMap) -> (Local
     let reply = LocalReply::new(reason, policy);
     let response = if is_grpc(request) { reply.grpc() } else { reply.http() };
     (reply, response.map(ResponseBody::full))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(all: &[(&'static str, &'static str)]) -> HeaderMap {
+        all.iter().map(|(n, v)| (HeaderName::from_static(n), HeaderValue::from_static(v))).collect()
+    }
+
+    #[test]
+    fn hop_headers_and_those_they_name_are_removed() {
+        let all = [
+            ("connection", "keep-alive"),
+            ("connection", "X-Secret, te"),
+            ("x-secret", "1"),
+            ("keep-alive", "timeout=5"),
+            ("te", "trailers"),
+            ("transfer-encoding", "chunked"),
+            ("upgrade", "websocket"),
+            ("x-kept", "1"),
+        ];
+        let mut plain = headers(&all);
+        remove_hop_headers(&mut plain, false);
+        assert_eq!(plain, headers(&[("te", "trailers"), ("x-kept", "1")]));
+        let mut upgrade = headers(&all);
+        remove_hop_headers(&mut upgrade, true);
+        let kept = [("te", "trailers"), ("upgrade", "websocket"), ("x-kept", "1"), ("connection", "upgrade")];
+        assert_eq!(upgrade, headers(&kept));
+        let mut te = headers(&[("te", "gzip"), ("a", "b")]);
+        remove_hop_headers(&mut te, false);
+        assert_eq!(te, headers(&[("a", "b")]));
+    }
+
+    #[test]
+    fn cookies_that_came_apart_are_one_for_http1() {
+        let request =
+            Request::get("http://a/").version(Version::HTTP_2).header("cookie", "a=1").header("cookie", "b=2");
+        let (mut parts, ()) = request.body(()).unwrap().into_parts();
+        address_request(&mut parts, "a", true);
+        assert_eq!(parts.headers.get_all("cookie").iter().count(), 2);
+        address_request(&mut parts, "a", false);
+        assert_eq!(parts.headers.get_all("cookie").iter().collect::<Vec<_>>(), ["a=1; b=2"]);
+    }
 }

@@ -3,7 +3,7 @@
 One worker each. The proxy has processor 0 for itself, load generators and servers have processor 1. CPU time is that of the
 proxy's processes, user and system. Only ratios within one run mean something: machines differ, and so do their hours.
 
-usage: bench.py [--quick] [--rounds N] [--only S1,S7 | --only "part of a name"]
+usage: bench.py [--quick] [--rounds N] [--seconds N] [--only S1,S7 | --only "part of a name"]
 """
 import argparse
 import datetime
@@ -19,7 +19,7 @@ import time
 import peers
 from chart import chart
 from measure import BIN, LOAD_CPU, ROOT, WITH_US, busy_seconds
-from report import bars, rows, text, verdicts
+from report import bars, rows, table, text, verdicts
 from scenarios import Scenarios
 
 OUT = os.path.join(ROOT, "target/bench")
@@ -28,10 +28,10 @@ MESH = ["weft", "envoy", "haproxy"]
 BYTES = ["weft", "envoy", "haproxy", "haproxy-splice"]
 
 
-def scenarios(quick, servers):
+def scenarios(quick, servers, seconds):
     """Name -> (how, by whom, how often). The quick ones are fewer and shorter: a first look."""
-    make = Scenarios(servers, 1 if quick else 5)
-    brief = Scenarios(servers, 1 if quick else 3)
+    make = Scenarios(servers, seconds)
+    brief = Scenarios(servers, max(1, seconds // 2))
     found = {
         "S1 HTTP/1.1 one hop": (make.one_hop(), ALL),
         "S1 redirected": (make.one_hop(redirected=True), ["weft"]),
@@ -92,12 +92,13 @@ def main():
     parser.add_argument("--quick", action="store_true", default=bool(os.environ.get("QUICK")))
     parser.add_argument("--only", default=os.environ.get("ONLY", ""))
     parser.add_argument("--rounds", type=int, default=int(os.environ.get("ROUNDS", 0)))
+    parser.add_argument("--seconds", type=int, default=int(os.environ.get("SECONDS_EACH", 0)))
     parser.add_argument("--inside", action="store_true")
     args = parser.parse_args()
     if not args.inside:
         command = ["unshare", "--net", "--mount", *(["--user", "--map-root-user"] if os.getuid() else []), sys.executable, __file__, "--inside"]
         command += ["--quick"] if args.quick else []
-        os.execvp("unshare", [*command, "--rounds", str(args.rounds), "--only", args.only])
+        os.execvp("unshare", [*command, "--rounds", str(args.rounds), "--seconds", str(args.seconds), "--only", args.only])
     os.environ["PATH"] += ":/usr/sbin:/sbin"
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -114,16 +115,19 @@ def main():
     primary = {row["scenario"]: figure for row in made for figure in bars(row["scenario"])}
     with open(os.path.join(OUT, "chart.svg"), "w") as file:
         file.write(chart(made, primary, machine()))
-    print(f"written: {os.path.relpath(OUT, ROOT)}/report.json, chart.svg")
+    with open(os.path.join(OUT, "table.md"), "w") as file:
+        file.write(f"{machine()}; medians of {max((row['runs'] for row in made), default=0)} runs.\n\n{table(made)}")
+    print(f"written: {os.path.relpath(OUT, ROOT)}/report.json, table.md, chart.svg")
     return 1 if any(row["errors"] for row in made) else 0
 
 
 def measure(directory, args):
     running = servers(directory)
     rounds = args.rounds or (2 if args.quick else 5)
+    seconds = args.seconds or (1 if args.quick else 5)
     made = []
     try:
-        for name, (run, proxies) in scenarios(args.quick, [one.pid for one in running]).items():
+        for name, (run, proxies) in scenarios(args.quick, [one.pid for one in running], seconds).items():
             if args.only not in name and name.split()[0] not in args.only.split(","):
                 continue
             results = {proxy: [] for proxy in proxies}
@@ -138,7 +142,7 @@ def measure(directory, args):
             found = rows(name, results)
             made += found
             print("\n".join(map(text, found)))
-            for verdict in verdicts(name, found):
+            for verdict in verdicts(name, made):
                 print(f"    {verdict['text']}")
             sys.stdout.flush()
     finally:

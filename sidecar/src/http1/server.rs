@@ -201,23 +201,27 @@ where
 
 /// Ends a connection whose last response has been written.
 async fn end<I: AsyncRead + AsyncWrite + Unpin>(conn: &Mutex<Conn<I>>) {
-    // It ends anyhow, when the connection is dropped.
-    let _ = std::future::poll_fn(|cx| lock(conn).poll_shutdown(cx)).await;
-    if lock(conn).has_read_all() {
-        return;
-    }
-    let discard = std::future::poll_fn(|cx| {
-        loop {
-            let mut conn = lock(conn);
-            conn.pending = Bytes::new();
-            match conn.poll_fill(cx) {
-                Poll::Ready(Ok(1..)) => {}
-                Poll::Ready(_) => return Poll::Ready(()),
-                Poll::Pending => return Poll::Pending,
-            }
+    let ending = async {
+        // It ends anyhow, when the connection is dropped.
+        let _ = std::future::poll_fn(|cx| lock(conn).poll_shutdown(cx)).await;
+        if lock(conn).has_read_all() {
+            return;
         }
-    });
-    let _ = tokio::time::timeout(LINGER, discard).await;
+        std::future::poll_fn(|cx| {
+            loop {
+                let mut conn = lock(conn);
+                conn.pending = Bytes::new();
+                match conn.poll_fill(cx) {
+                    Poll::Ready(Ok(1..)) => {}
+                    Poll::Ready(_) => return Poll::Ready(()),
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+        })
+        .await;
+    };
+    // A peer that reads nothing, or sends for ever, is not waited for.
+    let _ = tokio::time::timeout(LINGER, ending).await;
 }
 
 /// Answers what is no request.
