@@ -107,7 +107,7 @@ def haproxy(listen, upstreams, kind, ring, tls_in, tls_out, splice):
     id_of_request = "unique-id-format %[uuid()]\n  unique-id-header x-request-id" if http else ""
     return f"""global
   nbthread 1
-  maxconn 9000
+  maxconn 6000
 defaults
   mode {"http" if http else "tcp"}
   timeout connect 5s

@@ -133,6 +133,12 @@ pub(crate) async fn run(options: Options) -> Result<Value> {
             let stream = TcpStream::connect(options.to).await;
             streams.push(stream.with_context(|| format!("connecting to {}", options.to))?);
         }
+        if !options.upload {
+            // A thousand handshakes are not what is measured.
+            for stream in &streams {
+                stream.readable().await?;
+            }
+        }
         let end = Instant::now() + Duration::from_secs(options.seconds);
         let tasks: Vec<_> = streams
             .into_iter()
