@@ -282,6 +282,14 @@ mod tests {
     }
 
     #[test]
+    fn values_that_never_come_again_are_not_indexed() {
+        let mut all = headers(&[("x-request-id", "1"), ("traceparent", "2"), ("user-agent", "curl")]);
+        index_no_unique_values(&mut all);
+        let indexed: Vec<_> = all.iter().filter(|(_, value)| !value.is_sensitive()).map(|(name, _)| name).collect();
+        assert_eq!(indexed, ["user-agent"]);
+    }
+
+    #[test]
     fn cookies_that_came_apart_are_one_for_http1() {
         let request =
             Request::get("http://a/").version(Version::HTTP_2).header("cookie", "a=1").header("cookie", "b=2");

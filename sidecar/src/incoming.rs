@@ -1,6 +1,5 @@
 //! What is received: bodies, whichever protocol they come by, and connections that leave HTTP.
 
-use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -8,8 +7,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 
 use crate::http1::{ReadError, Source};
@@ -123,46 +121,14 @@ impl Upgrade {
         match self {
             Upgrade::Server(receiver) => receiver.await.ok(),
             Upgrade::Client(stream) => Some(stream),
-            Upgrade::Hyper(upgrade) => Some(Upgraded::new(TokioIo::new(upgrade.await.ok()?))),
+            Upgrade::Hyper(upgrade) => Some(Box::new(TokioIo::new(upgrade.await.ok()?))),
         }
     }
 }
 
 /// A connection, or a stream of one, that has left HTTP.
-pub struct Upgraded(Box<dyn Stream>);
+pub type Upgraded = Box<dyn Stream>;
 
-trait Stream: AsyncRead + AsyncWrite + MaybeSocket + Send + Unpin {}
+/// What an [`Upgraded`] can do.
+pub trait Stream: AsyncRead + AsyncWrite + MaybeSocket + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + MaybeSocket + Send + Unpin> Stream for S {}
-
-impl Upgraded {
-    /// `stream`, of whatever kind.
-    pub fn new(stream: impl AsyncRead + AsyncWrite + MaybeSocket + Send + Unpin + 'static) -> Upgraded {
-        Upgraded(Box::new(stream))
-    }
-}
-
-impl MaybeSocket for Upgraded {
-    fn socket(&self) -> Option<&TcpStream> {
-        self.0.socket()
-    }
-}
-
-impl AsyncRead for Upgraded {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.0).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Upgraded {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut *self.0).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.0).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.0).poll_shutdown(cx)
-    }
-}

@@ -348,11 +348,6 @@ impl Lease {
         }
     }
 
-    /// Whether it is a stream of an HTTP/2 connection.
-    pub fn is_http2(&self) -> bool {
-        matches!(self.kind, Some(LeaseKind::Http2(..)))
-    }
-
     /// Sends a request. `origin`: the head that it came with.
     ///
     /// # Errors

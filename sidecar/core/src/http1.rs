@@ -13,7 +13,7 @@ mod tests;
 
 pub use chunked::{Body, BodyError, Decoded};
 pub use read::{HeadError, Reading, RequestHead, ResponseHead, parse_request, parse_response};
-pub use write::{Chunk, Closing, end_of_chunks, write_request, write_response};
+pub use write::{CHUNK_END, Closing, begin_chunk, end_of_chunks, write_request, write_response};
 
 /// Largest head of a message, in bytes. Envoy's default is 60 KiB.
 pub const MAX_HEAD: usize = 64 * 1024;

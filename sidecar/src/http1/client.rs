@@ -14,7 +14,7 @@ use weft_core::http1::{Framing, HeadError, parse_response, write_request};
 use super::conn::{Conn, ReadError, lock};
 use super::outgoing::{Outgoing, SendError};
 use crate::body::{BodyError, RequestBody};
-use crate::incoming::{Incoming, Upgrade, Upgraded};
+use crate::incoming::{Incoming, Upgrade};
 use crate::stream::Rewind;
 use crate::upstream::Upstream;
 
@@ -159,7 +159,7 @@ impl Client {
             self.rest = Some(task.abort_handle());
         }
         let incoming = match (handed_over, answer.framing) {
-            (Some(stream), _) => Incoming::empty(answer.origin).with_upgrade(Upgrade::Client(Upgraded::new(stream))),
+            (Some(stream), _) => Incoming::empty(answer.origin).with_upgrade(Upgrade::Client(Box::new(stream))),
             (None, Framing::None) => Incoming::empty(answer.origin),
             (None, _) => Incoming::http1(self.conn.clone(), message, answer.origin),
         };

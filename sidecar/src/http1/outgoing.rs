@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http_body::Body;
 use tokio::io::{AsyncRead, AsyncWrite};
-use weft_core::http1::{Chunk, Framing, end_of_chunks};
+use weft_core::http1::{CHUNK_END, Framing, begin_chunk, end_of_chunks};
 
 use super::conn::{Conn, lock};
 
@@ -52,8 +52,8 @@ impl<B: Body<Data = Bytes> + Unpin> Outgoing<B> {
                         match frame.into_data() {
                             Ok(data) if data.is_empty() => {}
                             Ok(data) if self.chunked => {
-                                Chunk::begin(out.buffer(), data.len());
-                                out.push(data, Chunk::END);
+                                begin_chunk(out.buffer(), data.len());
+                                out.push(data, CHUNK_END);
                             }
                             Ok(data) => out.push(data, b""),
                             Err(frame) => {

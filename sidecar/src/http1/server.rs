@@ -19,7 +19,7 @@ use super::conn::{Broken, Conn, ReadError, lock};
 use super::outgoing::{Outgoing, SendError};
 use crate::body::ResponseBody;
 use crate::http::wants_upgrade;
-use crate::incoming::{Incoming, Upgrade, Upgraded};
+use crate::incoming::{Incoming, Upgrade};
 use crate::stream::{MaybeSocket, Rewind};
 
 /// How long a client that is still sending is listened to after our last answer: an end with its bytes unread would reset
@@ -173,7 +173,7 @@ where
         };
         if let Some(io) = io {
             // Who asked for it may have given up meanwhile.
-            let _ = upgrade.send(Upgraded::new(Rewind::new(pending, io)));
+            let _ = upgrade.send(Box::new(Rewind::new(pending, io)));
         }
         return Ok(false);
     }

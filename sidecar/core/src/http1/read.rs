@@ -84,16 +84,9 @@ pub type Reading<T> = Result<Option<(T, usize)>, HeadError>;
 pub fn parse_request(input: &[u8]) -> Reading<RequestHead> {
     let mut space = [const { MaybeUninit::uninit() }; MAX_HEADERS];
     let mut parsed = httparse::Request::new(&mut []);
-    let length = match parsed.parse_with_uninit_headers(input, &mut space)? {
-        Status::Complete(length) => length,
-        Status::Partial => return partial(input),
-    };
-    if length > MAX_HEAD {
-        return Err(HeadError::TooLarge);
-    }
-    let origin = Bytes::copy_from_slice(&input[..length]);
+    let Some(origin) = whole(parsed.parse_with_uninit_headers(input, &mut space)?, input)? else { return Ok(None) };
     let slice = |part: &[u8]| within(&origin, input, part);
-    let version = if parsed.version == Some(0) { Version::HTTP_10 } else { Version::HTTP_11 };
+    let version = version(parsed.version);
     let (headers, about) = headers(parsed.headers, &slice, version)?;
     // RFC 9112, 3.2.
     if about.hosts > 1 || (about.hosts == 0 && version == Version::HTTP_11) {
@@ -119,6 +112,7 @@ pub fn parse_request(input: &[u8]) -> Reading<RequestHead> {
     parts.uri = Uri::from_maybe_shared(slice(target)).map_err(invalid)?;
     (parts.version, parts.headers) = (version, headers);
     let (keep_alive, expects_continue) = (about.keep_alive, about.expects && version == Version::HTTP_11);
+    let length = origin.len();
     Ok(Some((RequestHead { parts, framing, keep_alive, expects_continue, origin }, length)))
 }
 
@@ -132,19 +126,11 @@ pub fn parse_response(input: &[u8], method: &Method) -> Reading<ResponseHead> {
     let mut parsed = httparse::Response::new(&mut []);
     let mut lenient = httparse::ParserConfig::default();
     // What servers are known to send, and browsers take.
-    lenient
-        .allow_spaces_after_header_name_in_responses(false)
-        .allow_multiple_spaces_in_response_status_delimiters(true);
-    let length = match lenient.parse_response_with_uninit_headers(&mut parsed, input, &mut space)? {
-        Status::Complete(length) => length,
-        Status::Partial => return partial(input),
-    };
-    if length > MAX_HEAD {
-        return Err(HeadError::TooLarge);
-    }
-    let origin = Bytes::copy_from_slice(&input[..length]);
+    lenient.allow_multiple_spaces_in_response_status_delimiters(true);
+    let status = lenient.parse_response_with_uninit_headers(&mut parsed, input, &mut space)?;
+    let Some(origin) = whole(status, input)? else { return Ok(None) };
     let slice = |part: &[u8]| within(&origin, input, part);
-    let version = if parsed.version == Some(0) { Version::HTTP_10 } else { Version::HTTP_11 };
+    let version = version(parsed.version);
     let (mut headers, about) = headers(parsed.headers, &slice, version)?;
     let status = StatusCode::from_u16(parsed.code.unwrap_or(0)).map_err(|_| HeadError::Invalid("invalid status"))?;
     let bodiless = status.is_informational()
@@ -167,11 +153,21 @@ pub fn parse_response(input: &[u8], method: &Method) -> Reading<ResponseHead> {
     let (mut parts, ()) = http::Response::new(()).into_parts();
     (parts.status, parts.version, parts.headers) = (status, version, headers);
     let keep_alive = about.keep_alive && framing != Framing::UntilClose;
+    let length = origin.len();
     Ok(Some((ResponseHead { parts, framing, keep_alive, origin }, length)))
 }
 
-fn partial<T>(input: &[u8]) -> Reading<T> {
-    if input.len() >= MAX_HEAD { Err(HeadError::TooLarge) } else { Ok(None) }
+/// The head at the beginning of `input`, once it is complete.
+fn whole(status: Status<usize>, input: &[u8]) -> Result<Option<Bytes>, HeadError> {
+    match status {
+        Status::Complete(length) if length <= MAX_HEAD => Ok(Some(Bytes::copy_from_slice(&input[..length]))),
+        Status::Partial if input.len() < MAX_HEAD => Ok(None),
+        _ => Err(HeadError::TooLarge),
+    }
+}
+
+fn version(minor: Option<u8>) -> Version {
+    if minor == Some(0) { Version::HTTP_10 } else { Version::HTTP_11 }
 }
 
 /// The part of `origin` that is a copy of `part` of `input`.

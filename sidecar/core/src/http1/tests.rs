@@ -217,9 +217,9 @@ proptest! {
     ) {
         let mut wire = Vec::new();
         for chunk in &chunks {
-            Chunk::begin(&mut wire, chunk.len());
+            begin_chunk(&mut wire, chunk.len());
             wire.extend_from_slice(chunk);
-            wire.extend_from_slice(Chunk::END);
+            wire.extend_from_slice(CHUNK_END);
         }
         end_of_chunks(&mut wire, None);
         wire.extend_from_slice(b"next");

@@ -1,5 +1,7 @@
 //! Heads and chunks, to bytes.
 
+use std::io::Write;
+
 use bytes::Bytes;
 use http::header::{
     AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, DATE,
@@ -107,9 +109,7 @@ fn write_headers(out: &mut Vec<u8>, headers: &HeaderMap, origin: &Bytes, framing
     }
     match framing {
         Framing::Length(length) if !length_said => {
-            out.extend_from_slice(b"content-length: ");
-            out.extend_from_slice(length.to_string().as_bytes());
-            out.extend_from_slice(b"\r\n");
+            let _ = write!(out, "content-length: {length}\r\n");
         }
         Framing::Chunked => out.extend_from_slice(b"transfer-encoding: chunked\r\n"),
         _ => {}
@@ -134,28 +134,14 @@ fn spelled<'a>(name: &HeaderName, value: &HeaderValue, origin: &'a [u8]) -> Opti
     (begins && found.eq_ignore_ascii_case(name.as_str().as_bytes())).then_some(found)
 }
 
-/// The frame of a chunk.
-#[derive(Debug)]
-pub struct Chunk;
+/// What follows a chunk's data.
+pub const CHUNK_END: &[u8] = b"\r\n";
 
-impl Chunk {
-    /// What follows a chunk's data.
-    pub const END: &'static [u8] = b"\r\n";
-
-    /// Writes what precedes a chunk's data, which must not be empty: that would be the last one.
-    pub fn begin(out: &mut Vec<u8>, length: usize) {
-        debug_assert!(length > 0);
-        let mut digits = [0; 16];
-        let mut at = digits.len();
-        let mut rest = length;
-        while at == digits.len() || rest > 0 {
-            at -= 1;
-            digits[at] = b"0123456789abcdef"[rest % 16];
-            rest /= 16;
-        }
-        out.extend_from_slice(&digits[at..]);
-        out.extend_from_slice(b"\r\n");
-    }
+/// Writes what precedes a chunk's data, which must not be empty: that would be the last one.
+pub fn begin_chunk(out: &mut Vec<u8>, length: usize) {
+    debug_assert!(length > 0);
+    // Writing to memory does not fail.
+    let _ = write!(out, "{length:x}\r\n");
 }
 
 /// Writes the end of chunks, with trailers. Fields that a recipient must know before the body are left out (RFC 9110,
