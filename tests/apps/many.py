@@ -1,9 +1,11 @@
 """A client of many connections, with one request each. Prints "ready" when that is done.
 
-usage: many.py hold HOST PORT COUNT     keeps them open and idle until standard input ends
+usage: many.py hold HOST PORT COUNT     keeps them open and idle until it is ended
        many.py churn HOST PORT COUNT    closes each before the next, eight at a time
 """
+import os
 import resource
+import signal
 import socket
 import struct
 import sys
@@ -25,14 +27,16 @@ def ask():
             break
         answer += part
     if not answer.startswith(b"HTTP/1.1 200"):
-        sys.exit(f"an answer: {answer!r}")
+        # The whole process: this may be one of its threads.
+        print(f"an answer: {answer!r}", flush=True)
+        os._exit(1)
     return connection
 
 
 if what == "hold":
     held = [ask() for _ in range(count)]
     print("ready", flush=True)
-    sys.stdin.read()
+    signal.pause()
 else:
     def churn():
         for _ in range(count // 8):

@@ -1,13 +1,15 @@
 """Clients that misbehave. Prints one line "ready" once all of it is under way, and what came of it at the end.
 
-usage: rude.py slow HOST PORT CONNECTIONS      heads that come byte by byte, until standard input ends
-       rude.py unread HOST PORT CONNECTIONS    asks for 100 MB each and reads nothing, until standard input ends
+usage: rude.py slow HOST PORT CONNECTIONS      heads that come byte by byte, until it is ended
+       rude.py unread HOST PORT CONNECTIONS    asks for 100 MB each and reads nothing, until it is ended
        rude.py headers HOST PORT MEGABYTES     one request with so many megabytes of headers; prints the status line
        rude.py half-close HOST PORT PATH       a request and the end of the sending side; prints the status line
 """
+import signal
 import socket
 import sys
 import threading
+import time
 
 what, host, port, argument = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
 
@@ -32,7 +34,6 @@ def status_line(connection):
 
 if what in ("slow", "unread"):
     connections = [connect() for _ in range(int(argument))]
-    end = threading.Event()
     if what == "unread":
         for connection in connections:
             connection.sendall(b"GET /bytes/100000000 HTTP/1.1\r\nHost: order-service\r\n\r\n")
@@ -41,14 +42,14 @@ if what in ("slow", "unread"):
             connection.sendall(b"POST / HTTP/1.1\r\nHost: order-service\r\nx-slow: ")
 
         def drip():
-            while not end.wait(0.1):
+            while True:
+                time.sleep(0.1)
                 for connection in connections:
                     connection.sendall(b"x")
 
-        threading.Thread(target=drip).start()
+        threading.Thread(target=drip, daemon=True).start()
     print("ready", flush=True)
-    sys.stdin.read()
-    end.set()
+    signal.pause()
 elif what == "headers":
     connection = connect()
     line = b"x-large: " + b"x" * 8000 + b"\r\n"

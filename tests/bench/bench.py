@@ -29,7 +29,7 @@ BYTES = ["weft", "envoy", "haproxy", "haproxy-splice"]
 
 
 def scenarios(quick, servers, seconds):
-    """Name -> (how, by whom, how often). The quick ones are fewer and shorter: a first look."""
+    """Name -> (how, by whom). The quick ones are fewer and shorter: a first look."""
     make = Scenarios(servers, seconds)
     brief = Scenarios(servers, max(1, seconds // 2))
     found = {

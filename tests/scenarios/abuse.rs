@@ -1,13 +1,11 @@
 //! Clients that misbehave, through accident or malice: memory stays bounded, and nobody else waits.
 
 use std::collections::HashMap;
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
-use weft_tests::{Mesh, Pod, Process, statuses, tests_dir, wait_for};
+use weft_tests::{Pair, Pod, statuses, tests_dir, wait_for};
 
 use crate::Scenario;
 
@@ -21,36 +19,9 @@ pub(crate) fn all() -> Vec<Scenario> {
     ]
 }
 
-/// Resident memory in MB.
-fn resident(process: &Process) -> Result<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", process.id()))?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).context("no VmRSS")?;
-    Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? / 1024)
-}
-
-/// Misbehaves until it is dropped.
-struct Rude(Child);
-
-impl Rude {
-    fn start(pod: &Pod, what: &str, vip: &str, argument: &str) -> Result<Rude> {
-        let script = tests_dir().join("apps/rude.py");
-        let mut command = pod.command("python3");
-        command.arg(script).args([what, vip, "80", argument]).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = command.spawn()?;
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().context("no output")?).read_line(&mut line)?;
-        let rude = Rude(child);
-        ensure!(line.trim() == "ready", "{what}: {line}");
-        Ok(rude)
-    }
-}
-
-impl Drop for Rude {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+/// Resident memory of both sidecars, in MB: the client's and the instance's.
+fn resident(pair: &Pair) -> Result<(u64, u64)> {
+    Ok((pair.sidecar.resident_kb()? / 1024, pair.order.sidecar.resident_kb()? / 1024))
 }
 
 /// Runs a client that misbehaves once: what it saw.
@@ -71,82 +42,72 @@ fn others(front: &Pod, vip: &str) -> Result<()> {
 }
 
 fn slow() -> Result<()> {
-    let mesh = Mesh::start(&[])?;
-    let order = mesh.instance("order1", "order-service", 8080, &[])?;
-    let (front, sidecar) = mesh.client("frontend")?;
-    let vip = mesh.vip("order-service")?;
-    others(&front, &vip)?;
-    let before = (resident(&sidecar)?, resident(&order.sidecar)?);
-    let _slow = Rude::start(&front, "slow", &vip, "500")?;
-    others(&front, &vip)?;
-    let after = (resident(&sidecar)?, resident(&order.sidecar)?);
+    let pair = Pair::start()?;
+    let Pair { front, vip, .. } = &pair;
+    others(front, vip)?;
+    let before = resident(&pair)?;
+    let _slow = front.client("rude.py", &["slow", vip, "80", "500"])?;
+    others(front, vip)?;
+    let after = resident(&pair)?;
     ensure!(after.0 < before.0 + 30 && after.1 < before.1 + 10, "memory went from {before:?} to {after:?} MB");
     Ok(())
 }
 
 fn unread() -> Result<()> {
-    let mesh = Mesh::start(&[])?;
-    let order = mesh.instance("order1", "order-service", 8080, &[])?;
-    let (front, sidecar) = mesh.client("frontend")?;
-    let vip = mesh.vip("order-service")?;
-    others(&front, &vip)?;
-    let before = (resident(&sidecar)?, resident(&order.sidecar)?);
-    let unread = Rude::start(&front, "unread", &vip, "60")?;
-    wait_active(&front, "weft_outbound_active", |active| active >= 60.0)?;
+    let pair = Pair::start()?;
+    let Pair { front, vip, .. } = &pair;
+    others(front, vip)?;
+    let before = resident(&pair)?;
+    let unread = front.client("rude.py", &["unread", vip, "80", "60"])?;
+    wait_active(front, "weft_outbound_active", |active| active >= 60.0)?;
     // 6 GB were asked for, and sent as far as there is room.
     std::thread::sleep(Duration::from_secs(2));
-    others(&front, &vip)?;
-    let after = (resident(&sidecar)?, resident(&order.sidecar)?);
+    others(front, vip)?;
+    let after = resident(&pair)?;
     // Less than a megabyte a hop: what is read ahead, what is to be written, and TLS records between.
     ensure!(after.0 < before.0 + 60 && after.1 < before.1 + 60, "memory went from {before:?} to {after:?} MB");
     drop(unread);
-    wait_active(&front, "weft_outbound_active", |active| active == 0.0)
+    wait_active(front, "weft_outbound_active", |active| active == 0.0)
 }
 
 fn large_headers() -> Result<()> {
-    let mesh = Mesh::start(&[])?;
-    let order = mesh.instance("order1", "order-service", 8080, &[])?;
-    let (front, sidecar) = mesh.client("frontend")?;
-    let vip = mesh.vip("order-service")?;
-    others(&front, &vip)?;
-    let before = resident(&sidecar)?;
+    let pair = Pair::start()?;
+    let Pair { front, vip, .. } = &pair;
+    others(front, vip)?;
+    let before = resident(&pair)?.0;
     for _ in 0..5 {
-        let said = rude(&front, "headers", &vip, "10")?;
+        let said = rude(front, "headers", vip, "10")?;
         ensure!(said.starts_with("HTTP/1.1 431") || said.starts_with("error"), "{said}");
     }
-    let after = resident(&sidecar)?;
+    let after = resident(&pair)?.0;
     ensure!(after < before + 20, "memory went from {before} to {after} MB");
-    others(&front, &vip)?;
+    others(front, vip)?;
     // From a peer without a sidecar too.
-    let outside = mesh.pod("outside")?;
+    let outside = pair.mesh.pod("outside")?;
     let script = tests_dir().join("apps/rude.py");
-    let said = outside.run("python3", &[&script.to_string_lossy(), "headers", &order.pod.ip, "8080", "10"])?;
+    let said = outside.run("python3", &[&script.to_string_lossy(), "headers", &pair.order.pod.ip, "8080", "10"])?;
     ensure!(said.starts_with("HTTP/1.1 431") || said.starts_with("error"), "{said}");
-    others(&front, &vip)
+    others(front, vip)
 }
 
 fn half_closed() -> Result<()> {
-    let mesh = Mesh::start(&[])?;
-    let order = mesh.instance("order1", "order-service", 8080, &[])?;
-    let (front, _sidecar) = mesh.client("frontend")?;
-    let vip = mesh.vip("order-service")?;
-    others(&front, &vip)?;
+    let pair = Pair::start()?;
+    let Pair { front, vip, .. } = &pair;
+    others(front, vip)?;
     // As with Envoy: a client that ends its side while it waits has left, and its request is given up.
-    let said = rude(&front, "half-close", &vip, "/sleep/3000")?;
+    let said = rude(front, "half-close", vip, "/sleep/3000")?;
     ensure!(said == "closed", "{said}");
-    wait_active(&front, "weft_outbound_active", |active| active == 0.0)?;
-    wait_active(&order.pod, "weft_inbound_active", |active| active == 0.0)?;
-    others(&front, &vip)
+    wait_active(front, "weft_outbound_active", |active| active == 0.0)?;
+    wait_active(&pair.order.pod, "weft_inbound_active", |active| active == 0.0)?;
+    others(front, vip)
 }
 
 fn new_names() -> Result<()> {
-    let mesh = Mesh::start(&[])?;
-    let _order = mesh.instance("order1", "order-service", 8080, &[])?;
-    let _cart = mesh.instance("cart1", "cart", 8080, &[])?;
-    let (front, sidecar) = mesh.client("frontend")?;
-    let vip = mesh.vip("order-service")?;
-    others(&front, &vip)?;
-    let before = resident(&sidecar)?;
+    let pair = Pair::start()?;
+    let Pair { front, vip, .. } = &pair;
+    let _cart = pair.mesh.instance("cart1", "cart", 8080, &[])?;
+    others(front, vip)?;
+    let before = resident(&pair)?.0;
     // 12,000 questions as fast as they go, more than are remembered; no answer is waited for.
     let flood = "import socket,struct\ns=socket.socket(socket.AF_INET,socket.SOCK_DGRAM)\n\
         def q(n):\n n=b''.join(bytes([len(p)])+p for p in n.encode().split(b'.'))+b'\\0'\n \
@@ -159,8 +120,8 @@ fn new_names() -> Result<()> {
         ensure!(answer.contains("\"cart1\""), "{answer}");
         Ok(())
     })?;
-    others(&front, &vip)?;
-    let after = resident(&sidecar)?;
+    others(front, vip)?;
+    let after = resident(&pair)?.0;
     ensure!(after < before + 40, "memory went from {before} to {after} MB");
     Ok(())
 }

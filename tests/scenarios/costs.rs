@@ -2,12 +2,12 @@
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader};
-use std::process::{Child, ChildStdout, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
-use weft_tests::{Mesh, Pod, Process, statuses, tests_dir, wait_for};
+use weft_tests::{Mesh, Pair, Pod, Process, statuses, wait_for};
 
 use crate::Scenario;
 
@@ -18,13 +18,6 @@ pub(crate) fn all() -> Vec<Scenario> {
         ("memory_does_not_grow_with_connections", churn),
         ("bulk_is_spliced", spliced),
     ]
-}
-
-/// Resident memory in KB.
-fn resident(process: &Process) -> Result<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", process.id()))?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).context("no VmRSS")?;
-    Ok(line.trim().trim_end_matches(" kB").parse()?)
 }
 
 /// System calls of a sidecar's only worker while `load` runs, by name.
@@ -93,42 +86,18 @@ fn system_calls() -> Result<()> {
     Ok(())
 }
 
-/// A client of many connections, until it is dropped.
-struct Many(Child, BufReader<ChildStdout>);
-
-impl Many {
-    fn start(pod: &Pod, what: &str, vip: &str, count: u32) -> Result<Many> {
-        let mut command = pod.command("python3");
-        command.arg(tests_dir().join("apps/many.py")).args([what, vip, "80", &count.to_string()]);
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-        let out = BufReader::new(child.stdout.take().context("no output")?);
-        let mut many = Many(child, out);
-        let mut line = String::new();
-        many.1.read_line(&mut line)?;
-        ensure!(line.trim() == "ready", "{what}: {line}");
-        Ok(many)
-    }
-}
-
-impl Drop for Many {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+fn many(front: &Pod, what: &str, vip: &str, count: u32) -> Result<Process> {
+    front.client("many.py", &[what, vip, "80", &count.to_string()])
 }
 
 fn idle() -> Result<()> {
-    let mesh = Mesh::start(&[])?;
-    let _order = mesh.instance("order1", "order-service", 8080, &[])?;
-    let (front, sidecar) = mesh.client("frontend")?;
-    let vip = mesh.vip("order-service")?;
-    drop(Many::start(&front, "hold", &vip, 50)?);
-    let before = resident(&sidecar)?;
+    let Pair { front, vip, sidecar, order: _order, mesh: _mesh } = Pair::start()?;
+    drop(many(&front, "hold", &vip, 50)?);
+    let before = sidecar.resident_kb()?;
     let count = 2000;
-    let _held = Many::start(&front, "hold", &vip, count)?;
+    let _held = many(&front, "hold", &vip, count)?;
     wait_for("buffers to be given back", Duration::from_secs(10), || {
-        let each = (resident(&sidecar)?.saturating_sub(before)) as f64 / f64::from(count);
+        let each = (sidecar.resident_kb()?.saturating_sub(before)) as f64 / f64::from(count);
         // The benchmark shows half of this for a release build. One read buffer alone would be 8 KB or more.
         ensure!(each < 6.0, "{each:.1} KB for each idle connection");
         Ok(())
@@ -136,14 +105,11 @@ fn idle() -> Result<()> {
 }
 
 fn churn() -> Result<()> {
-    let mesh = Mesh::start(&[])?;
-    let _order = mesh.instance("order1", "order-service", 8080, &[])?;
-    let (front, sidecar) = mesh.client("frontend")?;
-    let vip = mesh.vip("order-service")?;
-    drop(Many::start(&front, "churn", &vip, 20_000)?);
-    let before = resident(&sidecar)?;
-    drop(Many::start(&front, "churn", &vip, 80_000)?);
-    let after = resident(&sidecar)?;
+    let Pair { front, vip, sidecar, order: _order, mesh: _mesh } = Pair::start()?;
+    drop(many(&front, "churn", &vip, 20_000)?);
+    let before = sidecar.resident_kb()?;
+    drop(many(&front, "churn", &vip, 80_000)?);
+    let after = sidecar.resident_kb()?;
     // 80,000 times 32 bytes would show.
     ensure!(after < before + 2500, "memory went from {before} to {after} KB over 80,000 connections");
     Ok(())

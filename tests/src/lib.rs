@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-pub use mesh::{Instance, Mesh, take_logs};
+pub use mesh::{Instance, Mesh, Pair, take_logs};
 pub use namespace::{enter, name_server};
 pub use pod::{Meanwhile, Pod, Process};
 pub use programs::{binary, install_pythons, python_of, tests_dir};

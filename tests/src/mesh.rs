@@ -269,6 +269,34 @@ impl Mesh {
     }
 }
 
+/// The smallest mesh: one instance of order-service, and a client. What ends first stands first.
+pub struct Pair {
+    /// Virtual IP of order-service.
+    pub vip: String,
+    /// The client's sidecar.
+    pub sidecar: Process,
+    /// The client's pod.
+    pub front: Pod,
+    /// The instance.
+    pub order: Instance,
+    /// The mesh.
+    pub mesh: Mesh,
+}
+
+impl Pair {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// When a part of it does not start.
+    pub fn start() -> Result<Pair> {
+        let mesh = Mesh::start(&[])?;
+        let order = mesh.instance("order1", "order-service", 8080, &[])?;
+        let (front, sidecar) = mesh.client("frontend")?;
+        let vip = mesh.vip("order-service")?;
+        Ok(Pair { vip, sidecar, front, order, mesh })
+    }
+}
+
 thread_local! {
     static LOGS: std::cell::RefCell<String> = const { std::cell::RefCell::new(String::new()) };
 }

@@ -42,6 +42,16 @@ impl Process {
         matches!(self.child.try_wait(), Ok(None))
     }
 
+    /// Resident memory in KB.
+    ///
+    /// # Errors
+    /// When the process is gone.
+    pub fn resident_kb(&self) -> Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id()))?;
+        let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).context("no VmRSS")?;
+        Ok(line.trim().trim_end_matches(" kB").parse()?)
+    }
+
     /// What it wrote so far.
     pub fn output(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
@@ -124,16 +134,16 @@ impl Pod {
     /// # Errors
     /// When it cannot be started.
     pub fn spawn(&self, what: &str, program: impl AsRef<std::ffi::OsStr>, args: &[&str]) -> Result<Process> {
+        let mut command = self.command(program);
+        command.args(args);
+        self.logged(what, command)
+    }
+
+    fn logged(&self, what: &str, mut command: Command) -> Result<Process> {
         let log = self.dir.join(format!("{}-{what}.log", self.name));
         let file = std::fs::OpenOptions::new().create(true).append(true).open(&log)?;
-        let child = self
-            .command(program)
-            .args(args)
-            .stdin(Stdio::null())
-            .stdout(file.try_clone()?)
-            .stderr(file)
-            .spawn()
-            .with_context(|| format!("cannot start {what} in {}", self.name))?;
+        command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+        let child = command.spawn().with_context(|| format!("cannot start {what} in {}", self.name))?;
         Ok(Process { child, log })
     }
 
@@ -169,20 +179,10 @@ impl Pod {
     /// # Errors
     /// When it cannot be started.
     pub fn spawn_as_host(&self, what: &str, program: impl AsRef<std::ffi::OsStr>, args: &[&str]) -> Result<Process> {
-        let log = self.dir.join(format!("{}-{what}.log", self.name));
-        let file = std::fs::OpenOptions::new().create(true).append(true).open(&log)?;
         let netns = format!("--net=/run/netns/{}", self.netns);
-        let child = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", "nsenter", &netns])
-            .arg(program)
-            .args(args)
-            .process_group(0)
-            .stdin(Stdio::null())
-            .stdout(file.try_clone()?)
-            .stderr(file)
-            .spawn()
-            .with_context(|| format!("cannot start {what} in {}", self.name))?;
-        Ok(Process { child, log })
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "nsenter", &netns]).arg(program).args(args).process_group(0);
+        self.logged(what, command)
     }
 
     /// curl with these arguments: what it printed.
@@ -193,6 +193,24 @@ impl Pod {
         let mut all = vec!["-sS", "--max-time", "10"];
         all.extend(args);
         self.run("curl", &all)
+    }
+
+    /// Starts a client of `tests/apps` that prints "ready" when it has done what it does, and stays until it is dropped.
+    ///
+    /// # Errors
+    /// When it is not ready within two minutes.
+    pub fn client(&self, script: &str, args: &[&str]) -> Result<Process> {
+        let path = tests_dir().join("apps").join(script);
+        let path = path.to_string_lossy();
+        let all = [&[&*path], args].concat();
+        let mut process = self.spawn(&format!("{script}-{}", args.join("-")), "python3", &all)?;
+        wait_for("a client", Duration::from_secs(120), || {
+            let output = process.output();
+            ensure!(output.contains("ready") || !process.is_running(), "not ready");
+            Ok(())
+        })?;
+        ensure!(process.output().contains("ready"), "{script} {args:?}: {}", process.output());
+        Ok(process)
     }
 
     /// Runs the many-requests client (`tests/apps/client.py`) with a plan.

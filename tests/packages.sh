@@ -1,0 +1,17 @@
+# Sourced: `need COMMAND PACKAGE` notes what is missing, `install_missing` installs it by package name. Without root it can
+# only say what is missing.
+missing=""
+need() {
+	command -v "$1" >/dev/null 2>&1 || PATH="$PATH:/usr/sbin:/sbin" command -v "$1" >/dev/null 2>&1 || missing="$missing $2"
+}
+install_missing() {
+	[ -z "$missing" ] && return 0
+	if [ "$(id -u)" != 0 ]; then
+		echo "missing packages:$missing; install them as root: apt-get install$missing" >&2
+		exit 1
+	fi
+	export DEBIAN_FRONTEND=noninteractive
+	apt-get update -q
+	# shellcheck disable=SC2086
+	apt-get install -q -y --no-install-recommends $missing
+}
