@@ -27,7 +27,8 @@ lock = threading.Lock()
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    # Head and body are two writes: without this the second waits for the first one's acknowledgement, 40 ms at times.
+    # Head and body leave together, as from servers that are meant for production; what streams is flushed.
+    wbufsize = -1
     disable_nagle_algorithm = True
 
     def setup(self):
@@ -42,6 +43,11 @@ class Handler(BaseHTTPRequestHandler):
         super().finish()
         with lock:
             state["open"] -= 1
+
+    def handle_expect_100(self):
+        told = super().handle_expect_100()
+        self.wfile.flush()
+        return told
 
     def log_message(self, *args):
         pass
@@ -104,6 +110,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         while size > 0:
             self.wfile.write(part[:size])
+            self.wfile.flush()
             time.sleep(pause)
             size -= len(part)
 

@@ -77,9 +77,9 @@ fn system_calls() -> Result<()> {
         let calls = traced(process, load)?;
         let (reads, writes) = (sum(&calls, &READS), sum(&calls, &WRITES));
         let count = count as u64;
-        // Now and then the application's answer comes in two parts, and its head is passed on before its body is there.
+        // What opens and closes the connection, and wakes of other threads, are a few.
         for (what, n) in [("reads", reads), ("writes", writes)] {
-            let allowed = 2 * count..=2 * count + count / 3;
+            let allowed = 2 * count..=2 * count + count / 20;
             ensure!(allowed.contains(&n), "{side}: {n} {what} for {count} requests: {calls:?}");
         }
     }
