@@ -1,0 +1,109 @@
+//! Connections that nobody uses: which are kept, for how long, and which one makes room.
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+use super::{EndpointId, Idle, Pool, Shared, Unused};
+
+impl<X, S: Clone, W> Pool<X, S, W> {
+    /// Takes out the connections that nobody has used since `now - idle`, to be closed.
+    pub fn sweep(&mut self, now: Instant, idle: Duration, is_open: impl Fn(&X) -> bool) -> Vec<Unused<X, S>> {
+        let mut old = Vec::new();
+        self.idle.retain(|_, all| {
+            let is_old = |i: &mut Idle<X>| now.saturating_duration_since(i.since) >= idle || !is_open(&i.connection);
+            let mut at = 0;
+            while let Some(next) = all.get_mut(at) {
+                if is_old(next) {
+                    old.extend(all.remove(at).map(|i| Unused::Exclusive(i.connection)));
+                } else {
+                    at += 1;
+                }
+            }
+            !all.is_empty()
+        });
+        self.shared.retain(|_, all| {
+            let is_old = |s: &Shared<S>| s.streams == 0 && now.saturating_duration_since(s.idle_since) >= idle;
+            old.extend(all.iter().filter(|s| is_old(s)).map(|s| Unused::Shared(s.connection.clone())));
+            all.retain(|s| !is_old(s));
+            !all.is_empty()
+        });
+        old
+    }
+
+    /// Says to which endpoints connections may be kept. Takes out the unused ones to others; those in use are not kept
+    /// when they are given back.
+    pub fn set_live(&mut self, live: impl IntoIterator<Item = EndpointId>) -> Vec<Unused<X, S>> {
+        let live: HashSet<EndpointId, _> = live.into_iter().collect();
+        let keep = |endpoint: EndpointId| live.contains(&endpoint);
+        let mut gone = Vec::new();
+        self.idle.retain(|endpoint, all| {
+            let kept = keep(*endpoint);
+            if !kept {
+                gone.extend(all.drain(..).map(|i| Unused::Exclusive(i.connection)));
+            }
+            kept
+        });
+        self.shared.retain(|endpoint, all| {
+            let kept = keep(*endpoint);
+            if !kept {
+                gone.extend(all.drain(..).map(|s| Unused::Shared(s.connection)));
+            }
+            kept
+        });
+        self.live = Some(live);
+        gone
+    }
+
+    /// Takes out the unused connections to one endpoint, and keeps none any more.
+    pub fn forget(&mut self, endpoint: EndpointId) -> Vec<Unused<X, S>> {
+        let idle = self.idle.remove(&endpoint).into_iter().flatten().map(|i| Unused::Exclusive(i.connection));
+        let shared = self.shared.remove(&endpoint).into_iter().flatten().map(|s| Unused::Shared(s.connection));
+        idle.chain(shared).collect()
+    }
+
+    /// Takes out all unused connections, and those that are shared: they were made under another policy. Streams in
+    /// progress go on.
+    pub fn forget_all(&mut self) -> Vec<Unused<X, S>> {
+        let idle = self.idle.drain().flat_map(|(_, all)| all).map(|i| Unused::Exclusive(i.connection));
+        let shared = self.shared.drain().flat_map(|(_, all)| all).map(|s| Unused::Shared(s.connection));
+        idle.chain(shared).collect()
+    }
+
+    pub(super) fn is_live(&self, endpoint: EndpointId) -> bool {
+        self.live.as_ref().is_none_or(|live| live.contains(&endpoint))
+    }
+
+    pub(super) fn take_idle(&mut self, endpoint: EndpointId, worker: u16) -> Option<X> {
+        let all = self.idle.get_mut(&endpoint)?;
+        // The newest of this worker: its caches are warm, and the older ones may go idle and be closed. Where there is
+        // none, another worker's is better than a new connection.
+        let at = all.iter().rposition(|i| i.worker == worker).unwrap_or(all.len().saturating_sub(1));
+        let taken = all.remove(at)?;
+        if all.is_empty() {
+            self.idle.remove(&endpoint);
+        }
+        Some(taken.connection)
+    }
+
+    /// The connection unused for longest.
+    pub(super) fn evict(&mut self) -> Option<Unused<X, S>> {
+        let idle = self.idle.iter().filter_map(|(e, all)| Some((all.front()?.since, *e))).min();
+        let shared = self
+            .shared
+            .iter()
+            .flat_map(|(e, all)| all.iter().filter(|s| s.streams == 0).map(|s| (s.idle_since, *e, s.id)));
+        let shared = shared.min_by_key(|(since, ..)| *since);
+        match (idle, shared) {
+            (Some((since, endpoint)), other) if other.is_none_or(|(s, ..)| since <= s) => {
+                let all = self.idle.get_mut(&endpoint)?;
+                let victim = all.pop_front()?.connection;
+                if all.is_empty() {
+                    self.idle.remove(&endpoint);
+                }
+                Some(Unused::Exclusive(victim))
+            }
+            (_, Some((_, endpoint, id))) => self.retire(endpoint, id).map(Unused::Shared),
+            _ => None,
+        }
+    }
+}
