@@ -1,28 +1,21 @@
 //! What outbound and inbound HTTP have in common: serving a connection, and preparing messages for the next hop.
 
-use std::convert::Infallible;
-
 use http::header::{
     CONNECTION, COOKIE, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE, TE, TRANSFER_ENCODING, UPGRADE,
 };
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Method, Request, Response, StatusCode, Uri, Version};
-use hyper::server::conn::http2;
-use hyper::service::service_fn;
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rand::Rng;
 use smallvec::SmallVec;
 use tokio::io::{AsyncRead, AsyncWrite};
-use weft_core::http1::MAX_HEAD;
 use weft_core::reply::{LocalReply, Reason, is_grpc};
 
 use crate::body::ResponseBody;
-use crate::http1;
-use crate::incoming::{Incoming, Upgrade};
+use crate::incoming::Incoming;
 use crate::proxy::Proxy;
 use crate::stream::MaybeSocket;
+use crate::{http1, http2};
 
 /// About the connection, not about the message; framing is decided anew for each hop.
 const HOP: [HeaderName; 7] =
@@ -55,39 +48,11 @@ where
 /// Serves one HTTP/2 connection to its end. GOAWAY is sent when a drain begins.
 pub async fn serve_http2<I, F, Fut>(io: I, proxy: &Proxy, handle: F)
 where
-    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    F: Fn(Request<Incoming>) -> Fut + Clone + Send + 'static,
+    I: AsyncRead + AsyncWrite + Unpin,
+    F: Fn(Request<Incoming>) -> Fut,
     Fut: Future<Output = Response<ResponseBody>> + Send + 'static,
 {
-    let service = service_fn(move |mut request: Request<hyper::body::Incoming>| {
-        let connect = request.extensions().get::<OnUpgrade>().is_some();
-        let upgrade = connect.then(|| Upgrade::Hyper(hyper::upgrade::on(&mut request)));
-        let request = request.map(|body| match upgrade {
-            Some(upgrade) => Incoming::hyper(body).with_upgrade(upgrade),
-            None => Incoming::hyper(body),
-        });
-        // Hyper moves it from hand to hand: a pointer, not a request's whole state.
-        let handling = Box::pin(handle(request));
-        async move { Ok::<_, Infallible>(handling.await) }
-    });
-    let mut builder = http2::Builder::new(TokioExecutor::new());
-    builder
-        .timer(TokioTimer::new())
-        .initial_stream_window_size(256 * 1024)
-        .initial_connection_window_size(1024 * 1024)
-        .max_send_buf_size(256 * 1024)
-        .max_header_list_size(MAX_HEAD as u32)
-        .max_concurrent_streams(1000);
-    let connection = builder.serve_connection(TokioIo::new(io), service);
-    tokio::pin!(connection);
-    let result = tokio::select! {
-        result = connection.as_mut() => result,
-        () = proxy.drained() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    if let Err(e) = result {
+    if let Err(e) = http2::serve(io, proxy.drained(), handle).await {
         tracing::debug!("HTTP/2 connection from a client ended: {e}");
     }
 }

@@ -5,10 +5,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use h2::RecvStream;
+use http::HeaderMap;
+use http::header::CONTENT_LENGTH;
 use http_body::{Body, Frame, SizeHint};
-use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
+use tokio::task::AbortHandle;
 
 use crate::http1::{ReadError, Source};
 use crate::stream::MaybeSocket;
@@ -24,7 +27,44 @@ pub struct Incoming {
 enum From {
     Nothing,
     Http1 { source: Arc<dyn Source>, message: u64, ended: bool },
-    Hyper(hyper::body::Incoming),
+    Http2(Box<Http2>),
+}
+
+/// A body that is a stream's DATA frames and trailers.
+struct Http2 {
+    stream: RecvStream,
+    /// What `content-length` says is still to come, bytes.
+    left: Option<u64>,
+    data_ended: bool,
+    /// Sends the rest of the request to which this is the answer.
+    rest: Option<AbortHandle>,
+}
+
+impl Drop for Http2 {
+    fn drop(&mut self) {
+        if let Some(rest) = self.rest.take() {
+            rest.abort();
+        }
+    }
+}
+
+impl Http2 {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
+        if !self.data_ended {
+            match ready!(self.stream.poll_data(cx)) {
+                Some(Ok(data)) => {
+                    // Whoever asked for it has room for it.
+                    self.stream.flow_control().release_capacity(data.len())?;
+                    self.left = self.left.map(|left| left.saturating_sub(data.len() as u64));
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
+                Some(Err(e)) => return Poll::Ready(Some(Err(e))),
+                None => self.data_ended = true,
+            }
+        }
+        let trailers = ready!(self.stream.poll_trailers(cx))?;
+        Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))))
+    }
 }
 
 /// Why a body broke off.
@@ -35,7 +75,7 @@ pub enum IncomingError {
     Http1(#[from] ReadError),
     /// By HTTP/2.
     #[error("{0}")]
-    Hyper(#[from] hyper::Error),
+    Http2(#[from] h2::Error),
 }
 
 impl Incoming {
@@ -49,9 +89,23 @@ impl Incoming {
         Incoming { from: From::Http1 { source, message, ended: false }, origin, upgrade: None }
     }
 
-    /// Of HTTP/2.
-    pub fn hyper(incoming: hyper::body::Incoming) -> Incoming {
-        Incoming { from: From::Hyper(incoming), origin: Bytes::new(), upgrade: None }
+    /// Of a stream of an HTTP/2 connection, which began with `headers`.
+    pub fn http2(stream: RecvStream, headers: &HeaderMap) -> Incoming {
+        if stream.is_end_stream() {
+            return Incoming::empty(Bytes::new());
+        }
+        let left = headers.get(CONTENT_LENGTH).and_then(|l| l.to_str().ok()?.parse().ok());
+        let body = Http2 { stream, left, data_ended: false, rest: None };
+        Incoming { from: From::Http2(Box::new(body)), origin: Bytes::new(), upgrade: None }
+    }
+
+    /// The rest of the request is sent while this answer is read, and no longer.
+    pub fn with_rest(mut self, sending: AbortHandle) -> Incoming {
+        match &mut self.from {
+            From::Http2(body) => body.rest = Some(sending),
+            _ => sending.abort(),
+        }
+        self
     }
 
     /// With the way out of HTTP.
@@ -79,8 +133,8 @@ impl Body for Incoming {
                 *ended = !matches!(&frame, Some(Ok(frame)) if frame.is_data());
                 Poll::Ready(frame.map(|result| result.map_err(IncomingError::Http1)))
             }
-            From::Hyper(incoming) => {
-                Pin::new(incoming).poll_frame(cx).map(|frame| frame.map(|result| result.map_err(IncomingError::Hyper)))
+            From::Http2(body) => {
+                body.poll_frame(cx).map(|frame| frame.map(|result| result.map_err(IncomingError::Http2)))
             }
         }
     }
@@ -89,7 +143,7 @@ impl Body for Incoming {
         match &self.from {
             From::Nothing => true,
             From::Http1 { source, message, ended } => *ended || source.has_ended(*message),
-            From::Hyper(incoming) => incoming.is_end_stream(),
+            From::Http2(body) => body.stream.is_end_stream(),
         }
     }
 
@@ -100,19 +154,17 @@ impl Body for Incoming {
             From::Http1 { source, message, .. } => {
                 source.left(*message).map_or(SizeHint::default(), SizeHint::with_exact)
             }
-            From::Hyper(incoming) => incoming.size_hint(),
+            From::Http2(body) => body.left.map_or(SizeHint::default(), SizeHint::with_exact),
         }
     }
 }
 
 /// The way out of HTTP, once both sides have agreed to take it.
 pub enum Upgrade {
-    /// Of an HTTP/1 client, when our answer has been written.
+    /// Of a client, when our answer has been written.
     Server(oneshot::Receiver<Upgraded>),
-    /// Of an HTTP/1 endpoint that has agreed.
+    /// Of an endpoint that has agreed.
     Client(Upgraded),
-    /// Of either, by HTTP/2.
-    Hyper(hyper::upgrade::OnUpgrade),
 }
 
 impl Upgrade {
@@ -121,7 +173,6 @@ impl Upgrade {
         match self {
             Upgrade::Server(receiver) => receiver.await.ok(),
             Upgrade::Client(stream) => Some(stream),
-            Upgrade::Hyper(upgrade) => Some(Box::new(TokioIo::new(upgrade.await.ok()?))),
         }
     }
 }

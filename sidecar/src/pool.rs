@@ -8,18 +8,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use http::Response;
 use http::request::Parts;
-use http::{Method, Request, Response};
-use hyper::client::conn::http2;
 use tokio::sync::oneshot;
 use weft_core::limits::Overflow;
 use weft_core::policy::ConnectionPool;
 use weft_core::pool::{Acquired, EndpointId, Grant, Pool, PoolLimits, SharedId, Ticket, Wake};
 
 use crate::body::RequestBody;
-use crate::http::index_no_unique_values;
-use crate::http1::{Client, ExchangeError};
-use crate::incoming::{Incoming, Upgrade};
+use crate::http1::{self, ExchangeError};
+use crate::http2;
+use crate::incoming::Incoming;
 use crate::upstream::{DialError, Dialer, open_http};
 
 type State = Pool<Http1, Http2, oneshot::Sender<Granted>>;
@@ -57,7 +56,7 @@ impl Drop for Slot {
 /// An HTTP/1 connection: one request at a time.
 struct Http1 {
     // Closed before its place is given back.
-    client: Client,
+    client: http1::Client,
     served: u32,
     made: Made,
     _slot: Slot,
@@ -66,7 +65,7 @@ struct Http1 {
 /// A handle on an HTTP/2 connection.
 #[derive(Clone)]
 struct Http2 {
-    sender: http2::SendRequest<RequestBody>,
+    client: http2::Client,
     served: Arc<AtomicU32>,
     made: Made,
     _slot: Arc<Slot>,
@@ -128,9 +127,9 @@ impl Drop for Waiting<'_> {
 /// A freshly opened connection, from the dialer.
 pub enum Opened {
     /// HTTP/1.
-    Http1(Client),
-    /// HTTP/2, and how many streams the peer allows.
-    Http2(http2::SendRequest<RequestBody>, futures::future::BoxFuture<'static, ()>, u32),
+    Http1(http1::Client),
+    /// HTTP/2.
+    Http2(http2::Client, http2::Driver),
 }
 
 /// Why there is no connection.
@@ -278,15 +277,16 @@ impl ClusterPool {
                 self.lock().connected();
                 Ok(self.lease_http1(endpoint, Http1 { client, served: 0, made, _slot: slot }))
             }
-            Opened::Http2(sender, connection, peer_max_streams) => {
-                let shared = Http2 { sender, served: Arc::default(), made, _slot: Arc::new(slot) };
+            Opened::Http2(client, driver) => {
+                let shared = Http2 { client, served: Arc::default(), made, _slot: Arc::new(slot) };
                 // One handle is enough to keep an HTTP/2 connection open: its task needs none.
-                let (id, wakes) =
-                    self.lock().connected_shared(endpoint, shared.clone(), peer_max_streams, Instant::now());
+                let (id, wakes) = self.lock().connected_shared(endpoint, shared.clone(), u32::MAX, Instant::now());
                 let held = shared._slot.clone();
                 let pool = self.clone();
                 tokio::spawn(async move {
-                    connection.await;
+                    if let Err(e) = driver.await {
+                        tracing::debug!("HTTP/2 connection to an endpoint ended: {e}");
+                    }
                     let retired = pool.lock().retire(endpoint, id);
                     drop(retired);
                     drop(held);
@@ -338,7 +338,7 @@ impl Lease {
             Some(LeaseKind::Http1(x)) => x.client.is_open(),
             Some(LeaseKind::Http2(s, id)) => {
                 let id = *id;
-                let ready = s.sender.ready().await.is_ok();
+                let ready = s.client.ready().await.is_ok();
                 if !ready {
                     self.retire(id);
                 }
@@ -363,25 +363,11 @@ impl Lease {
             Some(LeaseKind::Http2(s, id)) => (s, *id),
             None => unreachable!("a lease is sent on only while it is held"),
         };
-        let mut sent = head.clone();
-        index_no_unique_values(&mut sent.headers);
-        match s.sender.try_send_request(Request::from_parts(sent, body)).await {
-            Ok(mut response) => {
-                let connected = head.method == Method::CONNECT && response.status().is_success();
-                let upgrade = connected.then(|| Upgrade::Hyper(hyper::upgrade::on(&mut response)));
-                Ok(response.map(|body| match upgrade {
-                    Some(upgrade) => Incoming::hyper(body).with_upgrade(upgrade),
-                    None => Incoming::hyper(body),
-                }))
-            }
-            Err(mut failed) => {
-                let unsent = failed.take_message().is_some();
-                if s.sender.is_closed() {
-                    self.retire(id);
-                }
-                Err(ExchangeError { reason: failed.into_error().into(), unsent })
-            }
+        let result = s.client.send(head, body).await;
+        if result.is_err() && s.client.is_closed() {
+            self.retire(id);
         }
+        result
     }
 
     /// The request and its response have ended cleanly: the connection may serve another one.

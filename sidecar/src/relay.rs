@@ -40,11 +40,14 @@ pub enum RelayEnd {
     Failed(bool, io::Error),
 }
 
-const BUFFER: usize = 64 * 1024;
+/// What is read of a stream at a time.
+const READ: usize = 64 * 1024;
+/// The same, with what TLS adds to each 16 KiB of it (RFC 8446, 5.2): what a sidecar sends of one read is read at once.
+const BUFFER: usize = READ / (16 * 1024) * (16 * 1024 + 22);
 /// Buffers that a worker keeps for the next flow that has bytes.
 const SPARE_BUFFERS: usize = 8;
 /// A read of at least this much is followed by splicing.
-const MUCH: usize = BUFFER / 4;
+const MUCH: usize = READ / 4;
 /// What one direction moves before others have their turn.
 const TURN: u64 = 1024 * 1024;
 
@@ -170,7 +173,7 @@ impl Direction {
         if self.buffer.is_empty() {
             self.buffer = take_buffer();
         }
-        let mut buffer = ReadBuf::new(&mut self.buffer);
+        let mut buffer = ReadBuf::new(&mut self.buffer[..READ]);
         ready!(from.poll_read(cx, &mut buffer))?;
         (self.filled, self.written) = (buffer.filled().len(), 0);
         Poll::Ready(Ok(self.filled))

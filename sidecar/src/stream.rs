@@ -8,8 +8,6 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes};
-use hyper::upgrade::Upgraded;
-use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -144,12 +142,6 @@ impl MaybeSocket for TcpStream {
 impl<S: MaybeSocket> MaybeSocket for Rewind<S> {
     fn socket(&self) -> Option<&TcpStream> {
         if self.prefix.is_empty() { self.inner.socket() } else { None }
-    }
-}
-
-impl MaybeSocket for TokioIo<Upgraded> {
-    fn socket(&self) -> Option<&TcpStream> {
-        None
     }
 }
 

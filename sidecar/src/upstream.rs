@@ -6,8 +6,6 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use hyper::client::conn::http2;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -18,10 +16,10 @@ use weft_core::outcome::Outcome;
 use weft_core::policy::{Cluster, Tls};
 
 use crate::connect::{self, Keepalive};
-use crate::http1::Client;
 use crate::identity::{Identity, alpn, spiffe_id};
 use crate::pool::Opened;
 use crate::stream::{MaybeSocket, ReadAhead};
+use crate::{http1, http2};
 
 /// Why a connection could not be opened.
 #[derive(Debug, Clone)]
@@ -140,23 +138,11 @@ pub async fn open_http(dialer: Dialer<'_>) -> Result<Opened, DialError> {
     let Dialer { cluster, endpoint, identity, multiplex, mark } = dialer;
     let alpn = if multiplex { alpn::HTTP2 } else { alpn::HTTP1 };
     let stream = connect(cluster, endpoint, identity, alpn, mark).await?;
-    let failed = |e: hyper::Error| DialError::new(Outcome::ConnectFailure, e);
-    if multiplex {
-        let mut builder = http2::Builder::new(TokioExecutor::new());
-        builder
-            .timer(TokioTimer::new())
-            .initial_stream_window_size(256 * 1024)
-            .initial_connection_window_size(1024 * 1024)
-            .max_send_buf_size(256 * 1024);
-        let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(failed)?;
-        let task = Box::pin(async move {
-            if let Err(e) = connection.await {
-                tracing::debug!("HTTP/2 connection to an endpoint ended: {e}");
-            }
-        });
-        return Ok(Opened::Http2(sender, task, u32::MAX));
+    if !multiplex {
+        return Ok(Opened::Http1(http1::Client::new(stream)));
     }
-    Ok(Opened::Http1(Client::new(stream)))
+    let opened = http2::open(stream).await.map_err(|e| DialError::new(Outcome::ConnectFailure, e));
+    opened.map(|(client, driver)| Opened::Http2(client, driver))
 }
 
 impl MaybeSocket for Upstream {

@@ -18,7 +18,7 @@ import time
 
 import peers
 from chart import chart
-from measure import BIN, LOAD_CPU, ROOT, WITH_US, busy_seconds
+from measure import BIN, LOAD_CPU, ROOT, STEADY, WITH_US, busy_seconds
 from report import bars, rows, table, text, verdicts
 from scenarios import Scenarios
 
@@ -69,6 +69,7 @@ def network():
     # A way out, as any machine has: what leaves by loopback is never redirected.
     way_out = "ip link add out0 type veth peer name out1 && ip addr add 10.222.255.1/16 dev out0 && ip link set out0 up && ip link set out1 up"
     subprocess.run(f"ip link set lo up && {way_out}", shell=True, check=True)
+    subprocess.run(STEADY, shell=True, check=True)
 
 
 def servers(directory):

@@ -10,6 +10,8 @@ TICK = os.sysconf("SC_CLK_TCK")
 PROXY_CPU, LOAD_CPU = "0", "1"
 ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), "../.."))
 BIN = os.environ.get("WEFT_BIN") or os.path.join(ROOT, "target/dist")
+# Some machines have BBR, whose timers would be counted as the proxy's time. A network of our own may choose Reno anywhere.
+STEADY = "sysctl -q -w net.ipv4.tcp_congestion_control=reno"
 # What we start ends when we do, however that is.
 WITH_US = ["setpriv", "--pdeathsig", "KILL"]
 
@@ -109,19 +111,30 @@ def h2load(url, seconds, connections, streams, headers, body=None):
     return {"requests": requests, "rps": rps, "errors": errors}
 
 
-def weft_load(*args, prefix=()):
-    """One run of our own load."""
-    return json.loads(on_load_cpu([f"{BIN}/weft-load", *map(str, args)], prefix).splitlines()[-1])
+def weft_load(*args, prefix=(), ready=None):
+    """One run of our own load. `ready`: called once it says that it is, where it does."""
+    command = [*prefix, "taskset", "-c", LOAD_CPU, f"{BIN}/weft-load", *map(str, args)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as load:
+        lines = []
+        for line in load.stdout:
+            lines.append(line)
+            if line.strip() == "ready" and ready:
+                ready()
+    if load.returncode:
+        raise SystemExit(f"{' '.join(command)}: {''.join(lines)}")
+    return json.loads(lines[-1])
 
 
 def window(pids, servers, load):
-    """Runs `load`: its figures, what the processes used meanwhile, and how busy the rest of the machine was."""
+    """Runs `load`: its figures, what the processes used meanwhile, and how busy the rest of the machine was. `load` is given
+    what it may call to have the window begin later than it does."""
     pids = [one for pid in pids for one in descendants(pid)]
     servers = [one for pid in servers for one in descendants(pid)]
     known = lambda: cpu_seconds(pids + servers) + children_seconds()
-    cpu, ours, busy, start = cpu_seconds(pids), known(), busy_seconds(), time.monotonic()
-    figures = load()
-    cpu, ours, busy, took = cpu_seconds(pids) - cpu, known() - ours, busy_seconds() - busy, time.monotonic() - start
+    seen = lambda: (cpu_seconds(pids), known(), busy_seconds(), time.monotonic())
+    before = [seen()]
+    figures = load(lambda: before.append(seen()))
+    cpu, ours, busy, took = (now - then for now, then in zip(seen(), before[-1]))
     if "gb" in figures:
         figures["cpu_s_per_gb"] = cpu / max(figures["gb"], 1e-9)
         figures["gb_per_s"] = figures["gb"] / took

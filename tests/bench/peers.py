@@ -110,7 +110,7 @@ def haproxy(listen, upstreams, kind, ring, tls_in, tls_out, splice):
   maxconn 6000
 defaults
   mode {"http" if http else "tcp"}
-  timeout connect 5s
+  timeout connect 60s
   timeout client 1h
   timeout server 1h
   {"http-reuse always" if http else ""}

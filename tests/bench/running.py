@@ -6,7 +6,7 @@ import time
 
 import peers
 import weft
-from measure import BIN, LOAD_CPU, PROXY_CPU, WITH_US, header_args
+from measure import BIN, LOAD_CPU, PROXY_CPU, STEADY, WITH_US, header_args
 
 PORT = 10001
 CENTER, A, B = "10.223.0.254", "10.223.0.1", "10.223.0.2"
@@ -25,7 +25,8 @@ def pods():
     sh("mkdir -p /run/netns")
     sh(f"ip link add br0 address 02:00:00:00:00:02 type bridge && ip addr add {CENTER}/24 dev br0 && ip link set br0 up")
     for name, address in (("a", A), ("b", B)):
-        sh(f"ip netns add bench-{name} && ip link add eth0 netns bench-{name} type veth peer name p{name}")
+        sh(f"ip netns add bench-{name} && ip netns exec bench-{name} {STEADY}")
+        sh(f"ip link add eth0 netns bench-{name} type veth peer name p{name}")
         sh(f"ip link set p{name} master br0 up && ip -n bench-{name} link set lo up")
         sh(f"ip -n bench-{name} addr add {address}/24 dev eth0 && ip -n bench-{name} link set eth0 up")
         sh(f"ip -n bench-{name} route add default via {CENTER}")

@@ -23,7 +23,7 @@ class Scenarios:
     def measured(self, run, load):
         """A second to warm up, then the window."""
         load(1)
-        return window(run.pids, [*self.servers, *run.servers], lambda: load(self.seconds))
+        return window(run.pids, [*self.servers, *run.servers], lambda _: load(self.seconds))
 
     def one_hop(self, endpoints=1, ring=True, redirected=False):
         """HTTP/1.1, 64 connections, 128-byte answers, over so many endpoints; over several, from a thousand users."""
@@ -65,8 +65,10 @@ class Scenarios:
                 running = one_hop(proxy, directory, [SINK if upload else SOURCE], "tcp", uid=weft.PROXY_UID, redirected=True)
             flags = ["--upload"] if upload else []
             with running as run:
-                load = lambda s: weft_load("bytes", run.to, "--connections", connections, "--seconds", s, *flags, prefix=run.prefix)
-                return self.measured(run, load)
+                load = lambda s, ready: weft_load("bytes", run.to, "--connections", connections, "--seconds", s, *flags,
+                                                  prefix=run.prefix, ready=ready)
+                load(1, None)
+                return window(run.pids, [*self.servers, *run.servers], lambda ready: load(self.seconds, ready))
         return scenario
 
     def new_connections(self):

@@ -53,7 +53,7 @@ pub enum Failure {
     Body(BodyError),
     /// HTTP/2.
     #[error("{0}")]
-    Http2(#[from] hyper::Error),
+    Http2(#[from] h2::Error),
 }
 
 impl Client {

@@ -1,11 +1,10 @@
 //! Our side of a client's connection: its requests one after the other.
 
-use std::cell::RefCell;
 use std::io;
 use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use std::task::Poll;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONNECTION, DATE};
@@ -18,6 +17,7 @@ use weft_core::http1::{Closing, Framing, HeadError, RequestHead, parse_request, 
 use super::conn::{Broken, Conn, ReadError, lock};
 use super::outgoing::{Outgoing, SendError};
 use crate::body::ResponseBody;
+use crate::date::with_now;
 use crate::http::wants_upgrade;
 use crate::incoming::{Incoming, Upgrade};
 use crate::stream::{MaybeSocket, Rewind};
@@ -153,8 +153,8 @@ where
         conn.owes_continue = false;
         let has_date = parts.headers.contains_key(DATE);
         let out = conn.out.buffer();
-        let mut write = |date: &str| write_response(out, &parts, version, &origin, framing, closing, date);
-        if has_date { write("") } else { with_date(write) }
+        let mut write = |date: &[u8]| write_response(out, &parts, version, &origin, framing, closing, date);
+        if has_date { write(b"") } else { with_now(|date| write(date.as_bytes())) }
     }
     drop((parts, origin));
     let sent = if bodiless || is_head {
@@ -235,25 +235,12 @@ async fn refuse<I: AsyncRead + AsyncWrite + Unpin>(conn: &Mutex<Conn<I>>, error:
         // What follows cannot be told apart any more.
         conn.begin(Framing::UntilClose);
         let out = conn.out.buffer();
-        with_date(|date| write_response(out, &parts, Version::HTTP_11, &Bytes::new(), framing, Closing::Close, date));
+        with_now(|date| {
+            write_response(out, &parts, Version::HTTP_11, &Bytes::new(), framing, Closing::Close, date.as_bytes());
+        });
         out.extend_from_slice(text.as_bytes());
     }
     std::future::poll_fn(|cx| lock(conn).poll_flush(cx)).await?;
     end(conn).await;
     Ok(())
-}
-
-/// The date as HTTP writes it, made once a second.
-fn with_date(f: impl FnOnce(&str)) {
-    thread_local! {
-        static DATE: RefCell<(u64, String)> = const { RefCell::new((0, String::new())) };
-    }
-    let now = SystemTime::now();
-    let second = now.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-    DATE.with_borrow_mut(|(made, text)| {
-        if *made != second || text.is_empty() {
-            (*made, *text) = (second, httpdate::fmt_http_date(now));
-        }
-        f(text);
-    });
 }

@@ -257,22 +257,17 @@ pub(crate) fn classify(error: &ExchangeError) -> Outcome {
 /// What the end of a body in its middle means.
 pub(crate) fn classify_body(error: &IncomingError) -> Outcome {
     match error {
-        IncomingError::Hyper(e) => of_http2(e, true),
+        IncomingError::Http2(e) => of_http2(e, true),
         IncomingError::Http1(_) => Outcome::Reset { request_started: true },
     }
 }
 
-fn of_http2(error: &hyper::Error, request_started: bool) -> Outcome {
-    let mut source = std::error::Error::source(error);
-    while let Some(inner) = source {
-        if let Some(h2) = inner.downcast_ref::<h2::Error>() {
-            return match h2.reason() {
-                Some(h2::Reason::REFUSED_STREAM) => Outcome::RefusedStream,
-                _ if h2.is_reset() && h2.is_remote() => Outcome::RemoteReset,
-                _ => Outcome::Reset { request_started },
-            };
-        }
-        source = inner.source();
+fn of_http2(error: &h2::Error, request_started: bool) -> Outcome {
+    match error.reason() {
+        Some(h2::Reason::REFUSED_STREAM) => Outcome::RefusedStream,
+        _ if error.is_reset() && error.is_remote() => Outcome::RemoteReset,
+        // We found that what the peer sent is not HTTP/2.
+        Some(_) if error.is_library() => Outcome::ProtocolError,
+        _ => Outcome::Reset { request_started },
     }
-    if error.is_parse() { Outcome::ProtocolError } else { Outcome::Reset { request_started } }
 }

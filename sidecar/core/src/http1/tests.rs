@@ -133,7 +133,7 @@ fn responses_are_written_for_the_client() {
     let write = |version, closing, status: StatusCode| {
         let (mut parts, mut out) = (head.parts.clone(), Vec::new());
         parts.status = status;
-        write_response(&mut out, &parts, version, &head.origin, Framing::Length(2), closing, "today");
+        write_response(&mut out, &parts, version, &head.origin, Framing::Length(2), closing, b"today");
         String::from_utf8(out).unwrap()
     };
     assert_eq!(

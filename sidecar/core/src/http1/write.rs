@@ -55,7 +55,7 @@ pub fn write_response(
     origin: &Bytes,
     framing: Framing,
     closing: Closing,
-    date: &str,
+    date: &[u8],
 ) {
     out.extend_from_slice(if version == Version::HTTP_10 { b"HTTP/1.0 " } else { b"HTTP/1.1 " });
     out.extend_from_slice(parts.status.as_str().as_bytes());
@@ -70,7 +70,7 @@ pub fn write_response(
     }
     if !parts.headers.contains_key(DATE) {
         out.extend_from_slice(b"date: ");
-        out.extend_from_slice(date.as_bytes());
+        out.extend_from_slice(date);
         out.extend_from_slice(b"\r\n");
     }
     out.extend_from_slice(b"\r\n");

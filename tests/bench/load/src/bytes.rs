@@ -1,7 +1,7 @@
 //! Byte streams: a server that sends or counts, and connections that load it in one direction. The bytes follow a
 //! pattern, and both ends look at where each read begins and ends in it.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -10,12 +10,18 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 const BLOCK: usize = 256 * 1024;
 /// Not a power of two, so that a lost or doubled buffer shows.
 const PERIOD: u64 = 251;
+/// Room of our own sockets, bytes. What the kernel would give a thousand of them is more than it has, and it, not the
+/// proxy, would decide the figures.
+const ROOM: u32 = 256 * 1024;
+const FOR_EVER: Duration = Duration::from_secs(86400);
 
 #[derive(clap::Args)]
 pub(crate) struct Server {
@@ -47,9 +53,21 @@ fn expected(position: u64) -> u8 {
     (position % PERIOD) as u8
 }
 
+fn socket(address: SocketAddr) -> io::Result<TcpSocket> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_send_buffer_size(ROOM)?;
+    socket.set_recv_buffer_size(ROOM)?;
+    Ok(socket)
+}
+
 pub(crate) async fn serve(options: Server) -> Result<()> {
-    let source = TcpListener::bind(options.source).await?;
-    let sink = TcpListener::bind(options.sink).await?;
+    let listen = |address| -> Result<TcpListener> {
+        let socket = socket(address)?;
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        Ok(socket.listen(4096)?)
+    };
+    let (source, sink) = (listen(options.source)?, listen(options.sink)?);
     let pattern = Rc::new(pattern());
     let local = tokio::task::LocalSet::new();
     let run = async {
@@ -59,13 +77,13 @@ pub(crate) async fn serve(options: Server) -> Result<()> {
                     let (mut stream, pattern) = (accepted?.0, pattern.clone());
                     tokio::task::spawn_local(async move {
                         // Ends when the client goes.
-                        let _ = send(&mut stream, &pattern, Instant::now() + Duration::from_secs(86400)).await;
+                        let _ = send(&mut stream, &pattern, Instant::now() + FOR_EVER).await;
                     });
                 }
                 accepted = sink.accept() => {
                     let mut stream = accepted?.0;
                     tokio::task::spawn_local(async move {
-                        if let Ok(count) = receive(&stream, Instant::now() + Duration::from_secs(86400)).await {
+                        if let Ok(count) = receive(&stream, Instant::now() + FOR_EVER, |_| {}).await {
                             let _ = stream.write_u64(count).await;
                         }
                     });
@@ -100,8 +118,9 @@ thread_local! {
     static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; BLOCK]);
 }
 
-/// Reads until the end, or until `end`; the bytes read. An error when they are not the pattern.
-async fn receive(stream: &TcpStream, end: Instant) -> io::Result<u64> {
+/// Reads until the end, or until `end`, and says `more` of each read; the bytes read. An error when they are not the
+/// pattern.
+async fn receive(stream: &TcpStream, end: Instant, mut more: impl FnMut(usize)) -> io::Result<u64> {
     let mut position = 0;
     while Instant::now() < end {
         match tokio::time::timeout_at(end, stream.readable()).await {
@@ -115,7 +134,10 @@ async fn receive(stream: &TcpStream, end: Instant) -> io::Result<u64> {
         });
         match read {
             Ok(0) => break,
-            Ok(n) => position += n as u64,
+            Ok(n) => {
+                position += n as u64;
+                more(n);
+            }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
             Err(e) => return Err(e),
         }
@@ -125,52 +147,98 @@ async fn receive(stream: &TcpStream, end: Instant) -> io::Result<u64> {
 }
 
 pub(crate) async fn run(options: Options) -> Result<Value> {
-    let pattern = Rc::new(pattern());
     let local = tokio::task::LocalSet::new();
-    let all = local.run_until(async {
-        let mut streams = Vec::new();
-        for _ in 0..options.connections {
-            let stream = TcpStream::connect(options.to).await;
-            streams.push(stream.with_context(|| format!("connecting to {}", options.to))?);
-        }
-        if !options.upload {
-            // A thousand handshakes are not what is measured.
-            for stream in &streams {
-                stream.readable().await?;
-            }
-        }
-        let end = Instant::now() + Duration::from_secs(options.seconds);
-        let tasks: Vec<_> = streams
-            .into_iter()
-            .map(|mut stream| {
-                let pattern = pattern.clone();
-                tokio::task::spawn_local(async move {
-                    if !options.upload {
-                        return Ok(receive(&stream, end).await?);
-                    }
-                    let sent = send(&mut stream, &pattern, end).await?;
-                    stream.shutdown().await?;
-                    // What was under way arrives first.
-                    let counted = tokio::time::timeout(Duration::from_secs(20), stream.read_u64()).await??;
-                    ensure!(counted == sent, "{sent} bytes were sent, {counted} arrived");
-                    Ok(sent)
-                })
-            })
-            .collect();
-        let (mut total, mut errors) = (0, 0);
-        for task in tasks {
-            match task.await? {
-                Ok(bytes) => total += bytes,
-                Err(e) => {
-                    if errors == 0 {
-                        eprintln!("{e:#}");
-                    }
-                    errors += 1;
+    local.run_until(async { if options.upload { upload(options).await } else { download(options).await } }).await
+}
+
+async fn connect(options: &Options) -> Result<Vec<TcpStream>> {
+    let mut streams = Vec::new();
+    for _ in 0..options.connections {
+        let stream = socket(options.to)?.connect(options.to).await;
+        streams.push(stream.with_context(|| format!("connecting to {}", options.to))?);
+    }
+    Ok(streams)
+}
+
+/// What all connections have received.
+#[derive(Default)]
+struct Received {
+    bytes: Cell<u64>,
+    /// Connections by which something came.
+    delivering: Cell<u32>,
+    one_more: Notify,
+}
+
+/// Measures once all connections deliver, which it says: a thousand handshakes are not what is measured.
+async fn download(options: Options) -> Result<Value> {
+    let received = Rc::new(Received::default());
+    let mut tasks = JoinSet::new();
+    for stream in connect(&options).await? {
+        let received = received.clone();
+        tasks.spawn_local(async move {
+            let mut begun = false;
+            receive(&stream, Instant::now() + FOR_EVER, |n| {
+                received.bytes.set(received.bytes.get() + n as u64);
+                if !std::mem::replace(&mut begun, true) {
+                    received.delivering.set(received.delivering.get() + 1);
+                    received.one_more.notify_one();
                 }
+            })
+            .await
+        });
+    }
+    let all = async {
+        while received.delivering.get() < options.connections {
+            received.one_more.notified().await;
+        }
+    };
+    if tokio::time::timeout(Duration::from_secs(60), all).await.is_err() {
+        anyhow::bail!("{} of {} connections deliver", received.delivering.get(), options.connections);
+    }
+    println!("ready");
+    let before = received.bytes.get();
+    tokio::time::sleep(Duration::from_secs(options.seconds)).await;
+    let bytes = received.bytes.get() - before;
+    let mut errors = 0;
+    while let Some(ended) = tasks.try_join_next() {
+        if errors == 0 {
+            eprintln!("a connection ended: {ended:?}");
+        }
+        errors += 1;
+    }
+    Ok(json!({"gb": bytes as f64 / 1e9, "errors": errors}))
+}
+
+async fn upload(options: Options) -> Result<Value> {
+    let pattern = Rc::new(pattern());
+    let streams = connect(&options).await?;
+    println!("ready");
+    let end = Instant::now() + Duration::from_secs(options.seconds);
+    let tasks: Vec<_> = streams
+        .into_iter()
+        .map(|mut stream| {
+            let pattern = pattern.clone();
+            tokio::task::spawn_local(async move {
+                let sent = send(&mut stream, &pattern, end).await?;
+                stream.shutdown().await?;
+                // What was under way arrives first.
+                let counted = tokio::time::timeout(Duration::from_secs(20), stream.read_u64()).await??;
+                ensure!(counted == sent, "{sent} bytes were sent, {counted} arrived");
+                anyhow::Ok(sent)
+            })
+        })
+        .collect();
+    let (mut total, mut errors) = (0, 0);
+    for task in tasks {
+        match task.await? {
+            Ok(bytes) => total += bytes,
+            Err(e) => {
+                if errors == 0 {
+                    eprintln!("{e:#}");
+                }
+                errors += 1;
             }
         }
-        anyhow::Ok((total, errors))
-    });
-    let (total, errors) = all.await?;
+    }
     Ok(json!({"gb": total as f64 / 1e9, "errors": errors}))
 }

@@ -1,0 +1,138 @@
+//! Our side of a connection to an endpoint.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use h2::Reason;
+use h2::client::SendRequest;
+use http::header::{CONTENT_LENGTH, HeaderValue};
+use http::request::Parts;
+use http::{Method, Request, Response};
+use http_body::Body;
+use weft_core::http1::MAX_HEAD;
+
+use super::outgoing::{Outgoing, SendError};
+use super::tunnel::Tunnel;
+use super::{CONNECTION_WINDOW, SEND_BUFFER, STREAM_WINDOW};
+use crate::body::RequestBody;
+use crate::http::index_no_unique_values;
+use crate::http1::{ExchangeError, Failure};
+use crate::incoming::{Incoming, Upgrade};
+use crate::upstream::Upstream;
+
+/// A handle on a connection that carries many requests at a time.
+#[derive(Clone)]
+pub struct Client {
+    sender: SendRequest<Bytes>,
+}
+
+/// What moves the connection's frames, until the connection ends.
+pub struct Driver {
+    connection: Box<h2::client::Connection<Upstream, Bytes>>,
+}
+
+impl Future for Driver {
+    type Output = Result<(), h2::Error>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
+        Pin::new(&mut self.connection).poll(cx)
+    }
+}
+
+/// Begins HTTP/2 over `stream`.
+///
+/// # Errors
+/// When the stream fails.
+pub async fn open(stream: Upstream) -> Result<(Client, Driver), h2::Error> {
+    let mut builder = h2::client::Builder::new();
+    builder
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buffer_size(SEND_BUFFER)
+        .max_header_list_size(MAX_HEAD as u32)
+        .enable_push(false);
+    let (sender, connection) = builder.handshake(stream).await?;
+    Ok((Client { sender }, Driver { connection: Box::new(connection) }))
+}
+
+impl Client {
+    /// Waits until the connection takes a request.
+    ///
+    /// # Errors
+    /// When it has ended, or is about to.
+    pub async fn ready(&mut self) -> Result<(), h2::Error> {
+        poll_fn(|cx| self.sender.poll_ready(cx)).await
+    }
+
+    /// Whether the connection takes no request any more.
+    pub fn is_closed(&mut self) -> bool {
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        matches!(self.sender.poll_ready(&mut cx), Poll::Ready(Err(_)))
+    }
+
+    /// Sends a request.
+    ///
+    /// # Errors
+    /// Says whether provably none of it was sent.
+    pub async fn send(&mut self, head: &Parts, body: RequestBody) -> Result<Response<Incoming>, ExchangeError> {
+        let (mut request, ()) = Request::new(()).into_parts();
+        request.method = head.method.clone();
+        request.uri = head.uri.clone();
+        request.version = head.version;
+        request.headers = head.headers.clone();
+        index_no_unique_values(&mut request.headers);
+        let is_connect = request.method == Method::CONNECT;
+        let bodiless = !is_connect && body.is_end_stream();
+        if !bodiless
+            && !is_connect
+            && let Some(length @ 1..) = body.size_hint().exact()
+            && !request.headers.contains_key(CONTENT_LENGTH)
+        {
+            request.headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+        }
+        let sent = self.sender.send_request(Request::from_parts(request, ()), bodiless);
+        let (mut answer, stream) = sent.map_err(|e| ExchangeError { reason: e.into(), unsent: true })?;
+        if is_connect {
+            let response = answer.await.map_err(|e| ExchangeError { reason: e.into(), unsent: false })?;
+            let (parts, received) = response.into_parts();
+            let incoming = if parts.status.is_success() {
+                let tunnel = Box::new(Tunnel::new(stream, received));
+                Incoming::empty(Bytes::new()).with_upgrade(Upgrade::Client(tunnel))
+            } else {
+                Incoming::http2(received, &parts.headers)
+            };
+            return Ok(Response::from_parts(parts, incoming));
+        }
+        let mut sending = (!bodiless).then(|| Outgoing::new(body, stream));
+        let answered = poll_fn(|cx| {
+            if let Some(outgoing) = &mut sending
+                && let Poll::Ready(sent) = outgoing.poll_send(cx)
+            {
+                match sent {
+                    Err(SendError::Body(e)) => {
+                        outgoing.reset(Reason::CANCEL);
+                        return Poll::Ready(Err(Failure::Body(e)));
+                    }
+                    // A stream that failed says so, or has been answered before, where the answer is read.
+                    Ok(()) | Err(SendError::Stream(_)) => sending = None,
+                }
+            }
+            Pin::new(&mut answer).poll(cx).map_err(Failure::Http2)
+        });
+        let response = answered.await.map_err(|reason| ExchangeError { reason, unsent: false })?;
+        let (parts, received) = response.into_parts();
+        let mut incoming = Incoming::http2(received, &parts.headers);
+        if let Some(mut outgoing) = sending {
+            // The answer came first. Whoever reads it may not ask for more until the request has gone.
+            let rest = tokio::spawn(async move {
+                if let Err(SendError::Body(_)) = poll_fn(|cx| outgoing.poll_send(cx)).await {
+                    outgoing.reset(Reason::CANCEL);
+                }
+            });
+            incoming = incoming.with_rest(rest.abort_handle());
+        }
+        Ok(Response::from_parts(parts, incoming))
+    }
+}
