@@ -67,9 +67,8 @@ fn view<'a>(path: &'a str, headers: &'a HeaderMap) -> RequestView<'a> {
     }
 }
 
-/// The last of so many rules.
-#[divan::bench(args = [1, 100, 10_000])]
-fn route_match(bencher: divan::Bencher<'_, '_>, rules: usize) {
+/// So many rules, each of a prefix.
+fn forwards(count: usize) -> Vec<v1::HttpRoute> {
     let rule = |i: usize| {
         let exact = v1::StringMatch { kind: Some(v1::string_match::Kind::Prefix(format!("/service-{i}/"))) };
         let forward = v1::Forward {
@@ -83,7 +82,13 @@ fn route_match(bencher: divan::Bencher<'_, '_>, rules: usize) {
             headers: None,
         }
     };
-    let service = service((0..rules).map(rule).collect());
+    (0..count).map(rule).collect()
+}
+
+/// The last of so many rules.
+#[divan::bench(args = [1, 100, 10_000])]
+fn route_match(bencher: divan::Bencher<'_, '_>, rules: usize) {
+    let service = service(forwards(rules));
     let routes = &service.port(80).expect("a port").routes;
     let (path, headers) = (format!("/service-{}/x?y=z", rules - 1), HeaderMap::new());
     bencher.bench_local(|| routes.find(&view(&path, &headers)).expect("a route").name.len());
@@ -114,6 +119,20 @@ fn ring_rebuild(bencher: divan::Bencher<'_, '_>) {
         changed[500].health = v1::Health::Unhealthy.into();
         let changed = compiled(&cluster, changed, &all);
         Balancer::new(&cluster, &changed, Some(&balancer)).hosts().len()
+    });
+}
+
+/// A service of a thousand endpoints and a hundred rules is pushed again with another policy: from the message to what
+/// requests are routed by.
+#[divan::bench]
+fn snapshot_replacement(bencher: divan::Bencher<'_, '_>) {
+    let before = service(forwards(100));
+    let all = compiled(&before.clusters[0], endpoints(1000), &[]);
+    let balancer = Balancer::new(&before.clusters[0], &all, None);
+    bencher.with_inputs(|| (forwards(100), endpoints(1000))).bench_local_values(|(routes, changed)| {
+        let after = service(routes);
+        let all = compiled(&after.clusters[0], changed, &all);
+        Balancer::new(&after.clusters[0], &all, Some(&balancer)).hosts().len()
     });
 }
 
