@@ -8,6 +8,7 @@ pub mod catalog;
 pub mod decode;
 pub mod definitions;
 pub mod entry;
+pub mod filter;
 pub mod local;
 pub mod read;
 pub mod refused;
@@ -165,9 +166,9 @@ impl Agent {
                     Status::parse(&word).ok_or_else(|| Refused::bad(format!("Invalid check status: '{word}'")))?;
                 self.local.report_ttl(&id, status, output).await?;
             }
-            Endpoint::AgentServices => return Ok(read::agent_services(self, query)),
+            Endpoint::AgentServices => return read::agent_services(self, query),
             Endpoint::AgentService(id) => return read::agent_service(self, &id, query).await,
-            Endpoint::AgentChecks => return Ok(read::agent_checks(self, query)),
+            Endpoint::AgentChecks => return read::agent_checks(self, query),
             Endpoint::AgentSelf => {
                 return Ok(read::json_answer(&shapes::agent_self(&self.node, &self.address()), query));
             }

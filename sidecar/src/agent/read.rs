@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use weft_proto::v1::CatalogInstance;
 
 use super::catalog::{Found, Question};
+use super::filter::Filter;
 use super::refused::Refused;
 use super::route::Query;
 use super::{Agent, Answered, shapes};
@@ -17,26 +18,29 @@ pub async fn health_service(agent: &Agent, name: &str, query: &Query) -> Result<
     let passing = query.passing().map_err(Refused::bad)?;
     let found = instances(agent, name, query).await?;
     let serves = |i: &&CatalogInstance| !passing || shapes::all_checks(i).all(|c| c.status == "passing");
-    let items = selected(&found, query).filter(serves).map(shapes::health_item);
-    Ok(indexed(&Value::Array(items.collect()), &found, query))
+    let items = filtered(selected(&found, query).filter(serves).map(shapes::health_item), query)?;
+    Ok(indexed(&Value::Array(items), &found, query))
 }
 
 /// `health/checks/:name`
 pub async fn health_checks(agent: &Agent, name: &str, query: &Query) -> Result<Answered, Refused> {
     let found = instances(agent, name, query).await?;
-    let items = selected(&found, query).flat_map(shapes::service_checks);
-    Ok(indexed(&Value::Array(items.collect()), &found, query))
+    let items = filtered(selected(&found, query).flat_map(shapes::service_checks), query)?;
+    Ok(indexed(&Value::Array(items), &found, query))
 }
 
 /// `catalog/service/:name`
 pub async fn catalog_service(agent: &Agent, name: &str, query: &Query) -> Result<Answered, Refused> {
     let found = instances(agent, name, query).await?;
-    let items = selected(&found, query).map(shapes::catalog_item);
-    Ok(indexed(&Value::Array(items.collect()), &found, query))
+    let items = filtered(selected(&found, query).map(shapes::catalog_item), query)?;
+    Ok(indexed(&Value::Array(items), &found, query))
 }
 
 /// `catalog/services`
 pub async fn catalog_services(agent: &Agent, query: &Query) -> Result<Answered, Refused> {
+    if query.value("filter").is_some_and(|text| !text.is_empty()) {
+        return Err(Refused::bad("the query parameter \"filter\" is not supported for catalog/services"));
+    }
     let found = services(agent, query).await?;
     let none = query.has("node-meta");
     let items = found.answer.services.iter().filter(|_| !none).map(|s| (s.name.clone(), json!(s.tags)));
@@ -54,14 +58,14 @@ pub async fn catalog_nodes(agent: &Agent, query: &Query) -> Result<Answered, Ref
     }
     let none = query.has("node-meta");
     let items = nodes.iter().filter(|_| !none).map(|(name, address)| shapes::node(name, address));
-    Ok(indexed(&Value::Array(items.collect()), &found, query))
+    Ok(indexed(&Value::Array(filtered(items, query)?), &found, query))
 }
 
 /// `agent/services`
-pub fn agent_services(agent: &Agent, query: &Query) -> Answered {
+pub fn agent_services(agent: &Agent, query: &Query) -> Result<Answered, Refused> {
     let services = agent.local.services();
-    let items = services.iter().map(|s| (s.instance.service_id.clone(), shapes::agent_service(s)));
-    json_answer(&Value::Object(items.collect()), query)
+    let items = filtered(services.iter().map(shapes::agent_service), query)?;
+    Ok(json_answer(&by(items, "ID"), query))
 }
 
 /// `agent/service/:id`, which blocks on a hash instead of an index.
@@ -89,14 +93,14 @@ pub async fn agent_service(agent: &Agent, id: &str, query: &Query) -> Result<Ans
 }
 
 /// `agent/checks`
-pub fn agent_checks(agent: &Agent, query: &Query) -> Answered {
+pub fn agent_checks(agent: &Agent, query: &Query) -> Result<Answered, Refused> {
     let services = agent.local.services();
     let items = agent.local.checks().into_iter().map(|check| {
         let of = services.iter().find(|s| s.instance.service_id == check.service_id);
         let (name, tags) = of.map_or(("", &[][..]), |s| (&s.instance.service, &s.instance.tags));
-        (check.check_id.clone(), shapes::check(&agent.node, &check, name, tags, (0, 0)))
+        shapes::check(&agent.node, &check, name, tags, (0, 0))
     });
-    json_answer(&Value::Object(items.collect()), query)
+    Ok(json_answer(&by(filtered(items, query)?, "CheckID"), query))
 }
 
 async fn instances(agent: &Agent, name: &str, query: &Query) -> Result<Found, Refused> {
@@ -117,7 +121,7 @@ fn in_scope(query: &Query) -> Result<(), Refused> {
         tracing::debug!(dc, "a query for another datacenter");
         return Err(Refused::new(StatusCode::INTERNAL_SERVER_ERROR, "No path to datacenter"));
     }
-    for key in ["filter", "peer", "sg"] {
+    for key in ["peer", "sg"] {
         if query.value(key).is_some_and(|value| !value.is_empty()) {
             return Err(Refused::bad(format!("the query parameter {key:?} is not supported yet")));
         }
@@ -129,6 +133,22 @@ fn in_scope(query: &Query) -> Result<(), Refused> {
         }
     }
     Ok(())
+}
+
+/// The items that the query's `filter` wants.
+fn filtered(items: impl Iterator<Item = Value>, query: &Query) -> Result<Vec<Value>, Refused> {
+    let Some(text) = query.value("filter").filter(|text| !text.is_empty()) else { return Ok(items.collect()) };
+    let filter = Filter::parse(text).map_err(Refused::bad)?;
+    let wanted = items.filter_map(|item| match filter.wants(&item) {
+        Ok(wanted) => wanted.then_some(Ok(item)),
+        Err(problem) => Some(Err(Refused::bad(problem))),
+    });
+    wanted.collect()
+}
+
+/// Items as an object, each under its own `key`.
+fn by(items: Vec<Value>, key: &str) -> Value {
+    Value::Object(items.into_iter().map(|item| (item[key].as_str().unwrap_or_default().to_owned(), item)).collect())
 }
 
 /// Instances that have every tag asked for.

@@ -227,7 +227,8 @@ async fn what_is_not_there_says_so() {
         ("GET", "/v1/health/service/a?index=x", 400, "Invalid index"),
         ("GET", "/v1/health/service/a?wait=x", 400, "Invalid wait time"),
         ("GET", "/v1/health/service/a?passing=x", 400, "Invalid value for ?passing"),
-        ("GET", "/v1/health/service/a?filter=x", 400, "not supported yet"),
+        ("GET", "/v1/health/service/a?filter=x", 400, "an operator is missing after \"x\""),
+        ("GET", "/v1/catalog/services?filter=a==b", 400, "not supported for catalog/services"),
         ("GET", "/v1/health/service/a?dc=dc2", 500, "No path to datacenter"),
         ("GET", "/v1/agent/service/a", 404, "Unknown service ID"),
         ("PUT", "/v1/agent/service/register", 400, "Missing service name"),
@@ -259,6 +260,10 @@ async fn the_command_line_and_the_api_are_one_endpoint() {
     let services = pod.get("/v1/agent/services").await;
     assert_eq!(services.as_object().unwrap().len(), 1);
     assert_eq!(services["order-1"]["Meta"], json!({ "protocol": "http" }));
+    for (filter, found) in [("v1+in+Tags", 1), ("Meta.protocol+!=+http", 0)] {
+        let services = pod.get(&format!("/v1/agent/services?filter={filter}")).await;
+        assert_eq!(services.as_object().unwrap().len(), found, "{filter}");
+    }
     let checks = pod.get("/v1/agent/checks").await;
     assert_eq!(checks.as_object().unwrap().keys().collect::<Vec<_>>(), ["service:order-1"]);
 
