@@ -9,17 +9,16 @@ use h2::Reason;
 use h2::client::SendRequest;
 use http::header::{CONTENT_LENGTH, HeaderValue};
 use http::request::Parts;
-use http::{Method, Request, Response};
+use http::{Request, Response};
 use http_body::Body;
 use weft_core::http1::MAX_HEAD;
 
 use super::outgoing::{Outgoing, SendError};
-use super::tunnel::Tunnel;
 use super::{CONNECTION_WINDOW, SEND_BUFFER, STREAM_WINDOW};
 use crate::body::RequestBody;
 use crate::http::index_no_unique_values;
 use crate::http1::{ExchangeError, Failure};
-use crate::incoming::{Incoming, Upgrade};
+use crate::incoming::Incoming;
 use crate::upstream::Upstream;
 
 /// A handle on a connection that carries many requests at a time.
@@ -72,7 +71,7 @@ impl Client {
         matches!(self.sender.poll_ready(&mut cx), Poll::Ready(Err(_)))
     }
 
-    /// Sends a request.
+    /// Sends a request, which is no CONNECT: those have a connection of their own.
     ///
     /// # Errors
     /// Says whether provably none of it was sent.
@@ -83,28 +82,18 @@ impl Client {
         request.version = head.version;
         request.headers = head.headers.clone();
         index_no_unique_values(&mut request.headers);
-        let is_connect = request.method == Method::CONNECT;
-        let bodiless = !is_connect && body.is_end_stream();
+        let bodiless = body.is_end_stream();
         if !bodiless
-            && !is_connect
             && let Some(length @ 1..) = body.size_hint().exact()
             && !request.headers.contains_key(CONTENT_LENGTH)
         {
             request.headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
         }
-        let sent = self.sender.send_request(Request::from_parts(request, ()), bodiless);
-        let (mut answer, stream) = sent.map_err(|e| ExchangeError { reason: e.into(), unsent: true })?;
-        if is_connect {
-            let response = answer.await.map_err(|e| ExchangeError { reason: e.into(), unsent: false })?;
-            let (parts, received) = response.into_parts();
-            let incoming = if parts.status.is_success() {
-                let tunnel = Box::new(Tunnel::new(stream, received));
-                Incoming::empty(Bytes::new()).with_upgrade(Upgrade::Client(tunnel))
-            } else {
-                Incoming::http2(received, &parts.headers)
-            };
-            return Ok(Response::from_parts(parts, incoming));
-        }
+        let (mut answer, stream) = match self.sender.send_request(Request::from_parts(request, ()), bodiless) {
+            Ok(begun) => begun,
+            // What is wrong with the request is wrong with it on another connection too.
+            Err(e) => return Err(ExchangeError { unsent: self.is_closed(), reason: e.into() }),
+        };
         let mut sending = (!bodiless).then(|| Outgoing::new(body, stream));
         let answered = poll_fn(|cx| {
             if let Some(outgoing) = &mut sending

@@ -26,6 +26,19 @@ pub(super) enum SendError<E> {
     Body(E),
 }
 
+/// Waits until the peer takes at least a byte of what was reserved.
+pub(super) fn poll_room(stream: &mut SendStream<Bytes>, cx: &mut Context<'_>) -> Poll<Result<usize, h2::Error>> {
+    // Asked first: `poll_capacity` tells of changes only.
+    while stream.capacity() == 0 {
+        match ready!(stream.poll_capacity(cx)) {
+            Some(Ok(_)) => {}
+            Some(Err(e)) => return Poll::Ready(Err(e)),
+            None => return Poll::Ready(Err(Reason::CANCEL.into())),
+        }
+    }
+    Poll::Ready(Ok(stream.capacity()))
+}
+
 impl<B: Body<Data = Bytes> + Unpin> Outgoing<B> {
     /// `body`, on `stream`, whose head was sent as one that is followed by a body.
     pub(super) fn new(body: B, stream: SendStream<Bytes>) -> Self {
@@ -41,12 +54,7 @@ impl<B: Body<Data = Bytes> + Unpin> Outgoing<B> {
     pub(super) fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SendError<B::Error>>> {
         loop {
             if self.waiting.is_some() {
-                match ready!(self.stream.poll_capacity(cx)) {
-                    Some(Ok(0)) => continue,
-                    Some(Ok(_)) => {}
-                    Some(Err(e)) => return Poll::Ready(Err(SendError::Stream(e))),
-                    None => return Poll::Ready(Err(SendError::Stream(Reason::CANCEL.into()))),
-                }
+                ready!(poll_room(&mut self.stream, cx)).map_err(SendError::Stream)?;
             }
             if let Some(data) = self.waiting.take()
                 && self.send(data)?

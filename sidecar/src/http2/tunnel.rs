@@ -5,10 +5,11 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
-use h2::{Reason, RecvStream, SendStream};
+use h2::{RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::outgoing::poll_room;
 use crate::stream::MaybeSocket;
 
 /// Its bytes, both ways.
@@ -53,14 +54,7 @@ impl AsyncWrite for Tunnel {
             return Poll::Ready(Ok(0));
         }
         self.send.reserve_capacity(buf.len());
-        let room = loop {
-            match ready!(self.send.poll_capacity(cx)) {
-                Some(Ok(0)) => {}
-                Some(Ok(room)) => break room.min(buf.len()),
-                Some(Err(e)) => return Poll::Ready(Err(broken(e))),
-                None => return Poll::Ready(Err(broken(Reason::CANCEL.into()))),
-            }
-        };
+        let room = ready!(poll_room(&mut self.send, cx)).map_err(broken)?.min(buf.len());
         let sent = self.send.send_data(Bytes::copy_from_slice(&buf[..room]), false);
         Poll::Ready(sent.map(|()| room).map_err(broken))
     }

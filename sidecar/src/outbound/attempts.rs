@@ -265,6 +265,8 @@ pub(crate) fn classify_body(error: &IncomingError) -> Outcome {
 fn of_http2(error: &h2::Error, request_started: bool) -> Outcome {
     match error.reason() {
         Some(h2::Reason::REFUSED_STREAM) => Outcome::RefusedStream,
+        // Streams above the last one that a GOAWAY names were not processed (RFC 9113, 6.8).
+        Some(h2::Reason::NO_ERROR) if error.is_go_away() && error.is_remote() => Outcome::RefusedStream,
         _ if error.is_reset() && error.is_remote() => Outcome::RemoteReset,
         // We found that what the peer sent is not HTTP/2.
         Some(_) if error.is_library() => Outcome::ProtocolError,
