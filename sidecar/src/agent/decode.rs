@@ -86,6 +86,14 @@ impl Fields {
         }
     }
 
+    /// True or false; absent: `default`.
+    ///
+    /// # Errors
+    /// When it is something else.
+    pub fn flag_or(&mut self, key: &str, default: bool) -> Result<bool, String> {
+        if self.values.contains_key(key) { self.flag(key) } else { Ok(default) }
+    }
+
     /// A duration; absent or empty: zero.
     ///
     /// # Errors

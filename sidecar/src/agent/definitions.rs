@@ -1,20 +1,18 @@
-//! From the bodies of registrations to what is registered: services and checks, with Consul's defaults and refusals.
+//! From the bodies of registrations to what is registered: services, and in `checks` their checks, with Consul's defaults
+//! and refusals.
+
+mod checks;
 
 use std::net::IpAddr;
-use std::time::Duration;
 
-use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Method, Uri};
 use serde_json::Value;
 use weft_proto::v1::Instance;
 
 use super::decode::Fields;
-use crate::checks::state::{Status, Thresholds};
-use crate::checks::{Definition, Http, Kind, target};
+use crate::checks::{Definition, target};
 
-const MIN_INTERVAL: Duration = Duration::from_secs(1);
-const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
-const MIN_DEREGISTER: Duration = Duration::from_secs(60);
+use checks::check_fields;
+pub use checks::{check, health_path, maintenance, maintenance_id};
 
 /// A service to register.
 #[derive(Debug, Clone)]
@@ -103,213 +101,13 @@ fn address_allowed(address: &str) -> Result<(), String> {
     }
 }
 
-/// Reads the body of `agent/check/register`.
-///
-/// # Errors
-/// Consul's words, for a 400.
-pub fn check(body: &[u8]) -> Result<Definition, String> {
-    let mut fields = Fields::of_body("the check", body)?;
-    let mut definition = check_fields(&mut fields)?;
-    definition.service_id = fields.text("serviceid")?;
-    fields.finish();
-    if definition.name.is_empty() {
-        return Err("Missing check name".into());
-    }
-    if definition.id.is_empty() {
-        definition.id.clone_from(&definition.name);
-    }
-    Ok(definition)
-}
-
-/// The check of a service that was given on the command line.
-///
-/// # Errors
-/// When the path is none.
-pub fn health_path(
-    service_id: &str,
-    service: &str,
-    port: u16,
-    path: &str,
-    interval: Duration,
-) -> Result<Definition, String> {
-    let url = format!("http://localhost:{port}/{}", path.trim_start_matches('/'));
-    Ok(Definition {
-        id: format!("service:{service_id}"),
-        name: format!("Service '{service}' check"),
-        notes: String::new(),
-        service_id: service_id.to_owned(),
-        kind: Kind::Http(Http {
-            url: http_url(&url)?,
-            method: Method::GET,
-            headers: Vec::new(),
-            body: Bytes::new(),
-            disable_redirects: false,
-        }),
-        interval: interval.max(MIN_INTERVAL),
-        timeout: DEFAULT_TIMEOUT,
-        initial: Status::Critical,
-        thresholds: Thresholds::default(),
-        deregister_after: None,
-    })
-}
-
-/// The check by which a service is out of use.
-pub fn maintenance(service_id: &str, notes: &str) -> Definition {
-    Definition {
-        id: maintenance_id(service_id),
-        name: "Service Maintenance Mode".into(),
-        notes: notes.into(),
-        service_id: service_id.to_owned(),
-        kind: Kind::Maintenance,
-        interval: Duration::ZERO,
-        timeout: Duration::ZERO,
-        initial: Status::Critical,
-        thresholds: Thresholds::default(),
-        deregister_after: None,
-    }
-}
-
-/// Its id, which is Consul's.
-pub fn maintenance_id(service_id: &str) -> String {
-    format!("_service_maintenance:{service_id}")
-}
-
-/// Kinds of check that Consul has and we do not, by the field that asks for them.
-const UNSUPPORTED: [(&str, &str); 9] = [
-    ("dockercontainerid", "docker"),
-    ("script", "script"),
-    ("args", "script"),
-    ("scriptargs", "script"),
-    ("grpc", "gRPC"),
-    ("udp", "UDP"),
-    ("h2ping", "H2PING"),
-    ("aliasservice", "alias"),
-    ("aliasnode", "alias"),
-];
-
-fn check_fields(fields: &mut Fields) -> Result<Definition, String> {
-    for (field, kind) in UNSUPPORTED {
-        if fields.means(field) {
-            return Err(format!("Invalid check: a {kind} check is not supported yet"));
-        }
-    }
-    // Of kinds that were not asked for, or that a later field makes void.
-    for field in ["shell", "grpcusetls", "h2pingusetls", "tlsskipverify", "tlsservername", "outputmaxsize", "namespace"]
-    {
-        fields.means(field);
-    }
-    let status = fields.text("status")?;
-    let initial = match status.as_str() {
-        "" => Status::Critical,
-        word => Status::parse(word).ok_or("Status for checks must 'passing', 'warning', 'critical'")?,
-    };
-    let interval = fields.duration("interval")?;
-    let timeout = fields.duration("timeout")?;
-    let ttl = fields.duration("ttl")?;
-    let kind = kind(fields, ttl)?;
-    match kind {
-        Kind::Ttl(_) if !interval.is_zero() => {
-            return Err("Invalid check: Interval and TTL cannot both be specified".into());
-        }
-        Kind::Ttl(_) | Kind::Maintenance => {}
-        _ if interval.is_zero() => return Err("Invalid check: Interval must be > 0 for HTTP or TCP checks".into()),
-        _ => {}
-    }
-    let passing = fields.number("successbeforepassing")?;
-    let critical = fields.number("failuresbeforecritical")?;
-    let warning = match fields.number("failuresbeforewarning")? {
-        0 => critical,
-        n if n > critical => {
-            return Err("Invalid check: FailuresBeforeWarning can't be higher than FailuresBeforeCritical".into());
-        }
-        n => n,
-    };
-    let deregister = fields.duration("deregistercriticalserviceafter")?;
-    let id = fields.text("checkid")?;
-    let other_id = fields.text("id")?;
-    Ok(Definition {
-        id: if id.is_empty() { other_id } else { id },
-        name: fields.text("name")?,
-        notes: fields.text("notes")?,
-        service_id: String::new(),
-        kind,
-        interval: if interval.is_zero() { interval } else { interval.max(MIN_INTERVAL) },
-        timeout: if timeout.is_zero() { DEFAULT_TIMEOUT } else { timeout },
-        initial,
-        thresholds: Thresholds { passing, warning, critical },
-        deregister_after: (!deregister.is_zero()).then(|| deregister.max(MIN_DEREGISTER)),
-    })
-}
-
-fn kind(fields: &mut Fields, ttl: Duration) -> Result<Kind, String> {
-    let url = fields.text("http")?;
-    let method = fields.text("method")?;
-    let headers = headers(fields)?;
-    let body = fields.text("body")?;
-    let disable_redirects = fields.flag("disableredirects")?;
-    let tcp = fields.text("tcp")?;
-    let tcp_tls = fields.means("tcpusetls");
-    if [!url.is_empty(), !tcp.is_empty(), !ttl.is_zero()].into_iter().filter(|given| *given).count() > 1 {
-        return Err("Invalid check: only one of HTTP, TCP and TTL can be specified".into());
-    }
-    if !url.is_empty() {
-        let method = if method.is_empty() { "GET".to_owned() } else { method.to_ascii_uppercase() };
-        let method = method.parse().map_err(|_| format!("Invalid check: {method:?} is not an HTTP method"))?;
-        let body = Bytes::from(body);
-        return Ok(Kind::Http(Http { url: http_url(&url)?, method, headers, body, disable_redirects }));
-    }
-    if !tcp.is_empty() {
-        if tcp_tls {
-            return Err("Invalid check: a TCP check with TLS is not supported yet".into());
-        }
-        let split = tcp.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?)));
-        let (host, port) = split.ok_or_else(|| format!("Invalid check: {tcp:?} is not host:port"))?;
-        ours(host)?;
-        return Ok(Kind::Tcp { host: host.to_owned(), port });
-    }
-    if ttl.is_zero() {
-        return Err("Invalid check: TTL must be > 0 for TTL checks".into());
-    }
-    Ok(Kind::Ttl(ttl))
-}
-
-fn headers(fields: &mut Fields) -> Result<Vec<(HeaderName, HeaderValue)>, String> {
-    let mut headers = Vec::new();
-    for (name, values) in fields.map("header")? {
-        let values = match values {
-            Value::Array(values) => values,
-            Value::Null => Vec::new(),
-            one => vec![one],
-        };
-        for value in values {
-            let pair = value.as_str().and_then(|v| Some((name.parse().ok()?, v.parse().ok()?)));
-            headers.push(pair.ok_or_else(|| format!("Invalid check: the header {name:?} with {value} is none"))?);
-        }
-    }
-    Ok(headers)
-}
-
-fn http_url(text: &str) -> Result<Uri, String> {
-    let url: Uri = text.parse().map_err(|_| format!("Invalid check: {text:?} is not a URL"))?;
-    match url.scheme_str() {
-        Some("http") => {}
-        Some("https") => return Err("Invalid check: an https:// check is not supported yet".into()),
-        _ => return Err(format!("Invalid check: {text:?} is not a URL that begins with http://")),
-    }
-    ours(url.host().unwrap_or_default())?;
-    Ok(url)
-}
-
-fn ours(host: &str) -> Result<(), String> {
-    if target::allowed(host) {
-        return Ok(());
-    }
-    Err(format!("Invalid check: {host} is not an address of this pod; checks go to localhost or the pod's own address"))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use super::checks::{DEFAULT_TIMEOUT, MIN_DEREGISTER};
     use super::*;
+    use crate::checks::state::Status;
 
     #[test]
     fn a_service_as_each_client_writes_it() {
@@ -343,16 +141,20 @@ mod tests {
             (r#"{"name":"a","check":{"interval":"1s"}}"#, "TTL must be > 0"),
             (r#"{"name":"a","check":{"http":"http://localhost/"}}"#, "Interval must be > 0"),
             (r#"{"name":"a","check":{"http":"http://192.0.2.1/","interval":"1s"}}"#, "not an address of this pod"),
-            (
-                r#"{"name":"a","check":{"http":"https://localhost/","interval":"1s"}}"#,
-                "https:// check is not supported",
-            ),
+            (r#"{"name":"a","check":{"http":"ftp://localhost/","interval":"1s"}}"#, "begins with http://"),
+            (r#"{"name":"a","check":{"udp":"192.0.2.1:1","interval":"1s"}}"#, "not an address of this pod"),
+            (r#"{"name":"a","check":{"grpc":"localhost","interval":"1s"}}"#, "not host:port"),
+            (r#"{"name":"a","check":{"h2ping":"localhost:1"}}"#, "Interval must be > 0"),
+            (r#"{"name":"a","check":{"aliasnode":"other"}}"#, "another node is not supported"),
+            (r#"{"name":"a","check":{"aliasservice":"b","ttl":"1s"}}"#, "only one of"),
+            (r#"{"name":"a","check":{"dockercontainerid":"x","interval":"1s"}}"#, "a docker check is not supported"),
+            (r#"{"name":"a","check":{"ttl":"1s","OutputMaxSize":-1}}"#, "outputmaxsize"),
             (r#"{"name":"a","check":{"tcp":"localhost","interval":"1s"}}"#, "not host:port"),
             (r#"{"name":"a","check":{"ttl":"1s","interval":"1s"}}"#, "cannot both"),
             (r#"{"name":"a","check":{"ttl":"1s","http":"http://localhost/","interval":"1s"}}"#, "only one of"),
             (r#"{"name":"a","check":{"ttl":"1s","status":"ok"}}"#, "Status for checks must 'passing'"),
             (r#"{"name":"a","check":{"args":["x"],"interval":"1s"}}"#, "a script check is not supported yet"),
-            (r#"{"name":"a","check":{"grpc":"x:1","interval":"1s"}}"#, "a gRPC check is not supported yet"),
+            (r#"{"name":"a","check":{"grpc":"x:1","interval":"1s"}}"#, "not an address of this pod"),
             (r#"{"name":"a","check":{"ttl":"1s","FailuresBeforeWarning":2}}"#, "can't be higher"),
         ] {
             let error = service(body.as_bytes()).unwrap_err();

@@ -69,7 +69,7 @@ pub fn new_state(definition: &Definition, now: Instant) -> State {
         Kind::Ttl(ttl) => Some(ttl),
         _ => None,
     };
-    State::new(definition.initial, definition.thresholds, ttl, now)
+    State::new(definition.initial, definition.thresholds, ttl, now).with_max_output(definition.max_output)
 }
 
 /// Whether two registrations are of one endpoint.

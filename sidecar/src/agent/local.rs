@@ -387,7 +387,9 @@ impl Local {
     /// # Errors
     /// When there is none of that id.
     pub async fn maintenance(self: &Arc<Self>, service_id: &str, reason: Option<&str>) -> Result<(), Refused> {
-        self.service(service_id)?;
+        if !service_id.is_empty() {
+            self.service(service_id)?;
+        }
         let id = definitions::maintenance_id(service_id);
         let there = self.lock().checks.contains_key(&id);
         match reason {
@@ -471,6 +473,27 @@ impl Sink for Local {
         self.update(check_id, |state| state.expire(Instant::now()));
         self.lock().checks.get(check_id).and_then(|entry| entry.state.due())
     }
+
+    fn worst(&self, service_id: &str, except: &str) -> (Status, String) {
+        let held = self.lock();
+        if !held.services.contains_key(service_id) {
+            return (Status::Critical, format!("Service {service_id} could not be found"));
+        }
+        let of = |entry: &&Entry| entry.definition.service_id == service_id && entry.definition.id != except;
+        let worst = held.checks.values().filter(of).max_by_key(|entry| entry.state.status());
+        match worst {
+            None => (Status::Passing, "No checks found.".into()),
+            Some(entry) if entry.state.status() == Status::Passing => (Status::Passing, "All checks passing.".into()),
+            Some(entry) => {
+                let output = format!("Aliased check {:?} failing: {}", entry.definition.name, entry.state.output());
+                (entry.state.status(), output)
+            }
+        }
+    }
+
+    fn changed(&self) -> watch::Receiver<u64> {
+        Local::changed(self)
+    }
 }
 
 impl Local {
@@ -481,6 +504,7 @@ impl Local {
         change(&mut entry.state);
         let after = entry.state.status();
         if before != after {
+            self.touch();
             // The first line says it; bodies can be pages.
             let output: String = entry.state.output().lines().next().unwrap_or_default().chars().take(200).collect();
             tracing::info!(check_id, output, "a check went from {} to {}", before.as_str(), after.as_str());

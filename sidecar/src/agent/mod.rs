@@ -168,6 +168,8 @@ impl Agent {
             }
             Endpoint::AgentServices => return read::agent_services(self, query),
             Endpoint::AgentService(id) => return read::agent_service(self, &id, query).await,
+            Endpoint::AgentHealthOfId(id) => return read::agent_health_of_id(self, &id, query),
+            Endpoint::AgentHealthOfName(name) => return read::agent_health_of_name(self, &name, query),
             Endpoint::AgentChecks => return read::agent_checks(self, query),
             Endpoint::AgentSelf => {
                 return Ok(read::json_answer(&shapes::agent_self(&self.node, &self.address()), query));

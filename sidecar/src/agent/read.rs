@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use weft_proto::v1::CatalogInstance;
 
 use super::catalog::{Found, Question};
+use super::definitions::Service;
 use super::filter::Filter;
 use super::refused::Refused;
 use super::route::Query;
@@ -101,6 +102,60 @@ pub fn agent_checks(agent: &Agent, query: &Query) -> Result<Answered, Refused> {
         shapes::check(&agent.node, &check, name, tags, (0, 0))
     });
     Ok(json_answer(&by(filtered(items, query)?, "CheckID"), query))
+}
+
+/// `agent/health/service/id/:id`: the status says how the service fares, for those who read no body.
+pub fn agent_health_of_id(agent: &Agent, id: &str, query: &Query) -> Result<Answered, Refused> {
+    let service = agent.local.service(id)?;
+    let (status, item) = agent_health(agent, &service);
+    Ok(health_answer(status, &item, query))
+}
+
+/// `agent/health/service/name/:name`: of all of that name here, and the worst of them.
+pub fn agent_health_of_name(agent: &Agent, name: &str, query: &Query) -> Result<Answered, Refused> {
+    let of_name = agent.local.services().into_iter().filter(|s| s.instance.service == name);
+    let (statuses, items): (Vec<_>, Vec<_>) = of_name.map(|service| agent_health(agent, &service)).unzip();
+    let worst = HEALTH.into_iter().rfind(|status| statuses.contains(status));
+    let worst = worst.ok_or_else(|| Refused::new(StatusCode::NOT_FOUND, format!("no service {name:?} is here")))?;
+    Ok(health_answer(worst, &Value::Array(items), query))
+}
+
+/// Best first.
+const HEALTH: [&str; 4] = ["passing", "warning", "critical", "maintenance"];
+
+fn agent_health(agent: &Agent, service: &Service) -> (&'static str, Value) {
+    let instance = &service.instance;
+    let checks = agent.local.checks().into_iter();
+    let checks: Vec<_> = checks.filter(|c| c.service_id == instance.service_id || c.service_id.is_empty()).collect();
+    let worst = checks.iter().filter_map(|check| {
+        let status = if check.r#type == "maintenance" { "maintenance" } else { check.status.as_str() };
+        HEALTH.iter().position(|known| *known == status)
+    });
+    let status = HEALTH[worst.max().unwrap_or(0)];
+    let checks = checks.iter().map(|check| {
+        let own = !check.service_id.is_empty();
+        let (name, tags) = if own { (instance.service.as_str(), &instance.tags[..]) } else { ("", &[][..]) };
+        shapes::check(&agent.node, check, name, tags, (0, 0))
+    });
+    let checks: Vec<Value> = checks.collect();
+    (status, json!({ "AggregatedStatus": status, "Service": shapes::agent_service(service), "Checks": checks }))
+}
+
+fn health_answer(status: &str, items: &Value, query: &Query) -> Answered {
+    let mut answer = match query.value("format") {
+        Some("text") => {
+            let mut answer: Answered = Response::new(status.to_owned().into());
+            answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+            answer
+        }
+        _ => json_answer(items, query),
+    };
+    *answer.status_mut() = match status {
+        "passing" => StatusCode::OK,
+        "warning" => StatusCode::TOO_MANY_REQUESTS,
+        _ => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    answer
 }
 
 async fn instances(agent: &Agent, name: &str, query: &Query) -> Result<Found, Refused> {

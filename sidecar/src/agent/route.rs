@@ -14,7 +14,7 @@ pub enum Endpoint {
     RegisterService,
     /// `agent/service/deregister/:id`
     DeregisterService(String),
-    /// `agent/service/maintenance/:id`
+    /// `agent/service/maintenance/:id`; `agent/maintenance` with an empty id: of all services here.
     Maintenance(String),
     /// `agent/check/register`
     RegisterCheck,
@@ -28,6 +28,10 @@ pub enum Endpoint {
     AgentServices,
     /// `agent/service/:id`
     AgentService(String),
+    /// `agent/health/service/id/:id`
+    AgentHealthOfId(String),
+    /// `agent/health/service/name/:name`
+    AgentHealthOfName(String),
     /// `agent/checks`
     AgentChecks,
     /// `agent/self`
@@ -70,13 +74,14 @@ type Prefix = (&'static str, &'static str, fn(String) -> Endpoint);
 /// When there is none.
 pub fn route(method: &Method, path: &str) -> Result<Endpoint, Missed> {
     use Endpoint::{
-        AgentChecks, AgentMembers, AgentSelf, AgentService, AgentServices, CatalogDatacenters, CatalogNodes,
-        CatalogService, CatalogServices, DeregisterCheck, DeregisterService, HealthChecks, HealthService, Maintenance,
-        RegisterCheck, RegisterService, ReportCheck, StatusLeader, StatusPeers, UpdateCheck,
+        AgentChecks, AgentHealthOfId, AgentHealthOfName, AgentMembers, AgentSelf, AgentService, AgentServices,
+        CatalogDatacenters, CatalogNodes, CatalogService, CatalogServices, DeregisterCheck, DeregisterService,
+        HealthChecks, HealthService, Maintenance, RegisterCheck, RegisterService, ReportCheck, StatusLeader,
+        StatusPeers, UpdateCheck,
     };
     let path = path.strip_prefix("/v1/").ok_or(Missed::Unsupported)?;
     // Longer prefixes first: what follows one is an id, whatever is in it.
-    let prefixes: [Prefix; 11] = [
+    let prefixes: [Prefix; 13] = [
         ("agent/service/deregister/", "PUT", DeregisterService),
         ("agent/service/maintenance/", "PUT", Maintenance),
         ("agent/check/deregister/", "PUT", DeregisterCheck),
@@ -84,6 +89,8 @@ pub fn route(method: &Method, path: &str) -> Result<Endpoint, Missed> {
         ("agent/check/warn/", "PUT", |id| ReportCheck("warning", id)),
         ("agent/check/fail/", "PUT", |id| ReportCheck("critical", id)),
         ("agent/check/update/", "PUT", UpdateCheck),
+        ("agent/health/service/id/", "GET", AgentHealthOfId),
+        ("agent/health/service/name/", "GET", AgentHealthOfName),
         ("health/service/", "GET", HealthService),
         ("health/checks/", "GET", HealthChecks),
         ("catalog/service/", "GET", CatalogService),
@@ -92,6 +99,7 @@ pub fn route(method: &Method, path: &str) -> Result<Endpoint, Missed> {
     let (allowed, endpoint) = match path {
         "agent/service/register" => ("PUT", RegisterService),
         "agent/check/register" => ("PUT", RegisterCheck),
+        "agent/maintenance" => ("PUT", Maintenance(String::new())),
         "agent/services" => ("GET", AgentServices),
         "agent/checks" => ("GET", AgentChecks),
         "agent/self" => ("GET", AgentSelf),

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use super::definitions::{self, Service};
 use super::entry::{Entry, Held};
 use crate::checks::state::{State, Status};
-use crate::checks::{Definition, Kind};
+use crate::checks::{Definition, Kind, Place};
 
 /// The file's content.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -200,7 +200,17 @@ fn of_check(check: &Definition) -> Value {
         "failuresbeforewarning": check.thresholds.warning,
         "failuresbeforecritical": check.thresholds.critical,
         "deregistercriticalserviceafter": nanoseconds(check.deregister_after.unwrap_or_default()),
+        "outputmaxsize": check.max_output,
     });
+    let at = |key: &str, to: String, use_tls: &str, place: &Place| {
+        let tls = place.tls.clone().unwrap_or_default();
+        json!({
+            key: to,
+            use_tls: place.tls.is_some(),
+            "tlsservername": tls.server_name,
+            "tlsskipverify": tls.skip_verify,
+        })
+    };
     let kind = match &check.kind {
         Kind::Http(http) => {
             let mut headers: Map<String, Value> = Map::new();
@@ -216,9 +226,15 @@ fn of_check(check: &Definition) -> Value {
                 "header": headers,
                 "body": String::from_utf8_lossy(&http.body),
                 "disableredirects": http.disable_redirects,
+                "tlsservername": http.tls.server_name,
+                "tlsskipverify": http.tls.skip_verify,
             })
         }
-        Kind::Tcp { host, port } => json!({ "tcp": format!("{host}:{port}") }),
+        Kind::Tcp(place) => at("tcp", place.to_string(), "tcpusetls", place),
+        Kind::Udp(place) => json!({ "udp": place.to_string() }),
+        Kind::Grpc(place, service) => at("grpc", format!("{place}/{service}"), "grpcusetls", place),
+        Kind::Http2Ping(place) => at("h2ping", place.to_string(), "h2pingusetls", place),
+        Kind::Alias(service_id) => json!({ "aliasservice": service_id }),
         Kind::Ttl(ttl) => json!({ "ttl": nanoseconds(*ttl) }),
         Kind::Maintenance => json!({}),
     };
@@ -238,7 +254,11 @@ mod tests {
             "Weights":{"Passing":3,"Warning":2},"TaggedAddresses":{"lan":{"Address":"127.0.0.1"}},"checks":[
             {"http":"http://localhost:8080/health?x=1","method":"POST","header":{"Authorization":["Basic x"]},"body":"b",
              "interval":"10s","timeout":"1500ms","FailuresBeforeCritical":3,"deregister_critical_service_after":"90s"},
-            {"tcp":"[::1]:8080","interval":"1s","status":"passing"},
+            {"tcp":"[::1]:8080","interval":"1s","status":"passing","TCPUseTLS":true,"TLSServerName":"a"},
+            {"udp":"localhost:1","interval":"1s","OutputMaxSize":9},{"h2ping":"localhost:1","interval":"1s"},
+            {"h2ping":"localhost:2","interval":"1s","h2pingusetls":false},{"aliasservice":"b"},
+            {"grpc":"localhost:1/a.B","interval":"1s"},{"grpc":"localhost:1","interval":"1s","grpcusetls":true},
+            {"http":"https://localhost:8443/","interval":"1s","tlsskipverify":true},
             {"ttl":"15s","notes":"by cron","CheckID":"mine"}]}"#;
         let (service, checks) = definitions::service(body).unwrap();
         let (again, none) = definitions::service(of_service(&service).to_string().as_bytes()).unwrap();

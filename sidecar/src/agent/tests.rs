@@ -167,6 +167,61 @@ async fn checks_and_maintenance() {
 }
 
 #[tokio::test]
+async fn the_agent_tells_how_a_service_fares() {
+    let pod = pod();
+    let body = r#"{"Name":"a","Port":1,"checks":[{"ttl":"15s","checkid":"one"},{"ttl":"15s","checkid":"two"}]}"#;
+    assert_eq!(pod.put("/v1/agent/service/register", body).await, ok());
+    let health = async || {
+        let answer = pod.ask("GET", "/v1/agent/health/service/id/a?format=text", "").await;
+        let status = answer.status().as_u16();
+        (status, answer.into_body().collect().await.unwrap().to_bytes())
+    };
+    assert_eq!(health().await, (503, "critical".into()));
+    assert_eq!(pod.put("/v1/agent/check/pass/one", "").await, ok());
+    assert_eq!(pod.put("/v1/agent/check/warn/two", "").await, ok());
+    assert_eq!(health().await, (429, "warning".into()));
+    assert_eq!(pod.put("/v1/agent/check/pass/two", "").await, ok());
+    let of_name = pod.get("/v1/agent/health/service/name/a").await;
+    assert_eq!(of_name[0]["AggregatedStatus"], "passing");
+    assert_eq!(of_name[0]["Checks"].as_array().unwrap().len(), 2);
+    assert_eq!(pod.ask("GET", "/v1/agent/health/service/name/b", "").await.status(), 404);
+    assert_eq!(pod.ask("GET", "/v1/agent/health/service/id/b", "").await.status(), 404);
+
+    // All of the agent's at once.
+    assert_eq!(pod.put("/v1/agent/maintenance?enable=true&reason=moving", "").await, ok());
+    assert_eq!(health().await, (503, "maintenance".into()));
+    assert_eq!(pod.get("/v1/agent/checks").await["_node_maintenance"]["Name"], "Node Maintenance Mode");
+    assert_eq!(pod.put("/v1/agent/maintenance?enable=false", "").await, ok());
+    assert_eq!(health().await, (200, "passing".into()));
+}
+
+#[tokio::test]
+async fn an_alias_follows_the_worst_of_its_service() {
+    let pod = pod();
+    let body = r#"{"Name":"b","Port":2,"check":{"AliasService":"a","CheckID":"as-a"}}"#;
+    assert_eq!(pod.put("/v1/agent/service/register", body).await, ok());
+    let until = async |status: &str, output: &str| {
+        let mut check = Value::Null;
+        for _ in 0..200 {
+            check = pod.get("/v1/agent/checks").await["as-a"].clone();
+            if check["Status"] == status && check["Output"] == output {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("{check}, not {status}: {output}");
+    };
+    until("critical", "Service a could not be found").await;
+    let body = r#"{"Name":"a","Port":1,"check":{"ttl":"15s","checkid":"one","status":"passing"}}"#;
+    assert_eq!(pod.put("/v1/agent/service/register", body).await, ok());
+    until("passing", "All checks passing.").await;
+    assert_eq!(pod.put("/v1/agent/check/warn/one?note=slow", "").await, ok());
+    until("warning", "Aliased check \"Service 'a' check\" failing: slow").await;
+    assert_eq!(pod.put("/v1/agent/service/deregister/a", "").await, ok());
+    until("critical", "Service a could not be found").await;
+}
+
+#[tokio::test]
 async fn reads_of_the_mesh_have_consuls_shape_and_headers() {
     let pod = pod();
     let all = pod.get("/v1/health/service/order-service").await;

@@ -3,15 +3,20 @@
 //! [`state`] decides what results mean, [`probe`] gets them, [`target`] says where a check may go. The agent keeps the
 //! checks and starts [`run`] for each; here nothing knows of the mesh.
 
+mod dial;
+mod http;
+mod http2;
 pub mod probe;
 pub mod state;
 pub mod target;
 
+use std::fmt;
 use std::time::Duration;
 
+use ::http::{HeaderName, HeaderValue, Method, Uri};
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Method, Uri};
 use rand::RngExt;
+use tokio::sync::watch;
 
 use state::{Status, Thresholds};
 
@@ -39,6 +44,8 @@ pub struct Definition {
     pub initial: Status,
     /// Results in a row that count.
     pub thresholds: Thresholds,
+    /// Output that is kept, bytes.
+    pub max_output: usize,
     /// The service is deregistered after so long a critical time.
     pub deregister_after: Option<Duration>,
 }
@@ -49,12 +56,15 @@ pub enum Kind {
     /// A request.
     Http(Http),
     /// A connection.
-    Tcp {
-        /// Where to.
-        host: String,
-        /// Where to.
-        port: u16,
-    },
+    Tcp(Place),
+    /// A datagram, which is refused or not.
+    Udp(Place),
+    /// gRPC's health protocol, asked of this service; empty: of the whole server.
+    Grpc(Place, String),
+    /// A PING frame of HTTP/2.
+    Http2Ping(Place),
+    /// Nothing: as the worst of the checks of this service.
+    Alias(String),
     /// Nothing: the application reports at least this often.
     Ttl(Duration),
     /// Nothing: somebody has taken the service out of use.
@@ -66,7 +76,11 @@ impl Kind {
     pub fn as_str(&self) -> &'static str {
         match self {
             Kind::Http(_) => "http",
-            Kind::Tcp { .. } => "tcp",
+            Kind::Tcp(_) => "tcp",
+            Kind::Udp(_) => "udp",
+            Kind::Grpc(..) => "grpc",
+            Kind::Http2Ping(_) => "h2ping",
+            Kind::Alias(_) => "alias",
             Kind::Ttl(_) => "ttl",
             Kind::Maintenance => "maintenance",
         }
@@ -86,6 +100,34 @@ pub struct Http {
     pub body: Bytes,
     /// A redirect is the answer.
     pub disable_redirects: bool,
+    /// For https.
+    pub tls: Tls,
+}
+
+/// A port of this pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// Where to.
+    pub host: String,
+    /// Where to.
+    pub port: u16,
+    /// `None`: plaintext.
+    pub tls: Option<Tls>,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.host, self.port)
+    }
+}
+
+/// How a server proves itself to a check.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Tls {
+    /// The name that its certificate is to have; empty: the host's.
+    pub server_name: String,
+    /// Any certificate will do.
+    pub skip_verify: bool,
 }
 
 /// Who takes the results.
@@ -94,6 +136,10 @@ pub trait Sink: Send + Sync + 'static {
     fn probed(&self, check_id: &str, status: Status, output: String);
     /// Makes it critical if no report came in time, and says when to look again; `None`: when there was a report.
     fn expire(&self, check_id: &str) -> Option<tokio::time::Instant>;
+    /// The worst of the checks of a service but this one, and what it says.
+    fn worst(&self, service_id: &str, except: &str) -> (Status, String);
+    /// Counts what may change that.
+    fn changed(&self) -> watch::Receiver<u64>;
 }
 
 /// Runs a check for ever; to be aborted.
@@ -107,7 +153,23 @@ pub async fn run(definition: &Definition, sink: &impl Sink) {
                 None => tokio::time::sleep((*ttl / 2).clamp(LAPSED_POLL.0, LAPSED_POLL.1)).await,
             }
         },
-        Kind::Http(_) | Kind::Tcp { .. } => {
+        Kind::Alias(service_id) => {
+            let mut changed = sink.changed();
+            let mut said = None;
+            loop {
+                changed.mark_unchanged();
+                let now = sink.worst(service_id, &definition.id);
+                // What we say is a change too.
+                if said.as_ref() != Some(&now) {
+                    said = Some(now.clone());
+                    sink.probed(&definition.id, now.0, now.1);
+                }
+                if changed.changed().await.is_err() {
+                    return;
+                }
+            }
+        }
+        Kind::Http(_) | Kind::Tcp(_) | Kind::Udp(_) | Kind::Grpc(..) | Kind::Http2Ping(_) => {
             // A thousand checks that came at once do not all go at once.
             let stagger = definition.interval.mul_f64(rand::rng().random_range(0.0..1.0));
             tokio::time::sleep(stagger).await;

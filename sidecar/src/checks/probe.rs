@@ -1,229 +1,83 @@
-//! One probe of a check: a connection, or an HTTP request with its redirects.
+//! One probe of a check; a failure is a result.
 //!
-//! A probe has a connection of its own, marked so that no redirection catches it, and never leaves this pod: every
-//! redirect is held to the same rule as the first URL.
+//! A probe has a connection of its own, marked so that no redirection catches it, and never leaves this pod.
 
-use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::{Method, Request, StatusCode, Uri, header};
-use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
+use tokio::net::UdpSocket;
 
-use super::state::{MAX_OUTPUT, Status};
-use super::{Http, Kind, target};
-use crate::connect;
+use super::state::Status;
+use super::{Kind, Place, dial, http, http2, target};
 
-const MAX_REDIRECTS: usize = 10;
+/// How long a datagram may be refused: what comes from within the pod comes at once.
+const UDP_WAIT: Duration = Duration::from_secs(1);
 
-/// Probes once; never fails, a failure is a result.
+/// Probes once.
 pub async fn probe(kind: &Kind, timeout: Duration) -> (Status, String) {
+    let late = || format!("no answer within {timeout:?}");
     match kind {
-        Kind::Ttl(_) | Kind::Maintenance => (Status::Critical, String::new()),
-        Kind::Tcp { host, port } => match connect(host, *port, timeout).await {
-            Ok(_) => (Status::Passing, format!("TCP connect {host}:{port}: Success")),
-            Err(e) => (Status::Critical, format!("TCP connect {host}:{port}: {e}")),
-        },
-        Kind::Http(http) => match tokio::time::timeout(timeout, fetch(http, timeout)).await {
-            Ok(Ok((status, body))) => {
-                let health = match status {
-                    StatusCode::TOO_MANY_REQUESTS => Status::Warning,
-                    _ if status.is_success() => Status::Passing,
-                    _ => Status::Critical,
-                };
-                (health, format!("HTTP {} {}: {status} Output: {body}", http.method, http.url))
+        Kind::Ttl(_) | Kind::Maintenance | Kind::Alias(_) => (Status::Critical, String::new()),
+        Kind::Http(request) => {
+            let result = tokio::time::timeout(timeout, http::fetch(request, timeout)).await;
+            let said = |what: String| format!("HTTP {} {}: {what}", request.method, request.url);
+            match result.unwrap_or_else(|_| Err(late())) {
+                Ok((status, body)) => (http::health(status), said(format!("{status} Output: {body}"))),
+                Err(e) => (Status::Critical, said(e)),
             }
-            Ok(Err(e)) => (Status::Critical, format!("HTTP {} {}: {e}", http.method, http.url)),
-            Err(_) => (Status::Critical, format!("HTTP {} {}: no answer within {timeout:?}", http.method, http.url)),
-        },
+        }
+        Kind::Tcp(place) => {
+            let opened = tokio::time::timeout(timeout, dial::open(place, None, timeout)).await;
+            result(format!("TCP connect {place}"), opened.unwrap_or_else(|_| Err(late())).map(drop))
+        }
+        Kind::Udp(place) => result(format!("UDP connect {place}"), datagram(place, timeout.min(UDP_WAIT)).await),
+        Kind::Grpc(place, service) => {
+            let asked = tokio::time::timeout(timeout, http2::health(place, service, timeout)).await;
+            result(format!("gRPC check {place}"), asked.unwrap_or_else(|_| Err(late())))
+        }
+        Kind::Http2Ping(place) => {
+            let pinged = tokio::time::timeout(timeout, http2::ping(place, timeout)).await;
+            result(format!("HTTP/2 ping {place}"), pinged.unwrap_or_else(|_| Err(late())))
+        }
     }
 }
 
-async fn connect(host: &str, port: u16, timeout: Duration) -> io::Result<TcpStream> {
-    let mut last = io::Error::other("no address");
-    for to in target::resolve(host, port).await? {
-        match connect::tcp(to, connect::MARK_DELIVERY, timeout, None).await {
-            Ok(stream) => return Ok(stream),
-            // A host without IPv6 says so of ::1; what it said of 127.0.0.1 explains more.
-            Err(_) if to.is_ipv6() && last.kind() == io::ErrorKind::ConnectionRefused => {}
-            Err(e) => last = e,
+fn result(what: String, result: Result<(), String>) -> (Status, String) {
+    match result {
+        Ok(()) => (Status::Passing, format!("{what}: Success")),
+        Err(e) => (Status::Critical, format!("{what}: {e}")),
+    }
+}
+
+/// Sends one datagram. Silence passes: few protocols answer what they do not understand.
+async fn datagram(place: &Place, wait: Duration) -> Result<(), String> {
+    let mut last = "no address".to_owned();
+    for to in target::resolve(&place.host, place.port).await.map_err(|e| e.to_string())? {
+        let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        let asked = async {
+            let socket = UdpSocket::bind((any, 0)).await?;
+            socket.connect(to).await?;
+            socket.send(b"weft health check\n").await?;
+            match tokio::time::timeout(wait, socket.recv(&mut [0; 512])).await {
+                Ok(Err(e)) => Err(e),
+                Ok(Ok(_)) | Err(_) => Ok(()),
+            }
+        };
+        match asked.await {
+            Ok(()) => return Ok(()),
+            Err(e) => last = e.to_string(),
         }
     }
     Err(last)
 }
 
-async fn fetch(http: &Http, timeout: Duration) -> Result<(StatusCode, String), String> {
-    let mut url = http.url.clone();
-    let (mut method, mut body) = (http.method.clone(), http.body.clone());
-    for _ in 0..=MAX_REDIRECTS {
-        let response = send(http, &method, &url, body.clone(), timeout).await?;
-        let status = response.status();
-        let location = response.headers().get(header::LOCATION).and_then(|l| l.to_str().ok());
-        match location {
-            Some(location) if !http.disable_redirects && follows(status) => {
-                url = join(&url, location).ok_or_else(|| format!("redirected to {location:?}, which is not a URL"))?;
-                // As browsers do: only 307 and 308 keep the method.
-                if !matches!(status, StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT)
-                    && method != Method::HEAD
-                {
-                    (method, body) = (Method::GET, Bytes::new());
-                }
-            }
-            _ => return Ok((status, read(response.into_body()).await)),
-        }
-    }
-    Err(format!("stopped after {MAX_REDIRECTS} redirects"))
-}
-
-fn follows(status: StatusCode) -> bool {
-    matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
-}
-
-async fn send(
-    http: &Http,
-    method: &Method,
-    url: &Uri,
-    body: Bytes,
-    timeout: Duration,
-) -> Result<hyper::Response<Incoming>, String> {
-    if url.scheme_str() != Some("http") {
-        return Err(format!("{url}: only http:// is supported yet"));
-    }
-    let authority = url.authority().ok_or_else(|| format!("{url} names no host"))?;
-    let port = authority.port_u16().unwrap_or(80);
-    let stream = connect(authority.host(), port, timeout).await.map_err(|e| e.to_string())?;
-    let (mut sender, connection) =
-        http1::handshake(TokioIo::new(stream)).await.map_err(|e| format!("cannot speak HTTP: {e}"))?;
-    // It ends with the request; what it says then has been said by the request already.
-    tokio::spawn(connection);
-    let path = url.path_and_query().map_or("/", |p| p.as_str());
-    let mut request = Request::builder().method(method).uri(path);
-    if let Some(headers) = request.headers_mut() {
-        for (name, value) in &http.headers {
-            headers.append(name, value.clone());
-        }
-        let mut or = |name, value: Result<header::HeaderValue, _>| {
-            if let Ok(value) = value {
-                headers.entry(name).or_insert(value);
-            }
-        };
-        or(header::HOST, header::HeaderValue::from_str(authority.as_str()));
-        or(header::USER_AGENT, Ok(header::HeaderValue::from_static("Consul Health Check")));
-        or(header::ACCEPT, Ok(header::HeaderValue::from_static("text/plain, text/*, */*")));
-        or(header::CONNECTION, Ok(header::HeaderValue::from_static("close")));
-    }
-    let request = request.body(Full::new(body)).map_err(|e| e.to_string())?;
-    sender.send_request(request).await.map_err(|e| format!("no answer: {e}"))
-}
-
-/// The beginning of a body; one that breaks off is as long as it came.
-async fn read(mut body: Incoming) -> String {
-    let mut bytes = Vec::new();
-    while bytes.len() < MAX_OUTPUT {
-        match body.frame().await {
-            Some(Ok(frame)) => bytes.extend(frame.into_data().unwrap_or_default()),
-            _ => break,
-        }
-    }
-    bytes.truncate(MAX_OUTPUT);
-    String::from_utf8_lossy(&bytes).into_owned()
-}
-
-/// `location` as seen from `base`.
-fn join(base: &Uri, location: &str) -> Option<Uri> {
-    let location = location.split('#').next()?;
-    let root = format!("{}://{}", base.scheme_str()?, base.authority()?);
-    let text = if location.contains("://") {
-        location.to_owned()
-    } else if let Some(rest) = location.strip_prefix("//") {
-        format!("{}://{rest}", base.scheme_str()?)
-    } else if location.starts_with('/') {
-        format!("{root}{location}")
-    } else {
-        let folder = base.path().rsplit_once('/').map_or("", |(folder, _)| folder);
-        format!("{root}{folder}/{location}")
-    };
-    let uri: Uri = text.parse().ok()?;
-    uri.authority()?;
-    Some(uri)
-}
-
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
     use super::*;
+    use crate::checks::http::tests::http;
 
-    /// Answers each connection with the next of `answers`, and returns what was asked.
-    async fn server(answers: Vec<String>) -> (u16, tokio::task::JoinHandle<Vec<String>>) {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let task = tokio::spawn(async move {
-            let mut asked = Vec::new();
-            for answer in answers {
-                let (mut stream, _) = listener.accept().await.unwrap();
-                let mut buffer = vec![0; 4096];
-                let n = stream.read(&mut buffer).await.unwrap();
-                asked.push(String::from_utf8_lossy(&buffer[..n]).into_owned());
-                stream.write_all(answer.as_bytes()).await.unwrap();
-            }
-            asked
-        });
-        (port, task)
-    }
-
-    fn http(port: u16, path: &str) -> Http {
-        Http {
-            url: format!("http://localhost:{port}{path}").parse().unwrap(),
-            method: Method::GET,
-            headers: Vec::new(),
-            body: Bytes::new(),
-            disable_redirects: false,
-        }
-    }
-
-    #[tokio::test]
-    async fn the_status_code_decides() {
-        for (answer, status, text) in [
-            ("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok", Status::Passing, "200 OK Output: ok"),
-            ("HTTP/1.1 204 No Content\r\n\r\n", Status::Passing, "204 No Content Output: "),
-            ("HTTP/1.1 429 Too Many Requests\r\ncontent-length: 0\r\n\r\n", Status::Warning, "429 Too Many"),
-            ("HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n", Status::Critical, "503 Service"),
-            ("no HTTP\r\n\r\n", Status::Critical, "no answer"),
-        ] {
-            let (port, task) = server(vec![answer.into()]).await;
-            let (found, output) = probe(&Kind::Http(http(port, "/health")), Duration::from_secs(2)).await;
-            assert_eq!(found, status, "{output}");
-            let expected = format!("HTTP GET http://localhost:{port}/health: {text}");
-            assert!(output.starts_with(&expected), "{output}");
-            let asked = task.await.unwrap().remove(0);
-            assert!(asked.starts_with("GET /health HTTP/1.1\r\n"), "{asked}");
-            assert!(asked.contains("user-agent: Consul Health Check\r\n"), "{asked}");
-        }
-    }
-
-    #[tokio::test]
-    async fn redirects_are_followed_but_not_out_of_the_pod() {
-        let to = |l: &str| format!("HTTP/1.1 302 Found\r\nlocation: {l}\r\ncontent-length: 0\r\n\r\n");
-        let fine = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n".to_owned();
-        let (port, task) = server(vec![to("there?x=1"), fine]).await;
-        let (status, output) = probe(&Kind::Http(http(port, "/a/health")), Duration::from_secs(2)).await;
-        assert_eq!(status, Status::Passing, "{output}");
-        assert!(task.await.unwrap()[1].starts_with("GET /a/there?x=1 "));
-
-        let (port, _task) = server(vec![to("http://192.0.2.1/secret")]).await;
-        let (status, output) = probe(&Kind::Http(http(port, "/")), Duration::from_secs(2)).await;
-        assert_eq!(status, Status::Critical);
-        assert!(output.ends_with("192.0.2.1 is not an address of this pod"), "{output}");
-
-        let (port, _task) = server(vec![to("/b")]).await;
-        let kind = Kind::Http(Http { disable_redirects: true, ..http(port, "/") });
-        let (status, output) = probe(&kind, Duration::from_secs(2)).await;
-        assert!(status == Status::Critical && output.contains("302 Found"), "{output}");
+    fn place(port: u16) -> Place {
+        Place { host: "localhost".into(), port, tls: None }
     }
 
     #[tokio::test]
@@ -232,10 +86,20 @@ mod tests {
         let port = listener.local_addr().unwrap().port();
         let (status, output) = probe(&Kind::Http(http(port, "/")), Duration::from_millis(50)).await;
         assert!(status == Status::Critical && output.contains("no answer within 50ms"), "{output}");
-        let tcp = Kind::Tcp { host: "localhost".into(), port };
+        let tcp = Kind::Tcp(place(port));
         assert_eq!(probe(&tcp, Duration::from_secs(1)).await.0, Status::Passing);
         drop(listener);
         let (status, output) = probe(&tcp, Duration::from_secs(1)).await;
+        assert!(status == Status::Critical && output.contains("refused"), "{output}");
+    }
+
+    #[tokio::test]
+    async fn a_datagram_is_refused_or_not() {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let udp = Kind::Udp(Place { host: "127.0.0.1".into(), ..place(socket.local_addr().unwrap().port()) });
+        assert_eq!(probe(&udp, Duration::from_millis(50)).await.0, Status::Passing, "silence");
+        drop(socket);
+        let (status, output) = probe(&udp, Duration::from_secs(5)).await;
         assert!(status == Status::Critical && output.contains("refused"), "{output}");
     }
 }

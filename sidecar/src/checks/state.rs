@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 /// Changes of the output alone travel this often at most: they wake every blocking query on the service.
 const OUTPUT_INTERVAL: Duration = Duration::from_secs(300);
-/// Output that is kept of a check.
+/// Output that is kept of a check, bytes, unless it asks for less.
 pub const MAX_OUTPUT: usize = 4096;
 
 /// Health as Consul names it, best first.
@@ -64,6 +64,7 @@ struct Ttl {
 pub struct State {
     status: Status,
     output: String,
+    max_output: usize,
     thresholds: Thresholds,
     successes: u32,
     failures: u32,
@@ -90,6 +91,7 @@ impl State {
         State {
             status,
             output: String::new(),
+            max_output: MAX_OUTPUT,
             thresholds,
             // At the threshold: the first result counts at once, whatever it is.
             successes: thresholds.passing,
@@ -98,6 +100,11 @@ impl State {
             critical_since: (status == Status::Critical).then_some(now),
             told: None,
         }
+    }
+
+    /// Keeps less output.
+    pub fn with_max_output(self, bytes: usize) -> State {
+        State { max_output: bytes, ..self }
     }
 
     /// Continues where `previous`, the same check registered before, has arrived.
@@ -157,7 +164,7 @@ impl State {
     pub fn reported(&mut self, status: Status, output: String, now: Instant) -> bool {
         let Some(ttl) = &mut self.ttl else { return false };
         ttl.due = Some(now + ttl.ttl);
-        let output = cap(output);
+        let output = cap(output, self.max_output);
         ttl.reported.clone_from(&output);
         self.set(status, output, now);
         true
@@ -205,14 +212,14 @@ impl State {
             _ => None,
         };
         self.status = status;
-        self.output = cap(output);
+        self.output = cap(output, self.max_output);
     }
 }
 
-/// At most [`MAX_OUTPUT`] bytes of `text`.
-fn cap(mut text: String) -> String {
-    if text.len() > MAX_OUTPUT {
-        text.truncate(text.floor_char_boundary(MAX_OUTPUT));
+/// At most `bytes` of `text`.
+fn cap(mut text: String, bytes: usize) -> String {
+    if text.len() > bytes {
+        text.truncate(text.floor_char_boundary(bytes));
     }
     text
 }

@@ -1,0 +1,282 @@
+//! Checks as clients write them.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Method, Uri};
+use serde_json::Value;
+
+use super::Fields;
+use crate::checks::state::{MAX_OUTPUT, Status, Thresholds};
+use crate::checks::{Definition, Http, Kind, Place, Tls, target};
+
+const MIN_INTERVAL: Duration = Duration::from_secs(1);
+pub(super) const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const MIN_DEREGISTER: Duration = Duration::from_secs(60);
+
+/// Reads the body of `agent/check/register`.
+///
+/// # Errors
+/// Consul's words, for a 400.
+pub fn check(body: &[u8]) -> Result<Definition, String> {
+    let mut fields = Fields::of_body("the check", body)?;
+    let mut definition = check_fields(&mut fields)?;
+    definition.service_id = fields.text("serviceid")?;
+    fields.finish();
+    if definition.name.is_empty() {
+        return Err("Missing check name".into());
+    }
+    if definition.id.is_empty() {
+        definition.id.clone_from(&definition.name);
+    }
+    Ok(definition)
+}
+
+/// The check of a service that was given on the command line.
+///
+/// # Errors
+/// When the path is none.
+pub fn health_path(
+    service_id: &str,
+    service: &str,
+    port: u16,
+    path: &str,
+    interval: Duration,
+) -> Result<Definition, String> {
+    let url = format!("http://localhost:{port}/{}", path.trim_start_matches('/'));
+    Ok(Definition {
+        id: format!("service:{service_id}"),
+        name: format!("Service '{service}' check"),
+        notes: String::new(),
+        service_id: service_id.to_owned(),
+        kind: Kind::Http(Http {
+            url: http_url(&url)?,
+            method: Method::GET,
+            headers: Vec::new(),
+            body: Bytes::new(),
+            disable_redirects: false,
+            tls: Tls::default(),
+        }),
+        interval: interval.max(MIN_INTERVAL),
+        timeout: DEFAULT_TIMEOUT,
+        initial: Status::Critical,
+        thresholds: Thresholds::default(),
+        max_output: MAX_OUTPUT,
+        deregister_after: None,
+    })
+}
+
+/// The check by which a service is out of use; an empty id means all services of the agent.
+pub fn maintenance(service_id: &str, notes: &str) -> Definition {
+    Definition {
+        id: maintenance_id(service_id),
+        // Spring Cloud looks for the service's by this name.
+        name: if service_id.is_empty() { "Node Maintenance Mode" } else { "Service Maintenance Mode" }.into(),
+        notes: notes.into(),
+        service_id: service_id.to_owned(),
+        kind: Kind::Maintenance,
+        interval: Duration::ZERO,
+        timeout: Duration::ZERO,
+        initial: Status::Critical,
+        thresholds: Thresholds::default(),
+        max_output: MAX_OUTPUT,
+        deregister_after: None,
+    }
+}
+
+/// Its id, which is Consul's.
+pub fn maintenance_id(service_id: &str) -> String {
+    if service_id.is_empty() { "_node_maintenance".into() } else { format!("_service_maintenance:{service_id}") }
+}
+
+/// Kinds of check that Consul has and we do not, by the field that asks for them.
+const UNSUPPORTED: [(&str, &str); 5] = [
+    ("dockercontainerid", "a docker check is not supported: the sidecar is no client of Docker"),
+    ("script", "a script check is not supported yet"),
+    ("args", "a script check is not supported yet"),
+    ("scriptargs", "a script check is not supported yet"),
+    ("osservice", "an OSService check is not supported"),
+];
+
+pub(super) fn check_fields(fields: &mut Fields) -> Result<Definition, String> {
+    for (field, refusal) in UNSUPPORTED {
+        if fields.means(field) {
+            return Err(format!("Invalid check: {refusal}"));
+        }
+    }
+    // Of kinds that were not asked for.
+    for field in ["shell", "namespace"] {
+        fields.means(field);
+    }
+    let status = fields.text("status")?;
+    let initial = match status.as_str() {
+        "" => Status::Critical,
+        word => Status::parse(word).ok_or("Status for checks must 'passing', 'warning', 'critical'")?,
+    };
+    let interval = fields.duration("interval")?;
+    let timeout = fields.duration("timeout")?;
+    let ttl = fields.duration("ttl")?;
+    let kind = kind(fields, ttl)?;
+    match kind {
+        Kind::Ttl(_) if !interval.is_zero() => {
+            return Err("Invalid check: Interval and TTL cannot both be specified".into());
+        }
+        Kind::Ttl(_) | Kind::Maintenance | Kind::Alias(_) => {}
+        _ if interval.is_zero() => {
+            return Err("Invalid check: Interval must be > 0 for HTTP, H2PING, TCP, UDP or gRPC checks".into());
+        }
+        _ => {}
+    }
+    let passing = fields.number("successbeforepassing")?;
+    let critical = fields.number("failuresbeforecritical")?;
+    let warning = match fields.number("failuresbeforewarning")? {
+        0 => critical,
+        n if n > critical => {
+            return Err("Invalid check: FailuresBeforeWarning can't be higher than FailuresBeforeCritical".into());
+        }
+        n => n,
+    };
+    let deregister = fields.duration("deregistercriticalserviceafter")?;
+    let max_output = match fields.number("outputmaxsize")? as usize {
+        0 => MAX_OUTPUT,
+        n => n.min(MAX_OUTPUT),
+    };
+    let id = fields.text("checkid")?;
+    let other_id = fields.text("id")?;
+    Ok(Definition {
+        id: if id.is_empty() { other_id } else { id },
+        name: fields.text("name")?,
+        notes: fields.text("notes")?,
+        service_id: String::new(),
+        kind,
+        interval: if interval.is_zero() { interval } else { interval.max(MIN_INTERVAL) },
+        timeout: if timeout.is_zero() { DEFAULT_TIMEOUT } else { timeout },
+        initial,
+        thresholds: Thresholds { passing, warning, critical },
+        max_output,
+        deregister_after: (!deregister.is_zero()).then(|| deregister.max(MIN_DEREGISTER)),
+    })
+}
+
+fn kind(fields: &mut Fields, ttl: Duration) -> Result<Kind, String> {
+    let url = fields.text("http")?;
+    let method = fields.text("method")?;
+    let headers = headers(fields)?;
+    let body = fields.text("body")?;
+    let disable_redirects = fields.flag("disableredirects")?;
+    let (tcp, udp) = (fields.text("tcp")?, fields.text("udp")?);
+    let (grpc, h2ping) = (fields.text("grpc")?, fields.text("h2ping")?);
+    let tls = Tls { server_name: fields.text("tlsservername")?, skip_verify: fields.flag("tlsskipverify")? };
+    let tcp_tls = fields.flag("tcpusetls")?.then(|| tls.clone());
+    let grpc_tls = fields.flag("grpcusetls")?.then(|| tls.clone());
+    // The one kind that is TLS unless it says otherwise.
+    let ping_tls = fields.flag_or("h2pingusetls", true)?.then(|| tls.clone());
+    let (alias, node) = (fields.text("aliasservice")?, fields.text("aliasnode")?);
+    if !node.is_empty() {
+        return Err("Invalid check: an alias of another node is not supported, only of a service of this agent".into());
+    }
+    let given = [&url, &tcp, &udp, &grpc, &h2ping, &alias].map(|text| !text.is_empty());
+    if given.into_iter().filter(|given| *given).count() + usize::from(!ttl.is_zero()) > 1 {
+        return Err("Invalid check: only one of HTTP, TCP, UDP, gRPC, H2PING, alias and TTL can be specified".into());
+    }
+    if !url.is_empty() {
+        let method = if method.is_empty() { "GET".to_owned() } else { method.to_ascii_uppercase() };
+        let method = method.parse().map_err(|_| format!("Invalid check: {method:?} is not an HTTP method"))?;
+        let body = Bytes::from(body);
+        return Ok(Kind::Http(Http { url: http_url(&url)?, method, headers, body, disable_redirects, tls }));
+    }
+    if !tcp.is_empty() {
+        return Ok(Kind::Tcp(place(&tcp, tcp_tls)?));
+    }
+    if !udp.is_empty() {
+        return Ok(Kind::Udp(place(&udp, None)?));
+    }
+    if !grpc.is_empty() {
+        // A service's name may follow.
+        let (at, service) = grpc.split_once('/').unwrap_or((&grpc, ""));
+        return Ok(Kind::Grpc(place(at, grpc_tls)?, service.to_owned()));
+    }
+    if !h2ping.is_empty() {
+        return Ok(Kind::Http2Ping(place(&h2ping, ping_tls)?));
+    }
+    if !alias.is_empty() {
+        return Ok(Kind::Alias(alias));
+    }
+    if ttl.is_zero() {
+        return Err("Invalid check: TTL must be > 0 for TTL checks".into());
+    }
+    Ok(Kind::Ttl(ttl))
+}
+
+fn place(text: &str, tls: Option<Tls>) -> Result<Place, String> {
+    let split = text.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?)));
+    let (host, port) = split.ok_or_else(|| format!("Invalid check: {text:?} is not host:port"))?;
+    ours(host)?;
+    Ok(Place { host: host.to_owned(), port, tls })
+}
+
+fn headers(fields: &mut Fields) -> Result<Vec<(HeaderName, HeaderValue)>, String> {
+    let mut headers = Vec::new();
+    for (name, values) in fields.map("header")? {
+        let values = match values {
+            Value::Array(values) => values,
+            Value::Null => Vec::new(),
+            one => vec![one],
+        };
+        for value in values {
+            let pair = value.as_str().and_then(|v| Some((name.parse().ok()?, v.parse().ok()?)));
+            headers.push(pair.ok_or_else(|| format!("Invalid check: the header {name:?} with {value} is none"))?);
+        }
+    }
+    Ok(headers)
+}
+
+fn http_url(text: &str) -> Result<Uri, String> {
+    let url: Uri = text.parse().map_err(|_| format!("Invalid check: {text:?} is not a URL"))?;
+    match url.scheme_str() {
+        Some("http" | "https") => {}
+        _ => return Err(format!("Invalid check: {text:?} is not a URL that begins with http:// or https://")),
+    }
+    ours(url.host().unwrap_or_default())?;
+    Ok(url)
+}
+
+fn ours(host: &str) -> Result<(), String> {
+    if target::allowed(host) {
+        return Ok(());
+    }
+    Err(format!("Invalid check: {host} is not an address of this pod; checks go to localhost or the pod's own address"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_kind_as_it_is_written() {
+        let kind = |body: &str| check(format!(r#"{{"name":"c","interval":"1s",{body}}}"#).as_bytes()).unwrap().kind;
+        let place = |tls| Place { host: "localhost".into(), port: 1, tls };
+        let verified = Tls::default();
+        let any = Tls { server_name: "order".into(), skip_verify: true };
+        for (body, expected) in [
+            (r#""tcp":"localhost:1""#, Kind::Tcp(place(None))),
+            (r#""TCP":"localhost:1","TCPUseTLS":true"#, Kind::Tcp(place(Some(verified.clone())))),
+            (r#""udp":"localhost:1""#, Kind::Udp(place(None))),
+            (r#""GRPC":"localhost:1/a.B""#, Kind::Grpc(place(None), "a.B".into())),
+            (
+                r#""grpc":"localhost:1","grpc_use_tls":true,"tls_server_name":"order","TLSSkipVerify":true"#,
+                Kind::Grpc(place(Some(any)), String::new()),
+            ),
+            (r#""H2Ping":"localhost:1""#, Kind::Http2Ping(place(Some(verified)))),
+            (r#""h2ping":"localhost:1","h2ping_use_tls":false"#, Kind::Http2Ping(place(None))),
+            (r#""AliasService":"web-1""#, Kind::Alias("web-1".into())),
+        ] {
+            assert_eq!(kind(body), expected, "{body}");
+        }
+        assert!(
+            matches!(kind(r#""http":"https://localhost:1/","tlsskipverify":true"#), Kind::Http(h) if h.tls.skip_verify)
+        );
+        let limited = check(br#"{"name":"c","ttl":"1s","OutputMaxSize":10}"#).unwrap();
+        assert_eq!(limited.max_output, 10);
+    }
+}

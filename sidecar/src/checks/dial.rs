@@ -1,0 +1,164 @@
+//! Connections of checks, plain and TLS, to this pod's own ports.
+
+use std::io;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::WebPkiSupportedAlgorithms;
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use super::{Place, Tls, target};
+use crate::connect;
+
+/// A connection of either kind.
+pub(super) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Duplex for S {}
+
+/// Opens a connection. `alpn`: what is to be spoken, where TLS is to agree on it.
+pub(super) async fn open(place: &Place, alpn: Option<&[u8]>, timeout: Duration) -> Result<Box<dyn Duplex>, String> {
+    let stream = connect(&place.host, place.port, timeout).await.map_err(|e| e.to_string())?;
+    let Some(tls) = &place.tls else { return Ok(Box::new(stream)) };
+    let name = if tls.server_name.is_empty() { target::bare(&place.host) } else { &tls.server_name };
+    let name = ServerName::try_from(name.to_owned()).map_err(|_| format!("{name:?} is no name of a server"))?;
+    let mut config = client_config(tls)?;
+    config.alpn_protocols.extend(alpn.map(<[u8]>::to_vec));
+    let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(|e| format!("TLS: {e}"))?;
+    if let Some(alpn) = alpn
+        && stream.get_ref().1.alpn_protocol().is_some_and(|agreed| agreed != alpn)
+    {
+        return Err(format!("TLS: the server does not speak {}", String::from_utf8_lossy(alpn)));
+    }
+    Ok(Box::new(stream))
+}
+
+async fn connect(host: &str, port: u16, timeout: Duration) -> io::Result<TcpStream> {
+    let mut last = io::Error::other("no address");
+    for to in target::resolve(host, port).await? {
+        match connect::tcp(to, connect::MARK_DELIVERY, timeout, None).await {
+            Ok(stream) => return Ok(stream),
+            // A host without IPv6 says so of ::1; what it said of 127.0.0.1 explains more.
+            Err(_) if to.is_ipv6() && last.kind() == io::ErrorKind::ConnectionRefused => {}
+            Err(e) => last = e,
+        }
+    }
+    Err(last)
+}
+
+fn client_config(tls: &Tls) -> Result<ClientConfig, String> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let algorithms = provider.signature_verification_algorithms;
+    let verifier: Arc<dyn ServerCertVerifier> = if tls.skip_verify {
+        Arc::new(AnyCertificate(algorithms))
+    } else {
+        let verifier = WebPkiServerVerifier::builder_with_provider(system_roots(), provider.clone()).build();
+        verifier.map_err(|e| format!("TLS: this system trusts no certificate authority: {e}"))?
+    };
+    let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let config = config.map_err(|e| format!("TLS: {e}"))?;
+    Ok(config.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth())
+}
+
+/// What this system trusts, read once.
+fn system_roots() -> Arc<RootCertStore> {
+    static ROOTS: OnceLock<Arc<RootCertStore>> = OnceLock::new();
+    let read = || {
+        let found = rustls_native_certs::load_native_certs();
+        for e in &found.errors {
+            tracing::warn!("a certificate that this system trusts cannot be read: {e}");
+        }
+        let mut roots = RootCertStore::empty();
+        roots.add_parsable_certificates(found.certs);
+        Arc::new(roots)
+    };
+    ROOTS.get_or_init(read).clone()
+}
+
+/// `TLSSkipVerify`: the server holds the key of the certificate that it shows, whoever it is.
+#[derive(Debug)]
+struct AnyCertificate(WebPkiSupportedAlgorithms);
+
+impl ServerCertVerifier for AnyCertificate {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.0)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.0)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, KeyPair};
+    use tokio::net::TcpListener;
+    use tokio_rustls::TlsAcceptor;
+
+    use super::super::Kind;
+    use super::super::probe::probe;
+    use super::super::state::Status;
+    use super::*;
+
+    /// A server whose certificate nobody has signed.
+    async fn server() -> u16 {
+        let key = KeyPair::generate().unwrap();
+        let cert = CertificateParams::new(vec!["localhost".to_owned()]).unwrap().self_signed(&key).unwrap();
+        let key = rustls_pki_types::PrivatePkcs8KeyDer::from(key.serialize_der()).into();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let config = config.unwrap().with_no_client_auth().with_single_cert(vec![cert.der().clone()], key).unwrap();
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                // The client may not like our certificate.
+                let _ = acceptor.accept(stream).await;
+            }
+        });
+        port
+    }
+
+    #[tokio::test]
+    async fn a_certificate_is_verified_unless_it_is_not_to_be() {
+        let port = server().await;
+        let tcp = |skip_verify| {
+            let tls = Some(Tls { server_name: String::new(), skip_verify });
+            Kind::Tcp(Place { host: "localhost".into(), port, tls })
+        };
+        let (status, output) = probe(&tcp(true), Duration::from_secs(5)).await;
+        assert_eq!(status, Status::Passing, "{output}");
+        let (status, output) = probe(&tcp(false), Duration::from_secs(5)).await;
+        assert!(status == Status::Critical && output.contains("TLS: "), "{output}");
+    }
+}
