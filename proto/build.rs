@@ -1,8 +1,15 @@
 //! Generates messages and stubs with protox, a protobuf compiler in Rust, so that no protoc is needed.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files =
-        ["envoy/discovery.proto", "weft/mesh.proto", "weft/identity.proto", "weft/registry.proto", "weft/admin.proto"];
+    let files = [
+        "envoy/discovery.proto",
+        "etcd/kv.proto",
+        "etcd/rpc.proto",
+        "weft/mesh.proto",
+        "weft/identity.proto",
+        "weft/registry.proto",
+        "weft/admin.proto",
+    ];
     for file in files {
         println!("cargo:rerun-if-changed={file}");
     }

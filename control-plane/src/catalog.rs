@@ -13,10 +13,9 @@ use weft_proto::v1::{
     Block, CatalogInstance, InstancesAnswer, InstancesQuery, ServiceTags, ServicesAnswer, ServicesQuery,
 };
 
-use crate::mesh::Mesh;
-use crate::mesh::wire;
+use crate::mesh::{Mesh, Topic, wire};
 use crate::peer::Peer;
-use crate::world::{Instance, World};
+use crate::world::{Instance, World, fqdn};
 
 /// Consul's default and longest wait.
 const DEFAULT_WAIT: Duration = Duration::from_secs(300);
@@ -37,7 +36,8 @@ impl Catalog for CatalogService {
         // The caller's namespace first, then "default"; a change in either may change the answer.
         let index =
             |world: &World| world.service_index(&client, &service).max(world.service_index("default", &service));
-        self.block(query.block.as_ref(), index).await;
+        let topics = [client.as_str(), "default"].map(|namespace| Topic::Service(fqdn(&service, namespace)));
+        self.block(query.block.as_ref(), &topics, index).await;
         let answer = self.mesh.read(|world| {
             let own = world.service_instances(&client, &service).next().is_some();
             let namespace = if own { &client } else { "default" };
@@ -59,7 +59,7 @@ impl Catalog for CatalogService {
 
     async fn services(&self, request: Request<ServicesQuery>) -> Result<Response<ServicesAnswer>, Status> {
         let client = Peer::of(&request)?.certified()?.id.namespace().to_owned();
-        self.block(request.get_ref().block.as_ref(), World::catalog_index).await;
+        self.block(request.get_ref().block.as_ref(), &[Topic::Catalog], World::catalog_index).await;
         let answer = self.mesh.read(|world| {
             let mut tags: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
             for instance in world.instances().filter(|i| i.namespace == client || i.namespace == "default") {
@@ -76,24 +76,10 @@ impl Catalog for CatalogService {
 }
 
 impl CatalogService {
-    async fn block(&self, block: Option<&Block>, index: impl Fn(&World) -> u64) {
+    async fn block(&self, block: Option<&Block>, topics: &[Topic], index: impl Fn(&World) -> u64) {
         let Some(block) = block.filter(|b| b.index > 0) else { return };
         let wait = if block.wait_ms == 0 { DEFAULT_WAIT } else { Duration::from_millis(block.wait_ms).min(MAX_WAIT) };
-        let mut version = self.mesh.version();
-        let changed = async {
-            loop {
-                let at = self.mesh.read(&index);
-                // An index from before a loss of state is answered at once, and the client starts anew.
-                if at != block.index {
-                    return;
-                }
-                if version.changed().await.is_err() {
-                    return;
-                }
-            }
-        };
-        // Both outcomes are an answer.
-        let _ = tokio::time::timeout(wait, changed).await;
+        self.mesh.wait_past(topics, block.index, wait, index).await;
     }
 }
 

@@ -5,10 +5,11 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Parser;
 use tracing_appender::non_blocking::NonBlockingBuilder;
 use weft_control_plane::server::{self, Config};
+use weft_control_plane::store::etcd::Access;
 
 /// Lines of the log that wait for being written; more are dropped.
 const LOG_LINES: usize = 4096;
@@ -23,6 +24,22 @@ struct Args {
     /// Folder of the store (created when missing, readable by its owner alone).
     #[arg(long, default_value = "/var/lib/weft")]
     data_dir: PathBuf,
+    /// Store that several control planes share, etcd://host:port[,host:port...][/prefix]; without it state is kept in the
+    /// data folder.
+    #[arg(long, env = "WEFT_STORE")]
+    store: Option<String>,
+    /// PEM file of the CA of etcd's certificates; with it etcd is spoken to by TLS.
+    #[arg(long, requires = "store")]
+    etcd_ca: Option<PathBuf>,
+    /// PEM file of this control plane's certificate for etcd.
+    #[arg(long, requires = "etcd_ca", requires = "etcd_key")]
+    etcd_cert: Option<PathBuf>,
+    /// PEM file of its key.
+    #[arg(long, requires = "etcd_cert")]
+    etcd_key: Option<PathBuf>,
+    /// File with etcd's user and password, user:password.
+    #[arg(long, requires = "store")]
+    etcd_user_file: Option<PathBuf>,
     /// Folder of policy files (Istio's YAML), watched.
     #[arg(long)]
     policies: Option<PathBuf>,
@@ -55,7 +72,18 @@ fn main() -> Result<()> {
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(log)
         .init();
+    let user = match &args.etcd_user_file {
+        Some(path) => {
+            let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+            let (user, password) =
+                text.trim_end().split_once(':').with_context(|| format!("{} is not user:password", path.display()))?;
+            Some((user.to_owned(), password.to_owned()))
+        }
+        None => None,
+    };
     let config = Config {
+        store: args.store,
+        etcd: Access { ca: args.etcd_ca, certificate: args.etcd_cert.zip(args.etcd_key), user },
         data_dir: args.data_dir,
         policies: args.policies,
         listen: args.listen,

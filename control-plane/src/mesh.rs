@@ -1,36 +1,48 @@
-//! The one place where the world changes: registrations, policies and leases come in here, one writer at a time, and
-//! every change is told to whoever listens.
+//! The mesh as this control plane knows it: a world that follows the store, and the writers that change the store.
 //!
-//! The order of a change is: to the store, into the world, out as an event. What was acknowledged is on disk, and what
-//! is seen is acknowledged. Here are the state and its readers; the writers are in `sessions`, `instances` and `policies`.
+//! There is one way in: a writer makes a transaction, the store tells of it by its watch ([`follow`]), the world changes
+//! and every listener hears of it. A writer has its answer once its own change has come back, so that whoever registered
+//! finds himself registered, and what other control planes write arrives no differently. Policy files are this process's
+//! own and go into the world directly. Here are the state and its readers; the writers are in `sessions`, `instances` and
+//! `policies`.
 
+mod follow;
 mod instances;
 mod policies;
 mod sessions;
 mod stored;
+mod topics;
+mod virtual_ips;
 
 pub(crate) use stored::wire;
-use stored::{decode_allocation, encode_allocation, instance_of};
+pub use topics::Topic;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::IpAddr;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, Result};
-use prost::Message;
-use tokio::sync::{broadcast, watch};
+use anyhow::Result;
+use tokio::sync::{Notify, broadcast, watch};
+use tokio::time::Instant;
 use weft_proto::v1;
 
 use crate::policy::Document;
 use crate::policy::folder::FolderState;
-use crate::store::{Op, Store, Table};
-use crate::world::{Allocation, Changed, World};
+use crate::store::{self, Condition, Op};
+use crate::world::{Changed, World};
+use topics::Topics;
 
 /// Changes that a slow listener may be behind; beyond that it looks at everything anew.
 const EVENTS: usize = 1024;
-/// A sidecar that is, or was until its lease ends, connected.
-#[derive(Debug, Clone)]
+/// Longest wait until a change that the store has taken is seen here.
+const SEEN: Duration = Duration::from_secs(10);
+/// Pause between tries when the store does not answer.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// A sidecar, or whoever else registers, that is or was until its lease ends connected.
+#[derive(Debug, Clone, PartialEq)]
 pub struct Node {
     /// Namespace of its identity.
     pub namespace: String,
@@ -46,21 +58,69 @@ pub struct Node {
     pub labels: BTreeMap<String, String>,
     /// Checks of the node itself.
     pub checks: BTreeMap<String, v1::Check>,
-    /// Distinguishes this stream from an earlier one of the same node.
-    pub session: u64,
-    /// When its lease ends, unless renewed.
-    pub lease_ends: Instant,
+    /// Revision of the store that made it.
+    pub create_index: u64,
+    /// Revision of the store that changed it last.
+    pub modify_index: u64,
+    /// Who speaks for it now.
+    pub alive: Option<Alive>,
     /// Its lease ended together with many others, and its instances were kept as unknown.
     pub unknown: bool,
+}
+
+/// Who speaks for a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Alive {
+    /// The control plane that it is connected to.
+    pub owner: String,
+    /// Its session there.
+    pub session: u64,
+    /// Revision of the store that says so.
+    pub modified: u64,
+}
+
+/// A session of a sidecar with this control plane.
+struct Held {
+    session: u64,
+    /// When it ends unless renewed.
+    ends: Instant,
+}
+
+/// Why something was not done.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// It must not be; in words for whoever asked.
+    #[error("{0}")]
+    Because(String),
+    /// The store did not do it. Another control plane's may.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+}
+
+impl From<String> for Refusal {
+    fn from(text: String) -> Refusal {
+        Refusal::Because(text)
+    }
+}
+
+impl From<&str> for Refusal {
+    fn from(text: &str) -> Refusal {
+        Refusal::Because(text.to_owned())
+    }
 }
 
 /// Everything that changes.
 struct State {
     world: World,
     nodes: HashMap<String, Node>,
-    api_policies: Vec<Arc<Document>>,
-    folder: Arc<FolderState>,
+    /// Sessions of sidecars here, by node name.
+    sessions: HashMap<String, Held>,
     next_session: u64,
+    /// When nodes whose lease had ended were removed.
+    removed: VecDeque<Instant>,
+    /// By key in the store.
+    api_policies: BTreeMap<String, Vec<Arc<Document>>>,
+    folder: Arc<FolderState>,
     /// World version at which a host last changed, and at which all did.
     host_versions: HashMap<String, u64>,
     all_version: u64,
@@ -71,78 +131,58 @@ const HOST_VERSIONS: usize = 100_000;
 
 /// The mesh as the control plane knows it.
 pub struct Mesh {
+    /// Names this process among those that share the store.
+    id: String,
     state: Mutex<State>,
-    store: Store,
+    store: store::Shared,
     events: broadcast::Sender<Arc<Changed>>,
     version: watch::Sender<u64>,
+    /// Revision of the store up to which the world has followed it.
+    seen: watch::Sender<u64>,
+    topics: Topics,
+    /// Virtual IPs are to be kept.
+    virtual_ips: Arc<Notify>,
+    /// The lease of this process, which those who are connected to it live by; 0: none yet.
+    own_lease: AtomicU64,
     /// Time without a sign of life after which a sidecar's instances are removed.
     pub lease: Duration,
-    /// Orders writers: the store and the world must see changes in the same order.
-    writer: tokio::sync::Mutex<()>,
 }
 
 impl Mesh {
-    /// Restores what the store kept. Lease timers start anew.
+    /// Takes up what the store has and follows it from then on, for as long as somebody holds the mesh.
     ///
     /// # Errors
-    /// When the store cannot be read.
-    pub fn open(store: Store, trust_domain: &str, lease: Duration) -> Result<Arc<Mesh>> {
-        let now = Instant::now();
-        let mut world = World::new(trust_domain, first_version());
-        let mut stored_ips = BTreeMap::new();
-        for (host, bytes) in store.list(Table::VirtualIps)? {
-            let allocation = decode_allocation(&bytes).with_context(|| format!("stored virtual IP of {host}"))?;
-            stored_ips.insert(host, allocation);
-        }
-        world.restore_virtual_ips(stored_ips);
-        let mut nodes = HashMap::new();
-        for (key, bytes) in store.list(Table::Registrations)? {
-            let stored = v1::StoredInstance::decode(bytes.as_slice())
-                .with_context(|| format!("the stored registration {key} cannot be read"))?;
-            let Some(instance) = instance_of(&stored) else { continue };
-            nodes.entry(stored.node.clone()).or_insert_with(|| Node {
-                namespace: stored.namespace.clone(),
-                identity: stored.identity.clone(),
-                address: instance.address,
-                workload: stored.workload.clone(),
-                locality: stored.locality.clone(),
-                labels: stored.labels.clone().into_iter().collect(),
-                checks: BTreeMap::new(),
-                session: 0,
-                lease_ends: now + lease,
-                unknown: false,
-            });
-            world.upsert(instance, unix_now());
-        }
-        let mut api_policies = Vec::new();
-        for (key, bytes) in store.list(Table::Policies)? {
-            let stored = v1::StoredPolicy::decode(bytes.as_slice())
-                .with_context(|| format!("the stored policy {key} cannot be read"))?;
-            let parsed = crate::policy::parse(&key, &stored.yaml);
-            for problem in &parsed.problems {
-                tracing::warn!("stored policy: {problem}");
-            }
-            let documents = parsed.documents.into_iter();
-            api_policies.extend(documents.map(|d| Arc::new(Document { created: stored.created, ..d })));
-        }
-        world.set_policies(api_policies.clone(), unix_now());
-        let version = world.version();
-        Ok(Arc::new(Mesh {
+    /// When the store cannot be read, or holds what makes no sense.
+    pub async fn open(store: store::Shared, trust_domain: &str, lease: Duration) -> Result<Arc<Mesh>> {
+        let watch = store.watch().await?;
+        let mesh = Arc::new(Mesh {
+            id: format!("{:016x}", rand::random::<u64>()),
             state: Mutex::new(State {
-                world,
-                nodes,
-                api_policies,
-                folder: Arc::default(),
+                world: World::new(trust_domain, watch.revision),
+                nodes: HashMap::new(),
+                sessions: HashMap::new(),
                 next_session: 1,
+                removed: VecDeque::new(),
+                api_policies: BTreeMap::new(),
+                folder: Arc::default(),
                 host_versions: HashMap::new(),
-                all_version: version,
+                all_version: 0,
             }),
             store,
             events: broadcast::Sender::new(EVENTS),
-            version: watch::Sender::new(version),
+            version: watch::Sender::new(0),
+            seen: watch::Sender::new(0),
+            topics: Topics::default(),
+            virtual_ips: Arc::default(),
+            own_lease: AtomicU64::new(0),
             lease,
-            writer: tokio::sync::Mutex::new(()),
-        }))
+        });
+        let changes = mesh.take_up(watch);
+        mesh.renew_own_lease().await?;
+        tokio::spawn(follow::run(Arc::downgrade(&mesh), changes));
+        tokio::spawn(virtual_ips::keep(Arc::downgrade(&mesh), mesh.virtual_ips.clone()));
+        tokio::spawn(sessions::keep_lease(Arc::downgrade(&mesh)));
+        Ok(mesh)
     }
 
     /// Changes from now on.
@@ -172,23 +212,40 @@ impl Mesh {
         f(&self.lock().nodes)
     }
 
-    /// Writes virtual IPs that were given or released since.
-    async fn keep_virtual_ips(&self) {
-        let changed = self.lock().world.take_changed_virtual_ips();
-        let op = |(host, kept): &(String, Option<Allocation>)| match kept {
-            Some(allocation) => Op::Put(Table::VirtualIps, host.clone(), encode_allocation(*allocation)),
-            None => Op::Delete(Table::VirtualIps, host.clone()),
+    /// Waits until something under `topic` has changed after `index`, `wait` at most; `index_of` is the index of what is
+    /// asked. An index from before a loss of state is answered at once, and the client starts anew.
+    pub async fn wait_past(&self, topics: &[Topic], index: u64, wait: Duration, index_of: impl Fn(&World) -> u64) {
+        let waiting = self.topics.wait(topics);
+        let changed = async {
+            loop {
+                let woken = waiting.woken();
+                if self.read(&index_of) != index {
+                    return;
+                }
+                woken.await;
+            }
         };
-        let ops: Vec<Op> = changed.iter().map(op).collect();
-        if !ops.is_empty()
-            && let Err(e) = self.store.commit(ops).await
-        {
-            tracing::error!("virtual IPs could not be kept, tried again with the next change: {e:#}");
-            self.lock().world.put_back_virtual_ips(changed.into_iter().map(|(host, _)| host));
-        }
+        // Both outcomes are an answer.
+        let _ = tokio::time::timeout(wait, changed).await;
+    }
+
+    /// Makes a transaction and waits until it is seen here. False: a condition does not hold.
+    async fn write(&self, conditions: Vec<Condition>, ops: Vec<Op>) -> Result<bool, store::Error> {
+        let Some(revision) = self.store.txn(conditions, ops).await? else { return Ok(false) };
+        let mut seen = self.seen.subscribe();
+        // It is safe in the store; where the watch is broken, what is written shows when it is mended.
+        let _ = tokio::time::timeout(SEEN, seen.wait_for(|seen| *seen >= revision)).await;
+        Ok(true)
     }
 
     fn publish(&self, state: &mut State, changed: Changed) {
+        let touched = state.world.take_touched();
+        if !touched.is_empty() {
+            self.topics.wake(touched.into_iter().map(Topic::Service).chain([Topic::Catalog]));
+        }
+        if state.world.virtual_ips().has_changed() {
+            self.virtual_ips.notify_one();
+        }
         if !changed.all && !changed.names && changed.hosts.is_empty() {
             return;
         }
@@ -212,13 +269,6 @@ impl Mesh {
 /// Seconds since 1970.
 pub fn unix_now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
-}
-
-/// Where versions begin: the time in milliseconds, so that the indexes that clients hold never go back over a restart
-/// (unless more than a thousand changes a second came before it, for as long as it ran).
-fn first_version() -> u64 {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
@@ -16,7 +16,7 @@ use weft_proto::v1::registry_server::Registry;
 use weft_proto::v1::{self, RegistryReply, RegistryRequest};
 
 use crate::discovery::Discovery;
-use crate::mesh::{Mesh, Node};
+use crate::mesh::{Mesh, Node, Refusal};
 use crate::peer::{Certified, Peer};
 
 /// Instances of one sidecar, and bytes of one field: more is a mistake or an attack.
@@ -86,10 +86,20 @@ impl Session {
             };
             let Some(Ok(request)) = request else { break };
             let id = request.id;
-            let mut reply = self.handle(request).await.unwrap_or_else(|error| {
-                tracing::warn!(peer = %self.certified.id, address = %self.peer.remote, "refused: {error}");
-                RegistryReply { error, ..Default::default() }
-            });
+            let mut reply = match self.handle(request).await {
+                Ok(reply) => reply,
+                Err(Refusal::Because(error)) => {
+                    tracing::warn!(peer = %self.certified.id, address = %self.peer.remote, "refused: {error}");
+                    RegistryReply { error, ..Default::default() }
+                }
+                Err(Refusal::Store(e)) => {
+                    // Nothing is wrong with what it asked: it comes back, or goes to another control plane, and says all
+                    // of it again.
+                    tracing::error!(peer = %self.certified.id, "its session ends: {e}");
+                    let _ = replies.send(Err(Status::unavailable(e.to_string()))).await;
+                    break;
+                }
+            };
             reply.id = id;
             if replies.send(Ok(reply)).await.is_err() {
                 break;
@@ -97,19 +107,23 @@ impl Session {
         }
         if let Some((node, session)) = &self.open {
             // The lease runs from here.
-            self.mesh.renew(node, *session);
+            self.mesh.renew(node, *session).await;
         }
     }
 
-    async fn handle(&mut self, request: RegistryRequest) -> Result<RegistryReply, String> {
+    async fn handle(&mut self, request: RegistryRequest) -> Result<RegistryReply, Refusal> {
         let kind = request.kind.ok_or("an empty request")?;
         if let Kind::Hello(hello) = kind {
-            return self.hello(hello);
+            return self.hello(hello).await;
         }
         let (node, session) = self.open.clone().ok_or("hello must come first")?;
         match kind {
             Kind::Hello(_) => {}
-            Kind::Heartbeat(_) => self.mesh.renew(&node, session),
+            Kind::Heartbeat(_) => {
+                if !self.mesh.renew(&node, session).await {
+                    return Err("this session was superseded by a newer one of the same node".into());
+                }
+            }
             Kind::Register(instance) => {
                 self.check(&instance)?;
                 let id = instance.service_id.clone();
@@ -119,10 +133,10 @@ impl Session {
             Kind::Check(update) => self.mesh.update_check(&node, session, update).await?,
             Kind::Synced(_) => {
                 let ids: Vec<String> = self.registered.iter().cloned().collect();
-                self.mesh.keep_only(&node, &ids).await?;
+                self.mesh.keep_only(&node, session, &ids).await?;
             }
             Kind::Deregister(deregister) => {
-                let hosts = self.mesh.deregister(&node, &deregister.service_id).await?;
+                let hosts = self.mesh.deregister(&node, session, &deregister.service_id).await?;
                 if deregister.service_id.is_empty() {
                     self.registered.clear();
                 } else {
@@ -138,13 +152,14 @@ impl Session {
         Ok(RegistryReply::default())
     }
 
-    fn hello(&mut self, hello: v1::Hello) -> Result<RegistryReply, String> {
+    async fn hello(&mut self, hello: v1::Hello) -> Result<RegistryReply, Refusal> {
         if self.open.is_some() {
             return Err("hello must come once".into());
         }
         let plain = |s: &str| !s.is_empty() && s.len() <= 253 && s.bytes().all(|b| b.is_ascii_graphic() && b != b'/');
         if !plain(&hello.node) {
-            return Err(format!("{:?} is not a node name (1 to 253 printable characters without /)", hello.node));
+            let text = format!("{:?} is not a node name (1 to 253 printable characters without /)", hello.node);
+            return Err(text.into());
         }
         for claimed in &hello.addresses {
             if claimed.parse().ok() != Some(self.peer.remote) {
@@ -159,11 +174,12 @@ impl Session {
             locality: hello.locality,
             labels: hello.labels.into_iter().collect(),
             checks: Default::default(),
-            session: 0,
-            lease_ends: Instant::now(),
+            create_index: 0,
+            modify_index: 0,
+            alive: None,
             unknown: false,
         };
-        let session = self.mesh.begin_session(&hello.node, node)?;
+        let session = self.mesh.begin_session(&hello.node, node).await?;
         self.open = Some((hello.node, session));
         let heartbeat_s = u32::try_from(self.mesh.lease.as_secs() / 3).unwrap_or(u32::MAX).max(1);
         Ok(RegistryReply { heartbeat_s, ..Default::default() })

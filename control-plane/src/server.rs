@@ -24,7 +24,9 @@ use crate::mesh::Mesh;
 use crate::peer;
 use crate::policy::folder::PolicyFolder;
 use crate::registry::RegistryService;
-use crate::store::{Op, Store, Table};
+use crate::store::embedded::Embedded;
+use crate::store::etcd::{Access, Etcd};
+use crate::store::{self, Condition, Op, Table};
 use crate::token::Tokens;
 
 /// How a control plane runs.
@@ -32,6 +34,10 @@ use crate::token::Tokens;
 pub struct Config {
     /// Folder of the store and the administrator's socket.
     pub data_dir: PathBuf,
+    /// `etcd://...` of the store that several control planes share; `None`: the embedded one.
+    pub store: Option<String>,
+    /// How etcd is reached.
+    pub etcd: Access,
     /// Folder of policy files, watched.
     pub policies: Option<PathBuf>,
     /// Where sidecars connect.
@@ -52,10 +58,15 @@ pub const ADMIN_SOCKET: &str = "admin.sock";
 /// # Errors
 /// When something it needs is not to be had: the store, a listener, the policy folder.
 pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
-    let store = Store::open(&config.data_dir)?;
+    let store: store::Shared = match &config.store {
+        Some(url) => Arc::new(Etcd::connect(url, &config.etcd).await?),
+        None => Arc::new(Embedded::open(&config.data_dir)?),
+    };
+    std::fs::create_dir_all(&config.data_dir)
+        .with_context(|| format!("cannot make the data folder {}", config.data_dir.display()))?;
     let ca = Arc::new(open_ca(&store, &config.trust_domain).await?);
     let tokens = Arc::new(Tokens::new(&token_secret(&store).await?));
-    let mesh = Mesh::open(store, ca.trust_domain(), config.lease)?;
+    let mesh = Mesh::open(store, ca.trust_domain(), config.lease).await?;
     let discovery = Discovery::new(mesh.clone());
 
     let listener = TcpListener::bind(config.listen).await;
@@ -66,13 +77,13 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
     if let Some(dir) = &config.policies {
         let mut folder =
             PolicyFolder::start(dir).with_context(|| format!("cannot read the policy folder {}", dir.display()))?;
-        mesh.set_folder(folder.borrow_and_update().clone()).await;
+        mesh.set_folder(folder.borrow_and_update().clone());
         let mesh = mesh.clone();
         tokio::spawn(async move {
             // Ends with the folder's thread, that is with the process.
             while folder.changed().await.is_ok() {
                 let state = folder.borrow_and_update().clone();
-                mesh.set_folder(state).await;
+                mesh.set_folder(state);
             }
         });
     }
@@ -102,25 +113,33 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
     }
 }
 
-async fn open_ca(store: &Store, trust_domain: &str) -> Result<Ca> {
-    let kept = store.list(Table::Secrets)?.into_iter().find(|(key, _)| key == "ca");
-    if let Some((_, json)) = kept {
-        let record: CaRecord = serde_json::from_slice(&json).context("the stored CA cannot be read")?;
-        return Ca::load(&record);
-    }
-    let (ca, record) = Ca::create(trust_domain, SystemTime::now())?;
-    store.commit(vec![Op::Put(Table::Secrets, "ca".into(), serde_json::to_vec(&record)?)]).await?;
-    tracing::info!(trust_domain, "made a new root certificate");
-    Ok(ca)
+async fn open_ca(store: &store::Shared, trust_domain: &str) -> Result<Ca> {
+    let make = || {
+        let (_, record) = Ca::create(trust_domain, SystemTime::now())?;
+        tracing::info!(trust_domain, "made a new root certificate");
+        Ok(serde_json::to_vec(&record)?)
+    };
+    let json = secret(store, "ca", make).await?;
+    let record: CaRecord = serde_json::from_slice(&json).context("the stored CA cannot be read")?;
+    Ca::load(&record)
 }
 
-async fn token_secret(store: &Store) -> Result<Vec<u8>> {
-    let kept = store.list(Table::Secrets)?.into_iter().find(|(key, _)| key == "tokens");
-    if let Some((_, secret)) = kept {
-        return Ok(secret);
+async fn token_secret(store: &store::Shared) -> Result<Vec<u8>> {
+    let make = || {
+        let mut secret = vec![0; 32];
+        aws_lc_rs::rand::fill(&mut secret).map_err(|_| anyhow::anyhow!("the system gives no randomness"))?;
+        Ok(secret)
+    };
+    secret(store, "tokens", make).await
+}
+
+/// A secret that is made by whoever needs it first.
+async fn secret(store: &store::Shared, key: &str, make: impl Fn() -> Result<Vec<u8>>) -> Result<Vec<u8>> {
+    loop {
+        if let Some(record) = store.get(Table::Secrets, key).await? {
+            return Ok(record.value);
+        }
+        // Another control plane may be faster: then its secret is everybody's.
+        store.txn(vec![Condition::absent(Table::Secrets, key)], vec![Op::put(Table::Secrets, key, make()?)]).await?;
     }
-    let mut secret = vec![0; 32];
-    aws_lc_rs::rand::fill(&mut secret).map_err(|_| anyhow::anyhow!("the system gives no randomness"))?;
-    store.commit(vec![Op::Put(Table::Secrets, "tokens".into(), secret.clone())]).await?;
-    Ok(secret)
 }

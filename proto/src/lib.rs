@@ -1,6 +1,6 @@
 //! Wire messages of Weft, generated from the `.proto` files beside this crate.
 //!
-//! `envoy` is the standard delta discovery protocol, wire-compatible with Envoy's; `v1` holds Weft's own resources and
+//! `envoy` is the standard delta discovery protocol, wire-compatible with Envoy's; `etcd` is etcd's; `v1` holds Weft's own resources and
 //! services.
 
 #![allow(missing_docs, unreachable_pub, clippy::all, clippy::unwrap_used, clippy::expect_used)]
@@ -8,6 +8,19 @@
 /// The part of Envoy's `envoy.service.discovery.v3` that delta discovery uses.
 pub mod envoy {
     tonic::include_proto!("envoy.service.discovery.v3");
+}
+
+/// The part of etcd's API that a store needs.
+pub mod etcd {
+    /// Records and events.
+    pub mod mvccpb {
+        tonic::include_proto!("mvccpb");
+    }
+    /// Requests and their answers.
+    pub mod etcdserverpb {
+        tonic::include_proto!("etcdserverpb");
+    }
+    pub use etcdserverpb::*;
 }
 
 /// Resources and services of Weft.

@@ -5,120 +5,130 @@ use std::net::IpAddr;
 use prost::Message;
 use weft_proto::v1;
 
-use super::stored::{health_of, instance_of, registration_key, stored_of};
-use super::{Mesh, unix_now};
-use crate::store::{Op, Table};
+use super::sessions::stored;
+use super::stored::{instance_of, registration_key, stored_of};
+use super::{Mesh, Node, RETRY, Refusal, State};
+use crate::store::{self, Condition, MAX_OPS, Op, Table};
 use crate::world::{Instance, InstanceKey};
+
+/// Tries of a change that others come before.
+const TRIES: usize = 10;
+const SUPERSEDED: &str = "this session was superseded by a newer one of the same node";
+
+/// Whether a registration says what is known already.
+fn is_same(held: &Instance, new: &Instance) -> bool {
+    let new = Instance {
+        health: held.health,
+        create_index: held.create_index,
+        modify_index: held.modify_index,
+        ..new.clone()
+    };
+    *held == new
+}
+
+impl State {
+    /// The node, if this is its session.
+    fn node_of(&self, name: &str, session: u64) -> Result<&Node, Refusal> {
+        let ours = self.sessions.get(name).is_some_and(|held| held.session == session);
+        self.nodes.get(name).filter(|_| ours).ok_or_else(|| SUPERSEDED.into())
+    }
+}
 
 impl Mesh {
     /// Registers an instance of `node`, or changes it.
     ///
     /// # Errors
     /// When the address is not the node's, the node has no session, or the store refuses.
-    pub async fn register(&self, name: &str, session: u64, registered: v1::Instance) -> Result<(), String> {
-        let _writer = self.writer.lock().await;
+    pub async fn register(&self, name: &str, session: u64, mut instance: v1::Instance) -> Result<(), Refusal> {
         let stored = {
             let state = self.lock();
-            let node = state.nodes.get(name).filter(|n| n.session == session);
-            let node = node.ok_or("this session was superseded by a newer one of the same node")?;
-            let mut instance = registered;
+            let node = state.node_of(name, session)?;
+            let own = node.address;
             if instance.address.is_empty() {
-                instance.address = node.address.to_string();
+                instance.address = own.to_string();
             }
             let address: IpAddr = instance
                 .address
                 .parse()
                 .map_err(|_| format!("{:?} is not an IP address; register the pod's own", instance.address))?;
-            if address.to_canonical() != node.address {
-                return Err(format!(
-                    "{address} is not an address of this sidecar, whose stream comes from {}",
-                    node.address
-                ));
+            if address.to_canonical() != own {
+                let text = format!("{address} is not an address of this sidecar, whose stream comes from {own}");
+                return Err(text.into());
             }
-            v1::StoredInstance {
-                namespace: node.namespace.clone(),
-                node: name.to_owned(),
-                identity: node.identity.clone(),
-                workload: node.workload.clone(),
-                locality: node.locality.clone(),
-                labels: node.labels.clone().into_iter().collect(),
-                instance: Some(instance),
-            }
+            stored_of(name, node, instance)
         };
-        self.put(stored).await
-    }
-
-    async fn put(&self, stored: v1::StoredInstance) -> Result<(), String> {
-        let mut instance = instance_of(&stored).ok_or("the registration is not complete")?;
-        let op = Op::Put(Table::Registrations, registration_key(&instance.key()), stored.encode_to_vec());
-        self.store.commit(vec![op]).await.map_err(|e| format!("{e:#}"))?;
-        {
-            let mut state = self.lock();
-            if let Some(node) = state.nodes.get(&instance.node) {
-                instance.health = health_of(&instance.checks, &node.checks);
-            }
-            let changed = state.world.upsert(instance, unix_now());
-            self.publish(&mut state, changed);
+        let instance = instance_of(&stored).ok_or("the registration is not complete")?;
+        // Many register again and again: what is no change wakes nobody.
+        if self.lock().world.instance(&instance.key()).is_some_and(|held| is_same(held, &instance)) {
+            return Ok(());
         }
-        self.keep_virtual_ips().await;
+        let op = Op::put(Table::Registrations, registration_key(&instance.key()), stored.encode_to_vec());
+        self.write(Vec::new(), vec![op]).await?;
         Ok(())
     }
 
     /// Changes a check of an instance, or of the node when it names no service.
     ///
     /// # Errors
-    /// When there is no such instance, or the store refuses.
-    pub async fn update_check(&self, name: &str, session: u64, update: v1::CheckUpdate) -> Result<(), String> {
+    /// When there is no such instance or session, or the store refuses.
+    pub async fn update_check(&self, name: &str, session: u64, update: v1::CheckUpdate) -> Result<(), Refusal> {
         let check = update.check.ok_or("no check in the update")?;
-        let _writer = self.writer.lock().await;
-        if check.service_id.is_empty() {
-            let mut state = self.lock();
-            let node = state.nodes.get_mut(name).filter(|n| n.session == session).ok_or("no such session")?;
-            if update.removed {
-                node.checks.remove(&check.check_id);
-            } else {
-                node.checks.insert(check.check_id.clone(), check);
-            }
-            let (checks, namespace) = (node.checks.clone(), node.namespace.clone());
-            let instances: Vec<Instance> =
-                state.world.instances_of_node(&namespace, name).map(|i| (**i).clone()).collect();
-            for mut instance in instances {
-                instance.health = health_of(&instance.checks, &checks);
-                let changed = state.world.upsert(instance, unix_now());
-                self.publish(&mut state, changed);
-            }
-            return Ok(());
-        }
-        let stored = {
-            let state = self.lock();
-            let node = state.nodes.get(name).filter(|n| n.session == session).ok_or("no such session")?;
-            let key = InstanceKey {
-                namespace: node.namespace.clone(),
-                node: name.to_owned(),
-                service_id: check.service_id.clone(),
-            };
-            let instance = state.world.instance(&key).ok_or_else(|| format!("no service {:?}", check.service_id))?;
-            let mut stored = stored_of(instance, node);
-            if let Some(instance) = &mut stored.instance {
-                instance.checks.retain(|c| c.check_id != check.check_id);
-                if !update.removed {
-                    instance.checks.push(check);
+        for _ in 0..TRIES {
+            let (condition, op) = {
+                let state = self.lock();
+                let node = state.node_of(name, session)?;
+                if check.service_id.is_empty() {
+                    let mut node = node.clone();
+                    if node.checks.get(&check.check_id) == Some(&check).filter(|_| !update.removed) {
+                        return Ok(());
+                    }
+                    if update.removed {
+                        node.checks.remove(&check.check_id);
+                    } else {
+                        node.checks.insert(check.check_id.clone(), check.clone());
+                    }
+                    let condition = Condition::unchanged(Table::Nodes, name, node.modify_index);
+                    (condition, Op::put(Table::Nodes, name, stored(&node).encode_to_vec()))
+                } else {
+                    let key = InstanceKey {
+                        namespace: node.namespace.clone(),
+                        node: name.to_owned(),
+                        service_id: check.service_id.clone(),
+                    };
+                    let unknown = || format!("no service {:?}", check.service_id);
+                    let instance = state.world.instance(&key).ok_or_else(unknown)?;
+                    let mut wire = super::wire(instance);
+                    wire.checks.retain(|c| c.check_id != check.check_id);
+                    if !update.removed {
+                        wire.checks.push(check.clone());
+                    }
+                    if wire == super::wire(instance) {
+                        return Ok(());
+                    }
+                    let path = registration_key(&key);
+                    let condition = Condition::unchanged(Table::Registrations, path.clone(), instance.modify_index);
+                    let stored = stored_of(name, node, wire);
+                    (condition, Op::put(Table::Registrations, path, stored.encode_to_vec()))
                 }
+            };
+            if self.write(vec![condition], vec![op]).await? {
+                return Ok(());
             }
-            stored
-        };
-        self.put(stored).await
+            // Another control plane changed it: what it wrote is seen here soon.
+            tokio::time::sleep(RETRY / 20).await;
+        }
+        Err("the instance is being changed by several at once".into())
     }
 
     /// Removes an instance of `node`, or all of them when `service_id` is empty; returns the hosts they were of.
     ///
     /// # Errors
-    /// When there is none of that id, or the store refuses.
-    pub async fn deregister(&self, name: &str, service_id: &str) -> Result<Vec<String>, String> {
-        let _writer = self.writer.lock().await;
-        let gone = self.registered_by(name, |id| service_id.is_empty() || id == service_id);
+    /// When there is none of that id, the session was superseded, or the store refuses.
+    pub async fn deregister(&self, name: &str, session: u64, service_id: &str) -> Result<Vec<String>, Refusal> {
+        self.lock().node_of(name, session)?;
+        let gone = self.instances_of(name, |id| service_id.is_empty() || id == service_id);
         if gone.is_empty() && !service_id.is_empty() {
-            return Err(format!("no service {service_id:?} is registered here"));
+            return Err(format!("no service {service_id:?} is registered here").into());
         }
         self.remove(&gone).await?;
         Ok(gone.into_iter().map(|(_, host)| host).collect())
@@ -127,35 +137,26 @@ impl Mesh {
     /// Removes what `name` registered in an earlier session and not in this one.
     ///
     /// # Errors
-    /// When the store refuses.
-    pub async fn keep_only(&self, name: &str, service_ids: &[String]) -> Result<(), String> {
-        let _writer = self.writer.lock().await;
-        let gone = self.registered_by(name, |id| !service_ids.iter().any(|kept| kept == id));
-        self.remove(&gone).await
+    /// When the session was superseded, or the store refuses.
+    pub async fn keep_only(&self, name: &str, session: u64, service_ids: &[String]) -> Result<(), Refusal> {
+        self.lock().node_of(name, session)?;
+        let gone = self.instances_of(name, |id| !service_ids.iter().any(|kept| kept == id));
+        Ok(self.remove(&gone).await?)
     }
 
     /// Of what the sidecar `name` registered those whose ids `wanted` picks, with their hosts.
-    fn registered_by(&self, name: &str, wanted: impl Fn(&str) -> bool) -> Vec<(InstanceKey, String)> {
+    pub(super) fn instances_of(&self, name: &str, wanted: impl Fn(&str) -> bool) -> Vec<(InstanceKey, String)> {
         let state = self.lock();
         let Some(node) = state.nodes.get(name) else { return Vec::new() };
         let ours = state.world.instances_of_node(&node.namespace, name).filter(|i| wanted(&i.service_id));
         ours.map(|i| (i.key(), i.host())).collect()
     }
 
-    async fn remove(&self, gone: &[(InstanceKey, String)]) -> Result<(), String> {
-        if gone.is_empty() {
-            return Ok(());
+    pub(super) async fn remove(&self, gone: &[(InstanceKey, String)]) -> Result<(), store::Error> {
+        for gone in gone.chunks(MAX_OPS) {
+            let ops = gone.iter().map(|(key, _)| Op::delete(Table::Registrations, registration_key(key))).collect();
+            self.write(Vec::new(), ops).await?;
         }
-        let ops = gone.iter().map(|(key, _)| Op::Delete(Table::Registrations, registration_key(key))).collect();
-        self.store.commit(ops).await.map_err(|e| format!("{e:#}"))?;
-        {
-            let mut state = self.lock();
-            for (key, _) in gone {
-                let changed = state.world.remove(key, unix_now());
-                self.publish(&mut state, changed);
-            }
-        }
-        self.keep_virtual_ips().await;
         Ok(())
     }
 }

@@ -2,24 +2,25 @@
 
 use std::sync::Arc;
 
-use anyhow::Result;
 use prost::Message;
 use weft_proto::v1::StoredPolicy;
 
-use super::{Mesh, unix_now};
+use super::{Mesh, State, unix_now};
 use crate::policy::folder::FolderState;
 use crate::policy::{Document, Problem};
-use crate::store::{Op, Table};
+use crate::store::{self, MAX_OPS, Op, Table};
+use crate::world::Changed;
 
 impl Mesh {
     /// Takes the folder's documents and the problems of those that were refused.
-    pub async fn set_folder(&self, folder: Arc<FolderState>) {
-        let _writer = self.writer.lock().await;
+    pub fn set_folder(&self, folder: Arc<FolderState>) {
         for problem in &folder.problems {
             tracing::warn!("{problem}");
         }
-        self.lock().folder = folder;
-        self.apply_policies().await;
+        let mut state = self.lock();
+        state.folder = folder;
+        let changed = state.apply_policies();
+        self.publish(&mut state, changed);
     }
 
     /// Problems of the policies as they are now: what was refused of the folder's files, and what is odd about those that
@@ -33,48 +34,41 @@ impl Mesh {
     /// The folder's documents and the API's.
     pub fn policies(&self) -> (Vec<Arc<Document>>, Vec<Arc<Document>>) {
         let state = self.lock();
-        (state.folder.documents.clone(), state.api_policies.clone())
+        (state.folder.documents.clone(), state.api_policies.values().flatten().cloned().collect())
     }
 
-    /// Replaces the API's documents named in `put`, and removes those in `delete`.
+    /// Replaces the API's documents named in `put`, and removes those in `delete`; in batches of a hundred.
     ///
     /// # Errors
-    /// When the store refuses; nothing changed then.
-    pub async fn change_policies(&self, mut put: Vec<Document>, delete: &[Document]) -> Result<()> {
-        let _writer = self.writer.lock().await;
+    /// When the store refuses; of more than a hundred some may have been changed by then.
+    pub async fn change_policies(&self, mut put: Vec<Document>, delete: &[Document]) -> Result<(), store::Error> {
         {
             // Age counts from when an object was first applied, unless it says so itself.
             let state = self.lock();
             for document in put.iter_mut().filter(|document| document.created == 0) {
-                let old = state.api_policies.iter().find(|old| old.key() == document.key());
+                let old = state.api_policies.get(&document.reference()).and_then(|held| held.first());
                 document.created = old.map_or_else(unix_now, |old| old.created);
             }
         }
         let key = |d: &Document| d.reference();
-        let mut ops: Vec<Op> = delete.iter().map(|d| Op::Delete(Table::Policies, key(d))).collect();
-        ops.extend(put.iter().map(|d| Op::Put(Table::Policies, key(d), stored(d).encode_to_vec())));
-        self.store.commit(ops).await?;
-        {
-            let mut state = self.lock();
-            state.api_policies.retain(|old| !put.iter().chain(delete).any(|new| new.key() == old.key()));
-            state.api_policies.extend(put.into_iter().map(Arc::new));
+        let mut ops: Vec<Op> = delete.iter().map(|d| Op::delete(Table::Policies, key(d))).collect();
+        ops.extend(put.iter().map(|d| Op::put(Table::Policies, key(d), stored(d).encode_to_vec())));
+        for ops in ops.chunks(MAX_OPS) {
+            self.write(Vec::new(), ops.to_vec()).await?;
         }
-        self.apply_policies().await;
         Ok(())
     }
+}
 
-    async fn apply_policies(&self) {
-        {
-            let mut state = self.lock();
-            // An object given by both: the folder owns it.
-            let mut all: Vec<Arc<Document>> = state.folder.documents.clone();
-            let api = state.api_policies.iter().filter(|a| !all.iter().any(|f| f.key() == a.key())).cloned();
-            let api: Vec<_> = api.collect();
-            all.extend(api);
-            let changed = state.world.set_policies(all, unix_now());
-            self.publish(&mut state, changed);
-        }
-        self.keep_virtual_ips().await;
+impl State {
+    /// Gives the world the policies of both kinds.
+    pub(super) fn apply_policies(&mut self) -> Changed {
+        // An object given by both: the folder owns it.
+        let mut all: Vec<Arc<Document>> = self.folder.documents.clone();
+        let owned = |a: &&Arc<Document>| !all.iter().any(|f| f.key() == a.key());
+        let api: Vec<_> = self.api_policies.values().flatten().filter(owned).cloned().collect();
+        all.extend(api);
+        self.world.set_policies(all, unix_now())
     }
 }
 

@@ -1,69 +1,116 @@
 //! Sidecars that come, stay and go: their sessions and leases.
+//!
+//! That a node is spoken for is a record bound to the lease of the control plane that it is connected to. Signs of life
+//! of a sidecar are counted here and written nowhere; when they fail, its control plane removes the record, and when a
+//! control plane fails, the store does, unless its sidecars have come to another by then. To remove what such a node
+//! registered is a decision, which any control plane takes, and the store lets only one.
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
-use weft_proto::v1;
+use prost::Message;
+use tokio::time::Instant;
+use weft_proto::v1::{StoredAlive, StoredNode};
 
-use super::stored::health_of;
-use super::{Mesh, Node, unix_now};
-use crate::world::Instance;
+use super::stored::registration_key;
+use super::{Held, Mesh, Node, RETRY, Refusal};
+use crate::store::{self, Condition, MAX_OPS, Op, Table};
+use crate::world::Changed;
 
 /// A larger share of leases lapsing within one lease period is our fault, not theirs: none is removed.
 const SELF_PRESERVATION: f64 = 0.15;
+/// Tries of a transaction that others come before.
+const TRIES: usize = 10;
 
 impl Mesh {
-    /// Begins a session of `node`; one that the node had before is superseded.
+    /// Begins a session of `node`; one that the node had before, here or elsewhere, is superseded.
     ///
     /// # Errors
-    /// When the node's name or its address belongs to a live sidecar of another identity.
-    pub fn begin_session(&self, name: &str, mut node: Node) -> Result<u64, String> {
-        let mut state = self.lock();
-        if let Some(held) = state.nodes.get(name)
-            && held.identity != node.identity
-            && held.session != 0
-        {
-            return Err(format!("the node name {name} is in use by {}", held.identity));
+    /// When the node's name or its address belongs to a live sidecar of another identity, or the store refuses.
+    pub async fn begin_session(&self, name: &str, node: Node) -> Result<u64, Refusal> {
+        let moved = self.lock().nodes.get(name).is_some_and(|held| held.namespace != node.namespace);
+        if moved {
+            // What it registered in another namespace would be found under this one no more.
+            let gone = self.instances_of(name, |_| true);
+            self.remove(&gone).await?;
         }
-        let other = |(n, held): &(&String, &Node)| {
-            held.address == node.address && !held.address.is_loopback() && n.as_str() != name && held.session != 0
+        for _ in 0..TRIES {
+            let (session, condition) = {
+                let mut state = self.lock();
+                let lives = |held: &Node| held.alive.is_some() && held.identity != node.identity;
+                let held = state.nodes.get(name);
+                if let Some(held) = held.filter(|held| lives(held)) {
+                    return Err(format!("the node name {name} is in use by {}", held.identity).into());
+                }
+                let same = |held: &Node| held.address == node.address && !held.address.is_loopback();
+                if let Some((other, held)) =
+                    state.nodes.iter().find(|(n, held)| *n != name && same(held) && lives(held))
+                {
+                    return Err(format!("the address {} belongs to {} ({other})", node.address, held.identity).into());
+                }
+                let modified = held.and_then(|held| held.alive.as_ref()).map_or(0, |alive| alive.modified);
+                let session = state.next_session;
+                state.next_session += 1;
+                (session, Condition::unchanged(Table::Alive, name, modified))
+            };
+            let ops = vec![Op::put(Table::Nodes, name, stored(&node).encode_to_vec()), self.alive(name, session)];
+            // Known before it is written: the watch may be faster than the answer.
+            let ends = Instant::now() + self.lease;
+            self.lock().sessions.insert(name.to_owned(), Held { session, ends });
+            match self.write(vec![condition], ops).await {
+                Ok(true) => return Ok(session),
+                Ok(false) => tokio::time::sleep(RETRY / 10).await,
+                Err(store::Error::LeaseEnded) => self.renew_own_lease().await?,
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Err(format!("the node {name} is being registered by several at once").into())
+    }
+
+    fn alive(&self, name: &str, session: u64) -> Op {
+        let stored = StoredAlive { owner: self.id.clone(), session };
+        Op::put_leased(Table::Alive, name, stored.encode_to_vec(), self.own_lease.load(Ordering::Relaxed))
+    }
+
+    /// The session gave a sign of life, or ended (then its lease still runs). False: it was superseded.
+    pub async fn renew(&self, name: &str, session: u64) -> bool {
+        let lost = {
+            let mut state = self.lock();
+            let Some(held) = state.sessions.get_mut(name).filter(|held| held.session == session) else { return false };
+            held.ends = Instant::now() + self.lease;
+            state.nodes.get(name).is_some_and(|node| node.alive.is_none())
         };
-        if let Some((other, held)) = state.nodes.iter().find(other)
-            && held.identity != node.identity
-        {
-            return Err(format!("the address {} belongs to {} ({other})", node.address, held.identity));
+        if lost {
+            // It was silent too long and is back.
+            let absent = Condition::absent(Table::Alive, name);
+            if let Err(e) = self.write(vec![absent], vec![self.alive(name, session)]).await {
+                tracing::warn!(
+                    node = name,
+                    "cannot write that it is alive, tried again with its next sign of life: {e}"
+                );
+            }
         }
-        node.session = state.next_session;
-        node.lease_ends = Instant::now() + self.lease;
-        state.next_session += 1;
-        let session = node.session;
-        state.nodes.insert(name.to_owned(), node);
-        Ok(session)
+        true
     }
 
-    /// The session gave a sign of life, or ended (then its lease still runs).
-    pub fn renew(&self, name: &str, session: u64) {
-        let mut state = self.lock();
-        let Some(node) = state.nodes.get_mut(name).filter(|n| n.session == session) else { return };
-        node.lease_ends = Instant::now() + self.lease;
-        if !std::mem::take(&mut node.unknown) {
-            return;
+    /// A lease for this process, and everybody who is connected to it bound to it.
+    pub(super) async fn renew_own_lease(&self) -> Result<(), store::Error> {
+        let lease = self.store.grant(self.lease).await?;
+        self.own_lease.store(lease, Ordering::Relaxed);
+        let held: Vec<(String, u64)> =
+            self.lock().sessions.iter().map(|(name, held)| (name.clone(), held.session)).collect();
+        for (name, session) in held {
+            // Not those that have gone to another control plane meanwhile.
+            let modified = self.lock().nodes.get(&name).map(|node| node.alive.as_ref().map_or(0, |a| a.modified));
+            let Some(modified) = modified else { continue };
+            let condition = Condition::unchanged(Table::Alive, name.clone(), modified);
+            self.write(vec![condition], vec![self.alive(&name, session)]).await?;
         }
-        // One that was marked unknown is known again.
-        let (checks, namespace) = (node.checks.clone(), node.namespace.clone());
-        let revived: Vec<Instance> = state
-            .world
-            .instances_of_node(&namespace, name)
-            .filter(|i| i.health == v1::Health::Unknown)
-            .map(|i| Instance { health: health_of(&i.checks, &checks), ..(**i).clone() })
-            .collect();
-        for instance in revived {
-            let changed = state.world.upsert(instance, unix_now());
-            self.publish(&mut state, changed);
-        }
+        Ok(())
     }
 
-    /// Removes the instances of sidecars whose lease has ended, for ever. To be spawned.
+    /// Looks after nodes whose lease has ended, for ever. To be spawned.
     pub async fn reap(self: Arc<Self>) {
         let mut tick = tokio::time::interval((self.lease / 10).max(Duration::from_millis(100)));
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -75,55 +122,130 @@ impl Mesh {
         }
     }
 
-    pub(super) async fn reap_once(&self, now: Instant) -> Result<(), String> {
-        let (lapsed, total) = {
-            let state = self.lock();
-            let lapsed: Vec<String> =
-                state.nodes.iter().filter(|(_, n)| n.lease_ends <= now).map(|(name, _)| name.clone()).collect();
-            (lapsed, state.nodes.len())
+    pub(super) async fn reap_once(&self, now: Instant) -> Result<(), store::Error> {
+        self.end_silent_sessions(now).await?;
+        let (lapsed, total, recent) = {
+            let mut state = self.lock();
+            while state.removed.front().is_some_and(|at| *at + self.lease < now) {
+                state.removed.pop_front();
+            }
+            let dead = state.nodes.iter().filter(|(_, node)| node.alive.is_none());
+            let lapsed: Vec<(String, bool)> = dead
+                .map(|(name, node)| (name, state.world.instances_of_node(&node.namespace, name).next().is_none()))
+                .map(|(name, empty)| (name.clone(), empty))
+                .collect();
+            (lapsed, state.nodes.len(), state.removed.len())
         };
+        // One that took back what it had registered has left.
+        let (left, lapsed): (Vec<_>, Vec<_>) = lapsed.into_iter().partition(|(_, empty)| *empty);
+        for (name, _) in left {
+            self.remove_dead(&name, now).await?;
+        }
+        let lapsed: Vec<String> = lapsed.into_iter().map(|(name, _)| name).collect();
         if lapsed.is_empty() {
             return Ok(());
         }
         // One alone is a death, whatever share of a small mesh it is.
-        if lapsed.len() > 1 && lapsed.len() as f64 > total as f64 * SELF_PRESERVATION {
+        let dying = lapsed.len() + recent;
+        if dying > 1 && dying as f64 > (total + recent) as f64 * SELF_PRESERVATION {
             self.mark_unknown(&lapsed);
             return Ok(());
         }
         for name in lapsed {
-            // A new session may have come meanwhile.
-            let still = self.lock().nodes.get(&name).is_some_and(|n| n.lease_ends <= now);
-            if still {
-                tracing::warn!(node = name, "its lease has ended: removing its instances");
-                self.deregister(&name, "").await?;
-                self.lock().nodes.remove(&name);
+            self.remove_dead(&name, now).await?;
+        }
+        Ok(())
+    }
+
+    /// Those who are connected here and gave no sign of life for too long.
+    async fn end_silent_sessions(&self, now: Instant) -> Result<(), store::Error> {
+        let silent: Vec<(String, u64)> = {
+            let state = self.lock();
+            let ours = state.sessions.iter().filter(|(_, held)| held.ends <= now);
+            let alive = ours.filter_map(|(name, held)| {
+                let alive = state.nodes.get(name)?.alive.as_ref()?;
+                (alive.owner == self.id && alive.session == held.session).then(|| (name.clone(), alive.modified))
+            });
+            alive.collect()
+        };
+        for (name, modified) in silent {
+            let condition = Condition::unchanged(Table::Alive, name.clone(), modified);
+            self.write(vec![condition], vec![Op::delete(Table::Alive, name)]).await?;
+        }
+        Ok(())
+    }
+
+    /// Removes a node whose lease has ended and what it registered, unless it is back.
+    async fn remove_dead(&self, name: &str, now: Instant) -> Result<(), store::Error> {
+        let instances = self.instances_of(name, |_| true);
+        let absent = || vec![Condition::absent(Table::Alive, name)];
+        let mut ops: Vec<Op> =
+            instances.iter().map(|(key, _)| Op::delete(Table::Registrations, registration_key(key))).collect();
+        // The node goes last: while it is there, what is left is found.
+        ops.push(Op::delete(Table::Nodes, name));
+        for ops in ops.chunks(MAX_OPS) {
+            if !self.write(absent(), ops.to_vec()).await? {
+                return Ok(());
             }
+        }
+        let mut state = self.lock();
+        state.sessions.remove(name);
+        if !instances.is_empty() {
+            state.removed.push_back(now);
+            drop(state);
+            let text = "its lease has ended: it and its instances are removed";
+            tracing::warn!(node = name, instances = instances.len(), "{text}");
         }
         Ok(())
     }
 
     fn mark_unknown(&self, nodes: &[String]) {
         let mut state = self.lock();
-        for node in nodes {
-            if let Some(node) = state.nodes.get_mut(node) {
-                node.unknown = true;
-            }
+        let mut all = Changed::default();
+        let mut marked = 0;
+        for name in nodes {
+            let Some(node) = state.nodes.get_mut(name).filter(|node| !node.unknown) else { continue };
+            node.unknown = true;
+            marked += 1;
+            let changed = state.refresh_health(name);
+            all.hosts.extend(changed.hosts);
+            all.addresses.extend(changed.addresses);
+            all.names |= changed.names;
+            all.all |= changed.all;
         }
-        let instances: Vec<Instance> = state
-            .world
-            .instances()
-            .filter(|i| nodes.contains(&i.node) && i.health != v1::Health::Unknown)
-            .map(|i| (**i).clone())
-            .collect();
-        if !instances.is_empty() {
-            tracing::warn!(
-                sidecars = nodes.len(),
-                "many leases ended at once: their instances are kept and marked unknown"
-            );
+        if marked > 0 {
+            let text = "many leases ended at once: their instances are kept and marked unknown";
+            tracing::warn!(sidecars = marked, "{text}");
+            self.publish(&mut state, all);
         }
-        for instance in instances {
-            let changed = state.world.upsert(Instance { health: v1::Health::Unknown, ..instance }, unix_now());
-            self.publish(&mut state, changed);
+    }
+}
+
+/// Keeps the lease of this process, for as long as somebody holds the mesh.
+pub(super) async fn keep_lease(mesh: Weak<Mesh>) {
+    loop {
+        let Some(pause) = mesh.upgrade().map(|mesh| mesh.lease / 3) else { return };
+        tokio::time::sleep(pause).await;
+        let Some(mesh) = mesh.upgrade() else { return };
+        let kept = match mesh.store.keep_alive(mesh.own_lease.load(Ordering::Relaxed)).await {
+            Ok(true) => Ok(()),
+            Ok(false) => mesh.renew_own_lease().await,
+            Err(e) => Err(e),
+        };
+        if let Err(e) = kept {
+            tracing::error!("cannot tell the store that this control plane is alive: {e}");
         }
+    }
+}
+
+pub(super) fn stored(node: &Node) -> StoredNode {
+    StoredNode {
+        namespace: node.namespace.clone(),
+        identity: node.identity.clone(),
+        address: node.address.to_string(),
+        workload: node.workload.clone(),
+        locality: node.locality.clone(),
+        labels: node.labels.clone().into_iter().collect(),
+        checks: node.checks.values().cloned().collect(),
     }
 }

@@ -2,42 +2,41 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context, Result};
 use weft_proto::v1;
 
 use super::Node;
-use crate::world::{Allocation, Instance, InstanceKey, derive_labels};
+use crate::world::{Instance, InstanceKey, derive_labels};
 
 pub(super) fn registration_key(key: &InstanceKey) -> String {
     format!("{}/{}/{}", key.namespace, key.node, key.service_id)
 }
 
-pub(super) fn encode_allocation(allocation: Allocation) -> Vec<u8> {
-    format!("{} {}", allocation.address, allocation.released.map_or(String::new(), |s| s.to_string())).into_bytes()
+/// Reads a registration's key.
+pub(super) fn key_of(path: &str) -> Option<InstanceKey> {
+    let mut parts = path.splitn(3, '/').map(str::to_owned);
+    Some(InstanceKey { namespace: parts.next()?, node: parts.next()?, service_id: parts.next()? })
 }
 
-pub(super) fn decode_allocation(bytes: &[u8]) -> Result<Allocation> {
-    let text = std::str::from_utf8(bytes)?;
-    let (address, released) = text.split_once(' ').context("not an address and a time")?;
-    let released = if released.is_empty() { None } else { Some(released.parse()?) };
-    Ok(Allocation { address: address.parse()?, released })
-}
-
-/// Consul's rule: critical when any check is; warning still serves.
-pub(super) fn health_of(checks: &[v1::Check], node_checks: &BTreeMap<String, v1::Check>) -> v1::Health {
+/// Consul's rule: critical when any check is; warning still serves. Unknown where the lease of the node ended together
+/// with many others.
+pub(super) fn health_of(checks: &[v1::Check], node_checks: &BTreeMap<String, v1::Check>, unknown: bool) -> v1::Health {
     let critical = checks.iter().chain(node_checks.values()).any(|c| c.status == "critical");
-    if critical { v1::Health::Unhealthy } else { v1::Health::Healthy }
+    match (unknown, critical) {
+        (true, _) => v1::Health::Unknown,
+        (_, true) => v1::Health::Unhealthy,
+        (false, false) => v1::Health::Healthy,
+    }
 }
 
-pub(super) fn stored_of(instance: &Instance, node: &Node) -> v1::StoredInstance {
+pub(super) fn stored_of(name: &str, node: &Node, instance: v1::Instance) -> v1::StoredInstance {
     v1::StoredInstance {
-        namespace: instance.namespace.clone(),
-        node: instance.node.clone(),
-        identity: instance.identity.clone(),
-        workload: instance.workload.clone(),
-        locality: instance.locality.clone(),
+        namespace: node.namespace.clone(),
+        node: name.to_owned(),
+        identity: node.identity.clone(),
+        workload: node.workload.clone(),
+        locality: node.locality.clone(),
         labels: node.labels.clone().into_iter().collect(),
-        instance: Some(wire(instance)),
+        instance: Some(instance),
     }
 }
 
@@ -57,7 +56,7 @@ pub(super) fn instance_of(stored: &v1::StoredInstance) -> Option<Instance> {
         meta,
         weight: registered.weight,
         enable_tag_override: registered.enable_tag_override,
-        health: health_of(&registered.checks, &BTreeMap::new()),
+        health: health_of(&registered.checks, &BTreeMap::new(), false),
         identity: stored.identity.clone(),
         workload: stored.workload.clone(),
         locality: stored.locality.clone(),

@@ -1,21 +1,26 @@
 use std::collections::BTreeMap;
 
 use super::*;
+use crate::store::embedded::Embedded;
+use crate::store::{Op, Table};
 use crate::world::InstanceKey;
 
 const LEASE: Duration = Duration::from_secs(15);
 
-fn open(dir: &std::path::Path) -> Arc<Mesh> {
-    // The thread of a store that was dropped just now may still hold the file.
-    let end = Instant::now() + Duration::from_secs(5);
-    let store = loop {
-        match Store::open(dir) {
-            Ok(store) => break store,
-            Err(e) if Instant::now() > end => panic!("{e:#}"),
-            Err(_) => std::thread::sleep(Duration::from_millis(5)),
+/// A store; the thread of one that was dropped just now may still hold the file.
+async fn store(dir: &std::path::Path) -> store::Shared {
+    let end = std::time::Instant::now() + Duration::from_secs(5);
+    loop {
+        match Embedded::open(dir) {
+            Ok(store) => return Arc::new(store),
+            Err(e) if std::time::Instant::now() > end => panic!("{e:#}"),
+            Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
         }
-    };
-    Mesh::open(store, "cluster.local", LEASE).unwrap()
+    }
+}
+
+async fn open(store: store::Shared) -> Arc<Mesh> {
+    Mesh::open(store, "cluster.local", LEASE).await.unwrap()
 }
 
 fn node(number: u8) -> Node {
@@ -27,8 +32,9 @@ fn node(number: u8) -> Node {
         locality: String::new(),
         labels: BTreeMap::new(),
         checks: BTreeMap::new(),
-        session: 0,
-        lease_ends: Instant::now(),
+        create_index: 0,
+        modify_index: 0,
+        alive: None,
         unknown: false,
     }
 }
@@ -43,44 +49,67 @@ async fn sessions(mesh: &Mesh, count: u8) -> Vec<u64> {
     let mut sessions = Vec::new();
     for number in 1..=count {
         let name = format!("n{number}");
-        let session = mesh.begin_session(&name, node(number)).unwrap();
+        let session = mesh.begin_session(&name, node(number)).await.unwrap();
         mesh.register(&name, session, service()).await.unwrap();
         sessions.push(session);
     }
     sessions
 }
 
+fn key(node: &str) -> InstanceKey {
+    InstanceKey { namespace: "default".into(), node: node.into(), service_id: "order-1".into() }
+}
+
 fn health(mesh: &Mesh, node: &str) -> Option<v1::Health> {
-    let key = InstanceKey { namespace: "default".into(), node: node.into(), service_id: "order-1".into() };
-    mesh.read(|world| world.instance(&key).map(|i| i.health))
+    mesh.read(|world| world.instance(&key(node)).map(|i| i.health))
 }
 
 fn expire(mesh: &Mesh, nodes: &[&str]) {
     let mut state = mesh.lock();
     for node in nodes {
-        state.nodes.get_mut(*node).unwrap().lease_ends = Instant::now();
+        state.sessions.get_mut(*node).unwrap().ends = Instant::now();
     }
 }
 
 #[tokio::test]
 async fn one_lease_that_ends_removes_and_many_do_not() {
     let dir = tempfile::tempdir().unwrap();
-    let mesh = open(dir.path());
+    let mesh = open(store(dir.path()).await).await;
     let sessions = sessions(&mesh, 3).await;
     expire(&mesh, &["n1"]);
     mesh.reap_once(Instant::now()).await.unwrap();
     assert_eq!(health(&mesh, "n1"), None);
+    assert!(mesh.read_nodes(|nodes| !nodes.contains_key("n1")));
+    // The one just removed counts with those that go in the same lease period.
+    expire(&mesh, &["n2"]);
+    mesh.reap_once(Instant::now()).await.unwrap();
+    assert_eq!(health(&mesh, "n2"), Some(v1::Health::Unknown));
+    mesh.lock().removed.clear();
     expire(&mesh, &["n2", "n3"]);
     mesh.reap_once(Instant::now()).await.unwrap();
     assert_eq!(health(&mesh, "n2"), Some(v1::Health::Unknown));
     assert_eq!(health(&mesh, "n3"), Some(v1::Health::Unknown));
     // A sign of life makes one known again: as healthy as the checks of its node say.
     let check = v1::Check { check_id: "disk".into(), status: "critical".into(), ..v1::Check::default() };
-    mesh.lock().nodes.get_mut("n3").unwrap().checks.insert("disk".into(), check);
-    mesh.renew("n2", sessions[1]);
-    mesh.renew("n3", sessions[2]);
+    mesh.update_check("n3", sessions[2], v1::CheckUpdate { check: Some(check), removed: false }).await.unwrap();
+    assert!(mesh.renew("n2", sessions[1]).await && mesh.renew("n3", sessions[2]).await);
     assert_eq!(health(&mesh, "n2"), Some(v1::Health::Healthy));
     assert_eq!(health(&mesh, "n3"), Some(v1::Health::Unhealthy));
+    assert!(!mesh.renew("n3", sessions[2] + 1).await);
+}
+
+#[tokio::test]
+async fn those_that_leave_in_order_are_no_alarm() {
+    let dir = tempfile::tempdir().unwrap();
+    let mesh = open(store(dir.path()).await).await;
+    let sessions = sessions(&mesh, 4).await;
+    for (name, session) in ["n1", "n2"].iter().zip(&sessions) {
+        mesh.deregister(name, *session, "").await.unwrap();
+    }
+    expire(&mesh, &["n1", "n2", "n3"]);
+    mesh.reap_once(Instant::now()).await.unwrap();
+    assert_eq!((health(&mesh, "n3"), health(&mesh, "n4")), (None, Some(v1::Health::Healthy)));
+    assert_eq!(mesh.read_nodes(HashMap::len), 1);
 }
 
 #[tokio::test]
@@ -88,20 +117,84 @@ async fn what_was_registered_and_applied_survives_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let text = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: a}\nspec: {host: order}\n";
     let documents = |text: &str| crate::policy::parse("a.yaml", text).documents;
-    let (created, address);
+    let (created, address, index);
     {
-        let mesh = open(dir.path());
+        let mesh = open(store(dir.path()).await).await;
         sessions(&mesh, 1).await;
         mesh.change_policies(documents(text), &[]).await.unwrap();
         created = mesh.policies().1[0].created;
         assert!(created > 0, "its age counts from now");
         address = mesh.read(|world| world.virtual_ips().of("order.default.svc.cluster.local"));
         assert!(address.is_some());
+        index = mesh.read(|world| world.service_index("default", "order"));
     }
-    let mesh = open(dir.path());
+    let mesh = open(store(dir.path()).await).await;
     mesh.change_policies(documents(&format!("{text}# changed\n")), &[]).await.unwrap();
     assert_eq!(mesh.policies().1[0].created, created, "a change makes it no younger");
     assert_eq!(mesh.read(|world| world.virtual_ips().of("order.default.svc.cluster.local")), address);
-    let key = InstanceKey { namespace: "default".into(), node: "n1".into(), service_id: "order-1".into() };
-    assert!(mesh.read(|world| world.instance(&key).unwrap().enable_tag_override));
+    assert!(mesh.read(|world| world.instance(&key("n1")).unwrap().enable_tag_override));
+    assert!(mesh.read(|world| world.service_index("default", "order")) >= index, "no index goes back");
+    mesh.change_policies(Vec::new(), &documents(text)).await.unwrap();
+    assert!(mesh.policies().1.is_empty());
+}
+
+#[tokio::test]
+async fn registering_the_same_again_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let mesh = open(store(dir.path()).await).await;
+    let session = sessions(&mesh, 1).await[0];
+    let index = mesh.read(|world| world.service_index("default", "order"));
+    mesh.register("n1", session, service()).await.unwrap();
+    assert_eq!(mesh.read(|world| world.service_index("default", "order")), index);
+    mesh.register("n1", session, v1::Instance { port: 81, ..service() }).await.unwrap();
+    assert!(mesh.read(|world| world.service_index("default", "order")) > index);
+}
+
+#[tokio::test]
+async fn two_control_planes_over_one_store_see_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path()).await;
+    let (one, two) = (open(store.clone()).await, open(store).await);
+    let session = one.begin_session("n1", node(1)).await.unwrap();
+    one.register("n1", session, service()).await.unwrap();
+    let mut seen = two.seen.subscribe();
+    let revision = *one.seen.borrow();
+    seen.wait_for(|seen| *seen >= revision).await.unwrap();
+    assert_eq!(health(&two, "n1"), Some(v1::Health::Healthy));
+    // The sidecar moves: its old session is worth nothing any more, and its silence there neither.
+    let moved = two.begin_session("n1", node(1)).await.unwrap();
+    let mut seen = one.seen.subscribe();
+    seen.wait_for(|seen| *seen >= *two.seen.borrow()).await.unwrap();
+    let refused = one.register("n1", session, v1::Instance { port: 81, ..service() }).await.unwrap_err();
+    assert!(refused.to_string().contains("superseded"), "{refused}");
+    one.reap_once(Instant::now() + 2 * LEASE).await.unwrap();
+    assert_eq!(health(&one, "n1"), Some(v1::Health::Healthy));
+    two.register("n1", moved, v1::Instance { port: 81, ..service() }).await.unwrap();
+    // Another that is connected to the one may not be taken over at the other.
+    let impostor = Node { address: IpAddr::from([10, 0, 0, 9]), ..node(9) };
+    assert!(one.begin_session("n1", impostor).await.unwrap_err().to_string().contains("in use by"));
+}
+
+#[tokio::test]
+async fn what_was_missed_is_taken_up_when_the_store_is_read_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path()).await;
+    let mesh = open(store.clone()).await;
+    sessions(&mesh, 2).await;
+    let watch = store.watch().await.unwrap();
+    let gone = |record: &(Table, store::Record)| record.1.key == "default/n1/order-1" || record.1.key == "n1";
+    let records = watch.records.into_iter().filter(|record| !gone(record)).collect();
+    drop(mesh.take_up(store::Watch { records, revision: watch.revision + 1, changes: watch.changes }));
+    assert_eq!((health(&mesh, "n1"), health(&mesh, "n2")), (None, Some(v1::Health::Healthy)));
+    assert!(mesh.read_nodes(|nodes| !nodes.contains_key("n1") && nodes.contains_key("n2")));
+}
+
+#[tokio::test]
+async fn a_damaged_record_is_left_out_and_the_others_serve() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path()).await;
+    let mesh = open(store.clone()).await;
+    store.txn(vec![], vec![Op::put(Table::Registrations, "default/x/y", [0xff])]).await.unwrap();
+    sessions(&mesh, 1).await;
+    assert_eq!(health(&mesh, "n1"), Some(v1::Health::Healthy));
 }

@@ -50,9 +50,9 @@ pub struct Instance {
     pub locality: String,
     /// On its way out: no new requests.
     pub draining: bool,
-    /// World version at which it was first seen; 0: set by `World::upsert`.
+    /// Revision of the store that made it.
     pub create_index: u64,
-    /// World version at which it last changed; set by `World::upsert`.
+    /// Revision of the store that changed it last.
     pub modify_index: u64,
     /// Its checks.
     pub checks: Vec<v1::Check>,

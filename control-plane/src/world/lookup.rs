@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use super::{Allocation, Host, Instance, InstanceKey, Policies, VirtualIps, World, fqdn, has_all, patterns};
+use super::{Host, Instance, InstanceKey, Keep, Policies, VirtualIps, World, fqdn, has_all, patterns};
 use crate::policy::{Document, Kind, Object};
 
 impl World {
@@ -85,13 +85,13 @@ impl World {
         self.addresses.get(&address).into_iter().flatten().filter_map(|key| self.instances.get(key))
     }
 
-    /// World version of the last change of a service's instances (Consul's index): never goes back, not even when the
-    /// service is gone.
+    /// Revision of the last change of a service's instances (Consul's index): never goes back, not even when the service
+    /// is gone.
     pub fn service_index(&self, namespace: &str, service: &str) -> u64 {
         self.service_indexes.get(&fqdn(service, namespace)).copied().unwrap_or(self.pruned_index)
     }
 
-    /// World version of the last change of any instance.
+    /// Revision of the last change of any instance.
     pub fn catalog_index(&self) -> u64 {
         self.catalog_index
     }
@@ -162,14 +162,14 @@ impl World {
         &self.virtual_ips
     }
 
-    /// Virtual IPs that changed since the last call, to be kept.
-    pub fn take_changed_virtual_ips(&mut self) -> Vec<(String, Option<Allocation>)> {
+    /// Virtual IPs that changed since the last call, to be kept; see [`VirtualIps::take_changed`].
+    pub fn take_changed_virtual_ips(&mut self) -> Vec<Keep> {
         self.virtual_ips.take_changed()
     }
 
     /// They could not be kept: they count as changed again.
-    pub fn put_back_virtual_ips(&mut self, hosts: impl IntoIterator<Item = String>) {
-        self.virtual_ips.put_back(hosts);
+    pub fn put_back_virtual_ips(&mut self, all: impl IntoIterator<Item = Keep>) {
+        self.virtual_ips.put_back(all);
     }
 }
 

@@ -10,13 +10,13 @@ mod virtual_ip;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
     sync::Arc,
 };
 
 pub use instance::{Instance, InstanceKey, derive_labels};
 pub(crate) use policies::{Policies, has_all, patterns};
-pub use virtual_ip::{Allocation, QUARANTINE_S, VirtualIps};
+pub use virtual_ip::{Allocation, Keep, QUARANTINE_S, VirtualIps};
 
 use crate::policy::{Document, Kind, Object, Resolution, canonical, covers};
 
@@ -66,7 +66,11 @@ pub struct World {
     addresses: BTreeMap<IpAddr, BTreeSet<InstanceKey>>,
     hosts: BTreeMap<String, Host>,
     virtual_ips: VirtualIps,
+    /// Revision of the store that the change at hand comes from.
+    revision: u64,
     service_indexes: BTreeMap<String, u64>,
+    /// Services whose index has grown since they were last taken.
+    touched: BTreeSet<String>,
     /// Index of every service that has none of its own: never below one that was told for it before.
     pruned_index: u64,
     catalog_index: u64,
@@ -78,24 +82,52 @@ pub fn fqdn(service: &str, namespace: &str) -> String {
 }
 
 impl World {
-    /// An empty world. `trust_domain` is that of the identities of WorkloadEntries. `version` is where to go on, so that
-    /// indexes that clients hold stay valid over a restart.
-    pub fn new(trust_domain: &str, version: u64) -> Self {
-        let version = version.max(1);
+    /// An empty world. `trust_domain` is that of the identities of WorkloadEntries. `revision` is that of the store that
+    /// the world begins with: no index is ever below it, so that those that clients hold stay valid over a restart.
+    pub fn new(trust_domain: &str, revision: u64) -> Self {
+        let revision = revision.max(1);
         Self {
             trust_domain: trust_domain.to_owned(),
-            version,
-            pruned_index: version,
-            catalog_index: version,
+            version: 1,
+            revision,
+            pruned_index: revision,
+            catalog_index: revision,
             ..Self::default()
         }
     }
 
-    /// Takes up the virtual IPs that the store kept. To be called before instances and policies are given.
-    pub fn restore_virtual_ips(&mut self, kept: impl IntoIterator<Item = (String, Allocation)>) {
-        for (host, allocation) in kept {
-            self.virtual_ips.restore(&host, allocation);
+    /// What follows comes from this revision of the store: Consul's index is this.
+    pub fn at_revision(&mut self, revision: u64) {
+        self.revision = self.revision.max(revision);
+    }
+
+    /// Takes up whose a virtual IP is, or with `None` that it is nobody's, as the store has it at revision `modified`.
+    pub fn adopt_virtual_ip(&mut self, address: Ipv4Addr, kept: Option<(String, Allocation)>) -> Changed {
+        let hosts = self.virtual_ips.adopt(address, kept);
+        if hosts.is_empty() {
+            return Changed::default();
         }
+        self.version += 1;
+        Changed { names: true, hosts: hosts.into_iter().collect(), ..Changed::default() }
+    }
+
+    /// Something that is told with the instances of `node` has changed, but nothing of themselves: a check of the node.
+    pub fn touch_node(&mut self, namespace: &str, node: &str) {
+        let hosts: Vec<String> = self.instances_of_node(namespace, node).map(|i| i.host()).collect();
+        for host in hosts {
+            self.touch_service(host);
+        }
+    }
+
+    /// Services whose index has grown since the last call, by canonical name.
+    pub fn take_touched(&mut self) -> BTreeSet<String> {
+        std::mem::take(&mut self.touched)
+    }
+
+    fn touch_service(&mut self, host: String) {
+        self.service_indexes.insert(host.clone(), self.revision);
+        self.catalog_index = self.revision;
+        self.touched.insert(host);
     }
 
     /// Replaces all policies by `documents`. Of two of one kind, namespace and name the first stays.
@@ -134,17 +166,13 @@ impl World {
     }
 
     /// Adds or replaces an instance.
-    pub fn upsert(&mut self, mut instance: Instance, now: u64) -> Changed {
+    pub fn upsert(&mut self, instance: Instance, now: u64) -> Changed {
         let key = instance.key();
         let old = self.instances.get(&key).cloned();
-        let created = old.as_ref().map_or(instance.create_index, |old| old.create_index);
-        instance.create_index = if created == 0 { self.version + 1 } else { created };
-        instance.modify_index = old.as_ref().map_or(0, |old| old.modify_index);
         if old.as_deref() == Some(&instance) {
             return Changed::default();
         }
         self.version += 1;
-        instance.modify_index = self.version;
         if let Some(old) = &old {
             self.unlink(&key, old);
         }
@@ -173,10 +201,9 @@ impl World {
     /// `moved`: an endpoint came to or left the addresses of `versions`.
     fn instance_changed<'a>(&mut self, versions: impl Iterator<Item = &'a Instance>, moved: bool, now: u64) -> Changed {
         let mut changed = Changed::default();
-        self.catalog_index = self.version;
         for instance in versions {
             let host = instance.host();
-            self.service_indexes.insert(host.clone(), self.version);
+            self.touch_service(host.clone());
             changed.names |= self.refresh(&host, now);
             changed.hosts.insert(host);
             changed.hosts.extend(self.policies.selecting(&instance.namespace, &instance.labels).map(str::to_owned));

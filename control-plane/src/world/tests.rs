@@ -51,31 +51,41 @@ spec:
 fn an_instance_comes_changes_and_goes() {
     let mut world = World::new("mesh", 41);
     assert_eq!(world.service_index("default", "order"), 41);
+    world.at_revision(42);
     let changed = world.upsert(instance("order", "a", "10.0.0.1", 80), 0);
     let addresses = [IpAddr::from([10, 0, 0, 1])].into();
     assert_eq!(changed, Changed { hosts: [HOST.to_owned()].into(), all: false, names: true, addresses });
-    assert_eq!((world.version(), world.service_index("default", "order")), (42, 42));
+    assert_eq!((world.version(), world.service_index("default", "order")), (2, 42));
+    assert_eq!(world.take_touched(), [HOST.to_owned()].into());
 
+    world.at_revision(43);
     let same = world.upsert(instance("order", "a", "10.0.0.1", 80), 0);
-    assert_eq!((same, world.version()), (Changed::default(), 42), "nothing changed");
+    assert_eq!((same, world.version()), (Changed::default(), 2), "nothing changed");
+    assert_eq!(world.service_index("default", "order"), 42);
+    assert!(world.take_touched().is_empty());
 
     let mut sick = instance("order", "a", "10.0.0.1", 80);
     sick.health = weft_proto::v1::Health::Unhealthy;
     let changed = world.upsert(sick.clone(), 0);
     assert!(!changed.names && changed.hosts.contains(HOST));
-    let kept = world.instance(&sick.key()).unwrap();
-    assert_eq!((kept.create_index, kept.modify_index), (42, 43));
+    assert_eq!(world.service_index("default", "order"), 43);
+    world.touch_node("other", "node-a");
+    assert_eq!(world.service_index("default", "order"), 43, "a node of another namespace");
+    world.at_revision(44);
+    world.touch_node("default", "node-a");
+    assert_eq!(world.service_index("default", "order"), 44);
 
+    world.at_revision(45);
     let changed = world.remove(&sick.key(), 100);
     assert!(changed.names);
-    assert_eq!(world.service_index("default", "order"), 44, "never goes back");
+    assert_eq!(world.service_index("default", "order"), 45, "never goes back");
     assert_eq!(world.remove(&sick.key(), 100), Changed::default());
     assert!(!world.host(HOST).unwrap().live, "still known: its callers get 503, not 'no such host'");
     assert!(world.host_of_endpoint("10.0.0.1".parse().unwrap(), 80).is_none());
 
     let changed = world.upsert(instance("other", "b", "10.0.0.2", 80), 100 + QUARANTINE_S);
     assert!(changed.hosts.contains(HOST) && world.host(HOST).is_none(), "a day later it is forgotten");
-    assert_eq!(world.service_index("default", "order"), 44);
+    assert_eq!(world.service_index("default", "order"), 45);
 }
 
 #[test]
@@ -100,9 +110,10 @@ fn virtual_ips_are_stable_and_survive_a_restart() {
     world.upsert(instance("order", "c", "10.0.0.3", 80), 20);
     assert_eq!(world.virtual_ips().of(HOST), order);
 
-    let kept: Vec<_> = world.virtual_ips().iter().map(|(host, kept)| (host.to_owned(), kept)).collect();
-    let mut again = World::new("mesh", world.version());
-    again.restore_virtual_ips(kept);
+    let mut again = World::new("mesh", 9);
+    for (host, kept) in world.virtual_ips().iter() {
+        again.adopt_virtual_ip(kept.address, Some((host.to_owned(), Allocation { modified: 5, ..kept })));
+    }
     again.upsert(instance("cart", "b", "10.0.0.2", 80), 30);
     assert_eq!(again.virtual_ips().of("cart.default.svc.cluster.local"), cart);
     again.upsert(instance("new", "d", "10.0.0.4", 80), 30);

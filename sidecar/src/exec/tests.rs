@@ -55,21 +55,22 @@ async fn the_pod_is_drained_before_the_command_hears_of_it() {
 
 #[tokio::test]
 async fn a_second_signal_cuts_the_drain_short() {
-    let mut child = child("trap 'exit 6' INT; echo; while :; do sleep 0.05; done");
+    let mut child = child("trap 'exit 6' TERM; echo; while :; do sleep 0.05; done");
     let _out = line(&mut child).await;
     let (sender, mut signals) = mpsc::channel(2);
-    sender.send(Signal::INT).await.unwrap();
     sender.send(Signal::TERM).await.unwrap();
+    sender.send(Signal::INT).await.unwrap();
     let ended = supervise(child, &mut signals, pending(), pending::<()>);
     assert_eq!(tokio::time::timeout(Duration::from_secs(10), ended).await.unwrap().unwrap(), 6);
 }
 
 #[tokio::test]
 async fn other_signals_are_the_commands_affair() {
-    let mut child = child("trap 'exit 9' HUP; echo; while :; do sleep 0.05; done");
+    // Not HUP or INT: a shell cannot trap what was ignored when it began, as they are under nohup and in the background.
+    let mut child = child("trap 'exit 9' USR1; echo; while :; do sleep 0.05; done");
     let _out = line(&mut child).await;
     let (sender, mut signals) = mpsc::channel(1);
-    sender.send(Signal::HUP).await.unwrap();
+    sender.send(Signal::USR1).await.unwrap();
     assert_eq!(supervise(child, &mut signals, ready(()), || ready(())).await.unwrap(), 9);
 }
 

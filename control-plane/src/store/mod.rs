@@ -1,0 +1,231 @@
+//! What must survive the process: small records with a revision, changed by conditional transactions and followed by a
+//! watch.
+//!
+//! The whole control plane lives from this one shape. State is in memory and follows the watch, whoever wrote: so one
+//! control plane over [`embedded`] and several over [`etcd`] run the same code. The revision of a record is what Consul's
+//! clients see as its index. Heartbeats and results of probes are never written, only changes of state; what must end
+//! with whoever wrote it is bound to a lease.
+
+pub mod embedded;
+pub mod etcd;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+/// One kind of record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Table {
+    /// Registered instances, by `<namespace>/<node>/<service id>`.
+    Registrations,
+    /// Sidecars and other registrants, by node name.
+    Nodes,
+    /// Who speaks for a node now, by node name; leased.
+    Alive,
+    /// Policies given through the API, by `<kind>/<namespace>/<name>`.
+    Policies,
+    /// The CA's key and roots, the key that signs tokens.
+    Secrets,
+    /// Hosts by their virtual IP.
+    VirtualIps,
+    /// Consul's key-value pairs.
+    Kv,
+    /// Consul's sessions, by id.
+    Sessions,
+    /// Sessions with a time to live, by id; leased.
+    SessionAlive,
+    /// Keys whose lock may not be taken yet; leased.
+    LockDelays,
+}
+
+impl Table {
+    /// All of them.
+    pub const ALL: [Table; 10] = [
+        Table::Registrations,
+        Table::Nodes,
+        Table::Alive,
+        Table::Policies,
+        Table::Secrets,
+        Table::VirtualIps,
+        Table::Kv,
+        Table::Sessions,
+        Table::SessionAlive,
+        Table::LockDelays,
+    ];
+
+    /// Its name, which keys begin with.
+    pub fn name(self) -> &'static str {
+        match self {
+            Table::Registrations => "registrations",
+            Table::Nodes => "nodes",
+            Table::Alive => "alive",
+            Table::Policies => "policies",
+            Table::Secrets => "secrets",
+            Table::VirtualIps => "virtual-ips",
+            Table::Kv => "kv",
+            Table::Sessions => "sessions",
+            Table::SessionAlive => "session-alive",
+            Table::LockDelays => "lock-delays",
+        }
+    }
+
+    /// Reads `<table>/<key>`; `None` for what is not ours.
+    fn split(path: &str) -> Option<(Table, &str)> {
+        let (name, key) = path.split_once('/')?;
+        Table::ALL.into_iter().find(|table| table.name() == name).map(|table| (table, key))
+    }
+
+    fn path(self, key: &str) -> String {
+        format!("{}/{key}", self.name())
+    }
+}
+
+/// One record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// Its key within its table.
+    pub key: String,
+    /// What it holds.
+    pub value: Vec<u8>,
+    /// Revision that made it.
+    pub created: u64,
+    /// Revision that changed it last.
+    pub modified: u64,
+    /// The lease that it ends with; 0: none.
+    pub lease: u64,
+}
+
+/// What must be true for a transaction to happen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Condition {
+    /// Where the record is.
+    pub table: Table,
+    /// Which record.
+    pub key: String,
+    /// Revision of its last change; 0: there is no such record.
+    pub modified: u64,
+}
+
+impl Condition {
+    /// There is no such record.
+    pub fn absent(table: Table, key: impl Into<String>) -> Condition {
+        Condition { table, key: key.into(), modified: 0 }
+    }
+
+    /// It is as it was at that revision.
+    pub fn unchanged(table: Table, key: impl Into<String>, modified: u64) -> Condition {
+        Condition { table, key: key.into(), modified }
+    }
+}
+
+/// A change to one record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Op {
+    /// Create or replace.
+    Put {
+        /// Where.
+        table: Table,
+        /// Which.
+        key: String,
+        /// With what.
+        value: Vec<u8>,
+        /// The lease that it ends with; 0: none.
+        lease: u64,
+    },
+    /// Remove, whether or not it exists.
+    Delete(Table, String),
+}
+
+impl Op {
+    /// Creates or replaces a record that stays.
+    pub fn put(table: Table, key: impl Into<String>, value: impl Into<Vec<u8>>) -> Op {
+        Op::Put { table, key: key.into(), value: value.into(), lease: 0 }
+    }
+
+    /// Creates or replaces a record that ends with `lease`.
+    pub fn put_leased(table: Table, key: impl Into<String>, value: impl Into<Vec<u8>>, lease: u64) -> Op {
+        Op::Put { table, key: key.into(), value: value.into(), lease }
+    }
+
+    /// Removes a record.
+    pub fn delete(table: Table, key: impl Into<String>) -> Op {
+        Op::Delete(table, key.into())
+    }
+}
+
+/// Most conditions and operations of one transaction: etcd's own limit is 128.
+pub const MAX_OPS: usize = 100;
+
+/// What happened to one record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// Where.
+    pub table: Table,
+    /// Which.
+    pub key: String,
+    /// As it is now; `None`: it is gone.
+    pub record: Option<Record>,
+}
+
+/// What one transaction changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Changes {
+    /// Its revision.
+    pub revision: u64,
+    /// At least one.
+    pub changes: Vec<Change>,
+}
+
+/// All records at one revision, and every change after it, in order.
+#[derive(Debug)]
+pub struct Watch {
+    /// The revision of `records`.
+    pub revision: u64,
+    /// All there are.
+    pub records: Vec<(Table, Record)>,
+    /// What changes from then on. It ends when changes were lost (etcd's history was compacted meanwhile) or the store has
+    /// stopped: watch anew and compare.
+    pub changes: mpsc::Receiver<Changes>,
+}
+
+/// Why a store did not do it. Nothing was changed then, but for [`Error::Unknown`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The lease that a record was to be bound to has ended.
+    #[error("the lease has ended")]
+    LeaseEnded,
+    /// The disk or the servers refuse.
+    #[error("the store refuses: {0}")]
+    Unavailable(String),
+    /// There was no answer: it may or may not have been done.
+    #[error("no answer from the store: {0}")]
+    Unknown(String),
+}
+
+/// What a store can do.
+#[tonic::async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// One record.
+    async fn get(&self, table: Table, key: &str) -> Result<Option<Record>, Error>;
+
+    /// Does all of `ops` or none, and returns when they are safe. Gives the revision, 0 when nothing had to be changed;
+    /// `None` when a condition does not hold. At most [`MAX_OPS`] of either.
+    async fn txn(&self, conditions: Vec<Condition>, ops: Vec<Op>) -> Result<Option<u64>, Error>;
+
+    /// A new lease: without a sign of life for `ttl` it ends, and the records that are bound to it with it. The store may
+    /// make it longer, to whole seconds. Timers start anew when the store does.
+    async fn grant(&self, ttl: Duration) -> Result<u64, Error>;
+
+    /// A sign of life. False: it has ended.
+    async fn keep_alive(&self, lease: u64) -> Result<bool, Error>;
+
+    /// Ends a lease now.
+    async fn revoke(&self, lease: u64) -> Result<(), Error>;
+
+    /// All there is and every change from then on.
+    async fn watch(&self) -> Result<Watch, Error>;
+}
+
+/// A store that is shared.
+pub type Shared = Arc<dyn Store>;
