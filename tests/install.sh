@@ -9,6 +9,7 @@ need python3 python3
 need tcpdump tcpdump
 need dig dnsutils
 need strace strace
+need etcd etcd-server
 need unshare util-linux
 need cc gcc
 need cmake cmake

@@ -3,7 +3,7 @@
 //! A registration is believed only as far as the stream's certificate goes: its services are those that the join token
 //! named, its address is the one that the stream comes from, its identity is the certificate's.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -19,6 +19,8 @@ use crate::discovery::Discovery;
 use crate::mesh::{Mesh, Node, Refusal};
 use crate::peer::{Certified, Peer};
 
+/// Requests of a session that may wait for the one at hand.
+const QUEUE: usize = 16;
 /// Instances of one sidecar, and bytes of one field: more is a mistake or an attack.
 const MAX_INSTANCES: usize = 1000;
 const MAX_FIELD: usize = 4096;
@@ -55,6 +57,17 @@ impl Registry for RegistryService {
     }
 }
 
+/// The next request, of those that came meanwhile first.
+async fn next(
+    waiting: &mut VecDeque<Result<RegistryRequest, Status>>,
+    requests: &mut Streaming<RegistryRequest>,
+) -> Option<Result<RegistryRequest, Status>> {
+    match waiting.pop_front() {
+        Some(request) => Some(request),
+        None => requests.next().await,
+    }
+}
+
 struct Session {
     mesh: Arc<Mesh>,
     discovery: Arc<Discovery>,
@@ -74,9 +87,10 @@ impl Session {
         let left = self.certified.not_after.duration_since(SystemTime::now()).unwrap_or_default();
         let expiry = tokio::time::sleep(left);
         tokio::pin!(expiry);
+        let mut waiting = VecDeque::new();
         loop {
             let request = tokio::select! {
-                request = requests.next() => request,
+                request = next(&mut waiting, &mut requests) => request,
                 () = &mut expiry => {
                     let status = Status::unauthenticated("the certificate of this stream has expired; reconnect");
                     // A peer that is gone does not mind.
@@ -86,7 +100,8 @@ impl Session {
             };
             let Some(Ok(request)) = request else { break };
             let id = request.id;
-            let mut reply = match self.handle(request).await {
+            let handled = self.handle_attentively(request, &mut waiting, &mut requests).await;
+            let mut reply = match handled {
                 Ok(reply) => reply,
                 Err(Refusal::Because(error)) => {
                     tracing::warn!(peer = %self.certified.id, address = %self.peer.remote, "refused: {error}");
@@ -108,6 +123,29 @@ impl Session {
         if let Some((node, session)) = &self.open {
             // The lease runs from here.
             self.mesh.renew(node, *session).await;
+        }
+    }
+
+    /// Handles a request, and listens meanwhile: a store that is slow must not make the sidecar look silent.
+    async fn handle_attentively(
+        &mut self,
+        request: RegistryRequest,
+        waiting: &mut VecDeque<Result<RegistryRequest, Status>>,
+        requests: &mut Streaming<RegistryRequest>,
+    ) -> Result<RegistryReply, Refusal> {
+        let (open, mesh) = (self.open.clone(), self.mesh.clone());
+        let handling = self.handle(request);
+        tokio::pin!(handling);
+        loop {
+            tokio::select! {
+                handled = &mut handling => return handled,
+                Some(request) = requests.next(), if waiting.len() < QUEUE => {
+                    if let Some((node, session)) = &open {
+                        mesh.heard(node, *session);
+                    }
+                    waiting.push_back(request);
+                }
+            }
         }
     }
 

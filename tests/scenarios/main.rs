@@ -9,6 +9,7 @@ mod machine;
 mod operations;
 mod protocols;
 mod routes;
+mod store;
 mod traffic;
 mod trouble;
 
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         costs::all(),
         fields::all(),
         routes::all(),
+        store::all(),
         operations::all(),
         machine::all(),
     ]

@@ -3,6 +3,7 @@
 //! Everything happens inside a network and mount namespace of our own (see [`enter`]), so that nothing of the host is
 //! touched and all of it is gone when the process ends. Works as root, and through a user namespace without.
 
+mod etcd;
 mod mesh;
 mod namespace;
 mod pod;
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+pub use etcd::Etcd;
 pub use mesh::{Instance, Mesh, Pair, take_logs};
 pub use namespace::{enter, name_server};
 pub use pod::{Meanwhile, Pod, Process};

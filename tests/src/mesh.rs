@@ -35,6 +35,16 @@ impl Mesh {
     /// # Errors
     /// When a namespace cannot be made, or the control plane does not start.
     pub fn start(control_plane_args: &[&str]) -> Result<Mesh> {
+        let mut mesh = Mesh::network(control_plane_args)?;
+        mesh.start_control_plane()?;
+        Ok(mesh)
+    }
+
+    /// A mesh whose control plane is not started yet.
+    ///
+    /// # Errors
+    /// When a namespace cannot be made.
+    pub fn network(control_plane_args: &[&str]) -> Result<Mesh> {
         let number = MESHES.fetch_add(1, Ordering::Relaxed) % 200 + 1;
         let dir = tempfile::tempdir()?;
         let netns = format!("m{number}-center");
@@ -50,7 +60,7 @@ impl Mesh {
         let policies = dir.path().join("policies");
         std::fs::create_dir(&policies)?;
         let center = Pod { name: "center".into(), ip, netns, dir: dir.path().to_owned() };
-        let mut mesh = Mesh {
+        Ok(Mesh {
             center,
             policies,
             control_plane: None,
@@ -59,9 +69,7 @@ impl Mesh {
             subnet: number,
             next: AtomicU32::new(2),
             tokens: Default::default(),
-        };
-        mesh.start_control_plane()?;
-        Ok(mesh)
+        })
     }
 
     /// Starts the control plane on the data that it left.
@@ -77,6 +85,24 @@ impl Mesh {
         let process = self.center.spawn("control-plane", binary("weft-control-plane")?, &args)?;
         self.control_plane = Some(process);
         wait_for("the control plane", Duration::from_secs(10), || self.weftctl(&["status"]).map(drop))
+    }
+
+    /// Starts one more control plane on a store that they share; `number` from 1. It listens on 15012 + `number` of the
+    /// same address.
+    ///
+    /// # Errors
+    /// When it is not ready within ten seconds.
+    pub fn another_control_plane(&self, number: u16, args: &[&str]) -> Result<Process> {
+        let data = self.dir.path().join(format!("control-plane-{number}"));
+        let listen = format!("{}:{}", self.center.ip, 15012 + number);
+        let (data, policies) = (data.to_string_lossy().into_owned(), self.policies.to_string_lossy().into_owned());
+        let all = [&["--data-dir", &data, "--policies", &policies, "--listen", &listen], args].concat();
+        let process = self.center.spawn(&format!("control-plane-{number}"), binary("weft-control-plane")?, &all)?;
+        wait_for("another control plane", Duration::from_secs(10), || {
+            ensure!(process.output().contains("control plane is ready"), "{}", process.output());
+            Ok(())
+        })?;
+        Ok(process)
     }
 
     /// A new pod.
@@ -198,7 +224,10 @@ impl Mesh {
         let token = self.token(account)?.to_string_lossy().into_owned();
         let data = self.dir.path().join(format!("sidecar-{}", pod.name)).to_string_lossy().into_owned();
         let control = format!("{}:15012", self.center.ip);
-        let mut all = vec!["run", "--control-plane", &control, "--token-file", &token];
+        let mut all = vec!["run", "--token-file", &token];
+        if !args.contains(&"--control-plane") {
+            all.extend(["--control-plane", &control]);
+        }
         if !args.contains(&"--workers") {
             all.extend(["--workers", "2"]);
         }

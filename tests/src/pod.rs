@@ -82,6 +82,16 @@ pub struct Pod {
 }
 
 impl Pod {
+    /// Another handle on the same pod.
+    pub fn again(&self) -> Pod {
+        Pod { name: self.name.clone(), ip: self.ip.clone(), netns: self.netns.clone(), dir: self.dir.clone() }
+    }
+
+    /// Name of its network namespace.
+    pub fn netns(&self) -> &str {
+        &self.netns
+    }
+
     /// A command inside the pod.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         // It ends with us, however we end; and an interrupt from the terminal is ours to handle.
@@ -137,6 +147,11 @@ impl Pod {
         let mut command = self.command(program);
         command.args(args);
         self.logged(what, command)
+    }
+
+    /// A folder of the pod's own.
+    pub fn folder(&self, name: &str) -> PathBuf {
+        self.dir.join(format!("{}-{name}", self.name))
     }
 
     fn logged(&self, what: &str, mut command: Command) -> Result<Process> {

@@ -73,6 +73,13 @@ impl Mesh {
         Op::put_leased(Table::Alive, name, stored.encode_to_vec(), self.own_lease.load(Ordering::Relaxed))
     }
 
+    /// Something was heard of the session, which will be dealt with.
+    pub fn heard(&self, name: &str, session: u64) {
+        if let Some(held) = self.lock().sessions.get_mut(name).filter(|held| held.session == session) {
+            held.ends = Instant::now() + self.lease;
+        }
+    }
+
     /// The session gave a sign of life, or ended (then its lease still runs). False: it was superseded.
     pub async fn renew(&self, name: &str, session: u64) -> bool {
         let lost = {

@@ -24,17 +24,20 @@ use weft_proto::etcd::watch_client::WatchClient;
 use weft_proto::etcd::watch_request::RequestUnion;
 use weft_proto::etcd::{
     Compare, DeleteRangeRequest, LeaseGrantRequest, LeaseKeepAliveRequest, LeaseRevokeRequest, PutRequest,
-    RangeRequest, RequestOp, ResponseHeader, TxnRequest, WatchCreateRequest, WatchRequest, WatchResponse,
+    RangeRequest, RangeResponse, RequestOp, ResponseHeader, TxnRequest, WatchCreateRequest, WatchRequest,
+    WatchResponse,
 };
 
 use super::{Change, Changes, Condition, Error, Op, Record, Store, Table, Watch};
 pub use connect::Access;
 use connect::{Servers, Session};
 
-/// A request that has no answer by then has failed.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// Pause before a broken watch is taken up again.
-const RETRY: Duration = Duration::from_millis(300);
+/// A server that has not answered by then is left for the next: one that lost its leader answers late or never.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// A request that may be made again has failed for good by then: an election takes a second or two.
+const PERSISTENCE: Duration = Duration::from_secs(8);
+/// Pause before a request is made, or a broken watch is taken up, again.
+const RETRY: Duration = Duration::from_millis(200);
 /// Changes that may wait for a watcher before it is etcd that waits.
 const QUEUE: usize = 1024;
 /// Records of one page of a listing.
@@ -90,12 +93,20 @@ impl Etcd {
         end
     }
 
+    async fn range(&self, range: RangeRequest) -> Result<RangeResponse, Error> {
+        self.ask(|session| {
+            let range = range.clone();
+            async move { kv(&session).range(session.request(range)).await }
+        })
+        .await
+    }
+
     /// Everything under our prefix, at one revision.
     async fn list(&self) -> Result<(i64, Vec<(Table, Record)>), Error> {
         let (mut records, mut key, mut revision) = (Vec::new(), self.prefix.clone().into_bytes(), 0);
         loop {
             let range = RangeRequest { key, range_end: self.end(), limit: PAGE, revision };
-            let page = self.ask(async |session| kv(&session).range(session.request(range)).await).await?;
+            let page = self.range(range).await?;
             if revision == 0 {
                 revision = revision_of(page.header);
             }
@@ -107,11 +118,25 @@ impl Etcd {
         }
     }
 
+    /// Asks what may be asked twice, until a server answers.
+    async fn ask<T, F>(&self, request: impl Fn(Session) -> F) -> Result<T, Error>
+    where
+        F: Future<Output = Result<tonic::Response<T>, Status>>,
+    {
+        let end = tokio::time::Instant::now() + PERSISTENCE;
+        loop {
+            match self.ask_once(&request).await {
+                Err(Error::Unknown(_)) if tokio::time::Instant::now() + RETRY < end => tokio::time::sleep(RETRY).await,
+                other => return other,
+            }
+        }
+    }
+
     /// Asks a server, in time; one that does not do its work is left for the next.
-    async fn ask<T>(
-        &self,
-        request: impl AsyncFnOnce(Session) -> Result<tonic::Response<T>, Status>,
-    ) -> Result<T, Error> {
+    async fn ask_once<T, F>(&self, request: impl FnOnce(Session) -> F) -> Result<T, Error>
+    where
+        F: Future<Output = Result<tonic::Response<T>, Status>>,
+    {
         let work = async {
             let session = self.servers.session().await?;
             request(session).await
@@ -141,11 +166,11 @@ impl Etcd {
         let create = WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
         // The channel is empty.
         let _ = requests.try_send(create);
-        let ask = async |session: Session| {
+        let ask = |session: Session| async move {
             let mut client = WatchClient::new(session.channel.clone()).max_decoding_message_size(MAX_MESSAGE);
             client.watch(session.request(ReceiverStream::new(stream))).await
         };
-        Ok((requests, self.ask(ask).await?))
+        Ok((requests, self.ask_once(ask).await?))
     }
 
     /// Passes changes on from revision `next`, until nobody listens or history is lost.
@@ -213,7 +238,7 @@ enum Followed {
 impl Store for Etcd {
     async fn get(&self, table: Table, key: &str) -> Result<Option<Record>, Error> {
         let range = RangeRequest { key: self.path(table, key), ..Default::default() };
-        let found = self.ask(async |session| kv(&session).range(session.request(range)).await).await?;
+        let found = self.range(range).await?;
         Ok(found.kvs.first().and_then(|kv| self.record(kv)).map(|(_, record)| record))
     }
 
@@ -234,7 +259,13 @@ impl Store for Etcd {
         });
         let success = success.map(|request| RequestOp { request: Some(request) }).collect();
         let txn = TxnRequest { compare, success };
-        let done = self.ask(async |session| kv(&session).txn(session.request(txn)).await).await?;
+        // One with conditions that was done and not answered would be refused the second time.
+        let once = !txn.compare.is_empty();
+        let ask = |session: Session| {
+            let txn = txn.clone();
+            async move { kv(&session).txn(session.request(txn)).await }
+        };
+        let done = if once { self.ask_once(ask).await? } else { self.ask(ask).await? };
         if !done.succeeded {
             return Ok(None);
         }
@@ -249,12 +280,13 @@ impl Store for Etcd {
     async fn grant(&self, ttl: Duration) -> Result<u64, Error> {
         let seconds = i64::try_from(ttl.as_millis().div_ceil(1000)).unwrap_or(i64::MAX).max(1);
         let request = LeaseGrantRequest { ttl: seconds };
-        let granted = self.ask(async |session| lease(&session).lease_grant(session.request(request)).await).await?;
+        let granted =
+            self.ask(|session| async move { lease(&session).lease_grant(session.request(request)).await }).await?;
         if granted.error.is_empty() { Ok(unsigned(granted.id)) } else { Err(Error::Unavailable(granted.error)) }
     }
 
     async fn keep_alive(&self, id: u64) -> Result<bool, Error> {
-        let ask = async |session: Session| {
+        let ask = |session: Session| async move {
             let once = tokio_stream::once(LeaseKeepAliveRequest { id: signed(id) });
             let mut answers = lease(&session).lease_keep_alive(session.request(once)).await?.into_inner();
             let answer = answers.message().await?;
@@ -265,7 +297,7 @@ impl Store for Etcd {
 
     async fn revoke(&self, id: u64) -> Result<(), Error> {
         let request = LeaseRevokeRequest { id: signed(id) };
-        match self.ask(async |session| lease(&session).lease_revoke(session.request(request)).await).await {
+        match self.ask(|session| async move { lease(&session).lease_revoke(session.request(request)).await }).await {
             Ok(_) | Err(Error::LeaseEnded) => Ok(()),
             Err(e) => Err(e),
         }

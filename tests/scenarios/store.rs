@@ -1,0 +1,272 @@
+//! The store: redb and etcd keep the same promises, and several control planes over etcd serve as one.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use weft_control_plane::store::embedded::Embedded;
+use weft_control_plane::store::etcd::{Access, Etcd as EtcdStore};
+use weft_control_plane::store::{Change, Condition, Error, Op, Shared, Table};
+use weft_tests::{Etcd, Mesh, Pod, statuses, wait_for};
+
+use crate::Scenario;
+
+pub(crate) fn all() -> Vec<Scenario> {
+    vec![
+        ("redb_and_etcd_keep_the_same_promises", promises),
+        ("what_was_acknowledged_survives_a_kill", survives),
+        ("three_control_planes_over_etcd_serve_as_one", together),
+        ("compacted_history_is_read_anew", compaction),
+    ]
+}
+
+/// The contract of `Store`, of both.
+fn promises() -> Result<()> {
+    let mesh = Mesh::network(&[])?;
+    let etcd = Etcd::start(&mesh.center, 1)?;
+    let dir = tempfile::tempdir()?;
+    // In the network of the servers.
+    let netns = std::fs::File::open(format!("/run/netns/{}", mesh.center.netns()))?;
+    let thread = std::thread::spawn({
+        let (url, path) = (format!("{}/a/b", etcd.store()), dir.path().to_owned());
+        move || -> Result<()> {
+            rustix::thread::move_into_link_name_space(
+                std::os::fd::AsFd::as_fd(&netns),
+                Some(rustix::thread::LinkNameSpaceType::Network),
+            )?;
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(async {
+                let redb: Shared = Arc::new(Embedded::open(&path)?);
+                contract(redb).await.context("redb")?;
+                let etcd: Shared = Arc::new(EtcdStore::connect(&url, &Access::default()).await?);
+                contract(etcd).await.context("etcd")
+            })
+        }
+    });
+    thread.join().map_err(|_| anyhow::anyhow!("the contract's thread panicked"))?
+}
+
+async fn contract(store: Shared) -> Result<()> {
+    let put = |key: &str, value: &str| Op::put(Table::Kv, key, value);
+    let mut watch = store.watch().await?;
+    ensure!(watch.records.is_empty(), "{:?}", watch.records);
+    // A transaction is all or nothing, and grows the revision by one.
+    let first = store.txn(vec![Condition::absent(Table::Kv, "a/b")], vec![put("a/b", "1"), put("c", "2")]).await?;
+    let first = first.context("nothing was there")?;
+    ensure!(first > watch.revision, "{first} after {}", watch.revision);
+    let refused = vec![Condition::unchanged(Table::Kv, "c", first), Condition::absent(Table::Kv, "a/b")];
+    ensure!(store.txn(refused, vec![put("c", "x")]).await?.is_none(), "one condition does not hold");
+    let second = store.txn(vec![Condition::unchanged(Table::Kv, "c", first)], vec![put("c", "3")]).await?;
+    ensure!(second == Some(first + 1), "{second:?}");
+    ensure!(store.txn(vec![], vec![Op::delete(Table::Kv, "nothing")]).await? == Some(0), "no change, no revision");
+    let record = store.get(Table::Kv, "c").await?.context("c is there")?;
+    ensure!((record.created, record.modified, record.value.as_slice()) == (first, first + 1, b"3"), "{record:?}");
+    ensure!(store.get(Table::Sessions, "c").await?.is_none(), "tables are apart");
+    // The watch tells both, each with its revision and in order.
+    let told = watch.changes.recv().await.context("told")?;
+    ensure!(told.revision == first && told.changes.len() == 2 && told.changes[0].key == "a/b", "{told:?}");
+    let told = watch.changes.recv().await.context("told")?;
+    ensure!(told.changes == [Change { table: Table::Kv, key: "c".into(), record: Some(record) }], "{told:?}");
+    // Leases.
+    let lease = store.grant(Duration::from_secs(1)).await?;
+    store.txn(vec![], vec![Op::put_leased(Table::Alive, "x", "1", lease)]).await?.context("done")?;
+    let told = watch.changes.recv().await.context("told")?;
+    ensure!(told.changes[0].record.as_ref().is_some_and(|r| r.lease == lease), "{told:?}");
+    for _ in 0..4 {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        ensure!(store.keep_alive(lease).await?, "it is kept alive");
+    }
+    ensure!(store.get(Table::Alive, "x").await?.is_some(), "and what is bound to it");
+    let told = tokio::time::timeout(Duration::from_secs(10), watch.changes.recv()).await?.context("told")?;
+    ensure!(told.changes == [Change { table: Table::Alive, key: "x".into(), record: None }], "{told:?}");
+    ensure!(!store.keep_alive(lease).await?, "it has ended");
+    let late = store.txn(vec![], vec![Op::put_leased(Table::Alive, "x", "1", lease)]).await;
+    ensure!(late == Err(Error::LeaseEnded), "{late:?}");
+    // What is written again without the lease stays when that is revoked.
+    let lease = store.grant(Duration::from_secs(60)).await?;
+    let bound = |key: &str| Op::put_leased(Table::Alive, key, "1", lease);
+    store.txn(vec![], vec![bound("y"), bound("z")]).await?.context("done")?;
+    store.txn(vec![], vec![Op::put(Table::Alive, "y", "2")]).await?.context("done")?;
+    store.revoke(lease).await?;
+    store.revoke(lease).await?;
+    ensure!(store.get(Table::Alive, "y").await?.is_some() && store.get(Table::Alive, "z").await?.is_none());
+    // All there is, at one revision.
+    let watch = store.watch().await?;
+    let keys: Vec<_> = watch.records.iter().map(|(table, record)| (*table, record.key.as_str())).collect();
+    ensure!(keys == [(Table::Alive, "y"), (Table::Kv, "a/b"), (Table::Kv, "c")], "{keys:?}");
+    // Many at once, each once.
+    let writers = (0..50).map(|n| {
+        let store = store.clone();
+        tokio::spawn(async move { store.txn(vec![Condition::absent(Table::Kv, "one")], vec![put_one(n)]).await })
+    });
+    let mut won = 0;
+    for writer in writers.collect::<Vec<_>>() {
+        won += usize::from(writer.await??.is_some());
+    }
+    ensure!(won == 1, "{won} of fifty made it");
+    Ok(())
+}
+
+fn put_one(n: u32) -> Op {
+    Op::put(Table::Kv, "one", n.to_string())
+}
+
+/// Ids of the instances of order-service that the agent in this pod lists.
+fn listed(pod: &Pod) -> Result<Vec<String>> {
+    let text = pod.curl(&["-f", "http://127.0.0.1:8500/v1/health/service/order-service"])?;
+    let all: Value = serde_json::from_str(&text)?;
+    let ids = all.as_array().context("no array")?.iter().filter_map(|i| i["Service"]["ID"].as_str());
+    Ok(ids.map(str::to_owned).collect())
+}
+
+/// Registers instances until told to end: the ids that were acknowledged.
+fn registrar(pod: &Pod, first: usize, count: usize) -> Result<Vec<String>> {
+    let mut acknowledged = Vec::new();
+    for n in first..first + count {
+        // Critical until somebody reports: no request goes there.
+        let body = format!(
+            "{{\"Name\":\"order-service\",\"ID\":\"o-{n}\",\"Port\":{},\"Check\":{{\"TTL\":\"10m\"}}}}",
+            9000 + n
+        );
+        let url = "http://127.0.0.1:8500/v1/agent/service/register";
+        let status = pod.curl(&["-o", "/dev/null", "-w", "%{http_code}", "-X", "PUT", "-d", &body, url])?;
+        if status == "200" {
+            acknowledged.push(format!("o-{n}"));
+        }
+    }
+    Ok(acknowledged)
+}
+
+/// kill -9 of the only control plane in the middle of writes.
+fn survives() -> Result<()> {
+    let mut mesh = Mesh::start(&["--lease", "30"])?;
+    let pod = mesh.pod("order")?;
+    let _sidecar = mesh.sidecar(&pod, "order-service", &[])?;
+    let mut acknowledged = Vec::new();
+    for round in 0..3 {
+        std::thread::scope(|scope| -> Result<()> {
+            let writer = scope.spawn(|| registrar(&pod, round * 30, 30));
+            std::thread::sleep(Duration::from_millis(300));
+            mesh.control_plane.take().context("it runs")?.signal("KILL")?;
+            acknowledged.extend(writer.join().map_err(|_| anyhow::anyhow!("the writer panicked"))??);
+            Ok(())
+        })?;
+        mesh.start_control_plane()?;
+    }
+    ensure!(acknowledged.len() == 90, "the agent takes registrations meanwhile: {}", acknowledged.len());
+    wait_for("all of them", Duration::from_secs(15), || {
+        let listed = listed(&pod)?;
+        let missing: Vec<_> = acknowledged.iter().filter(|id| !listed.contains(id)).collect();
+        ensure!(missing.is_empty(), "{missing:?} were acknowledged and are not there");
+        Ok(())
+    })
+}
+
+fn together() -> Result<()> {
+    let mut mesh = Mesh::network(&[])?;
+    let center = mesh.center.again();
+    let mut etcd = Etcd::start(&center, 3)?;
+    let store = etcd.store();
+    mesh.control_plane_args = ["--store", &store, "--lease", "4"].map(str::to_owned).to_vec();
+    mesh.start_control_plane()?;
+    let others = [1, 2].map(|number| mesh.another_control_plane(number, &["--store", &store, "--lease", "4"]));
+    let [second, third] = others;
+    let (_second, third) = (second?, third?);
+    let at = |numbers: [u16; 3]| numbers.map(|n| format!("{}:{}", center.ip, 15012 + n)).join(",");
+    let app = mesh.pod("order")?;
+    let _server = app.serve(8080, "order")?;
+    let through_third = at([2, 1, 0]);
+    let args = ["--control-plane", &through_third, "--service", "order-service", "--port", "8080"];
+    let _order = mesh.sidecar(&app, "order-service", &args)?;
+    mesh.redirect(&app)?;
+    let front = mesh.pod("front")?;
+    let through_second = at([1, 0, 2]);
+    let _front = mesh.sidecar(&front, "frontend", &["--control-plane", &through_second])?;
+    mesh.redirect(&front)?;
+
+    // Through one, seen through another within a second.
+    ensure!(registrar(&app, 0, 1)? == ["o-0"]);
+    let start = Instant::now();
+    wait_for("the other control plane", Duration::from_secs(3), || {
+        ensure!(listed(&front)?.contains(&"o-0".to_owned()), "not there yet");
+        Ok(())
+    })?;
+    println!("seen through another control plane {} ms after it was acknowledged", start.elapsed().as_millis());
+    app.curl(&["-f", "-X", "PUT", "http://127.0.0.1:8500/v1/agent/service/deregister/o-0"])?;
+
+    // One is killed in the middle of writes: its sidecars go to another, nothing that was acknowledged is lost and
+    // nothing that lives is removed.
+    let vip = mesh.vip("order-service")?;
+    let url = format!("http://{vip}/sleep/10");
+    let load = serde_json::json!({"url": url, "seconds": 25, "headers": {"Host": "order-service"}});
+    let load = front.requests_meanwhile(&load)?;
+    let acknowledged = std::thread::scope(|scope| -> Result<Vec<String>> {
+        let writer = scope.spawn(|| registrar(&app, 100, 40));
+        std::thread::sleep(Duration::from_millis(400));
+        third.signal("KILL")?;
+        writer.join().map_err(|_| anyhow::anyhow!("the writer panicked"))?
+    })?;
+    ensure!(acknowledged.len() == 40, "{acknowledged:?}");
+    let seen = || {
+        let listed = listed(&front)?;
+        let missing: Vec<_> = acknowledged.iter().filter(|id| !listed.contains(id)).collect();
+        ensure!(missing.is_empty() && listed.contains(&"order-service-8080".to_owned()), "{missing:?}");
+        Ok(())
+    };
+    wait_for("all that was acknowledged", Duration::from_secs(20), seen)?;
+    // Past the lease of the one that is gone.
+    std::thread::sleep(Duration::from_secs(6));
+    seen()?;
+    for id in &acknowledged {
+        app.curl(&["-f", "-X", "PUT", &format!("http://127.0.0.1:8500/v1/agent/service/deregister/{id}")])?;
+    }
+
+    // etcd's leader is killed: writes go on, by the next.
+    etcd.kill(etcd.leader()?)?;
+    wait_for("a write without the leader", Duration::from_secs(30), || {
+        ensure!(registrar(&app, 500, 1)?.len() == 1, "not taken");
+        ensure!(listed(&front)?.contains(&"o-500".to_owned()), "not seen");
+        Ok(())
+    })?;
+    let results = load.results()?;
+    ensure!(statuses(&results).len() == 1, "requests failed meanwhile: {:?}", statuses(&results));
+    Ok(())
+}
+
+/// A control plane's etcd is away while history is written and compacted.
+fn compaction() -> Result<()> {
+    let mut mesh = Mesh::network(&[])?;
+    let center = mesh.center.again();
+    let mut etcd = Etcd::start(&center, 3)?;
+    let (first, second) =
+        (format!("etcd://{},{}", etcd.address(0), etcd.address(1)), format!("etcd://{}", etcd.address(2)));
+    mesh.control_plane_args = ["--store", &first, "--lease", "60"].map(str::to_owned).to_vec();
+    mesh.start_control_plane()?;
+    let other = mesh.another_control_plane(1, &["--store", &second, "--lease", "60"])?;
+    let app = mesh.pod("order")?;
+    let _order = mesh.sidecar(&app, "order-service", &[])?;
+    let front = mesh.pod("front")?;
+    let through_other = format!("{}:15013", center.ip);
+    let _front = mesh.sidecar(&front, "frontend", &["--control-plane", &through_other])?;
+    registrar(&app, 0, 3)?;
+    wait_for("the other control plane", Duration::from_secs(5), || {
+        ensure!(listed(&front)?.len() == 3, "{:?}", listed(&front)?);
+        Ok(())
+    })?;
+    etcd.kill(2)?;
+    app.curl(&["-f", "-X", "PUT", "http://127.0.0.1:8500/v1/agent/service/deregister/o-1"])?;
+    registrar(&app, 5, 2)?;
+    let status = etcd.ask(0, "maintenance/status", "{}")?;
+    let revision = status["header"]["revision"].as_str().context("no revision")?;
+    etcd.ask(0, "kv/compaction", &format!("{{\"revision\":\"{revision}\"}}"))?;
+    etcd.restart(2)?;
+    wait_for("what was missed", Duration::from_secs(20), || {
+        let mut ids = listed(&front)?;
+        ids.sort();
+        ensure!(ids == ["o-0", "o-2", "o-5", "o-6"], "{ids:?}");
+        Ok(())
+    })?;
+    ensure!(other.output().contains("compacted"), "it says so: {}", other.output());
+    Ok(())
+}
