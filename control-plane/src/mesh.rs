@@ -8,6 +8,8 @@
 
 mod follow;
 mod instances;
+pub mod locks;
+pub mod pairs;
 mod policies;
 mod sessions;
 mod stored;
@@ -17,7 +19,7 @@ mod virtual_ips;
 pub(crate) use stored::wire;
 pub use topics::Topic;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -118,6 +120,10 @@ struct State {
     next_session: u64,
     /// When nodes whose lease had ended were removed.
     removed: VecDeque<Instant>,
+    pairs: pairs::Pairs,
+    locks: locks::Sessions,
+    /// Pairs whose lock may not be taken yet, by key in the store.
+    delays: HashSet<String>,
     /// By key in the store.
     api_policies: BTreeMap<String, Vec<Arc<Document>>>,
     folder: Arc<FolderState>,
@@ -142,6 +148,8 @@ pub struct Mesh {
     topics: Topics,
     /// Virtual IPs are to be kept.
     virtual_ips: Arc<Notify>,
+    /// A session of Consul's API was not renewed in time.
+    sessions_over: Arc<Notify>,
     /// The lease of this process, which those who are connected to it live by; 0: none yet.
     own_lease: AtomicU64,
     /// Time without a sign of life after which a sidecar's instances are removed.
@@ -163,6 +171,9 @@ impl Mesh {
                 sessions: HashMap::new(),
                 next_session: 1,
                 removed: VecDeque::new(),
+                pairs: pairs::Pairs::new(watch.revision),
+                locks: locks::Sessions::new(watch.revision),
+                delays: HashSet::new(),
                 api_policies: BTreeMap::new(),
                 folder: Arc::default(),
                 host_versions: HashMap::new(),
@@ -174,6 +185,7 @@ impl Mesh {
             seen: watch::Sender::new(0),
             topics: Topics::default(),
             virtual_ips: Arc::default(),
+            sessions_over: Arc::default(),
             own_lease: AtomicU64::new(0),
             lease,
         });
@@ -182,6 +194,7 @@ impl Mesh {
         tokio::spawn(follow::run(Arc::downgrade(&mesh), changes));
         tokio::spawn(virtual_ips::keep(Arc::downgrade(&mesh), mesh.virtual_ips.clone()));
         tokio::spawn(sessions::keep_lease(Arc::downgrade(&mesh)));
+        tokio::spawn(locks::watch(Arc::downgrade(&mesh), mesh.sessions_over.clone()));
         Ok(mesh)
     }
 

@@ -51,7 +51,7 @@ impl Mesh {
         let came = watch.records.into_iter();
         changes.extend(came.map(|(table, record)| Change { table, key: record.key.clone(), record: Some(record) }));
         // Addresses come before the hosts that would choose new ones, nodes before their instances.
-        let order = [Table::VirtualIps, Table::Nodes, Table::Alive];
+        let order = [Table::VirtualIps, Table::Nodes, Table::Alive, Table::Sessions];
         changes.sort_by_key(|change| order.iter().position(|table| *table == change.table).unwrap_or(order.len()));
         self.apply(std::iter::once(Changes { revision: watch.revision, changes }));
         watch.changes
@@ -70,6 +70,9 @@ impl Mesh {
             .chain(alive.map(|(name, _)| (Table::Alive, name.clone())))
             .chain(policies)
             .chain(ips.map(|(_, a)| (Table::VirtualIps, a.address.to_string())))
+            .chain(state.pairs.paths().map(|path| (Table::Kv, path.clone())))
+            .chain(state.locks.paths().flat_map(|p| [Table::Sessions, Table::SessionAlive].map(|t| (t, p.clone()))))
+            .chain(state.delays.iter().map(|path| (Table::LockDelays, path.clone())))
             .collect()
     }
 
@@ -81,7 +84,7 @@ impl Mesh {
             last = revision;
             state.world.at_revision(revision);
             for change in changes {
-                applying.one(self, &mut state, change);
+                applying.one(self, &mut state, change, revision);
             }
         }
         if applying.policies {
@@ -114,7 +117,7 @@ impl Applying {
         self.changed.addresses.extend(other.addresses);
     }
 
-    fn one(&mut self, mesh: &Mesh, state: &mut State, change: Change) {
+    fn one(&mut self, mesh: &Mesh, state: &mut State, change: Change, revision: u64) {
         let Change { table, key, record } = change;
         let result = match table {
             Table::Registrations => self.registration(state, &key, record),
@@ -122,7 +125,30 @@ impl Applying {
             Table::Alive => self.alive(mesh, state, key.clone(), record),
             Table::Policies => self.policy(state, key.clone(), record),
             Table::VirtualIps => self.virtual_ip(state, &key, record),
-            Table::Secrets | Table::Kv | Table::Sessions | Table::SessionAlive | Table::LockDelays => Ok(()),
+            Table::Kv => {
+                self.woken.extend([Topic::Pairs, Topic::Pair(key.clone())]);
+                state.pairs.follow(key.clone(), record, revision)
+            }
+            Table::Sessions => {
+                self.woken.insert(Topic::Sessions);
+                state.locks.follow(key.clone(), record, revision)
+            }
+            Table::SessionAlive => {
+                if record.is_none() {
+                    mesh.sessions_over.notify_one();
+                }
+                state.locks.alive(&key, record.is_some());
+                Ok(())
+            }
+            Table::LockDelays => {
+                if record.is_some() {
+                    state.delays.insert(key.clone());
+                } else {
+                    state.delays.remove(&key);
+                }
+                Ok(())
+            }
+            Table::Secrets => Ok(()),
         };
         if let Err(why) = result {
             tracing::error!("the store's record {}/{key} cannot be read and is left out: {why}", table.name());

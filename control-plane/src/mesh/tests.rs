@@ -8,7 +8,7 @@ use crate::world::InstanceKey;
 const LEASE: Duration = Duration::from_secs(15);
 
 /// A store; the thread of one that was dropped just now may still hold the file.
-async fn store(dir: &std::path::Path) -> store::Shared {
+pub(super) async fn store(dir: &std::path::Path) -> store::Shared {
     let end = std::time::Instant::now() + Duration::from_secs(5);
     loop {
         match Embedded::open(dir) {
@@ -19,11 +19,11 @@ async fn store(dir: &std::path::Path) -> store::Shared {
     }
 }
 
-async fn open(store: store::Shared) -> Arc<Mesh> {
+pub(super) async fn open(store: store::Shared) -> Arc<Mesh> {
     Mesh::open(store, "cluster.local", LEASE).await.unwrap()
 }
 
-fn node(number: u8) -> Node {
+pub(super) fn node(number: u8) -> Node {
     Node {
         namespace: "default".into(),
         identity: format!("spiffe://cluster.local/ns/default/sa/w{number}"),

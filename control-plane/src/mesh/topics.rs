@@ -15,8 +15,10 @@ pub enum Topic {
     Catalog,
     /// Which nodes there are.
     Nodes,
-    /// Key-value pairs.
-    Kv,
+    /// One key-value pair, by `<namespace>/<key>`.
+    Pair(String),
+    /// Any of them.
+    Pairs,
     /// Sessions.
     Sessions,
 }
@@ -86,11 +88,11 @@ mod tests {
     fn one_topic_wakes_its_own_and_is_forgotten_with_the_last() {
         let topics = Topics::default();
         let service = |name: &str| Topic::Service(name.into());
-        let (one, two) = (topics.wait(&[service("a"), Topic::Kv]), topics.wait(&[service("a")]));
+        let (one, two) = (topics.wait(&[service("a"), Topic::Pairs]), topics.wait(&[service("a")]));
         let (mut first, mut second) = (Box::pin(one.woken()), Box::pin(two.woken()));
         topics.wake([service("b"), Topic::Catalog].into_iter());
         assert!(first.as_mut().now_or_never().is_none() && second.as_mut().now_or_never().is_none());
-        topics.wake([Topic::Kv].into_iter());
+        topics.wake([Topic::Pairs].into_iter());
         assert!(first.now_or_never().is_some() && second.as_mut().now_or_never().is_none());
         topics.wake([service("a")].into_iter());
         assert!(second.now_or_never().is_some());
