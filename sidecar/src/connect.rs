@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::net::TcpStream;
-
-use crate::checks::target;
+use weft_agent::checks::target;
 
 /// Socket mark of traffic that leaves for other workloads. To an address of this pod it is redirected to the inbound
 /// port like anybody's.

@@ -15,15 +15,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use tokio::sync::watch;
+use weft_agent::catalog::Catalog;
+use weft_agent::local::Local;
+use weft_agent::{Agent, definitions, entry};
 use weft_core::names::normalise;
 use weft_proto::v1::Hello;
 
 use crate::access_log::AccessLog;
 use crate::admin::{self, Pages};
 use crate::ads::{self, Introduction};
-use crate::agent::catalog::Catalog;
-use crate::agent::local::Local;
-use crate::agent::{Agent, definitions, entry};
+use crate::agent::{Asked, Delivery, Session};
 use crate::claim;
 use crate::control::{Backoff, Control};
 use crate::dns::forward::Forwarder;
@@ -167,9 +168,10 @@ pub fn start(config: Config, application: Application) -> Result<Sidecar> {
     start_workers(&proxy, &config, listeners, &accepting)?;
 
     let (registrations, session) = session::new();
+    let upstream = Session { registrations: registrations.clone(), identity: control.identity.clone() };
     let agent = Arc::new(Agent {
-        local: Local::new(registrations.clone(), control.identity.clone(), Some(config.data_dir.join("agent.json"))),
-        catalog: Catalog::new(control.clone()),
+        local: Local::new(Arc::new(upstream), Arc::new(Delivery), Some(config.data_dir.join("agent.json"))),
+        catalog: Catalog::new(Asked(control.clone())),
         node: node.clone(),
         towards: control.address().parse().unwrap_or(ELSEWHERE),
     });

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal};
+use weft_agent::checks::target;
 
-use crate::checks::target;
 use crate::claim::{self, Claim};
 use crate::redirect::rules::VIRTUAL_IPS;
 use crate::redirect::{run_tool, tool};

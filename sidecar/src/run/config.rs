@@ -3,7 +3,8 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use crate::agent::entry;
+use weft_agent::entry;
+
 use crate::redirect::rules::Own;
 
 /// How a sidecar runs.

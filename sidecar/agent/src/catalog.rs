@@ -12,11 +12,9 @@ use http::StatusCode;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tonic::Status;
-use weft_proto::v1::catalog_client::CatalogClient;
-use weft_proto::v1::{Block, CatalogInstance, InstancesQuery, ServiceTags, ServicesQuery};
+use weft_proto::v1::{Block, CatalogInstance, ServiceTags};
 
 use super::refused::Refused;
-use crate::control::Control;
 
 /// Answers that are remembered.
 const CACHE: usize = 256;
@@ -26,7 +24,6 @@ const BLOCKING: usize = 128;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Pause between tries of a blocking query while the control plane is away.
 const RETRY: Duration = Duration::from_secs(1);
-const MAX_ANSWER: usize = 64 << 20;
 
 /// What can be asked.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -54,41 +51,6 @@ pub trait Source: Send + Sync + 'static {
     fn ask(&self, question: Question, block: Option<Block>) -> BoxFuture<'_, Result<Answer, Status>>;
     /// Where the control plane is.
     fn leader(&self) -> String;
-}
-
-impl Source for Arc<Control> {
-    fn ask(&self, question: Question, block: Option<Block>) -> BoxFuture<'_, Result<Answer, Status>> {
-        Box::pin(async move {
-            let mut client = CatalogClient::new(self.channel()).max_decoding_message_size(MAX_ANSWER);
-            let result = match question {
-                Question::Instances(service) => {
-                    let answer = client.instances(InstancesQuery { service, block }).await;
-                    answer.map(tonic::Response::into_inner).map(|a| Answer {
-                        index: a.index,
-                        instances: a.instances,
-                        services: Vec::new(),
-                    })
-                }
-                Question::Services => {
-                    let answer = client.services(ServicesQuery { block }).await;
-                    answer.map(tonic::Response::into_inner).map(|a| Answer {
-                        index: a.index,
-                        instances: Vec::new(),
-                        services: a.services,
-                    })
-                }
-            };
-            if result.is_err() {
-                // Its certificate may have ended: the next connection shows the one that we hold by then.
-                self.forget_channel();
-            }
-            result
-        })
-    }
-
-    fn leader(&self) -> String {
-        self.address().to_owned()
-    }
 }
 
 /// An answer and, when it is a remembered one, its age.

@@ -8,18 +8,18 @@ use std::time::Duration;
 use tokio::net::UdpSocket;
 
 use super::state::Status;
-use super::{Kind, Place, dial, http, http2, target};
+use super::{Kind, Place, Sockets, dial, http, http2, target};
 
 /// How long a datagram may be refused: what comes from within the pod comes at once.
 const UDP_WAIT: Duration = Duration::from_secs(1);
 
 /// Probes once.
-pub async fn probe(kind: &Kind, timeout: Duration) -> (Status, String) {
+pub async fn probe(sockets: &dyn Sockets, kind: &Kind, timeout: Duration) -> (Status, String) {
     let late = || format!("no answer within {timeout:?}");
     match kind {
         Kind::Ttl(_) | Kind::Maintenance | Kind::Alias(_) => (Status::Critical, String::new()),
         Kind::Http(request) => {
-            let result = tokio::time::timeout(timeout, http::fetch(request, timeout)).await;
+            let result = tokio::time::timeout(timeout, http::fetch(sockets, request, timeout)).await;
             let said = |what: String| format!("HTTP {} {}: {what}", request.method, request.url);
             match result.unwrap_or_else(|_| Err(late())) {
                 Ok((status, body)) => (http::health(status), said(format!("{status} Output: {body}"))),
@@ -27,16 +27,16 @@ pub async fn probe(kind: &Kind, timeout: Duration) -> (Status, String) {
             }
         }
         Kind::Tcp(place) => {
-            let opened = tokio::time::timeout(timeout, dial::open(place, None, timeout)).await;
+            let opened = tokio::time::timeout(timeout, dial::open(sockets, place, None, timeout)).await;
             result(format!("TCP connect {place}"), opened.unwrap_or_else(|_| Err(late())).map(drop))
         }
         Kind::Udp(place) => result(format!("UDP connect {place}"), datagram(place, timeout.min(UDP_WAIT)).await),
         Kind::Grpc(place, service) => {
-            let asked = tokio::time::timeout(timeout, http2::health(place, service, timeout)).await;
+            let asked = tokio::time::timeout(timeout, http2::health(sockets, place, service, timeout)).await;
             result(format!("gRPC check {place}"), asked.unwrap_or_else(|_| Err(late())))
         }
         Kind::Http2Ping(place) => {
-            let pinged = tokio::time::timeout(timeout, http2::ping(place, timeout)).await;
+            let pinged = tokio::time::timeout(timeout, http2::ping(sockets, place, timeout)).await;
             result(format!("HTTP/2 ping {place}"), pinged.unwrap_or_else(|_| Err(late())))
         }
     }
@@ -75,6 +75,7 @@ async fn datagram(place: &Place, wait: Duration) -> Result<(), String> {
 mod tests {
     use super::*;
     use crate::checks::http::tests::http;
+    use crate::checks::tests::Plain;
 
     fn place(port: u16) -> Place {
         Place { host: "localhost".into(), port, tls: None }
@@ -84,12 +85,12 @@ mod tests {
     async fn silence_and_refusal_are_critical() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let (status, output) = probe(&Kind::Http(http(port, "/")), Duration::from_millis(50)).await;
+        let (status, output) = probe(&Plain, &Kind::Http(http(port, "/")), Duration::from_millis(50)).await;
         assert!(status == Status::Critical && output.contains("no answer within 50ms"), "{output}");
         let tcp = Kind::Tcp(place(port));
-        assert_eq!(probe(&tcp, Duration::from_secs(1)).await.0, Status::Passing);
+        assert_eq!(probe(&Plain, &tcp, Duration::from_secs(1)).await.0, Status::Passing);
         drop(listener);
-        let (status, output) = probe(&tcp, Duration::from_secs(1)).await;
+        let (status, output) = probe(&Plain, &tcp, Duration::from_secs(1)).await;
         assert!(status == Status::Critical && output.contains("refused"), "{output}");
     }
 
@@ -97,9 +98,9 @@ mod tests {
     async fn a_datagram_is_refused_or_not() {
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let udp = Kind::Udp(Place { host: "127.0.0.1".into(), ..place(socket.local_addr().unwrap().port()) });
-        assert_eq!(probe(&udp, Duration::from_millis(50)).await.0, Status::Passing, "silence");
+        assert_eq!(probe(&Plain, &udp, Duration::from_millis(50)).await.0, Status::Passing, "silence");
         drop(socket);
-        let (status, output) = probe(&udp, Duration::from_secs(5)).await;
+        let (status, output) = probe(&Plain, &udp, Duration::from_secs(5)).await;
         assert!(status == Status::Critical && output.contains("refused"), "{output}");
     }
 }

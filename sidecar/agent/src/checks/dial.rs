@@ -13,16 +13,20 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use super::{Place, Tls, target};
-use crate::connect;
+use super::{Place, Sockets, Tls, target};
 
 /// A connection of either kind.
 pub(super) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Duplex for S {}
 
 /// Opens a connection. `alpn`: what is to be spoken, where TLS is to agree on it.
-pub(super) async fn open(place: &Place, alpn: Option<&[u8]>, timeout: Duration) -> Result<Box<dyn Duplex>, String> {
-    let stream = connect(&place.host, place.port, timeout).await.map_err(|e| e.to_string())?;
+pub(super) async fn open(
+    sockets: &dyn Sockets,
+    place: &Place,
+    alpn: Option<&[u8]>,
+    timeout: Duration,
+) -> Result<Box<dyn Duplex>, String> {
+    let stream = connect(sockets, &place.host, place.port, timeout).await.map_err(|e| e.to_string())?;
     let Some(tls) = &place.tls else { return Ok(Box::new(stream)) };
     let name = if tls.server_name.is_empty() { target::bare(&place.host) } else { &tls.server_name };
     let name = ServerName::try_from(name.to_owned()).map_err(|_| format!("{name:?} is no name of a server"))?;
@@ -37,10 +41,10 @@ pub(super) async fn open(place: &Place, alpn: Option<&[u8]>, timeout: Duration) 
     Ok(Box::new(stream))
 }
 
-async fn connect(host: &str, port: u16, timeout: Duration) -> io::Result<TcpStream> {
+async fn connect(sockets: &dyn Sockets, host: &str, port: u16, timeout: Duration) -> io::Result<TcpStream> {
     let mut last = io::Error::other("no address");
     for to in target::resolve(host, port).await? {
-        match connect::tcp(to, connect::MARK_DELIVERY, timeout, None).await {
+        match sockets.connect(to, timeout).await {
             Ok(stream) => return Ok(stream),
             // A host without IPv6 says so of ::1; what it said of 127.0.0.1 explains more.
             Err(_) if to.is_ipv6() && last.kind() == io::ErrorKind::ConnectionRefused => {}
@@ -127,6 +131,7 @@ mod tests {
     use super::super::Kind;
     use super::super::probe::probe;
     use super::super::state::Status;
+    use super::super::tests::Plain;
     use super::*;
 
     /// A server whose certificate nobody has signed.
@@ -156,9 +161,9 @@ mod tests {
             let tls = Some(Tls { server_name: String::new(), skip_verify });
             Kind::Tcp(Place { host: "localhost".into(), port, tls })
         };
-        let (status, output) = probe(&tcp(true), Duration::from_secs(5)).await;
+        let (status, output) = probe(&Plain, &tcp(true), Duration::from_secs(5)).await;
         assert_eq!(status, Status::Passing, "{output}");
-        let (status, output) = probe(&tcp(false), Duration::from_secs(5)).await;
+        let (status, output) = probe(&Plain, &tcp(false), Duration::from_secs(5)).await;
         assert!(status == Status::Critical && output.contains("TLS: "), "{output}");
     }
 }

@@ -1,13 +1,19 @@
-//! Consul's HTTP API on loopback: to the program in this pod the sidecar is its local agent.
+//! Consul's HTTP API as a local agent serves it: to the program in a pod the sidecar is its agent.
+//!
+//! A crate of its own, because the control plane reads and answers in the same words and forms. What an agent needs of the
+//! place that it runs in are three traits: [`upstream::Upstream`] takes what is registered to the mesh,
+//! [`catalog::Source`] answers for the rest of the mesh, and [`checks::Sockets`] opens the connections of health checks.
 //!
 //! [`route`] finds the endpoint, [`definitions`] and [`decode`] read what clients send, [`local`] keeps what is registered
 //! here, over restarts by way of [`saved`], and [`catalog`] asks for the rest; [`read`] and [`shapes`] answer. Served by
 //! hyper directly: clients send bodies without or with a wrong content type, which extractors refuse.
 
 pub mod catalog;
+pub mod checks;
 pub mod decode;
 pub mod definitions;
 pub mod entry;
+pub mod files;
 pub mod filter;
 pub mod local;
 pub mod read;
@@ -17,6 +23,7 @@ pub mod saved;
 pub mod shapes;
 #[cfg(test)]
 mod tests;
+pub mod upstream;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;

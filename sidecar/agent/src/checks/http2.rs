@@ -8,7 +8,7 @@ use h2::{Ping, PingPong};
 use http::{HeaderMap, HeaderValue, Method, Request, Version, header};
 use prost::Message;
 
-use super::{Place, dial};
+use super::{Place, Sockets, dial};
 
 /// Largest answer to a health request; it holds one number.
 const MAX_ANSWER: usize = 4096;
@@ -41,8 +41,8 @@ impl Drop for Connection {
     }
 }
 
-async fn open(place: &Place, timeout: Duration) -> Result<Connection, String> {
-    let stream = dial::open(place, Some(b"h2"), timeout).await?;
+async fn open(sockets: &dyn Sockets, place: &Place, timeout: Duration) -> Result<Connection, String> {
+    let stream = dial::open(sockets, place, Some(b"h2"), timeout).await?;
     let (sender, mut connection) = h2::client::handshake(stream).await.map_err(|e| format!("no HTTP/2: {e}"))?;
     let ping = connection.ping_pong();
     // How it ends is said by what is asked of it.
@@ -51,15 +51,20 @@ async fn open(place: &Place, timeout: Duration) -> Result<Connection, String> {
 }
 
 /// Whether the peer answers a PING.
-pub(super) async fn ping(place: &Place, timeout: Duration) -> Result<(), String> {
-    let mut connection = open(place, timeout).await?;
+pub(super) async fn ping(sockets: &dyn Sockets, place: &Place, timeout: Duration) -> Result<(), String> {
+    let mut connection = open(sockets, place, timeout).await?;
     let mut ping = connection.ping.take().ok_or("the connection takes no ping")?;
     ping.ping(Ping::opaque()).await.map(drop).map_err(|e| format!("no answer: {e}"))
 }
 
 /// Whether the server says that it is SERVING.
-pub(super) async fn health(place: &Place, service: &str, timeout: Duration) -> Result<(), String> {
-    let connection = open(place, timeout).await?;
+pub(super) async fn health(
+    sockets: &dyn Sockets,
+    place: &Place,
+    service: &str,
+    timeout: Duration,
+) -> Result<(), String> {
+    let connection = open(sockets, place, timeout).await?;
     let scheme = if place.tls.is_some() { "https" } else { "http" };
     let request = Request::builder()
         .method(Method::POST)
@@ -126,6 +131,7 @@ mod tests {
     use super::super::Kind;
     use super::super::probe::probe;
     use super::super::state::Status;
+    use super::super::tests::Plain;
     use super::*;
 
     /// A server that says of the service "order" that it serves, and knows no other.
@@ -173,7 +179,7 @@ mod tests {
             ("other", Status::Critical, "gRPC status 5 unknown service"),
         ] {
             let kind = Kind::Grpc(place.clone(), service.into());
-            let (found, output) = probe(&kind, Duration::from_secs(5)).await;
+            let (found, output) = probe(&Plain, &kind, Duration::from_secs(5)).await;
             assert_eq!((found, output), (status, format!("gRPC check 127.0.0.1:{}: {said}", place.port)), "{service}");
         }
     }
@@ -181,10 +187,10 @@ mod tests {
     #[tokio::test]
     async fn a_ping_is_answered_or_not() {
         let place = server().await;
-        assert_eq!(probe(&Kind::Http2Ping(place), Duration::from_secs(5)).await.0, Status::Passing);
+        assert_eq!(probe(&Plain, &Kind::Http2Ping(place), Duration::from_secs(5)).await.0, Status::Passing);
         let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let place = Place { host: "127.0.0.1".into(), port: silent.local_addr().unwrap().port(), tls: None };
-        let (status, output) = probe(&Kind::Http2Ping(place), Duration::from_millis(100)).await;
+        let (status, output) = probe(&Plain, &Kind::Http2Ping(place), Duration::from_millis(100)).await;
         assert!(status == Status::Critical && output.ends_with("no answer within 100ms"), "{output}");
     }
 }

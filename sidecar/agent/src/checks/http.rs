@@ -10,7 +10,7 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 
 use super::state::{MAX_OUTPUT, Status};
-use super::{Http, Place, dial};
+use super::{Http, Place, Sockets, dial};
 
 const MAX_REDIRECTS: usize = 10;
 
@@ -24,11 +24,15 @@ pub(super) fn health(status: StatusCode) -> Status {
 }
 
 /// Asks, and follows redirects: the last status, and the beginning of its body.
-pub(super) async fn fetch(http: &Http, timeout: Duration) -> Result<(StatusCode, String), String> {
+pub(super) async fn fetch(
+    sockets: &dyn Sockets,
+    http: &Http,
+    timeout: Duration,
+) -> Result<(StatusCode, String), String> {
     let mut url = http.url.clone();
     let (mut method, mut body) = (http.method.clone(), http.body.clone());
     for _ in 0..=MAX_REDIRECTS {
-        let response = send(http, &method, &url, body.clone(), timeout).await?;
+        let response = send(sockets, http, &method, &url, body.clone(), timeout).await?;
         let status = response.status();
         let location = response.headers().get(header::LOCATION).and_then(|l| l.to_str().ok());
         match location {
@@ -52,6 +56,7 @@ fn follows(status: StatusCode) -> bool {
 }
 
 async fn send(
+    sockets: &dyn Sockets,
     http: &Http,
     method: &Method,
     url: &Uri,
@@ -66,7 +71,7 @@ async fn send(
     let authority = url.authority().ok_or_else(|| format!("{url} names no host"))?;
     let port = authority.port_u16().unwrap_or(if tls.is_some() { 443 } else { 80 });
     let place = Place { host: authority.host().to_owned(), port, tls };
-    let stream = dial::open(&place, None, timeout).await?;
+    let stream = dial::open(sockets, &place, None, timeout).await?;
     let (mut sender, connection) =
         http1::handshake(TokioIo::new(stream)).await.map_err(|e| format!("cannot speak HTTP: {e}"))?;
     // It ends with the request; what it says then has been said by the request already.
@@ -129,6 +134,7 @@ pub(super) mod tests {
 
     use super::super::Kind;
     use super::super::probe::probe;
+    use super::super::tests::Plain;
     use super::*;
 
     /// Answers each connection with the next of `answers`, and returns what was asked.
@@ -170,7 +176,7 @@ pub(super) mod tests {
             ("no HTTP\r\n\r\n", Status::Critical, "no answer"),
         ] {
             let (port, task) = server(vec![answer.into()]).await;
-            let (found, output) = probe(&Kind::Http(http(port, "/health")), Duration::from_secs(2)).await;
+            let (found, output) = probe(&Plain, &Kind::Http(http(port, "/health")), Duration::from_secs(2)).await;
             assert_eq!(found, status, "{output}");
             let expected = format!("HTTP GET http://localhost:{port}/health: {text}");
             assert!(output.starts_with(&expected), "{output}");
@@ -185,18 +191,18 @@ pub(super) mod tests {
         let to = |l: &str| format!("HTTP/1.1 302 Found\r\nlocation: {l}\r\ncontent-length: 0\r\n\r\n");
         let fine = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n".to_owned();
         let (port, task) = server(vec![to("there?x=1"), fine]).await;
-        let (status, output) = probe(&Kind::Http(http(port, "/a/health")), Duration::from_secs(2)).await;
+        let (status, output) = probe(&Plain, &Kind::Http(http(port, "/a/health")), Duration::from_secs(2)).await;
         assert_eq!(status, Status::Passing, "{output}");
         assert!(task.await.unwrap()[1].starts_with("GET /a/there?x=1 "));
 
         let (port, _task) = server(vec![to("http://192.0.2.1/secret")]).await;
-        let (status, output) = probe(&Kind::Http(http(port, "/")), Duration::from_secs(2)).await;
+        let (status, output) = probe(&Plain, &Kind::Http(http(port, "/")), Duration::from_secs(2)).await;
         assert_eq!(status, Status::Critical);
         assert!(output.ends_with("192.0.2.1 is not an address of this pod"), "{output}");
 
         let (port, _task) = server(vec![to("/b")]).await;
         let kind = Kind::Http(Http { disable_redirects: true, ..http(port, "/") });
-        let (status, output) = probe(&kind, Duration::from_secs(2)).await;
+        let (status, output) = probe(&Plain, &kind, Duration::from_secs(2)).await;
         assert!(status == Status::Critical && output.contains("302 Found"), "{output}");
     }
 }

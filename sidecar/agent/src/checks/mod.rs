@@ -11,11 +11,15 @@ pub mod state;
 pub mod target;
 
 use std::fmt;
+use std::io;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use ::http::{HeaderName, HeaderValue, Method, Uri};
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use rand::RngExt;
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 use state::{Status, Thresholds};
@@ -130,6 +134,12 @@ pub struct Tls {
     pub skip_verify: bool,
 }
 
+/// Who opens the connections of probes: nothing may redirect them, and how that is said differs from place to place.
+pub trait Sockets: Send + Sync + 'static {
+    /// Opens a connection to an address of this pod, within `timeout`.
+    fn connect(&self, to: SocketAddr, timeout: Duration) -> BoxFuture<'_, io::Result<TcpStream>>;
+}
+
 /// Who takes the results.
 pub trait Sink: Send + Sync + 'static {
     /// A probe has ended.
@@ -143,7 +153,7 @@ pub trait Sink: Send + Sync + 'static {
 }
 
 /// Runs a check for ever; to be aborted.
-pub async fn run(definition: &Definition, sink: &impl Sink) {
+pub async fn run(definition: &Definition, sockets: &dyn Sockets, sink: &impl Sink) {
     match &definition.kind {
         Kind::Maintenance => {}
         Kind::Ttl(ttl) => loop {
@@ -174,10 +184,27 @@ pub async fn run(definition: &Definition, sink: &impl Sink) {
             let stagger = definition.interval.mul_f64(rand::rng().random_range(0.0..1.0));
             tokio::time::sleep(stagger).await;
             loop {
-                let (status, output) = probe::probe(&definition.kind, definition.timeout).await;
+                let (status, output) = probe::probe(sockets, &definition.kind, definition.timeout).await;
                 sink.probed(&definition.id, status, output);
                 tokio::time::sleep(definition.interval).await;
             }
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// Where nothing redirects.
+    pub(crate) struct Plain;
+
+    impl Sockets for Plain {
+        fn connect(&self, to: SocketAddr, timeout: Duration) -> BoxFuture<'_, io::Result<TcpStream>> {
+            Box::pin(async move {
+                let late = || io::Error::from(io::ErrorKind::TimedOut);
+                tokio::time::timeout(timeout, TcpStream::connect(to)).await.map_err(|_| late())?
+            })
         }
     }
 }

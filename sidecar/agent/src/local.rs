@@ -20,10 +20,9 @@ use super::definitions::{self, Service};
 use super::entry::{Entry, Held, Task, is_same, new_state, wire};
 use super::refused::Refused;
 use super::saved::Left;
+use super::upstream::Upstream;
 use crate::checks::state::{State, Status, Tell};
-use crate::checks::{self, Definition, Kind, Sink};
-use crate::identity::Identity;
-use crate::session::Registrations;
+use crate::checks::{self, Definition, Kind, Sink, Sockets};
 
 /// Services of one agent, and checks.
 const LIMIT: usize = 1000;
@@ -53,8 +52,8 @@ type Writing<'a> = tokio::sync::MutexGuard<'a, ()>;
 
 /// The agent's services and checks.
 pub struct Local {
-    registrations: Arc<Registrations>,
-    identity: Arc<Identity>,
+    upstream: Arc<dyn Upstream>,
+    sockets: Arc<dyn Sockets>,
     file: Option<PathBuf>,
     held: Mutex<Registered>,
     writer: tokio::sync::Mutex<()>,
@@ -67,10 +66,10 @@ pub struct Local {
 impl Local {
     /// Nothing registered yet; `file`: where it is to survive restarts. [`Local::report`] and [`Local::keep_saved`] are to
     /// be spawned.
-    pub fn new(registrations: Arc<Registrations>, identity: Arc<Identity>, file: Option<PathBuf>) -> Arc<Local> {
+    pub fn new(upstream: Arc<dyn Upstream>, sockets: Arc<dyn Sockets>, file: Option<PathBuf>) -> Arc<Local> {
         Arc::new(Local {
-            registrations,
-            identity,
+            upstream,
+            sockets,
             file,
             held: Mutex::default(),
             writer: tokio::sync::Mutex::default(),
@@ -109,7 +108,7 @@ impl Local {
     /// was registered while the control plane was away and is refused by it now.
     pub fn checks(&self) -> Vec<v1::Check> {
         let mut checks: Vec<v1::Check> = self.lock().checks.values().map(Entry::wire).collect();
-        checks.extend(self.registrations.refused().into_iter().map(|(service_id, why)| v1::Check {
+        checks.extend(self.upstream.refused().into_iter().map(|(service_id, why)| v1::Check {
             check_id: format!("_registration:{service_id}"),
             name: "Registration in the mesh".into(),
             status: Status::Critical.as_str().into(),
@@ -181,21 +180,10 @@ impl Local {
         self.put(&writing, Held { service, command_line: false }, checks, replace_checks).await?;
         if let Some((old, ..)) = replaced.filter(|(old, ..)| *old != id) {
             self.remove(&old);
-            self.registrations.deregister(&old, Duration::ZERO).await;
+            self.upstream.deregister(&old, Duration::ZERO).await;
         }
         self.save(&writing).await;
         Ok(())
-    }
-
-    /// Refuses a service that our certificate does not name, in the control plane's words: it would say the same, and may
-    /// be away. `registry.rs` of the control plane has the rule.
-    fn check_allowed(&self, service: &str) -> Result<(), Refused> {
-        let Some(own) = self.identity.current() else { return Ok(()) };
-        if own.services.iter().any(|s| s.eq_ignore_ascii_case(service)) {
-            return Ok(());
-        }
-        let text = format!("{} may not register the service {service:?}: its token names {:?}", own.id, own.services);
-        Err(Refused::upstream(text))
     }
 
     async fn put(
@@ -209,7 +197,7 @@ impl Local {
             let text = "this pod is being shut down; nothing can be registered any more";
             return Err(Refused::new(StatusCode::SERVICE_UNAVAILABLE, text));
         }
-        self.check_allowed(&new.service.instance.service)?;
+        self.upstream.may_register(&new.service.instance.service).map_err(Refused::upstream)?;
         let id = new.service.instance.service_id.clone();
         let now = Instant::now();
         let given: BTreeMap<String, Definition> = checks.into_iter().map(|c| (c.id.clone(), c)).collect();
@@ -253,7 +241,7 @@ impl Local {
             }
             (fresh, gone)
         };
-        self.registrations.register(instance).await.map_err(Refused::upstream)?;
+        self.upstream.register(instance).await.map_err(Refused::upstream)?;
         let mut held = self.lock();
         held.services.insert(id, new);
         for gone in gone {
@@ -281,7 +269,7 @@ impl Local {
             return Err(Refused::unknown_service(id));
         }
         self.save(&writing).await;
-        self.registrations.deregister(id, ACK_WAIT).await;
+        self.upstream.deregister(id, ACK_WAIT).await;
         Ok(())
     }
 
@@ -338,9 +326,9 @@ impl Local {
             (check, moved)
         };
         if let Some(moved) = moved {
-            self.registrations.check(moved, true).await;
+            self.upstream.check(moved, true).await;
         }
-        self.registrations.check(check, false).await;
+        self.upstream.check(check, false).await;
         self.touch();
         Ok(())
     }
@@ -353,7 +341,7 @@ impl Local {
         let writing = self.writer.lock().await;
         let gone = self.lock().checks.remove(id).ok_or_else(|| Refused::unknown_check(id))?;
         self.save(&writing).await;
-        self.registrations.check(gone.wire(), true).await;
+        self.upstream.check(gone.wire(), true).await;
         self.touch();
         Ok(())
     }
@@ -375,7 +363,7 @@ impl Local {
             entry.due(now)
         };
         if let Some(check) = check {
-            self.registrations.check(check, false).await;
+            self.upstream.check(check, false).await;
         }
         self.unsaved.notify_one();
         self.touch();
@@ -418,7 +406,7 @@ impl Local {
                 let _writing = self.writer.lock().await;
                 let check = self.lock().checks.get_mut(&id).and_then(|entry| entry.due(Instant::now()));
                 if let Some(check) = check {
-                    self.registrations.check(check, false).await;
+                    self.upstream.check(check, false).await;
                 }
             }
         }
@@ -446,7 +434,7 @@ impl Local {
     fn start(self: &Arc<Self>, held: &mut Registered, definition: Definition, state: State) {
         let definition = Arc::new(definition);
         let (local, run) = (self.clone(), definition.clone());
-        let task = tokio::spawn(async move { checks::run(&run, &*local).await });
+        let task = tokio::spawn(async move { checks::run(&run, &*local.sockets, &*local).await });
         let task = Task(task.abort_handle());
         if state.tell() == Tell::Now {
             held.dirty.insert(definition.id.clone());

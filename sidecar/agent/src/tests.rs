@@ -10,7 +10,8 @@ use weft_proto::v1::{self, Block, CatalogInstance, Instance, ServiceTags};
 
 use super::catalog::{Answer, Question, Source};
 use super::*;
-use crate::identity::Identity;
+use crate::checks::tests::Plain;
+use crate::upstream::Upstream;
 
 struct World(Arc<AtomicBool>);
 
@@ -67,15 +68,38 @@ struct Pod {
 }
 
 fn pod() -> Pod {
-    pod_with(Identity::default(), None)
+    pod_with(None)
 }
 
-fn pod_with(identity: Identity, file: Option<PathBuf>) -> Pod {
+/// A registry that takes everything, as a session does while the control plane is away; but one service it never takes.
+struct Accepting;
+
+impl Upstream for Accepting {
+    fn register(&self, _: Instance) -> BoxFuture<'_, Result<(), String>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn deregister<'a>(&'a self, _: &'a str, _: Duration) -> BoxFuture<'a, ()> {
+        Box::pin(std::future::ready(()))
+    }
+
+    fn check(&self, _: v1::Check, _: bool) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
+
+    fn refused(&self) -> Vec<(String, String)> {
+        Vec::new()
+    }
+
+    fn may_register(&self, service: &str) -> Result<(), String> {
+        if service == "payment" { Err(format!("this may not register the service {service:?}")) } else { Ok(()) }
+    }
+}
+
+fn pod_with(file: Option<PathBuf>) -> Pod {
     let up = Arc::new(AtomicBool::new(true));
-    // Nobody runs the session: everything is accepted, as while the control plane is away.
-    let (registrations, _) = crate::session::new();
     let agent = Arc::new(Agent {
-        local: Local::new(registrations, Arc::new(identity), file),
+        local: Local::new(Arc::new(Accepting), Arc::new(Plain), file),
         catalog: Catalog::new(World(up.clone())),
         node: "pod-1234".into(),
         towards: ([127, 0, 0, 1], 1).into(),
@@ -297,6 +321,8 @@ async fn what_is_not_there_says_so() {
         assert!(body.contains(text), "{uri}: {body}");
     }
     assert_eq!(pod.ask("OPTIONS", "/v1/agent/services", "").await.headers()["allow"], "OPTIONS,GET");
+    let (status, text) = pod.put("/v1/agent/service/register", r#"{"name":"payment"}"#).await;
+    assert_eq!((status, text.as_str()), (403, "this may not register the service \"payment\""));
     let (status, text) = pod.put("/v1/agent/service/register", &" ".repeat(MAX_BODY + 1)).await;
     assert_eq!(status, 413);
     assert!(text.contains("524288"), "{text}");
@@ -349,7 +375,7 @@ async fn a_restart_brings_back_what_was_registered_and_not_what_was_taken_back()
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("agent.json");
     let restarted = async || {
-        let pod = pod_with(Identity::default(), Some(file.clone()));
+        let pod = pod_with(Some(file.clone()));
         pod.agent.local.restore(Some("own-8080")).await;
         pod
     };

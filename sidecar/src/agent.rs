@@ -1,0 +1,110 @@
+//! What ties the agent (`weft_agent`) to this sidecar: its session, its certificate, its marked sockets, its connection to
+//! the control plane.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use tokio::net::TcpStream;
+use tonic::Status;
+use weft_agent::catalog::{Answer, Question, Source};
+use weft_agent::checks::Sockets;
+use weft_agent::upstream::Upstream;
+use weft_proto::v1::catalog_client::CatalogClient;
+use weft_proto::v1::{Block, Check, Instance, InstancesQuery, ServicesQuery};
+
+use crate::connect;
+use crate::control::Control;
+use crate::identity::Identity;
+use crate::session::Registrations;
+
+/// Largest answer of the control plane, bytes.
+const MAX_ANSWER: usize = 64 << 20;
+
+/// The registry session, as far as our certificate goes.
+pub struct Session {
+    /// What is registered from this pod.
+    pub registrations: Arc<Registrations>,
+    /// Names the services that may be.
+    pub identity: Arc<Identity>,
+}
+
+impl Upstream for Session {
+    fn register(&self, instance: Instance) -> BoxFuture<'_, Result<(), String>> {
+        Box::pin(self.registrations.register(instance))
+    }
+
+    fn deregister<'a>(&'a self, service_id: &'a str, wait: Duration) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            // How many know is told to those who drain.
+            let _ = self.registrations.deregister(service_id, wait).await;
+        })
+    }
+
+    fn check(&self, check: Check, removed: bool) -> BoxFuture<'_, ()> {
+        Box::pin(self.registrations.check(check, removed))
+    }
+
+    fn refused(&self) -> Vec<(String, String)> {
+        self.registrations.refused()
+    }
+
+    /// In the control plane's words: it would say the same, and may be away. `registry.rs` of the control plane has the
+    /// rule.
+    fn may_register(&self, service: &str) -> Result<(), String> {
+        let Some(own) = self.identity.current() else { return Ok(()) };
+        if own.services.iter().any(|s| s.eq_ignore_ascii_case(service)) {
+            return Ok(());
+        }
+        Err(format!("{} may not register the service {service:?}: its token names {:?}", own.id, own.services))
+    }
+}
+
+/// Sockets that no redirection catches.
+pub struct Delivery;
+
+impl Sockets for Delivery {
+    fn connect(&self, to: SocketAddr, timeout: Duration) -> BoxFuture<'_, io::Result<TcpStream>> {
+        Box::pin(connect::tcp(to, connect::MARK_DELIVERY, timeout, None))
+    }
+}
+
+/// The control plane, asked over the connection that short questions share.
+pub struct Asked(pub Arc<Control>);
+
+impl Source for Asked {
+    fn ask(&self, question: Question, block: Option<Block>) -> BoxFuture<'_, Result<Answer, Status>> {
+        Box::pin(async move {
+            let mut client = CatalogClient::new(self.0.channel()).max_decoding_message_size(MAX_ANSWER);
+            let result = match question {
+                Question::Instances(service) => {
+                    let answer = client.instances(InstancesQuery { service, block }).await;
+                    answer.map(tonic::Response::into_inner).map(|a| Answer {
+                        index: a.index,
+                        instances: a.instances,
+                        services: Vec::new(),
+                    })
+                }
+                Question::Services => {
+                    let answer = client.services(ServicesQuery { block }).await;
+                    answer.map(tonic::Response::into_inner).map(|a| Answer {
+                        index: a.index,
+                        instances: Vec::new(),
+                        services: a.services,
+                    })
+                }
+            };
+            if result.is_err() {
+                // Its certificate may have ended: the next connection shows the one that we hold by then.
+                self.0.forget_channel();
+            }
+            result
+        })
+    }
+
+    fn leader(&self) -> String {
+        self.0.address().to_owned()
+    }
+}
