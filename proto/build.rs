@@ -17,6 +17,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     tonic_prost_build::configure()
         // Resources are shared by all their subscribers: bodies are reference-counted, not copied.
         .bytes(".envoy.service.discovery.v3")
+        .bytes(".weft.v1.Question")
+        .bytes(".weft.v1.Answer")
         .compile_fds(descriptors)?;
     Ok(())
 }

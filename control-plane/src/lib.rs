@@ -6,6 +6,7 @@ pub mod admin;
 pub mod ca;
 pub mod catalog;
 pub mod cli;
+pub mod consul;
 pub mod discovery;
 pub mod identity;
 pub mod mesh;

@@ -16,7 +16,6 @@ mod stored;
 mod topics;
 mod virtual_ips;
 
-pub(crate) use stored::wire;
 pub use topics::Topic;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};

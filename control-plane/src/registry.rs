@@ -238,8 +238,11 @@ impl Session {
             return Err(format!("{} is not a port (1 to 65535)", instance.port));
         }
         let fields = instance.tags.iter().chain(instance.meta.keys()).chain(instance.meta.values());
-        if fields.map(String::len).any(|n| n > MAX_FIELD) || instance.tags.len() + instance.meta.len() > 256 {
-            return Err(format!("tags and metadata are too large (256 of {MAX_FIELD} bytes at most)"));
+        let shown = instance.tagged_addresses.iter().flat_map(|(name, tagged)| [name, &tagged.address]);
+        let count = instance.tags.len() + instance.meta.len() + instance.tagged_addresses.len();
+        if fields.chain(shown).map(String::len).any(|n| n > MAX_FIELD) || count > 256 {
+            let text = "tags, metadata and tagged addresses are too large";
+            return Err(format!("{text} (256 of {MAX_FIELD} bytes at most)"));
         }
         if self.registered.len() >= MAX_INSTANCES && !self.registered.contains(&instance.service_id) {
             return Err(format!("one sidecar may register {MAX_INSTANCES} instances at most"));

@@ -18,6 +18,7 @@ use weft_proto::v1::registry_server::RegistryServer;
 use crate::admin::{self, AdminService};
 use crate::ca::{Ca, CaRecord};
 use crate::catalog::CatalogService;
+use crate::consul::Consul;
 use crate::discovery::{Discovery, DiscoveryService};
 use crate::identity::IdentityService;
 use crate::mesh::Mesh;
@@ -102,7 +103,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
         .http2_keepalive_timeout(Some(Duration::from_secs(5)))
         .add_service(AggregatedDiscoveryServiceServer::new(DiscoveryService(discovery.clone())))
         .add_service(RegistryServer::new(RegistryService { mesh: mesh.clone(), discovery }))
-        .add_service(CatalogServer::new(CatalogService { mesh }))
+        .add_service(CatalogServer::new(CatalogService { consul: Consul { mesh, address } }))
         .add_service(IdentityServer::new(identity))
         .serve_with_incoming(ReceiverStream::new(incoming));
     tracing::info!(%address, trust_domain = ca.trust_domain(), socket = %socket.display(), "control plane is ready");

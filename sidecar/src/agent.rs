@@ -9,11 +9,11 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use tokio::net::TcpStream;
 use tonic::Status;
-use weft_agent::catalog::{Answer, Question, Source};
 use weft_agent::checks::Sockets;
+use weft_agent::forward::Source;
 use weft_agent::upstream::Upstream;
 use weft_proto::v1::catalog_client::CatalogClient;
-use weft_proto::v1::{Block, Check, Instance, InstancesQuery, ServicesQuery};
+use weft_proto::v1::{Answer, Check, Instance, Question};
 
 use crate::connect;
 use crate::control::Control;
@@ -75,36 +75,15 @@ impl Sockets for Delivery {
 pub struct Asked(pub Arc<Control>);
 
 impl Source for Asked {
-    fn ask(&self, question: Question, block: Option<Block>) -> BoxFuture<'_, Result<Answer, Status>> {
+    fn ask(&self, question: Question) -> BoxFuture<'_, Result<Answer, Status>> {
         Box::pin(async move {
             let mut client = CatalogClient::new(self.0.channel()).max_decoding_message_size(MAX_ANSWER);
-            let result = match question {
-                Question::Instances(service) => {
-                    let answer = client.instances(InstancesQuery { service, block }).await;
-                    answer.map(tonic::Response::into_inner).map(|a| Answer {
-                        index: a.index,
-                        instances: a.instances,
-                        services: Vec::new(),
-                    })
-                }
-                Question::Services => {
-                    let answer = client.services(ServicesQuery { block }).await;
-                    answer.map(tonic::Response::into_inner).map(|a| Answer {
-                        index: a.index,
-                        instances: Vec::new(),
-                        services: a.services,
-                    })
-                }
-            };
-            if result.is_err() {
+            let answer = client.ask(question).await;
+            if answer.is_err() {
                 // Its certificate may have ended: the next connection shows the one that we hold by then.
                 self.0.forget_channel();
             }
-            result
+            answer.map(tonic::Response::into_inner)
         })
-    }
-
-    fn leader(&self) -> String {
-        self.0.address().to_owned()
     }
 }

@@ -15,7 +15,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use tokio::sync::watch;
-use weft_agent::catalog::Catalog;
 use weft_agent::local::Local;
 use weft_agent::{Agent, definitions, entry};
 use weft_core::names::normalise;
@@ -171,7 +170,7 @@ pub fn start(config: Config, application: Application) -> Result<Sidecar> {
     let upstream = Session { registrations: registrations.clone(), identity: control.identity.clone() };
     let agent = Arc::new(Agent {
         local: Local::new(Arc::new(upstream), Arc::new(Delivery), Some(config.data_dir.join("agent.json"))),
-        catalog: Catalog::new(Asked(control.clone())),
+        mesh: weft_agent::forward::Forwarder::new(Asked(control.clone())),
         node: node.clone(),
         towards: control.address().parse().unwrap_or(ELSEWHERE),
     });
@@ -274,7 +273,7 @@ fn serve_agent_api(agent: &Arc<Agent>, at: Listen) -> Result<()> {
     let Some(address) = at.0 else { return Ok(()) };
     match sockets::tcp(address) {
         Ok(listener) => {
-            tokio::spawn(agent.clone().serve(tokio::net::TcpListener::from_std(listener)?));
+            tokio::spawn(weft_agent::listen::serve(agent.clone(), tokio::net::TcpListener::from_std(listener)?));
         }
         // A Consul agent, most likely: the application may go on using it.
         Err(e) => tracing::warn!("no agent API: {e:#} (--agent-api takes another address, or off)"),

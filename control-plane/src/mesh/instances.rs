@@ -6,7 +6,7 @@ use prost::Message;
 use weft_proto::v1;
 
 use super::sessions::stored;
-use super::stored::{instance_of, registration_key, stored_of};
+use super::stored::{instance_of, registration_key, stored_of, wire as wire_of};
 use super::{Mesh, Node, RETRY, Refusal, State};
 use crate::store::{self, Condition, MAX_OPS, Op, Table};
 use crate::world::{Instance, InstanceKey};
@@ -97,12 +97,12 @@ impl Mesh {
                     };
                     let unknown = || format!("no service {:?}", check.service_id);
                     let instance = state.world.instance(&key).ok_or_else(unknown)?;
-                    let mut wire = super::wire(instance);
+                    let mut wire = wire_of(instance);
                     wire.checks.retain(|c| c.check_id != check.check_id);
                     if !update.removed {
                         wire.checks.push(check.clone());
                     }
-                    if wire == super::wire(instance) {
+                    if wire == wire_of(instance) {
                         return Ok(());
                     }
                     let path = registration_key(&key);

@@ -55,6 +55,8 @@ pub(super) fn instance_of(stored: &v1::StoredInstance) -> Option<Instance> {
         labels: derive_labels(&sidecar, &meta, &registered.tags),
         meta,
         weight: registered.weight,
+        tagged_addresses: registered.tagged_addresses.clone().into_iter().collect(),
+        warning_weight: registered.warning_weight.unwrap_or(1),
         enable_tag_override: registered.enable_tag_override,
         health: health_of(&registered.checks, &BTreeMap::new(), false),
         identity: stored.identity.clone(),
@@ -68,7 +70,7 @@ pub(super) fn instance_of(stored: &v1::StoredInstance) -> Option<Instance> {
 }
 
 /// An instance as it was registered.
-pub(crate) fn wire(instance: &Instance) -> v1::Instance {
+pub(super) fn wire(instance: &Instance) -> v1::Instance {
     v1::Instance {
         service_id: instance.service_id.clone(),
         service: instance.service.clone(),
@@ -79,5 +81,7 @@ pub(crate) fn wire(instance: &Instance) -> v1::Instance {
         weight: instance.weight,
         checks: instance.checks.clone(),
         enable_tag_override: instance.enable_tag_override,
+        tagged_addresses: instance.tagged_addresses.clone().into_iter().collect(),
+        warning_weight: Some(instance.warning_weight),
     }
 }

@@ -38,6 +38,10 @@ pub struct Instance {
     pub labels: BTreeMap<String, String>,
     /// 0: 1.
     pub weight: u32,
+    /// Consul's `TaggedAddresses`, kept for those who ask.
+    pub tagged_addresses: BTreeMap<String, v1::TaggedAddress>,
+    /// Consul's `Weights.Warning`, kept for those who ask.
+    pub warning_weight: u32,
     /// Consul's `EnableTagOverride`, kept for those who ask.
     pub enable_tag_override: bool,
     /// From its checks and its lease.

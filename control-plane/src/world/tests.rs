@@ -16,6 +16,8 @@ pub(crate) fn instance(service: &str, id: &str, address: &str, port: u16) -> Ins
         meta: BTreeMap::new(),
         labels: BTreeMap::new(),
         weight: 0,
+        tagged_addresses: BTreeMap::new(),
+        warning_weight: 1,
         enable_tag_override: false,
         health: weft_proto::v1::Health::Healthy,
         identity: String::new(),

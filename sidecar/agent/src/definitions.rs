@@ -3,10 +3,10 @@
 
 mod checks;
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use serde_json::Value;
-use weft_proto::v1::Instance;
+use weft_proto::v1::{Instance, TaggedAddress};
 
 use super::decode::Fields;
 use crate::checks::{Definition, target};
@@ -19,10 +19,6 @@ pub use checks::{check, health_path, maintenance, maintenance_id};
 pub struct Service {
     /// As the mesh has it, but for its checks.
     pub instance: Instance,
-    /// `Weights.Warning`; the mesh knows one weight only.
-    pub warning_weight: u32,
-    /// Shown as it was given.
-    pub tagged_addresses: Value,
 }
 
 /// Reads the body of `agent/service/register`.
@@ -81,12 +77,27 @@ pub fn service(body: &[u8]) -> Result<(Service, Vec<Definition>), String> {
             weight: passing,
             checks: Vec::new(),
             enable_tag_override: fields.flag("enabletagoverride")?,
+            tagged_addresses: tagged_addresses(&mut fields)?.into_iter().collect(),
+            warning_weight: Some(warning),
         },
-        warning_weight: warning,
-        tagged_addresses: Value::Object(fields.map("taggedaddresses")?.into_iter().collect()),
     };
     fields.finish();
     Ok((service, definitions))
+}
+
+/// The tagged addresses of a service, by name; an address may be text of any kind, as it is only shown.
+///
+/// # Errors
+/// Consul's words, for a 400.
+pub fn tagged_addresses(fields: &mut Fields) -> Result<BTreeMap<String, TaggedAddress>, String> {
+    let given = fields.map("taggedaddresses")?.into_iter().filter(|(_, value)| !value.is_null());
+    let read = given.map(|(name, value)| {
+        let mut fields = Fields::of("a tagged address", value)?;
+        let tagged = TaggedAddress { address: fields.text("address")?, port: fields.number("port")? };
+        fields.finish();
+        Ok((name, tagged))
+    });
+    read.collect()
 }
 
 fn address_allowed(address: &str) -> Result<(), String> {
@@ -137,6 +148,7 @@ mod tests {
             (r#"{"name":"a","address":"0.0.0.0"}"#, "Invalid service address"),
             (r#"{"name":"a","address":"192.0.2.1"}"#, "not an address of this pod"),
             (r#"{"name":"a","address":"web"}"#, "not an IP address"),
+            (r#"{"name":"a","taggedaddresses":{"lan":"x"}}"#, "a tagged address is to be an object"),
             (r#"{"name":"a","kind":"connect-proxy"}"#, "not supported yet"),
             (r#"{"name":"a","check":{"interval":"1s"}}"#, "TTL must be > 0"),
             (r#"{"name":"a","check":{"http":"http://localhost/"}}"#, "Interval must be > 0"),

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::Value;
 use tokio::time::Instant;
 use weft_proto::v1::{self, Instance};
 
@@ -109,7 +108,5 @@ pub fn command_line_service(service: &str, port: u16, protocol: Option<&str>) ->
             meta: protocol.into_iter().collect(),
             ..Default::default()
         },
-        warning_weight: 1,
-        tagged_addresses: Value::Object(Default::default()),
     }
 }

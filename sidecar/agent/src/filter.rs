@@ -9,6 +9,9 @@ use std::str::CharIndices;
 use regex::Regex;
 use serde_json::Value;
 
+use crate::query::Query;
+use crate::refused::Refused;
+
 /// Longest expression, bytes.
 const MAX_LENGTH: usize = 8 * 1024;
 /// Deepest nesting of parentheses and `not`.
@@ -42,6 +45,15 @@ enum Operator {
 }
 
 impl Filter {
+    /// The query's `filter`, where there is one.
+    ///
+    /// # Errors
+    /// When it is no expression.
+    pub fn of(query: &Query) -> Result<Option<Filter>, Refused> {
+        let text = query.value("filter").filter(|text| !text.is_empty());
+        text.map(|text| Filter::parse(text).map_err(Refused::bad)).transpose()
+    }
+
     /// Reads an expression.
     ///
     /// # Errors

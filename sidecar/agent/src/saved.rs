@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use super::definitions::{self, Service};
 use super::entry::{Entry, Held};
+use super::shapes;
 use crate::checks::state::{State, Status};
 use crate::checks::{Definition, Kind, Place};
 
@@ -180,9 +181,9 @@ fn of_service(service: &Service) -> Value {
         "port": instance.port,
         "tags": instance.tags,
         "meta": meta,
-        "weights": { "passing": instance.weight, "warning": service.warning_weight },
+        "weights": { "passing": instance.weight, "warning": instance.warning_weight.unwrap_or(1) },
         "enabletagoverride": instance.enable_tag_override,
-        "taggedaddresses": service.tagged_addresses,
+        "taggedaddresses": shapes::tagged_addresses(&instance.tagged_addresses),
     })
 }
 
@@ -262,8 +263,9 @@ mod tests {
             {"ttl":"15s","notes":"by cron","CheckID":"mine"}]}"#;
         let (service, checks) = definitions::service(body).unwrap();
         let (again, none) = definitions::service(of_service(&service).to_string().as_bytes()).unwrap();
-        assert_eq!((again.instance, again.warning_weight), (service.instance, service.warning_weight));
-        assert_eq!((again.tagged_addresses, none), (service.tagged_addresses, Vec::new()));
+        assert_eq!(service.instance.warning_weight, Some(2));
+        assert_eq!(service.instance.tagged_addresses["lan"].address, "127.0.0.1");
+        assert_eq!((again.instance, none), (service.instance, Vec::new()));
         for check in checks {
             assert_eq!(definitions::check(of_check(&check).to_string().as_bytes()).unwrap(), check);
         }

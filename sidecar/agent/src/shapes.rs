@@ -1,98 +1,14 @@
-//! The JSON that Consul's clients expect: every field that one of them reads, and lists that are never null.
+//! The JSON that Consul's clients expect of an agent: every field that one of them reads, and lists that are never null.
+//! That of the catalog is the control plane's.
 
 use aws_lc_rs::digest;
-use serde_json::{Value, json};
-use weft_proto::v1::{self, CatalogInstance};
+use serde_json::{Map, Value, json};
+use weft_proto::v1;
 
 use super::definitions::Service;
 
 /// The one datacenter.
 pub const DATACENTER: &str = "dc1";
-
-/// An item of `health/service`.
-pub fn health_item(found: &CatalogInstance) -> Value {
-    let instance = found.instance.clone().unwrap_or_default();
-    let checks = std::iter::once(serf_health(&found.node)).chain(all_checks(found).map(|check| {
-        let tags = if check.service_id.is_empty() { &[][..] } else { &instance.tags };
-        let service = if check.service_id.is_empty() { "" } else { &instance.service };
-        self::check(&found.node, check, service, tags, (found.create_index, found.modify_index))
-    }));
-    json!({
-        "Node": node(&found.node, &found.node_address),
-        "Service": {
-            "ID": instance.service_id,
-            "Service": instance.service,
-            "Tags": instance.tags,
-            "Address": instance.address,
-            "TaggedAddresses": tagged(&instance),
-            "Meta": instance.meta,
-            "Port": instance.port,
-            "Weights": { "Passing": instance.weight.max(1), "Warning": 1 },
-            "EnableTagOverride": instance.enable_tag_override,
-            "Proxy": {},
-            "Connect": {},
-            "PeerName": "",
-            "CreateIndex": found.create_index,
-            "ModifyIndex": found.modify_index,
-        },
-        "Checks": checks.collect::<Vec<_>>(),
-    })
-}
-
-/// Checks of the instance and of its node.
-pub fn all_checks(found: &CatalogInstance) -> impl Iterator<Item = &v1::Check> {
-    found.node_checks.iter().chain(found.instance.iter().flat_map(|i| &i.checks))
-}
-
-/// Items of `health/checks`: those of the instance alone.
-pub fn service_checks(found: &CatalogInstance) -> impl Iterator<Item = Value> + '_ {
-    found.instance.iter().flat_map(move |instance| {
-        let indexes = (found.create_index, found.modify_index);
-        instance.checks.iter().map(move |c| check(&found.node, c, &instance.service, &instance.tags, indexes))
-    })
-}
-
-/// An item of `catalog/service`.
-pub fn catalog_item(found: &CatalogInstance) -> Value {
-    let instance = found.instance.clone().unwrap_or_default();
-    json!({
-        "ID": node_id(&found.node),
-        "Node": found.node,
-        "Address": found.node_address,
-        "Datacenter": DATACENTER,
-        "TaggedAddresses": { "lan": found.node_address, "wan": found.node_address },
-        "NodeMeta": {},
-        "ServiceKind": "",
-        "ServiceID": instance.service_id,
-        "ServiceName": instance.service,
-        "ServiceTags": instance.tags,
-        "ServiceAddress": instance.address,
-        "ServiceTaggedAddresses": tagged(&instance),
-        "ServiceWeights": { "Passing": instance.weight.max(1), "Warning": 1 },
-        "ServiceMeta": instance.meta,
-        "ServicePort": instance.port,
-        "ServiceSocketPath": "",
-        "ServiceEnableTagOverride": instance.enable_tag_override,
-        "ServiceProxy": {},
-        "ServiceConnect": {},
-        "CreateIndex": found.create_index,
-        "ModifyIndex": found.modify_index,
-    })
-}
-
-/// An item of `catalog/nodes`.
-pub fn node(name: &str, address: &str) -> Value {
-    json!({
-        "ID": node_id(name),
-        "Node": name,
-        "Address": address,
-        "Datacenter": DATACENTER,
-        "TaggedAddresses": { "lan": address, "wan": address },
-        "Meta": {},
-        "CreateIndex": 1,
-        "ModifyIndex": 1,
-    })
-}
 
 /// An item of `agent/services`.
 pub fn agent_service(service: &Service) -> Value {
@@ -104,8 +20,8 @@ pub fn agent_service(service: &Service) -> Value {
         "Meta": instance.meta,
         "Port": instance.port,
         "Address": instance.address,
-        "TaggedAddresses": service.tagged_addresses,
-        "Weights": { "Passing": instance.weight.max(1), "Warning": service.warning_weight },
+        "TaggedAddresses": tagged_addresses(&instance.tagged_addresses),
+        "Weights": { "Passing": instance.weight.max(1), "Warning": instance.warning_weight.unwrap_or(1) },
         "EnableTagOverride": instance.enable_tag_override,
         "Datacenter": DATACENTER,
     })
@@ -131,18 +47,6 @@ pub fn check(node: &str, check: &v1::Check, service: &str, tags: &[String], inde
         "CreateIndex": indexes.0,
         "ModifyIndex": indexes.1,
     })
-}
-
-/// The check that Consul makes of every node: an instance that is listed has a sidecar that lives.
-fn serf_health(node: &str) -> Value {
-    let alive = v1::Check {
-        check_id: "serfHealth".into(),
-        name: "Serf Health Status".into(),
-        status: "passing".into(),
-        output: "Agent alive and reachable".into(),
-        ..Default::default()
-    };
-    check(node, &alive, "", &[], (1, 1))
 }
 
 /// `agent/self`.
@@ -182,17 +86,20 @@ pub fn member(name: &str, address: &str) -> Value {
     })
 }
 
-fn tagged(instance: &v1::Instance) -> Value {
-    if instance.address.is_empty() {
-        return json!({});
-    }
-    let family = if instance.address.contains(':') { "ipv6" } else { "ipv4" };
-    let address = json!({ "Address": instance.address, "Port": instance.port });
-    json!({ format!("lan_{family}"): address, format!("wan_{family}"): address })
+/// Consul's `TaggedAddresses`.
+pub fn tagged_addresses<'a>(all: impl IntoIterator<Item = (&'a String, &'a v1::TaggedAddress)>) -> Map<String, Value> {
+    let shown = |at: &v1::TaggedAddress| json!({ "Address": at.address, "Port": at.port });
+    all.into_iter().map(|(name, at)| (name.clone(), shown(at))).collect()
+}
+
+/// `agent/version`
+pub fn version() -> Value {
+    let version = env!("CARGO_PKG_VERSION");
+    json!({ "SHA": "", "BuildDate": "", "HumanVersion": format!("{version}+weft"), "FIPS": "" })
 }
 
 /// A UUID that is the same wherever it is made from the same name.
-fn node_id(name: &str) -> String {
+pub fn node_id(name: &str) -> String {
     let hash = short_hash(name.as_bytes());
     let parts = [(0, 8), (8, 12), (12, 16), (16, 20), (20, 32)];
     parts.map(|(from, to)| hash.get(from..to).unwrap_or_default()).join("-")

@@ -1,70 +1,33 @@
-//! The agent as its clients see it, with a control plane that is made up.
+//! The agent as its clients see it, with a mesh that is made up.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use futures::future::BoxFuture;
-use http_body_util::Full;
+use http::Response;
+use http_body_util::{BodyExt, Full};
 use serde_json::Value;
-use weft_proto::v1::{self, Block, CatalogInstance, Instance, ServiceTags};
+use weft_proto::v1::{self, Answer, Instance, Question};
 
-use super::catalog::{Answer, Question, Source};
+use super::forward::Source;
+use super::listen::{MAX_BODY, handle};
 use super::*;
 use crate::checks::tests::Plain;
 use crate::upstream::Upstream;
 
-struct World(Arc<AtomicBool>);
-
-fn instance(node: &str, status: &str) -> CatalogInstance {
-    let check = v1::Check {
-        check_id: "service:order-1".into(),
-        status: status.into(),
-        service_id: "order-1".into(),
-        ..Default::default()
-    };
-    CatalogInstance {
-        instance: Some(Instance {
-            service_id: "order-1".into(),
-            service: "order-service".into(),
-            address: "10.0.0.7".into(),
-            port: 8080,
-            tags: vec!["v1".into(), "Production".into()],
-            checks: vec![check],
-            ..Default::default()
-        }),
-        node: node.into(),
-        node_address: "10.0.0.7".into(),
-        ..Default::default()
-    }
-}
+/// A control plane that names what it was asked.
+struct World;
 
 impl Source for World {
-    fn ask(&self, question: Question, _: Option<Block>) -> BoxFuture<'_, Result<Answer, tonic::Status>> {
-        let answer = match question {
-            _ if !self.0.load(Ordering::Relaxed) => Err(tonic::Status::unavailable("away")),
-            Question::Instances(name) if name == "order-service" => Ok(Answer {
-                index: 42,
-                instances: vec![instance("a", "passing"), instance("b", "warning"), instance("c", "critical")],
-                ..Default::default()
-            }),
-            Question::Instances(_) => Ok(Answer { index: 0, ..Default::default() }),
-            Question::Services => Ok(Answer {
-                index: 43,
-                services: vec![ServiceTags { name: "order-service".into(), tags: vec!["v1".into()] }],
-                ..Default::default()
-            }),
-        };
-        Box::pin(std::future::ready(answer))
-    }
-
-    fn leader(&self) -> String {
-        "10.0.0.1:15012".into()
+    fn ask(&self, question: Question) -> BoxFuture<'_, Result<Answer, tonic::Status>> {
+        let body = format!("{} {}?{}", question.method, question.path, question.query);
+        let headers = [("x-consul-index".to_owned(), "42".to_owned())].into();
+        Box::pin(std::future::ready(Ok(Answer { status: 200, headers, body: body.into() })))
     }
 }
 
 struct Pod {
     agent: Arc<Agent>,
-    up: Arc<AtomicBool>,
 }
 
 fn pod() -> Pod {
@@ -97,20 +60,19 @@ impl Upstream for Accepting {
 }
 
 fn pod_with(file: Option<PathBuf>) -> Pod {
-    let up = Arc::new(AtomicBool::new(true));
     let agent = Arc::new(Agent {
         local: Local::new(Arc::new(Accepting), Arc::new(Plain), file),
-        catalog: Catalog::new(World(up.clone())),
+        mesh: Forwarder::new(World),
         node: "pod-1234".into(),
         towards: ([127, 0, 0, 1], 1).into(),
     });
-    Pod { agent, up }
+    Pod { agent }
 }
 
 impl Pod {
-    async fn ask(&self, method: &str, uri: &str, body: &str) -> Answered {
+    async fn ask(&self, method: &str, uri: &str, body: &str) -> Response<Full<Bytes>> {
         let request = Request::builder().method(method).uri(uri).body(Full::new(Bytes::from(body.to_owned())));
-        self.agent.handle(request.unwrap()).await
+        handle(&*self.agent, ([127, 0, 0, 1], 1).into(), request.unwrap()).await
     }
 
     async fn put(&self, uri: &str, body: &str) -> (u16, String) {
@@ -246,76 +208,41 @@ async fn an_alias_follows_the_worst_of_its_service() {
 }
 
 #[tokio::test]
-async fn reads_of_the_mesh_have_consuls_shape_and_headers() {
+async fn what_is_not_of_the_agent_is_passed_on() {
     let pod = pod();
-    let all = pod.get("/v1/health/service/order-service").await;
-    assert_eq!(all.as_array().unwrap().len(), 3);
-    let item = &all[0];
-    assert_eq!(item["Node"]["Address"], "10.0.0.7");
-    assert_eq!(item["Node"]["ID"].as_str().unwrap().len(), 36);
-    assert_eq!(item["Service"]["Tags"], json!(["v1", "Production"]));
-    assert_eq!(item["Service"]["Weights"], json!({ "Passing": 1, "Warning": 1 }));
-    assert_eq!(item["Checks"][0]["CheckID"], "serfHealth");
-    assert_eq!(item["Checks"][1]["ServiceName"], "order-service");
-    for (query, count) in [
-        ("passing", 1),
-        ("passing=False", 3),
-        ("tag=production&tag=V1", 3),
-        ("tag=v1&tag=v2", 0),
-        ("node-meta=a:b", 0),
-        ("dc=dc1&ns=default", 3),
+    for (method, uri) in [
+        ("GET", "/v1/health/service/a%2Fb?passing&dc=dc1"),
+        ("PUT", "/v1/kv/a?cas=1"),
+        ("OPTIONS", "/v1/catalog/services?"),
     ] {
-        let items = pod.get(&format!("/v1/health/service/order-service?{query}")).await;
-        assert_eq!(items.as_array().unwrap().len(), count, "{query}");
+        let answer = pod.ask(method, uri, "").await;
+        assert_eq!((answer.status().as_u16(), &answer.headers()["x-consul-index"]), (200, &"42".parse().unwrap()));
+        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        let asked = if uri.contains('?') { format!("{method} {uri}") } else { format!("{method} {uri}?") };
+        assert_eq!(String::from_utf8_lossy(&body), asked);
     }
-    assert_eq!(pod.get("/v1/catalog/service/order-service").await[0]["ServicePort"], 8080);
-    assert_eq!(pod.get("/v1/health/checks/order-service").await[2]["Status"], "critical");
-    assert_eq!(pod.get("/v1/catalog/services").await, json!({ "order-service": ["v1"] }));
-    assert_eq!(pod.get("/v1/catalog/nodes").await.as_array().unwrap().len(), 4);
-    assert_eq!(pod.get("/v1/catalog/datacenters").await, json!(["dc1"]));
-    assert_eq!(pod.get("/v1/status/leader").await, "10.0.0.1:15012");
     assert_eq!(pod.get("/v1/agent/self").await["Config"]["Datacenter"], "dc1");
     assert_eq!(pod.get("/v1/agent/members").await[0]["Name"], "pod-1234");
-
-    let answer = pod.ask("GET", "/v1/health/service/nobody?stale=false", "").await;
-    let header = |name: &str| answer.headers()[name].to_str().unwrap().to_owned();
-    assert_eq!(header("x-consul-index"), "1");
-    assert_eq!(header("x-consul-knownleader"), "true");
-    assert_eq!(header("x-consul-lastcontact"), "0");
-    assert_eq!(header("x-consul-effective-consistency"), "stale");
-    assert_eq!(answer.headers()["content-type"], "application/json");
-
-    pod.up.store(false, Ordering::Relaxed);
-    let kept = pod.ask("GET", "/v1/health/service/order-service", "").await;
-    assert_eq!((kept.status().as_u16(), &kept.headers()["x-cache"]), (200, &HeaderValue::from_static("HIT")));
-    assert_eq!(
-        (&kept.headers()["age"], &kept.headers()["x-consul-index"]),
-        (&"0".parse().unwrap(), &"42".parse().unwrap())
-    );
-    let unknown = pod.ask("GET", "/v1/health/service/other", "").await;
-    assert_eq!(unknown.status(), 500);
+    assert!(pod.get("/v1/agent/version").await["HumanVersion"].as_str().unwrap().ends_with("+weft"));
 }
 
 #[tokio::test]
 async fn what_is_not_there_says_so() {
     let pod = pod();
     for (method, uri, status, text) in [
-        ("GET", "/v1/kv/a", 501, "/v1/kv/a of Consul's API is not supported"),
+        ("GET", "/v1/agent/host", 501, "/v1/agent/host of Consul's API is not supported"),
         ("GET", "/ui/", 404, "no such page"),
         ("POST", "/v1/agent/service/register", 405, "method POST not allowed"),
         ("GET", "/v1/health/service/a?index=x", 400, "Invalid index"),
         ("GET", "/v1/health/service/a?wait=x", 400, "Invalid wait time"),
-        ("GET", "/v1/health/service/a?passing=x", 400, "Invalid value for ?passing"),
-        ("GET", "/v1/health/service/a?filter=x", 400, "an operator is missing after \"x\""),
-        ("GET", "/v1/catalog/services?filter=a==b", 400, "not supported for catalog/services"),
-        ("GET", "/v1/health/service/a?dc=dc2", 500, "No path to datacenter"),
+        ("GET", "/v1/agent/services?filter=x", 400, "an operator is missing after \"x\""),
         ("GET", "/v1/agent/service/a", 404, "Unknown service ID"),
         ("PUT", "/v1/agent/service/register", 400, "Missing service name"),
     ] {
         let answer = pod.ask(method, uri, "").await;
         assert_eq!(answer.status(), status, "{uri}");
         assert!(answer.status() != 405 || answer.headers()["allow"] == "OPTIONS,PUT");
-        assert!(method != "GET" || status == 501 || uri == "/ui/" || answer.headers().contains_key("x-consul-index"));
+        assert!(method != "GET" || answer.headers().contains_key("x-consul-index"));
         let body = answer.into_body().collect().await.unwrap().to_bytes();
         let body = String::from_utf8_lossy(&body).into_owned();
         assert!(body.contains(text), "{uri}: {body}");

@@ -1,0 +1,165 @@
+//! Answers to reads of the catalog and of health.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use weft_agent::answer::{self, Answered, filtered};
+use weft_agent::filter::Filter;
+use weft_agent::query::Query;
+use weft_agent::refused::Refused;
+use weft_agent::shapes::DATACENTER;
+
+use super::block::block;
+use super::route::Endpoint;
+use super::select::{self, Row, rows};
+use super::{Caller, Consul, shapes};
+use crate::mesh::Topic;
+use crate::world::{Instance, World, fqdn};
+
+/// Answers an endpoint.
+pub(super) async fn read(
+    consul: &Consul,
+    caller: &Caller,
+    endpoint: Endpoint,
+    query: &Query,
+) -> Result<Answered, Refused> {
+    let reader = Reader { consul, caller, query };
+    let (body, index) = match endpoint {
+        Endpoint::HealthService(service) => reader.health_service(&service).await?,
+        Endpoint::HealthChecks(service) => reader.health_checks(&service).await?,
+        Endpoint::HealthNode(node) => reader.health_node(&node).await?,
+        Endpoint::HealthState(state) => reader.health_state(&state).await?,
+        Endpoint::CatalogService(service) => reader.catalog_service(&service).await?,
+        Endpoint::CatalogServices => reader.catalog_services().await?,
+        Endpoint::CatalogNodes => reader.catalog_nodes().await?,
+        Endpoint::CatalogNode(node) => reader.catalog_node(&node).await?,
+        Endpoint::CatalogDatacenters => return Ok(answer::json(&json!([DATACENTER]), query)),
+        Endpoint::StatusLeader => return Ok(answer::json(&json!(leader(consul, caller)), query)),
+        Endpoint::StatusPeers => return Ok(answer::json(&json!([leader(consul, caller)]), query)),
+        Endpoint::Queries => return Ok(answer::json(&json!([]), query)),
+    };
+    Ok(answer::indexed(&body, index, query))
+}
+
+/// This control plane, as the caller reaches it.
+fn leader(consul: &Consul, caller: &Caller) -> String {
+    let mut address = consul.address;
+    if address.ip().is_unspecified()
+        && let Some(ip) = weft_agent::checks::target::source_towards((caller.address, address.port()).into())
+    {
+        address.set_ip(ip);
+    }
+    address.to_string()
+}
+
+/// An answer's body and its index.
+type Indexed = Result<(Value, u64), Refused>;
+
+struct Reader<'a> {
+    consul: &'a Consul,
+    caller: &'a Caller,
+    query: &'a Query,
+}
+
+impl Reader<'_> {
+    async fn health_service(&self, service: &str) -> Indexed {
+        let passing = self.query.passing().map_err(Refused::bad)?;
+        let (rows, index) = self.of_service(service).await?;
+        let serves = |row: &&Row| !passing || row.checks().all(|check| check.status == "passing");
+        let items = filtered(rows.iter().filter(serves).map(shapes::health_item), self.query)?;
+        Ok((Value::Array(items), index))
+    }
+
+    async fn health_checks(&self, service: &str) -> Indexed {
+        let (rows, index) = self.of_service(service).await?;
+        let items = filtered(rows.iter().flat_map(shapes::service_checks), self.query)?;
+        Ok((Value::Array(items), index))
+    }
+
+    /// Checks of a node and of all that runs there.
+    async fn health_node(&self, name: &str) -> Indexed {
+        let (instances, index) = self.of_node(name).await?;
+        let node = select::node(self.consul, self.caller, name);
+        let own = node.iter().flat_map(shapes::node_checks);
+        let items = filtered(own.chain(instances.iter().flat_map(shapes::service_checks)), self.query)?;
+        Ok((Value::Array(items), index))
+    }
+
+    /// Checks in one state, of all nodes and services.
+    async fn health_state(&self, state: &str) -> Indexed {
+        if !["any", "passing", "warning", "critical", "unknown"].contains(&state) {
+            let text = format!("Invalid check state: {state:?} is not one of any, passing, warning, critical, unknown");
+            return Err(Refused::bad(text));
+        }
+        let (instances, index) = self.all().await?;
+        let rows = rows(self.consul, self.caller, instances, self.query);
+        let nodes = select::nodes(self.consul, self.caller, self.query);
+        let all = nodes.iter().flat_map(shapes::node_checks).chain(rows.iter().flat_map(shapes::service_checks));
+        let items = filtered(all.filter(|check| state == "any" || check["Status"] == state), self.query)?;
+        Ok((Value::Array(items), index))
+    }
+
+    async fn catalog_service(&self, service: &str) -> Indexed {
+        let (rows, index) = self.of_service(service).await?;
+        let items = filtered(rows.iter().map(shapes::catalog_item), self.query)?;
+        Ok((Value::Array(items), index))
+    }
+
+    /// Names of services with all tags of their instances; a filter picks instances before they are put together.
+    async fn catalog_services(&self) -> Indexed {
+        let filter = Filter::of(self.query)?;
+        let (instances, index) = self.all().await?;
+        let mut tags: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        let rows = rows(self.consul, self.caller, instances, self.query);
+        for row in &rows {
+            let wanted = filter.as_ref().map_or(Ok(true), |filter| filter.wants(&shapes::catalog_item(row)));
+            if wanted.map_err(Refused::bad)? {
+                let of_service = tags.entry(&row.instance.service).or_default();
+                of_service.extend(row.instance.tags.iter().map(String::as_str));
+            }
+        }
+        Ok((json!(tags), index))
+    }
+
+    async fn catalog_nodes(&self) -> Indexed {
+        self.wait(&[Topic::Catalog, Topic::Nodes], World::catalog_index).await?;
+        let index = self.consul.mesh.read(World::catalog_index);
+        let nodes = select::nodes(self.consul, self.caller, self.query);
+        Ok((Value::Array(filtered(nodes.iter().map(shapes::node), self.query)?), index))
+    }
+
+    /// A node and its services, or null.
+    async fn catalog_node(&self, name: &str) -> Indexed {
+        let (rows, index) = self.of_node(name).await?;
+        let Some(node) = select::node(self.consul, self.caller, name) else { return Ok((Value::Null, index)) };
+        let services = answer::by(filtered(rows.iter().map(shapes::service), self.query)?, "ID");
+        Ok((json!({ "Node": shapes::node(&node), "Services": services }), index))
+    }
+
+    async fn of_service(&self, service: &str) -> Result<(Vec<Row>, u64), Refused> {
+        let index_of = |world: &World| self.caller.service_index(world, service);
+        let topics = [self.caller.namespace.as_str(), "default"].map(|ns| Topic::Service(fqdn(service, ns)));
+        self.wait(&topics, index_of).await?;
+        let read = |world: &World| (self.caller.instances_of(world, service), index_of(world));
+        let (instances, index) = self.consul.mesh.read(read);
+        Ok((rows(self.consul, self.caller, instances, self.query), index))
+    }
+
+    async fn of_node(&self, node: &str) -> Result<(Vec<Row>, u64), Refused> {
+        let (mut instances, index) = self.all().await?;
+        instances.retain(|instance| instance.node == node);
+        Ok((rows(self.consul, self.caller, instances, self.query), index))
+    }
+
+    /// Waits where the query is a blocking one; what it asks for must be here.
+    async fn wait(&self, topics: &[Topic], index_of: impl Fn(&World) -> u64) -> Result<(), Refused> {
+        select::in_scope(self.query)?;
+        block(&self.consul.mesh, self.query, topics, index_of).await
+    }
+
+    async fn all(&self) -> Result<(Vec<Arc<Instance>>, u64), Refused> {
+        self.wait(&[Topic::Catalog, Topic::Nodes], World::catalog_index).await?;
+        Ok(self.consul.mesh.read(|world| (self.caller.instances(world), world.catalog_index())))
+    }
+}

@@ -1,0 +1,149 @@
+//! Which endpoint a request means, and why there is none: names may hold slashes, written or escaped.
+
+use http::{Method, StatusCode};
+use weft_agent::query::unescape;
+use weft_agent::refused::Refused;
+
+/// What is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Endpoint {
+    /// `health/service/:service`
+    HealthService(String),
+    /// `health/checks/:service`
+    HealthChecks(String),
+    /// `health/node/:node`
+    HealthNode(String),
+    /// `health/state/:state`
+    HealthState(String),
+    /// `catalog/services`
+    CatalogServices,
+    /// `catalog/service/:service`
+    CatalogService(String),
+    /// `catalog/nodes`
+    CatalogNodes,
+    /// `catalog/node/:node`
+    CatalogNode(String),
+    /// `catalog/datacenters`
+    CatalogDatacenters,
+    /// `status/leader`
+    StatusLeader,
+    /// `status/peers`
+    StatusPeers,
+    /// `query`: the prepared queries, of which there are none.
+    Queries,
+}
+
+/// Why a request reaches no endpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Missed {
+    /// The endpoint takes other methods: these, with commas.
+    Method(&'static str),
+    /// There is none, or it lacks something.
+    Refused(Refused),
+}
+
+/// What a name follows, what it is of where it is missing, and the endpoint with that name. All are read.
+type Named = (&'static str, &'static str, fn(String) -> Endpoint);
+
+const NAMED: [Named; 6] = [
+    ("health/service", "service name", Endpoint::HealthService),
+    ("health/checks", "service name", Endpoint::HealthChecks),
+    ("health/node", "node name", Endpoint::HealthNode),
+    ("health/state", "check state", Endpoint::HealthState),
+    ("catalog/service", "service name", Endpoint::CatalogService),
+    ("catalog/node", "node name", Endpoint::CatalogNode),
+];
+
+/// What Consul has and this mesh has not, by the beginning of the path, and what there is instead.
+const REFUSED: [(&str, &str); 9] = [
+    ("acl", "what a sidecar may do is said by its join token (weftctl token create)"),
+    ("operator", "there are no servers to operate; weftctl status shows the mesh"),
+    ("snapshot", "back up the control plane's data folder"),
+    ("peering", "clusters are not peered"),
+    ("peerings", "clusters are not peered"),
+    ("query", "routes and failover are policies (VirtualService, DestinationRule)"),
+    ("config", "policies are Istio's documents (weftctl apply)"),
+    ("catalog/register", "register with the agent beside the service (agent/service/register)"),
+    ("catalog/deregister", "deregister with the agent beside the service (agent/service/deregister)"),
+];
+
+/// The endpoint of `method` and `path`.
+///
+/// # Errors
+/// When there is none.
+pub fn route(method: &Method, path: &str) -> Result<Endpoint, Missed> {
+    let no_page = || Missed::Refused(Refused::new(StatusCode::NOT_FOUND, "no such page"));
+    let short = path.strip_prefix("/v1/").ok_or_else(no_page)?;
+    let endpoint = match short {
+        "catalog/services" => Endpoint::CatalogServices,
+        "catalog/nodes" => Endpoint::CatalogNodes,
+        "catalog/datacenters" => Endpoint::CatalogDatacenters,
+        "status/leader" => Endpoint::StatusLeader,
+        "status/peers" => Endpoint::StatusPeers,
+        "query" if method == Method::GET => Endpoint::Queries,
+        _ => named(short).unwrap_or_else(|| Err(Missed::Refused(unsupported(path, short))))?,
+    };
+    if method == Method::GET { Ok(endpoint) } else { Err(Missed::Method("GET")) }
+}
+
+fn named(short: &str) -> Option<Result<Endpoint, Missed>> {
+    NAMED.iter().find_map(|(prefix, what, endpoint)| {
+        let rest = short.strip_prefix(prefix)?;
+        let name = if rest.is_empty() { "" } else { rest.strip_prefix('/')? };
+        let missing = || Missed::Refused(Refused::bad(format!("Missing {what}")));
+        Some(if name.is_empty() { Err(missing()) } else { Ok(endpoint(unescape(name, false))) })
+    })
+}
+
+fn unsupported(path: &str, short: &str) -> Refused {
+    let below = |prefix: &str| short.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    let instead = REFUSED.iter().find(|(prefix, _)| below(prefix)).map(|(_, instead)| format!(": {instead}"));
+    let text = format!("{path} of Consul's API is not supported by this mesh{}", instead.unwrap_or_default());
+    Refused::new(StatusCode::NOT_IMPLEMENTED, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_may_hold_slashes_and_must_be_there() {
+        let get = |path: &str| route(&Method::GET, path);
+        assert_eq!(get("/v1/health/service/a%2Fb/c"), Ok(Endpoint::HealthService("a/b/c".into())));
+        assert_eq!(get("/v1/catalog/service/order"), Ok(Endpoint::CatalogService("order".into())));
+        assert_eq!(get("/v1/catalog/services"), Ok(Endpoint::CatalogServices));
+        assert_eq!(get("/v1/query"), Ok(Endpoint::Queries));
+        for (path, text) in [
+            ("/v1/health/service/", "Missing service name"),
+            ("/v1/health/state", "Missing check state"),
+            ("/v1/catalog/node/", "Missing node name"),
+        ] {
+            assert_eq!(get(path), Err(Missed::Refused(Refused::bad(text))), "{path}");
+        }
+        assert_eq!(route(&Method::PUT, "/v1/health/service/a"), Err(Missed::Method("GET")));
+    }
+
+    #[test]
+    fn what_is_not_there_says_so_and_what_is_instead() {
+        for (method, path, status, words) in [
+            (
+                Method::GET,
+                "/v1/acl/tokens",
+                501,
+                "/v1/acl/tokens of Consul's API is not supported by this mesh: what a",
+            ),
+            (Method::GET, "/v1/snapshot", 501, "back up"),
+            (Method::POST, "/v1/query", 501, "policies"),
+            (Method::GET, "/v1/query/a/execute", 501, "policies"),
+            (Method::PUT, "/v1/catalog/register", 501, "agent/service/register"),
+            (Method::PUT, "/v1/catalog/deregister", 501, "agent/service/deregister"),
+            (Method::GET, "/v1/healthy", 501, "not supported"),
+            (Method::GET, "/v1/health/servicex/a", 501, "not supported"),
+            (Method::GET, "/v2/", 404, "no such page"),
+        ] {
+            let Err(Missed::Refused(refused)) = route(&method, path) else { panic!("{path}") };
+            assert_eq!(refused.status.as_u16(), status, "{path}");
+            assert!(refused.text.contains(words), "{}", refused.text);
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! The instances and nodes that a query means: in the caller's namespaces, of this datacenter, with these tags and metadata.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use http::StatusCode;
+use weft_agent::query::Query;
+use weft_agent::refused::Refused;
+use weft_agent::shapes::DATACENTER;
+use weft_proto::v1::Check;
+
+use super::{Caller, Consul, near};
+use crate::mesh::Node;
+use crate::world::{Instance, World};
+
+/// What is shown of a node.
+#[derive(Debug)]
+pub(super) struct Seen {
+    /// Its name.
+    pub(super) name: String,
+    /// Its address.
+    pub(super) address: IpAddr,
+    /// The labels of its sidecar.
+    pub(super) meta: BTreeMap<String, String>,
+    /// Checks of the node itself.
+    pub(super) checks: Vec<Check>,
+    /// `region/zone/subzone`
+    pub(super) locality: String,
+}
+
+/// An instance on its node.
+#[derive(Debug, Clone)]
+pub(super) struct Row {
+    /// What is registered.
+    pub(super) instance: Arc<Instance>,
+    /// Where.
+    pub(super) node: Arc<Seen>,
+}
+
+impl Row {
+    /// Checks of the instance and of its node.
+    pub(super) fn checks(&self) -> impl Iterator<Item = &Check> {
+        self.node.checks.iter().chain(&self.instance.checks)
+    }
+}
+
+impl Caller {
+    /// Whether what is in a namespace is shown to this one.
+    pub(super) fn sees(&self, namespace: &str) -> bool {
+        namespace == self.namespace || namespace == "default"
+    }
+
+    /// Index of a service: a change in either namespace may change the answer.
+    pub(super) fn service_index(&self, world: &World, service: &str) -> u64 {
+        world.service_index(&self.namespace, service).max(world.service_index("default", service))
+    }
+
+    /// Instances of a service: of the caller's namespace, or where it has none of "default".
+    pub(super) fn instances_of(&self, world: &World, service: &str) -> Vec<Arc<Instance>> {
+        let own: Vec<_> = world.service_instances(&self.namespace, service).cloned().collect();
+        if own.is_empty() { world.service_instances("default", service).cloned().collect() } else { own }
+    }
+
+    /// All instances that the caller sees.
+    pub(super) fn instances(&self, world: &World) -> Vec<Arc<Instance>> {
+        world.instances().filter(|instance| self.sees(&instance.namespace)).cloned().collect()
+    }
+}
+
+/// What would change the answer and is not supported is refused: an answer that ignored it would be wrong.
+pub(super) fn in_scope(query: &Query) -> Result<(), Refused> {
+    datacenter(query)?;
+    for key in ["peer", "sg"] {
+        if query.value(key).is_some_and(|value| !value.is_empty()) {
+            return Err(Refused::bad(format!("the query parameter {key:?} is not supported yet")));
+        }
+    }
+    for key in ["ns", "partition"] {
+        if query.value(key).is_some_and(|value| !value.is_empty() && value != "default") {
+            let text = format!("Invalid query parameter: {key:?} - the token decides the namespace that is read");
+            return Err(Refused::bad(text));
+        }
+    }
+    Ok(())
+}
+
+/// Where `dc` leads: nowhere but here, as long as datacenters do not federate.
+fn datacenter(query: &Query) -> Result<(), Refused> {
+    match query.value("dc") {
+        None | Some("" | DATACENTER) => Ok(()),
+        Some(dc) => {
+            tracing::debug!(dc, "a query for another datacenter");
+            Err(Refused::new(StatusCode::INTERNAL_SERVER_ERROR, "No path to datacenter"))
+        }
+    }
+}
+
+/// Those instances that the query's `tag` and `node-meta` leave, each on its node, in the order that `near` asks for.
+pub(super) fn rows(consul: &Consul, caller: &Caller, instances: Vec<Arc<Instance>>, query: &Query) -> Vec<Row> {
+    let (mut rows, close) = consul.mesh.read_nodes(|nodes| {
+        let mut seen: HashMap<String, Arc<Seen>> = HashMap::new();
+        let rows = instances.into_iter().map(|instance| {
+            let node = match seen.get(&instance.node) {
+                Some(node) => node.clone(),
+                None => {
+                    let node = Arc::new(seen_of(nodes, &instance));
+                    seen.insert(instance.node.clone(), node.clone());
+                    node
+                }
+            };
+            Row { instance, node }
+        });
+        let close = query.value("near").and_then(|near| near::locality(near, caller, nodes));
+        (rows.collect::<Vec<Row>>(), close)
+    });
+    rows.retain(|row| has_tags(&row.instance, query) && has_meta(&row.node, query));
+    if let Some(close) = close {
+        near::sort(&mut rows, &close);
+    }
+    rows
+}
+
+/// The nodes that the caller sees and the query's `node-meta` leaves, by name; with `near` the close ones first.
+pub(super) fn nodes(consul: &Consul, caller: &Caller, query: &Query) -> Vec<Seen> {
+    let (mut nodes, close) = consul.mesh.read_nodes(|nodes| {
+        let visible = nodes.iter().filter(|(_, node)| caller.sees(&node.namespace));
+        let seen: Vec<Seen> = visible.map(|(name, node)| of(name, node)).collect();
+        (seen, query.value("near").and_then(|near| near::locality(near, caller, nodes)))
+    });
+    nodes.retain(|node| has_meta(node, query));
+    nodes.sort_by(|a, b| a.name.cmp(&b.name));
+    if let Some(close) = close {
+        nodes.sort_by_key(|node| std::cmp::Reverse(near::shared(&node.locality, &close)));
+    }
+    nodes
+}
+
+/// One node, if the caller sees it.
+pub(super) fn node(consul: &Consul, caller: &Caller, name: &str) -> Option<Seen> {
+    consul
+        .mesh
+        .read_nodes(|nodes| nodes.get(name).filter(|node| caller.sees(&node.namespace)).map(|node| of(name, node)))
+}
+
+fn of(name: &str, node: &Node) -> Seen {
+    Seen {
+        name: name.to_owned(),
+        address: node.address,
+        meta: node.labels.clone(),
+        checks: node.checks.values().cloned().collect(),
+        locality: node.locality.clone(),
+    }
+}
+
+/// One that has just gone is what its instance says of it.
+fn seen_of(nodes: &HashMap<String, Node>, instance: &Instance) -> Seen {
+    nodes.get(&instance.node).map_or_else(
+        || Seen {
+            name: instance.node.clone(),
+            address: instance.address,
+            meta: BTreeMap::new(),
+            checks: Vec::new(),
+            locality: instance.locality.clone(),
+        },
+        |node| of(&instance.node, node),
+    )
+}
+
+/// Every tag asked for, whatever its case.
+fn has_tags(instance: &Instance, query: &Query) -> bool {
+    query.values("tag").all(|wanted| instance.tags.iter().any(|tag| tag.eq_ignore_ascii_case(wanted)))
+}
+
+/// Every `key:value` asked for; a key alone asks for an empty value.
+fn has_meta(node: &Seen, query: &Query) -> bool {
+    query.values("node-meta").all(|wanted| {
+        let (key, value) = wanted.split_once(':').unwrap_or((wanted, ""));
+        node.meta.get(key).is_some_and(|found| found == value)
+    })
+}

@@ -1,0 +1,182 @@
+//! The HTTP side of the API, one for all who serve it: connections, bodies, compression.
+//!
+//! Served by hyper directly: clients send bodies without or with a wrong content type, which extractors refuse.
+
+use std::convert::Infallible;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::{Body, Incoming};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+
+use crate::answer::{self, Answered};
+use crate::query::Query;
+use crate::refused::Refused;
+
+/// Largest body of a request, bytes.
+pub const MAX_BODY: usize = 512 << 10;
+/// Connections at once; more wait.
+const MAX_CONNECTIONS: usize = 1024;
+/// Longest silence of a connection that is kept.
+const IDLE: Duration = Duration::from_secs(900);
+/// Shorter answers are not worth compressing, bytes.
+const MIN_COMPRESSED: usize = 1024;
+/// Longer ones take long enough to be compressed on another thread, bytes.
+const MAX_HERE: usize = 64 << 10;
+
+/// Who answers requests.
+pub trait Answers: Send + Sync + 'static {
+    /// Answers one.
+    fn answer(&self, from: SocketAddr, request: Request<Bytes>) -> impl Future<Output = Answered> + Send;
+}
+
+/// Serves for ever.
+pub async fn serve(answers: Arc<impl Answers>, listener: TcpListener) {
+    let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let Ok(permit) = connections.clone().acquire_owned().await else { return };
+        let (stream, from) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(_) => {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let answers = answers.clone();
+        tokio::spawn(async move {
+            let service = service_fn(move |request: Request<Incoming>| {
+                let answers = answers.clone();
+                async move { Ok::<_, Infallible>(handle(&*answers, from, request).await) }
+            });
+            let serving = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(IDLE)
+                .serve_connection(TokioIo::new(stream), service);
+            // A client that breaks off is its own affair.
+            let _ = serving.await;
+            drop(permit);
+        });
+    }
+}
+
+/// Answers one request.
+pub async fn handle<B>(answers: &impl Answers, from: SocketAddr, request: Request<B>) -> Response<Full<Bytes>>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let (head, body) = request.into_parts();
+    let gzip = takes_gzip(&head.headers);
+    let answered = match collect(body).await {
+        Ok(body) => answers.answer(from, Request::from_parts(head, body)).await,
+        Err(refused) => {
+            let query = Query::parse(head.uri.query().unwrap_or_default());
+            answer::refusal(&refused, head.method == Method::GET, &query)
+        }
+    };
+    let answered = if gzip { compressed(answered).await } else { answered };
+    answered.map(Full::new)
+}
+
+async fn collect<B>(body: B) -> Result<Bytes, Refused>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    match Limited::new(body, MAX_BODY).collect().await {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(e) if e.is::<LengthLimitError>() => {
+            let text = format!("Request body too large, max size: {MAX_BODY} bytes");
+            Err(Refused::new(StatusCode::PAYLOAD_TOO_LARGE, text))
+        }
+        Err(e) => Err(Refused::bad(format!("the request's body broke off: {e}"))),
+    }
+}
+
+/// Whether a client takes gzip (RFC 9110, 12.5.3); one that only says "anything" may not mean it.
+fn takes_gzip(headers: &HeaderMap) -> bool {
+    let values = headers.get_all(header::ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).any(|coding| {
+        let (name, parameters) = coding.split_once(';').unwrap_or((coding, ""));
+        let weight = parameters.split(';').find_map(|parameter| parameter.trim().strip_prefix("q="));
+        let refused = weight.is_some_and(|weight| weight.trim().parse() == Ok(0.0));
+        name.trim().eq_ignore_ascii_case("gzip") && !refused
+    })
+}
+
+async fn compressed(answered: Answered) -> Answered {
+    let (mut head, body) = answered.into_parts();
+    if body.len() <= MIN_COMPRESSED || head.headers.contains_key(header::CONTENT_ENCODING) {
+        return Response::from_parts(head, body);
+    }
+    let plain = body.clone();
+    let packed = if body.len() <= MAX_HERE {
+        gzip(&body)
+    } else {
+        tokio::task::spawn_blocking(move || gzip(&body)).await.unwrap_or_else(|e| Err(std::io::Error::other(e)))
+    };
+    // It cannot fail; if it did, the answer would still be one.
+    let Ok(packed) = packed else { return Response::from_parts(head, plain) };
+    head.headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    head.headers.append(header::VARY, HeaderValue::from_static("accept-encoding"));
+    Response::from_parts(head, packed.into())
+}
+
+fn gzip(bytes: &[u8]) -> std::io::Result<Vec<u8>> {
+    let mut encoder = GzEncoder::new(Vec::with_capacity(bytes.len() / 4), Compression::fast());
+    encoder.write_all(bytes)?;
+    encoder.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+
+    /// Answers with as many bytes as the path says.
+    struct Zeros;
+
+    impl Answers for Zeros {
+        async fn answer(&self, _: SocketAddr, request: Request<Bytes>) -> Answered {
+            Response::new(vec![b'0'; request.uri().path()[1..].parse().unwrap()].into())
+        }
+    }
+
+    #[tokio::test]
+    async fn long_answers_are_compressed_for_those_who_ask() {
+        for (accept, length, packed) in [
+            ("gzip", 1024, false),
+            ("gzip", 1025, true),
+            ("deflate, GZIP;q=0.5", 100_000, true),
+            ("gzip;q=0", 100_000, false),
+            ("*", 100_000, false),
+            ("", 100_000, false),
+        ] {
+            let request = Request::get(format!("/{length}")).header("accept-encoding", accept);
+            let request = request.body(Full::<Bytes>::default()).unwrap();
+            let answered = handle(&Zeros, ([127, 0, 0, 1], 1).into(), request).await;
+            assert_eq!(answered.headers().contains_key("content-encoding"), packed, "{accept} {length}");
+            let body = answered.into_body().collect().await.unwrap().to_bytes();
+            let mut text = String::new();
+            if packed {
+                assert!(body.len() < length);
+                flate2::read::GzDecoder::new(&body[..]).read_to_string(&mut text).unwrap();
+            } else {
+                text = String::from_utf8(body.to_vec()).unwrap();
+            }
+            assert_eq!(text, "0".repeat(length));
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! The query of a request: many of Consul's flags are true by being there, and blocking queries wait within bounds.
+
+use std::time::Duration;
+
+use crate::decode::{go_bool, go_duration};
+
+/// The query of a request, resolved.
+#[derive(Debug, Default)]
+pub struct Query(Vec<(String, String)>);
+
+/// Consul's default wait, and its longest.
+const DEFAULT_WAIT: Duration = Duration::from_secs(300);
+const MAX_WAIT: Duration = Duration::from_secs(600);
+
+impl Query {
+    /// Reads `text`, what follows the question mark.
+    pub fn parse(text: &str) -> Query {
+        let pairs = text.split('&').filter(|pair| !pair.is_empty());
+        Query(
+            pairs
+                .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+                .map(|(key, value)| (unescape(key, true), unescape(value, true)))
+                .collect(),
+        )
+    }
+
+    /// The value of `key`; `None`: not there.
+    pub fn value(&self, key: &str) -> Option<&str> {
+        self.values(key).next()
+    }
+
+    /// All values of `key`.
+    pub fn values<'a>(&'a self, key: &str) -> impl Iterator<Item = &'a str> + use<'a> {
+        let key = key.to_owned();
+        self.0.iter().filter(move |(k, _)| *k == key).map(|(_, v)| v.as_str())
+    }
+
+    /// Whether `key` is there, whatever its value: in Consul `?stale=false` is true.
+    pub fn has(&self, key: &str) -> bool {
+        self.value(key).is_some()
+    }
+
+    /// `passing`, which has a value, unlike other flags.
+    ///
+    /// # Errors
+    /// When the value is none.
+    pub fn passing(&self) -> Result<bool, String> {
+        match self.value("passing") {
+            None => Ok(false),
+            Some("") => Ok(true),
+            Some(text) => go_bool(text).ok_or_else(|| "Invalid value for ?passing".into()),
+        }
+    }
+
+    /// The index to wait past, and how long; `None`: answer at once.
+    ///
+    /// # Errors
+    /// Consul's words, for a 400.
+    pub fn block(&self) -> Result<Option<(u64, Duration)>, String> {
+        let wait = match self.value("wait") {
+            None | Some("") => DEFAULT_WAIT,
+            Some(text) => go_duration(text).ok_or("Invalid wait time")?,
+        };
+        let index = match self.value("index") {
+            None | Some("") => 0,
+            Some(text) => text.parse().map_err(|_| "Invalid index")?,
+        };
+        let wait = if wait.is_zero() { DEFAULT_WAIT } else { wait.min(MAX_WAIT) };
+        Ok((index > 0).then_some((index, wait)))
+    }
+}
+
+/// The text of a query without the pairs of these keys; what is left stays as it was written.
+pub fn without(text: &str, keys: &[&str]) -> String {
+    let key = |pair: &str| unescape(pair.split('=').next().unwrap_or_default(), true);
+    let kept: Vec<&str> = text.split('&').filter(|pair| !pair.is_empty() && !keys.contains(&&*key(pair))).collect();
+    kept.join("&")
+}
+
+/// Resolves `%2F` and the like; what is no escape stays. With `plus`, a plus is a space.
+pub fn unescape(text: &str, plus: bool) -> String {
+    let bytes = text.as_bytes();
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        let hex = bytes.get(at + 1..at + 3).filter(|_| bytes[at] == b'%');
+        let byte = hex.and_then(|h| std::str::from_utf8(h).ok()).and_then(|h| u8::from_str_radix(h, 16).ok());
+        match byte {
+            Some(byte) => {
+                out.push(byte);
+                at += 3;
+            }
+            None => {
+                out.push(if plus && bytes[at] == b'+' { b' ' } else { bytes[at] });
+                at += 1;
+            }
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_are_true_by_being_there() {
+        let query = Query::parse("stale=false&tag=a&tag=b%20c&passing&note=all+well");
+        assert!(query.has("stale") && !query.has("cached"));
+        assert_eq!(query.values("tag").collect::<Vec<_>>(), ["a", "b c"]);
+        assert_eq!(query.value("note"), Some("all well"));
+        assert_eq!(query.passing(), Ok(true));
+        for (text, passing) in [("", false), ("passing=True", true), ("passing=0", false)] {
+            assert_eq!(Query::parse(text).passing(), Ok(passing), "{text}");
+        }
+        assert_eq!(Query::parse("passing=maybe").passing(), Err("Invalid value for ?passing".into()));
+    }
+
+    #[test]
+    fn waits_are_bounded() {
+        let seconds = |s| Duration::from_secs(s);
+        for (text, block) in [
+            ("", Ok(None)),
+            ("index=0&wait=1s", Ok(None)),
+            ("index=7", Ok(Some((7, seconds(300))))),
+            ("index=7&wait=30s", Ok(Some((7, seconds(30))))),
+            ("index=7&wait=20m", Ok(Some((7, seconds(600))))),
+            ("index=7&wait=soon", Err("Invalid wait time".to_owned())),
+            ("index=-1", Err("Invalid index".to_owned())),
+        ] {
+            assert_eq!(Query::parse(text).block(), block, "{text}");
+        }
+    }
+
+    #[test]
+    fn pairs_can_be_left_out() {
+        let text = "tag=a%26b&index=7&stale&w%61it=1s&&indexed=1";
+        assert_eq!(without(text, &["index", "wait"]), "tag=a%26b&stale&indexed=1");
+        assert_eq!(without("", &["index"]), "");
+    }
+}
