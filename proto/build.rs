@@ -9,6 +9,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "weft/identity.proto",
         "weft/registry.proto",
         "weft/admin.proto",
+        "weft/dns.proto",
     ];
     for file in files {
         println!("cargo:rerun-if-changed={file}");

@@ -8,6 +8,7 @@ pub mod catalog;
 pub mod cli;
 pub mod consul;
 pub mod discovery;
+pub mod dns;
 pub mod identity;
 pub mod mesh;
 pub mod peer;

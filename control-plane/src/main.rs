@@ -1,13 +1,14 @@
 //! `weft-control-plane`: see `weft_control_plane::server`.
 
 use std::io::IsTerminal;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Parser;
 use tracing_appender::non_blocking::NonBlockingBuilder;
+use weft_control_plane::dns::{self, listen::Listen};
 use weft_control_plane::server::{self, Config};
 use weft_control_plane::store::etcd::Access;
 
@@ -55,6 +56,51 @@ struct Args {
     /// Seconds without a sign of life after which a sidecar's instances are removed.
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..=3600))]
     lease: u64,
+    #[command(flatten)]
+    dns: Dns,
+}
+
+/// Consul's DNS names.
+#[derive(clap::Args)]
+struct Dns {
+    /// Where Consul's DNS names are served, UDP and TCP, or "off"; 127.0.0.1:8600, unless it is taken, where it is not
+    /// given. DNS proves nobody: whoever reaches the address reads the names of the namespace "default".
+    #[arg(long)]
+    dns_listen: Option<Listen>,
+    /// Name server for names outside of consul, tried in the order given; repeatable. Without any they are refused.
+    #[arg(long = "dns-recursor", value_name = "ADDR[:PORT]", value_parser = recursor)]
+    dns_recursors: Vec<SocketAddr>,
+    /// Seconds for which an address may be kept; 0 is Consul's.
+    #[arg(long, default_value_t = dns::Settings::default().service_ttl, value_parser = clap::value_parser!(u32).range(0..=86400))]
+    dns_service_ttl: u32,
+    /// Seconds for which it may be remembered that there is no such name.
+    #[arg(long, default_value_t = dns::Settings::default().negative_ttl, value_parser = clap::value_parser!(u32).range(0..=86400))]
+    dns_negative_ttl: u32,
+    /// Leave out instances whose checks warn, too.
+    #[arg(long)]
+    dns_only_passing: bool,
+    /// Most answers over UDP to a client without EDNS (Consul's udp_answer_limit is 3); 0: as many as fit.
+    #[arg(long, default_value_t = 0)]
+    dns_udp_answer_limit: usize,
+}
+
+/// An address, port 53 where none is given.
+fn recursor(text: &str) -> Result<SocketAddr, String> {
+    let bare = || text.parse::<IpAddr>().ok().map(|ip| SocketAddr::new(ip, 53));
+    text.parse().ok().or_else(bare).ok_or_else(|| "neither an IP address nor one with a port".into())
+}
+
+impl Dns {
+    fn settings(&self) -> dns::Settings {
+        dns::Settings {
+            service_ttl: self.dns_service_ttl,
+            negative_ttl: self.dns_negative_ttl,
+            only_passing: self.dns_only_passing,
+            udp_answer_limit: self.dns_udp_answer_limit,
+            recursors: self.dns_recursors.clone(),
+            ..dns::Settings::default()
+        }
+    }
 }
 
 fn main() -> Result<()> {
@@ -90,6 +136,8 @@ fn main() -> Result<()> {
         trust_domain: args.trust_domain,
         certificate_ttl: Duration::from_secs(args.certificate_ttl),
         lease: Duration::from_secs(args.lease),
+        dns_listen: args.dns.dns_listen.unwrap_or(Listen::Usual),
+        dns: args.dns.settings(),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(server::run(config, stop_signal()))

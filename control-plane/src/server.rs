@@ -12,6 +12,7 @@ use tonic::transport::Server;
 use weft_proto::envoy::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
 use weft_proto::v1::admin_server::AdminServer;
 use weft_proto::v1::catalog_server::CatalogServer;
+use weft_proto::v1::dns_server::DnsServer;
 use weft_proto::v1::identity_server::IdentityServer;
 use weft_proto::v1::registry_server::RegistryServer;
 
@@ -20,6 +21,9 @@ use crate::ca::{Ca, CaRecord};
 use crate::catalog::CatalogService;
 use crate::consul::Consul;
 use crate::discovery::{Discovery, DiscoveryService};
+use crate::dns::listen::Listen;
+use crate::dns::service::DnsService;
+use crate::dns::{self, Dns};
 use crate::identity::IdentityService;
 use crate::mesh::Mesh;
 use crate::peer;
@@ -49,6 +53,10 @@ pub struct Config {
     pub certificate_ttl: Duration,
     /// Time without a sign of life after which a sidecar's instances are removed.
     pub lease: Duration,
+    /// Where Consul's DNS names are served.
+    pub dns_listen: Listen,
+    /// How they are answered.
+    pub dns: dns::Settings,
 }
 
 /// Name of the administrator's socket in the data folder.
@@ -89,6 +97,8 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
         });
     }
     tokio::spawn(mesh.clone().reap());
+    let dns = Dns::new(mesh.clone(), dns::Settings { address: config.dns_listen.reachable(), ..config.dns });
+    config.dns_listen.serve(&dns).await?;
 
     let admin =
         AdminService { mesh: mesh.clone(), discovery: discovery.clone(), ca: ca.clone(), tokens: tokens.clone() };
@@ -104,6 +114,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
         .add_service(AggregatedDiscoveryServiceServer::new(DiscoveryService(discovery.clone())))
         .add_service(RegistryServer::new(RegistryService { mesh: mesh.clone(), discovery }))
         .add_service(CatalogServer::new(CatalogService { consul: Consul { mesh, address } }))
+        .add_service(DnsServer::new(DnsService(dns)))
         .add_service(IdentityServer::new(identity))
         .serve_with_incoming(ReceiverStream::new(incoming));
     tracing::info!(%address, trust_domain = ca.trust_domain(), socket = %socket.display(), "control plane is ready");

@@ -10,6 +10,7 @@
 
 pub mod balance;
 pub mod compile;
+pub mod dns;
 pub mod endpoint;
 pub mod flag;
 pub mod hash;

@@ -14,6 +14,7 @@ use std::time::{Duration, SystemTime};
 use rand::Rng;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::UdpSocket;
+use weft_core::dns;
 
 use super::{read_framed, write_framed};
 use crate::connect::{self, MARK_DELIVERY};
@@ -25,8 +26,6 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 const EPHEMERAL_PORTS: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 /// Fewer ports than this would be too easy to guess.
 const ENOUGH_PORTS: u16 = 2048;
-/// Length of a DNS header.
-const HEADER: usize = 12;
 
 /// How a query travels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,7 +75,7 @@ impl Forwarder {
             };
             match tokio::time::timeout(TIMEOUT, asking).await {
                 // Not what it knows, but that it cannot help: another one may.
-                Ok(Ok(answer)) if matches!(answer.get(3).map(|b| b & 0xf), Some(2 | 4 | 5)) => last = Some(answer),
+                Ok(Ok(answer)) if dns::is_failure(&answer) => last = Some(answer),
                 Ok(Ok(answer)) => return Some(answer),
                 Ok(Err(e)) => tracing::debug!(%server, "name server: {e}"),
                 Err(_) => tracing::debug!(%server, "name server: no answer within {TIMEOUT:?}"),
@@ -111,7 +110,7 @@ impl Forwarder {
             let n = socket.recv(&mut buffer).await?;
             let answer = &buffer[..n];
             // Whatever else arrives here was made up by somebody.
-            if answers(answer, &query) {
+            if dns::answers(answer, &query) {
                 let mut answer = answer.to_vec();
                 answer[..2].copy_from_slice(&id);
                 return Ok(answer);
@@ -148,7 +147,7 @@ async fn over_tcp(server: SocketAddr, packet: &[u8]) -> io::Result<Vec<u8>> {
     let mut stream = connect::tcp(server, MARK_DELIVERY, TIMEOUT, None).await?;
     write_framed(&mut stream, &query).await?;
     let mut answer = read_framed(&mut stream, usize::from(u16::MAX)).await?;
-    if !answers(&answer, &query) {
+    if !dns::answers(&answer, &query) {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "an answer to another question"));
     }
     answer[..2].copy_from_slice(&id);
@@ -157,40 +156,8 @@ async fn over_tcp(server: SocketAddr, packet: &[u8]) -> io::Result<Vec<u8>> {
 
 /// The packet with a random number, and the number that it came with.
 fn renumbered(packet: &[u8]) -> io::Result<(Vec<u8>, [u8; 2])> {
-    let id = packet.first_chunk::<2>().ok_or(io::ErrorKind::InvalidData)?;
-    let mut query = packet.to_vec();
-    query[..2].copy_from_slice(&rand::rng().next_u32().to_be_bytes()[..2]);
-    Ok((query, *id))
-}
-
-/// Whether this is an answer to that query: the same number and, where it repeats the question, the same question.
-fn answers(answer: &[u8], query: &[u8]) -> bool {
-    let (Some(head), Some(asked)) = (answer.first_chunk::<HEADER>(), query.first_chunk::<HEADER>()) else {
-        return false;
-    };
-    if head[..2] != asked[..2] || head[2] & 0x80 == 0 {
-        return false;
-    }
-    let Some(end) = question_end(query) else { return false };
-    let repeats = head[4..6] != [0, 0];
-    !repeats || answer.get(HEADER..end).is_some_and(|question| question.eq_ignore_ascii_case(&query[HEADER..end]))
-}
-
-/// Where the question of a query ends.
-fn question_end(query: &[u8]) -> Option<usize> {
-    let mut at = HEADER;
-    loop {
-        let length = usize::from(*query.get(at)?);
-        at += 1 + length;
-        match length {
-            0 => break,
-            1..64 => {}
-            // Nothing comes before a question that it could point back to.
-            _ => return None,
-        }
-    }
-    // Type and class.
-    (at + 4 <= query.len()).then_some(at + 4)
+    let [high, low, ..] = rand::rng().next_u32().to_be_bytes();
+    dns::renumbered(packet, [high, low]).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 /// Ports outside of those that the kernel gives to whoever does not ask for one.
@@ -223,22 +190,5 @@ mod tests {
         assert_eq!(outside(32768, 65000), 16384..=32767);
         assert_eq!(outside(1024, 65535), 1024..=65535);
         assert_eq!(outside(0, 0), 1..=65535);
-    }
-
-    #[test]
-    fn only_an_answer_to_our_question_counts() {
-        let query = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x01a\0\0\x01\0\x01more";
-        let answer = b"\x12\x34\x81\x80\0\x01\0\0\0\0\0\0\x01A\0\0\x01\0\x01";
-        assert_eq!(question_end(query), Some(19));
-        assert!(answers(answer, query));
-        assert!(!answers(&query[..], query), "a query");
-        assert!(!answers(&[b"\x12\x35", &answer[2..]].concat(), query), "another number");
-        assert!(!answers(&[&answer[..13], b"b", &answer[14..]].concat(), query), "another name");
-        assert!(!answers(&answer[..14], query), "cut off");
-        // An error may leave the question out.
-        assert!(answers(b"\x12\x34\x81\x82\0\0\0\0\0\0\0\0", query));
-        for n in 0..query.len() {
-            question_end(&query[..n]);
-        }
     }
 }

@@ -1,0 +1,168 @@
+//! The listener for programs: UDP and TCP at one address, everything bounded.
+//!
+//! Callers here are in the namespace `default`: nothing says who they are.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::sync::Semaphore;
+
+use super::Dns;
+use super::packet::Transport;
+use super::view::View;
+
+/// Queries answered at once; beyond that they are dropped, and asked again by whoever still wants to know.
+const IN_FLIGHT: usize = 1024;
+/// Connections served at once.
+const CONNECTIONS: usize = 256;
+/// A connection that asks nothing for this long is closed.
+const IDLE: Duration = Duration::from_secs(10);
+/// No query is longer.
+const MAX_QUERY: usize = 4096;
+/// Namespace of callers whom nothing identifies.
+const NAMESPACE: &str = "default";
+
+/// Where DNS is served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Listen {
+    /// At Consul's usual place, unless it is taken: by a real Consul, most likely.
+    Usual,
+    /// There, or nowhere.
+    At(SocketAddr),
+    /// Nowhere.
+    Off,
+}
+
+/// Consul's usual place, on loopback.
+const USUAL: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8600);
+
+impl std::str::FromStr for Listen {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Listen, String> {
+        if text == "off" {
+            return Ok(Listen::Off);
+        }
+        text.parse().map(Listen::At).map_err(|_| "neither an address and port nor off".into())
+    }
+}
+
+impl Listen {
+    /// The address, if it is one that others can reach.
+    pub fn reachable(self) -> Option<std::net::IpAddr> {
+        match self {
+            Listen::At(at) if !at.ip().is_loopback() && !at.ip().is_unspecified() => Some(at.ip()),
+            _ => None,
+        }
+    }
+
+    /// Serves `dns` for ever.
+    ///
+    /// # Errors
+    /// When the address is not to be had, unless it is the usual one.
+    pub async fn serve(self, dns: &Arc<Dns>) -> Result<()> {
+        match self {
+            Listen::Off => Ok(()),
+            Listen::At(address) => start(dns, address).await.map(drop),
+            Listen::Usual => {
+                if let Err(e) = start(dns, USUAL).await {
+                    tracing::warn!("no DNS: {e:#} (--dns-listen takes another address, or off)");
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Begins to serve at `address`; with port 0 at one that is free for both. Returns where.
+pub(super) async fn start<V: View + Send + Sync + 'static>(
+    dns: &Arc<Dns<V>>,
+    address: SocketAddr,
+) -> Result<SocketAddr> {
+    let context = || format!("cannot listen on {address} for DNS");
+    let tcp = TcpListener::bind(address).await.with_context(context)?;
+    let at = tcp.local_addr()?;
+    let udp = UdpSocket::bind(at).await.with_context(context)?;
+    let permits = Arc::new(Semaphore::new(IN_FLIGHT));
+    tokio::spawn(serve_udp(dns.clone(), Arc::new(udp), permits.clone()));
+    tokio::spawn(serve_tcp(dns.clone(), tcp, permits));
+    Ok(at)
+}
+
+async fn serve_udp<V: View + Send + Sync + 'static>(dns: Arc<Dns<V>>, socket: Arc<UdpSocket>, permits: Arc<Semaphore>) {
+    let mut buffer = vec![0; MAX_QUERY];
+    loop {
+        let (n, from) = match socket.recv_from(&mut buffer).await {
+            Ok(received) => received,
+            Err(e) => {
+                // One answer that could not be delivered is reported here; it says nothing about the next query.
+                tracing::debug!("DNS: {e}");
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                continue;
+            }
+        };
+        let Ok(permit) = permits.clone().try_acquire_owned() else { continue };
+        let (dns, socket, packet) = (dns.clone(), socket.clone(), buffer[..n].to_vec());
+        tokio::spawn(async move {
+            if let Some(reply) = dns.handle(&packet, Transport::Udp, NAMESPACE, true).await {
+                // Whoever is gone meanwhile does not miss it.
+                let _ = socket.send_to(&reply, from).await;
+            }
+            drop(permit);
+        });
+    }
+}
+
+async fn serve_tcp<V: View + Send + Sync + 'static>(dns: Arc<Dns<V>>, listener: TcpListener, permits: Arc<Semaphore>) {
+    let connections = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        // Never closed.
+        let Ok(connection) = connections.clone().acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let (dns, permits) = (dns.clone(), permits.clone());
+                tokio::spawn(async move {
+                    // A client that breaks off is its own affair.
+                    let _ = serve_connection(&dns, stream, &permits).await;
+                    drop(connection);
+                });
+            }
+            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+    }
+}
+
+async fn serve_connection<V: View>(dns: &Dns<V>, mut stream: TcpStream, permits: &Semaphore) -> io::Result<()> {
+    loop {
+        let packet = tokio::time::timeout(IDLE, read_framed(&mut stream, MAX_QUERY)).await??;
+        let Ok(permit) = permits.acquire().await else { return Ok(()) };
+        let reply = dns.handle(&packet, Transport::Tcp, NAMESPACE, true).await;
+        drop(permit);
+        let Some(reply) = reply else { return Ok(()) };
+        tokio::time::timeout(IDLE, write_framed(&mut stream, &reply)).await??;
+    }
+}
+
+/// Reads one message with its length before it.
+pub(super) async fn read_framed(stream: &mut TcpStream, limit: usize) -> io::Result<Vec<u8>> {
+    let length = usize::from(stream.read_u16().await?);
+    if length > limit {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a DNS message of {length} bytes")));
+    }
+    let mut packet = vec![0; length];
+    stream.read_exact(&mut packet).await?;
+    Ok(packet)
+}
+
+/// Writes one message with its length before it.
+pub(super) async fn write_framed(stream: &mut TcpStream, packet: &[u8]) -> io::Result<()> {
+    let length = u16::try_from(packet.len()).map_err(|_| io::ErrorKind::InvalidData)?;
+    let mut framed = length.to_be_bytes().to_vec();
+    framed.extend_from_slice(packet);
+    stream.write_all(&framed).await
+}

@@ -1,0 +1,99 @@
+//! Consul's DNS interface: the registry under `consul.`, over UDP and TCP, and for sidecars over their own connection.
+//!
+//! [`packet`] reads questions and writes what fits, [`names`] says what a name means, [`answer`] answers it from what
+//! [`view`] reads of the registry: all without sockets. [`listen`] serves programs, [`service`] the sidecars, and
+//! [`recursors`] asks others for what is not ours. Of hickory the messages alone are used: its server would bring a
+//! catalogue of zones, and what is answered here is no zone.
+
+pub mod answer;
+pub mod listen;
+pub mod names;
+pub mod packet;
+pub mod recursors;
+pub mod service;
+#[cfg(test)]
+mod tests;
+pub mod view;
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use hickory_proto::op::ResponseCode;
+
+use crate::mesh::Mesh;
+use answer::Asking;
+use packet::{Asked, Transport};
+use view::{MeshView, View};
+
+/// How DNS answers.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Name of this data centre.
+    pub datacenter: String,
+    /// Seconds for which an answer may be kept.
+    pub service_ttl: u32,
+    /// Seconds for which it may be remembered that there is nothing.
+    pub negative_ttl: u32,
+    /// Leave out instances with a warning too.
+    pub only_passing: bool,
+    /// Most answers over UDP to a client without EDNS; 0: as many as fit.
+    pub udp_answer_limit: usize,
+    /// Name servers for names that are not ours; none: such names are refused.
+    pub recursors: Vec<SocketAddr>,
+    /// This server's own address, where it has one that others can reach.
+    pub address: Option<IpAddr>,
+}
+
+impl Default for Settings {
+    /// Consul's TTL is 0. One second keeps a resolver that remembers (a node's cache, a runtime's) from asking for every
+    /// connection, and is less than what a failed health check takes to be seen.
+    fn default() -> Settings {
+        Settings {
+            datacenter: "dc1".into(),
+            service_ttl: 1,
+            negative_ttl: 1,
+            only_passing: false,
+            udp_answer_limit: 0,
+            recursors: Vec::new(),
+            address: None,
+        }
+    }
+}
+
+/// Answers packets.
+pub struct Dns<V = MeshView> {
+    view: V,
+    settings: Settings,
+}
+
+impl Dns {
+    /// From what is registered in `mesh`.
+    pub fn new(mesh: Arc<Mesh>, settings: Settings) -> Arc<Dns> {
+        Arc::new(Dns { view: MeshView::new(mesh), settings })
+    }
+}
+
+impl<V: View> Dns<V> {
+    /// The answer to a packet of a caller in `namespace`, unless it deserves none. What is not ours is asked of the
+    /// recursors where `recurse` says so, else refused.
+    async fn handle(&self, packet: &[u8], transport: Transport, namespace: &str, recurse: bool) -> Option<Vec<u8>> {
+        let query = match packet::parse(packet) {
+            Asked::Nothing => return None,
+            Asked::Refused(reply) => return Some(reply),
+            Asked::Query(query) => query,
+        };
+        let asking = Asking { view: &self.view, namespace, settings: &self.settings, transport };
+        if let Ok(reply) = asking.answer(&query, &mut rand::rng()) {
+            return reply;
+        }
+        let code = if recurse && query.wants_recursion() && !self.settings.recursors.is_empty() {
+            if let Some(reply) = recursors::ask(&self.settings.recursors, packet, transport).await {
+                return Some(reply);
+            }
+            ResponseCode::ServFail
+        } else {
+            ResponseCode::Refused
+        };
+        query.pack(query.response(code), transport)
+    }
+}

@@ -1,0 +1,167 @@
+//! Queries as packets, and answers as packets that fit: bytes in, bytes out, no sockets.
+//!
+//! Of a query that is odd beyond its question only the question is used: it must not be unanswerable for that.
+
+use hickory_proto::op::{Edns, Header, HeaderCounts, Message, MessageType, Metadata, OpCode, ResponseCode};
+use hickory_proto::rr::rdata::opt::{ClientSubnet, EdnsCode, EdnsOption};
+use hickory_proto::rr::{DNSClass, Name, RecordType};
+use hickory_proto::serialize::binary::{BinDecodable, BinDecoder};
+
+/// What every client takes over UDP without saying so (RFC 1035, 2.3.4).
+const UDP_SIZE: u16 = 512;
+/// The largest answer over UDP that is offered and sent.
+const EDNS_SIZE: u16 = 4096;
+
+/// How a query travels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    /// In one packet.
+    Udp,
+    /// In a stream, with lengths.
+    Tcp,
+}
+
+/// What a packet turned out to be.
+#[derive(Debug)]
+pub enum Asked {
+    /// Nothing that deserves an answer.
+    Nothing,
+    /// Something that is answered with an error; this one.
+    Refused(Vec<u8>),
+    /// A question.
+    Query(Box<Query>),
+}
+
+/// One question.
+#[derive(Debug)]
+pub struct Query {
+    metadata: Metadata,
+    question: hickory_proto::op::Query,
+    edns: Option<Edns>,
+}
+
+/// Reads a packet.
+pub fn parse(packet: &[u8]) -> Asked {
+    let mut decoder = BinDecoder::new(packet);
+    let Ok(header) = Header::read(&mut decoder) else { return Asked::Nothing };
+    // Answers to answers would go back and forth for ever.
+    if header.metadata.message_type == MessageType::Response {
+        return Asked::Nothing;
+    }
+    let refuse = |code| {
+        let mut message = Message::error_msg(header.metadata.id, header.metadata.op_code, code);
+        message.metadata.recursion_desired = header.metadata.recursion_desired;
+        // An error without a question can always be written.
+        message.to_vec().map_or(Asked::Nothing, Asked::Refused)
+    };
+    if header.metadata.op_code != OpCode::Query {
+        return refuse(ResponseCode::NotImp);
+    }
+    let HeaderCounts { queries: 1, .. } = header.counts else { return refuse(ResponseCode::FormErr) };
+    let Ok(question) = hickory_proto::op::Query::read(&mut decoder) else { return refuse(ResponseCode::FormErr) };
+    let edns = Message::from_vec(packet).ok().and_then(|message| message.edns);
+    let query = Query { metadata: header.metadata, question, edns };
+    let refused = |code| query.pack(query.response(code), Transport::Udp).map_or(Asked::Nothing, Asked::Refused);
+    // RFC 6891, 6.1.3.
+    if query.edns.as_ref().is_some_and(|edns| edns.version() > 0) {
+        return refused(ResponseCode::BADVERS);
+    }
+    let of_internet = matches!(query.question.query_class(), DNSClass::IN | DNSClass::ANY);
+    if !of_internet || matches!(query.kind(), RecordType::AXFR | RecordType::IXFR) {
+        return refused(ResponseCode::Refused);
+    }
+    Asked::Query(Box::new(query))
+}
+
+impl Query {
+    /// The name, in the case that it was asked in.
+    pub fn name(&self) -> &Name {
+        self.question.name()
+    }
+
+    /// What is asked for.
+    pub fn kind(&self) -> RecordType {
+        self.question.query_type()
+    }
+
+    /// Whether others may be asked.
+    pub fn wants_recursion(&self) -> bool {
+        self.metadata.recursion_desired
+    }
+
+    /// An answer without records, the question repeated as it came: some clients compare the case (0x20).
+    pub fn response(&self, code: ResponseCode) -> Message {
+        let mut message = Message::response(self.metadata.id, OpCode::Query);
+        message.metadata.recursion_desired = self.metadata.recursion_desired;
+        message.metadata.response_code = code;
+        message.add_query(self.question.clone());
+        if let Some(asked) = &self.edns {
+            let mut edns = Edns::new();
+            edns.set_max_payload(EDNS_SIZE).set_dnssec_ok(asked.flags().dnssec_ok);
+            if let Some(EdnsOption::Subnet(subnet)) = asked.option(EdnsCode::Subnet) {
+                // RFC 7871, 7.2.1: the answer is for everybody.
+                let everybody = ClientSubnet::new(subnet.addr(), subnet.source_prefix(), 0);
+                edns.options_mut().insert(EdnsOption::Subnet(everybody));
+            }
+            message.set_edns(edns);
+        }
+        message
+    }
+
+    /// Whether the client said nothing of how much it takes.
+    pub fn is_plain(&self, transport: Transport) -> bool {
+        transport == Transport::Udp && self.limit(transport) == usize::from(UDP_SIZE)
+    }
+
+    /// Largest answer, in bytes.
+    pub fn limit(&self, transport: Transport) -> usize {
+        match (transport, &self.edns) {
+            (Transport::Udp, Some(edns)) => usize::from(edns.max_payload().clamp(UDP_SIZE, EDNS_SIZE)),
+            (Transport::Udp, None) => usize::from(UDP_SIZE),
+            (Transport::Tcp, _) => usize::from(u16::MAX),
+        }
+    }
+
+    /// The answer as bytes, as much of it as fits. What is left out of the answers is said so by TC, over UDP: over TCP
+    /// there is nothing more to be had. What is left out of the additional records is not (RFC 2181, 9).
+    pub fn pack(&self, mut message: Message, transport: Transport) -> Option<Vec<u8>> {
+        let limit = self.limit(transport);
+        let fits = |message: &Message| {
+            let bytes = message.to_vec().ok()?;
+            // The encoder says TC by itself where even 64 KiB are too little.
+            let whole = message.metadata.truncation || !weft_core::dns::is_truncated(&bytes);
+            (bytes.len() <= limit && whole).then_some(bytes)
+        };
+        if let Some(bytes) = fits(&message) {
+            return Some(bytes);
+        }
+        let additionals = std::mem::take(&mut message.additionals);
+        if fits(&message).is_some() {
+            return most(additionals.len(), |n| {
+                message.additionals = additionals[..n].to_vec();
+                fits(&message)
+            });
+        }
+        message.metadata.truncation |= transport == Transport::Udp;
+        message.authorities.clear();
+        let answers = std::mem::take(&mut message.answers);
+        most(answers.len(), |n| {
+            message.answers = answers[..n].to_vec();
+            fits(&message)
+        })
+    }
+}
+
+/// What `make` gives for the largest number up to `all` for which it gives something; it does for every smaller one.
+fn most<T>(all: usize, mut make: impl FnMut(usize) -> Option<T>) -> Option<T> {
+    let mut best = make(0)?;
+    let (mut low, mut high) = (0, all);
+    while low < high {
+        let middle = (low + high).div_ceil(2);
+        match make(middle) {
+            Some(made) => (best, low) = (made, middle),
+            None => high = middle - 1,
+        }
+    }
+    Some(best)
+}

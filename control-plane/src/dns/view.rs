@@ -1,0 +1,148 @@
+//! What DNS reads of the registry.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::mesh::{Mesh, Node};
+use crate::world::{Instance, World, fqdn};
+
+/// Age at which the table of nodes by address and by name in lower case is made anew.
+const TABLE_AGE: Duration = Duration::from_secs(1);
+
+/// A node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeEntry {
+    /// Its name, as it says it.
+    pub name: String,
+    /// Its address.
+    pub address: IpAddr,
+    /// Whether all of its own checks pass.
+    pub passing: bool,
+}
+
+/// The registry, as far as a caller in a namespace sees it: what is in its own namespace, then what is in `default`.
+pub trait View {
+    /// Instances of a service, whatever their health.
+    fn instances(&self, namespace: &str, service: &str) -> Vec<Arc<Instance>>;
+    /// Virtual IPs of a service.
+    fn virtual_ips(&self, namespace: &str, service: &str) -> Vec<IpAddr>;
+    /// A node by its name in any case.
+    fn node(&self, namespace: &str, name: &str) -> Option<NodeEntry>;
+    /// Nodes by their exact names, one for each.
+    fn nodes(&self, names: &[&str]) -> Vec<Option<NodeEntry>>;
+    /// Names of the nodes at an address.
+    fn nodes_at(&self, namespace: &str, address: IpAddr) -> Vec<String>;
+    /// Names of the services at an address.
+    fn services_at(&self, namespace: &str, address: IpAddr) -> Vec<String>;
+    /// Grows with every change.
+    fn version(&self) -> u64;
+}
+
+/// The mesh's registry.
+pub struct MeshView {
+    mesh: Arc<Mesh>,
+    table: Mutex<Option<Arc<Table>>>,
+}
+
+/// Nodes by what they are not kept by. Going through all of them for a query would hold up the mesh.
+struct Table {
+    made: Instant,
+    by_name: HashMap<String, String>,
+    by_address: HashMap<IpAddr, Vec<String>>,
+}
+
+impl MeshView {
+    /// Of this mesh.
+    pub fn new(mesh: Arc<Mesh>) -> MeshView {
+        MeshView { mesh, table: Mutex::default() }
+    }
+
+    fn table(&self) -> Arc<Table> {
+        let mut held = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(table) = held.as_ref().filter(|table| table.made.elapsed() < TABLE_AGE) {
+            return table.clone();
+        }
+        let nodes: Vec<(String, IpAddr)> =
+            self.mesh.read_nodes(|nodes| nodes.iter().map(|(name, node)| (name.clone(), node.address)).collect());
+        let mut by_address: HashMap<IpAddr, Vec<String>> = HashMap::new();
+        for (name, address) in &nodes {
+            by_address.entry(*address).or_default().push(name.clone());
+        }
+        let by_name = nodes.into_iter().map(|(name, _)| (name.to_ascii_lowercase(), name)).collect();
+        let table = Arc::new(Table { made: Instant::now(), by_name, by_address });
+        *held = Some(table.clone());
+        table
+    }
+}
+
+impl View for MeshView {
+    fn instances(&self, namespace: &str, service: &str) -> Vec<Arc<Instance>> {
+        self.mesh.read(|world| {
+            let of = |namespace| world.service_instances(namespace, service).cloned().collect::<Vec<_>>();
+            let own = of(namespace);
+            if own.is_empty() { of("default") } else { own }
+        })
+    }
+
+    fn virtual_ips(&self, namespace: &str, service: &str) -> Vec<IpAddr> {
+        let of = |world: &World, namespace| {
+            let host = world.host(&fqdn(service, namespace)).filter(|host| host.live)?;
+            Some(world.addresses_of(host))
+        };
+        self.mesh.read(|world| of(world, namespace).or_else(|| of(world, "default")).unwrap_or_default())
+    }
+
+    fn node(&self, namespace: &str, name: &str) -> Option<NodeEntry> {
+        let visible = |name: &str| {
+            self.mesh.read_nodes(|nodes| {
+                let node = nodes.get(name).filter(|node| sees(namespace, &node.namespace))?;
+                Some(entry(name, node))
+            })
+        };
+        visible(name).or_else(|| visible(self.table().by_name.get(name)?))
+    }
+
+    fn nodes(&self, names: &[&str]) -> Vec<Option<NodeEntry>> {
+        let find = |nodes: &HashMap<String, Node>| {
+            names.iter().map(|name| nodes.get(*name).map(|node| entry(name, node))).collect()
+        };
+        self.mesh.read_nodes(find)
+    }
+
+    fn nodes_at(&self, namespace: &str, address: IpAddr) -> Vec<String> {
+        let table = self.table();
+        let names = table.by_address.get(&address).map(Vec::as_slice).unwrap_or_default();
+        // The table may be behind, and knows no namespaces.
+        self.mesh.read_nodes(|nodes| {
+            let here = |name: &&String| {
+                nodes.get(*name).is_some_and(|node| node.address == address && sees(namespace, &node.namespace))
+            };
+            names.iter().filter(here).cloned().collect()
+        })
+    }
+
+    fn services_at(&self, namespace: &str, address: IpAddr) -> Vec<String> {
+        self.mesh.read(|world| {
+            let visible = world.at_address(address).filter(|instance| sees(namespace, &instance.namespace));
+            let mut names: Vec<String> = visible.map(|instance| instance.service.to_ascii_lowercase()).collect();
+            names.sort_unstable();
+            names.dedup();
+            names
+        })
+    }
+
+    fn version(&self) -> u64 {
+        self.mesh.read(World::version)
+    }
+}
+
+fn sees(caller: &str, namespace: &str) -> bool {
+    namespace == caller || namespace == "default"
+}
+
+fn entry(name: &str, node: &Node) -> NodeEntry {
+    let passing = node.checks.values().all(|check| check.status == "passing");
+    NodeEntry { name: name.to_owned(), address: node.address, passing }
+}
