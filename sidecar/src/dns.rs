@@ -3,11 +3,15 @@
 //! Queries arrive redirected (or because `resolv.conf` names us). The control plane and the usual name server are asked
 //! at the same time, so that a name outside the mesh waits for neither in turn. Names under the mesh's own suffixes never
 //! leave: nobody else could answer them. What is said is decided in [`answer`], without sockets; asking others is
-//! [`forward`]'s.
+//! [`forward`]'s, and asking the control plane for what Consul's names mean ([`consul`]).
+//!
+//! The same is served a second time where programs of Consul's look for it: there a service's name has the real addresses
+//! of its instances, as they expect, where the captured queries' answer is the virtual IP that leads through the mesh.
 //!
 //! The listener must be on loopback: behind a redirect, one on all addresses would answer from the wrong one.
 
 pub mod answer;
+pub mod consul;
 pub mod forward;
 
 use std::io;
@@ -19,10 +23,13 @@ use anyhow::{Context, Result};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
+use weft_core::dns::is_failure;
 use weft_core::names::{CONSUL_SUFFIX, SERVICE_SUFFIX};
 
+use crate::agent::shapes::DATACENTER;
 use crate::directory::{Directory, Lookup};
 use crate::dns::answer::{Asked, Query, Say};
+use crate::dns::consul::Consul;
 use crate::dns::forward::{Forwarder, Transport};
 
 /// Queries answered at once; beyond that they are dropped, and asked again by whoever still wants to know.
@@ -44,13 +51,30 @@ pub struct Dns {
     forwarder: Forwarder,
     /// Names that are never the mesh's: the control plane's own, which is looked up before it can be asked.
     outside: Vec<String>,
+    consul: Arc<Consul>,
+    serves: Serves,
     permits: Arc<Semaphore>,
+}
+
+/// Whom we answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Serves {
+    /// Whoever looks up a host, to connect to it.
+    Captured,
+    /// Whoever asks Consul.
+    ConsulClients,
 }
 
 impl Dns {
     /// `outside`: host names that are never looked for in the mesh.
-    pub fn new(directory: Arc<Directory>, forwarder: Forwarder, outside: Vec<String>) -> Dns {
-        Dns { directory, forwarder, outside, permits: Arc::new(Semaphore::new(IN_FLIGHT)) }
+    pub fn new(
+        serves: Serves,
+        directory: Arc<Directory>,
+        consul: Arc<Consul>,
+        forwarder: Forwarder,
+        outside: Vec<String>,
+    ) -> Dns {
+        Dns { directory, forwarder, outside, consul, serves, permits: Arc::new(Semaphore::new(IN_FLIGHT)) }
     }
 
     /// The answer to a packet, unless it deserves none.
@@ -60,14 +84,48 @@ impl Dns {
             Asked::Refused(reply) => return Some(reply),
             Asked::Query(query) => query,
         };
-        let say = match self.decide(&query, packet, transport).await {
+        let say = match self.choose(&query, packet, transport).await {
             Ok(say) => say,
             Err(forwarded) => return Some(forwarded),
         };
         query.reply(&say, transport)
     }
 
-    /// What to say; or, as the error, the name server's words.
+    /// What to say; or, as the error, another's words.
+    async fn choose(&self, query: &Query, packet: &[u8], transport: Transport) -> Result<Say, Vec<u8>> {
+        let forward = async {
+            let answer = self.forwarder.ask(packet, transport).await;
+            answer.map_or(Ok(Say::ServerFailure), Err)
+        };
+        match self.serves {
+            _ if query.is_of_consul() && !self.is_outside(query.name()) => self.of_consul(query, transport).await,
+            Serves::Captured => self.decide(query, packet, transport).await,
+            Serves::ConsulClients if query.is_reverse() => {
+                match self.consul.answer(query, transport).await.filter(|answer| !is_failure(answer)) {
+                    Some(answer) => Err(answer),
+                    // Nobody's address in the mesh.
+                    None => forward.await,
+                }
+            }
+            Serves::ConsulClients => forward.await,
+        }
+    }
+
+    async fn of_consul(&self, query: &Query, transport: Transport) -> Result<Say, Vec<u8>> {
+        let mut unknown = Say::ServerFailure;
+        if self.serves == Serves::Captured && query.leads_to_address() && is_service(query.name()) {
+            let lookup = self.directory.lookup(query.name()).await;
+            if let Some(say) = self.of_service(query, &lookup, true) {
+                return Ok(say);
+            }
+            if matches!(lookup, Lookup::Absent) {
+                unknown = Say::NoSuchName;
+            }
+        }
+        self.consul.answer(query, transport).await.map_or(Ok(unknown), Err)
+    }
+
+    /// What to say of a name that is not Consul's; or, as the error, the name server's words.
     async fn decide(&self, query: &Query, packet: &[u8], transport: Transport) -> Result<Say, Vec<u8>> {
         let forward = self.forwarder.ask(packet, transport);
         let foreign = async { forward.await.map_or(Ok(Say::ServerFailure), Err) };
@@ -127,7 +185,14 @@ impl Dns {
 
 /// Whether nobody but the mesh can know this name.
 fn is_of_mesh(name: &str) -> bool {
-    [SERVICE_SUFFIX, CONSUL_SUFFIX].iter().any(|suffix| name.ends_with(suffix) || name == &suffix[1..])
+    name.ends_with(SERVICE_SUFFIX) || name == &SERVICE_SUFFIX[1..]
+}
+
+/// Whether this is `<name>.service.consul` or the same with our data centre's name.
+fn is_service(name: &str) -> bool {
+    let here = || name.strip_suffix(".consul")?.strip_suffix(DATACENTER)?.strip_suffix(".service.");
+    let service = name.strip_suffix(CONSUL_SUFFIX).or_else(here);
+    service.is_some_and(|service| !service.is_empty() && !service.contains('.'))
 }
 
 /// Serves for ever at `address`, and on IPv6's loopback, where that is on IPv4's.
@@ -136,7 +201,7 @@ fn is_of_mesh(name: &str) -> bool {
 /// When a socket is not to be had.
 pub fn listen(dns: Dns, address: SocketAddr) -> Result<()> {
     let dns = Arc::new(dns);
-    anyhow::ensure!(address.ip().is_loopback(), "--dns-listen must be on loopback");
+    anyhow::ensure!(address.ip().is_loopback(), "{address} is not on loopback, where DNS has to be served");
     start(&dns, address)?;
     if address.ip() == IpAddr::V4(Ipv4Addr::LOCALHOST) {
         // A host without IPv6 has no queries there.

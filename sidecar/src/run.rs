@@ -26,8 +26,9 @@ use crate::ads::{self, Introduction};
 use crate::agent::{Asked, Delivery, Session};
 use crate::claim;
 use crate::control::{Backoff, Control};
+use crate::dns::consul::Consul;
 use crate::dns::forward::Forwarder;
-use crate::dns::{self, Dns};
+use crate::dns::{self, Dns, Serves};
 use crate::identity::Identity;
 use crate::listen::{self, Role};
 use crate::metrics::{Metrics, Workload};
@@ -154,14 +155,22 @@ pub fn start(config: Config, application: Application) -> Result<Sidecar> {
         let listener = tokio::net::TcpListener::from_std(sockets::tcp(address)?)?;
         tokio::spawn(admin::serve(proxy.clone(), listener, pages));
     }
+    // The control plane's name has to be found before it can be asked about names.
+    let hosts = config.control_planes.iter();
+    let hosts = hosts.filter_map(|address| Some(normalise(address.rsplit_once(':')?.0).into_owned()));
+    let (hosts, consul) = (hosts.collect::<Vec<_>>(), Consul::new(control.clone()));
+    let dns = |serves| {
+        let forwarder = Forwarder::new(resolv::RESOLV_CONF);
+        Dns::new(serves, proxy.directory.clone(), consul.clone(), forwarder, hosts.clone())
+    };
     if let Listen(Some(address)) = config.dns_listen {
-        // The control plane's name has to be found before it can be asked about names.
-        let hosts = config
-            .control_planes
-            .iter()
-            .filter_map(|address| Some(normalise(address.rsplit_once(':')?.0).into_owned()));
-        let dns = Dns::new(proxy.directory.clone(), Forwarder::new(resolv::RESOLV_CONF), hosts.collect());
-        dns::listen(dns, address)?;
+        dns::listen(dns(Serves::Captured), address)?;
+    }
+    if let Listen(Some(address)) = config.consul_dns
+        && let Err(e) = dns::listen(dns(Serves::ConsulClients), address)
+    {
+        // A Consul agent, most likely: programs may go on asking it.
+        tracing::warn!("no DNS for programs of Consul's: {e:#} (--consul-dns takes another address, or off)");
     }
     let accepting = watch::Sender::new(Accepting::All);
     start_workers(&proxy, &config, listeners, &accepting)?;

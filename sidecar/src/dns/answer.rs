@@ -6,6 +6,7 @@
 use std::net::IpAddr;
 
 use hickory_proto::op::{Edns, Header, HeaderCounts, Message, MessageType, OpCode, ResponseCode};
+use hickory_proto::rr::rdata::opt::{ClientSubnet, EdnsCode, EdnsOption};
 use hickory_proto::rr::rdata::{A, AAAA};
 use hickory_proto::rr::{DNSClass, RData, Record, RecordType};
 use hickory_proto::serialize::binary::{BinDecodable, BinDecoder};
@@ -35,8 +36,8 @@ pub struct Query {
     question: hickory_proto::op::Query,
     /// The name as names are compared: lower case, no trailing dot.
     name: String,
-    /// Largest answer over UDP, where the client said so.
-    edns_size: Option<u16>,
+    /// What the client said beyond its question.
+    edns: Option<Edns>,
 }
 
 /// What there is to say.
@@ -73,7 +74,7 @@ pub fn parse(packet: &[u8]) -> Asked {
     let mut name = question.name().to_ascii();
     name.make_ascii_lowercase();
     let name = name.strip_suffix('.').unwrap_or(&name).to_owned();
-    Asked::Query(Box::new(Query { header, question, name, edns_size: edns.map(|e| e.max_payload()) }))
+    Asked::Query(Box::new(Query { header, question, name, edns }))
 }
 
 impl Query {
@@ -97,7 +98,7 @@ impl Query {
         message.metadata.recursion_available = true;
         message.metadata.checking_disabled = self.header.metadata.checking_disabled;
         message.add_query(self.question.clone());
-        if self.edns_size.is_some() {
+        if self.edns.is_some() {
             let mut edns = Edns::new();
             edns.set_max_payload(EDNS_SIZE);
             message.set_edns(edns);
@@ -110,12 +111,74 @@ impl Query {
                 message.add_answers(records.map(|data| Record::from_rdata(self.question.name().clone(), *ttl, data)));
             }
         }
-        let bytes = message.to_vec().ok()?;
         let limit = match transport {
-            Transport::Udp => self.edns_size.unwrap_or(UDP_SIZE).clamp(UDP_SIZE, EDNS_SIZE),
+            Transport::Udp => self.udp_size().min(EDNS_SIZE),
             Transport::Tcp => u16::MAX,
         };
-        if bytes.len() > usize::from(limit) { message.truncate().to_vec().ok() } else { Some(bytes) }
+        fit(&message, limit)
+    }
+
+    /// The question.
+    pub fn question(&self) -> &hickory_proto::op::Query {
+        &self.question
+    }
+
+    /// Its name as names are compared: lower case, no trailing dot.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether the name is one of Consul's.
+    pub fn is_of_consul(&self) -> bool {
+        self.question.name().iter().next_back().is_some_and(|last| last.eq_ignore_ascii_case(b"consul"))
+    }
+
+    /// Whether the name is an address's.
+    pub fn is_reverse(&self) -> bool {
+        self.name.ends_with(".in-addr.arpa") || self.name.ends_with(".ip6.arpa")
+    }
+
+    /// Largest answer over UDP, as far as the client says.
+    pub fn udp_size(&self) -> u16 {
+        self.edns.as_ref().map_or(UDP_SIZE, |edns| edns.max_payload().max(UDP_SIZE))
+    }
+
+    /// Whether the client wants to know of signatures (DO, RFC 3225).
+    pub fn dnssec_ok(&self) -> bool {
+        self.edns.as_ref().is_some_and(|edns| edns.flags().dnssec_ok)
+    }
+
+    /// The same question as everybody would ask it, for answers of up to `size` bytes; `None` where it cannot be written.
+    pub fn to_ask(&self, size: u16) -> Option<Vec<u8>> {
+        let mut message = Message::new(0, MessageType::Query, OpCode::Query);
+        let mut question = self.question.clone();
+        question.set_name(self.question.name().to_lowercase());
+        message.add_query(question);
+        let mut edns = Edns::new();
+        edns.set_max_payload(size).set_dnssec_ok(self.dnssec_ok());
+        message.set_edns(edns);
+        message.to_vec().ok()
+    }
+
+    /// An answer to [`Query::to_ask`] as one to this very query.
+    pub fn adopt(&self, mut message: Message, transport: Transport) -> Option<Vec<u8>> {
+        message.metadata.id = self.header.metadata.id;
+        message.metadata.recursion_desired = self.header.metadata.recursion_desired;
+        message.metadata.recursion_available = true;
+        message.metadata.checking_disabled = self.header.metadata.checking_disabled;
+        message.queries = vec![self.question.clone()];
+        let name = self.question.name();
+        message.answers.iter_mut().filter(|record| record.name == *name).for_each(|record| record.name = name.clone());
+        message.edns = message.edns.take().and_then(|mut answered| {
+            let asked = self.edns.as_ref()?;
+            if let Some(EdnsOption::Subnet(subnet)) = asked.option(EdnsCode::Subnet) {
+                // RFC 7871, 7.2.1: the answer is for everybody.
+                let everybody = ClientSubnet::new(subnet.addr(), subnet.source_prefix(), 0);
+                answered.options_mut().insert(EdnsOption::Subnet(everybody));
+            }
+            Some(answered)
+        });
+        fit(&message, if transport == Transport::Udp { self.udp_size() } else { u16::MAX })
     }
 
     /// The record by which an address is told, if that kind was asked for.
@@ -127,4 +190,10 @@ impl Query {
             _ => None,
         }
     }
+}
+
+/// The message as bytes; without its records, and saying so, where it is longer than `limit`.
+fn fit(message: &Message, limit: u16) -> Option<Vec<u8>> {
+    let bytes = message.to_vec().ok()?;
+    if bytes.len() > usize::from(limit) { message.truncate().to_vec().ok() } else { Some(bytes) }
 }

@@ -1,3 +1,5 @@
+use std::sync::atomic::Ordering;
+
 use hickory_proto::op::{Message, OpCode, ResponseCode};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use proptest::prelude::*;
@@ -5,6 +7,7 @@ use prost::Message as _;
 use weft_proto::envoy::{Any, DeltaDiscoveryResponse, Resource};
 use weft_proto::{ENDPOINTS_TYPE, SERVICE_TYPE, v1};
 
+use super::consul::tests::Fake;
 use super::*;
 use crate::directory::{self, Writer};
 
@@ -25,6 +28,9 @@ const ABSENT: &[&str] =
 
 struct World {
     dns: Dns,
+    /// The same for clients of Consul.
+    consul_dns: Dns,
+    control_plane: Arc<Fake>,
     writer: Writer,
 }
 
@@ -56,7 +62,14 @@ fn world(servers: &[SocketAddr]) -> World {
     });
     assert_eq!(refused, None);
     writer.apply(DeltaDiscoveryResponse { type_url: ENDPOINTS_TYPE.into(), ..Default::default() });
-    World { dns: Dns::new(directory, Forwarder::to(servers), vec!["weft.infra.svc.cluster.local".into()]), writer }
+    let control_plane = Arc::new(Fake::default());
+    control_plane.away.store(true, Ordering::Relaxed);
+    let consul = Consul::new(control_plane.clone());
+    let dns = |serves| {
+        let outside = vec!["weft.infra.svc.cluster.local".into()];
+        Dns::new(serves, directory.clone(), consul.clone(), Forwarder::to(servers), outside)
+    };
+    World { dns: dns(Serves::Captured), consul_dns: dns(Serves::ConsulClients), control_plane, writer }
 }
 
 fn query(name: &str, kind: RecordType) -> Vec<u8> {
@@ -119,7 +132,7 @@ async fn names_of_the_mesh_have_its_addresses() {
     use RecordType::{A, AAAA, HTTPS, MX};
     crate::connect::probe_marks();
     let (server, asked) = name_server().await;
-    let World { dns, mut writer } = world(&[server]);
+    let World { dns, mut writer, .. } = world(&[server]);
     let mesh = [
         ("order-service.", A, &["240.240.0.7"][..]),
         ("Order-Service.Default.", A, &["240.240.0.7"]),
@@ -157,7 +170,7 @@ async fn other_names_are_asked_of_the_name_server() {
     use RecordType::{A, MX, PTR};
     crate::connect::probe_marks();
     let (server, asked) = name_server().await;
-    let World { dns, mut writer } = world(&[server]);
+    let World { dns, mut writer, .. } = world(&[server]);
     let foreign = [
         ("example.com.", A),
         ("order-service.example.com.", A),
@@ -179,6 +192,54 @@ async fn other_names_are_asked_of_the_name_server() {
     assert_eq!(asked.len(), foreign.len() + 1);
     let range = forward::source_ports();
     assert!(asked[..foreign.len()].iter().all(|(_, port)| range.contains(port)), "{asked:?} {range:?}");
+}
+
+#[tokio::test]
+async fn consuls_names_are_asked_of_the_control_plane() {
+    use RecordType::{A, PTR, SRV};
+    crate::connect::probe_marks();
+    let (server, asked) = name_server().await;
+    let World { dns, consul_dns, control_plane, writer: _writer } = world(&[server]);
+    control_plane.away.store(false, Ordering::Relaxed);
+    let real = ["10.0.0.1", "10.0.0.2"];
+    let sorted = async |dns: &Dns, name: &str, kind| {
+        let (code, mut addresses, _) = ask(dns, name, kind).await;
+        addresses.sort();
+        (code, addresses)
+    };
+    for (name, kind) in [("v1.order-service.service.consul.", A), ("order-service.service.consul.", SRV)] {
+        assert_eq!(sorted(&dns, name, kind).await, (ResponseCode::NoError, real.map(str::to_owned).into()), "{name}");
+    }
+    assert_eq!(ask(&dns, "order-service.service.consul.", A).await.1, ["240.240.0.7"], "as before");
+    assert_eq!(ask(&dns, "x.node.consul.", A).await.0, ResponseCode::NXDomain);
+    // Who asks Consul wants to know where the instances are.
+    let name = "order-service.service.consul.";
+    assert_eq!(sorted(&consul_dns, name, A).await, (ResponseCode::NoError, real.map(str::to_owned).into()));
+    assert_eq!(*asked.lock().unwrap(), [], "names of Consul stay in the mesh");
+    for (name, kind) in [("example.com.", A), ("9.9.9.10.in-addr.arpa.", PTR), ("order-service.", A)] {
+        assert_eq!(ask(&consul_dns, name, kind).await.1, ["192.0.2.1"], "{name}");
+    }
+    control_plane.away.store(true, Ordering::Relaxed);
+    assert_eq!(ask(&consul_dns, "never.service.consul.", A).await.0, ResponseCode::ServFail);
+    assert_eq!(ask(&dns, "never.node.consul.", A).await.0, ResponseCode::ServFail);
+}
+
+#[test]
+fn what_has_a_virtual_ip() {
+    for name in ["a.service.consul", "a-b_c.service.dc1.consul"] {
+        assert!(is_service(name), "{name}");
+    }
+    for name in [
+        "service.consul",
+        ".service.consul",
+        "v1.a.service.consul",
+        "a.service.dc2.consul",
+        "v1.a.service.dc1.consul",
+        "a.node.consul",
+        "a.service.consul.example",
+    ] {
+        assert!(!is_service(name), "{name}");
+    }
 }
 
 #[tokio::test]
@@ -218,7 +279,7 @@ async fn both_listeners_answer() {
     crate::connect::probe_marks();
     let (server, _) = name_server().await;
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let World { dns, writer: _writer } = world(&[server]);
+    let World { dns, writer: _writer, .. } = world(&[server]);
     listen(dns, free).unwrap();
     let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     udp.send_to(b"garbage", free).await.unwrap();
@@ -273,7 +334,7 @@ proptest! {
             packet[2..12].copy_from_slice(&[1, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
         }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let World { dns, writer: _writer } = runtime.block_on(async { world(&[]) });
+        let World { dns, writer: _writer, .. } = runtime.block_on(async { world(&[]) });
         for transport in [Transport::Udp, Transport::Tcp] {
             if let Some(reply) = runtime.block_on(dns.handle(&packet, transport)) {
                 // An answer to this very query, that can be read.

@@ -35,8 +35,12 @@ pub struct Config {
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub health_interval: u64,
     /// Where Consul's HTTP API is served to this pod, or "off"; loopback only.
-    #[arg(long, default_value = "127.0.0.1:8500", value_parser = agent_api)]
+    #[arg(long, default_value = "127.0.0.1:8500", value_parser = loopback)]
     pub agent_api: Listen,
+    /// Where Consul's DNS names are served to this pod with the real addresses of instances (127.0.0.1's port is served on
+    /// [::1] too), or "off"; loopback only.
+    #[arg(long, default_value = "127.0.0.1:8600", value_parser = loopback)]
+    pub consul_dns: Listen,
     /// Label of this pod, key=value; repeatable.
     #[arg(long = "label", value_parser = key_value)]
     pub labels: Vec<(String, String)>,
@@ -115,9 +119,9 @@ impl std::str::FromStr for Listen {
     }
 }
 
-fn agent_api(text: &str) -> Result<Listen, String> {
+fn loopback(text: &str) -> Result<Listen, String> {
     let listen: Listen = text.parse()?;
-    // Whoever reaches it registers as this pod.
+    // Whoever reaches it registers, or reads, as this pod.
     if listen.0.is_none_or(|a| a.ip().is_loopback()) { Ok(listen) } else { Err("only loopback is allowed".into()) }
 }
 
