@@ -26,7 +26,7 @@ use tokio::sync::Semaphore;
 use weft_core::dns::is_failure;
 use weft_core::names::{CONSUL_SUFFIX, SERVICE_SUFFIX};
 
-use crate::agent::shapes::DATACENTER;
+use weft_agent::shapes::DATACENTER;
 use crate::directory::{Directory, Lookup};
 use crate::dns::answer::{Asked, Query, Say};
 use crate::dns::consul::Consul;
