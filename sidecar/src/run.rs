@@ -238,7 +238,7 @@ impl Sidecar {
     async fn register_command_line(&self, name: &str, port: u16) -> Result<(), String> {
         let service = entry::command_line_service(name, port, self.config.protocol.as_deref());
         let interval = Duration::from_secs(self.config.health_interval);
-        let id = &service.instance.service_id;
+        let id = &service.service_id;
         let check = self.config.health_path.as_ref();
         let check = check.map(|path| definitions::health_path(id, name, port, path, interval)).transpose()?;
         self.agent.local.register_command_line(service, check).await.map_err(|refused| refused.text)

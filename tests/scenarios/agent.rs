@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
-use weft_tests::{Mesh, python_of, served_by, statuses, tests_dir, wait_for};
+use weft_tests::{Mesh, Pod, python_of, served_by, statuses, tests_dir, wait_for};
 
 use crate::Scenario;
 
@@ -12,6 +12,7 @@ pub(crate) fn all() -> Vec<Scenario> {
     vec![
         ("python_consul_in_three_pods_with_one_service_id", three_pods),
         ("python_consul_uses_the_whole_agent", whole_agent),
+        ("the_agent_answers_for_the_mesh_while_the_control_plane_is_away", mesh_answers),
         ("health_decides_who_is_called", health),
         ("exec_runs_a_command_in_the_mesh", exec),
     ]
@@ -65,6 +66,60 @@ fn whole_agent() -> Result<()> {
     let out = pod.run(&python, &[&script, &pod.ip])?;
     print!("{out}");
     Ok(())
+}
+
+/// The answer to a request of the pod's agent: status and headers, and the body.
+fn asked(pod: &Pod, method: &str, path: &str) -> Result<(String, String)> {
+    let answer = pod.curl(&["-i", "--compressed", "-X", method, &format!("http://127.0.0.1:8500/v1/{path}")])?;
+    let (head, body) = answer.split_once("\r\n\r\n").context("no answer")?;
+    Ok((head.to_lowercase(), body.to_owned()))
+}
+
+fn mesh_answers() -> Result<()> {
+    let mut mesh = Mesh::start(&[])?;
+    let near = ["--locality", "eu/b", "--label", "team=shop"];
+    let _far = mesh.instance("order1", "order-service", 8080, &["--locality", "eu/a"])?;
+    let _near = mesh.instance("order2", "order-service", 8080, &near)?;
+    let pod = mesh.pod("frontend")?;
+    let _sidecar = mesh.sidecar(&pod, "frontend", &["--locality", "eu/b"])?;
+    let json = |path: &str| -> Result<serde_json::Value> { Ok(serde_json::from_str(&asked(&pod, "GET", path)?.1)?) };
+    wait_for("both instances", Duration::from_secs(15), || {
+        let all = json("health/service/order-service?near=_agent")?;
+        ensure!(all.as_array().map(Vec::len) == Some(2), "{all}");
+        ensure!(all[0]["Node"]["Meta"]["team"] == "shop", "the close one comes first: {all}");
+        Ok(())
+    })?;
+    let (head, body) = asked(&pod, "GET", "health/service/order-service")?;
+    ensure!(head.contains("content-encoding: gzip") && body.starts_with('['), "{head}");
+    let nodes = json("catalog/nodes")?;
+    ensure!(nodes.as_array().map(Vec::len) == Some(3), "{nodes}");
+    let node = nodes.as_array().into_iter().flatten().find(|n| n["Meta"]["team"] == "shop").context("no such node")?;
+    let name = node["Node"].as_str().context("no name")?;
+    let of_node = json(&format!("catalog/node/{name}"))?;
+    ensure!(of_node["Services"]["order-service-8080"]["Port"] == 8080, "{of_node}");
+    let leader = json("status/leader")?;
+    ensure!(leader == format!("{}:15012", mesh.center.ip).as_str(), "{leader}");
+    ensure!(asked(&pod, "PUT", "catalog/register")?.0.contains(" 501 "));
+    ensure!(asked(&pod, "OPTIONS", "catalog/nodes")?.0.contains("allow: options,get"));
+
+    mesh.control_plane.take().map_or(Ok(()), |c| c.signal("KILL"))?;
+    let (head, kept) = asked(&pod, "GET", "health/service/order-service")?;
+    ensure!(head.contains(" 200 ") && head.contains("x-cache: hit") && head.contains("age: "), "{head}");
+    ensure!(kept == body, "{kept}");
+    for (method, path) in [
+        ("GET", "health/service/order-service?consistent"),
+        ("GET", "health/service/cart"),
+        ("PUT", "catalog/register"),
+    ] {
+        let (head, text) = asked(&pod, method, path)?;
+        ensure!(head.contains(" 500 ") && text == "No cluster leader", "{method} {path}: {head} {text}");
+    }
+    mesh.start_control_plane()?;
+    wait_for("fresh answers", Duration::from_secs(15), || {
+        let (head, _) = asked(&pod, "GET", "health/service/order-service")?;
+        ensure!(head.contains(" 200 ") && !head.contains("x-cache"), "{head}");
+        Ok(())
+    })
 }
 
 fn health() -> Result<()> {

@@ -14,18 +14,11 @@ use crate::checks::{Definition, target};
 use checks::check_fields;
 pub use checks::{check, health_path, maintenance, maintenance_id};
 
-/// A service to register.
-#[derive(Debug, Clone)]
-pub struct Service {
-    /// As the mesh has it, but for its checks.
-    pub instance: Instance,
-}
-
-/// Reads the body of `agent/service/register`.
+/// Reads the body of `agent/service/register`: the service as the mesh has it, but for its checks.
 ///
 /// # Errors
 /// Consul's words, for a 400.
-pub fn service(body: &[u8]) -> Result<(Service, Vec<Definition>), String> {
+pub fn service(body: &[u8]) -> Result<(Instance, Vec<Definition>), String> {
     let mut fields = Fields::of_body("the service", body)?;
     let name = fields.text("name")?;
     if name.trim().is_empty() {
@@ -66,30 +59,25 @@ pub fn service(body: &[u8]) -> Result<(Service, Vec<Definition>), String> {
         definition.service_id.clone_from(&id);
         definitions.push(definition);
     }
-    let service = Service {
-        instance: Instance {
-            service_id: id,
-            service: name,
-            address,
-            port: fields.number("port")?,
-            tags: fields.texts("tags")?,
-            meta: fields.text_map("meta")?.into_iter().collect(),
-            weight: passing,
-            checks: Vec::new(),
-            enable_tag_override: fields.flag("enabletagoverride")?,
-            tagged_addresses: tagged_addresses(&mut fields)?.into_iter().collect(),
-            warning_weight: Some(warning),
-        },
+    let service = Instance {
+        service_id: id,
+        service: name,
+        address,
+        port: fields.number("port")?,
+        tags: fields.texts("tags")?,
+        meta: fields.text_map("meta")?.into_iter().collect(),
+        weight: passing,
+        checks: Vec::new(),
+        enable_tag_override: fields.flag("enabletagoverride")?,
+        tagged_addresses: tagged_addresses(&mut fields)?.into_iter().collect(),
+        warning_weight: Some(warning),
     };
     fields.finish();
     Ok((service, definitions))
 }
 
 /// The tagged addresses of a service, by name; an address may be text of any kind, as it is only shown.
-///
-/// # Errors
-/// Consul's words, for a 400.
-pub fn tagged_addresses(fields: &mut Fields) -> Result<BTreeMap<String, TaggedAddress>, String> {
+fn tagged_addresses(fields: &mut Fields) -> Result<BTreeMap<String, TaggedAddress>, String> {
     let given = fields.map("taggedaddresses")?.into_iter().filter(|(_, value)| !value.is_null());
     let read = given.map(|(name, value)| {
         let mut fields = Fields::of("a tagged address", value)?;
@@ -126,7 +114,7 @@ mod tests {
             "check":{"http":"http://localhost:8080/health","interval":"10s","timeout":"5s",
             "DeregisterCriticalServiceAfter":"10s"}}"#;
         let (service, checks) = service(python).unwrap();
-        assert_eq!((service.instance.service_id.as_str(), service.instance.port), ("order-1", 8080));
+        assert_eq!((service.service_id.as_str(), service.port), ("order-1", 8080));
         assert_eq!(checks[0].id, "service:order-1");
         assert_eq!(checks[0].name, "Service 'order-service' check");
         assert_eq!((checks[0].interval, checks[0].timeout), (Duration::from_secs(10), Duration::from_secs(5)));
@@ -135,7 +123,7 @@ mod tests {
         let consulate = br#"{"ID":null,"Name":"a","Script":null,"Check":{"TTL":"10s"},
             "Checks":[{"TCP":"127.0.0.1:1","Interval":1000000000,"CheckID":"mine","Status":"passing","Args":[]}]}"#;
         let (service, checks) = super::service(consulate).unwrap();
-        assert_eq!(service.instance.service_id, "a", "the name");
+        assert_eq!(service.service_id, "a", "the name");
         let ids: Vec<_> = checks.iter().map(|c| (c.id.as_str(), c.kind.as_str(), c.initial)).collect();
         assert_eq!(ids, [("service:a:1", "ttl", Status::Critical), ("mine", "tcp", Status::Passing)]);
         assert_eq!(checks[0].timeout, DEFAULT_TIMEOUT);

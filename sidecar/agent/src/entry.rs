@@ -6,7 +6,6 @@ use std::time::Duration;
 use tokio::time::Instant;
 use weft_proto::v1::{self, Instance};
 
-use super::definitions::Service;
 use crate::checks::state::{State, Tell};
 use crate::checks::{Definition, Kind};
 
@@ -14,7 +13,7 @@ use crate::checks::{Definition, Kind};
 #[derive(Debug, Clone)]
 pub struct Held {
     /// The service.
-    pub service: Service,
+    pub service: Instance,
     /// Registered by `--service`, not by the API.
     pub command_line: bool,
 }
@@ -72,8 +71,8 @@ pub fn new_state(definition: &Definition, now: Instant) -> State {
 }
 
 /// Whether two registrations are of one endpoint.
-pub fn is_same(a: &Service, b: &Service) -> bool {
-    a.instance.port == b.instance.port && a.instance.service.eq_ignore_ascii_case(&b.instance.service)
+pub fn is_same(a: &Instance, b: &Instance) -> bool {
+    a.port == b.port && a.service.eq_ignore_ascii_case(&b.service)
 }
 
 /// A check as the mesh has it.
@@ -98,15 +97,13 @@ pub fn command_line_id(service: &str, port: u16) -> String {
 }
 
 /// The service of the command line.
-pub fn command_line_service(service: &str, port: u16, protocol: Option<&str>) -> Service {
+pub fn command_line_service(service: &str, port: u16, protocol: Option<&str>) -> Instance {
     let protocol = protocol.map(|p| ("protocol".to_owned(), p.to_owned()));
-    Service {
-        instance: Instance {
-            service_id: command_line_id(service, port),
-            service: service.to_owned(),
-            port: u32::from(port),
-            meta: protocol.into_iter().collect(),
-            ..Default::default()
-        },
+    Instance {
+        service_id: command_line_id(service, port),
+        service: service.to_owned(),
+        port: u32::from(port),
+        meta: protocol.into_iter().collect(),
+        ..Default::default()
     }
 }

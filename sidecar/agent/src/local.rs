@@ -14,9 +14,9 @@ use std::time::Duration;
 use http::StatusCode;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
-use weft_proto::v1;
+use weft_proto::v1::{self, Instance};
 
-use super::definitions::{self, Service};
+use super::definitions;
 use super::entry::{Entry, Held, Task, is_same, new_state, wire};
 use super::refused::Refused;
 use super::saved::Left;
@@ -94,12 +94,12 @@ impl Local {
     }
 
     /// The registered services.
-    pub fn services(&self) -> Vec<Service> {
+    pub fn services(&self) -> Vec<Instance> {
         self.lock().services.values().map(|held| held.service.clone()).collect()
     }
 
     /// One of them.
-    pub fn service(&self, id: &str) -> Result<Service, Refused> {
+    pub fn service(&self, id: &str) -> Result<Instance, Refused> {
         let held = self.lock();
         held.services.get(id).map(|held| held.service.clone()).ok_or_else(|| Refused::unknown_service(id))
     }
@@ -125,13 +125,13 @@ impl Local {
     /// The control plane's reason for refusing it.
     pub async fn register_command_line(
         self: &Arc<Self>,
-        service: Service,
+        service: Instance,
         check: Option<Definition>,
     ) -> Result<(), Refused> {
         let writing = self.writer.lock().await;
         let same = self.lock().services.values().any(|held| !held.command_line && is_same(&held.service, &service));
         if same {
-            tracing::info!(service = service.instance.service, "registered by the application already");
+            tracing::info!(service = service.service, "registered by the application already");
             return Ok(());
         }
         self.put(&writing, Held { service, command_line: true }, check.into_iter().collect(), false).await?;
@@ -145,7 +145,7 @@ impl Local {
     /// The control plane's reason for refusing it, or ours.
     pub async fn register(
         self: &Arc<Self>,
-        mut service: Service,
+        mut service: Instance,
         mut checks: Vec<Definition>,
         replace_checks: bool,
     ) -> Result<(), Refused> {
@@ -155,18 +155,18 @@ impl Local {
             let held = self.lock();
             let found = held.services.values().find(|held| held.command_line && is_same(&held.service, &service));
             found.map(|found| {
-                let id = found.service.instance.service_id.clone();
-                let protocol = found.service.instance.meta.get("protocol").cloned();
+                let id = found.service.service_id.clone();
+                let protocol = found.service.meta.get("protocol").cloned();
                 let own = held.checks.values().filter(|e| e.definition.service_id == id);
                 let own: Vec<Definition> = own.map(|e| Definition::clone(&e.definition)).collect();
                 (id, protocol, own)
             })
         };
-        let id = service.instance.service_id.clone();
+        let id = service.service_id.clone();
         // Where it says nothing of protocol and health, what the command line said of them stays.
         if let Some((old, protocol, old_checks)) = &replaced {
             if let Some(protocol) = protocol {
-                service.instance.meta.entry("protocol".into()).or_insert_with(|| protocol.clone());
+                service.meta.entry("protocol".into()).or_insert_with(|| protocol.clone());
             }
             if checks.is_empty() && *old != id {
                 let moved = |check: &Definition| Definition {
@@ -197,11 +197,11 @@ impl Local {
             let text = "this pod is being shut down; nothing can be registered any more";
             return Err(Refused::new(StatusCode::SERVICE_UNAVAILABLE, text));
         }
-        self.upstream.may_register(&new.service.instance.service).map_err(Refused::upstream)?;
-        let id = new.service.instance.service_id.clone();
+        self.upstream.may_register(&new.service.service).map_err(Refused::upstream)?;
+        let id = new.service.service_id.clone();
         let now = Instant::now();
         let given: BTreeMap<String, Definition> = checks.into_iter().map(|c| (c.id.clone(), c)).collect();
-        let mut instance = new.service.instance.clone();
+        let mut instance = new.service.clone();
         let (mut fresh, gone) = {
             let mut held = self.lock();
             let more = given.keys().filter(|id| !held.checks.contains_key(*id)).count();

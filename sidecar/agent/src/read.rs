@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use http::StatusCode;
 use serde_json::{Value, json};
+use weft_proto::v1::Instance;
 
 use super::answer::{self, Answered, by, filtered};
-use super::definitions::Service;
 use super::query::Query;
 use super::refused::Refused;
 use super::{Agent, shapes};
@@ -46,8 +46,8 @@ pub async fn agent_service(agent: &Agent, id: &str, query: &Query) -> Result<Ans
 pub fn agent_checks(agent: &Agent, query: &Query) -> Result<Answered, Refused> {
     let services = agent.local.services();
     let items = agent.local.checks().into_iter().map(|check| {
-        let of = services.iter().find(|s| s.instance.service_id == check.service_id);
-        let (name, tags) = of.map_or(("", &[][..]), |s| (&s.instance.service, &s.instance.tags));
+        let of = services.iter().find(|s| s.service_id == check.service_id);
+        let (name, tags) = of.map_or(("", &[][..]), |s| (&s.service, &s.tags));
         shapes::check(&agent.node, &check, name, tags, (0, 0))
     });
     Ok(answer::json(&by(filtered(items, query)?, "CheckID"), query))
@@ -62,7 +62,7 @@ pub fn agent_health_of_id(agent: &Agent, id: &str, query: &Query) -> Result<Answ
 
 /// `agent/health/service/name/:name`: of all of that name here, and the worst of them.
 pub fn agent_health_of_name(agent: &Agent, name: &str, query: &Query) -> Result<Answered, Refused> {
-    let of_name = agent.local.services().into_iter().filter(|s| s.instance.service == name);
+    let of_name = agent.local.services().into_iter().filter(|s| s.service == name);
     let (statuses, items): (Vec<_>, Vec<_>) = of_name.map(|service| agent_health(agent, &service)).unzip();
     let worst = HEALTH.into_iter().rfind(|status| statuses.contains(status));
     let worst = worst.ok_or_else(|| Refused::new(StatusCode::NOT_FOUND, format!("no service {name:?} is here")))?;
@@ -72,8 +72,7 @@ pub fn agent_health_of_name(agent: &Agent, name: &str, query: &Query) -> Result<
 /// Best first.
 const HEALTH: [&str; 4] = ["passing", "warning", "critical", "maintenance"];
 
-fn agent_health(agent: &Agent, service: &Service) -> (&'static str, Value) {
-    let instance = &service.instance;
+fn agent_health(agent: &Agent, instance: &Instance) -> (&'static str, Value) {
     let checks = agent.local.checks().into_iter();
     let checks: Vec<_> = checks.filter(|c| c.service_id == instance.service_id || c.service_id.is_empty()).collect();
     let worst = checks.iter().filter_map(|check| {
@@ -87,7 +86,7 @@ fn agent_health(agent: &Agent, service: &Service) -> (&'static str, Value) {
         shapes::check(&agent.node, check, name, tags, (0, 0))
     });
     let checks: Vec<Value> = checks.collect();
-    (status, json!({ "AggregatedStatus": status, "Service": shapes::agent_service(service), "Checks": checks }))
+    (status, json!({ "AggregatedStatus": status, "Service": shapes::agent_service(instance), "Checks": checks }))
 }
 
 fn health_answer(status: &str, items: &Value, query: &Query) -> Answered {

@@ -13,8 +13,9 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
+use weft_proto::v1::Instance;
 
-use super::definitions::{self, Service};
+use super::definitions;
 use super::entry::{Entry, Held};
 use super::shapes;
 use crate::checks::state::{State, Status};
@@ -171,8 +172,7 @@ fn aside(path: &Path) -> PathBuf {
     path.with_extension("damaged")
 }
 
-fn of_service(service: &Service) -> Value {
-    let instance = &service.instance;
+fn of_service(instance: &Instance) -> Value {
     let meta: Map<String, Value> = instance.meta.iter().map(|(k, v)| (k.clone(), json!(v))).collect();
     json!({
         "name": instance.service,
@@ -263,9 +263,9 @@ mod tests {
             {"ttl":"15s","notes":"by cron","CheckID":"mine"}]}"#;
         let (service, checks) = definitions::service(body).unwrap();
         let (again, none) = definitions::service(of_service(&service).to_string().as_bytes()).unwrap();
-        assert_eq!(service.instance.warning_weight, Some(2));
-        assert_eq!(service.instance.tagged_addresses["lan"].address, "127.0.0.1");
-        assert_eq!((again.instance, none), (service.instance, Vec::new()));
+        assert_eq!(service.warning_weight, Some(2));
+        assert_eq!(service.tagged_addresses["lan"].address, "127.0.0.1");
+        assert_eq!((again, none), (service, Vec::new()));
         for check in checks {
             assert_eq!(definitions::check(of_check(&check).to_string().as_bytes()).unwrap(), check);
         }
@@ -294,7 +294,7 @@ mod tests {
             "checks":[{"registration":{"checkid":"c"},"status":"passing","output":""}]}"#;
         let saved: Saved = serde_json::from_str(text).unwrap();
         let (services, checks) = saved.take(SystemTime::now());
-        let names: Vec<_> = services.iter().map(|s| s.service.instance.service.as_str()).collect();
+        let names: Vec<_> = services.iter().map(|s| s.service.service.as_str()).collect();
         assert_eq!((names, checks.len()), (vec!["b"], 0));
     }
 }

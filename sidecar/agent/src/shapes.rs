@@ -3,16 +3,13 @@
 
 use aws_lc_rs::digest;
 use serde_json::{Map, Value, json};
-use weft_proto::v1;
-
-use super::definitions::Service;
+use weft_proto::v1::{self, Instance};
 
 /// The one datacenter.
 pub const DATACENTER: &str = "dc1";
 
 /// An item of `agent/services`.
-pub fn agent_service(service: &Service) -> Value {
-    let instance = &service.instance;
+pub fn agent_service(instance: &Instance) -> Value {
     json!({
         "ID": instance.service_id,
         "Service": instance.service,

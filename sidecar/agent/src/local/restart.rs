@@ -34,7 +34,7 @@ impl Local {
             }
         }
         for service in services {
-            let id = service.service.instance.service_id.clone();
+            let id = service.service.service_id.clone();
             let given_up = service.command_line && command_line != Some(id.as_str());
             if given_up || self.lock().services.contains_key(&id) {
                 continue;
