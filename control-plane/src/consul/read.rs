@@ -147,8 +147,9 @@ impl Reader<'_> {
     }
 
     async fn of_node(&self, node: &str) -> Result<(Vec<Row>, u64), Refused> {
-        let (mut instances, index) = self.all().await?;
-        instances.retain(|instance| instance.node == node);
+        self.wait(World::catalog_index).await?;
+        let read = |world: &World| (self.caller.instances_of_node(world, node), world.catalog_index());
+        let (instances, index) = self.consul.mesh.read(read);
         Ok((rows(self.consul, self.caller, instances, self.query), index))
     }
 

@@ -62,6 +62,13 @@ impl Caller {
         if own.is_empty() { world.service_instances("default", service).cloned().collect() } else { own }
     }
 
+    /// Those of one node, whichever of the caller's namespaces it is in.
+    pub(super) fn instances_of_node(&self, world: &World, node: &str) -> Vec<Arc<Instance>> {
+        let other = (self.namespace != "default").then_some("default");
+        let namespaces = std::iter::once(self.namespace.as_str()).chain(other);
+        namespaces.flat_map(|namespace| world.instances_of_node(namespace, node)).cloned().collect()
+    }
+
     /// All instances that the caller sees.
     pub(super) fn instances(&self, world: &World) -> Vec<Arc<Instance>> {
         world.instances().filter(|instance| self.sees(&instance.namespace)).cloned().collect()
