@@ -26,11 +26,11 @@ use tokio::sync::Semaphore;
 use weft_core::dns::is_failure;
 use weft_core::names::{CONSUL_SUFFIX, SERVICE_SUFFIX};
 
-use weft_agent::shapes::DATACENTER;
 use crate::directory::{Directory, Lookup};
 use crate::dns::answer::{Asked, Query, Say};
 use crate::dns::consul::Consul;
 use crate::dns::forward::{Forwarder, Transport};
+use weft_agent::shapes::DATACENTER;
 
 /// Queries answered at once; beyond that they are dropped, and asked again by whoever still wants to know.
 const IN_FLIGHT: usize = 1024;

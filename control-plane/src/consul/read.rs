@@ -147,7 +147,7 @@ impl Reader<'_> {
     }
 
     async fn of_node(&self, node: &str) -> Result<(Vec<Row>, u64), Refused> {
-        self.wait(World::catalog_index).await?;
+        self.wait(&[Topic::Catalog, Topic::Nodes], World::catalog_index).await?;
         let read = |world: &World| (self.caller.instances_of_node(world, node), world.catalog_index());
         let (instances, index) = self.consul.mesh.read(read);
         Ok((rows(self.consul, self.caller, instances, self.query), index))
