@@ -224,14 +224,18 @@ impl Mesh {
         f(&self.lock().nodes)
     }
 
-    /// Waits until something under `topic` has changed after `index`, `wait` at most; `index_of` is the index of what is
-    /// asked. An index from before a loss of state is answered at once, and the client starts anew.
+    /// Waits until something under `topics` has changed and the index of what is asked is another; `wait` at most. An index
+    /// from before a loss of state is answered at once, and the client starts anew.
     pub async fn wait_past(&self, topics: &[Topic], index: u64, wait: Duration, index_of: impl Fn(&World) -> u64) {
+        self.wait_until_not(topics, index, wait, |state| index_of(&state.world)).await;
+    }
+
+    async fn wait_until_not(&self, topics: &[Topic], index: u64, wait: Duration, index_of: impl Fn(&State) -> u64) {
         let waiting = self.topics.wait(topics);
         let changed = async {
             loop {
                 let woken = waiting.woken();
-                if self.read(&index_of) != index {
+                if index_of(&self.lock()) != index {
                     return;
                 }
                 woken.await;

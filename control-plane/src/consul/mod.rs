@@ -2,13 +2,15 @@
 //! passes their requests on (`crate::catalog`) or they come to a listener of the control plane.
 //!
 //! [`route`] finds the endpoint, `select` the instances and nodes that a query means, `block` waits, `read` and `shapes`
-//! answer. What agents need too (queries, filters, headers, refusals) is `weft_agent`'s.
+//! answer; `pairs` and `sessions` are the key-value store with its locks. What agents need too (queries, filters, headers, refusals) is `weft_agent`'s.
 
 mod block;
 mod near;
+mod pairs;
 mod read;
 pub mod route;
 mod select;
+mod sessions;
 mod shapes;
 #[cfg(test)]
 mod tests;
@@ -17,12 +19,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{Method, Request};
+use http::{Method, Request, StatusCode};
 use weft_agent::answer::{self, Answered};
 use weft_agent::query::Query;
+use weft_agent::refused::Refused;
 
-use crate::mesh::Mesh;
-use route::Missed;
+use crate::mesh::{Mesh, Refusal};
+use route::{Endpoint, Missed};
 
 /// What answers are made of.
 pub struct Consul {
@@ -43,12 +46,39 @@ pub struct Caller {
     pub address: IpAddr,
 }
 
+async fn write(
+    consul: &Consul,
+    caller: &Caller,
+    (method, endpoint): (&Method, Endpoint),
+    query: &Query,
+    body: &[u8],
+) -> Result<Answered, Refused> {
+    select::in_scope(query)?;
+    match endpoint {
+        Endpoint::Pair(key) if method == Method::DELETE => pairs::delete(consul, caller, &key, query).await,
+        Endpoint::Pair(key) => pairs::put(consul, caller, &key, query, body).await,
+        Endpoint::SessionCreate => sessions::create(consul, caller, query, body).await,
+        Endpoint::SessionDestroy(id) => sessions::destroy(consul, caller, &id, query).await,
+        Endpoint::SessionRenew(id) => sessions::renew(consul, caller, &id, query).await,
+        _ => Err(Refused::bad("this is no write")),
+    }
+}
+
+/// The store's or the registry's reason, as Consul tells it.
+fn refused(refusal: Refusal) -> Refused {
+    match refusal {
+        Refusal::Because(text) => Refused::new(StatusCode::INTERNAL_SERVER_ERROR, text),
+        Refusal::Store(e) => Refused::new(StatusCode::INTERNAL_SERVER_ERROR, format!("No cluster leader: {e}")),
+    }
+}
+
 /// Answers one request; a blocking query when what it asks for has changed, or its wait is over.
 pub async fn answer(consul: &Consul, caller: &Caller, request: Request<Bytes>) -> Answered {
-    let (head, _) = request.into_parts();
+    let (head, body) = request.into_parts();
     let query = Query::parse(head.uri.query().unwrap_or_default());
     let answered = match route::route(&head.method, head.uri.path()) {
-        Ok(endpoint) => read::read(consul, caller, endpoint, &query).await,
+        Ok(endpoint) if head.method == Method::GET => read::read(consul, caller, endpoint, &query).await,
+        Ok(endpoint) => write(consul, caller, (&head.method, endpoint), &query, &body).await,
         Err(Missed::Method(allowed)) => return answer::wrong_method(&head.method, allowed),
         Err(Missed::Refused(refused)) => Err(refused),
     };

@@ -13,7 +13,7 @@ use crate::mesh::Node;
 /// sorted, as in Consul for a node without coordinates.
 pub(super) fn locality(near: &str, caller: &Caller, nodes: &HashMap<String, Node>) -> Option<String> {
     let node = match near {
-        "_agent" => nodes.values().find(|node| node.address == caller.address && node.identity == caller.identity),
+        "_agent" => caller.node(nodes).map(|(_, node)| node),
         name => nodes.get(name).filter(|node| caller.sees(&node.namespace)),
     };
     node.map(|node| node.locality.clone()).filter(|locality| !locality.is_empty())

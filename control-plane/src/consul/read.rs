@@ -13,7 +13,8 @@ use weft_agent::shapes::DATACENTER;
 use super::block::block;
 use super::route::Endpoint;
 use super::select::{self, Row, rows};
-use super::{Caller, Consul, shapes};
+use super::sessions::Wanted;
+use super::{Caller, Consul, pairs, sessions, shapes};
 use crate::mesh::Topic;
 use crate::world::{Instance, World, fqdn};
 
@@ -38,6 +39,14 @@ pub(super) async fn read(
         Endpoint::StatusLeader => return Ok(answer::json(&json!(leader(consul, caller)), query)),
         Endpoint::StatusPeers => return Ok(answer::json(&json!([leader(consul, caller)]), query)),
         Endpoint::Queries => return Ok(answer::json(&json!([]), query)),
+        Endpoint::Pair(key) => return pairs::read(consul, caller, &key, query).await,
+        Endpoint::SessionInfo(id) => return sessions::read(consul, caller, Wanted::Id(&id), query).await,
+        Endpoint::SessionNode(node) => return sessions::read(consul, caller, Wanted::Node(&node), query).await,
+        Endpoint::SessionList => return sessions::read(consul, caller, Wanted::All, query).await,
+        // They are written; see `route`.
+        Endpoint::SessionCreate | Endpoint::SessionDestroy(_) | Endpoint::SessionRenew(_) => {
+            return Err(Refused::bad("this is no read"));
+        }
     };
     Ok(answer::indexed(&body, index, query))
 }

@@ -31,6 +31,31 @@ pub enum Endpoint {
     StatusPeers,
     /// `query`: the prepared queries, of which there are none.
     Queries,
+    /// `kv/:key`, which may be empty
+    Pair(String),
+    /// `session/create`
+    SessionCreate,
+    /// `session/destroy/:id`
+    SessionDestroy(String),
+    /// `session/renew/:id`
+    SessionRenew(String),
+    /// `session/info/:id`
+    SessionInfo(String),
+    /// `session/node/:node`
+    SessionNode(String),
+    /// `session/list`
+    SessionList,
+}
+
+impl Endpoint {
+    /// Methods that it takes, with commas.
+    fn methods(&self) -> &'static str {
+        match self {
+            Endpoint::Pair(_) => "GET,PUT,DELETE",
+            Endpoint::SessionCreate | Endpoint::SessionDestroy(_) | Endpoint::SessionRenew(_) => "PUT",
+            _ => "GET",
+        }
+    }
 }
 
 /// Why a request reaches no endpoint.
@@ -42,16 +67,20 @@ pub enum Missed {
     Refused(Refused),
 }
 
-/// What a name follows, what it is of where it is missing, and the endpoint with that name. All are read.
+/// What a name follows, what it is of where it is missing, and the endpoint with that name.
 type Named = (&'static str, &'static str, fn(String) -> Endpoint);
 
-const NAMED: [Named; 6] = [
+const NAMED: [Named; 10] = [
     ("health/service", "service name", Endpoint::HealthService),
     ("health/checks", "service name", Endpoint::HealthChecks),
     ("health/node", "node name", Endpoint::HealthNode),
     ("health/state", "check state", Endpoint::HealthState),
     ("catalog/service", "service name", Endpoint::CatalogService),
     ("catalog/node", "node name", Endpoint::CatalogNode),
+    ("session/destroy", "session", Endpoint::SessionDestroy),
+    ("session/renew", "session", Endpoint::SessionRenew),
+    ("session/info", "session", Endpoint::SessionInfo),
+    ("session/node", "node name", Endpoint::SessionNode),
 ];
 
 /// What Consul has and this mesh has not, by the beginning of the path, and what there is instead.
@@ -81,9 +110,18 @@ pub fn route(method: &Method, path: &str) -> Result<Endpoint, Missed> {
         "status/leader" => Endpoint::StatusLeader,
         "status/peers" => Endpoint::StatusPeers,
         "query" if method == Method::GET => Endpoint::Queries,
+        "session/create" => Endpoint::SessionCreate,
+        "session/list" => Endpoint::SessionList,
+        "kv" => Endpoint::Pair(String::new()),
+        _ if short.starts_with("kv/") => Endpoint::Pair(unescape(&short[3..], false)),
         _ => named(short).unwrap_or_else(|| Err(Missed::Refused(unsupported(path, short))))?,
     };
-    if method == Method::GET { Ok(endpoint) } else { Err(Missed::Method("GET")) }
+    let methods = endpoint.methods();
+    if methods.split(',').any(|allowed| method.as_str() == allowed) {
+        Ok(endpoint)
+    } else {
+        Err(Missed::Method(methods))
+    }
 }
 
 fn named(short: &str) -> Option<Result<Endpoint, Missed>> {
@@ -113,6 +151,10 @@ mod tests {
         assert_eq!(get("/v1/catalog/service/order"), Ok(Endpoint::CatalogService("order".into())));
         assert_eq!(get("/v1/catalog/services"), Ok(Endpoint::CatalogServices));
         assert_eq!(get("/v1/query"), Ok(Endpoint::Queries));
+        assert_eq!(get("/v1/kv/a%2Fb/c"), Ok(Endpoint::Pair("a/b/c".into())));
+        assert_eq!((get("/v1/kv/"), get("/v1/kv")), (Ok(Endpoint::Pair("".into())), Ok(Endpoint::Pair("".into()))));
+        assert_eq!(route(&Method::POST, "/v1/kv/a"), Err(Missed::Method("GET,PUT,DELETE")));
+        assert_eq!(get("/v1/session/renew/a"), Err(Missed::Method("PUT")));
         for (path, text) in [
             ("/v1/health/service/", "Missing service name"),
             ("/v1/health/state", "Missing check state"),

@@ -51,6 +51,12 @@ impl Caller {
         namespace == self.namespace || namespace == "default"
     }
 
+    /// The caller's own node and its name; `None`: it has no sidecar.
+    pub(super) fn node<'a>(&self, nodes: &'a HashMap<String, Node>) -> Option<(&'a str, &'a Node)> {
+        let own = nodes.iter().find(|(_, node)| node.address == self.address && node.identity == self.identity);
+        own.map(|(name, node)| (name.as_str(), node))
+    }
+
     /// Index of a service: a change in either namespace may change the answer.
     pub(super) fn service_index(&self, world: &World, service: &str) -> u64 {
         world.service_index(&self.namespace, service).max(world.service_index("default", service))

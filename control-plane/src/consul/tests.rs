@@ -322,3 +322,59 @@ async fn a_query_waits_for_its_service_and_for_no_other() {
     let gone = fixture.ask("GET", "/v1/health/service/order", &caller("default", 1)).await;
     assert!(index(&gone) > before && &gone.body()[..] == b"[]");
 }
+
+#[tokio::test]
+async fn pairs_and_locks_as_clients_use_them() {
+    let fixture = fixture().await;
+    let own = caller("default", 1);
+    let ask = |method: &'static str, uri: &'static str, body: &'static str| {
+        let request = Request::builder().method(method).uri(uri).body(Bytes::from(body)).unwrap();
+        let (fixture, own) = (&fixture, &own);
+        async move {
+            let answered = answer(&fixture.consul, own, request).await;
+            let status = answered.status().as_u16();
+            (status, String::from_utf8(answered.into_body().to_vec()).unwrap())
+        }
+    };
+    let missing = fixture.ask("GET", "/v1/kv/app/a", &own).await;
+    assert_eq!((missing.status().as_u16(), missing.body().len()), (404, 0));
+    assert!(index(&missing) > 0);
+    assert_eq!(ask("PUT", "/v1/kv/app/a?flags=42", "hello").await, (200, "true".into()));
+    assert_eq!(ask("PUT", "/v1/kv/app/a?cas=0", "x").await, (200, "false".into()));
+    assert_eq!(ask("PUT", "/v1/kv/app/b/c", "").await, (200, "true".into()));
+    let pair = fixture.get("/v1/kv/app/a").await;
+    assert_eq!(
+        (&pair[0]["Key"], &pair[0]["Value"], &pair[0]["Flags"]),
+        (&"app/a".into(), &"aGVsbG8=".into(), &42.into())
+    );
+    assert!(pair[0].get("Session").is_none());
+    assert_eq!(ask("GET", "/v1/kv/app/a?raw", "").await, (200, "hello".into()));
+    let keys = fixture.get("/v1/kv/app/?keys&separator=/").await;
+    assert_eq!(keys, serde_json::json!(["app/a", "app/b/"]));
+    assert_eq!(fixture.get("/v1/kv/?recurse").await.as_array().unwrap().len(), 2);
+    assert_eq!(ask("GET", "/v1/kv/?keys", "").await.0, 200);
+    assert_eq!(ask("GET", "/v1/kv/none?keys", "").await.0, 404);
+    assert_eq!(ask("GET", "/v1/kv/", "").await, (400, "Missing key name".into()));
+    assert_eq!(ask("PUT", "/v1/kv/app/a?cas=1&acquire=x", "").await.0, 400);
+    assert_eq!(ask("PUT", "/v1/kv/app/a?acquire=nobody", "").await, (500, "invalid session \"nobody\"".into()));
+
+    let (status, made) = ask("PUT", "/v1/session/create", r#"{"Name":"job"}"#).await;
+    let made: Value = serde_json::from_str(&made).unwrap();
+    let id = made["ID"].as_str().unwrap();
+    assert_eq!(status, 200);
+    let info = fixture.get(&format!("/v1/session/info/{id}")).await;
+    assert_eq!((&info[0]["Name"], &info[0]["Node"]), (&"job".into(), &"n1".into()));
+    assert_eq!((&info[0]["LockDelay"], &info[0]["Behavior"]), (&15_000_000_000_u64.into(), &"release".into()));
+    assert_eq!(fixture.get("/v1/session/node/n1").await.as_array().unwrap().len(), 1);
+    assert_eq!(fixture.get("/v1/session/list").await[0]["ID"], id);
+    let lock = format!("/v1/kv/lock?acquire={id}");
+    assert_eq!(fixture.ask("PUT", &lock, &own).await.body(), "true");
+    assert_eq!(fixture.get("/v1/kv/lock").await[0]["Session"], id);
+    assert_eq!(fixture.ask("PUT", &format!("/v1/session/renew/{id}"), &own).await.status(), 200);
+    assert_eq!(fixture.ask("PUT", &format!("/v1/session/destroy/{id}"), &own).await.body(), "true");
+    assert_eq!(fixture.ask("PUT", &format!("/v1/session/renew/{id}"), &own).await.status(), 404);
+    assert!(fixture.get("/v1/kv/lock").await[0].get("Session").is_none());
+    assert_eq!(fixture.get_as("/v1/kv/?keys", &caller("shop", 4)).await, serde_json::json!([]), "another's namespace");
+    assert_eq!(ask("DELETE", "/v1/kv/app?recurse", "").await, (200, "true".into()));
+    assert_eq!(fixture.get("/v1/kv/?keys").await, serde_json::json!(["lock"]));
+}

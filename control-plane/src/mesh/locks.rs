@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use weft_proto::v1::{self, StoredPair, StoredSession};
 
 use super::pairs::{Step, path, put, unchanged};
-use super::{Mesh, RETRY, Refusal, State};
+use super::{Mesh, RETRY, Refusal, State, Topic};
 use crate::store::{self, Condition, MAX_OPS, Op, Record, Table};
 
 /// The check that every node has in Consul's API: that it is alive.
@@ -111,6 +111,11 @@ impl Mesh {
     /// Reads the sessions.
     pub fn read_sessions<T>(&self, f: impl FnOnce(&Sessions) -> T) -> T {
         f(&self.lock().locks)
+    }
+
+    /// Waits until the index of sessions is another; `wait` at most.
+    pub async fn wait_for_sessions(&self, index: u64, wait: Duration) {
+        self.wait_until_not(&[Topic::Sessions], index, wait, |state| state.locks.index()).await;
     }
 
     /// Makes a session; `stored.lease` is set here. Returns its id.

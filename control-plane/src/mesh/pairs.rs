@@ -4,11 +4,12 @@
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
+use std::time::Duration;
 
 use prost::Message;
 use weft_proto::v1::StoredPair;
 
-use super::{Mesh, RETRY, Refusal, Topic};
+use super::{Mesh, RETRY, Refusal, State, Topic};
 use crate::store::{self, Condition, MAX_OPS, Op, Record, Table};
 
 /// Largest value; Consul's `kv_max_value_size`.
@@ -256,7 +257,7 @@ impl Mesh {
     }
 
     /// Does what `step` says of the state as it is, until nobody came between.
-    pub(super) async fn change(&self, step: impl Fn(&super::State) -> Result<Step, Refusal>) -> Result<bool, Refusal> {
+    pub(super) async fn change(&self, step: impl Fn(&State) -> Result<Step, Refusal>) -> Result<bool, Refusal> {
         for _ in 0..TRIES {
             let next = step(&self.lock())?;
             match next {
@@ -274,31 +275,13 @@ impl Mesh {
     }
 
     /// Waits until a key, or with `prefix` one that begins with it, has another index; `wait` at most.
-    pub async fn wait_for_pairs(
-        &self,
-        namespace: &str,
-        key: &str,
-        prefix: bool,
-        index: u64,
-        wait: std::time::Duration,
-    ) {
+    pub async fn wait_for_pairs(&self, namespace: &str, key: &str, prefix: bool, index: u64, wait: Duration) {
         let topics = if prefix { [Topic::Pairs] } else { [Topic::Pair(path(namespace, key))] };
-        let waiting = self.topics.wait(&topics);
-        let changed = async {
-            loop {
-                let woken = waiting.woken();
-                let now = self.read_pairs(|pairs| match prefix {
-                    true => pairs.prefix_index(namespace, key),
-                    false => pairs.index(namespace, key),
-                });
-                if now != index {
-                    return;
-                }
-                woken.await;
-            }
+        let index_of = |state: &State| match prefix {
+            true => state.pairs.prefix_index(namespace, key),
+            false => state.pairs.index(namespace, key),
         };
-        // Both outcomes are an answer.
-        let _ = tokio::time::timeout(wait, changed).await;
+        self.wait_until_not(&topics, index, wait, index_of).await;
     }
 }
 

@@ -40,6 +40,11 @@ impl Fields {
         Ok(Fields { what, values: present.map(|(key, value)| (plain(&key), (key, value))).collect() })
     }
 
+    /// Whether a field is given, and not null.
+    pub fn has(&self, key: &str) -> bool {
+        self.values.contains_key(key)
+    }
+
     fn take(&mut self, key: &str) -> Option<Value> {
         self.values.remove(key).map(|(_, value)| value)
     }
@@ -112,6 +117,16 @@ impl Fields {
                 None => self.wrong(key, expected, &value),
             },
         }
+    }
+
+    /// A duration whose small numbers, below 1000, are seconds: only a session's lock delay is so.
+    ///
+    /// # Errors
+    /// When it is neither one of Go's strings nor a number.
+    pub fn lock_delay(&mut self, key: &str) -> Result<Duration, String> {
+        let given = self.duration(key)?;
+        let small = given < Duration::from_nanos(1000);
+        Ok(if small { Duration::from_secs(u64::from(given.subsec_nanos())) } else { given })
     }
 
     /// A list of texts; absent: empty.
