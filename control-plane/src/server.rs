@@ -1,4 +1,5 @@
-//! Puts the control plane together: store, CA, registry, policies, discovery, and the two listeners.
+//! Puts the control plane together: store, CA, registry, policies, discovery, and the listeners: sidecars', the
+//! administrator's, DNS.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

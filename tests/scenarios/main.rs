@@ -3,6 +3,7 @@
 mod abuse;
 mod agent;
 mod costs;
+mod dns;
 mod fields;
 mod limits;
 mod machine;
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
         protocols::all(),
         limits::all(),
         agent::all(),
+        dns::all(),
         trouble::all(),
         abuse::all(),
         costs::all(),

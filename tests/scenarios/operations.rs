@@ -20,7 +20,7 @@ pub(crate) fn all() -> Vec<Scenario> {
 pub(crate) const SOON: Duration = Duration::from_secs(15);
 
 /// Consul's API of the pod's sidecar.
-fn put(pod: &Pod, path: &str, body: &Value) -> Result<String> {
+pub(crate) fn put(pod: &Pod, path: &str, body: &Value) -> Result<String> {
     let url = format!("http://127.0.0.1:8500/v1/agent/{path}");
     let body = body.to_string();
     pod.curl(&["-w", "%{http_code}", "-X", "PUT", "--data-binary", &body, &url])

@@ -28,7 +28,8 @@ pub fn binary(name: &str) -> Result<PathBuf> {
 }
 
 /// Python packages that scenarios use: each set in a virtual environment of its own, kept beside the build.
-const PYTHONS: [(&str, &[&str]); 2] = [("grpc", &["grpcio==1.85.1"]), ("consul", &["python-consul==1.1.0"])];
+const PYTHONS: [(&str, &[&str]); 3] =
+    [("grpc", &["grpcio==1.85.1"]), ("consul", &["python-consul==1.1.0"]), ("dns", &["dnspython==2.9.2"])];
 
 /// Makes the virtual environments that are missing. To be called before [`enter`]: inside no registry is reached.
 ///

@@ -20,8 +20,10 @@ use super::packet::{Query, Transport};
 use super::view::View;
 use crate::world::Instance;
 
-/// Bytes of the smallest record, an IPv4 address with its owner as a pointer: it says how many an answer can hold at most.
-const SMALLEST_RECORD: usize = 16;
+/// Bytes of the smallest records, an IPv4 address and a target such as `a.node.b.consul`, with their owners as pointers:
+/// they say how many an answer can hold at most, so that a large service costs no more than a packet.
+const SMALLEST_ADDRESS: usize = 16;
+const SMALLEST_SRV: usize = 35;
 /// Times of the domain's SOA in seconds, as Consul has them: refresh, retry, expire.
 const SOA_TIMES: (i32, i32, i32) = (3600, 600, 86400);
 
@@ -93,16 +95,16 @@ impl<V: View> Asking<'_, V> {
         if datacenter.is_some_and(|datacenter| datacenter != self.settings.datacenter) {
             return Ok(Found::NoSuchName);
         }
-        let most = query.limit(self.transport) / SMALLEST_RECORD + 1;
+        let limit = query.limit(self.transport);
         Ok(match thing {
             Thing::Nothing => Found::NoSuchName,
             Thing::Between => self.addresses(kind, []),
-            Thing::Service { name, tag } => self.service(kind, &name, tag.as_deref(), most, rng),
+            Thing::Service { name, tag } => self.service(kind, &name, tag.as_deref(), limit, rng),
             Thing::Connect(name) => {
                 let mut usable = self.usable(&name);
                 // Whoever has an identity takes mutual TLS.
                 usable.retain(|instance| !instance.identity.is_empty());
-                self.instances(kind, usable, most, rng)
+                self.instances(kind, usable, limit, rng)
             }
             Thing::Virtual(name) => match self.view.virtual_ips(self.namespace, &name) {
                 none if none.is_empty() => Found::NoSuchName,
@@ -116,12 +118,12 @@ impl<V: View> Asking<'_, V> {
         })
     }
 
-    fn service(&self, kind: RecordType, name: &str, tag: Option<&str>, most: usize, rng: &mut impl Rng) -> Found {
+    fn service(&self, kind: RecordType, name: &str, tag: Option<&str>, limit: usize, rng: &mut impl Rng) -> Found {
         let mut usable = self.usable(name);
         if let Some(tag) = tag {
             usable.retain(|instance| instance.tags.iter().any(|own| own.eq_ignore_ascii_case(tag)));
         }
-        self.instances(kind, usable, most, rng)
+        self.instances(kind, usable, limit, rng)
     }
 
     /// Instances that may be named.
@@ -139,8 +141,8 @@ impl<V: View> Asking<'_, V> {
         instances
     }
 
-    /// The records of instances, in an order that is drawn anew for each query.
-    fn instances(&self, kind: RecordType, mut all: Vec<Arc<Instance>>, most: usize, rng: &mut impl Rng) -> Found {
+    /// The records of instances, as many as might fit in `limit` bytes, in an order that is drawn anew for each query.
+    fn instances(&self, kind: RecordType, mut all: Vec<Arc<Instance>>, limit: usize, rng: &mut impl Rng) -> Found {
         if all.is_empty() {
             return Found::NoSuchName;
         }
@@ -148,11 +150,12 @@ impl<V: View> Asking<'_, V> {
         let (mut answers, mut additionals) = (Vec::new(), Vec::new());
         let mut seen = BTreeSet::new();
         let addresses = all.iter().map(|instance| instance.address).filter(|address| seen.insert(*address));
-        answers.extend(addresses.filter_map(|address| address_record(kind, address)).take(most));
+        answers
+            .extend(addresses.filter_map(|address| address_record(kind, address)).take(limit / SMALLEST_ADDRESS + 1));
         if matches!(kind, RecordType::SRV | RecordType::ANY) {
             let mut seen = BTreeSet::new();
             all.retain(|instance| seen.insert((instance.address, instance.port)));
-            all.truncate(most);
+            all.truncate(limit / SMALLEST_SRV + 1);
             let names: Vec<&str> = all.iter().map(|instance| instance.node.as_str()).collect();
             let mut targets = BTreeSet::new();
             for (instance, node) in all.iter().zip(self.view.nodes(&names)) {

@@ -16,7 +16,7 @@ use super::Dns;
 use super::packet::Transport;
 use super::view::View;
 
-/// Queries answered at once; beyond that they are dropped, and asked again by whoever still wants to know.
+/// Queries answered at once, twice as many as wait for recursors; beyond that they are dropped, and asked again by whoever still wants to know.
 const IN_FLIGHT: usize = 1024;
 /// Connections served at once.
 const CONNECTIONS: usize = 256;

@@ -19,6 +19,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use hickory_proto::op::ResponseCode;
+use tokio::sync::Semaphore;
 
 use crate::mesh::Mesh;
 use answer::Asking;
@@ -64,16 +65,25 @@ impl Default for Settings {
 pub struct Dns<V = MeshView> {
     view: V,
     settings: Settings,
+    /// Recursors that do not answer must not hold up what is ours.
+    recursing: Semaphore,
 }
+
+/// Queries that are asked of recursors at once; beyond that they fail.
+const RECURSING: usize = 512;
 
 impl Dns {
     /// From what is registered in `mesh`.
     pub fn new(mesh: Arc<Mesh>, settings: Settings) -> Arc<Dns> {
-        Arc::new(Dns { view: MeshView::new(mesh), settings })
+        Arc::new(Dns::over(MeshView::new(mesh), settings))
     }
 }
 
 impl<V: View> Dns<V> {
+    fn over(view: V, settings: Settings) -> Dns<V> {
+        Dns { view, settings, recursing: Semaphore::new(RECURSING) }
+    }
+
     /// The answer to a packet of a caller in `namespace`, unless it deserves none. What is not ours is asked of the
     /// recursors where `recurse` says so, else refused.
     async fn handle(&self, packet: &[u8], transport: Transport, namespace: &str, recurse: bool) -> Option<Vec<u8>> {
@@ -87,7 +97,9 @@ impl<V: View> Dns<V> {
             return reply;
         }
         let code = if recurse && query.wants_recursion() && !self.settings.recursors.is_empty() {
-            if let Some(reply) = recursors::ask(&self.settings.recursors, packet, transport).await {
+            if let Ok(_permit) = self.recursing.try_acquire()
+                && let Some(reply) = recursors::ask(&self.settings.recursors, packet, transport).await
+            {
                 return Some(reply);
             }
             ResponseCode::ServFail

@@ -420,7 +420,7 @@ async fn recursor(addresses: u8) -> SocketAddr {
 }
 
 async fn serve(view: Fake, recursors: Vec<SocketAddr>) -> SocketAddr {
-    let dns = Arc::new(Dns { view, settings: Settings { recursors, ..Settings::default() } });
+    let dns = Arc::new(Dns::over(view, Settings { recursors, ..Settings::default() }));
     // A port that is free over TCP may be taken over UDP.
     loop {
         if let Ok(at) = start(&dns, "127.0.0.1:0".parse().unwrap()).await {
@@ -501,7 +501,7 @@ proptest! {
             let at = at % packet.len();
             packet[at] = byte;
         }
-        let dns = Dns { view: fake(), settings: Settings::default() };
+        let dns = Dns::over(fake(), Settings::default());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         for transport in [Transport::Udp, Transport::Tcp] {
             if let Some(reply) = runtime.block_on(dns.handle(&packet, transport, "default", true)) {

@@ -146,3 +146,70 @@ fn entry(name: &str, node: &Node) -> NodeEntry {
     let passing = node.checks.values().all(|check| check.status == "passing");
     NodeEntry { name: name.to_owned(), address: node.address, passing }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use weft_proto::v1;
+
+    use super::*;
+    use crate::store::Store;
+
+    /// A sidecar with one instance of a service.
+    async fn join(mesh: &Mesh, name: &str, namespace: &str, address: &str, service: &str) -> u64 {
+        let node = Node {
+            namespace: namespace.into(),
+            identity: format!("spiffe://cluster.local/ns/{namespace}/sa/{name}"),
+            address: address.parse().unwrap(),
+            workload: name.into(),
+            locality: String::new(),
+            labels: BTreeMap::new(),
+            checks: BTreeMap::new(),
+            session: 0,
+            lease_ends: Instant::now(),
+            unknown: false,
+        };
+        let session = mesh.begin_session(name, node).unwrap();
+        let (service_id, service) = ("1".into(), service.into());
+        let instance = v1::Instance { service_id, service, port: 80, ..v1::Instance::default() };
+        mesh.register(name, session, instance).await.unwrap();
+        session
+    }
+
+    #[tokio::test]
+    async fn callers_see_their_own_namespace_and_default() {
+        let dir = tempfile::tempdir().unwrap();
+        let mesh = Mesh::open(Store::open(dir.path()).unwrap(), "cluster.local", Duration::from_secs(15)).unwrap();
+        let session = join(&mesh, "Host-A", "default", "10.0.0.1", "Web").await;
+        join(&mesh, "host-b", "team", "10.0.0.2", "web").await;
+        join(&mesh, "host-c", "team", "10.0.0.3", "own").await;
+        let view = MeshView::new(mesh.clone());
+        let addresses = |namespace, service| -> Vec<String> {
+            view.instances(namespace, service).iter().map(|instance| instance.address.to_string()).collect()
+        };
+        assert_eq!(addresses("default", "web"), ["10.0.0.1"]);
+        assert_eq!(addresses("other", "WEB"), ["10.0.0.1"]);
+        assert_eq!(addresses("team", "web"), ["10.0.0.2"]);
+        assert_eq!(addresses("default", "own"), [""; 0]);
+        assert!(view.virtual_ips("default", "own").is_empty());
+        assert_ne!(view.virtual_ips("team", "web"), view.virtual_ips("default", "web"));
+        assert_eq!(view.virtual_ips("team", "web").len(), 1);
+
+        let at = |last| IpAddr::from([10, 0, 0, last]);
+        let node = view.node("team", "host-a").unwrap();
+        assert_eq!((node.name.as_str(), node.address, node.passing), ("Host-A", at(1), true));
+        assert_eq!(view.node("default", "host-b"), None);
+        assert_eq!(view.nodes(&["Host-A", "gone"]), [Some(node), None]);
+        assert_eq!(view.nodes_at("default", at(1)), ["Host-A"]);
+        assert_eq!(view.nodes_at("default", at(2)), [""; 0]);
+        assert_eq!(view.services_at("default", at(1)), ["web"]);
+        assert_eq!(view.services_at("default", at(2)), [""; 0]);
+        assert_eq!(view.services_at("team", at(2)), ["web"]);
+
+        let check = v1::Check { check_id: "disk".into(), status: "warning".into(), ..v1::Check::default() };
+        let update = v1::CheckUpdate { check: Some(check), removed: false };
+        mesh.update_check("Host-A", session, update).await.unwrap();
+        assert!(!view.node("default", "Host-A").unwrap().passing);
+    }
+}
