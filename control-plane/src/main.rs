@@ -63,10 +63,11 @@ struct Args {
 /// Consul's DNS names.
 #[derive(clap::Args)]
 struct Dns {
-    /// Where Consul's DNS names are served, UDP and TCP, or "off"; 127.0.0.1:8600, unless it is taken, where it is not
-    /// given. DNS proves nobody: whoever reaches the address reads the names of the namespace "default".
-    #[arg(long)]
-    dns_listen: Option<Listen>,
+    /// Where Consul's DNS names are served, UDP and TCP, or "off"; repeatable; 127.0.0.1:8600, unless it is taken, where
+    /// it is not given. DNS proves nobody: whoever reaches the address reads the names of the namespace "default". On a
+    /// machine with several addresses name each: by 0.0.0.0 an answer may leave from another than was asked.
+    #[arg(long, value_name = "ADDR:PORT")]
+    dns_listen: Vec<Listen>,
     /// Name server for names outside of consul, tried in the order given; repeatable. Without any they are refused.
     #[arg(long = "dns-recursor", value_name = "ADDR[:PORT]", value_parser = recursor)]
     dns_recursors: Vec<SocketAddr>,
@@ -136,7 +137,7 @@ fn main() -> Result<()> {
         trust_domain: args.trust_domain,
         certificate_ttl: Duration::from_secs(args.certificate_ttl),
         lease: Duration::from_secs(args.lease),
-        dns_listen: args.dns.dns_listen.unwrap_or(Listen::Usual),
+        dns_listen: if args.dns.dns_listen.is_empty() { vec![Listen::Usual] } else { args.dns.dns_listen.clone() },
         dns: args.dns.settings(),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;

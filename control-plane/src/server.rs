@@ -55,7 +55,7 @@ pub struct Config {
     /// Time without a sign of life after which a sidecar's instances are removed.
     pub lease: Duration,
     /// Where Consul's DNS names are served.
-    pub dns_listen: Listen,
+    pub dns_listen: Vec<Listen>,
     /// How they are answered.
     pub dns: dns::Settings,
 }
@@ -98,8 +98,9 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
         });
     }
     tokio::spawn(mesh.clone().reap());
-    let dns = Dns::new(mesh.clone(), dns::Settings { address: config.dns_listen.reachable(), ..config.dns });
-    config.dns_listen.serve(&dns).await?;
+    let address_of_dns = config.dns_listen.iter().find_map(|place| place.reachable());
+    let dns = Dns::new(mesh.clone(), dns::Settings { address: address_of_dns, ..config.dns });
+    dns::listen::serve(&dns, &config.dns_listen).await?;
 
     let admin =
         AdminService { mesh: mesh.clone(), discovery: discovery.clone(), ca: ca.clone(), tokens: tokens.clone() };

@@ -162,12 +162,19 @@ fn found() -> Result<()> {
 }
 
 fn stale() -> Result<()> {
-    let mut mesh = Mesh::start(&[])?;
+    // Also where other machines reach it, with a recursor that is nobody's address.
+    let listen = ["--dns-listen", "127.0.0.1:8600", "--dns-listen", "0.0.0.0:8601", "--dns-recursor", "192.0.2.1"];
+    let mut mesh = Mesh::start(&listen)?;
     let (order, _s1) = instances(&mesh, "order1", "order-service", [("a".into(), 8080, "v1", true)])?;
     let (front, _s2) = mesh.client("frontend")?;
     let name = "order-service.service.consul";
     dig_until(&front, &[name], &[&order.ip])?;
     ensure!(dig(&front, &[name, "SRV"])?.records.len() == 1, "no SRV record");
+    let center = format!("@{}", mesh.center.ip);
+    let direct = parse(front.run("dig", &[&center, "-p", "8601", "+tries=1", name])?)?;
+    ensure!(direct.data() == BTreeSet::from([order.ip.as_str()]), "{}", direct.text);
+    let failed = parse(front.run("dig", &[&center, "-p", "8601", "+tries=1", "+time=5", "example.com"])?)?;
+    ensure!(failed.status == "SERVFAIL" && failed.flags.contains(" ra"), "{}", failed.text);
     mesh.control_plane = None;
     // Older than its TTL, and there all the same.
     wait_for("a stale answer", SOON, || {

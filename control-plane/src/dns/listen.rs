@@ -61,22 +61,40 @@ impl Listen {
         }
     }
 
-    /// Serves `dns` for ever.
-    ///
-    /// # Errors
-    /// When the address is not to be had, unless it is the usual one.
-    pub async fn serve(self, dns: &Arc<Dns>) -> Result<()> {
+    fn address(self) -> Option<SocketAddr> {
         match self {
-            Listen::Off => Ok(()),
-            Listen::At(address) => start(dns, address).await.map(drop),
-            Listen::Usual => {
-                if let Err(e) = start(dns, USUAL).await {
-                    tracing::warn!("no DNS: {e:#} (--dns-listen takes another address, or off)");
-                }
-                Ok(())
-            }
+            Listen::Usual => Some(USUAL),
+            Listen::At(address) => Some(address),
+            Listen::Off => None,
         }
     }
+
+    /// Whether what is sent to `to` from here arrives at this listener.
+    pub(super) fn takes(self, to: SocketAddr) -> bool {
+        let here = |at: SocketAddr| at == to || (at.ip().is_unspecified() && to.ip().is_loopback());
+        self.address().is_some_and(|at| at.port() == to.port() && here(at))
+    }
+}
+
+/// Serves `dns` for ever at all of these places.
+///
+/// # Errors
+/// When an address is not to be had, unless it is the usual one, or a recursor is one of them.
+pub async fn serve(dns: &Arc<Dns>, places: &[Listen]) -> Result<()> {
+    let recursors = &dns.settings.recursors;
+    if let Some(own) = recursors.iter().find(|recursor| places.iter().any(|place| place.takes(**recursor))) {
+        anyhow::bail!("--dns-recursor {own} is this server itself: it would ask itself for ever");
+    }
+    for place in places {
+        let Some(address) = place.address() else { continue };
+        match start(dns, address).await {
+            Err(e) if *place == Listen::Usual => {
+                tracing::warn!("no DNS: {e:#} (--dns-listen takes another address, or off)");
+            }
+            started => drop(started?),
+        }
+    }
+    Ok(())
 }
 
 /// Begins to serve at `address`; with port 0 at one that is free for both. Returns where.

@@ -106,6 +106,8 @@ impl<V: View> Dns<V> {
         } else {
             ResponseCode::Refused
         };
-        query.pack(query.response(code), transport)
+        let mut message = query.response(code);
+        message.metadata.recursion_available = recurse && !self.settings.recursors.is_empty();
+        query.pack(message, transport)
     }
 }

@@ -488,6 +488,18 @@ async fn other_names_are_asked_of_recursors_in_turn() {
     assert_eq!(reply.metadata.response_code, ResponseCode::ServFail);
 }
 
+#[test]
+fn a_recursor_is_somebody_else() {
+    let place = |text: &str| -> super::listen::Listen { text.parse().unwrap() };
+    let takes = |at: &str, to: &str| place(at).takes(to.parse().unwrap());
+    assert!(takes("10.0.0.1:53", "10.0.0.1:53") && takes("0.0.0.0:53", "127.0.0.1:53"));
+    assert!(!takes("10.0.0.1:53", "10.0.0.2:53") && !takes("0.0.0.0:8600", "127.0.0.1:53"));
+    assert!(!takes("off", "127.0.0.1:8600"));
+    assert!("here".parse::<super::listen::Listen>().is_err());
+    assert_eq!(place("10.0.0.1:53").reachable(), Some([10, 0, 0, 1].into()));
+    assert_eq!(place("0.0.0.0:53").reachable(), None);
+}
+
 proptest! {
     #[test]
     fn no_packet_is_too_strange(
