@@ -154,7 +154,7 @@ mod tests {
     use weft_proto::v1;
 
     use super::*;
-    use crate::store::Store;
+    use crate::store::embedded::Embedded;
 
     /// A sidecar with one instance of a service.
     async fn join(mesh: &Mesh, name: &str, namespace: &str, address: &str, service: &str) -> u64 {
@@ -166,11 +166,12 @@ mod tests {
             locality: String::new(),
             labels: BTreeMap::new(),
             checks: BTreeMap::new(),
-            session: 0,
-            lease_ends: Instant::now(),
+            create_index: 0,
+            modify_index: 0,
+            alive: None,
             unknown: false,
         };
-        let session = mesh.begin_session(name, node).unwrap();
+        let session = mesh.begin_session(name, node).await.unwrap();
         let (service_id, service) = ("1".into(), service.into());
         let instance = v1::Instance { service_id, service, port: 80, ..v1::Instance::default() };
         mesh.register(name, session, instance).await.unwrap();
@@ -180,7 +181,8 @@ mod tests {
     #[tokio::test]
     async fn callers_see_their_own_namespace_and_default() {
         let dir = tempfile::tempdir().unwrap();
-        let mesh = Mesh::open(Store::open(dir.path()).unwrap(), "cluster.local", Duration::from_secs(15)).unwrap();
+        let store = Arc::new(Embedded::open(dir.path()).unwrap());
+        let mesh = Mesh::open(store, "cluster.local", Duration::from_secs(15)).await.unwrap();
         let session = join(&mesh, "Host-A", "default", "10.0.0.1", "Web").await;
         join(&mesh, "host-b", "team", "10.0.0.2", "web").await;
         join(&mesh, "host-c", "team", "10.0.0.3", "own").await;
