@@ -9,16 +9,20 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use futures::stream;
 use tokio::net::UnixListener;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 use weft_core::identity::SpiffeId;
 use weft_proto::v1::admin_server::Admin;
 use weft_proto::v1::{self, ObjectName};
 
 use crate::ca::Ca;
+use crate::cli::snapshot::PIECE;
 use crate::discovery::Discovery;
 use crate::mesh::{Mesh, unix_now};
 use crate::policy::{self, Document, Severity};
+use crate::snapshot;
+use crate::store;
 use crate::token::{Claims, Tokens};
 
 /// Longest life of a join token, and the one that it has when none is asked for.
@@ -35,6 +39,8 @@ pub struct AdminService {
     pub ca: Arc<Ca>,
     /// Makes tokens.
     pub tokens: Arc<Tokens>,
+    /// What snapshots are of.
+    pub store: store::Shared,
 }
 
 /// Listens on `path`, mode 0600. A socket left by an earlier run is replaced; one that answers is another's.
@@ -186,6 +192,37 @@ impl Admin for AdminService {
             policy_problems: self.mesh.policy_problems().iter().map(ToString::to_string).collect(),
             services: services.into_values().collect(),
         }))
+    }
+
+    type SaveSnapshotStream = stream::Iter<std::vec::IntoIter<Result<v1::SnapshotPiece, Status>>>;
+
+    async fn save_snapshot(
+        &self,
+        _: Request<v1::SaveSnapshotRequest>,
+    ) -> Result<Response<Self::SaveSnapshotStream>, Status> {
+        let file = snapshot::save(&self.store).await.map_err(|e| Status::unavailable(e.to_string()))?;
+        let piece = |bytes: &[u8]| Ok(v1::SnapshotPiece { bytes: bytes.to_vec() });
+        Ok(Response::new(stream::iter(file.chunks(PIECE).map(piece).collect::<Vec<_>>())))
+    }
+
+    async fn restore_snapshot(
+        &self,
+        request: Request<Streaming<v1::SnapshotPiece>>,
+    ) -> Result<Response<v1::RestoreSnapshotReply>, Status> {
+        let (mut pieces, mut file) = (request.into_inner(), Vec::new());
+        while let Some(piece) = pieces.message().await? {
+            if file.len() + piece.bytes.len() > snapshot::MAX_FILE {
+                let text = format!("a snapshot of more than {} MiB", snapshot::MAX_FILE >> 20);
+                return Err(Status::invalid_argument(text));
+            }
+            file.extend(piece.bytes);
+        }
+        let records = snapshot::decode(&file).map_err(Status::invalid_argument)?;
+        let restored = snapshot::restore(&self.store, records).await;
+        let restored = restored.map_err(|e| Status::unavailable(format!("interrupted, to be repeated: {e}")))?;
+        tracing::warn!(records = restored.records, "a snapshot was restored");
+        let records = u64::try_from(restored.records).unwrap_or(u64::MAX);
+        Ok(Response::new(v1::RestoreSnapshotReply { records, restart: restored.secrets }))
     }
 
     async fn create_token(

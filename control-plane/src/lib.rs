@@ -15,6 +15,7 @@ pub mod peer;
 pub mod policy;
 pub mod registry;
 pub mod server;
+pub mod snapshot;
 pub mod store;
 pub mod token;
 pub mod translate;

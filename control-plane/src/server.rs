@@ -76,7 +76,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
         .with_context(|| format!("cannot make the data folder {}", config.data_dir.display()))?;
     let ca = Arc::new(open_ca(&store, &config.trust_domain).await?);
     let tokens = Arc::new(Tokens::new(&token_secret(&store).await?));
-    let mesh = Mesh::open(store, ca.trust_domain(), config.lease).await?;
+    let mesh = Mesh::open(store.clone(), ca.trust_domain(), config.lease).await?;
     let discovery = Discovery::new(mesh.clone());
 
     let listener = TcpListener::bind(config.listen).await;
@@ -102,8 +102,13 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
     let dns = Dns::new(mesh.clone(), dns::Settings { address: address_of_dns, ..config.dns });
     dns::listen::serve(&dns, &config.dns_listen).await?;
 
-    let admin =
-        AdminService { mesh: mesh.clone(), discovery: discovery.clone(), ca: ca.clone(), tokens: tokens.clone() };
+    let admin = AdminService {
+        mesh: mesh.clone(),
+        discovery: discovery.clone(),
+        ca: ca.clone(),
+        tokens: tokens.clone(),
+        store,
+    };
     let admin_server = Server::builder()
         .add_service(AdminServer::new(admin).max_decoding_message_size(32 << 20))
         .serve_with_incoming(UnixListenerStream::new(admin_listener));

@@ -18,6 +18,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         ("what_was_acknowledged_survives_a_kill", survives),
         ("three_control_planes_over_etcd_serve_as_one", together),
         ("compacted_history_is_read_anew", compaction),
+        ("a_snapshot_brings_a_mesh_back", snapshot),
     ]
 }
 
@@ -268,5 +269,50 @@ fn compaction() -> Result<()> {
         Ok(())
     })?;
     ensure!(other.output().contains("compacted"), "it says so: {}", other.output());
+    Ok(())
+}
+
+/// A mesh is saved, its control plane loses everything, and the snapshot brings it back: the same authority, so that
+/// sidecars go on with the certificates that they have.
+fn snapshot() -> Result<()> {
+    let mut mesh = Mesh::start(&[])?;
+    let order = mesh.instance("order1", "order-service", 8080, &[])?;
+    order.pod.curl(&["-f", "-X", "PUT", "-d", "blue", "http://127.0.0.1:8500/v1/kv/app/colour"])?;
+    let rule = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: order}\nspec: {host: order-service}\n";
+    let file = mesh.center.folder("rule.yaml").to_string_lossy().into_owned();
+    std::fs::write(&file, rule)?;
+    mesh.weftctl(&["apply", "-f", &file])?;
+    let vip = mesh.vip("order-service")?;
+    let saved = mesh.center.folder("saved").to_string_lossy().into_owned();
+    let said = mesh.weftctl(&["snapshot", "save", &saved])?;
+    ensure!(said.contains("records in"), "{said}");
+    ensure!(mesh.weftctl(&["snapshot", "save", &saved]).is_err(), "what is there is not overwritten");
+    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&saved)?.permissions());
+    ensure!(mode & 0o777 == 0o600, "{mode:o}");
+
+    mesh.stop_control_plane_and_forget()?;
+    mesh.start_control_plane()?;
+    ensure!(mesh.weftctl(&["get"])?.is_empty(), "nothing is left");
+    let restored = mesh.weftctl(&["snapshot", "restore", &saved])?;
+    ensure!(restored.contains("restart the control planes"), "{restored}");
+    mesh.control_plane.take().context("it runs")?.signal("TERM")?;
+    mesh.start_control_plane()?;
+    mesh.wait_healthy(&order.pod.ip)?;
+    ensure!(mesh.weftctl(&["get"])?.contains("DestinationRule/default/order"), "the policy is back");
+    ensure!(mesh.vip("order-service")? == vip, "the virtual IP is the same");
+    let value = wait_for("the pair", Duration::from_secs(10), || {
+        order.pod.curl(&["-f", "http://127.0.0.1:8500/v1/kv/app/colour?raw&consistent"])
+    })?;
+    ensure!(value == "blue", "{value}");
+    // A newcomer trusts the same root, and calls.
+    let (front, _sidecar) = mesh.client("frontend")?;
+    let answer = front.curl(&["-f", "-H", "Host: order-service", &format!("http://{vip}/")])?;
+    ensure!(answer.contains("sa/frontend"), "{answer}");
+    let damaged = mesh.center.folder("damaged").to_string_lossy().into_owned();
+    let mut bytes = std::fs::read(&saved)?;
+    bytes[40] ^= 1;
+    std::fs::write(&damaged, bytes)?;
+    let refused = mesh.weftctl(&["snapshot", "restore", &damaged]).err().map(|e| e.to_string()).unwrap_or_default();
+    ensure!(refused.contains("checksum"), "{refused}");
     Ok(())
 }

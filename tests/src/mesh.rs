@@ -87,6 +87,17 @@ impl Mesh {
         wait_for("the control plane", Duration::from_secs(10), || self.weftctl(&["status"]).map(drop))
     }
 
+    /// Ends the control plane and removes all that it kept.
+    ///
+    /// # Errors
+    /// When it does not run, or its folder cannot be removed.
+    pub fn stop_control_plane_and_forget(&mut self) -> Result<()> {
+        let process = self.control_plane.take().context("it does not run")?;
+        process.signal("KILL")?;
+        drop(process);
+        Ok(std::fs::remove_dir_all(self.dir.path().join("control-plane"))?)
+    }
+
     /// Starts one more control plane on a store that they share; `number` from 1. It listens on 15012 + `number` of the
     /// same address.
     ///

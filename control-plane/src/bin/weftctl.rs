@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use weft_control_plane::cli::remote::{Apply, Delete, Get, Status, Token};
+use weft_control_plane::cli::snapshot::Snapshot;
 use weft_control_plane::cli::validate::Validate;
 
 /// Checks and applies the policies of a Weft mesh
@@ -23,6 +24,8 @@ enum Command {
     Status(Status),
     #[command(subcommand)]
     Token(Token),
+    #[command(subcommand)]
+    Snapshot(Snapshot),
 }
 
 fn main() -> ExitCode {
@@ -42,6 +45,7 @@ fn main() -> ExitCode {
             Command::Delete(command) => command.run(out).await,
             Command::Status(command) => command.run(out).await,
             Command::Token(command) => command.run(out).await,
+            Command::Snapshot(command) => command.run(out).await,
         }
     });
     result.unwrap_or_else(|error| {

@@ -1,4 +1,5 @@
 //! Subcommands of `weftctl`, one module each.
 
 pub mod remote;
+pub mod snapshot;
 pub mod validate;

@@ -23,7 +23,7 @@ pub struct Remote {
 }
 
 impl Remote {
-    async fn connect(&self) -> Result<AdminClient<Channel>> {
+    pub(super) async fn connect(&self) -> Result<AdminClient<Channel>> {
         let path = self.socket.clone();
         let connector = tower::service_fn(move |_| {
             let path = path.clone();
@@ -282,7 +282,7 @@ fn seconds(text: &str) -> Result<u64, String> {
     number.checked_mul(factor).filter(|s| *s > 0).ok_or_else(|| "too long or zero".to_owned())
 }
 
-fn refused(status: tonic::Status) -> anyhow::Error {
+pub(super) fn refused(status: tonic::Status) -> anyhow::Error {
     anyhow::anyhow!("{}", status.message())
 }
 
