@@ -17,6 +17,7 @@ pub mod date;
 pub mod directory;
 pub mod dns;
 pub mod exec;
+pub mod gateway;
 pub mod http;
 pub mod http1;
 pub mod http2;

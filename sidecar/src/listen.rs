@@ -61,7 +61,8 @@ async fn connection(proxy: Arc<Proxy>, stream: TcpStream, peer: SocketAddr, role
     let own = SocketAddr::new(own.ip().to_canonical(), own.port());
     let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
     if role == Role::HttpProxy {
-        let down = Downstream { proxy, worker, peer, local: own, original: None, foreign: Default::default() };
+        let down =
+            Downstream { proxy, worker, peer, local: own, original: None, gateway: None, foreign: Default::default() };
         let down = Arc::new(down);
         let found = Box::pin(http(stream)).await;
         return serve(down, found).await;
@@ -85,6 +86,7 @@ async fn connection(proxy: Arc<Proxy>, stream: TcpStream, peer: SocketAddr, role
                 peer,
                 local: original,
                 original: original_port,
+                gateway: None,
                 foreign: Default::default(),
             };
             let down = Arc::new(down);

@@ -29,6 +29,8 @@ enum Command {
     Run(Box<run::Config>),
     /// Join the mesh and run a command in it; on SIGTERM drain first, then stop the command.
     Exec(Box<exec::Options>),
+    /// Balance what callers without a sidecar send to the ports of Istio's Gateways, until SIGTERM.
+    Gateway(Box<run::GatewayConfig>),
     /// Bring this pod's traffic to the proxy, by nftables.
     #[command(subcommand)]
     Redirect(redirect::Action),
@@ -65,27 +67,30 @@ fn run(args: Args) -> Result<ExitCode> {
     sockets::take_over();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let result = match args.command {
-        Command::Run(config) => runtime.block_on(async {
-            let sidecar = run::start(*config, run::Application::MayRun)?;
-            let stop = stop_signal();
-            tokio::pin!(stop);
-            let signal = tokio::select! {
-                signal = &mut stop => signal,
-                () = async { sidecar.ready().await; sidecar.register().await; std::future::pending().await } => Stop::Term,
-            };
-            match signal {
-                Stop::Term => sidecar.drain().await,
-                Stop::HandOver => sidecar.hand_over().await,
-            }
-            sidecar.finish_outbound().await;
-            Ok(ExitCode::SUCCESS)
-        }),
+        Command::Run(config) => runtime.block_on(serve(*config)),
+        Command::Gateway(config) => runtime.block_on(serve((*config).into())),
         Command::Exec(options) => runtime.block_on(exec::run(*options)).map(ExitCode::from),
         Command::Redirect(action) => redirect::run(&action).map(|()| ExitCode::SUCCESS),
     };
     // A name look-up that hangs must not hold up the end.
     runtime.shutdown_background();
     result
+}
+
+async fn serve(config: run::Config) -> Result<ExitCode> {
+    let sidecar = run::start(config, run::Application::MayRun)?;
+    let stop = stop_signal();
+    tokio::pin!(stop);
+    let signal = tokio::select! {
+        signal = &mut stop => signal,
+        () = async { sidecar.ready().await; sidecar.register().await; std::future::pending().await } => Stop::Term,
+    };
+    match signal {
+        Stop::Term => sidecar.drain().await,
+        Stop::HandOver => sidecar.hand_over().await,
+    }
+    sidecar.finish_outbound().await;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// How we are asked to end.

@@ -21,6 +21,7 @@ use http::uri::Authority;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version};
 use http_body::Body;
 use weft_core::endpoint::Endpoint;
+use weft_core::gateway::Server;
 use weft_core::headers::Context;
 use weft_core::limits::Permit;
 use weft_core::outcome::Outcome;
@@ -59,8 +60,18 @@ pub struct Downstream {
     pub local: SocketAddr,
     /// Where it was dialed to, when it was redirected.
     pub original: Option<SocketAddr>,
+    /// The gateway's servers of the port that a caller from outside came in by.
+    pub gateway: Option<Arc<Entrance>>,
     /// The endpoint and cluster for what is foreign, made when first needed: its connections end with this one.
     pub foreign: OnceLock<(Arc<Endpoint>, Arc<ClusterView>)>,
+}
+
+/// What is behind one port of a gateway, for one connection.
+pub struct Entrance {
+    /// Its servers; with TLS the one that the caller named.
+    pub servers: Vec<Arc<Server>>,
+    /// `http` or `https`.
+    pub scheme: &'static str,
 }
 
 impl Drop for Downstream {
@@ -89,6 +100,12 @@ pub async fn request(down: &Arc<Downstream>, request: Request<Incoming>) -> Resp
     match decide(down, &parts, &view).await {
         Decision::Send(plan) => call.send(&mut parts, incoming, upgrade, &plan).await,
         Decision::Answer(service, route, response) => call.answer(&parts, &service, &route, *response),
+        Decision::Secure(mut response) => {
+            let mut record = call.record(&parts, down.proxy.metrics.pair(labels::unknown(&down.proxy)));
+            record.code = response.status().as_u16();
+            address_response(&mut response, call.version, false);
+            ended(record, *response)
+        }
         Decision::Refuse(service, reason) => {
             let pair = match service {
                 Some(view) => labels::service(&down.proxy, &view),
@@ -164,7 +181,8 @@ impl Call<'_> {
         };
         let reads_request = plan.header_operations().iter().any(|ops| ops.response.reads_request_headers());
         let request_headers = reads_request.then(|| parts.headers.clone());
-        let multiplex = upgrade.is_none() && speaks_http2(cluster, self.version, parts, grpc);
+        let multiplex =
+            upgrade.is_none() && speaks_http2(cluster, self.version, parts, grpc, self.down.gateway.is_some());
         prepare(parts, plan, upgrade.is_some(), &context);
         if multiplex && self.version != Version::HTTP_2 && !speaks_only_http2(config.protocol) {
             parts.headers.insert(HTTP1_CLIENT, HeaderValue::from_static("1"));

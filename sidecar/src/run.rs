@@ -29,6 +29,7 @@ use crate::control::{Backoff, Control};
 use crate::dns::consul::Consul;
 use crate::dns::forward::Forwarder;
 use crate::dns::{self, Dns, Serves};
+use crate::gateway;
 use crate::identity::Identity;
 use crate::listen::{self, Role};
 use crate::metrics::{Metrics, Workload};
@@ -36,7 +37,7 @@ use crate::proxy::{Proxy, Settings};
 use crate::session::Registrations;
 use crate::{connect, directory, resolv, session, sockets};
 
-pub use config::{Config, Listen, OutboundPolicy};
+pub use config::{Config, GatewayConfig, Listen, OutboundPolicy};
 
 /// A sidecar that is running.
 pub struct Sidecar {
@@ -89,7 +90,9 @@ pub fn start(config: Config, application: Application) -> Result<Sidecar> {
     raise_descriptor_limit();
     std::fs::create_dir_all(&config.data_dir)
         .with_context(|| format!("cannot make the data folder {}", config.data_dir.display()))?;
-    claim_ports(&config)?;
+    if config.gateway.is_none() {
+        claim_ports(&config)?;
+    }
     anyhow::ensure!(config.admin_listen.ip().is_loopback(), "--admin-listen must be on loopback");
     if !connect::probe_marks() {
         tracing::warn!(
@@ -129,24 +132,8 @@ pub fn start(config: Config, application: Application) -> Result<Sidecar> {
         leaving: AtomicBool::new(false),
     });
 
-    let mut listeners = Vec::new();
-    let kept = sockets::is_kept(sockets::any(config.inbound_port));
-    listeners.push(Listener { socket: sockets::tcp_any(config.inbound_port)?, role: Role::Inbound, kept });
-    for loopback in [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)] {
-        let address = SocketAddr::new(loopback, config.outbound_port);
-        let kept = sockets::is_kept(address);
-        match sockets::tcp(address) {
-            Ok(socket) => listeners.push(Listener { socket, role: Role::Outbound, kept }),
-            // A host without IPv6 has nothing to redirect there.
-            Err(e) if loopback.is_ipv6() => tracing::debug!("no outbound listener on ::1: {e:#}"),
-            Err(e) => return Err(e),
-        }
-    }
-    if let Some(address) = config.http_proxy {
-        let kept = sockets::is_kept(address);
-        listeners.push(Listener { socket: sockets::tcp(address)?, role: Role::HttpProxy, kept });
-    }
-    let kept = listeners.iter().all(|listener| listener.kept);
+    let listeners = if config.gateway.is_some() { Vec::new() } else { listeners(&config)? };
+    let kept = !listeners.is_empty() && listeners.iter().all(|listener| listener.kept);
     for (address, pages) in [
         (config.ready_listen, Pages::Ready),
         (config.metrics_listen, Pages::Metrics),
@@ -173,7 +160,13 @@ pub fn start(config: Config, application: Application) -> Result<Sidecar> {
         tracing::warn!("no DNS for programs of Consul's: {e:#} (--consul-dns takes another address, or off)");
     }
     let accepting = watch::Sender::new(Accepting::All);
-    start_workers(&proxy, &config, listeners, &accepting)?;
+    let ports = config.gateway.clone().map(|credentials| {
+        let ports = watch::Sender::new(Arc::default());
+        let receiver = ports.subscribe();
+        tokio::spawn(gateway::keep(proxy.clone(), credentials, ports));
+        receiver
+    });
+    start_workers(&proxy, &config, listeners, &accepting, ports.as_ref())?;
 
     let (registrations, session) = session::new();
     let upstream = Session { registrations: registrations.clone(), identity: control.identity.clone() };
@@ -303,11 +296,34 @@ async fn join(control: &Control) {
     }
 }
 
+/// What traffic of our pod arrives at.
+fn listeners(config: &Config) -> Result<Vec<Listener>> {
+    let mut listeners = Vec::new();
+    let kept = sockets::is_kept(sockets::any(config.inbound_port));
+    listeners.push(Listener { socket: sockets::tcp_any(config.inbound_port)?, role: Role::Inbound, kept });
+    for loopback in [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)] {
+        let address = SocketAddr::new(loopback, config.outbound_port);
+        let kept = sockets::is_kept(address);
+        match sockets::tcp(address) {
+            Ok(socket) => listeners.push(Listener { socket, role: Role::Outbound, kept }),
+            // A host without IPv6 has nothing to redirect there.
+            Err(e) if loopback.is_ipv6() => tracing::debug!("no outbound listener on ::1: {e:#}"),
+            Err(e) => return Err(e),
+        }
+    }
+    if let Some(address) = config.http_proxy {
+        let kept = sockets::is_kept(address);
+        listeners.push(Listener { socket: sockets::tcp(address)?, role: Role::HttpProxy, kept });
+    }
+    Ok(listeners)
+}
+
 fn start_workers(
     proxy: &Arc<Proxy>,
     config: &Config,
     listeners: Vec<Listener>,
     phase: &watch::Sender<Accepting>,
+    gateway: Option<&watch::Receiver<Arc<gateway::Ports>>>,
 ) -> Result<()> {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let workers = config.workers.unwrap_or_else(|| u16::try_from(processors.min(2)).unwrap_or(1));
@@ -320,9 +336,12 @@ fn start_workers(
             accepting.push((socket.try_clone()?, *role, kept.then_some(last).unwrap_or(Accepting::Nothing)));
         }
         let phase = phase.subscribe();
-        let proxy = proxy.clone();
+        let (proxy, gateway) = (proxy.clone(), gateway.cloned());
         std::thread::Builder::new().name(format!("worker-{worker}")).spawn(move || {
             runtime.block_on(async move {
+                if let Some(ports) = gateway {
+                    gateway::serve(proxy.clone(), ports, worker).await;
+                }
                 for (listener, role, last) in accepting {
                     let mut phase = phase.clone();
                     match tokio::net::TcpListener::from_std(listener) {

@@ -5,6 +5,7 @@ mod agent;
 mod costs;
 mod dns;
 mod fields;
+mod gateway;
 mod limits;
 mod machine;
 mod operations;
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         abuse::all(),
         costs::all(),
         fields::all(),
+        gateway::all(),
         routes::all(),
         store::all(),
         operations::all(),

@@ -48,7 +48,9 @@ fn owned<'a>(
     owners: &mut BTreeMap<String, &'a Document>,
 ) -> Vec<Problem> {
     let mut problems = Vec::new();
-    for host in service.hosts.iter().map(|host| canonical(host, &document.namespace)) {
+    // Gateways join the routes of several.
+    let hosts = service.hosts.iter().filter(|_| service.of_mesh());
+    for host in hosts.map(|host| canonical(host, &document.namespace)) {
         let owner = *owners.entry(host.clone()).or_insert(document);
         if owner.key() != document.key() {
             let owner = owner.reference();

@@ -11,6 +11,7 @@ mod destination_rule;
 mod duration;
 mod fields;
 pub mod folder;
+mod gateway;
 mod kube_service;
 mod names;
 mod nearest;
@@ -25,13 +26,14 @@ mod workload_entry;
 pub use check::check;
 pub use destination_rule::{DestinationRule, Settings, Subset, TrafficPolicy};
 pub use fields::Support;
+pub use gateway::{Gateway, Server};
 pub use kube_service::{KubePort, KubeService, TargetPort};
 pub use names::{canonical, covers};
 pub use parse::{field_table, parse};
 pub use peer_authentication::PeerAuthentication;
 pub use problem::{Problem, Severity};
 pub use service_entry::{AddressRange, EntryPort, Resolution, ServiceEntry};
-pub use virtual_service::{Action, Destination, Forward, Route, VirtualService};
+pub use virtual_service::{Action, ConnectionRoute, Destination, Forward, MESH, Route, VirtualService};
 pub use workload_entry::WorkloadEntry;
 
 pub use crate::yaml::Place;
@@ -46,6 +48,8 @@ pub enum Kind {
     DestinationRule,
     /// `networking.istio.io` VirtualService.
     VirtualService,
+    /// `networking.istio.io` Gateway.
+    Gateway,
     /// `networking.istio.io` ServiceEntry.
     ServiceEntry,
     /// `networking.istio.io` WorkloadEntry.
@@ -58,9 +62,10 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::DestinationRule,
         Self::VirtualService,
+        Self::Gateway,
         Self::ServiceEntry,
         Self::WorkloadEntry,
         Self::PeerAuthentication,
@@ -72,6 +77,7 @@ impl Kind {
         match self {
             Self::DestinationRule => "DestinationRule",
             Self::VirtualService => "VirtualService",
+            Self::Gateway => "Gateway",
             Self::ServiceEntry => "ServiceEntry",
             Self::WorkloadEntry => "WorkloadEntry",
             Self::PeerAuthentication => "PeerAuthentication",
@@ -93,6 +99,8 @@ pub enum Object {
     DestinationRule(DestinationRule),
     /// Where a request to a host goes.
     VirtualService(VirtualService),
+    /// Where callers from outside come in.
+    Gateway(Gateway),
     /// A host that nothing registers.
     ServiceEntry(ServiceEntry),
     /// An address behind ServiceEntries.

@@ -3,7 +3,7 @@
 use super::{
     Document, Kind, Object, Parsed, Severity, destination_rule,
     fields::{self, Decoder, Fields, Shape, Support, not_yet, object, read},
-    kube_service, names,
+    gateway, kube_service, names,
     nearest::suggest,
     peer_authentication, service_entry, virtual_service, workload_entry,
 };
@@ -11,7 +11,6 @@ use crate::yaml::{self, Key, Node, Place, Value, YamlDocument};
 
 /// Kinds of Istio that are known and not supported yet, by API group.
 const NOT_YET: &[(&str, &str)] = &[
-    ("networking.istio.io", "Gateway"),
     ("networking.istio.io", "Sidecar"),
     ("networking.istio.io", "WorkloadGroup"),
     ("networking.istio.io", "EnvoyFilter"),
@@ -65,6 +64,7 @@ impl Kind {
         match self {
             Self::DestinationRule => destination_rule::SHAPE,
             Self::VirtualService => virtual_service::SHAPE,
+            Self::Gateway => gateway::SHAPE,
             Self::ServiceEntry => service_entry::SHAPE,
             Self::WorkloadEntry => workload_entry::SHAPE,
             Self::PeerAuthentication => peer_authentication::SHAPE,
@@ -79,6 +79,7 @@ impl Kind {
         match self {
             Self::DestinationRule => const { &top(destination_rule::SHAPE) },
             Self::VirtualService => const { &top(virtual_service::SHAPE) },
+            Self::Gateway => const { &top(gateway::SHAPE) },
             Self::ServiceEntry => const { &top(service_entry::SHAPE) },
             Self::WorkloadEntry => const { &top(workload_entry::SHAPE) },
             Self::PeerAuthentication => const { &top(peer_authentication::SHAPE) },
@@ -152,6 +153,7 @@ fn document(decoder: &Decoder<'_>, file: &str, found: YamlDocument) -> Option<Do
     let object = match kind {
         Kind::DestinationRule => Object::DestinationRule(destination_rule::decode(&spec)),
         Kind::VirtualService => Object::VirtualService(virtual_service::decode(&spec)),
+        Kind::Gateway => Object::Gateway(gateway::decode(&spec)),
         Kind::ServiceEntry => Object::ServiceEntry(service_entry::decode(&spec)),
         Kind::WorkloadEntry => Object::WorkloadEntry(workload_entry::decode(&spec)),
         Kind::PeerAuthentication => Object::PeerAuthentication(peer_authentication::decode(&spec)),

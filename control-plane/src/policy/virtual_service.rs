@@ -16,8 +16,53 @@ use crate::yaml::Place;
 pub struct VirtualService {
     /// As written: short names, full ones or `*.suffix`.
     pub hosts: Vec<String>,
+    /// Gateways that it is for, `mesh` or `<name>` or `<namespace>/<name>`; empty: the mesh.
+    pub gateways: Vec<String>,
     /// In order; the first match wins.
     pub http: Vec<Route>,
+    /// TLS that a gateway passes through, by server name.
+    pub tls: Vec<ConnectionRoute>,
+    /// Connections of a gateway's TCP port.
+    pub tcp: Vec<ConnectionRoute>,
+}
+
+/// The gateway that means all sidecars.
+pub const MESH: &str = "mesh";
+
+impl VirtualService {
+    /// Whether it is for the callers in the mesh.
+    pub fn of_mesh(&self) -> bool {
+        self.gateways.is_empty() || self.gateways.iter().any(|gateway| gateway == MESH)
+    }
+
+    /// Namespace and name of the gateways that it is for, as a document in `namespace` names them.
+    pub fn of_gateways<'a>(&'a self, namespace: &'a str) -> impl Iterator<Item = (&'a str, &'a str)> {
+        let named = self.gateways.iter().filter(|gateway| *gateway != MESH);
+        named.map(move |gateway| gateway.split_once('/').unwrap_or((namespace, gateway)))
+    }
+
+    /// All that routes of any kind lead to.
+    pub fn destinations(&self) -> impl Iterator<Item = &Destination> {
+        let http = self.http.iter().filter_map(|route| match &route.action {
+            Action::Forward(forward) => Some(&forward.destinations),
+            _ => None,
+        });
+        let bytes = self.tls.iter().chain(&self.tcp).map(|route| &route.destinations);
+        http.chain(bytes).flatten()
+    }
+}
+
+/// One entry of `tls` or `tcp`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ConnectionRoute {
+    /// `match.sniHosts`; empty for `tcp`.
+    pub server_names: Vec<String>,
+    /// `match.port`; empty: every port.
+    pub ports: Vec<u32>,
+    /// At least one.
+    pub destinations: Vec<Destination>,
+    /// Where it is written.
+    pub place: Place,
 }
 
 /// One entry of `http`.
@@ -136,16 +181,48 @@ const HTTP: Shape = &[
     not_yet("corsPolicy"),
     not_yet("delegate"),
 ];
+const CONNECTION_ROUTE: Shape = &[object("destination", DESTINATION), read("weight")];
+const TLS: Shape = &[
+    object(
+        "match",
+        &[
+            read("sniHosts"),
+            read("port"),
+            not_yet("destinationSubnets"),
+            not_yet("sourceLabels"),
+            not_yet("gateways"),
+            not_yet("sourceNamespace"),
+        ],
+    ),
+    object("route", CONNECTION_ROUTE),
+];
+const TCP: Shape = &[
+    object(
+        "match",
+        &[
+            read("port"),
+            not_yet("destinationSubnets"),
+            not_yet("sourceSubnet"),
+            not_yet("sourceLabels"),
+            not_yet("gateways"),
+            not_yet("sourceNamespace"),
+        ],
+    ),
+    object("route", CONNECTION_ROUTE),
+];
 /// Fields of `spec`.
 pub(crate) const SHAPE: Shape =
-    &[read("hosts"), read("gateways"), object("http", HTTP), not_yet("tls"), not_yet("tcp"), read("exportTo")];
+    &[read("hosts"), read("gateways"), object("http", HTTP), object("tls", TLS), object("tcp", TCP), read("exportTo")];
 
 /// Reads `spec`.
 pub(crate) fn decode(spec: &Fields<'_>) -> VirtualService {
     spec.require("hosts");
     let mut hosts: Vec<String> = Vec::new();
+    let gateways: Vec<String> = spec.strings("gateways").into_iter().map(|(gateway, _)| gateway).collect();
+    let of_mesh = gateways.is_empty() || gateways.iter().any(|gateway| gateway == MESH);
     for (host, place) in spec.strings("hosts") {
-        if host == "*" {
+        if host == "*" && !of_mesh {
+        } else if host == "*" {
             spec.error_at(place, "host `*` is for gateways: name the hosts whose callers in the mesh this is for");
         } else if !names::is_host_or_wildcard(&host) {
             spec.error_at(
@@ -163,16 +240,48 @@ pub(crate) fn decode(spec: &Fields<'_>) -> VirtualService {
         spec.error("hosts", "`hosts` must name at least one host");
     }
     for (gateway, place) in spec.strings("gateways") {
-        if gateway != "mesh" {
-            spec.error_at(place, "`gateways` other than [mesh] is not supported yet");
+        let (namespace, name) = gateway.split_once('/').unwrap_or(("default", &gateway));
+        if !names::is_label(namespace) || !names::is_subdomain(name) {
+            spec.error_at(place, format!("`{gateway}` is not a gateway: mesh, a name, or namespace/name"));
         }
     }
     names::export_to(spec);
     let http: Vec<Route> = spec.objects("http").iter().map(route).collect();
-    if http.is_empty() {
+    let tls: Vec<ConnectionRoute> = spec.objects("tls").iter().map(|fields| connection_route(fields, true)).collect();
+    let tcp: Vec<ConnectionRoute> = spec.objects("tcp").iter().map(|fields| connection_route(fields, false)).collect();
+    if http.is_empty() && tls.is_empty() && tcp.is_empty() {
         spec.error("http", "`http` must have at least one route");
     }
-    VirtualService { hosts, http }
+    for (name, given) in [("tls", !tls.is_empty()), ("tcp", !tcp.is_empty())] {
+        if given && of_mesh {
+            let text =
+                format!("`{name}` routes of callers in the mesh are not supported yet: only those of `gateways`");
+            spec.error(name, text);
+        }
+    }
+    VirtualService { hosts, gateways, http, tls, tcp }
+}
+
+fn connection_route(fields: &Fields<'_>, tls: bool) -> ConnectionRoute {
+    fields.require("route");
+    let destinations: Vec<Destination> = fields.objects("route").iter().map(plain_destination).collect();
+    if destinations.len() > 1 && destinations.iter().all(|destination| destination.weight == 0) {
+        fields.error("route", "the weights add up to 0: no destination would get a connection");
+    }
+    let (mut server_names, mut ports) = (Vec::new(), Vec::new());
+    for one in fields.objects("match") {
+        ports.extend(one.port("port"));
+        for (name, place) in if tls { one.strings("sniHosts") } else { Vec::new() } {
+            if name != "*" && !names::is_host_or_wildcard(&name) {
+                one.error_at(place, format!("`{name}` is not a server name: a host, *.suffix or *"));
+            }
+            server_names.push(name.to_ascii_lowercase());
+        }
+    }
+    if tls && server_names.is_empty() {
+        fields.error_at(fields.place, "`match` with `sniHosts` is required");
+    }
+    ConnectionRoute { server_names, ports, destinations, place: fields.place }
 }
 
 fn route(fields: &Fields<'_>) -> Route {
@@ -228,9 +337,15 @@ fn forward(fields: &Fields<'_>) -> Forward {
 }
 
 fn destination(fields: &Fields<'_>) -> Destination {
+    let headers = fields.object("headers").map(|headers| header_operations(&headers));
+    Destination { headers, ..plain_destination(fields) }
+}
+
+/// One of bytes, which have no headers.
+fn plain_destination(fields: &Fields<'_>) -> Destination {
     fields.require("destination");
     let weight = fields.limit("weight").unwrap_or_default();
-    let headers = fields.object("headers").map(|headers| header_operations(&headers));
+    let headers = None;
     let mut found =
         Destination { host: String::new(), subset: String::new(), port: None, weight, headers, place: fields.place };
     if let Some(destination) = fields.object("destination") {

@@ -46,8 +46,12 @@ pub(crate) fn dry_run(document: &Document) -> Vec<(Option<Place>, CompileError)>
             let services = services.map(|service| (None, compiled(&service)));
             services.chain(addresses.map(|e| (None, compile::endpoints(&e).map(drop)))).collect()
         }
-        Object::PeerAuthentication(_) => {
-            let inbound = inbound(&alone(document), &document.namespace, &BTreeMap::new(), &[]);
+        Object::PeerAuthentication(_) | Object::Gateway(_) => {
+            let labels = match &document.object {
+                Object::Gateway(gateway) => gateway.selector.clone(),
+                _ => BTreeMap::new(),
+            };
+            let inbound = inbound(&alone(document), &document.namespace, &labels, &[]);
             vec![(None, compile::inbound(&inbound).map(drop))]
         }
         // An endpoint of whichever ServiceEntry selects it; the decoder has checked all that it holds.

@@ -6,6 +6,7 @@
 
 mod dry_run;
 mod endpoints;
+mod gateway;
 mod inbound;
 mod mtls;
 mod names;

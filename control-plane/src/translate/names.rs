@@ -2,11 +2,14 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::world::{Host, MESH_SUFFIX, World, fqdn, patterns};
+use crate::world::{GATEWAY, Host, MESH_SUFFIX, World, fqdn, patterns};
 
 /// The canonical host that `asked` means to a client of `client_ns`: an authority without port, or an address with one (a
 /// virtual IP or an endpoint).
 pub fn resolve(world: &World, client_ns: &str, asked: &str) -> Option<String> {
+    if asked.starts_with(GATEWAY) {
+        return world.host(asked).map(|host| host.name.clone());
+    }
     if let Ok(address) = asked.parse::<SocketAddr>() {
         let (ip, port) = (address.ip(), address.port());
         return world

@@ -5,18 +5,21 @@ use std::collections::BTreeMap;
 use weft_proto::v1::{self, http_route};
 
 use super::{
-    is_catch_all, names,
+    gateway, is_catch_all, names,
     ports::{self, PortView},
     rules::Rules,
 };
 use crate::{
     policy::{Action, Destination, Document, Forward, Object, Resolution, Route, VirtualService, canonical},
-    world::{Host, MESH_SUFFIX, World},
+    world::{GATEWAY, Host, MESH_SUFFIX, World},
 };
 
 /// Everything but the addresses that a request of a client in `client_ns` to `host` (canonical) needs.
 pub fn service(world: &World, client_ns: &str, host: &str) -> Option<v1::Service> {
     let host = world.host(host)?;
+    if host.name.starts_with(GATEWAY) {
+        return gateway::service(world, client_ns, host);
+    }
     let mut clusters = Clusters::new(world, client_ns);
     let routes = world.policies().routes(&host.name);
     let ports = ports::of(world, host).into_iter().map(|port| {
@@ -79,20 +82,34 @@ impl<'a> Clusters<'a> {
     }
 
     fn forward(&mut self, namespace: &str, forward: &Forward, request_port: u32) -> v1::Forward {
-        let alone = forward.destinations.len() == 1;
-        let used = forward.destinations.iter().filter(|destination| alone || destination.weight > 0);
-        let destinations = used.map(|destination| v1::WeightedCluster {
+        v1::Forward {
+            destinations: self.weighted(namespace, &forward.destinations, request_port),
+            timeout_ms: forward.timeout_ms,
+            rewrite: forward.rewrite.clone(),
+            retry: forward.retry.clone(),
+        }
+    }
+
+    /// Where connections go that are not looked into.
+    pub(super) fn connections(&mut self, namespace: &str, destinations: &[Destination]) -> v1::Forward {
+        v1::Forward { destinations: self.weighted(namespace, destinations, 443), ..v1::Forward::default() }
+    }
+
+    fn weighted(
+        &mut self,
+        namespace: &str,
+        destinations: &[Destination],
+        request_port: u32,
+    ) -> Vec<v1::WeightedCluster> {
+        let alone = destinations.len() == 1;
+        let used = destinations.iter().filter(|destination| alone || destination.weight > 0);
+        let weighted = used.map(|destination| v1::WeightedCluster {
             cluster: self.destination(namespace, destination, request_port),
             // A destination alone gets every request, whatever its weight says.
             weight: destination.weight.max(1),
             headers: destination.headers.clone(),
         });
-        v1::Forward {
-            destinations: destinations.collect(),
-            timeout_ms: forward.timeout_ms,
-            rewrite: forward.rewrite.clone(),
-            retry: forward.retry.clone(),
-        }
+        weighted.collect()
     }
 
     /// The cluster of a route's destination. Without a port it is the host's only one, else the request's.
@@ -119,14 +136,7 @@ impl<'a> Clusters<'a> {
     }
 
     fn undefined(&mut self, host: &str, port: u32, subset: &str) -> u32 {
-        self.add(v1::Cluster {
-            name: cluster_name(port, subset, host),
-            host: host.to_owned(),
-            port,
-            subset: subset.to_owned(),
-            undefined: true,
-            ..v1::Cluster::default()
-        })
+        self.add(undefined(host, port, subset))
     }
 
     fn of(&mut self, host: &Host, port: &PortView, subset: &str) -> u32 {
@@ -170,6 +180,18 @@ impl<'a> Clusters<'a> {
         self.index.insert(cluster.name.clone(), index);
         self.found.push(cluster);
         index
+    }
+}
+
+/// A cluster that nothing defines.
+pub(super) fn undefined(host: &str, port: u32, subset: &str) -> v1::Cluster {
+    v1::Cluster {
+        name: cluster_name(port, subset, host),
+        host: host.to_owned(),
+        port,
+        subset: subset.to_owned(),
+        undefined: true,
+        ..v1::Cluster::default()
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::ports;
 use crate::{
-    policy::{Action, DestinationRule, Document, Object, Place, Problem, Severity, VirtualService, canonical},
+    policy::{DestinationRule, Document, Kind, Object, Place, Problem, Severity, VirtualService, canonical},
     world::{MESH_SUFFIX, World, has_all},
 };
 
@@ -14,6 +14,7 @@ use crate::{
 pub fn warnings(world: &World, complete: bool) -> Vec<Problem> {
     let elsewhere = Elsewhere::of(world);
     let mut found = Vec::new();
+    gateways_that_are_not(world, &mut found);
     for document in world.documents() {
         match &document.object {
             Object::DestinationRule(rule) => of_rule(world, &elsewhere, document, rule, &mut found),
@@ -44,6 +45,19 @@ impl<'a> Elsewhere<'a> {
         let hosts = self.0.get(name.split('.').next()?)?;
         let hosts: Vec<String> = hosts.iter().map(|host| format!("`{host}`")).collect();
         Some(hosts.join(" and "))
+    }
+}
+
+/// VirtualServices for gateways that no document defines.
+fn gateways_that_are_not(world: &World, found: &mut Vec<Problem>) {
+    for document in world.documents() {
+        let Object::VirtualService(service) = &document.object else { continue };
+        for (namespace, name) in service.of_gateways(&document.namespace) {
+            if world.document(Kind::Gateway, namespace, name).is_none() {
+                let text = format!("gateway `{namespace}/{name}` is not there: nothing of this is served by it");
+                found.push(warning(document, None, text));
+            }
+        }
     }
 }
 
@@ -90,11 +104,7 @@ fn of_routes(
     complete: bool,
     found: &mut Vec<Problem>,
 ) {
-    let forwards = service.http.iter().filter_map(|route| match &route.action {
-        Action::Forward(forward) => Some(forward),
-        _ => None,
-    });
-    for destination in forwards.flat_map(|forward| &forward.destinations) {
+    for destination in service.destinations() {
         let name = canonical(&destination.host, &document.namespace);
         let host = world.host_or_wildcard(&name).filter(|host| host.live);
         // One that only routes name is live too, and offered by nobody.

@@ -15,7 +15,7 @@ use std::{
 };
 
 pub use instance::{Instance, InstanceKey, derive_labels};
-pub(crate) use policies::{Policies, has_all, patterns};
+pub(crate) use policies::{GATEWAY, Policies, gateway_host, has_all, patterns};
 pub use virtual_ip::{Allocation, Keep, QUARANTINE_S, VirtualIps};
 
 use crate::policy::{Document, Kind, Object, Resolution, canonical, covers};
@@ -262,8 +262,14 @@ impl World {
         match &document.object {
             Object::DestinationRule(rule) => pattern(canonical(&rule.host, &document.namespace)),
             Object::VirtualService(service) => {
-                service.hosts.iter().for_each(|host| pattern(canonical(host, &document.namespace)));
+                if service.of_mesh() {
+                    service.hosts.iter().for_each(|host| pattern(canonical(host, &document.namespace)));
+                }
+                changed.hosts.extend(policies::gateway_hosts(service, &document.namespace));
+                // Gateways are told which hosts there are.
+                changed.all |= service.of_gateways(&document.namespace).next().is_some();
             }
+            Object::Gateway(_) => changed.all = true,
             Object::ServiceEntry(entry) => changed.hosts.extend(entry.hosts.iter().cloned()),
             Object::Service(_) => {
                 changed.hosts.insert(fqdn(&document.name, &document.namespace));

@@ -8,7 +8,7 @@ use std::{
 
 use super::fqdn;
 use crate::policy::{
-    Action, AddressRange, Document, Object, PeerAuthentication, ServiceEntry, WorkloadEntry, canonical,
+    AddressRange, Document, Object, PeerAuthentication, ServiceEntry, VirtualService, WorkloadEntry, canonical,
 };
 
 /// The indexes. Every list is sorted by age: of two that claim the same, the first wins.
@@ -16,6 +16,9 @@ use crate::policy::{
 pub(crate) struct Policies {
     rules: BTreeMap<(String, String), Vec<Arc<Document>>>,
     routes: BTreeMap<String, Arc<Document>>,
+    gateways: Vec<Arc<Document>>,
+    /// VirtualServices by what of a gateway they are for, see [`gateway_host`]; their routes are joined.
+    gateway_routes: BTreeMap<String, Vec<Arc<Document>>>,
     entries: BTreeMap<String, Arc<Document>>,
     services: BTreeMap<String, Arc<Document>>,
     workloads: Vec<Arc<Document>>,
@@ -49,17 +52,22 @@ impl Policies {
                 self.rules.entry(key).or_default().push(document.clone());
             }
             Object::VirtualService(service) => {
-                for host in service.hosts.iter().map(|host| canonical(host, namespace)) {
-                    for route in &service.http {
-                        let Action::Forward(forward) = &route.action else { continue };
-                        for destination in &forward.destinations {
-                            let destination = canonical(&destination.host, namespace);
-                            self.dependents.entry(destination).or_default().insert(host.clone());
-                        }
-                    }
+                let for_gateways = gateway_hosts(service, namespace);
+                let mesh = service.hosts.iter().filter(|_| service.of_mesh());
+                let hosts: Vec<String> = mesh.map(|host| canonical(host, namespace)).collect();
+                for destination in service.destinations() {
+                    let destination = canonical(&destination.host, namespace);
+                    let dependents = self.dependents.entry(destination).or_default();
+                    dependents.extend(hosts.iter().chain(&for_gateways).cloned());
+                }
+                for host in hosts {
                     self.routes.entry(host).or_insert_with(|| document.clone());
                 }
+                for host in for_gateways {
+                    self.gateway_routes.entry(host).or_default().push(document.clone());
+                }
             }
+            Object::Gateway(_) => self.gateways.push(document.clone()),
             Object::ServiceEntry(entry) => {
                 for host in &entry.hosts {
                     self.ranges.extend(entry.addresses.iter().map(|range| (*range, host.clone())));
@@ -98,6 +106,22 @@ impl Policies {
     /// The VirtualService that owns `host`.
     pub(crate) fn routes(&self, host: &str) -> Option<&Arc<Document>> {
         patterns(host).find_map(|pattern| self.routes.get(&pattern))
+    }
+
+    /// Gateways, oldest first.
+    pub(crate) fn gateways(&self) -> &[Arc<Document>] {
+        &self.gateways
+    }
+
+    /// VirtualServices for one host of a gateway, oldest first; see [`gateway_host`].
+    pub(crate) fn gateway_routes(&self, host: &str) -> &[Arc<Document>] {
+        self.gateway_routes.get(host).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// What VirtualServices say of a gateway: the hosts that begin with `prefix`.
+    pub(crate) fn gateway_hosts<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = (&'a str, &'a [Arc<Document>])> {
+        let from = self.gateway_routes.range(prefix.to_owned()..);
+        from.take_while(move |(host, _)| host.starts_with(prefix)).map(|(host, of)| (host.as_str(), of.as_slice()))
     }
 
     /// The ServiceEntry of exactly `host`.
@@ -176,13 +200,40 @@ impl Policies {
     /// Hosts that documents name: services, entries, and hosts that only a VirtualService has.
     pub(super) fn hosts(&self) -> impl Iterator<Item = &String> {
         let routed = self.routes.keys().filter(|host| !host.starts_with('*'));
-        self.services.keys().chain(self.entries.keys()).chain(routed)
+        self.services.keys().chain(self.entries.keys()).chain(routed).chain(self.gateway_routes.keys())
     }
 
     /// Namespace of the VirtualService of exactly `host`.
     pub(super) fn routed(&self, host: &str) -> Option<&str> {
-        self.routes.get(host).map(|document| document.namespace.as_str())
+        let document = self.routes.get(host).or_else(|| self.gateway_routes(host).first());
+        document.map(|document| document.namespace.as_str())
     }
+}
+
+/// What hosts of gateways begin with.
+pub(crate) const GATEWAY: &str = "gateway:";
+
+/// Name of what one gateway does for one host: no host of anybody's looks like it. `kind` is `http`, `tls` or `tcp`, `what`
+/// a host as written, a server name, or a port.
+pub(crate) fn gateway_host(namespace: &str, name: &str, kind: &str, what: &str) -> String {
+    format!("{GATEWAY}{namespace}:{name}:{kind}:{what}")
+}
+
+/// All that a VirtualService in `namespace` says of gateways.
+pub(crate) fn gateway_hosts(service: &VirtualService, namespace: &str) -> Vec<String> {
+    let of = |(ns, name): (&str, &str)| {
+        let http = service.hosts.iter().filter(|_| !service.http.is_empty());
+        let http = http.map(|host| gateway_host(ns, name, "http", &host.to_ascii_lowercase()));
+        let tls = service.tls.iter().flat_map(|route| &route.server_names);
+        let tls = tls.map(|server| gateway_host(ns, name, "tls", server));
+        let tcp = service.tcp.iter().flat_map(|route| match &route.ports[..] {
+            [] => vec![0],
+            ports => ports.to_vec(),
+        });
+        let tcp = tcp.map(|port| gateway_host(ns, name, "tcp", &port.to_string()));
+        http.chain(tls).chain(tcp).collect::<Vec<_>>()
+    };
+    service.of_gateways(namespace).flat_map(of).collect()
 }
 
 /// Whether `labels` has all of `wanted`.

@@ -13,6 +13,7 @@ pub mod compile;
 pub mod dns;
 pub mod endpoint;
 pub mod flag;
+pub mod gateway;
 pub mod hash;
 pub mod headers;
 pub mod http1;

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::gateway::Server;
 use crate::hash::HashPolicy;
 use crate::route::RouteTable;
 
@@ -287,6 +288,8 @@ pub struct Inbound {
     pub services: Vec<InboundService>,
     /// `PeerAuthentication/<namespace>/<name>` that decided; empty: the default.
     pub policy: Arc<str>,
+    /// What a gateway listens on.
+    pub servers: Vec<Arc<Server>>,
 }
 
 impl Inbound {

@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use http::header::{CONTENT_TYPE, LOCATION};
 use http::request::Parts;
-use http::{HeaderValue, Method, Response, Version};
+use http::{HeaderValue, Method, Response, StatusCode, Version};
 use rand::Rng;
 use weft_core::endpoint::{Endpoint, find};
+use weft_core::gateway;
 use weft_core::hash::{HashOutcome, request_hash};
 use weft_core::headers::HeaderOps;
 use weft_core::names;
@@ -16,7 +17,7 @@ use weft_core::reply::Reason;
 use weft_core::request::RequestView;
 use weft_core::route::{Action, Destination, DirectResponse, Forward, Route};
 
-use super::Downstream;
+use super::{Downstream, Entrance};
 use crate::body::ResponseBody;
 use crate::cluster::ClusterView;
 use crate::directory::{Lookup, ServiceView};
@@ -29,6 +30,8 @@ pub(super) enum Decision {
     Send(Plan),
     /// Its route answers it.
     Answer(Arc<ServiceView>, Arc<Route>, Box<Response<ResponseBody>>),
+    /// It is to come again by https.
+    Secure(Box<Response<ResponseBody>>),
     /// Nobody is there for it.
     Refuse(Option<Arc<ServiceView>>, Reason),
 }
@@ -83,6 +86,8 @@ enum Target {
     Pinned(Arc<ClusterView>, Arc<Endpoint>),
     /// To where it was dialed.
     Foreign(SocketAddr),
+    /// To the same address under https.
+    Https,
     /// Nowhere.
     None(Reason),
 }
@@ -91,6 +96,7 @@ enum Target {
 pub(super) async fn decide(down: &Downstream, parts: &Parts, view: &RequestView<'_>) -> Decision {
     match target(down, parts).await {
         Target::None(reason) => Decision::Refuse(None, reason),
+        Target::Https => Decision::Secure(Box::new(secure(view))),
         Target::Foreign(to) => {
             // Addressed as an HTTP proxy, each request may go elsewhere: no connection is kept for the next one.
             if down.original.is_none() {
@@ -107,6 +113,9 @@ pub(super) async fn decide(down: &Downstream, parts: &Parts, view: &RequestView<
 
 /// Phase 1.
 async fn target(down: &Downstream, parts: &Parts) -> Target {
+    if let Some(entrance) = &down.gateway {
+        return entered(down, entrance, parts).await;
+    }
     let directory = &down.proxy.directory;
     let (_, named_port) = names::split_port(authority(parts));
     let host = names::normalise(authority(parts));
@@ -123,6 +132,22 @@ async fn target(down: &Downstream, parts: &Parts) -> Target {
         return Target::None(Reason::UnknownHost);
     };
     dialed(down, original).await
+}
+
+/// What a caller from outside means by its authority.
+async fn entered(down: &Downstream, entrance: &Entrance, parts: &Parts) -> Target {
+    let host = names::normalise(authority(parts));
+    let Some((server, service)) = gateway::service(&entrance.servers, &host) else {
+        let redirect = entrance.servers.iter().any(|server| server.https_redirect);
+        return if redirect { Target::Https } else { Target::None(Reason::NoRoute) };
+    };
+    if server.https_redirect {
+        return Target::Https;
+    }
+    match down.proxy.directory.lookup(service).await {
+        Lookup::Service(view) => Target::Service(view, 0),
+        _ => Target::None(Reason::NoRoute),
+    }
 }
 
 /// What the address means that was dialed.
@@ -168,10 +193,12 @@ fn by_route(down: &Downstream, view: &RequestView<'_>, service: Arc<ServiceView>
             Decision::Send(Plan { cluster, fixed, hash, route: Some((route, at)), rewritten })
         }
         Action::Redirect(redirect) => {
-            let port = down.original.map_or(80, |o| o.port());
+            let entered = down.gateway.as_ref().map(|_| down.local);
+            let port = entered.or(down.original).map_or(80, |o| o.port());
             let mut response = Response::new(ResponseBody::empty());
             *response.status_mut() = redirect.status;
-            if let Ok(location) = HeaderValue::from_str(&redirect.location(view, "http", port)) {
+            let scheme = down.gateway.as_ref().map_or("http", |entrance| entrance.scheme);
+            if let Ok(location) = HeaderValue::from_str(&redirect.location(view, scheme, port)) {
                 response.headers_mut().insert(LOCATION, location);
             }
             Decision::Answer(service, route, Box::new(response))
@@ -181,6 +208,17 @@ fn by_route(down: &Downstream, view: &RequestView<'_>, service: Arc<ServiceView>
             Decision::Answer(service, route, Box::new(response))
         }
     }
+}
+
+/// A gateway's `httpsRedirect`: as Envoy, 301, and the port is that of https.
+fn secure(view: &RequestView<'_>) -> Response<ResponseBody> {
+    let (host, _) = names::split_port(view.authority);
+    let mut response = Response::new(ResponseBody::empty());
+    *response.status_mut() = StatusCode::MOVED_PERMANENTLY;
+    if let Ok(location) = HeaderValue::from_str(&format!("https://{host}{}", view.path_and_query)) {
+        response.headers_mut().insert(LOCATION, location);
+    }
+    response
 }
 
 fn direct_response(direct: &DirectResponse) -> Response<ResponseBody> {
@@ -199,8 +237,10 @@ fn drawn(forward: &Forward) -> usize {
 }
 
 /// Whether HTTP/2 is spoken to the endpoint: as the port or the policy says, else as the application does. A port that is
-/// declared as HTTP/1 is spoken to in HTTP/1, as in Istio, but for gRPC, which cannot do without HTTP/2.
-pub(super) fn speaks_http2(cluster: &ClusterView, client: Version, parts: &Parts, grpc: bool) -> bool {
+/// declared as HTTP/1 is spoken to in HTTP/1, as in Istio, but for gRPC, which cannot do without HTTP/2. So is one of which
+/// nothing is declared where the caller came by a gateway (`entered`): browsers speak HTTP/2 to everybody, and say
+/// nothing about our services by it.
+pub(super) fn speaks_http2(cluster: &ClusterView, client: Version, parts: &Parts, grpc: bool, entered: bool) -> bool {
     let pool = &cluster.config.pool;
     let client = client == Version::HTTP_2;
     match cluster.config.protocol {
@@ -209,6 +249,7 @@ pub(super) fn speaks_http2(cluster: &ClusterView, client: Version, parts: &Parts
         _ if pool.use_client_protocol => client,
         _ if pool.h2_upgrade == H2Upgrade::Upgrade => true,
         Protocol::Http => client && grpc,
+        Protocol::Unknown if entered => client && grpc,
         _ => client,
     }
 }

@@ -93,6 +93,89 @@ pub struct Config {
     /// On SIGTERM: seconds to wait for requests in progress, at most.
     #[arg(long, default_value_t = 30)]
     pub drain_limit: u64,
+    /// It is a gateway, with certificates in this folder.
+    #[arg(skip)]
+    pub gateway: Option<PathBuf>,
+}
+
+/// How a gateway runs.
+#[derive(Debug, Clone, clap::Args)]
+pub struct GatewayConfig {
+    /// Control plane, host:port; several are tried in turn.
+    #[arg(long = "control-plane", env = "WEFT_CONTROL_PLANE", value_delimiter = ',', required = true)]
+    control_planes: Vec<String>,
+    /// File with a join token (`weftctl token create`); read again at each use.
+    #[arg(long, env = "WEFT_TOKEN_FILE")]
+    token_file: Option<PathBuf>,
+    /// Folder that certificate and last state are kept in (0600).
+    #[arg(long, env = "WEFT_DATA_DIR", default_value = "/var/lib/weft-gateway")]
+    data_dir: PathBuf,
+    /// Folder of certificates that Gateways name by `credentialName`: <name>/tls.crt, tls.key and ca.crt.
+    #[arg(long, default_value = "/etc/weft/credentials")]
+    credentials: PathBuf,
+    /// Label that Gateways select this one by, key=value; repeatable. istio=ingressgateway where none is given.
+    #[arg(long = "label", value_parser = key_value)]
+    labels: Vec<(String, String)>,
+    /// Name of the workload.
+    #[arg(long, default_value = "gateway")]
+    workload: String,
+    /// region/zone/subzone.
+    #[arg(long, default_value = "")]
+    locality: String,
+    /// Worker threads; as many as there are processors, two at most, where it is not given.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=256))]
+    workers: Option<u16>,
+    /// Readiness page.
+    #[arg(long, default_value = "0.0.0.0:15021")]
+    ready_listen: SocketAddr,
+    /// Metrics page.
+    #[arg(long, default_value = "0.0.0.0:15020")]
+    metrics_listen: SocketAddr,
+    /// Page with a look inside; loopback only.
+    #[arg(long, default_value = "127.0.0.1:15000")]
+    admin_listen: SocketAddr,
+    /// Access log, JSON lines: a file, or - for standard output.
+    #[arg(long)]
+    access_log: Option<String>,
+    /// On SIGTERM: seconds to wait for requests in progress, at most.
+    #[arg(long, default_value_t = 30)]
+    drain_limit: u64,
+}
+
+impl From<GatewayConfig> for Config {
+    fn from(given: GatewayConfig) -> Config {
+        let default = || vec![("istio".to_owned(), "ingressgateway".to_owned())];
+        Config {
+            control_planes: given.control_planes,
+            token_file: given.token_file,
+            data_dir: given.data_dir,
+            service: None,
+            port: None,
+            protocol: None,
+            health_path: None,
+            health_interval: 5,
+            agent_api: Listen(None),
+            labels: if given.labels.is_empty() { default() } else { given.labels },
+            workload: Some(given.workload),
+            locality: given.locality,
+            workers: given.workers,
+            outbound_port: 15001,
+            inbound_port: 15006,
+            dns_listen: Listen(None),
+            consul_dns: Listen(None),
+            http_proxy: None,
+            ready_listen: given.ready_listen,
+            metrics_listen: given.metrics_listen,
+            admin_listen: given.admin_listen,
+            app_probes: Vec::new(),
+            access_log: given.access_log,
+            outbound_traffic: OutboundPolicy::RegistryOnly,
+            preload: Vec::new(),
+            drain_acks: 0,
+            drain_limit: given.drain_limit,
+            gateway: Some(given.credentials),
+        }
+    }
 }
 
 /// What happens to destinations that the mesh does not know.

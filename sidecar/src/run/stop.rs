@@ -17,6 +17,11 @@ impl Sidecar {
         let limit = Instant::now() + Duration::from_secs(self.config.drain_limit);
         self.proxy.draining.send_replace(true);
         self.agent.local.close().await;
+        if self.config.gateway.is_some() {
+            // Whoever calls is told to come again to another one.
+            self.proxy.leaving.store(true, Ordering::Relaxed);
+            return idle(&self.proxy.outbound, limit).await;
+        }
         let wait = Duration::from_secs(self.config.drain_acks.min(self.config.drain_limit));
         let (acknowledged, subscribers) = self.registrations.deregister_all(wait).await;
         tracing::info!(acknowledged, subscribers, "deregistered");

@@ -99,8 +99,16 @@ fn mistakes() {
         ("  http: []\n".to_owned(), "`hosts` is required"),
         ("  hosts: ['*']\n".to_owned(), "5:11: error: host `*` is for gateways"),
         ("  hosts: [a.b.c, '*.b.c']\n".to_owned(), "hosts `a.b.c` and `*.b.c` overlap"),
-        ("  hosts: [a]\n  gateways: [g]\n".to_owned(), "`gateways` other than [mesh] is not supported yet"),
-        ("  hosts: [a]\n  tcp: []\n".to_owned(), "6:3: error: `tcp` is not supported yet"),
+        ("  hosts: [a]\n  gateways: [A/b]\n".to_owned(), "`A/b` is not a gateway"),
+        (
+            "  hosts: [a]\n  tls: [{match: [{sniHosts: [a]}], route: [{destination: {host: a}}]}]\n".to_owned(),
+            "`tls` routes of callers in the mesh are not supported yet",
+        ),
+        (
+            "  hosts: [a]\n  gateways: [g]\n  tls: [{route: [{destination: {host: a}}]}]\n".to_owned(),
+            "`match` with `sniHosts` is required",
+        ),
+        ("  hosts: [a]\n  tcp: []\n".to_owned(), "`http` must have at least one route"),
         ("  hosts: [a]\n".to_owned(), "`http` must have at least one route"),
         (http("{}"), "one of `route`, `redirect` and `directResponse` is required"),
         (http(&format!("{{{route}, redirect: {{uri: /}}}}")), "`route` and `redirect` exclude each other"),

@@ -1,0 +1,128 @@
+//! Gateways: the servers of a workload, and the `Service` behind each of their hosts.
+
+use std::collections::BTreeMap;
+
+use weft_proto::v1::{self, http_route};
+
+use super::is_catch_all;
+use super::service::{Clusters, undefined};
+use crate::policy::{ConnectionRoute, Document, Gateway, Object, Server, VirtualService, covers};
+use crate::world::{GATEWAY, Host, World, gateway_host, has_all};
+
+/// The servers of the Gateways that pick a workload with `labels`.
+pub(super) fn servers(world: &World, labels: &BTreeMap<String, String>) -> Vec<v1::GatewayServer> {
+    let mut found = Vec::new();
+    for document in world.policies().gateways() {
+        let Object::Gateway(gateway) = &document.object else { continue };
+        if has_all(labels, &gateway.selector) {
+            found.extend(gateway.servers.iter().map(|server| of_server(world, document, gateway, server)));
+        }
+    }
+    found
+}
+
+fn of_server(world: &World, document: &Document, _: &Gateway, server: &Server) -> v1::GatewayServer {
+    let separator = if server.name.is_empty() { "" } else { "/" };
+    let kind = match server.protocol {
+        v1::GatewayProtocol::GatewayHttp | v1::GatewayProtocol::GatewayHttps => "http",
+        v1::GatewayProtocol::GatewayTls => "tls",
+        v1::GatewayProtocol::GatewayTcp => "tcp",
+    };
+    let prefix = gateway_host(&document.namespace, &document.name, kind, "");
+    let mut virtual_hosts = Vec::new();
+    for (host, services) in world.policies().gateway_hosts(&prefix) {
+        let what = &host[prefix.len()..];
+        let wanted = |(namespace, _): &&(Option<String>, String)| {
+            let namespace = namespace.as_deref().map(|ns| if ns == "." { document.namespace.as_str() } else { ns });
+            services.iter().any(|service| namespace.is_none_or(|namespace| namespace == service.namespace))
+        };
+        for (_, own) in server.hosts.iter().filter(wanted) {
+            let domain = match kind {
+                "tcp" if what == "0" || what == server.port.to_string() => Some("*"),
+                "tcp" => None,
+                // The narrower of the two.
+                _ if own == what || own == "*" || covers(own, what) => Some(what),
+                _ if what == "*" || covers(what, own) => Some(own.as_str()),
+                _ => None,
+            };
+            virtual_hosts.extend(domain.map(|domain| v1::VirtualHost { domain: domain.into(), service: host.into() }));
+        }
+    }
+    virtual_hosts.sort_by(|a, b| (&a.domain, &a.service).cmp(&(&b.domain, &b.service)));
+    virtual_hosts.dedup();
+    v1::GatewayServer {
+        name: format!("{}{separator}{}", document.reference(), server.name),
+        port: server.port,
+        protocol: server.protocol.into(),
+        tls: server.tls.clone(),
+        https_redirect: server.https_redirect,
+        hosts: server.hosts.iter().map(|(_, host)| host.clone()).collect(),
+        virtual_hosts,
+    }
+}
+
+/// What is behind a host of a gateway: the routes of all its VirtualServices, oldest first, those that take every request
+/// after the others.
+pub(super) fn service(world: &World, client_ns: &str, host: &Host) -> Option<v1::Service> {
+    let (kind, what) = host
+        .name
+        .strip_prefix(GATEWAY)?
+        .splitn(4, ':')
+        .skip(2)
+        .collect::<Vec<_>>()
+        .try_into()
+        .ok()
+        .map(|[kind, what]: [&str; 2]| (kind, what))?;
+    let mut clusters = Clusters::new(world, client_ns);
+    let (mut routes, mut catch_all) = (Vec::new(), None);
+    for document in world.policies().gateway_routes(&host.name) {
+        let Object::VirtualService(service) = &document.object else { continue };
+        for route in all_routes(&mut clusters, document, service, kind, what) {
+            if !is_catch_all(&route.matches) {
+                routes.push(route);
+            } else if catch_all.is_none() {
+                catch_all = Some(route);
+            }
+        }
+    }
+    routes.extend(catch_all);
+    let mut found = clusters.into_found();
+    // No request is left to it: one that no route takes is answered 404.
+    let own = u32::try_from(found.len()).unwrap_or(u32::MAX);
+    found.push(undefined(&host.name, 0, ""));
+    let protocol = if kind == "http" { v1::Protocol::Http } else { v1::Protocol::Tcp };
+    let port = v1::Port { protocol: protocol.into(), cluster: own, routes, ..v1::Port::default() };
+    Some(v1::Service {
+        host: host.name.clone(),
+        namespace: host.namespace.clone(),
+        ports: vec![port],
+        clusters: found,
+        ..v1::Service::default()
+    })
+}
+
+fn all_routes(
+    clusters: &mut Clusters<'_>,
+    document: &Document,
+    service: &VirtualService,
+    kind: &str,
+    what: &str,
+) -> Vec<v1::HttpRoute> {
+    let connections: Vec<&ConnectionRoute> = match kind {
+        "http" => return service.http.iter().map(|route| clusters.route(document, route, 80)).collect(),
+        "tls" => service.tls.iter().filter(|route| route.server_names.iter().any(|name| name == what)).collect(),
+        _ => {
+            let port: u32 = what.parse().unwrap_or_default();
+            let of = |route: &&ConnectionRoute| {
+                if port == 0 { route.ports.is_empty() } else { route.ports.contains(&port) }
+            };
+            service.tcp.iter().filter(of).collect()
+        }
+    };
+    let one = |route: &&ConnectionRoute| v1::HttpRoute {
+        name: document.reference(),
+        action: Some(http_route::Action::Forward(clusters.connections(&document.namespace, &route.destinations))),
+        ..v1::HttpRoute::default()
+    };
+    connections.iter().map(one).collect()
+}

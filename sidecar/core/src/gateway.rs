@@ -1,0 +1,135 @@
+//! What a gateway does with what arrives at its ports: which server, which host.
+
+use std::sync::Arc;
+
+/// One server of a Gateway.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Server {
+    /// `Gateway/<namespace>/<name>[/<server>]`
+    pub name: Arc<str>,
+    /// Where it listens.
+    pub port: u16,
+    /// What is spoken there.
+    pub protocol: Speaks,
+    /// With [`Speaks::Https`].
+    pub tls: Option<Termination>,
+    /// Requests are sent to the same address under https.
+    pub https_redirect: bool,
+    /// Server names that it is for: exact, `*.suffix` or `*`.
+    pub hosts: Vec<Arc<str>>,
+    /// Domains and the services that hold their routes.
+    pub virtual_hosts: Vec<(Arc<str>, Arc<str>)>,
+}
+
+/// What is spoken to a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Speaks {
+    /// HTTP/1 and 2.
+    Http,
+    /// The same in TLS that ends here.
+    Https,
+    /// TLS that is passed through.
+    Tls,
+    /// Bytes.
+    Tcp,
+}
+
+/// How TLS ends at a server. Files are PEM.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Termination {
+    /// Client certificates are required.
+    pub mutual: bool,
+    /// File of the certificate.
+    pub certificate: Arc<str>,
+    /// File of its key.
+    pub key: Arc<str>,
+    /// File of the callers' CA.
+    pub ca: Arc<str>,
+    /// Folder among the gateway's credentials, instead of files; empty: files.
+    pub credential: Arc<str>,
+    /// No TLS 1.2.
+    pub tls13_only: bool,
+}
+
+/// How exactly a pattern covers a host: `None`: not at all; more is more exact.
+fn exactness(pattern: &str, host: &str) -> Option<usize> {
+    match pattern.strip_prefix('*') {
+        None => (pattern == host).then_some(usize::MAX),
+        Some(suffix) => (host.len() > suffix.len() && host.ends_with(suffix)).then_some(suffix.len()),
+    }
+    .or_else(|| (pattern == "*").then_some(0))
+}
+
+/// The service that holds the routes of `host` (lower case, without port), of all the servers of a port: the exact domain,
+/// else the longest `*.suffix`, else `*` (as Envoy searches virtual hosts). Of equals the first.
+pub fn service<'a>(
+    servers: impl IntoIterator<Item = &'a Arc<Server>>,
+    host: &str,
+) -> Option<(&'a Arc<Server>, &'a Arc<str>)> {
+    let all = servers.into_iter().flat_map(|server| {
+        server
+            .virtual_hosts
+            .iter()
+            .filter_map(move |(domain, service)| Some((exactness(domain, host)?, server, service)))
+    });
+    let mut best: Option<(usize, &Arc<Server>, &Arc<str>)> = None;
+    for found in all {
+        if best.is_none_or(|best| found.0 > best.0) {
+            best = Some(found);
+        }
+    }
+    best.map(|(_, server, service)| (server, service))
+}
+
+/// The server for a TLS server name, of all those of a port; `""`: the client named none, which only `*` takes.
+pub fn by_server_name<'a>(servers: &'a [Arc<Server>], name: &str) -> Option<&'a Arc<Server>> {
+    let of = |server: &&Arc<Server>| server.hosts.iter().filter_map(|host| exactness(host, name)).max();
+    let mut best: Option<(usize, &Arc<Server>)> = None;
+    for server in servers {
+        if let Some(exact) = of(&server)
+            && best.is_none_or(|(least, _)| exact > least)
+        {
+            best = Some((exact, server));
+        }
+    }
+    best.map(|(_, server)| server)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server(name: &str, hosts: &[&str], domains: &[(&str, &str)]) -> Arc<Server> {
+        Arc::new(Server {
+            name: name.into(),
+            port: 443,
+            protocol: Speaks::Tls,
+            tls: None,
+            https_redirect: false,
+            hosts: hosts.iter().map(|host| Arc::from(*host)).collect(),
+            virtual_hosts: domains.iter().map(|(d, s)| (Arc::from(*d), Arc::from(*s))).collect(),
+        })
+    }
+
+    #[test]
+    fn the_most_exact_host_wins_whatever_the_order() {
+        let one = server("one", &["*"], &[("*", "any"), ("*.example.com", "wild")]);
+        let two = server("two", &["*.example.com"], &[("a.example.com", "a"), ("*.b.example.com", "b"), ("*", "late")]);
+        let all = [one, two];
+        for (host, want) in [
+            ("a.example.com", "a"),
+            ("c.example.com", "wild"),
+            ("x.b.example.com", "b"),
+            ("example.com", "any"),
+            (".example.com", "any"),
+            ("", "any"),
+        ] {
+            assert_eq!(service(&all, host).map(|(_, service)| &**service), Some(want), "{host}");
+        }
+        for (name, want) in [("a.example.com", "two"), ("example.org", "one"), ("", "one")] {
+            assert_eq!(by_server_name(&all, name).map(|server| &*server.name), Some(want), "{name}");
+        }
+        assert!(by_server_name(&all[1..], "example.org").is_none() && by_server_name(&all[1..], "").is_none());
+        assert!(service(&[], "a").is_none());
+    }
+}

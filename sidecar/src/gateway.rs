@@ -1,0 +1,254 @@
+//! `weft-sidecar gateway`: a load balancer for callers that have no sidecar.
+//!
+//! What it listens on comes with the inbound policy, as servers of Istio's Gateways; what is behind a host is a `Service`
+//! like any other, found when the first request for it arrives. From there a request takes the same way as one of an
+//! application (`outbound`): routes, limits, balancing, mTLS inwards. What callers could only pretend, headers that
+//! sidecars believe, is taken from their requests here.
+
+mod ports;
+mod tls;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request};
+use rand::Rng;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
+use weft_core::gateway::{Server, Speaks, by_server_name, service};
+use weft_core::request::RequestView;
+use weft_core::route::Action;
+use weft_core::sniff::Sniff;
+use weft_core::tls_hello::{Hello, MAX_HELLO, client_hello};
+
+use crate::cluster::ClusterView;
+use crate::connect::MARK_UPSTREAM;
+use crate::directory::Lookup;
+use crate::http::{FORWARDED_PROTO, serve_http1, serve_http2};
+use crate::incoming::Incoming;
+use crate::outbound::{self, Downstream, Entrance};
+use crate::proxy::Proxy;
+use crate::stream::{MaybeSocket, ReadAhead, Rewind};
+use crate::tcp::{self, First};
+pub use ports::{Doors, Ports, keep, serve};
+
+/// A caller that has not said what it wants by then is let go.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Where callers come from, as proxies tell each other.
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const EXTERNAL_ADDRESS: HeaderName = HeaderName::from_static("x-envoy-external-address");
+const CLIENT_CERTIFICATE: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
+/// Headers that sidecars and applications believe begin with these; a caller from outside may not send them.
+const INTERNAL: [&str; 2] = ["x-envoy-", "x-weft-"];
+
+/// A connection from outside.
+struct Caller {
+    proxy: Arc<Proxy>,
+    worker: u16,
+    peer: SocketAddr,
+    local: SocketAddr,
+}
+
+/// Serves one connection.
+async fn connection(proxy: Arc<Proxy>, stream: TcpStream, peer: SocketAddr, worker: u16, doors: Arc<Doors>) {
+    // A socket that cannot be set up is gone already.
+    let Ok(local) = stream.local_addr() else { return };
+    let _ = stream.set_nodelay(true);
+    let canonical = |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
+    let caller = Caller { proxy, worker, peer: canonical(peer), local: canonical(local) };
+    match doors.speaks() {
+        Some(Speaks::Http) => Box::pin(caller.plain(stream, &doors)).await,
+        Some(Speaks::Https | Speaks::Tls) => Box::pin(caller.tls(stream, &doors)).await,
+        Some(Speaks::Tcp) => {
+            let found = service(&doors.servers, "");
+            Box::pin(caller.bytes(stream, Bytes::new(), found.map(|(_, service)| &**service))).await;
+        }
+        None => {}
+    }
+}
+
+impl Caller {
+    async fn plain(&self, mut stream: TcpStream, doors: &Doors) {
+        let first = tokio::time::timeout(PATIENCE, tcp::first(&mut stream, BytesMut::new(), None)).await;
+        let Ok(Ok(First::Bytes(bytes, kind @ (Sniff::Http1 | Sniff::Http2)))) = first else { return };
+        let stream = Rewind::new(bytes.freeze(), stream);
+        let entrance = Entrance { servers: doors.servers.clone(), scheme: "http" };
+        self.http(stream, kind == Sniff::Http2, entrance, None).await;
+    }
+
+    async fn tls(&self, mut stream: TcpStream, doors: &Doors) {
+        let Ok(Ok(Some((bytes, name)))) = tokio::time::timeout(PATIENCE, hello(&mut stream)).await else { return };
+        let Some(server) = by_server_name(&doors.servers, &name) else {
+            tracing::debug!(peer = %self.peer, name, "no server of this port is for this name");
+            return;
+        };
+        if server.protocol == Speaks::Tls {
+            let passing = doors.servers.iter().filter(|server| server.protocol == Speaks::Tls);
+            let found = service(passing, &name).map(|(_, service)| service.clone());
+            return self.bytes(stream, bytes.freeze(), found.as_deref()).await;
+        }
+        let Some(config) = server.tls.as_ref().and_then(|tls| doors.terminations.get(tls)) else {
+            tracing::debug!(server = %server.name, "no certificate yet");
+            return;
+        };
+        let stream = ReadAhead::new(Rewind::new(bytes.freeze(), stream));
+        let accept = TlsAcceptor::from(config.clone()).accept(stream);
+        let tls = match tokio::time::timeout(PATIENCE, accept).await {
+            Ok(Ok(tls)) => tls,
+            Ok(Err(e)) => {
+                self.proxy.metrics.handshakes_failed.inc();
+                return tracing::debug!(peer = %self.peer, server = %server.name, "TLS handshake failed: {e}");
+            }
+            Err(_) => return,
+        };
+        let http2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
+        let leaf = tls.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+        let certificate = leaf.map(|leaf| tls::forwarded(leaf));
+        let entrance = Entrance { servers: vec![server.clone()], scheme: "https" };
+        self.http(tls, http2, entrance, certificate).await;
+    }
+
+    async fn http<S>(&self, stream: S, http2: bool, entrance: Entrance, certificate: Option<HeaderValue>)
+    where
+        S: AsyncRead + AsyncWrite + MaybeSocket + Unpin + Send + 'static,
+    {
+        let scheme = HeaderValue::from_static(entrance.scheme);
+        let down = Arc::new(Downstream {
+            proxy: self.proxy.clone(),
+            worker: self.worker,
+            peer: self.peer,
+            local: self.local,
+            original: None,
+            gateway: Some(Arc::new(entrance)),
+            foreign: Default::default(),
+        });
+        let answer = move |request: Request<Incoming>| {
+            let (down, scheme, certificate) = (down.clone(), scheme.clone(), certificate.clone());
+            async move {
+                let (mut parts, body) = request.into_parts();
+                from_outside(&mut parts, down.peer, scheme, certificate);
+                let mut response = outbound::request(&down, Request::from_parts(parts, body)).await;
+                if !http2 {
+                    down.proxy.bid_farewell(&mut response);
+                }
+                response
+            }
+        };
+        if http2 {
+            let proxy = self.proxy.clone();
+            Box::pin(serve_http2(stream, &proxy, answer)).await;
+        } else {
+            serve_http1(stream, answer).await;
+        }
+    }
+
+    /// Passes bytes on to a service's endpoint.
+    async fn bytes(&self, stream: TcpStream, seen: Bytes, service: Option<&str>) {
+        let Some(service) = service else { return };
+        let Lookup::Service(view) = self.proxy.directory.lookup(service).await else {
+            return tracing::debug!(service, "not known (yet)");
+        };
+        let none = HeaderMap::new();
+        let request = RequestView {
+            method: &Method::GET,
+            path_and_query: "/",
+            authority: "",
+            headers: &none,
+            source: self.peer,
+            local: self.local,
+        };
+        let route = view.service.port(0).and_then(|port| port.routes.find(&request));
+        let cluster: Option<&Arc<ClusterView>> = route.and_then(|route| match &*route.action {
+            Action::Forward(forward) => view.clusters.get(forward.choose(rand::rng().next_u64()).cluster),
+            _ => None,
+        });
+        let Some(cluster) = cluster else { return };
+        let Ok(flow) = tcp::open(&self.proxy, cluster, None, self.peer, MARK_UPSTREAM, None).await else { return };
+        let client = Rewind::new(seen, stream);
+        tcp::run(&self.proxy, &self.proxy.outbound, client, flow, Bytes::new(), std::future::pending()).await;
+    }
+}
+
+/// Reads a ClientHello: what was read, and the server name in lower case (empty: none). `None`: it is no TLS.
+async fn hello(stream: &mut TcpStream) -> std::io::Result<Option<(BytesMut, String)>> {
+    let mut bytes = BytesMut::new();
+    loop {
+        match client_hello(&bytes) {
+            Hello::ClientHello { sni, .. } => return Ok(Some((bytes, sni.unwrap_or_default()))),
+            Hello::NotTls if !bytes.is_empty() => return Ok(None),
+            _ if bytes.len() >= MAX_HELLO => return Ok(None),
+            _ => {}
+        }
+        bytes.reserve(2048);
+        if stream.read_buf(&mut bytes).await? == 0 {
+            return Ok(None);
+        }
+    }
+}
+
+/// Takes from a request what only the mesh itself may say, and says where it came from.
+fn from_outside(parts: &mut Parts, peer: SocketAddr, scheme: HeaderValue, certificate: Option<HeaderValue>) {
+    let headers = &mut parts.headers;
+    let internal: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| INTERNAL.iter().any(|prefix| name.as_str().starts_with(prefix)))
+        .cloned()
+        .collect();
+    for name in internal {
+        headers.remove(name);
+    }
+    headers.remove(CLIENT_CERTIFICATE);
+    if let Some(certificate) = certificate {
+        headers.insert(CLIENT_CERTIFICATE, certificate);
+    }
+    headers.insert(FORWARDED_PROTO, scheme);
+    let address = peer.ip().to_string();
+    let before: Vec<&str> = headers.get_all(FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok()).collect();
+    let all = before.into_iter().chain([address.as_str()]).collect::<Vec<_>>().join(",");
+    // An address is a header's value, and so is a list of what were.
+    if let (Ok(all), Ok(address)) = (HeaderValue::try_from(all), HeaderValue::try_from(&address)) {
+        headers.insert(FORWARDED_FOR, all);
+        headers.insert(EXTERNAL_ADDRESS, address);
+    }
+}
+
+/// Servers of one port that can be served together: those that speak as the oldest does.
+fn together(servers: &[Arc<Server>]) -> (Vec<Arc<Server>>, Vec<Arc<Server>>) {
+    let kind = |server: &Server| match server.protocol {
+        Speaks::Https | Speaks::Tls => Speaks::Tls,
+        other => other,
+    };
+    let first = servers.first().map(|server| kind(server));
+    servers.iter().cloned().partition(|server| Some(kind(server)) == first)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_outside_speaks_for_the_mesh() {
+        let request = Request::builder()
+            .header("X-Envoy-Max-Retries", "9")
+            .header("x-weft-http1-client", "1")
+            .header("x-forwarded-client-cert", "By=me")
+            .header("x-forwarded-proto", "https")
+            .header("x-forwarded-for", "10.0.0.1")
+            .header("x-forwarded-for", "10.0.0.2")
+            .header("x-user", "a")
+            .body(())
+            .unwrap();
+        let (mut parts, ()) = request.into_parts();
+        from_outside(&mut parts, ([192, 0, 2, 7], 4000).into(), HeaderValue::from_static("http"), None);
+        let header = |name: &str| parts.headers.get(name).map(|value| value.to_str().unwrap());
+        assert_eq!(header("x-envoy-max-retries"), None);
+        assert_eq!((header("x-weft-http1-client"), header("x-forwarded-client-cert")), (None, None));
+        assert_eq!((header("x-forwarded-proto"), header("x-user")), (Some("http"), Some("a")));
+        assert_eq!(header("x-forwarded-for"), Some("10.0.0.1,10.0.0.2,192.0.2.7"));
+        assert_eq!(header("x-envoy-external-address"), Some("192.0.2.7"));
+    }
+}

@@ -1,0 +1,159 @@
+//! The ports of a gateway: opened and closed as the policy says, the same for all workers.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::sync::watch;
+use weft_core::gateway::{Server, Speaks, Termination};
+use weft_core::policy::Inbound;
+
+use super::{connection, tls, together};
+use crate::proxy::Proxy;
+use crate::sockets;
+
+/// How often certificates are looked at again, and ports that could not be opened tried again.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// What is behind a port at one moment.
+#[derive(Default)]
+pub struct Doors {
+    /// Its servers, oldest first.
+    pub servers: Vec<Arc<Server>>,
+    /// What makes TLS end as servers say.
+    pub terminations: HashMap<Termination, Arc<rustls::ServerConfig>>,
+}
+
+impl Doors {
+    /// What is spoken there.
+    pub fn speaks(&self) -> Option<Speaks> {
+        self.servers.first().map(|server| server.protocol)
+    }
+}
+
+/// An open port.
+pub struct Port {
+    socket: TcpListener,
+    now: ArcSwap<Doors>,
+}
+
+/// Open ports by number.
+pub type Ports = BTreeMap<u16, Arc<Port>>;
+
+/// Opens and closes ports as the policy says, for ever. `credentials`: the folder of named certificates.
+pub async fn keep(proxy: Arc<Proxy>, credentials: PathBuf, ports: watch::Sender<Arc<Ports>>) {
+    let mut policy = proxy.directory.inbound();
+    let mut keeper = tls::Keeper::new(credentials);
+    let mut said = BTreeMap::new();
+    loop {
+        let inbound = policy.borrow_and_update().clone();
+        if let Some(inbound) = inbound {
+            let open = ports.borrow().clone();
+            let wanted = opened(&inbound, &open, &mut keeper, &mut said);
+            if !wanted.keys().eq(open.keys()) {
+                ports.send_replace(Arc::new(wanted));
+            }
+        }
+        tokio::select! {
+            changed = policy.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(LOOK) => {}
+        }
+    }
+}
+
+fn opened(inbound: &Inbound, open: &Ports, keeper: &mut tls::Keeper, said: &mut BTreeMap<u16, String>) -> Ports {
+    let mut by_port: BTreeMap<u16, Vec<Arc<Server>>> = BTreeMap::new();
+    for server in &inbound.servers {
+        by_port.entry(server.port).or_default().push(server.clone());
+    }
+    let mut wanted = Ports::new();
+    for (number, servers) in by_port {
+        let (servers, others) = together(&servers);
+        let mut problem = String::new();
+        for other in others {
+            problem =
+                format!("{} speaks something else than an older server of this port, and is not served", other.name);
+        }
+        let mut terminations = HashMap::new();
+        for server in &servers {
+            let Some(termination) = &server.tls else { continue };
+            match keeper.config(termination) {
+                Ok(config) => drop(terminations.insert(termination.clone(), config)),
+                Err(e) => problem = format!("{}: {e:#}", server.name),
+            }
+        }
+        let doors = Arc::new(Doors { servers, terminations });
+        let port = match open.get(&number) {
+            Some(port) => {
+                port.now.store(doors);
+                Some(port.clone())
+            }
+            None => match sockets::tcp_any(number) {
+                Ok(socket) => {
+                    tracing::info!(port = number, "the gateway listens");
+                    Some(Arc::new(Port { socket, now: ArcSwap::new(doors) }))
+                }
+                Err(e) => {
+                    problem = format!("cannot be opened: {e:#}");
+                    None
+                }
+            },
+        };
+        wanted.extend(port.map(|port| (number, port)));
+        // Once for each thing that is wrong, not every few seconds.
+        if said.get(&number).is_none_or(|before| *before != problem) {
+            if !problem.is_empty() {
+                tracing::error!(port = number, "{problem}");
+            }
+            said.insert(number, problem);
+        }
+    }
+    for number in open.keys().filter(|number| !wanted.contains_key(number)) {
+        tracing::info!(port = number, "the gateway listens no more");
+    }
+    wanted
+}
+
+/// Accepts at the ports that are open, for ever; on a worker's runtime.
+pub async fn serve(proxy: Arc<Proxy>, mut ports: watch::Receiver<Arc<Ports>>, worker: u16) {
+    let mut accepting: BTreeMap<u16, tokio::task::JoinHandle<()>> = BTreeMap::new();
+    loop {
+        let now = ports.borrow_and_update().clone();
+        accepting.retain(|number, task| {
+            let stays = now.contains_key(number);
+            if !stays {
+                task.abort();
+            }
+            stays
+        });
+        for (number, port) in now.iter() {
+            accepting.entry(*number).or_insert_with(|| tokio::spawn(accept(proxy.clone(), port.clone(), worker)));
+        }
+        if ports.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn accept(proxy: Arc<Proxy>, port: Arc<Port>, worker: u16) {
+    let listener = match port.socket.try_clone().and_then(tokio::net::TcpListener::from_std) {
+        Ok(listener) => listener,
+        Err(e) => return tracing::error!("worker {worker} cannot listen: {e}"),
+    };
+    loop {
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                let (proxy, doors) = (proxy.clone(), port.now.load_full());
+                tokio::spawn(connection(proxy, stream, peer, worker, doors));
+            }
+            Err(e) => {
+                // Out of descriptors, most likely: waiting is all that helps.
+                tracing::warn!("cannot accept a connection: {e}");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! The gateway: callers without a sidecar, by HTTP, TLS that ends there, TLS that is passed through, and bytes.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use weft_tests::{Mesh, Pod, Process, binary, tests_dir, wait_for};
+
+use crate::Scenario;
+
+pub(crate) fn all() -> Vec<Scenario> {
+    vec![("a_gateway_serves_callers_without_a_sidecar", gateway)]
+}
+
+/// A CA's file, and files of certificate and key by it for each name.
+struct Certificates {
+    dir: PathBuf,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Certificates {
+    fn new(dir: &Path) -> Result<Certificates> {
+        std::fs::create_dir_all(dir)?;
+        let mut params = CertificateParams::new(Vec::new())?;
+        params.distinguished_name.push(DnType::CommonName, "the test's CA");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate()?;
+        std::fs::write(dir.join("ca.crt"), params.self_signed(&key)?.pem())?;
+        Ok(Certificates { dir: dir.to_owned(), issuer: Issuer::new(params, key) })
+    }
+
+    fn ca(&self) -> String {
+        self.path("ca.crt")
+    }
+
+    fn path(&self, file: &str) -> String {
+        self.dir.join(file).to_string_lossy().into_owned()
+    }
+
+    /// `<folder>/tls.crt` and `tls.key` for a host.
+    fn leaf(&self, folder: &str, host: &str) -> Result<()> {
+        let key = KeyPair::generate()?;
+        let mut params = CertificateParams::new(vec![host.to_owned()])?;
+        params.distinguished_name.push(DnType::CommonName, host);
+        let leaf = params.signed_by(&key, &self.issuer)?;
+        let folder = self.dir.join(folder);
+        std::fs::create_dir_all(&folder)?;
+        std::fs::write(folder.join("tls.crt"), leaf.pem())?;
+        Ok(std::fs::write(folder.join("tls.key"), key.serialize_pem())?)
+    }
+}
+
+fn policy(certificates: &Certificates) -> String {
+    format!(
+        "
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {{name: edge}}
+spec:
+  selector: {{istio: ingressgateway}}
+  servers:
+  - {{port: {{number: 8080, name: http, protocol: HTTP}}, hosts: [shop.example.com]}}
+  - port: {{number: 8081, name: old, protocol: HTTP}}
+    hosts: ['*']
+    tls: {{httpsRedirect: true}}
+  - port: {{number: 8443, name: https, protocol: HTTPS}}
+    hosts: [shop.example.com]
+    tls: {{mode: SIMPLE, credentialName: shop}}
+  - port: {{number: 8443, name: https-admin, protocol: HTTPS}}
+    hosts: [admin.example.com]
+    tls: {{mode: MUTUAL, serverCertificate: {admin}/tls.crt, privateKey: {admin}/tls.key, caCertificates: {ca}}}
+  - port: {{number: 8443, name: passed, protocol: TLS}}
+    hosts: [secure.example.com]
+    tls: {{mode: PASSTHROUGH}}
+  - {{port: {{number: 9000, name: bytes, protocol: TCP}}, hosts: ['*']}}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {{name: shop}}
+spec:
+  hosts: [shop.example.com, admin.example.com]
+  gateways: [edge]
+  http:
+  - match: [{{uri: {{prefix: /moved}}}}]
+    redirect: {{uri: /}}
+  - route: [{{destination: {{host: order-service}}}}]
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {{name: bytes}}
+spec:
+  hosts: ['*']
+  gateways: [default/edge]
+  tls:
+  - match: [{{sniHosts: [secure.example.com]}}]
+    route: [{{destination: {{host: secure}}}}]
+  tcp:
+  - match: [{{port: 9000}}]
+    route: [{{destination: {{host: order-service}}}}]
+",
+        admin = certificates.path("admin"),
+        ca = certificates.ca(),
+    )
+}
+
+fn secure(mesh: &Mesh, certificates: &Certificates) -> Result<(Pod, Process, Process)> {
+    let pod = mesh.pod("secure1")?;
+    let script = tests_dir().join("apps/tls_server.py").to_string_lossy().into_owned();
+    let (certificate, key) = (certificates.path("secure/tls.crt"), certificates.path("secure/tls.key"));
+    let app = pod.spawn("tls-app", "python3", &[&script, "8443", &certificate, &key])?;
+    let args = ["--service", "secure", "--port", "8443", "--protocol", "tls"];
+    let sidecar = mesh.sidecar(&pod, "secure", &args)?;
+    mesh.redirect(&pod)?;
+    mesh.wait_healthy(&pod.ip)?;
+    Ok((pod, app, sidecar))
+}
+
+fn gateway() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    let certificates = Certificates::new(&mesh.center.folder("certificates"))?;
+    for name in ["shop", "admin", "secure"] {
+        certificates.leaf(name, &format!("{name}.example.com"))?;
+    }
+    mesh.policy("edge.yaml", &policy(&certificates))?;
+    // Nobody takes plaintext: what comes in goes on by mTLS.
+    let strict = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: all, namespace: weft-system}\nspec: {mtls: {mode: STRICT}}\n";
+    mesh.policy("strict.yaml", strict)?;
+    let _order = mesh.instance("order1", "order-service", 8000, &[])?;
+    let _secure = secure(&mesh, &certificates)?;
+    let edge = mesh.pod("edge")?;
+    let token = mesh.token("ingress")?.to_string_lossy().into_owned();
+    let (control, data) = (format!("{}:15012", mesh.center.ip), edge.folder("data").to_string_lossy().into_owned());
+    let credentials = certificates.path("");
+    let args = ["gateway", "--control-plane", &control, "--token-file", &token, "--data-dir", &data];
+    let args = [&args[..], &["--credentials", &credentials]].concat();
+    let process = edge.spawn("gateway", binary("weft-sidecar")?, &args)?;
+    let outside = mesh.pod("outside")?;
+    let ip = &edge.ip;
+
+    // HTTP, by host.
+    let url = format!("http://{ip}:8080/");
+    let answer = wait_for("the gateway", Duration::from_secs(15), || {
+        let answer = outside.curl(&["-f", "-H", "Host: shop.example.com", &url]);
+        answer.map_err(|e| e.context(process.output()))
+    })?;
+    ensure!(answer.contains("sa/ingress"), "the gateway's own identity goes inwards: {answer}");
+    let status =
+        |args: &[&str]| outside.curl(&[&["-o", "/dev/null", "-w", "%{http_code} %{redirect_url}"], args].concat());
+    let unknown = status(&["-H", "Host: other.example.com", &url])?;
+    ensure!(unknown.starts_with("404"), "{unknown}");
+    let moved = status(&["-H", "Host: shop.example.com", &format!("http://{ip}:8080/moved")])?;
+    ensure!(moved == "301 http://shop.example.com/", "{moved}");
+    let old = status(&["-H", "Host: shop.example.com", &format!("http://{ip}:8081/a?b=c")])?;
+    ensure!(old == "301 https://shop.example.com/a?b=c", "{old}");
+    let forged =
+        ["-H", "Host: shop.example.com", "-H", "x-forwarded-client-cert: By=forged", "-H", "x-envoy-max-retries: 9"];
+    let answer = outside.curl(&[&["-f"], &forged[..], &[&url]].concat())?;
+    ensure!(!answer.contains("forged") && !answer.contains("x-envoy-max-retries"), "{answer}");
+    ensure!(answer.contains(&outside.ip), "where the caller is: {answer}");
+
+    // TLS that ends there, by server name; HTTP/2 where the caller speaks it.
+    let at = |host: &str| format!("{host}.example.com:8443:{ip}");
+    let ca = certificates.ca();
+    let shop = at("shop");
+    let tls = ["-f", "--cacert", &ca, "--resolve", &shop, "https://shop.example.com:8443/"];
+    for version in ["--http1.1", "--http2"] {
+        let answer = outside.curl(&[&[version], &tls[..]].concat())?;
+        ensure!(answer.contains("sa/ingress") && answer.contains("https"), "{version}: {answer}");
+    }
+    let admin = at("admin");
+    let mutual = ["-f", "--cacert", &ca, "--resolve", &admin, "https://admin.example.com:8443/"];
+    ensure!(outside.curl(&mutual).is_err(), "a certificate is required");
+    let (certificate, key) = (certificates.path("shop/tls.crt"), certificates.path("shop/tls.key"));
+    let answer = outside.curl(&[&["--cert", &certificate, "--key", &key], &mutual[..]].concat())?;
+    ensure!(answer.contains("Hash="), "the application is told of the caller's certificate: {answer}");
+
+    // TLS that is passed through, on the same port, and bytes.
+    let answer =
+        outside.curl(&["-f", "--cacert", &ca, "--resolve", &at("secure"), "https://secure.example.com:8443/"])?;
+    ensure!(answer == "the application's own TLS", "{answer}");
+    ensure!(outside.curl(&["-k", "--resolve", &at("nobody"), "https://nobody.example.com:8443/"]).is_err());
+    let answer = outside.curl(&["-f", &format!("http://{ip}:9000/")])?;
+    ensure!(answer.contains("order1"), "{answer}");
+
+    // A certificate that is changed on disk is taken up; a port that is no longer named is closed, another one opened.
+    let shown = || outside.curl(&[&["-o", "/dev/null", "-w", "%{certs}"], &tls[..]].concat());
+    let before = shown()?;
+    certificates.leaf("shop", "shop.example.com")?;
+    wait_for("the new certificate", Duration::from_secs(15), || {
+        let now = shown()?;
+        ensure!(now != before && !now.is_empty(), "still the old one");
+        Ok(())
+    })?;
+    mesh.policy(
+        "edge.yaml",
+        &policy(&certificates).replace("number: 9000", "number: 9001").replace("port: 9000", "port: 9001"),
+    )?;
+    wait_for("the ports to move", Duration::from_secs(10), || {
+        outside.curl(&["-f", &format!("http://{ip}:9001/")]).context("9001")?;
+        ensure!(outside.curl(&["-f", &format!("http://{ip}:9000/")]).is_err(), "9000 is still open");
+        Ok(())
+    })?;
+    process.signal("TERM")?;
+    let mut process = process;
+    let code = process.wait(Duration::from_secs(10))?;
+    ensure!(code == 0, "{code}: {}", process.output());
+    Ok(())
+}
