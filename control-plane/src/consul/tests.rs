@@ -378,3 +378,41 @@ async fn pairs_and_locks_as_clients_use_them() {
     assert_eq!(ask("DELETE", "/v1/kv/app?recurse", "").await, (200, "true".into()));
     assert_eq!(fixture.get("/v1/kv/?keys").await, serde_json::json!(["lock"]));
 }
+
+/// Ten thousand who wait for one service are not even looked at while another changes, and wake when theirs does.
+#[tokio::test]
+async fn ten_thousand_sleep_through_the_changes_of_another_service() {
+    let fixture = Arc::new(fixture().await);
+    let seen = index(&fixture.ask("GET", "/v1/health/service/order", &caller("default", 1)).await);
+    let looked = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let waiting: Vec<_> = (0..10_000)
+        .map(|_| {
+            let (fixture, looked) = (fixture.clone(), looked.clone());
+            tokio::spawn(async move {
+                let own = caller("default", 1);
+                let uri = format!("/v1/health/service/order?index={seen}&wait=10m");
+                let mut ask = Box::pin(fixture.ask("GET", &uri, &own));
+                std::future::poll_fn(|cx| {
+                    looked.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    ask.as_mut().poll(cx)
+                })
+                .await
+            })
+        })
+        .collect();
+    let count = || looked.load(std::sync::atomic::Ordering::Relaxed);
+    while count() < 10_000 {
+        tokio::task::yield_now().await;
+    }
+    for n in 0..100 {
+        let tag = format!("t{n}");
+        fixture.register("n2", 2, service("cart", "cart", &[&tag], "passing")).await;
+    }
+    assert_eq!(count(), 10_000, "nobody was woken");
+    assert!(waiting.iter().all(|one| !one.is_finished()));
+    fixture.register("n3", 3, service("order", "order-1", &["v9"], "passing")).await;
+    for one in waiting {
+        let answered = tokio::time::timeout(Duration::from_secs(60), one).await.unwrap().unwrap();
+        assert!(index(&answered) > seen);
+    }
+}

@@ -20,7 +20,7 @@ use weft_proto::envoy::DeltaDiscoveryRequest;
 use weft_proto::envoy::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use weft_proto::v1::registry_client::RegistryClient;
 use weft_proto::v1::registry_request::Kind;
-use weft_proto::v1::{Deregister, Hello, Instance, RegistryReply, RegistryRequest};
+use weft_proto::v1::{Deregister, Heartbeat, Hello, Instance, RegistryReply, RegistryRequest};
 use weft_proto::{ENDPOINTS_TYPE, SERVICE_TYPE};
 use weft_sidecar::control::Control;
 
@@ -64,7 +64,7 @@ async fn fleet(options: Options, control: Rc<Control>) -> Result<Value> {
     let mut second = Registrar::open(&control, "registrar-00000002").await?;
     let start = Instant::now();
     for i in 0..options.services {
-        registrar.register(i).await?;
+        registrar.register(instance(format!("s{i}"), format!("s{i}-1"), 20_000 + u32::try_from(i)?)).await?;
     }
     let registering = start.elapsed();
     let received = Rc::new(Received::default());
@@ -157,14 +157,15 @@ async fn stream(control: &Control, names: Vec<String>, received: &Received) -> R
     Err(anyhow::anyhow!("ended"))
 }
 
-struct Registrar {
+/// A sidecar's session with the registry.
+pub(crate) struct Registrar {
     requests: mpsc::Sender<RegistryRequest>,
     replies: Pin<Box<dyn Stream<Item = Result<RegistryReply>>>>,
     next: u64,
 }
 
 impl Registrar {
-    async fn open(control: &Control, node: &str) -> Result<Registrar> {
+    pub(crate) async fn open(control: &Control, node: &str) -> Result<Registrar> {
         let mut client = RegistryClient::new(control.connect().await?);
         let (requests, outgoing) = mpsc::channel(16);
         let hello = Hello { node: node.into(), ..Default::default() };
@@ -189,10 +190,13 @@ impl Registrar {
         self.reply().await
     }
 
-    async fn register(&mut self, service: usize) -> Result<()> {
-        let port = 20_000 + u32::try_from(service)?;
-        let instance = instance(format!("s{service}"), format!("s{service}-1"), port);
+    pub(crate) async fn register(&mut self, instance: Instance) -> Result<()> {
         self.ask(Kind::Register(instance)).await.map(drop)
+    }
+
+    /// A sign of life.
+    pub(crate) async fn heartbeat(&mut self) -> Result<()> {
+        self.ask(Kind::Heartbeat(Heartbeat {})).await.map(drop)
     }
 
     /// A second instance of s0 comes, or goes until all know.
@@ -207,6 +211,6 @@ impl Registrar {
     }
 }
 
-fn instance(service: String, service_id: String, port: u32) -> Instance {
+pub(crate) fn instance(service: String, service_id: String, port: u32) -> Instance {
     Instance { service, service_id, port, ..Default::default() }
 }

@@ -5,6 +5,7 @@ mod fleet;
 mod grpc_server;
 mod handshakes;
 mod open_loop;
+mod registry;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -30,6 +31,8 @@ enum Command {
     Handshakes(handshakes::Options),
     /// Discovery streams of many sidecars, and changes that reach them all.
     Fleet(fleet::Options),
+    /// Registrations of many sidecars, all at once.
+    Registry(registry::Options),
 }
 
 fn main() -> Result<()> {
@@ -54,6 +57,7 @@ fn main() -> Result<()> {
             Command::Bytes(options) => print(&bytes::run(options).await?),
             Command::Handshakes(options) => print(&handshakes::run(options).await?),
             Command::Fleet(options) => print(&fleet::run(options).await?),
+            Command::Registry(options) => print(&registry::run(options).await?),
         }
     })
 }
