@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
+use weft_agent::eureka::MAX_DOCUMENT;
 use weft_proto::v1::registry_request::Kind;
 use weft_proto::v1::registry_server::Registry;
 use weft_proto::v1::{self, RegistryReply, RegistryRequest};
@@ -243,6 +244,9 @@ impl Session {
         if fields.chain(shown).map(String::len).any(|n| n > MAX_FIELD) || count > 256 {
             let text = "tags, metadata and tagged addresses are too large";
             return Err(format!("{text} (256 of {MAX_FIELD} bytes at most)"));
+        }
+        if instance.eureka.len() > MAX_DOCUMENT {
+            return Err(format!("the document of Eureka's API is too large ({MAX_DOCUMENT} bytes at most)"));
         }
         if self.registered.len() >= MAX_INSTANCES && !self.registered.contains(&instance.service_id) {
             return Err(format!("one sidecar may register {MAX_INSTANCES} instances at most"));

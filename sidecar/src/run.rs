@@ -174,11 +174,13 @@ pub fn start(config: Config, application: Application) -> Result<Sidecar> {
         local: Local::new(Arc::new(upstream), Arc::new(Delivery), Some(config.data_dir.join("agent.json"))),
         mesh: weft_agent::forward::Forwarder::new(Asked(control.clone())),
         node: node.clone(),
+        eureka: Default::default(),
         towards: control.address().parse().unwrap_or(ELSEWHERE),
     });
     tokio::spawn(agent.local.clone().report());
     tokio::spawn(agent.local.clone().keep_saved());
-    serve_agent_api(&agent, config.agent_api)?;
+    serve_agent_api(&agent, config.agent_api, "--agent-api")?;
+    serve_agent_api(&agent, config.eureka_api, "--eureka-api")?;
     sockets::warn_of_unused();
     let reconnect = watch::Sender::new(0u64);
     let introduction = Introduction { node: node.clone(), labels: labels.clone() };
@@ -271,14 +273,14 @@ fn claim_ports(config: &Config) -> Result<()> {
     Ok(())
 }
 
-fn serve_agent_api(agent: &Arc<Agent>, at: Listen) -> Result<()> {
+fn serve_agent_api(agent: &Arc<Agent>, at: Listen, option: &str) -> Result<()> {
     let Some(address) = at.0 else { return Ok(()) };
     match sockets::tcp(address) {
         Ok(listener) => {
             tokio::spawn(weft_agent::listen::serve(agent.clone(), tokio::net::TcpListener::from_std(listener)?));
         }
-        // A Consul agent, most likely: the application may go on using it.
-        Err(e) => tracing::warn!("no agent API: {e:#} (--agent-api takes another address, or off)"),
+        // A Consul agent or a Eureka server, most likely: the application may go on using it.
+        Err(e) => tracing::warn!("no agent API: {e:#} ({option} takes another address, or off)"),
     }
     Ok(())
 }

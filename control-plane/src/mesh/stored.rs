@@ -58,6 +58,7 @@ pub(super) fn instance_of(stored: &v1::StoredInstance) -> Option<Instance> {
         tagged_addresses: registered.tagged_addresses.clone().into_iter().collect(),
         warning_weight: registered.warning_weight.unwrap_or(1),
         enable_tag_override: registered.enable_tag_override,
+        eureka: registered.eureka.clone(),
         health: health_of(&registered.checks, &BTreeMap::new(), false),
         identity: stored.identity.clone(),
         workload: stored.workload.clone(),
@@ -83,5 +84,6 @@ pub(super) fn wire(instance: &Instance) -> v1::Instance {
         enable_tag_override: instance.enable_tag_override,
         tagged_addresses: instance.tagged_addresses.clone().into_iter().collect(),
         warning_weight: Some(instance.warning_weight),
+        eureka: instance.eureka.clone(),
     }
 }

@@ -44,6 +44,8 @@ pub struct Instance {
     pub warning_weight: u32,
     /// Consul's `EnableTagOverride`, kept for those who ask.
     pub enable_tag_override: bool,
+    /// Eureka's document of it, kept for those who ask; empty: not registered by Eureka's API.
+    pub eureka: String,
     /// From its checks and its lease.
     pub health: v1::Health,
     /// SPIFFE ID of the sidecar that owns the address; empty: none.

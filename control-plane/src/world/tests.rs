@@ -18,6 +18,7 @@ pub(crate) fn instance(service: &str, id: &str, address: &str, port: u16) -> Ins
         weight: 0,
         tagged_addresses: BTreeMap::new(),
         warning_weight: 1,
+        eureka: String::new(),
         enable_tag_override: false,
         health: weft_proto::v1::Health::Healthy,
         identity: String::new(),

@@ -71,6 +71,7 @@ pub fn service(body: &[u8]) -> Result<(Instance, Vec<Definition>), String> {
         enable_tag_override: fields.flag("enabletagoverride")?,
         tagged_addresses: tagged_addresses(&mut fields)?.into_iter().collect(),
         warning_weight: Some(warning),
+        eureka: String::new(),
     };
     fields.finish();
     Ok((service, definitions))

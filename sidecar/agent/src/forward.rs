@@ -34,8 +34,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_secs(1);
 /// Headers of a request that are passed on.
 const HEADERS: [&str; 3] = ["x-consul-token", "authorization", "accept"];
-/// Those that an answer may depend on.
-const TOKENS: [&str; 2] = ["x-consul-token", "authorization"];
+/// The beginning of Eureka's paths.
+const EUREKA: &str = "/eureka";
 
 /// Who answers.
 pub trait Source: Send + Sync + 'static {
@@ -43,7 +43,7 @@ pub trait Source: Send + Sync + 'static {
     fn ask(&self, question: Question) -> BoxFuture<'_, Result<Answer, Status>>;
 }
 
-/// What makes two reads the same: path, query and tokens.
+/// What makes two reads the same: path, query and the headers that are passed on.
 type Key = Vec<String>;
 
 struct Kept {
@@ -91,11 +91,11 @@ impl Forwarder {
             headers: HEADERS.iter().filter_map(|name| Some(((*name).to_owned(), header(head, name)?))).collect(),
         };
         if head.method != Method::GET {
-            let answer = self.once(question, PATIENCE).await.map_err(|()| away())?;
+            let answer = self.once(question, PATIENCE).await.map_err(|()| away(head.uri.path()))?;
             return Ok(answered(&answer, None));
         }
         let key = [question.path.clone(), without(&question.query, &["index", "wait", "hash"])].into_iter();
-        let key: Key = key.chain(TOKENS.map(|name| header(head, name).unwrap_or_default())).collect();
+        let key: Key = key.chain(HEADERS.map(|name| header(head, name).unwrap_or_default())).collect();
         let block = query.block().map_err(Refused::bad)?;
         question.query = without(&question.query, &["index", "wait"]);
         let found = match block {
@@ -137,7 +137,8 @@ impl Forwarder {
     }
 
     async fn read(&self, key: &Key, question: Question, limit: Duration, query: &Query) -> Result<Found, Refused> {
-        let of_keys = question.path.starts_with("/v1/kv/");
+        let path = question.path.clone();
+        let of_keys = path.starts_with("/v1/kv/");
         match self.once(question, limit).await {
             Ok(answer) => {
                 let answer = Arc::new(answer);
@@ -151,10 +152,10 @@ impl Forwarder {
                 }
                 Ok(Found { answer, age: None })
             }
-            Err(()) if query.has("consistent") => Err(away()),
+            Err(()) if query.has("consistent") => Err(away(&path)),
             Err(()) => {
                 let memory = self.memory();
-                let kept = memory.kept.get(key).ok_or_else(away)?;
+                let kept = memory.kept.get(key).ok_or_else(|| away(&path))?;
                 Ok(Found { answer: kept.answer.clone(), age: Some(kept.at.elapsed()) })
             }
         }
@@ -200,8 +201,12 @@ impl Memory {
     }
 }
 
-/// Consul's words.
-fn away() -> Refused {
+/// Consul's words; clients of Eureka try another server, where they know one.
+fn away(path: &str) -> Refused {
+    if path.starts_with(EUREKA) {
+        let text = "the control plane does not answer, and has not answered this before";
+        return Refused::new(StatusCode::SERVICE_UNAVAILABLE, text);
+    }
     Refused::new(StatusCode::INTERNAL_SERVER_ERROR, "No cluster leader")
 }
 
@@ -306,6 +311,20 @@ mod tests {
         assert_eq!(start.elapsed(), Duration::ZERO);
         forwarder.get("/v1/health/service/a?passing&index=7&wait=30s").await.unwrap();
         assert_eq!(start.elapsed(), Duration::from_secs(30));
+    }
+
+    #[tokio::test]
+    async fn each_format_is_remembered_for_those_who_take_it() {
+        let (fake, forwarder) = forwarder();
+        let ask = async |accept: &str| {
+            let request = Request::get("/eureka/apps").header("accept", accept);
+            let (head, ()) = request.body(()).unwrap().into_parts();
+            forwarder.pass(&head, &Query::default(), Bytes::new()).await
+        };
+        ask("application/json").await.unwrap();
+        fake.away.store(true, Ordering::Relaxed);
+        assert_eq!(age(ask("application/json").await), Some("0".into()));
+        assert_eq!(ask("application/xml").await.unwrap_err().status, 503);
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,4 +1,4 @@
-//! Consul's HTTP API as a local agent serves it: to the program in a pod the sidecar is its agent.
+//! Consul's HTTP API as a local agent serves it, and Eureka's: to the program in a pod the sidecar is its agent.
 //!
 //! A crate of its own, because the control plane reads and answers in the same words and forms. What an agent needs of the
 //! place that it runs in are three traits: [`upstream::Upstream`] takes what is registered to the mesh,
@@ -6,14 +6,15 @@
 //!
 //! [`listen`] serves, [`route`] finds the endpoint, [`definitions`] and [`decode`] read what clients send, [`local`] keeps
 //! what is registered here, over restarts by way of [`saved`], and [`forward`] passes the rest on; [`read`], [`shapes`] and
-//! [`answer`] answer. The control plane uses what is not of one agent: [`listen`], [`query`], [`decode`], [`filter`],
-//! [`answer`], [`refused`], and the shapes that both show.
+//! [`answer`] answer; [`eureka`] says the same in Eureka's words. The control plane uses what is not of one agent: [`listen`], [`query`], [`decode`], [`filter`],
+//! [`answer`], [`refused`], Eureka's documents, and the shapes that both show.
 
 pub mod answer;
 pub mod checks;
 pub mod decode;
 pub mod definitions;
 pub mod entry;
+pub mod eureka;
 pub mod files;
 pub mod filter;
 pub mod forward;
@@ -54,6 +55,8 @@ pub struct Agent {
     pub mesh: Forwarder,
     /// This node's name.
     pub node: String,
+    /// Whose turn it is to change what Eureka's API has registered.
+    pub eureka: eureka::Turn,
     /// Where the control plane is: tells which of our addresses is the pod's.
     pub towards: SocketAddr,
 }
@@ -63,6 +66,9 @@ impl Answers for Agent {
         let (head, body) = request.into_parts();
         let query = Query::parse(head.uri.query().unwrap_or_default());
         let path = head.uri.path();
+        if eureka::route::is_ours(path) {
+            return eureka::answer(self, &head, &query, body).await;
+        }
         let answered = match route::route(&head.method, path) {
             Ok(endpoint) => self.own(endpoint, &query, &body).await,
             Err(Missed::Elsewhere) => self.mesh.pass(&head, &query, body).await,

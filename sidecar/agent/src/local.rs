@@ -351,12 +351,24 @@ impl Local {
     /// # Errors
     /// When there is none of that id.
     pub async fn report_ttl(&self, id: &str, status: Status, output: String) -> Result<(), Refused> {
+        self.reported(id, |state, now| state.reported(status, output, now)).await
+    }
+
+    /// Takes a renewal of a lease, as [`State::renewed`].
+    ///
+    /// # Errors
+    /// When there is no check of that id with a time to live.
+    pub async fn renew(&self, id: &str, status: Status, output: &str) -> Result<(), Refused> {
+        self.reported(id, |state, now| state.renewed(status, output.to_owned(), now)).await
+    }
+
+    async fn reported(&self, id: &str, take: impl FnOnce(&mut State, Instant) -> bool) -> Result<(), Refused> {
         let _writing = self.writer.lock().await;
         let check = {
             let mut held = self.lock();
             let entry = held.checks.get_mut(id).ok_or_else(|| Refused::unknown_check(id))?;
             let now = Instant::now();
-            if !entry.state.reported(status, output, now) {
+            if !take(&mut entry.state, now) {
                 let text = format!("CheckID {id:?} does not have associated TTL");
                 return Err(Refused::bad(text));
             }

@@ -35,6 +35,11 @@ impl Query {
         self.0.iter().filter(move |(k, _)| *k == key).map(|(_, v)| v.as_str())
     }
 
+    /// All pairs, in order.
+    pub fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(key, value)| (key.as_str(), value.as_str()))
+    }
+
     /// Whether `key` is there, whatever its value: in Consul `?stale=false` is true.
     pub fn has(&self, key: &str) -> bool {
         self.value(key).is_some()

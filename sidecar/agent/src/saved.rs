@@ -34,6 +34,9 @@ struct SavedService {
     /// Given by `--service`.
     #[serde(default)]
     command_line: bool,
+    /// What Eureka's API registered, of which Consul's has no words.
+    #[serde(default)]
+    eureka: String,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -79,7 +82,11 @@ impl Saved {
         };
         Saved {
             services: services
-                .map(|held| SavedService { registration: of_service(&held.service), command_line: held.command_line })
+                .map(|held| SavedService {
+                    registration: of_service(&held.service),
+                    command_line: held.command_line,
+                    eureka: held.service.eureka.clone(),
+                })
                 .collect(),
             checks: checks
                 .map(|entry| SavedCheck {
@@ -131,7 +138,10 @@ impl Saved {
         let services = self.services.into_iter().filter_map(|saved| {
             let service = definitions::service(saved.registration.to_string().as_bytes());
             match service {
-                Ok((service, _)) => Some(Held { service, command_line: saved.command_line }),
+                Ok((service, _)) => {
+                    let service = Instance { eureka: saved.eureka, ..service };
+                    Some(Held { service, command_line: saved.command_line })
+                }
                 Err(e) => {
                     tracing::warn!("not registered again after the restart: {e}: {}", saved.registration);
                     None

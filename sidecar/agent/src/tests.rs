@@ -26,11 +26,11 @@ impl Source for World {
     }
 }
 
-struct Pod {
-    agent: Arc<Agent>,
+pub(crate) struct Pod {
+    pub(crate) agent: Arc<Agent>,
 }
 
-fn pod() -> Pod {
+pub(crate) fn pod() -> Pod {
     pod_with(None)
 }
 
@@ -59,35 +59,36 @@ impl Upstream for Accepting {
     }
 }
 
-fn pod_with(file: Option<PathBuf>) -> Pod {
+pub(crate) fn pod_with(file: Option<PathBuf>) -> Pod {
     let agent = Arc::new(Agent {
         local: Local::new(Arc::new(Accepting), Arc::new(Plain), file),
         mesh: Forwarder::new(World),
         node: "pod-1234".into(),
+        eureka: Default::default(),
         towards: ([127, 0, 0, 1], 1).into(),
     });
     Pod { agent }
 }
 
 impl Pod {
-    async fn ask(&self, method: &str, uri: &str, body: &str) -> Response<Full<Bytes>> {
+    pub(crate) async fn ask(&self, method: &str, uri: &str, body: &str) -> Response<Full<Bytes>> {
         let request = Request::builder().method(method).uri(uri).body(Full::new(Bytes::from(body.to_owned())));
         handle(&*self.agent, ([127, 0, 0, 1], 1).into(), request.unwrap()).await
     }
 
-    async fn put(&self, uri: &str, body: &str) -> (u16, String) {
+    pub(crate) async fn put(&self, uri: &str, body: &str) -> (u16, String) {
         let answer = self.ask("PUT", uri, body).await;
         let status = answer.status().as_u16();
         (status, String::from_utf8(answer.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap())
     }
 
-    async fn get(&self, uri: &str) -> Value {
+    pub(crate) async fn get(&self, uri: &str) -> Value {
         let answer = self.ask("GET", uri, "").await;
         assert_eq!(answer.status(), 200, "{uri}");
         serde_json::from_slice(&answer.into_body().collect().await.unwrap().to_bytes()).unwrap()
     }
 
-    async fn status_of(&self, check: &str) -> String {
+    pub(crate) async fn status_of(&self, check: &str) -> String {
         self.get("/v1/agent/checks").await[check]["Status"].as_str().unwrap_or("gone").to_owned()
     }
 }

@@ -170,6 +170,16 @@ impl State {
         true
     }
 
+    /// Takes a report that is a sign of life, whatever it says: a check that is critical by such reports is so only from
+    /// when they end. `false`: this check has no time to live.
+    pub fn renewed(&mut self, status: Status, output: String, now: Instant) -> bool {
+        let renewed = self.reported(status, output, now);
+        if status == Status::Critical {
+            self.critical_since = self.due();
+        }
+        renewed
+    }
+
     /// When the time to live lapses, unless a report comes before.
     pub fn due(&self) -> Option<Instant> {
         self.ttl.as_ref().and_then(|ttl| ttl.due)
@@ -304,6 +314,21 @@ mod tests {
         tokio::time::advance(minute / 2).await;
         state.probed(Status::Critical, "still".into(), Instant::now());
         tokio::time::advance(minute / 2).await;
+        assert!(state.critical_for(minute, Instant::now()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_renews_is_alive_however_bad_it_is() {
+        let minute = Duration::from_secs(60);
+        let mut state = State::new(Status::Critical, Thresholds::default(), Some(minute), Instant::now());
+        for _ in 0..5 {
+            assert!(state.renewed(Status::Critical, "DOWN".into(), Instant::now()));
+            assert!(!state.critical_for(minute, Instant::now()));
+            tokio::time::advance(minute).await;
+        }
+        state.expire(Instant::now());
+        assert!(!state.critical_for(minute, Instant::now()), "it lapses now");
+        tokio::time::advance(minute).await;
         assert!(state.critical_for(minute, Instant::now()));
     }
 

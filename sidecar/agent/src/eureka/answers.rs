@@ -1,0 +1,123 @@
+//! Answers to reads, in the format that the client takes.
+
+use std::collections::BTreeMap;
+
+use http::{HeaderMap, header};
+use serde_json::{Map, Value, json};
+
+use super::instance::{Instance, Status};
+use super::xml;
+use crate::answer::{self, Answered};
+
+/// What a client takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// Python's client reads nothing else, and asks for nothing.
+    Xml,
+    /// All others.
+    Json,
+}
+
+impl Format {
+    /// As Netflix's server has it: JSON for those who name it.
+    pub fn of(headers: &HeaderMap) -> Format {
+        let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+        let json = accepted.into_iter().any(|value| value.to_ascii_lowercase().contains("json"));
+        if json { Format::Json } else { Format::Xml }
+    }
+}
+
+/// Instances by application.
+pub type Apps = BTreeMap<String, Vec<Instance>>;
+
+/// A document as an answer.
+pub fn answer(document: Value, format: Format) -> Answered {
+    let Value::Object(map) = document else { return answer::text("") };
+    let (body, kind) = match format {
+        Format::Xml => (xml::write(&map), "application/xml"),
+        Format::Json => (Value::Object(map).to_string(), "application/json"),
+    };
+    let mut answered = Answered::new(body.into());
+    answer::set(&mut answered, "content-type", kind);
+    answer::set(&mut answered, "vary", "accept");
+    answered
+}
+
+/// `apps`, `apps/delta`, `vips`: `version` is another whenever something changed, and `hash` that of the whole registry.
+pub fn applications(apps: &Apps, version: u64, hash: &str) -> Value {
+    let all: Vec<Value> = apps.iter().map(|(name, instances)| Value::Object(app(name, instances))).collect();
+    json!({ "applications": {
+        "versions__delta": version.to_string(),
+        "apps__hashcode": hash,
+        "application": all,
+    }})
+}
+
+/// `apps/:app`
+pub fn application(name: &str, instances: &[Instance]) -> Value {
+    json!({ "application": app(name, instances) })
+}
+
+/// One instance.
+pub fn instance(instance: &Instance) -> Value {
+    json!({ "instance": instance.json() })
+}
+
+fn app(name: &str, instances: &[Instance]) -> Map<String, Value> {
+    let instances: Vec<Value> = instances.iter().map(|instance| Value::Object(instance.json())).collect();
+    Map::from_iter([("name".to_owned(), json!(name)), ("instance".to_owned(), Value::Array(instances))])
+}
+
+/// How many instances have which status, by which clients see that they missed something: `DOWN_1_UP_3_`.
+pub fn hashcode(statuses: impl Iterator<Item = Status>) -> String {
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    statuses.for_each(|status| *counts.entry(status.as_str()).or_default() += 1);
+    counts.iter().map(|(status, count)| format!("{status}_{count}_")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_is_for_those_who_name_it() {
+        for (accept, format) in [
+            (None, Format::Xml),
+            (Some("*/*"), Format::Xml),
+            (Some("application/xml"), Format::Xml),
+            (Some("application/json"), Format::Json),
+            (Some("application/json, application/*+json"), Format::Json),
+        ] {
+            let accept = accept.map(|value| (header::ACCEPT, value.parse().unwrap()));
+            assert_eq!(Format::of(&HeaderMap::from_iter(accept.clone())), format, "{accept:?}");
+        }
+    }
+
+    #[test]
+    fn lists_are_lists_even_of_one() {
+        let one = Instance { app: "ORDER".into(), host_name: "pod-1".into(), ..Default::default() };
+        let apps = Apps::from([("ORDER".to_owned(), vec![one.clone()])]);
+        let document = applications(&apps, 7, "UP_1_");
+        assert_eq!(document["applications"]["application"][0]["instance"][0]["app"], "ORDER");
+        let json = answer(document.clone(), Format::Json);
+        assert_eq!(json.headers()["content-type"], "application/json");
+        assert_eq!(serde_json::from_slice::<Value>(json.body()).unwrap(), document);
+        let xml = answer(document, Format::Xml);
+        let text = std::str::from_utf8(xml.body()).unwrap();
+        assert!(text.starts_with("<applications>"), "{text}");
+        for part in
+            ["<apps__hashcode>UP_1_</apps__hashcode>", "<versions__delta>7</versions__delta>", "<name>ORDER</name>"]
+        {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        let none = answer(applications(&Apps::new(), 1, ""), Format::Xml);
+        assert!(none.body().ends_with(b"</applications>"));
+    }
+
+    #[test]
+    fn the_hash_counts_statuses_by_name() {
+        use Status::{Down, OutOfService, Up};
+        assert_eq!(hashcode([Up, Down, Up, OutOfService, Up].into_iter()), "DOWN_1_OUT_OF_SERVICE_1_UP_3_");
+        assert_eq!(hashcode([].into_iter()), "");
+    }
+}

@@ -1,0 +1,211 @@
+//! The agent as Eureka's clients change it, seen by Consul's API.
+
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+use std::time::Duration;
+
+use super::instance::tests::PYTHON;
+use crate::tests::{Pod, pod, pod_with};
+
+const ID: &str = "10.0.0.1:order:8080";
+const CHECK: &str = "eureka:10.0.0.1:order:8080";
+
+impl Pod {
+    async fn eureka(&self, method: &str, path: &str, body: &str) -> (u16, String) {
+        let answer = self.ask(method, &format!("/eureka/{path}"), body).await;
+        let status = answer.status().as_u16();
+        (status, String::from_utf8(answer.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap())
+    }
+
+    async fn registered(&self) -> &Pod {
+        assert_eq!(self.eureka("POST", "apps/ORDER", PYTHON).await, (204, String::new()));
+        self
+    }
+
+    async fn done(&self, method: &str, path: &str) {
+        assert_eq!(self.eureka(method, path, "").await, (200, String::new()), "{method} {path}");
+    }
+
+    /// The document that goes with the registration.
+    fn document(&self) -> Value {
+        serde_json::from_str(&self.agent.local.service(ID).unwrap().eureka).unwrap()
+    }
+}
+
+#[tokio::test]
+async fn a_registration_is_a_service_with_a_lease() {
+    let pod = pod();
+    pod.registered().await;
+    let service = &pod.get("/v1/agent/services").await[ID];
+    assert_eq!(
+        (&service["Service"], &service["Port"], &service["Address"]),
+        (&json!("order"), &json!(8080), &json!("")),
+        "its loopback address is the pod's"
+    );
+    assert_eq!(service["Meta"], json!({ "management.port": "8080", "version": "v1" }));
+    let check = &pod.get("/v1/agent/checks").await[CHECK];
+    assert_eq!((&check["Status"], &check["Output"], &check["Type"]), (&json!("passing"), &json!("UP"), &json!("ttl")));
+    let document = pod.document();
+    assert_eq!((&document["vipAddress"], &document["metadata"]), (&json!("order"), &json!({})));
+    assert_ne!(document["leaseInfo"]["registrationTimestamp"], 0);
+    // It is in maintenance, then taken back, by whichever API.
+    assert_eq!(pod.put(&format!("/v1/agent/service/deregister/{ID}"), "").await.0, 200);
+    assert_eq!(pod.eureka("PUT", &format!("apps/ORDER/{ID}"), "").await.0, 404);
+}
+
+#[tokio::test]
+async fn heartbeats_ask_to_register_again_when_they_must() {
+    let pod = pod();
+    let beat = |query: &str| format!("apps/order/10.0.0.1%3Aorder%3A8080{query}");
+    assert_eq!(pod.eureka("PUT", &beat(""), "").await.0, 404);
+    pod.registered().await;
+    for query in
+        ["", "?status=UP&lastDirtyTimestamp=1700000000001", "?lastDirtyTimestamp=1", "?lastDirtyTimestamp=null"]
+    {
+        pod.done("PUT", &beat(query)).await;
+    }
+    assert_eq!(pod.eureka("PUT", &beat("?lastDirtyTimestamp=1700000000002"), "").await.0, 404);
+    assert_eq!(pod.eureka("PUT", &beat("?lastDirtyTimestamp=x"), "").await.0, 400);
+    assert_eq!(pod.eureka("PUT", &format!("apps/CART/{ID}"), "").await.0, 404, "of another application");
+    // One that Consul's API registered over it has no lease.
+    let body = format!(r#"{{"name":"order","id":"{ID}","port":8080}}"#);
+    assert_eq!(pod.put("/v1/agent/service/register", &body).await.0, 200);
+    assert_eq!(pod.eureka("PUT", &beat(""), "").await.0, 404);
+    pod.registered().await;
+    assert_eq!(pod.put(&format!("/v1/agent/check/deregister/{CHECK}"), "").await.0, 200);
+    assert_eq!(pod.eureka("PUT", &beat(""), "").await.0, 404);
+
+    pod.done("DELETE", &beat("")).await;
+    assert_eq!(pod.eureka("DELETE", &beat(""), "").await.0, 404);
+    assert_eq!(pod.get("/v1/agent/services").await, json!({}));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_lapses_comes_back_and_ends() {
+    let pod = pod();
+    tokio::spawn(pod.agent.local.clone().report());
+    pod.registered().await;
+    let beat = format!("apps/ORDER/{ID}");
+    tokio::time::sleep(Duration::from_secs(29)).await;
+    pod.done("PUT", &beat).await;
+    tokio::time::sleep(Duration::from_secs(29)).await;
+    assert_eq!(pod.status_of(CHECK).await, "passing");
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(pod.status_of(CHECK).await, "critical");
+    pod.done("PUT", &beat).await;
+    assert_eq!(pod.status_of(CHECK).await, "passing");
+
+    // Starting for however long, it is there as long as it says so.
+    let starting = PYTHON.replace(r#""status":"UP""#, r#""status":"STARTING""#);
+    assert_eq!(pod.eureka("POST", "apps/ORDER", &starting).await.0, 204);
+    for _ in 0..20 {
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        pod.done("PUT", &beat).await;
+        let check = &pod.get("/v1/agent/checks").await[CHECK];
+        assert_eq!((&check["Status"], &check["Output"]), (&json!("critical"), &json!("STARTING")));
+    }
+    // Three times 30 s after its last heartbeat it is gone, at the next look.
+    tokio::time::sleep(Duration::from_secs(85)).await;
+    assert_eq!(pod.status_of(CHECK).await, "critical");
+    tokio::time::sleep(Duration::from_secs(25)).await;
+    assert_eq!(pod.get("/v1/agent/services").await, json!({}));
+}
+
+#[tokio::test]
+async fn statuses_that_others_set_outlive_registrations() {
+    let pod = pod();
+    pod.registered().await;
+    let at = format!("apps/ORDER/{ID}/status");
+    let maintenance = format!("_service_maintenance:{ID}");
+    pod.done("PUT", &format!("{at}?value=OUT_OF_SERVICE&lastDirtyTimestamp=1")).await;
+    assert_eq!(pod.status_of(&maintenance).await, "critical");
+    pod.registered().await;
+    assert_eq!(pod.status_of(&maintenance).await, "critical");
+    pod.done("PUT", &format!("{at}?value=UP")).await;
+    assert_eq!(pod.status_of(&maintenance).await, "gone");
+    pod.done("PUT", &format!("{at}?value=OUT_OF_SERVICE")).await;
+    pod.done("DELETE", &format!("{at}?value=UP")).await;
+    assert_eq!(pod.status_of(&maintenance).await, "gone");
+
+    pod.done("PUT", &format!("{at}?value=DOWN")).await;
+    assert_eq!(
+        (pod.status_of(CHECK).await.as_str(), &pod.document()["overriddenstatus"]),
+        ("critical", &json!("DOWN"))
+    );
+    pod.registered().await;
+    pod.done("PUT", &format!("apps/ORDER/{ID}")).await;
+    assert_eq!(pod.status_of(CHECK).await, "critical", "heartbeats do not lift it");
+    pod.done("DELETE", &at).await;
+    assert_eq!(pod.status_of(CHECK).await, "passing");
+    assert_eq!(pod.eureka("PUT", &format!("{at}?value=BORED"), "").await.0, 400);
+    assert_eq!(pod.eureka("PUT", "apps/ORDER/other/status?value=UP", "").await.0, 404);
+
+    let taken_out = PYTHON.replace(r#""overriddenstatus":"UNKNOWN""#, r#""overriddenstatus":"OUT_OF_SERVICE""#);
+    assert_eq!(pod.eureka("POST", "apps/ORDER", &taken_out).await.0, 204);
+    assert_eq!(pod.status_of(&maintenance).await, "critical");
+
+    // One of Consul's API has two of them.
+    let body = r#"{"name":"cart","id":"cart-1","port":8081}"#;
+    assert_eq!(pod.put("/v1/agent/service/register", body).await.0, 200);
+    pod.done("PUT", "apps/CART/cart-1/status?value=OUT_OF_SERVICE").await;
+    assert_eq!(pod.status_of("_service_maintenance:cart-1").await, "critical");
+    pod.done("PUT", "apps/CART/cart-1/status?value=UP").await;
+    assert_eq!(pod.status_of("_service_maintenance:cart-1").await, "gone");
+    let (status, text) = pod.eureka("PUT", "apps/CART/cart-1/status?value=DOWN", "").await;
+    assert_eq!(status, 400);
+    assert!(text.contains("its checks say the rest"), "{text}");
+}
+
+#[tokio::test]
+async fn metadata_are_the_services() {
+    let pod = pod();
+    pod.registered().await;
+    pod.done("PUT", &format!("apps/ORDER/{ID}/metadata?version=v2&team=shop")).await;
+    let service = &pod.get("/v1/agent/services").await[ID];
+    assert_eq!(service["Meta"], json!({ "management.port": "8080", "version": "v2", "team": "shop" }));
+    assert_eq!(pod.document()["vipAddress"], "order");
+    assert_eq!(pod.eureka("PUT", "apps/ORDER/other/metadata?a=b", "").await.0, 404);
+}
+
+#[tokio::test]
+async fn what_cannot_be_is_refused() {
+    let pod = pod();
+    for (app, body, status, words) in [
+        ("ORDER", "{}".to_owned(), 400, "the body is to be"),
+        (
+            "ORDER",
+            r#"{"instance":{"hostName":"a","ipAddr":"::1","app":"ORDER"}}"#.into(),
+            400,
+            "Missing dataCenterInfo",
+        ),
+        ("CART", PYTHON.into(), 400, "Mismatched appName, expecting CART but was ORDER"),
+        ("ORDER", PYTHON.replace("127.0.0.1", "192.0.2.1"), 400, "192.0.2.1 is not an address of this pod"),
+        ("ORDER", PYTHON.replace("http://pod-1", &"x".repeat(17_000)), 400, "too large"),
+        ("PAYMENT", PYTHON.replace("ORDER", "PAYMENT"), 403, "may not register the service \"payment\""),
+    ] {
+        let (found, text) = pod.eureka("POST", &format!("apps/{app}"), &body).await;
+        assert_eq!(found, status, "{text}");
+        assert!(text.contains(words), "{text}");
+    }
+    assert_eq!(pod.get("/v1/agent/services").await, json!({}));
+    // A name is the pod's.
+    assert_eq!(pod.eureka("POST", "v2/apps/order/", &PYTHON.replace("127.0.0.1", "pod-1")).await.0, 204);
+    assert_eq!(pod.eureka("GET", "apps/delta/", "").await, (200, "GET /eureka/apps/delta/?".into()), "passed on");
+    assert_eq!(pod.eureka("POST", "apps", "").await.0, 405);
+    assert_eq!(pod.eureka("GET", "lastn", "").await.0, 501);
+}
+
+#[tokio::test]
+async fn a_restart_keeps_the_document() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("agent.json");
+    let pod = pod_with(Some(file.clone()));
+    pod.registered().await;
+    let before = pod.document();
+    pod.agent.local.close().await;
+    let pod = pod_with(Some(file));
+    pod.agent.local.restore(None).await;
+    assert_eq!(pod.document(), before);
+    assert_eq!(pod.status_of(CHECK).await, "passing");
+    pod.done("PUT", &format!("apps/ORDER/{ID}?lastDirtyTimestamp=1700000000001")).await;
+}

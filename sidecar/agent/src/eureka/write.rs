@@ -1,0 +1,222 @@
+//! Registrations, leases, statuses and metadata, as changes of the agent's services and checks.
+//!
+//! Netflix's `ApplicationResource`, `InstanceResource` and `AbstractInstanceRegistry` have the rules.
+
+use std::net::IpAddr;
+use std::time::{Duration, SystemTime};
+
+use http::StatusCode;
+use weft_proto::v1;
+
+use super::instance::{Instance, Status};
+use super::route::Write;
+use super::unknown;
+use crate::Agent;
+use crate::answer::{self, Answered};
+use crate::checks::state::{self, MAX_OUTPUT, Thresholds};
+use crate::checks::{Definition, Kind, target};
+use crate::query::Query;
+use crate::refused::Refused;
+
+/// Largest document that goes with a registration, bytes.
+pub const MAX_DOCUMENT: usize = 16 << 10;
+/// Shortest time after the end of a lease until its instance is taken back: Consul's.
+const MIN_DEREGISTER: Duration = Duration::from_secs(60);
+const OUT_OF_SERVICE: &str = "OUT_OF_SERVICE by Eureka's API";
+
+/// Held while something is changed: a change begins with what is there.
+#[derive(Debug, Default)]
+pub struct Turn(tokio::sync::Mutex<()>);
+
+/// The check that is the lease of a service.
+pub fn lease_id(service_id: &str) -> String {
+    format!("eureka:{service_id}")
+}
+
+/// Makes a change, in turn.
+pub(super) async fn write(agent: &Agent, write: Write, query: &Query, body: &[u8]) -> Result<Answered, Refused> {
+    let _turn = agent.eureka.0.lock().await;
+    match write {
+        Write::Register(app) => {
+            register(agent, &app, body).await?;
+            // One client takes any other status for a failure.
+            let mut answer = answer::done();
+            *answer.status_mut() = StatusCode::NO_CONTENT;
+            return Ok(answer);
+        }
+        Write::Renew(app, id) => renew(agent, &app, &id, query).await?,
+        Write::Cancel(app, id) => {
+            find(agent, &app, &id)?;
+            agent.local.deregister(&id).await?;
+        }
+        Write::Override(app, id) => {
+            let value = query.value("value").unwrap_or_default();
+            let status = Status::parse(value).map_err(|e| Refused::bad(format!("value: {e}")))?;
+            set_override(agent, &app, &id, status, query).await?;
+        }
+        Write::EndOverride(app, id) => end_override(agent, &app, &id, query).await?,
+        Write::Metadata(app, id) => {
+            let (mut service, document) = find(agent, &app, &id)?;
+            service.meta.extend(query.pairs().map(|(key, value)| (key.to_owned(), value.to_owned())));
+            let document = document.map(|document| Instance { last_updated: now(), ..document });
+            put(agent, service, document).await?;
+        }
+    }
+    Ok(answer::done())
+}
+
+async fn register(agent: &Agent, app: &str, body: &[u8]) -> Result<(), Refused> {
+    let mut given = Instance::of_body(body).map_err(Refused::bad)?;
+    given.check(app).map_err(Refused::bad)?;
+    let id = given.id().to_owned();
+    let held = find(agent, app, &id).ok().and_then(|(_, document)| document);
+    let now = now();
+    given.lease.registered = held.as_ref().map_or(now, |held| held.lease.registered);
+    given.lease.renewed = now;
+    given.last_updated = now;
+    if given.last_dirty == 0 {
+        given.last_dirty = now;
+    }
+    let taken_out = given.overridden == Status::OutOfService;
+    // What others have said outlives a registration.
+    let overridden = held.as_ref().map_or(Status::Unknown, |held| held.overridden);
+    if overridden != Status::Unknown || taken_out {
+        given.overridden = overridden;
+    }
+    if given.effective() == Status::Up && given.lease.up == 0 {
+        given.lease.up = held.map(|held| held.lease.up).filter(|up| *up != 0).unwrap_or(now);
+    }
+    let service = v1::Instance {
+        service_id: id.clone(),
+        service: given.app.to_lowercase(),
+        address: address(&given.ip_addr).map_err(Refused::bad)?,
+        port: u32::from(given.used_port()),
+        meta: std::mem::take(&mut given.metadata).into_iter().collect(),
+        ..Default::default()
+    };
+    put(agent, service, Some(given)).await?;
+    if taken_out {
+        agent.local.maintenance(&id, Some(OUT_OF_SERVICE)).await?;
+    }
+    Ok(())
+}
+
+/// A heartbeat. Not known, or changed by the client since: it is to register again.
+async fn renew(agent: &Agent, app: &str, id: &str, query: &Query) -> Result<(), Refused> {
+    let (_, document) = find(agent, app, id)?;
+    let document = document.ok_or_else(|| unknown(app, id))?;
+    if dirty(query)?.is_some_and(|theirs| theirs > document.last_dirty) {
+        let text = format!("{id:?} of {app:?} has changed since it was registered; register it again");
+        return Err(Refused::new(StatusCode::NOT_FOUND, text));
+    }
+    lease(agent, &document).await
+}
+
+async fn set_override(agent: &Agent, app: &str, id: &str, status: Status, query: &Query) -> Result<(), Refused> {
+    let (service, document) = find(agent, app, id)?;
+    if status == Status::OutOfService {
+        return agent.local.maintenance(id, Some(OUT_OF_SERVICE)).await;
+    }
+    let Some(document) = document else {
+        if status == Status::Up {
+            return agent.local.maintenance(id, None).await;
+        }
+        let text = format!(
+            "{id:?} was not registered by Eureka's API: it can be UP or OUT_OF_SERVICE, its checks say the rest"
+        );
+        return Err(Refused::bad(text));
+    };
+    let last_dirty = dirty(query)?.unwrap_or_default().max(document.last_dirty);
+    put(agent, service, Some(Instance { overridden: status, last_dirty, last_updated: now(), ..document })).await?;
+    agent.local.maintenance(id, None).await
+}
+
+async fn end_override(agent: &Agent, app: &str, id: &str, query: &Query) -> Result<(), Refused> {
+    let (service, document) = find(agent, app, id)?;
+    if let Some(mut document) = document {
+        if let Some(value) = query.value("value").filter(|value| !value.is_empty()) {
+            document.status = Status::parse(value).map_err(|e| Refused::bad(format!("value: {e}")))?;
+        }
+        document.overridden = Status::Unknown;
+        document.last_dirty = dirty(query)?.unwrap_or_default().max(document.last_dirty);
+        document.last_updated = now();
+        put(agent, service, Some(document)).await?;
+    }
+    agent.local.maintenance(id, None).await
+}
+
+/// What is registered here of that application and id, and its document where this API registered it.
+fn find(agent: &Agent, app: &str, id: &str) -> Result<(v1::Instance, Option<Instance>), Refused> {
+    let service = agent.local.service(id).ok().filter(|service| service.service.eq_ignore_ascii_case(app));
+    let service = service.ok_or_else(|| unknown(app, id))?;
+    let document = serde_json::from_str(&service.eureka).ok().and_then(|map| Instance::of(&map).ok());
+    Ok((service, document))
+}
+
+/// Registers a service, and with a document its lease, which begins anew.
+async fn put(agent: &Agent, mut service: v1::Instance, document: Option<Instance>) -> Result<(), Refused> {
+    let Some(document) = document else { return agent.local.register(service, Vec::new(), false).await };
+    service.eureka = serde_json::Value::Object(document.json()).to_string();
+    if service.eureka.len() > MAX_DOCUMENT {
+        return Err(Refused::bad(format!(
+            "the instance is too large: {MAX_DOCUMENT} bytes at most beside its metadata"
+        )));
+    }
+    let check = lease_check(&service, &document);
+    agent.local.register(service, vec![check], false).await?;
+    lease(agent, &document).await
+}
+
+/// The lease goes on, and tells the status.
+async fn lease(agent: &Agent, document: &Instance) -> Result<(), Refused> {
+    let status = document.effective();
+    agent.local.renew(&lease_id(document.id()), health(status), status.as_str()).await
+}
+
+fn health(status: Status) -> state::Status {
+    if status == Status::Up { state::Status::Passing } else { state::Status::Critical }
+}
+
+fn lease_check(service: &v1::Instance, document: &Instance) -> Definition {
+    let duration = Duration::from_secs(document.lease.duration_s.into());
+    Definition {
+        id: lease_id(&service.service_id),
+        name: format!("Eureka lease of '{}'", service.service),
+        notes: String::new(),
+        service_id: service.service_id.clone(),
+        kind: Kind::Ttl(duration),
+        interval: Duration::ZERO,
+        timeout: Duration::ZERO,
+        initial: health(document.effective()),
+        thresholds: Thresholds::default(),
+        max_output: MAX_OUTPUT,
+        // Critical from the end of the lease: three durations after the last sign of life it is gone.
+        deregister_after: Some((2 * duration).max(MIN_DEREGISTER)),
+    }
+}
+
+/// The address to register for `given`; empty: the pod's own. A program may know its own name only, or its loopback.
+fn address(given: &str) -> Result<String, String> {
+    match given.trim().parse::<IpAddr>() {
+        Ok(ip) if ip.is_loopback() => Ok(String::new()),
+        Ok(ip) if !target::is_local(ip) => Err(format!(
+            "Invalid ip address: {ip} is not an address of this pod; each instance registers with the sidecar beside it"
+        )),
+        Ok(ip) => Ok(ip.to_string()),
+        Err(_) => Ok(String::new()),
+    }
+}
+
+/// When the client changed it last, as it says.
+fn dirty(query: &Query) -> Result<Option<u64>, Refused> {
+    let given = query.value("lastDirtyTimestamp").filter(|text| !text.is_empty() && *text != "null");
+    let number =
+        |text: &str| text.parse().map_err(|_| Refused::bad(format!("lastDirtyTimestamp: {text:?} is no number")));
+    given.map(number).transpose()
+}
+
+/// Milliseconds since 1970.
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
