@@ -9,6 +9,7 @@ pub mod cli;
 pub mod consul;
 pub mod discovery;
 pub mod dns;
+pub mod eureka;
 pub mod identity;
 pub mod mesh;
 pub mod peer;

@@ -25,6 +25,7 @@ use crate::discovery::{Discovery, DiscoveryService};
 use crate::dns::listen::Listen;
 use crate::dns::service::DnsService;
 use crate::dns::{self, Dns};
+use crate::eureka::Eureka;
 use crate::identity::IdentityService;
 use crate::mesh::Mesh;
 use crate::peer;
@@ -113,14 +114,15 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
         .add_service(AdminServer::new(admin).max_decoding_message_size(32 << 20))
         .serve_with_incoming(UnixListenerStream::new(admin_listener));
     let identity = IdentityService { ca: ca.clone(), tokens, lifetime: config.certificate_ttl };
+    let catalog = CatalogService { eureka: Eureka::new(mesh.clone()), consul: Consul { mesh: mesh.clone(), address } };
     let incoming = peer::accept(ca.clone(), listener)?;
     let server = Server::builder()
         // A sidecar that is cut off is noticed in seconds; its lease runs from then.
         .http2_keepalive_interval(Some(Duration::from_secs(5)))
         .http2_keepalive_timeout(Some(Duration::from_secs(5)))
         .add_service(AggregatedDiscoveryServiceServer::new(DiscoveryService(discovery.clone())))
-        .add_service(RegistryServer::new(RegistryService { mesh: mesh.clone(), discovery }))
-        .add_service(CatalogServer::new(CatalogService { consul: Consul { mesh, address } }))
+        .add_service(RegistryServer::new(RegistryService { mesh, discovery }))
+        .add_service(CatalogServer::new(catalog))
         .add_service(DnsServer::new(DnsService(dns)))
         .add_service(IdentityServer::new(identity))
         .serve_with_incoming(ReceiverStream::new(incoming));

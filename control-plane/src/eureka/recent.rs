@@ -1,0 +1,74 @@
+//! What changed of late: Eureka's clients fetch everything once, then what changed in the last three minutes.
+//!
+//! Nothing is kept for those who do not ask: each read compares what is registered with what it was at the last one, and a
+//! change counts from the read that finds it. So the first finds everything to be new, which says nothing wrong; a client
+//! that missed something sees by the hash that it has to fetch everything again.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use weft_agent::eureka::instance::Action;
+
+use super::shown::Row;
+use crate::world::InstanceKey;
+
+/// How long a change is told: Eureka's `retentionTimeInMSInDeltaQueue`.
+const RETENTION: Duration = Duration::from_secs(180);
+
+struct Change {
+    at: Instant,
+    action: Action,
+    row: Row,
+}
+
+/// As large as what is registered, and what was within the retention.
+#[derive(Default)]
+pub(super) struct Recent {
+    version: u64,
+    known: BTreeMap<InstanceKey, Row>,
+    changes: BTreeMap<InstanceKey, Change>,
+}
+
+impl Recent {
+    /// Compares with what there is now, at `version`; one that is behind what is known says nothing.
+    pub(super) fn follow(&mut self, rows: &[Row], version: u64, now: Instant) {
+        self.changes.retain(|_, change| now.duration_since(change.at) < RETENTION);
+        if version <= self.version {
+            return;
+        }
+        self.version = version;
+        let mut before = std::mem::take(&mut self.known);
+        for row in rows {
+            let key = row.instance.key();
+            match before.remove(&key) {
+                Some(old) if old == *row => {}
+                Some(_) => self.note(&key, Action::Modified, row, now),
+                None => self.note(&key, Action::Added, row, now),
+            }
+            self.known.insert(key, row.clone());
+        }
+        for (key, row) in before {
+            self.note(&key, Action::Deleted, &row, now);
+        }
+    }
+
+    /// Changes by their keys.
+    pub(super) fn changes(&self) -> impl Iterator<Item = (&Row, Action)> {
+        self.changes.values().map(|change| (&change.row, change.action))
+    }
+
+    fn note(&mut self, key: &InstanceKey, action: Action, row: &Row, now: Instant) {
+        // To one that is there already nothing is added by clients, and one that is not is by a modification: whatever they
+        // have heard before, it is right.
+        let again = action == Action::Added && self.changes.contains_key(key);
+        let action = if again { Action::Modified } else { action };
+        self.changes.insert(key.clone(), Change { at: now, action, row: row.clone() });
+    }
+}
+
+impl PartialEq for Row {
+    fn eq(&self, other: &Row) -> bool {
+        self.node_out == other.node_out
+            && (std::sync::Arc::ptr_eq(&self.instance, &other.instance) || self.instance == other.instance)
+    }
+}
