@@ -11,6 +11,8 @@ need dig dnsutils
 need strace strace
 need etcd etcd-server
 need unshare util-linux
+need node nodejs
+need npm npm
 need cc gcc
 need cmake cmake
 python3 -c 'import venv, ensurepip' 2>/dev/null || missing="$missing python3-venv"

@@ -4,6 +4,7 @@ mod abuse;
 mod agent;
 mod costs;
 mod dns;
+mod eureka;
 mod fields;
 mod gateway;
 mod limits;
@@ -20,7 +21,7 @@ use std::process::ExitCode;
 use libtest_mimic::{Arguments, Failed, Trial};
 
 fn main() -> ExitCode {
-    if let Err(e) = weft_tests::install_pythons().and_then(|()| weft_tests::enter()) {
+    if let Err(e) = weft_tests::install_clients().and_then(|()| weft_tests::enter()) {
         eprintln!("scenarios cannot run here: {e:#}");
         return ExitCode::FAILURE;
     }
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         limits::all(),
         agent::all(),
         dns::all(),
+        eureka::all(),
         trouble::all(),
         abuse::all(),
         costs::all(),

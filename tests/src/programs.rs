@@ -1,4 +1,4 @@
-//! Programs that scenarios run: Weft's own as cargo built them, and Pythons with packages.
+//! Programs that scenarios run: Weft's own as cargo built them, and Pythons and Nodes with packages.
 
 use std::path::{Path, PathBuf};
 
@@ -28,14 +28,21 @@ pub fn binary(name: &str) -> Result<PathBuf> {
 }
 
 /// Python packages that scenarios use: each set in a virtual environment of its own, kept beside the build.
-const PYTHONS: [(&str, &[&str]); 3] =
-    [("grpc", &["grpcio==1.85.1"]), ("consul", &["python-consul==1.1.0"]), ("dns", &["dnspython==2.9.2"])];
+const PYTHONS: [(&str, &[&str]); 4] = [
+    ("grpc", &["grpcio==1.85.1"]),
+    ("consul", &["python-consul==1.1.0"]),
+    ("dns", &["dnspython==2.9.2"]),
+    ("eureka", &["py_eureka_client==0.13.3"]),
+];
 
-/// Makes the virtual environments that are missing. To be called before [`enter`]: inside no registry is reached.
+/// Node packages that scenarios use: each set in a folder of its own, kept beside the build.
+const NODES: [(&str, &[&str]); 1] = [("eureka", &["eureka-js-client@4.5.0"])];
+
+/// Installs the packages that are missing. To be called before [`enter`]: inside no registry is reached.
 ///
 /// # Errors
 /// When a package is not to be had.
-pub fn install_pythons() -> Result<()> {
+pub fn install_clients() -> Result<()> {
     if std::env::var_os(INSIDE).is_some() {
         return Ok(());
     }
@@ -51,14 +58,31 @@ pub fn install_pythons() -> Result<()> {
         run(&python, &[&["-m", "pip", "install", "--quiet", "--disable-pip-version-check"], packages].concat())?;
         std::fs::write(complete, wanted)?;
     }
+    for (name, packages) in NODES {
+        let folder = beside_build(&format!("node-{name}"))?;
+        let complete = folder.join("complete");
+        let wanted = packages.join(" ");
+        if std::fs::read_to_string(&complete).is_ok_and(|found| found == wanted) {
+            continue;
+        }
+        std::fs::create_dir_all(&folder)?;
+        let prefix = folder.to_string_lossy();
+        let install = ["install", "--silent", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", &prefix];
+        run("npm", &[&install, packages].concat())?;
+        std::fs::write(complete, wanted)?;
+    }
     Ok(())
 }
 
 fn venv(name: &str) -> Result<PathBuf> {
+    beside_build(&format!("venv-{name}"))
+}
+
+fn beside_build(name: &str) -> Result<PathBuf> {
     let own = std::env::current_exe()?;
     let target = own.ancestors().find(|dir| dir.ends_with("deps")).and_then(Path::parent);
     let target = target.or_else(|| own.parent()).context("no folder")?;
-    Ok(target.join(format!("venv-{name}")))
+    Ok(target.join(name))
 }
 
 /// The Python of one of the virtual environments.
@@ -69,4 +93,14 @@ pub fn python_of(name: &str) -> Result<String> {
     let python = venv(name)?.join("bin/python");
     ensure!(python.exists(), "{} is missing", python.display());
     Ok(python.to_string_lossy().into_owned())
+}
+
+/// The folder of the modules of one of the sets of Node packages.
+///
+/// # Errors
+/// When there is no such set.
+pub fn node_modules(name: &str) -> Result<PathBuf> {
+    let modules = beside_build(&format!("node-{name}"))?.join("node_modules");
+    ensure!(modules.exists(), "{} is missing", modules.display());
+    Ok(modules)
 }

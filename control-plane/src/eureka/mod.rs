@@ -2,9 +2,10 @@
 //! for all callers, whether a sidecar passes their requests on (`crate::catalog`) or they come to a listener of the control
 //! plane.
 //!
-//! [`shown`] turns what is registered into what Eureka's clients read, [`recent`] knows what changed of late. The forms,
-//! and the paths, are `weft_agent::eureka`'s. Writes are the agent's: an instance registers with the sidecar beside it.
+//! [`shown`] turns what is registered into what Eureka's clients read, [`recent`] knows what changed of late, and [`given`]
+//! what was answered when nothing has. The forms, and the paths, are `weft_agent::eureka`'s. Writes are the agent's: an instance registers with the sidecar beside it.
 
+mod given;
 mod recent;
 mod shown;
 #[cfg(test)]
@@ -25,6 +26,8 @@ use weft_agent::refused::Refused;
 
 use crate::consul::Caller;
 use crate::mesh::Mesh;
+use crate::world::World;
+use given::Given;
 use recent::Recent;
 use shown::{Row, shown};
 
@@ -32,12 +35,16 @@ use shown::{Row, shown};
 pub struct Eureka {
     mesh: Arc<Mesh>,
     recent: Mutex<Recent>,
+    given: Mutex<Given>,
 }
+
+/// What changes with the registry: the world's version, and the index that checks of nodes change too.
+type Stamp = (u64, u64);
 
 impl Eureka {
     /// Over a mesh.
     pub fn new(mesh: Arc<Mesh>) -> Eureka {
-        Eureka { mesh, recent: Mutex::default() }
+        Eureka { mesh, recent: Mutex::default(), given: Mutex::default() }
     }
 
     /// Answers one request.
@@ -52,8 +59,9 @@ impl Eureka {
             }
             Err(missed) => return missed_answer(missed, &head),
         };
+        let format = Format::of(&head.headers);
         let document = match read {
-            Read::Apps => Ok(self.apps(caller)),
+            Read::Apps => return self.apps(caller, format),
             Read::Delta => Ok(self.delta(caller)),
             Read::App(app) => self.app(caller, &app),
             Read::InstanceOf(app, id) => {
@@ -64,46 +72,54 @@ impl Eureka {
             Read::SecureVip(name) => self.named(caller, &name, |instance| &instance.secure_vip_address),
         };
         match document {
-            Ok(document) => answers::answer(document, Format::of(&head.headers)),
+            Ok(document) => answers::answer(document, format),
             Err(refused) => refusal(&refused),
         }
     }
 
-    /// All that is registered, and the version of it.
-    fn rows(&self) -> (Vec<Row>, u64) {
-        let (instances, index) =
-            self.mesh.read(|world| (world.instances().cloned().collect::<Vec<_>>(), world.catalog_index()));
+    /// All that is registered, and since when that is so at least: the stamp is read first, so that what changes meanwhile
+    /// is looked at again.
+    fn rows(&self) -> (Vec<Row>, Stamp) {
+        let stamp = self.mesh.read(stamp);
         let out_of_service: HashSet<String> = self.mesh.read_nodes(|nodes| {
             let out = nodes.iter().filter(|(_, node)| node.checks.values().any(shown::is_maintenance));
             out.map(|(name, _)| name.clone()).collect()
         });
+        let instances: Vec<Arc<crate::world::Instance>> = self.mesh.read(|world| world.instances().cloned().collect());
         let row = |instance: Arc<crate::world::Instance>| {
             let node_out = out_of_service.contains(&instance.node);
             Row { instance, node_out }
         };
-        (instances.into_iter().map(row).collect(), index)
+        (instances.into_iter().map(row).collect(), stamp)
     }
 
-    fn apps(&self, caller: &Caller) -> serde_json::Value {
-        let (rows, version) = self.rows();
-        self.recent().follow(&rows, version, Instant::now());
+    fn apps(&self, caller: &Caller, format: Format) -> Answered {
+        let stamp = self.mesh.read(stamp);
+        if let Some(given) = self.given().answer(stamp, &caller.namespace, format) {
+            return given;
+        }
+        let (rows, stamp) = self.rows();
+        self.recent().follow(&rows, stamp, Instant::now());
         let rows = View::of(caller, &rows).seen(&rows);
         let hash = answers::hashcode(rows.iter().map(|row| shown::status(row)));
-        answers::applications(&grouped(rows.into_iter().map(shown)), version, &hash)
+        let document = answers::applications(&grouped(rows.into_iter().map(shown)), stamp.1, &hash);
+        let answered = answers::answer(document, format);
+        self.given().keep(stamp, &caller.namespace, format, &answered);
+        answered
     }
 
     /// What changed in the last minutes, and the hash of everything.
     fn delta(&self, caller: &Caller) -> serde_json::Value {
-        let (rows, version) = self.rows();
+        let (rows, stamp) = self.rows();
         let view = View::of(caller, &rows);
         let changed: Vec<Instance> = {
             let mut recent = self.recent();
-            recent.follow(&rows, version, Instant::now());
+            recent.follow(&rows, stamp, Instant::now());
             let changes = recent.changes().filter(|(row, _)| view.sees(row));
             changes.map(|(row, action)| Instance { action, ..shown(row) }).collect()
         };
         let hash = answers::hashcode(view.seen(&rows).into_iter().map(shown::status));
-        answers::applications(&grouped(changed.into_iter()), version, &hash)
+        answers::applications(&grouped(changed.into_iter()), stamp.1, &hash)
     }
 
     fn app(&self, caller: &Caller, app: &str) -> Result<serde_json::Value, Refused> {
@@ -132,7 +148,7 @@ impl Eureka {
         name: &str,
         addresses: impl Fn(&Instance) -> &String,
     ) -> Result<serde_json::Value, Refused> {
-        let (rows, version) = self.rows();
+        let (rows, stamp) = self.rows();
         let all = View::of(caller, &rows).seen(&rows).into_iter().map(shown);
         let carries =
             |instance: &Instance| addresses(instance).split(',').any(|one| one.trim().eq_ignore_ascii_case(name));
@@ -141,12 +157,20 @@ impl Eureka {
             return Err(Refused::new(StatusCode::NOT_FOUND, format!("no instance carries the address {name:?}")));
         }
         let hash = answers::hashcode(found.iter().map(|instance| instance.status));
-        Ok(answers::applications(&grouped(found.into_iter()), version, &hash))
+        Ok(answers::applications(&grouped(found.into_iter()), stamp.1, &hash))
+    }
+
+    fn given(&self) -> std::sync::MutexGuard<'_, Given> {
+        self.given.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn recent(&self) -> std::sync::MutexGuard<'_, Recent> {
         self.recent.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn stamp(world: &World) -> Stamp {
+    (world.version(), world.catalog_index())
 }
 
 /// What a caller sees: a service of its namespace, or where that has none of the name, of "default"; as by Consul's API.

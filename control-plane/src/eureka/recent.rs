@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use weft_agent::eureka::instance::Action;
 
+use super::Stamp;
 use super::shown::Row;
 use crate::world::InstanceKey;
 
@@ -24,19 +25,19 @@ struct Change {
 /// As large as what is registered, and what was within the retention.
 #[derive(Default)]
 pub(super) struct Recent {
-    version: u64,
+    stamp: Stamp,
     known: BTreeMap<InstanceKey, Row>,
     changes: BTreeMap<InstanceKey, Change>,
 }
 
 impl Recent {
-    /// Compares with what there is now, at `version`; one that is behind what is known says nothing.
-    pub(super) fn follow(&mut self, rows: &[Row], version: u64, now: Instant) {
+    /// Compares with what there is now; what is behind what is known says nothing.
+    pub(super) fn follow(&mut self, rows: &[Row], stamp: Stamp, now: Instant) {
         self.changes.retain(|_, change| now.duration_since(change.at) < RETENTION);
-        if version <= self.version {
+        if stamp <= self.stamp {
             return;
         }
-        self.version = version;
+        self.stamp = stamp;
         let mut before = std::mem::take(&mut self.known);
         for row in rows {
             let key = row.instance.key();

@@ -203,6 +203,7 @@ async fn health_is_status() {
     fixture.check(1, maintenance(""), false).await;
     assert_eq!(status(), "ORDER o OUT_OF_SERVICE", "all of the node is");
     assert_eq!(fixture.get("apps")["applications"]["apps__hashcode"], "OUT_OF_SERVICE_1_");
+    assert_eq!(fixture.listed("apps", "hostName"), ["ORDER o pod-1"], "the document stays");
 }
 
 #[tokio::test]
@@ -241,9 +242,9 @@ async fn the_delta_tells_what_changed_and_the_hash_of_everything() {
     fixture.register(2, service("cart", "c", Vec::new())).await;
     assert_eq!(fixture.listed("apps/delta", "actionType"), ["CART n2:c MODIFIED", "ORDER n1:o MODIFIED"]);
     // After three minutes it is no news, whether something else is or not.
-    let (rows, version) = fixture.eureka.rows();
+    let (rows, stamp) = fixture.eureka.rows();
     let later = Instant::now() + Duration::from_secs(180);
-    fixture.eureka.recent().follow(&rows, version, later);
+    fixture.eureka.recent().follow(&rows, stamp, later);
     assert_eq!(fixture.eureka.recent().changes().count(), 0);
     assert_eq!(fixture.get("apps/delta")["applications"]["application"], json!([]));
 }

@@ -10,7 +10,7 @@ use super::xml;
 use crate::answer::{self, Answered};
 
 /// What a client takes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Format {
     /// Python's client reads nothing else, and asks for nothing.
     Xml,

@@ -1,0 +1,43 @@
+// An application that registers with eureka-js-client as if a Eureka server ran beside it.
+//
+//     npm install eureka-js-client
+//     node js_eureka.js APP POD_IP PORT
+//
+// Prints which instances it sees, each time they are others. On SIGTERM it deregisters and ends.
+const { Eureka } = require('eureka-js-client');
+
+const [app, ip, port] = process.argv.slice(2);
+const client = new Eureka({
+  instance: {
+    app,
+    hostName: ip,
+    ipAddr: '127.0.0.1',
+    port: { $: Number(port), '@enabled': 'true' },
+    vipAddress: app,
+    dataCenterInfo: {
+      '@class': 'com.netflix.appinfo.InstanceInfo$DefaultDataCenterInfo',
+      name: 'MyOwn',
+    },
+  },
+  eureka: { host: '127.0.0.1', port: 8761, heartbeatInterval: 500, registryFetchInterval: 200 },
+});
+
+let before = null;
+client.on('registryUpdated', () => {
+  const seen = Object.entries(client.cache.app)
+    .flatMap(([name, instances]) => instances.map((i) => `${name}@${i.ipAddr}:${i.port.$}`))
+    .sort()
+    .join(' ');
+  if (seen !== before) console.log(`sees ${seen}`);
+  before = seen;
+});
+client.on('heartbeat', () => console.log('heartbeat'));
+client.start((error) => {
+  if (error) throw error;
+});
+process.on('SIGTERM', () => {
+  client.stop((error) => {
+    console.log(error || 'stopped');
+    process.exit(error ? 1 : 0);
+  });
+});
