@@ -158,6 +158,7 @@ impl From<GatewayConfig> for Config {
             health_path: None,
             health_interval: 5,
             agent_api: Listen(None),
+            eureka_api: Listen(None),
             labels: if given.labels.is_empty() { default() } else { given.labels },
             workload: Some(given.workload),
             locality: given.locality,
