@@ -1,12 +1,13 @@
 // An application that registers with eureka-js-client as if a Eureka server ran beside it.
 //
 //     npm install eureka-js-client
-//     node js_eureka.js APP POD_IP PORT
+//     node js_eureka.js APP POD_IP PORT [delta]
 //
-// Prints which instances it sees, each time they are others. On SIGTERM it deregisters and ends.
+// Prints which instances it sees, each time they are others. On SIGTERM it deregisters and ends. With "delta" it does not
+// register, and fetches what has changed instead of everything.
 const { Eureka } = require('eureka-js-client');
 
-const [app, ip, port] = process.argv.slice(2);
+const [app, ip, port, delta] = process.argv.slice(2);
 const client = new Eureka({
   instance: {
     app,
@@ -19,18 +20,25 @@ const client = new Eureka({
       name: 'MyOwn',
     },
   },
-  eureka: { host: '127.0.0.1', port: 8761, heartbeatInterval: 500, registryFetchInterval: 200 },
+  shouldUseDelta: Boolean(delta),
+  eureka: {
+    host: '127.0.0.1',
+    port: 8761,
+    heartbeatInterval: 500,
+    registryFetchInterval: 200,
+    registerWithEureka: !delta,
+  },
 });
 
 let before = null;
-client.on('registryUpdated', () => {
+setInterval(() => {
   const seen = Object.entries(client.cache.app)
-    .flatMap(([name, instances]) => instances.map((i) => `${name}@${i.ipAddr}:${i.port.$}`))
+    .flatMap(([name, instances]) => instances.filter((i) => i.status === 'UP').map((i) => `${name}@${i.ipAddr}:${i.port.$}`))
     .sort()
     .join(' ');
   if (seen !== before) console.log(`sees ${seen}`);
   before = seen;
-});
+}, 100);
 client.on('heartbeat', () => console.log('heartbeat'));
 client.start((error) => {
   if (error) throw error;

@@ -27,9 +27,10 @@ fn python(pod: &Pod, app: &str, port: u16) -> Result<Process> {
     pod.spawn("py-eureka", python_of("eureka")?, &[&script("py_eureka.py"), "run", SERVER, app, &pod.ip, &port])
 }
 
-fn node(pod: &Pod, app: &str, port: u16) -> Result<Process> {
+fn node(pod: &Pod, app: &str, port: u16, more: &[&str]) -> Result<Process> {
     let modules = format!("NODE_PATH={}", node_modules("eureka")?.display());
-    pod.spawn("js-eureka", "env", &[&modules, "node", &script("js_eureka.js"), app, &pod.ip, &port.to_string()])
+    let (script, port) = (script("js_eureka.js"), port.to_string());
+    pod.spawn("js-eureka", "env", &[&[modules.as_str(), "node", &script, app, &pod.ip, &port], more].concat())
 }
 
 /// Waits until a client sees exactly these instances up.
@@ -89,7 +90,9 @@ fn clients() -> Result<()> {
     // Each sees the other, and what neither of them registered; so does Consul's API, and the mesh takes calls there.
     let mut py = python(order, "order", 8080)?;
     sees(&py, "Python", &[cart_up.clone(), order_up.clone()])?;
-    let mut js = node(web, "web", 8080)?;
+    let watcher = node(&cart.pod, "cart", 9090, &["delta"])?;
+    sees(&watcher, "JavaScript with deltas", &[cart_up.clone(), order_up.clone()])?;
+    let mut js = node(web, "web", 8080, &[])?;
     let all = [cart_up.clone(), order_up.clone(), web_up.clone()];
     sees(&py, "Python", &all)?;
     sees(&js, "JavaScript", &all)?;
@@ -97,8 +100,11 @@ fn clients() -> Result<()> {
     let found: Value = serde_json::from_str(&found)?;
     let service = &found[0]["Service"];
     ensure!(service["Address"] == order.ip.as_str() && service["Meta"]["version"] == "v1", "{found}");
+    ensure!(mesh.status().contains("version=v1"), "metadata are labels:\n{}", mesh.status());
     called(&mesh, web, "order", 200)?;
     called(&mesh, order, "web", 200)?;
+    let named = web.run("dig", &["+short", "@127.0.0.1", "-p", "8600", "order.service.consul"])?;
+    ensure!(named.trim() == order.ip, "{named}");
     let answer = web.curl(&["-f", &format!("http://{}:8080/", order.ip)])?;
     ensure!(answer.contains("sa/web"), "to the address that the client was given: {answer}");
     wait_for("heartbeats", SOON, || {
@@ -115,6 +121,7 @@ fn clients() -> Result<()> {
     let without_order = [cart_up.clone(), web_up.clone()];
     status("OUT_OF_SERVICE")?;
     sees(&js, "JavaScript", &without_order)?;
+    sees(&watcher, "JavaScript with deltas", &without_order)?;
     sees(&py, "Python", &without_order)?;
     called(&mesh, web, "order", 503)?;
     status("-")?;
@@ -125,6 +132,11 @@ fn clients() -> Result<()> {
     ensure!(consul_status(web, "order")? == "critical");
     status("UP")?;
     sees(&js, "JavaScript", &all)?;
+
+    for client in [&py, &js, &watcher] {
+        let output = client.output().to_lowercase();
+        ensure!(!output.contains("error") && !output.contains("fail"), "a client is not content:\n{output}");
+    }
 
     // One that died without a word is not called when its lease is over, and is when it comes back.
     py.signal("KILL")?;
@@ -140,7 +152,9 @@ fn clients() -> Result<()> {
     // One that ends is gone.
     js.signal("TERM")?;
     ensure!(js.wait(SOON)? == 0 && js.output().contains("stopped"), "{}", js.output());
-    sees(&py, "Python", &[cart_up, order_up])?;
+    let left = [cart_up, order_up];
+    sees(&watcher, "JavaScript with deltas", &left)?;
+    sees(&py, "Python", &left)?;
     py.signal("TERM")?;
     wait_for("the end of its registration", SOON, || {
         let left = consul_status(web, "order")?;

@@ -10,8 +10,9 @@ use weft_agent::eureka::answers::Format;
 
 use super::Stamp;
 
-/// Answers that are kept; each is as large as what its namespace sees.
+/// Answers that are kept, and bytes of them; each is as large as what its namespace sees.
 const MAX: usize = 16;
+const MAX_BYTES: usize = 64 << 20;
 
 /// Answers of one moment.
 #[derive(Default)]
@@ -33,7 +34,8 @@ impl Given {
             self.answers.clear();
             self.stamp = stamp;
         }
-        if stamp == self.stamp && self.answers.len() < MAX {
+        let bytes = self.answers.values().map(|kept| kept.body().len()).sum::<usize>() + answered.body().len();
+        if stamp == self.stamp && self.answers.len() < MAX && bytes <= MAX_BYTES {
             self.answers.insert((namespace.to_owned(), format), answered.clone());
         }
     }
@@ -61,5 +63,9 @@ mod tests {
             given.keep((2, 2), &n.to_string(), Format::Json, &answer("x"));
         }
         assert_eq!(given.answers.len(), MAX);
+        for namespace in ["a", "b"] {
+            given.keep((3, 3), namespace, Format::Xml, &Answered::new(vec![0; MAX_BYTES / 2 + 1].into()));
+        }
+        assert_eq!(given.answers.len(), 1);
     }
 }

@@ -37,7 +37,8 @@ pub struct Config {
     /// Where Consul's HTTP API is served to this pod, or "off"; loopback only.
     #[arg(long, default_value = "127.0.0.1:8500", value_parser = loopback)]
     pub agent_api: Listen,
-    /// Where Eureka's API is served to this pod (/eureka, which --agent-api has too), or "off"; loopback only.
+    /// Where Eureka's API is served to this pod, /eureka, with all else that --agent-api serves, which has it too; or "off";
+    /// loopback only.
     #[arg(long, default_value = "127.0.0.1:8761", value_parser = loopback)]
     pub eureka_api: Listen,
     /// Where Consul's DNS names are served to this pod with the real addresses of instances (127.0.0.1's port is served on

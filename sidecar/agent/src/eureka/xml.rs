@@ -11,6 +11,8 @@ use serde_json::{Map, Value};
 
 /// Elements within elements, at most; those of Eureka are five deep.
 const MAX_DEPTH: usize = 16;
+/// Attributes of one element, at most: each is compared with all before it.
+const MAX_ATTRIBUTES: usize = 8;
 /// The element whose children are data.
 const DATA: &str = "metadata";
 
@@ -25,7 +27,10 @@ impl Open {
     fn of(start: &BytesStart, in_data: bool) -> Result<Open, String> {
         let name = start.name().as_ref().to_owned();
         let mut attributes = Map::new();
-        for attribute in start.attributes() {
+        for (n, attribute) in start.attributes().enumerate() {
+            if n == MAX_ATTRIBUTES {
+                return Err(format!("<{name}> has more than {MAX_ATTRIBUTES} attributes"));
+            }
             let attribute = attribute.map_err(|e| format!("<{name}>: {e}"))?;
             let value = attribute.normalized_value(XmlVersion::Implicit1_0).map_err(|e| format!("<{name}>: {e}"))?;
             attributes.insert(format!("@{}", attribute.key.as_ref()), value.into_owned().into());
@@ -259,6 +264,7 @@ mod tests {
             ("<!DOCTYPE a [<!ENTITY b \"c\">]><a>&b;</a>", "document type"),
             ("<a b=1/>", "at byte 0"),
             (&"<a>".repeat(MAX_DEPTH + 1), "too deep"),
+            ("<a b='' c='' d='' e='' f='' g='' h='' i='' j=''/>", "more than 8 attributes"),
         ] {
             let error = read(text).unwrap_err();
             assert!(error.contains(words), "{text}: {error}");
