@@ -21,6 +21,7 @@ use crate::admin::{self, AdminService};
 use crate::ca::{Ca, CaRecord};
 use crate::catalog::CatalogService;
 use crate::consul::Consul;
+use crate::consul::connect::Roots;
 use crate::discovery::{Discovery, DiscoveryService};
 use crate::dns::listen::Listen;
 use crate::dns::service::DnsService;
@@ -114,7 +115,9 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
         .add_service(AdminServer::new(admin).max_decoding_message_size(32 << 20))
         .serve_with_incoming(UnixListenerStream::new(admin_listener));
     let identity = IdentityService { ca: ca.clone(), tokens, lifetime: config.certificate_ttl };
-    let catalog = CatalogService { eureka: Eureka::new(mesh.clone()), consul: Consul { mesh: mesh.clone(), address } };
+    let roots = Roots::of(&ca);
+    let consul = Consul { mesh: mesh.clone(), address, roots };
+    let catalog = CatalogService { eureka: Eureka::new(mesh.clone()), consul };
     let incoming = peer::accept(ca.clone(), listener)?;
     let server = Server::builder()
         // A sidecar that is cut off is noticed in seconds; its lease runs from then.

@@ -5,6 +5,7 @@
 //! answer; `pairs` and `sessions` are the key-value store with its locks. What agents need too (queries, filters, headers, refusals) is `weft_agent`'s.
 
 mod block;
+pub mod connect;
 mod near;
 mod pairs;
 mod read;
@@ -33,6 +34,8 @@ pub struct Consul {
     pub mesh: Arc<Mesh>,
     /// Where sidecars reach this control plane.
     pub address: SocketAddr,
+    /// The mesh's authority.
+    pub roots: connect::Roots,
 }
 
 /// Who asks.

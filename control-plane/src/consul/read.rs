@@ -39,6 +39,7 @@ pub(super) async fn read(
         Endpoint::StatusLeader => return Ok(answer::json(&json!(leader(consul, caller)), query)),
         Endpoint::StatusPeers => return Ok(answer::json(&json!([leader(consul, caller)]), query)),
         Endpoint::Queries => return Ok(answer::json(&json!([]), query)),
+        Endpoint::ConnectRoots => return consul.roots.answer(query).await,
         Endpoint::Pair(key) => return pairs::read(consul, caller, &key, query).await,
         Endpoint::SessionInfo(id) => return sessions::read(consul, caller, Wanted::Id(&id), query).await,
         Endpoint::SessionNode(node) => return sessions::read(consul, caller, Wanted::Node(&node), query).await,
@@ -132,8 +133,8 @@ impl Reader<'_> {
     }
 
     async fn catalog_nodes(&self) -> Indexed {
-        self.wait(&[Topic::Catalog, Topic::Nodes], World::catalog_index).await?;
-        let index = self.consul.mesh.read(World::catalog_index);
+        self.wait(&[Topic::Catalog, Topic::Nodes], World::nodes_index).await?;
+        let index = self.consul.mesh.read(World::nodes_index);
         let nodes = select::nodes(self.consul, self.caller, self.query);
         Ok((Value::Array(filtered(nodes.iter().map(shapes::node), self.query)?), index))
     }

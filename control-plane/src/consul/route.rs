@@ -31,6 +31,8 @@ pub enum Endpoint {
     StatusPeers,
     /// `query`: the prepared queries, of which there are none.
     Queries,
+    /// `connect/ca/roots`, and the same of an agent
+    ConnectRoots,
     /// `kv/:key`, which may be empty
     Pair(String),
     /// `session/create`
@@ -84,14 +86,24 @@ const NAMED: [Named; 10] = [
 ];
 
 /// What Consul has and this mesh has not, by the beginning of the path, and what there is instead.
-const REFUSED: [(&str, &str); 9] = [
+const REFUSED: [(&str, &str); 15] = [
     ("acl", "what a sidecar may do is said by its join token (weftctl token create)"),
     ("operator", "there are no servers to operate; weftctl status shows the mesh"),
-    ("snapshot", "back up the control plane's data folder"),
+    ("snapshot", "back up by weftctl snapshot save"),
     ("peering", "clusters are not peered"),
     ("peerings", "clusters are not peered"),
     ("query", "routes and failover are policies (VirtualService, DestinationRule)"),
     ("config", "policies are Istio's documents (weftctl apply)"),
+    ("health/connect", "calls to what health/service lists are mutual TLS by the caller's sidecar"),
+    ("catalog/connect", "calls to what catalog/service lists are mutual TLS by the caller's sidecar"),
+    (
+        "connect",
+        "keys never leave their sidecar, and identities are spiffe://<trust domain>/ns/<namespace>/sa/<account>; only \
+         connect/ca/roots is answered",
+    ),
+    ("txn", "transactions of several keys are not supported yet; kv takes cas"),
+    ("event", "events are not supported yet"),
+    ("coordinate", "near sorts by the locality of sidecars"),
     ("catalog/register", "register with the agent beside the service (agent/service/register)"),
     ("catalog/deregister", "deregister with the agent beside the service (agent/service/deregister)"),
 ];
@@ -110,6 +122,7 @@ pub fn route(method: &Method, path: &str) -> Result<Endpoint, Missed> {
         "status/leader" => Endpoint::StatusLeader,
         "status/peers" => Endpoint::StatusPeers,
         "query" if method == Method::GET => Endpoint::Queries,
+        "connect/ca/roots" | "agent/connect/ca/roots" => Endpoint::ConnectRoots,
         "session/create" => Endpoint::SessionCreate,
         "session/list" => Endpoint::SessionList,
         "kv" => Endpoint::Pair(String::new()),
@@ -134,6 +147,8 @@ fn named(short: &str) -> Option<Result<Endpoint, Missed>> {
 }
 
 fn unsupported(path: &str, short: &str) -> Refused {
+    // The same of an agent.
+    let short = short.strip_prefix("agent/").unwrap_or(short);
     let below = |prefix: &str| short.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
     let instead = REFUSED.iter().find(|(prefix, _)| below(prefix)).map(|(_, instead)| format!(": {instead}"));
     let text = format!("{path} of Consul's API is not supported by this mesh{}", instead.unwrap_or_default());
@@ -175,6 +190,8 @@ mod tests {
                 "/v1/acl/tokens of Consul's API is not supported by this mesh: what a",
             ),
             (Method::GET, "/v1/snapshot", 501, "back up"),
+            (Method::GET, "/v1/health/connect/order", 501, "mutual TLS"),
+            (Method::GET, "/v1/connect/intentions", 501, "only connect/ca/roots"),
             (Method::POST, "/v1/query", 501, "policies"),
             (Method::GET, "/v1/query/a/execute", 501, "policies"),
             (Method::PUT, "/v1/catalog/register", 501, "agent/service/register"),

@@ -12,6 +12,11 @@ use super::*;
 use crate::mesh::Node;
 use crate::store::embedded::Embedded;
 
+fn roots() -> connect::Roots {
+    let (ca, _) = crate::ca::Ca::create("cluster.local", std::time::SystemTime::now()).unwrap();
+    connect::Roots::of(&ca)
+}
+
 struct Fixture {
     _dir: tempfile::TempDir,
     consul: Consul,
@@ -76,7 +81,7 @@ async fn fixture() -> Fixture {
     }
     let update = v1::CheckUpdate { check: Some(check("disk", "", "passing")), removed: false };
     mesh.update_check("n1", 1, update).await.unwrap();
-    Fixture { _dir: dir, consul: Consul { mesh, address: ([10, 0, 0, 9], 15012).into() } }
+    Fixture { _dir: dir, consul: Consul { mesh, address: ([10, 0, 0, 9], 15012).into(), roots: roots() } }
 }
 
 fn caller(namespace: &str, number: u8) -> Caller {

@@ -175,6 +175,7 @@ impl Applying {
 
     fn node(&mut self, state: &mut State, name: String, record: Option<Record>) -> Result<(), String> {
         self.woken.insert(Topic::Nodes);
+        state.world.touch_nodes();
         let Some(record) = record else {
             state.nodes.remove(&name);
             return Ok(());

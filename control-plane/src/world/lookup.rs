@@ -96,6 +96,11 @@ impl World {
         self.catalog_index
     }
 
+    /// Revision of the last change of any node, or of any instance.
+    pub fn nodes_index(&self) -> u64 {
+        self.nodes_index.max(self.catalog_index)
+    }
+
     /// A host by its canonical name.
     pub fn host(&self, host: &str) -> Option<&Host> {
         self.hosts.get(host)

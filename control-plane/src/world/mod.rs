@@ -74,6 +74,7 @@ pub struct World {
     /// Index of every service that has none of its own: never below one that was told for it before.
     pruned_index: u64,
     catalog_index: u64,
+    nodes_index: u64,
 }
 
 /// "<service>.<namespace>.svc.cluster.local".
@@ -117,6 +118,11 @@ impl World {
         for host in hosts {
             self.touch_service(host);
         }
+    }
+
+    /// A node came, went or changed.
+    pub fn touch_nodes(&mut self) {
+        self.nodes_index = self.revision;
     }
 
     /// Services whose index has grown since the last call, by canonical name.

@@ -67,7 +67,7 @@ pub fn route(method: &Method, path: &str) -> Result<Endpoint, Missed> {
         UpdateCheck,
     };
     let path = path.strip_prefix("/v1/").ok_or(Missed::NoPage)?;
-    if path != "agent" && !path.starts_with("agent/") {
+    if (path != "agent" && !path.starts_with("agent/")) || path.starts_with("agent/connect/") {
         return Err(Missed::Elsewhere);
     }
     // Longer prefixes first: what follows one is an id, whatever is in it.
@@ -121,6 +121,7 @@ mod tests {
             ("/v1/agent/service/", Missed::Unsupported),
             ("/v1/agent/host", Missed::Unsupported),
             ("/v1/health/service/order", Missed::Elsewhere),
+            ("/v1/agent/connect/ca/roots", Missed::Elsewhere),
             ("/v1/agents", Missed::Elsewhere),
             ("/v1/", Missed::Elsewhere),
             ("/ui/", Missed::NoPage),
