@@ -93,6 +93,9 @@ pub enum Refusal {
     /// It must not be; in words for whoever asked.
     #[error("{0}")]
     Because(String),
+    /// The session is not the node's any more: a newer one is, or the node was removed. It has to begin anew.
+    #[error("this session is over: the node has a newer one, or was removed after too long a silence; begin anew")]
+    SessionOver,
     /// The store did not do it. Another control plane's may.
     #[error(transparent)]
     Store(#[from] store::Error),

@@ -108,6 +108,11 @@ impl Session {
                     tracing::warn!(peer = %self.certified.id, address = %self.peer.remote, "refused: {error}");
                     RegistryReply { error, ..Default::default() }
                 }
+                Err(Refusal::SessionOver) => {
+                    tracing::info!(peer = %self.certified.id, "a session that is over is ended");
+                    let _ = replies.send(Err(Status::aborted(Refusal::SessionOver.to_string()))).await;
+                    break;
+                }
                 Err(Refusal::Store(e)) => {
                     // Nothing is wrong with what it asked: it comes back, or goes to another control plane, and says all
                     // of it again.
@@ -160,7 +165,7 @@ impl Session {
             Kind::Hello(_) => {}
             Kind::Heartbeat(_) => {
                 if !self.mesh.renew(&node, session).await {
-                    return Err("this session was superseded by a newer one of the same node".into());
+                    return Err(Refusal::SessionOver);
                 }
             }
             Kind::Register(instance) => {

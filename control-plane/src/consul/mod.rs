@@ -71,6 +71,7 @@ async fn write(
 fn refused(refusal: Refusal) -> Refused {
     match refusal {
         Refusal::Because(text) => Refused::new(StatusCode::INTERNAL_SERVER_ERROR, text),
+        Refusal::SessionOver => Refused::new(StatusCode::INTERNAL_SERVER_ERROR, refusal.to_string()),
         Refusal::Store(e) => Refused::new(StatusCode::INTERNAL_SERVER_ERROR, format!("No cluster leader: {e}")),
     }
 }

@@ -178,6 +178,8 @@ impl Applying {
         state.world.touch_nodes();
         let Some(record) = record else {
             state.nodes.remove(&name);
+            // Whoever still speaks for it has to say all of it again.
+            state.sessions.remove(&name);
             return Ok(());
         };
         let stored = StoredNode::decode(record.value.as_slice()).map_err(|e| e.to_string())?;

@@ -13,7 +13,6 @@ use crate::world::{Instance, InstanceKey};
 
 /// Tries of a change that others come before.
 const TRIES: usize = 10;
-const SUPERSEDED: &str = "this session was superseded by a newer one of the same node";
 
 /// Whether a registration says what is known already.
 fn is_same(held: &Instance, new: &Instance) -> bool {
@@ -30,7 +29,7 @@ impl State {
     /// The node, if this is its session.
     fn node_of(&self, name: &str, session: u64) -> Result<&Node, Refusal> {
         let ours = self.sessions.get(name).is_some_and(|held| held.session == session);
-        self.nodes.get(name).filter(|_| ours).ok_or_else(|| SUPERSEDED.into())
+        self.nodes.get(name).filter(|_| ours).ok_or(Refusal::SessionOver)
     }
 }
 

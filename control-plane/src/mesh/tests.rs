@@ -166,13 +166,34 @@ async fn two_control_planes_over_one_store_see_the_same() {
     let mut seen = one.seen.subscribe();
     seen.wait_for(|seen| *seen >= *two.seen.borrow()).await.unwrap();
     let refused = one.register("n1", session, v1::Instance { port: 81, ..service() }).await.unwrap_err();
-    assert!(refused.to_string().contains("superseded"), "{refused}");
+    assert_eq!(refused, Refusal::SessionOver);
     one.reap_once(Instant::now() + 2 * LEASE).await.unwrap();
     assert_eq!(health(&one, "n1"), Some(v1::Health::Healthy));
     two.register("n1", moved, v1::Instance { port: 81, ..service() }).await.unwrap();
     // Another that is connected to the one may not be taken over at the other.
     let impostor = Node { address: IpAddr::from([10, 0, 0, 9]), ..node(9) };
     assert!(one.begin_session("n1", impostor).await.unwrap_err().to_string().contains("in use by"));
+}
+
+/// A control plane that was cut off from the store finds its sidecars removed: they begin anew, and say all of it again.
+#[tokio::test]
+async fn one_whose_node_was_removed_elsewhere_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path()).await;
+    let (one, two) = (open(store.clone()).await, open(store.clone()).await);
+    let session = one.begin_session("n1", node(1)).await.unwrap();
+    one.register("n1", session, service()).await.unwrap();
+    store.txn(vec![], vec![Op::delete(Table::Alive, "n1")]).await.unwrap();
+    let mut seen = two.seen.subscribe();
+    seen.wait_for(|_| two.read_nodes(|nodes| nodes.get("n1").is_some_and(|n| n.alive.is_none()))).await.unwrap();
+    two.reap_once(Instant::now()).await.unwrap();
+    let mut seen = one.seen.subscribe();
+    seen.wait_for(|_| health(&one, "n1").is_none()).await.unwrap();
+    assert!(!one.renew("n1", session).await);
+    assert_eq!(one.register("n1", session, service()).await, Err(Refusal::SessionOver));
+    let again = one.begin_session("n1", node(1)).await.unwrap();
+    one.register("n1", again, service()).await.unwrap();
+    assert_eq!(health(&one, "n1"), Some(v1::Health::Healthy));
 }
 
 #[tokio::test]
