@@ -203,6 +203,10 @@ impl AggregatedDiscoveryService for DiscoveryService {
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
         let peer = Peer::of(&request)?;
         let certified = peer.certified()?;
+        // Time to find another control plane; who comes back after that has found none.
+        if self.0.mesh.cut_off().borrow().is_some_and(|since| since.elapsed() < ELSEWHERE) {
+            return Err(Status::unavailable(session::CUT_OFF));
+        }
         let (replies, stream) = mpsc::channel(16);
         let id = self.0.next.fetch_add(1, Ordering::Relaxed);
         let session = Session::new(id, self.0.clone(), certified, peer.remote.to_string(), replies);
@@ -210,6 +214,9 @@ impl AggregatedDiscoveryService for DiscoveryService {
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 }
+
+/// For so long a control plane that was cut off from its store takes no streams.
+const ELSEWHERE: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// A type without its package, for people.
 fn short(type_url: &str) -> &str {

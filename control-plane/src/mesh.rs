@@ -154,6 +154,8 @@ pub struct Mesh {
     sessions_over: Arc<Notify>,
     /// The lease of this process, which those who are connected to it live by; 0: none yet.
     own_lease: AtomicU64,
+    /// Since when the store has not answered for longer than a lease: what is known here grows old.
+    cut_off: watch::Sender<Option<Instant>>,
     /// Time without a sign of life after which a sidecar's instances are removed.
     pub lease: Duration,
 }
@@ -189,6 +191,7 @@ impl Mesh {
             virtual_ips: Arc::default(),
             sessions_over: Arc::default(),
             own_lease: AtomicU64::new(0),
+            cut_off: watch::Sender::new(None),
             lease,
         });
         let changes = mesh.take_up(watch);
@@ -203,6 +206,12 @@ impl Mesh {
     /// Changes from now on.
     pub fn events(&self) -> broadcast::Receiver<Arc<Changed>> {
         self.events.subscribe()
+    }
+
+    /// Since when the store has not answered for longer than a lease. Sidecars are better off with another control plane
+    /// then; where there is none, what is known here is better than nothing.
+    pub fn cut_off(&self) -> watch::Receiver<Option<Instant>> {
+        self.cut_off.subscribe()
     }
 
     /// Version of the world, to wait on.

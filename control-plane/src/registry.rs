@@ -7,7 +7,8 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -20,6 +21,7 @@ use crate::discovery::Discovery;
 use crate::mesh::{Mesh, Node, Refusal};
 use crate::peer::{Certified, Peer};
 
+const CUT_OFF: &str = "this control plane has lost its store";
 /// Requests of a session that may wait for the one at hand.
 const QUEUE: usize = 16;
 /// Instances of one sidecar, and bytes of one field: more is a mistake or an attack.
@@ -44,6 +46,9 @@ impl Registry for RegistryService {
     ) -> Result<Response<Self::SessionStream>, Status> {
         let peer = Peer::of(&request)?;
         let certified = peer.certified()?;
+        if self.mesh.cut_off().borrow().is_some() {
+            return Err(Status::unavailable(CUT_OFF));
+        }
         let (replies, stream) = mpsc::channel(16);
         let session = Session {
             mesh: self.mesh.clone(),
@@ -55,6 +60,13 @@ impl Registry for RegistryService {
         };
         tokio::spawn(session.run(request.into_inner(), replies));
         Ok(Response::new(ReceiverStream::new(stream)))
+    }
+}
+
+/// Waits until this control plane has lost its store.
+async fn is_cut_off(cut_off: &mut watch::Receiver<Option<Instant>>) {
+    if cut_off.wait_for(Option::is_some).await.is_err() {
+        std::future::pending().await
     }
 }
 
@@ -89,9 +101,15 @@ impl Session {
         let expiry = tokio::time::sleep(left);
         tokio::pin!(expiry);
         let mut waiting = VecDeque::new();
+        let mut cut_off = self.mesh.cut_off();
         loop {
             let request = tokio::select! {
                 request = next(&mut waiting, &mut requests) => request,
+                () = is_cut_off(&mut cut_off) => {
+                    // A peer that is gone does not mind.
+                    let _ = replies.send(Err(Status::unavailable(CUT_OFF))).await;
+                    break;
+                }
                 () = &mut expiry => {
                     let status = Status::unauthenticated("the certificate of this stream has expired; reconnect");
                     // A peer that is gone does not mind.

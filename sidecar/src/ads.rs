@@ -45,7 +45,7 @@ pub async fn run(
 ) {
     let mut backoff = Backoff::default();
     loop {
-        let started = tokio::time::Instant::now();
+        let (started, turn) = (tokio::time::Instant::now(), control.turn());
         let result = stream(&control, &mut writer, &introduction, &metrics, &mut reconnect).await;
         writer.save();
         match result {
@@ -56,6 +56,7 @@ pub async fn run(
             }
             Err(e) => tracing::warn!("no discovery stream: {e:#}"),
         }
+        control.leave(turn);
         writer.set_connected(false);
         metrics.control_plane_connected.set(0);
         if started.elapsed() > Duration::from_secs(30) {

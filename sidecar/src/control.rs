@@ -84,6 +84,18 @@ impl Control {
         self.addresses.get(at).map_or("", String::as_str)
     }
 
+    /// Which of the control planes is asked first now; see [`Control::leave`].
+    pub fn turn(&self) -> usize {
+        self.next.load(Ordering::Relaxed)
+    }
+
+    /// The control plane that was asked first at that turn does not serve us: the next connection goes to another, unless
+    /// somebody has said so already.
+    pub fn leave(&self, turn: usize) {
+        // Who lost the race wanted the same.
+        let _ = self.next.compare_exchange(turn, turn + 1, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
     async fn connect_with(&self, tls: Arc<rustls::ClientConfig>) -> Result<Channel> {
         let mut last = anyhow::anyhow!("no control plane address given");
         for _ in 0..self.addresses.len() {

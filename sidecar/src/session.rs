@@ -172,7 +172,7 @@ impl Session {
     pub async fn run(mut self, control: Arc<Control>, hello: Hello, mut reconnect: watch::Receiver<u64>) {
         let mut backoff = Backoff::default();
         loop {
-            let started = tokio::time::Instant::now();
+            let (started, turn) = (tokio::time::Instant::now(), control.turn());
             let result = self.session(&control, &hello, &mut reconnect).await;
             self.connected.send_replace(false);
             // Those who wait are told by the fall of their channel.
@@ -184,6 +184,7 @@ impl Session {
                 }
                 Err(e) => tracing::warn!("no registry session: {e:#}"),
             }
+            control.leave(turn);
             if started.elapsed() > Duration::from_secs(30) {
                 backoff = Backoff::default();
             }

@@ -18,6 +18,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         ("what_was_acknowledged_survives_a_kill", survives),
         ("three_control_planes_over_etcd_serve_as_one", together),
         ("compacted_history_is_read_anew", compaction),
+        ("a_control_plane_without_its_store_sends_sidecars_elsewhere", cut_off),
         ("a_snapshot_brings_a_mesh_back", snapshot),
     ]
 }
@@ -269,6 +270,44 @@ fn compaction() -> Result<()> {
         Ok(())
     })?;
     ensure!(other.output().contains("compacted"), "it says so: {}", other.output());
+    Ok(())
+}
+
+/// One of two control planes loses its etcd: its sidecar goes to the other and hears what changes; when both have lost
+/// it, the sidecars go on with what they know.
+fn cut_off() -> Result<()> {
+    let mut mesh = Mesh::network(&[])?;
+    let center = mesh.center.again();
+    let mut etcd = Etcd::start(&center, 3)?;
+    let (first, second) =
+        (format!("etcd://{},{}", etcd.address(0), etcd.address(1)), format!("etcd://{}", etcd.address(2)));
+    mesh.control_plane_args = ["--store", &first, "--lease", "3"].map(str::to_owned).to_vec();
+    mesh.start_control_plane()?;
+    let _other = mesh.another_control_plane(1, &["--store", &second, "--lease", "3"])?;
+    let order = mesh.instance("order1", "order-service", 8080, &[])?;
+    let front = mesh.pod("front")?;
+    let addresses = format!("{0}:15013,{0}:15012", center.ip);
+    let _front = mesh.sidecar(&front, "frontend", &["--control-plane", &addresses])?;
+    mesh.redirect(&front)?;
+    let vip = mesh.vip("order-service")?;
+    let call = || front.curl(&["-f", "-H", "Host: order-service", &format!("http://{vip}/")]);
+    wait_for("the first call", Duration::from_secs(5), call)?;
+    etcd.kill(2)?;
+    // What happens after that is known to the first control plane alone.
+    let second = mesh.pod("order2")?;
+    let _server = second.serve(8080, "order2")?;
+    let _sidecar = mesh.sidecar(&second, "order-service", &["--service", "order-service", "--port", "8080"])?;
+    mesh.redirect(&second)?;
+    wait_for("the second instance to be called", Duration::from_secs(40), || {
+        ensure!(call()?.contains("order2"), "only the first one is");
+        Ok(())
+    })?;
+    etcd.kill(1)?;
+    std::thread::sleep(Duration::from_secs(8));
+    for _ in 0..20 {
+        call()?;
+    }
+    ensure!(order.pod.curl(&["-f", "http://127.0.0.1:15021/healthz/ready"]).is_ok());
     Ok(())
 }
 

@@ -16,6 +16,8 @@ use crate::peer::Certified;
 use crate::translate;
 use crate::world::{Changed, World};
 
+/// Why a stream ends that could go on elsewhere.
+pub(super) const CUT_OFF: &str = "this control plane has lost its store, and what it knows grows old";
 /// Names that one sidecar may subscribe to, of each type.
 const MAX_NAMES: usize = 20_000;
 /// Responses that a sidecar may leave without an answer.
@@ -98,6 +100,9 @@ impl Session {
 
     pub(super) async fn run(mut self, mut requests: Streaming<DeltaDiscoveryRequest>) {
         let mut events = self.discovery.mesh.events();
+        let mut cut_off = self.discovery.mesh.cut_off();
+        // One that began while it was cut off is better than none.
+        cut_off.mark_unchanged();
         let stream = Stream {
             node: String::new(),
             version: String::new(),
@@ -130,6 +135,10 @@ impl Session {
                     }
                     self.changed(&changed).await
                 }
+                changed = cut_off.changed() => match changed {
+                    Ok(()) if cut_off.borrow_and_update().is_some() => Err(Status::unavailable(CUT_OFF)),
+                    _ => Ok(()),
+                },
                 () = &mut expiry => Err(Status::unauthenticated("the certificate of this stream has expired; reconnect")),
             };
             if step.is_err() {

@@ -230,6 +230,7 @@ impl Mesh {
 
 /// Keeps the lease of this process, for as long as somebody holds the mesh.
 pub(super) async fn keep_lease(mesh: Weak<Mesh>) {
+    let mut answered = Instant::now();
     loop {
         let Some(pause) = mesh.upgrade().map(|mesh| mesh.lease / 3) else { return };
         tokio::time::sleep(pause).await;
@@ -239,8 +240,22 @@ pub(super) async fn keep_lease(mesh: Weak<Mesh>) {
             Ok(false) => mesh.renew_own_lease().await,
             Err(e) => Err(e),
         };
-        if let Err(e) = kept {
-            tracing::error!("cannot tell the store that this control plane is alive: {e}");
+        match kept {
+            Ok(()) => {
+                answered = Instant::now();
+                mesh.cut_off.send_if_modified(|since| since.take().is_some());
+            }
+            Err(e) => {
+                tracing::error!("cannot tell the store that this control plane is alive: {e}");
+                let late = answered.elapsed() > mesh.lease;
+                mesh.cut_off.send_if_modified(|since| {
+                    let new = late && since.is_none();
+                    if new {
+                        *since = Some(Instant::now());
+                    }
+                    new
+                });
+            }
         }
     }
 }
