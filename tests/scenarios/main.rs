@@ -13,6 +13,7 @@ mod operations;
 mod protocols;
 mod routes;
 mod store;
+mod times;
 mod traffic;
 mod trouble;
 
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         gateway::all(),
         routes::all(),
         store::all(),
+        times::all(),
         operations::all(),
         machine::all(),
     ]
