@@ -11,6 +11,7 @@ mod limits;
 mod machine;
 mod operations;
 mod protocols;
+mod registry;
 mod routes;
 mod store;
 mod times;
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         fields::all(),
         gateway::all(),
         routes::all(),
+        registry::all(),
         store::all(),
         times::all(),
         operations::all(),

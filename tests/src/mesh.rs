@@ -21,6 +21,8 @@ pub struct Mesh {
     pub control_plane: Option<Process>,
     /// Further arguments of the control plane.
     pub control_plane_args: Vec<String>,
+    /// And variables of its environment.
+    pub control_plane_env: Vec<(String, String)>,
     dir: tempfile::TempDir,
     subnet: u32,
     next: AtomicU32,
@@ -64,6 +66,7 @@ impl Mesh {
             center,
             policies,
             control_plane: None,
+            control_plane_env: Vec::new(),
             control_plane_args: control_plane_args.iter().map(|s| (*s).to_owned()).collect(),
             dir,
             subnet: number,
@@ -82,7 +85,8 @@ impl Mesh {
         let (data, policies) = (data.to_string_lossy().into_owned(), self.policies.to_string_lossy().into_owned());
         let mut args = vec!["--data-dir", &data, "--policies", &policies, "--listen", &listen];
         args.extend(self.control_plane_args.iter().map(String::as_str));
-        let process = self.center.spawn("control-plane", binary("weft-control-plane")?, &args)?;
+        let process =
+            self.center.spawn_with("control-plane", binary("weft-control-plane")?, &args, &self.control_plane_env)?;
         self.control_plane = Some(process);
         wait_for("the control plane", Duration::from_secs(10), || self.weftctl(&["status"]).map(drop))
     }

@@ -144,8 +144,23 @@ impl Pod {
     /// # Errors
     /// When it cannot be started.
     pub fn spawn(&self, what: &str, program: impl AsRef<std::ffi::OsStr>, args: &[&str]) -> Result<Process> {
-        let mut command = self.command(program);
-        command.args(args);
+        self.spawn_with(what, program, args, &[])
+    }
+
+    /// As [`Pod::spawn`], with further variables in its environment.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn spawn_with(
+        &self,
+        what: &str,
+        program: impl AsRef<std::ffi::OsStr>,
+        args: &[&str],
+        environment: &[(String, String)],
+    ) -> Result<Process> {
+        // Of the program alone, not of what starts it.
+        let mut command = self.command("env");
+        command.args(environment.iter().map(|(name, value)| format!("{name}={value}"))).arg(program).args(args);
         self.logged(what, command)
     }
 

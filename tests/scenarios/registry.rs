@@ -1,0 +1,172 @@
+//! The registry under strain: fifty thousand instances, a clock that jumps, registrars that send nonsense.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use weft_tests::{Mesh, Pod, binary, wait_for};
+
+use crate::Scenario;
+
+pub(crate) fn all() -> Vec<Scenario> {
+    vec![
+        ("fifty_thousand_instances_survive_a_kill_and_the_loss_of_all_leases", many),
+        ("a_clock_that_jumps_removes_nobody", clock),
+        ("nonsense_is_refused_and_nothing_is_lost", nonsense),
+    ]
+}
+
+const SIDECARS: usize = 50;
+
+fn many() -> Result<()> {
+    let mut mesh = Mesh::start(&["--lease", "4"])?;
+    let token = mesh.center.folder("load.token").to_string_lossy().into_owned();
+    let services: Vec<String> = (0..SIDECARS).flat_map(|n| ["--service".to_owned(), format!("s{n}")]).collect();
+    let services: Vec<&str> = services.iter().map(String::as_str).collect();
+    mesh.weftctl(&[&["token", "create", "--service-account", "load", "--out", &token], &services[..]].concat())?;
+    let control = format!("{}:15012", mesh.center.ip);
+    let before = mesh.control_plane.as_ref().context("it runs")?.resident_kb()?;
+    let load = binary("weft-load")?;
+    let args = ["registry", "--control-plane", &control, "--token-file", &token];
+    let mut process = mesh.center.spawn("load", load, &args)?;
+    ensure!(process.wait(Duration::from_secs(180))? == 0, "{}", process.output());
+    let output = process.output();
+    let figures: Value = serde_json::from_str(output.lines().last().context("no figures")?)?;
+    ensure!(figures["registrations"] == 50_000, "{figures}");
+    let grown = mesh.control_plane.as_ref().context("it runs")?.resident_kb()? - before;
+    println!(
+        "{:.0} registrations a second, {} KB for each thousand",
+        figures["registrations_per_s"].as_f64().unwrap_or(0.0),
+        grown / 50
+    );
+    ensure!(grown < 50 * 3 * 1700, "{grown} KB for 50,000 instances");
+
+    let (front, _sidecar) = mesh.client("frontend")?;
+    let all = |front: &Pod| -> Result<()> {
+        for service in ["s0", "s17", "s49"] {
+            let url = format!("http://127.0.0.1:8500/v1/health/service/{service}?consistent");
+            let found: Value = serde_json::from_str(&front.curl(&["-f", &url])?)?;
+            let count = found.as_array().map_or(0, Vec::len);
+            ensure!(count == 1000, "{count} instances of {service}");
+        }
+        Ok(())
+    };
+    all(&front)?;
+    // Those who registered are gone, all at once: that is our fault, not theirs, and nothing is removed.
+    wait_for("the leases to end", Duration::from_secs(20), || {
+        let log = mesh.control_plane.as_ref().context("it runs")?.output();
+        ensure!(log.contains("many leases ended at once"), "not yet");
+        Ok(())
+    })?;
+    all(&front)?;
+    mesh.control_plane.take().context("it runs")?.signal("KILL")?;
+    let start = Instant::now();
+    mesh.start_control_plane()?;
+    println!("up with 50,000 instances after {} ms", start.elapsed().as_millis());
+    wait_for("the sidecar to come back", Duration::from_secs(15), || all(&front))?;
+    Ok(())
+}
+
+/// The control plane's clock jumps by hours while sidecars come and go: their lives are counted by a clock that does not.
+fn clock() -> Result<()> {
+    let mut mesh = Mesh::network(&["--lease", "4"])?;
+    let file = mesh.center.folder("clock").to_string_lossy().into_owned();
+    let set = |offset: &str| std::fs::write(&file, offset).context("the clock");
+    set("+0")?;
+    let library = find_library()?;
+    mesh.control_plane_env = vec![
+        ("LD_PRELOAD".into(), library),
+        ("FAKETIME_TIMESTAMP_FILE".into(), file.clone()),
+        ("FAKETIME_NO_CACHE".into(), "1".into()),
+        ("FAKETIME_DONT_FAKE_MONOTONIC".into(), "1".into()),
+        ("DONT_FAKE_MONOTONIC".into(), "1".into()),
+    ];
+    mesh.start_control_plane()?;
+    let order = mesh.instance("order1", "order-service", 8080, &[])?;
+    let (front, _front) = mesh.client("frontend")?;
+    let vip = mesh.vip("order-service")?;
+    let call = || front.curl(&["-f", "-H", "Host: order-service", &format!("http://{vip}/")]);
+    call()?;
+    for (round, offset) in ["+6h", "-6h", "+0"].into_iter().enumerate() {
+        set(offset)?;
+        // Past the lease.
+        std::thread::sleep(Duration::from_secs(6));
+        mesh.wait_healthy(&order.pod.ip)?;
+        call()?;
+        let body =
+            format!("{{\"Name\":\"order-service\",\"ID\":\"o-{round}\",\"Port\":9000,\"Check\":{{\"TTL\":\"10m\"}}}}");
+        order.pod.curl(&["-f", "-X", "PUT", "-d", &body, "http://127.0.0.1:8500/v1/agent/service/register"])?;
+        let found = front.curl(&["-f", "http://127.0.0.1:8500/v1/health/service/order-service?consistent"])?;
+        ensure!(found.contains(&format!("\"o-{round}\"")), "registered at {offset}: {found}");
+        if offset == "-6h" {
+            // One that joins now; its certificate is dated by the control plane's clock.
+            let hour = || weft_tests::run("date", &["-u", "-d", "6 hours ago", "+%Y-%m-%dT%H"]);
+            let before = hour()?;
+            let late = mesh.pod("late")?;
+            let _late = mesh.sidecar(&late, "late", &[])?;
+            let log = mesh.control_plane.as_ref().context("it runs")?.output();
+            let jumped = [before, hour()?].iter().any(|hour| log.contains(hour.trim()));
+            ensure!(jumped, "the clock did not jump:\n{log}");
+        }
+    }
+    let log = mesh.control_plane.as_ref().context("it runs")?.output();
+    ensure!(!log.contains("its lease has ended"), "{log}");
+    Ok(())
+}
+
+fn find_library() -> Result<String> {
+    let known = std::fs::read_dir("/usr/lib")?.flatten().map(|dir| dir.path().join("faketime/libfaketimeMT.so.1"));
+    let found =
+        known.into_iter().find(|path| path.exists()).context("libfaketime is not installed (package faketime)")?;
+    Ok(found.to_string_lossy().into_owned())
+}
+
+/// What no registrar should send, and what it is told.
+fn nonsense() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    let order = mesh.instance("order1", "order-service", 8080, &[])?;
+    let large = order.pod.folder("large").to_string_lossy().into_owned();
+    std::fs::write(&large, vec![b' '; 10 << 20])?;
+    let large = format!("@{large}");
+    let deep = format!("{}{}", "[".repeat(5000), "]".repeat(5000));
+    let register = "/v1/agent/service/register";
+    let cases = [
+        (register, "not json", "400", "decode error"),
+        (register, "[]", "400", "is to be an object"),
+        (register, "{}", "400", "Missing service name"),
+        (register, r#"{"Name":"order-service","Port":"80"}"#, "400", "port of the service is to be a whole number"),
+        (register, r#"{"Name":"order-service","Port":70000}"#, "400", "port"),
+        (register, r#"{"Name":"order-service","Tags":"v1"}"#, "400", "tags"),
+        (register, r#"{"Name":"order-service","Meta":{"a":1}}"#, "400", "meta.a"),
+        (register, r#"{"Name":"order-service","Address":"0.0.0.0"}"#, "400", "Invalid service address"),
+        (register, r#"{"Name":"order-service","Port":80,"Address":"192.0.2.1"}"#, "400", "192.0.2.1"),
+        (register, r#"{"Name":"payment-service","Port":80}"#, "403", "may not register"),
+        (
+            register,
+            r#"{"Name":"order-service","Port":80,"Check":{"HTTP":"http://192.0.2.1/","Interval":"1s"}}"#,
+            "400",
+            "192.0.2.1",
+        ),
+        (register, &large, "413", "too large"),
+        (register, &deep, "400", "decode error"),
+        ("/v1/agent/service/deregister/somebody-elses", "", "404", "Unknown service ID"),
+        ("/v1/agent/check/pass/nothing", "", "404", "Unknown check ID"),
+        ("/v1/agent/nonsense", "", "501", "not supported"),
+        ("/v1/kv/", "x", "400", "Missing key name"),
+        ("/v1/session/create", r#"{"TTL":"1ms"}"#, "400", "Invalid Session TTL"),
+        ("/eureka/apps/ORDER-SERVICE", "<instance", "4", ""),
+    ];
+    for (path, body, status, words) in cases {
+        let method = if path.starts_with("/eureka") { "POST" } else { "PUT" };
+        let url = format!("http://127.0.0.1:8500{path}");
+        let args = ["-X", method, "--data-binary", body, "-w", "\n%{http_code}", &url];
+        let answer = order.pod.curl(&args).with_context(|| path.to_owned())?;
+        let (text, code) = answer.rsplit_once('\n').context("no status")?;
+        let shown: String = body.chars().take(80).collect();
+        ensure!(code.starts_with(status) && text.contains(words), "{path} {shown}: {code} {text}");
+    }
+    mesh.wait_healthy(&order.pod.ip)?;
+    let status = mesh.status();
+    ensure!(status.matches(" healthy ").count() == 1, "nothing was lost and nothing came:\n{status}");
+    Ok(())
+}
