@@ -162,6 +162,7 @@ impl Admin for AdminService {
 
     async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusReply>, Status> {
         let mut services: BTreeMap<String, v1::ServiceStatus> = Default::default();
+        let ejected = self.mesh.ejected();
         let version = self.mesh.read(|world| {
             for instance in world.instances() {
                 let host = instance.host();
@@ -172,10 +173,13 @@ impl Admin for AdminService {
                     instances: Vec::new(),
                 });
                 let labels: Vec<String> = instance.labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
+                let address = std::net::SocketAddr::new(instance.address, instance.port).to_string();
+                let ejected_by = ejected.get(&(entry.host.clone(), address.clone())).copied().unwrap_or(0);
                 entry.instances.push(v1::InstanceStatus {
+                    ejected_by,
                     node: instance.node.clone(),
                     service_id: instance.service_id.clone(),
-                    address: std::net::SocketAddr::new(instance.address, instance.port).to_string(),
+                    address,
                     health: format!("{:?}", instance.health()).to_lowercase(),
                     identity: instance.identity.clone(),
                     labels: labels.join(","),

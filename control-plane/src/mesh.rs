@@ -85,6 +85,8 @@ struct Held {
     session: u64,
     /// When it ends unless renewed.
     ends: Instant,
+    /// Endpoints that it has ejected, by host and address.
+    ejected: Vec<v1::Ejected>,
 }
 
 /// Why something was not done.
@@ -229,6 +231,15 @@ impl Mesh {
         let state = self.lock();
         let changed_at = state.host_versions.get(host).copied().unwrap_or(0).max(state.all_version);
         f(&state.world, changed_at)
+    }
+
+    /// How many of the sidecars that are connected here have ejected an endpoint, by host and address.
+    pub fn ejected(&self) -> HashMap<(String, String), u32> {
+        let mut counts = HashMap::new();
+        for v1::Ejected { host, address } in self.lock().sessions.values().flat_map(|held| &held.ejected) {
+            *counts.entry((host.clone(), address.clone())).or_default() += 1;
+        }
+        counts
     }
 
     /// Reads the nodes.

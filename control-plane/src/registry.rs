@@ -27,6 +27,8 @@ const QUEUE: usize = 16;
 /// Instances of one sidecar, and bytes of one field: more is a mistake or an attack.
 const MAX_INSTANCES: usize = 1000;
 const MAX_FIELD: usize = 4096;
+/// Ejected endpoints of one sidecar that are remembered.
+const MAX_EJECTED: usize = 1000;
 
 /// The registry service.
 pub struct RegistryService {
@@ -181,7 +183,10 @@ impl Session {
         let (node, session) = self.open.clone().ok_or("hello must come first")?;
         match kind {
             Kind::Hello(_) => {}
-            Kind::Heartbeat(_) => {
+            Kind::Heartbeat(mut heartbeat) => {
+                heartbeat.ejected.truncate(MAX_EJECTED);
+                heartbeat.ejected.retain(|ejected| ejected.host.len() + ejected.address.len() <= 512);
+                self.mesh.set_ejected(&node, session, heartbeat.ejected);
                 if !self.mesh.renew(&node, session).await {
                     return Err(Refusal::SessionOver);
                 }

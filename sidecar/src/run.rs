@@ -168,7 +168,7 @@ pub fn start(config: Config, application: Application) -> Result<Sidecar> {
     });
     start_workers(&proxy, &config, listeners, &accepting, ports.as_ref())?;
 
-    let (registrations, session) = session::new();
+    let (registrations, session) = session::new(proxy.directory.clone());
     let upstream = Session { registrations: registrations.clone(), identity: control.identity.clone() };
     let agent = Arc::new(Agent {
         local: Local::new(Arc::new(upstream), Arc::new(Delivery), Some(config.data_dir.join("agent.json"))),

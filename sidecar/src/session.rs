@@ -3,7 +3,7 @@
 //! [`Registrations`] is what should be registered; the session's task brings the control plane to it. A registration
 //! that is refused is told to whoever made it, and kept out.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,13 +14,17 @@ use tokio_stream::wrappers::ReceiverStream;
 use weft_proto::v1::registry_client::RegistryClient;
 use weft_proto::v1::registry_request::Kind;
 use weft_proto::v1::{
-    Check, CheckUpdate, Deregister, Heartbeat, Hello, Instance, RegistryReply, RegistryRequest, Synced,
+    Check, CheckUpdate, Deregister, Ejected, Heartbeat, Hello, Instance, RegistryReply, RegistryRequest, Synced,
 };
 
+use crate::cluster::ClusterView;
 use crate::control::{Backoff, Control};
+use crate::directory::Directory;
 
 /// Requests that may wait for the stream.
 const QUEUE: usize = 256;
+/// Ejected endpoints that are told of.
+const MAX_EJECTED: usize = 1000;
 /// Longest wait for the control plane's answer to a registration.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -50,14 +54,15 @@ pub struct Session {
     registrations: Arc<Registrations>,
     commands: mpsc::Receiver<Command>,
     connected: watch::Sender<bool>,
+    directory: Arc<Directory>,
 }
 
-/// A pair of handle and session.
-pub fn new() -> (Arc<Registrations>, Session) {
+/// A pair of handle and session. What is ejected of the directory's endpoints is told upstream.
+pub fn new(directory: Arc<Directory>) -> (Arc<Registrations>, Session) {
     let (sender, commands) = mpsc::channel(QUEUE);
     let (connected, watch) = watch::channel(false);
     let registrations = Arc::new(Registrations { wanted: Mutex::default(), commands: sender, connected: watch });
-    (registrations.clone(), Session { registrations, commands, connected })
+    (registrations.clone(), Session { registrations, commands, connected, directory })
 }
 
 impl Registrations {
@@ -261,11 +266,25 @@ impl Session {
                     waiting.retain(|_, done| !done.is_closed());
                     waiting.insert(id, done);
                 }
-                _ = heartbeat.tick() => send(Kind::Heartbeat(Heartbeat {})).1.await?,
+                _ = heartbeat.tick() => {
+                    send(Kind::Heartbeat(Heartbeat { ejected: ejected(&self.directory) })).1.await?;
+                }
                 changed = reconnect.changed() => return changed.context("the proxy stops"),
             }
         }
     }
+}
+
+/// Endpoints that are ejected now, each once for a service.
+fn ejected(directory: &Directory) -> Vec<Ejected> {
+    let snapshot = directory.snapshot();
+    let of = |cluster: &Arc<ClusterView>| -> Vec<(String, String)> {
+        let gone = cluster.endpoints.iter().filter(|endpoint| endpoint.is_ejected());
+        gone.map(|endpoint| (cluster.config.host.to_string(), endpoint.key.to_string())).collect()
+    };
+    // Subsets share their endpoints.
+    let all: BTreeSet<(String, String)> = snapshot.clusters().flat_map(of).take(MAX_EJECTED).collect();
+    all.into_iter().map(|(host, address)| Ejected { host, address }).collect()
 }
 
 /// A send that owns its channel, so that it can be made before it is awaited.

@@ -120,6 +120,14 @@ spec:
     let plan = json!({"url": format!("http://{vip}/health"), "count": 40, "headers": {"Host": "order-service"}});
     let counts = statuses(&front.requests(&plan)?);
     ensure!(counts.get(&503) == Some(&3), "three errors eject it, and no more come: {counts:?}");
+    // It stays ejected for as long as it fails when it comes back; who has ejected it is told with the next heartbeat.
+    weft_tests::wait_for("weftctl status to show it", std::time::Duration::from_secs(20), || {
+        front.requests(&plan)?;
+        let status = mesh.status();
+        let line = status.lines().find(|line| line.contains(&bad.pod.ip)).unwrap_or_default();
+        ensure!(line.contains("ejected by 1 caller"), "{status}");
+        Ok(())
+    })?;
     bad.pod.curl(&["-X", "POST", "http://127.0.0.1:8080/well"])?;
     weft_tests::wait_for("the ejected instance", std::time::Duration::from_secs(10), || {
         let results = front.requests(&json!({

@@ -162,9 +162,13 @@ impl Status {
             writeln!(out, "service {}  {}", service.host, service.addresses.join(" "))?;
             for i in &service.instances {
                 let identity = if i.identity.is_empty() { "(no sidecar: plaintext)" } else { &i.identity };
+                let ejected = match i.ejected_by {
+                    0 => String::new(),
+                    n => format!("  ejected by {n} caller{}", if n == 1 { "" } else { "s" }),
+                };
                 writeln!(
                     out,
-                    "  {:<21} {:<9} {}  {}  {} on {}",
+                    "  {:<21} {:<9} {}  {}  {} on {}{ejected}",
                     i.address, i.health, i.labels, identity, i.service_id, i.node
                 )?;
             }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use prost::Message;
 use tokio::time::Instant;
-use weft_proto::v1::{StoredAlive, StoredNode};
+use weft_proto::v1::{self, StoredAlive, StoredNode};
 
 use super::stored::registration_key;
 use super::{Held, Mesh, Node, RETRY, Refusal};
@@ -57,7 +57,7 @@ impl Mesh {
             let ops = vec![Op::put(Table::Nodes, name, stored(&node).encode_to_vec()), self.alive(name, session)];
             // Known before it is written: the watch may be faster than the answer.
             let ends = Instant::now() + self.lease;
-            self.lock().sessions.insert(name.to_owned(), Held { session, ends });
+            self.lock().sessions.insert(name.to_owned(), Held { session, ends, ejected: Vec::new() });
             match self.write(vec![condition], ops).await {
                 Ok(true) => return Ok(session),
                 Ok(false) => tokio::time::sleep(RETRY / 10).await,
@@ -77,6 +77,13 @@ impl Mesh {
     pub fn heard(&self, name: &str, session: u64) {
         if let Some(held) = self.lock().sessions.get_mut(name).filter(|held| held.session == session) {
             held.ends = Instant::now() + self.lease;
+        }
+    }
+
+    /// What a session says that its sidecar has ejected.
+    pub fn set_ejected(&self, name: &str, session: u64, ejected: Vec<v1::Ejected>) {
+        if let Some(held) = self.lock().sessions.get_mut(name).filter(|held| held.session == session) {
+            held.ejected = ejected;
         }
     }
 

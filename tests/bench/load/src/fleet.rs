@@ -196,7 +196,7 @@ impl Registrar {
 
     /// A sign of life.
     pub(crate) async fn heartbeat(&mut self) -> Result<()> {
-        self.ask(Kind::Heartbeat(Heartbeat {})).await.map(drop)
+        self.ask(Kind::Heartbeat(Heartbeat::default())).await.map(drop)
     }
 
     /// A second instance of s0 comes, or goes until all know.
