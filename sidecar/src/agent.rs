@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use tokio::net::TcpStream;
 use tonic::Status;
-use weft_agent::checks::Sockets;
+use weft_agent::checks::{Ran, Sockets};
 use weft_agent::forward::Source;
 use weft_agent::upstream::Upstream;
 use weft_proto::v1::catalog_client::CatalogClient;
@@ -18,6 +18,7 @@ use weft_proto::v1::{Answer, Check, Instance, Question};
 use crate::connect;
 use crate::control::Control;
 use crate::identity::Identity;
+use crate::script;
 use crate::session::Registrations;
 
 /// Largest answer of the control plane, bytes.
@@ -63,11 +64,22 @@ impl Upstream for Session {
 }
 
 /// Sockets that no redirection catches.
-pub struct Delivery;
+pub struct Delivery {
+    /// Checks may run programs.
+    pub scripts: bool,
+}
 
 impl Sockets for Delivery {
     fn connect(&self, to: SocketAddr, timeout: Duration) -> BoxFuture<'_, io::Result<TcpStream>> {
         Box::pin(connect::tcp(to, connect::MARK_DELIVERY, timeout, None))
+    }
+
+    fn no_scripts(&self) -> Option<&'static str> {
+        (!self.scripts).then_some("script checks are off; the sidecar's --enable-script-checks turns them on")
+    }
+
+    fn script<'a>(&'a self, args: &'a [String], timeout: Duration) -> BoxFuture<'a, io::Result<Ran>> {
+        Box::pin(script::run(args, timeout))
     }
 }
 

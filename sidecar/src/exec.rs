@@ -8,6 +8,8 @@
 mod child;
 pub mod netns;
 
+pub(crate) use child::without_ambient_capabilities;
+
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};

@@ -13,6 +13,7 @@ use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::children;
 use crate::redirect::rules::{Cidr, Dns, Own, Ports, Rules, render};
 use crate::resolv;
 
@@ -294,13 +295,13 @@ pub(crate) fn tool(name: &str) -> PathBuf {
 /// Runs a program of the Debian package `package`.
 pub(crate) fn run_tool(name: &str, package: &str, arguments: &[&str], input: Option<&str>) -> Result<Output> {
     let program = tool(name);
-    let child = Command::new(&program)
+    let mut command = Command::new(&program);
+    command
         .args(arguments)
         .stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() })
         .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn();
-    let mut child = match child {
+        .stderr(Stdio::piped());
+    let (mut child, _ours) = match children::spawn(|| command.spawn(), |child| Some(child.id())) {
         Ok(child) => child,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
             bail!("the program {name} is missing: install the package {package} (apt-get install {package})")

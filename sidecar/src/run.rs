@@ -171,7 +171,11 @@ pub fn start(config: Config, application: Application) -> Result<Sidecar> {
     let (registrations, session) = session::new(proxy.directory.clone());
     let upstream = Session { registrations: registrations.clone(), identity: control.identity.clone() };
     let agent = Arc::new(Agent {
-        local: Local::new(Arc::new(upstream), Arc::new(Delivery), Some(config.data_dir.join("agent.json"))),
+        local: Local::new(
+            Arc::new(upstream),
+            Arc::new(Delivery { scripts: config.enable_script_checks }),
+            Some(config.data_dir.join("agent.json")),
+        ),
         mesh: weft_agent::forward::Forwarder::new(Asked(control.clone())),
         node: node.clone(),
         eureka: Default::default(),

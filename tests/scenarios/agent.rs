@@ -14,6 +14,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         ("python_consul_uses_the_whole_agent", whole_agent),
         ("the_agent_answers_for_the_mesh_while_the_control_plane_is_away", mesh_answers),
         ("health_decides_who_is_called", health),
+        ("programs_check_health_where_that_is_allowed", scripts),
         ("exec_runs_a_command_in_the_mesh", exec),
     ]
 }
@@ -186,5 +187,43 @@ fn exec() -> Result<()> {
     let mut process = pod.spawn("exec-2", &sidecar, &args)?;
     let code = process.wait(Duration::from_secs(20))?;
     ensure!(code == 7, "{code}\n{}", process.output());
+    Ok(())
+}
+
+/// Script checks, under `exec`, which buries orphans and must not bury these; and refused where nobody turned them on.
+fn scripts() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    let pod = mesh.pod("order1")?;
+    let token = mesh.token("order-service")?.to_string_lossy().into_owned();
+    let control = format!("{}:15012", mesh.center.ip);
+    let data = pod.folder("exec").to_string_lossy().into_owned();
+    let args = ["exec", "--control-plane", &control, "--token-file", &token, "--data-dir", &data];
+    let args =
+        [&args[..], &["--enable-script-checks", "--", "sh", "-c", "while :; do (sleep 0.01 &) ; sleep 0.02; done"]]
+            .concat();
+    let _process = pod.spawn("exec", weft_tests::binary("weft-sidecar")?, &args)?;
+    mesh.wait_ready(&pod)?;
+    let register = |pod: &weft_tests::Pod, code: u32| {
+        let body = format!(
+            "{{\"Name\":\"order-service\",\"Port\":8080,\"Check\":{{\"Args\":[\"sh\",\"-c\",\"echo said; exit {code}\"],\"Interval\":\"1s\"}}}}"
+        );
+        let url = "http://127.0.0.1:8500/v1/agent/service/register";
+        pod.curl(&["-X", "PUT", "-d", &body, "-w", "%{http_code}", url])
+    };
+    for (code, status) in [(1, "warning"), (0, "passing"), (2, "critical")] {
+        let answer = register(&pod, code)?;
+        ensure!(answer == "200", "{answer}");
+        wait_for(status, Duration::from_secs(10), || {
+            let checks = pod.curl(&["-f", "http://127.0.0.1:8500/v1/health/checks/order-service"])?;
+            let checks: serde_json::Value = serde_json::from_str(&checks)?;
+            let check = &checks[0];
+            ensure!(check["Status"] == status && check["Output"] == "said\n" && check["Type"] == "script", "{check}");
+            Ok(())
+        })?;
+    }
+    let plain = mesh.pod("order2")?;
+    let _sidecar = mesh.sidecar(&plain, "order-service", &[])?;
+    let refused = register(&plain, 0)?;
+    ensure!(refused.ends_with("400") && refused.contains("--enable-script-checks"), "{refused}");
     Ok(())
 }

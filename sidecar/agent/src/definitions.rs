@@ -154,7 +154,9 @@ mod tests {
             (r#"{"name":"a","check":{"ttl":"1s","interval":"1s"}}"#, "cannot both"),
             (r#"{"name":"a","check":{"ttl":"1s","http":"http://localhost/","interval":"1s"}}"#, "only one of"),
             (r#"{"name":"a","check":{"ttl":"1s","status":"ok"}}"#, "Status for checks must 'passing'"),
-            (r#"{"name":"a","check":{"args":["x"],"interval":"1s"}}"#, "a script check is not supported yet"),
+            (r#"{"name":"a","check":{"script":"x","interval":"1s"}}"#, "give the program and its arguments in Args"),
+            (r#"{"name":"a","check":{"args":["x"],"ttl":"1s"}}"#, "only one of"),
+            (r#"{"name":"a","check":{"args":["x"]}}"#, "Interval must be > 0"),
             (r#"{"name":"a","check":{"grpc":"x:1","interval":"1s"}}"#, "not an address of this pod"),
             (r#"{"name":"a","check":{"ttl":"1s","FailuresBeforeWarning":2}}"#, "can't be higher"),
         ] {

@@ -197,6 +197,7 @@ impl Local {
             let text = "this pod is being shut down; nothing can be registered any more";
             return Err(Refused::new(StatusCode::SERVICE_UNAVAILABLE, text));
         }
+        checks.iter().try_for_each(|check| self.may_run(check))?;
         self.upstream.may_register(&new.service.service).map_err(Refused::upstream)?;
         let id = new.service.service_id.clone();
         let now = Instant::now();
@@ -296,7 +297,16 @@ impl Local {
         Ok(())
     }
 
+    /// Refuses a program where none may be run.
+    fn may_run(&self, check: &Definition) -> Result<(), Refused> {
+        match self.sockets.no_scripts().filter(|_| matches!(check.kind, Kind::Script(_))) {
+            Some(why) => Err(Refused::bad(format!("Invalid check: {why}"))),
+            None => Ok(()),
+        }
+    }
+
     async fn put_check(self: &Arc<Self>, _: &Writing<'_>, definition: Definition) -> Result<(), Refused> {
+        self.may_run(&definition)?;
         let now = Instant::now();
         let (check, moved) = {
             let mut held = self.lock();

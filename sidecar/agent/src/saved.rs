@@ -245,6 +245,7 @@ fn of_check(check: &Definition) -> Value {
         Kind::Udp(place) => json!({ "udp": place.to_string() }),
         Kind::Grpc(place, service) => at("grpc", format!("{place}/{service}"), "grpcusetls", place),
         Kind::Http2Ping(place) => at("h2ping", place.to_string(), "h2pingusetls", place),
+        Kind::Script(args) => json!({ "args": args }),
         Kind::Alias(service_id) => json!({ "aliasservice": service_id }),
         Kind::Ttl(ttl) => json!({ "ttl": nanoseconds(*ttl) }),
         Kind::Maintenance => json!({}),
@@ -267,7 +268,7 @@ mod tests {
              "interval":"10s","timeout":"1500ms","FailuresBeforeCritical":3,"deregister_critical_service_after":"90s"},
             {"tcp":"[::1]:8080","interval":"1s","status":"passing","TCPUseTLS":true,"TLSServerName":"a"},
             {"udp":"localhost:1","interval":"1s","OutputMaxSize":9},{"h2ping":"localhost:1","interval":"1s"},
-            {"h2ping":"localhost:2","interval":"1s","h2pingusetls":false},{"aliasservice":"b"},
+            {"h2ping":"localhost:2","interval":"1s","h2pingusetls":false},{"aliasservice":"b"},{"args":["a","b c"],"interval":"1s"},
             {"grpc":"localhost:1/a.B","interval":"1s"},{"grpc":"localhost:1","interval":"1s","grpcusetls":true},
             {"http":"https://localhost:8443/","interval":"1s","tlsskipverify":true},
             {"ttl":"15s","notes":"by cron","CheckID":"mine"}]}"#;

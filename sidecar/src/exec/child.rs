@@ -8,7 +8,7 @@ use rustix::thread::{self, CapabilitySet};
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::sockets;
+use crate::{children, sockets};
 
 /// Starts the command as it would have started without us.
 pub(super) fn spawn(command: &[impl AsRef<OsStr>], limit: Rlimit) -> io::Result<Child> {
@@ -36,7 +36,7 @@ pub(super) fn spawn(command: &[impl AsRef<OsStr>], limit: Rlimit) -> io::Result<
 /// Ambient capabilities are what a program keeps through execve(2) without being root (capabilities(7)): they were given
 /// to the proxy, CAP_NET_ADMIN so that it marks its sockets. An application that had it could mark its own, and go past
 /// every policy.
-fn without_ambient_capabilities<T>(act: impl FnOnce() -> T) -> T {
+pub(crate) fn without_ambient_capabilities<T>(act: impl FnOnce() -> T) -> T {
     let ours = CapabilitySet::all().iter().filter(|one| thread::capability_is_in_ambient_set(*one) == Ok(true));
     let ours: Vec<CapabilitySet> = ours.collect();
     if let Err(e) = thread::clear_ambient_capability_set() {
@@ -67,10 +67,12 @@ fn bury_orphans(command: Pid) {
     let Ok(mut ended) = signal(SignalKind::child()) else { return };
     tokio::spawn(async move {
         while ended.recv().await.is_some() {
-            for orphan in children().filter(|child| *child != command) {
+            let orphans = children().filter(|child| *child != command);
+            children::others(orphans.filter_map(|orphan| u32::try_from(orphan.as_raw_pid()).ok()), |orphan| {
                 // One that still runs is asked about again when it has ended.
-                let _ = rustix::process::waitpid(Some(orphan), WaitOptions::NOHANG);
-            }
+                let pid = i32::try_from(orphan).ok().and_then(Pid::from_raw);
+                let _ = rustix::process::waitpid(pid, WaitOptions::NOHANG);
+            });
         }
     });
 }

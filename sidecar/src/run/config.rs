@@ -45,6 +45,9 @@ pub struct Config {
     /// [::1] too), or "off"; loopback only.
     #[arg(long, default_value = "127.0.0.1:8600", value_parser = loopback)]
     pub consul_dns: Listen,
+    /// Let health checks run programs (Args): whoever may register can then run what he likes as this proxy's user.
+    #[arg(long)]
+    pub enable_script_checks: bool,
     /// Label of this pod, key=value; repeatable.
     #[arg(long = "label", value_parser = key_value)]
     pub labels: Vec<(String, String)>,
@@ -159,6 +162,7 @@ impl From<GatewayConfig> for Config {
             health_path: None,
             health_interval: 5,
             agent_api: Listen(None),
+            enable_script_checks: false,
             eureka_api: Listen(None),
             labels: if given.labels.is_empty() { default() } else { given.labels },
             workload: Some(given.workload),

@@ -67,6 +67,8 @@ pub enum Kind {
     Grpc(Place, String),
     /// A PING frame of HTTP/2.
     Http2Ping(Place),
+    /// A program with its arguments: exit code 0 passes, 1 warns, another is critical.
+    Script(Vec<String>),
     /// Nothing: as the worst of the checks of this service.
     Alias(String),
     /// Nothing: the application reports at least this often.
@@ -84,6 +86,7 @@ impl Kind {
             Kind::Udp(_) => "udp",
             Kind::Grpc(..) => "grpc",
             Kind::Http2Ping(_) => "h2ping",
+            Kind::Script(_) => "script",
             Kind::Alias(_) => "alias",
             Kind::Ttl(_) => "ttl",
             Kind::Maintenance => "maintenance",
@@ -138,6 +141,25 @@ pub struct Tls {
 pub trait Sockets: Send + Sync + 'static {
     /// Opens a connection to an address of this pod, within `timeout`.
     fn connect(&self, to: SocketAddr, timeout: Duration) -> BoxFuture<'_, io::Result<TcpStream>>;
+
+    /// Why checks may not run programs here; `None`: they may.
+    fn no_scripts(&self) -> Option<&'static str> {
+        Some("script checks are not made here")
+    }
+
+    /// Runs a program.
+    fn script<'a>(&'a self, _args: &'a [String], _timeout: Duration) -> BoxFuture<'a, io::Result<Ran>> {
+        Box::pin(std::future::ready(Err(io::ErrorKind::Unsupported.into())))
+    }
+}
+
+/// A program that has ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ran {
+    /// `None`: by a signal.
+    pub code: Option<i32>,
+    /// What it said, its beginning.
+    pub output: String,
 }
 
 /// Who takes the results.
@@ -179,7 +201,7 @@ pub async fn run(definition: &Definition, sockets: &dyn Sockets, sink: &impl Sin
                 }
             }
         }
-        Kind::Http(_) | Kind::Tcp(_) | Kind::Udp(_) | Kind::Grpc(..) | Kind::Http2Ping(_) => {
+        Kind::Http(_) | Kind::Tcp(_) | Kind::Udp(_) | Kind::Grpc(..) | Kind::Http2Ping(_) | Kind::Script(_) => {
             // A thousand checks that came at once do not all go at once.
             let stagger = definition.interval.mul_f64(rand::rng().random_range(0.0..1.0));
             tokio::time::sleep(stagger).await;

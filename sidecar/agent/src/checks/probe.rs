@@ -18,6 +18,17 @@ pub async fn probe(sockets: &dyn Sockets, kind: &Kind, timeout: Duration) -> (St
     let late = || format!("no answer within {timeout:?}");
     match kind {
         Kind::Ttl(_) | Kind::Maintenance | Kind::Alias(_) => (Status::Critical, String::new()),
+        Kind::Script(args) => match sockets.script(args, timeout).await {
+            Ok(ran) => {
+                let status = match ran.code {
+                    Some(0) => Status::Passing,
+                    Some(1) => Status::Warning,
+                    _ => Status::Critical,
+                };
+                (status, ran.output)
+            }
+            Err(e) => (Status::Critical, format!("{}: {e}", args.join(" "))),
+        },
         Kind::Http(request) => {
             let result = tokio::time::timeout(timeout, http::fetch(sockets, request, timeout)).await;
             let said = |what: String| format!("HTTP {} {}: {what}", request.method, request.url);

@@ -12,6 +12,8 @@ use crate::checks::{Definition, Http, Kind, Place, Tls, target};
 
 const MIN_INTERVAL: Duration = Duration::from_secs(1);
 pub(super) const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The same of a program.
+const SCRIPT_TIMEOUT: Duration = Duration::from_secs(30);
 pub(super) const MIN_DEREGISTER: Duration = Duration::from_secs(60);
 
 /// Reads the body of `agent/check/register`.
@@ -90,11 +92,9 @@ pub fn maintenance_id(service_id: &str) -> String {
 }
 
 /// Kinds of check that Consul has and we do not, by the field that asks for them.
-const UNSUPPORTED: [(&str, &str); 5] = [
+const UNSUPPORTED: [(&str, &str); 3] = [
     ("dockercontainerid", "a docker check is not supported: the sidecar is no client of Docker"),
-    ("script", "a script check is not supported yet"),
-    ("args", "a script check is not supported yet"),
-    ("scriptargs", "a script check is not supported yet"),
+    ("script", "Script is not supported, as in Consul since 1.1: give the program and its arguments in Args"),
     ("osservice", "an OSService check is not supported"),
 ];
 
@@ -141,6 +141,7 @@ pub(super) fn check_fields(fields: &mut Fields) -> Result<Definition, String> {
         0 => MAX_OUTPUT,
         n => n.min(MAX_OUTPUT),
     };
+    let default_timeout = if matches!(kind, Kind::Script(_)) { SCRIPT_TIMEOUT } else { DEFAULT_TIMEOUT };
     let id = fields.text("checkid")?;
     let other_id = fields.text("id")?;
     Ok(Definition {
@@ -150,7 +151,7 @@ pub(super) fn check_fields(fields: &mut Fields) -> Result<Definition, String> {
         service_id: String::new(),
         kind,
         interval: if interval.is_zero() { interval } else { interval.max(MIN_INTERVAL) },
-        timeout: if timeout.is_zero() { DEFAULT_TIMEOUT } else { timeout },
+        timeout: if timeout.is_zero() { default_timeout } else { timeout },
         initial,
         thresholds: Thresholds { passing, warning, critical },
         max_output,
@@ -175,9 +176,16 @@ fn kind(fields: &mut Fields, ttl: Duration) -> Result<Kind, String> {
     if !node.is_empty() {
         return Err("Invalid check: an alias of another node is not supported, only of a service of this agent".into());
     }
+    let mut args = fields.texts("args")?;
+    args.extend(fields.texts("scriptargs")?);
     let given = [&url, &tcp, &udp, &grpc, &h2ping, &alias].map(|text| !text.is_empty());
-    if given.into_iter().filter(|given| *given).count() + usize::from(!ttl.is_zero()) > 1 {
-        return Err("Invalid check: only one of HTTP, TCP, UDP, gRPC, H2PING, alias and TTL can be specified".into());
+    let others = usize::from(!ttl.is_zero()) + usize::from(!args.is_empty());
+    if given.into_iter().filter(|given| *given).count() + others > 1 {
+        let text = "Invalid check: only one of HTTP, TCP, UDP, gRPC, H2PING, script, alias and TTL can be specified";
+        return Err(text.into());
+    }
+    if !args.is_empty() {
+        return Ok(Kind::Script(args));
     }
     if !url.is_empty() {
         let method = if method.is_empty() { "GET".to_owned() } else { method.to_ascii_uppercase() };
@@ -270,6 +278,7 @@ mod tests {
             (r#""H2Ping":"localhost:1""#, Kind::Http2Ping(place(Some(verified)))),
             (r#""h2ping":"localhost:1","h2ping_use_tls":false"#, Kind::Http2Ping(place(None))),
             (r#""AliasService":"web-1""#, Kind::Alias("web-1".into())),
+            (r#""Args":["a","-b"]"#, Kind::Script(vec!["a".into(), "-b".into()])),
         ] {
             assert_eq!(kind(body), expected, "{body}");
         }
