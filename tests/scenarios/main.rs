@@ -2,6 +2,7 @@
 
 mod abuse;
 mod agent;
+mod clients;
 mod costs;
 mod dns;
 mod eureka;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         protocols::all(),
         limits::all(),
         agent::all(),
+        clients::all(),
         dns::all(),
         eureka::all(),
         trouble::all(),

