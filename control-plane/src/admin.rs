@@ -23,11 +23,14 @@ use crate::mesh::{Mesh, unix_now};
 use crate::policy::{self, Document, Severity};
 use crate::snapshot;
 use crate::store;
-use crate::token::{Claims, Tokens};
+use crate::token::{ApiClaims, Claims, Tokens};
 
 /// Longest life of a join token, and the one that it has when none is asked for.
 const MAX_TOKEN_TTL_S: u64 = 30 * 24 * 3600;
 const DEFAULT_TOKEN_TTL_S: u64 = 3600;
+/// Services, patterns and prefixes in one API token, and the bytes of each: it is sent with every request.
+const MAX_RIGHTS: usize = 32;
+const MAX_RIGHT: usize = 253;
 
 /// The administrator's service.
 pub struct AdminService {
@@ -239,9 +242,12 @@ impl Admin for AdminService {
         if ttl > MAX_TOKEN_TTL_S {
             return Err(Status::invalid_argument(format!("a token lives {MAX_TOKEN_TTL_S} seconds at most")));
         }
-        SpiffeId::new(self.ca.trust_domain(), &namespace, &asked.service_account)
+        // What an API token is for needs no account, but a namespace that one could be in.
+        let account = if asked.api.is_some() { "api" } else { asked.service_account.as_str() };
+        SpiffeId::new(self.ca.trust_domain(), &namespace, account)
             .map_err(|e| Status::invalid_argument(e.to_string()))?;
-        let services = if asked.services.is_empty() { vec![asked.service_account.clone()] } else { asked.services };
+        let named = !asked.services.is_empty() || asked.api.is_some();
+        let services = if named { asked.services } else { vec![asked.service_account.clone()] };
         let is_name = |s: &String| {
             !s.is_empty() && s.len() <= 63 && s.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
         };
@@ -251,15 +257,25 @@ impl Admin for AdminService {
             )));
         }
         let expires = unix_now() + ttl;
+        let trust_domain = self.ca.trust_domain().to_owned();
+        if let Some(v1::ApiRights { read, keys }) = asked.api {
+            if !asked.service_account.is_empty() {
+                return Err(Status::invalid_argument("an API token has no service account: it is no identity"));
+            }
+            let texts = services.iter().chain(&read).chain(&keys);
+            if texts.clone().count() > MAX_RIGHTS || texts.into_iter().any(|text| text.len() > MAX_RIGHT) {
+                let text = format!("an API token names {MAX_RIGHTS} things of {MAX_RIGHT} bytes at most");
+                return Err(Status::invalid_argument(text));
+            }
+            if read.iter().any(String::is_empty) {
+                return Err(Status::invalid_argument("a pattern of services to read is empty; * is all of them"));
+            }
+            let token = self.tokens.create_api(&ApiClaims { trust_domain, namespace, services, read, keys, expires });
+            return Ok(Response::new(v1::CreateTokenReply { token, expires_unix: expires }));
+        }
         let root = self.ca.fingerprint().iter().map(|b| format!("{b:02x}")).collect();
-        let claims = Claims {
-            trust_domain: self.ca.trust_domain().to_owned(),
-            namespace,
-            service_account: asked.service_account,
-            services,
-            expires,
-            root,
-        };
+        let claims =
+            Claims { trust_domain, namespace, service_account: asked.service_account, services, expires, root };
         let token = self.tokens.create(&claims);
         Ok(Response::new(v1::CreateTokenReply { token, expires_unix: expires }))
     }

@@ -6,6 +6,8 @@
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa,
     Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
@@ -88,6 +90,14 @@ impl Ca {
         &self.root
     }
 
+    /// The root certificate as PEM.
+    pub fn root_pem(&self) -> String {
+        let text = STANDARD.encode(&self.root);
+        // The alphabet is ASCII: every piece is text.
+        let lines: Vec<String> = text.as_bytes().chunks(64).map(|line| String::from_utf8_lossy(line).into()).collect();
+        format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
+    }
+
     /// SHA-256 of the root certificate, as join tokens carry it.
     pub fn fingerprint(&self) -> [u8; 32] {
         fingerprint(&self.root)
@@ -134,6 +144,30 @@ impl Ca {
         params.use_authority_key_identifier_extension = true;
         let not_after = now + lifetime;
         // Small beside the lifetime: the holder renews at half of what the certificate says.
+        params.not_before = (now - CLOCK_SKEW.min(lifetime / 10)).into();
+        params.not_after = not_after.into();
+        let leaf = params.signed_by(key, &self.issuer)?;
+        Ok(Signed { chain: vec![leaf.der().clone()], not_after })
+    }
+
+    /// Signs a key as that of a server of these names and addresses, for clients outside of the mesh. It carries no SPIFFE
+    /// ID and is no client's: inside of the mesh it proves nothing.
+    ///
+    /// # Errors
+    /// When a name cannot stand in a certificate.
+    pub fn sign_server(
+        &self,
+        key: &impl PublicKeyData,
+        names: &[String],
+        now: SystemTime,
+        lifetime: Duration,
+    ) -> Result<Signed> {
+        let mut params = CertificateParams::new(names).context("no name of a server")?;
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.use_authority_key_identifier_extension = true;
+        let not_after = now + lifetime;
         params.not_before = (now - CLOCK_SKEW.min(lifetime / 10)).into();
         params.not_after = not_after.into();
         let leaf = params.signed_by(key, &self.issuer)?;

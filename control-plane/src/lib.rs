@@ -2,6 +2,7 @@
 //!
 //! A library, so that `weft-control-plane`, `weftctl` and the tests run the same code.
 
+pub mod access;
 pub mod admin;
 pub mod ca;
 pub mod catalog;
@@ -10,6 +11,7 @@ pub mod consul;
 pub mod discovery;
 pub mod dns;
 pub mod eureka;
+pub mod http_api;
 pub mod identity;
 pub mod mesh;
 pub mod peer;

@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use tracing_appender::non_blocking::NonBlockingBuilder;
 use weft_control_plane::dns::{self, listen::Listen};
+use weft_control_plane::http_api;
 use weft_control_plane::server::{self, Config};
 use weft_control_plane::store::etcd::Access;
 
@@ -58,6 +59,23 @@ struct Args {
     lease: u64,
     #[command(flatten)]
     dns: Dns,
+    #[command(flatten)]
+    http: Http,
+}
+
+/// Consul's HTTP API, and Eureka's, for programs without a sidecar.
+#[derive(clap::Args)]
+struct Http {
+    /// Where Consul's HTTP API and Eureka's reads are served to programs without a sidecar, or "off"; repeatable;
+    /// 127.0.0.1:8500, unless it is taken, where it is not given. On loopback it is plain HTTP, and who has no token reads
+    /// the namespace "default". Anywhere else it is HTTPS, by a certificate of the mesh's root (root.pem in the data
+    /// folder), and nobody is answered without a token (weftctl token create --api).
+    #[arg(long, value_name = "ADDR:PORT")]
+    http_listen: Vec<Listen>,
+    /// Further name or address in that certificate; repeatable. It has the listener's address, 127.0.0.1, localhost and
+    /// this host's name; a listener at 0.0.0.0 has to be given the address that clients use.
+    #[arg(long = "http-name", value_name = "NAME")]
+    http_names: Vec<String>,
 }
 
 /// Consul's DNS names.
@@ -139,6 +157,10 @@ fn main() -> Result<()> {
         lease: Duration::from_secs(args.lease),
         dns_listen: if args.dns.dns_listen.is_empty() { vec![Listen::Usual] } else { args.dns.dns_listen.clone() },
         dns: args.dns.settings(),
+        http: http_api::Settings {
+            listen: if args.http.http_listen.is_empty() { vec![Listen::Usual] } else { args.http.http_listen },
+            names: args.http.http_names,
+        },
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(server::run(config, stop_signal()))

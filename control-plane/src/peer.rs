@@ -23,7 +23,7 @@ use tonic::Status;
 use tonic::transport::server::Connected;
 use weft_core::identity::SpiffeId;
 
-use crate::ca::Ca;
+use crate::ca::{Ca, Signed};
 
 /// Namespace and service account of the control plane's own identity.
 pub const CONTROL_PLANE: (&str, &str) = ("weft-system", "weft-control-plane");
@@ -126,9 +126,9 @@ impl tokio::io::AsyncWrite for PeerStream {
     }
 }
 
-/// The control plane's own certificate, renewed in the background.
+/// A certificate of the control plane's own, renewed in the background.
 #[derive(Debug)]
-struct OwnCertificate(ArcSwap<CertifiedKey>);
+pub(crate) struct OwnCertificate(ArcSwap<CertifiedKey>);
 
 impl ResolvesServerCert for OwnCertificate {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
@@ -136,13 +136,37 @@ impl ResolvesServerCert for OwnCertificate {
     }
 }
 
-fn issue_own(ca: &Ca) -> Result<CertifiedKey> {
-    let key = KeyPair::generate()?;
-    let id = SpiffeId::new(ca.trust_domain(), CONTROL_PLANE.0, CONTROL_PLANE.1)?;
-    let mut chain = ca.sign_key(&key, &id.to_string(), &[], SystemTime::now(), OWN_LIFETIME)?.chain;
-    chain.push(ca.root().clone());
-    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-    Ok(CertifiedKey::new(chain, rustls::crypto::aws_lc_rs::sign::any_supported_type(&key)?))
+impl OwnCertificate {
+    /// One that `sign` signs for a new key and the lifetime that it is given, and again at half of that, until `stop`.
+    pub(crate) fn kept(
+        ca: Arc<Ca>,
+        sign: impl Fn(&Ca, &KeyPair, Duration) -> Result<Signed> + Send + 'static,
+        stop: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<Arc<OwnCertificate>> {
+        let issue = move || -> Result<CertifiedKey> {
+            let key = KeyPair::generate()?;
+            let mut chain = sign(&ca, &key, OWN_LIFETIME)?.chain;
+            chain.push(ca.root().clone());
+            let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+            Ok(CertifiedKey::new(chain, rustls::crypto::aws_lc_rs::sign::any_supported_type(&key)?))
+        };
+        let own = Arc::new(OwnCertificate(ArcSwap::from_pointee(issue()?)));
+        let kept = own.clone();
+        tokio::spawn(async move {
+            tokio::pin!(stop);
+            loop {
+                tokio::select! {
+                    () = tokio::time::sleep(OWN_LIFETIME / 2) => {}
+                    () = &mut stop => return,
+                }
+                match issue() {
+                    Ok(new) => kept.0.store(Arc::new(new)),
+                    Err(e) => tracing::error!("cannot renew a certificate of the control plane's own: {e:#}"),
+                }
+            }
+        });
+        Ok(own)
+    }
 }
 
 /// Accepts TLS connections on `listener` for as long as the receiver lives.
@@ -150,7 +174,11 @@ fn issue_own(ca: &Ca) -> Result<CertifiedKey> {
 /// # Errors
 /// When the CA cannot issue the server's own certificate.
 pub fn accept(ca: Arc<Ca>, listener: TcpListener) -> Result<mpsc::Receiver<std::io::Result<PeerStream>>> {
-    let own = Arc::new(OwnCertificate(ArcSwap::from_pointee(issue_own(&ca)?)));
+    let (sender, receiver) = mpsc::channel(64);
+    let id = SpiffeId::new(ca.trust_domain(), CONTROL_PLANE.0, CONTROL_PLANE.1)?.to_string();
+    let sign = move |ca: &Ca, key: &KeyPair, lifetime| ca.sign_key(key, &id, &[], SystemTime::now(), lifetime);
+    let stop = sender.clone();
+    let own = OwnCertificate::kept(ca.clone(), sign, async move { stop.closed().await })?;
     let mut roots = RootCertStore::empty();
     roots.add(ca.root().clone())?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -161,25 +189,9 @@ pub fn accept(ca: Arc<Ca>, listener: TcpListener) -> Result<mpsc::Receiver<std::
     let mut config = rustls::ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(verifier)
-        .with_cert_resolver(own.clone());
+        .with_cert_resolver(own);
     config.alpn_protocols = vec![b"h2".to_vec()];
     let acceptor = TlsAcceptor::from(Arc::new(config));
-    let (sender, receiver) = mpsc::channel(64);
-
-    let renew_ca = ca.clone();
-    let stop = sender.clone();
-    tokio::spawn(async move {
-        loop {
-            tokio::select! {
-                () = tokio::time::sleep(OWN_LIFETIME / 2) => {}
-                () = stop.closed() => return,
-            }
-            match issue_own(&renew_ca) {
-                Ok(new) => own.0.store(Arc::new(new)),
-                Err(e) => tracing::error!("cannot renew the control plane's own certificate: {e:#}"),
-            }
-        }
-    });
     tokio::spawn(async move {
         let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
         loop {

@@ -27,6 +27,7 @@ use crate::dns::listen::Listen;
 use crate::dns::service::DnsService;
 use crate::dns::{self, Dns};
 use crate::eureka::Eureka;
+use crate::http_api::{self, HttpApi};
 use crate::identity::IdentityService;
 use crate::mesh::Mesh;
 use crate::peer;
@@ -60,6 +61,8 @@ pub struct Config {
     pub dns_listen: Vec<Listen>,
     /// How they are answered.
     pub dns: dns::Settings,
+    /// Where programs without a sidecar find Consul's API and Eureka's.
+    pub http: http_api::Settings,
 }
 
 /// Name of the administrator's socket in the data folder.
@@ -114,10 +117,12 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
     let admin_server = Server::builder()
         .add_service(AdminServer::new(admin).max_decoding_message_size(32 << 20))
         .serve_with_incoming(UnixListenerStream::new(admin_listener));
+    let consul = Arc::new(Consul { mesh: mesh.clone(), address, roots: Roots::of(&ca) });
+    let eureka = Arc::new(Eureka::new(mesh.clone()));
+    let api = HttpApi { consul: consul.clone(), eureka: eureka.clone(), tokens: tokens.clone() };
+    http_api::serve(api, &config.http, &ca, &config.data_dir).await?;
+    let catalog = CatalogService { eureka, consul, tokens: tokens.clone() };
     let identity = IdentityService { ca: ca.clone(), tokens, lifetime: config.certificate_ttl };
-    let roots = Roots::of(&ca);
-    let consul = Consul { mesh: mesh.clone(), address, roots };
-    let catalog = CatalogService { eureka: Eureka::new(mesh.clone()), consul };
     let incoming = peer::accept(ca.clone(), listener)?;
     let server = Server::builder()
         // A sidecar that is cut off is noticed in seconds; its lease runs from then.

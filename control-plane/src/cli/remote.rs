@@ -210,7 +210,7 @@ fn none(version: &str) -> &str {
     if version.is_empty() { "none" } else { version }
 }
 
-/// Join tokens
+/// Join tokens and API tokens
 #[derive(Debug, clap::Subcommand)]
 pub enum Token {
     /// Makes a token and prints it
@@ -224,11 +224,21 @@ pub struct CreateToken {
     #[arg(long, default_value = "default")]
     namespace: String,
     /// Service account of the workload: the last part of its identity
-    #[arg(long)]
-    service_account: String,
+    #[arg(long, required_unless_present = "api", conflicts_with = "api")]
+    service_account: Option<String>,
     /// Service that the holder may register; repeatable; the service account's name where none is given
     #[arg(long = "service")]
     services: Vec<String>,
+    /// An API token: for a program that uses Consul's HTTP API (X-Consul-Token), not for a sidecar to join with
+    #[arg(long)]
+    api: bool,
+    /// Service that the holder of an API token may read, with * for any text; repeatable; all that its namespace sees
+    /// where none is given
+    #[arg(long, requires = "api", value_name = "PATTERN")]
+    read: Vec<String>,
+    /// Beginning of the keys that the holder of an API token may read and write; repeatable; none where none is given
+    #[arg(long, requires = "api", value_name = "PREFIX")]
+    kv: Vec<String>,
     /// Seconds until it expires; also with a unit: 30m, 12h, 7d
     #[arg(long, default_value = "1h", value_parser = seconds)]
     ttl: u64,
@@ -248,9 +258,10 @@ impl Token {
         let Token::Create(create) = self;
         let request = v1::CreateTokenRequest {
             namespace: create.namespace.clone(),
-            service_account: create.service_account.clone(),
+            service_account: create.service_account.clone().unwrap_or_default(),
             ttl_s: create.ttl,
             services: create.services.clone(),
+            api: create.api.then(|| v1::ApiRights { read: create.read.clone(), keys: create.kv.clone() }),
         };
         let reply = create.remote.connect().await?.create_token(request).await.map_err(refused)?.into_inner();
         match &create.out {

@@ -22,7 +22,7 @@ impl Roots {
     pub fn of(ca: &Ca) -> Roots {
         let root = ca.root();
         let id = hex(&fingerprint(root), ":");
-        Roots { trust_domain: ca.trust_domain().to_owned(), root: shape(root, &id), id }
+        Roots { trust_domain: ca.trust_domain().to_owned(), root: shape(root, ca.root_pem(), &id), id }
     }
 
     /// `connect/ca/roots`. They do not change while the control plane runs: a query waits in vain.
@@ -45,7 +45,7 @@ impl Roots {
     }
 }
 
-fn shape(root: &CertificateDer<'_>, id: &str) -> Value {
+fn shape(root: &CertificateDer<'_>, pem: String, id: &str) -> Value {
     let parsed = x509_parser::parse_x509_certificate(root).ok().map(|(_, parsed)| parsed);
     let time = |at: x509_parser::time::ASN1Time| {
         let format = time::format_description::well_known::Rfc3339;
@@ -63,7 +63,7 @@ fn shape(root: &CertificateDer<'_>, id: &str) -> Value {
         "ExternalTrustDomain": "",
         "NotBefore": validity.map(|v| time(v.not_before)),
         "NotAfter": validity.map(|v| time(v.not_after)),
-        "RootCert": pem(root),
+        "RootCert": pem,
         "IntermediateCerts": null,
         "Active": true,
         "PrivateKeyType": "ec",
@@ -71,13 +71,6 @@ fn shape(root: &CertificateDer<'_>, id: &str) -> Value {
         "CreateIndex": 1,
         "ModifyIndex": 1,
     })
-}
-
-fn pem(certificate: &CertificateDer<'_>) -> String {
-    use base64::Engine;
-    let text = base64::engine::general_purpose::STANDARD.encode(certificate);
-    let lines = text.as_bytes().chunks(64).map(|line| String::from_utf8_lossy(line).into_owned());
-    format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.collect::<Vec<_>>().join("\n"))
 }
 
 fn hex(bytes: &[u8], between: &str) -> String {

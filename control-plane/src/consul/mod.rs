@@ -1,10 +1,11 @@
 //! Consul's HTTP API, as much of it as is of the mesh and not of one agent: one answer for all callers, whether a sidecar
 //! passes their requests on (`crate::catalog`) or they come to a listener of the control plane.
 //!
-//! [`route`] finds the endpoint, `select` the instances and nodes that a query means, `block` waits, `read` and `shapes`
+//! [`route`] finds the endpoint, [`caller`] says what the one who asks may see and do, `select` the instances and nodes that a query means, `block` waits, `read` and `shapes`
 //! answer; `pairs` and `sessions` are the key-value store with its locks. What agents need too (queries, filters, headers, refusals) is `weft_agent`'s.
 
 mod block;
+pub mod caller;
 pub mod connect;
 mod near;
 mod pairs;
@@ -16,7 +17,7 @@ mod shapes;
 #[cfg(test)]
 mod tests;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -26,6 +27,7 @@ use weft_agent::query::Query;
 use weft_agent::refused::Refused;
 
 use crate::mesh::{Mesh, Refusal};
+pub use caller::{Caller, Rights};
 use route::{Endpoint, Missed};
 
 /// What answers are made of.
@@ -36,17 +38,6 @@ pub struct Consul {
     pub address: SocketAddr,
     /// The mesh's authority.
     pub roots: connect::Roots,
-}
-
-/// Who asks.
-#[derive(Debug, Clone)]
-pub struct Caller {
-    /// Its namespace: names are looked up there first, then in "default".
-    pub namespace: String,
-    /// Its SPIFFE ID; empty: it has no sidecar.
-    pub identity: String,
-    /// Where it asks from.
-    pub address: IpAddr,
 }
 
 async fn write(

@@ -20,12 +20,15 @@ pub(super) async fn read(consul: &Consul, caller: &Caller, key: &str, query: &Qu
     if key.is_empty() && !prefix {
         return Err(Refused::bad("Missing key name"));
     }
+    if !prefix {
+        caller.read_key(key)?;
+    }
     if let Some((seen, wait)) = query.block().map_err(Refused::bad)? {
         consul.mesh.wait_for_pairs(namespace, key, prefix, seen, wait).await;
     }
     let (found, index) = consul.mesh.read_pairs(|pairs| {
         if prefix {
-            (under(pairs, namespace, key, keys, query), pairs.prefix_index(namespace, key))
+            (under(pairs, caller, key, keys, query), pairs.prefix_index(namespace, key))
         } else {
             (pairs.get(namespace, key).map(|pair| Found::Pair(pair.clone())), pairs.index(namespace, key))
         }
@@ -49,9 +52,9 @@ enum Found {
     List(Vec<Value>),
 }
 
-/// All pairs, or keys, that begin with `prefix`. Of the root there is always an answer.
-fn under(pairs: &Pairs, namespace: &str, prefix: &str, keys: bool, query: &Query) -> Option<Found> {
-    let all = pairs.list(namespace, prefix);
+/// All pairs, or keys, that begin with `prefix` and may be read. Of the root there is always an answer.
+fn under(pairs: &Pairs, caller: &Caller, prefix: &str, keys: bool, query: &Query) -> Option<Found> {
+    let all = pairs.list(&caller.namespace, prefix).filter(|(key, _)| caller.reads_key(key));
     let list: Vec<Value> = if keys {
         let separator = query.value("separator").unwrap_or_default();
         let mut names: Vec<&str> = all.map(|(key, _)| up_to(key, prefix.len(), separator)).collect();
@@ -126,6 +129,7 @@ pub(super) async fn put(
         return Err(Refused::bad("Missing key name"));
     }
     one_of(query, &["cas", "acquire", "release"])?;
+    caller.write_keys(key)?;
     if value.len() > MAX_VALUE {
         let text = format!("Request body({} bytes) too large, max size: {MAX_VALUE} bytes.", value.len());
         return Err(Refused::new(StatusCode::PAYLOAD_TOO_LARGE, text));
@@ -142,6 +146,7 @@ pub(super) async fn put(
 /// `DELETE kv/:key`
 pub(super) async fn delete(consul: &Consul, caller: &Caller, key: &str, query: &Query) -> Result<Answered, Refused> {
     one_of(query, &["cas", "recurse"])?;
+    caller.write_keys(key)?;
     let (mesh, namespace) = (&consul.mesh, &caller.namespace);
     if query.has("recurse") {
         mesh.delete_pairs(namespace, key).await.map_err(|e| refused(e.into()))?;

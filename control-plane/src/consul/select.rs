@@ -12,7 +12,7 @@ use weft_proto::v1::Check;
 
 use super::{Caller, Consul, near};
 use crate::mesh::Node;
-use crate::world::{Instance, World};
+use crate::world::Instance;
 
 /// What is shown of a node.
 #[derive(Debug)]
@@ -42,42 +42,6 @@ impl Row {
     /// Checks of the instance and of its node.
     pub(super) fn checks(&self) -> impl Iterator<Item = &Check> {
         self.node.checks.iter().chain(&self.instance.checks)
-    }
-}
-
-impl Caller {
-    /// Whether what is in a namespace is shown to this one.
-    pub(super) fn sees(&self, namespace: &str) -> bool {
-        namespace == self.namespace || namespace == "default"
-    }
-
-    /// The caller's own node and its name; `None`: it has no sidecar.
-    pub(super) fn node<'a>(&self, nodes: &'a HashMap<String, Node>) -> Option<(&'a str, &'a Node)> {
-        let own = nodes.iter().find(|(_, node)| node.address == self.address && node.identity == self.identity);
-        own.map(|(name, node)| (name.as_str(), node))
-    }
-
-    /// Index of a service: a change in either namespace may change the answer.
-    pub(super) fn service_index(&self, world: &World, service: &str) -> u64 {
-        world.service_index(&self.namespace, service).max(world.service_index("default", service))
-    }
-
-    /// Instances of a service: of the caller's namespace, or where it has none of "default".
-    pub(super) fn instances_of(&self, world: &World, service: &str) -> Vec<Arc<Instance>> {
-        let own: Vec<_> = world.service_instances(&self.namespace, service).cloned().collect();
-        if own.is_empty() { world.service_instances("default", service).cloned().collect() } else { own }
-    }
-
-    /// Those of one node, whichever of the caller's namespaces it is in.
-    pub(super) fn instances_of_node(&self, world: &World, node: &str) -> Vec<Arc<Instance>> {
-        let other = (self.namespace != "default").then_some("default");
-        let namespaces = std::iter::once(self.namespace.as_str()).chain(other);
-        namespaces.flat_map(|namespace| world.instances_of_node(namespace, node)).cloned().collect()
-    }
-
-    /// All instances that the caller sees.
-    pub(super) fn instances(&self, world: &World) -> Vec<Arc<Instance>> {
-        world.instances().filter(|instance| self.sees(&instance.namespace)).cloned().collect()
     }
 }
 
@@ -136,8 +100,10 @@ pub(super) fn rows(consul: &Consul, caller: &Caller, instances: Vec<Arc<Instance
 
 /// The nodes that the caller sees and the query's `node-meta` leaves, by name; with `near` the close ones first.
 pub(super) fn nodes(consul: &Consul, caller: &Caller, query: &Query) -> Vec<Seen> {
+    let allowed = consul.mesh.read(|world| caller.nodes(world));
     let (mut nodes, close) = consul.mesh.read_nodes(|nodes| {
-        let visible = nodes.iter().filter(|(_, node)| caller.sees(&node.namespace));
+        let seen = |name: &str| allowed.as_ref().is_none_or(|allowed| allowed.contains(name));
+        let visible = nodes.iter().filter(|(name, node)| caller.sees(&node.namespace) && seen(name));
         let seen: Vec<Seen> = visible.map(|(name, node)| of(name, node)).collect();
         (seen, query.value("near").and_then(|near| near::locality(near, caller, nodes)))
     });
@@ -151,6 +117,9 @@ pub(super) fn nodes(consul: &Consul, caller: &Caller, query: &Query) -> Vec<Seen
 
 /// One node, if the caller sees it.
 pub(super) fn node(consul: &Consul, caller: &Caller, name: &str) -> Option<Seen> {
+    if caller.is_narrowed() && consul.mesh.read(|world| caller.instances_of_node(world, name).is_empty()) {
+        return None;
+    }
     consul
         .mesh
         .read_nodes(|nodes| nodes.get(name).filter(|node| caller.sees(&node.namespace)).map(|node| of(name, node)))

@@ -10,7 +10,7 @@ use weft_agent::query::Query;
 use weft_agent::refused::Refused;
 use weft_proto::v1::StoredSession;
 
-use super::{Caller, Consul, refused, select};
+use super::{Caller, Consul, Rights, refused, select};
 use crate::mesh::locks::{SERF_HEALTH, Session, Sessions};
 
 /// Bounds of a session's time to live, and of its lock delay: Consul's.
@@ -45,7 +45,8 @@ pub(super) async fn read(
         Wanted::All => true,
     };
     let (list, index) = consul.mesh.read_sessions(|all| {
-        let found = all.list(&caller.namespace).filter(|(id, session)| is_wanted(id, session));
+        let visible = all.list(&caller.namespace).filter(|_| caller.reads_sessions());
+        let found = visible.filter(|(id, session)| is_wanted(id, session));
         (found.map(|(id, session)| shape(id, session)).collect::<Vec<Value>>(), all.index())
     });
     Ok(answer::indexed(&Value::Array(answer::filtered(list.into_iter(), query)?), index, query))
@@ -69,6 +70,7 @@ fn shape(id: &str, Session { stored, create_index, modify_index, .. }: &Session)
 
 /// `session/create`
 pub(super) async fn create(consul: &Consul, caller: &Caller, query: &Query, body: &[u8]) -> Result<Answered, Refused> {
+    caller.write_sessions("")?;
     let own = consul.mesh.read_nodes(|nodes| caller.node(nodes).map(|(name, _)| name.to_owned()));
     let stored = requested(body, own.unwrap_or_default()).map_err(Refused::bad)?;
     if stored.node.is_empty() {
@@ -128,12 +130,26 @@ fn milliseconds(d: Duration) -> u64 {
 
 /// `session/destroy/:id`
 pub(super) async fn destroy(consul: &Consul, caller: &Caller, id: &str, query: &Query) -> Result<Answered, Refused> {
+    may_end(consul, caller, id)?;
     consul.mesh.destroy_session(&caller.namespace, id).await.map_err(refused)?;
     Ok(answer::json(&json!(true), query))
 }
 
+/// Ending a session frees, or deletes, the keys that it holds: who may not write them may not end it.
+fn may_end(consul: &Consul, caller: &Caller, id: &str) -> Result<(), Refused> {
+    caller.write_sessions(id)?;
+    if matches!(caller.rights, Rights::All) {
+        return Ok(());
+    }
+    consul.mesh.read_pairs(|pairs| {
+        let mut held = pairs.list(&caller.namespace, "").filter(|(_, pair)| pair.session == id);
+        held.try_for_each(|(key, _)| caller.write_keys(key))
+    })
+}
+
 /// `session/renew/:id`
 pub(super) async fn renew(consul: &Consul, caller: &Caller, id: &str, query: &Query) -> Result<Answered, Refused> {
+    caller.write_sessions(id)?;
     let unknown = || Refused::new(StatusCode::NOT_FOUND, format!("Session id '{id}' not found"));
     if !consul.mesh.renew_session(&caller.namespace, id).await.map_err(refused)? {
         return Err(unknown());

@@ -86,7 +86,7 @@ async fn fixture() -> Fixture {
 
 fn caller(namespace: &str, number: u8) -> Caller {
     let Node { namespace, identity, address, .. } = sidecar(namespace, number, "");
-    Caller { namespace, identity, address }
+    Caller { namespace, identity, address, rights: Rights::All }
 }
 
 impl Fixture {

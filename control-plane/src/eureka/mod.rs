@@ -95,7 +95,9 @@ impl Eureka {
 
     fn apps(&self, caller: &Caller, format: Format) -> Answered {
         let stamp = self.mesh.read(stamp);
-        if let Some(given) = self.given().answer(stamp, &caller.namespace, format) {
+        // What a token hides is not kept: each token may hide something else.
+        let kept = || self.given().answer(stamp, &caller.namespace, format);
+        if let Some(given) = (!caller.is_narrowed()).then(kept).flatten() {
             return given;
         }
         let (rows, stamp) = self.rows();
@@ -104,7 +106,9 @@ impl Eureka {
         let hash = answers::hashcode(rows.iter().map(|row| shown::status(row)));
         let document = answers::applications(&grouped(rows.into_iter().map(shown)), stamp.1, &hash);
         let answered = answers::answer(document, format);
-        self.given().keep(stamp, &caller.namespace, format, &answered);
+        if !caller.is_narrowed() {
+            self.given().keep(stamp, &caller.namespace, format, &answered);
+        }
         answered
     }
 
@@ -187,8 +191,9 @@ impl<'a> View<'a> {
 
     fn sees(&self, row: &Row) -> bool {
         let Row { instance, .. } = row;
-        instance.namespace == self.caller.namespace
-            || (instance.namespace == "default" && !self.own.contains(&instance.service.to_ascii_lowercase()))
+        let found = instance.namespace == self.caller.namespace
+            || (instance.namespace == "default" && !self.own.contains(&instance.service.to_ascii_lowercase()));
+        found && self.caller.rights.read(&instance.service)
     }
 
     fn seen<'b>(&self, rows: &'b [Row]) -> Vec<&'b Row> {

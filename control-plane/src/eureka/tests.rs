@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use weft_proto::v1;
 
 use super::*;
+use crate::consul::Rights;
 use crate::mesh::Node;
 use crate::store::embedded::Embedded;
 
@@ -90,8 +91,12 @@ impl Fixture {
     }
 
     fn ask(&self, method: &str, path: &str, accept: &str, namespace: &str) -> Answered {
-        let caller =
-            Caller { namespace: namespace.into(), identity: String::new(), address: IpAddr::from([10, 0, 0, 9]) };
+        let caller = Caller {
+            namespace: namespace.into(),
+            identity: String::new(),
+            address: IpAddr::from([10, 0, 0, 9]),
+            rights: Rights::Read,
+        };
         let request = Request::builder().method(method).uri(format!("/eureka/{path}")).header("accept", accept);
         self.eureka.answer(&caller, request.body(Bytes::new()).unwrap())
     }

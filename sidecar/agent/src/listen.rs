@@ -11,14 +11,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header, request};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Body, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
 
 use crate::answer::{self, Answered};
 use crate::query::Query;
@@ -30,19 +32,40 @@ pub const MAX_BODY: usize = 512 << 10;
 const MAX_CONNECTIONS: usize = 1024;
 /// Longest silence of a connection that is kept.
 const IDLE: Duration = Duration::from_secs(900);
+/// The same where anybody may connect.
+const REMOTE_IDLE: Duration = Duration::from_secs(90);
 /// Shorter answers are not worth compressing, bytes.
 const MIN_COMPRESSED: usize = 1024;
 /// Longer ones take long enough to be compressed on another thread, bytes.
 const MAX_HERE: usize = 64 << 10;
 
+/// A peer that has not finished its handshake by then is let go.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Longest time that a body may take to come.
+const BODY: Duration = Duration::from_secs(60);
+
 /// Who answers requests.
 pub trait Answers: Send + Sync + 'static {
+    /// Turns away a request before its body is read.
+    fn turned_away(&self, _head: &request::Parts) -> Option<Answered> {
+        None
+    }
+
     /// Answers one.
     fn answer(&self, from: SocketAddr, request: Request<Bytes>) -> impl Future<Output = Answered> + Send;
 }
 
-/// Serves for ever.
+/// Serves for ever, plaintext.
 pub async fn serve(answers: Arc<impl Answers>, listener: TcpListener) {
+    serve_by(answers, listener, None).await;
+}
+
+/// Serves for ever, TLS.
+pub async fn serve_tls(answers: Arc<impl Answers>, listener: TcpListener, tls: TlsAcceptor) {
+    serve_by(answers, listener, Some(tls)).await;
+}
+
+async fn serve_by(answers: Arc<impl Answers>, listener: TcpListener, tls: Option<TlsAcceptor>) {
     let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok(permit) = connections.clone().acquire_owned().await else { return };
@@ -53,21 +76,37 @@ pub async fn serve(answers: Arc<impl Answers>, listener: TcpListener) {
                 continue;
             }
         };
-        let answers = answers.clone();
+        let (answers, tls) = (answers.clone(), tls.clone());
         tokio::spawn(async move {
-            let service = service_fn(move |request: Request<Incoming>| {
-                let answers = answers.clone();
-                async move { Ok::<_, Infallible>(handle(&*answers, from, request).await) }
-            });
-            let serving = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(IDLE)
-                .serve_connection(TokioIo::new(stream), service);
-            // A client that breaks off is its own affair.
-            let _ = serving.await;
+            match tls {
+                None => connection(answers, from, stream, IDLE).await,
+                Some(tls) => {
+                    if let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await {
+                        connection(answers, from, stream, REMOTE_IDLE).await;
+                    }
+                }
+            }
             drop(permit);
         });
     }
+}
+
+async fn connection(
+    answers: Arc<impl Answers>,
+    from: SocketAddr,
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    idle: Duration,
+) {
+    let service = service_fn(move |request: Request<Incoming>| {
+        let answers = answers.clone();
+        async move { Ok::<_, Infallible>(handle(&*answers, from, request).await) }
+    });
+    let serving = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(idle)
+        .serve_connection(TokioIo::new(stream), service);
+    // A client that breaks off is its own affair.
+    let _ = serving.await;
 }
 
 /// Answers one request.
@@ -77,6 +116,9 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let (head, body) = request.into_parts();
+    if let Some(away) = answers.turned_away(&head) {
+        return away.map(Full::new);
+    }
     let gzip = takes_gzip(&head.headers);
     let answered = match collect(body).await {
         Ok(body) => answers.answer(from, Request::from_parts(head, body)).await,
@@ -94,7 +136,11 @@ where
     B: Body<Data = Bytes>,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    match Limited::new(body, MAX_BODY).collect().await {
+    let Ok(collected) = tokio::time::timeout(BODY, Limited::new(body, MAX_BODY).collect()).await else {
+        let text = format!("the request's body did not come within {} seconds", BODY.as_secs());
+        return Err(Refused::new(StatusCode::REQUEST_TIMEOUT, text));
+    };
+    match collected {
         Ok(body) => Ok(body.to_bytes()),
         Err(e) if e.is::<LengthLimitError>() => {
             let text = format!("Request body too large, max size: {MAX_BODY} bytes");

@@ -1,0 +1,254 @@
+//! Who asks, and all that depends on it: which namespaces it sees, and what its token leaves of them.
+
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use http::StatusCode;
+use weft_agent::refused::Refused;
+
+use crate::mesh::Node;
+use crate::token::ApiClaims;
+use crate::world::{Instance, World};
+
+/// Who asks.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    /// Its namespace: names are looked up there first, then in "default".
+    pub namespace: String,
+    /// Its SPIFFE ID; empty: it has no sidecar.
+    pub identity: String,
+    /// Where it asks from.
+    pub address: IpAddr,
+    /// What it may do there.
+    pub rights: Rights,
+}
+
+/// What a caller may do in its namespace.
+#[derive(Debug, Clone)]
+pub enum Rights {
+    /// Read and write all: a sidecar's program without a token.
+    All,
+    /// Read all: a program of this machine without a token.
+    Read,
+    /// What its token says.
+    Token(Arc<ApiClaims>),
+}
+
+impl Rights {
+    /// Whether services of this name may be read. Who may register one may.
+    pub fn read(&self, service: &str) -> bool {
+        match self {
+            Rights::All | Rights::Read => true,
+            Rights::Token(claims) => {
+                claims.read.is_empty() || claims.read.iter().any(|p| matches(p, service)) || self.registers(service)
+            }
+        }
+    }
+
+    /// Whether all services may be read.
+    fn read_all(&self) -> bool {
+        !matches!(self, Rights::Token(claims) if !claims.read.is_empty())
+    }
+
+    /// Whether a token names a service as one to be registered.
+    pub fn registers(&self, service: &str) -> bool {
+        matches!(self, Rights::Token(claims) if claims.services.iter().any(|s| s.eq_ignore_ascii_case(service)))
+    }
+
+    /// Whether all keys that begin so may be written. They may be read then, too.
+    fn writes_keys(&self, prefix: &str) -> bool {
+        match self {
+            Rights::All => true,
+            Rights::Read => false,
+            Rights::Token(claims) => claims.keys.iter().any(|granted| prefix.starts_with(granted.as_str())),
+        }
+    }
+
+    /// Whether a key may be read.
+    fn reads_key(&self, key: &str) -> bool {
+        matches!(self, Rights::Read) || self.writes_keys(key)
+    }
+
+    fn sessions(&self) -> bool {
+        !matches!(self, Rights::Token(claims) if claims.keys.is_empty())
+    }
+}
+
+/// Whether a name fits a pattern, in which `*` stands for any text; case does not count.
+fn matches(pattern: &str, name: &str) -> bool {
+    let (pattern, name) = (pattern.to_ascii_lowercase(), name.to_ascii_lowercase());
+    let Some((first, rest)) = pattern.split_once('*') else { return pattern == name };
+    let Some(mut name) = name.strip_prefix(first) else { return false };
+    let (middle, last) = rest.rsplit_once('*').unwrap_or(("", rest));
+    for part in middle.split('*') {
+        let Some(at) = name.find(part) else { return false };
+        name = &name[at + part.len()..];
+    }
+    name.ends_with(last)
+}
+
+impl Caller {
+    /// Whether what is in a namespace is shown to this one.
+    pub(super) fn sees(&self, namespace: &str) -> bool {
+        namespace == self.namespace || namespace == "default"
+    }
+
+    /// The caller's own node and its name; `None`: it has no sidecar, and has registered nothing.
+    pub(super) fn node<'a>(&self, nodes: &'a HashMap<String, Node>) -> Option<(&'a str, &'a Node)> {
+        let own = |node: &Node| {
+            node.address == self.address && node.identity == self.identity && node.namespace == self.namespace
+        };
+        nodes.iter().find(|(_, node)| own(node)).map(|(name, node)| (name.as_str(), node))
+    }
+
+    /// Index of a service: a change in either namespace may change the answer.
+    pub(super) fn service_index(&self, world: &World, service: &str) -> u64 {
+        world.service_index(&self.namespace, service).max(world.service_index("default", service))
+    }
+
+    /// Instances of a service: of the caller's namespace, or where it has none of "default".
+    pub(super) fn instances_of(&self, world: &World, service: &str) -> Vec<Arc<Instance>> {
+        if !self.rights.read(service) {
+            return Vec::new();
+        }
+        let own: Vec<_> = world.service_instances(&self.namespace, service).cloned().collect();
+        if own.is_empty() { world.service_instances("default", service).cloned().collect() } else { own }
+    }
+
+    /// Those of one node, whichever of the caller's namespaces it is in.
+    pub(super) fn instances_of_node(&self, world: &World, node: &str) -> Vec<Arc<Instance>> {
+        let other = (self.namespace != "default").then_some("default");
+        let namespaces = std::iter::once(self.namespace.as_str()).chain(other);
+        let all = namespaces.flat_map(|namespace| world.instances_of_node(namespace, node));
+        all.filter(|instance| self.rights.read(&instance.service)).cloned().collect()
+    }
+
+    /// All instances that the caller sees.
+    pub(super) fn instances(&self, world: &World) -> Vec<Arc<Instance>> {
+        let seen = |instance: &&Arc<Instance>| self.sees(&instance.namespace) && self.rights.read(&instance.service);
+        world.instances().filter(seen).cloned().collect()
+    }
+
+    /// The nodes that the caller sees of its namespaces: those of services that it may read; `None`: all.
+    pub(super) fn nodes(&self, world: &World) -> Option<HashSet<String>> {
+        let narrowed = !self.rights.read_all();
+        narrowed.then(|| self.instances(world).into_iter().map(|instance| instance.node.clone()).collect())
+    }
+
+    /// Whether the caller's token hides anything that its namespace sees.
+    pub fn is_narrowed(&self) -> bool {
+        !self.rights.read_all()
+    }
+
+    /// Whether a key may be read.
+    pub(super) fn reads_key(&self, key: &str) -> bool {
+        self.rights.reads_key(key)
+    }
+
+    /// Whether sessions are shown.
+    pub(super) fn reads_sessions(&self) -> bool {
+        self.rights.sessions()
+    }
+
+    /// # Errors
+    /// When the key may not be read.
+    pub(super) fn read_key(&self, key: &str) -> Result<(), Refused> {
+        if self.reads_key(key) { Ok(()) } else { Err(self.denied("key:read", key)) }
+    }
+
+    /// # Errors
+    /// When not all keys that begin so may be written.
+    pub(super) fn write_keys(&self, prefix: &str) -> Result<(), Refused> {
+        if self.rights.writes_keys(prefix) { Ok(()) } else { Err(self.denied("key:write", prefix)) }
+    }
+
+    /// # Errors
+    /// When it may not have sessions.
+    pub(super) fn write_sessions(&self, id: &str) -> Result<(), Refused> {
+        let may = self.rights.sessions() && !matches!(self.rights, Rights::Read);
+        if may { Ok(()) } else { Err(self.denied("session:write", id)) }
+    }
+
+    /// # Errors
+    /// When its token does not name the service as one to be registered.
+    pub fn register(&self, service: &str) -> Result<(), Refused> {
+        if self.rights.registers(service) { Ok(()) } else { Err(self.denied("service:write", service)) }
+    }
+
+    /// Consul's words.
+    pub(super) fn denied(&self, permission: &str, on: &str) -> Refused {
+        let who = match self.rights {
+            Rights::Token(_) => "this token",
+            Rights::All | Rights::Read => "a request without a token (X-Consul-Token)",
+        };
+        let text = format!("Permission denied: {who} lacks permission '{permission}' on {on:?}");
+        Refused::new(StatusCode::FORBIDDEN, text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns() {
+        for (pattern, name, fits) in [
+            ("*", "order", true),
+            ("*", "", true),
+            ("order", "ORDER", true),
+            ("order", "order2", false),
+            ("pay*", "payment", true),
+            ("pay*", "repay", false),
+            ("*-db", "order-db", true),
+            ("*-db", "order-db2", false),
+            ("a*b*c", "a-b-b-c", true),
+            ("a*b*c", "abc", true),
+            ("a*b*c", "acb", false),
+            ("ab*ba", "aba", false),
+            ("**x", "x", true),
+        ] {
+            assert_eq!(matches(pattern, name), fits, "{pattern} {name}");
+        }
+    }
+
+    #[test]
+    fn what_a_token_says_and_no_more() {
+        let list = |texts: &[&str]| texts.iter().map(|t| (*t).to_owned()).collect();
+        let rights = |services: &[&str], read: &[&str], keys: &[&str]| {
+            Rights::Token(Arc::new(ApiClaims {
+                trust_domain: "cluster.local".into(),
+                namespace: "default".into(),
+                services: list(services),
+                read: list(read),
+                keys: list(keys),
+                expires: 0,
+            }))
+        };
+        // Of each: reads order, reads payment, registers order, writes all below conf/, writes conf/a, reads conf/a, has
+        // sessions.
+        for (what, rights, want) in [
+            ("a sidecar", Rights::All, [true, true, false, true, true, true, true]),
+            ("no token", Rights::Read, [true, true, false, false, false, true, true]),
+            ("nothing named", rights(&[], &[], &[]), [true, true, false, false, false, false, false]),
+            ("a service", rights(&["Order"], &[], &[]), [true, true, true, false, false, false, false]),
+            ("a pattern", rights(&["order"], &["pay*"], &[]), [true, true, true, false, false, false, false]),
+            ("another", rights(&["order"], &["x"], &[]), [true, false, true, false, false, false, false]),
+            ("a reader", rights(&[], &["pay*"], &[]), [false, true, false, false, false, false, false]),
+            ("keys", rights(&[], &[], &["conf/"]), [true, true, false, true, true, true, true]),
+            ("one key", rights(&[], &[], &["conf/a"]), [true, true, false, false, true, true, true]),
+            ("all keys", rights(&[], &[], &[""]), [true, true, false, true, true, true, true]),
+        ] {
+            let got = [
+                rights.read("order"),
+                rights.read("payment"),
+                rights.registers("order"),
+                rights.writes_keys("conf/"),
+                rights.writes_keys("conf/a"),
+                rights.reads_key("conf/a"),
+                rights.sessions(),
+            ];
+            assert_eq!(got, want, "{what}");
+        }
+    }
+}
