@@ -25,6 +25,7 @@ use crate::ca::Ca;
 use crate::consul::{self, Caller, Consul, Rights};
 use crate::dns::listen::Listen;
 use crate::eureka::Eureka;
+use crate::external::Externals;
 use crate::peer::OwnCertificate;
 use crate::token::Tokens;
 
@@ -51,6 +52,8 @@ pub struct HttpApi {
     pub consul: Arc<Consul>,
     /// Answers what is of Eureka's API.
     pub eureka: Arc<Eureka>,
+    /// Answers what is of an agent.
+    pub externals: Arc<Externals>,
     /// Checks tokens.
     pub tokens: Arc<Tokens>,
 }
@@ -152,8 +155,7 @@ impl Answers for Listener {
             return self.api.eureka.answer(&caller, Request::from_parts(head, body));
         }
         if path == "/v1/agent" || path.starts_with("/v1/agent/") {
-            let text = "the control plane is the agent of no program: register with the sidecar beside it";
-            return refusal(&Refused::new(StatusCode::NOT_IMPLEMENTED, text), &head);
+            return self.api.externals.answer(&caller, &head, body).await;
         }
         consul::answer(&self.api.consul, &caller, Request::from_parts(head, body)).await
     }
@@ -193,6 +195,7 @@ mod tests {
 
     use super::*;
     use crate::consul::connect::Roots;
+    use crate::discovery::Discovery;
     use crate::mesh::{Mesh, Node};
     use crate::store::embedded::Embedded;
     use crate::token::ApiClaims;
@@ -212,7 +215,8 @@ mod tests {
         let roots = Roots::of(&Ca::create("cluster.local", SystemTime::now()).unwrap().0);
         HttpApi {
             consul: Arc::new(Consul { mesh: mesh.clone(), address: ([10, 0, 0, 9], 15012).into(), roots }),
-            eureka: Arc::new(Eureka::new(mesh)),
+            eureka: Arc::new(Eureka::new(mesh.clone())),
+            externals: Externals::open(mesh.clone(), Discovery::new(mesh), None).await.unwrap(),
             tokens: Arc::new(Tokens::new(&[7; 32])),
         }
     }
@@ -284,7 +288,9 @@ mod tests {
             (&here, &all, "PUT", "/v1/session/create", 403, "session:write"),
             (&here, "weftapi1.x.y", "GET", services, 403, "ACL not found"),
             (&here, "0123", "GET", "/eureka/apps", 403, "ACL not found"),
-            (&here, "", "PUT", "/v1/agent/service/register", 501, "sidecar"),
+            (&here, "", "PUT", "/v1/agent/service/register", 400, "from loopback"),
+            (&here, "", "GET", "/v1/agent/services", 200, "{}"),
+            (&remote, "", "GET", "/v1/agent/self", 403, "Permission denied"),
             (&remote, "", "GET", services, 403, "Permission denied: this address is answered with a token only"),
             (&remote, "", "GET", "/v1/status/leader", 403, "Permission denied"),
             (&remote, "", "GET", "/eureka/apps", 403, "Permission denied"),

@@ -11,6 +11,7 @@ pub mod consul;
 pub mod discovery;
 pub mod dns;
 pub mod eureka;
+pub mod external;
 pub mod http_api;
 pub mod identity;
 pub mod mesh;

@@ -76,6 +76,10 @@ struct Http {
     /// this host's name; a listener at 0.0.0.0 has to be given the address that clients use.
     #[arg(long = "http-name", value_name = "NAME")]
     http_names: Vec<String>,
+    /// Programs without a sidecar may register there, with a token that names their service. They have no identity: the
+    /// mesh speaks plaintext to them.
+    #[arg(long)]
+    allow_external: bool,
 }
 
 /// Consul's DNS names.
@@ -161,6 +165,7 @@ fn main() -> Result<()> {
             listen: if args.http.http_listen.is_empty() { vec![Listen::Usual] } else { args.http.http_listen },
             names: args.http.http_names,
         },
+        allow_external: args.http.allow_external,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(server::run(config, stop_signal()))

@@ -260,25 +260,34 @@ impl Session {
                 self.certified.id, self.certified.services
             ));
         }
-        if instance.service_id.is_empty() || instance.service_id.len() > 253 {
-            return Err("a service id of 1 to 253 characters is needed".into());
-        }
-        if instance.port == 0 || instance.port > 65535 {
-            return Err(format!("{} is not a port (1 to 65535)", instance.port));
-        }
-        let fields = instance.tags.iter().chain(instance.meta.keys()).chain(instance.meta.values());
-        let shown = instance.tagged_addresses.iter().flat_map(|(name, tagged)| [name, &tagged.address]);
-        let count = instance.tags.len() + instance.meta.len() + instance.tagged_addresses.len();
-        if fields.chain(shown).map(String::len).any(|n| n > MAX_FIELD) || count > 256 {
-            let text = "tags, metadata and tagged addresses are too large";
-            return Err(format!("{text} (256 of {MAX_FIELD} bytes at most)"));
-        }
-        if instance.eureka.len() > MAX_DOCUMENT {
-            return Err(format!("the document of Eureka's API is too large ({MAX_DOCUMENT} bytes at most)"));
-        }
+        fits(instance)?;
         if self.registered.len() >= MAX_INSTANCES && !self.registered.contains(&instance.service_id) {
             return Err(format!("one sidecar may register {MAX_INSTANCES} instances at most"));
         }
         Ok(())
     }
+}
+
+/// Whether an instance is of the form and size that the registry takes, whoever registers it.
+///
+/// # Errors
+/// Says what is wrong with it.
+pub(crate) fn fits(instance: &v1::Instance) -> Result<(), String> {
+    if instance.service_id.is_empty() || instance.service_id.len() > 253 {
+        return Err("a service id of 1 to 253 characters is needed".into());
+    }
+    if instance.port == 0 || instance.port > 65535 {
+        return Err(format!("{} is not a port (1 to 65535)", instance.port));
+    }
+    let fields = instance.tags.iter().chain(instance.meta.keys()).chain(instance.meta.values());
+    let shown = instance.tagged_addresses.iter().flat_map(|(name, tagged)| [name, &tagged.address]);
+    let count = instance.tags.len() + instance.meta.len() + instance.tagged_addresses.len();
+    if fields.chain(shown).map(String::len).any(|n| n > MAX_FIELD) || count > 256 {
+        let text = "tags, metadata and tagged addresses are too large";
+        return Err(format!("{text} (256 of {MAX_FIELD} bytes at most)"));
+    }
+    if instance.eureka.len() > MAX_DOCUMENT {
+        return Err(format!("the document of Eureka's API is too large ({MAX_DOCUMENT} bytes at most)"));
+    }
+    Ok(())
 }

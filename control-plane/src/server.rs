@@ -27,6 +27,7 @@ use crate::dns::listen::Listen;
 use crate::dns::service::DnsService;
 use crate::dns::{self, Dns};
 use crate::eureka::Eureka;
+use crate::external::Externals;
 use crate::http_api::{self, HttpApi};
 use crate::identity::IdentityService;
 use crate::mesh::Mesh;
@@ -63,6 +64,8 @@ pub struct Config {
     pub dns: dns::Settings,
     /// Where programs without a sidecar find Consul's API and Eureka's.
     pub http: http_api::Settings,
+    /// They may register there, with a token.
+    pub allow_external: bool,
 }
 
 /// Name of the administrator's socket in the data folder.
@@ -119,7 +122,10 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
         .serve_with_incoming(UnixListenerStream::new(admin_listener));
     let consul = Arc::new(Consul { mesh: mesh.clone(), address, roots: Roots::of(&ca) });
     let eureka = Arc::new(Eureka::new(mesh.clone()));
-    let api = HttpApi { consul: consul.clone(), eureka: eureka.clone(), tokens: tokens.clone() };
+    let folder = config.allow_external.then(|| config.data_dir.join("external"));
+    let externals = Externals::open(mesh.clone(), discovery.clone(), folder).await?;
+    tokio::spawn(externals.clone().keep());
+    let api = HttpApi { externals, consul: consul.clone(), eureka: eureka.clone(), tokens: tokens.clone() };
     http_api::serve(api, &config.http, &ca, &config.data_dir).await?;
     let catalog = CatalogService { eureka, consul, tokens: tokens.clone() };
     let identity = IdentityService { ca: ca.clone(), tokens, lifetime: config.certificate_ttl };

@@ -11,6 +11,7 @@ use tokio::net::TcpStream;
 use tonic::Status;
 use weft_agent::checks::{Ran, Sockets};
 use weft_agent::forward::Source;
+use weft_agent::refused::Refused;
 use weft_agent::upstream::Upstream;
 use weft_proto::v1::catalog_client::CatalogClient;
 use weft_proto::v1::{Answer, Check, Instance, Question};
@@ -33,8 +34,8 @@ pub struct Session {
 }
 
 impl Upstream for Session {
-    fn register(&self, instance: Instance) -> BoxFuture<'_, Result<(), String>> {
-        Box::pin(self.registrations.register(instance))
+    fn register(&self, instance: Instance) -> BoxFuture<'_, Result<(), Refused>> {
+        Box::pin(async move { self.registrations.register(instance).await.map_err(Refused::upstream) })
     }
 
     fn deregister<'a>(&'a self, service_id: &'a str, wait: Duration) -> BoxFuture<'a, ()> {

@@ -177,7 +177,7 @@ impl Caller {
     }
 
     /// Consul's words.
-    pub(super) fn denied(&self, permission: &str, on: &str) -> Refused {
+    pub(crate) fn denied(&self, permission: &str, on: &str) -> Refused {
         let who = match self.rights {
             Rights::Token(_) => "this token",
             Rights::All | Rights::Read => "a request without a token (X-Consul-Token)",

@@ -43,7 +43,10 @@ impl Mesh {
                 if let Some(held) = held.filter(|held| lives(held)) {
                     return Err(format!("the node name {name} is in use by {}", held.identity).into());
                 }
-                let same = |held: &Node| held.address == node.address && !held.address.is_loopback();
+                // Who has no identity has proved nothing, and gives way.
+                let same = |held: &Node| {
+                    held.address == node.address && !held.address.is_loopback() && !held.identity.is_empty()
+                };
                 if let Some((other, held)) =
                     state.nodes.iter().find(|(n, held)| *n != name && same(held) && lives(held))
                 {

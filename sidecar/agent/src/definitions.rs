@@ -9,7 +9,8 @@ use std::net::IpAddr;
 use weft_proto::v1::{Instance, TaggedAddress};
 
 use super::decode::Fields;
-use crate::checks::{Definition, target};
+use crate::checks::Definition;
+use crate::checks::target::Own;
 
 use checks::check_fields;
 pub use checks::{check, health_path, maintenance, maintenance_id};
@@ -18,7 +19,7 @@ pub use checks::{check, health_path, maintenance, maintenance_id};
 ///
 /// # Errors
 /// Consul's words, for a 400.
-pub fn service(body: &[u8]) -> Result<(Instance, Vec<Definition>), String> {
+pub fn service(body: &[u8], own: Own) -> Result<(Instance, Vec<Definition>), String> {
     let mut fields = Fields::of_body("the service", body)?;
     let name = fields.text("name")?;
     if name.trim().is_empty() {
@@ -29,7 +30,7 @@ pub fn service(body: &[u8]) -> Result<(Instance, Vec<Definition>), String> {
         id.clone_from(&name);
     }
     let address = fields.text("address")?;
-    address_allowed(&address)?;
+    address_allowed(&address, own)?;
     let kind = fields.text("kind")?;
     if !kind.is_empty() && kind != "typical" {
         return Err(format!("Invalid service kind: {kind:?} is not supported yet"));
@@ -48,7 +49,7 @@ pub fn service(body: &[u8]) -> Result<(Instance, Vec<Definition>), String> {
     let mut definitions = Vec::new();
     for (n, mut check) in checks.into_iter().enumerate() {
         let default = if several { format!("service:{id}:{}", n + 1) } else { format!("service:{id}") };
-        let mut definition = check_fields(&mut check)?;
+        let mut definition = check_fields(&mut check, own)?;
         check.finish();
         if definition.id.is_empty() {
             definition.id = default;
@@ -89,15 +90,15 @@ fn tagged_addresses(fields: &mut Fields) -> Result<BTreeMap<String, TaggedAddres
     read.collect()
 }
 
-fn address_allowed(address: &str) -> Result<(), String> {
+fn address_allowed(address: &str, own: Own) -> Result<(), String> {
     match address.parse::<IpAddr>() {
         Ok(ip) if ip.is_unspecified() => Err("Invalid service address".into()),
-        Ok(ip) if !target::is_local(ip) => Err(format!(
-            "Invalid service address: {ip} is not an address of this pod; leave it out to use the pod's own"
-        )),
+        Ok(ip) if !own.has(ip) => {
+            Err(format!("Invalid service address: {ip} is not an address of {own}; leave it out to use its own"))
+        }
         Ok(_) => Ok(()),
         Err(_) if address.is_empty() => Ok(()),
-        Err(_) => Err(format!("Invalid service address: {address:?} is not an IP address of this pod")),
+        Err(_) => Err(format!("Invalid service address: {address:?} is not an IP address of {own}")),
     }
 }
 
@@ -114,7 +115,7 @@ mod tests {
         let python = br#"{"name":"order-service","id":"order-1","port":8080,"tags":["v1"],
             "check":{"http":"http://localhost:8080/health","interval":"10s","timeout":"5s",
             "DeregisterCriticalServiceAfter":"10s"}}"#;
-        let (service, checks) = service(python).unwrap();
+        let (service, checks) = service(python, Own::Pod).unwrap();
         assert_eq!((service.service_id.as_str(), service.port), ("order-1", 8080));
         assert_eq!(checks[0].id, "service:order-1");
         assert_eq!(checks[0].name, "Service 'order-service' check");
@@ -123,7 +124,7 @@ mod tests {
 
         let consulate = br#"{"ID":null,"Name":"a","Script":null,"Check":{"TTL":"10s"},
             "Checks":[{"TCP":"127.0.0.1:1","Interval":1000000000,"CheckID":"mine","Status":"passing","Args":[]}]}"#;
-        let (service, checks) = super::service(consulate).unwrap();
+        let (service, checks) = super::service(consulate, Own::Pod).unwrap();
         assert_eq!(service.service_id, "a", "the name");
         let ids: Vec<_> = checks.iter().map(|c| (c.id.as_str(), c.kind.as_str(), c.initial)).collect();
         assert_eq!(ids, [("service:a:1", "ttl", Status::Critical), ("mine", "tcp", Status::Passing)]);
@@ -160,11 +161,11 @@ mod tests {
             (r#"{"name":"a","check":{"grpc":"x:1","interval":"1s"}}"#, "not an address of this pod"),
             (r#"{"name":"a","check":{"ttl":"1s","FailuresBeforeWarning":2}}"#, "can't be higher"),
         ] {
-            let error = service(body.as_bytes()).unwrap_err();
+            let error = service(body.as_bytes(), Own::Pod).unwrap_err();
             assert!(error.contains(words), "{body}: {error}");
         }
-        assert_eq!(check(br#"{"ttl":"1s"}"#).unwrap_err(), "Missing check name");
-        let found = check(br#"{"name":"db","ttl":"15s","service_id":"a"}"#).unwrap();
+        assert_eq!(check(br#"{"ttl":"1s"}"#, Own::Pod).unwrap_err(), "Missing check name");
+        let found = check(br#"{"name":"db","ttl":"15s","service_id":"a"}"#, Own::Pod).unwrap();
         assert_eq!((found.id.as_str(), found.service_id.as_str()), ("db", "a"));
     }
 }

@@ -39,7 +39,7 @@ use serde_json::json;
 
 use answer::Answered;
 use checks::state::Status;
-use checks::target;
+use checks::target::{self, Own};
 use forward::Forwarder;
 use listen::Answers;
 use local::Local;
@@ -86,13 +86,16 @@ impl Answers for Agent {
 impl Agent {
     /// The pod's address as others see it.
     pub fn address(&self) -> String {
-        target::source_towards(self.towards).map_or_else(String::new, |ip| ip.to_string())
+        match self.local.own() {
+            Own::At(ip) => ip.to_string(),
+            Own::Pod => target::source_towards(self.towards).map_or_else(String::new, |ip| ip.to_string()),
+        }
     }
 
     async fn own(&self, endpoint: Endpoint, query: &Query, body: &[u8]) -> Result<Answered, Refused> {
         match endpoint {
             Endpoint::RegisterService => {
-                let (service, checks) = definitions::service(body).map_err(Refused::bad)?;
+                let (service, checks) = definitions::service(body, self.local.own()).map_err(Refused::bad)?;
                 self.local.register(service, checks, query.has("replace-existing-checks")).await?;
             }
             Endpoint::DeregisterService(id) => self.local.deregister(&id).await?,
@@ -105,7 +108,7 @@ impl Agent {
                 self.local.maintenance(&id, enable.then_some(reason)).await?;
             }
             Endpoint::RegisterCheck => {
-                let check = definitions::check(body).map_err(Refused::bad)?;
+                let check = definitions::check(body, self.local.own()).map_err(Refused::bad)?;
                 self.local.register_check(check).await?;
             }
             Endpoint::DeregisterCheck(id) => self.local.deregister_check(&id).await?,

@@ -22,6 +22,7 @@ use super::refused::Refused;
 use super::saved::Left;
 use super::upstream::Upstream;
 use crate::checks::state::{State, Status, Tell};
+use crate::checks::target::Own;
 use crate::checks::{self, Definition, Kind, Sink, Sockets};
 
 /// Services of one agent, and checks.
@@ -86,6 +87,11 @@ impl Local {
         self.closed.store(true, Ordering::Relaxed);
         let writing = self.writer.lock().await;
         self.save(&writing).await;
+    }
+
+    /// Whose addresses are registered and checked here.
+    pub fn own(&self) -> Own {
+        self.sockets.own()
     }
 
     /// Counts changes.
@@ -242,7 +248,7 @@ impl Local {
             }
             (fresh, gone)
         };
-        self.upstream.register(instance).await.map_err(Refused::upstream)?;
+        self.upstream.register(instance).await?;
         let mut held = self.lock();
         held.services.insert(id, new);
         for gone in gone {

@@ -19,6 +19,7 @@ use super::definitions;
 use super::entry::{Entry, Held};
 use super::shapes;
 use crate::checks::state::{State, Status};
+use crate::checks::target::Own;
 use crate::checks::{Definition, Kind, Place};
 
 /// The file's content.
@@ -134,9 +135,9 @@ impl Saved {
     }
 
     /// The services and checks in it that still make sense; the others are named in the log.
-    pub fn take(self, wall: SystemTime) -> (Vec<Held>, Vec<Check>) {
+    pub fn take(self, wall: SystemTime, own: Own) -> (Vec<Held>, Vec<Check>) {
         let services = self.services.into_iter().filter_map(|saved| {
-            let service = definitions::service(saved.registration.to_string().as_bytes());
+            let service = definitions::service(saved.registration.to_string().as_bytes(), own);
             match service {
                 Ok((service, _)) => {
                     let service = Instance { eureka: saved.eureka, ..service };
@@ -151,19 +152,19 @@ impl Saved {
         let services = services.collect();
         let checks = self.checks.into_iter().filter_map(|saved| {
             let id = saved.registration["checkid"].as_str().unwrap_or_default().to_owned();
-            saved.take(wall).map_err(|e| tracing::warn!("the check {id:?} does not come back: {e}")).ok()
+            saved.take(wall, own).map_err(|e| tracing::warn!("the check {id:?} does not come back: {e}")).ok()
         });
         (services, checks.collect())
     }
 }
 
 impl SavedCheck {
-    fn take(self, wall: SystemTime) -> Result<Check, String> {
+    fn take(self, wall: SystemTime, own: Own) -> Result<Check, String> {
         let definition = if self.maintenance {
             let text = |key: &str| self.registration[key].as_str().unwrap_or_default();
             definitions::maintenance(text("serviceid"), text("notes"))
         } else {
-            definitions::check(self.registration.to_string().as_bytes())?
+            definitions::check(self.registration.to_string().as_bytes(), own)?
         };
         let status = Status::parse(&self.status).ok_or_else(|| format!("{:?} is not a status", self.status))?;
         // As Consul does (`loadCheckState`): a report counts for as long as it would have without a restart.
@@ -272,13 +273,13 @@ mod tests {
             {"grpc":"localhost:1/a.B","interval":"1s"},{"grpc":"localhost:1","interval":"1s","grpcusetls":true},
             {"http":"https://localhost:8443/","interval":"1s","tlsskipverify":true},
             {"ttl":"15s","notes":"by cron","CheckID":"mine"}]}"#;
-        let (service, checks) = definitions::service(body).unwrap();
-        let (again, none) = definitions::service(of_service(&service).to_string().as_bytes()).unwrap();
+        let (service, checks) = definitions::service(body, Own::Pod).unwrap();
+        let (again, none) = definitions::service(of_service(&service).to_string().as_bytes(), Own::Pod).unwrap();
         assert_eq!(service.warning_weight, Some(2));
         assert_eq!(service.tagged_addresses["lan"].address, "127.0.0.1");
         assert_eq!((again, none), (service, Vec::new()));
         for check in checks {
-            assert_eq!(definitions::check(of_check(&check).to_string().as_bytes()).unwrap(), check);
+            assert_eq!(definitions::check(of_check(&check).to_string().as_bytes(), Own::Pod).unwrap(), check);
         }
     }
 
@@ -292,9 +293,9 @@ mod tests {
             expires: Some(expires),
         };
         let wall = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
-        let (_, left) = check(1000).take(wall).unwrap();
+        let (_, left) = check(1000).take(wall, Own::Pod).unwrap();
         assert_eq!((left.status, left.output.as_str()), (Status::Passing, "all well"));
-        let (_, left) = check(999).take(wall).unwrap();
+        let (_, left) = check(999).take(wall, Own::Pod).unwrap();
         assert_eq!(left.status, Status::Critical);
         assert_eq!(left.output, "TTL expired (last output before timeout follows): all well");
     }
@@ -304,7 +305,7 @@ mod tests {
         let text = r#"{"services":[{"registration":{"name":"a","address":"192.0.2.1"}},{"registration":{"name":"b"}}],
             "checks":[{"registration":{"checkid":"c"},"status":"passing","output":""}]}"#;
         let saved: Saved = serde_json::from_str(text).unwrap();
-        let (services, checks) = saved.take(SystemTime::now());
+        let (services, checks) = saved.take(SystemTime::now(), Own::Pod);
         let names: Vec<_> = services.iter().map(|s| s.service.service.as_str()).collect();
         assert_eq!((names, checks.len()), (vec!["b"], 0));
     }

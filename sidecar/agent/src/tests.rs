@@ -38,7 +38,7 @@ pub(crate) fn pod() -> Pod {
 struct Accepting;
 
 impl Upstream for Accepting {
-    fn register(&self, _: Instance) -> BoxFuture<'_, Result<(), String>> {
+    fn register(&self, _: Instance) -> BoxFuture<'_, Result<(), Refused>> {
         Box::pin(std::future::ready(Ok(())))
     }
 

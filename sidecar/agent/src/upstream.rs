@@ -6,11 +6,13 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use weft_proto::v1::{Check, Instance};
 
+use crate::refused::Refused;
+
 /// Who takes what is registered here to the mesh.
 pub trait Upstream: Send + Sync + 'static {
     /// Registers an instance or changes it. One that cannot be asked about now is kept and announced later: that is no
-    /// error. The error is the registry's reason for refusing it.
-    fn register(&self, instance: Instance) -> BoxFuture<'_, Result<(), String>>;
+    /// error. The error is the registry's reason for refusing it, or that it does not answer.
+    fn register(&self, instance: Instance) -> BoxFuture<'_, Result<(), Refused>>;
 
     /// Takes an instance back, and waits until those who use it know, this long at most.
     fn deregister<'a>(&'a self, service_id: &'a str, wait: Duration) -> BoxFuture<'a, ()>;

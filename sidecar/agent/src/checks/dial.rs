@@ -43,7 +43,7 @@ pub(super) async fn open(
 
 async fn connect(sockets: &dyn Sockets, host: &str, port: u16, timeout: Duration) -> io::Result<TcpStream> {
     let mut last = io::Error::other("no address");
-    for to in target::resolve(host, port).await? {
+    for to in sockets.own().resolve(host, port).await? {
         match sockets.connect(to, timeout).await {
             Ok(stream) => return Ok(stream),
             // A host without IPv6 says so of ::1; what it said of 127.0.0.1 explains more.

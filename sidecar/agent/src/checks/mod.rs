@@ -23,6 +23,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 use state::{Status, Thresholds};
+use target::Own;
 
 /// Shortest and longest pause between looks at a lapsed check.
 const LAPSED_POLL: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
@@ -141,6 +142,11 @@ pub struct Tls {
 pub trait Sockets: Send + Sync + 'static {
     /// Opens a connection to an address of this pod, within `timeout`.
     fn connect(&self, to: SocketAddr, timeout: Duration) -> BoxFuture<'_, io::Result<TcpStream>>;
+
+    /// Where probes may go.
+    fn own(&self) -> Own {
+        Own::Pod
+    }
 
     /// Why checks may not run programs here; `None`: they may.
     fn no_scripts(&self) -> Option<&'static str> {

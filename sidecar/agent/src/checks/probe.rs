@@ -1,6 +1,6 @@
 //! One probe of a check; a failure is a result.
 //!
-//! A probe has a connection of its own, marked so that no redirection catches it, and never leaves this pod.
+//! A probe has a connection of its own, marked so that no redirection catches it, and goes to the own addresses of its agent only.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
@@ -8,7 +8,8 @@ use std::time::Duration;
 use tokio::net::UdpSocket;
 
 use super::state::Status;
-use super::{Kind, Place, Sockets, dial, http, http2, target};
+use super::target::Own;
+use super::{Kind, Place, Sockets, dial, http, http2};
 
 /// How long a datagram may be refused: what comes from within the pod comes at once.
 const UDP_WAIT: Duration = Duration::from_secs(1);
@@ -41,7 +42,9 @@ pub async fn probe(sockets: &dyn Sockets, kind: &Kind, timeout: Duration) -> (St
             let opened = tokio::time::timeout(timeout, dial::open(sockets, place, None, timeout)).await;
             result(format!("TCP connect {place}"), opened.unwrap_or_else(|_| Err(late())).map(drop))
         }
-        Kind::Udp(place) => result(format!("UDP connect {place}"), datagram(place, timeout.min(UDP_WAIT)).await),
+        Kind::Udp(place) => {
+            result(format!("UDP connect {place}"), datagram(sockets.own(), place, timeout.min(UDP_WAIT)).await)
+        }
         Kind::Grpc(place, service) => {
             let asked = tokio::time::timeout(timeout, http2::health(sockets, place, service, timeout)).await;
             result(format!("gRPC check {place}"), asked.unwrap_or_else(|_| Err(late())))
@@ -61,9 +64,9 @@ fn result(what: String, result: Result<(), String>) -> (Status, String) {
 }
 
 /// Sends one datagram. Silence passes: few protocols answer what they do not understand.
-async fn datagram(place: &Place, wait: Duration) -> Result<(), String> {
+async fn datagram(own: Own, place: &Place, wait: Duration) -> Result<(), String> {
     let mut last = "no address".to_owned();
-    for to in target::resolve(&place.host, place.port).await.map_err(|e| e.to_string())? {
+    for to in own.resolve(&place.host, place.port).await.map_err(|e| e.to_string())? {
         let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
         let asked = async {
             let socket = UdpSocket::bind((any, 0)).await?;

@@ -1,8 +1,9 @@
-//! Where a check may go: this pod, and nowhere else.
+//! Where a check may go: the pod of its agent, or the host of a program that registered from elsewhere, and nowhere else.
 //!
 //! A check is a request that anybody who may register can make the sidecar send, from a socket that passes the
 //! redirection. Were other hosts allowed, it would be a way around every policy.
 
+use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
@@ -27,34 +28,69 @@ pub fn source_towards(remote: SocketAddr) -> Option<IpAddr> {
     Some(socket.local_addr().ok()?.ip().to_canonical())
 }
 
-/// Whether a check may name `host`: a loopback or own address, `localhost`, or this host's name.
-pub fn allowed(host: &str) -> bool {
-    match bare(host).parse::<IpAddr>() {
-        Ok(ip) => is_local(ip),
-        Err(_) => host.eq_ignore_ascii_case("localhost") || host.eq_ignore_ascii_case(&own_name()),
+/// Whose addresses are an agent's own: it registers them, and its checks go there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Own {
+    /// This pod's.
+    Pod,
+    /// This one, of a program elsewhere: `localhost` is there.
+    At(IpAddr),
+}
+
+impl fmt::Display for Own {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Own::Pod => f.write_str("this pod"),
+            Own::At(ip) => write!(f, "the program that asks from {ip}"),
+        }
     }
 }
 
-/// The addresses to try for `host`, in turn.
-///
-/// # Errors
-/// When the host is not this pod, or its name has no address here.
-pub async fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
-    let refused = || io::Error::new(io::ErrorKind::PermissionDenied, format!("{host} is not an address of this pod"));
-    if !allowed(host) {
-        return Err(refused());
+impl Own {
+    /// Whether `ip` is one of them.
+    pub fn has(self, ip: IpAddr) -> bool {
+        match self {
+            Own::Pod => is_local(ip),
+            Own::At(own) => ip.to_canonical() == own.to_canonical(),
+        }
     }
-    if host.eq_ignore_ascii_case("localhost") {
-        // What the resolver says of it is not asked: a file that is missing must not fail every check.
-        return Ok(vec![(Ipv4Addr::LOCALHOST, port).into(), (Ipv6Addr::LOCALHOST, port).into()]);
+
+    /// Whether a check may name `host`: a loopback or own address, `localhost`, or in a pod this host's name.
+    pub fn allowed(self, host: &str) -> bool {
+        let localhost = host.eq_ignore_ascii_case("localhost");
+        match (self, bare(host).parse::<IpAddr>()) {
+            (Own::Pod, Ok(ip)) => is_local(ip),
+            (Own::Pod, Err(_)) => localhost || host.eq_ignore_ascii_case(&own_name()),
+            (Own::At(_), Ok(ip)) => ip.to_canonical().is_loopback() || self.has(ip),
+            // What another name means is said by DNS, and changes.
+            (Own::At(_), Err(_)) => localhost,
+        }
     }
-    let to = match bare(host).parse() {
-        Ok(ip) => Some(SocketAddr::new(ip, port)),
-        Err(_) => tokio::net::lookup_host((host, port)).await?.next(),
-    };
-    let none = || io::Error::new(io::ErrorKind::NotFound, format!("{host} has no address"));
-    let to = to.ok_or_else(none)?;
-    if is_local(to.ip()) { Ok(vec![to]) } else { Err(refused()) }
+
+    /// The addresses to try for `host`, in turn.
+    ///
+    /// # Errors
+    /// When the host is not allowed, or its name has no address here.
+    pub async fn resolve(self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+        let refused = || io::Error::new(io::ErrorKind::PermissionDenied, format!("{host} is not an address of {self}"));
+        if !self.allowed(host) {
+            return Err(refused());
+        }
+        if let Own::At(own) = self {
+            return Ok(vec![(own, port).into()]);
+        }
+        if host.eq_ignore_ascii_case("localhost") {
+            // What the resolver says of it is not asked: a file that is missing must not fail every check.
+            return Ok(vec![(Ipv4Addr::LOCALHOST, port).into(), (Ipv6Addr::LOCALHOST, port).into()]);
+        }
+        let to = match bare(host).parse() {
+            Ok(ip) => Some(SocketAddr::new(ip, port)),
+            Err(_) => tokio::net::lookup_host((host, port)).await?.next(),
+        };
+        let none = || io::Error::new(io::ErrorKind::NotFound, format!("{host} has no address"));
+        let to = to.ok_or_else(none)?;
+        if is_local(to.ip()) { Ok(vec![to]) } else { Err(refused()) }
+    }
 }
 
 /// An IPv6 address of a URL without its brackets.
@@ -75,13 +111,30 @@ mod tests {
         for host in
             ["127.0.0.1", "127.8.9.1", "::1", "[::1]", "localhost", "LOCALHOST", "::ffff:127.0.0.1", &own_name()]
         {
-            assert!(allowed(host), "{host}");
+            assert!(Own::Pod.allowed(host), "{host}");
         }
         for host in ["192.0.2.1", "169.254.169.254", "example.com", "0.0.0.0", "::", "224.0.0.1", "240.240.0.1", ""] {
-            assert!(!allowed(host), "{host}");
+            assert!(!Own::Pod.allowed(host), "{host}");
         }
         if let Some(own) = source_towards(([192, 0, 2, 1], 9).into()) {
             assert!(is_local(own), "{own}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_program_elsewhere_is_checked_where_it_asks_from() {
+        let own = Own::At([10, 0, 0, 7].into());
+        for host in ["10.0.0.7", "::ffff:10.0.0.7", "localhost", "LocalHost", "127.0.0.1", "127.9.9.9", "[::1]"] {
+            assert_eq!(own.resolve(host, 80).await.unwrap(), [([10, 0, 0, 7], 80).into()], "{host}");
+        }
+        let here = source_towards(([192, 0, 2, 1], 9).into()).map_or_else(own_name, |ip| ip.to_string());
+        let metadata = "169.254.169.254";
+        for host in
+            ["10.0.0.8", metadata, "0.0.0.0", "::", "example.com", &own_name(), &here, "localhost.", "2130706433", ""]
+        {
+            let error = own.resolve(host, 80).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::PermissionDenied, "{host}");
+        }
+        assert!(own.has([10, 0, 0, 7].into()) && !own.has([127, 0, 0, 1].into()));
     }
 }

@@ -8,7 +8,8 @@ use serde_json::Value;
 
 use super::Fields;
 use crate::checks::state::{MAX_OUTPUT, Status, Thresholds};
-use crate::checks::{Definition, Http, Kind, Place, Tls, target};
+use crate::checks::target::Own;
+use crate::checks::{Definition, Http, Kind, Place, Tls};
 
 const MIN_INTERVAL: Duration = Duration::from_secs(1);
 pub(super) const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -20,9 +21,9 @@ pub(super) const MIN_DEREGISTER: Duration = Duration::from_secs(60);
 ///
 /// # Errors
 /// Consul's words, for a 400.
-pub fn check(body: &[u8]) -> Result<Definition, String> {
+pub fn check(body: &[u8], own: Own) -> Result<Definition, String> {
     let mut fields = Fields::of_body("the check", body)?;
-    let mut definition = check_fields(&mut fields)?;
+    let mut definition = check_fields(&mut fields, own)?;
     definition.service_id = fields.text("serviceid")?;
     fields.finish();
     if definition.name.is_empty() {
@@ -52,7 +53,7 @@ pub fn health_path(
         notes: String::new(),
         service_id: service_id.to_owned(),
         kind: Kind::Http(Http {
-            url: http_url(&url)?,
+            url: http_url(&url, Own::Pod)?,
             method: Method::GET,
             headers: Vec::new(),
             body: Bytes::new(),
@@ -98,7 +99,7 @@ const UNSUPPORTED: [(&str, &str); 3] = [
     ("osservice", "an OSService check is not supported"),
 ];
 
-pub(super) fn check_fields(fields: &mut Fields) -> Result<Definition, String> {
+pub(super) fn check_fields(fields: &mut Fields, own: Own) -> Result<Definition, String> {
     for (field, refusal) in UNSUPPORTED {
         if fields.means(field) {
             return Err(format!("Invalid check: {refusal}"));
@@ -116,7 +117,7 @@ pub(super) fn check_fields(fields: &mut Fields) -> Result<Definition, String> {
     let interval = fields.duration("interval")?;
     let timeout = fields.duration("timeout")?;
     let ttl = fields.duration("ttl")?;
-    let kind = kind(fields, ttl)?;
+    let kind = kind(fields, ttl, own)?;
     match kind {
         Kind::Ttl(_) if !interval.is_zero() => {
             return Err("Invalid check: Interval and TTL cannot both be specified".into());
@@ -159,7 +160,7 @@ pub(super) fn check_fields(fields: &mut Fields) -> Result<Definition, String> {
     })
 }
 
-fn kind(fields: &mut Fields, ttl: Duration) -> Result<Kind, String> {
+fn kind(fields: &mut Fields, ttl: Duration, own: Own) -> Result<Kind, String> {
     let url = fields.text("http")?;
     let method = fields.text("method")?;
     let headers = headers(fields)?;
@@ -191,21 +192,21 @@ fn kind(fields: &mut Fields, ttl: Duration) -> Result<Kind, String> {
         let method = if method.is_empty() { "GET".to_owned() } else { method.to_ascii_uppercase() };
         let method = method.parse().map_err(|_| format!("Invalid check: {method:?} is not an HTTP method"))?;
         let body = Bytes::from(body);
-        return Ok(Kind::Http(Http { url: http_url(&url)?, method, headers, body, disable_redirects, tls }));
+        return Ok(Kind::Http(Http { url: http_url(&url, own)?, method, headers, body, disable_redirects, tls }));
     }
     if !tcp.is_empty() {
-        return Ok(Kind::Tcp(place(&tcp, tcp_tls)?));
+        return Ok(Kind::Tcp(place(&tcp, tcp_tls, own)?));
     }
     if !udp.is_empty() {
-        return Ok(Kind::Udp(place(&udp, None)?));
+        return Ok(Kind::Udp(place(&udp, None, own)?));
     }
     if !grpc.is_empty() {
         // A service's name may follow.
         let (at, service) = grpc.split_once('/').unwrap_or((&grpc, ""));
-        return Ok(Kind::Grpc(place(at, grpc_tls)?, service.to_owned()));
+        return Ok(Kind::Grpc(place(at, grpc_tls, own)?, service.to_owned()));
     }
     if !h2ping.is_empty() {
-        return Ok(Kind::Http2Ping(place(&h2ping, ping_tls)?));
+        return Ok(Kind::Http2Ping(place(&h2ping, ping_tls, own)?));
     }
     if !alias.is_empty() {
         return Ok(Kind::Alias(alias));
@@ -216,10 +217,10 @@ fn kind(fields: &mut Fields, ttl: Duration) -> Result<Kind, String> {
     Ok(Kind::Ttl(ttl))
 }
 
-fn place(text: &str, tls: Option<Tls>) -> Result<Place, String> {
+fn place(text: &str, tls: Option<Tls>, own: Own) -> Result<Place, String> {
     let split = text.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?)));
     let (host, port) = split.ok_or_else(|| format!("Invalid check: {text:?} is not host:port"))?;
-    ours(host)?;
+    ours(host, own)?;
     Ok(Place { host: host.to_owned(), port, tls })
 }
 
@@ -239,21 +240,21 @@ fn headers(fields: &mut Fields) -> Result<Vec<(HeaderName, HeaderValue)>, String
     Ok(headers)
 }
 
-fn http_url(text: &str) -> Result<Uri, String> {
+fn http_url(text: &str, own: Own) -> Result<Uri, String> {
     let url: Uri = text.parse().map_err(|_| format!("Invalid check: {text:?} is not a URL"))?;
     match url.scheme_str() {
         Some("http" | "https") => {}
         _ => return Err(format!("Invalid check: {text:?} is not a URL that begins with http:// or https://")),
     }
-    ours(url.host().unwrap_or_default())?;
+    ours(url.host().unwrap_or_default(), own)?;
     Ok(url)
 }
 
-fn ours(host: &str) -> Result<(), String> {
-    if target::allowed(host) {
+fn ours(host: &str, own: Own) -> Result<(), String> {
+    if own.allowed(host) {
         return Ok(());
     }
-    Err(format!("Invalid check: {host} is not an address of this pod; checks go to localhost or the pod's own address"))
+    Err(format!("Invalid check: {host} is not an address of {own}; checks go to localhost or its own address"))
 }
 
 #[cfg(test)]
@@ -262,7 +263,8 @@ mod tests {
 
     #[test]
     fn each_kind_as_it_is_written() {
-        let kind = |body: &str| check(format!(r#"{{"name":"c","interval":"1s",{body}}}"#).as_bytes()).unwrap().kind;
+        let kind =
+            |body: &str| check(format!(r#"{{"name":"c","interval":"1s",{body}}}"#).as_bytes(), Own::Pod).unwrap().kind;
         let place = |tls| Place { host: "localhost".into(), port: 1, tls };
         let verified = Tls::default();
         let any = Tls { server_name: "order".into(), skip_verify: true };
@@ -285,7 +287,7 @@ mod tests {
         assert!(
             matches!(kind(r#""http":"https://localhost:1/","tlsskipverify":true"#), Kind::Http(h) if h.tls.skip_verify)
         );
-        let limited = check(br#"{"name":"c","ttl":"1s","OutputMaxSize":10}"#).unwrap();
+        let limited = check(br#"{"name":"c","ttl":"1s","OutputMaxSize":10}"#, Own::Pod).unwrap();
         assert_eq!(limited.max_output, 10);
     }
 }

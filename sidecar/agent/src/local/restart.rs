@@ -20,7 +20,7 @@ impl Local {
     pub async fn restore(self: &Arc<Self>, command_line: Option<&str>) {
         let Some(file) = &self.file else { return };
         let writing = self.writer.lock().await;
-        let (services, checks) = Saved::read(file).take(SystemTime::now());
+        let (services, checks) = Saved::read(file).take(SystemTime::now(), self.own());
         let (mut of_services, mut of_node) = (BTreeMap::<String, Vec<Definition>>::new(), Vec::new());
         {
             let mut held = self.lock();

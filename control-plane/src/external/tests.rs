@@ -1,0 +1,229 @@
+//! External programs as they see the control plane, with a mesh of its own.
+
+use std::path::Path;
+
+use weft_agent::upstream::Upstream;
+use weft_proto::v1;
+
+use super::*;
+use crate::consul::Rights;
+use crate::mesh::unix_now;
+use crate::store::embedded::Embedded;
+use crate::token::ApiClaims;
+
+const LEASE: Duration = Duration::from_secs(15);
+
+struct Fixture {
+    mesh: Arc<Mesh>,
+    externals: Arc<Externals>,
+}
+
+async fn mesh(dir: &Path) -> Arc<Mesh> {
+    let store = Arc::new(Embedded::open(&dir.join("store")).unwrap());
+    Mesh::open(store, "cluster.local", LEASE).await.unwrap()
+}
+
+async fn externals(mesh: &Arc<Mesh>, dir: &Path) -> Fixture {
+    let discovery = Discovery::new(mesh.clone());
+    let externals = Externals::open(mesh.clone(), discovery, Some(dir.join("external"))).await.unwrap();
+    Fixture { mesh: mesh.clone(), externals }
+}
+
+fn caller(address: [u8; 4], namespace: &str, services: &[&str], read: &[&str]) -> Caller {
+    let list = |texts: &[&str]| texts.iter().map(|t| (*t).to_owned()).collect();
+    let claims = ApiClaims {
+        trust_domain: "cluster.local".into(),
+        namespace: namespace.into(),
+        services: list(services),
+        read: list(read),
+        keys: Vec::new(),
+        expires: unix_now() + 60,
+    };
+    let rights = Rights::Token(Arc::new(claims));
+    Caller { namespace: namespace.into(), identity: String::new(), address: address.into(), rights }
+}
+
+fn registration(service: &str, id: &str, more: &str) -> String {
+    format!(r#"{{"name":"{service}","id":"{id}","port":8080{more}}}"#)
+}
+
+impl Fixture {
+    async fn ask(&self, caller: &Caller, method: &str, uri: &str, body: &str) -> (u16, String) {
+        let request = Request::builder().method(method).uri(format!("/v1/agent/{uri}")).body(()).unwrap();
+        let body = Bytes::from(body.to_owned());
+        let answered = self.externals.answer(caller, &request.into_parts().0, body).await;
+        (answered.status().as_u16(), String::from_utf8(answered.body().to_vec()).unwrap())
+    }
+
+    async fn done(&self, caller: &Caller, uri: &str, body: &str) {
+        assert_eq!(self.ask(caller, "PUT", uri, body).await, (200, String::new()), "{uri} {body}");
+    }
+
+    /// Node, address, identity and the worst status of each instance of a service, as the mesh has them.
+    fn instances(&self, namespace: &str, service: &str) -> Vec<String> {
+        let mut found: Vec<String> = self.mesh.read(|world| {
+            let shown = |i: &Arc<crate::world::Instance>| {
+                let statuses: Vec<&str> = i.checks.iter().map(|check| check.status.as_str()).collect();
+                format!("{} {} {:?} {}", i.node, i.address, i.identity, statuses.join(","))
+            };
+            world.service_instances(namespace, service).map(shown).collect()
+        });
+        found.sort();
+        found
+    }
+}
+
+#[test]
+fn names_of_nodes_are_read_back() {
+    for (address, namespace, name) in [
+        ("10.0.0.7", "default", "ext-10-0-0-7"),
+        ("10.0.0.7", "shop", "ext-10-0-0-7.shop"),
+        ("fd00::1", "default", "ext-fd00--1"),
+        ("1:2:3:4:5:6:7:8", "a.b", "ext-1-2-3-4-5-6-7-8.a.b"),
+    ] {
+        let address: IpAddr = address.parse().unwrap();
+        assert_eq!(node_name(address, namespace), name);
+        assert_eq!(of_node_name(name), Some((address, namespace)));
+    }
+    assert_eq!(node_name("::ffff:10.0.0.7".parse().unwrap(), "default"), "ext-10-0-0-7");
+    for name in ["ext-", "ext-1-2-3", "ext-a.b", "n1", "ext-1-2-3-4-5"] {
+        assert_eq!(of_node_name(name), None, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn two_hosts_with_one_id_are_apart_and_each_is_at_its_own_address() {
+    let dir = tempfile::tempdir().unwrap();
+    let mesh = mesh(dir.path()).await;
+    let all = externals(&mesh, dir.path()).await;
+    let (one, two) =
+        (caller([10, 0, 0, 7], "default", &["order"], &[]), caller([10, 0, 0, 8], "default", &["order"], &[]));
+    let shop = caller([10, 0, 0, 7], "shop", &["order"], &[]);
+    let ttl = r#","check":{"ttl":"15s"}"#;
+    for caller in [&one, &two, &shop] {
+        all.done(caller, "service/register", &registration("order", "order-1", ttl)).await;
+    }
+    all.done(&two, "check/pass/service:order-1", "").await;
+    let (seven, eight) = ("ext-10-0-0-7 10.0.0.7 \"\" critical", "ext-10-0-0-8 10.0.0.8 \"\" passing");
+    assert_eq!(all.instances("default", "order"), [seven, eight]);
+    assert_eq!(all.instances("shop", "order"), ["ext-10-0-0-7.shop 10.0.0.7 \"\" critical"]);
+    all.done(&two, "service/maintenance/order-1?enable=true", "").await;
+    all.done(&one, "service/deregister/order-1", "").await;
+    assert_eq!(all.instances("default", "order"), ["ext-10-0-0-8 10.0.0.8 \"\" passing,critical"]);
+    assert_eq!(all.ask(&one, "GET", "services", "").await, (200, "{}".into()));
+    assert!(all.ask(&two, "GET", "services", "").await.1.contains("order-1"));
+    assert_eq!(all.instances("shop", "order").len(), 1);
+}
+
+#[tokio::test]
+async fn what_may_not_be_is_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let mesh = mesh(dir.path()).await;
+    let all = externals(&mesh, dir.path()).await;
+    let order = caller([10, 0, 0, 7], "default", &["order"], &["x"]);
+    let payment = caller([10, 0, 0, 7], "default", &["payment"], &["x"]);
+    let nobody = Caller { rights: Rights::Read, ..order.clone() };
+    let local = Caller { address: [127, 0, 0, 1].into(), ..order.clone() };
+    let ttl = r#","check":{"ttl":"15s"}"#;
+    all.done(&order, "service/register", &registration("order", "order-1", ttl)).await;
+    let denied = "Permission denied: this token lacks permission 'service:write' on \"order\"";
+    let check = |target: &str| registration("order", "o", &format!(r#","check":{{{target},"interval":"1s"}}"#));
+    let elsewhere = "is not an address of the program that asks from 10.0.0.7";
+    let node_check = r#"{"name":"disk","ttl":"1m"}"#;
+    let other_check = r#"{"name":"x","id":"service:order-1","ttl":"1m","serviceid":"payment-1"}"#;
+    all.done(&payment, "service/register", &registration("payment", "payment-1", "")).await;
+    for (who, uri, body, status, words) in [
+        (&payment, "service/register", registration("order", "o", ""), 403, denied),
+        (&payment, "service/register", registration("payment", "order-1", ""), 403, denied),
+        (&payment, "service/deregister/order-1", String::new(), 403, denied),
+        (&payment, "service/maintenance/order-1?enable=true", String::new(), 403, denied),
+        (&payment, "check/pass/service:order-1", String::new(), 403, denied),
+        (&payment, "check/deregister/service:order-1", String::new(), 403, denied),
+        (&payment, "check/register", other_check.to_owned(), 403, denied),
+        (&nobody, "service/register", registration("order", "o", ""), 403, "a request without a token"),
+        (&local, "service/register", registration("order", "o", ""), 400, "from loopback"),
+        (&order, "maintenance?enable=true", String::new(), 400, "name a service"),
+        (&order, "check/register", node_check.to_owned(), 400, "name a service"),
+        (&order, "service/register", registration("order", "o", r#","address":"10.0.0.8""#), 400, elsewhere),
+        (&order, "service/register", registration("order", "o", r#","address":"127.0.0.1""#), 400, elsewhere),
+        (&order, "service/register", check(r#""http":"http://169.254.169.254/""#), 400, elsewhere),
+        (&order, "service/register", check(r#""tcp":"10.0.0.8:80""#), 400, elsewhere),
+        (&order, "service/register", check(r#""grpc":"cp.example:80""#), 400, elsewhere),
+        (&order, "service/register", r#"{"name":"order"}"#.to_owned(), 400, "0 is not a port"),
+    ] {
+        let (got, text) = all.ask(who, "PUT", uri, &body).await;
+        assert!(got == status && text.contains(words), "{uri} {body}: {got} {text}");
+    }
+    assert_eq!(all.instances("default", "order"), ["ext-10-0-0-7 10.0.0.7 \"\" critical"]);
+    // What one may not read is not shown.
+    assert!(!all.ask(&payment, "GET", "services", "").await.1.contains("order"));
+    assert!(!all.ask(&payment, "GET", "checks", "").await.1.contains("order"));
+    assert_eq!(all.ask(&payment, "GET", "service/order-1", "").await.0, 403);
+    assert_eq!(all.ask(&payment, "GET", "health/service/name/order", "").await.0, 403);
+    assert_eq!(all.ask(&order, "GET", "service/order-1", "").await.0, 200);
+
+    // An address with a sidecar is its own.
+    let sidecar = |number| crate::mesh::Node {
+        namespace: "default".into(),
+        identity: "spiffe://cluster.local/ns/default/sa/w".into(),
+        address: [10, 0, 0, number].into(),
+        workload: String::new(),
+        locality: String::new(),
+        labels: Default::default(),
+        checks: Default::default(),
+        create_index: 0,
+        modify_index: 0,
+        alive: None,
+        unknown: false,
+    };
+    mesh.begin_session("n9", sidecar(9)).await.unwrap();
+    let ninth = caller([10, 0, 0, 9], "default", &["order"], &[]);
+    let (status, text) = all.ask(&ninth, "PUT", "service/register", &registration("order", "o", "")).await;
+    assert!(status == 400 && text.contains("belongs to spiffe://"), "{status} {text}");
+    // And one that comes later is let in, and what was there before goes.
+    mesh.begin_session("n7", sidecar(7)).await.unwrap();
+    all.externals.keep_once().await;
+    assert!(all.instances("default", "order").is_empty());
+    assert!(!dir.path().join("external/ext-10-0-0-7.json").exists());
+
+    let none = Externals::open(mesh.clone(), Discovery::new(mesh), None).await.unwrap();
+    let off = Fixture { mesh: all.mesh.clone(), externals: none };
+    let (status, text) = off.ask(&order, "PUT", "service/register", &registration("order", "o", "")).await;
+    assert!(status == 403 && text.contains("--allow-external"), "{status} {text}");
+}
+
+#[tokio::test]
+async fn a_restart_brings_back_what_was_registered_and_takes_away_what_was_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let mesh = mesh(dir.path()).await;
+    let all = externals(&mesh, dir.path()).await;
+    let order = caller([10, 0, 0, 7], "default", &["order", "cart"], &[]);
+    let ttl = r#","check":{"ttl":"1h"}"#;
+    all.done(&order, "service/register", &registration("order", "order-1", ttl)).await;
+    all.done(&order, "check/warn/service:order-1", "").await;
+    all.done(&order, "service/register", &registration("cart", "cart-1", "")).await;
+    let file = dir.path().join("external/ext-10-0-0-7.json");
+    let node = all.externals.lock().values().next().unwrap().clone();
+    node.agent.local.close().await;
+    let saved = std::fs::read(&file).unwrap();
+    // As if it had ended between the file and the mesh.
+    let stray = v1::Instance { service_id: "x".into(), service: "stray".into(), port: 1, ..Default::default() };
+    node.direct.register(stray).await.unwrap();
+    assert_eq!(all.instances("default", "stray").len(), 1);
+    drop((node, all));
+    assert_eq!(std::fs::read(&file).unwrap(), saved);
+
+    let again = externals(&mesh, dir.path()).await;
+    assert_eq!(again.instances("default", "order"), ["ext-10-0-0-7 10.0.0.7 \"\" warning"]);
+    assert_eq!(again.instances("default", "cart").len(), 1);
+    assert!(again.instances("default", "stray").is_empty());
+    again.done(&order, "check/pass/service:order-1", "").await;
+    for id in ["order-1", "cart-1"] {
+        again.done(&order, &format!("service/deregister/{id}"), "").await;
+    }
+    again.externals.keep_once().await;
+    assert!(again.externals.lock().is_empty() && !file.exists(), "a node that has nothing goes");
+    // And comes again.
+    again.done(&order, "service/register", &registration("order", "order-1", "")).await;
+    assert_eq!(again.instances("default", "order").len(), 1);
+}
