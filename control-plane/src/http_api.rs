@@ -86,6 +86,8 @@ pub async fn serve(api: HttpApi, settings: &Settings, ca: &Arc<Ca>, data_dir: &P
         };
         let remote = !address.ip().to_canonical().is_loopback();
         let answers = Arc::new(Listener { api: api.clone(), remote });
+        let scheme = if remote { "https" } else { "http" };
+        tracing::info!("programs without a sidecar find Consul's API at {scheme}://{address}");
         if remote {
             let tls = acceptor(ca.clone(), names(address.ip(), &own_name(), &settings.names))?;
             write_root(ca, &data_dir.join(ROOT_FILE))?;

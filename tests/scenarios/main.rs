@@ -6,6 +6,7 @@ mod clients;
 mod costs;
 mod dns;
 mod eureka;
+mod external;
 mod fields;
 mod gateway;
 mod limits;
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         clients::all(),
         dns::all(),
         eureka::all(),
+        external::all(),
         trouble::all(),
         abuse::all(),
         costs::all(),

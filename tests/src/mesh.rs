@@ -91,6 +91,11 @@ impl Mesh {
         wait_for("the control plane", Duration::from_secs(10), || self.weftctl(&["status"]).map(drop))
     }
 
+    /// The control plane's data folder.
+    pub fn data_dir(&self) -> PathBuf {
+        self.dir.path().join("control-plane")
+    }
+
     /// Ends the control plane and removes all that it kept.
     ///
     /// # Errors

@@ -1,0 +1,117 @@
+//! Programs without a sidecar: Consul's API at the control plane, by curl over HTTPS with tokens.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use weft_tests::{Mesh, Pod, served_by, statuses, wait_for};
+
+use crate::Scenario;
+
+const SOON: Duration = Duration::from_secs(15);
+
+pub(crate) fn all() -> Vec<Scenario> {
+    vec![("programs_without_a_sidecar_register_at_the_control_plane", register)]
+}
+
+/// What the control plane answers to a pod: the status and the body.
+fn ask(mesh: &Mesh, pod: &Pod, token: &str, method: &str, path: &str, body: &Value) -> Result<(u16, String)> {
+    let root = mesh.data_dir().join("root.pem").to_string_lossy().into_owned();
+    let url = format!("https://{}:8501/v1/{path}", mesh.center.ip);
+    let (token, body) = (format!("X-Consul-Token: {token}"), body.to_string());
+    let mut args = vec!["--cacert", &root, "-X", method, "-H", &token, "-w", "\n%{http_code}", &url];
+    if method != "GET" {
+        args.extend(["-d", &body]);
+    }
+    let text = pod.curl(&args)?;
+    let (body, status) = text.rsplit_once('\n').context("no status")?;
+    Ok((status.parse()?, body.to_owned()))
+}
+
+fn token(mesh: &Mesh, args: &[&str]) -> Result<String> {
+    let all = [&["token", "create", "--api", "--ttl", "1h"], args].concat();
+    Ok(mesh.weftctl(&all)?.trim().to_owned())
+}
+
+/// Waits until calls in the mesh are answered by these, and all are.
+fn calls(mesh: &Mesh, front: &Pod, expected: &[&str]) -> Result<()> {
+    wait_for("calls", SOON, || {
+        let url = format!("http://{}/", mesh.vip("order")?);
+        let results = front.requests(&json!({ "url": url, "count": 20, "headers": { "Host": "order" } }))?;
+        ensure!(statuses(&results).keys().all(|status| *status == 200), "{results:?}");
+        let mut servers = served_by(&results);
+        servers.sort();
+        servers.dedup();
+        ensure!(servers == expected, "{servers:?}, not {expected:?}");
+        Ok(())
+    })
+}
+
+fn register() -> Result<()> {
+    let mut mesh = Mesh::network(&[])?;
+    let listen = format!("{}:8501", mesh.center.ip);
+    mesh.control_plane_args = ["--http-listen", &listen, "--allow-external"].map(str::to_owned).into();
+    mesh.start_control_plane()?;
+    let (front, _sidecar) = mesh.client("frontend")?;
+    let order = token(&mesh, &["--service", "order"])?;
+    let payment = token(&mesh, &["--service", "payment"])?;
+
+    // Two hosts, one id.
+    let mut pods = Vec::new();
+    let registration = json!({
+        "Name": "order", "ID": "order-1", "Port": 8080,
+        "Check": { "HTTP": "http://localhost:8080/health", "Interval": "1s", "Timeout": "1s" },
+    });
+    for name in ["legacy1", "legacy2"] {
+        let pod = mesh.pod(name)?;
+        let app = pod.serve(8080, name)?;
+        let answer = ask(&mesh, &pod, &order, "PUT", "agent/service/register", &registration)?;
+        ensure!(answer == (200, String::new()), "{answer:?}");
+        pods.push((pod, app));
+    }
+    let [(one, _), (two, _)] = &pods[..] else { anyhow::bail!("two pods") };
+
+    // What may not be is refused, and says why.
+    let null = Value::Null;
+    let mut elsewhere = registration.clone();
+    elsewhere["Address"] = json!(two.ip);
+    let mut probe = registration.clone();
+    probe["Check"]["HTTP"] = json!(format!("http://{}:15012/", mesh.center.ip));
+    for (token, method, path, body, status, words) in [
+        ("", "GET", "catalog/services", &null, 403, "Permission denied: this address is answered with a token only"),
+        ("weftapi1.a.b", "GET", "catalog/services", &null, 403, "ACL not found"),
+        (&*payment, "PUT", "agent/service/register", &registration, 403, "Permission denied"),
+        (&payment, "PUT", "agent/service/deregister/order-1", &null, 403, "Permission denied"),
+        (&order, "PUT", "agent/service/register", &elsewhere, 400, "is not an address of the program that asks"),
+        (&order, "PUT", "agent/service/register", &probe, 400, "is not an address of the program that asks"),
+        (&order, "PUT", "kv/a", &json!("x"), 403, "Permission denied"),
+    ] {
+        let (got, text) = ask(&mesh, one, token, method, path, body)?;
+        ensure!(got == status && text.contains(words), "{method} {path}: {got} {text}");
+    }
+
+    // The mesh calls both, and follows their checks.
+    calls(&mesh, &front, &["legacy1", "legacy2"])?;
+    one.curl(&["-f", "http://127.0.0.1:8080/sick"])?;
+    calls(&mesh, &front, &["legacy2"])?;
+    let (_, passing) = ask(&mesh, two, &payment, "GET", "health/service/order?passing", &null)?;
+    let passing: Value = serde_json::from_str(&passing)?;
+    let node = format!("ext-{}", two.ip.replace('.', "-"));
+    ensure!(passing[0]["Node"]["Node"] == node && passing[0]["Service"]["Address"] == two.ip, "{passing}");
+    ensure!(passing.as_array().is_some_and(|all| all.len() == 1), "{passing}");
+    one.curl(&["-f", "http://127.0.0.1:8080/well"])?;
+    calls(&mesh, &front, &["legacy1", "legacy2"])?;
+
+    // Nobody registers again after a restart, and checks go on.
+    mesh.control_plane.take().context("it runs")?.signal("KILL")?;
+    mesh.start_control_plane()?;
+    calls(&mesh, &front, &["legacy1", "legacy2"])?;
+    two.curl(&["-f", "http://127.0.0.1:8080/sick"])?;
+    calls(&mesh, &front, &["legacy1"])?;
+    let answer = ask(&mesh, two, &order, "PUT", "agent/service/deregister/order-1", &null)?;
+    ensure!(answer.0 == 200, "{answer:?}");
+    let (_, left) = ask(&mesh, two, &payment, "GET", "catalog/service/order", &null)?;
+    let left: Value = serde_json::from_str(&left)?;
+    ensure!(left.as_array().is_some_and(|all| all.len() == 1) && left[0]["Address"] == one.ip, "{left}");
+    Ok(())
+}
