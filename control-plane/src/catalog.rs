@@ -80,3 +80,75 @@ impl Catalog for CatalogService {
         Ok(Response::new(Answer { status: head.status.as_u16().into(), headers: headers.collect(), body }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use weft_proto::v1;
+
+    use super::*;
+    use crate::mesh::{Mesh, Node, unix_now};
+    use crate::store::embedded::Embedded;
+    use crate::token::ApiClaims;
+
+    #[tokio::test]
+    async fn a_token_takes_away_and_adds_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Arc::new(Embedded::open(dir.path()).unwrap());
+        let mesh = Mesh::open(store, "cluster.local", Duration::from_secs(15)).await.unwrap();
+        let id: SpiffeId = "spiffe://cluster.local/ns/default/sa/web".parse().unwrap();
+        let node = Node {
+            namespace: "default".into(),
+            identity: id.to_string(),
+            address: [10, 0, 0, 1].into(),
+            workload: String::new(),
+            locality: String::new(),
+            labels: Default::default(),
+            checks: Default::default(),
+            create_index: 0,
+            modify_index: 0,
+            alive: None,
+            unknown: false,
+        };
+        let session = mesh.begin_session("n1", node).await.unwrap();
+        for service in ["order", "payment"] {
+            let (service_id, service) = (service.to_owned(), service.to_owned());
+            let instance = v1::Instance { service_id, service, port: 80, ..Default::default() };
+            mesh.register("n1", session, instance).await.unwrap();
+        }
+        let service = CatalogService {
+            consul: Arc::new(Consul { mesh: mesh.clone(), address: ([10, 0, 0, 9], 15012).into() }),
+            eureka: Arc::new(Eureka::new(mesh)),
+            tokens: Arc::new(Tokens::new(&[7; 32])),
+        };
+        let token = |namespace: &str| {
+            service.tokens.create_api(&ApiClaims {
+                trust_domain: "cluster.local".into(),
+                namespace: namespace.into(),
+                services: Vec::new(),
+                read: vec!["pay*".into()],
+                keys: vec!["conf/".into()],
+                expires: unix_now() + 60,
+            })
+        };
+        let (ours, others) = (token("default"), token("shop"));
+        let peer = Peer { remote: [10, 0, 0, 1].into(), certified: None };
+        let both = r#"{"order":[],"payment":[]}"#;
+        for (token, method, path, status, words) in [
+            ("", "GET", "/v1/catalog/services", 200, both),
+            ("", "PUT", "/v1/kv/a", 200, "true"),
+            (&*ours, "GET", "/v1/catalog/services", 200, r#"{"payment":[]}"#),
+            (&ours, "PUT", "/v1/kv/a", 403, "Permission denied"),
+            (&ours, "PUT", "/v1/kv/conf/a", 200, "true"),
+            (&others, "GET", "/v1/catalog/services", 403, "of the namespace \"shop\", the sidecar of \"default\""),
+            ("of-another-time", "GET", "/v1/catalog/services", 403, "ACL not found"),
+            ("of-another-time", "GET", "/eureka/apps", 403, "ACL not found"),
+        ] {
+            let passed = http::Request::builder().method(method).uri(path).header("x-consul-token", token);
+            let answered = service.answer(&peer, &id, passed.body(Bytes::new()).unwrap()).await;
+            let (got, text) = (answered.status(), String::from_utf8_lossy(answered.body()).into_owned());
+            assert!(got == status && text.contains(words), "{method} {path} {token:.20}: {got} {text}");
+        }
+    }
+}

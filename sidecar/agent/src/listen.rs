@@ -2,10 +2,11 @@
 //!
 //! Served by hyper directly: clients send bodies without or with a wrong content type, which extractors refuse.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io::Write;
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -30,6 +31,8 @@ use crate::refused::Refused;
 pub const MAX_BODY: usize = 512 << 10;
 /// Connections at once; more wait.
 const MAX_CONNECTIONS: usize = 1024;
+/// Connections of one address (of IPv6 the network) where anybody may connect; more are closed: one must not take all.
+const MAX_OF_ADDRESS: usize = 256;
 /// Longest silence of a connection that is kept.
 const IDLE: Duration = Duration::from_secs(900);
 /// The same where anybody may connect.
@@ -67,6 +70,7 @@ pub async fn serve_tls(answers: Arc<impl Answers>, listener: TcpListener, tls: T
 
 async fn serve_by(answers: Arc<impl Answers>, listener: TcpListener, tls: Option<TlsAcceptor>) {
     let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let callers = Arc::new(Callers::default());
     loop {
         let Ok(permit) = connections.clone().acquire_owned().await else { return };
         let (stream, from) = match listener.accept().await {
@@ -76,6 +80,11 @@ async fn serve_by(answers: Arc<impl Answers>, listener: TcpListener, tls: Option
                 continue;
             }
         };
+        let entered = if tls.is_some() { callers.enter(from.ip()) } else { None };
+        if tls.is_some() && entered.is_none() {
+            tracing::debug!(%from, "a connection too many of one address");
+            continue;
+        }
         let (answers, tls) = (answers.clone(), tls.clone());
         tokio::spawn(async move {
             match tls {
@@ -86,8 +95,48 @@ async fn serve_by(answers: Arc<impl Answers>, listener: TcpListener, tls: Option
                     }
                 }
             }
-            drop(permit);
+            drop((permit, entered));
         });
+    }
+}
+
+/// Connections by the address that they come from.
+#[derive(Default)]
+struct Callers(Mutex<HashMap<IpAddr, usize>>);
+
+/// Counts while it is held.
+struct Entered(Arc<Callers>, IpAddr);
+
+impl Callers {
+    fn lock(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn enter(self: &Arc<Self>, from: IpAddr) -> Option<Entered> {
+        let from = match from.to_canonical() {
+            // One host has as many addresses of its network as it likes.
+            IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() & !u128::from(u64::MAX)).into(),
+            v4 @ IpAddr::V4(_) => v4,
+        };
+        let mut counts = self.lock();
+        let count = counts.entry(from).or_default();
+        if *count >= MAX_OF_ADDRESS {
+            return None;
+        }
+        *count += 1;
+        Some(Entered(self.clone(), from))
+    }
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        let mut counts = self.0.lock();
+        if let Some(count) = counts.get_mut(&self.1) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.1);
+            }
+        }
     }
 }
 
@@ -116,7 +165,9 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let (head, body) = request.into_parts();
-    if let Some(away) = answers.turned_away(&head) {
+    if let Some(mut away) = answers.turned_away(&head) {
+        // What it sends is not read, and it holds no connection.
+        answer::set(&mut away, "connection", "close");
         return away.map(Full::new);
     }
     let gzip = takes_gzip(&head.headers);
@@ -224,5 +275,21 @@ mod tests {
             }
             assert_eq!(text, "0".repeat(length));
         }
+    }
+
+    #[test]
+    fn one_address_does_not_take_all_connections() {
+        let callers = Arc::new(Callers::default());
+        let enter = |ip: &str| callers.enter(ip.parse().unwrap());
+        let mut entered: Vec<_> = (0..MAX_OF_ADDRESS).map(|_| enter("10.0.0.7").unwrap()).collect();
+        assert!(enter("10.0.0.7").is_none() && enter("::ffff:10.0.0.7").is_none());
+        assert!(enter("10.0.0.8").is_some());
+        entered.pop();
+        assert!(enter("10.0.0.7").is_some());
+        entered.clear();
+        let one_network: Vec<_> = (0..MAX_OF_ADDRESS).map(|n| enter(&format!("fd00::{n:x}")).unwrap()).collect();
+        assert!(enter("fd00::ffff:1").is_none() && enter("fd00:0:0:1::1").is_some());
+        drop(one_network);
+        assert!(callers.lock().is_empty());
     }
 }
