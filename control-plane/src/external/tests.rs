@@ -9,6 +9,7 @@ use super::*;
 use crate::consul::Rights;
 use crate::mesh::unix_now;
 use crate::store::embedded::Embedded;
+use crate::store::{self, Condition, Op, Record, Store, Table, Watch};
 use crate::token::ApiClaims;
 
 const LEASE: Duration = Duration::from_secs(15);
@@ -226,4 +227,68 @@ async fn a_restart_brings_back_what_was_registered_and_takes_away_what_was_not()
     // And comes again.
     again.done(&order, "service/register", &registration("order", "order-1", "")).await;
     assert_eq!(again.instances("default", "order").len(), 1);
+}
+
+/// A store that does not take anything while it is away.
+struct Faulty {
+    store: Embedded,
+    away: std::sync::atomic::AtomicBool,
+}
+
+#[tonic::async_trait]
+impl Store for Faulty {
+    async fn get(&self, table: Table, key: &str) -> Result<Option<Record>, store::Error> {
+        self.store.get(table, key).await
+    }
+
+    async fn txn(&self, conditions: Vec<Condition>, ops: Vec<Op>) -> Result<Option<u64>, store::Error> {
+        if self.away.load(Ordering::Relaxed) {
+            return Err(store::Error::Unavailable("it is away".into()));
+        }
+        self.store.txn(conditions, ops).await
+    }
+
+    async fn grant(&self, ttl: Duration) -> Result<u64, store::Error> {
+        self.store.grant(ttl).await
+    }
+
+    async fn keep_alive(&self, lease: u64) -> Result<bool, store::Error> {
+        self.store.keep_alive(lease).await
+    }
+
+    async fn revoke(&self, lease: u64) -> Result<(), store::Error> {
+        self.store.revoke(lease).await
+    }
+
+    async fn watch(&self) -> Result<Watch, store::Error> {
+        self.store.watch().await
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_is_away_is_told_later_or_the_program_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Embedded::open(&dir.path().join("store")).unwrap();
+    let store = Arc::new(Faulty { store, away: false.into() });
+    let mesh = Mesh::open(store.clone(), "cluster.local", LEASE).await.unwrap();
+    let all = externals(&mesh, dir.path()).await;
+    let order = caller([10, 0, 0, 7], "default", &["order"], &[]);
+    for id in ["a", "b"] {
+        let ttl = format!(r#","check":{{"ttl":"1h","checkid":"{id}"}}"#);
+        all.done(&order, "service/register", &registration("order", id, &ttl)).await;
+    }
+    store.away.store(true, Ordering::Relaxed);
+    let (status, text) = all.ask(&order, "PUT", "service/register", &registration("order", "c", "")).await;
+    assert!(status == 500 && text.contains("it is away"), "{status} {text}");
+    assert!(!all.ask(&order, "GET", "services", "").await.1.contains("\"c\""), "it was told that it is not registered");
+    all.done(&order, "check/pass/a", "").await;
+    all.done(&order, "service/deregister/b", "").await;
+    assert_eq!(all.instances("default", "order").len(), 2);
+    // What was there when the control plane ended comes back, too.
+    drop(all);
+    let again = externals(&mesh, dir.path()).await;
+    assert!(again.ask(&order, "GET", "services", "").await.1.contains("\"a\""));
+    store.away.store(false, Ordering::Relaxed);
+    again.externals.keep_once().await;
+    assert_eq!(again.instances("default", "order"), ["ext-10-0-0-7 10.0.0.7 \"\" passing"]);
 }
