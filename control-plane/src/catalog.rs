@@ -117,8 +117,10 @@ mod tests {
             let instance = v1::Instance { service_id, service, port: 80, ..Default::default() };
             mesh.register("n1", session, instance).await.unwrap();
         }
+        let (ca, _) = crate::ca::Ca::create("cluster.local", std::time::SystemTime::now()).unwrap();
+        let roots = crate::consul::connect::Roots::of(&ca);
         let service = CatalogService {
-            consul: Arc::new(Consul { mesh: mesh.clone(), address: ([10, 0, 0, 9], 15012).into() }),
+            consul: Arc::new(Consul { mesh: mesh.clone(), address: ([10, 0, 0, 9], 15012).into(), roots }),
             eureka: Arc::new(Eureka::new(mesh)),
             tokens: Arc::new(Tokens::new(&[7; 32])),
         };

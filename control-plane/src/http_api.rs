@@ -29,8 +29,8 @@ use crate::external::Externals;
 use crate::peer::OwnCertificate;
 use crate::token::Tokens;
 
-/// Consul's usual place, on loopback.
-const USUAL: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8500);
+/// On loopback, and not Consul's usual port: that is the sidecar's, which may run on the same machine.
+const USUAL: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8501);
 /// Namespace of callers whom nothing identifies.
 const NAMESPACE: &str = "default";
 /// The root certificate in the data folder, for clients outside of the mesh.
