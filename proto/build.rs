@@ -10,6 +10,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "weft/registry.proto",
         "weft/admin.proto",
         "weft/dns.proto",
+        "weft/federation.proto",
     ];
     for file in files {
         println!("cargo:rerun-if-changed={file}");

@@ -21,7 +21,7 @@ pub fn endpoints(world: &World, host: &str) -> Option<v1::Endpoints> {
         instances(world, host).into_iter().map(|instance| of_instance(world, host, instance)).collect();
     endpoints.extend(of_entry(world, host));
     endpoints.sort_by(|a, b| (&a.address, a.port).cmp(&(&b.address, b.port)));
-    Some(v1::Endpoints { host: host.name.clone(), endpoints })
+    Some(v1::Endpoints { host: host.name.clone(), endpoints, remotes: Vec::new() })
 }
 
 /// One instance per place to dial. Of two registrations of one address the one with checks is kept, else the newer: a

@@ -32,6 +32,7 @@ pub fn inbound(
         services: services.into_values().collect(),
         policy: modes.policy,
         servers: gateway::servers(world, labels),
+        trust: Vec::new(),
     }
 }
 

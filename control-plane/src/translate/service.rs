@@ -36,6 +36,7 @@ pub fn service(world: &World, client_ns: &str, host: &str) -> Option<v1::Service
         names: names::of(world, client_ns, host),
         clusters: clusters.found,
         external: ports::entry(host).is_some_and(|entry| entry.external),
+        exported: false,
     })
 }
 

@@ -51,7 +51,7 @@ fn endpoints(count: usize) -> Vec<v1::Endpoint> {
 }
 
 fn compiled(cluster: &Cluster, endpoints: Vec<v1::Endpoint>, old: &[Arc<Endpoint>]) -> Vec<Arc<Endpoint>> {
-    let message = v1::Endpoints { host: "order".into(), endpoints };
+    let message = v1::Endpoints { host: "order".into(), endpoints, remotes: Vec::new() };
     for_cluster(cluster, &compile::endpoints(&message).expect("valid endpoints"), old)
 }
 
@@ -147,7 +147,7 @@ fn admit(bencher: divan::Bencher<'_, '_>) {
 #[divan::bench]
 fn compile_service(bencher: divan::Bencher<'_, '_>) {
     let all = endpoints(100);
-    let message = v1::Endpoints { host: "order".into(), endpoints: all };
+    let message = v1::Endpoints { host: "order".into(), endpoints: all, remotes: Vec::new() };
     bencher.bench_local(|| (service(vec![]).clusters.len(), compile::endpoints(&message).map(|e| e.len())));
 }
 

@@ -21,6 +21,7 @@ fn base() -> v1::Service {
         ports: vec![v1::Port { number: 80, name: "http".into(), protocol: 1, ..v1::Port::default() }],
         clusters: vec![cluster(""), cluster("v2")],
         external: false,
+        exported: false,
     }
 }
 
@@ -383,7 +384,8 @@ fn mistakes_name_the_field() {
 #[test]
 fn endpoints_are_compiled() {
     let plain = v1::Endpoint { address: "10.0.0.1".into(), port: 80, ..v1::Endpoint::default() };
-    let compile = |endpoint| endpoints(&v1::Endpoints { host: "a".into(), endpoints: vec![endpoint] });
+    let compile =
+        |endpoint| endpoints(&v1::Endpoints { host: "a".into(), endpoints: vec![endpoint], remotes: Vec::new() });
     let good =
         compile(v1::Endpoint { identity: "spiffe://cluster.local/ns/a/sa/b".into(), health: 3, ..plain.clone() });
     let good = good.unwrap();

@@ -28,7 +28,8 @@ fn service(aliases: &[&str]) -> DeltaDiscoveryResponse {
 fn endpoints(version: &str, addresses: &[&str]) -> DeltaDiscoveryResponse {
     let endpoint =
         |a: &&str| v1::Endpoint { address: (*a).into(), port: 8080, health: 1, weight: 1, ..Default::default() };
-    let message = v1::Endpoints { host: HOST.into(), endpoints: addresses.iter().map(endpoint).collect() };
+    let message =
+        v1::Endpoints { host: HOST.into(), endpoints: addresses.iter().map(endpoint).collect(), ..Default::default() };
     response(ENDPOINTS_TYPE, vec![resource(ENDPOINTS_TYPE, HOST, &[], version, &message)], &[])
 }
 
