@@ -12,6 +12,7 @@ pub mod balance;
 pub mod compile;
 pub mod dns;
 pub mod endpoint;
+pub mod failover;
 pub mod flag;
 pub mod gateway;
 pub mod hash;
