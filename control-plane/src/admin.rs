@@ -19,11 +19,13 @@ use weft_proto::v1::{self, ObjectName};
 use crate::ca::Ca;
 use crate::cli::snapshot::PIECE;
 use crate::discovery::Discovery;
+use crate::federation::{Federation, PeerStatus};
 use crate::mesh::{Mesh, unix_now};
 use crate::policy::{self, Document, Severity};
 use crate::snapshot;
 use crate::store;
 use crate::token::{ApiClaims, Claims, Tokens};
+use crate::world::{RemoteHost, World};
 
 /// Longest life of a join token, and the one that it has when none is asked for.
 const MAX_TOKEN_TTL_S: u64 = 30 * 24 * 3600;
@@ -42,8 +44,32 @@ pub struct AdminService {
     pub ca: Arc<Ca>,
     /// Makes tokens.
     pub tokens: Arc<Tokens>,
+    /// The other data centres.
+    pub federation: Arc<Federation>,
     /// What snapshots are of.
     pub store: store::Shared,
+}
+
+/// What other data centres have of a host: the first of them gets what goes elsewhere.
+fn remotes(world: &World, host: &str) -> Vec<v1::RemoteStatus> {
+    let mut share = world.share(host, "");
+    let status = |remote: RemoteHost<'_>| {
+        let all = remote.subsets.get("").cloned().unwrap_or_default();
+        let (healthy, total, datacenter) = (all.healthy, all.total, remote.datacenter.to_owned());
+        v1::RemoteStatus { datacenter, healthy, total, share: std::mem::take(&mut share) }
+    };
+    world.remotes_of(host).map(status).collect()
+}
+
+fn datacenter(peer: PeerStatus) -> v1::DatacenterStatus {
+    v1::DatacenterStatus {
+        name: peer.datacenter,
+        address: peer.address,
+        connected: peer.connected,
+        heard_s: peer.heard.map(|at| at.elapsed().unwrap_or_default().as_secs()),
+        services: peer.services as u64,
+        error: peer.error,
+    }
 }
 
 /// Listens on `path`, mode 0600. A socket left by an earlier run is replaced; one that answers is another's.
@@ -173,7 +199,7 @@ impl Admin for AdminService {
                     namespace: instance.namespace.clone(),
                     addresses: world.virtual_ips().of(&host).map(|ip| ip.to_string()).into_iter().collect(),
                     host,
-                    instances: Vec::new(),
+                    ..v1::ServiceStatus::default()
                 });
                 let labels: Vec<String> = instance.labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
                 let address = std::net::SocketAddr::new(instance.address, instance.port).to_string();
@@ -188,6 +214,15 @@ impl Admin for AdminService {
                     labels: labels.join(","),
                 });
             }
+            for host in world.imported() {
+                let entry = services.entry(host.to_owned()).or_insert_with(|| v1::ServiceStatus {
+                    namespace: world.host(host).map_or_else(String::new, |host| host.namespace.clone()),
+                    addresses: world.virtual_ips().of(host).map(|ip| ip.to_string()).into_iter().collect(),
+                    host: host.to_owned(),
+                    ..v1::ServiceStatus::default()
+                });
+                entry.remotes = remotes(world, host);
+            }
             world.version()
         });
         for service in services.values_mut() {
@@ -198,6 +233,7 @@ impl Admin for AdminService {
             sidecars: self.discovery.status(),
             policy_problems: self.mesh.policy_problems().iter().map(ToString::to_string).collect(),
             services: services.into_values().collect(),
+            datacenters: self.federation.status(&self.mesh).into_iter().map(datacenter).collect(),
         }))
     }
 

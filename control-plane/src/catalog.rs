@@ -65,20 +65,31 @@ impl Catalog for CatalogService {
     async fn ask(&self, request: Request<Question>) -> Result<Response<Answer>, Status> {
         let peer = Peer::of(&request)?;
         let id = peer.certified()?.id.clone();
-        let question = request.into_inner();
-        let mut passed = http::Request::builder()
-            .method(question.method.as_str())
-            .uri(format!("{}?{}", question.path, question.query));
-        for (name, value) in &question.headers {
-            passed = passed.header(name, value);
-        }
-        let passed = passed.body(question.body).map_err(|e| Status::invalid_argument(format!("no request: {e}")))?;
-        let (head, body) = self.answer(&peer, &id, passed).await.into_parts();
-        // Ours are all text.
-        let headers =
-            head.headers.iter().filter_map(|(name, value)| Some((name.to_string(), value.to_str().ok()?.to_owned())));
-        Ok(Response::new(Answer { status: head.status.as_u16().into(), headers: headers.collect(), body }))
+        let passed = request_of(request.into_inner())?;
+        Ok(Response::new(answer_of(self.answer(&peer, &id, passed).await)))
     }
+}
+
+/// A question as the request that it was.
+///
+/// # Errors
+/// When it cannot have been one.
+pub(crate) fn request_of(question: Question) -> Result<http::Request<Bytes>, Status> {
+    let mut passed =
+        http::Request::builder().method(question.method.as_str()).uri(format!("{}?{}", question.path, question.query));
+    for (name, value) in &question.headers {
+        passed = passed.header(name, value);
+    }
+    passed.body(question.body).map_err(|e| Status::invalid_argument(format!("no request: {e}")))
+}
+
+/// An answer for the wire.
+pub(crate) fn answer_of(answered: Answered) -> Answer {
+    let (head, body) = answered.into_parts();
+    // Ours are all text.
+    let headers =
+        head.headers.iter().filter_map(|(name, value)| Some((name.to_string(), value.to_str().ok()?.to_owned())));
+    Answer { status: head.status.as_u16().into(), headers: headers.collect(), body }
 }
 
 #[cfg(test)]
@@ -120,7 +131,12 @@ mod tests {
         let (ca, _) = crate::ca::Ca::create("cluster.local", std::time::SystemTime::now()).unwrap();
         let roots = crate::consul::connect::Roots::of(&ca);
         let service = CatalogService {
-            consul: Arc::new(Consul { mesh: mesh.clone(), address: ([10, 0, 0, 9], 15012).into(), roots }),
+            consul: Arc::new(Consul {
+                mesh: mesh.clone(),
+                address: ([10, 0, 0, 9], 15012).into(),
+                roots,
+                federation: crate::federation::Federation::alone(),
+            }),
             eureka: Arc::new(Eureka::new(mesh)),
             tokens: Arc::new(Tokens::new(&[7; 32])),
         };

@@ -69,7 +69,7 @@ struct Listener {
 ///
 /// # Errors
 /// When an address is not to be had, unless it is the usual one, or the certificate cannot be made.
-pub async fn serve(api: HttpApi, settings: &Settings, ca: &Arc<Ca>, data_dir: &Path) -> Result<()> {
+pub async fn serve(api: HttpApi, settings: &Settings, ca: &Arc<Ca>) -> Result<()> {
     for place in &settings.listen {
         let address = match place {
             Listen::Off => continue,
@@ -90,7 +90,6 @@ pub async fn serve(api: HttpApi, settings: &Settings, ca: &Arc<Ca>, data_dir: &P
         tracing::info!("programs without a sidecar find Consul's API at {scheme}://{address}");
         if remote {
             let tls = acceptor(ca.clone(), names(address.ip(), &own_name(), &settings.names))?;
-            write_root(ca, &data_dir.join(ROOT_FILE))?;
             tokio::spawn(listen::serve_tls(answers, listener, tls));
         } else {
             tokio::spawn(listen::serve(answers, listener));
@@ -130,9 +129,13 @@ fn acceptor(ca: Arc<Ca>, names: Vec<String>) -> Result<TlsAcceptor> {
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
-/// Writes the root certificate as clients take it. It is no secret.
-fn write_root(ca: &Ca, path: &Path) -> Result<()> {
-    std::fs::write(path, ca.root_pem()).with_context(|| format!("cannot write {}", path.display()))
+/// Writes the root certificate as clients and other data centres take it. It is no secret.
+///
+/// # Errors
+/// When the data folder cannot be written.
+pub fn write_root(ca: &Ca, data_dir: &Path) -> Result<()> {
+    let path = data_dir.join(ROOT_FILE);
+    std::fs::write(&path, ca.root_pem()).with_context(|| format!("cannot write {}", path.display()))
 }
 
 impl Answers for Listener {
@@ -149,7 +152,7 @@ impl Answers for Listener {
         };
         let namespace = match &rights {
             Rights::Token(claims) => claims.namespace.clone(),
-            Rights::All | Rights::Read => NAMESPACE.to_owned(),
+            Rights::All | Rights::Read | Rights::Peer(_) => NAMESPACE.to_owned(),
         };
         let caller = Caller { namespace, identity: String::new(), address: from.ip().to_canonical(), rights };
         let path = head.uri.path();
@@ -216,7 +219,12 @@ mod tests {
         mesh.put_pair("default", "other", b"2", 0, crate::mesh::pairs::Only::Always).await.unwrap();
         let roots = Roots::of(&Ca::create("cluster.local", SystemTime::now()).unwrap().0);
         HttpApi {
-            consul: Arc::new(Consul { mesh: mesh.clone(), address: ([10, 0, 0, 9], 15012).into(), roots }),
+            consul: Arc::new(Consul {
+                mesh: mesh.clone(),
+                address: ([10, 0, 0, 9], 15012).into(),
+                roots,
+                federation: crate::federation::Federation::alone(),
+            }),
             eureka: Arc::new(Eureka::new(mesh.clone())),
             externals: Externals::open(mesh.clone(), Discovery::new(mesh), None).await.unwrap(),
             tokens: Arc::new(Tokens::new(&[7; 32])),
@@ -346,7 +354,7 @@ mod tests {
             stream.read_to_string(&mut answer).await.unwrap();
             assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with(r#"["dc1"]"#), "{answer}");
         }
-        write_root(&ca, &dir.path().join(ROOT_FILE)).unwrap();
+        write_root(&ca, dir.path()).unwrap();
         let pem = std::fs::read(dir.path().join(ROOT_FILE)).unwrap();
         let (_, pem) = x509_parser::pem::parse_x509_pem(&pem).unwrap();
         assert_eq!(pem.contents, ca.root().to_vec());

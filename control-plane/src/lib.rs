@@ -12,6 +12,7 @@ pub mod discovery;
 pub mod dns;
 pub mod eureka;
 pub mod external;
+pub mod federation;
 pub mod http_api;
 pub mod identity;
 pub mod mesh;

@@ -9,9 +9,12 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use tracing_appender::non_blocking::NonBlockingBuilder;
 use weft_control_plane::dns::{self, listen::Listen};
+use weft_control_plane::federation::{self, peering::PeerAddress};
 use weft_control_plane::http_api;
 use weft_control_plane::server::{self, Config};
 use weft_control_plane::store::etcd::Access;
+use weft_control_plane::world::DEFAULT_DATACENTER;
+use weft_proto::v1::PeerGateway;
 
 /// Lines of the log that wait for being written; more are dropped.
 const LOG_LINES: usize = 4096;
@@ -61,6 +64,54 @@ struct Args {
     dns: Dns,
     #[command(flatten)]
     http: Http,
+    #[command(flatten)]
+    datacenters: Datacenters,
+}
+
+/// Other data centres: each has control planes, a store and a trust domain of its own.
+#[derive(clap::Args)]
+struct Datacenters {
+    /// Name of this data centre, as in Consul.
+    #[arg(long, default_value = DEFAULT_DATACENTER)]
+    datacenter: String,
+    /// Another data centre, the address of its control plane's --federation-listen, and its root certificate (root.pem of
+    /// its data folder); repeatable, the preferred one first. Both sides must name each other. What is exported there
+    /// (ServiceExport) stands in for what fails here.
+    #[arg(long = "peer", value_name = "NAME=HOST:PORT,ROOT.pem")]
+    peers: Vec<PeerAddress>,
+    /// Where control planes of other data centres connect (mutual TLS by the exchanged roots); used with --peer only.
+    #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:15022")]
+    federation_listen: SocketAddr,
+    /// Address by which sidecars of other data centres reach our east-west gateways; repeatable. Without it: that of every
+    /// connected gateway which a Gateway with AUTO_PASSTHROUGH picks.
+    #[arg(long = "east-west-gateway", value_name = "HOST:PORT", value_parser = gateway)]
+    east_west_gateways: Vec<PeerGateway>,
+    /// Seconds for which a service must have been better here before its requests return from another data centre.
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(0..=86400))]
+    failback: u64,
+    /// Seconds for which the last word of a data centre that is silent is kept.
+    #[arg(long, default_value_t = 24 * 3600, value_parser = clap::value_parser!(u64).range(1..=30 * 86400))]
+    peer_ttl: u64,
+}
+
+fn gateway(text: &str) -> Result<PeerGateway, String> {
+    let parts = text.rsplit_once(':').filter(|(host, _)| !host.is_empty());
+    let (host, port) = parts.ok_or("it should be HOST:PORT")?;
+    let port: u16 = port.parse().ok().filter(|port| *port > 0).ok_or("the port is a number from 1 to 65535")?;
+    Ok(PeerGateway { address: host.trim_matches(['[', ']']).to_owned(), port: port.into() })
+}
+
+impl Datacenters {
+    fn settings(self) -> federation::Settings {
+        federation::Settings {
+            datacenter: self.datacenter,
+            peers: self.peers,
+            listen: self.federation_listen,
+            gateways: self.east_west_gateways,
+            failback: Duration::from_secs(self.failback),
+            keep: Duration::from_secs(self.peer_ttl),
+        }
+    }
 }
 
 /// Consul's HTTP API, and Eureka's, for programs without a sidecar.
@@ -166,6 +217,7 @@ fn main() -> Result<()> {
             names: args.http.http_names,
         },
         allow_external: args.http.allow_external,
+        federation: args.datacenters.settings(),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(server::run(config, stop_signal()))

@@ -11,6 +11,7 @@ mod instances;
 pub mod locks;
 pub mod pairs;
 mod policies;
+pub mod remotes;
 mod sessions;
 mod stored;
 mod topics;

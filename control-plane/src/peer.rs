@@ -4,6 +4,7 @@
 //! its token's fingerprint. A client certificate is optional at the handshake, because a newcomer has none yet; each
 //! service asks [`Peer`] for what it needs.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -11,10 +12,14 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result};
 use arc_swap::ArcSwap;
 use rcgen::KeyPair;
-use rustls::RootCertStore;
+use rustls::client::ResolvesClientCert;
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::crypto::{CryptoProvider, verify_tls13_signature};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, RootCertStore, SignatureScheme};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_rustls::TlsAcceptor;
@@ -24,6 +29,7 @@ use tonic::transport::server::Connected;
 use weft_core::identity::SpiffeId;
 
 use crate::ca::{Ca, Signed};
+use crate::world::Peering;
 
 /// Namespace and service account of the control plane's own identity.
 pub const CONTROL_PLANE: (&str, &str) = ("weft-system", "weft-control-plane");
@@ -136,6 +142,16 @@ impl ResolvesServerCert for OwnCertificate {
     }
 }
 
+impl ResolvesClientCert for OwnCertificate {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.load_full())
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
 impl OwnCertificate {
     /// One that `sign` signs for a new key and the lifetime that it is given, and again at half of that, until `stop`.
     pub(crate) fn kept(
@@ -169,23 +185,115 @@ impl OwnCertificate {
     }
 }
 
-/// Accepts TLS connections on `listener` for as long as the receiver lives.
+/// The control plane's own certificate, kept for as long as the process lives.
+///
+/// # Errors
+/// When the CA cannot issue it.
+pub(crate) fn own_certificate(ca: &Arc<Ca>) -> Result<Arc<OwnCertificate>> {
+    let id = SpiffeId::new(ca.trust_domain(), CONTROL_PLANE.0, CONTROL_PLANE.1)?.to_string();
+    let sign = move |ca: &Ca, key: &KeyPair, lifetime| ca.sign_key(key, &id, &[], SystemTime::now(), lifetime);
+    OwnCertificate::kept(ca.clone(), sign, std::future::pending())
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
+}
+
+fn roots(root: CertificateDer<'static>) -> Result<Arc<RootCertStore>> {
+    let mut roots = RootCertStore::empty();
+    roots.add(root)?;
+    Ok(Arc::new(roots))
+}
+
+/// Accepts TLS connections of sidecars on `listener` for as long as the receiver lives. A newcomer has no certificate.
 ///
 /// # Errors
 /// When the CA cannot issue the server's own certificate.
-pub fn accept(ca: Arc<Ca>, listener: TcpListener) -> Result<mpsc::Receiver<std::io::Result<PeerStream>>> {
-    let (sender, receiver) = mpsc::channel(64);
-    let id = SpiffeId::new(ca.trust_domain(), CONTROL_PLANE.0, CONTROL_PLANE.1)?.to_string();
-    let sign = move |ca: &Ca, key: &KeyPair, lifetime| ca.sign_key(key, &id, &[], SystemTime::now(), lifetime);
-    let stop = sender.clone();
-    let own = OwnCertificate::kept(ca.clone(), sign, async move { stop.closed().await })?;
-    let mut roots = RootCertStore::empty();
-    roots.add(ca.root().clone())?;
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+pub fn accept(ca: &Arc<Ca>, listener: TcpListener) -> Result<mpsc::Receiver<std::io::Result<PeerStream>>> {
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots(ca.root().clone())?, provider())
         .allow_unauthenticated()
         .build()
         .context("cannot verify clients")?;
+    accept_verified(ca, listener, verifier, vec![ca.trust_domain().to_owned()])
+}
+
+/// Accepts TLS connections of other data centres, whose certificates are verified each by the root of its own trust domain.
+///
+/// # Errors
+/// When the CA cannot issue the server's own certificate, or a root makes no sense.
+pub fn accept_peers(
+    ca: &Arc<Ca>,
+    listener: TcpListener,
+    peers: &[Peering],
+) -> Result<mpsc::Receiver<std::io::Result<PeerStream>>> {
+    let mut verifiers = BTreeMap::new();
+    for peer in peers {
+        let root = roots(CertificateDer::from(peer.root_der.clone()))?;
+        let verifier = WebPkiClientVerifier::builder_with_provider(root, provider()).build()?;
+        verifiers.insert(peer.trust_domain.clone(), verifier);
+    }
+    let domains = verifiers.keys().cloned().collect();
+    accept_verified(ca, listener, Arc::new(ByDomain { verifiers, provider: provider() }), domains)
+}
+
+/// Verifies a client by the roots of the trust domain that it claims to be of, and by no other's.
+#[derive(Debug)]
+struct ByDomain {
+    verifiers: BTreeMap<String, Arc<dyn ClientCertVerifier>>,
+    provider: Arc<CryptoProvider>,
+}
+
+impl ClientCertVerifier for ByDomain {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        let found = read_certificate(end_entity).map_err(|e| rustls::Error::General(format!("{e:#}")))?;
+        let verifier = self.verifiers.get(found.id.trust_domain());
+        let verifier = verifier.ok_or(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer))?;
+        verifier.verify_client_cert(end_entity, intermediates, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::Error::General("TLS 1.2 is not used between control planes".into()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// `domains`: those that a client may be of.
+fn accept_verified(
+    ca: &Arc<Ca>,
+    listener: TcpListener,
+    verifier: Arc<dyn ClientCertVerifier>,
+    domains: Vec<String>,
+) -> Result<mpsc::Receiver<std::io::Result<PeerStream>>> {
+    let (sender, receiver) = mpsc::channel(64);
+    let own = own_certificate(ca)?;
+    let provider = provider();
+    let domains = Arc::new(domains);
     let mut config = rustls::ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(verifier)
@@ -208,10 +316,9 @@ pub fn accept(ca: Arc<Ca>, listener: TcpListener) -> Result<mpsc::Receiver<std::
                 },
                 () = sender.closed() => return,
             };
-            let (acceptor, sender, trust_domain) = (acceptor.clone(), sender.clone(), ca.trust_domain().to_owned());
+            let (acceptor, sender, domains) = (acceptor.clone(), sender.clone(), domains.clone());
             tokio::spawn(async move {
-                let handshake =
-                    tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(acceptor, stream, remote, &trust_domain));
+                let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(acceptor, stream, remote, &domains));
                 let result = handshake.await;
                 drop(permit);
                 match result {
@@ -230,20 +337,25 @@ async fn handshake(
     acceptor: TlsAcceptor,
     stream: TcpStream,
     remote: SocketAddr,
-    trust_domain: &str,
+    domains: &[String],
 ) -> Result<PeerStream> {
     stream.set_nodelay(true)?;
     let stream = acceptor.accept(stream).await?;
     let certified = match stream.get_ref().1.peer_certificates() {
-        Some([leaf, ..]) => Some(Arc::new(read_certificate(leaf, trust_domain)?)),
+        Some([leaf, ..]) => {
+            let certified = read_certificate(leaf)?;
+            let (id, known) = (&certified.id, domains.iter().any(|domain| domain == certified.id.trust_domain()));
+            anyhow::ensure!(known, "{id} is not of the trust domain {}", domains.join(" or "));
+            Some(Arc::new(certified))
+        }
         _ => None,
     };
     let peer = Peer { remote: remote.ip().to_canonical(), certified };
     Ok(PeerStream { stream, peer })
 }
 
-/// What a certificate that the handshake verified says of its holder.
-fn read_certificate(leaf: &CertificateDer<'_>, trust_domain: &str) -> Result<Certified> {
+/// What a certificate says of its holder: true once it is verified by the root of the trust domain that it names.
+pub(crate) fn read_certificate(leaf: &CertificateDer<'_>) -> Result<Certified> {
     use x509_parser::extensions::GeneralName;
     let (_, leaf) = x509_parser::parse_x509_certificate(leaf).context("the client certificate cannot be read")?;
     let names = leaf.subject_alternative_name()?.context("the client certificate has no SPIFFE ID")?;
@@ -257,7 +369,6 @@ fn read_certificate(leaf: &CertificateDer<'_>, trust_domain: &str) -> Result<Cer
     }
     let [id] = ids[..] else { anyhow::bail!("the client certificate must hold one SPIFFE ID, it has {}", ids.len()) };
     let id: SpiffeId = id.parse()?;
-    anyhow::ensure!(id.trust_domain() == trust_domain, "{id} is not of the trust domain {trust_domain}");
     let end = u64::try_from(leaf.validity().not_after.timestamp()).unwrap_or(0);
     Ok(Certified { id, services, not_after: SystemTime::UNIX_EPOCH + Duration::from_secs(end) })
 }

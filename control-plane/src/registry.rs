@@ -249,7 +249,8 @@ impl Session {
         let session = self.mesh.begin_session(&hello.node, node).await?;
         self.open = Some((hello.node, session));
         let heartbeat_s = u32::try_from(self.mesh.lease.as_secs() / 3).unwrap_or(u32::MAX).max(1);
-        Ok(RegistryReply { heartbeat_s, ..Default::default() })
+        let datacenter = self.mesh.read(|world| world.datacenter().to_owned());
+        Ok(RegistryReply { heartbeat_s, datacenter, ..Default::default() })
     }
 
     fn check(&self, instance: &v1::Instance) -> Result<(), String> {

@@ -28,6 +28,7 @@ use crate::dns::service::DnsService;
 use crate::dns::{self, Dns};
 use crate::eureka::Eureka;
 use crate::external::Externals;
+use crate::federation::{self, Federation};
 use crate::http_api::{self, HttpApi};
 use crate::identity::IdentityService;
 use crate::mesh::Mesh;
@@ -66,6 +67,8 @@ pub struct Config {
     pub http: http_api::Settings,
     /// They may register there, with a token.
     pub allow_external: bool,
+    /// The other data centres.
+    pub federation: federation::Settings,
 }
 
 /// Name of the administrator's socket in the data folder.
@@ -83,8 +86,10 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
     std::fs::create_dir_all(&config.data_dir)
         .with_context(|| format!("cannot make the data folder {}", config.data_dir.display()))?;
     let ca = Arc::new(open_ca(&store, &config.trust_domain).await?);
+    http_api::write_root(&ca, &config.data_dir)?;
     let tokens = Arc::new(Tokens::new(&token_secret(&store).await?));
     let mesh = Mesh::open(store.clone(), ca.trust_domain(), config.lease).await?;
+    let federation = Federation::start(&config.federation, &mesh, &ca).await?;
     let discovery = Discovery::new(mesh.clone());
 
     let listener = TcpListener::bind(config.listen).await;
@@ -107,7 +112,10 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
     }
     tokio::spawn(mesh.clone().reap());
     let address_of_dns = config.dns_listen.iter().find_map(|place| place.reachable());
-    let dns = Dns::new(mesh.clone(), dns::Settings { address: address_of_dns, ..config.dns });
+    let datacenter = config.federation.datacenter.clone();
+    let settings = dns::Settings { address: address_of_dns, datacenter, ..config.dns };
+    let exported = Dns::exported(mesh.clone(), settings.clone());
+    let dns = Dns::new(mesh.clone(), settings, federation.clone());
     dns::listen::serve(&dns, &config.dns_listen).await?;
 
     let admin = AdminService {
@@ -115,21 +123,24 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
         discovery: discovery.clone(),
         ca: ca.clone(),
         tokens: tokens.clone(),
+        federation: federation.clone(),
         store,
     };
     let admin_server = Server::builder()
         .add_service(AdminServer::new(admin).max_decoding_message_size(32 << 20))
         .serve_with_incoming(UnixListenerStream::new(admin_listener));
-    let consul = Arc::new(Consul { mesh: mesh.clone(), address, roots: Roots::of(&ca) });
+    let consul =
+        Arc::new(Consul { mesh: mesh.clone(), address, roots: Roots::of(&ca), federation: federation.clone() });
+    federation.serve(&config.federation, &ca, consul.clone(), exported).await?;
     let eureka = Arc::new(Eureka::new(mesh.clone()));
     let folder = config.allow_external.then(|| config.data_dir.join("external"));
     let externals = Externals::open(mesh.clone(), discovery.clone(), folder).await?;
     tokio::spawn(externals.clone().keep());
     let api = HttpApi { externals, consul: consul.clone(), eureka: eureka.clone(), tokens: tokens.clone() };
-    http_api::serve(api, &config.http, &ca, &config.data_dir).await?;
+    http_api::serve(api, &config.http, &ca).await?;
     let catalog = CatalogService { eureka, consul, tokens: tokens.clone() };
     let identity = IdentityService { ca: ca.clone(), tokens, lifetime: config.certificate_ttl };
-    let incoming = peer::accept(ca.clone(), listener)?;
+    let incoming = peer::accept(&ca, listener)?;
     let server = Server::builder()
         // A sidecar that is cut off is noticed in seconds; its lease runs from then.
         .http2_keepalive_interval(Some(Duration::from_secs(5)))

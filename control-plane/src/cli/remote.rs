@@ -172,6 +172,13 @@ impl Status {
                     i.address, i.health, i.labels, identity, i.service_id, i.node
                 )?;
             }
+            for r in &service.remotes {
+                let (name, share) = (&r.datacenter, r.share);
+                writeln!(out, "  in {name}: {} of {} healthy, {share} % of the requests go there", r.healthy, r.total)?;
+            }
+        }
+        for datacenter in &status.datacenters {
+            writeln!(out, "{}", of_datacenter(datacenter))?;
         }
         for sidecar in &status.sidecars {
             writeln!(
@@ -204,6 +211,15 @@ impl Status {
         )?;
         Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
+}
+
+/// One line. A data centre that is away is no error of this one: what it said last is used.
+fn of_datacenter(datacenter: &v1::DatacenterStatus) -> String {
+    let heard = datacenter.heard_s.map_or_else(|| "never heard of".into(), |s| format!("last heard of {s} s ago"));
+    let state = if datacenter.connected { "connected" } else { "NOT CONNECTED" };
+    let error = if datacenter.error.is_empty() { String::new() } else { format!("  ({})", datacenter.error) };
+    let (name, address) = (&datacenter.name, &datacenter.address);
+    format!("datacenter {name}  {address}  {state}, {heard}, exports {} services{error}", datacenter.services)
 }
 
 fn none(version: &str) -> &str {

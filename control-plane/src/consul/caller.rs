@@ -33,6 +33,9 @@ pub enum Rights {
     Read,
     /// What its token says.
     Token(Arc<ApiClaims>),
+    /// Read what is exported, of services that fit one of these patterns (none: of all): a control plane of another data
+    /// centre, for one of its callers.
+    Peer(Arc<Vec<String>>),
 }
 
 impl Rights {
@@ -40,6 +43,7 @@ impl Rights {
     pub fn read(&self, service: &str) -> bool {
         match self {
             Rights::All | Rights::Read => true,
+            Rights::Peer(patterns) => patterns.is_empty() || patterns.iter().any(|p| matches(p, service)),
             Rights::Token(claims) => {
                 claims.read.is_empty() || claims.read.iter().any(|p| matches(p, service)) || self.registers(service)
             }
@@ -48,7 +52,22 @@ impl Rights {
 
     /// Whether all services may be read.
     fn read_all(&self) -> bool {
-        !matches!(self, Rights::Token(claims) if !claims.read.is_empty())
+        match self {
+            Rights::All | Rights::Read => true,
+            Rights::Token(claims) => claims.read.is_empty(),
+            Rights::Peer(_) => false,
+        }
+    }
+
+    /// What another data centre is told of these rights: patterns of services that may be read there.
+    pub(super) fn elsewhere(&self) -> Vec<String> {
+        match self {
+            Rights::Token(claims) if !claims.read.is_empty() => {
+                claims.read.iter().chain(&claims.services).cloned().collect()
+            }
+            Rights::Peer(patterns) => patterns.to_vec(),
+            Rights::All | Rights::Read | Rights::Token(_) => Vec::new(),
+        }
     }
 
     /// Whether a token names a service as one to be registered.
@@ -60,7 +79,7 @@ impl Rights {
     fn writes_keys(&self, prefix: &str) -> bool {
         match self {
             Rights::All => true,
-            Rights::Read => false,
+            Rights::Read | Rights::Peer(_) => false,
             Rights::Token(claims) => claims.keys.iter().any(|granted| prefix.starts_with(granted.as_str())),
         }
     }
@@ -71,7 +90,11 @@ impl Rights {
     }
 
     fn sessions(&self) -> bool {
-        !matches!(self, Rights::Token(claims) if claims.keys.is_empty())
+        match self {
+            Rights::All | Rights::Read => true,
+            Rights::Token(claims) => !claims.keys.is_empty(),
+            Rights::Peer(_) => false,
+        }
     }
 }
 
@@ -109,11 +132,17 @@ impl Caller {
 
     /// Instances of a service: of the caller's namespace, or where it has none of "default".
     pub(super) fn instances_of(&self, world: &World, service: &str) -> Vec<Arc<Instance>> {
-        if !self.rights.read(service) {
-            return Vec::new();
-        }
-        let own: Vec<_> = world.service_instances(&self.namespace, service).cloned().collect();
-        if own.is_empty() { world.service_instances("default", service).cloned().collect() } else { own }
+        let of = |namespace: &str| -> Vec<Arc<Instance>> {
+            world.service_instances(namespace, service).filter(|i| self.reads(world, i)).cloned().collect()
+        };
+        let own = of(&self.namespace);
+        if own.is_empty() { of("default") } else { own }
+    }
+
+    /// Whether an instance of a namespace that it sees may be read.
+    fn reads(&self, world: &World, instance: &Instance) -> bool {
+        let exported = || world.is_exported(&instance.host());
+        self.rights.read(&instance.service) && (!matches!(self.rights, Rights::Peer(_)) || exported())
     }
 
     /// Those of one node, whichever of the caller's namespaces it is in.
@@ -121,12 +150,12 @@ impl Caller {
         let other = (self.namespace != "default").then_some("default");
         let namespaces = std::iter::once(self.namespace.as_str()).chain(other);
         let all = namespaces.flat_map(|namespace| world.instances_of_node(namespace, node));
-        all.filter(|instance| self.rights.read(&instance.service)).cloned().collect()
+        all.filter(|instance| self.reads(world, instance)).cloned().collect()
     }
 
     /// All instances that the caller sees.
     pub(super) fn instances(&self, world: &World) -> Vec<Arc<Instance>> {
-        let seen = |instance: &&Arc<Instance>| self.sees(&instance.namespace) && self.rights.read(&instance.service);
+        let seen = |instance: &&Arc<Instance>| self.sees(&instance.namespace) && self.reads(world, instance);
         world.instances().filter(seen).cloned().collect()
     }
 
@@ -181,6 +210,7 @@ impl Caller {
         let who = match self.rights {
             Rights::Token(_) => "this token",
             Rights::All | Rights::Read => "a request without a token (X-Consul-Token)",
+            Rights::Peer(_) => "another data centre",
         };
         let text = format!("Permission denied: {who} lacks permission '{permission}' on {on:?}");
         Refused::new(StatusCode::FORBIDDEN, text)

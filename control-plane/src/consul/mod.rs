@@ -7,6 +7,7 @@
 mod block;
 pub mod caller;
 pub mod connect;
+mod elsewhere;
 mod near;
 mod pairs;
 mod read;
@@ -26,8 +27,10 @@ use weft_agent::answer::{self, Answered};
 use weft_agent::query::Query;
 use weft_agent::refused::Refused;
 
+use crate::federation::Federation;
 use crate::mesh::{Mesh, Refusal};
 pub use caller::{Caller, Rights};
+pub(crate) use elsewhere::is_forwarded;
 use route::{Endpoint, Missed};
 
 /// What answers are made of.
@@ -38,6 +41,8 @@ pub struct Consul {
     pub address: SocketAddr,
     /// The mesh's authority.
     pub roots: connect::Roots,
+    /// The other data centres.
+    pub federation: Arc<Federation>,
 }
 
 async fn write(
@@ -47,7 +52,7 @@ async fn write(
     query: &Query,
     body: &[u8],
 ) -> Result<Answered, Refused> {
-    select::in_scope(query)?;
+    select::in_scope(consul, query)?;
     match endpoint {
         Endpoint::Pair(key) if method == Method::DELETE => pairs::delete(consul, caller, &key, query).await,
         Endpoint::Pair(key) => pairs::put(consul, caller, &key, query, body).await,
@@ -71,6 +76,13 @@ fn refused(refusal: Refusal) -> Refused {
 pub async fn answer(consul: &Consul, caller: &Caller, request: Request<Bytes>) -> Answered {
     let (head, body) = request.into_parts();
     let query = Query::parse(head.uri.query().unwrap_or_default());
+    if let Some(datacenter) = elsewhere::named(consul, &query)
+        && head.method == Method::GET
+        && is_forwarded(head.uri.path())
+    {
+        let answered = elsewhere::ask(consul, caller, datacenter, &head).await;
+        return answered.unwrap_or_else(|refused| answer::refusal(&refused, true, &query));
+    }
     let answered = match route::route(&head.method, head.uri.path()) {
         Ok(endpoint) if head.method == Method::GET => read::read(consul, caller, endpoint, &query).await,
         Ok(endpoint) => write(consul, caller, (&head.method, endpoint), &query, &body).await,

@@ -13,7 +13,7 @@ use crate::mesh::pairs::{MAX_VALUE, Only, Pair, Pairs};
 
 /// `GET kv/:key`
 pub(super) async fn read(consul: &Consul, caller: &Caller, key: &str, query: &Query) -> Result<Answered, Refused> {
-    select::in_scope(query)?;
+    select::in_scope(consul, query)?;
     let namespace = &caller.namespace;
     let (keys, raw) = (query.has("keys"), query.has("raw"));
     let prefix = keys || query.has("recurse");

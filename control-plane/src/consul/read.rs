@@ -8,7 +8,6 @@ use weft_agent::answer::{self, Answered, filtered};
 use weft_agent::filter::Filter;
 use weft_agent::query::Query;
 use weft_agent::refused::Refused;
-use weft_agent::shapes::DATACENTER;
 
 use super::block::block;
 use super::route::Endpoint;
@@ -35,7 +34,7 @@ pub(super) async fn read(
         Endpoint::CatalogServices => reader.catalog_services().await?,
         Endpoint::CatalogNodes => reader.catalog_nodes().await?,
         Endpoint::CatalogNode(node) => reader.catalog_node(&node).await?,
-        Endpoint::CatalogDatacenters => return Ok(answer::json(&json!([DATACENTER]), query)),
+        Endpoint::CatalogDatacenters => return Ok(answer::json(&json!(consul.federation.datacenters()), query)),
         Endpoint::StatusLeader => return Ok(answer::json(&json!(leader(consul, caller)), query)),
         Endpoint::StatusPeers => return Ok(answer::json(&json!([leader(consul, caller)]), query)),
         Endpoint::Queries => return Ok(answer::json(&json!([]), query)),
@@ -165,7 +164,7 @@ impl Reader<'_> {
 
     /// Waits where the query is a blocking one; what it asks for must be here.
     async fn wait(&self, topics: &[Topic], index_of: impl Fn(&World) -> u64) -> Result<(), Refused> {
-        select::in_scope(self.query)?;
+        select::in_scope(self.consul, self.query)?;
         block(&self.consul.mesh, self.query, topics, index_of).await
     }
 

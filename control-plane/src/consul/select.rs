@@ -7,7 +7,6 @@ use std::sync::Arc;
 use http::StatusCode;
 use weft_agent::query::Query;
 use weft_agent::refused::Refused;
-use weft_agent::shapes::DATACENTER;
 use weft_proto::v1::Check;
 
 use super::{Caller, Consul, near};
@@ -19,6 +18,8 @@ use crate::world::Instance;
 pub(super) struct Seen {
     /// Its name.
     pub(super) name: String,
+    /// Where it is.
+    pub(super) datacenter: String,
     /// Its address.
     pub(super) address: IpAddr,
     /// The labels of its sidecar.
@@ -46,8 +47,12 @@ impl Row {
 }
 
 /// What would change the answer and is not supported is refused: an answer that ignored it would be wrong.
-pub(super) fn in_scope(query: &Query) -> Result<(), Refused> {
-    datacenter(query)?;
+pub(super) fn in_scope(consul: &Consul, query: &Query) -> Result<(), Refused> {
+    // What another data centre is asked has gone there; see `elsewhere`.
+    if super::elsewhere::named(consul, query).is_some() {
+        let text = "of another data centre only the catalog and health are read: ask a sidecar or control plane there";
+        return Err(Refused::new(StatusCode::NOT_IMPLEMENTED, text));
+    }
     for key in ["peer", "sg"] {
         if query.value(key).is_some_and(|value| !value.is_empty()) {
             return Err(Refused::bad(format!("the query parameter {key:?} is not supported yet")));
@@ -62,17 +67,6 @@ pub(super) fn in_scope(query: &Query) -> Result<(), Refused> {
     Ok(())
 }
 
-/// Where `dc` leads: nowhere but here, as long as datacenters do not federate.
-fn datacenter(query: &Query) -> Result<(), Refused> {
-    match query.value("dc") {
-        None | Some("" | DATACENTER) => Ok(()),
-        Some(dc) => {
-            tracing::debug!(dc, "a query for another datacenter");
-            Err(Refused::new(StatusCode::INTERNAL_SERVER_ERROR, "No path to datacenter"))
-        }
-    }
-}
-
 /// Those instances that the query's `tag` and `node-meta` leave, each on its node, in the order that `near` asks for.
 pub(super) fn rows(consul: &Consul, caller: &Caller, instances: Vec<Arc<Instance>>, query: &Query) -> Vec<Row> {
     let (mut rows, close) = consul.mesh.read_nodes(|nodes| {
@@ -81,7 +75,7 @@ pub(super) fn rows(consul: &Consul, caller: &Caller, instances: Vec<Arc<Instance
             let node = match seen.get(&instance.node) {
                 Some(node) => node.clone(),
                 None => {
-                    let node = Arc::new(seen_of(nodes, &instance));
+                    let node = Arc::new(seen_of(consul, nodes, &instance));
                     seen.insert(instance.node.clone(), node.clone());
                     node
                 }
@@ -104,7 +98,7 @@ pub(super) fn nodes(consul: &Consul, caller: &Caller, query: &Query) -> Vec<Seen
     let (mut nodes, close) = consul.mesh.read_nodes(|nodes| {
         let seen = |name: &str| allowed.as_ref().is_none_or(|allowed| allowed.contains(name));
         let visible = nodes.iter().filter(|(name, node)| caller.sees(&node.namespace) && seen(name));
-        let seen: Vec<Seen> = visible.map(|(name, node)| of(name, node)).collect();
+        let seen: Vec<Seen> = visible.map(|(name, node)| of(consul, name, node)).collect();
         (seen, query.value("near").and_then(|near| near::locality(near, caller, nodes)))
     });
     nodes.retain(|node| has_meta(node, query));
@@ -120,14 +114,15 @@ pub(super) fn node(consul: &Consul, caller: &Caller, name: &str) -> Option<Seen>
     if caller.is_narrowed() && consul.mesh.read(|world| caller.instances_of_node(world, name).is_empty()) {
         return None;
     }
-    consul
-        .mesh
-        .read_nodes(|nodes| nodes.get(name).filter(|node| caller.sees(&node.namespace)).map(|node| of(name, node)))
+    consul.mesh.read_nodes(|nodes| {
+        nodes.get(name).filter(|node| caller.sees(&node.namespace)).map(|node| of(consul, name, node))
+    })
 }
 
-fn of(name: &str, node: &Node) -> Seen {
+fn of(consul: &Consul, name: &str, node: &Node) -> Seen {
     Seen {
         name: name.to_owned(),
+        datacenter: consul.federation.datacenter().to_owned(),
         address: node.address,
         meta: node.labels.clone(),
         checks: node.checks.values().cloned().collect(),
@@ -136,16 +131,17 @@ fn of(name: &str, node: &Node) -> Seen {
 }
 
 /// One that has just gone is what its instance says of it.
-fn seen_of(nodes: &HashMap<String, Node>, instance: &Instance) -> Seen {
+fn seen_of(consul: &Consul, nodes: &HashMap<String, Node>, instance: &Instance) -> Seen {
     nodes.get(&instance.node).map_or_else(
         || Seen {
             name: instance.node.clone(),
+            datacenter: consul.federation.datacenter().to_owned(),
             address: instance.address,
             meta: BTreeMap::new(),
             checks: Vec::new(),
             locality: instance.locality.clone(),
         },
-        |node| of(&instance.node, node),
+        |node| of(consul, &instance.node, node),
     )
 }
 

@@ -35,7 +35,7 @@ pub(super) async fn read(
     wanted: Wanted<'_>,
     query: &Query,
 ) -> Result<Answered, Refused> {
-    select::in_scope(query)?;
+    select::in_scope(consul, query)?;
     if let Some((seen, wait)) = query.block().map_err(Refused::bad)? {
         consul.mesh.wait_for_sessions(seen, wait).await;
     }

@@ -2,7 +2,7 @@
 //! are never null.
 
 use serde_json::{Map, Value, json};
-use weft_agent::shapes::{DATACENTER, check, node_id, tagged_addresses};
+use weft_agent::shapes::{check, node_id, tagged_addresses};
 use weft_proto::v1::Check;
 
 use super::select::{Row, Seen};
@@ -42,7 +42,7 @@ pub(super) fn catalog_item(row: &Row) -> Value {
         "ID": node_id(&node.name),
         "Node": node.name,
         "Address": node.address.to_string(),
-        "Datacenter": DATACENTER,
+        "Datacenter": node.datacenter,
         "TaggedAddresses": node_addresses(node),
         "NodeMeta": node.meta,
         "ServiceKind": "",
@@ -69,7 +69,7 @@ pub(super) fn node(node: &Seen) -> Value {
         "ID": node_id(&node.name),
         "Node": node.name,
         "Address": node.address.to_string(),
-        "Datacenter": DATACENTER,
+        "Datacenter": node.datacenter,
         "TaggedAddresses": node_addresses(node),
         "Meta": node.meta,
         "CreateIndex": 1,

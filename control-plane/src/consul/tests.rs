@@ -81,7 +81,15 @@ async fn fixture() -> Fixture {
     }
     let update = v1::CheckUpdate { check: Some(check("disk", "", "passing")), removed: false };
     mesh.update_check("n1", 1, update).await.unwrap();
-    Fixture { _dir: dir, consul: Consul { mesh, address: ([10, 0, 0, 9], 15012).into(), roots: roots() } }
+    Fixture {
+        _dir: dir,
+        consul: Consul {
+            mesh,
+            address: ([10, 0, 0, 9], 15012).into(),
+            roots: roots(),
+            federation: Federation::alone(),
+        },
+    }
 }
 
 fn caller(namespace: &str, number: u8) -> Caller {

@@ -91,7 +91,7 @@ impl<V: View> Asking<'_, V> {
             Subject::NameServer => return Ok(self.addresses(kind, self.settings.address)),
             Subject::Of(datacenter, thing) => (datacenter, thing),
         };
-        // The one place where another data centre would be asked.
+        // Another one has been asked before this, if there is a way to it.
         if datacenter.is_some_and(|datacenter| datacenter != self.settings.datacenter) {
             return Ok(Found::NoSuchName);
         }

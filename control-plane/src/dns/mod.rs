@@ -21,10 +21,15 @@ use std::sync::Arc;
 use hickory_proto::op::ResponseCode;
 use tokio::sync::Semaphore;
 
+use weft_proto::v1::{DnsMessage, PeerDns};
+
+use crate::federation::Federation;
+use crate::federation::link::Link;
 use crate::mesh::Mesh;
 use answer::Asking;
+use names::Subject;
 use packet::{Asked, Transport};
-use view::{MeshView, View};
+use view::{ExportedView, MeshView, View};
 
 /// How DNS answers.
 #[derive(Debug, Clone)]
@@ -65,6 +70,8 @@ impl Default for Settings {
 pub struct Dns<V = MeshView> {
     view: V,
     settings: Settings,
+    /// Who is asked for names of other data centres.
+    federation: Arc<Federation>,
     /// Recursors that do not answer must not hold up what is ours.
     recursing: Semaphore,
 }
@@ -74,14 +81,31 @@ const RECURSING: usize = 512;
 
 impl Dns {
     /// From what is registered in `mesh`.
-    pub fn new(mesh: Arc<Mesh>, settings: Settings) -> Arc<Dns> {
-        Arc::new(Dns::over(MeshView::new(mesh), settings))
+    pub fn new(mesh: Arc<Mesh>, settings: Settings, federation: Arc<Federation>) -> Arc<Dns> {
+        Arc::new(Dns { federation, ..Dns::over(MeshView::new(mesh), settings) })
+    }
+}
+
+impl Dns<ExportedView> {
+    /// For other data centres: from what is exported of `mesh`.
+    pub fn exported(mesh: Arc<Mesh>, settings: Settings) -> Arc<Dns<ExportedView>> {
+        Arc::new(Dns::over(ExportedView::new(mesh), settings))
     }
 }
 
 impl<V: View> Dns<V> {
     fn over(view: V, settings: Settings) -> Dns<V> {
-        Dns { view, settings, recursing: Semaphore::new(RECURSING) }
+        Dns { view, settings, federation: Federation::alone(), recursing: Semaphore::new(RECURSING) }
+    }
+
+    /// The data centre that a query names, where it is another.
+    fn elsewhere(&self, query: &packet::Query) -> Option<&Arc<Link>> {
+        match names::subject(query.name()) {
+            Subject::Of(Some(datacenter), _) if datacenter != self.settings.datacenter => {
+                self.federation.link(&datacenter)
+            }
+            _ => None,
+        }
     }
 
     /// The answer to a packet of a caller in `namespace`, unless it deserves none. What is not ours is asked of the
@@ -92,6 +116,15 @@ impl<V: View> Dns<V> {
             Asked::Refused(reply) => return Some(reply),
             Asked::Query(query) => query,
         };
+        if let Some(link) = self.elsewhere(&query) {
+            let message = DnsMessage { packet: packet.to_vec(), tcp: transport == Transport::Tcp };
+            let question = PeerDns { message: Some(message), namespace: namespace.to_owned() };
+            match link.resolve(question).await {
+                Ok(reply) => return Some(reply),
+                // Below it is answered as Consul does: there is no such name.
+                Err(error) => tracing::debug!(datacenter = link.datacenter(), "{error}"),
+            }
+        }
         let asking = Asking { view: &self.view, namespace, settings: &self.settings, transport };
         if let Ok(reply) = asking.answer(&query, &mut rand::rng()) {
             return reply;

@@ -138,6 +138,62 @@ impl View for MeshView {
     }
 }
 
+/// What other data centres see of it: exported services, and the nodes that these are on.
+pub struct ExportedView(MeshView);
+
+impl ExportedView {
+    /// Of this mesh.
+    pub fn new(mesh: Arc<Mesh>) -> ExportedView {
+        ExportedView(MeshView::new(mesh))
+    }
+
+    fn is_exported(&self, instance: &Instance) -> bool {
+        self.0.mesh.read(|world| world.is_exported(&instance.host()))
+    }
+}
+
+impl View for ExportedView {
+    fn instances(&self, namespace: &str, service: &str) -> Vec<Arc<Instance>> {
+        let mut found = self.0.instances(namespace, service);
+        if !found.iter().any(|instance| self.is_exported(instance)) {
+            found = self.0.instances("default", service);
+        }
+        found.retain(|instance| self.is_exported(instance));
+        found
+    }
+
+    /// Means nothing to callers elsewhere: their own data centre has another.
+    fn virtual_ips(&self, _: &str, _: &str) -> Vec<IpAddr> {
+        Vec::new()
+    }
+
+    fn node(&self, namespace: &str, name: &str) -> Option<NodeEntry> {
+        let found = self.0.node(namespace, name)?;
+        let exports = |world: &World| {
+            let mut all = ["default", namespace].into_iter().flat_map(|ns| world.instances_of_node(ns, &found.name));
+            all.any(|instance| world.is_exported(&instance.host()))
+        };
+        let exports = self.0.mesh.read(exports);
+        exports.then_some(found)
+    }
+
+    fn nodes(&self, names: &[&str]) -> Vec<Option<NodeEntry>> {
+        self.0.nodes(names)
+    }
+
+    fn nodes_at(&self, _: &str, _: IpAddr) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn services_at(&self, _: &str, _: IpAddr) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn version(&self) -> u64 {
+        self.0.version()
+    }
+}
+
 fn sees(caller: &str, namespace: &str) -> bool {
     namespace == caller || namespace == "default"
 }

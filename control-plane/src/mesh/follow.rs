@@ -6,7 +6,7 @@ use std::sync::{Arc, Weak};
 
 use prost::Message;
 use tokio::sync::mpsc;
-use weft_proto::v1::{StoredAlive, StoredInstance, StoredNode, StoredPolicy, StoredVirtualIp};
+use weft_proto::v1::{StoredAlive, StoredInstance, StoredNode, StoredPolicy, StoredSummaries, StoredVirtualIp};
 
 use super::stored::{health_of, instance_of, key_of, registration_key};
 use super::topics::Topic;
@@ -72,6 +72,7 @@ impl Mesh {
             .chain(ips.map(|(_, a)| (Table::VirtualIps, a.address.to_string())))
             .chain(state.pairs.paths().map(|path| (Table::Kv, path.clone())))
             .chain(state.locks.paths().flat_map(|p| [Table::Sessions, Table::SessionAlive].map(|t| (t, p.clone()))))
+            .chain(state.world.told().map(|(name, ..)| (Table::Remotes, name.to_owned())))
             .chain(state.delays.iter().map(|path| (Table::LockDelays, path.clone())))
             .collect()
     }
@@ -148,6 +149,7 @@ impl Applying {
                 }
                 Ok(())
             }
+            Table::Remotes => self.remote(state, &key, record),
             Table::Secrets => Ok(()),
         };
         if let Err(why) = result {
@@ -248,6 +250,14 @@ impl Applying {
         let documents = parsed.documents.into_iter();
         let documents = documents.map(|d| Arc::new(Document { created: stored.created, ..d })).collect();
         state.api_policies.insert(key, documents);
+        Ok(())
+    }
+
+    fn remote(&mut self, state: &mut State, datacenter: &str, record: Option<Record>) -> Result<(), String> {
+        let stored = record.map(|record| StoredSummaries::decode(record.value.as_slice())).transpose();
+        let stored = stored.map_err(|e| e.to_string())?;
+        let changed = state.world.set_remote(datacenter, stored.as_ref(), unix_now());
+        self.merge(changed);
         Ok(())
     }
 

@@ -29,6 +29,8 @@ pub struct Server {
     pub tls: Option<v1::GatewayTls>,
     /// `tls.httpsRedirect`.
     pub https_redirect: bool,
+    /// `tls.mode: AUTO_PASSTHROUGH`: the server name says which exported service is meant.
+    pub auto_passthrough: bool,
     /// Namespace (`None`: any) and host: exact, `*.suffix` or `*`.
     pub hosts: Vec<(Option<String>, String)>,
 }
@@ -105,7 +107,7 @@ fn server(fields: &Fields<'_>) -> Server {
             fields.error_at(fields.place, "`tls` is required for the protocols HTTPS and TLS");
             v1::GatewayProtocol::GatewayTls
         }
-        "HTTPS" if mode == Mode::Passthrough => v1::GatewayProtocol::GatewayTls,
+        "HTTPS" if matches!(mode, Mode::Passthrough | Mode::AutoPassthrough) => v1::GatewayProtocol::GatewayTls,
         "HTTPS" => v1::GatewayProtocol::GatewayHttps,
         "TLS" if terminates => {
             let text = "TLS that ends at the gateway with bytes inside is not supported yet: `protocol: HTTPS` has HTTP inside";
@@ -141,7 +143,9 @@ fn server(fields: &Fields<'_>) -> Server {
     if fields.has("hosts") && hosts.is_empty() {
         fields.error("hosts", "`hosts` must name at least one host; * is any");
     }
-    Server { name: fields.string("name").unwrap_or_default(), port, protocol, tls, https_redirect, hosts }
+    let auto_passthrough = protocol == v1::GatewayProtocol::GatewayTls && mode == Mode::AutoPassthrough;
+    let name = fields.string("name").unwrap_or_default();
+    Server { name, port, protocol, tls, https_redirect, auto_passthrough, hosts }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -150,16 +154,23 @@ enum Mode {
     Simple,
     Mutual,
     Passthrough,
+    AutoPassthrough,
 }
 
 fn mode(tls: &Fields<'_>) -> Option<Mode> {
-    for name in ["AUTO_PASSTHROUGH", "ISTIO_MUTUAL", "OPTIONAL_MUTUAL"] {
+    for name in ["ISTIO_MUTUAL", "OPTIONAL_MUTUAL"] {
         if tls.string("mode").as_deref() == Some(name) {
             tls.error("mode", format!("mode {name} is not supported yet"));
             return None;
         }
     }
-    tls.one_of("mode", &[("SIMPLE", Mode::Simple), ("MUTUAL", Mode::Mutual), ("PASSTHROUGH", Mode::Passthrough)])
+    const MODES: &[(&str, Mode)] = &[
+        ("SIMPLE", Mode::Simple),
+        ("MUTUAL", Mode::Mutual),
+        ("PASSTHROUGH", Mode::Passthrough),
+        ("AUTO_PASSTHROUGH", Mode::AutoPassthrough),
+    ];
+    tls.one_of("mode", MODES)
 }
 
 fn termination(tls: &Fields<'_>, mode: Mode) -> v1::GatewayTls {
@@ -209,6 +220,7 @@ mod tests {
             ("HTTPS", "tls: {mode: SIMPLE, credentialName: c}", v1::GatewayProtocol::GatewayHttps),
             ("HTTPS", "tls: {mode: PASSTHROUGH}", v1::GatewayProtocol::GatewayTls),
             ("TLS", "tls: {mode: PASSTHROUGH}", v1::GatewayProtocol::GatewayTls),
+            ("TLS", "tls: {mode: AUTO_PASSTHROUGH}", v1::GatewayProtocol::GatewayTls),
             ("TCP", "", v1::GatewayProtocol::GatewayTcp),
         ] {
             let text = format!(
@@ -219,6 +231,7 @@ mod tests {
             let Object::Gateway(gateway) = parsed.documents.remove(0).object else { panic!("{text}") };
             let server = &gateway.servers[0];
             assert_eq!(server.protocol, want, "{text}");
+            assert_eq!(server.auto_passthrough, tls.contains("AUTO"), "{text}");
             let host = |namespace: Option<&str>, host: &str| (namespace.map(str::to_owned), host.to_owned());
             assert_eq!(server.hosts, [host(Some("."), "a.b"), host(None, "*"), host(Some("x"), "*.c")]);
         }

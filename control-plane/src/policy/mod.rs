@@ -58,11 +58,13 @@ pub enum Kind {
     PeerAuthentication,
     /// Kubernetes' `v1` Service.
     Service,
+    /// `multicluster.x-k8s.io` ServiceExport.
+    ServiceExport,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::DestinationRule,
         Self::VirtualService,
         Self::Gateway,
@@ -70,6 +72,7 @@ impl Kind {
         Self::WorkloadEntry,
         Self::PeerAuthentication,
         Self::Service,
+        Self::ServiceExport,
     ];
 
     /// As written in `kind:`.
@@ -82,6 +85,7 @@ impl Kind {
             Self::WorkloadEntry => "WorkloadEntry",
             Self::PeerAuthentication => "PeerAuthentication",
             Self::Service => "Service",
+            Self::ServiceExport => "ServiceExport",
         }
     }
 }
@@ -109,6 +113,8 @@ pub enum Object {
     PeerAuthentication(PeerAuthentication),
     /// Ports of a registered service.
     Service(KubeService),
+    /// Other data centres may call the service of this name.
+    ServiceExport,
 }
 
 /// One object of a policy file.

@@ -43,11 +43,15 @@ const METADATA: Shape = &[
     not_yet("generateName"),
 ];
 
+/// Fields of a ServiceExport's `spec`: its name says it all.
+const SERVICE_EXPORT: Shape = &[not_yet("exportedLabels"), not_yet("exportedAnnotations")];
+
 impl Kind {
     fn group(self) -> &'static str {
         match self {
             Self::PeerAuthentication => "security.istio.io",
             Self::Service => "",
+            Self::ServiceExport => "multicluster.x-k8s.io",
             _ => "networking.istio.io",
         }
     }
@@ -55,6 +59,7 @@ impl Kind {
     fn versions(self) -> &'static [&'static str] {
         match self {
             Self::Service => &["v1"],
+            Self::ServiceExport => &["v1beta1", "v1alpha1"],
             Self::PeerAuthentication => &["v1", "v1beta1"],
             _ => &["v1", "v1beta1", "v1alpha3"],
         }
@@ -69,6 +74,7 @@ impl Kind {
             Self::WorkloadEntry => workload_entry::SHAPE,
             Self::PeerAuthentication => peer_authentication::SHAPE,
             Self::Service => kube_service::SHAPE,
+            Self::ServiceExport => SERVICE_EXPORT,
         }
     }
 
@@ -84,6 +90,7 @@ impl Kind {
             Self::WorkloadEntry => const { &top(workload_entry::SHAPE) },
             Self::PeerAuthentication => const { &top(peer_authentication::SHAPE) },
             Self::Service => const { &top(kube_service::SHAPE) },
+            Self::ServiceExport => const { &top(SERVICE_EXPORT) },
         }
     }
 }
@@ -144,7 +151,7 @@ fn document(decoder: &Decoder<'_>, file: &str, found: YamlDocument) -> Option<Do
         top.error("metadata", "`metadata.name` is required");
     }
     let (namespace, name, created) = metadata.map(|metadata| identity(&metadata, kind)).unwrap_or_default();
-    if spec_node.value == Value::Null && kind != Kind::PeerAuthentication {
+    if spec_node.value == Value::Null && !matches!(kind, Kind::PeerAuthentication | Kind::ServiceExport) {
         top.error("spec", "`spec` is required");
         return None;
     }
@@ -158,6 +165,7 @@ fn document(decoder: &Decoder<'_>, file: &str, found: YamlDocument) -> Option<Do
         Kind::WorkloadEntry => Object::WorkloadEntry(workload_entry::decode(&spec)),
         Kind::PeerAuthentication => Object::PeerAuthentication(peer_authentication::decode(&spec)),
         Kind::Service => Object::Service(kube_service::decode(&spec)),
+        Kind::ServiceExport => Object::ServiceExport,
     };
     let line = root.place.line;
     Some(Document { kind, namespace, name, object, yaml: text, file: file.to_owned(), line, created })

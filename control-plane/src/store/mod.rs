@@ -37,11 +37,13 @@ pub enum Table {
     SessionAlive,
     /// Keys whose lock may not be taken yet; leased.
     LockDelays,
+    /// What other data centres export, by their names.
+    Remotes,
 }
 
 impl Table {
     /// All of them.
-    pub const ALL: [Table; 10] = [
+    pub const ALL: [Table; 11] = [
         Table::Registrations,
         Table::Nodes,
         Table::Alive,
@@ -52,6 +54,7 @@ impl Table {
         Table::Sessions,
         Table::SessionAlive,
         Table::LockDelays,
+        Table::Remotes,
     ];
 
     /// Its name, which keys begin with.
@@ -67,6 +70,7 @@ impl Table {
             Table::Sessions => "sessions",
             Table::SessionAlive => "session-alive",
             Table::LockDelays => "lock-delays",
+            Table::Remotes => "remotes",
         }
     }
 

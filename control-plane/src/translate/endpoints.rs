@@ -8,7 +8,7 @@ use std::{
 
 use weft_proto::v1;
 
-use super::{mtls, ports};
+use super::{mtls, ports, remotes};
 use crate::{
     policy::{Resolution, ServiceEntry, TargetPort, WorkloadEntry},
     world::{Host, Instance, World},
@@ -17,11 +17,17 @@ use crate::{
 /// The addresses of `host` (canonical), the unhealthy ones too.
 pub fn endpoints(world: &World, host: &str) -> Option<v1::Endpoints> {
     let host = world.host(host)?;
+    let endpoints = here(world, host);
+    Some(v1::Endpoints { host: host.name.clone(), endpoints, remotes: remotes::of(world, &host.name) })
+}
+
+/// Those in this data centre.
+pub(super) fn here(world: &World, host: &Host) -> Vec<v1::Endpoint> {
     let mut endpoints: Vec<v1::Endpoint> =
         instances(world, host).into_iter().map(|instance| of_instance(world, host, instance)).collect();
     endpoints.extend(of_entry(world, host));
     endpoints.sort_by(|a, b| (&a.address, a.port).cmp(&(&b.address, b.port)));
-    Some(v1::Endpoints { host: host.name.clone(), endpoints, remotes: Vec::new() })
+    endpoints
 }
 
 /// One instance per place to dial. Of two registrations of one address the one with checks is kept, else the newer: a

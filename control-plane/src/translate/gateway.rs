@@ -58,7 +58,7 @@ fn of_server(world: &World, document: &Document, _: &Gateway, server: &Server) -
         https_redirect: server.https_redirect,
         hosts: server.hosts.iter().map(|(_, host)| host.clone()).collect(),
         virtual_hosts,
-        auto_passthrough: false,
+        auto_passthrough: server.auto_passthrough,
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use weft_proto::v1;
 
-use super::{gateway, mtls::Modes, ports, rules::Rules};
+use super::{gateway, mtls::Modes, ports, remotes, rules::Rules};
 use crate::world::{Host, Instance, InstanceKey, World};
 
 /// How the sidecar of a workload with `labels` in `namespace` treats what comes in for `instances`, which it registered.
@@ -32,7 +32,7 @@ pub fn inbound(
         services: services.into_values().collect(),
         policy: modes.policy,
         servers: gateway::servers(world, labels),
-        trust: Vec::new(),
+        trust: remotes::trust(world),
     }
 }
 

@@ -1,7 +1,8 @@
 //! World -> what a sidecar is told. Pure: the same world gives the same messages, and discovery may compare them.
 //!
 //! `names` says which host an application means; `service`, `endpoints` and `inbound` make the three resources; `ports`,
-//! `rules` and `mtls` answer what a host's documents, its DestinationRules and the PeerAuthentications say. `dry_run` and
+//! `rules`, `mtls` and `remotes` answer what a host's documents, its DestinationRules, the PeerAuthentications and
+//! other data centres say. `dry_run` and
 //! `warnings` tell the author of a document what would come of it.
 
 mod dry_run;
@@ -11,6 +12,7 @@ mod inbound;
 mod mtls;
 mod names;
 mod ports;
+mod remotes;
 mod rules;
 mod service;
 mod warnings;
@@ -22,6 +24,7 @@ pub use endpoints::endpoints;
 pub use inbound::inbound;
 pub use names::resolve;
 pub(crate) use ports::entry_dials;
+pub use remotes::{capacity, summaries};
 pub use service::service;
 pub use warnings::warnings;
 

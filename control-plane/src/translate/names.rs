@@ -21,15 +21,16 @@ pub fn resolve(world: &World, client_ns: &str, asked: &str) -> Option<String> {
         return world.host_of_address(address, None).map(|host| host.name.clone());
     }
     let asked = asked.strip_suffix('.').unwrap_or(asked).to_ascii_lowercase();
-    let known: Vec<&Host> = candidates(client_ns, &asked).filter_map(|name| world.host(&name)).collect();
+    let known: Vec<&Host> =
+        candidates(client_ns, &asked, world.datacenter()).filter_map(|name| world.host(&name)).collect();
     known.iter().find(|host| host.live).or(known.first()).map(|host| host.name.clone())
 }
 
 /// Canonical names that `asked` may stand for, the most specific meaning first.
-fn candidates(client_ns: &str, asked: &str) -> impl Iterator<Item = String> {
+fn candidates(client_ns: &str, asked: &str, datacenter: &str) -> impl Iterator<Item = String> {
     let both = move |service: &str| [fqdn(service, client_ns), fqdn(service, "default")];
     let full = asked.contains('.').then(|| asked.to_owned());
-    let consul = consul_service(asked).map(both);
+    let consul = consul_service(asked, datacenter).map(both);
     let with_svc = asked.ends_with(".svc").then(|| format!("{asked}.cluster.local"));
     let with_namespace = asked.contains('.').then(|| format!("{asked}{MESH_SUFFIX}"));
     let bare = (!asked.contains('.')).then(|| asked.to_owned());
@@ -42,13 +43,10 @@ fn candidates(client_ns: &str, asked: &str) -> impl Iterator<Item = String> {
         .chain(patterns(asked).skip(1))
 }
 
-/// `order` of "order.service.consul" and "order.service.dc1.consul".
-fn consul_service(asked: &str) -> Option<&str> {
+/// `order` of "order.service.consul" and, in dc1, "order.service.dc1.consul".
+fn consul_service<'a>(asked: &'a str, datacenter: &str) -> Option<&'a str> {
     let name = asked.strip_suffix(".consul")?;
-    name.strip_suffix(".service").or_else(|| {
-        let (name, _datacenter) = name.rsplit_once('.')?;
-        name.strip_suffix(".service")
-    })
+    name.strip_suffix(".service").or_else(|| name.strip_suffix(datacenter)?.strip_suffix('.')?.strip_suffix(".service"))
 }
 
 /// Authorities that mean `host` to a client of `client_ns`, the canonical one first.

@@ -45,6 +45,11 @@ impl<'a> Rules<'a> {
         rules
     }
 
+    /// All subsets.
+    pub(super) fn subsets(&self) -> impl Iterator<Item = &'a Subset> {
+        self.subsets.iter().map(|(subset, _)| *subset)
+    }
+
     /// A subset by name.
     pub(super) fn subset(&self, name: &str) -> Option<&'a Subset> {
         self.subsets.iter().find(|(subset, _)| subset.name == name).map(|(subset, _)| *subset)

@@ -22,10 +22,14 @@ pub fn service(world: &World, client_ns: &str, host: &str) -> Option<v1::Service
     }
     let mut clusters = Clusters::new(world, client_ns);
     let routes = world.policies().routes(&host.name);
+    let exported = world.is_exported(&host.name);
     let ports = ports::of(world, host).into_iter().map(|port| {
         let cluster = clusters.of(host, &port, "");
         let http = !matches!(port.protocol, v1::Protocol::Tcp | v1::Protocol::Tls);
         let routes = routes.filter(|_| http).map(|document| clusters.routes(document, port.number)).unwrap_or_default();
+        if exported {
+            clusters.all_subsets(host, &port);
+        }
         v1::Port { number: port.number, name: port.name, protocol: port.protocol.into(), cluster, routes }
     });
     Some(v1::Service {
@@ -36,7 +40,7 @@ pub fn service(world: &World, client_ns: &str, host: &str) -> Option<v1::Service
         names: names::of(world, client_ns, host),
         clusters: clusters.found,
         external: ports::entry(host).is_some_and(|entry| entry.external),
-        exported: false,
+        exported,
     })
 }
 
@@ -134,6 +138,15 @@ impl<'a> Clusters<'a> {
             (port.number, port.policy_number) = (number, number);
         }
         self.of(host, &port, &destination.subset)
+    }
+
+    /// Other data centres name subsets as the host's own namespace does.
+    fn all_subsets(&mut self, host: &Host, port: &PortView) {
+        let subsets: Vec<String> =
+            Rules::of(self.world, self.client_ns, host).subsets().map(|subset| subset.name.clone()).collect();
+        for subset in subsets {
+            self.of(host, port, &subset);
+        }
     }
 
     fn undefined(&mut self, host: &str, port: u32, subset: &str) -> u32 {

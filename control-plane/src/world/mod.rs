@@ -6,6 +6,7 @@
 mod instance;
 mod lookup;
 mod policies;
+mod remotes;
 mod virtual_ip;
 
 use std::{
@@ -16,6 +17,7 @@ use std::{
 
 pub use instance::{Instance, InstanceKey, derive_labels};
 pub(crate) use policies::{GATEWAY, Policies, gateway_host, has_all, patterns};
+pub use remotes::{DEFAULT_DATACENTER, Peering, Presence, RemoteHost, sound};
 pub use virtual_ip::{Allocation, Keep, QUARANTINE_S, VirtualIps};
 
 use crate::policy::{Document, Kind, Object, Resolution, canonical, covers};
@@ -75,6 +77,7 @@ pub struct World {
     pruned_index: u64,
     catalog_index: u64,
     nodes_index: u64,
+    remotes: remotes::Remotes,
 }
 
 /// "<service>.<namespace>.svc.cluster.local".
@@ -225,7 +228,8 @@ impl World {
         let (service, entry) = (self.policies.service(host).cloned(), self.policies.entry(host).cloned());
         let member = self.members.get(host).and_then(|keys| keys.first());
         let routed = self.policies.routed(host);
-        let live = service.is_some() || entry.is_some() || member.is_some() || routed.is_some();
+        let imported = self.imported_namespace(host).map(str::to_owned);
+        let live = service.is_some() || entry.is_some() || member.is_some() || routed.is_some() || imported.is_some();
         let registered = member.is_some() || before.is_some_and(|before| before.registered);
         let changed = before.map(|before| before.live) != (live || registered).then_some(live);
         if !live && !registered {
@@ -237,6 +241,7 @@ impl World {
             .map(|key| key.namespace.as_str())
             .or(service.as_ref().or(entry.as_ref()).map(|document| document.namespace.as_str()))
             .or(routed)
+            .or(imported.as_deref())
             .or(before.map(|before| before.namespace.as_str()))
             .unwrap_or("default")
             .to_owned();
@@ -247,7 +252,7 @@ impl World {
             }
             _ => host.ends_with(MESH_SUFFIX),
         };
-        if live && (own_address || service.is_some() || member.is_some()) {
+        if live && (own_address || service.is_some() || member.is_some() || imported.is_some()) {
             self.virtual_ips.allocate(host);
         } else {
             self.virtual_ips.release(host, now);
@@ -277,7 +282,7 @@ impl World {
             }
             Object::Gateway(_) => changed.all = true,
             Object::ServiceEntry(entry) => changed.hosts.extend(entry.hosts.iter().cloned()),
-            Object::Service(_) => {
+            Object::Service(_) | Object::ServiceExport => {
                 changed.hosts.insert(fqdn(&document.name, &document.namespace));
             }
             Object::WorkloadEntry(workload) => {

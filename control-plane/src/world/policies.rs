@@ -23,6 +23,8 @@ pub(crate) struct Policies {
     services: BTreeMap<String, Arc<Document>>,
     workloads: Vec<Arc<Document>>,
     authentications: Vec<Arc<Document>>,
+    /// Hosts that other data centres may call.
+    exports: BTreeSet<String>,
     dependents: BTreeMap<String, BTreeSet<String>>,
     endpoints: BTreeMap<IpAddr, BTreeSet<String>>,
     ranges: Vec<(AddressRange, String)>,
@@ -84,6 +86,9 @@ impl Policies {
             }
             Object::WorkloadEntry(_) => self.workloads.push(document.clone()),
             Object::PeerAuthentication(_) => self.authentications.push(document.clone()),
+            Object::ServiceExport => {
+                self.exports.insert(fqdn(&document.name, namespace));
+            }
         }
     }
 
@@ -106,6 +111,11 @@ impl Policies {
     /// The VirtualService that owns `host`.
     pub(crate) fn routes(&self, host: &str) -> Option<&Arc<Document>> {
         patterns(host).find_map(|pattern| self.routes.get(&pattern))
+    }
+
+    /// Hosts that other data centres may call.
+    pub(crate) fn exports(&self) -> &BTreeSet<String> {
+        &self.exports
     }
 
     /// Gateways, oldest first.

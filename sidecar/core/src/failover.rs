@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 const OVERPROVISIONING: u64 = 140;
 
 /// Instances of a service, or of a subset.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Capacity {
     /// Those that take requests.
     pub healthy: u32,

@@ -1,0 +1,230 @@
+//! The way to another data centre: what it exports is listened to, and it is asked what names it.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result, bail, ensure};
+use hyper_util::rt::TokioIo;
+use rustls_pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use tokio_rustls::TlsConnector;
+use tonic::transport::{Channel, Endpoint};
+use weft_proto::v1::federation_client::FederationClient;
+use weft_proto::v1::{Answer, PeerDns, PeerQuestion, Summaries, WatchRequest};
+
+use super::tls;
+use crate::mesh::Mesh;
+use crate::peer::OwnCertificate;
+use crate::world::{Peering, sound};
+
+/// A connection that is not there by then is given up.
+const CONNECT: Duration = Duration::from_secs(5);
+/// A peer that is cut off is noticed by then.
+const PING: Duration = Duration::from_secs(5);
+/// Longest silence of one that is well: it speaks every ten seconds.
+const SILENCE: Duration = Duration::from_secs(25);
+/// Pauses between tries, the shortest and the longest.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
+/// Questions under way at once.
+const QUESTIONS: usize = 1000;
+/// Longest wait for the answer to a question of DNS.
+const DNS_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Another data centre, as it is reached from here.
+pub struct Link {
+    /// Ours.
+    own: String,
+    peering: Peering,
+    address: String,
+    channel: Channel,
+    questions: Semaphore,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    connected: bool,
+    heard: Option<SystemTime>,
+    error: String,
+}
+
+/// Why there is no answer from another data centre.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NoAnswer {
+    /// It cannot be reached; why.
+    #[error("no path to the data centre: {0}")]
+    NoPath(String),
+    /// Too many questions are under way.
+    #[error("too many questions to the data centre are under way")]
+    Busy,
+}
+
+impl Link {
+    pub(super) fn new(
+        own_name: &str,
+        peering: Peering,
+        address: String,
+        own: Arc<OwnCertificate>,
+    ) -> Result<Arc<Link>> {
+        let tls = TlsConnector::from(Arc::new(tls::client(&peering, own)?));
+        let to = address.clone();
+        let connector = tower::service_fn(move |_| {
+            let (tls, to) = (tls.clone(), to.clone());
+            async move {
+                let opened = tokio::time::timeout(CONNECT, open(&tls, &to)).await;
+                opened.unwrap_or_else(|_| Err(std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer")))
+            }
+        });
+        let channel = Endpoint::from_static("http://federation")
+            .http2_keep_alive_interval(PING)
+            .keep_alive_timeout(PING)
+            .keep_alive_while_idle(true)
+            .connect_with_connector_lazy(connector);
+        let questions = Semaphore::new(QUESTIONS);
+        Ok(Arc::new(Link { own: own_name.to_owned(), peering, address, channel, questions, state: Mutex::default() }))
+    }
+
+    /// Its name.
+    pub fn datacenter(&self) -> &str {
+        &self.peering.datacenter
+    }
+
+    pub(super) fn peering(&self) -> &Peering {
+        &self.peering
+    }
+
+    pub(super) fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Whether it is connected, when it was last heard of, and what is wrong.
+    pub(super) fn state(&self) -> (bool, Option<SystemTime>, String) {
+        let state = self.lock();
+        (state.connected, state.heard, state.error.clone())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes up what it exports, for ever. What it said last is kept for `keep` after it has fallen silent.
+    pub(super) async fn listen(self: Arc<Self>, mesh: Arc<Mesh>, keep: Duration) {
+        let mut pause = PAUSES.0;
+        let mut heard = Instant::now();
+        loop {
+            let before = heard;
+            let error = match self.watch(&mesh, &mut heard).await {
+                Ok(()) => "it ended the stream".to_owned(),
+                Err(e) => format!("{e:#}"),
+            };
+            let was = {
+                let mut state = self.lock();
+                state.error.clone_from(&error);
+                std::mem::take(&mut state.connected)
+            };
+            if was || pause == PAUSES.0 {
+                tracing::warn!(datacenter = self.datacenter(), address = self.address, "not connected: {error}");
+            }
+            if heard.elapsed() > keep && mesh.read(|world| world.told().any(|(name, ..)| name == self.datacenter())) {
+                tracing::warn!(datacenter = self.datacenter(), "silent for too long: what it exported is forgotten");
+                if let Err(e) = mesh.forget_remote(self.datacenter()).await {
+                    tracing::error!("it cannot be forgotten: {e}");
+                }
+            }
+            pause = if heard > before { PAUSES.0 } else { (pause * 2).min(PAUSES.1) };
+            tokio::time::sleep(pause.mul_f64(rand::random_range(0.8..1.2))).await;
+        }
+    }
+
+    async fn watch(&self, mesh: &Mesh, heard: &mut Instant) -> Result<()> {
+        let mut client = FederationClient::new(self.channel.clone());
+        let request = WatchRequest { datacenter: self.own.clone() };
+        let stream = tokio::time::timeout(SILENCE, client.watch(request)).await.context("no answer")?;
+        let mut stream = stream.map_err(|status| anyhow::anyhow!("{}", told(&status)))?.into_inner();
+        loop {
+            let next = tokio::time::timeout(SILENCE, stream.message()).await;
+            let next = next.with_context(|| format!("silent for {} s", SILENCE.as_secs()))?;
+            let Some(summaries) = next.map_err(|status| anyhow::anyhow!("{}", told(&status)))? else { return Ok(()) };
+            self.take(mesh, summaries).await?;
+            *heard = Instant::now();
+            let mut state = self.lock();
+            state.heard = Some(SystemTime::now());
+            state.error.clear();
+            if !std::mem::replace(&mut state.connected, true) {
+                tracing::info!(datacenter = self.datacenter(), address = self.address, "connected");
+            }
+        }
+    }
+
+    async fn take(&self, mesh: &Mesh, summaries: Summaries) -> Result<()> {
+        let (name, expected) = (&summaries.datacenter, self.datacenter());
+        if name != expected {
+            bail!("the control plane at {} is of the data centre {name:?}, not {expected:?}", self.address);
+        }
+        mesh.keep_remote(expected, sound(summaries, &self.peering)).await.context("what it exports cannot be kept")
+    }
+
+    /// Asks for an answer of Consul's API.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub async fn ask(&self, question: PeerQuestion) -> Result<Answer, NoAnswer> {
+        let _permit = self.questions.try_acquire().map_err(|_| NoAnswer::Busy)?;
+        self.ready()?;
+        let answer = FederationClient::new(self.channel.clone()).ask(question).await;
+        answer.map(tonic::Response::into_inner).map_err(|status| NoAnswer::NoPath(told(&status)))
+    }
+
+    /// Asks a question of DNS: the answer's packet.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub async fn resolve(&self, question: PeerDns) -> Result<Vec<u8>, NoAnswer> {
+        let _permit = self.questions.try_acquire().map_err(|_| NoAnswer::Busy)?;
+        self.ready()?;
+        let mut client = FederationClient::new(self.channel.clone());
+        let answer = tokio::time::timeout(DNS_PATIENCE, client.resolve(question)).await;
+        let answer = answer.map_err(|_| NoAnswer::NoPath("no answer".into()))?;
+        answer.map(|answer| answer.into_inner().packet).map_err(|status| NoAnswer::NoPath(told(&status)))
+    }
+
+    /// One that is known to be away is not waited for.
+    fn ready(&self) -> Result<(), NoAnswer> {
+        let state = self.lock();
+        if state.connected { Ok(()) } else { Err(NoAnswer::NoPath(state.error.clone())) }
+    }
+}
+
+async fn open(tls: &TlsConnector, to: &str) -> std::io::Result<TokioIo<tokio_rustls::client::TlsStream<TcpStream>>> {
+    let stream = TcpStream::connect(to).await?;
+    stream.set_nodelay(true)?;
+    // Not looked at: the certificate has to hold an identity, not a name.
+    let name = stream.peer_addr().map(|address: SocketAddr| ServerName::from(address.ip()))?;
+    Ok(TokioIo::new(tls.connect(name, stream).await?))
+}
+
+/// What a status says, down to the reason of a connection that could not be made.
+fn told(status: &tonic::Status) -> String {
+    let mut text = status.message().to_owned();
+    let mut cause = std::error::Error::source(status);
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// Refuses a name that is not the one that a peer goes by here.
+pub(super) fn same_name(told: &str, known: &str) -> Result<()> {
+    ensure!(
+        told == known,
+        "you call yourself the data centre {told:?}, here you are known as {known:?} (--peer and --datacenter must agree)"
+    );
+    Ok(())
+}

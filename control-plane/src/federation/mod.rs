@@ -1,0 +1,225 @@
+//! Other data centres. Each has control planes and a store of its own; what crosses are summaries of exported services
+//! ([`crate::translate::summaries`]), and single questions that name the other centre (`?dc=`, `svc.service.dc2.consul`).
+//!
+//! [`peering`] says who the others are, [`tls`] proves it both ways, [`link`] listens to one of them and asks it, [`service`]
+//! answers them. Nothing here waits for another centre before it writes at home. Nothing is passed on for a third.
+
+pub mod link;
+pub mod peering;
+pub mod service;
+#[cfg(test)]
+mod tests;
+mod tls;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context, Result};
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Server;
+use weft_proto::v1::PeerGateway;
+use weft_proto::v1::federation_server::FederationServer;
+
+use crate::ca::Ca;
+use crate::consul::Consul;
+use crate::dns::Dns;
+use crate::dns::view::ExportedView;
+use crate::mesh::Mesh;
+use crate::mesh::remotes::Shares;
+use crate::peer;
+use crate::world::{DEFAULT_DATACENTER, Peering};
+use link::Link;
+use peering::PeerAddress;
+
+/// Streams at once on a connection of another data centre: its blocking queries.
+const STREAMS: u32 = 1024;
+/// A burst of changes is looked at once.
+const SETTLE: Duration = Duration::from_millis(50);
+
+/// How data centres federate.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Name of this one.
+    pub datacenter: String,
+    /// The others, the preferred one first.
+    pub peers: Vec<PeerAddress>,
+    /// Where their control planes find this one.
+    pub listen: std::net::SocketAddr,
+    /// Where their sidecars find our gateways; none: at the connected ones' own addresses.
+    pub gateways: Vec<PeerGateway>,
+    /// How long a service must have been better at home before its requests return.
+    pub failback: Duration,
+    /// How long the last summary of a centre that is silent is kept.
+    pub keep: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings {
+            datacenter: DEFAULT_DATACENTER.to_owned(),
+            peers: Vec::new(),
+            listen: ([0, 0, 0, 0], 15022).into(),
+            gateways: Vec::new(),
+            failback: Duration::from_secs(30),
+            keep: Duration::from_secs(24 * 3600),
+        }
+    }
+}
+
+/// This data centre among the others.
+pub struct Federation {
+    datacenter: String,
+    links: Vec<Arc<Link>>,
+}
+
+/// What is known of another data centre.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerStatus {
+    /// Its name.
+    pub datacenter: String,
+    /// Where its control plane is.
+    pub address: String,
+    /// Whether it is heard of now.
+    pub connected: bool,
+    /// When it was last heard of; `None`: never.
+    pub heard: Option<SystemTime>,
+    /// Services that it exports, as far as is known.
+    pub services: usize,
+    /// Why it is not connected.
+    pub error: String,
+}
+
+impl Federation {
+    /// A data centre alone.
+    pub fn alone() -> Arc<Federation> {
+        Arc::new(Federation { datacenter: DEFAULT_DATACENTER.to_owned(), links: Vec::new() })
+    }
+
+    /// Listens to the others from now on, and decides what goes there.
+    ///
+    /// # Errors
+    /// When a peer makes no sense: its root cannot be read, or is that of a trust domain that is taken.
+    pub async fn start(settings: &Settings, mesh: &Arc<Mesh>, ca: &Arc<Ca>) -> Result<Arc<Federation>> {
+        let peers = peering::read(&settings.datacenter, ca.trust_domain(), &settings.peers)?;
+        mesh.set_peers(&settings.datacenter, peers.iter().map(|(peering, _)| peering.clone()).collect());
+        let strangers: Vec<String> = mesh.read(|world| {
+            let known = |name: &str| world.peers().iter().any(|peer| peer.datacenter == name);
+            world.told().map(|(name, ..)| name.to_owned()).filter(|name| !known(name)).collect()
+        });
+        for datacenter in strangers {
+            tracing::info!(datacenter, "it is no peer any more: what it exported is forgotten");
+            mesh.forget_remote(&datacenter).await?;
+        }
+        let mut links = Vec::new();
+        if !peers.is_empty() {
+            let own = peer::own_certificate(ca)?;
+            for (peering, address) in peers {
+                let link = Link::new(&settings.datacenter, peering, address, own.clone())?;
+                tokio::spawn(link.clone().listen(mesh.clone(), settings.keep));
+                links.push(link);
+            }
+            tokio::spawn(fail_over(mesh.clone(), settings.failback));
+        }
+        Ok(Arc::new(Federation { datacenter: settings.datacenter.clone(), links }))
+    }
+
+    /// Name of this data centre.
+    pub fn datacenter(&self) -> &str {
+        &self.datacenter
+    }
+
+    /// All data centres, this one first.
+    pub fn datacenters(&self) -> Vec<&str> {
+        std::iter::once(self.datacenter.as_str()).chain(self.links.iter().map(|link| link.datacenter())).collect()
+    }
+
+    /// The way to another data centre.
+    pub fn link(&self, datacenter: &str) -> Option<&Arc<Link>> {
+        self.links.iter().find(|link| link.datacenter() == datacenter)
+    }
+
+    /// What is known of the others.
+    pub fn status(&self, mesh: &Mesh) -> Vec<PeerStatus> {
+        let kept: Vec<(String, u64, usize)> =
+            mesh.read(|world| world.told().map(|(name, at, services)| (name.to_owned(), at, services)).collect());
+        let status = |link: &Arc<Link>| {
+            let kept = kept.iter().find(|(name, ..)| name == link.datacenter());
+            let stored = kept.map(|(_, received, _)| SystemTime::UNIX_EPOCH + Duration::from_secs(*received));
+            let (connected, heard, error) = link.state();
+            PeerStatus {
+                datacenter: link.datacenter().to_owned(),
+                address: link.address().to_owned(),
+                connected,
+                heard: heard.or(stored),
+                services: kept.map_or(0, |(.., services)| *services),
+                error,
+            }
+        };
+        self.links.iter().map(status).collect()
+    }
+
+    /// Answers the others, for as long as the process lives.
+    ///
+    /// # Errors
+    /// When the address cannot be listened on.
+    pub async fn serve(
+        self: &Arc<Self>,
+        settings: &Settings,
+        ca: &Arc<Ca>,
+        consul: Arc<Consul>,
+        dns: Arc<Dns<ExportedView>>,
+    ) -> Result<()> {
+        if self.links.is_empty() {
+            return Ok(());
+        }
+        let listener = TcpListener::bind(settings.listen).await;
+        let listener =
+            listener.with_context(|| format!("cannot listen on {} for other data centres", settings.listen))?;
+        tracing::info!(address = %settings.listen, datacenter = self.datacenter, "listening for other data centres");
+        self.answer(listener, settings.gateways.clone(), ca, consul, dns)
+    }
+
+    fn answer(
+        self: &Arc<Self>,
+        listener: TcpListener,
+        gateways: Vec<PeerGateway>,
+        ca: &Arc<Ca>,
+        consul: Arc<Consul>,
+        dns: Arc<Dns<ExportedView>>,
+    ) -> Result<()> {
+        let peers: Vec<Peering> = self.links.iter().map(|link| link.peering().clone()).collect();
+        let incoming = peer::accept_peers(ca, listener, &peers)?;
+        let service = service::FederationService::new(self.clone(), consul, dns, gateways);
+        let server = Server::builder()
+            .max_concurrent_streams(STREAMS)
+            .http2_keepalive_interval(Some(Duration::from_secs(5)))
+            .http2_keepalive_timeout(Some(Duration::from_secs(5)))
+            .add_service(FederationServer::new(service))
+            .serve_with_incoming(ReceiverStream::new(incoming));
+        tokio::spawn(async move {
+            if let Err(e) = server.await {
+                tracing::error!("other data centres are not answered any more: {e}");
+            }
+        });
+        Ok(())
+    }
+}
+
+/// Decides what goes elsewhere whenever anything has changed, or enough time has passed.
+async fn fail_over(mesh: Arc<Mesh>, failback: Duration) {
+    let mut version = mesh.version();
+    let mut shares = Shares::new();
+    loop {
+        version.mark_unchanged();
+        let waiting = mesh.fail_over(&mut shares, Instant::now(), failback);
+        if waiting {
+            let patience = (failback / 10).clamp(SETTLE, Duration::from_secs(1));
+            // Both are a reason to look.
+            let _ = tokio::time::timeout(patience, version.changed()).await;
+        } else if version.changed().await.is_err() {
+            return;
+        }
+        tokio::time::sleep(SETTLE).await;
+    }
+}

@@ -1,0 +1,135 @@
+//! What other data centres are answered. They are their control planes, proved by the root that was exchanged, and see
+//! nothing but what is exported.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use http::Method;
+use tokio::sync::mpsc;
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+use weft_core::identity::SpiffeId;
+use weft_proto::v1::federation_server::Federation as FederationApi;
+use weft_proto::v1::{Answer, DnsMessage, PeerDns, PeerGateway, PeerQuestion, Summaries, WatchRequest};
+
+use super::{Federation, link};
+use crate::catalog;
+use crate::consul::{self, Caller, Consul, Rights};
+use crate::dns::Dns;
+use crate::dns::service::{MAX_QUERY, answer as answer_dns};
+use crate::dns::view::ExportedView;
+use crate::peer::{CONTROL_PLANE, Peer};
+
+/// Longest pause between two messages.
+const HEARTBEAT: Duration = Duration::from_secs(10);
+/// Changes within this time are told together.
+const GATHER: Duration = Duration::from_millis(100);
+/// What is not a change of the world (a gateway that came) is noticed by then.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// The service.
+pub struct FederationService {
+    federation: Arc<Federation>,
+    consul: Arc<Consul>,
+    dns: Arc<Dns<ExportedView>>,
+    gateways: Vec<PeerGateway>,
+}
+
+impl FederationService {
+    pub(super) fn new(
+        federation: Arc<Federation>,
+        consul: Arc<Consul>,
+        dns: Arc<Dns<ExportedView>>,
+        gateways: Vec<PeerGateway>,
+    ) -> FederationService {
+        FederationService { federation, consul, dns, gateways }
+    }
+
+    /// The data centre that asks.
+    fn asking<T>(&self, request: &Request<T>) -> Result<(Peer, String), Status> {
+        let peer = Peer::of(request)?;
+        let certified = peer.certified()?;
+        let known = self.federation.links.iter().map(|link| link.peering()).find(|peering| {
+            SpiffeId::new(&peering.trust_domain, CONTROL_PLANE.0, CONTROL_PLANE.1).is_ok_and(|id| id == certified.id)
+        });
+        let known = known.ok_or_else(|| {
+            Status::permission_denied(format!("{} is no control plane of another data centre", certified.id))
+        })?;
+        Ok((peer, known.datacenter.clone()))
+    }
+}
+
+#[tonic::async_trait]
+impl FederationApi for FederationService {
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<Summaries, Status>> + Send>>;
+
+    async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let (peer, datacenter) = self.asking(&request)?;
+        link::same_name(&request.get_ref().datacenter, &datacenter)
+            .map_err(|e| Status::failed_precondition(e.to_string()))?;
+        tracing::info!(datacenter, address = %peer.remote, "another data centre listens");
+        let (replies, stream) = mpsc::channel(1);
+        let left = peer.certified()?.not_after.duration_since(SystemTime::now()).unwrap_or_default();
+        let (consul, gateways) = (self.consul.clone(), self.gateways.clone());
+        tokio::spawn(async move {
+            let told = tokio::time::timeout(left, tell(consul, gateways, replies.clone())).await;
+            if told.is_err() {
+                let status = Status::unauthenticated("the certificate of this stream has expired; reconnect");
+                // A peer that is gone does not mind.
+                let _ = replies.send(Err(status)).await;
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+
+    async fn ask(&self, request: Request<PeerQuestion>) -> Result<Response<Answer>, Status> {
+        let (peer, _) = self.asking(&request)?;
+        let PeerQuestion { question, namespace, read } = request.into_inner();
+        let question = question.ok_or_else(|| Status::invalid_argument("no question"))?;
+        let passed = catalog::request_of(question)?;
+        if *passed.method() != Method::GET || !consul::is_forwarded(passed.uri().path()) {
+            return Err(Status::invalid_argument("only reads of catalog and health are answered across data centres"));
+        }
+        let rights = Rights::Peer(Arc::new(read));
+        let caller = Caller { namespace, identity: String::new(), address: peer.remote, rights };
+        let answered = consul::answer(&self.consul, &caller, passed).await;
+        Ok(Response::new(catalog::answer_of(answered)))
+    }
+
+    async fn resolve(&self, request: Request<PeerDns>) -> Result<Response<DnsMessage>, Status> {
+        self.asking(&request)?;
+        let PeerDns { message, namespace } = request.into_inner();
+        let message = message.ok_or_else(|| Status::invalid_argument("no question"))?;
+        if message.packet.len() > MAX_QUERY {
+            return Err(Status::invalid_argument(format!("a DNS query has {MAX_QUERY} bytes at most")));
+        }
+        answer_dns(&self.dns, message, &namespace).await
+    }
+}
+
+/// Tells everything at once, and again when it has changed; and that there is nothing new often enough.
+async fn tell(consul: Arc<Consul>, gateways: Vec<PeerGateway>, replies: mpsc::Sender<Result<Summaries, Status>>) {
+    let mut version = consul.mesh.version();
+    let mut told: Option<(Summaries, tokio::time::Instant)> = None;
+    loop {
+        version.mark_unchanged();
+        let now = consul.mesh.summaries(&gateways);
+        let due = told.as_ref().is_none_or(|(last, at)| *last != now || at.elapsed() >= HEARTBEAT);
+        if due {
+            if replies.send(Ok(now.clone())).await.is_err() {
+                return;
+            }
+            told = Some((now, tokio::time::Instant::now()));
+        }
+        tokio::select! {
+            changed = version.changed() => match changed {
+                Ok(()) => tokio::time::sleep(GATHER).await,
+                Err(_) => return,
+            },
+            () = tokio::time::sleep(LOOK) => {}
+            () = replies.closed() => return,
+        }
+    }
+}
