@@ -1,6 +1,5 @@
 //! Questions that name another data centre (`?dc=`): passed on to it whole, without the caller's token.
 
-use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, StatusCode};
 use weft_agent::answer::Answered;
@@ -61,7 +60,7 @@ pub(super) async fn ask(consul: &Consul, caller: &Caller, datacenter: &str, head
             return Err(no_path());
         }
     };
-    let mut answered = http::Response::new(Bytes::from(answer.body));
+    let mut answered = http::Response::new(answer.body);
     let status = u16::try_from(answer.status).ok().and_then(|status| StatusCode::from_u16(status).ok());
     *answered.status_mut() = status.unwrap_or(StatusCode::BAD_GATEWAY);
     for (name, value) in &answer.headers {

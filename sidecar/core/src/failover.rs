@@ -84,7 +84,7 @@ mod tests {
 
     #[test]
     fn away_at_once_and_back_when_it_has_lasted() {
-        let start = Instant::now();
+        let start = crate::outlier::tests::now();
         let at = |seconds: u64| start + Duration::from_secs(seconds);
         let mut failover = Failover::default();
         assert_eq!(failover.next(of(3, 3), at(0), HOLD), 0);
