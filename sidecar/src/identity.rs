@@ -4,21 +4,22 @@
 //! current when it starts. TLS 1.3 only: both ends are ours. The chain is verified by rustls; what it does not know is
 //! SPIFFE, so that the names in certificates are compared here.
 
+mod verify;
+
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use arc_swap::ArcSwapOption;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{Resumption, verify_server_cert_signed_by_trust_anchor};
-use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls13_signature};
-use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
-use rustls::{CertificateError, DigitallySignedStruct, RootCertStore, SignatureScheme};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
+use rustls::client::Resumption;
+use rustls::crypto::CryptoProvider;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde::{Deserialize, Serialize};
+use verify::{Domains, MeshVerifier, Trust};
 use weft_core::identity::SpiffeId;
 
 /// ALPN names between sidecars: they say that this is mesh TLS and what is inside.
@@ -97,30 +98,39 @@ pub struct Credentials {
     client_http2: Arc<rustls::ClientConfig>,
     client_tcp: Arc<rustls::ClientConfig>,
     control: Arc<rustls::ClientConfig>,
+    /// Other trust domains whose identities are believed.
+    federated: Bundles,
     stored: StoredCredentials,
 }
 
+/// Roots (DER) of other trust domains, by domain.
+pub type Bundles = BTreeMap<String, Vec<Vec<u8>>>;
+
 impl Credentials {
-    /// Builds the TLS configurations of a chain and its key.
+    /// Builds the TLS configurations of a chain and its key. Identities of our own trust domain are proved by the roots
+    /// that came with the chain, those of `federated` ones each by its own.
     ///
     /// # Errors
     /// When they do not fit together or are not SPIFFE certificates.
-    pub fn new(stored: StoredCredentials) -> Result<Credentials> {
+    pub fn new(stored: StoredCredentials, federated: Bundles) -> Result<Credentials> {
         let chain: Vec<CertificateDer<'static>> = stored.chain_der.iter().cloned().map(CertificateDer::from).collect();
         let leaf = chain.first().context("no certificate in the chain")?;
         let id = spiffe_id(leaf)?;
         let (not_before, not_after) = validity(leaf)?;
-        let mut roots = RootCertStore::empty();
-        for root in &stored.roots_der {
-            roots.add(CertificateDer::from(root.clone())).context("a root certificate cannot be read")?;
+        let mut domains = Domains::default();
+        for (domain, roots) in &federated {
+            ensure!(domain != id.trust_domain(), "another root of our own trust domain {domain} is not believed");
+            domains.add(domain, roots).with_context(|| format!("the roots of {domain}"))?;
         }
-        let roots = Arc::new(roots);
+        let mut own = Domains::default();
+        own.add(id.trust_domain(), &stored.roots_der).context("our own roots")?;
+        domains.add(id.trust_domain(), &stored.roots_der)?;
+        let domains = Arc::new(domains);
         let key = || PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(stored.key_pkcs8.clone()));
 
-        let verifier = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider()).build()?;
         let mut server = rustls::ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])?
-            .with_client_cert_verifier(verifier)
+            .with_client_cert_verifier(domains.clone())
             .with_single_cert(chain.clone(), key())?;
         server.alpn_protocols = alpn::ALL.iter().map(|a| a.to_vec()).collect();
         server.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new()?;
@@ -135,9 +145,9 @@ impl Credentials {
             config.resumption = resumption;
             Ok(Arc::new(config))
         };
-        let peers = Arc::new(MeshVerifier::new(Trust::Roots(roots.clone()), None));
+        let peers = Arc::new(MeshVerifier::new(Trust::Domains(domains), None));
         let control_id = SpiffeId::new(id.trust_domain(), CONTROL_PLANE.0, CONTROL_PLANE.1)?;
-        let control = Arc::new(MeshVerifier::new(Trust::Roots(roots), Some(control_id)));
+        let control = Arc::new(MeshVerifier::new(Trust::Domains(Arc::new(own)), Some(control_id)));
         let sessions = || Resumption::in_memory_sessions(256);
         Ok(Credentials {
             server: Arc::new(server),
@@ -149,8 +159,22 @@ impl Credentials {
             id,
             not_before,
             not_after,
+            federated,
             stored,
         })
+    }
+
+    /// The same with other federated trust domains. What was resumed before has to be proved anew.
+    ///
+    /// # Errors
+    /// When a root cannot be read, or is for our own trust domain.
+    fn with_federated(&self, federated: Bundles) -> Result<Credentials> {
+        Credentials::new(self.stored.clone(), federated)
+    }
+
+    /// Whether identities of this trust domain are believed.
+    pub fn believes(&self, trust_domain: &str) -> bool {
+        trust_domain == self.id.trust_domain() || self.federated.contains_key(trust_domain)
     }
 
     /// For connections that arrive.
@@ -184,13 +208,15 @@ impl Credentials {
 pub struct Identity {
     current: ArcSwapOption<Credentials>,
     file: Option<PathBuf>,
+    /// What new credentials are to believe; held while they are put in place.
+    federated: Mutex<Bundles>,
 }
 
 impl Identity {
     /// An identity kept in `data_dir`, with the credentials that an earlier run left there if they are still good.
     pub fn open(data_dir: Option<&Path>) -> Identity {
         let file = data_dir.map(|dir| dir.join("identity.json"));
-        let identity = Identity { current: ArcSwapOption::empty(), file };
+        let identity = Identity { file, ..Identity::default() };
         match identity.load() {
             Ok(Some(saved)) if saved.not_after > SystemTime::now() => {
                 tracing::info!(id = %saved.id, "found a saved certificate");
@@ -211,7 +237,7 @@ impl Identity {
             Err(e) => return Err(e).with_context(|| format!("cannot read {}", file.display())),
         };
         let stored = serde_json::from_slice(&json).with_context(|| format!("{} is damaged", file.display()))?;
-        Credentials::new(stored).map(Some)
+        Credentials::new(stored, Bundles::new()).map(Some)
     }
 
     /// What is current.
@@ -234,13 +260,35 @@ impl Identity {
     /// Takes new credentials, and saves them.
     pub async fn install(&self, credentials: Credentials) {
         let stored = credentials.stored.clone();
-        self.current.store(Some(Arc::new(credentials)));
+        {
+            let federated = self.federated.lock().unwrap_or_else(PoisonError::into_inner);
+            let believing = credentials.with_federated(federated.clone()).unwrap_or_else(|e| {
+                tracing::error!("no other trust domain is believed: {e:#}");
+                credentials
+            });
+            self.current.store(Some(Arc::new(believing)));
+        }
         let Some(file) = self.file.clone() else { return };
         let write = move || crate::files::write_private(&file, &serde_json::to_vec(&stored)?);
         // A disk may take its time, and others wait for this thread.
         if let Ok(Err(e)) = tokio::task::spawn_blocking(write).await {
             tracing::warn!("the certificate could not be saved, a restart will need the control plane: {e:#}");
         }
+    }
+
+    /// Believes identities of these trust domains besides our own from now on.
+    ///
+    /// # Errors
+    /// When a root cannot be read, or is for our own trust domain: then nothing is changed.
+    pub fn believe(&self, bundles: &Bundles) -> Result<()> {
+        let mut federated = self.federated.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(current) = self.current()
+            && current.federated != *bundles
+        {
+            self.current.store(Some(Arc::new(current.with_federated(bundles.clone())?)));
+        }
+        federated.clone_from(bundles);
+        Ok(())
     }
 
     /// TLS towards a control plane of which nothing is known but the fingerprint in `claims`.
@@ -283,12 +331,13 @@ impl PendingKey {
     /// # Errors
     /// When the answer is not for this key or cannot be read.
     pub fn finish(self, signed: weft_proto::v1::SignResponse) -> Result<Credentials> {
-        Credentials::new(StoredCredentials {
+        let stored = StoredCredentials {
             chain_der: signed.chain_der,
             roots_der: signed.roots_der,
             key_pkcs8: self.key.serialize_der(),
             services: signed.services,
-        })
+        };
+        Credentials::new(stored, Bundles::new())
     }
 }
 
@@ -316,81 +365,5 @@ fn validity(certificate: &CertificateDer<'_>) -> Result<(SystemTime, SystemTime)
     Ok((time(parsed.validity().not_before.timestamp()), time(parsed.validity().not_after.timestamp())))
 }
 
-#[derive(Debug)]
-enum Trust {
-    Roots(Arc<RootCertStore>),
-    /// SHA-256 of a root that the server sends along.
-    Fingerprint([u8; 32]),
-}
-
-/// Verifies a server's chain and, where one is expected, its SPIFFE ID. For calls to workloads the expected ID differs
-/// by endpoint: the dialer compares it right after the handshake, before it sends anything.
-#[derive(Debug)]
-struct MeshVerifier {
-    trust: Trust,
-    expected: Option<SpiffeId>,
-    algorithms: WebPkiSupportedAlgorithms,
-}
-
-impl MeshVerifier {
-    fn new(trust: Trust, expected: Option<SpiffeId>) -> Self {
-        MeshVerifier { trust, expected, algorithms: provider().signature_verification_algorithms }
-    }
-}
-
-impl ServerCertVerifier for MeshVerifier {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let sent;
-        let roots = match &self.trust {
-            Trust::Roots(roots) => roots.as_ref(),
-            Trust::Fingerprint(fingerprint) => {
-                let root = intermediates.iter().find(|c| crate::files::sha256(c) == *fingerprint);
-                let root = root.ok_or_else(|| {
-                    rustls::Error::General("the control plane's root is not the one that the join token names".into())
-                })?;
-                let mut store = RootCertStore::empty();
-                store.add(root.clone().into_owned())?;
-                sent = store;
-                &sent
-            }
-        };
-        let parsed = ParsedCertificate::try_from(end_entity)?;
-        verify_server_cert_signed_by_trust_anchor(&parsed, roots, intermediates, now, self.algorithms.all)?;
-        if let Some(expected) = &self.expected {
-            let found = spiffe_id(end_entity).map_err(|e| rustls::Error::General(e.to_string()))?;
-            if found != *expected {
-                return Err(CertificateError::NotValidForName.into());
-            }
-        }
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(rustls::Error::General("TLS 1.2 is not used in the mesh".into()))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, cert, dss, &self.algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
-    }
-}
+#[cfg(test)]
+mod tests;

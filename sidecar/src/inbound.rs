@@ -180,7 +180,7 @@ async fn mesh(
         let certificates = tls.get_ref().1.peer_certificates().unwrap_or_default();
         let leaf = certificates.first().ok_or_else(|| anyhow::anyhow!("no client certificate"))?;
         let id = spiffe_id(leaf)?;
-        anyhow::ensure!(id.trust_domain() == credentials.id.trust_domain(), "{id} is of another trust domain");
+        anyhow::ensure!(credentials.believes(id.trust_domain()), "{id} is of another trust domain");
         let hash = crate::files::sha256(leaf).iter().map(|b| format!("{b:02x}")).collect::<String>();
         Ok((tls, id, hash))
     };

@@ -207,6 +207,7 @@ pub fn start(config: Config, application: Application) -> Result<Sidecar> {
         tokio::spawn(session.run(control.clone(), hello, streams));
         control.keep_renewed(move || reconnect.send_modify(|n| *n += 1)).await;
     });
+    tokio::spawn(believe(proxy.clone()));
     tokio::spawn(housekeeping(proxy.clone()));
     Ok(Sidecar { proxy, registrations, agent, config, accepting, kept })
 }
@@ -373,6 +374,22 @@ fn start_workers(
         })?;
     }
     Ok(())
+}
+
+/// Believes whom the inbound policy names, for ever.
+async fn believe(proxy: Arc<Proxy>) {
+    let mut policy = proxy.directory.inbound();
+    loop {
+        let inbound = policy.borrow_and_update().clone();
+        if let Some(inbound) = inbound
+            && let Err(e) = proxy.identity.believe(&inbound.trust)
+        {
+            tracing::error!("other trust domains are believed as before: {e:#}");
+        }
+        if policy.changed().await.is_err() {
+            return;
+        }
+    }
 }
 
 /// Looks at ejected endpoints and closes idle connections, for ever.

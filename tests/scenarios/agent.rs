@@ -198,9 +198,11 @@ fn scripts() -> Result<()> {
     let control = format!("{}:15012", mesh.center.ip);
     let data = pod.folder("exec").to_string_lossy().into_owned();
     let args = ["exec", "--control-plane", &control, "--token-file", &token, "--data-dir", &data];
-    let args =
-        [&args[..], &["--enable-script-checks", "--", "sh", "-c", "while kill -0 $PPID; do (sleep 0.01 &) ; sleep 0.02; done"]]
-            .concat();
+    let args = [
+        &args[..],
+        &["--enable-script-checks", "--", "sh", "-c", "while kill -0 $PPID; do (sleep 0.01 &) ; sleep 0.02; done"],
+    ]
+    .concat();
     let _process = pod.spawn("exec", weft_tests::binary("weft-sidecar")?, &args)?;
     mesh.wait_ready(&pod)?;
     let register = |pod: &weft_tests::Pod, code: u32| {

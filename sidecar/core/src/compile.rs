@@ -17,7 +17,7 @@ use weft_proto::v1;
 use crate::endpoint::{Address, EndpointConfig, Health};
 use crate::gateway::{Server, Speaks, Termination};
 use crate::hash::{Cookie, HashPolicy};
-use crate::identity::IdentityError;
+use crate::identity::{IdentityError, SpiffeId};
 use crate::names::normalise;
 use crate::policy::*;
 
@@ -116,7 +116,23 @@ pub fn inbound(message: &v1::Inbound) -> Result<Inbound> {
         services,
         policy: message.policy.as_str().into(),
         servers: servers(&message.servers)?,
+        trust: trust(&message.trust)?,
     })
+}
+
+fn trust(bundles: &[v1::TrustBundle]) -> Result<BTreeMap<String, Vec<Vec<u8>>>> {
+    let mut trust = BTreeMap::new();
+    for (i, bundle) in bundles.iter().enumerate() {
+        let domain = &bundle.trust_domain;
+        SpiffeId::new(domain, "a", "a").map_err(|e| e.to_string()).at(format_args!("trust[{i}].trust_domain"))?;
+        if bundle.roots_der.is_empty() {
+            return error(format_args!("trust[{i}].roots_der"), "is empty");
+        }
+        if trust.insert(domain.clone(), bundle.roots_der.clone()).is_some() {
+            return error(format_args!("trust[{i}].trust_domain"), format!("{domain} is there twice"));
+        }
+    }
+    Ok(trust)
 }
 
 fn servers(messages: &[v1::GatewayServer]) -> Result<Vec<Arc<Server>>> {

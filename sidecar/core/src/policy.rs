@@ -290,6 +290,8 @@ pub struct Inbound {
     pub policy: Arc<str>,
     /// What a gateway listens on.
     pub servers: Vec<Arc<Server>>,
+    /// Roots (DER) of other trust domains, by domain: they prove identities of that domain and of no other.
+    pub trust: BTreeMap<String, Vec<Vec<u8>>>,
 }
 
 impl Inbound {

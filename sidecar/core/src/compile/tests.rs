@@ -412,6 +412,17 @@ fn inbound_is_compiled() {
     assert!(compiled.service(80).is_none());
     // A mode of a later version must not be taken for a lax one.
     assert_eq!(inbound(&v1::Inbound { mtls: 3, ..Default::default() }).unwrap_err().field, "mtls");
+    let bundle =
+        |domain: &str, roots: usize| v1::TrustBundle { trust_domain: domain.into(), roots_der: vec![vec![1]; roots] };
+    for (trust, want) in [
+        (vec![bundle("a", 1), bundle("b", 2)], None),
+        (vec![bundle("a", 1), bundle("a", 1)], Some("trust[1].trust_domain")),
+        (vec![bundle("A", 1)], Some("trust[0].trust_domain")),
+        (vec![bundle("a", 0)], Some("trust[0].roots_der")),
+    ] {
+        let compiled = inbound(&v1::Inbound { trust, ..Default::default() });
+        assert_eq!(compiled.err().map(|e| e.field).as_deref(), want);
+    }
     let bad = v1::Inbound { port_mtls: [(0, 1)].into(), ..v1::Inbound::default() };
     assert_eq!(inbound(&bad).unwrap_err().field, "port_mtls[0]");
 }

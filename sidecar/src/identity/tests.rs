@@ -1,0 +1,111 @@
+use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+use super::*;
+
+/// An authority that signs whatever it is asked to.
+struct Authority {
+    root: Vec<u8>,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+fn authority() -> Authority {
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    let key = KeyPair::generate().unwrap();
+    let root = params.self_signed(&key).unwrap().der().to_vec();
+    Authority { root, issuer: Issuer::new(params, key) }
+}
+
+impl Authority {
+    /// What a workload of `domain` holds that believes `own` in it.
+    fn signed(&self, domain: &str, own: &Authority) -> StoredCredentials {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        let id = format!("spiffe://{domain}/ns/default/sa/order");
+        params.subject_alt_names.push(SanType::URI(id.try_into().unwrap()));
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let leaf = params.signed_by(&key, &self.issuer).unwrap();
+        StoredCredentials {
+            chain_der: vec![leaf.der().to_vec()],
+            roots_der: vec![own.root.clone()],
+            key_pkcs8: key.serialize_der(),
+            services: Vec::new(),
+        }
+    }
+}
+
+fn bundles(of: &[(&str, &Authority)]) -> Bundles {
+    of.iter().map(|(domain, authority)| ((*domain).to_owned(), vec![authority.root.clone()])).collect()
+}
+
+/// Why `client` and `server` do not come together: the client's reason, the server's.
+async fn refusals(client: &Credentials, server: &Credentials) -> (Option<String>, Option<String>) {
+    let (near, far) = tokio::io::duplex(1 << 16);
+    let name = rustls_pki_types::ServerName::try_from("a").unwrap();
+    let accept = async {
+        let mut tls = TlsAcceptor::from(server.server()).accept(far).await?;
+        tokio::io::AsyncWriteExt::write_all(&mut tls, b"!").await?;
+        tokio::io::AsyncWriteExt::shutdown(&mut tls).await
+    };
+    let connect = async {
+        let mut tls = TlsConnector::from(client.client(alpn::HTTP2)).connect(name, near).await?;
+        // A client that is refused hears of it when it reads.
+        tokio::io::AsyncReadExt::read_u8(&mut tls).await.map(drop)
+    };
+    let (connected, accepted) = tokio::join!(connect, accept);
+    (connected.err().map(|e| e.to_string()), accepted.err().map(|e| e.to_string()))
+}
+
+#[tokio::test]
+async fn a_trust_domain_is_proved_by_its_own_roots_alone() {
+    let (one, two) = (authority(), authority());
+    let here = |federated: &[(&str, &Authority)]| Credentials::new(one.signed("one", &one), bundles(federated));
+    let there = Credentials::new(two.signed("two", &two), bundles(&[("one", &one)])).unwrap();
+    let believing = here(&[("two", &two)]).unwrap();
+    assert!(believing.believes("one") && believing.believes("two") && !believing.believes("three"));
+    assert_eq!(refusals(&believing, &there).await, (None, None));
+    assert_eq!(refusals(&there, &believing).await, (None, None));
+    // Without the bundle nobody is believed; each side gives its own reason.
+    let alone = here(&[]).unwrap();
+    let (client, _) = refusals(&alone, &there).await;
+    assert!(client.unwrap().contains("UnknownIssuer"));
+    let (_, server) = refusals(&there, &alone).await;
+    assert!(server.unwrap().contains("UnknownIssuer"));
+    // One authority that is believed for its own domain speaks for no other's.
+    let liar = Credentials::new(two.signed("one", &one), bundles(&[("two", &two)])).unwrap();
+    let (client, _) = refusals(&believing, &liar).await;
+    assert!(client.unwrap().contains("invalid peer certificate"));
+    let (_, server) = refusals(&liar, &believing).await;
+    assert!(server.unwrap().contains("invalid peer certificate"));
+    assert!(here(&[("one", &two)]).is_err(), "our own domain has our own roots");
+    assert!(Credentials::new(one.signed("one", &one), [("two".to_owned(), vec![vec![1]])].into()).is_err());
+}
+
+#[tokio::test]
+async fn what_is_believed_changes_and_outlives_a_renewal() {
+    let (one, two) = (authority(), authority());
+    let identity = Identity::default();
+    let renew = async || {
+        let renewed = Credentials::new(one.signed("one", &one), Bundles::new()).unwrap();
+        identity.install(renewed).await;
+    };
+    let there = Credentials::new(two.signed("two", &two), bundles(&[("one", &one)])).unwrap();
+    let works = async || refusals(&identity.valid().unwrap(), &there).await.0.is_none();
+    // Told before there is a certificate.
+    identity.believe(&bundles(&[("two", &two)])).unwrap();
+    renew().await;
+    assert!(works().await);
+    renew().await;
+    assert!(works().await);
+    let before = identity.current().unwrap();
+    identity.believe(&bundles(&[("two", &two)])).unwrap();
+    assert!(Arc::ptr_eq(&before, &identity.current().unwrap()), "nothing has changed");
+    assert!(identity.believe(&bundles(&[("one", &two)])).is_err());
+    assert!(works().await, "what makes no sense changes nothing");
+    identity.believe(&Bundles::new()).unwrap();
+    // Not even by a session of before.
+    assert!(!works().await);
+    renew().await;
+    assert!(!works().await);
+}
