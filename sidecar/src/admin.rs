@@ -170,7 +170,9 @@ fn config(proxy: &Proxy) -> String {
                         "health": format!("{:?}", e.config.health).to_lowercase(),
                         "ejected": e.is_ejected(),
                         "in_flight": e.state.in_flight(),
-                        "identity": e.config.identity.as_ref().map(|id| id.as_str()),
+                        "identity": e.identities().first().map(|id| id.as_str()),
+                        "datacenter": e.remote.as_ref().map(|remote| &*remote.datacenter),
+                        "share": e.remote.as_ref().map(|remote| remote.share),
                         "labels": e.config.labels,
                     })
                 })

@@ -19,7 +19,7 @@ pub fn outbound(proxy: &Proxy, cluster: &ClusterView, endpoint: Option<&Arc<Endp
     let destination = match endpoint {
         Some(endpoint) if !endpoint.config.workload.is_empty() => {
             let label = |name: &str| endpoint.config.labels.get(name).map(|v| Arc::from(v.as_str()));
-            let principal = endpoint.config.identity.as_ref().map(|id| Arc::from(id.as_str()));
+            let principal = endpoint.identities().first().map(|id| Arc::from(id.as_str()));
             let name = endpoint.config.workload.clone();
             Workload {
                 app: label("app").unwrap_or_else(|| name.clone()),
@@ -35,7 +35,7 @@ pub fn outbound(proxy: &Proxy, cluster: &ClusterView, endpoint: Option<&Arc<Endp
     Pair {
         reporter: "source",
         source: proxy.own(),
-        mtls: endpoint.is_some_and(|e| e.config.identity.is_some()),
+        mtls: endpoint.is_some_and(|e| !e.identities().is_empty()),
         usual: Default::default(),
         destination,
         service: config.host.clone(),

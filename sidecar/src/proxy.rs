@@ -95,10 +95,12 @@ pub fn foreign_endpoint(address: std::net::SocketAddr) -> Arc<Endpoint> {
             workload: none.clone(),
             namespace: none.clone(),
             locality: none,
+            remote: None,
         }),
         target: Target::Socket(address),
         key: address.to_string().into(),
         state: Arc::new(EndpointState::default()),
+        remote: None,
     })
 }
 

@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use weft_core::endpoint::{Endpoint, Target};
+use weft_core::identity::SpiffeId;
 use weft_core::outcome::Outcome;
 use weft_core::policy::{Cluster, Tls};
 
@@ -63,10 +64,10 @@ pub async fn connect(
     alpn: &[u8],
     mark: u32,
 ) -> Result<Upstream, DialError> {
-    let expected = match (cluster.tls, &endpoint.config.identity) {
-        (Tls::Disable, _) | (Tls::Auto, None) => None,
-        (Tls::Auto | Tls::IstioMutual, Some(id)) => Some(id),
-        (Tls::IstioMutual, None) => {
+    let expected = match (cluster.tls, endpoint.identities()) {
+        (Tls::Disable, _) | (Tls::Auto, []) => None,
+        (Tls::Auto | Tls::IstioMutual, ids @ [_, ..]) => Some(ids),
+        (Tls::IstioMutual, []) => {
             let error = DialError::new(Outcome::ConnectFailure, "mTLS is required and the endpoint has no identity");
             return Err(DialError { without_identity: true, ..error });
         }
@@ -87,10 +88,10 @@ pub async fn connect(
         let tls = tls.map_err(|e| DialError::io(&e))?;
         let found = tls.get_ref().1.peer_certificates().and_then(<[_]>::first).map(spiffe_id);
         match found {
-            Some(Ok(found)) if found == *expected => Ok(Upstream::Mtls(Box::new(tls))),
+            Some(Ok(found)) if expected.contains(&found) => Ok(Upstream::Mtls(Box::new(tls))),
             Some(Ok(found)) => Err(DialError::new(
                 Outcome::IdentityMismatch,
-                format!("{to} presents {found}, the registry says {expected}"),
+                format!("{to} presents {found}, the registry says {}", list(expected)),
             )),
             Some(Err(e)) => Err(DialError::new(Outcome::IdentityMismatch, format!("{to}: {e:#}"))),
             None => Err(DialError::new(Outcome::IdentityMismatch, format!("{to} presents no certificate"))),
@@ -100,6 +101,10 @@ pub async fn connect(
         Ok(result) => result,
         Err(_) => Err(DialError::new(Outcome::ConnectTimeout, format!("no connection within {limit:?}"))),
     }
+}
+
+fn list(ids: &[SpiffeId]) -> String {
+    ids.iter().map(SpiffeId::as_str).collect::<Vec<_>>().join(" or ")
 }
 
 async fn address(endpoint: &Endpoint) -> io::Result<SocketAddr> {

@@ -14,7 +14,7 @@ use std::time::Duration;
 use http::HeaderName;
 use weft_proto::v1;
 
-use crate::endpoint::{Address, EndpointConfig, Health};
+use crate::endpoint::{Address, EndpointConfig, Health, Remote};
 use crate::gateway::{Server, Speaks, Termination};
 use crate::hash::{Cookie, HashPolicy};
 use crate::identity::{IdentityError, SpiffeId};
@@ -96,7 +96,42 @@ pub fn endpoints(message: &v1::Endpoints) -> Result<Vec<Arc<EndpointConfig>>> {
     for (i, item) in message.endpoints.iter().enumerate() {
         compiled.push(Arc::new(endpoint(item).at(format_args!("endpoints[{i}]"))?));
     }
+    for (i, item) in message.remotes.iter().enumerate() {
+        compiled.extend(remote(item).at(format_args!("remotes[{i}]"))?);
+    }
     Ok(compiled)
+}
+
+/// The gateways of another data centre. A subset that nobody with an identity is in cannot be called there.
+fn remote(message: &v1::Remote) -> Result<Vec<Arc<EndpointConfig>>> {
+    let datacenter: Arc<str> = message.datacenter.as_str().into();
+    let mut subsets = BTreeMap::new();
+    for (name, subset) in message.subsets.iter().filter(|(_, subset)| !subset.identities.is_empty()) {
+        let field = format!("subsets[{name:?}]");
+        if subset.share > 100 {
+            return error(format_args!("{field}.share"), format!("{} is more than 100 percent", subset.share));
+        }
+        let parse = |id: &String| id.parse().map_err(|e: IdentityError| e.to_string());
+        let identities: std::result::Result<Vec<SpiffeId>, String> = subset.identities.iter().map(parse).collect();
+        let identities = identities.at(format_args!("{field}.identities"))?;
+        subsets
+            .insert(name.clone(), Arc::new(Remote { datacenter: datacenter.clone(), share: subset.share, identities }));
+    }
+    let subsets = Arc::new(subsets);
+    let mut gateways = Vec::with_capacity(message.gateways.len());
+    for (i, gateway) in message.gateways.iter().enumerate() {
+        let place = v1::Endpoint {
+            address: gateway.address.clone(),
+            port: gateway.port,
+            workload: message.datacenter.clone(),
+            namespace: "unknown".into(),
+            locality: message.datacenter.clone(),
+            ..v1::Endpoint::default()
+        };
+        let config = endpoint(&place).at(format_args!("gateways[{i}]"))?;
+        gateways.push(Arc::new(EndpointConfig { remote: Some(subsets.clone()), ..config }));
+    }
+    Ok(gateways)
 }
 
 /// Compiles what a sidecar does with incoming traffic.
@@ -219,6 +254,7 @@ fn endpoint(message: &v1::Endpoint) -> Result<EndpointConfig> {
         workload: message.workload.as_str().into(),
         namespace: message.namespace.as_str().into(),
         locality: message.locality.as_str().into(),
+        remote: None,
     })
 }
 

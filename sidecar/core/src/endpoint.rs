@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::identity::SpiffeId;
 use crate::outlier::EjectionState;
-use crate::policy::{Cluster, TargetPort};
+use crate::policy::{Cluster, TargetPort, Tls};
 use crate::pool::EndpointId;
 
 /// An endpoint as registered. Shared by all clusters that it belongs to.
@@ -39,6 +39,19 @@ pub struct EndpointConfig {
     pub namespace: Arc<str>,
     /// `region/zone/subzone`; may be empty.
     pub locality: Arc<str>,
+    /// It is a gateway of another data centre: what is behind it, by subset.
+    pub remote: Option<Arc<BTreeMap<String, Arc<Remote>>>>,
+}
+
+/// A service, or a subset of one, in another data centre.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Remote {
+    /// Its name.
+    pub datacenter: Arc<str>,
+    /// Percent of the requests that go there; all of them while there is no usable endpoint here.
+    pub share: u32,
+    /// Of the instances; at least one.
+    pub identities: Vec<SpiffeId>,
 }
 
 /// An IP address, or a name that the sidecar resolves when it dials.
@@ -83,6 +96,8 @@ pub struct Endpoint {
     pub key: Arc<str>,
     /// Kept across snapshots.
     pub state: Arc<EndpointState>,
+    /// It is a gateway of another data centre: what is behind it for this cluster.
+    pub remote: Option<Arc<Remote>>,
 }
 
 /// What traffic has shown of an endpoint of one cluster.
@@ -145,6 +160,11 @@ impl Endpoint {
         self.state.ejection.is_ejected()
     }
 
+    /// Who may answer there: whoever does has to be one of them. None: it has no sidecar, plaintext.
+    pub fn identities(&self) -> &[SpiffeId] {
+        self.remote.as_ref().map_or(self.config.identity.as_slice(), |remote| &remote.identities)
+    }
+
     /// The same address, be it of this snapshot or another.
     pub fn is_same(&self, other: &Endpoint) -> bool {
         self.target == other.target
@@ -164,8 +184,18 @@ pub fn for_cluster(
     let mut list = Vec::with_capacity(configs.len());
     for config in configs {
         let has = |(name, value): (&String, &String)| config.labels.get(name) == Some(value);
-        let Some(port) = dial_port(&cluster.target_port, config) else { continue };
-        if !cluster.labels.iter().all(has) {
+        let remote = match &config.remote {
+            None => None,
+            // Only by mutual TLS does a gateway know where to.
+            Some(_) if cluster.tls == Tls::Disable || cluster.original_destination => continue,
+            Some(subsets) => match subsets.get(&*cluster.subset) {
+                None => continue,
+                behind => behind.cloned(),
+            },
+        };
+        let port = if remote.is_some() { Some(config.port) } else { dial_port(&cluster.target_port, config) };
+        let Some(port) = port else { continue };
+        if remote.is_none() && !cluster.labels.iter().all(has) {
             continue;
         }
         let target = match &config.address {
@@ -189,10 +219,11 @@ pub fn for_cluster(
                 target,
                 key: known.key.clone(),
                 state: known.state.clone(),
+                remote,
             }),
             None => {
                 let key = key_of(&target);
-                Arc::new(Endpoint { config: config.clone(), target, key, state: Arc::default() })
+                Arc::new(Endpoint { config: config.clone(), target, key, state: Arc::default(), remote })
             }
         });
     }

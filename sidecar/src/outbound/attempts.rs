@@ -114,7 +114,7 @@ impl Attempts<'_> {
                 Ok(mut sent) => {
                     // Said by a sidecar that has proved who it is: as if there had been no connection.
                     let undelivered = sent.response.headers_mut().remove(UNDELIVERED).is_some();
-                    let outcome = if undelivered && endpoint.config.identity.is_some() {
+                    let outcome = if undelivered && !endpoint.identities().is_empty() {
                         Outcome::ConnectFailure
                     } else {
                         Outcome::response(sent.response.status(), sent.response.headers())

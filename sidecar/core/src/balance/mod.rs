@@ -29,6 +29,14 @@ pub struct Balancer {
     hosts: Vec<Arc<Endpoint>>,
     kind: Kind,
     panic: bool,
+    elsewhere: Option<Box<Elsewhere>>,
+}
+
+/// Gateways of other data centres, and percent of the requests that go there.
+#[derive(Debug)]
+struct Elsewhere {
+    share: u32,
+    gateways: Balancer,
 }
 
 #[derive(Debug)]
@@ -46,9 +54,12 @@ impl Balancer {
     /// registry calls healthy are used. `previous` hands on the place that round robin has reached.
     pub fn new(cluster: &Cluster, endpoints: &[Arc<Endpoint>], previous: Option<&Balancer>) -> Self {
         let eligible = endpoints.iter().filter(|endpoint| endpoint.is_eligible());
-        let (ejected, mut hosts): (Vec<_>, Vec<_>) = eligible.cloned().partition(|endpoint| endpoint.is_ejected());
+        let (mut ejected, mut hosts): (Vec<_>, Vec<_>) = eligible.cloned().partition(|endpoint| endpoint.is_ejected());
+        let elsewhere = Elsewhere::take(&mut hosts);
+        ejected.retain(|endpoint| endpoint.remote.is_none());
         let min_health_percent = cluster.outlier.as_ref().map_or(0, |outlier| outlier.min_health_percent);
-        let panic = is_panic(hosts.len(), hosts.len() + ejected.len(), min_health_percent);
+        // Who is well elsewhere is better than who is ill here.
+        let panic = elsewhere.is_none() && is_panic(hosts.len(), hosts.len() + ejected.len(), min_health_percent);
         if panic {
             hosts.extend(ejected);
         }
@@ -60,13 +71,28 @@ impl Balancer {
             LoadBalancer::RingHash { minimum_size, .. } => Kind::Ring(Ring::new(&hosts, *minimum_size)),
             LoadBalancer::Maglev { table_size, .. } => Kind::Maglev(Maglev::new(&hosts, *table_size)),
         };
-        Balancer { hosts, kind, panic }
+        Balancer { hosts, kind, panic, elsewhere }
     }
 
     /// An endpoint; `None`: there is none to use. `hash` counts for consistent hashing only; without one, `random`
     /// stands in. `attempt` is the number of picks thrown away before (0 for the first): consistent hashing then takes
     /// another place, the others just pick again.
     pub fn pick(&self, hash: Option<u64>, random: &mut impl FnMut() -> u64, attempt: u32) -> Option<&Arc<Endpoint>> {
+        if let Some(elsewhere) = &self.elsewhere
+            && (self.hosts.is_empty() || elsewhere.is_due(hash, random))
+        {
+            return elsewhere.gateways.pick_here(None, random, attempt);
+        }
+        self.pick_here(hash, random, attempt)
+    }
+
+    /// An endpoint of this data centre, as [`Balancer::pick`] picks it.
+    pub fn pick_here(
+        &self,
+        hash: Option<u64>,
+        random: &mut impl FnMut() -> u64,
+        attempt: u32,
+    ) -> Option<&Arc<Endpoint>> {
         let index = match &self.kind {
             _ if self.hosts.len() < 2 => 0,
             Kind::LeastRequest(least) => least.pick(&self.hosts, random),
@@ -97,7 +123,7 @@ impl Balancer {
         Some(pick)
     }
 
-    /// The endpoints that are picked from.
+    /// The endpoints of this data centre that are picked from.
     pub fn hosts(&self) -> &[Arc<Endpoint>] {
         &self.hosts
     }
@@ -112,6 +138,25 @@ impl Balancer {
             Kind::RoundRobin(round) => Some(round),
             _ => None,
         }
+    }
+}
+
+impl Elsewhere {
+    /// Takes those that are gateways of other data centres from `hosts`.
+    fn take(hosts: &mut Vec<Arc<Endpoint>>) -> Option<Box<Elsewhere>> {
+        let share = hosts.iter().filter_map(|host| host.remote.as_ref()).map(|remote| remote.share).max()?;
+        let gateways: Vec<_> = hosts.extract_if(.., |host| host.remote.is_some()).collect();
+        let kind = Kind::LeastRequest(LeastRequest::new(&gateways));
+        let gateways = Balancer { hosts: gateways, kind, panic: false, elsewhere: None };
+        Some(Box::new(Elsewhere { share, gateways }))
+    }
+
+    /// Whether a request goes there although it could stay. A hash decides for good: whoever has it stays on one side, and
+    /// where the share grows only some of those here leave.
+    fn is_due(&self, hash: Option<u64>, random: &mut impl FnMut() -> u64) -> bool {
+        // Others of its bits than those that say the place on the ring.
+        let mixed = |hash: u64| hash.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        self.share > 0 && hash.map_or_else(random, mixed) % 100 < u64::from(self.share)
     }
 }
 

@@ -3,7 +3,7 @@ use std::collections::{HashMap, HashSet};
 use proptest::prelude::*;
 
 use super::*;
-use crate::endpoint::tests::{cluster, config, endpoints, outlier};
+use crate::endpoint::tests::{cluster, config, endpoints, gateway, outlier};
 use crate::endpoint::{Health, for_cluster};
 use crate::hash::HashPolicy;
 use crate::outcome::Outcome;
@@ -273,5 +273,78 @@ proptest! {
             // Rings are uneven by nature, by about one over the root of a host's entries.
             prop_assert!((share - expected).abs() < 0.04, "host {} of {:?}: {} not {}", i, weights, share, expected);
         }
+    }
+}
+
+/// So many endpoints here, and two gateways of another data centre with that share.
+fn with_gateways(kind: LoadBalancer, here: u8, share: u32) -> Balancer {
+    let local = (0..here).map(|i| Arc::new(config(&format!("10.0.0.{i}:80"), 1)));
+    let remote = [1, 2].map(|i| Arc::new(gateway(&format!("10.9.0.{i}:15443"), share)));
+    let cluster = cluster(kind, None);
+    let endpoints = for_cluster(&cluster, &local.chain(remote).collect::<Vec<_>>(), &[]);
+    Balancer::new(&cluster, &endpoints, None)
+}
+
+fn is_remote(balancer: &Balancer, hash: Option<u64>, random: &mut impl FnMut() -> u64) -> bool {
+    balancer.pick(hash, random, 0).unwrap().remote.is_some()
+}
+
+#[test]
+fn a_share_goes_elsewhere_and_all_when_nobody_is_here() {
+    for kind in all_kinds() {
+        for (here, share, want) in [(3, 0, 0.0), (3, 30, 0.3), (3, 100, 1.0), (0, 0, 1.0), (0, 30, 1.0)] {
+            let balancer = with_gateways(kind.clone(), here, share);
+            let mut random = generator(7);
+            let all = 10_000;
+            let gone = (0..all).filter(|_| is_remote(&balancer, None, &mut random)).count();
+            let got = gone as f64 / f64::from(all);
+            assert!((got - want).abs() < 0.02, "{kind:?} {here} {share}: {got}");
+            if gone == all as usize {
+                assert_eq!(counts(&balancer, 1000).len(), 2, "both gateways are used");
+            }
+            assert!(balancer.hosts().iter().all(|host| host.remote.is_none()));
+            let mine = balancer.pick_here(None, &mut random, 0);
+            assert_eq!(mine.map(|host| host.remote.is_some()), (here > 0).then_some(false));
+        }
+    }
+}
+
+#[test]
+fn who_is_ill_here_is_not_called_while_somebody_is_elsewhere() {
+    let policy = outlier(1, 100);
+    let cluster = cluster(
+        LoadBalancer::RoundRobin,
+        Some(crate::policy::OutlierDetection { min_health_percent: 50, ..policy.clone() }),
+    );
+    let configs = [Arc::new(config("10.0.0.1:80", 1)), Arc::new(gateway("10.9.0.1:15443", 0))];
+    let endpoints = for_cluster(&cluster, &configs, &[]);
+    let detector = Detector::new(policy, endpoints.clone(), None);
+    let eject = |at: usize| {
+        let status = http::StatusCode::INTERNAL_SERVER_ERROR;
+        let outcome = Outcome::response(status, &http::HeaderMap::new());
+        assert!(detector.record(&endpoints[at], &outcome, crate::outlier::tests::now()).is_some());
+        Balancer::new(&cluster, &endpoints, None)
+    };
+    let mut random = generator(1);
+    let first = eject(0);
+    assert!(!first.is_panic() && is_remote(&first, None, &mut random));
+    // All of them are ill: then panic is what is left.
+    let second = eject(1);
+    assert!(second.is_panic() && !is_remote(&second, None, &mut random));
+}
+
+proptest! {
+    #[test]
+    fn who_has_a_hash_stays_on_one_side(hash: u64, less in 0_u32..=100, more in 0_u32..=100) {
+        let (less, more) = (less.min(more), less.max(more));
+        let went = |share| {
+            let balancer = with_gateways(ring(64), 3, share);
+            let mut random = generator(hash);
+            let first = is_remote(&balancer, Some(hash), &mut random);
+            prop_assert_eq!(first, is_remote(&balancer, Some(hash), &mut random));
+            Ok(first)
+        };
+        // Where the share grows nobody returns.
+        prop_assert!(!went(less)? || went(more)?);
     }
 }

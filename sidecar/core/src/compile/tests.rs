@@ -450,3 +450,27 @@ fn presence_is_written_in_several_ways() {
     assert_eq!([matches(present(false), Some("")), matches(present(false), None)], [false, true]);
     assert_eq!([matches(exact(""), Some("")), matches(exact(""), None)], [true, false]);
 }
+
+#[test]
+fn gateways_of_other_data_centres_are_compiled() {
+    let subset = |share, identity: &str| v1::RemoteSubset { share, identities: vec![identity.into()] };
+    let compile = |subset: v1::RemoteSubset, gateway: &str, port| {
+        let gateways = vec![v1::GatewayAddress { address: gateway.into(), port }];
+        let subsets = [("v2".to_owned(), subset), ("v3".to_owned(), v1::RemoteSubset::default())].into();
+        let remotes = vec![v1::Remote { datacenter: "dc2".into(), gateways, subsets }];
+        endpoints(&v1::Endpoints { host: "a".into(), remotes, ..v1::Endpoints::default() })
+    };
+    let good = compile(subset(30, "spiffe://two/ns/a/sa/b"), "10.9.0.1", 15443).unwrap();
+    let [gateway] = &good[..] else { panic!() };
+    let behind = gateway.remote.as_ref().unwrap();
+    assert_eq!((gateway.port, behind.len(), behind["v2"].share), (15443, 1, 30));
+    assert_eq!((&*behind["v2"].datacenter, behind["v2"].identities[0].trust_domain()), ("dc2", "two"));
+    for (subset, gateway, port, want) in [
+        (subset(101, "spiffe://two/ns/a/sa/b"), "10.9.0.1", 1, "remotes[0].subsets[\"v2\"].share"),
+        (subset(1, "bob"), "10.9.0.1", 1, "remotes[0].subsets[\"v2\"].identities"),
+        (subset(1, "spiffe://two/ns/a/sa/b"), "a b", 1, "remotes[0].gateways[0].address"),
+        (subset(1, "spiffe://two/ns/a/sa/b"), "a", 0, "remotes[0].gateways[0].port"),
+    ] {
+        assert_eq!(compile(subset, gateway, port).unwrap_err().field, want);
+    }
+}

@@ -18,7 +18,16 @@ pub(crate) fn config(address: &str, weight: u32) -> EndpointConfig {
         workload: "".into(),
         namespace: "".into(),
         locality: "".into(),
+        remote: None,
     }
+}
+
+/// A gateway of the data centre dc2, behind which are a host and its subset v2; percent of the requests that go there.
+pub(crate) fn gateway(address: &str, share: u32) -> EndpointConfig {
+    let identities = vec!["spiffe://two/ns/a/sa/b".parse().unwrap()];
+    let remote = Arc::new(Remote { datacenter: "dc2".into(), share, identities });
+    let subsets = ["", "v2"].map(|subset| (subset.to_owned(), remote.clone()));
+    EndpointConfig { remote: Some(Arc::new(subsets.into())), ..config(address, 1) }
 }
 
 pub(crate) fn cluster(load_balancer: LoadBalancer, outlier: Option<OutlierDetection>) -> Cluster {
@@ -158,4 +167,31 @@ fn an_address_twice_is_one_endpoint_and_found_whatever_its_health() {
     let find = |text: &str| super::find(&found, text.parse().unwrap()).map(|e| e.key.to_string());
     assert_eq!(find("10.0.0.2:80").as_deref(), Some("10.0.0.2:80"));
     assert_eq!(find("10.0.0.2:81"), None);
+}
+
+#[test]
+fn gateways_of_other_data_centres_belong_to_subsets_by_name() {
+    let mut cluster = cluster(LoadBalancer::RoundRobin, None);
+    cluster.target_port = TargetPort::Number(8080);
+    let configs = [Arc::new(config("10.0.0.1:80", 1)), Arc::new(gateway("10.9.0.1:15443", 7))];
+    let keys = |cluster: &Cluster| -> Vec<String> {
+        for_cluster(cluster, &configs, &[]).iter().map(|e| e.key.to_string()).collect()
+    };
+    assert_eq!(keys(&cluster), ["10.0.0.1:8080", "10.9.0.1:15443"]);
+    cluster.labels = [("version".to_owned(), "v2".to_owned())].into();
+    cluster.subset = "v2".into();
+    assert_eq!(keys(&cluster), ["10.9.0.1:15443"]);
+    let found = for_cluster(&cluster, &configs, &[]);
+    assert_eq!(found[0].identities()[0].trust_domain(), "two");
+    for changed in [
+        Cluster { subset: "v3".into(), ..cluster.clone() },
+        Cluster { tls: Tls::Disable, ..cluster.clone() },
+        Cluster { original_destination: true, ..cluster.clone() },
+    ] {
+        assert_eq!(keys(&changed), [""; 0]);
+    }
+    // A share that has changed is another endpoint of the same state.
+    let moved = for_cluster(&cluster, &[Arc::new(gateway("10.9.0.1:15443", 8))], &found);
+    assert_eq!(moved[0].remote.as_ref().unwrap().share, 8);
+    assert!(Arc::ptr_eq(&moved[0].state, &found[0].state));
 }
