@@ -30,7 +30,7 @@ use crate::directory::{Directory, Lookup};
 use crate::dns::answer::{Asked, Query, Say};
 use crate::dns::consul::Consul;
 use crate::dns::forward::{Forwarder, Transport};
-use weft_agent::shapes::DATACENTER;
+use weft_agent::datacenter::Datacenter;
 
 /// Queries answered at once; beyond that they are dropped, and asked again by whoever still wants to know.
 const IN_FLIGHT: usize = 1024;
@@ -53,6 +53,7 @@ pub struct Dns {
     outside: Vec<String>,
     consul: Arc<Consul>,
     serves: Serves,
+    datacenter: Datacenter,
     permits: Arc<Semaphore>,
 }
 
@@ -73,8 +74,9 @@ impl Dns {
         consul: Arc<Consul>,
         forwarder: Forwarder,
         outside: Vec<String>,
+        datacenter: Datacenter,
     ) -> Dns {
-        Dns { directory, forwarder, outside, consul, serves, permits: Arc::new(Semaphore::new(IN_FLIGHT)) }
+        Dns { directory, forwarder, outside, consul, serves, datacenter, permits: Arc::new(Semaphore::new(IN_FLIGHT)) }
     }
 
     /// The answer to a packet, unless it deserves none.
@@ -113,7 +115,10 @@ impl Dns {
 
     async fn of_consul(&self, query: &Query, transport: Transport) -> Result<Say, Vec<u8>> {
         let mut unknown = Say::ServerFailure;
-        if self.serves == Serves::Captured && query.leads_to_address() && is_service(query.name()) {
+        if self.serves == Serves::Captured
+            && query.leads_to_address()
+            && is_service(query.name(), &self.datacenter.name())
+        {
             let lookup = self.directory.lookup(query.name()).await;
             if let Some(say) = self.of_service(query, &lookup, true) {
                 return Ok(say);
@@ -189,8 +194,8 @@ fn is_of_mesh(name: &str) -> bool {
 }
 
 /// Whether this is `<name>.service.consul` or the same with our data centre's name.
-fn is_service(name: &str) -> bool {
-    let here = || name.strip_suffix(".consul")?.strip_suffix(DATACENTER)?.strip_suffix(".service.");
+fn is_service(name: &str, datacenter: &str) -> bool {
+    let here = || name.strip_suffix(".consul")?.strip_suffix(datacenter)?.strip_suffix(".service.");
     let service = name.strip_suffix(CONSUL_SUFFIX).or_else(here);
     service.is_some_and(|service| !service.is_empty() && !service.contains('.'))
 }

@@ -19,7 +19,7 @@ use rand::Rng;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
-use weft_core::gateway::{Server, Speaks, by_server_name, service};
+use weft_core::gateway::{Inside, Server, Speaks, by_server_name, service};
 use weft_core::request::RequestView;
 use weft_core::route::Action;
 use weft_core::sniff::Sniff;
@@ -29,11 +29,12 @@ use crate::cluster::ClusterView;
 use crate::connect::MARK_UPSTREAM;
 use crate::directory::Lookup;
 use crate::http::{FORWARDED_PROTO, serve_http1, serve_http2};
+use crate::identity::alpn;
 use crate::incoming::Incoming;
 use crate::outbound::{self, Downstream, Entrance};
 use crate::proxy::Proxy;
 use crate::stream::{MaybeSocket, ReadAhead, Rewind};
-use crate::tcp::{self, First};
+use crate::tcp::{self, First, To};
 pub use ports::{Doors, Ports, keep, serve};
 
 /// A caller that has not said what it wants by then is let go.
@@ -81,11 +82,19 @@ impl Caller {
     }
 
     async fn tls(&self, mut stream: TcpStream, doors: &Doors) {
-        let Ok(Ok(Some((bytes, name)))) = tokio::time::timeout(PATIENCE, hello(&mut stream)).await else { return };
+        let Ok(Ok(Some(Said { bytes, name, mesh }))) = tokio::time::timeout(PATIENCE, hello(&mut stream)).await else {
+            return;
+        };
         let Some(server) = by_server_name(&doors.servers, &name) else {
             tracing::debug!(peer = %self.peer, name, "no server of this port is for this name");
             return;
         };
+        if server.auto_passthrough {
+            if !mesh {
+                return tracing::debug!(peer = %self.peer, name, "this is not the mesh's own TLS: not passed on");
+            }
+            return self.pass_on(stream, bytes.freeze(), &name).await;
+        }
         if server.protocol == Speaks::Tls {
             let passing = doors.servers.iter().filter(|server| server.protocol == Speaks::Tls);
             let found = service(passing, &name).map(|(_, service)| service.clone());
@@ -146,6 +155,32 @@ impl Caller {
         }
     }
 
+    /// Passes the mesh's own TLS on from another data centre to an instance: it ends in the sidecar there, and whoever is
+    /// behind it is proved there. No key of a workload is held here.
+    async fn pass_on(&self, stream: TcpStream, seen: Bytes, name: &str) {
+        let peer = self.peer;
+        let Some(inside) = Inside::parse(name) else {
+            return tracing::debug!(%peer, name, "the server name names no service: not passed on");
+        };
+        let Lookup::Service(view) = self.proxy.directory.lookup(inside.host).await else {
+            return tracing::warn!(%peer, name, "no such service here (yet): not passed on");
+        };
+        if !view.service.exported {
+            return tracing::warn!(%peer, name, "the service is not exported (ServiceExport): not passed on");
+        }
+        let cluster = inside.cluster(&view.service.clusters).and_then(|at| view.clusters.get(at));
+        let Some(cluster) = cluster else {
+            return tracing::warn!(%peer, name, "the service has no such port or subset: not passed on");
+        };
+        self.flow(stream, seen, cluster, To::Through).await;
+    }
+
+    async fn flow(&self, stream: TcpStream, seen: Bytes, cluster: &Arc<ClusterView>, to: To<'_>) {
+        let Ok(flow) = tcp::open(&self.proxy, cluster, to, self.peer, MARK_UPSTREAM, None).await else { return };
+        let client = Rewind::new(seen, stream);
+        tcp::run(&self.proxy, &self.proxy.outbound, client, flow, Bytes::new(), std::future::pending()).await;
+    }
+
     /// Passes bytes on to a service's endpoint.
     async fn bytes(&self, stream: TcpStream, seen: Bytes, service: Option<&str>) {
         let Some(service) = service else { return };
@@ -167,18 +202,29 @@ impl Caller {
             _ => None,
         });
         let Some(cluster) = cluster else { return };
-        let Ok(flow) = tcp::open(&self.proxy, cluster, None, self.peer, MARK_UPSTREAM, None).await else { return };
-        let client = Rewind::new(seen, stream);
-        tcp::run(&self.proxy, &self.proxy.outbound, client, flow, Bytes::new(), std::future::pending()).await;
+        self.flow(stream, seen, cluster, To::Any).await;
     }
 }
 
-/// Reads a ClientHello: what was read, and the server name in lower case (empty: none). `None`: it is no TLS.
-async fn hello(stream: &mut TcpStream) -> std::io::Result<Option<(BytesMut, String)>> {
+/// What a TLS client says first.
+struct Said {
+    /// What was read.
+    bytes: BytesMut,
+    /// The server name in lower case; empty: none.
+    name: String,
+    /// It offers what is spoken between sidecars.
+    mesh: bool,
+}
+
+/// Reads a ClientHello. `None`: it is no TLS.
+async fn hello(stream: &mut TcpStream) -> std::io::Result<Option<Said>> {
     let mut bytes = BytesMut::new();
     loop {
         match client_hello(&bytes) {
-            Hello::ClientHello { sni, .. } => return Ok(Some((bytes, sni.unwrap_or_default()))),
+            Hello::ClientHello { sni, alpn } => {
+                let mesh = alpn.iter().any(|offered| alpn::ALL.contains(&offered.as_slice()));
+                return Ok(Some(Said { bytes, name: sni.unwrap_or_default(), mesh }));
+            }
             Hello::NotTls if !bytes.is_empty() => return Ok(None),
             _ if bytes.len() >= MAX_HELLO => return Ok(None),
             _ => {}

@@ -31,7 +31,7 @@ use crate::labels;
 use crate::metrics::Pair;
 use crate::proxy::Proxy;
 use crate::stream::{MaybeSocket, ReadAhead, Rewind};
-use crate::tcp::{self, First};
+use crate::tcp::{self, First, To};
 use http::Version;
 pub use ports::Ports;
 
@@ -282,7 +282,7 @@ where
     let opened = tokio::select! {
         biased;
         () = &mut forbidden => return,
-        opened = tcp::open(proxy, &cluster, Some(&endpoint), caller.peer, MARK_DELIVERY, Some(&caller.pair)) => opened,
+        opened = tcp::open(proxy, &cluster, To::Fixed(&endpoint), caller.peer, MARK_DELIVERY, Some(&caller.pair)) => opened,
     };
     match opened {
         Ok(flow) => tcp::run(proxy, &proxy.inbound, stream, flow, Bytes::new(), forbidden).await,

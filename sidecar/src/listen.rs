@@ -21,7 +21,7 @@ use crate::inbound;
 use crate::outbound::{self, Downstream};
 use crate::proxy::{Proxy, foreign_endpoint};
 use crate::stream::Rewind;
-use crate::tcp::{self, First};
+use crate::tcp::{self, First, To};
 
 /// Silence of a client after which its server may speak first.
 const SERVER_FIRST_AFTER: Duration = Duration::from_millis(50);
@@ -126,7 +126,8 @@ async fn outbound_connection(down: &Arc<Downstream>, mut stream: TcpStream, orig
             return http(stream).await;
         }
     };
-    let open = || tcp::open(&down.proxy, &cluster, endpoint.as_ref(), down.peer, MARK_UPSTREAM, None);
+    let to = endpoint.as_ref().map_or(To::Any, To::Fixed);
+    let open = || tcp::open(&down.proxy, &cluster, to, down.peer, MARK_UPSTREAM, None);
     let outbound = &down.proxy.outbound;
     let budget = match protocol {
         Protocol::Tcp | Protocol::Tls => {

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use tokio::sync::watch;
+use weft_agent::datacenter::Datacenter;
 use weft_agent::local::Local;
 use weft_agent::{Agent, definitions, entry};
 use weft_core::names::normalise;
@@ -146,9 +147,10 @@ pub fn start(config: Config, application: Application) -> Result<Sidecar> {
     let hosts = config.control_planes.iter();
     let hosts = hosts.filter_map(|address| Some(normalise(address.rsplit_once(':')?.0).into_owned()));
     let (hosts, consul) = (hosts.collect::<Vec<_>>(), Consul::new(control.clone()));
+    let datacenter = Datacenter::default();
     let dns = |serves| {
         let forwarder = Forwarder::new(resolv::RESOLV_CONF);
-        Dns::new(serves, proxy.directory.clone(), consul.clone(), forwarder, hosts.clone())
+        Dns::new(serves, proxy.directory.clone(), consul.clone(), forwarder, hosts.clone(), datacenter.clone())
     };
     if let Listen(Some(address)) = config.dns_listen {
         dns::listen(dns(Serves::Captured), address)?;
@@ -168,7 +170,7 @@ pub fn start(config: Config, application: Application) -> Result<Sidecar> {
     });
     start_workers(&proxy, &config, listeners, &accepting, ports.as_ref())?;
 
-    let (registrations, session) = session::new(proxy.directory.clone());
+    let (registrations, session) = session::new(proxy.directory.clone(), datacenter.clone());
     let upstream = Session { registrations: registrations.clone(), identity: control.identity.clone() };
     let agent = Arc::new(Agent {
         local: Local::new(
@@ -178,6 +180,7 @@ pub fn start(config: Config, application: Application) -> Result<Sidecar> {
         ),
         mesh: weft_agent::forward::Forwarder::new(Asked(control.clone())),
         node: node.clone(),
+        datacenter: datacenter.clone(),
         eureka: Default::default(),
         towards: control.address().parse().unwrap_or(ELSEWHERE),
     });

@@ -17,6 +17,8 @@ use weft_proto::v1::{
     Check, CheckUpdate, Deregister, Ejected, Heartbeat, Hello, Instance, RegistryReply, RegistryRequest, Synced,
 };
 
+use weft_agent::datacenter::Datacenter;
+
 use crate::cluster::ClusterView;
 use crate::control::{Backoff, Control};
 use crate::directory::Directory;
@@ -55,14 +57,16 @@ pub struct Session {
     commands: mpsc::Receiver<Command>,
     connected: watch::Sender<bool>,
     directory: Arc<Directory>,
+    datacenter: Datacenter,
 }
 
-/// A pair of handle and session. What is ejected of the directory's endpoints is told upstream.
-pub fn new(directory: Arc<Directory>) -> (Arc<Registrations>, Session) {
+/// A pair of handle and session. What is ejected of the directory's endpoints is told upstream; where this is comes from
+/// there.
+pub fn new(directory: Arc<Directory>, datacenter: Datacenter) -> (Arc<Registrations>, Session) {
     let (sender, commands) = mpsc::channel(QUEUE);
     let (connected, watch) = watch::channel(false);
     let registrations = Arc::new(Registrations { wanted: Mutex::default(), commands: sender, connected: watch });
-    (registrations.clone(), Session { registrations, commands, connected, directory })
+    (registrations.clone(), Session { registrations, commands, connected, directory, datacenter })
 }
 
 impl Registrations {
@@ -212,6 +216,9 @@ impl Session {
         let mut replies = client.session(ReceiverStream::new(outgoing)).await?.into_inner();
         let first = replies.next().await.context("the control plane ended the session")??;
         anyhow::ensure!(first.error.is_empty(), "the control plane refused this sidecar: {}", first.error);
+        if !first.datacenter.is_empty() {
+            self.datacenter.set(&first.datacenter);
+        }
         let mut heartbeat = tokio::time::interval(Duration::from_secs(u64::from(first.heartbeat_s.max(1))));
         heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
 

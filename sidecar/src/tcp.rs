@@ -24,7 +24,7 @@ use crate::pool::TcpSlot;
 use crate::proxy::Proxy;
 use crate::relay::{Moved, RelayEnd, relay};
 use crate::stream::{MaybeSocket, Rewind};
-use crate::upstream::{Upstream, connect};
+use crate::upstream::{Upstream, connect, connect_through};
 
 /// Bytes that are read to find out what a connection speaks.
 const SNIFF_LIMIT: usize = 16 * 1024;
@@ -82,7 +82,18 @@ pub struct Flow {
     _in_flight: InFlight,
 }
 
-/// Picks an endpoint of `cluster` (or takes `fixed`) and connects to it. `reported_as`: labels, where they are not those of
+/// Where a connection goes.
+#[derive(Clone, Copy)]
+pub enum To<'a> {
+    /// To whichever endpoint the balancer picks.
+    Any,
+    /// To this one.
+    Fixed(&'a Arc<Endpoint>),
+    /// To one of this data centre that has an identity, without TLS of our own: the caller brings it, and it ends there.
+    Through,
+}
+
+/// Picks an endpoint of `cluster` and connects to it. `reported_as`: labels, where they are not those of
 /// a call of our own.
 ///
 /// # Errors
@@ -90,11 +101,15 @@ pub struct Flow {
 pub async fn open(
     proxy: &Proxy,
     cluster: &Arc<ClusterView>,
-    fixed: Option<&Arc<Endpoint>>,
+    to: To<'_>,
     source: SocketAddr,
     mark: u32,
     reported_as: Option<&Arc<Pair>>,
 ) -> Result<Flow, ResponseFlag> {
+    let fixed = match to {
+        To::Fixed(endpoint) => Some(endpoint),
+        To::Any | To::Through => None,
+    };
     let pair = |endpoint: Option<&Arc<Endpoint>>| match reported_as {
         Some(pair) => pair.clone(),
         None => cluster.pair(proxy, endpoint),
@@ -118,15 +133,23 @@ pub async fn open(
     let mut tried = Vec::new();
     // As Istio's default for TCP: three attempts to connect, each to another endpoint where there is one.
     for attempt in 0.. {
-        let picked = match fixed {
-            Some(endpoint) => Some(endpoint.clone()),
-            None => cluster.balancer().pick_avoiding(hash, &mut random, &tried).cloned(),
+        let picked = match to {
+            To::Fixed(endpoint) => Some(endpoint.clone()),
+            To::Any => cluster.balancer().pick_avoiding(hash, &mut random, &tried).cloned(),
+            To::Through => {
+                let picked = cluster.balancer().pick_here(hash, &mut random, attempt).cloned();
+                picked.filter(|endpoint| !endpoint.identities().is_empty())
+            }
         };
         let Some(endpoint) = picked else {
             return Err(refuse(ResponseFlag::NoHealthyUpstream, &"no healthy endpoint"));
         };
         let in_flight = endpoint.state.enter();
-        match connect(&cluster.config, &endpoint, &proxy.identity, alpn::TCP, mark).await {
+        let connected = match to {
+            To::Through => connect_through(&cluster.config, &endpoint, mark).await,
+            To::Any | To::Fixed(_) => connect(&cluster.config, &endpoint, &proxy.identity, alpn::TCP, mark).await,
+        };
+        match connected {
             Ok(upstream) => {
                 let pair = pair(Some(&endpoint));
                 proxy.metrics.tcp_opened(&pair);

@@ -74,13 +74,7 @@ pub async fn connect(
     };
     let limit = cluster.pool.connect_timeout;
     let connecting = async {
-        let to = address(endpoint).await.map_err(|e| DialError::io(&e))?;
-        let keepalive = cluster.pool.tcp_keepalive.map(|k| Keepalive {
-            probes: k.probes.unwrap_or(0),
-            time: k.time.unwrap_or(Duration::ZERO),
-            interval: k.interval.unwrap_or(Duration::ZERO),
-        });
-        let stream = connect::tcp(to, mark, limit, keepalive).await.map_err(|e| DialError::io(&e))?;
+        let (stream, to) = dial(cluster, endpoint, mark).await?;
         let Some(expected) = expected else { return Ok(Upstream::Plain(stream)) };
         let credentials = identity.valid().map_err(|e| DialError::new(Outcome::ConnectFailure, format!("{e:#}")))?;
         let stream = ReadAhead::new(stream);
@@ -101,6 +95,29 @@ pub async fn connect(
         Ok(result) => result,
         Err(_) => Err(DialError::new(Outcome::ConnectTimeout, format!("no connection within {limit:?}"))),
     }
+}
+
+/// Dials `endpoint` as `cluster` says, for a caller who brings TLS that ends there.
+///
+/// # Errors
+/// Says what failed.
+pub async fn connect_through(cluster: &Cluster, endpoint: &Endpoint, mark: u32) -> Result<Upstream, DialError> {
+    let limit = cluster.pool.connect_timeout;
+    match tokio::time::timeout(limit, dial(cluster, endpoint, mark)).await {
+        Ok(dialed) => dialed.map(|(stream, _)| Upstream::Plain(stream)),
+        Err(_) => Err(DialError::new(Outcome::ConnectTimeout, format!("no connection within {limit:?}"))),
+    }
+}
+
+async fn dial(cluster: &Cluster, endpoint: &Endpoint, mark: u32) -> Result<(TcpStream, SocketAddr), DialError> {
+    let to = address(endpoint).await.map_err(|e| DialError::io(&e))?;
+    let keepalive = cluster.pool.tcp_keepalive.map(|k| Keepalive {
+        probes: k.probes.unwrap_or(0),
+        time: k.time.unwrap_or(Duration::ZERO),
+        interval: k.interval.unwrap_or(Duration::ZERO),
+    });
+    let stream = connect::tcp(to, mark, cluster.pool.connect_timeout, keepalive).await;
+    Ok((stream.map_err(|e| DialError::io(&e))?, to))
 }
 
 fn list(ids: &[SpiffeId]) -> String {

@@ -28,6 +28,7 @@ use tokio::net::TcpStream;
 use weft_agent::answer::{self, Answered};
 use weft_agent::checks::Sockets;
 use weft_agent::checks::target::Own;
+use weft_agent::datacenter::Datacenter;
 use weft_agent::entry::Task;
 use weft_agent::forward::{Forwarder, Source};
 use weft_agent::listen::Answers;
@@ -218,6 +219,7 @@ impl Externals {
             Task(tokio::spawn(local.clone().keep_saved()).abort_handle()),
         ];
         let agent = Agent {
+            datacenter: Datacenter::new(&self.mesh.read(|world| world.datacenter().to_owned())),
             local,
             mesh: Forwarder::new(Nobody),
             node: name.clone(),
@@ -253,13 +255,16 @@ impl Externals {
     ) -> Result<Answered, Refused> {
         let name = node_name(caller.address, &caller.namespace);
         let address = caller.address.to_string();
+        let datacenter = self.mesh.read(|world| world.datacenter().to_owned());
         let node = self.lock().get(&name).cloned();
         let shown = |service: &str| {
             if caller.rights.read(service) { Ok(()) } else { Err(caller.denied("service:read", service)) }
         };
         match endpoint {
-            Endpoint::AgentSelf => return Ok(answer::json(&shapes::agent_self(&name, &address), query)),
-            Endpoint::AgentMembers => return Ok(answer::json(&json!([shapes::member(&name, &address)]), query)),
+            Endpoint::AgentSelf => return Ok(answer::json(&shapes::agent_self(&name, &address, &datacenter), query)),
+            Endpoint::AgentMembers => {
+                return Ok(answer::json(&json!([shapes::member(&name, &address, &datacenter)]), query));
+            }
             Endpoint::AgentVersion => return Ok(answer::json(&shapes::version(), query)),
             Endpoint::AgentService(id) | Endpoint::AgentHealthOfId(id) => {
                 let node = node.as_ref().ok_or_else(|| Refused::unknown_service(id))?;

@@ -11,6 +11,7 @@
 
 pub mod answer;
 pub mod checks;
+pub mod datacenter;
 pub mod decode;
 pub mod definitions;
 pub mod entry;
@@ -40,6 +41,7 @@ use serde_json::json;
 use answer::Answered;
 use checks::state::Status;
 use checks::target::{self, Own};
+use datacenter::Datacenter;
 use forward::Forwarder;
 use listen::Answers;
 use local::Local;
@@ -55,6 +57,8 @@ pub struct Agent {
     pub mesh: Forwarder,
     /// This node's name.
     pub node: String,
+    /// Where it is.
+    pub datacenter: Datacenter,
     /// Whose turn it is to change what Eureka's API has registered.
     pub eureka: eureka::Turn,
     /// Where the control plane is: tells which of our addresses is the pod's.
@@ -132,10 +136,16 @@ impl Agent {
             Endpoint::AgentHealthOfName(name) => return read::agent_health_of_name(self, &name, query),
             Endpoint::AgentChecks => return read::agent_checks(self, query),
             Endpoint::AgentSelf => {
-                return Ok(answer::json(&shapes::agent_self(&self.node, &self.address()), query));
+                return Ok(answer::json(
+                    &shapes::agent_self(&self.node, &self.address(), &self.datacenter.name()),
+                    query,
+                ));
             }
             Endpoint::AgentMembers => {
-                return Ok(answer::json(&json!([shapes::member(&self.node, &self.address())]), query));
+                return Ok(answer::json(
+                    &json!([shapes::member(&self.node, &self.address(), &self.datacenter.name())]),
+                    query,
+                ));
             }
             Endpoint::AgentVersion => return Ok(answer::json(&shapes::version(), query)),
         }

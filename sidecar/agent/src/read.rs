@@ -13,8 +13,8 @@ use super::{Agent, shapes};
 
 /// `agent/services`
 pub fn agent_services(agent: &Agent, query: &Query) -> Result<Answered, Refused> {
-    let services = agent.local.services();
-    let items = filtered(services.iter().map(shapes::agent_service), query)?;
+    let (services, datacenter) = (agent.local.services(), agent.datacenter.name());
+    let items = filtered(services.iter().map(|service| shapes::agent_service(service, &datacenter)), query)?;
     Ok(answer::json(&by(items, "ID"), query))
 }
 
@@ -26,7 +26,7 @@ pub async fn agent_service(agent: &Agent, id: &str, query: &Query) -> Result<Ans
     let end = tokio::time::Instant::now() + wait;
     let mut changed = agent.local.changed();
     loop {
-        let item = shapes::agent_service(&agent.local.service(id)?);
+        let item = shapes::agent_service(&agent.local.service(id)?, &agent.datacenter.name());
         let hash = shapes::short_hash(item.to_string().as_bytes());
         let waited = known != Some(hash.as_str())
             || !tokio::time::timeout_at(end, changed.changed()).await.is_ok_and(|open| open.is_ok());
@@ -86,7 +86,10 @@ fn agent_health(agent: &Agent, instance: &Instance) -> (&'static str, Value) {
         shapes::check(&agent.node, check, name, tags, (0, 0))
     });
     let checks: Vec<Value> = checks.collect();
-    (status, json!({ "AggregatedStatus": status, "Service": shapes::agent_service(instance), "Checks": checks }))
+    (
+        status,
+        json!({ "AggregatedStatus": status, "Service": shapes::agent_service(instance, &agent.datacenter.name()), "Checks": checks }),
+    )
 }
 
 fn health_answer(status: &str, items: &Value, query: &Query) -> Answered {

@@ -5,11 +5,8 @@ use aws_lc_rs::digest;
 use serde_json::{Map, Value, json};
 use weft_proto::v1::{self, Instance};
 
-/// The one datacenter.
-pub const DATACENTER: &str = "dc1";
-
 /// An item of `agent/services`.
-pub fn agent_service(instance: &Instance) -> Value {
+pub fn agent_service(instance: &Instance, datacenter: &str) -> Value {
     json!({
         "ID": instance.service_id,
         "Service": instance.service,
@@ -20,7 +17,7 @@ pub fn agent_service(instance: &Instance) -> Value {
         "TaggedAddresses": tagged_addresses(&instance.tagged_addresses),
         "Weights": { "Passing": instance.weight.max(1), "Warning": instance.warning_weight.unwrap_or(1) },
         "EnableTagOverride": instance.enable_tag_override,
-        "Datacenter": DATACENTER,
+        "Datacenter": datacenter,
     })
 }
 
@@ -47,11 +44,11 @@ pub fn check(node: &str, check: &v1::Check, service: &str, tags: &[String], inde
 }
 
 /// `agent/self`.
-pub fn agent_self(name: &str, address: &str) -> Value {
+pub fn agent_self(name: &str, address: &str, datacenter: &str) -> Value {
     json!({
         "Config": {
-            "Datacenter": DATACENTER,
-            "PrimaryDatacenter": DATACENTER,
+            "Datacenter": datacenter,
+            "PrimaryDatacenter": datacenter,
             "NodeName": name,
             "NodeID": node_id(name),
             "Revision": "weft",
@@ -60,19 +57,19 @@ pub fn agent_self(name: &str, address: &str) -> Value {
         },
         "DebugConfig": {},
         "Coord": { "Vec": [0, 0, 0, 0, 0, 0, 0, 0], "Error": 1.5, "Adjustment": 0, "Height": 0.00001 },
-        "Member": member(name, address),
+        "Member": member(name, address, datacenter),
         "Meta": {},
         "Stats": {},
     })
 }
 
 /// An item of `agent/members`.
-pub fn member(name: &str, address: &str) -> Value {
+pub fn member(name: &str, address: &str, datacenter: &str) -> Value {
     json!({
         "Name": name,
         "Addr": address,
         "Port": 8301,
-        "Tags": { "dc": DATACENTER, "role": "node", "id": node_id(name) },
+        "Tags": { "dc": datacenter, "role": "node", "id": node_id(name) },
         "Status": 1,
         "ProtocolMin": 1,
         "ProtocolMax": 5,

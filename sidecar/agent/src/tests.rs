@@ -61,6 +61,7 @@ impl Upstream for Accepting {
 
 pub(crate) fn pod_with(file: Option<PathBuf>) -> Pod {
     let agent = Arc::new(Agent {
+        datacenter: Default::default(),
         local: Local::new(Arc::new(Accepting), Arc::new(Plain), file),
         mesh: Forwarder::new(World),
         node: "pod-1234".into(),

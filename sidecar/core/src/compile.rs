@@ -87,6 +87,7 @@ pub fn service(message: &v1::Service) -> Result<Service> {
         ports,
         clusters,
         external: message.external,
+        exported: message.exported,
     })
 }
 
@@ -209,6 +210,7 @@ fn server(message: &v1::GatewayServer) -> Result<Server> {
             .iter()
             .map(|host| (Arc::from(host.domain.to_ascii_lowercase()), Arc::from(host.service.as_str())))
             .collect(),
+        auto_passthrough: message.auto_passthrough && protocol == Speaks::Tls,
     })
 }
 

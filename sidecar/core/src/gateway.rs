@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use crate::policy::Cluster;
+
 /// One server of a Gateway.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Server {
@@ -19,6 +21,8 @@ pub struct Server {
     pub hosts: Vec<Arc<str>>,
     /// Domains and the services that hold their routes.
     pub virtual_hosts: Vec<(Arc<str>, Arc<str>)>,
+    /// With [`Speaks::Tls`]: the server name says which exported service is meant, see [`Inside`].
+    pub auto_passthrough: bool,
 }
 
 /// What is spoken to a server.
@@ -49,6 +53,36 @@ pub struct Termination {
     pub credential: Arc<str>,
     /// No TLS 1.2.
     pub tls13_only: bool,
+}
+
+/// What a server name of the mesh's own TLS says, `outbound_.<port>_.<subset>_.<host>`, as Istio writes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Inside<'a> {
+    /// The service's port; 0: it has none declared.
+    pub port: u16,
+    /// Empty: all of the service.
+    pub subset: &'a str,
+    /// Canonical name.
+    pub host: &'a str,
+}
+
+impl<'a> Inside<'a> {
+    /// Reads a server name in lower case.
+    pub fn parse(server_name: &'a str) -> Option<Inside<'a>> {
+        let (port, rest) = server_name.strip_prefix("outbound_.")?.split_once("_.")?;
+        let (subset, host) = rest.split_once("_.")?;
+        // `parse` would take a sign.
+        let port = port.bytes().all(|b| b.is_ascii_digit()).then(|| port.parse().ok()).flatten()?;
+        (!host.is_empty()).then_some(Inside { port, subset, host })
+    }
+
+    /// Which of a service's clusters is meant: that of the port, else that of the logical port, which stands for any.
+    pub fn cluster(&self, clusters: &[Arc<Cluster>]) -> Option<usize> {
+        let of = |port: u16| {
+            clusters.iter().position(|c| *c.host == *self.host && *c.subset == *self.subset && c.port == port)
+        };
+        of(self.port).or_else(|| of(0))
+    }
 }
 
 /// How exactly a pattern covers a host: `None`: not at all; more is more exact.
@@ -107,8 +141,50 @@ mod tests {
             tls: None,
             https_redirect: false,
             hosts: hosts.iter().map(|host| Arc::from(*host)).collect(),
+            auto_passthrough: false,
             virtual_hosts: domains.iter().map(|(d, s)| (Arc::from(*d), Arc::from(*s))).collect(),
         })
+    }
+
+    #[test]
+    fn server_names_of_the_mesh() {
+        for (name, want) in [
+            ("outbound_.80_._.order.default.svc.cluster.local", Some((80, "", "order.default.svc.cluster.local"))),
+            ("outbound_.0_.v2_.order.shop", Some((0, "v2", "order.shop"))),
+            ("outbound_.80_.v_1_.a", Some((80, "v_1", "a"))),
+            ("outbound_.80_._.", None),
+            ("outbound_.80_.a", None),
+            ("outbound_.+80_._.a", None),
+            ("outbound_.70000_._.a", None),
+            ("outbound_._._.a", None),
+            ("inbound_.80_._.a", None),
+            ("order.default", None),
+            ("", None),
+        ] {
+            let parsed = Inside::parse(name).map(|inside| (inside.port, inside.subset, inside.host));
+            assert_eq!(parsed, want, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_cluster_of_a_port_is_before_that_of_any() {
+        let cluster = |port, subset: &str, host: &str| {
+            let one = crate::endpoint::tests::cluster(crate::policy::LoadBalancer::Random, None);
+            Arc::new(Cluster { port, subset: subset.into(), host: host.into(), ..one })
+        };
+        let declared = [cluster(80, "", "a"), cluster(81, "", "a"), cluster(80, "v2", "a"), cluster(80, "", "b")];
+        let logical = [cluster(0, "", "a"), cluster(0, "v2", "a")];
+        for (clusters, name, want) in [
+            (&declared[..], "outbound_.81_._.a", Some(1)),
+            (&declared[..], "outbound_.80_.v2_.a", Some(2)),
+            (&declared[..], "outbound_.81_.v2_.a", None),
+            (&declared[..], "outbound_.82_._.a", None),
+            (&declared[..], "outbound_.80_._.c", None),
+            (&logical[..], "outbound_.80_.v2_.a", Some(1)),
+            (&logical[..], "outbound_.0_._.a", Some(0)),
+        ] {
+            assert_eq!(Inside::parse(name).unwrap().cluster(clusters), want, "{name}");
+        }
     }
 
     #[test]

@@ -27,6 +27,8 @@ pub struct Service {
     pub clusters: Vec<Arc<Cluster>>,
     /// Outside the mesh.
     pub external: bool,
+    /// Other data centres may call it.
+    pub exported: bool,
 }
 
 impl Service {

@@ -67,7 +67,7 @@ fn world(servers: &[SocketAddr]) -> World {
     let consul = Consul::new(control_plane.clone());
     let dns = |serves| {
         let outside = vec!["weft.infra.svc.cluster.local".into()];
-        Dns::new(serves, directory.clone(), consul.clone(), Forwarder::to(servers), outside)
+        Dns::new(serves, directory.clone(), consul.clone(), Forwarder::to(servers), outside, Default::default())
     };
     World { dns: dns(Serves::Captured), consul_dns: dns(Serves::ConsulClients), control_plane, writer }
 }
@@ -227,7 +227,7 @@ async fn consuls_names_are_asked_of_the_control_plane() {
 #[test]
 fn what_has_a_virtual_ip() {
     for name in ["a.service.consul", "a-b_c.service.dc1.consul"] {
-        assert!(is_service(name), "{name}");
+        assert!(is_service(name, "dc1"), "{name}");
     }
     for name in [
         "service.consul",
@@ -238,7 +238,7 @@ fn what_has_a_virtual_ip() {
         "a.node.consul",
         "a.service.consul.example",
     ] {
-        assert!(!is_service(name), "{name}");
+        assert!(!is_service(name, "dc1"), "{name}");
     }
 }
 
