@@ -4,6 +4,7 @@ mod abuse;
 mod agent;
 mod clients;
 mod costs;
+mod datacenters;
 mod dns;
 mod eureka;
 mod external;
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
         costs::all(),
         fields::all(),
         gateway::all(),
+        datacenters::all(),
         routes::all(),
         registry::all(),
         store::all(),

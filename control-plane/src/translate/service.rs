@@ -162,7 +162,8 @@ impl<'a> Clusters<'a> {
         };
         let decided = rules.decide(port.policy_number, subset);
         // A host outside the mesh that only a VirtualService names is where the caller's own DNS says.
-        let unknown = !host.registered && host.service.is_none() && host.entry.is_none();
+        let documented = host.service.is_some() || host.entry.is_some();
+        let unknown = !host.registered && !documented && !self.world.is_imported(&host.name);
         let original_destination = decided.passthrough()
             || ports::entry(host).is_some_and(|entry| entry.resolution == Resolution::None)
             || unknown && !host.name.ends_with(MESH_SUFFIX);

@@ -160,6 +160,11 @@ impl World {
         told.flat_map(|told| told.hosts.keys().map(String::as_str)).collect()
     }
 
+    /// Whether a peer exports this host.
+    pub fn is_imported(&self, host: &str) -> bool {
+        self.imported_namespace(host).is_some()
+    }
+
     /// Namespace of a host that a peer exports.
     pub(super) fn imported_namespace<'h>(&self, host: &'h str) -> Option<&'h str> {
         let told = |peer: &Peering| self.remotes.told.get(&peer.datacenter);
