@@ -13,7 +13,7 @@ use weft_core::endpoint::{Endpoint, EndpointConfig, for_cluster};
 use weft_core::limits::ClusterLimits;
 use weft_core::outcome::Outcome;
 use weft_core::outlier::Detector;
-use weft_core::policy::{Cluster, ConnectionPool};
+use weft_core::policy::{Cluster, ConnectionPool, OutlierDetection};
 use weft_core::pool::EndpointId;
 
 use crate::labels;
@@ -39,6 +39,8 @@ pub struct ClusterView {
     pub shared: Arc<Shared>,
     balancer: ArcSwap<Balancer>,
     detector: Option<Detector>,
+    /// Of those endpoints that are gateways of other data centres.
+    gateways: Option<Detector>,
     /// Labels of calls to each endpoint, and to none; made when first needed.
     pairs: HashMap<EndpointId, OnceLock<Arc<Pair>>>,
     no_pair: OnceLock<Arc<Pair>>,
@@ -65,17 +67,25 @@ impl ClusterView {
         if !config.original_destination {
             shared.pool.set_live(endpoints.iter().filter(|e| e.is_eligible()).map(|e| e.state.id()));
         }
+        let (remote, here): (Vec<_>, Vec<_>) = endpoints.iter().cloned().partition(|e| e.remote.is_some());
+        let gateways = (!remote.is_empty()).then(|| {
+            // Looked at together with the others.
+            let own = OutlierDetection::of_gateways();
+            let interval = config.outlier.as_ref().map_or(own.interval, |policy| policy.interval);
+            let policy = OutlierDetection { interval, ..own };
+            Detector::new(policy, remote, previous.and_then(|p| p.gateways.as_ref()))
+        });
         let detector = config
             .outlier
             .clone()
-            .map(|policy| Detector::new(policy, endpoints.clone(), previous.and_then(|p| p.detector.as_ref())));
+            .map(|policy| Detector::new(policy, here, previous.and_then(|p| p.detector.as_ref())));
         let balancer = ArcSwap::from_pointee(Balancer::new(
             &config,
             &endpoints,
             previous.map(|p| p.balancer.load_full()).as_deref(),
         ));
         let pairs = endpoints.iter().map(|endpoint| (endpoint.state.id(), OnceLock::new())).collect();
-        ClusterView { config, endpoints, shared, balancer, detector, pairs, no_pair: OnceLock::new() }
+        ClusterView { config, endpoints, shared, balancer, detector, gateways, pairs, no_pair: OnceLock::new() }
     }
 
     /// The cluster of what no service of the mesh is: dialed as addressed, not limited. A connection serves
@@ -104,7 +114,8 @@ impl ClusterView {
 
     /// Tells outlier detection what became of an attempt.
     pub fn record(&self, endpoint: &Endpoint, outcome: &Outcome) {
-        let Some(detector) = &self.detector else { return };
+        let detector = if endpoint.remote.is_some() { &self.gateways } else { &self.detector };
+        let Some(detector) = detector else { return };
         if let Some(ejection) = detector.record(endpoint, outcome, Instant::now()) {
             tracing::warn!(
                 cluster = %self.config.name,
@@ -119,12 +130,14 @@ impl ClusterView {
 
     /// Time between looks at ejected endpoints; `None`: outlier detection is off.
     pub fn outlier_interval(&self) -> Option<Duration> {
-        self.detector.as_ref().map(Detector::interval)
+        self.detector.as_ref().or(self.gateways.as_ref()).map(Detector::interval)
     }
 
     /// Looks at ejected endpoints.
     pub fn tick(&self, now: Instant) {
-        if self.detector.as_ref().is_some_and(|d| d.tick(now)) {
+        // Both are looked at, whichever has something to tell.
+        let back = self.detector.iter().chain(&self.gateways).filter(|detector| detector.tick(now)).count();
+        if back > 0 {
             tracing::info!(cluster = %self.config.name, "ejected endpoints are back");
             self.rebalance();
         }

@@ -90,8 +90,7 @@ fn gateway(mesh: &Mesh, pod: &Pod) -> Result<Process> {
     let token = mesh.token("east-west")?.to_string_lossy().into_owned();
     let (control, data) = (format!("{}:15012", mesh.center.ip), pod.folder("data").to_string_lossy().into_owned());
     let label = "istio=eastwestgateway";
-    let args =
-        ["gateway", "--control-plane", &control, "--token-file", &token, "--data-dir", &data, "--label", label];
+    let args = ["gateway", "--control-plane", &control, "--token-file", &token, "--data-dir", &data, "--label", label];
     let process = pod.spawn("gateway", binary("weft-sidecar")?, &args)?;
     mesh.wait_ready(pod)?;
     Ok(process)

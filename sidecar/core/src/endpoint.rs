@@ -207,6 +207,7 @@ pub fn for_cluster(
         }
         let known = previous.get(&target);
         if cluster.outlier.is_none()
+            && remote.is_none()
             && let Some(known) = known
         {
             // Ejections made under a policy that is gone must not last for ever.

@@ -268,6 +268,23 @@ pub struct OutlierDetection {
     pub consecutive_local_origin_failures: Option<u32>,
 }
 
+impl OutlierDetection {
+    /// For gateways of other data centres, whatever a policy says of the endpoints here: one that cannot be reached is
+    /// left out for a while from the first time on, or a share of all requests would try it again.
+    pub fn of_gateways() -> OutlierDetection {
+        OutlierDetection {
+            consecutive_5xx: None,
+            consecutive_gateway_errors: None,
+            interval: Duration::from_secs(1),
+            base_ejection_time: Duration::from_secs(5),
+            max_ejection_percent: 100,
+            min_health_percent: 0,
+            split_external_local_origin_errors: true,
+            consecutive_local_origin_failures: Some(1),
+        }
+    }
+}
+
 /// Transport security towards a cluster's endpoints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tls {

@@ -55,8 +55,12 @@ impl Balancer {
     pub fn new(cluster: &Cluster, endpoints: &[Arc<Endpoint>], previous: Option<&Balancer>) -> Self {
         let eligible = endpoints.iter().filter(|endpoint| endpoint.is_eligible());
         let (mut ejected, mut hosts): (Vec<_>, Vec<_>) = eligible.cloned().partition(|endpoint| endpoint.is_ejected());
-        let elsewhere = Elsewhere::take(&mut hosts);
-        ejected.retain(|endpoint| endpoint.remote.is_none());
+        let mut elsewhere = Elsewhere::take(&mut hosts);
+        let unreachable = Elsewhere::take(&mut ejected);
+        if hosts.is_empty() && ejected.is_empty() {
+            // Nobody else is left to be tried.
+            elsewhere = elsewhere.or(unreachable);
+        }
         let min_health_percent = cluster.outlier.as_ref().map_or(0, |outlier| outlier.min_health_percent);
         // Who is well elsewhere is better than who is ill here.
         let panic = elsewhere.is_none() && is_panic(hosts.len(), hosts.len() + ejected.len(), min_health_percent);

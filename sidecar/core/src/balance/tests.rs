@@ -311,26 +311,28 @@ fn a_share_goes_elsewhere_and_all_when_nobody_is_here() {
 
 #[test]
 fn who_is_ill_here_is_not_called_while_somebody_is_elsewhere() {
-    let policy = outlier(1, 100);
-    let cluster = cluster(
-        LoadBalancer::RoundRobin,
-        Some(crate::policy::OutlierDetection { min_health_percent: 50, ..policy.clone() }),
-    );
-    let configs = [Arc::new(config("10.0.0.1:80", 1)), Arc::new(gateway("10.9.0.1:15443", 0))];
+    let policy = crate::policy::OutlierDetection { min_health_percent: 50, ..outlier(1, 100) };
+    let cluster = cluster(LoadBalancer::RoundRobin, Some(policy.clone()));
+    let configs = [Arc::new(config("10.0.0.1:80", 1)), Arc::new(gateway("10.9.0.1:15443", 100))];
     let endpoints = for_cluster(&cluster, &configs, &[]);
-    let detector = Detector::new(policy, endpoints.clone(), None);
-    let eject = |at: usize| {
-        let status = http::StatusCode::INTERNAL_SERVER_ERROR;
-        let outcome = Outcome::response(status, &http::HeaderMap::new());
-        assert!(detector.record(&endpoints[at], &outcome, crate::outlier::tests::now()).is_some());
-        Balancer::new(&cluster, &endpoints, None)
-    };
+    let here = Detector::new(policy, endpoints[..1].to_vec(), None);
+    let gateways = Detector::new(crate::policy::OutlierDetection::of_gateways(), endpoints[1..].to_vec(), None);
     let mut random = generator(1);
-    let first = eject(0);
-    assert!(!first.is_panic() && is_remote(&first, None, &mut random));
-    // All of them are ill: then panic is what is left.
-    let second = eject(1);
-    assert!(second.is_panic() && !is_remote(&second, None, &mut random));
+    let now = crate::outlier::tests::now();
+    let mut goes_elsewhere = || is_remote(&Balancer::new(&cluster, &endpoints, None), None, &mut random);
+    // Answers are no reason to leave a gateway out; that it cannot be reached is, at once, and then home is taken.
+    let status = http::StatusCode::INTERNAL_SERVER_ERROR;
+    let failed = Outcome::response(status, &http::HeaderMap::new());
+    assert!(gateways.record(&endpoints[1], &failed, now).is_none() && goes_elsewhere());
+    assert!(gateways.record(&endpoints[1], &Outcome::ConnectTimeout, now).is_some() && !goes_elsewhere());
+    // Both are ill: those here are called, as without another data centre.
+    assert!(here.record(&endpoints[0], &failed, now).is_some());
+    assert!(Balancer::new(&cluster, &endpoints, None).is_panic() && !goes_elsewhere());
+    assert!(gateways.tick(now + std::time::Duration::from_secs(6)));
+    assert!(!Balancer::new(&cluster, &endpoints, None).is_panic() && goes_elsewhere());
+    // Nobody is here at all: it is tried all the same.
+    assert!(gateways.record(&endpoints[1], &Outcome::ConnectTimeout, now).is_some());
+    assert!(is_remote(&Balancer::new(&cluster, &endpoints[1..], None), None, &mut random));
 }
 
 proptest! {
