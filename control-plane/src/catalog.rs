@@ -121,6 +121,7 @@ mod tests {
             modify_index: 0,
             alive: None,
             unknown: false,
+            catalog: false,
         };
         let session = mesh.begin_session("n1", node).await.unwrap();
         for service in ["order", "payment"] {
@@ -136,6 +137,7 @@ mod tests {
                 address: ([10, 0, 0, 9], 15012).into(),
                 roots,
                 federation: crate::federation::Federation::alone(),
+                allow_external: false,
             }),
             eureka: Arc::new(Eureka::new(mesh)),
             tokens: Arc::new(Tokens::new(&[7; 32])),

@@ -224,6 +224,7 @@ mod tests {
                 address: ([10, 0, 0, 9], 15012).into(),
                 roots,
                 federation: crate::federation::Federation::alone(),
+                allow_external: false,
             }),
             eureka: Arc::new(Eureka::new(mesh.clone())),
             externals: Externals::open(mesh.clone(), Discovery::new(mesh), None).await.unwrap(),
@@ -244,6 +245,7 @@ mod tests {
             modify_index: 0,
             alive: None,
             unknown: false,
+            catalog: false,
         }
     }
 

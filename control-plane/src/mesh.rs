@@ -6,6 +6,7 @@
 //! own and go into the world directly. Here are the state and its readers; the writers are in `sessions`, `instances` and
 //! `policies`.
 
+pub mod catalog;
 mod follow;
 mod instances;
 pub mod locks;
@@ -68,6 +69,8 @@ pub struct Node {
     pub alive: Option<Alive>,
     /// Its lease ended together with many others, and its instances were kept as unknown.
     pub unknown: bool,
+    /// Written by `catalog/register`: nobody speaks for it, and it stays until it is taken out.
+    pub catalog: bool,
 }
 
 /// Who speaks for a node.
@@ -310,6 +313,17 @@ impl Mesh {
 pub fn unix_now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
 }
+
+#[cfg(test)]
+impl Mesh {
+    /// One look after leases that have ended.
+    pub(crate) async fn reap_once_for_tests(self: Arc<Self>) {
+        self.reap_once(Instant::now()).await.unwrap();
+    }
+}
+
+#[cfg(test)]
+pub(crate) use tests::store as tests_store;
 
 #[cfg(test)]
 mod tests;

@@ -245,6 +245,7 @@ impl Session {
             modify_index: 0,
             alive: None,
             unknown: false,
+            catalog: false,
         };
         let session = self.mesh.begin_session(&hello.node, node).await?;
         self.open = Some((hello.node, session));

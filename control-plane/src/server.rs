@@ -129,8 +129,13 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
     let admin_server = Server::builder()
         .add_service(AdminServer::new(admin).max_decoding_message_size(32 << 20))
         .serve_with_incoming(UnixListenerStream::new(admin_listener));
-    let consul =
-        Arc::new(Consul { mesh: mesh.clone(), address, roots: Roots::of(&ca), federation: federation.clone() });
+    let consul = Arc::new(Consul {
+        mesh: mesh.clone(),
+        address,
+        roots: Roots::of(&ca),
+        federation: federation.clone(),
+        allow_external: config.allow_external,
+    });
     federation.serve(&config.federation, &ca, consul.clone(), exported).await?;
     let eureka = Arc::new(Eureka::new(mesh.clone()));
     let folder = config.allow_external.then(|| config.data_dir.join("external"));

@@ -75,6 +75,11 @@ impl Rights {
         matches!(self, Rights::Token(claims) if claims.services.iter().any(|s| s.eq_ignore_ascii_case(service)))
     }
 
+    /// Whether a token names any service as one to be registered.
+    pub(super) fn registers_any(&self) -> bool {
+        matches!(self, Rights::Token(claims) if !claims.services.is_empty())
+    }
+
     /// Whether all keys that begin so may be written. They may be read then, too.
     fn writes_keys(&self, prefix: &str) -> bool {
         match self {

@@ -6,6 +6,7 @@
 
 mod block;
 pub mod caller;
+mod catalog;
 pub mod connect;
 mod elsewhere;
 mod near;
@@ -43,6 +44,8 @@ pub struct Consul {
     pub roots: connect::Roots,
     /// The other data centres.
     pub federation: Arc<Federation>,
+    /// Programs without a sidecar may register, with a token.
+    pub allow_external: bool,
 }
 
 async fn write(
@@ -56,6 +59,8 @@ async fn write(
     match endpoint {
         Endpoint::Pair(key) if method == Method::DELETE => pairs::delete(consul, caller, &key, query).await,
         Endpoint::Pair(key) => pairs::put(consul, caller, &key, query, body).await,
+        Endpoint::CatalogRegister => catalog::register(consul, caller, query, body).await,
+        Endpoint::CatalogDeregister => catalog::deregister(consul, caller, query, body).await,
         Endpoint::SessionCreate => sessions::create(consul, caller, query, body).await,
         Endpoint::SessionDestroy(id) => sessions::destroy(consul, caller, &id, query).await,
         Endpoint::SessionRenew(id) => sessions::renew(consul, caller, &id, query).await,

@@ -44,7 +44,11 @@ pub(super) async fn read(
         Endpoint::SessionNode(node) => return sessions::read(consul, caller, Wanted::Node(&node), query).await,
         Endpoint::SessionList => return sessions::read(consul, caller, Wanted::All, query).await,
         // They are written; see `route`.
-        Endpoint::SessionCreate | Endpoint::SessionDestroy(_) | Endpoint::SessionRenew(_) => {
+        Endpoint::SessionCreate
+        | Endpoint::SessionDestroy(_)
+        | Endpoint::SessionRenew(_)
+        | Endpoint::CatalogRegister
+        | Endpoint::CatalogDeregister => {
             return Err(Refused::bad("this is no read"));
         }
     };

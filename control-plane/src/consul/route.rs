@@ -25,6 +25,10 @@ pub enum Endpoint {
     CatalogNode(String),
     /// `catalog/datacenters`
     CatalogDatacenters,
+    /// `catalog/register`
+    CatalogRegister,
+    /// `catalog/deregister`
+    CatalogDeregister,
     /// `status/leader`
     StatusLeader,
     /// `status/peers`
@@ -54,6 +58,7 @@ impl Endpoint {
     fn methods(&self) -> &'static str {
         match self {
             Endpoint::Pair(_) => "GET,PUT,DELETE",
+            Endpoint::CatalogRegister | Endpoint::CatalogDeregister => "PUT",
             Endpoint::SessionCreate | Endpoint::SessionDestroy(_) | Endpoint::SessionRenew(_) => "PUT",
             _ => "GET",
         }
@@ -86,7 +91,7 @@ const NAMED: [Named; 10] = [
 ];
 
 /// What Consul has and this mesh has not, by the beginning of the path, and what there is instead.
-const REFUSED: [(&str, &str); 15] = [
+const REFUSED: [(&str, &str); 13] = [
     ("acl", "what a sidecar may do is said by its join token (weftctl token create)"),
     ("operator", "there are no servers to operate; weftctl status shows the mesh"),
     ("snapshot", "back up by weftctl snapshot save"),
@@ -104,8 +109,6 @@ const REFUSED: [(&str, &str); 15] = [
     ("txn", "transactions of several keys are not supported yet; kv takes cas"),
     ("event", "events are not supported yet"),
     ("coordinate", "near sorts by the locality of sidecars"),
-    ("catalog/register", "register with the agent beside the service (agent/service/register)"),
-    ("catalog/deregister", "deregister with the agent beside the service (agent/service/deregister)"),
 ];
 
 /// The endpoint of `method` and `path`.
@@ -119,6 +122,8 @@ pub fn route(method: &Method, path: &str) -> Result<Endpoint, Missed> {
         "catalog/services" => Endpoint::CatalogServices,
         "catalog/nodes" => Endpoint::CatalogNodes,
         "catalog/datacenters" => Endpoint::CatalogDatacenters,
+        "catalog/register" => Endpoint::CatalogRegister,
+        "catalog/deregister" => Endpoint::CatalogDeregister,
         "status/leader" => Endpoint::StatusLeader,
         "status/peers" => Endpoint::StatusPeers,
         "query" if method == Method::GET => Endpoint::Queries,
@@ -194,8 +199,6 @@ mod tests {
             (Method::GET, "/v1/connect/intentions", 501, "only connect/ca/roots"),
             (Method::POST, "/v1/query", 501, "policies"),
             (Method::GET, "/v1/query/a/execute", 501, "policies"),
-            (Method::PUT, "/v1/catalog/register", 501, "agent/service/register"),
-            (Method::PUT, "/v1/catalog/deregister", 501, "agent/service/deregister"),
             (Method::GET, "/v1/healthy", 501, "not supported"),
             (Method::GET, "/v1/health/servicex/a", 501, "not supported"),
             (Method::GET, "/v2/", 404, "no such page"),

@@ -226,6 +226,7 @@ mod tests {
             modify_index: 0,
             alive: None,
             unknown: false,
+            catalog: false,
         };
         let session = mesh.begin_session(name, node).await.unwrap();
         let (service_id, service) = ("1".into(), service.into());

@@ -75,6 +75,7 @@ impl Fixture {
                 modify_index: 0,
                 alive: None,
                 unknown: false,
+                catalog: false,
             };
             assert_eq!(mesh.begin_session(&format!("n{number}"), node).await.unwrap(), u64::from(number));
         }

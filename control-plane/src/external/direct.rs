@@ -63,6 +63,7 @@ impl Direct {
             modify_index: 0,
             alive: None,
             unknown: false,
+            catalog: false,
         };
         Direct {
             mesh,

@@ -176,6 +176,7 @@ async fn what_may_not_be_is_refused_by_name() {
         modify_index: 0,
         alive: None,
         unknown: false,
+        catalog: false,
     };
     mesh.begin_session("n9", sidecar(9)).await.unwrap();
     let ninth = caller([10, 0, 0, 9], "default", &["order"], &[]);

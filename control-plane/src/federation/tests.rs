@@ -68,6 +68,7 @@ impl Centre {
             address: ([10, 0, 0, 9], 15012).into(),
             roots: Roots::of(&self.ca),
             federation: federation.clone(),
+            allow_external: false,
         });
         let dns = dns::Settings { datacenter: self.name.into(), ..dns::Settings::default() };
         let exported = Dns::exported(self.mesh.clone(), dns);
@@ -95,6 +96,7 @@ async fn register(mesh: &Mesh, number: u8, service: &str, tag: &str, status: &st
         modify_index: 0,
         alive: None,
         unknown: false,
+        catalog: false,
     };
     let name = format!("n{number}");
     let session = mesh.begin_session(&name, node).await.unwrap();

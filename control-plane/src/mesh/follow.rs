@@ -199,6 +199,7 @@ impl Applying {
             modify_index: record.modified,
             alive: old.as_ref().and_then(|old| old.alive.clone()),
             unknown,
+            catalog: stored.catalog,
         };
         let namespace = node.namespace.clone();
         let differs = old.is_none_or(|old| old.checks != node.checks);

@@ -146,12 +146,13 @@ impl Mesh {
             while state.removed.front().is_some_and(|at| *at + self.lease < now) {
                 state.removed.pop_front();
             }
-            let dead = state.nodes.iter().filter(|(_, node)| node.alive.is_none());
+            let leased = || state.nodes.iter().filter(|(_, node)| !node.catalog);
+            let dead = leased().filter(|(_, node)| node.alive.is_none());
             let lapsed: Vec<(String, bool)> = dead
                 .map(|(name, node)| (name, state.world.instances_of_node(&node.namespace, name).next().is_none()))
                 .map(|(name, empty)| (name.clone(), empty))
                 .collect();
-            (lapsed, state.nodes.len(), state.removed.len())
+            (lapsed, leased().count(), state.removed.len())
         };
         // One that took back what it had registered has left.
         let (left, lapsed): (Vec<_>, Vec<_>) = lapsed.into_iter().partition(|(_, empty)| *empty);
@@ -279,5 +280,6 @@ pub(super) fn stored(node: &Node) -> StoredNode {
         locality: node.locality.clone(),
         labels: node.labels.clone().into_iter().collect(),
         checks: node.checks.values().cloned().collect(),
+        catalog: node.catalog,
     }
 }

@@ -8,7 +8,7 @@ use crate::world::InstanceKey;
 const LEASE: Duration = Duration::from_secs(15);
 
 /// A store; the thread of one that was dropped just now may still hold the file.
-pub(super) async fn store(dir: &std::path::Path) -> store::Shared {
+pub(crate) async fn store(dir: &std::path::Path) -> store::Shared {
     let end = std::time::Instant::now() + Duration::from_secs(5);
     loop {
         match Embedded::open(dir) {
@@ -36,6 +36,7 @@ pub(super) fn node(number: u8) -> Node {
         modify_index: 0,
         alive: None,
         unknown: false,
+        catalog: false,
     }
 }
 

@@ -35,13 +35,7 @@ pub fn service(body: &[u8], own: Own) -> Result<(Instance, Vec<Definition>), Str
     if !kind.is_empty() && kind != "typical" {
         return Err(format!("Invalid service kind: {kind:?} is not supported yet"));
     }
-    let weights = fields.object("weights", "Weights")?;
-    let (mut passing, mut warning) = (1, 1);
-    if let Some(mut weights) = weights {
-        passing = weights.number("passing")?.max(1);
-        warning = weights.number("warning")?;
-        weights.finish();
-    }
+    let (passing, warning) = weights(&mut fields)?;
     let mut checks = Vec::new();
     checks.extend(fields.object("check", "Check")?.filter(|c| !c.is_empty()));
     checks.extend(fields.objects("checks", "Checks")?.into_iter().filter(|c| !c.is_empty()));
@@ -78,8 +72,22 @@ pub fn service(body: &[u8], own: Own) -> Result<(Instance, Vec<Definition>), Str
     Ok((service, definitions))
 }
 
+/// Weights of a service: while it passes, and while it warns.
+///
+/// # Errors
+/// When they are not numbers.
+pub fn weights(fields: &mut Fields) -> Result<(u32, u32), String> {
+    let Some(mut weights) = fields.object("weights", "Weights")? else { return Ok((1, 1)) };
+    let found = (weights.number("passing")?.max(1), weights.number("warning")?);
+    weights.finish();
+    Ok(found)
+}
+
 /// The tagged addresses of a service, by name; an address may be text of any kind, as it is only shown.
-fn tagged_addresses(fields: &mut Fields) -> Result<BTreeMap<String, TaggedAddress>, String> {
+///
+/// # Errors
+/// When they are not objects of address and port.
+pub fn tagged_addresses(fields: &mut Fields) -> Result<BTreeMap<String, TaggedAddress>, String> {
     let given = fields.map("taggedaddresses")?.into_iter().filter(|(_, value)| !value.is_null());
     let read = given.map(|(name, value)| {
         let mut fields = Fields::of("a tagged address", value)?;
