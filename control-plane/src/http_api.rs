@@ -16,6 +16,7 @@ use rcgen::KeyPair;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use weft_agent::answer::{self, Answered};
+use weft_agent::eureka::route::{self as eureka, Endpoint};
 use weft_agent::listen::{self, Answers};
 use weft_agent::query::Query;
 use weft_agent::refused::Refused;
@@ -156,8 +157,11 @@ impl Answers for Listener {
         };
         let caller = Caller { namespace, identity: String::new(), address: from.ip().to_canonical(), rights };
         let path = head.uri.path();
-        if weft_agent::eureka::route::is_ours(path) {
-            return self.api.eureka.answer(&caller, Request::from_parts(head, body));
+        if eureka::is_ours(path) {
+            return match eureka::route(&head.method, path) {
+                Ok(Endpoint::Write(write)) => self.api.externals.eureka(&caller, &write, &head, body).await,
+                _ => self.api.eureka.answer(&caller, Request::from_parts(head, body)),
+            };
         }
         if path == "/v1/agent" || path.starts_with("/v1/agent/") {
             return self.api.externals.answer(&caller, &head, body).await;

@@ -48,7 +48,8 @@ pub struct ApiClaims {
 
 /// The beginning of a join token, and of an API token.
 const JOIN: &str = "weft1.";
-const API: &str = "weftapi1.";
+/// What API tokens begin with.
+pub(crate) const API: &str = "weftapi1.";
 
 /// Why a token is refused. The text is meant for the one who presented it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

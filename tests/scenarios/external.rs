@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use weft_tests::{Mesh, Pod, served_by, statuses, wait_for};
+use weft_tests::{Mesh, Pod, python_of, served_by, statuses, tests_dir, wait_for};
 
 use crate::Scenario;
 
@@ -113,5 +113,47 @@ fn register() -> Result<()> {
     let (_, left) = ask(&mesh, two, &payment, "GET", "catalog/service/order", &null)?;
     let left: Value = serde_json::from_str(&left)?;
     ensure!(left.as_array().is_some_and(|all| all.len() == 1) && left[0]["Address"] == one.ip, "{left}");
+    written_by_others(&mesh, &front, one, &order)?;
+    eureka(&mesh, &front, &order)
+}
+
+/// What somebody else knows of is written into the catalog, by python-consul.
+fn written_by_others(mesh: &Mesh, front: &Pod, from: &Pod, token: &str) -> Result<()> {
+    let third = mesh.pod("legacy3")?;
+    let _app = third.serve(8080, "legacy3")?;
+    let root = mesh.data_dir().join("root.pem").to_string_lossy().into_owned();
+    let write = |what: &str| {
+        let script = format!(
+            "import consul; c = consul.Consul({:?}, 8501, scheme='https', verify={root:?}, token={token:?}); assert c.catalog.{what}",
+            mesh.center.ip
+        );
+        from.run(&python_of("consul")?, &["-c", &script])
+    };
+    let service = "{'Service': 'order', 'ID': 'order-3', 'Port': 8080}";
+    write(&format!("register('outside', {:?}, service={service})", third.ip))?;
+    calls(mesh, front, &["legacy1", "legacy3"])?;
+    let check = "{'Name': 'up', 'ServiceID': 'order-3', 'Status': 'critical'}";
+    write(&format!("register('outside', {:?}, check={check})", third.ip))?;
+    calls(mesh, front, &["legacy1"])?;
+    // Its `deregister` sends no token.
+    let gone = ask(mesh, from, token, "PUT", "catalog/deregister", &json!({ "Node": "outside" }))?;
+    ensure!(gone.0 == 200, "{gone:?}");
+    let (_, nodes) = ask(mesh, from, token, "GET", "catalog/nodes", &Value::Null)?;
+    ensure!(!nodes.contains("outside"), "{nodes}");
     Ok(())
+}
+
+/// py_eureka_client registers with a token as its password, over HTTPS.
+fn eureka(mesh: &Mesh, front: &Pod, token: &str) -> Result<()> {
+    let pod = mesh.pod("legacy4")?;
+    let _app = pod.serve(8080, "legacy4")?;
+    let root = mesh.data_dir().join("root.pem").to_string_lossy().into_owned();
+    let server = format!("https://weft:{token}@{}:8501/eureka/", mesh.center.ip);
+    let script = tests_dir().join("clients/py_eureka.py").to_string_lossy().into_owned();
+    let environment = [("SSL_CERT_FILE".to_owned(), root)];
+    let args = [&*script, "run", &server, "order", &pod.ip, "8080"];
+    let client = pod.spawn_with("py-eureka", python_of("eureka")?, &args, &environment)?;
+    calls(mesh, front, &["legacy1", "legacy4"]).map_err(|e| e.context(client.output()))?;
+    client.signal("TERM")?;
+    calls(mesh, front, &["legacy1"])
 }

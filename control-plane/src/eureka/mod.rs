@@ -3,7 +3,8 @@
 //! plane.
 //!
 //! [`shown`] turns what is registered into what Eureka's clients read, [`recent`] knows what changed of late, and [`given`]
-//! what was answered when nothing has. The forms, and the paths, are `weft_agent::eureka`'s. Writes are the agent's: an instance registers with the sidecar beside it.
+//! what was answered when nothing has. The forms, and the paths, are `weft_agent::eureka`'s. Writes are the agent's: an
+//! instance registers with the sidecar beside it, or at a listener of the control plane with `crate::external`.
 
 mod given;
 mod recent;

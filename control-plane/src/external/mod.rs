@@ -30,6 +30,8 @@ use weft_agent::checks::Sockets;
 use weft_agent::checks::target::Own;
 use weft_agent::datacenter::Datacenter;
 use weft_agent::entry::Task;
+use weft_agent::eureka::instance::Instance as Document;
+use weft_agent::eureka::route::Write;
 use weft_agent::forward::{Forwarder, Source};
 use weft_agent::listen::Answers;
 use weft_agent::local::Local;
@@ -246,6 +248,44 @@ impl Externals {
         answered.unwrap_or_else(|refused| answer::refusal(&refused, head.method == Method::GET, &query))
     }
 
+    /// Makes a change by Eureka's API.
+    pub async fn eureka(&self, caller: &Caller, write: &Write, head: &request::Parts, body: Bytes) -> Answered {
+        let query = Query::parse(head.uri.query().unwrap_or_default());
+        let node = self.eureka_node(caller, write, &body);
+        match node {
+            Ok(node) => weft_agent::eureka::answer(&node.agent, head, &query, body).await,
+            Err(refused) => weft_agent::eureka::refusal(&refused),
+        }
+    }
+
+    /// The node that a change is made on, if the caller may make it.
+    fn eureka_node(&self, caller: &Caller, write: &Write, body: &[u8]) -> Result<Arc<Node>, Refused> {
+        reachable(caller)?;
+        let (app, id) = match write {
+            // Its document has to be of this application; what has its id now may be of another.
+            Write::Register(app) => {
+                caller.register(&app.to_lowercase())?;
+                let given = Document::of_body(body).map_err(Refused::bad)?;
+                let node = self.node(caller.address, &caller.namespace)?;
+                if let Ok(held) = node.agent.local.service(given.id()) {
+                    caller.register(&held.service)?;
+                }
+                return Ok(node);
+            }
+            Write::Renew(app, id)
+            | Write::Cancel(app, id)
+            | Write::Override(app, id)
+            | Write::EndOverride(app, id)
+            | Write::Metadata(app, id) => (app, id),
+        };
+        caller.register(&app.to_lowercase())?;
+        let node = self.lock().get(&node_name(caller.address, &caller.namespace)).cloned();
+        // Eureka's clients register then.
+        let unknown =
+            || Refused::new(StatusCode::NOT_FOUND, format!("no instance {id:?} of {app:?} is registered here"));
+        node.ok_or_else(unknown)
+    }
+
     async fn read(
         &self,
         caller: &Caller,
@@ -298,11 +338,7 @@ impl Externals {
         head: &request::Parts,
         body: Bytes,
     ) -> Result<Answered, Refused> {
-        if caller.address.is_loopback() {
-            let text = "this request comes from loopback, where the mesh would not find the service: register by an \
-                        address of --http-listen that others reach";
-            return Err(Refused::bad(text));
-        }
+        reachable(caller)?;
         let own = Own::At(caller.address);
         // The service that is written, before anything is made for it.
         let (new, written) = match endpoint {
@@ -349,6 +385,17 @@ impl Externals {
         }
         Ok(node.agent.answer((caller.address, 0).into(), of(head, body)).await)
     }
+}
+
+/// # Errors
+/// When others would not find what is registered from where the caller is.
+fn reachable(caller: &Caller) -> Result<(), Refused> {
+    if !caller.address.is_loopback() {
+        return Ok(());
+    }
+    let text = "this request comes from loopback, where the mesh would not find the service: register by an address of \
+                --http-listen that others reach";
+    Err(Refused::bad(text))
 }
 
 /// What a request writes.

@@ -293,3 +293,67 @@ async fn a_store_that_is_away_is_told_later_or_the_program_is() {
     again.externals.keep_once().await;
     assert_eq!(again.instances("default", "order"), ["ext-10-0-0-7 10.0.0.7 \"\" passing"]);
 }
+
+#[tokio::test]
+async fn eurekas_clients_register_with_a_token() {
+    let dir = tempfile::tempdir().unwrap();
+    let mesh = mesh(dir.path()).await;
+    let fixture = externals(&mesh, dir.path()).await;
+    let order = caller([10, 0, 0, 7], "default", &["order"], &[]);
+    let cart = caller([10, 0, 0, 7], "default", &["cart"], &[]);
+    let ask = async |caller: &Caller, method: &str, path: &str, body: &str| {
+        let uri = format!("/eureka/apps/{path}");
+        let request = Request::builder().method(method).uri(&uri).header("content-type", "application/json");
+        let head = request.body(()).unwrap().into_parts().0;
+        let Ok(weft_agent::eureka::route::Endpoint::Write(write)) =
+            weft_agent::eureka::route::route(&head.method, &uri.replace("?value=UP", ""))
+        else {
+            panic!("{uri}")
+        };
+        let answered = fixture.externals.eureka(caller, &write, &head, Bytes::from(body.to_owned())).await;
+        (answered.status().as_u16(), String::from_utf8_lossy(answered.body()).into_owned())
+    };
+    let document = |app: &str, id: &str, ip: &str| {
+        format!(
+            r#"{{"instance":{{"instanceId":"{id}","hostName":"h","app":"{app}","ipAddr":"{ip}","status":"UP",
+            "port":{{"$":8080,"@enabled":"true"}},"dataCenterInfo":{{"@class":"a","name":"MyOwn"}}}}}}"#
+        )
+    };
+    assert_eq!(ask(&order, "PUT", "ORDER/h:order:1", "").await.0, 404, "it is to register first");
+    let done = ask(&order, "POST", "ORDER", &document("ORDER", "h:order:1", "10.0.0.7")).await;
+    assert_eq!(done, (204, String::new()));
+    let known = fixture.instances("default", "order");
+    assert_eq!(known, ["ext-10-0-0-7 10.0.0.7 \"\" passing"]);
+    assert_eq!(ask(&order, "PUT", "ORDER/h:order:1", "").await.0, 200);
+    for (caller, method, path, body, status, words) in [
+        (
+            &cart,
+            "POST",
+            "ORDER",
+            document("ORDER", "b", "10.0.0.7"),
+            403,
+            "lacks permission 'service:write' on \"order\"",
+        ),
+        (&cart, "POST", "CART", document("CART", "h:order:1", "10.0.0.7"), 403, "on \"order\""),
+        (&cart, "PUT", "ORDER/h:order:1", String::new(), 403, "on \"order\""),
+        (&cart, "DELETE", "CART/h:order:1", String::new(), 404, "no instance"),
+        (&order, "POST", "ORDER", document("CART", "b", "10.0.0.7"), 400, "app"),
+        (
+            &order,
+            "POST",
+            "ORDER",
+            document("ORDER", "b", "10.0.0.8"),
+            400,
+            "is not an address of the program that asks",
+        ),
+        (&order, "POST", "ORDER", "nonsense".into(), 400, ""),
+    ] {
+        let (got, text) = ask(caller, method, path, &body).await;
+        assert!(got == status && text.contains(words), "{method} {path} {body}: {got} {text}");
+    }
+    assert_eq!(fixture.instances("default", "order"), known);
+    let near = Caller { address: [127, 0, 0, 1].into(), ..order.clone() };
+    assert_eq!(ask(&near, "POST", "ORDER", &document("ORDER", "b", "127.0.0.1")).await.0, 400);
+    assert_eq!(ask(&order, "DELETE", "ORDER/h:order:1", "").await.0, 200);
+    assert_eq!(fixture.instances("default", "order"), [""; 0]);
+}

@@ -14,7 +14,8 @@ use super::unknown;
 use crate::Agent;
 use crate::answer::{self, Answered};
 use crate::checks::state::{self, MAX_OUTPUT, Thresholds};
-use crate::checks::{Definition, Kind, target};
+use crate::checks::target::Own;
+use crate::checks::{Definition, Kind};
 use crate::query::Query;
 use crate::refused::Refused;
 
@@ -89,7 +90,7 @@ async fn register(agent: &Agent, app: &str, body: &[u8]) -> Result<(), Refused> 
     let service = v1::Instance {
         service_id: id.clone(),
         service: given.app.to_lowercase(),
-        address: address(&given.ip_addr).map_err(Refused::bad)?,
+        address: address(&given.ip_addr, agent.local.own()).map_err(Refused::bad)?,
         port: u32::from(given.used_port()),
         meta: std::mem::take(&mut given.metadata).into_iter().collect(),
         ..Default::default()
@@ -195,12 +196,12 @@ fn lease_check(service: &v1::Instance, document: &Instance) -> Definition {
     }
 }
 
-/// The address to register for `given`; empty: the pod's own. A program may know its own name only, or its loopback.
-fn address(given: &str) -> Result<String, String> {
+/// The address to register for `given`; empty: our own. A program may know its own name only, or its loopback.
+fn address(given: &str, own: Own) -> Result<String, String> {
     match given.trim().parse::<IpAddr>() {
         Ok(ip) if ip.is_loopback() => Ok(String::new()),
-        Ok(ip) if !target::is_local(ip) => Err(format!(
-            "Invalid ip address: {ip} is not an address of this pod; each instance registers with the sidecar beside it"
+        Ok(ip) if !own.has(ip) => Err(format!(
+            "Invalid ip address: {ip} is not an address of {own}; each instance registers from where it is"
         )),
         Ok(ip) => Ok(ip.to_string()),
         Err(_) => Ok(String::new()),
