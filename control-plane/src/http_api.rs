@@ -1,4 +1,4 @@
-//! The listener for programs without a sidecar: Consul's API and Eureka's reads, at the control plane itself.
+//! The listener for programs without a sidecar: Consul's API and Eureka's, at the control plane itself.
 //!
 //! Who asks is said by a token. Without one a program on this machine reads what the namespace "default" sees, as it does
 //! by DNS; one that comes from elsewhere is told nothing, and everything that passes a network is TLS, by a certificate

@@ -117,7 +117,7 @@ impl Datacenters {
 /// Consul's HTTP API, and Eureka's, for programs without a sidecar.
 #[derive(clap::Args)]
 struct Http {
-    /// Where Consul's HTTP API and Eureka's reads are served to programs without a sidecar, or "off"; repeatable;
+    /// Where Consul's HTTP API and Eureka's are served to programs without a sidecar, or "off"; repeatable;
     /// 127.0.0.1:8501, unless it is taken, where it is not given. On loopback it is plain HTTP, and who has no token reads
     /// the namespace "default". Anywhere else it is HTTPS, by a certificate of the mesh's root (root.pem in the data
     /// folder), and nobody is answered without a token (weftctl token create --api).

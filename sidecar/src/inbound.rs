@@ -110,7 +110,8 @@ async fn recognise(
     match first {
         Start::Mesh(bytes) if mode != MtlsMode::Disable => {
             proxy.ports.remember_mesh(peer.ip());
-            mesh(&proxy, stream, bytes, peer, caller).await
+            let exported = policy.takes_foreigners(to.port());
+            mesh(&proxy, stream, bytes, (peer, to), exported, caller).await
         }
         // Phase 2.
         Start::Other(bytes) | Start::Mesh(bytes) | Start::Silence(bytes) if mode == MtlsMode::Strict => {
@@ -168,7 +169,8 @@ async fn mesh(
     proxy: &Arc<Proxy>,
     stream: TcpStream,
     bytes: BytesMut,
-    peer: SocketAddr,
+    (peer, to): (SocketAddr, SocketAddr),
+    exported: bool,
     caller: impl FnOnce(Option<SpiffeId>, String) -> Arc<Caller>,
 ) -> Option<(Arc<Caller>, Http)> {
     let accepted = async {
@@ -180,7 +182,11 @@ async fn mesh(
         let certificates = tls.get_ref().1.peer_certificates().unwrap_or_default();
         let leaf = certificates.first().ok_or_else(|| anyhow::anyhow!("no client certificate"))?;
         let id = spiffe_id(leaf)?;
+        let foreign = id.trust_domain() != credentials.id.trust_domain();
+        // Also one whose bundle has gone since the handshake.
         anyhow::ensure!(credentials.believes(id.trust_domain()), "{id} is of another trust domain");
+        let port = to.port();
+        anyhow::ensure!(!foreign || exported, "{id} of another trust domain calls port {port}, which is not exported");
         let hash = crate::files::sha256(leaf).iter().map(|b| format!("{b:02x}")).collect::<String>();
         Ok((tls, id, hash))
     };

@@ -22,6 +22,9 @@ use crate::pool::Opened;
 use crate::stream::{MaybeSocket, ReadAhead};
 use crate::{http1, http2};
 
+/// Longest wait for a connection through a gateway of another data centre: the request may still be answered at home.
+const GATEWAY_TIMEOUT: Duration = Duration::from_secs(3);
+
 /// Why a connection could not be opened.
 #[derive(Debug, Clone)]
 pub struct DialError {
@@ -72,7 +75,10 @@ pub async fn connect(
             return Err(DialError { without_identity: true, ..error });
         }
     };
-    let limit = cluster.pool.connect_timeout;
+    let limit = match endpoint.remote {
+        Some(_) => cluster.pool.connect_timeout.min(GATEWAY_TIMEOUT),
+        None => cluster.pool.connect_timeout,
+    };
     let connecting = async {
         let (stream, to) = dial(cluster, endpoint, mark).await?;
         let Some(expected) = expected else { return Ok(Upstream::Plain(stream)) };

@@ -120,6 +120,7 @@ impl Link {
                 Ok(()) => "it ended the stream".to_owned(),
                 Err(e) => format!("{e:#}"),
             };
+            mesh.set_connected(self.datacenter(), false);
             let was = {
                 let mut state = self.lock();
                 state.error.clone_from(&error);
@@ -149,6 +150,7 @@ impl Link {
             let next = next.with_context(|| format!("silent for {} s", SILENCE.as_secs()))?;
             let Some(summaries) = next.map_err(|status| anyhow::anyhow!("{}", told(&status)))? else { return Ok(()) };
             self.take(mesh, summaries).await?;
+            mesh.set_connected(self.datacenter(), true);
             *heard = Instant::now();
             let mut state = self.lock();
             state.heard = Some(SystemTime::now());

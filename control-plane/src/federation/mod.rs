@@ -11,13 +11,16 @@ pub mod service;
 mod tests;
 mod tls;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
 use tokio::net::TcpListener;
+use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
+use weft_core::failover::Patience;
 use weft_proto::v1::PeerGateway;
 use weft_proto::v1::federation_server::FederationServer;
 
@@ -34,6 +37,8 @@ use peering::PeerAddress;
 
 /// Streams at once on a connection of another data centre: its blocking queries.
 const STREAMS: u32 = 1024;
+/// How long it must have been worse at home before some of a service's requests go elsewhere; all do at once.
+const AWAY: Duration = Duration::from_secs(10);
 /// A burst of changes is looked at once.
 const SETTLE: Duration = Duration::from_millis(50);
 
@@ -119,7 +124,7 @@ impl Federation {
                 tokio::spawn(link.clone().listen(mesh.clone(), settings.keep));
                 links.push(link);
             }
-            tokio::spawn(fail_over(mesh.clone(), settings.failback));
+            tokio::spawn(fail_over(mesh.clone(), Patience { away: AWAY, back: settings.failback }));
         }
         Ok(Arc::new(Federation { datacenter: settings.datacenter.clone(), links }))
     }
@@ -207,19 +212,33 @@ impl Federation {
 }
 
 /// Decides what goes elsewhere whenever anything has changed, or enough time has passed.
-async fn fail_over(mesh: Arc<Mesh>, failback: Duration) {
-    let mut version = mesh.version();
+async fn fail_over(mesh: Arc<Mesh>, patience: Patience) {
+    let mut events = mesh.events();
     let mut shares = Shares::new();
+    let mut touched = None;
+    let look = (patience.back / 10).clamp(SETTLE, Duration::from_secs(1));
     loop {
-        version.mark_unchanged();
-        let waiting = mesh.fail_over(&mut shares, Instant::now(), failback);
-        if waiting {
-            let patience = (failback / 10).clamp(SETTLE, Duration::from_secs(1));
-            // Both are a reason to look.
-            let _ = tokio::time::timeout(patience, version.changed()).await;
-        } else if version.changed().await.is_err() {
-            return;
-        }
+        let waiting = mesh.fail_over(&mut shares, touched.as_ref(), Instant::now(), patience);
+        let first = if waiting {
+            // Time is a reason to look, too.
+            tokio::time::timeout(look, events.recv()).await.ok()
+        } else {
+            Some(events.recv().await)
+        };
         tokio::time::sleep(SETTLE).await;
+        touched = Some(BTreeSet::new());
+        let mut next = first;
+        while let Some(event) = next {
+            match (event, &mut touched) {
+                (Ok(changed), Some(hosts)) if !changed.all => hosts.extend(changed.hosts.iter().cloned()),
+                (Err(RecvError::Closed), _) => return,
+                _ => touched = None,
+            }
+            next = match events.try_recv() {
+                Ok(changed) => Some(Ok(changed)),
+                Err(TryRecvError::Lagged(n)) => Some(Err(RecvError::Lagged(n))),
+                Err(_) => None,
+            };
+        }
     }
 }

@@ -25,7 +25,7 @@ use crate::peer::{CONTROL_PLANE, Peer};
 /// Longest pause between two messages.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 /// Changes within this time are told together.
-const GATHER: Duration = Duration::from_millis(100);
+const GATHER: Duration = Duration::from_millis(250);
 /// What is not a change of the world (a gateway that came) is noticed by then.
 const LOOK: Duration = Duration::from_secs(1);
 

@@ -1,10 +1,10 @@
 //! Other data centres: what they are told, what they have told, and how much of our traffic goes there.
 
-use std::collections::{BTreeMap, HashSet};
-use std::time::{Duration, Instant};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
 
 use prost::Message;
-use weft_core::failover::Failover;
+use weft_core::failover::{Failover, Patience};
 use weft_proto::v1::{PeerGateway, StoredSummaries, Summaries};
 
 use super::{Mesh, unix_now};
@@ -14,7 +14,16 @@ use crate::translate;
 use crate::world::{Peering, has_all};
 
 /// How much of each service, and of each of its subsets, goes elsewhere.
-pub type Shares = BTreeMap<(String, String), Failover>;
+pub type Shares = BTreeMap<(String, String), Share>;
+
+/// Of one service, or subset.
+#[derive(Debug, Clone, Default)]
+pub struct Share {
+    /// What home asks for.
+    wanted: Failover,
+    /// What is done: to where nobody is heard of, only what nobody at home can do.
+    done: u32,
+}
 
 impl Mesh {
     /// Says where this is, and which other data centres are listened to, the preferred one first.
@@ -49,6 +58,13 @@ impl Mesh {
         self.write(Vec::new(), vec![Op::put(Table::Remotes, datacenter, stored.encode_to_vec())]).await.map(drop)
     }
 
+    /// Says whether a data centre is heard of.
+    pub fn set_connected(&self, datacenter: &str, connected: bool) {
+        let mut state = self.lock();
+        let changed = state.world.set_connected(datacenter, connected);
+        self.publish(&mut state, changed);
+    }
+
     /// Forgets what a data centre has told.
     ///
     /// # Errors
@@ -57,32 +73,47 @@ impl Mesh {
         self.write(Vec::new(), vec![Op::delete(Table::Remotes, datacenter)]).await.map(drop)
     }
 
-    /// Decides anew which share of each service goes elsewhere. True: time alone may change it.
-    pub fn fail_over(&self, shares: &mut Shares, now: Instant, hold: Duration) -> bool {
+    /// Decides anew which share of each service goes elsewhere: of those that `touched` names (`None`: of all), and of those
+    /// that time alone may change. True: there are such.
+    pub fn fail_over(
+        &self,
+        shares: &mut Shares,
+        touched: Option<&BTreeSet<String>>,
+        now: Instant,
+        patience: Patience,
+    ) -> bool {
         let mut state = self.lock();
         let world = &state.world;
-        let mut wanted = HashSet::new();
-        let mut decided = BTreeMap::new();
-        for host in world.imported() {
+        let imported = world.imported();
+        let waiting = shares.iter().filter(|(_, share)| share.wanted.is_waiting()).map(|((host, _), _)| host.clone());
+        let mut hosts: BTreeSet<String> = waiting.collect();
+        match touched {
+            None => hosts.extend(imported.iter().map(|host| (*host).to_owned())),
+            Some(touched) => hosts.extend(touched.iter().filter(|host| imported.contains(host.as_str())).cloned()),
+        }
+        for host in &hosts {
             let home = translate::capacity(world, host);
-            let elsewhere: HashSet<&str> = world
-                .remotes_of(host)
-                .flat_map(|remote| remote.subsets.iter())
-                .filter(|(_, presence)| presence.healthy > 0)
-                .map(|(subset, _)| subset.as_str())
-                .collect();
-            for subset in elsewhere {
-                let key = (host.to_owned(), subset.to_owned());
+            let mut there = BTreeMap::new();
+            for remote in world.remotes_of(host) {
+                let healthy = remote.subsets.iter().filter(|(_, presence)| presence.healthy > 0);
+                for (subset, _) in healthy {
+                    // The first is the one that gets the requests.
+                    there.entry(subset.as_str()).or_insert(remote.connected);
+                }
+            }
+            shares.retain(|(of, subset), _| of != host || there.contains_key(subset.as_str()));
+            for (subset, connected) in there {
                 let home = home.get(subset).copied().unwrap_or_default();
-                decided.insert(key.clone(), shares.entry(key.clone()).or_default().next(home, now, hold));
-                wanted.insert(key);
+                let share = shares.entry((host.clone(), subset.to_owned())).or_default();
+                let wanted = share.wanted.next(home, now, patience);
+                share.done = if connected || home.healthy == 0 { wanted } else { 0 };
             }
         }
-        shares.retain(|key, _| wanted.contains(key));
-        let waiting = shares.values().any(Failover::is_waiting);
+        shares.retain(|(host, _), _| imported.contains(host.as_str()));
+        let decided = shares.iter().map(|(key, share)| (key.clone(), share.done)).collect();
         let changed = state.world.set_shares(decided);
         self.publish(&mut state, changed);
-        waiting
+        shares.values().any(|share| share.wanted.is_waiting())
     }
 }
 

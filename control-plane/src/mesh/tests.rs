@@ -220,3 +220,48 @@ async fn a_damaged_record_is_left_out_and_the_others_serve() {
     sessions(&mesh, 1).await;
     assert_eq!(health(&mesh, "n1"), Some(v1::Health::Healthy));
 }
+
+#[tokio::test]
+async fn to_a_silent_data_centre_goes_only_what_nobody_at_home_can_answer() {
+    use weft_core::failover::Patience;
+    let dir = tempfile::tempdir().unwrap();
+    let mesh = open(store(dir.path()).await).await;
+    let peer =
+        |name: &str| crate::world::Peering { datacenter: name.into(), trust_domain: name.into(), root_der: Vec::new() };
+    mesh.set_peers("dc1", vec![peer("dc2"), peer("dc3")]);
+    let there = v1::SubsetSummary { healthy: 1, total: 1, identities: vec!["x".into()], ..Default::default() };
+    let services = vec![v1::ServiceSummary { namespace: "default".into(), name: "order".into(), subsets: vec![there] }];
+    let gateways = vec![v1::PeerGateway { address: "10.9.0.1".into(), port: 15443 }];
+    let told = v1::Summaries { services, gateways, ..Default::default() };
+    mesh.keep_remote("dc2", told.clone()).await.unwrap();
+    let sessions = sessions(&mesh, 3).await;
+    let mut shares = remotes::Shares::new();
+    let mut share = || {
+        let at_once = Patience { away: Duration::ZERO, back: Duration::ZERO };
+        mesh.fail_over(&mut shares, None, std::time::Instant::now(), at_once);
+        let host = "order.default.svc.cluster.local";
+        let remotes = mesh.read(|world| crate::translate::endpoints(world, host)).unwrap().remotes;
+        remotes.iter().map(|remote| (remote.datacenter.clone(), remote.subsets[""].share)).collect::<Vec<_>>()
+    };
+    let dc = |name: &str, share: u32| vec![(name.to_owned(), share)];
+    assert_eq!(share(), dc("dc2", 0));
+    let fall_ill = async |node: usize| {
+        let (check_id, service_id) = ("c".into(), "order-1".into());
+        let check = v1::Check { check_id, service_id, status: "critical".into(), ..v1::Check::default() };
+        let update = v1::CheckUpdate { check: Some(check), removed: false };
+        mesh.update_check(&format!("n{node}"), sessions[node - 1], update).await.unwrap();
+    };
+    fall_ill(1).await;
+    fall_ill(2).await;
+    assert_eq!(share(), dc("dc2", 54));
+    mesh.set_connected("dc2", false);
+    assert_eq!(share(), dc("dc2", 0));
+    // Another that is heard of is better than a preferred one that is not.
+    mesh.keep_remote("dc3", told).await.unwrap();
+    assert_eq!(share(), dc("dc3", 54));
+    mesh.forget_remote("dc3").await.unwrap();
+    fall_ill(3).await;
+    assert_eq!(share(), dc("dc2", 100), "what it said last is better than nothing");
+    mesh.set_connected("dc2", true);
+    assert_eq!(share(), dc("dc2", 100));
+}

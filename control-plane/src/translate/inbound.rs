@@ -53,6 +53,7 @@ fn served(world: &World, host: &Host, instance: &Instance) -> Vec<v1::InboundSer
             protocol: protocol.into(),
             connection_pool: rules.decide(port.policy_number, "").settings.connection_pool,
             namespace: host.namespace.clone(),
+            exported: world.is_exported(&host.name),
         }
     };
     ports::of(world, host).into_iter().map(service).collect()

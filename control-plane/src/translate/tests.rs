@@ -28,7 +28,11 @@ spec:
 
 fn doc(kind: &str, name: &str, namespace: &str, spec: &str) -> String {
     let group = if kind == "PeerAuthentication" { "security" } else { "networking" };
-    let version = if kind == "Service" { "v1".to_owned() } else { format!("{group}.istio.io/v1") };
+    let version = match kind {
+        "Service" => "v1".to_owned(),
+        "ServiceExport" => "multicluster.x-k8s.io/v1alpha1".to_owned(),
+        _ => format!("{group}.istio.io/v1"),
+    };
     format!(
         "apiVersion: {version}\nkind: {kind}\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {spec}\n---\n"
     )
@@ -493,6 +497,12 @@ fn what_policies_and_registrations_show_together() {
     let unknown = [to("default", "{host: nobody}")];
     assert_eq!(told(&unknown, false), Vec::<String>::new());
     assert_eq!(told(&unknown, true), ["host `nobody` means `nobody.default.svc.cluster.local`, which nobody offers"]);
+    let export = |name: &str, namespace| [doc("ServiceExport", name, namespace, "{}")];
+    assert_eq!(told(&export("order-service", "default"), true), Vec::<String>::new());
+    assert_eq!(told(&export("nobody", "default"), false), Vec::<String>::new());
+    let nobody = "`nobody.default.svc.cluster.local`, which this exports, nobody offers";
+    assert_eq!(told(&export("nobody", "default"), true), [nobody]);
+    assert!(told(&export("order-service", "shop"), true)[0].ends_with(&format!("nobody offers; there is `{ORDER}`")));
     let outside = "{hosts: [www.example.com], http: [{route: [{destination: {host: www.example.com}}]}]}";
     assert_eq!(told(&[doc("VirtualService", "v", "default", outside)], true), Vec::<String>::new());
     let two_ports = doc("Service", "order-service", "default", "{ports: [{name: a, port: 80}, {name: b, port: 81}]}");

@@ -19,6 +19,7 @@ pub fn warnings(world: &World, complete: bool) -> Vec<Problem> {
         match &document.object {
             Object::DestinationRule(rule) => of_rule(world, &elsewhere, document, rule, &mut found),
             Object::VirtualService(service) => of_routes(world, &elsewhere, document, service, complete, &mut found),
+            Object::ServiceExport if complete => of_export(world, &elsewhere, document, &mut found),
             _ => {}
         }
     }
@@ -58,6 +59,15 @@ fn gateways_that_are_not(world: &World, found: &mut Vec<Problem>) {
                 found.push(warning(document, None, text));
             }
         }
+    }
+}
+
+/// An export of what is not here.
+fn of_export(world: &World, elsewhere: &Elsewhere<'_>, document: &Document, found: &mut Vec<Problem>) {
+    let host = crate::world::fqdn(&document.name, &document.namespace);
+    if world.host(&host).is_none_or(|host| !host.live) {
+        let hint = elsewhere.hint(&host).map(|hint| format!("; there is {hint}")).unwrap_or_default();
+        found.push(warning(document, None, format!("`{host}`, which this exports, nobody offers{hint}")));
     }
 }
 

@@ -51,6 +51,8 @@ pub(super) struct Remotes {
     datacenter: String,
     peers: Vec<Peering>,
     told: BTreeMap<String, Told>,
+    /// Centres whose control plane cannot be reached from here.
+    cut_off: BTreeSet<String>,
     /// Percent by host and subset.
     shares: BTreeMap<(String, String), u32>,
 }
@@ -61,6 +63,7 @@ impl Default for Remotes {
             datacenter: DEFAULT_DATACENTER.to_owned(),
             peers: Vec::new(),
             told: BTreeMap::new(),
+            cut_off: BTreeSet::new(),
             shares: BTreeMap::new(),
         }
     }
@@ -75,6 +78,8 @@ pub struct RemoteHost<'a> {
     pub gateways: &'a [v1::GatewayAddress],
     /// By subset.
     pub subsets: &'a BTreeMap<String, Presence>,
+    /// Its control plane is heard of: what it has said is so.
+    pub connected: bool,
 }
 
 impl World {
@@ -127,6 +132,21 @@ impl World {
         self.settle(changed, now)
     }
 
+    /// Says whether a data centre is heard of.
+    pub fn set_connected(&mut self, datacenter: &str, connected: bool) -> Changed {
+        let changed = if connected {
+            self.remotes.cut_off.remove(datacenter)
+        } else {
+            self.remotes.cut_off.insert(datacenter.to_owned())
+        };
+        let told = self.remotes.told.get(datacenter).filter(|_| changed);
+        let hosts: BTreeSet<String> = told.map(|told| told.hosts.keys().cloned().collect()).unwrap_or_default();
+        if !hosts.is_empty() {
+            self.version += 1;
+        }
+        Changed { hosts, ..Changed::default() }
+    }
+
     /// Which share of a host's requests goes elsewhere, by host and subset; those not named: none.
     pub fn set_shares(&mut self, shares: BTreeMap<(String, String), u32>) -> Changed {
         let old = std::mem::replace(&mut self.remotes.shares, shares);
@@ -144,14 +164,19 @@ impl World {
         self.remotes.shares.get(&(host.to_owned(), subset.to_owned())).copied().unwrap_or(0)
     }
 
-    /// Where else a host is, the preferred data centre first: those that can be reached and have somebody healthy.
+    /// Where else a host is, the preferred data centre first, those that are silent last: those that have gateways and
+    /// somebody healthy, as far as is known.
     pub fn remotes_of<'a>(&'a self, host: &'a str) -> impl Iterator<Item = RemoteHost<'a>> {
-        self.remotes.peers.iter().filter_map(move |peer| {
-            let told = self.remotes.told.get(&peer.datacenter)?;
-            let subsets = told.hosts.get(host)?;
-            let there = !told.gateways.is_empty() && subsets.values().any(|presence| presence.healthy > 0);
-            there.then_some(RemoteHost { datacenter: &peer.datacenter, gateways: &told.gateways, subsets })
-        })
+        let of = move |peer: &'a Peering| {
+            let datacenter = peer.datacenter.as_str();
+            let told = self.remotes.told.get(datacenter)?;
+            let (gateways, subsets) = (told.gateways.as_slice(), told.hosts.get(host)?);
+            let there = !gateways.is_empty() && subsets.values().any(|presence| presence.healthy > 0);
+            let connected = !self.remotes.cut_off.contains(datacenter);
+            there.then_some(RemoteHost { datacenter, gateways, subsets, connected })
+        };
+        let all = move |connected| self.remotes.peers.iter().filter_map(of).filter(move |r| r.connected == connected);
+        all(true).chain(all(false))
     }
 
     /// Hosts that a peer exports.

@@ -221,6 +221,7 @@ fn inbound_service(message: &v1::InboundService) -> Result<InboundService> {
         port: port_number(message.port).at("port")?,
         protocol: protocol(message.protocol).at("protocol")?,
         pool: connection_pool(message.connection_pool.as_ref()).at("connection_pool")?,
+        exported: message.exported,
     })
 }
 

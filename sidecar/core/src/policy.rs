@@ -319,6 +319,11 @@ impl Inbound {
         self.port_mtls.get(&port).copied().unwrap_or(self.mtls)
     }
 
+    /// Whether callers of other trust domains are taken at a port: where a service is that is exported, and nowhere else.
+    pub fn takes_foreigners(&self, port: u16) -> bool {
+        self.services.iter().any(|service| service.port == port && service.exported)
+    }
+
     /// The service that the workload serves on this port. The first one, where several share it.
     pub fn service(&self, port: u16) -> Option<&InboundService> {
         self.services.iter().find(|service| service.port == port)
@@ -349,4 +354,6 @@ pub struct InboundService {
     pub protocol: Protocol,
     /// The server side of the service's DestinationRule.
     pub pool: ConnectionPool,
+    /// Callers of other trust domains may call it.
+    pub exported: bool,
 }

@@ -412,6 +412,10 @@ fn inbound_is_compiled() {
     assert!(compiled.service(80).is_none());
     // A mode of a later version must not be taken for a lax one.
     assert_eq!(inbound(&v1::Inbound { mtls: 3, ..Default::default() }).unwrap_err().field, "mtls");
+    let service = |port: u32, exported| v1::InboundService { host: "a.b".into(), port, exported, ..Default::default() };
+    let services = vec![service(80, false), service(80, true), service(81, false)];
+    let compiled = inbound(&v1::Inbound { services, ..Default::default() }).unwrap();
+    assert_eq!([80, 81, 82].map(|port| compiled.takes_foreigners(port)), [true, false, false]);
     let bundle =
         |domain: &str, roots: usize| v1::TrustBundle { trust_domain: domain.into(), roots_der: vec![vec![1]; roots] };
     for (trust, want) in [
