@@ -12,10 +12,12 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use http::StatusCode;
 use tokio::sync::Mutex;
+use tokio::time::Instant;
 use weft_agent::refused::Refused;
 use weft_agent::upstream::Upstream;
 use weft_proto::v1::{Check, CheckUpdate, Instance};
 
+use super::lapses::Lapses;
 use crate::discovery::Discovery;
 use crate::mesh::{Mesh, Node, Refusal};
 use crate::registry;
@@ -29,6 +31,7 @@ pub(super) struct Direct {
     /// 0: none yet.
     session: AtomicU64,
     told: Mutex<Told>,
+    lapses: Arc<Lapses>,
     /// What is registered now was registered before a restart: that the store does not answer is no reason to forget it.
     pub(super) restoring: AtomicBool,
 }
@@ -50,6 +53,7 @@ impl Direct {
         name: &str,
         namespace: &str,
         address: IpAddr,
+        lapses: Arc<Lapses>,
     ) -> Direct {
         let node = Node {
             namespace: namespace.to_owned(),
@@ -72,6 +76,7 @@ impl Direct {
             node,
             session: AtomicU64::new(0),
             told: Mutex::default(),
+            lapses,
             restoring: AtomicBool::new(false),
         }
     }
@@ -215,6 +220,10 @@ impl Upstream for Direct {
 
     fn refused(&self) -> Vec<(String, String)> {
         Vec::new()
+    }
+
+    fn may_lapse(&self) -> bool {
+        self.lapses.may_lapse(Instant::now())
     }
 
     /// The token of each request says it, before the agent sees it.

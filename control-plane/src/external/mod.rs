@@ -4,9 +4,10 @@
 //! have one id are apart, and nobody registers another's address. An agent runs here for each such node; its checks go to
 //! that address alone, whatever a request names. The instances have no identity: the mesh speaks plaintext to them.
 //!
-//! [`direct`] takes what is registered to the mesh. Definitions survive a restart, in a file for each node.
+//! [`direct`] takes what is registered to the mesh, `lapses` sees when so many programs fall silent that none is to blame. Definitions survive a restart, in a file for each node.
 
 mod direct;
+mod lapses;
 #[cfg(test)]
 mod tests;
 
@@ -45,6 +46,7 @@ use crate::consul::Caller;
 use crate::discovery::Discovery;
 use crate::mesh::Mesh;
 use direct::Direct;
+use lapses::Lapses;
 
 /// Hosts that programs register from; more are refused.
 const MAX_NODES: usize = 1000;
@@ -58,6 +60,7 @@ pub struct Externals {
     /// Where the files are; `None`: registrations are refused.
     dir: Option<PathBuf>,
     nodes: Mutex<HashMap<String, Arc<Node>>>,
+    lapses: Arc<Lapses>,
 }
 
 struct Node {
@@ -118,7 +121,7 @@ impl Externals {
     /// # Errors
     /// When the folder cannot be made or read.
     pub async fn open(mesh: Arc<Mesh>, discovery: Arc<Discovery>, dir: Option<PathBuf>) -> Result<Arc<Externals>> {
-        let externals = Externals { mesh, discovery, dir, nodes: Mutex::default() };
+        let externals = Externals { mesh, discovery, dir, nodes: Mutex::default(), lapses: Arc::default() };
         if let Some(dir) = &externals.dir {
             let context = || format!("cannot use the folder {}", dir.display());
             std::fs::create_dir_all(dir).with_context(context)?;
@@ -212,10 +215,12 @@ impl Externals {
             let text = format!("programs of {MAX_NODES} hosts are registered without a sidecar already");
             return Err(Refused::new(StatusCode::TOO_MANY_REQUESTS, text));
         }
-        let direct = Direct::new(self.mesh.clone(), self.discovery.clone(), &name, namespace, address);
+        let direct =
+            Direct::new(self.mesh.clone(), self.discovery.clone(), &name, namespace, address, self.lapses.clone());
         let direct = Arc::new(direct);
         let file = dir.join(format!("{name}.json"));
         let local = Local::new(direct.clone(), Arc::new(Outward(address)), Some(file.clone()));
+        self.lapses.watch(&local);
         let tasks = [
             Task(tokio::spawn(local.clone().report()).abort_handle()),
             Task(tokio::spawn(local.clone().keep_saved()).abort_handle()),

@@ -357,3 +357,29 @@ async fn eurekas_clients_register_with_a_token() {
     assert_eq!(ask(&order, "DELETE", "ORDER/h:order:1", "").await.0, 200);
     assert_eq!(fixture.instances("default", "order"), [""; 0]);
 }
+
+#[tokio::test]
+async fn many_that_fall_silent_at_once_are_left_as_they_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let mesh = mesh(dir.path()).await;
+    let fixture = externals(&mesh, dir.path()).await;
+    let callers: Vec<Caller> = (1..=4).map(|n| caller([10, 0, 0, n], "default", &["order"], &[])).collect();
+    let ttl = r#","check":{"CheckID":"alive","TTL":"1s","Status":"passing"}"#;
+    for caller in &callers {
+        fixture.done(caller, "service/register", &registration("order", "order-1", ttl)).await;
+    }
+    let critical = || fixture.instances("default", "order").iter().filter(|shown| shown.ends_with("critical")).count();
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    assert_eq!(critical(), 1, "one alone is a death; the others are late together");
+    // Those who report are well, and one that is silent alone later dies as ever.
+    for caller in &callers {
+        fixture.done(caller, "check/pass/alive", "").await;
+    }
+    for _ in 0..100 {
+        if critical() == 0 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("{:?}", fixture.instances("default", "order"));
+}

@@ -32,6 +32,8 @@ const LIMIT: usize = 1000;
 const ACK_WAIT: Duration = Duration::from_secs(2);
 /// How often output that may wait, and services that have been critical too long, are looked at.
 const TICK: Duration = Duration::from_secs(15);
+/// Pause before it is asked again whether a check may lapse.
+const LAPSE_POLL: Duration = Duration::from_secs(1);
 /// Consul's words where no reason is given.
 const NO_REASON: &str =
     "Maintenance mode is enabled for this service, but no reason was provided. This is a default message.";
@@ -108,6 +110,14 @@ impl Local {
     pub fn service(&self, id: &str) -> Result<Instance, Refused> {
         let held = self.lock();
         held.services.get(id).map(|held| held.service.clone()).ok_or_else(|| Refused::unknown_service(id))
+    }
+
+    /// Checks that their applications report: all of them, and those whose report is overdue.
+    pub fn late_reports(&self, now: Instant) -> (usize, usize) {
+        let held = self.lock();
+        let all = held.checks.values().filter(|entry| matches!(entry.definition.kind, Kind::Ttl(_)));
+        let overdue = all.clone().filter(|entry| entry.state.due().is_some_and(|due| due <= now)).count();
+        (all.count(), overdue)
     }
 
     /// The registered checks as the mesh has them; and one more for each service that the mesh does not have, because it
@@ -486,7 +496,12 @@ impl Sink for Local {
     }
 
     fn expire(&self, check_id: &str) -> Option<Instant> {
-        self.update(check_id, |state| state.expire(Instant::now()));
+        let now = Instant::now();
+        let due = self.lock().checks.get(check_id).and_then(|entry| entry.state.due());
+        if due.is_some_and(|due| due <= now) && !self.upstream.may_lapse() {
+            return Some(now + LAPSE_POLL);
+        }
+        self.update(check_id, |state| state.expire(now));
         self.lock().checks.get(check_id).and_then(|entry| entry.state.due())
     }
 

@@ -168,7 +168,10 @@ impl SavedCheck {
         };
         let status = Status::parse(&self.status).ok_or_else(|| format!("{:?} is not a status", self.status))?;
         // As Consul does (`loadCheckState`): a report counts for as long as it would have without a restart.
-        let lapsed = self.expires.is_some_and(|end| wall > SystemTime::UNIX_EPOCH + Duration::from_secs(end));
+        // Programs beside their agent could not report while it was away, and mostly came and went with it; those elsewhere
+        // had no part in it.
+        let lapsed =
+            own == Own::Pod && self.expires.is_some_and(|end| wall > SystemTime::UNIX_EPOCH + Duration::from_secs(end));
         let left = if lapsed {
             let output = format!("TTL expired (last output before timeout follows): {}", self.output);
             Left { status: Status::Critical, output }

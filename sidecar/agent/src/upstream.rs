@@ -23,6 +23,12 @@ pub trait Upstream: Send + Sync + 'static {
     /// What was taken without being asked about, and is refused now: service id and reason.
     fn refused(&self) -> Vec<(String, String)>;
 
+    /// Whether a check may become critical because its application has not reported in time. Not so when so many fall silent
+    /// at once that it is likelier our fault than theirs.
+    fn may_lapse(&self) -> bool {
+        true
+    }
+
     /// Whether a service of this name may be registered here, as far as that is known without asking; the error is the
     /// registry's words.
     fn may_register(&self, service: &str) -> Result<(), String>;

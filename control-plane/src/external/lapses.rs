@@ -1,0 +1,76 @@
+//! Self-preservation of external programs' checks: their reports come over the network to one place, so that when many
+//! are late at once it is likelier that place's fault than theirs.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use weft_agent::local::Local;
+
+/// A larger share of checks that lapse together is our fault; as for the leases of sidecars, and Eureka's.
+const SHARE: f64 = 0.15;
+/// What lapses within this time lapses together.
+const TOGETHER: Duration = Duration::from_secs(30);
+
+/// All checks that external programs report.
+#[derive(Default)]
+pub(super) struct Lapses(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    agents: Vec<Weak<Local>>,
+    /// When checks lapsed.
+    recent: VecDeque<Instant>,
+    holding: bool,
+}
+
+impl Lapses {
+    /// The checks of one more node.
+    pub(super) fn watch(&self, local: &Arc<Local>) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state.agents.retain(|agent| agent.strong_count() > 0);
+        state.agents.push(Arc::downgrade(local));
+    }
+
+    /// Whether a check whose report is overdue may become critical.
+    pub(super) fn may_lapse(&self, now: Instant) -> bool {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        while state.recent.front().is_some_and(|at| *at + TOGETHER <= now) {
+            state.recent.pop_front();
+        }
+        let counts = state.agents.iter().filter_map(Weak::upgrade).map(|agent| agent.late_reports(now));
+        let (total, overdue) = counts.fold((0, 0), |(all, late), (a, l)| (all + a, late + l));
+        let may = !is_ours(overdue + state.recent.len(), total);
+        if may {
+            state.recent.push_back(now);
+        }
+        if may == std::mem::replace(&mut state.holding, !may) {
+            if may {
+                tracing::info!(total, overdue, "checks of external programs lapse again");
+            } else {
+                let text =
+                    "so many reports of external programs are overdue at once that their checks are left as they are";
+                tracing::warn!(total, overdue, "{text}");
+            }
+        }
+        may
+    }
+}
+
+/// Whether that so many of all are late is our fault. One alone is a death, whatever share of a small registry it is.
+fn is_ours(late: usize, total: usize) -> bool {
+    late > 1 && late as f64 > total as f64 * SHARE
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_at_once_are_our_fault() {
+        for (late, total, ours) in [(1, 1, false), (1, 100, false), (2, 3, true), (15, 100, false), (16, 100, true)] {
+            assert_eq!(is_ours(late, total), ours, "{late} of {total}");
+        }
+    }
+}
