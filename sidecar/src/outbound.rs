@@ -32,7 +32,7 @@ use weft_core::retry::{RetryPolicy, asked};
 use weft_core::route::Route;
 
 use crate::body::{Replay, ResponseBody};
-use crate::call::{Ending, Record};
+use crate::call::{Active, Ending, Record};
 use crate::cluster::ClusterView;
 use crate::directory::ServiceView;
 use crate::http::{
@@ -85,6 +85,8 @@ impl Drop for Downstream {
 /// Serves one request of our application.
 pub async fn request(down: &Arc<Downstream>, request: Request<Incoming>) -> Response<ResponseBody> {
     let start = Instant::now();
+    // A drain waits for an answer that has not begun, too.
+    let active = down.proxy.outbound.begin();
     let (mut parts, mut incoming) = request.into_parts();
     let upgrade = incoming.take_upgrade().filter(|_| wants_upgrade(&parts));
     ensure_request_id(&mut parts.headers);
@@ -98,7 +100,7 @@ pub async fn request(down: &Arc<Downstream>, request: Request<Incoming>) -> Resp
         local: down.local,
     };
     match decide(down, &parts, &view).await {
-        Decision::Send(plan) => call.send(&mut parts, incoming, upgrade, &plan).await,
+        Decision::Send(plan) => call.send(&mut parts, incoming, upgrade, &plan, active).await,
         Decision::Answer(service, route, response) => call.answer(&parts, &service, &route, *response),
         Decision::Secure(mut response) => {
             let mut record = call.record(&parts, down.proxy.metrics.pair(labels::unknown(&down.proxy)));
@@ -133,6 +135,7 @@ struct Kept<'a> {
     upgrade: Option<Upgrade>,
     body: Option<Arc<Replay>>,
     permit: Permit,
+    active: Active,
     /// The response's body too must have ended by then.
     deadline: Option<tokio::time::Instant>,
 }
@@ -145,6 +148,7 @@ impl Call<'_> {
         mut incoming: Incoming,
         upgrade: Option<Upgrade>,
         plan: &Plan,
+        active: Active,
     ) -> Response<ResponseBody> {
         let proxy = &self.down.proxy;
         let cluster = &plan.cluster;
@@ -217,7 +221,7 @@ impl Call<'_> {
         }
         match result {
             Ok(sent) => {
-                let kept = Kept { plan, context, request_headers, upgrade, body, permit, deadline };
+                let kept = Kept { plan, context, request_headers, upgrade, body, permit, active, deadline };
                 self.respond(record, sent, kept)
             }
             Err(failure) => {
@@ -246,7 +250,7 @@ impl Call<'_> {
             request: kept.body.map(|b| b.state.clone()),
             in_flight: Some(in_flight),
             permit: Some(kept.permit),
-            active: Some(self.down.proxy.outbound.begin()),
+            active: Some(kept.active),
             record: Some(record),
         };
         if switching && let Some(client) = kept.upgrade {

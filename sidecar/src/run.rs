@@ -165,7 +165,12 @@ pub fn start(config: Config, application: Application) -> Result<Sidecar> {
     let ports = config.gateway.clone().map(|credentials| {
         let ports = watch::Sender::new(Arc::default());
         let receiver = ports.subscribe();
-        tokio::spawn(gateway::keep(proxy.clone(), credentials, ports));
+        let mut phase = accepting.subscribe();
+        let end = async move {
+            // Never closed: whoever says it has the sender.
+            let _ = phase.wait_for(|phase| *phase == Accepting::Nothing).await;
+        };
+        tokio::spawn(gateway::keep(proxy.clone(), credentials, ports, end));
         receiver
     });
     start_workers(&proxy, &config, listeners, &accepting, ports.as_ref())?;

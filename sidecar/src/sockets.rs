@@ -11,7 +11,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, Type};
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 4096;
@@ -130,6 +130,24 @@ pub fn tcp(address: SocketAddr) -> Result<TcpListener> {
     Ok(socket.into())
 }
 
+/// Lets nobody begin a connection to this listener any more; one that is being made is made, and accepted as any other.
+/// What waits in the kernel's queue when a listener is closed is cut off, requests and all: between this and the end there
+/// is a moment to accept it. Whoever begins meanwhile hears nothing, and is refused when he asks again.
+///
+/// # Errors
+/// When the kernel does not do it.
+pub fn let_nobody_in(listener: &TcpListener) -> std::io::Result<()> {
+    // The flags of the TCP header; where SYN is set the packet is dropped, else it is left as long as it is.
+    let (load_byte, jump_if_set, give) = (0x30, 0x45, 0x06);
+    let (flags, syn) = (13, 2);
+    SockRef::from(listener).attach_filter(&[
+        SockFilter::new(load_byte, 0, 0, flags),
+        SockFilter::new(jump_if_set, 0, 1, syn),
+        SockFilter::new(give, 0, 0, 0),
+        SockFilter::new(give, 0, 0, u32::MAX),
+    ])
+}
+
 /// Takes datagrams at one address.
 ///
 /// # Errors
@@ -138,5 +156,35 @@ pub fn udp(address: SocketAddr) -> std::io::Result<UdpSocket> {
     match handed(address, Type::DGRAM) {
         Some(socket) => Ok(socket.into()),
         None => UdpSocket::bind(address),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{ErrorKind, Write};
+    use std::net::TcpStream;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn who_has_got_in_is_accepted_and_nobody_else_gets_in() {
+        let listener = tcp((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        let at = listener.local_addr().unwrap();
+        let connect = || TcpStream::connect_timeout(&at, Duration::from_millis(200));
+        let mut before = connect().unwrap();
+        let_nobody_in(&listener).unwrap();
+        assert_eq!(connect().unwrap_err().kind(), ErrorKind::TimedOut);
+        let (mut accepted, _) = listener.accept().unwrap();
+        drop(listener);
+        assert_eq!(connect().unwrap_err().kind(), ErrorKind::ConnectionRefused);
+        // Its connection is as any other, both ways and to its end.
+        before.write_all(b"request").unwrap();
+        before.shutdown(std::net::Shutdown::Write).unwrap();
+        accepted.set_nonblocking(false).unwrap();
+        assert_eq!(std::io::read_to_string(&accepted).unwrap(), "request");
+        accepted.write_all(b"answer").unwrap();
+        drop(accepted);
+        assert_eq!(std::io::read_to_string(&before).unwrap(), "answer");
     }
 }

@@ -17,6 +17,8 @@ use crate::sockets;
 
 /// How often certificates are looked at again, and ports that could not be opened tried again.
 const LOOK: Duration = Duration::from_secs(5);
+/// How long a port that is to be closed accepts those who have begun to connect.
+const LAST: Duration = Duration::from_millis(100);
 
 /// What is behind a port at one moment.
 #[derive(Default)]
@@ -37,14 +39,42 @@ impl Doors {
 /// An open port.
 pub struct Port {
     socket: TcpListener,
+    /// Whoever started us keeps it for the next gateway, which accepts those who come meanwhile.
+    kept: bool,
     now: ArcSwap<Doors>,
 }
 
 /// Open ports by number.
 pub type Ports = BTreeMap<u16, Arc<Port>>;
 
-/// Opens and closes ports as the policy says, for ever. `credentials`: the folder of named certificates.
-pub async fn keep(proxy: Arc<Proxy>, credentials: PathBuf, ports: watch::Sender<Arc<Ports>>) {
+/// Opens and closes ports as the policy says, and closes all of them at the `end`. `credentials`: the folder of named
+/// certificates.
+pub async fn keep(
+    proxy: Arc<Proxy>,
+    credentials: PathBuf,
+    ports: watch::Sender<Arc<Ports>>,
+    end: impl Future<Output = ()>,
+) {
+    tokio::select! {
+        () = follow(&proxy, credentials, &ports) => {}
+        () = end => close(&ports).await,
+    }
+}
+
+/// Closes all ports, so that nobody who has got in is cut off.
+async fn close(ports: &watch::Sender<Arc<Ports>>) {
+    let open = ports.borrow().clone();
+    for (number, port) in open.iter().filter(|(_, port)| !port.kept) {
+        if let Err(e) = sockets::let_nobody_in(&port.socket) {
+            tracing::warn!(port = number, "who connects at this moment may be cut off: {e}");
+        }
+    }
+    drop(open);
+    tokio::time::sleep(LAST).await;
+    ports.send_replace(Arc::default());
+}
+
+async fn follow(proxy: &Proxy, credentials: PathBuf, ports: &watch::Sender<Arc<Ports>>) {
     let mut policy = proxy.directory.inbound();
     let mut keeper = tls::Keeper::new(credentials);
     let mut said = BTreeMap::new();
@@ -91,16 +121,19 @@ fn opened(inbound: &Inbound, open: &Ports, keeper: &mut tls::Keeper, said: &mut 
                 port.now.store(doors);
                 Some(port.clone())
             }
-            None => match sockets::tcp_any(number) {
-                Ok(socket) => {
-                    tracing::info!(port = number, "the gateway listens");
-                    Some(Arc::new(Port { socket, now: ArcSwap::new(doors) }))
+            None => {
+                let kept = sockets::is_kept(sockets::any(number));
+                match sockets::tcp_any(number) {
+                    Ok(socket) => {
+                        tracing::info!(port = number, "the gateway listens");
+                        Some(Arc::new(Port { socket, kept, now: ArcSwap::new(doors) }))
+                    }
+                    Err(e) => {
+                        problem = format!("cannot be opened: {e:#}");
+                        None
+                    }
                 }
-                Err(e) => {
-                    problem = format!("cannot be opened: {e:#}");
-                    None
-                }
-            },
+            }
         };
         wanted.extend(port.map(|port| (number, port)));
         // Once for each thing that is wrong, not every few seconds.
