@@ -1,9 +1,11 @@
 """A stock HTTP/1.1 client that makes many requests and prints what came back, one JSON array.
 
 usage: client.py '{"url": ..., "count": N, "concurrency": N, "headers": {...}, "method": ..., "body": ...,
-                   "vary": "header name", "values": [...], "seconds": S, "keep_alive": true}'
+                   "vary": "header name", "values": [...], "seconds": S, "keep_alive": true, "fallback": ...}'
 
 `vary`: the header gets the next of `values` in each request. `seconds`: as many requests as fit, instead of `count`.
+`fallback`: a URL to go on at, for ever, when the first accepts no connection or has closed one after an answer, as behind a
+balancer of connections.
 Each result: {"status": N or 0, "error": text, "headers": {...}, "body": text, "value": ..., "ms": float}
 """
 import http.client
@@ -20,11 +22,19 @@ values = plan.get("values") or [None]
 end = time.monotonic() + plan["seconds"] if "seconds" in plan else None
 results = []
 lock = threading.Lock()
+fallback = urllib.parse.urlsplit(plan["fallback"]) if "fallback" in plan else None
 counter = iter(range(10**9 if end else count))
+
+
+def connect(at):
+    connection = http.client.HTTPConnection(at.hostname, at.port or 80, timeout=plan.get("timeout", 30))
+    connection.connect()
+    return connection
 
 
 def run():
     connection = None
+    at = url
     while True:
         with lock:
             number = next(counter, None)
@@ -38,12 +48,21 @@ def run():
         result = {"status": 0, "value": value}
         try:
             if connection is None:
-                connection = http.client.HTTPConnection(url.hostname, url.port or 80, timeout=plan.get("timeout", 30))
+                try:
+                    connection = connect(at)
+                except ConnectionRefusedError:
+                    if fallback is None:
+                        raise
+                    at = fallback
+                    connection = connect(at)
             path = (url.path or "/") + ("?" + url.query if url.query else "")
             connection.request(plan.get("method", "GET"), path, body=plan.get("body"), headers=headers)
             response = connection.getresponse()
             body = response.read().decode("utf-8", "replace")
             result.update(status=response.status, headers={k.lower(): v for k, v in response.getheaders()}, body=body)
+            result["at"] = at.hostname
+            if response.will_close and fallback and plan.get("keep_alive", True):
+                at = fallback
             if response.will_close or not plan.get("keep_alive", True):
                 connection.close()
                 connection = None

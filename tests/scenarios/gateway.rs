@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use serde_json::json;
 use weft_tests::{Mesh, Pod, Process, binary, tests_dir, wait_for};
 
 use crate::Scenario;
 
 pub(crate) fn all() -> Vec<Scenario> {
-    vec![("a_gateway_serves_callers_without_a_sidecar", gateway)]
+    vec![("a_gateway_serves_callers_without_a_sidecar", gateway), ("sigterm_to_a_gateway_fails_no_request", sigterm)]
 }
 
 /// A CA's file, and files of certificate and key by it for each name.
@@ -205,5 +206,71 @@ fn gateway() -> Result<()> {
     let mut process = process;
     let code = process.wait(Duration::from_secs(10))?;
     ensure!(code == 0, "{code}: {}", process.output());
+    Ok(())
+}
+
+const PLAIN: &str = "
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: edge}
+spec:
+  selector: {istio: ingressgateway}
+  servers:
+  - {port: {number: 8080, name: http, protocol: HTTP}, hosts: ['*']}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: shop}
+spec:
+  hosts: ['*']
+  gateways: [edge]
+  http:
+  - route: [{destination: {host: order-service}}]
+";
+
+/// A gateway in a pod of its own.
+fn another(mesh: &Mesh, name: &str, args: &[&str]) -> Result<(Pod, Process)> {
+    let pod = mesh.pod(name)?;
+    let token = mesh.token("ingress")?.to_string_lossy().into_owned();
+    let (control, data) = (format!("{}:15012", mesh.center.ip), pod.folder("data").to_string_lossy().into_owned());
+    let all = ["gateway", "--control-plane", &control, "--token-file", &token, "--data-dir", &data];
+    let process = pod.spawn("gateway", binary("weft-sidecar")?, &[&all[..], args].concat())?;
+    Ok((pod, process))
+}
+
+/// Callers behind a balancer of connections that has two gateways, of which the first ends.
+fn sigterm() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    mesh.policy("edge.yaml", PLAIN)?;
+    let _order = mesh.instance("order1", "order-service", 8000, &[])?;
+    let (first, mut ending) = another(&mesh, "edge1", &["--drain-limit", "3"])?;
+    let (second, _stays) = another(&mesh, "edge2", &[])?;
+    let outside = mesh.pod("outside")?;
+    let url = |gateway: &Pod, path: &str| format!("http://{}:8080{path}", gateway.ip);
+    for gateway in [&first, &second] {
+        wait_for("a gateway", Duration::from_secs(15), || outside.curl(&["-f", &url(gateway, "/")]))?;
+    }
+    let load = |keep_alive: bool, concurrency: u32| {
+        outside.requests_meanwhile(&json!({
+            "url": url(&first, "/sleep/3"), "fallback": url(&second, "/sleep/3"), "seconds": 8, "concurrency": concurrency,
+            "keep_alive": keep_alive, "method": "POST", "body": "not idempotent",
+        }))
+    };
+    // Those that stay until they are told, and those that come until nobody takes them any more, so many that some are in
+    // the kernel's queue at any moment.
+    let (kept, always_new) = (load(true, 4)?, load(false, 48)?);
+    let slow = outside.requests_meanwhile(&json!({ "url": url(&first, "/sleep/3500") }))?;
+    std::thread::sleep(Duration::from_secs(2));
+    ending.signal("TERM")?;
+    let code = ending.wait(Duration::from_secs(10))?;
+    ensure!(code == 0, "{code}: {}", ending.output());
+    for (what, load) in [("kept", kept), ("always new", always_new), ("slow", slow)] {
+        let results = load.results()?;
+        let failed: Vec<_> = results.iter().filter(|r| r["status"] != 200).take(3).collect();
+        ensure!(failed.is_empty(), "{what}: of {} requests some failed: {failed:?}", results.len());
+        let at = |gateway: &Pod| results.iter().filter(|r| r["at"] == gateway.ip).count();
+        let both = at(&first) > 200 && at(&second) > 200;
+        ensure!(both || what == "slow", "{what}: {} and {}", at(&first), at(&second));
+    }
     Ok(())
 }
