@@ -56,8 +56,24 @@ fn main() -> ExitCode {
         machine::all(),
     ]
     .concat();
+    // Threads begin before the first of the others, and are joined after the last.
+    let waiting: Vec<Trial> = times::waiting().into_iter().map(|waiting| begun(&arguments, waiting)).collect();
     let trials = trials.into_iter().map(|(name, scenario)| Trial::test(name, move || run(scenario)));
-    libtest_mimic::run(&arguments, trials.collect()).exit_code()
+    libtest_mimic::run(&arguments, trials.chain(waiting).collect()).exit_code()
+}
+
+/// A scenario that does little but wait: it runs beside all others, and has its turn at their end.
+fn begun(arguments: &Arguments, (name, scenario): Scenario) -> Trial {
+    let fits = |filter: &String| if arguments.exact { name == filter } else { name.contains(filter.as_str()) };
+    let wanted = !arguments.list
+        && !arguments.ignored
+        && arguments.filter.as_ref().is_none_or(fits)
+        && !arguments.skip.iter().any(fits);
+    let thread = wanted.then(|| std::thread::spawn(move || run(scenario)));
+    Trial::test(name, move || match thread {
+        Some(thread) => thread.join().unwrap_or_else(|_| Err("it panicked".into())),
+        None => run(scenario),
+    })
 }
 
 /// A failure comes with the ends of the logs: it may not happen again.
