@@ -100,7 +100,8 @@ fn mesh_answers() -> Result<()> {
     ensure!(of_node["Services"]["order-service-8080"]["Port"] == 8080, "{of_node}");
     let leader = json("status/leader")?;
     ensure!(leader == format!("{}:15012", mesh.center.ip).as_str(), "{leader}");
-    ensure!(asked(&pod, "PUT", "catalog/register")?.0.contains(" 501 "));
+    ensure!(asked(&pod, "PUT", "catalog/register")?.0.contains(" 403 "), "without --allow-external");
+    ensure!(asked(&pod, "PUT", "txn")?.0.contains(" 501 "), "not supported yet");
     ensure!(asked(&pod, "OPTIONS", "catalog/nodes")?.0.contains("allow: options,get"));
 
     mesh.control_plane.take().map_or(Ok(()), |c| c.signal("KILL"))?;

@@ -16,6 +16,7 @@ use weft_agent::refused::Refused;
 use weft_proto::v1::{Check, Instance};
 
 use super::{Caller, Consul, refused, select};
+use crate::external;
 use crate::mesh::catalog::{Entry, Removal};
 use crate::registry;
 
@@ -139,6 +140,9 @@ fn read(fields: &mut Fields, namespace: &str) -> Result<Entry, String> {
     if node.is_empty() || node.len() > 253 || !node.bytes().all(plain) {
         return Err("Must provide node: a name of letters, digits, '-', '_' and '.'".into());
     }
+    if external::is_node(&node) {
+        return Err(format!("the node name {node} is kept for programs that register at the control plane themselves"));
+    }
     let keeps = fields.flag("skipnodeupdate")?;
     let address = address(&fields.text("address")?, "address")?;
     if address.is_none() && !keeps {
@@ -163,11 +167,11 @@ fn address(text: &str, field: &str) -> Result<Option<IpAddr>, String> {
     }
     let parsed: IpAddr = text.parse().map_err(|_| format!("Invalid {field}: {text:?} is not an IP address"))?;
     let ip = parsed.to_canonical();
-    let link_local = match ip {
-        IpAddr::V4(v4) => v4.is_link_local(),
+    let nobodys = match ip {
+        IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),
         IpAddr::V6(v6) => v6.is_unicast_link_local(),
     };
-    if ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || link_local {
+    if ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || nobodys {
         return Err(format!("Invalid {field}: {ip} is no address by which others reach it"));
     }
     Ok(Some(ip))

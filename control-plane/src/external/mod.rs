@@ -4,7 +4,8 @@
 //! have one id are apart, and nobody registers another's address. An agent runs here for each such node; its checks go to
 //! that address alone, whatever a request names. The instances have no identity: the mesh speaks plaintext to them.
 //!
-//! [`direct`] takes what is registered to the mesh, `lapses` sees when so many programs fall silent that none is to blame. Definitions survive a restart, in a file for each node.
+//! [`direct`] takes what is registered to the mesh, `lapses` sees when so many programs fall silent that none is to blame.
+//! Definitions survive a restart, in a file for each node.
 
 mod direct;
 mod lapses;
@@ -104,6 +105,11 @@ impl Source for Nobody {
 fn node_name(address: IpAddr, namespace: &str) -> String {
     let address = address.to_canonical().to_string().replace(['.', ':'], "-");
     if namespace == "default" { format!("ext-{address}") } else { format!("ext-{address}.{namespace}") }
+}
+
+/// Whether a node's name is of those that programs get here.
+pub fn is_node(name: &str) -> bool {
+    of_node_name(name).is_some()
 }
 
 /// The address and namespace of a node.

@@ -62,13 +62,34 @@ impl Mesh {
             let ends = Instant::now() + self.lease;
             self.lock().sessions.insert(name.to_owned(), Held { session, ends, ejected: Vec::new() });
             match self.write(vec![condition], ops).await {
-                Ok(true) => return Ok(session),
+                Ok(true) => {
+                    self.take_over(&node).await?;
+                    return Ok(session);
+                }
                 Ok(false) => tokio::time::sleep(RETRY / 10).await,
                 Err(store::Error::LeaseEnded) => self.renew_own_lease().await?,
                 Err(e) => return Err(e.into()),
             }
         }
         Err(format!("the node {name} is being registered by several at once").into())
+    }
+
+    /// Who has an identity speaks for his address: what the catalog has there goes, lest the mesh spoke plaintext to it.
+    async fn take_over(&self, node: &Node) -> Result<(), store::Error> {
+        if node.identity.is_empty() || node.address.is_loopback() {
+            return Ok(());
+        }
+        let gone: Vec<_> = {
+            let state = self.lock();
+            let of_catalog = |name: &str| state.nodes.get(name).is_some_and(|held| held.catalog);
+            let there = state.world.at_address(node.address).filter(|instance| of_catalog(&instance.node));
+            there.map(|instance| (instance.key(), instance.host())).collect()
+        };
+        for (key, _) in &gone {
+            let text = "its address is that of a sidecar now: taken out of the catalog";
+            tracing::info!(node = key.node, service = key.service_id, "{text}");
+        }
+        self.remove(&gone).await
     }
 
     fn alive(&self, name: &str, session: u64) -> Op {

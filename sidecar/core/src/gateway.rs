@@ -76,10 +76,14 @@ impl<'a> Inside<'a> {
         (!host.is_empty()).then_some(Inside { port, subset, host })
     }
 
-    /// Which of a service's clusters is meant: that of the port, else that of the logical port, which stands for any.
+    /// Which of a service's clusters is meant: that of the port, else that of the logical port, which stands for any. A
+    /// subset is found whatever its case: server names have none (RFC 6066, 3).
     pub fn cluster(&self, clusters: &[Arc<Cluster>]) -> Option<usize> {
         let of = |port: u16| {
-            clusters.iter().position(|c| *c.host == *self.host && *c.subset == *self.subset && c.port == port)
+            let meant = |c: &Arc<Cluster>| {
+                *c.host == *self.host && c.subset.eq_ignore_ascii_case(self.subset) && c.port == port
+            };
+            clusters.iter().position(meant)
         };
         of(self.port).or_else(|| of(0))
     }
@@ -115,9 +119,14 @@ pub fn service<'a>(
     best.map(|(_, server, service)| (server, service))
 }
 
-/// The server for a TLS server name, of all those of a port; `""`: the client named none, which only `*` takes.
+/// The server for a TLS server name, of all those of a port; `""`: the client named none, which only `*` takes. The hosts
+/// of AUTO_PASSTHROUGH are those of services, inside the name, as in Istio.
 pub fn by_server_name<'a>(servers: &'a [Arc<Server>], name: &str) -> Option<&'a Arc<Server>> {
-    let of = |server: &&Arc<Server>| server.hosts.iter().filter_map(|host| exactness(host, name)).max();
+    let inside = Inside::parse(name).map_or(name, |inside| inside.host);
+    let of = |server: &&Arc<Server>| {
+        let name = if server.auto_passthrough { inside } else { name };
+        server.hosts.iter().filter_map(|host| exactness(host, name)).max()
+    };
     let mut best: Option<(usize, &Arc<Server>)> = None;
     for server in servers {
         if let Some(exact) = of(&server)
@@ -174,6 +183,7 @@ mod tests {
         };
         let declared = [cluster(80, "", "a"), cluster(81, "", "a"), cluster(80, "v2", "a"), cluster(80, "", "b")];
         let logical = [cluster(0, "", "a"), cluster(0, "v2", "a")];
+        let cased = [cluster(80, "Canary", "a")];
         for (clusters, name, want) in [
             (&declared[..], "outbound_.81_._.a", Some(1)),
             (&declared[..], "outbound_.80_.v2_.a", Some(2)),
@@ -181,6 +191,7 @@ mod tests {
             (&declared[..], "outbound_.82_._.a", None),
             (&declared[..], "outbound_.80_._.c", None),
             (&logical[..], "outbound_.80_.v2_.a", Some(1)),
+            (&cased[..], "outbound_.80_.canary_.a", Some(0)),
             (&logical[..], "outbound_.0_._.a", Some(0)),
         ] {
             assert_eq!(Inside::parse(name).unwrap().cluster(clusters), want, "{name}");
@@ -207,5 +218,18 @@ mod tests {
         }
         assert!(by_server_name(&all[1..], "example.org").is_none() && by_server_name(&all[1..], "").is_none());
         assert!(service(&[], "a").is_none());
+        let passing = |host: &str| {
+            let server = server("pass", &[host], &[]);
+            Arc::new(Server { auto_passthrough: true, ..Arc::unwrap_or_clone(server) })
+        };
+        let (order, local) = (passing("order.shop.svc.cluster.local"), passing("*.local"));
+        for (server, name, want) in [
+            (&order, "outbound_.80_.v2_.order.shop.svc.cluster.local", true),
+            (&order, "outbound_.80_._.cart.shop.svc.cluster.local", false),
+            (&local, "outbound_.80_._.cart.shop.svc.cluster.local", true),
+            (&local, "example.org", false),
+        ] {
+            assert_eq!(by_server_name(std::slice::from_ref(server), name).is_some(), want, "{name}");
+        }
     }
 }

@@ -103,7 +103,9 @@ async fn nobody_writes_what_is_anothers() {
         (&db, "register", of("db2", "10.0.0.1"), 500, "belongs to spiffe://cluster.local/ns/default/sa/w1"),
         (&db, "register", of("db2", "127.0.0.1"), 400, "no address by which others reach it"),
         (&db, "register", of("db2", "169.254.169.254"), 400, "no address by which others reach it"),
+        (&db, "register", of("db2", "255.255.255.255"), 400, "no address by which others reach it"),
         (&db, "register", of("db2", "host"), 400, "is not an IP address"),
+        (&db, "register", of("ext-192-0-2-7", "192.0.2.9"), 400, "is kept for programs that register"),
         (&db, "register", of("a b", "192.0.2.9"), 400, "Must provide node"),
         (&db, "register", r#"{"Node":"db2"}"#.to_owned(), 400, "Must provide address"),
         (&db, "register", node(r#""Check":{"Name":"a","Status":"ok"}"#), 400, "Status for checks must"),
@@ -124,6 +126,22 @@ async fn nobody_writes_what_is_anothers() {
     let request = Request::builder().method("PUT").uri("/v1/catalog/register").body(Bytes::from(DB)).unwrap();
     let answered = answer(&closed, &db, request).await;
     assert!(answered.status() == 403 && answered.body().starts_with(b"Permission denied: this control plane takes no"));
+}
+
+#[tokio::test]
+async fn a_sidecar_takes_its_address_from_the_catalog() {
+    let fixture = fixture().await;
+    let db = by_token(&["db"]);
+    let at = |node: &str, address: &str| {
+        format!(r#"{{"Node":"{node}","Address":"{address}","Service":{{"Service":"db","Port":5432}}}}"#)
+    };
+    for body in [at("db1", "10.0.0.8"), at("db2", "10.0.0.9")] {
+        assert_eq!(put(&fixture, "register", &db, &body).await.0, 200);
+    }
+    fixture.consul.mesh.begin_session("n8", sidecar("default", 8, "")).await.unwrap();
+    assert_eq!(fixture.column("/v1/catalog/service/db", "/Address").await, ["10.0.0.9"]);
+    let (status, text) = put(&fixture, "register", &db, &at("db1", "10.0.0.8")).await;
+    assert!(status == 500 && text.contains("belongs to"), "{status} {text}");
 }
 
 #[tokio::test]
