@@ -6,8 +6,6 @@
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa,
     Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
@@ -92,10 +90,10 @@ impl Ca {
 
     /// The root certificate as PEM.
     pub fn root_pem(&self) -> String {
-        let text = STANDARD.encode(&self.root);
-        // The alphabet is ASCII: every piece is text.
-        let lines: Vec<String> = text.as_bytes().chunks(64).map(|line| String::from_utf8_lossy(line).into()).collect();
-        format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
+        pem::encode_config(
+            &pem::Pem::new("CERTIFICATE", self.root.to_vec()),
+            pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF),
+        )
     }
 
     /// SHA-256 of the root certificate, as join tokens carry it.

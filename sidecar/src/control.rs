@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
+use futures::future::BoxFuture;
 use hyper_util::rt::TokioIo;
 use rand::RngExt;
 use rustls_pki_types::ServerName;
@@ -16,8 +17,9 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint};
-use weft_proto::v1::SignRequest;
+use weft_agent::connect::{Leaf, Signer};
 use weft_proto::v1::identity_client::IdentityClient;
+use weft_proto::v1::{SignRequest, SignResponse};
 
 use crate::connect;
 use crate::identity::{Credentials, Identity, PendingKey, TokenClaims};
@@ -114,6 +116,15 @@ impl Control {
     /// # Errors
     /// When no control plane answers or it refuses; its words are kept.
     pub async fn join(&self) -> Result<()> {
+        let (pending, signed) = self.signed().await?;
+        let credentials = pending.finish(signed)?;
+        tracing::info!(id = %credentials.id, "certificate signed");
+        self.identity.install(credentials).await;
+        Ok(())
+    }
+
+    /// A new key, and what a control plane has signed for it.
+    async fn signed(&self) -> Result<(PendingKey, SignResponse)> {
         let token = || -> Result<String> {
             let file = self.token_file.as_ref().context("a join token is needed: --token-file")?;
             std::fs::read_to_string(file).with_context(|| format!("cannot read the join token {}", file.display()))
@@ -131,14 +142,10 @@ impl Control {
             }
         };
         let signed = tokio::time::timeout(SIGN_TIMEOUT, IdentityClient::new(channel).sign(request)).await;
-        let signed = match signed.context("the control plane did not sign in time")? {
-            Ok(signed) => signed.into_inner(),
+        match signed.context("the control plane did not sign in time")? {
+            Ok(signed) => Ok((pending, signed.into_inner())),
             Err(status) => bail!("the control plane refused to sign our certificate: {}", status.message()),
-        };
-        let credentials = pending.finish(signed)?;
-        tracing::info!(id = %credentials.id, "certificate signed");
-        self.identity.install(credentials).await;
-        Ok(())
+        }
     }
 
     /// Renews at half life for ever. `renewed` is told after each.
@@ -166,6 +173,21 @@ impl Control {
                 }
             }
         }
+    }
+}
+
+impl Signer for Control {
+    fn sign(&self) -> BoxFuture<'_, Result<Leaf>> {
+        Box::pin(async {
+            let (pending, signed) = self.signed().await?;
+            let leaf = pending.finish_leaf(&signed)?;
+            tracing::info!(id = leaf.uri, "certificate signed for a program of this pod");
+            Ok(leaf)
+        })
+    }
+
+    fn services(&self) -> Vec<String> {
+        self.identity.current().map(|held| held.services.clone()).unwrap_or_default()
     }
 }
 

@@ -20,6 +20,7 @@ use rustls::crypto::CryptoProvider;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde::{Deserialize, Serialize};
 use verify::{Domains, MeshVerifier, Trust};
+use weft_agent::connect::Leaf;
 use weft_core::identity::SpiffeId;
 
 /// ALPN names between sidecars: they say that this is mesh TLS and what is inside.
@@ -338,6 +339,28 @@ impl PendingKey {
             services: signed.services,
         };
         Credentials::new(stored, Bundles::new())
+    }
+
+    /// The same for a program, which gets the key.
+    ///
+    /// # Errors
+    /// When the answer cannot be read.
+    pub fn finish_leaf(self, signed: &weft_proto::v1::SignResponse) -> Result<Leaf> {
+        let first = signed.chain_der.first().context("no certificate in the chain")?;
+        let first = CertificateDer::from(first.as_slice());
+        let (_, parsed) = x509_parser::parse_x509_certificate(&first).context("the certificate cannot be read")?;
+        let (not_before, not_after) = validity(&first)?;
+        let lines = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
+        let chain: Vec<pem::Pem> =
+            signed.chain_der.iter().map(|der| pem::Pem::new("CERTIFICATE", der.as_slice())).collect();
+        Ok(Leaf {
+            serial: parsed.raw_serial_as_string(),
+            certificate_pem: pem::encode_many_config(&chain, lines),
+            private_key_pem: pem::encode_config(&pem::Pem::new("PRIVATE KEY", self.key.serialize_der()), lines),
+            uri: spiffe_id(&first)?.to_string(),
+            not_before,
+            not_after,
+        })
     }
 }
 

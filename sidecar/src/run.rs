@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use tokio::sync::watch;
+use weft_agent::connect::Leaves;
 use weft_agent::datacenter::Datacenter;
 use weft_agent::local::Local;
 use weft_agent::{Agent, definitions, entry};
@@ -185,6 +186,7 @@ pub fn start(config: Config, application: Application) -> Result<Sidecar> {
         ),
         mesh: weft_agent::forward::Forwarder::new(Asked(control.clone())),
         node: node.clone(),
+        leaves: config.connect_leaf.then(|| Leaves::new(control.clone())),
         datacenter: datacenter.clone(),
         eureka: Default::default(),
         towards: control.address().parse().unwrap_or(ELSEWHERE),

@@ -13,6 +13,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         ("python_consul_in_three_pods_with_one_service_id", three_pods),
         ("python_consul_uses_the_whole_agent", whole_agent),
         ("the_agent_answers_for_the_mesh_while_the_control_plane_is_away", mesh_answers),
+        ("programs_get_certificates_where_that_is_allowed", leaf),
         ("health_decides_who_is_called", health),
         ("programs_check_health_where_that_is_allowed", scripts),
         ("exec_runs_a_command_in_the_mesh", exec),
@@ -122,6 +123,32 @@ fn mesh_answers() -> Result<()> {
         ensure!(head.contains(" 200 ") && !head.contains("x-cache"), "{head}");
         Ok(())
     })
+}
+
+/// A program that speaks mutual TLS itself, past its sidecar.
+fn leaf() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    mesh.policy(
+        "strict.yaml",
+        "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: default}\nspec: {mtls: {mode: STRICT}}\n",
+    )?;
+    let order = mesh.instance("order1", "order-service", 8080, &[])?;
+    let (plain, program) = (mesh.pod("plain")?, mesh.pod("frontend")?);
+    let _plain = mesh.sidecar(&plain, "frontend", &[])?;
+    let (head, text) = asked(&plain, "GET", "agent/connect/ca/leaf/frontend")?;
+    ensure!(head.contains(" 403 ") && text.contains("--connect-leaf"), "{head} {text}");
+    let _sidecar = mesh.sidecar(&program, "frontend", &["--connect-leaf"])?;
+    let (head, text) = asked(&program, "GET", "agent/connect/ca/leaf/order-service")?;
+    ensure!(head.contains(" 403 ") && text.contains("may be: frontend"), "{head} {text}");
+    let script = tests_dir().join("clients/leaf.py").to_string_lossy().into_owned();
+    let answer = program.run("python3", &[&script, "frontend", &order.pod.ip, "8080"])?;
+    let answer: serde_json::Value = serde_json::from_str(&answer)?;
+    let named = answer["uri"] == "spiffe://cluster.local/ns/default/sa/frontend";
+    let known = answer["body"].as_str().is_some_and(|body| body.contains("sa/frontend"));
+    ensure!(named && known && answer["status"] == 200, "{answer}");
+    let shown = asked(&program, "GET", "health/connect/order-service")?.1;
+    ensure!(shown.contains("order-service-8080"), "{shown}");
+    Ok(())
 }
 
 fn health() -> Result<()> {

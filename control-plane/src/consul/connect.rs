@@ -1,7 +1,7 @@
 //! The mesh's roots, in the form of Consul's `connect/ca/roots`: for programs that verify certificates themselves.
 //!
-//! Leaves are not given: keys never leave their sidecar, and the mesh's identities (`spiffe://<trust domain>/ns/<namespace>/
-//! sa/<account>`) are not those that Consul's connect clients look for (`.../ns/<namespace>/dc/<datacenter>/svc/<service>`).
+//! The mesh's identities (`spiffe://<trust domain>/ns/<namespace>/sa/<account>`) are not those that Consul's connect clients
+//! look for (`.../ns/<namespace>/dc/<datacenter>/svc/<service>`).
 
 use rustls_pki_types::CertificateDer;
 use serde_json::{Value, json};

@@ -22,11 +22,13 @@ pub(crate) fn is_forwarded(path: &str) -> bool {
     matches!(
         endpoint,
         Ok(Endpoint::HealthService(_)
+            | Endpoint::HealthConnect(_)
             | Endpoint::HealthChecks(_)
             | Endpoint::HealthNode(_)
             | Endpoint::HealthState(_)
             | Endpoint::CatalogServices
             | Endpoint::CatalogService(_)
+            | Endpoint::CatalogConnect(_)
             | Endpoint::CatalogNodes
             | Endpoint::CatalogNode(_))
     )

@@ -26,11 +26,13 @@ pub(super) async fn read(
 ) -> Result<Answered, Refused> {
     let reader = Reader { consul, caller, query };
     let (body, index) = match endpoint {
-        Endpoint::HealthService(service) => reader.health_service(&service).await?,
+        Endpoint::HealthService(service) => reader.health_service(&service, Wanting::All).await?,
+        Endpoint::HealthConnect(service) => reader.health_service(&service, Wanting::Mtls).await?,
         Endpoint::HealthChecks(service) => reader.health_checks(&service).await?,
         Endpoint::HealthNode(node) => reader.health_node(&node).await?,
         Endpoint::HealthState(state) => reader.health_state(&state).await?,
-        Endpoint::CatalogService(service) => reader.catalog_service(&service).await?,
+        Endpoint::CatalogService(service) => reader.catalog_service(&service, Wanting::All).await?,
+        Endpoint::CatalogConnect(service) => reader.catalog_service(&service, Wanting::Mtls).await?,
         Endpoint::CatalogServices => reader.catalog_services().await?,
         Endpoint::CatalogNodes => reader.catalog_nodes().await?,
         Endpoint::CatalogNode(node) => reader.catalog_node(&node).await?,
@@ -69,6 +71,20 @@ fn leader(consul: &Consul, caller: &Caller) -> String {
 /// An answer's body and its index.
 type Indexed = Result<(Value, u64), Refused>;
 
+/// Which instances of a service.
+#[derive(Clone, Copy)]
+enum Wanting {
+    All,
+    /// Those that take mutual TLS: whoever has an identity does.
+    Mtls,
+}
+
+impl Wanting {
+    fn has(self, row: &Row) -> bool {
+        matches!(self, Wanting::All) || !row.instance.identity.is_empty()
+    }
+}
+
 struct Reader<'a> {
     consul: &'a Consul,
     caller: &'a Caller,
@@ -76,11 +92,12 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    async fn health_service(&self, service: &str) -> Indexed {
+    async fn health_service(&self, service: &str, wanting: Wanting) -> Indexed {
         let passing = self.query.passing().map_err(Refused::bad)?;
         let (rows, index) = self.of_service(service).await?;
         let serves = |row: &&Row| !passing || row.checks().all(|check| check.status == "passing");
-        let items = filtered(rows.iter().filter(serves).map(shapes::health_item), self.query)?;
+        let rows = rows.iter().filter(|row| wanting.has(row)).filter(serves);
+        let items = filtered(rows.map(shapes::health_item), self.query)?;
         Ok((Value::Array(items), index))
     }
 
@@ -113,9 +130,10 @@ impl Reader<'_> {
         Ok((Value::Array(items), index))
     }
 
-    async fn catalog_service(&self, service: &str) -> Indexed {
+    async fn catalog_service(&self, service: &str, wanting: Wanting) -> Indexed {
         let (rows, index) = self.of_service(service).await?;
-        let items = filtered(rows.iter().map(shapes::catalog_item), self.query)?;
+        let rows = rows.iter().filter(|row| wanting.has(row));
+        let items = filtered(rows.map(shapes::catalog_item), self.query)?;
         Ok((Value::Array(items), index))
     }
 

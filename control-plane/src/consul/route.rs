@@ -9,6 +9,8 @@ use weft_agent::refused::Refused;
 pub enum Endpoint {
     /// `health/service/:service`
     HealthService(String),
+    /// `health/connect/:service`
+    HealthConnect(String),
     /// `health/checks/:service`
     HealthChecks(String),
     /// `health/node/:node`
@@ -19,6 +21,8 @@ pub enum Endpoint {
     CatalogServices,
     /// `catalog/service/:service`
     CatalogService(String),
+    /// `catalog/connect/:service`
+    CatalogConnect(String),
     /// `catalog/nodes`
     CatalogNodes,
     /// `catalog/node/:node`
@@ -77,12 +81,14 @@ pub enum Missed {
 /// What a name follows, what it is of where it is missing, and the endpoint with that name.
 type Named = (&'static str, &'static str, fn(String) -> Endpoint);
 
-const NAMED: [Named; 10] = [
+const NAMED: [Named; 12] = [
     ("health/service", "service name", Endpoint::HealthService),
+    ("health/connect", "service name", Endpoint::HealthConnect),
     ("health/checks", "service name", Endpoint::HealthChecks),
     ("health/node", "node name", Endpoint::HealthNode),
     ("health/state", "check state", Endpoint::HealthState),
     ("catalog/service", "service name", Endpoint::CatalogService),
+    ("catalog/connect", "service name", Endpoint::CatalogConnect),
     ("catalog/node", "node name", Endpoint::CatalogNode),
     ("session/destroy", "session", Endpoint::SessionDestroy),
     ("session/renew", "session", Endpoint::SessionRenew),
@@ -91,7 +97,7 @@ const NAMED: [Named; 10] = [
 ];
 
 /// What Consul has and this mesh has not, by the beginning of the path, and what there is instead.
-const REFUSED: [(&str, &str); 13] = [
+const REFUSED: [(&str, &str); 12] = [
     ("acl", "what a sidecar may do is said by its join token (weftctl token create)"),
     ("operator", "there are no servers to operate; weftctl status shows the mesh"),
     ("snapshot", "back up by weftctl snapshot save"),
@@ -99,13 +105,8 @@ const REFUSED: [(&str, &str); 13] = [
     ("peerings", "clusters are not peered"),
     ("query", "routes and failover are policies (VirtualService, DestinationRule)"),
     ("config", "policies are Istio's documents (weftctl apply)"),
-    ("health/connect", "calls to what health/service lists are mutual TLS by the caller's sidecar"),
-    ("catalog/connect", "calls to what catalog/service lists are mutual TLS by the caller's sidecar"),
-    (
-        "connect",
-        "keys never leave their sidecar, and identities are spiffe://<trust domain>/ns/<namespace>/sa/<account>; only \
-         connect/ca/roots is answered",
-    ),
+    ("connect/ca/leaf", "a program's certificate comes from the sidecar beside it (weft-sidecar run --connect-leaf)"),
+    ("connect", "who may call whom is said by policies; of connect only ca/roots and ca/leaf are answered"),
     ("txn", "transactions of several keys are not supported yet; kv takes cas"),
     ("event", "events are not supported yet"),
     ("coordinate", "near sorts by the locality of sidecars"),
@@ -169,6 +170,7 @@ mod tests {
         let get = |path: &str| route(&Method::GET, path);
         assert_eq!(get("/v1/health/service/a%2Fb/c"), Ok(Endpoint::HealthService("a/b/c".into())));
         assert_eq!(get("/v1/catalog/service/order"), Ok(Endpoint::CatalogService("order".into())));
+        assert_eq!(get("/v1/health/connect/a"), Ok(Endpoint::HealthConnect("a".into())));
         assert_eq!(get("/v1/catalog/services"), Ok(Endpoint::CatalogServices));
         assert_eq!(get("/v1/query"), Ok(Endpoint::Queries));
         assert_eq!(get("/v1/kv/a%2Fb/c"), Ok(Endpoint::Pair("a/b/c".into())));
@@ -195,8 +197,9 @@ mod tests {
                 "/v1/acl/tokens of Consul's API is not supported by this mesh: what a",
             ),
             (Method::GET, "/v1/snapshot", 501, "back up"),
-            (Method::GET, "/v1/health/connect/order", 501, "mutual TLS"),
-            (Method::GET, "/v1/connect/intentions", 501, "only connect/ca/roots"),
+            (Method::GET, "/v1/connect/intentions", 501, "only ca/roots and ca/leaf"),
+            (Method::GET, "/v1/agent/connect/ca/leaf/order", 501, "--connect-leaf"),
+            (Method::POST, "/v1/agent/connect/authorize", 501, "policies"),
             (Method::POST, "/v1/query", 501, "policies"),
             (Method::GET, "/v1/query/a/execute", 501, "policies"),
             (Method::GET, "/v1/healthy", 501, "not supported"),

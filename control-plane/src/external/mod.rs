@@ -236,6 +236,7 @@ impl Externals {
             local,
             mesh: Forwarder::new(Nobody),
             node: name.clone(),
+            leaves: None,
             eureka: Default::default(),
             towards: (address, 9).into(),
         };

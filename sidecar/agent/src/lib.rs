@@ -11,6 +11,7 @@
 
 pub mod answer;
 pub mod checks;
+pub mod connect;
 pub mod datacenter;
 pub mod decode;
 pub mod definitions;
@@ -41,6 +42,7 @@ use serde_json::json;
 use answer::Answered;
 use checks::state::Status;
 use checks::target::{self, Own};
+use connect::Leaves;
 use datacenter::Datacenter;
 use forward::Forwarder;
 use listen::Answers;
@@ -59,6 +61,8 @@ pub struct Agent {
     pub node: String,
     /// Where it is.
     pub datacenter: Datacenter,
+    /// Certificates for programs here; `None`: they get none.
+    pub leaves: Option<Leaves>,
     /// Whose turn it is to change what Eureka's API has registered.
     pub eureka: eureka::Turn,
     /// Where the control plane is: tells which of our addresses is the pod's.
@@ -146,6 +150,12 @@ impl Agent {
                     &json!([shapes::member(&self.node, &self.address(), &self.datacenter.name())]),
                     query,
                 ));
+            }
+            Endpoint::ConnectLeaf(service) => {
+                let text = "Permission denied: programs get no certificates here (weft-sidecar run --connect-leaf); the calls \
+                            of a program without one are mutual TLS by its sidecar";
+                let leaves = self.leaves.as_ref().ok_or_else(|| Refused::new(StatusCode::FORBIDDEN, text))?;
+                return leaves.answer(&service, query).await;
             }
             Endpoint::AgentVersion => return Ok(answer::json(&shapes::version(), query)),
         }

@@ -38,6 +38,8 @@ pub enum Endpoint {
     AgentMembers,
     /// `agent/version`
     AgentVersion,
+    /// `agent/connect/ca/leaf/:service`
+    ConnectLeaf(String),
 }
 
 /// Why a request reaches no endpoint.
@@ -53,6 +55,8 @@ pub enum Missed {
     Method(&'static str),
 }
 
+const LEAF: &str = "agent/connect/ca/leaf/";
+
 /// What an id follows, the method, and the endpoint with that id.
 type Prefix = (&'static str, &'static str, fn(String) -> Endpoint);
 
@@ -63,15 +67,17 @@ type Prefix = (&'static str, &'static str, fn(String) -> Endpoint);
 pub fn route(method: &Method, path: &str) -> Result<Endpoint, Missed> {
     use Endpoint::{
         AgentChecks, AgentHealthOfId, AgentHealthOfName, AgentMembers, AgentSelf, AgentService, AgentServices,
-        AgentVersion, DeregisterCheck, DeregisterService, Maintenance, RegisterCheck, RegisterService, ReportCheck,
-        UpdateCheck,
+        AgentVersion, ConnectLeaf, DeregisterCheck, DeregisterService, Maintenance, RegisterCheck, RegisterService,
+        ReportCheck, UpdateCheck,
     };
     let path = path.strip_prefix("/v1/").ok_or(Missed::NoPage)?;
-    if (path != "agent" && !path.starts_with("agent/")) || path.starts_with("agent/connect/") {
+    let of_agent = path == "agent" || path.starts_with("agent/");
+    // What is of the mesh's certificates is asked of the control plane, but for the pod's own.
+    if !of_agent || (path.starts_with("agent/connect/") && !path.starts_with(LEAF)) {
         return Err(Missed::Elsewhere);
     }
     // Longer prefixes first: what follows one is an id, whatever is in it.
-    let prefixes: [Prefix; 10] = [
+    let prefixes: [Prefix; 11] = [
         ("agent/service/deregister/", "PUT", DeregisterService),
         ("agent/service/maintenance/", "PUT", Maintenance),
         ("agent/check/deregister/", "PUT", DeregisterCheck),
@@ -82,6 +88,7 @@ pub fn route(method: &Method, path: &str) -> Result<Endpoint, Missed> {
         ("agent/health/service/id/", "GET", AgentHealthOfId),
         ("agent/health/service/name/", "GET", AgentHealthOfName),
         ("agent/service/", "GET", AgentService),
+        (LEAF, "GET", ConnectLeaf),
     ];
     let (allowed, endpoint) = match path {
         "agent/service/register" => ("PUT", RegisterService),
@@ -116,12 +123,15 @@ mod tests {
         assert_eq!(put("/v1/agent/service/deregister/a/b"), Ok(Endpoint::DeregisterService("a/b".into())));
         assert_eq!(put("/v1/agent/check/pass/service:a+1"), Ok(Endpoint::ReportCheck("passing", "service:a+1".into())));
         assert_eq!(get("/v1/agent/service/web%zz"), Ok(Endpoint::AgentService("web%zz".into())));
+        assert_eq!(get("/v1/agent/connect/ca/leaf/order"), Ok(Endpoint::ConnectLeaf("order".into())));
         assert_eq!(get("/v1/agent/check/pass/x"), Err(Missed::Method("PUT")));
         for (path, missed) in [
             ("/v1/agent/service/", Missed::Unsupported),
             ("/v1/agent/host", Missed::Unsupported),
             ("/v1/health/service/order", Missed::Elsewhere),
             ("/v1/agent/connect/ca/roots", Missed::Elsewhere),
+            ("/v1/agent/connect/authorize", Missed::Elsewhere),
+            ("/v1/agent/connect/ca/leaf/", Missed::Unsupported),
             ("/v1/agents", Missed::Elsewhere),
             ("/v1/", Missed::Elsewhere),
             ("/ui/", Missed::NoPage),

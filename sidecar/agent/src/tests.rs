@@ -65,6 +65,7 @@ pub(crate) fn pod_with(file: Option<PathBuf>) -> Pod {
         local: Local::new(Arc::new(Accepting), Arc::new(Plain), file),
         mesh: Forwarder::new(World),
         node: "pod-1234".into(),
+        leaves: None,
         eureka: Default::default(),
         towards: ([127, 0, 0, 1], 1).into(),
     });

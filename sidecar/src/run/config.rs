@@ -48,6 +48,10 @@ pub struct Config {
     /// Let health checks run programs (Args): whoever may register can then run what he likes as this proxy's user.
     #[arg(long)]
     pub enable_script_checks: bool,
+    /// Give programs of this pod certificates of its identity, each with a key of its own (agent/connect/ca/leaf): whoever
+    /// reads one is this pod for as long as the certificate is good, wherever he is.
+    #[arg(long)]
+    pub connect_leaf: bool,
     /// Label of this pod, key=value; repeatable.
     #[arg(long = "label", value_parser = key_value)]
     pub labels: Vec<(String, String)>,
@@ -163,6 +167,7 @@ impl From<GatewayConfig> for Config {
             health_interval: 5,
             agent_api: Listen(None),
             enable_script_checks: false,
+            connect_leaf: false,
             eureka_api: Listen(None),
             labels: if given.labels.is_empty() { default() } else { given.labels },
             workload: Some(given.workload),

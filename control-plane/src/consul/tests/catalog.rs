@@ -140,6 +140,11 @@ async fn a_sidecar_takes_its_address_from_the_catalog() {
     }
     fixture.consul.mesh.begin_session("n8", sidecar("default", 8, "")).await.unwrap();
     assert_eq!(fixture.column("/v1/catalog/service/db", "/Address").await, ["10.0.0.9"]);
+    // It has no identity: nobody speaks mutual TLS to it.
+    for connect in ["health/connect/db", "catalog/connect/db"] {
+        assert_eq!(fixture.get(&format!("/v1/{connect}")).await, serde_json::json!([]), "{connect}");
+    }
+    assert_eq!(fixture.column("/v1/health/connect/cart", "/Node/Node").await, ["n2"]);
     let (status, text) = put(&fixture, "register", &db, &at("db1", "10.0.0.8")).await;
     assert!(status == 500 && text.contains("belongs to"), "{status} {text}");
 }
