@@ -99,6 +99,14 @@ impl Node {
         parse_int(self.plain()?)
     }
 
+    /// A number, with a fraction or without; finite.
+    pub fn as_f64(&self) -> Option<f64> {
+        let text = self.plain()?;
+        // What `parse` takes besides numbers (inf, nan) begins otherwise.
+        let digits = text.trim_start_matches(['-', '+']).starts_with(|c: char| c.is_ascii_digit() || c == '.');
+        text.parse().ok().filter(|number: &f64| digits && number.is_finite())
+    }
+
     /// What it is, for messages.
     pub fn describe(&self) -> &'static str {
         match &self.value {

@@ -8,9 +8,10 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use weft_core::balance::Balancer;
+use weft_core::balance::{Balancer, Here};
 use weft_core::endpoint::{Endpoint, EndpointConfig, for_cluster};
 use weft_core::limits::ClusterLimits;
+use weft_core::locality::Place;
 use weft_core::outcome::Outcome;
 use weft_core::outlier::Detector;
 use weft_core::policy::{Cluster, ConnectionPool, OutlierDetection};
@@ -37,6 +38,8 @@ pub struct ClusterView {
     pub endpoints: Vec<Arc<Endpoint>>,
     /// Limits and connections.
     pub shared: Arc<Shared>,
+    /// Where this proxy is.
+    place: Arc<Place>,
     balancer: ArcSwap<Balancer>,
     detector: Option<Detector>,
     /// Of those endpoints that are gateways of other data centres.
@@ -47,8 +50,13 @@ pub struct ClusterView {
 }
 
 impl ClusterView {
-    /// The view of `config` with `endpoints`, taking over from `previous` what survives.
-    pub fn new(config: Arc<Cluster>, endpoints: &[Arc<EndpointConfig>], previous: Option<&ClusterView>) -> ClusterView {
+    /// The view of `config` with `endpoints` for a proxy at `place`, taking over from `previous` what survives.
+    pub fn new(
+        config: Arc<Cluster>,
+        endpoints: &[Arc<EndpointConfig>],
+        place: &Arc<Place>,
+        previous: Option<&ClusterView>,
+    ) -> ClusterView {
         let old = previous.map(|p| p.endpoints.as_slice()).unwrap_or_default();
         let endpoints = for_cluster(&config, endpoints, old);
         let shared = match previous {
@@ -79,13 +87,21 @@ impl ClusterView {
             .outlier
             .clone()
             .map(|policy| Detector::new(policy, here, previous.and_then(|p| p.detector.as_ref())));
-        let balancer = ArcSwap::from_pointee(Balancer::new(
-            &config,
-            &endpoints,
-            previous.map(|p| p.balancer.load_full()).as_deref(),
-        ));
+        let before = previous.map(|p| p.balancer.load_full());
+        let here = Here { place, now: Instant::now() };
+        let balancer = ArcSwap::from_pointee(Balancer::new(&config, &endpoints, here, before.as_deref()));
         let pairs = endpoints.iter().map(|endpoint| (endpoint.state.id(), OnceLock::new())).collect();
-        ClusterView { config, endpoints, shared, balancer, detector, gateways, pairs, no_pair: OnceLock::new() }
+        ClusterView {
+            config,
+            endpoints,
+            place: place.clone(),
+            shared,
+            balancer,
+            detector,
+            gateways,
+            pairs,
+            no_pair: OnceLock::new(),
+        }
     }
 
     /// The cluster of what no service of the mesh is: dialed as addressed, not limited. A connection serves
@@ -93,7 +109,7 @@ impl ClusterView {
     pub fn passthrough(requests: u32) -> ClusterView {
         let pool = ConnectionPool { max_requests_per_connection: requests, ..Default::default() };
         let config = Cluster::original_destination("PassthroughCluster", "PassthroughCluster", pool);
-        ClusterView::new(Arc::new(config), &[], None)
+        ClusterView::new(Arc::new(config), &[], &Arc::default(), None)
     }
 
     /// Labels of our calls to one of the endpoints; `None`: none was chosen.
@@ -143,10 +159,18 @@ impl ClusterView {
         }
     }
 
+    /// Gives endpoints that are warming up what they have come to since.
+    pub fn warm(&self) {
+        if self.balancer.load().is_warming() {
+            self.rebalance();
+        }
+    }
+
     fn rebalance(&self) {
         // Race window: two rebuild at once, and the older result may be stored last. The next ejection or tick mends it;
         // until then one endpoint more or less is in use.
         let old = self.balancer.load_full();
-        self.balancer.store(Arc::new(Balancer::new(&self.config, &self.endpoints, Some(&old))));
+        let here = Here { place: &self.place, now: Instant::now() };
+        self.balancer.store(Arc::new(Balancer::new(&self.config, &self.endpoints, here, Some(&old))));
     }
 }

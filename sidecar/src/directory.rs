@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, oneshot, watch};
+use weft_core::locality::Place;
 use weft_core::policy::{Inbound, Service};
 
 use crate::cluster::ClusterView;
@@ -90,6 +91,8 @@ pub struct Directory {
     ready: watch::Sender<bool>,
     inbound: watch::Sender<Option<Arc<Inbound>>>,
     start: Instant,
+    /// Where this proxy is.
+    place: Arc<Place>,
 }
 
 impl Directory {

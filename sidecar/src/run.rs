@@ -19,6 +19,7 @@ use weft_agent::connect::Leaves;
 use weft_agent::datacenter::Datacenter;
 use weft_agent::local::Local;
 use weft_agent::{Agent, definitions, entry};
+use weft_core::locality::Place;
 use weft_core::names::normalise;
 use weft_proto::v1::Hello;
 
@@ -105,7 +106,8 @@ pub fn start(config: Config, application: Application) -> Result<Sidecar> {
     let node = node_name(&config.data_dir)?;
     let identity = Arc::new(Identity::open(Some(&config.data_dir)));
     let control = Arc::new(Control::new(config.control_planes.clone(), config.token_file.clone(), identity.clone()));
-    let (directory, writer) = directory::new(Some(config.data_dir.join("snapshot.bin")), &config.preload);
+    let place = Place { locality: config.locality.as_str().into(), labels: config.labels.iter().cloned().collect() };
+    let (directory, writer) = directory::new(place, Some(config.data_dir.join("snapshot.bin")), &config.preload);
     let metrics = Arc::new(Metrics::default());
     let workload = config.workload.clone().or_else(|| config.service.clone()).unwrap_or_else(|| node.clone());
     let labels: HashMap<String, String> = config.labels.iter().cloned().collect();
@@ -413,6 +415,7 @@ async fn housekeeping(proxy: Arc<Proxy>) {
         let now = Instant::now();
         let snapshot = proxy.directory.snapshot();
         for cluster in snapshot.clusters() {
+            cluster.warm();
             let Some(interval) = cluster.outlier_interval() else { continue };
             let last = looked.entry(cluster.config.name.clone()).or_insert(now);
             if now.duration_since(*last) >= interval {

@@ -11,6 +11,7 @@ mod external;
 mod fields;
 mod gateway;
 mod limits;
+mod locality;
 mod machine;
 mod operations;
 mod protocols;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         traffic::all(),
         protocols::all(),
         limits::all(),
+        locality::all(),
         agent::all(),
         clients::all(),
         dns::all(),

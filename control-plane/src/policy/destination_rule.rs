@@ -1,5 +1,7 @@
 //! DestinationRule: how to call a host (balancing, limits, ejection, TLS) and which subsets it has.
 
+mod load_balancer;
+
 use std::collections::BTreeMap;
 
 use weft_proto::v1;
@@ -41,6 +43,8 @@ pub struct Settings {
     pub outlier_detection: Option<v1::OutlierDetection>,
     /// `tls.mode`.
     pub tls: Option<v1::Tls>,
+    /// `retryBudget`; not of a port's settings.
+    pub retry_budget: Option<v1::RetryBudget>,
 }
 
 /// Endpoints of a host that have all of some labels.
@@ -54,24 +58,6 @@ pub struct Subset {
     pub traffic_policy: Option<TrafficPolicy>,
 }
 
-const COOKIE: Shape = &[read("name"), read("path"), read("ttl"), object("attributes", &[read("name"), read("value")])];
-const CONSISTENT_HASH: Shape = &[
-    read("httpHeaderName"),
-    object("httpCookie", COOKIE),
-    read("useSourceIp"),
-    read("httpQueryParameterName"),
-    object("ringHash", &[read("minimumRingSize")]),
-    object("maglev", &[read("tableSize")]),
-    read("minimumRingSize"),
-];
-const LOAD_BALANCER: Shape = &[
-    read("simple"),
-    object("consistentHash", CONSISTENT_HASH),
-    not_yet("localityLbSetting"),
-    not_yet("zoneAwareLbSetting"),
-    not_yet("warmup"),
-    not_yet("warmupDurationSecs"),
-];
 const OUTLIER_DETECTION: Shape = &[
     read("consecutive5xxErrors"),
     read("consecutiveGatewayErrors"),
@@ -82,7 +68,7 @@ const OUTLIER_DETECTION: Shape = &[
     read("minHealthPercent"),
     read("splitExternalLocalOriginErrors"),
     read("consecutiveLocalOriginFailures"),
-    not_yet("outlierDetectionHttpErrorCodes"),
+    read("outlierDetectionHttpErrorCodes"),
 ];
 const TLS: Shape = &[
     read("mode"),
@@ -97,20 +83,20 @@ const TLS: Shape = &[
 ];
 const PORT_LEVEL: Shape = &[
     object("port", &[read("number")]),
-    object("loadBalancer", LOAD_BALANCER),
+    object("loadBalancer", load_balancer::SHAPE),
     object("connectionPool", connection_pool::SHAPE),
     object("outlierDetection", OUTLIER_DETECTION),
     object("tls", TLS),
 ];
 const TRAFFIC_POLICY: Shape = &[
-    object("loadBalancer", LOAD_BALANCER),
+    object("loadBalancer", load_balancer::SHAPE),
     object("connectionPool", connection_pool::SHAPE),
     object("outlierDetection", OUTLIER_DETECTION),
     object("tls", TLS),
     object("portLevelSettings", PORT_LEVEL),
     not_yet("tunnel"),
     not_yet("proxyProtocol"),
-    not_yet("retryBudget"),
+    object("retryBudget", &[read("percent"), read("minRetryConcurrency"), not_yet("budgetInterval")]),
 ];
 /// Fields of `spec`.
 pub(crate) const SHAPE: Shape = &[
@@ -165,95 +151,26 @@ fn traffic_policy(fields: &Fields<'_>) -> TrafficPolicy {
             port.error("number", format!("port {number} has settings already"));
         }
     }
-    TrafficPolicy { settings: settings(fields), ports }
+    let retry_budget = fields.object("retryBudget").map(|budget| v1::RetryBudget {
+        percent: budget.decimal("percent", 0.0..=100.0).unwrap_or(20.0),
+        min_retry_concurrency: budget.limit("minRetryConcurrency").unwrap_or(3),
+    });
+    TrafficPolicy { settings: Settings { retry_budget, ..settings(fields) }, ports }
 }
 
 fn settings(fields: &Fields<'_>) -> Settings {
+    let fails_over = fields.object("loadBalancer").and_then(|balancer| balancer.object("localityLbSetting"));
+    let fails_over = fails_over.is_some_and(|locality| locality.has("failover") || locality.has("failoverPriority"));
+    if fails_over && !fields.has("outlierDetection") {
+        let text = "the failover has no effect without an `outlierDetection`: nothing tells when the near are ill";
+        fields.warn("loadBalancer", text);
+    }
     Settings {
-        load_balancer: fields.object("loadBalancer").map(|fields| load_balancer(&fields)),
+        retry_budget: None,
+        load_balancer: fields.object("loadBalancer").map(|fields| load_balancer::decode(&fields)),
         connection_pool: fields.object("connectionPool").map(|fields| connection_pool::decode(&fields)),
         outlier_detection: fields.object("outlierDetection").map(|fields| outlier_detection(&fields)),
         tls: fields.object("tls").map(|fields| tls(&fields)),
-    }
-}
-
-fn load_balancer(fields: &Fields<'_>) -> v1::LoadBalancer {
-    use v1::load_balancer::Simple;
-    const SIMPLE: &[(&str, Simple)] = &[
-        ("UNSPECIFIED", Simple::LeastRequest),
-        ("LEAST_REQUEST", Simple::LeastRequest),
-        ("LEAST_CONN", Simple::LeastRequest),
-        ("ROUND_ROBIN", Simple::RoundRobin),
-        ("RANDOM", Simple::Random),
-        ("PASSTHROUGH", Simple::Passthrough),
-    ];
-    if fields.has("simple") && fields.has("consistentHash") {
-        fields.error("consistentHash", "give either `simple` or `consistentHash`, not both");
-    }
-    v1::LoadBalancer {
-        simple: fields.one_of("simple", SIMPLE).unwrap_or_default().into(),
-        consistent_hash: fields.object("consistentHash").map(|fields| consistent_hash(&fields)),
-    }
-}
-
-fn consistent_hash(fields: &Fields<'_>) -> v1::ConsistentHash {
-    use v1::consistent_hash::Key;
-    const KEYS: [&str; 4] = ["httpHeaderName", "httpCookie", "useSourceIp", "httpQueryParameterName"];
-    let header = fields.string("httpHeaderName");
-    if let Some(name) = header.as_deref().filter(|name| !names::is_header(name)) {
-        fields.error("httpHeaderName", format!("`{name}` is not a header name"));
-    }
-    let source_ip = fields.boolean("useSourceIp").filter(|&used| used);
-    let keys = [
-        header.map(Key::HttpHeaderName),
-        fields.object("httpCookie").map(|fields| Key::HttpCookie(cookie(&fields))),
-        source_ip.map(Key::UseSourceIp),
-        fields.string("httpQueryParameterName").map(Key::HttpQueryParameterName),
-    ];
-    if keys.iter().flatten().count() != 1 && !KEYS.iter().any(|key| fields.misspelled(key)) {
-        let text = format!("`{}` needs exactly one of {}", fields.path, KEYS.join(", "));
-        fields.error_at(fields.place, text);
-    }
-    let ring = fields.object("ringHash");
-    let maglev = fields.object("maglev");
-    let algorithms = [ring.is_some(), maglev.is_some(), fields.has("minimumRingSize")];
-    if algorithms.into_iter().filter(|&given| given).count() > 1 {
-        fields.error_at(fields.place, "give only one of `ringHash`, `maglev` and the deprecated `minimumRingSize`");
-    }
-    if fields.has("minimumRingSize") {
-        fields.warn("minimumRingSize", "`minimumRingSize` is deprecated: write `ringHash.minimumRingSize`");
-    }
-    let ring_size = |fields: &Fields<'_>| fields.number("minimumRingSize", 0..=8_388_608);
-    v1::ConsistentHash {
-        key: keys.into_iter().flatten().next(),
-        minimum_ring_size: ring.as_ref().and_then(ring_size).or_else(|| ring_size(fields)).unwrap_or_default(),
-        maglev_table_size: maglev.map(|fields| maglev_size(&fields)).unwrap_or_default(),
-    }
-}
-
-fn maglev_size(fields: &Fields<'_>) -> u64 {
-    fields.require("tableSize");
-    let size = fields.number("tableSize", 2..=5_000_010).unwrap_or_default();
-    if size != 0 && (2..).take_while(|n| n * n <= size).any(|n| size.is_multiple_of(n)) {
-        fields.error("tableSize", format!("`tableSize` must be a prime number, such as 65537; {size} is none"));
-    }
-    size
-}
-
-fn cookie(fields: &Fields<'_>) -> v1::HttpCookie {
-    let mut attributes: Vec<v1::HeaderValue> = Vec::new();
-    for attribute in fields.objects("attributes") {
-        let name = attribute.required_string("name");
-        if attributes.iter().any(|known| known.name.eq_ignore_ascii_case(&name)) {
-            attribute.error("name", format!("attribute `{name}` is given twice"));
-        }
-        attributes.push(v1::HeaderValue { name, value: attribute.string("value").unwrap_or_default() });
-    }
-    v1::HttpCookie {
-        name: fields.required_string("name"),
-        path: fields.string("path").unwrap_or_default(),
-        ttl_ms: fields.duration("ttl", 0),
-        attributes,
     }
 }
 
@@ -270,7 +187,9 @@ fn outlier_detection(fields: &Fields<'_>) -> v1::OutlierDetection {
         let text = "`consecutiveLocalOriginFailures` needs `splitExternalLocalOriginErrors: true`";
         fields.error("consecutiveLocalOriginFailures", text);
     }
+    let codes = fields.numbers("outlierDetectionHttpErrorCodes", 100..=599);
     v1::OutlierDetection {
+        http_error_codes: codes.into_iter().filter_map(|code| u32::try_from(code).ok()).collect(),
         consecutive_5xx_errors: count("consecutive5xxErrors"),
         consecutive_gateway_errors: count("consecutiveGatewayErrors"),
         interval_ms: fields.duration("interval", 1).unwrap_or_default(),

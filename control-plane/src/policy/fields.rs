@@ -221,6 +221,24 @@ impl<'a> Fields<'a> {
         self.number(name, 0..=i64::from(i32::MAX)).and_then(|n| u32::try_from(n).ok())
     }
 
+    /// Whole numbers within `range`.
+    pub(crate) fn numbers(&self, name: &'static str, range: std::ops::RangeInclusive<i64>) -> Vec<u64> {
+        let path = self.path_of(name);
+        let items = self.seq(name).iter().enumerate();
+        items.filter_map(|(n, node)| self.number_of(node, &format!("{path}[{n}]"), range.clone())).collect()
+    }
+
+    /// A number within `range`, with a fraction or without.
+    pub(crate) fn decimal(&self, name: &'static str, range: std::ops::RangeInclusive<f64>) -> Option<f64> {
+        let node = self.node(name)?;
+        let value = node.as_f64().filter(|n| range.contains(n));
+        let wanted = match *range.end() {
+            f64::MAX => format!("a number, at least {}", range.start()),
+            most => format!("a number from {} to {most}", range.start()),
+        };
+        self.expect(node, &self.path_of(name), value, &wanted)
+    }
+
     /// A port number.
     pub(crate) fn port(&self, name: &'static str) -> Option<u32> {
         self.number(name, 1..=65535).and_then(|n| u32::try_from(n).ok())

@@ -86,7 +86,7 @@ fn cluster(settings: &Settings) -> v1::Service {
         host: "dry-run".to_owned(),
         load_balancer: settings.load_balancer.clone(),
         connection_pool: settings.connection_pool,
-        outlier_detection: settings.outlier_detection,
+        outlier_detection: settings.outlier_detection.clone(),
         tls: settings.tls.unwrap_or_default().into(),
         ..v1::Cluster::default()
     };

@@ -78,6 +78,7 @@ impl<'a> Rules<'a> {
             connection_pool: over.connection_pool.or(base.connection_pool),
             outlier_detection: over.outlier_detection.or(base.outlier_detection),
             tls: over.tls.or(base.tls),
+            retry_budget: over.retry_budget.or(base.retry_budget),
         };
         decided
     }

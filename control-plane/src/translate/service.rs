@@ -167,7 +167,10 @@ impl<'a> Clusters<'a> {
         let original_destination = decided.passthrough()
             || ports::entry(host).is_some_and(|entry| entry.resolution == Resolution::None)
             || unknown && !host.name.ends_with(MESH_SUFFIX);
-        let settings = decided.settings;
+        let mut settings = decided.settings;
+        if let Some(budget) = settings.retry_budget {
+            settings.connection_pool.get_or_insert_default().retry_budget = Some(budget);
+        }
         self.add(v1::Cluster {
             name: cluster_name(port.number, subset, &host.name),
             host: host.name.clone(),

@@ -4,12 +4,14 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use http::{HeaderMap, HeaderValue, Method};
-use weft_core::balance::Balancer;
+use weft_core::balance::{Balancer, Here};
 use weft_core::endpoint::{Endpoint, for_cluster};
 use weft_core::http1::{Framing, parse_request, write_request};
 use weft_core::limits::ClusterLimits;
+use weft_core::locality::Place;
 use weft_core::policy::{Cluster, Service};
 use weft_core::request::RequestView;
 use weft_core::{compile, hash::request_hash};
@@ -48,6 +50,11 @@ fn cluster() -> Arc<Cluster> {
 fn endpoints(count: usize) -> Vec<v1::Endpoint> {
     let address = |i: usize| format!("10.{}.{}.{}", i / 65536, i / 256 % 256, i % 256);
     (0..count).map(|i| v1::Endpoint { address: address(i), port: 8080, ..Default::default() }).collect()
+}
+
+#[allow(clippy::disallowed_methods, reason = "somebody has to say what time it is")]
+fn balancer_of(cluster: &Cluster, endpoints: &[Arc<Endpoint>], previous: Option<&Balancer>) -> Balancer {
+    Balancer::new(cluster, endpoints, Here { place: &Place::default(), now: Instant::now() }, previous)
 }
 
 fn compiled(cluster: &Cluster, endpoints: Vec<v1::Endpoint>, old: &[Arc<Endpoint>]) -> Vec<Arc<Endpoint>> {
@@ -98,7 +105,7 @@ fn route_match(bencher: divan::Bencher<'_, '_>, rules: usize) {
 #[divan::bench(args = [3, 100, 1000])]
 fn ring_lookup(bencher: divan::Bencher<'_, '_>, count: usize) {
     let cluster = cluster();
-    let balancer = Balancer::new(&cluster, &compiled(&cluster, endpoints(count), &[]), None);
+    let balancer = balancer_of(&cluster, &compiled(&cluster, endpoints(count), &[]), None);
     let mut headers = HeaderMap::new();
     headers.insert("user-id", HeaderValue::from_static("alice"));
     let policies = cluster.load_balancer.hash_policies();
@@ -113,12 +120,12 @@ fn ring_lookup(bencher: divan::Bencher<'_, '_>, count: usize) {
 fn ring_rebuild(bencher: divan::Bencher<'_, '_>) {
     let cluster = cluster();
     let all = compiled(&cluster, endpoints(1000), &[]);
-    let balancer = Balancer::new(&cluster, &all, None);
+    let balancer = balancer_of(&cluster, &all, None);
     bencher.bench_local(|| {
         let mut changed = endpoints(1000);
         changed[500].health = v1::Health::Unhealthy.into();
         let changed = compiled(&cluster, changed, &all);
-        Balancer::new(&cluster, &changed, Some(&balancer)).hosts().len()
+        balancer_of(&cluster, &changed, Some(&balancer)).hosts().count()
     });
 }
 
@@ -128,11 +135,11 @@ fn ring_rebuild(bencher: divan::Bencher<'_, '_>) {
 fn snapshot_replacement(bencher: divan::Bencher<'_, '_>) {
     let before = service(forwards(100));
     let all = compiled(&before.clusters[0], endpoints(1000), &[]);
-    let balancer = Balancer::new(&before.clusters[0], &all, None);
+    let balancer = balancer_of(&before.clusters[0], &all, None);
     bencher.with_inputs(|| (forwards(100), endpoints(1000))).bench_local_values(|(routes, changed)| {
         let after = service(routes);
         let all = compiled(&after.clusters[0], changed, &all);
-        Balancer::new(&after.clusters[0], &all, Some(&balancer)).hosts().len()
+        balancer_of(&after.clusters[0], &all, Some(&balancer)).hosts().count()
     });
 }
 

@@ -3,6 +3,8 @@
 //! The sidecar compiles what it receives and refuses (NACKs) what it cannot; the control plane runs the same functions
 //! before it publishes, so that a mistake is the author's to see. An error names the field and what is wrong with it.
 
+mod cluster;
+mod locality;
 mod route;
 
 use std::collections::BTreeMap;
@@ -16,7 +18,6 @@ use weft_proto::v1;
 
 use crate::endpoint::{Address, EndpointConfig, Health, Remote};
 use crate::gateway::{Server, Speaks, Termination};
-use crate::hash::{Cookie, HashPolicy};
 use crate::identity::{IdentityError, SpiffeId};
 use crate::names::normalise;
 use crate::policy::*;
@@ -54,17 +55,11 @@ impl<T> At<T> for std::result::Result<T, String> {
     }
 }
 
-/// Envoy's bound for a ring.
-const MAX_RING_SIZE: u64 = 8_388_608;
-const DEFAULT_RING_SIZE: u64 = 1024;
-/// Envoy's bound for a Maglev table.
-const MAX_TABLE_SIZE: u64 = 5_000_011;
-
 /// Compiles a service with its ports, routes and clusters.
 pub fn service(message: &v1::Service) -> Result<Service> {
     let mut clusters = Vec::with_capacity(message.clusters.len());
     for (i, item) in message.clusters.iter().enumerate() {
-        clusters.push(Arc::new(cluster(item).at(format_args!("clusters[{i}]"))?));
+        clusters.push(Arc::new(cluster::cluster(item).at(format_args!("clusters[{i}]"))?));
     }
     let mut ports = Vec::with_capacity(message.ports.len());
     for (i, item) in message.ports.iter().enumerate() {
@@ -220,7 +215,7 @@ fn inbound_service(message: &v1::InboundService) -> Result<InboundService> {
         namespace: message.namespace.as_str().into(),
         port: port_number(message.port).at("port")?,
         protocol: protocol(message.protocol).at("protocol")?,
-        pool: connection_pool(message.connection_pool.as_ref()).at("connection_pool")?,
+        pool: cluster::connection_pool(message.connection_pool.as_ref()).at("connection_pool")?,
         exported: message.exported,
     })
 }
@@ -269,167 +264,6 @@ fn port(message: &v1::Port, clusters: &[Arc<Cluster>]) -> Result<Port> {
         protocol: protocol(message.protocol).at("protocol")?,
         cluster,
         routes: route::table(&message.routes, cluster, clusters)?,
-    })
-}
-
-fn cluster(message: &v1::Cluster) -> Result<Cluster> {
-    if message.name.is_empty() {
-        return error("name", "is empty");
-    }
-    let number = port_or_any(message.target_port).at("target_port")?;
-    let number = (number != 0).then_some(number);
-    let target_port = match (message.target_port_name.as_str(), number) {
-        ("", None) => TargetPort::Registered,
-        ("", Some(number)) => TargetPort::Number(number),
-        (name, otherwise) => TargetPort::Named { name: name.into(), otherwise },
-    };
-    let load_balancer = load_balancer(message.load_balancer.as_ref()).at("load_balancer")?;
-    let outlier = message.outlier_detection.as_ref().map(outlier_detection).transpose().at("outlier_detection")?;
-    let tls = match v1::Tls::try_from(message.tls) {
-        Ok(v1::Tls::Auto) => Tls::Auto,
-        Ok(v1::Tls::Disable) => Tls::Disable,
-        Ok(v1::Tls::IstioMutual) => Tls::IstioMutual,
-        Err(_) => return error("tls", unknown_number(message.tls)),
-    };
-    Ok(Cluster {
-        name: message.name.as_str().into(),
-        host: host_name(&message.host).at("host")?,
-        port: port_or_any(message.port).at("port")?,
-        subset: message.subset.as_str().into(),
-        labels: sorted(&message.labels),
-        target_port,
-        protocol: protocol(message.protocol).at("protocol")?,
-        original_destination: message.original_destination || load_balancer == LoadBalancer::Passthrough,
-        load_balancer,
-        pool: connection_pool(message.connection_pool.as_ref()).at("connection_pool")?,
-        outlier,
-        tls,
-        policy: message.policy.as_str().into(),
-        undefined: message.undefined,
-    })
-}
-
-fn load_balancer(message: Option<&v1::LoadBalancer>) -> Result<LoadBalancer> {
-    let Some(message) = message else { return Ok(LoadBalancer::LeastRequest) };
-    if let Some(hash) = &message.consistent_hash {
-        return consistent_hash(hash).at("consistent_hash");
-    }
-    Ok(match v1::load_balancer::Simple::try_from(message.simple) {
-        Ok(v1::load_balancer::Simple::LeastRequest) => LoadBalancer::LeastRequest,
-        Ok(v1::load_balancer::Simple::RoundRobin) => LoadBalancer::RoundRobin,
-        Ok(v1::load_balancer::Simple::Random) => LoadBalancer::Random,
-        Ok(v1::load_balancer::Simple::Passthrough) => LoadBalancer::Passthrough,
-        Err(_) => return error("simple", unknown_number(message.simple)),
-    })
-}
-
-fn consistent_hash(message: &v1::ConsistentHash) -> Result<LoadBalancer> {
-    use v1::consistent_hash::Key;
-    let policy = match &message.key {
-        Some(Key::HttpHeaderName(name)) => HashPolicy::Header(header_name(name).at("http_header_name")?),
-        Some(Key::HttpCookie(message)) => HashPolicy::Cookie(cookie(message).at("http_cookie")?),
-        Some(Key::UseSourceIp(true)) => HashPolicy::SourceIp,
-        Some(Key::UseSourceIp(false)) => return error("use_source_ip", "must be true, or another key be given"),
-        Some(Key::HttpQueryParameterName(name)) if name.is_empty() => {
-            return error("http_query_parameter_name", "is empty");
-        }
-        Some(Key::HttpQueryParameterName(name)) => HashPolicy::QueryParam(name.clone()),
-        None => return error("key", "one of http header, cookie, source IP and query parameter must be given"),
-    };
-    match (message.minimum_ring_size, message.maglev_table_size) {
-        (0, 0) => Ok(LoadBalancer::RingHash { policy, minimum_size: DEFAULT_RING_SIZE }),
-        (1..=MAX_RING_SIZE, 0) => Ok(LoadBalancer::RingHash { policy, minimum_size: message.minimum_ring_size }),
-        (_, 0) => error("minimum_ring_size", format!("must be at most {MAX_RING_SIZE}")),
-        (0, 2..MAX_TABLE_SIZE) if is_prime(message.maglev_table_size) => {
-            Ok(LoadBalancer::Maglev { policy, table_size: message.maglev_table_size })
-        }
-        (0, _) => error("maglev_table_size", format!("must be a prime below {MAX_TABLE_SIZE}")),
-        _ => error("maglev_table_size", "cannot be given together with minimum_ring_size"),
-    }
-}
-
-fn cookie(message: &v1::HttpCookie) -> Result<Cookie> {
-    // A cookie's name is a token, as a header's name is.
-    if HeaderName::from_bytes(message.name.as_bytes()).is_err() {
-        return error("name", format!("{:?} is not a cookie name", message.name));
-    }
-    let is_plain = |text: &str| text.bytes().all(|b| matches!(b, b' '..=b'~') && b != b';');
-    if !is_plain(&message.path) {
-        return error("path", "may have visible ASCII without ';' only");
-    }
-    for (i, attribute) in message.attributes.iter().enumerate() {
-        if attribute.name.is_empty() || !is_plain(&attribute.name) || !is_plain(&attribute.value) {
-            return error(format_args!("attributes[{i}]"), "needs a name, and may have visible ASCII without ';' only");
-        }
-    }
-    let attributes = message.attributes.iter().map(|pair| (pair.name.clone(), pair.value.clone()));
-    Ok(Cookie {
-        name: message.name.clone(),
-        path: message.path.clone(),
-        ttl: message.ttl_ms.map(Duration::from_millis),
-        attributes: attributes.collect(),
-    })
-}
-
-fn connection_pool(message: Option<&v1::ConnectionPool>) -> Result<ConnectionPool> {
-    let message = message.copied().unwrap_or_default();
-    let or_unlimited = |limit| if limit == 0 { u32::MAX } else { limit };
-    const HOUR_MS: u64 = 3_600_000;
-    let seconds = |count: u32| (count != 0).then(|| Duration::from_secs(u64::from(count)));
-    let h2_upgrade = match v1::H2Upgrade::try_from(message.h2_upgrade) {
-        Ok(v1::H2Upgrade::H2Default) => H2Upgrade::Default,
-        Ok(v1::H2Upgrade::DoNotUpgrade) => H2Upgrade::DoNotUpgrade,
-        Ok(v1::H2Upgrade::Upgrade) => H2Upgrade::Upgrade,
-        Err(_) => return error("h2_upgrade", unknown_number(message.h2_upgrade)),
-    };
-    let tcp_idle_ms = message.tcp_idle_timeout_ms.unwrap_or(HOUR_MS);
-    // HTTP's falls back to TCP's where that is given, then to an hour.
-    let http_idle_ms = match (message.http_idle_timeout_ms, tcp_idle_ms) {
-        (0, 0) => HOUR_MS,
-        (0, tcp) => tcp,
-        (http, _) => http,
-    };
-    Ok(ConnectionPool {
-        max_connections: or_unlimited(message.max_connections),
-        connect_timeout: millis_or(message.connect_timeout_ms, 10_000),
-        max_pending_requests: or_unlimited(message.http1_max_pending_requests),
-        max_requests: or_unlimited(message.http2_max_requests),
-        max_requests_per_connection: or_unlimited(message.max_requests_per_connection),
-        max_retries: or_unlimited(message.max_retries),
-        http_idle_timeout: Duration::from_millis(http_idle_ms),
-        tcp_idle_timeout: millis(tcp_idle_ms),
-        max_connection_duration: millis(message.max_connection_duration_ms),
-        tcp_keepalive: message.tcp_keepalive.map(|keepalive| TcpKeepalive {
-            probes: (keepalive.probes != 0).then_some(keepalive.probes),
-            time: seconds(keepalive.time_s),
-            interval: seconds(keepalive.interval_s),
-        }),
-        // Istio's default, the most that HTTP/2 allows.
-        max_concurrent_streams: or_unlimited(message.max_concurrent_streams).min(i32::MAX as u32),
-        h2_upgrade,
-        use_client_protocol: message.use_client_protocol,
-    })
-}
-
-fn outlier_detection(message: &v1::OutlierDetection) -> Result<OutlierDetection> {
-    for (field, percent) in
-        [("max_ejection_percent", message.max_ejection_percent), ("min_health_percent", message.min_health_percent)]
-    {
-        if percent > 100 {
-            return error(field, format!("{percent} is above 100"));
-        }
-    }
-    let or = |value: u32, default| if value == 0 { default } else { value };
-    let on = |count: Option<u32>, default| Some(count.unwrap_or(default)).filter(|count| *count > 0);
-    Ok(OutlierDetection {
-        consecutive_5xx: on(message.consecutive_5xx_errors, 5),
-        consecutive_gateway_errors: on(message.consecutive_gateway_errors, 0),
-        interval: millis_or(message.interval_ms, 10_000),
-        base_ejection_time: millis_or(message.base_ejection_time_ms, 30_000),
-        max_ejection_percent: or(message.max_ejection_percent, 10),
-        min_health_percent: message.min_health_percent,
-        split_external_local_origin_errors: message.split_external_local_origin_errors,
-        consecutive_local_origin_failures: on(message.consecutive_local_origin_failures, 5),
     })
 }
 
@@ -497,10 +331,6 @@ fn millis_or(ms: u64, default: u64) -> Duration {
 
 fn sorted(map: &std::collections::HashMap<String, String>) -> BTreeMap<String, String> {
     map.iter().map(|(name, value)| (name.clone(), value.clone())).collect()
-}
-
-fn is_prime(number: u64) -> bool {
-    number > 1 && (2..).take_while(|divisor| divisor * divisor <= number).all(|divisor| !number.is_multiple_of(divisor))
 }
 
 #[cfg(test)]

@@ -6,8 +6,9 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use crate::identity::SpiffeId;
 use crate::outlier::EjectionState;
@@ -105,6 +106,8 @@ pub struct Endpoint {
 pub struct EndpointState {
     id: EndpointId,
     in_flight: AtomicU32,
+    /// When a balancer first could use it.
+    usable_since: OnceLock<Instant>,
     /// Counters of outlier detection.
     pub ejection: EjectionState,
 }
@@ -120,6 +123,7 @@ impl Default for EndpointState {
         EndpointState {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             in_flight: AtomicU32::new(0),
+            usable_since: OnceLock::new(),
             ejection: EjectionState::default(),
         }
     }
@@ -134,6 +138,11 @@ impl EndpointState {
     /// Requests (for TCP: connections) in flight.
     pub fn in_flight(&self) -> u32 {
         self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// How long it has been known as usable, from the first time that this was asked.
+    pub fn usable_for(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(*self.usable_since.get_or_init(|| now))
     }
 
     /// Counts one more until the guard is dropped.

@@ -20,6 +20,7 @@ pub mod headers;
 pub mod http1;
 pub mod identity;
 pub mod limits;
+pub mod locality;
 pub mod names;
 pub mod outcome;
 pub mod outlier;

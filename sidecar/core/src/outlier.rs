@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use http::StatusCode;
+
 use crate::endpoint::Endpoint;
 use crate::outcome::Outcome;
 use crate::policy::OutlierDetection;
@@ -126,11 +128,11 @@ impl Detector {
             // An answer means that a connection was made.
             clear(&state.consecutive_local_failures);
         }
-        if !status.is_server_error() {
+        let Some(status) = self.error(status, outcome) else {
             clear(&state.consecutive_5xx);
             clear(&state.consecutive_gateway_errors);
             return None;
-        }
+        };
         let by_gateway_error = if matches!(status.as_u16(), 502..=504) {
             let (counter, limit) = (&state.consecutive_gateway_errors, self.policy.consecutive_gateway_errors);
             self.count(endpoint, counter, limit, EjectionCause::ConsecutiveGatewayErrors, now)
@@ -141,6 +143,17 @@ impl Detector {
         let (counter, limit) = (&state.consecutive_5xx, self.policy.consecutive_5xx);
         let by_5xx = self.count(endpoint, counter, limit, EjectionCause::Consecutive5xx, now);
         by_gateway_error.or(by_5xx)
+    }
+
+    /// As which error an outcome counts: its own status, or 500 for one that only the policy calls an error.
+    fn error(&self, status: StatusCode, outcome: &Outcome) -> Option<StatusCode> {
+        let is_error = match self.policy.error_codes.as_slice() {
+            // A failure to be answered is one whatever answers are.
+            codes if !codes.is_empty() && !outcome.is_local_failure() => codes.contains(&status),
+            _ => status.is_server_error(),
+        };
+        let counted = if status.is_server_error() { status } else { StatusCode::INTERNAL_SERVER_ERROR };
+        is_error.then_some(counted)
     }
 
     /// Ends ejections whose time is over and forgives endpoints that were healthy; to be called once per

@@ -6,8 +6,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::StatusCode;
+
 use crate::gateway::Server;
 use crate::hash::HashPolicy;
+use crate::locality::Locality;
 use crate::route::RouteTable;
 
 /// One host of the mesh: all that a call to it needs but the addresses.
@@ -98,6 +101,10 @@ pub struct Cluster {
     pub protocol: Protocol,
     /// How an endpoint is picked.
     pub load_balancer: LoadBalancer,
+    /// Which localities are called.
+    pub locality: Locality,
+    /// New endpoints get less at first; with [`LoadBalancer::LeastRequest`] and [`LoadBalancer::RoundRobin`].
+    pub warmup: Option<Warmup>,
     /// Limits and timeouts.
     pub pool: ConnectionPool,
     /// `None`: off.
@@ -124,6 +131,8 @@ impl Cluster {
             target_port: TargetPort::Registered,
             protocol: Protocol::Unknown,
             load_balancer: LoadBalancer::Passthrough,
+            locality: Locality::Any,
+            warmup: None,
             pool,
             outlier: None,
             tls: Tls::Disable,
@@ -162,6 +171,17 @@ pub enum LoadBalancer {
     Maglev { policy: HashPolicy, table_size: u64 },
 }
 
+/// How a new endpoint comes to its full share.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Warmup {
+    /// How long it takes; never 0.
+    pub duration: Duration,
+    /// What it gets at least, of its share: 0 to 100.
+    pub minimum_percent: f64,
+    /// 1: linearly; above: faster at first. At least 1.
+    pub aggression: f64,
+}
+
 impl LoadBalancer {
     /// The hash inputs of this cluster alone: none or one.
     pub fn hash_policies(&self) -> &[HashPolicy] {
@@ -173,7 +193,7 @@ impl LoadBalancer {
 }
 
 /// Limits and timeouts of a cluster. A limit that is unset is `u32::MAX`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ConnectionPool {
     /// Connections to all of the cluster's endpoints together, over all workers.
     pub max_connections: u32,
@@ -187,6 +207,8 @@ pub struct ConnectionPool {
     pub max_requests_per_connection: u32,
     /// Retries in flight.
     pub max_retries: u32,
+    /// Decides instead of `max_retries`.
+    pub retry_budget: Option<RetryBudget>,
     /// An HTTP connection without requests is closed after this.
     pub http_idle_timeout: Duration,
     /// A TCP flow without bytes is closed after this; `None`: never.
@@ -203,6 +225,29 @@ pub struct ConnectionPool {
     pub use_client_protocol: bool,
 }
 
+impl ConnectionPool {
+    /// How many retries may be in flight while so many requests are.
+    pub fn retries(&self, requests: u32) -> u32 {
+        self.retry_budget.map_or(self.max_retries, |budget| budget.allows(requests))
+    }
+}
+
+/// How many retries may be in flight, by how many requests are.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RetryBudget {
+    /// Of the requests in flight: 0 to 100.
+    pub percent: f64,
+    /// So many at least.
+    pub minimum: u32,
+}
+
+impl RetryBudget {
+    fn allows(self, requests: u32) -> u32 {
+        // Rounded down, as Envoy does (`source/common/upstream/upstream_impl.h`).
+        ((f64::from(requests) * self.percent / 100.0) as u32).max(self.minimum)
+    }
+}
+
 impl Default for ConnectionPool {
     /// Istio's defaults: nothing is limited.
     fn default() -> Self {
@@ -214,6 +259,7 @@ impl Default for ConnectionPool {
             max_requests: u32::MAX,
             max_requests_per_connection: u32::MAX,
             max_retries: u32::MAX,
+            retry_budget: None,
             http_idle_timeout: HOUR,
             tcp_idle_timeout: Some(HOUR),
             max_connection_duration: None,
@@ -266,6 +312,8 @@ pub struct OutlierDetection {
     pub split_external_local_origin_errors: bool,
     /// Only when split; `None`: off.
     pub consecutive_local_origin_failures: Option<u32>,
+    /// Which answers are errors; empty: 5xx.
+    pub error_codes: Vec<StatusCode>,
 }
 
 impl OutlierDetection {
@@ -281,6 +329,7 @@ impl OutlierDetection {
             min_health_percent: 0,
             split_external_local_origin_errors: true,
             consecutive_local_origin_failures: Some(1),
+            error_codes: Vec::new(),
         }
     }
 }

@@ -10,6 +10,7 @@ use arc_swap::ArcSwap;
 use prost::Message;
 use tokio::sync::{mpsc, oneshot, watch};
 use weft_core::endpoint::EndpointConfig;
+use weft_core::locality::Place;
 use weft_core::policy::{Inbound, Service};
 use weft_core::{compile, policy};
 use weft_proto::envoy::{DeltaDiscoveryResponse, Resource};
@@ -75,8 +76,9 @@ pub struct Interest {
     pub unsubscribe: Vec<String>,
 }
 
-/// A directory and its writer. `saved`: the file that it survives a restart in. `preload`: names to ask for at once.
-pub fn new(saved: Option<PathBuf>, preload: &[String]) -> (Arc<Directory>, Writer) {
+/// A directory of a proxy at `place`, and its writer. `saved`: the file that it survives a restart in. `preload`: names to
+/// ask for at once.
+pub fn new(place: Place, saved: Option<PathBuf>, preload: &[String]) -> (Arc<Directory>, Writer) {
     let (sender, commands) = mpsc::channel(1024);
     let directory = Arc::new(Directory {
         snapshot: ArcSwap::default(),
@@ -85,6 +87,7 @@ pub fn new(saved: Option<PathBuf>, preload: &[String]) -> (Arc<Directory>, Write
         ready: watch::Sender::new(false),
         inbound: watch::Sender::new(None),
         start: Instant::now(),
+        place: Arc::new(place),
     });
     let wanted = preload.iter().map(|name| {
         let wanted = Wanted { host: None, since: Instant::now(), waiters: Vec::new(), preload: true };
@@ -411,7 +414,12 @@ impl Writer {
                 let previous = old.clusters.get(&config.name);
                 let made = match previous {
                     Some(p) if *p.config == **config && same_endpoints(p, config, endpoints) => p.clone(),
-                    _ => Arc::new(ClusterView::new(config.clone(), endpoints, previous.map(AsRef::as_ref))),
+                    _ => Arc::new(ClusterView::new(
+                        config.clone(),
+                        endpoints,
+                        &self.directory.place,
+                        previous.map(AsRef::as_ref),
+                    )),
                 };
                 clusters.insert(config.name.clone(), made.clone());
                 made

@@ -37,7 +37,7 @@ struct World {
 fn world(servers: &[SocketAddr]) -> World {
     let names = SERVICES.iter().flat_map(|(host, aliases, ..)| aliases.iter().chain([host])).chain(ABSENT);
     let names: Vec<String> = names.map(|name| (*name).to_owned()).collect();
-    let (directory, mut writer) = directory::new(None, &names);
+    let (directory, mut writer) = directory::new(Default::default(), None, &names);
     writer.set_connected(true);
     let resources = SERVICES.iter().map(|(host, aliases, addresses, external)| {
         let service = v1::Service {
@@ -256,7 +256,7 @@ async fn without_a_name_server_there_is_an_answer_all_the_same() {
 
 #[tokio::test]
 async fn a_service_known_by_a_short_name_is_known_by_its_own() {
-    let (directory, mut writer) = directory::new(None, &["short".to_owned()]);
+    let (directory, mut writer) = directory::new(Default::default(), None, &["short".to_owned()]);
     writer.set_connected(true);
     let host = "short.default.svc.cluster.local";
     let service = v1::Service { host: host.into(), addresses: vec!["240.240.0.1".into()], ..Default::default() };

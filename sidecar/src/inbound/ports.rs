@@ -36,7 +36,7 @@ impl Ports {
             inbound.and_then(|i| i.service(to.port())).map_or("InboundPassthroughCluster".into(), |s| s.host.clone());
         let config = Arc::new(Cluster::original_destination(&format!("inbound|{}||", to.port()), &host, pool));
         let previous = known.get(&to).cloned();
-        let view = Arc::new(ClusterView::new(config, &[], previous.as_ref().map(|(view, _)| &**view)));
+        let view = Arc::new(ClusterView::new(config, &[], &Arc::default(), previous.as_ref().map(|(view, _)| &**view)));
         let endpoint = previous.map_or_else(|| foreign_endpoint(to), |(_, endpoint)| endpoint);
         if known.len() >= MAX_REMEMBERED {
             known.clear();

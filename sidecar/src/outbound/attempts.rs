@@ -143,8 +143,9 @@ impl Attempts<'_> {
             }
             if again {
                 drop(retry_permit.take());
-                let retries = &cluster.shared.limits.retries;
-                retry_permit = retries.try_acquire(cluster.config.pool.max_retries).ok();
+                let limits = &cluster.shared.limits;
+                let most = cluster.config.pool.retries(limits.requests.active());
+                retry_permit = limits.retries.try_acquire(most).ok();
                 if retry_permit.is_none() {
                     flags.insert(ResponseFlag::UpstreamOverflow);
                 }

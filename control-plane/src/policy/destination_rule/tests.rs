@@ -152,8 +152,8 @@ fn mistakes_of_a_policy() {
             "8:37: error: unknown field `httpHeadername`, did you mean `httpHeaderName`?",
         ),
         (
-            "loadBalancer: {warmup: {duration: 1s}}",
-            "8:20: error: `trafficPolicy.loadBalancer.warmup` is not supported yet",
+            "loadBalancer: {zoneAwareLbSetting: {enabled: true}}",
+            "8:20: error: `trafficPolicy.loadBalancer.zoneAwareLbSetting` is not supported yet",
         ),
         (
             "loadBalancer: {simple: ROUNDROBIN}",
@@ -221,4 +221,74 @@ fn mistakes_of_a_rule() {
         assert!(parsed.has_errors());
     }
     assert!(!read("  host: a\n  exportTo: ['*']\n").has_errors());
+}
+
+fn balancer(spec: &str) -> v1::LoadBalancer {
+    let policy = format!("  host: order\n  trafficPolicy:\n    outlierDetection: {{}}\n    loadBalancer: {spec}\n");
+    rule(&policy).traffic_policy.unwrap().settings.load_balancer.unwrap()
+}
+
+#[test]
+fn localities_and_warming_up() {
+    let shares =
+        balancer("{localityLbSetting: {distribute: [{from: eu/a/*, to: {'eu/a/*': 80, us: 20}}]}}").locality.unwrap();
+    assert_eq!((&*shares.distribute[0].from, shares.distribute[0].to["us"]), ("eu/a/*", 20));
+    let regions =
+        balancer("{localityLbSetting: {failover: [{from: eu, to: us}, {from: us, to: eu}]}}").locality.unwrap();
+    assert_eq!((regions.failover["eu"].as_str(), regions.failover.len()), ("us", 2));
+    let labels = balancer("{localityLbSetting: {failoverPriority: [topology.istio.io/network, version=v1]}}");
+    assert_eq!(labels.locality.unwrap().failover_priority, ["topology.istio.io/network", "version=v1"]);
+    assert!(balancer("{localityLbSetting: {enabled: false}}").locality.unwrap().disabled);
+    let warmup =
+        balancer("{simple: ROUND_ROBIN, warmup: {duration: 30s, minimumPercent: 12.5, aggression: 2}}").warmup.unwrap();
+    assert_eq!((warmup.duration_ms, warmup.minimum_percent, warmup.aggression), (30_000, 12.5, 2.0));
+    let simple = balancer("{warmup: {duration: 1m}}").warmup.unwrap();
+    assert_eq!((simple.duration_ms, simple.minimum_percent, simple.aggression), (60_000, 10.0, 1.0));
+    for (policy, want) in [
+        ("{distribute: [{from: eu, to: {us: 90}}]}", "the weights must add up to 100, and add up to 90"),
+        ("{distribute: [{from: 'e*', to: {us: 100}}]}", "is not a locality"),
+        ("{distribute: [{from: eu, to: {us: 50, us/a: 50}}]}", "`us/a` overlaps"),
+        ("{distribute: [{from: eu, to: {us: 100}}, {from: eu/a, to: {us: 100}}]}", "overlaps with one above"),
+        ("{distribute: [{from: eu, to: {us: 0, asia: 100}}]}", "must be a whole number from 1 to 100"),
+        ("{distribute: [{from: eu, to: {us: 100}}], failover: [{from: a, to: b}]}", "exclude each other"),
+        ("{failover: [{from: eu/a, to: us}]}", "`eu/a` is not a region"),
+        ("{failover: [{from: eu, to: eu}]}", "is the region itself"),
+        ("{failover: [{from: eu, to: us}, {from: eu, to: asia}]}", "has a failover already"),
+        ("{failoverPriority: ['a=']}", "`a=` is neither a label nor label=value"),
+        ("{failover: [{from: eu, to: us}]}", "warning: the failover has no effect without an `outlierDetection`"),
+    ] {
+        let spec = format!("  host: order\n  trafficPolicy:\n    loadBalancer: {{localityLbSetting: {policy}}}\n");
+        let problems = read(&spec).problems;
+        assert!(problems.iter().any(|problem| problem.to_string().contains(want)), "{policy}: {problems:?}");
+    }
+    for (policy, want) in [
+        ("{warmup: {}}", "`trafficPolicy.loadBalancer.warmup.duration` is required"),
+        ("{warmup: {duration: 0s}}", "must be at least 1ms"),
+        ("{warmup: {duration: 1s, minimumPercent: 101}}", "must be a number from 0 to 100"),
+        ("{warmup: {duration: 1s, aggression: 0.5}}", "must be a number, at least 1"),
+        ("{simple: RANDOM, warmup: {duration: 1s}}", "warning: `warmup` has no effect"),
+        ("{warmupDurationSecs: 1s}", "warning: `warmupDurationSecs` is deprecated"),
+    ] {
+        let problem = policy_problem(&format!("loadBalancer: {policy}"));
+        assert!(problem.contains(want), "{policy}: {problem}");
+    }
+}
+
+#[test]
+fn budgets_of_retries_and_what_is_an_error() {
+    let policy =
+        |text: &str| rule(&format!("  host: order\n  trafficPolicy:\n    {text}\n")).traffic_policy.unwrap().settings;
+    let budget = policy("retryBudget: {}").retry_budget.unwrap();
+    assert_eq!((budget.percent, budget.min_retry_concurrency), (20.0, 3));
+    let budget = policy("retryBudget: {percent: 12.5, minRetryConcurrency: 10}").retry_budget.unwrap();
+    assert_eq!((budget.percent, budget.min_retry_concurrency), (12.5, 10));
+    let outlier = policy("outlierDetection: {outlierDetectionHttpErrorCodes: [429, 503]}").outlier_detection.unwrap();
+    assert_eq!(outlier.http_error_codes, [429, 503]);
+    for (text, want) in [
+        ("retryBudget: {percent: 101}", "must be a number from 0 to 100"),
+        ("retryBudget: {budgetInterval: 1s}", "`trafficPolicy.retryBudget.budgetInterval` is not supported yet"),
+        ("outlierDetection: {outlierDetectionHttpErrorCodes: [99]}", "must be a whole number from 100 to 599"),
+    ] {
+        assert!(policy_problem(text).contains(want), "{text}: {}", policy_problem(text));
+    }
 }

@@ -9,39 +9,41 @@ use std::sync::Arc;
 use crate::endpoint::Endpoint;
 use crate::retry::scale;
 
-use super::has_equal_weights;
+use super::group::are_equal;
 
 #[derive(Debug)]
 pub(super) struct LeastRequest {
-    equal: bool,
+    /// Empty: all are equal.
+    weights: Vec<u32>,
 }
 
 impl LeastRequest {
-    pub(super) fn new(hosts: &[Arc<Endpoint>]) -> Self {
-        LeastRequest { equal: has_equal_weights(hosts) }
+    pub(super) fn new(weights: Vec<u32>) -> Self {
+        LeastRequest { weights: if are_equal(&weights) { Vec::new() } else { weights } }
     }
 
-    /// Index of one of `hosts`, the same as in `new`. There is at least one.
+    /// Index of one of `hosts`, whose weights are those of `new`. There is at least one.
     pub(super) fn pick(&self, hosts: &[Arc<Endpoint>], random: &mut impl FnMut() -> u64) -> usize {
-        if !self.equal {
-            return pick_weighted(hosts, random());
+        if !self.weights.is_empty() {
+            return self.pick_weighted(hosts, random());
         }
         let mut draw = || scale(random(), hosts.len() as u64) as usize;
         let (first, second) = (draw(), draw());
         if hosts[second].state.in_flight() < hosts[first].state.in_flight() { second } else { first }
     }
-}
 
-fn pick_weighted(hosts: &[Arc<Endpoint>], random: u64) -> usize {
-    let share = |host: &Arc<Endpoint>| f64::from(host.config.weight) / (f64::from(host.state.in_flight()) + 1.0);
-    let total: f64 = hosts.iter().map(share).sum();
-    let mut point = (random >> 11) as f64 / (1u64 << 53) as f64 * total;
-    for (index, host) in hosts.iter().enumerate() {
-        point -= share(host);
-        if point < 0.0 {
-            return index;
+    fn pick_weighted(&self, hosts: &[Arc<Endpoint>], random: u64) -> usize {
+        let share =
+            |(host, weight): (&Arc<Endpoint>, &u32)| f64::from(*weight) / (f64::from(host.state.in_flight()) + 1.0);
+        let total: f64 = hosts.iter().zip(&self.weights).map(share).sum();
+        let mut point = (random >> 11) as f64 / (1u64 << 53) as f64 * total;
+        for (index, host) in hosts.iter().zip(&self.weights).enumerate() {
+            point -= share(host);
+            if point < 0.0 {
+                return index;
+            }
         }
+        // The counts moved between the two loops.
+        hosts.len() - 1
     }
-    // The counts moved between the two loops.
-    hosts.len() - 1
 }

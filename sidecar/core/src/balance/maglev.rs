@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::endpoint::Endpoint;
 use crate::hash::key_hash;
 
-use super::normalised_weights;
+use super::group::normalised;
 
 #[derive(Debug)]
 pub(super) struct Maglev {
@@ -27,8 +27,8 @@ const FREE: u32 = u32::MAX;
 
 impl Maglev {
     /// `size` is a prime, above 1.
-    pub(super) fn new(hosts: &[Arc<Endpoint>], size: u64) -> Self {
-        let weights = normalised_weights(hosts);
+    pub(super) fn new(hosts: &[Arc<Endpoint>], weights: &[u32], size: u64) -> Self {
+        let weights = normalised(weights);
         let heaviest = weights.iter().copied().fold(0.0, f64::max);
         let mut builds: Vec<Build> = hosts
             .iter()

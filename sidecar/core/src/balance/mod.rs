@@ -3,22 +3,25 @@
 //! A `Balancer` is built for a cluster whenever its endpoints or their ejections change, from the endpoints that may be
 //! used then; picking reads it without locks. Enum dispatch, because there are five and none will come from outside.
 
+mod group;
 mod least_request;
+mod levels;
 mod maglev;
 mod random;
 mod ring;
 mod round_robin;
+mod shares;
 
 use std::sync::Arc;
+use std::time::Instant;
 
-use crate::endpoint::Endpoint;
+use crate::endpoint::{Endpoint, Health};
+use crate::locality::{Locality, Place};
 use crate::policy::{Cluster, LoadBalancer};
 
-use least_request::LeastRequest;
-use maglev::Maglev;
-use random::Random;
-use ring::Ring;
-use round_robin::RoundRobin;
+use group::Group;
+use levels::Count;
+use shares::Shares;
 
 /// How often a retry looks for an endpoint that was not tried yet before it takes one that was.
 const RE_PICKS: u32 = 5;
@@ -26,56 +29,98 @@ const RE_PICKS: u32 = 5;
 /// Picks among the endpoints of a cluster that may be used.
 #[derive(Debug)]
 pub struct Balancer {
-    hosts: Vec<Arc<Endpoint>>,
-    kind: Kind,
+    /// The nearest first.
+    levels: Vec<Level>,
     panic: bool,
+    warming: bool,
     elsewhere: Option<Box<Elsewhere>>,
+}
+
+/// Endpoints that are equally far.
+#[derive(Debug)]
+struct Level {
+    /// How far, in the order of all levels; those without requests have none here.
+    number: usize,
+    /// Percent of the requests that go here or nearer.
+    up_to: u64,
+    group: Group,
 }
 
 /// Gateways of other data centres, and percent of the requests that go there.
 #[derive(Debug)]
 struct Elsewhere {
     share: u32,
-    gateways: Balancer,
+    gateways: Group,
 }
 
-#[derive(Debug)]
-enum Kind {
-    LeastRequest(LeastRequest),
-    RoundRobin(RoundRobin),
-    Random(Random),
-    Ring(Ring),
-    Maglev(Maglev),
+/// What a balancer depends on besides the cluster.
+#[derive(Debug, Clone, Copy)]
+pub struct Here<'a> {
+    /// Where the proxy is.
+    pub place: &'a Place,
+    /// For those that are warming up.
+    pub now: Instant,
+}
+
+/// The usable and the ejected endpoints of a level.
+#[derive(Default)]
+struct Found {
+    usable: Vec<Arc<Endpoint>>,
+    ejected: Vec<Arc<Endpoint>>,
+    unhealthy: usize,
 }
 
 impl Balancer {
     /// For the endpoints of `cluster` (from [`crate::endpoint::for_cluster`]) as they are now. Unhealthy and draining
     /// ones are left out, and ejected ones unless so many are ejected that the policy asks for panic: then all that the
     /// registry calls healthy are used. `previous` hands on the place that round robin has reached.
-    pub fn new(cluster: &Cluster, endpoints: &[Arc<Endpoint>], previous: Option<&Balancer>) -> Self {
-        let eligible = endpoints.iter().filter(|endpoint| endpoint.is_eligible());
-        let (mut ejected, mut hosts): (Vec<_>, Vec<_>) = eligible.cloned().partition(|endpoint| endpoint.is_ejected());
-        let mut elsewhere = Elsewhere::take(&mut hosts);
-        let unreachable = Elsewhere::take(&mut ejected);
-        if hosts.is_empty() && ejected.is_empty() {
-            // Nobody else is left to be tried.
-            elsewhere = elsewhere.or(unreachable);
+    pub fn new(cluster: &Cluster, endpoints: &[Arc<Endpoint>], here: Here<'_>, previous: Option<&Balancer>) -> Self {
+        let shares = Shares::new(cluster, endpoints, here);
+        let mut elsewhere = Found::default();
+        let mut levels: Vec<(u32, Found)> = Vec::new();
+        for endpoint in endpoints {
+            let found = if endpoint.remote.is_some() {
+                &mut elsewhere
+            } else if !shares.has(endpoint) {
+                continue;
+            } else {
+                let distance = match &cluster.locality {
+                    Locality::Failover(failover) => failover.distance(here.place, &endpoint.config),
+                    _ => 0,
+                };
+                let at = levels.binary_search_by_key(&distance, |(far, _)| *far).unwrap_or_else(|at| {
+                    levels.insert(at, (distance, Found::default()));
+                    at
+                });
+                &mut levels[at].1
+            };
+            found.add(endpoint);
         }
+        let nobody = levels.iter().all(|(_, found)| found.usable.is_empty() && found.ejected.is_empty());
+        // Where nobody else is left those elsewhere are tried that could not be reached.
+        let gateways = if elsewhere.usable.is_empty() && nobody { elsewhere.ejected } else { elsewhere.usable };
+        let elsewhere = Elsewhere::new(gateways);
+        let counts =
+            |levels: &[(u32, Found)]| -> Vec<Count> { levels.iter().map(|(_, found)| found.count()).collect() };
         let min_health_percent = cluster.outlier.as_ref().map_or(0, |outlier| outlier.min_health_percent);
         // Who is well elsewhere is better than who is ill here.
-        let panic = elsewhere.is_none() && is_panic(hosts.len(), hosts.len() + ejected.len(), min_health_percent);
-        if panic {
-            hosts.extend(ejected);
+        let may_panic = min_health_percent > 0 && elsewhere.is_none() && !levels::suffices(&counts(&levels));
+        let mut panic = false;
+        for (_, found) in levels.iter_mut().filter(|(_, found)| may_panic && found.is_panic(min_health_percent)) {
+            panic = true;
+            found.usable.append(&mut found.ejected);
         }
-        let kind = match &cluster.load_balancer {
-            LoadBalancer::LeastRequest => Kind::LeastRequest(LeastRequest::new(&hosts)),
-            LoadBalancer::RoundRobin => Kind::RoundRobin(RoundRobin::new(&hosts, previous.and_then(Self::round_robin))),
-            // Passthrough dials the original destination; where that is unknown any endpoint is as good.
-            LoadBalancer::Random | LoadBalancer::Passthrough => Kind::Random(Random::new(&hosts)),
-            LoadBalancer::RingHash { minimum_size, .. } => Kind::Ring(Ring::new(&hosts, *minimum_size)),
-            LoadBalancer::Maglev { table_size, .. } => Kind::Maglev(Maglev::new(&hosts, *table_size)),
-        };
-        Balancer { hosts, kind, panic, elsewhere }
+        let loads = levels::loads(&counts(&levels));
+        let mut up_to = 0;
+        let used = levels.into_iter().zip(loads).enumerate().filter(|(_, (_, load))| *load > 0);
+        let levels = used.map(|(number, ((_, found), load))| {
+            up_to += load;
+            let before = previous.and_then(|previous| previous.levels.iter().find(|level| level.number == number));
+            let weights = found.usable.iter().map(|endpoint| shares.weight(endpoint)).collect();
+            let group = Group::new(&cluster.load_balancer, found.usable, weights, before.map(|level| &level.group));
+            Level { number, up_to, group }
+        });
+        Balancer { levels: levels.collect(), panic, warming: shares.is_warming(), elsewhere }
     }
 
     /// An endpoint; `None`: there is none to use. `hash` counts for consistent hashing only; without one, `random`
@@ -83,9 +128,9 @@ impl Balancer {
     /// another place, the others just pick again.
     pub fn pick(&self, hash: Option<u64>, random: &mut impl FnMut() -> u64, attempt: u32) -> Option<&Arc<Endpoint>> {
         if let Some(elsewhere) = &self.elsewhere
-            && (self.hosts.is_empty() || elsewhere.is_due(hash, random))
+            && (self.levels.is_empty() || elsewhere.is_due(hash, random))
         {
-            return elsewhere.gateways.pick_here(None, random, attempt);
+            return elsewhere.gateways.pick(None, random, attempt);
         }
         self.pick_here(hash, random, attempt)
     }
@@ -97,15 +142,14 @@ impl Balancer {
         random: &mut impl FnMut() -> u64,
         attempt: u32,
     ) -> Option<&Arc<Endpoint>> {
-        let index = match &self.kind {
-            _ if self.hosts.len() < 2 => 0,
-            Kind::LeastRequest(least) => least.pick(&self.hosts, random),
-            Kind::RoundRobin(round) => round.pick(),
-            Kind::Random(weighted) => weighted.pick(random),
-            Kind::Ring(ring) => ring.pick(hash.unwrap_or_else(random), attempt),
-            Kind::Maglev(maglev) => maglev.pick(hash.unwrap_or_else(random), attempt),
+        let level = match &self.levels[..] {
+            [only] => only,
+            levels => {
+                let percent = hash.unwrap_or_else(&mut *random) % 100;
+                levels.iter().find(|level| percent < level.up_to)?
+            }
         };
-        self.hosts.get(index)
+        level.group.pick(hash, random, attempt)
     }
 
     /// An endpoint for a retry: not one of `tried`, if five more picks find another. For a route with one hashed
@@ -128,8 +172,8 @@ impl Balancer {
     }
 
     /// The endpoints of this data centre that are picked from.
-    pub fn hosts(&self) -> &[Arc<Endpoint>] {
-        &self.hosts
+    pub fn hosts(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
+        self.levels.iter().flat_map(|level| level.group.hosts())
     }
 
     /// Ejected endpoints are used, because too few are left.
@@ -137,21 +181,39 @@ impl Balancer {
         self.panic
     }
 
-    fn round_robin(&self) -> Option<&RoundRobin> {
-        match &self.kind {
-            Kind::RoundRobin(round) => Some(round),
-            _ => None,
+    /// Some endpoint gets less than its share because it is new: the balancer is to be made anew soon.
+    pub fn is_warming(&self) -> bool {
+        self.warming
+    }
+}
+
+impl Found {
+    fn add(&mut self, endpoint: &Arc<Endpoint>) {
+        match endpoint.config.health {
+            Health::Draining => {}
+            Health::Unhealthy => self.unhealthy += 1,
+            Health::Healthy | Health::Unknown if endpoint.is_ejected() => self.ejected.push(endpoint.clone()),
+            Health::Healthy | Health::Unknown => self.usable.push(endpoint.clone()),
         }
+    }
+
+    fn count(&self) -> Count {
+        Count { usable: self.usable.len(), total: self.usable.len() + self.ejected.len() + self.unhealthy }
+    }
+
+    /// Envoy's panic: fewer healthy than the threshold.
+    fn is_panic(&self, min_health_percent: u32) -> bool {
+        let total = self.usable.len() + self.ejected.len();
+        self.usable.len() * 100 < total * min_health_percent as usize
     }
 }
 
 impl Elsewhere {
-    /// Takes those that are gateways of other data centres from `hosts`.
-    fn take(hosts: &mut Vec<Arc<Endpoint>>) -> Option<Box<Elsewhere>> {
-        let share = hosts.iter().filter_map(|host| host.remote.as_ref()).map(|remote| remote.share).max()?;
-        let gateways: Vec<_> = hosts.extract_if(.., |host| host.remote.is_some()).collect();
-        let kind = Kind::LeastRequest(LeastRequest::new(&gateways));
-        let gateways = Balancer { hosts: gateways, kind, panic: false, elsewhere: None };
+    /// Gateways, if there are any.
+    fn new(gateways: Vec<Arc<Endpoint>>) -> Option<Box<Elsewhere>> {
+        let share = gateways.iter().filter_map(|host| host.remote.as_ref()).map(|remote| remote.share).max()?;
+        let weights = gateways.iter().map(|gateway| gateway.config.weight).collect();
+        let gateways = Group::new(&LoadBalancer::LeastRequest, gateways, weights, None);
         Some(Box::new(Elsewhere { share, gateways }))
     }
 
@@ -162,22 +224,6 @@ impl Elsewhere {
         let mixed = |hash: u64| hash.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
         self.share > 0 && hash.map_or_else(random, mixed) % 100 < u64::from(self.share)
     }
-}
-
-/// Envoy's panic: fewer healthy than the threshold, and the over-provisioning factor of 1.4 does not make up for it.
-fn is_panic(healthy: usize, total: usize, min_health_percent: u32) -> bool {
-    let threshold = min_health_percent as usize;
-    healthy * 140 < total * 100 && healthy * 100 < total * threshold
-}
-
-/// Weights as shares of 1; empty for no hosts.
-fn normalised_weights(hosts: &[Arc<Endpoint>]) -> Vec<f64> {
-    let total: f64 = hosts.iter().map(|host| f64::from(host.config.weight)).sum();
-    hosts.iter().map(|host| f64::from(host.config.weight) / total).collect()
-}
-
-fn has_equal_weights(hosts: &[Arc<Endpoint>]) -> bool {
-    hosts.windows(2).all(|pair| pair[0].config.weight == pair[1].config.weight)
 }
 
 #[cfg(test)]

@@ -1,8 +1,5 @@
 //! Random choice by weight.
 
-use std::sync::Arc;
-
-use crate::endpoint::Endpoint;
 use crate::retry::scale;
 
 /// Uniform where weights are equal; else by running sums of the weights.
@@ -13,9 +10,9 @@ pub(super) struct Random {
 }
 
 impl Random {
-    pub(super) fn new(hosts: &[Arc<Endpoint>]) -> Self {
-        let sums = hosts.iter().scan(0, |sum, host| {
-            *sum += u64::from(host.config.weight);
+    pub(super) fn new(weights: &[u32]) -> Self {
+        let sums = weights.iter().scan(0, |sum, weight| {
+            *sum += u64::from(*weight);
             Some(*sum)
         });
         Random { sums: sums.collect() }

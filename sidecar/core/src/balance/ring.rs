@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::endpoint::Endpoint;
 use crate::hash::key_hash;
 
-use super::normalised_weights;
+use super::group::normalised;
 
 /// Envoy's bound for the number of entries.
 const MAX_SIZE: f64 = 8_388_608.0;
@@ -24,8 +24,8 @@ pub(super) struct Ring {
 }
 
 impl Ring {
-    pub(super) fn new(hosts: &[Arc<Endpoint>], minimum_size: u64) -> Self {
-        let weights = normalised_weights(hosts);
+    pub(super) fn new(hosts: &[Arc<Endpoint>], weights: &[u32], minimum_size: u64) -> Self {
+        let weights = normalised(weights);
         let lightest = weights.iter().copied().fold(1.0, f64::min);
         // The lightest host gets a whole number of entries, so that equal weights get equally many.
         let scale = (entries_of_lightest(lightest, hosts.len(), minimum_size as f64) / lightest).min(MAX_SIZE);

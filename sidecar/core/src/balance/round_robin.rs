@@ -9,9 +9,7 @@ use std::collections::BinaryHeap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::endpoint::Endpoint;
-
-use super::has_equal_weights;
+use super::group::are_equal;
 
 /// Above this many turns weights are scaled down: 1:1000000 becomes coarser, memory stays small.
 const MAX_TURNS: u64 = 8192;
@@ -25,10 +23,10 @@ pub(super) struct RoundRobin {
 }
 
 impl RoundRobin {
-    pub(super) fn new(hosts: &[Arc<Endpoint>], previous: Option<&RoundRobin>) -> Self {
+    pub(super) fn new(weights: &[u32], previous: Option<&RoundRobin>) -> Self {
         let cursor = previous.map(|previous| previous.cursor.clone()).unwrap_or_default();
-        let schedule = if has_equal_weights(hosts) { Vec::new() } else { schedule(hosts) };
-        RoundRobin { cursor, hosts: hosts.len(), schedule }
+        let schedule = if are_equal(weights) { Vec::new() } else { schedule(weights) };
+        RoundRobin { cursor, hosts: weights.len(), schedule }
     }
 
     /// Index of a host. There is at least one.
@@ -42,8 +40,8 @@ impl RoundRobin {
 }
 
 /// Earliest deadline first: host i's turns are due at (k + 1/2) / weight.
-fn schedule(hosts: &[Arc<Endpoint>]) -> Vec<u32> {
-    let weights: Vec<u64> = hosts.iter().map(|host| u64::from(host.config.weight)).collect();
+fn schedule(weights: &[u32]) -> Vec<u32> {
+    let weights: Vec<u64> = weights.iter().map(|weight| u64::from(*weight)).collect();
     let divisor = weights.iter().copied().fold(0, greatest_common_divisor).max(1);
     let total: u64 = weights.iter().map(|weight| weight / divisor).sum();
     let turns_of = |weight: u64| match total > MAX_TURNS {

@@ -2,6 +2,8 @@ use std::collections::{HashMap, HashSet};
 
 use proptest::prelude::*;
 
+use super::maglev::Maglev;
+use super::ring::Ring;
 use super::*;
 use crate::endpoint::tests::{cluster, config, endpoints, gateway, outlier};
 use crate::endpoint::{Health, for_cluster};
@@ -21,8 +23,18 @@ fn all_kinds() -> [LoadBalancer; 5] {
     [LoadBalancer::LeastRequest, LoadBalancer::RoundRobin, LoadBalancer::Random, ring(1024), maglev(65537)]
 }
 
+/// A balancer of a proxy that does not know where it is.
+fn made(cluster: &Cluster, endpoints: &[Arc<Endpoint>], previous: Option<&Balancer>) -> Balancer {
+    let place = Place::default();
+    Balancer::new(cluster, endpoints, Here { place: &place, now: crate::outlier::tests::now() }, previous)
+}
+
+fn weights(hosts: &[Arc<Endpoint>]) -> Vec<u32> {
+    hosts.iter().map(|host| host.config.weight).collect()
+}
+
 fn balancer(kind: LoadBalancer, endpoints: &[Arc<Endpoint>]) -> Balancer {
-    Balancer::new(&cluster(kind, None), endpoints, None)
+    made(&cluster(kind, None), endpoints, None)
 }
 
 /// A good enough generator (splitmix64).
@@ -53,7 +65,7 @@ fn port(endpoint: &Endpoint) -> u16 {
 #[test]
 fn ring_is_envoys() {
     let hosts = endpoints(&[1; 6]);
-    let ring = Ring::new(&hosts, 12);
+    let ring = Ring::new(&hosts, &[1; 6], 12);
     let entries: Vec<_> = ring.entries().iter().map(|(hash, host)| (port(&hosts[*host as usize]), *hash)).collect();
     let expected = [
         (94, 833437586790550860),
@@ -90,14 +102,15 @@ fn ring_sizes() {
         (vec![1; 9], 1024, 1152),
         (vec![1; 10], 1024, 1280),
     ] {
-        assert_eq!(Ring::new(&endpoints(&weights), minimum).entries().len(), size, "{weights:?} {minimum}");
+        assert_eq!(Ring::new(&endpoints(&weights), &weights, minimum).entries().len(), size, "{weights:?} {minimum}");
     }
 }
 
 #[test]
 fn maglev_is_envoys() {
     let hosts = endpoints(&[1; 6]);
-    let table: Vec<_> = Maglev::new(&hosts, 7).table().iter().map(|host| port(&hosts[*host as usize])).collect();
+    let table: Vec<_> =
+        Maglev::new(&hosts, &[1; 6], 7).table().iter().map(|host| port(&hosts[*host as usize])).collect();
     assert_eq!(table, [92, 94, 90, 91, 95, 90, 93]);
     let balancer = balancer(maglev(7), &hosts);
     let pick = |hash, attempt| port(balancer.pick(Some(hash), &mut || 0, attempt).unwrap());
@@ -111,7 +124,8 @@ fn maglev_is_envoys() {
 fn maglev_respects_weights_and_order_does_not_matter() {
     let mut hosts = endpoints(&[1, 3]);
     let of_second = |hosts: &[Arc<Endpoint>], second: u32| {
-        Maglev::new(hosts, 65537).table().iter().filter(|host| **host == second).count() as f64 / 65537.0
+        Maglev::new(hosts, &weights(hosts), 65537).table().iter().filter(|host| **host == second).count() as f64
+            / 65537.0
     };
     assert!((of_second(&hosts, 1) - 0.75).abs() < 0.01);
     hosts.reverse();
@@ -131,12 +145,12 @@ fn nobody_is_picked_from_nothing() {
 fn round_robin_takes_turns_over_rebuilds() {
     let hosts = endpoints(&[1; 3]);
     let cluster = cluster(LoadBalancer::RoundRobin, None);
-    let first = Balancer::new(&cluster, &hosts, None);
+    let first = made(&cluster, &hosts, None);
     let turns = |balancer: &Balancer, n| -> Vec<_> {
         (0..n).map(|_| port(balancer.pick(None, &mut || 0, 0).unwrap())).collect()
     };
     assert_eq!(turns(&first, 4), [90, 91, 92, 90]);
-    let second = Balancer::new(&cluster, &hosts, Some(&first));
+    let second = made(&cluster, &hosts, Some(&first));
     assert_eq!(turns(&second, 2), [91, 92]);
 }
 
@@ -202,8 +216,8 @@ fn ejected_endpoints_are_left_out_until_panic() {
         for host in &hosts[..ejections] {
             assert!(detector.record(host, &Outcome::ConnectFailure, crate::outlier::tests::now()).is_some());
         }
-        let balancer = Balancer::new(&cluster(LoadBalancer::Random, Some(policy)), &hosts, None);
-        assert_eq!((balancer.hosts().len(), balancer.is_panic()), (used, panic), "{min_health_percent} {ejections}");
+        let balancer = made(&cluster(LoadBalancer::Random, Some(policy)), &hosts, None);
+        assert_eq!((balancer.hosts().count(), balancer.is_panic()), (used, panic), "{min_health_percent} {ejections}");
     }
 }
 
@@ -254,7 +268,7 @@ proptest! {
         }
         let live: HashSet<_> =
             endpoints.iter().filter(|e| e.is_eligible() && !e.is_ejected()).map(|e| e.key.clone()).collect();
-        let balancer = Balancer::new(&cluster, &endpoints, None);
+        let balancer = made(&cluster, &endpoints, None);
         for (hash, random, attempt) in picks {
             let picked = balancer.pick(hash, &mut || random, attempt);
             prop_assert_eq!(picked.is_some(), !live.is_empty());
@@ -282,7 +296,7 @@ fn with_gateways(kind: LoadBalancer, here: u8, share: u32) -> Balancer {
     let remote = [1, 2].map(|i| Arc::new(gateway(&format!("10.9.0.{i}:15443"), share)));
     let cluster = cluster(kind, None);
     let endpoints = for_cluster(&cluster, &local.chain(remote).collect::<Vec<_>>(), &[]);
-    Balancer::new(&cluster, &endpoints, None)
+    made(&cluster, &endpoints, None)
 }
 
 fn is_remote(balancer: &Balancer, hash: Option<u64>, random: &mut impl FnMut() -> u64) -> bool {
@@ -302,7 +316,7 @@ fn a_share_goes_elsewhere_and_all_when_nobody_is_here() {
             if gone == all as usize {
                 assert_eq!(counts(&balancer, 1000).len(), 2, "both gateways are used");
             }
-            assert!(balancer.hosts().iter().all(|host| host.remote.is_none()));
+            assert!(balancer.hosts().all(|host| host.remote.is_none()));
             let mine = balancer.pick_here(None, &mut random, 0);
             assert_eq!(mine.map(|host| host.remote.is_some()), (here > 0).then_some(false));
         }
@@ -319,7 +333,7 @@ fn who_is_ill_here_is_not_called_while_somebody_is_elsewhere() {
     let gateways = Detector::new(crate::policy::OutlierDetection::of_gateways(), endpoints[1..].to_vec(), None);
     let mut random = generator(1);
     let now = crate::outlier::tests::now();
-    let mut goes_elsewhere = || is_remote(&Balancer::new(&cluster, &endpoints, None), None, &mut random);
+    let mut goes_elsewhere = || is_remote(&made(&cluster, &endpoints, None), None, &mut random);
     // Answers are no reason to leave a gateway out; that it cannot be reached is, at once, and then home is taken.
     let status = http::StatusCode::INTERNAL_SERVER_ERROR;
     let failed = Outcome::response(status, &http::HeaderMap::new());
@@ -327,12 +341,12 @@ fn who_is_ill_here_is_not_called_while_somebody_is_elsewhere() {
     assert!(gateways.record(&endpoints[1], &Outcome::ConnectTimeout, now).is_some() && !goes_elsewhere());
     // Both are ill: those here are called, as without another data centre.
     assert!(here.record(&endpoints[0], &failed, now).is_some());
-    assert!(Balancer::new(&cluster, &endpoints, None).is_panic() && !goes_elsewhere());
+    assert!(made(&cluster, &endpoints, None).is_panic() && !goes_elsewhere());
     assert!(gateways.tick(now + std::time::Duration::from_secs(6)));
-    assert!(!Balancer::new(&cluster, &endpoints, None).is_panic() && goes_elsewhere());
+    assert!(!made(&cluster, &endpoints, None).is_panic() && goes_elsewhere());
     // Nobody is here at all: it is tried all the same.
     assert!(gateways.record(&endpoints[1], &Outcome::ConnectTimeout, now).is_some());
-    assert!(is_remote(&Balancer::new(&cluster, &endpoints[1..], None), None, &mut random));
+    assert!(is_remote(&made(&cluster, &endpoints[1..], None), None, &mut random));
 }
 
 proptest! {
@@ -348,5 +362,124 @@ proptest! {
         };
         // Where the share grows nobody returns.
         prop_assert!(!went(less)? || went(more)?);
+    }
+}
+
+/// Endpoints 10.0.0.0, 10.0.0.1 ... at these localities, for a proxy at eu/a.
+fn spread(cluster: &Cluster, localities: &[&str]) -> Vec<Arc<Endpoint>> {
+    let configs = localities.iter().enumerate().map(|(i, locality)| {
+        let config = config(&format!("10.0.0.{i}:80"), 1);
+        Arc::new(crate::endpoint::EndpointConfig { locality: (*locality).into(), ..config })
+    });
+    for_cluster(cluster, &configs.collect::<Vec<_>>(), &[])
+}
+
+/// Percent of the requests that each endpoint gets.
+fn percents(balancer: &Balancer, endpoints: &[Arc<Endpoint>]) -> Vec<i64> {
+    let counts = counts(balancer, 20_000);
+    endpoints.iter().map(|e| (counts.get(&*e.key).copied().unwrap_or_default() as f64 / 200.0).round() as i64).collect()
+}
+
+fn at_eu_a(cluster: &Cluster, endpoints: &[Arc<Endpoint>]) -> Balancer {
+    let place = Place { locality: "eu/a".into(), ..Place::default() };
+    Balancer::new(cluster, endpoints, Here { place: &place, now: crate::outlier::tests::now() }, None)
+}
+
+fn near(got: &[i64], want: &[i64]) -> bool {
+    got.len() == want.len() && got.iter().zip(want).all(|(got, want)| (got - want).abs() <= 2)
+}
+
+#[test]
+fn the_near_are_called_and_those_further_away_when_too_many_are_ill() {
+    let policy = outlier(1, 100);
+    let failover = crate::locality::Failover::Regions(Default::default());
+    for kind in all_kinds() {
+        let cluster =
+            Cluster { locality: Locality::Failover(failover.clone()), ..cluster(kind.clone(), Some(policy.clone())) };
+        let endpoints = spread(&cluster, &["us/a", "eu/a", "eu/b", "eu/a"]);
+        let now = crate::outlier::tests::now();
+        let detector = Detector::new(policy.clone(), endpoints.clone(), None);
+        let ill = |at: usize| assert!(detector.record(&endpoints[at], &Outcome::ConnectFailure, now).is_some());
+        // A ring of two is not even; together they have all.
+        let all = percents(&at_eu_a(&cluster, &endpoints), &endpoints);
+        assert!(all[0] == 0 && all[2] == 0 && near(&[all[1] + all[3]], &[100]), "{kind:?} {all:?}");
+        ill(1);
+        let half = percents(&at_eu_a(&cluster, &endpoints), &endpoints);
+        assert!(near(&half, &[0, 0, 30, 70]), "{kind:?} {half:?}");
+        ill(3);
+        assert!(near(&percents(&at_eu_a(&cluster, &endpoints), &endpoints), &[0, 0, 100, 0]), "{kind:?}");
+        ill(2);
+        assert!(near(&percents(&at_eu_a(&cluster, &endpoints), &endpoints), &[100, 0, 0, 0]), "{kind:?}");
+        ill(0);
+        assert!(at_eu_a(&cluster, &endpoints).pick(Some(1), &mut || 1, 0).is_none(), "{kind:?}");
+    }
+}
+
+#[test]
+fn a_key_goes_further_away_for_good_and_only_if_it_must() {
+    let policy = outlier(1, 100);
+    let failover = crate::locality::Failover::Regions(Default::default());
+    let cluster = Cluster { locality: Locality::Failover(failover), ..cluster(ring(1024), Some(policy.clone())) };
+    let endpoints = spread(&cluster, &["eu/a", "eu/a", "us/a"]);
+    let detector = Detector::new(policy, endpoints.clone(), None);
+    detector.record(&endpoints[0], &Outcome::ConnectFailure, crate::outlier::tests::now());
+    let balancer = at_eu_a(&cluster, &endpoints);
+    let mut random = generator(5);
+    for _ in 0..1000 {
+        let hash = random();
+        let want = if hash % 100 < 70 { &endpoints[1] } else { &endpoints[2] };
+        assert!(
+            balancer.pick(Some(hash), &mut random, 0).unwrap().is_same(want),
+            "as Envoy: hash % 100 says the level"
+        );
+    }
+}
+
+#[test]
+fn localities_get_their_shares() {
+    use crate::locality::{Distribution, Pattern};
+    let pattern = |text: &str| Pattern::parse(text).unwrap();
+    let distribution = Distribution { from: pattern("eu/*"), to: vec![(pattern("eu/a"), 70), (pattern("us/*"), 30)] };
+    for kind in all_kinds() {
+        let cluster = Cluster {
+            locality: Locality::Distribute(vec![distribution.clone()]),
+            ..cluster(kind.clone(), Some(outlier(1, 100)))
+        };
+        let endpoints = spread(&cluster, &["eu/a", "eu/b", "us/a", "us/b", "eu/a"]);
+        let got = percents(&at_eu_a(&cluster, &endpoints), &endpoints);
+        // Rings are uneven by nature.
+        let even = |got: i64, want: i64| (got - want).abs() <= 5;
+        assert!(got[1] == 0 && even(got[0] + got[4], 70) && even(got[2] + got[3], 30), "{kind:?} {got:?}");
+        // Whoever is elsewhere is not meant.
+        let other = percents(&made(&cluster, &endpoints, None), &endpoints);
+        assert!(other.iter().all(|percent| even(*percent, 20)), "{kind:?} {other:?}");
+        let detector = Detector::new(outlier(1, 100), endpoints.clone(), None);
+        for at in [2, 3] {
+            detector.record(&endpoints[at], &Outcome::ConnectFailure, crate::outlier::tests::now());
+        }
+        let left = percents(&at_eu_a(&cluster, &endpoints), &endpoints);
+        assert!(near(&[left[0] + left[4]], &[100]), "{kind:?} {left:?}");
+    }
+}
+
+#[test]
+fn a_new_endpoint_gets_less_at_first() {
+    let second = std::time::Duration::from_secs(1);
+    for kind in [LoadBalancer::LeastRequest, LoadBalancer::RoundRobin] {
+        let warmup = crate::policy::Warmup { duration: 60 * second, minimum_percent: 10.0, aggression: 1.0 };
+        let cluster = Cluster { warmup: Some(warmup), ..cluster(kind.clone(), None) };
+        let start = crate::outlier::tests::now();
+        let at = |endpoints: &[Arc<Endpoint>], now| {
+            let balancer = Balancer::new(&cluster, endpoints, Here { place: &Place::default(), now }, None);
+            (percents(&balancer, endpoints), balancer.is_warming())
+        };
+        let endpoints = spread(&cluster, &["", ""]);
+        // All are new: none gets less than another.
+        assert!(near(&at(&endpoints[..1], start).0, &[100]));
+        assert!(near(&at(&endpoints, start + 60 * second).0, &[91, 9]), "{kind:?}");
+        let (half, warming) = at(&endpoints, start + 90 * second);
+        assert!(near(&half, &[67, 33]) && warming, "{kind:?} {half:?}");
+        let (all, warming) = at(&endpoints, start + 120 * second);
+        assert!(near(&all, &[50, 50]) && !warming, "{kind:?} {all:?}");
     }
 }

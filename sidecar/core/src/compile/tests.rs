@@ -1,4 +1,7 @@
+use super::cluster::{connection_pool, outlier_detection};
 use super::*;
+use crate::hash::HashPolicy;
+use crate::locality::{Failover, Label, Locality};
 use crate::policy::Tls;
 use crate::route::Action;
 use v1::http_route::Action as Act;
@@ -131,6 +134,7 @@ fn an_empty_outlier_detection_is_five_errors() {
             min_health_percent: 0,
             split_external_local_origin_errors: false,
             consecutive_local_origin_failures: Some(5),
+            error_codes: Vec::new(),
         }
     );
     let off = v1::OutlierDetection { consecutive_5xx_errors: Some(0), ..v1::OutlierDetection::default() };
@@ -144,7 +148,7 @@ fn balancers() {
     assert_eq!(ring.load_balancer, LoadBalancer::RingHash { policy: HashPolicy::SourceIp, minimum_size: 1024 });
     let maglev = first(with_lb(hash(source_ip(), 0, 65537)));
     assert_eq!(maglev.load_balancer, LoadBalancer::Maglev { policy: HashPolicy::SourceIp, table_size: 65537 });
-    let passthrough = first(with_lb(v1::LoadBalancer { simple: 3, consistent_hash: None }));
+    let passthrough = first(with_lb(v1::LoadBalancer { simple: 3, ..Default::default() }));
     assert!(passthrough.original_destination);
 }
 
@@ -476,5 +480,55 @@ fn gateways_of_other_data_centres_are_compiled() {
         (subset(1, "spiffe://two/ns/a/sa/b"), "a", 0, "remotes[0].gateways[0].port"),
     ] {
         assert_eq!(compile(subset, gateway, port).unwrap_err().field, want);
+    }
+}
+
+#[test]
+fn localities_and_warming_up() {
+    let compiled = |load_balancer: v1::LoadBalancer, ejects: bool| {
+        let outlier_detection = ejects.then(v1::OutlierDetection::default);
+        let load_balancer = Some(load_balancer);
+        let host = "a".to_owned();
+        super::cluster::cluster(&v1::Cluster {
+            name: host.clone(),
+            host,
+            load_balancer,
+            outlier_detection,
+            ..Default::default()
+        })
+    };
+    let with = |locality: v1::LocalityLb| v1::LoadBalancer { locality: Some(locality), ..Default::default() };
+    let regions = Failover::Regions(BTreeMap::new());
+    assert_eq!(compiled(v1::LoadBalancer::default(), true).unwrap().locality, Locality::Failover(regions));
+    assert_eq!(compiled(v1::LoadBalancer::default(), false).unwrap().locality, Locality::Any);
+    let off = with(v1::LocalityLb { disabled: true, ..Default::default() });
+    assert_eq!(compiled(off, true).unwrap().locality, Locality::Any);
+    let labels = with(v1::LocalityLb { failover_priority: vec!["a".into(), "b=c".into()], ..Default::default() });
+    let label = |name: &str, value: Option<&str>| Label { name: name.into(), value: value.map(str::to_owned) };
+    let want = Failover::Labels(vec![label("a", None), label("b", Some("c"))]);
+    assert_eq!(compiled(labels, true).unwrap().locality, Locality::Failover(want));
+    let shares = |from: &str, to: &[(&str, u32)]| {
+        let to = to.iter().map(|(name, percent)| (name.to_string(), *percent)).collect();
+        let distribute = vec![v1::LocalityShares { from: from.into(), to }];
+        with(v1::LocalityLb { distribute, ..Default::default() })
+    };
+    let fine = compiled(shares("eu/*", &[("us", 20), ("eu", 80)]), false).unwrap().locality;
+    assert!(matches!(&fine, Locality::Distribute(all) if all[0].to.len() == 2), "{fine:?}");
+    for (from, to, field) in [
+        ("eu", &[("us", 20)][..], "load_balancer.locality.distribute[0].to"),
+        ("", &[("us", 100)], "load_balancer.locality.distribute[0].from"),
+        ("eu", &[("u*", 100)], "load_balancer.locality.distribute[0].to[\"u*\"]"),
+    ] {
+        assert!(compiled(shares(from, to), false).unwrap_err().field.starts_with(field), "{from} {to:?}");
+    }
+    let warm = |duration_ms, minimum_percent, aggression| {
+        let warmup = Some(v1::Warmup { duration_ms, minimum_percent, aggression });
+        compiled(v1::LoadBalancer { warmup, ..Default::default() }, false).map(|cluster| cluster.warmup)
+    };
+    assert_eq!(warm(1000, 10.0, 1.0).unwrap().unwrap().duration, Duration::from_secs(1));
+    for (duration, percent, aggression) in
+        [(0, 10.0, 1.0), (1, 101.0, 1.0), (1, f64::NAN, 1.0), (1, 1.0, 0.5), (1, 1.0, f64::NAN)]
+    {
+        assert!(warm(duration, percent, aggression).is_err(), "{duration} {percent} {aggression}");
     }
 }

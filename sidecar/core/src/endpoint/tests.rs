@@ -40,6 +40,8 @@ pub(crate) fn cluster(load_balancer: LoadBalancer, outlier: Option<OutlierDetect
         target_port: TargetPort::Registered,
         protocol: Protocol::Http,
         load_balancer,
+        locality: crate::locality::Locality::Any,
+        warmup: None,
         pool: ConnectionPool {
             max_connections: u32::MAX,
             connect_timeout: Duration::from_secs(10),
@@ -47,6 +49,7 @@ pub(crate) fn cluster(load_balancer: LoadBalancer, outlier: Option<OutlierDetect
             max_requests: u32::MAX,
             max_requests_per_connection: u32::MAX,
             max_retries: u32::MAX,
+            retry_budget: None,
             http_idle_timeout: Duration::from_secs(3600),
             tcp_idle_timeout: Some(Duration::from_secs(3600)),
             max_connection_duration: None,
@@ -74,6 +77,7 @@ pub(crate) fn outlier(consecutive_5xx: u32, max_ejection_percent: u32) -> Outlie
         min_health_percent: 0,
         split_external_local_origin_errors: false,
         consecutive_local_origin_failures: Some(5),
+        error_codes: Vec::new(),
     }
 }
 

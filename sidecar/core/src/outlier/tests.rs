@@ -185,3 +185,21 @@ fn exact_with_concurrent_callers() {
     assert_eq!(endpoints.iter().filter(|e| e.is_ejected()).count(), 3);
     assert!(endpoints.iter().all(|e| e.state.ejection.consecutive_5xx.load(Ordering::Relaxed) == 0));
 }
+
+#[test]
+fn the_policy_says_which_answers_are_errors() {
+    let codes = [429, 503].map(|code| StatusCode::from_u16(code).unwrap()).to_vec();
+    let policy = OutlierDetection { error_codes: codes, ..outlier(2, 100) };
+    let answer = |code: u16| Outcome::response(StatusCode::from_u16(code).unwrap(), &http::HeaderMap::new());
+    for (outcomes, ejected) in [
+        (vec![answer(429), answer(503)], true),
+        (vec![answer(500), answer(500), answer(502)], false),
+        (vec![answer(429), answer(500), answer(429)], false),
+        (vec![Outcome::ConnectFailure, answer(429)], true),
+    ] {
+        let hosts = endpoints(&[1, 1]);
+        let detector = Detector::new(policy.clone(), hosts.clone(), None);
+        let found = outcomes.iter().filter_map(|outcome| detector.record(&hosts[0], outcome, now())).count();
+        assert_eq!(found > 0, ejected, "{outcomes:?}");
+    }
+}

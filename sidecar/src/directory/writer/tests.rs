@@ -42,7 +42,7 @@ fn served(directory: &Directory) -> usize {
 
 /// A directory that was asked for "order" and told of one endpoint.
 async fn knowing() -> (Arc<Directory>, Writer) {
-    let (directory, mut writer) = new(None, &[]);
+    let (directory, mut writer) = new(Default::default(), None, &[]);
     writer.set_connected(true);
     let asked = directory.clone();
     let lookup = tokio::spawn(async move { matches!(asked.lookup("order").await, Lookup::Service(_)) });
@@ -87,7 +87,7 @@ async fn an_endpoint_that_leaves_is_gone_unless_the_control_plane_has_just_come_
 
 #[tokio::test]
 async fn nobody_waits_for_one_who_is_away_or_for_what_is_refused() {
-    let (directory, mut writer) = new(None, &[]);
+    let (directory, mut writer) = new(Default::default(), None, &[]);
     writer.set_connected(true);
     let asked = directory.clone();
     let queued = tokio::spawn(async move { asked.lookup("240.240.0.9:80").await });

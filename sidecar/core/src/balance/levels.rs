@@ -1,0 +1,98 @@
+//! How requests are divided between near and far endpoints: Envoy's priorities
+//! (`source/extensions/load_balancing_policies/common/load_balancer_impl.cc`).
+
+/// Endpoints that are equally far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Count {
+    /// Usable now.
+    pub(super) usable: usize,
+    /// All but those that are going away.
+    pub(super) total: usize,
+}
+
+/// Envoy's over-provisioning factor, in percent.
+const OVERPROVISIONING: u64 = 140;
+
+/// Percent of the requests that so many endpoints can carry.
+fn health(count: Count) -> u64 {
+    match count.total as u64 {
+        0 => 0,
+        total => (count.usable as u64 * OVERPROVISIONING / total).min(100),
+    }
+}
+
+/// Whether what is usable anywhere carries all requests. Only where it does not may those be used that are ejected.
+pub(super) fn suffices(levels: &[Count]) -> bool {
+    levels.iter().map(|level| health(*level)).sum::<u64>() >= 100
+}
+
+/// Percent of the requests for each level, the nearest first: 100 together, or 0 when nobody is usable.
+pub(super) fn loads(levels: &[Count]) -> Vec<u64> {
+    let healths: Vec<u64> = levels.iter().map(|level| health(*level)).collect();
+    let together = healths.iter().sum::<u64>().min(100);
+    if together == 0 {
+        return vec![0; levels.len()];
+    }
+    let mut left = 100;
+    let mut loads: Vec<u64> = healths
+        .iter()
+        .map(|health| {
+            let load = (health * 100 / together).min(left);
+            left -= load;
+            load
+        })
+        .collect();
+    // What rounding left over goes to the first that has anybody.
+    if let Some(first) = loads.iter_mut().find(|load| **load > 0) {
+        *first += left;
+    }
+    loads
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn of(counts: &[(usize, usize)]) -> Vec<Count> {
+        counts.iter().map(|(usable, total)| Count { usable: *usable, total: *total }).collect()
+    }
+
+    #[test]
+    fn loads_are_envoys() {
+        for (levels, want) in [
+            (&[(100, 100), (100, 100)][..], &[100, 0][..]),
+            (&[(72, 100), (72, 100)], &[100, 0]),
+            (&[(71, 100), (71, 100)], &[99, 1]),
+            (&[(50, 100), (50, 100)], &[70, 30]),
+            (&[(25, 100), (100, 100)], &[35, 65]),
+            (&[(25, 100), (25, 100)], &[50, 50]),
+            (&[(100, 100), (100, 100), (100, 100)], &[100, 0, 0]),
+            (&[(72, 100), (72, 100), (100, 100)], &[100, 0, 0]),
+            (&[(50, 100), (50, 100), (50, 100)], &[70, 30, 0]),
+            (&[(25, 100), (100, 100), (100, 100)], &[35, 65, 0]),
+            (&[(25, 100), (25, 100), (100, 100)], &[35, 35, 30]),
+            (&[(25, 100), (25, 100), (25, 100)], &[35, 35, 30]),
+            (&[(20, 100), (20, 100), (20, 100)], &[34, 33, 33]),
+            (&[(0, 3), (1, 3)], &[0, 100]),
+            (&[(0, 3), (0, 0)], &[0, 0]),
+        ] {
+            assert_eq!(loads(&of(levels)), want, "{levels:?}");
+        }
+        assert!(suffices(&of(&[(50, 100), (50, 100)])) && !suffices(&of(&[(25, 100), (25, 100)])));
+    }
+
+    proptest! {
+        #[test]
+        fn all_requests_go_where_somebody_is(levels in proptest::collection::vec((0_usize..9, 0_usize..9), 1..5)) {
+            let counts: Vec<Count> = levels.iter().map(|(usable, ill)| Count { usable: *usable, total: usable + ill }).collect();
+            let loads = loads(&counts);
+            let some = counts.iter().any(|count| count.usable > 0);
+            prop_assert_eq!(loads.iter().sum::<u64>(), if some { 100 } else { 0 });
+            for (load, count) in loads.iter().zip(&counts) {
+                prop_assert!(*load == 0 || count.usable > 0);
+            }
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! Near and far endpoints: which a proxy calls first, and what share each locality gets. Istio's rules
+//! (`localityLbSetting`), computed where the proxy is.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::endpoint::EndpointConfig;
+
+/// Where a proxy is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Place {
+    /// `region/zone/subzone`; empty: it is not known.
+    pub locality: Arc<str>,
+    /// Labels of its workload.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// Which localities a cluster's requests go to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Locality {
+    /// All are alike.
+    Any,
+    /// Shares by locality, for proxies of some place; for the others all are alike.
+    Distribute(Vec<Distribution>),
+    /// The near first, those further away while too few of the near are healthy.
+    Failover(Failover),
+}
+
+/// Shares of localities.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Distribution {
+    /// Whose requests these are.
+    pub from: Pattern,
+    /// Percent by locality; one that is not here gets none.
+    pub to: Vec<(Pattern, u32)>,
+}
+
+/// What is near.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Failover {
+    /// The same subzone, the same zone, the same region; then the region that is named here for one's own; then any.
+    Regions(BTreeMap<String, String>),
+    /// The more of these labels are one's own the nearer; one counts only where all before it are alike.
+    Labels(Vec<Label>),
+}
+
+/// A label that near endpoints have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Label {
+    /// Its name.
+    pub name: String,
+    /// `None`: what one's own is.
+    pub value: Option<String>,
+}
+
+/// `region/zone/subzone`, of which the end may be left out and a `*` at the end stands for all.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pattern(Vec<String>);
+
+impl Pattern {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// When it has other than one to three parts, an empty one, or a `*` before its end.
+    pub fn parse(text: &str) -> Result<Pattern, String> {
+        let mut parts: Vec<String> = text.split('/').map(str::to_owned).collect();
+        let all = parts.len();
+        if parts.last().is_some_and(|last| last == "*") {
+            parts.pop();
+        }
+        if all > 3 || parts.iter().any(|part| part.is_empty() || part.contains('*')) {
+            return Err(format!("{text:?} is not a locality: region/zone/subzone, which may end in * instead"));
+        }
+        Ok(Pattern(parts))
+    }
+
+    /// Whether a locality is one of these.
+    pub fn covers(&self, locality: &str) -> bool {
+        let mut parts = locality.split('/');
+        self.0.iter().all(|wanted| parts.next() == Some(wanted))
+    }
+
+    /// Whether some locality is of both.
+    pub fn overlaps(&self, other: &Pattern) -> bool {
+        self.0.iter().zip(&other.0).all(|(one, another)| one == another)
+    }
+}
+
+impl Failover {
+    /// How far an endpoint is from a proxy: 0 is nearest. A proxy that does not know where it is has all equally far.
+    pub fn distance(&self, place: &Place, endpoint: &EndpointConfig) -> u32 {
+        match self {
+            Failover::Regions(_) if place.locality.is_empty() => 0,
+            Failover::Regions(failover) => by_region(failover, &place.locality, &endpoint.locality),
+            Failover::Labels(labels) => {
+                let alike = labels.iter().take_while(|label| {
+                    let own = || label_of(&label.name, &place.labels, &place.locality);
+                    let wanted = label.value.as_deref().or_else(own);
+                    // What neither has is alike, as in Istio.
+                    wanted.unwrap_or_default()
+                        == label_of(&label.name, &endpoint.labels, &endpoint.locality).unwrap_or_default()
+                });
+                u32::try_from(labels.len() - alike.count()).unwrap_or(u32::MAX)
+            }
+        }
+    }
+}
+
+fn by_region(failover: &BTreeMap<String, String>, own: &str, other: &str) -> u32 {
+    let parts = |locality: &str| -> [String; 3] {
+        let mut parts = locality.split('/').map(str::to_owned);
+        std::array::from_fn(|_| parts.next().unwrap_or_default())
+    };
+    let (own, other) = (parts(own), parts(other));
+    match own.iter().zip(&other).take_while(|(a, b)| a == b).count() {
+        0 => match failover.get(&own[0]) {
+            // The region that is named is before the others.
+            Some(named) if *named != other[0] => 4,
+            _ => 3,
+        },
+        alike => 3 - u32::try_from(alike).unwrap_or(3),
+    }
+}
+
+/// A label, or what a locality says under the name that Istio and Kubernetes have for it.
+fn label_of<'a>(name: &str, labels: &'a BTreeMap<String, String>, locality: &'a str) -> Option<&'a str> {
+    let part = match name {
+        "topology.kubernetes.io/region" => 0,
+        "topology.kubernetes.io/zone" => 1,
+        "topology.istio.io/subzone" => 2,
+        _ => return labels.get(name).map(String::as_str),
+    };
+    let own = labels.get(name).map(String::as_str);
+    own.or_else(|| locality.split('/').nth(part).filter(|part| !part.is_empty()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::endpoint::tests::config;
+
+    fn place(locality: &str, labels: &[(&str, &str)]) -> Place {
+        let labels = labels.iter().map(|(name, value)| (name.to_string(), value.to_string()));
+        Place { locality: locality.into(), labels: labels.collect() }
+    }
+
+    fn at(locality: &str, labels: &[(&str, &str)]) -> EndpointConfig {
+        let place = place(locality, labels);
+        EndpointConfig { locality: place.locality, labels: place.labels, ..config("10.0.0.1:80", 1) }
+    }
+
+    #[test]
+    fn patterns_end_where_they_will() {
+        for (pattern, covered, not) in [
+            ("eu/a/1", "eu/a/1", "eu/a/2"),
+            ("eu/a", "eu/a/1", "eu/b/1"),
+            ("eu/a/*", "eu/a/1", "eu/b"),
+            ("eu", "eu/a/1", "us/a/1"),
+            ("eu/*", "eu/a", "europe/a"),
+        ] {
+            let pattern = Pattern::parse(pattern).unwrap();
+            assert!(pattern.covers(covered) && !pattern.covers(not), "{pattern:?}");
+        }
+        assert!(Pattern::parse("*").unwrap().covers("") && Pattern::parse("*").unwrap().covers("eu/a"));
+        for wrong in ["", "eu//1", "*/a", "eu/*/1", "a/b/c/d", "eu/a*"] {
+            assert!(Pattern::parse(wrong).is_err(), "{wrong}");
+        }
+        let of = |text: &str| Pattern::parse(text).unwrap();
+        assert!(of("eu").overlaps(&of("eu/a")) && of("*").overlaps(&of("us")) && !of("eu/a").overlaps(&of("eu/b")));
+    }
+
+    #[test]
+    fn the_same_subzone_is_nearest() {
+        let plain = Failover::Regions(BTreeMap::new());
+        let named = Failover::Regions([("eu".to_owned(), "us".to_owned())].into());
+        let here = place("eu/a/1", &[]);
+        for (locality, far, with_name) in [
+            ("eu/a/1", 0, 0),
+            ("eu/a/2", 1, 1),
+            ("eu/a", 1, 1),
+            ("eu/b/1", 2, 2),
+            ("us/a/1", 3, 3),
+            ("asia/a/1", 3, 4),
+            ("", 3, 4),
+        ] {
+            let endpoint = at(locality, &[]);
+            assert_eq!(plain.distance(&here, &endpoint), far, "{locality}");
+            assert_eq!(named.distance(&here, &endpoint), with_name, "{locality}");
+            assert_eq!(plain.distance(&Place::default(), &endpoint), 0, "who knows nothing of himself prefers nobody");
+        }
+    }
+
+    #[test]
+    fn labels_count_while_those_before_are_alike() {
+        let label = |name: &str, value: Option<&str>| Label { name: name.into(), value: value.map(str::to_owned) };
+        let failover = Failover::Labels(vec![
+            label("topology.kubernetes.io/region", None),
+            label("rack", None),
+            label("version", Some("v2")),
+        ]);
+        let here = place("eu/a", &[("rack", "7"), ("version", "v1")]);
+        for (locality, labels, far) in [
+            ("eu/b", &[("rack", "7"), ("version", "v2")][..], 0),
+            ("eu/a", &[("rack", "7"), ("version", "v1")], 1),
+            ("eu/a", &[("rack", "8"), ("version", "v2")], 2),
+            ("us/a", &[("rack", "7"), ("version", "v2")], 3),
+            ("", &[("rack", "7"), ("topology.kubernetes.io/region", "eu")], 1),
+        ] {
+            assert_eq!(failover.distance(&here, &at(locality, labels)), far, "{locality} {labels:?}");
+        }
+        let none = place("eu/a", &[]);
+        assert_eq!(failover.distance(&none, &at("eu/b", &[("version", "v2")])), 0, "neither has a rack");
+    }
+}

@@ -1,0 +1,91 @@
+//! Near and far: the near are called, those further away stand in for them, and shares are as they are said to be.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+use weft_tests::{Mesh, Pod, served_by, wait_for};
+
+use crate::Scenario;
+
+pub(crate) fn all() -> Vec<Scenario> {
+    vec![("the_near_are_called_and_the_far_stand_in", near), ("a_new_instance_warms_up", warmup)]
+}
+
+fn rule(balancer: &str) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: order}}\nspec:\n  host: order-service\n  \
+         trafficPolicy:\n    outlierDetection: {{consecutive5xxErrors: 2, interval: 1s, baseEjectionTime: 60s, \
+         maxEjectionPercent: 100}}\n    loadBalancer: {balancer}\n"
+    )
+}
+
+/// Of 200 requests, how many each instance served.
+fn shares(front: &Pod, url: &str) -> Result<BTreeMap<String, usize>> {
+    let plan = json!({"url": url, "count": 200, "headers": {"Host": "order-service"}});
+    let mut shares = BTreeMap::new();
+    for name in served_by(&front.requests(&plan)?) {
+        *shares.entry(name).or_default() += 1;
+    }
+    Ok(shares)
+}
+
+fn near() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    mesh.policy("order.yaml", &rule("{simple: ROUND_ROBIN}"))?;
+    let a = mesh.instance("order1", "order-service", 8080, &["--locality", "eu/a"])?;
+    let _b = mesh.instance("order2", "order-service", 8080, &["--locality", "eu/b"])?;
+    let _us = mesh.instance("order3", "order-service", 8080, &["--locality", "us/a"])?;
+    let front = mesh.pod("frontend")?;
+    let _sidecar = mesh.sidecar(&front, "frontend", &["--locality", "eu/a"])?;
+    mesh.redirect(&front)?;
+    let url = format!("http://{}/", mesh.vip("order-service")?);
+    let expect = |what: &str, wanted: &[(&str, usize)], off: usize| {
+        wait_for(what, Duration::from_secs(15), || {
+            let seen = shares(&front, &url)?;
+            let fits = seen.values().sum::<usize>() == 200
+                && seen.keys().all(|name| wanted.iter().any(|(known, _)| known == name))
+                && wanted.iter().all(|(name, n)| seen.get(*name).copied().unwrap_or_default().abs_diff(*n) <= off);
+            ensure!(fits, "{seen:?}, not {wanted:?}");
+            Ok(())
+        })
+    };
+    expect("the same zone", &[("order1", 200)], 0)?;
+    // It answers 503 and is ejected: the next zone, not the next region.
+    a.pod.curl(&["-X", "POST", "http://127.0.0.1:8080/sick"])?;
+    front.requests(&json!({"url": format!("{url}health"), "count": 5, "headers": {"Host": "order-service"}}))?;
+    expect("the next zone", &[("order2", 200)], 0)?;
+    a.pod.curl(&["-X", "POST", "http://127.0.0.1:8080/well"])?;
+    let shares = "{simple: ROUND_ROBIN, localityLbSetting: {distribute: [{from: eu/*, to: {eu/b: 70, us: 30}}]}}";
+    mesh.policy("order.yaml", &rule(shares))?;
+    expect("shares", &[("order2", 140), ("order3", 60)], 2)?;
+    mesh.policy("order.yaml", &rule("{simple: ROUND_ROBIN, localityLbSetting: {failover: [{from: us, to: eu}]}}"))?;
+    // The ejection lasts a minute.
+    expect("regions", &[("order2", 200)], 0)?;
+    mesh.policy("order.yaml", &rule("{simple: ROUND_ROBIN, localityLbSetting: {enabled: false}}"))?;
+    expect("all alike", &[("order2", 100), ("order3", 100)], 1)
+}
+
+fn warmup() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    mesh.policy("order.yaml", &rule("{simple: ROUND_ROBIN, warmup: {duration: 8s, minimumPercent: 10}}"))?;
+    let _old = mesh.instance("order1", "order-service", 8080, &[])?;
+    let (front, _sidecar) = mesh.client("frontend")?;
+    let url = format!("http://{}/", mesh.vip("order-service")?);
+    ensure!(shares(&front, &url)?.len() == 1);
+    // The first one is warm before the second comes.
+    std::thread::sleep(Duration::from_secs(8));
+    let _new = mesh.instance("order2", "order-service", 8080, &[])?;
+    let first = wait_for("the new one", Duration::from_secs(10), || {
+        let share = shares(&front, &url)?.get("order2").copied().unwrap_or_default();
+        ensure!(share > 0, "none yet");
+        Ok(share)
+    })?;
+    ensure!((10..=80).contains(&first), "it begins with little: {first} of 200");
+    wait_for("its full share", Duration::from_secs(30), || {
+        let share = shares(&front, &url)?.get("order2").copied().unwrap_or_default();
+        ensure!((99..=101).contains(&share), "{share} of 200");
+        Ok(())
+    })
+}
