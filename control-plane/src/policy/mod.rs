@@ -100,7 +100,7 @@ impl fmt::Display for Kind {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Object {
     /// How to call a host.
-    DestinationRule(DestinationRule),
+    DestinationRule(Box<DestinationRule>),
     /// Where a request to a host goes.
     VirtualService(VirtualService),
     /// Where callers from outside come in.

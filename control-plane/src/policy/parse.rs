@@ -158,7 +158,7 @@ fn document(decoder: &Decoder<'_>, file: &str, found: YamlDocument) -> Option<Do
     // Paths of a spec's fields are told without `spec.`: shorter, and as Istio's documentation names them.
     let spec = decoder.fields(spec_node, String::new(), kind.spec());
     let object = match kind {
-        Kind::DestinationRule => Object::DestinationRule(destination_rule::decode(&spec)),
+        Kind::DestinationRule => Object::DestinationRule(Box::new(destination_rule::decode(&spec))),
         Kind::VirtualService => Object::VirtualService(virtual_service::decode(&spec)),
         Kind::Gateway => Object::Gateway(gateway::decode(&spec)),
         Kind::ServiceEntry => Object::ServiceEntry(service_entry::decode(&spec)),

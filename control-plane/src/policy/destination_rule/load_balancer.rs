@@ -171,10 +171,7 @@ fn locality(fields: &Fields<'_>) -> v1::LocalityLb {
 }
 
 fn distribute(fields: &Fields<'_>) -> Vec<v1::LocalityShares> {
-    let pattern = |text: &str, report: &dyn Fn(String)| {
-        let parsed = Pattern::parse(text);
-        parsed.map_err(|problem| report(problem)).ok()
-    };
+    let pattern = |text: &str, report: &dyn Fn(String)| Pattern::parse(text).map_err(report).ok();
     let mut all: Vec<v1::LocalityShares> = Vec::new();
     let mut froms: Vec<Pattern> = Vec::new();
     for one in fields.objects("distribute") {

@@ -12,7 +12,7 @@ fn rule(spec: &str) -> DestinationRule {
     let mut parsed = read(spec);
     assert_eq!(parsed.problems, [], "{spec}");
     match parsed.documents.remove(0).object {
-        Object::DestinationRule(rule) => rule,
+        Object::DestinationRule(rule) => *rule,
         other => panic!("{other:?}"),
     }
 }
