@@ -21,7 +21,7 @@ pub fn check(documents: &[&Document]) -> Vec<Problem> {
     for (host, same_host) in &rules {
         problems.extend(rules_that_lose(host, same_host));
     }
-    let mut owners: BTreeMap<String, &Document> = BTreeMap::new();
+    let mut owners: BTreeMap<String, Vec<&Document>> = BTreeMap::new();
     for document in sorted {
         match &document.object {
             Object::VirtualService(service) => {
@@ -45,18 +45,22 @@ pub fn check(documents: &[&Document]) -> Vec<Problem> {
 fn owned<'a>(
     document: &'a Document,
     service: &VirtualService,
-    owners: &mut BTreeMap<String, &'a Document>,
+    owners: &mut BTreeMap<String, Vec<&'a Document>>,
 ) -> Vec<Problem> {
     let mut problems = Vec::new();
     // Gateways join the routes of several.
     let hosts = service.hosts.iter().filter(|_| service.of_mesh());
     for host in hosts.map(|host| canonical(host, &document.namespace)) {
-        let owner = *owners.entry(host.clone()).or_insert(document);
-        if owner.key() != document.key() {
+        let all = owners.entry(host.clone()).or_default();
+        // Which of two wins is another matter where one of them is for fewer.
+        let same = |owner: &&&Document| owner.meets(document) && owner.object.export() == document.object.export();
+        let owner = all.iter().find(same).filter(|owner| owner.key() != document.key());
+        if let Some(owner) = owner {
             let owner = owner.reference();
             let text = format!("{owner} is older and owns host `{host}`: this one has no effect on it");
             problems.push(problem(document, None, Severity::Warning, text));
         }
+        all.push(document);
     }
     problems
 }
@@ -123,14 +127,20 @@ fn routes(document: &Document, service: &VirtualService, rules: &Rules<'_>) -> V
     problems
 }
 
-/// Rules of one host and namespace are joined: the oldest policy stays, and of two subsets of one name the older one.
+/// Rules of one host and namespace that the same namespaces see are joined: the oldest policy stays, and of two subsets of
+/// one name the older one.
 fn rules_that_lose(host: &str, rules: &[(&Document, &DestinationRule)]) -> Vec<Problem> {
     let mut problems = Vec::new();
-    let mut policies: BTreeMap<&str, &Document> = BTreeMap::new();
-    let mut subsets: BTreeMap<(&str, &str), &Document> = BTreeMap::new();
+    let mut policies: Vec<&Document> = Vec::new();
+    let mut subsets: Vec<(&str, &Document)> = Vec::new();
     for (document, rule) in rules {
+        let joined = |other: &Document| {
+            other.namespace == document.namespace && other.object.export() == document.object.export()
+        };
         for subset in &rule.subsets {
-            let first = *subsets.entry((&document.namespace, &subset.name)).or_insert(document);
+            let known = subsets.iter().find(|(name, other)| *name == subset.name && joined(other));
+            let first = known.map_or(*document, |(_, first)| *first);
+            subsets.push((&subset.name, document));
             if first.key() != document.key() {
                 let first = first.reference();
                 let text = format!("subset `{}` is ignored: {first}, which is older, defines it", subset.name);
@@ -138,7 +148,8 @@ fn rules_that_lose(host: &str, rules: &[(&Document, &DestinationRule)]) -> Vec<P
             }
         }
         if rule.traffic_policy.is_some() {
-            let first = *policies.entry(&document.namespace).or_insert(document);
+            let first = policies.iter().find(|other| joined(other)).copied().unwrap_or(document);
+            policies.push(document);
             if first.key() != document.key() {
                 let first = first.reference();
                 let text = format!("`trafficPolicy` is ignored: {first}, which is older, has one for `{host}`");

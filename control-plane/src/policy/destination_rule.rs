@@ -8,6 +8,7 @@ use weft_proto::v1;
 
 use super::{
     connection_pool,
+    export::{self, Export},
     fields::{Fields, Shape, not_yet, object, read},
     names,
 };
@@ -15,6 +16,8 @@ use super::{
 /// A DestinationRule's `spec`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DestinationRule {
+    /// `exportTo`.
+    pub export: Export,
     /// As written: a short name, a full one or `*.suffix`.
     pub host: String,
     /// For every port and subset.
@@ -116,7 +119,7 @@ pub(crate) fn decode(spec: &Fields<'_>) -> DestinationRule {
             format!("`host`: `{host}` is not a host name; write a service's name, a full name or *.suffix"),
         );
     }
-    names::export_to(spec);
+    let export = export::decode(spec);
     let mut subsets: Vec<Subset> = Vec::new();
     for fields in spec.objects("subsets") {
         let name = fields.required_string("name");
@@ -134,7 +137,7 @@ pub(crate) fn decode(spec: &Fields<'_>) -> DestinationRule {
         subsets.push(Subset { name, labels, traffic_policy });
     }
     let traffic_policy = spec.object("trafficPolicy").map(|fields| traffic_policy(&fields));
-    DestinationRule { host, traffic_policy, subsets }
+    DestinationRule { export, host, traffic_policy, subsets }
 }
 
 fn traffic_policy(fields: &Fields<'_>) -> TrafficPolicy {

@@ -9,6 +9,7 @@ mod check;
 mod connection_pool;
 mod destination_rule;
 mod duration;
+mod export;
 mod fields;
 pub mod folder;
 mod gateway;
@@ -25,6 +26,7 @@ mod workload_entry;
 
 pub use check::check;
 pub use destination_rule::{DestinationRule, Settings, Subset, TrafficPolicy};
+pub use export::Export;
 pub use fields::Support;
 pub use gateway::{Gateway, Server};
 pub use kube_service::{KubePort, KubeService, TargetPort};
@@ -117,6 +119,18 @@ pub enum Object {
     ServiceExport,
 }
 
+impl Object {
+    /// The namespaces whose clients see it; `None`: its kind has no such field.
+    pub fn export(&self) -> Option<&Export> {
+        match self {
+            Object::DestinationRule(rule) => Some(&rule.export),
+            Object::VirtualService(service) => Some(&service.export),
+            Object::ServiceEntry(entry) => Some(&entry.export),
+            _ => None,
+        }
+    }
+}
+
 /// One object of a policy file.
 #[derive(Clone, Debug)]
 pub struct Document {
@@ -140,6 +154,17 @@ pub struct Document {
 }
 
 impl Document {
+    /// Whether clients of a namespace see it.
+    pub fn reaches(&self, client_ns: &str) -> bool {
+        self.object.export().is_none_or(|export| export.reaches(&self.namespace, client_ns))
+    }
+
+    /// Whether some client may see both this and `other`, which is of the same kind.
+    pub fn meets(&self, other: &Document) -> bool {
+        let both = self.object.export().zip(other.object.export());
+        both.is_none_or(|(own, others)| own.meets(&self.namespace, others, &other.namespace))
+    }
+
     /// "DestinationRule/default/order-service": how logs, headers and the wire name it.
     pub fn reference(&self) -> String {
         format!("{}/{}/{}", self.kind, self.namespace, self.name)

@@ -1,6 +1,4 @@
-//! Rules for names: hosts, labels, header names; and `exportTo`, which several kinds share.
-
-use super::fields::Fields;
+//! Rules for names: hosts, labels, header names.
 
 /// A DNS label as Kubernetes names things: `a-z0-9`, inner hyphens, at most 63.
 pub(crate) fn is_label(name: &str) -> bool {
@@ -30,13 +28,6 @@ pub(crate) fn is_host_or_wildcard(name: &str) -> bool {
 /// A token of RFC 9110, which header names are.
 pub(crate) fn is_header(name: &str) -> bool {
     !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c))
-}
-
-/// Reads `exportTo`: everybody is the default and all that is supported.
-pub(crate) fn export_to(fields: &Fields<'_>) {
-    if fields.strings("exportTo").iter().any(|(name, _)| name != "*") {
-        fields.error("exportTo", "`exportTo` other than [\"*\"] is not supported yet");
-    }
 }
 
 /// `name` as a host of the mesh: a name without a dot is a service of `namespace`. As in Istio, a name with a dot is full.

@@ -6,6 +6,7 @@ use weft_proto::v1;
 
 use super::{
     WorkloadEntry,
+    export::{self, Export},
     fields::{Fields, Shape, not_yet, object, read},
     names,
     nearest::suggest,
@@ -15,6 +16,8 @@ use super::{
 /// A ServiceEntry's `spec`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ServiceEntry {
+    /// `exportTo`.
+    pub export: Export,
     /// Exact names or `*.suffix`, lower case.
     pub hosts: Vec<String>,
     /// Virtual IPs or ranges.
@@ -120,8 +123,9 @@ pub(crate) fn decode(spec: &Fields<'_>) -> ServiceEntry {
     });
     let addresses = addresses.collect();
     let external = spec.one_of("location", &[("MESH_EXTERNAL", true), ("MESH_INTERNAL", false)]).unwrap_or(true);
-    names::export_to(spec);
+    let export = export::decode(spec);
     let entry = ServiceEntry {
+        export,
         hosts,
         addresses,
         ports: ports(spec),

@@ -6,6 +6,7 @@ mod response;
 use weft_proto::v1;
 
 use super::{
+    export::{self, Export},
     fields::{Fields, Shape, not_yet, object, read},
     names,
 };
@@ -14,6 +15,8 @@ use crate::yaml::Place;
 /// A VirtualService's `spec`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct VirtualService {
+    /// `exportTo`.
+    pub export: Export,
     /// As written: short names, full ones or `*.suffix`.
     pub hosts: Vec<String>,
     /// Gateways that it is for, `mesh` or `<name>` or `<namespace>/<name>`; empty: the mesh.
@@ -245,7 +248,7 @@ pub(crate) fn decode(spec: &Fields<'_>) -> VirtualService {
             spec.error_at(place, format!("`{gateway}` is not a gateway: mesh, a name, or namespace/name"));
         }
     }
-    names::export_to(spec);
+    let export = export::decode(spec);
     let http: Vec<Route> = spec.objects("http").iter().map(route).collect();
     let tls: Vec<ConnectionRoute> = spec.objects("tls").iter().map(|fields| connection_route(fields, true)).collect();
     let tcp: Vec<ConnectionRoute> = spec.objects("tcp").iter().map(|fields| connection_route(fields, false)).collect();
@@ -259,7 +262,7 @@ pub(crate) fn decode(spec: &Fields<'_>) -> VirtualService {
             spec.error(name, text);
         }
     }
-    VirtualService { hosts, gateways, http, tls, tcp }
+    VirtualService { export, hosts, gateways, http, tls, tcp }
 }
 
 fn connection_route(fields: &Fields<'_>, tls: bool) -> ConnectionRoute {

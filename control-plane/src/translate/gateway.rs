@@ -1,6 +1,6 @@
 //! Gateways: the servers of a workload, and the `Service` behind each of their hosts.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use weft_proto::v1::{self, http_route};
 
@@ -76,7 +76,8 @@ pub(super) fn service(world: &World, client_ns: &str, host: &Host) -> Option<v1:
         .map(|[kind, what]: [&str; 2]| (kind, what))?;
     let mut clusters = Clusters::new(world, client_ns);
     let (mut routes, mut catch_all) = (Vec::new(), None);
-    for document in world.policies().gateway_routes(&host.name) {
+    let seen = |document: &&Arc<Document>| document.reaches(client_ns);
+    for document in world.policies().gateway_routes(&host.name).iter().filter(seen) {
         let Object::VirtualService(service) = &document.object else { continue };
         for route in all_routes(&mut clusters, document, service, kind, what) {
             if !is_catch_all(&route.matches) {

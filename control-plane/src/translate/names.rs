@@ -13,16 +13,17 @@ pub fn resolve(world: &World, client_ns: &str, asked: &str) -> Option<String> {
     if let Ok(address) = asked.parse::<SocketAddr>() {
         let (ip, port) = (address.ip(), address.port());
         return world
-            .host_of_address(ip, Some(port))
-            .or_else(|| world.host_of_endpoint(ip, port))
+            .host_of_address(client_ns, ip, Some(port))
+            .or_else(|| world.host_of_endpoint(ip, port).filter(|host| host.reaches(client_ns)))
             .map(|host| host.name.clone());
     }
     if let Ok(address) = asked.trim_matches(['[', ']']).parse::<IpAddr>() {
-        return world.host_of_address(address, None).map(|host| host.name.clone());
+        return world.host_of_address(client_ns, address, None).map(|host| host.name.clone());
     }
     let asked = asked.strip_suffix('.').unwrap_or(asked).to_ascii_lowercase();
-    let known: Vec<&Host> =
-        candidates(client_ns, &asked, world.datacenter()).filter_map(|name| world.host(&name)).collect();
+    let known: Vec<&Host> = candidates(client_ns, &asked, world.datacenter())
+        .filter_map(|name| world.host(&name).filter(|host| host.reaches(client_ns)))
+        .collect();
     known.iter().find(|host| host.live).or(known.first()).map(|host| host.name.clone())
 }
 

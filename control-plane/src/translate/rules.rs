@@ -27,7 +27,7 @@ impl<'a> Rules<'a> {
     pub(super) fn of(world: &'a World, client_ns: &str, host: &Host) -> Self {
         let documents = [client_ns, host.namespace.as_str(), ROOT_NAMESPACE]
             .into_iter()
-            .map(|namespace| world.policies().rules(namespace, &host.name))
+            .map(|namespace| world.policies().rules(namespace, client_ns, &host.name))
             .find(|documents| !documents.is_empty())
             .unwrap_or_default();
         let mut rules = Self::default();

@@ -21,7 +21,7 @@ pub fn service(world: &World, client_ns: &str, host: &str) -> Option<v1::Service
         return gateway::service(world, client_ns, host);
     }
     let mut clusters = Clusters::new(world, client_ns);
-    let routes = world.policies().routes(&host.name);
+    let routes = world.policies().routes(client_ns, &host.name);
     let exported = world.is_exported(&host.name);
     let ports = ports::of(world, host).into_iter().map(|port| {
         let cluster = clusters.of(host, &port, "");
@@ -120,7 +120,8 @@ impl<'a> Clusters<'a> {
     /// The cluster of a route's destination. Without a port it is the host's only one, else the request's.
     fn destination(&mut self, namespace: &str, destination: &Destination, request_port: u32) -> u32 {
         let name = canonical(&destination.host, namespace);
-        let Some(host) = self.world.host_or_wildcard(&name) else {
+        let seen = |host: &&Host| host.reaches(self.client_ns);
+        let Some(host) = self.world.host_or_wildcard(&name).filter(seen) else {
             return self.undefined(&name, destination.port.unwrap_or(request_port), &destination.subset);
         };
         let mut ports = ports::of(self.world, host);

@@ -1,5 +1,7 @@
 use weft_proto::v1::{Health, MtlsMode, Protocol, Tls, consistent_hash::Key, http_route::Action};
 
+mod export;
+
 use super::*;
 use crate::world::{
     Instance, World,

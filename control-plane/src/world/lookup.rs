@@ -116,15 +116,16 @@ impl World {
         self.hosts.values()
     }
 
-    /// The host that owns a virtual IP or declares the address.
-    pub fn host_of_address(&self, address: IpAddr, port: Option<u16>) -> Option<&Host> {
+    /// The host that owns a virtual IP or declares the address, of those that clients of a namespace see.
+    pub fn host_of_address(&self, client_ns: &str, address: IpAddr, port: Option<u16>) -> Option<&Host> {
+        let seen = |host: &&Host| host.reaches(client_ns);
         if let IpAddr::V4(v4) = address
             && let Some(host) = self.virtual_ips.host(v4)
         {
-            return self.hosts.get(host);
+            return self.hosts.get(host).filter(seen);
         }
-        let declared: Vec<&Host> =
-            self.policies.hosts_covering(address).into_iter().filter_map(|host| self.hosts.get(host)).collect();
+        let declared = self.policies.hosts_covering(address).into_iter().filter_map(|host| self.hosts.get(host));
+        let declared: Vec<&Host> = declared.filter(seen).collect();
         let serves = |host: &&&Host| port.is_none_or(|port| has_port(host, port));
         declared.iter().find(serves).or(declared.first()).copied()
     }

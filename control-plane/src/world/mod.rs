@@ -56,6 +56,14 @@ pub struct Host {
     pub live: bool,
 }
 
+impl Host {
+    /// Whether clients of a namespace see it. A host that only a ServiceEntry defines is seen where that is.
+    pub fn reaches(&self, client_ns: &str) -> bool {
+        let defined = self.entry.as_ref().filter(|_| self.service.is_none() && !self.registered);
+        defined.is_none_or(|entry| entry.reaches(client_ns))
+    }
+}
+
 /// The state.
 #[derive(Clone, Debug, Default)]
 pub struct World {

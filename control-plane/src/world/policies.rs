@@ -15,7 +15,8 @@ use crate::policy::{
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Policies {
     rules: BTreeMap<(String, String), Vec<Arc<Document>>>,
-    routes: BTreeMap<String, Arc<Document>>,
+    /// By host; each sees those of them that reach his namespace.
+    routes: BTreeMap<String, Vec<Arc<Document>>>,
     gateways: Vec<Arc<Document>>,
     /// VirtualServices by what of a gateway they are for, see [`gateway_host`]; their routes are joined.
     gateway_routes: BTreeMap<String, Vec<Arc<Document>>>,
@@ -63,7 +64,7 @@ impl Policies {
                     dependents.extend(hosts.iter().chain(&for_gateways).cloned());
                 }
                 for host in hosts {
-                    self.routes.entry(host).or_insert_with(|| document.clone());
+                    self.routes.entry(host).or_default().push(document.clone());
                 }
                 for host in for_gateways {
                     self.gateway_routes.entry(host).or_default().push(document.clone());
@@ -102,15 +103,31 @@ impl Policies {
         }
     }
 
-    /// DestinationRules of `namespace` for exactly the most specific pattern that covers `host`.
-    pub(crate) fn rules(&self, namespace: &str, host: &str) -> &[Arc<Document>] {
-        let of = |pattern: String| self.rules.get(&(namespace.to_owned(), pattern));
-        patterns(host).find_map(of).map(Vec::as_slice).unwrap_or_default()
+    /// DestinationRules of `namespace` for exactly the most specific pattern that covers `host`, of those that clients of
+    /// `client_ns` see: the oldest, and those that the same namespaces see. A namespace sees its own, whoever else does.
+    pub(crate) fn rules(&self, namespace: &str, client_ns: &str, host: &str) -> Vec<&Arc<Document>> {
+        let seen = |document: &&Arc<Document>| namespace == client_ns || document.reaches(client_ns);
+        let of = |pattern: String| {
+            let all = self.rules.get(&(namespace.to_owned(), pattern))?;
+            let first = all.iter().find(seen)?;
+            let alike = |document: &&Arc<Document>| document.object.export() == first.object.export();
+            Some(all.iter().filter(seen).filter(alike).collect())
+        };
+        patterns(host).find_map(of).unwrap_or_default()
     }
 
-    /// The VirtualService that owns `host`.
-    pub(crate) fn routes(&self, host: &str) -> Option<&Arc<Document>> {
-        patterns(host).find_map(|pattern| self.routes.get(&pattern))
+    /// The VirtualService that owns `host` for clients of a namespace: of those that they see the oldest private one, else
+    /// the oldest that names their namespace, else the oldest that everybody sees.
+    pub(crate) fn routes(&self, client_ns: &str, host: &str) -> Option<&Arc<Document>> {
+        let rank = |document: &&Arc<Document>| match document.object.export() {
+            Some(export) if export.is_private() && document.namespace == client_ns => 0,
+            Some(export) if !export.is_public() => 1,
+            _ => 2,
+        };
+        let of = |pattern: String| {
+            self.routes.get(&pattern)?.iter().filter(|document| document.reaches(client_ns)).min_by_key(rank)
+        };
+        patterns(host).find_map(of)
     }
 
     /// Hosts that other data centres may call.
@@ -215,7 +232,8 @@ impl Policies {
 
     /// Namespace of the VirtualService of exactly `host`.
     pub(super) fn routed(&self, host: &str) -> Option<&str> {
-        let document = self.routes.get(host).or_else(|| self.gateway_routes(host).first());
+        let first = self.routes.get(host).and_then(|documents| documents.first());
+        let document = first.or_else(|| self.gateway_routes(host).first());
         document.map(|document| document.namespace.as_str())
     }
 }
