@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use crate::origination::Originations;
 use anyhow::{Context, Result, bail, ensure};
 use arc_swap::ArcSwapOption;
 use base64::Engine;
@@ -211,6 +212,8 @@ pub struct Identity {
     file: Option<PathBuf>,
     /// What new credentials are to believe; held while they are put in place.
     federated: Mutex<Bundles>,
+    /// TLS that is not the mesh's.
+    pub outside: Originations,
 }
 
 impl Identity {

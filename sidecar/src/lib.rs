@@ -28,6 +28,7 @@ pub mod incoming;
 pub mod labels;
 pub mod listen;
 pub mod metrics;
+pub mod origination;
 pub mod outbound;
 pub mod pool;
 pub mod proxy;

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use tokio_rustls::client::TlsStream;
 use weft_core::endpoint::{Endpoint, Target};
 use weft_core::identity::SpiffeId;
 use weft_core::outcome::Outcome;
-use weft_core::policy::{Cluster, Tls};
+use weft_core::policy::{Cluster, Origination, Tls};
 
 use crate::connect::{self, Keepalive};
 use crate::identity::{Identity, alpn, spiffe_id};
@@ -52,8 +53,8 @@ impl DialError {
 pub enum Upstream {
     /// Without TLS.
     Plain(TcpStream),
-    /// mTLS to a sidecar.
-    Mtls(Box<TlsStream<ReadAhead<TcpStream>>>),
+    /// mTLS to a sidecar, or TLS to a service outside the mesh.
+    Tls(Box<TlsStream<ReadAhead<TcpStream>>>),
 }
 
 /// Dials `endpoint` as `cluster` says. `alpn`: what will be spoken inside mTLS.
@@ -67,8 +68,8 @@ pub async fn connect(
     alpn: &[u8],
     mark: u32,
 ) -> Result<Upstream, DialError> {
-    let expected = match (cluster.tls, endpoint.identities()) {
-        (Tls::Disable, _) | (Tls::Auto, []) => None,
+    let expected = match (&cluster.tls, endpoint.identities()) {
+        (Tls::Disable | Tls::Originate(_), _) | (Tls::Auto, []) => None,
         (Tls::Auto | Tls::IstioMutual, ids @ [_, ..]) => Some(ids),
         (Tls::IstioMutual, []) => {
             let error = DialError::new(Outcome::ConnectFailure, "mTLS is required and the endpoint has no identity");
@@ -81,6 +82,9 @@ pub async fn connect(
     };
     let connecting = async {
         let (stream, to) = dial(cluster, endpoint, mark).await?;
+        if let Tls::Originate(origination) = &cluster.tls {
+            return originate(origination, identity, alpn, stream).await;
+        }
         let Some(expected) = expected else { return Ok(Upstream::Plain(stream)) };
         let credentials = identity.valid().map_err(|e| DialError::new(Outcome::ConnectFailure, format!("{e:#}")))?;
         let stream = ReadAhead::new(stream);
@@ -88,7 +92,7 @@ pub async fn connect(
         let tls = tls.map_err(|e| DialError::io(&e))?;
         let found = tls.get_ref().1.peer_certificates().and_then(<[_]>::first).map(spiffe_id);
         match found {
-            Some(Ok(found)) if expected.contains(&found) => Ok(Upstream::Mtls(Box::new(tls))),
+            Some(Ok(found)) if expected.contains(&found) => Ok(Upstream::Tls(Box::new(tls))),
             Some(Ok(found)) => Err(DialError::new(
                 Outcome::IdentityMismatch,
                 format!("{to} presents {found}, the registry says {}", list(expected)),
@@ -101,6 +105,21 @@ pub async fn connect(
         Ok(result) => result,
         Err(_) => Err(DialError::new(Outcome::ConnectTimeout, format!("no connection within {limit:?}"))),
     }
+}
+
+/// TLS that is not the mesh's, over a connection that is open.
+async fn originate(
+    origination: &Arc<Origination>,
+    identity: &Identity,
+    alpn: &[u8],
+    stream: TcpStream,
+) -> Result<Upstream, DialError> {
+    let name = &origination.server_name;
+    let failed = |detail: String| DialError::new(Outcome::ConnectFailure, format!("TLS to {name}: {detail}"));
+    let config = identity.outside.config(origination, alpn).map_err(|e| failed(format!("{e:#}")))?;
+    let server = ServerName::try_from(name.to_string()).map_err(|_| failed("it is no name of a server".into()))?;
+    let tls = TlsConnector::from(config).connect(server, ReadAhead::new(stream)).await;
+    tls.map(|tls| Upstream::Tls(Box::new(tls))).map_err(|e| failed(e.to_string()))
 }
 
 /// Dials `endpoint` as `cluster` says, for a caller who brings TLS that ends there.
@@ -177,7 +196,7 @@ impl MaybeSocket for Upstream {
     fn socket(&self) -> Option<&TcpStream> {
         match self {
             Upstream::Plain(socket) => Some(socket),
-            Upstream::Mtls(_) => None,
+            Upstream::Tls(_) => None,
         }
     }
 }
@@ -186,7 +205,7 @@ impl AsyncRead for Upstream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Upstream::Plain(s) => Pin::new(s).poll_read(cx, buf),
-            Upstream::Mtls(s) => Pin::new(s).poll_read(cx, buf),
+            Upstream::Tls(s) => Pin::new(s).poll_read(cx, buf),
         }
     }
 }
@@ -195,7 +214,7 @@ impl AsyncWrite for Upstream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Upstream::Plain(s) => Pin::new(s).poll_write(cx, buf),
-            Upstream::Mtls(s) => Pin::new(s).poll_write(cx, buf),
+            Upstream::Tls(s) => Pin::new(s).poll_write(cx, buf),
         }
     }
 
@@ -206,28 +225,28 @@ impl AsyncWrite for Upstream {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Upstream::Plain(s) => Pin::new(s).poll_write_vectored(cx, bufs),
-            Upstream::Mtls(s) => Pin::new(s).poll_write_vectored(cx, bufs),
+            Upstream::Tls(s) => Pin::new(s).poll_write_vectored(cx, bufs),
         }
     }
 
     fn is_write_vectored(&self) -> bool {
         match self {
             Upstream::Plain(s) => s.is_write_vectored(),
-            Upstream::Mtls(s) => s.is_write_vectored(),
+            Upstream::Tls(s) => s.is_write_vectored(),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Upstream::Plain(s) => Pin::new(s).poll_flush(cx),
-            Upstream::Mtls(s) => Pin::new(s).poll_flush(cx),
+            Upstream::Tls(s) => Pin::new(s).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Upstream::Plain(s) => Pin::new(s).poll_shutdown(cx),
-            Upstream::Mtls(s) => Pin::new(s).poll_shutdown(cx),
+            Upstream::Tls(s) => Pin::new(s).poll_shutdown(cx),
         }
     }
 }

@@ -1,55 +1,16 @@
 //! The gateway: callers without a sidecar, by HTTP, TLS that ends there, TLS that is passed through, and bytes.
 
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use serde_json::json;
 use weft_tests::{Mesh, Pod, Process, binary, tests_dir, wait_for};
 
 use crate::Scenario;
+use crate::certificates::Certificates;
 
 pub(crate) fn all() -> Vec<Scenario> {
     vec![("a_gateway_serves_callers_without_a_sidecar", gateway), ("sigterm_to_a_gateway_fails_no_request", sigterm)]
-}
-
-/// A CA's file, and files of certificate and key by it for each name.
-struct Certificates {
-    dir: PathBuf,
-    issuer: Issuer<'static, KeyPair>,
-}
-
-impl Certificates {
-    fn new(dir: &Path) -> Result<Certificates> {
-        std::fs::create_dir_all(dir)?;
-        let mut params = CertificateParams::new(Vec::new())?;
-        params.distinguished_name.push(DnType::CommonName, "the test's CA");
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let key = KeyPair::generate()?;
-        std::fs::write(dir.join("ca.crt"), params.self_signed(&key)?.pem())?;
-        Ok(Certificates { dir: dir.to_owned(), issuer: Issuer::new(params, key) })
-    }
-
-    fn ca(&self) -> String {
-        self.path("ca.crt")
-    }
-
-    fn path(&self, file: &str) -> String {
-        self.dir.join(file).to_string_lossy().into_owned()
-    }
-
-    /// `<folder>/tls.crt` and `tls.key` for a host.
-    fn leaf(&self, folder: &str, host: &str) -> Result<()> {
-        let key = KeyPair::generate()?;
-        let mut params = CertificateParams::new(vec![host.to_owned()])?;
-        params.distinguished_name.push(DnType::CommonName, host);
-        let leaf = params.signed_by(&key, &self.issuer)?;
-        let folder = self.dir.join(folder);
-        std::fs::create_dir_all(&folder)?;
-        std::fs::write(folder.join("tls.crt"), leaf.pem())?;
-        Ok(std::fs::write(folder.join("tls.key"), key.serialize_pem())?)
-    }
 }
 
 fn policy(certificates: &Certificates) -> String {

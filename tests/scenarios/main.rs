@@ -2,6 +2,7 @@
 
 mod abuse;
 mod agent;
+mod certificates;
 mod clients;
 mod costs;
 mod datacenters;
@@ -14,6 +15,7 @@ mod limits;
 mod locality;
 mod machine;
 mod operations;
+mod outside;
 mod protocols;
 mod registry;
 mod routes;
@@ -49,6 +51,7 @@ fn main() -> ExitCode {
         costs::all(),
         fields::all(),
         gateway::all(),
+        outside::all(),
         datacenters::all(),
         routes::all(),
         registry::all(),

@@ -1,6 +1,7 @@
 //! DestinationRule: how to call a host (balancing, limits, ejection, TLS) and which subsets it has.
 
 mod load_balancer;
+mod tls;
 
 use std::collections::BTreeMap;
 
@@ -12,6 +13,8 @@ use super::{
     fields::{Fields, Shape, not_yet, object, read},
     names,
 };
+
+pub use tls::ClientTls;
 
 /// A DestinationRule's `spec`.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,8 +47,8 @@ pub struct Settings {
     pub connection_pool: Option<v1::ConnectionPool>,
     /// `outlierDetection`.
     pub outlier_detection: Option<v1::OutlierDetection>,
-    /// `tls.mode`.
-    pub tls: Option<v1::Tls>,
+    /// `tls`.
+    pub tls: Option<ClientTls>,
     /// `retryBudget`; not of a port's settings.
     pub retry_budget: Option<v1::RetryBudget>,
 }
@@ -73,29 +76,18 @@ const OUTLIER_DETECTION: Shape = &[
     read("consecutiveLocalOriginFailures"),
     read("outlierDetectionHttpErrorCodes"),
 ];
-const TLS: Shape = &[
-    read("mode"),
-    not_yet("sni"),
-    not_yet("subjectAltNames"),
-    not_yet("caCertificates"),
-    not_yet("clientCertificate"),
-    not_yet("privateKey"),
-    not_yet("credentialName"),
-    not_yet("insecureSkipVerify"),
-    not_yet("caCrl"),
-];
 const PORT_LEVEL: Shape = &[
     object("port", &[read("number")]),
     object("loadBalancer", load_balancer::SHAPE),
     object("connectionPool", connection_pool::SHAPE),
     object("outlierDetection", OUTLIER_DETECTION),
-    object("tls", TLS),
+    object("tls", tls::SHAPE),
 ];
 const TRAFFIC_POLICY: Shape = &[
     object("loadBalancer", load_balancer::SHAPE),
     object("connectionPool", connection_pool::SHAPE),
     object("outlierDetection", OUTLIER_DETECTION),
-    object("tls", TLS),
+    object("tls", tls::SHAPE),
     object("portLevelSettings", PORT_LEVEL),
     not_yet("tunnel"),
     not_yet("proxyProtocol"),
@@ -173,7 +165,7 @@ fn settings(fields: &Fields<'_>) -> Settings {
         load_balancer: fields.object("loadBalancer").map(|fields| load_balancer::decode(&fields)),
         connection_pool: fields.object("connectionPool").map(|fields| connection_pool::decode(&fields)),
         outlier_detection: fields.object("outlierDetection").map(|fields| outlier_detection(&fields)),
-        tls: fields.object("tls").map(|fields| tls(&fields)),
+        tls: fields.object("tls").map(|fields| tls::decode(&fields)),
     }
 }
 
@@ -202,22 +194,6 @@ fn outlier_detection(fields: &Fields<'_>) -> v1::OutlierDetection {
         split_external_local_origin_errors: split,
         consecutive_local_origin_failures: local,
     }
-}
-
-fn tls(fields: &Fields<'_>) -> v1::Tls {
-    const MODES: &[(&str, Option<v1::Tls>)] = &[
-        ("DISABLE", Some(v1::Tls::Disable)),
-        ("ISTIO_MUTUAL", Some(v1::Tls::IstioMutual)),
-        ("SIMPLE", None),
-        ("MUTUAL", None),
-    ];
-    let mode = fields.one_of("mode", MODES);
-    if mode == Some(None) {
-        let text =
-            format!("`{}: {}` is not supported yet", fields.path_of("mode"), fields.string("mode").unwrap_or_default());
-        fields.error("mode", text);
-    }
-    mode.flatten().unwrap_or(v1::Tls::Disable)
 }
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ mod virtual_service;
 mod workload_entry;
 
 pub use check::check;
-pub use destination_rule::{DestinationRule, Settings, Subset, TrafficPolicy};
+pub use destination_rule::{ClientTls, DestinationRule, Settings, Subset, TrafficPolicy};
 pub use export::Export;
 pub use fields::Support;
 pub use gateway::{Gateway, Server};

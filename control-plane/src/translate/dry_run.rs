@@ -87,7 +87,8 @@ fn cluster(settings: &Settings) -> v1::Service {
         load_balancer: settings.load_balancer.clone(),
         connection_pool: settings.connection_pool,
         outlier_detection: settings.outlier_detection.clone(),
-        tls: settings.tls.unwrap_or_default().into(),
+        tls: settings.tls.as_ref().map(|tls| tls.mode).unwrap_or_default().into(),
+        tls_origination: settings.tls.as_ref().and_then(|tls| tls.origination.clone()),
         ..v1::Cluster::default()
     };
     v1::Service { clusters: vec![cluster], ..named() }

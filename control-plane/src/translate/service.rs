@@ -169,6 +169,7 @@ impl<'a> Clusters<'a> {
             || ports::entry(host).is_some_and(|entry| entry.resolution == Resolution::None)
             || unknown && !host.name.ends_with(MESH_SUFFIX);
         let mut settings = decided.settings;
+        let tls = settings.tls.unwrap_or_default();
         if let Some(budget) = settings.retry_budget {
             settings.connection_pool.get_or_insert_default().retry_budget = Some(budget);
         }
@@ -184,7 +185,8 @@ impl<'a> Clusters<'a> {
             load_balancer: settings.load_balancer,
             connection_pool: settings.connection_pool,
             outlier_detection: settings.outlier_detection,
-            tls: settings.tls.unwrap_or_default().into(),
+            tls: tls.mode.into(),
+            tls_origination: tls.origination,
             policy: decided.policy,
             undefined: unknown && !original_destination,
             original_destination,

@@ -30,6 +30,7 @@ pub mod saved;
 pub mod shapes;
 #[cfg(test)]
 mod tests;
+pub mod trust;
 pub mod upstream;
 
 use std::net::SocketAddr;

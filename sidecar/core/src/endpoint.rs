@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use crate::identity::SpiffeId;
 use crate::outlier::EjectionState;
-use crate::policy::{Cluster, TargetPort, Tls};
+use crate::policy::{Cluster, TargetPort};
 use crate::pool::EndpointId;
 
 /// An endpoint as registered. Shared by all clusters that it belongs to.
@@ -196,7 +196,7 @@ pub fn for_cluster(
         let remote = match &config.remote {
             None => None,
             // Only by mutual TLS does a gateway know where to.
-            Some(_) if cluster.tls == Tls::Disable || cluster.original_destination => continue,
+            Some(_) if !cluster.tls.is_of_mesh() || cluster.original_destination => continue,
             Some(subsets) => match subsets.get(&*cluster.subset) {
                 None => continue,
                 behind => behind.cloned(),

@@ -335,7 +335,7 @@ impl OutlierDetection {
 }
 
 /// Transport security towards a cluster's endpoints.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Tls {
     /// mTLS to endpoints with an identity, plaintext to others.
     Auto,
@@ -343,6 +343,30 @@ pub enum Tls {
     Disable,
     /// Always; an endpoint without an identity is refused.
     IstioMutual,
+    /// TLS that is not the mesh's.
+    Originate(Arc<Origination>),
+}
+
+impl Tls {
+    /// The mesh's own is spoken to whoever has an identity.
+    pub fn is_of_mesh(&self) -> bool {
+        matches!(self, Tls::Auto | Tls::IstioMutual)
+    }
+}
+
+/// TLS to a service outside the mesh. Files are PEM.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Origination {
+    /// The name that is asked for.
+    pub server_name: Arc<str>,
+    /// One of these has to be in the server's certificate; none: the server name.
+    pub subject_alt_names: Vec<String>,
+    /// File of the CAs; `None`: what the system trusts.
+    pub ca: Option<Arc<str>>,
+    /// Files of our certificate and its key.
+    pub client: Option<(Arc<str>, Arc<str>)>,
+    /// Any certificate will do.
+    pub skip_verify: bool,
 }
 
 /// How a sidecar treats what comes in.

@@ -136,7 +136,7 @@ fn pool_ejection_and_tls() {
     let ejection = policy.settings.outlier_detection.unwrap();
     assert_eq!((ejection.consecutive_5xx_errors, ejection.consecutive_gateway_errors), (Some(0), Some(3)));
     assert_eq!((ejection.interval_ms, ejection.base_ejection_time_ms), (100, 1000));
-    assert_eq!(policy.settings.tls, Some(v1::Tls::IstioMutual));
+    assert_eq!(policy.settings.tls.unwrap().mode, v1::Tls::IstioMutual);
     assert_eq!(
         policy.ports[&8080].outlier_detection,
         Some(v1::OutlierDetection::default()),
@@ -188,7 +188,10 @@ fn mistakes_of_a_policy() {
         ("outlierDetection: {consecutiveErrors: 5}", "warning: `consecutiveErrors` has no effect"),
         ("outlierDetection: {consecutiveLocalOriginFailures: 5}", "needs `splitExternalLocalOriginErrors: true`"),
         ("outlierDetection: {maxEjectionPercent: 101}", "must be a whole number from 0 to 100"),
-        ("tls: {mode: SIMPLE}", "8:17: error: `trafficPolicy.tls.mode: SIMPLE` is not supported yet"),
+        (
+            "tls: {mode: SIMPEL}",
+            "8:17: error: `trafficPolicy.tls.mode`: unknown value `SIMPEL`, did you mean `SIMPLE`?",
+        ),
         ("tls: {mode: DISABLE, sni: x}", "`trafficPolicy.tls.sni` is not supported yet"),
         ("portLevelSettings: [{port: {number: 70000}}]", "must be a whole number from 1 to 65535"),
         ("loadBalancer: [1]", "8:19: error: `trafficPolicy.loadBalancer` must be a map, not a list"),
@@ -292,5 +295,39 @@ fn budgets_of_retries_and_what_is_an_error() {
         ("outlierDetection: {outlierDetectionHttpErrorCodes: [99]}", "must be a whole number from 100 to 599"),
     ] {
         assert!(policy_problem(text).contains(want), "{text}: {}", policy_problem(text));
+    }
+}
+
+#[test]
+fn tls_to_services_outside() {
+    let tls = |text: &str| {
+        let rule = rule(&format!("  host: api.example\n  trafficPolicy:\n    tls: {text}\n"));
+        rule.traffic_policy.unwrap().settings.tls.unwrap()
+    };
+    let simple = tls("{mode: SIMPLE, caCertificates: system}");
+    assert_eq!((simple.mode, simple.origination), (v1::Tls::Originate, Some(v1::TlsOrigination::default())));
+    let mutual = tls(
+        "{mode: MUTUAL, clientCertificate: /a.pem, privateKey: /a.key, sni: b.example, subjectAltNames: [c.example], caCertificates: /ca.pem}",
+    );
+    let mutual = mutual.origination.unwrap();
+    assert_eq!((&*mutual.client_certificate, &*mutual.private_key, &*mutual.sni), ("/a.pem", "/a.key", "b.example"));
+    assert_eq!((&*mutual.ca_certificates, &mutual.subject_alt_names[..]), ("/ca.pem", &["c.example".to_owned()][..]));
+    assert!(tls("{mode: SIMPLE, insecureSkipVerify: true}").origination.unwrap().insecure_skip_verify);
+    assert_eq!(tls("{}").mode, v1::Tls::Disable);
+    for (text, want) in [
+        ("{mode: MUTUAL}", "error: `trafficPolicy.tls.clientCertificate` is required"),
+        ("{mode: MUTUAL, clientCertificate: /a}", "error: `trafficPolicy.tls.privateKey` is required"),
+        ("{mode: ISTIO_MUTUAL, privateKey: /a}", "error: `privateKey` excludes ISTIO_MUTUAL"),
+        ("{mode: SIMPLE, clientCertificate: /a}", "warning: `clientCertificate` has no effect: SIMPLE"),
+        ("{mode: DISABLE, sni: a}", "warning: `sni` has no effect: the mode is DISABLE"),
+        ("{mode: SIMPLE, insecureSkipVerify: true, caCertificates: /a}", "warning: `caCertificates` has no effect"),
+        ("{mode: SIMPLE, sni: 'a b'}", "error: `a b` is not a host name"),
+        ("{mode: SIMPLE, credentialName: a}", "`trafficPolicy.tls.credentialName` is not supported yet"),
+    ] {
+        assert!(
+            policy_problem(&format!("tls: {text}")).contains(want),
+            "{text}: {}",
+            policy_problem(&format!("tls: {text}"))
+        );
     }
 }

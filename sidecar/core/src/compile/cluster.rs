@@ -1,5 +1,6 @@
 //! A cluster: its balancer, limits, ejection and TLS.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, StatusCode};
@@ -36,6 +37,7 @@ pub(super) fn cluster(message: &v1::Cluster) -> Result<Cluster> {
         Ok(v1::Tls::Auto) => Tls::Auto,
         Ok(v1::Tls::Disable) => Tls::Disable,
         Ok(v1::Tls::IstioMutual) => Tls::IstioMutual,
+        Ok(v1::Tls::Originate) => Tls::Originate(Arc::new(origination(message).at("tls_origination")?)),
         Err(_) => return error("tls", unknown_number(message.tls)),
     };
     let locality =
@@ -58,6 +60,24 @@ pub(super) fn cluster(message: &v1::Cluster) -> Result<Cluster> {
         tls,
         policy: message.policy.as_str().into(),
         undefined: message.undefined,
+    })
+}
+
+fn origination(message: &v1::Cluster) -> Result<Origination> {
+    let Some(tls) = &message.tls_origination else { return error("", "is missing") };
+    let server_name = if tls.sni.is_empty() { &message.host } else { &tls.sni };
+    let given = |text: &str| (!text.is_empty()).then(|| Arc::from(text));
+    let client = match (given(&tls.client_certificate), given(&tls.private_key)) {
+        (None, None) => None,
+        (Some(certificate), Some(key)) => Some((certificate, key)),
+        _ => return error("private_key", "a certificate and its key go together"),
+    };
+    Ok(Origination {
+        server_name: host_name(server_name).at("sni")?,
+        subject_alt_names: tls.subject_alt_names.clone(),
+        ca: given(&tls.ca_certificates),
+        client,
+        skip_verify: tls.insecure_skip_verify,
     })
 }
 

@@ -81,8 +81,8 @@ fn defaults_are_applied() {
     let cluster = &compiled.clusters[0];
     assert_eq!(cluster.load_balancer, LoadBalancer::LeastRequest);
     assert_eq!(
-        (cluster.outlier.as_ref(), cluster.tls, &cluster.target_port),
-        (None, Tls::Auto, &TargetPort::Registered)
+        (cluster.outlier.as_ref(), &cluster.tls, &cluster.target_port),
+        (None, &Tls::Auto, &TargetPort::Registered)
     );
     let pool = &cluster.pool;
     assert_eq!([pool.max_connections, pool.max_pending_requests, pool.max_requests, pool.max_retries], [u32::MAX; 4]);

@@ -1,0 +1,153 @@
+use std::time::Duration;
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
+use rustls::server::WebPkiClientVerifier;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+use super::*;
+
+/// An authority of its own in a folder of its own.
+struct Authority {
+    dir: tempfile::TempDir,
+    issuer: CertifiedIssuer<'static, KeyPair>,
+}
+
+fn authority() -> Authority {
+    let dir = tempfile::tempdir().unwrap();
+    let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+    std::fs::write(dir.path().join("ca.pem"), issuer.pem()).unwrap();
+    Authority { dir, issuer }
+}
+
+impl Authority {
+    fn path(&self, file: &str) -> String {
+        self.dir.path().join(file).to_string_lossy().into_owned()
+    }
+
+    /// A leaf for names (or a URI), written as `<file>.pem` and `<file>.key`.
+    fn leaf(&self, file: &str, names: &[&str]) -> (CertificateDer<'static>, PrivateKeyDer<'static>) {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        for name in names {
+            params.subject_alt_names.push(match name.contains("://") {
+                true => SanType::URI((*name).try_into().unwrap()),
+                false => SanType::DnsName((*name).try_into().unwrap()),
+            });
+        }
+        let leaf = params.signed_by(&key, &self.issuer).unwrap();
+        std::fs::write(self.path(&format!("{file}.pem")), leaf.pem()).unwrap();
+        std::fs::write(self.path(&format!("{file}.key")), key.serialize_pem()).unwrap();
+        (leaf.der().clone(), PrivateKeyDer::try_from(key.serialize_der()).unwrap())
+    }
+
+    /// `asks`: clients have to show a certificate of this authority.
+    fn server(&self, names: &[&str], asks: bool) -> Arc<rustls::ServerConfig> {
+        let (leaf, key) = self.leaf("server", names);
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let builder = rustls::ServerConfig::builder_with_provider(provider.clone());
+        let builder = builder.with_safe_default_protocol_versions().unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(self.issuer.der().clone()).unwrap();
+        let builder = match asks {
+            false => builder.with_no_client_auth(),
+            true => builder.with_client_cert_verifier(
+                WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build().unwrap(),
+            ),
+        };
+        let mut config = builder.with_single_cert(vec![leaf], key).unwrap();
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        Arc::new(config)
+    }
+}
+
+fn simple(ca: &Authority) -> Origination {
+    Origination {
+        server_name: "api.example".into(),
+        subject_alt_names: Vec::new(),
+        ca: Some(ca.path("ca.pem").into()),
+        client: None,
+        skip_verify: false,
+    }
+}
+
+/// What was agreed on to speak, and whether the server saw a certificate.
+async fn shake(
+    known: &Originations,
+    origination: &Origination,
+    inside: &[u8],
+    server: Arc<rustls::ServerConfig>,
+) -> Result<(Option<Vec<u8>>, bool)> {
+    let config = known.config(&Arc::new(origination.clone()), inside)?;
+    let (near, far) = tokio::io::duplex(65536);
+    let accepted = tokio::spawn(async move { TlsAcceptor::from(server).accept(far).await });
+    let name = ServerName::try_from(origination.server_name.to_string())?;
+    let mut stream = TlsConnector::from(config).connect(name, near).await?;
+    let alpn = stream.get_ref().1.alpn_protocol().map(<[u8]>::to_vec);
+    let accepted = accepted.await??;
+    tokio::io::AsyncWriteExt::flush(&mut stream).await?;
+    Ok((alpn, accepted.get_ref().1.peer_certificates().is_some()))
+}
+
+#[tokio::test]
+async fn a_server_is_verified() {
+    let (ca, other) = (authority(), authority());
+    let known = Originations::default();
+    let named = |names: &[&str]| Origination {
+        subject_alt_names: names.iter().map(|name| name.to_string()).collect(),
+        ..simple(&ca)
+    };
+    let spiffe = "spiffe://example/api";
+    for (origination, names, fine) in [
+        (simple(&ca), &["api.example"][..], true),
+        (simple(&ca), &["other.example"], false),
+        (simple(&other), &["api.example"], false),
+        (named(&["other.example"]), &["other.example"], true),
+        (named(&["a.example", spiffe]), &[spiffe], true),
+        (named(&["a.example"]), &["api.example"], false),
+        (Origination { ca: Some(other.path("ca.pem").into()), ..named(&["api.example"]) }, &["api.example"], false),
+        (Origination { skip_verify: true, ..simple(&other) }, &["other.example"], true),
+    ] {
+        let done = shake(&known, &origination, alpn::HTTP1, ca.server(names, false)).await;
+        assert_eq!(done.is_ok(), fine, "{origination:?} {names:?}: {done:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_spoken_is_agreed_on() {
+    let ca = authority();
+    let known = Originations::default();
+    for (inside, want) in [(alpn::HTTP1, Some(&b"http/1.1"[..])), (alpn::HTTP2, Some(b"h2")), (alpn::TCP, None)] {
+        let (alpn, _) = shake(&known, &simple(&ca), inside, ca.server(&["api.example"], false)).await.unwrap();
+        assert_eq!(alpn.as_deref(), want);
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_is_shown_and_read_again_when_it_has_changed() {
+    let ca = authority();
+    ca.leaf("client", &["client.example"]);
+    let pair = (ca.path("client.pem").into(), ca.path("client.key").into());
+    let mutual = Origination { client: Some(pair), ..simple(&ca) };
+    let known = Originations::default();
+    let server = ca.server(&["api.example"], true);
+    assert!(shake(&known, &simple(&ca), alpn::TCP, server.clone()).await.is_err(), "none is shown");
+    assert!(shake(&known, &mutual, alpn::TCP, server.clone()).await.unwrap().1);
+    let config = || known.config(&Arc::new(mutual.clone()), alpn::TCP).unwrap();
+    let first = config();
+    assert!(Arc::ptr_eq(&first, &config()), "sessions are resumed");
+    let later = SystemTime::now() + Duration::from_secs(5);
+    let write = |text: &str| {
+        let path = ca.path("client.pem");
+        std::fs::write(&path, text).unwrap();
+        std::fs::File::options().write(true).open(&path).unwrap().set_modified(later).unwrap();
+    };
+    write("nonsense");
+    assert!(Arc::ptr_eq(&first, &config()), "what makes no sense changes nothing");
+    ca.leaf("client", &["client.example"]);
+    assert!(!Arc::ptr_eq(&first, &config()));
+    let missing = Origination { ca: Some(ca.path("none.pem").into()), ..simple(&ca) };
+    let e = known.config(&Arc::new(missing), alpn::TCP).unwrap_err();
+    assert!(format!("{e:#}").contains("none.pem"), "{e:#}");
+}
