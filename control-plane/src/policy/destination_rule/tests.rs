@@ -192,7 +192,7 @@ fn mistakes_of_a_policy() {
             "tls: {mode: SIMPEL}",
             "8:17: error: `trafficPolicy.tls.mode`: unknown value `SIMPEL`, did you mean `SIMPLE`?",
         ),
-        ("tls: {mode: DISABLE, sni: x}", "`trafficPolicy.tls.sni` is not supported yet"),
+        ("tls: {mode: DISABLE, caCrl: x}", "`trafficPolicy.tls.caCrl` is not supported yet"),
         ("portLevelSettings: [{port: {number: 70000}}]", "must be a whole number from 1 to 65535"),
         ("loadBalancer: [1]", "8:19: error: `trafficPolicy.loadBalancer` must be a map, not a list"),
     ] {
