@@ -99,7 +99,7 @@ fn exec_netns() -> Result<()> {
     let outside = mesh.pod("outside")?;
     let web = outside.spawn("web", "python3", &["-u", "-m", "http.server", "9000"])?;
     let script = format!(
-        "python3 {server} 8080 billing1 & curl -sS -m 10 -H 'Host: order-service' http://{vip}/; \
+        "python3 {server} 8080 billing1 & trap 'kill $!' TERM; curl -sS -m 10 -H 'Host: order-service' http://{vip}/; \
          for i in 1 2 3 4 5 6 7 8 9; do curl -sS -f -m 5 -o /dev/null http://{}:9000/ && break; sleep 0.2; done; wait",
         outside.ip
     );
