@@ -1,7 +1,7 @@
 //! Delta discovery: each sidecar asks for what its application uses, and is sent that again whenever it changes.
 //!
 //! One task a stream. A change names the hosts that it touched; a stream that subscribes to none of them does nothing.
-//! What is sent is translated and encoded once per change and client namespace, and shared by all streams. A stream that
+//! What is sent is translated and encoded once per change and kind of client ([`Scope`]), and shared by all streams. A stream that
 //! is behind misses no change, only intermediate ones: it always sends what is current.
 //!
 //! Names: a client subscribes by the names that its application uses ("order-service", "240.240.0.7:80"); a resource is
@@ -28,6 +28,7 @@ use weft_proto::v1;
 use crate::mesh::Mesh;
 use crate::peer::Peer;
 use crate::translate;
+use crate::world::Scope;
 use session::Session;
 
 /// Encoded resources that are kept.
@@ -47,9 +48,9 @@ impl Encoded {
     }
 }
 
-/// Translations by type, namespace of the client (endpoints are the same for all) and host, with the version of the world
-/// that they were made of.
-type Cache = HashMap<(&'static str, String, String), (u64, Option<Encoded>)>;
+/// Translations by type, client (endpoints are the same for all) and host, with the version of the world that they were made
+/// of.
+type Cache = HashMap<(&'static str, Scope, String), (u64, Option<Encoded>)>;
 
 /// The discovery server's state, shared by its streams, by those who wait until a change has arrived everywhere, and by
 /// `weftctl status`.
@@ -133,8 +134,10 @@ impl Discovery {
     /// Of the streams that were sent the endpoints of `hosts`: how many have acknowledged what is current, or said why
     /// they will not, and how many there are.
     fn count(&self, hosts: &[String]) -> (u32, u32) {
-        let current: Vec<(&String, Option<String>)> =
-            hosts.iter().map(|host| (host, self.encoded(ENDPOINTS_TYPE, "", host).map(|e| e.version))).collect();
+        let current: Vec<(&String, Option<String>)> = hosts
+            .iter()
+            .map(|host| (host, self.encoded(ENDPOINTS_TYPE, &Scope::default(), host).map(|e| e.version)))
+            .collect();
         let streams = self.lock();
         let mut counts = (0, 0);
         for stream in streams.values() {
@@ -159,8 +162,9 @@ impl Discovery {
     }
 
     /// The current encoding of a host's resource: what an earlier call made of it, unless the host changed since.
-    fn encoded(&self, kind: &'static str, namespace: &str, host: &str) -> Option<Encoded> {
-        let key = (kind, namespace.to_owned(), host.to_owned());
+    fn encoded(&self, kind: &'static str, client: &Scope, host: &str) -> Option<Encoded> {
+        let client = if kind == ENDPOINTS_TYPE { Scope::default() } else { client.clone() };
+        let key = (kind, client, host.to_owned());
         self.mesh.read_host(host, |world, changed_at| {
             let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some((made_at, encoded)) = cache.get(&key)
@@ -171,7 +175,7 @@ impl Discovery {
             let encoded = if kind == ENDPOINTS_TYPE {
                 translate::endpoints(world, host).map(|e| Encoded::new(&e))
             } else {
-                translate::service(world, namespace, host).map(|s| Encoded::new(&s))
+                translate::service(world, &key.1, host).map(|s| Encoded::new(&s))
             };
             if cache.len() >= MAX_CACHED {
                 // What is still wanted is made again.

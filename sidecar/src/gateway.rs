@@ -192,6 +192,7 @@ impl Caller {
             method: &Method::GET,
             path_and_query: "/",
             authority: "",
+            scheme: "",
             headers: &none,
             source: self.peer,
             local: self.local,

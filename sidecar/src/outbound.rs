@@ -95,6 +95,7 @@ pub async fn request(down: &Arc<Downstream>, request: Request<Incoming>) -> Resp
         method: &parts.method,
         path_and_query: path_and_query(&parts.uri),
         authority: authority(&parts),
+        scheme: down.gateway.as_ref().map_or("http", |entrance| entrance.scheme),
         headers: &parts.headers,
         source: down.peer,
         local: down.local,

@@ -9,7 +9,11 @@ use weft_tests::{Mesh, Pod, wait_for};
 use crate::Scenario;
 
 pub(crate) fn all() -> Vec<Scenario> {
-    vec![("routes_match_change_redirect_and_answer", routes), ("unknown_destinations_and_the_access_log", unknown)]
+    vec![
+        ("routes_match_change_redirect_and_answer", routes),
+        ("routes_and_rules_for_some_clients", clients),
+        ("unknown_destinations_and_the_access_log", unknown),
+    ]
 }
 
 const ROUTES: &str = r#"
@@ -142,6 +146,76 @@ fn unknown() -> Result<()> {
         let lines = lines(&sidecar.output());
         let line = lines.into_iter().find(|l| l["path"] == "/sleep/2000").context("none")?;
         ensure!(line["response_flags"] == "DC" && line["response_code"] == 0, "{line}");
+        Ok(())
+    })
+}
+
+const FOR_SOME: &str = r#"
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: order}
+spec:
+  hosts: [order-service]
+  http:
+  - match: [{sourceLabels: {tier: web}, uri: {prefix: /who}}]
+    directResponse: {status: 200, body: {string: the web}}
+  - match: [{sourceNamespace: elsewhere}]
+    directResponse: {status: 200, body: {string: elsewhere}}
+  - match: [{port: 81}]
+    directResponse: {status: 200, body: {string: port 81}}
+  - match: [{uri: {prefix: /who}, withoutHeaders: {x-known: {exact: "yes"}}, scheme: {exact: http}}]
+    directResponse: {status: 200, body: {string: nobody known}}
+  - route: [{destination: {host: order-service}}]
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: web}
+spec:
+  host: order-service
+  workloadSelector: {matchLabels: {tier: web}}
+  trafficPolicy:
+    tls: {mode: DISABLE}
+"#;
+
+/// Two clients of one namespace are told different things, and what one is told follows its labels.
+fn clients() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    mesh.policy("order.yaml", FOR_SOME)?;
+    let _order = mesh.instance("order1", "order-service", 8080, &[])?;
+    let vip = mesh.vip("order-service")?;
+    let client = |name: &str, labels: &[&str]| -> Result<(Pod, weft_tests::Process)> {
+        let pod = mesh.pod(name)?;
+        let sidecar = mesh.sidecar(&pod, name, labels)?;
+        mesh.redirect(&pod)?;
+        Ok((pod, sidecar))
+    };
+    let (web, _web_sidecar) = client("web", &["--label", "tier=web"])?;
+    let (batch, _batch_sidecar) = client("batch", &["--label", "tier=batch"])?;
+    let ask = |pod: &Pod, port: u16, headers: &[&str]| -> Result<String> {
+        let url = format!("http://{vip}:{port}/who");
+        let headers = headers.iter().flat_map(|header| ["-H", header]);
+        pod.curl(&[&["-H", "Host: order-service"][..], &headers.collect::<Vec<_>>(), &[&url]].concat())
+    };
+    for (pod, port, headers, wanted) in [
+        (&web, 80, &[][..], "the web"),
+        (&batch, 80, &[], "nobody known"),
+        (&batch, 80, &["x-known: no"], "nobody known"),
+        (&batch, 80, &["x-known: yes"], "sa/batch"),
+        (&batch, 81, &["x-known: yes"], "port 81"),
+    ] {
+        let answer = ask(pod, port, headers)?;
+        ensure!(answer.contains(wanted), "{port} {headers:?}: {answer}, not {wanted}");
+    }
+    // Plaintext from the one, so that nobody knows who it is, the mesh's TLS from the other.
+    let call = |pod: &Pod| pod.curl(&["-f", "-H", "Host: order-service", &format!("http://{vip}/")]);
+    let (of_web, of_batch) = (call(&web)?, call(&batch)?);
+    ensure!(!of_web.contains("sa/web") && of_batch.contains("sa/batch"), "{of_web} {of_batch}");
+    // What it registers has labels too: from then on it is another client.
+    let registration = r#"{"name": "batch", "port": 9, "tags": ["tier=web"], "meta": {"tier": "web"}}"#;
+    batch.curl(&["-f", "-X", "PUT", "-d", registration, "http://127.0.0.1:8500/v1/agent/service/register"])?;
+    wait_for("the other routes", Duration::from_secs(10), || {
+        let answer = ask(&batch, 80, &[])?;
+        ensure!(answer.contains("the web"), "{answer}");
         Ok(())
     })
 }

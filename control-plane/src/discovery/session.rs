@@ -14,7 +14,7 @@ use weft_proto::{ENDPOINTS_TYPE, INBOUND_TYPE, SERVICE_TYPE};
 use super::{Discovery, Encoded, Stream, short};
 use crate::peer::Certified;
 use crate::translate;
-use crate::world::{Changed, World};
+use crate::world::{Changed, Instance, Scope, World};
 
 /// Why a stream ends that could go on elsewhere.
 pub(super) const CUT_OFF: &str = "this control plane has lost its store, and what it knows grows old";
@@ -67,6 +67,8 @@ pub(super) struct Session {
     endpoints: Subscription,
     inbound: Option<String>,
     wants_inbound: bool,
+    /// What of this client decides what it is told, as of the last look.
+    scope: Scope,
     /// Responses that were not acknowledged yet: nonce -> type and resources.
     in_flight: HashMap<String, InFlight>,
     nonce: u64,
@@ -92,6 +94,7 @@ impl Session {
             endpoints: Subscription::default(),
             inbound: None,
             wants_inbound: false,
+            scope: Scope::default(),
             in_flight: HashMap::new(),
             nonce: 0,
             replies,
@@ -205,6 +208,8 @@ impl Session {
         if subscription.names.len() + request.resource_names_subscribe.len() > MAX_NAMES {
             return Err(Status::resource_exhausted(format!("more than {MAX_NAMES} names on one stream")));
         }
+        // What it has of before is told anew with the change that made it another client.
+        self.look_at_self();
         let namespace = self.certified.id.namespace().to_owned();
         let asked = request.resource_names_subscribe;
         let resolved: Vec<(String, Option<String>)> = self.discovery.mesh.read(|world| {
@@ -242,7 +247,32 @@ impl Session {
         });
     }
 
+    /// Its labels: what the sidecar says of itself, and those of what it registered.
+    fn labels(&self, world: &World) -> BTreeMap<String, String> {
+        let mut labels = self.labels.clone();
+        for instance in self.instances(world) {
+            labels.extend(instance.labels.clone());
+        }
+        labels
+    }
+
+    fn instances<'a>(&'a self, world: &'a World) -> impl Iterator<Item = &'a Arc<Instance>> {
+        let identity = self.certified.id.to_string();
+        let all = world.instances_of_node(self.certified.id.namespace(), &self.node);
+        all.filter(move |instance| instance.identity == identity)
+    }
+
+    /// Whether it has become another client for translations.
+    fn look_at_self(&mut self) -> bool {
+        let namespace = self.certified.id.namespace();
+        let scope = self.discovery.mesh.read(|world| world.scope(namespace, &self.labels(world)));
+        let moved = scope != self.scope;
+        self.scope = scope;
+        moved
+    }
+
     async fn changed(&mut self, changed: &Changed) -> Result<(), Status> {
+        let other = self.look_at_self();
         let namespace = self.certified.id.namespace().to_owned();
         let discovery = self.discovery.clone();
         for kind in [SERVICE_TYPE, ENDPOINTS_TYPE] {
@@ -270,7 +300,7 @@ impl Session {
             }
             let subscription = self.subscription(kind);
             for host in subscription.names.values().flatten() {
-                if changed.all || changed.hosts.contains(host) {
+                if changed.all || other || changed.hosts.contains(host) {
                     hosts.entry(host.clone()).or_default();
                 }
             }
@@ -291,11 +321,10 @@ impl Session {
         hosts: BTreeMap<String, Vec<String>>,
         mut removed: Vec<String>,
     ) -> Result<(), Status> {
-        let namespace = self.certified.id.namespace().to_owned();
         let mut resources = Vec::new();
         let mut versions = Vec::new();
         for (host, aliases) in hosts {
-            let Some(encoded) = self.discovery.encoded(kind, &namespace, &host) else {
+            let Some(encoded) = self.discovery.encoded(kind, &self.scope, &host) else {
                 removed.extend(aliases);
                 removed.push(host);
                 continue;
@@ -337,16 +366,9 @@ impl Session {
     }
 
     async fn send_inbound(&mut self) -> Result<(), Status> {
-        let (namespace, node) = (self.certified.id.namespace(), &self.node);
-        let identity = self.certified.id.to_string();
         let inbound = self.discovery.mesh.read(|world| {
-            let ours: Vec<_> = world.instances_of_node(namespace, node).filter(|i| i.identity == identity).collect();
-            let mut labels = self.labels.clone();
-            for instance in &ours {
-                labels.extend(instance.labels.clone());
-            }
-            let keys: Vec<_> = ours.iter().map(|i| i.key()).collect();
-            translate::inbound(world, namespace, &labels, &keys)
+            let keys: Vec<_> = self.instances(world).map(|i| i.key()).collect();
+            translate::inbound(world, self.certified.id.namespace(), &self.labels(world), &keys)
         });
         let encoded = Encoded::new(&inbound);
         if self.inbound.as_ref() == Some(&encoded.version) {

@@ -13,6 +13,7 @@ use crate::dns;
 use crate::mesh::Node;
 use crate::store::embedded::Embedded;
 use crate::translate;
+use crate::world::Scope;
 
 const EXPORT: &str = "apiVersion: multicluster.x-k8s.io/v1alpha1\nkind: ServiceExport\nmetadata: {name: order}\n";
 const SUBSETS: &str = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: order}\n\
@@ -202,7 +203,8 @@ async fn a_service_that_is_elsewhere_alone_has_a_name_here() {
     apply(&two.mesh, &[&EXPORT.replace("order", "secret")]).await;
     let resolve = || one.mesh.read(|world| translate::resolve(world, "default", "secret"));
     until("it is known here", || resolve().is_some()).await;
-    let service = |mesh: &Mesh, host: &str| mesh.read(|world| translate::service(world, "default", host)).unwrap();
+    let service =
+        |mesh: &Mesh, host: &str| mesh.read(|world| translate::service(world, &Scope::of("default"), host)).unwrap();
     let imported = service(&one.mesh, &resolve().unwrap());
     assert_eq!((imported.addresses.len(), imported.clusters[0].undefined), (1, false), "it has a virtual IP");
     // At home its gateway can find every subset.

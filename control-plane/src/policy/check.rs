@@ -93,7 +93,7 @@ fn routes(document: &Document, service: &VirtualService, rules: &Rules<'_>) -> V
         if let Some(line) = caught {
             let text = format!("never reached: the route at line {line} matches every request");
             problems.push(problem(document, Some(route.place), Severity::Warning, text));
-        } else if crate::translate::is_catch_all(&route.matches) {
+        } else if crate::translate::takes_all(route) {
             caught = Some(route.place.line);
         }
         let Action::Forward(forward) = &route.action else { continue };

@@ -21,6 +21,8 @@ pub use tls::ClientTls;
 pub struct DestinationRule {
     /// `exportTo`.
     pub export: Export,
+    /// `workloadSelector.matchLabels`: of the clients that it is for, of its own namespace; empty: for all.
+    pub selector: BTreeMap<String, String>,
     /// As written: a short name, a full one or `*.suffix`.
     pub host: String,
     /// For every port and subset.
@@ -99,7 +101,7 @@ pub(crate) const SHAPE: Shape = &[
     object("trafficPolicy", TRAFFIC_POLICY),
     object("subsets", &[read("name"), read("labels"), object("trafficPolicy", TRAFFIC_POLICY)]),
     read("exportTo"),
-    not_yet("workloadSelector"),
+    object("workloadSelector", &[read("matchLabels")]),
 ];
 
 /// Reads `spec`.
@@ -112,6 +114,14 @@ pub(crate) fn decode(spec: &Fields<'_>) -> DestinationRule {
         );
     }
     let export = export::decode(spec);
+    let selector =
+        spec.object("workloadSelector").map(|selector| selector.string_map("matchLabels")).unwrap_or_default();
+    if !selector.is_empty() && spec.has("exportTo") {
+        spec.error(
+            "exportTo",
+            "`exportTo` and `workloadSelector` exclude each other: who is selected is of this namespace",
+        );
+    }
     let mut subsets: Vec<Subset> = Vec::new();
     for fields in spec.objects("subsets") {
         let name = fields.required_string("name");
@@ -129,7 +139,7 @@ pub(crate) fn decode(spec: &Fields<'_>) -> DestinationRule {
         subsets.push(Subset { name, labels, traffic_policy });
     }
     let traffic_policy = spec.object("trafficPolicy").map(|fields| traffic_policy(&fields));
-    DestinationRule { export, host, traffic_policy, subsets }
+    DestinationRule { export, selector, host, traffic_policy, subsets }
 }
 
 fn traffic_policy(fields: &Fields<'_>) -> TrafficPolicy {

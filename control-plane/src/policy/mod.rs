@@ -35,7 +35,7 @@ pub use parse::{field_table, parse};
 pub use peer_authentication::PeerAuthentication;
 pub use problem::{Problem, Severity};
 pub use service_entry::{AddressRange, EntryPort, Resolution, ServiceEntry};
-pub use virtual_service::{Action, ConnectionRoute, Destination, Forward, MESH, Route, VirtualService};
+pub use virtual_service::{Action, ConnectionRoute, Destination, Forward, MESH, Route, RouteMatch, VirtualService};
 pub use workload_entry::WorkloadEntry;
 
 pub use crate::yaml::Place;

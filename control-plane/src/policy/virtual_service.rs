@@ -3,6 +3,8 @@
 mod matching;
 mod response;
 
+use std::collections::BTreeMap;
+
 use weft_proto::v1;
 
 use super::{
@@ -74,13 +76,33 @@ pub struct Route {
     /// For logs; empty: none.
     pub name: String,
     /// Any of them; empty: every request.
-    pub matches: Vec<v1::HttpMatch>,
+    pub matches: Vec<RouteMatch>,
     /// What happens.
     pub action: Action,
     /// Header operations of the route.
     pub headers: Option<v1::HeaderOperations>,
     /// Where it is written.
     pub place: Place,
+}
+
+/// One entry of `match`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RouteMatch {
+    /// What counts of the request.
+    pub http: v1::HttpMatch,
+    /// `sourceLabels` of the client.
+    pub source_labels: BTreeMap<String, String>,
+    /// `sourceNamespace`; empty: any.
+    pub source_namespace: String,
+    /// `gateways`; empty: those of the whole.
+    pub gateways: Vec<String>,
+}
+
+impl RouteMatch {
+    /// Whether it is for the requests of some clients only.
+    pub fn is_of_some(&self) -> bool {
+        !self.source_labels.is_empty() || !self.source_namespace.is_empty() || !self.gateways.is_empty()
+    }
 }
 
 /// What a route does.
@@ -132,14 +154,14 @@ const MATCH: Shape = &[
     object("authority", STRING_MATCH),
     object("headers", STRING_MATCH),
     object("queryParams", STRING_MATCH),
-    not_yet("name"),
-    not_yet("scheme"),
-    not_yet("withoutHeaders"),
-    not_yet("port"),
-    not_yet("gateways"),
-    not_yet("sourceLabels"),
-    not_yet("sourceNamespace"),
-    not_yet("statPrefix"),
+    object("scheme", STRING_MATCH),
+    object("withoutHeaders", STRING_MATCH),
+    read("port"),
+    read("gateways"),
+    read("sourceLabels"),
+    read("sourceNamespace"),
+    read("name"),
+    read("statPrefix"),
 ];
 const CHANGE: Shape = &[read("set"), read("add"), read("remove")];
 const HEADERS: Shape = &[object("request", CHANGE), object("response", CHANGE)];
@@ -243,8 +265,7 @@ pub(crate) fn decode(spec: &Fields<'_>) -> VirtualService {
         spec.error("hosts", "`hosts` must name at least one host");
     }
     for (gateway, place) in spec.strings("gateways") {
-        let (namespace, name) = gateway.split_once('/').unwrap_or(("default", &gateway));
-        if !names::is_label(namespace) || !names::is_subdomain(name) {
+        if !matching::is_gateway(&gateway) {
             spec.error_at(place, format!("`{gateway}` is not a gateway: mesh, a name, or namespace/name"));
         }
     }

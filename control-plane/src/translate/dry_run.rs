@@ -12,8 +12,8 @@ use super::{
     service::{Clusters, service},
 };
 use crate::{
-    policy::{Document, Object, Place, Settings},
-    world::World,
+    policy::{Document, Object, Place, Route, RouteMatch, Settings},
+    world::{Scope, World},
 };
 
 /// What sidecars would refuse of `document`, with the place where that is known more exactly than by the document's.
@@ -27,21 +27,25 @@ pub(crate) fn dry_run(document: &Document) -> Vec<(Option<Place>, CompileError)>
         }
         Object::VirtualService(virtual_service) => {
             let world = World::new("", 1);
-            let route = |route| {
-                let mut clusters = Clusters::new(&world, &document.namespace);
-                let route = clusters.route(document, route, 80);
+            let client = Scope::of(&document.namespace);
+            let route = |route: &Route| {
+                // Whoever's requests a match is for.
+                let of_all = |one: &RouteMatch| RouteMatch { http: one.http.clone(), ..RouteMatch::default() };
+                let route = Route { matches: route.matches.iter().map(of_all).collect(), ..route.clone() };
+                let mut clusters = Clusters::new(&world, &client, None);
+                let routes = clusters.route(document, &route, 80).into_iter().collect();
                 // A port's own cluster is there whatever its routes say.
                 let own = cluster(&Settings::default()).clusters;
                 let found = clusters.into_found();
-                let port =
-                    v1::Port { number: 80, routes: vec![route], cluster: found.len() as u32, ..v1::Port::default() };
+                let port = v1::Port { number: 80, routes, cluster: found.len() as u32, ..v1::Port::default() };
                 v1::Service { ports: vec![port], clusters: [found, own].concat(), ..named() }
             };
             virtual_service.http.iter().map(|r| (Some(r.place), compiled(&route(r)))).collect()
         }
         Object::ServiceEntry(_) | Object::Service(_) => {
             let world = alone(document);
-            let services = world.hosts().filter_map(|host| service(&world, &document.namespace, &host.name));
+            let client = Scope::of(&document.namespace);
+            let services = world.hosts().filter_map(|host| service(&world, &client, &host.name));
             let addresses = world.hosts().filter_map(|host| endpoints(&world, &host.name));
             let services = services.map(|service| (None, compiled(&service)));
             services.chain(addresses.map(|e| (None, compile::endpoints(&e).map(drop)))).collect()

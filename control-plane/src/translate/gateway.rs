@@ -7,7 +7,7 @@ use weft_proto::v1::{self, http_route};
 use super::is_catch_all;
 use super::service::{Clusters, undefined};
 use crate::policy::{ConnectionRoute, Document, Gateway, Object, Server, VirtualService, covers};
-use crate::world::{GATEWAY, Host, World, gateway_host, has_all};
+use crate::world::{GATEWAY, Host, Scope, World, gateway_host, has_all};
 
 /// The servers of the Gateways that pick a workload with `labels`.
 pub(super) fn servers(world: &World, labels: &BTreeMap<String, String>) -> Vec<v1::GatewayServer> {
@@ -64,19 +64,12 @@ fn of_server(world: &World, document: &Document, _: &Gateway, server: &Server) -
 
 /// What is behind a host of a gateway: the routes of all its VirtualServices, oldest first, those that take every request
 /// after the others.
-pub(super) fn service(world: &World, client_ns: &str, host: &Host) -> Option<v1::Service> {
-    let (kind, what) = host
-        .name
-        .strip_prefix(GATEWAY)?
-        .splitn(4, ':')
-        .skip(2)
-        .collect::<Vec<_>>()
-        .try_into()
-        .ok()
-        .map(|[kind, what]: [&str; 2]| (kind, what))?;
-    let mut clusters = Clusters::new(world, client_ns);
+pub(super) fn service(world: &World, client: &Scope, host: &Host) -> Option<v1::Service> {
+    let parts: Vec<&str> = host.name.strip_prefix(GATEWAY)?.splitn(4, ':').collect();
+    let [namespace, name, kind, what] = parts.try_into().ok()?;
+    let mut clusters = Clusters::new(world, client, Some((namespace, name)));
     let (mut routes, mut catch_all) = (Vec::new(), None);
-    let seen = |document: &&Arc<Document>| document.reaches(client_ns);
+    let seen = |document: &&Arc<Document>| document.reaches(&client.namespace);
     for document in world.policies().gateway_routes(&host.name).iter().filter(seen) {
         let Object::VirtualService(service) = &document.object else { continue };
         for route in all_routes(&mut clusters, document, service, kind, what) {
@@ -111,7 +104,7 @@ fn all_routes(
     what: &str,
 ) -> Vec<v1::HttpRoute> {
     let connections: Vec<&ConnectionRoute> = match kind {
-        "http" => return service.http.iter().map(|route| clusters.route(document, route, 80)).collect(),
+        "http" => return service.http.iter().filter_map(|route| clusters.route(document, route, 80)).collect(),
         "tls" => service.tls.iter().filter(|route| route.server_names.iter().any(|name| name == what)).collect(),
         _ => {
             let port: u32 = what.parse().unwrap_or_default();

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use weft_proto::v1;
 
 use super::{gateway, mtls::Modes, ports, remotes, rules::Rules};
-use crate::world::{Host, Instance, InstanceKey, World};
+use crate::world::{Host, Instance, InstanceKey, Scope, World};
 
 /// How the sidecar of a workload with `labels` in `namespace` treats what comes in for `instances`, which it registered.
 pub fn inbound(
@@ -38,7 +38,7 @@ pub fn inbound(
 
 /// The ports on which `instance` serves `host`. The server too keeps to the connection pool of the service's rule.
 fn served(world: &World, host: &Host, instance: &Instance) -> Vec<v1::InboundService> {
-    let rules = Rules::of(world, &host.namespace, host);
+    let rules = Rules::of(world, &Scope::of(&host.namespace), host);
     let named = ports::of_instance(host, instance);
     let service = |port: ports::PortView| {
         let number = match named.get(&port.target_name) {

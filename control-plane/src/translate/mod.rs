@@ -19,6 +19,8 @@ mod warnings;
 
 use weft_proto::v1;
 
+use crate::policy::Route;
+
 pub(crate) use dry_run::dry_run;
 pub use endpoints::endpoints;
 pub use inbound::inbound;
@@ -38,9 +40,17 @@ pub fn is_catch_all(matches: &[v1::HttpMatch]) -> bool {
             Some(Kind::Regex(regex)) => regex == ".*",
             Some(Kind::Exact(_)) => false,
         };
-        uri && one.method.is_none() && one.authority.is_none() && one.headers.is_empty() && one.query_params.is_empty()
+        let rest = v1::HttpMatch { uri: None, ignore_uri_case: false, ..one.clone() };
+        uri && rest == v1::HttpMatch::default()
     };
     matches.is_empty() || matches.iter().any(unconditional)
+}
+
+/// Whether a route takes every request of every client.
+pub fn takes_all(route: &Route) -> bool {
+    let of_all = route.matches.iter().filter(|one| !one.is_of_some()).map(|one| one.http.clone());
+    let of_all: Vec<v1::HttpMatch> = of_all.collect();
+    route.matches.is_empty() || (!of_all.is_empty() && is_catch_all(&of_all))
 }
 
 #[cfg(test)]

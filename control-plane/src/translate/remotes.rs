@@ -6,7 +6,7 @@ use weft_core::failover::Capacity;
 use weft_proto::v1;
 
 use super::{endpoints::here, rules::Rules};
-use crate::world::{Host, MESH_SUFFIX, World};
+use crate::world::{Host, MESH_SUFFIX, Scope, World};
 
 /// Where else a host is. Of several data centres that have a subset the preferred one gets its requests.
 pub(super) fn of(world: &World, host: &str) -> Vec<v1::Remote> {
@@ -38,7 +38,8 @@ pub(super) fn trust(world: &World) -> Vec<v1::TrustBundle> {
 /// What is here of a host, by subset; "" is all of it.
 fn present(world: &World, host: &Host) -> BTreeMap<String, (Capacity, BTreeSet<String>)> {
     let found = here(world, host);
-    let rules = Rules::of(world, &host.namespace, host);
+    let client = Scope::of(&host.namespace);
+    let rules = Rules::of(world, &client, host);
     let none = BTreeMap::new();
     let subsets = std::iter::once(("", &none)).chain(rules.subsets().map(|s| (s.name.as_str(), &s.labels)));
     let of = |labels: &BTreeMap<String, String>| {

@@ -4,10 +4,10 @@ use weft_proto::v1;
 
 use crate::{
     policy::{Document, Object, ROOT_NAMESPACE, Settings, Subset, TrafficPolicy},
-    world::{Host, World},
+    world::{Host, Scope, World},
 };
 
-/// What the DestinationRules of one host say to the clients of one namespace.
+/// What the DestinationRules of one host say to the clients of one kind.
 #[derive(Debug, Default)]
 pub(super) struct Rules<'a> {
     policy: Option<(&'a TrafficPolicy, &'a Document)>,
@@ -24,10 +24,10 @@ pub(super) struct Decided {
 impl<'a> Rules<'a> {
     /// The first of the client's namespace, the host's and the root one that has a rule for the host wins entirely. Within
     /// it the rules of the most specific host are joined: the oldest policy as a whole, and all subsets with new names.
-    pub(super) fn of(world: &'a World, client_ns: &str, host: &Host) -> Self {
-        let documents = [client_ns, host.namespace.as_str(), ROOT_NAMESPACE]
+    pub(super) fn of(world: &'a World, client: &Scope, host: &Host) -> Self {
+        let documents = [client.namespace.as_str(), host.namespace.as_str(), ROOT_NAMESPACE]
             .into_iter()
-            .map(|namespace| world.policies().rules(namespace, client_ns, &host.name))
+            .map(|namespace| world.policies().rules(namespace, client, &host.name))
             .find(|documents| !documents.is_empty())
             .unwrap_or_default();
         let mut rules = Self::default();

@@ -10,18 +10,20 @@ use super::{
     rules::Rules,
 };
 use crate::{
-    policy::{Action, Destination, Document, Forward, Object, Resolution, Route, VirtualService, canonical},
-    world::{GATEWAY, Host, MESH_SUFFIX, World},
+    policy::{
+        Action, Destination, Document, Forward, MESH, Object, Resolution, Route, RouteMatch, VirtualService, canonical,
+    },
+    world::{GATEWAY, Host, MESH_SUFFIX, Scope, World, has_all},
 };
 
-/// Everything but the addresses that a request of a client in `client_ns` to `host` (canonical) needs.
-pub fn service(world: &World, client_ns: &str, host: &str) -> Option<v1::Service> {
+/// Everything but the addresses that a request of a client to `host` (canonical) needs.
+pub fn service(world: &World, client: &Scope, host: &str) -> Option<v1::Service> {
     let host = world.host(host)?;
     if host.name.starts_with(GATEWAY) {
-        return gateway::service(world, client_ns, host);
+        return gateway::service(world, client, host);
     }
-    let mut clusters = Clusters::new(world, client_ns);
-    let routes = world.policies().routes(client_ns, &host.name);
+    let mut clusters = Clusters::new(world, client, None);
+    let routes = world.policies().routes(&client.namespace, &host.name);
     let exported = world.is_exported(&host.name);
     let ports = ports::of(world, host).into_iter().map(|port| {
         let cluster = clusters.of(host, &port, "");
@@ -37,7 +39,7 @@ pub fn service(world: &World, client_ns: &str, host: &str) -> Option<v1::Service
         host: host.name.clone(),
         namespace: host.namespace.clone(),
         addresses: world.addresses_of(host).iter().map(ToString::to_string).collect(),
-        names: names::of(world, client_ns, host),
+        names: names::of(world, &client.namespace, host),
         clusters: clusters.found,
         external: ports::entry(host).is_some_and(|entry| entry.external),
         exported,
@@ -47,14 +49,16 @@ pub fn service(world: &World, client_ns: &str, host: &str) -> Option<v1::Service
 /// The clusters of one `Service`, each once.
 pub(super) struct Clusters<'a> {
     world: &'a World,
-    client_ns: &'a str,
+    client: &'a Scope,
+    /// Namespace and name of the gateway that it is for; `None`: for sidecars.
+    gateway: Option<(&'a str, &'a str)>,
     found: Vec<v1::Cluster>,
     index: BTreeMap<String, u32>,
 }
 
 impl<'a> Clusters<'a> {
-    pub(super) fn new(world: &'a World, client_ns: &'a str) -> Self {
-        Clusters { world, client_ns, found: Vec::new(), index: BTreeMap::new() }
+    pub(super) fn new(world: &'a World, client: &'a Scope, gateway: Option<(&'a str, &'a str)>) -> Self {
+        Clusters { world, client, gateway, found: Vec::new(), index: BTreeMap::new() }
     }
 
     /// In the order of the indexes that the routes use.
@@ -64,12 +68,24 @@ impl<'a> Clusters<'a> {
 
     fn routes(&mut self, document: &Document, request_port: u32) -> Vec<v1::HttpRoute> {
         let Object::VirtualService(VirtualService { http, .. }) = &document.object else { return Vec::new() };
-        // Those after a catch-all are never reached.
-        let reached = http.iter().position(|route| is_catch_all(&route.matches)).map_or(http.len(), |at| at + 1);
-        http[..reached].iter().map(|route| self.route(document, route, request_port)).collect()
+        let mut found = Vec::new();
+        for route in http {
+            found.extend(self.route(document, route, request_port));
+            if found.last().is_some_and(|route| is_catch_all(&route.matches)) {
+                // Those after it are never reached.
+                break;
+            }
+        }
+        found
     }
 
-    pub(super) fn route(&mut self, document: &Document, route: &Route, request_port: u32) -> v1::HttpRoute {
+    /// A route as this client has it; `None`: it is for others.
+    pub(super) fn route(&mut self, document: &Document, route: &Route, request_port: u32) -> Option<v1::HttpRoute> {
+        let ours = route.matches.iter().filter(|one| self.is_for(document, one)).map(|one| one.http.clone());
+        let matches: Vec<v1::HttpMatch> = ours.collect();
+        if matches.is_empty() && !route.matches.is_empty() {
+            return None;
+        }
         let action = match &route.action {
             Action::Forward(forward) => {
                 http_route::Action::Forward(self.forward(&document.namespace, forward, request_port))
@@ -78,12 +94,23 @@ impl<'a> Clusters<'a> {
             Action::Respond(response) => http_route::Action::DirectResponse(response.clone()),
         };
         let separator = if route.name.is_empty() { "" } else { "/" };
-        v1::HttpRoute {
+        Some(v1::HttpRoute {
             name: format!("{}{separator}{}", document.reference(), route.name),
-            matches: route.matches.clone(),
+            matches,
             action: Some(action),
             headers: route.headers.clone(),
-        }
+        })
+    }
+
+    /// Whether a match is for requests of this client, through this gateway or none.
+    fn is_for(&self, document: &Document, one: &RouteMatch) -> bool {
+        let gateway = |name: &String| match self.gateway {
+            None => name == MESH,
+            Some(gateway) => name != MESH && name.split_once('/').unwrap_or((&document.namespace, name)) == gateway,
+        };
+        (one.gateways.is_empty() || one.gateways.iter().any(gateway))
+            && (one.source_namespace.is_empty() || one.source_namespace == self.client.namespace)
+            && has_all(&self.client.labels, &one.source_labels)
     }
 
     fn forward(&mut self, namespace: &str, forward: &Forward, request_port: u32) -> v1::Forward {
@@ -120,7 +147,7 @@ impl<'a> Clusters<'a> {
     /// The cluster of a route's destination. Without a port it is the host's only one, else the request's.
     fn destination(&mut self, namespace: &str, destination: &Destination, request_port: u32) -> u32 {
         let name = canonical(&destination.host, namespace);
-        let seen = |host: &&Host| host.reaches(self.client_ns);
+        let seen = |host: &&Host| host.reaches(&self.client.namespace);
         let Some(host) = self.world.host_or_wildcard(&name).filter(seen) else {
             return self.undefined(&name, destination.port.unwrap_or(request_port), &destination.subset);
         };
@@ -144,7 +171,7 @@ impl<'a> Clusters<'a> {
     /// Other data centres name subsets as the host's own namespace does.
     fn all_subsets(&mut self, host: &Host, port: &PortView) {
         let subsets: Vec<String> =
-            Rules::of(self.world, self.client_ns, host).subsets().map(|subset| subset.name.clone()).collect();
+            Rules::of(self.world, self.client, host).subsets().map(|subset| subset.name.clone()).collect();
         for subset in subsets {
             self.of(host, port, &subset);
         }
@@ -155,7 +182,7 @@ impl<'a> Clusters<'a> {
     }
 
     fn of(&mut self, host: &Host, port: &PortView, subset: &str) -> u32 {
-        let rules = Rules::of(self.world, self.client_ns, host);
+        let rules = Rules::of(self.world, self.client, host);
         let labels = match rules.subset(subset) {
             Some(found) => found.labels.clone(),
             None if subset.is_empty() => BTreeMap::new(),

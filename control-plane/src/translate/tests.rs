@@ -1,10 +1,11 @@
 use weft_proto::v1::{Health, MtlsMode, Protocol, Tls, consistent_hash::Key, http_route::Action};
 
+mod clients;
 mod export;
 
 use super::*;
 use crate::world::{
-    Instance, World,
+    Instance, Scope, World,
     tests::{documents, instance},
 };
 
@@ -74,7 +75,7 @@ fn max(service: &v1::Service, name: &str) -> u32 {
 #[test]
 fn the_rule_of_the_issue() {
     let world = world(ISSUE, &orders());
-    let service = service(&world, "default", ORDER).unwrap();
+    let service = service(&world, &Scope::of("default"), ORDER).unwrap();
     assert_eq!(service.addresses, ["240.240.100.127"]);
     assert_eq!(
         service.names,
@@ -147,7 +148,7 @@ fn names_resolve_in_the_clients_namespace_first() {
     ] {
         assert_eq!(resolve(&world, client, asked).as_deref(), want, "{asked} from {client}");
     }
-    let names = service(&world, "shop", default).unwrap().names;
+    let names = service(&world, &Scope::of("shop"), default).unwrap().names;
     assert!(!names.contains(&"order".to_owned()), "the bare name is shop's own: {names:?}");
 }
 
@@ -169,7 +170,9 @@ fn the_first_namespace_with_a_rule_wins_entirely() {
         &[orders(), vec![instance("cart", "c", "10.0.0.3", 80), in_namespace(instance("x", "x", "10.0.0.4", 80), "x")]]
             .concat(),
     );
-    let limit = |client: &str, host: &str| max(&service(&world, client, host).unwrap(), &format!("outbound|0||{host}"));
+    let limit = |client: &str, host: &str| {
+        max(&service(&world, &Scope::of(client), host).unwrap(), &format!("outbound|0||{host}"))
+    };
     assert_eq!(limit("shop", ORDER), 1);
     assert_eq!(limit("default", ORDER), 2);
     assert_eq!(limit("elsewhere", ORDER), 2);
@@ -208,7 +211,7 @@ fn ports_replace_subsets_overlay_and_rules_join() {
     ]
     .concat();
     let world = world(&policies, &orders());
-    let service = service(&world, "default", ORDER).unwrap();
+    let service = service(&world, &Scope::of("default"), ORDER).unwrap();
     let name = |port: u32, subset: &str| format!("outbound|{port}|{subset}|{ORDER}");
     assert_eq!(
         service.ports.iter().map(|port| (port.number, port.protocol())).collect::<Vec<_>>(),
@@ -248,7 +251,7 @@ fn a_services_only_registered_port_has_port_settings() {
         "{host: order-service, trafficPolicy: {portLevelSettings: [{port: {number: 8080}, connectionPool: {tcp: {maxConnections: 5}}}]}}",
     );
     let world = world(&rule, &orders());
-    assert_eq!(max(&service(&world, "default", ORDER).unwrap(), &format!("outbound|0||{ORDER}")), 5);
+    assert_eq!(max(&service(&world, &Scope::of("default"), ORDER).unwrap(), &format!("outbound|0||{ORDER}")), 5);
 }
 
 #[test]
@@ -276,7 +279,7 @@ fn routes_of_the_oldest_owner_until_a_catch_all() {
     );
     let cart = doc("Service", "cart", "default", "{ports: [{name: http, port: 80}]}");
     let world = world(&[newer, older, cart].concat(), &orders());
-    let service = service(&world, "default", ORDER).unwrap();
+    let service = service(&world, &Scope::of("default"), ORDER).unwrap();
     let names: Vec<&str> = service.ports[0].routes.iter().map(|route| route.name.as_str()).collect();
     assert_eq!(names, ["VirtualService/default/a/cart", "VirtualService/default/a", "VirtualService/default/a"]);
     let targets = |route: usize| {
@@ -303,7 +306,7 @@ fn destinations_without_a_port_take_the_requests() {
         doc("VirtualService", "v", "default", "{hosts: [a], http: [{route: [{destination: {host: b}}]}]}"),
     ]
     .concat();
-    let service = service(&world(&policies, &[]), "default", "a.default.svc.cluster.local").unwrap();
+    let service = service(&world(&policies, &[]), &Scope::of("default"), "a.default.svc.cluster.local").unwrap();
     for (port, want) in service
         .ports
         .iter()
@@ -326,7 +329,9 @@ fn service_entries() {
     ]
     .concat();
     let world = world(&policies, &[]);
-    let all = |host: &str| (service(&world, "default", host).unwrap(), endpoints(&world, host).unwrap().endpoints);
+    let all = |host: &str| {
+        (service(&world, &Scope::of("default"), host).unwrap(), endpoints(&world, host).unwrap().endpoints)
+    };
 
     let (db, endpoints) = all("db.example.com");
     assert!(db.external && db.ports[0].protocol() == Protocol::Tcp);
@@ -399,8 +404,9 @@ fn protocols_of_instances_must_agree() {
         one.meta.insert("protocol".to_owned(), protocol.to_owned());
         one
     };
-    let protocol =
-        |instances: &[Instance]| service(&world("", instances), "default", ORDER).unwrap().ports[0].protocol();
+    let protocol = |instances: &[Instance]| {
+        service(&world("", instances), &Scope::of("default"), ORDER).unwrap().ports[0].protocol()
+    };
     assert_eq!(protocol(&[with("a", "10.0.0.1", "grpc"), with("b", "10.0.0.2", "GRPC")]), Protocol::Grpc);
     assert_eq!(protocol(&[with("a", "10.0.0.1", "grpc"), with("b", "10.0.0.2", "tcp")]), Protocol::Unknown);
 }
@@ -470,10 +476,10 @@ fn hosts_that_only_a_virtual_service_names() {
     ]
     .concat();
     let world = world(&policies, &orders());
-    let front = service(&world, "default", &resolve(&world, "default", "front").unwrap()).unwrap();
+    let front = service(&world, &Scope::of("default"), &resolve(&world, "default", "front").unwrap()).unwrap();
     assert_eq!(front.addresses.len(), 1, "callers find it by its virtual IP");
     assert!(front.clusters[front.ports[0].cluster as usize].undefined);
-    let out = service(&world, "default", "www.example.com").unwrap();
+    let out = service(&world, &Scope::of("default"), "www.example.com").unwrap();
     assert!(out.addresses.is_empty() && out.clusters[0].original_destination, "its real address stays");
 }
 
@@ -575,14 +581,17 @@ fn a_gateway_has_the_hosts_of_its_virtual_services() {
     assert_eq!(domains(3), [("*", "gateway:default:edge:tcp:9000")]);
     // The routes of both, the one that takes all at the end.
     let name = resolve(&world, "default", "gateway:default:edge:http:b.example.com").unwrap();
-    let joined = service(&world, "default", &name).unwrap();
+    let joined = service(&world, &Scope::of("default"), &name).unwrap();
     let names: Vec<&str> = joined.ports[0].routes.iter().map(|route| route.name.as_str()).collect();
     assert_eq!(names, ["VirtualService/default/b", "VirtualService/default/a2"]);
     assert!(joined.clusters.iter().any(|cluster| cluster.host == ORDER));
     assert!(weft_core::compile::service(&joined).is_ok());
     assert!(
-        service(&world, "default", "b.example.com").is_some_and(|s| s.ports[0].routes.len() == 1),
+        service(&world, &Scope::of("default"), "b.example.com").is_some_and(|s| s.ports[0].routes.len() == 1),
         "in the mesh b alone"
     );
-    assert!(world.host("*").is_none() && service(&world, "default", "gateway:default:edge:http:nobody").is_none());
+    assert!(
+        world.host("*").is_none()
+            && service(&world, &Scope::of("default"), "gateway:default:edge:http:nobody").is_none()
+    );
 }

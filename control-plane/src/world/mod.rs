@@ -7,6 +7,7 @@ mod instance;
 mod lookup;
 mod policies;
 mod remotes;
+mod scope;
 mod virtual_ip;
 
 use std::{
@@ -18,6 +19,7 @@ use std::{
 pub use instance::{Instance, InstanceKey, derive_labels};
 pub(crate) use policies::{GATEWAY, Policies, gateway_host, has_all, patterns};
 pub use remotes::{DEFAULT_DATACENTER, Peering, Presence, RemoteHost, sound};
+pub use scope::Scope;
 pub use virtual_ip::{Allocation, Keep, QUARANTINE_S, VirtualIps};
 
 use crate::policy::{Document, Kind, Object, Resolution, canonical, covers};

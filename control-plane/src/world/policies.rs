@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use super::fqdn;
+use super::{Scope, fqdn};
 use crate::policy::{
     AddressRange, Document, Object, PeerAuthentication, ServiceEntry, VirtualService, WorkloadEntry, canonical,
 };
@@ -27,6 +27,8 @@ pub(crate) struct Policies {
     /// Hosts that other data centres may call.
     exports: BTreeSet<String>,
     dependents: BTreeMap<String, BTreeSet<String>>,
+    /// Names of labels that documents select clients by.
+    client_labels: BTreeSet<String>,
     endpoints: BTreeMap<IpAddr, BTreeSet<String>>,
     ranges: Vec<(AddressRange, String)>,
 }
@@ -51,10 +53,13 @@ impl Policies {
         let namespace = &document.namespace;
         match &document.object {
             Object::DestinationRule(rule) => {
+                self.client_labels.extend(rule.selector.keys().cloned());
                 let key = (namespace.clone(), canonical(&rule.host, namespace));
                 self.rules.entry(key).or_default().push(document.clone());
             }
             Object::VirtualService(service) => {
+                let matches = service.http.iter().flat_map(|route| &route.matches);
+                self.client_labels.extend(matches.flat_map(|one| one.source_labels.keys()).cloned());
                 let for_gateways = gateway_hosts(service, namespace);
                 let mesh = service.hosts.iter().filter(|_| service.of_mesh());
                 let hosts: Vec<String> = mesh.map(|host| canonical(host, namespace)).collect();
@@ -103,15 +108,30 @@ impl Policies {
         }
     }
 
-    /// DestinationRules of `namespace` for exactly the most specific pattern that covers `host`, of those that clients of
-    /// `client_ns` see: the oldest, and those that the same namespaces see. A namespace sees its own, whoever else does.
-    pub(crate) fn rules(&self, namespace: &str, client_ns: &str, host: &str) -> Vec<&Arc<Document>> {
-        let seen = |document: &&Arc<Document>| namespace == client_ns || document.reaches(client_ns);
+    /// Whether some document selects clients by this label.
+    pub(super) fn selects_clients_by(&self, label: &str) -> bool {
+        self.client_labels.contains(label)
+    }
+
+    /// DestinationRules of `namespace` for exactly the most specific pattern that covers `host`, of those that a client
+    /// sees: those that select it, else those that select nobody; the oldest of them, and those that the same clients see.
+    /// A namespace sees its own, whoever else does; who is selected is of the rule's own namespace.
+    pub(crate) fn rules(&self, namespace: &str, client: &Scope, host: &str) -> Vec<&Arc<Document>> {
+        let own = namespace == client.namespace;
+        let seen = |document: &&Arc<Document>| match &document.object {
+            Object::DestinationRule(rule) if !rule.selector.is_empty() => {
+                own && has_all(&client.labels, &rule.selector)
+            }
+            _ => own || document.reaches(&client.namespace),
+        };
+        let to = |document: &Document| match &document.object {
+            Object::DestinationRule(rule) => (rule.export.clone(), rule.selector.clone()),
+            _ => Default::default(),
+        };
         let of = |pattern: String| {
             let all = self.rules.get(&(namespace.to_owned(), pattern))?;
-            let first = all.iter().find(seen)?;
-            let alike = |document: &&Arc<Document>| document.object.export() == first.object.export();
-            Some(all.iter().filter(seen).filter(alike).collect())
+            let first = all.iter().filter(seen).min_by_key(|document| to(document).1.is_empty())?;
+            Some(all.iter().filter(seen).filter(|document| to(document) == to(first)).collect())
         };
         patterns(host).find_map(of).unwrap_or_default()
     }

@@ -68,6 +68,7 @@ fn view<'a>(path: &'a str, headers: &'a HeaderMap) -> RequestView<'a> {
         method: &Method::GET,
         path_and_query: path,
         authority: "order",
+        scheme: "http",
         headers,
         source: address,
         local: address,

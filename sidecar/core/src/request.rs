@@ -14,6 +14,8 @@ pub struct RequestView<'a> {
     pub path_and_query: &'a str,
     /// `:authority`, or `host` of HTTP/1, as the client wrote it, with its port.
     pub authority: &'a str,
+    /// `http` or `https`: how it came.
+    pub scheme: &'a str,
     /// The headers.
     pub headers: &'a HeaderMap,
     /// The downstream's remote address: the application (outbound) or the calling sidecar (inbound).
@@ -58,6 +60,7 @@ pub(crate) mod tests {
             method: &Method::GET,
             path_and_query,
             authority,
+            scheme: "http",
             headers,
             source: SocketAddr::from(([10, 0, 0, 1], 4000)),
             local: SocketAddr::from(([10, 0, 0, 2], 80)),

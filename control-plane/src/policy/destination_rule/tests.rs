@@ -210,7 +210,11 @@ fn mistakes_of_a_rule() {
         ("  host: a\n  exportTo: [., .]\n", "`.` is there twice"),
         ("  host: a\n  exportTo: ['*', b]\n", "`*` stands alone in `exportTo`"),
         ("  host: a\n  exportTo: [A/B]\n", "`A/B` is not a namespace, nor one of `.`, `*` and `~`"),
-        ("  host: a\n  workloadSelector: {}\n", "7:3: error: `workloadSelector` is not supported yet"),
+        (
+            "  host: a\n  exportTo: [.]\n  workloadSelector: {matchLabels: {a: b}}\n",
+            "`exportTo` and `workloadSelector` exclude each other",
+        ),
+        ("  host: a\n  workloadSelector: {labels: {}}\n", "unknown field `labels`"),
         ("  host: a\n  subsets: [{name: v1}, {name: v1}]\n", "7:32: error: subset `v1` is defined twice"),
         ("  host: a\n  subsets: [{name: V1}]\n", "must be lower-case"),
         (

@@ -2,29 +2,53 @@
 
 use weft_proto::v1::{self, string_match::Kind};
 
+use super::RouteMatch;
 use crate::policy::{fields::Fields, names};
 
 /// Longest regular expression, as in Istio.
 const MAX_REGEX: usize = 1024;
 
 /// Reads one entry.
-pub(super) fn decode(fields: &Fields<'_>) -> v1::HttpMatch {
-    let found = v1::HttpMatch {
+pub(super) fn decode(fields: &Fields<'_>) -> RouteMatch {
+    let http = v1::HttpMatch {
         uri: fields.object("uri").map(|uri| string_match(&uri, true)),
         ignore_uri_case: fields.boolean("ignoreUriCase").unwrap_or_default(),
         method: fields.object("method").map(|method| string_match(&method, false)),
         authority: fields.object("authority").map(|authority| string_match(&authority, false)),
         headers: named(fields, "headers"),
         query_params: named(fields, "queryParams"),
+        without_headers: named(fields, "withoutHeaders"),
+        scheme: fields.object("scheme").map(|scheme| string_match(&scheme, false)),
+        port: fields.port("port").unwrap_or_default(),
     };
-    for header in fields.map("headers").iter().map(|(key, _)| key).filter(|key| !names::is_header(&key.name)) {
+    let headers = fields.map("headers").iter().chain(fields.map("withoutHeaders"));
+    for header in headers.map(|(key, _)| key).filter(|key| !names::is_header(&key.name)) {
         fields.error_at(header.place, format!("`{}` is not a header name", header.name));
     }
-    let regex = found.uri.as_ref().is_some_and(|uri| matches!(uri.kind, Some(Kind::Regex(_))));
-    if found.ignore_uri_case && regex {
+    if fields.has("statPrefix") {
+        fields.warn("statPrefix", "`statPrefix` has no effect: requests are counted by their destination");
+    }
+    for (gateway, place) in fields.strings("gateways") {
+        if !is_gateway(&gateway) {
+            fields.error_at(place, format!("`{gateway}` is not a gateway: mesh, a name, or namespace/name"));
+        }
+    }
+    let regex = http.uri.as_ref().is_some_and(|uri| matches!(uri.kind, Some(Kind::Regex(_))));
+    if http.ignore_uri_case && regex {
         fields.error("ignoreUriCase", "`ignoreUriCase` has no effect on a regex: begin the regex with (?i)");
     }
-    found
+    RouteMatch {
+        http,
+        source_labels: fields.string_map("sourceLabels"),
+        source_namespace: fields.string("sourceNamespace").unwrap_or_default(),
+        gateways: fields.strings("gateways").into_iter().map(|(gateway, _)| gateway).collect(),
+    }
+}
+
+/// `mesh`, a name or `namespace/name`.
+pub(super) fn is_gateway(text: &str) -> bool {
+    let (namespace, name) = text.split_once('/').unwrap_or(("default", text));
+    names::is_label(namespace) && names::is_subdomain(name)
 }
 
 fn named(fields: &Fields<'_>, name: &'static str) -> Vec<v1::NamedMatch> {

@@ -40,7 +40,7 @@ fn every_match() {
     route: [{destination: {host: a}}]
 ",
     );
-    let got = &routes[0].matches[0];
+    let got = &routes[0].matches[0].http;
     assert_eq!(got.uri, string(Kind::Prefix("/api".into())));
     assert_eq!(got.method, string(Kind::Exact("GET".into())));
     assert_eq!(got.authority, string(Kind::Regex("a.*".into())));
@@ -114,7 +114,9 @@ fn mistakes() {
         (http(&format!("{{{route}, redirect: {{uri: /}}}}")), "`route` and `redirect` exclude each other"),
         (http("{redirect: {uri: /}, timeout: 1s}"), "`timeout` needs a `route`"),
         (http(&format!("{{{route}, fault: {{}}}}")), "`http[0].fault` is not supported yet"),
-        (http(&format!("{{{route}, match: [{{port: 1}}]}}")), "`http[0].match[0].port` is not supported yet"),
+        (http(&format!("{{{route}, match: [{{port: 0}}]}}")), "must be a whole number from 1 to 65535"),
+        (http(&format!("{{{route}, match: [{{gateways: [a/b/c]}}]}}")), "`a/b/c` is not a gateway"),
+        (http(&format!("{{{route}, match: [{{withoutHeaders: {{'a b': {{}}}}}}]}}")), "`a b` is not a header name"),
         (http(&format!("{{{route}, match: [{{uri: {{exact: a, prefix: b}}}}]}}")), "give only one of"),
         (http(&format!("{{{route}, match: [{{uri: {{regex: '('}}}}]}}")), "is not a regular expression of RE2"),
         (http(&format!("{{{route}, match: [{{method: {{prefix: ''}}}}]}}")), "an empty prefix matches everything"),
@@ -145,4 +147,23 @@ fn mistakes() {
 
 fn http(route: &str) -> String {
     format!("  hosts: [a]\n  http:\n  - {route}\n")
+}
+
+#[test]
+fn matches_of_clients_gateways_and_what_is_not_there() {
+    let one = "{name: a, withoutHeaders: {x-a: {}, x-b: {prefix: c}}, scheme: {exact: https}, port: 443, gateways: [edge, mesh], \
+               sourceLabels: {app: front}, sourceNamespace: shop}";
+    let parsed =
+        parse("f.yaml", &format!("{HEAD}{}", http(&format!("{{match: [{one}], directResponse: {{status: 200}}}}"))));
+    assert_eq!(parsed.problems, []);
+    let Object::VirtualService(service) = &parsed.documents[0].object else { panic!() };
+    let found = &service.http[0].matches[0];
+    let without: Vec<_> = found.http.without_headers.iter().map(|header| header.name.as_str()).collect();
+    assert_eq!((without, found.http.port), (vec!["x-a", "x-b"], 443));
+    assert_eq!(found.http.scheme, string(Kind::Exact("https".into())));
+    assert_eq!(
+        (&*found.source_namespace, &*found.source_labels["app"], &found.gateways[..]),
+        ("shop", "front", &["edge".to_owned(), "mesh".to_owned()][..])
+    );
+    assert!(found.is_of_some());
 }

@@ -4,7 +4,7 @@ use super::*;
 
 /// The limit of connections that clients of a namespace have to the host.
 fn limit(world: &World, client_ns: &str) -> u32 {
-    max(&service(world, client_ns, ORDER).unwrap(), &format!("outbound|0||{ORDER}"))
+    max(&service(world, &Scope::of(client_ns), ORDER).unwrap(), &format!("outbound|0||{ORDER}"))
 }
 
 fn rule(name: &str, namespace: &str, export: &str, connections: u32) -> String {
@@ -54,7 +54,7 @@ fn rules_are_joined_where_the_same_namespaces_see_them() {
     );
     for (first, second, undefined) in [("['*']", "['*']", 0), ("['*']", "[shop]", 1)] {
         let world = world(&(subset("v1", first) + &subset("v2", second) + &routes), &orders());
-        let service = service(&world, "shop", ORDER).unwrap();
+        let service = service(&world, &Scope::of("shop"), ORDER).unwrap();
         assert_eq!(service.clusters.iter().filter(|cluster| cluster.undefined).count(), undefined, "{first} {second}");
     }
 }
@@ -72,7 +72,7 @@ fn routes_of_whom_a_client_sees() {
         + &routes("d", "other", "[third]", 203);
     let world = world(&documents, &orders());
     for (client_ns, want) in [("default", 200), ("shop", 202), ("third", 203), ("other", 200)] {
-        let service = service(&world, client_ns, ORDER).unwrap();
+        let service = service(&world, &Scope::of(client_ns), ORDER).unwrap();
         let [route] = &service.ports[0].routes[..] else { panic!("{client_ns}: {:?}", service.ports) };
         let Some(Action::DirectResponse(response)) = &route.action else { panic!("{route:?}") };
         assert_eq!(response.status, want, "{client_ns}");
@@ -102,7 +102,7 @@ fn hosts_that_are_not_for_everybody() {
         for name in ["db.example", "192.0.2.9", "192.0.2.9:80", "10.1.0.1:80"] {
             assert_eq!(resolve(&world, client_ns, name).is_some(), seen, "{export} {client_ns} {name}");
         }
-        let service = service(&world, client_ns, ORDER).unwrap();
+        let service = service(&world, &Scope::of(client_ns), ORDER).unwrap();
         let cluster = cluster(&service, "outbound|80||db.example");
         assert_eq!(cluster.undefined, !seen, "{export} {client_ns}: no way to it by a route either");
     }

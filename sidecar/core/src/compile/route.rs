@@ -197,6 +197,11 @@ fn matcher(message: &v1::HttpMatch) -> Result<Matcher> {
         };
         headers.push((name, condition));
     }
+    for (i, item) in message.without_headers.iter().enumerate() {
+        let at = format_args!("without_headers[{i}]").to_string();
+        let name = header_name(&item.name).at("name").at(&at)?;
+        headers.push((name, HeaderMatch::Without(string_match(item.value.as_ref()).at("value").at(&at)?)));
+    }
     let mut query_params = Vec::with_capacity(message.query_params.len());
     for (i, item) in message.query_params.iter().enumerate() {
         let condition = string_match(item.value.as_ref()).at("value").at(format_args!("query_params[{i}]"))?;
@@ -209,6 +214,8 @@ fn matcher(message: &v1::HttpMatch) -> Result<Matcher> {
         authority: optional(message.authority.as_ref()).at("authority")?,
         headers,
         query_params,
+        scheme: optional(message.scheme.as_ref()).at("scheme")?,
+        port: (message.port != 0).then(|| port_number(message.port)).transpose().at("port")?,
     })
 }
 

@@ -22,6 +22,10 @@ pub struct Matcher {
     pub headers: Vec<(HeaderName, HeaderMatch)>,
     /// On the first value of query parameters, not decoded; a parameter that is missing never matches.
     pub query_params: Vec<(String, StringMatch)>,
+    /// On the scheme by which the request came.
+    pub scheme: Option<StringMatch>,
+    /// On the port that the client dialed.
+    pub port: Option<u16>,
 }
 
 /// A condition on the path.
@@ -55,6 +59,8 @@ pub enum HeaderMatch {
     Value(StringMatch),
     /// It is not there.
     Absent,
+    /// It is not there, or its value does not match.
+    Without(StringMatch),
 }
 
 impl Matcher {
@@ -66,6 +72,8 @@ impl Matcher {
         self.uri.as_ref().is_none_or(|uri| uri.matches(req.path()))
             && is(&self.method, req.method.as_str())
             && is(&self.authority, req.authority)
+            && is(&self.scheme, req.scheme)
+            && self.port.is_none_or(|port| port == req.local.port())
             && self.headers.iter().all(|(name, condition)| condition.matches(header_value(req, name).as_deref()))
             && self
                 .query_params
@@ -83,6 +91,8 @@ impl Matcher {
         any_uri
             && matches!(self.method, None | Some(StringMatch::Any))
             && matches!(self.authority, None | Some(StringMatch::Any))
+            && matches!(self.scheme, None | Some(StringMatch::Any))
+            && self.port.is_none()
             && self.headers.is_empty()
             && self.query_params.is_empty()
     }
@@ -129,6 +139,7 @@ impl HeaderMatch {
         match self {
             HeaderMatch::Value(condition) => value.is_some_and(|value| condition.matches(value)),
             HeaderMatch::Absent => value.is_none(),
+            HeaderMatch::Without(condition) => value.is_none_or(|value| !condition.matches(value)),
         }
     }
 }

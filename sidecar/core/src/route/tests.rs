@@ -244,3 +244,24 @@ proptest! {
         prop_assert!(forward.choose(random).weight > 0);
     }
 }
+
+#[test]
+fn what_is_not_there_the_scheme_and_the_port() {
+    use super::matcher::{HeaderMatch, StringMatch};
+    let name = http::HeaderName::from_static("x-a");
+    let without =
+        |condition| Matcher { headers: vec![(name.clone(), HeaderMatch::Without(condition))], ..Matcher::default() };
+    let mut headers = HeaderMap::new();
+    let cases = |headers: &HeaderMap| {
+        let conditions = [StringMatch::Any, StringMatch::Exact("b".into()), StringMatch::Prefix("a".into())];
+        conditions.map(|condition| without(condition).matches(&view("/", "h", headers)))
+    };
+    assert_eq!(cases(&headers), [true, true, true]);
+    headers.insert(name.clone(), http::HeaderValue::from_static("abc"));
+    assert_eq!(cases(&headers), [false, true, false]);
+    let scheme = |scheme: &str| Matcher { scheme: Some(StringMatch::Exact(scheme.into())), ..Matcher::default() };
+    assert!(scheme("http").matches(&view("/", "h", &headers)) && !scheme("https").matches(&view("/", "h", &headers)));
+    let port = |port| Matcher { port: Some(port), ..Matcher::default() };
+    assert!(port(80).matches(&view("/", "h", &headers)) && !port(81).matches(&view("/", "h", &headers)));
+    assert!(!port(80).is_catch_all() && !scheme("http").is_catch_all() && !without(StringMatch::Any).is_catch_all());
+}
