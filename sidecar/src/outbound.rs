@@ -21,6 +21,7 @@ use http::uri::Authority;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version};
 use http_body::Body;
 use weft_core::endpoint::Endpoint;
+use weft_core::flag::ResponseFlag;
 use weft_core::gateway::Server;
 use weft_core::headers::Context;
 use weft_core::limits::Permit;
@@ -46,7 +47,7 @@ use crate::proxy::Proxy;
 use attempts::{Attempts, Failure, Sent};
 pub(crate) use attempts::{classify, classify_body};
 pub use plan::may_pass;
-use plan::{Decision, Plan, decide, speaks_http2};
+use plan::{Decision, Grant, Plan, decide, speaks_http2};
 
 /// A connection of our application.
 pub struct Downstream {
@@ -101,8 +102,14 @@ pub async fn request(down: &Arc<Downstream>, request: Request<Incoming>) -> Resp
         local: down.local,
     };
     match decide(down, &parts, &view).await {
-        Decision::Send(plan) => call.send(&mut parts, incoming, upgrade, &plan, active).await,
-        Decision::Answer(service, route, response) => call.answer(&parts, &service, &route, *response),
+        Decision::Send(mut plan) => {
+            let grant = plan.grant.take();
+            let response = call.send(&mut parts, incoming, upgrade, &plan, active).await;
+            granted(grant, response)
+        }
+        Decision::Answer(service, route, response, grant) => {
+            granted(grant, call.answer(&parts, &service, &route, *response))
+        }
         Decision::Secure(mut response) => {
             let mut record = call.record(&parts, down.proxy.metrics.pair(labels::unknown(&down.proxy)));
             record.code = response.status().as_u16();
@@ -118,6 +125,14 @@ pub async fn request(down: &Arc<Downstream>, request: Request<Incoming>) -> Resp
             call.refuse(record, &parts.headers, &reason.into(), "")
         }
     }
+}
+
+/// Tells browsers that the origin may read the answer, whoever made it.
+fn granted(grant: Option<Box<Grant>>, mut response: Response<ResponseBody>) -> Response<ResponseBody> {
+    if let Some(grant) = grant {
+        grant.cors.actual(grant.origin, response.headers_mut());
+    }
+    response
 }
 
 /// One request on its way through the phases.
@@ -159,6 +174,17 @@ impl Call<'_> {
         record.route = plan.route_name();
         if config.undefined {
             return self.refuse(record, &parts.headers, &Reason::ClusterUndefined.into(), &config.policy);
+        }
+        if let Some(fault) = plan.forward().and_then(|(forward, _)| forward.fault.as_ref()) {
+            let (first, second) = (rand::random(), rand::random());
+            if let Some(delay) = fault.delay(first) {
+                record.flags.insert(ResponseFlag::DelayInjected);
+                // Rare, and the others need not have room for it.
+                Box::pin(tokio::time::sleep(delay)).await;
+            }
+            if let Some(abort) = fault.abort(second) {
+                return self.refuse(record, &parts.headers, &Reason::Fault(abort).into(), plan.route_policy());
+            }
         }
         let permit = match cluster.shared.limits.requests.try_acquire(config.pool.max_requests) {
             Ok(permit) => permit,
@@ -242,7 +268,7 @@ impl Call<'_> {
     fn respond(&self, mut record: Record, sent: Sent, kept: Kept<'_>) -> Response<ResponseBody> {
         let Sent { mut response, lease, in_flight, flags } = sent;
         record.answered(&response);
-        record.flags = flags;
+        record.flags.extend(flags);
         let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS
             || (kept.upgrade.is_some() && kept.context.method == "CONNECT" && response.status().is_success());
         let mut ending = Ending {
@@ -294,7 +320,7 @@ impl Call<'_> {
         policy: &str,
     ) -> Response<ResponseBody> {
         let (reply, mut response) = local_reply(&failure.reason, policy, request);
-        record.flags = failure.flags;
+        record.flags.extend(failure.flags);
         record.refused(reply, &response);
         address_response(&mut response, self.version, false);
         ended(record, response)

@@ -12,6 +12,7 @@ pub(crate) fn all() -> Vec<Scenario> {
     vec![
         ("routes_match_change_redirect_and_answer", routes),
         ("routes_and_rules_for_some_clients", clients),
+        ("faults_and_origins", faults),
         ("unknown_destinations_and_the_access_log", unknown),
     ]
 }
@@ -218,4 +219,80 @@ fn clients() -> Result<()> {
         ensure!(answer.contains("the web"), "{answer}");
         Ok(())
     })
+}
+
+const FAULTS: &str = r#"
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: order}
+spec:
+  hosts: [order-service]
+  http:
+  - match: [{uri: {prefix: /slow}}]
+    fault: {delay: {fixedDelay: 700ms, percentage: {value: 100}}}
+    # It counts from after the delay.
+    timeout: 500ms
+    route: [{destination: {host: order-service}}]
+  - match: [{uri: {prefix: /half}}]
+    fault: {abort: {httpStatus: 418, percentage: {value: 50}}}
+    route: [{destination: {host: order-service}}]
+  - match: [{uri: {prefix: /gone}}]
+    fault: {abort: {grpcStatus: UNAVAILABLE, percentage: {value: 100}}}
+    route: [{destination: {host: order-service}}]
+    retries: {attempts: 3, retryOn: 5xx}
+  - match: [{uri: {prefix: /cors}}]
+    corsPolicy:
+      allowOrigins: [{exact: "https://a.example"}]
+      allowMethods: [GET, PUT]
+      allowHeaders: [x-token]
+      exposeHeaders: [x-shown]
+      maxAge: 1h
+      allowCredentials: true
+    route: [{destination: {host: order-service}}]
+  - route: [{destination: {host: order-service}}]
+"#;
+
+fn faults() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    mesh.policy("order.yaml", FAULTS)?;
+    let _order = mesh.instance("order1", "order-service", 8080, &[])?;
+    let pod = mesh.pod("frontend")?;
+    let sidecar = mesh.sidecar(&pod, "frontend", &["--access-log", "-"])?;
+    mesh.redirect(&pod)?;
+    let vip = mesh.vip("order-service")?;
+    let ask = |path: &str, more: &[&str]| -> Result<String> {
+        let url = format!("http://{vip}{path}");
+        Ok(pod.curl(&[&["-i", "-H", "Host: order-service"][..], more, &[&url]].concat())?.to_lowercase())
+    };
+    let start = std::time::Instant::now();
+    let slow = ask("/slow", &[])?;
+    let took = start.elapsed();
+    ensure!(slow.contains(" 200 ") && took >= Duration::from_millis(700), "{took:?} {slow}");
+    let plan =
+        serde_json::json!({"url": format!("http://{vip}/half"), "count": 400, "headers": {"Host": "order-service"}});
+    let statuses = weft_tests::statuses(&pod.requests(&plan)?);
+    let aborted = statuses.get(&418).copied().unwrap_or_default();
+    ensure!((140..260).contains(&aborted) && aborted + statuses[&200] == 400, "{statuses:?}");
+    let gone = ask("/gone", &[])?;
+    ensure!(gone.contains(" 503 ") && gone.ends_with("fault filter abort"), "{gone}");
+    ensure!(gone.contains("x-weft-reason: fault_injected; policy=virtualservice/default/order"), "{gone}");
+    let grpc = ask("/gone", &["-H", "content-type: application/grpc"])?;
+    ensure!(grpc.contains(" 200 ") && grpc.contains("grpc-status: 14"), "{grpc}");
+
+    let origin = ["-H", "Origin: https://a.example"];
+    let question = ["-X", "OPTIONS", "-H", "Access-Control-Request-Method: PUT"];
+    let preflight = ask("/cors", &[&origin[..], &question].concat())?;
+    for header in
+        ["allow-origin: https://a.example", "allow-methods: get,put", "allow-headers: x-token", "max-age: 3600"]
+    {
+        ensure!(preflight.contains(&format!("access-control-{header}")), "{header}: {preflight}");
+    }
+    ensure!(preflight.contains(" 200 ") && !preflight.contains("order1"), "it is answered by the sidecar: {preflight}");
+    let actual = ask("/cors", &origin)?;
+    ensure!(actual.contains("access-control-expose-headers: x-shown") && actual.contains("order1"), "{actual}");
+    let other = ask("/cors", &["-H", "Origin: https://b.example"])?;
+    ensure!(!other.contains("access-control") && other.contains("order1"), "{other}");
+    let log = sidecar.output();
+    ensure!(log.contains("\"DI\"") && log.contains("\"FI\""), "{log}");
+    Ok(())
 }

@@ -1,5 +1,7 @@
 //! VirtualService: where a request to a host goes.
 
+mod cors;
+mod fault;
 mod matching;
 mod response;
 
@@ -81,6 +83,8 @@ pub struct Route {
     pub action: Action,
     /// Header operations of the route.
     pub headers: Option<v1::HeaderOperations>,
+    /// `corsPolicy`.
+    pub cors: Option<v1::Cors>,
     /// Where it is written.
     pub place: Place,
 }
@@ -127,6 +131,8 @@ pub struct Forward {
     pub rewrite: Option<v1::Rewrite>,
     /// `retries`; absent: the default of the mesh.
     pub retry: Option<v1::RetryPolicy>,
+    /// `fault`.
+    pub fault: Option<v1::Fault>,
 }
 
 /// One entry of `route`.
@@ -193,17 +199,17 @@ const HTTP: Shape = &[
             read("retryOn"),
             read("backoff"),
             not_yet("retryRemoteLocalities"),
-            not_yet("retryIgnorePreviousHosts"),
+            read("retryIgnorePreviousHosts"),
         ],
     ),
     object("headers", HEADERS),
-    not_yet("fault"),
+    object("fault", fault::SHAPE),
     not_yet("mirror"),
     not_yet("mirrors"),
     not_yet("mirrorPercentage"),
     not_yet("mirrorPercent"),
     not_yet("mirror_percent"),
-    not_yet("corsPolicy"),
+    object("corsPolicy", cors::SHAPE),
     not_yet("delegate"),
 ];
 const CONNECTION_ROUTE: Shape = &[object("destination", DESTINATION), read("weight")];
@@ -326,7 +332,7 @@ fn route(fields: &Fields<'_>) -> Route {
         Action::Forward(forward)
     };
     if !matches!(action, Action::Forward(_)) {
-        for name in ["rewrite", "timeout", "retries"].into_iter().filter(|name| fields.has(name)) {
+        for name in ["rewrite", "timeout", "retries", "fault"].into_iter().filter(|name| fields.has(name)) {
             fields.error(name, format!("`{name}` needs a `route`"));
         }
     }
@@ -335,6 +341,7 @@ fn route(fields: &Fields<'_>) -> Route {
         matches: fields.objects("match").iter().map(matching::decode).collect(),
         action,
         headers: fields.object("headers").map(|headers| header_operations(&headers)),
+        cors: fields.object("corsPolicy").map(|cors| cors::decode(&cors)),
         place: fields.place,
     }
 }
@@ -357,6 +364,7 @@ fn forward(fields: &Fields<'_>) -> Forward {
             v1::Rewrite { uri: rewrite.string("uri"), authority: rewrite.string("authority") }
         }),
         retry: fields.object("retries").map(|retries| response::retry(&retries)),
+        fault: fields.object("fault").map(|fault| fault::decode(&fault)),
     }
 }
 

@@ -99,6 +99,7 @@ impl<'a> Clusters<'a> {
             matches,
             action: Some(action),
             headers: route.headers.clone(),
+            cors: route.cors.clone(),
         })
     }
 
@@ -119,6 +120,7 @@ impl<'a> Clusters<'a> {
             timeout_ms: forward.timeout_ms,
             rewrite: forward.rewrite.clone(),
             retry: forward.retry.clone(),
+            fault: forward.fault,
         }
     }
 

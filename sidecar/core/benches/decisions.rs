@@ -87,6 +87,7 @@ fn forwards(count: usize) -> Vec<v1::HttpRoute> {
             name: format!("VirtualService/default/order/{i}"),
             matches: vec![v1::HttpMatch { uri: Some(exact), ..Default::default() }],
             action: Some(v1::http_route::Action::Forward(forward)),
+            cors: None,
             headers: None,
         }
     };

@@ -97,6 +97,11 @@ impl ResponseFlags {
         self.0 |= 1 << flag as u32;
     }
 
+    /// Adds those of `other`.
+    pub fn extend(&mut self, other: ResponseFlags) {
+        self.0 |= other.0;
+    }
+
     /// Whether there is none.
     pub fn is_empty(self) -> bool {
         self.0 == 0

@@ -10,9 +10,11 @@
 
 pub mod balance;
 pub mod compile;
+pub mod cors;
 pub mod dns;
 pub mod endpoint;
 pub mod failover;
+pub mod fault;
 pub mod flag;
 pub mod gateway;
 pub mod hash;

@@ -11,9 +11,10 @@ use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{HeaderMap, HeaderName, Response, StatusCode};
 
+use crate::fault::Abort;
 use crate::flag::ResponseFlag;
 use crate::limits::Overflow;
-use crate::outcome::{Outcome, http_to_grpc};
+use crate::outcome::{Outcome, grpc_to_http, http_to_grpc};
 
 /// The header that says why.
 pub const REASON_HEADER: HeaderName = HeaderName::from_static("x-weft-reason");
@@ -63,6 +64,8 @@ pub enum Reason {
     NoPolicy,
     /// The request has come through this sidecar too often.
     Loop,
+    /// The route's fault.
+    Fault(Abort),
 }
 
 /// An answer of the sidecar's own.
@@ -76,6 +79,8 @@ pub struct LocalReply {
     pub flag: ResponseFlag,
     /// Refused by a limit: `x-envoy-overloaded: true`.
     pub overloaded: bool,
+    /// gRPC's status; `None`: the one that stands for HTTP's.
+    pub grpc_status: Option<u32>,
     /// Value of `x-weft-reason`.
     pub reason: String,
 }
@@ -135,6 +140,8 @@ impl Reason {
             Reason::PlaintextRefused => ("plaintext_refused", 403, Flag::UnauthorizedExternalService),
             Reason::NoPolicy => ("no_policy", 503, Flag::NoFilterConfigFound),
             Reason::Loop => ("loop", 508, Flag::OverloadManager),
+            Reason::Fault(Abort::Http(status)) => ("fault_injected", status.as_u16(), Flag::FaultInjected),
+            Reason::Fault(Abort::Grpc(code)) => ("fault_injected", grpc_to_http(*code).as_u16(), Flag::FaultInjected),
         }
     }
 
@@ -166,6 +173,7 @@ impl Reason {
             Reason::HeaderTooLarge => "request header fields too large".into(),
             Reason::PlaintextRefused => "mTLS is required here and the connection is plaintext".into(),
             Reason::NoPolicy => "the sidecar has not received its policy yet".into(),
+            Reason::Fault(_) => "fault filter abort".into(),
             Reason::Loop => "the request has come through this sidecar too often".into(),
         }
     }
@@ -191,6 +199,10 @@ impl LocalReply {
             body: reason.body(),
             flag,
             overloaded: matches!(reason, Reason::Overflow(_)),
+            grpc_status: match reason {
+                Reason::Fault(Abort::Grpc(code)) => Some(*code),
+                _ => None,
+            },
             reason: text,
         }
     }
@@ -216,7 +228,7 @@ impl LocalReply {
         let headers = response.headers_mut();
         self.add_headers(headers);
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-        headers.insert("grpc-status", HeaderValue::from(http_to_grpc(self.status)));
+        headers.insert("grpc-status", HeaderValue::from(self.grpc_status.unwrap_or_else(|| http_to_grpc(self.status))));
         if !self.body.is_empty()
             && let Ok(message) = HeaderValue::from_str(&percent_encode(&self.body))
         {

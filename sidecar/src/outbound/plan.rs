@@ -7,6 +7,7 @@ use http::header::{CONTENT_TYPE, LOCATION};
 use http::request::Parts;
 use http::{HeaderValue, Method, Response, StatusCode, Version};
 use rand::Rng;
+use weft_core::cors::{Asked, Cors};
 use weft_core::endpoint::{Endpoint, find};
 use weft_core::gateway;
 use weft_core::hash::{HashOutcome, request_hash};
@@ -29,7 +30,7 @@ pub(super) enum Decision {
     /// It is sent.
     Send(Plan),
     /// Its route answers it.
-    Answer(Arc<ServiceView>, Arc<Route>, Box<Response<ResponseBody>>),
+    Answer(Arc<ServiceView>, Arc<Route>, Box<Response<ResponseBody>>, Option<Box<Grant>>),
     /// It is to come again by https.
     Secure(Box<Response<ResponseBody>>),
     /// Nobody is there for it.
@@ -45,11 +46,18 @@ pub(super) struct Plan {
     /// A forward, and the index of the destination that was drawn.
     route: Option<(Arc<Route>, usize)>,
     pub(super) rewritten: Option<String>,
+    pub(super) grant: Option<Box<Grant>>,
+}
+
+/// An origin may read the answer.
+pub(super) struct Grant {
+    pub(super) cors: Arc<Cors>,
+    pub(super) origin: HeaderValue,
 }
 
 impl Plan {
     fn fixed(cluster: Arc<ClusterView>, endpoint: Arc<Endpoint>) -> Plan {
-        Plan { cluster, fixed: Some(endpoint), hash: HashOutcome::default(), route: None, rewritten: None }
+        Plan { cluster, fixed: Some(endpoint), hash: HashOutcome::default(), route: None, rewritten: None, grant: None }
     }
 
     /// What the route says of forwarding; `None`: the application chose the endpoint itself.
@@ -179,6 +187,21 @@ fn by_route(down: &Downstream, view: &RequestView<'_>, service: Arc<ServiceView>
     let Some(route) = service.service.port(port).and_then(|port| port.routes.find(view)).cloned() else {
         return Decision::Refuse(Some(service), Reason::NoRoute);
     };
+    let mut grant = None;
+    if let Some(cors) = &route.cors {
+        match cors.asked(view) {
+            Asked::Nothing => {}
+            Asked::Actual(origin) => grant = Some(Box::new(Grant { cors: cors.clone(), origin })),
+            Asked::Preflight(origin) => {
+                let mut response = Response::new(ResponseBody::empty());
+                cors.preflight(origin, response.headers_mut());
+                return Decision::Answer(service, route, Box::new(response), None);
+            }
+            Asked::Unmatched => {
+                return Decision::Answer(service, route, Box::new(Response::new(ResponseBody::empty())), None);
+            }
+        }
+    }
     match &*route.action {
         Action::Forward(forward) => {
             let at = drawn(forward);
@@ -190,7 +213,7 @@ fn by_route(down: &Downstream, view: &RequestView<'_>, service: Arc<ServiceView>
                 let foreign = || (foreign_endpoint(to), cluster.clone());
                 down.foreign.get_or_init(foreign).0.clone()
             });
-            Decision::Send(Plan { cluster, fixed, hash, route: Some((route, at)), rewritten })
+            Decision::Send(Plan { cluster, fixed, hash, route: Some((route, at)), rewritten, grant })
         }
         Action::Redirect(redirect) => {
             let entered = down.gateway.as_ref().map(|_| down.local);
@@ -201,11 +224,11 @@ fn by_route(down: &Downstream, view: &RequestView<'_>, service: Arc<ServiceView>
             if let Ok(location) = HeaderValue::from_str(&redirect.location(view, scheme, port)) {
                 response.headers_mut().insert(LOCATION, location);
             }
-            Decision::Answer(service, route, Box::new(response))
+            Decision::Answer(service, route, Box::new(response), grant)
         }
         Action::DirectResponse(direct) => {
             let response = direct_response(direct);
-            Decision::Answer(service, route, Box::new(response))
+            Decision::Answer(service, route, Box::new(response), grant)
         }
     }
 }

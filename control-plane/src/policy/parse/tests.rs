@@ -232,7 +232,7 @@ fn the_field_table_knows_supported_and_not() {
     let of = |kind: &str, path: &str| table.iter().find(|(k, p, _)| *k == kind && p == path).map(|row| row.2);
     assert_eq!(of("DestinationRule", "trafficPolicy.connectionPool.tcp.maxConnections"), Some(Support::Supported));
     assert_eq!(of("DestinationRule", "trafficPolicy.loadBalancer.zoneAwareLbSetting"), Some(Support::NotYet));
-    assert_eq!(of("VirtualService", "http.fault"), Some(Support::NotYet));
+    assert_eq!(of("VirtualService", "http.delegate"), Some(Support::NotYet));
     assert_eq!(of("AuthorizationPolicy", ""), Some(Support::NotYet));
 }
 

@@ -59,7 +59,7 @@ fn named(fields: &Fields<'_>, name: &'static str) -> Vec<v1::NamedMatch> {
 }
 
 /// One of `exact`, `prefix` and `regex`; none of them, or the regex `*`, is presence.
-fn string_match(fields: &Fields<'_>, empty_prefix: bool) -> v1::StringMatch {
+pub(super) fn string_match(fields: &Fields<'_>, empty_prefix: bool) -> v1::StringMatch {
     let given: Vec<Kind> = [
         fields.string("exact").map(Kind::Exact),
         fields.string("prefix").map(Kind::Prefix),

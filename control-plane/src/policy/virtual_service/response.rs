@@ -116,5 +116,6 @@ pub(super) fn retry(fields: &Fields<'_>) -> v1::RetryPolicy {
         per_try_timeout_ms: fields.duration("perTryTimeout", 1).unwrap_or_default(),
         retry_on,
         backoff_ms: fields.duration("backoff", 1).unwrap_or_default(),
+        previous_hosts: fields.boolean("retryIgnorePreviousHosts") == Some(false),
     }
 }

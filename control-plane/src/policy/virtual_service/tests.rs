@@ -113,7 +113,32 @@ fn mistakes() {
         (http("{}"), "one of `route`, `redirect` and `directResponse` is required"),
         (http(&format!("{{{route}, redirect: {{uri: /}}}}")), "`route` and `redirect` exclude each other"),
         (http("{redirect: {uri: /}, timeout: 1s}"), "`timeout` needs a `route`"),
-        (http(&format!("{{{route}, fault: {{}}}}")), "`http[0].fault` is not supported yet"),
+        (http(&format!("{{{route}, fault: {{}}}}")), "`fault` needs `delay` or `abort`"),
+        (http("{redirect: {uri: /}, fault: {abort: {httpStatus: 500}}}"), "`fault` needs a `route`"),
+        (
+            http(&format!("{{{route}, fault: {{delay: {{exponentialDelay: 1s}}}}}}")),
+            "exponentialDelay` is not supported yet",
+        ),
+        (
+            http(&format!("{{{route}, fault: {{delay: {{percentage: {{value: 1}}}}}}}}")),
+            "fault.delay.fixedDelay` is required",
+        ),
+        (
+            http(&format!("{{{route}, fault: {{abort: {{httpStatus: 600}}}}}}")),
+            "must be a whole number from 200 to 599",
+        ),
+        (
+            http(&format!("{{{route}, fault: {{abort: {{httpStatus: 500, grpcStatus: OK}}}}}}")),
+            "`abort` needs either `httpStatus` or `grpcStatus`",
+        ),
+        (http(&format!("{{{route}, fault: {{abort: {{grpcStatus: UNAVAILBLE}}}}}}")), "did you mean `UNAVAILABLE`?"),
+        (
+            http(&format!("{{{route}, fault: {{abort: {{httpStatus: 500, percentage: {{value: 0.00001}}}}}}}}")),
+            "a percentage is 0, or from 0.0001 to 100",
+        ),
+        (http(&format!("{{{route}, corsPolicy: {{allowHeaders: [a b]}}}}")), "`a b` is not a header name"),
+        (http(&format!("{{{route}, corsPolicy: {{maxAge: 1500ms}}}}")), "`maxAge` is in whole seconds"),
+        (http(&format!("{{{route}, mirror: {{host: a}}}}")), "`http[0].mirror` is not supported yet"),
         (http(&format!("{{{route}, match: [{{port: 0}}]}}")), "must be a whole number from 1 to 65535"),
         (http(&format!("{{{route}, match: [{{gateways: [a/b/c]}}]}}")), "`a/b/c` is not a gateway"),
         (http(&format!("{{{route}, match: [{{withoutHeaders: {{'a b': {{}}}}}}]}}")), "`a b` is not a header name"),
@@ -166,4 +191,40 @@ fn matches_of_clients_gateways_and_what_is_not_there() {
         ("shop", "front", &["edge".to_owned(), "mesh".to_owned()][..])
     );
     assert!(found.is_of_some());
+}
+
+fn route_of(text: &str) -> (Route, Vec<String>) {
+    let parsed = parse("f.yaml", &format!("{HEAD}{}", http(text)));
+    assert!(!parsed.has_errors(), "{:?}", parsed.problems);
+    let problems = parsed.problems.iter().map(ToString::to_string).collect();
+    let Object::VirtualService(service) = &parsed.documents[0].object else { panic!() };
+    (service.http[0].clone(), problems)
+}
+
+#[test]
+fn faults_and_origins() {
+    let to = "route: [{destination: {host: a}}]";
+    let fault = |text: &str| {
+        let (route, problems) = route_of(&format!("{{{to}, fault: {text}}}"));
+        let Action::Forward(forward) = route.action else { panic!() };
+        (forward.fault.unwrap(), problems)
+    };
+    let both = "{delay: {fixedDelay: 2s, percentage: {value: 12.5}}, abort: {grpcStatus: UNAVAILABLE, percentage: {value: 100}}}";
+    let (both, problems) = fault(both);
+    assert_eq!((both.delay_ms, both.delay_percent, both.abort_percent, problems.len()), (2000, 12.5, 100.0, 0));
+    assert_eq!(both.abort, Some(v1::fault::Abort::GrpcStatus(14)));
+    let (old, problems) = fault("{delay: {fixedDelay: 1s, percent: 50}}");
+    assert_eq!(old.delay_percent, 50.0);
+    assert!(problems[0].contains("`percent` is deprecated"), "{problems:?}");
+    let (never, problems) = fault("{abort: {httpStatus: 503}}");
+    assert_eq!(never.abort_percent, 0.0);
+    assert!(problems[0].contains("this never happens"), "{problems:?}");
+    let cors = "{allowOrigins: [{regex: 'https://.*'}], allowMethods: [GET, PUT], allowHeaders: ['*'], exposeHeaders: [x-a], \
+                maxAge: 1h, allowCredentials: true, unmatchedPreflights: IGNORE}";
+    let cors = route_of(&format!("{{{to}, corsPolicy: {cors}}}")).0.cors.unwrap();
+    assert_eq!((cors.allow_origins.len(), cors.allow_methods.len(), cors.max_age_s), (1, 2, Some(3600)));
+    assert!(cors.allow_credentials && cors.ignore_unmatched_preflights);
+    let (old, problems) = route_of(&format!("{{{to}, corsPolicy: {{allowOrigin: ['*']}}}}"));
+    assert_eq!(old.cors.unwrap().allow_origins[0].kind, Some(Kind::Exact("*".into())));
+    assert!(problems[0].contains("`allowOrigin` is deprecated"), "{problems:?}");
 }

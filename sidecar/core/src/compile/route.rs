@@ -1,13 +1,16 @@
 //! Compiles routes: matches, destinations, header changes, redirects.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::uri::Authority;
-use http::{HeaderName, StatusCode};
+use http::{HeaderName, HeaderValue, StatusCode};
 use regex::{Regex, RegexBuilder};
 use weft_proto::v1;
 
+use crate::cors::Cors;
+use crate::fault::{Abort, Fault, Share};
 use crate::headers::{HeaderChange, HeaderOps, Template};
 use crate::policy::Cluster;
 use crate::retry::{DEFAULT_BACKOFF, RetryOn, RetryPolicy};
@@ -41,6 +44,8 @@ fn default_route(cluster: usize, clusters: &[Arc<Cluster>]) -> Arc<Route> {
         timeout: None,
         rewrite: None,
         retry: RetryPolicy::default(),
+        retries_anywhere: false,
+        fault: None,
         hash: clusters[cluster].load_balancer.hash_policies().to_vec(),
     };
     Arc::new(Route {
@@ -48,6 +53,7 @@ fn default_route(cluster: usize, clusters: &[Arc<Cluster>]) -> Arc<Route> {
         matcher: Matcher::default(),
         action: Arc::new(Action::Forward(forward)),
         headers: HeaderOps::default(),
+        cors: None,
     })
 }
 
@@ -65,10 +71,11 @@ fn route(message: &v1::HttpRoute, clusters: &[Arc<Cluster>], routes: &mut Vec<Ar
         }
         None => return error("action", "one of forward, redirect and direct_response must be given"),
     };
+    let cors = message.cors.as_ref().map(cors).transpose().at("cors")?.map(Arc::new);
     let (name, action): (Arc<str>, _) = (message.name.as_str().into(), Arc::new(action));
     let mut add = |matcher| {
-        let (name, action, headers) = (name.clone(), action.clone(), headers.clone());
-        routes.push(Arc::new(Route { name, matcher, action, headers }));
+        let (name, action, headers, cors) = (name.clone(), action.clone(), headers.clone(), cors.clone());
+        routes.push(Arc::new(Route { name, matcher, action, headers, cors }));
     };
     if message.matches.is_empty() {
         add(Matcher::default());
@@ -124,7 +131,51 @@ fn forward(
     if rewrite.as_ref().is_some_and(|uri| !uri.bytes().all(|b| b.is_ascii_graphic())) {
         return error("rewrite.uri", "may have visible ASCII only");
     }
-    Ok(Forward { destinations, total_weight, timeout, rewrite, retry, hash })
+    let retries_anywhere = message.retry.as_ref().is_some_and(|retry| retry.previous_hosts);
+    let fault = message.fault.as_ref().map(fault).transpose().at("fault")?;
+    Ok(Forward { destinations, total_weight, timeout, rewrite, retry, retries_anywhere, fault, hash })
+}
+
+fn fault(message: &v1::Fault) -> Result<Fault> {
+    use v1::fault::Abort as Wire;
+    let share = |percent: f64, field: &'static str| match (0.0..=100.0).contains(&percent) {
+        true => Ok(Share::percent(percent)),
+        false => error(field, format!("{percent} is not 0 to 100")),
+    };
+    let abort = match &message.abort {
+        None => None,
+        Some(Wire::HttpStatus(status)) => {
+            let status = u16::try_from(*status).ok().and_then(|status| StatusCode::from_u16(status).ok());
+            let Some(status) = status else { return error("http_status", "is no status") };
+            Some(Abort::Http(status))
+        }
+        Some(Wire::GrpcStatus(status @ 0..=16)) => Some(Abort::Grpc(*status)),
+        Some(Wire::GrpcStatus(status)) => return error("grpc_status", format!("{status} is no status of gRPC")),
+    };
+    let delay = (message.delay_ms != 0).then(|| Duration::from_millis(message.delay_ms));
+    let (delay_share, abort_share) =
+        (share(message.delay_percent, "delay_percent")?, share(message.abort_percent, "abort_percent")?);
+    Ok(Fault { delay: delay.map(|delay| (delay_share, delay)), abort: abort.map(|abort| (abort_share, abort)) })
+}
+
+fn cors(message: &v1::Cors) -> Result<Cors> {
+    let mut origins = Vec::with_capacity(message.allow_origins.len());
+    for (i, origin) in message.allow_origins.iter().enumerate() {
+        origins.push(string_match(Some(origin)).at(format_args!("allow_origins[{i}]"))?);
+    }
+    let value = |text: &str, field: &'static str| match HeaderValue::from_str(text) {
+        Ok(value) => Ok((!text.is_empty()).then_some(value)),
+        Err(_) => error(field, format!("{text:?} is no value of a header")),
+    };
+    Ok(Cors {
+        origins,
+        methods: value(&message.allow_methods.join(","), "allow_methods")?,
+        headers: value(&message.allow_headers.join(","), "allow_headers")?,
+        exposed: value(&message.expose_headers.join(","), "expose_headers")?,
+        max_age: message.max_age_s.map(HeaderValue::from),
+        credentials: message.allow_credentials,
+        keeps_unmatched: message.ignore_unmatched_preflights,
+    })
 }
 
 fn retry_policy(message: Option<&v1::RetryPolicy>) -> Result<RetryPolicy> {

@@ -124,7 +124,8 @@ impl UriMatch {
 }
 
 impl StringMatch {
-    fn matches(&self, text: &[u8]) -> bool {
+    /// Whether a text does.
+    pub(crate) fn matches(&self, text: &[u8]) -> bool {
         match self {
             StringMatch::Exact(exact) => text == exact.as_bytes(),
             StringMatch::Prefix(prefix) => text.starts_with(prefix.as_bytes()),

@@ -14,6 +14,8 @@ use bytes::Bytes;
 use http::StatusCode;
 use http::uri::Authority;
 
+use crate::cors::Cors;
+use crate::fault::Fault;
 use crate::hash::HashPolicy;
 use crate::headers::HeaderOps;
 use crate::request::RequestView;
@@ -56,6 +58,8 @@ pub struct Route {
     pub action: Arc<Action>,
     /// Changes to the answer of a redirect or a direct response. Those of a forward are in its destinations.
     pub headers: HeaderOps,
+    /// What browsers may do from elsewhere.
+    pub cors: Option<Arc<Cors>>,
 }
 
 /// What a route does.
@@ -82,6 +86,10 @@ pub struct Forward {
     pub rewrite: Option<String>,
     /// Which outcomes are tried again.
     pub retry: RetryPolicy,
+    /// A retry may go to an endpoint that was tried already.
+    pub retries_anywhere: bool,
+    /// What is done to some requests first.
+    pub fault: Option<Fault>,
     /// The hash inputs of all destinations' clusters, in order.
     pub hash: Vec<HashPolicy>,
 }
@@ -140,7 +148,7 @@ impl Forward {
     /// Whether a retry looks for an endpoint that was not tried ([`crate::balance::Balancer::pick_avoiding`]): always
     /// but for a single hashed destination, whose requests belong to one endpoint.
     pub fn avoids_tried(&self) -> bool {
-        self.destinations.len() > 1 || self.hash.is_empty()
+        !self.retries_anywhere && (self.destinations.len() > 1 || self.hash.is_empty())
     }
 }
 

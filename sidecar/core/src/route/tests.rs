@@ -15,6 +15,8 @@ fn forward(weights: &[u32]) -> Forward {
         total_weight,
         timeout: None,
         rewrite: None,
+        retries_anywhere: false,
+        fault: None,
         retry: RetryPolicy::default(),
         hash: vec![],
     }
@@ -22,7 +24,7 @@ fn forward(weights: &[u32]) -> Forward {
 
 fn route(name: &str, matcher: Matcher) -> Arc<Route> {
     let action = Arc::new(Action::Forward(forward(&[1])));
-    Arc::new(Route { name: name.into(), matcher, action, headers: HeaderOps::default() })
+    Arc::new(Route { name: name.into(), matcher, action, headers: HeaderOps::default(), cors: None })
 }
 
 fn uri(uri: UriMatch) -> Matcher {

@@ -1,0 +1,163 @@
+//! Cross-origin requests of browsers (Envoy's CORS filter, `source/extensions/filters/http/cors`): preflights are answered
+//! here, and what browsers have to know is added to answers.
+
+use http::header::{
+    ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
+    ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_METHOD,
+    ORIGIN,
+};
+use http::{HeaderMap, HeaderValue, Method};
+
+use crate::request::RequestView;
+use crate::route::matcher::StringMatch;
+
+/// What a route says of them.
+#[derive(Debug, Clone)]
+pub struct Cors {
+    /// Any of them. One that matches `*` matches every origin.
+    pub origins: Vec<StringMatch>,
+    /// `access-control-allow-methods`
+    pub methods: Option<HeaderValue>,
+    /// `access-control-allow-headers`
+    pub headers: Option<HeaderValue>,
+    /// `access-control-expose-headers`
+    pub exposed: Option<HeaderValue>,
+    /// `access-control-max-age`
+    pub max_age: Option<HeaderValue>,
+    /// `access-control-allow-credentials`
+    pub credentials: bool,
+    /// Preflights from other origins are not forwarded.
+    pub keeps_unmatched: bool,
+}
+
+/// What a request is by its origin.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// Nothing that this is about.
+    Nothing,
+    /// A request whose answer the origin may read.
+    Actual(HeaderValue),
+    /// The question before one, to be answered here; with what, [`Cors::preflight`] says.
+    Preflight(HeaderValue),
+    /// The question of an origin that is not allowed: answered here with nothing.
+    Unmatched,
+}
+
+impl Cors {
+    /// What a request is.
+    pub fn asked(&self, request: &RequestView<'_>) -> Asked {
+        let Some(origin) = request.headers.get(ORIGIN).filter(|origin| !origin.is_empty()) else {
+            return Asked::Nothing;
+        };
+        let wanted = request.headers.get(ACCESS_CONTROL_REQUEST_METHOD);
+        let preflight = request.method == Method::OPTIONS && wanted.is_some_and(|wanted| !wanted.is_empty());
+        let allowed = |one: &StringMatch| one.matches(b"*") || one.matches(origin.as_bytes());
+        match (self.origins.iter().any(allowed), preflight) {
+            (true, true) => Asked::Preflight(origin.clone()),
+            (true, false) => Asked::Actual(origin.clone()),
+            (false, true) if self.keeps_unmatched => Asked::Unmatched,
+            (false, _) => Asked::Nothing,
+        }
+    }
+
+    /// Headers of the answer to a preflight.
+    pub fn preflight(&self, origin: HeaderValue, answer: &mut HeaderMap) {
+        self.allow(origin, answer);
+        let all = [
+            (ACCESS_CONTROL_ALLOW_METHODS, &self.methods),
+            (ACCESS_CONTROL_ALLOW_HEADERS, &self.headers),
+            (ACCESS_CONTROL_MAX_AGE, &self.max_age),
+        ];
+        for (name, value) in all {
+            answer.extend(value.clone().map(|value| (name, value)));
+        }
+    }
+
+    /// Headers of the answer to an actual request; those of the upstream give way.
+    pub fn actual(&self, origin: HeaderValue, answer: &mut HeaderMap) {
+        self.allow(origin, answer);
+        if let Some(exposed) = &self.exposed {
+            answer.insert(ACCESS_CONTROL_EXPOSE_HEADERS, exposed.clone());
+        }
+    }
+
+    fn allow(&self, origin: HeaderValue, answer: &mut HeaderMap) {
+        answer.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+        if self.credentials {
+            answer.insert(ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::tests::view;
+
+    fn cors(origin: StringMatch) -> Cors {
+        Cors {
+            origins: vec![origin],
+            methods: Some(HeaderValue::from_static("GET,POST")),
+            headers: None,
+            exposed: Some(HeaderValue::from_static("x-a")),
+            max_age: Some(HeaderValue::from_static("60")),
+            credentials: true,
+            keeps_unmatched: false,
+        }
+    }
+
+    #[test]
+    fn what_a_request_is() {
+        let exact = || StringMatch::Exact("https://a.example".into());
+        let headers = |origin: &'static str, method: &'static str| -> HeaderMap {
+            let all = [(ORIGIN, origin), (ACCESS_CONTROL_REQUEST_METHOD, method)].into_iter();
+            all.filter(|(_, value)| !value.is_empty())
+                .map(|(name, value)| (name, HeaderValue::from_static(value)))
+                .collect()
+        };
+        let ours = || HeaderValue::from_static("https://a.example");
+        let kept = || Cors { keeps_unmatched: true, ..cors(exact()) };
+        for (policy, method, headers, want) in [
+            (cors(exact()), Method::GET, headers("", ""), Asked::Nothing),
+            (cors(exact()), Method::GET, headers("https://a.example", ""), Asked::Actual(ours())),
+            (cors(exact()), Method::GET, headers("https://b.example", ""), Asked::Nothing),
+            (cors(exact()), Method::OPTIONS, headers("https://a.example", ""), Asked::Actual(ours())),
+            (cors(exact()), Method::OPTIONS, headers("https://a.example", "PUT"), Asked::Preflight(ours())),
+            (cors(exact()), Method::OPTIONS, headers("https://b.example", "PUT"), Asked::Nothing),
+            (kept(), Method::OPTIONS, headers("https://b.example", "PUT"), Asked::Unmatched),
+            (kept(), Method::GET, headers("https://b.example", ""), Asked::Nothing),
+            (
+                cors(StringMatch::Exact("*".into())),
+                Method::GET,
+                headers("https://a.example", ""),
+                Asked::Actual(ours()),
+            ),
+            (
+                cors(StringMatch::Prefix("https://a".into())),
+                Method::GET,
+                headers("https://a.example", ""),
+                Asked::Actual(ours()),
+            ),
+        ] {
+            let request = RequestView { method: &method, ..view("/", "h", &headers) };
+            assert_eq!(policy.asked(&request), want, "{method} {headers:?}");
+        }
+    }
+
+    #[test]
+    fn what_browsers_are_told() {
+        let policy = cors(StringMatch::Any);
+        let origin = || HeaderValue::from_static("https://a.example");
+        let mut answer = HeaderMap::new();
+        policy.preflight(origin(), &mut answer);
+        assert_eq!(answer.len(), 4);
+        assert!(answer[ACCESS_CONTROL_ALLOW_METHODS] == "GET,POST" && answer[ACCESS_CONTROL_MAX_AGE] == "60");
+        let mut answer = HeaderMap::from_iter([(ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"))]);
+        policy.actual(origin(), &mut answer);
+        assert_eq!((answer.len(), answer.get_all(ACCESS_CONTROL_ALLOW_ORIGIN).iter().count()), (3, 1));
+        assert!(
+            answer[ACCESS_CONTROL_ALLOW_ORIGIN] == "https://a.example"
+                && answer[ACCESS_CONTROL_EXPOSE_HEADERS] == "x-a"
+        );
+    }
+}

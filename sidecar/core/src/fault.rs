@@ -1,0 +1,77 @@
+//! Faults that a policy asks for: delays and aborts (Envoy's fault filter, `source/extensions/filters/http/fault`).
+//!
+//! They come before everything that a cluster does: nothing is retried, counted against an endpoint or limited, and the
+//! route's timeout begins after the delay.
+
+use std::time::Duration;
+
+use http::StatusCode;
+
+/// A share of the requests, in parts of a million.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share(u32);
+
+impl Share {
+    /// Of a number of percent, 0 to 100; what is finer than a millionth is cut off, as Istio does.
+    pub fn percent(percent: f64) -> Share {
+        Share((percent * 10_000.0) as u32)
+    }
+
+    /// Whether a request is in it.
+    pub fn hits(self, random: u64) -> bool {
+        random % 1_000_000 < u64::from(self.0)
+    }
+}
+
+/// What a route does to some requests.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Fault {
+    /// Before anything else.
+    pub delay: Option<(Share, Duration)>,
+    /// After the delay, drawn by itself.
+    pub abort: Option<(Share, Abort)>,
+}
+
+/// How a request ends that is aborted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Abort {
+    /// With this status.
+    Http(StatusCode),
+    /// With this status of gRPC, or what stands for it in HTTP.
+    Grpc(u32),
+}
+
+impl Fault {
+    /// How long a request waits.
+    pub fn delay(&self, random: u64) -> Option<Duration> {
+        self.delay.filter(|(share, _)| share.hits(random)).map(|(_, delay)| delay)
+    }
+
+    /// How it ends.
+    pub fn abort(&self, random: u64) -> Option<Abort> {
+        self.abort.filter(|(share, _)| share.hits(random)).map(|(_, abort)| abort)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_are_exact() {
+        for (percent, hits) in [(0.0, 0), (0.0001, 1), (0.00019, 1), (12.5, 125_000), (100.0, 1_000_000)] {
+            let share = Share::percent(percent);
+            assert_eq!((0..1_000_000).filter(|random| share.hits(*random)).count(), hits, "{percent}");
+        }
+    }
+
+    #[test]
+    fn delay_and_abort_are_drawn_apart() {
+        let half = Share::percent(50.0);
+        let delay = Duration::from_secs(1);
+        let fault = Fault { delay: Some((half, delay)), abort: Some((half, Abort::Grpc(14))) };
+        let (low, high) = (0, 999_999);
+        assert_eq!((fault.delay(low), fault.abort(high)), (Some(delay), None));
+        assert_eq!((fault.delay(high), fault.abort(low)), (None, Some(Abort::Grpc(14))));
+    }
+}
