@@ -34,9 +34,7 @@ group format 1 cargo fmt --all --check
 group lint 15 cargo clippy --locked --all-targets -- -D warnings
 group unit 5 cargo test --locked --workspace --lib --bins
 group scenarios 20 cargo test --locked -p weft-tests --test scenarios
-for clients in tests/clients/run.sh; do
-	[ -x "$clients" ] && group clients 10 "$clients"
-done
+group differential 10 cargo test --locked -p weft-tests --test differential
 group demo 5 env CHECK=1 cargo run --locked -q -p weft-tests --bin demo
 echo
 echo "$summary"

@@ -107,6 +107,22 @@ impl Node {
         text.parse().ok().filter(|number: &f64| digits && number.is_finite())
     }
 
+    /// The value of a map's key.
+    pub fn get(&self, name: &str) -> Option<&Node> {
+        match &self.value {
+            Value::Map(entries) => entries.iter().find(|(key, _)| key.name == name).map(|(_, node)| node),
+            _ => None,
+        }
+    }
+
+    /// An item of a list.
+    pub fn item(&self, index: usize) -> Option<&Node> {
+        match &self.value {
+            Value::Seq(items) => items.get(index),
+            _ => None,
+        }
+    }
+
     /// What it is, for messages.
     pub fn describe(&self) -> &'static str {
         match &self.value {

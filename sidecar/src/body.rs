@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use weft_core::flag::ResponseFlag;
 use weft_core::outcome::Outcome;
 
@@ -19,6 +19,8 @@ use crate::outbound::classify_body;
 /// A request body that has grown beyond this is not kept for a retry. Envoy's limit is that of its connection buffer
 /// (1 MiB in Istio); every request in flight may hold this much, so that Weft keeps less.
 const REPLAY_LIMIT: usize = 64 * 1024;
+/// Frames of a body by which a copy may be slower.
+const COPIED_FRAMES: usize = 16;
 
 /// How far the client's request body has come.
 #[derive(Debug, Default)]
@@ -67,6 +69,34 @@ struct Source {
     lost: bool,
     /// The attempt that may read; an earlier one's body may linger in its connection.
     attempt: u32,
+    /// Who gets the same bytes, and is left behind if he is slower.
+    copies: Vec<mpsc::Sender<Copied>>,
+}
+
+/// What a copy of a body receives.
+enum Copied {
+    Frame(Frame<Bytes>),
+    End,
+}
+
+impl Source {
+    /// Tells the copies; one that has no room for it ends in its middle.
+    fn copy(&mut self, frame: &Frame<Bytes>) {
+        let again = || match (frame.data_ref(), frame.trailers_ref()) {
+            (Some(data), _) => Frame::data(data.clone()),
+            (None, trailers) => Frame::trailers(trailers.cloned().unwrap_or_default()),
+        };
+        self.copies.retain(|copy| copy.try_send(Copied::Frame(again())).is_ok());
+    }
+
+    fn end(&mut self, state: &BodyState) {
+        self.ended = true;
+        for copy in self.copies.drain(..) {
+            // One that has no room for it ends in its middle.
+            let _ = copy.try_send(Copied::End);
+        }
+        state.finish();
+    }
 }
 
 impl Replay {
@@ -81,9 +111,18 @@ impl Replay {
                 ended: false,
                 lost: false,
                 attempt: 0,
+                copies: Vec::new(),
             }),
             state: Arc::default(),
         })
+    }
+
+    /// A copy, for a request of its own: it gets what is read from now on, and breaks off if it falls behind.
+    pub fn copy(&self) -> RequestBody {
+        let mut source = self.source.lock().unwrap_or_else(PoisonError::into_inner);
+        let (sender, frames) = mpsc::channel(COPIED_FRAMES);
+        source.copies.push(sender);
+        RequestBody::Copy(BodyCopy { frames, left: source.incoming.size_hint().exact(), state: Arc::default() })
     }
 
     /// Whether all that was read is kept, so that it can be sent again.
@@ -115,6 +154,41 @@ pub enum RequestBody {
         /// Next kept chunk.
         next: usize,
     },
+    /// Of the client's, for a request that nobody waits for.
+    Copy(BodyCopy),
+}
+
+/// What was read of the client's body since the copy was made.
+pub struct BodyCopy {
+    frames: mpsc::Receiver<Copied>,
+    /// Bytes to come, where that is known.
+    left: Option<u64>,
+    /// Whether all of it was sent.
+    pub state: Arc<BodyState>,
+}
+
+impl BodyCopy {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if self.state.is_done() {
+            return Poll::Ready(None);
+        }
+        let frame = match ready!(self.frames.poll_recv(cx)) {
+            None => return Poll::Ready(Some(Err(BodyError::LeftBehind))),
+            Some(Copied::End) => {
+                self.state.finish();
+                return Poll::Ready(None);
+            }
+            Some(Copied::Frame(frame)) => frame,
+        };
+        if let (Some(left), Some(data)) = (&mut self.left, frame.data_ref()) {
+            *left = left.saturating_sub(data.len() as u64);
+            // Whoever sends as much as was promised may not ask for the end.
+            if *left == 0 {
+                self.state.finish();
+            }
+        }
+        Poll::Ready(Some(Ok(frame)))
+    }
 }
 
 impl Body for RequestBody {
@@ -122,7 +196,11 @@ impl Body for RequestBody {
     type Error = BodyError;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let RequestBody::Replay { replay, attempt, next } = self.get_mut() else { return Poll::Ready(None) };
+        let (replay, attempt, next) = match self.get_mut() {
+            RequestBody::Empty => return Poll::Ready(None),
+            RequestBody::Copy(copy) => return copy.poll_frame(cx),
+            RequestBody::Replay { replay, attempt, next } => (replay, attempt, next),
+        };
         let mut guard = replay.source.lock().unwrap_or_else(PoisonError::into_inner);
         let source = &mut *guard;
         if source.attempt != *attempt {
@@ -144,12 +222,14 @@ impl Body for RequestBody {
         }
         match ready!(Pin::new(&mut source.incoming).poll_frame(cx)) {
             None => {
-                source.ended = true;
-                replay.state.finish();
+                source.end(&replay.state);
                 Poll::Ready(None)
             }
             Some(Err(e)) => Poll::Ready(Some(Err(BodyError::Client(e)))),
             Some(Ok(frame)) => {
+                if !source.copies.is_empty() {
+                    source.copy(&frame);
+                }
                 match frame.data_ref() {
                     Some(data) if !source.lost && source.kept + data.len() <= REPLAY_LIMIT => {
                         source.kept += data.len();
@@ -163,14 +243,12 @@ impl Body for RequestBody {
                     }
                     None => {
                         source.trailers = frame.trailers_ref().cloned();
-                        source.ended = true;
+                        source.end(&replay.state);
                         *next = source.chunks.len() + 1;
-                        replay.state.finish();
                     }
                 }
                 if source.incoming.is_end_stream() {
-                    source.ended = true;
-                    replay.state.finish();
+                    source.end(&replay.state);
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
@@ -180,6 +258,7 @@ impl Body for RequestBody {
     fn is_end_stream(&self) -> bool {
         match self {
             RequestBody::Empty => true,
+            RequestBody::Copy(copy) => copy.state.is_done(),
             RequestBody::Replay { replay, next, .. } => {
                 let source = replay.source.lock().unwrap_or_else(PoisonError::into_inner);
                 source.ended && *next >= source.chunks.len() && source.trailers.is_none()
@@ -190,6 +269,7 @@ impl Body for RequestBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             RequestBody::Empty => SizeHint::with_exact(0),
+            RequestBody::Copy(copy) => copy.left.map_or(SizeHint::default(), SizeHint::with_exact),
             RequestBody::Replay { replay, next, .. } => {
                 let source = replay.source.lock().unwrap_or_else(PoisonError::into_inner);
                 let kept: usize = source.chunks.iter().skip(*next).map(Bytes::len).sum();
@@ -212,6 +292,9 @@ pub enum BodyError {
     /// A newer attempt reads it now.
     #[error("superseded by a retry")]
     Superseded,
+    /// Of a copy: it was too slow, or nobody read the client's body to its end.
+    #[error("left behind by the request that it is a copy of")]
+    LeftBehind,
 }
 
 /// The body of a response to a client.

@@ -16,20 +16,19 @@ use bytes::{Bytes, BytesMut};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request};
 use rand::Rng;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use weft_core::gateway::{Inside, Server, Speaks, by_server_name, service};
 use weft_core::request::RequestView;
 use weft_core::route::Action;
 use weft_core::sniff::Sniff;
-use weft_core::tls_hello::{Hello, MAX_HELLO, client_hello};
 
 use crate::cluster::ClusterView;
 use crate::connect::MARK_UPSTREAM;
 use crate::directory::Lookup;
+use crate::hello::{Said, hello};
 use crate::http::{FORWARDED_PROTO, serve_http1, serve_http2};
-use crate::identity::alpn;
 use crate::incoming::Incoming;
 use crate::outbound::{self, Downstream, Entrance};
 use crate::proxy::Proxy;
@@ -82,7 +81,8 @@ impl Caller {
     }
 
     async fn tls(&self, mut stream: TcpStream, doors: &Doors) {
-        let Ok(Ok(Some(Said { bytes, name, mesh }))) = tokio::time::timeout(PATIENCE, hello(&mut stream)).await else {
+        let said = tokio::time::timeout(PATIENCE, hello(&mut stream, BytesMut::new())).await;
+        let Ok(Ok(Said { bytes, name, mesh })) = said else {
             return;
         };
         let Some(server) = by_server_name(&doors.servers, &name) else {
@@ -204,36 +204,6 @@ impl Caller {
         });
         let Some(cluster) = cluster else { return };
         self.flow(stream, seen, cluster, To::Any).await;
-    }
-}
-
-/// What a TLS client says first.
-struct Said {
-    /// What was read.
-    bytes: BytesMut,
-    /// The server name in lower case; empty: none.
-    name: String,
-    /// It offers what is spoken between sidecars.
-    mesh: bool,
-}
-
-/// Reads a ClientHello. `None`: it is no TLS.
-async fn hello(stream: &mut TcpStream) -> std::io::Result<Option<Said>> {
-    let mut bytes = BytesMut::new();
-    loop {
-        match client_hello(&bytes) {
-            Hello::ClientHello { sni, alpn } => {
-                let mesh = alpn.iter().any(|offered| alpn::ALL.contains(&offered.as_slice()));
-                return Ok(Some(Said { bytes, name: sni.unwrap_or_default(), mesh }));
-            }
-            Hello::NotTls if !bytes.is_empty() => return Ok(None),
-            _ if bytes.len() >= MAX_HELLO => return Ok(None),
-            _ => {}
-        }
-        bytes.reserve(2048);
-        if stream.read_buf(&mut bytes).await? == 0 {
-            return Ok(None);
-        }
     }
 }
 

@@ -9,6 +9,7 @@ use http::{Method, Request, Response, StatusCode, Uri, Version};
 use rand::Rng;
 use smallvec::SmallVec;
 use tokio::io::{AsyncRead, AsyncWrite};
+use weft_core::path::{self, Normal};
 use weft_core::reply::{LocalReply, Reason, is_grpc};
 
 use crate::body::ResponseBody;
@@ -107,6 +108,28 @@ pub fn remove_hop_headers(headers: &mut HeaderMap, keep_upgrade: bool) {
     }
     if keep_upgrade {
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    }
+}
+
+/// Gives a request's path its normal form. `false`: it has none.
+#[must_use]
+pub fn normalise_path(parts: &mut Parts) -> bool {
+    match path::normal(path_and_query(&parts.uri)) {
+        Normal::Already => true,
+        Normal::Never => false,
+        Normal::Other(path) => {
+            set_path(parts, &path);
+            true
+        }
+    }
+}
+
+/// Another path and query, if it is one.
+pub fn set_path(parts: &mut Parts, path: &str) {
+    if let Ok(path) = path.parse() {
+        let mut uri = std::mem::take(&mut parts.uri).into_parts();
+        uri.path_and_query = Some(path);
+        parts.uri = Uri::from_parts(uri).unwrap_or_default();
     }
 }
 

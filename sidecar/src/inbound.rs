@@ -87,7 +87,7 @@ async fn recognise(
         return None;
     };
     let mode = policy.mode_for(to.port());
-    let protocol = policy.service(to.port()).map_or(Protocol::Unknown, |s| s.protocol);
+    let protocol = policy.protocol(to.port());
     // Phase 1. Under STRICT there is no plaintext to wait for.
     let budget = match (mode, protocol) {
         (MtlsMode::Strict, _) => None,

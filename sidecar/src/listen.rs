@@ -6,25 +6,16 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::BytesMut;
-use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
-use weft_core::endpoint::find;
-use weft_core::policy::Protocol;
 use weft_core::sniff::Sniff;
 
-use crate::cluster::ClusterView;
-use crate::connect::{MARK_UPSTREAM, original_destination};
-use crate::directory::Lookup;
+use crate::connect::original_destination;
+use crate::dialed;
 use crate::http::{serve_http1, serve_http2};
 use crate::inbound;
 use crate::outbound::{self, Downstream};
-use crate::proxy::{Proxy, foreign_endpoint};
+use crate::proxy::Proxy;
 use crate::stream::Rewind;
-use crate::tcp::{self, First, To};
-
-/// Silence of a client after which its server may speak first.
-const SERVER_FIRST_AFTER: Duration = Duration::from_millis(50);
 
 /// What a listener is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,7 +55,7 @@ async fn connection(proxy: Arc<Proxy>, stream: TcpStream, peer: SocketAddr, role
         let down =
             Downstream { proxy, worker, peer, local: own, original: None, gateway: None, foreign: Default::default() };
         let down = Arc::new(down);
-        let found = Box::pin(http(stream)).await;
+        let found = Box::pin(dialed::http(stream)).await;
         return serve(down, found).await;
     }
     // A connection that was addressed to ourselves would be passed on to ourselves, for ever.
@@ -91,92 +82,13 @@ async fn connection(proxy: Arc<Proxy>, stream: TcpStream, peer: SocketAddr, role
             };
             let down = Arc::new(down);
             // On the heap while it lasts: a connection has room for its idle time only.
-            let found = Box::pin(outbound_connection(&down, stream, original)).await;
+            let found = Box::pin(dialed::connection(&down, stream, original)).await;
             serve(down, found).await;
         }
     }
 }
 
-/// A connection that turned out to be HTTP, of which these were the first bytes.
-type Http = (TcpStream, BytesMut, Sniff);
-
-/// Finds out what a connection is, and serves it here unless it is HTTP.
-async fn outbound_connection(down: &Arc<Downstream>, mut stream: TcpStream, original: SocketAddr) -> Option<Http> {
-    let lookup = down.proxy.directory.lookup(&original.to_string()).await;
-    let service = match &lookup {
-        Lookup::Service(view) => Some(view),
-        _ => None,
-    };
-    let port = service.and_then(|view| view.service.port(original.port()));
-    let protocol = port.map_or(Protocol::Unknown, |port| port.protocol);
-    // Where the bytes go if they are not HTTP: to the endpoint that was dialed, to any of the service, or as addressed.
-    let fixed = service
-        .and_then(|view| view.clusters.iter().find_map(|c| Some((c.clone(), find(&c.endpoints, original)?.clone()))));
-    let by_port = service.and_then(|view| Some(view.clusters[port?.cluster].clone()));
-    let is_virtual = service.is_some_and(|view| view.service.addresses.contains(&original.ip()));
-    let (cluster, endpoint) = match (fixed, by_port) {
-        (Some((cluster, endpoint)), _) if !is_virtual => (cluster, Some(endpoint)),
-        (_, Some(cluster)) if !cluster.config.original_destination => (cluster, None),
-        (_, Some(cluster)) => (cluster, Some(foreign_endpoint(original))),
-        _ if outbound::may_pass(&down.proxy, original) => {
-            (Arc::new(ClusterView::passthrough(u32::MAX)), Some(foreign_endpoint(original)))
-        }
-        _ => {
-            // HTTP may still name a service that we know; other bytes go nowhere.
-            return http(stream).await;
-        }
-    };
-    let to = endpoint.as_ref().map_or(To::Any, To::Fixed);
-    let open = || tcp::open(&down.proxy, &cluster, to, down.peer, MARK_UPSTREAM, None);
-    let outbound = &down.proxy.outbound;
-    let budget = match protocol {
-        Protocol::Tcp | Protocol::Tls => {
-            let flow = open().await.ok()?;
-            tcp::run(&down.proxy, outbound, stream, flow, Default::default(), std::future::pending()).await;
-            return None;
-        }
-        Protocol::Http | Protocol::Http2 | Protocol::Grpc => None,
-        Protocol::Unknown => Some(SERVER_FIRST_AFTER),
-    };
-    let mut first = tcp::first(&mut stream, BytesMut::new(), budget).await.ok()?;
-    let mut flow = None;
-    let mut seen = BytesMut::new();
-    if let First::Silence(bytes) = first {
-        let mut opened = open().await.ok()?;
-        seen.reserve(16 * 1024);
-        // Whoever speaks first decides. Both reads lose nothing when they are dropped.
-        first = tokio::select! {
-            biased;
-            n = opened.upstream.read_buf(&mut seen) => match n {
-                Ok(0) | Err(_) => First::Closed(bytes),
-                Ok(_) => First::Bytes(bytes, Sniff::Other),
-            },
-            first = tcp::first(&mut stream, bytes.clone(), None) => first.ok()?,
-        };
-        flow = Some(opened);
-    }
-    let bytes = match first {
-        First::Bytes(bytes, kind @ (Sniff::Http1 | Sniff::Http2)) => return Some((stream, bytes, kind)),
-        First::Bytes(bytes, _) | First::Closed(bytes) | First::Silence(bytes) => bytes,
-    };
-    let flow = match flow {
-        Some(flow) => flow,
-        None => open().await.ok()?,
-    };
-    let client = Rewind::new(bytes.freeze(), stream);
-    tcp::run(&down.proxy, outbound, client, flow, seen.freeze(), std::future::pending()).await;
-    None
-}
-
-/// A connection that is to be HTTP, and ends where it is not.
-async fn http(mut stream: TcpStream) -> Option<Http> {
-    match tcp::first(&mut stream, BytesMut::new(), None).await {
-        Ok(First::Bytes(bytes, kind @ (Sniff::Http1 | Sniff::Http2))) => Some((stream, bytes, kind)),
-        _ => None,
-    }
-}
-
-async fn serve(down: Arc<Downstream>, found: Option<Http>) {
+async fn serve(down: Arc<Downstream>, found: Option<dialed::Http>) {
     let Some((stream, bytes, kind)) = found else { return };
     let io = Rewind::new(bytes.freeze(), stream);
     if kind == Sniff::Http2 {

@@ -8,6 +8,7 @@
 //! 5. The response goes back; its body holds the connection and the permits until it has ended.
 
 mod attempts;
+mod mirror;
 mod plan;
 
 use std::net::SocketAddr;
@@ -18,8 +19,9 @@ use std::time::{Duration, Instant};
 use http::header::{CONTENT_TYPE, HOST, SET_COOKIE};
 use http::request::Parts;
 use http::uri::Authority;
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body;
+use weft_core::balance::Again;
 use weft_core::endpoint::Endpoint;
 use weft_core::flag::ResponseFlag;
 use weft_core::gateway::Server;
@@ -38,7 +40,7 @@ use crate::cluster::ClusterView;
 use crate::directory::ServiceView;
 use crate::http::{
     FORWARDED_PROTO, HTTP1_CLIENT, address_request, address_response, authority, ensure_request_id, local_reply,
-    path_and_query, remove_hop_headers, wants_upgrade,
+    normalise_path, path_and_query, remove_hop_headers, set_path, wants_upgrade,
 };
 use crate::incoming::{Incoming, Upgrade};
 use crate::labels;
@@ -46,8 +48,14 @@ use crate::metrics::Pair;
 use crate::proxy::Proxy;
 use attempts::{Attempts, Failure, Sent};
 pub(crate) use attempts::{classify, classify_body};
+use mirror::Original;
 pub use plan::may_pass;
 use plan::{Decision, Grant, Plan, decide, speaks_http2};
+
+/// Of a path with an encoded NUL.
+pub(crate) const NO_PATH: &str = "the path holds an encoded NUL";
+const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
+const ORIGINAL_HOST: HeaderName = HeaderName::from_static("x-envoy-original-host");
 
 /// A connection of our application.
 pub struct Downstream {
@@ -91,6 +99,7 @@ pub async fn request(down: &Arc<Downstream>, request: Request<Incoming>) -> Resp
     let (mut parts, mut incoming) = request.into_parts();
     let upgrade = incoming.take_upgrade().filter(|_| wants_upgrade(&parts));
     ensure_request_id(&mut parts.headers);
+    let has_path = normalise_path(&mut parts);
     let call = Call { down, start, version: parts.version };
     let view = RequestView {
         method: &parts.method,
@@ -101,7 +110,11 @@ pub async fn request(down: &Arc<Downstream>, request: Request<Incoming>) -> Resp
         source: down.peer,
         local: down.local,
     };
-    match decide(down, &parts, &view).await {
+    let decision = match has_path {
+        true => decide(down, &parts, &view).await,
+        false => Decision::Refuse(None, Reason::BadRequest { detail: NO_PATH }),
+    };
+    match decision {
         Decision::Send(mut plan) => {
             let grant = plan.grant.take();
             let response = call.send(&mut parts, incoming, upgrade, &plan, active).await;
@@ -212,6 +225,7 @@ impl Call<'_> {
         };
         let reads_request = plan.header_operations().iter().any(|ops| ops.response.reads_request_headers());
         let request_headers = reads_request.then(|| parts.headers.clone());
+        let upgrades = upgrade.is_some() || parts.method == Method::CONNECT;
         let multiplex =
             upgrade.is_none() && speaks_http2(cluster, self.version, parts, grpc, self.down.gateway.is_some());
         prepare(parts, plan, upgrade.is_some(), &context);
@@ -223,6 +237,10 @@ impl Call<'_> {
 
         let origin = std::mem::take(&mut incoming.origin);
         let body = if incoming.is_end_stream() { None } else { Some(Replay::new(incoming)) };
+        if !plan.mirrors.is_empty() && !upgrades {
+            let (down, version, body) = (self.down, self.version, body.as_ref());
+            Original { down, parts, version, origin: &origin, body, host: &host, timeout }.copies(&plan.mirrors, grpc);
+        }
         let mut attempts = Attempts {
             down: self.down,
             plan,
@@ -230,7 +248,8 @@ impl Call<'_> {
             body: body.as_ref(),
             retry,
             multiplex,
-            avoids_tried: forward.is_none_or(|(f, _)| f.avoids_tried()),
+            grpc,
+            again: forward.map_or_else(Again::default, |(f, _)| f.again),
             made: 0,
             last: None,
         };
@@ -395,12 +414,22 @@ fn prepare(parts: &mut Parts, plan: &Plan, upgrade: bool, context: &Context<'_>)
     for ops in plan.header_operations() {
         ops.request.apply_to_request(&mut parts.headers, context);
     }
-    if let Some(path) = &plan.rewritten
-        && let Ok(path) = path.parse()
-    {
-        let mut uri = std::mem::take(&mut parts.uri).into_parts();
-        uri.path_and_query = Some(path);
-        parts.uri = http::Uri::from_parts(uri).unwrap_or_default();
+    // What the client wrote is kept for the application, as Envoy does.
+    let mut keep = |name: HeaderName, text: &str| {
+        if !parts.headers.contains_key(&name)
+            && let Ok(text) = HeaderValue::from_str(text)
+        {
+            parts.headers.insert(name, text);
+        }
+    };
+    if plan.rewritten.is_some() {
+        keep(ORIGINAL_PATH, context.path_and_query);
+    }
+    if plan.forward().is_some_and(|(_, destination)| destination.authority.is_some()) {
+        keep(ORIGINAL_HOST, context.authority);
+    }
+    if let Some(path) = &plan.rewritten {
+        set_path(parts, path);
     }
 }
 

@@ -50,6 +50,12 @@ pub struct Proxy {
 }
 
 impl Proxy {
+    /// Whether unknown destinations pass through: as our policy says, else as we were started.
+    pub fn passes_unknown(&self) -> bool {
+        let inbound = &self.directory.snapshot().inbound;
+        inbound.as_ref().and_then(|inbound| inbound.allow_any).unwrap_or(self.settings.allow_any)
+    }
+
     /// Whether responses ask the client to close its connection.
     pub fn is_draining(&self) -> bool {
         *self.draining.borrow()

@@ -10,6 +10,22 @@ pub const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// Where the C library reads by which ways it looks up a host.
 pub const NSSWITCH_CONF: &str = "/etc/nsswitch.conf";
 
+/// Where hosts are listed that need no name server.
+pub const HOSTS: &str = "/etc/hosts";
+
+/// The addresses of `name` in a hosts file (hosts(5)).
+pub fn addresses_of(hosts: &str, name: &str) -> Vec<IpAddr> {
+    let lines = hosts.lines().map(|line| line.split('#').next().unwrap_or_default().split_ascii_whitespace());
+    let found = lines.filter_map(|mut words| {
+        let address: IpAddr = words.next()?.parse().ok()?;
+        words.any(|word| word.eq_ignore_ascii_case(name)).then_some(address)
+    });
+    let mut found: Vec<IpAddr> = found.collect();
+    found.sort_unstable();
+    found.dedup();
+    found
+}
+
 /// The name servers of a `resolv.conf`, in order; the first three, as the C library takes them.
 pub fn nameservers(resolv_conf: &str) -> Vec<IpAddr> {
     let lines = resolv_conf.lines().map(str::split_ascii_whitespace);
@@ -41,6 +57,15 @@ pub fn without_resolve(nsswitch_conf: &str) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn addresses_of_hosts() {
+        let text =
+            "127.0.0.1 localhost\n10.0.0.2 db.test db # not.test\n# 10.0.0.3 db.test\n::1 DB.test\nnonsense db.test\n";
+        let expected: Vec<IpAddr> = ["10.0.0.2", "::1"].map(|a| a.parse().unwrap()).into();
+        assert_eq!(addresses_of(text, "db.test"), expected);
+        assert!(addresses_of(text, "not.test").is_empty());
+    }
 
     #[test]
     fn nameservers_of_resolv_conf() {

@@ -37,6 +37,7 @@ use crate::identity::Identity;
 use crate::listen::{self, Role};
 use crate::metrics::{Metrics, Workload};
 use crate::proxy::{Proxy, Settings};
+use crate::resolution::Resolution;
 use crate::session::Registrations;
 use crate::{connect, directory, resolv, session, sockets};
 
@@ -107,7 +108,8 @@ pub fn start(config: Config, application: Application) -> Result<Sidecar> {
     let identity = Arc::new(Identity::open(Some(&config.data_dir)));
     let control = Arc::new(Control::new(config.control_planes.clone(), config.token_file.clone(), identity.clone()));
     let place = Place { locality: config.locality.as_str().into(), labels: config.labels.iter().cloned().collect() };
-    let (directory, writer) = directory::new(place, Some(config.data_dir.join("snapshot.bin")), &config.preload);
+    let (directory, mut writer) = directory::new(place, Some(config.data_dir.join("snapshot.bin")), &config.preload);
+    writer.resolve_with(Resolution::start(Forwarder::new(resolv::RESOLV_CONF)));
     let metrics = Arc::new(Metrics::default());
     let workload = config.workload.clone().or_else(|| config.service.clone()).unwrap_or_else(|| node.clone());
     let labels: HashMap<String, String> = config.labels.iter().cloned().collect();

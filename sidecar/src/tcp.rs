@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use rand::Rng;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use weft_core::balance::Again;
 use weft_core::endpoint::{Endpoint, InFlight};
 use weft_core::flag::ResponseFlag;
 use weft_core::hash::connection_hash;
@@ -25,6 +26,9 @@ use crate::proxy::Proxy;
 use crate::relay::{Moved, RelayEnd, relay};
 use crate::stream::{MaybeSocket, Rewind};
 use crate::upstream::{Upstream, connect, connect_through};
+
+/// Another attempt to connect goes to another endpoint.
+const OTHERS: Again = Again { other_endpoints: true, other_levels: false };
 
 /// Bytes that are read to find out what a connection speaks.
 const SNIFF_LIMIT: usize = 16 * 1024;
@@ -135,7 +139,7 @@ pub async fn open(
     for attempt in 0.. {
         let picked = match to {
             To::Fixed(endpoint) => Some(endpoint.clone()),
-            To::Any => cluster.balancer().pick_avoiding(hash, &mut random, &tried).cloned(),
+            To::Any => cluster.balancer().pick_again(OTHERS, hash, &mut random, &tried).cloned(),
             To::Through => {
                 let picked = cluster.balancer().pick_here(hash, &mut random, attempt).cloned();
                 picked.filter(|endpoint| !endpoint.identities().is_empty())

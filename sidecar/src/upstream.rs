@@ -188,7 +188,8 @@ pub async fn open_http(dialer: Dialer<'_>) -> Result<Opened, DialError> {
     if !multiplex {
         return Ok(Opened::Http1(http1::Client::new(stream)));
     }
-    let opened = http2::open(stream).await.map_err(|e| DialError::new(Outcome::ConnectFailure, e));
+    let opened =
+        http2::open(stream, cluster.pool.http2_keepalive).await.map_err(|e| DialError::new(Outcome::ConnectFailure, e));
     opened.map(|(client, driver)| Opened::Http2(client, driver))
 }
 

@@ -8,8 +8,10 @@ GET /status/CODE  answers so
 GET /bytes/N      N bytes
 GET /drip/N       N bytes, one each second
 GET /headers      the request's headers with their case, as JSON
+GET /seen         the last thousand requests as JSON: method, path, body length, its SHA-256, host
 everything else   JSON: name, connection number, requests on it, body length and SHA-256, path, headers
 """
+import collections
 import hashlib
 import itertools
 import json
@@ -23,6 +25,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 connections = itertools.count(1)
 state = {"sick": False, "open": 0, "most": 0, "ending": False}
 lock = threading.Lock()
+seen = collections.deque(maxlen=1000)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -66,11 +69,15 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self):
         self.requests += 1
         body = self.body()
+        if self.path != "/seen":
+            seen.append([self.command, self.path, len(body), hashlib.sha256(body).hexdigest(), self.headers.get("host")])
         status, content = 200, None
         path = self.path.split("?")[0]
         if path == "/health":
             status = 503 if state["sick"] else 200
             content = b"sick" if state["sick"] else b"ok"
+        elif path == "/seen":
+            content = json.dumps(list(seen)).encode()
         elif path in ("/sick", "/well"):
             state["sick"] = path == "/sick"
         elif path.startswith("/sleep/"):

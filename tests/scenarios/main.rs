@@ -4,6 +4,7 @@ mod abuse;
 mod agent;
 mod certificates;
 mod clients;
+mod connections;
 mod costs;
 mod datacenters;
 mod dns;
@@ -19,6 +20,7 @@ mod outside;
 mod protocols;
 mod registry;
 mod routes;
+mod sidecars;
 mod store;
 mod times;
 mod traffic;
@@ -29,7 +31,7 @@ use std::process::ExitCode;
 use libtest_mimic::{Arguments, Failed, Trial};
 
 fn main() -> ExitCode {
-    if let Err(e) = weft_tests::install_clients().and_then(|()| weft_tests::enter()) {
+    if let Err(e) = weft_tests::install(&[]).and_then(|()| weft_tests::enter()) {
         eprintln!("scenarios cannot run here: {e:#}");
         return ExitCode::FAILURE;
     }
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
         locality::all(),
         agent::all(),
         clients::all(),
+        connections::all(),
         dns::all(),
         eureka::all(),
         external::all(),
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         datacenters::all(),
         routes::all(),
         registry::all(),
+        sidecars::all(),
         store::all(),
         times::all(),
         operations::all(),

@@ -9,7 +9,7 @@ use crate::Scenario;
 use crate::certificates::Certificates;
 
 pub(crate) fn all() -> Vec<Scenario> {
-    vec![("tls_begins_at_the_sidecar", tls)]
+    vec![("tls_begins_at_the_sidecar", tls), ("every_address_of_a_name_is_an_endpoint", names)]
 }
 
 /// The application speaks plaintext, the sidecar TLS.
@@ -78,4 +78,69 @@ spec:
     expect("the system's authorities", "http://api.example.com/", " 503 ")?;
     mesh.policy("api.yaml", &policy("mode: SIMPLE, insecureSkipVerify: true"))?;
     expect("anybody", "http://api.example.com/", "the application's own TLS")
+}
+
+/// A name of the outside is asked for again when its records have lived, and each of its addresses is an endpoint.
+fn names() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    let (one, two) = (mesh.pod("one")?, mesh.pod("two")?);
+    let _apps = (one.serve(8080, "one")?, two.serve(8080, "two")?);
+    let names = mesh.pod("names")?;
+    let file = names.folder("names.json");
+    let known = |addresses: &[&str]| {
+        let temporary = file.with_extension("new");
+        std::fs::write(&temporary, serde_json::json!({"db.example.com": addresses}).to_string())?;
+        Ok::<_, anyhow::Error>(std::fs::rename(&temporary, &file)?)
+    };
+    known(&[&one.ip, &two.ip])?;
+    let script = tests_dir().join("apps/name_server.py").to_string_lossy().into_owned();
+    let server = names.spawn("names", "python3", &[&script, &file.to_string_lossy()])?;
+    wait_for("the name server", Duration::from_secs(10), || {
+        ensure!(server.output().contains("listening"), "{}", server.output());
+        Ok(())
+    })?;
+    let entry = |resolution: &str| {
+        format!(
+            "
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: db}}
+spec:
+  hosts: [db.example.com]
+  ports: [{{number: 80, name: http, protocol: HTTP, targetPort: 8080}}]
+  resolution: {resolution}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {{name: db}}
+spec:
+  host: db.example.com
+  trafficPolicy: {{loadBalancer: {{simple: ROUND_ROBIN}}}}
+"
+        )
+    };
+    mesh.policy("db.yaml", &entry("DNS"))?;
+    let front = mesh.pod("frontend")?;
+    front.resolv_conf(&format!("nameserver {}\n", names.ip))?;
+    let _sidecar = mesh.sidecar(&front, "frontend", &["--workload", "frontend"])?;
+    mesh.redirect(&front)?;
+    let served = |count: usize| -> Result<std::collections::BTreeSet<String>> {
+        let plan = serde_json::json!({"url": "http://db.example.com/", "count": count});
+        Ok(weft_tests::served_by(&front.requests(&plan)?).into_iter().collect())
+    };
+    let served_by = |what: &str, wanted: &[&str]| {
+        wait_for(what, Duration::from_secs(15), || {
+            let served = served(8)?;
+            ensure!(served.iter().map(String::as_str).eq(wanted.iter().copied()), "{served:?}");
+            Ok(())
+        })
+    };
+    served_by("both addresses in turn", &["one", "two"])?;
+    known(&[&two.ip])?;
+    served_by("the one that is left", &["two"])?;
+    // It has no address any more, and the name server is gone: the last answer stays.
+    known(&[])?;
+    drop(server);
+    ensure!(served(8)?.iter().eq(["two"]), "it stays");
+    Ok(())
 }

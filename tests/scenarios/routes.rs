@@ -13,6 +13,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         ("routes_match_change_redirect_and_answer", routes),
         ("routes_and_rules_for_some_clients", clients),
         ("faults_and_origins", faults),
+        ("copies_and_delegates", copies),
         ("unknown_destinations_and_the_access_log", unknown),
     ]
 }
@@ -294,5 +295,102 @@ fn faults() -> Result<()> {
     ensure!(!other.contains("access-control") && other.contains("order1"), "{other}");
     let log = sidecar.output();
     ensure!(log.contains("\"DI\"") && log.contains("\"FI\""), "{log}");
+    Ok(())
+}
+
+const COPIES: &str = r"
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: order}
+spec:
+  hosts: [order-service]
+  http:
+  - match: [{uri: {prefix: /half}}]
+    route: [{destination: {host: order-service}}]
+    mirrors:
+    - {destination: {host: shadow-service}, percentage: {value: 25}}
+    - {destination: {host: nobody}}
+  - match: [{uri: {prefix: /team}}]
+    timeout: 5s
+    delegate: {name: team}
+  - rewrite: {uriRegexRewrite: {match: '/all/([a-z]+)', rewrite: '/\1/all'}}
+    route: [{destination: {host: order-service}}]
+    mirror: {host: shadow-service}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: team}
+spec:
+  http:
+  - match: [{uri: {prefix: /team/a}}]
+    directResponse: {status: 299, body: {string: SAID}}
+";
+
+/// Copies cost the request nothing, come whole, and their answers go nowhere. What a delegate says changes with it.
+fn copies() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    let policy = |said: &str| mesh.policy("order.yaml", &COPIES.replace("SAID", said));
+    policy("one")?;
+    let _order = mesh.instance("order1", "order-service", 8080, &[])?;
+    let shadow = mesh.instance("shadow1", "shadow-service", 8080, &[])?;
+    let (front, _sidecar) = mesh.client("frontend")?;
+    let vip = mesh.vip("order-service")?;
+    let ask = |path: &str, more: &[&str]| {
+        let url = format!("http://{vip}{path}");
+        front.curl(&[&["-i", "-H", "Host: order-service"][..], more, &[&url]].concat())
+    };
+    let seen = |part: &str| -> Result<Vec<Value>> {
+        let all: Vec<Value> = serde_json::from_str(&shadow.pod.curl(&["http://127.0.0.1:8080/seen"])?)?;
+        Ok(all.into_iter().filter(|one| one[1].as_str().is_some_and(|path| path.contains(part))).collect())
+    };
+    let copied = |part: &str, count: usize| {
+        wait_for("the copies", Duration::from_secs(10), || {
+            let seen = seen(part)?;
+            ensure!(seen.len() == count, "{seen:?}");
+            Ok(seen)
+        })
+    };
+    wait_for("the delegate", Duration::from_secs(10), || {
+        let answer = ask("/team/a", &[])?;
+        ensure!(answer.contains(" 299 ") && answer.ends_with("one"), "{answer}");
+        Ok(())
+    })?;
+    policy("two")?;
+    wait_for("the delegate's new answer", Duration::from_secs(10), || {
+        ensure!(ask("/team/a", &[])?.ends_with("two"), "not yet");
+        Ok(())
+    })?;
+    // The delegate has no route for it, and the one after it is for everything.
+    ensure!(ask("/team/b", &[])?.contains("order1"), "the next route");
+    copied("/team/b", 1)?;
+
+    let body = "a line of text\n".repeat(20_000);
+    let file = front.folder("body");
+    std::fs::write(&file, &body)?;
+    let file = format!("@{}", file.display());
+    for (path, more) in [("/all/length", &[][..]), ("/all/chunked", &["-H", "Transfer-Encoding: chunked"])] {
+        let answer = ask(path, &[&["--data-binary", &file][..], more].concat())?;
+        let (_, own) = answer.split_once("\r\n\r\n").context("no body")?;
+        let own: Value = serde_json::from_str(own.trim_start_matches("HTTP/1.1 100 Continue\r\n\r\n"))?;
+        let one = copied(&format!("{}/all", &path[4..]), 1)?.remove(0);
+        ensure!(one[0] == "POST" && one[2] == body.len() && one[3] == own["body_sha256"], "{one} {own}");
+        ensure!(one[4] == "order-service" && own["path"] == one[1] && own["name"] == "order1", "{one} {own}");
+    }
+    // A copy that takes its time keeps nobody waiting, and one that nobody takes fails nobody.
+    let start = std::time::Instant::now();
+    let plan =
+        serde_json::json!({"url": format!("http://{vip}/half"), "count": 400, "headers": {"Host": "order-service"}});
+    let statuses = weft_tests::statuses(&front.requests(&plan)?);
+    ensure!(statuses[&200] == 400, "{statuses:?}");
+    wait_for("a quarter of the copies", Duration::from_secs(10), || {
+        let count = seen("/half")?.len();
+        ensure!((60..140).contains(&count), "{count}");
+        Ok(())
+    })?;
+    shadow.app.signal("STOP")?;
+    let slow = ask("/slow", &["--data", "x"])?;
+    ensure!(slow.contains("order1") && start.elapsed() < Duration::from_secs(30), "{slow}");
+    shadow.app.signal("CONT")?;
+    copied("/slow", 1)?;
     Ok(())
 }

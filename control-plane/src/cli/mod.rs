@@ -1,5 +1,6 @@
 //! Subcommands of `weftctl`, one module each.
 
+mod files;
 pub mod remote;
 pub mod snapshot;
 pub mod validate;

@@ -2,7 +2,7 @@
 //!
 //! Speaks over the socket in the control plane's data folder, which only its owner can open.
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -12,7 +12,7 @@ use tonic::transport::{Channel, Endpoint};
 use weft_proto::v1::admin_client::AdminClient;
 use weft_proto::v1::{self, ObjectName};
 
-use crate::policy::folder::policy_files;
+use super::files::{self, Given};
 
 /// Where the control plane is.
 #[derive(Debug, clap::Args)]
@@ -54,7 +54,11 @@ impl Apply {
     /// # Errors
     /// When a file cannot be read or the control plane not be reached.
     pub async fn run(&self, out: &mut impl Write) -> Result<ExitCode> {
-        let files = texts(&self.files)?.into_iter().map(|(name, text)| v1::File { name, text }).collect();
+        let mut files = Vec::new();
+        for Given { name, text } in files::read(&self.files) {
+            let text = text.with_context(|| name.clone())?;
+            files.push(v1::File { name, text });
+        }
         let reply = self.remote.connect().await?.apply(v1::ApplyRequest { files }).await.map_err(refused)?.into_inner();
         for line in reply.problems.iter().chain(&reply.changes) {
             writeln!(out, "{line}")?;
@@ -315,33 +319,6 @@ fn seconds(text: &str) -> Result<u64, String> {
 
 pub(super) fn refused(status: tonic::Status) -> anyhow::Error {
     anyhow::anyhow!("{}", status.message())
-}
-
-/// Names and texts of files, folders and standard input (`-`).
-///
-/// # Errors
-/// When one cannot be read.
-pub fn texts(paths: &[PathBuf]) -> Result<Vec<(String, String)>> {
-    let mut texts = Vec::new();
-    for path in paths {
-        if path == Path::new("-") {
-            let mut text = String::new();
-            std::io::stdin().read_to_string(&mut text).context("standard input")?;
-            texts.push(("<stdin>".to_owned(), text));
-            continue;
-        }
-        let files = if path.is_dir() {
-            policy_files(path).with_context(|| path.display().to_string())?
-        } else {
-            vec![path.clone()]
-        };
-        for file in files {
-            let name = file.display().to_string();
-            let text = std::fs::read_to_string(&file).with_context(|| name.clone())?;
-            texts.push((name, text));
-        }
-    }
-    Ok(texts)
 }
 
 #[cfg(test)]

@@ -1,12 +1,14 @@
 //! `weftctl validate`: checks policy files without a control plane.
 //!
-//! Prints one line a problem, as compilers do, so that editors and CI can jump to it.
+//! Prints one line a problem, as compilers do, so that editors and CI can jump to it, or a JSON list for programs.
 
 use std::{io::Write, path::PathBuf, process::ExitCode, sync::Arc};
 
-use super::remote::texts;
+use serde_json::Value;
+
+use super::files::{self, Given};
 use crate::{
-    policy::{Document, Problem, Severity, check, parse},
+    policy::{Code, Document, Place, Problem, Severity, check, parse},
     translate::warnings,
     world::World,
 };
@@ -17,38 +19,63 @@ pub struct Validate {
     /// Files, directories of *.yaml, *.yml and *.json, or - for standard input; checked together
     #[arg(required = true, value_name = "FILE|DIR|-")]
     paths: Vec<PathBuf>,
+    /// `text` for one line a problem, `json` for a list of them
+    #[arg(short, long, default_value = "text", value_parser = ["text", "json"])]
+    output: String,
 }
 
 impl Validate {
     /// Runs it.
     pub fn run(&self, out: &mut impl Write) -> anyhow::Result<ExitCode> {
-        let mut documents: Vec<Document> = Vec::new();
-        let mut problems: Vec<Problem> = Vec::new();
-        let texts = texts(&self.paths)?;
-        for (file, text) in &texts {
-            let parsed = parse(file, text);
-            documents.extend(parsed.documents);
-            problems.extend(parsed.problems);
+        let given = files::read(&self.paths);
+        let (world, problems) = analyse(&given);
+        let count = |severity| problems.iter().filter(|problem| problem.severity == severity).count();
+        let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
+        let code = if errors > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+        if self.output == "json" {
+            let list: Vec<Value> = problems.iter().map(Problem::to_json).collect();
+            writeln!(out, "{:#}", Value::from(list))?;
+            return Ok(code);
         }
-        problems.extend(check(&documents.iter().collect::<Vec<_>>()));
-        // Who is registered is not known here: only what the documents say of each other.
-        let mut world = World::new("cluster.local", 1);
-        world.set_policies(documents.iter().cloned().map(Arc::new).collect(), 0);
-        problems.extend(warnings(&world, false));
         for problem in &problems {
             writeln!(out, "{problem}")?;
         }
-        let count = |severity| problems.iter().filter(|problem| problem.severity == severity).count();
-        let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
-        let files = plural(texts.len(), "file");
+        let (files, warnings) = (plural(given.len(), "file"), plural(warnings, "warning"));
         if errors > 0 {
-            writeln!(out, "{files}: {}, {}", plural(errors, "error"), plural(warnings, "warning"))?;
-            return Ok(ExitCode::FAILURE);
+            writeln!(out, "{files}: {}, {warnings}", plural(errors, "error"))?;
+        } else {
+            writeln!(out, "{files}: {} valid, {warnings}", plural(world.documents().count(), "document"))?;
         }
-        let valid = plural(documents.len(), "document");
-        writeln!(out, "{files}: {valid} valid, {}", plural(warnings, "warning"))?;
-        Ok(ExitCode::SUCCESS)
+        Ok(code)
     }
+}
+
+/// The world as the files alone have it, and all that is wrong with them. Who is registered is not known here.
+pub(super) fn analyse(given: &[Given]) -> (World, Vec<Problem>) {
+    let mut documents: Vec<Document> = Vec::new();
+    let mut problems: Vec<Problem> = Vec::new();
+    for file in given {
+        match &file.text {
+            Ok(text) => {
+                let parsed = parse(&file.name, text);
+                documents.extend(parsed.documents);
+                problems.extend(parsed.problems);
+            }
+            Err(error) => problems.push(Problem {
+                file: file.name.clone(),
+                place: Place { line: 1, column: 1 },
+                severity: Severity::Error,
+                code: Code::Unreadable,
+                path: String::new(),
+                text: format!("cannot be read: {error}"),
+            }),
+        }
+    }
+    problems.extend(check(&documents.iter().collect::<Vec<_>>()));
+    let mut world = World::new("cluster.local", 1);
+    world.set_policies(documents.into_iter().map(Arc::new).collect(), 0);
+    problems.extend(warnings(&world, false));
+    (world, problems)
 }
 
 fn plural(count: usize, noun: &str) -> String {
@@ -56,30 +83,4 @@ fn plural(count: usize, noun: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn run(text: &str) -> (String, ExitCode) {
-        let directory = tempfile::tempdir().unwrap();
-        let file = directory.path().join("p.yaml");
-        std::fs::write(&file, text).unwrap();
-        let mut out = Vec::new();
-        let code = Validate { paths: vec![file] }.run(&mut out).unwrap();
-        let prefix = format!("{}/", directory.path().display());
-        (String::from_utf8(out).unwrap().replace(&prefix, ""), code)
-    }
-
-    #[test]
-    fn one_line_a_problem_and_a_summary() {
-        let good = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: a}\nspec: {mtls: {mode: STRICT}}\n";
-        assert_eq!(run(good), ("1 file: 1 document valid, 0 warnings\n".to_owned(), ExitCode::SUCCESS));
-        let bad = good.replace("STRICT", "STRIKT");
-        let want = "p.yaml:4:21: error: `mtls.mode`: unknown value `STRIKT`, did you mean `STRICT`?\n\
-                    1 file: 1 error, 0 warnings\n";
-        assert_eq!(run(&bad), (want.to_owned(), ExitCode::FAILURE));
-        let foreign = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: a}\n";
-        let want = "p.yaml:2:7: warning: kind Deployment of apps/v1 does not concern the mesh: skipped\n\
-                    1 file: 0 documents valid, 1 warning\n";
-        assert_eq!(run(foreign), (want.to_owned(), ExitCode::SUCCESS));
-    }
-}
+mod tests;

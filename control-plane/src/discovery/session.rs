@@ -35,9 +35,9 @@ struct Subscription {
 }
 
 impl Subscription {
-    /// Names that may mean something else than before.
-    fn touched(&self, changed: &Changed) -> Vec<String> {
-        if changed.names || changed.all {
+    /// Names that may mean something else than before; `all`: to another client.
+    fn touched(&self, changed: &Changed, all: bool) -> Vec<String> {
+        if all || changed.names || changed.all {
             return self.names.keys().cloned().collect();
         }
         // "10.0.0.1:80": names that begin so lie together.
@@ -210,10 +210,9 @@ impl Session {
         }
         // What it has of before is told anew with the change that made it another client.
         self.look_at_self();
-        let namespace = self.certified.id.namespace().to_owned();
         let asked = request.resource_names_subscribe;
         let resolved: Vec<(String, Option<String>)> = self.discovery.mesh.read(|world| {
-            asked.into_iter().map(|name| (name.clone(), translate::resolve(world, &namespace, &name))).collect()
+            asked.into_iter().map(|name| (name.clone(), translate::resolve(world, &self.scope, &name))).collect()
         });
         let mut hosts: BTreeMap<String, Vec<String>> = BTreeMap::new();
         let mut absent = Vec::new();
@@ -273,17 +272,16 @@ impl Session {
 
     async fn changed(&mut self, changed: &Changed) -> Result<(), Status> {
         let other = self.look_at_self();
-        let namespace = self.certified.id.namespace().to_owned();
-        let discovery = self.discovery.clone();
+        let (scope, discovery) = (self.scope.clone(), self.discovery.clone());
         for kind in [SERVICE_TYPE, ENDPOINTS_TYPE] {
             let mut hosts: BTreeMap<String, Vec<String>> = BTreeMap::new();
             let mut absent = Vec::new();
             let subscription = self.subscription(kind);
-            let touched = subscription.touched(changed);
+            let touched = subscription.touched(changed, other);
             if !touched.is_empty() {
                 let resolved: Vec<(String, Option<String>)> = discovery.mesh.read(|world| {
                     let now = |name: String| {
-                        let host = translate::resolve(world, &namespace, &name);
+                        let host = translate::resolve(world, &scope, &name);
                         (name, host)
                     };
                     touched.into_iter().map(now).collect()

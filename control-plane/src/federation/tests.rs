@@ -183,7 +183,7 @@ async fn summaries_cross_and_traffic_follows_health() {
     assert_eq!((share(&one.mesh, ""), share(&one.mesh, "v1")), (Some(0), Some(0)));
     until("v2 is elsewhere alone", || share(&one.mesh, "v2") == Some(100)).await;
     // Not exported, not known; and nothing crosses the other way.
-    assert_eq!(one.mesh.read(|world| translate::resolve(world, "default", "secret")), None);
+    assert_eq!(one.mesh.read(|world| translate::resolve(world, &Scope::of("default"), "secret")), None);
     assert!(remotes(&two.mesh).is_empty());
     let trusted = one.mesh.read(|world| translate::inbound(world, "default", &BTreeMap::new(), &[])).trust;
     assert_eq!(trusted.iter().map(|bundle| bundle.trust_domain.as_str()).collect::<Vec<_>>(), ["two.example"]);
@@ -201,7 +201,7 @@ async fn summaries_cross_and_traffic_follows_health() {
 async fn a_service_that_is_elsewhere_alone_has_a_name_here() {
     let (one, two) = two().await;
     apply(&two.mesh, &[&EXPORT.replace("order", "secret")]).await;
-    let resolve = || one.mesh.read(|world| translate::resolve(world, "default", "secret"));
+    let resolve = || one.mesh.read(|world| translate::resolve(world, &Scope::of("default"), "secret"));
     until("it is known here", || resolve().is_some()).await;
     let service =
         |mesh: &Mesh, host: &str| mesh.read(|world| translate::service(world, &Scope::of("default"), host)).unwrap();
@@ -313,7 +313,7 @@ async fn the_last_summary_outlives_the_link_and_the_process() {
     let (ca, _) = Ca::create("one.example", SystemTime::now()).unwrap();
     Federation::start(&Settings::default(), &mesh, &Arc::new(ca)).await.unwrap();
     until("it is gone", || mesh.read(|world| world.told().next().is_none())).await;
-    assert!(mesh.read(|world| translate::resolve(world, "default", "order")).is_none());
+    assert!(mesh.read(|world| translate::resolve(world, &Scope::of("default"), "order")).is_none());
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use weft_proto::v1;
 
-use super::fields::{Fields, Shape, not_yet, object, read};
+use super::fields::{Fields, Shape, object, read};
 
 /// Its fields.
 pub(crate) const SHAPE: Shape = &[
@@ -27,7 +27,7 @@ pub(crate) const SHAPE: Shape = &[
             read("h2UpgradePolicy"),
             read("useClientProtocol"),
             read("maxConcurrentStreams"),
-            not_yet("http2KeepAlive"),
+            object("http2KeepAlive", &[read("interval"), read("timeout")]),
         ],
     ),
 ];
@@ -62,6 +62,13 @@ pub(crate) fn decode(fields: &Fields<'_>) -> v1::ConnectionPool {
             ],
         );
         pool.h2_upgrade = upgrade.unwrap_or_default().into();
+        pool.http2_keepalive = http.object("http2KeepAlive").map(|keepalive| {
+            let required = |name| {
+                keepalive.require(name);
+                keepalive.duration(name, 1).unwrap_or_default()
+            };
+            v1::Http2Keepalive { interval_ms: required("interval"), timeout_ms: required("timeout") }
+        });
         pool.use_client_protocol = http.boolean("useClientProtocol").unwrap_or_default();
         if pool.use_client_protocol && upgrade == Some(v1::H2Upgrade::Upgrade) {
             http.error("useClientProtocol", "`h2UpgradePolicy: UPGRADE` and `useClientProtocol` exclude each other");

@@ -3,7 +3,7 @@
 mod load_balancer;
 mod tls;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use weft_proto::v1;
 
@@ -123,6 +123,7 @@ pub(crate) fn decode(spec: &Fields<'_>) -> DestinationRule {
         );
     }
     let mut subsets: Vec<Subset> = Vec::new();
+    let mut named = HashSet::new();
     for fields in spec.objects("subsets") {
         let name = fields.required_string("name");
         if !name.is_empty() && !names::is_label(&name) {
@@ -131,7 +132,7 @@ pub(crate) fn decode(spec: &Fields<'_>) -> DestinationRule {
                 format!("subset name `{name}` must be lower-case letters, digits and hyphens, at most 63"),
             );
         }
-        if subsets.iter().any(|subset| subset.name == name) {
+        if !named.insert(name.clone()) {
             fields.error("name", format!("subset `{name}` is defined twice"));
         }
         let labels = fields.string_map("labels");

@@ -16,7 +16,7 @@ use std::{
 use notify::{EventKind, RecursiveMode, Watcher, event::AccessKind};
 use tokio::sync::watch;
 
-use super::{Document, Place, Problem, Severity, check, parse};
+use super::{Code, Document, Place, Problem, Severity, check, parse};
 
 /// How long a file must have been left alone.
 const SETTLE: Duration = Duration::from_millis(50);
@@ -274,7 +274,14 @@ impl Stamp {
 fn unreadable(file: &str, error: &io::Error) -> Problem {
     let place = Place { line: 1, column: 1 };
     let text = format!("cannot be read: {error}");
-    Problem { file: file.to_owned(), place, severity: Severity::Error, path: String::new(), text }
+    Problem {
+        file: file.to_owned(),
+        place,
+        severity: Severity::Error,
+        code: Code::Unreadable,
+        path: String::new(),
+        text,
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,9 @@
 //! Kubernetes' Service: names the ports of a registered service.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, HashSet},
+    net::IpAddr,
+};
 
 use weft_proto::v1;
 
@@ -91,13 +94,14 @@ pub(crate) fn decode(spec: &Fields<'_>) -> KubeService {
         address
     });
     let mut ports: Vec<KubePort> = Vec::new();
+    let (mut numbers, mut named) = (HashSet::new(), HashSet::new());
     let written = spec.objects("ports");
     for fields in &written {
         let Some(port) = port(fields, written.len() > 1) else { continue };
-        if ports.iter().any(|known| known.number == port.number) {
+        if !numbers.insert(port.number) {
             fields.error("port", format!("port {} is given twice", port.number));
         }
-        if ports.iter().any(|known| known.name == port.name) {
+        if !named.insert(port.name.clone()) {
             fields.error("name", format!("port name `{}` is given twice", port.name));
         }
         ports.push(port);

@@ -7,6 +7,7 @@ use std::fmt;
 
 mod check;
 mod connection_pool;
+mod delegate;
 mod destination_rule;
 mod duration;
 mod export;
@@ -21,24 +22,33 @@ mod peer_authentication;
 mod problem;
 pub mod protocol;
 mod service_entry;
+mod sidecar;
 mod virtual_service;
 mod workload_entry;
 
 pub use check::check;
+pub(crate) use check::destinations;
+pub use delegate::join;
 pub use destination_rule::{ClientTls, DestinationRule, Settings, Subset, TrafficPolicy};
 pub use export::Export;
 pub use fields::Support;
 pub use gateway::{Gateway, Server};
 pub use kube_service::{KubePort, KubeService, TargetPort};
-pub use names::{canonical, covers};
+pub use names::canonical;
 pub use parse::{field_table, parse};
 pub use peer_authentication::PeerAuthentication;
-pub use problem::{Problem, Severity};
-pub use service_entry::{AddressRange, EntryPort, Resolution, ServiceEntry};
-pub use virtual_service::{Action, ConnectionRoute, Destination, Forward, MESH, Route, RouteMatch, VirtualService};
+pub use problem::{Code, Problem, Severity};
+pub(crate) use problem::{Finding, placed};
+pub use service_entry::{EntryPort, Resolution, ServiceEntry};
+pub use sidecar::{Egress, Import, Ingress, Sidecar};
+pub use virtual_service::{
+    Action, ConnectionMatch, ConnectionRoute, Delegate, Destination, Forward, MESH, Mirror, Route, RouteMatch,
+    VirtualService,
+};
 pub use workload_entry::WorkloadEntry;
 
 pub use crate::yaml::Place;
+pub use weft_core::{names::covers, subnet::Subnet};
 
 /// Namespace whose policies apply to the whole mesh.
 pub const ROOT_NAMESPACE: &str = "weft-system";
@@ -62,11 +72,13 @@ pub enum Kind {
     Service,
     /// `multicluster.x-k8s.io` ServiceExport.
     ServiceExport,
+    /// `networking.istio.io` Sidecar.
+    Sidecar,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::DestinationRule,
         Self::VirtualService,
         Self::Gateway,
@@ -75,6 +87,7 @@ impl Kind {
         Self::PeerAuthentication,
         Self::Service,
         Self::ServiceExport,
+        Self::Sidecar,
     ];
 
     /// As written in `kind:`.
@@ -88,6 +101,7 @@ impl Kind {
             Self::PeerAuthentication => "PeerAuthentication",
             Self::Service => "Service",
             Self::ServiceExport => "ServiceExport",
+            Self::Sidecar => "Sidecar",
         }
     }
 }
@@ -117,6 +131,8 @@ pub enum Object {
     Service(KubeService),
     /// Other data centres may call the service of this name.
     ServiceExport,
+    /// What a workload's proxy knows, and how it takes what comes in.
+    Sidecar(Box<Sidecar>),
 }
 
 impl Object {
@@ -157,12 +173,6 @@ impl Document {
     /// Whether clients of a namespace see it.
     pub fn reaches(&self, client_ns: &str) -> bool {
         self.object.export().is_none_or(|export| export.reaches(&self.namespace, client_ns))
-    }
-
-    /// Whether some client may see both this and `other`, which is of the same kind.
-    pub fn meets(&self, other: &Document) -> bool {
-        let both = self.object.export().zip(other.object.export());
-        both.is_none_or(|(own, others)| own.meets(&self.namespace, others, &other.namespace))
     }
 
     /// "DestinationRule/default/order-service": how logs, headers and the wire name it.

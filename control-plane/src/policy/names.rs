@@ -35,11 +35,3 @@ pub fn canonical(name: &str, namespace: &str) -> String {
     let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
     if name.contains('.') || name == "*" { name } else { crate::world::fqdn(&name, namespace) }
 }
-
-/// Whether `pattern` (a host, `*.suffix` or `*`) covers `host`.
-pub fn covers(pattern: &str, host: &str) -> bool {
-    match pattern.strip_prefix('*') {
-        Some(suffix) => host.len() > suffix.len() && host.ends_with(suffix),
-        None => pattern == host,
-    }
-}

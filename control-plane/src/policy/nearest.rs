@@ -1,11 +1,24 @@
 //! The nearest known word to a misspelled one. Small enough to have of our own.
 
+/// Most words that are compared, or told: lists come from files, and each problem has one.
+const MOST: usize = 100;
+
+const MEANT: &str = ", did you mean `";
+
 /// ", did you mean `x`?" where one of `known` is near, else what is known.
 pub(crate) fn suggest(word: &str, known: &[&str], introduction: &str) -> String {
-    match nearest(word, known) {
-        Some(near) => format!(", did you mean `{near}`?"),
+    let compared = &known[..known.len().min(MOST)];
+    match nearest(word, compared) {
+        Some(near) => format!("{MEANT}{near}`?"),
+        None if known.len() > MOST / 4 => format!("; {introduction} {}, ...", known[..MOST / 4].join(", ")),
         None => format!("; {introduction} {}", known.join(", ")),
     }
+}
+
+/// What [`suggest`] put into a text.
+pub(crate) fn suggested(text: &str) -> Option<&str> {
+    let (_, rest) = text.split_once(MEANT)?;
+    rest.split('`').next()
 }
 
 /// The word of `known` that needs the fewest edits, when these are few for its length. Case is no edit.
@@ -55,5 +68,8 @@ mod tests {
             assert_eq!(nearest(word, &known), want, "{word}");
         }
         assert_eq!(nearest(&"x".repeat(10_000), &known), None);
+        let text = format!("unknown{}", suggest("magleb", &known, "known are"));
+        assert_eq!(suggested(&text), Some("maglev"));
+        assert_eq!(suggested(&format!("unknown{}", suggest("ring", &known, "known are"))), None);
     }
 }

@@ -1,17 +1,16 @@
 //! Text -> documents: finds each document's kind, reads its metadata, and hands `spec` to the kind's decoder.
 
 use super::{
-    Document, Kind, Object, Parsed, Severity, destination_rule,
+    Code, Document, Kind, Object, Parsed, Severity, destination_rule,
     fields::{self, Decoder, Fields, Shape, Support, not_yet, object, read},
     gateway, kube_service, names,
     nearest::suggest,
-    peer_authentication, service_entry, virtual_service, workload_entry,
+    peer_authentication, service_entry, sidecar, virtual_service, workload_entry,
 };
 use crate::yaml::{self, Key, Node, Place, Value, YamlDocument};
 
 /// Kinds of Istio that are known and not supported yet, by API group.
 const NOT_YET: &[(&str, &str)] = &[
-    ("networking.istio.io", "Sidecar"),
     ("networking.istio.io", "WorkloadGroup"),
     ("networking.istio.io", "EnvoyFilter"),
     ("networking.istio.io", "ProxyConfig"),
@@ -75,6 +74,7 @@ impl Kind {
             Self::PeerAuthentication => peer_authentication::SHAPE,
             Self::Service => kube_service::SHAPE,
             Self::ServiceExport => SERVICE_EXPORT,
+            Self::Sidecar => sidecar::SHAPE,
         }
     }
 
@@ -91,6 +91,7 @@ impl Kind {
             Self::PeerAuthentication => const { &top(peer_authentication::SHAPE) },
             Self::Service => const { &top(kube_service::SHAPE) },
             Self::ServiceExport => const { &top(SERVICE_EXPORT) },
+            Self::Sidecar => const { &top(sidecar::SHAPE) },
         }
     }
 }
@@ -110,7 +111,7 @@ pub fn parse(file: &str, text: &str) -> Parsed {
     let (found, errors) = yaml::parse(text);
     let decoder = Decoder::new(file);
     for error in errors {
-        decoder.report(Severity::Error, error.place, "", error.text);
+        decoder.report(Severity::Error, Code::NotYaml, error.place, "", error.text);
     }
     let documents = found.into_iter().filter_map(|found| {
         let before = decoder.errors();
@@ -119,7 +120,7 @@ pub fn parse(file: &str, text: &str) -> Parsed {
             for (place, refused) in crate::translate::dry_run(&document) {
                 let place = place.unwrap_or(Place { line: document.line, column: 1 });
                 let text = format!("sidecars would refuse this: {refused}");
-                decoder.report(Severity::Error, place, "", text);
+                decoder.report(Severity::Error, Code::Refused, place, "", text);
             }
         }
         (decoder.errors() == before).then_some(document)
@@ -138,7 +139,7 @@ fn document(decoder: &Decoder<'_>, file: &str, found: YamlDocument) -> Option<Do
         Value::Map(entries) => entries,
         _ => {
             let text = format!("a document must be a map with `apiVersion` and `kind`, not {}", root.describe());
-            decoder.report(Severity::Error, root.place, "", text);
+            decoder.report(Severity::Error, Code::UnknownKind, root.place, "", text);
             return None;
         }
     };
@@ -148,11 +149,11 @@ fn document(decoder: &Decoder<'_>, file: &str, found: YamlDocument) -> Option<Do
     let spec_node = top.node("spec").unwrap_or(&null);
     let metadata = top.object("metadata");
     if metadata.is_none() {
-        top.error("metadata", "`metadata.name` is required");
+        decoder.report(Severity::Error, Code::Required, top.place, "metadata", "`metadata.name` is required");
     }
     let (namespace, name, created) = metadata.map(|metadata| identity(&metadata, kind)).unwrap_or_default();
     if spec_node.value == Value::Null && !matches!(kind, Kind::PeerAuthentication | Kind::ServiceExport) {
-        top.error("spec", "`spec` is required");
+        decoder.report(Severity::Error, Code::Required, top.place, "spec", "`spec` is required");
         return None;
     }
     // Paths of a spec's fields are told without `spec.`: shorter, and as Istio's documentation names them.
@@ -166,6 +167,7 @@ fn document(decoder: &Decoder<'_>, file: &str, found: YamlDocument) -> Option<Do
         Kind::PeerAuthentication => Object::PeerAuthentication(peer_authentication::decode(&spec)),
         Kind::Service => Object::Service(kube_service::decode(&spec)),
         Kind::ServiceExport => Object::ServiceExport,
+        Kind::Sidecar => Object::Sidecar(Box::new(sidecar::decode(&spec))),
     };
     let line = root.place.line;
     Some(Document { kind, namespace, name, object, yaml: text, file: file.to_owned(), line, created })
@@ -178,7 +180,8 @@ fn kind(decoder: &Decoder<'_>, place: Place, entries: &[(Key, Node)]) -> Option<
         let text = node.and_then(Node::as_str).filter(|text| !text.is_empty());
         if text.is_none() {
             let place = node.map_or(place, |node| node.place);
-            decoder.report(Severity::Error, place, name, format!("`{name}` is required and must be a string"));
+            let text = format!("`{name}` is required and must be a string");
+            decoder.report(Severity::Error, Code::Required, place, name, text);
         }
         text.zip(node.map(|node| node.place))
     };
@@ -192,9 +195,10 @@ fn kind(decoder: &Decoder<'_>, place: Place, entries: &[(Key, Node)]) -> Option<
         let prefix = if group.is_empty() { String::new() } else { format!("{group}/") };
         let known: Vec<String> = kind.versions().iter().map(|version| format!("{prefix}{version}")).collect();
         let text = format!("unknown `apiVersion: {api}` of {name}; known are {}", known.join(", "));
-        decoder.report(Severity::Error, api_place, "apiVersion", text);
+        decoder.report(Severity::Error, Code::UnknownKind, api_place, "apiVersion", text);
     } else if NOT_YET.contains(&(group, name)) {
-        decoder.report(Severity::Error, kind_place, "kind", format!("kind {name} is not supported yet"));
+        let text = format!("kind {name} is not supported yet");
+        decoder.report(Severity::Error, Code::NotSupported, kind_place, "kind", text);
     } else if group.ends_with("istio.io") {
         let ours = Kind::ALL.iter().filter(|kind| !kind.group().is_empty()).map(|kind| (kind.group(), kind.name()));
         let all: Vec<(&str, &str)> = ours.chain(NOT_YET.iter().copied()).collect();
@@ -205,13 +209,13 @@ fn kind(decoder: &Decoder<'_>, place: Place, entries: &[(Key, Node)]) -> Option<
                 format!("unknown kind `{name}`{}", suggest(name, &known, "known are"))
             }
         };
-        decoder.report(Severity::Error, kind_place, "kind", text);
+        decoder.report(Severity::Error, Code::UnknownKind, kind_place, "kind", text);
     } else if group.is_empty() && name == "List" {
         let text = "kind List is not supported: write its items as documents of their own, separated by ---";
-        decoder.report(Severity::Error, kind_place, "kind", text);
+        decoder.report(Severity::Error, Code::UnknownKind, kind_place, "kind", text);
     } else {
         let text = format!("kind {name} of {api} does not concern the mesh: skipped");
-        decoder.report(Severity::Warning, kind_place, "kind", text);
+        decoder.report(Severity::Warning, Code::ForeignKind, kind_place, "kind", text);
     }
     None
 }

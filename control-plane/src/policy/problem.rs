@@ -2,7 +2,10 @@
 
 use std::fmt;
 
-use crate::yaml::Place;
+use serde_json::{Value, json};
+
+use super::{Document, nearest};
+use crate::yaml::{self, Node, Place};
 
 /// How bad.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,6 +14,101 @@ pub enum Severity {
     Error,
     /// Applied, and shown.
     Warning,
+}
+
+impl Severity {
+    /// As it is written.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warning => "warning",
+        }
+    }
+}
+
+/// What kind of problem, for programs: unlike the text it does not change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Code {
+    /// The file cannot be read.
+    Unreadable,
+    /// No YAML, or more of it than is accepted.
+    NotYaml,
+    /// Neither Istio nor Weft knows the kind or its version.
+    UnknownKind,
+    /// A kind that is none of the mesh's: skipped.
+    ForeignKind,
+    /// Neither Istio nor Weft knows the field.
+    UnknownField,
+    /// Istio's, and not Weft's so far.
+    NotSupported,
+    /// A field is missing.
+    Required,
+    /// A field's value is not one that it can have, or not together with the others.
+    InvalidValue,
+    /// Sidecars would not take it.
+    Refused,
+    /// A field does nothing as it is used here, or is deprecated.
+    Ineffective,
+    /// Two documents are one object.
+    DuplicateObject,
+    /// The rules of a host have no such subset.
+    UndefinedSubset,
+    /// A subset of a host that no rule here is for.
+    MissingRule,
+    /// The documents of a host declare no such port.
+    UndefinedPort,
+    /// Nobody offers the host.
+    UnknownHost,
+    /// The gateway is not there.
+    UnknownGateway,
+    /// The gateway takes no callers for the host.
+    HostNotInGateway,
+    /// The VirtualService to delegate to is not there, or does not fit.
+    Delegate,
+    /// Another object, which is older, decides.
+    Overruled,
+    /// No request ever takes the route.
+    Unreachable,
+    /// No instance is in the subset.
+    EmptySubset,
+    /// A selector picks nobody, or nobody picks the object.
+    NoWorkload,
+    /// A host has several ports, and the route names none.
+    OpenPort,
+    /// Callers are told plaintext, the service to take none.
+    PlaintextToStrict,
+}
+
+impl Code {
+    /// As it is written.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Unreadable => "unreadable",
+            Self::NotYaml => "not-yaml",
+            Self::UnknownKind => "unknown-kind",
+            Self::ForeignKind => "foreign-kind",
+            Self::UnknownField => "unknown-field",
+            Self::NotSupported => "not-supported",
+            Self::Required => "required",
+            Self::InvalidValue => "invalid-value",
+            Self::Refused => "refused",
+            Self::Ineffective => "ineffective",
+            Self::DuplicateObject => "duplicate-object",
+            Self::UndefinedSubset => "undefined-subset",
+            Self::MissingRule => "missing-rule",
+            Self::UndefinedPort => "undefined-port",
+            Self::UnknownHost => "unknown-host",
+            Self::UnknownGateway => "unknown-gateway",
+            Self::HostNotInGateway => "host-not-in-gateway",
+            Self::Delegate => "delegate",
+            Self::Overruled => "overruled",
+            Self::Unreachable => "unreachable",
+            Self::EmptySubset => "empty-subset",
+            Self::NoWorkload => "no-workload",
+            Self::OpenPort => "open-port",
+            Self::PlaintextToStrict => "plaintext-to-strict",
+        }
+    }
 }
 
 /// One line for the user: where, what, and what would be right.
@@ -22,18 +120,153 @@ pub struct Problem {
     pub place: Place,
     /// How bad.
     pub severity: Severity,
+    /// What kind.
+    pub code: Code,
     /// Field, such as `trafficPolicy.loadBalancer.simple`; empty: the document.
     pub path: String,
     /// What is wrong.
     pub text: String,
 }
 
+impl Problem {
+    /// For programs.
+    pub fn to_json(&self) -> Value {
+        json!({
+            "file": self.file,
+            "line": self.place.line,
+            "column": self.place.column,
+            "path": self.path,
+            "severity": self.severity.name(),
+            "code": self.code.name(),
+            "message": self.text,
+            "suggestion": nearest::suggested(&self.text),
+        })
+    }
+}
+
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let severity = match self.severity {
-            Severity::Error => "error",
-            Severity::Warning => "warning",
-        };
-        write!(f, "{}:{}:{}: {severity}: {}", self.file, self.place.line, self.place.column, self.text)
+        let (place, severity) = (self.place, self.severity.name());
+        write!(f, "{}:{}:{}: {severity}: {}", self.file, place.line, place.column, self.text)
+    }
+}
+
+/// A problem of a decoded document, which no longer knows its places: they are found again by the field's path.
+#[derive(Clone, Debug)]
+pub(crate) struct Finding<'a> {
+    pub(crate) document: &'a Document,
+    pub(crate) path: String,
+    pub(crate) severity: Severity,
+    pub(crate) code: Code,
+    pub(crate) text: String,
+}
+
+impl<'a> Finding<'a> {
+    pub(crate) fn error(document: &'a Document, path: impl Into<String>, code: Code, text: impl Into<String>) -> Self {
+        Finding { document, path: path.into(), severity: Severity::Error, code, text: text.into() }
+    }
+
+    pub(crate) fn warning(
+        document: &'a Document,
+        path: impl Into<String>,
+        code: Code,
+        text: impl Into<String>,
+    ) -> Self {
+        Finding { severity: Severity::Warning, ..Self::error(document, path, code, text) }
+    }
+}
+
+/// Problems with their places, by file and place. A document's text is read once, however much is found in it.
+pub(crate) fn placed(mut findings: Vec<Finding<'_>>) -> Vec<Problem> {
+    findings.sort_by_key(|finding| std::ptr::from_ref(finding.document));
+    let of_documents = findings.chunk_by(|a, b| std::ptr::eq(a.document, b.document));
+    let mut problems: Vec<Problem> = of_documents.flat_map(of_document).collect();
+    sort(&mut problems);
+    problems
+}
+
+/// By file and place, each once.
+pub(crate) fn sort(problems: &mut Vec<Problem>) {
+    problems.sort_by(|a, b| (&a.file, a.place, &a.text).cmp(&(&b.file, b.place, &b.text)));
+    problems.dedup();
+}
+
+fn of_document(findings: &[Finding<'_>]) -> Vec<Problem> {
+    let Some(first) = findings.first() else { return Vec::new() };
+    let root = yaml::parse(&first.document.yaml).0.into_iter().next().map(|found| found.root);
+    let before = first.document.line.saturating_sub(root.as_ref().map_or(1, |root| root.place.line));
+    let place = |path: &str| {
+        let place = root.as_ref().filter(|_| !path.is_empty()).and_then(|root| place_of(root, path));
+        let start = Place { line: first.document.line, column: 1 };
+        place.map_or(start, |place| Place { line: place.line + before, ..place })
+    };
+    let problem = |finding: &Finding<'_>| Problem {
+        file: finding.document.file.clone(),
+        place: place(&finding.path),
+        severity: finding.severity,
+        code: finding.code,
+        path: finding.path.clone(),
+        text: finding.text.clone(),
+    };
+    findings.iter().map(problem).collect()
+}
+
+/// Where `http[2].route[0]` of a document starts; as much of the path as is there counts.
+fn place_of(root: &Node, path: &str) -> Option<Place> {
+    let mut node = if path.starts_with("metadata") { root } else { root.get("spec")? };
+    for step in path.split('.') {
+        let (name, indexes) = step.split_once('[').map_or((step, ""), |(name, rest)| (name, rest));
+        let Some(next) = node.get(name) else { break };
+        node = next;
+        for index in indexes.split('[').filter_map(|index| index.trim_end_matches(']').parse().ok()) {
+            let Some(next) = node.item(index) else { break };
+            node = next;
+        }
+    }
+    Some(node.place)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::parse;
+
+    #[test]
+    fn fields_are_found_again() {
+        let text = "# first\n---\n# of the second\napiVersion: networking.istio.io/v1\nkind: DestinationRule\n\
+                    metadata:\n  name: a\nspec:\n  host: a\n  subsets:\n  - name: v1\n  - labels: {a: b}\n    name: v2\n";
+        let parsed = parse("f.yaml", text);
+        let [document] = &parsed.documents[..] else { panic!("{parsed:?}") };
+        for (path, line, column) in [
+            ("", 4, 1),
+            ("metadata.name", 7, 9),
+            ("host", 9, 9),
+            ("subsets[1].name", 13, 11),
+            ("subsets[1].labels.a", 12, 17),
+            ("subsets[0].labels.x", 11, 5),
+            ("subsets[7]", 11, 5),
+            ("none", 9, 3),
+        ] {
+            let found = placed(vec![Finding::warning(document, path, Code::EmptySubset, "t")]);
+            assert_eq!(found[0].place, Place { line, column }, "{path}");
+        }
+    }
+
+    #[test]
+    fn for_programs() {
+        let parsed = parse(
+            "f.yaml",
+            "kind: DestinationRule\napiVersion: networking.istio.io/v1\nmetadata: {nam: a}\nspec: {host: a}\n",
+        );
+        let all: Vec<Value> = parsed.problems.iter().map(Problem::to_json).collect();
+        let want = json!({
+            "file": "f.yaml", "line": 3, "column": 12, "path": "metadata.nam", "severity": "error",
+            "code": "unknown-field", "message": "unknown field `nam`, did you mean `name`?", "suggestion": "name",
+        });
+        assert_eq!(all[0], want);
+        assert_eq!(all.len(), 1, "{all:?}");
+        let missing = parse("f.yaml", "kind: Gateway\napiVersion: networking.istio.io/v1\nmetadata: {name: a}\n");
+        let missing = missing.problems[0].to_json();
+        assert_eq!((&missing["code"], &missing["suggestion"]), (&json!("required"), &Value::Null));
     }
 }

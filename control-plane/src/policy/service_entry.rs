@@ -1,13 +1,16 @@
 //! ServiceEntry: a host that nothing registers, inside or outside the mesh.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, HashSet},
+    net::IpAddr,
+};
 
 use weft_proto::v1;
 
 use super::{
-    WorkloadEntry,
+    Subnet, WorkloadEntry,
     export::{self, Export},
-    fields::{Fields, Shape, not_yet, object, read},
+    fields::{Fields, Shape, object, read},
     names,
     nearest::suggest,
     protocol, workload_entry,
@@ -21,7 +24,7 @@ pub struct ServiceEntry {
     /// Exact names or `*.suffix`, lower case.
     pub hosts: Vec<String>,
     /// Virtual IPs or ranges.
-    pub addresses: Vec<AddressRange>,
+    pub addresses: Vec<Subnet>,
     /// By unique number.
     pub ports: Vec<EntryPort>,
     /// `MESH_EXTERNAL`.
@@ -32,6 +35,8 @@ pub struct ServiceEntry {
     pub endpoints: Vec<WorkloadEntry>,
     /// Labels of the WorkloadEntries of this namespace that are endpoints.
     pub workload_selector: Option<BTreeMap<String, String>>,
+    /// Names of which a server's certificate has to have one where a sidecar speaks TLS to it (DestinationRule `tls`).
+    pub subject_alt_names: Vec<String>,
 }
 
 /// `resolution`.
@@ -41,17 +46,17 @@ pub enum Resolution {
     None,
     /// The endpoints' addresses.
     Static,
-    /// The endpoints' (or the hosts') names, resolved by the sidecar.
+    /// The endpoints' (or the hosts') names, resolved by the sidecar: every address is an endpoint.
     Dns,
+    /// The same, and each name is one endpoint, at whichever address it has when it is dialed.
+    DnsRoundRobin,
 }
 
-/// An address or a CIDR range.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AddressRange {
-    /// First address as written.
-    pub address: IpAddr,
-    /// Bits that count: 32 or 128 for one address.
-    pub prefix: u8,
+impl Resolution {
+    /// Endpoints may be names.
+    pub fn is_dns(self) -> bool {
+        matches!(self, Resolution::Dns | Resolution::DnsRoundRobin)
+    }
 }
 
 /// One entry of `ports`.
@@ -77,44 +82,18 @@ pub(crate) const SHAPE: Shape = &[
     object("endpoints", workload_entry::SHAPE),
     object("workloadSelector", &[read("labels")]),
     read("exportTo"),
-    not_yet("subjectAltNames"),
+    read("subjectAltNames"),
 ];
-
-impl AddressRange {
-    /// "10.0.0.1" or "10.0.0.0/8".
-    pub fn parse(text: &str) -> Option<Self> {
-        let (address, prefix) = text.split_once('/').map_or((text, None), |(address, prefix)| (address, Some(prefix)));
-        let address: IpAddr = address.parse().ok()?;
-        let most = if address.is_ipv4() { 32 } else { 128 };
-        let prefix = prefix.map_or(Some(most), |prefix| prefix.parse().ok().filter(|prefix| *prefix <= most))?;
-        Some(Self { address, prefix })
-    }
-
-    /// Whether it is one address.
-    pub fn is_single(self) -> bool {
-        self.prefix == if self.address.is_ipv4() { 32 } else { 128 }
-    }
-
-    /// Whether it covers `address`.
-    pub fn contains(self, address: IpAddr) -> bool {
-        let differ = match (self.address, address) {
-            (IpAddr::V4(a), IpAddr::V4(b)) => (u128::from(a.to_bits() ^ b.to_bits())) << 96,
-            (IpAddr::V6(a), IpAddr::V6(b)) => a.to_bits() ^ b.to_bits(),
-            _ => return false,
-        };
-        differ.leading_zeros() >= u32::from(self.prefix)
-    }
-}
 
 /// Reads `spec`.
 pub(crate) fn decode(spec: &Fields<'_>) -> ServiceEntry {
     let resolution = resolution(spec);
     let hosts = hosts(spec, resolution);
     let addresses = spec.strings("addresses").into_iter().filter_map(|(text, place)| {
-        let range = AddressRange::parse(&text);
+        let range = Subnet::parse(&text);
         match range {
             None => spec.error_at(place, format!("`{text}` is neither an IP address nor a CIDR range")),
-            Some(range) if !range.is_single() && resolution == Resolution::Dns => {
+            Some(range) if !range.is_single() && resolution.is_dns() => {
                 spec.error_at(place, "a CIDR range needs `resolution` NONE or STATIC");
             }
             Some(_) => {}
@@ -133,6 +112,7 @@ pub(crate) fn decode(spec: &Fields<'_>) -> ServiceEntry {
         resolution,
         endpoints: spec.objects("endpoints").iter().map(workload_entry::decode).collect(),
         workload_selector: spec.object("workloadSelector").map(|selector| selector.string_map("labels")),
+        subject_alt_names: spec.strings("subjectAltNames").into_iter().map(|(name, _)| name).collect(),
     };
     check(spec, &entry);
     entry
@@ -143,13 +123,14 @@ fn resolution(spec: &Fields<'_>) -> Resolution {
         ("NONE", Some(Resolution::None)),
         ("STATIC", Some(Resolution::Static)),
         ("DNS", Some(Resolution::Dns)),
-        ("DNS_ROUND_ROBIN", None),
+        ("DNS_ROUND_ROBIN", Some(Resolution::DnsRoundRobin)),
         ("DYNAMIC_DNS", None),
     ];
     let value = spec.one_of("resolution", VALUES);
     if value == Some(None) {
-        let name = spec.string("resolution").unwrap_or_default();
-        spec.error("resolution", format!("`resolution: {name}` is not supported yet"));
+        let text = "`resolution: DYNAMIC_DNS` is not supported yet: NONE sends a wildcard's requests where the caller's own \
+                    DNS says";
+        spec.error("resolution", text);
     }
     value.flatten().unwrap_or(Resolution::None)
 }
@@ -157,16 +138,17 @@ fn resolution(spec: &Fields<'_>) -> Resolution {
 fn hosts(spec: &Fields<'_>, resolution: Resolution) -> Vec<String> {
     spec.require("hosts");
     let mut hosts: Vec<String> = Vec::new();
+    let mut seen = HashSet::new();
     for (host, place) in spec.strings("hosts") {
         let host = host.to_ascii_lowercase();
         let host = host.strip_suffix('.').unwrap_or(&host).to_owned();
         if host == "*" || !names::is_host_or_wildcard(&host) {
             spec.error_at(place, format!("`{host}` is not a host name; write a full name or *.suffix"));
         }
-        if hosts.contains(&host) {
+        if !seen.insert(host.clone()) {
             spec.error_at(place, format!("host `{host}` is given twice"));
         }
-        if host.starts_with('*') && resolution == Resolution::Dns && !spec.has("endpoints") {
+        if host.starts_with('*') && resolution.is_dns() && !spec.has("endpoints") {
             spec.error_at(place, format!("`{host}` cannot be resolved: name each host, or use `resolution: NONE`"));
         }
         hosts.push(host);
@@ -179,14 +161,15 @@ fn hosts(spec: &Fields<'_>, resolution: Resolution) -> Vec<String> {
 
 fn ports(spec: &Fields<'_>) -> Vec<EntryPort> {
     let mut ports: Vec<EntryPort> = Vec::new();
+    let (mut numbers, mut named) = (HashSet::new(), HashSet::new());
     for fields in spec.objects("ports") {
         fields.require("number");
         let number = fields.port("number").unwrap_or_default();
         let name = fields.required_string("name");
-        if number != 0 && ports.iter().any(|port| port.number == number) {
+        if !numbers.insert(number) && number != 0 {
             fields.error("number", format!("port {number} is given twice"));
         }
-        if ports.iter().any(|port| port.name == name) {
+        if !named.insert(name.clone()) {
             fields.error("name", format!("port name `{name}` is given twice"));
         }
         let written = fields.string("protocol");
@@ -221,14 +204,18 @@ fn check(spec: &Fields<'_>, entry: &ServiceEntry) {
         Resolution::Static if entry.endpoints.is_empty() && entry.workload_selector.is_none() => {
             spec.error("resolution", "`resolution: STATIC` needs `endpoints` or a `workloadSelector`");
         }
+        Resolution::DnsRoundRobin if entry.endpoints.len() > 1 => {
+            spec.error("endpoints", "`resolution: DNS_ROUND_ROBIN` has one endpoint at most: use DNS for several");
+        }
         Resolution::Static if !entry.endpoints.iter().all(literal) => {
             spec.error("endpoints", "with `resolution: STATIC` every endpoint's address must be an IP address");
         }
         _ => {}
     }
+    let known: Vec<&str> = entry.ports.iter().map(|port| port.name.as_str()).collect();
+    let named: HashSet<&str> = known.iter().copied().collect();
     for name in entry.endpoints.iter().flat_map(|endpoint| endpoint.ports.keys()) {
-        if !entry.ports.iter().any(|port| port.name == *name) {
-            let known: Vec<&str> = entry.ports.iter().map(|port| port.name.as_str()).collect();
+        if !named.contains(name.as_str()) {
             let hint = suggest(name, &known, "`ports` has");
             spec.error("endpoints", format!("an endpoint maps port `{name}`, which `ports` does not name{hint}"));
         }

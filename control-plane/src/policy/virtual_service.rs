@@ -1,20 +1,28 @@
 //! VirtualService: where a request to a host goes.
 
+mod connection;
 mod cors;
 mod fault;
 mod matching;
+mod mirror;
 mod response;
+mod rewrite;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use weft_proto::v1;
 
 use super::{
     export::{self, Export},
-    fields::{Fields, Shape, not_yet, object, read},
+    fields::{Fields, Shape, object, read},
     names,
 };
+pub use connection::{ConnectionMatch, ConnectionRoute};
+
+use crate::world::patterns;
 use crate::yaml::Place;
+
+pub(crate) use matching::covers;
 
 /// A VirtualService's `spec`.
 #[derive(Clone, Debug, PartialEq)]
@@ -51,25 +59,12 @@ impl VirtualService {
     /// All that routes of any kind lead to.
     pub fn destinations(&self) -> impl Iterator<Item = &Destination> {
         let http = self.http.iter().filter_map(|route| match &route.action {
-            Action::Forward(forward) => Some(&forward.destinations),
+            Action::Forward(forward) => Some(forward.all_destinations()),
             _ => None,
         });
-        let bytes = self.tls.iter().chain(&self.tcp).map(|route| &route.destinations);
-        http.chain(bytes).flatten()
+        let bytes = self.tls.iter().chain(&self.tcp).flat_map(|route| &route.destinations);
+        http.flatten().chain(bytes)
     }
-}
-
-/// One entry of `tls` or `tcp`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ConnectionRoute {
-    /// `match.sniHosts`; empty for `tcp`.
-    pub server_names: Vec<String>,
-    /// `match.port`; empty: every port.
-    pub ports: Vec<u32>,
-    /// At least one.
-    pub destinations: Vec<Destination>,
-    /// Where it is written.
-    pub place: Place,
 }
 
 /// One entry of `http`.
@@ -118,6 +113,19 @@ pub enum Action {
     Redirect(v1::Redirect),
     /// `directResponse`.
     Respond(v1::DirectResponse),
+    /// `delegate`.
+    Delegate(Delegate),
+}
+
+/// The VirtualService whose routes take this one's place.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Delegate {
+    /// Empty: that of the document.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// What it does not say itself; without destinations.
+    pub rest: Forward,
 }
 
 /// `route` with what belongs to it.
@@ -133,6 +141,24 @@ pub struct Forward {
     pub retry: Option<v1::RetryPolicy>,
     /// `fault`.
     pub fault: Option<v1::Fault>,
+    /// `mirror` or `mirrors`.
+    pub mirrors: Vec<Mirror>,
+}
+
+impl Forward {
+    /// Those of the requests, and those of their copies.
+    pub fn all_destinations(&self) -> impl Iterator<Item = &Destination> {
+        self.destinations.iter().chain(self.mirrors.iter().map(|mirror| &mirror.destination))
+    }
+}
+
+/// Who gets copies of requests.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Mirror {
+    /// Its weight counts for nothing.
+    pub destination: Destination,
+    /// Of the requests, 0 to 100.
+    pub percent: f64,
 }
 
 /// One entry of `route`.
@@ -150,6 +176,17 @@ pub struct Destination {
     pub headers: Option<v1::HeaderOperations>,
     /// Where it is written.
     pub place: Place,
+}
+
+impl Destination {
+    /// All of a host.
+    pub fn to(host: &str, place: Place) -> Destination {
+        Destination { host: host.to_owned(), ..Destination::nowhere(place) }
+    }
+
+    fn nowhere(place: Place) -> Destination {
+        Destination { host: String::new(), subset: String::new(), port: None, weight: 0, headers: None, place }
+    }
 }
 
 const STRING_MATCH: Shape = &[read("exact"), read("prefix"), read("regex")];
@@ -185,11 +222,11 @@ const HTTP: Shape = &[
             read("port"),
             read("derivePort"),
             read("redirectCode"),
-            not_yet("prefixRewrite"),
+            read("prefixRewrite"),
         ],
     ),
     object("directResponse", &[read("status"), object("body", &[read("string"), read("bytes")])]),
-    object("rewrite", &[read("uri"), read("authority"), not_yet("uriRegexRewrite")]),
+    object("rewrite", rewrite::SHAPE),
     read("timeout"),
     object(
         "retries",
@@ -198,78 +235,49 @@ const HTTP: Shape = &[
             read("perTryTimeout"),
             read("retryOn"),
             read("backoff"),
-            not_yet("retryRemoteLocalities"),
+            read("retryRemoteLocalities"),
             read("retryIgnorePreviousHosts"),
         ],
     ),
     object("headers", HEADERS),
     object("fault", fault::SHAPE),
-    not_yet("mirror"),
-    not_yet("mirrors"),
-    not_yet("mirrorPercentage"),
-    not_yet("mirrorPercent"),
-    not_yet("mirror_percent"),
+    object("mirror", DESTINATION),
+    object("mirrors", mirror::SHAPE),
+    object("mirrorPercentage", fault::PERCENTAGE),
+    read("mirrorPercent"),
+    read("mirror_percent"),
     object("corsPolicy", cors::SHAPE),
-    not_yet("delegate"),
-];
-const CONNECTION_ROUTE: Shape = &[object("destination", DESTINATION), read("weight")];
-const TLS: Shape = &[
-    object(
-        "match",
-        &[
-            read("sniHosts"),
-            read("port"),
-            not_yet("destinationSubnets"),
-            not_yet("sourceLabels"),
-            not_yet("gateways"),
-            not_yet("sourceNamespace"),
-        ],
-    ),
-    object("route", CONNECTION_ROUTE),
-];
-const TCP: Shape = &[
-    object(
-        "match",
-        &[
-            read("port"),
-            not_yet("destinationSubnets"),
-            not_yet("sourceSubnet"),
-            not_yet("sourceLabels"),
-            not_yet("gateways"),
-            not_yet("sourceNamespace"),
-        ],
-    ),
-    object("route", CONNECTION_ROUTE),
+    object("delegate", &[read("name"), read("namespace")]),
 ];
 /// Fields of `spec`.
-pub(crate) const SHAPE: Shape =
-    &[read("hosts"), read("gateways"), object("http", HTTP), object("tls", TLS), object("tcp", TCP), read("exportTo")];
+pub(crate) const SHAPE: Shape = &[
+    read("hosts"),
+    read("gateways"),
+    object("http", HTTP),
+    object("tls", connection::TLS),
+    object("tcp", connection::TCP),
+    read("exportTo"),
+];
 
 /// Reads `spec`.
 pub(crate) fn decode(spec: &Fields<'_>) -> VirtualService {
-    spec.require("hosts");
     let mut hosts: Vec<String> = Vec::new();
+    let mut written: Vec<(String, Place)> = Vec::new();
     let gateways: Vec<String> = spec.strings("gateways").into_iter().map(|(gateway, _)| gateway).collect();
     let of_mesh = gateways.is_empty() || gateways.iter().any(|gateway| gateway == MESH);
     for (host, place) in spec.strings("hosts") {
-        if host == "*" && !of_mesh {
-        } else if host == "*" {
+        if host == "*" && of_mesh {
             spec.error_at(place, "host `*` is for gateways: name the hosts whose callers in the mesh this is for");
-        } else if !names::is_host_or_wildcard(&host) {
+        } else if host != "*" && !names::is_host_or_wildcard(&host) {
             spec.error_at(
                 place,
                 format!("`{host}` is not a host name; write a service's name, a full name or *.suffix"),
             );
-        } else if let Some(other) =
-            hosts.iter().find(|other| names::covers(other, &host) || names::covers(&host, other))
-        {
-            spec.error_at(place, format!("hosts `{other}` and `{host}` overlap: give only one of them"));
         }
+        written.push((host.clone(), place));
         hosts.push(host);
     }
-    if spec.has("hosts") && hosts.is_empty() {
-        spec.error("hosts", "`hosts` must name at least one host");
-    }
+    overlaps(spec, &written);
     for (gateway, place) in spec.strings("gateways") {
         if !matching::is_gateway(&gateway) {
             spec.error_at(place, format!("`{gateway}` is not a gateway: mesh, a name, or namespace/name"));
@@ -277,49 +285,56 @@ pub(crate) fn decode(spec: &Fields<'_>) -> VirtualService {
     }
     let export = export::decode(spec);
     let http: Vec<Route> = spec.objects("http").iter().map(route).collect();
-    let tls: Vec<ConnectionRoute> = spec.objects("tls").iter().map(|fields| connection_route(fields, true)).collect();
-    let tcp: Vec<ConnectionRoute> = spec.objects("tcp").iter().map(|fields| connection_route(fields, false)).collect();
-    if http.is_empty() && tls.is_empty() && tcp.is_empty() {
-        spec.error("http", "`http` must have at least one route");
-    }
-    for (name, given) in [("tls", !tls.is_empty()), ("tcp", !tcp.is_empty())] {
-        if given && of_mesh {
-            let text =
-                format!("`{name}` routes of callers in the mesh are not supported yet: only those of `gateways`");
+    let tls: Vec<ConnectionRoute> = spec
+        .objects("tls")
+        .iter()
+        .map(|fields| connection::decode(fields, Some(&hosts), gateways.len() > usize::from(of_mesh)))
+        .collect();
+    let tcp: Vec<ConnectionRoute> = spec
+        .objects("tcp")
+        .iter()
+        .map(|fields| connection::decode(fields, None, gateways.len() > usize::from(of_mesh)))
+        .collect();
+    if hosts.is_empty() && http.is_empty() {
+        spec.require("hosts");
+    } else if hosts.is_empty() && !spec.misspelled("hosts") {
+        // A delegate.
+        for name in ["gateways", "tls", "tcp"].into_iter().filter(|name| spec.has(name)) {
+            let text = format!("`{name}` needs `hosts`; without them it is a delegate, which has `http` alone");
             spec.error(name, text);
         }
+    }
+    if http.is_empty() && tls.is_empty() && tcp.is_empty() {
+        spec.error("http", "`http` must have at least one route");
     }
     VirtualService { export, hosts, gateways, http, tls, tcp }
 }
 
-fn connection_route(fields: &Fields<'_>, tls: bool) -> ConnectionRoute {
-    fields.require("route");
-    let destinations: Vec<Destination> = fields.objects("route").iter().map(plain_destination).collect();
-    if destinations.len() > 1 && destinations.iter().all(|destination| destination.weight == 0) {
-        fields.error("route", "the weights add up to 0: no destination would get a connection");
-    }
-    let (mut server_names, mut ports) = (Vec::new(), Vec::new());
-    for one in fields.objects("match") {
-        ports.extend(one.port("port"));
-        for (name, place) in if tls { one.strings("sniHosts") } else { Vec::new() } {
-            if name != "*" && !names::is_host_or_wildcard(&name) {
-                one.error_at(place, format!("`{name}` is not a server name: a host, *.suffix or *"));
-            }
-            server_names.push(name.to_ascii_lowercase());
+/// Reports hosts that another one covers.
+fn overlaps(spec: &Fields<'_>, hosts: &[(String, Place)]) {
+    let mut first: HashMap<&str, usize> = HashMap::new();
+    for (n, (host, place)) in hosts.iter().enumerate() {
+        if *first.entry(host).or_insert(n) != n {
+            spec.error_at(*place, format!("hosts `{host}` and `{host}` overlap: give only one of them"));
         }
     }
-    if tls && server_names.is_empty() {
-        fields.error_at(fields.place, "`match` with `sniHosts` is required");
+    for (n, (host, _)) in hosts.iter().enumerate() {
+        let mut wider = patterns(host).skip(1).filter(|pattern| pattern != host);
+        if let Some(other) = wider.find_map(|pattern| first.get(pattern.as_str()).copied()) {
+            let ((first, _), (second, place)) = (&hosts[n.min(other)], &hosts[n.max(other)]);
+            spec.error_at(*place, format!("hosts `{first}` and `{second}` overlap: give only one of them"));
+        }
     }
-    ConnectionRoute { server_names, ports, destinations, place: fields.place }
 }
 
+/// What a route does: one of them.
+const ACTIONS: [&str; 4] = ["route", "redirect", "directResponse", "delegate"];
+
 fn route(fields: &Fields<'_>) -> Route {
-    let given: Vec<&'static str> =
-        ["route", "redirect", "directResponse"].into_iter().filter(|name| fields.has(name)).collect();
+    let given: Vec<&'static str> = ACTIONS.into_iter().filter(|name| fields.has(name)).collect();
     match given[..] {
-        [] if ["route", "redirect", "directResponse"].into_iter().any(|name| fields.misspelled(name)) => {}
-        [] => fields.error_at(fields.place, "one of `route`, `redirect` and `directResponse` is required"),
+        [] if ACTIONS.into_iter().any(|name| fields.misspelled(name)) => {}
+        [] => fields.error_at(fields.place, "one of `route`, `redirect`, `directResponse` and `delegate` is required"),
         [_] => {}
         [first, second, ..] => fields.error(second, format!("`{first}` and `{second}` exclude each other")),
     }
@@ -328,11 +343,16 @@ fn route(fields: &Fields<'_>) -> Route {
         Action::Redirect(response::redirect(&redirect))
     } else if let Some(direct) = fields.object("directResponse") {
         Action::Respond(response::direct(&direct))
+    } else if let Some(delegate) = fields.object("delegate") {
+        let (name, namespace) = (delegate.required_string("name"), delegate.string("namespace").unwrap_or_default());
+        Action::Delegate(Delegate { namespace, name, rest: forward })
     } else {
         Action::Forward(forward)
     };
-    if !matches!(action, Action::Forward(_)) {
-        for name in ["rewrite", "timeout", "retries", "fault"].into_iter().filter(|name| fields.has(name)) {
+    if matches!(action, Action::Redirect(_) | Action::Respond(_)) {
+        for name in
+            ["rewrite", "timeout", "retries", "fault", "mirror", "mirrors"].into_iter().filter(|name| fields.has(name))
+        {
             fields.error(name, format!("`{name}` needs a `route`"));
         }
     }
@@ -357,14 +377,10 @@ fn forward(fields: &Fields<'_>) -> Forward {
     Forward {
         destinations,
         timeout_ms: fields.duration("timeout", 0).unwrap_or_default(),
-        rewrite: fields.object("rewrite").map(|rewrite| {
-            if !rewrite.has("uri") && !rewrite.has("authority") {
-                rewrite.error_at(rewrite.place, "`rewrite` needs `uri` or `authority`");
-            }
-            v1::Rewrite { uri: rewrite.string("uri"), authority: rewrite.string("authority") }
-        }),
+        rewrite: fields.object("rewrite").map(|rewrite| rewrite::decode(&rewrite)),
         retry: fields.object("retries").map(|retries| response::retry(&retries)),
         fault: fields.object("fault").map(|fault| fault::decode(&fault)),
+        mirrors: mirror::decode(fields),
     }
 }
 
@@ -377,22 +393,25 @@ fn destination(fields: &Fields<'_>) -> Destination {
 fn plain_destination(fields: &Fields<'_>) -> Destination {
     fields.require("destination");
     let weight = fields.limit("weight").unwrap_or_default();
-    let headers = None;
-    let mut found =
-        Destination { host: String::new(), subset: String::new(), port: None, weight, headers, place: fields.place };
+    let mut found = Destination { weight, ..Destination::nowhere(fields.place) };
     if let Some(destination) = fields.object("destination") {
-        found.place = destination.place;
-        found.host = destination.required_string("host");
-        if !found.host.is_empty() && !names::is_host(&found.host) {
-            destination.error("host", format!("`{}` is not a host name to send requests to", found.host));
-        }
-        found.subset = destination.string("subset").unwrap_or_default();
-        found.port = destination.object("port").and_then(|port| {
-            port.require("number");
-            port.port("number")
-        });
+        read_destination(&destination, &mut found);
     }
     found
+}
+
+/// Host, subset and port.
+fn read_destination(fields: &Fields<'_>, found: &mut Destination) {
+    found.place = fields.place;
+    found.host = fields.required_string("host");
+    if !found.host.is_empty() && !names::is_host(&found.host) {
+        fields.error("host", format!("`{}` is not a host name to send requests to", found.host));
+    }
+    found.subset = fields.string("subset").unwrap_or_default();
+    found.port = fields.object("port").and_then(|port| {
+        port.require("number");
+        port.port("number")
+    });
 }
 
 fn header_operations(fields: &Fields<'_>) -> v1::HeaderOperations {

@@ -12,7 +12,7 @@ use super::{
     service::{Clusters, service},
 };
 use crate::{
-    policy::{Document, Object, Place, Route, RouteMatch, Settings},
+    policy::{Action, Destination, Document, Forward, Object, Place, Route, RouteMatch, Settings},
     world::{Scope, World},
 };
 
@@ -31,7 +31,12 @@ pub(crate) fn dry_run(document: &Document) -> Vec<(Option<Place>, CompileError)>
             let route = |route: &Route| {
                 // Whoever's requests a match is for.
                 let of_all = |one: &RouteMatch| RouteMatch { http: one.http.clone(), ..RouteMatch::default() };
-                let route = Route { matches: route.matches.iter().map(of_all).collect(), ..route.clone() };
+                let mut route = Route { matches: route.matches.iter().map(of_all).collect(), ..route.clone() };
+                if let Action::Delegate(delegate) = route.action {
+                    // Somewhere the requests will go.
+                    let destinations = vec![Destination::to("dry-run", route.place)];
+                    route.action = Action::Forward(Forward { destinations, ..delegate.rest });
+                }
                 let mut clusters = Clusters::new(&world, &client, None);
                 let routes = clusters.route(document, &route, 80).into_iter().collect();
                 // A port's own cluster is there whatever its routes say.
@@ -45,14 +50,17 @@ pub(crate) fn dry_run(document: &Document) -> Vec<(Option<Place>, CompileError)>
         Object::ServiceEntry(_) | Object::Service(_) => {
             let world = alone(document);
             let client = Scope::of(&document.namespace);
-            let services = world.hosts().filter_map(|host| service(&world, &client, &host.name));
-            let addresses = world.hosts().filter_map(|host| endpoints(&world, &host.name));
+            // Hosts of one document have all but their names in common, and those the decoder has checked.
+            let hosts = || world.hosts().take(1);
+            let services = hosts().filter_map(|host| service(&world, &client, &host.name));
+            let addresses = hosts().filter_map(|host| endpoints(&world, &host.name));
             let services = services.map(|service| (None, compiled(&service)));
             services.chain(addresses.map(|e| (None, compile::endpoints(&e).map(drop)))).collect()
         }
-        Object::PeerAuthentication(_) | Object::Gateway(_) => {
+        Object::PeerAuthentication(_) | Object::Gateway(_) | Object::Sidecar(_) => {
             let labels = match &document.object {
                 Object::Gateway(gateway) => gateway.selector.clone(),
+                Object::Sidecar(sidecar) => sidecar.selector.clone(),
                 _ => BTreeMap::new(),
             };
             let inbound = inbound(&alone(document), &document.namespace, &labels, &[]);

@@ -64,6 +64,7 @@ fn of_instance(world: &World, host: &Host, instance: &Instance) -> v1::Endpoint 
         workload: instance.workload.clone(),
         namespace: instance.namespace.clone(),
         locality: instance.locality.clone(),
+        every_address: false,
     }
 }
 
@@ -74,13 +75,12 @@ fn of_entry(world: &World, host: &Host) -> Vec<v1::Endpoint> {
     }
     let given = world.policies().entry_endpoints(&document.namespace, entry);
     // An address given by name belongs to a DNS entry; under STATIC a selected WorkloadEntry may still have one.
-    let usable =
-        |workload: &WorkloadEntry| entry.resolution == Resolution::Dns || workload.address.parse::<IpAddr>().is_ok();
+    let usable = |workload: &WorkloadEntry| entry.resolution.is_dns() || workload.address.parse::<IpAddr>().is_ok();
     let mut endpoints: Vec<v1::Endpoint> = given
         .filter(|(_, workload)| usable(workload))
         .map(|(name, workload)| of_workload(world, &document.namespace, entry, name, workload))
         .collect();
-    if endpoints.is_empty() && entry.resolution == Resolution::Dns && entry.workload_selector.is_none() {
+    if endpoints.is_empty() && entry.resolution.is_dns() && entry.workload_selector.is_none() {
         // The host is its own endpoint.
         let itself = WorkloadEntry {
             address: host.name.clone(),
@@ -127,6 +127,7 @@ fn of_workload(
         workload: name.to_owned(),
         namespace: namespace.to_owned(),
         locality: workload.locality.clone(),
+        every_address: entry.resolution == Resolution::Dns,
     }
 }
 

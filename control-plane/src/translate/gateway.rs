@@ -6,7 +6,7 @@ use weft_proto::v1::{self, http_route};
 
 use super::is_catch_all;
 use super::service::{Clusters, undefined};
-use crate::policy::{ConnectionRoute, Document, Gateway, Object, Server, VirtualService, covers};
+use crate::policy::{ConnectionMatch, ConnectionRoute, Document, Gateway, Object, Server, VirtualService, covers};
 use crate::world::{GATEWAY, Host, Scope, World, gateway_host, has_all};
 
 /// The servers of the Gateways that pick a workload with `labels`.
@@ -105,18 +105,29 @@ fn all_routes(
 ) -> Vec<v1::HttpRoute> {
     let connections: Vec<&ConnectionRoute> = match kind {
         "http" => return service.http.iter().filter_map(|route| clusters.route(document, route, 80)).collect(),
-        "tls" => service.tls.iter().filter(|route| route.server_names.iter().any(|name| name == what)).collect(),
+        "tls" => {
+            let ours = |one: &ConnectionMatch| one.server_names.iter().any(|name| name == what);
+            let of = |route: &&ConnectionRoute| {
+                route.matches.iter().any(|one| ours(one) && clusters.is_for_connections(document, one))
+            };
+            service.tls.iter().filter(of).collect()
+        }
         _ => {
             let port: u32 = what.parse().unwrap_or_default();
+            let ours = |one: &ConnectionMatch| one.port.unwrap_or_default() == port;
             let of = |route: &&ConnectionRoute| {
-                if port == 0 { route.ports.is_empty() } else { route.ports.contains(&port) }
+                let any = || route.matches.iter().any(|one| ours(one) && clusters.is_for_connections(document, one));
+                if route.matches.is_empty() { port == 0 } else { any() }
             };
             service.tcp.iter().filter(of).collect()
         }
     };
     let one = |route: &&ConnectionRoute| v1::HttpRoute {
         name: document.reference(),
-        action: Some(http_route::Action::Forward(clusters.connections(&document.namespace, &route.destinations))),
+        action: Some(http_route::Action::Forward(v1::Forward {
+            destinations: clusters.weighted(&document.namespace, &route.destinations, 443),
+            ..v1::Forward::default()
+        })),
         ..v1::HttpRoute::default()
     };
     connections.iter().map(one).collect()

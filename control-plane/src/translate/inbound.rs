@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use weft_proto::v1;
 
 use super::{gateway, mtls::Modes, ports, remotes, rules::Rules};
+use crate::policy::Ingress;
 use crate::world::{Host, Instance, InstanceKey, Scope, World};
 
 /// How the sidecar of a workload with `labels` in `namespace` treats what comes in for `instances`, which it registered.
@@ -26,13 +27,34 @@ pub fn inbound(
             }
         }
     }
+    let sidecar = world.policies().sidecar(namespace, labels).map(|(_, sidecar)| sidecar);
+    let (default_pool, ingress) = match sidecar {
+        Some(sidecar) => (sidecar.inbound_pool, sidecar.ingress.iter().map(listener).collect()),
+        None => (None, Vec::new()),
+    };
+    // What the Sidecar says of all ports comes before what the service's rule says.
+    for service in services.values_mut() {
+        service.connection_pool = default_pool.or(service.connection_pool);
+    }
     v1::Inbound {
+        outbound_policy: sidecar.map(|sidecar| sidecar.outbound).unwrap_or_default().into(),
+        ingress,
+        connection_pool: default_pool,
         mtls: modes.mode.into(),
         port_mtls: modes.ports.iter().map(|(port, mode)| (*port, (*mode).into())).collect(),
         services: services.into_values().collect(),
         policy: modes.policy,
         servers: gateway::servers(world, labels),
         trust: remotes::trust(world),
+    }
+}
+
+fn listener(ingress: &Ingress) -> v1::Ingress {
+    v1::Ingress {
+        port: ingress.port,
+        protocol: ingress.protocol.into(),
+        deliver_to: ingress.to.map(|to| to.to_string()).unwrap_or_default(),
+        connection_pool: ingress.pool,
     }
 }
 

@@ -2,27 +2,27 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::world::{GATEWAY, Host, MESH_SUFFIX, World, fqdn, patterns};
+use crate::world::{GATEWAY, Host, MESH_SUFFIX, Scope, World, fqdn, patterns};
 
-/// The canonical host that `asked` means to a client of `client_ns`: an authority without port, or an address with one (a
+/// The canonical host that `asked` means to a client: an authority without port, or an address with one (a
 /// virtual IP or an endpoint).
-pub fn resolve(world: &World, client_ns: &str, asked: &str) -> Option<String> {
+pub fn resolve(world: &World, client: &Scope, asked: &str) -> Option<String> {
     if asked.starts_with(GATEWAY) {
         return world.host(asked).map(|host| host.name.clone());
     }
     if let Ok(address) = asked.parse::<SocketAddr>() {
         let (ip, port) = (address.ip(), address.port());
         return world
-            .host_of_address(client_ns, ip, Some(port))
-            .or_else(|| world.host_of_endpoint(ip, port).filter(|host| host.reaches(client_ns)))
+            .host_of_address(client, ip, Some(port))
+            .or_else(|| world.host_of_endpoint(ip, port).filter(|host| world.sees(client, host, Some(port.into()))))
             .map(|host| host.name.clone());
     }
     if let Ok(address) = asked.trim_matches(['[', ']']).parse::<IpAddr>() {
-        return world.host_of_address(client_ns, address, None).map(|host| host.name.clone());
+        return world.host_of_address(client, address, None).map(|host| host.name.clone());
     }
     let asked = asked.strip_suffix('.').unwrap_or(asked).to_ascii_lowercase();
-    let known: Vec<&Host> = candidates(client_ns, &asked, world.datacenter())
-        .filter_map(|name| world.host(&name).filter(|host| host.reaches(client_ns)))
+    let known: Vec<&Host> = candidates(&client.namespace, &asked, world.datacenter())
+        .filter_map(|name| world.host(&name).filter(|host| world.sees(client, host, None)))
         .collect();
     known.iter().find(|host| host.live).or(known.first()).map(|host| host.name.clone())
 }
@@ -50,8 +50,8 @@ fn consul_service<'a>(asked: &'a str, datacenter: &str) -> Option<&'a str> {
     name.strip_suffix(".service").or_else(|| name.strip_suffix(datacenter)?.strip_suffix('.')?.strip_suffix(".service"))
 }
 
-/// Authorities that mean `host` to a client of `client_ns`, the canonical one first.
-pub(super) fn of(world: &World, client_ns: &str, host: &Host) -> Vec<String> {
+/// Authorities that mean `host` to a client, the canonical one first.
+pub(super) fn of(world: &World, client: &Scope, host: &Host) -> Vec<String> {
     let mut names = vec![host.name.clone()];
     if let Some((service, namespace)) = host.name.strip_suffix(MESH_SUFFIX).and_then(|name| name.rsplit_once('.')) {
         let short = [
@@ -61,7 +61,7 @@ pub(super) fn of(world: &World, client_ns: &str, host: &Host) -> Vec<String> {
             service.to_owned(),
         ];
         // What means another host to this client, such as a service of the same name in its own namespace, is left out.
-        names.extend(short.into_iter().filter(|name| resolve(world, client_ns, name).as_ref() == Some(&host.name)));
+        names.extend(short.into_iter().filter(|name| resolve(world, client, name).as_ref() == Some(&host.name)));
     }
     names.extend(world.addresses_of(host).iter().map(IpAddr::to_string));
     names

@@ -11,7 +11,8 @@ use super::{
 };
 use crate::{
     policy::{
-        Action, Destination, Document, Forward, MESH, Object, Resolution, Route, RouteMatch, VirtualService, canonical,
+        Action, ConnectionMatch, Destination, Document, Forward, MESH, Object, Resolution, Route, RouteMatch,
+        VirtualService, canonical,
     },
     world::{GATEWAY, Host, MESH_SUFFIX, Scope, World, has_all},
 };
@@ -23,23 +24,30 @@ pub fn service(world: &World, client: &Scope, host: &str) -> Option<v1::Service>
         return gateway::service(world, client, host);
     }
     let mut clusters = Clusters::new(world, client, None);
-    let routes = world.policies().routes(&client.namespace, &host.name);
+    let routes = world.policies().routes(client, &host.name);
     let exported = world.is_exported(&host.name);
-    let ports = ports::of(world, host).into_iter().map(|port| {
+    let seen = |port: &PortView| port.number == 0 || world.sees(client, host, Some(port.number));
+    let ports = ports::of(world, host).into_iter().filter(seen).map(|port| {
         let cluster = clusters.of(host, &port, "");
         let http = !matches!(port.protocol, v1::Protocol::Tcp | v1::Protocol::Tls);
+        let declared_http = http && port.protocol != v1::Protocol::Unknown;
+        let connection_routes = routes
+            .filter(|_| !declared_http)
+            .map(|document| clusters.connection_routes(document, &port))
+            .unwrap_or_default();
         let routes = routes.filter(|_| http).map(|document| clusters.routes(document, port.number)).unwrap_or_default();
         if exported {
             clusters.all_subsets(host, &port);
         }
-        v1::Port { number: port.number, name: port.name, protocol: port.protocol.into(), cluster, routes }
+        let protocol = port.protocol.into();
+        v1::Port { number: port.number, name: port.name, protocol, cluster, routes, connection_routes }
     });
     Some(v1::Service {
         ports: ports.collect(),
         host: host.name.clone(),
         namespace: host.namespace.clone(),
         addresses: world.addresses_of(host).iter().map(ToString::to_string).collect(),
-        names: names::of(world, &client.namespace, host),
+        names: names::of(world, client, host),
         clusters: clusters.found,
         external: ports::entry(host).is_some_and(|entry| entry.external),
         exported,
@@ -90,6 +98,8 @@ impl<'a> Clusters<'a> {
             Action::Forward(forward) => {
                 http_route::Action::Forward(self.forward(&document.namespace, forward, request_port))
             }
+            // Of a delegate that is not there.
+            Action::Delegate(_) => return None,
             Action::Redirect(redirect) => http_route::Action::Redirect(redirect.clone()),
             Action::Respond(response) => http_route::Action::DirectResponse(response.clone()),
         };
@@ -105,13 +115,23 @@ impl<'a> Clusters<'a> {
 
     /// Whether a match is for requests of this client, through this gateway or none.
     fn is_for(&self, document: &Document, one: &RouteMatch) -> bool {
+        self.is_ours(document, &one.gateways, &one.source_namespace, &one.source_labels)
+    }
+
+    fn is_ours(
+        &self,
+        document: &Document,
+        gateways: &[String],
+        source_namespace: &str,
+        source_labels: &BTreeMap<String, String>,
+    ) -> bool {
         let gateway = |name: &String| match self.gateway {
             None => name == MESH,
             Some(gateway) => name != MESH && name.split_once('/').unwrap_or((&document.namespace, name)) == gateway,
         };
-        (one.gateways.is_empty() || one.gateways.iter().any(gateway))
-            && (one.source_namespace.is_empty() || one.source_namespace == self.client.namespace)
-            && has_all(&self.client.labels, &one.source_labels)
+        (gateways.is_empty() || gateways.iter().any(gateway))
+            && (source_namespace.is_empty() || source_namespace == self.client.namespace)
+            && has_all(&self.client.labels, source_labels)
     }
 
     fn forward(&mut self, namespace: &str, forward: &Forward, request_port: u32) -> v1::Forward {
@@ -121,26 +141,56 @@ impl<'a> Clusters<'a> {
             rewrite: forward.rewrite.clone(),
             retry: forward.retry.clone(),
             fault: forward.fault,
+            mirrors: self.mirrors(namespace, forward, request_port),
         }
     }
 
-    /// Where connections go that are not looked into.
-    pub(super) fn connections(&mut self, namespace: &str, destinations: &[Destination]) -> v1::Forward {
-        v1::Forward { destinations: self.weighted(namespace, destinations, 443), ..v1::Forward::default() }
+    fn mirrors(&mut self, namespace: &str, forward: &Forward, request_port: u32) -> Vec<v1::Mirror> {
+        let used = forward.mirrors.iter().filter(|mirror| mirror.percent > 0.0);
+        let mirrors = used.map(|mirror| v1::Mirror {
+            cluster: self.destination(namespace, &mirror.destination, request_port),
+            percent: mirror.percent,
+        });
+        mirrors.collect()
     }
 
-    fn weighted(
+    /// The routes of connections to a port: by server name first, as Envoy looks for the most exact.
+    fn connection_routes(&mut self, document: &Document, port: &PortView) -> Vec<v1::ConnectionRoute> {
+        let Object::VirtualService(service) = &document.object else { return Vec::new() };
+        let of_tls = service.tls.iter().filter(|_| port.protocol != v1::Protocol::Tcp);
+        let of_bytes = service.tcp.iter().filter(|_| port.protocol != v1::Protocol::Tls);
+        let mut found = Vec::new();
+        for route in of_tls.chain(of_bytes) {
+            let ours = |one: &&ConnectionMatch| {
+                one.port.is_none_or(|wanted| wanted == port.number || port.number == 0)
+                    && self.is_for_connections(document, one)
+            };
+            let matches: Vec<v1::ConnectionMatch> = route.matches.iter().filter(ours).map(connection_match).collect();
+            if matches.is_empty() && !route.matches.is_empty() {
+                continue;
+            }
+            let destinations = self.weighted(&document.namespace, &route.destinations, port.number);
+            found.push(v1::ConnectionRoute { name: document.reference(), matches, destinations });
+        }
+        found
+    }
+
+    /// Whether a match is for connections of this client, through this gateway or none.
+    pub(super) fn is_for_connections(&self, document: &Document, one: &ConnectionMatch) -> bool {
+        self.is_ours(document, &one.gateways, &one.source_namespace, &one.source_labels)
+    }
+
+    pub(super) fn weighted(
         &mut self,
         namespace: &str,
         destinations: &[Destination],
         request_port: u32,
     ) -> Vec<v1::WeightedCluster> {
         let alone = destinations.len() == 1;
-        let used = destinations.iter().filter(|destination| alone || destination.weight > 0);
-        let weighted = used.map(|destination| v1::WeightedCluster {
+        let weighted = destinations.iter().map(|destination| v1::WeightedCluster {
             cluster: self.destination(namespace, destination, request_port),
             // A destination alone gets every request, whatever its weight says.
-            weight: destination.weight.max(1),
+            weight: if alone { destination.weight.max(1) } else { destination.weight },
             headers: destination.headers.clone(),
         });
         weighted.collect()
@@ -198,7 +248,12 @@ impl<'a> Clusters<'a> {
             || ports::entry(host).is_some_and(|entry| entry.resolution == Resolution::None)
             || unknown && !host.name.ends_with(MESH_SUFFIX);
         let mut settings = decided.settings;
-        let tls = settings.tls.unwrap_or_default();
+        let mut tls = settings.tls.unwrap_or_default();
+        if let (Some(origination), Some(entry)) = (&mut tls.origination, ports::entry(host))
+            && origination.subject_alt_names.is_empty()
+        {
+            origination.subject_alt_names.clone_from(&entry.subject_alt_names);
+        }
         if let Some(budget) = settings.retry_budget {
             settings.connection_pool.get_or_insert_default().retry_budget = Some(budget);
         }
@@ -230,6 +285,14 @@ impl<'a> Clusters<'a> {
         self.index.insert(cluster.name.clone(), index);
         self.found.push(cluster);
         index
+    }
+}
+
+fn connection_match(one: &ConnectionMatch) -> v1::ConnectionMatch {
+    v1::ConnectionMatch {
+        server_names: one.server_names.clone(),
+        destination_subnets: one.destinations.clone(),
+        source_subnet: one.source.clone(),
     }
 }
 

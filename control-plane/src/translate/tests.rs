@@ -2,6 +2,8 @@ use weft_proto::v1::{Health, MtlsMode, Protocol, Tls, consistent_hash::Key, http
 
 mod clients;
 mod export;
+mod routes;
+mod sidecars;
 
 use super::*;
 use crate::world::{
@@ -146,7 +148,7 @@ fn names_resolve_in_the_clients_namespace_first() {
         ("default", "", None),
         ("default", "..", None),
     ] {
-        assert_eq!(resolve(&world, client, asked).as_deref(), want, "{asked} from {client}");
+        assert_eq!(resolve(&world, &Scope::of(client), asked).as_deref(), want, "{asked} from {client}");
     }
     let names = service(&world, &Scope::of("shop"), default).unwrap().names;
     assert!(!names.contains(&"order".to_owned()), "the bare name is shop's own: {names:?}");
@@ -288,7 +290,9 @@ fn routes_of_the_oldest_owner_until_a_catch_all() {
         forward.destinations.iter().map(one).collect::<Vec<_>>()
     };
     let cart = "cart.default.svc.cluster.local";
-    assert_eq!(targets(0), [(format!("outbound|80||{cart}"), 90), (format!("outbound|7||{cart}"), 10)]);
+    // The last gets nothing, and makes the others some of several.
+    let nowhere = "outbound|0||nowhere.default.svc.cluster.local".to_owned();
+    assert_eq!(targets(0), [(format!("outbound|80||{cart}"), 90), (format!("outbound|7||{cart}"), 10), (nowhere, 0)]);
     assert!(cluster(&service, &format!("outbound|7||{cart}")).undefined, "cart has no port 7");
     assert_eq!(targets(1), [("outbound|80||gone.default.svc.cluster.local".to_owned(), 1)]);
     assert!(cluster(&service, "outbound|80||gone.default.svc.cluster.local").undefined);
@@ -343,7 +347,7 @@ fn service_entries() {
     for (asked, want) in
         [("10.9.0.1:5432", true), ("10.8.3.4:5432", true), ("1.2.3.4:6000", true), ("1.2.3.4:5432", false)]
     {
-        assert_eq!(resolve(&world, "default", asked).as_deref() == Some("db.example.com"), want, "{asked}");
+        assert_eq!(resolve(&world, &Scope::of("default"), asked).as_deref() == Some("db.example.com"), want, "{asked}");
     }
 
     let (api, endpoints) = all("api.example.com");
@@ -379,7 +383,7 @@ fn a_selector_adds_instances_of_other_names() {
     let host = "shop.default.svc.cluster.local";
     let got: Vec<_> = endpoints(&world, host).unwrap().endpoints.into_iter().map(|e| e.address).collect();
     assert_eq!(got, ["10.0.0.7", "10.0.0.8"], "one per address where targetPort is fixed");
-    assert_eq!(resolve(&world, "x", "10.96.0.1:80").as_deref(), Some(host));
+    assert_eq!(resolve(&world, &Scope::of("x"), "10.96.0.1:80").as_deref(), Some(host));
     let inbound = inbound(&world, "default", &other.labels, &[other.key()]);
     let got: Vec<_> = inbound.services.iter().map(|s| (&*s.host, s.port, s.protocol())).collect();
     assert_eq!(got, [(host, 8080, Protocol::Http), ("something.default.svc.cluster.local", 9000, Protocol::Unknown)]);
@@ -476,7 +480,8 @@ fn hosts_that_only_a_virtual_service_names() {
     ]
     .concat();
     let world = world(&policies, &orders());
-    let front = service(&world, &Scope::of("default"), &resolve(&world, "default", "front").unwrap()).unwrap();
+    let front =
+        service(&world, &Scope::of("default"), &resolve(&world, &Scope::of("default"), "front").unwrap()).unwrap();
     assert_eq!(front.addresses.len(), 1, "callers find it by its virtual IP");
     assert!(front.clusters[front.ports[0].cluster as usize].undefined);
     let out = service(&world, &Scope::of("default"), "www.example.com").unwrap();
@@ -503,8 +508,51 @@ fn what_policies_and_registrations_show_together() {
         assert_eq!(told(&[policy], false), [format!("{moved} `{ORDER}`")]);
     }
     let unknown = [to("default", "{host: nobody}")];
-    assert_eq!(told(&unknown, false), Vec::<String>::new());
+    let here = "host `nobody` means `nobody.default.svc.cluster.local`, which no document here offers: it has to be registered";
+    assert_eq!(told(&unknown, false), [here]);
+    assert_eq!(told(&[rule("default", "{host: nobody}")], false), [here]);
     assert_eq!(told(&unknown, true), ["host `nobody` means `nobody.default.svc.cluster.local`, which nobody offers"]);
+    let twice = "{hosts: [front], http: [{route: [{destination: {host: nobody}}], mirror: {host: nobody}}]}";
+    assert_eq!(told(&[doc("VirtualService", "v", "default", twice)], false), [here], "a host is told of once");
+    let gateway = doc(
+        "Gateway",
+        "g",
+        "default",
+        "{selector: {a: b}, servers: [{port: {number: 80, name: a, protocol: HTTP}, hosts: [a.x, '*.y', z/b.x]}]}",
+    );
+    let routed = |host: &str| {
+        let spec = format!("{{hosts: ['{host}'], gateways: [g], http: [{{redirect: {{uri: /}}}}]}}");
+        [gateway.clone(), doc("VirtualService", "v", "default", &spec)]
+    };
+    for (host, served) in [
+        ("a.x", true),
+        ("b.x", true),
+        ("c.x", false),
+        ("c.y", true),
+        ("y", false),
+        ("*", true),
+        ("*.x", true),
+        ("*.z", false),
+    ] {
+        let want = format!("gateway `default/g` has no server for `{host}`: it serves nothing of this");
+        assert_eq!(told(&routed(host), false), if served { vec![] } else { vec![want] }, "{host}");
+    }
+    let entry = doc(
+        "ServiceEntry",
+        "e",
+        "default",
+        "{hosts: [e.x], ports: [{number: 80, name: http}], resolution: STATIC, workloadSelector: {labels: {app: e}}}",
+    );
+    let workload =
+        |app: &str| doc("WorkloadEntry", "w", "default", &format!("{{address: 10.0.0.9, labels: {{app: {app}}}}}"));
+    assert_eq!(told(&[entry.clone(), workload("e")], false), Vec::<String>::new());
+    assert_eq!(
+        told(&[entry, workload("f")], false),
+        [
+            "no WorkloadEntry of its namespace has these labels: it has no endpoint",
+            "no ServiceEntry of its namespace selects it: nobody calls it",
+        ]
+    );
     let export = |name: &str, namespace| [doc("ServiceExport", name, namespace, "{}")];
     assert_eq!(told(&export("order-service", "default"), true), Vec::<String>::new());
     assert_eq!(told(&export("nobody", "default"), false), Vec::<String>::new());
@@ -580,7 +628,7 @@ fn a_gateway_has_the_hosts_of_its_virtual_services() {
     assert_eq!(domains(2), [("s.example.com", "gateway:default:edge:tls:s.example.com")]);
     assert_eq!(domains(3), [("*", "gateway:default:edge:tcp:9000")]);
     // The routes of both, the one that takes all at the end.
-    let name = resolve(&world, "default", "gateway:default:edge:http:b.example.com").unwrap();
+    let name = resolve(&world, &Scope::of("default"), "gateway:default:edge:http:b.example.com").unwrap();
     let joined = service(&world, &Scope::of("default"), &name).unwrap();
     let names: Vec<&str> = joined.ports[0].routes.iter().map(|route| route.name.as_str()).collect();
     assert_eq!(names, ["VirtualService/default/b", "VirtualService/default/a2"]);

@@ -1,31 +1,37 @@
 //! What the documents and the registry show only together: hosts that nobody offers, subsets that nobody is in, ports that
 //! a route leaves open. Warnings, never errors: what is missing may register in the next minute.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use super::ports;
 use crate::{
-    policy::{DestinationRule, Document, Kind, Object, Place, Problem, Severity, VirtualService, canonical},
-    world::{MESH_SUFFIX, World, has_all},
+    policy::{
+        Code, DestinationRule, Document, Finding, Kind, Object, Problem, VirtualService, canonical, covers,
+        destinations, placed,
+    },
+    world::{Host, MESH_SUFFIX, World, has_all},
 };
+
+/// Most hosts that one text names.
+const MOST: usize = 3;
 
 /// What is odd about the policies of `world`, sorted by file and place. `complete`: the world knows all registrations, so
 /// that what it does not know is not there.
 pub fn warnings(world: &World, complete: bool) -> Vec<Problem> {
-    let elsewhere = Elsewhere::of(world);
-    let mut found = Vec::new();
-    gateways_that_are_not(world, &mut found);
+    let view = View { world, complete, elsewhere: Elsewhere::of(world) };
+    let mut found = workloads(world);
     for document in world.documents() {
         match &document.object {
-            Object::DestinationRule(rule) => of_rule(world, &elsewhere, document, rule, &mut found),
-            Object::VirtualService(service) => of_routes(world, &elsewhere, document, service, complete, &mut found),
-            Object::ServiceExport if complete => of_export(world, &elsewhere, document, &mut found),
+            Object::DestinationRule(rule) => view.of_rule(document, rule, &mut found),
+            Object::VirtualService(service) => {
+                of_gateways(world, document, service, &mut found);
+                view.of_routes(document, service, &mut found);
+            }
+            Object::ServiceExport if complete => view.of_export(document, &mut found),
             _ => {}
         }
     }
-    found.sort_by(|a, b| (&a.file, a.place).cmp(&(&b.file, b.place)));
-    found.dedup();
-    found
+    placed(found)
 }
 
 /// Live hosts of the mesh by their service's name.
@@ -44,118 +50,190 @@ impl<'a> Elsewhere<'a> {
     /// Hosts of other namespaces that `name`, which means a host that is not there, may have meant.
     fn hint(&self, name: &str) -> Option<String> {
         let hosts = self.0.get(name.split('.').next()?)?;
-        let hosts: Vec<String> = hosts.iter().map(|host| format!("`{host}`")).collect();
+        let hosts: Vec<String> = hosts.iter().take(MOST).map(|host| format!("`{host}`")).collect();
         Some(hosts.join(" and "))
     }
 }
 
-/// VirtualServices for gateways that no document defines.
-fn gateways_that_are_not(world: &World, found: &mut Vec<Problem>) {
-    for document in world.documents() {
-        let Object::VirtualService(service) = &document.object else { continue };
-        for (namespace, name) in service.of_gateways(&document.namespace) {
-            if world.document(Kind::Gateway, namespace, name).is_none() {
-                let text = format!("gateway `{namespace}/{name}` is not there: nothing of this is served by it");
-                found.push(warning(document, None, text));
-            }
-        }
-    }
-}
-
-/// An export of what is not here.
-fn of_export(world: &World, elsewhere: &Elsewhere<'_>, document: &Document, found: &mut Vec<Problem>) {
-    let host = crate::world::fqdn(&document.name, &document.namespace);
-    if world.host(&host).is_none_or(|host| !host.live) {
-        let hint = elsewhere.hint(&host).map(|hint| format!("; there is {hint}")).unwrap_or_default();
-        found.push(warning(document, None, format!("`{host}`, which this exports, nobody offers{hint}")));
-    }
-}
-
-fn known(world: &World, host: &str) -> bool {
-    host.starts_with('*') || world.host_or_wildcard(host).is_some_and(|host| host.live)
-}
-
-fn of_rule(
-    world: &World,
-    elsewhere: &Elsewhere<'_>,
-    document: &Document,
-    rule: &DestinationRule,
-    found: &mut Vec<Problem>,
-) {
-    let host = canonical(&rule.host, &document.namespace);
-    if !known(world, &host) {
-        if let Some(hint) = elsewhere.hint(&host) {
-            let text = format!("host `{}` means `{host}`, which nobody offers; there is {hint}", rule.host);
-            found.push(warning(document, None, text));
-        }
-        return;
-    }
-    let Some(host) = world.host(&host) else { return };
-    let entry = ports::entry(host).zip(host.entry.as_ref());
-    let of_entry = || entry.into_iter().flat_map(|(e, d)| world.policies().entry_endpoints(&d.namespace, e));
-    let all = || world.endpoints_of(host).map(|i| &i.labels).chain(of_entry().map(|(_, endpoint)| &endpoint.labels));
-    if all().next().is_none() {
-        return;
-    }
-    for subset in &rule.subsets {
-        if !all().any(|labels| has_all(labels, &subset.labels)) {
-            let labels: Vec<String> = subset.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
-            let text = format!("subset `{}`: no instance of `{}` has {}", subset.name, host.name, labels.join(", "));
-            found.push(warning(document, None, text));
-        }
-    }
-}
-
-fn of_routes(
-    world: &World,
-    elsewhere: &Elsewhere<'_>,
-    document: &Document,
-    service: &VirtualService,
-    complete: bool,
-    found: &mut Vec<Problem>,
-) {
-    for destination in service.destinations() {
-        let name = canonical(&destination.host, &document.namespace);
-        let host = world.host_or_wildcard(&name).filter(|host| host.live);
-        // One that only routes name is live too, and offered by nobody.
-        let offered = host.filter(|host| {
-            host.service.is_some() || host.entry.is_some() || world.members_of(&host.name).next().is_some()
-        });
-        let Some(host) = offered else {
-            if host.is_some() && !name.ends_with(MESH_SUFFIX) {
-                // Outside the mesh: where the caller's own DNS says.
-                continue;
-            }
-            let hint = elsewhere.hint(&name).filter(|_| host.is_none());
-            let text = format!("host `{}` means `{name}`, which nobody offers", destination.host);
-            match hint {
-                Some(hint) => {
-                    found.push(warning(document, Some(destination.place), format!("{text}; there is {hint}")))
-                }
-                None if complete => found.push(warning(document, Some(destination.place), text)),
-                None => {}
-            }
+/// A VirtualService for gateways that no document defines, or that do not take callers for its hosts.
+fn of_gateways<'a>(world: &World, document: &'a Document, service: &VirtualService, found: &mut Vec<Finding<'a>>) {
+    let of_gateways = service.gateways.iter().enumerate().filter(|(_, gateway)| *gateway != crate::policy::MESH);
+    for (n, gateway) in of_gateways {
+        let (namespace, name) = gateway.split_once('/').unwrap_or((&document.namespace, gateway));
+        let Some(Object::Gateway(gateway)) = world.document(Kind::Gateway, namespace, name).map(|found| &found.object)
+        else {
+            let text = format!("gateway `{namespace}/{name}` is not there: nothing of this is served by it");
+            found.push(Finding::warning(document, format!("gateways[{n}]"), Code::UnknownGateway, text));
             continue;
         };
-        let ports = ports::of(world, host);
-        if destination.port.is_none() && ports.len() > 1 {
-            let numbers: Vec<String> = ports.iter().map(|port| port.number.to_string()).collect();
-            let text = format!(
-                "`{name}` has the ports {}: without `port.number` a request keeps the port that it came for, and gets \
-                 503 where there is none such",
-                numbers.join(", ")
-            );
-            found.push(warning(document, Some(destination.place), text));
+        let own = gateway.servers.iter().flat_map(|server| &server.hosts);
+        let own: HashSet<&str> = own.map(|(_, host)| host.as_str()).collect();
+        let any_within = |host: &str| own.iter().any(|own| covers(host, own));
+        for (m, host) in service.hosts.iter().enumerate() {
+            let within = crate::world::patterns(host).any(|pattern| own.contains(pattern.as_str()));
+            if !(within || host.starts_with('*') && any_within(host)) {
+                let text =
+                    format!("gateway `{namespace}/{name}` has no server for `{host}`: it serves nothing of this");
+                found.push(Finding::warning(document, format!("hosts[{m}]"), Code::HostNotInGateway, text));
+            }
         }
     }
 }
 
-fn warning(document: &Document, place: Option<Place>, text: String) -> Problem {
-    Problem {
-        file: document.file.clone(),
-        place: place.unwrap_or(Place { line: document.line, column: 1 }),
-        severity: Severity::Warning,
-        path: String::new(),
-        text,
+/// ServiceEntries that select no WorkloadEntry, and WorkloadEntries that none selects.
+fn workloads(world: &World) -> Vec<Finding<'_>> {
+    let mut found = Vec::new();
+    let mut used: HashSet<(&str, &str)> = HashSet::new();
+    for document in world.documents() {
+        let Object::ServiceEntry(entry) = &document.object else { continue };
+        if entry.workload_selector.is_none() {
+            continue;
+        }
+        let picked: Vec<&str> =
+            world.policies().entry_endpoints(&document.namespace, entry).map(|(name, _)| name).collect();
+        if picked.is_empty() {
+            let text = "no WorkloadEntry of its namespace has these labels: it has no endpoint";
+            found.push(Finding::warning(document, "workloadSelector", Code::NoWorkload, text));
+        }
+        used.extend(picked.into_iter().map(|name| (document.namespace.as_str(), name)));
+    }
+    for document in world.documents().filter(|document| document.kind == Kind::WorkloadEntry) {
+        if !used.contains(&(document.namespace.as_str(), document.name.as_str())) {
+            let text = "no ServiceEntry of its namespace selects it: nobody calls it";
+            found.push(Finding::warning(document, "labels", Code::NoWorkload, text));
+        }
+    }
+    found
+}
+
+struct View<'a> {
+    world: &'a World,
+    complete: bool,
+    elsewhere: Elsewhere<'a>,
+}
+
+impl<'a> View<'a> {
+    /// An export of what is not here.
+    fn of_export(&self, document: &'a Document, found: &mut Vec<Finding<'a>>) {
+        let host = crate::world::fqdn(&document.name, &document.namespace);
+        if self.world.host(&host).is_none_or(|host| !host.live) {
+            let hint = self.elsewhere.hint(&host).map(|hint| format!("; there is {hint}")).unwrap_or_default();
+            let text = format!("`{host}`, which this exports, nobody offers{hint}");
+            found.push(Finding::warning(document, "metadata.name", Code::UnknownHost, text));
+        }
+    }
+
+    /// "host `a` means `a.default.svc.cluster.local`, which nobody offers", and what may have been meant.
+    fn unknown(&self, written: &str, host: &str) -> String {
+        let means =
+            if written == host { format!("host `{host}`,") } else { format!("host `{written}` means `{host}`,") };
+        match self.elsewhere.hint(host) {
+            Some(hint) => format!("{means} which nobody offers; there is {hint}"),
+            None if self.complete => format!("{means} which nobody offers"),
+            None => format!("{means} which no document here offers: it has to be registered"),
+        }
+    }
+
+    fn of_rule(&self, document: &'a Document, rule: &DestinationRule, found: &mut Vec<Finding<'a>>) {
+        let name = canonical(&rule.host, &document.namespace);
+        if name.starts_with('*') {
+            return;
+        }
+        if !self.world.host_or_wildcard(&name).is_some_and(|host| host.live) {
+            found.push(Finding::warning(document, "host", Code::UnknownHost, self.unknown(&rule.host, &name)));
+            return;
+        }
+        let Some(host) = self.world.host(&name) else { return };
+        let members = Members::of(self.world, host);
+        if members.all.is_empty() {
+            return;
+        }
+        let mut empty: HashMap<&BTreeMap<String, String>, bool> = HashMap::new();
+        for (n, subset) in rule.subsets.iter().enumerate() {
+            if *empty.entry(&subset.labels).or_insert_with(|| !members.some_has(&subset.labels)) {
+                let labels: Vec<String> = subset.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+                let text =
+                    format!("subset `{}`: no instance of `{}` has {}", subset.name, host.name, labels.join(", "));
+                found.push(Finding::warning(document, format!("subsets[{n}].labels"), Code::EmptySubset, text));
+            }
+        }
+    }
+
+    fn of_routes(&self, document: &'a Document, service: &VirtualService, found: &mut Vec<Finding<'a>>) {
+        // Many routes lead to few hosts, and each host is told of once.
+        let mut open: HashMap<String, Option<String>> = HashMap::new();
+        for (path, destination) in destinations(service) {
+            let name = canonical(&destination.host, &document.namespace);
+            if let Some(ports) = open.get(&name) {
+                found.extend(
+                    ports
+                        .iter()
+                        .filter(|_| destination.port.is_none())
+                        .map(|text| Finding::warning(document, path.clone(), Code::OpenPort, text.as_str())),
+                );
+                continue;
+            }
+            let host = self.world.host_or_wildcard(&name).filter(|host| host.live);
+            // One that only routes name is live too, and offered by nobody.
+            let offered = host.filter(|host| {
+                let documented = host.service.is_some() || host.entry.is_some();
+                documented || self.world.is_imported(&host.name) || self.world.members_of(&host.name).next().is_some()
+            });
+            let Some(host) = offered else {
+                open.insert(name.clone(), None);
+                // Outside the mesh a host that routes name is where the caller's own DNS says.
+                if host.is_none() || name.ends_with(MESH_SUFFIX) {
+                    let text = self.unknown(&destination.host, &name);
+                    found.push(Finding::warning(document, format!("{path}.host"), Code::UnknownHost, text));
+                }
+                continue;
+            };
+            let ports = ports::of(self.world, host);
+            let text = (ports.len() > 1).then(|| {
+                let numbers: Vec<String> = ports.iter().map(|port| port.number.to_string()).collect();
+                format!(
+                    "`{name}` has the ports {}: without `port.number` a request keeps the port that it came for, and \
+                     gets 503 where there is none such",
+                    numbers.join(", ")
+                )
+            });
+            if destination.port.is_none() {
+                found.extend(
+                    text.iter().map(|text| Finding::warning(document, path.clone(), Code::OpenPort, text.as_str())),
+                );
+            }
+            open.insert(name, text);
+        }
+    }
+}
+
+/// Labels of the endpoints of a host, to be asked for many subsets.
+struct Members<'a> {
+    all: Vec<&'a BTreeMap<String, String>>,
+    by_label: HashMap<(&'a str, &'a str), Vec<&'a BTreeMap<String, String>>>,
+}
+
+impl<'a> Members<'a> {
+    fn of(world: &'a World, host: &'a Host) -> Self {
+        let entry = ports::entry(host).zip(host.entry.as_ref());
+        let of_entry = entry.into_iter().flat_map(|(e, d)| world.policies().entry_endpoints(&d.namespace, e));
+        let instances = world.endpoints_of(host).map(|instance| &instance.labels);
+        let all: Vec<_> = instances.chain(of_entry.map(|(_, endpoint)| &endpoint.labels)).collect();
+        let mut by_label: HashMap<(&str, &str), Vec<_>> = HashMap::new();
+        for labels in &all {
+            for (key, value) in *labels {
+                by_label.entry((key, value)).or_default().push(*labels);
+            }
+        }
+        Members { all, by_label }
+    }
+
+    fn some_has(&self, wanted: &BTreeMap<String, String>) -> bool {
+        let rarest = wanted
+            .iter()
+            .map(|(key, value)| self.by_label.get(&(key.as_str(), value.as_str())).map_or(&[][..], Vec::as_slice));
+        rarest
+            .min_by_key(|members| members.len())
+            .map_or(!self.all.is_empty(), |members| members.iter().any(|labels| has_all(labels, wanted)))
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use super::{Host, Instance, InstanceKey, Keep, Policies, VirtualIps, World, fqdn, has_all, patterns};
+use super::{Host, Instance, InstanceKey, Keep, Policies, Scope, VirtualIps, World, fqdn, has_all, patterns};
 use crate::policy::{Document, Kind, Object};
 
 impl World {
@@ -116,9 +116,9 @@ impl World {
         self.hosts.values()
     }
 
-    /// The host that owns a virtual IP or declares the address, of those that clients of a namespace see.
-    pub fn host_of_address(&self, client_ns: &str, address: IpAddr, port: Option<u16>) -> Option<&Host> {
-        let seen = |host: &&Host| host.reaches(client_ns);
+    /// The host that owns a virtual IP or declares the address, of those that a client sees.
+    pub fn host_of_address(&self, client: &Scope, address: IpAddr, port: Option<u16>) -> Option<&Host> {
+        let seen = |host: &&Host| self.sees(client, host, port.map(u32::from));
         if let IpAddr::V4(v4) = address
             && let Some(host) = self.virtual_ips.host(v4)
         {

@@ -22,7 +22,7 @@ pub use remotes::{DEFAULT_DATACENTER, Peering, Presence, RemoteHost, sound};
 pub use scope::Scope;
 pub use virtual_ip::{Allocation, Keep, QUARANTINE_S, VirtualIps};
 
-use crate::policy::{Document, Kind, Object, Resolution, canonical, covers};
+use crate::policy::{Document, Kind, Object, Resolution, canonical};
 
 /// What every service's canonical name ends with.
 pub const MESH_SUFFIX: &str = ".svc.cluster.local";
@@ -72,6 +72,8 @@ pub struct World {
     trust_domain: String,
     version: u64,
     documents: BTreeMap<(Kind, String, String), Arc<Document>>,
+    /// The same with delegates joined: what policies are made of.
+    joined: BTreeMap<(Kind, String, String), Arc<Document>>,
     policies: Policies,
     instances: BTreeMap<InstanceKey, Arc<Instance>>,
     members: BTreeMap<String, BTreeSet<InstanceKey>>,
@@ -155,21 +157,23 @@ impl World {
         for document in documents {
             new.entry(document.key()).or_insert(document);
         }
+        let of_all = crate::policy::join(new.values().cloned().collect());
+        let joined: BTreeMap<_, _> = of_all.into_iter().map(|document| (document.key(), document)).collect();
         let differs = |document: &Arc<Document>, other: &BTreeMap<_, Arc<Document>>| {
             other
                 .get(&document.key())
                 .is_none_or(|other| other.created != document.created || other.object != document.object)
         };
-        let gone: Vec<_> = self.documents.values().filter(|document| differs(document, &new)).cloned().collect();
-        let came: Vec<_> = new.values().filter(|document| differs(document, &self.documents)).cloned().collect();
-        self.documents = new;
+        let gone: Vec<_> = self.joined.values().filter(|document| differs(document, &joined)).cloned().collect();
+        let came: Vec<_> = joined.values().filter(|document| differs(document, &self.joined)).cloned().collect();
+        (self.documents, self.joined) = (new, joined);
         let mut changed = Changed::default();
         if gone.is_empty() && came.is_empty() {
             return changed;
         }
         self.version += 1;
         gone.iter().for_each(|document| self.touch(document, &mut changed));
-        self.policies = Policies::new(self.documents.values());
+        self.policies = Policies::new(self.joined.values());
         let known: BTreeSet<String> = self.hosts.keys().chain(self.policies.hosts()).cloned().collect();
         for host in known {
             changed.names |= self.refresh(&host, now);
@@ -274,10 +278,8 @@ impl World {
 
     /// Adds to `changed` what `document` applies to.
     fn touch(&self, document: &Document, changed: &mut Changed) {
+        // With a pattern everything is translated anew, see [`World::settle`].
         let mut pattern = |pattern: String| {
-            if pattern.starts_with('*') {
-                changed.hosts.extend(self.hosts.keys().filter(|host| covers(&pattern, host)).cloned());
-            }
             changed.hosts.insert(pattern);
         };
         match &document.object {
@@ -296,14 +298,11 @@ impl World {
                 changed.hosts.insert(fqdn(&document.name, &document.namespace));
             }
             Object::WorkloadEntry(workload) => {
-                for host in self.hosts.values().filter(|host| host.namespace == document.namespace) {
-                    if let Some(Object::ServiceEntry(entry)) = host.entry.as_ref().map(|entry| &entry.object)
-                        && entry.workload_selector.as_ref().is_some_and(|selector| has_all(&workload.labels, selector))
-                    {
-                        changed.hosts.insert(host.name.clone());
-                    }
-                }
+                let hosts = self.policies.hosts_selecting(&document.namespace, &workload.labels);
+                changed.hosts.extend(hosts.into_iter().cloned());
             }
+            // Of some clients: whatever they call.
+            Object::Sidecar(_) => (changed.all, changed.names) = (true, true),
             // Also says whether others may call with mTLS.
             Object::PeerAuthentication(_) => changed.all = true,
         }
@@ -322,15 +321,20 @@ impl World {
             }
         }
         let mut more = BTreeSet::new();
+        let mut wild = BTreeSet::new();
         for host in &changed.hosts {
             // A route may name one host under a wildcard entry: rare enough to translate all anew.
             changed.all |= host.starts_with('*');
             for dependent in self.policies.dependents(host) {
                 if dependent.starts_with('*') {
-                    more.extend(self.hosts.keys().filter(|known| covers(dependent, known)).cloned());
+                    wild.insert(dependent);
                 }
                 more.insert(dependent.clone());
             }
+        }
+        if !wild.is_empty() {
+            let covered = |known: &&String| patterns(known).any(|pattern| wild.contains(&pattern));
+            more.extend(self.hosts.keys().filter(covered).cloned());
         }
         changed.hosts.extend(more);
         changed

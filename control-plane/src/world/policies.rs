@@ -8,7 +8,8 @@ use std::{
 
 use super::{Scope, fqdn};
 use crate::policy::{
-    AddressRange, Document, Object, PeerAuthentication, ServiceEntry, VirtualService, WorkloadEntry, canonical,
+    Document, Object, PeerAuthentication, ROOT_NAMESPACE, ServiceEntry, Sidecar, Subnet, VirtualService, WorkloadEntry,
+    canonical,
 };
 
 /// The indexes. Every list is sorted by age: of two that claim the same, the first wins.
@@ -22,15 +23,27 @@ pub(crate) struct Policies {
     gateway_routes: BTreeMap<String, Vec<Arc<Document>>>,
     entries: BTreeMap<String, Arc<Document>>,
     services: BTreeMap<String, Arc<Document>>,
-    workloads: Vec<Arc<Document>>,
+    /// WorkloadEntries by namespace, and by each of their labels.
+    workloads: BTreeMap<Labelled, Vec<Arc<Document>>>,
+    /// ServiceEntries with a selector, by namespace and the first label that they select by.
+    selecting_entries: BTreeMap<Labelled, Vec<Arc<Document>>>,
     authentications: Vec<Arc<Document>>,
+    sidecars: Vec<Arc<Document>>,
     /// Hosts that other data centres may call.
     exports: BTreeSet<String>,
     dependents: BTreeMap<String, BTreeSet<String>>,
     /// Names of labels that documents select clients by.
     client_labels: BTreeSet<String>,
-    endpoints: BTreeMap<IpAddr, BTreeSet<String>>,
-    ranges: Vec<(AddressRange, String)>,
+    /// ServiceEntries by the addresses of their endpoints.
+    endpoints: BTreeMap<IpAddr, Vec<Arc<Document>>>,
+    ranges: Vec<(Subnet, String)>,
+}
+
+/// Namespace and, of a label, name and value.
+type Labelled = (String, Option<(String, String)>);
+
+fn labelled(namespace: &str, label: Option<(&String, &String)>) -> Labelled {
+    (namespace.to_owned(), label.map(|(name, value)| (name.clone(), value.clone())))
 }
 
 impl Policies {
@@ -41,9 +54,9 @@ impl Policies {
         for document in &sorted {
             index.add(document);
         }
-        for document in index.entries.values().cloned().collect::<Vec<_>>() {
+        for document in sorted {
             if let Object::ServiceEntry(entry) = &document.object {
-                index.add_endpoints(&document, entry);
+                index.add_endpoints(document, entry);
             }
         }
         index
@@ -60,6 +73,8 @@ impl Policies {
             Object::VirtualService(service) => {
                 let matches = service.http.iter().flat_map(|route| &route.matches);
                 self.client_labels.extend(matches.flat_map(|one| one.source_labels.keys()).cloned());
+                let connections = service.tls.iter().chain(&service.tcp).flat_map(|route| &route.matches);
+                self.client_labels.extend(connections.flat_map(|one| one.source_labels.keys()).cloned());
                 let for_gateways = gateway_hosts(service, namespace);
                 let mesh = service.hosts.iter().filter(|_| service.of_mesh());
                 let hosts: Vec<String> = mesh.map(|host| canonical(host, namespace)).collect();
@@ -77,6 +92,10 @@ impl Policies {
             }
             Object::Gateway(_) => self.gateways.push(document.clone()),
             Object::ServiceEntry(entry) => {
+                if let Some(selector) = &entry.workload_selector {
+                    let key = labelled(namespace, selector.first_key_value());
+                    self.selecting_entries.entry(key).or_default().push(document.clone());
+                }
                 for host in &entry.hosts {
                     self.ranges.extend(entry.addresses.iter().map(|range| (*range, host.clone())));
                     self.entries.entry(host.clone()).or_insert_with(|| document.clone());
@@ -86,25 +105,33 @@ impl Policies {
                 let host = fqdn(&document.name, namespace);
                 if let Some(address) = service.cluster_ip {
                     let prefix = if address.is_ipv4() { 32 } else { 128 };
-                    self.ranges.push((AddressRange { address, prefix }, host.clone()));
+                    self.ranges.push((Subnet { address, prefix }, host.clone()));
                 }
                 self.services.insert(host, document.clone());
             }
-            Object::WorkloadEntry(_) => self.workloads.push(document.clone()),
+            Object::WorkloadEntry(workload) => {
+                for label in workload.labels.iter().map(Some).chain([None]) {
+                    self.workloads.entry(labelled(namespace, label)).or_default().push(document.clone());
+                }
+            }
             Object::PeerAuthentication(_) => self.authentications.push(document.clone()),
+            Object::Sidecar(sidecar) => {
+                self.client_labels.extend(sidecar.selector.keys().cloned());
+                self.sidecars.push(document.clone());
+            }
             Object::ServiceExport => {
                 self.exports.insert(fqdn(&document.name, namespace));
             }
         }
     }
 
-    fn add_endpoints(&mut self, document: &Document, entry: &ServiceEntry) {
-        let found: Vec<IpAddr> = self
+    fn add_endpoints(&mut self, document: &Arc<Document>, entry: &ServiceEntry) {
+        let found: BTreeSet<IpAddr> = self
             .entry_endpoints(&document.namespace, entry)
             .filter_map(|(_, endpoint)| endpoint.address.parse().ok())
             .collect();
         for address in found {
-            self.endpoints.entry(address).or_default().extend(entry.hosts.iter().cloned());
+            self.endpoints.entry(address).or_default().push(document.clone());
         }
     }
 
@@ -136,16 +163,45 @@ impl Policies {
         patterns(host).find_map(of).unwrap_or_default()
     }
 
-    /// The VirtualService that owns `host` for clients of a namespace: of those that they see the oldest private one, else
-    /// the oldest that names their namespace, else the oldest that everybody sees.
-    pub(crate) fn routes(&self, client_ns: &str, host: &str) -> Option<&Arc<Document>> {
+    /// The Sidecar of a workload: the oldest of its namespace that selects it, else the oldest there that is for all, else
+    /// the oldest of the root namespace that is for all.
+    pub(crate) fn sidecar(
+        &self,
+        namespace: &str,
+        labels: &BTreeMap<String, String>,
+    ) -> Option<(&Arc<Document>, &Sidecar)> {
+        let all = self.sidecars.iter().filter_map(|document| match &document.object {
+            Object::Sidecar(sidecar) => Some((document, &**sidecar)),
+            _ => None,
+        });
+        let rank = |(document, sidecar): &(&Arc<Document>, &Sidecar)| {
+            let (own, selects) = (document.namespace == namespace, !sidecar.selector.is_empty());
+            match (own, selects) {
+                (true, true) => has_all(labels, &sidecar.selector).then_some(0),
+                (true, false) => Some(1),
+                (false, false) => (document.namespace == ROOT_NAMESPACE).then_some(2),
+                (false, true) => None,
+            }
+        };
+        all.filter_map(|one| Some((rank(&one)?, one))).min_by_key(|(rank, _)| *rank).map(|(_, one)| one)
+    }
+
+    /// The VirtualService that owns `host` for a client: of those that it sees the oldest private one, else the oldest that
+    /// names its namespace, else the oldest that everybody sees.
+    pub(crate) fn routes(&self, client: &Scope, host: &str) -> Option<&Arc<Document>> {
+        let client_ns = &client.namespace;
+        let sidecar = self.sidecar(client_ns, &client.labels);
+        let imported = |document: &Document| {
+            sidecar.is_none_or(|(own, sidecar)| sidecar.imports(&own.namespace, &document.namespace, host, None))
+        };
         let rank = |document: &&Arc<Document>| match document.object.export() {
-            Some(export) if export.is_private() && document.namespace == client_ns => 0,
+            Some(export) if export.is_private() && document.namespace == *client_ns => 0,
             Some(export) if !export.is_public() => 1,
             _ => 2,
         };
         let of = |pattern: String| {
-            self.routes.get(&pattern)?.iter().filter(|document| document.reaches(client_ns)).min_by_key(rank)
+            let all = self.routes.get(&pattern)?.iter();
+            all.filter(|document| document.reaches(client_ns) && imported(document)).min_by_key(rank)
         };
         patterns(host).find_map(of)
     }
@@ -205,15 +261,32 @@ impl Policies {
         namespace: &'a str,
         entry: &'a ServiceEntry,
     ) -> impl Iterator<Item = (&'a str, &'a WorkloadEntry)> {
-        let selected = self.workloads.iter().filter_map(move |document| match &document.object {
-            Object::WorkloadEntry(workload) if document.namespace == namespace => entry
-                .workload_selector
-                .as_ref()
-                .filter(|selector| has_all(&workload.labels, selector))
-                .map(|_| (document.name.as_str(), workload)),
-            _ => None,
+        let selected = entry.workload_selector.as_ref().into_iter().flat_map(move |selector| {
+            let with = |label| self.workloads.get(&labelled(namespace, label)).map_or(&[][..], Vec::as_slice);
+            let fewest = selector.iter().map(|label| with(Some(label))).min_by_key(|with| with.len());
+            let candidates = fewest.unwrap_or_else(|| with(None)).iter();
+            candidates.filter_map(move |document| match &document.object {
+                Object::WorkloadEntry(workload) if has_all(&workload.labels, selector) => {
+                    Some((document.name.as_str(), workload))
+                }
+                _ => None,
+            })
         });
         entry.endpoints.iter().map(|endpoint| ("", endpoint)).chain(selected)
+    }
+
+    /// Hosts of the ServiceEntries of `namespace` that select a WorkloadEntry with `labels`.
+    pub(super) fn hosts_selecting(&self, namespace: &str, labels: &BTreeMap<String, String>) -> Vec<&String> {
+        let by = labels.iter().map(Some).chain([None]);
+        let entries =
+            by.flat_map(|label| self.selecting_entries.get(&labelled(namespace, label)).into_iter().flatten());
+        let hosts = entries.filter_map(|document| match &document.object {
+            Object::ServiceEntry(entry) => {
+                entry.workload_selector.as_ref().filter(|selector| has_all(labels, selector)).map(|_| &entry.hosts)
+            }
+            _ => None,
+        });
+        hosts.flatten().collect()
     }
 
     /// PeerAuthentications of `namespace`, oldest first.
@@ -229,7 +302,10 @@ impl Policies {
 
     /// Hosts with ServiceEntry endpoints at `address`.
     pub(super) fn hosts_at(&self, address: IpAddr) -> impl Iterator<Item = &String> {
-        self.endpoints.get(&address).into_iter().flatten()
+        self.endpoints.get(&address).into_iter().flatten().flat_map(|document| match &document.object {
+            Object::ServiceEntry(entry) => &entry.hosts[..],
+            _ => &[],
+        })
     }
 
     /// Hosts whose declared addresses cover `address`, the narrowest range first.
@@ -272,11 +348,11 @@ pub(crate) fn gateway_hosts(service: &VirtualService, namespace: &str) -> Vec<St
     let of = |(ns, name): (&str, &str)| {
         let http = service.hosts.iter().filter(|_| !service.http.is_empty());
         let http = http.map(|host| gateway_host(ns, name, "http", &host.to_ascii_lowercase()));
-        let tls = service.tls.iter().flat_map(|route| &route.server_names);
+        let tls = service.tls.iter().flat_map(|route| &route.matches).flat_map(|one| &one.server_names);
         let tls = tls.map(|server| gateway_host(ns, name, "tls", server));
-        let tcp = service.tcp.iter().flat_map(|route| match &route.ports[..] {
+        let tcp = service.tcp.iter().flat_map(|route| match &route.matches[..] {
             [] => vec![0],
-            ports => ports.to_vec(),
+            matches => matches.iter().map(|one| one.port.unwrap_or_default()).collect(),
         });
         let tcp = tcp.map(|port| gateway_host(ns, name, "tcp", &port.to_string()));
         http.chain(tls).chain(tcp).collect::<Vec<_>>()

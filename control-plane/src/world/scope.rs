@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::World;
+use super::{Host, World};
 
 /// A client as translations see it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -26,5 +26,17 @@ impl World {
         let counts = |name: &String| self.policies().selects_clients_by(name);
         let labels = labels.iter().filter(|(name, _)| counts(name)).map(|(k, v)| (k.clone(), v.clone()));
         Scope { namespace: namespace.to_owned(), labels: labels.collect() }
+    }
+
+    /// Whether a client knows `host`, at `port` (`None`: at any): by `exportTo`, and by its Sidecar, which lets it know
+    /// what it imports and where the routes of that lead.
+    pub fn sees(&self, client: &Scope, host: &Host, port: Option<u32>) -> bool {
+        if !host.reaches(&client.namespace) {
+            return false;
+        }
+        let Some((document, sidecar)) = self.policies().sidecar(&client.namespace, &client.labels) else { return true };
+        let imports = |host: &Host| sidecar.imports(&document.namespace, &host.namespace, &host.name, port);
+        let mut by_routes = self.policies().dependents(&host.name).filter_map(|routed| self.host(routed));
+        imports(host) || by_routes.any(imports)
     }
 }

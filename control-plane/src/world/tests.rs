@@ -109,7 +109,7 @@ fn virtual_ips_are_stable_and_survive_a_restart() {
     world.upsert(instance("cart", "b", "10.0.0.2", 80), 0);
     let (order, cart) = (world.virtual_ips().of(HOST), world.virtual_ips().of("cart.default.svc.cluster.local"));
     world.remove(&instance("order", "a", "10.0.0.1", 80).key(), 10);
-    assert_eq!(world.host_of_address("default", IpAddr::V4(order.unwrap()), None).unwrap().name, HOST);
+    assert_eq!(world.host_of_address(&Scope::of("default"), IpAddr::V4(order.unwrap()), None).unwrap().name, HOST);
     world.upsert(instance("order", "c", "10.0.0.3", 80), 20);
     assert_eq!(world.virtual_ips().of(HOST), order);
 
@@ -143,9 +143,9 @@ fn a_change_touches_what_leads_to_it() {
 }
 
 #[test]
-fn a_wildcard_rule_touches_the_hosts_it_covers() {
+fn a_wildcard_rule_touches_all_hosts() {
     let mut world = World::new("mesh", 1);
     world.upsert(instance("order", "a", "10.0.0.1", 80), 0);
     let rule = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: o}\nspec: {host: '*.default.svc.cluster.local'}\n";
-    assert!(world.set_policies(documents(rule), 0).hosts.contains(HOST));
+    assert!(world.set_policies(documents(rule), 0).all);
 }

@@ -31,7 +31,7 @@ fn service(routes: Vec<v1::HttpRoute>) -> Service {
         load_balancer: Some(v1::LoadBalancer { consistent_hash: Some(ring), ..Default::default() }),
         ..Default::default()
     };
-    let port = v1::Port { number: 80, name: "http".into(), protocol: 1, cluster: 0, routes };
+    let port = v1::Port { number: 80, name: "http".into(), protocol: 1, routes, ..Default::default() };
     let message = v1::Service {
         host: "order.default.svc.cluster.local".into(),
         namespace: "default".into(),

@@ -4,7 +4,9 @@
 //! before it publishes, so that a mistake is the author's to see. An error names the field and what is wrong with it.
 
 mod cluster;
+mod connection;
 mod locality;
+mod matching;
 mod route;
 
 use std::collections::BTreeMap;
@@ -148,7 +150,39 @@ pub fn inbound(message: &v1::Inbound) -> Result<Inbound> {
         policy: message.policy.as_str().into(),
         servers: servers(&message.servers)?,
         trust: trust(&message.trust)?,
+        allow_any: match v1::OutboundPolicy::try_from(message.outbound_policy) {
+            Ok(v1::OutboundPolicy::OutboundUnset) => None,
+            Ok(v1::OutboundPolicy::AllowAny) => Some(true),
+            Ok(v1::OutboundPolicy::RegistryOnly) => Some(false),
+            Err(_) => return error("outbound_policy", unknown_number(message.outbound_policy)),
+        },
+        ingress: ingress(&message.ingress)?,
+        pool: pool(message.connection_pool.as_ref()).at("connection_pool")?,
     })
+}
+
+/// As it is, where one is given.
+fn pool(message: Option<&v1::ConnectionPool>) -> Result<Option<ConnectionPool>> {
+    message.map(|message| cluster::connection_pool(Some(message))).transpose()
+}
+
+fn ingress(messages: &[v1::Ingress]) -> Result<BTreeMap<u16, Ingress>> {
+    let mut compiled = BTreeMap::new();
+    for (i, message) in messages.iter().enumerate() {
+        let at = format_args!("ingress[{i}]").to_string();
+        let to = match message.deliver_to.as_str() {
+            "" => None,
+            text => {
+                let parsed = text.parse().map_err(|_| format!("{text:?} is not an IP address with a port"));
+                Some(parsed.at("deliver_to").at(&at)?)
+            }
+        };
+        let port = port_number(message.port).at("port").at(&at)?;
+        let protocol = protocol(message.protocol).at("protocol").at(&at)?;
+        let pool = pool(message.connection_pool.as_ref()).at("connection_pool").at(&at)?;
+        compiled.insert(port, Ingress { protocol, to, pool });
+    }
+    Ok(compiled)
 }
 
 fn trust(bundles: &[v1::TrustBundle]) -> Result<BTreeMap<String, Vec<Vec<u8>>>> {
@@ -223,6 +257,7 @@ fn inbound_service(message: &v1::InboundService) -> Result<InboundService> {
 fn endpoint(message: &v1::Endpoint) -> Result<EndpointConfig> {
     let address = match message.address.parse() {
         Ok(ip) => Address::Ip(ip),
+        Err(_) if message.every_address => Address::EachOf(host_name(&message.address).at("address")?),
         Err(_) => Address::Name(host_name(&message.address).at("address")?),
     };
     let mut ports = BTreeMap::new();
@@ -264,6 +299,7 @@ fn port(message: &v1::Port, clusters: &[Arc<Cluster>]) -> Result<Port> {
         protocol: protocol(message.protocol).at("protocol")?,
         cluster,
         routes: route::table(&message.routes, cluster, clusters)?,
+        connection_routes: connection::table(&message.connection_routes, clusters)?,
     })
 }
 

@@ -66,6 +66,7 @@ impl Cors {
         let all = [
             (ACCESS_CONTROL_ALLOW_METHODS, &self.methods),
             (ACCESS_CONTROL_ALLOW_HEADERS, &self.headers),
+            (ACCESS_CONTROL_EXPOSE_HEADERS, &self.exposed),
             (ACCESS_CONTROL_MAX_AGE, &self.max_age),
         ];
         for (name, value) in all {
@@ -150,7 +151,7 @@ mod tests {
         let origin = || HeaderValue::from_static("https://a.example");
         let mut answer = HeaderMap::new();
         policy.preflight(origin(), &mut answer);
-        assert_eq!(answer.len(), 4);
+        assert_eq!(answer.len(), 5);
         assert!(answer[ACCESS_CONTROL_ALLOW_METHODS] == "GET,POST" && answer[ACCESS_CONTROL_MAX_AGE] == "60");
         let mut answer = HeaderMap::from_iter([(ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"))]);
         policy.actual(origin(), &mut answer);

@@ -4,6 +4,7 @@
 //! (`EndpointState`: requests in flight, ejection) is kept by address across snapshots, or each deployment would forget
 //! which endpoints are bad and count requests that are still in flight as gone.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -60,8 +61,10 @@ pub struct Remote {
 pub enum Address {
     /// An address.
     Ip(IpAddr),
-    /// A name, lower case.
+    /// A name, lower case: whichever of its addresses it has when it is dialed.
     Name(Arc<str>),
+    /// A name, lower case, of which every address is an endpoint: see [`resolved`].
+    EachOf(Arc<str>),
 }
 
 /// What an endpoint's checks say.
@@ -209,7 +212,7 @@ pub fn for_cluster(
         }
         let target = match &config.address {
             Address::Ip(ip) => Target::Socket(SocketAddr::new(*ip, port)),
-            Address::Name(name) => Target::Name(name.clone(), port),
+            Address::Name(name) | Address::EachOf(name) => Target::Name(name.clone(), port),
         };
         if !seen.insert(target.clone()) {
             continue;
@@ -238,6 +241,32 @@ pub fn for_cluster(
         });
     }
     list
+}
+
+/// Endpoints with each address of a name instead of the name. One that was never resolved stays, and is resolved when it is
+/// dialed.
+pub fn resolved<'a>(
+    configs: &'a [Arc<EndpointConfig>],
+    addresses: &HashMap<Arc<str>, Vec<IpAddr>>,
+) -> Cow<'a, [Arc<EndpointConfig>]> {
+    let each = |config: &Arc<EndpointConfig>| match &config.address {
+        Address::EachOf(name) => addresses.get(name),
+        _ => None,
+    };
+    if !configs.iter().any(|config| each(config).is_some()) {
+        return Cow::Borrowed(configs);
+    }
+    let mut found = Vec::with_capacity(configs.len());
+    for config in configs {
+        match each(config) {
+            None => found.push(config.clone()),
+            Some(addresses) => {
+                let at = |ip: &IpAddr| EndpointConfig { address: Address::Ip(*ip), ..(**config).clone() };
+                found.extend(addresses.iter().map(|ip| Arc::new(at(ip))));
+            }
+        }
+    }
+    Cow::Owned(found)
 }
 
 /// The endpoint at an address, whatever its health.

@@ -41,6 +41,14 @@ fn parse_port(text: &str) -> Option<u16> {
     if text.bytes().all(|b| b.is_ascii_digit()) { text.parse().ok() } else { None }
 }
 
+/// Whether `pattern` (a host, `*.suffix` or `*`) covers `host`.
+pub fn covers(pattern: &str, host: &str) -> bool {
+    match pattern.strip_prefix('*') {
+        Some(suffix) => host.len() > suffix.len() && host.ends_with(suffix),
+        None => pattern == host,
+    }
+}
+
 /// Canonical name of a host as a policy in `namespace` writes it: a name without dot is a service of that namespace;
 /// anything with a dot, an IP address or `*` stays. Lower case.
 pub fn qualify(host: &str, namespace: &str) -> String {

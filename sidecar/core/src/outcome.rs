@@ -5,9 +5,10 @@ use http::{HeaderMap, StatusCode};
 /// What became of one attempt to have a request served by an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// Response headers came. `grpc_status`: from the headers only (never trailers), as Envoy reads it.
+    /// Response headers came. `grpc_status`: from the headers only (never trailers), as Envoy reads it; `grpc`: the request
+    /// was a call, so that it says how the endpoint is.
     /// `rate_limited`: the answer carries `x-envoy-ratelimited`; only a policy that names this retries it.
-    Response { status: StatusCode, grpc_status: Option<u32>, rate_limited: bool },
+    Response { status: StatusCode, grpc_status: Option<u32>, grpc: bool, rate_limited: bool },
     /// The connection was refused or reset while connecting, or TLS failed.
     ConnectFailure,
     /// No connection within `connectTimeout`.
@@ -38,17 +39,17 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// Classifies response headers.
-    pub fn response(status: StatusCode, headers: &HeaderMap) -> Outcome {
+    /// Classifies response headers; `grpc`: of a gRPC call.
+    pub fn response(status: StatusCode, headers: &HeaderMap, grpc: bool) -> Outcome {
         let grpc_status = headers.get("grpc-status").and_then(|value| value.to_str().ok()?.parse().ok());
-        Outcome::Response { status, grpc_status, rate_limited: headers.contains_key("x-envoy-ratelimited") }
+        Outcome::Response { status, grpc_status, grpc, rate_limited: headers.contains_key("x-envoy-ratelimited") }
     }
 
     /// As what HTTP status outlier detection counts it; `None`: it says nothing about the endpoint. Local failures count
     /// as 503 and 504.
     pub fn counted_status(&self) -> Option<StatusCode> {
         match *self {
-            Outcome::Response { grpc_status: Some(code), .. } => Some(grpc_to_http(code)),
+            Outcome::Response { grpc_status: Some(code), grpc: true, .. } => Some(grpc_to_http(code)),
             Outcome::Response { status, .. } => Some(status),
             Outcome::ConnectFailure
             | Outcome::ConnectTimeout
@@ -66,6 +67,11 @@ impl Outcome {
     /// The sidecar, not the upstream, says that it failed (`splitExternalLocalOriginErrors` counts these apart).
     pub fn is_local_failure(&self) -> bool {
         !matches!(self, Outcome::Response { .. }) && self.counted_status().is_some()
+    }
+
+    /// It failed although there was a connection.
+    pub fn was_connected(&self) -> bool {
+        !matches!(self, Outcome::ConnectFailure | Outcome::ConnectTimeout | Outcome::IdentityMismatch)
     }
 }
 
@@ -113,14 +119,21 @@ mod tests {
     #[test]
     fn response_headers_are_classified() {
         let mut headers = HeaderMap::new();
-        let plain = Outcome::response(StatusCode::OK, &headers);
-        assert_eq!(plain, Outcome::Response { status: StatusCode::OK, grpc_status: None, rate_limited: false });
+        let plain = Outcome::response(StatusCode::OK, &headers, true);
+        assert_eq!(
+            plain,
+            Outcome::Response { status: StatusCode::OK, grpc_status: None, grpc: true, rate_limited: false }
+        );
         headers.insert("grpc-status", HeaderValue::from_static("14"));
         headers.insert("x-envoy-ratelimited", HeaderValue::from_static("true"));
-        let grpc = Outcome::response(StatusCode::OK, &headers);
-        assert_eq!(grpc, Outcome::Response { status: StatusCode::OK, grpc_status: Some(14), rate_limited: true });
+        let grpc = Outcome::response(StatusCode::OK, &headers, true);
+        assert_eq!(
+            grpc,
+            Outcome::Response { status: StatusCode::OK, grpc_status: Some(14), grpc: true, rate_limited: true }
+        );
         assert_eq!(grpc.counted_status(), Some(StatusCode::SERVICE_UNAVAILABLE));
         assert!(!grpc.is_local_failure());
+        assert_eq!(Outcome::response(StatusCode::OK, &headers, false).counted_status(), Some(StatusCode::OK));
     }
 
     #[test]

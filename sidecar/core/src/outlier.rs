@@ -121,6 +121,10 @@ impl Detector {
         let status = outcome.counted_status()?;
         if self.policy.split_external_local_origin_errors {
             if outcome.is_local_failure() {
+                // As in Envoy a connection that is there ends the row: what fails on it begins another one.
+                if outcome.was_connected() {
+                    clear(&state.consecutive_local_failures);
+                }
                 let (counter, limit) =
                     (&state.consecutive_local_failures, self.policy.consecutive_local_origin_failures);
                 return self.count(endpoint, counter, limit, EjectionCause::ConsecutiveLocalOriginFailures, now);

@@ -2,7 +2,7 @@
 //! and name checked, so that nothing on a request's way has to ask "is it set?" or can fail.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use http::StatusCode;
 use crate::gateway::Server;
 use crate::hash::HashPolicy;
 use crate::locality::Locality;
-use crate::route::RouteTable;
+use crate::route::{ConnectionRoutes, RouteTable};
 
 /// One host of the mesh: all that a call to it needs but the addresses.
 #[derive(Debug, Clone)]
@@ -63,6 +63,8 @@ pub struct Port {
     pub cluster: usize,
     /// Never empty: a port without routes has one default route to `cluster`, with Istio's default retries.
     pub routes: RouteTable,
+    /// Of connections that are not looked into.
+    pub connection_routes: ConnectionRoutes,
 }
 
 /// What is spoken on a port.
@@ -223,6 +225,17 @@ pub struct ConnectionPool {
     pub h2_upgrade: H2Upgrade,
     /// Use the protocol that the client used.
     pub use_client_protocol: bool,
+    /// `None`: HTTP/2 connections are not asked whether they live.
+    pub http2_keepalive: Option<Http2Keepalive>,
+}
+
+/// How an HTTP/2 connection is asked whether it lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Http2Keepalive {
+    /// Between two PINGs.
+    pub interval: Duration,
+    /// Without an answer within this the connection is given up.
+    pub timeout: Duration,
 }
 
 impl ConnectionPool {
@@ -267,6 +280,7 @@ impl Default for ConnectionPool {
             max_concurrent_streams: u32::MAX,
             h2_upgrade: H2Upgrade::Default,
             use_client_protocol: false,
+            http2_keepalive: None,
         }
     }
 }
@@ -384,6 +398,23 @@ pub struct Inbound {
     pub servers: Vec<Arc<Server>>,
     /// Roots (DER) of other trust domains, by domain: they prove identities of that domain and of no other.
     pub trust: BTreeMap<String, Vec<Vec<u8>>>,
+    /// Whether calls to what the mesh does not know pass; `None`: as the proxy was started.
+    pub allow_any: Option<bool>,
+    /// Ports that are served otherwise than as they are registered.
+    pub ingress: BTreeMap<u16, Ingress>,
+    /// Of ports without a service.
+    pub pool: Option<ConnectionPool>,
+}
+
+/// How a port is served.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ingress {
+    /// What is spoken on it.
+    pub protocol: Protocol,
+    /// Where it is delivered; an unspecified address is that which was dialed. `None`: as dialed.
+    pub to: Option<SocketAddr>,
+    /// Instead of that of the port's service.
+    pub pool: Option<ConnectionPool>,
 }
 
 impl Inbound {
@@ -395,6 +426,28 @@ impl Inbound {
     /// Whether callers of other trust domains are taken at a port: where a service is that is exported, and nowhere else.
     pub fn takes_foreigners(&self, port: u16) -> bool {
         self.services.iter().any(|service| service.port == port && service.exported)
+    }
+
+    /// What is spoken on a port.
+    pub fn protocol(&self, port: u16) -> Protocol {
+        let of_service = || self.service(port).map_or(Protocol::Unknown, |service| service.protocol);
+        self.ingress.get(&port).map_or_else(of_service, |ingress| ingress.protocol)
+    }
+
+    /// The limits of a port.
+    pub fn pool(&self, port: u16) -> ConnectionPool {
+        let of_port = self.ingress.get(&port).and_then(|ingress| ingress.pool.as_ref());
+        let of_service = || self.service(port).map(|service| &service.pool);
+        of_port.or_else(of_service).or(self.pool.as_ref()).cloned().unwrap_or_default()
+    }
+
+    /// Where what was sent to `to` is delivered.
+    pub fn destination(&self, to: SocketAddr) -> SocketAddr {
+        match self.ingress.get(&to.port()).and_then(|ingress| ingress.to) {
+            None => to,
+            Some(other) if other.ip().is_unspecified() => SocketAddr::new(to.ip(), other.port()),
+            Some(other) => other,
+        }
     }
 
     /// The service that the workload serves on this port. The first one, where several share it.

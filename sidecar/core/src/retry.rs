@@ -168,7 +168,12 @@ mod tests {
     use proptest::prelude::*;
 
     fn response(status: u16, grpc_status: Option<u32>) -> Outcome {
-        Outcome::Response { status: StatusCode::from_u16(status).unwrap(), grpc_status, rate_limited: false }
+        Outcome::Response {
+            status: StatusCode::from_u16(status).unwrap(),
+            grpc_status,
+            grpc: true,
+            rate_limited: false,
+        }
     }
 
     fn matches(names: &str, outcome: Outcome) -> bool {
@@ -243,8 +248,12 @@ mod tests {
             assert_eq!(matches(names, outcome), expected, "{names} {outcome:?}");
         }
         // Another proxy's rate limit: retrying makes it worse, unless the policy says so.
-        let limited =
-            Outcome::Response { status: StatusCode::SERVICE_UNAVAILABLE, grpc_status: None, rate_limited: true };
+        let limited = Outcome::Response {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            grpc_status: None,
+            grpc: true,
+            rate_limited: true,
+        };
         assert!(!matches("5xx,503", limited) && matches("envoy-ratelimited", limited));
         assert!(!matches("envoy-ratelimited", response(503, None)));
     }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use prost::Message;
 use tokio::sync::{mpsc, oneshot, watch};
-use weft_core::endpoint::EndpointConfig;
+use weft_core::endpoint::{Address, EndpointConfig, resolved};
 use weft_core::locality::Place;
 use weft_core::policy::{Inbound, Service};
 use weft_core::{compile, policy};
@@ -18,6 +18,7 @@ use weft_proto::{ENDPOINTS_TYPE, INBOUND_TYPE, SERVICE_TYPE, v1};
 
 use super::{Command, Directory, Entry, Name, ServiceView, Snapshot};
 use crate::cluster::ClusterView;
+use crate::resolution::{Addresses, Resolution};
 
 /// A name that nobody used for this long is dropped.
 const UNUSED_FOR: Duration = Duration::from_secs(3600);
@@ -56,6 +57,8 @@ pub struct Writer {
     distrust_empty_until: Option<Instant>,
     /// What is not believed until then, by type and name; `None`: it was removed.
     withheld: BTreeMap<(&'static str, String), Option<Resource>>,
+    /// Of names among the endpoints.
+    resolution: Option<Resolution>,
 }
 
 pub(super) struct Wanted {
@@ -107,12 +110,19 @@ pub fn new(place: Place, saved: Option<PathBuf>, preload: &[String]) -> (Arc<Dir
         saving: None,
         distrust_empty_until: None,
         withheld: BTreeMap::new(),
+        resolution: None,
     };
     writer.load();
     (directory, writer)
 }
 
 impl Writer {
+    /// From now on the names of endpoints are resolved.
+    pub fn resolve_with(&mut self, resolution: Resolution) {
+        self.resolution = Some(resolution);
+        self.publish();
+    }
+
     /// The stream is up or down.
     pub fn set_connected(&mut self, connected: bool) {
         self.directory.connected.store(connected, Ordering::Relaxed);
@@ -153,9 +163,22 @@ impl Writer {
         ]
     }
 
-    /// Waits for the next name that the application asks about.
+    /// Waits for the next name that the application asks about, or until a name of an endpoint has other addresses.
     pub async fn next_interest(&mut self) -> Option<Interest> {
-        let Command::Lookup(name, waiter) = self.commands.recv().await?;
+        let resolved = async {
+            match &mut self.resolution {
+                Some(resolution) => resolution.changed().await,
+                None => std::future::pending().await,
+            }
+        };
+        let command = tokio::select! {
+            command = self.commands.recv() => command?,
+            () = resolved => {
+                self.publish();
+                return Some(Interest::default());
+            }
+        };
+        let Command::Lookup(name, waiter) = command;
         if let Some(wanted) = self.wanted.get_mut(&name) {
             // Asked for meanwhile by somebody else. The waiter's fall is the answer: at once when it is there already.
             if !self.directory.snapshot.load().names.contains_key(&name) {
@@ -385,10 +408,23 @@ impl Writer {
         vec![Interest { kind: ENDPOINTS_TYPE, subscribe, unsubscribe }]
     }
 
+    /// The addresses of the endpoints that are names, as far as they are known; those that are new are asked for.
+    fn addresses(&mut self) -> Addresses {
+        let Some(resolution) = &mut self.resolution else { return Addresses::default() };
+        let names =
+            self.endpoints.values().flat_map(|held| &held.compiled).filter_map(|endpoint| match &endpoint.address {
+                Address::EachOf(name) => Some(name.clone()),
+                _ => None,
+            });
+        resolution.want(names.collect());
+        resolution.known()
+    }
+
     /// Makes a new snapshot of all that is held, sharing what did not change, and wakes those whose answer is complete.
     fn publish(&mut self) {
         let old = self.directory.snapshot.load_full();
         let now = self.directory.start.elapsed().as_secs();
+        let addresses = self.addresses();
         let mut clusters: HashMap<Arc<str>, Arc<ClusterView>> = HashMap::new();
         let mut views = HashMap::new();
         for (host, held) in &self.services {
@@ -411,6 +447,7 @@ impl Writer {
                     return made.clone();
                 }
                 let endpoints = self.endpoints.get(&*config.host).map(|h| h.compiled.as_slice()).unwrap_or_default();
+                let endpoints = &*resolved(endpoints, &addresses);
                 let previous = old.clusters.get(&config.name);
                 let made = match previous {
                     Some(p) if *p.config == **config && same_endpoints(p, config, endpoints) => p.clone(),

@@ -12,6 +12,7 @@ use http::request::Parts;
 use http::{Request, Response};
 use http_body::Body;
 use weft_core::http1::MAX_HEAD;
+use weft_core::policy::Http2Keepalive;
 
 use super::outgoing::{Outgoing, SendError};
 use super::{CONNECTION_WINDOW, SEND_BUFFER, STREAM_WINDOW};
@@ -30,13 +31,33 @@ pub struct Client {
 /// What moves the connection's frames, until the connection ends.
 pub struct Driver {
     connection: Box<h2::client::Connection<Upstream, Bytes>>,
+    /// Ends when the peer does not answer any more.
+    dead: Option<Pin<Box<dyn Future<Output = h2::Error> + Send>>>,
 }
 
 impl Future for Driver {
     type Output = Result<(), h2::Error>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
-        Pin::new(&mut self.connection).poll(cx)
+        if let Poll::Ready(ended) = Pin::new(&mut self.connection).poll(cx) {
+            return Poll::Ready(ended);
+        }
+        match &mut self.dead {
+            None => Poll::Pending,
+            Some(dead) => dead.as_mut().poll(cx).map(Err),
+        }
+    }
+}
+
+/// Asks whether the peer lives, until it does not.
+async fn dead(mut ping: h2::PingPong, keepalive: Http2Keepalive) -> h2::Error {
+    loop {
+        tokio::time::sleep(keepalive.interval).await;
+        match tokio::time::timeout(keepalive.timeout, ping.ping(h2::Ping::opaque())).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(e)) => return e,
+            Err(_) => return Reason::CANCEL.into(),
+        }
     }
 }
 
@@ -44,7 +65,7 @@ impl Future for Driver {
 ///
 /// # Errors
 /// When the stream fails.
-pub async fn open(stream: Upstream) -> Result<(Client, Driver), h2::Error> {
+pub async fn open(stream: Upstream, keepalive: Option<Http2Keepalive>) -> Result<(Client, Driver), h2::Error> {
     let mut builder = h2::client::Builder::new();
     builder
         .initial_window_size(STREAM_WINDOW)
@@ -52,8 +73,10 @@ pub async fn open(stream: Upstream) -> Result<(Client, Driver), h2::Error> {
         .max_send_buffer_size(SEND_BUFFER)
         .max_header_list_size(MAX_HEAD as u32)
         .enable_push(false);
-    let (sender, connection) = builder.handshake(stream).await?;
-    Ok((Client { sender }, Driver { connection: Box::new(connection) }))
+    let (sender, mut connection) = builder.handshake(stream).await?;
+    let ping = connection.ping_pong();
+    let dead = keepalive.zip(ping).map(|(keepalive, ping)| Box::pin(dead(ping, keepalive)) as Pin<Box<_>>);
+    Ok((Client { sender }, Driver { connection: Box::new(connection), dead }))
 }
 
 impl Client {

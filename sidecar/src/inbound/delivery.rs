@@ -19,10 +19,10 @@ use crate::cluster::ClusterView;
 use crate::connect::MARK_DELIVERY;
 use crate::http::{
     HTTP1_CLIENT, UNDELIVERED, address_request, address_response, authority, ensure_request_id, local_reply,
-    remove_hop_headers, wants_upgrade,
+    normalise_path, remove_hop_headers, wants_upgrade,
 };
 use crate::incoming::Incoming;
-use crate::outbound::classify;
+use crate::outbound::{NO_PATH, classify};
 use crate::pool::{CheckoutError, Lease};
 use crate::upstream::Dialer;
 
@@ -37,7 +37,11 @@ pub(super) async fn request(caller: &Arc<Caller>, request: Request<Incoming>) ->
     let upgrade = incoming.take_upgrade().filter(|_| wants_upgrade(&parts));
     let client_version = parts.version;
     ensure_request_id(&mut parts.headers);
+    let has_path = normalise_path(&mut parts);
     let mut record = caller.record(&parts, start);
+    if !has_path {
+        return caller.refuse(record, &Reason::BadRequest { detail: NO_PATH }, "", &parts.headers, true);
+    }
     // As the policy is now, not as it was when the connection came: a kept connection may outlive many policies.
     let inbound = caller.proxy.directory.snapshot().inbound.clone();
     // A connection that came while plaintext was allowed does not outlive that.
@@ -114,7 +118,7 @@ fn takes_http2(parts: &Parts, inbound: Option<&Inbound>, port: u16, grpc: bool) 
     if parts.version != Version::HTTP_2 || parts.method == Method::CONNECT {
         return false;
     }
-    match inbound.and_then(|inbound| inbound.service(port)).map(|service| service.protocol) {
+    match inbound.map(|inbound| inbound.protocol(port)) {
         Some(Protocol::Http2 | Protocol::Grpc) => true,
         Some(Protocol::Http) => grpc,
         _ => grpc || !parts.headers.contains_key(HTTP1_CLIENT),

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use weft_core::endpoint::Endpoint;
+use weft_core::endpoint::{Endpoint, Target};
 use weft_core::policy::{Cluster, Inbound};
 
 use crate::cluster::ClusterView;
@@ -25,10 +25,12 @@ pub struct Ports {
 impl Ports {
     /// Connections to the application at `to`, with the limits of the service there.
     pub(super) fn delivery(&self, to: SocketAddr, inbound: Option<&Inbound>) -> Delivery {
-        let pool = inbound.and_then(|i| i.service(to.port())).map(|s| s.pool.clone()).unwrap_or_default();
+        let pool = inbound.map(|inbound| inbound.pool(to.port())).unwrap_or_default();
+        let destination = inbound.map_or(to, |inbound| inbound.destination(to));
         let mut known = self.deliveries.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(held) = known.get(&to)
             && held.0.config.pool == pool
+            && held.1.target == Target::Socket(destination)
         {
             return held.clone();
         }
@@ -37,7 +39,8 @@ impl Ports {
         let config = Arc::new(Cluster::original_destination(&format!("inbound|{}||", to.port()), &host, pool));
         let previous = known.get(&to).cloned();
         let view = Arc::new(ClusterView::new(config, &[], &Arc::default(), previous.as_ref().map(|(view, _)| &**view)));
-        let endpoint = previous.map_or_else(|| foreign_endpoint(to), |(_, endpoint)| endpoint);
+        let same = previous.filter(|(_, endpoint)| endpoint.target == Target::Socket(destination));
+        let endpoint = same.map_or_else(|| foreign_endpoint(destination), |(_, endpoint)| endpoint);
         if known.len() >= MAX_REMEMBERED {
             known.clear();
         }

@@ -9,6 +9,7 @@ use http::request::Parts;
 use http::{HeaderValue, Response};
 use rand::Rng;
 use smallvec::SmallVec;
+use weft_core::balance::Again;
 use weft_core::endpoint::{Endpoint, InFlight};
 use weft_core::flag::{ResponseFlag, ResponseFlags};
 use weft_core::limits::Overflow;
@@ -36,8 +37,10 @@ pub(super) struct Attempts<'a> {
     pub(super) retry: &'a RetryPolicy,
     /// Whether HTTP/2 is spoken.
     pub(super) multiplex: bool,
-    /// Whether a retry looks for an endpoint that was not tried.
-    pub(super) avoids_tried: bool,
+    /// Whether it is a gRPC call.
+    pub(super) grpc: bool,
+    /// Where a retry goes.
+    pub(super) again: Again,
     /// So many were made.
     pub(super) made: u32,
     /// Where the last one went.
@@ -117,7 +120,7 @@ impl Attempts<'_> {
                     let outcome = if undelivered && !endpoint.identities().is_empty() {
                         Outcome::ConnectFailure
                     } else {
-                        Outcome::response(sent.response.status(), sent.response.headers())
+                        Outcome::response(sent.response.status(), sent.response.headers(), self.grpc)
                     };
                     cluster.record(&endpoint, &outcome);
                     if !(keeps && self.retry.retry_on.matches(&outcome) && self.may_resend()) {
@@ -125,15 +128,16 @@ impl Attempts<'_> {
                     }
                     (Failed::from(outcome), Some(sent))
                 }
-                Err(failed) => {
-                    cluster.record(&endpoint, &failed.outcome);
-                    (failed, None)
-                }
+                Err(failed) => (failed, None),
             };
             // A kept connection that ended before it answered may have ended before it read: RFC 9110, 9.2.2, lets a
             // proxy repeat what is safe.
             let stale =
                 repeats && failed.reused && matches!(failed.outcome, Outcome::Reset { .. } | Outcome::RemoteReset);
+            // A kept connection ends at times, and the repetition shows whether the endpoint is ill.
+            if sent.is_none() && !(stale && attempt < self.retry.attempts) {
+                cluster.record(&endpoint, &failed.outcome);
+            }
             let wanted = stale || self.retry.retry_on.matches(&failed.outcome);
             let possible = wanted && self.may_resend();
             let again = possible && attempt < self.retry.attempts;
@@ -169,10 +173,9 @@ impl Attempts<'_> {
         }
         let balancer = self.plan.cluster.balancer();
         let hash = self.plan.hash.hash;
-        if self.avoids_tried && !tried.is_empty() {
-            balancer.pick_avoiding(hash, random, tried).cloned()
-        } else {
-            balancer.pick(hash, random, 0).cloned()
+        match tried.is_empty() {
+            true => balancer.pick(hash, random, 0).cloned(),
+            false => balancer.pick_again(self.again, hash, random, tried).cloned(),
         }
     }
 

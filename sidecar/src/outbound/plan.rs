@@ -47,6 +47,14 @@ pub(super) struct Plan {
     route: Option<(Arc<Route>, usize)>,
     pub(super) rewritten: Option<String>,
     pub(super) grant: Option<Box<Grant>>,
+    /// Who gets copies of this request.
+    pub(super) mirrors: Vec<Target>,
+}
+
+/// A cluster, and which endpoint of it a request's hash means.
+pub(super) struct Target {
+    pub(super) cluster: Arc<ClusterView>,
+    pub(super) hash: Option<u64>,
 }
 
 /// An origin may read the answer.
@@ -57,7 +65,9 @@ pub(super) struct Grant {
 
 impl Plan {
     fn fixed(cluster: Arc<ClusterView>, endpoint: Arc<Endpoint>) -> Plan {
-        Plan { cluster, fixed: Some(endpoint), hash: HashOutcome::default(), route: None, rewritten: None, grant: None }
+        let hash = HashOutcome::default();
+        let mirrors = Vec::new();
+        Plan { cluster, fixed: Some(endpoint), hash, route: None, rewritten: None, grant: None, mirrors }
     }
 
     /// What the route says of forwarding; `None`: the application chose the endpoint itself.
@@ -87,7 +97,7 @@ impl Plan {
 }
 
 /// Where a request goes.
-enum Target {
+enum Place {
     /// To a service, by its routes.
     Service(Arc<ServiceView>, u16),
     /// To this endpoint of a service, by the application's own choice.
@@ -103,9 +113,9 @@ enum Target {
 /// Phases 1 and 2.
 pub(super) async fn decide(down: &Downstream, parts: &Parts, view: &RequestView<'_>) -> Decision {
     match target(down, parts).await {
-        Target::None(reason) => Decision::Refuse(None, reason),
-        Target::Https => Decision::Secure(Box::new(secure(view))),
-        Target::Foreign(to) => {
+        Place::None(reason) => Decision::Refuse(None, reason),
+        Place::Https => Decision::Secure(Box::new(secure(view))),
+        Place::Foreign(to) => {
             // Addressed as an HTTP proxy, each request may go elsewhere: no connection is kept for the next one.
             if down.original.is_none() {
                 return Decision::Send(Plan::fixed(Arc::new(ClusterView::passthrough(1)), foreign_endpoint(to)));
@@ -114,13 +124,13 @@ pub(super) async fn decide(down: &Downstream, parts: &Parts, view: &RequestView<
             let (endpoint, cluster) = down.foreign.get_or_init(make);
             Decision::Send(Plan::fixed(cluster.clone(), endpoint.clone()))
         }
-        Target::Pinned(cluster, endpoint) => Decision::Send(Plan::fixed(cluster, endpoint)),
-        Target::Service(service, port) => by_route(down, view, service, port),
+        Place::Pinned(cluster, endpoint) => Decision::Send(Plan::fixed(cluster, endpoint)),
+        Place::Service(service, port) => by_route(down, view, service, port),
     }
 }
 
 /// Phase 1.
-async fn target(down: &Downstream, parts: &Parts) -> Target {
+async fn target(down: &Downstream, parts: &Parts) -> Place {
     if let Some(entrance) = &down.gateway {
         return entered(down, entrance, parts).await;
     }
@@ -134,35 +144,35 @@ async fn target(down: &Downstream, parts: &Parts) -> Target {
         && let Lookup::Service(view) = directory.lookup(&host).await
         && (view.service.port(port).is_some() || down.original.is_none())
     {
-        return Target::Service(view, port);
+        return Place::Service(view, port);
     }
     let Some(original) = down.original.or_else(|| authority(parts).parse().ok()) else {
-        return Target::None(Reason::UnknownHost);
+        return Place::None(Reason::UnknownHost);
     };
     dialed(down, original).await
 }
 
 /// What a caller from outside means by its authority.
-async fn entered(down: &Downstream, entrance: &Entrance, parts: &Parts) -> Target {
+async fn entered(down: &Downstream, entrance: &Entrance, parts: &Parts) -> Place {
     let host = names::normalise(authority(parts));
     let Some((server, service)) = gateway::service(&entrance.servers, &host) else {
         let redirect = entrance.servers.iter().any(|server| server.https_redirect);
-        return if redirect { Target::Https } else { Target::None(Reason::NoRoute) };
+        return if redirect { Place::Https } else { Place::None(Reason::NoRoute) };
     };
     if server.https_redirect {
-        return Target::Https;
+        return Place::Https;
     }
     match down.proxy.directory.lookup(service).await {
-        Lookup::Service(view) => Target::Service(view, 0),
-        _ => Target::None(Reason::NoRoute),
+        Lookup::Service(view) => Place::Service(view, 0),
+        _ => Place::None(Reason::NoRoute),
     }
 }
 
 /// What the address means that was dialed.
-async fn dialed(down: &Downstream, original: SocketAddr) -> Target {
+async fn dialed(down: &Downstream, original: SocketAddr) -> Place {
     if let Lookup::Service(view) = down.proxy.directory.lookup(&original.to_string()).await {
         if view.service.addresses.contains(&original.ip()) {
-            return Target::Service(view, original.port());
+            return Place::Service(view, original.port());
         }
         // An endpoint's own address: the application balances by itself, and its choice stands.
         let pinned = view.clusters.iter().filter(|c| c.config.subset.is_empty()).find_map(|c| {
@@ -170,16 +180,16 @@ async fn dialed(down: &Downstream, original: SocketAddr) -> Target {
             Some((c.clone(), endpoint.clone()))
         });
         if let Some((cluster, endpoint)) = pinned {
-            return Target::Pinned(cluster, endpoint);
+            return Place::Pinned(cluster, endpoint);
         }
     }
-    if may_pass(&down.proxy, original) { Target::Foreign(original) } else { Target::None(Reason::UnknownHost) }
+    if may_pass(&down.proxy, original) { Place::Foreign(original) } else { Place::None(Reason::UnknownHost) }
 }
 
 /// Whether a destination that the mesh does not know is dialed as addressed. A virtual IP is nobody's real address.
 pub fn may_pass(proxy: &Proxy, original: SocketAddr) -> bool {
     let is_virtual = matches!(original.ip(), IpAddr::V4(ip) if ip.octets()[..2] == [240, 240]);
-    proxy.settings.allow_any && !is_virtual
+    !is_virtual && proxy.passes_unknown()
 }
 
 /// Phase 2.
@@ -213,7 +223,8 @@ fn by_route(down: &Downstream, view: &RequestView<'_>, service: Arc<ServiceView>
                 let foreign = || (foreign_endpoint(to), cluster.clone());
                 down.foreign.get_or_init(foreign).0.clone()
             });
-            Decision::Send(Plan { cluster, fixed, hash, route: Some((route, at)), rewritten, grant })
+            let mirrors = mirrors(forward, &service, view);
+            Decision::Send(Plan { cluster, fixed, hash, route: Some((route, at)), rewritten, grant, mirrors })
         }
         Action::Redirect(redirect) => {
             let entered = down.gateway.as_ref().map(|_| down.local);
@@ -221,7 +232,7 @@ fn by_route(down: &Downstream, view: &RequestView<'_>, service: Arc<ServiceView>
             let mut response = Response::new(ResponseBody::empty());
             *response.status_mut() = redirect.status;
             let scheme = down.gateway.as_ref().map_or("http", |entrance| entrance.scheme);
-            if let Ok(location) = HeaderValue::from_str(&redirect.location(view, scheme, port)) {
+            if let Ok(location) = HeaderValue::from_str(&redirect.location(&route.matcher, view, scheme, port)) {
                 response.headers_mut().insert(LOCATION, location);
             }
             Decision::Answer(service, route, Box::new(response), grant)
@@ -257,6 +268,17 @@ fn direct_response(direct: &DirectResponse) -> Response<ResponseBody> {
 fn drawn(forward: &Forward) -> usize {
     let chosen = forward.choose(rand::rng().next_u64());
     forward.destinations.iter().position(|d| std::ptr::eq(d, chosen)).unwrap_or(0)
+}
+
+/// Who gets a copy of this request.
+fn mirrors(forward: &Forward, service: &ServiceView, view: &RequestView<'_>) -> Vec<Target> {
+    let drawn = forward.mirrors.iter().filter(|mirror| mirror.share.hits(rand::random()));
+    let targets = drawn.map(|mirror| {
+        let cluster = service.clusters[mirror.cluster].clone();
+        let hash = request_hash(cluster.config.load_balancer.hash_policies(), view).hash;
+        Target { cluster, hash }
+    });
+    targets.collect()
 }
 
 /// Whether HTTP/2 is spoken to the endpoint: as the port or the policy says, else as the application does. A port that is

@@ -44,7 +44,7 @@ fn one_object_and_one_owner() {
     assert_eq!(
         got,
         [
-            "f.yaml:1:1: warning: VirtualService/default/a is older and owns host `a.default.svc.cluster.local`: this one has no effect on it"
+            "f.yaml:4:16: warning: VirtualService/default/a is older and owns host `a.default.svc.cluster.local`: this one has no effect on it"
         ]
     );
 }
@@ -55,8 +55,172 @@ fn rules_that_lose() {
         doc("DestinationRule", name, "{host: a, trafficPolicy: {tls: {mode: DISABLE}}, subsets: [{name: v1}]}")
     };
     let got = found(&[rule("a"), rule("b")]);
-    assert!(got.len() == 2 && got[0].contains("f.yaml:6:1: warning: subset `v1` is ignored"), "{got:?}");
-    assert!(got[1].contains("warning: `trafficPolicy` is ignored: DestinationRule/default/a"), "{got:?}");
+    assert!(got.len() == 2 && got[1].contains("f.yaml:9:73: warning: subset `v1` is ignored"), "{got:?}");
+    assert!(got[0].contains("f.yaml:9:32: warning: `trafficPolicy` is ignored: DestinationRule/default/a"), "{got:?}");
+    let selecting = |name: &str| {
+        let spec = format!(
+            "{{host: a, workloadSelector: {{matchLabels: {{app: {name}}}}}, trafficPolicy: {{tls: {{mode: DISABLE}}}}}}"
+        );
+        doc("DestinationRule", name, &spec)
+    };
+    assert_eq!(found(&[selecting("a"), selecting("b"), rule("c")]), [""; 0], "each is for other callers");
+}
+
+#[test]
+fn subsets_of_narrower_rules() {
+    let wide = doc("DestinationRule", "w", "{host: '*.default.svc.cluster.local', subsets: [{name: v1}]}");
+    let narrow = doc("DestinationRule", "n", "{host: a}");
+    let got = found(&[wide.clone(), narrow, route_to("v1")]);
+    assert!(got.len() == 1 && got[0].contains("error: the DestinationRule of `a.default.svc"), "{got:?}");
+    let elsewhere = doc("DestinationRule", "n, namespace: other", "{host: a.default.svc.cluster.local}");
+    assert_eq!(
+        found(&[wide, elsewhere, route_to("v1")]),
+        [""; 0],
+        "callers of the namespace default have the wide one"
+    );
+    let bytes = doc(
+        "VirtualService",
+        "t",
+        "{hosts: [x.y], gateways: [g], tcp: [{route: [{destination: {host: a, subset: v9}}]}]}",
+    );
+    let rule = doc("DestinationRule", "r", "{host: a, subsets: [{name: v1}]}");
+    let got = found(&[rule, bytes]);
+    assert!(
+        got.len() == 1 && got[0].starts_with("f.yaml:9:84: error: ") && got[0].ends_with("no subset `v9`; it has v1"),
+        "{got:?}"
+    );
+}
+
+#[test]
+fn ports_that_documents_do_not_declare() {
+    let entry =
+        doc("ServiceEntry", "e", "{hosts: [e.x, '*.e.x'], ports: [{number: 443, name: tls}], resolution: NONE}");
+    let service = doc("Service", "a", "{ports: [{port: 80}]}").replace("networking.istio.io/", "");
+    let to = |host: &str, port: u32| {
+        doc(
+            "VirtualService",
+            "v",
+            &format!(
+                "{{hosts: [v], http: [{{route: [{{destination: {{host: {host}, port: {{number: {port}}}}}}}]}}]}}"
+            ),
+        )
+    };
+    let all = [entry, service];
+    for (host, port, wrong) in [
+        ("a", 80, None),
+        ("a", 81, Some("error: Service/default/a has no port 81; it has 80")),
+        ("www.e.x", 443, None),
+        ("e.x", 80, Some("error: ServiceEntry/default/e has no port 80; it has 443")),
+        ("registered", 9, None),
+    ] {
+        let got = found(&[&all[..], &[to(host, port)]].concat());
+        assert_eq!(got.len(), usize::from(wrong.is_some()), "{got:?}");
+        assert!(wrong.is_none_or(|wrong| got[0].ends_with(wrong)), "{got:?}");
+    }
+    let rule = doc(
+        "DestinationRule",
+        "r",
+        "{host: a, trafficPolicy: {portLevelSettings: [{port: {number: 8080}, tls: {mode: DISABLE}}]}}",
+    );
+    let got = found(&[&all[..], &[rule]].concat());
+    assert!(got.len() == 1 && got[0].contains("warning: Service/default/a has no port 8080"), "{got:?}");
+}
+
+#[test]
+fn owners_for_some_clients() {
+    let service = |name: &str, export: &str| {
+        doc(
+            "VirtualService",
+            name,
+            &format!("{{hosts: [a.b], exportTo: [{export}], http: [{{redirect: {{uri: /}}}}]}}"),
+        )
+    };
+    for (one, other, wrong) in [
+        ("'*'", "'*'", Some("no effect on it")),
+        ("'*'", "x", None),
+        ("'.'", "'*'", None),
+        ("'.'", "'.'", Some("no effect on it")),
+        ("x", "y", None),
+        ("'~'", "'~'", None),
+        ("x", "y, x", Some("no effect on it for clients of namespace `x`")),
+        ("x, y", "x, y", Some("no effect on it")),
+    ] {
+        let got = found(&[service("a", one), service("b", other)]);
+        assert_eq!(got.len(), usize::from(wrong.is_some()), "{one} {other} {got:?}");
+        assert!(wrong.is_none_or(|wrong| got[0].ends_with(wrong)), "{one} {other} {got:?}");
+    }
+}
+
+#[test]
+fn entries_and_authentications_that_lose() {
+    let entry =
+        |name: &str| doc("ServiceEntry", name, "{hosts: [e.x], ports: [{number: 80, name: http}], resolution: DNS}");
+    let got = found(&[entry("a"), entry("b")]);
+    assert_eq!(
+        got,
+        ["f.yaml:9:16: warning: ServiceEntry/default/a is older and defines host `e.x`: this one does not"]
+    );
+    let policy = |name: &str, spec: &str| doc("PeerAuthentication", name, spec).replace("networking", "security");
+    let strict = policy("a", "{mtls: {mode: STRICT}}");
+    let got = found(&[strict.clone(), policy("b", "{mtls: {mode: DISABLE}}")]);
+    assert_eq!(
+        got,
+        ["f.yaml:6:1: warning: PeerAuthentication/default/a is older and for the same workloads: this one is ignored"]
+    );
+    let plain = doc("DestinationRule", "r", "{host: a, trafficPolicy: {tls: {mode: DISABLE}}}");
+    let got = found(&[strict.clone(), plain.clone()]);
+    assert!(got.len() == 1 && got[0].starts_with("f.yaml:9:45: warning: callers of `a.default.svc"), "{got:?}");
+    let some = policy("b", "{selector: {matchLabels: {app: a}}, mtls: {mode: DISABLE}}");
+    assert_eq!(found(&[strict, plain, some]), [""; 0], "whose mode another may be");
+}
+
+#[test]
+fn routes_that_never_match() {
+    // The second of two matches, and whether the first takes all that it does.
+    for (first, second, never) in [
+        ("uri: {prefix: /a}", "uri: {prefix: /a}", true),
+        ("uri: {prefix: /a}", "uri: {prefix: /a/b}, method: {exact: GET}", true),
+        ("uri: {prefix: /a/b}", "uri: {prefix: /a}", false),
+        ("uri: {prefix: /a}", "uri: {exact: /ab}", true),
+        ("uri: {prefix: /a}, method: {exact: GET}", "uri: {prefix: /a}", false),
+        ("uri: {prefix: /a}, method: {exact: GET}", "uri: {prefix: /a/}, method: {exact: GET}", true),
+        ("uri: {exact: /a}", "uri: {prefix: /a}", false),
+        ("uri: {prefix: /a}", "uri: {prefix: /A}", false),
+        ("uri: {prefix: /a}, ignoreUriCase: true", "uri: {prefix: /A}", true),
+        ("uri: {prefix: /a}", "uri: {prefix: /a}, ignoreUriCase: true", false),
+        ("uri: {regex: /a.*}", "uri: {regex: /a.*}", true),
+        ("uri: {regex: /a.*}", "uri: {prefix: /ab}", false),
+        ("headers: {x: {}}", "headers: {X: {exact: '1'}}", true),
+        ("headers: {x: {exact: '1'}}", "headers: {x: {}}", false),
+        ("headers: {x: {prefix: a}}", "headers: {x: {prefix: ab}, y: {exact: b}}, uri: {exact: /}", true),
+        ("withoutHeaders: {x: {exact: a}}", "withoutHeaders: {x: {}}", true),
+        ("withoutHeaders: {x: {}}", "withoutHeaders: {x: {exact: a}}", false),
+        ("queryParams: {q: {exact: a}}", "queryParams: {q: {exact: a}}, port: 80", true),
+        ("port: 80", "uri: {prefix: /a}", false),
+        ("sourceLabels: {a: b}", "sourceLabels: {a: b, c: d}", true),
+        ("sourceLabels: {a: b, c: d}", "sourceLabels: {a: b}", false),
+        ("sourceNamespace: x", "sourceNamespace: y", false),
+        ("gateways: [mesh]", "uri: {prefix: /a}", true),
+    ] {
+        let text = format!(
+            "{{hosts: [a], http: [{{match: [{{{first}}}], redirect: {{uri: /}}}}, \n{{match: [{{{second}}}], redirect: {{uri: /}}}}]}}"
+        );
+        let got = found(&[doc("VirtualService", "v", &text)]);
+        let want = "f.yaml:5:1: warning: never reached: the route at line 4 matches all that this does";
+        assert_eq!(got, if never { vec![want] } else { vec![] }, "{first} and then {second}");
+    }
+    let some = "{hosts: [a], http: [{match: [{uri: {prefix: /a}}], redirect: {uri: /}}, {match: [{uri: {exact: /b}}, \n{uri: {exact: /a}}], redirect: {uri: /}}]}";
+    let got = found(&[doc("VirtualService", "v", some)]);
+    assert_eq!(got, ["f.yaml:5:1: warning: without effect: the route at line 4 matches all that this does"]);
+    let of_gateway = "{hosts: [a.b], gateways: [g], http: [{redirect: {uri: /}}, {match: [{uri: {exact: /b}}], redirect: {uri: /}}]}";
+    assert_eq!(
+        found(&[doc("VirtualService", "v", of_gateway)]),
+        [""; 0],
+        "gateways put those that take all at the end"
+    );
+    let delegating = "{hosts: [a.b], http: [{delegate: {name: d}}, {match: [{uri: {exact: /b}}], redirect: {uri: /}}]}";
+    let leaf = doc("VirtualService", "d", "{http: [{match: [{uri: {exact: /c}}], redirect: {uri: /}}]}");
+    assert_eq!(found(&[doc("VirtualService", "v", delegating), leaf]), [""; 0], "what the delegate does not take");
 }
 
 #[test]

@@ -119,7 +119,7 @@ fn pool_ejection_and_tls() {
   trafficPolicy:
     connectionPool:
       tcp: {connectTimeout: 1.5s, idleTimeout: 1h, maxConnectionDuration: 1m30s, tcpKeepalive: {probes: 3, time: 2h, interval: 75s}}
-      http: {http2MaxRequests: 7, maxRetries: 3, maxConcurrentStreams: 9, h2UpgradePolicy: UPGRADE}
+      http: {http2MaxRequests: 7, maxRetries: 3, maxConcurrentStreams: 9, h2UpgradePolicy: UPGRADE, http2KeepAlive: {interval: 10s, timeout: 2s}}
     outlierDetection: {consecutive5xxErrors: 0, consecutiveGatewayErrors: 3, interval: 100ms, baseEjectionTime: 1s, maxEjectionPercent: 100, minHealthPercent: 1}
     tls: {mode: ISTIO_MUTUAL}
     portLevelSettings:
@@ -132,6 +132,8 @@ fn pool_ejection_and_tls() {
     assert_eq!((pool.connect_timeout_ms, pool.tcp_idle_timeout_ms), (1500, Some(3_600_000)));
     assert_eq!(pool.http_idle_timeout_ms, 3_600_000, "falls back to tcp.idleTimeout");
     assert_eq!(pool.tcp_keepalive, Some(v1::TcpKeepalive { probes: 3, time_s: 7200, interval_s: 75 }));
+    let keepalive = v1::Http2Keepalive { interval_ms: 10_000, timeout_ms: 2000 };
+    assert_eq!(pool.http2_keepalive, Some(keepalive));
     assert_eq!((pool.max_connection_duration_ms, pool.h2_upgrade()), (90_000, v1::H2Upgrade::Upgrade));
     let ejection = policy.settings.outlier_detection.unwrap();
     assert_eq!((ejection.consecutive_5xx_errors, ejection.consecutive_gateway_errors), (Some(0), Some(3)));
@@ -185,6 +187,7 @@ fn mistakes_of_a_policy() {
         ("connectionPool: {tcp: {connectTimeout: 1d}}", "\"1d\" is not a duration such as 1s, 1.5h or 100ms"),
         ("connectionPool: {tcp: {connectTimeout: 0s}}", "\"0s\" must be at least 1ms"),
         ("connectionPool: {http: {h2UpgradePolicy: UPGRADE, useClientProtocol: true}}", "exclude each other"),
+        ("connectionPool: {http: {http2KeepAlive: {interval: 1s}}}", "http2KeepAlive.timeout` is required"),
         ("outlierDetection: {consecutiveErrors: 5}", "warning: `consecutiveErrors` has no effect"),
         ("outlierDetection: {consecutiveLocalOriginFailures: 5}", "needs `splitExternalLocalOriginErrors: true`"),
         ("outlierDetection: {maxEjectionPercent: 101}", "must be a whole number from 0 to 100"),

@@ -145,6 +145,12 @@ fn service_entries() {
                 "`resolution: DYNAMIC_DNS` is not supported yet",
             ),
             (&format!("{{hosts: ['*.a.com'], resolution: DNS, {ports}}}"), "cannot be resolved"),
+            (
+                &format!(
+                    "{{hosts: [a], resolution: DNS_ROUND_ROBIN, endpoints: [{{address: a.b}}, {{address: a.c}}], {ports}}}"
+                ),
+                "`resolution: DNS_ROUND_ROBIN` has one endpoint at most",
+            ),
             (&format!("{{hosts: [a], addresses: [10.0.0.0/33], {ports}}}"), "neither an IP address nor a CIDR range"),
             (&format!("{{hosts: [a], addresses: [10.0.0.0/8], resolution: DNS, {ports}}}"), "a CIDR range needs"),
             (
@@ -168,7 +174,6 @@ fn service_entries() {
                 ),
                 "exclude each other",
             ),
-            (&format!("{{hosts: [a], subjectAltNames: [b], {ports}}}"), "`subjectAltNames` is not supported yet"),
             ("{hosts: [a], ports: [{number: 80, name: a}, {number: 80, name: a}]}", "port 80 is given twice"),
             ("{hosts: [a], ports: [{number: 80, name: a, protocol: HTPP}]}", "did you mean `HTTP`?"),
         ],
@@ -232,7 +237,7 @@ fn the_field_table_knows_supported_and_not() {
     let of = |kind: &str, path: &str| table.iter().find(|(k, p, _)| *k == kind && p == path).map(|row| row.2);
     assert_eq!(of("DestinationRule", "trafficPolicy.connectionPool.tcp.maxConnections"), Some(Support::Supported));
     assert_eq!(of("DestinationRule", "trafficPolicy.loadBalancer.zoneAwareLbSetting"), Some(Support::NotYet));
-    assert_eq!(of("VirtualService", "http.delegate"), Some(Support::NotYet));
+    assert_eq!(of("VirtualService", "http.delegate.name"), Some(Support::Supported));
     assert_eq!(of("AuthorizationPolicy", ""), Some(Support::NotYet));
 }
 

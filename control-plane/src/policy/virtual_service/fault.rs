@@ -4,7 +4,8 @@ use weft_proto::v1::{self, fault::Abort};
 
 use crate::policy::fields::{Fields, Shape, not_yet, object, read};
 
-const PERCENTAGE: Shape = &[read("value")];
+/// Of a percentage.
+pub(super) const PERCENTAGE: Shape = &[read("value")];
 /// Its fields.
 pub(super) const SHAPE: Shape = &[
     object(
@@ -48,7 +49,7 @@ pub(super) fn decode(fields: &Fields<'_>) -> v1::Fault {
             delay.warn("percent", "`percent` is deprecated: write `percentage.value`");
         }
         let old = delay.number("percent", 0..=100).and_then(|n| u32::try_from(n).ok()).map(f64::from);
-        fault.delay_percent = share(&delay, percentage(&delay).or(old));
+        fault.delay_percent = share(&delay, percentage(&delay, "percentage").or(old));
     }
     if let Some(abort) = fields.object("abort") {
         let status = abort.number("httpStatus", 200..=599).and_then(|n| u32::try_from(n).ok());
@@ -58,14 +59,14 @@ pub(super) fn decode(fields: &Fields<'_>) -> v1::Fault {
             abort.error_at(abort.place, "`abort` needs either `httpStatus` or `grpcStatus`");
         }
         fault.abort = status.map(Abort::HttpStatus).or(grpc.map(Abort::GrpcStatus));
-        fault.abort_percent = share(&abort, percentage(&abort));
+        fault.abort_percent = share(&abort, percentage(&abort, "percentage"));
     }
     fault
 }
 
-/// A `percentage`; a part of a million is the least that is not 0.
-pub(super) fn percentage(fields: &Fields<'_>) -> Option<f64> {
-    let given = fields.object("percentage")?;
+/// The percentage `name`; a part of a million is the least that is not 0.
+pub(super) fn percentage(fields: &Fields<'_>, name: &'static str) -> Option<f64> {
+    let given = fields.object(name)?;
     let value = given.decimal("value", 0.0..=100.0).unwrap_or_default();
     if value > 0.0 && value < 0.0001 {
         given.error("value", "a percentage is 0, or from 0.0001 to 100");

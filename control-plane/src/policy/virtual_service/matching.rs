@@ -79,7 +79,7 @@ pub(super) fn string_match(fields: &Fields<'_>, empty_prefix: bool) -> v1::Strin
             Kind::Prefix(prefix)
         }
         Some(Kind::Regex(pattern)) => {
-            check_regex(fields, &pattern);
+            check_regex(fields, "regex", &pattern);
             Kind::Regex(pattern)
         }
         Some(kind) => kind,
@@ -87,13 +87,28 @@ pub(super) fn string_match(fields: &Fields<'_>, empty_prefix: bool) -> v1::Strin
     v1::StringMatch { kind: Some(kind) }
 }
 
-fn check_regex(fields: &Fields<'_>, pattern: &str) {
+/// Whether all texts that `inner` lets pass `outer` does, as far as that can be said: of regexes it cannot.
+pub(crate) fn covers(outer: &Kind, inner: &Kind) -> bool {
+    match (outer, inner) {
+        (Kind::Present(_), _) => true,
+        (Kind::Exact(outer), Kind::Exact(inner)) => outer == inner,
+        (Kind::Prefix(outer), Kind::Exact(inner) | Kind::Prefix(inner)) => inner.starts_with(outer),
+        _ => false,
+    }
+}
+
+/// The regex of the field `name`, unless it is none.
+pub(super) fn check_regex(fields: &Fields<'_>, name: &str, pattern: &str) -> Option<regex::Regex> {
     if pattern.len() > MAX_REGEX {
-        fields.error("regex", format!("the regex is longer than {MAX_REGEX} bytes"));
-    } else if let Err(error) = regex::Regex::new(pattern) {
+        fields.error(name, format!("the regex is longer than {MAX_REGEX} bytes"));
+        return None;
+    }
+    let built = regex::Regex::new(pattern);
+    if let Err(error) = &built {
         // The last line says why; those before it draw the pattern, which the reader has before them.
         let why = error.to_string();
         let why = why.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned();
-        fields.error("regex", format!("`{pattern}` is not a regular expression of RE2: {why}"));
+        fields.error(name, format!("`{pattern}` is not a regular expression of RE2: {why}"));
     }
+    built.ok()
 }

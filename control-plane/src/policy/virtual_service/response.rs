@@ -31,8 +31,14 @@ const DEFAULT_RETRY_ON: &str = "connect-failure,refused-stream,unavailable,cance
 
 /// Reads `redirect`.
 pub(super) fn redirect(fields: &Fields<'_>) -> v1::Redirect {
-    if !["uri", "authority", "scheme", "port", "derivePort"].into_iter().any(|name| fields.has(name)) {
-        fields.error_at(fields.place, "`redirect` needs `uri`, `authority`, `scheme`, `port` or `derivePort`");
+    if !["uri", "prefixRewrite", "authority", "scheme", "port", "derivePort"].into_iter().any(|name| fields.has(name)) {
+        fields.error_at(
+            fields.place,
+            "`redirect` needs `uri`, `prefixRewrite`, `authority`, `scheme`, `port` or `derivePort`",
+        );
+    }
+    if fields.has("uri") && fields.has("prefixRewrite") {
+        fields.error("prefixRewrite", "`uri` and `prefixRewrite` exclude each other");
     }
     if fields.has("port") && fields.has("derivePort") {
         fields.error("derivePort", "give either `port` or `derivePort`, not both");
@@ -59,6 +65,7 @@ pub(super) fn redirect(fields: &Fields<'_>) -> v1::Redirect {
         port: fields.port("port"),
         code: u32::try_from(code).unwrap_or_default(),
         derive_port: derive.unwrap_or_default().into(),
+        prefix_rewrite: fields.string("prefixRewrite"),
     }
 }
 
@@ -117,5 +124,6 @@ pub(super) fn retry(fields: &Fields<'_>) -> v1::RetryPolicy {
         retry_on,
         backoff_ms: fields.duration("backoff", 1).unwrap_or_default(),
         previous_hosts: fields.boolean("retryIgnorePreviousHosts") == Some(false),
+        other_localities: fields.boolean("retryRemoteLocalities").unwrap_or_default(),
     }
 }

@@ -75,7 +75,10 @@ fn every_action() {
     let destinations: Vec<_> = forward.destinations.iter().map(|d| (&*d.host, &*d.subset, d.port, d.weight)).collect();
     assert_eq!(destinations, [("a", "v1", Some(80), 90), ("b", "", None, 10)]);
     assert_eq!(forward.timeout_ms, 1500);
-    assert_eq!(forward.rewrite, Some(v1::Rewrite { uri: Some("/".into()), authority: Some("c".into()) }));
+    assert_eq!(
+        forward.rewrite,
+        Some(v1::Rewrite { uri: Some("/".into()), authority: Some("c".into()), ..Default::default() })
+    );
     let retry = forward.retry.clone().unwrap();
     assert_eq!((retry.attempts, retry.per_try_timeout_ms, retry.backoff_ms), (3, 2000, 10));
     assert_eq!(retry.retry_on, ["gateway-error", "503"]);
@@ -101,8 +104,26 @@ fn mistakes() {
         ("  hosts: [a.b.c, '*.b.c']\n".to_owned(), "hosts `a.b.c` and `*.b.c` overlap"),
         ("  hosts: [a]\n  gateways: [A/b]\n".to_owned(), "`A/b` is not a gateway"),
         (
-            "  hosts: [a]\n  tls: [{match: [{sniHosts: [a]}], route: [{destination: {host: a}}]}]\n".to_owned(),
-            "`tls` routes of callers in the mesh are not supported yet",
+            "  hosts: [a]\n  tls: [{match: [{sniHosts: [b]}], route: [{destination: {host: a}}]}]\n".to_owned(),
+            "server name `b` is not among the `hosts` of this VirtualService",
+        ),
+        (
+            "  hosts: [a]\n  tls: [{match: [{port: 443}], route: [{destination: {host: a}}]}]\n".to_owned(),
+            "`match` with `sniHosts` is required",
+        ),
+        (
+            "  hosts: [a]\n  tcp: [{match: [{destinationSubnets: [10.0.0.0/33]}], route: [{destination: {host: a}}]}]\n"
+                .to_owned(),
+            "`10.0.0.0/33` is neither an IP address nor a CIDR range",
+        ),
+        (
+            "  hosts: [a]\n  gateways: [g]\n  tcp: [{match: [{sourceSubnet: 10.0.0.1}], route: [{destination: {host: a}}]}]\n"
+                .to_owned(),
+            "`sourceSubnet` is not supported yet for gateways",
+        ),
+        (
+            "  hosts: [a]\n  tcp: [{match: [{gateways: [A]}], route: [{destination: {host: a}}]}]\n".to_owned(),
+            "`A` is not a gateway",
         ),
         (
             "  hosts: [a]\n  gateways: [g]\n  tls: [{route: [{destination: {host: a}}]}]\n".to_owned(),
@@ -110,7 +131,7 @@ fn mistakes() {
         ),
         ("  hosts: [a]\n  tcp: []\n".to_owned(), "`http` must have at least one route"),
         ("  hosts: [a]\n".to_owned(), "`http` must have at least one route"),
-        (http("{}"), "one of `route`, `redirect` and `directResponse` is required"),
+        (http("{}"), "one of `route`, `redirect`, `directResponse` and `delegate` is required"),
         (http(&format!("{{{route}, redirect: {{uri: /}}}}")), "`route` and `redirect` exclude each other"),
         (http("{redirect: {uri: /}, timeout: 1s}"), "`timeout` needs a `route`"),
         (http(&format!("{{{route}, fault: {{}}}}")), "`fault` needs `delay` or `abort`"),
@@ -138,7 +159,41 @@ fn mistakes() {
         ),
         (http(&format!("{{{route}, corsPolicy: {{allowHeaders: [a b]}}}}")), "`a b` is not a header name"),
         (http(&format!("{{{route}, corsPolicy: {{maxAge: 1500ms}}}}")), "`maxAge` is in whole seconds"),
-        (http(&format!("{{{route}, mirror: {{host: a}}}}")), "`http[0].mirror` is not supported yet"),
+        (http(&format!("{{{route}, mirror: {{}}}}")), "`http[0].mirror.host` is required"),
+        (http(&format!("{{{route}, mirrors: [{{}}]}}")), "`http[0].mirrors[0].destination` is required"),
+        (
+            http(&format!("{{{route}, mirror: {{host: a}}, mirrors: [{{destination: {{host: a}}}}]}}")),
+            "`mirror` and `mirrors` exclude each other",
+        ),
+        (http(&format!("{{{route}, mirrorPercent: 5}}")), "`mirrorPercent` has no effect without `mirror`"),
+        (http("{redirect: {uri: /}, mirror: {host: a}}"), "`mirror` needs a `route`"),
+        (
+            http(&format!("{{{route}, mirror: {{host: a}}, mirrorPercentage: {{value: 101}}}}")),
+            "`http[0].mirrorPercentage.value` must be a number from 0 to 100",
+        ),
+        (
+            http(&format!("{{{route}, rewrite: {{uri: /, uriRegexRewrite: {{match: a, rewrite: b}}}}}}")),
+            "`uri` and `uriRegexRewrite` exclude each other",
+        ),
+        (
+            http(&format!("{{{route}, rewrite: {{uriRegexRewrite: {{match: a}}}}}}")),
+            "uriRegexRewrite.rewrite` is required",
+        ),
+        (
+            http(&format!("{{{route}, rewrite: {{uriRegexRewrite: {{match: '(', rewrite: a}}}}}}")),
+            "`(` is not a regular expression",
+        ),
+        (
+            http(&format!(r"{{{route}, rewrite: {{uriRegexRewrite: {{match: '(a)', rewrite: '\2'}}}}}}")),
+            r"`rewrite`: \2 is no group: the regex has 1",
+        ),
+        (http("{redirect: {uri: /a, prefixRewrite: /}}"), "`uri` and `prefixRewrite` exclude each other"),
+        (http(&format!("{{{route}, delegate: {{name: b}}}}")), "`route` and `delegate` exclude each other"),
+        (http("{delegate: {}}"), "`http[0].delegate.name` is required"),
+        (
+            format!("  gateways: [g]\n  http:\n  - {{{route}}}\n"),
+            "`gateways` needs `hosts`; without them it is a delegate",
+        ),
         (http(&format!("{{{route}, match: [{{port: 0}}]}}")), "must be a whole number from 1 to 65535"),
         (http(&format!("{{{route}, match: [{{gateways: [a/b/c]}}]}}")), "`a/b/c` is not a gateway"),
         (http(&format!("{{{route}, match: [{{withoutHeaders: {{'a b': {{}}}}}}]}}")), "`a b` is not a header name"),
@@ -227,4 +282,67 @@ fn faults_and_origins() {
     let (old, problems) = route_of(&format!("{{{to}, corsPolicy: {{allowOrigin: ['*']}}}}"));
     assert_eq!(old.cors.unwrap().allow_origins[0].kind, Some(Kind::Exact("*".into())));
     assert!(problems[0].contains("`allowOrigin` is deprecated"), "{problems:?}");
+}
+
+#[test]
+fn mirrors_and_regex_rewrites() {
+    let to = "route: [{destination: {host: a}}]";
+    let forward = |text: &str| {
+        let (route, problems) = route_of(&format!("{{{to}, {text}}}"));
+        let Action::Forward(forward) = route.action else { panic!() };
+        (forward, problems)
+    };
+    let mirrors = |text: &str| -> Vec<(String, String, f64)> {
+        let found = forward(text).0.mirrors.into_iter();
+        found.map(|mirror| (mirror.destination.host, mirror.destination.subset, mirror.percent)).collect()
+    };
+    let mirror = |host: &str, subset: &str, percent| (host.to_owned(), subset.to_owned(), percent);
+    assert_eq!(mirrors("mirror: {host: b, subset: v2}"), [mirror("b", "v2", 100.0)]);
+    assert_eq!(mirrors("mirror: {host: b}, mirrorPercentage: {value: 0.5}"), [mirror("b", "", 0.5)]);
+    assert_eq!(
+        mirrors("mirrors: [{destination: {host: b}}, {destination: {host: c}, percentage: {value: 10}}]"),
+        [mirror("b", "", 100.0), mirror("c", "", 10.0)]
+    );
+    for name in ["mirrorPercent", "mirror_percent"] {
+        let text = format!("mirror: {{host: b}}, {name}: 20");
+        assert_eq!(mirrors(&text), [mirror("b", "", 20.0)]);
+        assert!(forward(&text).1[0].contains("is deprecated: write `mirrorPercentage.value`"));
+    }
+    let rewrite = forward(r"rewrite: {uriRegexRewrite: {match: '^/a/(.*)', rewrite: '/\1'}}").0.rewrite.unwrap();
+    let regex = v1::RegexRewrite { pattern: "^/a/(.*)".into(), substitution: r"/\1".into() };
+    assert_eq!((rewrite.uri, rewrite.uri_regex), (None, Some(regex)));
+    assert!(forward("retries: {attempts: 3, retryRemoteLocalities: true}").0.retry.unwrap().other_localities);
+    let (route, _) = route_of("{redirect: {prefixRewrite: /b}}");
+    let Action::Redirect(redirect) = route.action else { panic!() };
+    assert_eq!(redirect.prefix_rewrite.as_deref(), Some("/b"));
+}
+
+#[test]
+fn routes_of_connections() {
+    let to = "route: [{destination: {host: a, subset: v1}, weight: 90}, {destination: {host: b}, weight: 10}]";
+    let parsed = read(&format!(
+        "  hosts: [a.example.com]\n  tls:\n  - match: [{{sniHosts: [A.example.com], port: 443, destinationSubnets: [10.0.0.0/8]}}]\n    \
+         {to}\n  tcp:\n  - match: [{{port: 9000, sourceSubnet: 10.1.0.0/16, sourceLabels: {{app: x}}, sourceNamespace: n, \
+         gateways: [mesh]}}]\n    {to}\n  - {to}\n"
+    ));
+    assert_eq!(parsed.problems, []);
+    let Object::VirtualService(service) = &parsed.documents[0].object else { panic!() };
+    let want = ConnectionMatch {
+        server_names: vec!["a.example.com".into()],
+        port: Some(443),
+        destinations: vec!["10.0.0.0/8".into()],
+        ..Default::default()
+    };
+    assert_eq!(service.tls[0].matches, [want]);
+    let want = ConnectionMatch {
+        port: Some(9000),
+        source: "10.1.0.0/16".into(),
+        source_labels: [("app".to_owned(), "x".to_owned())].into(),
+        source_namespace: "n".into(),
+        gateways: vec!["mesh".into()],
+        ..Default::default()
+    };
+    assert_eq!((&service.tcp[0].matches[..], service.tcp[1].matches.len()), (&[want][..], 0));
+    let destinations: Vec<_> = service.tcp[1].destinations.iter().map(|d| (&*d.host, &*d.subset, d.weight)).collect();
+    assert_eq!(destinations, [("a", "v1", 90), ("b", "", 10)]);
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::*;
 
-fn client(world: &World, namespace: &str, labels: &[(&str, &str)]) -> Scope {
+pub(super) fn client(world: &World, namespace: &str, labels: &[(&str, &str)]) -> Scope {
     let labels: BTreeMap<String, String> = labels.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
     world.scope(namespace, &labels)
 }

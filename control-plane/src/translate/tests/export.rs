@@ -100,7 +100,7 @@ fn hosts_that_are_not_for_everybody() {
     ] {
         let world = world(&entry(export), &orders());
         for name in ["db.example", "192.0.2.9", "192.0.2.9:80", "10.1.0.1:80"] {
-            assert_eq!(resolve(&world, client_ns, name).is_some(), seen, "{export} {client_ns} {name}");
+            assert_eq!(resolve(&world, &Scope::of(client_ns), name).is_some(), seen, "{export} {client_ns} {name}");
         }
         let service = service(&world, &Scope::of(client_ns), ORDER).unwrap();
         let cluster = cluster(&service, "outbound|80||db.example");

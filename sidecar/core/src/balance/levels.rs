@@ -31,7 +31,9 @@ pub(super) fn loads(levels: &[Count]) -> Vec<u64> {
     let healths: Vec<u64> = levels.iter().map(|level| health(*level)).collect();
     let together = healths.iter().sum::<u64>().min(100);
     if together == 0 {
-        return vec![0; levels.len()];
+        // Fewer than one in a hundred and forty are usable: those that are.
+        let first = levels.iter().position(|level| level.usable > 0);
+        return (0..levels.len()).map(|at| if Some(at) == first { 100 } else { 0 }).collect();
     }
     let mut left = 100;
     let mut loads: Vec<u64> = healths
@@ -77,6 +79,7 @@ mod tests {
             (&[(20, 100), (20, 100), (20, 100)], &[34, 33, 33]),
             (&[(0, 3), (1, 3)], &[0, 100]),
             (&[(0, 3), (0, 0)], &[0, 0]),
+            (&[(0, 3), (1, 300)], &[0, 100]),
         ] {
             assert_eq!(loads(&of(levels)), want, "{levels:?}");
         }

@@ -25,6 +25,19 @@ use shares::Shares;
 
 /// How often a retry looks for an endpoint that was not tried yet before it takes one that was.
 const RE_PICKS: u32 = 5;
+/// How many attempts a level gets before the retries of a route with [`Again::other_levels`] leave it out, as Istio has it.
+const ATTEMPTS_A_LEVEL: usize = 2;
+
+/// What a retry looks for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Again {
+    /// An endpoint that was not tried, if five more picks find one. Not for a route with one hashed destination, whose
+    /// requests belong to one endpoint.
+    pub other_endpoints: bool,
+    /// After every second attempt the levels that were tried are left out, while there are others (Envoy's
+    /// `previous_priorities`).
+    pub other_levels: bool,
+}
 
 /// Picks among the endpoints of a cluster that may be used.
 #[derive(Debug)]
@@ -39,10 +52,11 @@ pub struct Balancer {
 /// Endpoints that are equally far.
 #[derive(Debug)]
 struct Level {
-    /// How far, in the order of all levels; those without requests have none here.
+    /// How far, in the order of all levels; those without a usable endpoint are not here.
     number: usize,
-    /// Percent of the requests that go here or nearer.
+    /// Percent of the requests that go here or nearer; 0, or that of the one before, where none go here but for retries.
     up_to: u64,
+    count: Count,
     group: Group,
 }
 
@@ -110,15 +124,17 @@ impl Balancer {
             panic = true;
             found.usable.append(&mut found.ejected);
         }
-        let loads = levels::loads(&counts(&levels));
+        let counts = counts(&levels);
+        let loads = levels::loads(&counts);
         let mut up_to = 0;
-        let used = levels.into_iter().zip(loads).enumerate().filter(|(_, (_, load))| *load > 0);
-        let levels = used.map(|(number, ((_, found), load))| {
+        let all = levels.into_iter().zip(loads.into_iter().zip(counts)).enumerate();
+        let used = all.filter(|(_, ((_, found), _))| !found.usable.is_empty());
+        let levels = used.map(|(number, ((_, found), (load, count)))| {
             up_to += load;
             let before = previous.and_then(|previous| previous.levels.iter().find(|level| level.number == number));
             let weights = found.usable.iter().map(|endpoint| shares.weight(endpoint)).collect();
             let group = Group::new(&cluster.load_balancer, found.usable, weights, before.map(|level| &level.group));
-            Level { number, up_to, group }
+            Level { number, up_to, count, group }
         });
         Balancer { levels: levels.collect(), panic, warming: shares.is_warming(), elsewhere }
     }
@@ -143,7 +159,7 @@ impl Balancer {
         attempt: u32,
     ) -> Option<&Arc<Endpoint>> {
         let level = match &self.levels[..] {
-            [only] => only,
+            [nearest, ..] if nearest.up_to == 100 => nearest,
             levels => {
                 let percent = hash.unwrap_or_else(&mut *random) % 100;
                 levels.iter().find(|level| percent < level.up_to)?
@@ -152,28 +168,64 @@ impl Balancer {
         level.group.pick(hash, random, attempt)
     }
 
-    /// An endpoint for a retry: not one of `tried`, if five more picks find another. For a route with one hashed
-    /// destination call [`Balancer::pick`] instead, the same endpoint is wanted
-    /// ([`crate::route::Forward::avoids_tried`]).
-    pub fn pick_avoiding(
+    /// An endpoint for a retry, after attempts at `tried`.
+    pub fn pick_again(
         &self,
+        again: Again,
         hash: Option<u64>,
         random: &mut impl FnMut() -> u64,
         tried: &[Arc<Endpoint>],
     ) -> Option<&Arc<Endpoint>> {
-        let mut pick = self.pick(hash, random, 0)?;
+        let level = if again.other_levels { self.other_level(hash, random, tried) } else { None };
+        let mut one = |attempt| match level {
+            Some(level) => level.group.pick(hash, random, attempt),
+            None => self.pick(hash, random, attempt),
+        };
+        let mut pick = one(0)?;
         for attempt in 1..=RE_PICKS {
-            if !tried.iter().any(|tried| tried.is_same(pick)) {
+            if !again.other_endpoints || !tried.iter().any(|tried| tried.is_same(pick)) {
                 break;
             }
-            pick = self.pick(hash, random, attempt)?;
+            pick = one(attempt)?;
         }
         Some(pick)
     }
 
+    /// The level of a retry where those that were tried are left out; `None`: none is to be left out.
+    fn other_level(
+        &self,
+        hash: Option<u64>,
+        random: &mut impl FnMut() -> u64,
+        tried: &[Arc<Endpoint>],
+    ) -> Option<&Level> {
+        let mut left: Vec<Count> = self.levels.iter().map(|level| level.count).collect();
+        for pair in tried.chunks_exact(ATTEMPTS_A_LEVEL) {
+            for (level, count) in self.levels.iter().zip(&mut left) {
+                if level.group.hosts().iter().any(|host| pair.iter().any(|tried| tried.is_same(host))) {
+                    count.usable = 0;
+                }
+            }
+            // Nobody is left: it begins anew.
+            if left.iter().all(|count| count.usable == 0) {
+                left = self.levels.iter().map(|level| level.count).collect();
+            }
+        }
+        if self.levels.iter().zip(&left).all(|(level, left)| level.count == *left) {
+            return None;
+        }
+        let percent = hash.unwrap_or_else(random) % 100;
+        let up_to = levels::loads(&left).into_iter().scan(0, |sum, load| {
+            *sum += load;
+            Some(*sum)
+        });
+        self.levels.iter().zip(up_to).find(|(_, up_to)| percent < *up_to).map(|(level, _)| level)
+    }
+
     /// The endpoints of this data centre that are picked from.
     pub fn hosts(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
-        self.levels.iter().flat_map(|level| level.group.hosts())
+        let mut before = 0;
+        let used = self.levels.iter().filter(move |level| std::mem::replace(&mut before, level.up_to) < level.up_to);
+        used.flat_map(|level| level.group.hosts())
     }
 
     /// Ejected endpoints are used, because too few are left.

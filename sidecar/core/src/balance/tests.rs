@@ -11,6 +11,8 @@ use crate::hash::HashPolicy;
 use crate::outcome::Outcome;
 use crate::outlier::Detector;
 
+const OTHERS: Again = Again { other_endpoints: true, other_levels: false };
+
 fn ring(minimum_size: u64) -> LoadBalancer {
     LoadBalancer::RingHash { policy: HashPolicy::SourceIp, minimum_size }
 }
@@ -137,7 +139,7 @@ fn nobody_is_picked_from_nothing() {
     for kind in all_kinds() {
         let balancer = balancer(kind, &[]);
         assert!(balancer.pick(Some(1), &mut || 1, 0).is_none());
-        assert!(balancer.pick_avoiding(None, &mut || 1, &[]).is_none());
+        assert!(balancer.pick_again(OTHERS, None, &mut || 1, &[]).is_none());
     }
 }
 
@@ -196,11 +198,11 @@ fn retries_avoid_what_was_tried() {
         for hash in 0..1000u64 {
             let hash = Some(hash.wrapping_mul(0x9e37_79b9_7f4a_7c15));
             let first = balancer.pick(hash, &mut random, 0).unwrap().clone();
-            let second = balancer.pick_avoiding(hash, &mut random, std::slice::from_ref(&first)).unwrap();
+            let second = balancer.pick_again(OTHERS, hash, &mut random, std::slice::from_ref(&first)).unwrap();
             repeated += usize::from(second.is_same(&first));
         }
         assert!(repeated <= 5, "{kind:?} {repeated}");
-        let all = balancer.pick_avoiding(Some(1), &mut random, &hosts);
+        let all = balancer.pick_again(OTHERS, Some(1), &mut random, &hosts);
         assert!(all.is_some(), "one that was tried is better than none");
     }
 }
@@ -336,7 +338,7 @@ fn who_is_ill_here_is_not_called_while_somebody_is_elsewhere() {
     let mut goes_elsewhere = || is_remote(&made(&cluster, &endpoints, None), None, &mut random);
     // Answers are no reason to leave a gateway out; that it cannot be reached is, at once, and then home is taken.
     let status = http::StatusCode::INTERNAL_SERVER_ERROR;
-    let failed = Outcome::response(status, &http::HeaderMap::new());
+    let failed = Outcome::response(status, &http::HeaderMap::new(), false);
     assert!(gateways.record(&endpoints[1], &failed, now).is_none() && goes_elsewhere());
     assert!(gateways.record(&endpoints[1], &Outcome::ConnectTimeout, now).is_some() && !goes_elsewhere());
     // Both are ill: those here are called, as without another data centre.
@@ -412,6 +414,30 @@ fn the_near_are_called_and_those_further_away_when_too_many_are_ill() {
         assert!(near(&percents(&at_eu_a(&cluster, &endpoints), &endpoints), &[100, 0, 0, 0]), "{kind:?}");
         ill(0);
         assert!(at_eu_a(&cluster, &endpoints).pick(Some(1), &mut || 1, 0).is_none(), "{kind:?}");
+    }
+}
+
+#[test]
+fn retries_leave_the_localities_that_were_tried_twice() {
+    let failover = crate::locality::Failover::Regions(Default::default());
+    for kind in all_kinds() {
+        let cluster = Cluster { locality: Locality::Failover(failover.clone()), ..cluster(kind.clone(), None) };
+        let endpoints = spread(&cluster, &["eu/a", "eu/a", "eu/b", "us/a"]);
+        let balancer = at_eu_a(&cluster, &endpoints);
+        assert!(balancer.hosts().all(|host| host.config.locality.starts_with("eu/a")), "{kind:?}");
+        let again = Again { other_levels: true, other_endpoints: true };
+        let (mut random, mut tried, mut localities) = (generator(3), Vec::new(), String::new());
+        for _ in 0..8 {
+            let picked = match tried.is_empty() {
+                true => balancer.pick(Some(5), &mut random, 0),
+                false => balancer.pick_again(again, Some(5), &mut random, &tried),
+            };
+            let picked = picked.unwrap().clone();
+            localities.push_str(&format!("{} ", picked.config.locality));
+            tried.push(picked);
+        }
+        // When none is left it begins anew.
+        assert_eq!(localities, "eu/a eu/a eu/b eu/b us/a us/a eu/a eu/a ", "{kind:?}");
     }
 }
 

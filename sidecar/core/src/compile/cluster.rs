@@ -181,6 +181,10 @@ pub(super) fn connection_pool(message: Option<&v1::ConnectionPool>) -> Result<Co
         max_concurrent_streams: or_unlimited(message.max_concurrent_streams).min(i32::MAX as u32),
         h2_upgrade,
         use_client_protocol: message.use_client_protocol,
+        http2_keepalive: message.http2_keepalive.map(|keepalive| Http2Keepalive {
+            interval: millis_or(keepalive.interval_ms, 1),
+            timeout: millis_or(keepalive.timeout_ms, 1),
+        }),
     })
 }
 

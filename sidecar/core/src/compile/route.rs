@@ -6,23 +6,23 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::uri::Authority;
 use http::{HeaderName, HeaderValue, StatusCode};
-use regex::{Regex, RegexBuilder};
 use weft_proto::v1;
 
+use crate::balance::Again;
 use crate::cors::Cors;
 use crate::fault::{Abort, Fault, Share};
 use crate::headers::{HeaderChange, HeaderOps, Template};
 use crate::policy::Cluster;
 use crate::retry::{DEFAULT_BACKOFF, RetryOn, RetryPolicy};
-use crate::route::matcher::{HeaderMatch, Matcher, StringMatch, UriMatch};
-use crate::route::{Action, Destination, DirectResponse, Forward, Redirect, RedirectPort, Route, RouteTable};
+use crate::route::matcher::Matcher;
+use crate::route::{
+    Action, Destination, DirectResponse, Forward, Mirror, Redirect, RedirectPath, RedirectPort, RegexRewrite, Rewrite,
+    Route, RouteTable,
+};
 
+use super::matching::{matcher, searched, string_match};
 use super::{At, Result, cluster_index, error, header_name, millis, millis_or, port_number, unknown_number};
 
-/// Istio's bound for a regex, in bytes.
-const MAX_REGEX: usize = 1024;
-/// Of a compiled regex, in bytes.
-const MAX_REGEX_PROGRAM: usize = 2 << 20;
 const MAX_DIRECT_BODY: usize = 1 << 20;
 
 /// The routes of a port; without any, one that sends all to the port's `cluster`.
@@ -44,8 +44,12 @@ fn default_route(cluster: usize, clusters: &[Arc<Cluster>]) -> Arc<Route> {
         timeout: None,
         rewrite: None,
         retry: RetryPolicy::default(),
-        retries_anywhere: false,
+        again: Again {
+            other_endpoints: clusters[cluster].load_balancer.hash_policies().is_empty(),
+            other_levels: false,
+        },
         fault: None,
+        mirrors: Vec::new(),
         hash: clusters[cluster].load_balancer.hash_policies().to_vec(),
     };
     Arc::new(Route {
@@ -86,7 +90,7 @@ fn route(message: &v1::HttpRoute, clusters: &[Arc<Cluster>], routes: &mut Vec<Ar
     Ok(())
 }
 
-fn forward(
+pub(super) fn forward(
     message: &v1::Forward,
     clusters: &[Arc<Cluster>],
     route_ops: &HeaderOps,
@@ -110,7 +114,10 @@ fn forward(
         headers.retain(|ops| *ops != HeaderOps::default());
         let authority = rewrite_authority.clone().or_else(|| route_authority.clone()).or(authority);
         destinations.push(Destination { cluster, weight: item.weight, headers, authority });
-        hash.extend_from_slice(clusters[cluster].load_balancer.hash_policies());
+        // A destination among others that gets nothing is there for its being one of several.
+        if single || item.weight > 0 {
+            hash.extend_from_slice(clusters[cluster].load_balancer.hash_policies());
+        }
     }
     // A single destination gets all, whatever its weight says.
     let total_weight = match single {
@@ -127,21 +134,48 @@ fn forward(
     let mut retry = retry_policy(message.retry.as_ref()).at("retry")?;
     // An attempt that may take as long as all attempts together has no timeout of its own.
     retry.per_try_timeout = retry.per_try_timeout.filter(|per_try| timeout.is_none_or(|timeout| *per_try < timeout));
-    let rewrite = rewrite.and_then(|rewrite| rewrite.uri.clone());
-    if rewrite.as_ref().is_some_and(|uri| !uri.bytes().all(|b| b.is_ascii_graphic())) {
-        return error("rewrite.uri", "may have visible ASCII only");
-    }
-    let retries_anywhere = message.retry.as_ref().is_some_and(|retry| retry.previous_hosts);
+    let rewrite = rewrite.map(path_rewrite).transpose().at("rewrite")?.flatten();
+    let asked = message.retry.as_ref();
+    let again = Again {
+        // The requests of a single hashed destination belong to one endpoint.
+        other_endpoints: !asked.is_some_and(|retry| retry.previous_hosts) && (!single || hash.is_empty()),
+        other_levels: asked.is_some_and(|retry| retry.other_localities),
+    };
     let fault = message.fault.as_ref().map(fault).transpose().at("fault")?;
-    Ok(Forward { destinations, total_weight, timeout, rewrite, retry, retries_anywhere, fault, hash })
+    let mut mirrors = Vec::with_capacity(message.mirrors.len());
+    for (i, item) in message.mirrors.iter().enumerate() {
+        let at = format_args!("mirrors[{i}]").to_string();
+        let cluster = cluster_index(item.cluster, clusters).at("cluster").at(&at)?;
+        mirrors.push(Mirror { cluster, share: share(item.percent, "percent").at(&at)? });
+    }
+    Ok(Forward { destinations, total_weight, timeout, rewrite, retry, again, fault, mirrors, hash })
+}
+
+fn path_rewrite(message: &v1::Rewrite) -> Result<Option<Rewrite>> {
+    Ok(match (&message.uri, &message.uri_regex) {
+        (Some(_), Some(_)) => return error("uri_regex", "cannot be given together with uri"),
+        (Some(uri), None) if !uri.bytes().all(|b| b.is_ascii_graphic()) => {
+            return error("uri", "may have visible ASCII only");
+        }
+        (Some(uri), None) => Some(Rewrite::Matched(uri.clone())),
+        (None, Some(rewrite)) => {
+            let regex = searched(&rewrite.pattern).at("uri_regex.pattern")?;
+            let rewrite = RegexRewrite::new(regex, &rewrite.substitution).at("uri_regex.substitution")?;
+            Some(Rewrite::Regex(rewrite))
+        }
+        (None, None) => None,
+    })
+}
+
+fn share(percent: f64, field: &'static str) -> Result<Share> {
+    match (0.0..=100.0).contains(&percent) {
+        true => Ok(Share::percent(percent)),
+        false => error(field, format!("{percent} is not 0 to 100")),
+    }
 }
 
 fn fault(message: &v1::Fault) -> Result<Fault> {
     use v1::fault::Abort as Wire;
-    let share = |percent: f64, field: &'static str| match (0.0..=100.0).contains(&percent) {
-        true => Ok(Share::percent(percent)),
-        false => error(field, format!("{percent} is not 0 to 100")),
-    };
     let abort = match &message.abort {
         None => None,
         Some(Wire::HttpStatus(status)) => {
@@ -214,16 +248,18 @@ fn redirect(message: &v1::Redirect) -> Result<Redirect> {
     if let Some(text) = &message.authority {
         parse_authority(text).at("authority")?;
     }
-    if message.uri.as_ref().is_some_and(|uri| !uri.starts_with('/') || !uri.bytes().all(|b| b.is_ascii_graphic())) {
-        return error("uri", "must begin with '/' and may have visible ASCII only");
+    for (field, path) in [("uri", &message.uri), ("prefix_rewrite", &message.prefix_rewrite)] {
+        if path.as_ref().is_some_and(|path| !path.starts_with('/') || !path.bytes().all(|b| b.is_ascii_graphic())) {
+            return error(field, "must begin with '/' and may have visible ASCII only");
+        }
     }
-    Ok(Redirect {
-        uri: message.uri.clone(),
-        authority: message.authority.clone(),
-        scheme: message.scheme.clone(),
-        port,
-        status,
-    })
+    let path = match (&message.uri, &message.prefix_rewrite) {
+        (Some(_), Some(_)) => return error("prefix_rewrite", "cannot be given together with uri"),
+        (Some(uri), None) => RedirectPath::Uri(uri.clone()),
+        (None, Some(prefix)) => RedirectPath::Matched(prefix.clone()),
+        (None, None) => RedirectPath::Keep,
+    };
+    Ok(Redirect { path, authority: message.authority.clone(), scheme: message.scheme.clone(), port, status })
 }
 
 fn direct_response(message: &v1::DirectResponse) -> Result<DirectResponse> {
@@ -234,92 +270,6 @@ fn direct_response(message: &v1::DirectResponse) -> Result<DirectResponse> {
         return error("status", format!("{} is not a status from 200 to 599", message.status));
     }
     Ok(DirectResponse { status: status(message.status).at("status")?, body: Bytes::from(message.body.clone()) })
-}
-
-fn matcher(message: &v1::HttpMatch) -> Result<Matcher> {
-    let mut headers = Vec::with_capacity(message.headers.len());
-    for (i, item) in message.headers.iter().enumerate() {
-        let at = format_args!("headers[{i}]").to_string();
-        let name = header_name(&item.name).at("name").at(&at)?;
-        let absent = matches!(kind(item.value.as_ref()), Some(v1::string_match::Kind::Present(false)));
-        let condition = match absent {
-            true => HeaderMatch::Absent,
-            false => HeaderMatch::Value(string_match(item.value.as_ref()).at("value").at(&at)?),
-        };
-        headers.push((name, condition));
-    }
-    for (i, item) in message.without_headers.iter().enumerate() {
-        let at = format_args!("without_headers[{i}]").to_string();
-        let name = header_name(&item.name).at("name").at(&at)?;
-        headers.push((name, HeaderMatch::Without(string_match(item.value.as_ref()).at("value").at(&at)?)));
-    }
-    let mut query_params = Vec::with_capacity(message.query_params.len());
-    for (i, item) in message.query_params.iter().enumerate() {
-        let condition = string_match(item.value.as_ref()).at("value").at(format_args!("query_params[{i}]"))?;
-        query_params.push((item.name.clone(), condition));
-    }
-    let optional = |message: Option<&v1::StringMatch>| message.map(|message| string_match(Some(message))).transpose();
-    Ok(Matcher {
-        uri: uri_match(message.uri.as_ref(), message.ignore_uri_case).at("uri")?,
-        method: optional(message.method.as_ref()).at("method")?,
-        authority: optional(message.authority.as_ref()).at("authority")?,
-        headers,
-        query_params,
-        scheme: optional(message.scheme.as_ref()).at("scheme")?,
-        port: (message.port != 0).then(|| port_number(message.port)).transpose().at("port")?,
-    })
-}
-
-fn kind(message: Option<&v1::StringMatch>) -> Option<&v1::string_match::Kind> {
-    message.and_then(|message| message.kind.as_ref())
-}
-
-fn uri_match(message: Option<&v1::StringMatch>, ignore_case: bool) -> Result<Option<UriMatch>> {
-    use v1::string_match::Kind;
-    Ok(match kind(message) {
-        Some(Kind::Exact(path)) => Some(UriMatch::Exact { path: path.clone(), ignore_case }),
-        Some(Kind::Prefix(path)) => Some(UriMatch::Prefix { path: path.clone(), ignore_case }),
-        Some(Kind::Regex(pattern)) if pattern == "*" => None,
-        Some(Kind::Regex(pattern)) => Some(UriMatch::Regex(regex(pattern).at("regex")?)),
-        Some(Kind::Present(false)) => return error("present", "a request always has a path"),
-        Some(Kind::Present(true)) | None => None,
-    })
-}
-
-fn string_match(message: Option<&v1::StringMatch>) -> Result<StringMatch> {
-    use v1::string_match::Kind;
-    Ok(match kind(message) {
-        Some(Kind::Exact(text)) => StringMatch::Exact(text.clone()),
-        Some(Kind::Prefix(text)) => StringMatch::Prefix(text.clone()),
-        // Istio's way to write presence.
-        Some(Kind::Regex(pattern)) if pattern == "*" => StringMatch::Any,
-        Some(Kind::Regex(pattern)) => StringMatch::Regex(bytes_regex(pattern).at("regex")?),
-        Some(Kind::Present(false)) => return error("present", "absence can be asked of headers only"),
-        Some(Kind::Present(true)) | None => StringMatch::Any,
-    })
-}
-
-/// A regex that matches the whole text.
-fn regex(pattern: &str) -> std::result::Result<Regex, String> {
-    if pattern.len() > MAX_REGEX {
-        return Err(format!("is longer than {MAX_REGEX} bytes"));
-    }
-    let build = |pattern: &str| RegexBuilder::new(pattern).size_limit(MAX_REGEX_PROGRAM).build();
-    // Alone first: `a)|(b` would become valid by what is put around it, and no longer be anchored.
-    build(pattern)
-        .and_then(|_| build(&anchored(pattern)))
-        .map_err(|e| format!("{pattern:?} is not a usable regex: {e}"))
-}
-
-/// The same for header values, which need not be UTF-8.
-fn bytes_regex(pattern: &str) -> std::result::Result<regex::bytes::Regex, String> {
-    regex(pattern)?;
-    let built = regex::bytes::RegexBuilder::new(&anchored(pattern)).size_limit(MAX_REGEX_PROGRAM).build();
-    built.map_err(|e| format!("{pattern:?} is not a usable regex: {e}"))
-}
-
-fn anchored(pattern: &str) -> String {
-    format!("^(?:{pattern})$")
 }
 
 /// The changes, and the authority where one is set among them.

@@ -160,7 +160,7 @@ fn hash_policies_of_all_destinations_are_put_together() {
         message.ports[0].routes = vec![forward_route(to(&destinations))];
         let compiled = service(&message).unwrap();
         let Action::Forward(forward) = &*compiled.ports[0].routes.routes()[0].action else { panic!("a forward") };
-        assert_eq!((forward.hash.len(), forward.avoids_tried()), (count, avoids));
+        assert_eq!((forward.hash.len(), forward.again.other_endpoints), (count, avoids));
     }
 }
 
@@ -197,7 +197,7 @@ fn authorities_of_rewrite_route_and_destination() {
     {
         let mut forward = to(&[(0, 0)]);
         forward.destinations[0].headers = ops("destination");
-        forward.rewrite = Some(v1::Rewrite { uri: None, authority: rewrite.map(str::to_owned) });
+        forward.rewrite = Some(v1::Rewrite { authority: rewrite.map(str::to_owned), ..Default::default() });
         let route = v1::HttpRoute { headers: route.and_then(ops), ..forward_route(forward) };
         let compiled = service(&with_route(route)).unwrap();
         let Action::Forward(forward) = &*compiled.ports[0].routes.routes()[0].action else { panic!("a forward") };

@@ -57,6 +57,7 @@ pub(crate) fn cluster(load_balancer: LoadBalancer, outlier: Option<OutlierDetect
             max_concurrent_streams: i32::MAX as u32,
             h2_upgrade: H2Upgrade::Default,
             use_client_protocol: false,
+            http2_keepalive: None,
         },
         outlier,
         tls: Tls::Auto,
@@ -198,4 +199,20 @@ fn gateways_of_other_data_centres_belong_to_subsets_by_name() {
     let moved = for_cluster(&cluster, &[Arc::new(gateway("10.9.0.1:15443", 8))], &found);
     assert_eq!(moved[0].remote.as_ref().unwrap().share, 8);
     assert!(Arc::ptr_eq(&moved[0].state, &found[0].state));
+}
+
+#[test]
+fn every_address_of_a_name_is_an_endpoint_once_it_is_known() {
+    let mut named = config("10.0.0.1:80", 3);
+    named.address = Address::EachOf("db.test".into());
+    let configs = [Arc::new(config("10.0.0.9:80", 1)), Arc::new(named)];
+    assert!(matches!(resolved(&configs, &HashMap::new()), std::borrow::Cow::Borrowed(_)));
+    let addresses: Vec<IpAddr> = ["10.0.0.1", "::1"].map(|address| address.parse().unwrap()).into();
+    let found = resolved(&configs, &[("db.test".into(), addresses)].into());
+    let cluster = cluster(LoadBalancer::Random, None);
+    let found: Vec<_> =
+        for_cluster(&cluster, &found, &[]).iter().map(|e| (e.key.to_string(), e.config.weight)).collect();
+    assert_eq!(found, [("10.0.0.9:80".into(), 1), ("10.0.0.1:80".into(), 3), ("[::1]:80".into(), 3)]);
+    let before: Vec<_> = for_cluster(&cluster, &configs, &[]).iter().map(|e| e.key.to_string()).collect();
+    assert_eq!(before, ["10.0.0.9:80", "db.test:80"]);
 }

@@ -109,6 +109,10 @@ pub fn parse_request(input: &[u8]) -> Reading<RequestHead> {
         .and_then(|m| Method::from_bytes(m.as_bytes()).ok())
         .ok_or(HeadError::Invalid("invalid method"))?;
     let target = parsed.path.unwrap_or_default().as_bytes();
+    if target.contains(&b'#') {
+        // A fragment is never sent (RFC 9112, 3.2); the parser below would take it off.
+        return Err(HeadError::Invalid("invalid request target"));
+    }
     parts.uri = Uri::from_maybe_shared(slice(target)).map_err(invalid)?;
     (parts.version, parts.headers) = (version, headers);
     let (keep_alive, expects_continue) = (about.keep_alive, about.expects && version == Version::HTTP_11);

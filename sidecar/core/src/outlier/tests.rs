@@ -15,7 +15,7 @@ const fn status(code: u16) -> Outcome {
         Ok(status) => status,
         Err(_) => StatusCode::OK,
     };
-    Outcome::Response { status, grpc_status: None, rate_limited: false }
+    Outcome::Response { status, grpc_status: None, grpc: true, rate_limited: false }
 }
 
 fn detector(policy: OutlierDetection, count: usize) -> (Detector, Vec<Arc<Endpoint>>) {
@@ -37,7 +37,7 @@ const BY_LOCAL: Option<EjectionCause> = Some(EjectionCause::ConsecutiveLocalOrig
 #[test]
 fn consecutive_errors() {
     let policy = || outlier(3, 10);
-    let grpc = Outcome::Response { status: StatusCode::OK, grpc_status: Some(14), rate_limited: false };
+    let grpc = Outcome::Response { status: StatusCode::OK, grpc_status: Some(14), grpc: true, rate_limited: false };
     for (outcomes, last) in [
         (vec![status(500), status(501), status(503)], BY_5XX),
         (vec![status(500), status(500), OK, status(500), status(500)], None),
@@ -69,7 +69,9 @@ fn local_failures_may_be_split() {
         consecutive_local_origin_failures: Some(2),
         ..outlier(2, 10)
     };
-    assert_eq!(causes(policy(), &[Outcome::ConnectFailure, Outcome::Timeout]), [None, BY_LOCAL]);
+    assert_eq!(causes(policy(), &[Outcome::Timeout, Outcome::ConnectFailure]), [None, BY_LOCAL]);
+    // One that failed later had a connection.
+    assert_eq!(causes(policy(), &[Outcome::ConnectFailure, Outcome::Timeout, Outcome::RemoteReset]), [None; 3]);
     // An answer, even a bad one, shows that connecting works.
     let mixed = [Outcome::ConnectFailure, status(500), Outcome::ConnectFailure, status(500)];
     assert_eq!(causes(policy(), &mixed), [None, None, None, BY_5XX]);
@@ -190,7 +192,7 @@ fn exact_with_concurrent_callers() {
 fn the_policy_says_which_answers_are_errors() {
     let codes = [429, 503].map(|code| StatusCode::from_u16(code).unwrap()).to_vec();
     let policy = OutlierDetection { error_codes: codes, ..outlier(2, 100) };
-    let answer = |code: u16| Outcome::response(StatusCode::from_u16(code).unwrap(), &http::HeaderMap::new());
+    let answer = |code: u16| Outcome::response(StatusCode::from_u16(code).unwrap(), &http::HeaderMap::new(), false);
     for (outcomes, ejected) in [
         (vec![answer(429), answer(503)], true),
         (vec![answer(500), answer(500), answer(502)], false),

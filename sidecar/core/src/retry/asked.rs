@@ -107,7 +107,12 @@ mod tests {
     }
 
     fn response(status: u16) -> Outcome {
-        Outcome::Response { status: StatusCode::from_u16(status).unwrap(), grpc_status: None, rate_limited: false }
+        Outcome::Response {
+            status: StatusCode::from_u16(status).unwrap(),
+            grpc_status: None,
+            grpc: true,
+            rate_limited: false,
+        }
     }
 
     #[test]
@@ -137,7 +142,8 @@ mod tests {
         assert_eq!(asked(&mut many, &RetryPolicy::default(), None, false).retry.unwrap().attempts, MAX_ASKED_RETRIES);
         let mut grpc = headers(&[("x-envoy-retry-grpc-on", "internal")]);
         let policy = asked(&mut grpc, &RetryPolicy::default(), None, true).retry.unwrap();
-        let internal = Outcome::Response { status: StatusCode::OK, grpc_status: Some(13), rate_limited: false };
+        let internal =
+            Outcome::Response { status: StatusCode::OK, grpc_status: Some(13), grpc: true, rate_limited: false };
         assert!(policy.should_retry(&internal, 0));
     }
 

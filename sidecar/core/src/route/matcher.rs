@@ -1,11 +1,8 @@
 //! Conditions of a route: every one that is named must hold.
 
-use std::borrow::Cow;
-
 use http::HeaderName;
 use regex::Regex;
 use regex::bytes::Regex as BytesRegex;
-use smallvec::SmallVec;
 
 use crate::request::RequestView;
 
@@ -18,7 +15,7 @@ pub struct Matcher {
     pub method: Option<StringMatch>,
     /// On the authority as the client wrote it.
     pub authority: Option<StringMatch>,
-    /// On headers; several values are joined with a comma.
+    /// On headers; one of several values is enough.
     pub headers: Vec<(HeaderName, HeaderMatch)>,
     /// On the first value of query parameters, not decoded; a parameter that is missing never matches.
     pub query_params: Vec<(String, StringMatch)>,
@@ -74,7 +71,7 @@ impl Matcher {
             && is(&self.authority, req.authority)
             && is(&self.scheme, req.scheme)
             && self.port.is_none_or(|port| port == req.local.port())
-            && self.headers.iter().all(|(name, condition)| condition.matches(header_value(req, name).as_deref()))
+            && self.headers.iter().all(|(name, condition)| condition.matches(req.header_values(name)))
             && self
                 .query_params
                 .iter()
@@ -136,21 +133,12 @@ impl StringMatch {
 }
 
 impl HeaderMatch {
-    fn matches(&self, value: Option<&[u8]>) -> bool {
+    /// Of several values each is looked at by itself, as Envoy does.
+    fn matches<'a>(&self, mut values: impl Iterator<Item = &'a [u8]>) -> bool {
         match self {
-            HeaderMatch::Value(condition) => value.is_some_and(|value| condition.matches(value)),
-            HeaderMatch::Absent => value.is_none(),
-            HeaderMatch::Without(condition) => value.is_none_or(|value| !condition.matches(value)),
+            HeaderMatch::Value(condition) => values.any(|value| condition.matches(value)),
+            HeaderMatch::Absent => values.next().is_none(),
+            HeaderMatch::Without(condition) => !values.any(|value| condition.matches(value)),
         }
-    }
-}
-
-/// All values of a header, joined with a comma; allocates only where there are several.
-fn header_value<'a>(req: &RequestView<'a>, name: &HeaderName) -> Option<Cow<'a, [u8]>> {
-    let values: SmallVec<[&[u8]; 2]> = req.header_values(name).collect();
-    match &values[..] {
-        [] => None,
-        [value] => Some(Cow::Borrowed(value)),
-        values => Some(Cow::Owned(values.join(&b','))),
     }
 }

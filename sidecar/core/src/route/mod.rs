@@ -4,8 +4,10 @@
 //! A route with several matches is several entries here, as in Envoy, because a prefix rewrite depends on the match that
 //! hit. Entries of one route share its action.
 
+mod connection;
 pub mod matcher;
 mod redirect;
+mod rewrite;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,15 +16,18 @@ use bytes::Bytes;
 use http::StatusCode;
 use http::uri::Authority;
 
+use crate::balance::Again;
 use crate::cors::Cors;
-use crate::fault::Fault;
+use crate::fault::{Fault, Share};
 use crate::hash::HashPolicy;
 use crate::headers::HeaderOps;
 use crate::request::RequestView;
 use crate::retry::{RetryPolicy, scale};
 
+pub use connection::{Connection, ConnectionMatch, ConnectionRoute, ConnectionRoutes, Routed};
 use matcher::Matcher;
-pub use redirect::{Redirect, RedirectPort};
+pub use redirect::{Redirect, RedirectPath, RedirectPort};
+pub use rewrite::{RegexRewrite, Rewrite};
 
 /// The routes of a port, in order.
 #[derive(Debug, Clone, Default)]
@@ -83,13 +88,15 @@ pub struct Forward {
     /// From the end of the request to the end of the response's headers, retries included; `None`: none.
     pub timeout: Option<Duration>,
     /// See [`Route::rewritten_path`].
-    pub rewrite: Option<String>,
+    pub rewrite: Option<Rewrite>,
     /// Which outcomes are tried again.
     pub retry: RetryPolicy,
-    /// A retry may go to an endpoint that was tried already.
-    pub retries_anywhere: bool,
+    /// Where a retry goes.
+    pub again: Again,
     /// What is done to some requests first.
     pub fault: Option<Fault>,
+    /// Who gets copies.
+    pub mirrors: Vec<Mirror>,
     /// The hash inputs of all destinations' clusters, in order.
     pub hash: Vec<HashPolicy>,
 }
@@ -107,6 +114,15 @@ pub struct Destination {
     pub authority: Option<Authority>,
 }
 
+/// Copies of some requests, whose answers nobody waits for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mirror {
+    /// Index of the cluster in its service.
+    pub cluster: usize,
+    /// Of which requests.
+    pub share: Share,
+}
+
 /// An answer without an upstream.
 #[derive(Debug)]
 pub struct DirectResponse {
@@ -117,16 +133,9 @@ pub struct DirectResponse {
 }
 
 impl Route {
-    /// The path and query to send upstream, where the route changes it. The matched prefix is replaced, or the whole path
-    /// where the match was exact or by regex; the query stays.
+    /// The path and query to send upstream, where the route changes it; the query stays.
     pub fn rewritten_path(&self, forward: &Forward, req: &RequestView<'_>) -> Option<String> {
-        let replacement = forward.rewrite.as_deref()?;
-        let path = req.path();
-        let rest = &req.path_and_query[path.len()..];
-        let kept = self.matcher.after_matched_path(path);
-        let slash =
-            if replacement.starts_with('/') || (replacement.is_empty() && kept.starts_with('/')) { "" } else { "/" };
-        Some([slash, replacement, kept, rest].concat())
+        forward.rewrite.as_ref().map(|rewrite| rewrite.path_and_query(&self.matcher, req))
     }
 }
 
@@ -143,12 +152,6 @@ impl Forward {
         }
         // One destination gets all, whatever its weight.
         &self.destinations[0]
-    }
-
-    /// Whether a retry looks for an endpoint that was not tried ([`crate::balance::Balancer::pick_avoiding`]): always
-    /// but for a single hashed destination, whose requests belong to one endpoint.
-    pub fn avoids_tried(&self) -> bool {
-        !self.retries_anywhere && (self.destinations.len() > 1 || self.hash.is_empty())
     }
 }
 

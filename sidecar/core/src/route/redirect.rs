@@ -1,15 +1,19 @@
 //! The `location` of a redirect.
 
+use std::borrow::Cow;
+
 use http::StatusCode;
 
+use super::matcher::Matcher;
+use super::rewrite::matched;
 use crate::names::split_port;
 use crate::request::RequestView;
 
 /// Answers with a redirect.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Redirect {
-    /// Instead of the path; takes the request's query along unless it has its own.
-    pub uri: Option<String>,
+    /// The path.
+    pub path: RedirectPath,
     /// Instead of the authority.
     pub authority: Option<String>,
     /// Instead of the request's scheme.
@@ -18,6 +22,17 @@ pub struct Redirect {
     pub port: RedirectPort,
     /// 301, 302, 303, 307 or 308.
     pub status: StatusCode,
+}
+
+/// Which path a redirect's location names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RedirectPath {
+    /// The request's.
+    Keep,
+    /// This one; it takes the request's query along unless it has its own.
+    Uri(String),
+    /// The request's with this instead of what matched of it, as [`super::Rewrite::Matched`].
+    Matched(String),
 }
 
 /// Which port a redirect's location names.
@@ -32,8 +47,8 @@ pub enum RedirectPort {
 }
 
 impl Redirect {
-    /// The location for a request that came by `scheme` (`http` or `https`) to `port`.
-    pub fn location(&self, req: &RequestView<'_>, scheme: &str, port: u16) -> String {
+    /// The location for a request that `matcher` matched, and that came by `scheme` (`http` or `https`) to `port`.
+    pub fn location(&self, matcher: &Matcher, req: &RequestView<'_>, scheme: &str, port: u16) -> String {
         let new_scheme = self.scheme.as_deref().unwrap_or(scheme);
         let new_port = match self.port {
             RedirectPort::Keep => None,
@@ -45,10 +60,10 @@ impl Redirect {
             None => host_of(req.authority, scheme, new_scheme, new_port.is_some()),
         };
         let port = new_port.map(|port| format!(":{port}")).unwrap_or_default();
-        let (path, query) = match (&self.uri, req.query()) {
-            (None, _) => (req.path_and_query, None),
-            (Some(uri), Some(query)) if !uri.contains('?') => (uri.as_str(), Some(query)),
-            (Some(uri), _) => (uri.as_str(), None),
+        let (path, query) = match (&self.path, req.query()) {
+            (RedirectPath::Keep, _) => (Cow::Borrowed(req.path_and_query), None),
+            (RedirectPath::Uri(uri), query) => (uri.into(), query.filter(|_| !uri.contains('?'))),
+            (RedirectPath::Matched(prefix), query) => (matched(prefix, matcher, req.path()).into(), query),
         };
         let query = query.map(|query| format!("?{query}")).unwrap_or_default();
         format!("{new_scheme}://{host}{port}{path}{query}")

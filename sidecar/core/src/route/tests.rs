@@ -6,7 +6,7 @@ use super::matcher::{HeaderMatch, StringMatch, UriMatch};
 use super::*;
 use crate::request::tests::view;
 
-fn forward(weights: &[u32]) -> Forward {
+pub(super) fn forward(weights: &[u32]) -> Forward {
     let destination =
         |(cluster, weight): (usize, &u32)| Destination { cluster, weight: *weight, headers: vec![], authority: None };
     let total_weight = if weights.len() == 1 { 1 } else { weights.iter().map(|weight| u64::from(*weight)).sum() };
@@ -15,7 +15,8 @@ fn forward(weights: &[u32]) -> Forward {
         total_weight,
         timeout: None,
         rewrite: None,
-        retries_anywhere: false,
+        again: Again::default(),
+        mirrors: vec![],
         fault: None,
         retry: RetryPolicy::default(),
         hash: vec![],
@@ -83,10 +84,14 @@ fn headers_queries_methods_and_authorities() {
     let method = |condition| Matcher { method: Some(condition), ..Matcher::default() };
     let authority = |condition| Matcher { authority: Some(condition), ..Matcher::default() };
     for (matcher, expected) in [
-        (header("x-user", HeaderMatch::Value(text("a,b"))), true),
-        (header("x-user", HeaderMatch::Value(text("a"))), false),
-        (header("x-user", HeaderMatch::Value(start("a"))), true),
-        (header("x-user", HeaderMatch::Value(whole("a,."))), true),
+        (header("x-user", HeaderMatch::Value(text("a,b"))), false),
+        (header("x-user", HeaderMatch::Value(text("a"))), true),
+        (header("x-user", HeaderMatch::Value(text("b"))), true),
+        (header("x-user", HeaderMatch::Value(start("b"))), true),
+        (header("x-user", HeaderMatch::Value(whole("[ab]"))), true),
+        (header("x-user", HeaderMatch::Value(whole("a,."))), false),
+        (header("x-user", HeaderMatch::Without(text("b"))), false),
+        (header("x-user", HeaderMatch::Without(text("c"))), true),
         (header("x-user", HeaderMatch::Value(StringMatch::Any)), true),
         (header("x-user", HeaderMatch::Absent), false),
         (header("x-none", HeaderMatch::Value(StringMatch::Any)), false),
@@ -161,7 +166,7 @@ fn rewrites() {
         (regex("/a.*"), "/b", "/abc?x", "/b?x"),
         (Matcher::default(), "/foo", "/bar", "/foobar"),
     ] {
-        let forward = Forward { rewrite: Some(rewrite.into()), ..forward(&[1]) };
+        let forward = Forward { rewrite: Some(Rewrite::Matched(rewrite.into())), ..forward(&[1]) };
         let route = route("r", matcher);
         let req = view(path, "h", &headers);
         assert_eq!(route.rewritten_path(&forward, &req).as_deref(), Some(expected), "{path} {rewrite}");
@@ -172,13 +177,14 @@ fn rewrites() {
 #[test]
 fn redirects() {
     let none = || Redirect {
-        uri: None,
+        path: RedirectPath::Keep,
         authority: None,
         scheme: None,
         port: RedirectPort::Keep,
         status: StatusCode::MOVED_PERMANENTLY,
     };
-    let to_uri = |uri: &str| Redirect { uri: Some(uri.into()), ..none() };
+    let to_uri = |uri: &str| Redirect { path: RedirectPath::Uri(uri.into()), ..none() };
+    let to_prefix = |prefix: &str| Redirect { path: RedirectPath::Matched(prefix.into()), ..none() };
     let to_scheme = |scheme: &str| Redirect { scheme: Some(scheme.into()), ..none() };
     let to_host = |host: &str| Redirect { authority: Some(host.into()), ..none() };
     let to_port = |port| Redirect { port, ..none() };
@@ -186,15 +192,19 @@ fn redirects() {
     for (redirect, authority, expected) in [
         (to_uri("/b"), "order:8080", "http://order:8080/b?q=1"),
         (to_uri("/b?x"), "order", "http://order/b?x"),
-        (to_scheme("https"), "order:80", "https://order/a?q=1"),
-        (to_scheme("https"), "order:8080", "https://order:8080/a?q=1"),
-        (to_scheme("https"), "[::1]:80", "https://[::1]/a?q=1"),
-        (to_scheme("http"), "order:80", "http://order:80/a?q=1"),
-        (to_host("pay"), "order:80", "http://pay/a?q=1"),
-        (to_port(RedirectPort::Number(81)), "order:80", "http://order:81/a?q=1"),
-        (to_port(RedirectPort::FromRequest), "order", "http://order:8080/a?q=1"),
+        (to_prefix("/b"), "order", "http://order/b/c?q=1"),
+        (to_scheme("https"), "order:80", "https://order/a/c?q=1"),
+        (to_scheme("https"), "order:8080", "https://order:8080/a/c?q=1"),
+        (to_scheme("https"), "[::1]:80", "https://[::1]/a/c?q=1"),
+        (to_scheme("http"), "order:80", "http://order:80/a/c?q=1"),
+        (to_host("pay"), "order:80", "http://pay/a/c?q=1"),
+        (to_port(RedirectPort::Number(81)), "order:80", "http://order:81/a/c?q=1"),
+        (to_port(RedirectPort::FromRequest), "order", "http://order:8080/a/c?q=1"),
     ] {
-        assert_eq!(redirect.location(&view("/a?q=1", authority, &headers), "http", 8080), expected);
+        assert_eq!(
+            redirect.location(&prefix("/a", false), &view("/a/c?q=1", authority, &headers), "http", 8080),
+            expected
+        );
     }
 }
 

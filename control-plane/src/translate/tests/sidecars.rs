@@ -1,0 +1,111 @@
+use super::*;
+
+fn sidecar(name: &str, namespace: &str, spec: &str) -> String {
+    doc("Sidecar", name, namespace, spec)
+}
+
+fn entry(host: &str, namespace: &str, ports: &[u32]) -> String {
+    let ports: Vec<String> =
+        ports.iter().map(|port| format!("{{number: {port}, name: tcp-{port}, protocol: TCP}}")).collect();
+    let spec = format!(
+        "{{hosts: [{host}], ports: [{}], resolution: STATIC, endpoints: [{{address: 10.9.0.1}}]}}",
+        ports.join(", ")
+    );
+    doc("ServiceEntry", host, namespace, &spec)
+}
+
+#[test]
+fn a_client_knows_what_its_sidecar_imports() {
+    let mut world = world(&entry("a.example.com", "other", &[80, 81]), &orders());
+    let sees = |world: &World, namespace: &str, labels: &[(&str, &str)], name: &str| {
+        resolve(world, &clients::client(world, namespace, labels), name).is_some()
+    };
+    assert!(sees(&world, "shop", &[], "a.example.com"));
+    let policies = |more: &str| documents(&(entry("a.example.com", "other", &[80, 81]) + more));
+    let selected = "{workloadSelector: {labels: {app: front}}, egress: [{hosts: ['other/*']}]}";
+    let own = sidecar("own", "shop", "{egress: [{hosts: ['./*']}]}");
+    let all = sidecar("all", ROOT, "{egress: [{hosts: ['default/*']}]}");
+    let changed = world.set_policies(policies(&(sidecar("front", "shop", selected) + &own + &all)), 0);
+    assert!(changed.all && changed.names);
+    for (namespace, labels, external, orders) in [
+        ("shop", &[("app", "front")][..], true, false),
+        ("shop", &[("app", "back")], false, false),
+        ("elsewhere", &[], false, true),
+    ] {
+        let what = format!("{namespace} {labels:?}");
+        assert_eq!(sees(&world, namespace, labels, "a.example.com"), external, "{what}");
+        assert_eq!(sees(&world, namespace, labels, "order-service.default"), orders, "{what}");
+        // By the address of an endpoint no more than by name.
+        assert_eq!(sees(&world, namespace, labels, "10.0.0.1:8080"), orders, "{what}");
+        assert_eq!(sees(&world, namespace, labels, "10.9.0.1:80"), external, "{what}");
+    }
+    // Port by port.
+    let ports = "{egress: [{port: {number: 80}, hosts: ['other/*']}, {hosts: ['./*']}]}";
+    world.set_policies(policies(&sidecar("ports", "shop", ports)), 0);
+    let client = clients::client(&world, "shop", &[]);
+    let numbers =
+        service(&world, &client, "a.example.com").unwrap().ports.iter().map(|port| port.number).collect::<Vec<_>>();
+    assert_eq!(numbers, [80]);
+    assert_eq!(resolve(&world, &client, "10.9.0.1:81"), None);
+}
+
+const ROOT: &str = crate::policy::ROOT_NAMESPACE;
+
+#[test]
+fn where_imported_routes_lead_is_known_too_and_other_routes_are_not() {
+    let route = |namespace: &str, host: &str, to: &str| {
+        doc(
+            "VirtualService",
+            "r",
+            namespace,
+            &format!("{{hosts: [{host}], http: [{{route: [{{destination: {{host: {to}}}}}]}}]}}"),
+        )
+    };
+    let own = sidecar("own", "shop", "{egress: [{hosts: ['./*', 'other/*']}]}");
+    let world = world(
+        &(entry("a.example.com", "other", &[80])
+            + &route("other", "a.example.com", ORDER)
+            + &route("hidden", ORDER, "nobody.test")
+            + &own),
+        &orders(),
+    );
+    let client = clients::client(&world, "shop", &[]);
+    assert_eq!(resolve(&world, &client, ORDER).as_deref(), Some(ORDER));
+    assert_eq!(
+        service(&world, &client, ORDER).unwrap().ports[0].routes,
+        [],
+        "a route of a namespace that is not imported"
+    );
+    assert_eq!(service(&world, &Scope::of("default"), ORDER).unwrap().ports[0].routes.len(), 1);
+}
+
+#[test]
+fn what_comes_in_is_taken_as_the_sidecar_says() {
+    let rule = doc(
+        "DestinationRule",
+        "o",
+        "default",
+        "{host: order-service, trafficPolicy: {connectionPool: {tcp: {maxConnections: 9}}}}",
+    );
+    let spec = "{ingress: [{port: {number: 9080, protocol: HTTP2, name: a}, defaultEndpoint: '127.0.0.1:8080'}, \
+                {port: {number: 9081, protocol: TCP, name: b}, connectionPool: {tcp: {maxConnections: 2}}}], \
+                inboundConnectionPool: {tcp: {maxConnections: 5}}, outboundTrafficPolicy: {mode: REGISTRY_ONLY}}";
+    let of = |policies: &str| {
+        let world = world(policies, &orders());
+        let made = inbound(&world, "default", &Default::default(), &[orders()[0].key()]);
+        weft_core::compile::inbound(&made).unwrap()
+    };
+    let without = of(&rule);
+    assert_eq!((without.pool(8080).max_connections, without.allow_any), (9, None));
+    let with = of(&(rule + &sidecar("s", "default", spec)));
+    assert_eq!(with.allow_any, Some(false));
+    let connections = |port| with.pool(port).max_connections;
+    assert_eq!((connections(8080), connections(9080), connections(9081), connections(1)), (5, 5, 2, 5));
+    use weft_core::policy::Protocol;
+    assert_eq!(
+        (with.protocol(9080), with.protocol(9081), with.protocol(1)),
+        (Protocol::Http2, Protocol::Tcp, Protocol::Unknown)
+    );
+    let to = |text: &str| with.destination(text.parse().unwrap()).to_string();
+    assert_eq!((to("10.0.0.1:9080"), to("10.0.0.1:9081")), ("127.0.0.1:8080".into(), "10.0.0.1:9081".into()));
+}

@@ -1,0 +1,139 @@
+//! Paths as both proxies and applications should read them (RFC 3986, 6.2.2): `/a/../b` and `/%62` are `/b`. What a route or a
+//! rule decides by is then what the application gets. As Istio's mesh does it by default (`pathNormalization: BASE`): slashes
+//! that are repeated or encoded stay.
+
+/// What a path has to become.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Normal {
+    /// It is as it should be.
+    Already,
+    /// This, with its query.
+    Other(String),
+    /// It cannot be: it holds an encoded NUL.
+    Never,
+}
+
+/// Bytes after which a path may have to be changed.
+fn is_odd(byte: u8) -> bool {
+    matches!(byte, b'%' | b'\\' | b'.' | b'"' | b'<' | b'>' | b'{' | b'}' | b'|' | b'^' | b'`')
+}
+
+/// The normal form of a path with its query, which stays. What does not begin with a slash has none.
+pub fn normal(path_and_query: &str) -> Normal {
+    let path = path_and_query.split('?').next().unwrap_or_default();
+    if !path.starts_with('/') || !path.bytes().any(is_odd) {
+        return Normal::Already;
+    }
+    let Some(decoded) = decoded(path) else { return Normal::Never };
+    let mut segments: Vec<&[u8]> = Vec::new();
+    let mut last_is_dots = false;
+    for segment in decoded[1..].split(|byte| *byte == b'/') {
+        last_is_dots = matches!(segment, b"." | b"..");
+        match segment {
+            b"." => {}
+            b".." => drop(segments.pop()),
+            other => segments.push(other),
+        }
+    }
+    if last_is_dots {
+        segments.push(b"");
+    }
+    let mut normal = String::with_capacity(path_and_query.len());
+    for segment in segments {
+        normal.push('/');
+        for byte in segment {
+            match byte {
+                b'"' | b'<' | b'>' | b'{' | b'}' | b'|' | b'^' | b'`' => normal.push_str(&format!("%{byte:02X}")),
+                byte if byte.is_ascii() => normal.push(char::from(*byte)),
+                byte => normal.push_str(&format!("%{byte:02X}")),
+            }
+        }
+    }
+    if normal == path {
+        return Normal::Already;
+    }
+    normal.push_str(&path_and_query[path.len()..]);
+    Normal::Other(normal)
+}
+
+/// With slashes instead of backslashes, and encoded letters, digits and `-._~` as themselves. `None`: an encoded NUL.
+fn decoded(path: &str) -> Option<Vec<u8>> {
+    let bytes = path.as_bytes();
+    let digit =
+        |at: usize| bytes.get(at).and_then(|byte| char::from(*byte).to_digit(16)).and_then(|d| u8::try_from(d).ok());
+    let mut decoded = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        let encoded = if bytes[at] == b'%' { digit(at + 1).zip(digit(at + 2)) } else { None };
+        match encoded.map(|(high, low)| high << 4 | low) {
+            Some(0) => return None,
+            Some(byte) if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') => {
+                decoded.push(byte);
+                at += 2;
+            }
+            _ if bytes[at] == b'\\' => decoded.push(b'/'),
+            _ => decoded.push(bytes[at]),
+        }
+        at += 1;
+    }
+    Some(decoded)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn text(path: &str) -> String {
+        match normal(path) {
+            Normal::Already => path.to_owned(),
+            Normal::Other(other) => other,
+            Normal::Never => "never".to_owned(),
+        }
+    }
+
+    #[test]
+    fn paths_are_envoys() {
+        for (path, wanted) in [
+            ("/", "/"),
+            ("/a/./b", "/a/b"),
+            ("/a/../b", "/b"),
+            ("/a/b/..", "/a/"),
+            ("/a/b/.", "/a/b/"),
+            ("/..", "/"),
+            ("/../../a", "/a"),
+            ("/a//b", "/a//b"),
+            ("/a//../b", "/a/b"),
+            ("/a/.%2e/%2E/b", "/b"),
+            ("/a%2Fb%2f", "/a%2Fb%2f"),
+            ("/%61%7E%2D", "/a~-"),
+            ("/a%20b%zz%", "/a%20b%zz%"),
+            (r"/a\..\b", "/b"),
+            ("/a%5Cb", "/a%5Cb"),
+            ("/\"{|}^", "/%22%7B%7C%7D%5E"),
+            ("/a/..?b=../%61", "/?b=../%61"),
+            ("/.../a..b/.c", "/.../a..b/.c"),
+            ("/a%00", "never"),
+            ("*", "*"),
+            ("", ""),
+        ] {
+            assert_eq!(text(path), wanted, "{path}");
+        }
+        assert_eq!(normal("/a.b/c?d=%61"), Normal::Already);
+    }
+
+    proptest! {
+        #[test]
+        fn the_normal_form_is_normal(path in "/[a./%25e\\\\?\"0-9\u{e9}]{0,24}") {
+            let once = text(&path);
+            // What a percent sign becomes part of by decoding is not decoded again.
+            prop_assume!(!path.contains("%25"));
+            if once != "never" {
+                prop_assert!(once.starts_with('/'));
+                let decoded_path = once.split('?').next().unwrap();
+                prop_assert!(!decoded_path.split('/').any(|segment| matches!(segment, "." | "..")), "{path} {once}");
+            }
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! Where a connection goes whose bytes are not looked into: by the server name that its TLS asks for, and by its addresses.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use crate::names::covers;
+use crate::subnet::Subnet;
+
+use super::Forward;
+
+/// The routes of a port for connections, in order.
+#[derive(Debug, Clone, Default)]
+pub struct ConnectionRoutes {
+    routes: Vec<ConnectionRoute>,
+}
+
+/// One of them.
+#[derive(Debug, Clone)]
+pub struct ConnectionRoute {
+    /// `VirtualService/<namespace>/<name>`
+    pub name: Arc<str>,
+    /// Any of them; empty: every connection.
+    pub matches: Vec<ConnectionMatch>,
+    /// Weighted destinations; nothing else of it counts.
+    pub forward: Arc<Forward>,
+}
+
+/// What counts of a connection.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ConnectionMatch {
+    /// Of TLS: exact, `*.suffix` or `*`; empty: whatever it is.
+    pub server_names: Vec<String>,
+    /// Where it was dialed to; empty: anywhere.
+    pub destinations: Vec<Subnet>,
+    /// Where it comes from.
+    pub source: Option<Subnet>,
+}
+
+/// A connection, as far as routes look at it.
+#[derive(Debug, Clone, Copy)]
+pub struct Connection<'a> {
+    /// In lower case; `None`: it is no TLS, or names nobody.
+    pub server_name: Option<&'a str>,
+    /// Who dialed.
+    pub source: SocketAddr,
+    /// What was dialed.
+    pub destination: SocketAddr,
+}
+
+/// What the routes of a port say of a connection.
+#[derive(Debug)]
+pub enum Routed<'a> {
+    /// It takes this route.
+    To(&'a ConnectionRoute),
+    /// The port's own cluster.
+    Default,
+    /// There are routes by server name, and none is for this one.
+    Nowhere,
+}
+
+impl ConnectionRoutes {
+    /// Of routes in order of precedence.
+    pub fn new(routes: Vec<ConnectionRoute>) -> Self {
+        ConnectionRoutes { routes }
+    }
+
+    /// There are none.
+    pub fn is_empty(&self) -> bool {
+        self.routes.is_empty()
+    }
+
+    /// Whether the server name has to be known.
+    pub fn wants_server_name(&self) -> bool {
+        self.routes.iter().flat_map(|route| &route.matches).any(|one| !one.server_names.is_empty())
+    }
+
+    /// The first route that matches. As in Istio, one of bytes without a route goes to the service itself, and one of TLS
+    /// only if no route asks for a server name.
+    pub fn find(&self, connection: &Connection<'_>) -> Routed<'_> {
+        let route = self
+            .routes
+            .iter()
+            .find(|route| route.matches.is_empty() || route.matches.iter().any(|one| one.is_met_by(connection)));
+        match route {
+            Some(route) => Routed::To(route),
+            None if connection.server_name.is_some() && self.wants_server_name() => Routed::Nowhere,
+            None => Routed::Default,
+        }
+    }
+}
+
+impl ConnectionMatch {
+    fn is_met_by(&self, connection: &Connection<'_>) -> bool {
+        let named = || connection.server_name.is_some_and(|name| self.server_names.iter().any(|own| covers(own, name)));
+        (self.server_names.is_empty() || named())
+            && (self.destinations.is_empty()
+                || self.destinations.iter().any(|own| own.contains(connection.destination.ip())))
+            && self.source.is_none_or(|own| own.contains(connection.source.ip()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::route::tests::forward;
+
+    fn route(name: &str, matches: Vec<ConnectionMatch>) -> ConnectionRoute {
+        ConnectionRoute { name: name.into(), matches, forward: Arc::new(forward(&[1])) }
+    }
+
+    fn named(names: &[&str]) -> ConnectionMatch {
+        ConnectionMatch { server_names: names.iter().map(|name| (*name).to_owned()).collect(), ..Default::default() }
+    }
+
+    fn found(routes: &ConnectionRoutes, server_name: Option<&str>, destination: &str) -> String {
+        let connection = Connection {
+            server_name,
+            source: "10.1.0.9:4000".parse().unwrap(),
+            destination: destination.parse().unwrap(),
+        };
+        match routes.find(&connection) {
+            Routed::To(route) => route.name.to_string(),
+            other => format!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn server_names_and_addresses() {
+        let subnet = |text| Subnet::parse(text).unwrap();
+        let to = |text| ConnectionMatch { destinations: vec![subnet(text)], ..Default::default() };
+        let from = |text| ConnectionMatch { source: Some(subnet(text)), ..Default::default() };
+        let routes = ConnectionRoutes::new(vec![
+            route("exact", vec![named(&["a.example.com"])]),
+            route("suffix", vec![named(&["b.test", "*.example.com"])]),
+            route("near", vec![from("10.2.0.0/16"), to("10.0.0.0/8")]),
+            route("six", vec![to("2001:db8::/32")]),
+        ]);
+        for (name, destination, want) in [
+            (Some("a.example.com"), "192.0.2.1:443", "exact"),
+            (Some("c.example.com"), "192.0.2.1:443", "suffix"),
+            (Some("example.com"), "192.0.2.1:443", "Nowhere"),
+            (Some("example.com"), "10.7.0.1:443", "near"),
+            (None, "10.7.0.1:443", "near"),
+            (None, "11.7.0.1:443", "Default"),
+            (None, "[2001:db8:1::1]:443", "six"),
+            (None, "[2001:db9:1::1]:443", "Default"),
+        ] {
+            assert_eq!(found(&routes, name, destination), want, "{name:?} {destination}");
+        }
+        assert!(routes.wants_server_name());
+        let bytes = ConnectionRoutes::new(vec![route("all", vec![])]);
+        assert!(!bytes.wants_server_name() && found(&bytes, Some("x"), "10.0.0.1:1") == "all");
+        assert_eq!(found(&ConnectionRoutes::default(), Some("x"), "10.0.0.1:1"), "Default");
+    }
+}

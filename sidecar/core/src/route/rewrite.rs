@@ -1,0 +1,133 @@
+//! The path that an endpoint sees instead of the client's.
+
+use regex::{Captures, Regex};
+
+use super::matcher::Matcher;
+use crate::request::RequestView;
+
+/// How a path is changed.
+#[derive(Debug, Clone)]
+pub enum Rewrite {
+    /// Instead of the matched prefix, or of the whole path where the match was exact or by regex.
+    Matched(String),
+    /// Instead of everything in the path that a regex matches.
+    Regex(RegexRewrite),
+}
+
+/// A regex and what its matches become (RE2's `GlobalReplace`).
+#[derive(Debug, Clone)]
+pub struct RegexRewrite {
+    regex: Regex,
+    parts: Vec<Part>,
+}
+
+#[derive(Debug, Clone)]
+enum Part {
+    Text(String),
+    /// What this group matched; 0: everything.
+    Group(usize),
+}
+
+impl Rewrite {
+    /// The path of a request that `matcher` matched, and its query.
+    pub(super) fn path_and_query(&self, matcher: &Matcher, req: &RequestView<'_>) -> String {
+        let path = req.path();
+        let query = &req.path_and_query[path.len()..];
+        match self {
+            Rewrite::Matched(replacement) => [&matched(replacement, matcher, path), query].concat(),
+            Rewrite::Regex(rewrite) => {
+                let path = rewrite.regex.replace_all(path, |found: &Captures<'_>| rewrite.substitution(found));
+                let slash = if path.starts_with('/') { "" } else { "/" };
+                [slash, &path, query].concat()
+            }
+        }
+    }
+}
+
+/// `path` with `replacement` instead of what `matcher` matched of it.
+pub(super) fn matched(replacement: &str, matcher: &Matcher, path: &str) -> String {
+    let kept = matcher.after_matched_path(path);
+    let slash =
+        if replacement.starts_with('/') || (replacement.is_empty() && kept.starts_with('/')) { "" } else { "/" };
+    [slash, replacement, kept].concat()
+}
+
+impl RegexRewrite {
+    /// `substitution` is RE2's: `\1` is what the first group matched, `\\` a backslash.
+    ///
+    /// # Errors
+    /// Says what is wrong with `substitution`.
+    pub fn new(regex: Regex, substitution: &str) -> Result<RegexRewrite, String> {
+        let (mut parts, mut text) = (Vec::new(), String::new());
+        let mut rest = substitution.chars();
+        while let Some(c) = rest.next() {
+            if !c.is_ascii_graphic() {
+                return Err("may have visible ASCII only".into());
+            }
+            if c != '\\' {
+                text.push(c);
+                continue;
+            }
+            match rest.next() {
+                Some('\\') => text.push('\\'),
+                Some(digit @ '0'..='9') => {
+                    let group = digit as usize - '0' as usize;
+                    if group >= regex.captures_len() {
+                        return Err(format!("\\{group} is no group: the regex has {}", regex.captures_len() - 1));
+                    }
+                    parts.extend([Part::Text(std::mem::take(&mut text)), Part::Group(group)]);
+                }
+                _ => return Err("after a backslash comes the number of a group, or another backslash".into()),
+            }
+        }
+        parts.push(Part::Text(text));
+        Ok(RegexRewrite { regex, parts })
+    }
+
+    fn substitution(&self, found: &Captures<'_>) -> String {
+        let texts = self.parts.iter().map(|part| match part {
+            Part::Text(text) => text.as_str(),
+            Part::Group(group) => found.get(*group).map_or("", |found| found.as_str()),
+        });
+        texts.collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderMap;
+
+    use super::*;
+    use crate::request::tests::view;
+
+    #[test]
+    fn a_regex_replaces_all_that_it_matches_but_for_the_query() {
+        for (pattern, substitution, path, wanted) in [
+            (
+                r"^/service/([^/]+)(/.*)$",
+                r"\2/instance/\1",
+                "/service/foo/v1?x=/service/a",
+                "/v1/instance/foo?x=/service/a",
+            ),
+            ("one", "two", "/xxx/one/yyy/one/zzz", "/xxx/two/yyy/two/zzz"),
+            ("^(.*?)one(.*)$", r"\1two\2", "/xxx/one/yyy/one/zzz", "/xxx/two/yyy/one/zzz"),
+            ("(?i)/xxx/", "/yyy/", "/aaa/XxX/bbb", "/aaa/yyy/bbb"),
+            ("nothing", "x", "/a?b", "/a?b"),
+            ("^/(a)", r"\0\\\1", "/a", r"/a\a"),
+            ("^/v1", "", "/v1", "/"),
+            ("(x)?/a", r"/<\1>", "/a", "/<>"),
+        ] {
+            let rewrite = Rewrite::Regex(RegexRewrite::new(Regex::new(pattern).unwrap(), substitution).unwrap());
+            let headers = HeaderMap::new();
+            let found = rewrite.path_and_query(&Matcher::default(), &view(path, "h", &headers));
+            assert_eq!(found, wanted, "{pattern} {substitution}");
+        }
+    }
+
+    #[test]
+    fn a_substitution_names_groups_that_are_there() {
+        let new = |substitution| RegexRewrite::new(Regex::new("a(b)").unwrap(), substitution);
+        assert_eq!(new(r"\2").unwrap_err(), r"\2 is no group: the regex has 1");
+        assert!(new(r"\x").is_err() && new(r"a\").is_err() && new("a b").is_err());
+    }
+}

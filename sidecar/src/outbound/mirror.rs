@@ -1,0 +1,127 @@
+//! Copies of requests (`mirror`, `mirrors`): sent like the request itself, once, and their answers thrown away.
+//!
+//! A copy costs the request nothing but its bytes: it waits for nobody, and nobody for it. What it may hold is bounded: a
+//! body by which it is slower, a time, and a number of copies at once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::request::Parts;
+use http::{HeaderValue, Version};
+use http_body_util::BodyExt;
+use rand::Rng;
+use weft_core::limits::Permit;
+use weft_core::outcome::Outcome;
+
+use super::attempts::classify;
+use super::plan::{Target, speaks_http2};
+use super::{Downstream, speaks_only_http2};
+use crate::body::{Replay, RequestBody};
+use crate::cluster::ClusterView;
+use crate::connect::MARK_UPSTREAM;
+use crate::http::{HTTP1_CLIENT, address_request};
+use crate::pool::CheckoutError;
+use crate::upstream::Dialer;
+
+/// Copies to one cluster at once, where `http2MaxRequests` does not allow fewer: those that are more are not made.
+const MOST: u32 = 1024;
+/// How long a copy may take where its route has no timeout.
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// A request about to be sent.
+pub(super) struct Original<'a> {
+    pub(super) down: &'a Arc<Downstream>,
+    /// As the endpoint is to see it.
+    pub(super) parts: &'a Parts,
+    /// The version that the client spoke.
+    pub(super) version: Version,
+    pub(super) origin: &'a Bytes,
+    pub(super) body: Option<&'a Arc<Replay>>,
+    pub(super) host: &'a str,
+    pub(super) timeout: Option<Duration>,
+}
+
+impl Original<'_> {
+    /// Sends the copies.
+    pub(super) fn copies(&self, targets: &[Target], grpc: bool) {
+        for target in targets {
+            let cluster = target.cluster.clone();
+            let limit = cluster.config.pool.max_requests.min(MOST);
+            let Ok(permit) = cluster.shared.limits.requests.try_acquire(limit) else { continue };
+            let mut parts = self.parts.clone();
+            let entered = self.down.gateway.is_some();
+            let multiplex = speaks_http2(&cluster, self.version, &parts, grpc, entered);
+            parts.headers.remove(HTTP1_CLIENT);
+            if multiplex && self.version != Version::HTTP_2 && !speaks_only_http2(cluster.config.protocol) {
+                parts.headers.insert(HTTP1_CLIENT, HeaderValue::from_static("1"));
+            }
+            address_request(&mut parts, self.host, multiplex);
+            let copy = Copy {
+                down: self.down.clone(),
+                cluster,
+                hash: target.hash,
+                parts,
+                origin: self.origin.clone(),
+                body: self.body.map_or(RequestBody::Empty, |body| body.copy()),
+                multiplex,
+                grpc,
+                _permit: permit,
+            };
+            let limit = self.timeout.unwrap_or(LONGEST);
+            tokio::spawn(async move { drop(tokio::time::timeout(limit, copy.run()).await) });
+        }
+    }
+}
+
+/// One copy.
+struct Copy {
+    down: Arc<Downstream>,
+    cluster: Arc<ClusterView>,
+    hash: Option<u64>,
+    parts: Parts,
+    origin: Bytes,
+    body: RequestBody,
+    multiplex: bool,
+    grpc: bool,
+    _permit: Permit,
+}
+
+impl Copy {
+    /// Sends it, and reads the answer to its end. How it goes concerns the endpoint's health and nobody else.
+    async fn run(self) {
+        let cluster = &self.cluster;
+        if cluster.config.undefined {
+            return;
+        }
+        let picked = cluster.balancer().pick(self.hash, &mut || rand::rng().next_u64(), 0).cloned();
+        let Some(endpoint) = picked else { return };
+        let _in_flight = endpoint.state.enter();
+        let (identity, worker) = (&self.down.proxy.identity, self.down.worker);
+        let (multiplex, grpc) = (self.multiplex, self.grpc);
+        let dialer = Dialer { cluster: &cluster.config, endpoint: &endpoint, identity, multiplex, mark: MARK_UPSTREAM };
+        let mut lease = match cluster.shared.pool.checkout(worker, dialer).await {
+            Ok(lease) => lease,
+            Err(CheckoutError::Overflow(_)) => return,
+            Err(CheckoutError::Dial(error)) => return cluster.record(&endpoint, &error.outcome),
+        };
+        let sent = match &self.body {
+            RequestBody::Copy(body) => Some(body.state.clone()),
+            _ => None,
+        };
+        let response = match lease.send(&self.parts, &self.origin, self.body).await {
+            Ok(response) => response,
+            Err(error) => return cluster.record(&endpoint, &classify(&error)),
+        };
+        cluster.record(&endpoint, &Outcome::response(response.status(), response.headers(), grpc));
+        let mut body = response.into_body();
+        while let Some(frame) = body.frame().await {
+            if frame.is_err() {
+                return;
+            }
+        }
+        if sent.is_none_or(|sent| sent.is_done()) {
+            lease.finish(worker);
+        }
+    }
+}

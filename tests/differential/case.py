@@ -1,0 +1,119 @@
+"""What a case is, and Istio's YAML of it."""
+import dataclasses
+
+POLICY = "networking.istio.io/v1"
+# Nobody listens on this one; one that listens and never accepts has its queue full, so that a connection is never made.
+REFUSING, STUCK = 6999, 7060
+
+# What is compared: all of it, or what became of a request where the endpoint is drawn.
+ALL = ("status", "port", "seen", "headers", "body", "attempts", "flags")
+FATE = ("status", "attempts", "flags")
+
+
+@dataclasses.dataclass
+class Endpoint:
+    port: int
+    weight: int = 1
+    labels: dict = dataclasses.field(default_factory=dict)
+    address: str = "127.0.0.1"
+    locality: str = ""
+    # What Envoy is told of the locality; Weft finds it out.
+    priority: int = 0
+
+
+@dataclasses.dataclass
+class Ask:
+    """A request; `times` of it one after the other, with `{i}` in headers, path and source replaced by the number."""
+    path: str = "/"
+    method: str = "GET"
+    # A value may be a list; `None`: not even what is usual.
+    headers: dict = dataclasses.field(default_factory=dict)
+    body: str = ""
+    do: str = "200"
+    times: int = 1
+    at_once: int = 1
+    # Seconds between the beginnings of those at once.
+    apart: float = 0
+    # The client's address.
+    source: str = ""
+    # Sent as they are instead, with HOST and ID replaced; `answers` of them are read.
+    raw: bytes = b""
+    answers: int = 1
+    # Pipelined on one connection: only status and port are known of them.
+    bulk: bool = False
+    # Asked only when Envoy has ejected so many, which takes it a moment.
+    ejected: int = -1
+    # Asked again until the status is this one; the last answer counts.
+    until: int = 0
+
+
+@dataclasses.dataclass
+class Case:
+    name: str
+    # Of the VirtualService, and of Envoy's virtual host; none: all goes to the service.
+    http: list = dataclasses.field(default_factory=list)
+    envoy: list = dataclasses.field(default_factory=list)
+    # What Envoy's virtual host has besides.
+    host_more: dict = dataclasses.field(default_factory=dict)
+    # DestinationRule's trafficPolicy, Envoy's cluster, and what Envoy's default route has besides.
+    policy: dict = dataclasses.field(default_factory=dict)
+    cluster: dict = dataclasses.field(default_factory=dict)
+    action: dict = dataclasses.field(default_factory=dict)
+    endpoints: list = dataclasses.field(default_factory=lambda: [Endpoint(7001)])
+    # Names that are the values of the label `version`; with a policy of their own and what it is for Envoy's cluster.
+    subsets: list = dataclasses.field(default_factory=list)
+    subset_policies: dict = dataclasses.field(default_factory=dict)
+    subset_clusters: dict = dataclasses.field(default_factory=dict)
+    asks: list = dataclasses.field(default_factory=lambda: [Ask()])
+    # How many copies of each request are sent besides to the other endpoints than the one that answered.
+    copies: list = dataclasses.field(default_factory=list)
+    # One connection for all requests.
+    kept: bool = False
+    same: tuple = ALL
+    # A function of both results: what is to be true of them besides.
+    check: object = None
+    # Why Weft means to differ; `check` says whether it differs as it is meant to.
+    differs: str = ""
+    host: str = ""
+
+    def yaml(self):
+        """Documents, as JSON, which is YAML."""
+        yield {
+            "apiVersion": POLICY, "kind": "ServiceEntry", "metadata": {"name": self.host},
+            "spec": {
+                "hosts": [self.host], "resolution": "STATIC", "location": "MESH_EXTERNAL",
+                "ports": [{"number": 80, "name": "http", "protocol": "HTTP"}],
+                "endpoints": [{"address": e.address, "ports": {"http": e.port}, "weight": e.weight, "labels": e.labels,
+                               **({"locality": e.locality} if e.locality else {})} for e in self.endpoints],
+            },
+        }
+        if self.policy or self.subsets:
+            spec = {"host": self.host}
+            if self.policy:
+                spec["trafficPolicy"] = self.policy
+            if self.subsets:
+                more = lambda subset: {"trafficPolicy": self.subset_policies[subset]} if subset in self.subset_policies else {}
+                spec["subsets"] = [{"name": subset, "labels": {"version": subset}, **more(subset)} for subset in self.subsets]
+            yield {"apiVersion": POLICY, "kind": "DestinationRule", "metadata": {"name": self.host}, "spec": spec}
+        if self.http:
+            spec = {"hosts": [self.host], "http": [self.routed(route) for route in self.http]}
+            yield {"apiVersion": POLICY, "kind": "VirtualService", "metadata": {"name": self.host}, "spec": spec}
+
+    def routed(self, route):
+        """`to` is the list of destinations, written (subset, weight, more); none: the service. `@` is the service's host."""
+        route = dict(route)
+        if not {"redirect", "directResponse"} & route.keys():
+            to = route.get("to", [("", None, {})])
+            route["route"] = [
+                {"destination": self.destination(subset), **({"weight": weight} if weight is not None else {}), **more}
+                for subset, weight, more in to
+            ]
+        route.pop("to", None)
+        if "mirrors" in route:
+            route["mirrors"] = [{**mirror, "destination": self.destination(mirror["destination"])} for mirror in route["mirrors"]]
+        if "mirror" in route:
+            route["mirror"] = self.destination(route["mirror"])
+        return route
+
+    def destination(self, subset):
+        return {"host": self.host, **({"subset": subset} if subset else {})}

@@ -1,0 +1,5 @@
+"""All cases, by subject."""
+from . import changes, hashing, limits, matching, nearness, origins, outliers, paths, retries
+
+SUBJECTS = (hashing, limits, outliers, retries, matching, paths, changes, origins, nearness)
+CASES = [case for subject in SUBJECTS for case in subject.CASES]

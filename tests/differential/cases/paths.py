@@ -1,0 +1,11 @@
+"""Paths as they arrive: what is left of the odd ones."""
+from case import Ask, Case
+
+ODD = ["/", "/a/./b", "/a/../b", "/a/b/..", "/a/b/.", "/..", "/../../a", "/a//b", "//a", "/a/%2e/b", "/a/%2E%2e/b", "/a/.%2e/b", "/a%2Fb", "/a%2fb",
+       "/%61b", "/%41", "/%7Ea", "/a%2Db%5F%2E", "/a%20b", "/a%zzb", "/a%", "/a%0", "/a\\b", "/a\\..\\b", "/a%5Cb", "/a;b=c", "/a/;b", "/a:b@c",
+       "/a'b", "/a\"b", "/a{b}", "/a|b", "/a^b", "/a[b]", "/a!$&()*+,=~b", "/a?b=../c", "/a/..?b", "/a/../?b=%61", "/a?", "/a?b?c", "/?",
+       "/.", "/./", "/...", "/a/.../b", "/.a", "/a.", "/a/..b", "/a/b../c", "/%e4%bd%a0", "/a%25b", "/a#b", "/a/../b#c"]
+CASES = [Case(f"paths: {path}", asks=[Ask(path)], same=("status", "seen")) for path in ODD]
+CASES += [Case(f"paths: {path} is no path", asks=[Ask(path)], same=(), check=lambda w, e: (w[0]["status"], e[0]["status"]) == (400, 200),
+               differs="what is nowhere allowed in a URI (RFC 3986, 2) is refused; Envoy encodes it") for path in ("/a<b>", "/a`b")]
+CASES += [Case("paths: %00 is refused", asks=[Ask("/a%00b")], same=("status",))]
