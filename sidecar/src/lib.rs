@@ -29,6 +29,7 @@ pub mod inbound;
 pub mod incoming;
 pub mod labels;
 pub mod listen;
+pub mod lookup;
 pub mod metrics;
 pub mod origination;
 pub mod outbound;

@@ -101,43 +101,29 @@ pub async fn request(down: &Arc<Downstream>, request: Request<Incoming>) -> Resp
     ensure_request_id(&mut parts.headers);
     let has_path = normalise_path(&mut parts);
     let call = Call { down, start, version: parts.version };
-    let view = RequestView {
-        method: &parts.method,
-        path_and_query: path_and_query(&parts.uri),
-        authority: authority(&parts),
-        scheme: down.gateway.as_ref().map_or("http", |entrance| entrance.scheme),
-        headers: &parts.headers,
-        source: down.peer,
-        local: down.local,
+    // What is decided and what it is decided by is gone before the request is sent: its task is the smaller for it.
+    let decision = {
+        let view = RequestView {
+            method: &parts.method,
+            path_and_query: path_and_query(&parts.uri),
+            authority: authority(&parts),
+            scheme: down.gateway.as_ref().map_or("http", |entrance| entrance.scheme),
+            headers: &parts.headers,
+            source: down.peer,
+            local: down.local,
+        };
+        match has_path {
+            true => decide(down, &parts, &view).await,
+            false => Decision::Refuse(None, Reason::BadRequest { detail: NO_PATH }),
+        }
     };
-    let decision = match has_path {
-        true => decide(down, &parts, &view).await,
-        false => Decision::Refuse(None, Reason::BadRequest { detail: NO_PATH }),
+    let mut plan = match call.unless_answered(&parts, decision) {
+        Ok(plan) => plan,
+        Err(response) => return *response,
     };
-    match decision {
-        Decision::Send(mut plan) => {
-            let grant = plan.grant.take();
-            let response = call.send(&mut parts, incoming, upgrade, &plan, active).await;
-            granted(grant, response)
-        }
-        Decision::Answer(service, route, response, grant) => {
-            granted(grant, call.answer(&parts, &service, &route, *response))
-        }
-        Decision::Secure(mut response) => {
-            let mut record = call.record(&parts, down.proxy.metrics.pair(labels::unknown(&down.proxy)));
-            record.code = response.status().as_u16();
-            address_response(&mut response, call.version, false);
-            ended(record, *response)
-        }
-        Decision::Refuse(service, reason) => {
-            let pair = match service {
-                Some(view) => labels::service(&down.proxy, &view),
-                None => labels::unknown(&down.proxy),
-            };
-            let record = call.record(&parts, down.proxy.metrics.pair(pair));
-            call.refuse(record, &parts.headers, &reason.into(), "")
-        }
-    }
+    let grant = plan.grant.take();
+    let response = call.send(&mut parts, incoming, upgrade, &plan, active).await;
+    granted(grant, response)
 }
 
 /// Tells browsers that the origin may read the answer, whoever made it.
@@ -170,6 +156,30 @@ struct Kept<'a> {
 }
 
 impl Call<'_> {
+    /// What is to be sent, or the answer of a request that is not.
+    fn unless_answered(&self, parts: &Parts, decision: Decision) -> Result<Plan, Box<Response<ResponseBody>>> {
+        let proxy = &self.down.proxy;
+        Err(Box::new(match decision {
+            Decision::Send(plan) => return Ok(plan),
+            Decision::Answer(service, route, response, grant) => {
+                granted(grant, self.answer(parts, &service, &route, *response))
+            }
+            Decision::Secure(mut response) => {
+                let mut record = self.record(parts, proxy.metrics.pair(labels::unknown(proxy)));
+                record.code = response.status().as_u16();
+                address_response(&mut response, self.version, false);
+                ended(record, *response)
+            }
+            Decision::Refuse(service, reason) => {
+                let pair = match service {
+                    Some(view) => labels::service(proxy, &view),
+                    None => labels::unknown(proxy),
+                };
+                self.refuse(self.record(parts, proxy.metrics.pair(pair)), &parts.headers, &reason.into(), "")
+            }
+        }))
+    }
+
     /// Phases 3 to 5.
     async fn send(
         &self,

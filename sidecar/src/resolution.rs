@@ -8,24 +8,15 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
-use hickory_proto::rr::{Name, RData, RecordType};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::dns::forward::{Forwarder, Transport};
-use crate::resolv;
+use crate::lookup::{self, Found};
 
 /// Names and their addresses, sorted.
 pub type Addresses = Arc<HashMap<Arc<str>, Vec<IpAddr>>>;
 
-/// An answer without a useful time to live (of a file, or of the system's resolver) is asked for again after this: Istio's
-/// `dnsRefreshRate`.
-const REFRESH: Duration = Duration::from_secs(60);
-/// A time to live counts within these.
-const SHORTEST: Duration = Duration::from_secs(1);
-const LONGEST: Duration = Duration::from_secs(3600);
 /// After a failure.
 const RETRY: Duration = Duration::from_secs(5);
 /// Names that are asked for at a time.
@@ -40,12 +31,8 @@ pub struct Resolution {
 
 impl Resolution {
     /// Begins; nothing is wanted yet.
-    pub fn start(forwarder: Forwarder) -> Resolution {
-        let forwarder = Arc::new(forwarder);
-        Resolution::by(move |name| {
-            let forwarder = forwarder.clone();
-            async move { look_up(&forwarder, &name).await }
-        })
+    pub fn start() -> Resolution {
+        Resolution::by(|name| async move { lookup::addresses(&name).await })
     }
 
     fn by<F>(look_up: impl Fn(Arc<str>) -> F + Send + 'static) -> Resolution
@@ -79,9 +66,6 @@ impl Resolution {
         }
     }
 }
-
-/// Addresses, and how long they may be believed.
-type Found = (Vec<IpAddr>, Duration);
 
 async fn keep<F>(
     look_up: impl Fn(Arc<str>) -> F,
@@ -139,63 +123,9 @@ async fn keep<F>(
     }
 }
 
-/// By `/etc/hosts`, by the name servers, else by whatever else the system has. `None`: no address.
-async fn look_up(forwarder: &Forwarder, name: &str) -> Option<Found> {
-    if let Ok(text) = tokio::fs::read_to_string(resolv::HOSTS).await {
-        let found = resolv::addresses_of(&text, name);
-        if !found.is_empty() {
-            return Some((found, REFRESH));
-        }
-    }
-    for kind in [RecordType::A, RecordType::AAAA] {
-        let Some(query) = query(name, kind) else { break };
-        let mut answer = forwarder.ask(&query, Transport::Udp).await;
-        if answer.as_deref().is_some_and(weft_core::dns::is_truncated) {
-            answer = forwarder.ask(&query, Transport::Tcp).await;
-        }
-        if let Some(found) = answer.and_then(|answer| addresses(&answer)) {
-            return Some(found);
-        }
-    }
-    let found = tokio::net::lookup_host((name, 0)).await.ok()?;
-    let found: BTreeSet<IpAddr> = found.map(|address| address.ip()).collect();
-    (!found.is_empty()).then(|| (found.into_iter().collect(), REFRESH))
-}
-
-fn query(name: &str, kind: RecordType) -> Option<Vec<u8>> {
-    let mut name = Name::from_ascii(name).ok()?;
-    name.set_fqdn(true);
-    let mut message = Message::new(0, MessageType::Query, OpCode::Query);
-    message.metadata.recursion_desired = true;
-    message.add_query(Query::query(name, kind));
-    message.to_vec().ok()
-}
-
-/// The addresses of an answer, whichever name the question led to, for as long as the shortest of its records lasts.
-fn addresses(answer: &[u8]) -> Option<Found> {
-    let message = Message::from_vec(answer).ok()?;
-    if message.metadata.response_code != ResponseCode::NoError {
-        return None;
-    }
-    let found: BTreeSet<IpAddr> = message
-        .answers
-        .iter()
-        .filter_map(|record| match &record.data {
-            RData::A(a) => Some(IpAddr::V4(a.0)),
-            RData::AAAA(a) => Some(IpAddr::V6(a.0)),
-            _ => None,
-        })
-        .collect();
-    let ttl = message.answers.iter().map(|record| record.ttl).min()?;
-    let ttl = Duration::from_secs(ttl.into()).clamp(SHORTEST, LONGEST);
-    (!found.is_empty()).then(|| (found.into_iter().collect(), ttl))
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
-
-    use hickory_proto::rr::{Record, rdata};
 
     use super::*;
 
@@ -241,7 +171,7 @@ mod tests {
     async fn many_names_are_asked_for_some_at_a_time() {
         let mut resolution = Resolution::by(|_| async {
             tokio::time::sleep(Duration::from_secs(1)).await;
-            Some((vec![ip("10.0.0.1")], LONGEST))
+            Some((vec![ip("10.0.0.1")], Duration::from_secs(3600)))
         });
         let many: Vec<String> = (0..40).map(|n| format!("n{n}.test")).collect();
         resolution.want(many.iter().map(|name| Arc::from(name.as_str())).collect());
@@ -250,25 +180,5 @@ mod tests {
             resolution.changed().await;
         }
         assert_eq!(start.elapsed().as_secs(), 3);
-    }
-
-    #[test]
-    fn answers_have_addresses_and_a_time() {
-        let name = Name::from_ascii("db.test.").unwrap();
-        let mut message = Message::new(0, MessageType::Response, OpCode::Query);
-        let other = Name::from_ascii("real.test.").unwrap();
-        message.answers.push(Record::from_rdata(name, 300, RData::CNAME(rdata::CNAME(other.clone()))));
-        assert_eq!(addresses(&message.to_vec().unwrap()), None);
-        for (ttl, last) in [(20, 2), (40, 1)] {
-            let address = rdata::A(std::net::Ipv4Addr::new(10, 0, 0, last));
-            message.answers.push(Record::from_rdata(other.clone(), ttl, RData::A(address)));
-        }
-        let both = vec![ip("10.0.0.1"), ip("10.0.0.2")];
-        assert_eq!(addresses(&message.to_vec().unwrap()), Some((both.clone(), Duration::from_secs(20))));
-        message.answers[0].ttl = 0;
-        assert_eq!(addresses(&message.to_vec().unwrap()), Some((both, SHORTEST)));
-        message.metadata.response_code = ResponseCode::NXDomain;
-        assert_eq!(addresses(&message.to_vec().unwrap()), None);
-        assert_eq!(addresses(b"nonsense"), None);
     }
 }

@@ -109,7 +109,7 @@ pub fn start(config: Config, application: Application) -> Result<Sidecar> {
     let control = Arc::new(Control::new(config.control_planes.clone(), config.token_file.clone(), identity.clone()));
     let place = Place { locality: config.locality.as_str().into(), labels: config.labels.iter().cloned().collect() };
     let (directory, mut writer) = directory::new(place, Some(config.data_dir.join("snapshot.bin")), &config.preload);
-    writer.resolve_with(Resolution::start(Forwarder::new(resolv::RESOLV_CONF)));
+    writer.resolve_with(Resolution::start());
     let metrics = Arc::new(Metrics::default());
     let workload = config.workload.clone().or_else(|| config.service.clone()).unwrap_or_else(|| node.clone());
     let labels: HashMap<String, String> = config.labels.iter().cloned().collect();

@@ -19,6 +19,7 @@ use weft_core::policy::{Cluster, Origination, Tls};
 
 use crate::connect::{self, Keepalive};
 use crate::identity::{Identity, alpn, spiffe_id};
+use crate::lookup;
 use crate::pool::Opened;
 use crate::stream::{MaybeSocket, ReadAhead};
 use crate::{http1, http2};
@@ -152,7 +153,7 @@ fn list(ids: &[SpiffeId]) -> String {
 async fn address(endpoint: &Endpoint) -> io::Result<SocketAddr> {
     match &endpoint.target {
         Target::Socket(address) => Ok(*address),
-        Target::Name(name, port) => connect::resolve(name, *port).await,
+        Target::Name(name, port) => lookup::socket_address(name, *port).await,
     }
 }
 

@@ -27,7 +27,10 @@ pub(crate) fn nearest<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
         return None;
     }
     let word = word.to_lowercase();
-    let distances = known.iter().map(|candidate| (distance(&word, &candidate.to_lowercase()), *candidate));
+    let length = word.chars().count();
+    // It takes at least as many edits as one is longer than the other.
+    let likely = known.iter().filter(|candidate| candidate.chars().count().abs_diff(length) <= candidate.len() / 3);
+    let distances = likely.map(|candidate| (distance(&word, &candidate.to_lowercase()), *candidate));
     distances.min_by_key(|(edits, _)| *edits).filter(|(edits, near)| *edits <= near.len() / 3).map(|(_, near)| near)
 }
 

@@ -29,6 +29,7 @@ pub mod outlier;
 pub mod path;
 pub mod policy;
 pub mod pool;
+pub mod re2;
 pub mod reply;
 pub mod request;
 pub mod retry;

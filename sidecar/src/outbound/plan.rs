@@ -21,6 +21,7 @@ use weft_core::route::{Action, Destination, DirectResponse, Forward, Route};
 use super::{Downstream, Entrance};
 use crate::body::ResponseBody;
 use crate::cluster::ClusterView;
+use crate::connect::is_virtual;
 use crate::directory::{Lookup, ServiceView};
 use crate::http::authority;
 use crate::proxy::{Proxy, foreign_endpoint};
@@ -188,8 +189,7 @@ async fn dialed(down: &Downstream, original: SocketAddr) -> Place {
 
 /// Whether a destination that the mesh does not know is dialed as addressed. A virtual IP is nobody's real address.
 pub fn may_pass(proxy: &Proxy, original: SocketAddr) -> bool {
-    let is_virtual = matches!(original.ip(), IpAddr::V4(ip) if ip.octets()[..2] == [240, 240]);
-    !is_virtual && proxy.passes_unknown()
+    !is_virtual(original.ip()) && proxy.passes_unknown()
 }
 
 /// Phase 2.

@@ -116,6 +116,12 @@ fn many(count: usize) -> Vec<(&'static str, String)> {
             routes(&|n| matching(format!("uri: {{prefix: /{}}}, method: {{exact: M{n}}}", "p".repeat(n % 200)))),
         ),
         ("routes by header", routes(&|n| matching(format!("headers: {{x: {{exact: v{n}}}}}")))),
+        // As costly as an expression gets: nearly too large, and too large.
+        ("expressions", routes(&|n| matching(format!("uri: {{regex: '/{n}/[a-z]{{1000}}'}}")))),
+        (
+            "expressions that are too large",
+            routes(&|n| matching(format!("uri: {{regex: '{n}((a{{99}}){{99}}){{99}}'}}"))),
+        ),
         ("routes that are never reached", routes(&|_| matching("uri: {prefix: /}".to_owned()))),
         ("routes to subsets", routes(&|n| to(n, &format!("v{n}"))) + &subsets("a")),
         ("routes to subsets that are not", routes(&|n| to(n, &format!("w{n}"))) + &subsets("a")),
@@ -210,4 +216,18 @@ fn time_is_linear() {
         }
     }
     assert!(slow.is_empty(), "{slow:#?}");
+}
+
+/// 100 ms for a thousand lines, and this is a build without optimisation on a machine that does other things.
+#[test]
+fn no_text_takes_long() {
+    let mut slow = Vec::new();
+    for (what, text) in many(1000) {
+        let thousands = text.lines().count().div_ceil(1000) as u32;
+        let took = (0..3).map(|_| time(&text) / thousands).min().unwrap_or_default();
+        if took > Duration::from_millis(300) {
+            slow.push((what, took));
+        }
+    }
+    assert!(slow.is_empty(), "for a thousand lines: {slow:#?}");
 }

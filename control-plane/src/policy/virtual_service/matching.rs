@@ -1,12 +1,10 @@
 //! `match` of a route.
 
+use weft_core::re2;
 use weft_proto::v1::{self, string_match::Kind};
 
 use super::RouteMatch;
 use crate::policy::{fields::Fields, names};
-
-/// Longest regular expression, as in Istio.
-const MAX_REGEX: usize = 1024;
 
 /// Reads one entry.
 pub(super) fn decode(fields: &Fields<'_>) -> RouteMatch {
@@ -97,18 +95,10 @@ pub(crate) fn covers(outer: &Kind, inner: &Kind) -> bool {
     }
 }
 
-/// The regex of the field `name`, unless it is none.
-pub(super) fn check_regex(fields: &Fields<'_>, name: &str, pattern: &str) -> Option<regex::Regex> {
-    if pattern.len() > MAX_REGEX {
-        fields.error(name, format!("the regex is longer than {MAX_REGEX} bytes"));
-        return None;
+/// Whether the field `name` is a regular expression. One that is too large is found by the dry run, which compiles it.
+pub(super) fn check_regex(fields: &Fields<'_>, name: &str, pattern: &str) {
+    if let Err(why) = re2::check(pattern) {
+        let shown = if pattern.len() > 80 { "this" } else { &format!("`{pattern}`") };
+        fields.error(name, format!("{shown} is not a regular expression of RE2 that is taken: {why}"));
     }
-    let built = regex::Regex::new(pattern);
-    if let Err(error) = &built {
-        // The last line says why; those before it draw the pattern, which the reader has before them.
-        let why = error.to_string();
-        let why = why.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned();
-        fields.error(name, format!("`{pattern}` is not a regular expression of RE2: {why}"));
-    }
-    built.ok()
 }

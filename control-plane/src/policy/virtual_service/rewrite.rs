@@ -19,10 +19,10 @@ pub(super) fn decode(fields: &Fields<'_>) -> v1::Rewrite {
     }
     let uri_regex = fields.object("uriRegexRewrite").map(|regex| {
         let pattern = regex.required_string("match");
-        let checked = check_regex(&regex, "match", &pattern);
+        check_regex(&regex, "match", &pattern);
         regex.require("rewrite");
         let substitution = regex.string("rewrite").unwrap_or_default();
-        if let Some(pattern) = checked
+        if let Ok(pattern) = weft_core::re2::searched(&pattern)
             && let Err(why) = weft_core::route::RegexRewrite::new(pattern, &substitution)
         {
             regex.error("rewrite", format!("`rewrite`: {why}"));

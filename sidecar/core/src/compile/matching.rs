@@ -1,16 +1,11 @@
 //! Compiles the conditions of routes.
 
-use regex::{Regex, RegexBuilder};
 use weft_proto::v1;
 
+use crate::re2;
 use crate::route::matcher::{HeaderMatch, Matcher, StringMatch, UriMatch};
 
 use super::{At, Result, error, header_name, port_number};
-
-/// Istio's bound for a regex, in bytes.
-const MAX_REGEX: usize = 1024;
-/// Of a compiled regex, in bytes.
-const MAX_REGEX_PROGRAM: usize = 2 << 20;
 
 /// What counts of a request.
 pub(super) fn matcher(message: &v1::HttpMatch) -> Result<Matcher> {
@@ -57,7 +52,7 @@ fn uri_match(message: Option<&v1::StringMatch>, ignore_case: bool) -> Result<Opt
         Some(Kind::Exact(path)) => Some(UriMatch::Exact { path: path.clone(), ignore_case }),
         Some(Kind::Prefix(path)) => Some(UriMatch::Prefix { path: path.clone(), ignore_case }),
         Some(Kind::Regex(pattern)) if pattern == "*" => None,
-        Some(Kind::Regex(pattern)) => Some(UriMatch::Regex(whole(pattern).at("regex")?)),
+        Some(Kind::Regex(pattern)) => Some(UriMatch::Regex(re2::whole(pattern).at("regex")?)),
         Some(Kind::Present(false)) => return error("present", "a request always has a path"),
         Some(Kind::Present(true)) | None => None,
     })
@@ -71,35 +66,8 @@ pub(super) fn string_match(message: Option<&v1::StringMatch>) -> Result<StringMa
         Some(Kind::Prefix(text)) => StringMatch::Prefix(text.clone()),
         // Istio's way to write presence.
         Some(Kind::Regex(pattern)) if pattern == "*" => StringMatch::Any,
-        Some(Kind::Regex(pattern)) => StringMatch::Regex(bytes_regex(pattern).at("regex")?),
+        Some(Kind::Regex(pattern)) => StringMatch::Regex(re2::whole(pattern).at("regex")?),
         Some(Kind::Present(false)) => return error("present", "absence can be asked of headers only"),
         Some(Kind::Present(true)) | None => StringMatch::Any,
     })
-}
-
-/// A regex that matches the whole text.
-fn whole(pattern: &str) -> std::result::Result<Regex, String> {
-    // Alone first: `a)|(b` would become valid by what is put around it, and no longer be anchored.
-    searched(pattern)?;
-    searched(&anchored(pattern))
-}
-
-/// One that is looked for in a text.
-pub(super) fn searched(pattern: &str) -> std::result::Result<Regex, String> {
-    if pattern.len() > MAX_REGEX {
-        return Err(format!("is longer than {MAX_REGEX} bytes"));
-    }
-    let built = RegexBuilder::new(pattern).size_limit(MAX_REGEX_PROGRAM).build();
-    built.map_err(|e| format!("{pattern:?} is not a usable regex: {e}"))
-}
-
-/// The same for header values, which need not be UTF-8.
-fn bytes_regex(pattern: &str) -> std::result::Result<regex::bytes::Regex, String> {
-    whole(pattern)?;
-    let built = regex::bytes::RegexBuilder::new(&anchored(pattern)).size_limit(MAX_REGEX_PROGRAM).build();
-    built.map_err(|e| format!("{pattern:?} is not a usable regex: {e}"))
-}
-
-fn anchored(pattern: &str) -> String {
-    format!("^(?:{pattern})$")
 }

@@ -13,6 +13,7 @@ use crate::cors::Cors;
 use crate::fault::{Abort, Fault, Share};
 use crate::headers::{HeaderChange, HeaderOps, Template};
 use crate::policy::Cluster;
+use crate::re2;
 use crate::retry::{DEFAULT_BACKOFF, RetryOn, RetryPolicy};
 use crate::route::matcher::Matcher;
 use crate::route::{
@@ -20,7 +21,7 @@ use crate::route::{
     Route, RouteTable,
 };
 
-use super::matching::{matcher, searched, string_match};
+use super::matching::{matcher, string_match};
 use super::{At, Result, cluster_index, error, header_name, millis, millis_or, port_number, unknown_number};
 
 const MAX_DIRECT_BODY: usize = 1 << 20;
@@ -159,7 +160,7 @@ fn path_rewrite(message: &v1::Rewrite) -> Result<Option<Rewrite>> {
         }
         (Some(uri), None) => Some(Rewrite::Matched(uri.clone())),
         (None, Some(rewrite)) => {
-            let regex = searched(&rewrite.pattern).at("uri_regex.pattern")?;
+            let regex = re2::searched(&rewrite.pattern).at("uri_regex.pattern")?;
             let rewrite = RegexRewrite::new(regex, &rewrite.substitution).at("uri_regex.substitution")?;
             Some(Rewrite::Regex(rewrite))
         }

@@ -306,7 +306,7 @@ fn mistakes_name_the_field() {
                 ..forward_route(to(&[(0, 0)]))
             }),
             "ports[0].routes[0].matches[0].uri.regex",
-            "not a usable regex",
+            "unopened group",
         ),
         (
             with_route(v1::HttpRoute {
@@ -325,7 +325,7 @@ fn mistakes_name_the_field() {
                 ..forward_route(to(&[(0, 0)]))
             }),
             "ports[0].routes[0].matches[0].headers[0].value.regex",
-            "size limit",
+            "too large",
         ),
         (
             with_route(v1::HttpRoute {

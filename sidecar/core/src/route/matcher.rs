@@ -1,8 +1,7 @@
 //! Conditions of a route: every one that is named must hold.
 
 use http::HeaderName;
-use regex::Regex;
-use regex::bytes::Regex as BytesRegex;
+use regex::bytes::Regex;
 
 use crate::request::RequestView;
 
@@ -44,7 +43,7 @@ pub enum StringMatch {
     /// Starts with.
     Prefix(String),
     /// As a whole.
-    Regex(BytesRegex),
+    Regex(Regex),
     /// Anything.
     Any,
 }
@@ -115,7 +114,7 @@ impl UriMatch {
             UriMatch::Prefix { path: prefix, ignore_case: true } => {
                 path.as_bytes().get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix.as_bytes()))
             }
-            UriMatch::Regex(regex) => regex.is_match(path),
+            UriMatch::Regex(regex) => regex.is_match(path.as_bytes()),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The path that an endpoint sees instead of the client's.
 
-use regex::{Captures, Regex};
+use regex::bytes::{Captures, Regex};
 
 use super::matcher::Matcher;
 use crate::request::RequestView;
@@ -36,7 +36,10 @@ impl Rewrite {
         match self {
             Rewrite::Matched(replacement) => [&matched(replacement, matcher, path), query].concat(),
             Rewrite::Regex(rewrite) => {
-                let path = rewrite.regex.replace_all(path, |found: &Captures<'_>| rewrite.substitution(found));
+                let path =
+                    rewrite.regex.replace_all(path.as_bytes(), |found: &Captures<'_>| rewrite.substitution(found));
+                // An expression may take a character apart; what is left of it is told as such.
+                let path = String::from_utf8_lossy(&path);
                 let slash = if path.starts_with('/') { "" } else { "/" };
                 [slash, &path, query].concat()
             }
@@ -84,12 +87,12 @@ impl RegexRewrite {
         Ok(RegexRewrite { regex, parts })
     }
 
-    fn substitution(&self, found: &Captures<'_>) -> String {
+    fn substitution(&self, found: &Captures<'_>) -> Vec<u8> {
         let texts = self.parts.iter().map(|part| match part {
-            Part::Text(text) => text.as_str(),
-            Part::Group(group) => found.get(*group).map_or("", |found| found.as_str()),
+            Part::Text(text) => text.as_bytes(),
+            Part::Group(group) => found.get(*group).map_or(&[][..], |found| found.as_bytes()),
         });
-        texts.collect()
+        texts.collect::<Vec<_>>().concat()
     }
 }
 
@@ -98,6 +101,7 @@ mod tests {
     use http::HeaderMap;
 
     use super::*;
+    use crate::re2;
     use crate::request::tests::view;
 
     #[test]
@@ -117,7 +121,7 @@ mod tests {
             ("^/v1", "", "/v1", "/"),
             ("(x)?/a", r"/<\1>", "/a", "/<>"),
         ] {
-            let rewrite = Rewrite::Regex(RegexRewrite::new(Regex::new(pattern).unwrap(), substitution).unwrap());
+            let rewrite = Rewrite::Regex(RegexRewrite::new(re2::searched(pattern).unwrap(), substitution).unwrap());
             let headers = HeaderMap::new();
             let found = rewrite.path_and_query(&Matcher::default(), &view(path, "h", &headers));
             assert_eq!(found, wanted, "{pattern} {substitution}");
@@ -126,7 +130,7 @@ mod tests {
 
     #[test]
     fn a_substitution_names_groups_that_are_there() {
-        let new = |substitution| RegexRewrite::new(Regex::new("a(b)").unwrap(), substitution);
+        let new = |substitution| RegexRewrite::new(re2::searched("a(b)").unwrap(), substitution);
         assert_eq!(new(r"\2").unwrap_err(), r"\2 is no group: the regex has 1");
         assert!(new(r"\x").is_err() && new(r"a\").is_err() && new("a b").is_err());
     }

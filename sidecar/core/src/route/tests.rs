@@ -1,6 +1,5 @@
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use proptest::prelude::*;
-use regex::Regex;
 
 use super::matcher::{HeaderMatch, StringMatch, UriMatch};
 use super::*;
@@ -41,7 +40,7 @@ fn prefix(path: &str, ignore_case: bool) -> Matcher {
 }
 
 fn regex(pattern: &str) -> Matcher {
-    uri(UriMatch::Regex(Regex::new(&format!("^(?:{pattern})$")).unwrap()))
+    uri(UriMatch::Regex(crate::re2::whole(pattern).unwrap()))
 }
 
 #[test]
@@ -75,7 +74,7 @@ fn headers_queries_methods_and_authorities() {
     let req = view("/?v=1&v=2&flag", "Order:80", &headers);
     let text = |text: &str| StringMatch::Exact(text.into());
     let start = |text: &str| StringMatch::Prefix(text.into());
-    let whole = |text: &str| StringMatch::Regex(regex::bytes::Regex::new(&format!("^(?:{text})$")).unwrap());
+    let whole = |text: &str| StringMatch::Regex(crate::re2::whole(text).unwrap());
     let header = |name: &'static str, condition| Matcher {
         headers: vec![(HeaderName::from_static(name), condition)],
         ..Matcher::default()
