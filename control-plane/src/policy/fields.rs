@@ -1,8 +1,7 @@
 //! Decoder of all kinds: a map's known fields are declared once, as a [`Shape`], and everything else follows from that.
 //!
 //! The shape tells unknown fields (an error that names the nearest known one), fields of Istio that Weft does not support
-//! yet (an error too: a policy that silently does less than it says is worse than none), and the field table of the
-//! documentation. Decoding never stops at the first problem: a reader gives a default and goes on, and the document is
+//! (an error too: a policy that silently does less than it says is worse than none), and the table of all fields (`table.rs`). Decoding never stops at the first problem: a reader gives a default and goes on, and the document is
 //! dropped at the end.
 
 use std::{
@@ -22,17 +21,17 @@ pub(crate) type Shape = &'static [Field];
 
 /// One known field.
 pub(crate) struct Field {
-    name: &'static str,
-    is: Is,
+    pub(super) name: &'static str,
+    pub(super) is: Is,
 }
 
-enum Is {
+pub(super) enum Is {
     /// Read by the decoder of its object.
     Read,
     /// Read, and an object (or a list of objects) of its own.
     Object(Shape),
-    /// Istio's, not supported yet.
-    NotYet,
+    /// Istio's, and an error, with what its author can do instead, or why nothing.
+    Refused(&'static str),
 }
 
 /// A supported field.
@@ -45,33 +44,14 @@ pub(crate) const fn object(name: &'static str, shape: Shape) -> Field {
     Field { name, is: Is::Object(shape) }
 }
 
+/// A field that is an error; `why` continues "is not supported: ".
+pub(crate) const fn refused(name: &'static str, why: &'static str) -> Field {
+    Field { name, is: Is::Refused(why) }
+}
+
 /// A field that is an error so far.
 pub(crate) const fn not_yet(name: &'static str) -> Field {
-    Field { name, is: Is::NotYet }
-}
-
-/// Whether a field does something.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Support {
-    /// It does what Istio documents.
-    Supported,
-    /// It is an error.
-    NotYet,
-}
-
-/// Appends the fields of `shape` under `path`.
-pub(crate) fn table(kind: &'static str, path: &str, shape: Shape, rows: &mut Vec<(&'static str, String, Support)>) {
-    for field in shape {
-        let path = if path.is_empty() { field.name.to_owned() } else { format!("{path}.{}", field.name) };
-        match field.is {
-            Is::Read => rows.push((kind, path, Support::Supported)),
-            Is::NotYet => rows.push((kind, path, Support::NotYet)),
-            Is::Object(shape) => {
-                rows.push((kind, path.clone(), Support::Supported));
-                table(kind, &path, shape, rows);
-            }
-        }
-    }
+    refused(name, "")
 }
 
 /// Collects the problems of one file.
@@ -136,15 +116,19 @@ pub(crate) struct Fields<'a> {
 impl<'a> Fields<'a> {
     fn check_known(&self, key: &Key) {
         let path = self.path_of(&key.name);
-        let text = match self.shape.iter().find(|field| field.name == key.name) {
-            Some(Field { is: Is::NotYet, .. }) => format!("`{path}` is not supported yet"),
+        let (code, text) = match self.shape.iter().find(|field| field.name == key.name) {
+            Some(Field { is: Is::Refused(""), .. }) => (Code::NotSupported, format!("`{path}` is not supported yet")),
+            Some(Field { is: Is::Refused(why), .. }) => {
+                (Code::NotSupported, format!("`{path}` is not supported: {why}"))
+            }
             Some(_) => return,
             None => {
                 let known: Vec<&str> = self.shape.iter().map(|field| field.name).collect();
-                format!("unknown field `{}`{}", key.name, suggest(&key.name, &known, "known here are"))
+                let hint = suggest(&key.name, &known, "known here are");
+                (Code::UnknownField, format!("unknown field `{}`{hint}", key.name))
             }
         };
-        self.decoder.report(Severity::Error, Code::UnknownField, key.place, &path, text);
+        self.decoder.report(Severity::Error, code, key.place, &path, text);
     }
 
     pub(crate) fn path_of(&self, name: &str) -> String {

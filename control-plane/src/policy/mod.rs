@@ -23,6 +23,7 @@ mod problem;
 pub mod protocol;
 mod service_entry;
 mod sidecar;
+mod table;
 mod virtual_service;
 mod workload_entry;
 
@@ -31,16 +32,16 @@ pub(crate) use check::destinations;
 pub use delegate::join;
 pub use destination_rule::{ClientTls, DestinationRule, Settings, Subset, TrafficPolicy};
 pub use export::Export;
-pub use fields::Support;
 pub use gateway::{Gateway, Server};
 pub use kube_service::{KubePort, KubeService, TargetPort};
 pub use names::canonical;
-pub use parse::{field_table, parse};
+pub use parse::parse;
 pub use peer_authentication::PeerAuthentication;
 pub use problem::{Code, Problem, Severity};
 pub(crate) use problem::{Finding, placed};
 pub use service_entry::{EntryPort, Resolution, ServiceEntry};
 pub use sidecar::{Egress, Import, Ingress, Sidecar};
+pub use table::{Row, field_table, refused_kinds};
 pub use virtual_service::{
     Action, ConnectionMatch, ConnectionRoute, Delegate, Destination, Forward, MESH, Mirror, Route, RouteMatch,
     VirtualService,

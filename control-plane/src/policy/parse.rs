@@ -2,7 +2,7 @@
 
 use super::{
     Code, Document, Kind, Object, Parsed, Severity, destination_rule,
-    fields::{self, Decoder, Fields, Shape, Support, not_yet, object, read},
+    fields::{self, Decoder, Fields, Shape, not_yet, object, read},
     gateway, kube_service, names,
     nearest::suggest,
     peer_authentication, service_entry, sidecar, virtual_service, workload_entry,
@@ -10,7 +10,7 @@ use super::{
 use crate::yaml::{self, Key, Node, Place, Value, YamlDocument};
 
 /// Kinds of Istio that are known and not supported yet, by API group.
-const NOT_YET: &[(&str, &str)] = &[
+pub(super) const NOT_YET: &[(&str, &str)] = &[
     ("networking.istio.io", "WorkloadGroup"),
     ("networking.istio.io", "EnvoyFilter"),
     ("networking.istio.io", "ProxyConfig"),
@@ -64,7 +64,7 @@ impl Kind {
         }
     }
 
-    fn spec(self) -> Shape {
+    pub(super) fn spec(self) -> Shape {
         match self {
             Self::DestinationRule => destination_rule::SHAPE,
             Self::VirtualService => virtual_service::SHAPE,
@@ -94,16 +94,6 @@ impl Kind {
             Self::Sidecar => const { &top(sidecar::SHAPE) },
         }
     }
-}
-
-/// Every field of every kind's `spec` that Weft knows, for the documentation.
-pub fn field_table() -> Vec<(&'static str, String, Support)> {
-    let mut rows = Vec::new();
-    for kind in Kind::ALL {
-        fields::table(kind.name(), "", kind.spec(), &mut rows);
-    }
-    rows.extend(NOT_YET.iter().map(|(_, kind)| (*kind, String::new(), Support::NotYet)));
-    rows
 }
 
 /// Reads every document of a text. `file` is what problems are reported under.

@@ -231,16 +231,6 @@ fn peer_authentications() {
     );
 }
 
-#[test]
-fn the_field_table_knows_supported_and_not() {
-    let table = field_table();
-    let of = |kind: &str, path: &str| table.iter().find(|(k, p, _)| *k == kind && p == path).map(|row| row.2);
-    assert_eq!(of("DestinationRule", "trafficPolicy.connectionPool.tcp.maxConnections"), Some(Support::Supported));
-    assert_eq!(of("DestinationRule", "trafficPolicy.loadBalancer.zoneAwareLbSetting"), Some(Support::NotYet));
-    assert_eq!(of("VirtualService", "http.delegate.name"), Some(Support::Supported));
-    assert_eq!(of("AuthorizationPolicy", ""), Some(Support::NotYet));
-}
-
 /// A valid document to damage.
 const WHOLE: &str = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: a}\nspec:\n  hosts: [a]\n  http:\n  - match: [{uri: {regex: a.*}, headers: {x: {exact: '1'}}}]\n    route: [{destination: {host: a, port: {number: 80}}, weight: 3}]\n    timeout: 1.5s\n    retries: {attempts: 3, retryOn: '5xx,503'}\n";
 
