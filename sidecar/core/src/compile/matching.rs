@@ -3,7 +3,7 @@
 use regex::{Regex, RegexBuilder};
 use weft_proto::v1;
 
-use crate::route::matcher::{HeaderMatch, Matcher, StringMatch, UriMatch};
+use crate::route::matcher::{HeaderMatch, Matcher, StringMatch, UriMatch, anchored};
 
 use super::{At, Result, error, header_name, port_number};
 
@@ -98,8 +98,4 @@ fn bytes_regex(pattern: &str) -> std::result::Result<regex::bytes::Regex, String
     whole(pattern)?;
     let built = regex::bytes::RegexBuilder::new(&anchored(pattern)).size_limit(MAX_REGEX_PROGRAM).build();
     built.map_err(|e| format!("{pattern:?} is not a usable regex: {e}"))
-}
-
-fn anchored(pattern: &str) -> String {
-    format!("^(?:{pattern})$")
 }
