@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use futures::stream;
@@ -19,6 +20,7 @@ use weft_proto::v1::{self, ObjectName};
 use crate::ca::Ca;
 use crate::cli::snapshot::PIECE;
 use crate::discovery::Discovery;
+use crate::explain;
 use crate::federation::{Federation, PeerStatus};
 use crate::mesh::{Mesh, unix_now};
 use crate::policy::{self, Document, Severity};
@@ -266,6 +268,35 @@ impl Admin for AdminService {
         tracing::warn!(records = restored.records, "a snapshot was restored");
         let records = u64::try_from(restored.records).unwrap_or(u64::MAX);
         Ok(Response::new(v1::RestoreSnapshotReply { records, restart: restored.secrets }))
+    }
+
+    async fn explain(&self, request: Request<v1::ExplainRequest>) -> Result<Response<v1::ExplainReply>, Status> {
+        let asked = request.into_inner();
+        let from = if asked.from.is_empty() { None } else { Some(explain::Name::parse(&asked.from)) };
+        let from = from.transpose().map_err(Status::invalid_argument)?;
+        let method = if asked.method.is_empty() { "GET" } else { &asked.method };
+        let headers: Vec<(String, String)> =
+            asked.headers.into_iter().map(|header| (header.name, header.value)).collect();
+        let asked = explain::Asked::new(&asked.url, method, &headers, asked.server_name.as_deref());
+        let asked = asked.map_err(Status::invalid_argument)?;
+        let client = match &from {
+            Some(name) => self.mesh.client(name).map_err(Status::not_found)?,
+            None => explain::Client::of("default"),
+        };
+        let node = client.node.clone();
+        let facts = self.mesh.read(|world| explain::Facts::gather(world, &client, &asked, true));
+        // A large ring takes its time, and others are not to wait for it.
+        let explained = tokio::task::spawn_blocking(move || facts.explain(&client, &asked, Instant::now())).await;
+        let explained = explained.map_err(|e| Status::internal(e.to_string()))?;
+        let mut explained = explained.map_err(|e| Status::internal(format!("sidecars would refuse it: {e}")))?;
+        if !node.is_empty()
+            && let Some(reason) = self.discovery.refused(&node, &explained.host.name)
+        {
+            let text = format!("the caller's sidecar has refused this, and goes on with what it had: {reason}");
+            explained.notes.push(text);
+        }
+        let explanation = serde_json::to_string(&explained).map_err(|e| Status::internal(e.to_string()))?;
+        Ok(Response::new(v1::ExplainReply { explanation }))
     }
 
     async fn create_token(

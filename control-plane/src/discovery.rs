@@ -116,6 +116,14 @@ impl Discovery {
         status.collect()
     }
 
+    /// Why the sidecar of a node has refused what it was last sent of a host, where it has: it goes on with what it had.
+    pub fn refused(&self, node: &str, host: &str) -> Option<String> {
+        let streams = self.lock();
+        let resources = streams.values().filter(|stream| stream.node == node).flat_map(|stream| &stream.resources);
+        let of_host = resources.filter(|((_, name), _)| name == host).map(|(_, delivery)| &delivery.refused);
+        of_host.into_iter().find(|reason| !reason.is_empty()).cloned()
+    }
+
     /// Waits until every stream that has the endpoints of `hosts` has acknowledged what is current, `wait` at most.
     /// Returns how many have, and how many there are.
     pub async fn wait_current(&self, hosts: &[String], wait: Duration) -> (u32, u32) {

@@ -11,6 +11,7 @@ pub mod consul;
 pub mod discovery;
 pub mod dns;
 pub mod eureka;
+pub mod explain;
 pub mod external;
 pub mod federation;
 pub mod http_api;

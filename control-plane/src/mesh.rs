@@ -31,6 +31,7 @@ use tokio::sync::{Notify, broadcast, watch};
 use tokio::time::Instant;
 use weft_proto::v1;
 
+use crate::explain;
 use crate::policy::Document;
 use crate::policy::folder::FolderState;
 use crate::store::{self, Condition, Op};
@@ -249,6 +250,19 @@ impl Mesh {
     /// Reads the nodes.
     pub fn read_nodes<T>(&self, f: impl FnOnce(&HashMap<String, Node>) -> T) -> T {
         f(&self.lock().nodes)
+    }
+
+    /// The workload of a connected sidecar, as one who calls.
+    ///
+    /// # Errors
+    /// When no such workload is connected, or several are.
+    pub fn client(&self, name: &explain::Name) -> Result<explain::Client, String> {
+        let state = self.lock();
+        let ejected = |node: &str| {
+            let held = state.sessions.get(node).map(|held| held.ejected.as_slice()).unwrap_or_default();
+            held.iter().map(|one| (one.host.clone(), one.address.clone())).collect()
+        };
+        explain::find(name, &state.nodes, &state.world, ejected)
     }
 
     /// Waits until something under `topics` has changed and the index of what is asked is another; `wait` at most. An index

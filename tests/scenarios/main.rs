@@ -9,6 +9,7 @@ mod costs;
 mod datacenters;
 mod dns;
 mod eureka;
+mod explained;
 mod external;
 mod fields;
 mod gateway;
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
         outside::all(),
         datacenters::all(),
         routes::all(),
+        explained::all(),
         registry::all(),
         sidecars::all(),
         store::all(),

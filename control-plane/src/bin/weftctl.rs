@@ -4,10 +4,11 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use weft_control_plane::cli::remote::{Apply, Delete, Get, Status, Token};
+use weft_control_plane::cli::route::Route;
 use weft_control_plane::cli::snapshot::Snapshot;
 use weft_control_plane::cli::validate::Validate;
 
-/// Checks and applies the policies of a Weft mesh
+/// Checks, applies and explains the policies of a Weft mesh
 #[derive(Parser)]
 #[command(version)]
 struct Weftctl {
@@ -22,6 +23,7 @@ enum Command {
     Get(Get),
     Delete(Delete),
     Status(Status),
+    Route(Route),
     #[command(subcommand)]
     Token(Token),
     #[command(subcommand)]
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
             Command::Get(command) => command.run(out).await,
             Command::Delete(command) => command.run(out).await,
             Command::Status(command) => command.run(out).await,
+            Command::Route(command) => command.run(out).await,
             Command::Token(command) => command.run(out).await,
             Command::Snapshot(command) => command.run(out).await,
         }

@@ -2,5 +2,6 @@
 
 mod files;
 pub mod remote;
+pub mod route;
 pub mod snapshot;
 pub mod validate;

@@ -29,25 +29,36 @@ impl Validate {
     pub fn run(&self, out: &mut impl Write) -> anyhow::Result<ExitCode> {
         let given = files::read(&self.paths);
         let (world, problems) = analyse(&given);
-        let count = |severity| problems.iter().filter(|problem| problem.severity == severity).count();
-        let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
-        let code = if errors > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS };
-        if self.output == "json" {
-            let list: Vec<Value> = problems.iter().map(Problem::to_json).collect();
-            writeln!(out, "{:#}", Value::from(list))?;
-            return Ok(code);
-        }
-        for problem in &problems {
-            writeln!(out, "{problem}")?;
-        }
-        let (files, warnings) = (plural(given.len(), "file"), plural(warnings, "warning"));
-        if errors > 0 {
-            writeln!(out, "{files}: {}, {warnings}", plural(errors, "error"))?;
-        } else {
-            writeln!(out, "{files}: {} valid, {warnings}", plural(world.documents().count(), "document"))?;
-        }
-        Ok(code)
+        report(out, &self.output, given.len(), &world, &problems)
     }
+}
+
+/// Prints what is wrong with files, as `output` says. The exit status is 1 if any of it is an error.
+pub(super) fn report(
+    out: &mut impl Write,
+    output: &str,
+    files: usize,
+    world: &World,
+    problems: &[Problem],
+) -> anyhow::Result<ExitCode> {
+    let count = |severity| problems.iter().filter(|problem| problem.severity == severity).count();
+    let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
+    let code = if errors > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+    if output == "json" {
+        let list: Vec<Value> = problems.iter().map(Problem::to_json).collect();
+        writeln!(out, "{:#}", Value::from(list))?;
+        return Ok(code);
+    }
+    for problem in problems {
+        writeln!(out, "{problem}")?;
+    }
+    let (files, warnings) = (plural(files, "file"), plural(warnings, "warning"));
+    if errors > 0 {
+        writeln!(out, "{files}: {}, {warnings}", plural(errors, "error"))?;
+    } else {
+        writeln!(out, "{files}: {} valid, {warnings}", plural(world.documents().count(), "document"))?;
+    }
+    Ok(code)
 }
 
 /// The world as the files alone have it, and all that is wrong with them. Who is registered is not known here.

@@ -108,7 +108,7 @@ fn all_routes(
         "tls" => {
             let ours = |one: &ConnectionMatch| one.server_names.iter().any(|name| name == what);
             let of = |route: &&ConnectionRoute| {
-                route.matches.iter().any(|one| ours(one) && clusters.is_for_connections(document, one))
+                route.matches.iter().any(|one| ours(one) && clusters.audience().is_for_connections(document, one))
             };
             service.tls.iter().filter(of).collect()
         }
@@ -116,7 +116,9 @@ fn all_routes(
             let port: u32 = what.parse().unwrap_or_default();
             let ours = |one: &ConnectionMatch| one.port.unwrap_or_default() == port;
             let of = |route: &&ConnectionRoute| {
-                let any = || route.matches.iter().any(|one| ours(one) && clusters.is_for_connections(document, one));
+                let any = || {
+                    route.matches.iter().any(|one| ours(one) && clusters.audience().is_for_connections(document, one))
+                };
                 if route.matches.is_empty() { port == 0 } else { any() }
             };
             service.tcp.iter().filter(of).collect()

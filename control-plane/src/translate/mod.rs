@@ -5,6 +5,7 @@
 //! other data centres say. `dry_run` and
 //! `warnings` tell the author of a document what would come of it.
 
+mod audience;
 mod dry_run;
 mod endpoints;
 mod gateway;
@@ -21,29 +22,34 @@ use weft_proto::v1;
 
 use crate::policy::Route;
 
+pub(crate) use audience::{Audience, Bar, Kept, List};
 pub(crate) use dry_run::dry_run;
 pub use endpoints::endpoints;
 pub use inbound::inbound;
 pub use names::resolve;
+pub(crate) use names::{Meaning, hidden, meant};
 pub(crate) use ports::entry_dials;
 pub use remotes::{capacity, summaries};
 pub use service::service;
+pub(crate) use warnings::Elsewhere;
 pub use warnings::warnings;
 
 /// Whether a route with these matches takes every request, so that no later one is ever reached.
 pub fn is_catch_all(matches: &[v1::HttpMatch]) -> bool {
+    matches.is_empty() || matches.iter().any(is_unconditional)
+}
+
+/// Whether a match takes every request.
+fn is_unconditional(one: &v1::HttpMatch) -> bool {
     use v1::string_match::Kind;
-    let unconditional = |one: &v1::HttpMatch| {
-        let uri = match one.uri.as_ref().and_then(|uri| uri.kind.as_ref()) {
-            None | Some(Kind::Present(_)) => true,
-            Some(Kind::Prefix(prefix)) => prefix.is_empty() || prefix == "/",
-            Some(Kind::Regex(regex)) => regex == ".*",
-            Some(Kind::Exact(_)) => false,
-        };
-        let rest = v1::HttpMatch { uri: None, ignore_uri_case: false, ..one.clone() };
-        uri && rest == v1::HttpMatch::default()
+    let uri = match one.uri.as_ref().and_then(|uri| uri.kind.as_ref()) {
+        None | Some(Kind::Present(_)) => true,
+        Some(Kind::Prefix(prefix)) => prefix.is_empty() || prefix == "/",
+        Some(Kind::Regex(regex)) => regex == ".*",
+        Some(Kind::Exact(_)) => false,
     };
-    matches.is_empty() || matches.iter().any(unconditional)
+    let rest = v1::HttpMatch { uri: None, ignore_uri_case: false, ..one.clone() };
+    uri && rest == v1::HttpMatch::default()
 }
 
 /// Whether a route takes every request of every client.

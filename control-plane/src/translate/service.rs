@@ -5,16 +5,16 @@ use std::collections::BTreeMap;
 use weft_proto::v1::{self, http_route};
 
 use super::{
-    gateway, is_catch_all, names,
+    audience::{Audience, List},
+    gateway, names,
     ports::{self, PortView},
     rules::Rules,
 };
 use crate::{
     policy::{
-        Action, ConnectionMatch, Destination, Document, Forward, MESH, Object, Resolution, Route, RouteMatch,
-        VirtualService, canonical,
+        Action, ConnectionMatch, Destination, Document, Forward, Object, Resolution, Route, VirtualService, canonical,
     },
-    world::{GATEWAY, Host, MESH_SUFFIX, Scope, World, has_all},
+    world::{GATEWAY, Host, MESH_SUFFIX, Scope, World},
 };
 
 /// Everything but the addresses that a request of a client to `host` (canonical) needs.
@@ -69,6 +69,11 @@ impl<'a> Clusters<'a> {
         Clusters { world, client, gateway, found: Vec::new(), index: BTreeMap::new() }
     }
 
+    /// Who it is for.
+    pub(super) fn audience(&self) -> Audience<'a> {
+        Audience { client: self.client, gateway: self.gateway }
+    }
+
     /// In the order of the indexes that the routes use.
     pub(super) fn into_found(self) -> Vec<v1::Cluster> {
         self.found
@@ -76,24 +81,26 @@ impl<'a> Clusters<'a> {
 
     fn routes(&mut self, document: &Document, request_port: u32) -> Vec<v1::HttpRoute> {
         let Object::VirtualService(VirtualService { http, .. }) = &document.object else { return Vec::new() };
-        let mut found = Vec::new();
-        for route in http {
-            found.extend(self.route(document, route, request_port));
-            if found.last().is_some_and(|route| is_catch_all(&route.matches)) {
-                // Those after it are never reached.
-                break;
-            }
-        }
-        found
+        let kept = self.audience().http(document);
+        kept.iter()
+            .filter_map(|kept| self.route_with(document, &http[kept.route], &kept.matches, request_port))
+            .collect()
     }
 
     /// A route as this client has it; `None`: it is for others.
     pub(super) fn route(&mut self, document: &Document, route: &Route, request_port: u32) -> Option<v1::HttpRoute> {
-        let ours = route.matches.iter().filter(|one| self.is_for(document, one)).map(|one| one.http.clone());
-        let matches: Vec<v1::HttpMatch> = ours.collect();
-        if matches.is_empty() && !route.matches.is_empty() {
-            return None;
-        }
+        let matches = self.audience().matches(document, route)?;
+        self.route_with(document, route, &matches, request_port)
+    }
+
+    fn route_with(
+        &mut self,
+        document: &Document,
+        route: &Route,
+        matches: &[usize],
+        request_port: u32,
+    ) -> Option<v1::HttpRoute> {
+        let matches = matches.iter().map(|at| route.matches[*at].http.clone()).collect();
         let action = match &route.action {
             Action::Forward(forward) => {
                 http_route::Action::Forward(self.forward(&document.namespace, forward, request_port))
@@ -111,27 +118,6 @@ impl<'a> Clusters<'a> {
             headers: route.headers.clone(),
             cors: route.cors.clone(),
         })
-    }
-
-    /// Whether a match is for requests of this client, through this gateway or none.
-    fn is_for(&self, document: &Document, one: &RouteMatch) -> bool {
-        self.is_ours(document, &one.gateways, &one.source_namespace, &one.source_labels)
-    }
-
-    fn is_ours(
-        &self,
-        document: &Document,
-        gateways: &[String],
-        source_namespace: &str,
-        source_labels: &BTreeMap<String, String>,
-    ) -> bool {
-        let gateway = |name: &String| match self.gateway {
-            None => name == MESH,
-            Some(gateway) => name != MESH && name.split_once('/').unwrap_or((&document.namespace, name)) == gateway,
-        };
-        (gateways.is_empty() || gateways.iter().any(gateway))
-            && (source_namespace.is_empty() || source_namespace == self.client.namespace)
-            && has_all(&self.client.labels, source_labels)
     }
 
     fn forward(&mut self, namespace: &str, forward: &Forward, request_port: u32) -> v1::Forward {
@@ -154,30 +140,18 @@ impl<'a> Clusters<'a> {
         mirrors.collect()
     }
 
-    /// The routes of connections to a port: by server name first, as Envoy looks for the most exact.
     fn connection_routes(&mut self, document: &Document, port: &PortView) -> Vec<v1::ConnectionRoute> {
         let Object::VirtualService(service) = &document.object else { return Vec::new() };
-        let of_tls = service.tls.iter().filter(|_| port.protocol != v1::Protocol::Tcp);
-        let of_bytes = service.tcp.iter().filter(|_| port.protocol != v1::Protocol::Tls);
-        let mut found = Vec::new();
-        for route in of_tls.chain(of_bytes) {
-            let ours = |one: &&ConnectionMatch| {
-                one.port.is_none_or(|wanted| wanted == port.number || port.number == 0)
-                    && self.is_for_connections(document, one)
-            };
-            let matches: Vec<v1::ConnectionMatch> = route.matches.iter().filter(ours).map(connection_match).collect();
-            if matches.is_empty() && !route.matches.is_empty() {
-                continue;
+        let kept = self.audience().connections(document, port.number, port.protocol);
+        let routes = kept.iter().map(|kept| {
+            let route = if kept.list == List::Tls { &service.tls[kept.route] } else { &service.tcp[kept.route] };
+            v1::ConnectionRoute {
+                name: document.reference(),
+                matches: kept.matches.iter().map(|at| connection_match(&route.matches[*at])).collect(),
+                destinations: self.weighted(&document.namespace, &route.destinations, port.number),
             }
-            let destinations = self.weighted(&document.namespace, &route.destinations, port.number);
-            found.push(v1::ConnectionRoute { name: document.reference(), matches, destinations });
-        }
-        found
-    }
-
-    /// Whether a match is for connections of this client, through this gateway or none.
-    pub(super) fn is_for_connections(&self, document: &Document, one: &ConnectionMatch) -> bool {
-        self.is_ours(document, &one.gateways, &one.source_namespace, &one.source_labels)
+        });
+        routes.collect()
     }
 
     pub(super) fn weighted(

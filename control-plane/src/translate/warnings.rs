@@ -35,10 +35,10 @@ pub fn warnings(world: &World, complete: bool) -> Vec<Problem> {
 }
 
 /// Live hosts of the mesh by their service's name.
-struct Elsewhere<'a>(BTreeMap<&'a str, BTreeSet<&'a str>>);
+pub(crate) struct Elsewhere<'a>(BTreeMap<&'a str, BTreeSet<&'a str>>);
 
 impl<'a> Elsewhere<'a> {
-    fn of(world: &'a World) -> Self {
+    pub(crate) fn of(world: &'a World) -> Self {
         let mut hosts: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
         for host in world.hosts().filter(|host| host.live && host.name.ends_with(MESH_SUFFIX)) {
             let service = host.name.split('.').next().unwrap_or_default();
@@ -48,10 +48,12 @@ impl<'a> Elsewhere<'a> {
     }
 
     /// Hosts of other namespaces that `name`, which means a host that is not there, may have meant.
-    fn hint(&self, name: &str) -> Option<String> {
+    pub(crate) fn hint(&self, name: &str) -> Option<String> {
         let hosts = self.0.get(name.split('.').next()?)?;
-        let hosts: Vec<String> = hosts.iter().take(MOST).map(|host| format!("`{host}`")).collect();
-        Some(hosts.join(" and "))
+        // One that only routes name is a host too.
+        let others = hosts.iter().filter(|host| **host != name);
+        let others: Vec<String> = others.take(MOST).map(|host| format!("`{host}`")).collect();
+        (!others.is_empty()).then(|| others.join(" and "))
     }
 }
 

@@ -3,6 +3,7 @@
 //! Pure: no clock, no store, no socket. One writer applies changes and learns from [`Changed`] which hosts to translate
 //! anew. Time is an argument (Unix seconds).
 
+mod assumed;
 mod instance;
 mod lookup;
 mod policies;

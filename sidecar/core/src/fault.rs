@@ -17,6 +17,11 @@ impl Share {
         Share((percent * 10_000.0) as u32)
     }
 
+    /// As a number of percent.
+    pub fn as_percent(self) -> f64 {
+        f64::from(self.0) / 10_000.0
+    }
+
     /// Whether a request is in it.
     pub fn hits(self, random: u64) -> bool {
         random % 1_000_000 < u64::from(self.0)
@@ -62,6 +67,7 @@ mod tests {
         for (percent, hits) in [(0.0, 0), (0.0001, 1), (0.00019, 1), (12.5, 125_000), (100.0, 1_000_000)] {
             let share = Share::percent(percent);
             assert_eq!((0..1_000_000).filter(|random| share.hits(*random)).count(), hits, "{percent}");
+            assert!((share.as_percent() - percent).abs() < 0.0001, "{percent}");
         }
     }
 

@@ -71,6 +71,12 @@ impl EjectionState {
         self.ejected.load(Ordering::Acquire)
     }
 
+    /// Takes over from another proxy, which has ejected it: for those who tell what that proxy does. No [`Detector`] ends
+    /// it.
+    pub fn adopt(&self) {
+        self.ejected.store(true, Ordering::Release);
+    }
+
     /// Forgets everything.
     pub(crate) fn reset(&self) {
         *lock(&self.history) = History::default();

@@ -35,6 +35,12 @@ pub fn whole(pattern: &str) -> Result<Regex, String> {
     compiled(&format!("^(?:{pattern})$"))
 }
 
+/// What [`whole`] was given.
+pub fn unanchored(regex: &Regex) -> &str {
+    let pattern = regex.as_str();
+    pattern.strip_prefix("^(?:").and_then(|rest| rest.strip_suffix(")$")).unwrap_or(pattern)
+}
+
 fn compiled(pattern: &str) -> Result<Regex, String> {
     let built = RegexBuilder::new(pattern).unicode(false).size_limit(MAX_COMPILED).build();
     built.map_err(|e| match e {

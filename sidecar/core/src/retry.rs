@@ -5,6 +5,7 @@
 
 mod asked;
 
+use std::fmt;
 use std::time::Duration;
 
 use crate::outcome::Outcome;
@@ -42,6 +43,21 @@ const CONNECT_FAILURE: u16 = 1 << 4;
 const REFUSED_STREAM: u16 = 1 << 5;
 const RETRIABLE_4XX: u16 = 1 << 6;
 const RATE_LIMITED: u16 = 1 << 7;
+
+/// Names of conditions.
+const CONDITIONS: [(&str, u16); 8] = [
+    ("5xx", SERVER_ERROR),
+    ("gateway-error", GATEWAY_ERROR),
+    ("reset", RESET),
+    ("reset-before-request", RESET_BEFORE_REQUEST),
+    ("connect-failure", CONNECT_FAILURE),
+    ("refused-stream", REFUSED_STREAM),
+    ("retriable-4xx", RETRIABLE_4XX),
+    ("envoy-ratelimited", RATE_LIMITED),
+];
+/// Names of gRPC's codes.
+const GRPC_CODES: [(&str, u16); 5] =
+    [("cancelled", 1), ("deadline-exceeded", 4), ("resource-exhausted", 8), ("internal", 13), ("unavailable", 14)];
 
 /// Istio's default: two attempts, 25 ms.
 const DEFAULT_ATTEMPTS: u32 = 2;
@@ -136,28 +152,30 @@ impl RetryOn {
     }
 
     fn add(&mut self, name: &str) -> Result<(), String> {
-        match name {
-            "5xx" => self.conditions |= SERVER_ERROR,
-            "gateway-error" => self.conditions |= GATEWAY_ERROR,
-            "reset" => self.conditions |= RESET,
-            "reset-before-request" => self.conditions |= RESET_BEFORE_REQUEST,
-            "connect-failure" => self.conditions |= CONNECT_FAILURE,
-            "refused-stream" => self.conditions |= REFUSED_STREAM,
-            "retriable-4xx" => self.conditions |= RETRIABLE_4XX,
+        let is = |known: &&(&str, u16)| known.0 == name;
+        let condition = CONDITIONS.iter().find(is);
+        let grpc = GRPC_CODES.iter().find(is);
+        match (condition, grpc, name) {
+            (Some((_, condition)), ..) => self.conditions |= condition,
+            (_, Some((_, code)), _) => self.grpc |= 1 << code,
             // Announces the numbers; alone it says nothing. Istio cannot name headers, nor has the mesh HTTP/3.
-            "retriable-status-codes" | "retriable-headers" | "http3-post-connect-failure" => {}
-            "cancelled" => self.grpc |= 1 << 1,
-            "deadline-exceeded" => self.grpc |= 1 << 4,
-            "resource-exhausted" => self.grpc |= 1 << 8,
-            "internal" => self.grpc |= 1 << 13,
-            "unavailable" => self.grpc |= 1 << 14,
-            "envoy-ratelimited" => self.conditions |= RATE_LIMITED,
-            other => match other.parse::<u16>() {
+            (.., "retriable-status-codes" | "retriable-headers" | "http3-post-connect-failure") => {}
+            (.., other) => match other.parse::<u16>() {
                 Ok(status @ 100..=599) => self.statuses.push(status),
                 _ => return Err(format!("{other:?} is not a valid retryOn policy")),
             },
         }
         Ok(())
+    }
+}
+
+/// As `retryOn` is written.
+impl fmt::Display for RetryOn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let conditions = CONDITIONS.iter().filter(|(_, condition)| self.has(*condition)).map(|(name, _)| *name);
+        let codes = GRPC_CODES.iter().filter(|(_, code)| self.grpc & (1 << code) != 0).map(|(name, _)| *name);
+        let names: Vec<String> = conditions.chain(codes).map(str::to_owned).collect();
+        f.write_str(&[names, self.statuses.iter().map(u16::to_string).collect()].concat().join(","))
     }
 }
 
@@ -256,6 +274,19 @@ mod tests {
         };
         assert!(!matches("5xx,503", limited) && matches("envoy-ratelimited", limited));
         assert!(!matches("envoy-ratelimited", response(503, None)));
+    }
+
+    #[test]
+    fn names_are_written_as_they_are_read() {
+        for (names, written) in [
+            ("5xx,503,unavailable,429,reset", "5xx,reset,unavailable,503,429"),
+            ("retriable-status-codes", ""),
+            ("connect-failure,envoy-ratelimited,cancelled", "connect-failure,envoy-ratelimited,cancelled"),
+        ] {
+            let parsed = RetryOn::parse([names]).unwrap();
+            assert_eq!(parsed.to_string(), written);
+            assert_eq!(RetryOn::parse([written]).unwrap(), parsed);
+        }
     }
 
     #[test]

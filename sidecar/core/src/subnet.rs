@@ -1,5 +1,6 @@
 //! Addresses that begin alike.
 
+use std::fmt;
 use std::net::IpAddr;
 
 /// An address or a CIDR range.
@@ -34,6 +35,13 @@ impl Subnet {
             _ => return false,
         };
         differ.leading_zeros() >= u32::from(self.prefix)
+    }
+}
+
+impl fmt::Display for Subnet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.address)?;
+        if self.is_single() { Ok(()) } else { write!(f, "/{}", self.prefix) }
     }
 }
 

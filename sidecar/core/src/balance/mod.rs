@@ -60,6 +60,17 @@ struct Level {
     group: Group,
 }
 
+/// A level as it is told of; see [`Balancer::levels`].
+#[derive(Debug)]
+pub struct LevelView<'a> {
+    /// How far: 0 is nearest.
+    pub number: usize,
+    /// Of the requests of this data centre; 0: none go here but for retries.
+    pub percent: u64,
+    /// Those who may be picked there.
+    pub hosts: &'a [Arc<Endpoint>],
+}
+
 /// Gateways of other data centres, and percent of the requests that go there.
 #[derive(Debug)]
 struct Elsewhere {
@@ -221,11 +232,26 @@ impl Balancer {
         self.levels.iter().zip(up_to).find(|(_, up_to)| percent < *up_to).map(|(level, _)| level)
     }
 
+    /// The levels of this data centre that have somebody to pick, the nearest first.
+    pub fn levels(&self) -> impl Iterator<Item = LevelView<'_>> {
+        let mut before = 0;
+        self.levels.iter().map(move |level| LevelView {
+            number: level.number,
+            percent: level.up_to - std::mem::replace(&mut before, level.up_to),
+            hosts: level.group.hosts(),
+        })
+    }
+
     /// The endpoints of this data centre that are picked from.
     pub fn hosts(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
-        let mut before = 0;
-        let used = self.levels.iter().filter(move |level| std::mem::replace(&mut before, level.up_to) < level.up_to);
-        used.flat_map(|level| level.group.hosts())
+        self.levels().filter(|level| level.percent > 0).flat_map(|level| level.hosts)
+    }
+
+    /// The gateways of other data centres that are picked from, and percent of the requests that go there.
+    pub fn elsewhere(&self) -> Option<(u32, &[Arc<Endpoint>])> {
+        let elsewhere = self.elsewhere.as_ref()?;
+        let share = if self.levels.is_empty() { 100 } else { elsewhere.share };
+        Some((share, elsewhere.gateways.hosts()))
     }
 
     /// Ejected endpoints are used, because too few are left.

@@ -36,6 +36,17 @@ pub struct ConnectionMatch {
     pub source: Option<Subnet>,
 }
 
+/// A condition that a connection does not meet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UnmetByConnection {
+    /// It asks for another server name, or for none.
+    ServerName,
+    /// It was dialed to another address.
+    Destination,
+    /// It comes from another address.
+    Source,
+}
+
 /// A connection, as far as routes look at it.
 #[derive(Debug, Clone, Copy)]
 pub struct Connection<'a> {
@@ -69,6 +80,11 @@ impl ConnectionRoutes {
         self.routes.is_empty()
     }
 
+    /// All routes in order, for administration.
+    pub fn routes(&self) -> &[ConnectionRoute] {
+        &self.routes
+    }
+
     /// Whether the server name has to be known.
     pub fn wants_server_name(&self) -> bool {
         self.routes.iter().flat_map(|route| &route.matches).any(|one| !one.server_names.is_empty())
@@ -91,11 +107,22 @@ impl ConnectionRoutes {
 
 impl ConnectionMatch {
     fn is_met_by(&self, connection: &Connection<'_>) -> bool {
+        self.unmet(connection).is_none()
+    }
+
+    /// The first condition that does not hold; `None`: all do.
+    pub fn unmet(&self, connection: &Connection<'_>) -> Option<UnmetByConnection> {
         let named = || connection.server_name.is_some_and(|name| self.server_names.iter().any(|own| covers(own, name)));
-        (self.server_names.is_empty() || named())
-            && (self.destinations.is_empty()
-                || self.destinations.iter().any(|own| own.contains(connection.destination.ip())))
-            && self.source.is_none_or(|own| own.contains(connection.source.ip()))
+        let dialed = || self.destinations.iter().any(|own| own.contains(connection.destination.ip()));
+        if !self.server_names.is_empty() && !named() {
+            Some(UnmetByConnection::ServerName)
+        } else if !self.destinations.is_empty() && !dialed() {
+            Some(UnmetByConnection::Destination)
+        } else if self.source.is_some_and(|own| !own.contains(connection.source.ip())) {
+            Some(UnmetByConnection::Source)
+        } else {
+            None
+        }
     }
 }
 

@@ -59,22 +59,58 @@ pub enum HeaderMatch {
     Without(StringMatch),
 }
 
+/// A condition that a request does not meet. In words it is in [`super::unmet`].
+#[derive(Debug, Clone, Copy)]
+pub enum Unmet<'a> {
+    /// On the path.
+    Uri(&'a UriMatch),
+    /// On the method.
+    Method(&'a StringMatch),
+    /// On the authority.
+    Authority(&'a StringMatch),
+    /// On the scheme.
+    Scheme(&'a StringMatch),
+    /// On the port.
+    Port(u16),
+    /// On a header.
+    Header(&'a HeaderName, &'a HeaderMatch),
+    /// On a query parameter.
+    QueryParam(&'a str, &'a StringMatch),
+}
+
 impl Matcher {
     /// Whether all conditions hold.
     pub fn matches(&self, req: &RequestView<'_>) -> bool {
-        let is = |condition: &Option<StringMatch>, text: &str| {
-            condition.as_ref().is_none_or(|condition| condition.matches(text.as_bytes()))
+        self.unmet(req).is_none()
+    }
+
+    /// The first condition that does not hold; `None`: all do.
+    pub fn unmet(&self, req: &RequestView<'_>) -> Option<Unmet<'_>> {
+        if let Some(uri) = &self.uri
+            && !uri.matches(req.path())
+        {
+            return Some(Unmet::Uri(uri));
+        }
+        if let Some(method) = unmet_text(&self.method, req.method.as_str()) {
+            return Some(Unmet::Method(method));
+        }
+        if let Some(authority) = unmet_text(&self.authority, req.authority) {
+            return Some(Unmet::Authority(authority));
+        }
+        if let Some(scheme) = unmet_text(&self.scheme, req.scheme) {
+            return Some(Unmet::Scheme(scheme));
+        }
+        if let Some(port) = self.port.filter(|port| *port != req.local.port()) {
+            return Some(Unmet::Port(port));
+        }
+        if let Some((name, condition)) = self.headers.iter().find(|(name, c)| !c.matches(req.header_values(name))) {
+            return Some(Unmet::Header(name, condition));
+        }
+        let has = |name: &str, condition: &StringMatch| {
+            req.query_param(name).is_some_and(|value| condition.matches(value.as_bytes()))
         };
-        self.uri.as_ref().is_none_or(|uri| uri.matches(req.path()))
-            && is(&self.method, req.method.as_str())
-            && is(&self.authority, req.authority)
-            && is(&self.scheme, req.scheme)
-            && self.port.is_none_or(|port| port == req.local.port())
-            && self.headers.iter().all(|(name, condition)| condition.matches(req.header_values(name)))
-            && self
-                .query_params
-                .iter()
-                .all(|(name, condition)| req.query_param(name).is_some_and(|value| condition.matches(value.as_bytes())))
+        let param = self.query_params.iter().find(|(name, condition)| !has(name, condition));
+        param.map(|(name, condition)| Unmet::QueryParam(name, condition))
     }
 
     /// Matches every request, so that routes after it are never reached.
@@ -103,6 +139,10 @@ impl Matcher {
             Some(UriMatch::Exact { .. } | UriMatch::Regex(_)) => "",
         }
     }
+}
+
+fn unmet_text<'a>(condition: &'a Option<StringMatch>, text: &str) -> Option<&'a StringMatch> {
+    condition.as_ref().filter(|condition| !condition.matches(text.as_bytes()))
 }
 
 impl UriMatch {

@@ -8,6 +8,7 @@ mod connection;
 pub mod matcher;
 mod redirect;
 mod rewrite;
+mod unmet;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +25,7 @@ use crate::headers::HeaderOps;
 use crate::request::RequestView;
 use crate::retry::{RetryPolicy, scale};
 
-pub use connection::{Connection, ConnectionMatch, ConnectionRoute, ConnectionRoutes, Routed};
+pub use connection::{Connection, ConnectionMatch, ConnectionRoute, ConnectionRoutes, Routed, UnmetByConnection};
 use matcher::Matcher;
 pub use redirect::{Redirect, RedirectPath, RedirectPort};
 pub use rewrite::{RegexRewrite, Rewrite};
@@ -140,6 +141,14 @@ impl Route {
 }
 
 impl Forward {
+    /// Percent of the requests that a destination gets.
+    pub fn percent(&self, destination: &Destination) -> f64 {
+        match self.destinations.len() {
+            1 => 100.0,
+            _ => f64::from(destination.weight) * 100.0 / self.total_weight as f64,
+        }
+    }
+
     /// The destination of a request, by weight.
     pub fn choose(&self, random: u64) -> &Destination {
         let mut point = scale(random, self.total_weight);
