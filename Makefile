@@ -1,6 +1,6 @@
 # Two commands matter: `make demo` and `make test`.
 
-.PHONY: demo test install build check bench
+.PHONY: demo test install build check bench fuzz
 
 # A mesh in network namespaces, explained as it runs. CHECK=1: once, every claim verified, exit status 0 or 1.
 demo: install
@@ -23,6 +23,10 @@ bench: install build
 	cargo build --locked --profile dist -p weft-load
 	tests/bench/install.sh
 	python3 tests/bench/bench.py
+
+# Each fuzz target for SECONDS_EACH, guided by coverage; `make test` runs each for a moment.
+fuzz: install
+	tests/fuzz/run.sh $${SECONDS_EACH:-600}
 
 check:
 	cargo fmt --all --check

@@ -35,6 +35,7 @@ group lint 15 cargo clippy --locked --all-targets -- -D warnings
 group unit 5 cargo test --locked --workspace --lib --bins
 group scenarios 20 cargo test --locked -p weft-tests --test scenarios
 group differential 10 cargo test --locked -p weft-tests --test differential
+group fuzz 5 tests/fuzz/run.sh 20
 group demo 5 env CHECK=1 cargo run --locked -q -p weft-tests --bin demo
 echo
 echo "$summary"

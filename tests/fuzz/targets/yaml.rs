@@ -1,0 +1,34 @@
+//! Whatever somebody writes as policy: it is read, checked and translated as `weftctl validate` does it, within bounds of time
+//! and memory that libFuzzer watches (`-timeout`, `-rss_limit_mb`).
+#![no_main]
+
+use std::sync::Arc;
+
+use libfuzzer_sys::fuzz_target;
+use weft_control_plane::policy::{Document, check, parse};
+use weft_control_plane::translate;
+use weft_control_plane::world::{Scope, World};
+
+fuzz_target!(|text: &str| {
+    let parsed = parse("f.yaml", text);
+    // YAML's line breaks.
+    let lines = text.matches(['\n', '\r']).count() + 1;
+    for problem in &parsed.problems {
+        // An end that is missing is on the line after the last.
+        assert!((1..=lines + 1).contains(&(problem.place.line as usize)), "{problem} of {lines} lines");
+        assert!(!problem.text.is_empty());
+    }
+    check(&parsed.documents.iter().collect::<Vec<&Document>>());
+    let mut world = World::new("cluster.local", 1);
+    world.set_policies(parsed.documents.into_iter().map(Arc::new).collect(), 0);
+    translate::warnings(&world, false);
+    let client = Scope::of("default");
+    for host in world.hosts().take(16) {
+        // What was accepted is what sidecars accept.
+        if let Some(service) = translate::service(&world, &client, &host.name) {
+            if let Err(refused) = weft_core::compile::service(&service) {
+                panic!("sidecars refuse {}: {refused}", host.name);
+            }
+        }
+    }
+});
