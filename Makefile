@@ -1,6 +1,6 @@
 # Two commands matter: `make demo` and `make test`.
 
-.PHONY: demo test install build check bench fuzz
+.PHONY: demo test install build check bench fuzz fields
 
 # A mesh in network namespaces, explained as it runs. CHECK=1: once, every claim verified, exit status 0 or 1.
 demo: install
@@ -27,6 +27,10 @@ bench: install build
 # Each fuzz target for SECONDS_EACH, guided by coverage; `make test` runs each for a moment.
 fuzz: install
 	tests/fuzz/run.sh $${SECONDS_EACH:-600}
+
+# Writes the README's table of fields anew.
+fields:
+	cargo run --locked -q -p weft-tests --bin fields
 
 check:
 	cargo fmt --all --check

@@ -4,6 +4,7 @@
 //! touched and all of it is gone when the process ends. Works as root, and through a user namespace without.
 
 mod etcd;
+pub mod fields;
 mod mesh;
 mod namespace;
 mod pod;

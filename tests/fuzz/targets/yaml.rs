@@ -25,10 +25,9 @@ fuzz_target!(|text: &str| {
     let client = Scope::of("default");
     for host in world.hosts().take(16) {
         // What was accepted is what sidecars accept.
-        if let Some(service) = translate::service(&world, &client, &host.name) {
-            if let Err(refused) = weft_core::compile::service(&service) {
-                panic!("sidecars refuse {}: {refused}", host.name);
-            }
+        let refused = translate::service(&world, &client, &host.name).map(|s| weft_core::compile::service(&s));
+        if let Some(Err(refused)) = refused {
+            panic!("sidecars refuse {}: {refused}", host.name);
         }
     }
 });
