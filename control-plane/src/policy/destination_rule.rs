@@ -53,6 +53,8 @@ pub struct Settings {
     pub tls: Option<ClientTls>,
     /// `retryBudget`; not of a port's settings.
     pub retry_budget: Option<v1::RetryBudget>,
+    /// `proxyProtocol`; not of a port's settings.
+    pub proxy_protocol: Option<v1::ProxyProtocol>,
 }
 
 /// Endpoints of a host that have all of some labels.
@@ -92,7 +94,7 @@ const TRAFFIC_POLICY: Shape = &[
     object("tls", tls::SHAPE),
     object("portLevelSettings", PORT_LEVEL),
     not_yet("tunnel"),
-    not_yet("proxyProtocol"),
+    object("proxyProtocol", &[read("version")]),
     object("retryBudget", &[read("percent"), read("minRetryConcurrency"), not_yet("budgetInterval")]),
 ];
 /// Fields of `spec`.
@@ -157,11 +159,17 @@ fn traffic_policy(fields: &Fields<'_>) -> TrafficPolicy {
             port.error("number", format!("port {number} has settings already"));
         }
     }
+    let settings = settings(fields);
     let retry_budget = fields.object("retryBudget").map(|budget| v1::RetryBudget {
         percent: budget.decimal("percent", 0.0..=100.0).unwrap_or(20.0),
         min_retry_concurrency: budget.limit("minRetryConcurrency").unwrap_or(3),
     });
-    TrafficPolicy { settings: Settings { retry_budget, ..settings(fields) }, ports }
+    let proxy_protocol = fields.object("proxyProtocol").map(|header| proxy_protocol(&header));
+    if proxy_protocol.is_some() && settings.tls.as_ref().is_some_and(|tls| tls.mode == v1::Tls::IstioMutual) {
+        let text = "sidecars read no PROXY header before their mTLS: `proxyProtocol` is for endpoints without one";
+        fields.warn("proxyProtocol", text);
+    }
+    TrafficPolicy { settings: Settings { retry_budget, proxy_protocol, ..settings }, ports }
 }
 
 fn settings(fields: &Fields<'_>) -> Settings {
@@ -172,12 +180,17 @@ fn settings(fields: &Fields<'_>) -> Settings {
         fields.warn("loadBalancer", text);
     }
     Settings {
-        retry_budget: None,
         load_balancer: fields.object("loadBalancer").map(|fields| load_balancer::decode(&fields)),
         connection_pool: fields.object("connectionPool").map(|fields| connection_pool::decode(&fields)),
         outlier_detection: fields.object("outlierDetection").map(|fields| outlier_detection(&fields)),
         tls: fields.object("tls").map(|fields| tls::decode(&fields)),
+        ..Settings::default()
     }
+}
+
+fn proxy_protocol(fields: &Fields<'_>) -> v1::ProxyProtocol {
+    const VERSIONS: &[(&str, v1::ProxyProtocol)] = &[("V1", v1::ProxyProtocol::V1), ("V2", v1::ProxyProtocol::V2)];
+    fields.one_of("version", VERSIONS).unwrap_or(v1::ProxyProtocol::V1)
 }
 
 fn outlier_detection(fields: &Fields<'_>) -> v1::OutlierDetection {

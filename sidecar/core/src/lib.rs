@@ -29,6 +29,7 @@ pub mod outlier;
 pub mod path;
 pub mod policy;
 pub mod pool;
+pub mod proxy_protocol;
 pub mod reply;
 pub mod request;
 pub mod retry;

@@ -11,6 +11,7 @@ use http::StatusCode;
 use crate::gateway::Server;
 use crate::hash::HashPolicy;
 use crate::locality::Locality;
+use crate::proxy_protocol;
 use crate::route::{ConnectionRoutes, RouteTable};
 
 /// One host of the mesh: all that a call to it needs but the addresses.
@@ -113,6 +114,8 @@ pub struct Cluster {
     pub outlier: Option<OutlierDetection>,
     /// Transport security towards the endpoints.
     pub tls: Tls,
+    /// Connections begin with a header that tells whose they are: each serves one request, or one client's bytes.
+    pub proxy_protocol: Option<proxy_protocol::Version>,
     /// `DestinationRule/<namespace>/<name>` that decided; empty: defaults.
     pub policy: Arc<str>,
     /// A route names it but nothing defines it: 503 NC.
@@ -138,6 +141,7 @@ impl Cluster {
             pool,
             outlier: None,
             tls: Tls::Disable,
+            proxy_protocol: None,
             policy: "".into(),
             undefined: false,
             original_destination: true,

@@ -205,8 +205,11 @@ impl Attempts<'_> {
         // A connection that the peer closed while it was idle costs nobody a request: another one is taken.
         loop {
             let multiplex = self.multiplex;
-            let dialer = Dialer { cluster: &cluster.config, endpoint, identity, multiplex, mark: MARK_UPSTREAM };
-            let checkout = cluster.shared.pool.checkout(self.down.worker, dialer).await;
+            let checkout = {
+                let (config, ends, mark) = (&cluster.config, Some(&self.down.ends), MARK_UPSTREAM);
+                let dialer = Dialer { cluster: config, endpoint, identity, ends, multiplex, mark };
+                cluster.shared.pool.checkout(self.down.worker, &dialer).await
+            };
             let mut lease = match checkout {
                 Ok(lease) => lease,
                 Err(CheckoutError::Overflow(overflow)) => {

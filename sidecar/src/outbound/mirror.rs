@@ -99,8 +99,10 @@ impl Copy {
         let _in_flight = endpoint.state.enter();
         let (identity, worker) = (&self.down.proxy.identity, self.down.worker);
         let (multiplex, grpc) = (self.multiplex, self.grpc);
-        let dialer = Dialer { cluster: &cluster.config, endpoint: &endpoint, identity, multiplex, mark: MARK_UPSTREAM };
-        let mut lease = match cluster.shared.pool.checkout(worker, dialer).await {
+        let ends = Some(&self.down.ends);
+        let (config, mark) = (&cluster.config, MARK_UPSTREAM);
+        let dialer = Dialer { cluster: config, endpoint: &endpoint, identity, ends, multiplex, mark };
+        let mut lease = match cluster.shared.pool.checkout(worker, &dialer).await {
             Ok(lease) => lease,
             Err(CheckoutError::Overflow(_)) => return,
             Err(CheckoutError::Dial(error)) => return cluster.record(&endpoint, &error.outcome),

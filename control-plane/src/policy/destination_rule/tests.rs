@@ -306,6 +306,23 @@ fn budgets_of_retries_and_what_is_an_error() {
 }
 
 #[test]
+fn headers_of_the_proxy_protocol() {
+    let of = |text: &str| {
+        let rule = rule(&format!("  host: order\n  trafficPolicy:\n    proxyProtocol: {text}\n"));
+        rule.traffic_policy.unwrap().settings.proxy_protocol
+    };
+    use v1::ProxyProtocol::{V1, V2};
+    assert_eq!([of("{}"), of("{version: V1}"), of("{version: V2}")], [Some(V1), Some(V1), Some(V2)]);
+    for (text, want) in [
+        ("proxyProtocol: {version: V3}", "unknown value `V3`; allowed are V1, V2"),
+        ("{proxyProtocol: {}, tls: {mode: ISTIO_MUTUAL}}", "warning: sidecars read no PROXY header"),
+        ("portLevelSettings: [{port: {number: 80}, proxyProtocol: {}}]", "unknown field `proxyProtocol`"),
+    ] {
+        assert!(policy_problem(text).contains(want), "{text}: {}", policy_problem(text));
+    }
+}
+
+#[test]
 fn tls_to_services_outside() {
     let tls = |text: &str| {
         let rule = rule(&format!("  host: api.example\n  trafficPolicy:\n    tls: {text}\n"));

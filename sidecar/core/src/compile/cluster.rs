@@ -12,6 +12,7 @@ use super::{
 };
 use crate::hash::{Cookie, HashPolicy};
 use crate::policy::*;
+use crate::proxy_protocol::Version;
 
 /// Envoy's bound for a ring.
 const MAX_RING_SIZE: u64 = 8_388_608;
@@ -42,6 +43,12 @@ pub(super) fn cluster(message: &v1::Cluster) -> Result<Cluster> {
     };
     let locality =
         locality(balancing.and_then(|b| b.locality.as_ref()), outlier.is_some()).at("load_balancer.locality")?;
+    let proxy_protocol = proxy_protocol(message.proxy_protocol).at("proxy_protocol")?;
+    let mut pool = connection_pool(message.connection_pool.as_ref()).at("connection_pool")?;
+    if proxy_protocol.is_some() {
+        // A connection speaks for one client, and clients are not told apart once it is open.
+        pool.max_concurrent_streams = 1;
+    }
     let warmup = balancing.and_then(|b| b.warmup.as_ref()).map(warmup).transpose().at("load_balancer.warmup")?;
     Ok(Cluster {
         name: message.name.as_str().into(),
@@ -55,12 +62,22 @@ pub(super) fn cluster(message: &v1::Cluster) -> Result<Cluster> {
         load_balancer,
         locality,
         warmup,
-        pool: connection_pool(message.connection_pool.as_ref()).at("connection_pool")?,
+        pool,
         outlier,
         tls,
+        proxy_protocol,
         policy: message.policy.as_str().into(),
         undefined: message.undefined,
     })
+}
+
+fn proxy_protocol(number: i32) -> std::result::Result<Option<Version>, String> {
+    match v1::ProxyProtocol::try_from(number) {
+        Ok(v1::ProxyProtocol::None) => Ok(None),
+        Ok(v1::ProxyProtocol::V1) => Ok(Some(Version::V1)),
+        Ok(v1::ProxyProtocol::V2) => Ok(Some(Version::V2)),
+        Err(_) => Err(unknown_number(number)),
+    }
 }
 
 fn origination(message: &v1::Cluster) -> Result<Origination> {
@@ -226,3 +243,6 @@ pub(super) fn outlier_detection(message: &v1::OutlierDetection) -> Result<Outlie
 fn is_prime(number: u64) -> bool {
     number > 1 && (2..).take_while(|divisor| divisor * divisor <= number).all(|divisor| !number.is_multiple_of(divisor))
 }
+
+#[cfg(test)]
+mod tests;
