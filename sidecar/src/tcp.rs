@@ -19,13 +19,13 @@ use weft_core::sniff::{self, Sniff};
 
 use crate::call::Activity;
 use crate::cluster::ClusterView;
-use crate::identity::alpn;
 use crate::metrics::Pair;
 use crate::pool::TcpSlot;
 use crate::proxy::Proxy;
 use crate::relay::{Moved, RelayEnd, relay};
 use crate::stream::{MaybeSocket, Rewind};
-use crate::upstream::{Dialer, Upstream, connect, connect_through};
+use crate::tunnel::{self, Far};
+use crate::upstream::{Dialer, connect_through};
 
 /// Another attempt to connect goes to another endpoint.
 const OTHERS: Again = Again { other_endpoints: true, other_levels: false };
@@ -78,7 +78,7 @@ pub async fn first<S: AsyncRead + Unpin>(
 /// An open connection to where a client's bytes go.
 pub struct Flow {
     /// The other side.
-    pub upstream: Upstream,
+    pub upstream: Far,
     pair: Arc<Pair>,
     cluster: Arc<ClusterView>,
     endpoint: Arc<Endpoint>,
@@ -150,11 +150,13 @@ pub async fn open(
         };
         let in_flight = endpoint.state.enter();
         let connected = match to {
-            To::Through => connect_through(&cluster.config, &endpoint, mark).await,
+            To::Through => connect_through(&cluster.config, &endpoint, mark)
+                .await
+                .map(|upstream| Far::Connection(Rewind::new(Bytes::new(), upstream))),
             To::Any | To::Fixed(_) => {
                 let (endpoint, identity, ends) = (&endpoint, &proxy.identity, Some(ends));
                 let dialer = Dialer { cluster: &cluster.config, endpoint, identity, ends, multiplex: false, mark };
-                connect(&dialer, alpn::TCP).await
+                tunnel::open(&dialer).await
             }
         };
         match connected {

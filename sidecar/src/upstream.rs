@@ -39,7 +39,8 @@ pub struct DialError {
 }
 
 impl DialError {
-    fn new(outcome: Outcome, detail: impl ToString) -> DialError {
+    /// With what it means and what it was.
+    pub fn new(outcome: Outcome, detail: impl ToString) -> DialError {
         DialError { outcome, detail: detail.to_string(), without_identity: false }
     }
 

@@ -9,7 +9,7 @@ use crate::Scenario;
 use crate::certificates::Certificates;
 
 pub(crate) fn all() -> Vec<Scenario> {
-    vec![("proxies_are_told_whose_connection_it_is", proxy_protocol)]
+    vec![("proxies_are_told_whose_connection_it_is", proxy_protocol), ("proxies_are_asked_for_a_tunnel", tunnel)]
 }
 
 const SOON: Duration = Duration::from_secs(15);
@@ -110,4 +110,81 @@ fn proxy_protocol() -> Result<()> {
         ensure!(answer.contains(" 503 "), "{answer}");
         Ok(())
     })
+}
+
+const TUNNEL: &str = "
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: db}
+spec:
+  hosts: [db.example.com]
+  addresses: [10.211.0.1]
+  ports: [{number: 9000, name: tcp, protocol: TCP}, {number: 9001, name: tcp-b, protocol: TCP}, {number: 9002, name: tcp-c, protocol: TCP}]
+  resolution: NONE
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: proxy}
+spec:
+  hosts: [proxy.example.com]
+  ports: [{number: 3128, name: http, protocol: HTTP}]
+  resolution: STATIC
+  endpoints: [{address: PROXY}]
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: proxy}
+spec:
+  host: proxy.example.com
+  subsets:
+  - {name: greet, trafficPolicy: {tunnel: {PROTOCOL, targetHost: TARGET, targetPort: 7000}}}
+  - {name: count, trafficPolicy: {tunnel: {PROTOCOL, targetHost: TARGET, targetPort: 7001}}}
+  - {name: refused, trafficPolicy: {tunnel: {PROTOCOL, targetHost: TARGET, targetPort: 7002}}}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: db}
+spec:
+  hosts: [db.example.com]
+  tcp:
+  - match: [{port: 9000}]
+    route: [{destination: {host: proxy.example.com, subset: greet, port: {number: 3128}}}]
+  - match: [{port: 9001}]
+    route: [{destination: {host: proxy.example.com, subset: count, port: {number: 3128}}}]
+  - match: [{port: 9002}]
+    route: [{destination: {host: proxy.example.com, subset: refused, port: {number: 3128}}}]
+";
+
+/// Bytes that no route could take there directly: greetings of servers, much at a time, the end of one direction.
+fn tunnel() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    let (target, proxy) = (mesh.pod("target")?, mesh.pod("proxy")?);
+    let tcp = tests_dir().join("apps/tcp.py").to_string_lossy().into_owned();
+    let _targets = (
+        target.spawn("greet", "python3", &[&tcp, "7000", "greet"])?,
+        target.spawn("count", "python3", &[&tcp, "7001", "count"])?,
+    );
+    let script = tests_dir().join("apps/connect_proxy.py").to_string_lossy().into_owned();
+    let client = tests_dir().join("apps/tcp_client.py").to_string_lossy().into_owned();
+    let asked = proxy.spawn("proxy", "python3", &[&script, "3128", "7002"])?;
+    let (front, sidecar) = mesh.client("frontend")?;
+    for (protocol, method) in [("protocol: CONNECT", "CONNECT"), ("protocol: POST", "POST")] {
+        let text = TUNNEL.replace("PROTOCOL", protocol).replace("PROXY", &proxy.ip).replace("TARGET", &target.ip);
+        mesh.policy("db.yaml", &text)?;
+        let want = format!("{method} {}:7000", target.ip);
+        wait_for(method, SOON, || {
+            front.run("python3", &[&client, "10.211.0.1", "9000", "greet"])?;
+            ensure!(asked.output().contains(&want), "{}", asked.output());
+            Ok(())
+        })?;
+        front.run("python3", &[&client, "10.211.0.1", "9001", "count"])?;
+        let refused = line(&front, "10.211.0.1", "9002");
+        ensure!(refused.as_ref().is_ok_and(|(_, told)| told.is_empty()) || refused.is_err(), "{refused:?}");
+        let why = format!("no tunnel to {}:7002: it answered 403 Forbidden", target.ip);
+        ensure!(sidecar.output().contains(&why), "{}", sidecar.output());
+        let metrics = front.curl(&["http://127.0.0.1:15020/metrics"])?;
+        let failed = |line: &str| line.starts_with("istio_tcp_connections_closed_total") && line.contains("\"UF\"");
+        ensure!(metrics.lines().any(failed), "{metrics}");
+    }
+    Ok(())
 }

@@ -1,6 +1,7 @@
 //! DestinationRule: how to call a host (balancing, limits, ejection, TLS) and which subsets it has.
 
 mod load_balancer;
+mod proxy;
 mod tls;
 
 use std::collections::{BTreeMap, HashSet};
@@ -53,6 +54,8 @@ pub struct Settings {
     pub tls: Option<ClientTls>,
     /// `retryBudget`; not of a port's settings.
     pub retry_budget: Option<v1::RetryBudget>,
+    /// `tunnel`; not of a port's settings.
+    pub tunnel: Option<v1::Tunnel>,
     /// `proxyProtocol`; not of a port's settings.
     pub proxy_protocol: Option<v1::ProxyProtocol>,
 }
@@ -93,8 +96,8 @@ const TRAFFIC_POLICY: Shape = &[
     object("outlierDetection", OUTLIER_DETECTION),
     object("tls", tls::SHAPE),
     object("portLevelSettings", PORT_LEVEL),
-    not_yet("tunnel"),
-    object("proxyProtocol", &[read("version")]),
+    object("tunnel", proxy::TUNNEL),
+    object("proxyProtocol", proxy::PROXY_PROTOCOL),
     object("retryBudget", &[read("percent"), read("minRetryConcurrency"), not_yet("budgetInterval")]),
 ];
 /// Fields of `spec`.
@@ -164,12 +167,8 @@ fn traffic_policy(fields: &Fields<'_>) -> TrafficPolicy {
         percent: budget.decimal("percent", 0.0..=100.0).unwrap_or(20.0),
         min_retry_concurrency: budget.limit("minRetryConcurrency").unwrap_or(3),
     });
-    let proxy_protocol = fields.object("proxyProtocol").map(|header| proxy_protocol(&header));
-    if proxy_protocol.is_some() && settings.tls.as_ref().is_some_and(|tls| tls.mode == v1::Tls::IstioMutual) {
-        let text = "sidecars read no PROXY header before their mTLS: `proxyProtocol` is for endpoints without one";
-        fields.warn("proxyProtocol", text);
-    }
-    TrafficPolicy { settings: Settings { retry_budget, proxy_protocol, ..settings }, ports }
+    let (tunnel, proxy_protocol) = proxy::decode(fields, settings.tls.as_ref());
+    TrafficPolicy { settings: Settings { retry_budget, tunnel, proxy_protocol, ..settings }, ports }
 }
 
 fn settings(fields: &Fields<'_>) -> Settings {
@@ -186,11 +185,6 @@ fn settings(fields: &Fields<'_>) -> Settings {
         tls: fields.object("tls").map(|fields| tls::decode(&fields)),
         ..Settings::default()
     }
-}
-
-fn proxy_protocol(fields: &Fields<'_>) -> v1::ProxyProtocol {
-    const VERSIONS: &[(&str, v1::ProxyProtocol)] = &[("V1", v1::ProxyProtocol::V1), ("V2", v1::ProxyProtocol::V2)];
-    fields.one_of("version", VERSIONS).unwrap_or(v1::ProxyProtocol::V1)
 }
 
 fn outlier_detection(fields: &Fields<'_>) -> v1::OutlierDetection {

@@ -71,8 +71,8 @@ impl<'a> Rules<'a> {
         decided.policy = document.reference();
         let base = decided.settings;
         if let Some(own) = policy.ports.get(&port) {
-            let Settings { retry_budget, proxy_protocol, .. } = base;
-            decided.settings = Settings { retry_budget, proxy_protocol, ..own.clone() };
+            let Settings { retry_budget, tunnel, proxy_protocol, .. } = base;
+            decided.settings = Settings { retry_budget, tunnel, proxy_protocol, ..own.clone() };
             return decided;
         }
         let over = policy.settings.clone();
@@ -82,6 +82,7 @@ impl<'a> Rules<'a> {
             outlier_detection: over.outlier_detection.or(base.outlier_detection),
             tls: over.tls.or(base.tls),
             retry_budget: over.retry_budget.or(base.retry_budget),
+            tunnel: over.tunnel.or(base.tunnel),
             proxy_protocol: over.proxy_protocol.or(base.proxy_protocol),
         };
         decided

@@ -37,3 +37,4 @@ pub mod route;
 pub mod sniff;
 pub mod subnet;
 pub mod tls_hello;
+pub mod tunnel;

@@ -13,6 +13,7 @@ use crate::hash::HashPolicy;
 use crate::locality::Locality;
 use crate::proxy_protocol;
 use crate::route::{ConnectionRoutes, RouteTable};
+use crate::tunnel::Tunnel;
 
 /// One host of the mesh: all that a call to it needs but the addresses.
 #[derive(Debug, Clone)]
@@ -116,6 +117,8 @@ pub struct Cluster {
     pub tls: Tls,
     /// Connections begin with a header that tells whose they are: each serves one request, or one client's bytes.
     pub proxy_protocol: Option<proxy_protocol::Version>,
+    /// Its endpoints are proxies, and connections that are not HTTP go on through them.
+    pub tunnel: Option<Tunnel>,
     /// `DestinationRule/<namespace>/<name>` that decided; empty: defaults.
     pub policy: Arc<str>,
     /// A route names it but nothing defines it: 503 NC.
@@ -142,6 +145,7 @@ impl Cluster {
             outlier: None,
             tls: Tls::Disable,
             proxy_protocol: None,
+            tunnel: None,
             policy: "".into(),
             undefined: false,
             original_destination: true,

@@ -323,6 +323,32 @@ fn headers_of_the_proxy_protocol() {
 }
 
 #[test]
+fn tunnels() {
+    let of = |text: &str| {
+        let rule = rule(&format!("  host: proxy\n  trafficPolicy:\n    tunnel: {text}\n"));
+        rule.traffic_policy.unwrap().settings.tunnel.unwrap()
+    };
+    let want = |post, host: &str, port| v1::Tunnel { post, host: host.into(), port };
+    assert_eq!(of("{targetHost: db.example, targetPort: 5432}"), want(false, "db.example", 5432));
+    assert_eq!(of("{protocol: CONNECT, targetHost: 10.0.0.1, targetPort: 1}"), want(false, "10.0.0.1", 1));
+    assert_eq!(of("{protocol: POST, targetHost: '2001:db8::1', targetPort: 1}"), want(true, "2001:db8::1", 1));
+    for (text, want) in [
+        ("tunnel: {targetPort: 1}", "error: `trafficPolicy.tunnel.targetHost` is required"),
+        ("tunnel: {targetHost: a}", "error: `trafficPolicy.tunnel.targetPort` is required"),
+        ("tunnel: {targetHost: 'a b', targetPort: 1}", "`a b` is neither a host name nor an IP address"),
+        ("tunnel: {targetHost: a, targetPort: 0}", "must be a whole number from 1 to 65535"),
+        ("tunnel: {protocol: GET, targetHost: a, targetPort: 1}", "unknown value `GET`; allowed are CONNECT, POST"),
+        (
+            "{proxyProtocol: {}, tunnel: {targetHost: a, targetPort: 1}}",
+            "`tunnel` and `proxyProtocol` exclude each other",
+        ),
+        ("portLevelSettings: [{port: {number: 80}, tunnel: {}}]", "unknown field `tunnel`"),
+    ] {
+        assert!(policy_problem(text).contains(want), "{text}: {}", policy_problem(text));
+    }
+}
+
+#[test]
 fn tls_to_services_outside() {
     let tls = |text: &str| {
         let rule = rule(&format!("  host: api.example\n  trafficPolicy:\n    tls: {text}\n"));

@@ -1,5 +1,6 @@
 //! A cluster: its balancer, limits, ejection and TLS.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,11 +9,13 @@ use weft_proto::v1;
 
 use super::locality::{locality, warmup};
 use super::{
-    At, Result, error, header_name, host_name, millis, millis_or, port_or_any, protocol, sorted, unknown_number,
+    At, Result, error, header_name, host_name, millis, millis_or, port_number, port_or_any, protocol, sorted,
+    unknown_number,
 };
 use crate::hash::{Cookie, HashPolicy};
 use crate::policy::*;
 use crate::proxy_protocol::Version;
+use crate::tunnel::Tunnel;
 
 /// Envoy's bound for a ring.
 const MAX_RING_SIZE: u64 = 8_388_608;
@@ -66,6 +69,7 @@ pub(super) fn cluster(message: &v1::Cluster) -> Result<Cluster> {
         outlier,
         tls,
         proxy_protocol,
+        tunnel: message.tunnel.as_ref().map(tunnel).transpose().at("tunnel")?,
         policy: message.policy.as_str().into(),
         undefined: message.undefined,
     })
@@ -78,6 +82,15 @@ fn proxy_protocol(number: i32) -> std::result::Result<Option<Version>, String> {
         Ok(v1::ProxyProtocol::V2) => Ok(Some(Version::V2)),
         Err(_) => Err(unknown_number(number)),
     }
+}
+
+fn tunnel(message: &v1::Tunnel) -> Result<Tunnel> {
+    let port = port_number(message.port).at("port")?;
+    let authority = match message.host.parse() {
+        Ok(ip) => SocketAddr::new(ip, port).to_string(),
+        Err(_) => format!("{}:{port}", host_name(&message.host).at("host")?),
+    };
+    Ok(Tunnel { post: message.post, authority: authority.into() })
 }
 
 fn origination(message: &v1::Cluster) -> Result<Origination> {
