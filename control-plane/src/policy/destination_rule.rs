@@ -127,6 +127,7 @@ pub(crate) fn decode(spec: &Fields<'_>) -> DestinationRule {
             "`exportTo` and `workloadSelector` exclude each other: who is selected is of this namespace",
         );
     }
+    let selected = !selector.is_empty();
     let mut subsets: Vec<Subset> = Vec::new();
     let mut named = HashSet::new();
     for fields in spec.objects("subsets") {
@@ -141,14 +142,15 @@ pub(crate) fn decode(spec: &Fields<'_>) -> DestinationRule {
             fields.error("name", format!("subset `{name}` is defined twice"));
         }
         let labels = fields.string_map("labels");
-        let traffic_policy = fields.object("trafficPolicy").map(|fields| traffic_policy(&fields));
+        let traffic_policy = fields.object("trafficPolicy").map(|fields| traffic_policy(&fields, selected));
         subsets.push(Subset { name, labels, traffic_policy });
     }
-    let traffic_policy = spec.object("trafficPolicy").map(|fields| traffic_policy(&fields));
+    let traffic_policy = spec.object("trafficPolicy").map(|fields| traffic_policy(&fields, selected));
     DestinationRule { export, selector, host, traffic_policy, subsets }
 }
 
-fn traffic_policy(fields: &Fields<'_>) -> TrafficPolicy {
+/// `selected`: the rule is for certain workloads.
+fn traffic_policy(fields: &Fields<'_>, selected: bool) -> TrafficPolicy {
     if fields.written() == 0 {
         fields.error_at(fields.place, format!("`{}` must have at least one field", fields.path));
     }
@@ -158,11 +160,11 @@ fn traffic_policy(fields: &Fields<'_>) -> TrafficPolicy {
         let Some(port) = entry.object("port") else { continue };
         port.require("number");
         let Some(number) = port.port("number") else { continue };
-        if ports.insert(number, settings(&entry)).is_some() {
+        if ports.insert(number, settings(&entry, selected)).is_some() {
             port.error("number", format!("port {number} has settings already"));
         }
     }
-    let settings = settings(fields);
+    let settings = settings(fields, selected);
     let retry_budget = fields.object("retryBudget").map(|budget| v1::RetryBudget {
         percent: budget.decimal("percent", 0.0..=100.0).unwrap_or(20.0),
         min_retry_concurrency: budget.limit("minRetryConcurrency").unwrap_or(3),
@@ -171,7 +173,7 @@ fn traffic_policy(fields: &Fields<'_>) -> TrafficPolicy {
     TrafficPolicy { settings: Settings { retry_budget, tunnel, proxy_protocol, ..settings }, ports }
 }
 
-fn settings(fields: &Fields<'_>) -> Settings {
+fn settings(fields: &Fields<'_>, selected: bool) -> Settings {
     let fails_over = fields.object("loadBalancer").and_then(|balancer| balancer.object("localityLbSetting"));
     let fails_over = fails_over.is_some_and(|locality| locality.has("failover") || locality.has("failoverPriority"));
     if fails_over && !fields.has("outlierDetection") {
@@ -182,7 +184,7 @@ fn settings(fields: &Fields<'_>) -> Settings {
         load_balancer: fields.object("loadBalancer").map(|fields| load_balancer::decode(&fields)),
         connection_pool: fields.object("connectionPool").map(|fields| connection_pool::decode(&fields)),
         outlier_detection: fields.object("outlierDetection").map(|fields| outlier_detection(&fields)),
-        tls: fields.object("tls").map(|fields| tls::decode(&fields)),
+        tls: fields.object("tls").map(|fields| tls::decode(&fields, selected)),
         ..Settings::default()
     }
 }

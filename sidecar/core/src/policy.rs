@@ -387,8 +387,21 @@ pub struct Origination {
     pub ca: Option<Arc<str>>,
     /// Files of our certificate and its key.
     pub client: Option<(Arc<str>, Arc<str>)>,
+    /// File of what was revoked.
+    pub crl: Option<Arc<str>>,
+    /// Instead of these files.
+    pub credential: Option<Credential>,
     /// Any certificate will do.
     pub skip_verify: bool,
+}
+
+/// A folder of the proxy's `--credentials`, with the files that Kubernetes' secrets of TLS have.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Credential {
+    /// The folder's name.
+    pub name: Arc<str>,
+    /// Its certificate is shown.
+    pub shown: bool,
 }
 
 /// How a sidecar treats what comes in.

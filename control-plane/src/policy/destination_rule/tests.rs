@@ -195,7 +195,7 @@ fn mistakes_of_a_policy() {
             "tls: {mode: SIMPEL}",
             "8:17: error: `trafficPolicy.tls.mode`: unknown value `SIMPEL`, did you mean `SIMPLE`?",
         ),
-        ("tls: {mode: DISABLE, caCrl: x}", "`trafficPolicy.tls.caCrl` is not supported yet"),
+        ("tls: {mode: DISABLE, caCrl: x}", "warning: `caCrl` has no effect: the mode is DISABLE"),
         ("portLevelSettings: [{port: {number: 70000}}]", "must be a whole number from 1 to 65535"),
         ("loadBalancer: [1]", "8:19: error: `trafficPolicy.loadBalancer` must be a map, not a list"),
     ] {
@@ -363,6 +363,15 @@ fn tls_to_services_outside() {
     assert_eq!((&*mutual.client_certificate, &*mutual.private_key, &*mutual.sni), ("/a.pem", "/a.key", "b.example"));
     assert_eq!((&*mutual.ca_certificates, &mutual.subject_alt_names[..]), ("/ca.pem", &["c.example".to_owned()][..]));
     assert!(tls("{mode: SIMPLE, insecureSkipVerify: true}").origination.unwrap().insecure_skip_verify);
+    assert_eq!(tls("{mode: SIMPLE, caCrl: /a.crl}").origination.unwrap().ca_crl, "/a.crl");
+    let credential = |mode: &str| {
+        let rule = rule(&format!(
+            "  host: api.example\n  workloadSelector: {{matchLabels: {{app: a}}}}\n  trafficPolicy:\n    tls: {{mode: {mode}, credentialName: shop}}\n"
+        ));
+        rule.traffic_policy.unwrap().settings.tls.unwrap().origination.unwrap()
+    };
+    assert_eq!(credential("SIMPLE"), v1::TlsOrigination { credential_name: "shop".into(), ..Default::default() });
+    assert_eq!(credential("MUTUAL"), v1::TlsOrigination { show_credential: true, ..credential("SIMPLE") });
     assert_eq!(tls("{}").mode, v1::Tls::Disable);
     for (text, want) in [
         ("{mode: MUTUAL}", "error: `trafficPolicy.tls.clientCertificate` is required"),
@@ -372,7 +381,13 @@ fn tls_to_services_outside() {
         ("{mode: DISABLE, sni: a}", "warning: `sni` has no effect: the mode is DISABLE"),
         ("{mode: SIMPLE, insecureSkipVerify: true, caCertificates: /a}", "warning: `caCertificates` has no effect"),
         ("{mode: SIMPLE, sni: 'a b'}", "error: `a b` is not a host name"),
-        ("{mode: SIMPLE, credentialName: a}", "`trafficPolicy.tls.credentialName` is not supported yet"),
+        ("{mode: SIMPLE, insecureSkipVerify: true, caCrl: /a}", "warning: `caCrl` has no effect"),
+        ("{mode: ISTIO_MUTUAL, caCrl: /a}", "error: `caCrl` excludes ISTIO_MUTUAL"),
+        ("{mode: ISTIO_MUTUAL, credentialName: a}", "error: `credentialName` excludes ISTIO_MUTUAL"),
+        ("{mode: SIMPLE, credentialName: a}", "error: `credentialName` needs a `workloadSelector` in the rule"),
+        ("{mode: SIMPLE, credentialName: ../a}", "`credentialName` is the name of a folder"),
+        ("{mode: MUTUAL, privateKey: /a, credentialName: a}", "`privateKey` and `credentialName` exclude each other"),
+        ("{mode: SIMPLE, caCrl: /a, credentialName: a}", "`caCrl` and `credentialName` exclude each other"),
     ] {
         assert!(
             policy_problem(&format!("tls: {text}")).contains(want),

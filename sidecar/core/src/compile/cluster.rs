@@ -102,11 +102,23 @@ fn origination(message: &v1::Cluster) -> Result<Origination> {
         (Some(certificate), Some(key)) => Some((certificate, key)),
         _ => return error("private_key", "a certificate and its key go together"),
     };
+    let credential = given(&tls.credential_name).map(|name| Credential { name, shown: tls.show_credential });
+    if let Some(Credential { name, .. }) = &credential {
+        // The path is made of it, on the sidecar's disk.
+        if name.contains(['/', '\\']) || matches!(&**name, "." | "..") {
+            return error("credential_name", format!("{name:?} is not the name of a folder"));
+        }
+        if client.is_some() || [&tls.ca_certificates, &tls.ca_crl].iter().any(|file| !file.is_empty()) {
+            return error("credential_name", "files are given too");
+        }
+    }
     Ok(Origination {
         server_name: host_name(server_name).at("sni")?,
         subject_alt_names: tls.subject_alt_names.clone(),
         ca: given(&tls.ca_certificates),
         client,
+        crl: given(&tls.ca_crl),
+        credential,
         skip_verify: tls.insecure_skip_verify,
     })
 }

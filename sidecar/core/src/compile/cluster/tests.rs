@@ -29,3 +29,24 @@ fn a_tunnel_has_an_authority() {
         assert_eq!(of(host, 1, false).unwrap_err().field, "tunnel.host", "{host:?}");
     }
 }
+
+#[test]
+fn tls_by_files_or_by_a_credential() {
+    let of = |tls: v1::TlsOrigination| {
+        let cluster = v1::Cluster { tls: v1::Tls::Originate.into(), tls_origination: Some(tls), ..named() };
+        super::cluster(&cluster).map(|found| match found.tls {
+            Tls::Originate(origination) => origination,
+            other => panic!("{other:?}"),
+        })
+    };
+    let files = of(v1::TlsOrigination { ca_crl: "/a.crl".into(), ..Default::default() }).unwrap();
+    assert_eq!((files.crl.as_deref(), &files.credential), (Some("/a.crl"), &None));
+    let named = |name: &str| v1::TlsOrigination { credential_name: name.into(), ..Default::default() };
+    let shown = of(v1::TlsOrigination { show_credential: true, ..named("shop") }).unwrap();
+    assert_eq!(shown.credential, Some(Credential { name: "shop".into(), shown: true }));
+    for wrong in
+        [named("../a"), named(".."), named("a/b"), v1::TlsOrigination { ca_crl: "/a.crl".into(), ..named("shop") }]
+    {
+        assert_eq!(of(wrong.clone()).unwrap_err().field, "tls_origination.credential_name", "{wrong:?}");
+    }
+}
