@@ -250,6 +250,8 @@ fn localities_and_warming_up() {
     assert_eq!((regions.failover["eu"].as_str(), regions.failover.len()), ("us", 2));
     let labels = balancer("{localityLbSetting: {failoverPriority: [topology.istio.io/network, version=v1]}}");
     assert_eq!(labels.locality.unwrap().failover_priority, ["topology.istio.io/network", "version=v1"]);
+    let both = balancer("{localityLbSetting: {failover: [{from: eu, to: us}], failoverPriority: [version]}}");
+    assert_eq!(both.locality.map(|both| (both.failover.len(), both.failover_priority.len())), Some((1, 1)));
     assert!(balancer("{localityLbSetting: {enabled: false}}").locality.unwrap().disabled);
     let warmup =
         balancer("{simple: ROUND_ROBIN, warmup: {duration: 30s, minimumPercent: 12.5, aggression: 2}}").warmup.unwrap();
@@ -263,6 +265,10 @@ fn localities_and_warming_up() {
         ("{distribute: [{from: eu, to: {us: 100}}, {from: eu/a, to: {us: 100}}]}", "overlaps with one above"),
         ("{distribute: [{from: eu, to: {us: 0, asia: 100}}]}", "must be a whole number from 1 to 100"),
         ("{distribute: [{from: eu, to: {us: 100}}], failover: [{from: a, to: b}]}", "exclude each other"),
+        (
+            "{failover: [{from: eu, to: us}], failoverPriority: [version, topology.kubernetes.io/zone]}",
+            "`topology.kubernetes.io/zone` excludes `failover`",
+        ),
         ("{failover: [{from: eu/a, to: us}]}", "`eu/a` is not a region"),
         ("{failover: [{from: eu, to: eu}]}", "is the region itself"),
         ("{failover: [{from: eu, to: us}, {from: eu, to: asia}]}", "has a failover already"),
