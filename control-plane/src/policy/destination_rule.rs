@@ -11,7 +11,7 @@ use weft_proto::v1;
 use super::{
     connection_pool,
     export::{self, Export},
-    fields::{Fields, Shape, not_yet, object, read},
+    fields::{Fields, Shape, object, read},
     names,
 };
 
@@ -98,7 +98,7 @@ const TRAFFIC_POLICY: Shape = &[
     object("portLevelSettings", PORT_LEVEL),
     object("tunnel", proxy::TUNNEL),
     object("proxyProtocol", proxy::PROXY_PROTOCOL),
-    object("retryBudget", &[read("percent"), read("minRetryConcurrency"), not_yet("budgetInterval")]),
+    object("retryBudget", &[read("percent"), read("minRetryConcurrency"), read("budgetInterval")]),
 ];
 /// Fields of `spec`.
 pub(crate) const SHAPE: Shape = &[
@@ -168,6 +168,7 @@ fn traffic_policy(fields: &Fields<'_>, selected: bool) -> TrafficPolicy {
     let retry_budget = fields.object("retryBudget").map(|budget| v1::RetryBudget {
         percent: budget.decimal("percent", 0.0..=100.0).unwrap_or(20.0),
         min_retry_concurrency: budget.limit("minRetryConcurrency").unwrap_or(3),
+        budget_interval_ms: budget.duration("budgetInterval", 0).unwrap_or_default(),
     });
     let (tunnel, proxy_protocol) = proxy::decode(fields, settings.tls.as_ref());
     TrafficPolicy { settings: Settings { retry_budget, tunnel, proxy_protocol, ..settings }, ports }

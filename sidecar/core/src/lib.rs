@@ -30,6 +30,7 @@ pub mod path;
 pub mod policy;
 pub mod pool;
 pub mod proxy_protocol;
+pub mod recent;
 pub mod reply;
 pub mod request;
 pub mod retry;

@@ -247,19 +247,21 @@ pub struct Http2Keepalive {
 }
 
 impl ConnectionPool {
-    /// How many retries may be in flight while so many requests are.
+    /// How many retries may be in flight with so many requests: in flight or, with an interval, begun within it.
     pub fn retries(&self, requests: u32) -> u32 {
         self.retry_budget.map_or(self.max_retries, |budget| budget.allows(requests))
     }
 }
 
-/// How many retries may be in flight, by how many requests are.
+/// How many retries may be in flight, by how many requests are or were begun of late.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RetryBudget {
-    /// Of the requests in flight: 0 to 100.
+    /// Of the requests: 0 to 100.
     pub percent: f64,
     /// So many at least.
     pub minimum: u32,
+    /// Requests, retries too, that were begun within this; `None`: those in flight.
+    pub interval: Option<Duration>,
 }
 
 impl RetryBudget {

@@ -4,7 +4,7 @@
 //! body by which it is slower, a time, and a number of copies at once.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::request::Parts;
@@ -97,6 +97,7 @@ impl Copy {
         let picked = cluster.balancer().pick(self.hash, &mut || rand::rng().next_u64(), 0).cloned();
         let Some(endpoint) = picked else { return };
         let _in_flight = endpoint.state.enter();
+        cluster.shared.limits.begun(&cluster.config.pool, Instant::now);
         let (identity, worker) = (&self.down.proxy.identity, self.down.worker);
         let (multiplex, grpc) = (self.multiplex, self.grpc);
         let ends = Some(&self.down.ends);

@@ -239,7 +239,11 @@ fn retry_budget(message: v1::RetryBudget) -> Result<RetryBudget> {
     if !(0.0..=100.0).contains(&message.percent) {
         return error("percent", format!("{} is not 0 to 100", message.percent));
     }
-    Ok(RetryBudget { percent: message.percent, minimum: message.min_retry_concurrency })
+    Ok(RetryBudget {
+        percent: message.percent,
+        minimum: message.min_retry_concurrency,
+        interval: millis(message.budget_interval_ms),
+    })
 }
 
 pub(super) fn outlier_detection(message: &v1::OutlierDetection) -> Result<OutlierDetection> {

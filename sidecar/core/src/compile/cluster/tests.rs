@@ -15,6 +15,16 @@ fn a_connection_that_says_whose_it_is_has_one_stream() {
 }
 
 #[test]
+fn a_retry_budget_may_have_an_interval() {
+    let of = |budget_interval_ms| {
+        let budget = v1::RetryBudget { percent: 20.0, min_retry_concurrency: 3, budget_interval_ms };
+        let pool = v1::ConnectionPool { retry_budget: Some(budget), ..Default::default() };
+        connection_pool(Some(&pool)).unwrap().retry_budget.unwrap().interval
+    };
+    assert_eq!((of(0), of(10_000)), (None, Some(Duration::from_secs(10))));
+}
+
+#[test]
 fn a_tunnel_has_an_authority() {
     let of = |host: &str, port, post| {
         let tunnel = Some(v1::Tunnel { post, host: host.into(), port });
