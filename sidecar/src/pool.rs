@@ -416,3 +416,6 @@ impl Drop for Lease {
 pub struct TcpSlot {
     _slot: Slot,
 }
+
+#[cfg(test)]
+mod tests;

@@ -186,6 +186,10 @@ impl Dialer<'_> {
     }
 
     fn header(&self) -> Option<Vec<u8>> {
+        // A gateway of another data centre passes TLS on by what it begins with.
+        if self.endpoint.remote.is_some() {
+            return None;
+        }
         Some(proxy_protocol::header(self.cluster.proxy_protocol?, self.ends?))
     }
 }

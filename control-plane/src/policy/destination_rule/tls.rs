@@ -80,6 +80,9 @@ pub(super) fn decode(fields: &Fields<'_>, selected: bool) -> ClientTls {
         }),
         Mode::Disable | Mode::IstioMutual => None,
     };
+    if origination.as_ref().is_some_and(|tls| tls.insecure_skip_verify && !tls.show_credential) {
+        useless(fields, &["credentialName"], "`insecureSkipVerify` takes any certificate");
+    }
     let mode = match mode {
         Mode::Disable => v1::Tls::Disable,
         Mode::IstioMutual => v1::Tls::IstioMutual,
@@ -94,8 +97,8 @@ fn of_credential(fields: &Fields<'_>, selected: bool) {
     for name in files.into_iter().filter(|name| fields.has(name)) {
         fields.error(name, format!("`{name}` and `credentialName` exclude each other: a credential has its own files"));
     }
-    let name = fields.string("credentialName").unwrap_or_default();
-    if name.is_empty() || name.contains(['/', '\\']) || matches!(&*name, "." | "..") {
+    let name = fields.node("credentialName").and_then(|node| node.as_str());
+    if name.is_some_and(|name| name.contains(['/', '\\']) || matches!(name, "" | "." | "..")) {
         fields.error("credentialName", "`credentialName` is the name of a folder in the sidecar's --credentials");
     }
     if !selected {

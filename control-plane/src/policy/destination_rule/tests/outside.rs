@@ -82,6 +82,7 @@ fn tls_to_services_outside() {
         ("{mode: ISTIO_MUTUAL, caCrl: /a}", "error: `caCrl` excludes ISTIO_MUTUAL"),
         ("{mode: ISTIO_MUTUAL, credentialName: a}", "error: `credentialName` excludes ISTIO_MUTUAL"),
         ("{mode: SIMPLE, credentialName: a}", "error: `credentialName` needs a `workloadSelector` in the rule"),
+        ("{mode: SIMPLE, credentialName: ''}", "`credentialName` is the name of a folder"),
         ("{mode: SIMPLE, credentialName: ../a}", "`credentialName` is the name of a folder"),
         ("{mode: MUTUAL, privateKey: /a, credentialName: a}", "`privateKey` and `credentialName` exclude each other"),
         ("{mode: SIMPLE, caCrl: /a, credentialName: a}", "`caCrl` and `credentialName` exclude each other"),
