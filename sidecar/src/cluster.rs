@@ -64,7 +64,9 @@ impl ClusterView {
                 let shared = previous.shared.clone();
                 shared.pool.set_policy(&config.pool);
                 let old = &previous.config;
-                if (&old.tls, old.pool.tcp_keepalive) != (&config.tls, config.pool.tcp_keepalive) {
+                if (&old.tls, old.pool.tcp_keepalive, old.proxy_protocol)
+                    != (&config.tls, config.pool.tcp_keepalive, config.proxy_protocol)
+                {
                     // What is open was opened as the policy said then: without TLS, for example.
                     shared.pool.renew();
                 }

@@ -141,7 +141,7 @@ impl Dialed<'_> {
             let cluster = Arc::new(ClusterView::passthrough(u32::MAX));
             return Ok(Way { cluster, endpoint: Some(foreign_endpoint(self.original)) });
         };
-        let asked = Connection { server_name, source: self.down.peer, destination: self.original };
+        let asked = Connection { server_name, source: self.down.ends.source, destination: self.original };
         let cluster = match port.connection_routes.find(&asked) {
             Routed::To(route) => route.forward.choose(rand::rng().next_u64()).cluster,
             Routed::Default => port.cluster,
@@ -163,7 +163,7 @@ impl Dialed<'_> {
             }
         };
         let to = way.endpoint.as_ref().map_or(To::Any, To::Fixed);
-        tcp::open(&self.down.proxy, &way.cluster, to, self.down.peer, MARK_UPSTREAM, None).await.ok()
+        tcp::open(&self.down.proxy, &way.cluster, to, &self.down.ends, MARK_UPSTREAM, None).await.ok()
     }
 
     /// TLS that has begun with `bytes`: its server name is looked at.

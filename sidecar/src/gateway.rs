@@ -20,6 +20,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use weft_core::gateway::{Inside, Server, Speaks, by_server_name, service};
+use weft_core::proxy_protocol::Ends;
 use weft_core::request::RequestView;
 use weft_core::route::Action;
 use weft_core::sniff::Sniff;
@@ -72,6 +73,10 @@ async fn connection(proxy: Arc<Proxy>, stream: TcpStream, peer: SocketAddr, work
 }
 
 impl Caller {
+    fn ends(&self) -> Ends {
+        Ends { source: self.peer, destination: self.local }
+    }
+
     async fn plain(&self, mut stream: TcpStream, doors: &Doors) {
         let first = tokio::time::timeout(PATIENCE, tcp::first(&mut stream, BytesMut::new(), None)).await;
         let Ok(Ok(First::Bytes(bytes, kind @ (Sniff::Http1 | Sniff::Http2)))) = first else { return };
@@ -129,8 +134,7 @@ impl Caller {
         let down = Arc::new(Downstream {
             proxy: self.proxy.clone(),
             worker: self.worker,
-            peer: self.peer,
-            local: self.local,
+            ends: self.ends(),
             original: None,
             gateway: Some(Arc::new(entrance)),
             foreign: Default::default(),
@@ -139,7 +143,7 @@ impl Caller {
             let (down, scheme, certificate) = (down.clone(), scheme.clone(), certificate.clone());
             async move {
                 let (mut parts, body) = request.into_parts();
-                from_outside(&mut parts, down.peer, scheme, certificate);
+                from_outside(&mut parts, down.ends.source, scheme, certificate);
                 let mut response = outbound::request(&down, Request::from_parts(parts, body)).await;
                 if !http2 {
                     down.proxy.bid_farewell(&mut response);
@@ -176,7 +180,8 @@ impl Caller {
     }
 
     async fn flow(&self, stream: TcpStream, seen: Bytes, cluster: &Arc<ClusterView>, to: To<'_>) {
-        let Ok(flow) = tcp::open(&self.proxy, cluster, to, self.peer, MARK_UPSTREAM, None).await else { return };
+        let ends = self.ends();
+        let Ok(flow) = tcp::open(&self.proxy, cluster, to, &ends, MARK_UPSTREAM, None).await else { return };
         let client = Rewind::new(seen, stream);
         tcp::run(&self.proxy, &self.proxy.outbound, client, flow, Bytes::new(), std::future::pending()).await;
     }

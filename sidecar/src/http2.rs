@@ -14,6 +14,7 @@ mod tests;
 
 pub use client::{Client, Driver, open};
 pub use server::serve;
+pub use tunnel::Tunnel;
 
 /// What one stream may send before we have read it, bytes.
 const STREAM_WINDOW: u32 = 256 * 1024;

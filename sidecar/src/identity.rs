@@ -218,9 +218,11 @@ pub struct Identity {
 
 impl Identity {
     /// An identity kept in `data_dir`, with the credentials that an earlier run left there if they are still good.
-    pub fn open(data_dir: Option<&Path>) -> Identity {
+    /// `credentials`: the folder of those that are not the mesh's.
+    pub fn open(data_dir: Option<&Path>, credentials: &Path) -> Identity {
         let file = data_dir.map(|dir| dir.join("identity.json"));
-        let identity = Identity { file, ..Identity::default() };
+        let outside = Originations::new(credentials.to_owned());
+        let identity = Identity { file, outside, ..Identity::default() };
         match identity.load() {
             Ok(Some(saved)) if saved.not_after > SystemTime::now() => {
                 tracing::info!(id = %saved.id, "found a saved certificate");

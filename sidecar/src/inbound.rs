@@ -19,6 +19,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use weft_core::identity::SpiffeId;
 use weft_core::policy::{Inbound, MtlsMode, Protocol};
+use weft_core::proxy_protocol::Ends;
 use weft_core::reply::Reason;
 use weft_core::sniff::Sniff;
 use weft_core::tls_hello::{Hello, MAX_HELLO, client_hello};
@@ -285,10 +286,11 @@ where
     tokio::pin!(forbidden);
     let inbound = proxy.directory.snapshot().inbound.clone();
     let (cluster, endpoint) = proxy.ports.delivery(caller.to, inbound.as_deref());
+    let ends = Ends { source: caller.peer, destination: caller.to };
     let opened = tokio::select! {
         biased;
         () = &mut forbidden => return,
-        opened = tcp::open(proxy, &cluster, To::Fixed(&endpoint), caller.peer, MARK_DELIVERY, Some(&caller.pair)) => opened,
+        opened = tcp::open(proxy, &cluster, To::Fixed(&endpoint), &ends, MARK_DELIVERY, Some(&caller.pair)) => opened,
     };
     match opened {
         Ok(flow) => tcp::run(proxy, &proxy.inbound, stream, flow, Bytes::new(), forbidden).await,

@@ -45,6 +45,7 @@ pub mod session;
 pub mod sockets;
 pub mod stream;
 pub mod tcp;
+pub mod tunnel;
 pub mod upstream;
 
 pub use weft_agent::files;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
+use weft_core::proxy_protocol::Ends;
 use weft_core::sniff::Sniff;
 
 use crate::connect::original_destination;
@@ -52,8 +53,8 @@ async fn connection(proxy: Arc<Proxy>, stream: TcpStream, peer: SocketAddr, role
     let own = SocketAddr::new(own.ip().to_canonical(), own.port());
     let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
     if role == Role::HttpProxy {
-        let down =
-            Downstream { proxy, worker, peer, local: own, original: None, gateway: None, foreign: Default::default() };
+        let ends = Ends { source: peer, destination: own };
+        let down = Downstream { proxy, worker, ends, original: None, gateway: None, foreign: Default::default() };
         let down = Arc::new(down);
         let found = Box::pin(dialed::http(stream)).await;
         return serve(down, found).await;
@@ -74,8 +75,7 @@ async fn connection(proxy: Arc<Proxy>, stream: TcpStream, peer: SocketAddr, role
             let down = Downstream {
                 proxy,
                 worker,
-                peer,
-                local: original,
+                ends: Ends { source: peer, destination: original },
                 original: original_port,
                 gateway: None,
                 foreign: Default::default(),

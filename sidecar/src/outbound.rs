@@ -29,6 +29,7 @@ use weft_core::headers::Context;
 use weft_core::limits::Permit;
 use weft_core::outcome::Outcome;
 use weft_core::policy::Protocol;
+use weft_core::proxy_protocol::Ends;
 use weft_core::reply::Reason;
 use weft_core::request::RequestView;
 use weft_core::retry::{RetryPolicy, asked};
@@ -63,10 +64,8 @@ pub struct Downstream {
     pub proxy: Arc<Proxy>,
     /// The worker that serves it.
     pub worker: u16,
-    /// The application's side.
-    pub peer: SocketAddr,
-    /// Where it was dialed to; our own listener when it was not redirected.
-    pub local: SocketAddr,
+    /// The application's side, and where it was dialed to: our own listener when it was not redirected.
+    pub ends: Ends,
     /// Where it was dialed to, when it was redirected.
     pub original: Option<SocketAddr>,
     /// The gateway's servers of the port that a caller from outside came in by.
@@ -109,8 +108,8 @@ pub async fn request(down: &Arc<Downstream>, request: Request<Incoming>) -> Resp
             authority: authority(&parts),
             scheme: down.gateway.as_ref().map_or("http", |entrance| entrance.scheme),
             headers: &parts.headers,
-            source: down.peer,
-            local: down.local,
+            source: down.ends.source,
+            local: down.ends.destination,
         };
         match has_path {
             true => decide(down, &parts, &view).await,
@@ -227,7 +226,7 @@ impl Call<'_> {
         let client_host = authority(parts).to_owned();
         let (method, path) = (parts.method.clone(), path_and_query(&parts.uri).to_owned());
         let context = Context {
-            source: self.down.peer,
+            source: self.down.ends.source,
             version: self.version,
             method: method.as_str(),
             authority: &client_host,
@@ -337,7 +336,7 @@ impl Call<'_> {
     }
 
     fn record(&self, parts: &Parts, pair: Arc<Pair>) -> Record {
-        Record::new(&self.down.proxy, parts, self.down.peer, self.start, pair)
+        Record::new(&self.down.proxy, parts, self.down.ends.source, self.start, pair)
     }
 
     /// An answer of our own, that says why.
@@ -368,7 +367,7 @@ impl Call<'_> {
         record.code = response.status().as_u16();
         record.route = Some(route.name.clone());
         let context = Context {
-            source: self.down.peer,
+            source: self.down.ends.source,
             version: self.version,
             method: parts.method.as_str(),
             authority: authority(parts),

@@ -39,6 +39,8 @@ pub struct ClusterPool {
 struct Made {
     generation: u32,
     at: Instant,
+    /// It speaks for one client (PROXY protocol), and serves no request after its first.
+    for_one: bool,
 }
 
 /// Place of one open connection in the pool.
@@ -185,7 +187,8 @@ impl ClusterPool {
     fn is_over(&self, made: Made, served: u32) -> bool {
         let max_requests = self.max_requests.load(Ordering::Relaxed);
         let max_age = self.max_age_ms.load(Ordering::Relaxed);
-        made.generation != self.generation.load(Ordering::Relaxed)
+        made.for_one
+            || made.generation != self.generation.load(Ordering::Relaxed)
             || (max_requests > 0 && served >= max_requests)
             || (max_age > 0 && made.at.elapsed() >= Duration::from_millis(max_age))
     }
@@ -218,7 +221,7 @@ impl ClusterPool {
     ///
     /// # Errors
     /// When a limit refuses, or dialing fails.
-    pub async fn checkout(self: &Arc<Self>, worker: u16, dialer: Dialer<'_>) -> Result<Lease, CheckoutError> {
+    pub async fn checkout(self: &Arc<Self>, worker: u16, dialer: &Dialer<'_>) -> Result<Lease, CheckoutError> {
         let (endpoint, multiplex) = (dialer.endpoint.state.id(), dialer.multiplex);
         loop {
             let mut receiver = None;
@@ -265,10 +268,11 @@ impl ClusterPool {
         Ok(TcpSlot { _slot: Slot { pool: self.clone() } })
     }
 
-    async fn dial(self: &Arc<Self>, mut duty: Dialing, dialer: Dialer<'_>) -> Result<Lease, DialError> {
+    async fn dial(self: &Arc<Self>, mut duty: Dialing, dialer: &Dialer<'_>) -> Result<Lease, DialError> {
         let generation = self.generation.load(Ordering::Relaxed);
         let opened = open_http(dialer).await?;
-        let made = Made { generation, at: Instant::now() };
+        let for_one = dialer.speaks_for_one();
+        let made = Made { generation, at: Instant::now(), for_one };
         let endpoint = duty.endpoint;
         duty.pool = None;
         let slot = Slot { pool: self.clone() };
@@ -280,7 +284,8 @@ impl ClusterPool {
             Opened::Http2(client, driver) => {
                 let shared = Http2 { client, served: Arc::default(), made, _slot: Arc::new(slot) };
                 // One handle is enough to keep an HTTP/2 connection open: its task needs none.
-                let (id, wakes) = self.lock().connected_shared(endpoint, shared.clone(), u32::MAX, Instant::now());
+                let most = if for_one { 1 } else { u32::MAX };
+                let (id, wakes) = self.lock().connected_shared(endpoint, shared.clone(), most, Instant::now());
                 let held = shared._slot.clone();
                 let pool = self.clone();
                 tokio::spawn(async move {
@@ -411,3 +416,6 @@ impl Drop for Lease {
 pub struct TcpSlot {
     _slot: Slot,
 }
+
+#[cfg(test)]
+mod tests;

@@ -94,7 +94,7 @@ pub fn start(config: Config, application: Application) -> Result<Sidecar> {
     raise_descriptor_limit();
     std::fs::create_dir_all(&config.data_dir)
         .with_context(|| format!("cannot make the data folder {}", config.data_dir.display()))?;
-    if config.gateway.is_none() {
+    if !config.gateway {
         claim_ports(&config)?;
     }
     anyhow::ensure!(config.admin_listen.ip().is_loopback(), "--admin-listen must be on loopback");
@@ -105,7 +105,7 @@ pub fn start(config: Config, application: Application) -> Result<Sidecar> {
         );
     }
     let node = node_name(&config.data_dir)?;
-    let identity = Arc::new(Identity::open(Some(&config.data_dir)));
+    let identity = Arc::new(Identity::open(Some(&config.data_dir), &config.credentials));
     let control = Arc::new(Control::new(config.control_planes.clone(), config.token_file.clone(), identity.clone()));
     let place = Place { locality: config.locality.as_str().into(), labels: config.labels.iter().cloned().collect() };
     let (directory, mut writer) = directory::new(place, Some(config.data_dir.join("snapshot.bin")), &config.preload);
@@ -138,7 +138,7 @@ pub fn start(config: Config, application: Application) -> Result<Sidecar> {
         leaving: AtomicBool::new(false),
     });
 
-    let listeners = if config.gateway.is_some() { Vec::new() } else { listeners(&config)? };
+    let listeners = if config.gateway { Vec::new() } else { listeners(&config)? };
     let kept = !listeners.is_empty() && listeners.iter().all(|listener| listener.kept);
     for (address, pages) in [
         (config.ready_listen, Pages::Ready),
@@ -167,7 +167,7 @@ pub fn start(config: Config, application: Application) -> Result<Sidecar> {
         tracing::warn!("no DNS for programs of Consul's: {e:#} (--consul-dns takes another address, or off)");
     }
     let accepting = watch::Sender::new(Accepting::All);
-    let ports = config.gateway.clone().map(|credentials| {
+    let ports = config.gateway.then(|| {
         let ports = watch::Sender::new(Arc::default());
         let receiver = ports.subscribe();
         let mut phase = accepting.subscribe();
@@ -175,7 +175,7 @@ pub fn start(config: Config, application: Application) -> Result<Sidecar> {
             // Never closed: whoever says it has the sender.
             let _ = phase.wait_for(|phase| *phase == Accepting::Nothing).await;
         };
-        tokio::spawn(gateway::keep(proxy.clone(), credentials, ports, end));
+        tokio::spawn(gateway::keep(proxy.clone(), config.credentials.clone(), ports, end));
         receiver
     });
     start_workers(&proxy, &config, listeners, &accepting, ports.as_ref())?;

@@ -4,7 +4,6 @@
 //! silence of the client the connection to the server is opened, and whoever speaks first decides. A slow HTTP client is
 //! still served as HTTP then, and a database greets without delay.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,17 +14,18 @@ use weft_core::balance::Again;
 use weft_core::endpoint::{Endpoint, InFlight};
 use weft_core::flag::ResponseFlag;
 use weft_core::hash::connection_hash;
+use weft_core::proxy_protocol::Ends;
 use weft_core::sniff::{self, Sniff};
 
 use crate::call::Activity;
 use crate::cluster::ClusterView;
-use crate::identity::alpn;
 use crate::metrics::Pair;
 use crate::pool::TcpSlot;
 use crate::proxy::Proxy;
 use crate::relay::{Moved, RelayEnd, relay};
 use crate::stream::{MaybeSocket, Rewind};
-use crate::upstream::{Upstream, connect, connect_through};
+use crate::tunnel::{self, Far};
+use crate::upstream::{Dialer, connect_through};
 
 /// Another attempt to connect goes to another endpoint.
 const OTHERS: Again = Again { other_endpoints: true, other_levels: false };
@@ -78,7 +78,7 @@ pub async fn first<S: AsyncRead + Unpin>(
 /// An open connection to where a client's bytes go.
 pub struct Flow {
     /// The other side.
-    pub upstream: Upstream,
+    pub upstream: Far,
     pair: Arc<Pair>,
     cluster: Arc<ClusterView>,
     endpoint: Arc<Endpoint>,
@@ -106,7 +106,7 @@ pub async fn open(
     proxy: &Proxy,
     cluster: &Arc<ClusterView>,
     to: To<'_>,
-    source: SocketAddr,
+    ends: &Ends,
     mark: u32,
     reported_as: Option<&Arc<Pair>>,
 ) -> Result<Flow, ResponseFlag> {
@@ -119,7 +119,7 @@ pub async fn open(
         None => cluster.pair(proxy, endpoint),
     };
     let refuse = |flag: ResponseFlag, why: &dyn std::fmt::Display| {
-        tracing::warn!(cluster = %cluster.config.name, %source, flag = flag.as_str(), "TCP connection refused: {why}");
+        tracing::warn!(cluster = %cluster.config.name, source = %ends.source, flag = flag.as_str(), "TCP connection refused: {why}");
         let pair = pair(fixed);
         proxy.metrics.tcp_opened(&pair);
         proxy.metrics.tcp_closed(&pair, Some(flag), 0, 0);
@@ -132,7 +132,7 @@ pub async fn open(
         Ok(slot) => slot,
         Err(overflow) => return Err(refuse(ResponseFlag::UpstreamOverflow, &overflow)),
     };
-    let hash = connection_hash(cluster.config.load_balancer.hash_policies(), source);
+    let hash = connection_hash(cluster.config.load_balancer.hash_policies(), ends.source);
     let mut random = || rand::rng().next_u64();
     let mut tried = Vec::new();
     // As Istio's default for TCP: three attempts to connect, each to another endpoint where there is one.
@@ -150,8 +150,14 @@ pub async fn open(
         };
         let in_flight = endpoint.state.enter();
         let connected = match to {
-            To::Through => connect_through(&cluster.config, &endpoint, mark).await,
-            To::Any | To::Fixed(_) => connect(&cluster.config, &endpoint, &proxy.identity, alpn::TCP, mark).await,
+            To::Through => connect_through(&cluster.config, &endpoint, mark)
+                .await
+                .map(|upstream| Far::Connection(Rewind::new(Bytes::new(), upstream))),
+            To::Any | To::Fixed(_) => {
+                let (endpoint, identity, ends) = (&endpoint, &proxy.identity, Some(ends));
+                let dialer = Dialer { cluster: &cluster.config, endpoint, identity, ends, multiplex: false, mark };
+                tunnel::open(&dialer).await
+            }
         };
         match connected {
             Ok(upstream) => {

@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use rustls_pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -16,6 +16,7 @@ use weft_core::endpoint::{Endpoint, Target};
 use weft_core::identity::SpiffeId;
 use weft_core::outcome::Outcome;
 use weft_core::policy::{Cluster, Origination, Tls};
+use weft_core::proxy_protocol::{self, Ends};
 
 use crate::connect::{self, Keepalive};
 use crate::identity::{Identity, alpn, spiffe_id};
@@ -39,7 +40,8 @@ pub struct DialError {
 }
 
 impl DialError {
-    fn new(outcome: Outcome, detail: impl ToString) -> DialError {
+    /// With what it means and what it was.
+    pub fn new(outcome: Outcome, detail: impl ToString) -> DialError {
         DialError { outcome, detail: detail.to_string(), without_identity: false }
     }
 
@@ -58,17 +60,13 @@ pub enum Upstream {
     Tls(Box<TlsStream<ReadAhead<TcpStream>>>),
 }
 
-/// Dials `endpoint` as `cluster` says. `alpn`: what will be spoken inside mTLS.
+/// Dials as the cluster's policy says. `alpn`: what will be spoken inside mTLS.
 ///
 /// # Errors
-/// Says what failed; an endpoint that is not who the registry says it is was sent nothing.
-pub async fn connect(
-    cluster: &Cluster,
-    endpoint: &Endpoint,
-    identity: &Identity,
-    alpn: &[u8],
-    mark: u32,
-) -> Result<Upstream, DialError> {
+/// Says what failed; an endpoint that is not who the registry says it is was sent nothing but, where the policy wants
+/// one, a PROXY header.
+pub async fn connect(dialer: &Dialer<'_>, alpn: &[u8]) -> Result<Upstream, DialError> {
+    let Dialer { cluster, endpoint, identity, mark, .. } = *dialer;
     let expected = match (&cluster.tls, endpoint.identities()) {
         (Tls::Disable | Tls::Originate(_), _) | (Tls::Auto, []) => None,
         (Tls::Auto | Tls::IstioMutual, ids @ [_, ..]) => Some(ids),
@@ -82,7 +80,10 @@ pub async fn connect(
         None => cluster.pool.connect_timeout,
     };
     let connecting = async {
-        let (stream, to) = dial(cluster, endpoint, mark).await?;
+        let (mut stream, to) = dial(cluster, endpoint, mark).await?;
+        if let Some(header) = dialer.header() {
+            stream.write_all(&header).await.map_err(|e| DialError::io(&e))?;
+        }
         if let Tls::Originate(origination) = &cluster.tls {
             return originate(origination, identity, alpn, stream).await;
         }
@@ -163,8 +164,7 @@ fn server_name(cluster: &Cluster, to: SocketAddr) -> ServerName<'static> {
     ServerName::try_from(name).unwrap_or(ServerName::from(to.ip()))
 }
 
-/// How to open an HTTP connection, when the pool says that one is to be opened.
-#[derive(Clone, Copy)]
+/// How to open a connection; for HTTP when the pool says that one is to be opened.
 pub struct Dialer<'a> {
     /// Its policy.
     pub cluster: &'a Cluster,
@@ -172,20 +172,37 @@ pub struct Dialer<'a> {
     pub endpoint: &'a Endpoint,
     /// Who we are.
     pub identity: &'a Identity,
+    /// The connection that it is opened for; `None`: nobody's.
+    pub ends: Option<&'a Ends>,
     /// Whether HTTP/2 is spoken.
     pub multiplex: bool,
     /// Mark of the socket.
     pub mark: u32,
 }
 
+impl Dialer<'_> {
+    /// Whether the connection says whose it is: then it is for one request, and nobody else's.
+    pub fn speaks_for_one(&self) -> bool {
+        self.ends.is_some() && self.cluster.proxy_protocol.is_some()
+    }
+
+    fn header(&self) -> Option<Vec<u8>> {
+        // A gateway of another data centre passes TLS on by what it begins with.
+        if self.endpoint.remote.is_some() {
+            return None;
+        }
+        Some(proxy_protocol::header(self.cluster.proxy_protocol?, self.ends?))
+    }
+}
+
 /// Dials for HTTP and shakes hands.
 ///
 /// # Errors
 /// As [`connect()`].
-pub async fn open_http(dialer: Dialer<'_>) -> Result<Opened, DialError> {
-    let Dialer { cluster, endpoint, identity, multiplex, mark } = dialer;
+pub async fn open_http(dialer: &Dialer<'_>) -> Result<Opened, DialError> {
+    let Dialer { cluster, multiplex, .. } = *dialer;
     let alpn = if multiplex { alpn::HTTP2 } else { alpn::HTTP1 };
-    let stream = connect(cluster, endpoint, identity, alpn, mark).await?;
+    let stream = connect(dialer, alpn).await?;
     if !multiplex {
         return Ok(Opened::Http1(http1::Client::new(stream)));
     }

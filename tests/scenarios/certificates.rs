@@ -3,7 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, IsCa, Issuer, KeyIdMethod, KeyPair,
+    RevokedCertParams, SerialNumber, date_time_ymd,
+};
 
 /// A CA's file, and files of certificate and key by it for each name.
 pub(crate) struct Certificates {
@@ -35,10 +38,38 @@ impl Certificates {
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::new(vec![host.to_owned()])?;
         params.distinguished_name.push(DnType::CommonName, host);
+        params.serial_number = Some(serial(folder));
         let leaf = params.signed_by(&key, &self.issuer)?;
         let folder = self.dir.join(folder);
         std::fs::create_dir_all(&folder)?;
         std::fs::write(folder.join("tls.crt"), leaf.pem())?;
         Ok(std::fs::write(folder.join("tls.key"), key.serialize_pem())?)
     }
+
+    /// A list of revoked leaves, by their folders, in a file.
+    pub(crate) fn revoke(&self, file: &str, folders: &[&str]) -> Result<()> {
+        let revoked = |folder: &&str| RevokedCertParams {
+            serial_number: serial(folder),
+            revocation_time: date_time_ymd(2026, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let params = CertificateRevocationListParams {
+            this_update: date_time_ymd(2026, 1, 1),
+            next_update: date_time_ymd(2100, 1, 1),
+            crl_number: SerialNumber::from(1u64),
+            issuing_distribution_point: None,
+            revoked_certs: folders.iter().map(revoked).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        // Replaced at once: half a list is none.
+        let temporary = self.dir.join("new.crl");
+        std::fs::write(&temporary, params.signed_by(&self.issuer)?.pem()?)?;
+        Ok(std::fs::rename(temporary, self.dir.join(file))?)
+    }
+}
+
+/// Of the leaf in a folder, whose name has twenty bytes at most (RFC 5280, 4.1.2.2).
+fn serial(folder: &str) -> SerialNumber {
+    SerialNumber::from_slice(folder.as_bytes())
 }

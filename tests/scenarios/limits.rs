@@ -1,10 +1,11 @@
 //! Limits: exact, and said why.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use weft_tests::{Mesh, statuses};
+use weft_tests::{Mesh, statuses, wait_for};
 
 use crate::Scenario;
 
@@ -13,6 +14,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         ("one_connection_and_one_pending", one_and_one),
         ("two_requests_a_connection", two_a_connection),
         ("connections_never_exceed_the_limit", never_exceeded),
+        ("retries_are_a_share_of_the_requests_of_late", budget),
         ("a_failing_instance_is_ejected_and_comes_back", ejection),
     ]
 }
@@ -54,6 +56,60 @@ fn one_and_one() -> Result<()> {
     let metrics = front.curl(&["http://127.0.0.1:15020/metrics"])?;
     ensure!(metrics.contains("response_flags=\"UO\""), "no UO in the metrics");
     Ok(())
+}
+
+/// One request at a time: half of those in flight is no retry, half of those of late is one for each.
+fn budget() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    let order = mesh.instance("order1", "order-service", 8080, &[])?;
+    let (front, _sidecar) = mesh.client("frontend")?;
+    let vip = mesh.vip("order-service")?;
+    let policy = |more: &str| {
+        let text = format!(
+            "
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {{name: order}}
+spec:
+  hosts: [order-service]
+  http: [{{route: [{{destination: {{host: order-service}}}}], retries: {{attempts: 1, retryOn: '503'}}}}]
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {{name: order}}
+spec:
+  host: order-service
+  trafficPolicy: {{retryBudget: {{percent: 50, minRetryConcurrency: 0{more}}}}}
+"
+        );
+        mesh.policy("order.yaml", &text)
+    };
+    // How often the application was asked: its own sidecar counts.
+    let asked = || -> Result<u64> {
+        let text = order.pod.curl(&["http://127.0.0.1:15020/metrics"])?;
+        let ours =
+            text.lines().filter(|line| line.starts_with("istio_requests_total{") && line.contains("\"destination\""));
+        let of_code = ours.filter(|line| line.contains("response_code=\"503\""));
+        Ok(of_code.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum())
+    };
+    let plan = json!({
+        "url": format!("http://{vip}/status/503"), "count": 5, "headers": {"Host": "order-service"},
+    });
+    let expect = |what: &str, wanted: u64| {
+        wait_for(what, Duration::from_secs(15), || {
+            let before = asked()?;
+            ensure!(statuses(&front.requests(&plan)?) == HashMap::from([(503, 5)]));
+            let attempts = asked()? - before;
+            ensure!(attempts == wanted, "{attempts} attempts");
+            Ok(())
+        })
+    };
+    policy("")?;
+    expect("no retry", 5)?;
+    policy(", budgetInterval: 60s")?;
+    expect("a retry for each", 10)?;
+    policy("")?;
+    expect("no retry again", 5)
 }
 
 fn two_a_connection() -> Result<()> {

@@ -10,7 +10,11 @@ use weft_tests::{Mesh, Pod, served_by, wait_for};
 use crate::Scenario;
 
 pub(crate) fn all() -> Vec<Scenario> {
-    vec![("the_near_are_called_and_the_far_stand_in", near), ("a_new_instance_warms_up", warmup)]
+    vec![
+        ("the_near_are_called_and_the_far_stand_in", near),
+        ("regions_decide_what_labels_leave_open", labels),
+        ("a_new_instance_warms_up", warmup),
+    ]
 }
 
 fn rule(balancer: &str) -> String {
@@ -65,6 +69,39 @@ fn near() -> Result<()> {
     expect("regions", &[("order2", 200)], 0)?;
     mesh.policy("order.yaml", &rule("{simple: ROUND_ROBIN, localityLbSetting: {enabled: false}}"))?;
     expect("all alike", &[("order2", 100), ("order3", 100)], 1)
+}
+
+/// The same rack wherever it is; of the others the nearest, and the region that is named before any.
+fn labels() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    let priority =
+        "{simple: ROUND_ROBIN, localityLbSetting: {failoverPriority: [rack], failover: [{from: eu, to: us}]}}";
+    mesh.policy("order.yaml", &rule(priority))?;
+    let instance = |name: &str, args: &[&str]| mesh.instance(name, "order-service", 8080, args);
+    let rack = instance("order1", &["--locality", "asia/a", "--label", "rack=7"])?;
+    let near = instance("order2", &["--locality", "eu/b"])?;
+    let _us = instance("order3", &["--locality", "us/a"])?;
+    let _far = instance("order4", &["--locality", "asia/a"])?;
+    let front = mesh.pod("frontend")?;
+    let _sidecar = mesh.sidecar(&front, "frontend", &["--locality", "eu/a", "--label", "rack=7"])?;
+    mesh.redirect(&front)?;
+    let url = format!("http://{}/", mesh.vip("order-service")?);
+    let expect = |what: &str, wanted: &str| {
+        wait_for(what, Duration::from_secs(15), || {
+            let seen = shares(&front, &url)?;
+            ensure!(seen.len() == 1 && seen.contains_key(wanted), "{seen:?}, not {wanted}");
+            Ok(())
+        })
+    };
+    let eject = |pod: &Pod| {
+        pod.curl(&["-X", "POST", "http://127.0.0.1:8080/sick"])?;
+        front.requests(&json!({"url": format!("{url}health"), "count": 5, "headers": {"Host": "order-service"}}))
+    };
+    expect("the same rack", "order1")?;
+    eject(&rack.pod)?;
+    expect("the same region", "order2")?;
+    eject(&near.pod)?;
+    expect("the region that is named", "order3")
 }
 
 fn warmup() -> Result<()> {

@@ -19,6 +19,7 @@ mod machine;
 mod operations;
 mod outside;
 mod protocols;
+mod proxies;
 mod registry;
 mod routes;
 mod sidecars;
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
     let trials = [
         traffic::all(),
         protocols::all(),
+        proxies::all(),
         limits::all(),
         locality::all(),
         agent::all(),

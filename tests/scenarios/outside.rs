@@ -9,7 +9,11 @@ use crate::Scenario;
 use crate::certificates::Certificates;
 
 pub(crate) fn all() -> Vec<Scenario> {
-    vec![("tls_begins_at_the_sidecar", tls), ("every_address_of_a_name_is_an_endpoint", names)]
+    vec![
+        ("tls_begins_at_the_sidecar", tls),
+        ("tls_by_credential_and_what_was_revoked", credential),
+        ("every_address_of_a_name_is_an_endpoint", names),
+    ]
 }
 
 /// The application speaks plaintext, the sidecar TLS.
@@ -78,6 +82,72 @@ spec:
     expect("the system's authorities", "http://api.example.com/", " 503 ")?;
     mesh.policy("api.yaml", &policy("mode: SIMPLE, insecureSkipVerify: true"))?;
     expect("anybody", "http://api.example.com/", "the application's own TLS")
+}
+
+/// A server whose certificate is revoked gets no further connection, and a credential is read from the sidecar's disk.
+fn credential() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    let folder = mesh.center.folder("certificates");
+    let certificates = Certificates::new(&folder)?;
+    certificates.leaf("server", "api.example.com")?;
+    certificates.leaf("shop", "a shop")?;
+    certificates.revoke("ca.crl", &["another"])?;
+    let outside = mesh.pod("outside")?;
+    let script = tests_dir().join("apps/tls_server.py").to_string_lossy().into_owned();
+    let (certificate, key) = (certificates.path("server/tls.crt"), certificates.path("server/tls.key"));
+    let _server = outside.spawn("closed", "python3", &[&script, "9443", &certificate, &key, &certificates.ca()])?;
+    // A flow of bytes has a connection of its own each time.
+    let policy = |tls: &str| {
+        format!(
+            "
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: api}}
+spec:
+  hosts: [api.example.com]
+  ports: [{{number: 82, name: tcp, protocol: TCP, targetPort: 9443}}]
+  resolution: STATIC
+  endpoints: [{{address: {}}}]
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {{name: api}}
+spec:
+  host: api.example.com
+  workloadSelector: {{matchLabels: {{app: shop}}}}
+  trafficPolicy:
+    tls: {{{tls}}}
+",
+            outside.ip
+        )
+    };
+    let front = mesh.pod("frontend")?;
+    let credentials = folder.to_string_lossy().into_owned();
+    let args = ["--workload", "frontend", "--label", "app=shop", "--credentials", &credentials];
+    let sidecar = mesh.sidecar(&front, "frontend", &args)?;
+    mesh.redirect(&front)?;
+    let served = |what: &str, yes: bool| {
+        wait_for(what, Duration::from_secs(15), || {
+            let answer = front.curl(&["http://api.example.com:82/"]);
+            let is_served = answer.as_ref().is_ok_and(|answer| answer == "the application's own TLS to a shop");
+            ensure!(is_served == yes, "{answer:?}");
+            Ok(())
+        })
+    };
+    let (ca, crl) = (certificates.ca(), certificates.path("ca.crl"));
+    let (certificate, key) = (certificates.path("shop/tls.crt"), certificates.path("shop/tls.key"));
+    let files = format!("clientCertificate: {certificate}, privateKey: {key}, caCertificates: {ca}, caCrl: {crl}");
+    mesh.policy("api.yaml", &policy(&format!("mode: MUTUAL, {files}")))?;
+    served("another was revoked", true)?;
+    certificates.revoke("ca.crl", &["another", "server"])?;
+    served("it was revoked", false)?;
+    ensure!(sidecar.output().contains("invalid peer certificate: Revoked"), "{}", sidecar.output());
+
+    std::fs::copy(folder.join("ca.crt"), folder.join("shop/ca.crt"))?;
+    mesh.policy("api.yaml", &policy("mode: MUTUAL, credentialName: shop"))?;
+    served("a credential without a list", true)?;
+    certificates.revoke("shop/ca.crl", &["server"])?;
+    served("a credential with one", false)
 }
 
 /// A name of the outside is asked for again when its records have lived, and each of its addresses is an endpoint.

@@ -153,7 +153,7 @@ fn policy(cluster: &Cluster, percent: f64) -> Destination {
         locality: settings::locality(&cluster.locality),
         limits: settings::limits(&cluster.pool),
         outlier_detection: cluster.outlier.as_ref().map(settings::outlier).unwrap_or_default(),
-        tls: settings::tls(&cluster.tls),
+        tls: settings::connection(cluster),
         ..Destination::default()
     }
 }

@@ -75,6 +75,9 @@ pub(super) fn locality(locality: &Locality) -> String {
         Locality::Distribute(_) => "by the shares of distribute",
         Locality::Failover(Failover::Regions(_)) => "the near first",
         Locality::Failover(Failover::Labels(_)) => "the near first, by the labels of failoverPriority",
+        Locality::Failover(Failover::Both(..)) => {
+            "the near first, by the labels of failoverPriority and then by regions"
+        }
     }
     .to_owned()
 }
@@ -129,7 +132,20 @@ pub(super) fn outlier(policy: &OutlierDetection) -> Vec<Setting> {
     all.into_iter().flatten().collect()
 }
 
-pub(super) fn tls(tls: &Tls) -> String {
+/// What a connection is secured by, and what is said on it before anything else.
+pub(super) fn connection(cluster: &Cluster) -> String {
+    let mut text = tls(&cluster.tls);
+    if let Some(version) = cluster.proxy_protocol {
+        text += &format!(", behind a PROXY header {version:?}");
+    }
+    if let Some(tunnel) = &cluster.tunnel {
+        let method = if tunnel.post { "POST" } else { "CONNECT" };
+        text += &format!(", bytes in a tunnel by {method} to {}", tunnel.authority);
+    }
+    text
+}
+
+fn tls(tls: &Tls) -> String {
     match tls {
         Tls::Auto => "mutual where the endpoint has a sidecar, else plaintext".to_owned(),
         Tls::Disable => "DISABLE: plaintext".to_owned(),

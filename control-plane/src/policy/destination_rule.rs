@@ -1,6 +1,7 @@
 //! DestinationRule: how to call a host (balancing, limits, ejection, TLS) and which subsets it has.
 
 mod load_balancer;
+mod proxy;
 mod tls;
 
 use std::collections::{BTreeMap, HashSet};
@@ -10,7 +11,7 @@ use weft_proto::v1;
 use super::{
     connection_pool,
     export::{self, Export},
-    fields::{Fields, Shape, not_yet, object, read},
+    fields::{Fields, Shape, object, read},
     names,
 };
 
@@ -53,6 +54,10 @@ pub struct Settings {
     pub tls: Option<ClientTls>,
     /// `retryBudget`; not of a port's settings.
     pub retry_budget: Option<v1::RetryBudget>,
+    /// `tunnel`; not of a port's settings.
+    pub tunnel: Option<v1::Tunnel>,
+    /// `proxyProtocol`; not of a port's settings.
+    pub proxy_protocol: Option<v1::ProxyProtocol>,
 }
 
 /// Endpoints of a host that have all of some labels.
@@ -91,9 +96,9 @@ const TRAFFIC_POLICY: Shape = &[
     object("outlierDetection", OUTLIER_DETECTION),
     object("tls", tls::SHAPE),
     object("portLevelSettings", PORT_LEVEL),
-    not_yet("tunnel"),
-    not_yet("proxyProtocol"),
-    object("retryBudget", &[read("percent"), read("minRetryConcurrency"), not_yet("budgetInterval")]),
+    object("tunnel", proxy::TUNNEL),
+    object("proxyProtocol", proxy::PROXY_PROTOCOL),
+    object("retryBudget", &[read("percent"), read("minRetryConcurrency"), read("budgetInterval")]),
 ];
 /// Fields of `spec`.
 pub(crate) const SHAPE: Shape = &[
@@ -122,6 +127,7 @@ pub(crate) fn decode(spec: &Fields<'_>) -> DestinationRule {
             "`exportTo` and `workloadSelector` exclude each other: who is selected is of this namespace",
         );
     }
+    let selected = !selector.is_empty();
     let mut subsets: Vec<Subset> = Vec::new();
     let mut named = HashSet::new();
     for fields in spec.objects("subsets") {
@@ -136,14 +142,15 @@ pub(crate) fn decode(spec: &Fields<'_>) -> DestinationRule {
             fields.error("name", format!("subset `{name}` is defined twice"));
         }
         let labels = fields.string_map("labels");
-        let traffic_policy = fields.object("trafficPolicy").map(|fields| traffic_policy(&fields));
+        let traffic_policy = fields.object("trafficPolicy").map(|fields| traffic_policy(&fields, selected));
         subsets.push(Subset { name, labels, traffic_policy });
     }
-    let traffic_policy = spec.object("trafficPolicy").map(|fields| traffic_policy(&fields));
+    let traffic_policy = spec.object("trafficPolicy").map(|fields| traffic_policy(&fields, selected));
     DestinationRule { export, selector, host, traffic_policy, subsets }
 }
 
-fn traffic_policy(fields: &Fields<'_>) -> TrafficPolicy {
+/// `selected`: the rule is for certain workloads.
+fn traffic_policy(fields: &Fields<'_>, selected: bool) -> TrafficPolicy {
     if fields.written() == 0 {
         fields.error_at(fields.place, format!("`{}` must have at least one field", fields.path));
     }
@@ -153,18 +160,21 @@ fn traffic_policy(fields: &Fields<'_>) -> TrafficPolicy {
         let Some(port) = entry.object("port") else { continue };
         port.require("number");
         let Some(number) = port.port("number") else { continue };
-        if ports.insert(number, settings(&entry)).is_some() {
+        if ports.insert(number, settings(&entry, selected)).is_some() {
             port.error("number", format!("port {number} has settings already"));
         }
     }
+    let settings = settings(fields, selected);
     let retry_budget = fields.object("retryBudget").map(|budget| v1::RetryBudget {
         percent: budget.decimal("percent", 0.0..=100.0).unwrap_or(20.0),
         min_retry_concurrency: budget.limit("minRetryConcurrency").unwrap_or(3),
+        budget_interval_ms: budget.duration("budgetInterval", 0).unwrap_or_default(),
     });
-    TrafficPolicy { settings: Settings { retry_budget, ..settings(fields) }, ports }
+    let (tunnel, proxy_protocol) = proxy::decode(fields, settings.tls.as_ref());
+    TrafficPolicy { settings: Settings { retry_budget, tunnel, proxy_protocol, ..settings }, ports }
 }
 
-fn settings(fields: &Fields<'_>) -> Settings {
+fn settings(fields: &Fields<'_>, selected: bool) -> Settings {
     let fails_over = fields.object("loadBalancer").and_then(|balancer| balancer.object("localityLbSetting"));
     let fails_over = fails_over.is_some_and(|locality| locality.has("failover") || locality.has("failoverPriority"));
     if fails_over && !fields.has("outlierDetection") {
@@ -172,11 +182,11 @@ fn settings(fields: &Fields<'_>) -> Settings {
         fields.warn("loadBalancer", text);
     }
     Settings {
-        retry_budget: None,
         load_balancer: fields.object("loadBalancer").map(|fields| load_balancer::decode(&fields)),
         connection_pool: fields.object("connectionPool").map(|fields| connection_pool::decode(&fields)),
         outlier_detection: fields.object("outlierDetection").map(|fields| outlier_detection(&fields)),
-        tls: fields.object("tls").map(|fields| tls::decode(&fields)),
+        tls: fields.object("tls").map(|fields| tls::decode(&fields, selected)),
+        ..Settings::default()
     }
 }
 

@@ -101,6 +101,8 @@ fn cluster(settings: &Settings) -> v1::Service {
         outlier_detection: settings.outlier_detection.clone(),
         tls: settings.tls.as_ref().map(|tls| tls.mode).unwrap_or_default().into(),
         tls_origination: settings.tls.as_ref().and_then(|tls| tls.origination.clone()),
+        tunnel: settings.tunnel.clone(),
+        proxy_protocol: settings.proxy_protocol.unwrap_or_default().into(),
         ..v1::Cluster::default()
     };
     v1::Service { clusters: vec![cluster], ..named() }

@@ -56,7 +56,8 @@ impl<'a> Rules<'a> {
     }
 
     /// Settings of a port and, unless empty, a subset. A port's own settings replace the rule's as a whole; a subset's
-    /// override block by block; a subset's settings of the port replace everything.
+    /// override block by block; a subset's settings of the port are in the subset's place, and replace what a port can have
+    /// whether they have it or not: what it cannot have is left as it is, as in Istio (`mergeTrafficPolicy`).
     pub(super) fn decide(&self, port: u32, subset: &str) -> Decided {
         let mut decided = Decided::default();
         if let Some((policy, document)) = self.policy {
@@ -68,17 +69,21 @@ impl<'a> Rules<'a> {
         };
         let Some(policy) = &subset.traffic_policy else { return decided };
         decided.policy = document.reference();
+        let base = decided.settings;
         if let Some(own) = policy.ports.get(&port) {
-            decided.settings = own.clone();
+            let Settings { retry_budget, tunnel, proxy_protocol, .. } = base;
+            decided.settings = Settings { retry_budget, tunnel, proxy_protocol, ..own.clone() };
             return decided;
         }
-        let (base, over) = (decided.settings, policy.settings.clone());
+        let over = policy.settings.clone();
         decided.settings = Settings {
             load_balancer: over.load_balancer.or(base.load_balancer),
             connection_pool: over.connection_pool.or(base.connection_pool),
             outlier_detection: over.outlier_detection.or(base.outlier_detection),
             tls: over.tls.or(base.tls),
             retry_budget: over.retry_budget.or(base.retry_budget),
+            tunnel: over.tunnel.or(base.tunnel),
+            proxy_protocol: over.proxy_protocol.or(base.proxy_protocol),
         };
         decided
     }

@@ -245,6 +245,8 @@ impl<'a> Clusters<'a> {
             outlier_detection: settings.outlier_detection,
             tls: tls.mode.into(),
             tls_origination: tls.origination,
+            tunnel: settings.tunnel,
+            proxy_protocol: settings.proxy_protocol.unwrap_or_default().into(),
             policy: decided.policy,
             undefined: unknown && !original_destination,
             original_destination,

@@ -244,6 +244,53 @@ fn ports_replace_subsets_overlay_and_rules_join() {
     assert_eq!(endpoint.ports["api"], 8080);
 }
 
+/// Istio's `MergeSubsetTrafficPolicy`: a port's settings of the rule take everything away that they do not have, those of a
+/// subset what they could have had.
+#[test]
+fn what_a_port_cannot_set_is_lost_by_the_rules_port_and_kept_by_the_subsets() {
+    let policies = [
+        doc(
+            "Service",
+            "order-service",
+            "default",
+            "{ports: [{name: tcp-a, port: 80}, {name: tcp-b, port: 90}, {name: tcp-c, port: 91}]}",
+        ),
+        doc(
+            "DestinationRule",
+            "a",
+            "default",
+            "
+  host: order-service
+  trafficPolicy:
+    proxyProtocol: {version: V2}
+    retryBudget: {percent: 7}
+    portLevelSettings: [{port: {number: 90}, outlierDetection: {}}]
+  subsets:
+  - name: v1
+    labels: {version: v1}
+    trafficPolicy:
+      proxyProtocol: {version: V1}
+      portLevelSettings: [{port: {number: 91}, outlierDetection: {}}]",
+        ),
+        doc(
+            "VirtualService",
+            "v",
+            "default",
+            "{hosts: [order-service], tcp: [{route: [{destination: {host: order-service, subset: v1}}]}]}",
+        ),
+    ]
+    .concat();
+    let world = world(&policies, &orders());
+    let service = service(&world, &Scope::of("default"), ORDER).unwrap();
+    let of = |port: u32, subset: &str| {
+        let cluster = cluster(&service, &format!("outbound|{port}|{subset}|{ORDER}"));
+        (cluster.proxy_protocol(), cluster.connection_pool.and_then(|pool| pool.retry_budget).is_some())
+    };
+    use v1::ProxyProtocol::{None, V1, V2};
+    assert_eq!([of(80, ""), of(90, ""), of(91, "")], [(V2, true), (None, false), (V2, true)]);
+    assert_eq!([of(80, "v1"), of(90, "v1"), of(91, "v1")], [(V1, true), (V1, false), (V2, true)]);
+}
+
 #[test]
 fn a_services_only_registered_port_has_port_settings() {
     let rule = doc(

@@ -6,6 +6,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Instant;
+
+use crate::policy::ConnectionPool;
+use crate::recent::Recent;
 
 /// The counters of one cluster, kept under its name for as long as it exists.
 #[derive(Debug)]
@@ -14,12 +18,34 @@ pub struct ClusterLimits {
     pub requests: Limiter,
     /// Retries in flight; its limit is the pool's `max_retries`.
     pub retries: Limiter,
+    /// Requests that were begun of late, where the retry budget is of these.
+    recent: Recent,
 }
 
 impl ClusterLimits {
     /// Counters at zero.
     pub fn new() -> Self {
-        ClusterLimits { requests: Limiter::new("http2MaxRequests"), retries: Limiter::new("maxRetries") }
+        let (requests, retries) = (Limiter::new("http2MaxRequests"), Limiter::new("maxRetries"));
+        ClusterLimits { requests, retries, recent: Recent::default() }
+    }
+
+    /// A request to an endpoint begins, a retry too. `now` is asked where it matters.
+    pub fn begun(&self, pool: &ConnectionPool, now: impl FnOnce() -> Instant) {
+        if let Some(interval) = pool.retry_budget.and_then(|budget| budget.interval) {
+            self.recent.add(interval, now());
+        }
+    }
+
+    /// A retry, unless as many as the policy allows are in flight. `now` is asked where it matters.
+    ///
+    /// # Errors
+    /// When so many are.
+    pub fn try_retry(&self, pool: &ConnectionPool, now: impl FnOnce() -> Instant) -> Result<Permit, Overflow> {
+        let requests = match pool.retry_budget.and_then(|budget| budget.interval) {
+            Some(interval) => self.recent.count(interval, now()),
+            None => self.requests.active(),
+        };
+        self.retries.try_acquire(pool.retries(requests))
     }
 }
 
@@ -94,6 +120,32 @@ mod tests {
         assert_eq!(limits.requests.active(), 0);
         assert!(limits.requests.try_acquire(1).is_ok());
         assert_eq!(limits.retries.try_acquire(0).unwrap_err(), Overflow { field: "maxRetries", limit: 0 });
+    }
+
+    #[test]
+    #[allow(clippy::disallowed_methods)]
+    fn a_budget_is_of_requests_in_flight_or_of_late() {
+        use crate::policy::RetryBudget;
+        use std::time::Duration;
+        let (limits, start) = (ClusterLimits::new(), Instant::now());
+        let pool = |interval| ConnectionPool {
+            retry_budget: Some(RetryBudget { percent: 20.0, minimum: 0, interval }),
+            ..ConnectionPool::default()
+        };
+        let (flying, late) = (pool(None), pool(Some(Duration::from_secs(10))));
+        let most = |pool: &ConnectionPool, seconds: u64| {
+            let mut held = Vec::new();
+            while let Ok(permit) = limits.try_retry(pool, || start + Duration::from_secs(seconds)) {
+                held.push(permit);
+            }
+            held.len()
+        };
+        let _requests: Vec<_> = (0..10).map(|_| limits.requests.try_acquire(u32::MAX)).collect();
+        for _ in 0..50 {
+            limits.begun(&late, || start);
+        }
+        assert_eq!((most(&flying, 0), most(&late, 0), most(&late, 10), most(&late, 11)), (2, 10, 10, 0));
+        limits.begun(&flying, || unreachable!("nobody counts"));
     }
 
     #[test]

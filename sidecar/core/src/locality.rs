@@ -42,7 +42,12 @@ pub enum Failover {
     Regions(BTreeMap<String, String>),
     /// The more of these labels are one's own the nearer; one counts only where all before it are alike.
     Labels(Vec<Label>),
+    /// By labels, and where they are equally far by regions.
+    Both(Vec<Label>, BTreeMap<String, String>),
 }
+
+/// How many steps away a region may be.
+const STEPS_OF_REGIONS: u32 = 5;
 
 /// A label that near endpoints have.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,23 +95,30 @@ impl Failover {
     /// How far an endpoint is from a proxy: 0 is nearest. A proxy that does not know where it is has all equally far.
     pub fn distance(&self, place: &Place, endpoint: &EndpointConfig) -> u32 {
         match self {
-            Failover::Regions(_) if place.locality.is_empty() => 0,
             Failover::Regions(failover) => by_region(failover, &place.locality, &endpoint.locality),
-            Failover::Labels(labels) => {
-                let alike = labels.iter().take_while(|label| {
-                    let own = || label_of(&label.name, &place.labels, &place.locality);
-                    let wanted = label.value.as_deref().or_else(own);
-                    // What neither has is alike, as in Istio.
-                    wanted.unwrap_or_default()
-                        == label_of(&label.name, &endpoint.labels, &endpoint.locality).unwrap_or_default()
-                });
-                u32::try_from(labels.len() - alike.count()).unwrap_or(u32::MAX)
-            }
+            Failover::Labels(labels) => by_labels(labels, place, endpoint),
+            Failover::Both(labels, failover) => by_labels(labels, place, endpoint)
+                .saturating_mul(STEPS_OF_REGIONS)
+                .saturating_add(by_region(failover, &place.locality, &endpoint.locality)),
         }
     }
 }
 
+fn by_labels(labels: &[Label], place: &Place, endpoint: &EndpointConfig) -> u32 {
+    let alike = labels.iter().take_while(|label| {
+        let own = || label_of(&label.name, &place.labels, &place.locality);
+        let wanted = label.value.as_deref().or_else(own);
+        // What neither has is alike, as in Istio.
+        wanted.unwrap_or_default() == label_of(&label.name, &endpoint.labels, &endpoint.locality).unwrap_or_default()
+    });
+    u32::try_from(labels.len() - alike.count()).unwrap_or(u32::MAX)
+}
+
+/// 0 to 4.
 fn by_region(failover: &BTreeMap<String, String>, own: &str, other: &str) -> u32 {
+    if own.is_empty() {
+        return 0;
+    }
     let parts = |locality: &str| -> [String; 3] {
         let mut parts = locality.split('/').map(str::to_owned);
         std::array::from_fn(|_| parts.next().unwrap_or_default())
@@ -210,5 +222,26 @@ mod tests {
         }
         let none = place("eu/a", &[]);
         assert_eq!(failover.distance(&none, &at("eu/b", &[("version", "v2")])), 0, "neither has a rack");
+    }
+
+    #[test]
+    fn regions_decide_what_labels_leave_open() {
+        let rack = Label { name: "rack".into(), value: None };
+        let both = Failover::Both(vec![rack], [("eu".to_owned(), "us".to_owned())].into());
+        let here = place("eu/a", &[("rack", "7")]);
+        let rack = &[("rack", "7")][..];
+        for (locality, labels, far) in [
+            ("eu/a", rack, 0),
+            ("eu/b", rack, 2),
+            ("asia", rack, 4),
+            ("eu/a", &[], 5),
+            ("eu/b", &[], 7),
+            ("us", &[], 8),
+            ("asia", &[], 9),
+        ] {
+            assert_eq!(both.distance(&here, &at(locality, labels)), far, "{locality} {labels:?}");
+        }
+        let nowhere = Place { locality: "".into(), ..here };
+        assert_eq!(both.distance(&nowhere, &at("us", rack)), 0, "labels alone");
     }
 }

@@ -11,7 +11,9 @@ use http::StatusCode;
 use crate::gateway::Server;
 use crate::hash::HashPolicy;
 use crate::locality::Locality;
+use crate::proxy_protocol;
 use crate::route::{ConnectionRoutes, RouteTable};
+use crate::tunnel::Tunnel;
 
 /// One host of the mesh: all that a call to it needs but the addresses.
 #[derive(Debug, Clone)]
@@ -113,6 +115,10 @@ pub struct Cluster {
     pub outlier: Option<OutlierDetection>,
     /// Transport security towards the endpoints.
     pub tls: Tls,
+    /// Connections begin with a header that tells whose they are: each serves one request, or one client's bytes.
+    pub proxy_protocol: Option<proxy_protocol::Version>,
+    /// Its endpoints are proxies, and connections that are not HTTP go on through them.
+    pub tunnel: Option<Tunnel>,
     /// `DestinationRule/<namespace>/<name>` that decided; empty: defaults.
     pub policy: Arc<str>,
     /// A route names it but nothing defines it: 503 NC.
@@ -138,6 +144,8 @@ impl Cluster {
             pool,
             outlier: None,
             tls: Tls::Disable,
+            proxy_protocol: None,
+            tunnel: None,
             policy: "".into(),
             undefined: false,
             original_destination: true,
@@ -239,19 +247,21 @@ pub struct Http2Keepalive {
 }
 
 impl ConnectionPool {
-    /// How many retries may be in flight while so many requests are.
+    /// How many retries may be in flight with so many requests: in flight or, with an interval, begun within it.
     pub fn retries(&self, requests: u32) -> u32 {
         self.retry_budget.map_or(self.max_retries, |budget| budget.allows(requests))
     }
 }
 
-/// How many retries may be in flight, by how many requests are.
+/// How many retries may be in flight, by how many requests are or were begun of late.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RetryBudget {
-    /// Of the requests in flight: 0 to 100.
+    /// Of the requests: 0 to 100.
     pub percent: f64,
     /// So many at least.
     pub minimum: u32,
+    /// Requests, retries too, that were begun within this; `None`: those in flight.
+    pub interval: Option<Duration>,
 }
 
 impl RetryBudget {
@@ -379,8 +389,21 @@ pub struct Origination {
     pub ca: Option<Arc<str>>,
     /// Files of our certificate and its key.
     pub client: Option<(Arc<str>, Arc<str>)>,
+    /// File of what was revoked.
+    pub crl: Option<Arc<str>>,
+    /// Instead of these files.
+    pub credential: Option<Credential>,
     /// Any certificate will do.
     pub skip_verify: bool,
+}
+
+/// A folder of the proxy's `--credentials`, with the files that Kubernetes' secrets of TLS have.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Credential {
+    /// The folder's name.
+    pub name: Arc<str>,
+    /// Its certificate is shown.
+    pub shown: bool,
 }
 
 /// How a sidecar treats what comes in.

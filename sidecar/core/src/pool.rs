@@ -213,7 +213,7 @@ impl<X, S: Clone, W> Pool<X, S, W> {
             return Err(Overflow { field: "http1MaxPendingRequests", limit: self.limits.max_pending });
         }
         self.pending += 1;
-        let under_way = multiplex && self.dialing.get(&endpoint).is_some_and(|n| *n > 0);
+        let under_way = multiplex && self.is_dialing(endpoint);
         // Nobody overtakes those who wait already.
         if !under_way && self.waiters.is_empty() && self.open < self.limits.max_connections {
             self.begin_dial(endpoint, multiplex);
@@ -382,7 +382,12 @@ impl<X, S: Clone, W> Pool<X, S, W> {
     }
 
     fn waits_for_dial(&self, waiter: &Waiter<W>) -> bool {
-        waiter.multiplex && self.dialing.get(&waiter.endpoint).is_some_and(|n| *n > 0)
+        waiter.multiplex && self.is_dialing(waiter.endpoint)
+    }
+
+    /// Whether a connection is under way that others than its dialer will find room on.
+    fn is_dialing(&self, endpoint: EndpointId) -> bool {
+        self.limits.max_streams > 1 && self.dialing.get(&endpoint).is_some_and(|n| *n > 0)
     }
 
     fn begin_dial(&mut self, endpoint: EndpointId, multiplex: bool) {

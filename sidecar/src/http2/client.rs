@@ -9,12 +9,13 @@ use h2::Reason;
 use h2::client::SendRequest;
 use http::header::{CONTENT_LENGTH, HeaderValue};
 use http::request::Parts;
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use http_body::Body;
 use weft_core::http1::MAX_HEAD;
 use weft_core::policy::Http2Keepalive;
 
 use super::outgoing::{Outgoing, SendError};
+use super::tunnel::Tunnel;
 use super::{CONNECTION_WINDOW, SEND_BUFFER, STREAM_WINDOW};
 use crate::body::RequestBody;
 use crate::http::index_no_unique_values;
@@ -92,6 +93,17 @@ impl Client {
     pub fn is_closed(&mut self) -> bool {
         let mut cx = Context::from_waker(std::task::Waker::noop());
         matches!(self.sender.poll_ready(&mut cx), Poll::Ready(Err(_)))
+    }
+
+    /// Sends a request whose body is bytes as they come, CONNECT or another. What came with its answer's status goes both ways.
+    ///
+    /// # Errors
+    /// When the stream or the connection fails.
+    pub async fn tunnel(&mut self, request: Request<()>) -> Result<(StatusCode, Tunnel), h2::Error> {
+        self.ready().await?;
+        let (answer, send) = self.sender.send_request(request, false)?;
+        let (parts, recv) = answer.await?.into_parts();
+        Ok((parts.status, Tunnel::new(send, recv)))
     }
 
     /// Sends a request, which is no CONNECT: those have a connection of their own.

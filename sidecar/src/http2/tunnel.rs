@@ -1,4 +1,4 @@
-//! A stream that has left HTTP by CONNECT (RFC 9113, 8.5).
+//! A stream that has left HTTP by CONNECT (RFC 9113, 8.5), or whose bodies are taken for bytes.
 
 use std::io;
 use std::pin::Pin;
@@ -13,7 +13,7 @@ use super::outgoing::poll_room;
 use crate::stream::MaybeSocket;
 
 /// Its bytes, both ways.
-pub(super) struct Tunnel {
+pub struct Tunnel {
     send: SendStream<Bytes>,
     recv: RecvStream,
     read: Bytes,

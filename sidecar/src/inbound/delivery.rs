@@ -150,8 +150,9 @@ async fn send(
     let identity = &caller.proxy.identity;
     let Way { cluster, endpoint, multiplex } = way;
     loop {
-        let dialer = Dialer { cluster: &cluster.config, endpoint, identity, multiplex, mark: MARK_DELIVERY };
-        let mut lease = cluster.shared.pool.checkout(caller.worker, dialer).await.map_err(|e| {
+        let (config, mark) = (&cluster.config, MARK_DELIVERY);
+        let dialer = Dialer { cluster: config, endpoint, identity, ends: None, multiplex, mark };
+        let mut lease = cluster.shared.pool.checkout(caller.worker, &dialer).await.map_err(|e| {
             let reason = match e {
                 CheckoutError::Overflow(overflow) => Reason::Overflow(overflow),
                 CheckoutError::Dial(e) => {

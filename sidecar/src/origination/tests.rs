@@ -1,7 +1,14 @@
 use std::time::Duration;
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
+use std::time::SystemTime;
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType, IsCa, KeyIdMethod,
+    KeyPair, RevokedCertParams, SanType, SerialNumber, date_time_ymd,
+};
+use rustls::RootCertStore;
 use rustls::server::WebPkiClientVerifier;
+use rustls_pki_types::ServerName;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::*;
@@ -16,6 +23,8 @@ fn authority() -> Authority {
     let dir = tempfile::tempdir().unwrap();
     let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    // A list of what was revoked is an authority's by its name.
+    params.distinguished_name.push(DnType::CommonName, dir.path().to_string_lossy());
     let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
     std::fs::write(dir.path().join("ca.pem"), issuer.pem()).unwrap();
     Authority { dir, issuer }
@@ -30,6 +39,7 @@ impl Authority {
     fn leaf(&self, file: &str, names: &[&str]) -> (CertificateDer<'static>, PrivateKeyDer<'static>) {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
+        params.serial_number = Some(SerialNumber::from_slice(file.as_bytes()));
         for name in names {
             params.subject_alt_names.push(match name.contains("://") {
                 true => SanType::URI((*name).try_into().unwrap()),
@@ -40,6 +50,25 @@ impl Authority {
         std::fs::write(self.path(&format!("{file}.pem")), leaf.pem()).unwrap();
         std::fs::write(self.path(&format!("{file}.key")), key.serialize_pem()).unwrap();
         (leaf.der().clone(), PrivateKeyDer::try_from(key.serialize_der()).unwrap())
+    }
+
+    /// A list of these leaves, good until `year`, in a file of this name.
+    fn revoke(&self, list: &str, files: &[&str], year: i32) {
+        let revoked = |file: &&str| RevokedCertParams {
+            serial_number: SerialNumber::from_slice(file.as_bytes()),
+            revocation_time: date_time_ymd(2026, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let params = CertificateRevocationListParams {
+            this_update: date_time_ymd(2026, 1, 1),
+            next_update: date_time_ymd(year, 1, 2),
+            crl_number: SerialNumber::from(1u64),
+            issuing_distribution_point: None,
+            revoked_certs: files.iter().map(revoked).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        std::fs::write(self.path(list), params.signed_by(&self.issuer).unwrap().pem().unwrap()).unwrap();
     }
 
     /// `asks`: clients have to show a certificate of this authority.
@@ -68,6 +97,8 @@ fn simple(ca: &Authority) -> Origination {
         subject_alt_names: Vec::new(),
         ca: Some(ca.path("ca.pem").into()),
         client: None,
+        crl: None,
+        credential: None,
         skip_verify: false,
     }
 }
@@ -150,4 +181,59 @@ async fn a_certificate_is_shown_and_read_again_when_it_has_changed() {
     let missing = Origination { ca: Some(ca.path("none.pem").into()), ..simple(&ca) };
     let e = known.config(&Arc::new(missing), alpn::TCP).unwrap_err();
     assert!(format!("{e:#}").contains("none.pem"), "{e:#}");
+}
+
+#[tokio::test]
+async fn what_was_revoked_is_refused() {
+    let (ca, other) = (authority(), authority());
+    ca.revoke("none.crl", &["another"], 2100);
+    ca.revoke("server.crl", &["another", "server"], 2100);
+    ca.revoke("old.crl", &[], 2026);
+    other.revoke("other.crl", &[], 2100);
+    std::fs::write(ca.path("empty.crl"), "").unwrap();
+    let by = |file: String| Origination { crl: Some(file.as_str().into()), ..simple(&ca) };
+    let known = Originations::default();
+    for (file, want) in [
+        (ca.path("none.crl"), Ok(())),
+        (ca.path("server.crl"), Err("Revoked")),
+        (ca.path("old.crl"), Err("revocation list expired")),
+        // As in Envoy: who has a list has one of each CA.
+        (other.path("other.crl"), Err("UnknownRevocationStatus")),
+        (ca.path("empty.crl"), Err("holds no list")),
+    ] {
+        let named = Origination { subject_alt_names: vec!["api.example".into()], ..by(file.clone()) };
+        for origination in [by(file.clone()), named] {
+            let done = shake(&known, &origination, alpn::TCP, ca.server(&["api.example"], false)).await;
+            match (done, want) {
+                (Ok(_), Ok(())) => {}
+                (Err(e), Err(want)) => assert!(format!("{e:?}").contains(want), "{origination:?}: {e:?}"),
+                (done, want) => panic!("{origination:?}: {done:?}, not {want:?}"),
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_credential_is_a_folder() {
+    let ca = authority();
+    let shop = ca.dir.path().join("shop");
+    std::fs::create_dir(&shop).unwrap();
+    ca.leaf("client", &["client.example"]);
+    for (from, to) in [("ca.pem", "ca.crt"), ("client.pem", "tls.crt"), ("client.key", "tls.key")] {
+        std::fs::copy(ca.path(from), shop.join(to)).unwrap();
+    }
+    let known = Originations::new(ca.dir.path().to_owned());
+    let by = |shown| {
+        let credential = Some(weft_core::policy::Credential { name: "shop".into(), shown });
+        Origination { ca: None, credential, ..simple(&ca) }
+    };
+    let server = |asks| ca.server(&["api.example"], asks);
+    assert!(shake(&known, &by(true), alpn::TCP, server(true)).await.unwrap().1, "it is shown");
+    assert!(shake(&known, &by(false), alpn::TCP, server(true)).await.is_err(), "it is not shown");
+    shake(&known, &by(false), alpn::TCP, server(false)).await.unwrap();
+    ca.revoke("shop/ca.crl", &["server"], 2100);
+    let revoked = shake(&known, &by(false), alpn::TCP, server(false)).await.unwrap_err();
+    assert!(format!("{revoked:?}").contains("Revoked"), "a list that came later: {revoked:?}");
+    std::fs::remove_file(shop.join("ca.crl")).unwrap();
+    shake(&known, &by(false), alpn::TCP, server(false)).await.unwrap();
 }

@@ -2,7 +2,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::request::Parts;
@@ -100,6 +100,7 @@ impl Attempts<'_> {
                 return Err(Reason::NoHealthyUpstream.into());
             };
             self.made += 1;
+            cluster.shared.limits.begun(&cluster.config.pool, Instant::now);
             self.last = Some(endpoint.clone());
             head.headers.insert(ATTEMPT_COUNT, count(self.made));
             let result = {
@@ -147,9 +148,7 @@ impl Attempts<'_> {
             }
             if again {
                 drop(retry_permit.take());
-                let limits = &cluster.shared.limits;
-                let most = cluster.config.pool.retries(limits.requests.active());
-                retry_permit = limits.retries.try_acquire(most).ok();
+                retry_permit = cluster.shared.limits.try_retry(&cluster.config.pool, Instant::now).ok();
                 if retry_permit.is_none() {
                     flags.insert(ResponseFlag::UpstreamOverflow);
                 }
@@ -205,8 +204,11 @@ impl Attempts<'_> {
         // A connection that the peer closed while it was idle costs nobody a request: another one is taken.
         loop {
             let multiplex = self.multiplex;
-            let dialer = Dialer { cluster: &cluster.config, endpoint, identity, multiplex, mark: MARK_UPSTREAM };
-            let checkout = cluster.shared.pool.checkout(self.down.worker, dialer).await;
+            let checkout = {
+                let (config, ends, mark) = (&cluster.config, Some(&self.down.ends), MARK_UPSTREAM);
+                let dialer = Dialer { cluster: config, endpoint, identity, ends, multiplex, mark };
+                cluster.shared.pool.checkout(self.down.worker, &dialer).await
+            };
             let mut lease = match checkout {
                 Ok(lease) => lease,
                 Err(CheckoutError::Overflow(overflow)) => {

@@ -4,7 +4,7 @@
 //! body by which it is slower, a time, and a number of copies at once.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::request::Parts;
@@ -97,10 +97,13 @@ impl Copy {
         let picked = cluster.balancer().pick(self.hash, &mut || rand::rng().next_u64(), 0).cloned();
         let Some(endpoint) = picked else { return };
         let _in_flight = endpoint.state.enter();
+        cluster.shared.limits.begun(&cluster.config.pool, Instant::now);
         let (identity, worker) = (&self.down.proxy.identity, self.down.worker);
         let (multiplex, grpc) = (self.multiplex, self.grpc);
-        let dialer = Dialer { cluster: &cluster.config, endpoint: &endpoint, identity, multiplex, mark: MARK_UPSTREAM };
-        let mut lease = match cluster.shared.pool.checkout(worker, dialer).await {
+        let ends = Some(&self.down.ends);
+        let (config, mark) = (&cluster.config, MARK_UPSTREAM);
+        let dialer = Dialer { cluster: config, endpoint: &endpoint, identity, ends, multiplex, mark };
+        let mut lease = match cluster.shared.pool.checkout(worker, &dialer).await {
             Ok(lease) => lease,
             Err(CheckoutError::Overflow(_)) => return,
             Err(CheckoutError::Dial(error)) => return cluster.record(&endpoint, &error.outcome),

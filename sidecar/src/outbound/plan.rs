@@ -227,7 +227,7 @@ fn by_route(down: &Downstream, view: &RequestView<'_>, service: Arc<ServiceView>
             Decision::Send(Plan { cluster, fixed, hash, route: Some((route, at)), rewritten, grant, mirrors })
         }
         Action::Redirect(redirect) => {
-            let entered = down.gateway.as_ref().map(|_| down.local);
+            let entered = down.gateway.as_ref().map(|_| down.ends.destination);
             let port = entered.or(down.original).map_or(80, |o| o.port());
             let mut response = Response::new(ResponseBody::empty());
             *response.status_mut() = redirect.status;

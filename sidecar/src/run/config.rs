@@ -104,9 +104,12 @@ pub struct Config {
     /// On SIGTERM: seconds to wait for requests in progress, at most.
     #[arg(long, default_value_t = 30)]
     pub drain_limit: u64,
-    /// It is a gateway, with certificates in this folder.
+    /// Folder of certificates that DestinationRules name by `credentialName`: <name>/ca.crt, ca.crl, tls.crt and tls.key.
+    #[arg(long, default_value = "/etc/weft/credentials")]
+    pub credentials: PathBuf,
+    /// It is a gateway, and its own certificates are in that folder too.
     #[arg(skip)]
-    pub gateway: Option<PathBuf>,
+    pub gateway: bool,
 }
 
 /// How a gateway runs.
@@ -121,7 +124,8 @@ pub struct GatewayConfig {
     /// Folder that certificate and last state are kept in (0600).
     #[arg(long, env = "WEFT_DATA_DIR", default_value = "/var/lib/weft-gateway")]
     data_dir: PathBuf,
-    /// Folder of certificates that Gateways name by `credentialName`: <name>/tls.crt, tls.key and ca.crt.
+    /// Folder of certificates that Gateways and DestinationRules name by `credentialName`: <name>/tls.crt, tls.key, ca.crt
+    /// and, for DestinationRules, ca.crl.
     #[arg(long, default_value = "/etc/weft/credentials")]
     credentials: PathBuf,
     /// Label that Gateways select this one by, key=value; repeatable. istio=ingressgateway where none is given.
@@ -187,7 +191,8 @@ impl From<GatewayConfig> for Config {
             preload: Vec::new(),
             drain_acks: 0,
             drain_limit: given.drain_limit,
-            gateway: Some(given.credentials),
+            credentials: given.credentials,
+            gateway: true,
         }
     }
 }

@@ -17,7 +17,7 @@ impl Sidecar {
         let limit = Instant::now() + Duration::from_secs(self.config.drain_limit);
         self.proxy.draining.send_replace(true);
         self.agent.local.close().await;
-        if self.config.gateway.is_some() {
+        if self.config.gateway {
             // Whoever calls is told to come again to another one.
             self.proxy.leaving.store(true, Ordering::Relaxed);
             return idle(&self.proxy.outbound, limit).await;

@@ -126,15 +126,15 @@ fn cookie(fields: &Fields<'_>) -> v1::HttpCookie {
     }
 }
 
+/// Labels that say where an endpoint is.
+const TOPOLOGY: [&str; 3] =
+    ["topology.kubernetes.io/region", "topology.kubernetes.io/zone", "topology.istio.io/subzone"];
+
 fn locality(fields: &Fields<'_>) -> v1::LocalityLb {
     let given: Vec<&str> =
         ["distribute", "failover", "failoverPriority"].into_iter().filter(|name| fields.has(name)).collect();
-    // Regions may say what the labels leave open.
     if let [first @ "distribute", second, ..] = given[..] {
         fields.error(second, format!("`{first}` and `{second}` exclude each other"));
-    }
-    if given == ["failover", "failoverPriority"] {
-        fields.error("failoverPriority", "`failover` together with `failoverPriority` is not supported yet");
     }
     let mut failover = BTreeMap::new();
     for one in fields.objects("failover") {
@@ -159,6 +159,10 @@ fn locality(fields: &Fields<'_>) -> v1::LocalityLb {
         let (name, value) = label.split_once('=').unwrap_or((&label, "a"));
         if name.is_empty() || value.is_empty() {
             fields.error_at(place, format!("`{label}` is neither a label nor label=value"));
+        }
+        // As in Istio: of localities `failover` is to decide then, and labels of what it does not know.
+        if fields.has("failover") && TOPOLOGY.contains(&&*label) {
+            fields.error_at(place, format!("`{label}` excludes `failover`, which is about localities too"));
         }
         label
     });

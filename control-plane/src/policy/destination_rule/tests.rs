@@ -195,7 +195,7 @@ fn mistakes_of_a_policy() {
             "tls: {mode: SIMPEL}",
             "8:17: error: `trafficPolicy.tls.mode`: unknown value `SIMPEL`, did you mean `SIMPLE`?",
         ),
-        ("tls: {mode: DISABLE, caCrl: x}", "`trafficPolicy.tls.caCrl` is not supported yet"),
+        ("tls: {mode: DISABLE, caCrl: x}", "warning: `caCrl` has no effect: the mode is DISABLE"),
         ("portLevelSettings: [{port: {number: 70000}}]", "must be a whole number from 1 to 65535"),
         ("loadBalancer: [1]", "8:19: error: `trafficPolicy.loadBalancer` must be a map, not a list"),
     ] {
@@ -250,6 +250,8 @@ fn localities_and_warming_up() {
     assert_eq!((regions.failover["eu"].as_str(), regions.failover.len()), ("us", 2));
     let labels = balancer("{localityLbSetting: {failoverPriority: [topology.istio.io/network, version=v1]}}");
     assert_eq!(labels.locality.unwrap().failover_priority, ["topology.istio.io/network", "version=v1"]);
+    let both = balancer("{localityLbSetting: {failover: [{from: eu, to: us}], failoverPriority: [version]}}");
+    assert_eq!(both.locality.map(|both| (both.failover.len(), both.failover_priority.len())), Some((1, 1)));
     assert!(balancer("{localityLbSetting: {enabled: false}}").locality.unwrap().disabled);
     let warmup =
         balancer("{simple: ROUND_ROBIN, warmup: {duration: 30s, minimumPercent: 12.5, aggression: 2}}").warmup.unwrap();
@@ -263,6 +265,10 @@ fn localities_and_warming_up() {
         ("{distribute: [{from: eu, to: {us: 100}}, {from: eu/a, to: {us: 100}}]}", "overlaps with one above"),
         ("{distribute: [{from: eu, to: {us: 0, asia: 100}}]}", "must be a whole number from 1 to 100"),
         ("{distribute: [{from: eu, to: {us: 100}}], failover: [{from: a, to: b}]}", "exclude each other"),
+        (
+            "{failover: [{from: eu, to: us}], failoverPriority: [version, topology.kubernetes.io/zone]}",
+            "`topology.kubernetes.io/zone` excludes `failover`",
+        ),
         ("{failover: [{from: eu/a, to: us}]}", "`eu/a` is not a region"),
         ("{failover: [{from: eu, to: eu}]}", "is the region itself"),
         ("{failover: [{from: eu, to: us}, {from: eu, to: asia}]}", "has a failover already"),
@@ -294,47 +300,21 @@ fn budgets_of_retries_and_what_is_an_error() {
     assert_eq!((budget.percent, budget.min_retry_concurrency), (20.0, 3));
     let budget = policy("retryBudget: {percent: 12.5, minRetryConcurrency: 10}").retry_budget.unwrap();
     assert_eq!((budget.percent, budget.min_retry_concurrency), (12.5, 10));
+    let interval = |text: &str| policy(&format!("retryBudget: {{{text}}}")).retry_budget.unwrap().budget_interval_ms;
+    assert_eq!(
+        (interval("percent: 1"), interval("budgetInterval: 0s"), interval("budgetInterval: 10s")),
+        (0, 0, 10_000)
+    );
     let outlier = policy("outlierDetection: {outlierDetectionHttpErrorCodes: [429, 503]}").outlier_detection.unwrap();
     assert_eq!(outlier.http_error_codes, [429, 503]);
     for (text, want) in [
         ("retryBudget: {percent: 101}", "must be a number from 0 to 100"),
-        ("retryBudget: {budgetInterval: 1s}", "`trafficPolicy.retryBudget.budgetInterval` is not supported yet"),
+        ("retryBudget: {budgetInterval: 1}", "`trafficPolicy.retryBudget.budgetInterval` must be a string"),
+        ("retryBudget: {budgetInterval: 1x}", "`trafficPolicy.retryBudget.budgetInterval`: \"1x\""),
         ("outlierDetection: {outlierDetectionHttpErrorCodes: [99]}", "must be a whole number from 100 to 599"),
     ] {
         assert!(policy_problem(text).contains(want), "{text}: {}", policy_problem(text));
     }
 }
 
-#[test]
-fn tls_to_services_outside() {
-    let tls = |text: &str| {
-        let rule = rule(&format!("  host: api.example\n  trafficPolicy:\n    tls: {text}\n"));
-        rule.traffic_policy.unwrap().settings.tls.unwrap()
-    };
-    let simple = tls("{mode: SIMPLE, caCertificates: system}");
-    assert_eq!((simple.mode, simple.origination), (v1::Tls::Originate, Some(v1::TlsOrigination::default())));
-    let mutual = tls(
-        "{mode: MUTUAL, clientCertificate: /a.pem, privateKey: /a.key, sni: b.example, subjectAltNames: [c.example], caCertificates: /ca.pem}",
-    );
-    let mutual = mutual.origination.unwrap();
-    assert_eq!((&*mutual.client_certificate, &*mutual.private_key, &*mutual.sni), ("/a.pem", "/a.key", "b.example"));
-    assert_eq!((&*mutual.ca_certificates, &mutual.subject_alt_names[..]), ("/ca.pem", &["c.example".to_owned()][..]));
-    assert!(tls("{mode: SIMPLE, insecureSkipVerify: true}").origination.unwrap().insecure_skip_verify);
-    assert_eq!(tls("{}").mode, v1::Tls::Disable);
-    for (text, want) in [
-        ("{mode: MUTUAL}", "error: `trafficPolicy.tls.clientCertificate` is required"),
-        ("{mode: MUTUAL, clientCertificate: /a}", "error: `trafficPolicy.tls.privateKey` is required"),
-        ("{mode: ISTIO_MUTUAL, privateKey: /a}", "error: `privateKey` excludes ISTIO_MUTUAL"),
-        ("{mode: SIMPLE, clientCertificate: /a}", "warning: `clientCertificate` has no effect: SIMPLE"),
-        ("{mode: DISABLE, sni: a}", "warning: `sni` has no effect: the mode is DISABLE"),
-        ("{mode: SIMPLE, insecureSkipVerify: true, caCertificates: /a}", "warning: `caCertificates` has no effect"),
-        ("{mode: SIMPLE, sni: 'a b'}", "error: `a b` is not a host name"),
-        ("{mode: SIMPLE, credentialName: a}", "`trafficPolicy.tls.credentialName` is not supported yet"),
-    ] {
-        assert!(
-            policy_problem(&format!("tls: {text}")).contains(want),
-            "{text}: {}",
-            policy_problem(&format!("tls: {text}"))
-        );
-    }
-}
+mod outside;

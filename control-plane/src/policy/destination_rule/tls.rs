@@ -3,7 +3,7 @@
 use weft_proto::v1;
 
 use crate::policy::{
-    fields::{Fields, Shape, not_yet, read},
+    fields::{Fields, Shape, read},
     names,
 };
 
@@ -16,8 +16,8 @@ pub(super) const SHAPE: Shape = &[
     read("clientCertificate"),
     read("privateKey"),
     read("insecureSkipVerify"),
-    not_yet("credentialName"),
-    not_yet("caCrl"),
+    read("credentialName"),
+    read("caCrl"),
 ];
 
 /// How connections are secured.
@@ -37,8 +37,8 @@ enum Mode {
     Mutual,
 }
 
-/// Reads it.
-pub(super) fn decode(fields: &Fields<'_>) -> ClientTls {
+/// Reads it. `selected`: the rule is for certain workloads.
+pub(super) fn decode(fields: &Fields<'_>, selected: bool) -> ClientTls {
     const MODES: &[(&str, Mode)] = &[
         ("DISABLE", Mode::Disable),
         ("ISTIO_MUTUAL", Mode::IstioMutual),
@@ -48,12 +48,18 @@ pub(super) fn decode(fields: &Fields<'_>) -> ClientTls {
     // The enum's first value, as in Istio: a block without a mode switches TLS off.
     let mode = fields.one_of("mode", MODES).unwrap_or(Mode::Disable);
     let of_client = ["clientCertificate", "privateKey"];
-    let of_server = ["sni", "subjectAltNames", "caCertificates", "insecureSkipVerify"];
+    let of_server = ["sni", "subjectAltNames", "caCertificates", "caCrl", "credentialName", "insecureSkipVerify"];
+    let credential = fields.has("credentialName");
     match mode {
+        Mode::Mutual | Mode::Simple if credential => of_credential(fields, selected),
         Mode::Mutual => of_client.into_iter().for_each(|name| fields.require(name)),
         Mode::Simple => useless(fields, &of_client, "SIMPLE shows no certificate: write MUTUAL"),
         Mode::IstioMutual => {
-            for name in of_client.into_iter().chain(["caCertificates"]).filter(|name| fields.has(name)) {
+            for name in of_client
+                .into_iter()
+                .chain(["caCertificates", "caCrl", "credentialName"])
+                .filter(|name| fields.has(name))
+            {
                 fields.error(name, format!("`{name}` excludes ISTIO_MUTUAL, which has the mesh's own certificates"));
             }
             useless(
@@ -66,6 +72,7 @@ pub(super) fn decode(fields: &Fields<'_>) -> ClientTls {
     }
     let origination = match mode {
         Mode::Simple => Some(simple(fields)),
+        Mode::Mutual if credential => Some(v1::TlsOrigination { show_credential: true, ..simple(fields) }),
         Mode::Mutual => Some(v1::TlsOrigination {
             client_certificate: fields.string("clientCertificate").unwrap_or_default(),
             private_key: fields.string("privateKey").unwrap_or_default(),
@@ -73,12 +80,32 @@ pub(super) fn decode(fields: &Fields<'_>) -> ClientTls {
         }),
         Mode::Disable | Mode::IstioMutual => None,
     };
+    if origination.as_ref().is_some_and(|tls| tls.insecure_skip_verify && !tls.show_credential) {
+        useless(fields, &["credentialName"], "`insecureSkipVerify` takes any certificate");
+    }
     let mode = match mode {
         Mode::Disable => v1::Tls::Disable,
         Mode::IstioMutual => v1::Tls::IstioMutual,
         Mode::Simple | Mode::Mutual => v1::Tls::Originate,
     };
     ClientTls { mode, origination }
+}
+
+/// Instead of files, and with the same rules as a gateway's.
+fn of_credential(fields: &Fields<'_>, selected: bool) {
+    let files = ["clientCertificate", "privateKey", "caCertificates", "caCrl"];
+    for name in files.into_iter().filter(|name| fields.has(name)) {
+        fields.error(name, format!("`{name}` and `credentialName` exclude each other: a credential has its own files"));
+    }
+    let name = fields.node("credentialName").and_then(|node| node.as_str());
+    if name.is_some_and(|name| name.contains(['/', '\\']) || matches!(name, "" | "." | "..")) {
+        fields.error("credentialName", "`credentialName` is the name of a folder in the sidecar's --credentials");
+    }
+    if !selected {
+        let text = "`credentialName` needs a `workloadSelector` in the rule, as in Istio: a credential is on the disk of certain \
+                    workloads";
+        fields.error("credentialName", text);
+    }
 }
 
 fn useless(fields: &Fields<'_>, names: &[&'static str], why: &str) {
@@ -95,7 +122,7 @@ fn simple(fields: &Fields<'_>) -> v1::TlsOrigination {
     }
     let skip = fields.boolean("insecureSkipVerify").unwrap_or_default();
     if skip {
-        useless(fields, &["caCertificates", "subjectAltNames"], "`insecureSkipVerify` takes any certificate");
+        useless(fields, &["caCertificates", "caCrl", "subjectAltNames"], "`insecureSkipVerify` takes any certificate");
     }
     v1::TlsOrigination {
         sni,
@@ -103,6 +130,8 @@ fn simple(fields: &Fields<'_>) -> v1::TlsOrigination {
         // Istio's word for what the system trusts, which is the default.
         ca_certificates: fields.string("caCertificates").filter(|file| file != "system").unwrap_or_default(),
         insecure_skip_verify: skip,
+        ca_crl: fields.string("caCrl").unwrap_or_default(),
+        credential_name: fields.string("credentialName").unwrap_or_default(),
         ..v1::TlsOrigination::default()
     }
 }

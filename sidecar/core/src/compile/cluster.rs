@@ -1,5 +1,6 @@
 //! A cluster: its balancer, limits, ejection and TLS.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,10 +9,13 @@ use weft_proto::v1;
 
 use super::locality::{locality, warmup};
 use super::{
-    At, Result, error, header_name, host_name, millis, millis_or, port_or_any, protocol, sorted, unknown_number,
+    At, Result, error, header_name, host_name, millis, millis_or, port_number, port_or_any, protocol, sorted,
+    unknown_number,
 };
 use crate::hash::{Cookie, HashPolicy};
 use crate::policy::*;
+use crate::proxy_protocol::Version;
+use crate::tunnel::Tunnel;
 
 /// Envoy's bound for a ring.
 const MAX_RING_SIZE: u64 = 8_388_608;
@@ -42,6 +46,12 @@ pub(super) fn cluster(message: &v1::Cluster) -> Result<Cluster> {
     };
     let locality =
         locality(balancing.and_then(|b| b.locality.as_ref()), outlier.is_some()).at("load_balancer.locality")?;
+    let proxy_protocol = proxy_protocol(message.proxy_protocol).at("proxy_protocol")?;
+    let mut pool = connection_pool(message.connection_pool.as_ref()).at("connection_pool")?;
+    if proxy_protocol.is_some() {
+        // A connection speaks for one client, and clients are not told apart once it is open.
+        pool.max_concurrent_streams = 1;
+    }
     let warmup = balancing.and_then(|b| b.warmup.as_ref()).map(warmup).transpose().at("load_balancer.warmup")?;
     Ok(Cluster {
         name: message.name.as_str().into(),
@@ -55,12 +65,32 @@ pub(super) fn cluster(message: &v1::Cluster) -> Result<Cluster> {
         load_balancer,
         locality,
         warmup,
-        pool: connection_pool(message.connection_pool.as_ref()).at("connection_pool")?,
+        pool,
         outlier,
         tls,
+        proxy_protocol,
+        tunnel: message.tunnel.as_ref().map(tunnel).transpose().at("tunnel")?,
         policy: message.policy.as_str().into(),
         undefined: message.undefined,
     })
+}
+
+fn proxy_protocol(number: i32) -> std::result::Result<Option<Version>, String> {
+    match v1::ProxyProtocol::try_from(number) {
+        Ok(v1::ProxyProtocol::None) => Ok(None),
+        Ok(v1::ProxyProtocol::V1) => Ok(Some(Version::V1)),
+        Ok(v1::ProxyProtocol::V2) => Ok(Some(Version::V2)),
+        Err(_) => Err(unknown_number(number)),
+    }
+}
+
+fn tunnel(message: &v1::Tunnel) -> Result<Tunnel> {
+    let port = port_number(message.port).at("port")?;
+    let authority = match message.host.parse() {
+        Ok(ip) => SocketAddr::new(ip, port).to_string(),
+        Err(_) => format!("{}:{port}", host_name(&message.host).at("host")?),
+    };
+    Ok(Tunnel { post: message.post, authority: authority.into() })
 }
 
 fn origination(message: &v1::Cluster) -> Result<Origination> {
@@ -72,11 +102,23 @@ fn origination(message: &v1::Cluster) -> Result<Origination> {
         (Some(certificate), Some(key)) => Some((certificate, key)),
         _ => return error("private_key", "a certificate and its key go together"),
     };
+    let credential = given(&tls.credential_name).map(|name| Credential { name, shown: tls.show_credential });
+    if let Some(Credential { name, .. }) = &credential {
+        // The path is made of it, on the sidecar's disk.
+        if name.contains(['/', '\\']) || matches!(&**name, "." | "..") {
+            return error("credential_name", format!("{name:?} is not the name of a folder"));
+        }
+        if client.is_some() || [&tls.ca_certificates, &tls.ca_crl].iter().any(|file| !file.is_empty()) {
+            return error("credential_name", "files are given too");
+        }
+    }
     Ok(Origination {
         server_name: host_name(server_name).at("sni")?,
         subject_alt_names: tls.subject_alt_names.clone(),
         ca: given(&tls.ca_certificates),
         client,
+        crl: given(&tls.ca_crl),
+        credential,
         skip_verify: tls.insecure_skip_verify,
     })
 }
@@ -197,7 +239,11 @@ fn retry_budget(message: v1::RetryBudget) -> Result<RetryBudget> {
     if !(0.0..=100.0).contains(&message.percent) {
         return error("percent", format!("{} is not 0 to 100", message.percent));
     }
-    Ok(RetryBudget { percent: message.percent, minimum: message.min_retry_concurrency })
+    Ok(RetryBudget {
+        percent: message.percent,
+        minimum: message.min_retry_concurrency,
+        interval: millis(message.budget_interval_ms),
+    })
 }
 
 pub(super) fn outlier_detection(message: &v1::OutlierDetection) -> Result<OutlierDetection> {
@@ -226,3 +272,6 @@ pub(super) fn outlier_detection(message: &v1::OutlierDetection) -> Result<Outlie
 fn is_prime(number: u64) -> bool {
     number > 1 && (2..).take_while(|divisor| divisor * divisor <= number).all(|divisor| !number.is_multiple_of(divisor))
 }
+
+#[cfg(test)]
+mod tests;

@@ -25,9 +25,11 @@ pub(super) fn locality(message: Option<&v1::LocalityLb>, ejects: bool) -> Result
     if !ejects {
         return Ok(Locality::Any);
     }
-    Ok(Locality::Failover(match &message.failover_priority[..] {
-        [] => Failover::Regions(sorted(&message.failover)),
-        labels => Failover::Labels(labels.iter().map(|text| label(text)).collect()),
+    let labels: Vec<Label> = message.failover_priority.iter().map(|text| label(text)).collect();
+    Ok(Locality::Failover(match (labels.is_empty(), message.failover.is_empty()) {
+        (true, _) => Failover::Regions(sorted(&message.failover)),
+        (false, true) => Failover::Labels(labels),
+        (false, false) => Failover::Both(labels, sorted(&message.failover)),
     }))
 }
 

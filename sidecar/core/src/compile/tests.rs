@@ -507,6 +507,14 @@ fn localities_and_warming_up() {
     let label = |name: &str, value: Option<&str>| Label { name: name.into(), value: value.map(str::to_owned) };
     let want = Failover::Labels(vec![label("a", None), label("b", Some("c"))]);
     assert_eq!(compiled(labels, true).unwrap().locality, Locality::Failover(want));
+    let failover = [("eu".to_owned(), "us".to_owned())];
+    let both = with(v1::LocalityLb {
+        failover_priority: vec!["a".into()],
+        failover: failover.clone().into(),
+        ..Default::default()
+    });
+    let want = Failover::Both(vec![label("a", None)], failover.into());
+    assert_eq!(compiled(both, true).unwrap().locality, Locality::Failover(want));
     let shares = |from: &str, to: &[(&str, u32)]| {
         let to = to.iter().map(|(name, percent)| (name.to_string(), *percent)).collect();
         let distribute = vec![v1::LocalityShares { from: from.into(), to }];

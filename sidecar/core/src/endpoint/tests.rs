@@ -61,6 +61,8 @@ pub(crate) fn cluster(load_balancer: LoadBalancer, outlier: Option<OutlierDetect
         },
         outlier,
         tls: Tls::Auto,
+        proxy_protocol: None,
+        tunnel: None,
         policy: "".into(),
         undefined: false,
         original_destination: false,

@@ -104,6 +104,19 @@ fn requests_share_a_multiplexed_connection_and_wait_for_the_one_being_dialed() {
 }
 
 #[test]
+fn nobody_waits_for_a_connection_that_has_room_for_its_dialer_alone() {
+    let mut p: Pool<u32, u32, &'static str> =
+        Pool::new(PoolLimits { max_connections: 2, max_pending: 10, max_streams: 1 });
+    assert_eq!(p.acquire(1, 0, true, || "a"), Ok(Acquired::Dial));
+    assert_eq!(p.acquire(1, 0, true, || "b"), Ok(Acquired::Dial), "both dial at once");
+    ticket(p.acquire(1, 0, true, || "c"));
+    let (id, wakes) = p.connected_shared(1, 9, 1, NOW());
+    assert_eq!(woken(wakes), [], "the limit is reached");
+    p.retire(1, id);
+    assert_eq!(woken(p.closed()), [("c", Grant::Dial)]);
+}
+
+#[test]
 fn old_connections_are_swept_and_those_of_a_removed_endpoint_drained() {
     let mut p = pool(10, 10);
     for (endpoint, connection) in [(1, 11), (2, 22)] {
