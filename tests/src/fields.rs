@@ -99,7 +99,9 @@ pub fn unproved(proofs: &str, read: impl Fn(&str) -> Result<String>) -> Result<V
             if !texts.contains_key(file) {
                 texts.insert(file, read(file).with_context(|| format!("{at}: {file}"))?);
             }
-            if !texts.get(file).is_some_and(|text| mentions(text, field)) {
+            // Many objects have a `name`: the file mentions the object too.
+            let object = first.rsplit('.').next().unwrap_or_default();
+            if !texts.get(file).is_some_and(|text| mentions(text, field) && mentions(text, object)) {
                 wrong.push(format!("{at}: {file} does not mention it"));
             }
         }
@@ -109,11 +111,14 @@ pub fn unproved(proofs: &str, read: impl Fn(&str) -> Result<String>) -> Result<V
     Ok(wrong)
 }
 
-/// Whether `field` stands in `text` as a word of its own.
-fn mentions(text: &str, field: &str) -> bool {
+/// Whether `word`, unless it is empty, stands in `text` as a word of its own.
+fn mentions(text: &str, word: &str) -> bool {
+    if word.is_empty() {
+        return true;
+    }
     let part = |c: char| c.is_ascii_alphanumeric() || c == '_';
-    text.match_indices(field).any(|(at, _)| {
-        let (before, after) = (&text[..at], &text[at + field.len()..]);
+    text.match_indices(word).any(|(at, _)| {
+        let (before, after) = (&text[..at], &text[at + word.len()..]);
         !before.ends_with(part) && !after.starts_with(part)
     })
 }

@@ -144,3 +144,40 @@ fn target(fields: &Fields<'_>, number: u32) -> TargetPort {
         Some(_) => TargetPort::Number(fields.port("targetPort").unwrap_or(number)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::policy::{Object, parse};
+
+    /// As `kubectl get -o yaml` writes one.
+    #[test]
+    fn what_a_cluster_writes_is_taken_and_what_would_change_traffic_refused() {
+        let spec = "type: LoadBalancer, clusterIP: 10.1.2.3, clusterIPs: [10.1.2.3], ipFamilies: [IPv4], \
+                    ipFamilyPolicy: SingleStack, sessionAffinity: None, internalTrafficPolicy: Cluster, \
+                    externalTrafficPolicy: Local, externalIPs: [192.0.2.1], loadBalancerIP: 192.0.2.2, loadBalancerClass: a/b, \
+                    loadBalancerSourceRanges: [192.0.2.0/24], allocateLoadBalancerNodePorts: true, healthCheckNodePort: 30001";
+        let ports =
+            "ports: [{name: http, port: 80, targetPort: 8080, nodePort: 30000, protocol: TCP, appProtocol: http}]";
+        let of = |spec: &str| {
+            let text = format!("apiVersion: v1\nkind: Service\nmetadata: {{name: a}}\nspec: {{{spec}, {ports}}}\n");
+            parse("f.yaml", &text)
+        };
+        let parsed = of(spec);
+        assert!(parsed.problems.is_empty(), "{:?}", parsed.problems);
+        let [Object::Service(service)] = &parsed.documents.iter().map(|d| d.object.clone()).collect::<Vec<_>>()[..]
+        else {
+            panic!("{parsed:?}")
+        };
+        assert_eq!(service.cluster_ip, Some([10, 1, 2, 3].into()));
+        for (was, is) in [
+            ("type: LoadBalancer", "type: ExternalName"),
+            ("sessionAffinity: None", "sessionAffinity: ClientIP"),
+            ("internalTrafficPolicy: Cluster", "internalTrafficPolicy: Local"),
+            ("clusterIP: 10.1.2.3", "clusterIP: None"),
+            ("type: LoadBalancer", "trafficDistribution: PreferClose"),
+        ] {
+            let problems = of(&spec.replace(was, is)).problems;
+            assert!(problems.len() == 1 && problems[0].to_string().contains("not supported yet"), "{is}: {problems:?}");
+        }
+    }
+}

@@ -256,6 +256,7 @@ async fn a_drain_ends_the_connection_after_what_was_begun() {
     assert_eq!(all(answer.into_body()).await.unwrap().0, b"to the end");
 }
 
+/// `http2KeepAlive: {interval, timeout}`
 #[tokio::test]
 async fn a_peer_that_does_not_answer_is_given_up() {
     let (to_application, from_proxy) = pair().await;

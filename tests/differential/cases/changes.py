@@ -111,6 +111,8 @@ CASES = [
     redirected("of the authority", {"authority": "other.test"}, {"host_redirect": "other.test"}),
     redirected("of the scheme", {"scheme": "https"}, {"scheme_redirect": "https"}),
     redirected("of the port", {"port": 8443}, {"port_redirect": 8443}),
+    redirected("of the scheme and its own port", {"scheme": "https", "derivePort": "FROM_PROTOCOL_DEFAULT"}, {"scheme_redirect": "https"}),
+    redirected("of the path at the request's port", {"uri": "/x", "derivePort": "FROM_REQUEST_PORT"}, {"path_redirect": "/x", "port_redirect": 80}),
     redirected("of scheme, authority, port and path", {"scheme": "https", "authority": "other.test", "port": 8443, "uri": "/x"},
                {"scheme_redirect": "https", "host_redirect": "other.test", "port_redirect": 8443, "path_redirect": "/x"}),
     *[redirected(f"by {code}", {"uri": "/x", "redirectCode": code}, {"path_redirect": "/x", "response_code": word})
@@ -119,6 +121,9 @@ CASES = [
     Case("direct: a status and a text", http=[{"directResponse": {"status": 503, "body": {"string": "sorry"}}}],
          envoy=[{"match": {"prefix": "/"}, "direct_response": {"status": 503, "body": {"inline_string": "sorry"}}}],
          asks=[Ask(), Ask(method="POST", body="x"), Ask(method="HEAD")], same=("status", "headers", "body", "flags")),
+    Case("direct: bytes", http=[{"directResponse": {"status": 200, "body": {"bytes": "AP8B"}}}],
+         envoy=[{"match": {"prefix": "/"}, "direct_response": {"status": 200, "body": {"inline_bytes": "AP8B"}}}],
+         same=("status", "headers", "body", "flags")),
     Case("direct: a status alone", http=[{"directResponse": {"status": 204}}],
          envoy=[{"match": {"prefix": "/"}, "direct_response": {"status": 204}}], same=("status", "headers", "body", "flags")),
     Case("direct: with headers", http=[{"directResponse": {"status": 200}, "headers": {"response": {"set": {"x-a": "b"}}}}],

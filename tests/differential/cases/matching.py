@@ -89,6 +89,8 @@ CASES = [
     chosen("a header's beginning", [header("x-a", "prefix", "b")], having("x-a", "b", "bc", "cb", None)),
     chosen("a header by regex, as a whole", [header("x-a", "regex", "b+")], having("x-a", "b", "bbb", "bc", "cb", None)),
     chosen("a header that is there", [PRESENT], having("x-a", "b", "", None)),
+    chosen("a regex's classes are ASCII", [header("x-a", "regex", r"\w+"), header("x-a", "regex", r"\d\s?\d")],
+           having("x-a", "b_1", "\xe9", "\xd9\xa1\xd9\xa2", "1 2", "1\xc2\xa02")),
     chosen("a header of several values", [header("x-a", "exact", "b,c"), header("x-a", "regex", "b.*")],
            [Ask(headers={"x-a": ["b", "c"]}), Ask(headers={"x-a": ["b", "d"]}), Ask(headers={"x-a": ["d", "b"]})]),
     chosen("several headers, all of them", [({"headers": {"x-a": {"exact": "1"}, "x-b": {"prefix": "2"}}},

@@ -1,6 +1,6 @@
 """localityLbSetting, for a proxy at r1/z1/s1: shares, and who stands in. And mirrors."""
 from case import REFUSING, Ask, Case, Endpoint
-from envoy import route
+from envoy import retry, route
 
 OUTLIERS = {"consecutive5xxErrors": 1, "maxEjectionPercent": 100, "baseEjectionTime": "120s"}
 OF_ENVOY = {"consecutive_5xx": 1, "max_ejection_percent": 100, "base_ejection_time": "120s"}
@@ -37,6 +37,15 @@ HERE, ZONE, REGION, FAR = "r1/z1/s1", "r1/z1/s2", "r1/z2/s1", "r2/z1/s1"
 TWO = [Endpoint(7001, labels={"version": "a"}), Endpoint(7002, labels={"version": "b"})]
 
 
+def elsewhere(name, istio, envoy):
+    """Both endpoints here fail and the one far away does not; nobody is ever ejected."""
+    policy = {"outlierDetection": {**OUTLIERS, "consecutive5xxErrors": 1000}}
+    return Case(f"locality: {name}", policy=policy, cluster={"outlier_detection": {**OF_ENVOY, "consecutive_5xx": 1000}},
+                endpoints=placed((HERE, 0), (HERE, 0), (FAR, 1)), asks=[Ask(do="503@7001+7002", times=10)],
+                http=[{"retries": {"attempts": 3, "retryOn": "5xx", **istio}}], envoy=[route(retry_policy=retry("5xx", 3, **envoy))],
+                same=("status", "attempts", "flags"))
+
+
 def copied(name, istio, policies, asks, copies, **more):
     """The service's subset a serves and b gets copies, which are seen by what its endpoint was asked."""
     return Case(f"mirrors: {name}", subsets=["a", "b"], endpoints=TWO, http=[{"to": [("a", None, {})], **istio}], asks=asks,
@@ -44,6 +53,8 @@ def copied(name, istio, policies, asks, copies, **more):
                 same=("status", "flags", "body"), copies=copies, **more)
 
 
+PREVIOUS = {"retry_priority": {"name": "envoy.retry_priorities.previous_priorities", "typed_config": {
+    "@type": "type.googleapis.com/envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig", "update_frequency": 2}}}
 ALL = [{"cluster": "@b", "disable_shadow_host_suffix_append": True}]
 CASES = [
     near("the nearest alone", [(HERE, 0), (ZONE, 1), (REGION, 2), (FAR, 3)]),
@@ -57,6 +68,8 @@ CASES = [
     near("shares", [(HERE, 0), (REGION, 0), (FAR, 0)], {"distribute": [{"from": "r1/z1/*", "to": {"r1/z1/*": 70, "r1/z2/*": 20, "r2/*": 10}}]},
          weights={HERE: 70, REGION: 20, FAR: 10}),
     near("switched off", [(HERE, 0), (FAR, 0)], {"enabled": False}),
+    elsewhere("retries stay", {}, {}),
+    elsewhere("retries go elsewhere", {"retryRemoteLocalities": True}, PREVIOUS),
     copied("of every request", {"mirror": "b"}, ALL, [Ask("/m1"), Ask("/m2", method="POST", body="hello")], [1, 1]),
     copied("of none", {"mirror": "b", "mirrorPercentage": {"value": 0}},
            [{**ALL[0], "runtime_fraction": {"default_value": {"numerator": 0}}}], [Ask("/m3", times=5)], [0] * 5),

@@ -37,6 +37,7 @@ CASES = [
              [preflight(origin) for origin in ORIGINS] + [actual(origin) for origin in ORIGINS]),
     crossing("every origin", {"allowOrigins": [{"exact": "*"}]}, {"allow_origin_string_match": [{"exact": "*"}]},
              [preflight(A), actual(A), actual("null")]),
+    crossing("an origin as it was written once", {"allowOrigin": [A]}, EXACT[1], [preflight(origin) for origin in ORIGINS]),
     crossing("methods", *with_policy({"allowMethods": ["GET", "PUT"]}, {"allow_methods": "GET,PUT"}), [preflight(A), preflight(A, "DELETE"), actual(A)]),
     crossing("headers", *with_policy({"allowHeaders": ["x-a", "x-b"]}, {"allow_headers": "x-a,x-b"}),
              [preflight(A, **{"Access-Control-Request-Headers": "x-a"}), preflight(A, **{"Access-Control-Request-Headers": "x-z"})]),

@@ -67,6 +67,10 @@ CASES = [
     retried("another endpoint is tried", "5xx", "", asks=[Ask(do="503,200", times=12)], endpoints=TWO, same=FATE,
             # Six picks at random may all be the one that was tried.
             check=lambda w, e: all(sum(len(set(r["tried"])) == 2 for r in results) >= 9 for results in (w, e))),
+    retried("they wait longer each time", "5xx", "", asks=[Ask(do="503", times=4, at_once=4)], attempts=4, same=FATE,
+            retries={"backoff": "0.4s"}, of_envoy=retry("5xx", 4, retry_back_off={"base_interval": "0.4s"}),
+            # Each wait is drawn from nothing to 0.4, 0.8, 1.6 and 3.2 s.
+            check=lambda w, e: all(0.4 < max(r["took"] for r in results) < 7 for results in (w, e))),
     retried("the same endpoint may be tried", "5xx", "", asks=[Ask(do="503", times=30)], endpoints=TWO, same=FATE, attempts=1,
             retries={"retryIgnorePreviousHosts": False},
             of_envoy={key: value for key, value in retry("5xx", 1).items() if "host" not in key},

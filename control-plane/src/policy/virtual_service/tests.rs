@@ -166,6 +166,7 @@ fn mistakes() {
             "`mirror` and `mirrors` exclude each other",
         ),
         (http(&format!("{{{route}, mirrorPercent: 5}}")), "`mirrorPercent` has no effect without `mirror`"),
+        (http(&format!("{{{route}, match: [{{statPrefix: a}}]}}")), "`statPrefix` has no effect"),
         (http("{redirect: {uri: /}, mirror: {host: a}}"), "`mirror` needs a `route`"),
         (
             http(&format!("{{{route}, mirror: {{host: a}}, mirrorPercentage: {{value: 101}}}}")),

@@ -79,6 +79,29 @@ fn where_imported_routes_lead_is_known_too_and_other_routes_are_not() {
     assert_eq!(service(&world, &Scope::of("default"), ORDER).unwrap().ports[0].routes.len(), 1);
 }
 
+/// The same block of a DestinationRule and of a Sidecar means the same, each field of it.
+#[test]
+fn what_comes_in_has_the_whole_connection_pool() {
+    const POOL: &str = "{tcp: {maxConnections: 5, connectTimeout: 3s, maxConnectionDuration: 60s, idleTimeout: 61s, \
+                        tcpKeepalive: {probes: 3, time: 40s, interval: 7s}}, \
+                        http: {http1MaxPendingRequests: 6, http2MaxRequests: 7, maxRequestsPerConnection: 8, maxRetries: 9, \
+                        idleTimeout: 62s, h2UpgradePolicy: DO_NOT_UPGRADE, useClientProtocol: true, \
+                        maxConcurrentStreams: 10, http2KeepAlive: {interval: 11s, timeout: 12s}}}";
+    let rule = format!("{{host: order-service, trafficPolicy: {{connectionPool: {POOL}}}}}");
+    let called = world(&doc("DestinationRule", "o", "default", &rule), &orders());
+    let called = service(&called, &Scope::of("default"), "order-service.default.svc.cluster.local").unwrap();
+    let called = weft_core::compile::service(&called).unwrap();
+    let pool = &called.clusters[0].pool;
+    for spec in [
+        format!("{{inboundConnectionPool: {POOL}}}"),
+        format!("{{ingress: [{{port: {{number: 8080, protocol: HTTP, name: a}}, connectionPool: {POOL}}}]}}"),
+    ] {
+        let world = world(&sidecar("s", "default", &spec), &orders());
+        let made = inbound(&world, "default", &Default::default(), &[orders()[0].key()]);
+        assert_eq!(weft_core::compile::inbound(&made).unwrap().pool(8080), *pool, "{spec}");
+    }
+}
+
 #[test]
 fn what_comes_in_is_taken_as_the_sidecar_says() {
     let rule = doc(

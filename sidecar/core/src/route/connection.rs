@@ -155,6 +155,7 @@ mod tests {
     fn server_names_and_addresses() {
         let subnet = |text| Subnet::parse(text).unwrap();
         let to = |text| ConnectionMatch { destinations: vec![subnet(text)], ..Default::default() };
+        // `sourceSubnet` of `tcp.match`
         let from = |text| ConnectionMatch { source: Some(subnet(text)), ..Default::default() };
         let routes = ConnectionRoutes::new(vec![
             route("exact", vec![named(&["a.example.com"])]),
