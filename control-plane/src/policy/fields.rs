@@ -68,8 +68,8 @@ impl<'a> Decoder<'a> {
 
     pub(crate) fn report(&self, severity: Severity, code: Code, place: Place, path: &str, text: impl Into<String>) {
         let (file, path, text) = (self.file.to_owned(), path.to_owned(), text.into());
-        // Values that are not supported yet are found in many places, and all are told in these words.
-        let code = if text.contains("not supported yet") { Code::NotSupported } else { code };
+        // Values that are not supported are found in many places, and all are told in these words.
+        let code = if text.contains(" not supported") { Code::NotSupported } else { code };
         self.errors.update(|errors| errors + usize::from(severity == Severity::Error));
         self.problems.borrow_mut().push(Problem { file, place, severity, code, path, text });
     }

@@ -7,7 +7,7 @@ use weft_proto::v1;
 
 use super::{
     connection_pool, covers,
-    fields::{Fields, Shape, not_yet, object, read},
+    fields::{Fields, Shape, object, read, refused},
     names,
     nearest::suggest,
     protocol,
@@ -62,24 +62,35 @@ pub struct Ingress {
     pub pool: Option<v1::ConnectionPool>,
 }
 
-const PORT: Shape = &[read("number"), read("protocol"), read("name"), not_yet("targetPort")];
+const NO_LISTENER: &str =
+    "connections are redirected; a program that cannot be has `weft-sidecar run --http-proxy ADDRESS`";
+const PORT: Shape = &[read("number"), read("protocol"), read("name"), read("targetPort")];
 /// Fields of `spec`.
 pub(crate) const SHAPE: Shape = &[
     object("workloadSelector", &[read("labels")]),
-    object("egress", &[object("port", PORT), read("hosts"), not_yet("bind"), read("captureMode")]),
+    object("egress", &[object("port", PORT), read("hosts"), refused("bind", NO_LISTENER), read("captureMode")]),
     object(
         "ingress",
         &[
             object("port", PORT),
-            not_yet("bind"),
+            refused("bind", "what comes in is taken at every address; the application binds the one that it wants"),
             read("captureMode"),
             read("defaultEndpoint"),
-            not_yet("tls"),
+            refused("tls", "callers without a sidecar come by a Gateway, which ends their TLS"),
             object("connectionPool", connection_pool::SHAPE),
         ],
     ),
     object("inboundConnectionPool", connection_pool::SHAPE),
-    object("outboundTrafficPolicy", &[read("mode"), not_yet("egressProxy")]),
+    object(
+        "outboundTrafficPolicy",
+        &[
+            read("mode"),
+            refused(
+                "egressProxy",
+                "write a ServiceEntry for what goes by a proxy, with `tunnel` in its DestinationRule",
+            ),
+        ],
+    ),
 ];
 
 /// Reads `spec` of a document in `namespace`.
@@ -130,6 +141,7 @@ fn decode_egress(fields: &Fields<'_>) -> Egress {
         fields.error("hosts", "`hosts` must name at least one host, such as `./*`");
     }
     let port = fields.object("port").and_then(|port| {
+        has_no_target(&port);
         port.require("number");
         port.port("number")
     });
@@ -171,6 +183,7 @@ fn decode_ingress(fields: &Fields<'_>) -> Ingress {
         pool: fields.object("connectionPool").map(|pool| connection_pool::decode(&pool)),
     };
     if let Some(port) = fields.object("port") {
+        has_no_target(&port);
         for name in ["number", "protocol", "name"] {
             port.require(name);
         }
@@ -182,6 +195,12 @@ fn decode_ingress(fields: &Fields<'_>) -> Ingress {
         found.to = endpoint(fields, &text);
     }
     found
+}
+
+fn has_no_target(port: &Fields<'_>) {
+    if port.has("targetPort") {
+        port.warn("targetPort", "`targetPort` has no effect here, as in Istio");
+    }
 }
 
 fn spoken(fields: &Fields<'_>, name: &str) -> v1::Protocol {
@@ -197,7 +216,10 @@ fn spoken(fields: &Fields<'_>, name: &str) -> v1::Protocol {
 /// As in Istio: loopback, or unspecified for the workload's own address.
 fn endpoint(fields: &Fields<'_>, text: &str) -> Option<SocketAddr> {
     if text.starts_with("unix://") {
-        fields.error("defaultEndpoint", "`defaultEndpoint: unix://...` is not supported yet");
+        fields.error(
+            "defaultEndpoint",
+            "`defaultEndpoint: unix://...` is not supported: have the application listen on loopback",
+        );
         return None;
     }
     let address: Option<SocketAddr> = text.parse().ok();
@@ -212,7 +234,7 @@ fn endpoint(fields: &Fields<'_>, text: &str) -> Option<SocketAddr> {
 fn capture(fields: &Fields<'_>) {
     let mode = fields.one_of("captureMode", &[("DEFAULT", true), ("IPTABLES", true), ("NONE", false)]);
     if mode == Some(false) {
-        fields.error("captureMode", "`captureMode: NONE` is not supported yet: connections are redirected");
+        fields.error("captureMode", format!("`captureMode: NONE` is not supported: {NO_LISTENER}"));
     }
 }
 

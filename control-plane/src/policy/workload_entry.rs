@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use super::{
-    fields::{Fields, Shape, not_yet, read},
+    fields::{Fields, Shape, read, refused},
     names,
 };
 
@@ -32,14 +32,14 @@ pub(crate) const SHAPE: Shape = &[
     read("weight"),
     read("locality"),
     read("serviceAccount"),
-    not_yet("network"),
+    refused("network", "other networks are other data centres here, and are reached through their gateways"),
 ];
 
 /// Reads it.
 pub(crate) fn decode(fields: &Fields<'_>) -> WorkloadEntry {
     let address = fields.required_string("address");
     if address.starts_with("unix:") {
-        fields.error("address", "Unix sockets as `address` are not supported yet");
+        fields.error("address", "a Unix socket as `address` is not supported: its file is in one pod alone; have the workload listen on a port");
     } else if !address.is_empty() && address.parse::<IpAddr>().is_err() && !names::is_host(&address) {
         fields.error("address", format!("`{address}` is neither an IP address nor a host name"));
     }

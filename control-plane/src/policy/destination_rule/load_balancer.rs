@@ -6,7 +6,7 @@ use weft_core::locality::Pattern;
 use weft_proto::v1;
 
 use crate::policy::{
-    fields::{Fields, Shape, not_yet, object, read},
+    fields::{Fields, Shape, object, read, refused},
     names,
 };
 
@@ -33,7 +33,10 @@ pub(super) const SHAPE: Shape = &[
             read("failoverPriority"),
         ],
     ),
-    not_yet("zoneAwareLbSetting"),
+    refused(
+        "zoneAwareLbSetting",
+        "`localityLbSetting` keeps requests in their zone; how many callers a zone has is not known to a sidecar",
+    ),
     object("warmup", &[read("duration"), read("minimumPercent"), read("aggression")]),
     read("warmupDurationSecs"),
 ];

@@ -155,7 +155,7 @@ fn mistakes_of_a_policy() {
         ),
         (
             "loadBalancer: {zoneAwareLbSetting: {enabled: true}}",
-            "8:20: error: `trafficPolicy.loadBalancer.zoneAwareLbSetting` is not supported yet",
+            "8:20: error: `trafficPolicy.loadBalancer.zoneAwareLbSetting` is not supported: `localityLbSetting`",
         ),
         (
             "loadBalancer: {simple: ROUNDROBIN}",

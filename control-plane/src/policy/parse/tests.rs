@@ -180,7 +180,7 @@ fn service_entries() {
     );
     refused(
         "WorkloadEntry",
-        &[("{}", "`address` is required"), ("{address: a, network: b}", "`network` is not supported yet")],
+        &[("{}", "`address` is required"), ("{address: a, network: b}", "`network` is not supported: other networks")],
     );
 }
 

@@ -72,8 +72,14 @@ fn mistakes() {
         ("  egress: [{}]\n", "`egress[0].hosts` is required"),
         ("  egress: [{hosts: []}]\n", "`hosts` must name at least one host"),
         ("  egress: [{hosts: ['*/*']}, {hosts: ['*/*']}]\n", "only the last entry of `egress` may be without `port`"),
-        ("  egress: [{hosts: ['*/*'], captureMode: NONE}]\n", "`captureMode: NONE` is not supported yet"),
-        ("  egress: [{hosts: ['*/*'], bind: 127.0.0.1}]\n", "`egress[0].bind` is not supported yet"),
+        (
+            "  egress: [{hosts: ['*/*'], captureMode: NONE}]\n",
+            "`captureMode: NONE` is not supported: connections are redirected",
+        ),
+        (
+            "  egress: [{hosts: ['*/*'], bind: 127.0.0.1}]\n",
+            "`egress[0].bind` is not supported: connections are redirected",
+        ),
         ("  ingress: [{port: {number: 80}}]\n", "`ingress[0].port.protocol` is required"),
         (
             "  ingress: [{port: {number: 80, protocol: HTTP, name: a}, defaultEndpoint: 10.0.0.1:80}]\n",
@@ -83,9 +89,20 @@ fn mistakes() {
             "  ingress: [{port: {number: 80, protocol: HTPT, name: a}}]\n",
             "unknown protocol `HTPT`, did you mean `http`?",
         ),
+        (
+            "  egress: [{hosts: ['*/*'], port: {number: 80, targetPort: 81}}]\n",
+            "warning: `targetPort` has no effect here, as in Istio",
+        ),
+        (
+            "  ingress: [{port: {number: 80, protocol: HTTP, name: a}, tls: {mode: SIMPLE}}]\n",
+            "`ingress[0].tls` is not supported: callers without a sidecar come by a Gateway",
+        ),
         ("  outboundTrafficPolicy: {}\n", "warning: without a `mode` this is REGISTRY_ONLY"),
         ("  outboundTrafficPolicy: {mode: ANY}\n", "unknown value `ANY`"),
-        ("  outboundTrafficPolicy: {mode: ALLOW_ANY, egressProxy: {host: a}}\n", "egressProxy` is not supported yet"),
+        (
+            "  outboundTrafficPolicy: {mode: ALLOW_ANY, egressProxy: {host: a}}\n",
+            "egressProxy` is not supported: write a ServiceEntry",
+        ),
     ] {
         let got: Vec<String> = read_all(spec).problems.iter().map(ToString::to_string).collect();
         assert!(got.iter().any(|problem| problem.contains(want)), "{spec}\n got: {got:#?}\nwant: {want}");

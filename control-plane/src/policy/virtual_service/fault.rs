@@ -2,7 +2,7 @@
 
 use weft_proto::v1::{self, fault::Abort};
 
-use crate::policy::fields::{Fields, Shape, not_yet, object, read};
+use crate::policy::fields::{Fields, Shape, object, read, refused};
 
 /// Of a percentage.
 pub(super) const PERCENTAGE: Shape = &[read("value")];
@@ -10,9 +10,22 @@ pub(super) const PERCENTAGE: Shape = &[read("value")];
 pub(super) const SHAPE: Shape = &[
     object(
         "delay",
-        &[read("fixedDelay"), object("percentage", PERCENTAGE), read("percent"), not_yet("exponentialDelay")],
+        &[
+            read("fixedDelay"),
+            object("percentage", PERCENTAGE),
+            read("percent"),
+            refused("exponentialDelay", "nor by Istio: write `fixedDelay`"),
+        ],
     ),
-    object("abort", &[read("httpStatus"), read("grpcStatus"), object("percentage", PERCENTAGE), not_yet("http2Error")]),
+    object(
+        "abort",
+        &[
+            read("httpStatus"),
+            read("grpcStatus"),
+            object("percentage", PERCENTAGE),
+            refused("http2Error", "nor by Istio: write `httpStatus` or `grpcStatus`"),
+        ],
+    ),
 ];
 
 /// Statuses of gRPC by number.

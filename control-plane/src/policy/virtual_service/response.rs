@@ -111,8 +111,13 @@ pub(super) fn retry(fields: &Fields<'_>) -> v1::RetryPolicy {
     let retry_on: Vec<String> = retry_on.split(',').map(str::to_owned).collect();
     for condition in &retry_on {
         let status = condition.parse::<u16>().is_ok_and(|status| (100..600).contains(&status));
-        if matches!(condition.as_str(), "retriable-headers" | "http3-post-connect-failure") {
-            fields.error("retryOn", format!("`retryOn: {condition}` is not supported yet"));
+        let refused = match condition.as_str() {
+            "retriable-headers" => Some("a VirtualService cannot say which headers"),
+            "http3-post-connect-failure" => Some("endpoints are not called by HTTP/3"),
+            _ => None,
+        };
+        if let Some(why) = refused {
+            fields.error("retryOn", format!("`retryOn: {condition}` is not supported: {why}"));
         } else if !status && !RETRY_ON.contains(&condition.as_str()) {
             let hint = suggest(condition, RETRY_ON, "allowed are HTTP statuses and");
             fields.error("retryOn", format!("`retryOn`: unknown condition `{condition}`{hint}"));

@@ -138,7 +138,7 @@ fn mistakes() {
         (http("{redirect: {uri: /}, fault: {abort: {httpStatus: 500}}}"), "`fault` needs a `route`"),
         (
             http(&format!("{{{route}, fault: {{delay: {{exponentialDelay: 1s}}}}}}")),
-            "exponentialDelay` is not supported yet",
+            "exponentialDelay` is not supported: nor by Istio",
         ),
         (
             http(&format!("{{{route}, fault: {{delay: {{percentage: {{value: 1}}}}}}}}")),
