@@ -230,7 +230,8 @@ fn sigterm() -> Result<()> {
         let failed: Vec<_> = results.iter().filter(|r| r["status"] != 200).take(3).collect();
         ensure!(failed.is_empty(), "{what}: of {} requests some failed: {failed:?}", results.len());
         let at = |gateway: &Pod| results.iter().filter(|r| r["at"] == gateway.ip).count();
-        let both = at(&first) > 200 && at(&second) > 200;
+        // However slow the machine is.
+        let both = at(&first) > 20 && at(&second) > 20;
         ensure!(both || what == "slow", "{what}: {} and {}", at(&first), at(&second));
     }
     Ok(())
