@@ -20,6 +20,8 @@ pub struct Row {
     pub supported: Vec<&'static str>,
     /// Those that are an error, and why.
     pub refused: Vec<(&'static str, &'static str)>,
+    /// Those that are left out with a warning: they do not concern the traffic.
+    pub skipped: Vec<&'static str>,
 }
 
 /// All objects of all kinds, each kind's `spec` first and then what is in it, in the order of the shapes.
@@ -43,10 +45,12 @@ fn of_kind(kind: Kind) -> Vec<Row> {
                 continue;
             }
             let below = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
-            let mut row = Row { kind: kind.name(), paths: Vec::new(), supported: Vec::new(), refused: Vec::new() };
+            let (paths, supported, refused, skipped) = Default::default();
+            let mut row = Row { kind: kind.name(), paths, supported, refused, skipped };
             for field in shape {
                 match field.is {
                     Is::Refused(why) => row.refused.push((field.name, why)),
+                    Is::Skipped => row.skipped.push(field.name),
                     Is::Read => row.supported.push(field.name),
                     Is::Object(shape) => {
                         row.supported.push(field.name);

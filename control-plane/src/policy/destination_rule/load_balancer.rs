@@ -20,19 +20,18 @@ const CONSISTENT_HASH: Shape = &[
     object("maglev", &[read("tableSize")]),
     read("minimumRingSize"),
 ];
+/// Fields of `localityLbSetting`.
+pub(in crate::policy) const LOCALITY: Shape = &[
+    read("enabled"),
+    object("distribute", &[read("from"), read("to")]),
+    object("failover", &[read("from"), read("to")]),
+    read("failoverPriority"),
+];
 /// Its fields.
 pub(super) const SHAPE: Shape = &[
     read("simple"),
     object("consistentHash", CONSISTENT_HASH),
-    object(
-        "localityLbSetting",
-        &[
-            read("enabled"),
-            object("distribute", &[read("from"), read("to")]),
-            object("failover", &[read("from"), read("to")]),
-            read("failoverPriority"),
-        ],
-    ),
+    object("localityLbSetting", LOCALITY),
     not_yet("zoneAwareLbSetting"),
     object("warmup", &[read("duration"), read("minimumPercent"), read("aggression")]),
     read("warmupDurationSecs"),
@@ -126,7 +125,8 @@ fn cookie(fields: &Fields<'_>) -> v1::HttpCookie {
     }
 }
 
-fn locality(fields: &Fields<'_>) -> v1::LocalityLb {
+/// Reads `localityLbSetting`.
+pub(in crate::policy) fn locality(fields: &Fields<'_>) -> v1::LocalityLb {
     let given: Vec<&str> =
         ["distribute", "failover", "failoverPriority"].into_iter().filter(|name| fields.has(name)).collect();
     // Regions may say what the labels leave open.
