@@ -98,8 +98,9 @@ impl Admin for AdminService {
     async fn apply(&self, request: Request<v1::ApplyRequest>) -> Result<Response<v1::ApplyReply>, Status> {
         let mut documents = Vec::new();
         let mut problems = Vec::new();
+        let trust_domain = self.mesh.read(|world| world.trust_domain().to_owned());
         for file in request.into_inner().files {
-            let parsed = policy::parse(&file.name, &file.text);
+            let parsed = policy::parse(&file.name, &file.text).of_mesh(&trust_domain);
             problems.extend(parsed.problems);
             documents.extend(parsed.documents);
         }
@@ -119,7 +120,8 @@ impl Admin for AdminService {
                 ));
             }
         }
-        // Checked together with what stays.
+        // Checked together with what stays, which is older.
+        self.mesh.date(&mut documents);
         let new = |key: &_| documents.iter().any(|d| d.key() == *key);
         let mut all: Vec<&Document> = documents.iter().collect();
         all.extend(folder.iter().map(AsRef::as_ref).filter(|d| !new(&d.key())));

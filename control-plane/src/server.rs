@@ -98,8 +98,8 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
     let socket = config.data_dir.join(ADMIN_SOCKET);
     let admin_listener = admin::listen(&socket).await?;
     if let Some(dir) = &config.policies {
-        let mut folder =
-            PolicyFolder::start(dir).with_context(|| format!("cannot read the policy folder {}", dir.display()))?;
+        let mut folder = PolicyFolder::start(dir, ca.trust_domain())
+            .with_context(|| format!("cannot read the policy folder {}", dir.display()))?;
         mesh.set_folder(folder.borrow_and_update().clone());
         let mesh = mesh.clone();
         tokio::spawn(async move {

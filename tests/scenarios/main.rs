@@ -7,6 +7,7 @@ mod clients;
 mod connections;
 mod costs;
 mod datacenters;
+mod defaults;
 mod dns;
 mod eureka;
 mod explained;
@@ -63,6 +64,7 @@ fn main() -> ExitCode {
         explained::all(),
         registry::all(),
         sidecars::all(),
+        defaults::all(),
         store::all(),
         times::all(),
         operations::all(),

@@ -50,17 +50,23 @@ fn places(row: &Row) -> String {
 }
 
 fn fields(row: &Row) -> String {
-    let supported: Vec<String> = row.supported.iter().map(|name| format!("`{name}`")).collect();
-    let refused = row.refused.iter().map(|(name, why)| {
-        let why = if why.is_empty() { "not yet" } else { why };
-        format!("`{name}` ({why})")
-    });
-    let refused: Vec<String> = refused.collect();
-    match (supported.is_empty(), refused.is_empty()) {
-        (_, true) => supported.join(", "),
-        (true, false) => format!("refused: {}", refused.join("; ")),
-        (false, false) => format!("{}; refused: {}", supported.join(", "), refused.join("; ")),
+    if let Some((kind, path)) = &row.like {
+        return if path.is_empty() { format!("as a {kind}") } else { format!("as `{path}` of a {kind}") };
     }
+    let quoted = |names: &[&str]| names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    let mut parts = Vec::new();
+    if !row.supported.is_empty() {
+        parts.push(quoted(&row.supported));
+    }
+    for alike in row.refused.chunk_by(|one, other| one.1 == other.1) {
+        let names: Vec<&str> = alike.iter().map(|(name, _)| *name).collect();
+        let why = alike.first().map(|(_, why)| *why).filter(|why| !why.is_empty()).unwrap_or("not yet");
+        parts.push(format!("refused: {} ({why})", quoted(&names)));
+    }
+    if !row.skipped.is_empty() {
+        parts.push(format!("left out with a warning: {}", quoted(&row.skipped)));
+    }
+    parts.join("; ")
 }
 
 /// What is wrong with `proofs`: lines of a kind and an object's place, and below each, indented, fields and at the end of the

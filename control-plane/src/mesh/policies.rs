@@ -37,19 +37,21 @@ impl Mesh {
         (state.folder.documents.clone(), state.api_policies.values().flatten().cloned().collect())
     }
 
+    /// Gives documents of the API their age: it counts from when an object was first applied, unless it says so itself.
+    pub fn date(&self, documents: &mut [Document]) {
+        let state = self.lock();
+        for document in documents.iter_mut().filter(|document| document.created == 0) {
+            let old = state.api_policies.get(&document.reference()).and_then(|held| held.first());
+            document.created = old.map_or_else(unix_now, |old| old.created);
+        }
+    }
+
     /// Replaces the API's documents named in `put`, and removes those in `delete`; in batches of a hundred.
     ///
     /// # Errors
     /// When the store refuses; of more than a hundred some may have been changed by then.
     pub async fn change_policies(&self, mut put: Vec<Document>, delete: &[Document]) -> Result<(), store::Error> {
-        {
-            // Age counts from when an object was first applied, unless it says so itself.
-            let state = self.lock();
-            for document in put.iter_mut().filter(|document| document.created == 0) {
-                let old = state.api_policies.get(&document.reference()).and_then(|held| held.first());
-                document.created = old.map_or_else(unix_now, |old| old.created);
-            }
-        }
+        self.date(&mut put);
         let key = |d: &Document| d.reference();
         let mut ops: Vec<Op> = delete.iter().map(|d| Op::delete(Table::Policies, key(d))).collect();
         ops.extend(put.iter().map(|d| Op::put(Table::Policies, key(d), stored(d).encode_to_vec())));

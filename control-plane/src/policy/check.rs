@@ -13,12 +13,14 @@ use std::collections::HashMap;
 
 pub(crate) use destinations::destinations;
 
-use super::{Code, Document, Finding, Object, Problem, placed};
+use super::{Code, Document, Finding, Object, Problem, mesh_config, placed};
 
 /// Problems between `documents`, which is everything that is to be applied together.
 pub fn check(documents: &[&Document]) -> Vec<Problem> {
-    let sorted = by_age(documents);
-    let mut findings = duplicates(documents);
+    let exported = mesh_config::exported(documents);
+    let documents: Vec<&Document> = exported.iter().map(AsRef::as_ref).collect();
+    let sorted = by_age(&documents);
+    let mut findings = duplicates(&documents);
     findings.extend(overruled::check(&sorted));
     findings.extend(destinations::check(&sorted));
     findings.extend(security::check(&sorted));
@@ -27,7 +29,7 @@ pub fn check(documents: &[&Document]) -> Vec<Problem> {
             findings.extend(reach::check(document, service));
         }
     }
-    let mut problems = [placed(findings), super::delegate::check(documents)].concat();
+    let mut problems = [placed(findings), super::delegate::check(&documents)].concat();
     super::problem::sort(&mut problems);
     problems
 }

@@ -4,6 +4,8 @@ use weft_proto::v1;
 
 use super::fields::{Fields, Shape, object, read};
 
+/// Fields of `tcpKeepalive`.
+pub(crate) const KEEPALIVE: Shape = &[read("probes"), read("time"), read("interval")];
 /// Its fields.
 pub(crate) const SHAPE: Shape = &[
     object(
@@ -11,7 +13,7 @@ pub(crate) const SHAPE: Shape = &[
         &[
             read("maxConnections"),
             read("connectTimeout"),
-            object("tcpKeepalive", &[read("probes"), read("time"), read("interval")]),
+            object("tcpKeepalive", KEEPALIVE),
             read("maxConnectionDuration"),
             read("idleTimeout"),
         ],
@@ -77,7 +79,8 @@ pub(crate) fn decode(fields: &Fields<'_>) -> v1::ConnectionPool {
     pool
 }
 
-fn keepalive(fields: &Fields<'_>) -> v1::TcpKeepalive {
+/// Reads `tcpKeepalive`.
+pub(crate) fn keepalive(fields: &Fields<'_>) -> v1::TcpKeepalive {
     let seconds = |name| {
         let ms = fields.duration(name, 0).unwrap_or_default();
         if !ms.is_multiple_of(1000) {

@@ -1,6 +1,6 @@
 //! DestinationRule: how to call a host (balancing, limits, ejection, TLS) and which subsets it has.
 
-mod load_balancer;
+pub(super) mod load_balancer;
 mod proxy;
 mod tls;
 
@@ -71,7 +71,8 @@ pub struct Subset {
     pub traffic_policy: Option<TrafficPolicy>,
 }
 
-const OUTLIER_DETECTION: Shape = &[
+/// Fields of `outlierDetection`.
+pub(super) const OUTLIER_DETECTION: Shape = &[
     read("consecutive5xxErrors"),
     read("consecutiveGatewayErrors"),
     read("consecutiveErrors"),
@@ -190,7 +191,8 @@ fn settings(fields: &Fields<'_>, selected: bool) -> Settings {
     }
 }
 
-fn outlier_detection(fields: &Fields<'_>) -> v1::OutlierDetection {
+/// Reads `outlierDetection`.
+pub(super) fn outlier_detection(fields: &Fields<'_>) -> v1::OutlierDetection {
     let count = |name| fields.number(name, 0..=i64::from(u32::MAX)).and_then(|n| u32::try_from(n).ok());
     let percent = |name| fields.number(name, 0..=100).and_then(|n| u32::try_from(n).ok()).unwrap_or_default();
     if fields.has("consecutiveErrors") {

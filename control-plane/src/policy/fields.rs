@@ -20,11 +20,13 @@ use crate::yaml::{Key, Node, Place, Value};
 pub(crate) type Shape = &'static [Field];
 
 /// One known field.
+#[derive(PartialEq)]
 pub(crate) struct Field {
     pub(super) name: &'static str,
     pub(super) is: Is,
 }
 
+#[derive(PartialEq)]
 pub(super) enum Is {
     /// Read by the decoder of its object.
     Read,
@@ -32,6 +34,8 @@ pub(super) enum Is {
     Object(Shape),
     /// Istio's, and an error, with what its author can do instead, or why nothing.
     Refused(&'static str),
+    /// Istio's, and about something else than traffic: a warning.
+    Skipped,
 }
 
 /// A supported field.
@@ -47,6 +51,11 @@ pub(crate) const fn object(name: &'static str, shape: Shape) -> Field {
 /// A field that is an error; `why` continues "is not supported: ".
 pub(crate) const fn refused(name: &'static str, why: &'static str) -> Field {
     Field { name, is: Is::Refused(why) }
+}
+
+/// A field that says nothing of the traffic, in a file that says more than that: it is left out, and told of.
+pub(crate) const fn skipped(name: &'static str) -> Field {
+    Field { name, is: Is::Skipped }
 }
 
 /// A field that is an error so far.
@@ -121,6 +130,7 @@ impl<'a> Fields<'a> {
             Some(Field { is: Is::Refused(why), .. }) => {
                 (Code::NotSupported, format!("`{path}` is not supported: {why}"))
             }
+            Some(Field { is: Is::Skipped, .. }) => return self.skip(&path, key.place),
             Some(_) => return,
             None => {
                 let known: Vec<&str> = self.shape.iter().map(|field| field.name).collect();
@@ -129,6 +139,12 @@ impl<'a> Fields<'a> {
             }
         };
         self.decoder.report(Severity::Error, code, key.place, &path, text);
+    }
+
+    /// Warns that what stands at `path` is left out.
+    pub(crate) fn skip(&self, path: &str, place: Place) {
+        let text = format!("`{path}` does not concern the traffic: skipped");
+        self.decoder.report(Severity::Warning, Code::ForeignField, place, path, text);
     }
 
     pub(crate) fn path_of(&self, name: &str) -> String {

@@ -38,6 +38,7 @@ pub struct FolderState {
 #[derive(Debug)]
 pub struct PolicyFolder {
     directory: PathBuf,
+    trust_domain: String,
     files: BTreeMap<PathBuf, PolicyFile>,
     problems: Vec<Problem>,
 }
@@ -86,14 +87,15 @@ fn list(directory: &Path, depth: usize, files: &mut Vec<PathBuf>) -> io::Result<
 }
 
 impl PolicyFolder {
-    /// An unread folder.
-    pub fn new(directory: impl Into<PathBuf>) -> Self {
-        Self { directory: directory.into(), files: BTreeMap::new(), problems: Vec::new() }
+    /// An unread folder, of a mesh with this trust domain.
+    pub fn new(directory: impl Into<PathBuf>, trust_domain: &str) -> Self {
+        let trust_domain = trust_domain.to_owned();
+        Self { directory: directory.into(), trust_domain, files: BTreeMap::new(), problems: Vec::new() }
     }
 
     /// Reads the folder and goes on watching it from a thread of its own, which ends when all receivers are gone.
-    pub fn start(directory: impl Into<PathBuf>) -> io::Result<watch::Receiver<Arc<FolderState>>> {
-        let mut folder = Self::new(directory);
+    pub fn start(directory: impl Into<PathBuf>, trust_domain: &str) -> io::Result<watch::Receiver<Arc<FolderState>>> {
+        let mut folder = Self::new(directory, trust_domain);
         fs::read_dir(&folder.directory)?;
         let (events, wake) = mpsc::channel();
         let watcher = folder.watcher(events);
@@ -173,7 +175,7 @@ impl PolicyFolder {
                 continue;
             }
             file.stamp = Some(stamp);
-            file.read(&path);
+            file.read(&path, &self.trust_domain);
             scan.changed = true;
         }
         if scan.changed {
@@ -246,7 +248,7 @@ pub struct Scan {
 }
 
 impl PolicyFile {
-    fn read(&mut self, path: &Path) {
+    fn read(&mut self, path: &Path, trust_domain: &str) {
         let name = path.display().to_string();
         let text = match fs::read_to_string(path) {
             Ok(text) => text,
@@ -255,7 +257,7 @@ impl PolicyFile {
                 return;
             }
         };
-        let parsed = parse(&name, &text);
+        let parsed = parse(&name, &text).of_mesh(trust_domain);
         let good = !parsed.has_errors();
         self.problems = parsed.problems;
         // A version with errors also withdraws an older one that was still pending.

@@ -8,6 +8,7 @@ use std::{
 use weft_proto::v1;
 
 use super::{
+    export::Export,
     fields::{Fields, Shape, not_yet, object, read},
     names, protocol,
 };
@@ -15,6 +16,8 @@ use super::{
 /// A Service's `spec`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct KubeService {
+    /// Of the annotation `networking.istio.io/exportTo`.
+    pub export: Export,
     /// TCP ports, by unique number.
     pub ports: Vec<KubePort>,
     /// Labels of further instances of the namespace that belong, whatever service they registered as.
@@ -73,8 +76,8 @@ pub(crate) const SHAPE: Shape = &[
     not_yet("trafficDistribution"),
 ];
 
-/// Reads `spec`.
-pub(crate) fn decode(spec: &Fields<'_>) -> KubeService {
+/// Reads `spec`; what `metadata` say of `exportTo` is `export`.
+pub(crate) fn decode(spec: &Fields<'_>, export: Export) -> KubeService {
     let refused = [
         ("type", "ExternalName"),
         ("sessionAffinity", "ClientIP"),
@@ -110,7 +113,7 @@ pub(crate) fn decode(spec: &Fields<'_>) -> KubeService {
         spec.error("ports", "`ports` must name at least one port");
     }
     ports.sort_by_key(|port| port.number);
-    KubeService { ports, selector: spec.string_map("selector"), cluster_ip }
+    KubeService { export, ports, selector: spec.string_map("selector"), cluster_ip }
 }
 
 fn port(fields: &Fields<'_>, named: bool) -> Option<KubePort> {

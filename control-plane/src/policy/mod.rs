@@ -15,6 +15,7 @@ mod fields;
 pub mod folder;
 mod gateway;
 mod kube_service;
+pub(crate) mod mesh_config;
 mod names;
 pub(crate) mod nearest;
 mod parse;
@@ -34,6 +35,7 @@ pub use destination_rule::{ClientTls, DestinationRule, Settings, Subset, Traffic
 pub use export::Export;
 pub use gateway::{Gateway, Server};
 pub use kube_service::{KubePort, KubeService, TargetPort};
+pub use mesh_config::MeshConfig;
 pub use names::canonical;
 pub(crate) use names::is_host;
 pub use parse::parse;
@@ -76,11 +78,13 @@ pub enum Kind {
     ServiceExport,
     /// `networking.istio.io` Sidecar.
     Sidecar,
+    /// `install.istio.io` IstioOperator.
+    IstioOperator,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::DestinationRule,
         Self::VirtualService,
         Self::Gateway,
@@ -90,6 +94,7 @@ impl Kind {
         Self::Service,
         Self::ServiceExport,
         Self::Sidecar,
+        Self::IstioOperator,
     ];
 
     /// As written in `kind:`.
@@ -104,6 +109,7 @@ impl Kind {
             Self::Service => "Service",
             Self::ServiceExport => "ServiceExport",
             Self::Sidecar => "Sidecar",
+            Self::IstioOperator => "IstioOperator",
         }
     }
 }
@@ -135,6 +141,8 @@ pub enum Object {
     ServiceExport,
     /// What a workload's proxy knows, and how it takes what comes in.
     Sidecar(Box<Sidecar>),
+    /// What holds in the whole mesh; `None`: it is about something else than traffic.
+    IstioOperator(Option<Box<MeshConfig>>),
 }
 
 impl Object {
@@ -144,6 +152,7 @@ impl Object {
             Object::DestinationRule(rule) => Some(&rule.export),
             Object::VirtualService(service) => Some(&service.export),
             Object::ServiceEntry(entry) => Some(&entry.export),
+            Object::Service(service) => Some(&service.export),
             _ => None,
         }
     }
@@ -154,7 +163,7 @@ impl Object {
 pub struct Document {
     /// Kind of `object`.
     pub kind: Kind,
-    /// Namespace; "default" where the file names none.
+    /// Namespace; where the file names none "default", of an IstioOperator the root one.
     pub namespace: String,
     /// Name, unique per kind and namespace.
     pub name: String,
@@ -198,6 +207,19 @@ pub struct Parsed {
 }
 
 impl Parsed {
+    /// As it is for a mesh with this trust domain: a document that names another is an error.
+    #[must_use]
+    pub fn of_mesh(mut self, trust_domain: &str) -> Self {
+        let wrong = self.documents.iter().filter_map(|document| {
+            let other = mesh_config::of(document)?.trust_domain.as_ref().filter(|other| *other != trust_domain)?;
+            let text = format!("`trustDomain` is {trust_domain} here, not `{other}`: leave it out");
+            Some(Finding::error(document, "meshConfig.trustDomain", Code::InvalidValue, text))
+        });
+        let wrong = placed(wrong.collect());
+        self.problems.extend(wrong);
+        self
+    }
+
     /// Whether anything must be corrected before the text may be applied.
     pub fn has_errors(&self) -> bool {
         self.problems.iter().any(|problem| problem.severity == Severity::Error)

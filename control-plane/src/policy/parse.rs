@@ -1,9 +1,9 @@
 //! Text -> documents: finds each document's kind, reads its metadata, and hands `spec` to the kind's decoder.
 
 use super::{
-    Code, Document, Kind, Object, Parsed, Severity, destination_rule,
+    Code, Document, Kind, Object, Parsed, ROOT_NAMESPACE, Severity, destination_rule, export,
     fields::{self, Decoder, Fields, Shape, not_yet, object, read},
-    gateway, kube_service, names,
+    gateway, kube_service, mesh_config, names,
     nearest::suggest,
     peer_authentication, service_entry, sidecar, virtual_service, workload_entry,
 };
@@ -19,7 +19,6 @@ pub(super) const NOT_YET: &[(&str, &str)] = &[
     ("telemetry.istio.io", "Telemetry"),
     ("extensions.istio.io", "WasmPlugin"),
     ("extensions.istio.io", "TrafficExtension"),
-    ("install.istio.io", "IstioOperator"),
 ];
 
 /// What Kubernetes keeps in an object's metadata. Name, namespace, annotations and creation time are used; the rest is
@@ -51,6 +50,7 @@ impl Kind {
             Self::PeerAuthentication => "security.istio.io",
             Self::Service => "",
             Self::ServiceExport => "multicluster.x-k8s.io",
+            Self::IstioOperator => "install.istio.io",
             _ => "networking.istio.io",
         }
     }
@@ -60,8 +60,19 @@ impl Kind {
             Self::Service => &["v1"],
             Self::ServiceExport => &["v1beta1", "v1alpha1"],
             Self::PeerAuthentication => &["v1", "v1beta1"],
+            Self::IstioOperator => &["v1alpha1"],
             _ => &["v1", "v1beta1", "v1alpha3"],
         }
+    }
+
+    /// That of a document which names none.
+    fn namespace(self) -> &'static str {
+        if self == Self::IstioOperator { ROOT_NAMESPACE } else { "default" }
+    }
+
+    /// Name of a document that may do without; empty: it may not.
+    fn own_name(self) -> &'static str {
+        if self == Self::IstioOperator { "mesh" } else { "" }
     }
 
     pub(super) fn spec(self) -> Shape {
@@ -75,6 +86,7 @@ impl Kind {
             Self::Service => kube_service::SHAPE,
             Self::ServiceExport => SERVICE_EXPORT,
             Self::Sidecar => sidecar::SHAPE,
+            Self::IstioOperator => mesh_config::SHAPE,
         }
     }
 
@@ -92,6 +104,7 @@ impl Kind {
             Self::Service => const { &top(kube_service::SHAPE) },
             Self::ServiceExport => const { &top(SERVICE_EXPORT) },
             Self::Sidecar => const { &top(sidecar::SHAPE) },
+            Self::IstioOperator => const { &top(mesh_config::SHAPE) },
         }
     }
 }
@@ -138,11 +151,16 @@ fn document(decoder: &Decoder<'_>, file: &str, found: YamlDocument) -> Option<Do
     let top = decoder.fields(&root, String::new(), kind.top());
     let spec_node = top.node("spec").unwrap_or(&null);
     let metadata = top.object("metadata");
-    if metadata.is_none() {
+    if metadata.is_none() && kind != Kind::IstioOperator {
         decoder.report(Severity::Error, Code::Required, top.place, "metadata", "`metadata.name` is required");
     }
-    let (namespace, name, created) = metadata.map(|metadata| identity(&metadata, kind)).unwrap_or_default();
-    if spec_node.value == Value::Null && !matches!(kind, Kind::PeerAuthentication | Kind::ServiceExport) {
+    let exported = metadata.as_ref().filter(|_| kind == Kind::Service).map(export::annotated).unwrap_or_default();
+    let (namespace, name, created) = match &metadata {
+        Some(metadata) => identity(metadata, kind),
+        None => (kind.namespace().to_owned(), kind.own_name().to_owned(), 0),
+    };
+    let may_be_empty = matches!(kind, Kind::PeerAuthentication | Kind::ServiceExport | Kind::IstioOperator);
+    if spec_node.value == Value::Null && !may_be_empty {
         decoder.report(Severity::Error, Code::Required, top.place, "spec", "`spec` is required");
         return None;
     }
@@ -155,10 +173,15 @@ fn document(decoder: &Decoder<'_>, file: &str, found: YamlDocument) -> Option<Do
         Kind::ServiceEntry => Object::ServiceEntry(service_entry::decode(&spec)),
         Kind::WorkloadEntry => Object::WorkloadEntry(workload_entry::decode(&spec)),
         Kind::PeerAuthentication => Object::PeerAuthentication(peer_authentication::decode(&spec)),
-        Kind::Service => Object::Service(kube_service::decode(&spec)),
+        Kind::Service => Object::Service(kube_service::decode(&spec, exported)),
         Kind::ServiceExport => Object::ServiceExport,
         Kind::Sidecar => Object::Sidecar(Box::new(sidecar::decode(&spec))),
+        Kind::IstioOperator => Object::IstioOperator(mesh_config::decode(&spec)),
     };
+    if kind == Kind::IstioOperator && !mesh_config::is_root(&namespace) {
+        let text = format!("no effect on the mesh: that has what is in namespace {ROOT_NAMESPACE} or istio-system");
+        decoder.report(Severity::Warning, Code::Ineffective, top.place, "metadata", text);
+    }
     let line = root.place.line;
     Some(Document { kind, namespace, name, object, yaml: text, file: file.to_owned(), line, created })
 }
@@ -204,7 +227,14 @@ fn kind(decoder: &Decoder<'_>, place: Place, entries: &[(Key, Node)]) -> Option<
         let text = "kind List is not supported: write its items as documents of their own, separated by ---";
         decoder.report(Severity::Error, Code::UnknownKind, kind_place, "kind", text);
     } else {
-        let text = format!("kind {name} of {api} does not concern the mesh: skipped");
+        let mut text = format!("kind {name} of {api} does not concern the mesh: skipped");
+        let data = entries.iter().find(|(key, _)| key.name == "data").map(|(_, data)| data);
+        if group.is_empty() && name == "ConfigMap" && data.is_some_and(|data| data.get("mesh").is_some()) {
+            text =
+                "the settings in `mesh` are not read from a ConfigMap: write them as `meshConfig` of an IstioOperator \
+                    (install.istio.io/v1alpha1)"
+                    .to_owned();
+        }
         decoder.report(Severity::Warning, Code::ForeignKind, kind_place, "kind", text);
     }
     None
@@ -212,19 +242,19 @@ fn kind(decoder: &Decoder<'_>, place: Place, entries: &[(Key, Node)]) -> Option<
 
 /// Namespace, name and age.
 fn identity(metadata: &Fields<'_>, kind: Kind) -> (String, String, u64) {
-    let name = metadata.required_string("name");
+    let name = match kind.own_name() {
+        "" => metadata.required_string("name"),
+        // As it is without metadata.
+        own => metadata.string("name").filter(|name| !name.is_empty()).unwrap_or_else(|| own.to_owned()),
+    };
     if !name.is_empty() && !names::is_subdomain(&name) {
         metadata.error("name", format!("`{name}` is not a name: lower-case letters, digits, hyphens and dots"));
     }
     let namespace = metadata.string("namespace").filter(|namespace| !namespace.is_empty());
-    let namespace = namespace.unwrap_or_else(|| "default".to_owned());
+    let namespace = namespace.unwrap_or_else(|| kind.namespace().to_owned());
     if !names::is_label(&namespace) {
         metadata
             .error("namespace", format!("`{namespace}` is not a namespace: lower-case letters, digits and hyphens"));
-    }
-    let exported = metadata.string_map("annotations").get("networking.istio.io/exportTo").cloned();
-    if kind == Kind::Service && exported.is_some_and(|exported| exported != "*") {
-        metadata.error("annotations", "annotation networking.istio.io/exportTo other than \"*\" is not supported yet");
     }
     let created = metadata.string("creationTimestamp").map(|text| {
         unix_seconds(&text).unwrap_or_else(|| {

@@ -37,6 +37,8 @@ pub enum Code {
     UnknownKind,
     /// A kind that is none of the mesh's: skipped.
     ForeignKind,
+    /// A field that does not concern the traffic: skipped.
+    ForeignField,
     /// Neither Istio nor Weft knows the field.
     UnknownField,
     /// Istio's, and not Weft's so far.
@@ -87,6 +89,7 @@ impl Code {
             Self::NotYaml => "not-yaml",
             Self::UnknownKind => "unknown-kind",
             Self::ForeignKind => "foreign-kind",
+            Self::ForeignField => "foreign-field",
             Self::UnknownField => "unknown-field",
             Self::NotSupported => "not-supported",
             Self::Required => "required",

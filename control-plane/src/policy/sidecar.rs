@@ -21,7 +21,7 @@ pub struct Sidecar {
     pub selector: BTreeMap<String, String>,
     /// What may be called; empty: everything.
     pub egress: Vec<Egress>,
-    /// `outboundTrafficPolicy.mode`; `None`: as the proxy was started.
+    /// `outboundTrafficPolicy.mode`; unset: the mesh's, else as the proxy was started.
     pub outbound: v1::OutboundPolicy,
     /// Ports of the workload that are served otherwise than as they are registered.
     pub ingress: Vec<Ingress>,
@@ -122,14 +122,16 @@ pub(crate) fn decode(spec: &Fields<'_>) -> Sidecar {
     }
 }
 
+/// Values of `outboundTrafficPolicy.mode`.
+pub(super) const OUTBOUND_MODES: &[(&str, v1::OutboundPolicy)] =
+    &[("ALLOW_ANY", v1::OutboundPolicy::AllowAny), ("REGISTRY_ONLY", v1::OutboundPolicy::RegistryOnly)];
+
 /// As in Istio, a block without a mode is the stricter one.
 fn outbound(fields: &Fields<'_>) -> v1::OutboundPolicy {
-    const MODES: &[(&str, v1::OutboundPolicy)] =
-        &[("ALLOW_ANY", v1::OutboundPolicy::AllowAny), ("REGISTRY_ONLY", v1::OutboundPolicy::RegistryOnly)];
     if !fields.has("mode") {
         fields.warn("mode", "without a `mode` this is REGISTRY_ONLY, as in Istio");
     }
-    fields.one_of("mode", MODES).unwrap_or(v1::OutboundPolicy::RegistryOnly)
+    fields.one_of("mode", OUTBOUND_MODES).unwrap_or(v1::OutboundPolicy::RegistryOnly)
 }
 
 fn decode_egress(fields: &Fields<'_>) -> Egress {

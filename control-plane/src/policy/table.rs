@@ -16,15 +16,23 @@ pub struct Row {
     pub kind: &'static str,
     /// Where it may stand, such as `trafficPolicy.tls`; empty: `spec` itself. Of what is in another row's object, the first.
     pub paths: Vec<String>,
+    /// The kind and place of an object that is the same, and told there.
+    pub like: Option<(&'static str, String)>,
     /// Those that do something.
     pub supported: Vec<&'static str>,
     /// Those that are an error, and why.
     pub refused: Vec<(&'static str, &'static str)>,
+    /// Those that are left out with a warning: they do not concern the traffic.
+    pub skipped: Vec<&'static str>,
 }
 
 /// All objects of all kinds, each kind's `spec` first and then what is in it, in the order of the shapes.
 pub fn field_table() -> Vec<Row> {
-    Kind::ALL.into_iter().flat_map(of_kind).collect()
+    let mut found = Vec::new();
+    for kind in Kind::ALL {
+        of_kind(kind, &mut found);
+    }
+    found.into_iter().map(|(_, row)| row).collect()
 }
 
 /// Kinds of Istio that are an error as a whole.
@@ -32,21 +40,31 @@ pub fn refused_kinds() -> impl Iterator<Item = &'static str> {
     NOT_YET.iter().map(|(_, kind)| *kind)
 }
 
-fn of_kind(kind: Kind) -> Vec<Row> {
-    let mut found: Vec<(Shape, Row)> = Vec::new();
+/// Objects with so few fields are alike by chance.
+const FEW: usize = 2;
+
+fn of_kind(kind: Kind, found: &mut Vec<(Shape, Row)>) {
     // Breadth first, so that what is nearest to `spec` gives an object its first place.
     let mut next = vec![(String::new(), kind.spec())];
     while !next.is_empty() {
         for (path, shape) in std::mem::take(&mut next) {
-            if let Some((_, row)) = found.iter_mut().find(|(known, _)| std::ptr::eq(*known, shape)) {
+            let of_kind = |row: &Row| row.kind == kind.name();
+            if let Some((_, row)) = found.iter_mut().find(|(known, row)| *known == shape && of_kind(row)) {
                 row.paths.push(path);
                 continue;
             }
+            let (like, supported, refused, skipped) = Default::default();
+            let mut row = Row { kind: kind.name(), paths: vec![path.clone()], like, supported, refused, skipped };
+            if let Some((_, known)) = found.iter().find(|(known, _)| *known == shape && shape.len() > FEW) {
+                row.like = Some((known.kind, known.paths[0].clone()));
+                found.push((shape, row));
+                continue;
+            }
             let below = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
-            let mut row = Row { kind: kind.name(), paths: Vec::new(), supported: Vec::new(), refused: Vec::new() };
             for field in shape {
                 match field.is {
                     Is::Refused(why) => row.refused.push((field.name, why)),
+                    Is::Skipped => row.skipped.push(field.name),
                     Is::Read => row.supported.push(field.name),
                     Is::Object(shape) => {
                         row.supported.push(field.name);
@@ -54,11 +72,9 @@ fn of_kind(kind: Kind) -> Vec<Row> {
                     }
                 }
             }
-            row.paths.push(path);
             found.push((shape, row));
         }
     }
-    found.into_iter().map(|(_, row)| row).collect()
 }
 
 #[cfg(test)]

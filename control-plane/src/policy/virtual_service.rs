@@ -5,7 +5,7 @@ mod cors;
 mod fault;
 mod matching;
 mod mirror;
-mod response;
+pub(super) mod response;
 mod rewrite;
 
 use std::collections::{BTreeMap, HashMap};
@@ -228,17 +228,7 @@ const HTTP: Shape = &[
     object("directResponse", &[read("status"), object("body", &[read("string"), read("bytes")])]),
     object("rewrite", rewrite::SHAPE),
     read("timeout"),
-    object(
-        "retries",
-        &[
-            read("attempts"),
-            read("perTryTimeout"),
-            read("retryOn"),
-            read("backoff"),
-            read("retryRemoteLocalities"),
-            read("retryIgnorePreviousHosts"),
-        ],
-    ),
+    object("retries", response::RETRIES),
     object("headers", HEADERS),
     object("fault", fault::SHAPE),
     object("mirror", DESTINATION),

@@ -66,13 +66,25 @@ pub(crate) fn dry_run(document: &Document) -> Vec<(Option<Place>, CompileError)>
             let inbound = inbound(&alone(document), &document.namespace, &labels, &[]);
             vec![(None, compile::inbound(&inbound).map(drop))]
         }
+        Object::IstioOperator(config) => {
+            let Some(config) = config else { return Vec::new() };
+            let settings = Settings {
+                connection_pool: config.connection_pool,
+                outlier_detection: config.outlier_detection.clone(),
+                load_balancer: Some(v1::LoadBalancer { locality: config.locality.clone(), ..Default::default() }),
+                ..Settings::default()
+            };
+            let port = v1::Port { number: 80, retry: config.retry.clone(), ..v1::Port::default() };
+            vec![(None, compiled(&v1::Service { ports: vec![port], ..cluster(&settings) }))]
+        }
         // An endpoint of whichever ServiceEntry selects it; the decoder has checked all that it holds.
         Object::WorkloadEntry(_) | Object::ServiceExport => Vec::new(),
     };
     // Of the path what the author knows: the messages around it are ours.
     let told = |error: CompileError| {
-        let field =
-            ["ports[0].routes[0].", "clusters[0]."].into_iter().find_map(|around| error.field.strip_prefix(around));
+        let field = ["ports[0].routes[0].", "ports[0].", "clusters[0]."]
+            .into_iter()
+            .find_map(|around| error.field.strip_prefix(around));
         CompileError { field: field.unwrap_or(&error.field).to_owned(), ..error }
     };
     refused.into_iter().filter_map(|(place, result)| Some((place, told(result.err()?)))).collect()

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use weft_proto::v1;
 
-use super::{gateway, mtls::Modes, ports, remotes, rules::Rules};
+use super::{defaults::Defaults, gateway, mtls::Modes, ports, remotes, rules::Rules};
 use crate::policy::Ingress;
 use crate::world::{Host, Instance, InstanceKey, Scope, World};
 
@@ -28,18 +28,18 @@ pub fn inbound(
         }
     }
     let sidecar = world.policies().sidecar(namespace, labels).map(|(_, sidecar)| sidecar);
-    let (default_pool, ingress) = match sidecar {
-        Some(sidecar) => (sidecar.inbound_pool, sidecar.ingress.iter().map(listener).collect()),
-        None => (None, Vec::new()),
-    };
+    let defaults = Defaults::of(world);
+    let own_pool = sidecar.and_then(|sidecar| sidecar.inbound_pool).and_then(|pool| defaults.pool(Some(pool)));
     // What the Sidecar says of all ports comes before what the service's rule says.
     for service in services.values_mut() {
-        service.connection_pool = default_pool.or(service.connection_pool);
+        service.connection_pool = own_pool.or(service.connection_pool);
     }
+    let own = sidecar.map(|sidecar| sidecar.outbound).filter(|own| *own != v1::OutboundPolicy::OutboundUnset);
+    let ingress = sidecar.into_iter().flat_map(|sidecar| &sidecar.ingress);
     v1::Inbound {
-        outbound_policy: sidecar.map(|sidecar| sidecar.outbound).unwrap_or_default().into(),
-        ingress,
-        connection_pool: default_pool,
+        outbound_policy: own.unwrap_or(defaults.outbound()).into(),
+        ingress: ingress.map(|ingress| listener(ingress, &defaults)).collect(),
+        connection_pool: own_pool,
         mtls: modes.mode.into(),
         port_mtls: modes.ports.iter().map(|(port, mode)| (*port, (*mode).into())).collect(),
         services: services.into_values().collect(),
@@ -49,12 +49,12 @@ pub fn inbound(
     }
 }
 
-fn listener(ingress: &Ingress) -> v1::Ingress {
+fn listener(ingress: &Ingress, defaults: &Defaults<'_>) -> v1::Ingress {
     v1::Ingress {
         port: ingress.port,
         protocol: ingress.protocol.into(),
         deliver_to: ingress.to.map(|to| to.to_string()).unwrap_or_default(),
-        connection_pool: ingress.pool,
+        connection_pool: ingress.pool.and_then(|pool| defaults.pool(Some(pool))),
     }
 }
 
@@ -69,11 +69,12 @@ fn served(world: &World, host: &Host, instance: &Instance) -> Vec<v1::InboundSer
             None => u32::from(instance.port),
         };
         let protocol = if port.number == 0 { instance.protocol() } else { port.protocol };
+        let decided = rules.decide(&port, "");
         v1::InboundService {
             host: host.name.clone(),
             port: number,
             protocol: protocol.into(),
-            connection_pool: rules.decide(port.policy_number, "").settings.connection_pool,
+            connection_pool: decided.settings.connection_pool,
             namespace: host.namespace.clone(),
             exported: world.is_exported(&host.name),
         }

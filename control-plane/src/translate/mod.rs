@@ -1,11 +1,11 @@
 //! World -> what a sidecar is told. Pure: the same world gives the same messages, and discovery may compare them.
 //!
 //! `names` says which host an application means; `service`, `endpoints` and `inbound` make the three resources; `ports`,
-//! `rules`, `mtls` and `remotes` answer what a host's documents, its DestinationRules, the PeerAuthentications and
-//! other data centres say. `dry_run` and
-//! `warnings` tell the author of a document what would come of it.
+//! `rules`, `defaults`, `mtls` and `remotes` answer what a host's documents, its DestinationRules, the mesh as a whole, the
+//! PeerAuthentications and other data centres say. `dry_run` and `warnings` tell the author of a document what would come of it.
 
 mod audience;
+mod defaults;
 mod dry_run;
 mod endpoints;
 mod gateway;

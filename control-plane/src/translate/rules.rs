@@ -2,6 +2,7 @@
 
 use weft_proto::v1;
 
+use super::{defaults::Defaults, ports::PortView};
 use crate::{
     policy::{Document, Object, ROOT_NAMESPACE, Settings, Subset, TrafficPolicy},
     world::{Host, Scope, World},
@@ -10,6 +11,7 @@ use crate::{
 /// What the DestinationRules of one host say to the clients of one kind.
 #[derive(Debug, Default)]
 pub(super) struct Rules<'a> {
+    defaults: Defaults<'a>,
     policy: Option<(&'a TrafficPolicy, &'a Document)>,
     subsets: Vec<(&'a Subset, &'a Document)>,
 }
@@ -30,7 +32,7 @@ impl<'a> Rules<'a> {
             .map(|namespace| world.policies().rules(namespace, client, &host.name))
             .find(|documents| !documents.is_empty())
             .unwrap_or_default();
-        let mut rules = Self::default();
+        let mut rules = Rules { defaults: Defaults::of(world), ..Self::default() };
         for document in documents {
             let Object::DestinationRule(rule) = &document.object else { continue };
             if rules.policy.is_none() {
@@ -57,8 +59,15 @@ impl<'a> Rules<'a> {
 
     /// Settings of a port and, unless empty, a subset. A port's own settings replace the rule's as a whole; a subset's
     /// override block by block; a subset's settings of the port are in the subset's place, and replace what a port can have
-    /// whether they have it or not: what it cannot have is left as it is, as in Istio (`mergeTrafficPolicy`).
-    pub(super) fn decide(&self, port: u32, subset: &str) -> Decided {
+    /// whether they have it or not: what it cannot have is left as it is, as in Istio (`mergeTrafficPolicy`). What is open
+    /// then is the mesh's to say.
+    pub(super) fn decide(&self, port: &PortView, subset: &str) -> Decided {
+        let mut decided = self.decide_by_rules(port.policy_number, subset);
+        self.defaults.fill(&mut decided, port.protocol);
+        decided
+    }
+
+    fn decide_by_rules(&self, port: u32, subset: &str) -> Decided {
         let mut decided = Decided::default();
         if let Some((policy, document)) = self.policy {
             decided.settings = policy.ports.get(&port).unwrap_or(&policy.settings).clone();

@@ -6,6 +6,7 @@ use weft_proto::v1::{self, http_route};
 
 use super::{
     audience::{Audience, List},
+    defaults::Defaults,
     gateway, names,
     ports::{self, PortView},
     rules::Rules,
@@ -40,7 +41,8 @@ pub fn service(world: &World, client: &Scope, host: &str) -> Option<v1::Service>
             clusters.all_subsets(host, &port);
         }
         let protocol = port.protocol.into();
-        v1::Port { number: port.number, name: port.name, protocol, cluster, routes, connection_routes }
+        let retry = clusters.defaults.retry().filter(|_| http && routes.is_empty()).cloned();
+        v1::Port { number: port.number, name: port.name, protocol, cluster, routes, connection_routes, retry }
     });
     Some(v1::Service {
         ports: ports.collect(),
@@ -57,6 +59,7 @@ pub fn service(world: &World, client: &Scope, host: &str) -> Option<v1::Service>
 /// The clusters of one `Service`, each once.
 pub(super) struct Clusters<'a> {
     world: &'a World,
+    defaults: Defaults<'a>,
     client: &'a Scope,
     /// Namespace and name of the gateway that it is for; `None`: for sidecars.
     gateway: Option<(&'a str, &'a str)>,
@@ -66,7 +69,8 @@ pub(super) struct Clusters<'a> {
 
 impl<'a> Clusters<'a> {
     pub(super) fn new(world: &'a World, client: &'a Scope, gateway: Option<(&'a str, &'a str)>) -> Self {
-        Clusters { world, client, gateway, found: Vec::new(), index: BTreeMap::new() }
+        let defaults = Defaults::of(world);
+        Clusters { world, defaults, client, gateway, found: Vec::new(), index: BTreeMap::new() }
     }
 
     /// Who it is for.
@@ -125,7 +129,7 @@ impl<'a> Clusters<'a> {
             destinations: self.weighted(namespace, &forward.destinations, request_port),
             timeout_ms: forward.timeout_ms,
             rewrite: forward.rewrite.clone(),
-            retry: forward.retry.clone(),
+            retry: forward.retry.as_ref().or(self.defaults.retry()).cloned(),
             fault: forward.fault,
             mirrors: self.mirrors(namespace, forward, request_port),
         }
@@ -214,7 +218,7 @@ impl<'a> Clusters<'a> {
             None if subset.is_empty() => BTreeMap::new(),
             None => return self.undefined(&host.name, port.number, subset),
         };
-        let decided = rules.decide(port.policy_number, subset);
+        let decided = rules.decide(port, subset);
         // A host outside the mesh that only a VirtualService names is where the caller's own DNS says.
         let documented = host.service.is_some() || host.entry.is_some();
         let unknown = !host.registered && !documented && !self.world.is_imported(&host.name);

@@ -1,6 +1,7 @@
 use weft_proto::v1::{Health, MtlsMode, Protocol, Tls, consistent_hash::Key, http_route::Action};
 
 mod clients;
+mod defaults;
 mod export;
 mod routes;
 mod sidecars;

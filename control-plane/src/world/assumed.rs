@@ -27,8 +27,8 @@ impl World {
         named.retain(|name| !self.hosts.get(name).is_some_and(offered));
         for name in &named {
             let namespace = name.trim_end_matches(MESH_SUFFIX).rsplit('.').next().unwrap_or_default().to_owned();
-            let (service, entry) = (None, None);
-            let host = Host { name: name.clone(), namespace, service, entry, registered: true, live: true };
+            let (service, entry, export) = (None, None, self.default_export());
+            let host = Host { name: name.clone(), namespace, service, entry, export, registered: true, live: true };
             self.hosts.insert(name.clone(), host);
             self.virtual_ips.allocate(name);
         }

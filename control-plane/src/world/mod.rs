@@ -23,7 +23,7 @@ pub use remotes::{DEFAULT_DATACENTER, Peering, Presence, RemoteHost, sound};
 pub use scope::Scope;
 pub use virtual_ip::{Allocation, Keep, QUARANTINE_S, VirtualIps};
 
-use crate::policy::{Document, Kind, Object, Resolution, canonical};
+use crate::policy::{Document, Export, Kind, Object, Resolution, canonical, mesh_config};
 
 /// What every service's canonical name ends with.
 pub const MESH_SUFFIX: &str = ".svc.cluster.local";
@@ -52,6 +52,8 @@ pub struct Host {
     pub service: Option<Arc<Document>>,
     /// ServiceEntry that defines it.
     pub entry: Option<Arc<Document>>,
+    /// The namespaces whose clients see it. What only a ServiceEntry defines is seen where that is.
+    pub export: Export,
     /// Whether instances are, or were within the last day, registered under it.
     pub registered: bool,
     /// False once the last instance left and no document names the host: callers are still told 503 rather than "no such
@@ -60,10 +62,9 @@ pub struct Host {
 }
 
 impl Host {
-    /// Whether clients of a namespace see it. A host that only a ServiceEntry defines is seen where that is.
+    /// Whether clients of a namespace see it.
     pub fn reaches(&self, client_ns: &str) -> bool {
-        let defined = self.entry.as_ref().filter(|_| self.service.is_none() && !self.registered);
-        defined.is_none_or(|entry| entry.reaches(client_ns))
+        self.export.reaches(&self.namespace, client_ns)
     }
 }
 
@@ -158,7 +159,7 @@ impl World {
         for document in documents {
             new.entry(document.key()).or_insert(document);
         }
-        let of_all = crate::policy::join(new.values().cloned().collect());
+        let of_all = crate::policy::join(exported(&new));
         let joined: BTreeMap<_, _> = of_all.into_iter().map(|document| (document.key(), document)).collect();
         let differs = |document: &Arc<Document>, other: &BTreeMap<_, Arc<Document>>| {
             other
@@ -272,9 +273,25 @@ impl World {
         } else {
             self.virtual_ips.release(host, now);
         }
+        let own = |document: &Option<Arc<Document>>| document.as_ref().and_then(|own| own.object.export().cloned());
+        let export = match own(&service) {
+            Some(export) => export,
+            None if registered => self.default_export(),
+            None => match own(&entry) {
+                Some(export) => export,
+                None if imported.is_some() => self.default_export(),
+                // That only a route names.
+                None => Export::default(),
+            },
+        };
         let name = host.to_owned();
-        self.hosts.insert(name.clone(), Host { name, namespace, service, entry, registered, live });
+        self.hosts.insert(name.clone(), Host { name, namespace, service, entry, export, registered, live });
         changed
+    }
+
+    /// Who sees a service of which no document says it.
+    fn default_export(&self) -> Export {
+        self.policies.mesh().map(|(_, mesh)| mesh.service_export.clone()).unwrap_or_default()
     }
 
     /// Adds to `changed` what `document` applies to.
@@ -302,8 +319,8 @@ impl World {
                 let hosts = self.policies.hosts_selecting(&document.namespace, &workload.labels);
                 changed.hosts.extend(hosts.into_iter().cloned());
             }
-            // Of some clients: whatever they call.
-            Object::Sidecar(_) => (changed.all, changed.names) = (true, true),
+            // Of some clients, or of all: whatever they call.
+            Object::Sidecar(_) | Object::IstioOperator(_) => (changed.all, changed.names) = (true, true),
             // Also says whether others may call with mTLS.
             Object::PeerAuthentication(_) => changed.all = true,
         }
@@ -351,6 +368,15 @@ impl World {
             .collect();
         unknown.iter().for_each(|host| self.virtual_ips.release(host, now));
     }
+}
+
+/// All documents, with the `exportTo` that the mesh has for those that have none.
+fn exported(documents: &BTreeMap<(Kind, String, String), Arc<Document>>) -> Vec<Arc<Document>> {
+    let config = mesh_config::in_force(documents.values().map(|document| &**document)).map(|(_, config)| config);
+    let one = |document: &Arc<Document>| {
+        config.and_then(|config| config.export(document)).map_or_else(|| document.clone(), Arc::new)
+    };
+    documents.values().map(one).collect()
 }
 
 fn remove_from<K: Ord>(index: &mut BTreeMap<K, BTreeSet<InstanceKey>>, at: &K, key: &InstanceKey) {

@@ -8,8 +8,8 @@ use std::{
 
 use super::{Scope, fqdn};
 use crate::policy::{
-    Document, Object, PeerAuthentication, ROOT_NAMESPACE, ServiceEntry, Sidecar, Subnet, VirtualService, WorkloadEntry,
-    canonical,
+    Document, MeshConfig, Object, PeerAuthentication, ROOT_NAMESPACE, ServiceEntry, Sidecar, Subnet, VirtualService,
+    WorkloadEntry, canonical, mesh_config,
 };
 
 /// The indexes. Every list is sorted by age: of two that claim the same, the first wins.
@@ -29,6 +29,8 @@ pub(crate) struct Policies {
     selecting_entries: BTreeMap<Labelled, Vec<Arc<Document>>>,
     authentications: Vec<Arc<Document>>,
     sidecars: Vec<Arc<Document>>,
+    /// What says how the mesh as a whole is.
+    mesh: Option<Arc<Document>>,
     /// Hosts that other data centres may call.
     exports: BTreeSet<String>,
     dependents: BTreeMap<String, BTreeSet<String>>,
@@ -119,6 +121,11 @@ impl Policies {
                 self.client_labels.extend(sidecar.selector.keys().cloned());
                 self.sidecars.push(document.clone());
             }
+            Object::IstioOperator(_) => {
+                if self.mesh.is_none() && mesh_config::of(document).is_some() {
+                    self.mesh = Some(document.clone());
+                }
+            }
             Object::ServiceExport => {
                 self.exports.insert(fqdn(&document.name, namespace));
             }
@@ -184,6 +191,12 @@ impl Policies {
             }
         };
         all.filter_map(|one| Some((rank(&one)?, one))).min_by_key(|(rank, _)| *rank).map(|(_, one)| one)
+    }
+
+    /// What the mesh has as defaults, and the document that says so.
+    pub(crate) fn mesh(&self) -> Option<(&Document, &MeshConfig)> {
+        let document = self.mesh.as_deref()?;
+        Some((document, mesh_config::of(document)?))
     }
 
     /// The VirtualService that owns `host` for a client: of those that it sees the oldest private one, else the oldest that

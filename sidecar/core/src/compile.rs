@@ -298,7 +298,7 @@ fn port(message: &v1::Port, clusters: &[Arc<Cluster>]) -> Result<Port> {
         name: message.name.as_str().into(),
         protocol: protocol(message.protocol).at("protocol")?,
         cluster,
-        routes: route::table(&message.routes, cluster, clusters)?,
+        routes: route::table(message, cluster, clusters)?,
         connection_routes: connection::table(&message.connection_routes, clusters)?,
     })
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::policy::{Code, DestinationRule, Document, Export, Finding, Object, VirtualService, canonical};
+use crate::policy::{Code, DestinationRule, Document, Export, Finding, Object, VirtualService, canonical, mesh_config};
 
 /// All of them; `documents` are sorted by age.
 pub(super) fn check<'a>(documents: &[&'a Document]) -> Vec<Finding<'a>> {
@@ -11,6 +11,7 @@ pub(super) fn check<'a>(documents: &[&'a Document]) -> Vec<Finding<'a>> {
     let mut rules = Rules::default();
     let mut entries: HashMap<&str, &Document> = HashMap::new();
     let mut authentications: HashMap<_, &Document> = HashMap::new();
+    let mut mesh: Option<&Document> = None;
     for document in documents {
         match &document.object {
             Object::VirtualService(service) if service.of_mesh() => {
@@ -33,6 +34,14 @@ pub(super) fn check<'a>(documents: &[&'a Document]) -> Vec<Finding<'a>> {
                     let text =
                         format!("{} is older and for the same workloads: this one is ignored", first.reference());
                     findings.push(Finding::warning(document, "", Code::Overruled, text));
+                }
+            }
+            Object::IstioOperator(_) if mesh_config::of(document).is_some() => {
+                let first = mesh.get_or_insert(document);
+                if is_other(first, document) {
+                    let text =
+                        format!("{} is older and says what holds in the mesh: this one is ignored", first.reference());
+                    findings.push(Finding::warning(document, "meshConfig", Code::Overruled, text));
                 }
             }
             _ => {}

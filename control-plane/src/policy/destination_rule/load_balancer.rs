@@ -20,19 +20,18 @@ const CONSISTENT_HASH: Shape = &[
     object("maglev", &[read("tableSize")]),
     read("minimumRingSize"),
 ];
+/// Fields of `localityLbSetting`.
+pub(in crate::policy) const LOCALITY: Shape = &[
+    read("enabled"),
+    object("distribute", &[read("from"), read("to")]),
+    object("failover", &[read("from"), read("to")]),
+    read("failoverPriority"),
+];
 /// Its fields.
 pub(super) const SHAPE: Shape = &[
     read("simple"),
     object("consistentHash", CONSISTENT_HASH),
-    object(
-        "localityLbSetting",
-        &[
-            read("enabled"),
-            object("distribute", &[read("from"), read("to")]),
-            object("failover", &[read("from"), read("to")]),
-            read("failoverPriority"),
-        ],
-    ),
+    object("localityLbSetting", LOCALITY),
     refused(
         "zoneAwareLbSetting",
         "`localityLbSetting` keeps requests in their zone; how many callers a zone has is not known to a sidecar",
@@ -133,7 +132,8 @@ fn cookie(fields: &Fields<'_>) -> v1::HttpCookie {
 const TOPOLOGY: [&str; 3] =
     ["topology.kubernetes.io/region", "topology.kubernetes.io/zone", "topology.istio.io/subzone"];
 
-fn locality(fields: &Fields<'_>) -> v1::LocalityLb {
+/// Reads `localityLbSetting`.
+pub(in crate::policy) fn locality(fields: &Fields<'_>) -> v1::LocalityLb {
     let given: Vec<&str> =
         ["distribute", "failover", "failoverPriority"].into_iter().filter(|name| fields.has(name)).collect();
     if let [first @ "distribute", second, ..] = given[..] {

@@ -27,7 +27,7 @@ fn a_broken_file_keeps_its_last_good_documents() {
     fs::write(directory.path().join(".hidden.yaml"), "not: [yaml").unwrap();
     fs::write(directory.path().join("README.md"), "not: [yaml").unwrap();
     fs::write(&file, RULE).unwrap();
-    let mut folder = PolicyFolder::new(directory.path());
+    let mut folder = PolicyFolder::new(directory.path(), "cluster.local");
     let state = scan(&mut folder);
     assert_eq!(names(&state), ["DestinationRule/default/order"]);
     assert!(state.problems.is_empty());
@@ -56,7 +56,7 @@ fn files_are_checked_together() {
     let (rule, route) = (directory.path().join("rule.yaml"), directory.path().join("route.yaml"));
     fs::write(&rule, RULE).unwrap();
     fs::write(&route, routes("v2")).unwrap();
-    let mut folder = PolicyFolder::new(directory.path());
+    let mut folder = PolicyFolder::new(directory.path(), "cluster.local");
     let state = scan(&mut folder);
     assert_eq!(names(&state), ["DestinationRule/default/order"], "a file that was never right gives nothing");
     assert!(state.problems[0].text.contains("no subset `v2`"), "{:?}", state.problems);
@@ -79,7 +79,7 @@ fn files_are_checked_together() {
 fn the_same_object_in_two_files_is_refused_where_it_came_second() {
     let directory = tempfile::tempdir().unwrap();
     fs::write(directory.path().join("b.yaml"), RULE).unwrap();
-    let mut folder = PolicyFolder::new(directory.path());
+    let mut folder = PolicyFolder::new(directory.path(), "cluster.local");
     scan(&mut folder);
     fs::write(directory.path().join("c.yaml"), RULE).unwrap();
     let state = scan(&mut folder);
@@ -93,7 +93,7 @@ fn the_same_object_in_two_files_is_refused_where_it_came_second() {
 fn a_file_being_written_is_left_alone() {
     let directory = tempfile::tempdir().unwrap();
     fs::write(directory.path().join("a.yaml"), RULE).unwrap();
-    let mut folder = PolicyFolder::new(directory.path());
+    let mut folder = PolicyFolder::new(directory.path(), "cluster.local");
     let written = fs::metadata(directory.path().join("a.yaml")).unwrap().modified().unwrap();
     let scan = folder.scan(written + Duration::from_millis(10), SETTLE);
     assert_eq!(scan, Scan { changed: false, unsettled: true });
@@ -105,12 +105,12 @@ fn a_file_being_written_is_left_alone() {
 async fn an_edit_arrives_well_under_a_second() {
     let directory = tempfile::tempdir().unwrap();
     fs::write(directory.path().join("a.yaml"), RULE).unwrap();
-    let mut state = PolicyFolder::start(directory.path()).unwrap();
+    let mut state = PolicyFolder::start(directory.path(), "cluster.local").unwrap();
     assert_eq!(state.borrow_and_update().documents.len(), 1);
     let start = Instant::now();
     fs::write(directory.path().join("b.yaml"), routes("v1")).unwrap();
     tokio::time::timeout(Duration::from_secs(5), state.changed()).await.unwrap().unwrap();
     assert_eq!(state.borrow_and_update().documents.len(), 2);
     assert!(start.elapsed() < Duration::from_millis(900), "{:?}", start.elapsed());
-    assert!(PolicyFolder::start(directory.path().join("missing")).is_err());
+    assert!(PolicyFolder::start(directory.path().join("missing"), "cluster.local").is_err());
 }

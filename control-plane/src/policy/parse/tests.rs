@@ -231,6 +231,13 @@ fn peer_authentications() {
     );
 }
 
+#[test]
+fn the_mesh_of_a_config_map_is_told_of() {
+    let text = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata:\n  mesh: |\n    a: b\n";
+    let got = problems(text);
+    assert!(got.len() == 1 && got[0].contains("2:7: warning: the settings in `mesh` are not read"), "{got:?}");
+}
+
 /// A valid document to damage.
 const WHOLE: &str = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: a}\nspec:\n  hosts: [a]\n  http:\n  - match: [{uri: {regex: a.*}, headers: {x: {exact: '1'}}}]\n    route: [{destination: {host: a, port: {number: 80}}, weight: 3}]\n    timeout: 1.5s\n    retries: {attempts: 3, retryOn: '5xx,503'}\n";
 

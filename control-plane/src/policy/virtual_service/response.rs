@@ -3,7 +3,10 @@
 use base64::Engine;
 use weft_proto::v1;
 
-use crate::policy::{fields::Fields, nearest::suggest};
+use crate::policy::{
+    fields::{Fields, Shape, read},
+    nearest::suggest,
+};
 
 /// Largest body of a direct response.
 const MAX_BODY: usize = 1 << 20;
@@ -98,8 +101,18 @@ fn body_of(fields: &Fields<'_>) -> Vec<u8> {
     })
 }
 
+/// Fields of `retries`.
+pub(in crate::policy) const RETRIES: Shape = &[
+    read("attempts"),
+    read("perTryTimeout"),
+    read("retryOn"),
+    read("backoff"),
+    read("retryRemoteLocalities"),
+    read("retryIgnorePreviousHosts"),
+];
+
 /// Reads `retries`.
-pub(super) fn retry(fields: &Fields<'_>) -> v1::RetryPolicy {
+pub(in crate::policy) fn retry(fields: &Fields<'_>) -> v1::RetryPolicy {
     let attempts = fields.limit("attempts").unwrap_or_default();
     if attempts == 0
         && let Some(name) = ["perTryTimeout", "retryOn", "backoff"].into_iter().find(|name| fields.has(name))

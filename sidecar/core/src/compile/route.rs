@@ -27,39 +27,46 @@ use super::{At, Result, cluster_index, error, header_name, millis, millis_or, po
 const MAX_DIRECT_BODY: usize = 1 << 20;
 
 /// The routes of a port; without any, one that sends all to the port's `cluster`.
-pub(super) fn table(messages: &[v1::HttpRoute], cluster: usize, clusters: &[Arc<Cluster>]) -> Result<RouteTable> {
-    if messages.is_empty() {
-        return Ok(RouteTable::new(vec![default_route(cluster, clusters)]));
+pub(super) fn table(port: &v1::Port, cluster: usize, clusters: &[Arc<Cluster>]) -> Result<RouteTable> {
+    if port.routes.is_empty() {
+        let route = default_route(port.retry.as_ref(), cluster, clusters).at("retry")?;
+        return Ok(RouteTable::new(vec![route]));
     }
     let mut routes = Vec::new();
-    for (i, message) in messages.iter().enumerate() {
+    for (i, message) in port.routes.iter().enumerate() {
         route(message, clusters, &mut routes).at(format_args!("routes[{i}]"))?;
     }
     Ok(RouteTable::new(routes))
 }
 
-fn default_route(cluster: usize, clusters: &[Arc<Cluster>]) -> Arc<Route> {
+fn default_route(retry: Option<&v1::RetryPolicy>, cluster: usize, clusters: &[Arc<Cluster>]) -> Result<Arc<Route>> {
+    let hash = clusters[cluster].load_balancer.hash_policies().to_vec();
     let forward = Forward {
         destinations: vec![Destination { cluster, weight: 1, headers: Vec::new(), authority: None }],
         total_weight: 1,
         timeout: None,
         rewrite: None,
-        retry: RetryPolicy::default(),
-        again: Again {
-            other_endpoints: clusters[cluster].load_balancer.hash_policies().is_empty(),
-            other_levels: false,
-        },
+        retry: retry_policy(retry)?,
+        again: again(retry, hash.is_empty()),
         fault: None,
         mirrors: Vec::new(),
-        hash: clusters[cluster].load_balancer.hash_policies().to_vec(),
+        hash,
     };
-    Arc::new(Route {
+    Ok(Arc::new(Route {
         name: "default".into(),
         matcher: Matcher::default(),
         action: Arc::new(Action::Forward(forward)),
         headers: HeaderOps::default(),
         cors: None,
-    })
+    }))
+}
+
+/// Where a request is tried again, `free` to go to any endpoint or the one of its hash.
+fn again(retry: Option<&v1::RetryPolicy>, free: bool) -> Again {
+    Again {
+        other_endpoints: free && !retry.is_some_and(|retry| retry.previous_hosts),
+        other_levels: retry.is_some_and(|retry| retry.other_localities),
+    }
 }
 
 /// Adds one entry for each match.
@@ -136,12 +143,8 @@ pub(super) fn forward(
     // An attempt that may take as long as all attempts together has no timeout of its own.
     retry.per_try_timeout = retry.per_try_timeout.filter(|per_try| timeout.is_none_or(|timeout| *per_try < timeout));
     let rewrite = rewrite.map(path_rewrite).transpose().at("rewrite")?.flatten();
-    let asked = message.retry.as_ref();
-    let again = Again {
-        // The requests of a single hashed destination belong to one endpoint.
-        other_endpoints: !asked.is_some_and(|retry| retry.previous_hosts) && (!single || hash.is_empty()),
-        other_levels: asked.is_some_and(|retry| retry.other_localities),
-    };
+    // The requests of a single hashed destination belong to one endpoint.
+    let again = again(message.retry.as_ref(), !single || hash.is_empty());
     let fault = message.fault.as_ref().map(fault).transpose().at("fault")?;
     let mut mirrors = Vec::with_capacity(message.mirrors.len());
     for (i, item) in message.mirrors.iter().enumerate() {

@@ -187,6 +187,23 @@ fn retries() {
 }
 
 #[test]
+fn retries_of_a_port_without_routes() {
+    let compile = |retry| {
+        let mut message = base();
+        message.ports[0].retry = retry;
+        service(&message)
+    };
+    let policy = v1::RetryPolicy { attempts: 4, previous_hosts: true, other_localities: true, ..Default::default() };
+    for (retry, want) in [(None, (2, true, false)), (Some(policy), (4, false, true))] {
+        let compiled = compile(retry).unwrap();
+        let Action::Forward(forward) = &*compiled.ports[0].routes.routes()[0].action else { panic!("a forward") };
+        assert_eq!((forward.retry.attempts, forward.again.other_endpoints, forward.again.other_levels), want);
+    }
+    let wrong = v1::RetryPolicy { attempts: 1, retry_on: vec!["6xx".into()], ..Default::default() };
+    assert_eq!(compile(Some(wrong)).unwrap_err().field, "ports[0].retry.retry_on");
+}
+
+#[test]
 fn authorities_of_rewrite_route_and_destination() {
     let ops = |value: &str| {
         let change = v1::HeaderChange { set: vec![pair("Host", value)], ..v1::HeaderChange::default() };

@@ -1,0 +1,114 @@
+//! What an IstioOperator's `meshConfig` says for the whole mesh.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+use weft_tests::{Mesh, statuses, wait_for};
+
+use crate::Scenario;
+
+pub(crate) fn all() -> Vec<Scenario> {
+    vec![("what_the_mesh_has_as_defaults", defaults)]
+}
+
+const SOON: Duration = Duration::from_secs(10);
+
+const MESH: &str = "
+apiVersion: install.istio.io/v1alpha1
+kind: IstioOperator
+metadata: {name: installation, namespace: istio-system}
+spec:
+  profile: default
+  meshConfig:
+    accessLogFile: /dev/stdout
+    outboundTrafficPolicy: {mode: REGISTRY_ONLY}
+    defaultHttpRetryPolicy: {attempts: 3, retryOn: '503'}
+    defaultTrafficPolicy:
+      connectionPool:
+        tcp: {maxConnections: 1}
+        http: {http1MaxPendingRequests: 1}
+";
+
+const RULE: &str = "
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: order}
+spec: {host: order-service, trafficPolicy: {connectionPool: {tcp: {maxConnections: 10}}}}
+";
+
+fn defaults() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    let order = mesh.instance("order1", "order-service", 8080, &[])?;
+    let outside = mesh.pod("outside")?;
+    let _outside = outside.serve(8080, "outside")?;
+    let (front, _sidecar) = mesh.client("frontend")?;
+    let vip = mesh.vip("order-service")?;
+    let outside_url = format!("http://{}:8080/", outside.ip);
+    let outside = |what: &str, wanted: &str| {
+        wait_for(what, SOON, || {
+            let answer = front.curl(&["-i", &outside_url])?;
+            ensure!(answer.contains(wanted), "{answer}");
+            Ok(())
+        })
+    };
+    outside("what is unknown passes", "\"name\": \"outside\"")?;
+
+    let file = mesh.center.folder("applied").with_extension("yaml");
+    std::fs::write(&file, MESH)?;
+    let said = mesh.weftctl(&["apply", "-f", &file.to_string_lossy()])?;
+    ensure!(said.contains("IstioOperator/istio-system/installation created"), "{said}");
+    ensure!(said.contains("warning: `meshConfig.accessLogFile` does not concern the traffic: skipped"), "{said}");
+    outside("what is unknown is refused", " 502 ")?;
+
+    // No document names the service: its limits are the mesh's, and so are its retries.
+    let plan = json!({
+        "url": format!("http://{vip}/sleep/50"), "count": 30, "concurrency": 3, "headers": {"Host": "order-service"}
+    });
+    let refused = wait_for("the limit", SOON, || {
+        let answers = front.requests(&plan)?;
+        answers.into_iter().find(|answer| answer["status"] == 503).context("nobody was refused")
+    })?;
+    let why = "overflow; policy=IstioOperator/istio-system/installation; limit=http1MaxPendingRequests=1";
+    ensure!(refused["headers"]["x-weft-reason"] == why, "{refused}");
+    let asked = || -> Result<u64> {
+        let text = order.pod.curl(&["http://127.0.0.1:15020/metrics"])?;
+        let lines = text.lines().filter(|line| line.starts_with("istio_requests_total{"));
+        let of_code = lines.filter(|line| line.contains("\"destination\"") && line.contains("response_code=\"503\""));
+        Ok(of_code.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum())
+    };
+    let before = asked()?;
+    let url = format!("http://{vip}/status/503");
+    let answer = front.curl(&["-i", "-H", "Host: order-service", &url])?;
+    ensure!(answer.contains(" 503 "), "{answer}");
+    wait_for("three retries", SOON, || {
+        let tried = asked()? - before;
+        ensure!(tried == 4, "{tried} attempts");
+        Ok(())
+    })?;
+
+    // What is nearer comes first.
+    mesh.policy("order.yaml", RULE)?;
+    wait_for("the service's own limit", SOON, || {
+        let counts = statuses(&front.requests(&plan)?);
+        ensure!(counts == HashMap::from([(200, 30)]), "{counts:?}");
+        Ok(())
+    })?;
+    let sidecar = "apiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {name: all}\n\
+                   spec: {outboundTrafficPolicy: {mode: ALLOW_ANY}}\n";
+    mesh.policy("sidecar.yaml", sidecar)?;
+    outside("a Sidecar's own mode", "\"name\": \"outside\"")?;
+
+    // A second one is told of, another trust domain is refused.
+    std::fs::write(&file, MESH.replace("name: installation", "name: second"))?;
+    let said = mesh.weftctl(&["apply", "-f", &file.to_string_lossy()])?;
+    let ignored =
+        "IstioOperator/istio-system/installation is older and says what holds in the mesh: this one is ignored";
+    ensure!(said.contains(ignored), "{said}");
+    std::fs::write(&file, MESH.replace("    accessLogFile: /dev/stdout", "    trustDomain: other.example"))?;
+    let refused = mesh.weftctl(&["apply", "-f", &file.to_string_lossy()]);
+    let refused = format!("{:#}", refused.err().context("another trust domain was accepted")?);
+    ensure!(refused.contains("`trustDomain` is") && refused.contains("not `other.example`: leave it out"), "{refused}");
+    Ok(())
+}
