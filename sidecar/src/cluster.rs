@@ -14,11 +14,13 @@ use weft_core::limits::ClusterLimits;
 use weft_core::locality::Place;
 use weft_core::outcome::Outcome;
 use weft_core::outlier::Detector;
-use weft_core::policy::{Cluster, ConnectionPool, OutlierDetection};
+use weft_core::policy::{Cluster, ConnectionPool, OutlierDetection, TargetPort};
 use weft_core::pool::EndpointId;
+use weft_core::reply::Reason;
 
 use crate::labels;
 use crate::metrics::Pair;
+use crate::named::Named;
 use crate::pool::ClusterPool;
 use crate::proxy::Proxy;
 
@@ -28,6 +30,8 @@ pub struct Shared {
     pub pool: Arc<ClusterPool>,
     /// Requests and retries in flight.
     pub limits: ClusterLimits,
+    /// Endpoints that requests named.
+    named: Named,
 }
 
 /// One cluster as of one snapshot.
@@ -72,9 +76,13 @@ impl ClusterView {
                 }
                 shared
             }
-            None => Arc::new(Shared { pool: ClusterPool::new(&config.pool), limits: ClusterLimits::new() }),
+            None => Arc::new(Shared {
+                pool: ClusterPool::new(&config.pool),
+                limits: ClusterLimits::new(),
+                named: Named::default(),
+            }),
         };
-        if !config.original_destination {
+        if !config.original_destination && !config.dynamic_dns {
             shared.pool.set_live(endpoints.iter().filter(|e| e.is_eligible()).map(|e| e.state.id()));
         }
         let (remote, here): (Vec<_>, Vec<_>) = endpoints.iter().cloned().partition(|e| e.remote.is_some());
@@ -112,6 +120,23 @@ impl ClusterView {
         let pool = ConnectionPool { max_requests_per_connection: requests, ..Default::default() };
         let config = Cluster::original_destination("PassthroughCluster", "PassthroughCluster", pool);
         ClusterView::new(Arc::new(config), &[], &Arc::default(), None)
+    }
+
+    /// The endpoint that `asked`, an authority or server name, means, where it is for requests to name one.
+    ///
+    /// # Errors
+    /// When it is no host of the cluster, or too many are in use.
+    pub fn named(&self, asked: &str) -> Result<Arc<Endpoint>, Reason> {
+        let host = self.config.named(asked).ok_or(Reason::UnknownHost)?;
+        let port = match self.config.target_port {
+            TargetPort::Number(port) => port,
+            TargetPort::Registered | TargetPort::Named { .. } => self.config.port,
+        };
+        let (endpoint, gone) = self.shared.named.endpoint(&host, port);
+        if let Some(gone) = gone {
+            self.shared.pool.forget(gone);
+        }
+        endpoint.ok_or(Reason::NoHealthyUpstream)
     }
 
     /// Labels of our calls to one of the endpoints; `None`: none was chosen.

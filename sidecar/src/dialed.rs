@@ -113,7 +113,9 @@ impl Dialed<'_> {
     fn asks_for_server_name(&self) -> bool {
         match &self.service {
             None => true,
-            Some(_) => self.port().is_some_and(|port| port.connection_routes.wants_server_name()),
+            Some(view) => self.port().is_some_and(|port| {
+                port.connection_routes.wants_server_name() || view.service.cluster(port.cluster).dynamic_dns
+            }),
         }
     }
 
@@ -148,7 +150,11 @@ impl Dialed<'_> {
             Routed::Nowhere => return Err("no route is for this server name"),
         };
         let cluster = service.clusters[cluster].clone();
-        let endpoint = cluster.config.original_destination.then(|| foreign_endpoint(self.original));
+        let mut endpoint = cluster.config.original_destination.then(|| foreign_endpoint(self.original));
+        if cluster.config.dynamic_dns {
+            let named = cluster.named(server_name.unwrap_or_default());
+            endpoint = Some(named.map_err(|_| "the server name is none of the hosts that may be called")?);
+        }
         Ok(Way { cluster, endpoint })
     }
 

@@ -66,7 +66,7 @@ async fn connection(proxy: Arc<Proxy>, stream: TcpStream, peer: SocketAddr, work
         Some(Speaks::Https | Speaks::Tls) => Box::pin(caller.tls(stream, &doors)).await,
         Some(Speaks::Tcp) => {
             let found = service(&doors.servers, "");
-            Box::pin(caller.bytes(stream, Bytes::new(), found.map(|(_, service)| &**service))).await;
+            Box::pin(caller.bytes(stream, Bytes::new(), found.map(|(_, service)| &**service), "")).await;
         }
         None => {}
     }
@@ -103,7 +103,7 @@ impl Caller {
         if server.protocol == Speaks::Tls {
             let passing = doors.servers.iter().filter(|server| server.protocol == Speaks::Tls);
             let found = service(passing, &name).map(|(_, service)| service.clone());
-            return self.bytes(stream, bytes.freeze(), found.as_deref()).await;
+            return self.bytes(stream, bytes.freeze(), found.as_deref(), &name).await;
         }
         let Some(config) = server.tls.as_ref().and_then(|tls| doors.terminations.get(tls)) else {
             tracing::debug!(server = %server.name, "no certificate yet");
@@ -186,8 +186,8 @@ impl Caller {
         tcp::run(&self.proxy, &self.proxy.outbound, client, flow, Bytes::new(), std::future::pending()).await;
     }
 
-    /// Passes bytes on to a service's endpoint.
-    async fn bytes(&self, stream: TcpStream, seen: Bytes, service: Option<&str>) {
+    /// Passes bytes on to a service's endpoint. `name`: the server name that they ask for.
+    async fn bytes(&self, stream: TcpStream, seen: Bytes, service: Option<&str>, name: &str) {
         let Some(service) = service else { return };
         let Lookup::Service(view) = self.proxy.directory.lookup(service).await else {
             return tracing::debug!(service, "not known (yet)");
@@ -208,7 +208,15 @@ impl Caller {
             _ => None,
         });
         let Some(cluster) = cluster else { return };
-        self.flow(stream, seen, cluster, To::Any).await;
+        if !cluster.config.dynamic_dns {
+            return self.flow(stream, seen, cluster, To::Any).await;
+        }
+        match cluster.named(name) {
+            Ok(endpoint) => self.flow(stream, seen, cluster, To::Fixed(&endpoint)).await,
+            Err(_) => {
+                tracing::debug!(peer = %self.peer, name, "the server name is none of the hosts that may be called")
+            }
+        }
     }
 }
 

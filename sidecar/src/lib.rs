@@ -31,6 +31,7 @@ pub mod labels;
 pub mod listen;
 pub mod lookup;
 pub mod metrics;
+pub mod named;
 pub mod origination;
 pub mod outbound;
 pub mod pool;

@@ -4,6 +4,8 @@
 //! that the redirection leaves alone: the C library's queries would come back to our own DNS, which knows the name as a host
 //! of the mesh and answers with its virtual IP.
 
+pub mod asked;
+
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};

@@ -87,11 +87,20 @@ impl Proxy {
 
 /// An endpoint that is no service's: the address that the application dialed.
 pub fn foreign_endpoint(address: std::net::SocketAddr) -> Arc<Endpoint> {
+    outside_endpoint(Address::Ip(address.ip()), address.port(), Target::Socket(address))
+}
+
+/// An endpoint that no registry knows.
+pub fn outside_endpoint(address: Address, port: u16, target: Target) -> Arc<Endpoint> {
     let none: Arc<str> = "".into();
+    let key = match &address {
+        Address::Ip(ip) => std::net::SocketAddr::new(*ip, port).to_string(),
+        Address::Name(name) | Address::EachOf(name) => format!("{name}:{port}"),
+    };
     Arc::new(Endpoint {
         config: Arc::new(EndpointConfig {
-            address: Address::Ip(address.ip()),
-            port: address.port(),
+            address,
+            port,
             ports: Default::default(),
             labels: Default::default(),
             weight: 1,
@@ -103,8 +112,8 @@ pub fn foreign_endpoint(address: std::net::SocketAddr) -> Arc<Endpoint> {
             locality: none,
             remote: None,
         }),
-        target: Target::Socket(address),
-        key: address.to_string().into(),
+        target,
+        key: key.into(),
         state: Arc::new(EndpointState::default()),
         remote: None,
     })

@@ -85,7 +85,7 @@ pub async fn connect(dialer: &Dialer<'_>, alpn: &[u8]) -> Result<Upstream, DialE
             stream.write_all(&header).await.map_err(|e| DialError::io(&e))?;
         }
         if let Tls::Originate(origination) = &cluster.tls {
-            return originate(origination, identity, alpn, stream).await;
+            return originate(origination, name_of(origination, endpoint), identity, alpn, stream).await;
         }
         let Some(expected) = expected else { return Ok(Upstream::Plain(stream)) };
         let credentials = identity.valid().map_err(|e| DialError::new(Outcome::ConnectFailure, format!("{e:#}")))?;
@@ -109,14 +109,22 @@ pub async fn connect(dialer: &Dialer<'_>, alpn: &[u8]) -> Result<Upstream, DialE
     }
 }
 
+/// The server name of TLS that is not the mesh's: what the policy says, and where that is a wildcard the host asked for.
+fn name_of<'a>(origination: &'a Origination, endpoint: &'a Endpoint) -> &'a str {
+    match &endpoint.target {
+        Target::Asked(host, _) if origination.server_name.starts_with('*') => host,
+        _ => &origination.server_name,
+    }
+}
+
 /// TLS that is not the mesh's, over a connection that is open.
 async fn originate(
     origination: &Arc<Origination>,
+    name: &str,
     identity: &Identity,
     alpn: &[u8],
     stream: TcpStream,
 ) -> Result<Upstream, DialError> {
-    let name = &origination.server_name;
     let failed = |detail: String| DialError::new(Outcome::ConnectFailure, format!("TLS to {name}: {detail}"));
     let config = identity.outside.config(origination, alpn).map_err(|e| failed(format!("{e:#}")))?;
     let server = ServerName::try_from(name.to_string()).map_err(|_| failed("it is no name of a server".into()))?;
@@ -155,6 +163,7 @@ async fn address(endpoint: &Endpoint) -> io::Result<SocketAddr> {
     match &endpoint.target {
         Target::Socket(address) => Ok(*address),
         Target::Name(name, port) => lookup::socket_address(name, *port).await,
+        Target::Asked(name, port) => lookup::asked::socket_address(name, *port).await,
     }
 }
 

@@ -1,9 +1,10 @@
 //! Services outside the mesh.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use weft_tests::{Mesh, tests_dir, wait_for};
+use weft_tests::{Mesh, Pod, Process, tests_dir, wait_for};
 
 use crate::Scenario;
 use crate::certificates::Certificates;
@@ -13,7 +14,21 @@ pub(crate) fn all() -> Vec<Scenario> {
         ("tls_begins_at_the_sidecar", tls),
         ("tls_by_credential_and_what_was_revoked", credential),
         ("every_address_of_a_name_is_an_endpoint", names),
+        ("a_request_names_the_host_that_is_dialed", dynamic),
     ]
+}
+
+/// A name server, and the file that it answers from.
+fn name_server(pod: &Pod, known: &serde_json::Value) -> Result<(PathBuf, Process)> {
+    let file = pod.folder("names.json");
+    std::fs::write(&file, known.to_string())?;
+    let script = tests_dir().join("apps/name_server.py").to_string_lossy().into_owned();
+    let server = pod.spawn("names", "python3", &[&script, &file.to_string_lossy()])?;
+    wait_for("the name server", Duration::from_secs(10), || {
+        ensure!(server.output().contains("listening"), "{}", server.output());
+        Ok(())
+    })?;
+    Ok((file, server))
 }
 
 /// The application speaks plaintext, the sidecar TLS.
@@ -156,19 +171,12 @@ fn names() -> Result<()> {
     let (one, two) = (mesh.pod("one")?, mesh.pod("two")?);
     let _apps = (one.serve(8080, "one")?, two.serve(8080, "two")?);
     let names = mesh.pod("names")?;
-    let file = names.folder("names.json");
+    let (file, server) = name_server(&names, &serde_json::json!({"db.example.com": [one.ip, two.ip]}))?;
     let known = |addresses: &[&str]| {
         let temporary = file.with_extension("new");
         std::fs::write(&temporary, serde_json::json!({"db.example.com": addresses}).to_string())?;
         Ok::<_, anyhow::Error>(std::fs::rename(&temporary, &file)?)
     };
-    known(&[&one.ip, &two.ip])?;
-    let script = tests_dir().join("apps/name_server.py").to_string_lossy().into_owned();
-    let server = names.spawn("names", "python3", &[&script, &file.to_string_lossy()])?;
-    wait_for("the name server", Duration::from_secs(10), || {
-        ensure!(server.output().contains("listening"), "{}", server.output());
-        Ok(())
-    })?;
     let entry = |resolution: &str| {
         format!(
             "
@@ -212,5 +220,79 @@ spec:
     known(&[])?;
     drop(server);
     ensure!(served(8)?.iter().eq(["two"]), "it stays");
+    Ok(())
+}
+
+/// Under a wildcard the sidecar asks for the address itself, by the request's own host, and dials no place that is not outside.
+fn dynamic() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    let certificates = Certificates::new(&mesh.center.folder("certificates"))?;
+    certificates.leaf("server", "a.example.com")?;
+    let (one, two) = (mesh.pod("one")?, mesh.pod("two")?);
+    let _apps = (one.serve(8080, "one")?, two.serve(8080, "two")?);
+    let script = tests_dir().join("apps/tls_server.py").to_string_lossy().into_owned();
+    let (certificate, key) = (certificates.path("server/tls.crt"), certificates.path("server/tls.key"));
+    let _tls = one.spawn("tls", "python3", &[&script, "8443", &certificate, &key])?;
+    let known = serde_json::json!({
+        "a.example.com": [one.ip], "b.example.com": [two.ip], "c.example.com": [one.ip],
+        "here.example.com": ["127.0.0.1"], "metadata.example.com": ["169.254.169.254"],
+    });
+    let names = mesh.pod("names")?;
+    let _server = name_server(&names, &known)?;
+    let ca = certificates.ca();
+    let policy = format!(
+        "
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: partners}}
+spec:
+  hosts: ['*.example.com']
+  ports:
+  - {{number: 80, name: http, protocol: HTTP, targetPort: 8080}}
+  - {{number: 81, name: http-tls, protocol: HTTP, targetPort: 8443}}
+  - {{number: 443, name: tls, protocol: TLS, targetPort: 8443}}
+  resolution: DYNAMIC_DNS
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {{name: partners}}
+spec:
+  host: '*.example.com'
+  trafficPolicy:
+    portLevelSettings: [{{port: {{number: 81}}, tls: {{mode: SIMPLE, caCertificates: {ca}}}}}]
+"
+    );
+    mesh.policy("partners.yaml", &policy)?;
+    let front = mesh.pod("frontend")?;
+    front.resolv_conf(&format!("nameserver {}\n", names.ip))?;
+    let _own = front.serve(8080, "the caller's own")?;
+    let _sidecar = mesh.sidecar(&front, "frontend", &["--workload", "frontend"])?;
+    mesh.redirect(&front)?;
+    let expect = |url: &str, more: &[&str], wanted: &str| {
+        wait_for(url, Duration::from_secs(15), || {
+            let answer = front.curl(&[&["-i"], more, &[url]].concat())?;
+            ensure!(answer.contains(wanted), "{url}: {answer}");
+            Ok(answer)
+        })
+    };
+    expect("http://a.example.com/", &[], "\"name\": \"one\"")?;
+    expect("http://b.example.com/", &[], "\"name\": \"two\"")?;
+    // Wherever the caller believes it to be.
+    let elsewhere = |host: &str, port: u16| ["--resolve".to_owned(), format!("{host}:{port}:{}", two.ip)];
+    let believing = |host: &str, scheme: &str, port: u16, wanted: &str| {
+        let [resolve, to] = elsewhere(host, port);
+        expect(&format!("{scheme}://{host}:{port}/"), &[&resolve, &to, "--cacert", &ca], wanted)
+    };
+    believing("a.example.com", "http", 80, "\"name\": \"one\"")?;
+    // The caller's own TLS, by its server name.
+    believing("a.example.com", "https", 443, "the application's own TLS")?;
+    // TLS of the sidecar's, to the name that was asked for, which is not everybody's.
+    expect("http://a.example.com:81/", &[], "the application's own TLS")?;
+    expect("http://c.example.com:81/", &[], " 503 ")?;
+    // What a name of somebody else's must not lead to.
+    for host in ["here.example.com", "metadata.example.com", "nowhere.example.com"] {
+        let answer = believing(host, "http", 80, " 503 ")?;
+        ensure!(answer.contains("x-weft-reason: connect_failure"), "{answer}");
+    }
     Ok(())
 }

@@ -26,13 +26,15 @@ pub(super) struct Sender<'a> {
 }
 
 impl Sender<'_> {
-    /// A cluster of the service. `hash`: what the route hashes requests by; `None`: it is a connection.
+    /// A cluster of the service. `hash`: what the route hashes requests by; `None`: it is a connection. `name`: the
+    /// authority or server name that it comes to the cluster with.
     pub(super) fn destination(
         &self,
         candidate: &Candidate<'_>,
         cluster: usize,
         percent: f64,
         hash: Option<&[HashPolicy]>,
+        name: &str,
     ) -> Result<Destination, CompileError> {
         let cluster = candidate.service.cluster(cluster);
         let endpoints = candidate.endpoints(cluster)?;
@@ -49,7 +51,7 @@ impl Sender<'_> {
             let policies = hash.unwrap_or(cluster.load_balancer.hash_policies());
             destination.hash = Some(self.hash(policies, hash.is_none(), &balancer, &endpoints));
         }
-        destination.verdict = self.verdict(cluster, &endpoints, &balancer);
+        destination.verdict = self.verdict(cluster, &endpoints, &balancer, name);
         Ok(destination)
     }
 
@@ -81,13 +83,26 @@ impl Sender<'_> {
         may && self.client.ejected.contains(&(cluster.host.to_string(), endpoint.key.to_string()))
     }
 
-    fn verdict(&self, cluster: &Cluster, endpoints: &[Arc<endpoint::Endpoint>], balancer: &Balancer) -> Verdict {
+    fn verdict(
+        &self,
+        cluster: &Cluster,
+        endpoints: &[Arc<endpoint::Endpoint>],
+        balancer: &Balancer,
+        name: &str,
+    ) -> Verdict {
         let may_register = || !self.complete && endpoints.is_empty() && cluster.host.ends_with(MESH_SUFFIX);
         if cluster.undefined {
             return refused(&Reason::ClusterUndefined, &cluster.policy);
         }
         if cluster.original_destination {
             return Verdict::Served;
+        }
+        if cluster.dynamic_dns {
+            return match (cluster.named(name), &cluster.tls) {
+                (None, _) => refused(&Reason::UnknownHost, ""),
+                (Some(_), Tls::IstioMutual) => refused(&Reason::PeerWithoutIdentity, &cluster.policy),
+                (Some(_), _) => Verdict::Served,
+            };
         }
         let Some(_) = balancer.pick(None, &mut || 0, 0) else {
             let nobody = || refused(&Reason::NoHealthyUpstream, &cluster.policy);

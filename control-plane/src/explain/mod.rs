@@ -181,7 +181,7 @@ impl Facts {
             }
             Action::Forward(forward) => {
                 told.effects = effects::of_forward(route, forward, candidate, view);
-                self.divided(told, candidate, forward, sender)?;
+                self.divided(told, candidate, forward, sender, view.authority)?;
                 let aborts =
                     |fault: &weft_core::fault::Fault| fault.abort.filter(|(share, _)| share.as_percent() >= 100.0);
                 if let Some((_, abort)) = forward.fault.as_ref().and_then(aborts) {
@@ -203,10 +203,11 @@ impl Facts {
         let audience = Audience { client: &self.scope, gateway: None };
         let document = candidate.meant.host.routes.as_ref();
         told.routes = document.and_then(|document| routes::connections(document, &audience, port, connection));
+        let name = connection.server_name.unwrap_or_default();
         match port.connection_routes.find(connection) {
-            Routed::To(route) => self.divided(told, candidate, &route.forward, sender),
+            Routed::To(route) => self.divided(told, candidate, &route.forward, sender, name),
             Routed::Default => {
-                told.destinations.push(sender.destination(candidate, port.cluster, 100.0, None)?);
+                told.destinations.push(sender.destination(candidate, port.cluster, 100.0, None, name)?);
                 told.verdict = overall(told);
                 Ok(())
             }
@@ -223,11 +224,13 @@ impl Facts {
         candidate: &Candidate<'_>,
         forward: &Forward,
         sender: &Sender<'_>,
+        name: &str,
     ) -> Result<(), CompileError> {
         let hash = (!told.request.method.is_empty()).then_some(&forward.hash[..]);
         for destination in &forward.destinations {
             let percent = forward.percent(destination);
-            told.destinations.push(sender.destination(candidate, destination.cluster, percent, hash)?);
+            let name = destination.authority.as_ref().map_or(name, |authority| authority.as_str());
+            told.destinations.push(sender.destination(candidate, destination.cluster, percent, hash, name)?);
         }
         told.verdict = overall(told);
         Ok(())

@@ -52,6 +52,7 @@ pub(super) fn hash_policy(policy: &HashPolicy) -> String {
 pub(super) fn balancer(cluster: &Cluster) -> String {
     let balancer = match &cluster.load_balancer {
         _ if cluster.original_destination => return "none: it is dialed as it is addressed".to_owned(),
+        _ if cluster.dynamic_dns => return "none: the host that the request names is resolved and dialed".to_owned(),
         LoadBalancer::LeastRequest => "LEAST_REQUEST".to_owned(),
         LoadBalancer::RoundRobin => "ROUND_ROBIN".to_owned(),
         LoadBalancer::Random => "RANDOM".to_owned(),
@@ -153,7 +154,11 @@ fn tls(tls: &Tls) -> String {
         Tls::Originate(origination) => {
             let mode = if origination.client.is_some() { "MUTUAL" } else { "SIMPLE" };
             let unverified = if origination.skip_verify { ", any certificate will do" } else { "" };
-            format!("{mode}: to server name {}{unverified}", origination.server_name)
+            let name = match &*origination.server_name {
+                wildcard if wildcard.starts_with('*') => "the server name that is asked for".to_owned(),
+                name => format!("server name {name}"),
+            };
+            format!("{mode}: to {name}{unverified}")
         }
     }
 }

@@ -50,12 +50,19 @@ pub enum Resolution {
     Dns,
     /// The same, and each name is one endpoint, at whichever address it has when it is dialed.
     DnsRoundRobin,
+    /// Of a wildcard: the host that a request names itself is resolved, and dialed there.
+    DynamicDns,
 }
 
 impl Resolution {
-    /// Endpoints may be names.
+    /// Names are resolved by the sidecar.
     pub fn is_dns(self) -> bool {
-        matches!(self, Resolution::Dns | Resolution::DnsRoundRobin)
+        matches!(self, Resolution::Dns | Resolution::DnsRoundRobin | Resolution::DynamicDns)
+    }
+
+    /// It has endpoints that can be listed.
+    pub fn has_endpoints(self) -> bool {
+        !matches!(self, Resolution::None | Resolution::DynamicDns)
     }
 }
 
@@ -119,20 +126,14 @@ pub(crate) fn decode(spec: &Fields<'_>) -> ServiceEntry {
 }
 
 fn resolution(spec: &Fields<'_>) -> Resolution {
-    const VALUES: &[(&str, Option<Resolution>)] = &[
-        ("NONE", Some(Resolution::None)),
-        ("STATIC", Some(Resolution::Static)),
-        ("DNS", Some(Resolution::Dns)),
-        ("DNS_ROUND_ROBIN", Some(Resolution::DnsRoundRobin)),
-        ("DYNAMIC_DNS", None),
+    const VALUES: &[(&str, Resolution)] = &[
+        ("NONE", Resolution::None),
+        ("STATIC", Resolution::Static),
+        ("DNS", Resolution::Dns),
+        ("DNS_ROUND_ROBIN", Resolution::DnsRoundRobin),
+        ("DYNAMIC_DNS", Resolution::DynamicDns),
     ];
-    let value = spec.one_of("resolution", VALUES);
-    if value == Some(None) {
-        let text = "`resolution: DYNAMIC_DNS` is not supported yet: NONE sends a wildcard's requests where the caller's own \
-                    DNS says";
-        spec.error("resolution", text);
-    }
-    value.flatten().unwrap_or(Resolution::None)
+    spec.one_of("resolution", VALUES).unwrap_or(Resolution::None)
 }
 
 fn hosts(spec: &Fields<'_>, resolution: Resolution) -> Vec<String> {
@@ -148,8 +149,14 @@ fn hosts(spec: &Fields<'_>, resolution: Resolution) -> Vec<String> {
         if !seen.insert(host.clone()) {
             spec.error_at(place, format!("host `{host}` is given twice"));
         }
-        if host.starts_with('*') && resolution.is_dns() && !spec.has("endpoints") {
-            spec.error_at(place, format!("`{host}` cannot be resolved: name each host, or use `resolution: NONE`"));
+        let is_wildcard = host.starts_with('*');
+        if is_wildcard && resolution.is_dns() && resolution.has_endpoints() && !spec.has("endpoints") {
+            let text = format!("`{host}` cannot be resolved: name each host, or use `resolution: DYNAMIC_DNS` or NONE");
+            spec.error_at(place, text);
+        }
+        if !is_wildcard && resolution == Resolution::DynamicDns {
+            let text = format!("`resolution: DYNAMIC_DNS` is for wildcards such as `*.{host}`: for `{host}` use DNS");
+            spec.error_at(place, text);
         }
         hosts.push(host);
     }
@@ -200,6 +207,10 @@ fn check(spec: &Fields<'_>, entry: &ServiceEntry) {
     match entry.resolution {
         Resolution::None if !entry.endpoints.is_empty() => {
             spec.error("endpoints", "`endpoints` need `resolution` STATIC or DNS");
+        }
+        Resolution::DynamicDns if !entry.endpoints.is_empty() || entry.workload_selector.is_some() => {
+            let field = if entry.endpoints.is_empty() { "workloadSelector" } else { "endpoints" };
+            spec.error(field, "`resolution: DYNAMIC_DNS` has no endpoints: each request names its own");
         }
         Resolution::Static if entry.endpoints.is_empty() && entry.workload_selector.is_none() => {
             spec.error("resolution", "`resolution: STATIC` needs `endpoints` or a `workloadSelector`");

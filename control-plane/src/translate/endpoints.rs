@@ -70,7 +70,7 @@ fn of_instance(world: &World, host: &Host, instance: &Instance) -> v1::Endpoint 
 
 fn of_entry(world: &World, host: &Host) -> Vec<v1::Endpoint> {
     let (Some(document), Some(entry)) = (&host.entry, ports::entry(host)) else { return Vec::new() };
-    if entry.resolution == Resolution::None {
+    if !entry.resolution.has_endpoints() {
         return Vec::new();
     }
     let given = world.policies().entry_endpoints(&document.namespace, entry);

@@ -53,14 +53,14 @@ pub(super) fn of(world: &World, host: &Host) -> Vec<PortView> {
         return service.ports.iter().map(view).collect();
     }
     if let Some(entry) = entry(host) {
-        // Endpoints may map a port, so that each carries its own numbers by name.
-        let view = |port: &EntryPort| PortView {
-            number: port.number,
-            name: port.name.clone(),
-            protocol: port.protocol,
-            target: 0,
-            target_name: port.name.clone(),
-            policy_number: port.number,
+        // Endpoints may map a port, so that each carries its own numbers by name. What requests name carries none.
+        let view = |port: &EntryPort| {
+            let (target, target_name) = match entry.resolution {
+                Resolution::DynamicDns => (port.target_port.unwrap_or(port.number), String::new()),
+                _ => (0, port.name.clone()),
+            };
+            let (number, name) = (port.number, port.name.clone());
+            PortView { number, name, protocol: port.protocol, target, target_name, policy_number: number }
         };
         return entry.ports.iter().map(view).collect();
     }
@@ -109,7 +109,7 @@ pub(super) fn of_workload(entry: &ServiceEntry, workload: &WorkloadEntry) -> BTr
 /// Whether `host`, a ServiceEntry's, dials `address:port` for one of its endpoints.
 pub(crate) fn entry_dials(world: &World, host: &Host, address: IpAddr, port: u16) -> bool {
     let (Some(document), Some(entry)) = (&host.entry, entry(host)) else { return false };
-    if entry.resolution == Resolution::None {
+    if !entry.resolution.has_endpoints() {
         return false;
     }
     let mut endpoints = world.policies().entry_endpoints(&document.namespace, entry);

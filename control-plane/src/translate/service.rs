@@ -222,8 +222,9 @@ impl<'a> Clusters<'a> {
         // A host outside the mesh that only a VirtualService names is where the caller's own DNS says.
         let documented = host.service.is_some() || host.entry.is_some();
         let unknown = !host.registered && !documented && !self.world.is_imported(&host.name);
+        let resolution = ports::entry(host).map(|entry| entry.resolution);
         let original_destination = decided.passthrough()
-            || ports::entry(host).is_some_and(|entry| entry.resolution == Resolution::None)
+            || resolution == Some(Resolution::None)
             || unknown && !host.name.ends_with(MESH_SUFFIX);
         let mut settings = decided.settings;
         let mut tls = settings.tls.unwrap_or_default();
@@ -254,6 +255,7 @@ impl<'a> Clusters<'a> {
             policy: decided.policy,
             undefined: unknown && !original_destination,
             original_destination,
+            dynamic_dns: resolution == Some(Resolution::DynamicDns) && !original_destination,
         })
     }
 

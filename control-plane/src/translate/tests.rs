@@ -691,3 +691,24 @@ fn a_gateway_has_the_hosts_of_its_virtual_services() {
             && service(&world, &Scope::of("default"), "gateway:default:edge:http:nobody").is_none()
     );
 }
+
+#[test]
+fn hosts_that_requests_name_have_no_endpoints() {
+    let entry = "{hosts: ['*.example.com'], resolution: DYNAMIC_DNS, ports: [{number: 80, name: http, targetPort: 8080}, \
+                 {number: 443, name: tls, protocol: TLS}]}";
+    let rule = "{host: '*.example.com', trafficPolicy: {tls: {mode: SIMPLE}}}";
+    let world =
+        world(&(doc("ServiceEntry", "e", "default", entry) + &doc("DestinationRule", "e", "default", rule)), &[]);
+    let client = Scope::of("default");
+    assert_eq!(resolve(&world, &client, "a.example.com").as_deref(), Some("*.example.com"));
+    let service = service(&world, &client, "*.example.com").unwrap();
+    assert_eq!(service.addresses, Vec::<String>::new());
+    let dialed: Vec<_> =
+        service.clusters.iter().map(|c| (c.dynamic_dns, c.target_port, &*c.target_port_name)).collect();
+    assert_eq!(dialed, [(true, 8080, ""), (true, 443, "")]);
+    assert!(!service.clusters[0].original_destination && service.clusters[0].tls() == Tls::Originate);
+    assert_eq!(endpoints(&world, "*.example.com").unwrap().endpoints, []);
+    let compiled = weft_core::compile::service(&service).unwrap();
+    let weft_core::policy::Tls::Originate(origination) = &compiled.clusters[0].tls else { panic!("no TLS") };
+    assert_eq!(&*origination.server_name, "*.example.com");
+}

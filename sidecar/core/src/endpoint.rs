@@ -87,6 +87,8 @@ pub enum Target {
     Socket(SocketAddr),
     /// A name to resolve, and a port.
     Name(Arc<str>, u16),
+    /// The same, where a request gave the name: not any address will do.
+    Asked(Arc<str>, u16),
 }
 
 /// An endpoint of one cluster.
@@ -285,7 +287,7 @@ fn dial_port(target: &TargetPort, config: &EndpointConfig) -> Option<u16> {
 fn key_of(target: &Target) -> Arc<str> {
     match target {
         Target::Socket(address) => address.to_string().into(),
-        Target::Name(name, port) => format!("{name}:{port}").into(),
+        Target::Name(name, port) | Target::Asked(name, port) => format!("{name}:{port}").into(),
     }
 }
 

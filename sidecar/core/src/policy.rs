@@ -1,6 +1,7 @@
 //! Compiled configuration: what [`crate::compile`] makes of the wire messages, with every default applied, every index
 //! and name checked, so that nothing on a request's way has to ask "is it set?" or can fail.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use http::StatusCode;
 use crate::gateway::Server;
 use crate::hash::HashPolicy;
 use crate::locality::Locality;
+use crate::names;
 use crate::proxy_protocol;
 use crate::route::{ConnectionRoutes, RouteTable};
 use crate::tunnel::Tunnel;
@@ -125,6 +127,8 @@ pub struct Cluster {
     pub undefined: bool,
     /// Dial the caller's original destination instead of a balanced endpoint.
     pub original_destination: bool,
+    /// Dial the host that a request names itself, see [`Cluster::named`].
+    pub dynamic_dns: bool,
 }
 
 impl Cluster {
@@ -149,7 +153,22 @@ impl Cluster {
             policy: "".into(),
             undefined: false,
             original_destination: true,
+            dynamic_dns: false,
         }
+    }
+
+    /// Whether it has endpoints that the registry knows.
+    pub fn has_endpoints(&self) -> bool {
+        !(self.undefined || self.original_destination || self.dynamic_dns)
+    }
+
+    /// The host that `asked`, an authority or server name, means of a cluster with `dynamic_dns`; `None`: its wildcard does
+    /// not cover that, or it is none that has an address.
+    pub fn named<'a>(&self, asked: &'a str) -> Option<Cow<'a, str>> {
+        let host = names::normalise(asked);
+        let is_host_byte = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
+        let is_host = host.len() <= 253 && !host.starts_with('.') && host.bytes().all(is_host_byte);
+        (self.dynamic_dns && is_host && names::covers(&self.host, &host)).then_some(host)
     }
 }
 

@@ -391,7 +391,7 @@ impl Writer {
     /// Hosts whose endpoints are needed.
     fn hosts(&self) -> BTreeSet<String> {
         let clusters = self.services.values().flat_map(|held| &held.compiled.clusters);
-        clusters.filter(|c| !c.undefined && !c.original_destination).map(|c| c.host.to_string()).collect()
+        clusters.filter(|c| c.has_endpoints()).map(|c| c.host.to_string()).collect()
     }
 
     fn endpoint_interest(&mut self, before: &BTreeSet<String>) -> Vec<Interest> {
@@ -429,10 +429,7 @@ impl Writer {
         let mut views = HashMap::new();
         for (host, held) in &self.services {
             let complete = held.compiled.clusters.iter().all(|c| {
-                c.undefined
-                    || c.original_destination
-                    || self.endpoints.contains_key(&*c.host)
-                    || self.no_endpoints.contains(&*c.host)
+                !c.has_endpoints() || self.endpoints.contains_key(&*c.host) || self.no_endpoints.contains(&*c.host)
             });
             if !complete {
                 // An older view serves on until the new one is whole.

@@ -219,10 +219,18 @@ fn by_route(down: &Downstream, view: &RequestView<'_>, service: Arc<ServiceView>
             let hash = request_hash(&forward.hash, view);
             let rewritten = route.rewritten_path(forward, view);
             let fixed = cluster.config.original_destination.then_some(down.original).flatten();
-            let fixed = fixed.map(|to| {
+            let mut fixed = fixed.map(|to| {
                 let foreign = || (foreign_endpoint(to), cluster.clone());
                 down.foreign.get_or_init(foreign).0.clone()
             });
+            if cluster.config.dynamic_dns {
+                // A route that gives the request another authority means that one.
+                let rewritten = forward.destinations[at].authority.as_ref();
+                match cluster.named(rewritten.map_or(view.authority, |authority| authority.as_str())) {
+                    Ok(endpoint) => fixed = Some(endpoint),
+                    Err(reason) => return Decision::Refuse(Some(service), reason),
+                }
+            }
             let mirrors = mirrors(forward, &service, view);
             Decision::Send(Plan { cluster, fixed, hash, route: Some((route, at)), rewritten, grant, mirrors })
         }

@@ -55,6 +55,32 @@ fn why_nobody_gets_it() {
 }
 
 #[test]
+fn hosts_that_requests_name() {
+    let partners = |tls: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: partners}}\nspec: {{hosts: \
+             ['*.example.com'], resolution: DYNAMIC_DNS, ports: [{{number: 80, name: http}}]}}\n---\n\
+             apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: partners}}\nspec: {{host: \
+             '*.example.com', trafficPolicy: {{tls: {{mode: {tls}}}}}}}\n---\n\
+             apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: order}}\nspec: {{hosts: [order], \
+             http: [{{match: [{{uri: {{prefix: /b}}}}], rewrite: {{authority: b.example.com}}, route: [{{destination: {{host: \
+             b.example.com}}}}]}}, {{route: [{{destination: {{host: b.example.com}}}}]}}]}}\n"
+        )
+    };
+    let world = with(&partners("SIMPLE"), &orders());
+    let told = get(&world, "a.example.com/", &[]);
+    assert_eq!(told.verdict, Verdict::Served);
+    assert_eq!(told.destinations[0].balancer, "none: the host that the request names is resolved and dialed");
+    assert_eq!(told.destinations[0].tls, "SIMPLE: to the server name that is asked for");
+    // By a route of another host: that has to give it a name.
+    assert_eq!(get(&world, "order/b", &[]).verdict, Verdict::Served);
+    assert_eq!(get(&world, "order/", &[]).verdict.to_string(), "502 NR, unknown_host");
+    let world = with(&partners("ISTIO_MUTUAL"), &orders());
+    let because = "503 UF, peer_without_identity; policy=DestinationRule/default/partners";
+    assert_eq!(get(&world, "a.example.com/", &[]).verdict.to_string(), because);
+}
+
+#[test]
 fn the_near_are_first_and_the_ejected_left_out() {
     let mut instances = orders();
     for (one, locality) in instances.iter_mut().zip(["eu/a", "eu/b", "us/a"]) {

@@ -142,7 +142,21 @@ fn service_entries() {
             (&format!("{{hosts: ['*'], {ports}}}"), "`*` is not a host name"),
             (
                 &format!("{{hosts: [a], resolution: DYNAMIC_DNS, {ports}}}"),
-                "`resolution: DYNAMIC_DNS` is not supported yet",
+                "`resolution: DYNAMIC_DNS` is for wildcards such as `*.a`: for `a` use DNS",
+            ),
+            (
+                &format!("{{hosts: ['*.a.com'], resolution: DYNAMIC_DNS, endpoints: [{{address: b.c}}], {ports}}}"),
+                "`resolution: DYNAMIC_DNS` has no endpoints: each request names its own",
+            ),
+            (
+                &format!(
+                    "{{hosts: ['*.a.com'], resolution: DYNAMIC_DNS, workloadSelector: {{labels: {{a: b}}}}, {ports}}}"
+                ),
+                "`resolution: DYNAMIC_DNS` has no endpoints: each request names its own",
+            ),
+            (
+                &format!("{{hosts: ['*.a.com'], addresses: [10.0.0.0/8], resolution: DYNAMIC_DNS, {ports}}}"),
+                "a CIDR range needs",
             ),
             (&format!("{{hosts: ['*.a.com'], resolution: DNS, {ports}}}"), "cannot be resolved"),
             (

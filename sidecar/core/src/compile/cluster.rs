@@ -62,6 +62,7 @@ pub(super) fn cluster(message: &v1::Cluster) -> Result<Cluster> {
         target_port,
         protocol: protocol(message.protocol).at("protocol")?,
         original_destination: message.original_destination || load_balancer == LoadBalancer::Passthrough,
+        dynamic_dns: message.dynamic_dns,
         load_balancer,
         locality,
         warmup,

@@ -204,6 +204,31 @@ fn retries_of_a_port_without_routes() {
 }
 
 #[test]
+fn hosts_that_requests_name() {
+    let mut message = base();
+    message.clusters[0] =
+        v1::Cluster { host: "*.Example.com".into(), dynamic_dns: true, ..message.clusters[0].clone() };
+    let compiled = service(&message).unwrap();
+    let named = |asked| compiled.clusters[0].named(asked).map(|host| host.into_owned());
+    for (asked, want) in [
+        ("a.example.com", Some("a.example.com")),
+        ("A.b.Example.Com.:8080", Some("a.b.example.com")),
+        ("example.com", None),
+        ("a.example.com.evil.test", None),
+        (".example.com", None),
+        ("a\0.example.com", None),
+        ("a@.example.com", None),
+        ("10.0.0.1", None),
+        ("", None),
+    ] {
+        assert_eq!(named(asked).as_deref(), want, "{asked}");
+    }
+    assert_eq!(named(&format!("{}.example.com", "a".repeat(250))), None);
+    assert!(!compiled.clusters[0].has_endpoints() && compiled.clusters[1].has_endpoints());
+    assert_eq!(compiled.clusters[1].named("order"), None);
+}
+
+#[test]
 fn authorities_of_rewrite_route_and_destination() {
     let ops = |value: &str| {
         let change = v1::HeaderChange { set: vec![pair("Host", value)], ..v1::HeaderChange::default() };

@@ -32,6 +32,7 @@ pub(crate) fn gateway(address: &str, share: u32) -> EndpointConfig {
 
 pub(crate) fn cluster(load_balancer: LoadBalancer, outlier: Option<OutlierDetection>) -> Cluster {
     Cluster {
+        dynamic_dns: false,
         name: "outbound|80||a".into(),
         host: "a".into(),
         port: 80,
