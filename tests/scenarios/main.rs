@@ -13,6 +13,7 @@ mod explained;
 mod external;
 mod fields;
 mod gateway;
+mod groups;
 mod limits;
 mod locality;
 mod machine;
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
         costs::all(),
         fields::all(),
         gateway::all(),
+        groups::all(),
         outside::all(),
         datacenters::all(),
         routes::all(),
