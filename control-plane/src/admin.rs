@@ -27,7 +27,7 @@ use crate::policy::{self, Document, Severity};
 use crate::snapshot;
 use crate::store;
 use crate::token::{ApiClaims, Claims, Tokens};
-use crate::world::{RemoteHost, World};
+use crate::world::{Member, RemoteHost, World};
 
 /// Longest life of a join token, and the one that it has when none is asked for.
 const MAX_TOKEN_TTL_S: u64 = 30 * 24 * 3600;
@@ -61,6 +61,22 @@ fn remotes(world: &World, host: &str) -> Vec<v1::RemoteStatus> {
         v1::RemoteStatus { datacenter, healthy, total, share: std::mem::take(&mut share) }
     };
     world.remotes_of(host).map(status).collect()
+}
+
+/// Says of sidecars that join by a WorkloadGroup what has become of it.
+fn add_groups(world: &World, sidecars: &mut [v1::SidecarStatus]) {
+    let members: BTreeMap<(&str, &str), &Member> = world
+        .group_members()
+        .map(|member| ((member.instance.node.as_str(), member.instance.identity.as_str()), member))
+        .collect();
+    for sidecar in sidecars {
+        let Some(member) = members.get(&(sidecar.node.as_str(), sidecar.identity.as_str())) else { continue };
+        sidecar.joined = match &member.joined {
+            Ok(joined) => format!("{} {:?}", joined.name, member.health()).to_lowercase(),
+            Err(why) => format!("NOT JOINED: {why}"),
+        };
+        sidecar.group.clone_from(&member.instance.group);
+    }
 }
 
 fn datacenter(peer: PeerStatus) -> v1::DatacenterStatus {
@@ -232,9 +248,11 @@ impl Admin for AdminService {
         for service in services.values_mut() {
             service.instances.sort_by(|a, b| a.address.cmp(&b.address));
         }
+        let mut sidecars = self.discovery.status();
+        self.mesh.read(|world| add_groups(world, &mut sidecars));
         Ok(Response::new(v1::StatusReply {
             world_version: version,
-            sidecars: self.discovery.status(),
+            sidecars,
             policy_problems: self.mesh.policy_problems().iter().map(ToString::to_string).collect(),
             services: services.into_values().collect(),
             datacenters: self.federation.status(&self.mesh).into_iter().map(datacenter).collect(),

@@ -101,6 +101,8 @@ impl Discovery {
             address: s.address.clone(),
             version: s.version.clone(),
             connected_s: s.since.elapsed().as_secs(),
+            group: String::new(),
+            joined: String::new(),
             resources: s
                 .resources
                 .iter()

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
+use weft_agent::entry::group_member;
 use weft_agent::eureka::MAX_DOCUMENT;
 use weft_proto::v1::registry_request::Kind;
 use weft_proto::v1::registry_server::Registry;
@@ -255,6 +256,9 @@ impl Session {
     }
 
     fn check(&self, instance: &v1::Instance) -> Result<(), String> {
+        if !instance.group.is_empty() {
+            return joins(instance);
+        }
         let service = &instance.service;
         if !self.certified.services.iter().any(|s| s.eq_ignore_ascii_case(service)) {
             return Err(format!(
@@ -268,6 +272,19 @@ impl Session {
         }
         Ok(())
     }
+}
+
+/// Whether who joins by a WorkloadGroup says its name and nothing else. Whether he may is asked whenever the group changes
+/// (`world/groups.rs`), and told with his inbound policy.
+fn joins(instance: &v1::Instance) -> Result<(), String> {
+    if instance.group.len() > 253 || !instance.group.bytes().all(|b| b.is_ascii_graphic()) {
+        return Err(format!("{:?} is not the name of a WorkloadGroup", instance.group));
+    }
+    let plain = v1::Instance { checks: instance.checks.clone(), ..group_member(&instance.group) };
+    if *instance != plain || instance.checks.len() > 1 {
+        return Err("who joins by a WorkloadGroup says its name and one check at most: the group says the rest".into());
+    }
+    Ok(())
 }
 
 /// Whether an instance is of the form and size that the registry takes, whoever registers it.
@@ -292,4 +309,29 @@ pub(crate) fn fits(instance: &v1::Instance) -> Result<(), String> {
         return Err(format!("the document of Eureka's API is too large ({MAX_DOCUMENT} bytes at most)"));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_joins_by_a_group_says_its_name_alone() {
+        let member = group_member("vms");
+        let check = v1::Check::default();
+        assert_eq!(joins(&member), Ok(()));
+        assert_eq!(joins(&v1::Instance { checks: vec![check.clone()], ..member.clone() }), Ok(()));
+        for wrong in [
+            v1::Instance { service: "order".into(), ..member.clone() },
+            v1::Instance { service_id: "another".into(), ..member.clone() },
+            v1::Instance { port: 80, ..member.clone() },
+            v1::Instance { address: "10.0.0.1".into(), ..member.clone() },
+            v1::Instance { meta: [("version".to_owned(), "v1".to_owned())].into(), ..member.clone() },
+            v1::Instance { checks: vec![check.clone(), check], ..member },
+            group_member("a b"),
+            group_member(&"a".repeat(254)),
+        ] {
+            assert!(joins(&wrong).is_err(), "{wrong:?}");
+        }
+    }
 }

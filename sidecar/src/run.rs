@@ -33,6 +33,7 @@ use crate::dns::consul::Consul;
 use crate::dns::forward::Forwarder;
 use crate::dns::{self, Dns, Serves};
 use crate::gateway;
+use crate::group;
 use crate::identity::Identity;
 use crate::listen::{self, Role};
 use crate::metrics::{Metrics, Workload};
@@ -111,7 +112,8 @@ pub fn start(config: Config, application: Application) -> Result<Sidecar> {
     let (directory, mut writer) = directory::new(place, Some(config.data_dir.join("snapshot.bin")), &config.preload);
     writer.resolve_with(Resolution::start());
     let metrics = Arc::new(Metrics::default());
-    let workload = config.workload.clone().or_else(|| config.service.clone()).unwrap_or_else(|| node.clone());
+    let named = config.workload.as_ref().or(config.service.as_ref()).or(config.workload_group.as_ref());
+    let workload = named.unwrap_or(&node).clone();
     let labels: HashMap<String, String> = config.labels.iter().cloned().collect();
     let label = |name: &str, or: &str| Arc::from(labels.get(name).map_or(or, String::as_str));
     let own = Workload {
@@ -212,9 +214,15 @@ pub fn start(config: Config, application: Application) -> Result<Sidecar> {
     };
     let streams = reconnect.subscribe();
     let (local, own_id) = (agent.local.clone(), config.own_service_id());
+    // One that was here before is not to be missed for a moment; another joins when it is ready.
+    let group = config.workload_group.clone().filter(|_| *proxy.directory.ready().borrow());
+    let (scripts, members, directory) = (config.enable_script_checks, registrations.clone(), proxy.directory.clone());
     tokio::spawn(async move {
         if application == Application::MayRun {
             local.restore(own_id.as_deref()).await;
+            if let Some(group) = group {
+                group::join(&group, scripts, &members, &directory).await;
+            }
         }
         join(&control).await;
         tokio::spawn(ads::run(control.clone(), writer, introduction, metrics, streams.clone()));
@@ -239,8 +247,13 @@ impl Sidecar {
         self.agent.local.restore(self.config.own_service_id().as_deref()).await;
     }
 
-    /// Registers the service of the command line, where there is one. It is announced once there is a control plane.
+    /// Registers the service of the command line, where there is one, and joins by its workload group. It is announced once
+    /// there is a control plane.
     pub async fn register(&self) {
+        if let Some(group) = &self.config.workload_group {
+            let scripts = self.config.enable_script_checks;
+            group::join(group, scripts, &self.registrations, &self.proxy.directory).await;
+        }
         let (Some(name), Some(port)) = (&self.config.service, self.config.port) else { return };
         self.registrations.wait_connected(Duration::from_secs(5)).await;
         match self.register_command_line(name, port).await {

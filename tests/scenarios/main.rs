@@ -14,6 +14,7 @@ mod explained;
 mod external;
 mod fields;
 mod gateway;
+mod groups;
 mod limits;
 mod locality;
 mod machine;
@@ -58,6 +59,7 @@ fn main() -> ExitCode {
         costs::all(),
         fields::all(),
         gateway::all(),
+        groups::all(),
         outside::all(),
         datacenters::all(),
         routes::all(),

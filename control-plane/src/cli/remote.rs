@@ -190,6 +190,9 @@ impl Status {
                 "sidecar {}  {}  {}  version {}  connected {} s",
                 sidecar.node, sidecar.address, sidecar.identity, sidecar.version, sidecar.connected_s
             )?;
+            if !sidecar.group.is_empty() {
+                writeln!(out, "  group     {:<45} {}", sidecar.group, sidecar.joined)?;
+            }
             for r in &sidecar.resources {
                 let state = if !r.refused.is_empty() {
                     healthy = false;

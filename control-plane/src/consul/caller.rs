@@ -146,6 +146,9 @@ impl Caller {
 
     /// Whether an instance of a namespace that it sees may be read.
     fn reads(&self, world: &World, instance: &Instance) -> bool {
+        if !instance.group.is_empty() {
+            return false;
+        }
         let exported = || world.is_exported(&instance.host());
         self.rights.read(&instance.service) && (!matches!(self.rights, Rights::Peer(_)) || exported())
     }

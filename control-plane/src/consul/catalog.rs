@@ -205,6 +205,7 @@ fn service(fields: &mut Fields) -> Result<Instance, String> {
         tagged_addresses: tagged_addresses(fields)?.into_iter().collect(),
         warning_weight: Some(warning),
         eureka: String::new(),
+        group: String::new(),
     };
     registry::fits(&instance)?;
     Ok(instance)

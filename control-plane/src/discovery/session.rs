@@ -250,7 +250,7 @@ impl Session {
     fn labels(&self, world: &World) -> BTreeMap<String, String> {
         let mut labels = self.labels.clone();
         for instance in self.instances(world) {
-            labels.extend(instance.labels.clone());
+            labels.extend(world.labels_of(instance).clone());
         }
         labels
     }

@@ -125,7 +125,7 @@ impl View for MeshView {
 
     fn services_at(&self, namespace: &str, address: IpAddr) -> Vec<String> {
         self.mesh.read(|world| {
-            let visible = world.at_address(address).filter(|instance| sees(namespace, &instance.namespace));
+            let visible = world.at_address(address).filter(|i| i.group.is_empty() && sees(namespace, &i.namespace));
             let mut names: Vec<String> = visible.map(|instance| instance.service.to_ascii_lowercase()).collect();
             names.sort_unstable();
             names.dedup();

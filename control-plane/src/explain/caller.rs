@@ -82,7 +82,7 @@ pub fn find(
     }
     let mut labels = node.labels.clone();
     for instance in world.instances_of_node(&node.namespace, key).filter(|one| one.identity == node.identity) {
-        labels.extend(instance.labels.clone());
+        labels.extend(world.labels_of(instance).clone());
     }
     Ok(Client {
         workload: node.workload.clone(),

@@ -60,7 +60,7 @@ impl Mesh {
     /// Keys of all that was taken up.
     fn known(&self) -> Vec<(Table, String)> {
         let state = self.lock();
-        let registrations = state.world.instances().map(|i| (Table::Registrations, registration_key(&i.key())));
+        let registrations = state.world.registered().map(|i| (Table::Registrations, registration_key(&i.key())));
         let nodes = state.nodes.keys().map(|name| (Table::Nodes, name.clone()));
         let alive = state.nodes.iter().filter(|(_, node)| node.alive.is_some());
         let policies = state.api_policies.keys().map(|key| (Table::Policies, key.clone()));

@@ -54,6 +54,13 @@ impl Mesh {
                 let text = format!("{address} is not an address of this sidecar, whose stream comes from {own}");
                 return Err(text.into());
             }
+            if !instance.group.is_empty() && instance.checks.is_empty() {
+                // A sidecar that was restarted is what it was until its probe has ended.
+                let (namespace, node) = (node.namespace.clone(), name.to_owned());
+                let key = InstanceKey { namespace, node, service_id: instance.service_id.clone() };
+                let held = state.world.instance(&key).filter(|held| held.group == instance.group);
+                instance.checks = held.map(|held| held.checks.clone()).unwrap_or_default();
+            }
             stored_of(name, node, instance)
         };
         let instance = instance_of(&stored).ok_or("the registration is not complete")?;
@@ -130,7 +137,7 @@ impl Mesh {
             return Err(format!("no service {service_id:?} is registered here").into());
         }
         self.remove(&gone).await?;
-        Ok(gone.into_iter().map(|(_, host)| host).collect())
+        Ok(gone.into_iter().flat_map(|(_, hosts)| hosts).collect())
     }
 
     /// Removes what `name` registered in an earlier session and not in this one.
@@ -144,14 +151,14 @@ impl Mesh {
     }
 
     /// Of what the sidecar `name` registered those whose ids `wanted` picks, with their hosts.
-    pub(super) fn instances_of(&self, name: &str, wanted: impl Fn(&str) -> bool) -> Vec<(InstanceKey, String)> {
+    pub(super) fn instances_of(&self, name: &str, wanted: impl Fn(&str) -> bool) -> Vec<(InstanceKey, Vec<String>)> {
         let state = self.lock();
         let Some(node) = state.nodes.get(name) else { return Vec::new() };
         let ours = state.world.instances_of_node(&node.namespace, name).filter(|i| wanted(&i.service_id));
-        ours.map(|i| (i.key(), i.host())).collect()
+        ours.map(|i| (i.key(), state.world.hosts_of(i))).collect()
     }
 
-    pub(super) async fn remove(&self, gone: &[(InstanceKey, String)]) -> Result<(), store::Error> {
+    pub(super) async fn remove(&self, gone: &[(InstanceKey, Vec<String>)]) -> Result<(), store::Error> {
         for gone in gone.chunks(MAX_OPS) {
             let ops = gone.iter().map(|(key, _)| Op::delete(Table::Registrations, registration_key(key))).collect();
             self.write(Vec::new(), ops).await?;

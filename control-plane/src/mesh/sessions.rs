@@ -83,7 +83,7 @@ impl Mesh {
             let state = self.lock();
             let of_catalog = |name: &str| state.nodes.get(name).is_some_and(|held| held.catalog);
             let there = state.world.at_address(node.address).filter(|instance| of_catalog(&instance.node));
-            there.map(|instance| (instance.key(), instance.host())).collect()
+            there.map(|instance| (instance.key(), vec![instance.host()])).collect()
         };
         for (key, _) in &gone {
             let text = "its address is that of a sidecar now: taken out of the catalog";

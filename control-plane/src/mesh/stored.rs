@@ -49,6 +49,7 @@ pub(super) fn instance_of(stored: &v1::StoredInstance) -> Option<Instance> {
         node: stored.node.clone(),
         service_id: registered.service_id.clone(),
         service: registered.service.clone(),
+        group: registered.group.clone(),
         address: registered.address.parse().ok()?,
         port: u16::try_from(registered.port).ok()?,
         tags: registered.tags.clone(),
@@ -85,5 +86,6 @@ pub(super) fn wire(instance: &Instance) -> v1::Instance {
         tagged_addresses: instance.tagged_addresses.clone().into_iter().collect(),
         warning_weight: Some(instance.warning_weight),
         eureka: instance.eureka.clone(),
+        group: instance.group.clone(),
     }
 }

@@ -222,6 +222,45 @@ async fn a_damaged_record_is_left_out_and_the_others_serve() {
 }
 
 #[tokio::test]
+async fn who_joins_by_a_group_lives_as_an_instance_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let mesh = open(store(dir.path()).await).await;
+    let session = mesh.begin_session("n1", node(1)).await.unwrap();
+    let member = weft_agent::entry::group_member("vms");
+    let elsewhere = v1::Instance { address: "10.0.0.9".into(), ..member.clone() };
+    assert!(
+        mesh.register("n1", session, elsewhere).await.unwrap_err().to_string().contains("10.0.0.9 is not an address")
+    );
+    mesh.register("n1", session, member.clone()).await.unwrap();
+    let found = |mesh: &Mesh| mesh.read(|world| world.group_members().map(|m| m.instance.clone()).next());
+    let held = found(&mesh).unwrap();
+    assert_eq!(
+        (held.group.as_str(), held.address, held.identity.as_str()),
+        ("vms", node(1).address, &*node(1).identity)
+    );
+
+    // What its probe has found is kept when its sidecar comes back without a result.
+    let (check_id, service_id) = ("probe".into(), member.service_id.clone());
+    let check = v1::Check { check_id, service_id, status: "critical".into(), ..v1::Check::default() };
+    let update = v1::CheckUpdate { check: Some(check), removed: false };
+    mesh.update_check("n1", session, update).await.unwrap();
+    let again = mesh.begin_session("n1", node(1)).await.unwrap();
+    mesh.register("n1", again, member.clone()).await.unwrap();
+    assert_eq!(found(&mesh).map(|i| (i.health, i.checks.len())), Some((v1::Health::Unhealthy, 1)));
+    mesh.keep_only("n1", again, std::slice::from_ref(&member.service_id)).await.unwrap();
+    assert!(found(&mesh).is_some());
+
+    mesh.deregister("n1", again, "").await.unwrap();
+    assert!(found(&mesh).is_none());
+    mesh.register("n1", again, member).await.unwrap();
+    expire(&mesh, &["n1"]);
+    for _ in 0..2 {
+        mesh.reap_once(Instant::now()).await.unwrap();
+    }
+    assert!(found(&mesh).is_none(), "its lease has ended");
+}
+
+#[tokio::test]
 async fn to_a_silent_data_centre_goes_only_what_nobody_at_home_can_answer() {
     use weft_core::failover::Patience;
     let dir = tempfile::tempdir().unwrap();

@@ -27,6 +27,7 @@ mod sidecar;
 mod table;
 mod virtual_service;
 mod workload_entry;
+mod workload_group;
 
 pub use check::check;
 pub(crate) use check::destinations;
@@ -50,6 +51,7 @@ pub use virtual_service::{
     VirtualService,
 };
 pub use workload_entry::WorkloadEntry;
+pub use workload_group::WorkloadGroup;
 
 pub use crate::yaml::Place;
 pub use weft_core::{names::covers, subnet::Subnet};
@@ -70,6 +72,8 @@ pub enum Kind {
     ServiceEntry,
     /// `networking.istio.io` WorkloadEntry.
     WorkloadEntry,
+    /// `networking.istio.io` WorkloadGroup.
+    WorkloadGroup,
     /// `security.istio.io` PeerAuthentication.
     PeerAuthentication,
     /// Kubernetes' `v1` Service.
@@ -84,12 +88,13 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::DestinationRule,
         Self::VirtualService,
         Self::Gateway,
         Self::ServiceEntry,
         Self::WorkloadEntry,
+        Self::WorkloadGroup,
         Self::PeerAuthentication,
         Self::Service,
         Self::ServiceExport,
@@ -105,6 +110,7 @@ impl Kind {
             Self::Gateway => "Gateway",
             Self::ServiceEntry => "ServiceEntry",
             Self::WorkloadEntry => "WorkloadEntry",
+            Self::WorkloadGroup => "WorkloadGroup",
             Self::PeerAuthentication => "PeerAuthentication",
             Self::Service => "Service",
             Self::ServiceExport => "ServiceExport",
@@ -133,6 +139,8 @@ pub enum Object {
     ServiceEntry(ServiceEntry),
     /// An address behind ServiceEntries.
     WorkloadEntry(WorkloadEntry),
+    /// What sidecars that join by it become.
+    WorkloadGroup(Box<WorkloadGroup>),
     /// Whether plaintext is accepted.
     PeerAuthentication(PeerAuthentication),
     /// Ports of a registered service.

@@ -5,13 +5,12 @@ use super::{
     fields::{self, Decoder, Fields, Shape, not_yet, object, read},
     gateway, kube_service, mesh_config, names,
     nearest::suggest,
-    peer_authentication, service_entry, sidecar, virtual_service, workload_entry,
+    peer_authentication, service_entry, sidecar, virtual_service, workload_entry, workload_group,
 };
 use crate::yaml::{self, Key, Node, Place, Value, YamlDocument};
 
 /// Kinds of Istio that are known and not supported yet, by API group.
 pub(super) const NOT_YET: &[(&str, &str)] = &[
-    ("networking.istio.io", "WorkloadGroup"),
     ("networking.istio.io", "EnvoyFilter"),
     ("networking.istio.io", "ProxyConfig"),
     ("security.istio.io", "AuthorizationPolicy"),
@@ -82,6 +81,7 @@ impl Kind {
             Self::Gateway => gateway::SHAPE,
             Self::ServiceEntry => service_entry::SHAPE,
             Self::WorkloadEntry => workload_entry::SHAPE,
+            Self::WorkloadGroup => workload_group::SHAPE,
             Self::PeerAuthentication => peer_authentication::SHAPE,
             Self::Service => kube_service::SHAPE,
             Self::ServiceExport => SERVICE_EXPORT,
@@ -100,6 +100,7 @@ impl Kind {
             Self::Gateway => const { &top(gateway::SHAPE) },
             Self::ServiceEntry => const { &top(service_entry::SHAPE) },
             Self::WorkloadEntry => const { &top(workload_entry::SHAPE) },
+            Self::WorkloadGroup => const { &top(workload_group::SHAPE) },
             Self::PeerAuthentication => const { &top(peer_authentication::SHAPE) },
             Self::Service => const { &top(kube_service::SHAPE) },
             Self::ServiceExport => const { &top(SERVICE_EXPORT) },
@@ -172,6 +173,7 @@ fn document(decoder: &Decoder<'_>, file: &str, found: YamlDocument) -> Option<Do
         Kind::Gateway => Object::Gateway(gateway::decode(&spec)),
         Kind::ServiceEntry => Object::ServiceEntry(service_entry::decode(&spec)),
         Kind::WorkloadEntry => Object::WorkloadEntry(workload_entry::decode(&spec)),
+        Kind::WorkloadGroup => Object::WorkloadGroup(Box::new(workload_group::decode(&spec))),
         Kind::PeerAuthentication => Object::PeerAuthentication(peer_authentication::decode(&spec)),
         Kind::Service => Object::Service(kube_service::decode(&spec, exported)),
         Kind::ServiceExport => Object::ServiceExport,

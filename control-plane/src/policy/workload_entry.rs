@@ -1,4 +1,5 @@
-//! WorkloadEntry: an address that stands behind ServiceEntries; also the shape of a ServiceEntry's own `endpoints`.
+//! WorkloadEntry: an address that stands behind ServiceEntries; also the shape of a ServiceEntry's own `endpoints`, and but for
+//! the address that of a WorkloadGroup's `template`.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -8,7 +9,7 @@ use super::{
 };
 
 /// A WorkloadEntry's `spec`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct WorkloadEntry {
     /// IP address, or a host name to resolve.
     pub address: String,
@@ -32,8 +33,11 @@ pub(crate) const SHAPE: Shape = &[
     read("weight"),
     read("locality"),
     read("serviceAccount"),
-    refused("network", "other networks are other data centres here, and are reached through their gateways"),
+    refused("network", NETWORK),
 ];
+
+/// Why `network` is an error.
+pub(super) const NETWORK: &str = "other networks are other data centres here, and are reached through their gateways";
 
 /// Reads it.
 pub(crate) fn decode(fields: &Fields<'_>) -> WorkloadEntry {
@@ -43,8 +47,13 @@ pub(crate) fn decode(fields: &Fields<'_>) -> WorkloadEntry {
     } else if !address.is_empty() && address.parse::<IpAddr>().is_err() && !names::is_host(&address) {
         fields.error("address", format!("`{address}` is neither an IP address nor a host name"));
     }
+    WorkloadEntry { address, ..template(fields) }
+}
+
+/// Reads all but the address.
+pub(super) fn template(fields: &Fields<'_>) -> WorkloadEntry {
     WorkloadEntry {
-        address,
+        address: String::new(),
         ports: fields.number_map("ports", 1..=65535),
         labels: fields.string_map("labels"),
         weight: fields.limit("weight").unwrap_or_default(),

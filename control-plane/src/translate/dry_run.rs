@@ -78,7 +78,7 @@ pub(crate) fn dry_run(document: &Document) -> Vec<(Option<Place>, CompileError)>
             vec![(None, compiled(&v1::Service { ports: vec![port], ..cluster(&settings) }))]
         }
         // An endpoint of whichever ServiceEntry selects it; the decoder has checked all that it holds.
-        Object::WorkloadEntry(_) | Object::ServiceExport => Vec::new(),
+        Object::WorkloadEntry(_) | Object::WorkloadGroup(_) | Object::ServiceExport => Vec::new(),
     };
     // Of the path what the author knows: the messages around it are ours.
     let told = |error: CompileError| {

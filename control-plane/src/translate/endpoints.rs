@@ -11,7 +11,7 @@ use weft_proto::v1;
 use super::{mtls, ports, remotes};
 use crate::{
     policy::{Resolution, ServiceEntry, TargetPort, WorkloadEntry},
-    world::{Host, Instance, World},
+    world::{Host, Instance, Member, Workload, World},
 };
 
 /// The addresses of `host` (canonical), the unhealthy ones too.
@@ -73,48 +73,31 @@ fn of_entry(world: &World, host: &Host) -> Vec<v1::Endpoint> {
     if !entry.resolution.has_endpoints() {
         return Vec::new();
     }
-    let given = world.policies().entry_endpoints(&document.namespace, entry);
+    let given = world.workloads(&document.namespace, entry);
     // An address given by name belongs to a DNS entry; under STATIC a selected WorkloadEntry may still have one.
     let usable = |workload: &WorkloadEntry| entry.resolution.is_dns() || workload.address.parse::<IpAddr>().is_ok();
     let mut endpoints: Vec<v1::Endpoint> = given
-        .filter(|(_, workload)| usable(workload))
-        .map(|(name, workload)| of_workload(world, &document.namespace, entry, name, workload))
+        .filter(|workload| usable(workload.entry))
+        .map(|workload| of_workload(world, &document.namespace, entry, workload))
         .collect();
     if endpoints.is_empty() && entry.resolution.is_dns() && entry.workload_selector.is_none() {
         // The host is its own endpoint.
-        let itself = WorkloadEntry {
-            address: host.name.clone(),
-            ports: BTreeMap::new(),
-            labels: BTreeMap::new(),
-            weight: 0,
-            locality: String::new(),
-            service_account: String::new(),
-        };
-        endpoints.push(of_workload(world, &document.namespace, entry, "", &itself));
+        let itself = WorkloadEntry { address: host.name.clone(), ..WorkloadEntry::default() };
+        let itself = Workload { name: "", entry: &itself, member: None };
+        endpoints.push(of_workload(world, &document.namespace, entry, itself));
     }
     endpoints
 }
 
-fn of_workload(
-    world: &World,
-    namespace: &str,
-    entry: &ServiceEntry,
-    name: &str,
-    workload: &WorkloadEntry,
-) -> v1::Endpoint {
+fn of_workload(world: &World, namespace: &str, entry: &ServiceEntry, of: Workload<'_>) -> v1::Endpoint {
+    let Workload { name, entry: workload, member } = of;
     let ports = ports::of_workload(entry, workload);
     let port = entry.ports.first().and_then(|first| ports.get(&first.name)).copied().unwrap_or_default();
-    let health = workload
-        .address
-        .parse()
-        .ok()
-        .and_then(|address: IpAddr| {
-            world
-                .at_address(address)
-                .find(|instance| u32::from(instance.port) == port)
-                .map(|instance| instance.health())
-        })
-        .unwrap_or(v1::Health::Healthy);
+    let registered = || {
+        let mut there = world.at_address(workload.address.parse().ok()?);
+        there.find(|instance| u32::from(instance.port) == port).map(|instance| instance.health())
+    };
+    let health = member.map(Member::health).or_else(registered).unwrap_or(v1::Health::Healthy);
     v1::Endpoint {
         address: workload.address.clone(),
         port,
@@ -124,7 +107,7 @@ fn of_workload(
         health: health.into(),
         identity: if entry.external { String::new() } else { identity(world, namespace, workload, port) },
         id: name.to_owned(),
-        workload: name.to_owned(),
+        workload: member.map_or(name, |member| &member.instance.workload).to_owned(),
         namespace: namespace.to_owned(),
         locality: workload.locality.clone(),
         every_address: entry.resolution == Resolution::Dns,

@@ -6,7 +6,7 @@ use weft_proto::v1;
 
 use super::{defaults::Defaults, gateway, mtls::Modes, ports, remotes, rules::Rules};
 use crate::policy::Ingress;
-use crate::world::{Host, Instance, InstanceKey, Scope, World};
+use crate::world::{Host, Instance, InstanceKey, Member, Scope, World};
 
 /// How the sidecar of a workload with `labels` in `namespace` treats what comes in for `instances`, which it registered.
 pub fn inbound(
@@ -23,6 +23,15 @@ pub fn inbound(
             world.policies().selecting(&instance.namespace, &instance.labels).chain([own.as_str()]).collect();
         for host in hosts.into_iter().filter_map(|host| world.host(host)) {
             for service in served(world, host, instance) {
+                services.entry((service.host.clone(), service.port)).or_insert(service);
+            }
+        }
+    }
+    let member = instances.iter().find_map(|key| world.group_member(key));
+    if let Some(Member { instance, joined: Ok(joined) }) = member {
+        for host in world.hosts_of(instance).iter().filter_map(|host| world.host(host)) {
+            let Some(entry) = ports::entry(host) else { continue };
+            for service in served_at(world, host, &ports::of_workload(entry, &joined.entry), 0) {
                 services.entry((service.host.clone(), service.port)).or_insert(service);
             }
         }
@@ -46,6 +55,16 @@ pub fn inbound(
         policy: modes.policy,
         servers: gateway::servers(world, labels),
         trust: remotes::trust(world),
+        group: member.map(group),
+    }
+}
+
+/// What has become of one who joins by a WorkloadGroup.
+fn group(member: &Member) -> v1::JoinedGroup {
+    let name = member.instance.group.clone();
+    match &member.joined {
+        Ok(joined) => v1::JoinedGroup { name, refused: String::new(), probe: joined.probe.clone() },
+        Err(why) => v1::JoinedGroup { name, refused: why.clone(), probe: None },
     }
 }
 
@@ -60,21 +79,28 @@ fn listener(ingress: &Ingress, defaults: &Defaults<'_>) -> v1::Ingress {
 
 /// The ports on which `instance` serves `host`. The server too keeps to the connection pool of the service's rule.
 fn served(world: &World, host: &Host, instance: &Instance) -> Vec<v1::InboundService> {
+    let mut services = served_at(world, host, &ports::of_instance(host, instance), u32::from(instance.port));
+    // A host without declared ports has one, which speaks what was registered.
+    if ports::kube(host).is_none() && ports::entry(host).is_none() {
+        services.iter_mut().for_each(|service| service.protocol = instance.protocol().into());
+    }
+    services
+}
+
+/// The ports of `host` on a workload that calls them so; `registered` is the one that it registered.
+fn served_at(world: &World, host: &Host, named: &BTreeMap<String, u32>, registered: u32) -> Vec<v1::InboundService> {
     let rules = Rules::of(world, &Scope::of(&host.namespace), host);
-    let named = ports::of_instance(host, instance);
     let service = |port: ports::PortView| {
         let number = match named.get(&port.target_name) {
             Some(number) => *number,
             None if port.target != 0 => port.target,
-            None => u32::from(instance.port),
+            None => registered,
         };
-        let protocol = if port.number == 0 { instance.protocol() } else { port.protocol };
-        let decided = rules.decide(&port, "");
         v1::InboundService {
             host: host.name.clone(),
             port: number,
-            protocol: protocol.into(),
-            connection_pool: decided.settings.connection_pool,
+            protocol: port.protocol.into(),
+            connection_pool: rules.decide(&port, "").settings.connection_pool,
             namespace: host.namespace.clone(),
             exported: world.is_exported(&host.name),
         }

@@ -112,8 +112,8 @@ pub(crate) fn entry_dials(world: &World, host: &Host, address: IpAddr, port: u16
     if !entry.resolution.has_endpoints() {
         return false;
     }
-    let mut endpoints = world.policies().entry_endpoints(&document.namespace, entry);
-    endpoints.any(|(_, workload)| {
+    let mut endpoints = world.workloads(&document.namespace, entry).map(|workload| workload.entry);
+    endpoints.any(|workload| {
         workload.address.parse() == Ok(address)
             && of_workload(entry, workload).values().any(|number| *number == u32::from(port))
     })

@@ -3,6 +3,7 @@ use weft_proto::v1::{Health, MtlsMode, Protocol, Tls, consistent_hash::Key, http
 mod clients;
 mod defaults;
 mod export;
+mod groups;
 mod routes;
 mod sidecars;
 

@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use super::ports;
 use crate::{
     policy::{
-        Code, DestinationRule, Document, Finding, Kind, Object, Problem, VirtualService, canonical, covers,
-        destinations, placed,
+        Code, DestinationRule, Document, Finding, Kind, Object, Problem, ServiceEntry, VirtualService, canonical,
+        covers, destinations, placed,
     },
     world::{Host, MESH_SUFFIX, World, has_all},
 };
@@ -91,9 +91,8 @@ fn workloads(world: &World) -> Vec<Finding<'_>> {
         if entry.workload_selector.is_none() {
             continue;
         }
-        let picked: Vec<&str> =
-            world.policies().entry_endpoints(&document.namespace, entry).map(|(name, _)| name).collect();
-        if picked.is_empty() {
+        let picked: Vec<&str> = world.workloads(&document.namespace, entry).map(|workload| workload.name).collect();
+        if picked.is_empty() && !is_awaited(world, document, entry) {
             let text = "no WorkloadEntry of its namespace has these labels: it has no endpoint";
             found.push(Finding::warning(document, "workloadSelector", Code::NoWorkload, text));
         }
@@ -106,6 +105,16 @@ fn workloads(world: &World) -> Vec<Finding<'_>> {
         }
     }
     found
+}
+
+/// Whether those who join by a WorkloadGroup will be endpoints of a ServiceEntry.
+fn is_awaited(world: &World, document: &Document, entry: &ServiceEntry) -> bool {
+    let labels = world.documents().filter_map(|other| match &other.object {
+        Object::WorkloadGroup(group) if other.namespace == document.namespace => Some(&group.template.labels),
+        _ => None,
+    });
+    let selector = entry.workload_selector.as_ref();
+    selector.is_some_and(|selector| labels.into_iter().any(|labels| has_all(labels, selector)))
 }
 
 struct View<'a> {
@@ -218,9 +227,9 @@ struct Members<'a> {
 impl<'a> Members<'a> {
     fn of(world: &'a World, host: &'a Host) -> Self {
         let entry = ports::entry(host).zip(host.entry.as_ref());
-        let of_entry = entry.into_iter().flat_map(|(e, d)| world.policies().entry_endpoints(&d.namespace, e));
+        let of_entry = entry.into_iter().flat_map(|(e, d)| world.workloads(&d.namespace, e));
         let instances = world.endpoints_of(host).map(|instance| &instance.labels);
-        let all: Vec<_> = instances.chain(of_entry.map(|(_, endpoint)| &endpoint.labels)).collect();
+        let all: Vec<_> = instances.chain(of_entry.map(|workload| &workload.entry.labels)).collect();
         let mut by_label: HashMap<(&str, &str), Vec<_>> = HashMap::new();
         for labels in &all {
             for (key, value) in *labels {

@@ -24,8 +24,10 @@ pub struct Instance {
     pub node: String,
     /// Id on that node.
     pub service_id: String,
-    /// Name of the service.
+    /// Name of the service; empty: of none, see `group`.
     pub service: String,
+    /// WorkloadGroup by which the sidecar joins, without a service and a port; empty: it is of a service.
+    pub group: String,
     /// Where it listens.
     pub address: IpAddr,
     /// Where it listens.

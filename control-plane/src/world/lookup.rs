@@ -35,8 +35,13 @@ impl World {
         self.instances.get(key)
     }
 
-    /// All instances.
+    /// All instances of services.
     pub fn instances(&self) -> impl Iterator<Item = &Arc<Instance>> {
+        self.registered().filter(|instance| instance.group.is_empty())
+    }
+
+    /// All that is registered: instances of services, and who joins by a WorkloadGroup.
+    pub fn registered(&self) -> impl Iterator<Item = &Arc<Instance>> {
         self.instances.values()
     }
 
@@ -65,7 +70,7 @@ impl World {
         };
         let selected = selector
             .into_iter()
-            .flat_map(move |selector| self.instances.values().filter(move |instance| picked(instance, selector)));
+            .flat_map(move |selector| self.instances().filter(move |instance| picked(instance, selector)));
         self.members_of(&host.name).chain(selected)
     }
 
@@ -137,14 +142,19 @@ impl World {
             .filter(|instance| instance.port == port)
             .min_by_key(|instance| instance.create_index);
         oldest.and_then(|instance| self.hosts.get(&instance.host())).or_else(|| {
-            let hosts = self.policies.hosts_at(address).filter_map(|host| self.hosts.get(host));
-            hosts.into_iter().find(|host| crate::translate::entry_dials(self, host, address, port))
+            let joined = self.at_address(address).filter(|instance| !instance.group.is_empty());
+            let joined = joined.flat_map(|instance| self.hosts_of(instance));
+            let hosts = self.policies.hosts_at(address).cloned().chain(joined);
+            hosts
+                .filter_map(|host| self.hosts.get(&host))
+                .find(|host| crate::translate::entry_dials(self, host, address, port))
         })
     }
 
-    /// SPIFFE ID of the sidecar that owns `address`; empty: none does.
+    /// SPIFFE ID of the sidecar that owns `address`; empty: none does. One that no WorkloadGroup has taken owns nothing.
     pub fn owner(&self, address: IpAddr) -> &str {
         self.at_address(address)
+            .filter(|instance| instance.group.is_empty() || self.joined(instance).is_some())
             .map(|instance| instance.identity.as_str())
             .find(|id| !id.is_empty())
             .unwrap_or_default()

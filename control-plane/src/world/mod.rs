@@ -4,6 +4,7 @@
 //! anew. Time is an argument (Unix seconds).
 
 mod assumed;
+mod groups;
 mod instance;
 mod lookup;
 mod policies;
@@ -17,6 +18,8 @@ use std::{
     sync::Arc,
 };
 
+pub(crate) use groups::Workload;
+pub use groups::{Joined, Member};
 pub use instance::{Instance, InstanceKey, derive_labels};
 pub(crate) use policies::{GATEWAY, Policies, gateway_host, has_all, patterns};
 pub use remotes::{DEFAULT_DATACENTER, Peering, Presence, RemoteHost, sound};
@@ -78,6 +81,8 @@ pub struct World {
     joined: BTreeMap<(Kind, String, String), Arc<Document>>,
     policies: Policies,
     instances: BTreeMap<InstanceKey, Arc<Instance>>,
+    /// Those of the instances that join by a WorkloadGroup.
+    groups: BTreeMap<InstanceKey, Member>,
     members: BTreeMap<String, BTreeSet<InstanceKey>>,
     addresses: BTreeMap<IpAddr, BTreeSet<InstanceKey>>,
     hosts: BTreeMap<String, Host>,
@@ -131,7 +136,8 @@ impl World {
 
     /// Something that is told with the instances of `node` has changed, but nothing of themselves: a check of the node.
     pub fn touch_node(&mut self, namespace: &str, node: &str) {
-        let hosts: Vec<String> = self.instances_of_node(namespace, node).map(|i| i.host()).collect();
+        let of_services = self.instances_of_node(namespace, node).filter(|i| i.group.is_empty());
+        let hosts: Vec<String> = of_services.map(|i| i.host()).collect();
         for host in hosts {
             self.touch_service(host);
         }
@@ -176,6 +182,7 @@ impl World {
         self.version += 1;
         gone.iter().for_each(|document| self.touch(document, &mut changed));
         self.policies = Policies::new(self.joined.values());
+        self.look_at_members(&mut changed);
         let known: BTreeSet<String> = self.hosts.keys().chain(self.policies.hosts()).cloned().collect();
         for host in known {
             changed.names |= self.refresh(&host, now);
@@ -201,13 +208,15 @@ impl World {
         if let Some(old) = &old {
             self.unlink(&key, old);
         }
-        self.members.entry(instance.host()).or_default().insert(key.clone());
+        if instance.group.is_empty() {
+            self.members.entry(instance.host()).or_default().insert(key.clone());
+        }
         self.addresses.entry(instance.address).or_default().insert(key.clone());
         let place = |instance: &Instance| (instance.address, instance.port, instance.host());
         let moved = old.as_deref().map(place) != Some(place(&instance));
         let instance = Arc::new(instance);
-        self.instances.insert(key, instance.clone());
-        self.instance_changed(old.as_deref().into_iter().chain([&*instance]), moved, now)
+        self.instances.insert(key.clone(), instance.clone());
+        self.instance_changed(&key, old.as_deref().into_iter().chain([&*instance]), moved, now)
     }
 
     /// Removes an instance.
@@ -215,7 +224,7 @@ impl World {
         let Some(old) = self.instances.remove(key) else { return Changed::default() };
         self.version += 1;
         self.unlink(key, &old);
-        self.instance_changed([&*old].into_iter(), true, now)
+        self.instance_changed(key, [&*old].into_iter(), true, now)
     }
 
     fn unlink(&mut self, key: &InstanceKey, old: &Instance) {
@@ -224,16 +233,26 @@ impl World {
     }
 
     /// `moved`: an endpoint came to or left the addresses of `versions`.
-    fn instance_changed<'a>(&mut self, versions: impl Iterator<Item = &'a Instance>, moved: bool, now: u64) -> Changed {
+    fn instance_changed<'a>(
+        &mut self,
+        key: &InstanceKey,
+        versions: impl Iterator<Item = &'a Instance>,
+        moved: bool,
+        now: u64,
+    ) -> Changed {
         let mut changed = Changed::default();
+        self.look_at_member(key, &mut changed);
         for instance in versions {
+            changed.hosts.extend(self.policies.hosts_at(instance.address).cloned());
+            changed.addresses.extend(moved.then_some(instance.address));
+            if !instance.group.is_empty() {
+                continue;
+            }
             let host = instance.host();
             self.touch_service(host.clone());
             changed.names |= self.refresh(&host, now);
             changed.hosts.insert(host);
             changed.hosts.extend(self.policies.selecting(&instance.namespace, &instance.labels).map(str::to_owned));
-            changed.hosts.extend(self.policies.hosts_at(instance.address).cloned());
-            changed.addresses.extend(moved.then_some(instance.address));
         }
         self.settle(changed, now)
     }
@@ -319,6 +338,7 @@ impl World {
                 let hosts = self.policies.hosts_selecting(&document.namespace, &workload.labels);
                 changed.hosts.extend(hosts.into_iter().cloned());
             }
+            Object::WorkloadGroup(_) => groups::touched(&document.namespace, &document.name, changed),
             // Of some clients, or of all: whatever they call.
             Object::Sidecar(_) | Object::IstioOperator(_) => (changed.all, changed.names) = (true, true),
             // Also says whether others may call with mTLS.

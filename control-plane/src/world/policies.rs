@@ -116,6 +116,8 @@ impl Policies {
                     self.workloads.entry(labelled(namespace, label)).or_default().push(document.clone());
                 }
             }
+            // Of those who join by it, see [`super::groups`].
+            Object::WorkloadGroup(_) => {}
             Object::PeerAuthentication(_) => self.authentications.push(document.clone()),
             Object::Sidecar(sidecar) => {
                 self.client_labels.extend(sidecar.selector.keys().cloned());
@@ -268,8 +270,9 @@ impl Policies {
         })
     }
 
-    /// A ServiceEntry's endpoints: its own, or the WorkloadEntries of its namespace that it selects, with their names.
-    pub(crate) fn entry_endpoints<'a>(
+    /// A ServiceEntry's endpoints as far as documents give them: its own, or the WorkloadEntries of its namespace that it
+    /// selects, with their names.
+    pub(super) fn entry_endpoints<'a>(
         &'a self,
         namespace: &'a str,
         entry: &'a ServiceEntry,

@@ -10,6 +10,7 @@ pub(crate) fn instance(service: &str, id: &str, address: &str, port: u16) -> Ins
         node: format!("node-{id}"),
         service_id: id.to_owned(),
         service: service.to_owned(),
+        group: String::new(),
         address: address.parse().unwrap(),
         port,
         tags: Vec::new(),

@@ -67,6 +67,7 @@ pub fn service(body: &[u8], own: Own) -> Result<(Instance, Vec<Definition>), Str
         tagged_addresses: tagged_addresses(&mut fields)?.into_iter().collect(),
         warning_weight: Some(warning),
         eureka: String::new(),
+        group: String::new(),
     };
     fields.finish();
     Ok((service, definitions))

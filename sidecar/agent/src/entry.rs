@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use weft_proto::v1::{self, Instance};
 
-use crate::checks::state::{State, Tell};
+use crate::checks::state::State;
 use crate::checks::{Definition, Kind};
 
 /// A registered service.
@@ -50,14 +50,7 @@ impl Entry {
 
     /// The check, if the mesh must hear of it now; taken as told.
     pub fn due(&mut self, now: Instant) -> Option<v1::Check> {
-        match self.state.tell() {
-            Tell::No => None,
-            Tell::At(at) if at > now => None,
-            Tell::At(_) | Tell::Now => {
-                self.state.told(now);
-                Some(self.wire())
-            }
-        }
+        self.state.due_to_tell(now).then(|| self.wire())
     }
 }
 
@@ -94,6 +87,14 @@ pub fn wire(definition: &Definition, state: &State) -> v1::Check {
 /// The id of the service of the command line.
 pub fn command_line_id(service: &str, port: u16) -> String {
     format!("{service}-{port}")
+}
+
+/// The id under which a sidecar joins by a WorkloadGroup: it joins by one at most.
+pub const GROUP_ID: &str = "_workload-group";
+
+/// What a sidecar registers to join by a WorkloadGroup.
+pub fn group_member(group: &str) -> Instance {
+    Instance { service_id: GROUP_ID.to_owned(), group: group.to_owned(), ..Default::default() }
 }
 
 /// The service of the command line.

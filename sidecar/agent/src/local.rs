@@ -492,7 +492,9 @@ impl Local {
 
 impl Sink for Local {
     fn probed(&self, check_id: &str, status: Status, output: String) {
-        self.update(check_id, |state| state.probed(status, output, Instant::now()));
+        self.update(check_id, |state| {
+            state.probed(status, output, Instant::now());
+        });
     }
 
     fn expire(&self, check_id: &str) -> Option<Instant> {

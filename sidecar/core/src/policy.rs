@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::StatusCode;
+use weft_proto::v1;
 
 use crate::gateway::Server;
 use crate::hash::HashPolicy;
@@ -446,6 +447,8 @@ pub struct Inbound {
     pub ingress: BTreeMap<u16, Ingress>,
     /// Of ports without a service.
     pub pool: Option<ConnectionPool>,
+    /// What has become of a sidecar that joins by a WorkloadGroup, for whoever makes its probe; no request asks.
+    pub group: Option<v1::JoinedGroup>,
 }
 
 /// How a port is served.

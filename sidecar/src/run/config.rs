@@ -34,6 +34,10 @@ pub struct Config {
     /// Seconds between looks at the health path.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub health_interval: u64,
+    /// WorkloadGroup of this pod's namespace by which it joins: it is a workload entry with the group's labels and ports, and
+    /// the group's probe is made here.
+    #[arg(long, value_name = "NAME")]
+    pub workload_group: Option<String>,
     /// Where Consul's HTTP API is served to this pod, or "off"; loopback only.
     #[arg(long, default_value = "127.0.0.1:8500", value_parser = loopback)]
     pub agent_api: Listen,
@@ -55,7 +59,7 @@ pub struct Config {
     /// Label of this pod, key=value; repeatable.
     #[arg(long = "label", value_parser = key_value)]
     pub labels: Vec<(String, String)>,
-    /// Name of the workload; the service, else the host, where it is not given.
+    /// Name of the workload; the service, else the workload group, else the host, where it is not given.
     #[arg(long)]
     pub workload: Option<String>,
     /// region/zone/subzone.
@@ -169,6 +173,7 @@ impl From<GatewayConfig> for Config {
             protocol: None,
             health_path: None,
             health_interval: 5,
+            workload_group: None,
             agent_api: Listen(None),
             enable_script_checks: false,
             connect_leaf: false,

@@ -107,6 +107,11 @@ impl State {
         State { max_output: bytes, ..self }
     }
 
+    /// The first result counts like any other: a status is reached by as many as it needs.
+    pub fn without_credit(self) -> State {
+        State { successes: 0, failures: 0, ..self }
+    }
+
     /// Continues where `previous`, the same check registered before, has arrived.
     pub fn resume(&mut self, previous: &State) {
         self.status = previous.status;
@@ -140,8 +145,8 @@ impl State {
         &self.output
     }
 
-    /// Takes a probe's result.
-    pub fn probed(&mut self, result: Status, output: String, now: Instant) {
+    /// Takes a probe's result. `false`: it takes more of them to count.
+    pub fn probed(&mut self, result: Status, output: String, now: Instant) -> bool {
         // A warning still serves: it counts as a success.
         if result == Status::Critical {
             self.failures = self.failures.saturating_add(1);
@@ -150,14 +155,19 @@ impl State {
                 self.set(Status::Critical, output, now);
             } else if self.failures >= self.thresholds.warning {
                 self.set(Status::Warning, output, now);
+            } else {
+                return false;
             }
         } else {
             self.successes = self.successes.saturating_add(1);
             self.failures = 0;
             if self.successes >= self.thresholds.passing {
                 self.set(result, output, now);
+            } else {
+                return false;
             }
         }
+        true
     }
 
     /// Takes the application's report; its time to live begins anew. `false`: this check has none.
@@ -209,6 +219,19 @@ impl State {
             Some(_) => Tell::No,
             None => Tell::Now,
         }
+    }
+
+    /// Whether the mesh must hear of it by now; taken as told.
+    pub fn due_to_tell(&mut self, now: Instant) -> bool {
+        let due = match self.tell() {
+            Tell::No => false,
+            Tell::At(at) => at <= now,
+            Tell::Now => true,
+        };
+        if due {
+            self.told(now);
+        }
+        due
     }
 
     /// The mesh has been told.
