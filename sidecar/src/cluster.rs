@@ -42,6 +42,8 @@ pub struct ClusterView {
     pub endpoints: Vec<Arc<Endpoint>>,
     /// Limits and connections.
     pub shared: Arc<Shared>,
+    /// Of the pool, when the view was made: what is dialed by an older view was dialed as an older policy says.
+    pub generation: u32,
     /// Where this proxy is.
     place: Arc<Place>,
     balancer: ArcSwap<Balancer>,
@@ -84,6 +86,8 @@ impl ClusterView {
         };
         if !config.original_destination && !config.dynamic_dns {
             shared.pool.set_live(endpoints.iter().filter(|e| e.is_eligible()).map(|e| e.state.id()));
+        } else {
+            shared.pool.set_all_live();
         }
         let (remote, here): (Vec<_>, Vec<_>) = endpoints.iter().cloned().partition(|e| e.remote.is_some());
         let gateways = (!remote.is_empty()).then(|| {
@@ -105,6 +109,7 @@ impl ClusterView {
             config,
             endpoints,
             place: place.clone(),
+            generation: shared.pool.generation(),
             shared,
             balancer,
             detector,

@@ -49,7 +49,9 @@ pub async fn connection(down: &Arc<Downstream>, mut stream: TcpStream, original:
         Protocol::Unknown => Some(SERVER_FIRST_AFTER),
     };
     // Who speaks first at an address that nobody knows and that may not be dialed does not matter.
-    let budget = budget.filter(|_| dialed.is_somewhere());
+    // Nor where a server name decides: a client that is to be routed by one speaks first, sooner or later.
+    let by_name = dialed.service.is_some() && dialed.asks_for_server_name();
+    let budget = budget.filter(|_| dialed.is_somewhere() && !by_name);
     let mut first = tcp::first(&mut stream, BytesMut::new(), budget).await.ok()?;
     let mut opened = None;
     let mut seen = BytesMut::new();

@@ -117,20 +117,16 @@ pub fn normalise_path(parts: &mut Parts) -> bool {
     match path::normal(path_and_query(&parts.uri)) {
         Normal::Already => true,
         Normal::Never => false,
-        Normal::Other(path) => {
-            set_path(parts, &path);
-            true
-        }
+        // It may be too long in that form: then it has none, and nobody is to see the other one.
+        Normal::Other(path) => path.parse().map(|path| set_path(parts, path)).is_ok(),
     }
 }
 
-/// Another path and query, if it is one.
-pub fn set_path(parts: &mut Parts, path: &str) {
-    if let Ok(path) = path.parse() {
-        let mut uri = std::mem::take(&mut parts.uri).into_parts();
-        uri.path_and_query = Some(path);
-        parts.uri = Uri::from_parts(uri).unwrap_or_default();
-    }
+/// Another path and query.
+pub fn set_path(parts: &mut Parts, path: PathAndQuery) {
+    let mut uri = std::mem::take(&mut parts.uri).into_parts();
+    uri.path_and_query = Some(path);
+    parts.uri = Uri::from_parts(uri).unwrap_or_default();
 }
 
 /// Gives a request the form of the next hop's protocol. `authority`: what the upstream is to see.
@@ -243,6 +239,20 @@ mod tests {
 
     fn headers(all: &[(&'static str, &'static str)]) -> HeaderMap {
         all.iter().map(|(n, v)| (HeaderName::from_static(n), HeaderValue::from_static(v))).collect()
+    }
+
+    /// A path that has no normal form is refused: it would pass by a route that looks at the normal form.
+    #[test]
+    fn a_path_is_looked_at_in_its_normal_form_or_not_at_all() {
+        let of = |path: String| {
+            let mut parts = Request::builder().uri(path).body(()).unwrap().into_parts().0;
+            (normalise_path(&mut parts), path_and_query(&parts.uri).to_owned())
+        };
+        assert_eq!(of("/x/../admin?a=../b".to_owned()), (true, "/admin?a=../b".to_owned()));
+        assert!(!of("/a%00b".to_owned()).0);
+        // Each of them is three bytes then.
+        let (taken, _) = of(format!("/x/../admin/{}", "\"".repeat(22_000)));
+        assert!(!taken, "longer than a path can be");
     }
 
     #[test]

@@ -40,8 +40,20 @@ pub async fn socket_address(name: &str, port: u16) -> io::Result<SocketAddr> {
     Ok(SocketAddr::new(address, port))
 }
 
-/// The addresses of `name`; `None`: it has none that anybody knows of.
+/// The addresses of `name`; `None`: it has none that anybody knows of. For names that policies give: the system's own look-up
+/// takes a thread for as long as it likes.
 pub async fn addresses(name: &str) -> Option<Found> {
+    if let Some(found) = listed(name).await {
+        return Some(found);
+    }
+    let found = tokio::net::lookup_host((name, 0)).await.ok()?;
+    // Our own DNS may have been asked: a virtual IP is where we come from, not where the name is.
+    let found: BTreeSet<IpAddr> = found.map(|address| address.ip()).filter(|ip| !connect::is_virtual(*ip)).collect();
+    (!found.is_empty()).then(|| (found.into_iter().collect(), REFRESH))
+}
+
+/// What `/etc/hosts` or the name servers say.
+async fn listed(name: &str) -> Option<Found> {
     // One machine, one set of name servers; the file is read again when it changes.
     static SERVERS: LazyLock<Forwarder> = LazyLock::new(|| Forwarder::new(resolv::RESOLV_CONF));
     if let Ok(text) = tokio::fs::read_to_string(resolv::HOSTS).await {
@@ -60,10 +72,7 @@ pub async fn addresses(name: &str) -> Option<Found> {
             return Some(found);
         }
     }
-    let found = tokio::net::lookup_host((name, 0)).await.ok()?;
-    // Our own DNS may have been asked: a virtual IP is where we come from, not where the name is.
-    let found: BTreeSet<IpAddr> = found.map(|address| address.ip()).filter(|ip| !connect::is_virtual(*ip)).collect();
-    (!found.is_empty()).then(|| (found.into_iter().collect(), REFRESH))
+    None
 }
 
 fn query(name: &str, kind: RecordType) -> Option<Vec<u8>> {

@@ -8,12 +8,13 @@
 //! 5. The response goes back; its body holds the connection and the permits until it has ended.
 
 mod attempts;
+mod foreign;
 mod mirror;
 mod plan;
 
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::header::{CONTENT_TYPE, HOST, SET_COOKIE};
@@ -22,7 +23,6 @@ use http::uri::Authority;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body;
 use weft_core::balance::Again;
-use weft_core::endpoint::Endpoint;
 use weft_core::flag::ResponseFlag;
 use weft_core::gateway::Server;
 use weft_core::headers::Context;
@@ -37,7 +37,6 @@ use weft_core::route::Route;
 
 use crate::body::{Replay, ResponseBody};
 use crate::call::{Active, Ending, Record};
-use crate::cluster::ClusterView;
 use crate::directory::ServiceView;
 use crate::http::{
     FORWARDED_PROTO, HTTP1_CLIENT, address_request, address_response, authority, ensure_request_id, local_reply,
@@ -49,12 +48,15 @@ use crate::metrics::Pair;
 use crate::proxy::Proxy;
 use attempts::{Attempts, Failure, Sent};
 pub(crate) use attempts::{classify, classify_body};
+pub use foreign::Foreign;
 use mirror::Original;
 pub use plan::may_pass;
 use plan::{Decision, Grant, Plan, decide, speaks_http2};
 
 /// Of a path with an encoded NUL.
-pub(crate) const NO_PATH: &str = "the path holds an encoded NUL";
+pub(crate) const NO_PATH: &str = "the path holds an encoded NUL, or is too long";
+/// Of a route whose rewrite makes no path.
+const NO_REWRITTEN_PATH: &str = "what the route makes of the path is no path, or is too long";
 const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
 const ORIGINAL_HOST: HeaderName = HeaderName::from_static("x-envoy-original-host");
 
@@ -70,8 +72,8 @@ pub struct Downstream {
     pub original: Option<SocketAddr>,
     /// The gateway's servers of the port that a caller from outside came in by.
     pub gateway: Option<Arc<Entrance>>,
-    /// The endpoint and cluster for what is foreign, made when first needed: its connections end with this one.
-    pub foreign: OnceLock<(Arc<Endpoint>, Arc<ClusterView>)>,
+    /// What is dialed where it was dialed to.
+    pub foreign: Foreign,
 }
 
 /// What is behind one port of a gateway, for one connection.
@@ -80,14 +82,6 @@ pub struct Entrance {
     pub servers: Vec<Arc<Server>>,
     /// `http` or `https`.
     pub scheme: &'static str,
-}
-
-impl Drop for Downstream {
-    fn drop(&mut self) {
-        if let Some((endpoint, cluster)) = self.foreign.get() {
-            cluster.shared.pool.forget(endpoint.state.id());
-        }
-    }
 }
 
 /// Serves one request of our application.
@@ -438,7 +432,7 @@ fn prepare(parts: &mut Parts, plan: &Plan, upgrade: bool, context: &Context<'_>)
         keep(ORIGINAL_HOST, context.authority);
     }
     if let Some(path) = &plan.rewritten {
-        set_path(parts, path);
+        set_path(parts, path.clone());
     }
 }
 

@@ -176,6 +176,11 @@ impl ClusterPool {
         self.deliver(wakes);
     }
 
+    /// How often connections have begun to be made otherwise.
+    pub fn generation(&self) -> u32 {
+        self.generation.load(Ordering::Relaxed)
+    }
+
     /// Connections are made otherwise from now on: those that are open serve no further request.
     pub fn renew(&self) {
         self.generation.fetch_add(1, Ordering::Relaxed);
@@ -211,6 +216,11 @@ impl ClusterPool {
         drop(unused);
     }
 
+    /// Keeps connections to whatever endpoint.
+    pub fn set_all_live(&self) {
+        self.lock().set_all_live();
+    }
+
     /// Closes idle connections to one endpoint.
     pub fn forget(&self, endpoint: EndpointId) {
         let unused = self.lock().forget(endpoint);
@@ -231,6 +241,8 @@ impl ClusterPool {
                 sender
             });
             let mut lease = match acquired.map_err(CheckoutError::Overflow)? {
+                // Race window: it was given back while the others of its policy were forgotten.
+                Acquired::Exclusive(x) if self.is_over(x.made, x.served) => continue,
                 Acquired::Exclusive(x) => self.lease_http1(endpoint, x),
                 Acquired::Stream(s, id) => self.lease_http2(endpoint, s, id),
                 Acquired::Dial => {
@@ -269,9 +281,10 @@ impl ClusterPool {
     }
 
     async fn dial(self: &Arc<Self>, mut duty: Dialing, dialer: &Dialer<'_>) -> Result<Lease, DialError> {
-        let generation = self.generation.load(Ordering::Relaxed);
         let opened = open_http(dialer).await?;
-        let for_one = dialer.speaks_for_one();
+        // A request that began under an older policy dials as that says, and has the connection for itself.
+        let generation = dialer.generation;
+        let for_one = dialer.speaks_for_one() || generation != self.generation();
         let made = Made { generation, at: Instant::now(), for_one };
         let endpoint = duty.endpoint;
         duty.pool = None;

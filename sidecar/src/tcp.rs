@@ -155,7 +155,8 @@ pub async fn open(
                 .map(|upstream| Far::Connection(Rewind::new(Bytes::new(), upstream))),
             To::Any | To::Fixed(_) => {
                 let (endpoint, identity, ends) = (&endpoint, &proxy.identity, Some(ends));
-                let dialer = Dialer { cluster: &cluster.config, endpoint, identity, ends, multiplex: false, mark };
+                let (config, generation) = (&cluster.config, cluster.generation);
+                let dialer = Dialer { cluster: config, endpoint, identity, ends, multiplex: false, mark, generation };
                 tunnel::open(&dialer).await
             }
         };

@@ -187,6 +187,8 @@ pub struct Dialer<'a> {
     pub multiplex: bool,
     /// Mark of the socket.
     pub mark: u32,
+    /// Of the pool's, that of the policy: which connections are made under one that is no more ([`crate::pool`]).
+    pub generation: u32,
 }
 
 impl Dialer<'_> {

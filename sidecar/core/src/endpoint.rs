@@ -233,7 +233,8 @@ pub fn for_cluster(
                 config: config.clone(),
                 target,
                 key: known.key.clone(),
-                state: known.state.clone(),
+                // Somebody else is there: what is open leads to who was there before, or says nothing of who it is.
+                state: if known.config.identity == config.identity { known.state.clone() } else { Arc::default() },
                 remote,
             }),
             None => {

@@ -151,7 +151,8 @@ async fn send(
     let Way { cluster, endpoint, multiplex } = way;
     loop {
         let (config, mark) = (&cluster.config, MARK_DELIVERY);
-        let dialer = Dialer { cluster: config, endpoint, identity, ends: None, multiplex, mark };
+        let generation = cluster.generation;
+        let dialer = Dialer { cluster: config, endpoint, identity, ends: None, multiplex, mark, generation };
         let mut lease = cluster.shared.pool.checkout(caller.worker, &dialer).await.map_err(|e| {
             let reason = match e {
                 CheckoutError::Overflow(overflow) => Reason::Overflow(overflow),

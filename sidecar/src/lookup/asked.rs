@@ -12,11 +12,15 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
 use rand::seq::IndexedRandom;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
+use weft_agent::checks::target::is_local;
 
 use super::Found;
 use crate::connect;
 
+/// Names that are asked for at a time.
+const AT_ONCE: usize = 64;
 /// Answers that are remembered.
 const MOST: usize = 4096;
 /// That a name has no address is believed so long.
@@ -28,9 +32,16 @@ const NONE_FOR: Duration = Duration::from_secs(1);
 /// When it has no address, or none that may be dialed.
 pub async fn socket_address(name: &str, port: u16) -> io::Result<SocketAddr> {
     static ANSWERS: LazyLock<Answers> = LazyLock::new(Answers::default);
-    let found = ANSWERS.of(name, super::addresses).await;
+    // Whoever asks for many names waits for their answers, and for no other's.
+    static ASKING: Semaphore = Semaphore::const_new(AT_ONCE);
+    let look_up = |name| async move {
+        let _turn = ASKING.acquire().await.ok()?;
+        super::listed(name).await
+    };
+    let found = ANSWERS.of(name, look_up).await;
     let found = found.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("{name} has no address")))?;
-    let outside: Vec<IpAddr> = found.iter().copied().filter(|address| is_outside(*address)).collect();
+    let outside = found.iter().copied().filter(|address| is_outside(*address) && !is_local(*address));
+    let outside: Vec<IpAddr> = outside.collect();
     match outside.choose(&mut rand::rng()) {
         Some(address) => Ok(SocketAddr::new(*address, port)),
         None => {
@@ -42,16 +53,19 @@ pub async fn socket_address(name: &str, port: u16) -> io::Result<SocketAddr> {
 
 /// Whether an address may be behind a name that is not ours.
 fn is_outside(address: IpAddr) -> bool {
-    /// Where AWS has credentials.
-    const METADATA: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
+    /// Where clouds have credentials besides 169.254.169.254: Alibaba, Azure; AWS, Google.
+    const METADATA_V4: [Ipv4Addr; 2] = [Ipv4Addr::new(100, 100, 100, 200), Ipv4Addr::new(168, 63, 129, 16)];
+    const METADATA: [Ipv6Addr; 2] =
+        [Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254), Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)];
     match address.to_canonical() {
         IpAddr::V4(ip) => {
             let nowhere = ip.octets()[0] == 0 || ip.is_multicast() || ip.is_broadcast();
-            !(ip.is_loopback() || ip.is_link_local() || nowhere || connect::is_virtual(ip.into()))
+            let near = ip.is_loopback() || ip.is_link_local() || METADATA_V4.contains(&ip);
+            !(near || nowhere || connect::is_virtual(ip.into()))
         }
         IpAddr::V6(ip) => {
             let nowhere = ip.is_unspecified() || ip.is_multicast();
-            let near = ip.is_loopback() || ip.is_unicast_link_local() || ip == METADATA;
+            let near = ip.is_loopback() || ip.is_unicast_link_local() || METADATA.contains(&ip);
             !(nowhere || near) && translated(ip).is_none_or(|inside| is_outside(inside.into()))
         }
     }
@@ -138,6 +152,8 @@ mod tests {
             "0.0.0.0",
             "0.1.2.3",
             "169.254.169.254",
+            "168.63.129.16",
+            "fd20:ce::254",
             "224.0.0.1",
             "255.255.255.255",
             "240.240.0.7",

@@ -48,7 +48,9 @@ impl Files {
     pub(super) fn changes(&self) -> Changes {
         let changed = |path: &PathBuf| std::fs::metadata(path).and_then(|found| found.modified()).ok();
         let client = self.client.iter().flat_map(|(certificate, key)| [certificate, key]);
-        let all = self.ca.iter().chain(client).chain(&self.crl).chain(&self.absent);
-        all.map(|path| (path.clone(), changed(path))).collect()
+        let all = self.ca.iter().chain(client).chain(&self.crl);
+        // It may be there by now: what is made of these files is made without it, and is not what will be made with it.
+        let absent = self.absent.iter().map(|path| (path.clone(), None));
+        all.map(|path| (path.clone(), changed(path))).chain(absent).collect()
     }
 }

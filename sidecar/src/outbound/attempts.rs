@@ -206,7 +206,8 @@ impl Attempts<'_> {
             let multiplex = self.multiplex;
             let checkout = {
                 let (config, ends, mark) = (&cluster.config, Some(&self.down.ends), MARK_UPSTREAM);
-                let dialer = Dialer { cluster: config, endpoint, identity, ends, multiplex, mark };
+                let generation = cluster.generation;
+                let dialer = Dialer { cluster: config, endpoint, identity, ends, multiplex, mark, generation };
                 cluster.shared.pool.checkout(self.down.worker, &dialer).await
             };
             let mut lease = match checkout {

@@ -102,7 +102,8 @@ impl Copy {
         let (multiplex, grpc) = (self.multiplex, self.grpc);
         let ends = Some(&self.down.ends);
         let (config, mark) = (&cluster.config, MARK_UPSTREAM);
-        let dialer = Dialer { cluster: config, endpoint: &endpoint, identity, ends, multiplex, mark };
+        let generation = cluster.generation;
+        let dialer = Dialer { cluster: config, endpoint: &endpoint, identity, ends, multiplex, mark, generation };
         let mut lease = match cluster.shared.pool.checkout(worker, &dialer).await {
             Ok(lease) => lease,
             Err(CheckoutError::Overflow(_)) => return,

@@ -46,7 +46,7 @@ pub(super) struct Plan {
     pub(super) hash: HashOutcome,
     /// A forward, and the index of the destination that was drawn.
     route: Option<(Arc<Route>, usize)>,
-    pub(super) rewritten: Option<String>,
+    pub(super) rewritten: Option<http::uri::PathAndQuery>,
     pub(super) grant: Option<Box<Grant>>,
     /// Who gets copies of this request.
     pub(super) mirrors: Vec<Target>,
@@ -121,9 +121,8 @@ pub(super) async fn decide(down: &Downstream, parts: &Parts, view: &RequestView<
             if down.original.is_none() {
                 return Decision::Send(Plan::fixed(Arc::new(ClusterView::passthrough(1)), foreign_endpoint(to)));
             }
-            let make = || (foreign_endpoint(to), Arc::new(ClusterView::passthrough(u32::MAX)));
-            let (endpoint, cluster) = down.foreign.get_or_init(make);
-            Decision::Send(Plan::fixed(cluster.clone(), endpoint.clone()))
+            let (cluster, endpoint) = down.foreign.unknown(to);
+            Decision::Send(Plan::fixed(cluster, endpoint))
         }
         Place::Pinned(cluster, endpoint) => Decision::Send(Plan::fixed(cluster, endpoint)),
         Place::Service(service, port) => by_route(down, view, service, port),
@@ -217,12 +216,14 @@ fn by_route(down: &Downstream, view: &RequestView<'_>, service: Arc<ServiceView>
             let at = drawn(forward);
             let cluster = service.clusters[forward.destinations[at].cluster].clone();
             let hash = request_hash(&forward.hash, view);
-            let rewritten = route.rewritten_path(forward, view);
+            let rewritten = match route.rewritten_path(forward, view).map(|path| path.parse()).transpose() {
+                Ok(rewritten) => rewritten,
+                Err(_) => {
+                    return Decision::Refuse(Some(service), Reason::BadRequest { detail: super::NO_REWRITTEN_PATH });
+                }
+            };
             let fixed = cluster.config.original_destination.then_some(down.original).flatten();
-            let mut fixed = fixed.map(|to| {
-                let foreign = || (foreign_endpoint(to), cluster.clone());
-                down.foreign.get_or_init(foreign).0.clone()
-            });
+            let mut fixed = fixed.map(|to| down.foreign.endpoint_of(&cluster, to));
             if cluster.config.dynamic_dns {
                 // A route that gives the request another authority means that one.
                 let rewritten = forward.destinations[at].authority.as_ref();

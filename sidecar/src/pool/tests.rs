@@ -52,7 +52,7 @@ async fn opened(proxy_protocol: Option<Version>, multiplex: bool) -> Vec<String>
     let clients = [ends(1), ends(2)];
     let dialer = |ends| {
         let (cluster, endpoint, identity) = (&cluster, &*endpoint, &identity);
-        Dialer { cluster, endpoint, identity, ends: Some(ends), multiplex, mark: MARK_UPSTREAM }
+        Dialer { cluster, endpoint, identity, ends: Some(ends), multiplex, mark: MARK_UPSTREAM, generation: 0 }
     };
     let [one, two] = [dialer(&clients[0]), dialer(&clients[1])];
     for _ in 0..2 {
@@ -76,4 +76,30 @@ async fn a_connection_that_says_whose_it_is_is_nobody_elses() {
     }
     assert_eq!(opened(None, false).await.len(), 2, "kept");
     assert_eq!(opened(None, true).await.len(), 1, "shared");
+}
+
+/// A request that began under an older policy has what it dials for itself, and what was dialed before is used no more.
+#[tokio::test]
+async fn what_was_dialed_as_an_older_policy_says_is_not_kept() {
+    for multiplex in [false, true] {
+        let (address, mut hears) = server(false, multiplex).await;
+        let cluster = Cluster::original_destination("a", "a", ConnectionPool::default());
+        let (endpoint, identity) = (foreign_endpoint(address), Identity::default());
+        let pool = ClusterPool::new(&cluster.pool);
+        let mut opened = Vec::new();
+        for (renewed, generation) in [(0, 0), (0, 0), (1, 0), (1, 1), (1, 1)] {
+            if pool.generation() < renewed {
+                pool.renew();
+            }
+            let (cluster, endpoint, identity) = (&cluster, &*endpoint, &identity);
+            let dialer = Dialer { cluster, endpoint, identity, ends: None, multiplex, mark: MARK_UPSTREAM, generation };
+            pool.checkout(0, &dialer).await.unwrap().finish(0);
+            let mut count = 0;
+            while let Ok(Some(_)) = tokio::time::timeout(Duration::from_millis(200), hears.recv()).await {
+                count += 1;
+            }
+            opened.push(count);
+        }
+        assert_eq!(opened, [1, 0, 1, 1, 0], "HTTP/2: {multiplex}");
+    }
 }

@@ -23,8 +23,15 @@ async fn opened(cluster: &Cluster, to: SocketAddr) -> Result<Far, DialError> {
     let endpoint = foreign_endpoint(to);
     assert!(matches!(endpoint.target, Target::Socket(_)));
     let identity = Identity::default();
-    let dialer =
-        Dialer { cluster, endpoint: &endpoint, identity: &identity, ends: None, multiplex: false, mark: MARK_UPSTREAM };
+    let dialer = Dialer {
+        cluster,
+        endpoint: &endpoint,
+        identity: &identity,
+        ends: None,
+        multiplex: false,
+        mark: MARK_UPSTREAM,
+        generation: 0,
+    };
     open(&dialer).await
 }
 

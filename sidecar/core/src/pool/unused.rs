@@ -30,6 +30,11 @@ impl<X, S: Clone, W> Pool<X, S, W> {
         old
     }
 
+    /// Connections may be kept to any endpoint.
+    pub fn set_all_live(&mut self) {
+        self.live = None;
+    }
+
     /// Says to which endpoints connections may be kept. Takes out the unused ones to others; those in use are not kept
     /// when they are given back.
     pub fn set_live(&mut self, live: impl IntoIterator<Item = EndpointId>) -> Vec<Unused<X, S>> {

@@ -1,0 +1,49 @@
+//! What a connection of our application dials at the address that it dialed itself: requests to nobody that is known, and to
+//! services without addresses of their own (ServiceEntry NONE, PASSTHROUGH).
+//!
+//! All of them are one endpoint, but each under its own cluster's policy: the connections of one are not the other's. They
+//! end with the application's connection, since nobody else has this endpoint.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use weft_core::endpoint::Endpoint;
+
+use crate::cluster::{ClusterView, Shared};
+use crate::proxy::foreign_endpoint;
+
+/// The endpoint, and the clusters that have connections to it; made when first needed.
+#[derive(Default)]
+pub struct Foreign {
+    endpoint: OnceLock<Arc<Endpoint>>,
+    passthrough: OnceLock<Arc<ClusterView>>,
+    /// As many at the most as there are clusters.
+    used: Mutex<Vec<Arc<Shared>>>,
+}
+
+impl Foreign {
+    /// For a request to nobody that is known.
+    pub(super) fn unknown(&self, to: SocketAddr) -> (Arc<ClusterView>, Arc<Endpoint>) {
+        let cluster = self.passthrough.get_or_init(|| Arc::new(ClusterView::passthrough(u32::MAX))).clone();
+        let endpoint = self.endpoint_of(&cluster, to);
+        (cluster, endpoint)
+    }
+
+    /// For a request to a cluster.
+    pub(super) fn endpoint_of(&self, cluster: &Arc<ClusterView>, to: SocketAddr) -> Arc<Endpoint> {
+        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        if !used.iter().any(|known| Arc::ptr_eq(known, &cluster.shared)) {
+            used.push(cluster.shared.clone());
+        }
+        self.endpoint.get_or_init(|| foreign_endpoint(to)).clone()
+    }
+}
+
+impl Drop for Foreign {
+    fn drop(&mut self) {
+        let Some(endpoint) = self.endpoint.get() else { return };
+        for shared in self.used.get_mut().unwrap_or_else(PoisonError::into_inner) {
+            shared.pool.forget(endpoint.state.id());
+        }
+    }
+}
