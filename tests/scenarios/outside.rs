@@ -15,6 +15,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         ("tls_by_credential_and_what_was_revoked", credential),
         ("every_address_of_a_name_is_an_endpoint", names),
         ("a_request_names_the_host_that_is_dialed", dynamic),
+        ("copies_go_where_the_request_was_dialed_to", copies),
     ]
 }
 
@@ -295,4 +296,58 @@ spec:
         ensure!(answer.contains("x-weft-reason: connect_failure"), "{answer}");
     }
     Ok(())
+}
+
+/// The application's requests go to a new service, and copies to where it believes the old one to be.
+fn copies() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    let (new, old) = (mesh.pod("new")?, mesh.pod("old")?);
+    let _apps = (new.serve(8080, "new")?, old.serve(8080, "old")?);
+    mesh.policy(
+        "old.yaml",
+        &format!(
+            "
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: old}}
+spec:
+  hosts: [old.example.com]
+  addresses: [{old}]
+  ports: [{{number: 8080, name: http, protocol: HTTP}}]
+  resolution: NONE
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: new}}
+spec:
+  hosts: [new.example.com]
+  ports: [{{number: 8080, name: http, protocol: HTTP}}]
+  resolution: STATIC
+  endpoints: [{{address: {new}}}]
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {{name: old}}
+spec:
+  hosts: [old.example.com]
+  http:
+  - route: [{{destination: {{host: new.example.com}}}}]
+    mirror: {{host: old.example.com}}
+",
+            old = old.ip,
+            new = new.ip
+        ),
+    )?;
+    let (front, _sidecar) = mesh.client("frontend")?;
+    let url = format!("http://{}:8080/copied", old.ip);
+    wait_for("the new service's answer", Duration::from_secs(10), || {
+        let answer = front.curl(&["-i", "-H", "Host: old.example.com", &url])?;
+        ensure!(answer.contains("X-Served-By: new"), "{answer}");
+        Ok(())
+    })?;
+    wait_for("the copy", Duration::from_secs(10), || {
+        let seen = old.curl(&["http://127.0.0.1:8080/seen"])?;
+        ensure!(seen.contains("/copied"), "{seen}");
+        Ok(())
+    })
 }

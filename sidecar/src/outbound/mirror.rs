@@ -11,6 +11,7 @@ use http::request::Parts;
 use http::{HeaderValue, Version};
 use http_body_util::BodyExt;
 use rand::Rng;
+use weft_core::endpoint::Endpoint;
 use weft_core::limits::Permit;
 use weft_core::outcome::Outcome;
 
@@ -20,7 +21,7 @@ use super::{Downstream, speaks_only_http2};
 use crate::body::{Replay, RequestBody};
 use crate::cluster::ClusterView;
 use crate::connect::MARK_UPSTREAM;
-use crate::http::{HTTP1_CLIENT, address_request};
+use crate::http::{HTTP1_CLIENT, address_request, authority};
 use crate::pool::CheckoutError;
 use crate::upstream::Dialer;
 
@@ -88,14 +89,25 @@ struct Copy {
 }
 
 impl Copy {
+    /// Of the cluster's, or as the request would have it there.
+    fn endpoint(&self) -> Option<Arc<Endpoint>> {
+        let cluster = &self.cluster;
+        if cluster.config.original_destination {
+            return self.down.original.map(|to| self.down.foreign.endpoint_of(cluster, to));
+        }
+        if cluster.config.dynamic_dns {
+            return cluster.named(authority(&self.parts)).ok();
+        }
+        cluster.balancer().pick(self.hash, &mut || rand::rng().next_u64(), 0).cloned()
+    }
+
     /// Sends it, and reads the answer to its end. How it goes concerns the endpoint's health and nobody else.
     async fn run(self) {
         let cluster = &self.cluster;
         if cluster.config.undefined {
             return;
         }
-        let picked = cluster.balancer().pick(self.hash, &mut || rand::rng().next_u64(), 0).cloned();
-        let Some(endpoint) = picked else { return };
+        let Some(endpoint) = self.endpoint() else { return };
         let _in_flight = endpoint.state.enter();
         cluster.shared.limits.begun(&cluster.config.pool, Instant::now);
         let (identity, worker) = (&self.down.proxy.identity, self.down.worker);
