@@ -15,6 +15,7 @@ need unshare util-linux
 need node nodejs
 need npm npm
 need cc gcc
+need c++ g++
 need cmake cmake
 python3 -c 'import venv, ensurepip' 2>/dev/null || missing="$missing python3-venv"
 install_missing
