@@ -7,7 +7,8 @@ demo: install
 	cargo build --locked
 	cargo run --locked -q -p weft-tests --bin demo
 
-# Everything: builds, lints, unit and property tests, scenarios, real clients. What cannot run fails and says why.
+# Everything: builds, lints, unit and property tests, scenarios, real clients, the same cases beside Envoy, a moment of fuzzing. What
+# cannot run fails and says why.
 test: install
 	tests/run.sh
 

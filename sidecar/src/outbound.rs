@@ -53,7 +53,7 @@ use mirror::Original;
 pub use plan::may_pass;
 use plan::{Decision, Grant, Plan, decide, speaks_http2};
 
-/// Of a path with an encoded NUL.
+/// Of a path that has no normal form.
 pub(crate) const NO_PATH: &str = "the path holds an encoded NUL, or is too long";
 /// Of a route whose rewrite makes no path.
 const NO_REWRITTEN_PATH: &str = "what the route makes of the path is no path, or is too long";

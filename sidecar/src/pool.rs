@@ -39,7 +39,7 @@ pub struct ClusterPool {
 struct Made {
     generation: u32,
     at: Instant,
-    /// It speaks for one client (PROXY protocol), and serves no request after its first.
+    /// It serves no request after its first: it speaks for one client (PROXY protocol), or was dialed as an older policy says.
     for_one: bool,
 }
 

@@ -47,3 +47,21 @@ impl Drop for Foreign {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One endpoint, and each request under its own cluster; every pool with a connection to it is told of the end.
+    #[test]
+    fn a_cluster_of_its_own_for_each_request() {
+        let to = SocketAddr::from(([10, 0, 0, 1], 80));
+        let (one, foreign) = (Arc::new(ClusterView::passthrough(u32::MAX)), Foreign::default());
+        let endpoint = foreign.endpoint_of(&one, to);
+        let (unknown, same) = foreign.unknown(to);
+        assert!(!Arc::ptr_eq(&unknown.shared, &one.shared), "its connections are not those of the service");
+        assert!(Arc::ptr_eq(&endpoint, &same) && Arc::ptr_eq(&foreign.endpoint_of(&one, to), &endpoint));
+        assert!(Arc::ptr_eq(&foreign.unknown(to).0, &unknown));
+        assert_eq!(foreign.used.lock().unwrap().len(), 2, "each once");
+    }
+}

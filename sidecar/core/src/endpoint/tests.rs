@@ -151,6 +151,32 @@ fn state_survives_a_new_snapshot() {
     assert_eq!(after[1].state.in_flight(), 0);
 }
 
+/// What is open to whoever was at an address says nothing of who is there now.
+#[test]
+fn somebody_else_at_an_address_begins_anew() {
+    let plain = cluster(LoadBalancer::LeastRequest, None);
+    let with = |identity: Option<&str>| EndpointConfig {
+        identity: identity.map(|id| id.parse().unwrap()),
+        ..config("10.0.0.1:80", 1)
+    };
+    let mut before = for_cluster(&plain, &arcs([with(None)]), &[]);
+    for (identity, anew) in [
+        (None, false),
+        (Some("spiffe://one/ns/a/sa/b"), true),
+        (Some("spiffe://one/ns/a/sa/b"), false),
+        (Some("spiffe://one/ns/a/sa/c"), true),
+        (None, true),
+    ] {
+        let after = for_cluster(
+            &plain,
+            &arcs([EndpointConfig { weight: before[0].config.weight + 1, ..with(identity) }]),
+            &before,
+        );
+        assert_eq!(after[0].state.id() != before[0].state.id(), anew, "{identity:?}");
+        before = after;
+    }
+}
+
 #[test]
 fn an_ejection_ends_with_its_policy() {
     use crate::outcome::Outcome;
