@@ -94,7 +94,7 @@ metadata: {name: own}
 spec:
   hosts: [own.test]
   addresses: [10.201.0.1]
-  ports: [{number: 443, name: tls, protocol: TLS}]
+  ports: [{number: 443, name: tls, protocol: TLS}, {number: 8443, name: undeclared, targetPort: 443}]
   resolution: STATIC
   endpoints: [{address: FIRST}]
 ---
@@ -117,6 +117,17 @@ spec:
     route: [{destination: {host: own.test}}]
   - match: [{sniHosts: [a.own.test]}]
     route: [{destination: {host: other.test}}]
+";
+
+/// Says nothing for longer than a server that speaks first would be waited for; its certificate tells who answers.
+const LATE: &str = "
+import socket, ssl, sys, time
+address, port, name, ca = sys.argv[1:]
+plain = socket.create_connection((address, int(port)), timeout=10)
+time.sleep(0.3)
+with ssl.create_default_context(cafile=ca).wrap_socket(plain, server_hostname=name) as tls:
+    tls.sendall(b'GET / HTTP/1.1\\r\\nHost: a\\r\\nConnection: close\\r\\n\\r\\n')
+    assert tls.recv(100).startswith(b'HTTP/1.'), 'no answer'
 ";
 
 /// The application speaks TLS itself: nobody but the server reads it, and its server name says where it goes.
@@ -166,5 +177,7 @@ fn tls() -> Result<()> {
     let refused = ask("b.example.net", &pods[3].ip);
     ensure!(refused.is_err(), "nobody knows this name, and only what is known may be called: {refused:?}");
     served("an endpoint whose address nobody gave", "a.own.test", &pods[1].ip)?;
+    // A client that takes its time is routed by its server name all the same, where nothing says that the port speaks TLS.
+    front.run("python3", &["-c", LATE, "10.201.0.1", "8443", "a.own.test", &ca])?;
     Ok(())
 }
