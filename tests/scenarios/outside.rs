@@ -229,14 +229,14 @@ fn dynamic() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let certificates = Certificates::new(&mesh.center.folder("certificates"))?;
     certificates.leaf("server", "a.example.com")?;
-    let (one, two) = (mesh.pod("one")?, mesh.pod("two")?);
+    let (one, two, front) = (mesh.pod("one")?, mesh.pod("two")?, mesh.pod("frontend")?);
     let _apps = (one.serve(8080, "one")?, two.serve(8080, "two")?);
     let script = tests_dir().join("apps/tls_server.py").to_string_lossy().into_owned();
     let (certificate, key) = (certificates.path("server/tls.crt"), certificates.path("server/tls.key"));
     let _tls = one.spawn("tls", "python3", &[&script, "8443", &certificate, &key])?;
     let known = serde_json::json!({
         "a.example.com": [one.ip], "b.example.com": [two.ip], "c.example.com": [one.ip],
-        "here.example.com": ["127.0.0.1"], "metadata.example.com": ["169.254.169.254"],
+        "here.example.com": ["127.0.0.1"], "metadata.example.com": ["169.254.169.254"], "own.example.com": [front.ip],
     });
     let names = mesh.pod("names")?;
     let _server = name_server(&names, &known)?;
@@ -264,7 +264,6 @@ spec:
 "
     );
     mesh.policy("partners.yaml", &policy)?;
-    let front = mesh.pod("frontend")?;
     front.resolv_conf(&format!("nameserver {}\n", names.ip))?;
     let _own = front.serve(8080, "the caller's own")?;
     let _sidecar = mesh.sidecar(&front, "frontend", &["--workload", "frontend"])?;
@@ -291,7 +290,7 @@ spec:
     expect("http://a.example.com:81/", &[], "the application's own TLS")?;
     expect("http://c.example.com:81/", &[], " 503 ")?;
     // What a name of somebody else's must not lead to.
-    for host in ["here.example.com", "metadata.example.com", "nowhere.example.com"] {
+    for host in ["here.example.com", "metadata.example.com", "own.example.com", "nowhere.example.com"] {
         let answer = believing(host, "http", 80, " 503 ")?;
         ensure!(answer.contains("x-weft-reason: connect_failure"), "{answer}");
     }

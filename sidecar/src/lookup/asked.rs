@@ -32,7 +32,7 @@ const NONE_FOR: Duration = Duration::from_secs(1);
 /// When it has no address, or none that may be dialed.
 pub async fn socket_address(name: &str, port: u16) -> io::Result<SocketAddr> {
     static ANSWERS: LazyLock<Answers> = LazyLock::new(Answers::default);
-    // Whoever asks for many names waits for their answers, and for no other's.
+    // However many are asked for, names that policies give do not wait for them.
     static ASKING: Semaphore = Semaphore::const_new(AT_ONCE);
     let look_up = |name| async move {
         let _turn = ASKING.acquire().await.ok()?;
