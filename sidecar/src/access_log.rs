@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use http::request::Parts;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
+use weft_core::http1::path_and_query;
 
-use crate::http::{REQUEST_ID, authority, path_and_query};
+use crate::http::{REQUEST_ID, authority};
 
 /// Lines that may wait to be written.
 const QUEUE: usize = 4096;
@@ -75,11 +76,23 @@ impl LogFields {
     pub fn of(parts: &Parts, source: SocketAddr) -> LogFields {
         LogFields {
             method: parts.method.to_string(),
-            path: path_and_query(&parts.uri).to_owned(),
+            path: path_and_query(parts).to_owned(),
             authority: authority(parts).to_owned(),
             version: format!("{:?}", parts.version),
             source,
             request_id: parts.headers.get(REQUEST_ID).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned(),
+        }
+    }
+    /// Of a request from `source` whose head cannot be read; `line`: its first line.
+    pub fn of_line(line: &str, source: SocketAddr) -> LogFields {
+        let mut words = line.split(' ').map(str::to_owned);
+        LogFields {
+            method: words.next().unwrap_or_default(),
+            path: words.next().unwrap_or_default(),
+            authority: String::new(),
+            version: words.next().unwrap_or_default(),
+            source,
+            request_id: String::new(),
         }
     }
 }

@@ -1,35 +1,44 @@
 //! Bodies on their way through: requests that may have to be sent twice, and responses that hold what the request used.
 
+mod copies;
+
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
-use tokio::sync::{Notify, mpsc};
+use prometheus_client::metrics::counter::Counter;
+use tokio::sync::Notify;
 use weft_core::flag::ResponseFlag;
 use weft_core::outcome::Outcome;
 
 use crate::call::Ending;
 use crate::incoming::{Incoming, IncomingError};
 use crate::outbound::classify_body;
+use copies::Copies;
+pub use copies::{BUDGET as COPY_BUDGET, BodyCopy};
 
 /// A request body that has grown beyond this is not kept for a retry. Envoy's limit is that of its connection buffer
 /// (1 MiB in Istio); every request in flight may hold this much, so that Weft keeps less.
 const REPLAY_LIMIT: usize = 64 * 1024;
-/// Frames of a body by which a copy may be slower.
-const COPIED_FRAMES: usize = 16;
 
 /// How far the client's request body has come.
 #[derive(Debug, Default)]
 pub struct BodyState {
     done: AtomicBool,
     finished: Notify,
+    received: AtomicU64,
 }
 
 impl BodyState {
+    /// Bytes that were read from the client.
+    pub fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
+    }
+
     /// Whether the whole body was read from the client.
     pub fn is_done(&self) -> bool {
         self.done.load(Ordering::Acquire)
@@ -69,32 +78,14 @@ struct Source {
     lost: bool,
     /// The attempt that may read; an earlier one's body may linger in its connection.
     attempt: u32,
-    /// Who gets the same bytes, and is left behind if he is slower.
-    copies: Vec<mpsc::Sender<Copied>>,
-}
-
-/// What a copy of a body receives.
-enum Copied {
-    Frame(Frame<Bytes>),
-    End,
+    /// Mirrors of the request.
+    copies: Copies,
 }
 
 impl Source {
-    /// Tells the copies; one that has no room for it ends in its middle.
-    fn copy(&mut self, frame: &Frame<Bytes>) {
-        let again = || match (frame.data_ref(), frame.trailers_ref()) {
-            (Some(data), _) => Frame::data(data.clone()),
-            (None, trailers) => Frame::trailers(trailers.cloned().unwrap_or_default()),
-        };
-        self.copies.retain(|copy| copy.try_send(Copied::Frame(again())).is_ok());
-    }
-
     fn end(&mut self, state: &BodyState) {
         self.ended = true;
-        for copy in self.copies.drain(..) {
-            // One that has no room for it ends in its middle.
-            let _ = copy.try_send(Copied::End);
-        }
+        self.copies.end();
         state.finish();
     }
 }
@@ -111,18 +102,17 @@ impl Replay {
                 ended: false,
                 lost: false,
                 attempt: 0,
-                copies: Vec::new(),
+                copies: Copies::default(),
             }),
             state: Arc::default(),
         })
     }
 
-    /// A copy, for a request of its own: it gets what is read from now on, and breaks off if it falls behind.
-    pub fn copy(&self) -> RequestBody {
+    /// A copy, for a request of its own: it gets what is read from now on. `cut`: counts it if it falls behind too far.
+    pub fn copy(&self, cut: Counter) -> RequestBody {
         let mut source = self.source.lock().unwrap_or_else(PoisonError::into_inner);
-        let (sender, frames) = mpsc::channel(COPIED_FRAMES);
-        source.copies.push(sender);
-        RequestBody::Copy(BodyCopy { frames, left: source.incoming.size_hint().exact(), state: Arc::default() })
+        let left = source.incoming.size_hint().exact();
+        RequestBody::Copy(source.copies.add(left, cut))
     }
 
     /// Whether all that was read is kept, so that it can be sent again.
@@ -156,39 +146,6 @@ pub enum RequestBody {
     },
     /// Of the client's, for a request that nobody waits for.
     Copy(BodyCopy),
-}
-
-/// What was read of the client's body since the copy was made.
-pub struct BodyCopy {
-    frames: mpsc::Receiver<Copied>,
-    /// Bytes to come, where that is known.
-    left: Option<u64>,
-    /// Whether all of it was sent.
-    pub state: Arc<BodyState>,
-}
-
-impl BodyCopy {
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        if self.state.is_done() {
-            return Poll::Ready(None);
-        }
-        let frame = match ready!(self.frames.poll_recv(cx)) {
-            None => return Poll::Ready(Some(Err(BodyError::LeftBehind))),
-            Some(Copied::End) => {
-                self.state.finish();
-                return Poll::Ready(None);
-            }
-            Some(Copied::Frame(frame)) => frame,
-        };
-        if let (Some(left), Some(data)) = (&mut self.left, frame.data_ref()) {
-            *left = left.saturating_sub(data.len() as u64);
-            // Whoever sends as much as was promised may not ask for the end.
-            if *left == 0 {
-                self.state.finish();
-            }
-        }
-        Poll::Ready(Some(Ok(frame)))
-    }
 }
 
 impl Body for RequestBody {
@@ -227,8 +184,10 @@ impl Body for RequestBody {
             }
             Some(Err(e)) => Poll::Ready(Some(Err(BodyError::Client(e)))),
             Some(Ok(frame)) => {
+                let length = frame.data_ref().map_or(0, |data| data.len() as u64);
+                replay.state.received.fetch_add(length, Ordering::Relaxed);
                 if !source.copies.is_empty() {
-                    source.copy(&frame);
+                    source.copies.frame(&frame);
                 }
                 match frame.data_ref() {
                     Some(data) if !source.lost && source.kept + data.len() <= REPLAY_LIMIT => {
@@ -292,7 +251,7 @@ pub enum BodyError {
     /// A newer attempt reads it now.
     #[error("superseded by a retry")]
     Superseded,
-    /// Of a copy: it was too slow, or nobody read the client's body to its end.
+    /// Of a copy: it was too slow, or the client's body was not read to its end.
     #[error("left behind by the request that it is a copy of")]
     LeftBehind,
 }

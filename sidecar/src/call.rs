@@ -14,6 +14,7 @@ use weft_core::reply::{LocalReply, is_grpc};
 
 use crate::access_log::{AccessLog, LogFields};
 use crate::body::BodyState;
+use crate::http::head_size;
 use crate::incoming::Upgrade;
 use crate::metrics::{Metrics, Pair, RequestSample};
 use crate::pool::Lease;
@@ -75,8 +76,12 @@ pub struct Record {
     pub route: Option<Arc<str>>,
     /// Attempts made.
     pub attempts: u32,
+    /// Bytes of the request's body that came from the client.
+    pub received: u64,
     /// Body bytes sent to the client.
     pub sent: u64,
+    /// Bytes of the headers of request and response.
+    heads: (u64, u64),
     written: bool,
 }
 
@@ -95,12 +100,26 @@ impl Drop for Record {
 impl Record {
     /// Of a request that came at `start` from `source`.
     pub fn new(proxy: &Proxy, parts: &Parts, source: SocketAddr, start: Instant, pair: Arc<Pair>) -> Record {
+        let log = proxy.log.as_ref().map(|log| (log.clone(), LogFields::of(parts, source)));
+        let mut record = Record::empty(proxy, log, start, pair);
+        record.grpc = is_grpc(&parts.headers);
+        record.heads.0 = head_size(&parts.headers);
+        record
+    }
+
+    /// Of a request from `source` whose head cannot be read; `line`: its first line.
+    pub fn unread(proxy: &Proxy, line: &str, source: SocketAddr, pair: Arc<Pair>) -> Record {
+        let log = proxy.log.as_ref().map(|log| (log.clone(), LogFields::of_line(line, source)));
+        Record::empty(proxy, log, Instant::now(), pair)
+    }
+
+    fn empty(proxy: &Proxy, log: Option<(Arc<AccessLog>, LogFields)>, start: Instant, pair: Arc<Pair>) -> Record {
         Record {
             start,
             pair,
             metrics: proxy.metrics.clone(),
-            log: proxy.log.as_ref().map(|log| (log.clone(), LogFields::of(parts, source))),
-            grpc: is_grpc(&parts.headers),
+            log,
+            grpc: false,
             code: 0,
             flags: ResponseFlags::NONE,
             reason: None,
@@ -109,7 +128,9 @@ impl Record {
             cluster: None,
             route: None,
             attempts: 0,
+            received: 0,
             sent: 0,
+            heads: (0, 0),
             written: false,
         }
     }
@@ -117,13 +138,16 @@ impl Record {
     /// The upstream has answered.
     pub fn answered<B>(&mut self, response: &Response<B>) {
         self.code = response.status().as_u16();
+        self.heads.1 = head_size(response.headers());
         self.grpc_status = response.headers().get("grpc-status").and_then(|s| s.to_str().ok()?.parse().ok());
     }
 
     /// We answer ourselves.
     pub fn refused<B>(&mut self, reply: LocalReply, response: &Response<B>) {
         self.answered(response);
-        self.flags.insert(reply.flag);
+        if let Some(flag) = reply.flag {
+            self.flags.insert(flag);
+        }
         self.reason = Some(reply.reason);
     }
 
@@ -138,7 +162,8 @@ impl Record {
                 grpc: self.grpc,
                 grpc_status: self.grpc_status,
                 duration,
-                response_bytes: self.sent,
+                request_bytes: self.heads.0 + self.received,
+                response_bytes: self.heads.1 + self.sent,
             },
         );
         let Some((log, fields)) = &self.log else { return };
@@ -157,6 +182,7 @@ impl Record {
             "reason": self.reason,
             "grpc_status": self.grpc_status,
             "duration_ms": duration.as_secs_f64() * 1000.0,
+            "bytes_received": self.received,
             "bytes_sent": self.sent,
             "attempts": self.attempts,
             "upstream_host": self.upstream.as_deref(),
@@ -167,6 +193,13 @@ impl Record {
             "destination_principal": &*self.pair.destination.principal,
             "destination_service": &*self.pair.service,
         }));
+    }
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        // The record writes itself.
+        drop(self.take_record());
     }
 }
 
@@ -217,18 +250,27 @@ impl Ending {
         {
             lease.finish(self.worker);
         }
-        if let Some(mut record) = self.record.take() {
+        if let Some(mut record) = self.take_record() {
             record.write();
         }
         (self.in_flight, self.permit, self.active) = (None, None, None);
     }
 
-    /// Relays bytes both ways after an upgrade, holding what the request held.
+    fn take_record(&mut self) -> Option<Record> {
+        let mut record = self.record.take()?;
+        record.received += self.request.as_ref().map_or(0, |request| request.received());
+        Some(record)
+    }
+
+    /// Relays bytes both ways after an upgrade, holding what the request held. They are in the request's one entry of the log.
     pub async fn tunnel(mut self, client: Upgrade, server: Upgrade) {
         let (Some(client), Some(server)) = (client.stream().await, server.stream().await) else { return };
         let moved = Moved::default();
         relay(client, server, &moved, None, None).await;
         self.sent(usize::try_from(moved.received.into_inner()).unwrap_or(usize::MAX));
+        if let Some(record) = &mut self.record {
+            record.received += moved.sent.into_inner();
+        }
         // The connection is used up.
         self.lease = None;
         self.complete();
@@ -236,7 +278,7 @@ impl Ending {
 
     /// The response broke off in its middle.
     pub fn failed(mut self, flag: ResponseFlag) {
-        if let Some(mut record) = self.record.take() {
+        if let Some(mut record) = self.take_record() {
             record.flags.insert(flag);
             record.write();
         }

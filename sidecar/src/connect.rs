@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::TcpStream;
 use weft_agent::checks::target;
 
@@ -42,6 +42,29 @@ pub fn mark(socket: &Socket, mark: u32) -> io::Result<()> {
     if marks() { socket.set_mark(mark) } else { Ok(()) }
 }
 
+/// Keep-alive of every connection, on both sides of the proxy, where no policy says otherwise: a peer that has vanished without
+/// a word is noticed after 7 minutes, and its socket does not stay for ever.
+const DEFAULT_KEEPALIVE: Keepalive =
+    Keepalive { probes: 4, time: Duration::from_secs(300), interval: Duration::from_secs(30) };
+/// Between probes of a half-closed connection. Connection tracking forgets a redirected one after 60 s without a packet
+/// (`nf_conntrack_tcp_timeout_close_wait`), and then what comes back does not find its way.
+const HALF_CLOSED: Duration = Duration::from_secs(20);
+
+/// Turns keep-alive on, with the proxy's defaults; of a listener, for what it accepts.
+///
+/// # Errors
+/// When the system refuses.
+pub fn keep_alive(socket: &Socket) -> io::Result<()> {
+    socket.set_tcp_keepalive(&DEFAULT_KEEPALIVE.options())
+}
+
+/// Has a half-closed connection probed as often as connection tracking needs it.
+pub fn keep_tracked(socket: &TcpStream) {
+    let often = TcpKeepalive::new().with_time(HALF_CLOSED).with_interval(HALF_CLOSED);
+    // A socket that refuses it is closed already.
+    let _ = SockRef::from(socket).set_tcp_keepalive(&often);
+}
+
 /// Keep-alive of connections (`connectionPool.tcp.tcpKeepalive`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Keepalive {
@@ -53,7 +76,23 @@ pub struct Keepalive {
     pub interval: Duration,
 }
 
-/// Opens a connection to `to` within `timeout`.
+impl Keepalive {
+    fn options(self) -> TcpKeepalive {
+        let mut options = TcpKeepalive::new();
+        if !self.time.is_zero() {
+            options = options.with_time(self.time);
+        }
+        if !self.interval.is_zero() {
+            options = options.with_interval(self.interval);
+        }
+        if self.probes > 0 {
+            options = options.with_retries(self.probes);
+        }
+        options
+    }
+}
+
+/// Opens a connection to `to` within `timeout`. `keepalive`: where it is not the default.
 ///
 /// # Errors
 /// As `connect(2)`; `TimedOut` after `timeout`.
@@ -89,19 +128,7 @@ async fn open(
         socket.bind(&SocketAddr::from((from, 0)).into())?;
     }
     socket.set_tcp_nodelay(true)?;
-    if let Some(k) = keepalive {
-        let mut with = TcpKeepalive::new();
-        if !k.time.is_zero() {
-            with = with.with_time(k.time);
-        }
-        if !k.interval.is_zero() {
-            with = with.with_interval(k.interval);
-        }
-        if k.probes > 0 {
-            with = with.with_retries(k.probes);
-        }
-        socket.set_tcp_keepalive(&with)?;
-    }
+    socket.set_tcp_keepalive(&keepalive.unwrap_or(DEFAULT_KEEPALIVE).options())?;
     match socket.connect(&to.into()) {
         Ok(()) => {}
         Err(e) if e.raw_os_error() == Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => {}

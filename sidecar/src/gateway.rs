@@ -20,6 +20,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use weft_core::gateway::{Inside, Server, Speaks, by_server_name, service};
+use weft_core::http1::Limits;
 use weft_core::proxy_protocol::Ends;
 use weft_core::request::RequestView;
 use weft_core::route::Action;
@@ -30,6 +31,7 @@ use crate::connect::MARK_UPSTREAM;
 use crate::directory::Lookup;
 use crate::hello::{Said, hello};
 use crate::http::{FORWARDED_PROTO, serve_http1, serve_http2};
+use crate::http1::{Service, Unread};
 use crate::incoming::Incoming;
 use crate::outbound::{self, Downstream, Entrance};
 use crate::proxy::Proxy;
@@ -139,6 +141,7 @@ impl Caller {
             gateway: Some(Arc::new(entrance)),
             foreign: Default::default(),
         });
+        let refused = down.clone();
         let answer = move |request: Request<Incoming>| {
             let (down, scheme, certificate) = (down.clone(), scheme.clone(), certificate.clone());
             async move {
@@ -155,7 +158,8 @@ impl Caller {
             let proxy = self.proxy.clone();
             Box::pin(serve_http2(stream, &proxy, answer)).await;
         } else {
-            serve_http1(stream, answer).await;
+            let refuse = move |unread: Unread| outbound::refuse(&refused, &unread);
+            serve_http1(stream, Service { limits: Limits::OUTSIDE, answer, refuse }).await;
         }
     }
 

@@ -1,26 +1,25 @@
 //! What outbound and inbound HTTP have in common: serving a connection, and preparing messages for the next hop.
 
-use http::header::{
-    CONNECTION, COOKIE, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE, TE, TRANSFER_ENCODING, UPGRADE,
-};
+use http::header::{CONNECTION, COOKIE, HOST, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE};
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Method, Request, Response, StatusCode, Uri, Version};
 use rand::Rng;
 use smallvec::SmallVec;
 use tokio::io::{AsyncRead, AsyncWrite};
+use weft_core::http1::{Limits, Target, is_authority, may_be_trailer, path_and_query};
 use weft_core::path::{self, Normal};
 use weft_core::reply::{LocalReply, Reason, is_grpc};
 
 use crate::body::ResponseBody;
+use crate::http1::{Service, Unread};
 use crate::incoming::Incoming;
 use crate::proxy::Proxy;
 use crate::stream::MaybeSocket;
 use crate::{http1, http2};
 
 /// About the connection, not about the message; framing is decided anew for each hop.
-const HOP: [HeaderName; 7] =
-    [CONNECTION, TRANSFER_ENCODING, KEEP_ALIVE, TE, UPGRADE, PROXY_CONNECTION, PROXY_AUTHENTICATE];
+const HOP: [HeaderName; 6] = [CONNECTION, TRANSFER_ENCODING, KEEP_ALIVE, TE, UPGRADE, PROXY_CONNECTION];
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 /// Traces a request through the mesh.
@@ -35,13 +34,14 @@ pub const UNDELIVERED: HeaderName = HeaderName::from_static("x-weft-undelivered"
 pub const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
 /// Serves one HTTP/1 connection to its end.
-pub async fn serve_http1<I, F, Fut>(io: I, handle: F)
+pub async fn serve_http1<I, F, R, Fut>(io: I, service: Service<F, R>)
 where
     I: AsyncRead + AsyncWrite + MaybeSocket + Unpin + Send + 'static,
     F: Fn(Request<Incoming>) -> Fut,
+    R: Fn(Unread) -> Response<ResponseBody>,
     Fut: Future<Output = Response<ResponseBody>>,
 {
-    if let Err(e) = http1::serve(io, handle).await {
+    if let Err(e) = http1::serve(io, service).await {
         tracing::debug!("HTTP/1 connection from a client ended: {e}");
     }
 }
@@ -66,19 +66,100 @@ pub fn authority(parts: &Parts) -> &str {
     }
 }
 
-/// The path with its query, "/" where a request has none.
-pub fn path_and_query(uri: &Uri) -> &str {
-    uri.path_and_query().map_or("/", PathAndQuery::as_str)
+/// What a request asks for, besides a response.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asks {
+    /// Nothing.
+    Nothing,
+    /// Another protocol on its connection, which is allowed here.
+    Upgrade,
+    /// A tunnel to its authority (RFC 9110, 9.3.6).
+    Connect,
 }
 
-/// Whether a request asks to leave HTTP: an upgrade (WebSocket) or CONNECT.
-pub fn wants_upgrade(parts: &Parts) -> bool {
-    if parts.method == Method::CONNECT {
-        return true;
+/// Whether a request asks to leave HTTP: an upgrade or CONNECT. `Upgrade: h2c` is ignored as in Envoy (RFC 9110, 7.8, allows it):
+/// what follows would be out of sight of routes and logs.
+pub fn may_upgrade(parts: &Parts) -> bool {
+    parts.method == Method::CONNECT || (asks_for_upgrade(&parts.headers) && !is_h2c(&parts.headers))
+}
+
+fn asks_for_upgrade(headers: &HeaderMap) -> bool {
+    let mut connection = headers.get_all(CONNECTION).iter().filter_map(|v| v.to_str().ok());
+    headers.contains_key(UPGRADE) && connection.any(|v| v.split(',').any(|t| t.trim().eq_ignore_ascii_case("upgrade")))
+}
+
+fn is_h2c(headers: &HeaderMap) -> bool {
+    headers.get_all(UPGRADE).iter().all(|value| value.as_bytes().eq_ignore_ascii_case(b"h2c"))
+}
+
+/// Gives a request's head the form that decisions are made by, whichever way it came, and says what it asks for besides a
+/// response. `upgrades`: the protocols that may be tunnelled, in lower case.
+///
+/// # Errors
+/// Says why the request is refused.
+pub fn admit(parts: &mut Parts, limits: Limits, upgrades: &[String]) -> Result<Asks, Reason> {
+    if parts.version == Version::HTTP_2 {
+        check_http2(parts, limits)?;
     }
-    let mut connection = parts.headers.get_all(CONNECTION).iter().filter_map(|v| v.to_str().ok());
-    parts.headers.contains_key(UPGRADE)
-        && connection.any(|v| v.split(',').any(|t| t.trim().eq_ignore_ascii_case("upgrade")))
+    if !normalise_path(parts) {
+        return Err(Reason::BadRequest { detail: NO_PATH });
+    }
+    if parts.method == Method::CONNECT {
+        return Ok(Asks::Connect);
+    }
+    if !asks_for_upgrade(&parts.headers) || is_h2c(&parts.headers) {
+        return Ok(Asks::Nothing);
+    }
+    let mut tokens = parts.headers.get_all(UPGRADE).iter();
+    let token = tokens.next().map(HeaderValue::as_bytes).unwrap_or_default();
+    let allowed = upgrades.iter().any(|known| token.eq_ignore_ascii_case(known.as_bytes()));
+    if allowed && tokens.next().is_none() {
+        return Ok(Asks::Upgrade);
+    }
+    Err(Reason::UpgradeRefused { token: token[..token.len().min(MAX_TOKEN)].escape_ascii().to_string() })
+}
+
+/// Of a path that has no normal form.
+const NO_PATH: &str = "the path holds an encoded NUL, or is too long";
+/// Bytes of an upgrade's name that are shown.
+const MAX_TOKEN: usize = 64;
+
+/// What the parser of HTTP/1 checks: the size of a head, and that it names one authority (RFC 9113, 8.3.1).
+fn check_http2(parts: &mut Parts, limits: Limits) -> Result<(), Reason> {
+    if parts.headers.len() > limits.headers || head_size(&parts.headers) > limits.bytes as u64 {
+        return Err(Reason::HeaderTooLarge);
+    }
+    match parts.uri.authority() {
+        Some(authority) if is_authority(authority.as_str().as_bytes()) => {
+            // `:authority` is the one that counts.
+            parts.headers.remove(HOST);
+        }
+        Some(_) => return Err(Reason::BadRequest { detail: ":authority is not host:port" }),
+        None => {
+            let mut hosts = parts.headers.get_all(HOST).iter();
+            if hosts.next().is_some_and(|host| !is_authority(host.as_bytes())) || hosts.next().is_some() {
+                return Err(Reason::BadRequest { detail: "the Host header is not host:port" });
+            }
+        }
+    }
+    if parts.uri.path() == "*" && parts.method != Method::OPTIONS {
+        return Err(Reason::BadRequest { detail: "* is a target of OPTIONS only" });
+    }
+    Ok(())
+}
+
+/// Bytes that header fields take in HTTP/1.
+pub fn head_size(headers: &HeaderMap) -> u64 {
+    headers.iter().map(|(name, value)| (name.as_str().len() + value.len() + ": \r\n".len()) as u64).sum()
+}
+
+/// Removes from trailers what has its meaning in a head only, or what sidecars and applications believe of a head: a program
+/// that merges trailers into the headers would take it for the mesh's own word.
+pub fn clean_trailers(trailers: &mut HeaderMap) {
+    let removed: SmallVec<[HeaderName; 4]> = trailers.keys().filter(|name| !may_be_trailer(name)).cloned().collect();
+    for name in removed {
+        trailers.remove(name);
+    }
 }
 
 /// Removes the headers that are about the connection they came by (RFC 9110, 7.6.1). An upgrade is about the next one
@@ -97,13 +178,11 @@ pub fn remove_hop_headers(headers: &mut HeaderMap, keep_upgrade: bool) {
         }
     }
     for name in found {
-        let stays = match name {
-            TE => headers.get(TE).is_some_and(|te| te == "trailers"),
-            UPGRADE => keep_upgrade,
-            _ => false,
-        };
-        if !stays {
-            headers.remove(name);
+        match name {
+            UPGRADE if keep_upgrade => {}
+            // The one of its values that concerns the endpoint too: gRPC needs it.
+            TE if takes_trailers(headers) => drop(headers.insert(TE, HeaderValue::from_static("trailers"))),
+            name => drop(headers.remove(name)),
         }
     }
     if keep_upgrade {
@@ -111,31 +190,50 @@ pub fn remove_hop_headers(headers: &mut HeaderMap, keep_upgrade: bool) {
     }
 }
 
+fn takes_trailers(headers: &HeaderMap) -> bool {
+    let mut values = headers.get_all(TE).iter().filter_map(|te| te.to_str().ok()).flat_map(|te| te.split(','));
+    values.any(|value| value.trim().eq_ignore_ascii_case("trailers"))
+}
+
 /// Gives a request's path its normal form. `false`: it has none.
 #[must_use]
-pub fn normalise_path(parts: &mut Parts) -> bool {
-    match path::normal(path_and_query(&parts.uri)) {
+fn normalise_path(parts: &mut Parts) -> bool {
+    match path::normal(path_and_query(parts)) {
         Normal::Already => true,
         Normal::Never => false,
-        // It may be too long in that form: then it has none, and nobody is to see the other one.
-        Normal::Other(path) => path.parse().map(|path| set_path(parts, path)).is_ok(),
+        // It may be too long in that form: then it has none, and the other one is not to be seen by anything.
+        Normal::Other(path) => Target::parse(path.into()).map(|target| target.replace(parts)).is_ok(),
     }
 }
 
-/// Another path and query.
-pub fn set_path(parts: &mut Parts, path: PathAndQuery) {
-    let mut uri = std::mem::take(&mut parts.uri).into_parts();
-    uri.path_and_query = Some(path);
-    parts.uri = Uri::from_parts(uri).unwrap_or_default();
+/// The form of the next hop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// HTTP/1 to an origin server.
+    Origin,
+    /// HTTP/1 in absolute-form, where the request came in it: to a proxy that the application chose itself, or to whatever
+    /// it was sent to.
+    AsItCame,
+    /// HTTP/2.
+    Http2,
 }
 
 /// Gives a request the form of the next hop's protocol. `authority`: what the upstream is to see.
-pub fn address_request(parts: &mut Parts, authority: &str, http2: bool) {
+pub fn address_request(parts: &mut Parts, authority: &str, form: Form) {
+    let http2 = form == Form::Http2;
     if parts.method == Method::CONNECT && !http2 {
         return;
     }
     let path = parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
     let mut uri = http::uri::Parts::default();
+    if form == Form::AsItCame
+        && parts.version != Version::HTTP_2
+        && let Some(scheme) = parts.uri.scheme()
+    {
+        // Without an authority there is no absolute-form.
+        uri.authority = authority.parse().ok();
+        uri.scheme = uri.authority.is_some().then(|| scheme.clone());
+    }
     if http2 {
         parts.version = Version::HTTP_2;
         parts.headers.remove(HOST);
@@ -246,7 +344,7 @@ mod tests {
     fn a_path_is_looked_at_in_its_normal_form_or_not_at_all() {
         let of = |path: String| {
             let mut parts = Request::builder().uri(path).body(()).unwrap().into_parts().0;
-            (normalise_path(&mut parts), path_and_query(&parts.uri).to_owned())
+            (normalise_path(&mut parts), path_and_query(&parts).to_owned())
         };
         assert_eq!(of("/x/../admin?a=../b".to_owned()), (true, "/admin?a=../b".to_owned()));
         assert!(!of("/a%00b".to_owned()).0);
@@ -274,9 +372,18 @@ mod tests {
         remove_hop_headers(&mut upgrade, true);
         let kept = [("te", "trailers"), ("upgrade", "websocket"), ("x-kept", "1"), ("connection", "upgrade")];
         assert_eq!(upgrade, headers(&kept));
-        let mut te = headers(&[("te", "gzip"), ("a", "b")]);
-        remove_hop_headers(&mut te, false);
-        assert_eq!(te, headers(&[("a", "b")]));
+        for (value, left) in [("gzip", None), ("trailers, deflate", Some("trailers")), ("deflate;q=0.5", None)] {
+            let mut te = headers(&[("te", value), ("a", "b")]);
+            remove_hop_headers(&mut te, false);
+            assert_eq!(
+                (te.get("te").map(|te| te.to_str().unwrap()), te.len()),
+                (left, 1 + usize::from(left.is_some()))
+            );
+        }
+        // They concern the application and the proxy that it chose.
+        let mut proxy = headers(&[("proxy-authenticate", "Basic"), ("proxy-authorization", "Basic x")]);
+        remove_hop_headers(&mut proxy, false);
+        assert_eq!(proxy.len(), 2);
     }
 
     #[test]
@@ -292,9 +399,9 @@ mod tests {
         let request =
             Request::get("http://a/").version(Version::HTTP_2).header("cookie", "a=1").header("cookie", "b=2");
         let (mut parts, ()) = request.body(()).unwrap().into_parts();
-        address_request(&mut parts, "a", true);
+        address_request(&mut parts, "a", Form::Http2);
         assert_eq!(parts.headers.get_all("cookie").iter().count(), 2);
-        address_request(&mut parts, "a", false);
+        address_request(&mut parts, "a", Form::Origin);
         assert_eq!(parts.headers.get_all("cookie").iter().collect::<Vec<_>>(), ["a=1; b=2"]);
     }
 }

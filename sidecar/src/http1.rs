@@ -14,6 +14,7 @@ mod server;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use client::waits_for_continue;
 pub use client::{Client, ExchangeError, Failure};
 pub use conn::{ReadError, Source};
-pub use server::{ServeError, serve};
+pub use server::{ServeError, Service, Unread, serve};

@@ -26,6 +26,7 @@ use weft_core::tls_hello::{Hello, MAX_HELLO, client_hello};
 
 use crate::connect::MARK_DELIVERY;
 use crate::http::{serve_http1, serve_http2};
+use crate::http1::{Service, Unread};
 use crate::identity::{alpn, spiffe_id};
 use crate::incoming::Incoming;
 use crate::labels;
@@ -244,7 +245,9 @@ async fn refuse_plaintext(caller: Arc<Caller>, mut stream: TcpStream, bytes: Byt
             }
         };
         // One answer, then the end.
-        let serving = serve_http1(Rewind::new(bytes.freeze(), stream), handle);
+        let refuse = |unread: Unread| caller.refuse_unread(&unread);
+        let service = Service { limits: caller.limits(), answer: handle, refuse };
+        let serving = serve_http1(Rewind::new(bytes.freeze(), stream), service);
         let _ = tokio::time::timeout(HANDSHAKE_TIMEOUT, serving).await;
     }
 }
@@ -261,7 +264,9 @@ where
         };
         return Box::pin(serve_http2(stream, &proxy, answer)).await;
     }
-    serve_http1(stream, |request| delivery::request(&caller, request)).await;
+    let answer = |request| delivery::request(&caller, request);
+    let refuse = |unread: Unread| caller.refuse_unread(&unread);
+    serve_http1(stream, Service { limits: caller.limits(), answer, refuse }).await;
 }
 
 /// Phase 4 for bytes.

@@ -20,6 +20,7 @@ pub mod directory;
 pub mod dns;
 pub mod exec;
 pub mod gateway;
+pub mod given;
 pub mod group;
 pub mod hello;
 pub mod http;

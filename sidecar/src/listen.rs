@@ -7,12 +7,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
+use weft_core::http1::Limits;
 use weft_core::proxy_protocol::Ends;
 use weft_core::sniff::Sniff;
 
 use crate::connect::original_destination;
 use crate::dialed;
 use crate::http::{serve_http1, serve_http2};
+use crate::http1::{Service, Unread};
 use crate::inbound;
 use crate::outbound::{self, Downstream};
 use crate::proxy::Proxy;
@@ -105,7 +107,8 @@ async fn serve(down: Arc<Downstream>, found: Option<dialed::Http>) {
             down.proxy.bid_farewell(&mut response);
             response
         };
-        serve_http1(io, answer).await;
+        let refuse = |unread: Unread| outbound::refuse(down, &unread);
+        serve_http1(io, Service { limits: Limits::OUTSIDE, answer, refuse }).await;
     }
 }
 

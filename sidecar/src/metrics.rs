@@ -22,8 +22,8 @@ use weft_core::flag::{ResponseFlag, ResponseFlags};
 /// Pairs of workloads that are told apart.
 const MAX_PAIRS: usize = 2000;
 
-/// Upper bounds in milliseconds, Envoy's.
-const BUCKETS_MS: [f64; 19] = [
+/// Upper bounds of all histograms, Envoy's: milliseconds and bytes alike.
+const BUCKETS: [f64; 19] = [
     0.5,
     1.0,
     5.0,
@@ -130,14 +130,16 @@ impl fmt::Debug for Usual {
 struct Series {
     requests: Counter,
     durations: Histogram,
-    response_bytes: Counter,
+    request_bytes: Histogram,
+    response_bytes: Histogram,
 }
 
 impl Series {
     fn add(&self, sample: &RequestSample) {
         self.requests.inc();
         self.durations.observe(sample.duration.as_secs_f64() * 1000.0);
-        self.response_bytes.inc_by(sample.response_bytes);
+        self.request_bytes.observe(sample.request_bytes as f64);
+        self.response_bytes.observe(sample.response_bytes as f64);
     }
 }
 
@@ -245,8 +247,8 @@ pub struct Metrics {
     pairs: Mutex<HashSet<Arc<Pair>>>,
     requests: Family<RequestLabels, Counter>,
     durations: Family<RequestLabels, Histogram, fn() -> Histogram>,
-    request_bytes: Family<RequestLabels, Counter>,
-    response_bytes: Family<RequestLabels, Counter>,
+    request_bytes: Family<RequestLabels, Histogram, fn() -> Histogram>,
+    response_bytes: Family<RequestLabels, Histogram, fn() -> Histogram>,
     tcp_opened: Family<TcpLabels, Counter>,
     tcp_closed: Family<TcpLabels, Counter>,
     tcp_sent: Family<TcpLabels, Counter>,
@@ -257,6 +259,8 @@ pub struct Metrics {
     pub plaintext_refused: Counter,
     /// TLS handshakes that failed, inbound.
     pub handshakes_failed: Counter,
+    /// Mirrored bodies that were cut off: their mirrors fell behind by more than the proxy keeps for them.
+    pub mirrors_cut: Counter,
     /// Seconds that the certificate is still valid.
     pub certificate_left_s: Gauge<f64, AtomicU64>,
     /// 1 while the stream to the control plane is up.
@@ -273,9 +277,9 @@ impl Default for Metrics {
             registry: Registry::default(),
             pairs: Mutex::default(),
             requests: Family::default(),
-            durations: Family::new_with_constructor(|| Histogram::new(BUCKETS_MS)),
-            request_bytes: Family::default(),
-            response_bytes: Family::default(),
+            durations: Family::new_with_constructor(|| Histogram::new(BUCKETS)),
+            request_bytes: Family::new_with_constructor(|| Histogram::new(BUCKETS)),
+            response_bytes: Family::new_with_constructor(|| Histogram::new(BUCKETS)),
             tcp_opened: Family::default(),
             tcp_closed: Family::default(),
             tcp_sent: Family::default(),
@@ -283,6 +287,7 @@ impl Default for Metrics {
             loops: Counter::default(),
             plaintext_refused: Counter::default(),
             handshakes_failed: Counter::default(),
+            mirrors_cut: Counter::default(),
             certificate_left_s: Gauge::default(),
             control_plane_connected: Gauge::default(),
             outbound_active: Gauge::default(),
@@ -291,8 +296,8 @@ impl Default for Metrics {
         let mut r = Registry::default();
         r.register("istio_requests", "Requests", metrics.requests.clone());
         r.register("istio_request_duration_milliseconds", "Duration of requests", metrics.durations.clone());
-        r.register("istio_request_bytes", "Bytes of request bodies", metrics.request_bytes.clone());
-        r.register("istio_response_bytes", "Bytes of response bodies", metrics.response_bytes.clone());
+        r.register("istio_request_bytes", "Bytes of requests, headers and body", metrics.request_bytes.clone());
+        r.register("istio_response_bytes", "Bytes of responses, headers and body", metrics.response_bytes.clone());
         r.register("istio_tcp_connections_opened", "TCP connections opened", metrics.tcp_opened.clone());
         r.register("istio_tcp_connections_closed", "TCP connections closed", metrics.tcp_closed.clone());
         r.register("istio_tcp_sent_bytes", "Bytes of TCP responses", metrics.tcp_sent.clone());
@@ -300,6 +305,7 @@ impl Default for Metrics {
         r.register("weft_loops_refused", "Connections to the proxy's own ports", metrics.loops.clone());
         r.register("weft_plaintext_refused", "Plaintext refused under STRICT", metrics.plaintext_refused.clone());
         r.register("weft_handshakes_failed", "Inbound TLS handshakes failed", metrics.handshakes_failed.clone());
+        r.register("weft_mirrors_cut", "Mirrored bodies cut off", metrics.mirrors_cut.clone());
         r.register("weft_certificate_left_seconds", "Rest of our certificate", metrics.certificate_left_s.clone());
         r.register("weft_control_plane_connected", "Stream is up", metrics.control_plane_connected.clone());
         r.register("weft_outbound_active", "Outbound requests in progress", metrics.outbound_active.clone());
@@ -322,7 +328,9 @@ pub struct RequestSample {
     pub grpc_status: Option<u32>,
     /// From the request's arrival to the response's end.
     pub duration: Duration,
-    /// Body bytes towards the client.
+    /// Bytes of headers and body from the client.
+    pub request_bytes: u64,
+    /// Bytes of headers and body to the client.
     pub response_bytes: u64,
 }
 
@@ -376,6 +384,7 @@ impl Metrics {
         Series {
             requests: self.requests.get_or_create(&labels).clone(),
             durations: self.durations.get_or_create(&labels).clone(),
+            request_bytes: self.request_bytes.get_or_create(&labels).clone(),
             response_bytes: self.response_bytes.get_or_create(&labels).clone(),
         }
     }
@@ -426,6 +435,7 @@ mod tests {
             grpc: false,
             grpc_status: None,
             duration: Duration::from_millis(3),
+            request_bytes: 300,
             response_bytes: 10,
         }
     }
@@ -445,6 +455,14 @@ mod tests {
         };
         assert_eq!(of("response_code=\"200\"").as_deref(), Some("2"));
         assert_eq!(of("response_flags=\"UO\"").as_deref(), Some("1"));
+        let sum = |name: &str| {
+            let line =
+                page.lines().find(|l| l.starts_with(&format!("{name}_sum{{")) && l.contains("response_code=\"200\""));
+            line.and_then(|l| l.rsplit(' ').next()).map(str::to_owned)
+        };
+        assert_eq!(sum("istio_request_bytes").as_deref(), Some("600.0"));
+        assert_eq!(sum("istio_response_bytes").as_deref(), Some("20.0"));
+        assert!(page.contains("istio_request_bytes_bucket") && page.contains("istio_response_bytes_bucket"));
         assert!(page.contains("istio_request_duration_milliseconds_bucket"));
         assert!(page.contains("destination_workload=\"order\""));
     }

@@ -26,6 +26,7 @@ use weft_core::balance::Again;
 use weft_core::flag::ResponseFlag;
 use weft_core::gateway::Server;
 use weft_core::headers::Context;
+use weft_core::http1::{self, Limits, path_and_query};
 use weft_core::limits::Permit;
 use weft_core::outcome::Outcome;
 use weft_core::policy::Protocol;
@@ -39,22 +40,21 @@ use crate::body::{Replay, ResponseBody};
 use crate::call::{Active, Ending, Record};
 use crate::directory::ServiceView;
 use crate::http::{
-    FORWARDED_PROTO, HTTP1_CLIENT, address_request, address_response, authority, ensure_request_id, local_reply,
-    normalise_path, path_and_query, remove_hop_headers, set_path, wants_upgrade,
+    Asks, FORWARDED_PROTO, Form, HTTP1_CLIENT, address_request, address_response, admit, authority, ensure_request_id,
+    local_reply, remove_hop_headers,
 };
+use crate::http1::Unread;
 use crate::incoming::{Incoming, Upgrade};
 use crate::labels;
 use crate::metrics::Pair;
 use crate::proxy::Proxy;
 use attempts::{Attempts, Failure, Sent};
-pub(crate) use attempts::{classify, classify_body};
+pub(crate) use attempts::{broken_rule, classify, classify_body};
 pub use foreign::Foreign;
 use mirror::Original;
 pub use plan::may_pass;
 use plan::{Decision, Grant, Plan, decide, speaks_http2};
 
-/// Of a path that has no normal form.
-pub(crate) const NO_PATH: &str = "the path holds an encoded NUL, or is too long";
 /// Of a route whose rewrite makes no path.
 const NO_REWRITTEN_PATH: &str = "what the route makes of the path is no path, or is too long";
 const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
@@ -85,38 +85,53 @@ pub struct Entrance {
 }
 
 /// Serves one request of our application.
-pub async fn request(down: &Arc<Downstream>, request: Request<Incoming>) -> Response<ResponseBody> {
+pub fn request(
+    down: &Arc<Downstream>,
+    request: Request<Incoming>,
+) -> impl Future<Output = Response<ResponseBody>> + Send + '_ {
     let start = Instant::now();
     // A drain waits for an answer that has not begun, too.
     let active = down.proxy.outbound.begin();
+    // Taken apart before the task begins, which would have room for it twice otherwise.
     let (mut parts, mut incoming) = request.into_parts();
-    let upgrade = incoming.take_upgrade().filter(|_| wants_upgrade(&parts));
-    ensure_request_id(&mut parts.headers);
-    let has_path = normalise_path(&mut parts);
-    let call = Call { down, start, version: parts.version };
-    // What is decided and what it is decided by is gone before the request is sent: its task is the smaller for it.
-    let decision = {
-        let view = RequestView {
-            method: &parts.method,
-            path_and_query: path_and_query(&parts.uri),
-            authority: authority(&parts),
-            scheme: down.gateway.as_ref().map_or("http", |entrance| entrance.scheme),
-            headers: &parts.headers,
-            source: down.ends.source,
-            local: down.ends.destination,
+    async move {
+        ensure_request_id(&mut parts.headers);
+        let call = Call { down, start, version: parts.version };
+        let asks = match admit(&mut parts, Limits::OUTSIDE, &down.proxy.settings.upgrades) {
+            Ok(asks) => asks,
+            Err(reason) => return call.refuse_for(&parts, labels::unknown(&down.proxy), reason),
         };
-        match has_path {
-            true => decide(down, &parts, &view).await,
-            false => Decision::Refuse(None, Reason::BadRequest { detail: NO_PATH }),
-        }
-    };
-    let mut plan = match call.unless_answered(&parts, decision) {
-        Ok(plan) => plan,
-        Err(response) => return *response,
-    };
-    let grant = plan.grant.take();
-    let response = call.send(&mut parts, incoming, upgrade, &plan, active).await;
-    granted(grant, response)
+        // What is decided and what it is decided by is gone before the request is sent: its task is the smaller for it.
+        let decision = {
+            let view = RequestView {
+                method: &parts.method,
+                path_and_query: path_and_query(&parts),
+                authority: authority(&parts),
+                scheme: down.gateway.as_ref().map_or("http", |entrance| entrance.scheme),
+                headers: &parts.headers,
+                source: down.ends.source,
+                local: down.ends.destination,
+            };
+            decide(down, &parts, &view, asks).await
+        };
+        let mut plan = match call.unless_answered(&parts, decision) {
+            Ok(plan) => plan,
+            Err(response) => return *response,
+        };
+        let grant = plan.grant.take();
+        let upgrade = incoming.take_upgrade().filter(|_| asks != Asks::Nothing);
+        let response = call.send(&mut parts, incoming, upgrade, &plan, active).await;
+        granted(grant, response)
+    }
+}
+
+/// Answers a request of our application whose head cannot be read.
+pub fn refuse(down: &Arc<Downstream>, unread: &Unread) -> Response<ResponseBody> {
+    let proxy = &down.proxy;
+    let pair = proxy.metrics.pair(labels::unknown(proxy));
+    let record = Record::unread(proxy, &unread.line, down.ends.source, pair);
+    let call = Call { down, start: record.start, version: Version::HTTP_11 };
+    call.refuse(record, &HeaderMap::new(), &Reason::from(&unread.error).into(), "")
 }
 
 /// Tells browsers that the origin may read the answer, whoever made it.
@@ -168,9 +183,15 @@ impl Call<'_> {
                     Some(view) => labels::service(proxy, &view),
                     None => labels::unknown(proxy),
                 };
-                self.refuse(self.record(parts, proxy.metrics.pair(pair)), &parts.headers, &reason.into(), "")
+                self.refuse_for(parts, pair, reason)
             }
         }))
+    }
+
+    /// Refuses a request before it has a cluster.
+    fn refuse_for(&self, parts: &Parts, pair: Pair, reason: Reason) -> Response<ResponseBody> {
+        let pair = self.down.proxy.metrics.pair(pair);
+        self.refuse(self.record(parts, pair), &parts.headers, &reason.into(), "")
     }
 
     /// Phases 3 to 5.
@@ -218,7 +239,7 @@ impl Call<'_> {
         let timeout = asked.timeout.unwrap_or(routes_timeout);
 
         let client_host = authority(parts).to_owned();
-        let (method, path) = (parts.method.clone(), path_and_query(&parts.uri).to_owned());
+        let (method, path) = (parts.method.clone(), path_and_query(parts).to_owned());
         let context = Context {
             source: self.down.ends.source,
             version: self.version,
@@ -236,8 +257,14 @@ impl Call<'_> {
             parts.headers.insert(HTTP1_CLIENT, HeaderValue::from_static("1"));
         }
         let host = upstream_host(parts, forward.and_then(|(_, d)| d.authority.as_ref()), &client_host);
-        address_request(parts, &host, multiplex);
+        let form = match multiplex {
+            true => Form::Http2,
+            false if plan.keeps_form => Form::AsItCame,
+            false => Form::Origin,
+        };
+        address_request(parts, &host, form);
 
+        let interim = incoming.take_interim();
         let origin = std::mem::take(&mut incoming.origin);
         let body = if incoming.is_end_stream() { None } else { Some(Replay::new(incoming)) };
         if !plan.mirrors.is_empty() && !upgrades {
@@ -249,6 +276,7 @@ impl Call<'_> {
             plan,
             origin: &origin,
             body: body.as_ref(),
+            interim: interim.as_deref(),
             retry,
             multiplex,
             grpc,
@@ -365,7 +393,7 @@ impl Call<'_> {
             version: self.version,
             method: parts.method.as_str(),
             authority: authority(parts),
-            path_and_query: path_and_query(&parts.uri),
+            path_and_query: path_and_query(parts),
         };
         address_response(&mut response, self.version, false);
         route.headers.response.apply_to_response(response.headers_mut(), &parts.headers, &context);
@@ -431,8 +459,8 @@ fn prepare(parts: &mut Parts, plan: &Plan, upgrade: bool, context: &Context<'_>)
     if plan.forward().is_some_and(|(_, destination)| destination.authority.is_some()) {
         keep(ORIGINAL_HOST, context.authority);
     }
-    if let Some(path) = &plan.rewritten {
-        set_path(parts, path.clone());
+    if let Some(target) = &plan.rewritten {
+        http1::Target::clone(target).replace(parts);
     }
 }
 

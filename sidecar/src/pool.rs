@@ -18,7 +18,7 @@ use weft_core::pool::{Acquired, EndpointId, Grant, Pool, PoolLimits, SharedId, T
 use crate::body::RequestBody;
 use crate::http1::{self, ExchangeError};
 use crate::http2;
-use crate::incoming::Incoming;
+use crate::incoming::{Incoming, Interim};
 use crate::upstream::{DialError, Dialer, open_http};
 
 type State = Pool<Http1, Http2, oneshot::Sender<Granted>>;
@@ -366,7 +366,7 @@ impl Lease {
         }
     }
 
-    /// Sends a request. `origin`: the head that it came with.
+    /// Sends a request. `origin`: the head that it came with; `interim`: where interim responses go.
     ///
     /// # Errors
     /// Says whether provably none of it was sent.
@@ -375,13 +375,14 @@ impl Lease {
         head: &Parts,
         origin: &Bytes,
         body: RequestBody,
+        interim: Option<&dyn Interim>,
     ) -> Result<Response<Incoming>, ExchangeError> {
         let (s, id) = match &mut self.kind {
-            Some(LeaseKind::Http1(x)) => return x.client.send(head, origin, body).await,
+            Some(LeaseKind::Http1(x)) => return x.client.send(head, origin, body, interim).await,
             Some(LeaseKind::Http2(s, id)) => (s, *id),
             None => unreachable!("a lease is sent on only while it is held"),
         };
-        let result = s.client.send(head, body).await;
+        let result = s.client.send(head, body, interim).await;
         if result.is_err() && s.client.is_closed() {
             self.retire(id);
         }

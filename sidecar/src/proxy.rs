@@ -23,6 +23,15 @@ pub struct Settings {
     pub workload: Workload,
     /// Probes of the application that may be asked through us, `<port>/<path>`.
     pub probes: Vec<String>,
+    /// Protocols that requests may switch to (`Upgrade`), in lower case; `connect` stands for CONNECT.
+    pub upgrades: Vec<String>,
+}
+
+impl Settings {
+    /// Whether CONNECT makes a tunnel to a service of the mesh.
+    pub fn allows_connect(&self) -> bool {
+        self.upgrades.iter().any(|upgrade| upgrade == "connect")
+    }
 }
 
 /// The running proxy.

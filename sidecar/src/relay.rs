@@ -15,7 +15,8 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::time::Instant;
 
-use crate::stream::MaybeSocket;
+use crate::connect;
+use crate::stream::{MaybeSocket, reset_on_close};
 use pipe::Pipe;
 
 /// Bytes moved by [`relay`], one counter a direction, readable while it runs.
@@ -245,7 +246,8 @@ fn give_buffer(direction: &mut Direction) {
     (direction.filled, direction.written) = (0, 0);
 }
 
-/// Moves bytes both ways until both sides have ended. The end of one direction is passed on while the other goes on.
+/// Moves bytes both ways until both sides have ended. The end of one direction is passed on while the other goes on. A failure
+/// of one side resets the other: an end would make data whole that is not.
 /// `idle`: longest silence; `longest`: longest duration; both optional.
 pub async fn relay<A, B>(a: A, b: B, moved: &Moved, idle: Option<Duration>, longest: Option<Duration>) -> RelayEnd
 where
@@ -260,7 +262,8 @@ where
     let end_timer = tokio::time::sleep(longest.unwrap_or(far));
     tokio::pin!(idle_timer, end_timer);
     let mut last = (Instant::now(), 0);
-    std::future::poll_fn(|cx| {
+    let mut half_closed = false;
+    let end = std::future::poll_fn(|cx| {
         // Each direction reads one side and writes the other.
         let sent = out.poll(cx, a.as_mut(), b.as_mut(), &moved.sent);
         let received = back.poll(cx, b.as_mut(), a.as_mut(), &moved.received);
@@ -268,7 +271,14 @@ where
             (Poll::Ready(Err((reading, e))), _) => return Poll::Ready(RelayEnd::Failed(reading, e)),
             (_, Poll::Ready(Err((reading, e)))) => return Poll::Ready(RelayEnd::Failed(!reading, e)),
             (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => return Poll::Ready(RelayEnd::Finished),
-            _ => {}
+            (Poll::Pending, Poll::Pending) => {}
+            _ if half_closed => {}
+            _ => {
+                half_closed = true;
+                for socket in [a.transport(), b.transport()].into_iter().flatten() {
+                    connect::keep_tracked(socket);
+                }
+            }
         }
         if longest.is_some() && Future::poll(end_timer.as_mut(), cx).is_ready() {
             return Poll::Ready(RelayEnd::Duration);
@@ -288,7 +298,12 @@ where
         }
         Poll::Pending
     })
-    .await
+    .await;
+    if matches!(end, RelayEnd::Failed(..)) {
+        reset_on_close(Some(&*a));
+        reset_on_close(Some(&*b));
+    }
+    end
 }
 
 #[cfg(test)]
@@ -369,6 +384,46 @@ mod tests {
         assert_eq!(text, "a long answer");
         assert!(matches!(relay.await.unwrap(), RelayEnd::Finished));
         assert_eq!((moved.sent.load(Relaxed), moved.received.load(Relaxed)), (8, 13));
+    }
+
+    /// Either side's, whichever way the data went.
+    #[tokio::test]
+    async fn a_reset_is_passed_on_as_a_reset() {
+        for from_server in [true, false] {
+            let ((client, a), (b, server)) = (sockets().await, sockets().await);
+            let relay = tokio::spawn(async move { relay(a, b, &Moved::default(), None, None).await });
+            let (mut from, mut to) = if from_server { (server, client) } else { (client, server) };
+            from.write_all(b"half of it").await.unwrap();
+            let mut got = [0; 10];
+            to.read_exact(&mut got).await.unwrap();
+            reset_on_close(Some(&from));
+            drop(from);
+            let end = to.read(&mut got).await;
+            assert_eq!(end.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+            assert!(matches!(relay.await.unwrap(), RelayEnd::Failed(first, _) if first != from_server));
+        }
+    }
+
+    /// The kernel forgets a redirected connection of which one side has ended after 60 s without a packet, and then what comes
+    /// back finds its way no more.
+    #[tokio::test]
+    async fn a_half_closed_connection_is_probed_more_often_than_connection_tracking_forgets_it() {
+        let ((mut client, a), (b, mut server)) = (sockets().await, sockets().await);
+        let copies = [&a, &b].map(|socket| socket2::SockRef::from(socket).try_clone().unwrap());
+        let relay = tokio::spawn(async move { relay(a, b, &Moved::default(), None, None).await });
+        client.shutdown().await.unwrap();
+        assert_eq!(server.read(&mut [0; 1]).await.unwrap(), 0);
+        tokio::task::yield_now().await;
+        for socket in &copies {
+            assert!(socket.keepalive().unwrap() && socket.tcp_keepalive_time().unwrap() < Duration::from_secs(30));
+        }
+        drop(copies);
+        server.write_all(b"late").await.unwrap();
+        drop(server);
+        let mut got = String::new();
+        client.read_to_string(&mut got).await.unwrap();
+        assert_eq!(got, "late");
+        assert!(matches!(relay.await.unwrap(), RelayEnd::Finished));
     }
 
     #[tokio::test(start_paused = true)]

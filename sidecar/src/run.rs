@@ -135,6 +135,7 @@ pub fn start(config: Config, application: Application) -> Result<Sidecar> {
             allow_any: config.outbound_traffic == OutboundPolicy::AllowAny,
             workload: own,
             probes: config.app_probes.clone(),
+            upgrades: config.upgrade_types.clone(),
         },
         draining: watch::Sender::new(false),
         leaving: AtomicBool::new(false),

@@ -116,11 +116,13 @@ pub fn tcp_any(port: u16) -> Result<TcpListener> {
 pub fn tcp(address: SocketAddr) -> Result<TcpListener> {
     let context = || format!("cannot listen on {address}");
     if let Some(socket) = handed(address, Type::STREAM) {
+        crate::connect::keep_alive(&socket).with_context(context)?;
         socket.listen(BACKLOG).with_context(context)?;
         return Ok(socket.into());
     }
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP)).with_context(context)?;
     socket.set_reuse_address(true).with_context(context)?;
+    crate::connect::keep_alive(&socket).with_context(context)?;
     if address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) {
         socket.set_only_v6(false).with_context(context)?;
     }
@@ -166,6 +168,17 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    /// Inherited from the listener: it costs no connection a system call.
+    #[test]
+    fn accepted_connections_are_kept_alive() {
+        let listener = tcp((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        let accepted = SockRef::from(&accepted);
+        assert!(accepted.keepalive().unwrap());
+        assert_eq!(accepted.tcp_keepalive_time().unwrap(), Duration::from_secs(300));
+    }
 
     #[test]
     fn who_has_got_in_is_accepted_and_nobody_else_gets_in() {

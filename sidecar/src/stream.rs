@@ -6,6 +6,7 @@
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -131,6 +132,11 @@ writes_to_inner!(Rewind, ReadAhead);
 pub trait MaybeSocket {
     /// The socket; `None`: the bytes are changed on their way (TLS), or some of them are here already.
     fn socket(&self) -> Option<&TcpStream>;
+
+    /// The socket, whether bytes of it are here or not; `None`: the bytes are changed on their way (TLS).
+    fn transport(&self) -> Option<&TcpStream> {
+        self.socket()
+    }
 }
 
 impl MaybeSocket for TcpStream {
@@ -143,17 +149,34 @@ impl<S: MaybeSocket> MaybeSocket for Rewind<S> {
     fn socket(&self) -> Option<&TcpStream> {
         if self.prefix.is_empty() { self.inner.socket() } else { None }
     }
+
+    fn transport(&self) -> Option<&TcpStream> {
+        self.inner.transport()
+    }
 }
 
 impl<S: MaybeSocket + ?Sized> MaybeSocket for Box<S> {
     fn socket(&self) -> Option<&TcpStream> {
         (**self).socket()
     }
+
+    fn transport(&self) -> Option<&TcpStream> {
+        (**self).transport()
+    }
 }
 
 impl<S> MaybeSocket for tokio_rustls::server::TlsStream<S> {
     fn socket(&self) -> Option<&TcpStream> {
         None
+    }
+}
+
+/// Has the stream reset when it is dropped, so that its peer does not take the end for that of the whole message. TLS ends
+/// without a close_notify then, which says the same (RFC 8446, 6.1).
+pub fn reset_on_close<S: MaybeSocket>(stream: Option<&S>) {
+    if let Some(socket) = stream.and_then(MaybeSocket::transport) {
+        // Without it the peer sees an end instead of a reset: a socket that refuses the option is closed already.
+        let _ = socket2::SockRef::from(socket).set_linger(Some(Duration::ZERO));
     }
 }
 

@@ -13,7 +13,7 @@ use bytes::{Bytes, BytesMut};
 use http::{Request, StatusCode};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
-use weft_core::http1::MAX_HEAD;
+use weft_core::http1::Limits;
 use weft_core::outcome::Outcome;
 use weft_core::policy::{Cluster, H2Upgrade, Protocol};
 use weft_core::tunnel::{Refused, Tunnel};
@@ -79,7 +79,7 @@ async fn by_http1(mut upstream: Upstream, tunnel: &Tunnel) -> Result<Far, DialEr
         match tunnel.answer(&came) {
             Ok(Some(open)) => break open,
             // Heads that come before the answer have a bound together, too.
-            Ok(None) if came.len() < MAX_HEAD => came.reserve(1024),
+            Ok(None) if came.len() < Limits::OUTSIDE.bytes => came.reserve(1024),
             Ok(None) => return Err(failed(tunnel, Outcome::ProtocolError, "its answer is too long")),
             Err(Refused::Status(status)) => return Err(refused(tunnel, status)),
             Err(e @ Refused::Head(_)) => return Err(failed(tunnel, Outcome::ProtocolError, e)),

@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use weft_core::endpoint::{Endpoint, Target};
+use weft_core::http1::Limits;
 use weft_core::identity::SpiffeId;
 use weft_core::outcome::Outcome;
 use weft_core::policy::{Cluster, Origination, Tls};
@@ -215,7 +216,9 @@ pub async fn open_http(dialer: &Dialer<'_>) -> Result<Opened, DialError> {
     let alpn = if multiplex { alpn::HTTP2 } else { alpn::HTTP1 };
     let stream = connect(dialer, alpn).await?;
     if !multiplex {
-        return Ok(Opened::Http1(http1::Client::new(stream)));
+        let mesh = matches!(stream, Upstream::Tls(_)) && !matches!(cluster.tls, Tls::Originate(_));
+        let limits = if mesh { Limits::MESH } else { Limits::OUTSIDE };
+        return Ok(Opened::Http1(http1::Client::new(stream, limits)));
     }
     let opened =
         http2::open(stream, cluster.pool.http2_keepalive).await.map_err(|e| DialError::new(Outcome::ConnectFailure, e));

@@ -22,6 +22,7 @@ use std::time::Instant;
 
 use weft_core::compile::CompileError;
 use weft_core::fault::Abort;
+use weft_core::flag::ResponseFlag;
 use weft_core::policy::Port;
 use weft_core::reply::{LocalReply, Reason};
 use weft_core::route::{Action, Connection, Forward, Routed};
@@ -260,12 +261,16 @@ fn caller(client: &Client) -> told::Caller {
 /// What the sidecar answers by itself.
 fn refused(reason: &Reason, policy: &str) -> Verdict {
     let reply = LocalReply::new(reason, policy);
-    Verdict::Refused { status: reply.status.as_u16(), flag: reply.flag.as_str().to_owned(), reason: reply.reason }
+    Verdict::Refused {
+        status: reply.status.as_u16(),
+        flag: reply.flag.map_or("-", |flag| flag.as_str()).to_owned(),
+        reason: reply.reason,
+    }
 }
 
 /// A connection that goes nowhere.
 fn closed(reason: &str) -> Verdict {
-    Verdict::Refused { status: 0, flag: Reason::NoRoute.flag().as_str().to_owned(), reason: reason.to_owned() }
+    Verdict::Refused { status: 0, flag: ResponseFlag::NoRoute.as_str().to_owned(), reason: reason.to_owned() }
 }
 
 fn aborted(abort: Abort, route: &str) -> Verdict {

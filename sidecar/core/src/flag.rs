@@ -39,20 +39,16 @@ pub enum ResponseFlag {
     InvalidEnvoyRequestHeaders,
     /// The client's request breaks HTTP.
     DownstreamProtocolError,
-    /// No policy has arrived yet.
-    NoFilterConfigFound,
     /// The whole duration of a stream or connection was exceeded.
     DurationTimeout,
     /// The upstream's response breaks HTTP.
     UpstreamProtocolError,
     /// No cluster.
     NoCluster,
-    /// Overload manager, here: the sidecar's own protection (a loop).
-    OverloadManager,
 }
 
 /// All flags in order, with Envoy's short forms.
-const NAMES: [(ResponseFlag, &str); 22] = [
+const NAMES: [(ResponseFlag, &str); 20] = [
     (ResponseFlag::NoHealthyUpstream, "UH"),
     (ResponseFlag::UpstreamRequestTimeout, "UT"),
     (ResponseFlag::LocalReset, "LR"),
@@ -70,11 +66,9 @@ const NAMES: [(ResponseFlag, &str); 22] = [
     (ResponseFlag::StreamIdleTimeout, "SI"),
     (ResponseFlag::InvalidEnvoyRequestHeaders, "IH"),
     (ResponseFlag::DownstreamProtocolError, "DPE"),
-    (ResponseFlag::NoFilterConfigFound, "NFCF"),
     (ResponseFlag::DurationTimeout, "DT"),
     (ResponseFlag::UpstreamProtocolError, "UPE"),
     (ResponseFlag::NoCluster, "NC"),
-    (ResponseFlag::OverloadManager, "OM"),
 ];
 
 impl ResponseFlag {
@@ -152,6 +146,6 @@ mod tests {
         flags.insert(ResponseFlag::UpstreamRetryLimitExceeded);
         flags.insert(ResponseFlag::UpstreamConnectionFailure);
         assert_eq!(flags.to_string(), "UF,URX");
-        assert_eq!(ResponseFlags::from(ResponseFlag::OverloadManager).to_string(), "OM");
+        assert_eq!(ResponseFlags::from(ResponseFlag::NoCluster).to_string(), "NC");
     }
 }

@@ -1,7 +1,8 @@
 //! Answers that the sidecar makes by itself: one table from reason to status, body, flag and headers, so that every such
 //! answer looks like Envoy's to clients and says why to people.
 //!
-//! `x-weft-reason: <reason>; policy=<kind/namespace/name>; limit=<field>=<value>` names the policy that decided.
+//! `x-weft-reason: <reason>: <rule that was broken>; policy=<kind/namespace/name>; limit=<field>=<value>` says which rule of the
+//! protocol, policy and limit decided.
 
 use std::borrow::Cow;
 use std::fmt::Write;
@@ -13,6 +14,7 @@ use http::{HeaderMap, HeaderName, Response, StatusCode};
 
 use crate::fault::Abort;
 use crate::flag::ResponseFlag;
+use crate::http1::HeadError;
 use crate::limits::Overflow;
 use crate::outcome::{Outcome, grpc_to_http, http_to_grpc};
 
@@ -46,26 +48,42 @@ pub enum Reason {
     UpstreamReset,
     /// The upstream refused the stream.
     UpstreamRefusedStream,
-    /// The upstream's answer is not HTTP.
-    UpstreamProtocolError,
+    /// The upstream's answer is not HTTP; `detail`: the rule that it breaks.
+    UpstreamProtocolError { detail: String },
     /// The request's timeout: the route's, or the one that it asked for itself.
     Timeout { after: Duration },
     /// The timeout of the last attempt.
     PerTryTimeout { after: Duration },
     /// `REGISTRY_ONLY`, and nothing is registered under this host.
     UnknownHost,
-    /// The client's request is not understood.
+    /// The client's request breaks the protocol; `detail`: the rule that it breaks.
     BadRequest { detail: &'static str },
     /// The client's request head is too large.
     HeaderTooLarge,
+    /// The client's request has another transfer coding than chunked; `detail`: which ones.
+    UnsupportedCoding { detail: String },
+    /// The client's request is of another version of HTTP/1 than 1.0 and 1.1.
+    UnsupportedVersion,
+    /// The client's request asks for a protocol that is not tunnelled here; `token`: its name.
+    UpgradeRefused { token: String },
+    /// CONNECT to a service of the mesh.
+    ConnectRefused,
     /// Plaintext where STRICT mTLS is asked for.
     PlaintextRefused,
-    /// The sidecar's own policy has not arrived yet.
-    NoPolicy,
-    /// The request has come through this sidecar too often.
-    Loop,
     /// The route's fault.
     Fault(Abort),
+}
+
+impl From<&HeadError> for Reason {
+    /// Why a client's request is refused whose head cannot be read.
+    fn from(error: &HeadError) -> Reason {
+        match error {
+            HeadError::TooLarge => Reason::HeaderTooLarge,
+            HeadError::Invalid(detail) => Reason::BadRequest { detail },
+            HeadError::Version => Reason::UnsupportedVersion,
+            HeadError::Coding(_) => Reason::UnsupportedCoding { detail: error.to_string() },
+        }
+    }
 }
 
 /// An answer of the sidecar's own.
@@ -75,8 +93,8 @@ pub struct LocalReply {
     pub status: StatusCode,
     /// Envoy's text where clients may know it.
     pub body: Cow<'static, str>,
-    /// For logs and metrics.
-    pub flag: ResponseFlag,
+    /// For logs and metrics; `None` where Envoy sets none.
+    pub flag: Option<ResponseFlag>,
     /// Refused by a limit: `x-envoy-overloaded: true`.
     pub overloaded: bool,
     /// gRPC's status; `None`: the one that stands for HTTP's.
@@ -91,8 +109,8 @@ impl Reason {
         self.row().0
     }
 
-    /// The flag, for metrics and logs.
-    pub fn flag(&self) -> ResponseFlag {
+    /// The flag, for metrics and logs; `None` where Envoy sets none.
+    pub fn flag(&self) -> Option<ResponseFlag> {
         self.row().2
     }
 
@@ -108,7 +126,7 @@ impl Reason {
             Outcome::Reset { .. } => Reason::UpstreamClosed,
             Outcome::RemoteReset => Reason::UpstreamReset,
             Outcome::RefusedStream => Reason::UpstreamRefusedStream,
-            Outcome::ProtocolError => Reason::UpstreamProtocolError,
+            Outcome::ProtocolError => Reason::UpstreamProtocolError { detail: detail.to_owned() },
             Outcome::Timeout => Reason::Timeout { after },
             Outcome::PerTryTimeout { .. } => Reason::PerTryTimeout { after },
             Outcome::Overflow => Reason::Overflow(overflow?),
@@ -117,9 +135,11 @@ impl Reason {
     }
 
     /// Name, status and flag.
-    fn row(&self) -> (&'static str, u16, ResponseFlag) {
+    fn row(&self) -> (&'static str, u16, Option<ResponseFlag>) {
         use ResponseFlag as Flag;
-        match self {
+        let (name, status, flag) = match self {
+            // Envoy sets no flag for it.
+            Reason::UpgradeRefused { .. } => return ("upgrade_refused", 403, None),
             Reason::NoHealthyUpstream => ("no_healthy_upstream", 503, Flag::NoHealthyUpstream),
             Reason::Overflow(_) => ("overflow", 503, Flag::UpstreamOverflow),
             Reason::NoRoute => ("no_route", 404, Flag::NoRoute),
@@ -131,18 +151,31 @@ impl Reason {
             Reason::UpstreamClosed => ("upstream_closed", 503, Flag::UpstreamConnectionTermination),
             Reason::UpstreamReset => ("upstream_reset", 503, Flag::UpstreamRemoteReset),
             Reason::UpstreamRefusedStream => ("upstream_refused_stream", 503, Flag::UpstreamRemoteReset),
-            Reason::UpstreamProtocolError => ("upstream_protocol_error", 502, Flag::UpstreamProtocolError),
+            Reason::UpstreamProtocolError { .. } => ("upstream_protocol_error", 502, Flag::UpstreamProtocolError),
             Reason::Timeout { .. } => ("timeout", 504, Flag::UpstreamRequestTimeout),
             Reason::PerTryTimeout { .. } => ("per_try_timeout", 504, Flag::UpstreamRequestTimeout),
             Reason::UnknownHost => ("unknown_host", 502, Flag::NoRoute),
             Reason::BadRequest { .. } => ("bad_request", 400, Flag::DownstreamProtocolError),
             Reason::HeaderTooLarge => ("header_too_large", 431, Flag::DownstreamProtocolError),
+            Reason::UnsupportedCoding { .. } => ("unsupported_coding", 501, Flag::DownstreamProtocolError),
+            Reason::UnsupportedVersion => ("unsupported_version", 505, Flag::DownstreamProtocolError),
+            Reason::ConnectRefused => ("connect_refused", 404, Flag::NoRoute),
             Reason::PlaintextRefused => ("plaintext_refused", 403, Flag::UnauthorizedExternalService),
-            Reason::NoPolicy => ("no_policy", 503, Flag::NoFilterConfigFound),
-            Reason::Loop => ("loop", 508, Flag::OverloadManager),
             Reason::Fault(Abort::Http(status)) => ("fault_injected", status.as_u16(), Flag::FaultInjected),
             Reason::Fault(Abort::Grpc(code)) => ("fault_injected", grpc_to_http(*code).as_u16(), Flag::FaultInjected),
-        }
+        };
+        (name, status, Some(flag))
+    }
+
+    /// The rule that a message breaks, for `x-weft-reason`.
+    fn detail(&self) -> Option<&str> {
+        let detail = match self {
+            Reason::BadRequest { detail } => *detail,
+            Reason::UpstreamProtocolError { detail } | Reason::UnsupportedCoding { detail } => detail,
+            Reason::UpgradeRefused { token } => token,
+            _ => "",
+        };
+        Some(detail).filter(|detail| !detail.is_empty())
     }
 
     fn body(&self) -> Cow<'static, str> {
@@ -153,6 +186,7 @@ impl Reason {
             Reason::Overflow(_) => reset("overflow").into(),
             // Envoy has no body here.
             Reason::NoRoute | Reason::ClusterUndefined | Reason::UnknownHost => "".into(),
+            Reason::UpgradeRefused { .. } | Reason::ConnectRefused => "".into(),
             Reason::ConnectFailure { detail } | Reason::PeerIdentityMismatch { detail } if detail.is_empty() => {
                 reset("remote connection failure").into()
             }
@@ -167,14 +201,14 @@ impl Reason {
             Reason::UpstreamClosed => reset("connection termination").into(),
             Reason::UpstreamReset => reset("remote reset").into(),
             Reason::UpstreamRefusedStream => reset("remote refused stream reset").into(),
-            Reason::UpstreamProtocolError => reset("protocol error").into(),
+            Reason::UpstreamProtocolError { .. } => reset("protocol error").into(),
             Reason::Timeout { .. } | Reason::PerTryTimeout { .. } => "upstream request timeout".into(),
             Reason::BadRequest { detail } => (*detail).into(),
             Reason::HeaderTooLarge => "request header fields too large".into(),
+            Reason::UnsupportedCoding { detail } => format!("the only transfer coding is chunked, not {detail}").into(),
+            Reason::UnsupportedVersion => "the version is neither HTTP/1.0 nor HTTP/1.1".into(),
             Reason::PlaintextRefused => "mTLS is required here and the connection is plaintext".into(),
-            Reason::NoPolicy => "the sidecar has not received its policy yet".into(),
             Reason::Fault(_) => "fault filter abort".into(),
-            Reason::Loop => "the request has come through this sidecar too often".into(),
         }
     }
 }
@@ -185,6 +219,9 @@ impl LocalReply {
         let (name, status, flag) = reason.row();
         let mut text = name.to_owned();
         // Writing to a String cannot fail.
+        if let Some(detail) = reason.detail() {
+            let _ = write!(text, ": {detail}");
+        }
         if !policy.is_empty() {
             let _ = write!(text, "; policy={policy}");
         }

@@ -8,9 +8,17 @@ mod asked;
 use std::fmt;
 use std::time::Duration;
 
+use http::Method;
+
 use crate::outcome::Outcome;
 
 pub use asked::{Asked, MAX_ASKED_RETRIES, asked};
+
+/// Whether a request may be sent twice without harm, whatever became of it the first time (RFC 9110, 9.2.2): its method is safe,
+/// and it has no body that could be lost. So a kept connection that died under it costs no request.
+pub fn is_repeatable(method: &Method, has_body: bool) -> bool {
+    method.is_safe() && !has_body
+}
 
 /// A compiled retry policy.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use http::{Method, StatusCode};
 
-use crate::http1::{Framing, HeadError, parse_response};
+use crate::http1::{Framing, HeadError, Limits, parse_response};
 
 /// Where a tunnel leads, and how it is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,7 +29,7 @@ pub struct Open {
 }
 
 /// There is no tunnel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
     /// The proxy said so.
     #[error("it answered {0}")]
@@ -61,7 +61,7 @@ impl Tunnel {
     /// Says why there is no tunnel.
     pub fn answer(&self, input: &[u8]) -> Result<Option<Open>, Refused> {
         let mut at = 0;
-        while let Some((answer, length)) = parse_response(&input[at..], &self.method())? {
+        while let Some((answer, length)) = parse_response(&input[at..], &self.method(), Limits::OUTSIDE)? {
             at += length;
             match answer.parts.status {
                 StatusCode::OK => return Ok(Some(Open { head: at, framing: answer.framing })),
@@ -106,7 +106,7 @@ mod tests {
             assert_eq!(refused, Refused::Status(StatusCode::from_u16(status).unwrap()));
         }
         assert!(matches!(answer("SSH-2.0-OpenSSH\r\n"), Err(Refused::Head(_))));
-        let endless = format!("HTTP/1.1 200 OK\r\nx: {}", "x".repeat(crate::http1::MAX_HEAD));
+        let endless = format!("HTTP/1.1 200 OK\r\nx: {}", "x".repeat(Limits::OUTSIDE.bytes));
         assert_eq!(answer(&endless), Err(Refused::Head(HeadError::TooLarge)));
     }
 

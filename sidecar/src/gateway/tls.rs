@@ -13,6 +13,8 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use weft_core::gateway::Termination;
 
+use crate::given;
+
 /// The files of a termination, and when they were last changed.
 type Read = Vec<(PathBuf, Option<SystemTime>)>;
 
@@ -82,13 +84,13 @@ fn load(files: &[PathBuf], termination: &Termination) -> Result<rustls::ServerCo
     let builder = match rest.first() {
         None => builder.with_no_client_auth(),
         Some(ca) => {
+            let given = certificates(ca)?;
             let mut roots = RootCertStore::empty();
-            for root in certificates(ca)? {
-                roots.add(root).with_context(|| format!("{} holds no CA", ca.display()))?;
+            for root in &given {
+                roots.add(root.clone()).with_context(|| format!("{} holds no CA", ca.display()))?;
             }
-            builder.with_client_cert_verifier(
-                WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build()?,
-            )
+            let inner = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build()?;
+            builder.with_client_cert_verifier(Arc::new(given::Client { given, inner }))
         }
     };
     let mut config = builder

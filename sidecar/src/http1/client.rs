@@ -1,29 +1,42 @@
 //! Our side of a connection to an endpoint.
 
 use std::io;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
+use http::header::{EXPECT, UPGRADE};
 use http::request::Parts;
 use http::{Method, Response, StatusCode};
 use http_body::Body;
 use tokio::task::AbortHandle;
-use weft_core::http1::{Framing, HeadError, parse_response, write_request};
+use tokio::time::Sleep;
+use weft_core::http1::{Framing, HeadError, Limits, parse_response, write_request};
 
 use super::conn::{Conn, ReadError, lock};
 use super::outgoing::{Outgoing, SendError};
 use crate::body::{BodyError, RequestBody};
-use crate::incoming::{Incoming, Upgrade};
+use crate::incoming::{Incoming, Interim, MAX_INTERIM, Upgrade, is_passed_on, pass_on};
 use crate::stream::Rewind;
 use crate::upstream::Upstream;
 
-/// "100 Continue", "103 Early Hints" and their like before one response: more is a mistake or an attack.
-const MAX_INTERIM: usize = 16;
+/// How long the body of a request with `Expect: 100-continue` waits for the endpoint's word: RFC 9110, 10.1.1, has a client wait
+/// for a while only, and curl waits as long.
+const EXPECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Whether the body of a request waits until the endpoint wants it.
+pub(crate) fn waits_for_continue(head: &Parts, body: &RequestBody) -> Option<Pin<Box<Sleep>>> {
+    let expects = head.headers.get(EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+    (expects && !body.is_end_stream()).then(|| Box::pin(tokio::time::sleep(EXPECT_TIMEOUT)))
+}
 
 /// A connection that carries one request at a time.
 pub struct Client {
     conn: Arc<Mutex<Conn<Upstream>>>,
+    /// How large the head of a response may be.
+    limits: Limits,
     keep_alive: bool,
     /// Sends the rest of a request whose answer came first.
     rest: Option<AbortHandle>,
@@ -57,9 +70,9 @@ pub enum Failure {
 }
 
 impl Client {
-    /// A connection over `stream`.
-    pub fn new(stream: Upstream) -> Client {
-        Client { conn: Arc::new(Mutex::new(Conn::new(stream))), keep_alive: true, rest: None }
+    /// A connection over `stream`. `limits`: of the heads of responses.
+    pub fn new(stream: Upstream, limits: Limits) -> Client {
+        Client { conn: Arc::new(Mutex::new(Conn::new(stream, limits))), limits, keep_alive: true, rest: None }
     }
 
     /// Whether an unused connection can take a request: the peer has neither ended it nor said anything unasked.
@@ -81,7 +94,8 @@ impl Client {
             && self.rest.as_ref().is_none_or(AbortHandle::is_finished)
     }
 
-    /// Sends a request. `origin`: the head that it came with. The answer's body is read from this connection.
+    /// Sends a request. `origin`: the head that it came with; `interim`: where interim responses go. The answer's body is read
+    /// from this connection.
     ///
     /// # Errors
     /// The connection is of no further use then.
@@ -90,8 +104,10 @@ impl Client {
         head: &Parts,
         origin: &Bytes,
         body: RequestBody,
+        interim: Option<&dyn Interim>,
     ) -> Result<Response<Incoming>, ExchangeError> {
         let framing = framing(head, &body);
+        let mut held = waits_for_continue(head, &body);
         let before = {
             let mut conn = lock(&self.conn);
             write_request(conn.out.buffer(), head, origin, framing);
@@ -99,41 +115,47 @@ impl Client {
             conn.out.written
         };
         let mut sending = Some(Outgoing::new(body, framing));
-        let (mut failed, mut interim) = (None, 0);
-        let conn = &self.conn;
+        let (mut failed, mut passed_on) = (None, 0);
+        let (conn, limits) = (&self.conn, self.limits);
         let answer = std::future::poll_fn(|cx| {
-            if let Some(outgoing) = &mut sending {
-                match outgoing.poll_send(cx, conn) {
-                    Poll::Pending => {}
-                    Poll::Ready(result) => {
-                        sending = None;
-                        match result {
-                            Ok(()) => {}
-                            Err(SendError::Body(e)) => return Poll::Ready(Err(Failure::Body(e))),
-                            // It may have answered before it closed.
-                            Err(SendError::Io(e)) => failed = Some(e),
-                        }
-                    }
-                }
-            }
             loop {
-                match lock(conn).poll_head(cx, |input| parse_response(input, &head.method)) {
-                    Poll::Pending => return Poll::Pending,
-                    Poll::Ready(Ok(Some(answer))) => {
-                        let status = answer.parts.status;
-                        if !status.is_informational() || status == StatusCode::SWITCHING_PROTOCOLS {
-                            return Poll::Ready(Ok(answer));
-                        }
-                        interim += 1;
-                        if interim > MAX_INTERIM {
-                            let e = HeadError::Invalid("too many interim responses");
-                            return Poll::Ready(Err(ReadError::Head(e).into()));
+                if held.as_mut().is_some_and(|held| held.as_mut().poll(cx).is_ready()) {
+                    held = None;
+                }
+                let sent = match &mut sending {
+                    Some(_) if held.is_some() => lock(conn).poll_flush(cx).map_err(SendError::Io),
+                    Some(outgoing) => outgoing.poll_send(cx, conn),
+                    None => Poll::Pending,
+                };
+                match sent {
+                    Poll::Ready(Err(SendError::Body(e))) => return Poll::Ready(Err(Failure::Body(e))),
+                    Poll::Ready(Err(SendError::Io(e))) => {
+                        // It may have answered before it closed.
+                        sending = None;
+                        failed = Some(e);
+                    }
+                    Poll::Ready(Ok(())) if held.is_none() => sending = None,
+                    _ => {}
+                }
+                let answer = match ready!(lock(conn).poll_head(cx, |input| parse_response(input, &head.method, limits)))
+                {
+                    Ok(Some(answer)) => answer,
+                    Ok(None) => return Poll::Ready(Err(failed.take().map_or(ReadError::Ended.into(), Failure::Write))),
+                    Err(e) => return Poll::Ready(Err(e.into())),
+                };
+                match answer.parts.status {
+                    StatusCode::SWITCHING_PROTOCOLS if !head.headers.contains_key(UPGRADE) => {
+                        let e = HeadError::Invalid("101 Switching Protocols to a request without an upgrade");
+                        return Poll::Ready(Err(ReadError::Head(e).into()));
+                    }
+                    StatusCode::CONTINUE => held = None,
+                    status if is_passed_on(status) => {
+                        if let Some(interim) = interim.filter(|_| passed_on < MAX_INTERIM) {
+                            passed_on += 1;
+                            pass_on(interim, answer.parts, &answer.origin);
                         }
                     }
-                    Poll::Ready(Ok(None)) => {
-                        return Poll::Ready(Err(failed.take().map_or(ReadError::Ended.into(), Failure::Write)));
-                    }
-                    Poll::Ready(Err(e)) => return Poll::Ready(Err(e.into())),
+                    _ => return Poll::Ready(Ok(answer)),
                 }
             }
         });

@@ -6,11 +6,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, StatusCode};
 use http_body::Frame;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::io::poll_read_buf;
-use weft_core::http1::{self, Decoded, Framing, HeadError, MAX_HEAD, Reading};
+use weft_core::http1::{self, Decoded, Framing, HeadError, Limits, Reading, write_interim};
 
+use crate::incoming::Interim;
 use crate::relay::{give_back, take_buffer};
 
 /// Bodies of which at least this much is to come are read into memory of their own; less is read into a buffer of the
@@ -52,6 +54,22 @@ pub(super) enum Broken {
     Invalid,
 }
 
+/// What is still to come of the message that is being read, as a reason to keep the connection for the next one or to end it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rest {
+    /// Nothing.
+    Nothing,
+    /// At most [`Rest::MOST`], or of unknown length.
+    Bounded,
+    /// More; or the client waits for "100 Continue", and whether it sends the body without is its own choice.
+    Unbounded,
+}
+
+impl Rest {
+    /// Bytes of a body that are read for nothing but the next request behind it: Go's `net/http` reads as much.
+    pub(super) const MOST: u64 = 256 * 1024;
+}
+
 /// A connection.
 pub(super) struct Conn<I> {
     /// `None`: closed, or handed over.
@@ -63,6 +81,12 @@ pub(super) struct Conn<I> {
     body: http1::Body,
     /// "100 Continue" is to be said before the body is read.
     pub(super) owes_continue: bool,
+    /// Interim responses may be written: the client speaks HTTP/1.1, and its response has not begun.
+    pub(super) takes_interim: bool,
+    /// Bytes of a body that were read without use since the last message began.
+    unused: u64,
+    /// How large a head may be.
+    limits: Limits,
     /// How much of `pending` is known to hold no complete head.
     scanned: usize,
     /// The peer sends nothing more.
@@ -94,13 +118,16 @@ pub(super) fn lock<I>(conn: &Mutex<Conn<I>>) -> MutexGuard<'_, Conn<I>> {
 }
 
 impl<I> Conn<I> {
-    pub(super) fn new(io: I) -> Conn<I> {
+    pub(super) fn new(io: I, limits: Limits) -> Conn<I> {
         Conn {
             io: Some(io),
             pending: Bytes::new(),
             message: 0,
             body: http1::Body::Length(0),
             owes_continue: false,
+            takes_interim: false,
+            unused: 0,
+            limits,
             scanned: 0,
             ended: false,
             broken: None,
@@ -111,8 +138,25 @@ impl<I> Conn<I> {
     /// Another message's body is read from now on.
     pub(super) fn begin(&mut self, framing: Framing) -> u64 {
         self.message += 1;
+        self.unused = 0;
         self.body = http1::Body::new(framing);
         self.message
+    }
+
+    /// From now on the body of the current message is read by the connection itself: an [`Incoming`](crate::incoming::Incoming)
+    /// of it reads nothing more.
+    pub(super) fn take_body(&mut self) {
+        self.message += 1;
+    }
+
+    /// What is still to come of the message that is being read.
+    pub(super) fn rest(&self) -> Rest {
+        match self.body.left() {
+            Some(0) => Rest::Nothing,
+            _ if self.owes_continue && self.pending.is_empty() => Rest::Unbounded,
+            Some(left) if left > Rest::MOST => Rest::Unbounded,
+            _ => Rest::Bounded,
+        }
     }
 
     /// Whether the message that is being read has come whole.
@@ -165,7 +209,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Conn<I> {
         loop {
             // Only a new line can complete a head; looking anew at each byte of a slow one would be much work.
             let new = self.pending.get(self.scanned..).unwrap_or_default();
-            if (new.contains(&b'\n') || self.pending.len() >= MAX_HEAD)
+            if (new.contains(&b'\n') || self.pending.len() >= self.limits.bytes)
                 && let Some((head, length)) = parse(&self.pending)?
             {
                 // Lets go of the buffer where nothing is left in it.
@@ -190,11 +234,8 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Conn<I> {
             return Poll::Ready(Some(Err(ReadError::GivenUp)));
         }
         if std::mem::take(&mut self.owes_continue) && !self.body.has_ended() && self.pending.is_empty() {
-            self.out.buffer.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
-        }
-        if !self.out.is_empty() && self.out.is_interim() {
-            // A client that waits for it sends nothing before.
-            let _ = self.poll_write(cx)?;
+            // A client that waits for it sends nothing before. The task that serves the connection writes it.
+            write_interim(self.out.buffer(), StatusCode::CONTINUE, &HeaderMap::new(), b"");
         }
         loop {
             match self.body.decode(&mut self.pending) {
@@ -225,13 +266,36 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Conn<I> {
         }
     }
 
+    /// Reads the rest of a body for nothing. `true`: it has come, and the connection may serve another message.
+    pub(super) fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        loop {
+            match self.body.decode(&mut self.pending) {
+                Ok(Decoded::Data(data)) => self.unused += data.len() as u64,
+                Ok(Decoded::Trailers(_) | Decoded::End) => return Poll::Ready(true),
+                Ok(Decoded::NeedMore) if self.unused > Rest::MOST => return Poll::Ready(false),
+                Ok(Decoded::NeedMore) => {
+                    if !matches!(ready!(self.poll_fill(cx)), Ok(1..)) {
+                        return Poll::Ready(false);
+                    }
+                }
+                Err(_) => return Poll::Ready(false),
+            }
+        }
+    }
+
+    /// Reads whatever comes, for nothing. `false`: nothing comes any more.
+    pub(super) fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        self.pending = Bytes::new();
+        self.poll_fill(cx).map(|read| matches!(read, Ok(1..)))
+    }
+
     /// Looks for the peer's end while nothing of it is wanted; what it sends meanwhile waits, up to a limit. Ready: it has
     /// ended, or failed.
     pub(super) fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if !self.body.has_ended() {
             return Poll::Pending;
         }
-        while self.pending.len() < MAX_HEAD {
+        while self.pending.len() < self.limits.bytes {
             if !matches!(ready!(self.poll_fill(cx)), Ok(1..)) {
                 return Poll::Ready(());
             }
@@ -280,11 +344,6 @@ impl Out {
 
     pub(super) fn is_empty(&self) -> bool {
         self.buffer.is_empty() && self.data.is_empty()
-    }
-
-    /// Whether this is only what is said before a response.
-    fn is_interim(&self) -> bool {
-        self.buffer.starts_with(b"HTTP/1.1 100 ") && self.data.is_empty()
     }
 
     /// Adds data, and what follows it.
@@ -387,5 +446,14 @@ impl<I: AsyncRead + AsyncWrite + Unpin + Send> Source for Mutex<Conn<I>> {
     fn left(&self, message: u64) -> Option<u64> {
         let conn = lock(self);
         if conn.message == message { conn.body.left() } else { None }
+    }
+}
+
+impl<I: Send> Interim for Mutex<Conn<I>> {
+    fn interim(&self, status: StatusCode, headers: HeaderMap, origin: &Bytes) {
+        let mut conn = lock(self);
+        if conn.takes_interim {
+            write_interim(conn.out.buffer(), status, &headers, origin);
+        }
     }
 }

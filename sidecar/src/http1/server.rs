@@ -12,19 +12,23 @@ use http::{Method, Request, Response, StatusCode, Version};
 use http_body::Body;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
-use weft_core::http1::{Closing, Framing, HeadError, RequestHead, parse_request, write_response};
+use weft_core::http1::{Closing, Framing, HeadError, Limits, RequestHead, parse_request, write_response};
 
-use super::conn::{Broken, Conn, ReadError, lock};
+use super::conn::{Broken, Conn, ReadError, Rest, lock};
 use super::outgoing::{Outgoing, SendError};
 use crate::body::ResponseBody;
 use crate::date::with_now;
-use crate::http::wants_upgrade;
-use crate::incoming::{Incoming, Upgrade};
-use crate::stream::{MaybeSocket, Rewind};
+use crate::http::may_upgrade;
+use crate::incoming::{Incoming, Upgrade, Upgraded};
+use crate::stream::{MaybeSocket, Rewind, reset_on_close};
 
-/// How long a client that is still sending is listened to after our last answer: an end with its bytes unread would reset
-/// the connection, and could take the answer with it.
-const LINGER: Duration = Duration::from_secs(1);
+/// How long the rest of a request is read whose response was sent before it had come: nginx's `client_body_timeout`.
+const REST_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a client that is still sending is read after the last response of its connection: to close with its bytes unread
+/// resets the connection, and can take the response with it. nginx's `lingering_time`.
+const LINGER: Duration = Duration::from_secs(30);
+/// How long it may pause meanwhile: nginx's `lingering_timeout`.
+const LINGER_PAUSE: Duration = Duration::from_secs(5);
 
 /// Why a connection ended otherwise than between requests.
 #[derive(Debug, thiserror::Error)]
@@ -43,30 +47,81 @@ pub enum ServeError {
     Gone,
 }
 
+/// Answers the requests of a connection.
+pub struct Service<F, R> {
+    /// How large the head of a request may be.
+    pub limits: Limits,
+    /// Answers a request.
+    pub answer: F,
+    /// Answers what cannot be read as one.
+    pub refuse: R,
+}
+
+/// A request whose head cannot be read.
+#[derive(Debug)]
+pub struct Unread {
+    /// The rule that it breaks.
+    pub error: HeadError,
+    /// Its first line, escaped, at most [`Unread::LINE`] bytes of it.
+    pub line: String,
+}
+
+impl Unread {
+    /// Bytes of a first line that are kept.
+    const LINE: usize = 256;
+
+    fn new(error: HeadError, input: &[u8]) -> Unread {
+        let line = input.split(|byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or_default();
+        Unread { error, line: line[..line.len().min(Unread::LINE)].escape_ascii().to_string() }
+    }
+}
+
+/// What decides the form of a response, besides the response.
+struct Asked {
+    version: Version,
+    is_head: bool,
+    is_connect: bool,
+    keep_alive: bool,
+    /// Where the connection goes if the response agrees to leave HTTP.
+    upgrade: Option<oneshot::Sender<Upgraded>>,
+}
+
 /// Serves the requests of one connection to its end.
 ///
 /// # Errors
 /// Says how it ended, when not between requests.
-pub async fn serve<I, F, Fut>(io: I, handle: F) -> Result<(), ServeError>
+pub async fn serve<I, F, R, Fut>(io: I, service: Service<F, R>) -> Result<(), ServeError>
 where
     I: AsyncRead + AsyncWrite + MaybeSocket + Unpin + Send + 'static,
     F: Fn(Request<Incoming>) -> Fut,
+    R: Fn(Unread) -> Response<ResponseBody>,
     Fut: Future<Output = Response<ResponseBody>>,
 {
-    let conn = Arc::new(Mutex::new(Conn::new(io)));
+    let conn = Arc::new(Mutex::new(Conn::new(io, service.limits)));
     loop {
-        let head = std::future::poll_fn(|cx| lock(&conn).poll_head(cx, parse_request)).await;
+        let parse = |input: &[u8]| parse_request(input, service.limits);
+        let head = std::future::poll_fn(|cx| lock(&conn).poll_head(cx, parse)).await;
         let head = match head {
             Ok(Some(head)) => head,
             Ok(None) => return Ok(()),
-            Err(ReadError::Head(e)) => {
-                refuse(&conn, e).await.map_err(ServeError::Write)?;
-                return Err(ReadError::Head(e).into());
+            Err(ReadError::Head(error)) => {
+                let unread = Unread::new(error.clone(), &lock(&conn).pending);
+                // Where the request ends is unknown: all that follows is its rest.
+                lock(&conn).begin(Framing::UntilClose);
+                let asked = Asked {
+                    version: Version::HTTP_11,
+                    is_head: false,
+                    is_connect: false,
+                    keep_alive: false,
+                    upgrade: None,
+                };
+                Box::pin(respond(&conn, (service.refuse)(unread), asked)).await?;
+                return Err(ReadError::Head(error).into());
             }
             Err(e) => return Err(e.into()),
         };
         // On the heap while it lasts: an idle connection has no room for a request.
-        if !Box::pin(exchange(&conn, head, &handle)).await? {
+        if !Box::pin(exchange(&conn, head, &service.answer)).await? {
             return Ok(());
         }
     }
@@ -80,50 +135,68 @@ where
     Fut: Future<Output = Response<ResponseBody>>,
 {
     let RequestHead { parts, framing, keep_alive, expects_continue, origin } = head;
+    let version = parts.version;
     let message = {
         let mut conn = lock(conn);
         conn.owes_continue = expects_continue;
+        conn.takes_interim = version == Version::HTTP_11;
         conn.begin(framing)
     };
-    let version = parts.version;
-    let (is_head, is_connect) = (parts.method == Method::HEAD, parts.method == Method::CONNECT);
+    let mut asked = Asked {
+        version,
+        is_head: parts.method == Method::HEAD,
+        is_connect: parts.method == Method::CONNECT,
+        keep_alive,
+        upgrade: None,
+    };
     let mut incoming = match framing {
         Framing::None => Incoming::empty(origin),
         _ => Incoming::http1(conn.clone(), message, origin),
-    };
-    let mut upgrade = None;
-    if wants_upgrade(&parts) {
+    }
+    .with_interim(conn.clone());
+    if may_upgrade(&parts) {
         let (sender, receiver) = oneshot::channel();
-        upgrade = Some(sender);
+        asked.upgrade = Some(sender);
         incoming = incoming.with_upgrade(Upgrade::Server(receiver));
     }
     let response = {
         let mut handling = pin!(handle(Request::from_parts(parts, incoming)));
         std::future::poll_fn(|cx| {
             let handled = handling.as_mut().poll(cx);
-            // Nobody waits for an answer to half a request.
-            if let Some(broken) = lock(conn).broken {
-                return Poll::Ready(Err(broken));
+            let mut conn = lock(conn);
+            // Half a request has no answer, unless it breaks a rule: then the handler, which reads it, says so.
+            if conn.broken == Some(Broken::Gone) {
+                return Poll::Ready(Err(ServeError::Gone));
             }
             if let Poll::Ready(response) = handled {
                 return Poll::Ready(Ok(response));
             }
-            // A client that has gone wants no answer.
-            lock(conn).poll_end(cx).map(|()| Err(Broken::Gone))
+            // "100 Continue" and other interim responses.
+            if let Poll::Ready(Err(e)) = conn.poll_flush(cx) {
+                return Poll::Ready(Err(ServeError::Write(e)));
+            }
+            conn.poll_end(cx).map(|()| Err(ServeError::Gone))
         })
-        .await
+        .await?
     };
-    let response = match response {
-        Ok(response) => response,
-        Err(Broken::Gone) => return Err(ServeError::Gone),
-        Err(Broken::Invalid) => {
-            refuse(conn, HeadError::Invalid("the body is not chunked as it should be"))
-                .await
-                .map_err(ServeError::Write)?;
-            return Ok(false);
-        }
-    };
+    if lock(conn).broken == Some(Broken::Invalid) {
+        asked.keep_alive = false;
+        // What follows cannot be told apart any more.
+        lock(conn).begin(Framing::UntilClose);
+    }
+    respond(conn, response, asked).await
+}
 
+/// Sends a response. `true`: the connection serves another request.
+async fn respond<I>(
+    conn: &Arc<Mutex<Conn<I>>>,
+    response: Response<ResponseBody>,
+    asked: Asked,
+) -> Result<bool, ServeError>
+where
+    I: AsyncRead + AsyncWrite + MaybeSocket + Unpin + Send + 'static,
+{
+    let Asked { version, is_head, is_connect, keep_alive, upgrade } = asked;
     let (parts, mut body) = response.into_parts();
     let switching = upgrade
         .filter(|_| parts.status == StatusCode::SWITCHING_PROTOCOLS || (is_connect && parts.status.is_success()));
@@ -140,7 +213,9 @@ where
         None => Framing::Chunked,
     };
     let says_close = parts.headers.get(CONNECTION).is_some_and(|c| c.as_bytes().eq_ignore_ascii_case(b"close"));
-    let keep = keep_alive && !says_close && framing != Framing::UntilClose;
+    // A connection whose end is not announced with the response ends under the client's next request.
+    let readable = lock(conn).rest() != Rest::Unbounded;
+    let keep = keep_alive && !says_close && framing != Framing::UntilClose && readable;
     let closing = match keep {
         _ if switching.is_some() || says_close => Closing::Unsaid,
         true if version == Version::HTTP_10 => Closing::KeepAlive,
@@ -150,7 +225,7 @@ where
     let origin = body.take_origin();
     {
         let mut conn = lock(conn);
-        conn.owes_continue = false;
+        (conn.owes_continue, conn.takes_interim) = (false, false);
         let has_date = parts.headers.contains_key(DATE);
         let out = conn.out.buffer();
         let mut write = |date: &[u8]| write_response(out, &parts, version, &origin, framing, closing, date);
@@ -164,6 +239,10 @@ where
     } else {
         send(conn, Outgoing::new(body, framing)).await
     };
+    if sent.is_err() && framing == Framing::UntilClose {
+        // Its end would be taken for the end of the body.
+        reset_on_close(lock(conn).io.as_ref());
+    }
     sent?;
 
     if let Some(upgrade) = switching {
@@ -172,16 +251,24 @@ where
             (std::mem::take(&mut conn.pending), conn.io.take())
         };
         if let Some(io) = io {
-            // Who asked for it may have given up meanwhile.
+            // The request's task may have ended meanwhile.
             let _ = upgrade.send(Box::new(Rewind::new(pending, io)));
         }
         return Ok(false);
     }
-    if keep && lock(conn).has_read_all() {
+    if keep && (lock(conn).has_read_all() || read_rest(conn).await) {
         return Ok(true);
     }
     end(conn).await;
     Ok(false)
+}
+
+/// Reads the rest of a request that has its response, so that the next one can be read. `false`: it does not come, or is
+/// more than [`Rest::MOST`].
+async fn read_rest<I: AsyncRead + AsyncWrite + Unpin>(conn: &Mutex<Conn<I>>) -> bool {
+    lock(conn).take_body();
+    let reading = std::future::poll_fn(|cx| lock(conn).poll_rest(cx));
+    tokio::time::timeout(REST_TIMEOUT, reading).await.unwrap_or(false)
 }
 
 /// Sends a response's body, and looks for the client's end while there is nothing to send.
@@ -207,40 +294,10 @@ async fn end<I: AsyncRead + AsyncWrite + Unpin>(conn: &Mutex<Conn<I>>) {
         if lock(conn).has_read_all() {
             return;
         }
-        std::future::poll_fn(|cx| {
-            loop {
-                let mut conn = lock(conn);
-                conn.pending = Bytes::new();
-                match conn.poll_fill(cx) {
-                    Poll::Ready(Ok(1..)) => {}
-                    Poll::Ready(_) => return Poll::Ready(()),
-                    Poll::Pending => return Poll::Pending,
-                }
-            }
-        })
-        .await;
+        lock(conn).take_body();
+        let read = || std::future::poll_fn(|cx| lock(conn).poll_discard(cx));
+        while let Ok(true) = tokio::time::timeout(LINGER_PAUSE, read()).await {}
     };
     // A peer that reads nothing, or sends for ever, is not waited for.
     let _ = tokio::time::timeout(LINGER, ending).await;
-}
-
-/// Answers what is no request.
-async fn refuse<I: AsyncRead + AsyncWrite + Unpin>(conn: &Mutex<Conn<I>>, error: HeadError) -> io::Result<()> {
-    let text = format!("{error}\n");
-    let (mut parts, ()) = Response::new(()).into_parts();
-    parts.status = error.status();
-    let framing = Framing::Length(text.len() as u64);
-    {
-        let mut conn = lock(conn);
-        // What follows cannot be told apart any more.
-        conn.begin(Framing::UntilClose);
-        let out = conn.out.buffer();
-        with_now(|date| {
-            write_response(out, &parts, Version::HTTP_11, &Bytes::new(), framing, Closing::Close, date.as_bytes());
-        });
-        out.extend_from_slice(text.as_bytes());
-    }
-    std::future::poll_fn(|cx| lock(conn).poll_flush(cx)).await?;
-    end(conn).await;
-    Ok(())
 }

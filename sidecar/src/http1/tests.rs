@@ -7,11 +7,22 @@ use http_body::Body;
 use http_body_util::BodyExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::net::{TcpListener, TcpStream};
+use weft_core::http1::Limits;
 
 use crate::body::{Replay, RequestBody, ResponseBody};
 use crate::call::Ending;
+use crate::http::local_reply;
 use crate::incoming::Incoming;
 use crate::upstream::Upstream;
+
+/// A service that answers so, and says of what it cannot read what rule that breaks.
+fn service<F>(answer: F) -> Service<F, fn(Unread) -> Response<ResponseBody>> {
+    let refuse = |unread: Unread| {
+        let reason = weft_core::reply::Reason::from(&unread.error);
+        local_reply(&reason, "", &HeaderMap::new()).1
+    };
+    Service { limits: Limits::OUTSIDE, answer, refuse }
+}
 
 /// A server that echoes bodies, in the other end of the stream.
 fn echo() -> (DuplexStream, tokio::task::JoinHandle<Result<(), ServeError>>) {
@@ -30,7 +41,7 @@ fn echo() -> (DuplexStream, tokio::task::JoinHandle<Result<(), ServeError>>) {
         response.headers_mut().insert("date", HeaderValue::from_static("today"));
         response
     };
-    (client, tokio::spawn(serve(server, handle)))
+    (client, tokio::spawn(serve(server, service(handle))))
 }
 
 /// What the server answers to `text`, until it ends or says nothing more.
@@ -75,7 +86,8 @@ async fn answers_without_a_body_have_none() {
 async fn what_is_no_request_is_told_so() {
     let answered = answer("GET / HTTP/1.1\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n").await;
     assert!(answered.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{answered}");
-    assert!(answered.ends_with("more than one content-length\n"), "{answered}");
+    assert!(answered.contains("x-weft-reason: bad_request: more than one content-length\r\n"), "{answered}");
+    assert!(answered.contains("connection: close\r\n"), "{answered}");
     let large = format!("GET / HTTP/1.1\r\nh: {}\r\n\r\n", "x".repeat(70_000));
     assert!(answer(&large).await.starts_with("HTTP/1.1 431 "));
 }
@@ -83,10 +95,11 @@ async fn what_is_no_request_is_told_so() {
 #[tokio::test]
 async fn a_client_that_waits_for_it_is_told_to_go_on() {
     let (mut client, server) = tokio::io::duplex(1 << 16);
-    tokio::spawn(serve(server, |request: Request<Incoming>| async {
+    let handle = |request: Request<Incoming>| async {
         let body = request.into_body().collect().await.unwrap();
         Response::new(ResponseBody::full(body.to_bytes()))
-    }));
+    };
+    tokio::spawn(serve(server, service(handle)));
     let head = "POST / HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 2\r\n\r\n";
     client.write_all(head.as_bytes()).await.unwrap();
     let mut got = vec![0; 25];
@@ -116,15 +129,71 @@ async fn a_client_that_goes_takes_its_request_along() {
     assert!(matches!(server.await.unwrap(), Err(ServeError::Gone)));
 }
 
+/// A connection that closes after its response without saying so loses the request that the client sends next.
 #[tokio::test(start_paused = true)]
-async fn a_body_that_nobody_reads_ends_the_connection_after_the_answer() {
-    let (mut client, server) = echo();
-    client.write_all(b"POST /early HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\nabc").await.unwrap();
+async fn the_rest_of_a_request_is_read_after_an_early_response_or_the_close_is_announced() {
+    let posts = |framing: &str, rest: &[u8], next: &str| {
+        let head = format!("POST /early HTTP/1.1\r\nhost: a\r\n{framing}\r\n\r\n");
+        ([head.as_bytes(), b"ab"].concat(), [rest, next.as_bytes()].concat())
+    };
+    let get = "GET /a HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+    for (framing, rest, kept) in [
+        ("content-length: 5", &b"cde"[..], true),
+        ("transfer-encoding: chunked", b"", true),
+        ("content-length: 300000", b"", false),
+        ("connection: close\r\ncontent-length: 5", b"cde", false),
+        ("expect: 100-continue\r\ncontent-length: 5", b"cde", true),
+    ] {
+        let (mut client, server) = echo();
+        let (mut begin, mut rest) = posts(framing, rest, get);
+        if framing.contains("chunked") {
+            begin.truncate(begin.len() - 2);
+            begin.extend_from_slice(b"2\r\nab\r\n");
+            rest = [b"1\r\nc\r\n0\r\n\r\n", &rest[..]].concat();
+        }
+        client.write_all(&begin).await.unwrap();
+        let mut got = String::new();
+        while !got.ends_with("early") {
+            let mut byte = [0];
+            client.read_exact(&mut byte).await.unwrap();
+            got.push(char::from(byte[0]));
+        }
+        assert_eq!(got.contains("connection: close\r\n"), !kept, "{framing}: {got}");
+        client.write_all(&rest).await.unwrap();
+        got.clear();
+        client.read_to_string(&mut got).await.unwrap();
+        assert_eq!(got.starts_with("HTTP/1.1 200 OK\r\n"), kept, "{framing}: {got}");
+        drop(client);
+        assert!(server.await.unwrap().is_ok());
+    }
+}
+
+/// Whether it sends the body without being told to is the client's own choice: what follows could not be told apart.
+#[tokio::test(start_paused = true)]
+async fn a_response_instead_of_100_continue_announces_the_close() {
+    let (mut client, _server) = echo();
+    let head = "POST /early HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n";
+    client.write_all(head.as_bytes()).await.unwrap();
     let mut got = String::new();
     client.read_to_string(&mut got).await.unwrap();
-    assert!(got.ends_with("early"), "{got}");
-    drop(client);
-    assert!(server.await.unwrap().is_ok());
+    assert!(got.contains("connection: close\r\n") && !got.contains("100 Continue"), "{got}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_sends_for_ever_after_its_response_is_let_go() {
+    for framing in ["transfer-encoding: chunked\r\n\r\n7fffffff\r\n", "content-length: 100000\r\n\r\n"] {
+        let (mut client, server) = echo();
+        let head = format!("POST /early HTTP/1.1\r\nhost: a\r\n{framing}");
+        client.write_all(head.as_bytes()).await.unwrap();
+        let start = tokio::time::Instant::now();
+        // More than is read for nothing, or a byte now and then.
+        let piece = if framing.contains("chunked") { vec![b'x'; 1000] } else { vec![b'x'] };
+        while client.write_all(&piece).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        assert!(start.elapsed() < Duration::from_secs(95), "{:?}", start.elapsed());
+        assert!(server.await.unwrap().is_ok());
+    }
 }
 
 #[tokio::test]
@@ -143,11 +212,14 @@ async fn a_body_that_breaks_off_breaks_the_answer_off() {
 async fn half_a_request_is_given_up_or_told_what_is_wrong() {
     for (rest, told) in [("", false), ("zz\r\n", true)] {
         let (mut client, server) = tokio::io::duplex(1 << 16);
-        let serving = tokio::spawn(serve(server, |request: Request<Incoming>| async {
+        let handle = |request: Request<Incoming>| async {
             // As an attempt that failed does: it makes an answer.
             drop(request.into_body().collect().await);
-            Response::new(ResponseBody::full("503".into()))
-        }));
+            let mut response = Response::new(ResponseBody::full("the rule".into()));
+            *response.status_mut() = StatusCode::BAD_REQUEST;
+            response
+        };
+        let serving = tokio::spawn(serve(server, service(handle)));
         let text = format!("POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\n{rest}");
         client.write_all(text.as_bytes()).await.unwrap();
         client.shutdown().await.unwrap();
@@ -162,11 +234,11 @@ async fn half_a_request_is_given_up_or_told_what_is_wrong() {
 async fn endpoint() -> (Client, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-    (Client::new(Upstream::Plain(stream)), listener.accept().await.unwrap().0)
+    (Client::new(Upstream::Plain(stream), Limits::OUTSIDE), listener.accept().await.unwrap().0)
 }
 
 fn get() -> http::request::Parts {
-    Request::get("http://ignored/x").header("host", "a").body(()).unwrap().into_parts().0
+    Request::get("/x").header("host", "a").body(()).unwrap().into_parts().0
 }
 
 async fn read_head(peer: &mut TcpStream) -> String {
@@ -179,7 +251,7 @@ async fn read_head(peer: &mut TcpStream) -> String {
 }
 
 async fn ask(client: &mut Client) -> Result<Response<Incoming>, ExchangeError> {
-    client.send(&get(), &Bytes::new(), RequestBody::Empty).await
+    client.send(&get(), &Bytes::new(), RequestBody::Empty, None).await
 }
 
 #[tokio::test]
@@ -237,13 +309,14 @@ fn fed() -> (tokio::io::DuplexStream, impl Future<Output = (http::request::Parts
     let (client, server) = tokio::io::duplex(1 << 16);
     let (sender, receiver) = tokio::sync::oneshot::channel();
     let sender = std::sync::Mutex::new(Some(sender));
-    tokio::spawn(serve(server, move |request: Request<Incoming>| {
+    let handle = move |request: Request<Incoming>| {
         let sender = sender.lock().unwrap().take();
         async move {
             drop(sender.unwrap().send(request.into_parts()));
             std::future::pending().await
         }
-    }));
+    };
+    tokio::spawn(serve(server, service(handle)));
     (client, async { receiver.await.unwrap() })
 }
 
@@ -256,7 +329,7 @@ async fn an_early_answer_does_not_stop_the_request() {
     let (parts, body) = received.await;
     let body = Replay::new(body);
     let origin = Bytes::new();
-    let sending = client.send(&parts, &origin, body.attempt().unwrap());
+    let sending = client.send(&parts, &origin, body.attempt().unwrap(), None);
     let (answer, ()) = tokio::join!(sending, async {
         assert!(read_head(&mut peer).await.contains("content-length: 6\r\n"));
         peer.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
@@ -269,6 +342,106 @@ async fn an_early_answer_does_not_stop_the_request() {
     assert_eq!(got, b"abcdef");
     while !client.is_reusable() {
         tokio::task::yield_now().await;
+    }
+}
+
+/// A chain of an HTTP/1 server and client, as a sidecar is: `client`'s requests go to `peer`.
+async fn chain() -> (DuplexStream, TcpStream) {
+    let (client, peer) = endpoint().await;
+    let client = std::sync::Arc::new(tokio::sync::Mutex::new(client));
+    let (near, far) = tokio::io::duplex(1 << 16);
+    let handle = move |request: Request<Incoming>| {
+        let client = client.clone();
+        async move {
+            let (parts, mut incoming) = request.into_parts();
+            let (interim, origin) = (incoming.take_interim(), std::mem::take(&mut incoming.origin));
+            let body =
+                if incoming.is_end_stream() { RequestBody::Empty } else { Replay::new(incoming).attempt().unwrap() };
+            let sent = client.lock().await.send(&parts, &origin, body, interim.as_deref()).await.unwrap();
+            sent.map(|incoming| ResponseBody::upstream(incoming, Ending::none(), None))
+        }
+    };
+    tokio::spawn(serve(far, service(handle)));
+    (near, peer)
+}
+
+async fn read_until(stream: &mut DuplexStream, end: &str) -> String {
+    let mut got = Vec::new();
+    while !got.ends_with(end.as_bytes()) {
+        got.push(stream.read_u8().await.unwrap());
+    }
+    String::from_utf8(got).unwrap()
+}
+
+const EXPECTING: &[u8] = b"POST /x HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n";
+
+#[tokio::test(start_paused = true)]
+async fn the_endpoint_decides_whether_the_body_of_an_expecting_request_is_sent() {
+    // It wants the body.
+    let (mut near, mut peer) = chain().await;
+    near.write_all(EXPECTING).await.unwrap();
+    assert!(read_head(&mut peer).await.contains("\r\nExpect: 100-continue\r\n"));
+    peer.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await.unwrap();
+    assert_eq!(read_until(&mut near, "\r\n\r\n").await, "HTTP/1.1 100 Continue\r\n\r\n");
+    near.write_all(b"hi").await.unwrap();
+    let mut body = [0; 2];
+    peer.read_exact(&mut body).await.unwrap();
+    peer.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
+    assert!(read_until(&mut near, "ok").await.starts_with("HTTP/1.1 200 OK\r\n"));
+    // It does not.
+    let (mut near, mut peer) = chain().await;
+    near.write_all(EXPECTING).await.unwrap();
+    read_head(&mut peer).await;
+    peer.write_all(b"HTTP/1.1 417 Expectation Failed\r\nContent-Length: 2\r\n\r\nno").await.unwrap();
+    let refused = read_until(&mut near, "no").await;
+    assert!(refused.starts_with("HTTP/1.1 417 ") && refused.contains("connection: close\r\n"), "{refused}");
+    // It does not know the word.
+    let (mut near, mut peer) = chain().await;
+    near.write_all(EXPECTING).await.unwrap();
+    read_head(&mut peer).await;
+    assert_eq!(read_until(&mut near, "\r\n\r\n").await, "HTTP/1.1 100 Continue\r\n\r\n");
+    near.write_all(b"hi").await.unwrap();
+    peer.read_exact(&mut body).await.unwrap();
+    assert_eq!(&body, b"hi");
+}
+
+#[tokio::test(start_paused = true)]
+async fn interim_responses_are_passed_on_to_clients_that_know_them() {
+    let hints = "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\nContent-Length: 3\r\nConnection: x\r\nX: y\r\n\r\n";
+    let (mut near, mut peer) = chain().await;
+    near.write_all(b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    read_head(&mut peer).await;
+    peer.write_all(hints.as_bytes()).await.unwrap();
+    // Before the response, and without what concerns the connection.
+    assert_eq!(read_until(&mut near, "\r\n\r\n").await, "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n");
+    // However many there are.
+    peer.write_all("HTTP/1.1 102 Processing\r\n\r\n".repeat(40).as_bytes()).await.unwrap();
+    peer.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
+    let rest = read_until(&mut near, "ok").await;
+    assert_eq!((rest.matches("102 Processing").count(), rest.matches("HTTP/1.1 200 OK").count()), (15, 1), "{rest}");
+    // HTTP/1.0 has none.
+    let (mut near, mut peer) = chain().await;
+    near.write_all(b"GET /x HTTP/1.0\r\n\r\n").await.unwrap();
+    read_head(&mut peer).await;
+    peer.write_all(format!("{hints}HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").as_bytes()).await.unwrap();
+    assert!(read_until(&mut near, "ok").await.starts_with("HTTP/1.0 200 OK\r\n"));
+}
+
+#[tokio::test]
+async fn responses_with_unknown_codings_or_upgrades_are_errors_that_name_the_rule() {
+    for (head, rule) in [
+        ("200 OK\r\nTransfer-Encoding: gzip, chunked", "transfer-encoding \"gzip, chunked\""),
+        (
+            "200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
+            "transfer-encoding \"chunked, chunked\"",
+        ),
+        ("200 OK\r\nContent-Length: 1\r\nContent-Length: 2", "more than one content-length"),
+        ("200 OK\r\nbad name: x", "invalid header name"),
+        ("101 Switching Protocols\r\nUpgrade: x", "101 Switching Protocols to a request without an upgrade"),
+    ] {
+        let (mut client, mut peer) = endpoint().await;
+        peer.write_all(format!("HTTP/1.1 {head}\r\n\r\n").as_bytes()).await.unwrap();
+        assert_eq!(ask(&mut client).await.err().unwrap().to_string(), rule);
     }
 }
 
@@ -301,10 +474,11 @@ async fn large_bodies_and_trailers_pass_whole() {
         // Through a server, to a client: what was read is written.
         let (mut near, far) = tokio::io::duplex(100_000);
         let body = std::sync::Mutex::new(Some(body));
-        let server = tokio::spawn(serve(far, move |_| {
+        let handle = move |_| {
             let body = body.lock().unwrap().take().unwrap();
             async { Response::new(ResponseBody::upstream(body, Ending::none(), None)) }
-        }));
+        };
+        let server = tokio::spawn(serve(far, service(handle)));
         near.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await.unwrap();
         let mut got = Vec::new();
         near.read_to_end(&mut got).await.unwrap();
@@ -340,6 +514,6 @@ fn an_idle_connection_is_small() {
         Response::new(ResponseBody::full(Bytes::copy_from_slice(&space)))
     };
     let (_, server) = tokio::io::duplex(1);
-    let size = size(&serve(server, handle));
+    let size = size(&serve(server, service(handle)));
     assert!(size <= 768, "{size} bytes");
 }

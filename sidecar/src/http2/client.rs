@@ -11,7 +11,7 @@ use http::header::{CONTENT_LENGTH, HeaderValue};
 use http::request::Parts;
 use http::{Request, Response, StatusCode};
 use http_body::Body;
-use weft_core::http1::MAX_HEAD;
+use weft_core::http1::Limits;
 use weft_core::policy::Http2Keepalive;
 
 use super::outgoing::{Outgoing, SendError};
@@ -19,8 +19,8 @@ use super::tunnel::Tunnel;
 use super::{CONNECTION_WINDOW, SEND_BUFFER, STREAM_WINDOW};
 use crate::body::RequestBody;
 use crate::http::index_no_unique_values;
-use crate::http1::{ExchangeError, Failure};
-use crate::incoming::Incoming;
+use crate::http1::{ExchangeError, Failure, waits_for_continue};
+use crate::incoming::{Incoming, Interim, MAX_INTERIM, is_passed_on, pass_on};
 use crate::upstream::Upstream;
 
 /// A handle on a connection that carries many requests at a time.
@@ -72,7 +72,7 @@ pub async fn open(stream: Upstream, keepalive: Option<Http2Keepalive>) -> Result
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buffer_size(SEND_BUFFER)
-        .max_header_list_size(MAX_HEAD as u32)
+        .max_header_list_size(Limits::MESH.bytes as u32)
         .enable_push(false);
     let (sender, mut connection) = builder.handshake(stream).await?;
     let ping = connection.ping_pong();
@@ -106,11 +106,17 @@ impl Client {
         Ok((parts.status, Tunnel::new(send, recv)))
     }
 
-    /// Sends a request, which is no CONNECT: those have a connection of their own.
+    /// Sends a request, which is no CONNECT: those have a connection of their own. `interim`: where interim responses go.
     ///
     /// # Errors
     /// Says whether provably none of it was sent.
-    pub async fn send(&mut self, head: &Parts, body: RequestBody) -> Result<Response<Incoming>, ExchangeError> {
+    pub async fn send(
+        &mut self,
+        head: &Parts,
+        body: RequestBody,
+        interim: Option<&dyn Interim>,
+    ) -> Result<Response<Incoming>, ExchangeError> {
+        let mut held = waits_for_continue(head, &body);
         let (mut request, ()) = Request::new(()).into_parts();
         request.method = head.method.clone();
         request.uri = head.uri.clone();
@@ -130,8 +136,25 @@ impl Client {
             Err(e) => return Err(ExchangeError { unsent: self.is_closed(), reason: e.into() }),
         };
         let mut sending = (!bodiless).then(|| Outgoing::new(body, stream));
+        let mut passed_on = 0;
         let answered = poll_fn(|cx| {
-            if let Some(outgoing) = &mut sending
+            while let Poll::Ready(Some(Ok(found))) = answer.poll_informational(cx) {
+                let (parts, ()) = found.into_parts();
+                if parts.status == StatusCode::CONTINUE {
+                    held = None;
+                } else if let Some(interim) = interim
+                    && is_passed_on(parts.status)
+                    && passed_on < MAX_INTERIM
+                {
+                    passed_on += 1;
+                    pass_on(interim, parts, &Bytes::new());
+                }
+            }
+            if held.as_mut().is_some_and(|held| held.as_mut().poll(cx).is_ready()) {
+                held = None;
+            }
+            if held.is_none()
+                && let Some(outgoing) = &mut sending
                 && let Poll::Ready(sent) = outgoing.poll_send(cx)
             {
                 match sent {
@@ -146,7 +169,11 @@ impl Client {
             Pin::new(&mut answer).poll(cx).map_err(Failure::Http2)
         });
         let response = answered.await.map_err(|reason| ExchangeError { reason, unsent: false })?;
-        let (parts, received) = response.into_parts();
+        let (mut parts, received) = response.into_parts();
+        if matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
+            // Some servers send one all the same, and a client that believes it resets the stream.
+            parts.headers.remove(CONTENT_LENGTH);
+        }
         let mut incoming = Incoming::http2(received, &parts.headers);
         if let Some(mut outgoing) = sending {
             // The answer came first. Whoever reads it may not ask for more until the request has gone.

@@ -2,6 +2,7 @@
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 
 use bytes::Bytes;
@@ -12,7 +13,7 @@ use http::{Method, Request, Response};
 use http_body::Body;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
-use weft_core::http1::MAX_HEAD;
+use weft_core::http1::Limits;
 
 use super::outgoing::{Outgoing, SendError};
 use super::tunnel::Tunnel;
@@ -38,7 +39,8 @@ where
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buffer_size(SEND_BUFFER)
-        .max_header_list_size(MAX_HEAD as u32)
+        // More than is allowed, so that what is a little too large has a response that says so; beyond it `h2` answers 431.
+        .max_header_list_size(2 * Limits::MESH.bytes as u32)
         .max_concurrent_streams(MAX_STREAMS);
     let mut connection = builder.handshake::<_, Bytes>(io).await?;
     let mut drain = pin!(drain);
@@ -62,10 +64,12 @@ where
         } else {
             Incoming::http2(received, &parts.headers)
         };
+        let interim = Arc::<Mutex<Vec<Response<()>>>>::default();
+        let incoming = incoming.with_interim(interim.clone());
         let is_head = parts.method == Method::HEAD;
         // A pointer is what moves from hand to hand until it runs, not a request's whole state.
         let handling = Box::pin(handle(Request::from_parts(parts, incoming)));
-        tokio::spawn(answer(handling, respond, is_head, tunnel));
+        tokio::spawn(answer(handling, respond, interim, is_head, tunnel));
     }
 }
 
@@ -76,13 +80,21 @@ type WayOut = (oneshot::Sender<crate::incoming::Upgraded>, RecvStream);
 async fn answer(
     mut handling: Pin<Box<impl Future<Output = Response<ResponseBody>>>>,
     mut respond: SendResponse<Bytes>,
+    interim: Arc<Mutex<Vec<Response<()>>>>,
     is_head: bool,
     tunnel: Option<WayOut>,
 ) {
-    let response = poll_fn(|cx| match handling.as_mut().poll(cx) {
-        Poll::Ready(response) => Poll::Ready(Some(response)),
-        // A client that has reset the stream wants no answer, and what was begun for it falls with the handling.
-        Poll::Pending => respond.poll_reset(cx).map(|_| None),
+    let response = poll_fn(|cx| {
+        let handled = handling.as_mut().poll(cx);
+        for response in interim.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            // A stream that cannot be written any more shows it below.
+            let _ = respond.send_informational(response);
+        }
+        match handled {
+            Poll::Ready(response) => Poll::Ready(Some(response)),
+            // A client that has reset the stream wants no answer, and what was begun for it falls with the handling.
+            Poll::Pending => respond.poll_reset(cx).map(|_| None),
+        }
     });
     let Some(response) = response.await else { return };
     drop(handling);

@@ -40,6 +40,30 @@ async fn application(socket: TcpStream, heard: mpsc::UnboundedSender<String>) {
                     stream.send_data("enough".into(), true).unwrap();
                     heard.send(format!("{:?}", poll_fn(|cx| stream.poll_reset(cx)).await)).unwrap();
                 }
+                // The rest of the request is not read: NO_ERROR follows the whole response (RFC 9113, 8.1).
+                "/enough" => {
+                    let mut stream = respond.send_response(head(413), false).unwrap();
+                    stream.send_data("enough".into(), true).unwrap();
+                }
+                "/cut" => {
+                    let head = Response::builder().header("content-length", "10").body(()).unwrap();
+                    let mut stream = respond.send_response(head, false).unwrap();
+                    stream.send_data("half".into(), false).unwrap();
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    stream.send_reset(Reason::NO_ERROR);
+                }
+                "/hints" => {
+                    let hints = Response::builder().status(103).header("link", "</a>").body(()).unwrap();
+                    respond.send_informational(hints).unwrap();
+                    respond.send_response(head(204), true).unwrap();
+                }
+                "/refuses" => drop(respond.send_response(head(417), true)),
+                "/wants" => {
+                    respond.send_informational(head(100)).unwrap();
+                    let data = body.data().await.unwrap().unwrap();
+                    heard.send(format!("{data:?}")).unwrap();
+                    respond.send_response(head(204), true).unwrap();
+                }
                 "/never" => {
                     let reset = poll_fn(|cx| respond.poll_reset(cx)).await;
                     heard.send(format!("{reset:?}")).unwrap();
@@ -81,9 +105,10 @@ async fn forward(mut endpoint: Client, request: Request<Incoming>) -> Response<R
         });
         return Response::new(ResponseBody::empty());
     }
+    let interim = incoming.take_interim();
     let body = Replay::new(incoming);
     endpoint.ready().await.unwrap();
-    match endpoint.send(&parts, body.attempt().unwrap_or(RequestBody::Empty)).await {
+    match endpoint.send(&parts, body.attempt().unwrap_or(RequestBody::Empty), interim.as_deref()).await {
         Ok(response) => response.map(|incoming| ResponseBody::upstream(incoming, Ending::none(), None)),
         Err(e) => {
             let mut response = Response::new(ResponseBody::full(e.to_string().into()));
@@ -132,6 +157,47 @@ async fn send_all(stream: &mut SendStream<Bytes>, mut data: Bytes) {
         let room = poll_fn(|cx| stream.poll_capacity(cx)).await.unwrap().unwrap();
         stream.send_data(data.split_to(room.min(data.len())), false).unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_reset_with_no_error_after_a_whole_response_is_its_end() {
+    let (sender, _heard) = proxied(std::future::pending()).await;
+    let (answer, mut upload) = post(&sender, "/enough").await;
+    upload.send_data(vec![b'x'; 1000].into(), false).unwrap();
+    let response = answer.await.unwrap();
+    assert_eq!(response.status(), 413);
+    assert_eq!(all(response.into_body()).await.unwrap().0, b"enough");
+    // The client is told in the same way that the rest is not wanted.
+    assert_eq!(poll_fn(|cx| upload.poll_reset(cx)).await.unwrap(), Reason::NO_ERROR);
+    // What is not whole is not taken for it.
+    let (answer, _upload) = post(&sender, "/cut").await;
+    assert!(all(answer.await.unwrap().into_body()).await.is_err());
+}
+
+#[tokio::test]
+async fn interim_responses_are_passed_on_over_http2() {
+    let (sender, _heard) = proxied(std::future::pending()).await;
+    let (mut answer, _) =
+        sender.clone().ready().await.unwrap().send_request(request(Method::GET, "/hints"), true).unwrap();
+    let hints = poll_fn(|cx| answer.poll_informational(cx)).await.unwrap().unwrap();
+    assert_eq!((hints.status().as_u16(), &hints.headers()["link"]), (103, &http::HeaderValue::from_static("</a>")));
+    assert_eq!(answer.await.unwrap().status(), 204);
+}
+
+#[tokio::test]
+async fn the_endpoint_decides_over_http2_whether_the_body_of_an_expecting_request_is_sent() {
+    let (sender, mut heard) = proxied(std::future::pending()).await;
+    let expecting = |path: &str| {
+        let mut request = request(Method::POST, path);
+        request.headers_mut().insert("expect", http::HeaderValue::from_static("100-continue"));
+        request
+    };
+    let (answer, _upload) = sender.clone().ready().await.unwrap().send_request(expecting("/refuses"), false).unwrap();
+    assert_eq!(answer.await.unwrap().status(), 417);
+    let (answer, mut upload) = sender.clone().ready().await.unwrap().send_request(expecting("/wants"), false).unwrap();
+    upload.send_data("body".into(), true).unwrap();
+    assert_eq!(heard.recv().await.unwrap(), "b\"body\"");
+    assert_eq!(answer.await.unwrap().status(), 204);
 }
 
 #[tokio::test]
@@ -193,7 +259,9 @@ async fn a_request_that_cannot_be_sent_is_not_said_to_be_unsent() {
     let (mut endpoint, driver) = open(Upstream::Plain(to_application), None).await.unwrap();
     tokio::spawn(driver);
     let refused = Request::builder().uri("http://a/").header("connection", "close").body(()).unwrap();
-    let Err(error) = endpoint.send(&refused.into_parts().0, RequestBody::Empty).await else { panic!("it was sent") };
+    let Err(error) = endpoint.send(&refused.into_parts().0, RequestBody::Empty, None).await else {
+        panic!("it was sent")
+    };
     assert!(!error.unsent && !endpoint.is_closed(), "{error}");
 }
 

@@ -9,8 +9,11 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body;
 use weft_core::endpoint::Endpoint;
+use weft_core::http1::Limits;
+use weft_core::outcome::Outcome;
 use weft_core::policy::{Inbound, MtlsMode, Protocol};
 use weft_core::reply::Reason;
+use weft_core::retry::is_repeatable;
 
 use super::Caller;
 use crate::body::{Replay, RequestBody, ResponseBody};
@@ -18,11 +21,12 @@ use crate::call::{Ending, Record};
 use crate::cluster::ClusterView;
 use crate::connect::MARK_DELIVERY;
 use crate::http::{
-    HTTP1_CLIENT, UNDELIVERED, address_request, address_response, authority, ensure_request_id, local_reply,
-    normalise_path, remove_hop_headers, wants_upgrade,
+    Asks, Form, HTTP1_CLIENT, UNDELIVERED, address_request, address_response, admit, authority, ensure_request_id,
+    local_reply, remove_hop_headers,
 };
-use crate::incoming::Incoming;
-use crate::outbound::{NO_PATH, classify};
+use crate::http1::Unread;
+use crate::incoming::{Incoming, Interim};
+use crate::outbound::{broken_rule, classify};
 use crate::pool::{CheckoutError, Lease};
 use crate::upstream::Dialer;
 
@@ -34,14 +38,19 @@ pub(super) async fn request(caller: &Arc<Caller>, request: Request<Incoming>) ->
     let start = Instant::now();
     let active = caller.proxy.inbound.begin();
     let (mut parts, mut incoming) = request.into_parts();
-    let upgrade = incoming.take_upgrade().filter(|_| wants_upgrade(&parts));
     let client_version = parts.version;
     ensure_request_id(&mut parts.headers);
-    let has_path = normalise_path(&mut parts);
+    let settings = &caller.proxy.settings;
+    let asks = admit(&mut parts, caller.limits(), &settings.upgrades);
     let mut record = caller.record(&parts, start);
-    if !has_path {
-        return caller.refuse(record, &Reason::BadRequest { detail: NO_PATH }, "", &parts.headers, true);
-    }
+    let asks = match asks {
+        Ok(Asks::Connect) if !settings.allows_connect() => Err(Reason::ConnectRefused),
+        asks => asks,
+    };
+    let upgrade = match asks {
+        Ok(asks) => incoming.take_upgrade().filter(|_| asks != Asks::Nothing),
+        Err(reason) => return caller.refuse(record, &reason, "", &parts.headers, false),
+    };
     // As the policy is now, not as it was when the connection came: a kept connection may outlive many policies.
     let inbound = caller.proxy.directory.snapshot().inbound.clone();
     // A connection that came while plaintext was allowed does not outlive that.
@@ -66,13 +75,16 @@ pub(super) async fn request(caller: &Arc<Caller>, request: Request<Incoming>) ->
     caller.name_in(&mut parts.headers);
     let host = authority(&parts).to_owned();
     let (is_head, is_connect) = (parts.method == Method::HEAD, parts.method == Method::CONNECT);
-    address_request(&mut parts, &host, multiplex);
+    address_request(&mut parts, &host, if multiplex { Form::Http2 } else { Form::AsItCame });
+    let interim = incoming.take_interim();
     let origin = std::mem::take(&mut incoming.origin);
     let body = if incoming.is_end_stream() { None } else { Some(Replay::new(incoming)) };
     let in_flight = endpoint.state.enter();
 
     let way = Way { cluster: &cluster, endpoint: &endpoint, multiplex };
-    let sent = send(caller, way, &parts, &origin, body.as_ref(), &mut record.attempts).await;
+    let call =
+        Delivery { caller, way, head: &parts, origin: &origin, body: body.as_ref(), interim: interim.as_deref() };
+    let sent = call.send(&mut record.attempts).await;
     let (mut response, lease) = match sent {
         Ok(sent) => sent,
         Err(Failed { reason, delivered }) => {
@@ -132,53 +144,68 @@ struct Failed {
 }
 
 /// Where to, and how.
+#[derive(Clone, Copy)]
 struct Way<'a> {
     cluster: &'a Arc<ClusterView>,
     endpoint: &'a Arc<Endpoint>,
     multiplex: bool,
 }
 
-/// Sends a request to the application. A connection that it closed while it was idle costs nobody a request.
-async fn send(
-    caller: &Caller,
-    way: Way<'_>,
-    head: &Parts,
-    origin: &Bytes,
-    body: Option<&Arc<Replay>>,
-    attempts: &mut u32,
-) -> Result<(Response<Incoming>, Lease), Failed> {
-    let identity = &caller.proxy.identity;
-    let Way { cluster, endpoint, multiplex } = way;
-    loop {
-        let (config, mark) = (&cluster.config, MARK_DELIVERY);
-        let generation = cluster.generation;
-        let dialer = Dialer { cluster: config, endpoint, identity, ends: None, multiplex, mark, generation };
-        let mut lease = cluster.shared.pool.checkout(caller.worker, &dialer).await.map_err(|e| {
-            let reason = match e {
-                CheckoutError::Overflow(overflow) => Reason::Overflow(overflow),
-                CheckoutError::Dial(e) => {
-                    Reason::of(&e.outcome, None, Duration::ZERO, &e.detail).unwrap_or(Reason::UpstreamClosed)
-                }
+/// A request on its way to the application.
+struct Delivery<'a> {
+    caller: &'a Caller,
+    way: Way<'a>,
+    head: &'a Parts,
+    /// The head that the request came with.
+    origin: &'a Bytes,
+    body: Option<&'a Arc<Replay>>,
+    /// Where interim responses go.
+    interim: Option<&'a dyn Interim>,
+}
+
+impl Delivery<'_> {
+    /// Sends it. A kept connection that died costs no request that may be repeated: it may have ended before the application
+    /// read the request.
+    async fn send(&self, attempts: &mut u32) -> Result<(Response<Incoming>, Lease), Failed> {
+        let identity = &self.caller.proxy.identity;
+        let Way { cluster, endpoint, multiplex } = self.way;
+        let repeatable = is_repeatable(&self.head.method, self.body.is_some());
+        loop {
+            let (config, mark) = (&cluster.config, MARK_DELIVERY);
+            let generation = cluster.generation;
+            let dialer = Dialer { cluster: config, endpoint, identity, ends: None, multiplex, mark, generation };
+            let mut lease = cluster.shared.pool.checkout(self.caller.worker, &dialer).await.map_err(|e| {
+                let reason = match e {
+                    CheckoutError::Overflow(overflow) => Reason::Overflow(overflow),
+                    CheckoutError::Dial(e) => {
+                        Reason::of(&e.outcome, None, Duration::ZERO, &e.detail).unwrap_or(Reason::UpstreamClosed)
+                    }
+                };
+                Failed { reason, delivered: false }
+            })?;
+            let sending = match self.body {
+                None => Some(RequestBody::Empty),
+                Some(body) => body.attempt(),
             };
-            Failed { reason, delivered: false }
-        })?;
-        let sending = match body {
-            None => Some(RequestBody::Empty),
-            Some(body) => body.attempt(),
-        };
-        let Some(sending) = sending else {
-            return Err(Failed { reason: Reason::UpstreamClosed, delivered: true });
-        };
-        *attempts += 1;
-        match lease.send(head, origin, sending).await {
-            Ok(response) => return Ok((response, lease)),
-            Err(error) => {
-                if error.unsent && lease.reused && body.is_none_or(|b| b.is_whole()) {
-                    continue;
+            let Some(sending) = sending else {
+                return Err(Failed { reason: Reason::UpstreamClosed, delivered: true });
+            };
+            *attempts += 1;
+            match lease.send(self.head, self.origin, sending, self.interim).await {
+                Ok(response) => return Ok((response, lease)),
+                Err(error) => {
+                    let outcome = classify(&error);
+                    let unseen = error.unsent && self.body.is_none_or(|b| b.is_whole());
+                    let died = matches!(outcome, Outcome::Reset { .. } | Outcome::RemoteReset);
+                    if lease.reused && (unseen || (repeatable && died)) {
+                        continue;
+                    }
+                    let reason = broken_rule(&error)
+                        .map(|detail| Reason::BadRequest { detail })
+                        .or_else(|| Reason::of(&outcome, None, Duration::ZERO, &error.to_string()))
+                        .unwrap_or(Reason::UpstreamClosed);
+                    return Err(Failed { reason, delivered: !error.unsent });
                 }
-                let reason = Reason::of(&classify(&error), None, Duration::ZERO, &error.to_string());
-                let delivered = !error.unsent;
-                return Err(Failed { reason: reason.unwrap_or(Reason::UpstreamClosed), delivered });
             }
         }
     }
@@ -204,6 +231,17 @@ impl Caller {
         if let Ok(value) = HeaderValue::from_str(&text) {
             headers.insert(CLIENT_CERT, value);
         }
+    }
+
+    /// How large the head of a request may be: another sidecar has added to what its application sent.
+    pub(super) fn limits(&self) -> Limits {
+        if self.id.is_some() { Limits::MESH } else { Limits::OUTSIDE }
+    }
+
+    /// Answers a request whose head cannot be read.
+    pub(super) fn refuse_unread(&self, unread: &Unread) -> Response<ResponseBody> {
+        let record = Record::unread(&self.proxy, &unread.line, self.peer, self.pair.clone());
+        self.refuse(record, &Reason::from(&unread.error), "", &HeaderMap::new(), true)
     }
 
     /// The record of a request that came by this connection.

@@ -183,6 +183,45 @@ async fn a_certificate_is_shown_and_read_again_when_it_has_changed() {
     assert!(format!("{e:#}").contains("none.pem"), "{e:#}");
 }
 
+/// What `openssl req -x509` makes: a CA that is the server's own certificate.
+fn self_signed(ca: &Authority, names: &[&str], years: (i32, i32)) -> Arc<rustls::ServerConfig> {
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new(names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    (params.not_before, params.not_after) = (date_time_ymd(years.0, 1, 1), date_time_ymd(years.1, 1, 1));
+    let certificate = params.self_signed(&key).unwrap();
+    std::fs::write(ca.path("own.pem"), certificate.pem()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+    Arc::new(builder.with_no_client_auth().with_single_cert(vec![certificate.der().clone()], key).unwrap())
+}
+
+#[tokio::test]
+async fn a_self_signed_certificate_given_as_its_own_ca_verifies_by_exact_match() {
+    let ca = authority();
+    let known = Originations::default();
+    let own = |names: &[&str]| Origination {
+        ca: Some(ca.path("own.pem").into()),
+        subject_alt_names: names.iter().map(|name| (*name).to_owned()).collect(),
+        ..simple(&ca)
+    };
+    let server = self_signed(&ca, &["api.example", "other.example"], (2020, 2100));
+    shake(&known, &own(&[]), alpn::TCP, server.clone()).await.unwrap();
+    shake(&known, &own(&["other.example"]), alpn::TCP, server.clone()).await.unwrap();
+    let refused = |e: anyhow::Error| format!("{e:?}");
+    let by_name = shake(&known, &own(&["third.example"]), alpn::TCP, server.clone()).await.unwrap_err();
+    assert!(refused(by_name).contains("NotValidForName"));
+    // Another one with the same name and a key of its own.
+    let given = std::fs::read(ca.path("own.pem")).unwrap();
+    let other = self_signed(&ca, &["api.example"], (2020, 2100));
+    std::fs::write(ca.path("own.pem"), given).unwrap();
+    shake(&Originations::default(), &own(&[]), alpn::TCP, other).await.unwrap_err();
+    let expired = self_signed(&ca, &["api.example"], (2020, 2021));
+    let expired = shake(&Originations::default(), &own(&[]), alpn::TCP, expired).await.unwrap_err();
+    assert!(refused(expired).contains("Expired"));
+}
+
 #[tokio::test]
 async fn what_was_revoked_is_refused() {
     let (ca, other) = (authority(), authority());

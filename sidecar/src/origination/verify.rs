@@ -21,6 +21,7 @@ use weft_core::policy::Origination;
 
 use super::certificates;
 use super::files::Files;
+use crate::given::{self, HasName};
 
 /// What verifies the servers of an origination.
 pub(super) fn verifier(
@@ -31,25 +32,44 @@ pub(super) fn verifier(
     if origination.skip_verify {
         return Ok(Arc::new(AnyCertificate(provider.signature_verification_algorithms)));
     }
+    let given = files.ca.as_deref().map(certificates).transpose()?.unwrap_or_default();
     let roots = match &files.ca {
         None => system_roots(),
         Some(file) => {
             let mut roots = RootCertStore::empty();
-            for root in certificates(file)? {
-                roots.add(root).with_context(|| format!("{} holds no CA", file.display()))?;
+            for root in &given {
+                roots.add(root.clone()).with_context(|| format!("{} holds no CA", file.display()))?;
             }
             Arc::new(roots)
         }
     };
     ensure!(!roots.is_empty(), "this system trusts no certificate authority: give `caCertificates`");
     let crls = files.crl.as_deref().map(revoked).transpose()?.unwrap_or_default();
-    if origination.subject_alt_names.is_empty() {
+    // A certificate that is its own CA is on no other's list: with one, the chain decides.
+    let given = if crls.is_empty() { given } else { Vec::new() };
+    let names = origination.subject_alt_names.clone();
+    if names.is_empty() {
         let builder = WebPkiServerVerifier::builder_with_provider(roots, provider);
-        return Ok(builder.with_crls(crls).enforce_revocation_expiration().build()?);
+        let inner = builder.with_crls(crls).enforce_revocation_expiration().build()?;
+        let has_name: HasName = Box::new(|_, parsed, name| verify_server_name(parsed, name).is_ok());
+        return Ok(Arc::new(given::Server { given, has_name, inner }));
     }
     let parsed = crls.iter().map(|crl| OwnedCertRevocationList::from_der(crl).map(Into::into));
     let crls = parsed.collect::<Result<_, _>>().context("a list of what was revoked cannot be read")?;
-    Ok(Arc::new(Named { roots, crls, names: origination.subject_alt_names.clone(), provider }))
+    let inner = Arc::new(Named { roots, crls, names: names.clone(), provider });
+    let has_name: HasName = Box::new(move |leaf, parsed, _| has_one_of(&names, leaf, parsed));
+    Ok(Arc::new(given::Server { given, has_name, inner }))
+}
+
+/// Whether a certificate has one of `names`, as a URI or a host.
+fn has_one_of(names: &[String], leaf: &CertificateDer<'_>, parsed: &ParsedCertificate<'_>) -> bool {
+    let uris: Vec<String> = EndEntityCert::try_from(leaf)
+        .map(|leaf| leaf.valid_uri_names().map(str::to_owned).collect())
+        .unwrap_or_default();
+    names.iter().any(|name| {
+        let host = ServerName::try_from(name.as_str());
+        uris.contains(name) || host.is_ok_and(|host| verify_server_name(parsed, &host).is_ok())
+    })
 }
 
 fn revoked(path: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>> {
@@ -69,16 +89,6 @@ struct Named {
 }
 
 impl Named {
-    fn has_name(&self, leaf: &CertificateDer<'_>, parsed: &ParsedCertificate<'_>) -> bool {
-        let uris: Vec<String> = EndEntityCert::try_from(leaf)
-            .map(|leaf| leaf.valid_uri_names().map(str::to_owned).collect())
-            .unwrap_or_default();
-        self.names.iter().any(|name| {
-            let host = ServerName::try_from(name.as_str());
-            uris.contains(name) || host.is_ok_and(|host| verify_server_name(parsed, &host).is_ok())
-        })
-    }
-
     /// Rustls has the chain and what was revoked verified together with one name alone.
     fn verify_unrevoked(
         &self,
@@ -123,7 +133,7 @@ impl ServerCertVerifier for Named {
         let algorithms = self.provider.signature_verification_algorithms.all;
         verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, intermediates, now, algorithms)?;
         self.verify_unrevoked(end_entity, intermediates, now).map_err(refused)?;
-        if self.has_name(end_entity, &parsed) {
+        if has_one_of(&self.names, end_entity, &parsed) {
             return Ok(ServerCertVerified::assertion());
         }
         Err(CertificateError::NotValidForName.into())

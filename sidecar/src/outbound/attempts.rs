@@ -15,15 +15,15 @@ use weft_core::flag::{ResponseFlag, ResponseFlags};
 use weft_core::limits::Overflow;
 use weft_core::outcome::Outcome;
 use weft_core::reply::Reason;
-use weft_core::retry::RetryPolicy;
+use weft_core::retry::{RetryPolicy, is_repeatable};
 
 use super::Downstream;
 use super::plan::Plan;
-use crate::body::{Replay, RequestBody};
+use crate::body::{BodyError, Replay, RequestBody};
 use crate::connect::MARK_UPSTREAM;
 use crate::http::{ATTEMPT_COUNT, UNDELIVERED};
 use crate::http1::{ExchangeError, Failure as ExchangeFailure, ReadError};
-use crate::incoming::{Incoming, IncomingError};
+use crate::incoming::{Incoming, IncomingError, Interim};
 use crate::pool::{CheckoutError, Lease};
 use crate::upstream::{DialError, Dialer};
 
@@ -34,6 +34,8 @@ pub(super) struct Attempts<'a> {
     /// The head that the request came with.
     pub(super) origin: &'a Bytes,
     pub(super) body: Option<&'a Arc<Replay>>,
+    /// Where interim responses go.
+    pub(super) interim: Option<&'a dyn Interim>,
     pub(super) retry: &'a RetryPolicy,
     /// Whether HTTP/2 is spoken.
     pub(super) multiplex: bool,
@@ -75,13 +77,22 @@ struct Failed {
     detail: String,
     overflow: Option<Overflow>,
     without_identity: bool,
+    /// The rule that the client's body broke: the endpoint is not to blame.
+    broken_rule: Option<&'static str>,
     /// The connection had served another request before.
     reused: bool,
 }
 
 impl From<Outcome> for Failed {
     fn from(outcome: Outcome) -> Failed {
-        Failed { outcome, detail: String::new(), overflow: None, without_identity: false, reused: false }
+        Failed {
+            outcome,
+            detail: String::new(),
+            overflow: None,
+            without_identity: false,
+            broken_rule: None,
+            reused: false,
+        }
     }
 }
 
@@ -92,7 +103,7 @@ impl Attempts<'_> {
         let mut tried: SmallVec<[Arc<Endpoint>; 4]> = SmallVec::new();
         let mut random = || rand::rng().next_u64();
         let keeps = self.retry.attempts > 0;
-        let repeats = self.may_repeat(head);
+        let repeats = is_repeatable(&head.method, self.body.is_some());
         // Held from a retry's beginning to its end, as maxRetries counts them.
         let mut retry_permit = None;
         loop {
@@ -178,11 +189,6 @@ impl Attempts<'_> {
         }
     }
 
-    /// Whether a request may be sent twice without harm, whatever became of it the first time.
-    fn may_repeat(&self, parts: &Parts) -> bool {
-        parts.method.is_safe() && self.body.is_none()
-    }
-
     /// Whether the body can be sent from its beginning.
     fn may_resend(&self) -> bool {
         self.body.is_none_or(|body| body.is_whole())
@@ -191,6 +197,9 @@ impl Attempts<'_> {
     fn reason(&self, failed: Failed) -> Reason {
         if failed.without_identity {
             return Reason::PeerWithoutIdentity;
+        }
+        if let Some(detail) = failed.broken_rule {
+            return Reason::BadRequest { detail };
         }
         let after = self.retry.per_try_timeout.unwrap_or(Duration::ZERO);
         Reason::of(&failed.outcome, failed.overflow, after, &failed.detail).unwrap_or(Reason::UpstreamClosed)
@@ -226,14 +235,15 @@ impl Attempts<'_> {
                     None => return Err(Failed::from(Outcome::Reset { request_started: true })),
                 },
             };
-            match lease.send(head, self.origin, body).await {
+            match lease.send(head, self.origin, body, self.interim).await {
                 Ok(response) => return Ok(Sent { response, lease, in_flight, flags: ResponseFlags::NONE }),
                 Err(error) => {
                     let reused = lease.reused;
                     if error.unsent && reused && self.may_resend() {
                         continue;
                     }
-                    return Err(Failed { detail: error.to_string(), reused, ..Failed::from(classify(&error)) });
+                    let (detail, broken_rule) = (error.to_string(), broken_rule(&error));
+                    return Err(Failed { detail, broken_rule, reused, ..Failed::from(classify(&error)) });
                 }
             }
         }
@@ -247,6 +257,14 @@ fn count(attempt: u32) -> HeaderValue {
         2 => HeaderValue::from_static("2"),
         3 => HeaderValue::from_static("3"),
         _ => HeaderValue::from(attempt),
+    }
+}
+
+/// The rule that the client's body broke, where that is why the exchange failed.
+pub(crate) fn broken_rule(error: &ExchangeError) -> Option<&'static str> {
+    match &error.reason {
+        ExchangeFailure::Body(BodyError::Client(IncomingError::Http1(ReadError::Body(e)))) => Some(e.rule()),
+        _ => None,
     }
 }
 

@@ -1,7 +1,7 @@
 //! Copies of requests (`mirror`, `mirrors`): sent like the request itself, once, and their answers thrown away.
 //!
-//! A copy costs the request nothing but its bytes: it waits for nobody, and nobody for it. What it may hold is bounded: a
-//! body by which it is slower, a time, and a number of copies at once.
+//! A copy costs the request nothing but its bytes: neither waits for the other. What copies may hold is bounded: the bytes by
+//! which they are slower ([`crate::body::COPY_BUDGET`]), a time, and a number of copies at once.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ use super::{Downstream, speaks_only_http2};
 use crate::body::{Replay, RequestBody};
 use crate::cluster::ClusterView;
 use crate::connect::MARK_UPSTREAM;
-use crate::http::{HTTP1_CLIENT, address_request, authority};
+use crate::http::{Form, HTTP1_CLIENT, address_request, authority};
 use crate::pool::CheckoutError;
 use crate::upstream::Dialer;
 
@@ -57,14 +57,16 @@ impl Original<'_> {
             if multiplex && self.version != Version::HTTP_2 && !speaks_only_http2(cluster.config.protocol) {
                 parts.headers.insert(HTTP1_CLIENT, HeaderValue::from_static("1"));
             }
-            address_request(&mut parts, self.host, multiplex);
+            address_request(&mut parts, self.host, if multiplex { Form::Http2 } else { Form::Origin });
             let copy = Copy {
                 down: self.down.clone(),
                 cluster,
                 hash: target.hash,
                 parts,
                 origin: self.origin.clone(),
-                body: self.body.map_or(RequestBody::Empty, |body| body.copy()),
+                body: self
+                    .body
+                    .map_or(RequestBody::Empty, |body| body.copy(self.down.proxy.metrics.mirrors_cut.clone())),
                 multiplex,
                 grpc,
                 _permit: permit,
@@ -125,7 +127,7 @@ impl Copy {
             RequestBody::Copy(body) => Some(body.state.clone()),
             _ => None,
         };
-        let response = match lease.send(&self.parts, &self.origin, self.body).await {
+        let response = match lease.send(&self.parts, &self.origin, self.body, None).await {
             Ok(response) => response,
             Err(error) => return cluster.record(&endpoint, &classify(&error)),
         };

@@ -12,6 +12,7 @@ use weft_core::endpoint::{Endpoint, find};
 use weft_core::gateway;
 use weft_core::hash::{HashOutcome, request_hash};
 use weft_core::headers::HeaderOps;
+use weft_core::http1;
 use weft_core::names;
 use weft_core::policy::{H2Upgrade, Protocol};
 use weft_core::reply::Reason;
@@ -23,7 +24,7 @@ use crate::body::ResponseBody;
 use crate::cluster::ClusterView;
 use crate::connect::is_virtual;
 use crate::directory::{Lookup, ServiceView};
-use crate::http::authority;
+use crate::http::{Asks, authority};
 use crate::proxy::{Proxy, foreign_endpoint};
 
 /// What becomes of a request.
@@ -46,7 +47,10 @@ pub(super) struct Plan {
     pub(super) hash: HashOutcome,
     /// A forward, and the index of the destination that was drawn.
     route: Option<(Arc<Route>, usize)>,
-    pub(super) rewritten: Option<http::uri::PathAndQuery>,
+    pub(super) rewritten: Option<Box<http1::Target>>,
+    /// It goes to where it was dialed, not to what its authority names: a target in absolute-form stays one, since what is
+    /// there may be a proxy that the application chose.
+    pub(super) keeps_form: bool,
     pub(super) grant: Option<Box<Grant>>,
     /// Who gets copies of this request.
     pub(super) mirrors: Vec<Target>,
@@ -68,7 +72,8 @@ impl Plan {
     fn fixed(cluster: Arc<ClusterView>, endpoint: Arc<Endpoint>) -> Plan {
         let hash = HashOutcome::default();
         let mirrors = Vec::new();
-        Plan { cluster, fixed: Some(endpoint), hash, route: None, rewritten: None, grant: None, mirrors }
+        let fixed = Some(endpoint);
+        Plan { cluster, fixed, hash, route: None, rewritten: None, keeps_form: true, grant: None, mirrors }
     }
 
     /// What the route says of forwarding; `None`: the application chose the endpoint itself.
@@ -99,8 +104,8 @@ impl Plan {
 
 /// Where a request goes.
 enum Place {
-    /// To a service, by its routes.
-    Service(Arc<ServiceView>, u16),
+    /// To a service, by its routes: one that the authority names (`true`), or the address that was dialed.
+    Service(Arc<ServiceView>, u16, bool),
     /// To this endpoint of a service, by the application's own choice.
     Pinned(Arc<ClusterView>, Arc<Endpoint>),
     /// To where it was dialed.
@@ -112,20 +117,28 @@ enum Place {
 }
 
 /// Phases 1 and 2.
-pub(super) async fn decide(down: &Downstream, parts: &Parts, view: &RequestView<'_>) -> Decision {
-    match target(down, parts).await {
+pub(super) async fn decide(down: &Downstream, parts: &Parts, view: &RequestView<'_>, asks: Asks) -> Decision {
+    let place = target(down, parts).await;
+    // A proxy that the application chose itself may be asked for a tunnel; the mesh's services are not proxies, unless it is
+    // allowed (Envoy's `upgrade_type: CONNECT`).
+    let chosen = matches!(place, Place::Foreign(_)) && down.original.is_some();
+    if asks == Asks::Connect && !chosen && !down.proxy.settings.allows_connect() {
+        return Decision::Refuse(None, Reason::ConnectRefused);
+    }
+    match place {
         Place::None(reason) => Decision::Refuse(None, reason),
         Place::Https => Decision::Secure(Box::new(secure(view))),
         Place::Foreign(to) => {
             // Addressed as an HTTP proxy, each request may go elsewhere: no connection is kept for the next one.
             if down.original.is_none() {
-                return Decision::Send(Plan::fixed(Arc::new(ClusterView::passthrough(1)), foreign_endpoint(to)));
+                let plan = Plan::fixed(Arc::new(ClusterView::passthrough(1)), foreign_endpoint(to));
+                return Decision::Send(Plan { keeps_form: false, ..plan });
             }
             let (cluster, endpoint) = down.foreign.unknown(to);
             Decision::Send(Plan::fixed(cluster, endpoint))
         }
         Place::Pinned(cluster, endpoint) => Decision::Send(Plan::fixed(cluster, endpoint)),
-        Place::Service(service, port) => by_route(down, view, service, port),
+        Place::Service(service, port, by_name) => by_route(down, view, service, port, by_name),
     }
 }
 
@@ -144,7 +157,7 @@ async fn target(down: &Downstream, parts: &Parts) -> Place {
         && let Lookup::Service(view) = directory.lookup(&host).await
         && (view.service.port(port).is_some() || down.original.is_none())
     {
-        return Place::Service(view, port);
+        return Place::Service(view, port, true);
     }
     let Some(original) = down.original.or_else(|| authority(parts).parse().ok()) else {
         return Place::None(Reason::UnknownHost);
@@ -163,7 +176,7 @@ async fn entered(down: &Downstream, entrance: &Entrance, parts: &Parts) -> Place
         return Place::Https;
     }
     match down.proxy.directory.lookup(service).await {
-        Lookup::Service(view) => Place::Service(view, 0),
+        Lookup::Service(view) => Place::Service(view, 0, true),
         _ => Place::None(Reason::NoRoute),
     }
 }
@@ -172,7 +185,7 @@ async fn entered(down: &Downstream, entrance: &Entrance, parts: &Parts) -> Place
 async fn dialed(down: &Downstream, original: SocketAddr) -> Place {
     if let Lookup::Service(view) = down.proxy.directory.lookup(&original.to_string()).await {
         if view.service.addresses.contains(&original.ip()) {
-            return Place::Service(view, original.port());
+            return Place::Service(view, original.port(), down.original.is_none());
         }
         // An endpoint's own address: the application balances by itself, and its choice stands.
         let pinned = view.clusters.iter().filter(|c| c.config.subset.is_empty()).find_map(|c| {
@@ -192,7 +205,13 @@ pub fn may_pass(proxy: &Proxy, original: SocketAddr) -> bool {
 }
 
 /// Phase 2.
-fn by_route(down: &Downstream, view: &RequestView<'_>, service: Arc<ServiceView>, port: u16) -> Decision {
+fn by_route(
+    down: &Downstream,
+    view: &RequestView<'_>,
+    service: Arc<ServiceView>,
+    port: u16,
+    by_name: bool,
+) -> Decision {
     let Some(route) = service.service.port(port).and_then(|port| port.routes.find(view)).cloned() else {
         return Decision::Refuse(Some(service), Reason::NoRoute);
     };
@@ -216,7 +235,9 @@ fn by_route(down: &Downstream, view: &RequestView<'_>, service: Arc<ServiceView>
             let at = drawn(forward);
             let cluster = service.clusters[forward.destinations[at].cluster].clone();
             let hash = request_hash(&forward.hash, view);
-            let rewritten = match route.rewritten_path(forward, view).map(|path| path.parse()).transpose() {
+            let rewritten =
+                route.rewritten_path(forward, view).map(|path| http1::Target::parse(path.into()).map(Box::new));
+            let rewritten = match rewritten.transpose() {
                 Ok(rewritten) => rewritten,
                 Err(_) => {
                     return Decision::Refuse(Some(service), Reason::BadRequest { detail: super::NO_REWRITTEN_PATH });
@@ -233,7 +254,8 @@ fn by_route(down: &Downstream, view: &RequestView<'_>, service: Arc<ServiceView>
                 }
             }
             let mirrors = mirrors(forward, &service, view);
-            Decision::Send(Plan { cluster, fixed, hash, route: Some((route, at)), rewritten, grant, mirrors })
+            let (route, keeps_form) = (Some((route, at)), !by_name);
+            Decision::Send(Plan { cluster, fixed, hash, route, rewritten, keeps_form, grant, mirrors })
         }
         Action::Redirect(redirect) => {
             let entered = down.gateway.as_ref().map(|_| down.ends.destination);

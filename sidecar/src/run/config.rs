@@ -96,6 +96,10 @@ pub struct Config {
     /// Access log, JSON lines: a file, or - for standard output.
     #[arg(long)]
     pub access_log: Option<String>,
+    /// Protocol that requests may switch to by `Upgrade`, past routes and retries, or `connect`: CONNECT then makes a tunnel to a
+    /// service. Repeatable; both sidecars of a call must allow it.
+    #[arg(long = "upgrade-type", value_name = "TOKEN", env = "WEFT_UPGRADE_TYPES", value_delimiter = ',', default_value = "websocket", value_parser = upgrade_type)]
+    pub upgrade_types: Vec<String>,
     /// What happens to unknown destinations.
     #[arg(long, value_enum, default_value_t = OutboundPolicy::AllowAny)]
     pub outbound_traffic: OutboundPolicy,
@@ -156,6 +160,10 @@ pub struct GatewayConfig {
     /// Access log, JSON lines: a file, or - for standard output.
     #[arg(long)]
     access_log: Option<String>,
+    /// Protocol that requests may switch to by `Upgrade`, past routes and retries, or `connect`: CONNECT then makes a tunnel to a
+    /// service. Repeatable; both sidecars of a call must allow it.
+    #[arg(long = "upgrade-type", value_name = "TOKEN", env = "WEFT_UPGRADE_TYPES", value_delimiter = ',', default_value = "websocket", value_parser = upgrade_type)]
+    upgrade_types: Vec<String>,
     /// On SIGTERM: seconds to wait for requests in progress, at most.
     #[arg(long, default_value_t = 30)]
     drain_limit: u64,
@@ -192,6 +200,7 @@ impl From<GatewayConfig> for Config {
             admin_listen: given.admin_listen,
             app_probes: Vec::new(),
             access_log: given.access_log,
+            upgrade_types: given.upgrade_types,
             outbound_traffic: OutboundPolicy::RegistryOnly,
             preload: Vec::new(),
             drain_acks: 0,
@@ -230,6 +239,18 @@ fn loopback(text: &str) -> Result<Listen, String> {
     let listen: Listen = text.parse()?;
     // Whoever reaches it registers, or reads, as this pod.
     if listen.0.is_none_or(|a| a.ip().is_loopback()) { Ok(listen) } else { Err("only loopback is allowed".into()) }
+}
+
+/// A protocol's name (RFC 9110, 7.8), in lower case: names are compared without it.
+fn upgrade_type(text: &str) -> Result<String, String> {
+    if text.eq_ignore_ascii_case("h2c") {
+        return Err("h2c is never tunnelled: HTTP/2 inside the tunnel would pass every route".into());
+    }
+    let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~/".contains(&byte);
+    match !text.is_empty() && text.bytes().all(token) {
+        true => Ok(text.to_ascii_lowercase()),
+        false => Err("must be the name of a protocol, such as websocket, or connect".into()),
+    }
 }
 
 fn key_value(text: &str) -> Result<(String, String), String> {

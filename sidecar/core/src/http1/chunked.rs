@@ -3,7 +3,7 @@
 use bytes::{Buf, Bytes};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use super::{Framing, MAX_HEADERS};
+use super::{Framing, Limits};
 
 /// Most bytes of chunk extensions in one body, and of its trailers.
 const MAX_EXTRA: usize = 16 * 1024;
@@ -61,6 +61,13 @@ pub enum Decoded {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct BodyError(&'static str);
+
+impl BodyError {
+    /// The rule that the body breaks.
+    pub fn rule(self) -> &'static str {
+        self.0
+    }
+}
 
 impl Body {
     /// A body that ends as `framing` says.
@@ -183,7 +190,7 @@ impl Chunks {
     }
 
     fn parse_trailers(&self) -> Result<Decoded, BodyError> {
-        let mut space = [httparse::EMPTY_HEADER; MAX_HEADERS];
+        let mut space = [httparse::EMPTY_HEADER; Limits::OUTSIDE.headers];
         let invalid = BodyError("invalid trailers");
         let parsed = match httparse::parse_headers(&self.trailers, &mut space) {
             Ok(httparse::Status::Complete((_, parsed))) => parsed,

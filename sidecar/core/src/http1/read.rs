@@ -2,11 +2,13 @@
 
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, TRANSFER_ENCODING};
+use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version, request, response};
 use httparse::Status;
 use std::mem::MaybeUninit;
 
-use super::{Framing, MAX_HEAD, MAX_HEADERS};
+use super::target::{Form, is_authority};
+use super::{Framing, Limits};
 
 /// The head of a request.
 #[derive(Debug)]
@@ -36,36 +38,28 @@ pub struct ResponseHead {
     pub origin: Bytes,
 }
 
-/// Why a head is refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+/// Why a head is refused. The text names the rule that it breaks.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum HeadError {
-    /// More than [`MAX_HEAD`] bytes or [`MAX_HEADERS`] headers.
-    #[error("the head is larger than {MAX_HEAD} bytes or {MAX_HEADERS} headers")]
+    /// More bytes or headers than the [`Limits`] allow.
+    #[error("the head is too large")]
     TooLarge,
     /// Not HTTP/1, or ambiguous: where a body ends must be beyond doubt (RFC 9112, 6.3).
     #[error("{0}")]
     Invalid(&'static str),
-    /// A transfer coding other than chunked.
-    #[error("the only transfer coding supported is chunked")]
-    Coding,
-}
-
-impl HeadError {
-    /// The status that a server answers.
-    pub fn status(self) -> StatusCode {
-        match self {
-            HeadError::TooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-            HeadError::Invalid(_) => StatusCode::BAD_REQUEST,
-            HeadError::Coding => StatusCode::NOT_IMPLEMENTED,
-        }
-    }
+    /// Another version of HTTP than 1.0 and 1.1.
+    #[error("the version is neither HTTP/1.0 nor HTTP/1.1")]
+    Version,
+    /// Another transfer coding than chunked, or chunked more than once: the values as they came, escaped.
+    #[error("transfer-encoding \"{0}\"")]
+    Coding(String),
 }
 
 impl From<httparse::Error> for HeadError {
     fn from(e: httparse::Error) -> Self {
         match e {
             httparse::Error::TooManyHeaders => HeadError::TooLarge,
-            httparse::Error::Version => HeadError::Invalid("not HTTP/1.0 or HTTP/1.1"),
+            httparse::Error::Version => HeadError::Version,
             httparse::Error::HeaderName => HeadError::Invalid("invalid header name"),
             httparse::Error::HeaderValue => HeadError::Invalid("invalid header value"),
             httparse::Error::Status => HeadError::Invalid("invalid status"),
@@ -77,47 +71,75 @@ impl From<httparse::Error> for HeadError {
 /// What came of reading.
 pub type Reading<T> = Result<Option<(T, usize)>, HeadError>;
 
-/// Reads a request's head from the beginning of `input`, with its length. `None`: it is not complete yet.
+/// Reads a request's head from the beginning of `input`, with its length. `None`: it is not complete yet. A target in
+/// absolute-form replaces the Host header (RFC 9112, 3.2.2), so that no two parts of the head name different authorities.
 ///
 /// # Errors
 /// Says why it can never be one; the connection is of no further use then.
-pub fn parse_request(input: &[u8]) -> Reading<RequestHead> {
-    let mut space = [const { MaybeUninit::uninit() }; MAX_HEADERS];
+pub fn parse_request(input: &[u8], limits: Limits) -> Reading<RequestHead> {
+    let mut space = [const { MaybeUninit::uninit() }; Limits::MESH.headers];
+    let space = &mut space[..limits.headers.min(Limits::MESH.headers)];
     let mut parsed = httparse::Request::new(&mut []);
-    let Some(origin) = whole(parsed.parse_with_uninit_headers(input, &mut space)?, input)? else { return Ok(None) };
+    let Some(origin) = whole(parsed.parse_with_uninit_headers(input, space)?, input, limits)? else { return Ok(None) };
     let slice = |part: &[u8]| within(&origin, input, part);
     let version = version(parsed.version);
     let (headers, about) = headers(parsed.headers, &slice, version)?;
-    // RFC 9112, 3.2.
-    if about.hosts > 1 || (about.hosts == 0 && version == Version::HTTP_11) {
-        return Err(HeadError::Invalid("one Host header is needed"));
-    }
     let framing = match (about.coded, about.length) {
         (Some(_), Some(_)) => return Err(HeadError::Invalid("both content-length and transfer-encoding")),
         (Some(_), _) if version == Version::HTTP_10 => {
             return Err(HeadError::Invalid("transfer-encoding in HTTP/1.0"));
         }
         (Some(true), None) => Framing::Chunked,
-        (Some(false), None) => return Err(HeadError::Coding),
+        (Some(false), None) => return Err(coding(&headers)),
         (None, Some(0) | None) => Framing::None,
         (None, Some(length)) => Framing::Length(length),
     };
     let (mut parts, ()) = http::Request::new(()).into_parts();
-    let invalid = |_| HeadError::Invalid("invalid request target");
     parts.method = parsed
         .method
         .and_then(|m| Method::from_bytes(m.as_bytes()).ok())
         .ok_or(HeadError::Invalid("invalid method"))?;
-    let target = parsed.path.unwrap_or_default().as_bytes();
-    if target.contains(&b'#') {
-        // A fragment is never sent (RFC 9112, 3.2); the parser below would take it off.
-        return Err(HeadError::Invalid("invalid request target"));
-    }
-    parts.uri = Uri::from_maybe_shared(slice(target)).map_err(invalid)?;
     (parts.version, parts.headers) = (version, headers);
+    let form = Form::parse(&parts.method, slice(parsed.path.unwrap_or_default().as_bytes()))?;
+    // RFC 9112, 3.2.
+    let absolute = matches!(form, Form::Absolute(..));
+    if about.hosts > 1 || (about.hosts == 0 && version == Version::HTTP_11 && !absolute) {
+        return Err(HeadError::Invalid("one Host header is needed"));
+    }
+    place(form, &mut parts)?;
     let (keep_alive, expects_continue) = (about.keep_alive, about.expects && version == Version::HTTP_11);
     let length = origin.len();
     Ok(Some((RequestHead { parts, framing, keep_alive, expects_continue, origin }, length)))
+}
+
+/// Gives a request its target.
+fn place(form: Form, parts: &mut request::Parts) -> Result<(), HeadError> {
+    let mut uri = http::uri::Parts::default();
+    let target = match form {
+        Form::Origin(target) => Some(target),
+        Form::Absolute(scheme, authority, target) => {
+            if parts.headers.get(HOST).is_none_or(|host| host.as_bytes() != authority.as_str().as_bytes()) {
+                let host = HeaderValue::from_str(authority.as_str());
+                parts.headers.insert(HOST, host.map_err(|_| HeadError::Invalid("invalid authority"))?);
+            }
+            (uri.scheme, uri.authority) = (Some(scheme), Some(authority));
+            uri.path_and_query = Some(PathAndQuery::from_static("/"));
+            Some(target)
+        }
+        Form::Authority(authority) => {
+            uri.authority = Some(authority);
+            None
+        }
+        Form::Asterisk => {
+            uri.path_and_query = Some(PathAndQuery::from_static("*"));
+            None
+        }
+    };
+    parts.uri = Uri::from_parts(uri).map_err(|_| HeadError::Invalid("invalid request target"))?;
+    if let Some(target) = target {
+        target.replace(parts);
+    }
+    Ok(())
 }
 
 /// Reads a response's head from the beginning of `input`, with its length. `method`: of the request that it answers.
@@ -125,30 +147,35 @@ pub fn parse_request(input: &[u8]) -> Reading<RequestHead> {
 ///
 /// # Errors
 /// Says why it can never be one; the connection is of no further use then.
-pub fn parse_response(input: &[u8], method: &Method) -> Reading<ResponseHead> {
-    let mut space = [const { MaybeUninit::uninit() }; MAX_HEADERS];
+pub fn parse_response(input: &[u8], method: &Method, limits: Limits) -> Reading<ResponseHead> {
+    let mut space = [const { MaybeUninit::uninit() }; Limits::MESH.headers];
+    let space = &mut space[..limits.headers.min(Limits::MESH.headers)];
     let mut parsed = httparse::Response::new(&mut []);
     let mut lenient = httparse::ParserConfig::default();
     // What servers are known to send, and browsers take.
     lenient.allow_multiple_spaces_in_response_status_delimiters(true);
-    let status = lenient.parse_response_with_uninit_headers(&mut parsed, input, &mut space)?;
-    let Some(origin) = whole(status, input)? else { return Ok(None) };
+    let status = lenient.parse_response_with_uninit_headers(&mut parsed, input, space)?;
+    let Some(origin) = whole(status, input, limits)? else { return Ok(None) };
     let slice = |part: &[u8]| within(&origin, input, part);
     let version = version(parsed.version);
     let (mut headers, about) = headers(parsed.headers, &slice, version)?;
     let status = StatusCode::from_u16(parsed.code.unwrap_or(0)).map_err(|_| HeadError::Invalid("invalid status"))?;
-    let bodiless = status.is_informational()
-        || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
-        || *method == Method::HEAD
-        || (*method == Method::CONNECT && status.is_success());
+    let never_has_content =
+        status.is_informational() || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    if never_has_content {
+        // Some servers send one all the same, and a client that believes it waits for a body, or resets the stream.
+        headers.remove(CONTENT_LENGTH);
+    }
+    let bodiless = never_has_content || *method == Method::HEAD || (*method == Method::CONNECT && status.is_success());
     let framing = match (about.coded, about.length) {
         _ if bodiless => Framing::None,
-        (Some(chunked), length) => {
+        (Some(false), _) => return Err(coding(&headers)),
+        (Some(true), length) => {
             // RFC 9112, 6.1: the transfer coding wins.
             if length.is_some() {
                 headers.remove(CONTENT_LENGTH);
             }
-            if chunked { Framing::Chunked } else { Framing::UntilClose }
+            Framing::Chunked
         }
         (None, Some(0)) => Framing::None,
         (None, Some(length)) => Framing::Length(length),
@@ -162,10 +189,10 @@ pub fn parse_response(input: &[u8], method: &Method) -> Reading<ResponseHead> {
 }
 
 /// The head at the beginning of `input`, once it is complete.
-fn whole(status: Status<usize>, input: &[u8]) -> Result<Option<Bytes>, HeadError> {
+fn whole(status: Status<usize>, input: &[u8], limits: Limits) -> Result<Option<Bytes>, HeadError> {
     match status {
-        Status::Complete(length) if length <= MAX_HEAD => Ok(Some(Bytes::copy_from_slice(&input[..length]))),
-        Status::Partial if input.len() < MAX_HEAD => Ok(None),
+        Status::Complete(length) if length <= limits.bytes => Ok(Some(Bytes::copy_from_slice(&input[..length]))),
+        Status::Partial if input.len() < limits.bytes => Ok(None),
         _ => Err(HeadError::TooLarge),
     }
 }
@@ -224,13 +251,27 @@ fn headers(
                     }
                 }
             }
-            HOST => about.hosts += 1,
+            HOST => {
+                about.hosts += 1;
+                if !is_authority(header.value) {
+                    return Err(HeadError::Invalid("the Host header is not host:port"));
+                }
+            }
             EXPECT => about.expects = header.value.eq_ignore_ascii_case(b"100-continue"),
             _ => {}
         }
         headers.try_append(name, value).map_err(|_| HeadError::TooLarge)?;
     }
     Ok((headers, about))
+}
+
+/// Names the transfer codings of a message that has others than one `chunked`.
+fn coding(headers: &HeaderMap) -> HeadError {
+    /// Of the values, what fits into a line for people.
+    const MOST: usize = 100;
+    let all: Vec<&[u8]> = headers.get_all(TRANSFER_ENCODING).iter().map(HeaderValue::as_bytes).collect();
+    let all = all.join(&b", "[..]);
+    HeadError::Coding(all[..all.len().min(MOST)].escape_ascii().to_string())
 }
 
 /// Digits only: "+1" and "0x10" are no lengths (RFC 9110, 8.6).

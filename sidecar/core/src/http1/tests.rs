@@ -1,16 +1,23 @@
 use super::*;
+use crate::reply::{LocalReply, Reason};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
 use proptest::prelude::*;
 
 fn request(text: &str) -> RequestHead {
-    let (head, length) = parse_request(text.as_bytes()).unwrap().unwrap();
+    let (head, length) = parse_request(text.as_bytes(), Limits::OUTSIDE).unwrap().unwrap();
     assert_eq!(length, text.find("\r\n\r\n").unwrap() + 4);
     head
 }
 
 fn response(text: &str, method: Method) -> ResponseHead {
-    parse_response(text.as_bytes(), &method).unwrap().unwrap().0
+    parse_response(text.as_bytes(), &method, Limits::OUTSIDE).unwrap().unwrap().0
+}
+
+/// The status that answers a request.
+fn refused(text: &[u8]) -> u16 {
+    let error = parse_request(text, Limits::OUTSIDE).unwrap_err();
+    LocalReply::new(&Reason::from(&error), "").status.as_u16()
 }
 
 #[test]
@@ -54,24 +61,94 @@ fn ambiguous_requests_are_refused() {
         ("Host: b", 400),
     ] {
         let text = format!("POST / HTTP/1.1\r\nHost: a\r\n{headers}\r\n\r\n");
-        assert_eq!(parse_request(text.as_bytes()).unwrap_err().status(), status, "{headers:?}");
+        assert_eq!(refused(text.as_bytes()), status, "{headers:?}");
     }
-    assert_eq!(parse_request(b"GET / HTTP/1.1\r\n\r\n").unwrap_err().status(), 400);
-    assert!(parse_request(b"GET / HTTP/1.0\r\n\r\n").is_ok());
+    assert_eq!(refused(b"GET / HTTP/1.1\r\n\r\n"), 400);
+    assert!(parse_request(b"GET / HTTP/1.0\r\n\r\n", Limits::OUTSIDE).is_ok());
     let old = b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n";
-    assert_eq!(parse_request(old).unwrap_err().status(), 400);
-    assert_eq!(parse_request(b"GET / HTTP/2.0\r\n\r\n").unwrap_err().status(), 400);
-    assert_eq!(parse_request(b"\x16\x03\x01 hello\r\n\r\n").unwrap_err().status(), 400);
+    assert_eq!(refused(old), 400);
+    assert_eq!(refused(b"GET / HTTP/2.0\r\n\r\n"), 505);
+    assert_eq!(refused(b"\x16\x03\x01 hello\r\n\r\n"), 400);
 }
 
 #[test]
 fn heads_have_a_largest_size() {
-    let headers: String = (0..101).map(|i| format!("h{i}: x\r\n")).collect();
-    let many = format!("GET / HTTP/1.1\r\n{headers}\r\n");
-    assert_eq!(parse_request(many.as_bytes()).unwrap_err(), HeadError::TooLarge);
-    let long = format!("GET / HTTP/1.1\r\nh: {}", "x".repeat(MAX_HEAD));
-    assert_eq!(parse_request(long.as_bytes()).unwrap_err(), HeadError::TooLarge);
-    assert_eq!(parse_request(format!("{long}\r\n\r\n").as_bytes()).unwrap_err(), HeadError::TooLarge);
+    let with = |count: usize| {
+        let headers: String = (0..count).map(|i| format!("h{i}: x\r\n")).collect();
+        format!("GET / HTTP/1.0\r\n{headers}\r\n")
+    };
+    let read = |text: &str, limits| parse_request(text.as_bytes(), limits).map(|head| head.is_some());
+    assert_eq!(read(&with(100), Limits::OUTSIDE), Ok(true));
+    assert_eq!(read(&with(101), Limits::OUTSIDE), Err(HeadError::TooLarge));
+    // What sidecars add to a request is not held against its sender.
+    assert_eq!(read(&with(120), Limits::MESH), Ok(true));
+    let long = format!("GET / HTTP/1.0\r\nh: {}", "x".repeat(Limits::OUTSIDE.bytes));
+    assert_eq!(read(&long, Limits::OUTSIDE), Err(HeadError::TooLarge));
+    assert_eq!(read(&format!("{long}\r\n\r\n"), Limits::OUTSIDE), Err(HeadError::TooLarge));
+    assert_eq!(read(&format!("{long}\r\n\r\n"), Limits::MESH), Ok(true));
+}
+
+/// What Envoy takes and what it refuses.
+#[test]
+fn targets_are_visible_ascii() {
+    for byte in 0u8..=255 {
+        for target in [[b"/a?b=".as_slice(), &[byte], b"c"].concat(), [b"/a".as_slice(), &[byte], b"c"].concat()] {
+            let text = [b"GET ".as_slice(), &target, b" HTTP/1.1\r\nHost: a\r\n\r\n"].concat();
+            let read = parse_request(&text, Limits::OUTSIDE);
+            if byte.is_ascii_graphic() && byte != b'#' {
+                let (head, _) = read.unwrap().unwrap();
+                assert_eq!(path_and_query(&head.parts).as_bytes(), target);
+                let line = written(&head, Framing::None);
+                assert!(line.as_bytes().starts_with(&[b"GET ", &target[..], b" HTTP/1.1\r\n"].concat()), "{line}");
+            } else {
+                assert!(read.is_err(), "{target:?}");
+            }
+        }
+    }
+    let odd = request("GET /a?query=up{job=\"a\"} HTTP/1.1\r\nHost: a\r\n\r\n");
+    // For HTTP/2, whose library holds no such bytes.
+    assert_eq!(odd.parts.uri, "/a?query=up{job=%22a%22}");
+    let mut replaced = odd.parts;
+    Target::parse("/b".into()).unwrap().replace(&mut replaced);
+    assert_eq!((path_and_query(&replaced), replaced.uri.path()), ("/b", "/b"));
+}
+
+#[test]
+fn the_target_replaces_the_host_header() {
+    let head = request("GET http://b1:80/x HTTP/1.1\r\nHost: internal.b1\r\n\r\n");
+    assert_eq!(head.parts.headers.get_all("host").iter().collect::<Vec<_>>(), ["b1:80"]);
+    assert_eq!(head.parts.uri, "http://b1:80/x");
+    assert!(written(&head, Framing::None).starts_with("GET http://b1:80/x HTTP/1.1\r\n"));
+    let head = request("GET HTTPS://b1?q=\"x\" HTTP/1.1\r\nHost: b1\r\n\r\n");
+    assert_eq!((head.parts.uri.scheme_str(), path_and_query(&head.parts)), (Some("https"), "/?q=\"x\""));
+    assert!(written(&head, Framing::None).starts_with("GET https://b1/?q=\"x\" HTTP/1.1\r\n"));
+    assert_eq!(request("GET http://b1 HTTP/1.1\r\n\r\n").parts.headers["host"], "b1");
+}
+
+#[test]
+fn a_request_names_one_authority() {
+    for text in [
+        "GET http://u:p@b1/x HTTP/1.1\r\nHost: b1",
+        "GET http://u@b1 HTTP/1.1\r\nHost: b1",
+        "GET /x HTTP/1.1\r\nHost: u@b1",
+        "GET /x HTTP/1.1\r\nHost: a b",
+        "GET /x HTTP/1.1\r\nHost: a/b",
+        "GET /x HTTP/1.1\r\nHost: <a>",
+        "GET /x HTTP/1.1\r\nHost: a\r\nHost: b",
+        "GET /x HTTP/1.1\r\nHost: a\r\nHost: a",
+        "GET b1:80 HTTP/1.1\r\nHost: b1",
+        "GET ftp://b1/x HTTP/1.1\r\nHost: b1",
+        "GET * HTTP/1.1\r\nHost: b1",
+        "GET x HTTP/1.1\r\nHost: b1",
+        "CONNECT /x HTTP/1.1\r\nHost: b1",
+        "CONNECT u@b1:80 HTTP/1.1\r\nHost: b1",
+    ] {
+        assert_eq!(refused(format!("{text}\r\n\r\n").as_bytes()), 400, "{text}");
+    }
+    for host in ["", "b1", "b1.:80", "[::1]:80", "a_b", "a%20b"] {
+        let head = request(&format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n"));
+        assert_eq!(head.parts.headers["host"], host);
+    }
 }
 
 #[test]
@@ -88,6 +165,16 @@ fn responses_end_as_their_request_and_status_say() {
     assert_eq!(framing("200 OK", Method::GET), (Framing::UntilClose, false));
     assert_eq!(framing("200 OK\r\nTransfer-Encoding: chunked", Method::GET), (Framing::Chunked, true));
     assert_eq!(framing("101 Switching Protocols\r\nUpgrade: x", Method::GET), (Framing::None, true));
+    for coding in ["gzip, chunked", "chunked, chunked", "chunked\r\nTransfer-Encoding: chunked", "identity", ""] {
+        let text = format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: {coding}\r\n\r\n");
+        let error = parse_response(text.as_bytes(), &Method::GET, Limits::OUTSIDE).unwrap_err();
+        let named = coding.replace("\r\nTransfer-Encoding:", ",");
+        assert_eq!(error.to_string(), format!("transfer-encoding \"{named}\""));
+    }
+    for status in ["204 No Content", "304 Not Modified", "103 Early Hints"] {
+        let head = response(&format!("HTTP/1.1 {status}\r\nContent-Length: 5\r\n\r\n"), Method::GET);
+        assert_eq!((head.framing, head.parts.headers.contains_key("content-length")), (Framing::None, false));
+    }
     let both = response("HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n", Method::GET);
     assert_eq!((both.framing, both.parts.headers.contains_key("content-length")), (Framing::Chunked, false));
 }
@@ -238,8 +325,8 @@ proptest! {
 
     #[test]
     fn nothing_panics(bytes in prop::collection::vec(any::<u8>(), 0..300), cuts in prop::collection::vec(1usize..20, 1..4)) {
-        let _ = parse_request(&bytes);
-        let _ = parse_response(&bytes, &Method::GET);
+        let _ = parse_request(&bytes, Limits::MESH);
+        let _ = parse_response(&bytes, &Method::GET, Limits::MESH);
         let _ = decode(Framing::Chunked, &bytes, &cuts);
     }
 
@@ -251,13 +338,13 @@ proptest! {
     ) {
         let text: String = headers.iter().map(|(name, value)| format!("x-{name}: {value}\r\n")).collect();
         let text = format!("GET {path} HTTP/1.1\r\nHost: a\r\n{text}\r\n");
-        let (head, length) = parse_request(text.as_bytes()).unwrap().unwrap();
+        let (head, length) = parse_request(text.as_bytes(), Limits::OUTSIDE).unwrap().unwrap();
         prop_assert_eq!(length, text.len());
         for cut in 0..text.len() {
-            prop_assert!(parse_request(&text.as_bytes()[..cut]).unwrap().is_none());
+            prop_assert!(parse_request(&text.as_bytes()[..cut], Limits::OUTSIDE).unwrap().is_none());
         }
         let again = written(&head, Framing::None);
-        let (read, _) = parse_request(again.as_bytes()).unwrap().unwrap();
+        let (read, _) = parse_request(again.as_bytes(), Limits::OUTSIDE).unwrap().unwrap();
         prop_assert_eq!((&read.parts.uri, &read.parts.headers), (&head.parts.uri, &head.parts.headers));
         // Names too, to the letter; empty values have no place of their own.
         for (name, value) in headers.iter().filter(|(_, value)| !value.is_empty()) {

@@ -7,9 +7,9 @@ use http::header::{
     AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, DATE,
     HOST, MAX_FORWARDS, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING,
 };
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version, request, response};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, request, response};
 
-use super::Framing;
+use super::{Framing, path_and_query};
 
 /// What a response says about its connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,19 +26,25 @@ pub enum Closing {
 pub fn write_request(out: &mut Vec<u8>, parts: &request::Parts, origin: &Bytes, framing: Framing) {
     out.extend_from_slice(parts.method.as_str().as_bytes());
     out.push(b' ');
-    write_target(out, &parts.method, &parts.uri);
+    write_target(out, parts);
     out.extend_from_slice(b" HTTP/1.1\r\n");
     write_headers(out, &parts.headers, origin, framing);
     out.extend_from_slice(b"\r\n");
 }
 
-fn write_target(out: &mut Vec<u8>, method: &Method, uri: &Uri) {
-    if *method == Method::CONNECT
-        && let Some(authority) = uri.authority()
-    {
-        return out.extend_from_slice(authority.as_str().as_bytes());
+/// The target in the form that the URI has: with a scheme it is absolute-form.
+fn write_target(out: &mut Vec<u8>, parts: &request::Parts) {
+    if let Some(authority) = parts.uri.authority() {
+        if parts.method == Method::CONNECT {
+            return out.extend_from_slice(authority.as_str().as_bytes());
+        }
+        if let Some(scheme) = parts.uri.scheme_str() {
+            out.extend_from_slice(scheme.as_bytes());
+            out.extend_from_slice(b"://");
+            out.extend_from_slice(authority.as_str().as_bytes());
+        }
     }
-    let path = uri.path_and_query().map_or("/", |p| p.as_str());
+    let path = path_and_query(parts);
     // A query may stand alone in a URI, but not in a request.
     if path.starts_with('?') {
         out.push(b'/');
@@ -72,6 +78,20 @@ pub fn write_response(
         out.extend_from_slice(b"date: ");
         out.extend_from_slice(date);
         out.extend_from_slice(b"\r\n");
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Writes an interim (1xx) response, which has neither a body nor anything that says where one ends. `origin`: the head that
+/// it was made of; empty where there is none.
+pub fn write_interim(out: &mut Vec<u8>, status: StatusCode, headers: &HeaderMap, origin: &[u8]) {
+    let reason = status.canonical_reason().unwrap_or("");
+    // Writing to memory does not fail.
+    let _ = write!(out, "HTTP/1.1 {} {reason}\r\n", status.as_u16());
+    for (name, value) in headers {
+        if *name != CONTENT_LENGTH && *name != TRANSFER_ENCODING {
+            write_header(out, name, value, origin);
+        }
     }
     out.extend_from_slice(b"\r\n");
 }
@@ -149,12 +169,21 @@ pub fn begin_chunk(out: &mut Vec<u8>, length: usize) {
 pub fn end_of_chunks(out: &mut Vec<u8>, trailers: Option<&HeaderMap>) {
     out.extend_from_slice(b"0\r\n");
     for (name, value) in trailers.into_iter().flatten() {
-        if !NO_TRAILERS.contains(name) {
+        if may_be_trailer(name) {
             write_header(out, name, value, b"");
         }
     }
     out.extend_from_slice(b"\r\n");
 }
+
+/// Whether a field may stand in trailers: none that a recipient must know before the body (RFC 9110, 6.5.1), nor one by which a
+/// mesh says who calls.
+pub fn may_be_trailer(name: &HeaderName) -> bool {
+    let text = name.as_str();
+    !NO_TRAILERS.contains(name) && !NO_TRAILER_PREFIXES.iter().any(|prefix| text.starts_with(prefix))
+}
+
+const NO_TRAILER_PREFIXES: [&str; 3] = ["x-forwarded-", "x-envoy-", "x-weft-"];
 
 const NO_TRAILERS: [HeaderName; 13] = [
     AUTHORIZATION,

@@ -25,15 +25,19 @@ fn the_table() {
         (Reason::ConnectTimeout, 503, "UF", format!("{RESET}connection timeout")),
         (Reason::UpstreamClosed, 503, "UC", format!("{RESET}connection termination")),
         (Reason::UpstreamReset, 503, "UR", format!("{RESET}remote reset")),
-        (Reason::UpstreamProtocolError, 502, "UPE", format!("{RESET}protocol error")),
+        (Reason::UpstreamProtocolError { detail: String::new() }, 502, "UPE", format!("{RESET}protocol error")),
         (Reason::Timeout { after: SHORT }, 504, "UT", "upstream request timeout".to_owned()),
         (Reason::PerTryTimeout { after: SHORT }, 504, "UT", "upstream request timeout".to_owned()),
         (Reason::UnknownHost, 502, "NR", String::new()),
         (Reason::HeaderTooLarge, 431, "DPE", "request header fields too large".to_owned()),
         (Reason::BadRequest { detail: "no host" }, 400, "DPE", "no host".to_owned()),
+        (Reason::UnsupportedVersion, 505, "DPE", "the version is neither HTTP/1.0 nor HTTP/1.1".to_owned()),
+        (Reason::UpgradeRefused { token: "foo".into() }, 403, "-", String::new()),
+        (Reason::ConnectRefused, 404, "NR", String::new()),
     ] {
         let reply = LocalReply::new(&reason, "");
-        assert_eq!((reply.status.as_u16(), reply.flag.as_str(), &*reply.body), (status, flag, &*body), "{reason:?}");
+        let found = (reply.status.as_u16(), reply.flag.map_or("-", ResponseFlag::as_str), &*reply.body);
+        assert_eq!(found, (status, flag, &*body), "{reason:?}");
         assert!(reply.reason.starts_with(reason.name()));
     }
 }
@@ -51,6 +55,28 @@ fn an_answer_says_why() {
     assert_eq!(none.headers()[REASON_HEADER], "no_route; policy=VirtualService/shop/order");
     assert!(!none.headers().contains_key(OVERLOADED_HEADER) && !none.headers().contains_key(CONTENT_TYPE));
     assert!(none.body().is_empty());
+}
+
+/// The rule that was broken is named, of every error of the parser.
+#[test]
+fn a_broken_rule_is_named_in_the_reason() {
+    let coding = HeadError::Coding("gzip, chunked".to_owned());
+    let upstream = Outcome::ProtocolError;
+    let upstream = Reason::of(&upstream, None, Duration::ZERO, &coding.to_string()).unwrap();
+    assert_eq!(
+        LocalReply::new(&upstream, "DestinationRule/d/a").reason,
+        "upstream_protocol_error: transfer-encoding \"gzip, chunked\"; policy=DestinationRule/d/a"
+    );
+    for (error, status, reason) in [
+        (coding, 501, "unsupported_coding: transfer-encoding \"gzip, chunked\""),
+        (HeadError::TooLarge, 431, "header_too_large"),
+        (HeadError::Version, 505, "unsupported_version"),
+        (HeadError::Invalid("invalid header name"), 400, "bad_request: invalid header name"),
+    ] {
+        let reply = LocalReply::new(&Reason::from(&error), "");
+        assert_eq!((reply.status.as_u16(), &*reply.reason), (status, reason));
+        assert_eq!(reply.http().headers()[REASON_HEADER], reason);
+    }
 }
 
 #[test]
