@@ -353,6 +353,63 @@ mod tests {
         assert!(!taken, "longer than a path can be");
     }
 
+    fn admitted(request: http::request::Builder) -> Result<Asks, Reason> {
+        let (mut parts, ()) = request.body(()).unwrap().into_parts();
+        admit(&mut parts, Limits::OUTSIDE, &["websocket".to_owned()])
+    }
+
+    /// As the parser of HTTP/1 does.
+    #[test]
+    fn a_head_of_http2_names_one_authority_and_has_a_largest_size() {
+        let request = |uri: &str| Request::builder().version(Version::HTTP_2).uri(uri);
+        assert_eq!(admitted(request("http://a/")), Ok(Asks::Nothing));
+        assert!(matches!(admitted(request("http://u@a/")), Err(Reason::BadRequest { .. })));
+        assert!(matches!(admitted(request("/").header("host", "u@a")), Err(Reason::BadRequest { .. })));
+        assert!(matches!(
+            admitted(request("/").header("host", "a").header("host", "b")),
+            Err(Reason::BadRequest { .. })
+        ));
+        let (mut parts, ()) = request("http://a/").header("host", "b").body(()).unwrap().into_parts();
+        admit(&mut parts, Limits::OUTSIDE, &[]).unwrap();
+        assert!(!parts.headers.contains_key("host"), "{parts:?}");
+        let with = |count: usize, value: &str| {
+            (0..count).fold(request("http://a/"), |request, i| request.header(format!("x-{i}"), value))
+        };
+        assert_eq!(admitted(with(100, "a")), Ok(Asks::Nothing));
+        assert_eq!(admitted(with(101, "a")), Err(Reason::HeaderTooLarge));
+        assert_eq!(admitted(with(5, &"y".repeat(15_000))), Err(Reason::HeaderTooLarge));
+    }
+
+    #[test]
+    fn only_protocols_that_are_allowed_are_switched_to() {
+        let upgrade = |token: &str| {
+            Request::builder().uri("/").header("host", "a").header("connection", "x, Upgrade").header("upgrade", token)
+        };
+        assert_eq!(admitted(upgrade("WebSocket")), Ok(Asks::Upgrade));
+        assert_eq!(admitted(upgrade("h2c")), Ok(Asks::Nothing));
+        for token in ["foo", "websocket, foo", "h2c, websocket", ""] {
+            assert_eq!(admitted(upgrade(token)), Err(Reason::UpgradeRefused { token: token.to_owned() }));
+        }
+        assert!(admitted(upgrade("websocket").header("upgrade", "foo")).is_err());
+        // Not asked for, where the connection is not to be about it.
+        assert_eq!(admitted(Request::builder().uri("/").header("upgrade", "foo")), Ok(Asks::Nothing));
+        assert_eq!(admitted(Request::builder().method("CONNECT").uri("a:80")), Ok(Asks::Connect));
+    }
+
+    #[test]
+    fn trailers_carry_nothing_that_is_believed_of_headers() {
+        let mut trailers = headers(&[
+            ("grpc-status", "0"),
+            ("x-forwarded-client-cert", "By=me"),
+            ("x-envoy-retry-on", "5xx"),
+            ("x-weft-undelivered", "1"),
+            ("host", "a"),
+            ("content-length", "1"),
+        ]);
+        clean_trailers(&mut trailers);
+        assert_eq!(trailers, headers(&[("grpc-status", "0")]));
+    }
+
     #[test]
     fn hop_headers_and_those_they_name_are_removed() {
         let all = [

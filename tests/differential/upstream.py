@@ -27,6 +27,7 @@ garbage    what is no HTTP
 interim:N  an informational answer and 200
 upgrade    101, and what comes is sent back
 big:BYTES  200 with a header so long
+answer:HEX these bytes, and the connection ends
 stall:MS   200 whose body stops so long in its middle
 """
 
@@ -102,6 +103,10 @@ async def answer(port, method, headers, word, reader, writer):
         return True
     if word == "hang":
         await asyncio.sleep(30)
+        return True
+    if word == "answer":
+        writer.write(bytes.fromhex(number))
+        await writer.drain()
         return True
     if word == "garbage":
         writer.write(b"\x00\x01\x02 this is no HTTP\r\n\r\n")

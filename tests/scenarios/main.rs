@@ -29,6 +29,7 @@ mod store;
 mod times;
 mod traffic;
 mod trouble;
+mod wire;
 
 use std::process::ExitCode;
 
@@ -55,6 +56,7 @@ fn main() -> ExitCode {
         eureka::all(),
         external::all(),
         trouble::all(),
+        wire::all(),
         abuse::all(),
         costs::all(),
         fields::all(),
@@ -74,7 +76,8 @@ fn main() -> ExitCode {
     ]
     .concat();
     // Threads begin before the first of the others, and are joined after the last.
-    let waiting: Vec<Trial> = times::waiting().into_iter().map(|waiting| begun(&arguments, waiting)).collect();
+    let waiting: Vec<Trial> =
+        times::waiting().into_iter().chain(wire::waiting()).map(|waiting| begun(&arguments, waiting)).collect();
     let trials = trials.into_iter().map(|(name, scenario)| Trial::test(name, move || run(scenario)));
     libtest_mimic::run(&arguments, trials.chain(waiting).collect()).exit_code()
 }

@@ -80,7 +80,12 @@ pub fn parse_request(input: &[u8], limits: Limits) -> Reading<RequestHead> {
     let mut space = [const { MaybeUninit::uninit() }; Limits::MESH.headers];
     let space = &mut space[..limits.headers.min(Limits::MESH.headers)];
     let mut parsed = httparse::Request::new(&mut []);
-    let Some(origin) = whole(parsed.parse_with_uninit_headers(input, space)?, input, limits)? else { return Ok(None) };
+    let status = parsed.parse_with_uninit_headers(input, space).map_err(|e| match e {
+        // A space in the target looks like one, too.
+        httparse::Error::Version if !names_version(input) => HeadError::Invalid("invalid start line"),
+        e => e.into(),
+    })?;
+    let Some(origin) = whole(status, input, limits)? else { return Ok(None) };
     let slice = |part: &[u8]| within(&origin, input, part);
     let version = version(parsed.version);
     let (headers, about) = headers(parsed.headers, &slice, version)?;
@@ -195,6 +200,13 @@ fn whole(status: Status<usize>, input: &[u8], limits: Limits) -> Result<Option<B
         Status::Partial if input.len() < limits.bytes => Ok(None),
         _ => Err(HeadError::TooLarge),
     }
+}
+
+/// Whether the first line is a method, a target and some version of HTTP.
+fn names_version(input: &[u8]) -> bool {
+    let line = input.split(|byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or_default();
+    let mut words = line.split(|byte| *byte == b' ').skip(2);
+    words.next().is_some_and(|word| word.starts_with(b"HTTP/")) && words.next().is_none()
 }
 
 fn version(minor: Option<u8>) -> Version {

@@ -68,6 +68,7 @@ fn ambiguous_requests_are_refused() {
     let old = b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n";
     assert_eq!(refused(old), 400);
     assert_eq!(refused(b"GET / HTTP/2.0\r\n\r\n"), 505);
+    assert_eq!(refused(b"GET /a b HTTP/1.1\r\nHost: a\r\n\r\n"), 400);
     assert_eq!(refused(b"\x16\x03\x01 hello\r\n\r\n"), 400);
 }
 

@@ -1,0 +1,533 @@
+//! What passes on the wire, to the byte: odd requests and odd responses, through the caller's sidecar and the application's.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use weft_tests::{Mesh, Pod, Process, tests_dir, wait_for};
+
+use crate::Scenario;
+
+pub(crate) fn all() -> Vec<Scenario> {
+    vec![
+        ("early_responses_lose_no_request", early),
+        ("only_websocket_is_tunnelled", upgrades),
+        ("a_response_that_breaks_a_rule_is_502_and_names_it", broken_responses),
+        ("the_target_names_the_authority", authority),
+        ("requests_to_a_forward_proxy_stay_what_they_are", forward_proxy),
+        ("the_endpoint_decides_about_expectations", interim),
+        ("targets_pass_as_they_came_and_refusals_are_logged_and_counted", targets),
+        ("a_hundred_headers_pass_two_sidecars", headers),
+        ("a_safe_request_is_repeated_on_both_sides_of_a_call", repeated),
+        ("a_reset_crosses_two_sidecars", reset),
+        ("mirrors_get_large_bodies_whole", mirrored),
+    ]
+}
+
+/// Those that do little but wait, beside the others.
+pub(crate) fn waiting() -> Vec<Scenario> {
+    vec![("a_half_closed_connection_outlives_connection_tracking", half_closed)]
+}
+
+const DENIED: &str = "
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: wire}
+spec:
+  hosts: [wire]
+  http:
+  - match: [{uri: {prefix: /denied}}]
+    directResponse: {status: 403, body: {string: denied}}
+  - route: [{destination: {host: wire}}]
+";
+
+/// A service whose application is `wire_server.py`, and a client; what ends first stands first.
+struct Wire {
+    front_sidecar: Process,
+    front: Pod,
+    sidecar: Process,
+    _app: Process,
+    pod: Pod,
+    mesh: Mesh,
+}
+
+fn script(name: &str) -> String {
+    tests_dir().join("apps").join(name).to_string_lossy().into_owned()
+}
+
+fn start(pod: &Pod, args: &[&str]) -> Result<Process> {
+    let args: Vec<String> = std::iter::once(script(args[0])).chain(args[1..].iter().map(|a| (*a).to_owned())).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let process = pod.spawn("app", "python3", &args)?;
+    wait_for("the application", Duration::from_secs(10), || {
+        ensure!(process.output().contains("listening"), "{}", process.output());
+        Ok(())
+    })?;
+    Ok(process)
+}
+
+impl Wire {
+    fn start() -> Result<Wire> {
+        Wire::with(&[])
+    }
+
+    /// `args`: of both sidecars.
+    fn with(args: &[&str]) -> Result<Wire> {
+        let mesh = Mesh::start(&[])?;
+        let pod = mesh.pod("wire")?;
+        let app = start(&pod, &["wire_server.py", "8080"])?;
+        let of_service = ["--service", "wire", "--port", "8080", "--protocol", "http", "--access-log", "-"];
+        let sidecar = mesh.sidecar(&pod, "wire", &[&of_service, args].concat())?;
+        mesh.redirect(&pod)?;
+        mesh.wait_healthy(&pod.ip)?;
+        let front = mesh.pod("front")?;
+        let front_sidecar =
+            mesh.sidecar(&front, "front", &[&["--workload", "front", "--access-log", "-"], args].concat())?;
+        mesh.redirect(&front)?;
+        mesh.policy("wire.yaml", DENIED)?;
+        let wire = Wire { front_sidecar, front, sidecar, _app: app, pod, mesh };
+        let vip = wire.mesh.vip("wire")?;
+        wait_for("the routes", Duration::from_secs(10), || {
+            let denied = wire.front.curl(&["-H", "Host: wire", &format!("http://{vip}/denied")])?;
+            ensure!(denied == "denied", "{denied}");
+            Ok(())
+        })?;
+        Ok(wire)
+    }
+
+    /// What comes back for these pieces, by way of both sidecars.
+    fn ask(&self, pieces: &[&str]) -> Result<String> {
+        self.ask_at(&self.mesh.vip("wire")?, "80", pieces)
+    }
+
+    fn ask_at(&self, host: &str, port: &str, pieces: &[&str]) -> Result<String> {
+        let script = script("wire_client.py");
+        self.front.run("python3", &[&[&*script, host, port], pieces].concat())
+    }
+
+    /// Waits for a line of a sidecar's log that holds all of `parts`.
+    fn logged(process: &Process, parts: &[&str]) -> Result<String> {
+        wait_for("a line of the access log", Duration::from_secs(5), || {
+            let log = process.output();
+            let line = log.lines().find(|line| parts.iter().all(|part| line.contains(part)));
+            line.map(str::to_owned).with_context(|| format!("no line with {parts:?}"))
+        })
+    }
+}
+
+/// On kept connections, whoever answers early: the application, or a route of the caller's sidecar.
+fn early() -> Result<()> {
+    let wire = Wire::start()?;
+    for _ in 0..3 {
+        let lost = wire.ask(&["posts", "60"])?;
+        ensure!(lost.trim() == "lost 0", "{lost}");
+    }
+    // An upload that is refused before it has been sent: the client sees why.
+    let head = r"POST /early-413 HTTP/1.1\r\nHost: wire\r\nContent-Length: 8000000\r\n\r\n";
+    let refused = wire.ask(&[head, "@8000000"])?;
+    ensure!(refused.starts_with("HTTP/1.1 413 ") && refused.contains("too much"), "{refused}");
+    ensure!(refused.to_lowercase().contains("connection: close"), "{refused}");
+    let http2 = wire.front.run("sh", &["-c", &format!(
+        "head -c 8000000 /dev/zero | curl -sS -o /dev/null -w '%{{http_code}} %{{exitcode}}' --max-time 10 --http2-prior-knowledge \
+         -H 'Host: wire' --data-binary @- http://{}/early-413",
+        wire.mesh.vip("wire")?
+    )]);
+    ensure!(http2.as_ref().is_ok_and(|said| said == "413 0"), "{http2:?}");
+    Ok(())
+}
+
+fn upgrades() -> Result<()> {
+    let wire = Wire::start()?;
+    let asking = |path: &str, token: &str| {
+        format!(
+            r"GET {path} HTTP/1.1\r\nHost: wire\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: {token}\r\nHTTP2-Settings: AAMAAABk\r\n\r\n"
+        )
+    };
+    // h2c is ignored, the header that only goes with it too.
+    let h2c = wire.ask(&[&asking("/seen", "h2c")])?;
+    let lower = h2c.to_lowercase();
+    ensure!(
+        h2c.starts_with("HTTP/1.1 200 OK") && !lower.contains("upgrade:") && !lower.contains("http2-settings:"),
+        "{h2c}"
+    );
+    let denied = wire.ask(&[&asking("/denied", "h2c")])?;
+    ensure!(denied.starts_with("HTTP/1.1 403 "), "{denied}");
+    // Others are refused, by the name that they have.
+    for token in ["foo", "TLS/1.0", "websocket, foo"] {
+        let refused = wire.ask(&[&asking("/upgrade", token)])?;
+        ensure!(refused.starts_with("HTTP/1.1 403 "), "{token}: {refused}");
+        ensure!(refused.contains(&format!("x-weft-reason: upgrade_refused: {token}\r\n")), "{token}: {refused}");
+    }
+    let connect = wire.ask(&[r"CONNECT wire:80 HTTP/1.1\r\nHost: wire:80\r\n\r\n"])?;
+    ensure!(connect.starts_with("HTTP/1.1 404 ") && connect.contains("connect_refused"), "{connect}");
+    // WebSocket passes, and what is inside is one entry of the log, of either sidecar.
+    let websocket = r"GET /upgrade HTTP/1.1\r\nHost: wire\r\nConnection: Upgrade\r\nUpgrade: WebSocket\r\n\r\n";
+    let inside = wire.ask(&[websocket, "~200", "@1000"])?;
+    ensure!(inside.starts_with("HTTP/1.1 101 ") && inside.ends_with(&format!("{}\n", "x".repeat(1000))), "{inside}");
+    for sidecar in [&wire.front_sidecar, &wire.sidecar] {
+        let parts =
+            ["\"response_code\":101", "\"bytes_received\":1000", "\"bytes_sent\":1000", "\"path\":\"/upgrade\""];
+        Wire::logged(sidecar, &parts)?;
+    }
+    // Unless the sidecars are told otherwise.
+    let wire = Wire::with(&["--upgrade-type", "foo,connect"])?;
+    let foo = wire.ask(&[&asking("/upgrade", "foo"), "~200", "hello"])?;
+    ensure!(foo.starts_with("HTTP/1.1 101 ") && foo.ends_with("hello\n"), "{foo}");
+    let websocket = wire.ask(&[&asking("/upgrade", "websocket")])?;
+    ensure!(websocket.starts_with("HTTP/1.1 403 "), "{websocket}");
+    let connect = wire.ask(&[r"CONNECT wire:80 HTTP/1.1\r\nHost: wire:80\r\n\r\n"])?;
+    ensure!(connect.starts_with("HTTP/1.1 200 ") && connect.contains("CONNECT wire:80 HTTP/1.1"), "{connect}");
+    Ok(())
+}
+
+fn broken_responses() -> Result<()> {
+    let wire = Wire::start()?;
+    let answered = |answer: &str| {
+        let encoded: String = answer.bytes().map(|byte| format!("%{byte:02X}")).collect();
+        wire.ask(&[&format!(r"GET /answer?{encoded} HTTP/1.1\r\nHost: wire\r\n\r\n")])
+    };
+    for (headers, rule) in [
+        ("Transfer-Encoding: gzip, chunked", r#"transfer-encoding "gzip, chunked""#),
+        ("Transfer-Encoding: chunked, chunked", r#"transfer-encoding "chunked, chunked""#),
+        ("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked", r#"transfer-encoding "chunked, chunked""#),
+        ("Transfer-Encoding: identity\r\nContent-Length: 2", r#"transfer-encoding "identity""#),
+        ("Content-Length: 2\r\nContent-Length: 2", "more than one content-length"),
+        ("Content-Length: +2", "invalid content-length"),
+        ("bad name: x\r\nContent-Length: 2", "invalid header name"),
+    ] {
+        let answer = answered(&format!("HTTP/1.1 200 OK\r\n{headers}\r\n\r\nok"))?;
+        ensure!(answer.starts_with("HTTP/1.1 502 "), "{headers}: {answer}");
+        ensure!(answer.contains(&format!("x-weft-reason: upstream_protocol_error: {rule}\r\n")), "{headers}: {answer}");
+        Wire::logged(&wire.sidecar, &["UPE", &rule.replace('"', "\\\"")])?;
+    }
+    // What is wrong without doubt about where a body ends is put right.
+    for (status, length) in [("204 No Content", "5"), ("304 Not Modified", "5"), ("204 No Content", "0")] {
+        let answer = answered(&format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\n\r\n"))?;
+        ensure!(answer.starts_with(&format!("HTTP/1.1 {status}\r\n")), "{answer}");
+        ensure!(!answer.to_lowercase().contains("content-length"), "{answer}");
+        let url = format!(
+            "http://{}/answer?{}",
+            wire.mesh.vip("wire")?,
+            "HTTP/1.1 204 No\r\nContent-Length: 5\r\n\r\n".bytes().map(|b| format!("%{b:02X}")).collect::<String>()
+        );
+        let http2 = wire.front.curl(&["--http2-prior-knowledge", "-H", "Host: wire", "-w", "%{http_code}", &url])?;
+        ensure!(http2 == "204", "{http2}");
+    }
+    Ok(())
+}
+
+fn authority() -> Result<()> {
+    let wire = Wire::start()?;
+    let absolute = wire.ask(&[r"GET http://wire/seen HTTP/1.1\r\nHost: internal.wire\r\n\r\n"])?;
+    ensure!(absolute.contains("GET /seen HTTP/1.1\r\n") && !absolute.contains("internal.wire"), "{absolute}");
+    ensure!(absolute.to_lowercase().contains("\r\nhost: wire\r\n"), "{absolute}");
+    for target in ["http://u:p@wire/", "*", "wire:80", "ftp://wire/"] {
+        let refused = wire.ask(&[&format!(r"GET {target} HTTP/1.1\r\nHost: wire\r\n\r\n")])?;
+        ensure!(
+            refused.starts_with("HTTP/1.1 400 ") && refused.contains("x-weft-reason: bad_request: "),
+            "{target}: {refused}"
+        );
+    }
+    for host in [r"Host: u@wire", r"Host: wire\r\nHost: other", "Host: wire/x"] {
+        let refused = wire.ask(&[&format!(r"GET / HTTP/1.1\r\n{host}\r\n\r\n")])?;
+        ensure!(refused.starts_with("HTTP/1.1 400 "), "{host}: {refused}");
+    }
+    // By HTTP/2 `:authority` is the one that counts, and there are no two.
+    let vip = wire.mesh.vip("wire")?;
+    let both = wire.front.curl(&[
+        "--http2-prior-knowledge",
+        "-H",
+        "Host: u@wire",
+        "-w",
+        "%{http_code}",
+        &format!("http://{vip}/"),
+    ])?;
+    ensure!(both.ends_with("400"), "{both}");
+    // Trailers carry nothing that the mesh says in headers.
+    let trailers = wire.ask(&[
+        r"POST /seen HTTP/1.1\r\nHost: wire\r\nTransfer-Encoding: chunked\r\n\r\n",
+        r"1\r\nx\r\n0\r\nX-Forwarded-Client-Cert: By=me\r\nX-Envoy-Retry-On: 5xx\r\nHost: other\r\nX-Sum: 42\r\n\r\n",
+    ])?;
+    let seen = trailers.split("--trailers--").nth(1).context("no trailers")?.to_lowercase();
+    ensure!(
+        seen.contains("x-sum: 42")
+            && !seen.contains("x-forwarded")
+            && !seen.contains("x-envoy")
+            && !seen.contains("host"),
+        "{seen}"
+    );
+    Ok(())
+}
+
+/// `http_proxy=` names a proxy that the mesh does not know.
+fn forward_proxy() -> Result<()> {
+    let wire = Wire::start()?;
+    let outside = wire.mesh.pod("outside")?;
+    let _proxy = start(&outside, &["wire_server.py", "3128"])?;
+    let ask = |text: &str| wire.ask_at(&outside.ip, "3128", &[text]);
+    let seen = ask(
+        r"GET http://www.example.com/p?q HTTP/1.1\r\nHost: www.example.com\r\nProxy-Authorization: Basic eDp5\r\n\r\n",
+    )?;
+    ensure!(seen.contains("GET http://www.example.com/p?q HTTP/1.1\r\n"), "{seen}");
+    ensure!(seen.contains("Proxy-Authorization: Basic eDp5\r\n"), "{seen}");
+    let challenge = "HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic realm=\"x\"\r\nContent-Length: 0\r\n\r\n";
+    let encoded: String = challenge.bytes().map(|byte| format!("%{byte:02X}")).collect();
+    for line in [format!("GET http://www.example.com/answer?{encoded}"), format!("GET /answer?{encoded}")] {
+        let challenged = ask(&format!(r"{line} HTTP/1.1\r\nHost: www.example.com\r\n\r\n"))?;
+        ensure!(challenged.starts_with("HTTP/1.1 407 "), "{challenged}");
+        ensure!(challenged.contains("Proxy-Authenticate: Basic realm=\"x\"\r\n"), "{challenged}");
+    }
+    let connect = ask(r"CONNECT www.example.com:443 HTTP/1.1\r\nHost: www.example.com:443\r\n\r\n")?;
+    ensure!(
+        connect.starts_with("HTTP/1.1 200 ") && connect.contains("CONNECT www.example.com:443 HTTP/1.1"),
+        "{connect}"
+    );
+    Ok(())
+}
+
+fn interim() -> Result<()> {
+    let wire = Wire::start()?;
+    let expecting = |path: &str| {
+        format!(r"POST {path} HTTP/1.1\r\nHost: wire\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n")
+    };
+    let refused = wire.ask(&[&expecting("/refuse")])?;
+    ensure!(refused.starts_with("HTTP/1.1 417 ") && refused.to_lowercase().contains("connection: close"), "{refused}");
+    let wanted = wire.ask(&[&expecting("/want"), "~500", "hello"])?;
+    ensure!(
+        wanted.starts_with("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n") && wanted.contains("\r\n\r\n5"),
+        "{wanted}"
+    );
+    // A server that does not know the word gets the body all the same.
+    let unknown = wire.ask(&[&expecting("/length"), "~1500", "hello"])?;
+    ensure!(
+        unknown.starts_with("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n") && unknown.contains("\r\n\r\n5"),
+        "{unknown}"
+    );
+    let hints = wire.ask(&[r"GET /hints HTTP/1.1\r\nHost: wire\r\n\r\n"])?;
+    ensure!(
+        hints.starts_with("HTTP/1.1 103 Early Hints\r\nLink: </style.css>; rel=preload\r\n\r\nHTTP/1.1 200 OK"),
+        "{hints}"
+    );
+    let old = wire.ask(&[r"GET /hints HTTP/1.0\r\nHost: wire\r\n\r\n"])?;
+    ensure!(old.starts_with("HTTP/1.0 200 OK"), "{old}");
+    Ok(())
+}
+
+fn targets() -> Result<()> {
+    let wire = Wire::start()?;
+    for (sent, seen) in [
+        (r#"/api?query=up{job="a"}"#, r#"/api?query=up{job="a"}"#),
+        (r"/q?a=<b>|\\^`{}", r"/q?a=<b>|\^`{}"),
+        (r#"/a"b{c}|d^e`f<g>"#, "/a%22b%7Bc%7D%7Cd%5Ee%60f%3Cg%3E"),
+    ] {
+        let answer = wire.ask(&[&format!(r"GET {sent} HTTP/1.1\r\nHost: wire\r\n\r\n")])?;
+        ensure!(answer.contains(&format!("GET {seen} HTTP/1.1\r\n")), "{sent}: {answer}");
+    }
+    // What cannot be read at all is refused, and that is seen.
+    for (request, status, reason) in [
+        (r"GET /odd\x80 HTTP/1.1\r\nHost: wire\r\n\r\n", "400", "bad_request: "),
+        (r"GET / HTTP/1.1\r\nHost: wire\r\nTransfer-Encoding: gzip\r\n\r\n", "501", "unsupported_coding: "),
+        (
+            r"POST /chunks HTTP/1.1\r\nHost: wire\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+            "400",
+            "bad_request: a chunk without a size",
+        ),
+    ] {
+        let refused = wire.ask(&[request])?;
+        ensure!(refused.starts_with(&format!("HTTP/1.1 {status} ")), "{request}: {refused}");
+        ensure!(refused.contains(&format!("x-weft-reason: {reason}")), "{request}: {refused}");
+        Wire::logged(&wire.front_sidecar, &[&format!("\"response_code\":{status}"), "DPE", reason])?;
+    }
+    let large = wire.ask(&[r"GET /large HTTP/1.1\r\nHost: wire\r\nX: ", "@70000", r"\r\n\r\n"])?;
+    ensure!(large.starts_with("HTTP/1.1 431 ") && large.contains("x-weft-reason: header_too_large"), "{large}");
+    let line = Wire::logged(&wire.front_sidecar, &["\"response_code\":431"])?;
+    ensure!(line.contains("\"path\":\"/large\"") && line.contains("\"method\":\"GET\""), "{line}");
+    let metrics = wire.front.curl(&["http://127.0.0.1:15020/metrics"])?;
+    let counted = metrics.lines().any(|line| {
+        line.starts_with("istio_requests_total{")
+            && line.contains("response_code=\"431\"")
+            && line.contains("response_flags=\"DPE\"")
+    });
+    ensure!(counted, "431 is not counted");
+    // By HTTP/2 too.
+    let vip = wire.mesh.vip("wire")?;
+    let url = format!("http://{vip}/");
+    let headers: Vec<String> = (0..101).map(|i| format!("x-{i}: {i}")).collect();
+    let headers = headers.iter().flat_map(|header| ["-H", header.as_str()]);
+    let plain = ["--http2-prior-knowledge", "-i", "-H", "Host: wire", &url];
+    let http2 = wire.front.curl(&plain.into_iter().chain(headers).collect::<Vec<_>>())?;
+    ensure!(http2.starts_with("HTTP/2 431") && http2.contains("x-weft-reason: header_too_large"), "{http2}");
+    Ok(())
+}
+
+/// Limits count what the client sent.
+fn headers() -> Result<()> {
+    let wire = Wire::start()?;
+    let with = |count: usize| {
+        let all: String = (0..count).map(|i| format!(r"X-{i}: {i}\r\n")).collect();
+        wire.ask(&[&format!(r"GET /seen HTTP/1.1\r\nHost: wire\r\nTE: trailers, deflate\r\n{all}\r\n")])
+    };
+    let most = with(98)?;
+    ensure!(most.starts_with("HTTP/1.1 200 OK") && most.contains("X-97: 97\r\n"), "{most}");
+    ensure!(most.to_lowercase().contains("\r\nte: trailers\r\n"), "{most}");
+    let more = with(99)?;
+    ensure!(more.starts_with("HTTP/1.1 431 "), "{more}");
+    let metrics = wire.front.curl(&["http://127.0.0.1:15020/metrics"])?;
+    for name in ["istio_request_bytes", "istio_response_bytes"] {
+        let of = |suffix: &str| {
+            metrics.lines().any(|line| line.starts_with(&format!("{name}_{suffix}{{")) && line.contains("\"200\""))
+        };
+        ensure!(of("bucket") && of("sum") && of("count"), "{name} is no histogram with values");
+    }
+    Ok(())
+}
+
+/// The application closes a kept connection under its second request: whichever sidecar had it open repeats what is safe.
+fn repeated() -> Result<()> {
+    let wire = Wire::start()?;
+    let url = format!("http://{}/second", wire.mesh.vip("wire")?);
+    for round in 0..6 {
+        let said = wire.front.curl(&["-H", "Host: wire", "-w", "%{http_code}", "-o", "/dev/null", &url])?;
+        ensure!(said == "200", "round {round}: {said}");
+    }
+    // To the application's own sidecar alone, which has no other one to repeat it for.
+    let outside = wire.mesh.pod("outside")?;
+    let direct = format!("http://{}:8080/second", wire.pod.ip);
+    for round in 0..6 {
+        let said = outside.curl(&["-w", "%{http_code}", "-o", "/dev/null", &direct])?;
+        ensure!(said == "200", "round {round} from outside: {said}");
+    }
+    let posted = |_| outside.curl(&["-w", "%{http_code}", "-o", "/dev/null", "-d", "x", &direct]);
+    let statuses: Vec<String> = (0..2).map(posted).collect::<Result<_>>()?;
+    ensure!(statuses.contains(&"503".to_owned()), "what is not safe is not repeated: {statuses:?}");
+    Ok(())
+}
+
+const RESETS: &str = r#"
+import socket, struct, sys, time
+listener = socket.create_server(("0.0.0.0", 9000))
+print("listening", flush=True)
+while True:
+    connection, _ = listener.accept()
+    wanted = connection.recv(10)
+    connection.sendall(b"half of it")
+    time.sleep(.3)
+    if wanted.startswith(b"\0r"):
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    elif wanted.startswith(b"\0w"):
+        try:
+            while connection.recv(100): pass
+            print("end", flush=True)
+        except ConnectionResetError:
+            print("reset", flush=True)
+    connection.close()
+"#;
+
+const RESETTING: &str = r#"
+import socket, struct, sys
+connection = socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=5)
+connection.sendall(b"\0w")
+connection.recv(100)
+connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+connection.close()
+"#;
+
+/// Data that break off do not look whole, whichever side they come from: over mTLS, and without.
+fn reset() -> Result<()> {
+    let wire = Wire::start()?;
+    let pod = wire.mesh.pod("bytes")?;
+    let server = pod.spawn("bytes", "python3", &["-c", RESETS])?;
+    let _sidecar = wire.mesh.sidecar(&pod, "bytes", &["--service", "bytes", "--port", "9000", "--protocol", "tcp"])?;
+    wire.mesh.redirect(&pod)?;
+    wire.mesh.wait_healthy(&pod.ip)?;
+    let outside = wire.mesh.pod("outside")?;
+    let elsewhere = outside.spawn("elsewhere", "python3", &["-c", RESETS])?;
+    for (server, host, port) in [(&server, wire.mesh.vip("bytes")?, "80"), (&elsewhere, outside.ip.clone(), "9000")] {
+        wait_for("a server", Duration::from_secs(10), || {
+            ensure!(server.output().contains("listening"), "{}", server.output());
+            Ok(())
+        })?;
+        let said = wire.ask_at(&host, port, &[r"\x00r"])?;
+        ensure!(said == "half of it<reset>\n", "{host}: {said}");
+        let said = wire.ask_at(&host, port, &[r"\x00e"])?;
+        ensure!(said == "half of it<end>\n", "{host}: {said}");
+        wire.front.run("python3", &["-c", RESETTING, &host, port])?;
+        wait_for("the server's own end", Duration::from_secs(5), || {
+            ensure!(server.output().contains("reset"), "{}", server.output());
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+const MIRROR: &str = "
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: wire}
+spec:
+  hosts: [wire]
+  http:
+  - route: [{destination: {host: wire}}]
+    mirror: {host: shadow}
+";
+
+fn mirrored() -> Result<()> {
+    let wire = Wire::start()?;
+    let pod = wire.mesh.pod("shadow")?;
+    let _app = start(&pod, &["wire_server.py", "8080"])?;
+    let sidecar = wire.mesh.sidecar(&pod, "shadow", &["--service", "shadow", "--port", "8080", "--access-log", "-"])?;
+    wire.mesh.redirect(&pod)?;
+    wire.mesh.wait_healthy(&pod.ip)?;
+    wire.mesh.policy("wire.yaml", MIRROR)?;
+    let upload = |bytes: &str| {
+        let head = format!(r"POST /length HTTP/1.1\r\nHost: wire\r\nContent-Length: {bytes}\r\n\r\n");
+        wire.ask(&[&head, &format!("@{bytes}")])
+    };
+    wait_for("the mirror", Duration::from_secs(10), || {
+        upload("1")?;
+        ensure!(sidecar.output().contains("\"/length\""), "no copy");
+        Ok(())
+    })?;
+    for bytes in ["2500000", "20000000"] {
+        let said = upload(bytes)?;
+        ensure!(said.contains(bytes), "{said}");
+        Wire::logged(
+            &sidecar,
+            &["\"path\":\"/length\"", &format!("\"bytes_received\":{bytes},"), "\"response_code\":200"],
+        )?;
+    }
+    let metrics = wire.front.curl(&["http://127.0.0.1:15020/metrics"])?;
+    ensure!(metrics.contains("weft_mirrors_cut_total 0"), "a copy was cut off");
+    Ok(())
+}
+
+/// The kernel forgets a half-closed redirected connection after 60 s without a packet.
+fn half_closed() -> Result<()> {
+    let wire = Wire::start()?;
+    let outside = wire.mesh.pod("outside")?;
+    let late = r#"
+import socket, time
+listener = socket.create_server(("0.0.0.0", 9000))
+print("listening", flush=True)
+while True:
+    connection, _ = listener.accept()
+    while connection.recv(100): pass
+    time.sleep(75)
+    connection.sendall(b"late")
+    connection.close()
+"#;
+    let server = outside.spawn("late", "python3", &["-c", late])?;
+    wait_for("a server", Duration::from_secs(10), || {
+        ensure!(server.output().contains("listening"), "{}", server.output());
+        Ok(())
+    })?;
+    let client = r#"
+import socket, sys
+connection = socket.create_connection((sys.argv[1], 9000), timeout=100)
+connection.sendall(b"\0x")
+connection.shutdown(socket.SHUT_WR)
+print(connection.recv(100).decode())
+"#;
+    let said = wire.front.run("python3", &["-c", client, &outside.ip])?;
+    ensure!(said.trim() == "late", "{said}");
+    Ok(())
+}
