@@ -90,6 +90,8 @@ struct Held {
     session: u64,
     /// When it ends unless renewed.
     ends: Instant,
+    /// Its stream is open.
+    connected: bool,
     /// Endpoints that it has ejected, by host and address.
     ejected: Vec<v1::Ejected>,
 }

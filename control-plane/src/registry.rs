@@ -148,8 +148,7 @@ impl Session {
             }
         }
         if let Some((node, session)) = &self.open {
-            // The lease runs from here.
-            self.mesh.renew(node, *session).await;
+            self.mesh.disconnected(node, *session).await;
         }
     }
 

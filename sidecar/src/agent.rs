@@ -19,6 +19,7 @@ use weft_proto::v1::{Answer, Check, Instance, Question};
 use crate::connect;
 use crate::control::Control;
 use crate::identity::Identity;
+use crate::pod::Doors;
 use crate::script;
 use crate::session::Registrations;
 
@@ -31,11 +32,18 @@ pub struct Session {
     pub registrations: Arc<Registrations>,
     /// Names the services that may be.
     pub identity: Arc<Identity>,
+    /// Where the pod's network is not the sidecar's: opens the ports of what is registered.
+    pub doors: Option<Doors>,
 }
 
 impl Upstream for Session {
     fn register(&self, instance: Instance) -> BoxFuture<'_, Result<(), Refused>> {
-        Box::pin(async move { self.registrations.register(instance).await.map_err(Refused::upstream) })
+        Box::pin(async move {
+            if let Some(doors) = &self.doors {
+                doors.open(u16::try_from(instance.port).unwrap_or(0)).map_err(Refused::bad)?;
+            }
+            self.registrations.register(instance).await.map_err(Refused::upstream)
+        })
     }
 
     fn deregister<'a>(&'a self, service_id: &'a str, wait: Duration) -> BoxFuture<'a, ()> {

@@ -2,12 +2,15 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::TcpStream;
 use weft_agent::checks::target;
+
+use crate::pod;
 
 /// Socket mark of traffic that leaves for other workloads. To an address of this pod it is redirected to the inbound
 /// port like anybody's.
@@ -18,6 +21,20 @@ pub const MARK_DELIVERY: u32 = 0x57ef_0002;
 /// Where deliveries within this pod come from when sockets cannot be marked: the redirection then tells them by it from
 /// what the proxy sends upstream, as Istio does (its `InboundPassthroughBindIpv4`).
 pub const DELIVERY_SOURCE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 6);
+
+/// The address that the control plane and others see us at; empty: the system's choice.
+static SOURCE: OnceLock<IpAddr> = OnceLock::new();
+
+/// Has the control plane see this address as ours from now on: it is the pod's in the mesh.
+pub fn come_from(address: IpAddr) {
+    // Said once, before anything is connected.
+    let _ = SOURCE.set(address);
+}
+
+/// The address that was given to [`come_from`].
+pub fn source() -> Option<IpAddr> {
+    SOURCE.get().copied()
+}
 
 /// Whether sockets can be marked; without the right to, the redirection cannot work and is refused.
 static MARKS: AtomicBool = AtomicBool::new(true);
@@ -102,9 +119,23 @@ pub async fn tcp(
     timeout: Duration,
     keepalive: Option<Keepalive>,
 ) -> io::Result<TcpStream> {
+    if mark_with == MARK_DELIVERY
+        && let Some(socket) = pod::socket(to.is_ipv6())
+    {
+        return begin(socket?, pod::delivery_address(to), timeout, keepalive).await;
+    }
     let within = mark_with == MARK_DELIVERY && !marks() && to.is_ipv4() && !to.ip().is_loopback();
-    let from = (within && target::is_local(to.ip())).then_some(DELIVERY_SOURCE);
+    let from = (within && target::is_local(to.ip())).then_some(DELIVERY_SOURCE.into());
     open(to, from, mark_with, timeout, keepalive).await
+}
+
+/// Opens a connection to a program of this machine's own network that is neither of the mesh nor of the pod, such as a name
+/// server: no redirection catches it.
+///
+/// # Errors
+/// As [`tcp`].
+pub async fn outside(to: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
+    open(to, None, MARK_DELIVERY, timeout, None).await
 }
 
 /// Opens a connection to the control plane, from the address that is to be ours in the mesh, wherever it is.
@@ -112,12 +143,13 @@ pub async fn tcp(
 /// # Errors
 /// As [`tcp`].
 pub async fn control(to: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
-    open(to, None, MARK_DELIVERY, timeout, None).await
+    let from = source().filter(|from| from.is_ipv4() == to.is_ipv4());
+    open(to, from, MARK_DELIVERY, timeout, None).await
 }
 
 async fn open(
     to: SocketAddr,
-    from: Option<Ipv4Addr>,
+    from: Option<IpAddr>,
     mark_with: u32,
     timeout: Duration,
     keepalive: Option<Keepalive>,
@@ -127,6 +159,15 @@ async fn open(
     if let Some(from) = from {
         socket.bind(&SocketAddr::from((from, 0)).into())?;
     }
+    begin(socket, to, timeout, keepalive).await
+}
+
+async fn begin(
+    socket: Socket,
+    to: SocketAddr,
+    timeout: Duration,
+    keepalive: Option<Keepalive>,
+) -> io::Result<TcpStream> {
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_keepalive(&keepalive.unwrap_or(DEFAULT_KEEPALIVE).options())?;
     match socket.connect(&to.into()) {

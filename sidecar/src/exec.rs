@@ -7,6 +7,7 @@
 
 mod child;
 pub mod netns;
+pub mod rootless;
 
 pub(crate) use child::without_ambient_capabilities;
 
@@ -24,6 +25,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::connect::{self, MARK_DELIVERY};
+use crate::pod;
 use crate::redirect::{self, Capture};
 use crate::run::{self, Application};
 
@@ -42,9 +44,10 @@ pub struct Options {
     redirect: bool,
     #[command(flatten, next_help_heading = "With --redirect")]
     capture: Capture,
-    /// In a network namespace of its own, made for it and removed at its end, with --redirect; needs root. The pod has
-    /// this address and is reached at it from this machine, and from others that route it here; without one it gets a
-    /// free private one, and calls other machines from this machine's address.
+    /// In a network namespace of its own, with --redirect. Without root, or where the control plane is on this machine's
+    /// loopback, the sidecar stays in the machine's network, and others reach the service there, at its own port. With root
+    /// the pod can have this address, and is reached at it from this machine and from others that route it here; a free
+    /// private one where none is given.
     #[arg(long, value_name = "ADDRESS/PREFIX", num_args = 0..=1, require_equals = true, default_missing_value = "")]
     netns: Option<netns::Wanted>,
     /// The process that made the network namespace.
@@ -64,6 +67,11 @@ pub async fn run(options: Options) -> Result<u8> {
     let redirect = redirect || netns.is_some() || within.is_some();
     ensure!(redirect || !capture.is_given(), "what is to be captured only matters with --redirect");
     if let Some(wanted) = netns {
+        let root = rustix::process::geteuid().is_root();
+        let outside = !root || rootless::is_control_plane_on_loopback(&config).await;
+        if wanted == netns::Wanted::Any && outside {
+            return Box::pin(rootless::run(config, capture, &command)).await;
+        }
         return netns::run(wanted, &config).await;
     }
     if let Some(outside) = within {
@@ -252,6 +260,7 @@ async fn accepts(port: u16) {
 
 /// Where the application may listen: on loopback, on all addresses, or on that which this pod calls from.
 fn own_addresses() -> impl Iterator<Item = IpAddr> {
+    let outside = pod::is_elsewhere();
     let from = |any: IpAddr, to: IpAddr| {
         let socket = UdpSocket::bind((any, 0)).ok()?;
         // Sends nothing; tells which address would be used. Nobody has these addresses.
@@ -260,7 +269,9 @@ fn own_addresses() -> impl Iterator<Item = IpAddr> {
     };
     let v4 = from(Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::new(192, 0, 2, 1).into());
     let v6 = from(Ipv6Addr::UNSPECIFIED.into(), Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into());
-    [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()].into_iter().chain(v4).chain(v6)
+    // The others are the machine's, where the pod's network is another one.
+    let others = v4.into_iter().chain(v6).filter(move |_| !outside);
+    [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()].into_iter().chain(others)
 }
 
 #[cfg(test)]

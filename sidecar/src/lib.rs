@@ -36,6 +36,7 @@ pub mod metrics;
 pub mod named;
 pub mod origination;
 pub mod outbound;
+pub mod pod;
 pub mod pool;
 pub mod proxy;
 pub mod redirect;

@@ -34,6 +34,9 @@ enum Command {
     /// Bring this pod's traffic to the proxy, by nftables.
     #[command(subcommand)]
     Redirect(redirect::Action),
+    /// What `exec` runs in the namespaces of its command.
+    #[command(hide = true)]
+    Inside(exec::rootless::Inside),
 }
 
 fn main() -> ExitCode {
@@ -50,6 +53,9 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> Result<ExitCode> {
+    if let Command::Inside(options) = &args.command {
+        return exec::rootless::inside(options).map(|()| ExitCode::SUCCESS);
+    }
     // On a thread of its own, which drops what it cannot write in time: a slow disk or a pipe that nobody reads must hold
     // up neither traffic nor answers about names. The guard writes what is left at the end.
     // Its queue is memory from the start, 40 bytes a line: the default would be 5 MB.
@@ -71,6 +77,8 @@ fn run(args: Args) -> Result<ExitCode> {
         Command::Gateway(config) => runtime.block_on(serve((*config).into())),
         Command::Exec(options) => runtime.block_on(exec::run(*options)).map(ExitCode::from),
         Command::Redirect(action) => redirect::run(&action).map(|()| ExitCode::SUCCESS),
+        // Done above.
+        Command::Inside(_) => Ok(ExitCode::SUCCESS),
     };
     // A name look-up that hangs must not hold up the end.
     runtime.shutdown_background();

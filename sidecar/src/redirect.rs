@@ -166,6 +166,23 @@ pub fn apply(capture: &Capture, own: Own) -> Result<()> {
     Ok(())
 }
 
+/// The rules for a network namespace in which there is nothing but a command, for `nft -f -`, and what should be known about
+/// this machine's name look-ups. `dns`: look-ups are captured.
+///
+/// # Errors
+/// When what is to be captured makes no sense there.
+pub fn for_pod(capture: &Capture, own: Own, dns: bool) -> Result<(String, Vec<String>)> {
+    let selective = !capture.uid.is_empty() || !capture.cgroup.is_empty();
+    ensure!(!selective && !capture.shared_host, "--uid, --cgroup and --shared-host have no meaning with --netns");
+    // The name servers are elsewhere: whatever address they have, a query to it is the command's.
+    let capture =
+        Capture { dns: if capture.leaves_dns_alone() { CaptureDns::Off } else { CaptureDns::All }, ..capture.clone() };
+    let capture = Capture { no_dns: !dns || capture.no_dns, ..capture };
+    let rules = compile(&capture, own, false, &[])?;
+    let nsswitch = std::fs::read_to_string(resolv::NSSWITCH_CONF).unwrap_or_default();
+    Ok((render(&rules), notes(&rules, &nsswitch)))
+}
+
 /// Takes the rules and the route back; no error where there are none.
 ///
 /// # Errors

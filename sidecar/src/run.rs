@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use tokio::sync::watch;
+use weft_agent::checks::target;
 use weft_agent::connect::Leaves;
 use weft_agent::datacenter::Datacenter;
 use weft_agent::local::Local;
@@ -37,6 +38,7 @@ use crate::group;
 use crate::identity::Identity;
 use crate::listen::{self, Role};
 use crate::metrics::{Metrics, Workload};
+use crate::pod::Doors;
 use crate::proxy::{Proxy, Settings};
 use crate::resolution::Resolution;
 use crate::session::Registrations;
@@ -95,11 +97,12 @@ pub fn start(config: Config, application: Application) -> Result<Sidecar> {
     raise_descriptor_limit();
     std::fs::create_dir_all(&config.data_dir)
         .with_context(|| format!("cannot make the data folder {}", config.data_dir.display()))?;
-    if !config.gateway {
+    if !config.gateway && !config.outside {
         claim_ports(&config)?;
     }
     anyhow::ensure!(config.admin_listen.ip().is_loopback(), "--admin-listen must be on loopback");
-    if !connect::probe_marks() {
+    // Outside the pod's network no redirection tells sockets by their marks.
+    if !connect::probe_marks() && !config.outside {
         tracing::warn!(
             "sockets cannot be marked (CAP_NET_ADMIN): traffic may be redirected to this proxy only if it runs as a user of \
              its own (redirect install --proxy-uid)"
@@ -184,7 +187,10 @@ pub fn start(config: Config, application: Application) -> Result<Sidecar> {
     start_workers(&proxy, &config, listeners, &accepting, ports.as_ref())?;
 
     let (registrations, session) = session::new(proxy.directory.clone(), datacenter.clone());
-    let upstream = Session { registrations: registrations.clone(), identity: control.identity.clone() };
+    let towards: SocketAddr = control.address().parse().unwrap_or(ELSEWHERE);
+    let address = connect::source().or_else(|| target::source_towards(towards).filter(|_| config.outside));
+    let doors = address.filter(|_| config.outside).map(|address| Doors::new(proxy.clone(), address));
+    let upstream = Session { registrations: registrations.clone(), identity: control.identity.clone(), doors };
     let agent = Arc::new(Agent {
         local: Local::new(
             Arc::new(upstream),
@@ -196,7 +202,8 @@ pub fn start(config: Config, application: Application) -> Result<Sidecar> {
         leaves: config.connect_leaf.then(|| Leaves::new(control.clone())),
         datacenter: datacenter.clone(),
         eureka: Default::default(),
-        towards: control.address().parse().unwrap_or(ELSEWHERE),
+        towards,
+        address,
     });
     tokio::spawn(agent.local.clone().report());
     tokio::spawn(agent.local.clone().keep_saved());
@@ -334,8 +341,10 @@ async fn join(control: &Control) {
 /// What traffic of our pod arrives at.
 fn listeners(config: &Config) -> Result<Vec<Listener>> {
     let mut listeners = Vec::new();
-    let kept = sockets::is_kept(sockets::any(config.inbound_port));
-    listeners.push(Listener { socket: sockets::tcp_any(config.inbound_port)?, role: Role::Inbound, kept });
+    if !config.outside {
+        let kept = sockets::is_kept(sockets::any(config.inbound_port));
+        listeners.push(Listener { socket: sockets::tcp_any(config.inbound_port)?, role: Role::Inbound, kept });
+    }
     for loopback in [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)] {
         let address = SocketAddr::new(loopback, config.outbound_port);
         let kept = sockets::is_kept(address);

@@ -23,11 +23,16 @@ pub const VARIABLES: [&str; 3] = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
 /// What was handed over and nobody has asked for yet.
 static HANDED: Mutex<Vec<Handed>> = Mutex::new(Vec::new());
 
+/// Addresses at which nothing is listened: a pod whose network is another one has no socket for them.
+static WITHHELD: Mutex<Vec<SocketAddr>> = Mutex::new(Vec::new());
+
 struct Handed {
     socket: Socket,
     address: SocketAddr,
     /// For people.
     name: String,
+    /// Another process has it too, and keeps it when this one ends.
+    kept: bool,
 }
 
 /// Takes over the sockets that are meant for us. To be called first of all, while no descriptor is our own.
@@ -43,7 +48,7 @@ pub fn take_over() {
     for descriptor in FIRST..FIRST.saturating_add(count.clamp(0, 1024)) {
         let name = names.next().unwrap_or("unknown").to_owned();
         match adopt(descriptor) {
-            Ok((socket, address)) => lock().push(Handed { socket, address, name }),
+            Ok((socket, address)) => lock().push(Handed { socket, address, name, kept: true }),
             Err(e) => tracing::warn!("the descriptor {descriptor} ({name}) that was handed over is not used: {e:#}"),
         }
     }
@@ -63,14 +68,33 @@ fn adopt(descriptor: i32) -> Result<(Socket, SocketAddr)> {
     Ok((socket, address))
 }
 
+/// Takes over a socket that listens at `address` in another network.
+///
+/// # Errors
+/// When it cannot be used.
+pub fn hand_over(socket: Socket, address: SocketAddr) -> Result<()> {
+    socket.set_nonblocking(true)?;
+    lock().push(Handed { socket, address, name: "of the pod".into(), kept: false });
+    Ok(())
+}
+
+/// Lets nothing listen at `address` in this network: it would be meant for another one.
+pub fn withhold(address: SocketAddr) {
+    WITHHELD.lock().unwrap_or_else(PoisonError::into_inner).push(address);
+}
+
+fn is_withheld(address: SocketAddr) -> bool {
+    WITHHELD.lock().unwrap_or_else(PoisonError::into_inner).contains(&address)
+}
+
 /// Whether `address` will be listened on by a socket that is somebody else's too, and outlives us.
 pub fn is_kept(address: SocketAddr) -> bool {
-    lock().iter().any(|handed| handed.is(address, Type::STREAM))
+    lock().iter().any(|handed| handed.kept && handed.is(address, Type::STREAM))
 }
 
 /// Names in the log what was handed over for nothing. To be called when everybody has what they need.
 pub fn warn_of_unused() {
-    for Handed { address, name, .. } in lock().drain(..) {
+    for Handed { address, name, .. } in lock().drain(..).filter(|handed| handed.kept) {
         tracing::warn!("the socket {address} ({name}) that was handed over is not used: no option names this address");
     }
 }
@@ -88,7 +112,7 @@ fn handed(address: SocketAddr, kind: Type) -> Option<Socket> {
     let mut all = lock();
     let at = all.iter().position(|handed| handed.is(address, kind))?;
     let Handed { socket, name, .. } = all.remove(at);
-    tracing::info!("listening on {address} by the socket that was handed over ({name})");
+    tracing::debug!("listening on {address} by the socket that was handed over ({name})");
     Some(socket)
 }
 
@@ -120,7 +144,11 @@ pub fn tcp(address: SocketAddr) -> Result<TcpListener> {
         socket.listen(BACKLOG).with_context(context)?;
         return Ok(socket.into());
     }
+    anyhow::ensure!(!is_withheld(address), "the pod's network has no socket at {address}");
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP)).with_context(context)?;
+    if address.is_ipv6() && address.ip() != IpAddr::V6(Ipv6Addr::UNSPECIFIED) {
+        socket.set_only_v6(true).with_context(context)?;
+    }
     socket.set_reuse_address(true).with_context(context)?;
     crate::connect::keep_alive(&socket).with_context(context)?;
     if address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) {
@@ -157,6 +185,7 @@ pub fn let_nobody_in(listener: &TcpListener) -> std::io::Result<()> {
 pub fn udp(address: SocketAddr) -> std::io::Result<UdpSocket> {
     match handed(address, Type::DGRAM) {
         Some(socket) => Ok(socket.into()),
+        None if is_withheld(address) => Err(std::io::ErrorKind::AddrNotAvailable.into()),
         None => UdpSocket::bind(address),
     }
 }

@@ -13,6 +13,7 @@ pub(crate) fn all() -> Vec<Scenario> {
     vec![
         ("a_second_sidecar_in_a_namespace_is_refused_and_a_second_command_joins", second_sidecar),
         ("exec_netns_makes_a_pod_and_leaves_nothing_behind", exec_netns),
+        ("exec_netns_needs_no_root_and_no_address", rootless),
         ("exec_buries_orphans_and_keeps_its_capabilities_to_itself", children),
         ("a_shared_host_is_captured_as_far_as_asked_and_ssh_lives", shared_host),
         ("a_proxy_without_marks_and_a_user_of_its_own", proxy_user),
@@ -58,6 +59,147 @@ fn netns(mesh: &Mesh, name: &str, service: &str, options: &[&str], command: &[&s
     let config = ["exec", "--control-plane", &control, "--token-file", &token, "--data-dir", &data];
     let all = [&config[..], &["--service", service], options, &["--"], command].concat();
     mesh.center.spawn_as_host(name, binary("weft-sidecar")?, &all)
+}
+
+/// A control plane on a machine's loopback, and commands beside it: all of an ordinary user, where this test may become one.
+struct Machine {
+    mesh: Mesh,
+    folder: String,
+    /// What makes a program an ordinary user's; empty: this test is one already.
+    user: Vec<&'static str>,
+}
+
+impl Machine {
+    fn new() -> Result<Machine> {
+        let mesh = Mesh::network(&[])?;
+        let folder = "/run/rootless".to_owned();
+        let user: Vec<&str> = ["setpriv", "--reuid", "1000", "--regid", "1000", "--clear-groups"].into();
+        let other = std::process::Command::new(user[0]).args(&user[1..]).arg("true").output()?.status.success();
+        std::fs::create_dir_all(format!("{folder}/policies"))?;
+        // An ordinary user does not see where this is built.
+        for name in ["weft-sidecar", "weft-control-plane", "weftctl"] {
+            let (from, to) = (binary(name)?, format!("{folder}/{name}"));
+            std::fs::write(&to, "")?;
+            weft_tests::run("mount", &["--bind", &from.to_string_lossy(), &to])?;
+        }
+        weft_tests::run("chmod", &["777", &folder])?;
+        Ok(Machine { mesh, folder, user: if other { user } else { Vec::new() } })
+    }
+
+    fn all<'a>(&'a self, program: &'a str, args: &[&'a str]) -> (&'a str, Vec<&'a str>) {
+        let mut all = [&self.user[..], &[program], args].concat();
+        (all.remove(0), all)
+    }
+
+    fn spawn(&self, what: &str, program: &str, args: &[&str]) -> Result<Process> {
+        let program = format!("{}/{program}", self.folder);
+        let (program, args) = self.all(&program, args);
+        self.mesh.center.spawn_with(what, program, &args, &[("PATH".into(), "/usr/bin:/bin".into())])
+    }
+
+    fn weftctl(&self, args: &[&str]) -> Result<String> {
+        let socket = format!("WEFT_ADMIN_SOCKET={}/control-plane/admin.sock", self.folder);
+        let program = format!("{}/weftctl", self.folder);
+        let (user, mut all) = self.all(&program, args);
+        all.insert(0, user);
+        all.insert(0, &socket);
+        self.mesh.center.run("env", &all)
+    }
+
+    /// A command in the mesh.
+    fn exec(&self, name: &str, options: &[&str], command: &[&str]) -> Result<Process> {
+        let (token, data) = (format!("{}/{name}.token", self.folder), format!("{}/{name}", self.folder));
+        if !std::fs::exists(&token)? {
+            self.weftctl(&[
+                "token",
+                "create",
+                "--service-account",
+                name,
+                "--service",
+                name,
+                "--service",
+                "other",
+                "--out",
+                &token,
+            ])?;
+        }
+        let exec =
+            ["exec", "--netns", "--control-plane", "127.0.0.1:15012", "--token-file", &token, "--data-dir", &data];
+        self.spawn(name, "weft-sidecar", &[&exec, options, &["--"], command].concat())
+    }
+}
+
+/// The first thing that a newcomer types: all on one machine, no root, no bridge, no address plan.
+fn rootless() -> Result<()> {
+    let machine = Machine::new()?;
+    let folder = &machine.folder;
+    let (data, policies) = (format!("{folder}/control-plane"), format!("{folder}/policies"));
+    let args = ["--data-dir", &data, "--policies", &policies, "--listen", "127.0.0.1:15012"];
+    let control_plane = machine.spawn("control-plane", "weft-control-plane", &args)?;
+    wait_for("the control plane", SOON, || {
+        machine.weftctl(&["status"]).map(drop).map_err(|e| e.context(control_plane.output()))
+    })?;
+    let server = tests_dir().join("apps/server.py");
+    let visible = format!("{folder}/server.py");
+    std::fs::copy(server, &visible)?;
+    let hello = ["python3", &visible, "8000", "hello1"];
+    let mut service = machine.exec("hello", &["--service", "hello", "--port", "8000"], &hello)?;
+    let registered = |text: &str| {
+        wait_for("the registration", SOON, || {
+            let status = machine.weftctl(&["status"])?;
+            let line = status.lines().find(|line| line.contains(text) && line.contains(" healthy "));
+            line.map(str::to_owned).with_context(|| format!("{status}\n{}", service.output()))
+        })
+    };
+    let line = registered("hello-8000")?;
+    ensure!(line.trim().starts_with("127.") && line.contains("sa/hello"), "{line}");
+    // By name and mTLS, as the user who called; what is not of the mesh is reached through the machine's network, and the
+    // pod's own agent registers another port.
+    let outside = machine.mesh.pod("outside")?;
+    let _web = outside.spawn("web", "python3", &["-u", "-m", "http.server", "9000"])?;
+    let put = r#"{\"Name\":\"other\",\"Port\":8001}"#;
+    let script = format!(
+        "id -u; grep CapEff /proc/self/status; curl -sS -m 5 -H 'Host: hello' http://hello:80/; \
+         for i in 1 2 3 4 5 6 7 8 9; do curl -sS -f -m 5 -o /dev/null http://{}:9000/ && echo outside && break; sleep 0.2; done; \
+         curl -sS -f -m 5 -X PUT -d \"{put}\" http://127.0.0.1:8500/v1/agent/service/register && echo put; \
+         curl -sS -m 5 http://127.0.0.1:8500/v1/agent/self | grep -o '\"AdvertiseAddr\":\"127[0-9.]*' ; exit 7",
+        outside.ip
+    );
+    let mut client = machine.exec("client", &[], &["sh", "-c", &script])?;
+    let code = client.wait(SOON)?;
+    let said = client.output();
+    ensure!(code == 7, "{code}: {said}");
+    let user = if machine.user.is_empty() { "0" } else { "1000" };
+    for wanted in [user, "CapEff:\t0000000000000000", "sa/client", "outside\n", "put\n"] {
+        let found = said.lines().any(|line| line == wanted.trim()) || said.contains(wanted);
+        ensure!(found || (wanted.starts_with("Cap") && machine.user.is_empty()), "{wanted}: {said}");
+    }
+    // Both directions at once, and a second pod with the same port: each has an address of its own.
+    let second = ["python3", &visible, "8000", "hello2"];
+    let other = machine.exec("second", &["--service", "other", "--port", "8000"], &second)?;
+    let line = registered("other-8000").map_err(|e| e.context(other.output()))?;
+    ensure!(line.contains(":8000 "), "{line}");
+    let mut client = machine.exec("client", &[], &["curl", "-sS", "-m", "5", "-H", "Host: other", "http://other/"])?;
+    ensure!(client.wait(SOON)? == 0 && client.output().contains("hello2"), "{}", client.output());
+    // One data folder is one pod's.
+    let mut same = machine.exec("hello", &[], &["true"])?;
+    ensure!(same.wait(SOON)? == 1 && same.output().contains("with the same --data-dir"), "{}", same.output());
+    // SIGTERM: out of the mesh first, and nothing is left.
+    service.signal("TERM")?;
+    ensure!(service.wait(Duration::from_secs(30))? == 0, "{}", service.output());
+    ensure!(service.output().contains("drained"), "{}", service.output());
+    ensure!(!machine.weftctl(&["status"])?.contains("hello-8000"), "it is still registered");
+    ensure!(!std::fs::exists(format!("{folder}/hello/exec.sock"))?, "the socket is left");
+    drop(other);
+    wait_for("the end of the processes inside", SOON, || {
+        let left = machine.mesh.center.run("sh", &["-c", "pgrep -fa '[i]nside --sockets|[s]erver.py 8000' || true"])?;
+        ensure!(left.is_empty(), "{left}");
+        Ok(())
+    })?;
+    for name in ["weft-sidecar", "weft-control-plane", "weftctl"] {
+        weft_tests::run("umount", &["-l", &format!("{folder}/{name}")])?;
+    }
+    Ok(())
 }
 
 /// The address at which the mesh knows the one instance of a service that is healthy.
@@ -175,15 +317,16 @@ fn exec_netns() -> Result<()> {
         Ok(())
     };
     refusal("a", &["--netns=10.1.2.3/31"], "an address and prefix such as 10.87.0.2/30")?;
-    refusal("b", &["--netns", "--control-plane", "127.0.0.1:15012"], "is on this machine's loopback")?;
+    refusal("b", &["--netns=10.78.7.2/30", "--control-plane", "127.0.0.1:15012"], "is on this machine's loopback")?;
     let anybody = ["--reuid", "65534", "--regid", "65534", "--clear-groups"];
     if weft_tests::run("setpriv", &[&anybody[..], &["true"]].concat()).is_ok() {
         let sidecar = std::fs::read(binary("weft-sidecar")?)?;
         std::fs::write("/run/weft-sidecar", sidecar)?;
         weft_tests::run("chmod", &["755", "/run", "/run/weft-sidecar"])?;
-        let exec = ["/run/weft-sidecar", "exec", "--control-plane", "10.0.0.1:1", "--netns", "--", "true"];
+        let exec = ["/run/weft-sidecar", "exec", "--control-plane", "10.0.0.1:1", "--netns=10.1.2.2/30", "--", "true"];
         let refused = weft_tests::run("setpriv", &[&anybody[..], &exec].concat());
-        let refused = refused.err().context("a user who is not root may make namespaces")?.to_string();
+        let refused =
+            refused.err().context("a user other than root gives a pod an address of the machine")?.to_string();
         ensure!(refused.contains("needs root"), "{refused}");
     }
     Ok(())

@@ -170,8 +170,8 @@ fn upgrades() -> Result<()> {
     }
     // Unless the sidecars are told otherwise.
     let wire = Wire::with(&["--upgrade-type", "foo,connect"])?;
-    let foo = wire.ask(&[&asking("/upgrade", "foo"), "~200", "hello"])?;
-    ensure!(foo.starts_with("HTTP/1.1 101 ") && foo.ends_with("hello\n"), "{foo}");
+    let switched = wire.ask(&[&asking("/upgrade", "foo"), "~200", "hello"])?;
+    ensure!(switched.starts_with("HTTP/1.1 101 ") && switched.ends_with("hello\n"), "{switched}");
     let websocket = wire.ask(&[&asking("/upgrade", "websocket")])?;
     ensure!(websocket.starts_with("HTTP/1.1 403 "), "{websocket}");
     let connect = wire.ask(&[r"CONNECT wire:80 HTTP/1.1\r\nHost: wire:80\r\n\r\n"])?;

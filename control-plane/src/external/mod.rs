@@ -239,6 +239,7 @@ impl Externals {
             leaves: None,
             eureka: Default::default(),
             towards: (address, 9).into(),
+            address: None,
         };
         let node = Arc::new(Node { address, agent, direct, file, tasks: Mutex::new(tasks.into()) });
         nodes.insert(name, node.clone());

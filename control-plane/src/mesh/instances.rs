@@ -31,6 +31,14 @@ impl State {
         let ours = self.sessions.get(name).is_some_and(|held| held.session == session);
         self.nodes.get(name).filter(|_| ours).ok_or(Refusal::SessionOver)
     }
+
+    /// An instance at this address and port of another node than `name` whose sidecar is connected here. A node that has gone
+    /// is not in the way of its successor.
+    fn connected_at(&self, address: IpAddr, port: u32, name: &str) -> Option<&Instance> {
+        let lives = |node: &str| self.sessions.get(node).is_some_and(|held| held.connected);
+        let there = self.world.at_address(address).map(AsRef::as_ref);
+        there.filter(|i| port != 0 && u32::from(i.port) == port && i.node != name).find(|i| lives(&i.node))
+    }
 }
 
 impl Mesh {
@@ -53,6 +61,14 @@ impl Mesh {
             if address.to_canonical() != own {
                 let text = format!("{address} is not an address of this sidecar, whose stream comes from {own}");
                 return Err(text.into());
+            }
+            if let Some(other) = state.connected_at(own, instance.port, name) {
+                return Err(format!(
+                    "{address}:{} is registered by the node {} (service {:?}), which is connected: two pods that come from one \
+                     address need different ports, or addresses of their own",
+                    instance.port, other.node, other.service
+                )
+                .into());
             }
             if !instance.group.is_empty() && instance.checks.is_empty() {
                 // A sidecar that was restarted is what it was until its probe has ended.

@@ -60,7 +60,7 @@ impl Mesh {
             let ops = vec![Op::put(Table::Nodes, name, stored(&node).encode_to_vec()), self.alive(name, session)];
             // Known before it is written: the watch may be faster than the answer.
             let ends = Instant::now() + self.lease;
-            self.lock().sessions.insert(name.to_owned(), Held { session, ends, ejected: Vec::new() });
+            self.lock().sessions.insert(name.to_owned(), Held { session, ends, connected: true, ejected: Vec::new() });
             match self.write(vec![condition], ops).await {
                 Ok(true) => {
                     self.take_over(&node).await?;
@@ -109,6 +109,14 @@ impl Mesh {
         if let Some(held) = self.lock().sessions.get_mut(name).filter(|held| held.session == session) {
             held.ejected = ejected;
         }
+    }
+
+    /// The session's stream has ended: its lease runs from here.
+    pub async fn disconnected(&self, name: &str, session: u64) {
+        if let Some(held) = self.lock().sessions.get_mut(name).filter(|held| held.session == session) {
+            held.connected = false;
+        }
+        self.renew(name, session).await;
     }
 
     /// The session gave a sign of life, or ended (then its lease still runs). False: it was superseded.

@@ -73,6 +73,28 @@ fn expire(mesh: &Mesh, nodes: &[&str]) {
 }
 
 #[tokio::test]
+async fn two_pods_at_one_address_have_different_ports_and_a_successor_has_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let mesh = open(store(dir.path()).await).await;
+    let loopback = Node { address: IpAddr::from([127, 0, 0, 1]), ..node(1) };
+    let first = mesh.begin_session("n1", loopback.clone()).await.unwrap();
+    let second = mesh.begin_session("n2", loopback.clone()).await.unwrap();
+    mesh.register("n1", first, service()).await.unwrap();
+    mesh.register("n1", first, service()).await.unwrap();
+    let Err(Refusal::Because(why)) = mesh.register("n2", second, service()).await else {
+        panic!("both are registered")
+    };
+    assert!(why.starts_with("127.0.0.1:8080 is registered by the node n1 (service \"order\")"), "{why}");
+    mesh.register("n2", second, v1::Instance { port: 8081, ..service() }).await.unwrap();
+    // Ports are of instances that are called: without one there is nothing to be mistaken for.
+    mesh.register("n2", second, v1::Instance { port: 0, service_id: "none".into(), ..service() }).await.unwrap();
+    // A pod that was started anew, without what it knew of itself.
+    mesh.disconnected("n1", first).await;
+    let third = mesh.begin_session("n3", loopback).await.unwrap();
+    mesh.register("n3", third, service()).await.unwrap();
+}
+
+#[tokio::test]
 async fn one_lease_that_ends_removes_and_many_do_not() {
     let dir = tempfile::tempdir().unwrap();
     let mesh = open(store(dir.path()).await).await;

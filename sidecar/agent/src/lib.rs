@@ -33,7 +33,7 @@ mod tests;
 pub mod trust;
 pub mod upstream;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -68,6 +68,8 @@ pub struct Agent {
     pub eureka: eureka::Turn,
     /// Where the control plane is: tells which of our addresses is the pod's.
     pub towards: SocketAddr,
+    /// The pod's address, where it was given.
+    pub address: Option<IpAddr>,
 }
 
 impl Answers for Agent {
@@ -97,7 +99,10 @@ impl Agent {
     pub fn address(&self) -> String {
         match self.local.own() {
             Own::At(ip) => ip.to_string(),
-            Own::Pod => target::source_towards(self.towards).map_or_else(String::new, |ip| ip.to_string()),
+            Own::Pod => {
+                let address = self.address.or_else(|| target::source_towards(self.towards));
+                address.map_or_else(String::new, |ip| ip.to_string())
+            }
         }
     }
 

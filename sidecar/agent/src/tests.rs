@@ -68,6 +68,7 @@ pub(crate) fn pod_with(file: Option<PathBuf>) -> Pod {
         leaves: None,
         eureka: Default::default(),
         towards: ([127, 0, 0, 1], 1).into(),
+        address: None,
     });
     Pod { agent }
 }

@@ -144,7 +144,7 @@ impl Forwarder {
 
 async fn over_tcp(server: SocketAddr, packet: &[u8]) -> io::Result<Vec<u8>> {
     let (query, id) = renumbered(packet)?;
-    let mut stream = connect::tcp(server, MARK_DELIVERY, TIMEOUT, None).await?;
+    let mut stream = connect::outside(server, TIMEOUT).await?;
     write_framed(&mut stream, &query).await?;
     let mut answer = read_framed(&mut stream, usize::from(u16::MAX)).await?;
     if !dns::answers(&answer, &query) {

@@ -108,8 +108,9 @@ impl FromStr for Wanted {
 pub(super) async fn run(wanted: Wanted, config: &run::Config) -> Result<u8> {
     ensure!(
         rustix::process::geteuid().is_root(),
-        "--netns makes a network namespace and a veth pair, which needs root (sudo weft-sidecar exec --netns ...); the \
-         command need not stay root: -- setpriv --reuid USER --regid GROUP --init-groups your-command"
+        "--netns=ADDRESS/PREFIX gives a pod an address of its own on this machine, which needs root; --netns without an \
+         address does not. With root the command need not stay root: -- setpriv --reuid USER --regid GROUP --init-groups \
+         your-command"
     );
     for address in &config.control_planes {
         reachable(address, wanted).await?;
@@ -164,8 +165,8 @@ async fn reachable(control_plane: &str, wanted: Wanted) -> Result<()> {
     let Ok(found) = connect::resolve(host.trim_matches(['[', ']']), port).await else { return Ok(()) };
     ensure!(
         !found.ip().is_loopback(),
-        "--control-plane {control_plane} is on this machine's loopback, where a pod in a network namespace of its own does \
-         not reach it: give another address of this machine"
+        "--control-plane {control_plane} is on this machine's loopback, where a pod with an address of its own does not \
+         reach it: give another address of this machine, or --netns without an address"
     );
     if wanted == Wanted::Any && !target::is_local(found.ip()) {
         tracing::warn!(

@@ -118,6 +118,9 @@ pub struct Config {
     /// It is a gateway, and its own certificates are in that folder too.
     #[arg(skip)]
     pub gateway: bool,
+    /// It is outside its pod's network ([`crate::pod`]).
+    #[arg(skip)]
+    pub outside: bool,
 }
 
 /// How a gateway runs.
@@ -207,6 +210,7 @@ impl From<GatewayConfig> for Config {
             drain_limit: given.drain_limit,
             credentials: given.credentials,
             gateway: true,
+            outside: false,
         }
     }
 }
