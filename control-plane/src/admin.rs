@@ -222,7 +222,10 @@ impl Admin for AdminService {
                     ..v1::ServiceStatus::default()
                 });
                 let labels: Vec<String> = instance.labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
-                let address = std::net::SocketAddr::new(instance.address, instance.port).to_string();
+                let address = match instance.port {
+                    0 => format!("{} (no port)", instance.address),
+                    port => std::net::SocketAddr::new(instance.address, port).to_string(),
+                };
                 let ejected_by = ejected.get(&(entry.host.clone(), address.clone())).copied().unwrap_or(0);
                 entry.instances.push(v1::InstanceStatus {
                     ejected_by,

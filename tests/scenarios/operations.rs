@@ -95,8 +95,8 @@ fn registrations_survive() -> Result<()> {
     })?;
     let refused = put(&pod, "service/register", &json!({"name": "billing", "port": 1}))?;
     ensure!(refused.ends_with("403") && refused.contains("its token names [\"order-service\"]"), "{refused}");
-    // Port 0 is what only the control plane refuses.
-    ensure!(put(&pod, "service/register", &service("wrong", 0, Value::Null))? == "200");
+    // A port out of range is what only the control plane refuses.
+    ensure!(put(&pod, "service/register", &service("wrong", 65536, Value::Null))? == "200");
     sidecar.signal("KILL")?;
     drop(sidecar);
     let mut sidecar = start(&mesh)?;
@@ -110,7 +110,7 @@ fn registrations_survive() -> Result<()> {
     wait_for("the refusal to be shown", SOON, || {
         let check = get(&pod, "checks")?["_registration:wrong"].clone();
         let output = check["Output"].as_str().unwrap_or_default();
-        ensure!(check["Status"] == "critical" && output.contains("0 is not a port"), "{check}");
+        ensure!(check["Status"] == "critical" && output.contains("Port 65536 is out of range"), "{check}");
         Ok(())
     })?;
     ensure!(put(&pod, "service/deregister/wrong", &Value::Null)? == "200");

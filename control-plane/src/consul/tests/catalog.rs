@@ -169,3 +169,17 @@ async fn what_is_written_survives_a_restart() {
         assert_eq!(*before.get_or_insert_with(|| found.clone()), found);
     }
 }
+
+#[tokio::test]
+async fn a_service_without_a_port_is_found_by_name() {
+    let fixture = fixture().await;
+    let portless = v1::Instance { service_id: "t".into(), service: "t".into(), ..v1::Instance::default() };
+    crate::registry::fits(&portless).unwrap();
+    fixture.register("n1", 1, portless.clone()).await;
+    let service = &fixture.get("/v1/health/service/t").await[0]["Service"];
+    assert_eq!((&service["Address"], &service["Port"]), (&"10.0.0.1".into(), &0.into()));
+    assert_eq!(fixture.get("/v1/catalog/service/t").await[0]["ServicePort"], 0);
+    assert_eq!(fixture.get("/v1/catalog/services").await["t"], serde_json::json!([]));
+    let error = crate::registry::fits(&v1::Instance { port: 65536, ..portless }).unwrap_err();
+    assert!(error.contains("Port 65536 is out of range"), "{error}");
+}
