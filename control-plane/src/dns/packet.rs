@@ -2,9 +2,11 @@
 //!
 //! Of a query that is odd beyond its question only the question is used: it must not be unanswerable for that.
 
+use std::collections::HashSet;
+
 use hickory_proto::op::{Edns, Header, HeaderCounts, Message, MessageType, Metadata, OpCode, ResponseCode};
 use hickory_proto::rr::rdata::opt::{ClientSubnet, EdnsCode, EdnsOption};
-use hickory_proto::rr::{DNSClass, Name, RecordType};
+use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use hickory_proto::serialize::binary::{BinDecodable, BinDecoder};
 
 /// What every client takes over UDP without saying so (RFC 1035, 2.3.4).
@@ -135,6 +137,11 @@ impl Query {
         if let Some(bytes) = fits(&message) {
             return Some(bytes);
         }
+        // Consul repeats the address of a target for each of its records, until they do not fit.
+        remove_repeated(&mut message.additionals);
+        if let Some(bytes) = fits(&message) {
+            return Some(bytes);
+        }
         let additionals = std::mem::take(&mut message.additionals);
         if fits(&message).is_some() {
             return most(additionals.len(), |n| {
@@ -150,6 +157,12 @@ impl Query {
             fits(&message)
         })
     }
+}
+
+/// Leaves each record once.
+pub(super) fn remove_repeated(records: &mut Vec<Record>) {
+    let mut seen: HashSet<(Name, RData)> = HashSet::new();
+    records.retain(|record| seen.insert((record.name.clone(), record.data.clone())));
 }
 
 /// What `make` gives for the largest number up to `all` for which it gives something; it does for every smaller one.

@@ -1,6 +1,6 @@
 //! What DNS reads of the registry.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -20,6 +20,8 @@ pub struct NodeEntry {
     pub address: IpAddr,
     /// Whether all of its own checks pass.
     pub passing: bool,
+    /// Labels of its sidecar: Consul's node metadata.
+    pub meta: BTreeMap<String, String>,
 }
 
 /// The registry, as far as a caller in a namespace sees it: what is in its own namespace, then what is in `default`.
@@ -200,13 +202,11 @@ fn sees(caller: &str, namespace: &str) -> bool {
 
 fn entry(name: &str, node: &Node) -> NodeEntry {
     let passing = node.checks.values().all(|check| check.status == "passing");
-    NodeEntry { name: name.to_owned(), address: node.address, passing }
+    NodeEntry { name: name.to_owned(), address: node.address, passing, meta: node.labels.clone() }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use weft_proto::v1;
 
     use super::*;
