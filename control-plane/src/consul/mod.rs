@@ -81,6 +81,11 @@ fn refused(refusal: Refusal) -> Refused {
 pub async fn answer(consul: &Consul, caller: &Caller, request: Request<Bytes>) -> Answered {
     let (head, body) = request.into_parts();
     let query = Query::parse(head.uri.query().unwrap_or_default());
+    if head.method == Method::GET
+        && let Err(text) = query.consistency()
+    {
+        return answer::refusal(&Refused::bad(text), true, &query);
+    }
     if let Some(datacenter) = elsewhere::named(consul, &query)
         && head.method == Method::GET
         && is_forwarded(head.uri.path())

@@ -143,6 +143,12 @@ pub fn route(method: &Method, path: &str) -> Result<Endpoint, Missed> {
     }
 }
 
+/// Whether anybody may read this: where the leader is and which data centres there are, for which Consul asks no token.
+pub fn is_public(method: &Method, path: &str) -> bool {
+    let endpoint = route(method, path);
+    matches!(endpoint, Ok(Endpoint::StatusLeader | Endpoint::StatusPeers | Endpoint::CatalogDatacenters))
+}
+
 fn named(short: &str) -> Option<Result<Endpoint, Missed>> {
     NAMED.iter().find_map(|(prefix, what, endpoint)| {
         let rest = short.strip_prefix(prefix)?;

@@ -7,6 +7,7 @@
 //! [`direct`] takes what is registered to the mesh, `lapses` sees when so many programs fall silent that none is to blame.
 //! Definitions survive a restart, in a file for each node.
 
+mod catalog;
 mod direct;
 mod lapses;
 #[cfg(test)]
@@ -53,6 +54,8 @@ use lapses::Lapses;
 const MAX_NODES: usize = 1000;
 /// Nodes that are looked after at once.
 const AT_ONCE: usize = 32;
+const NO_CHECKS: &str = "a host without a sidecar has no checks and no maintenance of its own, as programs of several tokens \
+                         may be on it: name a service (ServiceID)";
 
 /// All of them.
 pub struct Externals {
@@ -377,9 +380,7 @@ impl Externals {
         let mut services = Vec::new();
         match &written {
             Written::Service(id) | Written::CheckOf { service_id: id, .. } if id.is_empty() => {
-                let text = "a host without a sidecar has no checks and no maintenance of its own, as programs of several \
-                            tokens may be on it: name a service (ServiceID)";
-                return Err(Refused::bad(text));
+                return Err(Refused::bad(NO_CHECKS));
             }
             Written::Service(id) if new => services.extend(local.service(id).ok()),
             Written::Service(id) => services.push(local.service(id)?),

@@ -25,16 +25,8 @@ pub fn service(body: &[u8], own: Own) -> Result<(Instance, Vec<Definition>), Str
     if name.trim().is_empty() {
         return Err("Missing service name".into());
     }
-    let mut id = fields.text("id")?;
-    if id.is_empty() {
-        id.clone_from(&name);
-    }
-    let address = own_address(&fields.text("address")?, own)?;
-    let kind = fields.text("kind")?;
-    if !kind.is_empty() && kind != "typical" {
-        return Err(format!("Invalid service kind: {kind:?} is not supported yet"));
-    }
-    let (passing, warning) = weights(&mut fields)?;
+    let service = instance(&mut fields, name, own)?;
+    let (name, id) = (&service.service, &service.service_id);
     let mut checks = Vec::new();
     checks.extend(fields.object("check", "Check")?.filter(|c| !c.is_empty()));
     checks.extend(fields.objects("checks", "Checks")?.into_iter().filter(|c| !c.is_empty()));
@@ -50,10 +42,29 @@ pub fn service(body: &[u8], own: Own) -> Result<(Instance, Vec<Definition>), Str
         if definition.name.is_empty() {
             definition.name = format!("Service '{name}' check");
         }
-        definition.service_id.clone_from(&id);
+        definition.service_id.clone_from(id);
         definitions.push(definition);
     }
-    let service = Instance {
+    fields.finish();
+    Ok((service, definitions))
+}
+
+/// The fields of a service but for its name, which the agent's API and the catalog's call differently, and its checks.
+///
+/// # Errors
+/// Consul's words, for a 400.
+pub(crate) fn instance(fields: &mut Fields, name: String, own: Own) -> Result<Instance, String> {
+    let mut id = fields.text("id")?;
+    if id.is_empty() {
+        id.clone_from(&name);
+    }
+    let address = own_address(&fields.text("address")?, own)?;
+    let kind = fields.text("kind")?;
+    if !kind.is_empty() && kind != "typical" {
+        return Err(format!("Invalid service kind: {kind:?} is not supported yet"));
+    }
+    let (passing, warning) = weights(fields)?;
+    Ok(Instance {
         service_id: id,
         service: name,
         address,
@@ -63,13 +74,11 @@ pub fn service(body: &[u8], own: Own) -> Result<(Instance, Vec<Definition>), Str
         weight: passing,
         checks: Vec::new(),
         enable_tag_override: fields.flag("enabletagoverride")?,
-        tagged_addresses: tagged_addresses(&mut fields)?.into_iter().collect(),
+        tagged_addresses: tagged_addresses(fields)?.into_iter().collect(),
         warning_weight: Some(warning),
         eureka: String::new(),
         group: String::new(),
-    };
-    fields.finish();
-    Ok((service, definitions))
+    })
 }
 
 /// Weights of a service: while it passes, and while it warns.
@@ -100,7 +109,7 @@ pub fn tagged_addresses(fields: &mut Fields) -> Result<BTreeMap<String, TaggedAd
 
 /// The address to register; empty: the agent's own. A client may know its loopback address only, or the name of its host
 /// (Spring Cloud registers that by default): callers elsewhere need the address for which they stand.
-fn own_address(address: &str, own: Own) -> Result<String, String> {
+pub(crate) fn own_address(address: &str, own: Own) -> Result<String, String> {
     match address.parse::<IpAddr>() {
         Ok(ip) if ip.is_unspecified() => Err("Invalid service address".into()),
         Ok(ip) if ip.to_canonical().is_loopback() => Ok(String::new()),

@@ -10,6 +10,7 @@
 //! [`answer`], [`refused`], Eureka's documents, and the shapes that both show.
 
 pub mod answer;
+pub mod catalog;
 pub mod checks;
 pub mod connect;
 pub mod datacenter;
@@ -22,6 +23,7 @@ pub mod filter;
 pub mod forward;
 pub mod listen;
 pub mod local;
+pub mod path;
 pub mod query;
 pub mod read;
 pub mod refused;
@@ -37,7 +39,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{Method, Request, StatusCode};
+use http::{Method, Request, StatusCode, request};
 use serde_json::json;
 
 use answer::Answered;
@@ -80,7 +82,7 @@ impl Answers for Agent {
         }
         let answered = match route::route(&head.method, path) {
             Ok(endpoint) => self.own(endpoint, &query, &body).await,
-            Err(Missed::Elsewhere) => self.mesh.pass(&head, &query, body).await,
+            Err(Missed::Elsewhere) => self.elsewhere(&head, &query, body).await,
             Err(Missed::Method(allowed)) => return answer::wrong_method(&head.method, allowed),
             Err(Missed::Unsupported) => {
                 let text = format!("{path} of Consul's API is not supported by this agent");
@@ -99,6 +101,17 @@ impl Agent {
             Own::At(ip) => ip.to_string(),
             Own::Pod => target::source_towards(self.towards).map_or_else(String::new, |ip| ip.to_string()),
         }
+    }
+
+    /// What is not of the agent; but for what is written of its own node.
+    async fn elsewhere(&self, head: &request::Parts, query: &Query, body: Bytes) -> Result<Answered, Refused> {
+        if catalog::is_write(head) {
+            let (own, datacenter) = (self.local.own(), self.datacenter.name());
+            if let Some(written) = catalog::written(head.uri.path(), &body, &self.node, &datacenter, own)? {
+                return catalog::write(self, written, query).await;
+            }
+        }
+        self.mesh.pass(head, query, body).await
     }
 
     async fn own(&self, endpoint: Endpoint, query: &Query, body: &[u8]) -> Result<Answered, Refused> {

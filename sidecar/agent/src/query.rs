@@ -57,6 +57,22 @@ impl Query {
         }
     }
 
+    /// Whether flags of a read contradict each other or are none.
+    ///
+    /// # Errors
+    /// Consul's words, for a 400.
+    pub fn consistency(&self) -> Result<(), String> {
+        for other in ["stale", "cached"] {
+            if self.has("consistent") && self.has(other) {
+                return Err(format!("Cannot specify ?{other} with ?consistent, conflicting semantics."));
+            }
+        }
+        match self.value("max_stale").filter(|text| !text.is_empty()) {
+            Some(text) if go_duration(text).is_none() => Err(format!("Invalid max_stale value {text:?}")),
+            _ => Ok(()),
+        }
+    }
+
     /// The index to wait past, and how long; `None`: answer at once.
     ///
     /// # Errors
@@ -119,6 +135,20 @@ mod tests {
             assert_eq!(Query::parse(text).passing(), Ok(passing), "{text}");
         }
         assert_eq!(Query::parse("passing=maybe").passing(), Err("Invalid value for ?passing".into()));
+    }
+
+    #[test]
+    fn flags_of_consistency_that_contradict_each_other_are_refused() {
+        for fine in ["", "stale", "consistent", "cached&stale", "stale&max_stale=10s", "max_stale="] {
+            assert_eq!(Query::parse(fine).consistency(), Ok(()), "{fine}");
+        }
+        for (text, words) in [
+            ("stale&consistent", "Cannot specify ?stale with ?consistent, conflicting semantics."),
+            ("consistent=false&cached", "Cannot specify ?cached with ?consistent, conflicting semantics."),
+            ("stale&max_stale=soon", "Invalid max_stale value \"soon\""),
+        ] {
+            assert_eq!(Query::parse(text).consistency().unwrap_err(), words, "{text}");
+        }
     }
 
     #[test]

@@ -1,5 +1,8 @@
 //! The agent as its clients see it, with a mesh that is made up.
 
+mod catalog;
+mod paths;
+
 use std::path::PathBuf;
 use std::time::Duration;
 

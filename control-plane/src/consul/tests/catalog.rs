@@ -183,3 +183,15 @@ async fn a_service_without_a_port_is_found_by_name() {
     let error = crate::registry::fits(&v1::Instance { port: 65536, ..portless }).unwrap_err();
     assert!(error.contains("Port 65536 is out of range"), "{error}");
 }
+
+#[tokio::test]
+async fn reads_with_flags_that_contradict_each_other_are_refused() {
+    let fixture = fixture().await;
+    for path in ["health/service/order", "catalog/nodes", "kv/a", "session/list", "status/leader", "connect/ca/roots"] {
+        let uri = format!("/v1/{path}?stale&consistent");
+        let answered = fixture.ask("GET", &uri, &caller("default", 1)).await;
+        assert_eq!(answered.status(), 400, "{uri}");
+        assert!(answered.body().starts_with(b"Cannot specify ?stale with ?consistent"), "{uri}");
+    }
+    assert_eq!(fixture.ask("PUT", "/v1/kv/a?stale&consistent", &caller("default", 1)).await.status(), 200);
+}
