@@ -42,7 +42,7 @@ fn registrations_survive() -> Result<()> {
     let data = format!("/run/survive-{}", pod.name);
     let start = |mesh: &Mesh| mesh.sidecar(&pod, "order-service", &["--data-dir", &data]);
     let sidecar = start(&mesh)?;
-    let service = |id: &str, port: u16, check: Value| json!({"name": "order-service", "id": id, "port": port, "tags": ["v1"], "check": check});
+    let service = |id: &str, port: u32, check: Value| json!({"name": "order-service", "id": id, "port": port, "tags": ["v1"], "check": check});
     let http = json!({"http": "http://localhost:8080/health", "interval": "1s"});
     ensure!(put(&pod, "service/register", &service("by-http", 8080, http))? == "200");
     ensure!(put(&pod, "service/register", &service("by-ttl", 8081, json!({"ttl": "60s"})))? == "200");
