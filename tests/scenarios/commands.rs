@@ -28,7 +28,7 @@ fn objects() -> Result<()> {
     let json: Value = serde_json::from_str(&mesh.weftctl(&["get", "dr/order", "-o", "json"])?)?;
     ensure!(json["spec"]["host"] == "order", "{json}");
     ensure!(mesh.weftctl(&["get", "dr/order", "-o", "yaml"])?.contains("kind: DestinationRule"));
-    let missing = mesh.weftctl(&["get", "dr", "gone"]).map_or_else(|e| e.to_string(), |text| text);
+    let missing = mesh.weftctl(&["get", "dr", "gone"]).unwrap_or_else(|e| e.to_string());
     ensure!(missing.contains("there is no DestinationRule \"gone\""), "{missing}");
 
     mesh.weftctl(&["delete", "-f", &file])?;
