@@ -168,7 +168,9 @@ impl Answers for Listener {
         {
             return answered;
         }
-        if path == "/v1/agent" || path.starts_with("/v1/agent/") {
+        // What is of the mesh's certificates is no agent's.
+        let of_agent = path == "/v1/agent" || path.starts_with("/v1/agent/");
+        if of_agent && !path.starts_with("/v1/agent/connect/") {
             return self.api.externals.answer(&caller, &head, body).await;
         }
         consul::answer(&self.api.consul, &caller, Request::from_parts(head, body)).await

@@ -198,6 +198,10 @@ pub fn start(config: Config, application: Application) -> Result<Sidecar> {
         ),
         mesh: weft_agent::forward::Forwarder::new(Asked(control.clone())),
         node: node.clone(),
+        metrics: Some({
+            let metrics = metrics.clone();
+            Arc::new(move || metrics.render())
+        }),
         leaves: config.connect_leaf.then(|| Leaves::new(control.clone())),
         datacenter: datacenter.clone(),
         eureka: Default::default(),

@@ -4,10 +4,12 @@
 //! [`route`] finds the endpoint, [`caller`] says what the one who asks may see and do, `select` the instances and nodes that a query means, `block` waits, `read` and `shapes`
 //! answer; `pairs` and `sessions` are the key-value store with its locks. What agents need too (queries, filters, headers, refusals) is `weft_agent`'s.
 
+mod authorize;
 mod block;
 pub mod caller;
 mod catalog;
 pub mod connect;
+mod coordinates;
 mod elsewhere;
 mod near;
 mod pairs;
@@ -64,7 +66,8 @@ async fn write(
         Endpoint::SessionCreate => sessions::create(consul, caller, query, body).await,
         Endpoint::SessionDestroy(id) => sessions::destroy(consul, caller, &id, query).await,
         Endpoint::SessionRenew(id) => sessions::renew(consul, caller, &id, query).await,
-        _ => Err(Refused::bad("this is no write")),
+        Endpoint::Authorize => authorize::authorize(consul, query, body),
+        _ => Err(Refused::bad("not a write endpoint")),
     }
 }
 

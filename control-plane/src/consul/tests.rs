@@ -1,6 +1,7 @@
 //! The API as a caller sees it, over a mesh with a store of its own.
 
 mod catalog;
+mod mesh;
 
 use std::net::IpAddr;
 use std::sync::Arc;

@@ -240,6 +240,7 @@ impl Externals {
             mesh: Forwarder::new(Nobody),
             node: name.clone(),
             leaves: None,
+            metrics: None,
             eureka: Default::default(),
             towards: (address, 9).into(),
         };
@@ -320,6 +321,10 @@ impl Externals {
             Endpoint::AgentMembers => {
                 return Ok(answer::json(&json!([shapes::member(&name, &address, &datacenter)]), query));
             }
+            Endpoint::AgentHost | Endpoint::AgentMetrics => {
+                let text = format!("{} is of the machine of a sidecar: this program has none", head.uri.path());
+                return Err(Refused::new(StatusCode::NOT_IMPLEMENTED, text));
+            }
             Endpoint::AgentVersion => return Ok(answer::json(&shapes::version(), query)),
             Endpoint::AgentService(id) | Endpoint::AgentHealthOfId(id) => {
                 let node = node.as_ref().ok_or_else(|| Refused::unknown_service(id))?;
@@ -371,7 +376,9 @@ impl Externals {
             Endpoint::DeregisterCheck(id) | Endpoint::ReportCheck(_, id) | Endpoint::UpdateCheck(id) => {
                 (false, Written::Check(id.clone()))
             }
-            _ => return Err(Refused::bad("this is no write")),
+            // Its definitions are here and nowhere else.
+            Endpoint::AgentReload => return Ok(answer::done()),
+            _ => return Err(Refused::bad("not a write endpoint")),
         };
         // Without --allow-external this says so.
         let node = self.node(caller.address, &caller.namespace)?;

@@ -21,6 +21,7 @@ pub mod eureka;
 pub mod files;
 pub mod filter;
 pub mod forward;
+pub mod inside;
 pub mod listen;
 pub mod local;
 pub mod path;
@@ -68,6 +69,8 @@ pub struct Agent {
     pub leaves: Option<Leaves>,
     /// Whose turn it is to change what Eureka's API has registered.
     pub eureka: eureka::Turn,
+    /// Metrics of what the agent is part of; `None`: there are none.
+    pub metrics: Option<inside::Exposition>,
     /// Where the control plane is: tells which of our addresses is the pod's.
     pub towards: SocketAddr,
 }
@@ -172,6 +175,14 @@ impl Agent {
                 return leaves.answer(&service, query).await;
             }
             Endpoint::AgentVersion => return Ok(answer::json(&shapes::version(), query)),
+            Endpoint::AgentHost => return Ok(answer::json(&inside::host(), query)),
+            Endpoint::AgentMetrics => {
+                let text = "agent/metrics: the agent of a program without a sidecar has none";
+                let metrics = self.metrics.as_ref().ok_or_else(|| Refused::new(StatusCode::NOT_IMPLEMENTED, text))?;
+                return inside::metrics(metrics, query);
+            }
+            // Files are read again when they change, and the rest is said on the command line.
+            Endpoint::AgentReload => {}
         }
         Ok(answer::done())
     }

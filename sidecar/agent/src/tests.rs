@@ -69,6 +69,7 @@ pub(crate) fn pod_with(file: Option<PathBuf>) -> Pod {
         mesh: Forwarder::new(World),
         node: "pod-1234".into(),
         leaves: None,
+        metrics: Some(Arc::new(|| "# TYPE a gauge\na 1\n".to_owned())),
         eureka: Default::default(),
         towards: ([127, 0, 0, 1], 1).into(),
     });

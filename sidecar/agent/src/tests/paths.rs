@@ -51,3 +51,13 @@ async fn every_answer_of_eureka_has_the_format_that_was_asked_for() {
         }
     }
 }
+
+#[tokio::test]
+async fn the_agent_says_what_it_runs_on_and_what_it_counts() {
+    let pod = pod();
+    assert_eq!(pod.get("/v1/agent/metrics").await["Gauges"][0]["Name"], "a");
+    assert_eq!(pod.ask("GET", "/v1/agent/metrics?format=prometheus", "").await.status(), 200);
+    assert!(pod.get("/v1/agent/host").await["Memory"]["total"].as_u64().unwrap() > 0);
+    assert_eq!(pod.put("/v1/agent/reload", "").await, ok());
+    assert_eq!(pod.ask("GET", "/v1/agent/reload", "").await.status(), 405);
+}
