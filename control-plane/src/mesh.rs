@@ -16,6 +16,7 @@ pub mod remotes;
 mod sessions;
 mod stored;
 mod topics;
+pub mod txn;
 mod virtual_ips;
 
 pub use topics::Topic;
@@ -288,11 +289,16 @@ impl Mesh {
 
     /// Makes a transaction and waits until it is seen here. False: a condition does not hold.
     async fn write(&self, conditions: Vec<Condition>, ops: Vec<Op>) -> Result<bool, store::Error> {
-        let Some(revision) = self.store.txn(conditions, ops).await? else { return Ok(false) };
+        Ok(self.write_at(conditions, ops).await?.is_some())
+    }
+
+    /// The same; its revision, 0 where nothing had to be changed.
+    async fn write_at(&self, conditions: Vec<Condition>, ops: Vec<Op>) -> Result<Option<u64>, store::Error> {
+        let Some(revision) = self.store.txn(conditions, ops).await? else { return Ok(None) };
         let mut seen = self.seen.subscribe();
         // It is safe in the store; where the watch is broken, what is written shows when it is mended.
         let _ = tokio::time::timeout(SEEN, seen.wait_for(|seen| *seen >= revision)).await;
-        Ok(true)
+        Ok(Some(revision))
     }
 
     fn publish(&self, state: &mut State, changed: Changed) {

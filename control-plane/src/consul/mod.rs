@@ -20,6 +20,7 @@ mod sessions;
 mod shapes;
 #[cfg(test)]
 mod tests;
+mod txn;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -67,6 +68,7 @@ async fn write(
         Endpoint::SessionDestroy(id) => sessions::destroy(consul, caller, &id, query).await,
         Endpoint::SessionRenew(id) => sessions::renew(consul, caller, &id, query).await,
         Endpoint::Authorize => authorize::authorize(consul, query, body),
+        Endpoint::Transaction => txn::transact(consul, caller, query, body).await,
         _ => Err(Refused::bad("not a write endpoint")),
     }
 }

@@ -67,6 +67,7 @@ pub(super) async fn read(
         | Endpoint::SessionRenew(_)
         | Endpoint::CatalogRegister
         | Endpoint::Authorize
+        | Endpoint::Transaction
         | Endpoint::CatalogDeregister => {
             return Err(Refused::bad("not a read endpoint"));
         }

@@ -39,6 +39,8 @@ pub enum Endpoint {
     CoordinateNode(String),
     /// `agent/connect/authorize`
     Authorize,
+    /// `txn`
+    Transaction,
     /// `connect/intentions`: there are none.
     Intentions,
     /// `connect/intentions/match`
@@ -86,6 +88,7 @@ impl Endpoint {
             Endpoint::Pair(_) => "GET,PUT,DELETE",
             Endpoint::CatalogRegister | Endpoint::CatalogDeregister => "PUT",
             Endpoint::Authorize => "POST",
+            Endpoint::Transaction => "PUT",
             Endpoint::SessionCreate | Endpoint::SessionDestroy(_) | Endpoint::SessionRenew(_) => "PUT",
             _ => "GET",
         }
@@ -122,7 +125,7 @@ const NAMED: [Named; 14] = [
 ];
 
 /// What Consul has and this mesh has not, by the beginning of the path, and what there is instead.
-const REFUSED: [(&str, &str); 13] = [
+const REFUSED: [(&str, &str); 12] = [
     ("acl", "what a sidecar may do is said by its join token (weftctl token create)"),
     ("operator", "there are no servers to operate; weftctl status shows the mesh"),
     ("snapshot", "back up by weftctl snapshot save"),
@@ -141,7 +144,6 @@ const REFUSED: [(&str, &str); 13] = [
     ),
     ("connect/ca/leaf", "a program's certificate comes from the sidecar beside it (weft-sidecar run --connect-leaf)"),
     ("connect", "of connect only ca/roots, ca/leaf, authorize and reads of intentions are answered"),
-    ("txn", "transactions of several keys are not supported yet; kv takes cas"),
     ("event", "events are not supported yet"),
     ("coordinate", "coordinates are fixed, and near sorts by the locality of sidecars (--locality)"),
 ];
@@ -166,6 +168,7 @@ pub fn route(method: &Method, path: &str) -> Result<Endpoint, Missed> {
         "coordinate/datacenters" => Endpoint::CoordinateDatacenters,
         "coordinate/nodes" => Endpoint::CoordinateNodes,
         "agent/connect/authorize" => Endpoint::Authorize,
+        "txn" => Endpoint::Transaction,
         // What would deny something is refused below, with what there is instead.
         "connect/intentions" if method == Method::GET => Endpoint::Intentions,
         "connect/intentions/match" => Endpoint::IntentionsMatch,

@@ -2,6 +2,7 @@
 
 mod catalog;
 mod mesh;
+mod txn;
 
 use std::net::IpAddr;
 use std::sync::Arc;

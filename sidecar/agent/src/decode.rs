@@ -79,6 +79,20 @@ impl Fields {
         }
     }
 
+    /// A whole number of 64 bits; absent: 0.
+    ///
+    /// # Errors
+    /// When it is something else, or negative.
+    pub fn large_number(&mut self, key: &str) -> Result<u64, String> {
+        match self.take(key) {
+            None => Ok(0),
+            Some(value) => match value.as_u64() {
+                Some(number) => Ok(number),
+                None => self.wrong(key, "a whole number", &value),
+            },
+        }
+    }
+
     /// True or false; absent: false.
     ///
     /// # Errors

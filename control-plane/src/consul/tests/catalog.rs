@@ -5,7 +5,7 @@ use crate::token::ApiClaims;
 use crate::translate;
 
 /// A caller with a token that names these services.
-fn by_token(services: &[&str]) -> Caller {
+pub(super) fn by_token(services: &[&str]) -> Caller {
     let claims = ApiClaims {
         trust_domain: "cluster.local".into(),
         namespace: "default".into(),
