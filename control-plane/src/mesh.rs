@@ -7,6 +7,7 @@
 //! `policies`.
 
 pub mod catalog;
+pub mod documents;
 mod follow;
 mod instances;
 pub mod locks;
@@ -132,6 +133,8 @@ struct State {
     removed: VecDeque<Instant>,
     pairs: pairs::Pairs,
     locks: locks::Sessions,
+    queries: documents::Documents,
+    events_fired: documents::Documents,
     /// Pairs whose lock may not be taken yet, by key in the store.
     delays: HashSet<String>,
     /// By key in the store.
@@ -185,6 +188,8 @@ impl Mesh {
                 removed: VecDeque::new(),
                 pairs: pairs::Pairs::new(watch.revision),
                 locks: locks::Sessions::new(watch.revision),
+                queries: documents::Documents::new(watch.revision),
+                events_fired: documents::Documents::new(watch.revision),
                 delays: HashSet::new(),
                 api_policies: BTreeMap::new(),
                 folder: Arc::default(),

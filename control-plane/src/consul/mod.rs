@@ -11,8 +11,10 @@ mod catalog;
 pub mod connect;
 mod coordinates;
 mod elsewhere;
+mod events;
 mod near;
 mod pairs;
+mod queries;
 mod read;
 pub mod route;
 mod select;
@@ -68,6 +70,10 @@ async fn write(
         Endpoint::SessionDestroy(id) => sessions::destroy(consul, caller, &id, query).await,
         Endpoint::SessionRenew(id) => sessions::renew(consul, caller, &id, query).await,
         Endpoint::Authorize => authorize::authorize(consul, query, body),
+        Endpoint::Queries => queries::create(consul, caller, query, body).await,
+        Endpoint::Query(id) if method == Method::DELETE => queries::delete(consul, caller, &id).await,
+        Endpoint::Query(id) => queries::update(consul, caller, &id, body).await,
+        Endpoint::EventFire(name) => events::fire(consul, caller, &name, query, body).await,
         Endpoint::Transaction => txn::transact(consul, caller, query, body).await,
         _ => Err(Refused::bad("not a write endpoint")),
     }

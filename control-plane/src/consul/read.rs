@@ -14,7 +14,7 @@ use super::block::block;
 use super::route::Endpoint;
 use super::select::{self, Row, rows};
 use super::sessions::Wanted;
-use super::{Caller, Consul, authorize, coordinates, pairs, sessions, shapes};
+use super::{Caller, Consul, authorize, coordinates, events, pairs, queries, sessions, shapes};
 use crate::mesh::Topic;
 use crate::world::{Instance, World, fqdn};
 
@@ -55,7 +55,11 @@ pub(super) async fn read(
         Endpoint::CatalogDatacenters => return Ok(answer::json(&json!(consul.federation.datacenters()), query)),
         Endpoint::StatusLeader => return Ok(answer::json(&json!(leader(consul, caller)), query)),
         Endpoint::StatusPeers => return Ok(answer::json(&json!([leader(consul, caller)]), query)),
-        Endpoint::Queries => return Ok(answer::json(&json!([]), query)),
+        Endpoint::Queries => return queries::list(consul, caller, query).await,
+        Endpoint::Query(id) => return queries::read(consul, caller, &id, query).await,
+        Endpoint::QueryExecute(id) => return queries::execute(consul, caller, &id, query).await,
+        Endpoint::QueryExplain(id) => return queries::explain(consul, caller, &id, query),
+        Endpoint::EventList => return events::list(consul, caller, query).await,
         Endpoint::ConnectRoots => return consul.roots.answer(query).await,
         Endpoint::Pair(key) => return pairs::read(consul, caller, &key, query).await,
         Endpoint::SessionInfo(id) => return sessions::read(consul, caller, Wanted::Id(&id), query).await,
@@ -68,6 +72,7 @@ pub(super) async fn read(
         | Endpoint::CatalogRegister
         | Endpoint::Authorize
         | Endpoint::Transaction
+        | Endpoint::EventFire(_)
         | Endpoint::CatalogDeregister => {
             return Err(Refused::bad("not a read endpoint"));
         }

@@ -61,8 +61,18 @@ pub enum Endpoint {
     StatusLeader,
     /// `status/peers`
     StatusPeers,
-    /// `query`: the prepared queries, of which there are none.
+    /// `query`: the prepared queries; POST makes one.
     Queries,
+    /// `query/:id`
+    Query(String),
+    /// `query/:id/execute`, the id or a name
+    QueryExecute(String),
+    /// `query/:id/explain`, the id or a name
+    QueryExplain(String),
+    /// `event/fire/:name`
+    EventFire(String),
+    /// `event/list`
+    EventList,
     /// `connect/ca/roots`, and the same of an agent
     ConnectRoots,
     /// `kv/:key`, which may be empty
@@ -88,6 +98,9 @@ impl Endpoint {
             Endpoint::Pair(_) => "GET,PUT,DELETE",
             Endpoint::CatalogRegister | Endpoint::CatalogDeregister => "PUT",
             Endpoint::Authorize => "POST",
+            Endpoint::Queries => "GET,POST",
+            Endpoint::Query(_) => "GET,PUT,DELETE",
+            Endpoint::EventFire(_) => "PUT",
             Endpoint::Transaction => "PUT",
             Endpoint::SessionCreate | Endpoint::SessionDestroy(_) | Endpoint::SessionRenew(_) => "PUT",
             _ => "GET",
@@ -107,7 +120,7 @@ pub enum Missed {
 /// What a name follows, what it is of where it is missing, and the endpoint with that name.
 type Named = (&'static str, &'static str, fn(String) -> Endpoint);
 
-const NAMED: [Named; 14] = [
+const NAMED: [Named; 15] = [
     ("health/service", "service name", Endpoint::HealthService),
     ("health/connect", "service name", Endpoint::HealthConnect),
     ("health/checks", "service name", Endpoint::HealthChecks),
@@ -117,6 +130,7 @@ const NAMED: [Named; 14] = [
     ("catalog/connect", "service name", Endpoint::CatalogConnect),
     ("catalog/node", "node name", Endpoint::CatalogNode),
     ("catalog/node-services", "node name", Endpoint::CatalogNodeServices),
+    ("event/fire", "event name", Endpoint::EventFire),
     ("coordinate/node", "node name", Endpoint::CoordinateNode),
     ("session/destroy", "session", Endpoint::SessionDestroy),
     ("session/renew", "session", Endpoint::SessionRenew),
@@ -125,13 +139,12 @@ const NAMED: [Named; 14] = [
 ];
 
 /// What Consul has and this mesh has not, by the beginning of the path, and what there is instead.
-const REFUSED: [(&str, &str); 12] = [
+const REFUSED: [(&str, &str); 10] = [
     ("acl", "what a sidecar may do is said by its join token (weftctl token create)"),
     ("operator", "there are no servers to operate; weftctl status shows the mesh"),
     ("snapshot", "back up by weftctl snapshot save"),
     ("peering", "clusters are not peered"),
     ("peerings", "clusters are not peered"),
-    ("query", "routes and failover are policies (VirtualService, DestinationRule)"),
     (
         "config",
         "routes, splits and failover are Istio's documents (weftctl apply): a service-router and a service-splitter are a \
@@ -144,7 +157,6 @@ const REFUSED: [(&str, &str); 12] = [
     ),
     ("connect/ca/leaf", "a program's certificate comes from the sidecar beside it (weft-sidecar run --connect-leaf)"),
     ("connect", "of connect only ca/roots, ca/leaf, authorize and reads of intentions are answered"),
-    ("event", "events are not supported yet"),
     ("coordinate", "coordinates are fixed, and near sorts by the locality of sidecars (--locality)"),
 ];
 
@@ -163,7 +175,9 @@ pub fn route(method: &Method, path: &str) -> Result<Endpoint, Missed> {
         "catalog/deregister" => Endpoint::CatalogDeregister,
         "status/leader" => Endpoint::StatusLeader,
         "status/peers" => Endpoint::StatusPeers,
-        "query" if method == Method::GET => Endpoint::Queries,
+        "query" => Endpoint::Queries,
+        _ if short.starts_with("query/") => prepared(&short[6..]),
+        "event/list" => Endpoint::EventList,
         "connect/ca/roots" | "agent/connect/ca/roots" => Endpoint::ConnectRoots,
         "coordinate/datacenters" => Endpoint::CoordinateDatacenters,
         "coordinate/nodes" => Endpoint::CoordinateNodes,
@@ -193,6 +207,18 @@ pub fn route(method: &Method, path: &str) -> Result<Endpoint, Missed> {
 pub fn is_public(method: &Method, path: &str) -> bool {
     let endpoint = route(method, path);
     matches!(endpoint, Ok(Endpoint::StatusLeader | Endpoint::StatusPeers | Endpoint::CatalogDatacenters))
+}
+
+/// `:id`, `:id/execute` or `:id/explain`.
+fn prepared(rest: &str) -> Endpoint {
+    let of = |id: &str| unescape(id, false);
+    if let Some(id) = rest.strip_suffix("/execute") {
+        return Endpoint::QueryExecute(of(id));
+    }
+    match rest.strip_suffix("/explain") {
+        Some(id) => Endpoint::QueryExplain(of(id)),
+        None => Endpoint::Query(of(rest)),
+    }
 }
 
 /// `:kind` or `:kind/:name`.
@@ -252,6 +278,9 @@ mod tests {
         assert_eq!(get("/v1/health/connect/a"), Ok(Endpoint::HealthConnect("a".into())));
         assert_eq!(get("/v1/catalog/services"), Ok(Endpoint::CatalogServices));
         assert_eq!(get("/v1/query"), Ok(Endpoint::Queries));
+        assert_eq!(get("/v1/query/a%2Fb/execute"), Ok(Endpoint::QueryExecute("a/b".into())));
+        assert_eq!(get("/v1/query/a"), Ok(Endpoint::Query("a".into())));
+        assert_eq!(get("/v1/event/fire/x"), Err(Missed::Method("PUT")));
         assert_eq!(get("/v1/kv/a%2Fb/c"), Ok(Endpoint::Pair("a/b/c".into())));
         assert_eq!((get("/v1/kv/"), get("/v1/kv")), (Ok(Endpoint::Pair("".into())), Ok(Endpoint::Pair("".into()))));
         assert_eq!(route(&Method::POST, "/v1/kv/a"), Err(Missed::Method("GET,PUT,DELETE")));
@@ -283,8 +312,6 @@ mod tests {
             (Method::GET, "/v1/config/service-raptor", 400, "invalid config entry kind"),
             (Method::PUT, "/v1/coordinate/update", 501, "coordinates are fixed"),
             (Method::GET, "/v1/agent/connect/ca/leaf/order", 501, "--connect-leaf"),
-            (Method::POST, "/v1/query", 501, "policies"),
-            (Method::GET, "/v1/query/a/execute", 501, "policies"),
             (Method::GET, "/v1/healthy", 501, "not supported"),
             (Method::GET, "/v1/health/servicex/a", 501, "not supported"),
             (Method::GET, "/v2/", 404, "no such page"),

@@ -2,6 +2,7 @@
 
 mod catalog;
 mod mesh;
+mod queries;
 mod txn;
 
 use std::net::IpAddr;

@@ -24,6 +24,11 @@ impl Query {
         )
     }
 
+    /// With one pair.
+    pub fn of(key: &str, value: &str) -> Query {
+        Query(vec![(key.to_owned(), value.to_owned())])
+    }
+
     /// The value of `key`; `None`: not there.
     pub fn value(&self, key: &str) -> Option<&str> {
         self.values(key).next()
