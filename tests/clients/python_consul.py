@@ -8,6 +8,7 @@ Runs inside a pod whose sidecar serves the agent API and whose token names order
 and exits 1 at the first one that fails. It listens on 8080 of the pod itself, for the health checks.
 """
 
+import base64
 import http.server
 import sys
 import threading

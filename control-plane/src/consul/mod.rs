@@ -37,6 +37,7 @@ use crate::federation::Federation;
 use crate::mesh::{Mesh, Refusal};
 pub use caller::{Caller, Rights};
 pub(crate) use elsewhere::is_forwarded;
+pub(crate) use queries::prepared;
 use route::{Endpoint, Missed};
 
 /// What answers are made of.

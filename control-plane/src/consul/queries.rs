@@ -1,6 +1,8 @@
 //! Prepared queries: a search for healthy instances of a service, kept under an id and a name, that goes on in other data
 //! centres where there is none at home.
 
+mod template;
+
 use http::{Request, StatusCode};
 use rand::seq::SliceRandom;
 use serde_json::{Value, json};
@@ -11,8 +13,11 @@ use weft_agent::refused::Refused;
 
 use super::select::{self, rows};
 use super::{Caller, Consul, elsewhere, refused, shapes};
+use crate::dns::view::Prepared;
 use crate::mesh::documents::{Documents, Stored};
 use crate::mesh::locks::uuid;
+use crate::mesh::{Mesh, Node};
+use crate::world::{Instance, World};
 
 /// Longest text of a query, and most items of a list.
 const MAX_TEXT: usize = 512;
@@ -56,11 +61,7 @@ fn service_of(query: &Value) -> &str {
 /// Reads a query, and says which fields mean nothing here.
 fn of_body(body: &[u8], id: &str) -> Result<Value, String> {
     let mut fields = Fields::of_body("the query", body)?;
-    if let Some(mut template) = fields.object("template", "Template")?
-        && template.means("type")
-    {
-        return Err("Template: templates of queries are not supported yet: write a query for each name".into());
-    }
+    let template = template::of(fields.object("template", "Template")?)?;
     if fields.means("session") {
         return Err("Session: a query stays until it is deleted, it ends with no session".into());
     }
@@ -71,12 +72,15 @@ fn of_body(body: &[u8], id: &str) -> Result<Value, String> {
     let name = text("Name", fields.text("name")?)?;
     let service = fields.object("service", "Service")?.ok_or("Must provide a Service name to query")?;
     let service = service_query(service)?;
+    if template.is_object() {
+        template::check(&service)?;
+    }
     let ttl = fields.object("dns", "DNS")?.map(|mut dns| dns.text("ttl")).transpose()?.unwrap_or_default();
     if !ttl.is_empty() && go_duration(&ttl).is_none() {
         return Err(format!("Bad DNS TTL {ttl:?}: a duration such as \"10s\""));
     }
     fields.finish();
-    Ok(json!({ "ID": id, "Name": name, "Service": service, "DNS": { "TTL": ttl } }))
+    Ok(json!({ "ID": id, "Name": name, "Template": template, "Service": service, "DNS": { "TTL": ttl } }))
 }
 
 fn text(field: &str, text: String) -> Result<String, String> {
@@ -122,7 +126,9 @@ fn shape(stored: &Stored) -> Value {
     if let Some(map) = shape.as_object_mut() {
         map.insert("Session".into(), "".into());
         map.insert("Token".into(), "".into());
-        map.insert("Template".into(), json!({ "Type": "", "Regexp": "", "RemoveEmptyTags": false }));
+        if map.get("Template").is_none_or(Value::is_null) {
+            map.insert("Template".into(), json!({ "Type": "", "Regexp": "", "RemoveEmptyTags": false }));
+        }
         map.insert("CreateIndex".into(), stored.create_index.into());
         map.insert("ModifyIndex".into(), stored.modify_index.into());
     }
@@ -137,12 +143,29 @@ fn held(consul: &Consul, caller: &Caller, id: &str) -> Result<Stored, Refused> {
 
 /// The same by its id or its name, in the caller's namespace and then in "default".
 fn named(consul: &Consul, caller: &Caller, id: &str) -> Result<Stored, Refused> {
-    let find = |all: &Documents, namespace: &str| {
-        let by_name = || all.list(namespace).into_iter().find(|(_, q)| q.value["Name"] == id).map(|(_, q)| q.clone());
-        all.get(namespace, id).cloned().or_else(by_name)
-    };
-    let found = consul.mesh.read_queries(|all| find(all, &caller.namespace).or_else(|| find(all, "default")));
+    let found = consul.mesh.read_queries(|all| find(all, &caller.namespace, id).or_else(|| find(all, "default", id)));
     found.filter(|stored| caller.rights.read(service_of(&stored.value))).ok_or_else(not_found)
+}
+
+/// By id, by name (in DNS names are of any case), and by the template whose name is the longest beginning of it.
+fn find(all: &Documents, namespace: &str, id: &str) -> Option<Stored> {
+    if id.is_empty() {
+        return None;
+    }
+    let is_template = |stored: &Stored| stored.value["Template"].is_object();
+    // A template means nothing without a name.
+    if let Some(by_id) = all.get(namespace, id).filter(|stored| !is_template(stored)) {
+        return Some(by_id.clone());
+    }
+    let list = all.list(namespace);
+    let is_named = |stored: &Stored| stored.value["Name"].as_str().is_some_and(|name| name.eq_ignore_ascii_case(id));
+    if let Some((_, by_name)) = list.iter().find(|(_, stored)| !is_template(stored) && is_named(stored)) {
+        return Some((*by_name).clone());
+    }
+    let (_, best) =
+        list.into_iter().max_by_key(|(_, stored)| template::fits(&stored.value, id).map_or(0, |n| n + 1))?;
+    template::fits(&best.value, id)?;
+    Some(Stored { value: template::render(&best.value, id), ..best.clone() })
 }
 
 /// `GET query`
@@ -229,9 +252,14 @@ fn at_home(
 /// Where to look when there is none at home: the nearest, in the order that the peers are given in, then those named.
 fn datacenters(consul: &Consul, wanted: &Value) -> Vec<String> {
     let own = consul.federation.datacenter();
-    let others = consul.federation.datacenters().into_iter().filter(|other| *other != own);
+    let others: Vec<&str> = consul.federation.datacenters().into_iter().filter(|other| *other != own).collect();
+    failover(wanted, own, &others)
+}
+
+/// The same of `others`, those that there are.
+fn failover(wanted: &Value, own: &str, others: &[&str]) -> Vec<String> {
     let nearest = usize::try_from(wanted["Failover"]["NearestN"].as_u64().unwrap_or_default()).unwrap_or(usize::MAX);
-    let mut all: Vec<String> = others.take(nearest).map(str::to_owned).collect();
+    let mut all: Vec<String> = others.iter().take(nearest).map(|other| (*other).to_owned()).collect();
     for named in wanted["Failover"]["Datacenters"].as_array().into_iter().flatten().filter_map(Value::as_str) {
         if named != own && !all.iter().any(|seen| seen == named) {
             all.push(named.to_owned());
@@ -273,6 +301,58 @@ fn escaped(byte: u8) -> String {
     if plain { char::from(byte).to_string() } else { format!("%{byte:02X}") }
 }
 
+/// What a query finds for DNS, where the namespace alone says who asks.
+pub(crate) fn prepared(mesh: &Mesh, namespace: &str, name: &str, others: &[&str]) -> Option<Prepared> {
+    let stored = mesh.read_queries(|all| find(all, namespace, name).or_else(|| find(all, "default", name)))?;
+    let (wanted, service) = (&stored.value["Service"], service_of(&stored.value));
+    let of =
+        |world: &World, namespace: &str| -> Vec<_> { world.service_instances(namespace, service).cloned().collect() };
+    let mut instances = mesh.read(|world| {
+        let own = of(world, namespace);
+        if own.is_empty() { of(world, "default") } else { own }
+    });
+    instances.retain(|instance| wanted["Connect"] != true || !instance.identity.is_empty());
+    let found = |instance: &Instance, node: Option<&Node>| {
+        let checks = node.into_iter().flat_map(|node| node.checks.values()).chain(&instance.checks);
+        let checks: Vec<Value> = checks.map(|c| json!({ "CheckID": c.check_id, "Status": c.status })).collect();
+        let item = json!({
+            "Node": { "Meta": node.map(|node| &node.labels) },
+            "Service": { "Tags": instance.tags, "Meta": instance.meta },
+            "Checks": checks,
+        });
+        !instance.draining && is_found(&item, wanted)
+    };
+    mesh.read_nodes(|nodes| instances.retain(|instance| found(instance, nodes.get(&instance.node))));
+    let ttl = stored.value["DNS"]["TTL"].as_str().and_then(go_duration);
+    let own = mesh.read(|world| world.datacenter().to_owned());
+    // Elsewhere a name is asked for, which says one tag at most: an answer that ignored the rest would be wrong.
+    let elsewhere = as_name(wanted, service);
+    Some(Prepared {
+        instances,
+        datacenters: elsewhere.as_ref().map(|_| failover(wanted, &own, others)).unwrap_or_default(),
+        service: elsewhere.unwrap_or_else(|| service.to_owned()),
+        ttl: ttl.map(|ttl| u32::try_from(ttl.as_secs()).unwrap_or(u32::MAX)),
+    })
+}
+
+/// What a query looks for as the beginning of a name of DNS, `[tag.]service`, where that says all of it.
+fn as_name(wanted: &Value, service: &str) -> Option<String> {
+    let is_empty = |key: &str| match &wanted[key] {
+        Value::Array(items) => items.is_empty(),
+        Value::Object(map) => map.is_empty(),
+        Value::Bool(flag) => !flag,
+        _ => true,
+    };
+    if !["OnlyPassing", "IgnoreCheckIDs", "NodeMeta", "ServiceMeta", "Connect"].into_iter().all(is_empty) {
+        return None;
+    }
+    match wanted["Tags"].as_array().map(Vec::as_slice).unwrap_or_default() {
+        [] => Some(service.to_owned()),
+        [tag] => tag.as_str().filter(|tag| !tag.starts_with('!')).map(|tag| format!("{tag}.{service}")),
+        _ => None,
+    }
+}
+
 /// Whether an item of `health/service` is what a query looks for.
 fn is_found(item: &Value, wanted: &Value) -> bool {
     let texts = |value: &Value| -> Vec<String> {
@@ -296,4 +376,42 @@ fn is_found(item: &Value, wanted: &Value) -> bool {
         && texts(&wanted["Tags"]).iter().all(fits)
         && meta(&wanted["NodeMeta"], &item["Node"]["Meta"])
         && meta(&wanted["ServiceMeta"], &item["Service"]["Meta"])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_query_is_a_name_where_that_says_all_of_it() {
+        let query = |more: &str| {
+            let body = format!(r#"{{"Service":{{"Service":"web"{more}}}}}"#);
+            of_body(body.as_bytes(), "1").unwrap()["Service"].clone()
+        };
+        for (more, name) in [
+            ("", Some("web")),
+            (r#","Tags":["v1"]"#, Some("v1.web")),
+            (r#","Tags":["v1","v2"]"#, None),
+            (r#","Tags":["!v1"]"#, None),
+            (r#","OnlyPassing":true"#, None),
+            (r#","NodeMeta":{"a":"b"}"#, None),
+            (r#","IgnoreCheckIDs":["a"]"#, None),
+        ] {
+            assert_eq!(as_name(&query(more), "web").as_deref(), name, "{more}");
+        }
+    }
+
+    #[test]
+    fn other_data_centres_are_asked_once_each_and_in_order() {
+        let wanted =
+            |nearest: u64, named: &[&str]| json!({ "Failover": { "NearestN": nearest, "Datacenters": named } });
+        for (nearest, named, order) in [
+            (0, &[][..], &[][..]),
+            (1, &[], &["b"]),
+            (9, &[], &["b", "c"]),
+            (1, &["c", "b", "a", "d"], &["b", "c", "d"]),
+        ] {
+            assert_eq!(failover(&wanted(nearest, named), "a", &["b", "c"]), order, "{nearest} {named:?}");
+        }
+    }
 }

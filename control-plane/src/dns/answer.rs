@@ -34,6 +34,8 @@ const SOA_TIMES: (i32, i32, i32) = (3600, 600, 86400);
 enum Found {
     /// The name exists; those of its records that were asked for, and what a client will ask for next.
     Records { answers: Vec<RData>, authorities: Vec<Record>, additionals: Vec<Record> },
+    /// The same, to be kept for so many seconds.
+    Kept(Box<Found>, u32),
     /// There is no such name.
     NoSuchName,
 }
@@ -59,8 +61,13 @@ impl<V: View> Asking<'_, V> {
         message.metadata.authoritative = true;
         message.metadata.recursion_available = !settings.recursors.is_empty();
         let mut truncated = false;
-        let ttl = settings.service_ttl;
+        let (found, ttl) = match found {
+            Found::Kept(found, ttl) => (*found, ttl),
+            found => (found, settings.service_ttl),
+        };
         match found {
+            // It is taken apart above, and holds no other of its kind.
+            Found::Kept(..) => {}
             Found::NoSuchName => message.metadata.response_code = ResponseCode::NXDomain,
             Found::Records { mut answers, authorities, mut additionals } => {
                 let limit = settings.udp_answer_limit;
@@ -119,6 +126,7 @@ impl<V: View> Asking<'_, V> {
                 Some(node) => self.node(kind, query.name(), &node),
                 None => Found::NoSuchName,
             },
+            Thing::Query(name) => self.prepared(kind, &name, limit, rng),
             Thing::Address(address) => self.addresses(kind, query.name(), &[address]),
         })
     }
@@ -129,6 +137,16 @@ impl<V: View> Asking<'_, V> {
             usable.retain(|instance| instance.tags.iter().any(|own| own.eq_ignore_ascii_case(tag)));
         }
         self.instances(kind, usable, limit, rng)
+    }
+
+    /// What a prepared query finds at home; other data centres have been asked before this where that is nothing.
+    fn prepared(&self, kind: RecordType, name: &str, limit: usize, rng: &mut impl Rng) -> Found {
+        let Some(found) = self.view.prepared(self.namespace, name, &[]) else { return Found::NoSuchName };
+        let records = self.instances(kind, found.instances, limit, rng);
+        match found.ttl {
+            Some(ttl) => Found::Kept(Box::new(records), ttl),
+            None => records,
+        }
     }
 
     /// Instances that may be named.

@@ -110,6 +110,39 @@ impl Query {
         message
     }
 
+    /// The same question for a service of another data centre, as a packet.
+    pub fn of_service(&self, service: &str, datacenter: &str) -> Option<Vec<u8>> {
+        let name = Name::from_ascii(format!("{service}.service.{datacenter}.consul.")).ok()?;
+        let mut message = Message::new(self.metadata.id, MessageType::Query, OpCode::Query);
+        message.add_query(hickory_proto::op::Query::query(name, self.kind()));
+        if let Some(edns) = &self.edns {
+            message.set_edns(edns.clone());
+        }
+        message.to_vec().ok()
+    }
+
+    /// The answer to [`Query::of_service`] as one to this query; `None`: it has no records.
+    pub fn adopt(&self, reply: &[u8], transport: Transport, ttl: Option<u32>) -> Option<Vec<u8>> {
+        let theirs = Message::from_vec(reply).ok()?;
+        if theirs.metadata.response_code != ResponseCode::NoError || theirs.answers.is_empty() {
+            return None;
+        }
+        let asked = theirs.queries.first()?.name().clone();
+        let mut message = self.response(ResponseCode::NoError);
+        message.metadata.authoritative = true;
+        message.metadata.truncation = theirs.metadata.truncation;
+        let renamed = theirs.answers.into_iter().map(|mut record| {
+            if record.name == asked {
+                record.name = self.name().clone();
+            }
+            record.ttl = ttl.unwrap_or(record.ttl);
+            record
+        });
+        message.add_answers(renamed);
+        message.add_additionals(theirs.additionals);
+        self.pack(message, transport)
+    }
+
     /// Whether the client said nothing of how much it takes.
     pub fn is_plain(&self, transport: Transport) -> bool {
         transport == Transport::Udp && self.limit(transport) == usize::from(UDP_SIZE)

@@ -12,9 +12,10 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use weft_proto::v1::{Check, Health};
 
 mod additional;
+mod prepared;
 
 use super::listen::{read_framed, start, write_framed};
-use super::view::NodeEntry;
+use super::view::{NodeEntry, Prepared};
 use super::*;
 use crate::world::Instance;
 use crate::world::tests::instance;
@@ -55,6 +56,16 @@ impl View for Fake {
 
     fn services_at(&self, _: &str, address: IpAddr) -> Vec<String> {
         self.instances.iter().filter(|i| i.address == address).map(|i| i.service.clone()).collect()
+    }
+
+    fn prepared(&self, _: &str, name: &str, others: &[&str]) -> Option<Prepared> {
+        let instances = self.instances("default", name);
+        (name != "none").then(|| Prepared {
+            instances,
+            service: name.to_owned(),
+            datacenters: others.iter().map(|other| (*other).to_owned()).collect(),
+            ttl: (name == "web").then_some(9),
+        })
     }
 
     fn version(&self) -> u64 {

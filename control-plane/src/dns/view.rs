@@ -24,6 +24,19 @@ pub struct NodeEntry {
     pub meta: BTreeMap<String, String>,
 }
 
+/// What a prepared query finds.
+#[derive(Debug, Clone)]
+pub struct Prepared {
+    /// Instances that serve, in this data centre.
+    pub instances: Vec<Arc<Instance>>,
+    /// Its service, and where to look for it when there is none.
+    pub service: String,
+    /// Data centres to ask, in order.
+    pub datacenters: Vec<String>,
+    /// Seconds for which its answers may be kept; `None`: as others.
+    pub ttl: Option<u32>,
+}
+
 /// The registry, as far as a caller in a namespace sees it: what is in its own namespace, then what is in `default`.
 pub trait View {
     /// Instances of a service, whatever their health.
@@ -38,6 +51,9 @@ pub trait View {
     fn nodes_at(&self, namespace: &str, address: IpAddr) -> Vec<String>;
     /// Names of the services at an address.
     fn services_at(&self, namespace: &str, address: IpAddr) -> Vec<String>;
+    /// What a prepared query of that name or id finds; `None`: there is no such query. `others`: the other data centres, the
+    /// nearest first.
+    fn prepared(&self, namespace: &str, name: &str, others: &[&str]) -> Option<Prepared>;
     /// Grows with every change.
     fn version(&self) -> u64;
 }
@@ -135,6 +151,10 @@ impl View for MeshView {
         })
     }
 
+    fn prepared(&self, namespace: &str, name: &str, others: &[&str]) -> Option<Prepared> {
+        crate::consul::prepared(&self.mesh, namespace, name, others)
+    }
+
     fn version(&self) -> u64 {
         self.mesh.read(World::version)
     }
@@ -189,6 +209,11 @@ impl View for ExportedView {
 
     fn services_at(&self, _: &str, _: IpAddr) -> Vec<String> {
         Vec::new()
+    }
+
+    /// Queries are of one data centre.
+    fn prepared(&self, _: &str, _: &str, _: &[&str]) -> Option<Prepared> {
+        None
     }
 
     fn version(&self) -> u64 {

@@ -113,7 +113,8 @@ impl Mesh {
             }
             let name = value["Name"].as_str().unwrap_or_default();
             let mut others = state.queries.list(namespace).into_iter().filter(|(other, _)| *other != id);
-            if !name.is_empty() && others.any(|(_, other)| other.value["Name"] == name) {
+            let is_same = |other: &str| other.eq_ignore_ascii_case(name);
+            if !name.is_empty() && others.any(|(_, other)| other.value["Name"].as_str().is_some_and(is_same)) {
                 return Err(format!("name {name:?} aliases an existing query name").into());
             }
             Ok(Step::Do(vec![condition], vec![Op::put(Table::Queries, key.clone(), value.to_string())]))

@@ -34,6 +34,10 @@ async fn a_query_is_kept_and_executed() {
         assert_eq!((&found["Service"], &found["Datacenter"]), (&json!("order"), &json!("dc1")));
     }
     assert_eq!(fixture.get("/v1/query/orders/execute?limit=1").await["Nodes"].as_array().unwrap().len(), 1);
+    // The same by DNS.
+    let by_name = prepared(&fixture.consul.mesh, "default", "ORDERS", &["dc2"]).unwrap();
+    assert_eq!((by_name.instances.len(), by_name.ttl, by_name.datacenters.len()), (2, Some(10), 0));
+    assert!(prepared(&fixture.consul.mesh, "default", "", &[]).is_none());
     let near = fixture.get("/v1/query/orders/execute?near=n2").await;
     assert_eq!(near["Nodes"][0]["Node"]["Node"], "n2");
     assert_eq!(fixture.get("/v1/query/orders/explain").await["Query"]["ID"], id);
@@ -63,13 +67,41 @@ async fn a_query_is_kept_and_executed() {
 }
 
 #[tokio::test]
+async fn a_template_is_for_all_names_that_begin_with_its_own() {
+    let fixture = fixture().await;
+    let me = caller("default", 1);
+    let template = json!({ "Type": "name_prefix_match" });
+    for (name, service, template) in [
+        ("", "${name.full}", &template),
+        ("tagged-", "${name.suffix}", &template),
+        ("tagged-exact", "cart", &Value::Null),
+    ] {
+        let body = json!({ "Name": name, "Template": template, "Service": { "Service": service } });
+        assert_eq!(send(&fixture, &me, "POST", "/v1/query", &body).await.0, 200, "{name}");
+    }
+    for (name, service) in [("order", "order"), ("tagged-order", "order"), ("tagged-exact", "cart"), ("x", "x")] {
+        let found = fixture.get(&format!("/v1/query/{name}/execute")).await;
+        assert_eq!(found["Service"], service, "{name}");
+    }
+    let explained = fixture.get("/v1/query/tagged-cart/explain").await;
+    assert_eq!(explained["Query"]["Service"]["Service"], "cart");
+    assert_eq!(explained["Query"]["Template"]["Type"], "name_prefix_match");
+}
+
+#[tokio::test]
 async fn what_a_query_cannot_mean_is_refused_by_field() {
     let fixture = fixture().await;
     let (me, db) = (caller("default", 1), by_token(&["db"]));
     for (caller, body, status, words) in [
         (&me, json!({}), 400, "Must provide a Service name"),
         (&me, json!({ "Service": {} }), 400, "Must provide a Service name"),
-        (&me, json!({ "Service": { "Service": "a" }, "Template": { "Type": "name_prefix_match" } }), 400, "Template:"),
+        (&me, json!({ "Service": { "Service": "a" }, "Template": { "Type": "suffix" } }), 400, "Bad Template.Type"),
+        (
+            &me,
+            json!({ "Service": { "Service": "${x}" }, "Template": { "Type": "name_prefix_match" } }),
+            400,
+            "there is no ${x}",
+        ),
         (&me, json!({ "Service": { "Service": "a" }, "Session": "x" }), 400, "Session:"),
         (&me, json!({ "Service": { "Service": "a" }, "DNS": { "TTL": "soon" } }), 400, "Bad DNS TTL"),
         (&me, json!({ "Service": { "Service": "a", "Failover": { "Targets": [{}] } } }), 400, "Targets"),
