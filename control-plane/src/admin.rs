@@ -222,7 +222,10 @@ impl Admin for AdminService {
                     ..v1::ServiceStatus::default()
                 });
                 let labels: Vec<String> = instance.labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
-                let address = std::net::SocketAddr::new(instance.address, instance.port).to_string();
+                let address = match instance.port {
+                    0 => format!("{} (no port)", instance.address),
+                    port => std::net::SocketAddr::new(instance.address, port).to_string(),
+                };
                 let ejected_by = ejected.get(&(entry.host.clone(), address.clone())).copied().unwrap_or(0);
                 entry.instances.push(v1::InstanceStatus {
                     ejected_by,
@@ -335,14 +338,7 @@ impl Admin for AdminService {
             .map_err(|e| Status::invalid_argument(e.to_string()))?;
         let named = !asked.services.is_empty() || asked.api.is_some();
         let services = if named { asked.services } else { vec![asked.service_account.clone()] };
-        let is_name = |s: &String| {
-            !s.is_empty() && s.len() <= 63 && s.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
-        };
-        if let Some(bad) = services.iter().find(|s| !is_name(s)) {
-            return Err(Status::invalid_argument(format!(
-                "{bad:?} is not a service name (1 to 63 letters, digits, - and _)"
-            )));
-        }
+        services.iter().try_for_each(|service| may_be_named(service)).map_err(Status::invalid_argument)?;
         let expires = unix_now() + ttl;
         let trust_domain = self.ca.trust_domain().to_owned();
         if let Some(v1::ApiRights { read, keys }) = asked.api {
@@ -368,10 +364,54 @@ impl Admin for AdminService {
     }
 }
 
+/// Whether a token may name a service so.
+///
+/// # Errors
+/// Says why not.
+fn may_be_named(service: &str) -> Result<(), String> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+    if !service.is_empty() && service.len() <= 63 && service.bytes().all(plain) {
+        return Ok(());
+    }
+    let why = if service.contains('.') {
+        let (first, rest) = service.rsplit_once('.').unwrap_or_default();
+        format!(
+            ": with a dot it would take the name of another host ({service:?} is the service {first:?} of the namespace \
+             {rest:?}, or a host outside of the mesh), and Consul's DNS reads {first:?} as a tag; register it as {:?}",
+            service.replace('.', "-")
+        )
+    } else {
+        String::new()
+    };
+    Err(format!("{service:?} is not a service name (1 to 63 letters, digits, - and _){why}"))
+}
+
 /// Whether a document is the one, or one of those, that `wanted` names.
 fn matches(wanted: &ObjectName, document: &Document) -> bool {
     let is = |wanted: &str, found: &str| wanted.is_empty() || wanted.eq_ignore_ascii_case(found);
     is(&wanted.kind, document.kind.name())
         && (wanted.namespace.is_empty() || wanted.namespace == document.namespace)
         && (wanted.name.is_empty() || wanted.name == document.name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::may_be_named;
+
+    #[test]
+    fn names_that_no_token_grants_are_refused_with_the_reason() {
+        for fine in ["order", "order-service", "Order_2"] {
+            assert_eq!(may_be_named(fine), Ok(()), "{fine}");
+        }
+        let dotted = may_be_named("com.acme.orders").unwrap_err();
+        for words in
+            ["the service \"com.acme\" of the namespace \"orders\"", "tag", "register it as \"com-acme-orders\""]
+        {
+            assert!(dotted.contains(words), "{dotted}");
+        }
+        for bad in ["", "a b", "a/b", "ä", &"a".repeat(64)] {
+            let error = may_be_named(bad).unwrap_err();
+            assert!(error.ends_with("(1 to 63 letters, digits, - and _)"), "{error}");
+        }
+    }
 }

@@ -163,7 +163,14 @@ impl Answers for Listener {
                 _ => self.api.eureka.answer(&caller, Request::from_parts(head, body)),
             };
         }
-        if path == "/v1/agent" || path.starts_with("/v1/agent/") {
+        if weft_agent::catalog::is_write(&head)
+            && let Some(answered) = self.api.externals.catalog(&caller, &head, &body).await
+        {
+            return answered;
+        }
+        // What is of the mesh's certificates is no agent's.
+        let of_agent = path == "/v1/agent" || path.starts_with("/v1/agent/");
+        if of_agent && !path.starts_with("/v1/agent/connect/") {
             return self.api.externals.answer(&caller, &head, body).await;
         }
         consul::answer(&self.api.consul, &caller, Request::from_parts(head, body)).await
@@ -172,6 +179,10 @@ impl Answers for Listener {
 
 impl Listener {
     fn rights(&self, head: &request::Parts) -> Result<Rights, Refused> {
+        // Whatever the token is.
+        if consul::route::is_public(&head.method, head.uri.path()) {
+            return Ok(Rights::Read);
+        }
         match access::claims(&self.api.tokens, head)? {
             Some(claims) => Ok(Rights::Token(claims)),
             None if self.remote => {
@@ -308,7 +319,10 @@ mod tests {
             (&here, "", "GET", "/v1/agent/services", 200, "{}"),
             (&remote, "", "GET", "/v1/agent/self", 403, "Permission denied"),
             (&remote, "", "GET", services, 403, "Permission denied: this address is answered with a token only"),
-            (&remote, "", "GET", "/v1/status/leader", 403, "Permission denied"),
+            (&remote, "", "GET", "/v1/status/leader", 200, "10.0.0.9:15012"),
+            (&remote, "", "GET", "/v1/status/peers", 200, "[\"10.0.0.9:15012\"]"),
+            (&remote, "weftapi1.x.y", "GET", "/v1/catalog/datacenters", 200, "[\"dc1\"]"),
+            (&remote, "", "PUT", "/v1/status/leader", 403, "Permission denied"),
             (&remote, "", "GET", "/eureka/apps", 403, "Permission denied"),
             (&remote, &narrow, "GET", services, 200, r#"{"payment":[]}"#),
         ] {

@@ -7,6 +7,7 @@
 //! `policies`.
 
 pub mod catalog;
+pub mod documents;
 mod follow;
 mod instances;
 pub mod locks;
@@ -16,6 +17,7 @@ pub mod remotes;
 mod sessions;
 mod stored;
 mod topics;
+pub mod txn;
 mod virtual_ips;
 
 pub use topics::Topic;
@@ -133,6 +135,8 @@ struct State {
     removed: VecDeque<Instant>,
     pairs: pairs::Pairs,
     locks: locks::Sessions,
+    queries: documents::Documents,
+    events_fired: documents::Documents,
     /// Pairs whose lock may not be taken yet, by key in the store.
     delays: HashSet<String>,
     /// By key in the store.
@@ -186,6 +190,8 @@ impl Mesh {
                 removed: VecDeque::new(),
                 pairs: pairs::Pairs::new(watch.revision),
                 locks: locks::Sessions::new(watch.revision),
+                queries: documents::Documents::new(watch.revision),
+                events_fired: documents::Documents::new(watch.revision),
                 delays: HashSet::new(),
                 api_policies: BTreeMap::new(),
                 folder: Arc::default(),
@@ -290,11 +296,16 @@ impl Mesh {
 
     /// Makes a transaction and waits until it is seen here. False: a condition does not hold.
     async fn write(&self, conditions: Vec<Condition>, ops: Vec<Op>) -> Result<bool, store::Error> {
-        let Some(revision) = self.store.txn(conditions, ops).await? else { return Ok(false) };
+        Ok(self.write_at(conditions, ops).await?.is_some())
+    }
+
+    /// The same; its revision, 0 where nothing had to be changed.
+    async fn write_at(&self, conditions: Vec<Condition>, ops: Vec<Op>) -> Result<Option<u64>, store::Error> {
+        let Some(revision) = self.store.txn(conditions, ops).await? else { return Ok(None) };
         let mut seen = self.seen.subscribe();
         // It is safe in the store; where the watch is broken, what is written shows when it is mended.
         let _ = tokio::time::timeout(SEEN, seen.wait_for(|seen| *seen >= revision)).await;
-        Ok(true)
+        Ok(Some(revision))
     }
 
     fn publish(&self, state: &mut State, changed: Changed) {

@@ -294,8 +294,9 @@ pub(crate) fn fits(instance: &v1::Instance) -> Result<(), String> {
     if instance.service_id.is_empty() || instance.service_id.len() > 253 {
         return Err("a service id of 1 to 253 characters is needed".into());
     }
-    if instance.port == 0 || instance.port > 65535 {
-        return Err(format!("{} is not a port (1 to 65535)", instance.port));
+    // Without a port (0) it is found by name and has no endpoint, as in Consul.
+    if instance.port > 65535 {
+        return Err(format!("Port {} is out of range: 1 to 65535, or 0 for a service without a port", instance.port));
     }
     let fields = instance.tags.iter().chain(instance.meta.keys()).chain(instance.meta.values());
     let shown = instance.tagged_addresses.iter().flat_map(|(name, tagged)| [name, &tagged.address]);

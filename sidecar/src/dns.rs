@@ -1,8 +1,8 @@
 //! The application's name look-ups: names of the mesh get their virtual IP, everything else its usual answer.
 //!
-//! Queries arrive redirected (or because `resolv.conf` names us). The control plane and the usual name server are asked
-//! at the same time, so that a name outside the mesh waits for neither in turn. Names under the mesh's own suffixes never
-//! leave: nobody else could answer them. What is said is decided in [`answer`], without sockets; asking others is
+//! Queries arrive redirected (or because `resolv.conf` names us). The usual name server is asked only after the control plane
+//! said that a name is not the mesh's, or was silent for a moment: it is told no name of the mesh. Names under the mesh's own
+//! suffixes never leave: nobody else could answer them. What is said is decided in [`answer`], without sockets; asking others is
 //! [`forward`]'s, and asking the control plane for what Consul's names mean ([`consul`]).
 //!
 //! The same is served a second time where programs of Consul's look for it: there a service's name has the real addresses
@@ -44,6 +44,9 @@ const MAX_QUERY: usize = 4096;
 const TTL: u32 = 30;
 /// The same while the control plane cannot be asked.
 const TTL_DISCONNECTED: u32 = 5;
+/// Longest wait for what the control plane says of a name that may be anybody's. It answers in a round trip; a name outside
+/// the mesh is not to depend on it for longer.
+const SILENCE: Duration = Duration::from_millis(100);
 
 /// Answers queries.
 pub struct Dns {
@@ -95,22 +98,23 @@ impl Dns {
 
     /// What to say; or, as the error, another's words.
     async fn choose(&self, query: &Query, packet: &[u8], transport: Transport) -> Result<Say, Vec<u8>> {
-        let forward = async {
-            let answer = self.forwarder.ask(packet, transport).await;
-            answer.map_or(Ok(Say::ServerFailure), Err)
-        };
-        match self.serves {
-            _ if query.is_of_consul() && !self.is_outside(query.name()) => self.of_consul(query, transport).await,
-            Serves::Captured => self.decide(query, packet, transport).await,
-            Serves::ConsulClients if query.is_reverse() => {
-                match self.consul.answer(query, transport).await.filter(|answer| !is_failure(answer)) {
-                    Some(answer) => Err(answer),
-                    // Nobody's address in the mesh.
-                    None => forward.await,
-                }
-            }
-            Serves::ConsulClients => forward.await,
+        if self.is_outside(query.name()) {
+            return self.forward(packet, transport).await;
         }
+        if query.is_of_consul() {
+            return self.of_consul(query, transport).await;
+        }
+        if self.serves == Serves::ConsulClients
+            && query.is_reverse()
+            && let Some(answer) = self.consul.answer(query, transport).await.filter(|answer| !is_failure(answer))
+        {
+            return Err(answer);
+        }
+        self.decide(query, packet, transport).await
+    }
+
+    async fn forward(&self, packet: &[u8], transport: Transport) -> Result<Say, Vec<u8>> {
+        self.forwarder.ask(packet, transport).await.map_or(Ok(Say::ServerFailure), Err)
     }
 
     async fn of_consul(&self, query: &Query, transport: Transport) -> Result<Say, Vec<u8>> {
@@ -132,37 +136,20 @@ impl Dns {
 
     /// What to say of a name that is not Consul's; or, as the error, the name server's words.
     async fn decide(&self, query: &Query, packet: &[u8], transport: Transport) -> Result<Say, Vec<u8>> {
-        let forward = self.forwarder.ask(packet, transport);
-        let foreign = async { forward.await.map_or(Ok(Say::ServerFailure), Err) };
-        let Some(name) = query.host().filter(|name| !self.is_outside(name)) else { return foreign.await };
-        let of_mesh = is_of_mesh(name);
-        let lookup = match self.directory.known(name) {
-            Some(known) => known,
-            None if of_mesh => self.directory.lookup(name).await,
-            None => {
-                tokio::pin!(foreign);
-                // A look-up is bounded; the name server's answer must not overtake it.
-                let mut forwarded = None;
-                let looking = self.directory.lookup(name);
-                tokio::pin!(looking);
-                let found = loop {
-                    tokio::select! {
-                        found = &mut looking => break found,
-                        answer = &mut foreign, if forwarded.is_none() => forwarded = Some(answer),
-                    }
-                };
-                return match self.of_service(query, &found, of_mesh) {
-                    Some(say) => Ok(say),
-                    None => match forwarded {
-                        Some(answer) => answer,
-                        None => foreign.await,
-                    },
-                };
-            }
+        let of_mesh = is_of_mesh(query.name());
+        let Some(name) = query.host().filter(|name| !is_searched(name)) else {
+            // A name that no service has, and under our suffixes nobody else either.
+            return if of_mesh || is_searched(query.name()) {
+                Ok(Say::NoSuchName)
+            } else {
+                self.forward(packet, transport).await
+            };
         };
+        let limit = if of_mesh { Duration::MAX } else { SILENCE };
+        let lookup = tokio::time::timeout(limit, self.directory.lookup(name)).await.unwrap_or(Lookup::Unknown);
         match (self.of_service(query, &lookup, of_mesh), lookup) {
             (Some(say), _) => Ok(say),
-            (None, _) if !of_mesh => foreign.await,
+            (None, _) if !of_mesh => self.forward(packet, transport).await,
             (None, Lookup::Unknown) => Ok(Say::ServerFailure),
             (None, _) => Ok(Say::NoSuchName),
         }
@@ -173,8 +160,9 @@ impl Dns {
         let Lookup::Service(view) = lookup else { return None };
         let addresses = &view.service.addresses;
         // A host outside, without a virtual IP: the mesh has a policy for it, but its address is its own. And only
-        // addresses are the mesh's to say: its mail servers are still its own.
-        if !of_mesh && (addresses.is_empty() || (view.service.external && !query.leads_to_address())) {
+        // addresses are the mesh's to say: its mail servers are still its own. Clients of Consul are told where it is.
+        let its_own = || self.serves == Serves::ConsulClients || !query.leads_to_address();
+        if !of_mesh && (addresses.is_empty() || (view.service.external && its_own())) {
             return None;
         }
         let ttl = if self.directory.connected() { TTL } else { TTL_DISCONNECTED };
@@ -189,8 +177,15 @@ impl Dns {
 }
 
 /// Whether nobody but the mesh can know this name.
-fn is_of_mesh(name: &str) -> bool {
+pub(crate) fn is_of_mesh(name: &str) -> bool {
     name.ends_with(SERVICE_SUFFIX) || name == &SERVICE_SUFFIX[1..]
+}
+
+/// Whether a resolver has appended one of its search domains to a name of the mesh: nobody else knows that either, and it
+/// would tell the name.
+fn is_searched(name: &str) -> bool {
+    let within = |suffix: &str| name.match_indices(suffix).any(|(at, _)| name[at + suffix.len()..].starts_with('.'));
+    within(SERVICE_SUFFIX) || within(CONSUL_SUFFIX)
 }
 
 /// Whether this is `<name>.service.consul` or the same with our data centre's name.

@@ -6,7 +6,7 @@
 
 mod verify;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -14,6 +14,7 @@ use std::time::{Duration, SystemTime};
 use crate::origination::Originations;
 use anyhow::{Context, Result, bail, ensure};
 use arc_swap::ArcSwapOption;
+use aws_lc_rs::digest;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rustls::client::Resumption;
@@ -66,6 +67,27 @@ impl TokenClaims {
         let claims = claims.context("not a join token (it should look like weft1.….…)")?;
         let json = URL_SAFE_NO_PAD.decode(claims).context("the join token is damaged")?;
         serde_json::from_slice(&json).context("the join token is damaged")
+    }
+
+    /// The claims of the token in `file`, unless there is none or it cannot be read: one that is not needed may be gone.
+    pub fn of_file(file: Option<&Path>) -> Option<TokenClaims> {
+        let text = std::fs::read_to_string(file?).ok()?;
+        TokenClaims::read(&text).map_err(|e| tracing::warn!("ignoring the join token: {e:#}")).ok()
+    }
+
+    /// In what the token differs from the certificate that an earlier one was given; `None`: it entitles to the same.
+    fn differs_from(&self, held: &Credentials) -> Option<String> {
+        let named = format!("spiffe://{}/ns/{}/sa/{}", self.trust_domain, self.namespace, self.service_account);
+        if named != held.id.to_string() {
+            return Some(format!("the identity {named}, not {}", held.id));
+        }
+        let lower = |services: &[String]| services.iter().map(|s| s.to_ascii_lowercase()).collect::<BTreeSet<_>>();
+        if lower(&self.services) != lower(&held.services) {
+            return Some(format!("the services {:?}, not {:?}", self.services, held.services));
+        }
+        let root = self.fingerprint().ok()?;
+        let is_root = |der: &Vec<u8>| digest::digest(&digest::SHA256, der).as_ref() == root;
+        (!held.stored.roots_der.iter().any(is_root)).then(|| "another root: that of another mesh".to_owned())
     }
 
     fn fingerprint(&self) -> Result<[u8; 32]> {
@@ -214,16 +236,26 @@ pub struct Identity {
     federated: Mutex<Bundles>,
     /// TLS that is not the mesh's.
     pub outside: Originations,
+    /// An earlier run here had another identity: what it left of the mesh is of no use to this one.
+    pub replaces_another: bool,
 }
 
 impl Identity {
-    /// An identity kept in `data_dir`, with the credentials that an earlier run left there if they are still good.
-    /// `credentials`: the folder of those that are not the mesh's.
-    pub fn open(data_dir: Option<&Path>, credentials: &Path) -> Identity {
+    /// An identity kept in `data_dir`, with the credentials that an earlier run left there if they are still good and what
+    /// the join token entitles to. `credentials`: the folder of those that are not the mesh's.
+    pub fn open(data_dir: Option<&Path>, credentials: &Path, token: Option<&TokenClaims>) -> Identity {
         let file = data_dir.map(|dir| dir.join("identity.json"));
         let outside = Originations::new(credentials.to_owned());
-        let identity = Identity { file, outside, ..Identity::default() };
-        match identity.load() {
+        let mut identity = Identity { file, outside, ..Identity::default() };
+        let loaded = identity.load();
+        if let (Some(token), Ok(Some(saved))) = (token, &loaded)
+            && let Some(difference) = token.differs_from(saved)
+        {
+            tracing::warn!("the join token names {difference}: the saved certificate is set aside, joining anew");
+            identity.replaces_another = true;
+            return identity;
+        }
+        match loaded {
             Ok(Some(saved)) if saved.not_after > SystemTime::now() => {
                 tracing::info!(id = %saved.id, "found a saved certificate");
                 identity.current.store(Some(Arc::new(saved)));

@@ -35,7 +35,7 @@ use crate::dns::forward::Forwarder;
 use crate::dns::{self, Dns, Serves};
 use crate::gateway;
 use crate::group;
-use crate::identity::Identity;
+use crate::identity::{Identity, TokenClaims};
 use crate::listen::{self, Role};
 use crate::metrics::{Metrics, Workload};
 use crate::pod::Doors;
@@ -109,10 +109,16 @@ pub fn start(config: Config, application: Application) -> Result<Sidecar> {
         );
     }
     let node = node_name(&config.data_dir)?;
-    let identity = Arc::new(Identity::open(Some(&config.data_dir), &config.credentials));
+    let token = TokenClaims::of_file(config.token_file.as_deref());
+    let identity = Arc::new(Identity::open(Some(&config.data_dir), &config.credentials, token.as_ref()));
     let control = Arc::new(Control::new(config.control_planes.clone(), config.token_file.clone(), identity.clone()));
     let place = Place { locality: config.locality.as_str().into(), labels: config.labels.iter().cloned().collect() };
-    let (directory, mut writer) = directory::new(place, Some(config.data_dir.join("snapshot.bin")), &config.preload);
+    let snapshot = config.data_dir.join("snapshot.bin");
+    if identity.replaces_another {
+        // Another identity sees other services, and is sent other policies. Mostly there is one.
+        let _ = std::fs::remove_file(&snapshot);
+    }
+    let (directory, mut writer) = directory::new(place, Some(snapshot), &config.preload);
     writer.resolve_with(Resolution::start());
     let metrics = Arc::new(Metrics::default());
     let named = config.workload.as_ref().or(config.service.as_ref()).or(config.workload_group.as_ref());
@@ -199,6 +205,10 @@ pub fn start(config: Config, application: Application) -> Result<Sidecar> {
         ),
         mesh: weft_agent::forward::Forwarder::new(Asked(control.clone())),
         node: node.clone(),
+        metrics: Some({
+            let metrics = metrics.clone();
+            Arc::new(move || metrics.render())
+        }),
         leaves: config.connect_leaf.then(|| Leaves::new(control.clone())),
         datacenter: datacenter.clone(),
         eureka: Default::default(),

@@ -8,6 +8,7 @@ Runs inside a pod whose sidecar serves the agent API and whose token names order
 and exits 1 at the first one that fails. It listens on 8080 of the pod itself, for the health checks.
 """
 
+import base64
 import http.server
 import sys
 import threading
@@ -134,6 +135,22 @@ Health.status = 503
 step("it fails with the application", until(lambda: passing() == [], 5))
 Health.status = 200
 step("and recovers with it", until(lambda: len(passing()) == 1, 5))
+
+# What is of the whole mesh: transactions, events, prepared queries, coordinates.
+key = base64.b64encode(b"new").decode()
+done = c.txn.put([{"KV": {"Verb": "set", "Key": "a/1", "Value": key}}, {"KV": {"Verb": "get", "Key": "a/1"}}])
+step("txn.put", [r["KV"]["Value"] for r in done["Results"]] == [None, key] and done["Errors"] is None, done)
+fired = c.event.fire("deploy", body="v2", service=SERVICE)
+events = c.event.list(name="deploy")[1]
+step("event.fire and event.list", [e["ID"] for e in events] == [fired["ID"]] and events[0]["Payload"] == b"v2", events)
+query = c.query.create(SERVICE, name="orders", onlypassing=True, tags=["v1"], ttl="10s")
+found = c.query.execute("orders")
+step("query.create and query.execute", [n["Service"]["Port"] for n in found["Nodes"]] == [8080], found)
+step("query.list", [q["ID"] for q in c.query.list()] == [query["ID"]])
+step("query.delete", c.query.delete(query["ID"]) is True and c.query.list() == [])
+nodes = {n["Node"] for n in c.coordinate.nodes()[1]}
+step("coordinate.nodes", c.agent.self()["Config"]["NodeName"] in nodes, nodes)
+step("catalog.register of the own node", c.catalog.register(c.agent.self()["Config"]["NodeName"], POD) is True)
 
 # What is refused.
 try:

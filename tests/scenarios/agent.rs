@@ -102,7 +102,8 @@ fn mesh_answers() -> Result<()> {
     let leader = json("status/leader")?;
     ensure!(leader == format!("{}:15012", mesh.center.ip).as_str(), "{leader}");
     ensure!(asked(&pod, "PUT", "catalog/register")?.0.contains(" 403 "), "without --allow-external");
-    ensure!(asked(&pod, "PUT", "txn")?.0.contains(" 501 "), "not supported yet");
+    ensure!(asked(&pod, "PUT", "txn")?.0.contains(" 400 "), "an empty transaction");
+    ensure!(asked(&pod, "PUT", "acl/bootstrap")?.0.contains(" 501 "), "not supported");
     ensure!(asked(&pod, "OPTIONS", "catalog/nodes")?.0.contains("allow: options,get"));
 
     mesh.control_plane.take().map_or(Ok(()), |c| c.signal("KILL"))?;

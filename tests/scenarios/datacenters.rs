@@ -148,7 +148,23 @@ fn two_data_centres() -> Result<()> {
 
     failover(&one, &near, &front)?;
     questions(&front, &two)?;
+    prepared_query(&front)?;
     split(&one, &two, &near, &front, &edge.ip)
+}
+
+/// A prepared query of a service that is in dc2 alone finds it there, by the API and by DNS.
+fn prepared_query(front: &Pod) -> Result<()> {
+    let body = r#"{"Name":"bills","Service":{"Service":"billing","Failover":{"Datacenters":["dc9","dc2"]}},"DNS":{"TTL":"7s"}}"#;
+    front.curl(&["-f", "-X", "POST", "-d", body, "http://127.0.0.1:8500/v1/query"])?;
+    let found = front.curl(&["-f", "http://127.0.0.1:8500/v1/query/bills/execute"])?;
+    let found: serde_json::Value = serde_json::from_str(&found)?;
+    ensure!(found["Datacenter"] == "dc2" && found["Failovers"] == 2, "{found}");
+    let address = found["Nodes"][0]["Service"]["Address"].as_str().unwrap_or_default();
+    let answer = front.run("dig", &["@127.0.0.1", "-p", "8600", "+noall", "+answer", "bills.query.consul"])?;
+    let words: Vec<&str> = answer.split_ascii_whitespace().collect();
+    ensure!(words.first() == Some(&"bills.query.consul.") && words.last() == Some(&address), "{answer}");
+    ensure!(words.get(1).and_then(|ttl| ttl.parse::<u32>().ok()).is_some_and(|ttl| (1..=7).contains(&ttl)), "{answer}");
+    Ok(())
 }
 
 /// Home falls ill, dc2 stands in; home is well again, and after a while its requests return.

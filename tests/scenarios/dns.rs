@@ -135,6 +135,9 @@ fn found() -> Result<()> {
         let whole = dig(pod, &["many.service.consul", "SRV", "+noedns"])?;
         ensure!(!whole.flags.contains(" tc") && whole.data().len() == 40, "{}", whole.text);
         ensure!(whole.text.contains("retrying in TCP mode"), "{}", whole.text);
+        // One address a SRV record, though all are on one node.
+        let additional = whole.text.split(";; ADDITIONAL SECTION:").nth(1).unwrap_or_default();
+        ensure!(additional.matches(&format!("\tA\t{}\n", many.ip)).count() == 40, "{}", whole.text);
         let large = dig(pod, &["many.service.consul", "SRV", "+bufsize=4096", "+ignore"])?;
         ensure!(!large.flags.contains(" tc") && large.data().len() == 40, "{}", large.text);
         dig_until(pod, &["many.service.consul"], &[&many.ip])?;

@@ -4,6 +4,7 @@ mod abuse;
 mod agent;
 mod certificates;
 mod clients;
+mod commands;
 mod connections;
 mod costs;
 mod datacenters;
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
         locality::all(),
         agent::all(),
         clients::all(),
+        commands::all(),
         connections::all(),
         dns::all(),
         eureka::all(),

@@ -42,7 +42,7 @@ fn registrations_survive() -> Result<()> {
     let data = format!("/run/survive-{}", pod.name);
     let start = |mesh: &Mesh| mesh.sidecar(&pod, "order-service", &["--data-dir", &data]);
     let sidecar = start(&mesh)?;
-    let service = |id: &str, port: u16, check: Value| json!({"name": "order-service", "id": id, "port": port, "tags": ["v1"], "check": check});
+    let service = |id: &str, port: u32, check: Value| json!({"name": "order-service", "id": id, "port": port, "tags": ["v1"], "check": check});
     let http = json!({"http": "http://localhost:8080/health", "interval": "1s"});
     ensure!(put(&pod, "service/register", &service("by-http", 8080, http))? == "200");
     ensure!(put(&pod, "service/register", &service("by-ttl", 8081, json!({"ttl": "60s"})))? == "200");
@@ -95,8 +95,8 @@ fn registrations_survive() -> Result<()> {
     })?;
     let refused = put(&pod, "service/register", &json!({"name": "billing", "port": 1}))?;
     ensure!(refused.ends_with("403") && refused.contains("its token names [\"order-service\"]"), "{refused}");
-    // Port 0 is what only the control plane refuses.
-    ensure!(put(&pod, "service/register", &service("wrong", 0, Value::Null))? == "200");
+    // A port out of range is what only the control plane refuses.
+    ensure!(put(&pod, "service/register", &service("wrong", 65536, Value::Null))? == "200");
     sidecar.signal("KILL")?;
     drop(sidecar);
     let mut sidecar = start(&mesh)?;
@@ -110,7 +110,7 @@ fn registrations_survive() -> Result<()> {
     wait_for("the refusal to be shown", SOON, || {
         let check = get(&pod, "checks")?["_registration:wrong"].clone();
         let output = check["Output"].as_str().unwrap_or_default();
-        ensure!(check["Status"] == "critical" && output.contains("0 is not a port"), "{check}");
+        ensure!(check["Status"] == "critical" && output.contains("Port 65536 is out of range"), "{check}");
         Ok(())
     })?;
     ensure!(put(&pod, "service/deregister/wrong", &Value::Null)? == "200");

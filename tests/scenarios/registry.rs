@@ -13,6 +13,8 @@ pub(crate) fn all() -> Vec<Scenario> {
         ("fifty_thousand_instances_survive_a_kill_and_the_loss_of_all_leases", many),
         ("a_clock_that_jumps_removes_nobody", clock),
         ("nonsense_is_refused_and_nothing_is_lost", nonsense),
+        ("a_sidecar_whose_token_names_another_identity_joins_anew", another_identity),
+        ("a_service_without_a_port_is_found_by_name_and_is_no_endpoint", portless),
     ]
 }
 
@@ -168,5 +170,53 @@ fn nonsense() -> Result<()> {
     mesh.wait_healthy(&order.pod.ip)?;
     let status = mesh.status();
     ensure!(status.matches(" healthy ").count() == 1, "nothing was lost and nothing came:\n{status}");
+    Ok(())
+}
+
+/// One data folder and two tokens, one after the other; and the first again.
+fn another_identity() -> Result<()> {
+    let mesh = Mesh::start(&["--lease", "4"])?;
+    let pod = mesh.pod("order1")?;
+    let _app = pod.serve(8080, "order1")?;
+    for account in ["order", "payment", "payment", "order"] {
+        let sidecar = mesh.sidecar(&pod, account, &["--service", account, "--port", "8080"])?;
+        let id = format!("spiffe://cluster.local/ns/default/sa/{account}");
+        wait_for("the registration", Duration::from_secs(20), || {
+            let status = mesh.status();
+            let registered =
+                status.lines().any(|line| line.contains(&format!("{}:8080", pod.ip)) && line.contains(&id));
+            ensure!(registered, "{status}");
+            Ok(())
+        })?;
+        sidecar.signal("KILL")?;
+    }
+    Ok(())
+}
+
+fn portless() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    let order = mesh.instance("order1", "order", 8080, &[])?;
+    let register = |body: &str| {
+        let url = "http://127.0.0.1:8500/v1/agent/service/register";
+        order.pod.curl(&["-w", "%{http_code}", "-X", "PUT", "-d", body, url])
+    };
+    ensure!(register(r#"{"Name":"order","ID":"portless"}"#)? == "200");
+    let (front, _sidecar) = mesh.client("frontend")?;
+    wait_for("the service by its name", Duration::from_secs(10), || {
+        let found = front.curl(&["-f", "http://127.0.0.1:8500/v1/health/service/order?passing"])?;
+        let found: Value = serde_json::from_str(&found)?;
+        let mut ports: Vec<i64> =
+            found.as_array().into_iter().flatten().filter_map(|i| i["Service"]["Port"].as_i64()).collect();
+        ports.sort_unstable();
+        ensure!(ports == [0, 8080], "{found}");
+        Ok(())
+    })?;
+    ensure!(mesh.status().contains("(no port)"), "{}", mesh.status());
+    let srv = front.run("dig", &["+short", "@127.0.0.1", "-p", "8600", "order.service.consul", "SRV"])?;
+    ensure!(srv.lines().count() == 2 && srv.contains("1 1 0 "), "{srv}");
+    for _ in 0..10 {
+        let answer = front.curl(&["-f", "http://order/"])?;
+        ensure!(answer.contains("sa/frontend"), "{answer}");
+    }
     Ok(())
 }

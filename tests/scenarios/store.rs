@@ -337,7 +337,7 @@ fn snapshot() -> Result<()> {
     mesh.control_plane.take().context("it runs")?.signal("TERM")?;
     mesh.start_control_plane()?;
     mesh.wait_healthy(&order.pod.ip)?;
-    ensure!(mesh.weftctl(&["get"])?.contains("DestinationRule/default/order"), "the policy is back");
+    ensure!(mesh.weftctl(&["get", "-o", "name"])?.contains("DestinationRule/default/order"), "the policy is back");
     ensure!(mesh.vip("order-service")? == vip, "the virtual IP is the same");
     let value = wait_for("the pair", Duration::from_secs(10), || {
         order.pod.curl(&["-f", "http://127.0.0.1:8500/v1/kv/app/colour?raw&consistent"])

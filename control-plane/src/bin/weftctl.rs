@@ -2,15 +2,18 @@
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
-use weft_control_plane::cli::remote::{Apply, Delete, Get, Status, Token};
+use clap::{CommandFactory, Parser, Subcommand};
+use weft_control_plane::cli::completion::Completion;
+use weft_control_plane::cli::objects::{Delete, Get};
+use weft_control_plane::cli::remote::{Apply, Token};
 use weft_control_plane::cli::route::Route;
 use weft_control_plane::cli::snapshot::Snapshot;
+use weft_control_plane::cli::status::Status;
 use weft_control_plane::cli::validate::Validate;
 
 /// Checks, applies and explains the policies of a Weft mesh
 #[derive(Parser)]
-#[command(version)]
+#[command(name = "weftctl", version)]
 struct Weftctl {
     #[command(subcommand)]
     command: Command,
@@ -28,17 +31,19 @@ enum Command {
     Token(Token),
     #[command(subcommand)]
     Snapshot(Snapshot),
+    Completion(Completion),
 }
 
 fn main() -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("weftctl: {error}");
+            anstream::eprintln!("weftctl: {error}");
             return ExitCode::FAILURE;
         }
     };
-    let out = &mut std::io::stdout().lock();
+    // Without colours where it is no terminal.
+    let out = &mut anstream::stdout().lock();
     let result = runtime.block_on(async {
         match Weftctl::parse().command {
             Command::Validate(command) => command.run(out),
@@ -49,10 +54,11 @@ fn main() -> ExitCode {
             Command::Route(command) => command.run(out).await,
             Command::Token(command) => command.run(out).await,
             Command::Snapshot(command) => command.run(out).await,
+            Command::Completion(command) => command.run(Weftctl::command(), out),
         }
     });
     result.unwrap_or_else(|error| {
-        eprintln!("weftctl: {error:#}");
+        anstream::eprintln!("\x1b[1;31mweftctl\x1b[0m: {error:#}");
         ExitCode::FAILURE
     })
 }

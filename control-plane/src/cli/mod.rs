@@ -1,7 +1,12 @@
 //! Subcommands of `weftctl`, one module each.
 
+pub mod completion;
 mod files;
+mod kinds;
+pub mod objects;
 pub mod remote;
 pub mod route;
 pub mod snapshot;
+pub mod status;
+mod style;
 pub mod validate;

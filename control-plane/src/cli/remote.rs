@@ -1,26 +1,30 @@
-//! `weftctl apply`, `get`, `delete`, `status` and `token create`: what needs a control plane.
+//! The way of `weftctl` to a control plane; `apply` and `token create`.
 //!
 //! Speaks over the socket in the control plane's data folder, which only its owner can open.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use hyper_util::rt::TokioIo;
 use tonic::transport::{Channel, Endpoint};
+use weft_proto::v1;
 use weft_proto::v1::admin_client::AdminClient;
-use weft_proto::v1::{self, ObjectName};
 
 use super::files::{self, Given};
+use super::style;
 
 /// Where the control plane is.
 #[derive(Debug, clap::Args)]
 pub struct Remote {
     /// Socket of the control plane (admin.sock in its data folder)
-    #[arg(long, env = "WEFT_ADMIN_SOCKET", default_value = "/var/lib/weft/admin.sock", global = true)]
+    #[arg(long, env = "WEFT_ADMIN_SOCKET", default_value = DEFAULT_SOCKET, global = true)]
     socket: PathBuf,
 }
+
+/// Where the control plane has it unless `--data-dir` says otherwise.
+const DEFAULT_SOCKET: &str = "/var/lib/weft/admin.sock";
 
 impl Remote {
     pub(super) async fn connect(&self) -> Result<AdminClient<Channel>> {
@@ -30,12 +34,35 @@ impl Remote {
             async move { Ok::<_, std::io::Error>(TokioIo::new(tokio::net::UnixStream::connect(path).await?)) }
         });
         let channel = Endpoint::from_static("http://weft").connect_with_connector(connector).await;
-        let channel = channel.map_err(|e| {
-            let cause = std::error::Error::source(&e).map_or_else(|| e.to_string(), ToString::to_string);
-            anyhow::anyhow!("cannot reach the control plane at {}: {cause}", self.socket.display())
-        })?;
+        let channel = channel.map_err(|e| unreachable(&self.socket, &e))?;
         Ok(AdminClient::new(channel).max_decoding_message_size(64 << 20))
     }
+}
+
+/// Why the control plane is not reached, and what to do.
+fn unreachable(socket: &Path, error: &(dyn std::error::Error + 'static)) -> anyhow::Error {
+    let mut cause: &(dyn std::error::Error + 'static) = error;
+    let mut kind = None;
+    loop {
+        kind = cause.downcast_ref::<std::io::Error>().map(std::io::Error::kind).or(kind);
+        match cause.source() {
+            Some(inner) => cause = inner,
+            None => break,
+        }
+    }
+    let remedy = match kind {
+        Some(ErrorKind::NotFound) => {
+            "; the socket is admin.sock in the data folder of the control plane (its --data-dir): name it by --socket or \
+             WEFT_ADMIN_SOCKET"
+        }
+        Some(ErrorKind::PermissionDenied) => "; only the user of the control plane may open it: run this as that user",
+        Some(ErrorKind::ConnectionRefused) => {
+            "; no control plane listens there: start it, or name another by --socket or \
+             WEFT_ADMIN_SOCKET"
+        }
+        _ => "",
+    };
+    anyhow::anyhow!("cannot reach the control plane at {}: {cause}{remedy}", socket.display())
 }
 
 /// Applies policy files: all of them together, or none
@@ -61,7 +88,7 @@ impl Apply {
         }
         let reply = self.remote.connect().await?.apply(v1::ApplyRequest { files }).await.map_err(refused)?.into_inner();
         for line in reply.problems.iter().chain(&reply.changes) {
-            writeln!(out, "{line}")?;
+            writeln!(out, "{}", style::problem(line))?;
         }
         if !reply.applied {
             writeln!(out, "nothing was applied")?;
@@ -69,168 +96,6 @@ impl Apply {
         }
         Ok(ExitCode::SUCCESS)
     }
-}
-
-/// Shows policies: all, of a kind, or one
-#[derive(Debug, clap::Args)]
-pub struct Get {
-    /// DestinationRule, VirtualService, ...
-    kind: Option<String>,
-    /// Name of the object
-    name: Option<String>,
-    /// Namespace; all where it is not given
-    #[arg(short, long, default_value = "")]
-    namespace: String,
-    /// `name` for one line each, `yaml` for the objects as they were given
-    #[arg(short, long, default_value = "name", value_parser = ["name", "yaml"])]
-    output: String,
-    #[command(flatten)]
-    remote: Remote,
-}
-
-impl Get {
-    /// Runs it.
-    ///
-    /// # Errors
-    /// When the control plane cannot be reached.
-    pub async fn run(&self, out: &mut impl Write) -> Result<ExitCode> {
-        let object = ObjectName {
-            kind: self.kind.clone().unwrap_or_default(),
-            namespace: self.namespace.clone(),
-            name: self.name.clone().unwrap_or_default(),
-        };
-        let request = v1::GetRequest { object: Some(object) };
-        let objects = self.remote.connect().await?.get(request).await.map_err(refused)?.into_inner().objects;
-        if objects.is_empty() && self.name.is_some() {
-            bail!("there is no such object");
-        }
-        for object in &objects {
-            let name = object.object.clone().unwrap_or_default();
-            if self.output == "yaml" {
-                writeln!(out, "---\n# {}\n{}", object.source, object.yaml.trim_end())?;
-            } else {
-                writeln!(out, "{}/{}/{}\t{}", name.kind, name.namespace, name.name, object.source)?;
-            }
-        }
-        Ok(ExitCode::SUCCESS)
-    }
-}
-
-/// Deletes a policy that was applied
-#[derive(Debug, clap::Args)]
-pub struct Delete {
-    /// DestinationRule, VirtualService, ...
-    kind: String,
-    /// Name of the object
-    name: String,
-    /// Namespace
-    #[arg(short, long, default_value = "default")]
-    namespace: String,
-    #[command(flatten)]
-    remote: Remote,
-}
-
-impl Delete {
-    /// Runs it.
-    ///
-    /// # Errors
-    /// When the control plane cannot be reached, or has no such object.
-    pub async fn run(&self, out: &mut impl Write) -> Result<ExitCode> {
-        let object = ObjectName { kind: self.kind.clone(), namespace: self.namespace.clone(), name: self.name.clone() };
-        let request = v1::DeleteRequest { object: Some(object) };
-        let reply = self.remote.connect().await?.delete(request).await.map_err(refused)?.into_inner();
-        if !reply.error.is_empty() {
-            bail!("{}", reply.error);
-        }
-        writeln!(out, "{}/{}/{} deleted", self.kind, self.namespace, self.name)?;
-        Ok(ExitCode::SUCCESS)
-    }
-}
-
-/// Shows the mesh: services, instances, connected sidecars, and what each has acknowledged or refused
-#[derive(Debug, clap::Args)]
-pub struct Status {
-    #[command(flatten)]
-    remote: Remote,
-}
-
-impl Status {
-    /// Runs it. The exit status is 1 while a policy is refused by its file's control plane or by a sidecar.
-    ///
-    /// # Errors
-    /// When the control plane cannot be reached.
-    pub async fn run(&self, out: &mut impl Write) -> Result<ExitCode> {
-        let status = self.remote.connect().await?.status(v1::StatusRequest {}).await.map_err(refused)?.into_inner();
-        let mut healthy = true;
-        for service in &status.services {
-            writeln!(out, "service {}  {}", service.host, service.addresses.join(" "))?;
-            for i in &service.instances {
-                let identity = if i.identity.is_empty() { "(no sidecar: plaintext)" } else { &i.identity };
-                let ejected = match i.ejected_by {
-                    0 => String::new(),
-                    n => format!("  ejected by {n} caller{}", if n == 1 { "" } else { "s" }),
-                };
-                writeln!(
-                    out,
-                    "  {:<21} {:<9} {}  {}  {} on {}{ejected}",
-                    i.address, i.health, i.labels, identity, i.service_id, i.node
-                )?;
-            }
-            for r in &service.remotes {
-                let (name, share) = (&r.datacenter, r.share);
-                writeln!(out, "  in {name}: {} of {} healthy, {share} % of the requests go there", r.healthy, r.total)?;
-            }
-        }
-        for datacenter in &status.datacenters {
-            writeln!(out, "{}", of_datacenter(datacenter))?;
-        }
-        for sidecar in &status.sidecars {
-            writeln!(
-                out,
-                "sidecar {}  {}  {}  version {}  connected {} s",
-                sidecar.node, sidecar.address, sidecar.identity, sidecar.version, sidecar.connected_s
-            )?;
-            if !sidecar.group.is_empty() {
-                writeln!(out, "  group     {:<45} {}", sidecar.group, sidecar.joined)?;
-            }
-            for r in &sidecar.resources {
-                let state = if !r.refused.is_empty() {
-                    healthy = false;
-                    format!("REFUSED {}: {} (serves on with {})", r.sent, r.refused, none(&r.acknowledged))
-                } else if r.acknowledged == r.sent {
-                    format!("{} acknowledged", r.sent)
-                } else {
-                    format!("{} sent, {} acknowledged", r.sent, none(&r.acknowledged))
-                };
-                writeln!(out, "  {:<9} {:<45} {state}", r.r#type, r.name)?;
-            }
-        }
-        for problem in &status.policy_problems {
-            healthy &= !problem.contains(": error: ");
-            writeln!(out, "{problem}")?;
-        }
-        writeln!(
-            out,
-            "{} services, {} sidecars, world version {}",
-            status.services.len(),
-            status.sidecars.len(),
-            status.world_version
-        )?;
-        Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-    }
-}
-
-/// One line. A data centre that is away is no error of this one: what it said last is used.
-fn of_datacenter(datacenter: &v1::DatacenterStatus) -> String {
-    let heard = datacenter.heard_s.map_or_else(|| "never heard of".into(), |s| format!("last heard of {s} s ago"));
-    let state = if datacenter.connected { "connected" } else { "NOT CONNECTED" };
-    let error = if datacenter.error.is_empty() { String::new() } else { format!("  ({})", datacenter.error) };
-    let (name, address) = (&datacenter.name, &datacenter.address);
-    format!("datacenter {name}  {address}  {state}, {heard}, exports {} services{error}", datacenter.services)
-}
-
-fn none(version: &str) -> &str {
-    if version.is_empty() { "none" } else { version }
 }
 
 /// Join tokens and API tokens
@@ -327,6 +192,17 @@ pub(super) fn refused(status: tonic::Status) -> anyhow::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_socket_that_is_not_there_says_how_to_name_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let remote = |name: &str| Remote { socket: dir.path().join(name) };
+        let missing = remote("admin.sock").connect().await.unwrap_err().to_string();
+        assert!(missing.contains("WEFT_ADMIN_SOCKET") && missing.contains("admin.sock: No such file"), "{missing}");
+        drop(std::os::unix::net::UnixListener::bind(dir.path().join("left")).unwrap());
+        let refused = remote("left").connect().await.unwrap_err().to_string();
+        assert!(refused.contains("no control plane listens there"), "{refused}");
+    }
 
     #[test]
     fn durations() {

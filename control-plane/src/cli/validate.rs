@@ -7,6 +7,7 @@ use std::{io::Write, path::PathBuf, process::ExitCode, sync::Arc};
 use serde_json::Value;
 
 use super::files::{self, Given};
+use super::style;
 use crate::{
     policy::{Code, Document, Place, Problem, Severity, check, parse},
     translate::warnings,
@@ -50,7 +51,7 @@ pub(super) fn report(
         return Ok(code);
     }
     for problem in problems {
-        writeln!(out, "{problem}")?;
+        writeln!(out, "{}", style::problem(&problem.to_string()))?;
     }
     let (files, warnings) = (plural(files, "file"), plural(warnings, "warning"));
     if errors > 0 {

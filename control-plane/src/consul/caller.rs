@@ -208,6 +208,26 @@ impl Caller {
     }
 
     /// # Errors
+    /// When it may not write a prepared query of a service: one that may register the service may.
+    pub(super) fn write_query(&self, service: &str) -> Result<(), Refused> {
+        let may = matches!(self.rights, Rights::All) || self.rights.registers(service);
+        if may { Ok(()) } else { Err(self.denied("query:write", service)) }
+    }
+
+    /// # Errors
+    /// When it may not fire events: one that may register any service may.
+    pub(super) fn write_events(&self, name: &str) -> Result<(), Refused> {
+        let may = matches!(self.rights, Rights::All) || self.rights.registers_any();
+        if may { Ok(()) } else { Err(self.denied("event:write", name)) }
+    }
+
+    /// # Errors
+    /// When it is of another data centre.
+    pub(super) fn read_events(&self) -> Result<(), Refused> {
+        if matches!(self.rights, Rights::Peer(_)) { Err(self.denied("event:read", "")) } else { Ok(()) }
+    }
+
+    /// # Errors
     /// When its token does not name the service as one to be registered.
     pub fn register(&self, service: &str) -> Result<(), Refused> {
         if self.rights.registers(service) { Ok(()) } else { Err(self.denied("service:write", service)) }

@@ -33,14 +33,22 @@ pub(super) async fn register(
     select::in_scope(consul, query)?;
     allowed(consul)?;
     let entry = entry(consul, caller, body)?;
+    may_write(consul, caller, &entry)?;
+    consul.mesh.catalog_register(&entry).await.map_err(refused)?;
+    Ok(answer::json(&json!(true), query))
+}
+
+/// # Errors
+/// When the caller's token does not name what is written, or the node is another's.
+pub(super) fn may_write(consul: &Consul, caller: &Caller, entry: &Entry) -> Result<(), Refused> {
     let held = consul.mesh.catalog_node(&entry.node, &caller.namespace).map_err(refused)?;
     let named = |id: &str| {
-        let new = entry.service.iter().find(|service| service.service_id == id);
+        let new = entry.services.iter().find(|service| service.service_id == id);
         let held = held.iter().flat_map(|(_, instances)| instances).find(|instance| instance.service_id == id);
         [new, held].into_iter().flatten().map(|instance| instance.service.clone()).collect::<Vec<_>>()
     };
     let of_checks = entry.checks.iter().map(|check| check.service_id.as_str()).filter(|id| !id.is_empty());
-    for id in entry.service.iter().map(|service| service.service_id.as_str()).chain(of_checks) {
+    for id in entry.services.iter().map(|service| service.service_id.as_str()).chain(of_checks) {
         for service in named(id) {
             caller.register(&service)?;
         }
@@ -50,10 +58,9 @@ pub(super) async fn register(
             || entry.meta.as_ref().is_some_and(|meta| *meta != node.labels)
     });
     if moves || held.is_none() || entry.checks.iter().any(|check| check.service_id.is_empty()) {
-        whole(caller, &entry.node, held.iter().flat_map(|(_, instances)| instances).chain(&entry.service))?;
+        whole(caller, &entry.node, held.iter().flat_map(|(_, instances)| instances).chain(&entry.services))?;
     }
-    consul.mesh.catalog_register(&entry).await.map_err(refused)?;
-    Ok(answer::json(&json!(true), query))
+    Ok(())
 }
 
 /// `PUT catalog/deregister`
@@ -72,35 +79,41 @@ pub(super) async fn deregister(
     if node.is_empty() {
         return Err(Refused::bad("Must provide node"));
     }
-    let done = Ok(answer::json(&json!(true), query));
-    let Some((_, instances)) = consul.mesh.catalog_node(&node, &caller.namespace).map_err(refused)? else {
-        return done;
-    };
     let what = match (service.as_str(), check.as_str()) {
         ("", "") => Removal::Node,
-        ("", id) => Removal::Check(id),
-        (id, _) => Removal::Service(id),
+        ("", _) => Removal::Check(check),
+        _ => Removal::Service(service),
+    };
+    may_remove(consul, caller, &node, &what)?;
+    consul.mesh.catalog_deregister(&node, &caller.namespace, &what).await.map_err(refused)?;
+    Ok(answer::json(&json!(true), query))
+}
+
+/// # Errors
+/// When the caller's token does not name what is taken out, or the node is another's.
+pub(super) fn may_remove(consul: &Consul, caller: &Caller, node: &str, what: &Removal) -> Result<(), Refused> {
+    let Some((_, instances)) = consul.mesh.catalog_node(node, &caller.namespace).map_err(refused)? else {
+        return Ok(());
     };
     let affected: Vec<&Instance> = match what {
         Removal::Node => instances.iter().collect(),
-        Removal::Service(id) => instances.iter().filter(|instance| instance.service_id == id).collect(),
+        Removal::Service(id) => instances.iter().filter(|instance| instance.service_id == *id).collect(),
         Removal::Check(id) => {
-            let of = |instance: &&Instance| instance.checks.iter().any(|check| check.check_id == id);
+            let of = |instance: &&Instance| instance.checks.iter().any(|check| check.check_id == *id);
             let of_services: Vec<&Instance> = instances.iter().filter(of).collect();
             // One of the node itself is of all that is on it.
             if of_services.is_empty() { instances.iter().collect() } else { of_services }
         }
     };
     if !matches!(what, Removal::Service(_)) || !affected.is_empty() {
-        whole(caller, &node, affected.into_iter())?;
+        whole(caller, node, affected.into_iter())?;
     }
-    consul.mesh.catalog_deregister(&node, &caller.namespace, what).await.map_err(refused)?;
-    done
+    Ok(())
 }
 
 /// # Errors
 /// When nobody may register without a sidecar.
-fn allowed(consul: &Consul) -> Result<(), Refused> {
+pub(super) fn allowed(consul: &Consul) -> Result<(), Refused> {
     if consul.allow_external {
         return Ok(());
     }
@@ -157,11 +170,12 @@ fn read(fields: &mut Fields, namespace: &str) -> Result<Entry, String> {
     }
     let checks = given.into_iter().map(|mut given| check(&mut given)).collect::<Result<Vec<_>, _>>()?;
     let (address, meta) = (address.filter(|_| !keeps), meta.filter(|_| !keeps));
-    Ok(Entry { node, namespace: namespace.to_owned(), address, meta, service, checks })
+    let services = service.into_iter().collect();
+    Ok(Entry { node, namespace: namespace.to_owned(), address, meta, services, checks })
 }
 
 /// An address that somebody can be at.
-fn address(text: &str, field: &str) -> Result<Option<IpAddr>, String> {
+pub(super) fn address(text: &str, field: &str) -> Result<Option<IpAddr>, String> {
     if text.is_empty() {
         return Ok(None);
     }
@@ -177,7 +191,7 @@ fn address(text: &str, field: &str) -> Result<Option<IpAddr>, String> {
     Ok(Some(ip))
 }
 
-fn service(fields: &mut Fields) -> Result<Instance, String> {
+pub(super) fn service(fields: &mut Fields) -> Result<Instance, String> {
     let name = fields.text("service")?;
     if name.trim().is_empty() {
         return Err("Must provide service name (Service.Service)".into());
@@ -211,7 +225,7 @@ fn service(fields: &mut Fields) -> Result<Instance, String> {
     Ok(instance)
 }
 
-fn check(fields: &mut Fields) -> Result<Check, String> {
+pub(super) fn check(fields: &mut Fields) -> Result<Check, String> {
     let (mut check_id, mut name) = (fields.text("checkid")?, fields.text("name")?);
     if check_id.is_empty() {
         check_id.clone_from(&name);

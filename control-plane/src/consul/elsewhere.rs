@@ -30,7 +30,10 @@ pub(crate) fn is_forwarded(path: &str) -> bool {
             | Endpoint::CatalogService(_)
             | Endpoint::CatalogConnect(_)
             | Endpoint::CatalogNodes
-            | Endpoint::CatalogNode(_))
+            | Endpoint::CatalogNode(_)
+            | Endpoint::CatalogNodeServices(_)
+            | Endpoint::CoordinateNodes
+            | Endpoint::CoordinateNode(_))
     )
 }
 

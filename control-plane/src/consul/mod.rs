@@ -4,13 +4,17 @@
 //! [`route`] finds the endpoint, [`caller`] says what the one who asks may see and do, `select` the instances and nodes that a query means, `block` waits, `read` and `shapes`
 //! answer; `pairs` and `sessions` are the key-value store with its locks. What agents need too (queries, filters, headers, refusals) is `weft_agent`'s.
 
+mod authorize;
 mod block;
 pub mod caller;
 mod catalog;
 pub mod connect;
+mod coordinates;
 mod elsewhere;
+mod events;
 mod near;
 mod pairs;
+mod queries;
 mod read;
 pub mod route;
 mod select;
@@ -18,6 +22,7 @@ mod sessions;
 mod shapes;
 #[cfg(test)]
 mod tests;
+mod txn;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -32,6 +37,7 @@ use crate::federation::Federation;
 use crate::mesh::{Mesh, Refusal};
 pub use caller::{Caller, Rights};
 pub(crate) use elsewhere::is_forwarded;
+pub(crate) use queries::prepared;
 use route::{Endpoint, Missed};
 
 /// What answers are made of.
@@ -64,7 +70,13 @@ async fn write(
         Endpoint::SessionCreate => sessions::create(consul, caller, query, body).await,
         Endpoint::SessionDestroy(id) => sessions::destroy(consul, caller, &id, query).await,
         Endpoint::SessionRenew(id) => sessions::renew(consul, caller, &id, query).await,
-        _ => Err(Refused::bad("this is no write")),
+        Endpoint::Authorize => authorize::authorize(consul, query, body),
+        Endpoint::Queries => queries::create(consul, caller, query, body).await,
+        Endpoint::Query(id) if method == Method::DELETE => queries::delete(consul, caller, &id).await,
+        Endpoint::Query(id) => queries::update(consul, caller, &id, body).await,
+        Endpoint::EventFire(name) => events::fire(consul, caller, &name, query, body).await,
+        Endpoint::Transaction => txn::transact(consul, caller, query, body).await,
+        _ => Err(Refused::bad("not a write endpoint")),
     }
 }
 
@@ -81,6 +93,11 @@ fn refused(refusal: Refusal) -> Refused {
 pub async fn answer(consul: &Consul, caller: &Caller, request: Request<Bytes>) -> Answered {
     let (head, body) = request.into_parts();
     let query = Query::parse(head.uri.query().unwrap_or_default());
+    if head.method == Method::GET
+        && let Err(text) = query.consistency()
+    {
+        return answer::refusal(&Refused::bad(text), true, &query);
+    }
     if let Some(datacenter) = elsewhere::named(consul, &query)
         && head.method == Method::GET
         && is_forwarded(head.uri.path())

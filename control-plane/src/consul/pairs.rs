@@ -84,7 +84,7 @@ fn raw_value(pair: Pair) -> Answered {
     answered
 }
 
-fn shape(key: &str, pair: &Pair) -> Value {
+pub(super) fn shape(key: &str, pair: &Pair) -> Value {
     let mut shape = json!({
         "LockIndex": pair.lock_index,
         "Key": key,

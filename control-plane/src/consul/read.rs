@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use http::StatusCode;
 use serde_json::{Value, json};
 use weft_agent::answer::{self, Answered, filtered};
 use weft_agent::filter::Filter;
@@ -13,7 +14,7 @@ use super::block::block;
 use super::route::Endpoint;
 use super::select::{self, Row, rows};
 use super::sessions::Wanted;
-use super::{Caller, Consul, pairs, sessions, shapes};
+use super::{Caller, Consul, authorize, coordinates, events, pairs, queries, sessions, shapes};
 use crate::mesh::Topic;
 use crate::world::{Instance, World, fqdn};
 
@@ -36,10 +37,29 @@ pub(super) async fn read(
         Endpoint::CatalogServices => reader.catalog_services().await?,
         Endpoint::CatalogNodes => reader.catalog_nodes().await?,
         Endpoint::CatalogNode(node) => reader.catalog_node(&node).await?,
+        Endpoint::CatalogNodeServices(node) => reader.catalog_node_services(&node).await?,
+        Endpoint::CoordinateNodes => reader.coordinate_nodes().await?,
+        Endpoint::CoordinateNode(node) => reader.coordinate_node(&node).await?,
+        Endpoint::CoordinateDatacenters => {
+            return Ok(answer::json(&coordinates::datacenters(consul.federation.datacenters()), query));
+        }
+        Endpoint::Intentions => return Ok(answer::indexed(&json!([]), 1, query)),
+        Endpoint::IntentionsMatch => return authorize::matching(query),
+        Endpoint::IntentionsCheck => return authorize::check(query),
+        Endpoint::IntentionExact => return Err(Refused::new(StatusCode::NOT_FOUND, "Intention not found")),
+        Endpoint::ConfigEntries(_) => return Ok(answer::indexed(&json!([]), 1, query)),
+        Endpoint::ConfigEntry(kind, name) => {
+            let text = format!("Config entry not found for \"{kind}\" / \"{name}\"");
+            return Err(Refused::new(StatusCode::NOT_FOUND, text));
+        }
         Endpoint::CatalogDatacenters => return Ok(answer::json(&json!(consul.federation.datacenters()), query)),
         Endpoint::StatusLeader => return Ok(answer::json(&json!(leader(consul, caller)), query)),
         Endpoint::StatusPeers => return Ok(answer::json(&json!([leader(consul, caller)]), query)),
-        Endpoint::Queries => return Ok(answer::json(&json!([]), query)),
+        Endpoint::Queries => return queries::list(consul, caller, query).await,
+        Endpoint::Query(id) => return queries::read(consul, caller, &id, query).await,
+        Endpoint::QueryExecute(id) => return queries::execute(consul, caller, &id, query).await,
+        Endpoint::QueryExplain(id) => return queries::explain(consul, caller, &id, query),
+        Endpoint::EventList => return events::list(consul, caller, query).await,
         Endpoint::ConnectRoots => return consul.roots.answer(query).await,
         Endpoint::Pair(key) => return pairs::read(consul, caller, &key, query).await,
         Endpoint::SessionInfo(id) => return sessions::read(consul, caller, Wanted::Id(&id), query).await,
@@ -50,8 +70,11 @@ pub(super) async fn read(
         | Endpoint::SessionDestroy(_)
         | Endpoint::SessionRenew(_)
         | Endpoint::CatalogRegister
+        | Endpoint::Authorize
+        | Endpoint::Transaction
+        | Endpoint::EventFire(_)
         | Endpoint::CatalogDeregister => {
-            return Err(Refused::bad("this is no read"));
+            return Err(Refused::bad("not a read endpoint"));
         }
     };
     Ok(answer::indexed(&body, index, query))
@@ -166,6 +189,32 @@ impl Reader<'_> {
         let Some(node) = select::node(self.consul, self.caller, name) else { return Ok((Value::Null, index)) };
         let services = answer::by(filtered(rows.iter().map(shapes::service), self.query)?, "ID");
         Ok((json!({ "Node": shapes::node(&node), "Services": services }), index))
+    }
+
+    /// A node and its services as a list.
+    async fn catalog_node_services(&self, name: &str) -> Indexed {
+        let (rows, index) = self.of_node(name).await?;
+        let node = select::node(self.consul, self.caller, name);
+        let rows = if node.is_some() { rows } else { Vec::new() };
+        let services = filtered(rows.iter().map(shapes::service), self.query)?;
+        Ok((json!({ "Node": node.as_ref().map(shapes::node), "Services": services }), index))
+    }
+
+    async fn coordinate_nodes(&self) -> Indexed {
+        self.wait(&[Topic::Catalog, Topic::Nodes], World::nodes_index).await?;
+        let index = self.consul.mesh.read(World::nodes_index);
+        let nodes = select::nodes(self.consul, self.caller, self.query);
+        let items = filtered(nodes.iter().map(|node| coordinates::of(&node.name)), self.query)?;
+        Ok((Value::Array(items), index))
+    }
+
+    async fn coordinate_node(&self, name: &str) -> Indexed {
+        self.wait(&[Topic::Catalog, Topic::Nodes], World::nodes_index).await?;
+        let index = self.consul.mesh.read(World::nodes_index);
+        match select::node(self.consul, self.caller, name) {
+            Some(node) => Ok((json!([coordinates::of(&node.name)]), index)),
+            None => Err(Refused::new(StatusCode::NOT_FOUND, "")),
+        }
     }
 
     async fn of_service(&self, service: &str) -> Result<(Vec<Row>, u64), Refused> {

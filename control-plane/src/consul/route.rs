@@ -27,8 +27,32 @@ pub enum Endpoint {
     CatalogNodes,
     /// `catalog/node/:node`
     CatalogNode(String),
+    /// `catalog/node-services/:node`
+    CatalogNodeServices(String),
     /// `catalog/datacenters`
     CatalogDatacenters,
+    /// `coordinate/datacenters`
+    CoordinateDatacenters,
+    /// `coordinate/nodes`
+    CoordinateNodes,
+    /// `coordinate/node/:node`
+    CoordinateNode(String),
+    /// `agent/connect/authorize`
+    Authorize,
+    /// `txn`
+    Transaction,
+    /// `connect/intentions`: there are none.
+    Intentions,
+    /// `connect/intentions/match`
+    IntentionsMatch,
+    /// `connect/intentions/check`
+    IntentionsCheck,
+    /// `connect/intentions/exact`
+    IntentionExact,
+    /// `config/:kind`: there are none.
+    ConfigEntries(String),
+    /// `config/:kind/:name`
+    ConfigEntry(String, String),
     /// `catalog/register`
     CatalogRegister,
     /// `catalog/deregister`
@@ -37,8 +61,18 @@ pub enum Endpoint {
     StatusLeader,
     /// `status/peers`
     StatusPeers,
-    /// `query`: the prepared queries, of which there are none.
+    /// `query`: the prepared queries; POST makes one.
     Queries,
+    /// `query/:id`
+    Query(String),
+    /// `query/:id/execute`, the id or a name
+    QueryExecute(String),
+    /// `query/:id/explain`, the id or a name
+    QueryExplain(String),
+    /// `event/fire/:name`
+    EventFire(String),
+    /// `event/list`
+    EventList,
     /// `connect/ca/roots`, and the same of an agent
     ConnectRoots,
     /// `kv/:key`, which may be empty
@@ -63,6 +97,11 @@ impl Endpoint {
         match self {
             Endpoint::Pair(_) => "GET,PUT,DELETE",
             Endpoint::CatalogRegister | Endpoint::CatalogDeregister => "PUT",
+            Endpoint::Authorize => "POST",
+            Endpoint::Queries => "GET,POST",
+            Endpoint::Query(_) => "GET,PUT,DELETE",
+            Endpoint::EventFire(_) => "PUT",
+            Endpoint::Transaction => "PUT",
             Endpoint::SessionCreate | Endpoint::SessionDestroy(_) | Endpoint::SessionRenew(_) => "PUT",
             _ => "GET",
         }
@@ -81,7 +120,7 @@ pub enum Missed {
 /// What a name follows, what it is of where it is missing, and the endpoint with that name.
 type Named = (&'static str, &'static str, fn(String) -> Endpoint);
 
-const NAMED: [Named; 12] = [
+const NAMED: [Named; 15] = [
     ("health/service", "service name", Endpoint::HealthService),
     ("health/connect", "service name", Endpoint::HealthConnect),
     ("health/checks", "service name", Endpoint::HealthChecks),
@@ -90,6 +129,9 @@ const NAMED: [Named; 12] = [
     ("catalog/service", "service name", Endpoint::CatalogService),
     ("catalog/connect", "service name", Endpoint::CatalogConnect),
     ("catalog/node", "node name", Endpoint::CatalogNode),
+    ("catalog/node-services", "node name", Endpoint::CatalogNodeServices),
+    ("event/fire", "event name", Endpoint::EventFire),
+    ("coordinate/node", "node name", Endpoint::CoordinateNode),
     ("session/destroy", "session", Endpoint::SessionDestroy),
     ("session/renew", "session", Endpoint::SessionRenew),
     ("session/info", "session", Endpoint::SessionInfo),
@@ -97,19 +139,25 @@ const NAMED: [Named; 12] = [
 ];
 
 /// What Consul has and this mesh has not, by the beginning of the path, and what there is instead.
-const REFUSED: [(&str, &str); 12] = [
+const REFUSED: [(&str, &str); 10] = [
     ("acl", "what a sidecar may do is said by its join token (weftctl token create)"),
     ("operator", "there are no servers to operate; weftctl status shows the mesh"),
     ("snapshot", "back up by weftctl snapshot save"),
     ("peering", "clusters are not peered"),
     ("peerings", "clusters are not peered"),
-    ("query", "routes and failover are policies (VirtualService, DestinationRule)"),
-    ("config", "policies are Istio's documents (weftctl apply)"),
+    (
+        "config",
+        "routes, splits and failover are Istio's documents (weftctl apply): a service-router and a service-splitter are a \
+         VirtualService, a service-resolver is the subsets and outlierDetection of a DestinationRule",
+    ),
+    (
+        "connect/intentions",
+        "Action: the mesh has no authorization policies yet, so that nothing is denied; who is called by whom is proved by \
+         mutual TLS (PeerAuthentication STRICT)",
+    ),
     ("connect/ca/leaf", "a program's certificate comes from the sidecar beside it (weft-sidecar run --connect-leaf)"),
-    ("connect", "who may call whom is said by policies; of connect only ca/roots and ca/leaf are answered"),
-    ("txn", "transactions of several keys are not supported yet; kv takes cas"),
-    ("event", "events are not supported yet"),
-    ("coordinate", "near sorts by the locality of sidecars"),
+    ("connect", "of connect only ca/roots, ca/leaf, authorize and reads of intentions are answered"),
+    ("coordinate", "coordinates are fixed, and near sorts by the locality of sidecars (--locality)"),
 ];
 
 /// The endpoint of `method` and `path`.
@@ -127,8 +175,20 @@ pub fn route(method: &Method, path: &str) -> Result<Endpoint, Missed> {
         "catalog/deregister" => Endpoint::CatalogDeregister,
         "status/leader" => Endpoint::StatusLeader,
         "status/peers" => Endpoint::StatusPeers,
-        "query" if method == Method::GET => Endpoint::Queries,
+        "query" => Endpoint::Queries,
+        _ if short.starts_with("query/") => prepared(&short[6..]),
+        "event/list" => Endpoint::EventList,
         "connect/ca/roots" | "agent/connect/ca/roots" => Endpoint::ConnectRoots,
+        "coordinate/datacenters" => Endpoint::CoordinateDatacenters,
+        "coordinate/nodes" => Endpoint::CoordinateNodes,
+        "agent/connect/authorize" => Endpoint::Authorize,
+        "txn" => Endpoint::Transaction,
+        // What would deny something is refused below, with what there is instead.
+        "connect/intentions" if method == Method::GET => Endpoint::Intentions,
+        "connect/intentions/match" => Endpoint::IntentionsMatch,
+        "connect/intentions/check" => Endpoint::IntentionsCheck,
+        "connect/intentions/exact" if method == Method::GET => Endpoint::IntentionExact,
+        _ if method == Method::GET && short.starts_with("config/") => config(&short[7..])?,
         "session/create" => Endpoint::SessionCreate,
         "session/list" => Endpoint::SessionList,
         "kv" => Endpoint::Pair(String::new()),
@@ -142,6 +202,51 @@ pub fn route(method: &Method, path: &str) -> Result<Endpoint, Missed> {
         Err(Missed::Method(methods))
     }
 }
+
+/// Whether anybody may read this: where the leader is and which data centres there are, for which Consul asks no token.
+pub fn is_public(method: &Method, path: &str) -> bool {
+    let endpoint = route(method, path);
+    matches!(endpoint, Ok(Endpoint::StatusLeader | Endpoint::StatusPeers | Endpoint::CatalogDatacenters))
+}
+
+/// `:id`, `:id/execute` or `:id/explain`.
+fn prepared(rest: &str) -> Endpoint {
+    let of = |id: &str| unescape(id, false);
+    if let Some(id) = rest.strip_suffix("/execute") {
+        return Endpoint::QueryExecute(of(id));
+    }
+    match rest.strip_suffix("/explain") {
+        Some(id) => Endpoint::QueryExplain(of(id)),
+        None => Endpoint::Query(of(rest)),
+    }
+}
+
+/// `:kind` or `:kind/:name`.
+fn config(rest: &str) -> Result<Endpoint, Missed> {
+    let (kind, name) = rest.split_once('/').unwrap_or((rest, ""));
+    let (kind, name) = (unescape(kind, false), unescape(name, false));
+    if !CONFIG_KINDS.contains(&kind.as_str()) {
+        return Err(Missed::Refused(Refused::bad(format!("invalid config entry kind: {kind}"))));
+    }
+    Ok(if name.is_empty() { Endpoint::ConfigEntries(kind) } else { Endpoint::ConfigEntry(kind, name) })
+}
+
+/// Kinds of Consul's config entries.
+const CONFIG_KINDS: [&str; 13] = [
+    "service-defaults",
+    "proxy-defaults",
+    "service-router",
+    "service-splitter",
+    "service-resolver",
+    "service-intentions",
+    "ingress-gateway",
+    "terminating-gateway",
+    "mesh",
+    "exported-services",
+    "api-gateway",
+    "http-route",
+    "tcp-route",
+];
 
 fn named(short: &str) -> Option<Result<Endpoint, Missed>> {
     NAMED.iter().find_map(|(prefix, what, endpoint)| {
@@ -173,6 +278,9 @@ mod tests {
         assert_eq!(get("/v1/health/connect/a"), Ok(Endpoint::HealthConnect("a".into())));
         assert_eq!(get("/v1/catalog/services"), Ok(Endpoint::CatalogServices));
         assert_eq!(get("/v1/query"), Ok(Endpoint::Queries));
+        assert_eq!(get("/v1/query/a%2Fb/execute"), Ok(Endpoint::QueryExecute("a/b".into())));
+        assert_eq!(get("/v1/query/a"), Ok(Endpoint::Query("a".into())));
+        assert_eq!(get("/v1/event/fire/x"), Err(Missed::Method("PUT")));
         assert_eq!(get("/v1/kv/a%2Fb/c"), Ok(Endpoint::Pair("a/b/c".into())));
         assert_eq!((get("/v1/kv/"), get("/v1/kv")), (Ok(Endpoint::Pair("".into())), Ok(Endpoint::Pair("".into()))));
         assert_eq!(route(&Method::POST, "/v1/kv/a"), Err(Missed::Method("GET,PUT,DELETE")));
@@ -197,11 +305,13 @@ mod tests {
                 "/v1/acl/tokens of Consul's API is not supported by this mesh: what a",
             ),
             (Method::GET, "/v1/snapshot", 501, "back up"),
-            (Method::GET, "/v1/connect/intentions", 501, "only ca/roots and ca/leaf"),
+            (Method::PUT, "/v1/connect/intentions/exact", 501, "no authorization policies yet"),
+            (Method::POST, "/v1/connect/intentions", 501, "no authorization policies yet"),
+            (Method::GET, "/v1/connect/ca/configuration", 501, "only ca/roots"),
+            (Method::PUT, "/v1/config", 501, "a service-router and a service-splitter are a VirtualService"),
+            (Method::GET, "/v1/config/service-raptor", 400, "invalid config entry kind"),
+            (Method::PUT, "/v1/coordinate/update", 501, "coordinates are fixed"),
             (Method::GET, "/v1/agent/connect/ca/leaf/order", 501, "--connect-leaf"),
-            (Method::POST, "/v1/agent/connect/authorize", 501, "policies"),
-            (Method::POST, "/v1/query", 501, "policies"),
-            (Method::GET, "/v1/query/a/execute", 501, "policies"),
             (Method::GET, "/v1/healthy", 501, "not supported"),
             (Method::GET, "/v1/health/servicex/a", 501, "not supported"),
             (Method::GET, "/v2/", 404, "no such page"),

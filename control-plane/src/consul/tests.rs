@@ -1,6 +1,9 @@
 //! The API as a caller sees it, over a mesh with a store of its own.
 
 mod catalog;
+mod mesh;
+mod queries;
+mod txn;
 
 use std::net::IpAddr;
 use std::sync::Arc;

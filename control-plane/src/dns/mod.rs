@@ -108,6 +108,38 @@ impl<V: View> Dns<V> {
         }
     }
 
+    /// What other data centres say to a prepared query that finds nothing here; `None`: it finds something, or they have
+    /// nothing either.
+    async fn failover(&self, query: &packet::Query, transport: Transport, namespace: &str) -> Option<Vec<u8>> {
+        let (datacenter, name) = match names::subject(query.name()) {
+            Subject::Of(datacenter, names::Thing::Query(name)) => (datacenter, name),
+            _ => return None,
+        };
+        if datacenter.is_some_and(|datacenter| datacenter != self.settings.datacenter) {
+            return None;
+        }
+        let others: Vec<&str> =
+            self.federation.datacenters().into_iter().filter(|other| *other != self.settings.datacenter).collect();
+        let found = self.view.prepared(namespace, &name, &others).filter(|found| found.instances.is_empty())?;
+        for other in &found.datacenters {
+            let (Some(link), Some(asked)) = (self.federation.link(other), query.of_service(&found.service, other))
+            else {
+                continue;
+            };
+            let message = DnsMessage { packet: asked, tcp: transport == Transport::Tcp };
+            let question = PeerDns { message: Some(message), namespace: namespace.to_owned() };
+            match link.resolve(question).await {
+                Ok(reply) => {
+                    if let Some(reply) = query.adopt(&reply, transport, found.ttl) {
+                        return Some(reply);
+                    }
+                }
+                Err(error) => tracing::debug!(datacenter = other, "{error}"),
+            }
+        }
+        None
+    }
+
     /// The answer to a packet of a caller in `namespace`, unless it deserves none. What is not ours is asked of the
     /// recursors where `recurse` says so, else refused.
     async fn handle(&self, packet: &[u8], transport: Transport, namespace: &str, recurse: bool) -> Option<Vec<u8>> {
@@ -124,6 +156,9 @@ impl<V: View> Dns<V> {
                 // Below it is answered as Consul does: there is no such name.
                 Err(error) => tracing::debug!(datacenter = link.datacenter(), "{error}"),
             }
+        }
+        if let Some(reply) = self.failover(&query, transport, namespace).await {
+            return Some(reply);
         }
         let asking = Asking { view: &self.view, namespace, settings: &self.settings, transport };
         if let Ok(reply) = asking.answer(&query, &mut rand::rng()) {

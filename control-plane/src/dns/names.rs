@@ -43,6 +43,8 @@ pub enum Thing {
     Virtual(String),
     /// `name.node`.
     Node(String),
+    /// `name.query`: what a prepared query of that name or id finds.
+    Query(String),
     /// `<hexip>.addr`: the address that it says.
     Address(IpAddr),
     /// A name without data of its own, and names below it.
@@ -94,6 +96,7 @@ fn thing(labels: &[&str]) -> Thing {
         [name, "connect"] => Thing::Connect(text(name)),
         [name, "virtual"] => Thing::Virtual(text(name)),
         [name @ .., "node"] => Thing::Node(name.join(".")),
+        [name @ .., "query"] => Thing::Query(name.join(".")),
         [hex, "addr"] => hex_address(hex).map_or(Thing::Nothing, Thing::Address),
         // There are no ingress gateways of Consul's kind: the name may be asked for, and has no address.
         [.., "ingress"] => Thing::Between,
@@ -167,7 +170,8 @@ mod tests {
             ("web.connect.consul.", None, Thing::Connect("web".into())),
             ("web.virtual.dc1.consul.", Some("dc1"), Thing::Virtual("web".into())),
             ("web.ingress.consul.", None, Thing::Between),
-            ("web.query.consul.", None, Thing::Nothing),
+            ("web.query.consul.", None, Thing::Query("web".into())),
+            ("geo.web.query.dc1.consul.", Some("dc1"), Thing::Query("geo.web".into())),
             ("host-1.node.consul.", None, Thing::Node("host-1".into())),
             ("host.example.node.dc1.consul.", Some("dc1"), Thing::Node("host.example".into())),
             ("7f000001.addr.consul.", None, Thing::Address(v4)),

@@ -2,9 +2,11 @@
 //!
 //! Of a query that is odd beyond its question only the question is used: it must not be unanswerable for that.
 
+use std::collections::HashSet;
+
 use hickory_proto::op::{Edns, Header, HeaderCounts, Message, MessageType, Metadata, OpCode, ResponseCode};
 use hickory_proto::rr::rdata::opt::{ClientSubnet, EdnsCode, EdnsOption};
-use hickory_proto::rr::{DNSClass, Name, RecordType};
+use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use hickory_proto::serialize::binary::{BinDecodable, BinDecoder};
 
 /// What every client takes over UDP without saying so (RFC 1035, 2.3.4).
@@ -108,6 +110,39 @@ impl Query {
         message
     }
 
+    /// The same question for a service of another data centre, as a packet.
+    pub fn of_service(&self, service: &str, datacenter: &str) -> Option<Vec<u8>> {
+        let name = Name::from_ascii(format!("{service}.service.{datacenter}.consul.")).ok()?;
+        let mut message = Message::new(self.metadata.id, MessageType::Query, OpCode::Query);
+        message.add_query(hickory_proto::op::Query::query(name, self.kind()));
+        if let Some(edns) = &self.edns {
+            message.set_edns(edns.clone());
+        }
+        message.to_vec().ok()
+    }
+
+    /// The answer to [`Query::of_service`] as one to this query; `None`: it has no records.
+    pub fn adopt(&self, reply: &[u8], transport: Transport, ttl: Option<u32>) -> Option<Vec<u8>> {
+        let theirs = Message::from_vec(reply).ok()?;
+        if theirs.metadata.response_code != ResponseCode::NoError || theirs.answers.is_empty() {
+            return None;
+        }
+        let asked = theirs.queries.first()?.name().clone();
+        let mut message = self.response(ResponseCode::NoError);
+        message.metadata.authoritative = true;
+        message.metadata.truncation = theirs.metadata.truncation;
+        let renamed = theirs.answers.into_iter().map(|mut record| {
+            if record.name == asked {
+                record.name = self.name().clone();
+            }
+            record.ttl = ttl.unwrap_or(record.ttl);
+            record
+        });
+        message.add_answers(renamed);
+        message.add_additionals(theirs.additionals);
+        self.pack(message, transport)
+    }
+
     /// Whether the client said nothing of how much it takes.
     pub fn is_plain(&self, transport: Transport) -> bool {
         transport == Transport::Udp && self.limit(transport) == usize::from(UDP_SIZE)
@@ -135,6 +170,11 @@ impl Query {
         if let Some(bytes) = fits(&message) {
             return Some(bytes);
         }
+        // Consul repeats the address of a target for each of its records, until they do not fit.
+        remove_repeated(&mut message.additionals);
+        if let Some(bytes) = fits(&message) {
+            return Some(bytes);
+        }
         let additionals = std::mem::take(&mut message.additionals);
         if fits(&message).is_some() {
             return most(additionals.len(), |n| {
@@ -150,6 +190,12 @@ impl Query {
             fits(&message)
         })
     }
+}
+
+/// Leaves each record once.
+pub(super) fn remove_repeated(records: &mut Vec<Record>) {
+    let mut seen: HashSet<(Name, RData)> = HashSet::new();
+    records.retain(|record| seen.insert((record.name.clone(), record.data.clone())));
 }
 
 /// What `make` gives for the largest number up to `all` for which it gives something; it does for every smaller one.

@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -10,8 +11,11 @@ use rand::rngs::StdRng;
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use weft_proto::v1::{Check, Health};
 
+mod additional;
+mod prepared;
+
 use super::listen::{read_framed, start, write_framed};
-use super::view::NodeEntry;
+use super::view::{NodeEntry, Prepared};
 use super::*;
 use crate::world::Instance;
 use crate::world::tests::instance;
@@ -54,6 +58,16 @@ impl View for Fake {
         self.instances.iter().filter(|i| i.address == address).map(|i| i.service.clone()).collect()
     }
 
+    fn prepared(&self, _: &str, name: &str, others: &[&str]) -> Option<Prepared> {
+        let instances = self.instances("default", name);
+        (name != "none").then(|| Prepared {
+            instances,
+            service: name.to_owned(),
+            datacenters: others.iter().map(|other| (*other).to_owned()).collect(),
+            ttl: (name == "web").then_some(9),
+        })
+    }
+
     fn version(&self) -> u64 {
         (1 << 32) + 42
     }
@@ -84,6 +98,7 @@ fn fake() -> Fake {
         name: name.into(),
         address: address.parse().unwrap(),
         passing,
+        meta: BTreeMap::new(),
     };
     let nodes = vec![
         node("node-1", "10.0.0.1", true),
@@ -203,7 +218,12 @@ fn what_names_and_types_have() {
         assert_eq!(reply.metadata.response_code, ResponseCode::NoError, "{name} {kind}");
         assert_eq!(text(&reply.answers), *expected, "{name} {kind}");
         assert!(reply.answers.iter().all(|r| r.ttl == 1 && r.name == *asked_name(&reply)), "{name} {kind}");
-        assert_eq!(text(&reply.authorities), if expected.is_empty() { vec![soa] } else { vec![] }, "{name} {kind}");
+        let authorities = match kind {
+            _ if expected.is_empty() => vec![soa],
+            SOA => vec!["ns.consul."],
+            _ => vec![],
+        };
+        assert_eq!(text(&reply.authorities), authorities, "{name} {kind}");
     }
     for name in [
         "gone.service.consul.",
@@ -231,19 +251,6 @@ fn what_names_and_types_have() {
 
 fn asked_name(message: &Message) -> &Name {
     message.queries[0].name()
-}
-
-#[test]
-fn targets_of_srv_come_with_their_addresses() {
-    let reply = ask(&fake(), &query("web.service.consul.", RecordType::SRV), Transport::Udp);
-    let mut additional: Vec<String> = reply.additionals.iter().map(|r| format!("{} {}", r.name, r.data)).collect();
-    additional.sort();
-    let expected =
-        ["0a000002.addr.dc1.consul. 10.0.0.2", "node-1.node.dc1.consul. 10.0.0.1", "node-3.node.dc1.consul. 10.0.0.1"];
-    assert_eq!(additional, expected);
-    let settings = Settings { address: Some([192, 0, 2, 53].into()), ..Settings::default() };
-    let bytes = packet_of(&fake(), &settings, &query("consul.", RecordType::NS), Transport::Udp, 1).unwrap();
-    assert_eq!(text(&Message::from_vec(&bytes).unwrap().additionals), ["192.0.2.53"]);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What DNS reads of the registry.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -20,6 +20,21 @@ pub struct NodeEntry {
     pub address: IpAddr,
     /// Whether all of its own checks pass.
     pub passing: bool,
+    /// Labels of its sidecar: Consul's node metadata.
+    pub meta: BTreeMap<String, String>,
+}
+
+/// What a prepared query finds.
+#[derive(Debug, Clone)]
+pub struct Prepared {
+    /// Instances that serve, in this data centre.
+    pub instances: Vec<Arc<Instance>>,
+    /// Its service, and where to look for it when there is none.
+    pub service: String,
+    /// Data centres to ask, in order.
+    pub datacenters: Vec<String>,
+    /// Seconds for which its answers may be kept; `None`: as others.
+    pub ttl: Option<u32>,
 }
 
 /// The registry, as far as a caller in a namespace sees it: what is in its own namespace, then what is in `default`.
@@ -36,6 +51,9 @@ pub trait View {
     fn nodes_at(&self, namespace: &str, address: IpAddr) -> Vec<String>;
     /// Names of the services at an address.
     fn services_at(&self, namespace: &str, address: IpAddr) -> Vec<String>;
+    /// What a prepared query of that name or id finds; `None`: there is no such query. `others`: the other data centres, the
+    /// nearest first.
+    fn prepared(&self, namespace: &str, name: &str, others: &[&str]) -> Option<Prepared>;
     /// Grows with every change.
     fn version(&self) -> u64;
 }
@@ -133,6 +151,10 @@ impl View for MeshView {
         })
     }
 
+    fn prepared(&self, namespace: &str, name: &str, others: &[&str]) -> Option<Prepared> {
+        crate::consul::prepared(&self.mesh, namespace, name, others)
+    }
+
     fn version(&self) -> u64 {
         self.mesh.read(World::version)
     }
@@ -189,6 +211,11 @@ impl View for ExportedView {
         Vec::new()
     }
 
+    /// Queries are of one data centre.
+    fn prepared(&self, _: &str, _: &str, _: &[&str]) -> Option<Prepared> {
+        None
+    }
+
     fn version(&self) -> u64 {
         self.0.version()
     }
@@ -200,13 +227,11 @@ fn sees(caller: &str, namespace: &str) -> bool {
 
 fn entry(name: &str, node: &Node) -> NodeEntry {
     let passing = node.checks.values().all(|check| check.status == "passing");
-    NodeEntry { name: name.to_owned(), address: node.address, passing }
+    NodeEntry { name: name.to_owned(), address: node.address, passing, meta: node.labels.clone() }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use weft_proto::v1;
 
     use super::*;

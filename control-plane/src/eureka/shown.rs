@@ -75,11 +75,11 @@ fn of_consul(instance: &Instance) -> eureka::Instance {
     eureka::Instance {
         instance_id: format!("{}:{}", instance.node, instance.service_id),
         host_name: address,
-        port: Port { number: instance.port, enabled: true },
+        port: Port { number: instance.port, enabled: instance.port != 0 },
         secure_port: Port { number: 443, enabled: false },
         data_center: Some(DataCenter::default()),
         lease: Lease::default(),
-        home_page_url: format!("http://{host}:{}/", instance.port),
+        home_page_url: if instance.port == 0 { String::new() } else { format!("http://{host}:{}/", instance.port) },
         vip_address: instance.service.to_lowercase(),
         secure_vip_address: instance.service.to_lowercase(),
         ..Default::default()

@@ -7,6 +7,7 @@
 //! [`direct`] takes what is registered to the mesh, `lapses` sees when so many programs fall silent that none is to blame.
 //! Definitions survive a restart, in a file for each node.
 
+mod catalog;
 mod direct;
 mod lapses;
 #[cfg(test)]
@@ -53,6 +54,8 @@ use lapses::Lapses;
 const MAX_NODES: usize = 1000;
 /// Nodes that are looked after at once.
 const AT_ONCE: usize = 32;
+const NO_CHECKS: &str = "a host without a sidecar has no checks and no maintenance of its own, as programs of several tokens \
+                         may be on it: name a service (ServiceID)";
 
 /// All of them.
 pub struct Externals {
@@ -237,6 +240,7 @@ impl Externals {
             mesh: Forwarder::new(Nobody),
             node: name.clone(),
             leaves: None,
+            metrics: None,
             eureka: Default::default(),
             towards: (address, 9).into(),
             address: None,
@@ -318,6 +322,10 @@ impl Externals {
             Endpoint::AgentMembers => {
                 return Ok(answer::json(&json!([shapes::member(&name, &address, &datacenter)]), query));
             }
+            Endpoint::AgentHost | Endpoint::AgentMetrics => {
+                let text = format!("{} is of the machine of a sidecar: this program has none", head.uri.path());
+                return Err(Refused::new(StatusCode::NOT_IMPLEMENTED, text));
+            }
             Endpoint::AgentVersion => return Ok(answer::json(&shapes::version(), query)),
             Endpoint::AgentService(id) | Endpoint::AgentHealthOfId(id) => {
                 let node = node.as_ref().ok_or_else(|| Refused::unknown_service(id))?;
@@ -369,7 +377,9 @@ impl Externals {
             Endpoint::DeregisterCheck(id) | Endpoint::ReportCheck(_, id) | Endpoint::UpdateCheck(id) => {
                 (false, Written::Check(id.clone()))
             }
-            _ => return Err(Refused::bad("this is no write")),
+            // Its definitions are here and nowhere else.
+            Endpoint::AgentReload => return Ok(answer::done()),
+            _ => return Err(Refused::bad("not a write endpoint")),
         };
         // Without --allow-external this says so.
         let node = self.node(caller.address, &caller.namespace)?;
@@ -378,9 +388,7 @@ impl Externals {
         let mut services = Vec::new();
         match &written {
             Written::Service(id) | Written::CheckOf { service_id: id, .. } if id.is_empty() => {
-                let text = "a host without a sidecar has no checks and no maintenance of its own, as programs of several \
-                            tokens may be on it: name a service (ServiceID)";
-                return Err(Refused::bad(text));
+                return Err(Refused::bad(NO_CHECKS));
             }
             Written::Service(id) if new => services.extend(local.service(id).ok()),
             Written::Service(id) => services.push(local.service(id)?),

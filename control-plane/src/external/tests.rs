@@ -146,11 +146,11 @@ async fn what_may_not_be_is_refused_by_name() {
         (&order, "maintenance?enable=true", String::new(), 400, "name a service"),
         (&order, "check/register", node_check.to_owned(), 400, "name a service"),
         (&order, "service/register", registration("order", "o", r#","address":"10.0.0.8""#), 400, elsewhere),
-        (&order, "service/register", registration("order", "o", r#","address":"127.0.0.1""#), 400, elsewhere),
+        (&order, "service/register", registration("order", "o", r#","address":"web""#), 400, "is not an IP address of"),
         (&order, "service/register", check(r#""http":"http://169.254.169.254/""#), 400, elsewhere),
         (&order, "service/register", check(r#""tcp":"10.0.0.8:80""#), 400, elsewhere),
         (&order, "service/register", check(r#""grpc":"cp.example:80""#), 400, elsewhere),
-        (&order, "service/register", r#"{"name":"order"}"#.to_owned(), 400, "0 is not a port"),
+        (&order, "service/register", r#"{"name":"order","port":65536}"#.to_owned(), 400, "Port 65536 is out of range"),
     ] {
         let (got, text) = all.ask(who, "PUT", uri, &body).await;
         assert!(got == status && text.contains(words), "{uri} {body}: {got} {text}");
@@ -192,6 +192,43 @@ async fn what_may_not_be_is_refused_by_name() {
     let off = Fixture { mesh: all.mesh.clone(), externals: none };
     let (status, text) = off.ask(&order, "PUT", "service/register", &registration("order", "o", "")).await;
     assert!(status == 403 && text.contains("--allow-external"), "{status} {text}");
+}
+
+#[tokio::test]
+async fn the_catalog_takes_what_is_written_of_the_callers_own_node() {
+    let dir = tempfile::tempdir().unwrap();
+    let mesh = mesh(dir.path()).await;
+    let all = externals(&mesh, dir.path()).await;
+    let order = caller([10, 0, 0, 7], "default", &["order"], &[]);
+    let payment = caller([10, 0, 0, 7], "default", &["payment"], &[]);
+    let write = async |caller: &Caller, what: &str, rest: &str| {
+        let uri = format!("/v1/catalog/{what}");
+        let body = Bytes::from(format!(r#"{{"Node":"ext-10-0-0-7"{rest}}}"#));
+        let (head, ()) = Request::put(uri).body(()).unwrap().into_parts();
+        let answered = all.externals.catalog(caller, &head, &body).await?;
+        Some((answered.status().as_u16(), String::from_utf8_lossy(answered.body()).into_owned()))
+    };
+    let service = r#","Service":{"Service":"order","Port":80}"#;
+    let check = r#","Check":{"Name":"c","ServiceID":"order","Status":"passing"}"#;
+    for (what, rest) in [("register", service), ("register", service), ("register", check)] {
+        assert_eq!(write(&order, what, rest).await.unwrap(), (200, "true".into()), "{rest}");
+    }
+    assert_eq!(all.instances("default", "order"), ["ext-10-0-0-7 10.0.0.7 \"\" passing"]);
+    for (caller, what, rest, status, words) in [
+        (&payment, "register", service, 403, "service:write"),
+        (&payment, "register", check, 403, "service:write"),
+        (&payment, "deregister", r#","ServiceID":"order""#, 403, "service:write"),
+        (&payment, "deregister", r#","CheckID":"c""#, 403, "service:write"),
+        (&order, "register", r#","Check":{"Name":"c"}"#, 400, "ServiceID"),
+        (&order, "register", r#","Address":"10.0.0.8""#, 400, "Invalid address: 10.0.0.8"),
+        (&order, "deregister", r#","ServiceID":"order""#, 200, "true"),
+    ] {
+        let (got, text) = write(caller, what, rest).await.unwrap();
+        assert!(got == status && text.contains(words), "{what} {rest}: {got} {text}");
+    }
+    assert!(all.instances("default", "order").is_empty());
+    let elsewhere = caller([10, 0, 0, 8], "default", &["order"], &[]);
+    assert_eq!(write(&elsewhere, "register", service).await, None, "another's node");
 }
 
 #[tokio::test]

@@ -29,21 +29,21 @@ pub struct Entry {
     pub address: Option<IpAddr>,
     /// `None`: as it is.
     pub meta: Option<BTreeMap<String, String>>,
-    /// An instance on it; its checks are those of before.
-    pub service: Option<v1::Instance>,
+    /// Instances on it; their checks are those of before.
+    pub services: Vec<v1::Instance>,
     /// New or changed; without a service's id: of the node.
     pub checks: Vec<Check>,
 }
 
 /// What is taken out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Removal<'a> {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Removal {
     /// The node and all on it.
     Node,
     /// A service, by its id.
-    Service(&'a str),
+    Service(String),
     /// A check, by its id.
-    Check(&'a str),
+    Check(String),
 }
 
 impl Mesh {
@@ -82,7 +82,7 @@ impl Mesh {
         Err(format!("the node {} is being changed by several at once", entry.node).into())
     }
 
-    fn catalog_ops(&self, entry: &Entry) -> Result<(Vec<Condition>, Vec<Op>), Refusal> {
+    pub(super) fn catalog_ops(&self, entry: &Entry) -> Result<(Vec<Condition>, Vec<Op>), Refusal> {
         let held = self.catalog_node(&entry.node, &entry.namespace)?;
         let modified = held.as_ref().map_or(0, |(node, _)| node.modify_index);
         let is_new = held.is_none();
@@ -97,7 +97,7 @@ impl Mesh {
             node.labels.clone_from(meta);
         }
         let mut changed = Vec::new();
-        if let Some(service) = &entry.service {
+        for service in &entry.services {
             let held = instances.iter().position(|held| held.service_id == service.service_id);
             let checks = held.map(|at| instances.swap_remove(at).checks).unwrap_or_default();
             let address = if service.address.is_empty() { node.address.to_string() } else { service.address.clone() };
@@ -167,39 +167,55 @@ impl Mesh {
     ///
     /// # Errors
     /// As [`Mesh::catalog_node`], or when the store refuses.
-    pub async fn catalog_deregister(&self, name: &str, namespace: &str, what: Removal<'_>) -> Result<(), Refusal> {
-        let key = |service_id: &str| {
-            let (namespace, node) = (namespace.to_owned(), name.to_owned());
-            registration_key(&InstanceKey { namespace, node, service_id: service_id.to_owned() })
-        };
+    pub async fn catalog_deregister(&self, name: &str, namespace: &str, what: &Removal) -> Result<(), Refusal> {
         for _ in 0..TRIES {
-            let Some((mut node, instances)) = self.catalog_node(name, namespace)? else { return Ok(()) };
-            let mut ops = Vec::new();
-            match what {
-                Removal::Node => {
-                    let gone = self.instances_of(name, |_| true);
-                    self.remove(&gone).await?;
-                    ops.push(Op::delete(Table::Nodes, name));
-                }
-                Removal::Service(id) => ops.push(Op::delete(Table::Registrations, key(id))),
-                Removal::Check(id) => {
-                    if node.checks.remove(id).is_some() {
-                        ops.push(Op::put(Table::Nodes, name, stored(&node).encode_to_vec()));
-                    }
-                    for mut instance in instances.into_iter().filter(|i| i.checks.iter().any(|c| c.check_id == id)) {
-                        instance.checks.retain(|check| check.check_id != id);
-                        let path = key(&instance.service_id);
-                        let stored = stored_of(name, &node, instance);
-                        ops.push(Op::put(Table::Registrations, path, stored.encode_to_vec()));
-                    }
-                }
+            if *what == Removal::Node {
+                // There may be more than fits into one transaction.
+                let there = self.catalog_node(name, namespace)?.is_some();
+                let gone = if there { self.instances_of(name, |_| true) } else { Vec::new() };
+                self.remove(&gone).await?;
             }
-            let unchanged = Condition::unchanged(Table::Nodes, name, node.modify_index);
+            let Some((unchanged, ops)) = self.removal_ops(name, namespace, what)? else { return Ok(()) };
             if self.write(vec![unchanged], ops).await? {
                 return Ok(());
             }
             tokio::time::sleep(RETRY / 20).await;
         }
         Err(format!("the node {name} is being changed by several at once").into())
+    }
+
+    /// What takes something out; `None`: there is no such node.
+    pub(super) fn removal_ops(
+        &self,
+        name: &str,
+        namespace: &str,
+        what: &Removal,
+    ) -> Result<Option<(Condition, Vec<Op>)>, Refusal> {
+        let key = |service_id: &str| {
+            let (namespace, node) = (namespace.to_owned(), name.to_owned());
+            registration_key(&InstanceKey { namespace, node, service_id: service_id.to_owned() })
+        };
+        let Some((mut node, instances)) = self.catalog_node(name, namespace)? else { return Ok(None) };
+        let mut ops = Vec::new();
+        match what {
+            Removal::Node => {
+                let of_services = instances.iter().map(|i| Op::delete(Table::Registrations, key(&i.service_id)));
+                ops.extend(of_services);
+                ops.push(Op::delete(Table::Nodes, name));
+            }
+            Removal::Service(id) => ops.push(Op::delete(Table::Registrations, key(id))),
+            Removal::Check(id) => {
+                if node.checks.remove(id).is_some() {
+                    ops.push(Op::put(Table::Nodes, name, stored(&node).encode_to_vec()));
+                }
+                for mut instance in instances.into_iter().filter(|i| i.checks.iter().any(|c| c.check_id == *id)) {
+                    instance.checks.retain(|check| check.check_id != *id);
+                    let path = key(&instance.service_id);
+                    let stored = stored_of(name, &node, instance);
+                    ops.push(Op::put(Table::Registrations, path, stored.encode_to_vec()));
+                }
+            }
+        }
+        Ok(Some((Condition::unchanged(Table::Nodes, name, node.modify_index), ops)))
     }
 }

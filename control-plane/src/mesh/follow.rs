@@ -72,6 +72,8 @@ impl Mesh {
             .chain(ips.map(|(_, a)| (Table::VirtualIps, a.address.to_string())))
             .chain(state.pairs.paths().map(|path| (Table::Kv, path.clone())))
             .chain(state.locks.paths().flat_map(|p| [Table::Sessions, Table::SessionAlive].map(|t| (t, p.clone()))))
+            .chain(state.queries.paths().map(|path| (Table::Queries, path.clone())))
+            .chain(state.events_fired.paths().map(|path| (Table::Events, path.clone())))
             .chain(state.world.told().map(|(name, ..)| (Table::Remotes, name.to_owned())))
             .chain(state.delays.iter().map(|path| (Table::LockDelays, path.clone())))
             .collect()
@@ -150,6 +152,14 @@ impl Applying {
                 Ok(())
             }
             Table::Remotes => self.remote(state, &key, record),
+            Table::Queries => {
+                self.woken.insert(Topic::Queries);
+                state.queries.follow(key.clone(), record, revision)
+            }
+            Table::Events => {
+                self.woken.insert(Topic::Events);
+                state.events_fired.follow(key.clone(), record, revision)
+            }
             Table::Secrets => Ok(()),
         };
         if let Err(why) = result {

@@ -316,7 +316,7 @@ pub(super) async fn watch(mesh: Weak<Mesh>, changed: Arc<Notify>) {
 }
 
 /// A random UUID (RFC 9562, version 4).
-fn uuid() -> String {
+pub(crate) fn uuid() -> String {
     let mut bytes = rand::random::<u128>();
     bytes = bytes & !(0xf << 76) | (4 << 76);
     bytes = bytes & !(0b11 << 62) | (0b10 << 62);

@@ -21,6 +21,10 @@ pub enum Topic {
     Pairs,
     /// Sessions.
     Sessions,
+    /// Prepared queries.
+    Queries,
+    /// Events.
+    Events,
 }
 
 /// Those who wait, by topic. As large as the number of those.

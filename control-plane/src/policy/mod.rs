@@ -120,6 +120,11 @@ impl Kind {
     }
 }
 
+/// What a word that is no kind may have meant, as the end of a sentence.
+pub(crate) fn nearest_kind(word: &str) -> String {
+    nearest::suggest(word, &Kind::ALL.map(Kind::name), "kinds are")
+}
+
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())

@@ -39,11 +39,15 @@ pub enum Table {
     LockDelays,
     /// What other data centres export, by their names.
     Remotes,
+    /// Consul's prepared queries, by `<namespace>/<id>`.
+    Queries,
+    /// Consul's events, by `<namespace>/<id>`.
+    Events,
 }
 
 impl Table {
     /// All of them.
-    pub const ALL: [Table; 11] = [
+    pub const ALL: [Table; 13] = [
         Table::Registrations,
         Table::Nodes,
         Table::Alive,
@@ -55,6 +59,8 @@ impl Table {
         Table::SessionAlive,
         Table::LockDelays,
         Table::Remotes,
+        Table::Queries,
+        Table::Events,
     ];
 
     /// Its name, which keys begin with.
@@ -71,6 +77,8 @@ impl Table {
             Table::SessionAlive => "session-alive",
             Table::LockDelays => "lock-delays",
             Table::Remotes => "remotes",
+            Table::Queries => "queries",
+            Table::Events => "events",
         }
     }
 

@@ -30,14 +30,14 @@ pub(super) fn here(world: &World, host: &Host) -> Vec<v1::Endpoint> {
     endpoints
 }
 
-/// One instance per place to dial. Of two registrations of one address the one with checks is kept, else the newer: a
+/// One instance per place to dial; those without a port have none. Of two registrations of one address the one with checks is kept, else the newer: a
 /// program that registers itself knows more than the command line that started its sidecar.
 fn instances<'a>(world: &'a World, host: &'a Host) -> Vec<&'a Arc<Instance>> {
     let fixed = |port: &crate::policy::KubePort| matches!(port.target, TargetPort::Number(_));
     let by_address = ports::kube(host).is_some_and(|service| service.ports.iter().all(fixed));
     let mut found: BTreeMap<(IpAddr, u16), &Arc<Instance>> = BTreeMap::new();
     let rank = |instance: &Instance| (!instance.checks.is_empty(), instance.create_index);
-    for instance in world.endpoints_of(host) {
+    for instance in world.endpoints_of(host).filter(|instance| ports::are_known(host, instance)) {
         let key = (instance.address, if by_address { 0 } else { instance.port });
         let kept = found.entry(key).or_insert(instance);
         if rank(instance) > rank(kept) {

@@ -105,5 +105,6 @@ fn served_at(world: &World, host: &Host, named: &BTreeMap<String, u32>, register
             exported: world.is_exported(&host.name),
         }
     };
-    ports::of(world, host).into_iter().map(service).collect()
+    // An instance without a port serves only where a document names one.
+    ports::of(world, host).into_iter().map(service).filter(|service| service.port != 0).collect()
 }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 use weft_proto::v1;
 
 use crate::{
-    policy::{EntryPort, KubeService, Object, Resolution, ServiceEntry, TargetPort, WorkloadEntry},
+    policy::{EntryPort, KubePort, KubeService, Object, Resolution, ServiceEntry, TargetPort, WorkloadEntry},
     world::{Host, Instance, World},
 };
 
@@ -42,7 +42,7 @@ pub(super) fn entry(host: &Host) -> Option<&ServiceEntry> {
 /// Ports of `host`, ascending. A host without a document has one, number 0, that stands for any.
 pub(super) fn of(world: &World, host: &Host) -> Vec<PortView> {
     if let Some(service) = kube(host) {
-        let view = |port: &crate::policy::KubePort| {
+        let view = |port: &KubePort| {
             let (target, target_name) = match &port.target {
                 TargetPort::Number(number) => (*number, String::new()),
                 TargetPort::Name(name) => (0, name.clone()),
@@ -64,7 +64,7 @@ pub(super) fn of(world: &World, host: &Host) -> Vec<PortView> {
         };
         return entry.ports.iter().map(view).collect();
     }
-    let mut instances = world.members_of(&host.name);
+    let mut instances = world.members_of(&host.name).filter(|instance| instance.port != 0);
     let first = instances.next().map(|first| (first.protocol(), u32::from(first.port)));
     let (mut protocol, mut port) = first.unwrap_or_default();
     for instance in instances {
@@ -98,6 +98,18 @@ pub(super) fn of_instance(host: &Host, instance: &Instance) -> BTreeMap<String, 
     }
     let ports = entry(host).map(|entry| entry.ports.as_slice()).unwrap_or_default();
     ports.iter().map(|port| (port.name.clone(), port.target_port.unwrap_or(registered))).collect()
+}
+
+/// Whether callers of `host` have a port of `instance` to dial: the one that it registered, or those that the host's
+/// documents name by number.
+pub(super) fn are_known(host: &Host, instance: &Instance) -> bool {
+    let fixed = |port: &KubePort| matches!(port.target, TargetPort::Number(_));
+    instance.port != 0
+        || match (kube(host), entry(host)) {
+            (Some(service), _) => service.ports.iter().all(fixed),
+            (None, Some(entry)) => entry.ports.iter().all(|port| port.target_port.is_some()),
+            (None, None) => false,
+        }
 }
 
 /// Ports of a ServiceEntry's endpoint by name.

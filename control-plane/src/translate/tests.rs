@@ -4,6 +4,7 @@ mod clients;
 mod defaults;
 mod export;
 mod groups;
+mod portless;
 mod routes;
 mod sidecars;
 

@@ -79,6 +79,20 @@ impl Fields {
         }
     }
 
+    /// A whole number of 64 bits; absent: 0.
+    ///
+    /// # Errors
+    /// When it is something else, or negative.
+    pub fn large_number(&mut self, key: &str) -> Result<u64, String> {
+        match self.take(key) {
+            None => Ok(0),
+            Some(value) => match value.as_u64() {
+                Some(number) => Ok(number),
+                None => self.wrong(key, "a whole number", &value),
+            },
+        }
+    }
+
     /// True or false; absent: false.
     ///
     /// # Errors
@@ -135,7 +149,9 @@ impl Fields {
     /// When it is something else.
     pub fn texts(&mut self, key: &str) -> Result<Vec<String>, String> {
         let Some(value) = self.take(key) else { return Ok(Vec::new()) };
-        let texts = value.as_array().map(|all| all.iter().map(|v| v.as_str().map(str::to_owned)).collect());
+        // Go reads null as the zero value, in lists too.
+        let text = |v: &Value| if v.is_null() { Some(String::new()) } else { v.as_str().map(str::to_owned) };
+        let texts = value.as_array().map(|all| all.iter().map(text).collect());
         match texts {
             Some(Some(texts)) => Ok(texts),
             _ => self.wrong(key, "a list of strings", &value),
@@ -163,6 +179,7 @@ impl Fields {
         for (name, value) in self.map(key)? {
             match value {
                 Value::String(text) => drop(texts.insert(name, text)),
+                Value::Null => drop(texts.insert(name, String::new())),
                 other => return self.wrong(&format!("{key}.{name}"), "a string", &other),
             }
         }

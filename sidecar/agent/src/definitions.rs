@@ -25,17 +25,8 @@ pub fn service(body: &[u8], own: Own) -> Result<(Instance, Vec<Definition>), Str
     if name.trim().is_empty() {
         return Err("Missing service name".into());
     }
-    let mut id = fields.text("id")?;
-    if id.is_empty() {
-        id.clone_from(&name);
-    }
-    let address = fields.text("address")?;
-    address_allowed(&address, own)?;
-    let kind = fields.text("kind")?;
-    if !kind.is_empty() && kind != "typical" {
-        return Err(format!("Invalid service kind: {kind:?} is not supported yet"));
-    }
-    let (passing, warning) = weights(&mut fields)?;
+    let service = instance(&mut fields, name, own)?;
+    let (name, id) = (&service.service, &service.service_id);
     let mut checks = Vec::new();
     checks.extend(fields.object("check", "Check")?.filter(|c| !c.is_empty()));
     checks.extend(fields.objects("checks", "Checks")?.into_iter().filter(|c| !c.is_empty()));
@@ -51,10 +42,29 @@ pub fn service(body: &[u8], own: Own) -> Result<(Instance, Vec<Definition>), Str
         if definition.name.is_empty() {
             definition.name = format!("Service '{name}' check");
         }
-        definition.service_id.clone_from(&id);
+        definition.service_id.clone_from(id);
         definitions.push(definition);
     }
-    let service = Instance {
+    fields.finish();
+    Ok((service, definitions))
+}
+
+/// The fields of a service but for its name, which the agent's API and the catalog's call differently, and its checks.
+///
+/// # Errors
+/// Consul's words, for a 400.
+pub(crate) fn instance(fields: &mut Fields, name: String, own: Own) -> Result<Instance, String> {
+    let mut id = fields.text("id")?;
+    if id.is_empty() {
+        id.clone_from(&name);
+    }
+    let address = own_address(&fields.text("address")?, own)?;
+    let kind = fields.text("kind")?;
+    if !kind.is_empty() && kind != "typical" {
+        return Err(format!("Invalid service kind: {kind:?} is not supported yet"));
+    }
+    let (passing, warning) = weights(fields)?;
+    Ok(Instance {
         service_id: id,
         service: name,
         address,
@@ -64,13 +74,11 @@ pub fn service(body: &[u8], own: Own) -> Result<(Instance, Vec<Definition>), Str
         weight: passing,
         checks: Vec::new(),
         enable_tag_override: fields.flag("enabletagoverride")?,
-        tagged_addresses: tagged_addresses(&mut fields)?.into_iter().collect(),
+        tagged_addresses: tagged_addresses(fields)?.into_iter().collect(),
         warning_weight: Some(warning),
         eureka: String::new(),
         group: String::new(),
-    };
-    fields.finish();
-    Ok((service, definitions))
+    })
 }
 
 /// Weights of a service: while it passes, and while it warns.
@@ -99,14 +107,15 @@ pub fn tagged_addresses(fields: &mut Fields) -> Result<BTreeMap<String, TaggedAd
     read.collect()
 }
 
-fn address_allowed(address: &str, own: Own) -> Result<(), String> {
+/// The address to register; empty: the agent's own. A client may know its loopback address only, or the name of its host
+/// (Spring Cloud registers that by default): callers elsewhere need the address for which they stand.
+pub(crate) fn own_address(address: &str, own: Own) -> Result<String, String> {
     match address.parse::<IpAddr>() {
         Ok(ip) if ip.is_unspecified() => Err("Invalid service address".into()),
-        Ok(ip) if !own.has(ip) => {
-            Err(format!("Invalid service address: {ip} is not an address of {own}; leave it out to use its own"))
-        }
-        Ok(_) => Ok(()),
-        Err(_) if address.is_empty() => Ok(()),
+        Ok(ip) if ip.to_canonical().is_loopback() => Ok(String::new()),
+        Ok(ip) if own.has(ip) => Ok(address.to_owned()),
+        Ok(ip) => Err(format!("Invalid service address: {ip} is not an address of {own}; leave it out to use its own")),
+        Err(_) if address.is_empty() || own.allowed(address) => Ok(String::new()),
         Err(_) => Err(format!("Invalid service address: {address:?} is not an IP address of {own}")),
     }
 }
@@ -138,6 +147,34 @@ mod tests {
         let ids: Vec<_> = checks.iter().map(|c| (c.id.as_str(), c.kind.as_str(), c.initial)).collect();
         assert_eq!(ids, [("service:a:1", "ttl", Status::Critical), ("mine", "tcp", Status::Passing)]);
         assert_eq!(checks[0].timeout, DEFAULT_TIMEOUT);
+    }
+
+    #[test]
+    fn only_the_name_of_a_service_is_required() {
+        let (minimal, checks) = service(br#"{"Name":"t"}"#, Own::Pod).unwrap();
+        assert_eq!((minimal.service_id.as_str(), minimal.port, checks.len()), ("t", 0, 0));
+        let null = br#"{"Name":"t","ID":null,"Address":null,"Port":null,"Tags":null,"Meta":null,"TaggedAddresses":null,
+            "Weights":null,"Check":null,"Checks":null,"EnableTagOverride":null,"Kind":null}"#;
+        assert_eq!(service(null, Own::Pod).unwrap().0, minimal);
+        let zero = br#"{"Name":"t","ID":"","Address":"","Port":0,"Tags":[],"Meta":{},"TaggedAddresses":{},"Weights":{},
+            "Check":{},"Checks":[],"EnableTagOverride":false,"Kind":""}"#;
+        assert_eq!(service(zero, Own::Pod).unwrap().0.port, 0);
+        let (nulls, _) = service(br#"{"Name":"t","Tags":["a",null],"Meta":{"k":null}}"#, Own::Pod).unwrap();
+        assert_eq!((nulls.tags, nulls.meta["k"].as_str()), (vec!["a".to_owned(), String::new()], ""));
+    }
+
+    #[test]
+    fn a_service_address_that_means_the_host_itself_is_its_own() {
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        for address in ["127.0.0.1", "::1", "localhost", host.as_str()] {
+            let body = format!(r#"{{"Name":"t","Address":"{address}"}}"#);
+            assert_eq!(service(body.as_bytes(), Own::Pod).unwrap().0.address, "", "{address}");
+        }
+        let elsewhere = Own::At([10, 0, 0, 7].into());
+        for (address, registered) in [("localhost", ""), ("127.0.0.1", ""), ("10.0.0.7", "10.0.0.7")] {
+            let body = format!(r#"{{"Name":"t","Address":"{address}"}}"#);
+            assert_eq!(service(body.as_bytes(), elsewhere).unwrap().0.address, registered, "{address}");
+        }
     }
 
     #[test]

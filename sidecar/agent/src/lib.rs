@@ -10,6 +10,7 @@
 //! [`answer`], [`refused`], Eureka's documents, and the shapes that both show.
 
 pub mod answer;
+pub mod catalog;
 pub mod checks;
 pub mod connect;
 pub mod datacenter;
@@ -20,8 +21,10 @@ pub mod eureka;
 pub mod files;
 pub mod filter;
 pub mod forward;
+pub mod inside;
 pub mod listen;
 pub mod local;
+pub mod path;
 pub mod query;
 pub mod read;
 pub mod refused;
@@ -37,7 +40,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{Method, Request, StatusCode};
+use http::{Method, Request, StatusCode, request};
 use serde_json::json;
 
 use answer::Answered;
@@ -66,6 +69,8 @@ pub struct Agent {
     pub leaves: Option<Leaves>,
     /// Whose turn it is to change what Eureka's API has registered.
     pub eureka: eureka::Turn,
+    /// Metrics of what the agent is part of; `None`: there are none.
+    pub metrics: Option<inside::Exposition>,
     /// Where the control plane is: tells which of our addresses is the pod's.
     pub towards: SocketAddr,
     /// The pod's address, where it was given.
@@ -82,7 +87,7 @@ impl Answers for Agent {
         }
         let answered = match route::route(&head.method, path) {
             Ok(endpoint) => self.own(endpoint, &query, &body).await,
-            Err(Missed::Elsewhere) => self.mesh.pass(&head, &query, body).await,
+            Err(Missed::Elsewhere) => self.elsewhere(&head, &query, body).await,
             Err(Missed::Method(allowed)) => return answer::wrong_method(&head.method, allowed),
             Err(Missed::Unsupported) => {
                 let text = format!("{path} of Consul's API is not supported by this agent");
@@ -104,6 +109,17 @@ impl Agent {
                 address.map_or_else(String::new, |ip| ip.to_string())
             }
         }
+    }
+
+    /// What is not of the agent; but for what is written of its own node.
+    async fn elsewhere(&self, head: &request::Parts, query: &Query, body: Bytes) -> Result<Answered, Refused> {
+        if catalog::is_write(head) {
+            let (own, datacenter) = (self.local.own(), self.datacenter.name());
+            if let Some(written) = catalog::written(head.uri.path(), &body, &self.node, &datacenter, own)? {
+                return catalog::write(self, written, query).await;
+            }
+        }
+        self.mesh.pass(head, query, body).await
     }
 
     async fn own(&self, endpoint: Endpoint, query: &Query, body: &[u8]) -> Result<Answered, Refused> {
@@ -164,6 +180,14 @@ impl Agent {
                 return leaves.answer(&service, query).await;
             }
             Endpoint::AgentVersion => return Ok(answer::json(&shapes::version(), query)),
+            Endpoint::AgentHost => return Ok(answer::json(&inside::host(), query)),
+            Endpoint::AgentMetrics => {
+                let text = "agent/metrics: the agent of a program without a sidecar has none";
+                let metrics = self.metrics.as_ref().ok_or_else(|| Refused::new(StatusCode::NOT_IMPLEMENTED, text))?;
+                return inside::metrics(metrics, query);
+            }
+            // Files are read again when they change, and the rest is said on the command line.
+            Endpoint::AgentReload => {}
         }
         Ok(answer::done())
     }

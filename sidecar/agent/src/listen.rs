@@ -24,6 +24,7 @@ use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
 use crate::answer::{self, Answered};
+use crate::path;
 use crate::query::Query;
 use crate::refused::Refused;
 
@@ -165,10 +166,12 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let (head, body) = request.into_parts();
-    if let Some(mut away) = answers.turned_away(&head) {
+    let (path, headers) = (head.uri.path().to_owned(), head.headers.clone());
+    let away = path::turned_away(&path, head.uri.query()).or_else(|| answers.turned_away(&head));
+    if let Some(mut away) = away {
         // What it sends is not read, and it holds no connection.
         answer::set(&mut away, "connection", "close");
-        return away.map(Full::new);
+        return path::in_format(&path, &headers, away).map(Full::new);
     }
     let gzip = takes_gzip(&head.headers);
     let answered = match collect(body).await {
@@ -178,6 +181,7 @@ where
             answer::refusal(&refused, head.method == Method::GET, &query)
         }
     };
+    let answered = path::in_format(&path, &headers, answered);
     let answered = if gzip { compressed(answered).await } else { answered };
     answered.map(Full::new)
 }

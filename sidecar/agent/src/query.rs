@@ -24,6 +24,11 @@ impl Query {
         )
     }
 
+    /// With one pair.
+    pub fn of(key: &str, value: &str) -> Query {
+        Query(vec![(key.to_owned(), value.to_owned())])
+    }
+
     /// The value of `key`; `None`: not there.
     pub fn value(&self, key: &str) -> Option<&str> {
         self.values(key).next()
@@ -54,6 +59,22 @@ impl Query {
             None => Ok(false),
             Some("") => Ok(true),
             Some(text) => go_bool(text).ok_or_else(|| "Invalid value for ?passing".into()),
+        }
+    }
+
+    /// Whether flags of a read contradict each other or are none.
+    ///
+    /// # Errors
+    /// Consul's words, for a 400.
+    pub fn consistency(&self) -> Result<(), String> {
+        for other in ["stale", "cached"] {
+            if self.has("consistent") && self.has(other) {
+                return Err(format!("Cannot specify ?{other} with ?consistent, conflicting semantics."));
+            }
+        }
+        match self.value("max_stale").filter(|text| !text.is_empty()) {
+            Some(text) if go_duration(text).is_none() => Err(format!("Invalid max_stale value {text:?}")),
+            _ => Ok(()),
         }
     }
 
@@ -119,6 +140,20 @@ mod tests {
             assert_eq!(Query::parse(text).passing(), Ok(passing), "{text}");
         }
         assert_eq!(Query::parse("passing=maybe").passing(), Err("Invalid value for ?passing".into()));
+    }
+
+    #[test]
+    fn flags_of_consistency_that_contradict_each_other_are_refused() {
+        for fine in ["", "stale", "consistent", "cached&stale", "stale&max_stale=10s", "max_stale="] {
+            assert_eq!(Query::parse(fine).consistency(), Ok(()), "{fine}");
+        }
+        for (text, words) in [
+            ("stale&consistent", "Cannot specify ?stale with ?consistent, conflicting semantics."),
+            ("consistent=false&cached", "Cannot specify ?cached with ?consistent, conflicting semantics."),
+            ("stale&max_stale=soon", "Invalid max_stale value \"soon\""),
+        ] {
+            assert_eq!(Query::parse(text).consistency().unwrap_err(), words, "{text}");
+        }
     }
 
     #[test]

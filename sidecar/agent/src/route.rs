@@ -38,6 +38,12 @@ pub enum Endpoint {
     AgentMembers,
     /// `agent/version`
     AgentVersion,
+    /// `agent/host`
+    AgentHost,
+    /// `agent/metrics`
+    AgentMetrics,
+    /// `agent/reload`
+    AgentReload,
     /// `agent/connect/ca/leaf/:service`
     ConnectLeaf(String),
 }
@@ -66,9 +72,9 @@ type Prefix = (&'static str, &'static str, fn(String) -> Endpoint);
 /// When there is none.
 pub fn route(method: &Method, path: &str) -> Result<Endpoint, Missed> {
     use Endpoint::{
-        AgentChecks, AgentHealthOfId, AgentHealthOfName, AgentMembers, AgentSelf, AgentService, AgentServices,
-        AgentVersion, ConnectLeaf, DeregisterCheck, DeregisterService, Maintenance, RegisterCheck, RegisterService,
-        ReportCheck, UpdateCheck,
+        AgentChecks, AgentHealthOfId, AgentHealthOfName, AgentHost, AgentMembers, AgentMetrics, AgentReload, AgentSelf,
+        AgentService, AgentServices, AgentVersion, ConnectLeaf, DeregisterCheck, DeregisterService, Maintenance,
+        RegisterCheck, RegisterService, ReportCheck, UpdateCheck,
     };
     let path = path.strip_prefix("/v1/").ok_or(Missed::NoPage)?;
     let of_agent = path == "agent" || path.starts_with("agent/");
@@ -99,6 +105,9 @@ pub fn route(method: &Method, path: &str) -> Result<Endpoint, Missed> {
         "agent/self" => ("GET", AgentSelf),
         "agent/members" => ("GET", AgentMembers),
         "agent/version" => ("GET", AgentVersion),
+        "agent/host" => ("GET", AgentHost),
+        "agent/metrics" => ("GET", AgentMetrics),
+        "agent/reload" => ("PUT", AgentReload),
         _ => {
             let found = prefixes.iter().find_map(|(prefix, method, make)| {
                 let id = path.strip_prefix(prefix).filter(|id| !id.is_empty())?;
@@ -127,7 +136,8 @@ mod tests {
         assert_eq!(get("/v1/agent/check/pass/x"), Err(Missed::Method("PUT")));
         for (path, missed) in [
             ("/v1/agent/service/", Missed::Unsupported),
-            ("/v1/agent/host", Missed::Unsupported),
+            ("/v1/agent/reload", Missed::Method("PUT")),
+            ("/v1/agent/monitor", Missed::Unsupported),
             ("/v1/health/service/order", Missed::Elsewhere),
             ("/v1/agent/connect/ca/roots", Missed::Elsewhere),
             ("/v1/agent/connect/authorize", Missed::Elsewhere),

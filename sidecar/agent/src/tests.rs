@@ -1,5 +1,8 @@
 //! The agent as its clients see it, with a mesh that is made up.
 
+mod catalog;
+mod paths;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -66,6 +69,7 @@ pub(crate) fn pod_with(file: Option<PathBuf>) -> Pod {
         mesh: Forwarder::new(World),
         node: "pod-1234".into(),
         leaves: None,
+        metrics: Some(Arc::new(|| "# TYPE a gauge\na 1\n".to_owned())),
         eureka: Default::default(),
         towards: ([127, 0, 0, 1], 1).into(),
         address: None,

@@ -155,8 +155,19 @@ async fn names_of_the_mesh_have_its_addresses() {
         );
         assert_eq!(ttl, if expected.is_empty() { 0 } else { 30 }, "{name}");
     }
-    for name in ["gone.default.svc.cluster.local.", "gone.service.consul."] {
-        assert_eq!(ask(&dns, name, A).await.0, ResponseCode::NXDomain, "{name}");
+    for (name, kind) in [
+        ("gone.default.svc.cluster.local.", A),
+        ("gone.service.consul.", A),
+        // No service is called so.
+        ("_http._tcp.order-service.default.svc.cluster.local.", RecordType::SRV),
+        ("*.default.svc.cluster.local.", A),
+        // With a search domain of the resolver's.
+        ("order-service.default.svc.cluster.local.corp.example.", A),
+        ("order-service.service.consul.corp.example.", A),
+        ("svc.cluster.local.", A),
+    ] {
+        let code = ask(&dns, name, kind).await.0;
+        assert!(matches!(code, ResponseCode::NXDomain | ResponseCode::ServFail), "{name}: {code}");
     }
     assert_eq!(*asked.lock().unwrap(), [], "names of the mesh stay in it");
 
@@ -195,6 +206,53 @@ async fn other_names_are_asked_of_the_name_server() {
 }
 
 #[tokio::test]
+async fn the_name_server_is_asked_after_the_control_plane_has_spoken() {
+    crate::connect::probe_marks();
+    let (server, asked) = name_server().await;
+    let World { dns, mut writer, .. } = world(&[server]);
+    let dns = Arc::new(dns);
+    let asking = |name: &'static str| {
+        let dns = dns.clone();
+        tokio::spawn(async move { ask(&dns, name, RecordType::A).await })
+    };
+    let answer = |resources, removed: &[&str]| DeltaDiscoveryResponse {
+        type_url: SERVICE_TYPE.into(),
+        resources,
+        removed_resources: removed.iter().map(|name| (*name).to_owned()).collect(),
+        ..Default::default()
+    };
+    // It is the mesh's: nobody else hears of it.
+    let told = asking("new-service.");
+    writer.next_interest().await.unwrap();
+    let host = "new-service.default.svc.cluster.local";
+    let service = v1::Service { host: host.into(), addresses: vec!["240.240.0.9".into()], ..Default::default() };
+    let resource = Resource {
+        name: host.into(),
+        aliases: vec!["new-service".into()],
+        version: "1".into(),
+        resource: Some(Any { type_url: SERVICE_TYPE.into(), value: service.encode_to_vec().into() }),
+    };
+    writer.apply(answer(vec![resource], &[]));
+    assert_eq!(told.await.unwrap().1, ["240.240.0.9"]);
+    assert_eq!(*asked.lock().unwrap(), []);
+    // It is not: the name server is asked then.
+    let told = asking("elsewhere.example.");
+    while writer.next_interest().await.unwrap().subscribe != ["elsewhere.example"] {}
+    assert_eq!(*asked.lock().unwrap(), []);
+    writer.apply(answer(Vec::new(), &["elsewhere.example"]));
+    assert_eq!(told.await.unwrap().1, ["192.0.2.1"]);
+    assert_eq!(asked.lock().unwrap().len(), 1);
+    // It says nothing.
+    let began = std::time::Instant::now();
+    assert_eq!(asking("unknown.example.").await.unwrap().1, ["192.0.2.1"]);
+    assert!(began.elapsed() >= SILENCE, "{:?}", began.elapsed());
+    // Of a name that only the mesh can know nobody else is asked, however long it takes.
+    let told = asking("slow.default.svc.cluster.local.");
+    assert_eq!(told.await.unwrap().0, ResponseCode::ServFail);
+    assert_eq!(asked.lock().unwrap().len(), 2);
+}
+
+#[tokio::test]
 async fn consuls_names_are_asked_of_the_control_plane() {
     use RecordType::{A, PTR, SRV};
     crate::connect::probe_marks();
@@ -216,7 +274,10 @@ async fn consuls_names_are_asked_of_the_control_plane() {
     let name = "order-service.service.consul.";
     assert_eq!(sorted(&consul_dns, name, A).await, (ResponseCode::NoError, real.map(str::to_owned).into()));
     assert_eq!(*asked.lock().unwrap(), [], "names of Consul stay in the mesh");
-    for (name, kind) in [("example.com.", A), ("9.9.9.10.in-addr.arpa.", PTR), ("order-service.", A)] {
+    let mesh_name = "order-service.default.svc.cluster.local.";
+    assert_eq!(ask(&consul_dns, mesh_name, A).await.1, ["240.240.0.7"]);
+    assert_eq!(*asked.lock().unwrap(), [], "names of the mesh stay in it");
+    for (name, kind) in [("example.com.", A), ("9.9.9.10.in-addr.arpa.", PTR), ("api.example.com.", A)] {
         assert_eq!(ask(&consul_dns, name, kind).await.1, ["192.0.2.1"], "{name}");
     }
     control_plane.away.store(true, Ordering::Relaxed);

@@ -109,3 +109,53 @@ async fn what_is_believed_changes_and_outlives_a_renewal() {
     renew().await;
     assert!(!works().await);
 }
+
+/// Claims of a token for what [`Authority::signed`] signs in "one".
+fn claims(root: &Authority) -> TokenClaims {
+    let root: String =
+        digest::digest(&digest::SHA256, &root.root).as_ref().iter().map(|b| format!("{b:02x}")).collect();
+    TokenClaims {
+        trust_domain: "one".into(),
+        namespace: "default".into(),
+        service_account: "order".into(),
+        services: Vec::new(),
+        expires: 0,
+        root,
+    }
+}
+
+#[test]
+fn a_saved_certificate_serves_only_what_the_join_token_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let (one, two) = (authority(), authority());
+    let saved = serde_json::to_vec(&one.signed("one", &one)).unwrap();
+    std::fs::write(dir.path().join("identity.json"), saved).unwrap();
+    let open = |token: Option<TokenClaims>| {
+        let identity = Identity::open(Some(dir.path()), Path::new("/nowhere"), token.as_ref());
+        (identity.current().is_some(), identity.replaces_another)
+    };
+    let same = || claims(&one);
+    // A token that has expired since is no reason to join anew.
+    for kept in [None, Some(same())] {
+        assert_eq!(open(kept), (true, false));
+    }
+    for other in [
+        TokenClaims { service_account: "payment".into(), ..same() },
+        TokenClaims { namespace: "shop".into(), ..same() },
+        TokenClaims { trust_domain: "two".into(), ..same() },
+        TokenClaims { services: vec!["cart".into()], ..same() },
+        claims(&two),
+    ] {
+        let difference = format!("{other:?}");
+        assert_eq!(open(Some(other)), (false, true), "{difference}");
+    }
+}
+
+#[test]
+fn a_join_token_that_cannot_be_read_leaves_the_saved_certificate() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("token");
+    assert!(TokenClaims::of_file(None).is_none() && TokenClaims::of_file(Some(&file)).is_none());
+    std::fs::write(&file, "nonsense").unwrap();
+    assert!(TokenClaims::of_file(Some(&file)).is_none());
+}

@@ -15,6 +15,7 @@ use rand::seq::IndexedRandom;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use weft_agent::checks::target::is_local;
+use weft_core::names::CONSUL_SUFFIX;
 
 use super::Found;
 use crate::connect;
@@ -31,6 +32,10 @@ const NONE_FOR: Duration = Duration::from_secs(1);
 /// # Errors
 /// When it has no address, or none that may be dialed.
 pub async fn socket_address(name: &str, port: u16) -> io::Result<SocketAddr> {
+    if crate::dns::is_of_mesh(name) || name.ends_with(CONSUL_SUFFIX) {
+        let text = format!("{name} is a name of the mesh, which no name server is asked for");
+        return Err(io::Error::new(io::ErrorKind::NotFound, text));
+    }
     static ANSWERS: LazyLock<Answers> = LazyLock::new(Answers::default);
     // However many are asked for, names that policies give do not wait for them.
     static ASKING: Semaphore = Semaphore::const_new(AT_ONCE);
@@ -168,6 +173,14 @@ mod tests {
             "64:ff9b::7f00:1",
         ] {
             assert!(!is_outside(ip(inside)), "{inside}");
+        }
+    }
+
+    #[tokio::test]
+    async fn names_of_the_mesh_are_not_asked_of_name_servers() {
+        for name in ["order.default.svc.cluster.local", "order.service.consul"] {
+            let error = socket_address(name, 80).await.unwrap_err();
+            assert!(error.to_string().contains("is a name of the mesh"), "{error}");
         }
     }
 

@@ -63,7 +63,12 @@ fn run(text: &str, args: &[&str]) -> (String, ExitCode) {
         writeln!(out, "{error:#}").unwrap();
         ExitCode::FAILURE
     });
-    (String::from_utf8(out).unwrap().replace(&format!("{}/", directory.path().display()), ""), code)
+    (
+        anstream::adapter::strip_str(std::str::from_utf8(&out).unwrap())
+            .to_string()
+            .replace(&format!("{}/", directory.path().display()), ""),
+        code,
+    )
 }
 
 #[test]

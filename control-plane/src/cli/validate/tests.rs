@@ -7,7 +7,7 @@ use super::*;
 fn of(paths: Vec<PathBuf>, output: &str) -> (String, ExitCode) {
     let mut out = Vec::new();
     let code = Validate { paths, output: output.to_owned() }.run(&mut out).unwrap();
-    (String::from_utf8(out).unwrap(), code)
+    (anstream::adapter::strip_str(std::str::from_utf8(&out).unwrap()).to_string(), code)
 }
 
 fn run(text: &str) -> (String, ExitCode) {

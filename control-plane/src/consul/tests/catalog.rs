@@ -5,7 +5,7 @@ use crate::token::ApiClaims;
 use crate::translate;
 
 /// A caller with a token that names these services.
-fn by_token(services: &[&str]) -> Caller {
+pub(super) fn by_token(services: &[&str]) -> Caller {
     let claims = ApiClaims {
         trust_domain: "cluster.local".into(),
         namespace: "default".into(),
@@ -168,4 +168,30 @@ async fn what_is_written_survives_a_restart() {
         assert_eq!(found.as_array().unwrap().len(), 1);
         assert_eq!(*before.get_or_insert_with(|| found.clone()), found);
     }
+}
+
+#[tokio::test]
+async fn a_service_without_a_port_is_found_by_name() {
+    let fixture = fixture().await;
+    let portless = v1::Instance { service_id: "t".into(), service: "t".into(), ..v1::Instance::default() };
+    crate::registry::fits(&portless).unwrap();
+    fixture.register("n1", 1, portless.clone()).await;
+    let service = &fixture.get("/v1/health/service/t").await[0]["Service"];
+    assert_eq!((&service["Address"], &service["Port"]), (&"10.0.0.1".into(), &0.into()));
+    assert_eq!(fixture.get("/v1/catalog/service/t").await[0]["ServicePort"], 0);
+    assert_eq!(fixture.get("/v1/catalog/services").await["t"], serde_json::json!([]));
+    let error = crate::registry::fits(&v1::Instance { port: 65536, ..portless }).unwrap_err();
+    assert!(error.contains("Port 65536 is out of range"), "{error}");
+}
+
+#[tokio::test]
+async fn reads_with_flags_that_contradict_each_other_are_refused() {
+    let fixture = fixture().await;
+    for path in ["health/service/order", "catalog/nodes", "kv/a", "session/list", "status/leader", "connect/ca/roots"] {
+        let uri = format!("/v1/{path}?stale&consistent");
+        let answered = fixture.ask("GET", &uri, &caller("default", 1)).await;
+        assert_eq!(answered.status(), 400, "{uri}");
+        assert!(answered.body().starts_with(b"Cannot specify ?stale with ?consistent"), "{uri}");
+    }
+    assert_eq!(fixture.ask("PUT", "/v1/kv/a?stale&consistent", &caller("default", 1)).await.status(), 200);
 }

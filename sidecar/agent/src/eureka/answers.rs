@@ -25,6 +25,13 @@ impl Format {
         let json = accepted.into_iter().any(|value| value.to_ascii_lowercase().contains("json"));
         if json { Format::Json } else { Format::Xml }
     }
+
+    fn media_type(self) -> &'static str {
+        match self {
+            Format::Xml => "application/xml",
+            Format::Json => "application/json",
+        }
+    }
 }
 
 /// Instances by application.
@@ -33,14 +40,35 @@ pub type Apps = BTreeMap<String, Vec<Instance>>;
 /// A document as an answer.
 pub fn answer(document: Value, format: Format) -> Answered {
     let Value::Object(map) = document else { return answer::text("") };
-    let (body, kind) = match format {
-        Format::Xml => (xml::write(&map), "application/xml"),
-        Format::Json => (Value::Object(map).to_string(), "application/json"),
+    let body = match format {
+        Format::Xml => xml::write(&map),
+        Format::Json => Value::Object(map).to_string(),
     };
     let mut answered = Answered::new(body.into());
-    answer::set(&mut answered, "content-type", kind);
+    answer::set(&mut answered, "content-type", format.media_type());
     answer::set(&mut answered, "vary", "accept");
     answered
+}
+
+/// Any answer in the format that the client takes: empty ones name it, and texts, which are refusals, become a document.
+pub fn in_format(mut answered: Answered, headers: &HeaderMap) -> Answered {
+    let format = Format::of(headers);
+    let kind = answered.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    match kind {
+        kind if kind.starts_with("text/plain") && !answered.body().is_empty() => {
+            let text = String::from_utf8_lossy(answered.body()).into_owned();
+            let document = answer(json!({ "error": text }), format);
+            *answered.body_mut() = document.body().clone();
+            answered.headers_mut().extend(document.headers().clone());
+            answered
+        }
+        kind if kind.is_empty() || kind.starts_with("text/plain") => {
+            answer::set(&mut answered, "content-type", format.media_type());
+            answer::set(&mut answered, "vary", "accept");
+            answered
+        }
+        _ => answered,
+    }
 }
 
 /// `apps`, `apps/delta`, `vips`: `version` is another whenever something changed, and `hash` that of the whole registry.

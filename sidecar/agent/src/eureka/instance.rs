@@ -5,7 +5,7 @@
 
 mod fields;
 #[cfg(test)]
-pub(super) mod tests;
+pub(crate) mod tests;
 
 use std::collections::BTreeMap;
 

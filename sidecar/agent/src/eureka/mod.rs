@@ -45,7 +45,7 @@ pub fn missed_answer(missed: Missed, head: &request::Parts) -> Answered {
     }
 }
 
-/// A refusal, as plain text.
+/// A refusal, as plain text: [`answers::in_format`] makes a document of it.
 pub fn refusal(refused: &Refused) -> Answered {
     answer::refusal(refused, false, &Query::default())
 }

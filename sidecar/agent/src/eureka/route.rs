@@ -82,6 +82,8 @@ fn below(path: &str) -> Option<&str> {
 pub fn route(method: &Method, path: &str) -> Result<Endpoint, Missed> {
     let short = below(path).unwrap_or_default();
     let short = short.strip_suffix('/').unwrap_or(short);
+    // Netflix's server takes empty segments as they come: a URL that ends with a slash and a path that begins with one.
+    let short = short.trim_start_matches('/');
     let parts: Vec<String> = short.split('/').map(|part| unescape(part, false)).collect();
     let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
     let name = |name: &str| name.to_owned();

@@ -1,0 +1,176 @@
+//! `catalog/register` and `catalog/deregister` of the agent's own node.
+//!
+//! In Consul they write into the catalog past the agent, which takes back what it does not know at its next comparison. Here
+//! the agent is told: what is written of its own node is registered with it, and what is known already is no change.
+
+use std::time::Duration;
+
+use http::{Method, request};
+use serde_json::json;
+use weft_proto::v1::Instance;
+
+use crate::Agent;
+use crate::answer::{self, Answered};
+use crate::checks::state::{MAX_OUTPUT, Status, Thresholds};
+use crate::checks::target::Own;
+use crate::checks::{Definition, Kind};
+use crate::decode::Fields;
+use crate::definitions;
+use crate::query::Query;
+use crate::refused::Refused;
+
+/// The check that Consul's own servers keep for each node.
+const SERF: &str = "serfHealth";
+/// A check that is written is never probed: it stays as it was written, for as long as anybody lives.
+const FOREVER: Duration = Duration::from_secs(100 * 365 * 86_400);
+
+/// Whether a request writes into the catalog.
+pub fn is_write(head: &request::Parts) -> bool {
+    head.method == Method::PUT && matches!(head.uri.path(), "/v1/catalog/register" | "/v1/catalog/deregister")
+}
+
+/// What is written of a node.
+#[derive(Debug)]
+pub enum Written {
+    /// `catalog/register`: an instance and checks; nothing but the node itself is no change.
+    Register {
+        /// The instance, but for its checks.
+        service: Option<Box<Instance>>,
+        /// Checks with their status and output.
+        checks: Vec<Check>,
+    },
+    /// `catalog/deregister` of a service, by its id.
+    Service(String),
+    /// The same of a check.
+    Check(String),
+}
+
+/// A check, as it is written.
+#[derive(Debug)]
+pub struct Check {
+    /// What is registered.
+    pub definition: Definition,
+    /// Its output.
+    pub output: String,
+}
+
+/// What a request writes of the agent's own node, called `node`; `None`: it is of another node or data center.
+///
+/// # Errors
+/// When it is of this node and cannot be done, in Consul's words where it has them.
+pub fn written(path: &str, body: &[u8], node: &str, datacenter: &str, own: Own) -> Result<Option<Written>, Refused> {
+    // What is no object is refused by the control plane, which reads the rest of them.
+    let Ok(mut fields) = Fields::of_body("the registration", body) else { return Ok(None) };
+    let mut text = |key: &str| fields.text(key).unwrap_or_default();
+    let (of, dc) = (text("node"), text("datacenter"));
+    if !of.eq_ignore_ascii_case(node) || !(dc.is_empty() || dc == datacenter) {
+        return Ok(None);
+    }
+    let written = if path.ends_with("/deregister") { removal(&mut fields, node) } else { entry(&mut fields, own) };
+    written.map(Some).map_err(Refused::bad)
+}
+
+fn removal(fields: &mut Fields, node: &str) -> Result<Written, String> {
+    let (service, check) = (fields.text("serviceid")?, fields.text("checkid")?);
+    match (service.as_str(), check.as_str()) {
+        ("", "") => Err(format!("the node {node} is alive: it leaves the catalog when its sidecar ends")),
+        ("", _) => Ok(Written::Check(check)),
+        (_, _) => Ok(Written::Service(service)),
+    }
+}
+
+fn entry(fields: &mut Fields, own: Own) -> Result<Written, String> {
+    definitions::own_address(&fields.text("address")?, own).map_err(|e| e.replace("service address", "address"))?;
+    if fields.means("nodemeta") {
+        return Err("NodeMeta: the metadata of this node are the labels of its sidecar (--label)".into());
+    }
+    // Consul's tools write back what they have read.
+    for field in ["id", "taggedaddresses", "skipnodeupdate", "locality"] {
+        fields.means(field);
+    }
+    let service =
+        fields.object("service", "Service")?.map(|mut given| service(&mut given, own).map(Box::new)).transpose()?;
+    let mut given: Vec<Fields> = fields.object("check", "Check")?.into_iter().collect();
+    given.extend(fields.objects("checks", "Checks")?);
+    let checks = given.into_iter().map(|mut given| check(&mut given)).collect::<Result<Vec<_>, _>>()?;
+    Ok(Written::Register { service, checks: checks.into_iter().filter(|c| c.definition.id != SERF).collect() })
+}
+
+fn service(fields: &mut Fields, own: Own) -> Result<Instance, String> {
+    let name = fields.text("service")?;
+    if name.trim().is_empty() {
+        return Err("Must provide service name (Service.Service)".into());
+    }
+    definitions::instance(fields, name, own)
+}
+
+fn check(fields: &mut Fields) -> Result<Check, String> {
+    let (mut id, mut name) = (fields.text("checkid")?, fields.text("name")?);
+    if id.is_empty() {
+        id.clone_from(&name);
+    }
+    if id.is_empty() {
+        return Err("Must provide a check's CheckID or Name".into());
+    }
+    if name.is_empty() {
+        name.clone_from(&id);
+    }
+    let status = fields.text("status")?;
+    let initial = match status.as_str() {
+        "" => Status::Critical,
+        word => Status::parse(word).ok_or("Status for checks must 'passing', 'warning', 'critical'")?,
+    };
+    let definition = Definition {
+        id,
+        name,
+        notes: fields.text("notes")?,
+        service_id: fields.text("serviceid")?,
+        kind: Kind::Ttl(FOREVER),
+        interval: Duration::ZERO,
+        timeout: Duration::ZERO,
+        initial,
+        thresholds: Thresholds::default(),
+        max_output: MAX_OUTPUT,
+        deregister_after: None,
+    };
+    Ok(Check { definition, output: fields.text("output")? })
+}
+
+/// Writes it.
+///
+/// # Errors
+/// The registry's reason for refusing it.
+pub async fn write(agent: &Agent, written: Written, query: &Query) -> Result<Answered, Refused> {
+    let local = &agent.local;
+    match written {
+        Written::Register { service, checks } => {
+            if let Some(service) = service {
+                local.register(*service, Vec::new(), false).await?;
+            }
+            for Check { definition, output } in checks {
+                put_check(agent, definition, output).await?;
+            }
+        }
+        // What is not there is no error.
+        Written::Service(id) if local.service(&id).is_err() => {}
+        Written::Service(id) => local.deregister(&id).await?,
+        Written::Check(id) if kind_of(agent, &id).is_none() => {}
+        Written::Check(id) => local.deregister_check(&id).await?,
+    }
+    Ok(answer::json(&json!(true), query))
+}
+
+/// One that is probed stays what its probe finds, as Consul's agent would correct it; the others say what is written.
+async fn put_check(agent: &Agent, definition: Definition, output: String) -> Result<(), Refused> {
+    let (id, status) = (definition.id.clone(), definition.initial);
+    match kind_of(agent, &id).as_deref() {
+        Some("ttl") => {}
+        Some(_) => return Ok(()),
+        None => agent.local.register_check(definition).await?,
+    }
+    agent.local.report_ttl(&id, status, output).await
+}
+
+fn kind_of(agent: &Agent, check_id: &str) -> Option<String> {
+    agent.local.checks().into_iter().find(|check| check.check_id == check_id).map(|check| check.r#type)
+}
