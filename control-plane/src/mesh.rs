@@ -137,6 +137,7 @@ struct State {
     locks: locks::Sessions,
     queries: documents::Documents,
     events_fired: documents::Documents,
+    config_entries: documents::Documents,
     /// Pairs whose lock may not be taken yet, by key in the store.
     delays: HashSet<String>,
     /// By key in the store.
@@ -192,6 +193,7 @@ impl Mesh {
                 locks: locks::Sessions::new(watch.revision),
                 queries: documents::Documents::new(watch.revision),
                 events_fired: documents::Documents::new(watch.revision),
+                config_entries: documents::Documents::new(watch.revision),
                 delays: HashSet::new(),
                 api_policies: BTreeMap::new(),
                 folder: Arc::default(),

@@ -14,6 +14,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         ("a_clock_that_jumps_removes_nobody", clock),
         ("nonsense_is_refused_and_nothing_is_lost", nonsense),
         ("a_sidecar_whose_token_names_another_identity_joins_anew", another_identity),
+        ("consuls_config_entries_route_requests", config_entries),
         ("a_service_without_a_port_is_found_by_name_and_is_no_endpoint", portless),
     ]
 }
@@ -218,5 +219,50 @@ fn portless() -> Result<()> {
         let answer = front.curl(&["-f", "http://order/"])?;
         ensure!(answer.contains("sa/frontend"), "{answer}");
     }
+    Ok(())
+}
+
+/// A service-resolver and a service-splitter, written by a program with a token beside its sidecar.
+fn config_entries() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    let _instances = ["v1", "v2"]
+        .map(|version| {
+            mesh.instance(&format!("order-{version}"), "order", 8080, &["--label", &format!("version={version}")])
+        })
+        .into_iter()
+        .collect::<Result<Vec<_>>>()?;
+    let (front, _sidecar) = mesh.client("frontend")?;
+    let token = mesh.weftctl(&["token", "create", "--api", "--service", "order"])?;
+    let header = format!("X-Consul-Token: {}", token.trim());
+    let put = |body: &str| {
+        let url = "http://127.0.0.1:8500/v1/config";
+        front.curl(&["-w", " %{http_code}", "-X", "PUT", "-H", &header, "-d", body, url])
+    };
+    let served = |wanted: [bool; 2]| {
+        wait_for("the routes", Duration::from_secs(10), || {
+            let answers: Vec<String> = (0..20).map(|_| front.curl(&["-f", "http://order/"])).collect::<Result<_>>()?;
+            let seen = ["order-v1", "order-v2"].map(|name| answers.iter().any(|answer| answer.contains(name)));
+            ensure!(seen == wanted, "{seen:?}, not {wanted:?}");
+            Ok(())
+        })
+    };
+    served([true, true])?;
+    let subsets =
+        r#""Subsets":{"v1":{"Filter":"Service.Meta.version == v1"},"v2":{"Filter":"Service.Meta.version == v2"}}"#;
+    let resolver = format!(r#"{{"Kind":"service-resolver","Name":"order","DefaultSubset":"v2",{subsets}}}"#);
+    let answer = put(&resolver)?;
+    ensure!(answer == "true 200", "{answer}");
+    served([false, true])?;
+    let split = r#"{"Kind":"service-splitter","Name":"order","Splits":[{"Weight":100,"ServiceSubset":"v1"}]}"#;
+    ensure!(put(split)? == "true 200");
+    served([true, false])?;
+    let refused = put(&resolver.replace("\"DefaultSubset\":\"v2\"", "\"Failover\":{\"*\":{\"Service\":\"x\"}}"))?;
+    ensure!(refused.ends_with("400") && refused.starts_with("Failover:"), "{refused}");
+    for kind in ["service-splitter", "service-resolver"] {
+        let url = format!("http://127.0.0.1:8500/v1/config/{kind}/order");
+        front.curl(&["-f", "-X", "DELETE", "-H", &header, &url])?;
+    }
+    served([true, true])?;
+    ensure!(mesh.weftctl(&["get", "-o", "name"])?.is_empty(), "nothing is left");
     Ok(())
 }

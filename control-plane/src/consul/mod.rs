@@ -8,6 +8,7 @@ mod authorize;
 mod block;
 pub mod caller;
 mod catalog;
+mod config;
 pub mod connect;
 mod coordinates;
 mod elsewhere;
@@ -75,6 +76,8 @@ async fn write(
         Endpoint::Query(id) if method == Method::DELETE => queries::delete(consul, caller, &id).await,
         Endpoint::Query(id) => queries::update(consul, caller, &id, body).await,
         Endpoint::EventFire(name) => events::fire(consul, caller, &name, query, body).await,
+        Endpoint::Config => config::put(consul, caller, query, body).await,
+        Endpoint::ConfigEntry(kind, name) => config::delete(consul, caller, &kind, &name, query).await,
         Endpoint::Transaction => txn::transact(consul, caller, query, body).await,
         _ => Err(Refused::bad("not a write endpoint")),
     }

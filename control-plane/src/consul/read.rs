@@ -14,7 +14,7 @@ use super::block::block;
 use super::route::Endpoint;
 use super::select::{self, Row, rows};
 use super::sessions::Wanted;
-use super::{Caller, Consul, authorize, coordinates, events, pairs, queries, sessions, shapes};
+use super::{Caller, Consul, authorize, config, coordinates, events, pairs, queries, sessions, shapes};
 use crate::mesh::Topic;
 use crate::world::{Instance, World, fqdn};
 
@@ -47,11 +47,8 @@ pub(super) async fn read(
         Endpoint::IntentionsMatch => return authorize::matching(query),
         Endpoint::IntentionsCheck => return authorize::check(query),
         Endpoint::IntentionExact => return Err(Refused::new(StatusCode::NOT_FOUND, "Intention not found")),
-        Endpoint::ConfigEntries(_) => return Ok(answer::indexed(&json!([]), 1, query)),
-        Endpoint::ConfigEntry(kind, name) => {
-            let text = format!("Config entry not found for \"{kind}\" / \"{name}\"");
-            return Err(Refused::new(StatusCode::NOT_FOUND, text));
-        }
+        Endpoint::ConfigEntries(kind) => return config::read(consul, caller, &kind, None, query).await,
+        Endpoint::ConfigEntry(kind, name) => return config::read(consul, caller, &kind, Some(&name), query).await,
         Endpoint::CatalogDatacenters => return Ok(answer::json(&json!(consul.federation.datacenters()), query)),
         Endpoint::StatusLeader => return Ok(answer::json(&json!(leader(consul, caller)), query)),
         Endpoint::StatusPeers => return Ok(answer::json(&json!([leader(consul, caller)]), query)),
@@ -73,6 +70,7 @@ pub(super) async fn read(
         | Endpoint::Authorize
         | Endpoint::Transaction
         | Endpoint::EventFire(_)
+        | Endpoint::Config
         | Endpoint::CatalogDeregister => {
             return Err(Refused::bad("not a read endpoint"));
         }

@@ -49,7 +49,9 @@ pub enum Endpoint {
     IntentionsCheck,
     /// `connect/intentions/exact`
     IntentionExact,
-    /// `config/:kind`: there are none.
+    /// `config`, which is written
+    Config,
+    /// `config/:kind`
     ConfigEntries(String),
     /// `config/:kind/:name`
     ConfigEntry(String, String),
@@ -101,7 +103,8 @@ impl Endpoint {
             Endpoint::Queries => "GET,POST",
             Endpoint::Query(_) => "GET,PUT,DELETE",
             Endpoint::EventFire(_) => "PUT",
-            Endpoint::Transaction => "PUT",
+            Endpoint::Transaction | Endpoint::Config => "PUT",
+            Endpoint::ConfigEntry(..) => "GET,DELETE",
             Endpoint::SessionCreate | Endpoint::SessionDestroy(_) | Endpoint::SessionRenew(_) => "PUT",
             _ => "GET",
         }
@@ -139,17 +142,12 @@ const NAMED: [Named; 15] = [
 ];
 
 /// What Consul has and this mesh has not, by the beginning of the path, and what there is instead.
-const REFUSED: [(&str, &str); 10] = [
+const REFUSED: [(&str, &str); 9] = [
     ("acl", "what a sidecar may do is said by its join token (weftctl token create)"),
     ("operator", "there are no servers to operate; weftctl status shows the mesh"),
     ("snapshot", "back up by weftctl snapshot save"),
     ("peering", "clusters are not peered"),
     ("peerings", "clusters are not peered"),
-    (
-        "config",
-        "routes, splits and failover are Istio's documents (weftctl apply): a service-router and a service-splitter are a \
-         VirtualService, a service-resolver is the subsets and outlierDetection of a DestinationRule",
-    ),
     (
         "connect/intentions",
         "Action: the mesh has no authorization policies yet, so that nothing is denied; who is called by whom is proved by \
@@ -188,7 +186,8 @@ pub fn route(method: &Method, path: &str) -> Result<Endpoint, Missed> {
         "connect/intentions/match" => Endpoint::IntentionsMatch,
         "connect/intentions/check" => Endpoint::IntentionsCheck,
         "connect/intentions/exact" if method == Method::GET => Endpoint::IntentionExact,
-        _ if method == Method::GET && short.starts_with("config/") => config(&short[7..])?,
+        "config" => Endpoint::Config,
+        _ if short.starts_with("config/") => config(&short[7..])?,
         "session/create" => Endpoint::SessionCreate,
         "session/list" => Endpoint::SessionList,
         "kv" => Endpoint::Pair(String::new()),
@@ -308,7 +307,6 @@ mod tests {
             (Method::PUT, "/v1/connect/intentions/exact", 501, "no authorization policies yet"),
             (Method::POST, "/v1/connect/intentions", 501, "no authorization policies yet"),
             (Method::GET, "/v1/connect/ca/configuration", 501, "only ca/roots"),
-            (Method::PUT, "/v1/config", 501, "a service-router and a service-splitter are a VirtualService"),
             (Method::GET, "/v1/config/service-raptor", 400, "invalid config entry kind"),
             (Method::PUT, "/v1/coordinate/update", 501, "coordinates are fixed"),
             (Method::GET, "/v1/agent/connect/ca/leaf/order", 501, "--connect-leaf"),

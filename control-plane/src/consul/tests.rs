@@ -1,6 +1,7 @@
 //! The API as a caller sees it, over a mesh with a store of its own.
 
 mod catalog;
+mod config;
 mod mesh;
 mod queries;
 mod txn;

@@ -1,4 +1,5 @@
-//! Small JSON documents of Consul's API that the store keeps and nothing in the mesh acts on: prepared queries and events.
+//! Small JSON documents of Consul's API that the store keeps and nothing in the mesh acts on: prepared queries, events, and
+//! config entries, of which policies are made.
 //!
 //! Each namespace has its own. Keys of the store are `<namespace>/<id>`.
 
@@ -13,6 +14,8 @@ use crate::store::{Condition, Op, Record, Table};
 
 /// Prepared queries of all namespaces.
 const MAX_QUERIES: usize = 10_000;
+/// Config entries of all namespaces.
+const MAX_CONFIG_ENTRIES: usize = 10_000;
 /// Events of a namespace that are remembered: Consul's agents remember as many.
 const MAX_EVENTS: usize = 256;
 
@@ -118,6 +121,46 @@ impl Mesh {
                 return Err(format!("name {name:?} aliases an existing query name").into());
             }
             Ok(Step::Do(vec![condition], vec![Op::put(Table::Queries, key.clone(), value.to_string())]))
+        })
+        .await
+    }
+
+    /// Reads the config entries.
+    pub fn read_config<T>(&self, f: impl FnOnce(&Documents) -> T) -> T {
+        f(&self.lock().config_entries)
+    }
+
+    /// Waits until the index of config entries is another; `wait` at most.
+    pub async fn wait_for_config(&self, index: u64, wait: Duration) {
+        self.wait_until_not(&[Topic::ConfigEntries], index, wait, |state| state.config_entries.index()).await;
+    }
+
+    /// Writes a config entry; `None`: deletes it. `only`: where its index is this, 0: where there is none. False: it is not.
+    ///
+    /// # Errors
+    /// When there are too many, or the store refuses.
+    pub async fn put_config(
+        &self,
+        namespace: &str,
+        id: &str,
+        value: Option<&Value>,
+        only: Option<u64>,
+    ) -> Result<bool, Refusal> {
+        let key = path(namespace, id);
+        self.change(|state: &State| {
+            let modified = state.config_entries.get(namespace, id).map_or(0, |held| held.modify_index);
+            if only.is_some_and(|only| only != modified) {
+                return Ok(Step::No);
+            }
+            if modified == 0 && value.is_some() && state.config_entries.all.len() >= MAX_CONFIG_ENTRIES {
+                return Err(format!("there are {MAX_CONFIG_ENTRIES} config entries already").into());
+            }
+            let condition = Condition::unchanged(Table::ConfigEntries, &key, modified);
+            let op = match value {
+                Some(value) => Op::put(Table::ConfigEntries, key.clone(), value.to_string()),
+                None => Op::delete(Table::ConfigEntries, key.clone()),
+            };
+            Ok(Step::Do(vec![condition], vec![op]))
         })
         .await
     }

@@ -74,6 +74,7 @@ impl Mesh {
             .chain(state.locks.paths().flat_map(|p| [Table::Sessions, Table::SessionAlive].map(|t| (t, p.clone()))))
             .chain(state.queries.paths().map(|path| (Table::Queries, path.clone())))
             .chain(state.events_fired.paths().map(|path| (Table::Events, path.clone())))
+            .chain(state.config_entries.paths().map(|path| (Table::ConfigEntries, path.clone())))
             .chain(state.world.told().map(|(name, ..)| (Table::Remotes, name.to_owned())))
             .chain(state.delays.iter().map(|path| (Table::LockDelays, path.clone())))
             .collect()
@@ -159,6 +160,10 @@ impl Applying {
             Table::Events => {
                 self.woken.insert(Topic::Events);
                 state.events_fired.follow(key.clone(), record, revision)
+            }
+            Table::ConfigEntries => {
+                self.woken.insert(Topic::ConfigEntries);
+                state.config_entries.follow(key.clone(), record, revision)
             }
             Table::Secrets => Ok(()),
         };

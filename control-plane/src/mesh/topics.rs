@@ -25,6 +25,8 @@ pub enum Topic {
     Queries,
     /// Events.
     Events,
+    /// Config entries.
+    ConfigEntries,
 }
 
 /// Those who wait, by topic. As large as the number of those.

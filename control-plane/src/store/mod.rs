@@ -43,11 +43,13 @@ pub enum Table {
     Queries,
     /// Consul's events, by `<namespace>/<id>`.
     Events,
+    /// Consul's config entries, by `<namespace>/<kind>/<name>`.
+    ConfigEntries,
 }
 
 impl Table {
     /// All of them.
-    pub const ALL: [Table; 13] = [
+    pub const ALL: [Table; 14] = [
         Table::Registrations,
         Table::Nodes,
         Table::Alive,
@@ -61,6 +63,7 @@ impl Table {
         Table::Remotes,
         Table::Queries,
         Table::Events,
+        Table::ConfigEntries,
     ];
 
     /// Its name, which keys begin with.
@@ -79,6 +82,7 @@ impl Table {
             Table::Remotes => "remotes",
             Table::Queries => "queries",
             Table::Events => "events",
+            Table::ConfigEntries => "config-entries",
         }
     }
 

@@ -93,6 +93,32 @@ impl Fields {
         }
     }
 
+    /// A number, with a fraction or without; absent: 0.
+    ///
+    /// # Errors
+    /// When it is something else.
+    pub fn decimal(&mut self, key: &str) -> Result<f64, String> {
+        match self.take(key) {
+            None => Ok(0.0),
+            Some(value) => match value.as_f64() {
+                Some(number) => Ok(number),
+                None => self.wrong(key, "a number", &value),
+            },
+        }
+    }
+
+    /// A list of anything; absent: empty.
+    ///
+    /// # Errors
+    /// When it is something else.
+    pub fn list(&mut self, key: &str) -> Result<Vec<Value>, String> {
+        match self.take(key) {
+            None => Ok(Vec::new()),
+            Some(Value::Array(all)) => Ok(all),
+            Some(other) => self.wrong(key, "a list", &other),
+        }
+    }
+
     /// True or false; absent: false.
     ///
     /// # Errors
@@ -225,6 +251,21 @@ impl Fields {
         self.values.is_empty()
     }
 
+    /// Refuses what nobody took, unless it is Go's zero value; `place` is before its name.
+    ///
+    /// # Errors
+    /// Names the first such field.
+    pub fn refuse_rest(mut self, place: &str) -> Result<(), String> {
+        let keys: Vec<String> = self.values.keys().cloned().collect();
+        for key in keys {
+            let name = self.values.get(&key).map(|(name, _)| name.clone()).unwrap_or_default();
+            if self.means(&key) {
+                return Err(format!("{place}{name}: this field is not supported here"));
+            }
+        }
+        Ok(())
+    }
+
     /// Says in the log what nobody took.
     pub fn finish(self) {
         let unknown: Vec<&str> = self.values.values().map(|(name, _)| name.as_str()).collect();
@@ -289,6 +330,9 @@ mod tests {
         assert_eq!(fields.text("id").unwrap(), "");
         assert_eq!(fields.text_map("taggedaddresses").unwrap()["LAN_x"], "1", "data keeps its case");
         assert!(!fields.is_empty(), "the unknown one is left");
+        assert_eq!(fields.refuse_rest("a.").unwrap_err(), "a.Nonsense: this field is not supported here");
+        let zeros = Fields::of_body("a service", br#"{"a":"","b":0,"c":[]}"#).unwrap();
+        assert_eq!(zeros.refuse_rest(""), Ok(()));
         assert!(Fields::of_body("a service", b" ").unwrap().is_empty());
         for bad in [&b"[1]"[..], b"{", b"\"x\""] {
             assert!(Fields::of_body("a service", bad).is_err());
