@@ -32,10 +32,15 @@ impl State {
         self.nodes.get(name).filter(|_| ours).ok_or(Refusal::SessionOver)
     }
 
-    /// An instance at this address and port of another node than `name` whose sidecar is connected here. A node that has gone
-    /// is not in the way of its successor.
+    /// An instance at this address and port of another node than `name` whose sidecar is connected here, as that of `name` is. A
+    /// node that has gone is not in the way of its successor.
     fn connected_at(&self, address: IpAddr, port: u32, name: &str) -> Option<&Instance> {
-        let lives = |node: &str| self.sessions.get(node).is_some_and(|held| held.connected);
+        // A program without a sidecar has no identity, and several may say the same.
+        let is_sidecar = |node: &str| self.nodes.get(node).is_some_and(|node| !node.identity.is_empty());
+        let lives = |node: &str| is_sidecar(node) && self.sessions.get(node).is_some_and(|held| held.connected);
+        if !is_sidecar(name) {
+            return None;
+        }
         let there = self.world.at_address(address).map(AsRef::as_ref);
         there.filter(|i| port != 0 && u32::from(i.port) == port && i.node != name).find(|i| lives(&i.node))
     }
