@@ -170,8 +170,10 @@ impl Client {
             let stream = if switching { conn.io.take() } else { None };
             (conn.begin(answer.framing), stream.map(|io| Rewind::new(std::mem::take(&mut conn.pending), io)))
         };
-        self.keep_alive = answer.keep_alive && failed.is_none();
-        if let Some(mut outgoing) = sending {
+        // An endpoint that did not want the body does not get it, and cannot tell where the next request would begin.
+        let unwanted = held.is_some();
+        self.keep_alive = answer.keep_alive && failed.is_none() && !unwanted;
+        if let Some(mut outgoing) = sending.filter(|_| !unwanted) {
             // The answer came first. Whoever reads it may not ask for more until the request has gone.
             let conn = self.conn.clone();
             let task = tokio::spawn(async move {

@@ -406,6 +406,28 @@ async fn the_endpoint_decides_whether_the_body_of_an_expecting_request_is_sent()
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_body_that_the_endpoint_does_not_want_is_not_sent() {
+    let (mut client, mut peer) = endpoint().await;
+    let (mut feed, received) = fed();
+    feed.write_all(EXPECTING).await.unwrap();
+    let (parts, body) = received.await;
+    let (body, origin) = (Replay::new(body), Bytes::new());
+    let sending = client.send(&parts, &origin, body.attempt().unwrap(), None);
+    let (answer, ()) = tokio::join!(sending, async {
+        read_head(&mut peer).await;
+        peer.write_all(b"HTTP/1.1 417 Expectation Failed\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+    });
+    assert_eq!(answer.unwrap().status(), 417);
+    feed.write_all(b"hi").await.unwrap();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert!(!client.is_reusable(), "the next request would be read as the body");
+    drop(client);
+    let mut rest = Vec::new();
+    peer.read_to_end(&mut rest).await.unwrap();
+    assert!(rest.is_empty(), "{}", String::from_utf8_lossy(&rest));
+}
+
+#[tokio::test(start_paused = true)]
 async fn interim_responses_are_passed_on_to_clients_that_know_them() {
     let hints = "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\nContent-Length: 3\r\nConnection: x\r\nX: y\r\n\r\n";
     let (mut near, mut peer) = chain().await;

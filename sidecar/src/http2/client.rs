@@ -175,7 +175,8 @@ impl Client {
             parts.headers.remove(CONTENT_LENGTH);
         }
         let mut incoming = Incoming::http2(received, &parts.headers);
-        if let Some(mut outgoing) = sending {
+        // An endpoint that did not want the body does not get it.
+        if let Some(mut outgoing) = sending.filter(|_| held.is_none()) {
             // The answer came first. Whoever reads it may not ask for more until the request has gone.
             let rest = tokio::spawn(async move {
                 if let Err(SendError::Body(_)) = poll_fn(|cx| outgoing.poll_send(cx)).await {
