@@ -237,7 +237,7 @@ async fn what_is_not_of_the_agent_is_passed_on() {
 async fn what_is_not_there_says_so() {
     let pod = pod();
     for (method, uri, status, text) in [
-        ("GET", "/v1/agent/host", 501, "/v1/agent/host of Consul's API is not supported"),
+        ("GET", "/v1/agent/monitor", 501, "/v1/agent/monitor of Consul's API is not supported"),
         ("GET", "/ui/", 404, "no such page"),
         ("POST", "/v1/agent/service/register", 405, "method POST not allowed"),
         ("GET", "/v1/health/service/a?index=x", 400, "Invalid index"),
