@@ -1,8 +1,10 @@
 //! Consul's HTTP API, as much of it as is of the mesh and not of one agent: one answer for all callers, whether a sidecar
 //! passes their requests on (`crate::catalog`) or they come to a listener of the control plane.
 //!
-//! [`route`] finds the endpoint, [`caller`] says what the one who asks may see and do, `select` the instances and nodes that a query means, `block` waits, `read` and `shapes`
-//! answer; `pairs` and `sessions` are the key-value store with its locks. What agents need too (queries, filters, headers, refusals) is `weft_agent`'s.
+//! [`route`] finds the endpoint, [`caller`] says what the caller may see and do, `select` the instances and nodes that a query
+//! means, `block` waits, `read` and `shapes` answer; `pairs` and `sessions` are the key-value store with its locks, `txn` its
+//! transactions, `queries` and `events` the prepared queries and events, `config` the config entries, which become policies. What
+//! agents need too (queries, filters, headers, refusals) is `weft_agent`'s.
 
 mod authorize;
 mod block;

@@ -5,8 +5,8 @@
 //! [`forward::Source`] answers for the rest of the mesh, and [`checks::Sockets`] opens the connections of health checks.
 //!
 //! [`listen`] serves, [`route`] finds the endpoint, [`definitions`] and [`decode`] read what clients send, [`local`] keeps
-//! what is registered here, over restarts by way of [`saved`], and [`forward`] passes the rest on; [`read`], [`shapes`] and
-//! [`answer`] answer; [`eureka`] says the same in Eureka's words. The control plane uses what is not of one agent: [`listen`], [`query`], [`decode`], [`filter`],
+//! what is registered here, over restarts by way of [`saved`], and [`forward`] passes the rest on, but for what is written of
+//! the own node ([`catalog`]); [`read`], [`inside`], [`shapes`] and [`answer`] answer; [`path`] cleans paths as Consul's server does; [`eureka`] says the same in Eureka's words. The control plane uses what is not of one agent: [`listen`], [`query`], [`decode`], [`filter`],
 //! [`answer`], [`refused`], Eureka's documents, and the shapes that both show.
 
 pub mod answer;

@@ -13,7 +13,8 @@ pub struct Config {
     /// Control plane, host:port; several are tried in turn.
     #[arg(long = "control-plane", env = "WEFT_CONTROL_PLANE", value_delimiter = ',', required = true)]
     pub control_planes: Vec<String>,
-    /// File with a join token (`weftctl token create`); read again at each use.
+    /// File with a join token (`weftctl token create`); read again at each use. At the start it is compared with the saved
+    /// certificate: one for another identity, other services or another mesh is joined with anew.
     #[arg(long, env = "WEFT_TOKEN_FILE")]
     pub token_file: Option<PathBuf>,
     /// Folder that certificate and last state are kept in (0600), so that a restart needs no control plane.
@@ -129,7 +130,8 @@ pub struct GatewayConfig {
     /// Control plane, host:port; several are tried in turn.
     #[arg(long = "control-plane", env = "WEFT_CONTROL_PLANE", value_delimiter = ',', required = true)]
     control_planes: Vec<String>,
-    /// File with a join token (`weftctl token create`); read again at each use.
+    /// File with a join token (`weftctl token create`); read again at each use. At the start it is compared with the saved
+    /// certificate: one for another identity, other services or another mesh is joined with anew.
     #[arg(long, env = "WEFT_TOKEN_FILE")]
     token_file: Option<PathBuf>,
     /// Folder that certificate and last state are kept in (0600).
