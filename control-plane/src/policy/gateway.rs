@@ -1,6 +1,6 @@
 //! Gateway: where a load balancer for callers outside the mesh listens, and for which hosts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use weft_proto::v1;
 
@@ -71,7 +71,7 @@ pub(crate) const SHAPE: Shape = &[
 
 /// Reads `spec`.
 pub(crate) fn decode(spec: &Fields<'_>) -> Gateway {
-    let selector = spec.string_map("selector");
+    let selector = spec.labels("selector");
     if selector.is_empty() {
         let text = "`selector` is required: labels of the gateways that this is for, such as {istio: ingressgateway}";
         spec.error("selector", text);
@@ -79,6 +79,12 @@ pub(crate) fn decode(spec: &Fields<'_>) -> Gateway {
     let servers: Vec<Server> = spec.objects("servers").iter().map(server).collect();
     if servers.is_empty() {
         spec.error("servers", "`servers` must have at least one server");
+    }
+    let mut named = HashSet::new();
+    for port in spec.objects("servers").iter().filter_map(|server| server.object("port")) {
+        if let Some(name) = port.string("name").filter(|name| !named.insert(name.clone())) {
+            port.error("name", format!("port name `{name}` is given twice: each server's port has a name of its own"));
+        }
     }
     Gateway { selector, servers }
 }
@@ -88,8 +94,9 @@ fn server(fields: &Fields<'_>) -> Server {
     fields.require("hosts");
     let (mut port, mut protocol) = (0, None);
     if let Some(given) = fields.object("port") {
-        given.require("number");
-        given.require("protocol");
+        for name in ["number", "protocol", "name"] {
+            given.require(name);
+        }
         port = given.port("number").unwrap_or_default();
         protocol = given.string("protocol").map(|text| text.to_ascii_uppercase());
         let known = ["HTTP", "HTTP2", "GRPC", "GRPC-WEB", "HTTPS", "TLS", "TCP"];
@@ -137,11 +144,10 @@ fn server(fields: &Fields<'_>) -> Server {
         let named = namespace.as_deref().is_none_or(|namespace| namespace == "." || names::is_label(namespace));
         if !named || (host != "*" && !names::is_host_or_wildcard(&host)) {
             fields.error_at(place, format!("`{text}` is not a host: [namespace/]name, *.suffix or *"));
+        } else if host != "*" && !host.contains('.') {
+            fields.error_at(place, format!("`{text}`: {}", names::NOT_SHORT));
         }
         hosts.push((namespace, host.to_ascii_lowercase()));
-    }
-    if fields.has("hosts") && hosts.is_empty() {
-        fields.error("hosts", "`hosts` must name at least one host; * is any");
     }
     let auto_passthrough = protocol == v1::GatewayProtocol::GatewayTls && mode == Mode::AutoPassthrough;
     let name = fields.string("name").unwrap_or_default();
@@ -186,6 +192,14 @@ fn termination(tls: &Fields<'_>, mode: Mode) -> v1::GatewayTls {
             .unwrap_or(false),
     };
     let files = !found.server_certificate.is_empty() && !found.private_key.is_empty();
+    if !found.credential_name.is_empty() {
+        for name in ["serverCertificate", "privateKey"].into_iter().filter(|name| tls.has(name)) {
+            tls.error(
+                name,
+                format!("`{name}` and `credentialName` exclude each other: a credential has its own files"),
+            );
+        }
+    }
     if found.credential_name.is_empty() && !files {
         let text =
             "a certificate is needed: `credentialName`, or `serverCertificate` and `privateKey` (files of the gateway)";
@@ -252,7 +266,7 @@ mod tests {
             (format!("{port}, hosts: [a], tls: {{credentialName: ../a}}"), "is the name of a folder"),
             (format!("{port}, hosts: [a], tls: {{mode: ISTIO_MUTUAL}}"), "mode ISTIO_MUTUAL is not supported yet"),
             (format!("{port}, hosts: [a b], tls: {{credentialName: a}}"), "`a b` is not a host"),
-            (format!("{port}, hosts: [], tls: {{credentialName: a}}"), "must name at least one host"),
+            (format!("{port}, hosts: [], tls: {{credentialName: a}}"), "hosts` is required and must not be empty"),
             ("port: {number: 1, protocol: HTTP}, hosts: [a], tls: {credentialName: c}".to_owned(), "plaintext server"),
             ("port: {number: 1, protocol: HTTP}, hosts: [a], bind: 1.2.3.4".to_owned(), "is not supported yet"),
         ] {

@@ -184,6 +184,27 @@ fn document(decoder: &Decoder<'_>, file: &str, found: YamlDocument) -> Option<Do
         let text = format!("no effect on the mesh: that has what is in namespace {ROOT_NAMESPACE} or istio-system");
         decoder.report(Severity::Warning, Code::Ineffective, top.place, "metadata", text);
     }
+    if let Some(export) = object.export()
+        && export.is_private()
+        && export.namespaces().into_iter().flatten().any(|name| name == namespace)
+    {
+        let text = format!("`.` and `{namespace}` are the same namespace: give only one of them");
+        match kind {
+            Kind::Service => {
+                decoder.report(Severity::Error, Code::InvalidValue, top.place, "metadata.annotations", text)
+            }
+            _ => spec.error("exportTo", text),
+        }
+    }
+    if kind == Kind::Gateway && !names::is_label(&name) {
+        decoder.report(
+            Severity::Error,
+            Code::InvalidValue,
+            top.place,
+            "metadata.name",
+            format!("the name of a Gateway {}", names::LABEL_RULE),
+        );
+    }
     let line = root.place.line;
     Some(Document { kind, namespace, name, object, yaml: text, file: file.to_owned(), line, created })
 }

@@ -24,6 +24,8 @@ fn head(kind: &str, spec: &str) -> String {
     format!("apiVersion: {group}v1\nkind: {kind}\nmetadata: {{name: a}}\nspec: {spec}\n")
 }
 
+mod istio;
+
 /// Each spec must be refused (or warned of) with the words beside it.
 fn refused(kind: &str, cases: &[(&str, &str)]) {
     for (spec, want) in cases {
@@ -220,7 +222,10 @@ fn kubernetes_services() {
             ("{clusterIP: None, ports: [{port: 1}]}", "`clusterIP: None` is not supported yet"),
             ("{ports: [{port: 1}, {port: 2}]}", "`ports[0].name` is required"),
             ("{ports: [{port: 53, protocol: UDP}]}", "warning: port 53 is left out"),
-            ("{ports: [{port: 80, targetPort: 0}]}", "`ports[0].targetPort` must be a whole number from 1 to 65535"),
+            (
+                "{ports: [{port: 80, targetPort: 65536}]}",
+                "`ports[0].targetPort` must be a whole number from 1 to 65535",
+            ),
             ("{ports: []}", "`ports` must name at least one port"),
         ],
     );

@@ -70,7 +70,7 @@ fn mistakes() {
         ("  egress: [{hosts: ['A/*']}]\n", "`A` is not a namespace"),
         ("  egress: [{hosts: ['./a b']}]\n", "`a b` is not a host name"),
         ("  egress: [{}]\n", "`egress[0].hosts` is required"),
-        ("  egress: [{hosts: []}]\n", "`hosts` must name at least one host"),
+        ("  egress: [{hosts: []}]\n", "hosts` is required and must not be empty"),
         ("  egress: [{hosts: ['*/*']}, {hosts: ['*/*']}]\n", "only the last entry of `egress` may be without `port`"),
         (
             "  egress: [{hosts: ['*/*'], captureMode: NONE}]\n",

@@ -35,11 +35,19 @@ pub(super) fn decode(fields: &Fields<'_>) -> RouteMatch {
     if http.ignore_uri_case && regex {
         fields.error("ignoreUriCase", "`ignoreUriCase` has no effect on a regex: begin the regex with (?i)");
     }
+    check_namespace(fields);
     RouteMatch {
         http,
-        source_labels: fields.string_map("sourceLabels"),
+        source_labels: fields.labels("sourceLabels"),
         source_namespace: fields.string("sourceNamespace").unwrap_or_default(),
         gateways: fields.strings("gateways").into_iter().map(|(gateway, _)| gateway).collect(),
+    }
+}
+
+/// Whether `sourceNamespace` may be one.
+pub(super) fn check_namespace(fields: &Fields<'_>) {
+    if let Some(name) = fields.string("sourceNamespace").filter(|name| !names::is_label(name)) {
+        fields.error("sourceNamespace", format!("namespace `{name}` {}", names::LABEL_RULE));
     }
 }
 
@@ -75,6 +83,13 @@ pub(super) fn string_match(fields: &Fields<'_>, empty_prefix: bool) -> v1::Strin
         Some(Kind::Prefix(prefix)) if prefix.is_empty() && !empty_prefix => {
             fields.error("prefix", "an empty prefix matches everything: leave the match out");
             Kind::Prefix(prefix)
+        }
+        Some(Kind::Regex(pattern)) if pattern.is_empty() => {
+            fields.error(
+                "regex",
+                "an empty regex matches the empty text alone: write `exact: \"\"`, or leave the match out",
+            );
+            Kind::Regex(pattern)
         }
         Some(Kind::Regex(pattern)) => {
             check_regex(fields, "regex", &pattern);

@@ -195,7 +195,7 @@ fn mistakes() {
             format!("  gateways: [g]\n  http:\n  - {{{route}}}\n"),
             "`gateways` needs `hosts`; without them it is a delegate",
         ),
-        (http(&format!("{{{route}, match: [{{port: 0}}]}}")), "must be a whole number from 1 to 65535"),
+        (http(&format!("{{{route}, match: [{{port: 65536}}]}}")), "must be a whole number from 1 to 65535"),
         (http(&format!("{{{route}, match: [{{gateways: [a/b/c]}}]}}")), "`a/b/c` is not a gateway"),
         (http(&format!("{{{route}, match: [{{withoutHeaders: {{'a b': {{}}}}}}]}}")), "`a b` is not a header name"),
         (http(&format!("{{{route}, match: [{{uri: {{exact: a, prefix: b}}}}]}}")), "give only one of"),
