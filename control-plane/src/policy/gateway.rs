@@ -10,7 +10,7 @@ use super::names;
 /// A Gateway's `spec`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Gateway {
-    /// Labels of the gateways that this is for.
+    /// Labels of the gateways that this is for; empty: all.
     pub selector: BTreeMap<String, String>,
     /// At least one.
     pub servers: Vec<Server>,
@@ -72,10 +72,6 @@ pub(crate) const SHAPE: Shape = &[
 /// Reads `spec`.
 pub(crate) fn decode(spec: &Fields<'_>) -> Gateway {
     let selector = spec.labels("selector");
-    if selector.is_empty() {
-        let text = "`selector` is required: labels of the gateways that this is for, such as {istio: ingressgateway}";
-        spec.error("selector", text);
-    }
     let servers: Vec<Server> = spec.objects("servers").iter().map(server).collect();
     if servers.is_empty() {
         spec.error("servers", "`servers` must have at least one server");
@@ -132,7 +128,16 @@ fn server(fields: &Fields<'_>) -> Server {
         fields.error("tls", "`tls` of a plaintext server may only have `httpsRedirect: true`");
     }
     if https_redirect && protocol != v1::GatewayProtocol::GatewayHttp {
-        fields.error("tls", "`httpsRedirect` is for servers of the protocol HTTP");
+        fields.warn("tls", "`httpsRedirect` has no effect but on servers of the protocol HTTP");
+    }
+    if let Some(tls) = tls.as_ref().filter(|_| protocol == v1::GatewayProtocol::GatewayTls) {
+        let certificates = ["credentialName", "serverCertificate", "privateKey", "caCertificates"];
+        for name in certificates.into_iter().filter(|name| tls.has(name)) {
+            let text = format!(
+                "`{name}` has no effect: without `mode: SIMPLE` or MUTUAL the gateway passes TLS on as it comes"
+            );
+            tls.warn(name, text);
+        }
     }
     let tls = tls.filter(|_| protocol == v1::GatewayProtocol::GatewayHttps).map(|tls| termination(&tls, mode));
     let mut hosts = Vec::new();
@@ -151,14 +156,16 @@ fn server(fields: &Fields<'_>) -> Server {
     }
     let auto_passthrough = protocol == v1::GatewayProtocol::GatewayTls && mode == Mode::AutoPassthrough;
     let name = fields.string("name").unwrap_or_default();
+    let https_redirect = https_redirect && protocol == v1::GatewayProtocol::GatewayHttp;
     Server { name, port, protocol, tls, https_redirect, auto_passthrough, hosts }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Mode {
-    #[default]
     Simple,
     Mutual,
+    /// The enum's first value in Istio: what a block without a mode means.
+    #[default]
     Passthrough,
     AutoPassthrough,
 }
@@ -234,6 +241,8 @@ mod tests {
             ("HTTPS", "tls: {mode: SIMPLE, credentialName: c}", v1::GatewayProtocol::GatewayHttps),
             ("HTTPS", "tls: {mode: PASSTHROUGH}", v1::GatewayProtocol::GatewayTls),
             ("TLS", "tls: {mode: PASSTHROUGH}", v1::GatewayProtocol::GatewayTls),
+            ("HTTPS", "tls: {}", v1::GatewayProtocol::GatewayTls),
+            ("TLS", "tls: {}", v1::GatewayProtocol::GatewayTls),
             ("TLS", "tls: {mode: AUTO_PASSTHROUGH}", v1::GatewayProtocol::GatewayTls),
             ("TCP", "", v1::GatewayProtocol::GatewayTcp),
         ] {
@@ -263,7 +272,7 @@ mod tests {
                 format!("{port}, hosts: [a], tls: {{mode: MUTUAL, serverCertificate: c, privateKey: k}}"),
                 "`caCertificates`",
             ),
-            (format!("{port}, hosts: [a], tls: {{credentialName: ../a}}"), "is the name of a folder"),
+            (format!("{port}, hosts: [a], tls: {{mode: SIMPLE, credentialName: ../a}}"), "is the name of a folder"),
             (format!("{port}, hosts: [a], tls: {{mode: ISTIO_MUTUAL}}"), "mode ISTIO_MUTUAL is not supported yet"),
             (format!("{port}, hosts: [a b], tls: {{credentialName: a}}"), "`a b` is not a host"),
             (format!("{port}, hosts: [], tls: {{credentialName: a}}"), "hosts` is required and must not be empty"),

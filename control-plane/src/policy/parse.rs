@@ -180,7 +180,7 @@ fn document(decoder: &Decoder<'_>, file: &str, found: YamlDocument) -> Option<Do
         Kind::Sidecar => Object::Sidecar(Box::new(sidecar::decode(&spec))),
         Kind::IstioOperator => Object::IstioOperator(mesh_config::decode(&spec)),
     };
-    if kind == Kind::IstioOperator && !mesh_config::is_root(&namespace) {
+    if kind == Kind::IstioOperator && !super::is_root(&namespace) {
         let text = format!("no effect on the mesh: that has what is in namespace {ROOT_NAMESPACE} or istio-system");
         decoder.report(Severity::Warning, Code::Ineffective, top.place, "metadata", text);
     }

@@ -39,6 +39,13 @@ pub struct ServiceEntry {
     pub subject_alt_names: Vec<String>,
 }
 
+impl ServiceEntry {
+    /// Whether a younger one of the same host and namespace joins it, as in Istio: its ports are the host's too.
+    pub fn joins(&self, younger: &ServiceEntry) -> bool {
+        (self.resolution, self.external) == (younger.resolution, younger.external)
+    }
+}
+
 /// `resolution`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resolution {

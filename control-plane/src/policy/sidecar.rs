@@ -191,7 +191,8 @@ fn decode_ingress(fields: &Fields<'_>) -> Ingress {
     };
     if let Some(port) = fields.object("port") {
         has_no_target(&port);
-        for name in ["number", "protocol", "name"] {
+        // Without a protocol it is found out by what is sent, as on any port.
+        for name in ["number", "name"] {
             port.require(name);
         }
         found.port = port.port("number").unwrap_or_default();

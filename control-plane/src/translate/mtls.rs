@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use weft_proto::v1::MtlsMode;
 
 use crate::{
-    policy::{Document, PeerAuthentication, ROOT_NAMESPACE},
+    policy::{Document, PeerAuthentication, ROOT_NAMESPACES, is_root},
     world::{World, has_all},
 };
 
@@ -29,8 +29,9 @@ impl Modes {
             };
         let everybody = |policy: &PeerAuthentication| policy.selector.is_empty();
         let this = |policy: &PeerAuthentication| !everybody(policy) && has_all(labels, &policy.selector);
-        let mut levels = vec![oldest(ROOT_NAMESPACE, &everybody)];
-        if namespace != ROOT_NAMESPACE {
+        // The one that counts comes last.
+        let mut levels: Vec<_> = ROOT_NAMESPACES.iter().rev().map(|root| oldest(root, &everybody)).collect();
+        if !is_root(namespace) {
             levels.push(oldest(namespace, &everybody));
             // A selector in the root namespace has no meaning.
             levels.push(oldest(namespace, &this));

@@ -226,8 +226,8 @@ struct Members<'a> {
 
 impl<'a> Members<'a> {
     fn of(world: &'a World, host: &'a Host) -> Self {
-        let entry = ports::entry(host).zip(host.entry.as_ref());
-        let of_entry = entry.into_iter().flat_map(|(e, d)| world.workloads(&d.namespace, e));
+        let namespace = host.entry.as_ref().map_or("", |document| document.namespace.as_str());
+        let of_entry = host.entries().flat_map(|entry| world.workloads(namespace, entry));
         let instances = world.endpoints_of(host).map(|instance| &instance.labels);
         let all: Vec<_> = instances.chain(of_entry.map(|workload| &workload.entry.labels)).collect();
         let mut by_label: HashMap<(&str, &str), Vec<_>> = HashMap::new();

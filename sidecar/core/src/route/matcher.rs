@@ -55,7 +55,7 @@ pub enum HeaderMatch {
     Value(StringMatch),
     /// It is not there.
     Absent,
-    /// It is not there, or its value does not match.
+    /// Its value does not match, an empty one where it is not there. With [`StringMatch::Any`]: it is not there.
     Without(StringMatch),
 }
 
@@ -177,7 +177,12 @@ impl HeaderMatch {
         match self {
             HeaderMatch::Value(condition) => values.any(|value| condition.matches(value)),
             HeaderMatch::Absent => values.next().is_none(),
-            HeaderMatch::Without(condition) => !values.any(|value| condition.matches(value)),
+            HeaderMatch::Without(StringMatch::Any) => values.next().is_none(),
+            HeaderMatch::Without(condition) => {
+                // As Istio has it of Envoy (`treat_missing_header_as_empty`): a missing header is an empty one.
+                let first = values.next().unwrap_or_default();
+                !std::iter::once(first).chain(values).any(|value| condition.matches(value))
+            }
         }
     }
 }
