@@ -69,7 +69,8 @@ impl Route {
         } else {
             let client = self.client(from.as_ref()).map_err(|e| anyhow!(e))?;
             let given = files::read(&self.files);
-            let (mut world, problems) = analyse(&given);
+            let (mut world, mut problems) = analyse(&given);
+            problems.retain(|problem| problem.severity != Severity::Info);
             if problems.iter().any(|problem| problem.severity == Severity::Error) {
                 return report(out, &self.output, given.len(), &world, &problems);
             }

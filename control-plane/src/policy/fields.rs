@@ -210,6 +210,11 @@ impl<'a> Fields<'a> {
         self.decoder.report(Severity::Error, Code::InvalidValue, place, &self.path, text);
     }
 
+    /// Reports what is at a place of its own.
+    pub(crate) fn report(&self, severity: Severity, code: Code, place: Place, name: &str, text: impl Into<String>) {
+        self.decoder.report(severity, code, place, &self.path_of(name), text);
+    }
+
     /// Reports a warning about `name`.
     pub(crate) fn warn(&self, name: &str, text: impl Into<String>) {
         let path = self.path_of(name);

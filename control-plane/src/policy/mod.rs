@@ -5,6 +5,7 @@
 
 use std::fmt;
 
+mod annotations;
 mod check;
 mod connection_pool;
 mod delegate;

@@ -13,6 +13,7 @@ pub(super) fn check<'a>(documents: &[&'a Document]) -> Vec<Finding<'a>> {
     let mut rules = Rules::default();
     let mut entries: HashMap<&str, Entries<'_>> = HashMap::new();
     let mut authentications: HashMap<_, &Document> = HashMap::new();
+    let mut sidecars: HashMap<_, &Document> = HashMap::new();
     let mut mesh: Option<&Document> = None;
     for document in documents {
         match &document.object {
@@ -36,6 +37,18 @@ pub(super) fn check<'a>(documents: &[&'a Document]) -> Vec<Finding<'a>> {
                     let text =
                         format!("{} is older and for the same workloads: this one is ignored", first.reference());
                     findings.push(Finding::warning(document, "", Code::Overruled, text));
+                }
+            }
+            Object::Sidecar(sidecar) => {
+                let first = sidecars.entry((&document.namespace, &sidecar.selector)).or_insert(document);
+                if is_other(first, document) {
+                    let of = if sidecar.selector.is_empty() {
+                        "for all workloads of its namespace"
+                    } else {
+                        "for the same workloads"
+                    };
+                    let text = format!("{} is older and {of} too: only one Sidecar can be", first.reference());
+                    findings.push(Finding::error(document, "workloadSelector", Code::ConflictingSidecars, text));
                 }
             }
             Object::IstioOperator(_) if mesh_config::of(document).is_some() => {

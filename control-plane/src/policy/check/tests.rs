@@ -1,6 +1,8 @@
 use super::*;
 use crate::policy::parse;
 
+mod analysis;
+
 fn found(texts: &[String]) -> Vec<String> {
     let parsed = parse("f.yaml", &texts.join("---\n"));
     assert!(!parsed.has_errors(), "{:#?}", parsed.problems);

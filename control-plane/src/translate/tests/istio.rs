@@ -131,3 +131,25 @@ fn service_entries_of_one_host_and_namespace_are_joined() {
     let alone = entry("b", "default", "ports: [{number: 443, name: tls}], endpoints: [{address: 10.9.0.2}]");
     assert_eq!(problems(&[plain, alone]), [""; 0]);
 }
+
+#[test]
+fn what_may_be_right_is_info_and_what_is_not_exported_a_warning() {
+    let told = |texts: &[String], complete: bool| {
+        let found = warnings(&world(&texts.concat(), &[]), complete);
+        found.iter().map(|problem| (problem.severity.name(), problem.code.name())).collect::<Vec<_>>()
+    };
+    let rule = |host: &str| doc("DestinationRule", "r", "default", &format!("{{host: {host}}}"));
+    assert_eq!(told(&[rule("registered-later")], false), [("info", "unknown-host")]);
+    assert_eq!(told(&[rule("registered-later")], true), [("warning", "unknown-host")]);
+    assert_eq!(told(&[rule("api.example.com")], false), [("warning", "unknown-host")], "no registry offers it");
+    let there = doc("Service", "a", "other", "{ports: [{port: 80}]}");
+    assert_eq!(told(&[rule("a"), there.clone()], false), [("warning", "unknown-host")], "another namespace has it");
+    let to = |host: &str| {
+        let spec = format!("{{hosts: [b.example], http: [{{route: [{{destination: {{host: {host}}}}}]}}]}}");
+        doc("VirtualService", "v", "default", &spec)
+    };
+    let host = "a.other.svc.cluster.local";
+    let private = there.replace("{name: a,", "{name: a, annotations: {networking.istio.io/exportTo: .},");
+    assert_eq!(told(&[to(host), private], false), [("warning", "not-exported")]);
+    assert_eq!(told(&[to(host), there], false), []);
+}
