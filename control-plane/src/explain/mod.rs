@@ -25,6 +25,7 @@ use weft_core::fault::Abort;
 use weft_core::policy::Port;
 use weft_core::reply::{LocalReply, Reason};
 use weft_core::route::{Action, Connection, Forward, Routed};
+use weft_core::target::is_virtual;
 
 pub use asked::{Asked, Client};
 pub use caller::{Name, find};
@@ -286,11 +287,6 @@ fn no_such_port(candidate: &Candidate<'_>, asked: u16) -> String {
         [] => format!("`{}` has no port", candidate.service.host),
         _ => format!("`{}` has no port {asked}: it has {}", candidate.service.host, ports.join(", ")),
     }
-}
-
-/// A virtual IP is nobody's real address.
-fn is_virtual(address: IpAddr) -> bool {
-    matches!(address, IpAddr::V4(ip) if ip.octets()[..2] == [240, 240])
 }
 
 #[cfg(test)]

@@ -365,11 +365,22 @@ fn route(fields: &Fields<'_>) -> Route {
             fields.error("redirect", text);
         }
     }
+    let headers = fields.object("headers").map(|headers| header_operations(&headers));
+    let sets = headers.iter().filter_map(|headers| headers.request.as_ref());
+    let sets = sets.flat_map(|request| request.set.iter().chain(&request.add));
+    let rewritten = match &action {
+        Action::Forward(forward) | Action::Delegate(Delegate { rest: forward, .. }) => forward.rewrite.as_ref(),
+        _ => None,
+    };
+    let rewritten = rewritten.and_then(|rewrite| rewrite.authority.as_ref());
+    if sets.filter(|header| is_authority(&header.name)).count() + usize::from(rewritten.is_some()) > 1 {
+        fields.error("headers", "the authority is set twice: by `rewrite.authority`, `:authority` or `host`");
+    }
     Route {
         name: fields.string("name").unwrap_or_default(),
         matches,
         action,
-        headers: fields.object("headers").map(|headers| header_operations(&headers)),
+        headers,
         cors: fields.object("corsPolicy").map(|cors| cors::decode(&cors)),
         place: fields.place,
     }
@@ -424,27 +435,36 @@ fn read_destination(fields: &Fields<'_>, found: &mut Destination) {
 }
 
 fn header_operations(fields: &Fields<'_>) -> v1::HeaderOperations {
-    let change = |name| fields.object(name).map(|fields| header_change(&fields));
+    let change = |name| fields.object(name).map(|fields| header_change(&fields, name == "request"));
     v1::HeaderOperations { request: change("request"), response: change("response") }
 }
 
-fn header_change(fields: &Fields<'_>) -> v1::HeaderChange {
-    let check = |name: &str, place| {
-        if matches!(name.to_ascii_lowercase().as_str(), "host" | ":authority") {
-            fields.error_at(place, format!("`{name}` is changed by `rewrite.authority`"));
-        } else if !names::is_header(name) {
+/// Whether a header's name is one of those of the authority.
+fn is_authority(name: &str) -> bool {
+    name.eq_ignore_ascii_case("host") || name.eq_ignore_ascii_case(":authority")
+}
+
+/// `of_request`: a request's authority may be set, which is what `rewrite.authority` does.
+fn header_change(fields: &Fields<'_>, of_request: bool) -> v1::HeaderChange {
+    let check = |name: &str, place, sets: bool| {
+        if is_authority(name) && !(sets && of_request) {
+            fields
+                .error_at(place, format!("`{name}` can be set in requests, not removed and not changed in responses"));
+        } else if name.starts_with(':') && !is_authority(name) {
+            fields.error_at(place, format!("`{name}` cannot be changed; `rewrite` changes path and authority"));
+        } else if !is_authority(name) && !names::is_header(name) {
             fields.error_at(place, format!("`{name}` is not a header name"));
         }
     };
     let values = |name| {
         for (key, _) in fields.map(name) {
-            check(&key.name, key.place);
+            check(&key.name, key.place, true);
         }
         let values = fields.string_map(name).into_iter();
         values.map(|(name, value)| v1::HeaderValue { name, value }).collect()
     };
     let remove = fields.strings("remove").into_iter().map(|(name, place)| {
-        check(&name, place);
+        check(&name, place, false);
         name
     });
     v1::HeaderChange { set: values("set"), add: values("add"), remove: remove.collect() }

@@ -37,11 +37,39 @@ enum Part {
     Text(String),
     Source,
     SourceIp,
+    SourcePort,
+    /// The first of the names that has a value, at most so many bytes of it.
+    Request(Vec<Named>, usize),
+    Protocol,
+}
+
+/// What `%REQ(name)%` may name.
+#[derive(Debug, Clone, PartialEq)]
+enum Named {
     Header(HeaderName),
     Authority,
     Method,
     Path,
-    Protocol,
+}
+
+impl Named {
+    fn parse(name: &str) -> Option<Named> {
+        match name.to_ascii_lowercase().as_str() {
+            ":authority" | "host" => Some(Named::Authority),
+            ":method" => Some(Named::Method),
+            ":path" => Some(Named::Path),
+            lower => HeaderName::from_bytes(lower.as_bytes()).ok().map(Named::Header),
+        }
+    }
+
+    fn value<'a>(&self, headers: &'a HeaderMap, context: &Context<'a>) -> Option<&'a [u8]> {
+        match self {
+            Named::Header(name) => headers.get(name).map(HeaderValue::as_bytes),
+            Named::Authority => Some(context.authority.as_bytes()),
+            Named::Method => Some(context.method.as_bytes()),
+            Named::Path => Some(context.path_and_query.as_bytes()),
+        }
+    }
 }
 
 /// What placeholders are filled from, besides the request's headers.
@@ -79,7 +107,12 @@ impl HeaderChange {
     /// A value has `%REQ(name)%`: the sidecar has to keep the request's headers for the response.
     pub fn reads_request_headers(&self) -> bool {
         let mut templates = self.set.iter().chain(&self.add);
-        templates.any(|(_, template)| template.0.iter().any(|part| matches!(part, Part::Header(_))))
+        templates.any(|(_, template)| {
+            template.0.iter().any(|part| match part {
+                Part::Request(names, _) => names.iter().any(|name| matches!(name, Named::Header(_))),
+                _ => false,
+            })
+        })
     }
 
     /// This level's changes, then `later`'s, as one level: removals of both first, then all sets, then all adds.
@@ -160,17 +193,12 @@ impl Template {
                 Part::Text(text) => value.extend_from_slice(text.as_bytes()),
                 Part::Source => value.extend_from_slice(context.source.to_string().as_bytes()),
                 Part::SourceIp => value.extend_from_slice(context.source.ip().to_string().as_bytes()),
-                Part::Header(name) => {
-                    if let Some(found) = headers.get(name) {
-                        value.extend_from_slice(found.as_bytes());
-                    } else if self.0.len() > 1 {
-                        // What Envoy writes for a missing value inside a longer one.
-                        value.push(b'-');
+                Part::SourcePort => value.extend_from_slice(context.source.port().to_string().as_bytes()),
+                Part::Request(names, most) => {
+                    if let Some(found) = names.iter().find_map(|name| name.value(headers, context)) {
+                        value.extend_from_slice(&found[..found.len().min(*most)]);
                     }
                 }
-                Part::Authority => value.extend_from_slice(context.authority.as_bytes()),
-                Part::Method => value.extend_from_slice(context.method.as_bytes()),
-                Part::Path => value.extend_from_slice(context.path_and_query.as_bytes()),
                 Part::Protocol => value.extend_from_slice(protocol_text(context.version).as_bytes()),
             }
         }
@@ -183,22 +211,27 @@ impl Part {
         match text {
             "DOWNSTREAM_REMOTE_ADDRESS" => return Ok(Part::Source),
             "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT" => return Ok(Part::SourceIp),
+            "DOWNSTREAM_REMOTE_PORT" => return Ok(Part::SourcePort),
             "PROTOCOL" => return Ok(Part::Protocol),
             _ => {}
         }
         let unsupported = || {
             format!(
                 "%{text}% is not supported yet; supported are %DOWNSTREAM_REMOTE_ADDRESS%, \
-                 %DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%, %REQ(name)%, %PROTOCOL% and %%"
+                 %DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%, %DOWNSTREAM_REMOTE_PORT%, %REQ(name)%, \
+                 %REQ(name?other):LENGTH%, %PROTOCOL% and %%"
             )
         };
-        let name = text.strip_prefix("REQ(").and_then(|rest| rest.strip_suffix(')')).ok_or_else(unsupported)?;
-        match name.to_ascii_lowercase().as_str() {
-            ":authority" | "host" => Ok(Part::Authority),
-            ":method" => Ok(Part::Method),
-            ":path" => Ok(Part::Path),
-            lower => HeaderName::from_bytes(lower.as_bytes()).map(Part::Header).map_err(|_| unsupported()),
-        }
+        let (names, most) = text.strip_prefix("REQ(").and_then(|rest| rest.rsplit_once(')')).ok_or_else(unsupported)?;
+        let most = match most.strip_prefix(':') {
+            Some(length) => length.parse().map_err(|_| unsupported())?,
+            None if most.is_empty() => usize::MAX,
+            None => return Err(unsupported()),
+        };
+        let names: Vec<&str> = names.split('?').collect();
+        // As in Envoy there is one alternative.
+        let parsed: Option<Vec<Named>> = names.iter().take(3).map(|name| Named::parse(name)).collect();
+        parsed.filter(|parsed| parsed.len() <= 2).map(|names| Part::Request(names, most)).ok_or_else(unsupported)
     }
 }
 
@@ -262,7 +295,11 @@ mod tests {
             ("%REQ(X-User)%/%REQ(:path)%", Some("alice//a?b")),
             ("%REQ(:method)% %REQ(:authority)% %PROTOCOL%", Some("GET order HTTP/1.1")),
             ("%REQ(missing)%", None),
-            ("a%REQ(missing)%", Some("a-")),
+            ("a%REQ(missing)%", Some("a")),
+            ("%REQ(missing?x-user)%", Some("alice")),
+            ("%REQ(X-User?:path):3%", Some("ali")),
+            ("%REQ(:path):2%", Some("/a")),
+            ("%DOWNSTREAM_REMOTE_PORT%", Some("4000")),
         ] {
             assert_eq!(render(text, &headers).as_deref(), expected, "{text}");
         }
@@ -273,7 +310,9 @@ mod tests {
         let error = Template::parse("a %START_TIME% b").unwrap_err();
         assert!(error.starts_with("%START_TIME% is not supported yet"), "{error}");
         assert!(Template::parse("50% off").unwrap_err().contains("%%"));
-        assert!(Template::parse("%REQ(a b)%").is_err());
+        for wrong in ["%REQ(a b)%", "%REQ(a?b?c)%", "%REQ(a):x%", "%REQ(a)x%", "%REQ(a)"] {
+            assert!(Template::parse(wrong).is_err(), "{wrong}");
+        }
         assert!(Template::parse("a\nb").is_err());
     }
 

@@ -1,6 +1,7 @@
 //! `match` of a route.
 
 use weft_core::re2;
+use weft_core::route::matcher::Pseudo;
 use weft_proto::v1::{self, string_match::Kind};
 
 use super::RouteMatch;
@@ -20,7 +21,7 @@ pub(super) fn decode(fields: &Fields<'_>) -> RouteMatch {
         port: fields.port("port").unwrap_or_default(),
     };
     let headers = fields.map("headers").iter().chain(fields.map("withoutHeaders"));
-    for header in headers.map(|(key, _)| key).filter(|key| !names::is_header(&key.name)) {
+    for header in headers.map(|(key, _)| key).filter(|key| !is_matched(&key.name)) {
         fields.error_at(header.place, format!("`{}` is not a header name", header.name));
     }
     if fields.has("statPrefix") {
@@ -42,6 +43,11 @@ pub(super) fn decode(fields: &Fields<'_>) -> RouteMatch {
         source_namespace: fields.string("sourceNamespace").unwrap_or_default(),
         gateways: fields.strings("gateways").into_iter().map(|(gateway, _)| gateway).collect(),
     }
+}
+
+/// Whether a condition on a header may have this name: a header's, or a request's pseudo header's.
+fn is_matched(name: &str) -> bool {
+    names::is_header(name) || Pseudo::parse(name).is_some()
 }
 
 /// Whether `sourceNamespace` may be one.

@@ -203,9 +203,22 @@ fn mistakes() {
         (http(&format!("{{{route}, match: [{{method: {{prefix: ''}}}}]}}")), "an empty prefix matches everything"),
         (http(&format!("{{{route}, match: [{{headers: {{'a b': {{}}}}}}]}}")), "`a b` is not a header name"),
         (
-            http(&format!("{{{route}, headers: {{request: {{set: {{Host: x}}}}}}}}")),
-            "is changed by `rewrite.authority`",
+            http(&format!("{{{route}, headers: {{response: {{set: {{Host: x}}}}}}}}")),
+            "`Host` can be set in requests, not removed and not changed in responses",
         ),
+        (
+            http(&format!("{{{route}, headers: {{request: {{remove: [':authority']}}}}}}")),
+            "`:authority` can be set in requests",
+        ),
+        (
+            http(&format!("{{{route}, headers: {{request: {{set: {{':path': /}}}}}}}}")),
+            "`:path` cannot be changed; `rewrite` changes path and authority",
+        ),
+        (
+            http(&format!("{{{route}, rewrite: {{authority: a}}, headers: {{request: {{set: {{host: x}}}}}}}}")),
+            "the authority is set twice",
+        ),
+        (http(&format!("{{{route}, match: [{{headers: {{':status': {{}}}}}}]}}")), "`:status` is not a header name"),
         (
             http(&format!("{{{route}, retries: {{attempts: 1, retryOn: '503, reset'}}}}")),
             "unknown condition ` reset`, did you mean `reset`?",

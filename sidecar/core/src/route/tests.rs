@@ -6,8 +6,13 @@ use super::*;
 use crate::request::tests::view;
 
 pub(super) fn forward(weights: &[u32]) -> Forward {
-    let destination =
-        |(cluster, weight): (usize, &u32)| Destination { cluster, weight: *weight, headers: vec![], authority: None };
+    let destination = |(cluster, weight): (usize, &u32)| Destination {
+        cluster,
+        weight: *weight,
+        headers: vec![],
+        authority: None,
+        tells_original_host: false,
+    };
     let total_weight = if weights.len() == 1 { 1 } else { weights.iter().map(|weight| u64::from(*weight)).sum() };
     Forward {
         destinations: weights.iter().enumerate().map(destination).collect(),
