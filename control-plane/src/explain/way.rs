@@ -40,7 +40,7 @@ pub(super) enum Way<'a> {
 }
 
 impl<'a> Candidate<'a> {
-    fn of(meant: Option<&'a Meant>) -> Result<Option<Candidate<'a>>, CompileError> {
+    pub(super) fn of(meant: Option<&'a Meant>) -> Result<Option<Candidate<'a>>, CompileError> {
         meant.map(|meant| Ok(Candidate { meant, service: compile::service(&meant.host.service)? })).transpose()
     }
 
@@ -49,6 +49,11 @@ impl<'a> Candidate<'a> {
         let configs =
             self.meant.host.endpoints.get(&*cluster.host).map(compile::endpoints).transpose()?.unwrap_or_default();
         Ok(for_cluster(cluster, &configs, &[]))
+    }
+
+    /// What the sidecar of an endpoint accepts; empty: it has none.
+    pub(super) fn accepts(&self, cluster: &Cluster, address: &str) -> String {
+        self.meant.host.accepts.get(&(cluster.host.to_string(), address.to_owned())).cloned().unwrap_or_default()
     }
 
     /// What an address is to it.

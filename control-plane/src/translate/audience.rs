@@ -59,16 +59,17 @@ impl List {
 
 impl Audience<'_> {
     /// The `http` routes of a port, up to one that takes every request. Port 0 is that of a host that declares none: of its
-    /// requests to ports that no match names.
+    /// requests to ports that no match names. Gateways look at the port of each request.
     pub(crate) fn http(&self, document: &Document, port: u32) -> Vec<Kept> {
         let Object::VirtualService(service) = &document.object else { return Vec::new() };
         let mut kept = Vec::new();
         for (at, route) in service.http.iter().enumerate() {
-            let Some(matches) = self.matches(document, route, Some(port)) else { continue };
+            let port = Some(port).filter(|_| self.gateway.is_none());
+            let Some(matches) = self.matches(document, route, port) else { continue };
             let takes_all = matches.is_empty() || matches.iter().any(|at| is_unconditional(&route.matches[*at].http));
             kept.push(Kept { list: List::Http, route: at, matches });
-            if takes_all {
-                // Those after it are never reached.
+            if takes_all && self.gateway.is_none() {
+                // Those after it are never reached; gateways put it after all others.
                 break;
             }
         }

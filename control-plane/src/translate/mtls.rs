@@ -20,6 +20,17 @@ pub(super) struct Modes {
     pub(super) policy: String,
 }
 
+/// What a workload accepts on a port, in words: `STRICT (PeerAuthentication/<namespace>/<name>)`.
+pub(crate) fn accepted(world: &World, namespace: &str, labels: &BTreeMap<String, String>, port: u32) -> String {
+    let modes = Modes::of(world, namespace, labels);
+    let mode = match modes.at(port) {
+        MtlsMode::Strict => "STRICT",
+        MtlsMode::MtlsDisable => "DISABLE",
+        MtlsMode::Permissive => "PERMISSIVE",
+    };
+    if modes.policy.is_empty() { mode.to_owned() } else { format!("{mode} ({})", modes.policy) }
+}
+
 impl Modes {
     /// The oldest policy of each level counts; one without a mode leaves it to the level above.
     pub(super) fn of(world: &World, namespace: &str, labels: &BTreeMap<String, String>) -> Self {

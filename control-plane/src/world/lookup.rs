@@ -160,6 +160,11 @@ impl World {
         })
     }
 
+    /// As [`World::owner`], of an address as text; a name has none.
+    pub(crate) fn owner_of(&self, address: &str) -> &str {
+        address.parse().map(|address| self.owner(address)).unwrap_or_default()
+    }
+
     /// SPIFFE ID of the sidecar that owns `address`; empty: none does. One that no WorkloadGroup has taken owns nothing.
     pub fn owner(&self, address: IpAddr) -> &str {
         self.at_address(address)

@@ -4,6 +4,7 @@
 //! Values may hold Envoy's `%VAR%` formatters; the common ones are supported and parsed when the policy is compiled, so
 //! that a mistake is an error there and not a strange header here.
 
+use std::fmt;
 use std::net::SocketAddr;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Version};
@@ -59,6 +60,15 @@ impl Named {
             ":method" => Some(Named::Method),
             ":path" => Some(Named::Path),
             lower => HeaderName::from_bytes(lower.as_bytes()).ok().map(Named::Header),
+        }
+    }
+
+    fn name(&self) -> &str {
+        match self {
+            Named::Header(name) => name.as_str(),
+            Named::Authority => ":authority",
+            Named::Method => ":method",
+            Named::Path => ":path",
         }
     }
 
@@ -206,6 +216,30 @@ impl Template {
     }
 }
 
+/// As it is written in a policy.
+impl fmt::Display for Template {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for part in &self.0 {
+            match part {
+                Part::Text(text) => f.write_str(&text.replace('%', "%%"))?,
+                Part::Source => f.write_str("%DOWNSTREAM_REMOTE_ADDRESS%")?,
+                Part::SourceIp => f.write_str("%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%")?,
+                Part::SourcePort => f.write_str("%DOWNSTREAM_REMOTE_PORT%")?,
+                Part::Protocol => f.write_str("%PROTOCOL%")?,
+                Part::Request(names, most) => {
+                    let names: Vec<&str> = names.iter().map(Named::name).collect();
+                    write!(f, "%REQ({})", names.join("?"))?;
+                    if *most != usize::MAX {
+                        write!(f, ":{most}")?;
+                    }
+                    f.write_str("%")?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Part {
     fn parse(text: &str) -> Result<Part, String> {
         match text {
@@ -302,6 +336,13 @@ mod tests {
             ("%DOWNSTREAM_REMOTE_PORT%", Some("4000")),
         ] {
             assert_eq!(render(text, &headers).as_deref(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_template_is_shown_as_it_is_written() {
+        for text in ["plain", "100%%", "%REQ(x-a?:path):3% of %PROTOCOL%", "%DOWNSTREAM_REMOTE_PORT%"] {
+            assert_eq!(Template::parse(text).unwrap().to_string(), text);
         }
     }
 

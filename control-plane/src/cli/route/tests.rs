@@ -3,6 +3,8 @@ use serde_json::Value;
 
 use super::*;
 
+mod gateways;
+
 const SHOP: &str = "
 apiVersion: networking.istio.io/v1
 kind: VirtualService
