@@ -297,14 +297,17 @@ impl Admin for AdminService {
         let asked = request.into_inner();
         let from = if asked.from.is_empty() { None } else { Some(explain::Name::parse(&asked.from)) };
         let from = from.transpose().map_err(Status::invalid_argument)?;
+        let gateway = explain::Client::gateway(&asked.gateway).map_err(Status::invalid_argument)?;
         let method = if asked.method.is_empty() { "GET" } else { &asked.method };
         let headers: Vec<(String, String)> =
             asked.headers.into_iter().map(|header| (header.name, header.value)).collect();
         let asked = explain::Asked::new(&asked.url, method, &headers, asked.server_name.as_deref());
         let asked = asked.map_err(Status::invalid_argument)?;
-        let client = match &from {
-            Some(name) => self.mesh.client(name).map_err(Status::not_found)?,
-            None => explain::Client::of("default"),
+        let client = match (&from, gateway) {
+            (Some(_), Some(_)) => return Err(Status::invalid_argument("--from and --gateway exclude each other")),
+            (_, Some((namespace, name))) => explain::Client::at_gateway(&namespace, &name),
+            (Some(name), None) => self.mesh.client(name).map_err(Status::not_found)?,
+            (None, None) => explain::Client::of("default"),
         };
         let node = client.node.clone();
         let facts = self.mesh.read(|world| explain::Facts::gather(world, &client, &asked, true));

@@ -197,11 +197,6 @@ pub async fn resolve(host: &str, port: u16) -> io::Result<SocketAddr> {
     found.next().ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("{host} has no address")))
 }
 
-/// Whether an address is one of those that the control plane gives to services: nobody has it.
-pub fn is_virtual(address: IpAddr) -> bool {
-    matches!(address, IpAddr::V4(ip) if ip.octets()[..2] == [240, 240])
-}
-
 /// Where the application wanted to go before the redirection, when there was one.
 pub fn original_destination(stream: &TcpStream) -> Option<SocketAddr> {
     let socket = socket2::SockRef::from(stream);

@@ -13,9 +13,10 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use weft_core::endpoint::{Endpoint, find};
 use weft_core::flag::ResponseFlag;
-use weft_core::policy::{Port, Protocol};
-use weft_core::route::{Connection, Routed};
+use weft_core::policy::{Port, Service};
+use weft_core::route::Connection;
 use weft_core::sniff::Sniff;
+use weft_core::target::{self, Address, Look};
 
 use crate::cluster::ClusterView;
 use crate::connect::MARK_UPSTREAM;
@@ -41,12 +42,11 @@ pub async fn connection(down: &Arc<Downstream>, mut stream: TcpStream, original:
         _ => None,
     };
     let dialed = Dialed { down, original, service };
-    let budget = match dialed.port().map_or(Protocol::Unknown, |port| port.protocol) {
-        Protocol::Tcp => return dialed.relay(stream, Bytes::new(), None).await,
-        Protocol::Tls if !dialed.asks_for_server_name() => return dialed.relay(stream, Bytes::new(), None).await,
-        Protocol::Tls => return dialed.tls(stream, BytesMut::new()).await,
-        Protocol::Http | Protocol::Http2 | Protocol::Grpc => None,
-        Protocol::Unknown => Some(SERVER_FIRST_AFTER),
+    let budget = match target::look(dialed.compiled(), original.port()) {
+        Look::Pass => return dialed.relay(stream, Bytes::new(), None).await,
+        Look::ServerName => return dialed.tls(stream, BytesMut::new()).await,
+        Look::Http => None,
+        Look::Unknown => Some(SERVER_FIRST_AFTER),
     };
     // Who speaks first at an address that nobody knows and that may not be dialed does not matter.
     // Nor where a server name decides: a client that is to be routed by one speaks first, sooner or later.
@@ -107,18 +107,17 @@ struct Way {
 }
 
 impl Dialed<'_> {
+    fn compiled(&self) -> Option<&Service> {
+        self.service.as_ref().map(|view| &*view.service)
+    }
+
     fn port(&self) -> Option<&Port> {
         self.service.as_ref()?.service.port(self.original.port())
     }
 
     /// Whether the server name of TLS says more about where it goes.
     fn asks_for_server_name(&self) -> bool {
-        match &self.service {
-            None => true,
-            Some(view) => self.port().is_some_and(|port| {
-                port.connection_routes.wants_server_name() || view.service.cluster(port.cluster).dynamic_dns
-            }),
-        }
+        target::wants_server_name(self.compiled(), self.original.port())
     }
 
     /// Whether bytes go anywhere, whatever they say.
@@ -128,9 +127,14 @@ impl Dialed<'_> {
 
     /// The endpoint that was dialed itself: the application balances, and its choice stands.
     fn fixed(&self) -> Option<Way> {
-        let service = self.service.as_ref().filter(|view| !view.service.addresses.contains(&self.original.ip()))?;
-        let found = service.clusters.iter().find_map(|c| Some((c.clone(), find(&c.endpoints, self.original)?.clone())));
-        found.map(|(cluster, endpoint)| Way { cluster, endpoint: Some(endpoint) })
+        let view = self.service.as_ref()?;
+        let find = |at: usize| find(&view.clusters[at].endpoints, self.original).cloned();
+        match target::address(&view.service, self.original, true, find) {
+            Address::Endpoint(at, endpoint) => {
+                Some(Way { cluster: view.clusters[at].clone(), endpoint: Some(endpoint) })
+            }
+            Address::Service | Address::Other => None,
+        }
     }
 
     /// To the endpoint that was dialed, by the routes of the service's port, to any of the service, or as addressed.
@@ -146,11 +150,8 @@ impl Dialed<'_> {
             return Ok(Way { cluster, endpoint: Some(foreign_endpoint(self.original)) });
         };
         let asked = Connection { server_name, source: self.down.ends.source, destination: self.original };
-        let cluster = match port.connection_routes.find(&asked) {
-            Routed::To(route) => route.forward.choose(rand::rng().next_u64()).cluster,
-            Routed::Default => port.cluster,
-            Routed::Nowhere => return Err("no route is for this server name"),
-        };
+        let cluster =
+            target::cluster(port, &asked, rand::rng().next_u64()).ok_or("no route is for this server name")?;
         let cluster = service.clusters[cluster].clone();
         let mut endpoint = cluster.config.original_destination.then(|| foreign_endpoint(self.original));
         if cluster.config.dynamic_dns {

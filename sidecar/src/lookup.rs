@@ -16,9 +16,9 @@ use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::{Name, RData, RecordType};
 use rand::seq::IndexedRandom;
 
-use crate::connect;
 use crate::dns::forward::{Forwarder, Transport};
 use crate::resolv;
+use weft_core::target::is_virtual;
 
 /// Addresses, sorted, and how long they may be believed.
 pub type Found = (Vec<IpAddr>, Duration);
@@ -48,7 +48,7 @@ pub async fn addresses(name: &str) -> Option<Found> {
     }
     let found = tokio::net::lookup_host((name, 0)).await.ok()?;
     // Our own DNS may have been asked: a virtual IP is where we come from, not where the name is.
-    let found: BTreeSet<IpAddr> = found.map(|address| address.ip()).filter(|ip| !connect::is_virtual(*ip)).collect();
+    let found: BTreeSet<IpAddr> = found.map(|address| address.ip()).filter(|ip| !is_virtual(*ip)).collect();
     (!found.is_empty()).then(|| (found.into_iter().collect(), REFRESH))
 }
 

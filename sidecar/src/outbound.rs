@@ -456,7 +456,7 @@ fn prepare(parts: &mut Parts, plan: &Plan, upgrade: bool, context: &Context<'_>)
     if plan.rewritten.is_some() {
         keep(ORIGINAL_PATH, context.path_and_query);
     }
-    if plan.forward().is_some_and(|(_, destination)| destination.authority.is_some()) {
+    if plan.forward().is_some_and(|(_, destination)| destination.tells_original_host) {
         keep(ORIGINAL_HOST, context.authority);
     }
     if let Some(target) = &plan.rewritten {

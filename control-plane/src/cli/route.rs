@@ -29,6 +29,12 @@ pub struct Route {
     /// its labels and locality count; without --from it is a client of namespace default without labels
     #[arg(long, value_name = "WORKLOAD")]
     from: Option<String>,
+    /// Gateway by which it comes from outside the mesh: NAME, of namespace default, or NAMESPACE/NAME
+    #[arg(long, value_name = "GATEWAY", conflicts_with = "from")]
+    gateway: Option<String>,
+    /// It comes to the gateway by TLS, as with https://
+    #[arg(long, requires = "gateway")]
+    tls: bool,
     /// Header of the request, repeatable; host is the authority instead of the URL's
     #[arg(short = 'H', long = "header", value_name = "NAME: VALUE")]
     headers: Vec<String>,
@@ -62,14 +68,19 @@ impl Route {
     /// When an argument is wrong, or the control plane cannot be reached or knows no such workload.
     pub async fn run(&self, out: &mut impl Write) -> Result<ExitCode> {
         let headers = pairs(&self.headers, ':', "-H").map_err(|e| anyhow!(e))?;
-        let asked = Asked::new(&self.url, &self.method, &headers, self.sni.as_deref()).map_err(|e| anyhow!(e))?;
+        let gateway = Client::gateway(self.gateway.as_deref().unwrap_or_default()).map_err(|e| anyhow!(e))?;
+        let asked = Asked::new(&self.address(), &self.method, &headers, self.sni.as_deref()).map_err(|e| anyhow!(e))?;
         let from = self.from.as_deref().map(Name::parse).transpose().map_err(|e| anyhow!(e))?;
         let explanation = if self.files.is_empty() {
             self.live(headers).await?
         } else {
-            let client = self.client(from.as_ref()).map_err(|e| anyhow!(e))?;
+            let client = match gateway {
+                Some((namespace, name)) => Client::at_gateway(&namespace, &name),
+                None => self.client(from.as_ref()).map_err(|e| anyhow!(e))?,
+            };
             let given = files::read(&self.files);
-            let (mut world, problems) = analyse(&given);
+            let (mut world, mut problems) = analyse(&given);
+            problems.retain(|problem| problem.severity != Severity::Info);
             if problems.iter().any(|problem| problem.severity == Severity::Error) {
                 return report(out, &self.output, given.len(), &world, &problems);
             }
@@ -85,13 +96,19 @@ impl Route {
         Ok(if explanation.verdict.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
+    /// The URL, under https where `--tls` says so.
+    fn address(&self) -> String {
+        if self.tls && !self.url.contains("://") { format!("https://{}", self.url) } else { self.url.clone() }
+    }
+
     async fn live(&self, headers: Vec<(String, String)>) -> Result<Explanation> {
         let request = v1::ExplainRequest {
-            url: self.url.clone(),
+            url: self.address(),
             method: self.method.clone(),
             headers: headers.into_iter().map(|(name, value)| v1::HeaderValue { name, value }).collect(),
             server_name: self.sni.clone(),
             from: self.from.clone().unwrap_or_default(),
+            gateway: self.gateway.clone().unwrap_or_default(),
         };
         let reply = self.remote.connect().await?.explain(request).await.map_err(refused)?.into_inner();
         serde_json::from_str(&reply.explanation).context("the control plane is of another version than this weftctl")

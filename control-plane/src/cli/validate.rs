@@ -23,13 +23,17 @@ pub struct Validate {
     /// `text` for one line a problem, `json` for a list of them
     #[arg(short, long, default_value = "text", value_parser = ["text", "json"])]
     output: String,
+    /// Shows what may be right too: hosts that only the registry can offer, annotations that have no effect here
+    #[arg(short, long)]
+    verbose: bool,
 }
 
 impl Validate {
     /// Runs it.
     pub fn run(&self, out: &mut impl Write) -> anyhow::Result<ExitCode> {
         let given = files::read(&self.paths);
-        let (world, problems) = analyse(&given);
+        let (world, mut problems) = analyse(&given);
+        problems.retain(|problem| self.verbose || problem.severity != Severity::Info);
         report(out, &self.output, given.len(), &world, &problems)
     }
 }

@@ -46,6 +46,8 @@ pub struct Client {
     pub node: String,
     /// Its namespace.
     pub namespace: String,
+    /// Namespace and name of the Gateway by which its requests come; `None`: it has a sidecar of its own.
+    pub gateway: Option<(String, String)>,
     /// All that policies may select it by.
     pub labels: BTreeMap<String, String>,
     /// Where its proxy is, and the labels that the proxy was started with.
@@ -131,6 +133,11 @@ impl Asked {
         Ok(())
     }
 
+    /// Comes by a gateway: what it dials and asks TLS for is what a URL says, whoever listens there.
+    pub(super) fn scheme(&self) -> &'static str {
+        if self.server_name.is_some() { "https" } else { "http" }
+    }
+
     /// As routes look at it: from `source`, dialed to `local`.
     pub(super) fn view(&self, source: SocketAddr, local: SocketAddr) -> RequestView<'_> {
         RequestView {
@@ -149,6 +156,26 @@ impl Client {
     /// One of a namespace of which nothing else is known.
     pub fn of(namespace: &str) -> Client {
         Client { namespace: namespace.to_owned(), ..Client::default() }
+    }
+
+    /// One without a sidecar, whose requests come by a Gateway.
+    pub fn at_gateway(namespace: &str, name: &str) -> Client {
+        Client { gateway: Some((namespace.to_owned(), name.to_owned())), ..Client::of(namespace) }
+    }
+
+    /// `name`, of namespace default, or `namespace/name`; empty: none.
+    ///
+    /// # Errors
+    /// Where one of the two is empty.
+    pub fn gateway(text: &str) -> Result<Option<(String, String)>, String> {
+        if text.is_empty() {
+            return Ok(None);
+        }
+        let (namespace, name) = text.split_once('/').unwrap_or(("default", text));
+        if namespace.is_empty() || name.is_empty() || name.contains('/') {
+            return Err(format!("--gateway: {text:?} is not NAME or NAMESPACE/NAME"));
+        }
+        Ok(Some((namespace.to_owned(), name.to_owned())))
     }
 
     /// Where its connections come from, as far as that is known; no port is anybody's.

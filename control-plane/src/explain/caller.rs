@@ -88,6 +88,7 @@ pub fn find(
         workload: node.workload.clone(),
         node: key.clone(),
         namespace: node.namespace.clone(),
+        gateway: None,
         labels,
         place: Place { locality: node.locality.as_str().into(), labels: node.labels.clone() },
         address: Some(node.address),

@@ -46,7 +46,8 @@ impl Sender<'_> {
         let mut destination = policy(cluster, percent);
         destination.levels =
             balancer.levels().map(|level| Level { number: level.number, percent: level.percent }).collect();
-        destination.endpoints = endpoints.iter().map(|endpoint| told(cluster, endpoint, &balancer)).collect();
+        destination.endpoints =
+            endpoints.iter().map(|endpoint| told(candidate, cluster, endpoint, &balancer)).collect();
         if !cluster.load_balancer.hash_policies().is_empty() {
             let policies = hash.unwrap_or(cluster.load_balancer.hash_policies());
             destination.hash = Some(self.hash(policies, hash.is_none(), &balancer, &endpoints));
@@ -67,7 +68,7 @@ impl Sender<'_> {
         let mut destination = policy(cluster, 100.0);
         destination.balancer = "none: it is dialed as it is addressed".to_owned();
         destination.locality.clear();
-        destination.endpoints = vec![told(cluster, chosen, &balancer)];
+        destination.endpoints = vec![told(candidate, cluster, chosen, &balancer)];
         destination.verdict = match &cluster.tls {
             Tls::IstioMutual if chosen.identities().is_empty() => {
                 refused(&Reason::PeerWithoutIdentity, &cluster.policy)
@@ -173,7 +174,12 @@ fn policy(cluster: &Cluster, percent: f64) -> Destination {
     }
 }
 
-fn told(cluster: &Cluster, endpoint: &Arc<endpoint::Endpoint>, balancer: &Balancer) -> Endpoint {
+fn told(
+    candidate: &Candidate<'_>,
+    cluster: &Cluster,
+    endpoint: &Arc<endpoint::Endpoint>,
+    balancer: &Balancer,
+) -> Endpoint {
     let level = balancer.levels().find(|level| level.hosts.iter().any(|host| host.is_same(endpoint)));
     let config = &endpoint.config;
     Endpoint {
@@ -192,6 +198,7 @@ fn told(cluster: &Cluster, endpoint: &Arc<endpoint::Endpoint>, balancer: &Balanc
         labels: config.labels.clone(),
         identity: config.identity.as_ref().map(ToString::to_string).unwrap_or_default(),
         transport: settings::transport(&cluster.tls, !endpoint.identities().is_empty()).to_owned(),
+        accepts: candidate.accepts(cluster, &endpoint.key.to_string()),
         workload: config.workload.to_string(),
         datacenter: endpoint.remote.as_ref().map(|remote| remote.datacenter.to_string()).unwrap_or_default(),
     }

@@ -2,10 +2,11 @@
 
 use weft_core::cors::Asked;
 use weft_core::fault::{Abort, Fault};
+use weft_core::headers::{HeaderOps, Template};
 use weft_core::reply::is_grpc;
 use weft_core::request::RequestView;
 use weft_core::retry::{RetryPolicy, asked};
-use weft_core::route::{DirectResponse, Forward, Mirror, Route};
+use weft_core::route::{Destination, DirectResponse, Forward, Mirror, Route};
 
 use super::settings::text;
 use super::told::{Setting, Verdict};
@@ -56,7 +57,64 @@ pub(super) fn of_forward(
     let authority = authorities.map(|authority| Setting::new("rewrite.authority", authority)).next();
     let faults = forward.fault.iter().flat_map(fault);
     let mirrors = forward.mirrors.iter().map(|mirror| mirror_of(mirror, candidate));
-    timeout.into_iter().chain([retries]).chain(path).chain(authority).chain(faults).chain(mirrors).collect()
+    let own = timeout.into_iter().chain([retries]).chain(path).chain(authority).chain(faults).chain(mirrors);
+    own.chain(changes(&level(forward))).chain(cors(route)).collect()
+}
+
+/// Header changes that all destinations have in common: the last level is the route's.
+fn level(forward: &Forward) -> HeaderOps {
+    match &forward.destinations[..] {
+        [only] => only.headers.first().cloned().unwrap_or_default(),
+        several => {
+            let last = several.first().and_then(|one| one.headers.last()).cloned().unwrap_or_default();
+            let common = several.iter().all(|one| one.headers.last() == Some(&last));
+            if common { last } else { HeaderOps::default() }
+        }
+    }
+}
+
+/// Changes that one of several destinations has of its own.
+pub(super) fn of_destination(forward: &Forward, destination: &Destination) -> Vec<Setting> {
+    if forward.destinations.len() == 1 {
+        return Vec::new();
+    }
+    let common = level(forward);
+    destination.headers.iter().filter(|ops| **ops != common).flat_map(changes).collect()
+}
+
+/// Changes to headers, as policies name them.
+fn changes(ops: &HeaderOps) -> Vec<Setting> {
+    let mut all = Vec::new();
+    for (side, change) in [("request", &ops.request), ("response", &ops.response)] {
+        all.extend(change.remove.iter().map(|name| Setting::new(&format!("headers.{side}.remove"), name)));
+        for (how, values) in [("set", &change.set), ("add", &change.add)] {
+            let one = |(name, value): &(http::HeaderName, Template)| {
+                Setting::new(&format!("headers.{side}.{how}"), format!("{name}: {value}"))
+            };
+            all.extend(values.iter().map(one));
+        }
+    }
+    all
+}
+
+/// What browsers may do from elsewhere.
+fn cors(route: &Route) -> Vec<Setting> {
+    let Some(cors) = &route.cors else { return Vec::new() };
+    let origins: Vec<String> = cors.origins.iter().map(ToString::to_string).collect();
+    let mut all = vec![Setting::new("corsPolicy.allowOrigins", origins.join(" or "))];
+    for (field, value) in [
+        ("allowMethods", &cors.methods),
+        ("allowHeaders", &cors.headers),
+        ("exposeHeaders", &cors.exposed),
+        ("maxAge", &cors.max_age),
+    ] {
+        let value = value.as_ref().and_then(|value| value.to_str().ok());
+        all.extend(value.map(|value| Setting::new(&format!("corsPolicy.{field}"), value)));
+    }
+    if cors.credentials {
+        all.push(Setting::new("corsPolicy.allowCredentials", true));
+    }
+    all
 }
 
 fn retries(retry: &RetryPolicy) -> String {

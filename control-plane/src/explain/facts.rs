@@ -27,10 +27,25 @@ pub struct Facts {
     pub(super) by_authority: Option<Meant>,
     /// Whom the server name of the client's own TLS means.
     pub(super) by_server_name: Option<Meant>,
+    /// What the gateway has, where the request comes by one.
+    pub(super) gateway: Option<Entered>,
     /// Whether calls to what the mesh does not know pass, and the Sidecar that says so.
     pub(super) passes: Option<(bool, String)>,
     /// Of a name that means nothing: what may have been meant.
     pub(super) hint: String,
+}
+
+/// A gateway, as its proxy is told of it.
+#[derive(Debug)]
+pub(super) struct Entered {
+    /// Namespace and name of the Gateway.
+    pub(super) key: (String, String),
+    /// There is one of this name.
+    pub(super) exists: bool,
+    /// The servers of all Gateways that its workloads have.
+    pub(super) servers: Vec<v1::GatewayServer>,
+    /// What is behind their hosts, by name.
+    pub(super) behind: BTreeMap<String, Meant>,
 }
 
 /// What a name or an address means.
@@ -50,6 +65,8 @@ pub(super) struct Told {
     pub(super) service: v1::Service,
     /// Of every host that its clusters name.
     pub(super) endpoints: BTreeMap<String, v1::Endpoints>,
+    /// What the sidecars of the endpoints accept, by host of a cluster and the endpoint's own address and port.
+    pub(super) accepts: BTreeMap<(String, String), String>,
     /// Of its routes, delegates joined.
     pub(super) routes: Option<Arc<Document>>,
     /// Some of the routes are other documents'.
@@ -75,6 +92,7 @@ impl Facts {
             };
             Some(Meant { asked: name.to_owned(), by, host })
         };
+        let gateway = client.gateway.as_ref().map(|key| Entered::of(world, key, asked, &mut meant));
         let server_name = asked.server_name.as_deref().filter(|name| is_name(name));
         let outbound = world.policies().sidecar(&client.namespace, &client.labels);
         let passes = outbound.and_then(|(document, sidecar)| match sidecar.outbound {
@@ -88,9 +106,31 @@ impl Facts {
             by_authority: Some(authority).filter(|name| is_name(name)).and_then(|name| meant(&name)),
             by_server_name: server_name.and_then(&mut meant),
             passes,
+            gateway,
             hint: hint(world, &scope, &normalise(&asked.authority)),
             scope,
         }
+    }
+}
+
+impl Entered {
+    /// `meant` finds a host by its name, as the gateway's proxy would be told of it.
+    fn of(
+        world: &World,
+        key: &(String, String),
+        asked: &Asked,
+        meant: &mut impl FnMut(&str) -> Option<Meant>,
+    ) -> Entered {
+        let document = world.document(Kind::Gateway, &key.0, &key.1);
+        let selector = match document.map(|document| &document.object) {
+            Some(Object::Gateway(gateway)) => gateway.selector.clone(),
+            _ => BTreeMap::new(),
+        };
+        let servers = if document.is_some() { translate::servers(world, &selector) } else { Vec::new() };
+        let here = servers.iter().filter(|server| server.port == u32::from(asked.port));
+        let names: BTreeSet<&str> = here.flat_map(|server| &server.virtual_hosts).map(|one| &*one.service).collect();
+        let behind = names.into_iter().filter_map(|name| Some((name.to_owned(), meant(name)?))).collect();
+        Entered { key: key.clone(), exists: document.is_some(), behind, servers }
     }
 }
 
@@ -101,8 +141,23 @@ impl Told {
         let hosts: BTreeSet<&str> = service.clusters.iter().map(|cluster| cluster.host.as_str()).collect();
         let endpoints =
             hosts.into_iter().filter_map(|host| Some((host.to_owned(), translate::endpoints(world, host)?)));
-        let endpoints = endpoints.collect();
-        let routes = world.policies().routes(scope, &host.name).cloned();
+        let endpoints: BTreeMap<String, v1::Endpoints> = endpoints.collect();
+        let mut accepts = BTreeMap::new();
+        for (host, all) in &endpoints {
+            for endpoint in all.endpoints.iter().filter(|endpoint| !world.owner_of(&endpoint.address).is_empty()) {
+                let labels = endpoint.labels.clone().into_iter().collect();
+                for port in endpoint.ports.values().chain([&endpoint.port]) {
+                    let accepted = translate::accepted(world, &endpoint.namespace, &labels, *port);
+                    accepts.insert((host.clone(), format!("{}:{port}", endpoint.address)), accepted);
+                }
+            }
+        }
+        let routes = match world.policies().gateway_routes(&host.name) {
+            [] => world.policies().routes(scope, &host.name).cloned(),
+            // Those of several documents are told by their names alone.
+            [only] => Some(only.clone()),
+            _ => None,
+        };
         let delegates = routes.as_ref().is_some_and(|document| {
             let written = world.document(Kind::VirtualService, &document.namespace, &document.name);
             written.is_some_and(|written| match &written.object {
@@ -112,7 +167,7 @@ impl Told {
                 _ => false,
             })
         });
-        Some(Told { sources: sources(world, host, complete), service, endpoints, routes, delegates })
+        Some(Told { sources: sources(world, host, complete), service, endpoints, accepts, routes, delegates })
     }
 }
 

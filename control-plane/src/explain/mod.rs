@@ -11,6 +11,7 @@ mod caller;
 mod destination;
 mod effects;
 mod facts;
+mod gateway;
 mod routes;
 mod settings;
 pub mod text;
@@ -26,6 +27,7 @@ use weft_core::flag::ResponseFlag;
 use weft_core::policy::Port;
 use weft_core::reply::{LocalReply, Reason};
 use weft_core::route::{Action, Connection, Forward, Routed};
+use weft_core::target::is_virtual;
 
 pub use asked::{Asked, Client};
 pub use caller::{Name, find};
@@ -63,6 +65,9 @@ impl Facts {
             told.notes.push("the path holds an encoded NUL".to_owned());
             told.verdict = refused(&Reason::BadRequest { detail: "" }, "");
             return Ok(told);
+        }
+        if let Some(entered) = &self.gateway {
+            return self.by_gateway(told, entered, client, asked, now);
         }
         let local = self.original.unwrap_or_else(|| SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), asked.port));
         let source = client.source();
@@ -156,7 +161,7 @@ impl Facts {
         sender: &Sender<'_>,
     ) -> Result<(), CompileError> {
         let view = &sender.view;
-        let audience = Audience { client: &self.scope, gateway: None };
+        let audience = Audience { client: &self.scope, gateway: self.gateway_key() };
         told.routes =
             candidate.meant.host.routes.as_ref().and_then(|document| routes::http(document, &audience, port, view));
         if let Some(routes) = &mut told.routes {
@@ -172,7 +177,7 @@ impl Facts {
         }
         match &*route.action {
             Action::Redirect(redirect) => {
-                let location = redirect.location(&route.matcher, view, "http", view.local.port());
+                let location = redirect.location(&route.matcher, view, view.scheme, view.local.port());
                 told.effects = vec![Setting::new("redirect", format!("{} to {location}", redirect.status.as_u16()))];
                 told.verdict = Verdict::Answered { status: redirect.status.as_u16(), by: "redirect".to_owned() };
             }
@@ -231,7 +236,9 @@ impl Facts {
         for destination in &forward.destinations {
             let percent = forward.percent(destination);
             let name = destination.authority.as_ref().map_or(name, |authority| authority.as_str());
-            told.destinations.push(sender.destination(candidate, destination.cluster, percent, hash, name)?);
+            let to = sender.destination(candidate, destination.cluster, percent, hash, name)?;
+            let effects = effects::of_destination(forward, destination);
+            told.destinations.push(told::Destination { effects, ..to });
         }
         told.verdict = overall(told);
         Ok(())
@@ -255,6 +262,7 @@ fn caller(client: &Client) -> told::Caller {
         namespace: client.namespace.clone(),
         labels: client.labels.clone(),
         locality: client.place.locality.to_string(),
+        gateway: client.gateway.as_ref().map(|(namespace, name)| format!("{namespace}/{name}")).unwrap_or_default(),
     }
 }
 
@@ -291,11 +299,6 @@ fn no_such_port(candidate: &Candidate<'_>, asked: u16) -> String {
         [] => format!("`{}` has no port", candidate.service.host),
         _ => format!("`{}` has no port {asked}: it has {}", candidate.service.host, ports.join(", ")),
     }
-}
-
-/// A virtual IP is nobody's real address.
-fn is_virtual(address: IpAddr) -> bool {
-    matches!(address, IpAddr::V4(ip) if ip.octets()[..2] == [240, 240])
 }
 
 #[cfg(test)]

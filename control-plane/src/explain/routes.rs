@@ -34,17 +34,30 @@ pub(super) fn http(
     if matches!(port.protocol, Protocol::Tcp | Protocol::Tls) {
         return None;
     }
+    let number = u32::from(port.number);
+    let bar = |one: &crate::policy::RouteMatch| {
+        let other =
+            Some(one.http.port).filter(|wanted| *wanted != 0 && *wanted != number && audience.gateway.is_none());
+        let of_port = other.map(|wanted| format!("it is for port {wanted}"));
+        of_port.or_else(|| audience.bar(document, one).map(in_words))
+    };
     let written = service.http.iter().enumerate().map(|(at, route)| Written {
         list: List::Http,
         at,
         name: &route.name,
-        bars: route.matches.iter().map(|one| audience.bar(document, one).map(in_words)).collect(),
+        bars: route.matches.iter().map(bar).collect(),
         leads_somewhere: !matches!(route.action, Action::Delegate(_)),
     });
     let table = port.routes.routes();
     let taken = port.routes.find(view).and_then(|found| table.iter().position(|route| Arc::ptr_eq(route, found)));
     let unmet = |entry: usize| table.get(entry)?.matcher.unmet(view).map(|unmet| unmet.in_words(view));
-    told(document, written.collect(), &audience.http(document), taken, &unmet)
+    let kept = audience.http(document, number);
+    let takes_all = |kept: &Kept| crate::translate::takes_all(&service.http[kept.route]);
+    if audience.gateway.is_some() && kept.iter().rev().skip(1).any(takes_all) {
+        // A gateway looks at it last, so that the table has another order.
+        return None;
+    }
+    told(document, written.collect(), &kept, taken, &unmet)
 }
 
 /// Of connections; `None`: the document has no such routes.

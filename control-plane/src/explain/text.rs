@@ -20,7 +20,10 @@ impl fmt::Display for Explanation {
         if !request.method.is_empty() && own != request.authority {
             write!(f, ", host: {}", request.authority)?;
         }
-        writeln!(f, ", from {}", caller(self))?;
+        match self.caller.gateway.as_str() {
+            "" => writeln!(f, ", from {}", caller(self))?,
+            gateway => writeln!(f, ", from outside by Gateway {gateway}")?,
+        }
         self.host(f)?;
         if let Some(port) = &self.port {
             let number =
@@ -148,6 +151,9 @@ fn of_destination(f: &mut Formatter<'_>, to: &Destination) -> fmt::Result {
         writeln!(f, "          outlier detection: {}", settings(&to.outlier_detection))?;
     }
     writeln!(f, "          TLS: {}", to.tls)?;
+    for Setting { field, value } in &to.effects {
+        writeln!(f, "          {field}: {value}")?;
+    }
     let picked = to.hash.as_ref().and_then(|hash| hash.endpoint.as_deref());
     let is_picked = |endpoint: &Endpoint| picked == Some(&endpoint.address);
     let shown = to.endpoints.iter().enumerate().filter(|(at, one)| *at < MOST_ENDPOINTS || is_picked(one));
@@ -176,6 +182,7 @@ fn of_endpoint(f: &mut Formatter<'_>, endpoint: &Endpoint, picked: bool) -> fmt:
     let level = endpoint.level.map_or("not used".to_owned(), |level| format!("level {level}"));
     let mut about = format!("{health}, {level}, weight {}, {}", endpoint.weight, endpoint.transport);
     for (name, value) in [
+        ("accepts", &endpoint.accepts),
         ("workload", &endpoint.workload),
         ("locality", &endpoint.locality),
         ("labels", &labels(&endpoint.labels)),

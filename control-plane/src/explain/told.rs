@@ -56,6 +56,8 @@ pub struct Caller {
     pub labels: BTreeMap<String, String>,
     /// `region/zone/subzone`; empty: it is not known.
     pub locality: String,
+    /// `<namespace>/<name>` of the Gateway by which it comes; empty: by no gateway.
+    pub gateway: String,
 }
 
 /// The host that is meant.
@@ -158,6 +160,8 @@ pub struct Destination {
     pub outlier_detection: Vec<Setting>,
     /// TLS towards the endpoints.
     pub tls: String,
+    /// Header changes that this one of several destinations has of its own.
+    pub effects: Vec<Setting>,
     /// Of levels of priority with anybody to pick, the nearest first, the percent of the requests that go there.
     pub levels: Vec<Level>,
     /// All of the destination, the unhealthy too.
@@ -200,6 +204,9 @@ pub struct Endpoint {
     pub identity: String,
     /// What is spoken to it.
     pub transport: String,
+    /// What its sidecar accepts: `STRICT`, `PERMISSIVE` or `DISABLE`, and the PeerAuthentication that says so; empty: it has no
+    /// sidecar.
+    pub accepts: String,
     /// Name of the workload.
     pub workload: String,
     /// Data centre whose gateway it is; empty: it is an endpoint of this one.

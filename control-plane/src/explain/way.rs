@@ -1,5 +1,5 @@
-//! Which service it is that a request or a connection means, and whether it is looked into: the first phase, as
-//! `sidecar/src/dialed.rs` and `sidecar/src/outbound/plan.rs` have it.
+//! Which service it is that a request or a connection means, and whether it is looked into: the first phase. Each step is
+//! `weft_core::target`'s, as it is in `sidecar/src/dialed.rs` and `sidecar/src/outbound/plan.rs`.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -8,6 +8,7 @@ use weft_core::compile::{self, CompileError};
 use weft_core::endpoint::{Endpoint, find, for_cluster};
 use weft_core::names::normalise;
 use weft_core::policy::{Cluster, Port, Protocol, Service};
+use weft_core::target::{self, Address, Look};
 
 use super::Asked;
 use super::facts::{Facts, Meant};
@@ -39,7 +40,7 @@ pub(super) enum Way<'a> {
 }
 
 impl<'a> Candidate<'a> {
-    fn of(meant: Option<&'a Meant>) -> Result<Option<Candidate<'a>>, CompileError> {
+    pub(super) fn of(meant: Option<&'a Meant>) -> Result<Option<Candidate<'a>>, CompileError> {
         meant.map(|meant| Ok(Candidate { meant, service: compile::service(&meant.host.service)? })).transpose()
     }
 
@@ -50,15 +51,19 @@ impl<'a> Candidate<'a> {
         Ok(for_cluster(cluster, &configs, &[]))
     }
 
-    /// The endpoint at an address, if that is no virtual IP of the service's.
-    fn dialed(&'a self, address: SocketAddr, subsets: bool) -> Option<Way<'a>> {
-        if self.service.addresses.contains(&address.ip()) {
-            return None;
-        }
-        self.service.clusters.iter().filter(|cluster| subsets || cluster.subset.is_empty()).find_map(|cluster| {
-            let endpoints = self.endpoints(cluster).ok()?;
-            Some(Way::Pinned(self, cluster, find(&endpoints, address)?.clone()))
-        })
+    /// What the sidecar of an endpoint accepts; empty: it has none.
+    pub(super) fn accepts(&self, cluster: &Cluster, address: &str) -> String {
+        self.meant.host.accepts.get(&(cluster.host.to_string(), address.to_owned())).cloned().unwrap_or_default()
+    }
+
+    /// What an address is to it.
+    fn address(&self, dialed: SocketAddr, subsets: bool) -> Address {
+        let at = |at: usize| find(&self.endpoints(self.service.cluster(at)).ok()?, dialed).cloned();
+        target::address(&self.service, dialed, subsets, at)
+    }
+
+    fn pinned(&'a self, at: usize, endpoint: Arc<Endpoint>) -> Way<'a> {
+        Way::Pinned(self, self.service.cluster(at), endpoint)
     }
 }
 
@@ -74,34 +79,42 @@ impl<'a> Candidates<'a> {
 
     /// The way of what is asked, which is dialed to `address`.
     pub(super) fn way(&'a self, asked: &Asked, address: SocketAddr) -> Way<'a> {
-        let port = self.by_address.as_ref().and_then(|candidate| candidate.service.port(asked.port));
-        let by_name = self.by_address.is_none() || port.is_some_and(|port| port.connection_routes.wants_server_name());
-        let name = |name: &str| Some(normalise(name).into_owned()).filter(|name| name.parse::<IpAddr>().is_err());
-        match (port.map_or(Protocol::Unknown, |port| port.protocol), &asked.server_name) {
-            (Protocol::Tcp, _) => self.connection(asked, address, None),
-            (_, Some(server_name)) => self.connection(asked, address, name(server_name).filter(|_| by_name)),
-            // Whoever calls it speaks TLS, and mostly to the host that he dials.
-            (Protocol::Tls, None) => self.connection(asked, address, name(&asked.host).filter(|_| by_name)),
-            _ => self.request(asked, address),
+        let dialed = self.by_address.as_ref().map(|candidate| &candidate.service);
+        let by_name = target::wants_server_name(dialed, asked.port);
+        let name =
+            |name: &str| Some(normalise(name).into_owned()).filter(|name| by_name && name.parse::<IpAddr>().is_err());
+        let is_tls =
+            dialed.and_then(|service| service.port(asked.port)).is_some_and(|port| port.protocol == Protocol::Tls);
+        match (target::look(dialed, asked.port), &asked.server_name) {
+            // Its caller speaks TLS, and mostly to the host that it dials.
+            (Look::ServerName | Look::Pass, None) if is_tls => self.connection(asked, address, name(&asked.host)),
+            (Look::Pass, None) => self.connection(asked, address, None),
+            (Look::Pass, Some(_)) if !is_tls => self.connection(asked, address, None),
+            (_, Some(server_name)) => self.connection(asked, address, name(server_name)),
+            (Look::ServerName, None) => self.connection(asked, address, name(&asked.host)),
+            (Look::Http | Look::Unknown, None) => self.request(asked, address),
         }
     }
 
     fn request(&'a self, asked: &Asked, address: SocketAddr) -> Way<'a> {
         if let Some(candidate) = &self.by_authority
-            && candidate.service.port(asked.port).is_some()
+            && target::takes(&candidate.service, asked.port, Some(address))
         {
             return Way::Request(candidate);
         }
-        match &self.by_address {
-            Some(candidate) if candidate.service.addresses.contains(&address.ip()) => Way::Request(candidate),
-            Some(candidate) => candidate.dialed(address, false).unwrap_or(Way::Foreign),
-            None => Way::Foreign,
+        let Some(candidate) = &self.by_address else { return Way::Foreign };
+        match candidate.address(address, false) {
+            Address::Service => Way::Request(candidate),
+            Address::Endpoint(at, endpoint) => candidate.pinned(at, endpoint),
+            Address::Other => Way::Foreign,
         }
     }
 
     fn connection(&'a self, asked: &Asked, address: SocketAddr, server_name: Option<String>) -> Way<'a> {
-        if let Some(way) = self.by_address.as_ref().and_then(|candidate| candidate.dialed(address, true)) {
-            return way;
+        if let Some(candidate) = &self.by_address
+            && let Address::Endpoint(at, endpoint) = candidate.address(address, true)
+        {
+            return candidate.pinned(at, endpoint);
         }
         let named = || self.by_server_name.as_ref().filter(|_| server_name.is_some());
         let candidate = self.by_address.as_ref().or_else(named);

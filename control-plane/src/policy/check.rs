@@ -4,7 +4,9 @@
 //! may be elsewhere, or works otherwise than its author may think, is a warning. Anybody may write many documents, so every
 //! question is answered by an index: the time is linear in what was written.
 
+mod connections;
 mod destinations;
+mod gateways;
 mod overruled;
 mod reach;
 mod security;
@@ -24,9 +26,11 @@ pub fn check(documents: &[&Document]) -> Vec<Problem> {
     findings.extend(overruled::check(&sorted));
     findings.extend(destinations::check(&sorted));
     findings.extend(security::check(&sorted));
+    findings.extend(gateways::check(&sorted));
     for document in sorted {
         if let Object::VirtualService(service) = &document.object {
             findings.extend(reach::check(document, service));
+            findings.extend(connections::check(document, service));
         }
     }
     let mut problems = [placed(findings), super::delegate::check(&documents)].concat();

@@ -11,7 +11,7 @@ use weft_proto::v1;
 use super::{
     connection_pool,
     export::{self, Export},
-    fields::{Fields, Shape, object, read},
+    fields::{Fields, Shape, explicit, object, read},
     names,
 };
 
@@ -73,15 +73,15 @@ pub struct Subset {
 
 /// Fields of `outlierDetection`.
 pub(super) const OUTLIER_DETECTION: Shape = &[
-    read("consecutive5xxErrors"),
-    read("consecutiveGatewayErrors"),
+    explicit("consecutive5xxErrors"),
+    explicit("consecutiveGatewayErrors"),
     read("consecutiveErrors"),
     read("interval"),
     read("baseEjectionTime"),
     read("maxEjectionPercent"),
     read("minHealthPercent"),
     read("splitExternalLocalOriginErrors"),
-    read("consecutiveLocalOriginFailures"),
+    explicit("consecutiveLocalOriginFailures"),
     read("outlierDetectionHttpErrorCodes"),
 ];
 const PORT_LEVEL: Shape = &[
@@ -99,7 +99,7 @@ const TRAFFIC_POLICY: Shape = &[
     object("portLevelSettings", PORT_LEVEL),
     object("tunnel", proxy::TUNNEL),
     object("proxyProtocol", proxy::PROXY_PROTOCOL),
-    object("retryBudget", &[read("percent"), read("minRetryConcurrency"), read("budgetInterval")]),
+    object("retryBudget", &[explicit("percent"), explicit("minRetryConcurrency"), read("budgetInterval")]),
 ];
 /// Fields of `spec`.
 pub(crate) const SHAPE: Shape = &[
@@ -120,13 +120,11 @@ pub(crate) fn decode(spec: &Fields<'_>) -> DestinationRule {
         );
     }
     let export = export::decode(spec);
-    let selector =
-        spec.object("workloadSelector").map(|selector| selector.string_map("matchLabels")).unwrap_or_default();
-    if !selector.is_empty() && spec.has("exportTo") {
-        spec.error(
-            "exportTo",
-            "`exportTo` and `workloadSelector` exclude each other: who is selected is of this namespace",
-        );
+    let selector = spec.object("workloadSelector").map(|selector| selector.labels("matchLabels")).unwrap_or_default();
+    if !selector.is_empty() && spec.strings("exportTo").iter().any(|(name, _)| name != ".") {
+        let text =
+            "with a `workloadSelector` only `exportTo: [.]` is allowed: the selected workloads are of this namespace";
+        spec.error("exportTo", text);
     }
     let selected = !selector.is_empty();
     let mut subsets: Vec<Subset> = Vec::new();
@@ -142,7 +140,7 @@ pub(crate) fn decode(spec: &Fields<'_>) -> DestinationRule {
         if !named.insert(name.clone()) {
             fields.error("name", format!("subset `{name}` is defined twice"));
         }
-        let labels = fields.string_map("labels");
+        let labels = fields.labels("labels");
         let traffic_policy = fields.object("trafficPolicy").map(|fields| traffic_policy(&fields, selected));
         subsets.push(Subset { name, labels, traffic_policy });
     }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{
-    duration,
+    duration, names,
     nearest::{nearest, suggest},
     problem::{Code, Problem, Severity},
 };
@@ -28,8 +28,10 @@ pub(crate) struct Field {
 
 #[derive(PartialEq)]
 pub(super) enum Is {
-    /// Read by the decoder of its object.
+    /// Read by the decoder of its object. `""`, `0` and empty lists and maps mean that it is absent, as in proto3.
     Read,
+    /// The same, with presence of its own (a member of a `oneof`, a wrapper such as `UInt32Value`): `""` and `0` are values.
+    Explicit,
     /// Read, and an object (or a list of objects) of its own.
     Object(Shape),
     /// Istio's, and an error, with what its author can do instead, or why nothing.
@@ -41,6 +43,11 @@ pub(super) enum Is {
 /// A supported field.
 pub(crate) const fn read(name: &'static str) -> Field {
     Field { name, is: Is::Read }
+}
+
+/// A supported field for which an empty or zero value is not absence.
+pub(crate) const fn explicit(name: &'static str) -> Field {
+    Field { name, is: Is::Explicit }
 }
 
 /// A supported object or list of objects.
@@ -151,10 +158,30 @@ impl<'a> Fields<'a> {
         if self.path.is_empty() { name.to_owned() } else { format!("{}.{name}", self.path) }
     }
 
-    /// The value of `name`, unless it is absent or null.
+    /// The value of `name`, unless it is absent, null or, in a field without presence, empty or zero.
     pub(crate) fn node(&self, name: &'static str) -> Option<&'a Node> {
+        self.written_node(name).filter(|node| !self.is_unset(name, &node.value))
+    }
+
+    /// The value of `name` as it is written, unless it is absent or null.
+    pub(crate) fn written_node(&self, name: &'static str) -> Option<&'a Node> {
         debug_assert!(self.shape.iter().any(|field| field.name == name), "`{name}` is not declared");
         self.entries.iter().find(|(key, _)| key.name == name).map(|(_, node)| node).filter(|n| n.value != Value::Null)
+    }
+
+    /// Whether a value means that its field is not set: Istio's fields are proto3's, of which most know no other way to
+    /// say so.
+    fn is_unset(&self, name: &str, value: &Value) -> bool {
+        let is = self.shape.iter().find(|field| field.name == name).map(|field| &field.is);
+        match value {
+            Value::Null => true,
+            Value::Seq(items) => items.is_empty(),
+            // A message that is written is set, be it empty; a map is not.
+            Value::Map(entries) => entries.is_empty() && !matches!(is, Some(Is::Object(_))),
+            Value::Scalar { text, plain } => {
+                matches!(is, Some(Is::Read)) && (text.is_empty() || (*plain && text == "0"))
+            }
+        }
     }
 
     /// Whether `name` is written at all, be it empty: `outlierDetection: {}` and `retries:` mean something.
@@ -183,6 +210,11 @@ impl<'a> Fields<'a> {
         self.decoder.report(Severity::Error, Code::InvalidValue, place, &self.path, text);
     }
 
+    /// Reports what is at a place of its own.
+    pub(crate) fn report(&self, severity: Severity, code: Code, place: Place, name: &str, text: impl Into<String>) {
+        self.decoder.report(severity, code, place, &self.path_of(name), text);
+    }
+
     /// Reports a warning about `name`.
     pub(crate) fn warn(&self, name: &str, text: impl Into<String>) {
         let path = self.path_of(name);
@@ -200,7 +232,10 @@ impl<'a> Fields<'a> {
     pub(crate) fn require(&self, name: &'static str) {
         if !self.has(name) && !self.misspelled(name) {
             let path = self.path_of(name);
-            let text = format!("`{path}` is required");
+            let text = match self.written_node(name) {
+                Some(_) => format!("`{path}` is required and must not be empty"),
+                None => format!("`{path}` is required"),
+            };
             self.decoder.report(Severity::Error, Code::Required, self.place_of(name), &path, text);
         }
     }
@@ -211,11 +246,7 @@ impl<'a> Fields<'a> {
 
     pub(crate) fn required_string(&self, name: &'static str) -> String {
         self.require(name);
-        let value = self.string(name).unwrap_or_default();
-        if value.is_empty() && self.node(name).is_some_and(|node| node.as_str().is_some()) {
-            self.error(name, format!("`{}` must not be empty", self.path_of(name)));
-        }
-        value
+        self.string(name).unwrap_or_default()
     }
 
     pub(crate) fn boolean(&self, name: &'static str) -> Option<bool> {
@@ -258,7 +289,8 @@ impl<'a> Fields<'a> {
 
     /// Milliseconds, at least `least`.
     pub(crate) fn duration(&self, name: &'static str, least: u64) -> Option<u64> {
-        let node = self.node(name)?;
+        // A message in Istio: there is no empty one.
+        let node = self.written_node(name)?;
         let text = self.text(node, &self.path_of(name))?;
         let wrong = match duration::parse_ms(&text) {
             Ok(ms) if ms >= least => return Some(ms),
@@ -295,6 +327,29 @@ impl<'a> Fields<'a> {
             .collect()
     }
 
+    /// The labels of an object, which must be such as Kubernetes has.
+    pub(crate) fn labels(&self, name: &'static str) -> BTreeMap<String, String> {
+        for (key, node) in self.map(name) {
+            if !names::is_label_key(&key.name) {
+                let text = format!(
+                    "`{}` is not a label's name: letters, digits, `-`, `_` and `.`, at most 63, with a DNS prefix and `/` \
+                     before them or none",
+                    key.name
+                );
+                self.error_at(key.place, text);
+            }
+            if node.as_str().is_some_and(|value| !names::is_label_value(value)) {
+                let text = format!(
+                    "`{}.{}` must be letters, digits, `-`, `_` and `.`, at most 63, with a letter or digit at both ends",
+                    self.path_of(name),
+                    key.name
+                );
+                self.error_at(node.place, text);
+            }
+        }
+        self.string_map(name)
+    }
+
     /// The object `name`, with the shape that this object's shape declares for it.
     pub(crate) fn object(&self, name: &'static str) -> Option<Fields<'a>> {
         Some(self.decoder.fields(self.node(name)?, self.path_of(name), self.shape_of(name)))
@@ -304,15 +359,26 @@ impl<'a> Fields<'a> {
     pub(crate) fn objects(&self, name: &'static str) -> Vec<Fields<'a>> {
         let path = self.path_of(name);
         let items = self.seq(name).iter().enumerate();
-        items.map(|(n, node)| self.decoder.fields(node, format!("{path}[{n}]"), self.shape_of(name))).collect()
+        let paths = items.map(|(n, node)| (node, format!("{path}[{n}]")));
+        paths.map(|(node, path)| self.decoder.fields(self.not_null(node, &path), path, self.shape_of(name))).collect()
+    }
+
+    /// Reports an entry of a list or map of objects that is null: in Istio it is neither an empty object nor none.
+    fn not_null(&self, node: &'a Node, path: &str) -> &'a Node {
+        if node.value == Value::Null {
+            let text = format!("`{path}` must be a map, not null; an empty one is written {{}}");
+            self.decoder.report(Severity::Error, Code::InvalidValue, node.place, path, text);
+        }
+        node
     }
 
     /// The objects of the map `name`, by key.
     pub(crate) fn object_map(&self, name: &'static str) -> Vec<(&'a Key, Fields<'a>)> {
         let path = self.path_of(name);
         let entries = self.map(name).iter();
-        entries
-            .map(|(key, node)| (key, self.decoder.fields(node, format!("{path}.{}", key.name), self.shape_of(name))))
+        let paths = entries.map(|(key, node)| (key, node, format!("{path}.{}", key.name)));
+        paths
+            .map(|(key, node, path)| (key, self.decoder.fields(self.not_null(node, &path), path, self.shape_of(name))))
             .collect()
     }
 

@@ -1,6 +1,6 @@
 //! Gateway: where a load balancer for callers outside the mesh listens, and for which hosts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use weft_proto::v1;
 
@@ -10,7 +10,7 @@ use super::names;
 /// A Gateway's `spec`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Gateway {
-    /// Labels of the gateways that this is for.
+    /// Labels of the gateways that this is for; empty: all.
     pub selector: BTreeMap<String, String>,
     /// At least one.
     pub servers: Vec<Server>,
@@ -71,14 +71,16 @@ pub(crate) const SHAPE: Shape = &[
 
 /// Reads `spec`.
 pub(crate) fn decode(spec: &Fields<'_>) -> Gateway {
-    let selector = spec.string_map("selector");
-    if selector.is_empty() {
-        let text = "`selector` is required: labels of the gateways that this is for, such as {istio: ingressgateway}";
-        spec.error("selector", text);
-    }
+    let selector = spec.labels("selector");
     let servers: Vec<Server> = spec.objects("servers").iter().map(server).collect();
     if servers.is_empty() {
         spec.error("servers", "`servers` must have at least one server");
+    }
+    let mut named = HashSet::new();
+    for port in spec.objects("servers").iter().filter_map(|server| server.object("port")) {
+        if let Some(name) = port.string("name").filter(|name| !named.insert(name.clone())) {
+            port.error("name", format!("port name `{name}` is given twice: each server's port has a name of its own"));
+        }
     }
     Gateway { selector, servers }
 }
@@ -88,8 +90,9 @@ fn server(fields: &Fields<'_>) -> Server {
     fields.require("hosts");
     let (mut port, mut protocol) = (0, None);
     if let Some(given) = fields.object("port") {
-        given.require("number");
-        given.require("protocol");
+        for name in ["number", "protocol", "name"] {
+            given.require(name);
+        }
         port = given.port("number").unwrap_or_default();
         protocol = given.string("protocol").map(|text| text.to_ascii_uppercase());
         let known = ["HTTP", "HTTP2", "GRPC", "GRPC-WEB", "HTTPS", "TLS", "TCP"];
@@ -125,7 +128,16 @@ fn server(fields: &Fields<'_>) -> Server {
         fields.error("tls", "`tls` of a plaintext server may only have `httpsRedirect: true`");
     }
     if https_redirect && protocol != v1::GatewayProtocol::GatewayHttp {
-        fields.error("tls", "`httpsRedirect` is for servers of the protocol HTTP");
+        fields.warn("tls", "`httpsRedirect` has no effect but on servers of the protocol HTTP");
+    }
+    if let Some(tls) = tls.as_ref().filter(|_| protocol == v1::GatewayProtocol::GatewayTls) {
+        let certificates = ["credentialName", "serverCertificate", "privateKey", "caCertificates"];
+        for name in certificates.into_iter().filter(|name| tls.has(name)) {
+            let text = format!(
+                "`{name}` has no effect: without `mode: SIMPLE` or MUTUAL the gateway passes TLS on as it comes"
+            );
+            tls.warn(name, text);
+        }
     }
     let tls = tls.filter(|_| protocol == v1::GatewayProtocol::GatewayHttps).map(|tls| termination(&tls, mode));
     let mut hosts = Vec::new();
@@ -137,22 +149,23 @@ fn server(fields: &Fields<'_>) -> Server {
         let named = namespace.as_deref().is_none_or(|namespace| namespace == "." || names::is_label(namespace));
         if !named || (host != "*" && !names::is_host_or_wildcard(&host)) {
             fields.error_at(place, format!("`{text}` is not a host: [namespace/]name, *.suffix or *"));
+        } else if host != "*" && !host.contains('.') {
+            fields.error_at(place, format!("`{text}`: {}", names::NOT_SHORT));
         }
         hosts.push((namespace, host.to_ascii_lowercase()));
     }
-    if fields.has("hosts") && hosts.is_empty() {
-        fields.error("hosts", "`hosts` must name at least one host; * is any");
-    }
     let auto_passthrough = protocol == v1::GatewayProtocol::GatewayTls && mode == Mode::AutoPassthrough;
     let name = fields.string("name").unwrap_or_default();
+    let https_redirect = https_redirect && protocol == v1::GatewayProtocol::GatewayHttp;
     Server { name, port, protocol, tls, https_redirect, auto_passthrough, hosts }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Mode {
-    #[default]
     Simple,
     Mutual,
+    /// The enum's first value in Istio: what a block without a mode means.
+    #[default]
     Passthrough,
     AutoPassthrough,
 }
@@ -186,6 +199,14 @@ fn termination(tls: &Fields<'_>, mode: Mode) -> v1::GatewayTls {
             .unwrap_or(false),
     };
     let files = !found.server_certificate.is_empty() && !found.private_key.is_empty();
+    if !found.credential_name.is_empty() {
+        for name in ["serverCertificate", "privateKey"].into_iter().filter(|name| tls.has(name)) {
+            tls.error(
+                name,
+                format!("`{name}` and `credentialName` exclude each other: a credential has its own files"),
+            );
+        }
+    }
     if found.credential_name.is_empty() && !files {
         let text =
             "a certificate is needed: `credentialName`, or `serverCertificate` and `privateKey` (files of the gateway)";
@@ -220,6 +241,8 @@ mod tests {
             ("HTTPS", "tls: {mode: SIMPLE, credentialName: c}", v1::GatewayProtocol::GatewayHttps),
             ("HTTPS", "tls: {mode: PASSTHROUGH}", v1::GatewayProtocol::GatewayTls),
             ("TLS", "tls: {mode: PASSTHROUGH}", v1::GatewayProtocol::GatewayTls),
+            ("HTTPS", "tls: {}", v1::GatewayProtocol::GatewayTls),
+            ("TLS", "tls: {}", v1::GatewayProtocol::GatewayTls),
             ("TLS", "tls: {mode: AUTO_PASSTHROUGH}", v1::GatewayProtocol::GatewayTls),
             ("TCP", "", v1::GatewayProtocol::GatewayTcp),
         ] {
@@ -249,10 +272,10 @@ mod tests {
                 format!("{port}, hosts: [a], tls: {{mode: MUTUAL, serverCertificate: c, privateKey: k}}"),
                 "`caCertificates`",
             ),
-            (format!("{port}, hosts: [a], tls: {{credentialName: ../a}}"), "is the name of a folder"),
+            (format!("{port}, hosts: [a], tls: {{mode: SIMPLE, credentialName: ../a}}"), "is the name of a folder"),
             (format!("{port}, hosts: [a], tls: {{mode: ISTIO_MUTUAL}}"), "mode ISTIO_MUTUAL is not supported yet"),
             (format!("{port}, hosts: [a b], tls: {{credentialName: a}}"), "`a b` is not a host"),
-            (format!("{port}, hosts: [], tls: {{credentialName: a}}"), "must name at least one host"),
+            (format!("{port}, hosts: [], tls: {{credentialName: a}}"), "hosts` is required and must not be empty"),
             ("port: {number: 1, protocol: HTTP}, hosts: [a], tls: {credentialName: c}".to_owned(), "plaintext server"),
             ("port: {number: 1, protocol: HTTP}, hosts: [a], bind: 1.2.3.4".to_owned(), "is not supported yet"),
         ] {

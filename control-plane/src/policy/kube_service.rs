@@ -113,7 +113,7 @@ pub(crate) fn decode(spec: &Fields<'_>, export: Export) -> KubeService {
         spec.error("ports", "`ports` must name at least one port");
     }
     ports.sort_by_key(|port| port.number);
-    KubeService { export, ports, selector: spec.string_map("selector"), cluster_ip }
+    KubeService { export, ports, selector: spec.labels("selector"), cluster_ip }
 }
 
 fn port(fields: &Fields<'_>, named: bool) -> Option<KubePort> {
@@ -121,7 +121,7 @@ fn port(fields: &Fields<'_>, named: bool) -> Option<KubePort> {
     let number = fields.port("port").unwrap_or_default();
     let name = if named { fields.required_string("name") } else { fields.string("name").unwrap_or_default() };
     if !name.is_empty() && !names::is_label(&name) {
-        fields.error("name", format!("port name `{name}` must be lower-case letters, digits and hyphens"));
+        fields.error("name", format!("port name `{name}` {}", names::LABEL_RULE));
     }
     let transport = fields.one_of("protocol", &[("TCP", true), ("UDP", false), ("SCTP", false)]);
     if transport == Some(false) {

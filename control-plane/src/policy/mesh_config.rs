@@ -9,12 +9,9 @@ use std::borrow::Cow;
 
 use weft_proto::v1;
 
-use super::{Document, Export, Object, ROOT_NAMESPACE};
+use super::{Document, Export, Object, is_root};
 
 pub(crate) use decode::{SHAPE, decode};
-
-/// Istio's root namespace, which its files name.
-const ISTIO_ROOT_NAMESPACE: &str = "istio-system";
 
 /// What is read of `meshConfig`.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -45,11 +42,6 @@ pub struct MeshConfig {
     pub destination_rule_export: Export,
     /// `trustDomain`; has to be the mesh's.
     pub trust_domain: Option<String>,
-}
-
-/// Whether a document of this namespace is for the whole mesh.
-pub(crate) fn is_root(namespace: &str) -> bool {
-    matches!(namespace, ROOT_NAMESPACE | ISTIO_ROOT_NAMESPACE)
 }
 
 /// What a document says for the whole mesh.

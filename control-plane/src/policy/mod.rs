@@ -5,6 +5,7 @@
 
 use std::fmt;
 
+mod annotations;
 mod check;
 mod connection_pool;
 mod delegate;
@@ -58,6 +59,14 @@ pub use weft_core::{names::covers, subnet::Subnet};
 
 /// Namespace whose policies apply to the whole mesh.
 pub const ROOT_NAMESPACE: &str = "weft-system";
+
+/// Namespaces whose policies apply to the whole mesh, the one that counts first: Istio's files name their own.
+pub const ROOT_NAMESPACES: [&str; 2] = [ROOT_NAMESPACE, "istio-system"];
+
+/// Whether the policies of a namespace apply to the whole mesh.
+pub fn is_root(namespace: &str) -> bool {
+    ROOT_NAMESPACES.contains(&namespace)
+}
 
 /// Kinds that Weft reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

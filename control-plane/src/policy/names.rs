@@ -6,9 +6,40 @@ pub(crate) fn is_label(name: &str) -> bool {
     !name.is_empty() && name.len() <= 63 && name.chars().all(inner) && !name.starts_with('-') && !name.ends_with('-')
 }
 
-/// Dotted labels, at most 253 long.
+/// A name of an object: dotted words as those of [`is_label`], at most 253 altogether. Unlike a label in DNS a word may be
+/// longer than 63, as in Kubernetes.
 pub(crate) fn is_subdomain(name: &str) -> bool {
-    name.len() <= 253 && name.split('.').all(is_label)
+    let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let word =
+        |word: &str| !word.is_empty() && word.chars().all(inner) && !word.starts_with('-') && !word.ends_with('-');
+    name.len() <= 253 && name.split('.').all(word)
+}
+
+/// The name of a Kubernetes label: `[prefix/]name`.
+pub(crate) fn is_label_key(key: &str) -> bool {
+    let (prefix, name) = key.rsplit_once('/').map_or((None, key), |(prefix, name)| (Some(prefix), name));
+    prefix.is_none_or(is_subdomain) && !name.is_empty() && is_label_value(name)
+}
+
+/// The value of a Kubernetes label; it may be empty.
+pub(crate) fn is_label_value(value: &str) -> bool {
+    let inner = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let edge = |c: char| c.is_ascii_alphanumeric();
+    value.len() <= 63
+        && value.chars().all(inner)
+        && (value.is_empty() || value.starts_with(edge) && value.ends_with(edge))
+}
+
+/// The rule of [`is_label`], as an error continues after the name.
+pub(crate) const LABEL_RULE: &str = "must be lower-case letters, digits and inner hyphens, at most 63";
+
+/// Why a Gateway and a Sidecar take no short names, of which neither says the namespace.
+pub(crate) const NOT_SHORT: &str =
+    "short names are not allowed here: write the full name, such as a.default.svc.cluster.local";
+
+/// The name of a header of an HTTP probe, of which Kubernetes takes fewer than HTTP has.
+pub(crate) fn is_probe_header(name: &str) -> bool {
+    !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
 }
 
 /// A host that requests may name: dotted words of letters, digits, `-` and `_`, whatever the case.

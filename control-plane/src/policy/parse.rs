@@ -1,7 +1,7 @@
 //! Text -> documents: finds each document's kind, reads its metadata, and hands `spec` to the kind's decoder.
 
 use super::{
-    Code, Document, Kind, Object, Parsed, ROOT_NAMESPACE, Severity, destination_rule, export,
+    Code, Document, Kind, Object, Parsed, ROOT_NAMESPACE, Severity, annotations, destination_rule, export,
     fields::{self, Decoder, Fields, Shape, not_yet, object, read},
     gateway, kube_service, mesh_config, names,
     nearest::suggest,
@@ -18,6 +18,14 @@ pub(super) const NOT_YET: &[(&str, &str)] = &[
     ("telemetry.istio.io", "Telemetry"),
     ("extensions.istio.io", "WasmPlugin"),
     ("extensions.istio.io", "TrafficExtension"),
+];
+
+/// API groups of Kubernetes' Gateway API: all their kinds say where requests go.
+const GATEWAY_API: &[&str] = &[
+    "gateway.networking.k8s.io",
+    "gateway.networking.x-k8s.io",
+    "inference.networking.k8s.io",
+    "inference.networking.x-k8s.io",
 ];
 
 /// What Kubernetes keeps in an object's metadata. Name, namespace, annotations and creation time are used; the rest is
@@ -155,6 +163,9 @@ fn document(decoder: &Decoder<'_>, file: &str, found: YamlDocument) -> Option<Do
     if metadata.is_none() && kind != Kind::IstioOperator {
         decoder.report(Severity::Error, Code::Required, top.place, "metadata", "`metadata.name` is required");
     }
+    if let Some(metadata) = &metadata {
+        annotations::check(metadata, kind);
+    }
     let exported = metadata.as_ref().filter(|_| kind == Kind::Service).map(export::annotated).unwrap_or_default();
     let (namespace, name, created) = match &metadata {
         Some(metadata) => identity(metadata, kind),
@@ -180,9 +191,30 @@ fn document(decoder: &Decoder<'_>, file: &str, found: YamlDocument) -> Option<Do
         Kind::Sidecar => Object::Sidecar(Box::new(sidecar::decode(&spec))),
         Kind::IstioOperator => Object::IstioOperator(mesh_config::decode(&spec)),
     };
-    if kind == Kind::IstioOperator && !mesh_config::is_root(&namespace) {
+    if kind == Kind::IstioOperator && !super::is_root(&namespace) {
         let text = format!("no effect on the mesh: that has what is in namespace {ROOT_NAMESPACE} or istio-system");
         decoder.report(Severity::Warning, Code::Ineffective, top.place, "metadata", text);
+    }
+    if let Some(export) = object.export()
+        && export.is_private()
+        && export.namespaces().into_iter().flatten().any(|name| name == namespace)
+    {
+        let text = format!("`.` and `{namespace}` are the same namespace: give only one of them");
+        match kind {
+            Kind::Service => {
+                decoder.report(Severity::Error, Code::InvalidValue, top.place, "metadata.annotations", text)
+            }
+            _ => spec.error("exportTo", text),
+        }
+    }
+    if kind == Kind::Gateway && !names::is_label(&name) {
+        decoder.report(
+            Severity::Error,
+            Code::InvalidValue,
+            top.place,
+            "metadata.name",
+            format!("the name of a Gateway {}", names::LABEL_RULE),
+        );
     }
     let line = root.place.line;
     Some(Document { kind, namespace, name, object, yaml: text, file: file.to_owned(), line, created })
@@ -213,6 +245,15 @@ fn kind(decoder: &Decoder<'_>, place: Place, entries: &[(Key, Node)]) -> Option<
         decoder.report(Severity::Error, Code::UnknownKind, api_place, "apiVersion", text);
     } else if NOT_YET.contains(&(group, name)) {
         let text = format!("kind {name} is not supported yet");
+        decoder.report(Severity::Error, Code::NotSupported, kind_place, "kind", text);
+    } else if GATEWAY_API.contains(&group) {
+        let text = format!(
+            "kind {name} of Kubernetes' Gateway API ({group}) is not supported yet: write a Gateway and a VirtualService of \
+             networking.istio.io"
+        );
+        decoder.report(Severity::Error, Code::NotSupported, kind_place, "kind", text);
+    } else if group == "multicluster.x-k8s.io" {
+        let text = format!("kind {name} of {group} is not supported yet; known is ServiceExport");
         decoder.report(Severity::Error, Code::NotSupported, kind_place, "kind", text);
     } else if group.ends_with("istio.io") {
         let ours = Kind::ALL.iter().filter(|kind| !kind.group().is_empty()).map(|kind| (kind.group(), kind.name()));

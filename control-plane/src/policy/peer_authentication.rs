@@ -24,7 +24,7 @@ pub(crate) const SHAPE: Shape =
 
 /// Reads `spec`.
 pub(crate) fn decode(spec: &Fields<'_>) -> PeerAuthentication {
-    let selector = spec.object("selector").map(|selector| selector.string_map("matchLabels")).unwrap_or_default();
+    let selector = spec.object("selector").map(|selector| selector.labels("matchLabels")).unwrap_or_default();
     let mut ports = BTreeMap::new();
     for (key, fields) in spec.object_map("portLevelMtls") {
         match key.name.parse::<u32>() {
@@ -33,6 +33,9 @@ pub(crate) fn decode(spec: &Fields<'_>) -> PeerAuthentication {
             }
             _ => spec.error_at(key.place, format!("`{}` is not a port number from 1 to 65535", key.name)),
         }
+    }
+    if spec.written_node("portLevelMtls").is_some() && ports.is_empty() && spec.map("portLevelMtls").is_empty() {
+        spec.error("portLevelMtls", "`portLevelMtls` must have at least one port: leave it out");
     }
     if selector.is_empty() && !ports.is_empty() {
         let text = "`portLevelMtls` needs a `selector`: ports are those of the selected workloads";

@@ -14,6 +14,8 @@ pub enum Severity {
     Error,
     /// Applied, and shown.
     Warning,
+    /// Applied, and shown to those alone that ask for all (`--verbose`): nothing is known to be wrong.
+    Info,
 }
 
 impl Severity {
@@ -22,6 +24,7 @@ impl Severity {
         match self {
             Self::Error => "error",
             Self::Warning => "warning",
+            Self::Info => "info",
         }
     }
 }
@@ -79,9 +82,53 @@ pub enum Code {
     OpenPort,
     /// Callers are told plaintext, the service to take none.
     PlaintextToStrict,
+    /// Two servers of Gateways cannot share a port, or claim one host of it.
+    ConflictingGateways,
+    /// Two servers of gateways show one certificate.
+    DuplicateCertificate,
+    /// Two Sidecars are for the same workloads.
+    ConflictingSidecars,
+    /// The host of a destination is not exported to the namespace of the route.
+    NotExported,
+    /// Istio knows no such annotation.
+    UnknownAnnotation,
 }
 
 impl Code {
+    /// All of them. `docs/analysis.md` lists them.
+    pub const ALL: [Self; 30] = [
+        Self::Unreadable,
+        Self::NotYaml,
+        Self::UnknownKind,
+        Self::ForeignKind,
+        Self::ForeignField,
+        Self::UnknownField,
+        Self::NotSupported,
+        Self::Required,
+        Self::InvalidValue,
+        Self::Refused,
+        Self::Ineffective,
+        Self::DuplicateObject,
+        Self::UndefinedSubset,
+        Self::MissingRule,
+        Self::UndefinedPort,
+        Self::UnknownHost,
+        Self::UnknownGateway,
+        Self::HostNotInGateway,
+        Self::Delegate,
+        Self::Overruled,
+        Self::Unreachable,
+        Self::EmptySubset,
+        Self::NoWorkload,
+        Self::OpenPort,
+        Self::PlaintextToStrict,
+        Self::ConflictingGateways,
+        Self::DuplicateCertificate,
+        Self::ConflictingSidecars,
+        Self::NotExported,
+        Self::UnknownAnnotation,
+    ];
+
     /// As it is written.
     pub fn name(self) -> &'static str {
         match self {
@@ -110,6 +157,11 @@ impl Code {
             Self::NoWorkload => "no-workload",
             Self::OpenPort => "open-port",
             Self::PlaintextToStrict => "plaintext-to-strict",
+            Self::ConflictingGateways => "conflicting-gateways",
+            Self::DuplicateCertificate => "duplicate-certificate",
+            Self::ConflictingSidecars => "conflicting-sidecars",
+            Self::NotExported => "not-exported",
+            Self::UnknownAnnotation => "unknown-annotation",
         }
     }
 }
@@ -177,6 +229,10 @@ impl<'a> Finding<'a> {
     ) -> Self {
         Finding { severity: Severity::Warning, ..Self::error(document, path, code, text) }
     }
+
+    pub(crate) fn info(document: &'a Document, path: impl Into<String>, code: Code, text: impl Into<String>) -> Self {
+        Finding { severity: Severity::Info, ..Self::error(document, path, code, text) }
+    }
 }
 
 /// Problems with their places, by file and place. A document's text is read once, however much is found in it.
@@ -233,6 +289,15 @@ fn place_of(root: &Node, path: &str) -> Option<Place> {
 mod tests {
     use super::*;
     use crate::policy::parse;
+
+    /// Scripts compare them: a code that is there once stays, with its name.
+    #[test]
+    fn every_code_is_documented() {
+        let docs = include_str!("../../../docs/analysis.md");
+        let listed: Vec<&str> = docs.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect();
+        let codes: Vec<&str> = Code::ALL.iter().map(|code| code.name()).collect();
+        assert_eq!(listed, codes);
+    }
 
     #[test]
     fn fields_are_found_again() {

@@ -39,6 +39,13 @@ pub struct ServiceEntry {
     pub subject_alt_names: Vec<String>,
 }
 
+impl ServiceEntry {
+    /// Whether a younger one of the same host and namespace joins it, as in Istio: its ports are the host's too.
+    pub fn joins(&self, younger: &ServiceEntry) -> bool {
+        (self.resolution, self.external) == (younger.resolution, younger.external)
+    }
+}
+
 /// `resolution`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resolution {
@@ -118,7 +125,7 @@ pub(crate) fn decode(spec: &Fields<'_>) -> ServiceEntry {
         external,
         resolution,
         endpoints: spec.objects("endpoints").iter().map(workload_entry::decode).collect(),
-        workload_selector: spec.object("workloadSelector").map(|selector| selector.string_map("labels")),
+        workload_selector: spec.object("workloadSelector").map(|selector| selector.labels("labels")),
         subject_alt_names: spec.strings("subjectAltNames").into_iter().map(|(name, _)| name).collect(),
     };
     check(spec, &entry);
@@ -160,9 +167,6 @@ fn hosts(spec: &Fields<'_>, resolution: Resolution) -> Vec<String> {
         }
         hosts.push(host);
     }
-    if spec.has("hosts") && hosts.is_empty() {
-        spec.error("hosts", "`hosts` must name at least one host");
-    }
     hosts
 }
 
@@ -173,6 +177,9 @@ fn ports(spec: &Fields<'_>) -> Vec<EntryPort> {
         fields.require("number");
         let number = fields.port("number").unwrap_or_default();
         let name = fields.required_string("name");
+        if !name.is_empty() && !names::is_label(&name) {
+            fields.error("name", format!("port name `{name}` {}", names::LABEL_RULE));
+        }
         if !numbers.insert(number) && number != 0 {
             fields.error("number", format!("port {number} is given twice"));
         }
@@ -212,6 +219,9 @@ fn check(spec: &Fields<'_>, entry: &ServiceEntry) {
             let field = if entry.endpoints.is_empty() { "workloadSelector" } else { "endpoints" };
             spec.error(field, "`resolution: DYNAMIC_DNS` has no endpoints: each request names its own");
         }
+        Resolution::DynamicDns if !entry.addresses.is_empty() => {
+            spec.error("addresses", "`resolution: DYNAMIC_DNS` has no addresses: hosts are told apart by their names");
+        }
         Resolution::Static if entry.endpoints.is_empty() && entry.workload_selector.is_none() => {
             spec.error("resolution", "`resolution: STATIC` needs `endpoints` or a `workloadSelector`");
         }
@@ -222,6 +232,15 @@ fn check(spec: &Fields<'_>, entry: &ServiceEntry) {
             spec.error("endpoints", "with `resolution: STATIC` every endpoint's address must be an IP address");
         }
         _ => {}
+    }
+    if entry.resolution == Resolution::DynamicDns
+        && let Some(port) = entry.ports.iter().find(|port| port.protocol == v1::Protocol::Tcp)
+    {
+        let text = format!(
+            "port {} is TCP: `resolution: DYNAMIC_DNS` needs HTTP or TLS, whose requests and handshakes name their host",
+            port.number
+        );
+        spec.error("ports", text);
     }
     let known: Vec<&str> = entry.ports.iter().map(|port| port.name.as_str()).collect();
     let named: HashSet<&str> = known.iter().copied().collect();

@@ -113,8 +113,12 @@ pub(crate) fn decode(spec: &Fields<'_>) -> Sidecar {
     for twice in ingress.iter().filter(|one| !ports.insert(one.port)) {
         spec.error("ingress", format!("port {} is there twice in `ingress`", twice.port));
     }
+    let says = ["egress", "ingress", "outboundTrafficPolicy", "inboundConnectionPool"];
+    if !says.iter().any(|name| spec.has(name)) && !says.iter().any(|name| spec.misspelled(name)) {
+        spec.error_at(spec.place, format!("a Sidecar needs at least one of `{}`", says.join("`, `")));
+    }
     Sidecar {
-        selector: spec.object("workloadSelector").map(|fields| fields.string_map("labels")).unwrap_or_default(),
+        selector: spec.object("workloadSelector").map(|fields| fields.labels("labels")).unwrap_or_default(),
         egress,
         outbound: spec.object("outboundTrafficPolicy").map(|fields| outbound(&fields)).unwrap_or_default(),
         ingress,
@@ -139,9 +143,6 @@ fn decode_egress(fields: &Fields<'_>) -> Egress {
     fields.require("hosts");
     let hosts: Vec<Import> =
         fields.strings("hosts").iter().filter_map(|(text, place)| import(fields, text, *place)).collect();
-    if fields.has("hosts") && fields.strings("hosts").is_empty() {
-        fields.error("hosts", "`hosts` must name at least one host, such as `./*`");
-    }
     let port = fields.object("port").and_then(|port| {
         has_no_target(&port);
         port.require("number");
@@ -160,6 +161,10 @@ fn import(fields: &Fields<'_>, text: &str, place: Place) -> Option<Import> {
     let host = host.to_ascii_lowercase();
     if host != "*" && !names::is_host_or_wildcard(&host) {
         fields.error_at(place, format!("`{host}` is not a host name, *.suffix or *"));
+        return None;
+    }
+    if host != "*" && !host.contains('.') {
+        fields.error_at(place, format!("`{text}`: {}", names::NOT_SHORT));
         return None;
     }
     let (excluded, name) = match namespace.strip_prefix('~') {
@@ -186,7 +191,8 @@ fn decode_ingress(fields: &Fields<'_>) -> Ingress {
     };
     if let Some(port) = fields.object("port") {
         has_no_target(&port);
-        for name in ["number", "protocol", "name"] {
+        // Without a protocol it is found out by what is sent, as on any port.
+        for name in ["number", "name"] {
             port.require(name);
         }
         found.port = port.port("number").unwrap_or_default();

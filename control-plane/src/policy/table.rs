@@ -65,7 +65,7 @@ fn of_kind(kind: Kind, found: &mut Vec<(Shape, Row)>) {
                 match field.is {
                     Is::Refused(why) => row.refused.push((field.name, why)),
                     Is::Skipped => row.skipped.push(field.name),
-                    Is::Read => row.supported.push(field.name),
+                    Is::Read | Is::Explicit => row.supported.push(field.name),
                     Is::Object(shape) => {
                         row.supported.push(field.name);
                         next.push((below(field.name), shape));

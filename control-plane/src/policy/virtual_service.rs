@@ -14,7 +14,7 @@ use weft_proto::v1;
 
 use super::{
     export::{self, Export},
-    fields::{Fields, Shape, object, read},
+    fields::{Fields, Shape, explicit, object, read},
     names,
 };
 pub use connection::{ConnectionMatch, ConnectionRoute};
@@ -98,6 +98,12 @@ pub struct RouteMatch {
 }
 
 impl RouteMatch {
+    /// Whether it has a prefix of the path.
+    fn has_prefix(&self) -> bool {
+        let uri = self.http.uri.as_ref().and_then(|uri| uri.kind.as_ref());
+        matches!(uri, Some(v1::string_match::Kind::Prefix(_)))
+    }
+
     /// Whether it is for the requests of some clients only.
     pub fn is_of_some(&self) -> bool {
         !self.source_labels.is_empty() || !self.source_namespace.is_empty() || !self.gateways.is_empty()
@@ -189,7 +195,7 @@ impl Destination {
     }
 }
 
-const STRING_MATCH: Shape = &[read("exact"), read("prefix"), read("regex")];
+const STRING_MATCH: Shape = &[explicit("exact"), explicit("prefix"), explicit("regex")];
 const MATCH: Shape = &[
     object("uri", STRING_MATCH),
     read("ignoreUriCase"),
@@ -225,7 +231,7 @@ const HTTP: Shape = &[
             read("prefixRewrite"),
         ],
     ),
-    object("directResponse", &[read("status"), object("body", &[read("string"), read("bytes")])]),
+    object("directResponse", &[read("status"), object("body", &[explicit("string"), explicit("bytes")])]),
     object("rewrite", rewrite::SHAPE),
     read("timeout"),
     object("retries", response::RETRIES),
@@ -234,8 +240,8 @@ const HTTP: Shape = &[
     object("mirror", DESTINATION),
     object("mirrors", mirror::SHAPE),
     object("mirrorPercentage", fault::PERCENTAGE),
-    read("mirrorPercent"),
-    read("mirror_percent"),
+    explicit("mirrorPercent"),
+    explicit("mirror_percent"),
     object("corsPolicy", cors::SHAPE),
     object("delegate", &[read("name"), read("namespace")]),
 ];
@@ -294,6 +300,12 @@ pub(crate) fn decode(spec: &Fields<'_>) -> VirtualService {
             spec.error(name, text);
         }
     }
+    if hosts.is_empty() {
+        for (n, _) in http.iter().enumerate().filter(|(_, route)| matches!(route.action, Action::Delegate(_))) {
+            let text = format!("`http[{n}].delegate` needs `hosts`: a delegate does not delegate itself");
+            spec.error("http", text);
+        }
+    }
     if http.is_empty() && tls.is_empty() && tcp.is_empty() {
         spec.error("http", "`http` must have at least one route");
     }
@@ -346,11 +358,29 @@ fn route(fields: &Fields<'_>) -> Route {
             fields.error(name, format!("`{name}` needs a `route`"));
         }
     }
+    let matches: Vec<RouteMatch> = fields.objects("match").iter().map(matching::decode).collect();
+    if let Action::Redirect(v1::Redirect { prefix_rewrite: Some(_), .. }) = &action {
+        for (n, _) in matches.iter().enumerate().filter(|(_, one)| !one.has_prefix()) {
+            let text = format!("`redirect.prefixRewrite` needs a `uri.prefix` to replace, which `match[{n}]` has not");
+            fields.error("redirect", text);
+        }
+    }
+    let headers = fields.object("headers").map(|headers| header_operations(&headers));
+    let sets = headers.iter().filter_map(|headers| headers.request.as_ref());
+    let sets = sets.flat_map(|request| request.set.iter().chain(&request.add));
+    let rewritten = match &action {
+        Action::Forward(forward) | Action::Delegate(Delegate { rest: forward, .. }) => forward.rewrite.as_ref(),
+        _ => None,
+    };
+    let rewritten = rewritten.and_then(|rewrite| rewrite.authority.as_ref());
+    if sets.filter(|header| is_authority(&header.name)).count() + usize::from(rewritten.is_some()) > 1 {
+        fields.error("headers", "the authority is set twice: by `rewrite.authority`, `:authority` or `host`");
+    }
     Route {
         name: fields.string("name").unwrap_or_default(),
-        matches: fields.objects("match").iter().map(matching::decode).collect(),
+        matches,
         action,
-        headers: fields.object("headers").map(|headers| header_operations(&headers)),
+        headers,
         cors: fields.object("corsPolicy").map(|cors| cors::decode(&cors)),
         place: fields.place,
     }
@@ -358,9 +388,6 @@ fn route(fields: &Fields<'_>) -> Route {
 
 fn forward(fields: &Fields<'_>) -> Forward {
     let destinations: Vec<Destination> = fields.objects("route").iter().map(destination).collect();
-    if fields.has("route") && destinations.is_empty() {
-        fields.error("route", "`route` must have at least one destination");
-    }
     if destinations.len() > 1 && destinations.iter().all(|destination| destination.weight == 0) {
         fields.error("route", "the weights add up to 0: no destination would get a request");
     }
@@ -398,6 +425,9 @@ fn read_destination(fields: &Fields<'_>, found: &mut Destination) {
         fields.error("host", format!("`{}` is not a host name to send requests to", found.host));
     }
     found.subset = fields.string("subset").unwrap_or_default();
+    if !found.subset.is_empty() && !names::is_label(&found.subset) {
+        fields.error("subset", format!("subset name `{}` {}", found.subset, names::LABEL_RULE));
+    }
     found.port = fields.object("port").and_then(|port| {
         port.require("number");
         port.port("number")
@@ -405,27 +435,36 @@ fn read_destination(fields: &Fields<'_>, found: &mut Destination) {
 }
 
 fn header_operations(fields: &Fields<'_>) -> v1::HeaderOperations {
-    let change = |name| fields.object(name).map(|fields| header_change(&fields));
+    let change = |name| fields.object(name).map(|fields| header_change(&fields, name == "request"));
     v1::HeaderOperations { request: change("request"), response: change("response") }
 }
 
-fn header_change(fields: &Fields<'_>) -> v1::HeaderChange {
-    let check = |name: &str, place| {
-        if matches!(name.to_ascii_lowercase().as_str(), "host" | ":authority") {
-            fields.error_at(place, format!("`{name}` is changed by `rewrite.authority`"));
-        } else if !names::is_header(name) {
+/// Whether a header's name is one of those of the authority.
+fn is_authority(name: &str) -> bool {
+    name.eq_ignore_ascii_case("host") || name.eq_ignore_ascii_case(":authority")
+}
+
+/// `of_request`: a request's authority may be set, which is what `rewrite.authority` does.
+fn header_change(fields: &Fields<'_>, of_request: bool) -> v1::HeaderChange {
+    let check = |name: &str, place, sets: bool| {
+        if is_authority(name) && !(sets && of_request) {
+            fields
+                .error_at(place, format!("`{name}` can be set in requests, not removed and not changed in responses"));
+        } else if name.starts_with(':') && !is_authority(name) {
+            fields.error_at(place, format!("`{name}` cannot be changed; `rewrite` changes path and authority"));
+        } else if !is_authority(name) && !names::is_header(name) {
             fields.error_at(place, format!("`{name}` is not a header name"));
         }
     };
     let values = |name| {
         for (key, _) in fields.map(name) {
-            check(&key.name, key.place);
+            check(&key.name, key.place, true);
         }
         let values = fields.string_map(name).into_iter();
         values.map(|(name, value)| v1::HeaderValue { name, value }).collect()
     };
     let remove = fields.strings("remove").into_iter().map(|(name, place)| {
-        check(&name, place);
+        check(&name, place, false);
         name
     });
     v1::HeaderChange { set: values("set"), add: values("add"), remove: remove.collect() }

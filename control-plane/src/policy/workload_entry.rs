@@ -50,12 +50,22 @@ pub(crate) fn decode(fields: &Fields<'_>) -> WorkloadEntry {
     WorkloadEntry { address, ..template(fields) }
 }
 
+/// Ports by name, which must be such as a ServiceEntry's ports have.
+fn port_map(fields: &Fields<'_>) -> BTreeMap<String, u32> {
+    for (key, _) in fields.map("ports") {
+        if !names::is_label(&key.name) {
+            fields.error_at(key.place, format!("port name `{}` {}", key.name, names::LABEL_RULE));
+        }
+    }
+    fields.number_map("ports", 1..=65535)
+}
+
 /// Reads all but the address.
 pub(super) fn template(fields: &Fields<'_>) -> WorkloadEntry {
     WorkloadEntry {
         address: String::new(),
-        ports: fields.number_map("ports", 1..=65535),
-        labels: fields.string_map("labels"),
+        ports: port_map(fields),
+        labels: fields.labels("labels"),
         weight: fields.limit("weight").unwrap_or_default(),
         locality: fields.string("locality").unwrap_or_default(),
         service_account: fields.string("serviceAccount").unwrap_or_default(),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use http::{HeaderName, HeaderValue, Uri};
+use http::{HeaderValue, Uri};
 use weft_proto::v1::{self, probe::Kind};
 
 use super::{
@@ -73,7 +73,7 @@ pub(crate) fn decode(spec: &Fields<'_>) -> WorkloadGroup {
         DEFAULT_ACCOUNT.clone_into(&mut template.service_account);
     }
     if let Some(metadata) = spec.object("metadata") {
-        template.labels.extend(metadata.string_map("labels"));
+        template.labels.extend(metadata.labels("labels"));
         // Of Istio's own object, which there is none of here.
         let _: BTreeMap<String, String> = metadata.string_map("annotations");
     }
@@ -128,8 +128,8 @@ fn http_get(fields: &Fields<'_>) -> v1::HttpProbe {
     }
     let header = |given: Fields<'_>| {
         let (name, value) = (given.required_string("name"), given.string("value").unwrap_or_default());
-        if !name.is_empty() && HeaderName::try_from(&name).is_err() {
-            given.error("name", format!("`{name}` is not a name of a header"));
+        if !name.is_empty() && !names::is_probe_header(&name) {
+            given.error("name", format!("`{name}` is not a header name: letters, digits and hyphens"));
         }
         if HeaderValue::try_from(&value).is_err() {
             given.error("value", format!("`{value}` is not a value of a header"));

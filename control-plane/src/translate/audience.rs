@@ -58,16 +58,18 @@ impl List {
 }
 
 impl Audience<'_> {
-    /// The `http` routes, up to one that takes every request.
-    pub(crate) fn http(&self, document: &Document) -> Vec<Kept> {
+    /// The `http` routes of a port, up to one that takes every request. Port 0 is that of a host that declares none: of its
+    /// requests to ports that no match names. Gateways look at the port of each request.
+    pub(crate) fn http(&self, document: &Document, port: u32) -> Vec<Kept> {
         let Object::VirtualService(service) = &document.object else { return Vec::new() };
         let mut kept = Vec::new();
         for (at, route) in service.http.iter().enumerate() {
-            let Some(matches) = self.matches(document, route) else { continue };
+            let port = Some(port).filter(|_| self.gateway.is_none());
+            let Some(matches) = self.matches(document, route, port) else { continue };
             let takes_all = matches.is_empty() || matches.iter().any(|at| is_unconditional(&route.matches[*at].http));
             kept.push(Kept { list: List::Http, route: at, matches });
-            if takes_all {
-                // Those after it are never reached.
+            if takes_all && self.gateway.is_none() {
+                // Those after it are never reached; gateways put it after all others.
                 break;
             }
         }
@@ -75,9 +77,10 @@ impl Audience<'_> {
     }
 
     /// The places of a route's matches that are for the client; `None`: it is for others, or of a delegate that is not
-    /// there.
-    pub(super) fn matches(&self, document: &Document, route: &Route) -> Option<Vec<usize>> {
-        let ours = |one: &&RouteMatch| self.bar(document, one).is_none();
+    /// there. `port`: only those for it; absent: whatever they say of the port.
+    pub(super) fn matches(&self, document: &Document, route: &Route, port: Option<u32>) -> Option<Vec<usize>> {
+        let of_port = |one: &RouteMatch| one.http.port == 0 || port.is_none_or(|port| port == one.http.port);
+        let ours = |one: &&RouteMatch| of_port(one) && self.bar(document, one).is_none();
         match route.action {
             Action::Delegate(_) => None,
             _ => places(&route.matches, ours),

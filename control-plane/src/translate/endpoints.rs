@@ -8,9 +8,13 @@ use std::{
 
 use weft_proto::v1;
 
-use super::{mtls, ports, remotes};
+use super::{
+    mtls,
+    ports::{self, Part},
+    remotes,
+};
 use crate::{
-    policy::{Resolution, ServiceEntry, TargetPort, WorkloadEntry},
+    policy::{Resolution, TargetPort, WorkloadEntry},
     world::{Host, Instance, Member, Workload, World},
 };
 
@@ -73,26 +77,32 @@ fn of_entry(world: &World, host: &Host) -> Vec<v1::Endpoint> {
     if !entry.resolution.has_endpoints() {
         return Vec::new();
     }
-    let given = world.workloads(&document.namespace, entry);
+    ports::parts(host).iter().flat_map(|part| of_part(world, host, &document.namespace, part)).collect()
+}
+
+fn of_part(world: &World, host: &Host, namespace: &str, part: &Part<'_>) -> Vec<v1::Endpoint> {
+    let entry = part.entry;
+    let given = world.workloads(namespace, entry);
     // An address given by name belongs to a DNS entry; under STATIC a selected WorkloadEntry may still have one.
     let usable = |workload: &WorkloadEntry| entry.resolution.is_dns() || workload.address.parse::<IpAddr>().is_ok();
     let mut endpoints: Vec<v1::Endpoint> = given
         .filter(|workload| usable(workload.entry))
-        .map(|workload| of_workload(world, &document.namespace, entry, workload))
+        .map(|workload| of_workload(world, namespace, part, workload))
         .collect();
     if endpoints.is_empty() && entry.resolution.is_dns() && entry.workload_selector.is_none() {
         // The host is its own endpoint.
         let itself = WorkloadEntry { address: host.name.clone(), ..WorkloadEntry::default() };
         let itself = Workload { name: "", entry: &itself, member: None };
-        endpoints.push(of_workload(world, &document.namespace, entry, itself));
+        endpoints.push(of_workload(world, namespace, part, itself));
     }
     endpoints
 }
 
-fn of_workload(world: &World, namespace: &str, entry: &ServiceEntry, of: Workload<'_>) -> v1::Endpoint {
+fn of_workload(world: &World, namespace: &str, part: &Part<'_>, of: Workload<'_>) -> v1::Endpoint {
     let Workload { name, entry: workload, member } = of;
-    let ports = ports::of_workload(entry, workload);
-    let port = entry.ports.first().and_then(|first| ports.get(&first.name)).copied().unwrap_or_default();
+    let ports = ports::of_workload(part, workload);
+    let entry = part.entry;
+    let port = part.ports.first().and_then(|first| ports.get(&first.name)).copied().unwrap_or_default();
     let registered = || {
         let mut there = world.at_address(workload.address.parse().ok()?);
         there.find(|instance| u32::from(instance.port) == port).map(|instance| instance.health())

@@ -10,7 +10,7 @@ use crate::policy::{ConnectionMatch, ConnectionRoute, Document, Gateway, Object,
 use crate::world::{GATEWAY, Host, Scope, World, gateway_host, has_all};
 
 /// The servers of the Gateways that pick a workload with `labels`.
-pub(super) fn servers(world: &World, labels: &BTreeMap<String, String>) -> Vec<v1::GatewayServer> {
+pub(crate) fn servers(world: &World, labels: &BTreeMap<String, String>) -> Vec<v1::GatewayServer> {
     let mut found = Vec::new();
     for document in world.policies().gateways() {
         let Object::Gateway(gateway) = &document.object else { continue };

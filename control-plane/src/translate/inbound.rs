@@ -30,8 +30,8 @@ pub fn inbound(
     let member = instances.iter().find_map(|key| world.group_member(key));
     if let Some(Member { instance, joined: Ok(joined) }) = member {
         for host in world.hosts_of(instance).iter().filter_map(|host| world.host(host)) {
-            let Some(entry) = ports::entry(host) else { continue };
-            for service in served_at(world, host, &ports::of_workload(entry, &joined.entry), 0) {
+            let named = ports::parts(host).iter().flat_map(|part| ports::of_workload(part, &joined.entry)).collect();
+            for service in served_at(world, host, &named, 0).into_iter().filter(|_| ports::entry(host).is_some()) {
                 services.entry((service.host.clone(), service.port)).or_insert(service);
             }
         }

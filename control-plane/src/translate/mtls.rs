@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use weft_proto::v1::MtlsMode;
 
 use crate::{
-    policy::{Document, PeerAuthentication, ROOT_NAMESPACE},
+    policy::{Document, PeerAuthentication, ROOT_NAMESPACES, is_root},
     world::{World, has_all},
 };
 
@@ -20,6 +20,17 @@ pub(super) struct Modes {
     pub(super) policy: String,
 }
 
+/// What a workload accepts on a port, in words: `STRICT (PeerAuthentication/<namespace>/<name>)`.
+pub(crate) fn accepted(world: &World, namespace: &str, labels: &BTreeMap<String, String>, port: u32) -> String {
+    let modes = Modes::of(world, namespace, labels);
+    let mode = match modes.at(port) {
+        MtlsMode::Strict => "STRICT",
+        MtlsMode::MtlsDisable => "DISABLE",
+        MtlsMode::Permissive => "PERMISSIVE",
+    };
+    if modes.policy.is_empty() { mode.to_owned() } else { format!("{mode} ({})", modes.policy) }
+}
+
 impl Modes {
     /// The oldest policy of each level counts; one without a mode leaves it to the level above.
     pub(super) fn of(world: &World, namespace: &str, labels: &BTreeMap<String, String>) -> Self {
@@ -29,8 +40,9 @@ impl Modes {
             };
         let everybody = |policy: &PeerAuthentication| policy.selector.is_empty();
         let this = |policy: &PeerAuthentication| !everybody(policy) && has_all(labels, &policy.selector);
-        let mut levels = vec![oldest(ROOT_NAMESPACE, &everybody)];
-        if namespace != ROOT_NAMESPACE {
+        // The one that counts comes last.
+        let mut levels: Vec<_> = ROOT_NAMESPACES.iter().rev().map(|root| oldest(root, &everybody)).collect();
+        if !is_root(namespace) {
             levels.push(oldest(namespace, &everybody));
             // A selector in the root namespace has no meaning.
             levels.push(oldest(namespace, &this));

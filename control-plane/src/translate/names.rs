@@ -49,6 +49,7 @@ pub(crate) fn meant<'a>(world: &'a World, client: &Scope, asked: &str) -> Option
     let asked = asked.strip_suffix('.').unwrap_or(asked).to_ascii_lowercase();
     let known: Vec<(&Host, Meaning)> = candidates(&client.namespace, &asked, world.datacenter())
         .filter_map(|(name, by)| Some((world.host(&name).filter(|host| world.sees(client, host, None))?, by)))
+        .filter(|(host, by)| *by != Meaning::Wildcard || host.is_offered(world) || world.is_routed_wildcard(host))
         .collect();
     known.iter().find(|(host, _)| host.live).or(known.first()).copied()
 }

@@ -6,11 +6,11 @@ use weft_proto::v1;
 
 use crate::{
     policy::{EntryPort, KubePort, KubeService, Object, Resolution, ServiceEntry, TargetPort, WorkloadEntry},
-    world::{Host, Instance, World},
+    world::{Host, Instance, MESH_SUFFIX, World},
 };
 
 /// One port that callers use.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct PortView {
     /// 0: any.
     pub(super) number: u32,
@@ -39,6 +39,33 @@ pub(super) fn entry(host: &Host) -> Option<&ServiceEntry> {
     }
 }
 
+/// A ServiceEntry of a host, with those of its ports that are the host's: its endpoints serve these.
+#[derive(Debug)]
+pub(super) struct Part<'a> {
+    pub(super) entry: &'a ServiceEntry,
+    pub(super) ports: Vec<&'a EntryPort>,
+}
+
+/// The ServiceEntries of a host, the oldest first. Of two ports of one number or of one name the older is the host's; a
+/// younger that is like it in both adds endpoints.
+pub(super) fn parts(host: &Host) -> Vec<Part<'_>> {
+    let (mut numbers, mut names) = (BTreeMap::new(), BTreeMap::new());
+    let mut is_ours = |port: &EntryPort| {
+        let (number, name) = (port.number, port.name.clone());
+        match (numbers.get(&number), names.get(&name)) {
+            (None, None) => {
+                numbers.insert(number, name.clone());
+                names.insert(name, number);
+                true
+            }
+            (known, _) => known == Some(&name),
+        }
+    };
+    host.entries()
+        .map(|entry| Part { entry, ports: entry.ports.iter().filter(|port| is_ours(port)).collect() })
+        .collect()
+}
+
 /// Ports of `host`, ascending. A host without a document has one, number 0, that stands for any.
 pub(super) fn of(world: &World, host: &Host) -> Vec<PortView> {
     if let Some(service) = kube(host) {
@@ -62,7 +89,22 @@ pub(super) fn of(world: &World, host: &Host) -> Vec<PortView> {
             let (number, name) = (port.number, port.name.clone());
             PortView { number, name, protocol: port.protocol, target, target_name, policy_number: number }
         };
-        return entry.ports.iter().map(view).collect();
+        let mut ports: Vec<PortView> = parts(host).iter().flat_map(|part| &part.ports).map(|port| view(port)).collect();
+        // Stable: the older of two comes first.
+        ports.sort_by_key(|port| port.number);
+        ports.dedup_by_key(|port| port.number);
+        return ports;
+    }
+    if !host.is_offered(world) && !host.name.ends_with(MESH_SUFFIX) {
+        // As in Istio: what only a VirtualService names is routed where HTTP is by default.
+        return vec![PortView {
+            number: 80,
+            name: String::new(),
+            protocol: v1::Protocol::Unknown,
+            target: 0,
+            target_name: String::new(),
+            policy_number: 80,
+        }];
     }
     let mut instances = world.members_of(&host.name).filter(|instance| instance.port != 0);
     let first = instances.next().map(|first| (first.protocol(), u32::from(first.port)));
@@ -96,8 +138,9 @@ pub(super) fn of_instance(host: &Host, instance: &Instance) -> BTreeMap<String, 
         });
         return named.collect();
     }
-    let ports = entry(host).map(|entry| entry.ports.as_slice()).unwrap_or_default();
-    ports.iter().map(|port| (port.name.clone(), port.target_port.unwrap_or(registered))).collect()
+    let parts = parts(host);
+    let ports = parts.iter().flat_map(|part| &part.ports);
+    ports.map(|port| (port.name.clone(), port.target_port.unwrap_or(registered))).collect()
 }
 
 /// Whether callers of `host` have a port of `instance` to dial: the one that it registered, or those that the host's
@@ -113,9 +156,9 @@ pub(super) fn are_known(host: &Host, instance: &Instance) -> bool {
 }
 
 /// Ports of a ServiceEntry's endpoint by name.
-pub(super) fn of_workload(entry: &ServiceEntry, workload: &WorkloadEntry) -> BTreeMap<String, u32> {
+pub(super) fn of_workload(part: &Part<'_>, workload: &WorkloadEntry) -> BTreeMap<String, u32> {
     let number = |port: &EntryPort| workload.ports.get(&port.name).copied().or(port.target_port).unwrap_or(port.number);
-    entry.ports.iter().map(|port| (port.name.clone(), number(port))).collect()
+    part.ports.iter().map(|port| (port.name.clone(), number(port))).collect()
 }
 
 /// Whether `host`, a ServiceEntry's, dials `address:port` for one of its endpoints.
@@ -124,9 +167,10 @@ pub(crate) fn entry_dials(world: &World, host: &Host, address: IpAddr, port: u16
     if !entry.resolution.has_endpoints() {
         return false;
     }
-    let mut endpoints = world.workloads(&document.namespace, entry).map(|workload| workload.entry);
-    endpoints.any(|workload| {
+    let dials = |part: &Part<'_>, workload: &WorkloadEntry| {
         workload.address.parse() == Ok(address)
-            && of_workload(entry, workload).values().any(|number| *number == u32::from(port))
-    })
+            && of_workload(part, workload).values().any(|number| *number == u32::from(port))
+    };
+    let workloads = |entry| world.workloads(&document.namespace, entry).map(|workload| workload.entry);
+    parts(host).iter().any(|part| workloads(part.entry).any(|workload| dials(part, workload)))
 }

@@ -4,7 +4,7 @@ use weft_proto::v1;
 
 use super::{defaults::Defaults, ports::PortView};
 use crate::{
-    policy::{Document, Object, ROOT_NAMESPACE, Settings, Subset, TrafficPolicy},
+    policy::{Document, Object, ROOT_NAMESPACES, Settings, Subset, TrafficPolicy},
     world::{Host, Scope, World},
 };
 
@@ -27,8 +27,9 @@ impl<'a> Rules<'a> {
     /// The first of the client's namespace, the host's and the root one that has a rule for the host wins entirely. Within
     /// it the rules of the most specific host are joined: the oldest policy as a whole, and all subsets with new names.
     pub(super) fn of(world: &'a World, client: &Scope, host: &Host) -> Self {
-        let documents = [client.namespace.as_str(), host.namespace.as_str(), ROOT_NAMESPACE]
+        let documents = [client.namespace.as_str(), host.namespace.as_str()]
             .into_iter()
+            .chain(ROOT_NAMESPACES)
             .map(|namespace| world.policies().rules(namespace, client, &host.name))
             .find(|documents| !documents.is_empty())
             .unwrap_or_default();

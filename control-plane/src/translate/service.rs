@@ -1,6 +1,7 @@
 //! `Service`: ports, routes, and a cluster for everything that they can send to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use weft_proto::v1::{self, http_route};
 
@@ -28,7 +29,8 @@ pub fn service(world: &World, client: &Scope, host: &str) -> Option<v1::Service>
     let routes = world.policies().routes(client, &host.name);
     let exported = world.is_exported(&host.name);
     let seen = |port: &PortView| port.number == 0 || world.sees(client, host, Some(port.number));
-    let ports = ports::of(world, host).into_iter().filter(seen).map(|port| {
+    let ports = ports::of(world, host).into_iter().flat_map(|port| with_matched(port, routes));
+    let ports = ports.filter(seen).map(|port| {
         let cluster = clusters.of(host, &port, "");
         let http = !matches!(port.protocol, v1::Protocol::Tcp | v1::Protocol::Tls);
         let declared_http = http && port.protocol != v1::Protocol::Unknown;
@@ -54,6 +56,21 @@ pub fn service(world: &World, client: &Scope, host: &str) -> Option<v1::Service>
         external: ports::entry(host).is_some_and(|entry| entry.external),
         exported,
     })
+}
+
+/// A port, and where it stands for any those that matches of `routes` name: each has routes of its own.
+fn with_matched(port: PortView, routes: Option<&Arc<Document>>) -> Vec<PortView> {
+    let mut numbers = BTreeSet::new();
+    if port.number == 0
+        && let Some(Object::VirtualService(service)) = routes.map(|document| &document.object)
+    {
+        let matches = service.http.iter().flat_map(|route| &route.matches);
+        numbers.extend(matches.map(|one| one.http.port).filter(|number| *number != 0));
+    }
+    let named = numbers.into_iter().map(|number| PortView { number, ..port.clone() });
+    let mut ports: Vec<PortView> = named.collect();
+    ports.push(port);
+    ports
 }
 
 /// The clusters of one `Service`, each once.
@@ -85,7 +102,7 @@ impl<'a> Clusters<'a> {
 
     fn routes(&mut self, document: &Document, request_port: u32) -> Vec<v1::HttpRoute> {
         let Object::VirtualService(VirtualService { http, .. }) = &document.object else { return Vec::new() };
-        let kept = self.audience().http(document);
+        let kept = self.audience().http(document, request_port);
         kept.iter()
             .filter_map(|kept| self.route_with(document, &http[kept.route], &kept.matches, request_port))
             .collect()
@@ -93,7 +110,7 @@ impl<'a> Clusters<'a> {
 
     /// A route as this client has it; `None`: it is for others.
     pub(super) fn route(&mut self, document: &Document, route: &Route, request_port: u32) -> Option<v1::HttpRoute> {
-        let matches = self.audience().matches(document, route)?;
+        let matches = self.audience().matches(document, route, None)?;
         self.route_with(document, route, &matches, request_port)
     }
 

@@ -4,6 +4,7 @@ mod clients;
 mod defaults;
 mod export;
 mod groups;
+mod istio;
 mod portless;
 mod routes;
 mod sidecars;
@@ -623,7 +624,7 @@ fn what_policies_and_registrations_show_together() {
 #[test]
 fn a_gateway_has_the_hosts_of_its_virtual_services() {
     let server = |port: u32, protocol: &str, hosts: &str, tls: &str| {
-        format!("{{port: {{number: {port}, name: a, protocol: {protocol}}}, hosts: {hosts}{tls}}}")
+        format!("{{port: {{number: {port}, name: p{port}, protocol: {protocol}}}, hosts: {hosts}{tls}}}")
     };
     let servers = [
         server(80, "HTTP", "['*.example.com']", ""),

@@ -135,7 +135,17 @@ impl<'a> View<'a> {
     }
 
     /// "host `a` means `a.default.svc.cluster.local`, which nobody offers", and what may have been meant.
-    fn unknown(&self, written: &str, host: &str) -> String {
+    fn unknown(&self, document: &'a Document, path: impl Into<String>, written: &str, host: &str) -> Finding<'a> {
+        let text = self.unknown_text(written, host);
+        // What only the registry can offer is no fault of files: Istio, which knows its services, says nothing of it either.
+        let of_registry = !self.complete && host.ends_with(MESH_SUFFIX) && self.elsewhere.hint(host).is_none();
+        match of_registry {
+            true => Finding::info(document, path, Code::UnknownHost, text),
+            false => Finding::warning(document, path, Code::UnknownHost, text),
+        }
+    }
+
+    fn unknown_text(&self, written: &str, host: &str) -> String {
         let means =
             if written == host { format!("host `{host}`,") } else { format!("host `{written}` means `{host}`,") };
         match self.elsewhere.hint(host) {
@@ -151,7 +161,7 @@ impl<'a> View<'a> {
             return;
         }
         if !self.world.host_or_wildcard(&name).is_some_and(|host| host.live) {
-            found.push(Finding::warning(document, "host", Code::UnknownHost, self.unknown(&rule.host, &name)));
+            found.push(self.unknown(document, "host", &rule.host, &name));
             return;
         }
         let Some(host) = self.world.host(&name) else { return };
@@ -194,11 +204,17 @@ impl<'a> View<'a> {
                 open.insert(name.clone(), None);
                 // Outside the mesh a host that routes name is where the caller's own DNS says.
                 if host.is_none() || name.ends_with(MESH_SUFFIX) {
-                    let text = self.unknown(&destination.host, &name);
-                    found.push(Finding::warning(document, format!("{path}.host"), Code::UnknownHost, text));
+                    found.push(self.unknown(document, format!("{path}.host"), &destination.host, &name));
                 }
                 continue;
             };
+            if !host.reaches(&document.namespace) {
+                let text = format!(
+                    "`{}` is not exported to namespace `{}`, in which this is: callers there get 503",
+                    host.name, document.namespace
+                );
+                found.push(Finding::warning(document, format!("{path}.host"), Code::NotExported, text));
+            }
             let ports = ports::of(self.world, host);
             let text = (ports.len() > 1).then(|| {
                 let numbers: Vec<String> = ports.iter().map(|port| port.number.to_string()).collect();
@@ -226,8 +242,8 @@ struct Members<'a> {
 
 impl<'a> Members<'a> {
     fn of(world: &'a World, host: &'a Host) -> Self {
-        let entry = ports::entry(host).zip(host.entry.as_ref());
-        let of_entry = entry.into_iter().flat_map(|(e, d)| world.workloads(&d.namespace, e));
+        let namespace = host.entry.as_ref().map_or("", |document| document.namespace.as_str());
+        let of_entry = host.entries().flat_map(|entry| world.workloads(namespace, entry));
         let instances = world.endpoints_of(host).map(|instance| &instance.labels);
         let all: Vec<_> = instances.chain(of_entry.map(|workload| &workload.entry.labels)).collect();
         let mut by_label: HashMap<(&str, &str), Vec<_>> = HashMap::new();

@@ -28,7 +28,16 @@ impl World {
         for name in &named {
             let namespace = name.trim_end_matches(MESH_SUFFIX).rsplit('.').next().unwrap_or_default().to_owned();
             let (service, entry, export) = (None, None, self.default_export());
-            let host = Host { name: name.clone(), namespace, service, entry, export, registered: true, live: true };
+            let host = Host {
+                name: name.clone(),
+                namespace,
+                service,
+                entry,
+                more_entries: Vec::new(),
+                export,
+                registered: true,
+                live: true,
+            };
             self.hosts.insert(name.clone(), host);
             self.virtual_ips.allocate(name);
         }

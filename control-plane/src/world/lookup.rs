@@ -111,9 +111,18 @@ impl World {
         self.hosts.get(host)
     }
 
-    /// A host by its canonical name, or the longest wildcard that covers it.
+    /// A host by its canonical name, or the longest wildcard that covers it, of those that something offers: a wildcard
+    /// that only a VirtualService names leads nowhere by itself.
     pub fn host_or_wildcard(&self, host: &str) -> Option<&Host> {
-        patterns(host).find_map(|pattern| self.hosts.get(&pattern))
+        let found = patterns(host).filter_map(|pattern| self.hosts.get(&pattern));
+        found.into_iter().find(|found| !found.name.starts_with('*') || found.is_offered(self))
+    }
+
+    /// Whether a wildcard that only a VirtualService names is for `asked`: as in Istio it is where it covers nothing that is
+    /// offered, else it is for what it covers.
+    pub(crate) fn is_routed_wildcard(&self, host: &Host) -> bool {
+        let covers = |other: &Host| other.name != host.name && crate::policy::covers(&host.name, &other.name);
+        !self.hosts.values().any(|other| covers(other) && other.live && other.is_offered(self))
     }
 
     /// All hosts.
@@ -151,6 +160,11 @@ impl World {
         })
     }
 
+    /// As [`World::owner`], of an address as text; a name has none.
+    pub(crate) fn owner_of(&self, address: &str) -> &str {
+        address.parse().map(|address| self.owner(address)).unwrap_or_default()
+    }
+
     /// SPIFFE ID of the sidecar that owns `address`; empty: none does. One that no WorkloadGroup has taken owns nothing.
     pub fn owner(&self, address: IpAddr) -> &str {
         self.at_address(address)
@@ -164,9 +178,8 @@ impl World {
     pub fn addresses_of(&self, host: &Host) -> Vec<IpAddr> {
         let mut addresses = Vec::new();
         let kept = host.live.then(|| self.virtual_ips.of(&host.name)).flatten();
-        if let Some(Object::ServiceEntry(entry)) = host.entry.as_ref().map(|document| &document.object) {
-            addresses.extend(entry.addresses.iter().filter(|range| range.is_single()).map(|range| range.address));
-        }
+        let declared = host.entries().flat_map(|entry| &entry.addresses);
+        addresses.extend(declared.filter(|range| range.is_single()).map(|range| range.address));
         if let Some(Object::Service(service)) = host.service.as_ref().map(|document| &document.object) {
             addresses.extend(service.cluster_ip);
         }
@@ -190,11 +203,10 @@ impl World {
 }
 
 fn has_port(host: &Host, port: u16) -> bool {
-    let documents = host.service.iter().chain(&host.entry);
-    let mut numbers = documents.flat_map(|document| match &document.object {
-        Object::Service(service) => service.ports.iter().map(|port| port.number).collect::<Vec<_>>(),
-        Object::ServiceEntry(entry) => entry.ports.iter().map(|port| port.number).collect(),
-        _ => Vec::new(),
-    });
-    numbers.any(|number| number == u32::from(port))
+    let of_service = match host.service.as_ref().map(|document| &document.object) {
+        Some(Object::Service(service)) => &service.ports[..],
+        _ => &[],
+    };
+    let of_entries = host.entries().flat_map(|entry| &entry.ports).map(|port| port.number);
+    of_service.iter().map(|port| port.number).chain(of_entries).any(|number| number == u32::from(port))
 }

@@ -26,7 +26,7 @@ pub use remotes::{DEFAULT_DATACENTER, Peering, Presence, RemoteHost, sound};
 pub use scope::Scope;
 pub use virtual_ip::{Allocation, Keep, QUARANTINE_S, VirtualIps};
 
-use crate::policy::{Document, Export, Kind, Object, Resolution, canonical, mesh_config};
+use crate::policy::{Document, Export, Kind, Object, Resolution, ServiceEntry, canonical, mesh_config};
 
 /// What every service's canonical name ends with.
 pub const MESH_SUFFIX: &str = ".svc.cluster.local";
@@ -55,6 +55,8 @@ pub struct Host {
     pub service: Option<Arc<Document>>,
     /// ServiceEntry that defines it.
     pub entry: Option<Arc<Document>>,
+    /// Further ones of its namespace, older first, whose ports it has too.
+    pub more_entries: Vec<Arc<Document>>,
     /// The namespaces whose clients see it. What only a ServiceEntry defines is seen where that is.
     pub export: Export,
     /// Whether instances are, or were within the last day, registered under it.
@@ -65,6 +67,21 @@ pub struct Host {
 }
 
 impl Host {
+    /// Its ServiceEntries, the oldest first.
+    pub fn entries(&self) -> impl Iterator<Item = &ServiceEntry> {
+        let documents = self.entry.iter().chain(&self.more_entries);
+        documents.filter_map(|document| match &document.object {
+            Object::ServiceEntry(entry) => Some(entry),
+            _ => None,
+        })
+    }
+
+    /// Whether something offers it: a document, registered instances or another data centre. Else only a VirtualService
+    /// names it.
+    pub(crate) fn is_offered(&self, world: &World) -> bool {
+        self.service.is_some() || self.entry.is_some() || self.registered || world.is_imported(&self.name)
+    }
+
     /// Whether clients of a namespace see it.
     pub fn reaches(&self, client_ns: &str) -> bool {
         self.export.reaches(&self.namespace, client_ns)
@@ -260,7 +277,11 @@ impl World {
     /// Brings the entry of `host` up to date. Whether it came, went or changed its liveness.
     fn refresh(&mut self, host: &str, now: u64) -> bool {
         let before = self.hosts.get(host);
-        let (service, entry) = (self.policies.service(host).cloned(), self.policies.entry(host).cloned());
+        let service = self.policies.service(host).cloned();
+        let (entry, more_entries) = match self.policies.entries(host) {
+            [] => (None, Vec::new()),
+            [first, more @ ..] => (Some(first.clone()), more.to_vec()),
+        };
         let member = self.members.get(host).and_then(|keys| keys.first());
         let routed = self.policies.routed(host);
         let imported = self.imported_namespace(host).map(str::to_owned);
@@ -285,7 +306,7 @@ impl World {
             Some(Object::ServiceEntry(entry)) => {
                 entry.addresses.is_empty() && entry.resolution != Resolution::None && !host.starts_with('*')
             }
-            _ => host.ends_with(MESH_SUFFIX),
+            _ => host.ends_with(MESH_SUFFIX) && !host.starts_with('*'),
         };
         if live && (own_address || service.is_some() || member.is_some() || imported.is_some()) {
             self.virtual_ips.allocate(host);
@@ -304,7 +325,8 @@ impl World {
             },
         };
         let name = host.to_owned();
-        self.hosts.insert(name.clone(), Host { name, namespace, service, entry, export, registered, live });
+        self.hosts
+            .insert(name.clone(), Host { name, namespace, service, entry, more_entries, export, registered, live });
         changed
     }
 

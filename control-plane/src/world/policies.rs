@@ -6,10 +6,10 @@ use std::{
     sync::Arc,
 };
 
-use super::{Scope, fqdn};
+use super::{MESH_SUFFIX, Scope, fqdn};
 use crate::policy::{
-    Document, MeshConfig, Object, PeerAuthentication, ROOT_NAMESPACE, ServiceEntry, Sidecar, Subnet, VirtualService,
-    WorkloadEntry, canonical, mesh_config,
+    Document, MeshConfig, Object, PeerAuthentication, ServiceEntry, Sidecar, Subnet, VirtualService, WorkloadEntry,
+    canonical, is_root, mesh_config,
 };
 
 /// The indexes. Every list is sorted by age: of two that claim the same, the first wins.
@@ -21,7 +21,8 @@ pub(crate) struct Policies {
     gateways: Vec<Arc<Document>>,
     /// VirtualServices by what of a gateway they are for, see [`gateway_host`]; their routes are joined.
     gateway_routes: BTreeMap<String, Vec<Arc<Document>>>,
-    entries: BTreeMap<String, Arc<Document>>,
+    /// By host, the oldest first: it, and those that join it.
+    entries: BTreeMap<String, Vec<Arc<Document>>>,
     services: BTreeMap<String, Arc<Document>>,
     /// WorkloadEntries by namespace, and by each of their labels.
     workloads: BTreeMap<Labelled, Vec<Arc<Document>>>,
@@ -100,7 +101,7 @@ impl Policies {
                 }
                 for host in &entry.hosts {
                     self.ranges.extend(entry.addresses.iter().map(|range| (*range, host.clone())));
-                    self.entries.entry(host.clone()).or_insert_with(|| document.clone());
+                    self.add_entry(host, document, entry);
                 }
             }
             Object::Service(service) => {
@@ -131,6 +132,20 @@ impl Policies {
             Object::ServiceExport => {
                 self.exports.insert(fqdn(&document.name, namespace));
             }
+        }
+    }
+
+    /// Of several ServiceEntries of a host the oldest counts, with those of its own namespace that fit.
+    fn add_entry(&mut self, host: &str, document: &Arc<Document>, entry: &ServiceEntry) {
+        let entries = self.entries.entry(host.to_owned()).or_default();
+        let fits = match entries.first().map(|first| (first, &first.object)) {
+            Some((first, Object::ServiceEntry(older))) => {
+                first.namespace == document.namespace && first.name != document.name && older.joins(entry)
+            }
+            _ => true,
+        };
+        if fits {
+            entries.push(document.clone());
         }
     }
 
@@ -188,7 +203,7 @@ impl Policies {
             match (own, selects) {
                 (true, true) => has_all(labels, &sidecar.selector).then_some(0),
                 (true, false) => Some(1),
-                (false, false) => (document.namespace == ROOT_NAMESPACE).then_some(2),
+                (false, false) => is_root(&document.namespace).then_some(2),
                 (false, true) => None,
             }
         };
@@ -242,9 +257,9 @@ impl Policies {
         from.take_while(move |(host, _)| host.starts_with(prefix)).map(|(host, of)| (host.as_str(), of.as_slice()))
     }
 
-    /// The ServiceEntry of exactly `host`.
-    pub(crate) fn entry(&self, host: &str) -> Option<&Arc<Document>> {
-        self.entries.get(host)
+    /// The ServiceEntries of exactly `host`, the oldest first.
+    pub(crate) fn entries(&self, host: &str) -> &[Arc<Document>] {
+        self.entries.get(host).map(Vec::as_slice).unwrap_or_default()
     }
 
     /// The Kubernetes Service of exactly `host`.
@@ -338,16 +353,21 @@ impl Policies {
 
     /// Hosts that documents name: services, entries, and hosts that only a VirtualService has.
     pub(super) fn hosts(&self) -> impl Iterator<Item = &String> {
-        let routed = self.routes.keys().filter(|host| !host.starts_with('*'));
+        let routed = self.routes.keys().filter(|host| is_routed(host));
         self.services.keys().chain(self.entries.keys()).chain(routed).chain(self.gateway_routes.keys())
     }
 
     /// Namespace of the VirtualService of exactly `host`.
     pub(super) fn routed(&self, host: &str) -> Option<&str> {
-        let first = self.routes.get(host).and_then(|documents| documents.first());
+        let first = self.routes.get(host).filter(|_| is_routed(host)).and_then(|documents| documents.first());
         let document = first.or_else(|| self.gateway_routes(host).first());
         document.map(|document| document.namespace.as_str())
     }
+}
+
+/// Whether a VirtualService alone makes a host of what it names. Within the mesh a wildcard is for services that there are.
+fn is_routed(host: &str) -> bool {
+    !host.starts_with('*') || !host.ends_with(MESH_SUFFIX)
 }
 
 /// What hosts of gateways begin with.

@@ -201,6 +201,14 @@ fn trust(bundles: &[v1::TrustBundle]) -> Result<BTreeMap<String, Vec<Vec<u8>>>> 
     Ok(trust)
 }
 
+/// The servers of a gateway, as they are in an inbound policy.
+///
+/// # Errors
+/// When one of them cannot be served.
+pub fn gateway_servers(messages: &[v1::GatewayServer]) -> Result<Vec<Arc<Server>>> {
+    servers(messages).at("servers")
+}
+
 fn servers(messages: &[v1::GatewayServer]) -> Result<Vec<Arc<Server>>> {
     let mut compiled = Vec::with_capacity(messages.len());
     for (i, message) in messages.iter().enumerate() {

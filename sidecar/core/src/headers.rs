@@ -4,6 +4,7 @@
 //! Values may hold Envoy's `%VAR%` formatters; the common ones are supported and parsed when the policy is compiled, so
 //! that a mistake is an error there and not a strange header here.
 
+use std::fmt;
 use std::net::SocketAddr;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Version};
@@ -37,11 +38,48 @@ enum Part {
     Text(String),
     Source,
     SourceIp,
+    SourcePort,
+    /// The first of the names that has a value, at most so many bytes of it.
+    Request(Vec<Named>, usize),
+    Protocol,
+}
+
+/// What `%REQ(name)%` may name.
+#[derive(Debug, Clone, PartialEq)]
+enum Named {
     Header(HeaderName),
     Authority,
     Method,
     Path,
-    Protocol,
+}
+
+impl Named {
+    fn parse(name: &str) -> Option<Named> {
+        match name.to_ascii_lowercase().as_str() {
+            ":authority" | "host" => Some(Named::Authority),
+            ":method" => Some(Named::Method),
+            ":path" => Some(Named::Path),
+            lower => HeaderName::from_bytes(lower.as_bytes()).ok().map(Named::Header),
+        }
+    }
+
+    fn name(&self) -> &str {
+        match self {
+            Named::Header(name) => name.as_str(),
+            Named::Authority => ":authority",
+            Named::Method => ":method",
+            Named::Path => ":path",
+        }
+    }
+
+    fn value<'a>(&self, headers: &'a HeaderMap, context: &Context<'a>) -> Option<&'a [u8]> {
+        match self {
+            Named::Header(name) => headers.get(name).map(HeaderValue::as_bytes),
+            Named::Authority => Some(context.authority.as_bytes()),
+            Named::Method => Some(context.method.as_bytes()),
+            Named::Path => Some(context.path_and_query.as_bytes()),
+        }
+    }
 }
 
 /// What placeholders are filled from, besides the request's headers.
@@ -79,7 +117,12 @@ impl HeaderChange {
     /// A value has `%REQ(name)%`: the sidecar has to keep the request's headers for the response.
     pub fn reads_request_headers(&self) -> bool {
         let mut templates = self.set.iter().chain(&self.add);
-        templates.any(|(_, template)| template.0.iter().any(|part| matches!(part, Part::Header(_))))
+        templates.any(|(_, template)| {
+            template.0.iter().any(|part| match part {
+                Part::Request(names, _) => names.iter().any(|name| matches!(name, Named::Header(_))),
+                _ => false,
+            })
+        })
     }
 
     /// This level's changes, then `later`'s, as one level: removals of both first, then all sets, then all adds.
@@ -160,21 +203,40 @@ impl Template {
                 Part::Text(text) => value.extend_from_slice(text.as_bytes()),
                 Part::Source => value.extend_from_slice(context.source.to_string().as_bytes()),
                 Part::SourceIp => value.extend_from_slice(context.source.ip().to_string().as_bytes()),
-                Part::Header(name) => {
-                    if let Some(found) = headers.get(name) {
-                        value.extend_from_slice(found.as_bytes());
-                    } else if self.0.len() > 1 {
-                        // What Envoy writes for a missing value inside a longer one.
-                        value.push(b'-');
+                Part::SourcePort => value.extend_from_slice(context.source.port().to_string().as_bytes()),
+                Part::Request(names, most) => {
+                    if let Some(found) = names.iter().find_map(|name| name.value(headers, context)) {
+                        value.extend_from_slice(&found[..found.len().min(*most)]);
                     }
                 }
-                Part::Authority => value.extend_from_slice(context.authority.as_bytes()),
-                Part::Method => value.extend_from_slice(context.method.as_bytes()),
-                Part::Path => value.extend_from_slice(context.path_and_query.as_bytes()),
                 Part::Protocol => value.extend_from_slice(protocol_text(context.version).as_bytes()),
             }
         }
         if value.is_empty() { None } else { HeaderValue::from_bytes(&value).ok() }
+    }
+}
+
+/// As it is written in a policy.
+impl fmt::Display for Template {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for part in &self.0 {
+            match part {
+                Part::Text(text) => f.write_str(&text.replace('%', "%%"))?,
+                Part::Source => f.write_str("%DOWNSTREAM_REMOTE_ADDRESS%")?,
+                Part::SourceIp => f.write_str("%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%")?,
+                Part::SourcePort => f.write_str("%DOWNSTREAM_REMOTE_PORT%")?,
+                Part::Protocol => f.write_str("%PROTOCOL%")?,
+                Part::Request(names, most) => {
+                    let names: Vec<&str> = names.iter().map(Named::name).collect();
+                    write!(f, "%REQ({})", names.join("?"))?;
+                    if *most != usize::MAX {
+                        write!(f, ":{most}")?;
+                    }
+                    f.write_str("%")?;
+                }
+            }
+        }
+        Ok(())
     }
 }
 
@@ -183,22 +245,27 @@ impl Part {
         match text {
             "DOWNSTREAM_REMOTE_ADDRESS" => return Ok(Part::Source),
             "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT" => return Ok(Part::SourceIp),
+            "DOWNSTREAM_REMOTE_PORT" => return Ok(Part::SourcePort),
             "PROTOCOL" => return Ok(Part::Protocol),
             _ => {}
         }
         let unsupported = || {
             format!(
                 "%{text}% is not supported yet; supported are %DOWNSTREAM_REMOTE_ADDRESS%, \
-                 %DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%, %REQ(name)%, %PROTOCOL% and %%"
+                 %DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%, %DOWNSTREAM_REMOTE_PORT%, %REQ(name)%, \
+                 %REQ(name?other):LENGTH%, %PROTOCOL% and %%"
             )
         };
-        let name = text.strip_prefix("REQ(").and_then(|rest| rest.strip_suffix(')')).ok_or_else(unsupported)?;
-        match name.to_ascii_lowercase().as_str() {
-            ":authority" | "host" => Ok(Part::Authority),
-            ":method" => Ok(Part::Method),
-            ":path" => Ok(Part::Path),
-            lower => HeaderName::from_bytes(lower.as_bytes()).map(Part::Header).map_err(|_| unsupported()),
-        }
+        let (names, most) = text.strip_prefix("REQ(").and_then(|rest| rest.rsplit_once(')')).ok_or_else(unsupported)?;
+        let most = match most.strip_prefix(':') {
+            Some(length) => length.parse().map_err(|_| unsupported())?,
+            None if most.is_empty() => usize::MAX,
+            None => return Err(unsupported()),
+        };
+        let names: Vec<&str> = names.split('?').collect();
+        // As in Envoy there is one alternative.
+        let parsed: Option<Vec<Named>> = names.iter().take(3).map(|name| Named::parse(name)).collect();
+        parsed.filter(|parsed| parsed.len() <= 2).map(|names| Part::Request(names, most)).ok_or_else(unsupported)
     }
 }
 
@@ -262,9 +329,20 @@ mod tests {
             ("%REQ(X-User)%/%REQ(:path)%", Some("alice//a?b")),
             ("%REQ(:method)% %REQ(:authority)% %PROTOCOL%", Some("GET order HTTP/1.1")),
             ("%REQ(missing)%", None),
-            ("a%REQ(missing)%", Some("a-")),
+            ("a%REQ(missing)%", Some("a")),
+            ("%REQ(missing?x-user)%", Some("alice")),
+            ("%REQ(X-User?:path):3%", Some("ali")),
+            ("%REQ(:path):2%", Some("/a")),
+            ("%DOWNSTREAM_REMOTE_PORT%", Some("4000")),
         ] {
             assert_eq!(render(text, &headers).as_deref(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_template_is_shown_as_it_is_written() {
+        for text in ["plain", "100%%", "%REQ(x-a?:path):3% of %PROTOCOL%", "%DOWNSTREAM_REMOTE_PORT%"] {
+            assert_eq!(Template::parse(text).unwrap().to_string(), text);
         }
     }
 
@@ -273,7 +351,9 @@ mod tests {
         let error = Template::parse("a %START_TIME% b").unwrap_err();
         assert!(error.starts_with("%START_TIME% is not supported yet"), "{error}");
         assert!(Template::parse("50% off").unwrap_err().contains("%%"));
-        assert!(Template::parse("%REQ(a b)%").is_err());
+        for wrong in ["%REQ(a b)%", "%REQ(a?b?c)%", "%REQ(a):x%", "%REQ(a)x%", "%REQ(a)"] {
+            assert!(Template::parse(wrong).is_err(), "{wrong}");
+        }
         assert!(Template::parse("a\nb").is_err());
     }
 

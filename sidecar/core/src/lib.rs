@@ -38,5 +38,6 @@ pub mod retry;
 pub mod route;
 pub mod sniff;
 pub mod subnet;
+pub mod target;
 pub mod tls_hello;
 pub mod tunnel;

@@ -18,7 +18,7 @@ use weft_agent::checks::target::is_local;
 use weft_core::names::CONSUL_SUFFIX;
 
 use super::Found;
-use crate::connect;
+use weft_core::target::is_virtual;
 
 /// Names that are asked for at a time.
 const AT_ONCE: usize = 64;
@@ -66,7 +66,7 @@ fn is_outside(address: IpAddr) -> bool {
         IpAddr::V4(ip) => {
             let nowhere = ip.octets()[0] == 0 || ip.is_multicast() || ip.is_broadcast();
             let near = ip.is_loopback() || ip.is_link_local() || METADATA_V4.contains(&ip);
-            !(near || nowhere || connect::is_virtual(ip.into()))
+            !(near || nowhere || is_virtual(ip.into()))
         }
         IpAddr::V6(ip) => {
             let nowhere = ip.is_unspecified() || ip.is_multicast();

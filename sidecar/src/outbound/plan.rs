@@ -1,6 +1,6 @@
 //! Phases 1 and 2: which service a request means, and which route and cluster of it.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use http::header::{CONTENT_TYPE, LOCATION};
@@ -18,11 +18,11 @@ use weft_core::policy::{H2Upgrade, Protocol};
 use weft_core::reply::Reason;
 use weft_core::request::RequestView;
 use weft_core::route::{Action, Destination, DirectResponse, Forward, Route};
+use weft_core::target::{self, is_virtual};
 
 use super::{Downstream, Entrance};
 use crate::body::ResponseBody;
 use crate::cluster::ClusterView;
-use crate::connect::is_virtual;
 use crate::directory::{Lookup, ServiceView};
 use crate::http::{Asks, authority};
 use crate::proxy::{Proxy, foreign_endpoint};
@@ -118,7 +118,7 @@ enum Place {
 
 /// Phases 1 and 2.
 pub(super) async fn decide(down: &Downstream, parts: &Parts, view: &RequestView<'_>, asks: Asks) -> Decision {
-    let place = target(down, parts).await;
+    let place = place(down, parts).await;
     // A proxy that the application chose itself may be asked for a tunnel; the mesh's services are not proxies, unless it is
     // allowed (Envoy's `upgrade_type: CONNECT`).
     let chosen = matches!(place, Place::Foreign(_)) && down.original.is_some();
@@ -143,19 +143,16 @@ pub(super) async fn decide(down: &Downstream, parts: &Parts, view: &RequestView<
 }
 
 /// Phase 1.
-async fn target(down: &Downstream, parts: &Parts) -> Place {
+async fn place(down: &Downstream, parts: &Parts) -> Place {
     if let Some(entrance) = &down.gateway {
         return entered(down, entrance, parts).await;
     }
     let directory = &down.proxy.directory;
-    let (_, named_port) = names::split_port(authority(parts));
-    let host = names::normalise(authority(parts));
-    let port = down.original.map(|o| o.port()).or(named_port).unwrap_or(80);
+    let port = target::port(authority(parts), down.original);
     // An address as authority names no service; the address that was dialed says more.
-    if !host.is_empty()
-        && host.parse::<IpAddr>().is_err()
+    if let Some(host) = target::name(authority(parts))
         && let Lookup::Service(view) = directory.lookup(&host).await
-        && (view.service.port(port).is_some() || down.original.is_none())
+        && target::takes(&view.service, port, down.original)
     {
         return Place::Service(view, port, true);
     }
@@ -188,12 +185,9 @@ async fn dialed(down: &Downstream, original: SocketAddr) -> Place {
             return Place::Service(view, original.port(), down.original.is_none());
         }
         // An endpoint's own address: the application balances by itself, and its choice stands.
-        let pinned = view.clusters.iter().filter(|c| c.config.subset.is_empty()).find_map(|c| {
-            let endpoint = find(&c.endpoints, original)?;
-            Some((c.clone(), endpoint.clone()))
-        });
-        if let Some((cluster, endpoint)) = pinned {
-            return Place::Pinned(cluster, endpoint);
+        let find = |at: usize| find(&view.clusters[at].endpoints, original).cloned();
+        if let target::Address::Endpoint(at, endpoint) = target::address(&view.service, original, false, find) {
+            return Place::Pinned(view.clusters[at].clone(), endpoint);
         }
     }
     if may_pass(&down.proxy, original) { Place::Foreign(original) } else { Place::None(Reason::UnknownHost) }

@@ -6,7 +6,7 @@ use super::*;
 
 fn of(paths: Vec<PathBuf>, output: &str) -> (String, ExitCode) {
     let mut out = Vec::new();
-    let code = Validate { paths, output: output.to_owned() }.run(&mut out).unwrap();
+    let code = Validate { paths, output: output.to_owned(), verbose: false }.run(&mut out).unwrap();
     (anstream::adapter::strip_str(std::str::from_utf8(&out).unwrap()).to_string(), code)
 }
 
@@ -236,4 +236,19 @@ fn no_text_takes_long() {
         }
     }
     assert!(slow.is_empty(), "for a thousand lines: {slow:#?}");
+}
+
+#[test]
+fn what_may_be_right_is_shown_with_verbose_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("p.yaml");
+    std::fs::write(&file, document("DestinationRule", "r", "{host: registered-later}")).unwrap();
+    let shown = |verbose: bool| {
+        let mut out = Vec::new();
+        let command = Validate { paths: vec![file.clone()], output: "text".to_owned(), verbose };
+        assert_eq!(command.run(&mut out).unwrap(), ExitCode::SUCCESS);
+        String::from_utf8(out).unwrap()
+    };
+    assert_eq!(shown(false), "1 file: 1 document valid, 0 warnings\n");
+    assert!(shown(true).contains(":4:14: info: host `registered-later` means"), "{}", shown(true));
 }

@@ -194,3 +194,19 @@ fn routes_for_others_alone_are_as_none() {
     assert_eq!(routes(&told), (String::new(), vec!["http[0] : it is for callers of namespace lab".to_owned()]));
     assert_eq!((told.destinations.len(), told.verdict), (1, Verdict::Served));
 }
+
+#[test]
+fn what_the_callee_accepts_is_told() {
+    let strict = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: p}\nspec: {mtls: {mode: STRICT}}\n";
+    let mut owned = version("a", "10.0.0.1", "v1");
+    owned.identity = "spiffe://cluster.local/ns/default/sa/order".to_owned();
+    let accepts = |policies: &str, instance: &Instance| {
+        let world = with(policies, std::slice::from_ref(instance));
+        let asked = Asked::new("order/", "GET", &[], None).unwrap();
+        let told = explain(&world, &Client::of("default"), &asked, true, Instant::now()).unwrap();
+        told.destinations[0].endpoints[0].accepts.clone()
+    };
+    assert_eq!(accepts(strict, &owned), "STRICT (PeerAuthentication/default/p)");
+    assert_eq!(accepts("", &owned), "PERMISSIVE");
+    assert_eq!(accepts(strict, &version("a", "10.0.0.1", "v1")), "", "it has no sidecar");
+}

@@ -130,7 +130,7 @@ impl<'a> Rules<'a> {
 #[derive(Default)]
 struct Ports<'a> {
     documents: HashMap<String, &'a Document>,
-    numbers: HashMap<*const Document, BTreeSet<u32>>,
+    numbers: HashMap<String, BTreeSet<u32>>,
 }
 
 impl<'a> Ports<'a> {
@@ -139,7 +139,7 @@ impl<'a> Ports<'a> {
         let services = documents.iter().filter(|document| matches!(document.object, Object::Service(_)));
         // A host's Service comes before its ServiceEntry.
         for document in services.chain(documents) {
-            let (hosts, numbers): (Vec<String>, _) = match &document.object {
+            let (hosts, numbers): (Vec<String>, Vec<u32>) = match &document.object {
                 Object::Service(service) => (
                     vec![fqdn(&document.name, &document.namespace)],
                     service.ports.iter().map(|port| port.number).collect(),
@@ -149,17 +149,19 @@ impl<'a> Ports<'a> {
                 }
                 _ => continue,
             };
-            ports.numbers.insert(std::ptr::from_ref(*document), numbers);
             for host in hosts {
-                ports.documents.entry(host).or_insert(document);
+                let first = *ports.documents.entry(host.clone()).or_insert(document);
+                // ServiceEntries of a host and namespace are joined.
+                if (first.kind, &first.namespace) == (document.kind, &document.namespace) {
+                    ports.numbers.entry(host).or_default().extend(&numbers);
+                }
             }
         }
         ports
     }
 
     fn get(&self, host: &str) -> Option<(&'a Document, &BTreeSet<u32>)> {
-        let document = *patterns(host).find_map(|pattern| self.documents.get(&pattern))?;
-        Some((document, self.numbers.get(&std::ptr::from_ref(document))?))
+        patterns(host).find_map(|pattern| Some((*self.documents.get(&pattern)?, self.numbers.get(&pattern)?)))
     }
 
     /// Why `host` has no port `number`.

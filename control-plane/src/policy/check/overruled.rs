@@ -1,16 +1,19 @@
 //! Objects that say something of what another, older one has decided already.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
-use crate::policy::{Code, DestinationRule, Document, Export, Finding, Object, VirtualService, canonical, mesh_config};
+use crate::policy::{
+    Code, DestinationRule, Document, Export, Finding, Object, ServiceEntry, VirtualService, canonical, mesh_config,
+};
 
 /// All of them; `documents` are sorted by age.
 pub(super) fn check<'a>(documents: &[&'a Document]) -> Vec<Finding<'a>> {
     let mut findings = Vec::new();
     let mut owners = Owners::default();
     let mut rules = Rules::default();
-    let mut entries: HashMap<&str, &Document> = HashMap::new();
+    let mut entries: HashMap<&str, Entries<'_>> = HashMap::new();
     let mut authentications: HashMap<_, &Document> = HashMap::new();
+    let mut sidecars: HashMap<_, &Document> = HashMap::new();
     let mut mesh: Option<&Document> = None;
     for document in documents {
         match &document.object {
@@ -20,10 +23,10 @@ pub(super) fn check<'a>(documents: &[&'a Document]) -> Vec<Finding<'a>> {
             Object::DestinationRule(rule) => findings.extend(rules.join(document, rule)),
             Object::ServiceEntry(entry) => {
                 for (n, host) in entry.hosts.iter().enumerate() {
-                    let first = entries.entry(host).or_insert(document);
-                    if is_other(first, document) {
-                        let text =
-                            format!("{} is older and defines host `{host}`: this one does not", first.reference());
+                    let all = entries.entry(host).or_insert_with(|| Entries::new(document, entry));
+                    let first = all.first;
+                    if let Some(why) = all.join(document, entry).filter(|_| is_other(first, document)) {
+                        let text = format!("{} is older and defines host `{host}`: {why}", first.reference());
                         findings.push(Finding::warning(document, format!("hosts[{n}]"), Code::Overruled, text));
                     }
                 }
@@ -34,6 +37,18 @@ pub(super) fn check<'a>(documents: &[&'a Document]) -> Vec<Finding<'a>> {
                     let text =
                         format!("{} is older and for the same workloads: this one is ignored", first.reference());
                     findings.push(Finding::warning(document, "", Code::Overruled, text));
+                }
+            }
+            Object::Sidecar(sidecar) => {
+                let first = sidecars.entry((&document.namespace, &sidecar.selector)).or_insert(document);
+                if is_other(first, document) {
+                    let of = if sidecar.selector.is_empty() {
+                        "for all workloads of its namespace"
+                    } else {
+                        "for the same workloads"
+                    };
+                    let text = format!("{} is older and {of} too: only one Sidecar can be", first.reference());
+                    findings.push(Finding::error(document, "workloadSelector", Code::ConflictingSidecars, text));
                 }
             }
             Object::IstioOperator(_) if mesh_config::of(document).is_some() => {
@@ -48,6 +63,43 @@ pub(super) fn check<'a>(documents: &[&'a Document]) -> Vec<Finding<'a>> {
         }
     }
     findings
+}
+
+/// The ServiceEntries of a host, in the order of their age.
+struct Entries<'a> {
+    first: &'a Document,
+    entry: &'a ServiceEntry,
+    /// Numbers and names of the ports of all that count.
+    ports: HashMap<u32, &'a str>,
+    names: HashSet<&'a str>,
+}
+
+impl<'a> Entries<'a> {
+    fn new(first: &'a Document, entry: &'a ServiceEntry) -> Self {
+        Entries { first, entry, ports: HashMap::new(), names: HashSet::new() }
+    }
+
+    /// What of a further one does not count, as an older one has its host; `None`: all of it does.
+    fn join(&mut self, document: &'a Document, entry: &'a ServiceEntry) -> Option<String> {
+        if self.first.namespace != document.namespace {
+            return Some("this one does not".to_owned());
+        }
+        if !self.entry.joins(entry) {
+            return Some("this one, with another `resolution` or `location`, does not".to_owned());
+        }
+        let mut taken = None;
+        for port in &entry.ports {
+            match self.ports.get(&port.number) {
+                // Its endpoints are added.
+                Some(name) if *name == port.name => {}
+                None if self.names.insert(&port.name) => {
+                    self.ports.insert(port.number, &port.name);
+                }
+                _ => taken = taken.or(Some(port.number)),
+            }
+        }
+        taken.map(|number| format!("port {number} of this one does not count"))
+    }
 }
 
 /// Two texts of one object are told as what they are.

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use weft_proto::v1::{MtlsMode, Tls};
 
-use crate::policy::{Code, Document, Finding, Object, ROOT_NAMESPACE, canonical};
+use crate::policy::{Code, Document, Finding, Object, ROOT_NAMESPACES, canonical, is_root};
 use crate::world::MESH_SUFFIX;
 
 /// All that is wrong; `documents` are sorted by age.
@@ -18,7 +18,7 @@ pub(super) fn check<'a>(documents: &[&'a Document]) -> Vec<Finding<'a>> {
         let Object::PeerAuthentication(policy) = &document.object else { continue };
         if policy.selector.is_empty() {
             of_namespace.entry(&document.namespace).or_insert((policy.mode, document));
-        } else if document.namespace == ROOT_NAMESPACE {
+        } else if is_root(&document.namespace) {
             let text = "a `selector` has no meaning in the root namespace: this policy is ignored, as in Istio";
             findings.push(Finding::warning(document, "selector", Code::Ineffective, text));
         } else {
@@ -27,7 +27,8 @@ pub(super) fn check<'a>(documents: &[&'a Document]) -> Vec<Finding<'a>> {
     }
     let mode = |namespace: &str| {
         let own = of_namespace.get(namespace).filter(|(mode, _)| mode.is_some());
-        own.or_else(|| of_namespace.get(ROOT_NAMESPACE)).filter(|_| !divided.contains(namespace))
+        own.or_else(|| ROOT_NAMESPACES.iter().find_map(|root| of_namespace.get(root)))
+            .filter(|_| !divided.contains(namespace))
     };
     for document in documents {
         let Object::DestinationRule(rule) = &document.object else { continue };

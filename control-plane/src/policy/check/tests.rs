@@ -1,6 +1,8 @@
 use super::*;
 use crate::policy::parse;
 
+mod analysis;
+
 fn found(texts: &[String]) -> Vec<String> {
     let parsed = parse("f.yaml", &texts.join("---\n"));
     assert!(!parsed.has_errors(), "{:#?}", parsed.problems);
@@ -155,10 +157,17 @@ fn owners_for_some_clients() {
 fn entries_and_authentications_that_lose() {
     let entry =
         |name: &str| doc("ServiceEntry", name, "{hosts: [e.x], ports: [{number: 80, name: http}], resolution: DNS}");
-    let got = found(&[entry("a"), entry("b")]);
+    let older = "f.yaml:9:16: warning: ServiceEntry/default/a is older and defines host `e.x`: ";
+    let other = |was: &str, is: &str| found(&[entry("a"), entry("b").replace(was, is)]);
+    assert_eq!(other("", ""), [""; 0], "its endpoints are added");
+    assert_eq!(other("name: http", "name: web"), [older.to_owned() + "port 80 of this one does not count"]);
     assert_eq!(
-        got,
-        ["f.yaml:9:16: warning: ServiceEntry/default/a is older and defines host `e.x`: this one does not"]
+        other("resolution: DNS", "resolution: NONE"),
+        [older.to_owned() + "this one, with another `resolution` or `location`, does not"]
+    );
+    assert_eq!(
+        other("metadata: {name: b", "metadata: {namespace: x, name: b"),
+        [older.to_owned() + "this one does not"]
     );
     let policy = |name: &str, spec: &str| doc("PeerAuthentication", name, spec).replace("networking", "security");
     let strict = policy("a", "{mtls: {mode: STRICT}}");

@@ -6,7 +6,7 @@ use weft_core::locality::Pattern;
 use weft_proto::v1;
 
 use crate::policy::{
-    fields::{Fields, Shape, object, read, refused},
+    fields::{Fields, Shape, explicit, object, read, refused},
     names,
 };
 
@@ -36,7 +36,7 @@ pub(super) const SHAPE: Shape = &[
         "zoneAwareLbSetting",
         "`localityLbSetting` keeps requests in their zone; how many callers a zone has is not known to a sidecar",
     ),
-    object("warmup", &[read("duration"), read("minimumPercent"), read("aggression")]),
+    object("warmup", &[read("duration"), explicit("minimumPercent"), explicit("aggression")]),
     read("warmupDurationSecs"),
 ];
 /// Reads it.

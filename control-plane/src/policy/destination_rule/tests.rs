@@ -214,8 +214,8 @@ fn mistakes_of_a_rule() {
         ("  host: a\n  exportTo: ['*', b]\n", "`*` stands alone in `exportTo`"),
         ("  host: a\n  exportTo: [A/B]\n", "`A/B` is not a namespace, nor one of `.`, `*` and `~`"),
         (
-            "  host: a\n  exportTo: [.]\n  workloadSelector: {matchLabels: {a: b}}\n",
-            "`exportTo` and `workloadSelector` exclude each other",
+            "  host: a\n  exportTo: [., b]\n  workloadSelector: {matchLabels: {a: b}}\n",
+            "with a `workloadSelector` only `exportTo: [.]` is allowed",
         ),
         ("  host: a\n  workloadSelector: {labels: {}}\n", "unknown field `labels`"),
         ("  host: a\n  subsets: [{name: v1}, {name: v1}]\n", "7:32: error: subset `v1` is defined twice"),

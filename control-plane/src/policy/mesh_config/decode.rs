@@ -11,7 +11,7 @@ use crate::policy::{
     destination_rule::{self, load_balancer},
     export,
     fields::{Fields, Shape, not_yet, object, read, refused, skipped},
-    sidecar,
+    is_root, sidecar,
     virtual_service::response,
 };
 
@@ -159,8 +159,9 @@ fn mesh_config(fields: &Fields<'_>) -> MeshConfig {
     only(fields, "inboundTrafficPolicy", "mode", &[("PASSTHROUGH", true)], &[("LOCALHOST", false)]);
     // All of it is skipped or refused.
     fields.object("defaultConfig");
-    if let Some(namespace) = fields.string("rootNamespace").filter(|name| name != ROOT_NAMESPACE) {
-        let text = format!("`rootNamespace` is {ROOT_NAMESPACE} here, not `{namespace}`: leave it out");
+    if let Some(namespace) = fields.string("rootNamespace").filter(|name| !is_root(name)) {
+        let text =
+            format!("`rootNamespace` is {ROOT_NAMESPACE} here, or istio-system, not `{namespace}`: leave it out");
         fields.error("rootNamespace", text);
     }
     let traffic = fields.object("defaultTrafficPolicy");

@@ -49,7 +49,10 @@ fn what_it_may_not() {
         ("{meshMTLS: {}}", "error: `meshConfig.meshMTLS` is not supported yet"),
         ("{proxyListenPort: 15001}", "error: `meshConfig.proxyListenPort` is not supported: it is said on the command"),
         ("{defaultConfig: {gatewayTopology: {}}}", "`meshConfig.defaultConfig.gatewayTopology` is not supported yet"),
-        ("{rootNamespace: istio-system}", "error: `rootNamespace` is weft-system here, not `istio-system`: leave it"),
+        (
+            "{rootNamespace: istio-config}",
+            "error: `rootNamespace` is weft-system here, or istio-system, not `istio-config`",
+        ),
         ("{outboundTrafficPolicy: {}}", "error: `meshConfig.outboundTrafficPolicy.mode` is required"),
         ("{outboundTrafficPolicy: {mode: ALLOW}}", "unknown value `ALLOW`"),
         ("{h2UpgradePolicy: DEFAULT}", "`meshConfig.h2UpgradePolicy`: unknown value `DEFAULT`"),

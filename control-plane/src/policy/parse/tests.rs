@@ -24,6 +24,8 @@ fn head(kind: &str, spec: &str) -> String {
     format!("apiVersion: {group}v1\nkind: {kind}\nmetadata: {{name: a}}\nspec: {spec}\n")
 }
 
+mod istio;
+
 /// Each spec must be refused (or warned of) with the words beside it.
 fn refused(kind: &str, cases: &[(&str, &str)]) {
     for (spec, want) in cases {
@@ -80,6 +82,14 @@ fn kinds_and_versions() {
             "2:7: error: unknown kind `DestinationRules`, did you mean `DestinationRule`?",
         ),
         ("security.istio.io/v1", "DestinationRule", "its group is networking.istio.io"),
+        (
+            "gateway.networking.k8s.io/v1",
+            "HTTPRoute",
+            "2:7: error: kind HTTPRoute of Kubernetes' Gateway API (gateway.networking.k8s.io) is not supported yet",
+        ),
+        ("gateway.networking.k8s.io/v1", "Gateway", "2:7: error: kind Gateway of Kubernetes' Gateway API"),
+        ("gateway.networking.x-k8s.io/v1alpha1", "XBackendTrafficPolicy", "2:7: error: kind XBackendTrafficPolicy"),
+        ("multicluster.x-k8s.io/v1alpha1", "ServiceImport", "2:7: error: kind ServiceImport of multicluster.x-k8s.io"),
         ("apps/v1", "Deployment", "2:7: warning: kind Deployment of apps/v1 does not concern the mesh: skipped"),
         ("v1", "ConfigMap", "2:7: warning: kind ConfigMap of v1"),
         ("serving.knative.dev/v1", "Service", "warning: kind Service of serving.knative.dev/v1"),
@@ -220,7 +230,10 @@ fn kubernetes_services() {
             ("{clusterIP: None, ports: [{port: 1}]}", "`clusterIP: None` is not supported yet"),
             ("{ports: [{port: 1}, {port: 2}]}", "`ports[0].name` is required"),
             ("{ports: [{port: 53, protocol: UDP}]}", "warning: port 53 is left out"),
-            ("{ports: [{port: 80, targetPort: 0}]}", "`ports[0].targetPort` must be a whole number from 1 to 65535"),
+            (
+                "{ports: [{port: 80, targetPort: 65536}]}",
+                "`ports[0].targetPort` must be a whole number from 1 to 65535",
+            ),
             ("{ports: []}", "`ports` must name at least one port"),
         ],
     );

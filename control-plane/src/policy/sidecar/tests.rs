@@ -70,7 +70,7 @@ fn mistakes() {
         ("  egress: [{hosts: ['A/*']}]\n", "`A` is not a namespace"),
         ("  egress: [{hosts: ['./a b']}]\n", "`a b` is not a host name"),
         ("  egress: [{}]\n", "`egress[0].hosts` is required"),
-        ("  egress: [{hosts: []}]\n", "`hosts` must name at least one host"),
+        ("  egress: [{hosts: []}]\n", "hosts` is required and must not be empty"),
         ("  egress: [{hosts: ['*/*']}, {hosts: ['*/*']}]\n", "only the last entry of `egress` may be without `port`"),
         (
             "  egress: [{hosts: ['*/*'], captureMode: NONE}]\n",
@@ -80,7 +80,7 @@ fn mistakes() {
             "  egress: [{hosts: ['*/*'], bind: 127.0.0.1}]\n",
             "`egress[0].bind` is not supported: connections are redirected",
         ),
-        ("  ingress: [{port: {number: 80}}]\n", "`ingress[0].port.protocol` is required"),
+        ("  ingress: [{port: {number: 80, protocol: HTTP}}]\n", "`ingress[0].port.name` is required"),
         (
             "  ingress: [{port: {number: 80, protocol: HTTP, name: a}, defaultEndpoint: 10.0.0.1:80}]\n",
             "`10.0.0.1:80` must be 127.0.0.1:PORT",

@@ -2,7 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use super::{DESTINATION, Destination, MESH, matching::is_gateway, plain_destination};
+use super::{
+    DESTINATION, Destination, MESH,
+    matching::{check_namespace, is_gateway},
+    plain_destination,
+};
 use crate::policy::{
     Subnet, covers,
     fields::{Fields, Shape, object, read},
@@ -129,12 +133,13 @@ fn decode_match(fields: &Fields<'_>, hosts: Option<&[String]>, of_gateways: bool
             fields.error(name, format!("`{name}` is not supported yet for gateways"));
         }
     }
+    check_namespace(fields);
     ConnectionMatch {
         server_names,
         port: fields.port("port"),
         destinations: destinations.into_iter().map(|(text, _)| text).collect(),
         source,
-        source_labels: fields.string_map("sourceLabels"),
+        source_labels: fields.labels("sourceLabels"),
         source_namespace: fields.string("sourceNamespace").unwrap_or_default(),
         gateways,
     }

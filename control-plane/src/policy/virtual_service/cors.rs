@@ -6,11 +6,12 @@ use super::matching::string_match;
 use crate::policy::{
     fields::{Fields, Shape, object, read},
     names,
+    nearest::suggest,
 };
 
 /// Its fields.
 pub(super) const SHAPE: Shape = &[
-    object("allowOrigins", &[read("exact"), read("prefix"), read("regex")]),
+    object("allowOrigins", super::STRING_MATCH),
     read("allowOrigin"),
     read("allowMethods"),
     read("allowHeaders"),
@@ -20,10 +21,23 @@ pub(super) const SHAPE: Shape = &[
     read("unmatchedPreflights"),
 ];
 
+/// What `allowMethods` may name, as in Istio.
+const METHODS: &[&str] = &["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "CONNECT", "OPTIONS", "TRACE", "*"];
+
+/// Unlike in a route's `match` an origin without a condition is no way to allow any.
+fn allowed_origin(fields: &Fields<'_>) -> v1::StringMatch {
+    let empty = |name: &'static str| fields.written_node(name).and_then(|node| node.as_str()) == Some("");
+    if fields.written() == 0 || empty("exact") {
+        let text =
+            format!("`{}` needs a non-empty `exact`, `prefix` or `regex`; `regex: .*` is any origin", fields.path);
+        fields.error_at(fields.place, text);
+    }
+    string_match(fields, false)
+}
+
 /// Reads it.
 pub(super) fn decode(fields: &Fields<'_>) -> v1::Cors {
-    let mut origins: Vec<v1::StringMatch> =
-        fields.objects("allowOrigins").iter().map(|origin| string_match(origin, false)).collect();
+    let mut origins: Vec<v1::StringMatch> = fields.objects("allowOrigins").iter().map(allowed_origin).collect();
     if fields.has("allowOrigin") {
         fields.warn("allowOrigin", "`allowOrigin` is deprecated: write `allowOrigins`");
         let old = fields.strings("allowOrigin").into_iter();
@@ -39,8 +53,9 @@ pub(super) fn decode(fields: &Fields<'_>) -> v1::Cors {
         checked.collect()
     };
     let methods = fields.strings("allowMethods").into_iter().map(|(method, place)| {
-        if method != "*" && !names::is_header(&method) {
-            fields.error_at(place, format!("`{method}` is not a method"));
+        if !METHODS.contains(&method.as_str()) {
+            let hint = suggest(&method, METHODS, "allowed are");
+            fields.error_at(place, format!("`{method}` is not a method that browsers ask for{hint}"));
         }
         method
     });

@@ -1,6 +1,7 @@
 //! `match` of a route.
 
 use weft_core::re2;
+use weft_core::route::matcher::Pseudo;
 use weft_proto::v1::{self, string_match::Kind};
 
 use super::RouteMatch;
@@ -20,7 +21,7 @@ pub(super) fn decode(fields: &Fields<'_>) -> RouteMatch {
         port: fields.port("port").unwrap_or_default(),
     };
     let headers = fields.map("headers").iter().chain(fields.map("withoutHeaders"));
-    for header in headers.map(|(key, _)| key).filter(|key| !names::is_header(&key.name)) {
+    for header in headers.map(|(key, _)| key).filter(|key| !is_matched(&key.name)) {
         fields.error_at(header.place, format!("`{}` is not a header name", header.name));
     }
     if fields.has("statPrefix") {
@@ -35,11 +36,24 @@ pub(super) fn decode(fields: &Fields<'_>) -> RouteMatch {
     if http.ignore_uri_case && regex {
         fields.error("ignoreUriCase", "`ignoreUriCase` has no effect on a regex: begin the regex with (?i)");
     }
+    check_namespace(fields);
     RouteMatch {
         http,
-        source_labels: fields.string_map("sourceLabels"),
+        source_labels: fields.labels("sourceLabels"),
         source_namespace: fields.string("sourceNamespace").unwrap_or_default(),
         gateways: fields.strings("gateways").into_iter().map(|(gateway, _)| gateway).collect(),
+    }
+}
+
+/// Whether a condition on a header may have this name: a header's, or a request's pseudo header's.
+fn is_matched(name: &str) -> bool {
+    names::is_header(name) || Pseudo::parse(name).is_some()
+}
+
+/// Whether `sourceNamespace` may be one.
+pub(super) fn check_namespace(fields: &Fields<'_>) {
+    if let Some(name) = fields.string("sourceNamespace").filter(|name| !names::is_label(name)) {
+        fields.error("sourceNamespace", format!("namespace `{name}` {}", names::LABEL_RULE));
     }
 }
 
@@ -75,6 +89,13 @@ pub(super) fn string_match(fields: &Fields<'_>, empty_prefix: bool) -> v1::Strin
         Some(Kind::Prefix(prefix)) if prefix.is_empty() && !empty_prefix => {
             fields.error("prefix", "an empty prefix matches everything: leave the match out");
             Kind::Prefix(prefix)
+        }
+        Some(Kind::Regex(pattern)) if pattern.is_empty() => {
+            fields.error(
+                "regex",
+                "an empty regex matches the empty text alone: write `exact: \"\"`, or leave the match out",
+            );
+            Kind::Regex(pattern)
         }
         Some(Kind::Regex(pattern)) => {
             check_regex(fields, "regex", &pattern);

@@ -4,7 +4,7 @@ use base64::Engine;
 use weft_proto::v1;
 
 use crate::policy::{
-    fields::{Fields, Shape, read},
+    fields::{Fields, Shape, explicit, read},
     nearest::suggest,
 };
 
@@ -107,15 +107,16 @@ pub(in crate::policy) const RETRIES: Shape = &[
     read("perTryTimeout"),
     read("retryOn"),
     read("backoff"),
-    read("retryRemoteLocalities"),
-    read("retryIgnorePreviousHosts"),
+    explicit("retryRemoteLocalities"),
+    explicit("retryIgnorePreviousHosts"),
 ];
 
 /// Reads `retries`.
 pub(in crate::policy) fn retry(fields: &Fields<'_>) -> v1::RetryPolicy {
     let attempts = fields.limit("attempts").unwrap_or_default();
     if attempts == 0
-        && let Some(name) = ["perTryTimeout", "retryOn", "backoff"].into_iter().find(|name| fields.has(name))
+        && let Some(name) =
+            ["perTryTimeout", "retryOn", "backoff", "retryRemoteLocalities"].into_iter().find(|name| fields.has(name))
     {
         fields.error(name, format!("`{name}` has no effect while `attempts` is absent or 0, which turns retries off"));
     }

@@ -195,7 +195,7 @@ fn mistakes() {
             format!("  gateways: [g]\n  http:\n  - {{{route}}}\n"),
             "`gateways` needs `hosts`; without them it is a delegate",
         ),
-        (http(&format!("{{{route}, match: [{{port: 0}}]}}")), "must be a whole number from 1 to 65535"),
+        (http(&format!("{{{route}, match: [{{port: 65536}}]}}")), "must be a whole number from 1 to 65535"),
         (http(&format!("{{{route}, match: [{{gateways: [a/b/c]}}]}}")), "`a/b/c` is not a gateway"),
         (http(&format!("{{{route}, match: [{{withoutHeaders: {{'a b': {{}}}}}}]}}")), "`a b` is not a header name"),
         (http(&format!("{{{route}, match: [{{uri: {{exact: a, prefix: b}}}}]}}")), "give only one of"),
@@ -203,9 +203,22 @@ fn mistakes() {
         (http(&format!("{{{route}, match: [{{method: {{prefix: ''}}}}]}}")), "an empty prefix matches everything"),
         (http(&format!("{{{route}, match: [{{headers: {{'a b': {{}}}}}}]}}")), "`a b` is not a header name"),
         (
-            http(&format!("{{{route}, headers: {{request: {{set: {{Host: x}}}}}}}}")),
-            "is changed by `rewrite.authority`",
+            http(&format!("{{{route}, headers: {{response: {{set: {{Host: x}}}}}}}}")),
+            "`Host` can be set in requests, not removed and not changed in responses",
         ),
+        (
+            http(&format!("{{{route}, headers: {{request: {{remove: [':authority']}}}}}}")),
+            "`:authority` can be set in requests",
+        ),
+        (
+            http(&format!("{{{route}, headers: {{request: {{set: {{':path': /}}}}}}}}")),
+            "`:path` cannot be changed; `rewrite` changes path and authority",
+        ),
+        (
+            http(&format!("{{{route}, rewrite: {{authority: a}}, headers: {{request: {{set: {{host: x}}}}}}}}")),
+            "the authority is set twice",
+        ),
+        (http(&format!("{{{route}, match: [{{headers: {{':status': {{}}}}}}]}}")), "`:status` is not a header name"),
         (
             http(&format!("{{{route}, retries: {{attempts: 1, retryOn: '503, reset'}}}}")),
             "unknown condition ` reset`, did you mean `reset`?",

@@ -90,7 +90,7 @@ fn what_is_wrong_is_told() {
         (in_probe("{httpGet: {port: 1, path: health}}"), "`health` is not a path"),
         (in_probe("{httpGet: {port: 1, path: '/a b'}}"), "`/a b` is not a path"),
         (in_probe("{httpGet: {port: 1, host: 'a b'}}"), "`a b` is neither an IP address nor a host name"),
-        (in_probe("{httpGet: {port: 1, httpHeaders: [{name: 'a b'}]}}"), "`a b` is not a name of a header"),
+        (in_probe("{httpGet: {port: 1, httpHeaders: [{name: 'a b'}]}}"), "`a b` is not a header name"),
         (in_probe("{httpGet: {port: 1, httpHeaders: [{name: a, value: \"\\n\"}]}}"), "is not a value of a header"),
     ];
     for (spec, want) in cases {

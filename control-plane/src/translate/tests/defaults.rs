@@ -143,7 +143,7 @@ fn unknown_destinations() {
     use v1::OutboundPolicy::{AllowAny, OutboundUnset, RegistryOnly};
     let registry_only = mesh("{outboundTrafficPolicy: {mode: REGISTRY_ONLY}}");
     let allow_any = doc("Sidecar", "s", "default", "{outboundTrafficPolicy: {mode: ALLOW_ANY}}");
-    let silent = doc("Sidecar", "s", "default", "{}");
+    let silent = doc("Sidecar", "s", "default", "{egress: [{hosts: ['*/*']}]}");
     for (policies, want) in [
         (String::new(), OutboundUnset),
         (registry_only.clone(), RegistryOnly),

@@ -3,27 +3,34 @@
 use weft_proto::v1;
 
 use crate::re2;
-use crate::route::matcher::{HeaderMatch, Matcher, StringMatch, UriMatch};
+use crate::route::matcher::{HeaderMatch, Matcher, Pseudo, StringMatch, UriMatch};
 
 use super::{At, Result, error, header_name, port_number};
 
 /// What counts of a request.
 pub(super) fn matcher(message: &v1::HttpMatch) -> Result<Matcher> {
     let mut headers = Vec::with_capacity(message.headers.len());
+    let mut pseudo = Vec::new();
+    let mut add = |name: &str, condition: HeaderMatch| -> std::result::Result<(), String> {
+        match Pseudo::parse(name) {
+            Some(known) => pseudo.push((known, condition)),
+            None => headers.push((header_name(name)?, condition)),
+        }
+        Ok(())
+    };
     for (i, item) in message.headers.iter().enumerate() {
         let at = format_args!("headers[{i}]").to_string();
-        let name = header_name(&item.name).at("name").at(&at)?;
         let absent = matches!(kind(item.value.as_ref()), Some(v1::string_match::Kind::Present(false)));
         let condition = match absent {
             true => HeaderMatch::Absent,
             false => HeaderMatch::Value(string_match(item.value.as_ref()).at("value").at(&at)?),
         };
-        headers.push((name, condition));
+        add(&item.name, condition).at("name").at(&at)?;
     }
     for (i, item) in message.without_headers.iter().enumerate() {
         let at = format_args!("without_headers[{i}]").to_string();
-        let name = header_name(&item.name).at("name").at(&at)?;
-        headers.push((name, HeaderMatch::Without(string_match(item.value.as_ref()).at("value").at(&at)?)));
+        let condition = HeaderMatch::Without(string_match(item.value.as_ref()).at("value").at(&at)?);
+        add(&item.name, condition).at("name").at(&at)?;
     }
     let mut query_params = Vec::with_capacity(message.query_params.len());
     for (i, item) in message.query_params.iter().enumerate() {
@@ -36,6 +43,7 @@ pub(super) fn matcher(message: &v1::HttpMatch) -> Result<Matcher> {
         method: optional(message.method.as_ref()).at("method")?,
         authority: optional(message.authority.as_ref()).at("authority")?,
         headers,
+        pseudo,
         query_params,
         scheme: optional(message.scheme.as_ref()).at("scheme")?,
         port: (message.port != 0).then(|| port_number(message.port)).transpose().at("port")?,

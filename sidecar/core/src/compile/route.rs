@@ -42,7 +42,13 @@ pub(super) fn table(port: &v1::Port, cluster: usize, clusters: &[Arc<Cluster>]) 
 fn default_route(retry: Option<&v1::RetryPolicy>, cluster: usize, clusters: &[Arc<Cluster>]) -> Result<Arc<Route>> {
     let hash = clusters[cluster].load_balancer.hash_policies().to_vec();
     let forward = Forward {
-        destinations: vec![Destination { cluster, weight: 1, headers: Vec::new(), authority: None }],
+        destinations: vec![Destination {
+            cluster,
+            weight: 1,
+            headers: Vec::new(),
+            authority: None,
+            tells_original_host: false,
+        }],
         total_weight: 1,
         timeout: None,
         rewrite: None,
@@ -120,8 +126,10 @@ pub(super) fn forward(
         // level of its own that comes first, so that the route's `set` comes last.
         let mut headers = if single { vec![route_ops.merged(&ops)] } else { vec![ops, route_ops.clone()] };
         headers.retain(|ops| *ops != HeaderOps::default());
-        let authority = rewrite_authority.clone().or_else(|| route_authority.clone()).or(authority);
-        destinations.push(Destination { cluster, weight: item.weight, headers, authority });
+        let of_route = rewrite_authority.clone().or_else(|| route_authority.clone());
+        let tells_original_host = of_route.is_some() || single && authority.is_some();
+        let authority = of_route.or(authority);
+        destinations.push(Destination { cluster, weight: item.weight, headers, authority, tells_original_host });
         // A destination among others that gets nothing is there for its being one of several.
         if single || item.weight > 0 {
             hash.extend_from_slice(clusters[cluster].load_balancer.hash_policies());

@@ -16,12 +16,54 @@ pub struct Matcher {
     pub authority: Option<StringMatch>,
     /// On headers; one of several values is enough.
     pub headers: Vec<(HeaderName, HeaderMatch)>,
+    /// On pseudo headers, which every request has.
+    pub pseudo: Vec<(Pseudo, HeaderMatch)>,
     /// On the first value of query parameters, not decoded; a parameter that is missing never matches.
     pub query_params: Vec<(String, StringMatch)>,
     /// On the scheme by which the request came.
     pub scheme: Option<StringMatch>,
     /// On the port that the client dialed.
     pub port: Option<u16>,
+}
+
+/// A pseudo header of HTTP/2 (RFC 9113, 8.3.1), or what stands for it in HTTP/1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pseudo {
+    /// As the client wrote it.
+    Authority,
+    /// The method.
+    Method,
+    /// With the query.
+    Path,
+    /// The scheme by which the request came.
+    Scheme,
+}
+
+impl Pseudo {
+    /// By its name, such as `:path`.
+    pub fn parse(name: &str) -> Option<Pseudo> {
+        [Pseudo::Authority, Pseudo::Method, Pseudo::Path, Pseudo::Scheme].into_iter().find(|one| one.name() == name)
+    }
+
+    /// With its colon.
+    pub fn name(self) -> &'static str {
+        match self {
+            Pseudo::Authority => ":authority",
+            Pseudo::Method => ":method",
+            Pseudo::Path => ":path",
+            Pseudo::Scheme => ":scheme",
+        }
+    }
+
+    /// That of a request.
+    pub(crate) fn of<'a>(self, req: &RequestView<'a>) -> &'a str {
+        match self {
+            Pseudo::Authority => req.authority,
+            Pseudo::Method => req.method.as_str(),
+            Pseudo::Path => req.path_and_query,
+            Pseudo::Scheme => req.scheme,
+        }
+    }
 }
 
 /// A condition on the path.
@@ -55,7 +97,7 @@ pub enum HeaderMatch {
     Value(StringMatch),
     /// It is not there.
     Absent,
-    /// It is not there, or its value does not match.
+    /// Its value does not match, an empty one where it is not there. With [`StringMatch::Any`]: it is not there.
     Without(StringMatch),
 }
 
@@ -74,6 +116,8 @@ pub enum Unmet<'a> {
     Port(u16),
     /// On a header.
     Header(&'a HeaderName, &'a HeaderMatch),
+    /// On a pseudo header.
+    Pseudo(Pseudo, &'a HeaderMatch),
     /// On a query parameter.
     QueryParam(&'a str, &'a StringMatch),
 }
@@ -106,6 +150,10 @@ impl Matcher {
         if let Some((name, condition)) = self.headers.iter().find(|(name, c)| !c.matches(req.header_values(name))) {
             return Some(Unmet::Header(name, condition));
         }
+        let pseudo = |(pseudo, c): &&(Pseudo, HeaderMatch)| !c.matches(std::iter::once(pseudo.of(req).as_bytes()));
+        if let Some((pseudo, condition)) = self.pseudo.iter().find(pseudo) {
+            return Some(Unmet::Pseudo(*pseudo, condition));
+        }
         let has = |name: &str, condition: &StringMatch| {
             req.query_param(name).is_some_and(|value| condition.matches(value.as_bytes()))
         };
@@ -126,6 +174,7 @@ impl Matcher {
             && matches!(self.scheme, None | Some(StringMatch::Any))
             && self.port.is_none()
             && self.headers.is_empty()
+            && self.pseudo.is_empty()
             && self.query_params.is_empty()
     }
 
@@ -177,7 +226,12 @@ impl HeaderMatch {
         match self {
             HeaderMatch::Value(condition) => values.any(|value| condition.matches(value)),
             HeaderMatch::Absent => values.next().is_none(),
-            HeaderMatch::Without(condition) => !values.any(|value| condition.matches(value)),
+            HeaderMatch::Without(StringMatch::Any) => values.next().is_none(),
+            HeaderMatch::Without(condition) => {
+                // As Istio has it of Envoy (`treat_missing_header_as_empty`): a missing header is an empty one.
+                let first = values.next().unwrap_or_default();
+                !std::iter::once(first).chain(values).any(|value| condition.matches(value))
+            }
         }
     }
 }

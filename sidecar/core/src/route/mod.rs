@@ -113,6 +113,9 @@ pub struct Destination {
     pub headers: Vec<HeaderOps>,
     /// The authority that the upstream sees instead of the client's.
     pub authority: Option<Authority>,
+    /// The upstream is told the client's (`x-envoy-original-host`): not of an authority that one of several destinations
+    /// sets itself, as in Envoy.
+    pub tells_original_host: bool,
 }
 
 /// Copies of some requests, whose answers nobody waits for.

@@ -40,9 +40,9 @@ pub enum RedirectPath {
 pub enum RedirectPort {
     /// The authority's own, without the default port of the scheme that is left.
     Keep,
-    /// This one.
+    /// This one, which is left out where it is the default of the scheme.
     Number(u16),
-    /// The one that the request came to.
+    /// The one that the request came to, likewise.
     FromRequest,
 }
 
@@ -59,7 +59,9 @@ impl Redirect {
             Some(authority) => authority.as_str(),
             None => host_of(req.authority, scheme, new_scheme, new_port.is_some()),
         };
-        let port = new_port.map(|port| format!(":{port}")).unwrap_or_default();
+        // The scheme says its default port; Istio leaves it out too.
+        let named = new_port.filter(|port| !is_default(new_scheme, *port));
+        let port = named.map(|port| format!(":{port}")).unwrap_or_default();
         let (path, query) = match (&self.path, req.query()) {
             (RedirectPath::Keep, _) => (Cow::Borrowed(req.path_and_query), None),
             (RedirectPath::Uri(uri), query) => (uri.into(), query.filter(|_| !uri.contains('?'))),
@@ -70,10 +72,15 @@ impl Redirect {
     }
 }
 
+/// Whether a URL of a scheme has this port where it names none.
+fn is_default(scheme: &str, port: u16) -> bool {
+    matches!((scheme, port), ("http", 80) | ("https", 443))
+}
+
 /// The request's authority, without its port where another is named or where it was the default of the scheme left.
 fn host_of<'a>(authority: &'a str, scheme: &str, new_scheme: &str, has_new_port: bool) -> &'a str {
     let (_, Some(port)) = split_port(authority) else { return authority };
-    let was_default = scheme != new_scheme && matches!((scheme, port), ("http", 80) | ("https", 443));
+    let was_default = scheme != new_scheme && is_default(scheme, port);
     if has_new_port || was_default {
         // With the brackets of an IPv6 address, which `split_port` takes off.
         authority.rsplit_once(':').map_or(authority, |(host, _)| host)

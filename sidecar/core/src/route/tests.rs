@@ -6,8 +6,13 @@ use super::*;
 use crate::request::tests::view;
 
 pub(super) fn forward(weights: &[u32]) -> Forward {
-    let destination =
-        |(cluster, weight): (usize, &u32)| Destination { cluster, weight: *weight, headers: vec![], authority: None };
+    let destination = |(cluster, weight): (usize, &u32)| Destination {
+        cluster,
+        weight: *weight,
+        headers: vec![],
+        authority: None,
+        tells_original_host: false,
+    };
     let total_weight = if weights.len() == 1 { 1 } else { weights.iter().map(|weight| u64::from(*weight)).sum() };
     Forward {
         destinations: weights.iter().enumerate().map(destination).collect(),
@@ -199,6 +204,11 @@ fn redirects() {
         (to_host("pay"), "order:80", "http://pay/a/c?q=1"),
         (to_port(RedirectPort::Number(81)), "order:80", "http://order:81/a/c?q=1"),
         (to_port(RedirectPort::FromRequest), "order", "http://order:8080/a/c?q=1"),
+        // The default port of a scheme goes without saying.
+        (to_port(RedirectPort::Number(80)), "order", "http://order/a/c?q=1"),
+        (to_port(RedirectPort::Number(80)), "order:8080", "http://order/a/c?q=1"),
+        (to_port(RedirectPort::Number(443)), "order", "http://order:443/a/c?q=1"),
+        (Redirect { port: RedirectPort::Number(443), ..to_scheme("https") }, "order", "https://order/a/c?q=1"),
     ] {
         assert_eq!(
             redirect.location(&prefix("/a", false), &view("/a/c?q=1", authority, &headers), "http", 8080),
@@ -253,6 +263,27 @@ proptest! {
         let forward = forward(&weights);
         prop_assume!(forward.total_weight > 0);
         prop_assert!(forward.choose(random).weight > 0);
+    }
+}
+
+#[test]
+fn a_missing_header_is_an_empty_one_to_a_condition_without_it() {
+    let whole = |pattern: &str| StringMatch::Regex(crate::re2::whole(pattern).unwrap());
+    let mut with = HeaderMap::new();
+    with.insert("x-a", "b".parse().unwrap());
+    let without = HeaderMap::new();
+    for (condition, missing, present) in [
+        (StringMatch::Any, true, false),
+        (whole(".*"), false, false),
+        (whole("c?"), false, true),
+        (whole("c+"), true, true),
+        (StringMatch::Exact(String::new()), false, true),
+        (StringMatch::Exact("b".into()), true, false),
+    ] {
+        let matcher =
+            Matcher { headers: vec![("x-a".parse().unwrap(), HeaderMatch::Without(condition))], ..Matcher::default() };
+        let holds = (matcher.matches(&view("/", "h", &without)), matcher.matches(&view("/", "h", &with)));
+        assert_eq!(holds, (missing, present), "{matcher:?}");
     }
 }
 

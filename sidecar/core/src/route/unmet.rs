@@ -31,6 +31,14 @@ impl Unmet<'_> {
                     HeaderMatch::Without(unwanted) => format!("header {name}: {has} must not be {unwanted}"),
                 }
             }
+            Unmet::Pseudo(name, wanted) => {
+                let (name, has) = (name.name(), name.of(req));
+                match wanted {
+                    HeaderMatch::Value(wanted) => format!("{name} {has:?} is not {wanted}"),
+                    HeaderMatch::Absent => format!("{name} is there, and must not be"),
+                    HeaderMatch::Without(unwanted) => format!("{name} {has:?} must not be {unwanted}"),
+                }
+            }
             Unmet::QueryParam(name, wanted) => match req.query_param(name) {
                 None => format!("query parameter {name} is missing: {wanted} is wanted"),
                 Some(value) => format!("query parameter {name}: {value:?} is not {wanted}"),

@@ -33,7 +33,8 @@ fn tunnels() {
         ("tunnel: {targetPort: 1}", "error: `trafficPolicy.tunnel.targetHost` is required"),
         ("tunnel: {targetHost: a}", "error: `trafficPolicy.tunnel.targetPort` is required"),
         ("tunnel: {targetHost: 'a b', targetPort: 1}", "`a b` is neither a host name nor an IP address"),
-        ("tunnel: {targetHost: a, targetPort: 0}", "must be a whole number from 1 to 65535"),
+        ("tunnel: {targetHost: a, targetPort: 0}", "targetPort` is required and must not be empty"),
+        ("tunnel: {targetHost: a, targetPort: 65536}", "must be a whole number from 1 to 65535"),
         ("tunnel: {protocol: GET, targetHost: a, targetPort: 1}", "unknown value `GET`; allowed are CONNECT, POST"),
         (
             "{proxyProtocol: {}, tunnel: {targetHost: a, targetPort: 1}}",
@@ -82,7 +83,7 @@ fn tls_to_services_outside() {
         ("{mode: ISTIO_MUTUAL, caCrl: /a}", "error: `caCrl` excludes ISTIO_MUTUAL"),
         ("{mode: ISTIO_MUTUAL, credentialName: a}", "error: `credentialName` excludes ISTIO_MUTUAL"),
         ("{mode: SIMPLE, credentialName: a}", "error: `credentialName` needs a `workloadSelector` in the rule"),
-        ("{mode: SIMPLE, credentialName: ''}", "`credentialName` is the name of a folder"),
+        ("{mode: SIMPLE, credentialName: ..}", "`credentialName` is the name of a folder"),
         ("{mode: SIMPLE, credentialName: ../a}", "`credentialName` is the name of a folder"),
         ("{mode: MUTUAL, privateKey: /a, credentialName: a}", "`privateKey` and `credentialName` exclude each other"),
         ("{mode: SIMPLE, caCrl: /a, credentialName: a}", "`caCrl` and `credentialName` exclude each other"),

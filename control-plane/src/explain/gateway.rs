@@ -1,0 +1,160 @@
+//! A request from outside, by a Gateway: which of its servers takes it, and what is behind the host. As
+//! `sidecar/src/gateway.rs` does it, of which each decision is `weft_core::gateway`'s.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use weft_core::compile::{self, CompileError};
+use weft_core::gateway::{self, Server, Speaks};
+use weft_core::names::normalise;
+use weft_core::reply::Reason;
+use weft_core::route::Action;
+
+use super::destination::Sender;
+use super::facts::{Entered, Facts};
+use super::told::{Explanation, Setting, Verdict};
+use super::way::Candidate;
+use super::{Asked, Client, closed, refused};
+
+impl Facts {
+    /// Namespace and name of the gateway, where the request comes by one.
+    pub(super) fn gateway_key(&self) -> Option<(&str, &str)> {
+        self.gateway.as_ref().map(|entered| (entered.key.0.as_str(), entered.key.1.as_str()))
+    }
+
+    /// What becomes of a request that comes by a gateway.
+    pub(super) fn by_gateway(
+        &self,
+        mut told: Explanation,
+        entered: &Entered,
+        client: &Client,
+        asked: &Asked,
+        now: Instant,
+    ) -> Result<Explanation, CompileError> {
+        told.host.asked = asked.authority.clone();
+        let name = format!("{}/{}", entered.key.0, entered.key.1);
+        if !entered.exists {
+            told.host.because = format!("there is no Gateway {name}");
+            told.verdict = closed("no such gateway");
+            return Ok(told);
+        }
+        let all = compile::gateway_servers(&entered.servers)?;
+        let servers: Vec<Arc<Server>> = all.into_iter().filter(|server| server.port == asked.port).collect();
+        let Some(first) = servers.first() else {
+            told.host.because = format!("Gateway {name} does not listen on port {}", asked.port);
+            told.verdict = closed("no server of the gateway has this port");
+            return Ok(told);
+        };
+        let is_tls = matches!(first.protocol, Speaks::Https | Speaks::Tls);
+        if first.protocol != Speaks::Tcp && is_tls != asked.server_name.is_some() {
+            let (wanted, remedy) =
+                if is_tls { ("TLS", "--tls or https://") } else { ("plaintext", "http:// without --tls") };
+            told.host.because = format!("port {} of Gateway {name} takes {wanted} alone ({remedy})", asked.port);
+            told.verdict = closed("the gateway closes the connection");
+            return Ok(told);
+        }
+        if first.protocol == Speaks::Tcp {
+            let behind = gateway::service(&servers, "").map(|(_, service)| service.clone());
+            return self.connection_behind(told, entered, behind.as_deref(), client, asked, now);
+        }
+        let mut serving = servers.clone();
+        if let Some(server_name) = &asked.server_name {
+            let Some(server) = gateway::by_server_name(&servers, server_name).cloned() else {
+                told.host.because = format!("no server of port {} is for server name {server_name}", asked.port);
+                told.verdict = closed("no server of this port is for this server name");
+                return Ok(told);
+            };
+            if server.auto_passthrough {
+                told.host.because = format!("{} passes the mesh's own TLS on (AUTO_PASSTHROUGH)", server.name);
+                told.verdict = closed("this is not the mesh's own TLS");
+                return Ok(told);
+            }
+            if server.protocol == Speaks::Tls {
+                let passing = servers.iter().filter(|server| server.protocol == Speaks::Tls);
+                let behind = gateway::service(passing, server_name).map(|(_, service)| service.clone());
+                return self.connection_behind(told, entered, behind.as_deref(), client, asked, now);
+            }
+            serving = vec![server];
+            told.request.method = asked.method.to_string();
+        }
+        self.request_behind(told, entered, &serving, client, asked, now)
+    }
+
+    fn request_behind(
+        &self,
+        mut told: Explanation,
+        entered: &Entered,
+        servers: &[Arc<Server>],
+        client: &Client,
+        asked: &Asked,
+        now: Instant,
+    ) -> Result<Explanation, CompileError> {
+        let found = gateway::service(servers, &normalise(&asked.authority));
+        let redirects = match found {
+            Some((server, _)) => server.https_redirect,
+            None => servers.iter().any(|server| server.https_redirect),
+        };
+        if redirects {
+            told.host.because = "a server with httpsRedirect takes it".to_owned();
+            told.effects = vec![Setting::new("tls.httpsRedirect", "301 to the same under https")];
+            told.verdict = Verdict::Answered { status: 301, by: "httpsRedirect".to_owned() };
+            return Ok(told);
+        }
+        let Some((server, meant)) = found.and_then(|(server, service)| Some((server, entered.behind.get(&**service)?)))
+        else {
+            told.host.because = "no VirtualService of the gateway is for this host".to_owned();
+            told.verdict = refused(&Reason::NoRoute, "");
+            return Ok(told);
+        };
+        let Some(candidate) = Candidate::of(Some(meant))? else { return Ok(told) };
+        told.host.name.clone_from(&asked.authority);
+        told.host.because = format!("a host of {}", server.name);
+        let sender = self.sender(client, asked, now);
+        match candidate.service.port(0) {
+            Some(port) => {
+                self.by_route(&mut told, &candidate, port, &sender)?;
+                // Routes of all VirtualServices of the host are joined.
+                let route = port.routes.find(&sender.view);
+                told.effects.splice(0..0, route.map(|route| Setting::new("route", &route.name)));
+            }
+            None => told.verdict = refused(&Reason::NoRoute, ""),
+        }
+        Ok(told)
+    }
+
+    /// Bytes, or TLS that does not end at the gateway.
+    fn connection_behind(
+        &self,
+        mut told: Explanation,
+        entered: &Entered,
+        behind: Option<&str>,
+        client: &Client,
+        asked: &Asked,
+        now: Instant,
+    ) -> Result<Explanation, CompileError> {
+        told.request.method.clear();
+        let Some(candidate) = Candidate::of(behind.and_then(|service| entered.behind.get(service)))? else {
+            told.host.because = "no VirtualService of the gateway is for this connection".to_owned();
+            told.verdict = closed("no route is for this connection");
+            return Ok(told);
+        };
+        told.host.name.clone_from(&asked.authority);
+        told.host.because = format!("a connection by Gateway {}/{}", entered.key.0, entered.key.1);
+        let sender = self.sender(client, asked, now);
+        let route = candidate.service.port(0).and_then(|port| port.routes.find(&sender.view));
+        match route.map(|route| &*route.action) {
+            Some(Action::Forward(forward)) => {
+                let name = asked.server_name.as_deref().unwrap_or_default();
+                self.divided(&mut told, &candidate, forward, &sender, name)?;
+            }
+            _ => told.verdict = closed("no route is for this connection"),
+        }
+        Ok(told)
+    }
+
+    fn sender<'a>(&self, client: &'a Client, asked: &'a Asked, now: Instant) -> Sender<'a> {
+        let mut view = asked.view(client.source(), ([0, 0, 0, 0], asked.port).into());
+        view.scheme = asked.scheme();
+        Sender { client, complete: self.complete, now, view }
+    }
+}

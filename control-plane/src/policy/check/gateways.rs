@@ -1,0 +1,134 @@
+//! Gateways that get into each other's way: servers that cannot share a port, two for one host, one certificate in two places.
+//!
+//! Only Gateways that one workload may have count: those of which no label is wanted with two values. Of very many on one
+//! port the first are compared, so that the time stays linear.
+
+use std::collections::{BTreeMap, HashMap};
+
+use weft_proto::v1::GatewayProtocol;
+
+use crate::policy::{Code, Document, Finding, Gateway, Object, Server};
+
+/// Servers that one is compared with.
+const MOST: usize = 50;
+
+/// All of them; `documents` are sorted by age.
+pub(super) fn check<'a>(documents: &[&'a Document]) -> Vec<Finding<'a>> {
+    let mut findings = Vec::new();
+    let mut ports: HashMap<u32, Vec<At<'a>>> = HashMap::new();
+    let mut hosts: HashMap<(u32, &str), Vec<At<'a>>> = HashMap::new();
+    let mut certificates: HashMap<String, Vec<At<'a>>> = HashMap::new();
+    for document in documents {
+        let Object::Gateway(gateway) = &document.object else { continue };
+        for (n, server) in gateway.servers.iter().enumerate() {
+            let at = At { document, gateway, server, n };
+            let of_port = ports.entry(server.port).or_default();
+            if let Some(other) = at.conflict(of_port, |other| other.spoken() != at.spoken()) {
+                let text = format!(
+                    "port {} speaks {} here and {} at {}: the younger is not served",
+                    server.port,
+                    at.spoken(),
+                    other.spoken(),
+                    other.named()
+                );
+                findings.push(Finding::error(document, format!("servers[{n}].port"), Code::ConflictingGateways, text));
+                remember(of_port, at);
+                continue;
+            }
+            remember(of_port, at);
+            for (m, (namespace, host)) in server.hosts.iter().enumerate() {
+                let of_host = hosts.entry((server.port, host)).or_default();
+                let same = |other: &At<'_>| {
+                    other
+                        .server
+                        .hosts
+                        .iter()
+                        .any(|(ns, name)| name == host && (ns == namespace || ns.is_none() || namespace.is_none()))
+                };
+                if let Some(other) = at.conflict(of_host, same) {
+                    let text = format!("host `{host}` of port {} is that of {} already", server.port, other.named());
+                    let path = format!("servers[{n}].hosts[{m}]");
+                    // Routes of plaintext are joined; TLS ends in one way alone.
+                    findings.push(match at.spoken() {
+                        "HTTP" => Finding::warning(document, path, Code::ConflictingGateways, text),
+                        _ => Finding::error(document, path, Code::ConflictingGateways, text),
+                    });
+                }
+                remember(of_host, at);
+            }
+            if let Some((field, certificate)) = certificate(server) {
+                let of_certificate = certificates.entry(certificate).or_default();
+                if let Some(other) = at.conflict(of_certificate, |_| true) {
+                    let text = format!(
+                        "the certificate is that of {} too: clients that keep an HTTP/2 connection may use it for both, and \
+                         be answered 404 or 421",
+                        other.named()
+                    );
+                    let path = format!("servers[{n}].tls.{field}");
+                    findings.push(Finding::warning(document, path, Code::DuplicateCertificate, text));
+                }
+                remember(of_certificate, at);
+            }
+        }
+    }
+    findings
+}
+
+fn remember<'a>(others: &mut Vec<At<'a>>, at: At<'a>) {
+    if others.len() < MOST {
+        others.push(at);
+    }
+}
+
+/// The field that names a server's certificate, and what it names.
+fn certificate(server: &Server) -> Option<(&'static str, String)> {
+    let tls = server.tls.as_ref()?;
+    match &*tls.credential_name {
+        "" => Some(("serverCertificate", format!("file {}", tls.server_certificate))),
+        name => Some(("credentialName", format!("credential {name}"))),
+    }
+}
+
+/// A server, where it is written.
+#[derive(Clone, Copy)]
+struct At<'a> {
+    document: &'a Document,
+    gateway: &'a Gateway,
+    server: &'a Server,
+    n: usize,
+}
+
+impl<'a> At<'a> {
+    /// The first of the others that a workload may have with it, and that is `wrong`.
+    fn conflict<'o>(&self, others: &'o [At<'a>], wrong: impl Fn(&At<'a>) -> bool) -> Option<&'o At<'a>> {
+        others
+            .iter()
+            .find(|other| meet(&self.gateway.selector, &other.gateway.selector) && !self.is(other) && wrong(other))
+    }
+
+    /// Two texts of one object are told as what they are.
+    fn is(&self, other: &At<'_>) -> bool {
+        let key = |at: &At<'a>| (at.document.namespace.clone(), at.document.name.clone());
+        !std::ptr::eq(self.document, other.document)
+            && key(self) == (other.document.namespace.clone(), other.document.name.clone())
+    }
+
+    /// What a port can speak in one way alone.
+    fn spoken(&self) -> &'static str {
+        match self.server.protocol {
+            GatewayProtocol::GatewayHttp => "HTTP",
+            // Server names tell those that end here from those that do not.
+            GatewayProtocol::GatewayHttps | GatewayProtocol::GatewayTls => "TLS",
+            GatewayProtocol::GatewayTcp => "TCP",
+        }
+    }
+
+    fn named(&self) -> String {
+        format!("`servers[{}]` of {}", self.n, self.document.reference())
+    }
+}
+
+/// Whether a workload may have all of both.
+fn meet(one: &BTreeMap<String, String>, other: &BTreeMap<String, String>) -> bool {
+    one.iter().all(|(name, value)| other.get(name).is_none_or(|other| other == value))
+}
