@@ -2,7 +2,7 @@
 //!
 //! Queries arrive redirected (or because `resolv.conf` names us). The usual name server is asked only after the control plane
 //! said that a name is not the mesh's, or was silent for a moment: it is told no name of the mesh. Names under the mesh's own
-//! suffixes never leave: nobody else could answer them. What is said is decided in [`answer`], without sockets; asking others is
+//! suffixes never leave: no other server can answer them. What is said is decided in [`answer`], without sockets; asking others is
 //! [`forward`]'s, and asking the control plane for what Consul's names mean ([`consul`]).
 //!
 //! The same is served a second time where programs of Consul's look for it: there a service's name has the real addresses
@@ -138,7 +138,7 @@ impl Dns {
     async fn decide(&self, query: &Query, packet: &[u8], transport: Transport) -> Result<Say, Vec<u8>> {
         let of_mesh = is_of_mesh(query.name());
         let Some(name) = query.host().filter(|name| !is_searched(name)) else {
-            // A name that no service has, and under our suffixes nobody else either.
+            // A name of no service, under a suffix that no other server answers for.
             return if of_mesh || is_searched(query.name()) {
                 Ok(Say::NoSuchName)
             } else {
@@ -181,7 +181,7 @@ pub(crate) fn is_of_mesh(name: &str) -> bool {
     name.ends_with(SERVICE_SUFFIX) || name == &SERVICE_SUFFIX[1..]
 }
 
-/// Whether a resolver has appended one of its search domains to a name of the mesh: nobody else knows that either, and it
+/// Whether a resolver has appended one of its search domains to a name of the mesh: no other server knows that either, and it
 /// would tell the name.
 fn is_searched(name: &str) -> bool {
     let within = |suffix: &str| name.match_indices(suffix).any(|(at, _)| name[at + suffix.len()..].starts_with('.'));

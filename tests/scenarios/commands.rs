@@ -33,7 +33,7 @@ fn objects() -> Result<()> {
 
     mesh.weftctl(&["delete", "-f", &file])?;
     ensure!(names()?.is_empty(), "{}", names()?);
-    ensure!(mesh.weftctl(&["delete", "-f", &file]).is_err(), "what is not there is an error");
+    ensure!(mesh.weftctl(&["delete", "-f", &file]).is_err(), "deleting a missing object is an error");
     mesh.weftctl(&["delete", "-f", &file, "--ignore-not-found"])?;
     mesh.weftctl(&["apply", "-f", &file])?;
     mesh.weftctl(&["delete", "dr", "order"])?;

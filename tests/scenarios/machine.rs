@@ -153,7 +153,7 @@ fn rootless() -> Result<()> {
     };
     let line = registered("hello-8000")?;
     ensure!(line.trim().starts_with("127.") && line.contains("sa/hello"), "{line}");
-    // By name and mTLS, as the user who called; what is not of the mesh is reached through the machine's network, and the
+    // By name and mTLS, as the user who called; destinations outside the mesh are reached through the machine's network, and the
     // pod's own agent registers another port.
     let outside = machine.mesh.pod("outside")?;
     let _web = outside.spawn("web", "python3", &["-u", "-m", "http.server", "9000"])?;

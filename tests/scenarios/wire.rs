@@ -114,7 +114,7 @@ impl Wire {
     }
 }
 
-/// On kept connections, whoever answers early: the application, or a route of the caller's sidecar.
+/// On kept connections; the early response is the application's, or that of a route of the caller's sidecar.
 fn early() -> Result<()> {
     let wire = Wire::start()?;
     for _ in 0..3 {
@@ -398,7 +398,7 @@ fn repeated() -> Result<()> {
     }
     let posted = |_| outside.curl(&["-w", "%{http_code}", "-o", "/dev/null", "-d", "x", &direct]);
     let statuses: Vec<String> = (0..2).map(posted).collect::<Result<_>>()?;
-    ensure!(statuses.contains(&"503".to_owned()), "what is not safe is not repeated: {statuses:?}");
+    ensure!(statuses.contains(&"503".to_owned()), "an unsafe request was repeated: {statuses:?}");
     Ok(())
 }
 

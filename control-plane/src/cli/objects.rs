@@ -164,7 +164,7 @@ pub struct Delete {
     /// Namespace
     #[arg(short, long, default_value = "default")]
     namespace: String,
-    /// What is not there is no error
+    /// An object that does not exist is not an error
     #[arg(long)]
     ignore_not_found: bool,
     #[command(flatten)]

@@ -1,6 +1,6 @@
 //! `agent/connect/authorize`, and reads of intentions: whether one service may call another.
 //!
-//! The mesh has no authorization policies yet: whoever proves an identity that it believes may call. So there are no
+//! The mesh has no authorization policies yet: every caller with an identity that it trusts may call. So there are no
 //! intentions, and all that is asked is allowed, as in Consul where the default is to allow; only who is no member of the
 //! mesh is not.
 

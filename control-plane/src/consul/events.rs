@@ -1,4 +1,4 @@
-//! `event/fire` and `event/list`: short messages to whoever watches for them.
+//! `event/fire` and `event/list`: short messages to watching programs.
 //!
 //! Consul's agents tell each other by gossip and remember the last 256. Here the store remembers them for each namespace,
 //! so that every control plane has them in one order. As in Consul, one who asks by the sidecar of a node is shown those

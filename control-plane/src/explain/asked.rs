@@ -133,7 +133,7 @@ impl Asked {
         Ok(())
     }
 
-    /// Comes by a gateway: what it dials and asks TLS for is what a URL says, whoever listens there.
+    /// Comes by a gateway: the address and the server name of TLS are those of a URL, whichever gateway listens there.
     pub(super) fn scheme(&self) -> &'static str {
         if self.server_name.is_some() { "https" } else { "http" }
     }

@@ -51,7 +51,7 @@ const KNOWN: &[&str] = &[
 /// Those that do something here, and in which kind.
 const READ: &[(&str, Kind)] = &[("networking.istio.io/exportTo", Kind::Service)];
 
-/// Warns of annotations of Istio that nobody knows, and mentions those that say nothing here.
+/// Warns of unknown annotations of Istio, and mentions those that have no effect here.
 pub(super) fn check(metadata: &Fields<'_>, kind: Kind) {
     for (key, _) in metadata.map("annotations") {
         let Some((group, _)) = key.name.split_once('/') else { continue };

@@ -151,7 +151,7 @@ pub async fn write(agent: &Agent, written: Written, query: &Query) -> Result<Ans
                 put_check(agent, definition, output).await?;
             }
         }
-        // What is not there is no error.
+        // A missing entry is not an error.
         Written::Service(id) if local.service(&id).is_err() => {}
         Written::Service(id) => local.deregister(&id).await?,
         Written::Check(id) if kind_of(agent, &id).is_none() => {}

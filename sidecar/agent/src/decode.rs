@@ -251,7 +251,7 @@ impl Fields {
         self.values.is_empty()
     }
 
-    /// Refuses what nobody took, unless it is Go's zero value; `place` is before its name.
+    /// Refuses fields that were not decoded, unless it is Go's zero value; `place` is before its name.
     ///
     /// # Errors
     /// Names the first such field.

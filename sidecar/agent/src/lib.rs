@@ -111,7 +111,7 @@ impl Agent {
         }
     }
 
-    /// What is not of the agent; but for what is written of its own node.
+    /// Endpoints of the catalog rather than of the agent, except writes of its own node.
     async fn elsewhere(&self, head: &request::Parts, query: &Query, body: Bytes) -> Result<Answered, Refused> {
         if catalog::is_write(head) {
             let (own, datacenter) = (self.local.own(), self.datacenter.name());

@@ -3,6 +3,7 @@
 //! A sidecar looks names up as it needs them, and each answer may take a while; `weftctl route` has all answers at hand. What
 //! follows from the answers is decided here, for both.
 
+use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -13,9 +14,9 @@ use crate::route::{Connection, Routed};
 
 /// The name to look up of a request's authority; `None`: it is an address, or none, and the address that was dialed says
 /// more.
-pub fn name(authority: &str) -> Option<String> {
+pub fn name(authority: &str) -> Option<Cow<'_, str>> {
     let host = normalise(authority);
-    (!host.is_empty() && host.parse::<IpAddr>().is_err()).then(|| host.into_owned())
+    (!host.is_empty() && host.parse::<IpAddr>().is_err()).then_some(host)
 }
 
 /// The port of the service that a request is for: that which was dialed (`None`: the proxy was addressed itself), else the

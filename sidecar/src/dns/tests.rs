@@ -221,7 +221,7 @@ async fn the_name_server_is_asked_after_the_control_plane_has_spoken() {
         removed_resources: removed.iter().map(|name| (*name).to_owned()).collect(),
         ..Default::default()
     };
-    // It is the mesh's: nobody else hears of it.
+    // It is the mesh's: no other server hears of it.
     let told = asking("new-service.");
     writer.next_interest().await.unwrap();
     let host = "new-service.default.svc.cluster.local";
@@ -246,7 +246,7 @@ async fn the_name_server_is_asked_after_the_control_plane_has_spoken() {
     let began = std::time::Instant::now();
     assert_eq!(asking("unknown.example.").await.unwrap().1, ["192.0.2.1"]);
     assert!(began.elapsed() >= SILENCE, "{:?}", began.elapsed());
-    // Of a name that only the mesh can know nobody else is asked, however long it takes.
+    // A name that only the mesh can know is not sent to other servers, however long it takes.
     let told = asking("slow.default.svc.cluster.local.");
     assert_eq!(told.await.unwrap().0, ResponseCode::ServFail);
     assert_eq!(asked.lock().unwrap().len(), 2);

@@ -261,7 +261,7 @@ pub fn inside(options: &Inside) -> Result<()> {
         send_socket(&outside, *wanted)?;
     }
     let own = std::env::current_exe().context("cannot find our own program")?;
-    // It is nobody's child soon: the command does not know of it.
+    // Detached, so that it is no child of the command, which would have to wait for it.
     let detached = Command::new(redirect::tool("setsid"))
         .args(["--fork".as_ref(), own.as_os_str(), "inside".as_ref(), "--sockets".as_ref(), "--at".as_ref()])
         .arg(&options.at)

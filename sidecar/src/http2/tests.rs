@@ -169,7 +169,7 @@ async fn a_reset_with_no_error_after_a_whole_response_is_its_end() {
     assert_eq!(all(response.into_body()).await.unwrap().0, b"enough");
     // The client is told in the same way that the rest is not wanted.
     assert_eq!(poll_fn(|cx| upload.poll_reset(cx)).await.unwrap(), Reason::NO_ERROR);
-    // What is not whole is not taken for it.
+    // A response that was cut off is an error.
     let (answer, _upload) = post(&sender, "/cut").await;
     assert!(all(answer.await.unwrap().into_body()).await.is_err());
 }

@@ -144,7 +144,7 @@ async fn what_means_something_else_is_refused_by_field() {
     // Whichever comes first.
     let back = json!({ "Kind": "service-splitter", "Name": "api", "Splits": [{ "Weight": 100, "Service": "web" }] });
     assert!(put(&fixture, &back).await.1.contains("is followed once"));
-    // Nothing but what was written is there, and nobody writes without a token.
+    // Only the entries that were written exist, and a token is needed to write one.
     assert_eq!(fixture.consul.mesh.policies().1.len(), 2);
     let (status, text) = send(&fixture, &caller("default", 1), "PUT", "/v1/config", &api).await;
     assert!(status == 403 && text.contains("without a token"), "{text}");

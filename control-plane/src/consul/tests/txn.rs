@@ -33,7 +33,7 @@ async fn keys_are_changed_together_and_seen_by_later_operations() {
     let index = &results[0]["KV"]["ModifyIndex"];
     assert_eq!((index, &results[0]["KV"]["Flags"]), (&results[1]["KV"]["CreateIndex"], &json!(7)));
     assert_eq!(&fixture.get("/v1/kv/a/1").await[0]["ModifyIndex"], index);
-    // A tree, what is deleted in the middle, and what is not there.
+    // A tree, a deletion in the middle, and a missing key.
     let ops = json!([
         kv("delete", "a/1", json!({})),
         set("a/3"),
