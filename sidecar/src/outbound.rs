@@ -241,6 +241,7 @@ impl Call<'_> {
         let client_host = authority(parts).to_owned();
         let (method, path) = (parts.method.clone(), path_and_query(parts).to_owned());
         let context = Context {
+            hostname: crate::run::hostname(),
             source: self.down.ends.source,
             version: self.version,
             method: method.as_str(),
@@ -389,6 +390,7 @@ impl Call<'_> {
         record.code = response.status().as_u16();
         record.route = Some(route.name.clone());
         let context = Context {
+            hostname: crate::run::hostname(),
             source: self.down.ends.source,
             version: self.version,
             method: parts.method.as_str(),

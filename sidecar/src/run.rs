@@ -479,8 +479,14 @@ fn node_name(data_dir: &Path) -> Result<String> {
             id
         }
     };
-    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    Ok(format!("{host}-{id}"))
+    Ok(format!("{}-{id}", hostname()))
+}
+
+/// The name of the machine or pod that this runs on, as it was at the first call.
+pub(crate) fn hostname() -> &'static str {
+    static NAME: std::sync::LazyLock<String> =
+        std::sync::LazyLock::new(|| rustix::system::uname().nodename().to_string_lossy().into_owned());
+    &NAME
 }
 
 /// Every connection is a descriptor, and often two: what the administrator allows is taken.

@@ -198,7 +198,7 @@ fn told(
         labels: config.labels.clone(),
         identity: config.identity.as_ref().map(ToString::to_string).unwrap_or_default(),
         transport: settings::transport(&cluster.tls, !endpoint.identities().is_empty()).to_owned(),
-        accepts: candidate.accepts(cluster, &endpoint.key.to_string()),
+        accepts: candidate.accepts(cluster, &endpoint.key),
         workload: config.workload.to_string(),
         datacenter: endpoint.remote.as_ref().map(|remote| remote.datacenter.to_string()).unwrap_or_default(),
     }

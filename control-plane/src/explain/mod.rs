@@ -1,8 +1,8 @@
 //! What a request would get, and why: `weftctl route`, live and from files alone.
 //!
-//! Nothing is decided here. [`Facts`] are what a sidecar would be told, by `translate`; `way` goes the way that
-//! `sidecar/src/dialed.rs` and `sidecar/src/outbound/plan.rs` go; what a route, a balancer or a hash says is asked of
-//! weft-core, as the sidecar asks it. What is left is to write it down: [`Explanation`], and [`text`] in words.
+//! Nothing is decided here. [`Facts`] are what a sidecar would be told, by `translate`; `way`, and `gateway` for callers from
+//! outside, ask `weft_core::target` and `weft_core::gateway` where it goes, as the sidecar does; what a route, a balancer or a
+//! hash says is weft-core's too. What is left is to write it down: [`Explanation`], and [`text`] in words.
 //!
 //! Pure: the world, the client and the request are arguments, and so is the time.
 

@@ -195,29 +195,27 @@ fn document(decoder: &Decoder<'_>, file: &str, found: YamlDocument) -> Option<Do
         let text = format!("no effect on the mesh: that has what is in namespace {ROOT_NAMESPACE} or istio-system");
         decoder.report(Severity::Warning, Code::Ineffective, top.place, "metadata", text);
     }
+    check_names(&top, &spec, kind, (&namespace, &name), &object);
+    let line = root.place.line;
+    Some(Document { kind, namespace, name, object, yaml: text, file: file.to_owned(), line, created })
+}
+
+/// What an object's own namespace and name make wrong of it.
+fn check_names(top: &Fields<'_>, spec: &Fields<'_>, kind: Kind, (namespace, name): (&str, &str), object: &Object) {
     if let Some(export) = object.export()
         && export.is_private()
         && export.namespaces().into_iter().flatten().any(|name| name == namespace)
     {
         let text = format!("`.` and `{namespace}` are the same namespace: give only one of them");
         match kind {
-            Kind::Service => {
-                decoder.report(Severity::Error, Code::InvalidValue, top.place, "metadata.annotations", text)
-            }
+            Kind::Service => top.report(Severity::Error, Code::InvalidValue, top.place, "metadata.annotations", text),
             _ => spec.error("exportTo", text),
         }
     }
-    if kind == Kind::Gateway && !names::is_label(&name) {
-        decoder.report(
-            Severity::Error,
-            Code::InvalidValue,
-            top.place,
-            "metadata.name",
-            format!("the name of a Gateway {}", names::LABEL_RULE),
-        );
+    if kind == Kind::Gateway && !names::is_label(name) {
+        let text = format!("the name of a Gateway {}", names::LABEL_RULE);
+        top.report(Severity::Error, Code::InvalidValue, top.place, "metadata.name", text);
     }
-    let line = root.place.line;
-    Some(Document { kind, namespace, name, object, yaml: text, file: file.to_owned(), line, created })
 }
 
 /// The kind of a document, or why it has none here.

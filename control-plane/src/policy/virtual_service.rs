@@ -3,6 +3,7 @@
 mod connection;
 mod cors;
 mod fault;
+mod headers;
 mod matching;
 mod mirror;
 pub(super) mod response;
@@ -212,13 +213,11 @@ const MATCH: Shape = &[
     read("name"),
     read("statPrefix"),
 ];
-const CHANGE: Shape = &[read("set"), read("add"), read("remove")];
-const HEADERS: Shape = &[object("request", CHANGE), object("response", CHANGE)];
 const DESTINATION: Shape = &[read("host"), read("subset"), object("port", &[read("number")])];
 const HTTP: Shape = &[
     read("name"),
     object("match", MATCH),
-    object("route", &[object("destination", DESTINATION), read("weight"), object("headers", HEADERS)]),
+    object("route", &[object("destination", DESTINATION), read("weight"), object("headers", headers::SHAPE)]),
     object(
         "redirect",
         &[
@@ -235,7 +234,7 @@ const HTTP: Shape = &[
     object("rewrite", rewrite::SHAPE),
     read("timeout"),
     object("retries", response::RETRIES),
-    object("headers", HEADERS),
+    object("headers", headers::SHAPE),
     object("fault", fault::SHAPE),
     object("mirror", DESTINATION),
     object("mirrors", mirror::SHAPE),
@@ -365,17 +364,12 @@ fn route(fields: &Fields<'_>) -> Route {
             fields.error("redirect", text);
         }
     }
-    let headers = fields.object("headers").map(|headers| header_operations(&headers));
-    let sets = headers.iter().filter_map(|headers| headers.request.as_ref());
-    let sets = sets.flat_map(|request| request.set.iter().chain(&request.add));
-    let rewritten = match &action {
+    let headers = fields.object("headers").map(|headers| headers::decode(&headers));
+    let rewrite = match &action {
         Action::Forward(forward) | Action::Delegate(Delegate { rest: forward, .. }) => forward.rewrite.as_ref(),
         _ => None,
     };
-    let rewritten = rewritten.and_then(|rewrite| rewrite.authority.as_ref());
-    if sets.filter(|header| is_authority(&header.name)).count() + usize::from(rewritten.is_some()) > 1 {
-        fields.error("headers", "the authority is set twice: by `rewrite.authority`, `:authority` or `host`");
-    }
+    headers::check_authority(fields, headers.as_ref(), rewrite);
     Route {
         name: fields.string("name").unwrap_or_default(),
         matches,
@@ -402,7 +396,7 @@ fn forward(fields: &Fields<'_>) -> Forward {
 }
 
 fn destination(fields: &Fields<'_>) -> Destination {
-    let headers = fields.object("headers").map(|headers| header_operations(&headers));
+    let headers = fields.object("headers").map(|headers| headers::decode(&headers));
     Destination { headers, ..plain_destination(fields) }
 }
 
@@ -432,42 +426,6 @@ fn read_destination(fields: &Fields<'_>, found: &mut Destination) {
         port.require("number");
         port.port("number")
     });
-}
-
-fn header_operations(fields: &Fields<'_>) -> v1::HeaderOperations {
-    let change = |name| fields.object(name).map(|fields| header_change(&fields, name == "request"));
-    v1::HeaderOperations { request: change("request"), response: change("response") }
-}
-
-/// Whether a header's name is one of those of the authority.
-fn is_authority(name: &str) -> bool {
-    name.eq_ignore_ascii_case("host") || name.eq_ignore_ascii_case(":authority")
-}
-
-/// `of_request`: a request's authority may be set, which is what `rewrite.authority` does.
-fn header_change(fields: &Fields<'_>, of_request: bool) -> v1::HeaderChange {
-    let check = |name: &str, place, sets: bool| {
-        if is_authority(name) && !(sets && of_request) {
-            fields
-                .error_at(place, format!("`{name}` can be set in requests, not removed and not changed in responses"));
-        } else if name.starts_with(':') && !is_authority(name) {
-            fields.error_at(place, format!("`{name}` cannot be changed; `rewrite` changes path and authority"));
-        } else if !is_authority(name) && !names::is_header(name) {
-            fields.error_at(place, format!("`{name}` is not a header name"));
-        }
-    };
-    let values = |name| {
-        for (key, _) in fields.map(name) {
-            check(&key.name, key.place, true);
-        }
-        let values = fields.string_map(name).into_iter();
-        values.map(|(name, value)| v1::HeaderValue { name, value }).collect()
-    };
-    let remove = fields.strings("remove").into_iter().map(|(name, place)| {
-        check(&name, place, false);
-        name
-    });
-    v1::HeaderChange { set: values("set"), add: values("add"), remove: remove.collect() }
 }
 
 #[cfg(test)]

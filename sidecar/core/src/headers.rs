@@ -36,6 +36,7 @@ pub struct Template(Vec<Part>);
 #[derive(Debug, Clone, PartialEq)]
 enum Part {
     Text(String),
+    Hostname,
     Source,
     SourceIp,
     SourcePort,
@@ -85,6 +86,8 @@ impl Named {
 /// What placeholders are filled from, besides the request's headers.
 #[derive(Debug, Clone, Copy)]
 pub struct Context<'a> {
+    /// Of the machine or pod that the proxy runs on.
+    pub hostname: &'a str,
     /// The downstream's remote address.
     pub source: SocketAddr,
     /// The downstream's HTTP version.
@@ -201,6 +204,7 @@ impl Template {
         for part in &self.0 {
             match part {
                 Part::Text(text) => value.extend_from_slice(text.as_bytes()),
+                Part::Hostname => value.extend_from_slice(context.hostname.as_bytes()),
                 Part::Source => value.extend_from_slice(context.source.to_string().as_bytes()),
                 Part::SourceIp => value.extend_from_slice(context.source.ip().to_string().as_bytes()),
                 Part::SourcePort => value.extend_from_slice(context.source.port().to_string().as_bytes()),
@@ -222,6 +226,7 @@ impl fmt::Display for Template {
         for part in &self.0 {
             match part {
                 Part::Text(text) => f.write_str(&text.replace('%', "%%"))?,
+                Part::Hostname => f.write_str("%HOSTNAME%")?,
                 Part::Source => f.write_str("%DOWNSTREAM_REMOTE_ADDRESS%")?,
                 Part::SourceIp => f.write_str("%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%")?,
                 Part::SourcePort => f.write_str("%DOWNSTREAM_REMOTE_PORT%")?,
@@ -243,6 +248,7 @@ impl fmt::Display for Template {
 impl Part {
     fn parse(text: &str) -> Result<Part, String> {
         match text {
+            "HOSTNAME" => return Ok(Part::Hostname),
             "DOWNSTREAM_REMOTE_ADDRESS" => return Ok(Part::Source),
             "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT" => return Ok(Part::SourceIp),
             "DOWNSTREAM_REMOTE_PORT" => return Ok(Part::SourcePort),
@@ -251,7 +257,7 @@ impl Part {
         }
         let unsupported = || {
             format!(
-                "%{text}% is not supported yet; supported are %DOWNSTREAM_REMOTE_ADDRESS%, \
+                "%{text}% is not supported yet; supported are %HOSTNAME%, %DOWNSTREAM_REMOTE_ADDRESS%, \
                  %DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%, %DOWNSTREAM_REMOTE_PORT%, %REQ(name)%, \
                  %REQ(name?other):LENGTH%, %PROTOCOL% and %%"
             )
@@ -283,6 +289,7 @@ mod tests {
 
     fn context() -> Context<'static> {
         Context {
+            hostname: "pod-1",
             source: SocketAddr::from(([10, 0, 0, 1], 4000)),
             version: Version::HTTP_11,
             method: "GET",
@@ -334,6 +341,7 @@ mod tests {
             ("%REQ(X-User?:path):3%", Some("ali")),
             ("%REQ(:path):2%", Some("/a")),
             ("%DOWNSTREAM_REMOTE_PORT%", Some("4000")),
+            ("at %HOSTNAME%", Some("at pod-1")),
         ] {
             assert_eq!(render(text, &headers).as_deref(), expected, "{text}");
         }

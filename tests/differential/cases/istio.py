@@ -123,7 +123,7 @@ WORDS = {"x-user": "alice", "x-empty": ""}
 FORMATS = [
     changed(f"formatter {text}", {"request": {"set": {"x-new": text}}, "response": {"set": {"x-answer": text}}}, [Ask("/a?b=c", headers=WORDS)])
     for text in ("%REQ(missing?x-user)%", "%REQ(x-user?missing)%", "%REQ(x-user):3%", "%REQ(missing?x-user):2%", "%REQ(:path):2%",
-                 "%REQ(x-user?:path)%", "<%REQ(missing?gone)%>", "<%REQ(missing)%>", "%REQ(missing?gone)%", "%REQ(:method)%-%REQ(:path)%", "%REQ(x-user):100%")
+                 "%REQ(x-user?:path)%", "<%REQ(missing?gone)%>", "<%REQ(missing)%>", "%HOSTNAME%", "at %HOSTNAME%", "%REQ(missing?gone)%", "%REQ(:method)%-%REQ(:path)%", "%REQ(x-user):100%")
 ]
 EMPTY = [
     rewritten("with an empty path", None, {"uri": "", "authority": "other.test"}, {"prefix": "/"}, LITERAL, [Ask("/a")]),

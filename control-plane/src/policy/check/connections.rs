@@ -14,11 +14,14 @@ pub(super) fn check<'a>(document: &'a Document, service: &'a VirtualService) -> 
     findings
 }
 
+/// Matches, each with the place and the line of its route.
+type Matches<'a> = Vec<(&'a ConnectionMatch, (usize, u32))>;
+
 fn of_list<'a>(document: &'a Document, list: &str, routes: &'a [ConnectionRoute]) -> Vec<Finding<'a>> {
     let mut findings = Vec::new();
-    let mut earlier: Vec<(&ConnectionMatch, (usize, u32))> = Vec::new();
+    let mut earlier: Matches<'_> = Vec::new();
     // Most are told apart by their server names, and equal ones are found whatever their number.
-    let mut equal: HashMap<Vec<&str>, Vec<(&ConnectionMatch, (usize, u32))>> = HashMap::new();
+    let mut equal: HashMap<Vec<&str>, Matches<'_>> = HashMap::new();
     let mut all: Option<(usize, u32)> = None;
     for (n, route) in routes.iter().enumerate() {
         let here = (n, route.place.line);

@@ -64,7 +64,7 @@ fn a_wildcard_that_nothing_offers_is_routed_at_port_80() {
         "{hosts: ['*.example.com'], http: [{route: [{destination: {host: order-service}}]}]}",
     );
     let client = Scope::of("default");
-    let world = world_of(&[routes.clone()]);
+    let world = world_of(std::slice::from_ref(&routes));
     assert_eq!(resolve(&world, &client, "a.example.com").as_deref(), Some("*.example.com"));
     assert_eq!(resolve(&world, &client, "example.com"), None);
     assert_eq!(ports_and_routes(&world, "*.example.com"), [(80, 1)]);
