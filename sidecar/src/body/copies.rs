@@ -16,9 +16,10 @@ use tokio::sync::mpsc;
 use super::{BodyError, BodyState};
 
 /// Bytes that all copies of this proxy may be behind by.
-pub const BUDGET: usize = 32 * 1024 * 1024;
-/// Bytes that one copy may be behind by: one mirror that is stuck does not use up the budget of the others.
-const MOST: usize = BUDGET / 4;
+pub const BUDGET: usize = 64 * 1024 * 1024;
+/// Bytes that one copy may be behind by: one mirror that is stuck does not use up the budget of the others. An application on
+/// the same machine sends 20 MB before a mirror has shaken hands.
+const MOST: usize = BUDGET / 2;
 /// What a frame costs besides its bytes.
 const FRAME: usize = 128;
 
