@@ -14,7 +14,7 @@ use weft_core::reply::{LocalReply, is_grpc};
 
 use crate::access_log::{AccessLog, LogFields};
 use crate::body::BodyState;
-use crate::http::head_size;
+use crate::http::head_bytes;
 use crate::incoming::Upgrade;
 use crate::metrics::{Metrics, Pair, RequestSample};
 use crate::pool::Lease;
@@ -80,8 +80,8 @@ pub struct Record {
     pub received: u64,
     /// Body bytes sent to the client.
     pub sent: u64,
-    /// Bytes of the headers of request and response.
-    heads: (u64, u64),
+    /// Bytes of the heads of request and response.
+    pub heads: (u64, u64),
     written: bool,
 }
 
@@ -103,7 +103,6 @@ impl Record {
         let log = proxy.log.as_ref().map(|log| (log.clone(), LogFields::of(parts, source)));
         let mut record = Record::empty(proxy, log, start, pair);
         record.grpc = is_grpc(&parts.headers);
-        record.heads.0 = head_size(&parts.headers);
         record
     }
 
@@ -135,16 +134,16 @@ impl Record {
         }
     }
 
-    /// The upstream has answered.
-    pub fn answered<B>(&mut self, response: &Response<B>) {
+    /// The upstream has answered. `origin`: the head of its answer; empty where it did not come by HTTP/1.
+    pub fn answered<B>(&mut self, response: &Response<B>, origin: &[u8]) {
         self.code = response.status().as_u16();
-        self.heads.1 = head_size(response.headers());
+        self.heads.1 = head_bytes(origin, response.headers());
         self.grpc_status = response.headers().get("grpc-status").and_then(|s| s.to_str().ok()?.parse().ok());
     }
 
     /// We answer ourselves.
     pub fn refused<B>(&mut self, reply: LocalReply, response: &Response<B>) {
-        self.answered(response);
+        self.answered(response, b"");
         if let Some(flag) = reply.flag {
             self.flags.insert(flag);
         }

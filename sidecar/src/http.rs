@@ -148,8 +148,13 @@ fn check_http2(parts: &mut Parts, limits: Limits) -> Result<(), Reason> {
     Ok(())
 }
 
+/// Bytes of a head: as it came (`origin`), or, where it did not come by HTTP/1, what its fields would take there.
+pub fn head_bytes(origin: &[u8], headers: &HeaderMap) -> u64 {
+    if origin.is_empty() { head_size(headers) } else { origin.len() as u64 }
+}
+
 /// Bytes that header fields take in HTTP/1.
-pub fn head_size(headers: &HeaderMap) -> u64 {
+fn head_size(headers: &HeaderMap) -> u64 {
     headers.iter().map(|(name, value)| (name.as_str().len() + value.len() + ": \r\n".len()) as u64).sum()
 }
 

@@ -41,7 +41,7 @@ use crate::call::{Active, Ending, Record};
 use crate::directory::ServiceView;
 use crate::http::{
     Asks, FORWARDED_PROTO, Form, HTTP1_CLIENT, address_request, address_response, admit, authority, ensure_request_id,
-    local_reply, remove_hop_headers,
+    head_bytes, local_reply, remove_hop_headers,
 };
 use crate::http1::Unread;
 use crate::incoming::{Incoming, Upgrade};
@@ -267,6 +267,7 @@ impl Call<'_> {
 
         let interim = incoming.take_interim();
         let origin = std::mem::take(&mut incoming.origin);
+        record.heads.0 = head_bytes(&origin, &parts.headers);
         let body = if incoming.is_end_stream() { None } else { Some(Replay::new(incoming)) };
         if !plan.mirrors.is_empty() && !upgrades {
             let (down, version, body) = (self.down, self.version, body.as_ref());
@@ -318,7 +319,7 @@ impl Call<'_> {
     /// Phase 5.
     fn respond(&self, mut record: Record, sent: Sent, kept: Kept<'_>) -> Response<ResponseBody> {
         let Sent { mut response, lease, in_flight, flags } = sent;
-        record.answered(&response);
+        record.answered(&response, &response.body().origin);
         record.flags.extend(flags);
         let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS
             || (kept.upgrade.is_some() && kept.context.method == "CONNECT" && response.status().is_success());
@@ -370,6 +371,9 @@ impl Call<'_> {
         failure: &Failure,
         policy: &str,
     ) -> Response<ResponseBody> {
+        if record.heads.0 == 0 {
+            record.heads.0 = head_bytes(b"", request);
+        }
         let (reply, mut response) = local_reply(&failure.reason, policy, request);
         record.flags.extend(failure.flags);
         record.refused(reply, &response);

@@ -187,12 +187,12 @@ where
     respond(conn, response, asked).await
 }
 
-/// Sends a response. `true`: the connection serves another request.
-async fn respond<I>(
+/// Writes a response's head; the future sends its body. `true`: the connection serves another request.
+fn respond<I>(
     conn: &Arc<Mutex<Conn<I>>>,
     response: Response<ResponseBody>,
     asked: Asked,
-) -> Result<bool, ServeError>
+) -> impl Future<Output = Result<bool, ServeError>>
 where
     I: AsyncRead + AsyncWrite + MaybeSocket + Unpin + Send + 'static,
 {
@@ -231,36 +231,37 @@ where
         let mut write = |date: &[u8]| write_response(out, &parts, version, &origin, framing, closing, date);
         if has_date { write(b"") } else { with_now(|date| write(date.as_bytes())) }
     }
-    drop((parts, origin));
-    let sent = if bodiless || is_head {
-        body.complete();
-        drop(body);
-        send(conn, Outgoing::new(ResponseBody::empty(), Framing::None)).await
-    } else {
-        send(conn, Outgoing::new(body, framing)).await
-    };
-    if sent.is_err() && framing == Framing::UntilClose {
-        // Its end would be taken for the end of the body.
-        reset_on_close(lock(conn).io.as_ref());
-    }
-    sent?;
-
-    if let Some(upgrade) = switching {
-        let (pending, io) = {
-            let mut conn = lock(conn);
-            (std::mem::take(&mut conn.pending), conn.io.take())
+    async move {
+        let sent = if bodiless || is_head {
+            body.complete();
+            drop(body);
+            send(conn, Outgoing::new(ResponseBody::empty(), Framing::None)).await
+        } else {
+            send(conn, Outgoing::new(body, framing)).await
         };
-        if let Some(io) = io {
-            // The request's task may have ended meanwhile.
-            let _ = upgrade.send(Box::new(Rewind::new(pending, io)));
+        if sent.is_err() && framing == Framing::UntilClose {
+            // Its end would be taken for the end of the body.
+            reset_on_close(lock(conn).io.as_ref());
         }
-        return Ok(false);
+        sent?;
+
+        if let Some(upgrade) = switching {
+            let (pending, io) = {
+                let mut conn = lock(conn);
+                (std::mem::take(&mut conn.pending), conn.io.take())
+            };
+            if let Some(io) = io {
+                // The request's task may have ended meanwhile.
+                let _ = upgrade.send(Box::new(Rewind::new(pending, io)));
+            }
+            return Ok(false);
+        }
+        if keep && (lock(conn).has_read_all() || read_rest(conn).await) {
+            return Ok(true);
+        }
+        end(conn).await;
+        Ok(false)
     }
-    if keep && (lock(conn).has_read_all() || read_rest(conn).await) {
-        return Ok(true);
-    }
-    end(conn).await;
-    Ok(false)
 }
 
 /// Reads the rest of a request that has its response, so that the next one can be read. `false`: it does not come, or is

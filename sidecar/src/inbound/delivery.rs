@@ -22,7 +22,7 @@ use crate::cluster::ClusterView;
 use crate::connect::MARK_DELIVERY;
 use crate::http::{
     Asks, Form, HTTP1_CLIENT, UNDELIVERED, address_request, address_response, admit, authority, ensure_request_id,
-    local_reply, remove_hop_headers,
+    head_bytes, local_reply, remove_hop_headers,
 };
 use crate::http1::Unread;
 use crate::incoming::{Incoming, Interim};
@@ -78,6 +78,7 @@ pub(super) async fn request(caller: &Arc<Caller>, request: Request<Incoming>) ->
     address_request(&mut parts, &host, if multiplex { Form::Http2 } else { Form::AsItCame });
     let interim = incoming.take_interim();
     let origin = std::mem::take(&mut incoming.origin);
+    record.heads.0 = head_bytes(&origin, &parts.headers);
     let body = if incoming.is_end_stream() { None } else { Some(Replay::new(incoming)) };
     let in_flight = endpoint.state.enter();
 
@@ -98,7 +99,7 @@ pub(super) async fn request(caller: &Arc<Caller>, request: Request<Incoming>) ->
         }
     };
     response.headers_mut().remove(UNDELIVERED);
-    record.answered(&response);
+    record.answered(&response, &response.body().origin);
     let mut ending = Ending {
         lease: Some(lease),
         worker: caller.worker,

@@ -7,7 +7,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version,
 use httparse::Status;
 use std::mem::MaybeUninit;
 
-use super::target::{Form, is_authority};
+use super::target::{Form, is_authority, is_visible};
 use super::{Framing, Limits};
 
 /// The head of a request.
@@ -105,13 +105,22 @@ pub fn parse_request(input: &[u8], limits: Limits) -> Reading<RequestHead> {
         .and_then(|m| Method::from_bytes(m.as_bytes()).ok())
         .ok_or(HeadError::Invalid("invalid method"))?;
     (parts.version, parts.headers) = (version, headers);
-    let form = Form::parse(&parts.method, slice(parsed.path.unwrap_or_default().as_bytes()))?;
+    let target = slice(parsed.path.unwrap_or_default().as_bytes());
+    // What nearly all requests have: an origin-form that `http::Uri` takes as it is.
+    let usual = target.starts_with(b"/") && is_visible(&target) && parts.method != Method::CONNECT;
+    let mut absolute = false;
+    match Uri::from_maybe_shared(target.clone()) {
+        Ok(uri) if usual => parts.uri = uri,
+        _ => {
+            let form = Form::parse(&parts.method, target)?;
+            absolute = matches!(form, Form::Absolute(..));
+            place(form, &mut parts)?;
+        }
+    }
     // RFC 9112, 3.2.
-    let absolute = matches!(form, Form::Absolute(..));
     if about.hosts > 1 || (about.hosts == 0 && version == Version::HTTP_11 && !absolute) {
         return Err(HeadError::Invalid("one Host header is needed"));
     }
-    place(form, &mut parts)?;
     let (keep_alive, expects_continue) = (about.keep_alive, about.expects && version == Version::HTTP_11);
     let length = origin.len();
     Ok(Some((RequestHead { parts, framing, keep_alive, expects_continue, origin }, length)))

@@ -90,7 +90,7 @@ pub fn is_authority(text: &[u8]) -> bool {
 impl Form {
     /// Parses the target of a request with this method.
     pub(super) fn parse(method: &Method, text: Bytes) -> Result<Form, HeadError> {
-        if !text.iter().all(|byte| byte.is_ascii_graphic() && *byte != b'#') {
+        if !is_visible(&text) {
             return Err(CHARACTERS);
         }
         if *method == Method::CONNECT {
@@ -119,6 +119,11 @@ impl Form {
         let authority = authority.ok_or(HeadError::Invalid("the authority of the request target is not host:port"))?;
         Ok(Form::Absolute(scheme, authority, Target::parse(target)?))
     }
+}
+
+/// Whether a target has no other bytes than visible ASCII, and no fragment.
+pub(super) fn is_visible(target: &[u8]) -> bool {
+    target.iter().all(|byte| byte.is_ascii_graphic() && *byte != b'#')
 }
 
 fn starts_with(text: &[u8], prefix: &[u8]) -> bool {
