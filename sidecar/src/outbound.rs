@@ -85,6 +85,8 @@ pub struct Entrance {
 }
 
 /// Serves one request of our application.
+// Inlined, so that the task's state is made where it stays: it is large, and would be copied there otherwise.
+#[inline(always)]
 pub fn request(
     down: &Arc<Downstream>,
     request: Request<Incoming>,

@@ -188,6 +188,8 @@ where
 }
 
 /// Writes a response's head; the future sends its body. `true`: the connection serves another request.
+// Inlined, so that the future is made where it stays.
+#[inline(always)]
 fn respond<I>(
     conn: &Arc<Mutex<Conn<I>>>,
     response: Response<ResponseBody>,
