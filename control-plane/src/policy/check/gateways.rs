@@ -4,8 +4,9 @@
 //! port the first are compared, so that the time stays linear.
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
 
-use weft_proto::v1::GatewayProtocol;
+use weft_proto::v1::{GatewayCertificate, GatewayProtocol};
 
 use crate::policy::{Code, Document, Finding, Gateway, Object, Server};
 
@@ -15,14 +16,14 @@ const MOST: usize = 50;
 /// All of them; `documents` are sorted by age.
 pub(super) fn check<'a>(documents: &[&'a Document]) -> Vec<Finding<'a>> {
     let mut findings = Vec::new();
-    let mut ports: HashMap<u32, Vec<At<'a>>> = HashMap::new();
-    let mut hosts: HashMap<(u32, &str), Vec<At<'a>>> = HashMap::new();
+    let mut ports: HashMap<(Option<IpAddr>, u32), Vec<At<'a>>> = HashMap::new();
+    let mut hosts: HashMap<(Option<IpAddr>, u32, &str), Vec<At<'a>>> = HashMap::new();
     let mut certificates: HashMap<String, Vec<At<'a>>> = HashMap::new();
     for document in documents {
         let Object::Gateway(gateway) = &document.object else { continue };
         for (n, server) in gateway.servers.iter().enumerate() {
             let at = At { document, gateway, server, n };
-            let of_port = ports.entry(server.port).or_default();
+            let of_port = ports.entry((server.bind, server.port)).or_default();
             if let Some(other) = at.conflict(of_port, |other| other.spoken() != at.spoken()) {
                 let text = format!(
                     "port {} speaks {} here and {} at {}: the younger is not served",
@@ -37,7 +38,7 @@ pub(super) fn check<'a>(documents: &[&'a Document]) -> Vec<Finding<'a>> {
             }
             remember(of_port, at);
             for (m, (namespace, host)) in server.hosts.iter().enumerate() {
-                let of_host = hosts.entry((server.port, host)).or_default();
+                let of_host = hosts.entry((server.bind, server.port, host)).or_default();
                 let same = |other: &At<'_>| {
                     other
                         .server
@@ -56,7 +57,7 @@ pub(super) fn check<'a>(documents: &[&'a Document]) -> Vec<Finding<'a>> {
                 }
                 remember(of_host, at);
             }
-            if let Some((field, certificate)) = certificate(server) {
+            for (field, certificate) in named_certificates(server) {
                 let of_certificate = certificates.entry(certificate).or_default();
                 if let Some(other) = at.conflict(of_certificate, |_| true) {
                     let text = format!(
@@ -80,13 +81,18 @@ fn remember<'a>(others: &mut Vec<At<'a>>, at: At<'a>) {
     }
 }
 
-/// The field that names a server's certificate, and what it names.
-fn certificate(server: &Server) -> Option<(&'static str, String)> {
-    let tls = server.tls.as_ref()?;
-    match &*tls.credential_name {
-        "" => Some(("serverCertificate", format!("file {}", tls.server_certificate))),
-        name => Some(("credentialName", format!("credential {name}"))),
-    }
+/// The fields that name a server's certificates, and what they name.
+fn named_certificates(server: &Server) -> Vec<(&'static str, String)> {
+    let all = server.tls.as_ref().map(|tls| tls.certificates.as_slice()).unwrap_or_default();
+    let several = all.len() > 1;
+    let one = |certificate: &GatewayCertificate| match &*certificate.credential {
+        "" => {
+            let field = if several { "tlsCertificates" } else { "serverCertificate" };
+            (field, format!("file {}", certificate.certificate))
+        }
+        name => (if several { "credentialNames" } else { "credentialName" }, format!("credential {name}")),
+    };
+    all.iter().map(one).collect()
 }
 
 /// A server, where it is written.
