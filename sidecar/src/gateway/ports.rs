@@ -95,9 +95,13 @@ async fn follow(proxy: &Proxy, credentials: PathBuf, ports: &watch::Sender<Arc<P
 }
 
 fn opened(inbound: &Inbound, open: &Ports, keeper: &mut tls::Keeper, said: &mut BTreeMap<SocketAddr, String>) -> Ports {
-    let mut by_address: BTreeMap<SocketAddr, Vec<Arc<Server>>> = BTreeMap::new();
+    // The oldest first: where an address excludes all addresses, it has the port.
+    let mut by_address: Vec<(SocketAddr, Vec<Arc<Server>>)> = Vec::new();
     for server in &inbound.servers {
-        by_address.entry(server.address()).or_default().push(server.clone());
+        match by_address.iter_mut().find(|(address, _)| *address == server.address()) {
+            Some((_, servers)) => servers.push(server.clone()),
+            None => by_address.push((server.address(), vec![server.clone()])),
+        }
     }
     let mut wanted = Ports::new();
     for (address, servers) in by_address {
