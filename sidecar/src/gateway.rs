@@ -5,6 +5,8 @@
 //! application (`outbound`): routes, limits, balancing, mTLS inwards. What callers could only pretend, headers that
 //! sidecars believe, is taken from their requests here.
 
+mod choice;
+mod ended;
 mod ports;
 mod tls;
 
@@ -18,8 +20,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request};
 use rand::Rng;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsAcceptor;
-use weft_core::gateway::{Inside, Server, Speaks, by_server_name, service};
+use weft_core::gateway::{Inside, Server, Speaks, by_server_name, entered, of_mesh, service};
 use weft_core::http1::Limits;
 use weft_core::proxy_protocol::Ends;
 use weft_core::request::RequestView;
@@ -35,7 +36,7 @@ use crate::http1::{Service, Unread};
 use crate::incoming::Incoming;
 use crate::outbound::{self, Downstream, Entrance};
 use crate::proxy::Proxy;
-use crate::stream::{MaybeSocket, ReadAhead, Rewind};
+use crate::stream::{MaybeSocket, Rewind};
 use crate::tcp::{self, First, To};
 pub use ports::{Doors, Ports, keep, serve};
 
@@ -84,7 +85,7 @@ impl Caller {
         let Ok(Ok(First::Bytes(bytes, kind @ (Sniff::Http1 | Sniff::Http2)))) = first else { return };
         let stream = Rewind::new(bytes.freeze(), stream);
         let entrance = Entrance { servers: doors.servers.clone(), scheme: "http" };
-        self.http(stream, kind == Sniff::Http2, entrance, None).await;
+        self.http(stream, kind == Sniff::Http2, entrance, Limits::OUTSIDE, None).await;
     }
 
     async fn tls(&self, mut stream: TcpStream, doors: &Doors) {
@@ -92,7 +93,8 @@ impl Caller {
         let Ok(Ok(Said { bytes, name, mesh })) = said else {
             return;
         };
-        let Some(server) = by_server_name(&doors.servers, &name) else {
+        let found = by_server_name(&doors.servers, &name).or_else(|| of_mesh(&doors.servers, &name));
+        let Some(server) = found else {
             tracing::debug!(peer = %self.peer, name, "no server of this port is for this name");
             return;
         };
@@ -107,29 +109,35 @@ impl Caller {
             let found = service(passing, &name).map(|(_, service)| service.clone());
             return self.bytes(stream, bytes.freeze(), found.as_deref(), &name).await;
         }
-        let Some(config) = server.tls.as_ref().and_then(|tls| doors.terminations.get(tls)) else {
-            tracing::debug!(server = %server.name, "no certificate yet");
-            return;
-        };
-        let stream = ReadAhead::new(Rewind::new(bytes.freeze(), stream));
-        let accept = TlsAcceptor::from(config.clone()).accept(stream);
-        let tls = match tokio::time::timeout(PATIENCE, accept).await {
-            Ok(Ok(tls)) => tls,
-            Ok(Err(e)) => {
+        let Some(ending) = &server.tls else { return };
+        let stream = Rewind::new(bytes.freeze(), stream);
+        let ended = match ended::accept(&self.proxy, ending, &doors.terminations, stream).await {
+            Ok(ended) => ended,
+            Err(e) => {
                 self.proxy.metrics.handshakes_failed.inc();
-                return tracing::debug!(peer = %self.peer, server = %server.name, "TLS handshake failed: {e}");
+                return tracing::debug!(peer = %self.peer, server = %server.name, "TLS handshake failed: {e:#}");
             }
-            Err(_) => return,
         };
-        let http2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
-        let leaf = tls.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-        let certificate = leaf.map(|leaf| tls::forwarded(leaf));
-        let entrance = Entrance { servers: vec![server.clone()], scheme: "https" };
-        self.http(tls, http2, entrance, certificate).await;
+        let mut servers = entered(&doors.servers, server, &name);
+        servers.retain(|server| server.tls.as_ref().is_some_and(|ending| ended.is_let_in(ending)));
+        if servers.is_empty() {
+            self.proxy.metrics.handshakes_failed.inc();
+            return tracing::debug!(peer = %self.peer, server = %server.name, "none of the names of the caller's certificate is let in");
+        }
+        // A sidecar has added headers to what its application sent.
+        let limits = if server.is_of_mesh() { Limits::MESH } else { Limits::OUTSIDE };
+        let entrance = Entrance { servers, scheme: "https" };
+        self.http(ended.stream, ended.http2, entrance, limits, ended.certificate).await;
     }
 
-    async fn http<S>(&self, stream: S, http2: bool, entrance: Entrance, certificate: Option<HeaderValue>)
-    where
+    async fn http<S>(
+        &self,
+        stream: S,
+        http2: bool,
+        entrance: Entrance,
+        limits: Limits,
+        certificate: Option<HeaderValue>,
+    ) where
         S: AsyncRead + AsyncWrite + MaybeSocket + Unpin + Send + 'static,
     {
         let scheme = HeaderValue::from_static(entrance.scheme);
@@ -159,7 +167,7 @@ impl Caller {
             Box::pin(serve_http2(stream, &proxy, answer)).await;
         } else {
             let refuse = move |unread: Unread| outbound::refuse(&refused, &unread);
-            serve_http1(stream, Service { limits: Limits::OUTSIDE, answer, refuse }).await;
+            serve_http1(stream, Service { limits, answer, refuse }).await;
         }
     }
 

@@ -118,6 +118,7 @@ pub struct Credentials {
     /// Its end.
     pub not_after: SystemTime,
     server: Arc<rustls::ServerConfig>,
+    gateway: Arc<rustls::ServerConfig>,
     client_http1: Arc<rustls::ClientConfig>,
     client_http2: Arc<rustls::ClientConfig>,
     client_tcp: Arc<rustls::ClientConfig>,
@@ -158,6 +159,9 @@ impl Credentials {
             .with_single_cert(chain.clone(), key())?;
         server.alpn_protocols = alpn::ALL.iter().map(|a| a.to_vec()).collect();
         server.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new()?;
+        // A workload's certificate may be in the hands of a program that is no sidecar and offers HTTP's own names.
+        let mut gateway = server.clone();
+        gateway.alpn_protocols.extend([b"h2".to_vec(), b"http/1.1".to_vec()]);
 
         let client = |verifier: Arc<MeshVerifier>, alpn: &[u8], resumption: Resumption| -> Result<_> {
             let mut config = rustls::ClientConfig::builder_with_provider(provider())
@@ -175,6 +179,7 @@ impl Credentials {
         let sessions = || Resumption::in_memory_sessions(256);
         Ok(Credentials {
             server: Arc::new(server),
+            gateway: Arc::new(gateway),
             client_http1: client(peers.clone(), alpn::HTTP1, sessions())?,
             client_http2: client(peers.clone(), alpn::HTTP2, sessions())?,
             client_tcp: client(peers, alpn::TCP, sessions())?,
@@ -204,6 +209,11 @@ impl Credentials {
     /// For connections that arrive.
     pub fn server(&self) -> Arc<rustls::ServerConfig> {
         self.server.clone()
+    }
+
+    /// For connections that arrive at a gateway's ISTIO_MUTUAL servers.
+    pub fn gateway(&self) -> Arc<rustls::ServerConfig> {
+        self.gateway.clone()
     }
 
     /// For connections to a sidecar, by what is inside.

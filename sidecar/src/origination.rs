@@ -16,6 +16,7 @@ use weft_core::policy::Origination;
 use crate::identity::alpn;
 use files::{Changes, Files};
 use verify::verifier;
+pub(crate) use verify::{has_one_of, revoked};
 
 /// Configurations that are kept at once; policies name few.
 const MAX_KNOWN: usize = 1000;
@@ -109,7 +110,11 @@ fn made(origination: &Origination, files: &Files, inside: Inside) -> Result<Clie
     Ok(config)
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
+/// The certificates in a PEM file, at least one.
+///
+/// # Errors
+/// When it cannot be read or has none.
+pub(crate) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
     let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
     let read: Vec<_> = read.with_context(|| format!("cannot read the certificates in {}", path.display()))?;
     ensure!(!read.is_empty(), "{} holds no certificate", path.display());

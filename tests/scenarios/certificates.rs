@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, IsCa, Issuer, KeyIdMethod, KeyPair,
-    RevokedCertParams, SerialNumber, date_time_ymd,
+    PKCS_RSA_SHA256, RevokedCertParams, SerialNumber, date_time_ymd,
 };
 
 /// A CA's file, and files of certificate and key by it for each name.
@@ -35,11 +35,19 @@ impl Certificates {
 
     /// `<folder>/tls.crt` and `tls.key` for a host.
     pub(crate) fn leaf(&self, folder: &str, host: &str) -> Result<()> {
-        let key = KeyPair::generate()?;
+        self.leaf_of(folder, host, &KeyPair::generate()?)
+    }
+
+    /// The same with a key of RSA.
+    pub(crate) fn rsa_leaf(&self, folder: &str, host: &str) -> Result<()> {
+        self.leaf_of(folder, host, &KeyPair::generate_for(&PKCS_RSA_SHA256)?)
+    }
+
+    fn leaf_of(&self, folder: &str, host: &str, key: &KeyPair) -> Result<()> {
         let mut params = CertificateParams::new(vec![host.to_owned()])?;
         params.distinguished_name.push(DnType::CommonName, host);
         params.serial_number = Some(serial(folder));
-        let leaf = params.signed_by(&key, &self.issuer)?;
+        let leaf = params.signed_by(key, &self.issuer)?;
         let folder = self.dir.join(folder);
         std::fs::create_dir_all(&folder)?;
         std::fs::write(folder.join("tls.crt"), leaf.pem())?;

@@ -190,7 +190,7 @@ spec:
 ";
 
 /// A gateway in a pod of its own.
-fn another(mesh: &Mesh, name: &str, args: &[&str]) -> Result<(Pod, Process)> {
+pub(crate) fn another(mesh: &Mesh, name: &str, args: &[&str]) -> Result<(Pod, Process)> {
     let pod = mesh.pod(name)?;
     let token = mesh.token("ingress")?.to_string_lossy().into_owned();
     let (control, data) = (format!("{}:15012", mesh.center.ip), pod.folder("data").to_string_lossy().into_owned());

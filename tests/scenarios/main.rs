@@ -15,6 +15,7 @@ mod explained;
 mod external;
 mod fields;
 mod gateway;
+mod gateway_tls;
 mod groups;
 mod limits;
 mod locality;
@@ -63,6 +64,7 @@ fn main() -> ExitCode {
         costs::all(),
         fields::all(),
         gateway::all(),
+        gateway_tls::all(),
         groups::all(),
         outside::all(),
         datacenters::all(),

@@ -69,6 +69,11 @@ impl Facts {
                 told.verdict = closed("this is not the mesh's own TLS");
                 return Ok(told);
             }
+            if server.is_of_mesh() {
+                told.host.because = format!("{} lets workloads of the mesh in alone (ISTIO_MUTUAL)", server.name);
+                told.verdict = closed("the caller has no certificate of the mesh");
+                return Ok(told);
+            }
             if server.protocol == Speaks::Tls {
                 let passing = servers.iter().filter(|server| server.protocol == Speaks::Tls);
                 let behind = gateway::service(passing, server_name).map(|(_, service)| service.clone());

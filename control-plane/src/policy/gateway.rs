@@ -1,11 +1,15 @@
 //! Gateway: where a load balancer for callers outside the mesh listens, and for which hosts.
 
+mod tls;
+
 use std::collections::{BTreeMap, HashSet};
+use std::net::{IpAddr, Ipv6Addr};
 
 use weft_proto::v1;
 
-use super::fields::{Fields, Shape, not_yet, object, read};
+use super::fields::{Fields, Shape, object, read, refused};
 use super::names;
+use tls::{CERTIFICATES, Mode, mode, termination};
 
 /// A Gateway's `spec`.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,6 +25,8 @@ pub struct Gateway {
 pub struct Server {
     /// Empty: none.
     pub name: String,
+    /// The address that it listens at; `None`: all.
+    pub bind: Option<IpAddr>,
     /// `port.number`.
     pub port: u32,
     /// `port.protocol`, with what `tls.mode` makes of it.
@@ -35,24 +41,6 @@ pub struct Server {
     pub hosts: Vec<(Option<String>, String)>,
 }
 
-const TLS: Shape = &[
-    read("mode"),
-    read("httpsRedirect"),
-    read("serverCertificate"),
-    read("privateKey"),
-    read("caCertificates"),
-    read("credentialName"),
-    read("minProtocolVersion"),
-    not_yet("maxProtocolVersion"),
-    not_yet("credentialNames"),
-    not_yet("tlsCertificates"),
-    not_yet("caCertCredentialName"),
-    not_yet("caCrl"),
-    not_yet("subjectAltNames"),
-    not_yet("verifyCertificateSpki"),
-    not_yet("verifyCertificateHash"),
-    not_yet("cipherSuites"),
-];
 /// Fields of `spec`.
 pub(crate) const SHAPE: Shape = &[
     read("selector"),
@@ -60,11 +48,22 @@ pub(crate) const SHAPE: Shape = &[
         "servers",
         &[
             read("name"),
-            object("port", &[read("number"), read("name"), read("protocol"), not_yet("targetPort")]),
+            object(
+                "port",
+                &[
+                    read("number"),
+                    read("name"),
+                    read("protocol"),
+                    refused("targetPort", "nor by Istio: it has no effect on Gateways, which listen on `number`"),
+                ],
+            ),
             read("hosts"),
-            object("tls", TLS),
-            not_yet("bind"),
-            not_yet("defaultEndpoint"),
+            object("tls", tls::SHAPE),
+            read("bind"),
+            refused(
+                "defaultEndpoint",
+                "nor implemented by Istio: a VirtualService with `gateways` says where requests go",
+            ),
         ],
     ),
 ];
@@ -103,7 +102,7 @@ fn server(fields: &Fields<'_>) -> Server {
     }
     let tls = fields.object("tls");
     let mode = tls.as_ref().and_then(|tls| mode(tls)).unwrap_or_default();
-    let terminates = tls.as_ref().is_some_and(|_| matches!(mode, Mode::Simple | Mode::Mutual));
+    let terminates = tls.as_ref().is_some_and(|_| mode.terminates());
     let https_redirect = tls.as_ref().and_then(|tls| tls.boolean("httpsRedirect")).unwrap_or(false);
     let protocol = match protocol.as_deref().unwrap_or("HTTP") {
         "HTTPS" | "TLS" if tls.is_none() => {
@@ -123,7 +122,7 @@ fn server(fields: &Fields<'_>) -> Server {
     };
     let plain = matches!(protocol, v1::GatewayProtocol::GatewayHttp | v1::GatewayProtocol::GatewayTcp);
     if let Some(tls) = tls.as_ref().filter(|_| plain)
-        && (!https_redirect || ["serverCertificate", "privateKey", "credentialName"].iter().any(|name| tls.has(name)))
+        && (!https_redirect || CERTIFICATES.iter().any(|name| tls.has(name)))
     {
         fields.error("tls", "`tls` of a plaintext server may only have `httpsRedirect: true`");
     }
@@ -131,8 +130,8 @@ fn server(fields: &Fields<'_>) -> Server {
         fields.warn("tls", "`httpsRedirect` has no effect but on servers of the protocol HTTP");
     }
     if let Some(tls) = tls.as_ref().filter(|_| protocol == v1::GatewayProtocol::GatewayTls) {
-        let certificates = ["credentialName", "serverCertificate", "privateKey", "caCertificates"];
-        for name in certificates.into_iter().filter(|name| tls.has(name)) {
+        let of_end = ["subjectAltNames", "minProtocolVersion", "maxProtocolVersion", "cipherSuites"];
+        for name in CERTIFICATES.into_iter().chain(of_end).filter(|name| tls.has(name)) {
             let text = format!(
                 "`{name}` has no effect: without `mode: SIMPLE` or MUTUAL the gateway passes TLS on as it comes"
             );
@@ -157,68 +156,27 @@ fn server(fields: &Fields<'_>) -> Server {
     let auto_passthrough = protocol == v1::GatewayProtocol::GatewayTls && mode == Mode::AutoPassthrough;
     let name = fields.string("name").unwrap_or_default();
     let https_redirect = https_redirect && protocol == v1::GatewayProtocol::GatewayHttp;
-    Server { name, port, protocol, tls, https_redirect, auto_passthrough, hosts }
+    Server { name, bind: bind(fields), port, protocol, tls, https_redirect, auto_passthrough, hosts }
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Mode {
-    Simple,
-    Mutual,
-    /// The enum's first value in Istio: what a block without a mode means.
-    #[default]
-    Passthrough,
-    AutoPassthrough,
-}
-
-fn mode(tls: &Fields<'_>) -> Option<Mode> {
-    for name in ["ISTIO_MUTUAL", "OPTIONAL_MUTUAL"] {
-        if tls.string("mode").as_deref() == Some(name) {
-            tls.error("mode", format!("mode {name} is not supported yet"));
-            return None;
-        }
-    }
-    const MODES: &[(&str, Mode)] = &[
-        ("SIMPLE", Mode::Simple),
-        ("MUTUAL", Mode::Mutual),
-        ("PASSTHROUGH", Mode::Passthrough),
-        ("AUTO_PASSTHROUGH", Mode::AutoPassthrough),
-    ];
-    tls.one_of("mode", MODES)
-}
-
-fn termination(tls: &Fields<'_>, mode: Mode) -> v1::GatewayTls {
-    let text = |name: &'static str| tls.string(name).unwrap_or_default();
-    let found = v1::GatewayTls {
-        mutual: mode == Mode::Mutual,
-        server_certificate: text("serverCertificate"),
-        private_key: text("privateKey"),
-        ca_certificates: text("caCertificates"),
-        credential_name: text("credentialName"),
-        tls13_only: tls
-            .one_of("minProtocolVersion", &[("TLS_AUTO", false), ("TLSV1_2", false), ("TLSV1_3", true)])
-            .unwrap_or(false),
-    };
-    let files = !found.server_certificate.is_empty() && !found.private_key.is_empty();
-    if !found.credential_name.is_empty() {
-        for name in ["serverCertificate", "privateKey"].into_iter().filter(|name| tls.has(name)) {
-            tls.error(
-                name,
-                format!("`{name}` and `credentialName` exclude each other: a credential has its own files"),
+fn bind(fields: &Fields<'_>) -> Option<IpAddr> {
+    let text = fields.string("bind")?;
+    match text.parse() {
+        // What a server without `bind` listens at.
+        Ok(IpAddr::V6(Ipv6Addr::UNSPECIFIED)) => None,
+        Ok(address) => Some(address),
+        Err(_) if text.starts_with("unix:") => {
+            fields.error(
+                "bind",
+                "`bind` is an IP address: a gateway takes connections by TCP alone, not by Unix sockets",
             );
+            None
+        }
+        Err(_) => {
+            fields.error("bind", format!("`{text}` is not an IP address"));
+            None
         }
     }
-    if found.credential_name.is_empty() && !files {
-        let text =
-            "a certificate is needed: `credentialName`, or `serverCertificate` and `privateKey` (files of the gateway)";
-        tls.error_at(tls.place, text);
-    }
-    if found.credential_name.contains(['/', '\\']) || found.credential_name == ".." {
-        tls.error("credentialName", "`credentialName` is the name of a folder in the gateway's --credentials");
-    }
-    if found.mutual && found.credential_name.is_empty() && found.ca_certificates.is_empty() {
-        tls.error_at(tls.place, "mode MUTUAL needs `caCertificates`, the CA of the callers' certificates");
-    }
-    found
 }
 
 #[cfg(test)]
@@ -273,15 +231,110 @@ mod tests {
                 "`caCertificates`",
             ),
             (format!("{port}, hosts: [a], tls: {{mode: SIMPLE, credentialName: ../a}}"), "is the name of a folder"),
-            (format!("{port}, hosts: [a], tls: {{mode: ISTIO_MUTUAL}}"), "mode ISTIO_MUTUAL is not supported yet"),
+            (
+                format!("{port}, hosts: [a], tls: {{mode: OPTIONAL_MUTUAL}}"),
+                "mode OPTIONAL_MUTUAL is not supported yet",
+            ),
             (format!("{port}, hosts: [a b], tls: {{credentialName: a}}"), "`a b` is not a host"),
             (format!("{port}, hosts: [], tls: {{credentialName: a}}"), "hosts` is required and must not be empty"),
             ("port: {number: 1, protocol: HTTP}, hosts: [a], tls: {credentialName: c}".to_owned(), "plaintext server"),
-            ("port: {number: 1, protocol: HTTP}, hosts: [a], bind: 1.2.3.4".to_owned(), "is not supported yet"),
+            ("port: {number: 1, protocol: HTTP}, hosts: [a], bind: 1.2.3".to_owned(), "`1.2.3` is not an IP address"),
+            ("port: {number: 1, protocol: HTTP}, hosts: [a], bind: 'unix:///a'".to_owned(), "by TCP alone"),
+            ("port: {number: 1, protocol: HTTP, targetPort: 2}, hosts: [a]".to_owned(), "it has no effect on Gateways"),
+            (
+                "port: {number: 1, protocol: HTTP}, hosts: [a], defaultEndpoint: '127.0.0.1:1'".to_owned(),
+                "a VirtualService",
+            ),
         ] {
             let problems = read(&format!("  - {{{server}}}\n")).problems;
             let found = problems.iter().any(|problem| problem.to_string().contains(want));
             assert!(found, "{server}: {problems:#?}");
+        }
+    }
+
+    fn tls(text: &str) -> (Vec<String>, Option<v1::GatewayTls>) {
+        let head = "  - port: {number: 1, name: a, protocol: HTTPS}\n    hosts: [a.b]\n";
+        let mut parsed = read(&format!("{head}    tls: {{{text}}}\n"));
+        let problems = parsed.problems.iter().map(ToString::to_string).collect();
+        let found = parsed.documents.pop().and_then(|document| match document.object {
+            Object::Gateway(mut gateway) => gateway.servers.pop().and_then(|server| server.tls),
+            _ => None,
+        });
+        (problems, found)
+    }
+
+    #[test]
+    fn tls_ends_by_versions_suites_and_certificates_that_are_named() {
+        let file = |n: u8| v1::GatewayCertificate {
+            certificate: format!("c{n}"),
+            private_key: format!("k{n}"),
+            credential: String::new(),
+        };
+        let named =
+            |name: &str| v1::GatewayCertificate { credential: name.into(), ..v1::GatewayCertificate::default() };
+        let text = "mode: MUTUAL, tlsCertificates: [{serverCertificate: c1, privateKey: k1}, {serverCertificate: c2, privateKey: k2}], \
+                    caCertificates: ca, caCrl: crl, subjectAltNames: [a.example.com], maxProtocolVersion: TLSV1_2, \
+                    cipherSuites: [ECDHE-RSA-AES128-GCM-SHA256]";
+        let wanted = v1::GatewayTls {
+            mutual: true,
+            certificates: vec![file(1), file(2)],
+            ca_certificates: "ca".into(),
+            ca_crl: "crl".into(),
+            subject_alt_names: vec!["a.example.com".into()],
+            tls12_only: true,
+            cipher_suites: vec!["ECDHE-RSA-AES128-GCM-SHA256".into()],
+            ..v1::GatewayTls::default()
+        };
+        assert_eq!(tls(text), (Vec::new(), Some(wanted)));
+        let wanted = v1::GatewayTls {
+            mutual: true,
+            certificates: vec![named("rsa"), named("ecdsa")],
+            ca_credential: "rsa".into(),
+            ..v1::GatewayTls::default()
+        };
+        let text = "mode: MUTUAL, credentialNames: [rsa, ecdsa]";
+        assert_eq!(tls(text), (Vec::new(), Some(wanted.clone())), "the first one's CA, as in Istio");
+        let wanted = v1::GatewayTls { ca_credential: "callers".into(), ..wanted };
+        assert_eq!(tls(&format!("{text}, caCertCredentialName: callers")), (Vec::new(), Some(wanted)));
+        let id = "spiffe://mesh/ns/default/sa/front";
+        let wanted = v1::GatewayTls {
+            mutual: true,
+            mesh: true,
+            subject_alt_names: vec![id.into()],
+            ..v1::GatewayTls::default()
+        };
+        assert_eq!(tls(&format!("mode: ISTIO_MUTUAL, subjectAltNames: ['{id}']")), (Vec::new(), Some(wanted)));
+    }
+
+    #[test]
+    fn tls_that_cannot_be_as_written_is_refused() {
+        for (text, want) in [
+            ("mode: SIMPLE, credentialName: a, maxProtocolVersion: TLSV1_1", "TLSV1_1 is not supported"),
+            ("mode: SIMPLE, credentialName: a, minProtocolVersion: TLSV1_0", "write TLSV1_2"),
+            ("mode: SIMPLE, credentialName: a, minProtocolVersion: TLSV1_3, maxProtocolVersion: TLSV1_2", "is below"),
+            (
+                "mode: SIMPLE, credentialName: a, cipherSuites: [AES128-SHA]",
+                "cipher suite `AES128-SHA` is not supported",
+            ),
+            ("mode: SIMPLE, credentialName: a, cipherSuites: [TLS_AES_128_GCM_SHA256]", "TLS 1.3 are always on"),
+            ("mode: SIMPLE, credentialName: a, credentialNames: [b]", "exclude each other"),
+            (
+                "mode: SIMPLE, credentialName: a, tlsCertificates: [{serverCertificate: c, privateKey: k}]",
+                "exclude each other",
+            ),
+            ("mode: SIMPLE, tlsCertificates: [{serverCertificate: c}]", "privateKey` is required"),
+            ("mode: SIMPLE, credentialNames: [a, ../b]", "names of folders"),
+            ("mode: MUTUAL, credentialName: a, caCertCredentialName: ..", "is the name of a folder"),
+            ("mode: MUTUAL, credentialName: a, caCrl: crl", "its file ca.crl"),
+            ("mode: SIMPLE, serverCertificate: c, privateKey: k, caCrl: crl", "excludes SIMPLE"),
+            ("mode: MUTUAL, credentialName: a, subjectAltNames: [a@b.c]", "not as mail addresses"),
+            ("mode: ISTIO_MUTUAL, credentialName: a", "excludes ISTIO_MUTUAL"),
+            ("mode: ISTIO_MUTUAL, caCrl: a", "excludes ISTIO_MUTUAL"),
+            ("mode: ISTIO_MUTUAL, maxProtocolVersion: TLSV1_2", "is TLS 1.3"),
+            ("mode: ISTIO_MUTUAL, subjectAltNames: [front]", "never the name of a workload"),
+        ] {
+            let (problems, _) = tls(text);
+            assert!(problems.iter().any(|problem| problem.contains(want)), "{text}: {problems:#?}");
         }
     }
 }

@@ -59,6 +59,7 @@ fn of_server(world: &World, document: &Document, _: &Gateway, server: &Server) -
         hosts: server.hosts.iter().map(|(_, host)| host.clone()).collect(),
         virtual_hosts,
         auto_passthrough: server.auto_passthrough,
+        bind: server.bind.map(|address| address.to_string()).unwrap_or_default(),
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod cluster;
 mod connection;
+mod gateway;
 mod locality;
 mod matching;
 mod route;
@@ -19,10 +20,11 @@ use http::HeaderName;
 use weft_proto::v1;
 
 use crate::endpoint::{Address, EndpointConfig, Health, Remote};
-use crate::gateway::{Server, Speaks, Termination};
 use crate::identity::{IdentityError, SpiffeId};
 use crate::names::normalise;
 use crate::policy::*;
+pub use gateway::gateway_servers;
+use gateway::servers;
 
 /// What is wrong with a message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -199,57 +201,6 @@ fn trust(bundles: &[v1::TrustBundle]) -> Result<BTreeMap<String, Vec<Vec<u8>>>> 
         }
     }
     Ok(trust)
-}
-
-/// The servers of a gateway, as they are in an inbound policy.
-///
-/// # Errors
-/// When one of them cannot be served.
-pub fn gateway_servers(messages: &[v1::GatewayServer]) -> Result<Vec<Arc<Server>>> {
-    servers(messages).at("servers")
-}
-
-fn servers(messages: &[v1::GatewayServer]) -> Result<Vec<Arc<Server>>> {
-    let mut compiled = Vec::with_capacity(messages.len());
-    for (i, message) in messages.iter().enumerate() {
-        compiled.push(Arc::new(server(message).at(format_args!("servers[{i}]"))?));
-    }
-    Ok(compiled)
-}
-
-fn server(message: &v1::GatewayServer) -> Result<Server> {
-    let protocol = match v1::GatewayProtocol::try_from(message.protocol) {
-        Ok(v1::GatewayProtocol::GatewayHttp) => Speaks::Http,
-        Ok(v1::GatewayProtocol::GatewayHttps) => Speaks::Https,
-        Ok(v1::GatewayProtocol::GatewayTls) => Speaks::Tls,
-        Ok(v1::GatewayProtocol::GatewayTcp) => Speaks::Tcp,
-        Err(_) => return error("protocol", unknown_number(message.protocol)),
-    };
-    let tls = message.tls.as_ref().map(|tls| Termination {
-        mutual: tls.mutual,
-        certificate: tls.server_certificate.as_str().into(),
-        key: tls.private_key.as_str().into(),
-        ca: tls.ca_certificates.as_str().into(),
-        credential: tls.credential_name.as_str().into(),
-        tls13_only: tls.tls13_only,
-    });
-    if protocol == Speaks::Https && tls.is_none() {
-        return error("tls", "is missing");
-    }
-    Ok(Server {
-        name: message.name.as_str().into(),
-        port: port_number(message.port).at("port")?,
-        protocol,
-        tls,
-        https_redirect: message.https_redirect,
-        hosts: message.hosts.iter().map(|host| host.as_str().into()).collect(),
-        virtual_hosts: message
-            .virtual_hosts
-            .iter()
-            .map(|host| (Arc::from(host.domain.to_ascii_lowercase()), Arc::from(host.service.as_str())))
-            .collect(),
-        auto_passthrough: message.auto_passthrough && protocol == Speaks::Tls,
-    })
 }
 
 fn inbound_service(message: &v1::InboundService) -> Result<InboundService> {

@@ -1,20 +1,34 @@
 //! What a gateway does with what arrives at its ports: which server, which host.
 
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use crate::policy::Cluster;
+
+/// Cipher suites of TLS 1.2 that a gateway can be limited to: OpenSSL's names, as Envoy and Istio have them, and IANA's numbers. All
+/// have forward secrecy and authenticated encryption. Those of TLS 1.3 are always on, as in Envoy.
+pub const CIPHER_SUITES: &[(&str, u16)] = &[
+    ("ECDHE-ECDSA-AES128-GCM-SHA256", 0xc02b),
+    ("ECDHE-ECDSA-AES256-GCM-SHA384", 0xc02c),
+    ("ECDHE-ECDSA-CHACHA20-POLY1305", 0xcca9),
+    ("ECDHE-RSA-AES128-GCM-SHA256", 0xc02f),
+    ("ECDHE-RSA-AES256-GCM-SHA384", 0xc030),
+    ("ECDHE-RSA-CHACHA20-POLY1305", 0xcca8),
+];
 
 /// One server of a Gateway.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Server {
     /// `Gateway/<namespace>/<name>[/<server>]`
     pub name: Arc<str>,
+    /// The address that it listens at; `None`: all.
+    pub bind: Option<IpAddr>,
     /// Where it listens.
     pub port: u16,
     /// What is spoken there.
     pub protocol: Speaks,
     /// With [`Speaks::Https`].
-    pub tls: Option<Termination>,
+    pub tls: Option<Ending>,
     /// Requests are sent to the same address under https.
     pub https_redirect: bool,
     /// Server names that it is for: exact, `*.suffix` or `*`.
@@ -23,6 +37,18 @@ pub struct Server {
     pub virtual_hosts: Vec<(Arc<str>, Arc<str>)>,
     /// With [`Speaks::Tls`]: the server name says which exported service is meant, see [`Inside`].
     pub auto_passthrough: bool,
+}
+
+impl Server {
+    /// Where it listens; all addresses are IPv6's unspecified one, which takes IPv4 too.
+    pub fn address(&self) -> SocketAddr {
+        SocketAddr::new(self.bind.unwrap_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED)), self.port)
+    }
+
+    /// Its TLS is the mesh's own.
+    pub fn is_of_mesh(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.shown == Shown::Mesh)
+    }
 }
 
 /// What is spoken to a server.
@@ -38,21 +64,74 @@ pub enum Speaks {
     Tcp,
 }
 
-/// How TLS ends at a server. Files are PEM.
+/// How TLS ends at a server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ending {
+    /// What the server shows.
+    pub shown: Shown,
+    /// A caller's certificate has to have one of these names, as a URI or a host; empty: any will do.
+    pub callers: Vec<String>,
+}
+
+/// By which certificates TLS ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Shown {
+    /// The mesh's own, on both sides (ISTIO_MUTUAL).
+    Mesh,
+    /// Files of the gateway.
+    Files(Termination),
+}
+
+/// How TLS ends by the gateway's own files, which are PEM.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Termination {
-    /// Client certificates are required.
-    pub mutual: bool,
-    /// File of the certificate.
-    pub certificate: Arc<str>,
-    /// File of its key.
-    pub key: Arc<str>,
-    /// File of the callers' CA.
-    pub ca: Arc<str>,
-    /// Folder among the gateway's credentials, instead of files; empty: files.
-    pub credential: Arc<str>,
-    /// No TLS 1.2.
-    pub tls13_only: bool,
+    /// At least one; the client's abilities decide between several.
+    pub certificates: Vec<Certificate>,
+    /// Client certificates are required, and proved by this.
+    pub authority: Option<Authority>,
+    /// Which versions of TLS.
+    pub versions: Versions,
+    /// Of [`CIPHER_SUITES`], by number, the preferred first; empty: all.
+    pub cipher_suites: Vec<u16>,
+}
+
+/// A certificate and its key.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Certificate {
+    /// Their files.
+    Files {
+        /// Of the chain, the server's own certificate first.
+        certificate: Arc<str>,
+        /// Of the key.
+        key: Arc<str>,
+    },
+    /// A folder among the gateway's credentials.
+    Credential(Arc<str>),
+}
+
+/// Where the CA of callers is.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Authority {
+    /// Files.
+    Files {
+        /// Of the CA.
+        ca: Arc<str>,
+        /// Of what it revoked; `None`: nothing.
+        crl: Option<Arc<str>>,
+    },
+    /// A folder among the gateway's credentials.
+    Credential(Arc<str>),
+}
+
+/// Versions of TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Versions {
+    /// 1.2 and 1.3.
+    Both,
+    /// 1.2 alone.
+    Only12,
+    /// 1.3 alone.
+    Only13,
 }
 
 /// What a server name of the mesh's own TLS says, `outbound_.<port>_.<subset>_.<host>`, as Istio writes it.
@@ -138,6 +217,20 @@ pub fn by_server_name<'a>(servers: &'a [Arc<Server>], name: &str) -> Option<&'a 
     best.map(|(_, server)| server)
 }
 
+/// The servers whose hosts a connection may ask for, once its TLS has ended at `server`: this one, and for the mesh's own TLS
+/// from a sidecar all of the port that end that. Its server name is that of the gateway's service, not of a host behind it.
+pub fn entered(servers: &[Arc<Server>], server: &Arc<Server>, name: &str) -> Vec<Arc<Server>> {
+    if !server.is_of_mesh() || Inside::parse(name).is_none() {
+        return vec![server.clone()];
+    }
+    servers.iter().filter(|server| server.is_of_mesh()).cloned().collect()
+}
+
+/// The server at which the TLS of a sidecar ends whose server name no server is for, see [`entered`].
+pub fn of_mesh<'a>(servers: &'a [Arc<Server>], name: &str) -> Option<&'a Arc<Server>> {
+    Inside::parse(name).and_then(|_| servers.iter().find(|server| server.is_of_mesh()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -145,6 +238,7 @@ mod tests {
     fn server(name: &str, hosts: &[&str], domains: &[(&str, &str)]) -> Arc<Server> {
         Arc::new(Server {
             name: name.into(),
+            bind: None,
             port: 443,
             protocol: Speaks::Tls,
             tls: None,
@@ -196,6 +290,31 @@ mod tests {
         ] {
             assert_eq!(Inside::parse(name).unwrap().cluster(clusters), want, "{name}");
         }
+    }
+
+    #[test]
+    fn sidecars_reach_all_servers_of_the_mesh_by_the_name_of_the_gateways_service() {
+        let with = |name: &str, hosts: &[&str], shown: Shown| {
+            let tls = Some(Ending { shown, callers: Vec::new() });
+            Arc::new(Server { tls, protocol: Speaks::Https, ..Arc::unwrap_or_clone(server(name, hosts, &[])) })
+        };
+        let files = Shown::Files(Termination {
+            certificates: Vec::new(),
+            authority: None,
+            versions: Versions::Both,
+            cipher_suites: Vec::new(),
+        });
+        let outside = with("outside", &["*.example.com"], files);
+        let (one, two) = (with("one", &["a.example.org"], Shown::Mesh), with("two", &["b.example.org"], Shown::Mesh));
+        let all = [outside.clone(), one.clone(), two.clone()];
+        let sidecars = "outbound_.443_._.egress.default.svc.cluster.local";
+        assert!(by_server_name(&all, sidecars).is_none());
+        assert_eq!(of_mesh(&all, sidecars), Some(&one));
+        assert!(of_mesh(&all, "egress.default").is_none() && of_mesh(&all[..1], sidecars).is_none());
+        assert_eq!(entered(&all, &one, sidecars), [one.clone(), two]);
+        assert_eq!(entered(&all, &one, "a.example.org"), [one]);
+        // Never one whose TLS ends by other certificates.
+        assert_eq!(entered(&all, &outside, sidecars), [outside]);
     }
 
     #[test]

@@ -1,14 +1,14 @@
 //! The ports of a gateway: opened and closed as the policy says, the same for all workers.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::TcpListener;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
-use weft_core::gateway::{Server, Speaks, Termination};
+use weft_core::gateway::{Server, Shown, Speaks, Termination};
 use weft_core::policy::Inbound;
 
 use super::{connection, tls, together};
@@ -44,8 +44,8 @@ pub struct Port {
     now: ArcSwap<Doors>,
 }
 
-/// Open ports by number.
-pub type Ports = BTreeMap<u16, Arc<Port>>;
+/// Open ports by address.
+pub type Ports = BTreeMap<SocketAddr, Arc<Port>>;
 
 /// Opens and closes ports as the policy says, and closes all of them at the `end`. `credentials`: the folder of named
 /// certificates.
@@ -64,9 +64,9 @@ pub async fn keep(
 /// Closes all ports, so that nobody who has got in is cut off.
 async fn close(ports: &watch::Sender<Arc<Ports>>) {
     let open = ports.borrow().clone();
-    for (number, port) in open.iter().filter(|(_, port)| !port.kept) {
+    for (address, port) in open.iter().filter(|(_, port)| !port.kept) {
         if let Err(e) = sockets::let_nobody_in(&port.socket) {
-            tracing::warn!(port = number, "who connects at this moment may be cut off: {e}");
+            tracing::warn!(%address, "who connects at this moment may be cut off: {e}");
         }
     }
     drop(open);
@@ -94,13 +94,17 @@ async fn follow(proxy: &Proxy, credentials: PathBuf, ports: &watch::Sender<Arc<P
     }
 }
 
-fn opened(inbound: &Inbound, open: &Ports, keeper: &mut tls::Keeper, said: &mut BTreeMap<u16, String>) -> Ports {
-    let mut by_port: BTreeMap<u16, Vec<Arc<Server>>> = BTreeMap::new();
+fn opened(inbound: &Inbound, open: &Ports, keeper: &mut tls::Keeper, said: &mut BTreeMap<SocketAddr, String>) -> Ports {
+    // The oldest first: where an address excludes all addresses, it has the port.
+    let mut by_address: Vec<(SocketAddr, Vec<Arc<Server>>)> = Vec::new();
     for server in &inbound.servers {
-        by_port.entry(server.port).or_default().push(server.clone());
+        match by_address.iter_mut().find(|(address, _)| *address == server.address()) {
+            Some((_, servers)) => servers.push(server.clone()),
+            None => by_address.push((server.address(), vec![server.clone()])),
+        }
     }
     let mut wanted = Ports::new();
-    for (number, servers) in by_port {
+    for (address, servers) in by_address {
         let (servers, others) = together(&servers);
         let mut problem = String::new();
         for other in others {
@@ -109,23 +113,27 @@ fn opened(inbound: &Inbound, open: &Ports, keeper: &mut tls::Keeper, said: &mut 
         }
         let mut terminations = HashMap::new();
         for server in &servers {
-            let Some(termination) = &server.tls else { continue };
+            let Some(Shown::Files(termination)) = server.tls.as_ref().map(|tls| &tls.shown) else { continue };
             match keeper.config(termination) {
                 Ok(config) => drop(terminations.insert(termination.clone(), config)),
                 Err(e) => problem = format!("{}: {e:#}", server.name),
             }
         }
         let doors = Arc::new(Doors { servers, terminations });
-        let port = match open.get(&number) {
+        let port = match open.get(&address) {
             Some(port) => {
                 port.now.store(doors);
                 Some(port.clone())
             }
             None => {
-                let kept = sockets::is_kept(sockets::any(number));
-                match sockets::tcp_any(number) {
+                let kept = sockets::is_kept(address);
+                let socket = match address.ip() {
+                    IpAddr::V6(Ipv6Addr::UNSPECIFIED) => sockets::tcp_any(address.port()),
+                    _ => sockets::tcp(address),
+                };
+                match socket {
                     Ok(socket) => {
-                        tracing::info!(port = number, "the gateway listens");
+                        tracing::info!(%address, "the gateway listens");
                         Some(Arc::new(Port { socket, kept, now: ArcSwap::new(doors) }))
                     }
                     Err(e) => {
@@ -135,35 +143,35 @@ fn opened(inbound: &Inbound, open: &Ports, keeper: &mut tls::Keeper, said: &mut 
                 }
             }
         };
-        wanted.extend(port.map(|port| (number, port)));
+        wanted.extend(port.map(|port| (address, port)));
         // Once for each thing that is wrong, not every few seconds.
-        if said.get(&number).is_none_or(|before| *before != problem) {
+        if said.get(&address).is_none_or(|before| *before != problem) {
             if !problem.is_empty() {
-                tracing::error!(port = number, "{problem}");
+                tracing::error!(%address, "{problem}");
             }
-            said.insert(number, problem);
+            said.insert(address, problem);
         }
     }
-    for number in open.keys().filter(|number| !wanted.contains_key(number)) {
-        tracing::info!(port = number, "the gateway listens no more");
+    for address in open.keys().filter(|address| !wanted.contains_key(address)) {
+        tracing::info!(%address, "the gateway listens no more");
     }
     wanted
 }
 
 /// Accepts at the ports that are open, for ever; on a worker's runtime.
 pub async fn serve(proxy: Arc<Proxy>, mut ports: watch::Receiver<Arc<Ports>>, worker: u16) {
-    let mut accepting: BTreeMap<u16, tokio::task::JoinHandle<()>> = BTreeMap::new();
+    let mut accepting: BTreeMap<SocketAddr, tokio::task::JoinHandle<()>> = BTreeMap::new();
     loop {
         let now = ports.borrow_and_update().clone();
-        accepting.retain(|number, task| {
-            let stays = now.contains_key(number);
+        accepting.retain(|address, task| {
+            let stays = now.contains_key(address);
             if !stays {
                 task.abort();
             }
             stays
         });
-        for (number, port) in now.iter() {
-            accepting.entry(*number).or_insert_with(|| tokio::spawn(accept(proxy.clone(), port.clone(), worker)));
+        for (address, port) in now.iter() {
+            accepting.entry(*address).or_insert_with(|| tokio::spawn(accept(proxy.clone(), port.clone(), worker)));
         }
         if ports.changed().await.is_err() {
             return;

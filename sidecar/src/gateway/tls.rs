@@ -6,16 +6,21 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use anyhow::{Context, Result};
-use http::HeaderValue;
 use rustls::RootCertStore;
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
+use rustls::sign::CertifiedKey;
+use rustls_pki_types::PrivateKeyDer;
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use weft_core::gateway::Termination;
+use weft_core::gateway::{Authority, Certificate, Termination, Versions};
 
+use super::choice::Choice;
 use crate::given;
+use crate::origination::{certificates, revoked};
 
-/// The files of a termination, and when they were last changed.
+/// The files of a termination, and when they were last changed; `None`: they are not there.
 type Read = Vec<(PathBuf, Option<SystemTime>)>;
 
 /// What was read.
@@ -31,9 +36,9 @@ impl Keeper {
 
     /// How TLS ends. While files that have changed make no sense, as they did before.
     pub(super) fn config(&mut self, termination: &Termination) -> Result<Arc<rustls::ServerConfig>> {
-        let files = self.files(termination);
+        let files = Files::of(termination, &self.credentials);
         let changed = |path: &Path| std::fs::metadata(path).and_then(|found| found.modified()).ok();
-        let read: Read = files.iter().map(|path| (path.clone(), changed(path))).collect();
+        let read: Read = files.all().map(|path| (path.clone(), changed(path))).collect();
         if let Some((before, config)) = self.known.get(termination)
             && *before == read
         {
@@ -54,57 +59,108 @@ impl Keeper {
             (Err(e), None) => Err(e),
         }
     }
+}
 
-    /// Certificate, key and, where callers show theirs, their CA.
-    fn files(&self, termination: &Termination) -> Vec<PathBuf> {
-        let of = |file: &str, given: &str| match &*termination.credential {
-            "" => PathBuf::from(given),
-            name => self.credentials.join(name).join(file),
+/// Where the files of a termination are.
+struct Files {
+    /// Certificates and their keys.
+    certificates: Vec<(PathBuf, PathBuf)>,
+    authority: Option<Callers>,
+}
+
+/// Files that prove callers.
+struct Callers {
+    ca: PathBuf,
+    /// What the CA revoked.
+    crl: Option<PathBuf>,
+    /// A credential may come without a list.
+    crl_is_optional: bool,
+}
+
+impl Files {
+    fn of(termination: &Termination, credentials: &Path) -> Files {
+        let certificate = |certificate: &Certificate| match certificate {
+            Certificate::Files { certificate, key } => (PathBuf::from(&**certificate), PathBuf::from(&**key)),
+            Certificate::Credential(name) => {
+                let folder = credentials.join(&**name);
+                (folder.join("tls.crt"), folder.join("tls.key"))
+            }
         };
-        let mut files = vec![of("tls.crt", &termination.certificate), of("tls.key", &termination.key)];
-        files.extend(termination.mutual.then(|| of("ca.crt", &termination.ca)));
-        files
+        let authority = termination.authority.as_ref().map(|authority| match authority {
+            Authority::Files { ca, crl } => {
+                Callers { ca: PathBuf::from(&**ca), crl: crl.as_deref().map(PathBuf::from), crl_is_optional: false }
+            }
+            Authority::Credential(name) => {
+                let folder = credentials.join(&**name);
+                Callers { ca: folder.join("ca.crt"), crl: Some(folder.join("ca.crl")), crl_is_optional: true }
+            }
+        });
+        Files { certificates: termination.certificates.iter().map(certificate).collect(), authority }
+    }
+
+    fn all(&self) -> impl Iterator<Item = &PathBuf> {
+        let certificates = self.certificates.iter().flat_map(|(certificate, key)| [certificate, key]);
+        let authority = self.authority.iter().flat_map(|callers| std::iter::once(&callers.ca).chain(&callers.crl));
+        certificates.chain(authority)
     }
 }
 
-fn load(files: &[PathBuf], termination: &Termination) -> Result<rustls::ServerConfig> {
-    let certificates = |path: &Path| -> Result<Vec<CertificateDer<'static>>> {
-        let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
-        let read: Vec<_> = read.with_context(|| format!("cannot read the certificates in {}", path.display()))?;
-        anyhow::ensure!(!read.is_empty(), "{} holds no certificate", path.display());
-        Ok(read)
+fn load(files: &Files, termination: &Termination) -> Result<rustls::ServerConfig> {
+    let provider = Arc::new(provider(&termination.cipher_suites));
+    let versions: &[&rustls::SupportedProtocolVersion] = match termination.versions {
+        Versions::Both => rustls::ALL_VERSIONS,
+        Versions::Only12 => &[&rustls::version::TLS12],
+        Versions::Only13 => &[&rustls::version::TLS13],
     };
-    let [certificate, key, rest @ ..] = files else { anyhow::bail!("a certificate and a key are needed") };
-    let private = PrivateKeyDer::from_pem_file(key);
-    let private = private.with_context(|| format!("cannot read the key in {}", key.display()))?;
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let versions: &[&rustls::SupportedProtocolVersion] =
-        if termination.tls13_only { &[&rustls::version::TLS13] } else { rustls::ALL_VERSIONS };
     let builder = rustls::ServerConfig::builder_with_provider(provider.clone()).with_protocol_versions(versions)?;
-    let builder = match rest.first() {
+    let builder = match &files.authority {
         None => builder.with_no_client_auth(),
-        Some(ca) => {
-            let given = certificates(ca)?;
-            let mut roots = RootCertStore::empty();
-            for root in &given {
-                roots.add(root.clone()).with_context(|| format!("{} holds no CA", ca.display()))?;
-            }
-            let inner = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build()?;
-            builder.with_client_cert_verifier(Arc::new(given::Client { given, inner }))
-        }
+        Some(callers) => builder.with_client_cert_verifier(verifier(callers, provider.clone())?),
     };
-    let mut config = builder
-        .with_single_cert(certificates(certificate)?, private)
-        .with_context(|| format!("{} and {} do not belong together", certificate.display(), key.display()))?;
+    let keys = files.certificates.iter().map(|(certificate, key)| certified(certificate, key, &provider));
+    let choice = Choice::new(keys.collect::<Result<_>>()?, &provider, termination.versions);
+    let mut config = builder.with_cert_resolver(Arc::new(choice));
+    // The list is in order of preference.
+    config.ignore_client_order = !termination.cipher_suites.is_empty();
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
 }
 
-/// What the application is told of a caller's certificate, as Envoy does.
-pub(super) fn forwarded(leaf: &CertificateDer<'_>) -> HeaderValue {
-    let hash = crate::files::sha256(leaf).iter().map(|b| format!("{b:02x}")).collect::<String>();
-    // Hexadecimal digits are a header's value.
-    HeaderValue::try_from(format!("Hash={hash}")).unwrap_or_else(|_| HeaderValue::from_static(""))
+/// Cryptography with all suites of TLS 1.3 and, of TLS 1.2, those of the list, or all where it is empty.
+fn provider(cipher_suites: &[u16]) -> CryptoProvider {
+    let mut provider = default_provider();
+    if !cipher_suites.is_empty() {
+        let rank = |suite: &rustls::SupportedCipherSuite| {
+            cipher_suites.iter().position(|wanted| *wanted == u16::from(suite.suite()))
+        };
+        provider.cipher_suites.retain(|suite| suite.tls13().is_some() || rank(suite).is_some());
+        provider.cipher_suites.sort_by_key(|suite| rank(suite).map_or(0, |rank| rank + 1));
+    }
+    provider
+}
+
+fn certified(certificate: &Path, key: &Path, provider: &CryptoProvider) -> Result<Arc<CertifiedKey>> {
+    let private = PrivateKeyDer::from_pem_file(key);
+    let private = private.with_context(|| format!("cannot read the key in {}", key.display()))?;
+    let certified = CertifiedKey::from_der(certificates(certificate)?, private, provider)
+        .with_context(|| format!("{} and {} do not belong together", certificate.display(), key.display()))?;
+    Ok(Arc::new(certified))
+}
+
+/// What proves callers. With lists of what was revoked there has to be one, still good, of each CA in the chain, as in Envoy.
+fn verifier(callers: &Callers, provider: Arc<CryptoProvider>) -> Result<Arc<dyn ClientCertVerifier>> {
+    let given = certificates(&callers.ca)?;
+    let mut roots = RootCertStore::empty();
+    for root in &given {
+        roots.add(root.clone()).with_context(|| format!("{} holds no CA", callers.ca.display()))?;
+    }
+    let crl = callers.crl.as_deref().filter(|path| !callers.crl_is_optional || path.exists());
+    let crls = crl.map(revoked).transpose()?.unwrap_or_default();
+    // A certificate that is its own CA is on no other's list: with one, the chain decides.
+    let given = if crls.is_empty() { given } else { Vec::new() };
+    let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+    let inner = builder.with_crls(crls).enforce_revocation_expiration().build()?;
+    Ok(Arc::new(given::Client { given, inner }))
 }
 
 #[cfg(test)]
@@ -112,15 +168,26 @@ mod tests {
     use super::*;
 
     fn termination(credential: &str) -> Termination {
-        let none: Arc<str> = "".into();
         Termination {
-            mutual: false,
-            certificate: none.clone(),
-            key: none.clone(),
-            ca: none,
-            credential: credential.into(),
-            tls13_only: false,
+            certificates: vec![Certificate::Credential(credential.into())],
+            authority: None,
+            versions: Versions::Both,
+            cipher_suites: Vec::new(),
         }
+    }
+
+    #[test]
+    fn the_list_limits_tls_1_2_in_its_own_order() {
+        let of = |numbers: &[u16]| -> Vec<u16> {
+            let suites = provider(numbers).cipher_suites;
+            suites.iter().filter(|suite| suite.tls13().is_none()).map(|suite| u16::from(suite.suite())).collect()
+        };
+        assert_eq!(of(&[0xcca8, 0xc02f]), [0xcca8, 0xc02f]);
+        assert_eq!(of(&[0xc02f, 0xcca8]), [0xc02f, 0xcca8]);
+        let all: Vec<u16> = weft_core::gateway::CIPHER_SUITES.iter().map(|(_, number)| *number).collect();
+        assert_eq!(of(&all), all, "each suite of the table is there");
+        assert_eq!(of(&[]).len(), all.len(), "and no other");
+        assert!(provider(&[0xc02f]).cipher_suites.iter().any(|suite| suite.tls13().is_some()));
     }
 
     #[test]

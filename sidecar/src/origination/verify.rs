@@ -62,7 +62,7 @@ pub(super) fn verifier(
 }
 
 /// Whether a certificate has one of `names`, as a URI or a host.
-fn has_one_of(names: &[String], leaf: &CertificateDer<'_>, parsed: &ParsedCertificate<'_>) -> bool {
+pub(crate) fn has_one_of(names: &[String], leaf: &CertificateDer<'_>, parsed: &ParsedCertificate<'_>) -> bool {
     let uris: Vec<String> = EndEntityCert::try_from(leaf)
         .map(|leaf| leaf.valid_uri_names().map(str::to_owned).collect())
         .unwrap_or_default();
@@ -72,7 +72,11 @@ fn has_one_of(names: &[String], leaf: &CertificateDer<'_>, parsed: &ParsedCertif
     })
 }
 
-fn revoked(path: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>> {
+/// The lists of what was revoked in a PEM file, at least one.
+///
+/// # Errors
+/// When it cannot be read or has none.
+pub(crate) fn revoked(path: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>> {
     let read = CertificateRevocationListDer::pem_file_iter(path).and_then(Iterator::collect);
     let read: Vec<_> = read.with_context(|| format!("cannot read what was revoked in {}", path.display()))?;
     ensure!(!read.is_empty(), "{} holds no list of what was revoked", path.display());

@@ -13,6 +13,7 @@ spec:
   - {port: {number: 8080, name: plain, protocol: HTTP}, hosts: ['*.example.com']}
   - {port: {number: 443, name: https, protocol: HTTPS}, hosts: [shop.example.com], tls: {mode: SIMPLE, credentialName: c}}
   - {port: {number: 443, name: pass, protocol: TLS}, hosts: [raw.example.com], tls: {mode: PASSTHROUGH}}
+  - {port: {number: 443, name: mesh, protocol: HTTPS}, hosts: [in.example.com], tls: {mode: ISTIO_MUTUAL}}
 ---
 apiVersion: networking.istio.io/v1
 kind: VirtualService
@@ -88,6 +89,7 @@ fn what_a_gateway_does_not_let_in() {
         (&["http://shop.example.com:9999/"], "Gateway default/edge does not listen on port 9999"),
         (&["http://shop.example.com:443/"], "takes TLS alone (--tls or https://)"),
         (&["https://shop.example.com:8080/"], "takes plaintext alone"),
+        (&["https://in.example.com/"], "lets workloads of the mesh in alone (ISTIO_MUTUAL)"),
         (&["https://other.example.com/"], "no server of port 443 is for server name other.example.com"),
     ] {
         let (out, _) = edge(args);

@@ -22,6 +22,19 @@ fn gateways_that_cannot_share_a_port() {
     let https = "{port: {number: 443, name: a, protocol: HTTPS}, hosts: [a.b], tls: {mode: SIMPLE, credentialName: c}}";
     let pass = "{port: {number: 443, name: b, protocol: TLS}, hosts: [c.b], tls: {mode: PASSTHROUGH}}";
     assert_eq!(found(&[gateway("g", "{a: b}", &[https, pass])]), [""; 0], "server names tell them apart");
+    let bound = |bind: &str, name: &str| {
+        format!("{{port: {{number: 80, name: {name}, protocol: HTTP}}, bind: '{bind}', hosts: [{name}.b]}}")
+    };
+    for (bind, conflicts) in [("0.0.0.0", true), ("::", true), ("10.0.0.1", false), ("10.0.0.2", false), ("::1", false)]
+    {
+        let got = found(&[gateway("g", "{a: b}", &[&bound("10.0.0.1", "one"), &bound(bind, "two")])]);
+        let found = got.iter().any(|found| found.contains("at all addresses and at one of them, as `servers[0]`"));
+        assert!(found == conflicts && got.len() == usize::from(conflicts), "{bind}: {got:?}");
+    }
+    let other = bound("10.0.0.1", "c");
+    assert_eq!(found(&[gateway("g", "{a: b}", &[tcp, &other.replace("10.0.0.1", "::1")])]).len(), 1);
+    let tcp = tcp.replace("hosts:", "bind: 10.0.0.2, hosts:");
+    assert_eq!(found(&[gateway("g", "{a: b}", &[&tcp, &other])]), [""; 0], "each has its own address");
 }
 
 #[test]

@@ -1,0 +1,125 @@
+//! TLS that ends here: the handshake, and who the caller has proved to be.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use http::HeaderValue;
+use rustls::server::ParsedCertificate;
+use rustls_pki_types::CertificateDer;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use weft_core::gateway::{Ending, Shown, Termination};
+use weft_core::identity::SpiffeId;
+
+use super::PATIENCE;
+use crate::identity::{alpn, spiffe_id};
+use crate::origination::has_one_of;
+use crate::proxy::Proxy;
+use crate::stream::{ReadAhead, Rewind};
+
+/// A connection whose TLS has ended.
+pub(super) struct Ended {
+    pub(super) stream: TlsStream<ReadAhead<Rewind<TcpStream>>>,
+    pub(super) http2: bool,
+    /// What the application is told of the caller's certificate, as Envoy does.
+    pub(super) certificate: Option<HeaderValue>,
+    leaf: Option<CertificateDer<'static>>,
+    /// By the mesh's own TLS.
+    workload: Option<Workload>,
+}
+
+/// A caller of the mesh.
+struct Workload {
+    id: SpiffeId,
+    /// It is of another trust domain.
+    foreign: bool,
+}
+
+/// Ends TLS.
+///
+/// # Errors
+/// Says why it has not, or that the caller is not who its certificate says.
+pub(super) async fn accept(
+    proxy: &Proxy,
+    ending: &Ending,
+    terminations: &HashMap<Termination, Arc<rustls::ServerConfig>>,
+    stream: Rewind<TcpStream>,
+) -> Result<Ended> {
+    match &ending.shown {
+        Shown::Files(termination) => {
+            let config = terminations.get(termination).context("no certificate yet")?;
+            let (stream, leaf) = handshake(config, stream).await?;
+            let certificate = leaf.as_ref().and_then(|leaf| HeaderValue::try_from(hash(leaf)).ok());
+            let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+            Ok(Ended { stream, http2, certificate, leaf, workload: None })
+        }
+        Shown::Mesh => {
+            let credentials = proxy.identity.current().context("no identity yet")?;
+            let (stream, leaf) = handshake(&credentials.gateway(), stream).await?;
+            let leaf = leaf.context("no client certificate")?;
+            let id = spiffe_id(&leaf)?;
+            // Also one whose bundle has gone since the handshake.
+            ensure!(credentials.believes(id.trust_domain()), "{id} is of another trust domain");
+            let foreign = id.trust_domain() != credentials.id.trust_domain();
+            let text = format!("By={};{};Subject=\"\";URI={id}", credentials.id, hash(&leaf));
+            let certificate = Some(HeaderValue::try_from(text).context("the identity is no header's value")?);
+            let http2 = matches!(stream.get_ref().1.alpn_protocol(), Some(b"h2" | alpn::HTTP2));
+            Ok(Ended { stream, http2, certificate, leaf: Some(leaf), workload: Some(Workload { id, foreign }) })
+        }
+    }
+}
+
+type Handshake = (TlsStream<ReadAhead<Rewind<TcpStream>>>, Option<CertificateDer<'static>>);
+
+async fn handshake(config: &Arc<rustls::ServerConfig>, stream: Rewind<TcpStream>) -> Result<Handshake> {
+    let accept = TlsAcceptor::from(config.clone()).accept(ReadAhead::new(stream));
+    let tls = tokio::time::timeout(PATIENCE, accept).await.context("it takes too long")??;
+    let leaf = tls.get_ref().1.peer_certificates().and_then(<[_]>::first).map(|leaf| leaf.clone().into_owned());
+    Ok((tls, leaf))
+}
+
+fn hash(leaf: &CertificateDer<'_>) -> String {
+    let hash = crate::files::sha256(leaf).iter().map(|b| format!("{b:02x}")).collect::<String>();
+    format!("Hash={hash}")
+}
+
+impl Ended {
+    /// Whether the caller may call a server at which TLS ends so.
+    pub(super) fn is_let_in(&self, ending: &Ending) -> bool {
+        match &self.workload {
+            Some(workload) => is_named(&workload.id, workload.foreign, &ending.callers),
+            None if ending.callers.is_empty() => true,
+            None => self.leaf.as_ref().is_some_and(|leaf| {
+                ParsedCertificate::try_from(leaf).is_ok_and(|parsed| has_one_of(&ending.callers, leaf, &parsed))
+            }),
+        }
+    }
+}
+
+/// Whether a workload is one of `callers`, or of our own trust domain where none is named: one of another mesh calls what that was
+/// opened for, and a server that names nobody was opened for this one.
+fn is_named(id: &SpiffeId, foreign: bool, callers: &[String]) -> bool {
+    if callers.is_empty() { !foreign } else { callers.iter().any(|caller| *caller == id.to_string()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workloads_of_another_mesh_are_let_in_by_name_alone() {
+        let id = SpiffeId::new("mesh", "default", "front").unwrap();
+        let (named, other) = (vec![id.to_string()], vec!["spiffe://mesh/ns/default/sa/fro".to_owned()]);
+        for (foreign, callers, want) in [
+            (false, &[][..], true),
+            (true, &[], false),
+            (false, &named, true),
+            (true, &named, true),
+            (false, &other, false),
+        ] {
+            assert_eq!(is_named(&id, foreign, callers), want, "{foreign} {callers:?}");
+        }
+    }
+}

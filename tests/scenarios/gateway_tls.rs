@@ -1,0 +1,242 @@
+//! TLS at the gateway: which certificate, version and suite, which callers; the mesh's own; and TLS that begins there.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use weft_tests::{Mesh, tests_dir, wait_for};
+
+use crate::Scenario;
+use crate::certificates::Certificates;
+use crate::gateway::another;
+
+pub(crate) fn all() -> Vec<Scenario> {
+    vec![
+        ("a_gateway_ends_tls_as_each_server_says", ends),
+        ("an_istio_mutual_gateway_lets_workloads_of_the_mesh_in", istio_mutual),
+        ("a_gateway_originates_tls_by_a_credential", originates),
+    ]
+}
+
+/// A VirtualService that has the gateway pass a host on.
+fn routed(name: &str, host: &str, to: &str) -> String {
+    format!(
+        "---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {{name: {name}}}
+spec:
+  hosts: ['{host}']
+  gateways: [edge]
+  http:
+  - route: [{{destination: {{host: {to}, port: {{number: 80}}}}}}]
+"
+    )
+}
+
+fn ends() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    let certificates = Certificates::new(&mesh.center.folder("certificates"))?;
+    certificates.rsa_leaf("rsa", "shop.example.com")?;
+    certificates.leaf("ecdsa", "shop.example.com")?;
+    certificates.leaf("client", "client.example.com")?;
+    certificates.leaf("stranger", "stranger.example.com")?;
+    certificates.revoke("ca.crl", &["another"])?;
+    let _order = mesh.instance("order1", "order-service", 8000, &[])?;
+    let (edge, process) = another(&mesh, "edge", &["--credentials", &certificates.path("")])?;
+    let (ip, ca) = (&edge.ip, certificates.ca());
+    let gateway = format!(
+        "apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {{name: edge}}
+spec:
+  selector: {{istio: ingressgateway}}
+  servers:
+  - {{port: {{number: 8081, name: one, protocol: HTTP}}, bind: {ip}, hosts: ['*']}}
+  - {{port: {{number: 8082, name: inside, protocol: HTTP}}, bind: 127.0.0.1, hosts: ['*']}}
+  - port: {{number: 8443, name: both, protocol: HTTPS}}
+    hosts: [shop.example.com]
+    tls: {{mode: SIMPLE, credentialNames: [rsa, ecdsa]}}
+  - port: {{number: 8444, name: old, protocol: HTTPS}}
+    hosts: [shop.example.com]
+    tls:
+      mode: SIMPLE
+      credentialName: rsa
+      maxProtocolVersion: TLSV1_2
+      cipherSuites: [ECDHE-RSA-AES256-GCM-SHA384]
+  - port: {{number: 8445, name: known, protocol: HTTPS}}
+    hosts: [shop.example.com]
+    tls:
+      mode: MUTUAL
+      tlsCertificates:
+      - {{serverCertificate: {rsa}/tls.crt, privateKey: {rsa}/tls.key}}
+      - {{serverCertificate: {ecdsa}/tls.crt, privateKey: {ecdsa}/tls.key}}
+      caCertificates: {ca}
+      caCrl: {crl}
+      subjectAltNames: [client.example.com]
+  - port: {{number: 8446, name: other-ca, protocol: HTTPS}}
+    hosts: [shop.example.com]
+    tls: {{mode: MUTUAL, credentialName: ecdsa, caCertCredentialName: callers}}
+",
+        rsa = certificates.path("rsa"),
+        ecdsa = certificates.path("ecdsa"),
+        crl = certificates.path("ca.crl"),
+    );
+    std::fs::create_dir(certificates.path("callers"))?;
+    std::fs::copy(&ca, certificates.path("callers/ca.crt"))?;
+    mesh.policy("edge.yaml", &format!("{gateway}{}", routed("shop", "*", "order-service")))?;
+    let outside = mesh.pod("outside")?;
+
+    // An address of its own.
+    wait_for("the gateway", Duration::from_secs(15), || {
+        let answer = outside.curl(&["-f", &format!("http://{ip}:8081/")]);
+        answer.map_err(|e| e.context(process.output()))
+    })?;
+    ensure!(edge.curl(&["-f", "http://127.0.0.1:8081/"]).is_err(), "bound to another address");
+    edge.curl(&["-f", "http://127.0.0.1:8082/"])?;
+    ensure!(outside.curl(&["-f", &format!("http://{ip}:8082/")]).is_err(), "bound to the loopback interface");
+
+    // The certificate that the client can use.
+    let call = |port: u16, args: &[&str]| {
+        let (at, url) = (format!("shop.example.com:{port}:{ip}"), format!("https://shop.example.com:{port}/"));
+        let all = ["-f", "-o", "/dev/null", "-w", "%{http_code} %{certs}", "--cacert", &ca, "--resolve", &at, &url];
+        outside.curl(&[args, &all].concat())
+    };
+    let by_ecdsa = call(8443, &[])?;
+    ensure!(by_ecdsa.contains("id-ecPublicKey"), "{by_ecdsa}");
+    let only_rsa = ["--tls-max", "1.2", "--ciphers", "ECDHE-RSA-AES128-GCM-SHA256"];
+    let by_rsa = call(8443, &only_rsa)?;
+    ensure!(by_rsa.contains("rsaEncryption"), "{by_rsa}");
+
+    // Versions and suites.
+    call(8444, &[])?;
+    ensure!(call(8444, &["--tlsv1.3"]).is_err(), "TLS 1.2 at most");
+    ensure!(call(8444, &only_rsa).is_err(), "a suite that is not in the list");
+
+    // Callers by their names, and not those whose certificates were revoked.
+    let shown = |folder: &str| {
+        let (certificate, key) = (format!("{folder}/tls.crt"), format!("{folder}/tls.key"));
+        ["--cert".to_owned(), certificates.path(&certificate), "--key".to_owned(), certificates.path(&key)]
+    };
+    let as_caller = |port: u16, folder: &str| {
+        let args = shown(folder);
+        call(port, &args.each_ref().map(String::as_str))
+    };
+    as_caller(8445, "client")?;
+    ensure!(call(8445, &[]).is_err(), "a certificate is required");
+    ensure!(as_caller(8445, "stranger").is_err(), "its name is another");
+    as_caller(8446, "stranger")?;
+    certificates.revoke("ca.crl", &["another", "client"])?;
+    wait_for("the list of what was revoked", Duration::from_secs(15), || {
+        ensure!(as_caller(8445, "client").is_err(), "it was revoked");
+        Ok(())
+    })?;
+    // A credential's list counts as soon as it is there.
+    certificates.revoke("callers/ca.crl", &["stranger"])?;
+    wait_for("the credential's list", Duration::from_secs(15), || {
+        ensure!(as_caller(8446, "stranger").is_err(), "it was revoked");
+        Ok(())
+    })?;
+    as_caller(8446, "client").map(drop)
+}
+
+fn istio_mutual() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    let _order = mesh.instance("order1", "order-service", 8000, &[])?;
+    let (edge, process) = another(&mesh, "edge", &[])?;
+    let policy = format!(
+        "apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {{name: edge}}
+spec:
+  selector: {{istio: ingressgateway}}
+  servers:
+  - port: {{number: 9443, name: mesh, protocol: HTTPS}}
+    hosts: [shop.example.com]
+    tls: {{mode: ISTIO_MUTUAL, subjectAltNames: ['spiffe://cluster.local/ns/default/sa/frontend']}}
+{}---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: shop}}
+spec:
+  hosts: [shop.example.com]
+  ports: [{{number: 80, name: http, protocol: HTTP, targetPort: 9443}}]
+  location: MESH_INTERNAL
+  resolution: STATIC
+  endpoints:
+  - address: {}
+    labels: {{security.istio.io/tlsMode: istio}}
+    serviceAccount: ingress
+",
+        routed("shop", "shop.example.com", "order-service"),
+        edge.ip
+    );
+    mesh.policy("edge.yaml", &policy)?;
+    let (front, sidecar) = mesh.client("frontend")?;
+    let (stranger, _sidecar) = mesh.client("stranger")?;
+    let url = "http://shop.example.com/";
+    let answer = wait_for("a workload that is named", Duration::from_secs(15), || {
+        let answer = front.curl(&["-f", url]);
+        answer.map_err(|e| e.context(format!("{}\n{}", process.output(), sidecar.output())))
+    })?;
+    let both = answer.contains("sa/frontend") && answer.contains("sa/ingress");
+    ensure!(both, "the application is told of the workload and of the gateway: {answer}");
+    let status = stranger.curl(&["-o", "/dev/null", "-w", "%{http_code}", url])?;
+    ensure!(status == "503", "a workload that is not named: {status}");
+    let outside = mesh.pod("outside")?;
+    let at = format!("shop.example.com:9443:{}", edge.ip);
+    let foreign = outside.curl(&["-k", "--resolve", &at, "https://shop.example.com:9443/"]);
+    ensure!(foreign.is_err(), "a caller without a certificate of the mesh: {foreign:?}");
+    Ok(())
+}
+
+/// A service outside that wants a certificate, called by way of the gateway, which has it.
+fn originates() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    let certificates = Certificates::new(&mesh.center.folder("certificates"))?;
+    certificates.leaf("server", "partner.example.com")?;
+    certificates.leaf("shop", "a shop")?;
+    std::fs::copy(certificates.ca(), certificates.path("shop/ca.crt"))?;
+    let partner = mesh.pod("partner")?;
+    let script = tests_dir().join("apps/tls_server.py").to_string_lossy().into_owned();
+    let (certificate, key) = (certificates.path("server/tls.crt"), certificates.path("server/tls.key"));
+    let _server = partner.spawn("closed", "python3", &[&script, "9443", &certificate, &key, &certificates.ca()])?;
+    let gateway = "apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: edge}
+spec:
+  selector: {istio: ingressgateway}
+  servers:
+  - {port: {number: 8080, name: http, protocol: HTTP}, hosts: ['*']}
+";
+    let outside = format!(
+        "---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: partner}}
+spec:
+  hosts: [partner.example.com]
+  ports: [{{number: 80, name: http, protocol: HTTP, targetPort: 9443}}]
+  resolution: STATIC
+  endpoints: [{{address: {}}}]
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {{name: partner}}
+spec:
+  host: partner.example.com
+  workloadSelector: {{matchLabels: {{istio: ingressgateway}}}}
+  trafficPolicy:
+    tls: {{mode: MUTUAL, credentialName: shop}}
+",
+        partner.ip
+    );
+    mesh.policy("edge.yaml", &format!("{gateway}{}{outside}", routed("partner", "*", "partner.example.com")))?;
+    let (edge, process) = another(&mesh, "edge", &["--credentials", &certificates.path("")])?;
+    let caller = mesh.pod("caller")?;
+    let answer = wait_for("the partner", Duration::from_secs(15), || {
+        let answer = caller.curl(&["-f", &format!("http://{}:8080/", edge.ip)]);
+        answer.map_err(|e| e.context(process.output()))
+    })?;
+    ensure!(answer == "the application's own TLS to a shop", "{answer}");
+    Ok(())
+}
