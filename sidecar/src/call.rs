@@ -112,6 +112,8 @@ impl Record {
         Record::empty(proxy, log, Instant::now(), pair)
     }
 
+    // Inlined, so that the record, which is large, is made where it stays.
+    #[inline(always)]
     fn empty(proxy: &Proxy, log: Option<(Arc<AccessLog>, LogFields)>, start: Instant, pair: Arc<Pair>) -> Record {
         Record {
             start,
@@ -197,8 +199,8 @@ impl Record {
 
 impl Drop for Ending {
     fn drop(&mut self) {
-        // The record writes itself.
-        drop(self.take_record());
+        // The record writes itself, with what is known by now.
+        self.count_received();
     }
 }
 
@@ -249,16 +251,27 @@ impl Ending {
         {
             lease.finish(self.worker);
         }
-        if let Some(mut record) = self.take_record() {
-            record.write();
-        }
+        self.end_record(None);
         (self.in_flight, self.permit, self.active) = (None, None, None);
     }
 
-    fn take_record(&mut self) -> Option<Record> {
-        let mut record = self.record.take()?;
-        record.received += self.request.as_ref().map_or(0, |request| request.received());
-        Some(record)
+    /// Adds the request's body, as far as it has come.
+    fn count_received(&mut self) {
+        if let (Some(record), Some(request)) = (&mut self.record, &self.request) {
+            record.received += request.received();
+        }
+    }
+
+    /// Writes the record, in its place: it is large.
+    fn end_record(&mut self, flag: Option<ResponseFlag>) {
+        self.count_received();
+        if let Some(record) = &mut self.record {
+            if let Some(flag) = flag {
+                record.flags.insert(flag);
+            }
+            record.write();
+        }
+        self.record = None;
     }
 
     /// Relays bytes both ways after an upgrade, holding what the request held. They are in the request's one entry of the log.
@@ -277,9 +290,6 @@ impl Ending {
 
     /// The response broke off in its middle.
     pub fn failed(mut self, flag: ResponseFlag) {
-        if let Some(mut record) = self.take_record() {
-            record.flags.insert(flag);
-            record.write();
-        }
+        self.end_record(Some(flag));
     }
 }

@@ -28,8 +28,11 @@ const EXPECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Whether the body of a request waits until the endpoint wants it.
 pub(crate) fn waits_for_continue(head: &Parts, body: &RequestBody) -> Option<Pin<Box<Sleep>>> {
+    if body.is_end_stream() {
+        return None;
+    }
     let expects = head.headers.get(EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
-    (expects && !body.is_end_stream()).then(|| Box::pin(tokio::time::sleep(EXPECT_TIMEOUT)))
+    expects.then(|| Box::pin(tokio::time::sleep(EXPECT_TIMEOUT)))
 }
 
 /// A connection that carries one request at a time.
