@@ -22,7 +22,7 @@ mod virtual_ips;
 
 pub use topics::Topic;
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -94,6 +94,8 @@ struct Held {
     ends: Instant,
     /// Its stream is open.
     connected: bool,
+    /// Where its instances are; an instance that was removed meanwhile may still be among them.
+    ports: BTreeSet<(IpAddr, u16)>,
     /// Endpoints that it has ejected, by host and address.
     ejected: Vec<v1::Ejected>,
 }
@@ -130,6 +132,8 @@ struct State {
     nodes: HashMap<String, Node>,
     /// Sessions of sidecars here, by node name.
     sessions: HashMap<String, Held>,
+    /// The node of each address and port of a connected sidecar's instances, as [`Held::ports`] has them.
+    ports: HashMap<(IpAddr, u16), String>,
     next_session: u64,
     /// When nodes whose lease had ended were removed.
     removed: VecDeque<Instant>,
@@ -187,6 +191,7 @@ impl Mesh {
                 world: World::new(trust_domain, watch.revision),
                 nodes: HashMap::new(),
                 sessions: HashMap::new(),
+                ports: HashMap::new(),
                 next_session: 1,
                 removed: VecDeque::new(),
                 pairs: pairs::Pairs::new(watch.revision),

@@ -32,17 +32,38 @@ impl State {
         self.nodes.get(name).filter(|_| ours).ok_or(Refusal::SessionOver)
     }
 
-    /// An instance at this address and port of another node than `name` whose sidecar is connected here, as that of `name` is. A
-    /// node that has gone is not in the way of its successor.
-    fn connected_at(&self, address: IpAddr, port: u32, name: &str) -> Option<&Instance> {
+    /// Takes an address and port for an instance of the node `name`, whose sidecar is connected here. A node that has gone is not
+    /// in the way of its successor.
+    ///
+    /// # Errors
+    /// When another connected sidecar has an instance there.
+    fn take_port(&mut self, address: IpAddr, port: u32, name: &str) -> Result<(), String> {
+        let at = match u16::try_from(port) {
+            Ok(port @ 1..) => (address, port),
+            _ => return Ok(()),
+        };
         // A program without a sidecar has no identity, and several may say the same.
         let is_sidecar = |node: &str| self.nodes.get(node).is_some_and(|node| !node.identity.is_empty());
-        let lives = |node: &str| is_sidecar(node) && self.sessions.get(node).is_some_and(|held| held.connected);
         if !is_sidecar(name) {
-            return None;
+            return Ok(());
         }
-        let there = self.world.at_address(address).map(AsRef::as_ref);
-        there.filter(|i| port != 0 && u32::from(i.port) == port && i.node != name).find(|i| lives(&i.node))
+        if let Some(other) = self.ports.get(&at).filter(|other| *other != name)
+            && self.sessions.get(other).is_some_and(|held| held.connected)
+            && let Some(node) = self.nodes.get(other)
+            && let mut instances = self.world.instances_of_node(&node.namespace, other)
+            && let Some(held) = instances.find(|held| held.address == at.0 && held.port == at.1)
+        {
+            return Err(format!(
+                "{address}:{port} is registered by the node {other} (service {:?}), which is connected: two pods that come \
+                 from one address need different ports, or addresses of their own",
+                held.service
+            ));
+        }
+        if let Some(held) = self.sessions.get_mut(name) {
+            held.ports.insert(at);
+            self.ports.insert(at, name.to_owned());
+        }
+        Ok(())
     }
 }
 
@@ -53,9 +74,8 @@ impl Mesh {
     /// When the address is not the node's, the node has no session, or the store refuses.
     pub async fn register(&self, name: &str, session: u64, mut instance: v1::Instance) -> Result<(), Refusal> {
         let stored = {
-            let state = self.lock();
-            let node = state.node_of(name, session)?;
-            let own = node.address;
+            let mut state = self.lock();
+            let own = state.node_of(name, session)?.address;
             if instance.address.is_empty() {
                 instance.address = own.to_string();
             }
@@ -67,14 +87,8 @@ impl Mesh {
                 let text = format!("{address} is not an address of this sidecar, whose stream comes from {own}");
                 return Err(text.into());
             }
-            if let Some(other) = state.connected_at(own, instance.port, name) {
-                return Err(format!(
-                    "{address}:{} is registered by the node {} (service {:?}), which is connected: two pods that come from one \
-                     address need different ports, or addresses of their own",
-                    instance.port, other.node, other.service
-                )
-                .into());
-            }
+            state.take_port(own, instance.port, name)?;
+            let node = state.node_of(name, session)?;
             if !instance.group.is_empty() && instance.checks.is_empty() {
                 // A sidecar that was restarted is what it was until its probe has ended.
                 let (namespace, node) = (node.namespace.clone(), name.to_owned());

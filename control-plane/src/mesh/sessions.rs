@@ -5,6 +5,7 @@
 //! control plane fails, the store does, unless its sidecars have come to another by then. To remove what such a node
 //! registered is a decision, which any control plane takes, and the store lets only one.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -60,7 +61,10 @@ impl Mesh {
             let ops = vec![Op::put(Table::Nodes, name, stored(&node).encode_to_vec()), self.alive(name, session)];
             // Known before it is written: the watch may be faster than the answer.
             let ends = Instant::now() + self.lease;
-            self.lock().sessions.insert(name.to_owned(), Held { session, ends, connected: true, ejected: Vec::new() });
+            self.lock().sessions.insert(
+                name.to_owned(),
+                Held { session, ends, connected: true, ports: BTreeSet::new(), ejected: Vec::new() },
+            );
             match self.write(vec![condition], ops).await {
                 Ok(true) => {
                     self.take_over(&node).await?;
@@ -113,8 +117,18 @@ impl Mesh {
 
     /// The session's stream has ended: its lease runs from here.
     pub async fn disconnected(&self, name: &str, session: u64) {
-        if let Some(held) = self.lock().sessions.get_mut(name).filter(|held| held.session == session) {
-            held.connected = false;
+        {
+            let mut state = self.lock();
+            let held = state.sessions.get_mut(name).filter(|held| held.session == session);
+            let ports = held.map(|held| {
+                held.connected = false;
+                std::mem::take(&mut held.ports)
+            });
+            for at in ports.unwrap_or_default() {
+                if state.ports.get(&at).is_some_and(|node| node == name) {
+                    state.ports.remove(&at);
+                }
+            }
         }
         self.renew(name, session).await;
     }
