@@ -125,6 +125,13 @@ fn matches(one: &v1::HttpMatch, request: &RequestView<'_>) -> bool {
         let condition = named.value.clone().unwrap_or_default();
         values(&named.name).iter().any(|value| holds(&condition, value, false))
     };
+    // Without a header is without an empty one, too (Envoy's `treat_missing_header_as_empty`), unless presence is what counts.
+    let absent = |named: &v1::NamedMatch| {
+        let condition = named.value.clone().unwrap_or_default();
+        let by_text = !matches!(condition.kind, Some(Kind::Present(_)) | None);
+        let missing = values(&named.name).is_empty() && by_text && holds(&condition, "", false);
+        !any(named) && !missing
+    };
     let path = request.path_and_query.split('?').next().unwrap_or_default();
     let query = request.path_and_query.split_once('?').map_or("", |(_, query)| query);
     let parameter = |name: &str| {
@@ -137,7 +144,7 @@ fn matches(one: &v1::HttpMatch, request: &RequestView<'_>) -> bool {
         && is(&one.scheme, request.scheme, false)
         && (one.port == 0 || one.port == u32::from(request.local.port()))
         && one.headers.iter().all(any)
-        && !one.without_headers.iter().any(any)
+        && one.without_headers.iter().all(absent)
         && one.query_params.iter().all(|named| {
             let condition = named.value.clone().unwrap_or_default();
             request.query().is_some() && parameter(&named.name).is_some_and(|value| holds(&condition, value, false))
