@@ -143,8 +143,11 @@ impl Record {
         self.grpc_status = response.headers().get("grpc-status").and_then(|s| s.to_str().ok()?.parse().ok());
     }
 
-    /// We answer ourselves.
-    pub fn refused<B>(&mut self, reply: LocalReply, response: &Response<B>) {
+    /// The sidecar answers itself. `request`: the headers of the request.
+    pub fn refused<B>(&mut self, reply: LocalReply, response: &Response<B>, request: &HeaderMap) {
+        if self.heads.0 == 0 {
+            self.heads.0 = head_bytes(b"", request);
+        }
         self.answered(response, b"");
         if let Some(flag) = reply.flag {
             self.flags.insert(flag);

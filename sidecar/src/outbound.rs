@@ -373,12 +373,9 @@ impl Call<'_> {
         failure: &Failure,
         policy: &str,
     ) -> Response<ResponseBody> {
-        if record.heads.0 == 0 {
-            record.heads.0 = head_bytes(b"", request);
-        }
         let (reply, mut response) = local_reply(&failure.reason, policy, request);
         record.flags.extend(failure.flags);
-        record.refused(reply, &response);
+        record.refused(reply, &response, request);
         address_response(&mut response, self.version, false);
         ended(record, response)
     }

@@ -175,9 +175,8 @@ pub fn for_pod(capture: &Capture, own: Own, dns: bool) -> Result<(String, Vec<St
     let selective = !capture.uid.is_empty() || !capture.cgroup.is_empty();
     ensure!(!selective && !capture.shared_host, "--uid, --cgroup and --shared-host have no meaning with --netns");
     // The name servers are elsewhere: whatever address they have, a query to it is the command's.
-    let capture =
-        Capture { dns: if capture.leaves_dns_alone() { CaptureDns::Off } else { CaptureDns::All }, ..capture.clone() };
-    let capture = Capture { no_dns: !dns || capture.no_dns, ..capture };
+    let no_dns = !dns || capture.leaves_dns_alone();
+    let capture = Capture { dns: CaptureDns::All, no_dns, ..capture.clone() };
     let rules = compile(&capture, own, false, &[])?;
     let nsswitch = std::fs::read_to_string(resolv::NSSWITCH_CONF).unwrap_or_default();
     Ok((render(&rules), notes(&rules, &nsswitch)))

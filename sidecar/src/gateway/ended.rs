@@ -99,7 +99,7 @@ impl Ended {
 }
 
 /// Whether a workload is one of `callers`, or of our own trust domain where none is named: one of another mesh calls what that was
-/// opened for, and a server that names nobody was opened for this one.
+/// opened for, and a server without names was opened for this one.
 fn is_named(id: &SpiffeId, foreign: bool, callers: &[String]) -> bool {
     if callers.is_empty() { !foreign } else { callers.iter().any(|caller| *caller == id.to_string()) }
 }

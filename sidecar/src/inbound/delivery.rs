@@ -260,7 +260,7 @@ impl Caller {
         close: bool,
     ) -> Response<ResponseBody> {
         let (reply, mut response) = local_reply(reason, policy, request);
-        record.refused(reply, &response);
+        record.refused(reply, &response, request);
         address_response(&mut response, Version::HTTP_11, close || self.proxy.is_draining());
         let mut ending = Ending::none();
         ending.record = Some(record);
