@@ -10,6 +10,7 @@ use http::{HeaderMap, Response};
 use weft_core::endpoint::InFlight;
 use weft_core::flag::{ResponseFlag, ResponseFlags};
 use weft_core::limits::Permit;
+use weft_core::outcome::grpc_status;
 use weft_core::reply::{LocalReply, is_grpc};
 
 use crate::access_log::{AccessLog, LogFields};
@@ -99,7 +100,7 @@ impl Drop for Record {
 
 impl Record {
     /// Of a request that came at `start` from `source`.
-    pub fn new(proxy: &Proxy, parts: &Parts, source: SocketAddr, start: Instant, pair: Arc<Pair>) -> Record {
+    pub fn new(proxy: &Proxy, parts: &Parts, source: SocketAddr, start: Instant, pair: Arc<Pair>) -> Box<Record> {
         let log = proxy.log.as_ref().map(|log| (log.clone(), LogFields::of(parts, source)));
         let mut record = Record::empty(proxy, log, start, pair);
         record.grpc = is_grpc(&parts.headers);
@@ -107,15 +108,14 @@ impl Record {
     }
 
     /// Of a request from `source` whose head cannot be read; `line`: its first line.
-    pub fn unread(proxy: &Proxy, line: &str, source: SocketAddr, pair: Arc<Pair>) -> Record {
+    pub fn unread(proxy: &Proxy, line: &str, source: SocketAddr, pair: Arc<Pair>) -> Box<Record> {
         let log = proxy.log.as_ref().map(|log| (log.clone(), LogFields::of_line(line, source)));
         Record::empty(proxy, log, Instant::now(), pair)
     }
 
-    // Inlined, so that the record, which is large, is made where it stays.
-    #[inline(always)]
-    fn empty(proxy: &Proxy, log: Option<(Arc<AccessLog>, LogFields)>, start: Instant, pair: Arc<Pair>) -> Record {
-        Record {
+    // On the heap: it is large, and goes from hand to hand until the response's last byte.
+    fn empty(proxy: &Proxy, log: Option<(Arc<AccessLog>, LogFields)>, start: Instant, pair: Arc<Pair>) -> Box<Record> {
+        Box::new(Record {
             start,
             pair,
             metrics: proxy.metrics.clone(),
@@ -133,14 +133,14 @@ impl Record {
             sent: 0,
             heads: (0, 0),
             written: false,
-        }
+        })
     }
 
     /// The upstream has answered. `origin`: the head of its answer; empty where it did not come by HTTP/1.
     pub fn answered<B>(&mut self, response: &Response<B>, origin: &[u8]) {
         self.code = response.status().as_u16();
         self.heads.1 = head_bytes(origin, response.headers());
-        self.grpc_status = response.headers().get("grpc-status").and_then(|s| s.to_str().ok()?.parse().ok());
+        self.grpc_status = grpc_status(response.headers());
     }
 
     /// The sidecar answers itself. `request`: the headers of the request.
@@ -222,7 +222,7 @@ pub struct Ending {
     /// Its place among what a drain waits for.
     pub active: Option<Active>,
     /// `None` once it was written.
-    pub record: Option<Record>,
+    pub record: Option<Box<Record>>,
 }
 
 impl Ending {
@@ -241,7 +241,7 @@ impl Ending {
     /// Trailers came: gRPC's status is in them.
     pub fn trailers(&mut self, trailers: &HeaderMap) {
         if let Some(record) = &mut self.record
-            && let Some(status) = trailers.get("grpc-status").and_then(|s| s.to_str().ok()?.parse().ok())
+            && let Some(status) = grpc_status(trailers)
         {
             record.grpc_status = Some(status);
         }
@@ -265,16 +265,15 @@ impl Ending {
         }
     }
 
-    /// Writes the record, in its place: it is large.
+    /// Writes the record.
     fn end_record(&mut self, flag: Option<ResponseFlag>) {
         self.count_received();
-        if let Some(record) = &mut self.record {
+        if let Some(mut record) = self.record.take() {
             if let Some(flag) = flag {
                 record.flags.insert(flag);
             }
             record.write();
         }
-        self.record = None;
     }
 
     /// Relays bytes both ways after an upgrade, holding what the request held. They are in the request's one entry of the log.

@@ -77,27 +77,20 @@ pub enum Asks {
     Connect,
 }
 
-/// Whether a request asks to leave HTTP: an upgrade or CONNECT. `Upgrade: h2c` is ignored as in Envoy (RFC 9110, 7.8, allows it):
-/// what follows would be out of sight of routes and logs.
-pub fn may_upgrade(parts: &Parts) -> bool {
-    parts.method == Method::CONNECT || (asks_for_upgrade(&parts.headers) && !is_h2c(&parts.headers))
-}
-
-fn asks_for_upgrade(headers: &HeaderMap) -> bool {
-    let mut connection = headers.get_all(CONNECTION).iter().filter_map(|v| v.to_str().ok());
-    headers.contains_key(UPGRADE) && connection.any(|v| v.split(',').any(|t| t.trim().eq_ignore_ascii_case("upgrade")))
-}
-
-fn is_h2c(headers: &HeaderMap) -> bool {
-    headers.get_all(UPGRADE).iter().all(|value| value.as_bytes().eq_ignore_ascii_case(b"h2c"))
+/// Whether a request of HTTP/1 asks to leave HTTP: an upgrade or CONNECT. `named`: its Connection header names `upgrade`.
+/// `Upgrade: h2c` is ignored as in Envoy (RFC 9110, 7.8, allows it): what follows would be out of sight of routes and logs.
+pub fn may_upgrade(parts: &Parts, named: bool) -> bool {
+    let is_h2c = |token: &HeaderValue| token.as_bytes().eq_ignore_ascii_case(b"h2c");
+    parts.method == Method::CONNECT || (named && !parts.headers.get_all(UPGRADE).iter().all(is_h2c))
 }
 
 /// Gives a request's head the form that decisions are made by, whichever way it came, and says what it asks for besides a
-/// response. `upgrades`: the protocols that may be tunnelled, in lower case.
+/// response. `may_upgrade`: it asks to leave HTTP ([`may_upgrade`]). `upgrades`: the protocols that may be tunnelled, in lower
+/// case.
 ///
 /// # Errors
 /// Says why the request is refused.
-pub fn admit(parts: &mut Parts, limits: Limits, upgrades: &[String]) -> Result<Asks, Reason> {
+pub fn admit(parts: &mut Parts, limits: Limits, may_upgrade: bool, upgrades: &[String]) -> Result<Asks, Reason> {
     if parts.version == Version::HTTP_2 {
         check_http2(parts, limits)?;
     }
@@ -107,7 +100,7 @@ pub fn admit(parts: &mut Parts, limits: Limits, upgrades: &[String]) -> Result<A
     if parts.method == Method::CONNECT {
         return Ok(Asks::Connect);
     }
-    if !asks_for_upgrade(&parts.headers) || is_h2c(&parts.headers) {
+    if !may_upgrade {
         return Ok(Asks::Nothing);
     }
     let mut tokens = parts.headers.get_all(UPGRADE).iter();
@@ -360,7 +353,9 @@ mod tests {
 
     fn admitted(request: http::request::Builder) -> Result<Asks, Reason> {
         let (mut parts, ()) = request.body(()).unwrap().into_parts();
-        admit(&mut parts, Limits::OUTSIDE, &["websocket".to_owned()])
+        let named = parts.headers.get_all("connection").iter().any(|value| value.as_bytes().ends_with(b"Upgrade"));
+        let leaves = may_upgrade(&parts, named);
+        admit(&mut parts, Limits::OUTSIDE, leaves, &["websocket".to_owned()])
     }
 
     /// As the parser of HTTP/1 does.
@@ -375,7 +370,7 @@ mod tests {
             Err(Reason::BadRequest { .. })
         ));
         let (mut parts, ()) = request("http://a/").header("host", "b").body(()).unwrap().into_parts();
-        admit(&mut parts, Limits::OUTSIDE, &[]).unwrap();
+        admit(&mut parts, Limits::OUTSIDE, false, &[]).unwrap();
         assert!(!parts.headers.contains_key("host"), "{parts:?}");
         let with = |count: usize, value: &str| {
             (0..count).fold(request("http://a/"), |request, i| request.header(format!("x-{i}"), value))

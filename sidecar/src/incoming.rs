@@ -174,6 +174,11 @@ impl Incoming {
         self.interim.take()
     }
 
+    /// Whether there is a way out of HTTP: the request asks for it.
+    pub fn may_upgrade(&self) -> bool {
+        self.upgrade.is_some()
+    }
+
     /// The way out of HTTP, where there is one.
     pub fn take_upgrade(&mut self) -> Option<Upgrade> {
         self.upgrade.take()

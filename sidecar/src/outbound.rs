@@ -99,7 +99,7 @@ pub fn request(
     async move {
         ensure_request_id(&mut parts.headers);
         let call = Call { down, start, version: parts.version };
-        let asks = match admit(&mut parts, Limits::OUTSIDE, &down.proxy.settings.upgrades) {
+        let asks = match admit(&mut parts, Limits::OUTSIDE, incoming.may_upgrade(), &down.proxy.settings.upgrades) {
             Ok(asks) => asks,
             Err(reason) => return call.refuse_for(&parts, labels::unknown(&down.proxy), reason),
         };
@@ -319,7 +319,7 @@ impl Call<'_> {
     }
 
     /// Phase 5.
-    fn respond(&self, mut record: Record, sent: Sent, kept: Kept<'_>) -> Response<ResponseBody> {
+    fn respond(&self, mut record: Box<Record>, sent: Sent, kept: Kept<'_>) -> Response<ResponseBody> {
         let Sent { mut response, lease, in_flight, flags } = sent;
         record.answered(&response, &response.body().origin);
         record.flags.extend(flags);
@@ -361,14 +361,14 @@ impl Call<'_> {
         Response::from_parts(parts, ResponseBody::upstream(incoming, ending, kept.deadline))
     }
 
-    fn record(&self, parts: &Parts, pair: Arc<Pair>) -> Record {
+    fn record(&self, parts: &Parts, pair: Arc<Pair>) -> Box<Record> {
         Record::new(&self.down.proxy, parts, self.down.ends.source, self.start, pair)
     }
 
     /// An answer of our own, that says why.
     fn refuse(
         &self,
-        mut record: Record,
+        mut record: Box<Record>,
         request: &HeaderMap,
         failure: &Failure,
         policy: &str,
@@ -406,7 +406,7 @@ impl Call<'_> {
     }
 }
 
-fn ended(record: Record, response: Response<ResponseBody>) -> Response<ResponseBody> {
+fn ended(record: Box<Record>, response: Response<ResponseBody>) -> Response<ResponseBody> {
     let mut ending = Ending::none();
     ending.record = Some(record);
     response.map(|body| body.with_ending(ending))

@@ -54,6 +54,20 @@ impl Certificates {
         Ok(std::fs::write(folder.join("tls.key"), key.serialize_pem())?)
     }
 
+    /// `<folder>/tls.crt`, `tls.key` and `ca.crt` of a certificate that is its own CA, as `openssl req -x509` makes it.
+    pub(crate) fn own_ca(&self, folder: &str, host: &str) -> Result<()> {
+        let mut params = CertificateParams::new(vec![host.to_owned()])?;
+        params.distinguished_name.push(DnType::CommonName, host);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate()?;
+        let certificate = params.self_signed(&key)?.pem();
+        let folder = self.dir.join(folder);
+        std::fs::create_dir_all(&folder)?;
+        std::fs::write(folder.join("tls.crt"), &certificate)?;
+        std::fs::write(folder.join("ca.crt"), &certificate)?;
+        Ok(std::fs::write(folder.join("tls.key"), key.serialize_pem())?)
+    }
+
     /// A list of revoked leaves, by their folders, in a file.
     pub(crate) fn revoke(&self, file: &str, folders: &[&str]) -> Result<()> {
         let revoked = |folder: &&str| RevokedCertParams {

@@ -40,6 +40,8 @@ fn ends() -> Result<()> {
     certificates.leaf("ecdsa", "shop.example.com")?;
     certificates.leaf("client", "client.example.com")?;
     certificates.leaf("stranger", "stranger.example.com")?;
+    certificates.own_ca("own", "client.example.com")?;
+    certificates.own_ca("like-own", "client.example.com")?;
     certificates.revoke("ca.crl", &["another"])?;
     let _order = mesh.instance("order1", "order-service", 8000, &[])?;
     let (edge, process) = another(&mesh, "edge", &["--credentials", &certificates.path("")])?;
@@ -76,6 +78,9 @@ spec:
   - port: {{number: 8446, name: other-ca, protocol: HTTPS}}
     hosts: [shop.example.com]
     tls: {{mode: MUTUAL, credentialName: ecdsa, caCertCredentialName: callers}}
+  - port: {{number: 8447, name: own-ca, protocol: HTTPS}}
+    hosts: [shop.example.com]
+    tls: {{mode: MUTUAL, credentialName: ecdsa, caCertCredentialName: own}}
 ",
         rsa = certificates.path("rsa"),
         ecdsa = certificates.path("ecdsa"),
@@ -125,6 +130,11 @@ spec:
     ensure!(call(8445, &[]).is_err(), "a certificate is required");
     ensure!(as_caller(8445, "stranger").is_err(), "its name is another");
     as_caller(8446, "stranger")?;
+    // A certificate that is its own CA is known as it is, not by its name.
+    as_caller(8447, "own")?;
+    for other in ["like-own", "client"] {
+        ensure!(as_caller(8447, other).is_err(), "{other} is another certificate");
+    }
     certificates.revoke("ca.crl", &["another", "client"])?;
     wait_for("the list of what was revoked", Duration::from_secs(15), || {
         ensure!(as_caller(8445, "client").is_err(), "it was revoked");

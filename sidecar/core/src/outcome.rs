@@ -1,6 +1,10 @@
 //! What became of one attempt, classified once; ejection, retries and metrics read it. And Envoy's response flags.
 
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, HeaderName, StatusCode};
+
+/// gRPC's status. A name that is made once: to look one up by its text normalises the text each time.
+pub const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const RATE_LIMITED: HeaderName = HeaderName::from_static("x-envoy-ratelimited");
 
 /// What became of one attempt to have a request served by an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,8 +45,8 @@ pub enum Outcome {
 impl Outcome {
     /// Classifies response headers; `grpc`: of a gRPC call.
     pub fn response(status: StatusCode, headers: &HeaderMap, grpc: bool) -> Outcome {
-        let grpc_status = headers.get("grpc-status").and_then(|value| value.to_str().ok()?.parse().ok());
-        Outcome::Response { status, grpc_status, grpc, rate_limited: headers.contains_key("x-envoy-ratelimited") }
+        let (grpc_status, rate_limited) = (grpc_status(headers), headers.contains_key(RATE_LIMITED));
+        Outcome::Response { status, grpc_status, grpc, rate_limited }
     }
 
     /// As what HTTP status outlier detection counts it; `None`: it says nothing about the endpoint. Local failures count
@@ -73,6 +77,11 @@ impl Outcome {
     pub fn was_connected(&self) -> bool {
         !matches!(self, Outcome::ConnectFailure | Outcome::ConnectTimeout | Outcome::IdentityMismatch)
     }
+}
+
+/// The gRPC status that headers or trailers say.
+pub fn grpc_status(headers: &HeaderMap) -> Option<u32> {
+    headers.get(GRPC_STATUS)?.to_str().ok()?.parse().ok()
 }
 
 /// HTTP status that stands for a gRPC status code, as Envoy maps it.

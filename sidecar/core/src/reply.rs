@@ -16,7 +16,7 @@ use crate::fault::Abort;
 use crate::flag::ResponseFlag;
 use crate::http1::HeadError;
 use crate::limits::Overflow;
-use crate::outcome::{Outcome, grpc_to_http, http_to_grpc};
+use crate::outcome::{GRPC_STATUS, Outcome, grpc_to_http, http_to_grpc};
 
 /// The header that says why.
 pub const REASON_HEADER: HeaderName = HeaderName::from_static("x-weft-reason");
@@ -265,7 +265,7 @@ impl LocalReply {
         let headers = response.headers_mut();
         self.add_headers(headers);
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-        headers.insert("grpc-status", HeaderValue::from(self.grpc_status.unwrap_or_else(|| http_to_grpc(self.status))));
+        headers.insert(GRPC_STATUS, HeaderValue::from(self.grpc_status.unwrap_or_else(|| http_to_grpc(self.status))));
         if !self.body.is_empty()
             && let Ok(message) = HeaderValue::from_str(&percent_encode(&self.body))
         {

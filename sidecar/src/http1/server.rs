@@ -134,7 +134,7 @@ where
     F: Fn(Request<Incoming>) -> Fut,
     Fut: Future<Output = Response<ResponseBody>>,
 {
-    let RequestHead { parts, framing, keep_alive, expects_continue, origin } = head;
+    let RequestHead { parts, framing, keep_alive, expects_continue, names_upgrade, origin } = head;
     let version = parts.version;
     let message = {
         let mut conn = lock(conn);
@@ -154,7 +154,7 @@ where
         _ => Incoming::http1(conn.clone(), message, origin),
     }
     .with_interim(conn.clone());
-    if may_upgrade(&parts) {
+    if may_upgrade(&parts, names_upgrade) {
         let (sender, receiver) = oneshot::channel();
         asked.upgrade = Some(sender);
         incoming = incoming.with_upgrade(Upgrade::Server(receiver));

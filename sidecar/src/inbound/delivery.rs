@@ -41,7 +41,7 @@ pub(super) async fn request(caller: &Arc<Caller>, request: Request<Incoming>) ->
     let client_version = parts.version;
     ensure_request_id(&mut parts.headers);
     let settings = &caller.proxy.settings;
-    let asks = admit(&mut parts, caller.limits(), &settings.upgrades);
+    let asks = admit(&mut parts, caller.limits(), incoming.may_upgrade(), &settings.upgrades);
     let mut record = caller.record(&parts, start);
     let asks = match asks {
         Ok(Asks::Connect) if !settings.allows_connect() => Err(Reason::ConnectRefused),
@@ -246,14 +246,14 @@ impl Caller {
     }
 
     /// The record of a request that came by this connection.
-    pub(super) fn record(&self, parts: &Parts, start: Instant) -> Record {
+    pub(super) fn record(&self, parts: &Parts, start: Instant) -> Box<Record> {
         Record::new(&self.proxy, parts, self.peer, start, self.pair.clone())
     }
 
     /// An answer of our own, that says why. `close`: it is the last one on its connection.
     pub(super) fn refuse(
         &self,
-        mut record: Record,
+        mut record: Box<Record>,
         reason: &Reason,
         policy: &str,
         request: &HeaderMap,

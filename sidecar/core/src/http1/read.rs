@@ -21,6 +21,8 @@ pub struct RequestHead {
     pub keep_alive: bool,
     /// The client waits for "100 Continue" before it sends the body.
     pub expects_continue: bool,
+    /// Its Connection header names `upgrade`.
+    pub names_upgrade: bool,
     /// The head as it came.
     pub origin: Bytes,
 }
@@ -105,14 +107,14 @@ pub fn parse_request(input: &[u8], limits: Limits) -> Reading<RequestHead> {
         .and_then(|m| Method::from_bytes(m.as_bytes()).ok())
         .ok_or(HeadError::Invalid("invalid method"))?;
     (parts.version, parts.headers) = (version, headers);
-    let target = slice(parsed.path.unwrap_or_default().as_bytes());
+    let target = parsed.path.unwrap_or_default().as_bytes();
     // What nearly all requests have: an origin-form that `http::Uri` takes as it is.
-    let usual = target.starts_with(b"/") && is_visible(&target) && parts.method != Method::CONNECT;
+    let usual = target.starts_with(b"/") && is_visible(target) && parts.method != Method::CONNECT;
     let mut absolute = false;
-    match Uri::from_maybe_shared(target.clone()) {
-        Ok(uri) if usual => parts.uri = uri,
+    match usual.then(|| Uri::from_maybe_shared(slice(target))) {
+        Some(Ok(uri)) => parts.uri = uri,
         _ => {
-            let form = Form::parse(&parts.method, target)?;
+            let form = Form::parse(&parts.method, slice(target))?;
             absolute = matches!(form, Form::Absolute(..));
             place(form, &mut parts)?;
         }
@@ -122,8 +124,8 @@ pub fn parse_request(input: &[u8], limits: Limits) -> Reading<RequestHead> {
         return Err(HeadError::Invalid("one Host header is needed"));
     }
     let (keep_alive, expects_continue) = (about.keep_alive, about.expects && version == Version::HTTP_11);
-    let length = origin.len();
-    Ok(Some((RequestHead { parts, framing, keep_alive, expects_continue, origin }, length)))
+    let (names_upgrade, length) = (about.names_upgrade, origin.len());
+    Ok(Some((RequestHead { parts, framing, keep_alive, expects_continue, names_upgrade, origin }, length)))
 }
 
 /// Gives a request its target.
@@ -235,6 +237,7 @@ struct About {
     coded: Option<bool>,
     keep_alive: bool,
     expects: bool,
+    names_upgrade: bool,
     hosts: usize,
 }
 
@@ -243,8 +246,14 @@ fn headers(
     slice: &impl Fn(&[u8]) -> Bytes,
     version: Version,
 ) -> Result<(HeaderMap, About), HeadError> {
-    let mut about =
-        About { length: None, coded: None, keep_alive: version == Version::HTTP_11, expects: false, hosts: 0 };
+    let mut about = About {
+        length: None,
+        coded: None,
+        keep_alive: version == Version::HTTP_11,
+        expects: false,
+        names_upgrade: false,
+        hosts: 0,
+    };
     // Room for what the proxy adds.
     let mut headers = HeaderMap::with_capacity(parsed.len() + 6);
     for header in parsed {
@@ -269,6 +278,8 @@ fn headers(
                         about.keep_alive = false;
                     } else if version == Version::HTTP_10 && token.eq_ignore_ascii_case(b"keep-alive") {
                         about.keep_alive = true;
+                    } else if token.eq_ignore_ascii_case(b"upgrade") {
+                        about.names_upgrade = true;
                     }
                 }
             }

@@ -73,6 +73,7 @@ impl Target {
 }
 
 /// The path of a request with its query, as its sender wrote it; "/" where it has none.
+#[inline]
 pub fn path_and_query(parts: &Parts) -> &str {
     if let Some(Raw(raw)) = parts.extensions.get() {
         // UTF-8, as was found when it was made.
@@ -84,8 +85,24 @@ pub fn path_and_query(parts: &Parts) -> &str {
 /// Whether `text` may be an authority: bytes of a host, a port, an IP literal (RFC 3986, 3.2), empty too. Userinfo is not
 /// accepted: RFC 9110, 4.2.4, has recipients treat it as an error.
 pub fn is_authority(text: &[u8]) -> bool {
-    text.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(byte))
+    text.iter().all(|byte| AUTHORITY[usize::from(*byte)])
 }
+
+/// The bytes of an authority: each request has one.
+static AUTHORITY: [bool; 256] = {
+    let mut all = [false; 256];
+    let (mut byte, others) = (0, b"-._~%!$&'()*+,;=:[]");
+    while byte < 128 {
+        all[byte] = (byte as u8).is_ascii_alphanumeric();
+        byte += 1;
+    }
+    let mut at = 0;
+    while at < others.len() {
+        all[others[at] as usize] = true;
+        at += 1;
+    }
+    all
+};
 
 impl Form {
     /// Parses the target of a request with this method.
