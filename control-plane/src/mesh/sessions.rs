@@ -30,16 +30,11 @@ impl Mesh {
     /// # Errors
     /// When the node's name or its address belongs to a live sidecar of another identity, or the store refuses.
     pub async fn begin_session(&self, name: &str, node: Node) -> Result<u64, Refusal> {
-        let moved = self.lock().nodes.get(name).is_some_and(|held| held.namespace != node.namespace);
-        if moved {
-            // What it registered in another namespace would be found under this one no more.
-            let gone = self.instances_of(name, |_| true);
-            self.remove(&gone).await?;
-        }
         for _ in 0..TRIES {
-            let (session, condition) = {
+            let (session, condition, left) = {
                 let mut state = self.lock();
-                let lives = |held: &Node| held.alive.is_some() && held.identity != node.identity;
+                // One whose lease ended with many others is kept: it may be back any moment.
+                let lives = |held: &Node| (held.alive.is_some() || held.unknown) && held.identity != node.identity;
                 let held = state.nodes.get(name);
                 if let Some(held) = held.filter(|held| lives(held)) {
                     return Err(format!("the node name {name} is in use by {}", held.identity).into());
@@ -54,10 +49,20 @@ impl Mesh {
                     return Err(format!("the address {} belongs to {} ({other})", node.address, held.identity).into());
                 }
                 let modified = held.and_then(|held| held.alive.as_ref()).map_or(0, |alive| alive.modified);
+                // What was registered under the name in another namespace would be found under this one no more.
+                let moved = held.filter(|held| held.namespace != node.namespace);
+                let left = moved.map(|held| {
+                    let all = state.world.instances_of_node(&held.namespace, name);
+                    all.map(|left| Op::delete(Table::Registrations, registration_key(&left.key()))).collect::<Vec<_>>()
+                });
                 let session = state.next_session;
                 state.next_session += 1;
-                (session, Condition::unchanged(Table::Alive, name, modified))
+                (session, Condition::unchanged(Table::Alive, name, modified), left.unwrap_or_default())
             };
+            if !self.write_in_parts(&condition, left).await? {
+                tokio::time::sleep(RETRY / 10).await;
+                continue;
+            }
             let ops = vec![Op::put(Table::Nodes, name, stored(&node).encode_to_vec()), self.alive(name, session)];
             // Known before it is written: the watch may be faster than the answer.
             let ends = Instant::now() + self.lease;
@@ -76,6 +81,16 @@ impl Mesh {
             }
         }
         Err(format!("the node {name} is being registered by several at once").into())
+    }
+
+    /// Does all of `ops` as long as the condition holds. `false`: it did not, or does not any more.
+    async fn write_in_parts(&self, condition: &Condition, ops: Vec<Op>) -> Result<bool, store::Error> {
+        for ops in ops.chunks(MAX_OPS) {
+            if !self.write(vec![condition.clone()], ops.to_vec()).await? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Who has an identity speaks for his address: what the catalog has there goes, lest the mesh spoke plaintext to it.
@@ -219,7 +234,7 @@ impl Mesh {
     }
 
     /// Those who are connected here and gave no sign of life for too long.
-    async fn end_silent_sessions(&self, now: Instant) -> Result<(), store::Error> {
+    pub(super) async fn end_silent_sessions(&self, now: Instant) -> Result<(), store::Error> {
         let silent: Vec<(String, u64)> = {
             let state = self.lock();
             let ours = state.sessions.iter().filter(|(_, held)| held.ends <= now);
@@ -239,15 +254,12 @@ impl Mesh {
     /// Removes a node whose lease has ended and what it registered, unless it is back.
     async fn remove_dead(&self, name: &str, now: Instant) -> Result<(), store::Error> {
         let instances = self.instances_of(name, |_| true);
-        let absent = || vec![Condition::absent(Table::Alive, name)];
         let mut ops: Vec<Op> =
             instances.iter().map(|(key, _)| Op::delete(Table::Registrations, registration_key(key))).collect();
         // The node goes last: while it is there, what is left is found.
         ops.push(Op::delete(Table::Nodes, name));
-        for ops in ops.chunks(MAX_OPS) {
-            if !self.write(absent(), ops.to_vec()).await? {
-                return Ok(());
-            }
+        if !self.write_in_parts(&Condition::absent(Table::Alive, name), ops).await? {
+            return Ok(());
         }
         let mut state = self.lock();
         state.sessions.remove(name);

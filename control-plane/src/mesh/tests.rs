@@ -121,6 +121,38 @@ async fn one_lease_that_ends_removes_and_many_do_not() {
     assert!(!mesh.renew("n3", sessions[2] + 1).await);
 }
 
+/// A hello changes nothing before it has passed every check.
+#[tokio::test]
+async fn a_node_name_belongs_to_its_identity_and_namespace() {
+    let dir = tempfile::tempdir().unwrap();
+    let mesh = open(store(dir.path()).await).await;
+    sessions(&mesh, 3).await;
+    let of_another = Node {
+        namespace: "shop".into(),
+        identity: "spiffe://cluster.local/ns/shop/sa/mallory".into(),
+        address: IpAddr::from([10, 0, 0, 9]),
+        ..node(9)
+    };
+    let taken = async || {
+        let refused = mesh.begin_session("n1", of_another.clone()).await.unwrap_err().to_string();
+        assert!(refused.contains("the node name n1 is in use by spiffe://cluster.local/ns/default/sa/w1"), "{refused}");
+    };
+    taken().await;
+    assert_eq!(health(&mesh, "n1"), Some(v1::Health::Healthy));
+    // Nor is it free while its lease may have ended by a fault of the control plane.
+    expire(&mesh, &["n1", "n2"]);
+    mesh.reap_once(Instant::now()).await.unwrap();
+    taken().await;
+    assert_eq!(health(&mesh, "n1"), Some(v1::Health::Unknown));
+    // Once it is dead another may have the name, and nothing of the first is left.
+    expire(&mesh, &["n3"]);
+    mesh.end_silent_sessions(Instant::now()).await.unwrap();
+    let of_another = Node { address: IpAddr::from([10, 0, 0, 8]), ..of_another };
+    mesh.begin_session("n3", of_another).await.unwrap();
+    assert_eq!(health(&mesh, "n3"), None);
+    assert!(mesh.read_nodes(|nodes| nodes["n3"].namespace == "shop"));
+}
+
 #[tokio::test]
 async fn those_that_leave_in_order_are_no_alarm() {
     let dir = tempfile::tempdir().unwrap();

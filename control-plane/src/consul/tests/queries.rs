@@ -138,11 +138,13 @@ async fn events_reach_those_that_they_are_for() {
     // A blocking read waits for the next.
     let answered = fixture.ask("GET", "/v1/event/list", &one).await;
     let uri = format!("/v1/event/list?index={}&wait=10s", index(&answered));
-    let (waited, _) = tokio::join!(fixture.ask("GET", &uri, &one), async {
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        fire("/v1/event/fire/again", "").await
-    });
-    assert_ne!(index(&waited), index(&answered));
+    let mut waiting = std::pin::pin!(fixture.ask("GET", &uri, &one));
+    assert!(
+        tokio::time::timeout(Duration::from_millis(50), &mut waiting).await.is_err(),
+        "there is no other event yet"
+    );
+    fire("/v1/event/fire/again", "").await;
+    assert_ne!(index(&waiting.await), index(&answered));
     for (uri, payload, status, words) in [
         ("/v1/event/fire/a?node=(", "", 400, "Invalid node filter"),
         ("/v1/event/fire/a?tag=x", "", 400, "without service filter"),
