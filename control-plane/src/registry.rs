@@ -190,6 +190,7 @@ impl Session {
                 if !self.mesh.renew(&node, session).await {
                     return Err(Refusal::SessionOver);
                 }
+                return Ok(RegistryReply { held: self.mesh.held(&node), ..Default::default() });
             }
             Kind::Register(instance) => {
                 self.check(&instance)?;

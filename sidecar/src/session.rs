@@ -18,6 +18,7 @@ use weft_proto::v1::{
 };
 
 use weft_agent::datacenter::Datacenter;
+use weft_agent::entry::digest;
 
 use crate::cluster::ClusterView;
 use crate::control::{Backoff, Control};
@@ -171,6 +172,23 @@ impl Registrations {
         tokio::time::timeout(limit, answer).await.ok()?.ok()
     }
 
+    /// Everything that is wanted, as a session says it; registrations with their service ids.
+    fn all(&self) -> Vec<(Option<String>, Kind)> {
+        let mut wanted = self.lock();
+        wanted.refused.clear();
+        let instances = wanted.instances.iter().map(|(id, i)| (Some(id.clone()), Kind::Register(i.clone())));
+        let checks =
+            wanted.node_checks.values().map(|check| CheckUpdate { check: Some(check.clone()), removed: false });
+        let checks = checks.map(|update| (None, Kind::Check(update)));
+        instances.chain(checks).chain([(None, Kind::Synced(Synced {}))]).collect()
+    }
+
+    /// Digest of what the registry should hold.
+    fn digest(&self) -> u64 {
+        let wanted = self.lock();
+        digest(wanted.instances.keys().filter(|id| !wanted.refused.contains_key(*id)).map(String::as_str))
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Wanted> {
         self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -206,51 +224,35 @@ impl Session {
         let channel = control.connect().await?;
         let (requests, outgoing) = mpsc::channel(QUEUE);
         let mut client = RegistryClient::new(channel);
-        let mut next = 1;
-        let mut send = |kind: Kind| {
-            next += 1;
-            (next, requests.clone().send_owned(RegistryRequest { id: next, kind: Some(kind) }))
-        };
-        let (_, sending) = send(Kind::Hello(hello.clone()));
-        sending.await?;
+        let mut stream = Outgoing { requests, last: 0 };
+        stream.send(Kind::Hello(hello.clone())).await?;
         let mut replies = client.session(ReceiverStream::new(outgoing)).await?.into_inner();
         let first = replies.next().await.context("the control plane ended the session")??;
         anyhow::ensure!(first.error.is_empty(), "the control plane refused this sidecar: {}", first.error);
         if !first.datacenter.is_empty() {
             self.datacenter.set(&first.datacenter);
         }
+        let mut compared: Option<(u64, u64)> = None;
         let mut heartbeat = tokio::time::interval(Duration::from_secs(u64::from(first.heartbeat_s.max(1))));
         heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
 
-        // All that is wanted, again. Whoever registered while we were away is not there to be told of a refusal: it is
-        // logged, and shown by the agent API.
-        let mut again: HashMap<u64, String> = HashMap::new();
-        let (instances, node_checks) = {
-            let mut wanted = self.registrations.lock();
-            wanted.refused.clear();
-            (
-                wanted.instances.values().cloned().collect::<Vec<_>>(),
-                wanted.node_checks.values().cloned().collect::<Vec<_>>(),
-            )
-        };
-        // From here on whoever registers asks this session.
+        // All that is wanted, again. A program that registered meanwhile is not there to hear of a refusal: it is logged, and
+        // shown by the agent API.
+        let all = self.registrations.all();
+        // From here on registrations go by this session.
         self.connected.send_replace(true);
-        for instance in instances {
-            let name = instance.service_id.clone();
-            let (id, sending) = send(Kind::Register(instance));
-            sending.await?;
-            again.insert(id, name);
-        }
-        for check in node_checks {
-            send(Kind::Check(CheckUpdate { check: Some(check), removed: false })).1.await?;
-        }
-        send(Kind::Synced(Synced {})).1.await?;
+        let mut again = stream.send_all(all).await?;
 
         let mut waiting: HashMap<u64, oneshot::Sender<RegistryReply>> = HashMap::new();
         loop {
             tokio::select! {
                 reply = replies.next() => {
                     let reply = reply.context("the control plane ended the session")??;
+                    let lost = compared.take_if(|(id, _)| *id == reply.id).zip(reply.held);
+                    if lost.is_some_and(|((_, wanted), held)| wanted != held) {
+                        tracing::warn!("the registry holds other services of this node than it wants: all are registered anew");
+                        again.extend(stream.send_all(self.registrations.all()).await?);
+                    }
                     if let Some(name) = again.remove(&reply.id)
                         && !reply.error.is_empty()
                     {
@@ -268,13 +270,16 @@ impl Session {
                 }
                 command = self.commands.recv() => {
                     let Command { kind, done } = command.context("the proxy stops")?;
-                    let (id, sending) = send(kind);
-                    sending.await?;
+                    let id = stream.send(kind).await?;
                     waiting.retain(|_, done| !done.is_closed());
                     waiting.insert(id, done);
                 }
                 _ = heartbeat.tick() => {
-                    send(Kind::Heartbeat(Heartbeat { ejected: ejected(&self.directory) })).1.await?;
+                    let id = stream.send(Kind::Heartbeat(Heartbeat { ejected: ejected(&self.directory) })).await?;
+                    // While registrations are on their way both may be right.
+                    waiting.retain(|_, done| !done.is_closed());
+                    let settled = waiting.is_empty() && again.is_empty();
+                    compared = settled.then(|| (id, self.registrations.digest()));
                 }
                 changed = reconnect.changed() => return changed.context("the proxy stops"),
             }
@@ -294,14 +299,29 @@ fn ejected(directory: &Directory) -> Vec<Ejected> {
     all.into_iter().map(|(host, address)| Ejected { host, address }).collect()
 }
 
-/// A send that owns its channel, so that it can be made before it is awaited.
-trait SendOwned<T> {
-    /// Sends `value`.
-    fn send_owned(self, value: T) -> impl Future<Output = Result<()>> + Send;
+/// The session's requests.
+struct Outgoing {
+    requests: mpsc::Sender<RegistryRequest>,
+    /// Number of the last one.
+    last: u64,
 }
 
-impl<T: Send + 'static> SendOwned<T> for mpsc::Sender<T> {
-    async fn send_owned(self, value: T) -> Result<()> {
-        self.send(value).await.map_err(|_| anyhow::anyhow!("the session has ended"))
+impl Outgoing {
+    /// Sends a request and gives its number.
+    async fn send(&mut self, kind: Kind) -> Result<u64> {
+        self.last += 1;
+        let request = RegistryRequest { id: self.last, kind: Some(kind) };
+        self.requests.send(request).await.map_err(|_| anyhow::anyhow!("the session has ended"))?;
+        Ok(self.last)
+    }
+
+    /// Sends everything that is wanted; gives the numbers of the registrations with their service ids.
+    async fn send_all(&mut self, all: Vec<(Option<String>, Kind)>) -> Result<HashMap<u64, String>> {
+        let mut registrations = HashMap::new();
+        for (service_id, kind) in all {
+            let id = self.send(kind).await?;
+            registrations.extend(service_id.map(|service_id| (id, service_id)));
+        }
+        Ok(registrations)
     }
 }

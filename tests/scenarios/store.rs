@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use base64::prelude::{BASE64_STANDARD, Engine};
 use serde_json::Value;
 use weft_control_plane::store::embedded::Embedded;
 use weft_control_plane::store::etcd::{Access, Etcd as EtcdStore};
@@ -195,6 +196,25 @@ fn together() -> Result<()> {
         Ok(())
     })?;
     println!("seen through another control plane {} ms after it was acknowledged", start.elapsed().as_millis());
+
+    // What the store has lost, whatever the cause, is registered anew.
+    let record = || -> Result<Value> {
+        let all = etcd.ask(0, "kv/range", r#"{"key": "AA==", "range_end": "AA==", "keys_only": true}"#)?;
+        let is_of_order = |kv: &&Value| {
+            kv["key"]
+                .as_str()
+                .and_then(|key| BASE64_STANDARD.decode(key).ok())
+                .is_some_and(|key| key.ends_with(b"/o-0"))
+        };
+        all["kvs"].as_array().into_iter().flatten().find(is_of_order).cloned().context("no record of o-0")
+    };
+    let before = record()?;
+    etcd.ask(0, "kv/deleterange", &serde_json::json!({"key": before["key"]}).to_string())?;
+    wait_for("the next heartbeat", Duration::from_secs(10), || {
+        ensure!(record()?["create_revision"] != before["create_revision"], "not deleted yet");
+        ensure!(listed(&front)?.contains(&"o-0".to_owned()), "not seen yet");
+        Ok(())
+    })?;
     app.curl(&["-f", "-X", "PUT", "http://127.0.0.1:8500/v1/agent/service/deregister/o-0"])?;
 
     // One is killed in the middle of writes: its sidecars go to another, nothing that was acknowledged is lost and

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use prost::Message;
 use tokio::time::Instant;
+use weft_agent::entry::digest;
 use weft_proto::v1::{self, StoredAlive, StoredNode};
 
 use super::stored::registration_key;
@@ -167,6 +168,13 @@ impl Mesh {
             }
         }
         true
+    }
+
+    /// Digest of what the registry holds of a node; `None`: it knows none of that name.
+    pub fn held(&self, name: &str) -> Option<u64> {
+        let state = self.lock();
+        let node = state.nodes.get(name)?;
+        Some(digest(state.world.instances_of_node(&node.namespace, name).map(|held| held.service_id.as_str())))
     }
 
     /// A lease for this process, and everybody who is connected to it bound to it.

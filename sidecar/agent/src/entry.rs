@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use weft_proto::v1::{self, Instance};
+use xxhash_rust::xxh64::xxh64;
 
 use crate::checks::state::State;
 use crate::checks::{Definition, Kind};
@@ -16,6 +17,12 @@ pub struct Held {
     pub service: Instance,
     /// Registered by `--service`, not by the API.
     pub command_line: bool,
+}
+
+/// A digest of service ids, whatever their order: sidecar and registry compare what each holds of a node by it.
+pub fn digest<'a>(service_ids: impl Iterator<Item = &'a str>) -> u64 {
+    // As many as there are, so that the sum of one and of none differ even where a hash is 0.
+    service_ids.fold(0, |sum: u64, id| sum.wrapping_add(xxh64(id.as_bytes(), 0)).wrapping_add(1))
 }
 
 /// A registered check.
