@@ -35,6 +35,7 @@ use weft_agent::datacenter::Datacenter;
 use weft_agent::entry::Task;
 use weft_agent::eureka::instance::Instance as Document;
 use weft_agent::eureka::route::Write;
+use weft_agent::eureka::service_id;
 use weft_agent::forward::{Forwarder, Source};
 use weft_agent::listen::Answers;
 use weft_agent::local::Local;
@@ -279,12 +280,12 @@ impl Externals {
     fn eureka_node(&self, caller: &Caller, write: &Write, body: &[u8]) -> Result<Arc<Node>, Refused> {
         reachable(caller)?;
         let (app, id) = match write {
-            // Its document has to be of this application; what has its id now may be of another.
+            // Its document has to be of this application; what has its service id now may be of another.
             Write::Register(app) => {
                 caller.register(&app.to_lowercase())?;
                 let given = Document::of_body(body).map_err(Refused::bad)?;
                 let node = self.node(caller.address, &caller.namespace)?;
-                if let Ok(held) = node.agent.local.service(given.id()) {
+                if let Ok(held) = node.agent.local.service(&service_id(app, given.id())) {
                     caller.register(&held.service)?;
                 }
                 return Ok(node);

@@ -362,6 +362,7 @@ async fn eurekas_clients_register_with_a_token() {
     let known = fixture.instances("default", "order");
     assert_eq!(known, ["ext-10-0-0-7 10.0.0.7 \"\" passing"]);
     assert_eq!(ask(&order, "PUT", "ORDER/h:order:1", "").await.0, 200);
+    fixture.done(&order, "service/register", &registration("order", "cart:taken", "")).await;
     for (caller, method, path, body, status, words) in [
         (
             &cart,
@@ -371,8 +372,12 @@ async fn eurekas_clients_register_with_a_token() {
             403,
             "lacks permission 'service:write' on \"order\"",
         ),
-        (&cart, "POST", "CART", document("CART", "h:order:1", "10.0.0.7"), 403, "on \"order\""),
+        // What has the service id of this instance already is Consul's, and of another service.
+        (&cart, "POST", "CART", document("CART", "taken", "10.0.0.7"), 403, "on \"order\""),
+        // Another application's instance of the same id is another one.
+        (&cart, "POST", "CART", document("CART", "h:order:1", "10.0.0.7"), 204, ""),
         (&cart, "PUT", "ORDER/h:order:1", String::new(), 403, "on \"order\""),
+        (&cart, "DELETE", "CART/h:order:1", String::new(), 200, ""),
         (&cart, "DELETE", "CART/h:order:1", String::new(), 404, "no instance"),
         (&order, "POST", "ORDER", document("CART", "b", "10.0.0.7"), 400, "app"),
         (
@@ -388,6 +393,7 @@ async fn eurekas_clients_register_with_a_token() {
         let (got, text) = ask(caller, method, path, &body).await;
         assert!(got == status && text.contains(words), "{method} {path} {body}: {got} {text}");
     }
+    fixture.done(&order, "service/deregister/cart:taken", "").await;
     assert_eq!(fixture.instances("default", "order"), known);
     let near = Caller { address: [127, 0, 0, 1].into(), ..order.clone() };
     assert_eq!(ask(&near, "POST", "ORDER", &document("ORDER", "b", "127.0.0.1")).await.0, 400);

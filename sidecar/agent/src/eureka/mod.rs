@@ -25,7 +25,7 @@ use crate::answer::{self, Answered};
 use crate::query::Query;
 use crate::refused::Refused;
 use route::{Endpoint, Missed};
-pub use write::{MAX_DOCUMENT, Turn, lease_id};
+pub use write::{MAX_DOCUMENT, Turn, lease_id, service_id};
 
 /// Answers one request to the agent.
 pub async fn answer(agent: &Agent, head: &request::Parts, query: &Query, body: Bytes) -> Answered {

@@ -8,7 +8,9 @@ use super::instance::tests::PYTHON;
 use crate::tests::{Pod, pod, pod_with};
 
 const ID: &str = "10.0.0.1:order:8080";
-const CHECK: &str = "eureka:10.0.0.1:order:8080";
+/// The service id of it, and its lease.
+const SERVICE: &str = "order:10.0.0.1:order:8080";
+const CHECK: &str = "eureka:order:10.0.0.1:order:8080";
 
 impl Pod {
     async fn eureka(&self, method: &str, path: &str, body: &str) -> (u16, String) {
@@ -28,7 +30,7 @@ impl Pod {
 
     /// The document that goes with the registration.
     fn document(&self) -> Value {
-        serde_json::from_str(&self.agent.local.service(ID).unwrap().eureka).unwrap()
+        serde_json::from_str(&self.agent.local.service(SERVICE).unwrap().eureka).unwrap()
     }
 }
 
@@ -36,7 +38,7 @@ impl Pod {
 async fn a_registration_is_a_service_with_a_lease() {
     let pod = pod();
     pod.registered().await;
-    let service = &pod.get("/v1/agent/services").await[ID];
+    let service = &pod.get("/v1/agent/services").await[SERVICE];
     assert_eq!(
         (&service["Service"], &service["Port"], &service["Address"]),
         (&json!("order"), &json!(8080), &json!("")),
@@ -49,7 +51,7 @@ async fn a_registration_is_a_service_with_a_lease() {
     assert_eq!((&document["vipAddress"], &document["metadata"]), (&json!("order"), &json!({})));
     assert_ne!(document["leaseInfo"]["registrationTimestamp"], 0);
     // It is in maintenance, then taken back, by whichever API.
-    assert_eq!(pod.put(&format!("/v1/agent/service/deregister/{ID}"), "").await.0, 200);
+    assert_eq!(pod.put(&format!("/v1/agent/service/deregister/{SERVICE}"), "").await.0, 200);
     assert_eq!(pod.eureka("PUT", &format!("apps/ORDER/{ID}"), "").await.0, 404);
 }
 
@@ -68,7 +70,7 @@ async fn heartbeats_ask_to_register_again_when_they_must() {
     assert_eq!(pod.eureka("PUT", &beat("?lastDirtyTimestamp=x"), "").await.0, 400);
     assert_eq!(pod.eureka("PUT", &format!("apps/CART/{ID}"), "").await.0, 404, "of another application");
     // One that Consul's API registered over it has no lease.
-    let body = format!(r#"{{"name":"order","id":"{ID}","port":8080}}"#);
+    let body = format!(r#"{{"name":"order","id":"{SERVICE}","port":8080}}"#);
     assert_eq!(pod.put("/v1/agent/service/register", &body).await.0, 200);
     assert_eq!(pod.eureka("PUT", &beat(""), "").await.0, 404);
     pod.registered().await;
@@ -116,7 +118,7 @@ async fn statuses_that_others_set_outlive_registrations() {
     let pod = pod();
     pod.registered().await;
     let at = format!("apps/ORDER/{ID}/status");
-    let maintenance = format!("_service_maintenance:{ID}");
+    let maintenance = format!("_service_maintenance:{SERVICE}");
     pod.done("PUT", &format!("{at}?value=OUT_OF_SERVICE&lastDirtyTimestamp=1")).await;
     assert_eq!(pod.status_of(&maintenance).await, "critical");
     pod.registered().await;
@@ -161,7 +163,7 @@ async fn metadata_are_the_services() {
     let pod = pod();
     pod.registered().await;
     pod.done("PUT", &format!("apps/ORDER/{ID}/metadata?version=v2&team=shop")).await;
-    let service = &pod.get("/v1/agent/services").await[ID];
+    let service = &pod.get("/v1/agent/services").await[SERVICE];
     assert_eq!(service["Meta"], json!({ "management.port": "8080", "version": "v2", "team": "shop" }));
     assert_eq!(pod.document()["vipAddress"], "order");
     assert_eq!(pod.eureka("PUT", "apps/ORDER/other/metadata?a=b", "").await.0, 404);
@@ -208,4 +210,36 @@ async fn a_restart_keeps_the_document() {
     assert_eq!(pod.document(), before);
     assert_eq!(pod.status_of(CHECK).await, "passing");
     pod.done("PUT", &format!("apps/ORDER/{ID}?lastDirtyTimestamp=1700000000001")).await;
+}
+
+/// Netflix's client takes the machine's name for an instance's id, so that all applications of a machine have one.
+#[tokio::test]
+async fn applications_with_one_instance_id_are_two_instances() {
+    let pod = pod();
+    let body = |app: &str, port: u16| {
+        json!({ "instance": {
+            "instanceId": "host-1", "hostName": "host-1", "app": app, "ipAddr": "127.0.0.1", "status": "UP",
+            "port": { "$": port, "@enabled": "true" }, "vipAddress": app, "leaseInfo": { "durationInSecs": 60 },
+            "dataCenterInfo": { "@class": "com.netflix.appinfo.InstanceInfo$DefaultDataCenterInfo", "name": "MyOwn" },
+        } })
+        .to_string()
+    };
+    pod.put("/v1/agent/service/register", r#"{"Name": "web", "ID": "host-1", "Port": 7000}"#).await;
+    for (app, port) in [("ALPHA", 9001), ("BETA", 9002)] {
+        assert_eq!(pod.eureka("POST", &format!("apps/{app}"), &body(app, port)).await.0, 204);
+    }
+    let registered = || async {
+        let services = pod.get("/v1/agent/services").await;
+        services.as_object().unwrap().keys().cloned().collect::<Vec<_>>()
+    };
+    assert_eq!(registered().await, ["alpha:host-1", "beta:host-1", "host-1"]);
+    pod.done("PUT", "apps/ALPHA/host-1").await;
+    pod.done("PUT", "apps/BETA/host-1/status?value=OUT_OF_SERVICE").await;
+    let checks = pod.get("/v1/agent/checks").await;
+    assert_eq!(checks["eureka:alpha:host-1"]["Status"], "passing");
+    let taken_out: Vec<_> =
+        checks.as_object().unwrap().keys().filter(|id| id.starts_with("_service_maintenance")).collect();
+    assert_eq!(taken_out, ["_service_maintenance:beta:host-1"]);
+    pod.done("DELETE", "apps/ALPHA/host-1").await;
+    assert_eq!(registered().await, ["beta:host-1", "host-1"]);
 }

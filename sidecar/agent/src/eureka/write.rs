@@ -29,6 +29,12 @@ const OUT_OF_SERVICE: &str = "OUT_OF_SERVICE by Eureka's API";
 #[derive(Debug, Default)]
 pub struct Turn(tokio::sync::Mutex<()>);
 
+/// The service id of an application's instance. Eureka's key is both: Netflix's client takes the machine's name for the id, whatever
+/// runs there.
+pub fn service_id(app: &str, id: &str) -> String {
+    format!("{}:{id}", app.to_lowercase())
+}
+
 /// The check that is the lease of a service.
 pub fn lease_id(service_id: &str) -> String {
     format!("eureka:{service_id}")
@@ -47,8 +53,8 @@ pub(super) async fn write(agent: &Agent, write: Write, query: &Query, body: &[u8
         }
         Write::Renew(app, id) => renew(agent, &app, &id, query).await?,
         Write::Cancel(app, id) => {
-            find(agent, &app, &id)?;
-            agent.local.deregister(&id).await?;
+            let (service, _) = find(agent, &app, &id)?;
+            agent.local.deregister(&service.service_id).await?;
         }
         Write::Override(app, id) => {
             let value = query.value("value").unwrap_or_default();
@@ -69,8 +75,11 @@ pub(super) async fn write(agent: &Agent, write: Write, query: &Query, body: &[u8
 async fn register(agent: &Agent, app: &str, body: &[u8]) -> Result<(), Refused> {
     let mut given = Instance::of_body(body).map_err(Refused::bad)?;
     given.check(app).map_err(Refused::bad)?;
-    let id = given.id().to_owned();
-    let held = find(agent, app, &id).ok().and_then(|(_, document)| document);
+    // One of an earlier version has another service id, and keeps it.
+    let (service_id, held) = match find(agent, app, given.id()) {
+        Ok((service, Some(held))) => (service.service_id, Some(held)),
+        _ => (service_id(&given.app, given.id()), None),
+    };
     let now = now();
     given.lease.registered = held.as_ref().map_or(now, |held| held.lease.registered);
     given.lease.renewed = now;
@@ -88,7 +97,7 @@ async fn register(agent: &Agent, app: &str, body: &[u8]) -> Result<(), Refused> 
         given.lease.up = held.map(|held| held.lease.up).filter(|up| *up != 0).unwrap_or(now);
     }
     let service = v1::Instance {
-        service_id: id.clone(),
+        service_id: service_id.clone(),
         service: given.app.to_lowercase(),
         address: address(&given.ip_addr, agent.local.own()).map_err(Refused::bad)?,
         port: u32::from(given.used_port()),
@@ -97,30 +106,30 @@ async fn register(agent: &Agent, app: &str, body: &[u8]) -> Result<(), Refused> 
     };
     put(agent, service, Some(given)).await?;
     if taken_out {
-        agent.local.maintenance(&id, Some(OUT_OF_SERVICE)).await?;
+        agent.local.maintenance(&service_id, Some(OUT_OF_SERVICE)).await?;
     }
     Ok(())
 }
 
 /// A heartbeat. Not known, or changed by the client since: it is to register again.
 async fn renew(agent: &Agent, app: &str, id: &str, query: &Query) -> Result<(), Refused> {
-    let (_, document) = find(agent, app, id)?;
+    let (service, document) = find(agent, app, id)?;
     let document = document.ok_or_else(|| unknown(app, id))?;
     if dirty(query)?.is_some_and(|theirs| theirs > document.last_dirty) {
         let text = format!("{id:?} of {app:?} has changed since it was registered; register it again");
         return Err(Refused::new(StatusCode::NOT_FOUND, text));
     }
-    lease(agent, &document).await
+    lease(agent, &service.service_id, &document).await
 }
 
 async fn set_override(agent: &Agent, app: &str, id: &str, status: Status, query: &Query) -> Result<(), Refused> {
     let (service, document) = find(agent, app, id)?;
     if status == Status::OutOfService {
-        return agent.local.maintenance(id, Some(OUT_OF_SERVICE)).await;
+        return agent.local.maintenance(&service.service_id, Some(OUT_OF_SERVICE)).await;
     }
     let Some(document) = document else {
         if status == Status::Up {
-            return agent.local.maintenance(id, None).await;
+            return agent.local.maintenance(&service.service_id, None).await;
         }
         let text = format!(
             "{id:?} was not registered by Eureka's API: it can be UP or OUT_OF_SERVICE, its checks say the rest"
@@ -128,12 +137,14 @@ async fn set_override(agent: &Agent, app: &str, id: &str, status: Status, query:
         return Err(Refused::bad(text));
     };
     let last_dirty = dirty(query)?.unwrap_or_default().max(document.last_dirty);
+    let service_id = service.service_id.clone();
     put(agent, service, Some(Instance { overridden: status, last_dirty, last_updated: now(), ..document })).await?;
-    agent.local.maintenance(id, None).await
+    agent.local.maintenance(&service_id, None).await
 }
 
 async fn end_override(agent: &Agent, app: &str, id: &str, query: &Query) -> Result<(), Refused> {
     let (service, document) = find(agent, app, id)?;
+    let service_id = service.service_id.clone();
     if let Some(mut document) = document {
         if let Some(value) = query.value("value").filter(|value| !value.is_empty()) {
             document.status = Status::parse(value).map_err(|e| Refused::bad(format!("value: {e}")))?;
@@ -143,15 +154,20 @@ async fn end_override(agent: &Agent, app: &str, id: &str, query: &Query) -> Resu
         document.last_updated = now();
         put(agent, service, Some(document)).await?;
     }
-    agent.local.maintenance(id, None).await
+    agent.local.maintenance(&service_id, None).await
 }
 
 /// What is registered here of that application and id, and its document where this API registered it.
 fn find(agent: &Agent, app: &str, id: &str) -> Result<(v1::Instance, Option<Instance>), Refused> {
-    let service = agent.local.service(id).ok().filter(|service| service.service.eq_ignore_ascii_case(app));
-    let service = service.ok_or_else(|| unknown(app, id))?;
-    let document = serde_json::from_str(&service.eureka).ok().and_then(|map| Instance::of(&map).ok());
-    Ok((service, document))
+    let of_app = agent.local.services().into_iter().filter(|service| service.service.eq_ignore_ascii_case(app));
+    let documents = of_app.map(|service| {
+        let document = serde_json::from_str(&service.eureka).ok().and_then(|map| Instance::of(&map).ok());
+        (service, document)
+    });
+    let (own, others): (Vec<_>, Vec<_>) = documents.partition(|(_, document)| document.is_some());
+    let own = own.into_iter().find(|(_, document)| document.as_ref().is_some_and(|document| document.id() == id));
+    let found = own.or_else(|| others.into_iter().find(|(service, _)| service.service_id == id));
+    found.ok_or_else(|| unknown(app, id))
 }
 
 /// Registers a service, and with a document its lease, which begins anew.
@@ -164,14 +180,15 @@ async fn put(agent: &Agent, mut service: v1::Instance, document: Option<Instance
         )));
     }
     let check = lease_check(&service, &document);
+    let service_id = service.service_id.clone();
     agent.local.register(service, vec![check], false).await?;
-    lease(agent, &document).await
+    lease(agent, &service_id, &document).await
 }
 
 /// The lease goes on, and tells the status.
-async fn lease(agent: &Agent, document: &Instance) -> Result<(), Refused> {
+async fn lease(agent: &Agent, service_id: &str, document: &Instance) -> Result<(), Refused> {
     let status = document.effective();
-    agent.local.renew(&lease_id(document.id()), health(status), status.as_str()).await
+    agent.local.renew(&lease_id(service_id), health(status), status.as_str()).await
 }
 
 fn health(status: Status) -> state::Status {
