@@ -48,9 +48,12 @@ struct SavedCheck {
     maintenance: bool,
     status: String,
     output: String,
-    /// When the application's last report lapses, seconds since 1970.
+    /// When the application's last report lapses, seconds since 1970; `None`: it has.
     #[serde(default)]
-    expires: Option<u64>,
+    expires: Option<f64>,
+    /// Since when it is critical, seconds since 1970; `None`: it is not.
+    #[serde(default)]
+    critical_since: Option<f64>,
 }
 
 /// How a check fared when it was saved.
@@ -58,12 +61,60 @@ struct SavedCheck {
 pub struct Left {
     status: Status,
     output: String,
+    reports: Reports,
+    critical_since: Option<Instant>,
+}
+
+/// How long a report of the application counts.
+#[derive(Debug, Clone, Copy)]
+enum Reports {
+    /// As if it came now.
+    Anew,
+    /// Until then; `None`: no more.
+    Until(Option<Instant>),
 }
 
 impl Left {
     /// Lets a fresh state go on from here.
     pub fn continue_in(self, state: &mut State, now: Instant) {
-        state.restore(self.status, self.output, now);
+        let anew = state.due();
+        state.restore(self.status, self.output, self.critical_since, now);
+        if let Reports::Until(due) = self.reports {
+            // A clock that was set back does not make it count for longer.
+            state.set_due(due.map(|due| anew.map_or(due, |anew| anew.min(due))));
+            state.expire(now);
+        }
+    }
+}
+
+/// One moment by both clocks: what was saved by the one is to be measured by the other.
+#[derive(Debug, Clone, Copy)]
+pub struct Moment {
+    /// Of this process.
+    pub now: Instant,
+    /// Of the machine.
+    pub wall: SystemTime,
+}
+
+impl Moment {
+    /// This moment.
+    pub fn now() -> Moment {
+        Moment { now: Instant::now(), wall: SystemTime::now() }
+    }
+
+    /// Seconds since 1970 of an instant.
+    fn seconds(self, at: Instant) -> f64 {
+        let wall = self.wall.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        wall + at.saturating_duration_since(self.now).as_secs_f64()
+            - self.now.saturating_duration_since(at).as_secs_f64()
+    }
+
+    /// The instant of so many seconds since 1970; as long ago as an instant can be where it is longer.
+    fn instant(self, seconds: f64) -> Instant {
+        let wall = self.wall.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        let apart = Duration::try_from_secs_f64((seconds - wall).abs()).unwrap_or_default();
+        let there = if seconds > wall { self.now.checked_add(apart) } else { self.now.checked_sub(apart) };
+        there.unwrap_or(self.now)
     }
 }
 
@@ -75,12 +126,8 @@ impl Saved {
     pub fn of<'a>(
         services: impl Iterator<Item = &'a Held>,
         checks: impl Iterator<Item = &'a Entry>,
-        (now, wall): (Instant, SystemTime),
+        moment: Moment,
     ) -> Saved {
-        let expires = |due: Instant| {
-            let end = wall + due.saturating_duration_since(now);
-            end.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
-        };
         Saved {
             services: services
                 .map(|held| SavedService {
@@ -95,7 +142,8 @@ impl Saved {
                     maintenance: entry.is_maintenance(),
                     status: entry.state.status().as_str().into(),
                     output: entry.state.output().into(),
-                    expires: entry.state.due().map(expires),
+                    expires: entry.state.due().map(|due| moment.seconds(due)),
+                    critical_since: entry.state.critical_since().map(|since| moment.seconds(since)),
                 })
                 .collect(),
         }
@@ -135,7 +183,7 @@ impl Saved {
     }
 
     /// The services and checks in it that still make sense; the others are named in the log.
-    pub fn take(self, wall: SystemTime, own: Own) -> (Vec<Held>, Vec<Check>) {
+    pub fn take(self, moment: Moment, own: Own) -> (Vec<Held>, Vec<Check>) {
         let services = self.services.into_iter().filter_map(|saved| {
             let service = definitions::service(saved.registration.to_string().as_bytes(), own);
             match service {
@@ -152,14 +200,14 @@ impl Saved {
         let services = services.collect();
         let checks = self.checks.into_iter().filter_map(|saved| {
             let id = saved.registration["checkid"].as_str().unwrap_or_default().to_owned();
-            saved.take(wall, own).map_err(|e| tracing::warn!("the check {id:?} does not come back: {e}")).ok()
+            saved.take(moment, own).map_err(|e| tracing::warn!("the check {id:?} does not come back: {e}")).ok()
         });
         (services, checks.collect())
     }
 }
 
 impl SavedCheck {
-    fn take(self, wall: SystemTime, own: Own) -> Result<Check, String> {
+    fn take(self, moment: Moment, own: Own) -> Result<Check, String> {
         let definition = if self.maintenance {
             let text = |key: &str| self.registration[key].as_str().unwrap_or_default();
             definitions::maintenance(text("serviceid"), text("notes"))
@@ -170,15 +218,12 @@ impl SavedCheck {
         // As Consul does (`loadCheckState`): a report counts for as long as it would have without a restart.
         // Programs beside their agent could not report while it was away, and mostly came and went with it; those elsewhere
         // had no part in it.
-        let lapsed =
-            own == Own::Pod && self.expires.is_some_and(|end| wall > SystemTime::UNIX_EPOCH + Duration::from_secs(end));
-        let left = if lapsed {
-            let output = format!("TTL expired (last output before timeout follows): {}", self.output);
-            Left { status: Status::Critical, output }
-        } else {
-            Left { status, output: self.output }
+        let reports = match own {
+            Own::Pod => Reports::Until(self.expires.map(|end| moment.instant(end))),
+            _ => Reports::Anew,
         };
-        Ok((definition, left))
+        let critical_since = self.critical_since.map(|since| moment.instant(since));
+        Ok((definition, Left { status, output: self.output, reports, critical_since }))
     }
 }
 
@@ -263,6 +308,7 @@ fn of_check(check: &Definition) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::entry::new_state;
 
     #[test]
     fn what_is_registered_is_read_back_as_it_was() {
@@ -288,19 +334,56 @@ mod tests {
 
     #[test]
     fn a_report_counts_as_long_as_it_would_have_without_a_restart() {
-        let check = |expires| SavedCheck {
+        let check = |expires: Option<f64>| SavedCheck {
             registration: json!({ "checkid": "c", "name": "c", "ttl": "10s" }),
             maintenance: false,
             status: "passing".into(),
             output: "all well".into(),
-            expires: Some(expires),
+            expires,
+            critical_since: None,
         };
-        let wall = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
-        let (_, left) = check(1000).take(wall, Own::Pod).unwrap();
-        assert_eq!((left.status, left.output.as_str()), (Status::Passing, "all well"));
-        let (_, left) = check(999).take(wall, Own::Pod).unwrap();
-        assert_eq!(left.status, Status::Critical);
-        assert_eq!(left.output, "TTL expired (last output before timeout follows): all well");
+        let moment = Moment { now: Instant::now(), wall: SystemTime::UNIX_EPOCH + Duration::from_secs(1000) };
+        let restored = |saved: SavedCheck, own: Own| {
+            let (definition, left) = saved.take(moment, own).unwrap();
+            let mut state = new_state(&definition, moment.now);
+            left.continue_in(&mut state, moment.now);
+            (state.status(), state.due().map(|due| due - moment.now), state.output().to_owned())
+        };
+        let (seconds, well) = (Duration::from_secs, "all well".to_owned());
+        let passing = |due| (Status::Passing, Some(due), well.clone());
+        assert_eq!(restored(check(Some(1003.0)), Own::Pod), passing(seconds(3)), "what is left of it, not all of it");
+        assert_eq!(restored(check(Some(2000.0)), Own::Pod), passing(seconds(10)), "the clock was set back");
+        let lapsed = "TTL expired (last output before timeout follows): all well".to_owned();
+        assert_eq!(restored(check(Some(999.0)), Own::Pod), (Status::Critical, None, lapsed));
+        assert_eq!(restored(check(None), Own::Pod), (Status::Passing, None, well.clone()));
+        let elsewhere = Own::At([10, 0, 0, 7].into());
+        assert_eq!(restored(check(Some(999.0)), elsewhere), passing(seconds(10)), "its program had no part in it");
+    }
+
+    #[test]
+    fn an_instance_is_taken_back_when_it_would_have_been_without_a_restart() {
+        let saved = |critical_since| SavedCheck {
+            registration: json!({ "checkid": "c", "name": "c", "ttl": "10s", "deregister_critical_service_after": "60s" }),
+            maintenance: false,
+            status: "critical".into(),
+            output: String::new(),
+            expires: None,
+            critical_since,
+        };
+        let moment = Moment { now: Instant::now(), wall: SystemTime::UNIX_EPOCH + Duration::from_secs(1000) };
+        for (since, at, late) in
+            [(Some(950.0), 9, false), (Some(950.0), 10, true), (None, 59, false), (Some(1005.0), 64, false)]
+        {
+            let (definition, left) = saved(since).take(moment, Own::Pod).unwrap();
+            let mut state = new_state(&definition, moment.now);
+            left.continue_in(&mut state, moment.now);
+            let at = moment.now + Duration::from_secs(at);
+            assert_eq!(state.critical_for(Duration::from_secs(60), at), late, "critical since {since:?}");
+        }
+        // A machine that has just been started knows no instant of before it.
+        assert!(moment.instant(0.0) <= moment.now);
+        let since = moment.now + Duration::from_millis(2500);
+        assert_eq!(moment.instant(moment.seconds(since)), since);
     }
 
     #[test]
@@ -308,7 +391,7 @@ mod tests {
         let text = r#"{"services":[{"registration":{"name":"a","address":"192.0.2.1"}},{"registration":{"name":"b"}}],
             "checks":[{"registration":{"checkid":"c"},"status":"passing","output":""}]}"#;
         let saved: Saved = serde_json::from_str(text).unwrap();
-        let (services, checks) = saved.take(SystemTime::now(), Own::Pod);
+        let (services, checks) = saved.take(Moment::now(), Own::Pod);
         let names: Vec<_> = services.iter().map(|s| s.service.service.as_str()).collect();
         assert_eq!((names, checks.len()), (vec!["b"], 0));
     }

@@ -121,11 +121,24 @@ impl State {
     }
 
     /// Continues where it was before the sidecar was restarted; the first result counts at once all the same.
-    pub fn restore(&mut self, status: Status, output: String, now: Instant) {
+    pub fn restore(&mut self, status: Status, output: String, critical_since: Option<Instant>, now: Instant) {
         if let Some(ttl) = &mut self.ttl {
             ttl.reported.clone_from(&output);
         }
+        self.critical_since = critical_since;
         self.set(status, output, now);
+    }
+
+    /// Has the last report count until `due`; `None`: it counts no more. Without effect on a check that has no time to live.
+    pub fn set_due(&mut self, due: Option<Instant>) {
+        if let Some(ttl) = &mut self.ttl {
+            ttl.due = due;
+        }
+    }
+
+    /// Since when it is critical; of one that is so by its reports, when they end.
+    pub fn critical_since(&self) -> Option<Instant> {
+        self.critical_since
     }
 
     /// The application has registered it again: a time to live that has not lapsed begins anew.

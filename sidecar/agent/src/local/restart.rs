@@ -3,11 +3,9 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use tokio::time::Instant;
-
-use super::super::saved::Saved;
+use super::super::saved::{Moment, Saved};
 use super::{Local, Writing};
 use crate::checks::Definition;
 
@@ -20,7 +18,7 @@ impl Local {
     pub async fn restore(self: &Arc<Self>, command_line: Option<&str>) {
         let Some(file) = &self.file else { return };
         let writing = self.writer.lock().await;
-        let (services, checks) = Saved::read(file).take(SystemTime::now(), self.own());
+        let (services, checks) = Saved::read(file).take(Moment::now(), self.own());
         let (mut of_services, mut of_node) = (BTreeMap::<String, Vec<Definition>>::new(), Vec::new());
         {
             let mut held = self.lock();
@@ -71,7 +69,7 @@ impl Local {
         let Some(file) = self.file.clone() else { return };
         let saved = {
             let held = self.lock();
-            Saved::of(held.services.values(), held.checks.values(), (Instant::now(), SystemTime::now()))
+            Saved::of(held.services.values(), held.checks.values(), Moment::now())
         };
         // A disk may take its time, and others wait for this thread.
         if let Ok(Err(e)) = tokio::task::spawn_blocking(move || saved.write(&file)).await {
