@@ -22,6 +22,7 @@ use crate::cli::snapshot::PIECE;
 use crate::discovery::Discovery;
 use crate::explain;
 use crate::federation::{Federation, PeerStatus};
+use crate::identity::Refusals;
 use crate::mesh::{Mesh, unix_now};
 use crate::policy::{self, Document, Severity};
 use crate::snapshot;
@@ -50,6 +51,8 @@ pub struct AdminService {
     pub federation: Arc<Federation>,
     /// What snapshots are of.
     pub store: store::Shared,
+    /// Sidecars that get no certificate.
+    pub refusals: Arc<Refusals>,
 }
 
 /// What other data centres have of a host: the first of them gets what goes elsewhere.
@@ -252,6 +255,10 @@ impl Admin for AdminService {
             service.instances.sort_by(|a, b| a.address.cmp(&b.address));
         }
         let mut sidecars = self.discovery.status();
+        let clocks = self.mesh.clocks();
+        for sidecar in &mut sidecars {
+            sidecar.clock_ahead_ms = clocks.get(&sidecar.node).copied().unwrap_or_default();
+        }
         self.mesh.read(|world| add_groups(world, &mut sidecars));
         Ok(Response::new(v1::StatusReply {
             world_version: version,
@@ -259,6 +266,7 @@ impl Admin for AdminService {
             policy_problems: self.mesh.policy_problems().iter().map(ToString::to_string).collect(),
             services: services.into_values().collect(),
             datacenters: self.federation.status(&self.mesh).into_iter().map(datacenter).collect(),
+            refused: self.refusals.status(tokio::time::Instant::now()),
         }))
     }
 

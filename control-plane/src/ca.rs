@@ -12,11 +12,10 @@ use rcgen::{
 };
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde::{Deserialize, Serialize};
+use weft_core::clock::TOLERANCE;
 
 /// How long a root is valid.
 const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
-/// Clocks of sidecars may be behind ours by this much; by less where a certificate lives only minutes.
-const CLOCK_SKEW: Duration = Duration::from_secs(60);
 
 /// What the store keeps of the CA. Holds the private key.
 #[derive(Serialize, Deserialize)]
@@ -55,7 +54,7 @@ impl Ca {
         params.subject_alt_names.push(SanType::URI(format!("spiffe://{trust_domain}").try_into()?));
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        params.not_before = (now - CLOCK_SKEW).into();
+        params.not_before = (now - TOLERANCE).into();
         params.not_after = (now + ROOT_LIFETIME).into();
         let root = params.self_signed(&key)?;
         let record = CaRecord {
@@ -142,7 +141,7 @@ impl Ca {
         params.use_authority_key_identifier_extension = true;
         let not_after = now + lifetime;
         // Small beside the lifetime: the holder renews at half of what the certificate says.
-        params.not_before = (now - CLOCK_SKEW.min(lifetime / 10)).into();
+        params.not_before = (now - TOLERANCE.min(lifetime / 10)).into();
         params.not_after = not_after.into();
         let leaf = params.signed_by(key, &self.issuer)?;
         Ok(Signed { chain: vec![leaf.der().clone()], not_after })
@@ -166,7 +165,7 @@ impl Ca {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.use_authority_key_identifier_extension = true;
         let not_after = now + lifetime;
-        params.not_before = (now - CLOCK_SKEW.min(lifetime / 10)).into();
+        params.not_before = (now - TOLERANCE.min(lifetime / 10)).into();
         params.not_after = not_after.into();
         let leaf = params.signed_by(key, &self.issuer)?;
         Ok(Signed { chain: vec![leaf.der().clone()], not_after })

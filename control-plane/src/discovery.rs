@@ -103,6 +103,7 @@ impl Discovery {
             connected_s: s.since.elapsed().as_secs(),
             group: String::new(),
             joined: String::new(),
+            clock_ahead_ms: 0,
             resources: s
                 .resources
                 .iter()

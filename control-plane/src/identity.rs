@@ -1,17 +1,29 @@
 //! Certificate signing: a join token or a certificate in, a fresh certificate of the same entitlement out.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use rand::RngExt;
+use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 use weft_core::identity::SpiffeId;
 use weft_proto::v1::identity_server::Identity;
-use weft_proto::v1::{SignRequest, SignResponse};
+use weft_proto::v1::{RefusedIdentity, SignRequest, SignResponse};
 
 use crate::ca::Ca;
 use crate::peer::Peer;
+use crate::rates::Rates;
 use crate::token::Tokens;
+
+/// Certificates that one identity at one address gets at once, and how often one more: a machine whose pods start together has
+/// several, and one that goes wrong does not keep this process busy.
+pub const BURST: u32 = 60;
+/// See [`BURST`].
+pub const INTERVAL: Duration = Duration::from_secs(2);
+/// Identities whose refusals are remembered.
+const MAX_REFUSALS: usize = 1000;
 
 /// The signing service.
 pub struct IdentityService {
@@ -21,41 +33,121 @@ pub struct IdentityService {
     pub tokens: Arc<Tokens>,
     /// Longest life of a certificate; up to a tenth less, so that a mesh started at once does not renew at once.
     pub lifetime: Duration,
+    /// How often an identity at an address may ask.
+    pub rates: Rates<(String, IpAddr)>,
+    /// Those that were refused.
+    pub refusals: Arc<Refusals>,
+}
+
+/// Identities that get no certificate, until they do: what `weftctl status` shows.
+#[derive(Debug, Default)]
+pub struct Refusals(Mutex<BTreeMap<String, Refusal>>);
+
+#[derive(Debug)]
+struct Refusal {
+    since: Instant,
+    times: u64,
+    address: Option<IpAddr>,
+    reason: String,
+}
+
+impl Refusals {
+    /// An identity was refused. That it is the one that asks has been proved.
+    pub fn add(&self, identity: &str, address: Option<IpAddr>, reason: String) {
+        let mut all = self.lock();
+        if !all.contains_key(identity) && all.len() >= MAX_REFUSALS {
+            return;
+        }
+        let new = || Refusal { since: Instant::now(), times: 0, address: None, reason: String::new() };
+        let held = all.entry(identity.to_owned()).or_insert_with(new);
+        held.times += 1;
+        held.reason = reason;
+        held.address = address.or(held.address);
+    }
+
+    /// It has got one.
+    fn remove(&self, identity: &str) {
+        self.lock().remove(identity);
+    }
+
+    /// All of them.
+    pub fn status(&self, now: Instant) -> Vec<RefusedIdentity> {
+        let all = self.lock();
+        let one = |(identity, refusal): (&String, &Refusal)| RefusedIdentity {
+            identity: identity.clone(),
+            address: refusal.address.map(|address| address.to_string()).unwrap_or_default(),
+            since_s: now.saturating_duration_since(refusal.since).as_secs(),
+            times: refusal.times,
+            reason: refusal.reason.clone(),
+        };
+        all.iter().map(one).collect()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Refusal>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 #[tonic::async_trait]
 impl Identity for IdentityService {
     async fn sign(&self, request: Request<SignRequest>) -> Result<Response<SignResponse>, Status> {
         let peer = Peer::of(&request)?;
-        let (id, services) = match bearer(&request)? {
-            Some(token) => {
-                let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-                let claims = self.tokens.verify(token, now).map_err(|e| {
-                    tracing::warn!(peer = %peer.remote, "join refused: {e}");
-                    Status::unauthenticated(e.to_string())
-                })?;
-                let id = SpiffeId::new(self.ca.trust_domain(), &claims.namespace, &claims.service_account)
-                    .map_err(|e| Status::invalid_argument(format!("the token's identity is not valid: {e}")))?;
-                (id, claims.services)
-            }
-            None => {
-                let certified = peer.certified()?;
-                (certified.id.clone(), certified.services.clone())
-            }
-        };
+        let (id, services) = self.entitled(&request, &peer)?;
+        let name = id.to_string();
+        if let Err(wait) = self.rates.take((name.clone(), peer.remote), Instant::now()) {
+            let reason = format!(
+                "{name} at {} asks for certificates too often ({BURST} at once, then one every {} s): the next in {:.1} s",
+                peer.remote,
+                INTERVAL.as_secs(),
+                wait.as_secs_f64()
+            );
+            self.refusals.add(&name, Some(peer.remote), reason.clone());
+            tracing::warn!("refused: {reason}");
+            return Err(Status::resource_exhausted(reason));
+        }
         let lifetime = self.lifetime.mul_f64(rand::rng().random_range(0.9..=1.0));
         let signed = self
             .ca
-            .sign_request(&request.get_ref().csr_der, &id.to_string(), &services, SystemTime::now(), lifetime)
+            .sign_request(&request.get_ref().csr_der, &name, &services, SystemTime::now(), lifetime)
             .map_err(|e| Status::invalid_argument(format!("{e:#}")))?;
+        self.refusals.remove(&name);
         tracing::info!(%id, peer = %peer.remote, "signed a certificate");
         Ok(Response::new(SignResponse {
             chain_der: signed.chain.iter().map(|c| c.to_vec()).collect(),
             roots_der: vec![self.ca.root().to_vec()],
-            spiffe_id: id.to_string(),
+            spiffe_id: name,
             services,
+            now_ms: now_ms(),
         }))
     }
+}
+
+impl IdentityService {
+    /// The identity and services that a request proves to be entitled to.
+    fn entitled(&self, request: &Request<SignRequest>, peer: &Peer) -> Result<(SpiffeId, Vec<String>), Status> {
+        let Some(token) = bearer(request)? else {
+            let certified = peer.renewable()?;
+            return Ok((certified.id.clone(), certified.services.clone()));
+        };
+        let identity = |namespace: &str, account: &str| SpiffeId::new(self.ca.trust_domain(), namespace, account);
+        let claims = self.tokens.verify(token, now_ms() / 1000).map_err(|e| {
+            tracing::warn!(peer = %peer.remote, "join refused: {e}");
+            let named = self.tokens.named(token).and_then(|of| identity(&of.namespace, &of.service_account).ok());
+            if let Some(id) = named {
+                self.refusals.add(&id.to_string(), Some(peer.remote), e.to_string());
+            }
+            Status::unauthenticated(e.to_string())
+        })?;
+        let id = identity(&claims.namespace, &claims.service_account)
+            .map_err(|e| Status::invalid_argument(format!("the token's identity is not valid: {e}")))?;
+        Ok((id, claims.services))
+    }
+}
+
+/// This process's time, milliseconds since 1970.
+pub fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn bearer<T>(request: &Request<T>) -> Result<Option<&str>, Status> {

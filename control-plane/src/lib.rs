@@ -19,6 +19,7 @@ pub mod identity;
 pub mod mesh;
 pub mod peer;
 pub mod policy;
+pub mod rates;
 pub mod registry;
 pub mod server;
 pub mod snapshot;

@@ -57,6 +57,10 @@ struct Args {
     /// Longest life of a sidecar's certificate, seconds.
     #[arg(long, default_value_t = 24 * 3600, value_parser = clap::value_parser!(u64).range(10..=30 * 24 * 3600))]
     certificate_ttl: u64,
+    /// For so long after its end a sidecar's certificate can be renewed by its own key, seconds: how long a control plane may be
+    /// away without new join tokens; 0: not at all.
+    #[arg(long, default_value_t = 7 * 24 * 3600, value_parser = clap::value_parser!(u64).range(0..=365 * 24 * 3600))]
+    renewal_grace: u64,
     /// Seconds without a sign of life after which a sidecar's instances are removed.
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..=3600))]
     lease: u64,
@@ -209,6 +213,7 @@ fn main() -> Result<()> {
         listen: args.listen,
         trust_domain: args.trust_domain,
         certificate_ttl: Duration::from_secs(args.certificate_ttl),
+        renewal_grace: Duration::from_secs(args.renewal_grace),
         lease: Duration::from_secs(args.lease),
         dns_listen: if args.dns.dns_listen.is_empty() { vec![Listen::Usual] } else { args.dns.dns_listen.clone() },
         dns: args.dns.settings(),

@@ -98,6 +98,8 @@ struct Held {
     ports: BTreeSet<(IpAddr, u16)>,
     /// Endpoints that it has ejected, by host and address.
     ejected: Vec<v1::Ejected>,
+    /// By how much its clock is ahead of ours; negative: behind.
+    clock_ahead_ms: i64,
 }
 
 /// Why something was not done.
@@ -251,6 +253,11 @@ impl Mesh {
         let state = self.lock();
         let changed_at = state.host_versions.get(host).copied().unwrap_or(0).max(state.all_version);
         f(&state.world, changed_at)
+    }
+
+    /// By how many milliseconds the clocks of the sidecars that are connected here are ahead of ours, by node.
+    pub fn clocks(&self) -> HashMap<String, i64> {
+        self.lock().sessions.iter().map(|(name, held)| (name.clone(), held.clock_ahead_ms)).collect()
     }
 
     /// How many of the sidecars that are connected here have ejected an endpoint, by host and address.

@@ -4,6 +4,8 @@
 //! its token's fingerprint. A client certificate is optional at the handshake, because a newcomer has none yet; each
 //! service asks [`Peer`] for what it needs.
 
+mod grace;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -29,6 +31,7 @@ use tonic::transport::server::Connected;
 use weft_core::identity::SpiffeId;
 
 use crate::ca::{Ca, Signed};
+use crate::identity::Refusals;
 use crate::world::Peering;
 
 /// Namespace and service account of the control plane's own identity.
@@ -72,15 +75,23 @@ impl Peer {
     /// Its certificate.
     ///
     /// # Errors
-    /// `UNAUTHENTICATED` when it showed none, or it has ended since.
+    /// `UNAUTHENTICATED` when it showed none, or it has ended.
     pub fn certified(&self) -> Result<Arc<Certified>, Status> {
-        let certified = self.certified.clone().ok_or_else(|| {
-            Status::unauthenticated("a client certificate is required; join first with a token (Identity.Sign)")
-        })?;
+        let certified = self.renewable()?;
         if certified.not_after <= SystemTime::now() {
             return Err(Status::unauthenticated(format!("the certificate of {} has expired", certified.id)));
         }
         Ok(certified)
+    }
+
+    /// Its certificate, for its renewal: one that has ended within the grace time too, which is all that it is good for.
+    ///
+    /// # Errors
+    /// `UNAUTHENTICATED` when it showed none.
+    pub fn renewable(&self) -> Result<Arc<Certified>, Status> {
+        self.certified.clone().ok_or_else(|| {
+            Status::unauthenticated("a client certificate is required; join first with a token (Identity.Sign)")
+        })
     }
 }
 
@@ -205,15 +216,22 @@ fn roots(root: CertificateDer<'static>) -> Result<Arc<RootCertStore>> {
     Ok(Arc::new(roots))
 }
 
-/// Accepts TLS connections of sidecars on `listener` for as long as the receiver lives. A newcomer has no certificate.
+/// Accepts TLS connections of sidecars on `listener` for as long as the receiver lives. A newcomer has no certificate; one that
+/// ended within `grace` comes as far as [`Peer::renewable`].
 ///
 /// # Errors
 /// When the CA cannot issue the server's own certificate.
-pub fn accept(ca: &Arc<Ca>, listener: TcpListener) -> Result<mpsc::Receiver<std::io::Result<PeerStream>>> {
-    let verifier = WebPkiClientVerifier::builder_with_provider(roots(ca.root().clone())?, provider())
+pub fn accept(
+    ca: &Arc<Ca>,
+    listener: TcpListener,
+    grace: Duration,
+    refusals: Arc<Refusals>,
+) -> Result<mpsc::Receiver<std::io::Result<PeerStream>>> {
+    let inner = WebPkiClientVerifier::builder_with_provider(roots(ca.root().clone())?, provider())
         .allow_unauthenticated()
         .build()
         .context("cannot verify clients")?;
+    let verifier = Arc::new(grace::WithinGrace { inner, grace, refusals });
     accept_verified(ca, listener, verifier, vec![ca.trust_domain().to_owned()])
 }
 
@@ -372,3 +390,6 @@ pub(crate) fn read_certificate(leaf: &CertificateDer<'_>) -> Result<Certified> {
     let end = u64::try_from(leaf.validity().not_after.timestamp()).unwrap_or(0);
     Ok(Certified { id, services, not_after: SystemTime::UNIX_EPOCH + Duration::from_secs(end) })
 }
+
+#[cfg(test)]
+mod tests;

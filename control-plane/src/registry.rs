@@ -14,11 +14,13 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use weft_agent::entry::group_member;
 use weft_agent::eureka::MAX_DOCUMENT;
+use weft_core::clock;
 use weft_proto::v1::registry_request::Kind;
 use weft_proto::v1::registry_server::Registry;
 use weft_proto::v1::{self, RegistryReply, RegistryRequest};
 
 use crate::discovery::Discovery;
+use crate::identity::now_ms;
 use crate::mesh::{Mesh, Node, Refusal};
 use crate::peer::{Certified, Peer};
 
@@ -186,11 +188,15 @@ impl Session {
             Kind::Heartbeat(mut heartbeat) => {
                 heartbeat.ejected.truncate(MAX_EJECTED);
                 heartbeat.ejected.retain(|ejected| ejected.host.len() + ejected.address.len() <= 512);
-                self.mesh.set_ejected(&node, session, heartbeat.ejected);
+                let now_ms = now_ms();
+                // One that does not say its time has an earlier version.
+                let said = Some(heartbeat.now_ms).filter(|ms| *ms > 0);
+                let ahead_ms = said.and_then(|ms| clock::ahead_ms(ms, ms, now_ms)).unwrap_or_default();
+                self.mesh.set_reported(&node, session, heartbeat.ejected, ahead_ms);
                 if !self.mesh.renew(&node, session).await {
                     return Err(Refusal::SessionOver);
                 }
-                return Ok(RegistryReply { held: self.mesh.held(&node), ..Default::default() });
+                return Ok(RegistryReply { held: self.mesh.held(&node), now_ms, ..Default::default() });
             }
             Kind::Register(instance) => {
                 self.check(&instance)?;

@@ -30,10 +30,11 @@ use crate::eureka::Eureka;
 use crate::external::Externals;
 use crate::federation::{self, Federation};
 use crate::http_api::{self, HttpApi};
-use crate::identity::IdentityService;
+use crate::identity::{self, IdentityService, Refusals};
 use crate::mesh::Mesh;
 use crate::peer;
 use crate::policy::folder::PolicyFolder;
+use crate::rates::Rates;
 use crate::registry::RegistryService;
 use crate::store::embedded::Embedded;
 use crate::store::etcd::{Access, Etcd};
@@ -57,6 +58,8 @@ pub struct Config {
     pub trust_domain: String,
     /// Longest life of a sidecar's certificate.
     pub certificate_ttl: Duration,
+    /// For so long after its end a certificate can be renewed by its own key.
+    pub renewal_grace: Duration,
     /// Time without a sign of life after which a sidecar's instances are removed.
     pub lease: Duration,
     /// Where Consul's DNS names are served.
@@ -118,6 +121,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
     let dns = Dns::new(mesh.clone(), settings, federation.clone());
     dns::listen::serve(&dns, &config.dns_listen).await?;
 
+    let refusals = Arc::new(Refusals::default());
     let admin = AdminService {
         mesh: mesh.clone(),
         discovery: discovery.clone(),
@@ -125,6 +129,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
         tokens: tokens.clone(),
         federation: federation.clone(),
         store,
+        refusals: refusals.clone(),
     };
     let admin_server = Server::builder()
         .add_service(AdminServer::new(admin).max_decoding_message_size(32 << 20))
@@ -144,8 +149,14 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
     let api = HttpApi { externals, consul: consul.clone(), eureka: eureka.clone(), tokens: tokens.clone() };
     http_api::serve(api, &config.http, &ca).await?;
     let catalog = CatalogService { eureka, consul, tokens: tokens.clone() };
-    let identity = IdentityService { ca: ca.clone(), tokens, lifetime: config.certificate_ttl };
-    let incoming = peer::accept(&ca, listener)?;
+    let identity = IdentityService {
+        ca: ca.clone(),
+        tokens,
+        lifetime: config.certificate_ttl,
+        rates: Rates::new(identity::BURST, identity::INTERVAL),
+        refusals: refusals.clone(),
+    };
+    let incoming = peer::accept(&ca, listener, config.renewal_grace, refusals)?;
     let server = Server::builder()
         // A sidecar that is cut off is noticed in seconds; its lease runs from then.
         .http2_keepalive_interval(Some(Duration::from_secs(5)))

@@ -126,15 +126,18 @@ async fn probe_application(declared: &[String], probe: &str) -> Response<Full<By
 }
 
 /// Why requests cannot be served yet.
-pub fn not_ready(proxy: &Proxy) -> Option<&'static str> {
+pub fn not_ready(proxy: &Proxy) -> Option<String> {
     if proxy.is_draining() {
-        return Some("draining");
+        return Some("draining".to_owned());
+    }
+    if let Some(problem) = proxy.identity.clock_problem() {
+        return Some(problem);
     }
     if proxy.identity.valid().is_err() {
-        return Some("no valid certificate");
+        return Some("no valid certificate".to_owned());
     }
     if proxy.directory.snapshot().inbound.is_none() {
-        return Some("no inbound policy yet");
+        return Some("no inbound policy yet".to_owned());
     }
     None
 }
@@ -204,7 +207,8 @@ fn certificates(proxy: &Proxy) -> String {
         "services": credentials.services,
         "not_before": seconds(credentials.not_before),
         "not_after": seconds(credentials.not_after),
-        "renew_at": seconds(credentials.renew_at()),
+        "renew_at": seconds(SystemTime::now() + proxy.identity.renewal_due_in()),
+        "clock_ahead_ms": proxy.identity.clock.ahead_ms(),
     });
     format!("{all:#}\n")
 }

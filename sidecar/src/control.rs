@@ -22,10 +22,14 @@ use weft_proto::v1::identity_client::IdentityClient;
 use weft_proto::v1::{SignRequest, SignResponse};
 
 use crate::connect;
-use crate::identity::{Credentials, Identity, PendingKey, TokenClaims};
+use crate::identity::{Identity, PendingKey, TokenClaims};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const SIGN_TIMEOUT: Duration = Duration::from_secs(10);
+/// Between looks at a certificate that is not due.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
+/// Between tries to renew a certificate that ends soon, at least.
+const MIN_RETRY: Duration = Duration::from_millis(500);
 
 /// Where the control planes are and what we show them.
 pub struct Control {
@@ -123,40 +127,62 @@ impl Control {
         Ok(())
     }
 
-    /// A new key, and what a control plane has signed for it.
+    /// A new key, and what a control plane has signed for it: by the certificate that we hold, which may have expired not
+    /// long ago, else by the token.
     async fn signed(&self) -> Result<(PendingKey, SignResponse)> {
-        let token = || -> Result<String> {
-            let file = self.token_file.as_ref().context("a join token is needed: --token-file")?;
-            std::fs::read_to_string(file).with_context(|| format!("cannot read the join token {}", file.display()))
-        };
         let pending = PendingKey::generate()?;
-        let mut request = tonic::Request::new(SignRequest { csr_der: pending.csr_der.clone() });
-        let channel = match self.identity.valid() {
-            Ok(held) => self.connect_with(held.control()).await?,
-            Err(_) => {
-                let token = token()?;
-                let claims = TokenClaims::read(&token)?;
-                let bearer = format!("Bearer {}", token.trim());
-                request.metadata_mut().insert("authorization", bearer.parse().context("the join token is damaged")?);
-                self.connect_with(Identity::first_contact(&claims)?).await?
-            }
+        let request = || tonic::Request::new(SignRequest { csr_der: pending.csr_der.clone() });
+        let refused = match self.identity.current() {
+            Some(held) => match self.ask_to_sign(held.control(), request()).await {
+                Ok(signed) => return Ok((pending, signed)),
+                Err(e) if self.identity.valid().is_ok() => return Err(e),
+                Err(e) => Some(e.context("by the certificate that has expired")),
+            },
+            None => None,
         };
+        let by_token = async {
+            let file = self.token_file.as_ref().context("a join token is needed: --token-file")?;
+            let token = std::fs::read_to_string(file);
+            let token = token.with_context(|| format!("cannot read the join token {}", file.display()))?;
+            let claims = TokenClaims::read(&token)?;
+            let mut request = request();
+            let bearer = format!("Bearer {}", token.trim());
+            request.metadata_mut().insert("authorization", bearer.parse().context("the join token is damaged")?);
+            self.ask_to_sign(Identity::first_contact(&claims)?, request).await
+        };
+        match (by_token.await, refused) {
+            (Ok(signed), _) => Ok((pending, signed)),
+            (Err(e), Some(refused)) => Err(e.context(format!("{refused:#}; by the join token"))),
+            (Err(e), None) => Err(e),
+        }
+    }
+
+    async fn ask_to_sign(
+        &self,
+        tls: Arc<rustls::ClientConfig>,
+        request: tonic::Request<SignRequest>,
+    ) -> Result<SignResponse> {
+        let channel = self.connect_with(tls).await?;
+        let sent = SystemTime::now();
         let signed = tokio::time::timeout(SIGN_TIMEOUT, IdentityClient::new(channel).sign(request)).await;
         match signed.context("the control plane did not sign in time")? {
-            Ok(signed) => Ok((pending, signed.into_inner())),
+            Ok(signed) => {
+                let signed = signed.into_inner();
+                self.identity.clock.measured(sent, signed.now_ms);
+                Ok(signed)
+            }
             Err(status) => bail!("the control plane refused to sign our certificate: {}", status.message()),
         }
     }
 
-    /// Renews at half life for ever. `renewed` is told after each.
+    /// Renews at half life ([`weft_core::renewal`]) for ever. `renewed` is told after each.
     pub async fn keep_renewed(self: Arc<Self>, renewed: impl Fn()) {
         let mut backoff = Backoff::default();
         loop {
-            let due = self.identity.current().map_or(SystemTime::UNIX_EPOCH, |c: Arc<Credentials>| c.renew_at());
-            let wait = due.duration_since(SystemTime::now()).unwrap_or_default();
-            // Looked at anew at least hourly: the wall clock may jump, this timer does not.
+            let wait = self.identity.renewal_due_in();
+            // Looked at anew: a machine that was suspended is late by the wall clock, which this timer does not follow.
             if wait > Duration::ZERO {
-                tokio::time::sleep(wait.min(Duration::from_secs(3600))).await;
+                tokio::time::sleep(wait.min(LOOK_AGAIN)).await;
                 continue;
             }
             match self.join().await {
@@ -168,8 +194,9 @@ impl Control {
                     let left = self.identity.current().map(|c| c.not_after.duration_since(SystemTime::now()));
                     let left = left.and_then(Result::ok).unwrap_or_default();
                     tracing::warn!(left_s = left.as_secs(), "cannot renew the certificate: {e:#}");
-                    // A short-lived certificate is worth more tries than a long one.
-                    tokio::time::sleep(backoff.pause().min((left / 8).max(Duration::from_millis(200)))).await;
+                    // A certificate that ends soon is worth more tries; one that has ended is not.
+                    let most = if left.is_zero() { Duration::MAX } else { (left / 8).max(MIN_RETRY) };
+                    tokio::time::sleep(backoff.pause().min(most)).await;
                 }
             }
         }

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use crate::clock::Clock;
 use crate::origination::Originations;
 use anyhow::{Context, Result, bail, ensure};
 use arc_swap::ArcSwapOption;
@@ -21,9 +22,11 @@ use rustls::client::Resumption;
 use rustls::crypto::CryptoProvider;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 use verify::{Domains, MeshVerifier, Trust};
 use weft_agent::connect::Leaf;
 use weft_core::identity::SpiffeId;
+use weft_core::renewal::Renewal;
 
 /// ALPN names between sidecars: they say that this is mesh TLS and what is inside.
 pub mod alpn {
@@ -230,10 +233,9 @@ impl Credentials {
         self.control.clone()
     }
 
-    /// When to renew: at half life.
-    pub fn renew_at(&self) -> SystemTime {
-        let life = self.not_after.duration_since(self.not_before).unwrap_or_default();
-        self.not_before + life / 2
+    /// How long the certificate lasts.
+    pub fn life(&self) -> Duration {
+        self.not_after.duration_since(self.not_before).unwrap_or_default()
     }
 }
 
@@ -241,7 +243,11 @@ impl Credentials {
 #[derive(Default)]
 pub struct Identity {
     current: ArcSwapOption<Credentials>,
+    /// When to renew them.
+    renewal: Mutex<Option<Renewal>>,
     file: Option<PathBuf>,
+    /// This machine's clock beside the control plane's.
+    pub clock: Clock,
     /// What new credentials are to believe; held while they are put in place.
     federated: Mutex<Bundles>,
     /// TLS that is not the mesh's.
@@ -266,11 +272,18 @@ impl Identity {
             return identity;
         }
         match loaded {
-            Ok(Some(saved)) if saved.not_after > SystemTime::now() => {
-                tracing::info!(id = %saved.id, "found a saved certificate");
+            Ok(Some(saved)) => {
+                let (now, wall) = (Instant::now().into_std(), SystemTime::now());
+                match saved.not_after > wall {
+                    true => tracing::info!(id = %saved.id, "found a saved certificate"),
+                    false => {
+                        tracing::warn!(id = %saved.id, "the saved certificate has expired: it is to be renewed first")
+                    }
+                }
+                let renewal = Renewal::found(now, wall, saved.not_before, saved.not_after);
+                identity.renewal = Mutex::new(Some(renewal));
                 identity.current.store(Some(Arc::new(saved)));
             }
-            Ok(Some(saved)) => tracing::warn!(id = %saved.id, "the saved certificate has expired"),
             Ok(None) => {}
             Err(e) => tracing::warn!("ignoring the saved certificate: {e:#}"),
         }
@@ -300,14 +313,28 @@ impl Identity {
     pub fn valid(&self) -> Result<Arc<Credentials>> {
         let current = self.current().context("no certificate yet: the control plane has not been reached")?;
         if current.not_after <= SystemTime::now() {
-            bail!("our certificate ({}) has expired and could not be renewed", current.id);
+            let clock = self.clock.problem(current.life()).map(|problem| format!("; {problem}")).unwrap_or_default();
+            bail!("our certificate ({}) has expired and could not be renewed{clock}", current.id);
         }
         Ok(current)
+    }
+
+    /// How long until the certificate is to be renewed; zero: it is, or there is none.
+    pub fn renewal_due_in(&self) -> Duration {
+        let renewal = *self.renewal.lock().unwrap_or_else(PoisonError::into_inner);
+        renewal.map_or(Duration::ZERO, |renewal| renewal.due_in(Instant::now().into_std(), SystemTime::now()))
+    }
+
+    /// Why handshakes with certificates of the mesh fail here, where this machine's clock is the reason.
+    pub fn clock_problem(&self) -> Option<String> {
+        self.clock.problem(self.current()?.life())
     }
 
     /// Takes new credentials, and saves them.
     pub async fn install(&self, credentials: Credentials) {
         let stored = credentials.stored.clone();
+        let renewal = Renewal::received(Instant::now().into_std(), SystemTime::now(), credentials.life());
+        *self.renewal.lock().unwrap_or_else(PoisonError::into_inner) = Some(renewal);
         {
             let federated = self.federated.lock().unwrap_or_else(PoisonError::into_inner);
             let believing = credentials.with_federated(federated.clone()).unwrap_or_else(|e| {

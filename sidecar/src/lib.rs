@@ -11,6 +11,7 @@ pub mod body;
 pub mod call;
 pub mod children;
 pub mod claim;
+pub mod clock;
 pub mod cluster;
 pub mod connect;
 pub mod control;

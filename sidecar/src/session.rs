@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -20,6 +20,7 @@ use weft_proto::v1::{
 use weft_agent::datacenter::Datacenter;
 use weft_agent::entry::digest;
 
+use crate::clock::now_ms;
 use crate::cluster::ClusterView;
 use crate::control::{Backoff, Control};
 use crate::directory::Directory;
@@ -232,7 +233,7 @@ impl Session {
         if !first.datacenter.is_empty() {
             self.datacenter.set(&first.datacenter);
         }
-        let mut compared: Option<(u64, u64)> = None;
+        let mut beat: Option<Beat> = None;
         let mut heartbeat = tokio::time::interval(Duration::from_secs(u64::from(first.heartbeat_s.max(1))));
         heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
 
@@ -248,8 +249,12 @@ impl Session {
             tokio::select! {
                 reply = replies.next() => {
                     let reply = reply.context("the control plane ended the session")??;
-                    let lost = compared.take_if(|(id, _)| *id == reply.id).zip(reply.held);
-                    if lost.is_some_and(|((_, wanted), held)| wanted != held) {
+                    let answered = beat.take_if(|beat| beat.id == reply.id);
+                    if let Some(beat) = &answered {
+                        control.identity.clock.measured(beat.sent, reply.now_ms);
+                    }
+                    let wanted = answered.and_then(|beat| beat.wanted);
+                    if wanted.zip(reply.held).is_some_and(|(wanted, held)| wanted != held) {
                         tracing::warn!("the registry holds other services of this node than it wants: all are registered anew");
                         again.extend(stream.send_all(self.registrations.all()).await?);
                     }
@@ -275,11 +280,13 @@ impl Session {
                     waiting.insert(id, done);
                 }
                 _ = heartbeat.tick() => {
-                    let id = stream.send(Kind::Heartbeat(Heartbeat { ejected: ejected(&self.directory) })).await?;
+                    let ejected = ejected(&self.directory);
+                    let sent = SystemTime::now();
+                    let id = stream.send(Kind::Heartbeat(Heartbeat { ejected, now_ms: now_ms() })).await?;
                     // While registrations are on their way both may be right.
                     waiting.retain(|_, done| !done.is_closed());
                     let settled = waiting.is_empty() && again.is_empty();
-                    compared = settled.then(|| (id, self.registrations.digest()));
+                    beat = Some(Beat { id, sent, wanted: settled.then(|| self.registrations.digest()) });
                 }
                 changed = reconnect.changed() => return changed.context("the proxy stops"),
             }
@@ -297,6 +304,14 @@ fn ejected(directory: &Directory) -> Vec<Ejected> {
     // Subsets share their endpoints.
     let all: BTreeSet<(String, String)> = snapshot.clusters().flat_map(of).take(MAX_EJECTED).collect();
     all.into_iter().map(|(host, address)| Ejected { host, address }).collect()
+}
+
+/// A heartbeat that has no answer yet.
+struct Beat {
+    id: u64,
+    sent: SystemTime,
+    /// Digest of what the registry should hold; `None`: registrations were on their way.
+    wanted: Option<u64>,
 }
 
 /// The session's requests.

@@ -17,6 +17,7 @@ mod fields;
 mod gateway;
 mod gateway_tls;
 mod groups;
+mod life;
 mod limits;
 mod locality;
 mod machine;
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
         traffic::all(),
         protocols::all(),
         proxies::all(),
+        life::all(),
         limits::all(),
         locality::all(),
         agent::all(),

@@ -2,9 +2,11 @@
 
 use std::io::Write;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Result;
 use serde_json::{Value, json};
+use weft_core::clock::{self, WORTH_A_WORD};
 use weft_proto::v1;
 
 use super::remote::{Remote, refused};
@@ -55,6 +57,11 @@ fn print(status: &v1::StatusReply, out: &mut impl Write) -> Result<()> {
     for problem in &status.policy_problems {
         writeln!(out, "{}", style::problem(problem))?;
     }
+    for r in &status.refused {
+        let (identity, address, times, since) = (&r.identity, &r.address, r.times, r.since_s);
+        let refused = bad("REFUSED a certificate");
+        writeln!(out, "identity {identity}  {refused}  {times} times in {since} s, last from {address}: {}", r.reason)?;
+    }
     writeln!(
         out,
         "{} services, {} sidecars, world version {}",
@@ -99,6 +106,9 @@ fn of_sidecar(sidecar: &v1::SidecarStatus, out: &mut impl Write) -> Result<()> {
     if !sidecar.group.is_empty() {
         writeln!(out, "  group     {:<45} {}", sidecar.group, sidecar.joined)?;
     }
+    if Duration::from_millis(sidecar.clock_ahead_ms.unsigned_abs()) > WORTH_A_WORD {
+        writeln!(out, "  its clock is {}", odd(&format!("{} this one", clock::words(sidecar.clock_ahead_ms))))?;
+    }
     for r in &sidecar.resources {
         let state = if !r.refused.is_empty() {
             let refused = bad(&format!("REFUSED {}", r.sent));
@@ -135,6 +145,7 @@ fn to_json(status: &v1::StatusReply) -> Value {
         "sidecars": list(status.sidecars.iter().map(sidecar_json).collect()),
         "datacenters": list(status.datacenters.iter().map(datacenter_json).collect()),
         "policyProblems": status.policy_problems,
+        "refusedIdentities": list(status.refused.iter().map(refused_json).collect()),
         "healthy": is_healthy(status),
     })
 }
@@ -180,7 +191,18 @@ fn sidecar_json(sidecar: &v1::SidecarStatus) -> Value {
         "connectedSeconds": sidecar.connected_s,
         "group": sidecar.group,
         "joined": sidecar.joined,
+        "clockAheadMilliseconds": sidecar.clock_ahead_ms,
         "resources": sidecar.resources.iter().map(resource).collect::<Vec<_>>(),
+    })
+}
+
+fn refused_json(refused: &v1::RefusedIdentity) -> Value {
+    json!({
+        "identity": refused.identity,
+        "address": refused.address,
+        "sinceSeconds": refused.since_s,
+        "times": refused.times,
+        "reason": refused.reason,
     })
 }
 

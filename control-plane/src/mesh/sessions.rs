@@ -69,7 +69,7 @@ impl Mesh {
             let ends = Instant::now() + self.lease;
             self.lock().sessions.insert(
                 name.to_owned(),
-                Held { session, ends, connected: true, ports: BTreeSet::new(), ejected: Vec::new() },
+                Held { session, ends, connected: true, ports: BTreeSet::new(), ejected: Vec::new(), clock_ahead_ms: 0 },
             );
             match self.write(vec![condition], ops).await {
                 Ok(true) => {
@@ -124,10 +124,10 @@ impl Mesh {
         }
     }
 
-    /// What a session says that its sidecar has ejected.
-    pub fn set_ejected(&self, name: &str, session: u64, ejected: Vec<v1::Ejected>) {
+    /// What a heartbeat reports: what its sidecar has ejected, and by how many milliseconds its clock is ahead of ours.
+    pub fn set_reported(&self, name: &str, session: u64, ejected: Vec<v1::Ejected>, clock_ahead_ms: i64) {
         if let Some(held) = self.lock().sessions.get_mut(name).filter(|held| held.session == session) {
-            held.ejected = ejected;
+            (held.ejected, held.clock_ahead_ms) = (ejected, clock_ahead_ms);
         }
     }
 

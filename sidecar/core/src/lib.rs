@@ -9,6 +9,7 @@
 //! answers by itself, [`reply`].
 
 pub mod balance;
+pub mod clock;
 pub mod compile;
 pub mod cors;
 pub mod dns;
@@ -32,6 +33,7 @@ pub mod pool;
 pub mod proxy_protocol;
 pub mod re2;
 pub mod recent;
+pub mod renewal;
 pub mod reply;
 pub mod request;
 pub mod retry;

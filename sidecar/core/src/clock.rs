@@ -1,0 +1,83 @@
+//! Clocks that differ: certificates say when they begin and end, so that a machine with another time than its peers cannot
+//! prove itself to them, or they to it.
+
+use std::time::Duration;
+
+/// A difference that is worth a line in the log.
+pub const WORTH_A_WORD: Duration = Duration::from_secs(5);
+/// How long before its signature a certificate begins, so that a clock may be behind by so much; by less where a certificate lives
+/// only minutes.
+pub const TOLERANCE: Duration = Duration::from_secs(60);
+/// A longer exchange measures nothing.
+const MAX_ROUND_TRIP_MS: u64 = 2_000;
+
+/// Milliseconds by which a machine's clock is ahead of another's that answered `theirs`; negative: behind. All are
+/// milliseconds since 1970, `sent` and `received` by its own clock. `None`: the exchange took too long, or the other did not
+/// say its time.
+pub fn ahead_ms(sent: u64, received: u64, theirs: u64) -> Option<i64> {
+    let round_trip = received.checked_sub(sent).filter(|ms| *ms <= MAX_ROUND_TRIP_MS)?;
+    if theirs == 0 {
+        return None;
+    }
+    i64::try_from(sent + round_trip / 2).ok()?.checked_sub(i64::try_from(theirs).ok()?)
+}
+
+/// Whether handshakes fail with a clock that is so far ahead, where certificates last for `lifetime`. Behind it, they begin
+/// in the future; they are renewed at half life, so that ahead of it some have ended.
+pub fn breaks_handshakes(ahead_ms: i64, lifetime: Duration) -> bool {
+    let apart = Duration::from_millis(ahead_ms.unsigned_abs());
+    if ahead_ms < 0 { apart > TOLERANCE.min(lifetime / 10) } else { apart >= lifetime / 2 }
+}
+
+/// "13 h 5 min ahead of", "4.2 s behind".
+pub fn words(ahead_ms: i64) -> String {
+    let (ms, way) = (ahead_ms.unsigned_abs(), if ahead_ms < 0 { "behind" } else { "ahead of" });
+    let s = (ms + 500) / 1000;
+    let (min, h) = (s / 60, s / 3600);
+    match (h, min) {
+        (0, 0) => format!("{:.1} s {way}", ms as f64 / 1000.0),
+        (0, _) => format!("{min} min {} s {way}", s % 60),
+        (..48, _) => format!("{h} h {} min {way}", min % 60),
+        _ => format!("{} days {} h {way}", h / 24, h % 24),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_difference_is_measured_from_the_middle_of_an_exchange() {
+        assert_eq!(ahead_ms(10_000, 10_200, 5_100), Some(5_000));
+        assert_eq!(ahead_ms(10_000, 10_000, 15_000), Some(-5_000));
+        for (sent, received, theirs) in [(10_000, 12_001, 1), (10_000, 9_999, 1), (10_000, 10_000, 0), (1, 1, u64::MAX)]
+        {
+            assert_eq!(ahead_ms(sent, received, theirs), None);
+        }
+    }
+
+    #[test]
+    fn handshakes_fail_when_certificates_have_ended_or_not_begun() {
+        let day = Duration::from_secs(24 * 3600);
+        for (ahead_s, lifetime, fails) in [
+            (0, day, false),
+            (-60, day, false),
+            (-61, day, true),
+            (-4, Duration::from_secs(30), true),
+            (12 * 3600 - 1, day, false),
+            (12 * 3600, day, true),
+        ] {
+            assert_eq!(breaks_handshakes(ahead_s * 1000, lifetime), fails, "{ahead_s} s, {lifetime:?}");
+        }
+    }
+
+    #[test]
+    fn differences_are_said_for_people() {
+        let said = [(-4_200, "4.2 s behind"), (90_000, "1 min 30 s ahead of"), (46_800_000, "13 h 0 min ahead of")];
+        for (ms, text) in said {
+            assert_eq!(words(ms), text);
+        }
+        assert_eq!(words(-200_000_000), "2 days 7 h behind");
+        assert_eq!(words(46_799_900), "13 h 0 min ahead of");
+    }
+}

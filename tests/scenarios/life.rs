@@ -1,0 +1,79 @@
+//! The life of a sidecar's certificate: clocks that differ, and control planes that were away for longer than it lasts.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use weft_tests::{Mesh, binary, wait_for};
+
+use crate::Scenario;
+
+pub(crate) fn all() -> Vec<Scenario> {
+    vec![
+        ("a_clock_that_is_ahead_renews_at_half_of_the_life_granted_and_is_named", clock_ahead),
+        ("a_sidecar_returns_after_an_outage_longer_than_its_certificate", outage),
+    ]
+}
+
+fn clock_ahead() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    let pod = mesh.pod("ahead")?;
+    let args = mesh.sidecar_args(&pod, "order-service", &["--service", "order-service", "--port", "8080"])?;
+    let program = binary("weft-sidecar")?.to_string_lossy().into_owned();
+    let ahead = ["-f", "+13h", &program];
+    let args: Vec<&str> = ahead.into_iter().chain(args.iter().map(String::as_str)).collect();
+    let sidecar = pod.spawn("sidecar", "faketime", &args)?;
+    let ready = || pod.curl(&["http://127.0.0.1:15021/healthz/ready"]);
+    let named = "clock is 13 h 0 min ahead of the control plane's";
+    wait_for("the clock to be named", Duration::from_secs(15), || {
+        ensure!(ready()?.contains(named), "{}\n{}", ready()?, sidecar.output());
+        Ok(())
+    })?;
+    ensure!(sidecar.output().contains(named), "{}", sidecar.output());
+    // By a heartbeat: meanwhile a loop would have had hundreds of certificates.
+    wait_for("the control plane to name it", Duration::from_secs(15), || {
+        ensure!(mesh.status().contains("its clock is 13 h 0 min ahead of this one"), "{}", mesh.status());
+        Ok(())
+    })?;
+    let log = mesh.control_plane.as_ref().context("it runs")?.output();
+    let signed = log.matches("signed a certificate").count();
+    ensure!(signed == 1, "{signed} certificates were signed\n{log}");
+    Ok(())
+}
+
+fn outage() -> Result<()> {
+    let mut mesh = Mesh::start(&["--certificate-ttl", "10", "--renewal-grace", "600"])?;
+    let order = mesh.instance("order1", "order-service", 8080, &[])?;
+    let token = mesh.token("order-service")?.to_string_lossy().into_owned();
+    mesh.weftctl(&["token", "create", "--service-account", "order-service", "--ttl", "1s", "--out", &token])?;
+    let away = |mesh: &mut Mesh| -> Result<()> {
+        drop(mesh.control_plane.take().context("it runs")?);
+        wait_for("the end of the certificate", Duration::from_secs(20), || {
+            let answer = order.pod.curl(&["http://127.0.0.1:15021/healthz/ready"])?;
+            ensure!(answer.contains("no valid certificate"), "{answer}");
+            Ok(())
+        })?;
+        // It is good to the end of its last second.
+        std::thread::sleep(Duration::from_millis(1100));
+        mesh.start_control_plane()
+    };
+    away(&mut mesh)?;
+    wait_for("its return", Duration::from_secs(20), || mesh.wait_healthy(&order.pod.ip))?;
+    mesh.wait_ready(&order.pod)?;
+
+    // Too late, and no token that is good: it stays away, and its name and the reason are known.
+    mesh.control_plane_args = ["--certificate-ttl", "10", "--renewal-grace", "0"].map(str::to_owned).to_vec();
+    away(&mut mesh)?;
+    wait_for("the refusal", Duration::from_secs(20), || {
+        let status = mesh.status();
+        let line =
+            status.lines().find(|line| line.contains("REFUSED a certificate")).with_context(|| status.clone())?;
+        let is_named = line.contains("spiffe://cluster.local/ns/default/sa/order-service");
+        ensure!(is_named && line.contains("weftctl token create"), "{line}");
+        Ok(())
+    })?;
+    // With a new token it is back.
+    mesh.weftctl(&["token", "create", "--service-account", "order-service", "--out", &token])?;
+    mesh.wait_ready(&order.pod)?;
+    ensure!(!mesh.status().contains("REFUSED a certificate"), "{}", mesh.status());
+    Ok(())
+}
