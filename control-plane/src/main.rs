@@ -196,6 +196,7 @@ fn main() -> Result<()> {
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(log)
         .init();
+    raise_descriptor_limit();
     let user = match &args.etcd_user_file {
         Some(path) => {
             let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
@@ -234,5 +235,15 @@ async fn stop_signal() {
     tokio::select! {
         _ = terminate.recv() => {}
         _ = tokio::signal::ctrl_c() => {}
+    }
+}
+
+/// Each sidecar holds a descriptor or two: what the administrator allows is taken.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(e) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!("the limit of open files stays as it is: {e}");
     }
 }

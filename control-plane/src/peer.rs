@@ -4,10 +4,11 @@
 //! its token's fingerprint. A client certificate is optional at the handshake, because a newcomer has none yet; each
 //! service asks [`Peer`] for what it needs.
 
+mod admission;
 mod grace;
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -23,8 +24,7 @@ use rustls::sign::CertifiedKey;
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, RootCertStore, SignatureScheme};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
-use tokio_rustls::TlsAcceptor;
+use tokio::sync::mpsc;
 use tokio_rustls::server::TlsStream;
 use tonic::Status;
 use tonic::transport::server::Connected;
@@ -32,16 +32,14 @@ use weft_core::identity::SpiffeId;
 
 use crate::ca::{Ca, Signed};
 use crate::identity::Refusals;
+use crate::rates::Rates;
 use crate::world::Peering;
+use admission::Admission;
 
 /// Namespace and service account of the control plane's own identity.
 pub const CONTROL_PLANE: (&str, &str) = ("weft-system", "weft-control-plane");
 /// Lifetime of the control plane's own certificate; it is renewed at half of it.
 const OWN_LIFETIME: Duration = Duration::from_secs(24 * 3600);
-/// A peer that has not finished its handshake by then is let go.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Handshakes under way at once; further connections wait in the listener's backlog.
-const HANDSHAKES: usize = 256;
 
 /// What a verified client certificate says.
 #[derive(Debug, Clone)]
@@ -317,14 +315,14 @@ fn accept_verified(
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(own);
     config.alpn_protocols = vec![b"h2".to_vec()];
-    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let (config, admission) = (Arc::new(config), Arc::new(Admission::default()));
+    // A line each would be a burden of its own where many fail.
+    let lines = Arc::new(Rates::new(10, Duration::from_secs(10)));
     tokio::spawn(async move {
-        let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
         loop {
-            let Ok(permit) = handshakes.clone().acquire_owned().await else { return };
             let (stream, remote) = tokio::select! {
                 accepted = listener.accept() => match accepted {
-                    Ok(accepted) => accepted,
+                    Ok((stream, remote)) => (stream, remote.ip().to_canonical()),
                     Err(e) => {
                         // Out of descriptors, most likely: waiting is all that helps.
                         tracing::warn!("cannot accept a connection: {e}");
@@ -334,16 +332,17 @@ fn accept_verified(
                 },
                 () = sender.closed() => return,
             };
-            let (acceptor, sender, domains) = (acceptor.clone(), sender.clone(), domains.clone());
+            let (config, admission, lines) = (config.clone(), admission.clone(), lines.clone());
+            let (sender, domains) = (sender.clone(), domains.clone());
             tokio::spawn(async move {
-                let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(acceptor, stream, remote, &domains));
-                let result = handshake.await;
-                drop(permit);
-                match result {
+                let stream = admission.handshake(stream, remote, config).await;
+                match stream.and_then(|stream| PeerStream::new(stream, remote, &domains)) {
                     // The receiver is gone only when the server stops.
-                    Ok(Ok(stream)) => drop(sender.send(Ok(stream)).await),
-                    Ok(Err(e)) => tracing::warn!("TLS handshake with {remote} failed: {e:#}"),
-                    Err(_) => tracing::debug!("TLS handshake with {remote} timed out"),
+                    Ok(stream) => drop(sender.send(Ok(stream)).await),
+                    Err(e) if lines.take(remote, tokio::time::Instant::now()).is_ok() => {
+                        tracing::warn!("TLS handshake with {remote} failed: {e:#}");
+                    }
+                    Err(e) => tracing::debug!("TLS handshake with {remote} failed: {e:#}"),
                 }
             });
         }
@@ -351,25 +350,20 @@ fn accept_verified(
     Ok(receiver)
 }
 
-async fn handshake(
-    acceptor: TlsAcceptor,
-    stream: TcpStream,
-    remote: SocketAddr,
-    domains: &[String],
-) -> Result<PeerStream> {
-    stream.set_nodelay(true)?;
-    let stream = acceptor.accept(stream).await?;
-    let certified = match stream.get_ref().1.peer_certificates() {
-        Some([leaf, ..]) => {
-            let certified = read_certificate(leaf)?;
-            let (id, known) = (&certified.id, domains.iter().any(|domain| domain == certified.id.trust_domain()));
-            anyhow::ensure!(known, "{id} is not of the trust domain {}", domains.join(" or "));
-            Some(Arc::new(certified))
-        }
-        _ => None,
-    };
-    let peer = Peer { remote: remote.ip().to_canonical(), certified };
-    Ok(PeerStream { stream, peer })
+impl PeerStream {
+    /// `domains`: those that a client may be of.
+    fn new(stream: TlsStream<TcpStream>, remote: IpAddr, domains: &[String]) -> Result<PeerStream> {
+        let certified = match stream.get_ref().1.peer_certificates() {
+            Some([leaf, ..]) => {
+                let certified = read_certificate(leaf)?;
+                let (id, known) = (&certified.id, domains.iter().any(|domain| domain == certified.id.trust_domain()));
+                anyhow::ensure!(known, "{id} is not of the trust domain {}", domains.join(" or "));
+                Some(Arc::new(certified))
+            }
+            _ => None,
+        };
+        Ok(PeerStream { stream, peer: Peer { remote, certified } })
+    }
 }
 
 /// What a certificate says of its holder: true once it is verified by the root of the trust domain that it names.

@@ -9,7 +9,7 @@ pub mod peering;
 pub mod service;
 #[cfg(test)]
 mod tests;
-mod tls;
+pub(crate) mod tls;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

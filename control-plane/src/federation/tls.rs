@@ -16,7 +16,7 @@ use crate::peer::{CONTROL_PLANE, OwnCertificate, read_certificate};
 use crate::world::Peering;
 
 /// What we are to a peer's server, and what it has to be to us.
-pub(super) fn client(peering: &Peering, own: Arc<OwnCertificate>) -> Result<rustls::ClientConfig> {
+pub(crate) fn client(peering: &Peering, own: Arc<OwnCertificate>) -> Result<rustls::ClientConfig> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from(peering.root_der.clone()))?;
     let id = SpiffeId::new(&peering.trust_domain, CONTROL_PLANE.0, CONTROL_PLANE.1)?;

@@ -38,6 +38,7 @@ pub mod reply;
 pub mod request;
 pub mod retry;
 pub mod route;
+pub mod silent;
 pub mod sniff;
 pub mod subnet;
 pub mod target;
