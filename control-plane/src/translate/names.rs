@@ -40,7 +40,7 @@ pub(crate) fn meant<'a>(world: &'a World, client: &Scope, asked: &str) -> Option
         let (ip, port) = (address.ip(), address.port());
         let owner = world.host_of_address(client, ip, Some(port)).map(|host| (host, Meaning::Address));
         let seen = |host: &&Host| world.sees(client, host, Some(port.into()));
-        let endpoint = || world.host_of_endpoint(ip, port).filter(seen).map(|host| (host, Meaning::Endpoint));
+        let endpoint = || world.host_of_endpoint(client, ip, port).filter(seen).map(|host| (host, Meaning::Endpoint));
         return owner.or_else(endpoint);
     }
     if let Ok(address) = asked.trim_matches(['[', ']']).parse::<IpAddr>() {
@@ -48,7 +48,9 @@ pub(crate) fn meant<'a>(world: &'a World, client: &Scope, asked: &str) -> Option
     }
     let asked = asked.strip_suffix('.').unwrap_or(asked).to_ascii_lowercase();
     let known: Vec<(&Host, Meaning)> = candidates(&client.namespace, &asked, world.datacenter())
-        .filter_map(|(name, by)| Some((world.host(&name).filter(|host| world.sees(client, host, None))?, by)))
+        .filter_map(|(name, by)| {
+            Some((world.definition(client, &name).filter(|host| world.sees(client, host, None))?, by))
+        })
         .filter(|(host, by)| *by != Meaning::Wildcard || host.is_offered(world) || world.is_routed_wildcard(host))
         .collect();
     known.iter().find(|(host, _)| host.live).or(known.first()).copied()
@@ -58,7 +60,7 @@ pub(crate) fn meant<'a>(world: &'a World, client: &Scope, asked: &str) -> Option
 pub(crate) fn hidden<'a>(world: &'a World, client: &Scope, asked: &str) -> Option<&'a Host> {
     let asked = asked.strip_suffix('.').unwrap_or(asked).to_ascii_lowercase();
     let candidates = candidates(&client.namespace, &asked, world.datacenter());
-    candidates.into_iter().find_map(|(name, _)| world.host(&name).filter(|host| host.live))
+    candidates.into_iter().find_map(|(name, _)| world.definitions(&name).find(|host| host.live))
 }
 
 /// Canonical names that `asked` may stand for, the most specific meaning first.

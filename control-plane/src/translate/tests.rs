@@ -47,6 +47,11 @@ fn doc(kind: &str, name: &str, namespace: &str, spec: &str) -> String {
     )
 }
 
+/// Those of the first definition of a host.
+fn endpoints(world: &World, host: &str) -> Option<weft_proto::v1::Endpoints> {
+    world.host(host).map(|host| super::endpoints(world, host))
+}
+
 fn world(policies: &str, instances: &[Instance]) -> World {
     let mut world = World::new("cluster.local", 1);
     world.set_policies(documents(policies), 0);

@@ -9,7 +9,7 @@ use crate::{
         Code, DestinationRule, Document, Finding, Kind, Object, Problem, ServiceEntry, VirtualService, canonical,
         covers, destinations, placed,
     },
-    world::{Host, MESH_SUFFIX, World, has_all},
+    world::{Host, MESH_SUFFIX, Scope, World, has_all},
 };
 
 /// Most hosts that one text names.
@@ -164,7 +164,8 @@ impl<'a> View<'a> {
             found.push(self.unknown(document, "host", &rule.host, &name));
             return;
         }
-        let Some(host) = self.world.host(&name) else { return };
+        let own = self.world.definition(&Scope::of(&document.namespace), &name);
+        let Some(host) = own.or(self.world.host(&name)) else { return };
         let members = Members::of(self.world, host);
         if members.all.is_empty() {
             return;
@@ -194,7 +195,8 @@ impl<'a> View<'a> {
                 );
                 continue;
             }
-            let host = self.world.host_or_wildcard(&name).filter(|host| host.live);
+            let own = self.world.definition_or_wildcard(&Scope::of(&document.namespace), &name);
+            let host = own.or_else(|| self.world.host_or_wildcard(&name)).filter(|host| host.live);
             // One that only routes name is live too, and offered by nobody.
             let offered = host.filter(|host| {
                 let documented = host.service.is_some() || host.entry.is_some();

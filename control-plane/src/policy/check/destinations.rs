@@ -151,8 +151,8 @@ impl<'a> Ports<'a> {
             };
             for host in hosts {
                 let first = *ports.documents.entry(host.clone()).or_insert(document);
-                // ServiceEntries of a host and namespace are joined.
-                if (first.kind, &first.namespace) == (document.kind, &document.namespace) {
+                // ServiceEntries of a host and namespace are joined, and which of several namespaces' a client has is open.
+                if first.kind == document.kind {
                     ports.numbers.entry(host).or_default().extend(&numbers);
                 }
             }
