@@ -53,6 +53,8 @@ class Case:
     # Of the VirtualService, and of Envoy's virtual host; none: all goes to the service.
     http: list = dataclasses.field(default_factory=list)
     envoy: list = dataclasses.field(default_factory=list)
+    # Further hosts, with `@` for the case's own, and the status that each answers with: a VirtualService and a virtual host each.
+    domains: list = dataclasses.field(default_factory=list)
     # What Envoy's virtual host has besides.
     host_more: dict = dataclasses.field(default_factory=dict)
     # DestinationRule's trafficPolicy, Envoy's cluster, and what Envoy's default route has besides.
@@ -76,8 +78,15 @@ class Case:
     differs: str = ""
     host: str = ""
 
+    def further(self):
+        """Names, hosts and statuses of the further hosts."""
+        return [(f"{self.host}-{n}", host.replace("@", self.host), status) for n, (host, status) in enumerate(self.domains)]
+
     def yaml(self):
         """Documents, as JSON, which is YAML."""
+        for name, host, status in self.further():
+            spec = {"hosts": [host], "http": [{"directResponse": {"status": status}}]}
+            yield {"apiVersion": POLICY, "kind": "VirtualService", "metadata": {"name": name}, "spec": spec}
         yield {
             "apiVersion": POLICY, "kind": "ServiceEntry", "metadata": {"name": self.host},
             "spec": {

@@ -113,6 +113,8 @@ class Proxy:
     def head(self, case, ask, number, ident):
         fill = lambda text: text.replace("{i}", str(number))
         headers = {"Host": case.host, "x-request-id": ident, "x-do": ask.do, **ask.headers}
+        if headers["Host"] is not None:
+            headers["Host"] = headers["Host"].replace("@", case.host)
         if ask.body:
             headers.setdefault("content-length", str(len(ask.body)))
         lines = [f"{ask.method} {fill(ask.path)} HTTP/1.1"]

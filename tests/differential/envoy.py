@@ -120,6 +120,8 @@ def config(cases, port, admin, log):
         host = {"name": case.host, "domains": [case.host, f"{case.host}:*"], "include_request_attempt_count": True,
                 **case.host_more, "routes": [filled(case, route) for route in routes]}
         hosts.append(host)
+        hosts += [{"name": name, "domains": [domain], "routes": [{"match": {"prefix": "/"}, "direct_response": {"status": status}}]}
+                  for name, domain, status in case.further()]
         clusters.append(cluster(case, case.host, case.endpoints, case.cluster))
         for subset in case.subsets:
             members = [e for e in case.endpoints if e.labels.get("version") == subset]

@@ -191,10 +191,15 @@ impl<'a> Clusters<'a> {
         weighted.collect()
     }
 
-    /// The cluster of a route's destination. Without a port it is the host's only one, else the request's.
+    /// The cluster of a route's destination. Without a port it is the host's only one, else the request's. A wildcard means the
+    /// ServiceEntry that has this very host.
     fn destination(&mut self, namespace: &str, destination: &Destination, request_port: u32) -> u32 {
         let name = canonical(&destination.host, namespace);
-        let Some(host) = self.world.definition_or_wildcard(self.client, &name) else {
+        let found = match name.starts_with('*') {
+            true => self.world.definition(self.client, &name).filter(|host| host.entry.is_some()),
+            false => self.world.definition_or_wildcard(self.client, &name),
+        };
+        let Some(host) = found else {
             return self.undefined(&name, destination.port.unwrap_or(request_port), &destination.subset);
         };
         let mut ports = ports::of(self.world, host);

@@ -8,6 +8,7 @@ mod istio;
 mod portless;
 mod routes;
 mod sidecars;
+mod wildcards;
 
 use super::*;
 use crate::world::{

@@ -3,6 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
+use weft_core::names;
+
 use super::ports;
 use crate::{
     policy::{
@@ -72,7 +74,7 @@ fn of_gateways<'a>(world: &World, document: &'a Document, service: &VirtualServi
         let own: HashSet<&str> = own.map(|(_, host)| host.as_str()).collect();
         let any_within = |host: &str| own.iter().any(|own| covers(host, own));
         for (m, host) in service.hosts.iter().enumerate() {
-            let within = crate::world::patterns(host).any(|pattern| own.contains(pattern.as_str()));
+            let within = names::patterns(host, true).any(|pattern| own.contains(pattern.as_str()));
             if !(within || host.starts_with('*') && any_within(host)) {
                 let text =
                     format!("gateway `{namespace}/{name}` has no server for `{host}`: it serves nothing of this");
@@ -193,6 +195,15 @@ impl<'a> View<'a> {
                         .filter(|_| destination.port.is_none())
                         .map(|text| Finding::warning(document, path.clone(), Code::OpenPort, text.as_str())),
                 );
+                continue;
+            }
+            if name.starts_with('*') && !self.world.definitions(&name).any(|host| host.entry.is_some()) {
+                let text = format!(
+                    "no ServiceEntry has the host `{name}`: requests that are sent there get 503. Write one with \
+                     `resolution: DYNAMIC_DNS` or NONE, or name a host"
+                );
+                found.push(Finding::error(document, format!("{path}.host"), Code::UnknownHost, text));
+                open.insert(name, None);
                 continue;
             }
             let own = self.world.definition_or_wildcard(&Scope::of(&document.namespace), &name);

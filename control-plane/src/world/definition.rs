@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::{Host, MESH_SUFFIX, Scope, World, patterns};
+use super::{Host, MESH_SUFFIX, Scope, World};
 use crate::policy::{Document, Export, Object, Resolution};
 
 impl World {
@@ -30,7 +30,7 @@ impl World {
     /// As [`World::definition`], else that of the longest wildcard that covers `host`, of those that something offers: a
     /// wildcard that only a VirtualService names leads nowhere by itself.
     pub fn definition_or_wildcard(&self, client: &Scope, host: &str) -> Option<&Host> {
-        patterns(host).find_map(|pattern| {
+        self.policies.patterns(host).find_map(|pattern| {
             let found = self.definition(client, &pattern)?;
             (!found.name.starts_with('*') || found.is_offered(self)).then_some(found)
         })

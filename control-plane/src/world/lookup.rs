@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use super::{Host, Instance, InstanceKey, Keep, Policies, Scope, VirtualIps, World, fqdn, has_all, patterns};
+use super::{Host, Instance, InstanceKey, Keep, Policies, Scope, VirtualIps, World, fqdn, has_all};
 use crate::policy::{Document, Kind, Object};
 
 impl World {
@@ -115,7 +115,7 @@ impl World {
     /// A host by its canonical name, or the longest wildcard that covers it, of those that something offers: a wildcard
     /// that only a VirtualService names leads nowhere by itself.
     pub fn host_or_wildcard(&self, host: &str) -> Option<&Host> {
-        let found = patterns(host).filter_map(|pattern| self.hosts.get(&pattern));
+        let found = self.policies.patterns(host).filter_map(|pattern| self.hosts.get(&pattern));
         found.into_iter().find(|found| !found.name.starts_with('*') || found.is_offered(self))
     }
 

@@ -22,7 +22,7 @@ use std::{
 pub(crate) use groups::Workload;
 pub use groups::{Joined, Member};
 pub use instance::{Instance, InstanceKey, derive_labels};
-pub(crate) use policies::{GATEWAY, Policies, gateway_host, has_all, patterns};
+pub(crate) use policies::{GATEWAY, Policies, gateway_host, has_all};
 pub use remotes::{DEFAULT_DATACENTER, Peering, Presence, RemoteHost, sound};
 pub use scope::Scope;
 pub use virtual_ip::{Allocation, Keep, QUARANTINE_S, VirtualIps};
@@ -338,7 +338,7 @@ impl World {
             }
         }
         if !wild.is_empty() {
-            let covered = |known: &&String| patterns(known).any(|pattern| wild.contains(&pattern));
+            let covered = |known: &&String| self.policies.patterns(known).any(|pattern| wild.contains(&pattern));
             more.extend(self.hosts.keys().filter(covered).cloned());
         }
         changed.hosts.extend(more);

@@ -6,6 +6,8 @@ use std::{
     sync::Arc,
 };
 
+use weft_core::names;
+
 use super::{MESH_SUFFIX, Scope, fqdn};
 use crate::policy::{
     Document, MeshConfig, Object, PeerAuthentication, ServiceEntry, Sidecar, Subnet, VirtualService, WorkloadEntry,
@@ -41,6 +43,8 @@ pub(crate) struct Policies {
     endpoints: BTreeMap<IpAddr, Vec<Arc<Document>>>,
     /// With the host and the namespace of the document that declares it.
     ranges: Vec<(Subnet, String, String)>,
+    /// Some document is for a wildcard that stands for a part of a label.
+    partial: bool,
 }
 
 /// Namespace and, of a label, name and value.
@@ -68,6 +72,7 @@ impl Policies {
 
     fn add(&mut self, document: &Arc<Document>) {
         let namespace = &document.namespace;
+        self.partial |= document.object.hosts().iter().any(|host| names::is_partial_wildcard(host));
         match &document.object {
             Object::DestinationRule(rule) => {
                 self.client_labels.extend(rule.selector.keys().cloned());
@@ -159,6 +164,11 @@ impl Policies {
         }
     }
 
+    /// The hosts that documents for `host` may be written for, the most specific first; see [`names::patterns`].
+    pub(crate) fn patterns<'h>(&self, host: &'h str) -> impl Iterator<Item = String> + use<'h> {
+        names::patterns(host, self.partial)
+    }
+
     /// Whether some document selects clients by this label.
     pub(super) fn selects_clients_by(&self, label: &str) -> bool {
         self.client_labels.contains(label)
@@ -184,7 +194,7 @@ impl Policies {
             let first = all.iter().filter(seen).min_by_key(|document| to(document).1.is_empty())?;
             Some(all.iter().filter(seen).filter(|document| to(document) == to(first)).collect())
         };
-        patterns(host).find_map(of).unwrap_or_default()
+        self.patterns(host).find_map(of).unwrap_or_default()
     }
 
     /// The Sidecar of a workload: the oldest of its namespace that selects it, else the oldest there that is for all, else
@@ -233,7 +243,7 @@ impl Policies {
             let all = self.routes.get(&pattern)?.iter();
             all.filter(|document| document.reaches(client_ns) && imported(document)).min_by_key(rank)
         };
-        patterns(host).find_map(of)
+        self.patterns(host).find_map(of)
     }
 
     /// Hosts that other data centres may call.
@@ -399,10 +409,4 @@ pub(crate) fn gateway_hosts(service: &VirtualService, namespace: &str) -> Vec<St
 /// Whether `labels` has all of `wanted`.
 pub(crate) fn has_all(labels: &BTreeMap<String, String>, wanted: &BTreeMap<String, String>) -> bool {
     wanted.iter().all(|(key, value)| labels.get(key) == Some(value))
-}
-
-/// `host`, then the wildcards that cover it, the longest first, then `*`.
-pub(crate) fn patterns(host: &str) -> impl Iterator<Item = String> {
-    let suffixes = host.match_indices('.').filter(|(at, _)| *at > 0).map(|(at, _)| format!("*{}", &host[at..]));
-    std::iter::once(host.to_owned()).chain(suffixes).chain(std::iter::once("*".to_owned()))
 }

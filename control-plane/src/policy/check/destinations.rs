@@ -2,10 +2,12 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
+use weft_core::names::patterns;
+
 use crate::policy::{
     Action, Code, Destination, DestinationRule, Document, Finding, Object, VirtualService, canonical, nearest,
 };
-use crate::world::{fqdn, patterns};
+use crate::world::fqdn;
 
 /// Namespaces whose rules for one subset are looked at: more of them than this for one host are not written by people.
 const MOST: usize = 16;
@@ -94,7 +96,7 @@ impl<'a> Rules<'a> {
         let path = format!("{path}.subset");
         let mut narrower: Vec<String> = Vec::new();
         let mut hidden = None;
-        for pattern in patterns(host).filter(|pattern| self.subsets.contains_key(pattern)) {
+        for pattern in patterns(host, true).filter(|pattern| self.subsets.contains_key(pattern)) {
             let key = (pattern, subset);
             for namespace in self.namespaces.get(&key).into_iter().flatten() {
                 // Of one namespace the most specific rule decides alone.
@@ -161,7 +163,7 @@ impl<'a> Ports<'a> {
     }
 
     fn get(&self, host: &str) -> Option<(&'a Document, &BTreeSet<u32>)> {
-        patterns(host).find_map(|pattern| Some((*self.documents.get(&pattern)?, self.numbers.get(&pattern)?)))
+        patterns(host, true).find_map(|pattern| Some((*self.documents.get(&pattern)?, self.numbers.get(&pattern)?)))
     }
 
     /// Why `host` has no port `number`.

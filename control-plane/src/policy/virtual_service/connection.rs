@@ -98,7 +98,7 @@ fn decode_match(fields: &Fields<'_>, hosts: Option<&[String]>, of_gateways: bool
         for (name, place) in fields.strings("sniHosts") {
             let name = name.to_ascii_lowercase();
             if name != "*" && !names::is_host_or_wildcard(&name) {
-                fields.error_at(place, format!("`{name}` is not a server name: a host, *.suffix or *"));
+                fields.error_at(place, format!("`{name}` is not a server name: a host, *.suffix, *-suffix or *"));
             } else if !hosts.iter().any(|host| covers(&host.to_ascii_lowercase(), &name)) {
                 let text = format!("server name `{name}` is not among the `hosts` of this VirtualService");
                 fields.error_at(place, text);
