@@ -9,7 +9,7 @@ use super::ports;
 use crate::{
     policy::{
         Code, DestinationRule, Document, Finding, Kind, Object, Problem, ServiceEntry, VirtualService, canonical,
-        covers, destinations, placed,
+        destinations, placed,
     },
     world::{Host, MESH_SUFFIX, Scope, World, has_all},
 };
@@ -72,7 +72,7 @@ fn of_gateways<'a>(world: &World, document: &'a Document, service: &VirtualServi
         };
         let own = gateway.servers.iter().flat_map(|server| &server.hosts);
         let own: HashSet<&str> = own.map(|(_, host)| host.as_str()).collect();
-        let any_within = |host: &str| own.iter().any(|own| covers(host, own));
+        let any_within = |host: &str| own.iter().any(|own| names::is_within(own, host));
         for (m, host) in service.hosts.iter().enumerate() {
             let within = names::patterns(host, true).any(|pattern| own.contains(pattern.as_str()));
             if !(within || host.starts_with('*') && any_within(host)) {

@@ -50,6 +50,12 @@ pub fn covers(pattern: &str, host: &str) -> bool {
     }
 }
 
+/// Whether what a policy says of `pattern` is said of `host` too, which may be a wildcard itself: it covers it, or is it. As in
+/// Istio (`SubsetOf`) `*foo.example` is for `foo.example` as well.
+pub fn is_within(host: &str, pattern: &str) -> bool {
+    covers(pattern, host) || pattern == host || pattern.strip_prefix('*') == Some(host)
+}
+
 /// How specific `pattern` is for `host`: the more the better, the host itself before the longest suffix and that before `*`,
 /// which is for an empty name too. `None`: it does not cover the host.
 pub fn specificity(pattern: &str, host: &str) -> Option<usize> {
@@ -65,9 +71,9 @@ pub fn is_partial_wildcard(host: &str) -> bool {
     host.strip_prefix('*').is_some_and(|rest| !rest.is_empty() && !rest.starts_with('.'))
 }
 
-/// The hosts that a policy for `host` may be written for, the most specific first: `host`, the wildcards of its suffixes, the
-/// longest first, and `*`. As in Istio (`MostSpecificHostMatch`) `*foo.example` is for `foo.example` too. With `partial` those
-/// that stand for a part of a label are among them, which are many: one for each character.
+/// The hosts that a policy for `host` may be written for (see [`is_within`]), the most specific first: `host`, the wildcards of its
+/// suffixes, the longest first, and `*`. With `partial` those that stand for a part of a label are among them, which are many:
+/// one for each character.
 pub fn patterns(host: &str, partial: bool) -> impl Iterator<Item = String> + '_ {
     let suffixes = host.char_indices().skip(usize::from(host.starts_with('*')));
     let suffixes = suffixes.filter(move |(at, char)| partial && *char != '*' || *char == '.' && *at > 0);
@@ -241,8 +247,7 @@ mod tests {
         #[test]
         fn patterns_are_those_that_cover(host in "[a-c.-]{1,8}", pattern in "\\*?[a-c.-]{0,6}") {
             let found = patterns(&host, true).any(|one| one == pattern);
-            let suffix = pattern.strip_prefix('*').is_some_and(|rest| rest == host);
-            prop_assert_eq!(found, covers(&pattern, &host) || suffix, "{} {}", pattern, host);
+            prop_assert_eq!(found, is_within(&host, &pattern), "{} {}", pattern, host);
         }
     }
 }

@@ -142,3 +142,30 @@ fn a_route_to_a_wildcard_without_its_service_entry_is_an_error_and_leads_nowhere
         assert!(odd.iter().all(|problem| problem.severity == crate::policy::Severity::Error), "{odd:#?}");
     }
 }
+
+#[test]
+fn gateways_serve_partial_wildcards_within_their_hosts() {
+    let gateway = "{servers: [{port: {number: 80, name: http, protocol: HTTP}, hosts: ['*.shop.example', foo.example]}, {port: \
+                   {number: 443, name: tls, protocol: TLS}, hosts: ['*.shop.example'], tls: {mode: PASSTHROUGH}}]}";
+    let routes = |name: &str, host: &str| {
+        let to = "route: [{destination: {host: a.test}}]";
+        let spec = format!(
+            "{{hosts: ['{host}'], gateways: [g], http: [{{{to}}}], tls: [{{match: [{{sniHosts: ['{host}']}}], {to}}}]}}"
+        );
+        doc("VirtualService", name, "default", &spec)
+    };
+    let documents = doc("Gateway", "g", "default", gateway)
+        + &routes("a", "*-eu.shop.example")
+        + &routes("b", "*example")
+        + &routes("c", "*foo.example")
+        + &routes("d", "*.other");
+    let world = world(&documents, &[]);
+    let servers = servers(&world, &Default::default());
+    let of = |at: usize| -> Vec<&str> { servers[at].virtual_hosts.iter().map(|host| host.domain.as_str()).collect() };
+    // Where both are wildcards the narrower of the two.
+    assert_eq!(of(0), ["*-eu.shop.example", "*.shop.example", "foo.example", "foo.example"]);
+    assert_eq!(of(1), ["*-eu.shop.example", "*.shop.example"]);
+    let odd: Vec<String> = warnings(&world, true).iter().map(ToString::to_string).collect();
+    let unserved: Vec<&String> = odd.iter().filter(|text| text.contains("has no server for")).collect();
+    assert!(unserved.len() == 1 && unserved[0].contains("`*.other`"), "{odd:#?}");
+}
