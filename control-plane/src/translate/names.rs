@@ -52,7 +52,9 @@ pub(crate) fn meant<'a>(world: &'a World, client: &Scope, asked: &str) -> Option
         .filter_map(|(name, by)| {
             Some((world.definition(client, &name).filter(|host| world.sees(client, host, None))?, by))
         })
-        .filter(|(host, by)| *by != Meaning::Wildcard || host.is_offered(world) || world.is_routed_wildcard(host))
+        .filter(|(host, by)| {
+            *by != Meaning::Wildcard || host.is_offered(world) || world.is_routed_wildcard(client, host)
+        })
         .collect();
     known.iter().find(|(host, _)| host.live).or(known.first()).copied()
 }

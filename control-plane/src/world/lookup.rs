@@ -119,11 +119,13 @@ impl World {
         found.into_iter().find(|found| !found.name.starts_with('*') || found.is_offered(self))
     }
 
-    /// Whether a wildcard that only a VirtualService names is for `asked`: as in Istio it is where it covers nothing that is
-    /// offered, else it is for what it covers.
-    pub(crate) fn is_routed_wildcard(&self, host: &Host) -> bool {
-        let covers = |other: &Host| other.name != host.name && crate::policy::covers(&host.name, &other.name);
-        !self.hosts.values().any(|other| covers(other) && other.live && other.is_offered(self))
+    /// Whether a wildcard that only a VirtualService names is a host to a client: as in Istio it is where it covers nothing that
+    /// is offered to it, else it is for what it covers.
+    pub(crate) fn is_routed_wildcard(&self, client: &Scope, host: &Host) -> bool {
+        let covers = |other: &&String| **other != host.name && crate::policy::covers(&host.name, other);
+        let offered =
+            |other: &String| self.definition(client, other).is_some_and(|other| other.live && other.is_offered(self));
+        !self.hosts.keys().filter(covers).any(offered)
     }
 
     /// All hosts.

@@ -316,14 +316,15 @@ impl World {
     /// Adds the hosts whose routes lead to a changed one: a `Service` holds the clusters of all its destinations.
     fn settle(&mut self, mut changed: Changed, now: u64) -> Changed {
         for host in self.virtual_ips.expire(now) {
-            if self.hosts.get(&host).is_some_and(|known| !known.live) && !self.others.contains_key(&host) {
-                self.hosts.remove(&host);
-                if let Some(index) = self.service_indexes.remove(&host) {
-                    self.pruned_index = self.pruned_index.max(index);
-                }
-                changed.names = true;
-                changed.hosts.insert(host);
+            let Some(known) = self.hosts.get_mut(&host).filter(|known| !known.live) else { continue };
+            // ServiceEntries of other namespaces may define the host on.
+            known.registered = false;
+            self.refresh(&host, now);
+            if let Some(index) = self.service_indexes.remove(&host) {
+                self.pruned_index = self.pruned_index.max(index);
             }
+            changed.names = true;
+            changed.hosts.insert(host);
         }
         let mut more = BTreeSet::new();
         let mut wild = BTreeSet::new();

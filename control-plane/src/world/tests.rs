@@ -178,4 +178,14 @@ spec: {{hosts: [{HOST}], exportTo: [.], ports: [{{number: 80, name: http}}], res
     assert!(gone.names && world.definition(&Scope::of("other"), HOST).is_some_and(|host| !host.live));
     world.set_policies(Vec::new(), 6);
     assert_eq!(world.definitions(HOST).count(), 1);
+    // A service that left is forgotten after a day, whatever else has its name.
+    let mut world = World::new("mesh", 1);
+    world.set_policies(documents(&entry.replace("DNS", "NONE")), 0);
+    world.upsert(instance("order", "a", "10.0.0.1", 80), 0);
+    world.remove(&instance("order", "a", "10.0.0.1", 80).key(), 5);
+    world.upsert(instance("pay", "b", "10.0.0.2", 80), 5 + QUARANTINE_S - 1);
+    assert_eq!(world.definitions(HOST).count(), 2);
+    let changed = world.upsert(instance("pay", "c", "10.0.0.3", 80), 5 + QUARANTINE_S);
+    assert!(changed.names && changed.hosts.contains(HOST));
+    assert_eq!((world.definitions(HOST).count(), seen(&world)), (1, [true, false]));
 }

@@ -71,6 +71,15 @@ fn routes_for_a_partial_wildcard_are_those_of_hosts_that_nothing_offers() {
     let named = |name: &str| resolve(&world, &client(), name);
     assert_eq!(named("shop-old.example").as_deref(), Some("*-old.example"));
     assert_eq!((named("old.example"), named("-old.example")), (None, None));
+    // What others keep to themselves is not offered to this client.
+    let hidden = |namespace: &str| {
+        let spec = "{hosts: [shop-old.example], exportTo: [.], ports: [{number: 80, name: http, protocol: HTTP}], resolution: DNS}";
+        doc("ServiceEntry", "s", namespace, spec)
+    };
+    for (namespace, want) in [("lab", Some("*-old.example")), ("default", None)] {
+        let world = super::world(&(doc("VirtualService", "v", "default", spec) + &hidden(namespace)), &[]);
+        assert_eq!(resolve(&world, &client(), "b-old.example").as_deref(), want, "{namespace}");
+    }
 }
 
 #[test]
