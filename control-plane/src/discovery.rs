@@ -28,7 +28,7 @@ use weft_proto::v1;
 use crate::mesh::Mesh;
 use crate::peer::Peer;
 use crate::translate;
-use crate::world::Scope;
+use crate::world::{Host, Scope, World};
 use session::Session;
 
 /// Encoded resources that are kept.
@@ -48,8 +48,8 @@ impl Encoded {
     }
 }
 
-/// Translations by type, client (endpoints are the same for all) and host, with the version of the world that they were made
-/// of.
+/// Translations by type, client (of endpoints the namespace that defines the host) and host, with the version of the world
+/// that they were made of.
 type Cache = HashMap<(&'static str, Scope, String), (u64, Option<Encoded>)>;
 
 /// The discovery server's state, shared by its streams, by those who wait until a change has arrived everywhere, and by
@@ -145,10 +145,7 @@ impl Discovery {
     /// Of the streams that were sent the endpoints of `hosts`: how many have acknowledged what is current, or said why
     /// they will not, and how many there are.
     fn count(&self, hosts: &[String]) -> (u32, u32) {
-        let current: Vec<(&String, Option<String>)> = hosts
-            .iter()
-            .map(|host| (host, self.encoded(ENDPOINTS_TYPE, &Scope::default(), host).map(|e| e.version)))
-            .collect();
+        let current: Vec<(&String, Vec<String>)> = hosts.iter().map(|host| (host, self.versions(host))).collect();
         let streams = self.lock();
         let mut counts = (0, 0);
         for stream in streams.values() {
@@ -158,7 +155,7 @@ impl Discovery {
                 continue;
             }
             counts.1 += 1;
-            if ours.all(|(d, version)| Some(&d.acknowledged) == version.as_ref() || !d.refused.is_empty()) {
+            if ours.all(|(d, versions)| versions.contains(&d.acknowledged) || !d.refused.is_empty()) {
                 counts.0 += 1;
             }
         }
@@ -172,32 +169,57 @@ impl Discovery {
         self.acknowledged.notify_waiters();
     }
 
-    /// The current encoding of a host's resource: what an earlier call made of it, unless the host changed since.
-    fn encoded(&self, kind: &'static str, client: &Scope, host: &str) -> Option<Encoded> {
-        let client = if kind == ENDPOINTS_TYPE { Scope::default() } else { client.clone() };
-        let key = (kind, client, host.to_owned());
+    /// Versions of the current endpoints of a host: one for each of its definitions.
+    fn versions(&self, host: &str) -> Vec<String> {
         self.mesh.read_host(host, |world, changed_at| {
-            let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some((made_at, encoded)) = cache.get(&key)
-                && *made_at >= changed_at
-            {
-                return encoded.clone();
-            }
-            let encoded = if kind == ENDPOINTS_TYPE {
-                translate::endpoints(world, host).map(|e| Encoded::new(&e))
-            } else {
-                translate::service(world, &key.1, host).map(|s| Encoded::new(&s))
-            };
-            if cache.len() >= MAX_CACHED {
-                // What is still wanted is made again.
-                cache.clear();
-            }
-            match &encoded {
-                Some(_) => drop(cache.insert(key, (world.version(), encoded.clone()))),
-                None => drop(cache.remove(&key)),
-            }
-            encoded
+            let current = world.definitions(host).filter_map(|one| self.endpoints(world, changed_at, one));
+            current.map(|encoded| encoded.version).collect()
         })
+    }
+
+    /// The current encoding of a host's resource as a client has it.
+    fn encoded(&self, kind: &'static str, client: &Scope, host: &str) -> Option<Encoded> {
+        self.mesh.read_host(host, |world, changed_at| {
+            if kind == ENDPOINTS_TYPE {
+                return self.endpoints(world, changed_at, world.definition(client, host)?);
+            }
+            let key = (kind, client.clone(), host.to_owned());
+            self.cached(key, world.version(), changed_at, || {
+                translate::service(world, client, host).map(|service| Encoded::new(&service))
+            })
+        })
+    }
+
+    /// The endpoints of a host, the same for all clients that have this definition of it.
+    fn endpoints(&self, world: &World, changed_at: u64, host: &Host) -> Option<Encoded> {
+        let key = (ENDPOINTS_TYPE, Scope::of(&host.namespace), host.name.clone());
+        self.cached(key, world.version(), changed_at, || Some(Encoded::new(&translate::endpoints(world, host))))
+    }
+
+    /// What an earlier call made, unless the host changed since.
+    fn cached(
+        &self,
+        key: (&'static str, Scope, String),
+        version: u64,
+        changed_at: u64,
+        make: impl FnOnce() -> Option<Encoded>,
+    ) -> Option<Encoded> {
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((made_at, encoded)) = cache.get(&key)
+            && *made_at >= changed_at
+        {
+            return encoded.clone();
+        }
+        let encoded = make();
+        if cache.len() >= MAX_CACHED {
+            // What is still wanted is made again.
+            cache.clear();
+        }
+        match &encoded {
+            Some(_) => drop(cache.insert(key, (version, encoded.clone()))),
+            None => drop(cache.remove(&key)),
+        }
+        encoded
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, Stream>> {

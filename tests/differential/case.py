@@ -5,6 +5,9 @@ POLICY = "networking.istio.io/v1"
 # Nobody listens on this one; one that listens and never accepts has its queue full, so that a connection is never made.
 REFUSING, STUCK = 6999, 7060
 
+# Endpoints of bytes, which answer whatever comes with their port.
+BYTES = range(7041, 7047)
+
 # What is compared: all of it, or what became of a request where the endpoint is drawn.
 ALL = ("status", "port", "seen", "headers", "body", "attempts", "flags")
 FATE = ("status", "attempts", "flags")
@@ -45,6 +48,9 @@ class Ask:
     ejected: int = -1
     # Asked again until the status is this one; the last answer counts.
     until: int = 0
+    # Instead of a request the beginning of TLS that asks for this name, with `@` for the case's own host: only the port that
+    # answers is known, 0 for none.
+    server_name: str = ""
 
 
 @dataclasses.dataclass
@@ -53,6 +59,10 @@ class Case:
     # Of the VirtualService, and of Envoy's virtual host; none: all goes to the service.
     http: list = dataclasses.field(default_factory=list)
     envoy: list = dataclasses.field(default_factory=list)
+    # Further hosts, with `@` for the case's own, and the status that each answers with: a VirtualService and a virtual host each.
+    domains: list = dataclasses.field(default_factory=list)
+    # Server names of TLS that a gateway passes on, with `@` as above: each leads to an endpoint of its own.
+    server_names: list = dataclasses.field(default_factory=list)
     # What Envoy's virtual host has besides.
     host_more: dict = dataclasses.field(default_factory=dict)
     # DestinationRule's trafficPolicy, Envoy's cluster, and what Envoy's default route has besides.
@@ -76,8 +86,32 @@ class Case:
     differs: str = ""
     host: str = ""
 
+    def further(self):
+        """Names, hosts and statuses of the further hosts."""
+        return [(f"{self.host}-{n}", host.replace("@", self.host), status) for n, (host, status) in enumerate(self.domains)]
+
+    def named(self):
+        """Server names, and the ports of their endpoints."""
+        return [(name.replace("@", self.host), BYTES[n]) for n, name in enumerate(self.server_names)]
+
+    def passed_on(self):
+        """The documents of server names."""
+        for n, (_, port) in enumerate(self.named()):
+            spec = {"hosts": [f"{n}.{self.host}"], "resolution": "STATIC", "ports": [{"number": 443, "name": "tls", "protocol": "TLS"}],
+                    "endpoints": [{"address": "127.0.0.1", "ports": {"tls": port}}]}
+            yield {"apiVersion": POLICY, "kind": "ServiceEntry", "metadata": {"name": f"{self.host}-{n}"}, "spec": spec}
+        tls = [{"match": [{"sniHosts": [name]}], "route": [{"destination": {"host": f"{n}.{self.host}"}}]}
+               for n, (name, _) in enumerate(self.named())]
+        spec = {"hosts": [self.host, f"*.{self.host}"], "gateways": ["names"], "tls": tls}
+        yield {"apiVersion": POLICY, "kind": "VirtualService", "metadata": {"name": f"{self.host}-names"}, "spec": spec}
+
     def yaml(self):
         """Documents, as JSON, which is YAML."""
+        if self.server_names:
+            yield from self.passed_on()
+        for name, host, status in self.further():
+            spec = {"hosts": [host], "http": [{"directResponse": {"status": status}}]}
+            yield {"apiVersion": POLICY, "kind": "VirtualService", "metadata": {"name": name}, "spec": spec}
         yield {
             "apiVersion": POLICY, "kind": "ServiceEntry", "metadata": {"name": self.host},
             "spec": {

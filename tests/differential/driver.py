@@ -1,19 +1,23 @@
 """Asks Weft and Envoy the same, case by case, and says where they differ.
 
-usage: driver.py write FOLDER POLICIES ENVOY_PORT ADMIN_PORT     Envoy's configuration and the policies, a file for each case
-       driver.py run FOLDER WEFT_PORT ENVOY_PORT ADMIN_PORT CONTROL_PORT WEFT_LOG [PART_OF_A_NAME]
+usage: driver.py write FOLDER POLICIES ENVOY_PORT ADMIN_PORT WEFT_TLS_PORT ENVOY_TLS_PORT
+           Envoy's configuration and the policies, a file for each case
+       driver.py run FOLDER WEFT_PORT ENVOY_PORT ADMIN_PORT CONTROL_PORT WEFT_TLS_PORT ENVOY_TLS_PORT WEFT_LOG [PART_OF_A_NAME]
 """
 import collections
 import concurrent.futures
 import http.client
 import json
 import pathlib
+import socket
+import ssl
 import sys
 import threading
 import time
 import uuid
 
 import envoy
+from case import POLICY
 from cases import CASES
 from client import NONE, Connection
 
@@ -61,15 +65,17 @@ def fetched(port, path):
 
 
 class Proxy:
-    def __init__(self, port, control, log, admin=0):
-        self.port, self.control, self.log, self.admin = port, control, Log(log), admin
+    def __init__(self, port, control, tls, log, admin=0):
+        self.port, self.control, self.tls, self.log, self.admin = port, control, tls, Log(log), admin
 
     def results(self, case):
         results, kept = [], None
         for ask in case.asks:
             if ask.ejected >= 0 and self.admin:
                 self.wait_until_ejected(case, ask.ejected)
-            if ask.bulk:
+            if ask.server_name:
+                results.append(self.by_name(case, ask))
+            elif ask.bulk:
                 results += self.bulk(case, ask)
             elif ask.at_once > 1:
                 with concurrent.futures.ThreadPoolExecutor(ask.at_once) as pool:
@@ -90,6 +96,35 @@ class Proxy:
             for result in results:
                 result["flags"] = self.log.flags(result["id"])
         return results
+
+    def by_name(self, case, ask):
+        """The endpoint that TLS gets which asks for a server name."""
+        context = ssl.create_default_context()
+        sent = ssl.MemoryBIO()
+        begun = context.wrap_bio(ssl.MemoryBIO(), sent, server_hostname=ask.server_name.replace("@", case.host))
+        try:
+            begun.do_handshake()
+        except ssl.SSLWantReadError:
+            pass
+        with self.tls_connection() as connection:
+            connection.sendall(sent.read())
+            try:
+                answer = connection.makefile("rb").read()
+            except ConnectionError:
+                answer = b""
+        port = int(answer or 0)
+        return {"id": "", "status": port, "port": port}
+
+    def tls_connection(self):
+        """A gateway listens as soon as it knows its servers."""
+        end = time.time() + 10
+        while True:
+            try:
+                return socket.create_connection(("127.0.0.1", self.tls), 20)
+            except ConnectionRefusedError:
+                if time.time() > end:
+                    raise
+                time.sleep(0.05)
 
     def until(self, case, ask):
         end = time.time() + 20
@@ -113,6 +148,8 @@ class Proxy:
     def head(self, case, ask, number, ident):
         fill = lambda text: text.replace("{i}", str(number))
         headers = {"Host": case.host, "x-request-id": ident, "x-do": ask.do, **ask.headers}
+        if headers["Host"] is not None:
+            headers["Host"] = headers["Host"].replace("@", case.host)
         if ask.body:
             headers.setdefault("content-length", str(len(ask.body)))
         lines = [f"{ask.method} {fill(ask.path)} HTTP/1.1"]
@@ -259,13 +296,19 @@ def main():
     if sys.argv[1] == "write":
         for case in CASES:
             (pathlib.Path(sys.argv[3]) / f"{case.host}.yaml").write_text("\n---\n".join(map(json.dumps, case.yaml())))
-        config = envoy.config(CASES, int(sys.argv[4]), int(sys.argv[5]), str(folder / "envoy-access.log"))
+        envoy_port, admin, weft_tls, envoy_tls = map(int, sys.argv[4:8])
+        (pathlib.Path(sys.argv[3]) / "gateway.yaml").write_text(json.dumps({
+            "apiVersion": POLICY, "kind": "Gateway", "metadata": {"name": "names"},
+            "spec": {"servers": [{"port": {"number": weft_tls, "name": "tls", "protocol": "TLS"}, "hosts": ["*"],
+                                  "tls": {"mode": "PASSTHROUGH"}}]},
+        }))
+        config = envoy.config(CASES, envoy_port, envoy_tls, admin, str(folder / "envoy-access.log"))
         (folder / "envoy.json").write_text(json.dumps(config))
         return 0
-    weft_port, envoy_port, admin, control = map(int, sys.argv[3:7])
-    weft = Proxy(weft_port, control, pathlib.Path(sys.argv[7]))
-    theirs = Proxy(envoy_port, control, folder / "envoy-access.log", admin)
-    wanted = sys.argv[8] if len(sys.argv) > 8 else ""
+    weft_port, envoy_port, admin, control, weft_tls, envoy_tls = map(int, sys.argv[3:9])
+    weft = Proxy(weft_port, control, weft_tls, pathlib.Path(sys.argv[9]))
+    theirs = Proxy(envoy_port, control, envoy_tls, folder / "envoy-access.log", admin)
+    wanted = sys.argv[10] if len(sys.argv) > 10 else ""
     failed, start = 0, time.monotonic()
     chosen = [case for case in CASES if wanted in case.name]
     for case in chosen:

@@ -112,7 +112,25 @@ def cluster(case, name, endpoints, more):
     return {**made, **more}
 
 
-def config(cases, port, admin, log):
+def passed_on(cases, port):
+    """The listener of server names, and its clusters."""
+    kind = "type.googleapis.com/envoy.extensions.filters"
+    chains, clusters = [], []
+    for case in cases:
+        for name, endpoint in case.named():
+            cluster = f"{case.host}|{name}"
+            proxy = {"@type": f"{kind}.network.tcp_proxy.v3.TcpProxy", "stat_prefix": "tls", "cluster": cluster}
+            chains.append({"filter_chain_match": {"server_names": [name]}, "filters": [{"name": "tcp", "typed_config": proxy}]})
+            address = {"socket_address": {"address": "127.0.0.1", "port_value": endpoint}}
+            assignment = {"cluster_name": cluster, "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}]}
+            clusters.append({"name": cluster, "type": "STATIC", "connect_timeout": "10s", "load_assignment": assignment})
+    inspector = {"name": "tls", "typed_config": {"@type": f"{kind}.listener.tls_inspector.v3.TlsInspector"}}
+    listener = {"name": "tls", "address": {"socket_address": {"address": "127.0.0.1", "port_value": port}},
+                "listener_filters": [inspector], "filter_chains": chains}
+    return listener, clusters
+
+
+def config(cases, port, tls, admin, log):
     """The bootstrap for all cases."""
     hosts, clusters = [], []
     for case in cases:
@@ -120,6 +138,8 @@ def config(cases, port, admin, log):
         host = {"name": case.host, "domains": [case.host, f"{case.host}:*"], "include_request_attempt_count": True,
                 **case.host_more, "routes": [filled(case, route) for route in routes]}
         hosts.append(host)
+        hosts += [{"name": name, "domains": [domain], "routes": [{"match": {"prefix": "/"}, "direct_response": {"status": status}}]}
+                  for name, domain, status in case.further()]
         clusters.append(cluster(case, case.host, case.endpoints, case.cluster))
         for subset in case.subsets:
             members = [e for e in case.endpoints if e.labels.get("version") == subset]
@@ -153,8 +173,9 @@ def config(cases, port, admin, log):
         "address": {"socket_address": {"address": "127.0.0.1", "port_value": port}},
         "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
     }
+    by_name, endpoints = passed_on(cases, tls)
     return {
         "node": {"id": "differential", "cluster": "differential", "locality": locality("r1/z1/s1")},
         "admin": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": admin}}},
-        "static_resources": {"listeners": [listener], "clusters": clusters},
+        "static_resources": {"listeners": [listener, by_name], "clusters": clusters + endpoints},
     }

@@ -7,13 +7,16 @@ use std::process::{ExitCode, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use weft_tests::{Mesh, Pod, Process, python_of, tests_dir, wait_for};
+use weft_tests::{Mesh, Pod, Process, binary, python_of, tests_dir, wait_for};
 
 /// Ports of the one pod in which all of it runs. Endpoints listen on those of a range.
 const WEFT: &str = "18080";
 const ENVOY: &str = "18081";
 const ENVOY_ADMIN: &str = "18082";
 const CONTROL: &str = "18083";
+/// Where gateways take TLS.
+const WEFT_TLS: &str = "18084";
+const ENVOY_TLS: &str = "18085";
 const ENDPOINTS: [&str; 2] = ["7001", "7040"];
 /// Where no connection is ever made.
 const STUCK: &str = "7060";
@@ -40,7 +43,7 @@ fn run() -> Result<bool> {
     std::fs::create_dir(&folder)?;
     let (driver, path) = (script("driver.py"), folder.to_string_lossy().into_owned());
     let policies = mesh.policies.to_string_lossy().into_owned();
-    pod.run("python3", &[&driver, "write", &path, &policies, ENVOY, ENVOY_ADMIN])?;
+    pod.run("python3", &[&driver, "write", &path, &policies, ENVOY, ENVOY_ADMIN, WEFT_TLS, ENVOY_TLS])?;
     mesh.weftctl(&["validate", &policies])?;
     let upstream = script("upstream.py");
     let endpoints = pod.spawn("upstream", "python3", &[&upstream, ENDPOINTS[0], ENDPOINTS[1], STUCK, CONTROL])?;
@@ -52,13 +55,23 @@ fn run() -> Result<bool> {
     let arguments =
         ["--workload", "client", "--http-proxy", &proxy, "--access-log", &weft_log, "--locality", "r1/z1/s1"];
     let _sidecar = mesh.sidecar(&pod, "client", &arguments)?;
+    let _gateway = gateway(&mesh, &pod)?;
     wait_for("the endpoints", Duration::from_secs(10), || {
         ensure!(endpoints.output().contains("listening"), "{}", endpoints.output());
         Ok(())
     })?;
     let mut cases = pod.command("python3");
-    cases.args([&driver, "run", &path, WEFT, ENVOY, ENVOY_ADMIN, CONTROL, &weft_log]).args(wanted);
+    cases.args([&driver, "run", &path, WEFT, ENVOY, ENVOY_ADMIN, CONTROL, WEFT_TLS, ENVOY_TLS, &weft_log]).args(wanted);
     Ok(cases.stdin(Stdio::null()).status()?.success())
+}
+
+/// A gateway beside the sidecar.
+fn gateway(mesh: &Mesh, pod: &Pod) -> Result<Process> {
+    let token = mesh.token("gateway")?.to_string_lossy().into_owned();
+    let (control, data) = (format!("{}:15012", mesh.center.ip), pod.folder("gateway").to_string_lossy().into_owned());
+    let listen = ["--ready-listen", "127.0.0.1:18086", "--metrics-listen", "127.0.0.1:18087", "--admin-listen"];
+    let args = ["gateway", "--control-plane", &control, "--token-file", &token, "--data-dir", &data];
+    pod.spawn("gateway", binary("weft-sidecar")?, &[&args[..], &listen, &["127.0.0.1:18088"]].concat())
 }
 
 /// Envoy, as its package has it, ready.

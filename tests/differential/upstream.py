@@ -2,6 +2,8 @@
 
 usage: upstream.py FIRST_PORT LAST_PORT STUCK_PORT CONTROL_PORT
 
+Behind the last port some more answer whatever comes with their number.
+
 A request says by `x-do` what becomes of its attempts, one word each with commas between, the last one for all that follow. A word
 is a status or one of `WORDS`; `WORD@PORT+PORT|WORD@PORT` is for some ports, and the others answer 200. `x-answer` is a header of
 the answer, `name: value`. Attempts are counted by `x-request-id`; GET /log/ID of the control port tells them as JSON: the port,
@@ -12,6 +14,8 @@ import collections
 import json
 import socket
 import sys
+
+from case import BYTES
 
 WORDS = """
 reset      the connection ends without an answer
@@ -149,6 +153,13 @@ async def answer(port, method, headers, word, reader, writer):
     return word in ("close", "eof", "http10", "truncated")
 
 
+async def number(port, reader, writer):
+    await reader.read(1)
+    writer.write(str(port).encode())
+    await writer.drain()
+    writer.close()
+
+
 async def told(reader, writer):
     while found := await head(reader):
         path = found[0][1]
@@ -164,6 +175,9 @@ async def main():
     for port in range(first, last + 1):
         handle = lambda r, w, port=port: serve(port, r, w)
         await asyncio.start_server(handle, "127.0.0.1", port, backlog=512, limit=1 << 20)
+    for port in BYTES:
+        handle = lambda r, w, port=port: number(port, r, w)
+        await asyncio.start_server(handle, "127.0.0.1", port)
     full = socket.create_server(("127.0.0.1", stuck), backlog=0)
     filling = [socket.socket() for _ in range(4)]
     for one in filling:

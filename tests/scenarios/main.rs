@@ -17,6 +17,7 @@ mod fields;
 mod gateway;
 mod gateway_tls;
 mod groups;
+mod hosts;
 mod life;
 mod limits;
 mod locality;
@@ -69,6 +70,7 @@ fn main() -> ExitCode {
         gateway_tls::all(),
         groups::all(),
         outside::all(),
+        hosts::all(),
         datacenters::all(),
         routes::all(),
         explained::all(),

@@ -241,10 +241,14 @@ impl Mesh {
     /// # Errors
     /// When there is no token for it.
     pub fn sidecar_args(&self, pod: &Pod, account: &str, args: &[&str]) -> Result<Vec<String>> {
-        let token = self.token(account)?.to_string_lossy().into_owned();
         let data = self.dir.path().join(format!("sidecar-{}", pod.name)).to_string_lossy().into_owned();
         let control = format!("{}:15012", self.center.ip);
-        let mut all = vec!["run", "--token-file", &token];
+        let own = if args.contains(&"--token-file") { None } else { Some(self.token(account)?) };
+        let own = own.map(|path| path.to_string_lossy().into_owned());
+        let mut all = vec!["run"];
+        if let Some(token) = &own {
+            all.extend(["--token-file", token]);
+        }
         if !args.contains(&"--control-plane") {
             all.extend(["--control-plane", &control]);
         }

@@ -139,8 +139,8 @@ impl Told {
         let service = translate::service(world, scope, &host.name)?;
         // Subsets share their endpoints.
         let hosts: BTreeSet<&str> = service.clusters.iter().map(|cluster| cluster.host.as_str()).collect();
-        let endpoints =
-            hosts.into_iter().filter_map(|host| Some((host.to_owned(), translate::endpoints(world, host)?)));
+        let endpoints = hosts.into_iter().filter_map(|host| Some((host.to_owned(), world.definition(scope, host)?)));
+        let endpoints = endpoints.map(|(name, host)| (name, translate::endpoints(world, host)));
         let endpoints: BTreeMap<String, v1::Endpoints> = endpoints.collect();
         let mut accepts = BTreeMap::new();
         for (host, all) in &endpoints {
@@ -186,7 +186,7 @@ fn address(world: &World, scope: &Scope, asked: &Asked) -> Option<SocketAddr> {
 /// What makes it a host.
 fn sources(world: &World, host: &Host, complete: bool) -> Vec<String> {
     let documents = host.service.iter().chain(&host.entry).map(|document| document.reference());
-    let registered = world.members_of(&host.name).count();
+    let registered = if host.registered { world.members_of(&host.name).count() } else { 0 };
     let instances = (complete && registered > 0).then(|| match registered {
         1 => "1 registered instance".to_owned(),
         n => format!("{n} registered instances"),

@@ -97,7 +97,8 @@ pub(super) fn connections(
         for (route, count) in table.iter().zip(counts()) {
             if at < count {
                 let wanted = route.matches.get(at)?;
-                return wanted.unmet(connection).map(|unmet| unmet.in_words(wanted, connection));
+                let unmet = wanted.unmet(connection).map(|unmet| unmet.in_words(wanted, connection));
+                return unmet.or_else(|| Some("another route has a more specific server name".to_owned()));
             }
             at -= count;
         }

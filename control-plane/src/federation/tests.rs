@@ -131,7 +131,10 @@ async fn until(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 fn remotes(mesh: &Mesh) -> Vec<v1::Remote> {
-    let found = mesh.read(|world| translate::endpoints(world, "order.default.svc.cluster.local"));
+    let found = mesh.read(|world| {
+        let host = world.host("order.default.svc.cluster.local");
+        host.map(|host| translate::endpoints(world, host))
+    });
     found.map(|found| found.remotes).unwrap_or_default()
 }
 

@@ -333,7 +333,7 @@ async fn to_a_silent_data_centre_goes_only_what_nobody_at_home_can_answer() {
         let at_once = Patience { away: Duration::ZERO, back: Duration::ZERO };
         mesh.fail_over(&mut shares, None, std::time::Instant::now(), at_once);
         let host = "order.default.svc.cluster.local";
-        let remotes = mesh.read(|world| crate::translate::endpoints(world, host)).unwrap().remotes;
+        let remotes = mesh.read(|world| crate::translate::endpoints(world, world.host(host).unwrap())).remotes;
         remotes.iter().map(|remote| (remote.datacenter.clone(), remote.subsets[""].share)).collect::<Vec<_>>()
     };
     let dc = |name: &str, share: u32| vec![(name.to_owned(), share)];

@@ -116,7 +116,7 @@ pub(crate) fn decode(spec: &Fields<'_>) -> DestinationRule {
     if !host.is_empty() && host != "*" && !names::is_host_or_wildcard(&host) {
         spec.error(
             "host",
-            format!("`host`: `{host}` is not a host name; write a service's name, a full name or *.suffix"),
+            format!("`host`: `{host}` is not a host name; write a service's name, a full name, *.suffix or *-suffix"),
         );
     }
     let export = export::decode(spec);

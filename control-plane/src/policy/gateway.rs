@@ -146,10 +146,10 @@ fn server(fields: &Fields<'_>) -> Server {
             Some((namespace, host)) => (Some(namespace.to_owned()), host.to_owned()),
         };
         let named = namespace.as_deref().is_none_or(|namespace| namespace == "." || names::is_label(namespace));
-        if !named || (host != "*" && !names::is_host_or_wildcard(&host)) {
+        if !named {
             fields.error_at(place, format!("`{text}` is not a host: [namespace/]name, *.suffix or *"));
-        } else if host != "*" && !host.contains('.') {
-            fields.error_at(place, format!("`{text}`: {}", names::NOT_SHORT));
+        } else if let Some(wrong) = names::wrong_import(&host) {
+            fields.error_at(place, format!("`{text}`: `{host}` {wrong}"));
         }
         hosts.push((namespace, host.to_ascii_lowercase()));
     }

@@ -168,6 +168,16 @@ pub enum Object {
 }
 
 impl Object {
+    /// The hosts that it is for, as written; none: its kind names none.
+    pub fn hosts(&self) -> &[String] {
+        match self {
+            Object::DestinationRule(rule) => std::slice::from_ref(&rule.host),
+            Object::VirtualService(service) => &service.hosts,
+            Object::ServiceEntry(entry) => &entry.hosts,
+            _ => &[],
+        }
+    }
+
     /// The namespaces whose clients see it; `None`: its kind has no such field.
     pub fn export(&self) -> Option<&Export> {
         match self {

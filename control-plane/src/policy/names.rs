@@ -35,7 +35,7 @@ pub(crate) const LABEL_RULE: &str = "must be lower-case letters, digits and inne
 
 /// Why a Gateway and a Sidecar take no short names, of which neither says the namespace.
 pub(crate) const NOT_SHORT: &str =
-    "short names are not allowed here: write the full name, such as a.default.svc.cluster.local";
+    "is a short name, which is not allowed here: write the full name, such as a.default.svc.cluster.local";
 
 /// The name of a header of an HTTP probe, of which Kubernetes takes fewer than HTTP has.
 pub(crate) fn is_probe_header(name: &str) -> bool {
@@ -51,9 +51,27 @@ pub(crate) fn is_host(name: &str) -> bool {
     name.len() <= 253 && name.split('.').all(word)
 }
 
-/// A host, or `*.` and a host.
+/// A host, or a wildcard: a host of which a `*` stands for the first label or for the beginning of it, as in `*.suffix`,
+/// `*-suffix` and `*suffix.example`.
 pub(crate) fn is_host_or_wildcard(name: &str) -> bool {
-    is_host(name.strip_prefix("*.").unwrap_or(name))
+    let Some(rest) = name.strip_prefix('*') else { return is_host(name) };
+    is_host(rest.strip_prefix(['.', '-']).unwrap_or(rest))
+}
+
+/// What is wrong with a host of a Gateway or a Sidecar, which take no other wildcards than `*` and `*.suffix`, and no short
+/// names: as the error's text goes on after the host; `None`: nothing.
+pub(crate) fn wrong_import(host: &str) -> Option<&'static str> {
+    if host == "*" {
+        None
+    } else if !is_host_or_wildcard(host) {
+        Some("is not a host name, *.suffix or *")
+    } else if weft_core::names::is_partial_wildcard(host) {
+        Some("stands for a part of a label, which as in Istio is not allowed here: write *.suffix or *")
+    } else if !host.contains('.') {
+        Some(NOT_SHORT)
+    } else {
+        None
+    }
 }
 
 /// A token of RFC 9110, which header names are.

@@ -151,7 +151,7 @@ fn hosts(spec: &Fields<'_>, resolution: Resolution) -> Vec<String> {
         let host = host.to_ascii_lowercase();
         let host = host.strip_suffix('.').unwrap_or(&host).to_owned();
         if host == "*" || !names::is_host_or_wildcard(&host) {
-            spec.error_at(place, format!("`{host}` is not a host name; write a full name or *.suffix"));
+            spec.error_at(place, format!("`{host}` is not a host name; write a full name, *.suffix or *-suffix"));
         }
         if !seen.insert(host.clone()) {
             spec.error_at(place, format!("host `{host}` is given twice"));

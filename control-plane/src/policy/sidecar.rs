@@ -159,12 +159,8 @@ fn import(fields: &Fields<'_>, text: &str, place: Place) -> Option<Import> {
         return None;
     };
     let host = host.to_ascii_lowercase();
-    if host != "*" && !names::is_host_or_wildcard(&host) {
-        fields.error_at(place, format!("`{host}` is not a host name, *.suffix or *"));
-        return None;
-    }
-    if host != "*" && !host.contains('.') {
-        fields.error_at(place, format!("`{text}`: {}", names::NOT_SHORT));
+    if let Some(wrong) = names::wrong_import(&host) {
+        fields.error_at(place, format!("`{text}`: `{host}` {wrong}"));
         return None;
     }
     let (excluded, name) = match namespace.strip_prefix('~') {

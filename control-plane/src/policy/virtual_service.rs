@@ -11,6 +11,7 @@ mod rewrite;
 
 use std::collections::{BTreeMap, HashMap};
 
+use weft_core::names::patterns;
 use weft_proto::v1;
 
 use super::{
@@ -20,7 +21,6 @@ use super::{
 };
 pub use connection::{ConnectionMatch, ConnectionRoute};
 
-use crate::world::patterns;
 use crate::yaml::Place;
 
 pub(crate) use matching::covers;
@@ -266,7 +266,7 @@ pub(crate) fn decode(spec: &Fields<'_>) -> VirtualService {
         } else if host != "*" && !names::is_host_or_wildcard(&host) {
             spec.error_at(
                 place,
-                format!("`{host}` is not a host name; write a service's name, a full name or *.suffix"),
+                format!("`{host}` is not a host name; write a service's name, a full name, *.suffix or *-suffix"),
             );
         }
         written.push((host.clone(), place));
@@ -320,7 +320,7 @@ fn overlaps(spec: &Fields<'_>, hosts: &[(String, Place)]) {
         }
     }
     for (n, (host, _)) in hosts.iter().enumerate() {
-        let mut wider = patterns(host).skip(1).filter(|pattern| pattern != host);
+        let mut wider = patterns(host, true).skip(1).filter(|pattern| pattern != host);
         if let Some(other) = wider.find_map(|pattern| first.get(pattern.as_str()).copied()) {
             let ((first, _), (second, place)) = (&hosts[n.min(other)], &hosts[n.max(other)]);
             spec.error_at(*place, format!("hosts `{first}` and `{second}` overlap: give only one of them"));
@@ -415,7 +415,8 @@ fn plain_destination(fields: &Fields<'_>) -> Destination {
 fn read_destination(fields: &Fields<'_>, found: &mut Destination) {
     found.place = fields.place;
     found.host = fields.required_string("host");
-    if !found.host.is_empty() && !names::is_host(&found.host) {
+    // A wildcard means the ServiceEntry of this very host, which dials what requests or callers name.
+    if !found.host.is_empty() && (found.host == "*" || !names::is_host_or_wildcard(&found.host)) {
         fields.error("host", format!("`{}` is not a host name to send requests to", found.host));
     }
     found.subset = fields.string("subset").unwrap_or_default();

@@ -53,7 +53,7 @@ pub(crate) fn dry_run(document: &Document) -> Vec<(Option<Place>, CompileError)>
             // Hosts of one document have all but their names in common, and those the decoder has checked.
             let hosts = || world.hosts().take(1);
             let services = hosts().filter_map(|host| service(&world, &client, &host.name));
-            let addresses = hosts().filter_map(|host| endpoints(&world, &host.name));
+            let addresses = hosts().map(|host| endpoints(&world, host));
             let services = services.map(|service| (None, compiled(&service)));
             services.chain(addresses.map(|e| (None, compile::endpoints(&e).map(drop)))).collect()
         }

@@ -18,11 +18,12 @@ use crate::{
     world::{Host, Instance, Member, Workload, World},
 };
 
-/// The addresses of `host` (canonical), the unhealthy ones too.
-pub fn endpoints(world: &World, host: &str) -> Option<v1::Endpoints> {
-    let host = world.host(host)?;
-    let endpoints = here(world, host);
-    Some(v1::Endpoints { host: host.name.clone(), endpoints, remotes: remotes::of(world, &host.name) })
+/// The addresses of `host`, as one namespace defines it, the unhealthy ones too. Of several definitions (see
+/// [`World::definition`]) the service's, which is the first, is the one that other data centres have too.
+pub fn endpoints(world: &World, host: &Host) -> v1::Endpoints {
+    let first = world.host(&host.name).is_some_and(|first| first.namespace == host.namespace);
+    let remotes = if first { remotes::of(world, &host.name) } else { Vec::new() };
+    v1::Endpoints { host: host.name.clone(), endpoints: here(world, host), remotes }
 }
 
 /// Those in this data centre.

@@ -2,11 +2,12 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use weft_core::names::is_within;
 use weft_proto::v1::{self, http_route};
 
 use super::is_catch_all;
 use super::service::{Clusters, undefined};
-use crate::policy::{ConnectionMatch, ConnectionRoute, Document, Gateway, Object, Server, VirtualService, covers};
+use crate::policy::{ConnectionMatch, ConnectionRoute, Document, Gateway, Object, Server, VirtualService};
 use crate::world::{GATEWAY, Host, Scope, World, gateway_host, has_all};
 
 /// The servers of the Gateways that pick a workload with `labels`.
@@ -41,8 +42,8 @@ fn of_server(world: &World, document: &Document, _: &Gateway, server: &Server) -
                 "tcp" if what == "0" || what == server.port.to_string() => Some("*"),
                 "tcp" => None,
                 // The narrower of the two.
-                _ if own == what || own == "*" || covers(own, what) => Some(what),
-                _ if what == "*" || covers(what, own) => Some(own.as_str()),
+                _ if is_within(what, own) => Some(what),
+                _ if is_within(own, what) => Some(own.as_str()),
                 _ => None,
             };
             virtual_hosts.extend(domain.map(|domain| v1::VirtualHost { domain: domain.into(), service: host.into() }));

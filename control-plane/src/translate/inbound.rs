@@ -29,7 +29,9 @@ pub fn inbound(
     }
     let member = instances.iter().find_map(|key| world.group_member(key));
     if let Some(Member { instance, joined: Ok(joined) }) = member {
-        for host in world.hosts_of(instance).iter().filter_map(|host| world.host(host)) {
+        // As its own namespace defines them: what selects it is of that.
+        let own = |host: &String| world.definitions(host).find(|one| one.namespace == instance.namespace);
+        for host in world.hosts_of(instance).iter().filter_map(own) {
             let named = ports::parts(host).iter().flat_map(|part| ports::of_workload(part, &joined.entry)).collect();
             for service in served_at(world, host, &named, 0).into_iter().filter(|_| ports::entry(host).is_some()) {
                 services.entry((service.host.clone(), service.port)).or_insert(service);

@@ -2,7 +2,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::world::{GATEWAY, Host, MESH_SUFFIX, Scope, World, fqdn, patterns};
+use crate::policy::covers;
+use crate::world::{GATEWAY, Host, MESH_SUFFIX, Scope, World, fqdn};
 
 /// The canonical host that `asked` means to a client: an authority without port, or an address with one (a
 /// virtual IP or an endpoint).
@@ -40,16 +41,20 @@ pub(crate) fn meant<'a>(world: &'a World, client: &Scope, asked: &str) -> Option
         let (ip, port) = (address.ip(), address.port());
         let owner = world.host_of_address(client, ip, Some(port)).map(|host| (host, Meaning::Address));
         let seen = |host: &&Host| world.sees(client, host, Some(port.into()));
-        let endpoint = || world.host_of_endpoint(ip, port).filter(seen).map(|host| (host, Meaning::Endpoint));
+        let endpoint = || world.host_of_endpoint(client, ip, port).filter(seen).map(|host| (host, Meaning::Endpoint));
         return owner.or_else(endpoint);
     }
     if let Ok(address) = asked.trim_matches(['[', ']']).parse::<IpAddr>() {
         return world.host_of_address(client, address, None).map(|host| (host, Meaning::Address));
     }
     let asked = asked.strip_suffix('.').unwrap_or(asked).to_ascii_lowercase();
-    let known: Vec<(&Host, Meaning)> = candidates(&client.namespace, &asked, world.datacenter())
-        .filter_map(|(name, by)| Some((world.host(&name).filter(|host| world.sees(client, host, None))?, by)))
-        .filter(|(host, by)| *by != Meaning::Wildcard || host.is_offered(world) || world.is_routed_wildcard(host))
+    let known: Vec<(&Host, Meaning)> = candidates(world, &client.namespace, &asked)
+        .filter_map(|(name, by)| {
+            Some((world.definition(client, &name).filter(|host| world.sees(client, host, None))?, by))
+        })
+        .filter(|(host, by)| {
+            *by != Meaning::Wildcard || host.is_offered(world) || world.is_routed_wildcard(client, host)
+        })
         .collect();
     known.iter().find(|(host, _)| host.live).or(known.first()).copied()
 }
@@ -57,12 +62,13 @@ pub(crate) fn meant<'a>(world: &'a World, client: &Scope, asked: &str) -> Option
 /// A host that `asked`, a name, would mean to a client who saw all.
 pub(crate) fn hidden<'a>(world: &'a World, client: &Scope, asked: &str) -> Option<&'a Host> {
     let asked = asked.strip_suffix('.').unwrap_or(asked).to_ascii_lowercase();
-    let candidates = candidates(&client.namespace, &asked, world.datacenter());
-    candidates.into_iter().find_map(|(name, _)| world.host(&name).filter(|host| host.live))
+    let candidates = candidates(world, &client.namespace, &asked);
+    candidates.into_iter().find_map(|(name, _)| world.definitions(&name).find(|host| host.live))
 }
 
 /// Canonical names that `asked` may stand for, the most specific meaning first.
-fn candidates(client_ns: &str, asked: &str, datacenter: &str) -> impl Iterator<Item = (String, Meaning)> {
+fn candidates(world: &World, client_ns: &str, asked: &str) -> impl Iterator<Item = (String, Meaning)> {
+    let datacenter = world.datacenter();
     let both = move |service: &str| [fqdn(service, client_ns), fqdn(service, "default")];
     let by = |meaning: Meaning| move |name: String| (name, meaning);
     let full = asked.contains('.').then(|| asked.to_owned());
@@ -70,13 +76,14 @@ fn candidates(client_ns: &str, asked: &str, datacenter: &str) -> impl Iterator<I
     let with_svc = asked.ends_with(".svc").then(|| format!("{asked}.cluster.local"));
     let with_namespace = asked.contains('.').then(|| format!("{asked}{MESH_SUFFIX}"));
     let bare = (!asked.contains('.')).then(|| asked.to_owned());
+    let wildcards = world.policies().patterns(asked).skip(1).filter(|wildcard| covers(wildcard, asked));
     full.into_iter()
         .map(by(Meaning::Own))
         .chain(consul.into_iter().flatten().map(by(Meaning::Consul)))
         .chain(with_svc.into_iter().chain(with_namespace).map(by(Meaning::WithNamespace)))
         .chain(both(asked).into_iter().zip([Meaning::OwnNamespace, Meaning::DefaultNamespace]))
         .chain(bare.map(by(Meaning::Own)))
-        .chain(patterns(asked).skip(1).map(by(Meaning::Wildcard)))
+        .chain(wildcards.map(by(Meaning::Wildcard)))
 }
 
 /// `order` of "order.service.consul" and, in dc1, "order.service.dc1.consul".

@@ -21,10 +21,10 @@ use crate::{
 
 /// Everything but the addresses that a request of a client to `host` (canonical) needs.
 pub fn service(world: &World, client: &Scope, host: &str) -> Option<v1::Service> {
-    let host = world.host(host)?;
-    if host.name.starts_with(GATEWAY) {
-        return gateway::service(world, client, host);
+    if host.starts_with(GATEWAY) {
+        return gateway::service(world, client, world.host(host)?);
     }
+    let host = world.definition(client, host)?;
     let mut clusters = Clusters::new(world, client, None);
     let routes = world.policies().routes(client, &host.name);
     let exported = world.is_exported(&host.name);
@@ -191,11 +191,15 @@ impl<'a> Clusters<'a> {
         weighted.collect()
     }
 
-    /// The cluster of a route's destination. Without a port it is the host's only one, else the request's.
+    /// The cluster of a route's destination. Without a port it is the host's only one, else the request's. A wildcard means the
+    /// ServiceEntry that has this very host.
     fn destination(&mut self, namespace: &str, destination: &Destination, request_port: u32) -> u32 {
         let name = canonical(&destination.host, namespace);
-        let seen = |host: &&Host| host.reaches(&self.client.namespace);
-        let Some(host) = self.world.host_or_wildcard(&name).filter(seen) else {
+        let found = match name.starts_with('*') {
+            true => self.world.definition(self.client, &name).filter(|host| host.entry.is_some()),
+            false => self.world.definition_or_wildcard(self.client, &name),
+        };
+        let Some(host) = found else {
             return self.undefined(&name, destination.port.unwrap_or(request_port), &destination.subset);
         };
         let mut ports = ports::of(self.world, host);

@@ -8,6 +8,7 @@ mod istio;
 mod portless;
 mod routes;
 mod sidecars;
+mod wildcards;
 
 use super::*;
 use crate::world::{
@@ -45,6 +46,11 @@ fn doc(kind: &str, name: &str, namespace: &str, spec: &str) -> String {
     format!(
         "apiVersion: {version}\nkind: {kind}\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {spec}\n---\n"
     )
+}
+
+/// Those of the first definition of a host.
+fn endpoints(world: &World, host: &str) -> Option<weft_proto::v1::Endpoints> {
+    world.host(host).map(|host| super::endpoints(world, host))
 }
 
 fn world(policies: &str, instances: &[Instance]) -> World {

@@ -3,13 +3,15 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
+use weft_core::names;
+
 use super::ports;
 use crate::{
     policy::{
         Code, DestinationRule, Document, Finding, Kind, Object, Problem, ServiceEntry, VirtualService, canonical,
-        covers, destinations, placed,
+        destinations, placed,
     },
-    world::{Host, MESH_SUFFIX, World, has_all},
+    world::{Host, MESH_SUFFIX, Scope, World, has_all},
 };
 
 /// Most hosts that one text names.
@@ -70,9 +72,9 @@ fn of_gateways<'a>(world: &World, document: &'a Document, service: &VirtualServi
         };
         let own = gateway.servers.iter().flat_map(|server| &server.hosts);
         let own: HashSet<&str> = own.map(|(_, host)| host.as_str()).collect();
-        let any_within = |host: &str| own.iter().any(|own| covers(host, own));
+        let any_within = |host: &str| own.iter().any(|own| names::is_within(own, host));
         for (m, host) in service.hosts.iter().enumerate() {
-            let within = crate::world::patterns(host).any(|pattern| own.contains(pattern.as_str()));
+            let within = names::patterns(host, true).any(|pattern| own.contains(pattern.as_str()));
             if !(within || host.starts_with('*') && any_within(host)) {
                 let text =
                     format!("gateway `{namespace}/{name}` has no server for `{host}`: it serves nothing of this");
@@ -164,7 +166,8 @@ impl<'a> View<'a> {
             found.push(self.unknown(document, "host", &rule.host, &name));
             return;
         }
-        let Some(host) = self.world.host(&name) else { return };
+        let own = self.world.definition(&Scope::of(&document.namespace), &name);
+        let Some(host) = own.or(self.world.host(&name)) else { return };
         let members = Members::of(self.world, host);
         if members.all.is_empty() {
             return;
@@ -194,7 +197,17 @@ impl<'a> View<'a> {
                 );
                 continue;
             }
-            let host = self.world.host_or_wildcard(&name).filter(|host| host.live);
+            if name.starts_with('*') && !self.world.definitions(&name).any(|host| host.entry.is_some()) {
+                let text = format!(
+                    "no ServiceEntry has the host `{name}`: requests that are sent there get 503. Write one with \
+                     `resolution: DYNAMIC_DNS` or NONE, or name a host"
+                );
+                found.push(Finding::error(document, format!("{path}.host"), Code::UnknownHost, text));
+                open.insert(name, None);
+                continue;
+            }
+            let own = self.world.definition_or_wildcard(&Scope::of(&document.namespace), &name);
+            let host = own.or_else(|| self.world.host_or_wildcard(&name)).filter(|host| host.live);
             // One that only routes name is live too, and offered by nobody.
             let offered = host.filter(|host| {
                 let documented = host.service.is_some() || host.entry.is_some();

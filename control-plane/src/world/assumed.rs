@@ -37,6 +37,7 @@ impl World {
                 export,
                 registered: true,
                 live: true,
+                virtual_ip: true,
             };
             self.hosts.insert(name.clone(), host);
             self.virtual_ips.allocate(name);

@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use super::{Host, Instance, InstanceKey, Keep, Policies, Scope, VirtualIps, World, fqdn, has_all, patterns};
+use super::{Host, Instance, InstanceKey, Keep, Policies, Scope, VirtualIps, World, fqdn, has_all};
 use crate::policy::{Document, Kind, Object};
 
 impl World {
@@ -71,7 +71,8 @@ impl World {
         let selected = selector
             .into_iter()
             .flat_map(move |selector| self.instances().filter(move |instance| picked(instance, selector)));
-        self.members_of(&host.name).chain(selected)
+        let registered = host.registered.then(|| self.members_of(&host.name));
+        registered.into_iter().flatten().chain(selected)
     }
 
     /// What the sidecar `node` of a namespace registered.
@@ -106,7 +107,7 @@ impl World {
         self.nodes_index.max(self.catalog_index)
     }
 
-    /// A host by its canonical name.
+    /// A host by its canonical name, as the service has it, else the oldest ServiceEntry; see [`World::definition`].
     pub fn host(&self, host: &str) -> Option<&Host> {
         self.hosts.get(host)
     }
@@ -114,15 +115,17 @@ impl World {
     /// A host by its canonical name, or the longest wildcard that covers it, of those that something offers: a wildcard
     /// that only a VirtualService names leads nowhere by itself.
     pub fn host_or_wildcard(&self, host: &str) -> Option<&Host> {
-        let found = patterns(host).filter_map(|pattern| self.hosts.get(&pattern));
+        let found = self.policies.patterns(host).filter_map(|pattern| self.hosts.get(&pattern));
         found.into_iter().find(|found| !found.name.starts_with('*') || found.is_offered(self))
     }
 
-    /// Whether a wildcard that only a VirtualService names is for `asked`: as in Istio it is where it covers nothing that is
-    /// offered, else it is for what it covers.
-    pub(crate) fn is_routed_wildcard(&self, host: &Host) -> bool {
-        let covers = |other: &Host| other.name != host.name && crate::policy::covers(&host.name, &other.name);
-        !self.hosts.values().any(|other| covers(other) && other.live && other.is_offered(self))
+    /// Whether a wildcard that only a VirtualService names is a host to a client: as in Istio it is where it covers nothing that
+    /// is offered to it, else it is for what it covers.
+    pub(crate) fn is_routed_wildcard(&self, client: &Scope, host: &Host) -> bool {
+        let covers = |other: &&String| **other != host.name && crate::policy::covers(&host.name, other);
+        let offered =
+            |other: &String| self.definition(client, other).is_some_and(|other| other.live && other.is_offered(self));
+        !self.hosts.keys().filter(covers).any(offered)
     }
 
     /// All hosts.
@@ -136,26 +139,34 @@ impl World {
         if let IpAddr::V4(v4) = address
             && let Some(host) = self.virtual_ips.host(v4)
         {
-            return self.hosts.get(host).filter(seen);
+            return self.definition(client, host).filter(seen);
         }
-        let declared = self.policies.hosts_covering(address).into_iter().filter_map(|host| self.hosts.get(host));
+        // Only where the client has the definition that declares it.
+        let declared =
+            self.policies.hosts_covering(address).into_iter().filter_map(|(host, namespace)| {
+                self.definition(client, host).filter(|host| host.namespace == namespace)
+            });
         let declared: Vec<&Host> = declared.filter(seen).collect();
         let serves = |host: &&&Host| port.is_none_or(|port| has_port(host, port));
         declared.iter().find(serves).or(declared.first()).copied()
     }
 
-    /// The host of which `address:port` is an endpoint; of several, the one that registered first.
-    pub fn host_of_endpoint(&self, address: IpAddr, port: u16) -> Option<&Host> {
+    /// The host of which `address:port` is an endpoint to a client; of several, the one that registered first.
+    pub fn host_of_endpoint(&self, client: &Scope, address: IpAddr, port: u16) -> Option<&Host> {
         let oldest = self
             .at_address(address)
             .filter(|instance| instance.port == port)
             .min_by_key(|instance| instance.create_index);
-        oldest.and_then(|instance| self.hosts.get(&instance.host())).or_else(|| {
+        let of = |instance: &Arc<Instance>| {
+            let own = self.hosts.get(&instance.host())?;
+            self.definition(client, &own.name).filter(|host| host.namespace == own.namespace)
+        };
+        oldest.and_then(of).or_else(|| {
             let joined = self.at_address(address).filter(|instance| !instance.group.is_empty());
             let joined = joined.flat_map(|instance| self.hosts_of(instance));
             let hosts = self.policies.hosts_at(address).cloned().chain(joined);
             hosts
-                .filter_map(|host| self.hosts.get(&host))
+                .filter_map(|host| self.definition(client, &host))
                 .find(|host| crate::translate::entry_dials(self, host, address, port))
         })
     }
@@ -177,7 +188,7 @@ impl World {
     /// Virtual IPs of a host: its own, and those that its documents declare.
     pub fn addresses_of(&self, host: &Host) -> Vec<IpAddr> {
         let mut addresses = Vec::new();
-        let kept = host.live.then(|| self.virtual_ips.of(&host.name)).flatten();
+        let kept = host.virtual_ip.then(|| self.virtual_ips.of(&host.name)).flatten();
         let declared = host.entries().flat_map(|entry| &entry.addresses);
         addresses.extend(declared.filter(|range| range.is_single()).map(|range| range.address));
         if let Some(Object::Service(service)) = host.service.as_ref().map(|document| &document.object) {

@@ -4,6 +4,7 @@
 //! anew. Time is an argument (Unix seconds).
 
 mod assumed;
+mod definition;
 mod groups;
 mod instance;
 mod lookup;
@@ -21,12 +22,12 @@ use std::{
 pub(crate) use groups::Workload;
 pub use groups::{Joined, Member};
 pub use instance::{Instance, InstanceKey, derive_labels};
-pub(crate) use policies::{GATEWAY, Policies, gateway_host, has_all, patterns};
+pub(crate) use policies::{GATEWAY, Policies, gateway_host, has_all};
 pub use remotes::{DEFAULT_DATACENTER, Peering, Presence, RemoteHost, sound};
 pub use scope::Scope;
 pub use virtual_ip::{Allocation, Keep, QUARANTINE_S, VirtualIps};
 
-use crate::policy::{Document, Export, Kind, Object, Resolution, ServiceEntry, canonical, mesh_config};
+use crate::policy::{Document, Export, Kind, Object, ServiceEntry, canonical, mesh_config};
 
 /// What every service's canonical name ends with.
 pub const MESH_SUFFIX: &str = ".svc.cluster.local";
@@ -44,7 +45,7 @@ pub struct Changed {
     pub addresses: BTreeSet<IpAddr>,
 }
 
-/// A host that the mesh knows.
+/// A host that the mesh knows, as one namespace defines it.
 #[derive(Clone, Debug)]
 pub struct Host {
     /// Canonical name.
@@ -64,6 +65,8 @@ pub struct Host {
     /// False once the last instance left and no document names the host: callers are still told 503 rather than "no such
     /// host" for as long as its virtual IP is kept, but a live host of the same short name is preferred.
     pub live: bool,
+    /// Whether its clients reach it by the virtual IP of its name.
+    pub virtual_ip: bool,
 }
 
 impl Host {
@@ -102,7 +105,10 @@ pub struct World {
     groups: BTreeMap<InstanceKey, Member>,
     members: BTreeMap<String, BTreeSet<InstanceKey>>,
     addresses: BTreeMap<IpAddr, BTreeSet<InstanceKey>>,
+    /// By name, as the service has them, else the oldest ServiceEntry.
     hosts: BTreeMap<String, Host>,
+    /// By name, how ServiceEntries of further namespaces define the same hosts, the oldest first.
+    others: BTreeMap<String, Vec<Host>>,
     virtual_ips: VirtualIps,
     /// Revision of the store that the change at hand comes from.
     revision: u64,
@@ -274,67 +280,6 @@ impl World {
         self.settle(changed, now)
     }
 
-    /// Brings the entry of `host` up to date. Whether it came, went or changed its liveness.
-    fn refresh(&mut self, host: &str, now: u64) -> bool {
-        let before = self.hosts.get(host);
-        let service = self.policies.service(host).cloned();
-        let (entry, more_entries) = match self.policies.entries(host) {
-            [] => (None, Vec::new()),
-            [first, more @ ..] => (Some(first.clone()), more.to_vec()),
-        };
-        let member = self.members.get(host).and_then(|keys| keys.first());
-        let routed = self.policies.routed(host);
-        let imported = self.imported_namespace(host).map(str::to_owned);
-        let live = service.is_some() || entry.is_some() || member.is_some() || routed.is_some() || imported.is_some();
-        let registered = member.is_some() || before.is_some_and(|before| before.registered);
-        let changed = before.map(|before| before.live) != (live || registered).then_some(live);
-        if !live && !registered {
-            self.hosts.remove(host);
-            self.virtual_ips.release(host, now);
-            return changed;
-        }
-        let namespace = member
-            .map(|key| key.namespace.as_str())
-            .or(service.as_ref().or(entry.as_ref()).map(|document| document.namespace.as_str()))
-            .or(routed)
-            .or(imported.as_deref())
-            .or(before.map(|before| before.namespace.as_str()))
-            .unwrap_or("default")
-            .to_owned();
-        // A host outside the mesh's suffix that only a VirtualService names keeps its real address.
-        let own_address = match entry.as_ref().map(|document| &document.object) {
-            Some(Object::ServiceEntry(entry)) => {
-                entry.addresses.is_empty() && entry.resolution != Resolution::None && !host.starts_with('*')
-            }
-            _ => host.ends_with(MESH_SUFFIX) && !host.starts_with('*'),
-        };
-        if live && (own_address || service.is_some() || member.is_some() || imported.is_some()) {
-            self.virtual_ips.allocate(host);
-        } else {
-            self.virtual_ips.release(host, now);
-        }
-        let own = |document: &Option<Arc<Document>>| document.as_ref().and_then(|own| own.object.export().cloned());
-        let export = match own(&service) {
-            Some(export) => export,
-            None if registered => self.default_export(),
-            None => match own(&entry) {
-                Some(export) => export,
-                None if imported.is_some() => self.default_export(),
-                // That only a route names.
-                None => Export::default(),
-            },
-        };
-        let name = host.to_owned();
-        self.hosts
-            .insert(name.clone(), Host { name, namespace, service, entry, more_entries, export, registered, live });
-        changed
-    }
-
-    /// Who sees a service of which no document says it.
-    fn default_export(&self) -> Export {
-        self.policies.mesh().map(|(_, mesh)| mesh.service_export.clone()).unwrap_or_default()
-    }
-
     /// Adds to `changed` what `document` applies to.
     fn touch(&self, document: &Document, changed: &mut Changed) {
         // With a pattern everything is translated anew, see [`World::settle`].
@@ -371,14 +316,15 @@ impl World {
     /// Adds the hosts whose routes lead to a changed one: a `Service` holds the clusters of all its destinations.
     fn settle(&mut self, mut changed: Changed, now: u64) -> Changed {
         for host in self.virtual_ips.expire(now) {
-            if self.hosts.get(&host).is_some_and(|known| !known.live) {
-                self.hosts.remove(&host);
-                if let Some(index) = self.service_indexes.remove(&host) {
-                    self.pruned_index = self.pruned_index.max(index);
-                }
-                changed.names = true;
-                changed.hosts.insert(host);
+            let Some(known) = self.hosts.get_mut(&host).filter(|known| !known.live) else { continue };
+            // ServiceEntries of other namespaces may define the host on.
+            known.registered = false;
+            self.refresh(&host, now);
+            if let Some(index) = self.service_indexes.remove(&host) {
+                self.pruned_index = self.pruned_index.max(index);
             }
+            changed.names = true;
+            changed.hosts.insert(host);
         }
         let mut more = BTreeSet::new();
         let mut wild = BTreeSet::new();
@@ -393,7 +339,7 @@ impl World {
             }
         }
         if !wild.is_empty() {
-            let covered = |known: &&String| patterns(known).any(|pattern| wild.contains(&pattern));
+            let covered = |known: &&String| self.policies.patterns(known).any(|pattern| wild.contains(&pattern));
             more.extend(self.hosts.keys().filter(covered).cloned());
         }
         changed.hosts.extend(more);

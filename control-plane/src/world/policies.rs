@@ -6,6 +6,8 @@ use std::{
     sync::Arc,
 };
 
+use weft_core::names;
+
 use super::{MESH_SUFFIX, Scope, fqdn};
 use crate::policy::{
     Document, MeshConfig, Object, PeerAuthentication, ServiceEntry, Sidecar, Subnet, VirtualService, WorkloadEntry,
@@ -21,7 +23,7 @@ pub(crate) struct Policies {
     gateways: Vec<Arc<Document>>,
     /// VirtualServices by what of a gateway they are for, see [`gateway_host`]; their routes are joined.
     gateway_routes: BTreeMap<String, Vec<Arc<Document>>>,
-    /// By host, the oldest first: it, and those that join it.
+    /// By host, the oldest first: of each namespace its oldest, and those that join that.
     entries: BTreeMap<String, Vec<Arc<Document>>>,
     services: BTreeMap<String, Arc<Document>>,
     /// WorkloadEntries by namespace, and by each of their labels.
@@ -39,7 +41,10 @@ pub(crate) struct Policies {
     client_labels: BTreeSet<String>,
     /// ServiceEntries by the addresses of their endpoints.
     endpoints: BTreeMap<IpAddr, Vec<Arc<Document>>>,
-    ranges: Vec<(Subnet, String)>,
+    /// With the host and the namespace of the document that declares it.
+    ranges: Vec<(Subnet, String, String)>,
+    /// Some document is for a wildcard that stands for a part of a label.
+    partial: bool,
 }
 
 /// Namespace and, of a label, name and value.
@@ -67,6 +72,7 @@ impl Policies {
 
     fn add(&mut self, document: &Arc<Document>) {
         let namespace = &document.namespace;
+        self.partial |= document.object.hosts().iter().any(|host| names::is_partial_wildcard(host));
         match &document.object {
             Object::DestinationRule(rule) => {
                 self.client_labels.extend(rule.selector.keys().cloned());
@@ -100,7 +106,7 @@ impl Policies {
                     self.selecting_entries.entry(key).or_default().push(document.clone());
                 }
                 for host in &entry.hosts {
-                    self.ranges.extend(entry.addresses.iter().map(|range| (*range, host.clone())));
+                    self.ranges.extend(entry.addresses.iter().map(|range| (*range, host.clone(), namespace.clone())));
                     self.add_entry(host, document, entry);
                 }
             }
@@ -108,7 +114,7 @@ impl Policies {
                 let host = fqdn(&document.name, namespace);
                 if let Some(address) = service.cluster_ip {
                     let prefix = if address.is_ipv4() { 32 } else { 128 };
-                    self.ranges.push((Subnet { address, prefix }, host.clone()));
+                    self.ranges.push((Subnet { address, prefix }, host.clone(), namespace.clone()));
                 }
                 self.services.insert(host, document.clone());
             }
@@ -135,13 +141,12 @@ impl Policies {
         }
     }
 
-    /// Of several ServiceEntries of a host the oldest counts, with those of its own namespace that fit.
+    /// Of several ServiceEntries of a host in one namespace the oldest counts, with those that fit.
     fn add_entry(&mut self, host: &str, document: &Arc<Document>, entry: &ServiceEntry) {
         let entries = self.entries.entry(host.to_owned()).or_default();
-        let fits = match entries.first().map(|first| (first, &first.object)) {
-            Some((first, Object::ServiceEntry(older))) => {
-                first.namespace == document.namespace && first.name != document.name && older.joins(entry)
-            }
+        let oldest = entries.iter().find(|first| first.namespace == document.namespace);
+        let fits = match oldest.map(|first| (first, &first.object)) {
+            Some((first, Object::ServiceEntry(older))) => first.name != document.name && older.joins(entry),
             _ => true,
         };
         if fits {
@@ -157,6 +162,11 @@ impl Policies {
         for address in found {
             self.endpoints.entry(address).or_default().push(document.clone());
         }
+    }
+
+    /// The hosts that documents for `host` may be written for, the most specific first; see [`names::patterns`].
+    pub(crate) fn patterns<'h>(&self, host: &'h str) -> impl Iterator<Item = String> + use<'h> {
+        names::patterns(host, self.partial)
     }
 
     /// Whether some document selects clients by this label.
@@ -184,7 +194,7 @@ impl Policies {
             let first = all.iter().filter(seen).min_by_key(|document| to(document).1.is_empty())?;
             Some(all.iter().filter(seen).filter(|document| to(document) == to(first)).collect())
         };
-        patterns(host).find_map(of).unwrap_or_default()
+        self.patterns(host).find_map(of).unwrap_or_default()
     }
 
     /// The Sidecar of a workload: the oldest of its namespace that selects it, else the oldest there that is for all, else
@@ -233,7 +243,7 @@ impl Policies {
             let all = self.routes.get(&pattern)?.iter();
             all.filter(|document| document.reaches(client_ns) && imported(document)).min_by_key(rank)
         };
-        patterns(host).find_map(of)
+        self.patterns(host).find_map(of)
     }
 
     /// Hosts that other data centres may call.
@@ -257,7 +267,7 @@ impl Policies {
         from.take_while(move |(host, _)| host.starts_with(prefix)).map(|(host, of)| (host.as_str(), of.as_slice()))
     }
 
-    /// The ServiceEntries of exactly `host`, the oldest first.
+    /// The ServiceEntries of exactly `host` in all namespaces, the oldest first.
     pub(crate) fn entries(&self, host: &str) -> &[Arc<Document>] {
         self.entries.get(host).map(Vec::as_slice).unwrap_or_default()
     }
@@ -339,11 +349,11 @@ impl Policies {
         })
     }
 
-    /// Hosts whose declared addresses cover `address`, the narrowest range first.
-    pub(super) fn hosts_covering(&self, address: IpAddr) -> Vec<&str> {
-        let mut found: Vec<_> = self.ranges.iter().filter(|(range, _)| range.contains(address)).collect();
-        found.sort_by_key(|(range, _)| std::cmp::Reverse(range.prefix));
-        found.into_iter().map(|(_, host)| host.as_str()).collect()
+    /// Hosts whose declared addresses cover `address`, with the namespace that declares it, the narrowest range first.
+    pub(super) fn hosts_covering(&self, address: IpAddr) -> Vec<(&str, &str)> {
+        let mut found: Vec<_> = self.ranges.iter().filter(|(range, ..)| range.contains(address)).collect();
+        found.sort_by_key(|(range, ..)| std::cmp::Reverse(range.prefix));
+        found.into_iter().map(|(_, host, namespace)| (host.as_str(), namespace.as_str())).collect()
     }
 
     /// Hosts (or patterns) of VirtualServices that send requests to `host`.
@@ -399,10 +409,4 @@ pub(crate) fn gateway_hosts(service: &VirtualService, namespace: &str) -> Vec<St
 /// Whether `labels` has all of `wanted`.
 pub(crate) fn has_all(labels: &BTreeMap<String, String>, wanted: &BTreeMap<String, String>) -> bool {
     wanted.iter().all(|(key, value)| labels.get(key) == Some(value))
-}
-
-/// `host`, then the wildcards that cover it, the longest first, then `*`.
-pub(crate) fn patterns(host: &str) -> impl Iterator<Item = String> {
-    let suffixes = host.match_indices('.').filter(|(at, _)| *at > 0).map(|(at, _)| format!("*{}", &host[at..]));
-    std::iter::once(host.to_owned()).chain(suffixes).chain(std::iter::once("*".to_owned()))
 }

@@ -36,7 +36,8 @@ impl World {
         }
         let Some((document, sidecar)) = self.policies().sidecar(&client.namespace, &client.labels) else { return true };
         let imports = |host: &Host| sidecar.imports(&document.namespace, &host.namespace, &host.name, port);
-        let mut by_routes = self.policies().dependents(&host.name).filter_map(|routed| self.host(routed));
+        let routed = self.policies().dependents(&host.name);
+        let mut by_routes = routed.flat_map(|routed| self.definitions(routed));
         imports(host) || by_routes.any(imports)
     }
 }

@@ -85,7 +85,7 @@ fn an_instance_comes_changes_and_goes() {
     assert_eq!(world.service_index("default", "order"), 45, "never goes back");
     assert_eq!(world.remove(&sick.key(), 100), Changed::default());
     assert!(!world.host(HOST).unwrap().live, "still known: its callers get 503, not 'no such host'");
-    assert!(world.host_of_endpoint("10.0.0.1".parse().unwrap(), 80).is_none());
+    assert!(world.host_of_endpoint(&Scope::of("default"), "10.0.0.1".parse().unwrap(), 80).is_none());
 
     let changed = world.upsert(instance("other", "b", "10.0.0.2", 80), 100 + QUARANTINE_S);
     assert!(changed.hosts.contains(HOST) && world.host(HOST).is_none(), "a day later it is forgotten");
@@ -100,7 +100,10 @@ fn an_instance_may_change_its_service_and_address() {
     assert!(changed.hosts.contains(HOST) && changed.hosts.contains("cart.default.svc.cluster.local"));
     assert_eq!(world.service_instances("default", "order").count(), 0);
     assert_eq!(world.at_address("10.0.0.1".parse().unwrap()).count(), 0);
-    assert_eq!(world.host_of_endpoint("10.0.0.9".parse().unwrap(), 81).unwrap().name, "cart.default.svc.cluster.local");
+    assert_eq!(
+        world.host_of_endpoint(&Scope::of("default"), "10.0.0.9".parse().unwrap(), 81).unwrap().name,
+        "cart.default.svc.cluster.local"
+    );
 }
 
 #[test]
@@ -149,4 +152,40 @@ fn a_wildcard_rule_touches_all_hosts() {
     world.upsert(instance("order", "a", "10.0.0.1", 80), 0);
     let rule = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: o}\nspec: {host: '*.default.svc.cluster.local'}\n";
     assert!(world.set_policies(documents(rule), 0).all);
+}
+
+#[test]
+fn an_instance_that_takes_over_a_service_entry_s_name_is_a_change_of_names() {
+    let entry = format!(
+        "
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: e, namespace: shop}}
+spec: {{hosts: [{HOST}], exportTo: [.], ports: [{{number: 80, name: http}}], resolution: DNS}}
+"
+    );
+    let mut world = World::new("mesh", 1);
+    world.set_policies(documents(&entry), 0);
+    let seen = |world: &World| ["shop", "other"].map(|ns| world.definition(&Scope::of(ns), HOST).is_some());
+    assert_eq!(seen(&world), [true, false]);
+    let address = world.addresses_of(world.host(HOST).unwrap());
+    let changed = world.upsert(instance("order", "a", "10.0.0.1", 80), 0);
+    assert!(changed.names && seen(&world) == [true, true]);
+    let namespaces: Vec<&str> = world.definitions(HOST).map(|host| host.namespace.as_str()).collect();
+    assert_eq!(namespaces, ["default", "shop"]);
+    assert!(world.definitions(HOST).all(|host| world.addresses_of(host) == address), "the address is the name's");
+    let gone = world.remove(&instance("order", "a", "10.0.0.1", 80).key(), 5);
+    assert!(gone.names && world.definition(&Scope::of("other"), HOST).is_some_and(|host| !host.live));
+    world.set_policies(Vec::new(), 6);
+    assert_eq!(world.definitions(HOST).count(), 1);
+    // A service that left is forgotten after a day, whatever else has its name.
+    let mut world = World::new("mesh", 1);
+    world.set_policies(documents(&entry.replace("DNS", "NONE")), 0);
+    world.upsert(instance("order", "a", "10.0.0.1", 80), 0);
+    world.remove(&instance("order", "a", "10.0.0.1", 80).key(), 5);
+    world.upsert(instance("pay", "b", "10.0.0.2", 80), 5 + QUARANTINE_S - 1);
+    assert_eq!(world.definitions(HOST).count(), 2);
+    let changed = world.upsert(instance("pay", "c", "10.0.0.3", 80), 5 + QUARANTINE_S);
+    assert!(changed.names && changed.hosts.contains(HOST));
+    assert_eq!((world.definitions(HOST).count(), seen(&world)), (1, [true, false]));
 }

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
+use crate::names::specificity;
 use crate::policy::Cluster;
 
 /// Cipher suites of TLS 1.2 that a gateway can be limited to: OpenSSL's names, as Envoy and Istio have them, and IANA's numbers. All
@@ -31,7 +32,7 @@ pub struct Server {
     pub tls: Option<Ending>,
     /// Requests are sent to the same address under https.
     pub https_redirect: bool,
-    /// Server names that it is for: exact, `*.suffix` or `*`.
+    /// Server names that it is for: exact, a wildcard or `*`.
     pub hosts: Vec<Arc<str>>,
     /// Domains and the services that hold their routes.
     pub virtual_hosts: Vec<(Arc<str>, Arc<str>)>,
@@ -168,15 +169,6 @@ impl<'a> Inside<'a> {
     }
 }
 
-/// How exactly a pattern covers a host: `None`: not at all; more is more exact.
-fn exactness(pattern: &str, host: &str) -> Option<usize> {
-    match pattern.strip_prefix('*') {
-        None => (pattern == host).then_some(usize::MAX),
-        Some(suffix) => (host.len() > suffix.len() && host.ends_with(suffix)).then_some(suffix.len()),
-    }
-    .or_else(|| (pattern == "*").then_some(0))
-}
-
 /// The service that holds the routes of `host` (lower case, without port), of all the servers of a port: the exact domain,
 /// else the longest `*.suffix`, else `*` (as Envoy searches virtual hosts). Of equals the first.
 pub fn service<'a>(
@@ -187,7 +179,7 @@ pub fn service<'a>(
         server
             .virtual_hosts
             .iter()
-            .filter_map(move |(domain, service)| Some((exactness(domain, host)?, server, service)))
+            .filter_map(move |(domain, service)| Some((specificity(domain, host)?, server, service)))
     });
     let mut best: Option<(usize, &Arc<Server>, &Arc<str>)> = None;
     for found in all {
@@ -204,7 +196,7 @@ pub fn by_server_name<'a>(servers: &'a [Arc<Server>], name: &str) -> Option<&'a 
     let inside = Inside::parse(name).map_or(name, |inside| inside.host);
     let of = |server: &&Arc<Server>| {
         let name = if server.auto_passthrough { inside } else { name };
-        server.hosts.iter().filter_map(|host| exactness(host, name)).max()
+        server.hosts.iter().filter_map(|host| specificity(host, name)).max()
     };
     let mut best: Option<(usize, &Arc<Server>)> = None;
     for server in servers {
@@ -319,12 +311,14 @@ mod tests {
 
     #[test]
     fn the_most_exact_host_wins_whatever_the_order() {
-        let one = server("one", &["*"], &[("*", "any"), ("*.example.com", "wild")]);
+        let one = server("one", &["*"], &[("*", "any"), ("*.example.com", "wild"), ("*-b.example.com", "part")]);
         let two = server("two", &["*.example.com"], &[("a.example.com", "a"), ("*.b.example.com", "b"), ("*", "late")]);
         let all = [one, two];
         for (host, want) in [
             ("a.example.com", "a"),
             ("c.example.com", "wild"),
+            ("c-b.example.com", "part"),
+            ("-b.example.com", "wild"),
             ("x.b.example.com", "b"),
             ("example.com", "any"),
             (".example.com", "any"),

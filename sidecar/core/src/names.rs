@@ -41,12 +41,44 @@ fn parse_port(text: &str) -> Option<u16> {
     if text.bytes().all(|b| b.is_ascii_digit()) { text.parse().ok() } else { None }
 }
 
-/// Whether `pattern` (a host, `*.suffix` or `*`) covers `host`.
+/// Whether `pattern` (a host, a wildcard such as `*.suffix` and `*-suffix`, or `*`) covers `host`, which may be a wildcard
+/// itself. The `*` stands for one character at least, dots included, as in the domains of Envoy's virtual hosts.
 pub fn covers(pattern: &str, host: &str) -> bool {
     match pattern.strip_prefix('*') {
         Some(suffix) => host.len() > suffix.len() && host.ends_with(suffix),
         None => pattern == host,
     }
+}
+
+/// Whether what a policy says of `pattern` is said of `host` too, which may be a wildcard itself: it covers it, or is it. As in
+/// Istio (`SubsetOf`) `*foo.example` is for `foo.example` as well.
+pub fn is_within(host: &str, pattern: &str) -> bool {
+    covers(pattern, host) || pattern == host || pattern.strip_prefix('*') == Some(host)
+}
+
+/// How specific `pattern` is for `host`: the more the better, the host itself before the longest suffix and that before `*`,
+/// which is for an empty name too. `None`: it does not cover the host.
+pub fn specificity(pattern: &str, host: &str) -> Option<usize> {
+    match pattern {
+        "*" => Some(0),
+        _ if pattern == host => Some(usize::MAX),
+        _ => covers(pattern, host).then(|| pattern.len() - 1),
+    }
+}
+
+/// Whether the `*` of a host stands for a part of a label only, as in `*-suffix.example`.
+pub fn is_partial_wildcard(host: &str) -> bool {
+    host.strip_prefix('*').is_some_and(|rest| !rest.is_empty() && !rest.starts_with('.'))
+}
+
+/// The hosts that a policy for `host` may be written for (see [`is_within`]), the most specific first: `host`, the wildcards of its
+/// suffixes, the longest first, and `*`. With `partial` those that stand for a part of a label are among them, which are many:
+/// one for each character.
+pub fn patterns(host: &str, partial: bool) -> impl Iterator<Item = String> + '_ {
+    let suffixes = host.char_indices().skip(usize::from(host.starts_with('*')));
+    let suffixes = suffixes.filter(move |(at, char)| partial && *char != '*' || *char == '.' && *at > 0);
+    let wildcards = suffixes.map(|(at, _)| format!("*{}", &host[at..])).filter(move |pattern| pattern != host);
+    std::iter::once(host.to_owned()).chain(wildcards).chain(std::iter::once("*".to_owned()))
 }
 
 /// Canonical name of a host as a policy in `namespace` writes it: a name without dot is a service of that namespace;
@@ -139,6 +171,55 @@ mod tests {
     }
 
     #[test]
+    fn wildcards_cover_what_ends_as_they_do() {
+        for (pattern, host, want) in [
+            ("*.example", "a.example", true),
+            ("*.example", "a.b.example", true),
+            ("*.example", "example", false),
+            ("*.example", ".example", false),
+            ("*-foo.example", "a-foo.example", true),
+            ("*-foo.example", "a.b-foo.example", true),
+            ("*-foo.example", "-foo.example", false),
+            ("*-foo.example", "foo.example", false),
+            ("*foo.example", "barfoo.example", true),
+            ("*foo.example", "a.foo.example", true),
+            ("*foo.example", "foo.example", false),
+            ("*foo.example", "*.foo.example", true),
+            ("*.foo.example", "*foo.example", false),
+            ("*", "a", true),
+            ("a", "a", true),
+            ("a", "b", false),
+        ] {
+            assert_eq!(covers(pattern, host), want, "{pattern} {host}");
+        }
+        let best = |host: &str| {
+            let all = ["*", "*.example", "*foo.example", "*-foo.example", "a-foo.example"];
+            all.into_iter().max_by_key(|pattern| specificity(pattern, host)).unwrap()
+        };
+        for (host, want) in [
+            ("a-foo.example", "a-foo.example"),
+            ("b-foo.example", "*-foo.example"),
+            ("bfoo.example", "*foo.example"),
+            ("b.example", "*.example"),
+            ("b", "*"),
+            ("", "*"),
+        ] {
+            assert_eq!(best(host), want, "{host}");
+        }
+    }
+
+    #[test]
+    fn patterns_begin_with_the_most_specific() {
+        let of = |host: &'static str, partial| patterns(host, partial).collect::<Vec<_>>();
+        assert_eq!(of("a.b.c", false), ["a.b.c", "*.b.c", "*.c", "*"]);
+        assert_eq!(of("*.b.c", false), ["*.b.c", "*.c", "*"]);
+        assert_eq!(of("ab.c", true), ["ab.c", "*ab.c", "*b.c", "*.c", "*c", "*"]);
+        assert_eq!(of("*b.c", true), ["*b.c", "*.c", "*c", "*"]);
+        assert_eq!(of("*", true), ["*", "*"]);
+        assert!(is_partial_wildcard("*-a.b") && !is_partial_wildcard("*.a") && !is_partial_wildcard("*"));
+    }
+
+    #[test]
     fn canonical_names_are_parsed() {
         for (host, expected) in [
             ("order.shop.svc.cluster.local", Some(("order", "shop"))),
@@ -161,6 +242,12 @@ mod tests {
         fn a_bare_name_is_qualified_and_parsed_back(name in "[a-z][a-z0-9-]{0,20}", namespace in "[a-z]{1,9}") {
             let host = qualify(&name, &namespace);
             prop_assert_eq!(parse_fqdn(&host), Some((name.as_str(), namespace.as_str())));
+        }
+
+        #[test]
+        fn patterns_are_those_that_cover(host in "[a-c.-]{1,8}", pattern in "\\*?[a-c.-]{0,6}") {
+            let found = patterns(&host, true).any(|one| one == pattern);
+            prop_assert_eq!(found, is_within(&host, &pattern), "{} {}", pattern, host);
         }
     }
 }

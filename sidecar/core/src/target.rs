@@ -85,7 +85,12 @@ pub fn look(service: Option<&Service>, port: u16) -> Look {
 /// endpoints themselves are named by it.
 pub fn wants_server_name(service: Option<&Service>, port: u16) -> bool {
     let Some(service) = service else { return true };
-    let of_port = |port: &Port| port.connection_routes.wants_server_name() || service.cluster(port.cluster).dynamic_dns;
+    let is_named = |cluster: usize| service.cluster(cluster).dynamic_dns;
+    let of_port = |port: &Port| {
+        let routes = port.connection_routes.routes();
+        let mut to = routes.iter().flat_map(|route| &route.forward.destinations).map(|to| to.cluster);
+        port.connection_routes.wants_server_name() || is_named(port.cluster) || to.any(is_named)
+    };
     service.port(port).is_some_and(of_port)
 }
 
@@ -147,6 +152,20 @@ mod tests {
         assert!(wants_server_name(None, 443) && !wants_server_name(Some(&service(P::Tls, false)), 443));
         assert!(wants_server_name(Some(&service(P::Unknown, true)), 443), "the endpoints are named by it");
         assert_eq!(look(None, 443), Look::Unknown);
+        // A route may lead to what is named so.
+        let mut message = v1::Service { host: "a.test".into(), ..Default::default() };
+        message.clusters.push(v1::Cluster { name: "a".into(), host: "a.test".into(), ..Default::default() });
+        message.clusters.push(v1::Cluster {
+            name: "b".into(),
+            host: "*.b.test".into(),
+            dynamic_dns: true,
+            ..Default::default()
+        });
+        let to = v1::WeightedCluster { cluster: 1, weight: 1, ..Default::default() };
+        let routes = vec![v1::ConnectionRoute { destinations: vec![to], ..Default::default() }];
+        let protocol = P::Tls.into();
+        message.ports.push(v1::Port { number: 443, protocol, connection_routes: routes, ..Default::default() });
+        assert_eq!(look(Some(&crate::compile::service(&message).unwrap()), 443), Look::ServerName);
     }
 
     #[test]

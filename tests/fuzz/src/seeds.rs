@@ -36,8 +36,8 @@ fn main() -> Result<()> {
         if let Some(service) = translate::service(&world, &client, host) {
             message(&at(0), 0, &service)?;
         }
-        if let Some(endpoints) = translate::endpoints(&world, host) {
-            message(&at(1), 1, &endpoints)?;
+        if let Some(host) = world.host(host) {
+            message(&at(1), 1, &translate::endpoints(&world, host))?;
         }
     }
     message(&out.join("compile/2"), 2, &translate::inbound(&world, "default", &Default::default(), &[]))

@@ -42,7 +42,10 @@ async fn what_is_written_is_in_the_catalog_and_in_the_mesh() {
     assert_eq!((&item["Service"]["Address"], &item["Service"]["Port"]), (&"192.0.2.7".into(), &5432.into()));
     assert_eq!(fixture.column("/v1/health/checks/db", "/Output").await, ["fine"]);
     let endpoint = || {
-        let found = fixture.consul.mesh.read(|w| translate::endpoints(w, "db.default.svc.cluster.local"));
+        let found = fixture.consul.mesh.read(|world| {
+            let host = world.host("db.default.svc.cluster.local");
+            host.map(|host| translate::endpoints(world, host))
+        });
         found.unwrap().endpoints.remove(0)
     };
     assert_eq!((endpoint().identity.as_str(), endpoint().weight, endpoint().health()), ("", 3, v1::Health::Healthy));

@@ -116,6 +116,20 @@ fn what_is_not_known_passes_or_not() {
 }
 
 #[test]
+fn the_route_with_the_most_specific_server_name_is_taken() {
+    let routes_of = OUTSIDE.replace("hosts: [pay.test, x.pay.test]", "hosts: [pay.test, '*.pay.test']").replace(
+        "  - match: [{sniHosts: [x.pay.test], port: 443}]",
+        "  - match: [{sniHosts: ['*.pay.test']}]\n    route: [{destination: {host: pay.test, port: {number: 80}}}]\n  - match: \
+         [{sniHosts: [x.pay.test], port: 443}]",
+    );
+    let world = with(&routes_of, &[]);
+    let asked = Asked::new("https://pay.test/", "GET", &[], Some("x.pay.test")).unwrap();
+    let told = of(&world, &Client::of("default"), &asked);
+    let not = "tls[0] : another route has a more specific server name".to_owned();
+    assert_eq!(routes(&told), ("tls[1]  match[0]".to_owned(), vec![not]));
+}
+
+#[test]
 fn connections_have_routes_of_their_own() {
     let world = with(OUTSIDE, &[]);
     let at = |client: &Client, url: &str, server_name: Option<&str>| {

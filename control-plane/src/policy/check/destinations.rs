@@ -2,10 +2,12 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
+use weft_core::names::patterns;
+
 use crate::policy::{
     Action, Code, Destination, DestinationRule, Document, Finding, Object, VirtualService, canonical, nearest,
 };
-use crate::world::{fqdn, patterns};
+use crate::world::fqdn;
 
 /// Namespaces whose rules for one subset are looked at: more of them than this for one host are not written by people.
 const MOST: usize = 16;
@@ -94,7 +96,7 @@ impl<'a> Rules<'a> {
         let path = format!("{path}.subset");
         let mut narrower: Vec<String> = Vec::new();
         let mut hidden = None;
-        for pattern in patterns(host).filter(|pattern| self.subsets.contains_key(pattern)) {
+        for pattern in patterns(host, true).filter(|pattern| self.subsets.contains_key(pattern)) {
             let key = (pattern, subset);
             for namespace in self.namespaces.get(&key).into_iter().flatten() {
                 // Of one namespace the most specific rule decides alone.
@@ -151,8 +153,8 @@ impl<'a> Ports<'a> {
             };
             for host in hosts {
                 let first = *ports.documents.entry(host.clone()).or_insert(document);
-                // ServiceEntries of a host and namespace are joined.
-                if (first.kind, &first.namespace) == (document.kind, &document.namespace) {
+                // ServiceEntries of a host and namespace are joined, and which of several namespaces' a client has is open.
+                if first.kind == document.kind {
                     ports.numbers.entry(host).or_default().extend(&numbers);
                 }
             }
@@ -161,7 +163,7 @@ impl<'a> Ports<'a> {
     }
 
     fn get(&self, host: &str) -> Option<(&'a Document, &BTreeSet<u32>)> {
-        patterns(host).find_map(|pattern| Some((*self.documents.get(&pattern)?, self.numbers.get(&pattern)?)))
+        patterns(host, true).find_map(|pattern| Some((*self.documents.get(&pattern)?, self.numbers.get(&pattern)?)))
     }
 
     /// Why `host` has no port `number`.

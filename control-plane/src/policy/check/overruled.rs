@@ -11,7 +11,8 @@ pub(super) fn check<'a>(documents: &[&'a Document]) -> Vec<Finding<'a>> {
     let mut findings = Vec::new();
     let mut owners = Owners::default();
     let mut rules = Rules::default();
-    let mut entries: HashMap<&str, Entries<'_>> = HashMap::new();
+    let mut entries: HashMap<(&str, &str), Entries<'_>> = HashMap::new();
+    let mut public: HashMap<&str, &Document> = HashMap::new();
     let mut authentications: HashMap<_, &Document> = HashMap::new();
     let mut sidecars: HashMap<_, &Document> = HashMap::new();
     let mut mesh: Option<&Document> = None;
@@ -23,10 +24,24 @@ pub(super) fn check<'a>(documents: &[&'a Document]) -> Vec<Finding<'a>> {
             Object::DestinationRule(rule) => findings.extend(rules.join(document, rule)),
             Object::ServiceEntry(entry) => {
                 for (n, host) in entry.hosts.iter().enumerate() {
-                    let all = entries.entry(host).or_insert_with(|| Entries::new(document, entry));
+                    let key = (host.as_str(), document.namespace.as_str());
+                    let all = entries.entry(key).or_insert_with(|| Entries::new(document, entry));
                     let first = all.first;
-                    if let Some(why) = all.join(document, entry).filter(|_| is_other(first, document)) {
+                    if let Some(why) = all.join(entry).filter(|_| is_other(first, document)) {
                         let text = format!("{} is older and defines host `{host}`: {why}", first.reference());
+                        findings.push(Finding::warning(document, format!("hosts[{n}]"), Code::Overruled, text));
+                    }
+                    if !entry.export.is_public() {
+                        continue;
+                    }
+                    let first = public.entry(host).or_insert(document);
+                    if first.namespace != document.namespace {
+                        let text = format!(
+                            "{} is older and defines host `{host}` too: of the clients that see both only those in \
+                             namespace `{}` have this one",
+                            first.reference(),
+                            document.namespace
+                        );
                         findings.push(Finding::warning(document, format!("hosts[{n}]"), Code::Overruled, text));
                     }
                 }
@@ -65,7 +80,7 @@ pub(super) fn check<'a>(documents: &[&'a Document]) -> Vec<Finding<'a>> {
     findings
 }
 
-/// The ServiceEntries of a host, in the order of their age.
+/// The ServiceEntries of a host in one namespace, in the order of their age.
 struct Entries<'a> {
     first: &'a Document,
     entry: &'a ServiceEntry,
@@ -80,10 +95,7 @@ impl<'a> Entries<'a> {
     }
 
     /// What of a further one does not count, as an older one has its host; `None`: all of it does.
-    fn join(&mut self, document: &'a Document, entry: &'a ServiceEntry) -> Option<String> {
-        if self.first.namespace != document.namespace {
-            return Some("this one does not".to_owned());
-        }
+    fn join(&mut self, entry: &'a ServiceEntry) -> Option<String> {
         if !self.entry.joins(entry) {
             return Some("this one, with another `resolution` or `location`, does not".to_owned());
         }

@@ -165,10 +165,14 @@ fn entries_and_authentications_that_lose() {
         other("resolution: DNS", "resolution: NONE"),
         [older.to_owned() + "this one, with another `resolution` or `location`, does not"]
     );
-    assert_eq!(
-        other("metadata: {name: b", "metadata: {namespace: x, name: b"),
-        [older.to_owned() + "this one does not"]
-    );
+    let elsewhere = other("metadata: {name: b", "metadata: {namespace: x, name: b");
+    let text = "f.yaml:9:16: warning: ServiceEntry/default/a is older and defines host `e.x` too: of the clients that see both \
+                only those in namespace `x` have this one";
+    assert_eq!(elsewhere, [text]);
+    let hidden = |text: String| text.replace("resolution: DNS", "exportTo: [.], resolution: DNS");
+    let own = entry("b").replace("metadata: {name: b", "metadata: {namespace: x, name: b");
+    assert_eq!(found(&[entry("a"), hidden(own.clone())]), [""; 0], "it is for its own namespace alone");
+    assert_eq!(found(&[hidden(entry("a")), own]), [""; 0]);
     let policy = |name: &str, spec: &str| doc("PeerAuthentication", name, spec).replace("networking", "security");
     let strict = policy("a", "{mtls: {mode: STRICT}}");
     let got = found(&[strict.clone(), policy("b", "{mtls: {mode: DISABLE}}")]);

@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 
+use weft_core::names::is_within;
+
 use super::{
     DESTINATION, Destination, MESH,
     matching::{check_namespace, is_gateway},
     plain_destination,
 };
 use crate::policy::{
-    Subnet, covers,
+    Subnet,
     fields::{Fields, Shape, object, read},
     names,
 };
@@ -98,8 +100,8 @@ fn decode_match(fields: &Fields<'_>, hosts: Option<&[String]>, of_gateways: bool
         for (name, place) in fields.strings("sniHosts") {
             let name = name.to_ascii_lowercase();
             if name != "*" && !names::is_host_or_wildcard(&name) {
-                fields.error_at(place, format!("`{name}` is not a server name: a host, *.suffix or *"));
-            } else if !hosts.iter().any(|host| covers(&host.to_ascii_lowercase(), &name)) {
+                fields.error_at(place, format!("`{name}` is not a server name: a host, *.suffix, *-suffix or *"));
+            } else if !hosts.iter().any(|host| is_within(&name, &host.to_ascii_lowercase())) {
                 let text = format!("server name `{name}` is not among the `hosts` of this VirtualService");
                 fields.error_at(place, text);
             }

@@ -107,3 +107,107 @@ fn hosts_that_are_not_for_everybody() {
         assert_eq!(cluster.undefined, !seen, "{export} {client_ns}: no way to it by a route either");
     }
 }
+
+/// A ServiceEntry of `db.example`, named after its namespace, whose endpoint is `address`.
+fn database(namespace: &str, export: &str, address: &str, more: &str) -> String {
+    let spec = format!(
+        "{{hosts: [db.example], exportTo: {export}, ports: [{{number: 80, name: http, protocol: HTTP}}], resolution: STATIC, \
+         endpoints: [{{address: {address}}}]{more}}}"
+    );
+    doc("ServiceEntry", namespace, namespace, &spec)
+}
+
+/// The endpoints that a client in a namespace has of a host; none: it does not see the host.
+fn addresses(world: &World, client_ns: &str, host: &str) -> Vec<String> {
+    let client = Scope::of(client_ns);
+    let Some((host, _)) = meant(world, &client, host) else { return Vec::new() };
+    let told = world.definition(&client, &host.name).map(|host| super::super::endpoints(world, host));
+    told.into_iter().flat_map(|told| told.endpoints).map(|endpoint| endpoint.address).collect()
+}
+
+#[test]
+fn each_namespace_has_its_own_service_entry_of_a_host() {
+    let (one, two, three) = (["10.1.0.1"], ["10.2.0.1"], ["10.3.0.1"]);
+    for (documents, want) in [
+        // Private ones, whichever is older.
+        (
+            database("one", "[.]", one[0], "") + &database("two", "[.]", two[0], ""),
+            [("one", &one[..]), ("two", &two), ("three", &[])],
+        ),
+        // Of several that a client sees its own namespace's, else the oldest.
+        (
+            database("one", "['*']", one[0], "") + &database("two", "['*']", two[0], ""),
+            [("one", &one[..]), ("two", &two), ("three", &one)],
+        ),
+        (
+            database("one", "[.]", one[0], "") + &database("two", "['*']", two[0], ""),
+            [("one", &one[..]), ("two", &two), ("three", &two)],
+        ),
+        (
+            database("one", "[three]", one[0], "")
+                + &database("two", "[one]", two[0], "")
+                + &database("three", "['~']", three[0], ""),
+            [("one", &two[..]), ("two", &[]), ("three", &one)],
+        ),
+    ] {
+        let world = world(&documents, &orders());
+        for (client_ns, want) in want {
+            assert_eq!(addresses(&world, client_ns, "db.example"), want, "{client_ns} {documents}");
+            let route = doc(
+                "VirtualService",
+                "v",
+                client_ns,
+                &format!("{{hosts: [{ORDER}], http: [{{route: [{{destination: {{host: db.example}}}}]}}]}}"),
+            );
+            let routed = super::world(&(route + &documents), &orders());
+            let service = service(&routed, &Scope::of(client_ns), ORDER).unwrap();
+            let reached = service.clusters.iter().any(|cluster| cluster.host == "db.example" && !cluster.undefined);
+            assert_eq!(reached, !want.is_empty(), "{client_ns}: by a route the same");
+        }
+    }
+}
+
+#[test]
+fn a_virtual_ip_is_the_host_s_and_declared_addresses_are_its_definition_s() {
+    let documents = database("one", "[.]", "10.1.0.1", "")
+        + &database("two", "[.]", "10.2.0.1", "")
+        + &database("three", "[.]", "10.3.0.1", ", addresses: [192.0.2.3]");
+    let world = world(&documents, &[]);
+    let of = |client_ns: &str| service(&world, &Scope::of(client_ns), "db.example").unwrap();
+    let virtual_ip = of("one").addresses;
+    assert_eq!((virtual_ip.len(), &of("two").addresses), (1, &virtual_ip));
+    assert_eq!(of("three").addresses, ["192.0.2.3"]);
+    for (name, clients) in [
+        (format!("{}:80", virtual_ip[0]), [true, true, true]),
+        ("192.0.2.3:80".to_owned(), [false, false, true]),
+        ("10.1.0.1:80".to_owned(), [true, false, false]),
+        ("10.3.0.1:80".to_owned(), [false, false, true]),
+    ] {
+        let means = ["one", "two", "three"].map(|ns| resolve(&world, &Scope::of(ns), &name).is_some());
+        assert_eq!(means, clients, "{name}");
+    }
+    assert!(resolve(&world, &Scope::of("four"), &virtual_ip[0]).is_none());
+}
+
+#[test]
+fn a_service_comes_before_the_service_entries_of_other_namespaces() {
+    let entry = |namespace: &str| database(namespace, "['*']", "10.9.0.1", "").replace("db.example", ORDER);
+    let with = |policies: &str| world(policies, &orders());
+    let (joined, apart) = (with(&entry("default")), with(&entry("shop")));
+    assert_eq!(addresses(&joined, "other", ORDER), ["10.0.0.1", "10.0.0.2", "10.9.0.1"]);
+    assert_eq!(addresses(&apart, "other", ORDER), ["10.0.0.1", "10.0.0.2"]);
+    assert_eq!(addresses(&apart, "shop", ORDER), ["10.9.0.1"]);
+    // Without instances there is only what the document says.
+    assert_eq!(addresses(&world(&entry("shop"), &[]), "other", ORDER), ["10.9.0.1"]);
+}
+
+#[test]
+fn a_sidecar_chooses_between_the_definitions_that_it_imports() {
+    let sidecar = |host: &str| doc("Sidecar", "s", "three", &format!("{{egress: [{{hosts: ['{host}']}}]}}"));
+    let databases = database("one", "['*']", "10.1.0.1", "") + &database("two", "['*']", "10.2.0.1", "");
+    for (import, want) in [("*/*", "10.1.0.1"), ("two/*", "10.2.0.1"), ("two/db.example", "10.2.0.1")] {
+        let world = world(&(databases.clone() + &sidecar(import)), &[]);
+        assert_eq!(addresses(&world, "three", "db.example"), [want], "{import}");
+    }
+    assert!(addresses(&world(&(databases + &sidecar("four/*")), &[]), "three", "db.example").is_empty());
+}

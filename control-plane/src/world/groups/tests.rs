@@ -56,7 +56,10 @@ fn a_member_is_the_template_at_its_own_address() {
     assert_eq!(endpoints(&world), ["vms-10.0.0.1"]);
     assert_eq!(world.hosts_of(&own), ["legacy.test"]);
     assert_eq!(world.owner(own.address), own.identity);
-    assert_eq!(world.host_of_endpoint(own.address, 8080).map(|host| host.name.as_str()), Some("legacy.test"));
+    assert_eq!(
+        world.host_of_endpoint(&super::super::Scope::of("default"), own.address, 8080).map(|host| host.name.as_str()),
+        Some("legacy.test")
+    );
     // It is no instance of a service.
     assert_eq!((world.instances().count(), world.registered().count(), world.hosts().count()), (0, 1, 1));
     assert!(world.service_indexes.is_empty());

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use crate::names::covers;
+use crate::names::specificity;
 use crate::subnet::Subnet;
 
 use super::Forward;
@@ -28,7 +28,7 @@ pub struct ConnectionRoute {
 /// What counts of a connection.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ConnectionMatch {
-    /// Of TLS: exact, `*.suffix` or `*`; empty: whatever it is.
+    /// Of TLS: exact, a wildcard or `*`; empty: whatever it is.
     pub server_names: Vec<String>,
     /// Where it was dialed to; empty: anywhere.
     pub destinations: Vec<Subnet>,
@@ -90,15 +90,21 @@ impl ConnectionRoutes {
         self.routes.iter().flat_map(|route| &route.matches).any(|one| !one.server_names.is_empty())
     }
 
-    /// The first route that matches. As in Istio, one of bytes without a route goes to the service itself, and one of TLS
-    /// only if no route asks for a server name.
+    /// The route with the most specific server name of those that match, as Envoy chooses a filter chain; of equals the first.
+    /// As in Istio, one of bytes without a route goes to the service itself, and one of TLS only if no route asks for a server
+    /// name.
     pub fn find(&self, connection: &Connection<'_>) -> Routed<'_> {
-        let route = self
-            .routes
-            .iter()
-            .find(|route| route.matches.is_empty() || route.matches.iter().any(|one| one.is_met_by(connection)));
-        match route {
-            Some(route) => Routed::To(route),
+        let mut best: Option<(Option<usize>, &ConnectionRoute)> = None;
+        for route in &self.routes {
+            let met = route.matches.iter().filter(|one| one.unmet(connection).is_none());
+            let specific = met.map(|one| one.specificity(connection)).max();
+            let Some(specific) = specific.or(route.matches.is_empty().then_some(None)) else { continue };
+            if best.is_none_or(|(least, _)| specific > least) {
+                best = Some((specific, route));
+            }
+        }
+        match best {
+            Some((_, route)) => Routed::To(route),
             None if connection.server_name.is_some() && self.wants_server_name() => Routed::Nowhere,
             None => Routed::Default,
         }
@@ -106,13 +112,15 @@ impl ConnectionRoutes {
 }
 
 impl ConnectionMatch {
-    fn is_met_by(&self, connection: &Connection<'_>) -> bool {
-        self.unmet(connection).is_none()
+    /// How specific the server name is by which it takes a connection; `None`: it looks at none, or takes it not.
+    fn specificity(&self, connection: &Connection<'_>) -> Option<usize> {
+        let name = connection.server_name?;
+        self.server_names.iter().filter_map(|own| specificity(own, name)).max()
     }
 
     /// The first condition that does not hold; `None`: all do.
     pub fn unmet(&self, connection: &Connection<'_>) -> Option<UnmetByConnection> {
-        let named = || connection.server_name.is_some_and(|name| self.server_names.iter().any(|own| covers(own, name)));
+        let named = || self.specificity(connection).is_some();
         let dialed = || self.destinations.iter().any(|own| own.contains(connection.destination.ip()));
         if !self.server_names.is_empty() && !named() {
             Some(UnmetByConnection::ServerName)
@@ -176,6 +184,19 @@ mod tests {
             assert_eq!(found(&routes, name, destination), want, "{name:?} {destination}");
         }
         assert!(routes.wants_server_name());
+        // Whatever the order, and a part of a label too.
+        let names = ["*", "*.example.com", "*-b.example.com", "a-b.example.com"];
+        for order in [names, [names[3], names[1], names[0], names[2]]] {
+            let routes = ConnectionRoutes::new(order.iter().map(|name| route(name, vec![named(&[name])])).collect());
+            for (name, want) in [
+                ("a-b.example.com", "a-b.example.com"),
+                ("c-b.example.com", "*-b.example.com"),
+                ("-b.example.com", "*.example.com"),
+                ("example.com", "*"),
+            ] {
+                assert_eq!(found(&routes, Some(name), "192.0.2.1:443"), want, "{name} {order:?}");
+            }
+        }
         let bytes = ConnectionRoutes::new(vec![route("all", vec![])]);
         assert!(!bytes.wants_server_name() && found(&bytes, Some("x"), "10.0.0.1:1") == "all");
         assert_eq!(found(&ConnectionRoutes::default(), Some("x"), "10.0.0.1:1"), "Default");

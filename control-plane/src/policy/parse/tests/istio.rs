@@ -46,10 +46,16 @@ fn refused_as_by_istio() {
         ("DestinationRule", "{host: a, workloadSelector: {matchLabels: {a: 'b c'}}}".into(), "`workloadSelector.matchLabels.a` must be"),
         ("Sidecar", "{}".into(), "a Sidecar needs at least one of `egress`"),
         ("Sidecar", "{workloadSelector: {labels: {a: b}}}".into(), "a Sidecar needs at least one of `egress`"),
-        ("Sidecar", "{egress: [{hosts: [./foo]}]}".into(), "short names are not allowed"),
+        ("Sidecar", "{egress: [{hosts: [./foo]}]}".into(), "is a short name, which is not allowed"),
+        ("Sidecar", "{egress: [{hosts: ['./*-foo.example']}]}".into(), "`*-foo.example` stands for a part of a label"),
+        ("Gateway", "{servers: [{port: {number: 80, name: a, protocol: HTTP}, hosts: ['*foo.example']}]}".into(), "`*foo.example` stands for a part of a label"),
+        ("DestinationRule", "{host: 'f*.example'}".into(), "`f*.example` is not a host name"),
+        ("DestinationRule", "{host: '**.example'}".into(), "`**.example` is not a host name"),
+        ("DestinationRule", "{host: 'a.*.example'}".into(), "`a.*.example` is not a host name"),
+        ("VirtualService", http("{route: [{destination: {host: '*'}}]}"), "`*` is not a host name to send requests to"),
         ("PeerAuthentication", "{selector: {matchLabels: {a: b}}, portLevelMtls: {}}".into(), "must have at least one port"),
         ("PeerAuthentication", "{selector: {matchLabels: {'*': b}}}".into(), "is not a label's name"),
-        ("Gateway", "{servers: [{port: {number: 80, name: a, protocol: HTTP}, hosts: [foo]}]}".into(), "short names are not allowed"),
+        ("Gateway", "{servers: [{port: {number: 80, name: a, protocol: HTTP}, hosts: [foo]}]}".into(), "is a short name, which is not allowed"),
         ("Gateway", "{servers: [{port: {number: 80, protocol: HTTP}, hosts: [a.b]}]}".into(), "`servers[0].port.name` is required"),
         ("Gateway", "{servers: [{port: {number: 80, name: a, protocol: HTTP}, hosts: [a.b]}, {port: {number: 81, name: a, protocol: HTTP}, hosts: [a.b]}]}".into(), "port name `a` is given twice"),
         ("Gateway", "{servers: [{port: {number: 80, name: a, protocol: HTTPS}, hosts: [a.b], tls: {mode: SIMPLE, credentialName: c, serverCertificate: a, privateKey: b}}]}".into(), "`serverCertificate` and `credentialName` exclude each other"),
@@ -58,6 +64,31 @@ fn refused_as_by_istio() {
     }
     let dotted = "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: a.b}\nspec: {servers: [{port: {number: 80, name: a, protocol: HTTP}, hosts: [a.b]}]}\n";
     assert!(problems(dotted)[0].contains("the name of a Gateway must be"), "{:?}", problems(dotted));
+}
+
+#[test]
+fn wildcards_that_stand_for_a_part_of_a_label() {
+    for host in ["*foo.example", "*-foo.example", "*foo", "*-foo.a.example"] {
+        let routes = "http: [{route: [{destination: {host: a.example}}]}]";
+        let names = format!("[{{match: [{{sniHosts: ['{host}']}}], route: [{{destination: {{host: a.example}}}}]}}]");
+        for (kind, spec) in [
+            ("DestinationRule", format!("{{host: '{host}'}}")),
+            ("VirtualService", format!("{{hosts: ['{host}'], {routes}}}")),
+            ("VirtualService", format!("{{hosts: ['{host}'], gateways: [g], {routes}}}")),
+            ("VirtualService", format!("{{hosts: ['{host}'], tls: {names}}}")),
+            (
+                "VirtualService",
+                format!("{{hosts: [a.example], http: [{{route: [{{destination: {{host: '{host}'}}}}]}}]}}"),
+            ),
+            ("ServiceEntry", format!("{{hosts: ['{host}'], ports: [{{number: 80, name: http}}]}}")),
+        ] {
+            object(kind, &spec);
+        }
+    }
+    refused(
+        "VirtualService",
+        &[("{hosts: ['*-foo.example', a-foo.example], http: [{directResponse: {status: 200}}]}", "overlap")],
+    );
 }
 
 #[test]
