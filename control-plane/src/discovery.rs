@@ -9,15 +9,16 @@
 //! that a name means nothing.
 
 mod session;
+mod streams;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use prost::Message;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use weft_proto::ENDPOINTS_TYPE;
@@ -30,6 +31,7 @@ use crate::peer::Peer;
 use crate::translate;
 use crate::world::{Host, Scope, World};
 use session::Session;
+use streams::{Goal, Streams};
 
 /// Encoded resources that are kept.
 const MAX_CACHED: usize = 100_000;
@@ -39,12 +41,14 @@ const MAX_CACHED: usize = 100_000;
 struct Encoded {
     version: String,
     bytes: Bytes,
+    /// Version of the world that it was made of.
+    made_at: u64,
 }
 
 impl Encoded {
-    fn new(message: &impl Message) -> Encoded {
+    fn new(message: &impl Message, made_at: u64) -> Encoded {
         let bytes = Bytes::from(message.encode_to_vec());
-        Encoded { version: format!("{:016x}", xxhash_rust::xxh64::xxh64(&bytes, 0)), bytes }
+        Encoded { version: format!("{:016x}", xxhash_rust::xxh64::xxh64(&bytes, 0)), bytes, made_at }
     }
 }
 
@@ -57,45 +61,20 @@ type Cache = HashMap<(&'static str, Scope, String), (u64, Option<Encoded>)>;
 pub struct Discovery {
     mesh: Arc<Mesh>,
     cache: Mutex<Cache>,
-    streams: Mutex<BTreeMap<u64, Stream>>,
-    acknowledged: Notify,
+    streams: Mutex<Streams>,
     next: AtomicU64,
-}
-
-#[derive(Clone)]
-struct Stream {
-    node: String,
-    version: String,
-    identity: String,
-    address: String,
-    since: Instant,
-    /// (type, host) -> what was sent, acknowledged and refused.
-    resources: BTreeMap<(&'static str, String), Delivery>,
-}
-
-#[derive(Clone, Default)]
-struct Delivery {
-    sent: String,
-    acknowledged: String,
-    refused: String,
 }
 
 impl Discovery {
     /// A server of `mesh`.
     pub fn new(mesh: Arc<Mesh>) -> Arc<Discovery> {
-        Arc::new(Discovery {
-            mesh,
-            cache: Mutex::default(),
-            streams: Mutex::default(),
-            acknowledged: Notify::new(),
-            next: AtomicU64::new(0),
-        })
+        Arc::new(Discovery { mesh, cache: Mutex::default(), streams: Mutex::default(), next: AtomicU64::new(0) })
     }
 
     /// Every connected sidecar and what it has.
     pub fn status(&self) -> Vec<v1::SidecarStatus> {
         let streams = self.lock();
-        let status = streams.values().map(|s| v1::SidecarStatus {
+        let status = streams.iter().map(|s| v1::SidecarStatus {
             node: s.node.clone(),
             identity: s.identity.clone(),
             address: s.address.clone(),
@@ -122,58 +101,30 @@ impl Discovery {
     /// Why the sidecar of a node has refused what it was last sent of a host, where it has: it goes on with what it had.
     pub fn refused(&self, node: &str, host: &str) -> Option<String> {
         let streams = self.lock();
-        let resources = streams.values().filter(|stream| stream.node == node).flat_map(|stream| &stream.resources);
+        let resources = streams.iter().filter(|stream| stream.node == node).flat_map(|stream| &stream.resources);
         let of_host = resources.filter(|((_, name), _)| name == host).map(|(_, delivery)| &delivery.refused);
         of_host.into_iter().find(|reason| !reason.is_empty()).cloned()
     }
 
-    /// Waits until every stream that has the endpoints of `hosts` has acknowledged what is current, `wait` at most.
-    /// Returns how many have, and how many there are.
+    /// Waits until every stream that has the endpoints of `hosts` has acknowledged what is current, or said why it will not,
+    /// `wait` at most. Returns how many have, and how many there are.
     pub async fn wait_current(&self, hosts: &[String], wait: Duration) -> (u32, u32) {
-        let deadline = tokio::time::Instant::now() + wait;
-        loop {
-            let notified = self.acknowledged.notified();
-            tokio::pin!(notified);
-            notified.as_mut().enable();
-            let (done, all) = self.count(hosts);
-            if done == all || tokio::time::timeout_at(deadline, notified).await.is_err() {
-                return (done, all);
-            }
-        }
-    }
-
-    /// Of the streams that were sent the endpoints of `hosts`: how many have acknowledged what is current, or said why
-    /// they will not, and how many there are.
-    fn count(&self, hosts: &[String]) -> (u32, u32) {
-        let current: Vec<(&String, Vec<String>)> = hosts.iter().map(|host| (host, self.versions(host))).collect();
-        let streams = self.lock();
-        let mut counts = (0, 0);
-        for stream in streams.values() {
-            let delivery = |host: &String| stream.resources.get(&(ENDPOINTS_TYPE, host.clone()));
-            let mut ours = current.iter().filter_map(|(host, version)| Some((delivery(host)?, version))).peekable();
-            if ours.peek().is_none() {
-                continue;
-            }
-            counts.1 += 1;
-            if ours.all(|(d, versions)| versions.contains(&d.acknowledged) || !d.refused.is_empty()) {
-                counts.0 += 1;
-            }
-        }
+        let goals = hosts.iter().map(|host| self.goal(host)).collect();
+        let (number, done) = self.lock().begin(goals);
+        // Also when this future is dropped.
+        let ending = Ending { discovery: self, number };
+        // Those that are late are counted below.
+        let _ = tokio::time::timeout(wait, done.notified()).await;
+        let counts = self.lock().end(number);
+        drop(ending);
         counts
     }
 
-    fn update(&self, id: u64, f: impl FnOnce(&mut Stream)) {
-        if let Some(stream) = self.lock().get_mut(&id) {
-            f(stream);
-        }
-        self.acknowledged.notify_waiters();
-    }
-
-    /// Versions of the current endpoints of a host: one for each of its definitions.
-    fn versions(&self, host: &str) -> Vec<String> {
+    /// The current endpoints of a host.
+    fn goal(&self, host: &str) -> Goal {
         self.mesh.read_host(host, |world, changed_at| {
             let current = world.definitions(host).filter_map(|one| self.endpoints(world, changed_at, one));
-            current.map(|encoded| encoded.version).collect()
+            Goal { host: host.to_owned(), versions: current.map(|encoded| encoded.version).collect(), changed_at }
         })
     }
 
@@ -185,7 +136,7 @@ impl Discovery {
             }
             let key = (kind, client.clone(), host.to_owned());
             self.cached(key, world.version(), changed_at, || {
-                translate::service(world, client, host).map(|service| Encoded::new(&service))
+                translate::service(world, client, host).map(|service| Encoded::new(&service, world.version()))
             })
         })
     }
@@ -193,7 +144,8 @@ impl Discovery {
     /// The endpoints of a host, the same for all clients that have this definition of it.
     fn endpoints(&self, world: &World, changed_at: u64, host: &Host) -> Option<Encoded> {
         let key = (ENDPOINTS_TYPE, Scope::of(&host.namespace), host.name.clone());
-        self.cached(key, world.version(), changed_at, || Some(Encoded::new(&translate::endpoints(world, host))))
+        let version = world.version();
+        self.cached(key, version, changed_at, || Some(Encoded::new(&translate::endpoints(world, host), version)))
     }
 
     /// What an earlier call made, unless the host changed since.
@@ -222,8 +174,20 @@ impl Discovery {
         encoded
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, Stream>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Streams> {
         self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Ends a wait.
+struct Ending<'a> {
+    discovery: &'a Discovery,
+    number: u64,
+}
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.discovery.lock().end(self.number);
     }
 }
 

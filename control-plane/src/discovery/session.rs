@@ -11,7 +11,8 @@ use tonic::{Status, Streaming};
 use weft_proto::envoy::{Any, DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
 use weft_proto::{ENDPOINTS_TYPE, INBOUND_TYPE, SERVICE_TYPE};
 
-use super::{Discovery, Encoded, Stream, short};
+use super::streams::Stream;
+use super::{Discovery, Encoded, short};
 use crate::peer::Certified;
 use crate::translate;
 use crate::world::{Changed, Instance, Scope, World};
@@ -53,8 +54,8 @@ impl Subscription {
     }
 }
 
-/// Type of a response, and the hosts and versions in it.
-type InFlight = (&'static str, Vec<(String, String)>);
+/// Type of a response, and the hosts in it, with version and the version of the world that they were made of.
+type InFlight = (&'static str, Vec<(String, String, u64)>);
 
 pub(super) struct Session {
     id: u64,
@@ -114,7 +115,7 @@ impl Session {
             since: Instant::now(),
             resources: BTreeMap::new(),
         };
-        self.discovery.lock().insert(self.id, stream);
+        self.discovery.lock().open(self.id, stream);
         let left = self.certified.not_after.duration_since(SystemTime::now()).unwrap_or_default();
         let expiry = tokio::time::sleep(left);
         tokio::pin!(expiry);
@@ -152,8 +153,7 @@ impl Session {
             // A peer that is gone does not mind.
             let _ = self.replies.send(Err(status)).await;
         }
-        self.discovery.lock().remove(&self.id);
-        self.discovery.acknowledged.notify_waiters();
+        self.discovery.lock().close(self.id);
     }
 
     async fn request(&mut self, request: DeltaDiscoveryRequest) -> Result<(), Status> {
@@ -168,8 +168,7 @@ impl Session {
                 };
                 self.labels = labels.fields.into_iter().filter_map(|(k, v)| Some((k, text(v)?))).collect();
             }
-            let (name, version) = (self.node.clone(), node.user_agent_version);
-            self.discovery.update(self.id, |s| (s.node, s.version) = (name, version));
+            self.discovery.lock().name(self.id, &self.node, &node.user_agent_version);
         }
         let Some(kind) = known(&request.type_url) else {
             return Err(Status::invalid_argument(format!("the type {:?} is not served", request.type_url)));
@@ -200,7 +199,7 @@ impl Session {
                 dropped.push(host);
             }
         }
-        self.discovery.update(self.id, |s| s.resources.retain(|(k, host), _| *k != kind || !dropped.contains(host)));
+        self.discovery.lock().dropped(self.id, kind, &dropped);
         if request.resource_names_subscribe.is_empty() {
             return Ok(());
         }
@@ -232,18 +231,7 @@ impl Session {
         if let Some(reason) = &refused {
             tracing::warn!(node = self.node, kind = short(kind), "refused by the sidecar: {reason}");
         }
-        self.discovery.update(self.id, |stream| {
-            for (host, version) in resources {
-                let Some(delivery) = stream.resources.get_mut(&(kind, host)) else { continue };
-                match &refused {
-                    None => {
-                        delivery.acknowledged = version;
-                        delivery.refused.clear();
-                    }
-                    Some(reason) => delivery.refused.clone_from(reason),
-                }
-            }
-        });
+        self.discovery.lock().answered(self.id, kind, resources, refused.as_deref());
     }
 
     /// Its labels: what the sidecar says of itself, and those of what it registered.
@@ -332,17 +320,11 @@ impl Session {
             // A name that the client asked for is answered even when it has the resource under another; unless it said
             // at the stream's beginning that it knows this name with this version.
             if known && aliases.iter().all(|a| *a == host || subscription.sent.get(a) == Some(&encoded.version)) {
-                let (id, version) = (self.id, encoded.version);
-                self.discovery.update(id, |s| {
-                    let delivery = s.resources.entry((kind, host)).or_default();
-                    if delivery.sent.is_empty() {
-                        (delivery.sent, delivery.acknowledged) = (version.clone(), version);
-                    }
-                });
+                self.discovery.lock().known(self.id, kind, &host, &encoded.version);
                 continue;
             }
             subscription.sent.insert(host.clone(), encoded.version.clone());
-            versions.push((host.clone(), encoded.version.clone()));
+            versions.push((host.clone(), encoded.version.clone(), encoded.made_at));
             resources.push(Resource {
                 version: encoded.version,
                 name: host,
@@ -358,17 +340,16 @@ impl Session {
         for name in &removed {
             self.subscription(kind).sent.remove(name);
         }
-        let gone = removed.clone();
-        self.discovery.update(self.id, |s| s.resources.retain(|(k, host), _| *k != kind || !gone.contains(host)));
+        self.discovery.lock().dropped(self.id, kind, &removed);
         self.deliver(kind, resources, versions, removed).await
     }
 
     async fn send_inbound(&mut self) -> Result<(), Status> {
-        let inbound = self.discovery.mesh.read(|world| {
+        let encoded = self.discovery.mesh.read(|world| {
             let keys: Vec<_> = self.instances(world).map(|i| i.key()).collect();
-            translate::inbound(world, self.certified.id.namespace(), &self.labels(world), &keys)
+            let inbound = translate::inbound(world, self.certified.id.namespace(), &self.labels(world), &keys);
+            Encoded::new(&inbound, world.version())
         });
-        let encoded = Encoded::new(&inbound);
         if self.inbound.as_ref() == Some(&encoded.version) {
             return Ok(());
         }
@@ -379,14 +360,20 @@ impl Session {
             aliases: Vec::new(),
             resource: Some(Any { type_url: INBOUND_TYPE.to_owned(), value: encoded.bytes }),
         };
-        self.deliver(INBOUND_TYPE, vec![resource], vec![(SELF.to_owned(), encoded.version)], Vec::new()).await
+        self.deliver(
+            INBOUND_TYPE,
+            vec![resource],
+            vec![(SELF.to_owned(), encoded.version, encoded.made_at)],
+            Vec::new(),
+        )
+        .await
     }
 
     async fn deliver(
         &mut self,
         kind: &'static str,
         resources: Vec<Resource>,
-        versions: Vec<(String, String)>,
+        versions: Vec<(String, String, u64)>,
         removed: Vec<String>,
     ) -> Result<(), Status> {
         if self.in_flight.len() >= MAX_UNACKNOWLEDGED {
@@ -396,11 +383,7 @@ impl Session {
         }
         self.nonce += 1;
         let nonce = format!("{}", self.nonce);
-        self.discovery.update(self.id, |s| {
-            for (host, version) in &versions {
-                s.resources.entry((kind, host.clone())).or_default().sent.clone_from(version);
-            }
-        });
+        self.discovery.lock().sent(self.id, kind, versions.iter().map(|(host, version, _)| (host, version)));
         self.in_flight.insert(nonce.clone(), (kind, versions));
         let response = DeltaDiscoveryResponse {
             system_version_info: self.discovery.mesh.read(World::version).to_string(),

@@ -1,0 +1,328 @@
+//! What each stream was sent and has acknowledged, and waits until all have acknowledged a change. An acknowledgement costs what
+//! waits for it, not what is connected.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::Notify;
+use weft_proto::ENDPOINTS_TYPE;
+
+/// A version of a resource, as it goes over the wire.
+pub(super) type Version = String;
+/// Type and host of a resource.
+pub(super) type Resource = (&'static str, String);
+
+/// A stream, and what is known of the other end.
+#[derive(Clone)]
+pub(super) struct Stream {
+    pub node: String,
+    pub version: String,
+    pub identity: String,
+    pub address: String,
+    pub since: Instant,
+    pub resources: BTreeMap<Resource, Delivery>,
+}
+
+/// A resource on a stream.
+#[derive(Clone, Default)]
+pub(super) struct Delivery {
+    pub sent: Version,
+    pub acknowledged: Version,
+    /// Version of the world that what was acknowledged last was made of.
+    acknowledged_at: u64,
+    /// Why it was refused; empty: it was not.
+    pub refused: String,
+}
+
+/// What a wait is for: that this host's endpoints, as they are now, have arrived.
+#[derive(Debug, Clone)]
+pub(super) struct Goal {
+    pub host: String,
+    /// Versions that are current, one for each definition of the host.
+    pub versions: Vec<Version>,
+    /// Version of the world at which the host changed last: what was made later is as good.
+    pub changed_at: u64,
+}
+
+impl Goal {
+    fn is_reached(&self, delivery: &Delivery) -> bool {
+        // One that will not is not waited for.
+        !delivery.refused.is_empty()
+            || self.versions.contains(&delivery.acknowledged)
+            || (!delivery.acknowledged.is_empty() && delivery.acknowledged_at >= self.changed_at)
+    }
+}
+
+/// One that waits.
+struct Wait {
+    goals: Vec<Goal>,
+    /// Streams that have a host and have not acknowledged it.
+    behind: BTreeSet<u64>,
+    /// Streams that have a host.
+    all: u32,
+    done: Arc<Notify>,
+}
+
+/// All streams.
+#[derive(Default)]
+pub(super) struct Streams {
+    all: BTreeMap<u64, Stream>,
+    /// Streams that were sent a host's endpoints.
+    holders: HashMap<String, BTreeSet<u64>>,
+    waits: BTreeMap<u64, Wait>,
+    next_wait: u64,
+}
+
+impl Streams {
+    pub(super) fn open(&mut self, id: u64, stream: Stream) {
+        self.all.insert(id, stream);
+    }
+
+    pub(super) fn close(&mut self, id: u64) {
+        let Some(stream) = self.all.remove(&id) else { return };
+        for (kind, host) in stream.resources.keys() {
+            if *kind == ENDPOINTS_TYPE {
+                self.forget(id, host);
+            }
+        }
+        for wait in self.waits.values_mut() {
+            // It is neither behind nor one of those that have arrived.
+            if wait.behind.remove(&id) {
+                wait.all -= 1;
+            }
+        }
+        self.wake();
+    }
+
+    /// The other end has said its name.
+    pub(super) fn name(&mut self, id: u64, node: &str, version: &str) {
+        if let Some(stream) = self.all.get_mut(&id) {
+            (stream.node, stream.version) = (node.to_owned(), version.to_owned());
+        }
+    }
+
+    /// Resources are on their way to the other end.
+    pub(super) fn sent<'a>(
+        &mut self,
+        id: u64,
+        kind: &'static str,
+        sent: impl Iterator<Item = (&'a String, &'a Version)>,
+    ) {
+        for (host, version) in sent {
+            if let Some(delivery) = self.delivery(id, kind, host) {
+                delivery.sent.clone_from(version);
+            }
+        }
+    }
+
+    /// The other end has a resource in this version from an earlier stream.
+    pub(super) fn known(&mut self, id: u64, kind: &'static str, host: &str, version: &Version) {
+        let Some(delivery) = self.delivery(id, kind, host) else { return };
+        if delivery.sent.is_empty() {
+            (delivery.sent, delivery.acknowledged) = (version.clone(), version.clone());
+            self.settle(id, host);
+        }
+    }
+
+    fn delivery(&mut self, id: u64, kind: &'static str, host: &str) -> Option<&mut Delivery> {
+        let stream = self.all.get_mut(&id)?;
+        if kind == ENDPOINTS_TYPE {
+            self.holders.entry(host.to_owned()).or_default().insert(id);
+        }
+        Some(stream.resources.entry((kind, host.to_owned())).or_default())
+    }
+
+    /// The other end has taken or refused a response: hosts, with version and the version of the world that it was made of.
+    pub(super) fn answered(
+        &mut self,
+        id: u64,
+        kind: &'static str,
+        resources: Vec<(String, Version, u64)>,
+        refused: Option<&str>,
+    ) {
+        for (host, version, made_at) in resources {
+            let stream = self.all.get_mut(&id);
+            let Some(delivery) = stream.and_then(|stream| stream.resources.get_mut(&(kind, host.clone()))) else {
+                continue;
+            };
+            match refused {
+                None => {
+                    (delivery.acknowledged, delivery.acknowledged_at) = (version, made_at);
+                    delivery.refused.clear();
+                }
+                Some(reason) => reason.clone_into(&mut delivery.refused),
+            }
+            if kind == ENDPOINTS_TYPE {
+                self.settle(id, &host);
+            }
+        }
+        self.wake();
+    }
+
+    /// The other end has these no more.
+    pub(super) fn dropped(&mut self, id: u64, kind: &'static str, hosts: &[String]) {
+        for host in hosts {
+            let Some(stream) = self.all.get_mut(&id) else { return };
+            stream.resources.remove(&(kind, host.clone()));
+            if kind == ENDPOINTS_TYPE {
+                self.forget(id, host);
+                self.settle(id, host);
+            }
+        }
+        self.wake();
+    }
+
+    fn forget(&mut self, id: u64, host: &str) {
+        if let Some(holders) = self.holders.get_mut(host) {
+            holders.remove(&id);
+            if holders.is_empty() {
+                self.holders.remove(host);
+            }
+        }
+    }
+
+    /// Looks again at a stream of which a host has changed.
+    fn settle(&mut self, id: u64, host: &str) {
+        let Some(stream) = self.all.get(&id) else { return };
+        for wait in self.waits.values_mut() {
+            if wait.goals.iter().any(|goal| goal.host == host) && !is_behind(stream, &wait.goals) {
+                wait.behind.remove(&id);
+            }
+        }
+    }
+
+    fn wake(&self) {
+        self.waits.values().filter(|wait| wait.behind.is_empty()).for_each(|wait| wait.done.notify_one());
+    }
+
+    /// Begins to wait until the goals are reached by all streams that have one of their hosts. The number is for
+    /// [`Streams::end`]; the other is notified when they are.
+    pub(super) fn begin(&mut self, goals: Vec<Goal>) -> (u64, Arc<Notify>) {
+        let holders: BTreeSet<u64> =
+            goals.iter().filter_map(|goal| self.holders.get(&goal.host)).flatten().copied().collect();
+        let all = u32::try_from(holders.len()).unwrap_or(u32::MAX);
+        let is_behind = |id: &u64| self.all.get(id).is_some_and(|stream| is_behind(stream, &goals));
+        let behind = holders.into_iter().filter(is_behind).collect();
+        let done = Arc::new(Notify::new());
+        let number = self.next_wait;
+        self.next_wait += 1;
+        self.waits.insert(number, Wait { goals, behind, all, done: done.clone() });
+        self.wake();
+        (number, done)
+    }
+
+    /// Ends a wait: how many streams have reached its goals, and how many there are.
+    pub(super) fn end(&mut self, number: u64) -> (u32, u32) {
+        let Some(wait) = self.waits.remove(&number) else { return (0, 0) };
+        let behind = u32::try_from(wait.behind.len()).unwrap_or(u32::MAX);
+        (wait.all.saturating_sub(behind), wait.all)
+    }
+
+    /// All of them.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Stream> {
+        self.all.values()
+    }
+}
+
+/// Whether a stream has a host of the goals in another state than they ask for.
+fn is_behind(stream: &Stream, goals: &[Goal]) -> bool {
+    goals.iter().any(|goal| {
+        let delivery = stream.resources.get(&(ENDPOINTS_TYPE, goal.host.clone()));
+        delivery.is_some_and(|delivery| !goal.is_reached(delivery))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use weft_proto::SERVICE_TYPE;
+
+    use super::*;
+
+    fn streams(count: u64) -> Streams {
+        let mut streams = Streams::default();
+        for id in 0..count {
+            let stream = Stream {
+                node: format!("n{id}"),
+                version: String::new(),
+                identity: String::new(),
+                address: String::new(),
+                since: Instant::now(),
+                resources: BTreeMap::new(),
+            };
+            streams.open(id, stream);
+        }
+        streams
+    }
+
+    fn send(streams: &mut Streams, id: u64, host: &str, version: &str) {
+        streams.sent(id, ENDPOINTS_TYPE, std::iter::once((&host.to_owned(), &version.to_owned())));
+    }
+
+    fn answer(streams: &mut Streams, id: u64, host: &str, (version, made_at): (&str, u64), refused: Option<&str>) {
+        streams.answered(id, ENDPOINTS_TYPE, vec![(host.to_owned(), version.to_owned(), made_at)], refused);
+    }
+
+    fn goal(host: &str, version: &str, changed_at: u64) -> Goal {
+        Goal { host: host.to_owned(), versions: vec![version.to_owned()], changed_at }
+    }
+
+    fn is_done(done: &Notify) -> bool {
+        futures::FutureExt::now_or_never(done.notified()).is_some()
+    }
+
+    #[test]
+    fn a_wait_ends_when_all_streams_that_have_a_host_are_current() {
+        let mut streams = streams(5);
+        for id in 0..4 {
+            send(&mut streams, id, "a", "v1");
+            answer(&mut streams, id, "a", ("v1", 1), None);
+        }
+        send(&mut streams, 4, "b", "x");
+        // One has it from an earlier stream already.
+        let (number, done) = streams.begin(vec![goal("a", "v2", 7)]);
+        assert!(!is_done(&done));
+        answer(&mut streams, 0, "a", ("v2", 7), None);
+        // A later one is as good, and one that was made before is not.
+        answer(&mut streams, 1, "a", ("v3", 8), None);
+        answer(&mut streams, 2, "a", ("v0", 6), None);
+        assert!(!is_done(&done));
+        answer(&mut streams, 2, "a", ("v2", 7), Some("no"));
+        assert!(!is_done(&done), "one is behind");
+        streams.close(3);
+        assert!(is_done(&done));
+        assert_eq!(streams.end(number), (3, 3));
+        assert!(streams.waits.is_empty());
+    }
+
+    #[test]
+    fn a_wait_that_ends_early_says_who_is_behind() {
+        let mut streams = streams(3);
+        for id in 0..3 {
+            send(&mut streams, id, "a", "v1");
+        }
+        streams.known(0, ENDPOINTS_TYPE, "a", &"v1".to_owned());
+        let (number, done) = streams.begin(vec![goal("a", "v1", 3), goal("b", "v1", 3)]);
+        answer(&mut streams, 1, "a", ("v1", 1), None);
+        assert!(!is_done(&done));
+        assert_eq!(streams.end(number), (1, 3));
+        // Nothing is waited for where nobody has it.
+        let (number, done) = streams.begin(vec![goal("c", "v1", 3)]);
+        assert!(is_done(&done));
+        assert_eq!(streams.end(number), (0, 0));
+    }
+
+    #[test]
+    fn a_host_that_a_stream_has_no_more_is_not_waited_for() {
+        let mut streams = streams(1);
+        send(&mut streams, 0, "a", "v1");
+        streams.sent(0, SERVICE_TYPE, std::iter::once((&"a".to_owned(), &"v1".to_owned())));
+        let (number, done) = streams.begin(vec![goal("a", "v2", 3)]);
+        streams.dropped(0, SERVICE_TYPE, &["a".to_owned()]);
+        assert!(!is_done(&done));
+        streams.dropped(0, ENDPOINTS_TYPE, &["a".to_owned()]);
+        assert!(is_done(&done));
+        assert_eq!(streams.end(number), (1, 1));
+        assert!(streams.holders.is_empty());
+    }
+}
