@@ -119,6 +119,7 @@ pub fn outside_endpoint(address: Address, port: u16, target: Target) -> Arc<Endp
             workload: none.clone(),
             namespace: none.clone(),
             locality: none,
+            hostnames: Vec::new(),
             remote: None,
         }),
         target,

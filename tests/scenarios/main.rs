@@ -17,6 +17,7 @@ mod fields;
 mod gateway;
 mod gateway_tls;
 mod groups;
+mod headless;
 mod limits;
 mod locality;
 mod machine;
@@ -66,6 +67,7 @@ fn main() -> ExitCode {
         gateway::all(),
         gateway_tls::all(),
         groups::all(),
+        headless::all(),
         outside::all(),
         datacenters::all(),
         routes::all(),

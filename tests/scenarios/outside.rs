@@ -20,7 +20,7 @@ pub(crate) fn all() -> Vec<Scenario> {
 }
 
 /// A name server, and the file that it answers from.
-fn name_server(pod: &Pod, known: &serde_json::Value) -> Result<(PathBuf, Process)> {
+pub(crate) fn name_server(pod: &Pod, known: &serde_json::Value) -> Result<(PathBuf, Process)> {
     let file = pod.folder("names.json");
     std::fs::write(&file, known.to_string())?;
     let script = tests_dir().join("apps/name_server.py").to_string_lossy().into_owned();

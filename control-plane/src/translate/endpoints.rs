@@ -9,7 +9,7 @@ use std::{
 use weft_proto::v1;
 
 use super::{
-    mtls,
+    mtls, names,
     ports::{self, Part},
     remotes,
 };
@@ -55,6 +55,9 @@ fn of_instance(world: &World, host: &Host, instance: &Instance) -> v1::Endpoint 
     let port = u32::from(instance.port);
     let mode = mtls::Modes::of(world, &instance.namespace, &instance.labels).at(port);
     let external = ports::entry(host).is_some_and(|entry| entry.external);
+    let published = ports::kube(host).is_some_and(|service| service.publishes_not_ready);
+    let health = if published { v1::Health::Healthy } else { instance.health() };
+    let hostnames = if host.is_headless() { names::endpoint_names(instance).collect() } else { Vec::new() };
     let plain = external || mode == v1::MtlsMode::MtlsDisable;
     v1::Endpoint {
         address: instance.address.to_string(),
@@ -62,13 +65,14 @@ fn of_instance(world: &World, host: &Host, instance: &Instance) -> v1::Endpoint 
         ports: ports::of_instance(host, instance).into_iter().collect(),
         labels: instance.labels.clone().into_iter().collect(),
         weight: instance.weight,
-        health: instance.health().into(),
+        health: health.into(),
         identity: if plain { String::new() } else { instance.identity.clone() },
         id: instance.service_id.clone(),
         workload: instance.workload.clone(),
         namespace: instance.namespace.clone(),
         locality: instance.locality.clone(),
         every_address: false,
+        hostnames,
     }
 }
 
@@ -121,6 +125,7 @@ fn of_workload(world: &World, namespace: &str, part: &Part<'_>, of: Workload<'_>
         namespace: namespace.to_owned(),
         locality: workload.locality.clone(),
         every_address: entry.resolution == Resolution::Dns,
+        hostnames: Vec::new(),
     }
 }
 

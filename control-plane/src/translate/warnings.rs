@@ -194,7 +194,8 @@ impl<'a> View<'a> {
                 );
                 continue;
             }
-            let host = self.world.host_or_wildcard(&name).filter(|host| host.live);
+            let written = self.world.host_or_wildcard(&name).filter(|host| host.live);
+            let host = written.and_then(|host| self.world.behind(host));
             // One that only routes name is live too, and offered by nobody.
             let offered = host.filter(|host| {
                 let documented = host.service.is_some() || host.entry.is_some();

@@ -21,12 +21,13 @@ use std::{
 pub(crate) use groups::Workload;
 pub use groups::{Joined, Member};
 pub use instance::{Instance, InstanceKey, derive_labels};
+pub(crate) use lookup::MOST_ALIASES;
 pub(crate) use policies::{GATEWAY, Policies, gateway_host, has_all, patterns};
 pub use remotes::{DEFAULT_DATACENTER, Peering, Presence, RemoteHost, sound};
 pub use scope::Scope;
 pub use virtual_ip::{Allocation, Keep, QUARANTINE_S, VirtualIps};
 
-use crate::policy::{Document, Export, Kind, Object, Resolution, ServiceEntry, canonical, mesh_config};
+use crate::policy::{Document, Export, Kind, KubeService, Object, Resolution, ServiceEntry, canonical, mesh_config};
 
 /// What every service's canonical name ends with.
 pub const MESH_SUFFIX: &str = ".svc.cluster.local";
@@ -74,6 +75,24 @@ impl Host {
             Object::ServiceEntry(entry) => Some(entry),
             _ => None,
         })
+    }
+
+    /// The Kubernetes Service of the host.
+    pub(crate) fn kube(&self) -> Option<&KubeService> {
+        match &self.service.as_ref()?.object {
+            Object::Service(service) => Some(service),
+            _ => None,
+        }
+    }
+
+    /// Whether it has no virtual IP: clients connect to an endpoint of their own choice.
+    pub(crate) fn is_headless(&self) -> bool {
+        self.kube().is_some_and(|service| service.headless)
+    }
+
+    /// The host that it stands for (`type: ExternalName`); see [`World::behind`].
+    pub(crate) fn alias(&self) -> Option<&str> {
+        self.kube()?.alias.as_deref()
     }
 
     /// Whether something offers it: a document, registered instances or another data centre. Else only a VirtualService
@@ -260,6 +279,8 @@ impl World {
         let mut changed = Changed::default();
         self.look_at_member(key, &mut changed);
         for instance in versions {
+            // Names of a headless service's endpoints come and go with them.
+            changed.names |= moved && self.headless_hosts(instance).next().is_some();
             changed.hosts.extend(self.policies.hosts_at(instance.address).cloned());
             changed.addresses.extend(moved.then_some(instance.address));
             if !instance.group.is_empty() {
@@ -308,7 +329,13 @@ impl World {
             }
             _ => host.ends_with(MESH_SUFFIX) && !host.starts_with('*'),
         };
-        if live && (own_address || service.is_some() || member.is_some() || imported.is_some()) {
+        let kube = service.as_ref().and_then(|document| match &document.object {
+            Object::Service(service) => Some(service),
+            _ => None,
+        });
+        // Clients of a headless Service connect to its endpoints, and those of an alias to another host.
+        let addressless = kube.is_some_and(|service| service.headless || service.alias.is_some());
+        if live && !addressless && (own_address || service.is_some() || member.is_some() || imported.is_some()) {
             self.virtual_ips.allocate(host);
         } else {
             self.virtual_ips.release(host, now);
@@ -385,7 +412,8 @@ impl World {
         for host in &changed.hosts {
             // A route may name one host under a wildcard entry: rare enough to translate all anew.
             changed.all |= host.starts_with('*');
-            for dependent in self.policies.dependents(host) {
+            let aliases = self.policies.aliases_of(host);
+            for dependent in aliases.iter().chain([host]).flat_map(|host| self.policies.dependents(host)) {
                 if dependent.starts_with('*') {
                     wild.insert(dependent);
                 }

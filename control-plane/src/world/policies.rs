@@ -35,6 +35,8 @@ pub(crate) struct Policies {
     /// Hosts that other data centres may call.
     exports: BTreeSet<String>,
     dependents: BTreeMap<String, BTreeSet<String>>,
+    /// Services of type ExternalName, by the host that they stand for.
+    aliases: BTreeMap<String, BTreeSet<String>>,
     /// Names of labels that documents select clients by.
     client_labels: BTreeSet<String>,
     /// ServiceEntries by the addresses of their endpoints.
@@ -109,6 +111,9 @@ impl Policies {
                 if let Some(address) = service.cluster_ip {
                     let prefix = if address.is_ipv4() { 32 } else { 128 };
                     self.ranges.push((Subnet { address, prefix }, host.clone()));
+                }
+                if let Some(target) = &service.alias {
+                    self.aliases.entry(target.clone()).or_default().insert(host.clone());
                 }
                 self.services.insert(host, document.clone());
             }
@@ -283,6 +288,20 @@ impl Policies {
             }
             _ => None,
         })
+    }
+
+    /// Hosts that stand for `host`, over any number of steps.
+    pub(super) fn aliases_of(&self, host: &str) -> BTreeSet<String> {
+        let mut found = BTreeSet::new();
+        let mut open = vec![host.to_owned()];
+        while let Some(next) = open.pop() {
+            for alias in self.aliases.get(&next).into_iter().flatten() {
+                if found.insert(alias.clone()) {
+                    open.push(alias.clone());
+                }
+            }
+        }
+        found
     }
 
     /// A ServiceEntry's endpoints as far as documents give them: its own, or the WorkloadEntries of its namespace that it

@@ -87,6 +87,10 @@ pub fn service(message: &v1::Service) -> Result<Service> {
         clusters,
         external: message.external,
         exported: message.exported,
+        external_name: match message.external_name.as_str() {
+            "" => None,
+            name => Some(host_name(name).at("external_name")?),
+        },
     })
 }
 
@@ -247,6 +251,7 @@ fn endpoint(message: &v1::Endpoint) -> Result<EndpointConfig> {
         workload: message.workload.as_str().into(),
         namespace: message.namespace.as_str().into(),
         locality: message.locality.as_str().into(),
+        hostnames: message.hostnames.iter().map(|name| name.to_ascii_lowercase().into()).collect(),
         remote: None,
     })
 }

@@ -41,6 +41,8 @@ pub struct EndpointConfig {
     pub namespace: Arc<str>,
     /// `region/zone/subzone`; may be empty.
     pub locality: Arc<str>,
+    /// Names before a headless service's own that mean this endpoint alone, lower case.
+    pub hostnames: Vec<Box<str>>,
     /// It is a gateway of another data centre: what is behind it, by subset.
     pub remote: Option<Arc<BTreeMap<String, Arc<Remote>>>>,
 }
@@ -179,6 +181,14 @@ impl Endpoint {
         self.remote.as_ref().map_or(self.config.identity.as_slice(), |remote| &remote.identities)
     }
 
+    /// Its IP address, where it is not a name.
+    pub fn ip(&self) -> Option<IpAddr> {
+        match self.target {
+            Target::Socket(address) => Some(address.ip()),
+            _ => None,
+        }
+    }
+
     /// The same address, be it of this snapshot or another.
     pub fn is_same(&self, other: &Endpoint) -> bool {
         self.target == other.target
@@ -272,9 +282,13 @@ pub fn resolved<'a>(
     Cow::Owned(found)
 }
 
-/// The endpoint at an address, whatever its health.
-pub fn find(endpoints: &[Arc<Endpoint>], address: SocketAddr) -> Option<&Arc<Endpoint>> {
-    endpoints.iter().find(|endpoint| endpoint.target == Target::Socket(address))
+/// The endpoint at an address, whatever its health. Endpoints of a headless service are at the service's port too, which
+/// stands for the one that each has.
+pub fn find<'a>(cluster: &Cluster, endpoints: &'a [Arc<Endpoint>], address: SocketAddr) -> Option<&'a Arc<Endpoint>> {
+    let exact = endpoints.iter().find(|endpoint| endpoint.target == Target::Socket(address));
+    let is_there = |endpoint: &&Arc<Endpoint>| endpoint.ip() == Some(address.ip());
+    let by_port = || endpoints.iter().find(is_there).filter(|_| cluster.headless && cluster.port == address.port());
+    exact.or_else(by_port)
 }
 
 fn dial_port(target: &TargetPort, config: &EndpointConfig) -> Option<u16> {

@@ -185,7 +185,7 @@ async fn dialed(down: &Downstream, original: SocketAddr) -> Place {
             return Place::Service(view, original.port(), down.original.is_none());
         }
         // An endpoint's own address: the application balances by itself, and its choice stands.
-        let find = |at: usize| find(&view.clusters[at].endpoints, original).cloned();
+        let find = |at: usize| find(&view.clusters[at].config, &view.clusters[at].endpoints, original).cloned();
         if let target::Address::Endpoint(at, endpoint) = target::address(&view.service, original, false, find) {
             return Place::Pinned(view.clusters[at].clone(), endpoint);
         }
@@ -239,6 +239,11 @@ fn by_route(
             };
             let fixed = cluster.config.original_destination.then_some(down.original).flatten();
             let mut fixed = fixed.map(|to| down.foreign.endpoint_of(&cluster, to));
+            if cluster.config.headless {
+                let names = &service.service.names;
+                fixed =
+                    target::chosen(&cluster.config, &cluster.endpoints, down.original, view.authority, names).cloned();
+            }
             if cluster.config.dynamic_dns {
                 // A route that gives the request another authority means that one.
                 let rewritten = forward.destinations[at].authority.as_ref();

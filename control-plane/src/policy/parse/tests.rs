@@ -226,9 +226,8 @@ fn kubernetes_services() {
     refused(
         "Service",
         &[
-            ("{type: ExternalName, ports: [{port: 1}]}", "`type: ExternalName` is not supported yet"),
-            ("{clusterIP: None, ports: [{port: 1}]}", "`clusterIP: None` is not supported yet"),
-            ("{ports: [{port: 1}, {port: 2}]}", "`ports[0].name` is required"),
+            ("{type: ExternalName, ports: [{port: 1}]}", "`externalName` is required"),
+            ("{ports: [{port: 1}, {port: 2}]}", "port 1 needs a `name`: only a Service's single port"),
             ("{ports: [{port: 53, protocol: UDP}]}", "warning: port 53 is left out"),
             (
                 "{ports: [{port: 80, targetPort: 65536}]}",

@@ -25,6 +25,7 @@ fn base() -> v1::Service {
         clusters: vec![cluster(""), cluster("v2")],
         external: false,
         exported: false,
+        external_name: String::new(),
     }
 }
 

@@ -18,6 +18,7 @@ pub(crate) fn config(address: &str, weight: u32) -> EndpointConfig {
         workload: "".into(),
         namespace: "".into(),
         locality: "".into(),
+        hostnames: Vec::new(),
         remote: None,
     }
 }
@@ -33,6 +34,7 @@ pub(crate) fn gateway(address: &str, share: u32) -> EndpointConfig {
 pub(crate) fn cluster(load_balancer: LoadBalancer, outlier: Option<OutlierDetection>) -> Cluster {
     Cluster {
         dynamic_dns: false,
+        headless: false,
         name: "outbound|80||a".into(),
         host: "a".into(),
         port: 80,
@@ -198,7 +200,8 @@ fn an_address_twice_is_one_endpoint_and_found_whatever_its_health() {
     let configs = arcs([config("10.0.0.1:80", 1), config("10.0.0.1:80", 2), draining]);
     let found = for_cluster(&cluster(LoadBalancer::LeastRequest, None), &configs, &[]);
     assert_eq!(found.iter().map(|e| e.is_eligible()).collect::<Vec<_>>(), [true, false]);
-    let find = |text: &str| super::find(&found, text.parse().unwrap()).map(|e| e.key.to_string());
+    let plain = cluster(LoadBalancer::LeastRequest, None);
+    let find = |text: &str| super::find(&plain, &found, text.parse().unwrap()).map(|e| e.key.to_string());
     assert_eq!(find("10.0.0.2:80").as_deref(), Some("10.0.0.2:80"));
     assert_eq!(find("10.0.0.2:81"), None);
 }
