@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use http::{HeaderValue, Response, StatusCode, header};
-use weft_core::endpoint::{Address, Endpoint, EndpointConfig, EndpointState, Health, Target};
+use weft_core::endpoint::{Address, Endpoint, EndpointConfig, EndpointState, Health, Target, key_of};
 use weft_core::identity::SpiffeId;
 
 use crate::access_log::AccessLog;
@@ -99,13 +99,15 @@ pub fn foreign_endpoint(address: std::net::SocketAddr) -> Arc<Endpoint> {
     outside_endpoint(Address::Ip(address.ip()), address.port(), Target::Socket(address))
 }
 
+/// A Unix socket of our application.
+pub fn unix_endpoint(path: &Arc<str>) -> Arc<Endpoint> {
+    outside_endpoint(Address::Unix(path.clone()), 0, Target::Unix(path.clone()))
+}
+
 /// An endpoint that no registry knows.
 pub fn outside_endpoint(address: Address, port: u16, target: Target) -> Arc<Endpoint> {
     let none: Arc<str> = "".into();
-    let key = match &address {
-        Address::Ip(ip) => std::net::SocketAddr::new(*ip, port).to_string(),
-        Address::Name(name) | Address::EachOf(name) => format!("{name}:{port}"),
-    };
+    let key = key_of(&target);
     Arc::new(Endpoint {
         config: Arc::new(EndpointConfig {
             address,
@@ -123,7 +125,7 @@ pub fn outside_endpoint(address: Address, port: u16, target: Target) -> Arc<Endp
             remote: None,
         }),
         target,
-        key: key.into(),
+        key,
         state: Arc::new(EndpointState::default()),
         remote: None,
     })

@@ -32,6 +32,7 @@ mod store;
 mod times;
 mod traffic;
 mod trouble;
+mod unix;
 mod wire;
 
 use std::process::ExitCode;
@@ -77,6 +78,7 @@ fn main() -> ExitCode {
         defaults::all(),
         store::all(),
         times::all(),
+        unix::all(),
         operations::all(),
         machine::all(),
     ]

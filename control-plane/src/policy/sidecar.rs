@@ -57,7 +57,7 @@ pub struct Ingress {
     /// What is spoken on it.
     pub protocol: v1::Protocol,
     /// Where it is delivered; unspecified address: that of the workload; `None`: as it was dialed.
-    pub to: Option<SocketAddr>,
+    pub to: Option<String>,
     /// `connectionPool`.
     pub pool: Option<v1::ConnectionPool>,
 }
@@ -221,22 +221,23 @@ fn spoken(fields: &Fields<'_>, name: &str) -> v1::Protocol {
     found
 }
 
-/// As in Istio: loopback, or unspecified for the workload's own address.
-fn endpoint(fields: &Fields<'_>, text: &str) -> Option<SocketAddr> {
-    if text.starts_with("unix://") {
-        fields.error(
-            "defaultEndpoint",
-            "`defaultEndpoint: unix://...` is not supported: have the application listen on loopback",
-        );
-        return None;
+/// As in Istio: loopback, unspecified for the workload's own address, or a Unix socket.
+fn endpoint(fields: &Fields<'_>, text: &str) -> Option<String> {
+    if let Some(path) = text.strip_prefix(names::UNIX_PREFIX) {
+        if let Some(why) = names::unix_problem(path) {
+            fields.error("defaultEndpoint", format!("`defaultEndpoint`: `{text}` {why}"));
+        }
+        return Some(text.to_owned());
     }
     let address: Option<SocketAddr> = text.parse().ok();
     let found = address.filter(|a| a.port() != 0 && (a.ip().is_loopback() || a.ip().is_unspecified()));
     if found.is_none() {
-        let text = format!("`defaultEndpoint`: `{text}` must be 127.0.0.1:PORT, 0.0.0.0:PORT, [::1]:PORT or [::]:PORT");
+        let text = format!(
+            "`defaultEndpoint`: `{text}` must be 127.0.0.1:PORT, 0.0.0.0:PORT, [::1]:PORT, [::]:PORT or unix://PATH"
+        );
         fields.error("defaultEndpoint", text);
     }
-    found
+    found.map(|found| found.to_string())
 }
 
 fn capture(fields: &Fields<'_>) {

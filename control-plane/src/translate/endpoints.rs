@@ -88,7 +88,10 @@ fn of_part(world: &World, host: &Host, namespace: &str, part: &Part<'_>) -> Vec<
     let entry = part.entry;
     let given = world.workloads(namespace, entry);
     // An address given by name belongs to a DNS entry; under STATIC a selected WorkloadEntry may still have one.
-    let usable = |workload: &WorkloadEntry| entry.resolution.is_dns() || workload.address.parse::<IpAddr>().is_ok();
+    let usable = |workload: &WorkloadEntry| match workload.is_unix() {
+        true => !entry.resolution.is_dns(),
+        false => entry.resolution.is_dns() || workload.address.parse::<IpAddr>().is_ok(),
+    };
     let mut endpoints: Vec<v1::Endpoint> = given
         .filter(|workload| usable(workload.entry))
         .map(|workload| of_workload(world, namespace, part, workload))
@@ -104,7 +107,8 @@ fn of_part(world: &World, host: &Host, namespace: &str, part: &Part<'_>) -> Vec<
 
 fn of_workload(world: &World, namespace: &str, part: &Part<'_>, of: Workload<'_>) -> v1::Endpoint {
     let Workload { name, entry: workload, member } = of;
-    let ports = ports::of_workload(part, workload);
+    // A Unix socket has none.
+    let ports = if workload.is_unix() { BTreeMap::new() } else { ports::of_workload(part, workload) };
     let entry = part.entry;
     let port = part.ports.first().and_then(|first| ports.get(&first.name)).copied().unwrap_or_default();
     let registered = || {

@@ -468,10 +468,19 @@ pub struct Inbound {
 pub struct Ingress {
     /// What is spoken on it.
     pub protocol: Protocol,
-    /// Where it is delivered; an unspecified address is that which was dialed. `None`: as dialed.
-    pub to: Option<SocketAddr>,
+    /// Where it is delivered. `None`: as dialed.
+    pub to: Option<DeliverTo>,
     /// Instead of that of the port's service.
     pub pool: Option<ConnectionPool>,
+}
+
+/// Where an application listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DeliverTo {
+    /// At an address; an unspecified one is that which was dialed.
+    Address(SocketAddr),
+    /// At a Unix socket: its absolute path, or `@` and a name in the abstract namespace.
+    Unix(Arc<str>),
 }
 
 impl Inbound {
@@ -499,11 +508,13 @@ impl Inbound {
     }
 
     /// Where what was sent to `to` is delivered.
-    pub fn destination(&self, to: SocketAddr) -> SocketAddr {
-        match self.ingress.get(&to.port()).and_then(|ingress| ingress.to) {
-            None => to,
-            Some(other) if other.ip().is_unspecified() => SocketAddr::new(to.ip(), other.port()),
-            Some(other) => other,
+    pub fn destination(&self, to: SocketAddr) -> DeliverTo {
+        match self.ingress.get(&to.port()).and_then(|ingress| ingress.to.as_ref()) {
+            None => DeliverTo::Address(to),
+            Some(DeliverTo::Address(other)) if other.ip().is_unspecified() => {
+                DeliverTo::Address(SocketAddr::new(to.ip(), other.port()))
+            }
+            Some(other) => other.clone(),
         }
     }
 

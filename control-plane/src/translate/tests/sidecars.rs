@@ -129,6 +129,11 @@ fn what_comes_in_is_taken_as_the_sidecar_says() {
         (with.protocol(9080), with.protocol(9081), with.protocol(1)),
         (Protocol::Http2, Protocol::Tcp, Protocol::Unknown)
     );
-    let to = |text: &str| with.destination(text.parse().unwrap()).to_string();
-    assert_eq!((to("10.0.0.1:9080"), to("10.0.0.1:9081")), ("127.0.0.1:8080".into(), "10.0.0.1:9081".into()));
+    use weft_core::policy::DeliverTo;
+    let to = |text: &str| with.destination(text.parse().unwrap());
+    let at = |text: &str| DeliverTo::Address(text.parse().unwrap());
+    assert_eq!((to("10.0.0.1:9080"), to("10.0.0.1:9081")), (at("127.0.0.1:8080"), at("10.0.0.1:9081")));
+    let unix = "{ingress: [{port: {number: 9080, protocol: HTTP, name: a}, defaultEndpoint: 'unix:///run/app.sock'}]}";
+    let to = of(&sidecar("s", "default", unix)).destination("10.0.0.1:9080".parse().unwrap());
+    assert_eq!(to, DeliverTo::Unix("/run/app.sock".into()));
 }

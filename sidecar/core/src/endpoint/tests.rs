@@ -234,6 +234,20 @@ fn gateways_of_other_data_centres_belong_to_subsets_by_name() {
 }
 
 #[test]
+fn a_unix_socket_is_an_endpoint_whatever_the_port() {
+    let unix = EndpointConfig { address: Address::Unix("/run/a.sock".into()), port: 0, ..config("10.0.0.1:80", 1) };
+    let configs = [Arc::new(unix)];
+    for target_port in
+        [TargetPort::Registered, TargetPort::Number(8080), TargetPort::Named { name: "http".into(), otherwise: None }]
+    {
+        let cluster = Cluster { target_port, ..cluster(LoadBalancer::LeastRequest, None) };
+        let found = for_cluster(&cluster, &configs, &[]);
+        assert_eq!((&*found[0].key, &found[0].target), ("/run/a.sock", &Target::Unix("/run/a.sock".into())));
+        assert!(Arc::ptr_eq(&found[0], &for_cluster(&cluster, &configs, &found)[0]), "its state is kept");
+    }
+}
+
+#[test]
 fn every_address_of_a_name_is_an_endpoint_once_it_is_known() {
     let mut named = config("10.0.0.1:80", 3);
     named.address = Address::EachOf("db.test".into());
