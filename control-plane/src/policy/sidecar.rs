@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use weft_proto::v1;
 
 use super::{
-    connection_pool, covers,
+    Document, Object, canonical, connection_pool, covers,
     fields::{Fields, Shape, object, read, refused},
     names,
     nearest::suggest,
@@ -247,25 +247,45 @@ fn capture(fields: &Fields<'_>) {
     }
 }
 
+impl Import {
+    /// Whether it is for `host` of `namespace`; its document is in `own`.
+    fn means(&self, own: &str, namespace: &str, host: &str) -> bool {
+        let of = self.namespace.as_deref().map(|name| if name == "." { own } else { name });
+        of.is_none_or(|name| name == namespace) && covers(&self.host, host)
+    }
+}
+
 impl Sidecar {
     /// Whether its workloads know `host` of `namespace`, at `port` (`None`: at any). The document is in `own`.
     pub fn imports(&self, own: &str, namespace: &str, host: &str, port: Option<u32>) -> bool {
         if self.egress.is_empty() {
             return true;
         }
-        let is_for = |egress: &&Egress| match (egress.port, port) {
+        self.egress_of(port).any(|egress| {
+            let mut hosts = egress.hosts.iter().filter(|import| import.means(own, namespace, host)).peekable();
+            hosts.peek().is_some() && hosts.all(|import| !import.excluded)
+        })
+    }
+
+    /// Whether `host` of `namespace` is left out of what they know, by name or pattern.
+    pub fn excludes(&self, own: &str, namespace: &str, host: &str, port: Option<u32>) -> bool {
+        let excluded = self.egress_of(port).flat_map(|egress| &egress.hosts).filter(|import| import.excluded);
+        excluded.into_iter().any(|import| import.means(own, namespace, host))
+    }
+
+    /// Whether they know a VirtualService: it is of a host that they import from its namespace.
+    pub fn imports_routes(&self, own: &str, document: &Document, port: Option<u32>) -> bool {
+        let Object::VirtualService(service) = &document.object else { return false };
+        let namespace = &document.namespace;
+        service.hosts.iter().any(|host| self.imports(own, namespace, &canonical(host, namespace), port))
+    }
+
+    /// Entries that say what is known at `port`; `None`: at any.
+    fn egress_of(&self, port: Option<u32>) -> impl Iterator<Item = &Egress> {
+        self.egress.iter().filter(move |egress| match (egress.port, port) {
             (Some(own), Some(port)) => own == port,
-            (Some(_), None) => true,
             (None, Some(port)) => self.egress.iter().all(|other| other.port != Some(port)),
-            (None, None) => true,
-        };
-        let meant = |import: &&Import| {
-            let of = import.namespace.as_deref().map(|name| if name == "." { own } else { name });
-            of.is_none_or(|name| name == namespace) && covers(&import.host, host)
-        };
-        self.egress.iter().filter(is_for).any(|egress| {
-            let (excluded, included): (Vec<&Import>, Vec<&Import>) = egress.hosts.iter().partition(|one| one.excluded);
-            included.iter().any(&meant) && !excluded.iter().any(&meant)
+            (_, None) => true,
         })
     }
 }

@@ -225,8 +225,12 @@ impl World {
         }
         gone.iter().chain(&came).for_each(|document| self.touch(document, &mut changed));
         // Their addresses are names too.
-        let addressed = |document: &Arc<Document>| {
-            matches!(document.kind, Kind::ServiceEntry | Kind::WorkloadEntry | Kind::Service)
+        let routes_tell = self.policies.has_sidecars();
+        let addressed = |document: &Arc<Document>| match document.kind {
+            Kind::ServiceEntry | Kind::WorkloadEntry | Kind::Service => true,
+            // Where routes lead, and which hosts have the same, is known to who imports one of them.
+            Kind::VirtualService => routes_tell,
+            _ => false,
         };
         changed.names |= gone.iter().chain(&came).any(addressed);
         self.release_unknown(now);

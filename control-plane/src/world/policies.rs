@@ -226,8 +226,12 @@ impl Policies {
     pub(crate) fn routes(&self, client: &Scope, host: &str) -> Option<&Arc<Document>> {
         let client_ns = &client.namespace;
         let sidecar = self.sidecar(client_ns, &client.labels);
+        // As in Istio one host that is imported brings the whole VirtualService.
         let imported = |document: &Document| {
-            sidecar.is_none_or(|(own, sidecar)| sidecar.imports(&own.namespace, &document.namespace, host, None))
+            sidecar.is_none_or(|(own, sidecar)| {
+                sidecar.imports(&own.namespace, &document.namespace, host, None)
+                    || sidecar.imports_routes(&own.namespace, document, None)
+            })
         };
         let rank = |document: &&Arc<Document>| match document.object.export() {
             Some(export) if export.is_private() && document.namespace == *client_ns => 0,
@@ -239,6 +243,16 @@ impl Policies {
             all.filter(|document| document.reaches(client_ns) && imported(document)).min_by_key(rank)
         };
         patterns(host).find_map(of)
+    }
+
+    /// VirtualServices for calls within the mesh of exactly `host`.
+    pub(super) fn routing(&self, host: &str) -> impl Iterator<Item = &Document> {
+        self.routes.get(host).into_iter().flatten().map(|document| &**document)
+    }
+
+    /// Whether some document says what a workload knows.
+    pub(super) fn has_sidecars(&self) -> bool {
+        !self.sidecars.is_empty()
     }
 
     /// Hosts that other data centres may call.

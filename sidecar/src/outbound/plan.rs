@@ -91,9 +91,9 @@ impl Plan {
         if name.contains('/') { name } else { "" }
     }
 
-    /// The route's name, for the log.
-    pub(super) fn route_name(&self) -> Option<Arc<str>> {
-        self.route.as_ref().map(|(route, _)| route.name.clone())
+    /// The route's name.
+    pub(super) fn route_name(&self) -> Option<&Arc<str>> {
+        self.route.as_ref().map(|(route, _)| &route.name)
     }
 
     /// Header changes, level after level.

@@ -1,5 +1,5 @@
 """All cases, by subject."""
-from . import changes, hashing, istio, limits, matching, nearness, origins, outliers, paths, retries, wire
+from . import changes, formatters, hashing, istio, limits, matching, nearness, origins, outliers, paths, retries, wire
 
-SUBJECTS = (hashing, limits, outliers, retries, matching, paths, changes, istio, origins, nearness, wire)
+SUBJECTS = (hashing, limits, outliers, retries, matching, paths, changes, formatters, istio, origins, nearness, wire)
 CASES = [case for subject in SUBJECTS for case in subject.CASES]

@@ -137,3 +137,40 @@ fn what_comes_in_is_taken_as_the_sidecar_says() {
     let to = of(&sidecar("s", "default", unix)).destination("10.0.0.1:9080".parse().unwrap());
     assert_eq!(to, DeliverTo::Unix("/run/app.sock".into()));
 }
+
+/// istio/istio#37087: a VirtualService comes as a whole with any of its hosts.
+#[test]
+fn an_import_of_one_host_brings_the_other_hosts_of_its_virtual_service() {
+    let hosts = "hosts: [a.example.com, b.example.com, only-routed.example.com]";
+    let routes = format!("{{{hosts}, http: [{{route: [{{destination: {{host: a.example.com}}}}]}}]}}");
+    let entries = entry("a.example.com", "other", &[80]) + &entry("b.example.com", "other", &[80, 81]);
+    let scope = |egress: &str| sidecar("s", "shop", &format!("{{egress: [{egress}]}}"));
+    let of = |egress: &str, routes: &str| {
+        world(&(entries.clone() + &scope(egress) + &doc("VirtualService", "both", "other", routes)), &[])
+    };
+    let shop = |world: &World| world.scope("shop", &Default::default());
+    let known = |world: &World, name: &str| resolve(world, &shop(world), name).is_some();
+    let import = "{hosts: ['other/a.example.com']}";
+    let world = of(import, &routes);
+    for name in ["a.example.com", "b.example.com", "only-routed.example.com"] {
+        assert!(known(&world, name), "{name}");
+        let service = service(&world, &shop(&world), name).unwrap();
+        let http: Vec<_> = service.ports.iter().flat_map(|port| &port.connection_routes).collect();
+        let routed = service.ports.iter().any(|port| !port.routes.is_empty()) || !http.is_empty();
+        // TCP ports have no routes for requests.
+        assert!(routed || name != "only-routed.example.com", "{name}: {service:?}");
+    }
+    // At a port of the import alone, and not what is left out by name.
+    let at_port = of("{port: {number: 80}, hosts: ['other/a.example.com']}", &routes);
+    let ports = service(&at_port, &shop(&at_port), "b.example.com").unwrap().ports;
+    assert_eq!(ports.iter().map(|port| port.number).collect::<Vec<_>>(), [80]);
+    assert!(!known(&of("{hosts: ['other/a.example.com', '~other/b.example.com']}", &routes), "b.example.com"));
+    // One that is not for this namespace brings nothing, nor does one of a host that is not imported.
+    let private = routes.replace("{hosts", "{exportTo: ['.'], hosts");
+    assert!(!known(&of(import, &private), "b.example.com"));
+    assert!(!known(&of("{hosts: ['elsewhere/a.example.com']}", &routes), "b.example.com"));
+    // Clients are told when the routes come.
+    let mut later = of(import, &private);
+    let all = entries.clone() + &scope(import) + &doc("VirtualService", "both", "other", &routes);
+    assert!(later.set_policies(documents(&all), 0).names && known(&later, "b.example.com"));
+}

@@ -379,7 +379,7 @@ fn mistakes_name_the_field() {
                 ..forward_route(to(&[(0, 0)]))
             }),
             "ports[0].routes[0].headers.request.add[0].value",
-            "%UPSTREAM_HOST% is not supported yet",
+            "%UPSTREAM_HOST% can be used in `response` alone",
         ),
         (
             with_route(v1::HttpRoute {
