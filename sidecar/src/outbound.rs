@@ -14,8 +14,8 @@ mod plan;
 
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::{Arc, LazyLock};
-use std::time::{Duration, Instant, SystemTime};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use http::header::{CONTENT_TYPE, HOST, SET_COOKIE};
 use http::request::Parts;
@@ -25,7 +25,7 @@ use http_body::Body;
 use weft_core::balance::Again;
 use weft_core::flag::ResponseFlag;
 use weft_core::gateway::Server;
-use weft_core::headers::{Answer, Context, Surroundings};
+use weft_core::headers::{Answer, Context};
 use weft_core::http1::{self, Limits, path_and_query};
 use weft_core::limits::Permit;
 use weft_core::outcome::Outcome;
@@ -47,7 +47,7 @@ use crate::http1::Unread;
 use crate::incoming::{Incoming, Upgrade};
 use crate::labels;
 use crate::metrics::Pair;
-use crate::proxy::Proxy;
+use crate::proxy::{Proxy, surroundings};
 use attempts::{Attempts, Failure, Sent};
 pub(crate) use attempts::{broken_rule, classify, classify_body};
 pub use foreign::Foreign;
@@ -428,17 +428,6 @@ impl Call<'_> {
         route.headers.response.apply_to_response(response.headers_mut(), &parts.headers, &context, &answer);
         ended(record, response)
     }
-}
-
-/// What header values tell of this proxy.
-fn surroundings() -> &'static Surroundings {
-    static SURROUNDINGS: LazyLock<Surroundings> = LazyLock::new(|| Surroundings {
-        hostname: crate::run::hostname().to_owned(),
-        time: |at| SystemTime::now() - at.elapsed(),
-        random: rand::random,
-        environment: |name| std::env::var(name).ok(),
-    });
-    &SURROUNDINGS
 }
 
 fn ended(record: Record, response: Response<ResponseBody>) -> Response<ResponseBody> {

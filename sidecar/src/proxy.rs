@@ -1,10 +1,12 @@
 //! What all of a sidecar's connections share.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
+use std::time::SystemTime;
 
 use http::{HeaderValue, Response, StatusCode, header};
 use weft_core::endpoint::{Address, Endpoint, EndpointConfig, EndpointState, Health, Target, key_of};
+use weft_core::headers::Surroundings;
 use weft_core::identity::SpiffeId;
 
 use crate::access_log::AccessLog;
@@ -92,6 +94,17 @@ impl Proxy {
         }
         own
     }
+}
+
+/// What header values tell of this proxy.
+pub fn surroundings() -> &'static Surroundings {
+    static SURROUNDINGS: LazyLock<Surroundings> = LazyLock::new(|| Surroundings {
+        hostname: crate::run::hostname().to_owned(),
+        time: |at| SystemTime::now() - at.elapsed(),
+        random: rand::random,
+        environment: |name| std::env::var(name).ok(),
+    });
+    &SURROUNDINGS
 }
 
 /// An endpoint that is no service's: the address that the application dialed.

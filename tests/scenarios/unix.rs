@@ -104,6 +104,11 @@ spec:
         }
         Ok(())
     })?;
+    let metrics = front.curl(&["http://127.0.0.1:15020/metrics"])?;
+    let counts = |line: &&str| {
+        line.starts_with("istio_requests_total") && line.contains("\"both.example.com\"") && line.contains("\"200\"")
+    };
+    ensure!(metrics.lines().any(|line| counts(&line)), "{metrics}");
     let told = mesh.weftctl(&["route", "--from", "frontend", "http://both.example.com/"])?;
     ensure!(told.contains(&one) && told.contains(&two), "{told}");
     // One that is gone costs no request, and is left out from then on.

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use super::ports;
+use super::{ports, sidecars};
 use crate::{
     policy::{
         Code, DestinationRule, Document, Finding, Kind, Object, Problem, ServiceEntry, VirtualService, canonical,
@@ -20,6 +20,7 @@ const MOST: usize = 3;
 pub fn warnings(world: &World, complete: bool) -> Vec<Problem> {
     let view = View { world, complete, elsewhere: Elsewhere::of(world) };
     let mut found = workloads(world);
+    found.extend(sidecars::conflicts(world));
     for document in world.documents() {
         match &document.object {
             Object::DestinationRule(rule) => view.of_rule(document, rule, &mut found),

@@ -250,6 +250,11 @@ impl Policies {
         self.routes.get(host).into_iter().flatten().map(|document| &**document)
     }
 
+    /// Sidecars, the oldest first.
+    pub(crate) fn sidecars(&self) -> &[Arc<Document>] {
+        &self.sidecars
+    }
+
     /// Whether some document says what a workload knows.
     pub(super) fn has_sidecars(&self) -> bool {
         !self.sidecars.is_empty()

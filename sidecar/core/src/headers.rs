@@ -3,6 +3,7 @@
 //!
 //! Values may hold Envoy's `%VAR%` formatters ([`template`]).
 
+mod refusal;
 mod start_time;
 mod template;
 

@@ -28,7 +28,8 @@ pub fn port(authority: &str, dialed: Option<SocketAddr>) -> u16 {
 /// Whether the service that the authority names takes the request: one without the port leaves it to the address that was
 /// dialed, if one was.
 pub fn takes(service: &Service, port: u16, dialed: Option<SocketAddr>) -> bool {
-    service.port(port).is_some() || dialed.is_none()
+    // What stands for a host outside the mesh takes none.
+    service.port(port).is_some() || (dialed.is_none() && service.external_name.is_none())
 }
 
 /// What an address is to the service that it was looked up as.

@@ -104,3 +104,22 @@ fn a_route_to_an_alias_leads_to_what_it_stands_for() {
     let changed = world.upsert(instance("order-service", "order-3", "10.0.0.3", 9090), 0);
     assert!(changed.hosts.contains("shop.default.svc.cluster.local"), "{changed:?}");
 }
+
+/// Callers of a gateway dial no endpoint: as in Istio they are balanced.
+#[test]
+fn a_gateway_balances_the_endpoints_of_a_headless_service() {
+    let route =
+        "{hosts: [db.test], gateways: [front], http: [{route: [{destination: {host: db, port: {number: 80}}}]}]}";
+    let gateway =
+        "{selector: {app: front}, servers: [{port: {number: 80, name: http, protocol: HTTP}, hosts: [db.test]}]}";
+    let text = [
+        doc("Service", "db", "default", HEADLESS),
+        doc("Gateway", "front", "default", gateway),
+        doc("VirtualService", "db", "default", route),
+    ];
+    let world = world(&text.concat(), &selected());
+    let host = crate::world::gateway_host("default", "front", "http", "db.test");
+    let service = service(&world, &Scope::of("default"), &host).unwrap();
+    assert!(service.clusters.iter().any(|cluster| cluster.host == "db.default.svc.cluster.local"), "{service:?}");
+    assert!(service.clusters.iter().all(|cluster| !cluster.headless), "{service:?}");
+}

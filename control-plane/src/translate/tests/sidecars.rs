@@ -174,3 +174,33 @@ fn an_import_of_one_host_brings_the_other_hosts_of_its_virtual_service() {
     let all = entries.clone() + &scope(import) + &doc("VirtualService", "both", "other", &routes);
     assert!(later.set_policies(documents(&all), 0).names && known(&later, "b.example.com"));
 }
+
+/// Istio's IST0110.
+#[test]
+fn sidecars_with_different_selectors_that_pick_one_workload_are_told() {
+    let of = |name: &str, labels: &str| {
+        let spec = format!("{{workloadSelector: {{labels: {{{labels}}}}}, egress: [{{hosts: ['*/*']}}]}}");
+        sidecar(name, "default", &spec)
+    };
+    let both = of("a", "version: v1") + &of("b", "app: order") + &of("c", "app: other");
+    let told = |policies: &str, instances: &[Instance]| -> Vec<String> {
+        let found = warnings(&world(policies, instances), true);
+        let mine = found.iter().filter(|problem| problem.code == crate::policy::Code::ConflictingSidecars);
+        mine.map(|problem| problem.text.clone()).collect()
+    };
+    let mut orders = orders();
+    assert_eq!(told(&both, &orders), Vec::<String>::new(), "none has the labels of two");
+    for order in &mut orders {
+        order.labels.insert("app".to_owned(), "order".to_owned());
+        order.workload = "order".to_owned();
+    }
+    let found = told(&both, &orders);
+    let text = "workload `order` on node-order-1 has the labels that Sidecar/default/a selects too, which is older";
+    assert!(found.len() == 1 && found[0].starts_with(text), "{found:?}");
+    // Of another namespace they are others.
+    let elsewhere: Vec<Instance> = orders.iter().map(|order| in_namespace(order.clone(), "shop")).collect();
+    assert_eq!(told(&both, &elsewhere), Vec::<String>::new());
+    let entry = doc("WorkloadEntry", "w", "default", "{address: 10.0.0.9, labels: {version: v1, app: order}}");
+    let found = told(&(both + &entry), &[]);
+    assert!(found.len() == 1 && found[0].starts_with("WorkloadEntry/default/w has the labels"), "{found:?}");
+}
