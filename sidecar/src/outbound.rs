@@ -331,7 +331,7 @@ impl Call<'_> {
             || (kept.upgrade.is_some() && kept.context.method == "CONNECT" && response.status().is_success());
         let operations = kept.plan.header_operations();
         // Most requests have none.
-        let upstream = record.upstream.clone().filter(|_| !operations.is_empty());
+        let upstream = if operations.is_empty() { None } else { record.upstream.clone() };
         let answer = Answer {
             status: response.status(),
             details: Answer::UPSTREAM,
