@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use weft_agent::checks::target;
 
 use crate::pod;
@@ -127,6 +127,20 @@ pub async fn tcp(
     let within = mark_with == MARK_DELIVERY && !marks() && to.is_ipv4() && !to.ip().is_loopback();
     let from = (within && target::is_local(to.ip())).then_some(DELIVERY_SOURCE.into());
     open(to, from, mark_with, timeout, keepalive).await
+}
+
+/// Opens a connection to a Unix socket: the path of its file, or `@` and a name in the abstract namespace of the proxy's own
+/// network. The proxy's user needs write permission on the file.
+///
+/// # Errors
+/// As `connect(2)`: `WouldBlock` (EAGAIN) where the server's queue is full.
+pub async fn unix(path: &str) -> io::Result<UnixStream> {
+    let name = path.strip_prefix('@').map(|name| format!("\0{name}"));
+    if name.is_some() && pod::is_elsewhere() {
+        let text = "an abstract Unix socket is in the pod's network, which is not the proxy's: give it a path";
+        return Err(io::Error::new(io::ErrorKind::Unsupported, text));
+    }
+    UnixStream::connect(name.as_deref().unwrap_or(path)).await
 }
 
 /// Opens a connection to a program of this machine's own network that is neither of the mesh nor of the pod, such as a name

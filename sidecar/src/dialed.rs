@@ -128,7 +128,7 @@ impl Dialed<'_> {
     /// The endpoint that was dialed itself: the application balances, and its choice stands.
     fn fixed(&self) -> Option<Way> {
         let view = self.service.as_ref()?;
-        let find = |at: usize| find(&view.clusters[at].endpoints, self.original).cloned();
+        let find = |at: usize| find(&view.clusters[at].config, &view.clusters[at].endpoints, self.original).cloned();
         match target::address(&view.service, self.original, true, find) {
             Address::Endpoint(at, endpoint) => {
                 Some(Way { cluster: view.clusters[at].clone(), endpoint: Some(endpoint) })
@@ -139,7 +139,9 @@ impl Dialed<'_> {
 
     /// To the endpoint that was dialed, by the routes of the service's port, to any of the service, or as addressed.
     fn way(&self, server_name: Option<&str>) -> Result<Way, &'static str> {
-        if let Some(way) = self.fixed() {
+        // Routes of a headless service come before the choice of the endpoint.
+        let is_routed = self.compiled().is_some_and(|service| target::is_routed(service, self.original.port()));
+        if !is_routed && let Some(way) = self.fixed() {
             return Ok(way);
         }
         let Some((service, port)) = self.service.as_ref().zip(self.port()) else {
@@ -154,6 +156,10 @@ impl Dialed<'_> {
             target::cluster(port, &asked, rand::rng().next_u64()).ok_or("no route is for this server name")?;
         let cluster = service.clusters[cluster].clone();
         let mut endpoint = cluster.config.original_destination.then(|| foreign_endpoint(self.original));
+        if cluster.config.headless {
+            let names = &service.service.names;
+            endpoint = target::chosen(&cluster.config, &cluster.endpoints, Some(self.original), "", names).cloned();
+        }
         if cluster.config.dynamic_dns {
             let named = cluster.named(server_name.unwrap_or_default());
             endpoint = Some(named.map_err(|_| "the server name is none of the hosts that may be called")?);

@@ -14,19 +14,23 @@ pub mod answer;
 pub mod consul;
 pub mod forward;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use rand::seq::SliceRandom;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 use weft_core::dns::is_failure;
+use weft_core::endpoint::Endpoint;
 use weft_core::names::{CONSUL_SUFFIX, SERVICE_SUFFIX};
+use weft_core::target;
 
-use crate::directory::{Directory, Lookup};
+use crate::directory::{Directory, Lookup, ServiceView};
 use crate::dns::answer::{Asked, Query, Say};
 use crate::dns::consul::Consul;
 use crate::dns::forward::{Forwarder, Transport};
@@ -44,6 +48,8 @@ const MAX_QUERY: usize = 4096;
 const TTL: u32 = 30;
 /// The same while the control plane cannot be asked.
 const TTL_DISCONNECTED: u32 = 5;
+/// The same of a headless service, whose endpoints come and go.
+const TTL_HEADLESS: u32 = 5;
 /// Longest wait for what the control plane says of a name that may be anybody's. It answers in a round trip; a name outside
 /// the mesh is not to depend on it for longer.
 const SILENCE: Duration = Duration::from_millis(100);
@@ -147,6 +153,9 @@ impl Dns {
         };
         let limit = if of_mesh { Duration::MAX } else { SILENCE };
         let lookup = tokio::time::timeout(limit, self.directory.lookup(name)).await.unwrap_or(Lookup::Unknown);
+        if let Some(target) = stands_for(query.name(), &lookup) {
+            return self.of_alias(query, &target, transport).await;
+        }
         match (self.of_service(query, &lookup, of_mesh), lookup) {
             (Some(say), _) => Ok(say),
             (None, _) if !of_mesh => self.forward(packet, transport).await,
@@ -158,6 +167,9 @@ impl Dns {
     /// What the mesh says about a name; `None`: nothing.
     fn of_service(&self, query: &Query, lookup: &Lookup, of_mesh: bool) -> Option<Say> {
         let Lookup::Service(view) = lookup else { return None };
+        if let Some(at) = view.service.headless() {
+            return Some(Say::Addresses(self.of_endpoints(query, view, at), TTL_HEADLESS));
+        }
         let addresses = &view.service.addresses;
         // A host outside, without a virtual IP: the mesh has a policy for it, but its address is its own. And only
         // addresses are the mesh's to say: its mail servers are still its own. Clients of Consul are told where it is.
@@ -169,11 +181,48 @@ impl Dns {
         Some(Say::Addresses(addresses.clone(), ttl))
     }
 
+    /// The addresses of a headless service's endpoints that are ready, in any order, or of those that the query names.
+    fn of_endpoints(&self, query: &Query, view: &ServiceView, cluster: usize) -> Vec<IpAddr> {
+        let endpoints = &view.clusters[cluster].endpoints;
+        let of = |endpoint: &Arc<Endpoint>| endpoint.ip().filter(|_| endpoint.is_eligible());
+        let mut one_by_one = target::named(endpoints, query.name(), &view.service.names).peekable();
+        let found: BTreeSet<IpAddr> = match one_by_one.peek() {
+            Some(_) => one_by_one.filter_map(of).collect(),
+            None => endpoints.iter().filter_map(of).collect(),
+        };
+        let mut found: Vec<IpAddr> = found.into_iter().collect();
+        found.shuffle(&mut rand::rng());
+        found
+    }
+
+    /// The answer for a name that stands for `target`, which is not of the mesh: as the usual name server has it.
+    async fn of_alias(&self, query: &Query, target: &str, transport: Transport) -> Result<Say, Vec<u8>> {
+        if is_of_mesh(target) || target.ends_with(".consul") {
+            return Ok(Say::NoSuchName);
+        }
+        let Some(packet) = query.to_ask_for(target) else { return Ok(Say::ServerFailure) };
+        let answer = self.forwarder.ask(&packet, transport).await;
+        match answer.and_then(|answer| query.adopt_alias(target, &answer, transport)) {
+            Some(answer) => Err(answer),
+            None => Ok(Say::ServerFailure),
+        }
+    }
+
     /// The name itself, and the same with a search domain appended.
     fn is_outside(&self, name: &str) -> bool {
         let after = |host: &String| name.strip_prefix(host.as_str());
         self.outside.iter().filter_map(after).any(|rest| rest.is_empty() || rest.starts_with('.'))
     }
+}
+
+/// The host outside the mesh that `name` stands for (a Service of type ExternalName), where the mesh has no address for it.
+fn stands_for(name: &str, lookup: &Lookup) -> Option<Arc<str>> {
+    let Lookup::Service(view) = lookup else { return None };
+    let service = &view.service;
+    let own = || (!is_of_mesh(&service.host)).then(|| service.host.clone());
+    let target = service.external_name.clone().or_else(own)?;
+    (service.addresses.is_empty() && service.headless().is_none() && *target != *name && !target.starts_with('*'))
+        .then_some(target)
 }
 
 /// Whether nobody but the mesh can know this name.

@@ -25,7 +25,7 @@ use http_body::Body;
 use weft_core::balance::Again;
 use weft_core::flag::ResponseFlag;
 use weft_core::gateway::Server;
-use weft_core::headers::Context;
+use weft_core::headers::{Answer, Context};
 use weft_core::http1::{self, Limits, path_and_query};
 use weft_core::limits::Permit;
 use weft_core::outcome::Outcome;
@@ -47,7 +47,7 @@ use crate::http1::Unread;
 use crate::incoming::{Incoming, Upgrade};
 use crate::labels;
 use crate::metrics::Pair;
-use crate::proxy::Proxy;
+use crate::proxy::{Proxy, surroundings};
 use attempts::{Attempts, Failure, Sent};
 pub(crate) use attempts::{broken_rule, classify, classify_body};
 pub use foreign::Foreign;
@@ -210,7 +210,7 @@ impl Call<'_> {
         let config = &cluster.config;
         let mut record = self.record(parts, cluster.pair(proxy, None));
         record.cluster = Some(config.name.clone());
-        record.route = plan.route_name();
+        record.route = plan.route_name().cloned();
         if config.undefined {
             return self.refuse(record, &parts.headers, &Reason::ClusterUndefined.into(), &config.policy);
         }
@@ -242,13 +242,17 @@ impl Call<'_> {
 
         let client_host = authority(parts).to_owned();
         let (method, path) = (parts.method.clone(), path_and_query(parts).to_owned());
+        let route = plan.route_name().map_or("", |name| &**name);
         let context = Context {
-            hostname: crate::run::hostname(),
-            source: self.down.ends.source,
+            surroundings: surroundings(),
+            ends: &self.down.ends,
             version: self.version,
+            start: &self.start,
             method: method.as_str(),
             authority: &client_host,
             path_and_query: &path,
+            cluster: &config.name,
+            route,
         };
         let reads_request = plan.header_operations().iter().any(|ops| ops.response.reads_request_headers());
         let request_headers = reads_request.then(|| parts.headers.clone());
@@ -325,6 +329,16 @@ impl Call<'_> {
         record.flags.extend(flags);
         let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS
             || (kept.upgrade.is_some() && kept.context.method == "CONNECT" && response.status().is_success());
+        let operations = kept.plan.header_operations();
+        // Most requests have none.
+        let upstream = if operations.is_empty() { None } else { record.upstream.clone() };
+        let answer = Answer {
+            status: response.status(),
+            details: Answer::UPSTREAM,
+            flags: record.flags,
+            upstream: upstream.as_deref(),
+            attempts: record.attempts,
+        };
         let mut ending = Ending {
             lease: Some(lease),
             worker: self.down.worker,
@@ -345,9 +359,9 @@ impl Call<'_> {
         }
         address_response(&mut response, self.version, false);
         let none = HeaderMap::new();
-        for ops in kept.plan.header_operations() {
+        for ops in operations {
             let request_headers = kept.request_headers.as_ref().unwrap_or(&none);
-            ops.response.apply_to_response(response.headers_mut(), request_headers, &kept.context);
+            ops.response.apply_to_response(response.headers_mut(), request_headers, &kept.context, &answer);
         }
         if let Some(cookie) = &kept.plan.hash.set_cookie {
             response.headers_mut().append(SET_COOKIE, cookie.clone());
@@ -393,15 +407,25 @@ impl Call<'_> {
         record.code = response.status().as_u16();
         record.route = Some(route.name.clone());
         let context = Context {
-            hostname: crate::run::hostname(),
-            source: self.down.ends.source,
+            surroundings: surroundings(),
+            ends: &self.down.ends,
             version: self.version,
+            start: &self.start,
             method: parts.method.as_str(),
             authority: authority(parts),
             path_and_query: path_and_query(parts),
+            cluster: "",
+            route: &route.name,
+        };
+        let answer = Answer {
+            status: response.status(),
+            details: Answer::DIRECT,
+            flags: record.flags,
+            upstream: None,
+            attempts: 0,
         };
         address_response(&mut response, self.version, false);
-        route.headers.response.apply_to_response(response.headers_mut(), &parts.headers, &context);
+        route.headers.response.apply_to_response(response.headers_mut(), &parts.headers, &context, &answer);
         ended(record, response)
     }
 }

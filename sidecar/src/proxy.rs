@@ -1,10 +1,12 @@
 //! What all of a sidecar's connections share.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
+use std::time::SystemTime;
 
 use http::{HeaderValue, Response, StatusCode, header};
-use weft_core::endpoint::{Address, Endpoint, EndpointConfig, EndpointState, Health, Target};
+use weft_core::endpoint::{Address, Endpoint, EndpointConfig, EndpointState, Health, Target, key_of};
+use weft_core::headers::Surroundings;
 use weft_core::identity::SpiffeId;
 
 use crate::access_log::AccessLog;
@@ -94,18 +96,31 @@ impl Proxy {
     }
 }
 
+/// What header values tell of this proxy.
+pub fn surroundings() -> &'static Surroundings {
+    static SURROUNDINGS: LazyLock<Surroundings> = LazyLock::new(|| Surroundings {
+        hostname: crate::run::hostname().to_owned(),
+        time: |at| SystemTime::now() - at.elapsed(),
+        random: rand::random,
+        environment: |name| std::env::var(name).ok(),
+    });
+    &SURROUNDINGS
+}
+
 /// An endpoint that is no service's: the address that the application dialed.
 pub fn foreign_endpoint(address: std::net::SocketAddr) -> Arc<Endpoint> {
     outside_endpoint(Address::Ip(address.ip()), address.port(), Target::Socket(address))
 }
 
+/// A Unix socket of our application.
+pub fn unix_endpoint(path: &Arc<str>) -> Arc<Endpoint> {
+    outside_endpoint(Address::Unix(path.clone()), 0, Target::Unix(path.clone()))
+}
+
 /// An endpoint that no registry knows.
 pub fn outside_endpoint(address: Address, port: u16, target: Target) -> Arc<Endpoint> {
     let none: Arc<str> = "".into();
-    let key = match &address {
-        Address::Ip(ip) => std::net::SocketAddr::new(*ip, port).to_string(),
-        Address::Name(name) | Address::EachOf(name) => format!("{name}:{port}"),
-    };
+    let key = key_of(&target);
     Arc::new(Endpoint {
         config: Arc::new(EndpointConfig {
             address,
@@ -119,10 +134,11 @@ pub fn outside_endpoint(address: Address, port: u16, target: Target) -> Arc<Endp
             workload: none.clone(),
             namespace: none.clone(),
             locality: none,
+            hostnames: Vec::new(),
             remote: None,
         }),
         target,
-        key: key.into(),
+        key,
         state: Arc::new(EndpointState::default()),
         remote: None,
     })

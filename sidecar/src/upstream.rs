@@ -1,7 +1,7 @@
 //! Opening connections to endpoints: plain or mTLS, HTTP/1, HTTP/2 or bytes.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -23,7 +23,7 @@ use crate::connect::{self, Keepalive};
 use crate::identity::{Identity, alpn, spiffe_id};
 use crate::lookup;
 use crate::pool::Opened;
-use crate::stream::{MaybeSocket, ReadAhead};
+use crate::stream::{MaybeSocket, ReadAhead, Socket};
 use crate::{http1, http2};
 
 /// Longest wait for a connection through a gateway of another data centre: the request may still be answered at home.
@@ -56,9 +56,9 @@ impl DialError {
 /// A connection to an endpoint.
 pub enum Upstream {
     /// Without TLS.
-    Plain(TcpStream),
+    Plain(Socket),
     /// mTLS to a sidecar, or TLS to a service outside the mesh.
-    Tls(Box<TlsStream<ReadAhead<TcpStream>>>),
+    Tls(Box<TlsStream<ReadAhead<Socket>>>),
 }
 
 /// Dials as the cluster's policy says. `alpn`: what will be spoken inside mTLS.
@@ -81,7 +81,7 @@ pub async fn connect(dialer: &Dialer<'_>, alpn: &[u8]) -> Result<Upstream, DialE
         None => cluster.pool.connect_timeout,
     };
     let connecting = async {
-        let (mut stream, to) = dial(cluster, endpoint, mark).await?;
+        let mut stream = dial(cluster, endpoint, mark).await?;
         if let Some(header) = dialer.header() {
             stream.write_all(&header).await.map_err(|e| DialError::io(&e))?;
         }
@@ -91,8 +91,9 @@ pub async fn connect(dialer: &Dialer<'_>, alpn: &[u8]) -> Result<Upstream, DialE
         let Some(expected) = expected else { return Ok(Upstream::Plain(stream)) };
         let credentials = identity.valid().map_err(|e| DialError::new(Outcome::ConnectFailure, format!("{e:#}")))?;
         let stream = ReadAhead::new(stream);
-        let tls = TlsConnector::from(credentials.client(alpn)).connect(server_name(cluster, to), stream).await;
+        let tls = TlsConnector::from(credentials.client(alpn)).connect(server_name(cluster), stream).await;
         let tls = tls.map_err(|e| DialError::io(&e))?;
+        let to = &endpoint.key;
         let found = tls.get_ref().1.peer_certificates().and_then(<[_]>::first).map(spiffe_id);
         match found {
             Some(Ok(found)) if expected.contains(&found) => Ok(Upstream::Tls(Box::new(tls))),
@@ -124,7 +125,7 @@ async fn originate(
     name: &str,
     identity: &Identity,
     alpn: &[u8],
-    stream: TcpStream,
+    stream: Socket,
 ) -> Result<Upstream, DialError> {
     let failed = |detail: String| DialError::new(Outcome::ConnectFailure, format!("TLS to {name}: {detail}"));
     let config = identity.outside.config(origination, alpn).map_err(|e| failed(format!("{e:#}")))?;
@@ -140,38 +141,39 @@ async fn originate(
 pub async fn connect_through(cluster: &Cluster, endpoint: &Endpoint, mark: u32) -> Result<Upstream, DialError> {
     let limit = cluster.pool.connect_timeout;
     match tokio::time::timeout(limit, dial(cluster, endpoint, mark)).await {
-        Ok(dialed) => dialed.map(|(stream, _)| Upstream::Plain(stream)),
+        Ok(dialed) => dialed.map(Upstream::Plain),
         Err(_) => Err(DialError::new(Outcome::ConnectTimeout, format!("no connection within {limit:?}"))),
     }
 }
 
-async fn dial(cluster: &Cluster, endpoint: &Endpoint, mark: u32) -> Result<(TcpStream, SocketAddr), DialError> {
-    let to = address(endpoint).await.map_err(|e| DialError::io(&e))?;
+async fn dial(cluster: &Cluster, endpoint: &Endpoint, mark: u32) -> Result<Socket, DialError> {
+    let to = match &endpoint.target {
+        Target::Socket(address) => *address,
+        Target::Name(name, port) => lookup::socket_address(name, *port).await.map_err(|e| DialError::io(&e))?,
+        Target::Asked(name, port) => lookup::asked::socket_address(name, *port).await.map_err(|e| DialError::io(&e))?,
+        Target::Unix(path) => {
+            let opened = connect::unix(path).await;
+            return opened.map(Socket::Unix).map_err(|e| DialError::io(&e));
+        }
+    };
     let keepalive = cluster.pool.tcp_keepalive.map(|k| Keepalive {
         probes: k.probes.unwrap_or(0),
         time: k.time.unwrap_or(Duration::ZERO),
         interval: k.interval.unwrap_or(Duration::ZERO),
     });
     let stream = connect::tcp(to, mark, cluster.pool.connect_timeout, keepalive).await;
-    Ok((stream.map_err(|e| DialError::io(&e))?, to))
+    stream.map(Socket::Tcp).map_err(|e| DialError::io(&e))
 }
 
 fn list(ids: &[SpiffeId]) -> String {
     ids.iter().map(SpiffeId::as_str).collect::<Vec<_>>().join(" or ")
 }
 
-async fn address(endpoint: &Endpoint) -> io::Result<SocketAddr> {
-    match &endpoint.target {
-        Target::Socket(address) => Ok(*address),
-        Target::Name(name, port) => lookup::socket_address(name, *port).await,
-        Target::Asked(name, port) => lookup::asked::socket_address(name, *port).await,
-    }
-}
-
 /// The SNI that Istio sends inside the mesh; gateways route by it without a key.
-fn server_name(cluster: &Cluster, to: SocketAddr) -> ServerName<'static> {
+fn server_name(cluster: &Cluster) -> ServerName<'static> {
     let name = format!("outbound_.{}_.{}_.{}", cluster.port, cluster.subset, cluster.host);
-    ServerName::try_from(name).unwrap_or(ServerName::from(to.ip()))
+    // An address is sent to nobody (RFC 6066, 3), so that any will do.
+    ServerName::try_from(name).unwrap_or(ServerName::from(IpAddr::V4(Ipv4Addr::UNSPECIFIED)))
 }
 
 /// How to open a connection; for HTTP when the pool says that one is to be opened.
@@ -228,7 +230,7 @@ pub async fn open_http(dialer: &Dialer<'_>) -> Result<Opened, DialError> {
 impl MaybeSocket for Upstream {
     fn socket(&self) -> Option<&TcpStream> {
         match self {
-            Upstream::Plain(socket) => Some(socket),
+            Upstream::Plain(socket) => socket.socket(),
             Upstream::Tls(_) => None,
         }
     }

@@ -1,4 +1,4 @@
-"""gRPC without generated code. usage: grpc_echo.py server PORT | grpc_echo.py client HOST:PORT; needs grpcio."""
+"""gRPC without generated code. usage: grpc_echo.py server PORT-OR-PATH | grpc_echo.py client HOST:PORT; needs grpcio."""
 import sys
 import threading
 from concurrent import futures
@@ -31,7 +31,8 @@ if sys.argv[1] == "server":
         "Many": grpc.unary_stream_rpc_method_handler(many),
     })
     server = grpc.server(futures.ThreadPoolExecutor(16), handlers=(handlers,))
-    server.add_insecure_port("0.0.0.0:" + sys.argv[2])
+    at = sys.argv[2]
+    server.add_insecure_port("unix:" + at if at.startswith("/") else "0.0.0.0:" + at)
     server.start()
     print("listening", flush=True)
     server.wait_for_termination()

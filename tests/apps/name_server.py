@@ -14,6 +14,7 @@ while True:
     while query[at]:
         labels.append(query[at + 1:at + 1 + query[at]].decode())
         at += 1 + query[at]
+    print("query", ".".join(labels), flush=True)
     question = query[12:at + 5]
     kind = struct.unpack("!H", query[at + 1:at + 3])[0]
     with open(sys.argv[1]) as file:

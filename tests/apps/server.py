@@ -1,6 +1,6 @@
 """An application that knows nothing of the mesh: answers who it is, what it received and on which connection.
 
-usage: server.py PORT NAME [ADDRESS]
+usage: server.py PORT NAME [ADDRESS]; PORT may be the path of a Unix socket, or @ and its name in the abstract namespace
 
 GET /health       200, or 503 after POST /sick
 GET /sleep/MS     answers after so many milliseconds
@@ -17,6 +17,7 @@ import itertools
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -139,9 +140,26 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
 
 
+class UnixServer(Server):
+    address_family = socket.AF_UNIX
+
+    def server_bind(self):
+        self.socket.bind(self.server_address)
+        self.server_name, self.server_port = "unix", 0
+
+    def get_request(self):
+        connection, _ = super().get_request()
+        return connection, ("unix", 0)
+
+
 if __name__ == "__main__":
     address = sys.argv[3] if len(sys.argv) > 3 else "0.0.0.0"
-    server = Server((address, int(sys.argv[1])), Handler)
+    if sys.argv[1][0] in "/@":
+        # An option of TCP's.
+        Handler.disable_nagle_algorithm = False
+        server = UnixServer(sys.argv[1].replace("@", "\0", 1), Handler)
+    else:
+        server = Server((address, int(sys.argv[1])), Handler)
     # As servers that are meant for production do: at SIGTERM no connection is taken any more, and those that are open are
     # closed after their next answer.
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=end, args=[server]).start())

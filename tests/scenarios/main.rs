@@ -17,6 +17,7 @@ mod fields;
 mod gateway;
 mod gateway_tls;
 mod groups;
+mod headless;
 mod hosts;
 mod life;
 mod limits;
@@ -33,6 +34,7 @@ mod store;
 mod times;
 mod traffic;
 mod trouble;
+mod unix;
 mod wire;
 
 use std::process::ExitCode;
@@ -69,6 +71,7 @@ fn main() -> ExitCode {
         gateway::all(),
         gateway_tls::all(),
         groups::all(),
+        headless::all(),
         outside::all(),
         hosts::all(),
         datacenters::all(),
@@ -79,6 +82,7 @@ fn main() -> ExitCode {
         defaults::all(),
         store::all(),
         times::all(),
+        unix::all(),
         operations::all(),
         machine::all(),
     ]

@@ -10,6 +10,7 @@ use weft_core::hash::{HashOutcome, HashPolicy, connection_hash, request_hash};
 use weft_core::policy::{Cluster, Tls};
 use weft_core::reply::Reason;
 use weft_core::request::RequestView;
+use weft_core::target;
 
 use super::told::{Destination, Endpoint, Hash, Level, Verdict};
 use super::way::Candidate;
@@ -38,6 +39,10 @@ impl Sender<'_> {
     ) -> Result<Destination, CompileError> {
         let cluster = candidate.service.cluster(cluster);
         let endpoints = candidate.endpoints(cluster)?;
+        let names = &candidate.service.names;
+        if let Some(chosen) = target::chosen(cluster, &endpoints, Some(self.view.local), name, names) {
+            return Ok(Destination { percent, ..self.pinned(candidate, cluster, chosen)? });
+        }
         for endpoint in endpoints.iter().filter(|endpoint| self.has_ejected(cluster, endpoint)) {
             endpoint.state.ejection.adopt();
         }

@@ -107,9 +107,13 @@ impl Facts {
     fn foreign(&self, told: &mut Explanation, asked: &Asked) {
         let dialed = self.original.filter(|address| is_virtual(address.ip()));
         told.host.asked = asked.authority.clone();
-        told.host.because = match self.hint.as_str() {
-            "" => "the mesh knows no such host".to_owned(),
-            hint => format!("the caller knows no such host; {hint}"),
+        let target = self.by_authority.as_ref().map_or("", |meant| &meant.host.service.external_name);
+        told.host.because = match (target, self.hint.as_str()) {
+            ("", "") => "the mesh knows no such host".to_owned(),
+            ("", hint) => format!("the caller knows no such host; {hint}"),
+            (target, _) => {
+                format!("a Service of type ExternalName that stands for `{target}`, which the mesh does not know")
+            }
         };
         if dialed.is_some() {
             told.verdict = if asked.server_name.is_some() {

@@ -64,6 +64,10 @@ pub(super) fn balancer(cluster: &Cluster) -> String {
             format!("Maglev by {}, {table_size} entries", hash_policy(policy))
         }
     };
+    let balancer = match cluster.headless {
+        true => format!("the endpoint that the caller dials (headless), else {balancer}"),
+        false => balancer,
+    };
     match &cluster.warmup {
         Some(warmup) => format!("{balancer}, new endpoints warm up for {:?}", warmup.duration),
         None => balancer,

@@ -58,7 +58,10 @@ impl<'a> Candidate<'a> {
 
     /// What an address is to it.
     fn address(&self, dialed: SocketAddr, subsets: bool) -> Address {
-        let at = |at: usize| find(&self.endpoints(self.service.cluster(at)).ok()?, dialed).cloned();
+        let at = |at: usize| {
+            let cluster = self.service.cluster(at);
+            find(cluster, &self.endpoints(cluster).ok()?, dialed).cloned()
+        };
         target::address(&self.service, dialed, subsets, at)
     }
 
@@ -111,7 +114,9 @@ impl<'a> Candidates<'a> {
     }
 
     fn connection(&'a self, asked: &Asked, address: SocketAddr, server_name: Option<String>) -> Way<'a> {
-        if let Some(candidate) = &self.by_address
+        let is_routed =
+            self.by_address.as_ref().is_some_and(|candidate| target::is_routed(&candidate.service, asked.port));
+        if let Some(candidate) = self.by_address.as_ref().filter(|_| !is_routed)
             && let Address::Endpoint(at, endpoint) = candidate.address(address, true)
         {
             return candidate.pinned(at, endpoint);
@@ -133,6 +138,8 @@ pub(super) fn in_words(meaning: Meaning) -> &'static str {
         Meaning::DefaultNamespace => "a service of namespace default: the caller's own has none of this name",
         Meaning::WithNamespace => "a service's name with its namespace",
         Meaning::Consul => "a name of Consul's",
+        Meaning::EndpointName => "the name of one of its endpoints before its own",
+        Meaning::Alias => "a Service of type ExternalName that stands for it",
         Meaning::Wildcard => "a wildcard that covers it",
         Meaning::Address => "its virtual IP, or an address that a document declares",
         Meaning::Endpoint => "the address of one of its endpoints",

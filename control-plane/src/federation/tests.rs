@@ -364,7 +364,13 @@ fn a_peer_speaks_for_itself_alone() {
             service("a/b", Vec::new()),
             service("", Vec::new()),
         ],
-        gateways: vec![gateway("10.0.0.1", 1), gateway("a b", 1), gateway("h", 70_000), gateway("fd00::1", 2)],
+        gateways: vec![
+            gateway("10.0.0.1", 1),
+            gateway("a b", 1),
+            gateway("unix:///run/a", 1),
+            gateway("h", 70_000),
+            gateway("fd00::1", 2),
+        ],
     };
     let sound = crate::world::sound(told, &peer);
     assert_eq!(sound.datacenter, "dc2");

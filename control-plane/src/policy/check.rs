@@ -4,6 +4,7 @@
 //! may be elsewhere, or works otherwise than its author may think, is a warning. Anybody may write many documents, so every
 //! question is answered by an index: the time is linear in what was written.
 
+mod aliases;
 mod connections;
 mod destinations;
 mod gateways;
@@ -25,6 +26,7 @@ pub fn check(documents: &[&Document]) -> Vec<Problem> {
     let mut findings = duplicates(&documents);
     findings.extend(overruled::check(&sorted));
     findings.extend(destinations::check(&sorted));
+    findings.extend(aliases::check(&sorted));
     findings.extend(security::check(&sorted));
     findings.extend(gateways::check(&sorted));
     for document in sorted {

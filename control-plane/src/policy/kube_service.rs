@@ -24,6 +24,12 @@ pub struct KubeService {
     pub selector: BTreeMap<String, String>,
     /// `clusterIP`, a virtual IP beside the allocated one.
     pub cluster_ip: Option<IpAddr>,
+    /// `clusterIP: None`: it has no virtual IP, clients connect to an endpoint of their own choice.
+    pub headless: bool,
+    /// `externalName`: it stands for this host, and has neither ports nor endpoints. Lower case, without trailing dot.
+    pub alias: Option<String>,
+    /// `publishNotReadyAddresses`: its endpoints are healthy, whatever their checks say.
+    pub publishes_not_ready: bool,
 }
 
 /// One entry of `ports`.
@@ -70,20 +76,15 @@ pub(crate) const SHAPE: Shape = &[
     read("loadBalancerSourceRanges"),
     read("allocateLoadBalancerNodePorts"),
     read("healthCheckNodePort"),
+    read("externalName"),
+    read("publishNotReadyAddresses"),
     not_yet("sessionAffinityConfig"),
-    not_yet("externalName"),
-    not_yet("publishNotReadyAddresses"),
     not_yet("trafficDistribution"),
 ];
 
 /// Reads `spec`; what `metadata` say of `exportTo` is `export`.
 pub(crate) fn decode(spec: &Fields<'_>, export: Export) -> KubeService {
-    let refused = [
-        ("type", "ExternalName"),
-        ("sessionAffinity", "ClientIP"),
-        ("internalTrafficPolicy", "Local"),
-        ("clusterIP", "None"),
-    ];
+    let refused = [("sessionAffinity", "ClientIP"), ("internalTrafficPolicy", "Local")];
     for (name, value) in refused {
         if spec.string(name).as_deref() == Some(value) {
             spec.error(name, format!("`{name}: {value}` is not supported yet"));
@@ -96,6 +97,49 @@ pub(crate) fn decode(spec: &Fields<'_>, export: Export) -> KubeService {
         }
         address
     });
+    let headless = spec.string("clusterIP").as_deref() == Some("None");
+    let alias = alias(spec);
+    if headless && let Some(kind @ ("NodePort" | "LoadBalancer")) = spec.string("type").as_deref() {
+        spec.error("clusterIP", format!("`clusterIP: None` needs `type: ClusterIP`: a {kind} has a cluster IP"));
+    }
+    let ports = ports(spec);
+    if ports.is_empty() && spec.objects("ports").is_empty() && !headless && alias.is_none() {
+        spec.error("ports", "`ports` must name at least one port");
+    }
+    KubeService {
+        export,
+        ports,
+        selector: spec.labels("selector"),
+        cluster_ip,
+        headless,
+        alias,
+        publishes_not_ready: spec.boolean("publishNotReadyAddresses").unwrap_or_default(),
+    }
+}
+
+/// `externalName` of a Service whose `type` is that. As Kubernetes has it, such a Service has no cluster IP.
+fn alias(spec: &Fields<'_>) -> Option<String> {
+    if spec.string("type").as_deref() != Some("ExternalName") {
+        if spec.has("externalName") {
+            spec.error("externalName", "`externalName` needs `type: ExternalName`");
+        }
+        return None;
+    }
+    if spec.string("clusterIP").is_some_and(|text| !text.is_empty()) {
+        spec.error("clusterIP", "`type: ExternalName` has no `clusterIP`: it stands for another host");
+    }
+    let written = spec.required_string("externalName").to_ascii_lowercase();
+    let name = written.strip_suffix('.').unwrap_or(&written);
+    if name.parse::<IpAddr>().is_ok() {
+        let text = format!("`externalName`: `{name}` is an IP address; a ServiceEntry gives a host an address");
+        spec.error("externalName", text);
+    } else if !name.is_empty() && !names::is_host(name) {
+        spec.error("externalName", format!("`externalName`: `{name}` is not a host name"));
+    }
+    Some(name.to_owned())
+}
+
+fn ports(spec: &Fields<'_>) -> Vec<KubePort> {
     let mut ports: Vec<KubePort> = Vec::new();
     let (mut numbers, mut named) = (HashSet::new(), HashSet::new());
     let written = spec.objects("ports");
@@ -104,22 +148,23 @@ pub(crate) fn decode(spec: &Fields<'_>, export: Export) -> KubeService {
         if !numbers.insert(port.number) {
             fields.error("port", format!("port {} is given twice", port.number));
         }
-        if !named.insert(port.name.clone()) {
+        if !port.name.is_empty() && !named.insert(port.name.clone()) {
             fields.error("name", format!("port name `{}` is given twice", port.name));
         }
         ports.push(port);
     }
-    if written.is_empty() {
-        spec.error("ports", "`ports` must name at least one port");
-    }
     ports.sort_by_key(|port| port.number);
-    KubeService { export, ports, selector: spec.labels("selector"), cluster_ip }
+    ports
 }
 
-fn port(fields: &Fields<'_>, named: bool) -> Option<KubePort> {
+/// `several`: the Service has more ports than this one, each of which needs a name then.
+fn port(fields: &Fields<'_>, several: bool) -> Option<KubePort> {
     fields.require("port");
     let number = fields.port("port").unwrap_or_default();
-    let name = if named { fields.required_string("name") } else { fields.string("name").unwrap_or_default() };
+    let name = fields.string("name").unwrap_or_default();
+    if several && name.is_empty() {
+        fields.error("name", format!("port {number} needs a `name`: only a Service's single port may be without one"));
+    }
     if !name.is_empty() && !names::is_label(&name) {
         fields.error("name", format!("port name `{name}` {}", names::LABEL_RULE));
     }
@@ -173,14 +218,57 @@ mod tests {
         };
         assert_eq!(service.cluster_ip, Some([10, 1, 2, 3].into()));
         for (was, is) in [
-            ("type: LoadBalancer", "type: ExternalName"),
             ("sessionAffinity: None", "sessionAffinity: ClientIP"),
             ("internalTrafficPolicy: Cluster", "internalTrafficPolicy: Local"),
-            ("clusterIP: 10.1.2.3", "clusterIP: None"),
             ("type: LoadBalancer", "trafficDistribution: PreferClose"),
         ] {
             let problems = of(&spec.replace(was, is)).problems;
             assert!(problems.len() == 1 && problems[0].to_string().contains("not supported yet"), "{is}: {problems:?}");
         }
+    }
+
+    fn read(spec: &str) -> Result<super::KubeService, Vec<String>> {
+        let text = format!("apiVersion: v1\nkind: Service\nmetadata: {{name: a}}\nspec: {{{spec}}}\n");
+        let parsed = parse("f.yaml", &text);
+        match &parsed.documents[..] {
+            [document] if parsed.problems.is_empty() => match &document.object {
+                Object::Service(service) => Ok(service.clone()),
+                other => panic!("{other:?}"),
+            },
+            _ => Err(parsed.problems.iter().map(|problem| problem.text.clone()).collect()),
+        }
+    }
+
+    #[test]
+    fn headless_services_and_aliases_are_read() {
+        let headless =
+            read("clusterIP: None, ports: [{name: http, port: 80}], publishNotReadyAddresses: true").unwrap();
+        assert!(headless.headless && headless.publishes_not_ready && headless.cluster_ip.is_none());
+        assert!(read("clusterIP: None, selector: {app: a}").unwrap().ports.is_empty(), "ports may be absent");
+        let alias = read("type: ExternalName, externalName: API.Example.com.").unwrap();
+        assert_eq!((alias.alias.as_deref(), alias.headless), (Some("api.example.com"), false));
+        for (spec, text) in [
+            ("type: ExternalName", "externalName` is required"),
+            ("type: ExternalName, externalName: 10.0.0.1", "is an IP address"),
+            ("type: ExternalName, externalName: a b", "is not a host name"),
+            ("type: ExternalName, externalName: a.b, clusterIP: 10.0.0.1", "has no `clusterIP`"),
+            ("externalName: a.b, ports: [{port: 80}]", "`externalName` needs `type: ExternalName`"),
+            ("clusterIP: None, type: NodePort, ports: [{port: 80}]", "`clusterIP: None` needs `type: ClusterIP`"),
+            ("selector: {app: a}", "`ports` must name at least one port"),
+        ] {
+            let problems = read(spec).unwrap_err();
+            assert!(problems.len() == 1 && problems[0].contains(text), "{spec}: {problems:?}");
+        }
+    }
+
+    /// Kubernetes: a port may be without a name only where it is alone.
+    #[test]
+    fn a_port_without_a_name_is_accepted_alone() {
+        let alone = read("ports: [{port: 80, targetPort: 8080}]").unwrap();
+        assert_eq!(alone.ports[0].name, "");
+        assert_eq!(read("ports: [{port: 80, name: ''}]").unwrap().ports.len(), 1);
+        let problems = read("ports: [{port: 80}, {port: 81}]").unwrap_err();
+        assert_eq!(problems.len(), 2, "{problems:?}");
+        assert!(problems[0].contains("only a Service's single port may be without one"), "{problems:?}");
     }
 }

@@ -40,6 +40,7 @@ pub use kube_service::{KubePort, KubeService, TargetPort};
 pub use mesh_config::MeshConfig;
 pub use names::canonical;
 pub(crate) use names::is_host;
+pub(crate) use names::is_label;
 pub use parse::parse;
 pub use peer_authentication::PeerAuthentication;
 pub use problem::{Code, Problem, Severity};

@@ -74,6 +74,23 @@ pub(crate) fn wrong_import(host: &str) -> Option<&'static str> {
     }
 }
 
+/// What the address of a Unix socket begins with, as in Istio.
+pub(crate) const UNIX_PREFIX: &str = "unix://";
+
+/// Why `path`, what follows [`UNIX_PREFIX`], names no Unix socket; `None`: it does.
+pub(crate) fn unix_problem(path: &str) -> Option<&'static str> {
+    match path.strip_prefix('@') {
+        Some("") => Some("needs a name after `@`"),
+        None if !path.starts_with('/') || path.ends_with('/') => {
+            Some("must be the absolute path of a socket's file, such as `unix:///run/app.sock`, or `unix://@NAME`")
+        }
+        _ if path.len() > 107 || path.contains(char::is_control) => {
+            Some("must have 107 bytes at most, and no control characters")
+        }
+        _ => None,
+    }
+}
+
 /// A token of RFC 9110, which header names are.
 pub(crate) fn is_header(name: &str) -> bool {
     !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c))

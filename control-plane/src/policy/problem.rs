@@ -88,6 +88,8 @@ pub enum Code {
     DuplicateCertificate,
     /// Two Sidecars are for the same workloads.
     ConflictingSidecars,
+    /// A Service of type ExternalName leads back to itself, or further than is followed.
+    AliasLoop,
     /// The host of a destination is not exported to the namespace of the route.
     NotExported,
     /// Istio knows no such annotation.
@@ -96,7 +98,7 @@ pub enum Code {
 
 impl Code {
     /// All of them. `docs/analysis.md` lists them.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 31] = [
         Self::Unreadable,
         Self::NotYaml,
         Self::UnknownKind,
@@ -125,6 +127,7 @@ impl Code {
         Self::ConflictingGateways,
         Self::DuplicateCertificate,
         Self::ConflictingSidecars,
+        Self::AliasLoop,
         Self::NotExported,
         Self::UnknownAnnotation,
     ];
@@ -160,6 +163,7 @@ impl Code {
             Self::ConflictingGateways => "conflicting-gateways",
             Self::DuplicateCertificate => "duplicate-certificate",
             Self::ConflictingSidecars => "conflicting-sidecars",
+            Self::AliasLoop => "alias-loop",
             Self::NotExported => "not-exported",
             Self::UnknownAnnotation => "unknown-annotation",
         }

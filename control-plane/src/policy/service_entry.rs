@@ -210,7 +210,15 @@ fn check(spec: &Fields<'_>, entry: &ServiceEntry) {
     if entry.workload_selector.is_some() && !entry.endpoints.is_empty() {
         spec.error("workloadSelector", "`endpoints` and `workloadSelector` exclude each other");
     }
-    let literal = |endpoint: &WorkloadEntry| endpoint.address.parse::<IpAddr>().is_ok();
+    let literal = |endpoint: &WorkloadEntry| endpoint.is_unix() || endpoint.address.parse::<IpAddr>().is_ok();
+    if let Some(unix) = entry.endpoints.iter().find(|endpoint| endpoint.is_unix()) {
+        if entry.resolution != Resolution::Static {
+            spec.error("endpoints", format!("`{}` needs `resolution: STATIC`", unix.address));
+        }
+        if entry.ports.len() > 1 {
+            spec.error("ports", format!("`{}` needs exactly one port: it cannot tell several apart", unix.address));
+        }
+    }
     match entry.resolution {
         Resolution::None if !entry.endpoints.is_empty() => {
             spec.error("endpoints", "`endpoints` need `resolution` STATIC or DNS");
@@ -229,7 +237,10 @@ fn check(spec: &Fields<'_>, entry: &ServiceEntry) {
             spec.error("endpoints", "`resolution: DNS_ROUND_ROBIN` has one endpoint at most: use DNS for several");
         }
         Resolution::Static if !entry.endpoints.iter().all(literal) => {
-            spec.error("endpoints", "with `resolution: STATIC` every endpoint's address must be an IP address");
+            spec.error(
+                "endpoints",
+                "with `resolution: STATIC` every endpoint's address must be an IP address or `unix://PATH`",
+            );
         }
         _ => {}
     }

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use weft_proto::v1;
 
 use super::{
-    connection_pool, covers,
+    Document, Object, canonical, connection_pool, covers,
     fields::{Fields, Shape, object, read, refused},
     names,
     nearest::suggest,
@@ -57,7 +57,7 @@ pub struct Ingress {
     /// What is spoken on it.
     pub protocol: v1::Protocol,
     /// Where it is delivered; unspecified address: that of the workload; `None`: as it was dialed.
-    pub to: Option<SocketAddr>,
+    pub to: Option<String>,
     /// `connectionPool`.
     pub pool: Option<v1::ConnectionPool>,
 }
@@ -217,22 +217,23 @@ fn spoken(fields: &Fields<'_>, name: &str) -> v1::Protocol {
     found
 }
 
-/// As in Istio: loopback, or unspecified for the workload's own address.
-fn endpoint(fields: &Fields<'_>, text: &str) -> Option<SocketAddr> {
-    if text.starts_with("unix://") {
-        fields.error(
-            "defaultEndpoint",
-            "`defaultEndpoint: unix://...` is not supported: have the application listen on loopback",
-        );
-        return None;
+/// As in Istio: loopback, unspecified for the workload's own address, or a Unix socket.
+fn endpoint(fields: &Fields<'_>, text: &str) -> Option<String> {
+    if let Some(path) = text.strip_prefix(names::UNIX_PREFIX) {
+        if let Some(why) = names::unix_problem(path) {
+            fields.error("defaultEndpoint", format!("`defaultEndpoint`: `{text}` {why}"));
+        }
+        return Some(text.to_owned());
     }
     let address: Option<SocketAddr> = text.parse().ok();
     let found = address.filter(|a| a.port() != 0 && (a.ip().is_loopback() || a.ip().is_unspecified()));
     if found.is_none() {
-        let text = format!("`defaultEndpoint`: `{text}` must be 127.0.0.1:PORT, 0.0.0.0:PORT, [::1]:PORT or [::]:PORT");
+        let text = format!(
+            "`defaultEndpoint`: `{text}` must be 127.0.0.1:PORT, 0.0.0.0:PORT, [::1]:PORT, [::]:PORT or unix://PATH"
+        );
         fields.error("defaultEndpoint", text);
     }
-    found
+    found.map(|found| found.to_string())
 }
 
 fn capture(fields: &Fields<'_>) {
@@ -242,25 +243,45 @@ fn capture(fields: &Fields<'_>) {
     }
 }
 
+impl Import {
+    /// Whether it is for `host` of `namespace`; its document is in `own`.
+    fn means(&self, own: &str, namespace: &str, host: &str) -> bool {
+        let of = self.namespace.as_deref().map(|name| if name == "." { own } else { name });
+        of.is_none_or(|name| name == namespace) && covers(&self.host, host)
+    }
+}
+
 impl Sidecar {
     /// Whether its workloads know `host` of `namespace`, at `port` (`None`: at any). The document is in `own`.
     pub fn imports(&self, own: &str, namespace: &str, host: &str, port: Option<u32>) -> bool {
         if self.egress.is_empty() {
             return true;
         }
-        let is_for = |egress: &&Egress| match (egress.port, port) {
+        self.egress_of(port).any(|egress| {
+            let mut hosts = egress.hosts.iter().filter(|import| import.means(own, namespace, host)).peekable();
+            hosts.peek().is_some() && hosts.all(|import| !import.excluded)
+        })
+    }
+
+    /// Whether `host` of `namespace` is left out of what they know, by name or pattern.
+    pub fn excludes(&self, own: &str, namespace: &str, host: &str, port: Option<u32>) -> bool {
+        let excluded = self.egress_of(port).flat_map(|egress| &egress.hosts).filter(|import| import.excluded);
+        excluded.into_iter().any(|import| import.means(own, namespace, host))
+    }
+
+    /// Whether they know a VirtualService: it is of a host that they import from its namespace.
+    pub fn imports_routes(&self, own: &str, document: &Document, port: Option<u32>) -> bool {
+        let Object::VirtualService(service) = &document.object else { return false };
+        let namespace = &document.namespace;
+        service.hosts.iter().any(|host| self.imports(own, namespace, &canonical(host, namespace), port))
+    }
+
+    /// Entries that say what is known at `port`; `None`: at any.
+    fn egress_of(&self, port: Option<u32>) -> impl Iterator<Item = &Egress> {
+        self.egress.iter().filter(move |egress| match (egress.port, port) {
             (Some(own), Some(port)) => own == port,
-            (Some(_), None) => true,
             (None, Some(port)) => self.egress.iter().all(|other| other.port != Some(port)),
-            (None, None) => true,
-        };
-        let meant = |import: &&Import| {
-            let of = import.namespace.as_deref().map(|name| if name == "." { own } else { name });
-            of.is_none_or(|name| name == namespace) && covers(&import.host, host)
-        };
-        self.egress.iter().filter(is_for).any(|egress| {
-            let (excluded, included): (Vec<&Import>, Vec<&Import>) = egress.hosts.iter().partition(|one| one.excluded);
-            included.iter().any(&meant) && !excluded.iter().any(&meant)
+            (_, None) => true,
         })
     }
 }

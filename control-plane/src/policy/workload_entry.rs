@@ -11,7 +11,7 @@ use super::{
 /// A WorkloadEntry's `spec`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct WorkloadEntry {
-    /// IP address, or a host name to resolve.
+    /// IP address, a host name to resolve, or `unix://` and a socket of the callers' own machines.
     pub address: String,
     /// Ports by the name that a ServiceEntry gives them.
     pub ports: BTreeMap<String, u32>,
@@ -42,12 +42,24 @@ pub(super) const NETWORK: &str = "other networks are other data centres here, an
 /// Reads it.
 pub(crate) fn decode(fields: &Fields<'_>) -> WorkloadEntry {
     let address = fields.required_string("address");
-    if address.starts_with("unix:") {
-        fields.error("address", "a Unix socket as `address` is not supported: its file is in one pod alone; have the workload listen on a port");
+    if let Some(path) = address.strip_prefix(names::UNIX_PREFIX) {
+        if let Some(why) = names::unix_problem(path) {
+            fields.error("address", format!("`{address}` {why}"));
+        }
+        if fields.has("ports") {
+            fields.error("ports", format!("`{address}` has no ports: a Unix socket is one endpoint"));
+        }
     } else if !address.is_empty() && address.parse::<IpAddr>().is_err() && !names::is_host(&address) {
         fields.error("address", format!("`{address}` is neither an IP address nor a host name"));
     }
     WorkloadEntry { address, ..template(fields) }
+}
+
+impl WorkloadEntry {
+    /// Whether it is a Unix socket.
+    pub(crate) fn is_unix(&self) -> bool {
+        self.address.starts_with(names::UNIX_PREFIX)
+    }
 }
 
 /// Ports by name, which must be such as a ServiceEntry's ports have.

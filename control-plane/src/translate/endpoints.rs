@@ -9,7 +9,7 @@ use std::{
 use weft_proto::v1;
 
 use super::{
-    mtls,
+    mtls, names,
     ports::{self, Part},
     remotes,
 };
@@ -56,6 +56,9 @@ fn of_instance(world: &World, host: &Host, instance: &Instance) -> v1::Endpoint 
     let port = u32::from(instance.port);
     let mode = mtls::Modes::of(world, &instance.namespace, &instance.labels).at(port);
     let external = ports::entry(host).is_some_and(|entry| entry.external);
+    let published = ports::kube(host).is_some_and(|service| service.publishes_not_ready);
+    let health = if published { v1::Health::Healthy } else { instance.health() };
+    let hostnames = if host.is_headless() { names::endpoint_names(instance).collect() } else { Vec::new() };
     let plain = external || mode == v1::MtlsMode::MtlsDisable;
     v1::Endpoint {
         address: instance.address.to_string(),
@@ -63,13 +66,14 @@ fn of_instance(world: &World, host: &Host, instance: &Instance) -> v1::Endpoint 
         ports: ports::of_instance(host, instance).into_iter().collect(),
         labels: instance.labels.clone().into_iter().collect(),
         weight: instance.weight,
-        health: instance.health().into(),
+        health: health.into(),
         identity: if plain { String::new() } else { instance.identity.clone() },
         id: instance.service_id.clone(),
         workload: instance.workload.clone(),
         namespace: instance.namespace.clone(),
         locality: instance.locality.clone(),
         every_address: false,
+        hostnames,
     }
 }
 
@@ -85,7 +89,10 @@ fn of_part(world: &World, host: &Host, namespace: &str, part: &Part<'_>) -> Vec<
     let entry = part.entry;
     let given = world.workloads(namespace, entry);
     // An address given by name belongs to a DNS entry; under STATIC a selected WorkloadEntry may still have one.
-    let usable = |workload: &WorkloadEntry| entry.resolution.is_dns() || workload.address.parse::<IpAddr>().is_ok();
+    let usable = |workload: &WorkloadEntry| match workload.is_unix() {
+        true => !entry.resolution.is_dns(),
+        false => entry.resolution.is_dns() || workload.address.parse::<IpAddr>().is_ok(),
+    };
     let mut endpoints: Vec<v1::Endpoint> = given
         .filter(|workload| usable(workload.entry))
         .map(|workload| of_workload(world, namespace, part, workload))
@@ -101,7 +108,8 @@ fn of_part(world: &World, host: &Host, namespace: &str, part: &Part<'_>) -> Vec<
 
 fn of_workload(world: &World, namespace: &str, part: &Part<'_>, of: Workload<'_>) -> v1::Endpoint {
     let Workload { name, entry: workload, member } = of;
-    let ports = ports::of_workload(part, workload);
+    // A Unix socket has none.
+    let ports = if workload.is_unix() { BTreeMap::new() } else { ports::of_workload(part, workload) };
     let entry = part.entry;
     let port = part.ports.first().and_then(|first| ports.get(&first.name)).copied().unwrap_or_default();
     let registered = || {
@@ -122,6 +130,7 @@ fn of_workload(world: &World, namespace: &str, part: &Part<'_>, of: Workload<'_>
         namespace: namespace.to_owned(),
         locality: workload.locality.clone(),
         every_address: entry.resolution == Resolution::Dns,
+        hostnames: Vec::new(),
     }
 }
 

@@ -74,7 +74,7 @@ fn listener(ingress: &Ingress, defaults: &Defaults<'_>) -> v1::Ingress {
     v1::Ingress {
         port: ingress.port,
         protocol: ingress.protocol.into(),
-        deliver_to: ingress.to.map(|to| to.to_string()).unwrap_or_default(),
+        deliver_to: ingress.to.clone().unwrap_or_default(),
         connection_pool: ingress.pool.and_then(|pool| defaults.pool(Some(pool))),
     }
 }

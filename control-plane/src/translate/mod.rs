@@ -16,6 +16,7 @@ mod ports;
 mod remotes;
 mod rules;
 mod service;
+mod sidecars;
 mod warnings;
 
 use weft_proto::v1;

@@ -1,9 +1,10 @@
 //! Names: which host an application means, and by which names it may mean a host.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
-use crate::policy::covers;
-use crate::world::{GATEWAY, Host, MESH_SUFFIX, Scope, World, fqdn};
+use crate::policy::{covers, is_label};
+use crate::world::{GATEWAY, Host, Instance, MESH_SUFFIX, Scope, World, fqdn};
 
 /// The canonical host that `asked` means to a client: an authority without port, or an address with one (a
 /// virtual IP or an endpoint).
@@ -24,6 +25,10 @@ pub(crate) enum Meaning {
     WithNamespace,
     /// One of Consul's.
     Consul,
+    /// An endpoint of a headless service, by its own name before the service's.
+    EndpointName,
+    /// A Service of type ExternalName that stands for the host.
+    Alias,
     /// A wildcard covers it.
     Wildcard,
     /// A virtual IP, or an address that a document declares.
@@ -41,8 +46,9 @@ pub(crate) fn meant<'a>(world: &'a World, client: &Scope, asked: &str) -> Option
         let (ip, port) = (address.ip(), address.port());
         let owner = world.host_of_address(client, ip, Some(port)).map(|host| (host, Meaning::Address));
         let seen = |host: &&Host| world.sees(client, host, Some(port.into()));
+        let headless = || world.headless_of_endpoint(ip, port).find(seen).map(|host| (host, Meaning::Endpoint));
         let endpoint = || world.host_of_endpoint(client, ip, port).filter(seen).map(|host| (host, Meaning::Endpoint));
-        return owner.or_else(endpoint);
+        return owner.or_else(headless).or_else(endpoint);
     }
     if let Ok(address) = asked.trim_matches(['[', ']']).parse::<IpAddr>() {
         return world.host_of_address(client, address, None).map(|host| (host, Meaning::Address));
@@ -56,7 +62,38 @@ pub(crate) fn meant<'a>(world: &'a World, client: &Scope, asked: &str) -> Option
             *by != Meaning::Wildcard || host.is_offered(world) || world.is_routed_wildcard(client, host)
         })
         .collect();
-    known.iter().find(|(host, _)| host.live).or(known.first()).copied()
+    let wildcard = |(_, by): &&(&Host, Meaning)| *by == Meaning::Wildcard;
+    let (wild, named): (Vec<_>, Vec<_>) = known.iter().partition(|one| wildcard(one));
+    let live = |known: &[&(&'a Host, Meaning)]| known.iter().find(|(host, _)| host.live).map(|one| **one);
+    let found = live(&named).or_else(|| endpoint_name(world, client, &asked)).or_else(|| live(&wild));
+    let (host, by) = found.or(known.first().copied())?;
+    if host.alias().is_none() {
+        return Some((host, by));
+    }
+    let target = world.behind(client, host)?;
+    world.sees(client, target, None).then_some((target, Meaning::Alias))
+}
+
+/// The headless service that `asked`, `<endpoint>.<service>`, names an endpoint of.
+fn endpoint_name<'a>(world: &'a World, client: &Scope, asked: &str) -> Option<(&'a Host, Meaning)> {
+    let (label, service) = asked.split_once('.')?;
+    let names = candidates(world, &client.namespace, service)
+        .filter(|(_, by)| !matches!(by, Meaning::Wildcard | Meaning::Consul));
+    let mut hosts = names.filter_map(|(name, _)| world.definition(client, &name));
+    let host = hosts.find(|host| host.live && world.sees(client, host, None))?;
+    let has = |instance: &Arc<Instance>| endpoint_names(instance).any(|name| name == label);
+    (host.is_headless() && world.endpoints_of(host).any(has)).then_some((host, Meaning::EndpointName))
+}
+
+/// Names that an endpoint of a headless service has before the service's, as `hostname` has it in an EndpointSlice: the host
+/// name of its pod, that of its node, and the id that it registered with.
+pub(super) fn endpoint_names(instance: &Instance) -> impl Iterator<Item = String> {
+    let node = instance.node.split('.').next().unwrap_or_default().to_ascii_lowercase();
+    // A sidecar's node is named "<host name>-<8 hex>".
+    let is_random = |end: &str| end.len() == 8 && end.bytes().all(|b| b.is_ascii_hexdigit());
+    let pod = node.rsplit_once('-').filter(|(_, end)| is_random(end)).map(|(pod, _)| pod.to_owned());
+    let id = Some(instance.service_id.to_ascii_lowercase()).filter(|id| *id != node && pod.as_ref() != Some(id));
+    [pod, Some(node), id].into_iter().flatten().filter(|name| is_label(name))
 }
 
 /// A host that `asked`, a name, would mean to a client who saw all.

@@ -25,10 +25,7 @@ pub(super) struct PortView {
 
 /// The Kubernetes Service of a host.
 pub(super) fn kube(host: &Host) -> Option<&KubeService> {
-    match &host.service.as_ref()?.object {
-        Object::Service(service) => Some(service),
-        _ => None,
-    }
+    host.kube()
 }
 
 /// The ServiceEntry of a host.
@@ -68,7 +65,7 @@ pub(super) fn parts(host: &Host) -> Vec<Part<'_>> {
 
 /// Ports of `host`, ascending. A host without a document has one, number 0, that stands for any.
 pub(super) fn of(world: &World, host: &Host) -> Vec<PortView> {
-    if let Some(service) = kube(host) {
+    if let Some(service) = kube(host).filter(|service| !service.ports.is_empty() || service.alias.is_some()) {
         let view = |port: &KubePort| {
             let (target, target_name) = match &port.target {
                 TargetPort::Number(number) => (*number, String::new()),

@@ -25,6 +25,9 @@ pub fn service(world: &World, client: &Scope, host: &str) -> Option<v1::Service>
         return gateway::service(world, client, world.host(host)?);
     }
     let host = world.definition(client, host)?;
+    if host.alias().is_some() {
+        return Some(alias(world, client, host));
+    }
     let mut clusters = Clusters::new(world, client, None);
     let routes = world.policies().routes(client, &host.name);
     let exported = world.is_exported(&host.name);
@@ -55,7 +58,19 @@ pub fn service(world: &World, client: &Scope, host: &str) -> Option<v1::Service>
         clusters: clusters.found,
         external: ports::entry(host).is_some_and(|entry| entry.external),
         exported,
+        external_name: String::new(),
     })
+}
+
+/// What stands for a host that the mesh does not know: its address is that host's, and nothing else is said of it.
+fn alias(world: &World, client: &Scope, host: &Host) -> v1::Service {
+    v1::Service {
+        host: host.name.clone(),
+        namespace: host.namespace.clone(),
+        names: names::of(world, client, host),
+        external_name: host.alias().unwrap_or_default().to_owned(),
+        ..v1::Service::default()
+    }
 }
 
 /// A port, and where it stands for any those that matches of `routes` name: each has routes of its own.
@@ -199,7 +214,9 @@ impl<'a> Clusters<'a> {
             true => self.world.definition(self.client, &name).filter(|host| host.entry.is_some()),
             false => self.world.definition_or_wildcard(self.client, &name),
         };
-        let Some(host) = found else {
+        // An alias that leads out of the mesh has no endpoints.
+        let found = found.and_then(|host| self.world.behind(self.client, host));
+        let Some(host) = found.filter(|host| host.reaches(&self.client.namespace) && host.alias().is_none()) else {
             return self.undefined(&name, destination.port.unwrap_or(request_port), &destination.subset);
         };
         let mut ports = ports::of(self.world, host);
@@ -277,6 +294,8 @@ impl<'a> Clusters<'a> {
             undefined: unknown && !original_destination,
             original_destination,
             dynamic_dns: resolution == Some(Resolution::DynamicDns) && !original_destination,
+            // Callers of a gateway dial no endpoint.
+            headless: host.is_headless() && self.gateway.is_none() && !original_destination,
         })
     }
 

@@ -5,6 +5,7 @@ mod defaults;
 mod export;
 mod groups;
 mod istio;
+mod kube;
 mod portless;
 mod routes;
 mod sidecars;

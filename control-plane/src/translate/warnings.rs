@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use weft_core::names;
 
-use super::ports;
+use super::{ports, sidecars};
 use crate::{
     policy::{
         Code, DestinationRule, Document, Finding, Kind, Object, Problem, ServiceEntry, VirtualService, canonical,
@@ -22,6 +22,7 @@ const MOST: usize = 3;
 pub fn warnings(world: &World, complete: bool) -> Vec<Problem> {
     let view = View { world, complete, elsewhere: Elsewhere::of(world) };
     let mut found = workloads(world);
+    found.extend(sidecars::conflicts(world));
     for document in world.documents() {
         match &document.object {
             Object::DestinationRule(rule) => view.of_rule(document, rule, &mut found),
@@ -206,8 +207,10 @@ impl<'a> View<'a> {
                 open.insert(name, None);
                 continue;
             }
-            let own = self.world.definition_or_wildcard(&Scope::of(&document.namespace), &name);
-            let host = own.or_else(|| self.world.host_or_wildcard(&name)).filter(|host| host.live);
+            let client = Scope::of(&document.namespace);
+            let own = self.world.definition_or_wildcard(&client, &name);
+            let written = own.or_else(|| self.world.host_or_wildcard(&name)).filter(|host| host.live);
+            let host = written.and_then(|host| self.world.behind(&client, host));
             // One that only routes name is live too, and offered by nobody.
             let offered = host.filter(|host| {
                 let documented = host.service.is_some() || host.entry.is_some();

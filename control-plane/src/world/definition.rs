@@ -75,7 +75,14 @@ impl World {
             return before != self.shape(host);
         }
         let name = host.to_owned();
+        let kube = service.as_ref().and_then(|document| match &document.object {
+            Object::Service(service) => Some(service),
+            _ => None,
+        });
+        // Clients of a headless Service connect to its endpoints, and those of an alias to another host.
+        let addressless = kube.is_some_and(|service| service.headless || service.alias.is_some());
         let virtual_ip = live
+            && !addressless
             && (needs_virtual_ip(host, own.first()) || service.is_some() || member.is_some() || imported.is_some());
         let export = self.export_of(service.as_deref(), own.first(), registered, imported.is_some());
         let others: Vec<Host> = by_namespace.into_iter().filter_map(|entries| self.of_entries(host, entries)).collect();

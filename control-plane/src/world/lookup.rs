@@ -3,7 +3,10 @@
 use std::{net::IpAddr, sync::Arc};
 
 use super::{Host, Instance, InstanceKey, Keep, Policies, Scope, VirtualIps, World, fqdn, has_all};
-use crate::policy::{Document, Kind, Object};
+use crate::policy::{Document, Kind, KubePort, Object, TargetPort};
+
+/// Steps from a Service of type ExternalName to what it stands for.
+pub(crate) const MOST_ALIASES: usize = 8;
 
 impl World {
     /// Grows with every change.
@@ -151,6 +154,42 @@ impl World {
         declared.iter().find(serves).or(declared.first()).copied()
     }
 
+    /// The host that `host` stands for to a client, where it is a Service of type ExternalName: the last one of a chain of such,
+    /// be it that nothing in the mesh has its name. `None`: the chain has more than [`MOST_ALIASES`] steps, or no end.
+    pub(crate) fn behind<'a>(&'a self, client: &Scope, host: &'a Host) -> Option<&'a Host> {
+        let mut at = host;
+        for _ in 0..=MOST_ALIASES {
+            let Some(target) = at.alias() else { return Some(at) };
+            // One that the client does not see is one all the same: its name does not lead out of the mesh.
+            match self.definition(client, target).or_else(|| self.hosts.get(target)) {
+                Some(next) => at = next,
+                None => return Some(at),
+            }
+        }
+        None
+    }
+
+    /// Headless services that `instance` is an endpoint of: those that select it, and the one that it registered as.
+    pub(super) fn headless_hosts<'a>(&'a self, instance: &'a Instance) -> impl Iterator<Item = &'a Host> {
+        let selecting = self.policies.selecting(&instance.namespace, &instance.labels).map(str::to_owned);
+        let hosts = selecting.chain([instance.host()]).filter(|_| instance.group.is_empty());
+        hosts.filter_map(|host| self.hosts.get(&host)).filter(|host| host.is_headless())
+    }
+
+    /// The headless services of which `address:port` is an endpoint, by its own port or by the service's.
+    pub(crate) fn headless_of_endpoint(&self, address: IpAddr, port: u16) -> impl Iterator<Item = &Host> {
+        let of = move |instance: &'_ Arc<Instance>, host: &Host| {
+            instance.port == port
+                || host.kube().is_some_and(|service| {
+                    let number = u32::from(port);
+                    let has = |known: &KubePort| known.number == number || known.target == TargetPort::Number(number);
+                    service.ports.iter().any(has)
+                })
+        };
+        self.at_address(address)
+            .flat_map(move |instance| self.headless_hosts(instance).filter(move |host| of(instance, host)))
+    }
+
     /// The host of which `address:port` is an endpoint to a client; of several, the one that registered first.
     pub fn host_of_endpoint(&self, client: &Scope, address: IpAddr, port: u16) -> Option<&Host> {
         let oldest = self
@@ -188,6 +227,9 @@ impl World {
     /// Virtual IPs of a host: its own, and those that its documents declare.
     pub fn addresses_of(&self, host: &Host) -> Vec<IpAddr> {
         let mut addresses = Vec::new();
+        if host.is_headless() || host.alias().is_some() {
+            return addresses;
+        }
         let kept = host.virtual_ip.then(|| self.virtual_ips.of(&host.name)).flatten();
         let declared = host.entries().flat_map(|entry| &entry.addresses);
         addresses.extend(declared.filter(|range| range.is_single()).map(|range| range.address));

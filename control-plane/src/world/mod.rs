@@ -22,12 +22,13 @@ use std::{
 pub(crate) use groups::Workload;
 pub use groups::{Joined, Member};
 pub use instance::{Instance, InstanceKey, derive_labels};
+pub(crate) use lookup::MOST_ALIASES;
 pub(crate) use policies::{GATEWAY, Policies, gateway_host, has_all};
 pub use remotes::{DEFAULT_DATACENTER, Peering, Presence, RemoteHost, sound};
 pub use scope::Scope;
 pub use virtual_ip::{Allocation, Keep, QUARANTINE_S, VirtualIps};
 
-use crate::policy::{Document, Export, Kind, Object, ServiceEntry, canonical, mesh_config};
+use crate::policy::{Document, Export, Kind, KubeService, Object, ServiceEntry, canonical, mesh_config};
 
 /// What every service's canonical name ends with.
 pub const MESH_SUFFIX: &str = ".svc.cluster.local";
@@ -77,6 +78,24 @@ impl Host {
             Object::ServiceEntry(entry) => Some(entry),
             _ => None,
         })
+    }
+
+    /// The Kubernetes Service of the host.
+    pub(crate) fn kube(&self) -> Option<&KubeService> {
+        match &self.service.as_ref()?.object {
+            Object::Service(service) => Some(service),
+            _ => None,
+        }
+    }
+
+    /// Whether it has no virtual IP: clients connect to an endpoint of their own choice.
+    pub(crate) fn is_headless(&self) -> bool {
+        self.kube().is_some_and(|service| service.headless)
+    }
+
+    /// The host that it stands for (`type: ExternalName`); see [`World::behind`].
+    pub(crate) fn alias(&self) -> Option<&str> {
+        self.kube()?.alias.as_deref()
     }
 
     /// Whether something offers it: a document, registered instances or another data centre. Else only a VirtualService
@@ -212,8 +231,12 @@ impl World {
         }
         gone.iter().chain(&came).for_each(|document| self.touch(document, &mut changed));
         // Their addresses are names too.
-        let addressed = |document: &Arc<Document>| {
-            matches!(document.kind, Kind::ServiceEntry | Kind::WorkloadEntry | Kind::Service)
+        let routes_tell = self.policies.has_sidecars();
+        let addressed = |document: &Arc<Document>| match document.kind {
+            Kind::ServiceEntry | Kind::WorkloadEntry | Kind::Service => true,
+            // Where routes lead, and which hosts have the same, is known to who imports one of them.
+            Kind::VirtualService => routes_tell,
+            _ => false,
         };
         changed.names |= gone.iter().chain(&came).any(addressed);
         self.release_unknown(now);
@@ -266,6 +289,8 @@ impl World {
         let mut changed = Changed::default();
         self.look_at_member(key, &mut changed);
         for instance in versions {
+            // Names of a headless service's endpoints come and go with them.
+            changed.names |= moved && self.headless_hosts(instance).next().is_some();
             changed.hosts.extend(self.policies.hosts_at(instance.address).cloned());
             changed.addresses.extend(moved.then_some(instance.address));
             if !instance.group.is_empty() {
@@ -331,7 +356,8 @@ impl World {
         for host in &changed.hosts {
             // A route may name one host under a wildcard entry: rare enough to translate all anew.
             changed.all |= host.starts_with('*');
-            for dependent in self.policies.dependents(host) {
+            let aliases = self.policies.aliases_of(host);
+            for dependent in aliases.iter().chain([host]).flat_map(|host| self.policies.dependents(host)) {
                 if dependent.starts_with('*') {
                     wild.insert(dependent);
                 }

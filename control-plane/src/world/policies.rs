@@ -37,6 +37,8 @@ pub(crate) struct Policies {
     /// Hosts that other data centres may call.
     exports: BTreeSet<String>,
     dependents: BTreeMap<String, BTreeSet<String>>,
+    /// Services of type ExternalName, by the host that they stand for.
+    aliases: BTreeMap<String, BTreeSet<String>>,
     /// Names of labels that documents select clients by.
     client_labels: BTreeSet<String>,
     /// ServiceEntries by the addresses of their endpoints.
@@ -115,6 +117,9 @@ impl Policies {
                 if let Some(address) = service.cluster_ip {
                     let prefix = if address.is_ipv4() { 32 } else { 128 };
                     self.ranges.push((Subnet { address, prefix }, host.clone(), namespace.clone()));
+                }
+                if let Some(target) = &service.alias {
+                    self.aliases.entry(target.clone()).or_default().insert(host.clone());
                 }
                 self.services.insert(host, document.clone());
             }
@@ -231,8 +236,12 @@ impl Policies {
     pub(crate) fn routes(&self, client: &Scope, host: &str) -> Option<&Arc<Document>> {
         let client_ns = &client.namespace;
         let sidecar = self.sidecar(client_ns, &client.labels);
+        // As in Istio one host that is imported brings the whole VirtualService.
         let imported = |document: &Document| {
-            sidecar.is_none_or(|(own, sidecar)| sidecar.imports(&own.namespace, &document.namespace, host, None))
+            sidecar.is_none_or(|(own, sidecar)| {
+                sidecar.imports(&own.namespace, &document.namespace, host, None)
+                    || sidecar.imports_routes(&own.namespace, document, None)
+            })
         };
         let rank = |document: &&Arc<Document>| match document.object.export() {
             Some(export) if export.is_private() && document.namespace == *client_ns => 0,
@@ -244,6 +253,21 @@ impl Policies {
             all.filter(|document| document.reaches(client_ns) && imported(document)).min_by_key(rank)
         };
         self.patterns(host).find_map(of)
+    }
+
+    /// VirtualServices for calls within the mesh of exactly `host`.
+    pub(super) fn routing(&self, host: &str) -> impl Iterator<Item = &Document> {
+        self.routes.get(host).into_iter().flatten().map(|document| &**document)
+    }
+
+    /// Sidecars, the oldest first.
+    pub(crate) fn sidecars(&self) -> &[Arc<Document>] {
+        &self.sidecars
+    }
+
+    /// Whether some document says what a workload knows.
+    pub(super) fn has_sidecars(&self) -> bool {
+        !self.sidecars.is_empty()
     }
 
     /// Hosts that other data centres may call.
@@ -293,6 +317,20 @@ impl Policies {
             }
             _ => None,
         })
+    }
+
+    /// Hosts that stand for `host`, over any number of steps.
+    pub(super) fn aliases_of(&self, host: &str) -> BTreeSet<String> {
+        let mut found = BTreeSet::new();
+        let mut open = vec![host.to_owned()];
+        while let Some(next) = open.pop() {
+            for alias in self.aliases.get(&next).into_iter().flatten() {
+                if found.insert(alias.clone()) {
+                    open.push(alias.clone());
+                }
+            }
+        }
+        found
     }
 
     /// A ServiceEntry's endpoints as far as documents give them: its own, or the WorkloadEntries of its namespace that it

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{Host, World};
+use crate::policy::Document;
 
 /// A client as translations see it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -29,7 +30,7 @@ impl World {
     }
 
     /// Whether a client knows `host`, at `port` (`None`: at any): by `exportTo`, and by its Sidecar, which lets it know
-    /// what it imports and where the routes of that lead.
+    /// what it imports, where the routes of that lead, and what else the VirtualServices of that are for.
     pub fn sees(&self, client: &Scope, host: &Host, port: Option<u32>) -> bool {
         if !host.reaches(&client.namespace) {
             return false;
@@ -38,6 +39,11 @@ impl World {
         let imports = |host: &Host| sidecar.imports(&document.namespace, &host.namespace, &host.name, port);
         let routed = self.policies().dependents(&host.name);
         let mut by_routes = routed.flat_map(|routed| self.definitions(routed));
-        imports(host) || by_routes.any(imports)
+        let comes_along = || {
+            let services = self.policies().routing(&host.name).filter(|document| document.reaches(&client.namespace));
+            let of = |service: &Document| sidecar.imports_routes(&document.namespace, service, port);
+            !sidecar.excludes(&document.namespace, &host.namespace, &host.name, port) && services.into_iter().any(of)
+        };
+        imports(host) || by_routes.any(imports) || comes_along()
     }
 }

@@ -87,6 +87,10 @@ pub fn service(message: &v1::Service) -> Result<Service> {
         clusters,
         external: message.external,
         exported: message.exported,
+        external_name: match message.external_name.as_str() {
+            "" => None,
+            name => Some(host_name(name).at("external_name")?),
+        },
     })
 }
 
@@ -128,6 +132,9 @@ fn remote(message: &v1::Remote) -> Result<Vec<Arc<EndpointConfig>>> {
             locality: message.datacenter.clone(),
             ..v1::Endpoint::default()
         };
+        if gateway.address.starts_with(UNIX_PREFIX) {
+            return error(format_args!("gateways[{i}].address"), "another data centre is behind no Unix socket");
+        }
         let config = endpoint(&place).at(format_args!("gateways[{i}]"))?;
         gateways.push(Arc::new(EndpointConfig { remote: Some(subsets.clone()), ..config }));
     }
@@ -175,10 +182,7 @@ fn ingress(messages: &[v1::Ingress]) -> Result<BTreeMap<u16, Ingress>> {
         let at = format_args!("ingress[{i}]").to_string();
         let to = match message.deliver_to.as_str() {
             "" => None,
-            text => {
-                let parsed = text.parse().map_err(|_| format!("{text:?} is not an IP address with a port"));
-                Some(parsed.at("deliver_to").at(&at)?)
-            }
+            text => Some(deliver_to(text).at("deliver_to").at(&at)?),
         };
         let port = port_number(message.port).at("port").at(&at)?;
         let protocol = protocol(message.protocol).at("protocol").at(&at)?;
@@ -186,6 +190,32 @@ fn ingress(messages: &[v1::Ingress]) -> Result<BTreeMap<u16, Ingress>> {
         compiled.insert(port, Ingress { protocol, to, pool });
     }
     Ok(compiled)
+}
+
+fn deliver_to(text: &str) -> std::result::Result<DeliverTo, String> {
+    match text.strip_prefix(UNIX_PREFIX) {
+        Some(path) => unix_socket(path).map(DeliverTo::Unix),
+        None => text.parse().map(DeliverTo::Address).map_err(|_| format!("{text:?} is not an IP address with a port")),
+    }
+}
+
+/// What the address of a Unix socket begins with.
+const UNIX_PREFIX: &str = "unix://";
+
+/// The path of a Unix socket, or `@` and its name in the abstract namespace.
+fn unix_socket(path: &str) -> std::result::Result<Arc<str>, String> {
+    /// Of `sun_path` in Linux, less its end (unix(7)).
+    const MOST: usize = 107;
+    let is_named = match path.strip_prefix('@') {
+        Some(name) => !name.is_empty(),
+        None => path.starts_with('/') && !path.ends_with('/'),
+    };
+    if !is_named || path.len() > MOST || path.contains(char::is_control) {
+        return Err(format!(
+            "{path:?} is not the absolute path of a Unix socket, nor `@` and a name, of {MOST} bytes at most"
+        ));
+    }
+    Ok(path.into())
 }
 
 fn trust(bundles: &[v1::TrustBundle]) -> Result<BTreeMap<String, Vec<Vec<u8>>>> {
@@ -215,8 +245,11 @@ fn inbound_service(message: &v1::InboundService) -> Result<InboundService> {
 }
 
 fn endpoint(message: &v1::Endpoint) -> Result<EndpointConfig> {
+    let unix = message.address.strip_prefix(UNIX_PREFIX).map(unix_socket).transpose().at("address")?;
+    let is_unix = unix.is_some();
     let address = match message.address.parse() {
         Ok(ip) => Address::Ip(ip),
+        Err(_) if is_unix => Address::Unix(unix.unwrap_or_default()),
         Err(_) if message.every_address => Address::EachOf(host_name(&message.address).at("address")?),
         Err(_) => Address::Name(host_name(&message.address).at("address")?),
     };
@@ -237,7 +270,7 @@ fn endpoint(message: &v1::Endpoint) -> Result<EndpointConfig> {
     };
     Ok(EndpointConfig {
         address,
-        port: port_number(message.port).at("port")?,
+        port: if is_unix { 0 } else { port_number(message.port).at("port")? },
         ports,
         labels: sorted(&message.labels),
         weight: message.weight.max(1),
@@ -247,6 +280,7 @@ fn endpoint(message: &v1::Endpoint) -> Result<EndpointConfig> {
         workload: message.workload.as_str().into(),
         namespace: message.namespace.as_str().into(),
         locality: message.locality.as_str().into(),
+        hostnames: message.hostnames.iter().map(|name| name.to_ascii_lowercase().into()).collect(),
         remote: None,
     })
 }

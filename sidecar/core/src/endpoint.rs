@@ -41,6 +41,8 @@ pub struct EndpointConfig {
     pub namespace: Arc<str>,
     /// `region/zone/subzone`; may be empty.
     pub locality: Arc<str>,
+    /// Names before a headless service's own that mean this endpoint alone, lower case.
+    pub hostnames: Vec<Box<str>>,
     /// It is a gateway of another data centre: what is behind it, by subset.
     pub remote: Option<Arc<BTreeMap<String, Arc<Remote>>>>,
 }
@@ -56,7 +58,7 @@ pub struct Remote {
     pub identities: Vec<SpiffeId>,
 }
 
-/// An IP address, or a name that the sidecar resolves when it dials.
+/// Where an endpoint is: an IP address, a name that the sidecar resolves when it dials, or a socket of its own machine.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Address {
     /// An address.
@@ -65,6 +67,8 @@ pub enum Address {
     Name(Arc<str>),
     /// A name, lower case, of which every address is an endpoint: see [`resolved`].
     EachOf(Arc<str>),
+    /// A Unix socket: the absolute path of its file, or `@` and a name in Linux's abstract namespace. Only policies give it.
+    Unix(Arc<str>),
 }
 
 /// What an endpoint's checks say.
@@ -89,6 +93,8 @@ pub enum Target {
     Name(Arc<str>, u16),
     /// The same, where a request gave the name: not any address will do.
     Asked(Arc<str>, u16),
+    /// A Unix socket, as in [`Address::Unix`].
+    Unix(Arc<str>),
 }
 
 /// An endpoint of one cluster.
@@ -98,7 +104,7 @@ pub struct Endpoint {
     pub config: Arc<EndpointConfig>,
     /// What to dial for this cluster.
     pub target: Target,
-    /// `ip:port`, `[ip]:port` or `name:port`: what consistent hashing places it by, and its name in logs.
+    /// `ip:port`, `[ip]:port`, `name:port` or the path of a Unix socket: what consistent hashing places it by, and its name in logs.
     pub key: Arc<str>,
     /// Kept across snapshots.
     pub state: Arc<EndpointState>,
@@ -179,6 +185,14 @@ impl Endpoint {
         self.remote.as_ref().map_or(self.config.identity.as_slice(), |remote| &remote.identities)
     }
 
+    /// Its IP address, where it is not a name.
+    pub fn ip(&self) -> Option<IpAddr> {
+        match self.target {
+            Target::Socket(address) => Some(address.ip()),
+            _ => None,
+        }
+    }
+
     /// The same address, be it of this snapshot or another.
     pub fn is_same(&self, other: &Endpoint) -> bool {
         self.target == other.target
@@ -207,7 +221,12 @@ pub fn for_cluster(
                 behind => behind.cloned(),
             },
         };
-        let port = if remote.is_some() { Some(config.port) } else { dial_port(&cluster.target_port, config) };
+        let port = match config.address {
+            _ if remote.is_some() => Some(config.port),
+            // It has none, whichever the cluster means.
+            Address::Unix(_) => Some(0),
+            _ => dial_port(&cluster.target_port, config),
+        };
         let Some(port) = port else { continue };
         if remote.is_none() && !cluster.labels.iter().all(has) {
             continue;
@@ -215,6 +234,7 @@ pub fn for_cluster(
         let target = match &config.address {
             Address::Ip(ip) => Target::Socket(SocketAddr::new(*ip, port)),
             Address::Name(name) | Address::EachOf(name) => Target::Name(name.clone(), port),
+            Address::Unix(path) => Target::Unix(path.clone()),
         };
         if !seen.insert(target.clone()) {
             continue;
@@ -272,9 +292,13 @@ pub fn resolved<'a>(
     Cow::Owned(found)
 }
 
-/// The endpoint at an address, whatever its health.
-pub fn find(endpoints: &[Arc<Endpoint>], address: SocketAddr) -> Option<&Arc<Endpoint>> {
-    endpoints.iter().find(|endpoint| endpoint.target == Target::Socket(address))
+/// The endpoint at an address, whatever its health. Endpoints of a headless service are at the service's port too, which
+/// stands for the one that each has.
+pub fn find<'a>(cluster: &Cluster, endpoints: &'a [Arc<Endpoint>], address: SocketAddr) -> Option<&'a Arc<Endpoint>> {
+    let exact = endpoints.iter().find(|endpoint| endpoint.target == Target::Socket(address));
+    let is_there = |endpoint: &&Arc<Endpoint>| endpoint.ip() == Some(address.ip());
+    let by_port = || endpoints.iter().find(is_there).filter(|_| cluster.headless && cluster.port == address.port());
+    exact.or_else(by_port)
 }
 
 fn dial_port(target: &TargetPort, config: &EndpointConfig) -> Option<u16> {
@@ -285,10 +309,12 @@ fn dial_port(target: &TargetPort, config: &EndpointConfig) -> Option<u16> {
     }
 }
 
-fn key_of(target: &Target) -> Arc<str> {
+/// What an endpoint is called in logs and placed by, see [`Endpoint::key`].
+pub fn key_of(target: &Target) -> Arc<str> {
     match target {
         Target::Socket(address) => address.to_string().into(),
         Target::Name(name, port) | Target::Asked(name, port) => format!("{name}:{port}").into(),
+        Target::Unix(path) => path.clone(),
     }
 }
 

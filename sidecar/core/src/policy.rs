@@ -37,6 +37,8 @@ pub struct Service {
     pub external: bool,
     /// Other data centres may call it.
     pub exported: bool,
+    /// The host outside the mesh that it stands for: its address is that one's, and nothing else is known of it.
+    pub external_name: Option<Arc<str>>,
 }
 
 impl Service {
@@ -44,6 +46,13 @@ impl Service {
     pub fn port(&self, number: u16) -> Option<&Port> {
         let exact = self.ports.iter().find(|port| port.number == number);
         exact.or_else(|| self.ports.iter().find(|port| port.number == 0))
+    }
+
+    /// The cluster of all endpoints of the service itself, if it is headless: of any of its ports, as all have them.
+    pub fn headless(&self) -> Option<usize> {
+        self.clusters
+            .iter()
+            .position(|cluster| cluster.headless && cluster.subset.is_empty() && cluster.host == self.host)
     }
 
     /// A cluster by the index that ports and routes hold.
@@ -130,6 +139,8 @@ pub struct Cluster {
     pub original_destination: bool,
     /// Dial the host that a request names itself, see [`Cluster::named`].
     pub dynamic_dns: bool,
+    /// Of a headless service: the endpoint that the caller chose is called, see [`crate::target::chosen`].
+    pub headless: bool,
 }
 
 impl Cluster {
@@ -155,6 +166,7 @@ impl Cluster {
             undefined: false,
             original_destination: true,
             dynamic_dns: false,
+            headless: false,
         }
     }
 
@@ -456,10 +468,19 @@ pub struct Inbound {
 pub struct Ingress {
     /// What is spoken on it.
     pub protocol: Protocol,
-    /// Where it is delivered; an unspecified address is that which was dialed. `None`: as dialed.
-    pub to: Option<SocketAddr>,
+    /// Where it is delivered. `None`: as dialed.
+    pub to: Option<DeliverTo>,
     /// Instead of that of the port's service.
     pub pool: Option<ConnectionPool>,
+}
+
+/// Where an application listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DeliverTo {
+    /// At an address; an unspecified one is that which was dialed.
+    Address(SocketAddr),
+    /// At a Unix socket: its absolute path, or `@` and a name in the abstract namespace.
+    Unix(Arc<str>),
 }
 
 impl Inbound {
@@ -487,11 +508,13 @@ impl Inbound {
     }
 
     /// Where what was sent to `to` is delivered.
-    pub fn destination(&self, to: SocketAddr) -> SocketAddr {
-        match self.ingress.get(&to.port()).and_then(|ingress| ingress.to) {
-            None => to,
-            Some(other) if other.ip().is_unspecified() => SocketAddr::new(to.ip(), other.port()),
-            Some(other) => other,
+    pub fn destination(&self, to: SocketAddr) -> DeliverTo {
+        match self.ingress.get(&to.port()).and_then(|ingress| ingress.to.as_ref()) {
+            None => DeliverTo::Address(to),
+            Some(DeliverTo::Address(other)) if other.ip().is_unspecified() => {
+                DeliverTo::Address(SocketAddr::new(to.ip(), other.port()))
+            }
+            Some(other) => other.clone(),
         }
     }
 

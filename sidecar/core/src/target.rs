@@ -7,9 +7,9 @@ use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use crate::endpoint::Endpoint;
+use crate::endpoint::{Endpoint, find};
 use crate::names::{normalise, split_port};
-use crate::policy::{Port, Protocol, Service};
+use crate::policy::{Cluster, Port, Protocol, Service};
 use crate::route::{Connection, Routed};
 
 /// The name to look up of a request's authority; `None`: it is an address, or none, and the address that was dialed says
@@ -28,7 +28,8 @@ pub fn port(authority: &str, dialed: Option<SocketAddr>) -> u16 {
 /// Whether the service that the authority names takes the request: one without the port leaves it to the address that was
 /// dialed, if one was.
 pub fn takes(service: &Service, port: u16, dialed: Option<SocketAddr>) -> bool {
-    service.port(port).is_some() || dialed.is_none()
+    // What stands for a host outside the mesh takes none.
+    service.port(port).is_some() || (dialed.is_none() && service.external_name.is_none())
 }
 
 /// What an address is to the service that it was looked up as.
@@ -56,6 +57,41 @@ pub fn address(
     let clusters = service.clusters.iter().enumerate().filter(|(_, cluster)| subsets || cluster.subset.is_empty());
     let mut found = clusters.filter_map(|(at, _)| Some(Address::Endpoint(at, find(at)?)));
     found.next().unwrap_or(Address::Other)
+}
+
+/// The endpoint of a headless service that the application chose: the one that it dialed, else the one that `authority` names
+/// before one of the service's `names`. `None`: it chose none of them, so that they are balanced.
+pub fn chosen<'a>(
+    cluster: &Cluster,
+    endpoints: &'a [Arc<Endpoint>],
+    dialed: Option<SocketAddr>,
+    authority: &str,
+    names: &[Arc<str>],
+) -> Option<&'a Arc<Endpoint>> {
+    if !cluster.headless {
+        return None;
+    }
+    let at = dialed.and_then(|dialed| find(cluster, endpoints, dialed));
+    at.or_else(|| named(endpoints, &normalise(authority), names).next())
+}
+
+/// The endpoints of a headless service that `host` names one by one, as `pod-0.db.shop` does.
+pub fn named<'a>(
+    endpoints: &'a [Arc<Endpoint>],
+    host: &str,
+    names: &[Arc<str>],
+) -> impl Iterator<Item = &'a Arc<Endpoint>> {
+    let own = !names.iter().any(|name| **name == *host);
+    let split = host.split_once('.').filter(|(_, rest)| own && names.iter().any(|name| **name == **rest));
+    let label = split.map(|(label, _)| label);
+    endpoints.iter().filter(move |endpoint| {
+        label.is_some_and(|label| endpoint.config.hostnames.iter().any(|name| **name == *label))
+    })
+}
+
+/// Whether a connection to an endpoint's own address at this port goes by the routes of the service, which is headless.
+pub fn is_routed(service: &Service, port: u16) -> bool {
+    service.port(port).is_some_and(|port| service.cluster(port.cluster).headless)
 }
 
 /// What a connection's first bytes are needed for.
@@ -176,5 +212,42 @@ mod tests {
         assert!(matches!(address(&service, at([240, 240, 0, 1]), true, none), Address::Service));
         assert!(matches!(address(&service, at([10, 0, 0, 1]), true, none), Address::Other));
         assert!(is_virtual([240, 240, 3, 4].into()) && !is_virtual([240, 241, 0, 1].into()));
+    }
+
+    #[test]
+    fn the_endpoint_of_a_headless_service_is_chosen_by_address_then_by_name() {
+        use crate::endpoint::for_cluster;
+        use crate::endpoint::tests::{cluster, config};
+        let names: [Arc<str>; 2] = ["db.shop.svc.cluster.local".into(), "db".into()];
+        let with = |address: &str, name: &str| {
+            let hostnames = vec![name.into()];
+            Arc::new(crate::endpoint::EndpointConfig { hostnames, ..config(address, 1) })
+        };
+        let configs = [with("10.0.0.1:8080", "db-0"), with("10.0.0.2:8080", "db-1")];
+        let headless = Cluster { headless: true, ..cluster(crate::policy::LoadBalancer::LeastRequest, None) };
+        let endpoints = for_cluster(&headless, &configs, &[]);
+        let chosen = |dialed: &str, authority: &str| {
+            let dialed = (!dialed.is_empty()).then(|| dialed.parse().unwrap());
+            chosen(&headless, &endpoints, dialed, authority, &names).map(|endpoint| endpoint.key.to_string())
+        };
+        let (first, second) = (Some("10.0.0.1:8080".to_owned()), Some("10.0.0.2:8080".to_owned()));
+        assert_eq!(chosen("10.0.0.1:80", "db"), first, "the Service's port stands for the instance's");
+        assert_eq!(chosen("10.0.0.2:8080", "db-0.db"), second, "the address comes first");
+        assert_eq!(chosen("", "DB-1.db:80"), second);
+        assert_eq!(chosen("10.0.0.9:80", "db-1.db.shop.svc.cluster.local"), second);
+        for none in ["db", "db-2.db", "db-1.other", "db-1"] {
+            assert_eq!(chosen("", none), None, "{none}");
+        }
+        assert_eq!(chosen("10.0.0.1:81", "db"), None);
+        assert!(
+            super::chosen(
+                &cluster(crate::policy::LoadBalancer::LeastRequest, None),
+                &endpoints,
+                Some("10.0.0.1:8080".parse().unwrap()),
+                "db",
+                &names
+            )
+            .is_none()
+        );
     }
 }

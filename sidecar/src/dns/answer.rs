@@ -7,8 +7,8 @@ use std::net::IpAddr;
 
 use hickory_proto::op::{Edns, Header, HeaderCounts, Message, MessageType, OpCode, ResponseCode};
 use hickory_proto::rr::rdata::opt::{ClientSubnet, EdnsCode, EdnsOption};
-use hickory_proto::rr::rdata::{A, AAAA};
-use hickory_proto::rr::{DNSClass, RData, Record, RecordType};
+use hickory_proto::rr::rdata::{A, AAAA, CNAME};
+use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use hickory_proto::serialize::binary::{BinDecodable, BinDecoder};
 
 use super::forward::Transport;
@@ -160,6 +160,30 @@ impl Query {
         message.to_vec().ok()
     }
 
+    /// The same question of another name; `None` where it cannot be written.
+    pub fn to_ask_for(&self, name: &str) -> Option<Vec<u8>> {
+        let mut message = Message::new(0, MessageType::Query, OpCode::Query);
+        message.metadata.recursion_desired = true;
+        let mut question = self.question.clone();
+        question.set_name(host_name(name)?);
+        message.add_query(question);
+        if self.edns.is_some() {
+            let mut edns = Edns::new();
+            edns.set_max_payload(self.udp_size()).set_dnssec_ok(self.dnssec_ok());
+            message.set_edns(edns);
+        }
+        message.to_vec().ok()
+    }
+
+    /// The answer to [`Query::to_ask_for`] as one to this query, whose name stands for `target` (RFC 1034, 3.6.2).
+    pub fn adopt_alias(&self, target: &str, answer: &[u8], transport: Transport) -> Option<Vec<u8>> {
+        let mut message = Message::from_vec(answer).ok()?;
+        let ttl = message.answers.iter().map(|record| record.ttl).min().unwrap_or(super::TTL);
+        let name = RData::CNAME(CNAME(host_name(target)?));
+        message.answers.insert(0, Record::from_rdata(self.question.name().clone(), ttl, name));
+        self.adopt(message, transport)
+    }
+
     /// An answer to [`Query::to_ask`] as one to this very query.
     pub fn adopt(&self, mut message: Message, transport: Transport) -> Option<Vec<u8>> {
         message.metadata.id = self.header.metadata.id;
@@ -190,6 +214,12 @@ impl Query {
             _ => None,
         }
     }
+}
+
+fn host_name(text: &str) -> Option<Name> {
+    let mut name = Name::from_ascii(text).ok()?;
+    name.set_fqdn(true);
+    Some(name)
 }
 
 /// The message as bytes; without its records, and saying so, where it is longer than `limit`.

@@ -234,7 +234,7 @@ async fn half_a_request_is_given_up_or_told_what_is_wrong() {
 async fn endpoint() -> (Client, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-    (Client::new(Upstream::Plain(stream), Limits::OUTSIDE), listener.accept().await.unwrap().0)
+    (Client::new(Upstream::Plain(stream.into()), Limits::OUTSIDE), listener.accept().await.unwrap().0)
 }
 
 fn get() -> http::request::Parts {

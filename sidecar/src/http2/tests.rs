@@ -123,7 +123,7 @@ async fn proxied(drain: impl Future<Output = ()> + Send + 'static) -> (Sender, m
     let (to_application, from_proxy) = pair().await;
     let (say, heard) = mpsc::unbounded_channel();
     tokio::spawn(application(from_proxy, say));
-    let (endpoint, driver) = open(Upstream::Plain(to_application), None).await.unwrap();
+    let (endpoint, driver) = open(Upstream::Plain(to_application.into()), None).await.unwrap();
     tokio::spawn(driver);
     let (to_proxy, from_client) = pair().await;
     tokio::spawn(serve(from_client, drain, move |request| forward(endpoint.clone(), request)));
@@ -256,7 +256,7 @@ async fn a_request_that_cannot_be_sent_is_not_said_to_be_unsent() {
     // It would be tried for ever.
     let (to_application, from_proxy) = pair().await;
     tokio::spawn(application(from_proxy, mpsc::unbounded_channel().0));
-    let (mut endpoint, driver) = open(Upstream::Plain(to_application), None).await.unwrap();
+    let (mut endpoint, driver) = open(Upstream::Plain(to_application.into()), None).await.unwrap();
     tokio::spawn(driver);
     let refused = Request::builder().uri("http://a/").header("connection", "close").body(()).unwrap();
     let Err(error) = endpoint.send(&refused.into_parts().0, RequestBody::Empty, None).await else {
@@ -336,8 +336,8 @@ async fn a_peer_that_does_not_answer_is_given_up() {
     });
     let silent = tokio::spawn(async move { h2::server::handshake(from_other).await.unwrap() });
     let keepalive = Http2Keepalive { interval: Duration::from_millis(50), timeout: Duration::from_millis(200) };
-    let (_kept, lives) = open(Upstream::Plain(to_application), Some(keepalive)).await.unwrap();
-    let (_lost, dies) = open(Upstream::Plain(to_other), Some(keepalive)).await.unwrap();
+    let (_kept, lives) = open(Upstream::Plain(to_application.into()), Some(keepalive)).await.unwrap();
+    let (_lost, dies) = open(Upstream::Plain(to_other.into()), Some(keepalive)).await.unwrap();
     let lives = tokio::spawn(lives);
     let dead = tokio::time::timeout(Duration::from_secs(20), dies).await.unwrap();
     assert!(dead.is_err());

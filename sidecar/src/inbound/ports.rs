@@ -5,10 +5,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use weft_core::endpoint::{Endpoint, Target};
-use weft_core::policy::{Cluster, Inbound};
+use weft_core::policy::{Cluster, DeliverTo, Inbound};
 
 use crate::cluster::ClusterView;
-use crate::proxy::foreign_endpoint;
+use crate::proxy::{foreign_endpoint, unix_endpoint};
 
 /// Local addresses that are delivered to, and peers known to speak mesh TLS, that are remembered.
 const MAX_REMEMBERED: usize = 4096;
@@ -26,11 +26,16 @@ impl Ports {
     /// Connections to the application at `to`, with the limits of the service there.
     pub(super) fn delivery(&self, to: SocketAddr, inbound: Option<&Inbound>) -> Delivery {
         let pool = inbound.map(|inbound| inbound.pool(to.port())).unwrap_or_default();
-        let destination = inbound.map_or(to, |inbound| inbound.destination(to));
+        let destination = inbound.map_or(DeliverTo::Address(to), |inbound| inbound.destination(to));
+        let is_there = |endpoint: &Endpoint| match (&endpoint.target, &destination) {
+            (Target::Socket(known), DeliverTo::Address(address)) => known == address,
+            (Target::Unix(known), DeliverTo::Unix(path)) => known == path,
+            _ => false,
+        };
         let mut known = self.deliveries.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(held) = known.get(&to)
             && held.0.config.pool == pool
-            && held.1.target == Target::Socket(destination)
+            && is_there(&held.1)
         {
             return held.clone();
         }
@@ -39,8 +44,12 @@ impl Ports {
         let config = Arc::new(Cluster::original_destination(&format!("inbound|{}||", to.port()), &host, pool));
         let previous = known.get(&to).cloned();
         let view = Arc::new(ClusterView::new(config, &[], &Arc::default(), previous.as_ref().map(|(view, _)| &**view)));
-        let same = previous.filter(|(_, endpoint)| endpoint.target == Target::Socket(destination));
-        let endpoint = same.map_or_else(|| foreign_endpoint(destination), |(_, endpoint)| endpoint);
+        let same = previous.filter(|(_, endpoint)| is_there(endpoint));
+        let endpoint = match (same, &destination) {
+            (Some((_, endpoint)), _) => endpoint,
+            (None, DeliverTo::Address(address)) => foreign_endpoint(*address),
+            (None, DeliverTo::Unix(path)) => unix_endpoint(path),
+        };
         if known.len() >= MAX_REMEMBERED {
             known.clear();
         }

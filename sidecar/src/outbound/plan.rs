@@ -91,9 +91,9 @@ impl Plan {
         if name.contains('/') { name } else { "" }
     }
 
-    /// The route's name, for the log.
-    pub(super) fn route_name(&self) -> Option<Arc<str>> {
-        self.route.as_ref().map(|(route, _)| route.name.clone())
+    /// The route's name.
+    pub(super) fn route_name(&self) -> Option<&Arc<str>> {
+        self.route.as_ref().map(|(route, _)| &route.name)
     }
 
     /// Header changes, level after level.
@@ -185,7 +185,7 @@ async fn dialed(down: &Downstream, original: SocketAddr) -> Place {
             return Place::Service(view, original.port(), down.original.is_none());
         }
         // An endpoint's own address: the application balances by itself, and its choice stands.
-        let find = |at: usize| find(&view.clusters[at].endpoints, original).cloned();
+        let find = |at: usize| find(&view.clusters[at].config, &view.clusters[at].endpoints, original).cloned();
         if let target::Address::Endpoint(at, endpoint) = target::address(&view.service, original, false, find) {
             return Place::Pinned(view.clusters[at].clone(), endpoint);
         }
@@ -237,16 +237,10 @@ fn by_route(
                     return Decision::Refuse(Some(service), Reason::BadRequest { detail: super::NO_REWRITTEN_PATH });
                 }
             };
-            let fixed = cluster.config.original_destination.then_some(down.original).flatten();
-            let mut fixed = fixed.map(|to| down.foreign.endpoint_of(&cluster, to));
-            if cluster.config.dynamic_dns {
-                // A route that gives the request another authority means that one.
-                let rewritten = forward.destinations[at].authority.as_ref();
-                match cluster.named(rewritten.map_or(view.authority, |authority| authority.as_str())) {
-                    Ok(endpoint) => fixed = Some(endpoint),
-                    Err(reason) => return Decision::Refuse(Some(service), reason),
-                }
-            }
+            let fixed = match fixed(down, view, &service, &cluster, &forward.destinations[at]) {
+                Ok(fixed) => fixed,
+                Err(reason) => return Decision::Refuse(Some(service), reason),
+            };
             let mirrors = mirrors(forward, &service, view);
             let (route, keeps_form) = (Some((route, at)), !by_name);
             Decision::Send(Plan { cluster, fixed, hash, route, rewritten, keeps_form, grant, mirrors })
@@ -267,6 +261,28 @@ fn by_route(
             Decision::Answer(service, route, Box::new(response), grant)
         }
     }
+}
+
+/// The endpoint of a cluster that the request itself chose, by the address that it was dialed to or by its authority.
+fn fixed(
+    down: &Downstream,
+    view: &RequestView<'_>,
+    service: &ServiceView,
+    cluster: &Arc<ClusterView>,
+    destination: &Destination,
+) -> Result<Option<Arc<Endpoint>>, Reason> {
+    let config = &cluster.config;
+    if config.dynamic_dns {
+        // A route that gives the request another authority means that one.
+        let rewritten = destination.authority.as_ref();
+        return cluster.named(rewritten.map_or(view.authority, |authority| authority.as_str())).map(Some);
+    }
+    if config.headless {
+        let names = &service.service.names;
+        return Ok(target::chosen(config, &cluster.endpoints, down.original, view.authority, names).cloned());
+    }
+    let dialed = config.original_destination.then_some(down.original).flatten();
+    Ok(dialed.map(|to| down.foreign.endpoint_of(cluster, to)))
 }
 
 /// A gateway's `httpsRedirect`: as Envoy, 301, and the port is that of https.

@@ -142,6 +142,8 @@ impl<'a> Ports<'a> {
         // A host's Service comes before its ServiceEntry.
         for document in services.chain(documents) {
             let (hosts, numbers): (Vec<String>, Vec<u32>) = match &document.object {
+                // Ports are those of the host that it stands for, or of its instances.
+                Object::Service(service) if service.ports.is_empty() => continue,
                 Object::Service(service) => (
                     vec![fqdn(&document.name, &document.namespace)],
                     service.ports.iter().map(|port| port.number).collect(),

@@ -144,6 +144,32 @@ fn service_entries() {
     let ports: Vec<_> = entry.ports.iter().map(|port| (port.number, port.protocol)).collect();
     assert_eq!(ports, [(80, Protocol::Grpc), (443, Protocol::Tls)]);
     let ports = "ports: [{number: 80, name: http}]";
+    let unix = "endpoints: [{address: 'unix:///run/a.sock'}, {address: 'unix://@b'}]";
+    let read = object("ServiceEntry", &format!("{{hosts: [a.test], resolution: STATIC, {ports}, {unix}}}"));
+    assert!(matches!(read, Object::ServiceEntry(entry) if entry.endpoints.iter().all(|one| one.is_unix())));
+    for (what, text) in [
+        (format!("resolution: DNS, {ports}, {unix}"), "`unix:///run/a.sock` needs `resolution: STATIC`"),
+        (
+            format!("resolution: STATIC, ports: [{{number: 80, name: a}}, {{number: 81, name: b}}], {unix}"),
+            "needs exactly one port",
+        ),
+        (
+            format!("resolution: STATIC, {ports}, endpoints: [{{address: 'unix://run/a.sock'}}]"),
+            "must be the absolute path",
+        ),
+        (format!("resolution: STATIC, {ports}, endpoints: [{{address: 'unix:///run/'}}]"), "must be the absolute path"),
+        (format!("resolution: STATIC, {ports}, endpoints: [{{address: 'unix://@'}}]"), "needs a name after `@`"),
+        (
+            format!("resolution: STATIC, {ports}, endpoints: [{{address: 'unix:///{}'}}]", "a".repeat(107)),
+            "107 bytes at most",
+        ),
+        (
+            format!("resolution: STATIC, {ports}, endpoints: [{{address: 'unix:///a', ports: {{http: 1}}}}]"),
+            "has no ports",
+        ),
+    ] {
+        refused("ServiceEntry", &[(&format!("{{hosts: [a.test], {what}}}"), text)]);
+    }
     refused(
         "ServiceEntry",
         &[
@@ -226,9 +252,8 @@ fn kubernetes_services() {
     refused(
         "Service",
         &[
-            ("{type: ExternalName, ports: [{port: 1}]}", "`type: ExternalName` is not supported yet"),
-            ("{clusterIP: None, ports: [{port: 1}]}", "`clusterIP: None` is not supported yet"),
-            ("{ports: [{port: 1}, {port: 2}]}", "`ports[0].name` is required"),
+            ("{type: ExternalName, ports: [{port: 1}]}", "`externalName` is required"),
+            ("{ports: [{port: 1}, {port: 2}]}", "port 1 needs a `name`: only a Service's single port"),
             ("{ports: [{port: 53, protocol: UDP}]}", "warning: port 53 is left out"),
             (
                 "{ports: [{port: 80, targetPort: 65536}]}",

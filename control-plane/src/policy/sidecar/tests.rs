@@ -34,7 +34,7 @@ fn every_field() {
     assert_eq!(found.egress[1].hosts[1], excluded);
     let ingress = &found.ingress[0];
     assert_eq!((ingress.port, ingress.protocol), (9080, v1::Protocol::Http));
-    assert_eq!((ingress.to, ingress.pool.unwrap().max_connections), ("127.0.0.1:8080".parse().ok(), 3));
+    assert_eq!((ingress.to.as_deref(), ingress.pool.unwrap().max_connections), (Some("127.0.0.1:8080"), 3));
     assert_eq!(found.inbound_pool.unwrap().http2_max_requests, 7);
     assert_eq!(found.outbound, v1::OutboundPolicy::RegistryOnly);
     assert_eq!(sidecar("  egress: [{hosts: ['*/*']}]\n").outbound, v1::OutboundPolicy::OutboundUnset);

@@ -129,6 +129,78 @@ fn what_comes_in_is_taken_as_the_sidecar_says() {
         (with.protocol(9080), with.protocol(9081), with.protocol(1)),
         (Protocol::Http2, Protocol::Tcp, Protocol::Unknown)
     );
-    let to = |text: &str| with.destination(text.parse().unwrap()).to_string();
-    assert_eq!((to("10.0.0.1:9080"), to("10.0.0.1:9081")), ("127.0.0.1:8080".into(), "10.0.0.1:9081".into()));
+    use weft_core::policy::DeliverTo;
+    let to = |text: &str| with.destination(text.parse().unwrap());
+    let at = |text: &str| DeliverTo::Address(text.parse().unwrap());
+    assert_eq!((to("10.0.0.1:9080"), to("10.0.0.1:9081")), (at("127.0.0.1:8080"), at("10.0.0.1:9081")));
+    let unix = "{ingress: [{port: {number: 9080, protocol: HTTP, name: a}, defaultEndpoint: 'unix:///run/app.sock'}]}";
+    let to = of(&sidecar("s", "default", unix)).destination("10.0.0.1:9080".parse().unwrap());
+    assert_eq!(to, DeliverTo::Unix("/run/app.sock".into()));
+}
+
+/// istio/istio#37087: a VirtualService comes as a whole with any of its hosts.
+#[test]
+fn an_import_of_one_host_brings_the_other_hosts_of_its_virtual_service() {
+    let hosts = "hosts: [a.example.com, b.example.com, only-routed.example.com]";
+    let routes = format!("{{{hosts}, http: [{{route: [{{destination: {{host: a.example.com}}}}]}}]}}");
+    let entries = entry("a.example.com", "other", &[80]) + &entry("b.example.com", "other", &[80, 81]);
+    let scope = |egress: &str| sidecar("s", "shop", &format!("{{egress: [{egress}]}}"));
+    let of = |egress: &str, routes: &str| {
+        world(&(entries.clone() + &scope(egress) + &doc("VirtualService", "both", "other", routes)), &[])
+    };
+    let shop = |world: &World| world.scope("shop", &Default::default());
+    let known = |world: &World, name: &str| resolve(world, &shop(world), name).is_some();
+    let import = "{hosts: ['other/a.example.com']}";
+    let world = of(import, &routes);
+    for name in ["a.example.com", "b.example.com", "only-routed.example.com"] {
+        assert!(known(&world, name), "{name}");
+        let service = service(&world, &shop(&world), name).unwrap();
+        let http: Vec<_> = service.ports.iter().flat_map(|port| &port.connection_routes).collect();
+        let routed = service.ports.iter().any(|port| !port.routes.is_empty()) || !http.is_empty();
+        // TCP ports have no routes for requests.
+        assert!(routed || name != "only-routed.example.com", "{name}: {service:?}");
+    }
+    // At a port of the import alone, and not what is left out by name.
+    let at_port = of("{port: {number: 80}, hosts: ['other/a.example.com']}", &routes);
+    let ports = service(&at_port, &shop(&at_port), "b.example.com").unwrap().ports;
+    assert_eq!(ports.iter().map(|port| port.number).collect::<Vec<_>>(), [80]);
+    assert!(!known(&of("{hosts: ['other/a.example.com', '~other/b.example.com']}", &routes), "b.example.com"));
+    // One that is not for this namespace brings nothing, nor does one of a host that is not imported.
+    let private = routes.replace("{hosts", "{exportTo: ['.'], hosts");
+    assert!(!known(&of(import, &private), "b.example.com"));
+    assert!(!known(&of("{hosts: ['elsewhere/a.example.com']}", &routes), "b.example.com"));
+    // Clients are told when the routes come.
+    let mut later = of(import, &private);
+    let all = entries.clone() + &scope(import) + &doc("VirtualService", "both", "other", &routes);
+    assert!(later.set_policies(documents(&all), 0).names && known(&later, "b.example.com"));
+}
+
+/// Istio's IST0110.
+#[test]
+fn sidecars_with_different_selectors_that_pick_one_workload_are_told() {
+    let of = |name: &str, labels: &str| {
+        let spec = format!("{{workloadSelector: {{labels: {{{labels}}}}}, egress: [{{hosts: ['*/*']}}]}}");
+        sidecar(name, "default", &spec)
+    };
+    let both = of("a", "version: v1") + &of("b", "app: order") + &of("c", "app: other");
+    let told = |policies: &str, instances: &[Instance]| -> Vec<String> {
+        let found = warnings(&world(policies, instances), true);
+        let mine = found.iter().filter(|problem| problem.code == crate::policy::Code::ConflictingSidecars);
+        mine.map(|problem| problem.text.clone()).collect()
+    };
+    let mut orders = orders();
+    assert_eq!(told(&both, &orders), Vec::<String>::new(), "none has the labels of two");
+    for order in &mut orders {
+        order.labels.insert("app".to_owned(), "order".to_owned());
+        order.workload = "order".to_owned();
+    }
+    let found = told(&both, &orders);
+    let text = "workload `order` on node-order-1 has the labels that Sidecar/default/a selects too, which is older";
+    assert!(found.len() == 1 && found[0].starts_with(text), "{found:?}");
+    // Of another namespace they are others.
+    let elsewhere: Vec<Instance> = orders.iter().map(|order| in_namespace(order.clone(), "shop")).collect();
+    assert_eq!(told(&both, &elsewhere), Vec::<String>::new());
+    let entry = doc("WorkloadEntry", "w", "default", "{address: 10.0.0.9, labels: {version: v1, app: order}}");
+    let found = told(&(both + &entry), &[]);
+    assert!(found.len() == 1 && found[0].starts_with("WorkloadEntry/default/w has the labels"), "{found:?}");
 }

@@ -63,6 +63,7 @@ pub(super) fn cluster(message: &v1::Cluster) -> Result<Cluster> {
         protocol: protocol(message.protocol).at("protocol")?,
         original_destination: message.original_destination || load_balancer == LoadBalancer::Passthrough,
         dynamic_dns: message.dynamic_dns,
+        headless: message.headless,
         load_balancer,
         locality,
         warmup,

@@ -11,7 +11,7 @@ use weft_proto::v1;
 use crate::balance::Again;
 use crate::cors::Cors;
 use crate::fault::{Abort, Fault, Share};
-use crate::headers::{HeaderChange, HeaderOps, Template};
+use crate::headers::{HeaderChange, HeaderOps, Side, Template};
 use crate::policy::Cluster;
 use crate::re2;
 use crate::retry::{DEFAULT_BACKOFF, RetryOn, RetryPolicy};
@@ -298,6 +298,7 @@ fn header_change(
     message: Option<&v1::HeaderChange>,
     mut authority: Option<&mut Option<Authority>>,
 ) -> Result<HeaderChange> {
+    let side = if authority.is_some() { Side::Request } else { Side::Response };
     let Some(message) = message else { return Ok(HeaderChange::default()) };
     let mut list = |field: &str, values: &[v1::HeaderValue]| -> Result<Vec<(HeaderName, Template)>> {
         let mut compiled = Vec::with_capacity(values.len());
@@ -311,7 +312,7 @@ fn header_change(
                 continue;
             }
             let name = header_name(&item.name).at("name").at(&at)?;
-            compiled.push((name, Template::parse(&item.value).at("value").at(&at)?));
+            compiled.push((name, Template::parse(&item.value, side).at("value").at(&at)?));
         }
         Ok(compiled)
     };

@@ -25,6 +25,7 @@ fn base() -> v1::Service {
         clusters: vec![cluster(""), cluster("v2")],
         external: false,
         exported: false,
+        external_name: String::new(),
     }
 }
 
@@ -378,7 +379,7 @@ fn mistakes_name_the_field() {
                 ..forward_route(to(&[(0, 0)]))
             }),
             "ports[0].routes[0].headers.request.add[0].value",
-            "%UPSTREAM_HOST% is not supported yet",
+            "%UPSTREAM_HOST% can be used in `response` alone",
         ),
         (
             with_route(v1::HttpRoute {
@@ -439,7 +440,11 @@ fn endpoints_are_compiled() {
     assert_eq!(good[0].identity.as_ref().unwrap().service_account(), "b");
     let named = compile(v1::Endpoint { address: "DB.example.com".into(), ..plain.clone() }).unwrap();
     assert_eq!(named[0].address, Address::Name("db.example.com".into()));
+    let unix = v1::Endpoint { address: "unix:///run/A.sock".into(), ..v1::Endpoint::default() };
+    assert_eq!(compile(unix).unwrap()[0].address, Address::Unix("/run/A.sock".into()));
     for (endpoint, field) in [
+        (v1::Endpoint { address: "unix://a".into(), ..plain.clone() }, "endpoints[0].address"),
+        (v1::Endpoint { address: "unix:///a\0".into(), ..plain.clone() }, "endpoints[0].address"),
         (v1::Endpoint { address: "a b".into(), ..plain.clone() }, "endpoints[0].address"),
         (v1::Endpoint { port: 0, ..plain.clone() }, "endpoints[0].port"),
         (v1::Endpoint { identity: "bob".into(), ..plain.clone() }, "endpoints[0].identity"),
@@ -519,6 +524,8 @@ fn gateways_of_other_data_centres_are_compiled() {
         (subset(101, "spiffe://two/ns/a/sa/b"), "10.9.0.1", 1, "remotes[0].subsets[\"v2\"].share"),
         (subset(1, "bob"), "10.9.0.1", 1, "remotes[0].subsets[\"v2\"].identities"),
         (subset(1, "spiffe://two/ns/a/sa/b"), "a b", 1, "remotes[0].gateways[0].address"),
+        // A peer says of itself where it is, and must not make us open files.
+        (subset(1, "spiffe://two/ns/a/sa/b"), "unix:///run/a", 1, "remotes[0].gateways[0].address"),
         (subset(1, "spiffe://two/ns/a/sa/b"), "a", 0, "remotes[0].gateways[0].port"),
     ] {
         assert_eq!(compile(subset, gateway, port).unwrap_err().field, want);

@@ -18,6 +18,7 @@ pub(crate) fn config(address: &str, weight: u32) -> EndpointConfig {
         workload: "".into(),
         namespace: "".into(),
         locality: "".into(),
+        hostnames: Vec::new(),
         remote: None,
     }
 }
@@ -33,6 +34,7 @@ pub(crate) fn gateway(address: &str, share: u32) -> EndpointConfig {
 pub(crate) fn cluster(load_balancer: LoadBalancer, outlier: Option<OutlierDetection>) -> Cluster {
     Cluster {
         dynamic_dns: false,
+        headless: false,
         name: "outbound|80||a".into(),
         host: "a".into(),
         port: 80,
@@ -198,7 +200,8 @@ fn an_address_twice_is_one_endpoint_and_found_whatever_its_health() {
     let configs = arcs([config("10.0.0.1:80", 1), config("10.0.0.1:80", 2), draining]);
     let found = for_cluster(&cluster(LoadBalancer::LeastRequest, None), &configs, &[]);
     assert_eq!(found.iter().map(|e| e.is_eligible()).collect::<Vec<_>>(), [true, false]);
-    let find = |text: &str| super::find(&found, text.parse().unwrap()).map(|e| e.key.to_string());
+    let plain = cluster(LoadBalancer::LeastRequest, None);
+    let find = |text: &str| super::find(&plain, &found, text.parse().unwrap()).map(|e| e.key.to_string());
     assert_eq!(find("10.0.0.2:80").as_deref(), Some("10.0.0.2:80"));
     assert_eq!(find("10.0.0.2:81"), None);
 }
@@ -228,6 +231,20 @@ fn gateways_of_other_data_centres_belong_to_subsets_by_name() {
     let moved = for_cluster(&cluster, &[Arc::new(gateway("10.9.0.1:15443", 8))], &found);
     assert_eq!(moved[0].remote.as_ref().unwrap().share, 8);
     assert!(Arc::ptr_eq(&moved[0].state, &found[0].state));
+}
+
+#[test]
+fn a_unix_socket_is_an_endpoint_whatever_the_port() {
+    let unix = EndpointConfig { address: Address::Unix("/run/a.sock".into()), port: 0, ..config("10.0.0.1:80", 1) };
+    let configs = [Arc::new(unix)];
+    for target_port in
+        [TargetPort::Registered, TargetPort::Number(8080), TargetPort::Named { name: "http".into(), otherwise: None }]
+    {
+        let cluster = Cluster { target_port, ..cluster(LoadBalancer::LeastRequest, None) };
+        let found = for_cluster(&cluster, &configs, &[]);
+        assert_eq!((&*found[0].key, &found[0].target), ("/run/a.sock", &Target::Unix("/run/a.sock".into())));
+        assert!(Arc::ptr_eq(&found[0], &for_cluster(&cluster, &configs, &found)[0]), "its state is kept");
+    }
 }
 
 #[test]
