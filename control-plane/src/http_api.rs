@@ -18,6 +18,7 @@ use tokio_rustls::TlsAcceptor;
 use weft_agent::answer::{self, Answered};
 use weft_agent::eureka::route::{self as eureka, Endpoint};
 use weft_agent::listen::{self, Answers};
+use weft_agent::page::Names;
 use weft_agent::query::Query;
 use weft_agent::refused::Refused;
 
@@ -64,6 +65,8 @@ struct Listener {
     api: HttpApi,
     /// It can be reached from elsewhere: nobody is answered without a token.
     remote: bool,
+    /// Names that it may be asked by, where it cannot.
+    names: Names,
 }
 
 /// Serves in the background, at all of these places.
@@ -86,11 +89,12 @@ pub async fn serve(api: HttpApi, settings: &Settings, ca: &Arc<Ca>) -> Result<()
             bound => bound.with_context(|| format!("cannot listen on {address} for HTTP (--http-listen)"))?,
         };
         let remote = !address.ip().to_canonical().is_loopback();
-        let answers = Arc::new(Listener { api: api.clone(), remote });
+        let names = Names::new(&own_name(), &settings.names);
+        let answers = Arc::new(Listener { api: api.clone(), remote, names });
         let scheme = if remote { "https" } else { "http" };
         tracing::info!("programs without a sidecar find Consul's API at {scheme}://{address}");
         if remote {
-            let tls = acceptor(ca.clone(), names(address.ip(), &own_name(), &settings.names))?;
+            let tls = acceptor(ca.clone(), certified(address.ip(), &own_name(), &settings.names))?;
             tokio::spawn(listen::serve_tls(answers, listener, tls));
         } else {
             tokio::spawn(listen::serve(answers, listener));
@@ -104,7 +108,7 @@ fn own_name() -> String {
 }
 
 /// Names and addresses in the certificate of a listener.
-fn names(listener: IpAddr, host: &str, more: &[String]) -> Vec<String> {
+fn certified(listener: IpAddr, host: &str, more: &[String]) -> Vec<String> {
     let mut names = vec!["localhost".to_owned(), Ipv4Addr::LOCALHOST.to_string()];
     if !listener.is_unspecified() {
         names.push(listener.to_canonical().to_string());
@@ -141,8 +145,11 @@ pub fn write_root(ca: &Ca, data_dir: &Path) -> Result<()> {
 
 impl Answers for Listener {
     fn turned_away(&self, head: &request::Parts) -> Option<Answered> {
+        // On loopback no token is needed: a web page must not be taken for a program.
+        let page = || self.names.refuses(&head.method, &head.uri, &head.headers, "--http-name");
+        let page = if self.remote { None } else { page() };
         // Nobody unknown makes us hold what he sends.
-        self.rights(head).err().map(|refused| refusal(&refused, head))
+        page.or_else(|| self.rights(head).err()).map(|refused| refusal(&refused, head))
     }
 
     async fn answer(&self, from: SocketAddr, request: Request<Bytes>) -> Answered {
@@ -290,7 +297,8 @@ mod tests {
     async fn a_token_says_what_is_seen_and_written() {
         let dir = tempfile::tempdir().unwrap();
         let api = api(dir.path()).await;
-        let (here, remote) = [false, true].map(|remote| Listener { api: api.clone(), remote }).into();
+        let (here, remote) =
+            [false, true].map(|remote| Listener { api: api.clone(), remote, names: Names::default() }).into();
         let all = token(&api, "default", &[], &[]);
         let narrow = token(&api, "default", &["pay*"], &["conf/"]);
         let shop = token(&api, "shop", &[], &[]);
@@ -344,10 +352,14 @@ mod tests {
         let api = api(dir.path()).await;
         let token = token(&api, "default", &[], &[]);
         let ca = Arc::new(Ca::create("cluster.local", SystemTime::now()).unwrap().0);
-        let tls = acceptor(ca.clone(), names([10, 0, 0, 9].into(), "cp", &["consul.example".into()])).unwrap();
+        let tls = acceptor(ca.clone(), certified([10, 0, 0, 9].into(), "cp", &["consul.example".into()])).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let at = listener.local_addr().unwrap();
-        tokio::spawn(listen::serve_tls(Arc::new(Listener { api, remote: true }), listener, tls));
+        tokio::spawn(listen::serve_tls(
+            Arc::new(Listener { api, remote: true, names: Names::default() }),
+            listener,
+            tls,
+        ));
         let mut roots = rustls::RootCertStore::empty();
         roots.add(ca.root().clone()).unwrap();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -382,7 +394,7 @@ mod tests {
 
     #[test]
     fn no_address_of_all_in_a_certificate() {
-        let list = names([0, 0, 0, 0].into(), "cp", &["10.1.1.1".into(), "cp".into()]);
+        let list = certified([0, 0, 0, 0].into(), "cp", &["10.1.1.1".into(), "cp".into()]);
         assert_eq!(list, ["10.1.1.1", "127.0.0.1", "cp", "localhost"]);
     }
 }

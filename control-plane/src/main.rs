@@ -127,7 +127,7 @@ struct Http {
     /// folder), and nobody is answered without a token (weftctl token create --api).
     #[arg(long, value_name = "ADDR:PORT")]
     http_listen: Vec<Listen>,
-    /// Further name or address in that certificate; repeatable. It has the listener's address, 127.0.0.1, localhost and
+    /// Further name or address in that certificate, or by which a listener on loopback may be asked; repeatable. It has the listener's address, 127.0.0.1, localhost and
     /// this host's name; a listener at 0.0.0.0 has to be given the address that clients use.
     #[arg(long = "http-name", value_name = "NAME")]
     http_names: Vec<String>,

@@ -71,6 +71,14 @@ fn page(proxy: &Proxy, pages: Pages, request: &Request<Incoming>) -> Response<Fu
     if request.method() != Method::GET && request.method() != Method::HEAD {
         return text(StatusCode::METHOD_NOT_ALLOWED, "GET only\n".into());
     }
+    // What is on loopback alone is not for the web pages of a browser.
+    let page = (pages == Pages::Admin).then(|| {
+        let names = &proxy.settings.names;
+        names.refuses(request.method(), request.uri(), request.headers(), "--api-host")
+    });
+    if let Some(refused) = page.flatten() {
+        return text(refused.status, format!("{}\n", refused.text));
+    }
     match (request.uri().path(), pages) {
         ("/healthz/ready" | "/ready", _) => match not_ready(proxy) {
             None => text(StatusCode::OK, "ready\n".into()),

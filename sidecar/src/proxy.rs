@@ -27,6 +27,8 @@ pub struct Settings {
     pub probes: Vec<String>,
     /// Protocols that requests may switch to (`Upgrade`), in lower case; `connect` stands for CONNECT.
     pub upgrades: Vec<String>,
+    /// Names by which the pages on loopback may be asked.
+    pub names: weft_agent::page::Names,
 }
 
 impl Settings {

@@ -19,6 +19,7 @@ use weft_agent::checks::target;
 use weft_agent::connect::Leaves;
 use weft_agent::datacenter::Datacenter;
 use weft_agent::local::Local;
+use weft_agent::page::Names;
 use weft_agent::{Agent, definitions, entry};
 use weft_core::locality::Place;
 use weft_core::names::normalise;
@@ -141,6 +142,7 @@ pub fn start(config: Config, application: Application) -> Result<Sidecar> {
         outbound: Arc::default(),
         ports: Default::default(),
         settings: Settings {
+            names: Names::new(hostname(), &config.api_host),
             allow_any: config.outbound_traffic == OutboundPolicy::AllowAny,
             workload: own,
             probes: config.app_probes.clone(),
@@ -214,6 +216,7 @@ pub fn start(config: Config, application: Application) -> Result<Sidecar> {
         eureka: Default::default(),
         towards,
         address,
+        names: Names::new(hostname(), &config.api_host),
     });
     tokio::spawn(agent.local.clone().report());
     tokio::spawn(agent.local.clone().keep_saved());

@@ -13,6 +13,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         ("fifty_thousand_instances_survive_a_kill_and_the_loss_of_all_leases", many),
         ("a_clock_that_jumps_removes_nobody", clock),
         ("nonsense_is_refused_and_nothing_is_lost", nonsense),
+        ("web_pages_neither_read_nor_write_what_is_on_loopback", web_pages),
         ("a_sidecar_whose_token_names_another_identity_joins_anew", another_identity),
         ("consuls_config_entries_route_requests", config_entries),
         ("a_service_without_a_port_is_found_by_name_and_is_no_endpoint", portless),
@@ -171,6 +172,47 @@ fn nonsense() -> Result<()> {
     mesh.wait_healthy(&order.pod.ip)?;
     let status = mesh.status();
     ensure!(status.matches(" healthy ").count() == 1, "nothing was lost and nothing came:\n{status}");
+    Ok(())
+}
+
+/// What a browser sends for a page whose name was made to lead here, or from another origin.
+fn web_pages() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    let pod = mesh.pod("order1")?;
+    let _sidecar = mesh.sidecar(
+        &pod,
+        "order-service",
+        &["--service", "order-service", "--port", "8080", "--api-host", "agent.test"],
+    )?;
+    let ask = |pod: &Pod, url: &str, args: &[&str]| pod.curl(&[args, &["-w", "\n%{http_code}", url]].concat());
+    let (evil, origin) =
+        (["-H", "Host: evil.example:8500"], ["-X", "PUT", "-d", "x", "-H", "Origin: https://evil.example"]);
+    let here = [
+        "http://127.0.0.1:8500/v1/agent/services",
+        "http://127.0.0.1:8761/eureka/apps",
+        "http://127.0.0.1:15000/config",
+    ];
+    for url in here {
+        let answer = ask(&pod, url, &evil)?;
+        ensure!(answer.ends_with("\n421") && !answer.contains("order-service"), "{url}: {answer}");
+        ensure!(answer.contains("--api-host evil.example"), "the remedy: {answer}");
+        for name in ["127.0.0.1:8500", "localhost", "agent.test:8500"] {
+            let answer = ask(&pod, url, &["-H", &format!("Host: {name}")])?;
+            ensure!(answer.ends_with("\n200"), "{url} as {name}: {answer}");
+        }
+    }
+    let written = ask(&pod, "http://127.0.0.1:8500/v1/kv/a", &origin)?;
+    ensure!(written.ends_with("\n403") && written.contains("other origins"), "{written}");
+    pod.curl(&["-f", "-X", "PUT", "-d", "x", "http://127.0.0.1:8500/v1/kv/b"])?;
+    let keys = pod.curl(&["-f", "http://127.0.0.1:8500/v1/kv/?keys"])?;
+    ensure!(keys.trim() == r#"["b"]"#, "{keys}");
+    // Probes come by the pod's address, and by whatever name.
+    ask(&pod, "http://127.0.0.1:15021/healthz/ready", &evil).and_then(|answer| {
+        ensure!(answer.ends_with("\n200"), "{answer}");
+        Ok(())
+    })?;
+    let center = ask(&mesh.center, "http://127.0.0.1:8501/v1/catalog/services", &evil)?;
+    ensure!(center.ends_with("\n421") && center.contains("--http-name evil.example"), "{center}");
     Ok(())
 }
 

@@ -245,6 +245,7 @@ impl Externals {
             eureka: Default::default(),
             towards: (address, 9).into(),
             address: None,
+            names: Default::default(),
         };
         let node = Arc::new(Node { address, agent, direct, file, tasks: Mutex::new(tasks.into()) });
         nodes.insert(name, node.clone());

@@ -24,6 +24,7 @@ pub mod forward;
 pub mod inside;
 pub mod listen;
 pub mod local;
+pub mod page;
 pub mod path;
 pub mod query;
 pub mod read;
@@ -75,9 +76,17 @@ pub struct Agent {
     pub towards: SocketAddr,
     /// The pod's address, where it was given.
     pub address: Option<IpAddr>,
+    /// Names that it may be asked by.
+    pub names: page::Names,
 }
 
 impl Answers for Agent {
+    fn turned_away(&self, head: &request::Parts) -> Option<Answered> {
+        let query = Query::parse(head.uri.query().unwrap_or_default());
+        let refused = self.names.refuses(&head.method, &head.uri, &head.headers, "--api-host")?;
+        Some(answer::refusal(&refused, head.method == Method::GET, &query))
+    }
+
     async fn answer(&self, _: SocketAddr, request: Request<Bytes>) -> Answered {
         let (head, body) = request.into_parts();
         let query = Query::parse(head.uri.query().unwrap_or_default());

@@ -73,6 +73,7 @@ pub(crate) fn pod_with(file: Option<PathBuf>) -> Pod {
         eureka: Default::default(),
         towards: ([127, 0, 0, 1], 1).into(),
         address: None,
+        names: Default::default(),
     });
     Pod { agent }
 }

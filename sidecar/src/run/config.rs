@@ -46,6 +46,10 @@ pub struct Config {
     /// loopback only.
     #[arg(long, default_value = "127.0.0.1:8761", value_parser = loopback)]
     pub eureka_api: Listen,
+    /// Further name that programs of this pod may ask --agent-api, --eureka-api and the pages on 127.0.0.1 by, besides addresses,
+    /// localhost and the pod's own name; repeatable. Others are refused: a web page can have its name lead there.
+    #[arg(long, value_name = "NAME")]
+    pub api_host: Vec<String>,
     /// Where Consul's DNS names are served to this pod with the real addresses of instances (127.0.0.1's port is served on
     /// [::1] too), or "off"; loopback only.
     #[arg(long, default_value = "127.0.0.1:8600", value_parser = loopback)]
@@ -188,6 +192,7 @@ impl From<GatewayConfig> for Config {
             health_interval: 5,
             workload_group: None,
             agent_api: Listen(None),
+            api_host: Vec::new(),
             enable_script_checks: false,
             connect_leaf: false,
             eureka_api: Listen(None),

@@ -1,0 +1,132 @@
+//! Requests that a web page has a browser make. An API on loopback is open to all programs of the pod, and so to a browser: a
+//! page whose name is made to lead to 127.0.0.1 (DNS rebinding) would read and write the registry, and any page can send what
+//! it gets no answer to.
+
+use http::{HeaderMap, Method, StatusCode, Uri, header};
+
+use crate::refused::Refused;
+
+/// The names by which an API on loopback may be asked, besides addresses and `localhost`: no page has an address for a name.
+#[derive(Debug, Clone, Default)]
+pub struct Names(Vec<String>);
+
+impl Names {
+    /// `host`: the machine's own name, of which the first label alone counts too. `allowed`: others.
+    pub fn new(host: &str, allowed: &[String]) -> Names {
+        let own = [host, host.split('.').next().unwrap_or_default()];
+        let own = own.into_iter().filter(|name| !name.is_empty()).map(str::to_owned);
+        Names(own.chain(allowed.iter().cloned()).collect())
+    }
+
+    /// Why a request is refused, where it may be a page's; `option`: the one that allows a name.
+    pub fn refuses(&self, method: &Method, uri: &Uri, headers: &HeaderMap, option: &str) -> Option<Refused> {
+        let authority = asked(uri, headers);
+        let host = without_port(authority);
+        if !self.has(host) {
+            let text = format!(
+                "this API is for programs of this pod, and {host:?} is neither an address, localhost nor a name of the pod: a web \
+                 page can make its name lead here. If it is meant, allow it by {option} {host}"
+            );
+            return Some(Refused::new(StatusCode::MISDIRECTED_REQUEST, text));
+        }
+        let reads = matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS);
+        (!reads && is_of_another_page(headers, authority))
+            .then(|| Refused::new(StatusCode::FORBIDDEN, "web pages of other origins may not write here"))
+    }
+
+    fn has(&self, host: &str) -> bool {
+        let bare = host.trim_start_matches('[').trim_end_matches(']');
+        let lower = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
+        // Clients of HTTP/1.0 say none, and no browser is one.
+        host.is_empty()
+            || bare.parse::<std::net::IpAddr>().is_ok()
+            || lower == "localhost"
+            || lower.ends_with(".localhost")
+            || self.0.iter().any(|name| name.eq_ignore_ascii_case(&lower))
+    }
+}
+
+/// The authority that a request names.
+fn asked<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> &'a str {
+    match uri.authority() {
+        Some(authority) => authority.as_str(),
+        // What is no text is no name.
+        None => headers.get(header::HOST).map_or("", |host| host.to_str().unwrap_or("?")),
+    }
+}
+
+fn without_port(authority: &str) -> &str {
+    match authority.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) && !authority.ends_with(']') => host,
+        _ => authority,
+    }
+}
+
+/// Whether a browser says that another page than one of ours asks (Fetch, 3.1 and Fetch Metadata).
+fn is_of_another_page(headers: &HeaderMap, authority: &str) -> bool {
+    let text = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
+    let origin = text("origin").map(|origin| origin.split_once("://").map_or(origin, |(_, origin)| origin));
+    origin.is_some_and(|origin| !origin.eq_ignore_ascii_case(authority))
+        || text("sec-fetch-site").is_some_and(|site| !matches!(site, "same-origin" | "none"))
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+
+    use super::*;
+
+    fn refused(method: &str, headers: &[(&str, &str)]) -> Option<u16> {
+        let names = Names::new("web-1.example.internal", &["consul.test".to_owned()]);
+        let mut request = Request::builder().method(method).uri("/v1/kv/a");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let head = request.body(()).unwrap().into_parts().0;
+        names.refuses(&head.method, &head.uri, &head.headers, "--api-host").map(|refused| refused.status.as_u16())
+    }
+
+    #[test]
+    fn a_name_that_a_page_can_have_is_misdirected() {
+        for host in [
+            "127.0.0.1:8500",
+            "localhost",
+            "localhost:8500",
+            "LOCALHOST.",
+            "a.localhost",
+            "[::1]:8500",
+            "[::1]",
+            "10.0.0.7:1",
+            "web-1",
+            "WEB-1.example.internal:8500",
+            "consul.test",
+            "",
+        ] {
+            assert_eq!(refused("PUT", &[("host", host)]), None, "{host}");
+        }
+        assert_eq!(refused("GET", &[]), None);
+        for host in [
+            "evil.example",
+            "evil.example:8500",
+            "127.0.0.1.evil.example",
+            "localhost.evil.example",
+            "web-2",
+            "consul.test.evil",
+        ] {
+            assert_eq!(refused("GET", &[("host", host)]), Some(421), "{host}");
+        }
+    }
+
+    #[test]
+    fn a_page_of_another_origin_writes_nothing() {
+        let host = ("host", "localhost:8500");
+        assert_eq!(refused("PUT", &[host, ("origin", "http://localhost:8500")]), None);
+        for origin in ["https://evil.example", "http://localhost:3000", "null"] {
+            assert_eq!(refused("PUT", &[host, ("origin", origin)]), Some(403), "{origin}");
+            assert_eq!(refused("GET", &[host, ("origin", origin)]), None, "it gets no answer to read");
+        }
+        assert_eq!(refused("POST", &[host, ("sec-fetch-site", "cross-site")]), Some(403));
+        assert_eq!(refused("POST", &[host, ("sec-fetch-site", "same-site")]), Some(403));
+        assert_eq!(refused("POST", &[host, ("sec-fetch-site", "none")]), None);
+    }
+}
