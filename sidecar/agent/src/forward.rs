@@ -5,6 +5,7 @@
 //! have no such answer.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -30,6 +31,8 @@ const LARGEST: usize = 4 << 20;
 const BLOCKING: usize = 128;
 /// Longest wait for an answer beyond what the query itself waits.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Longest wait for an answer where an earlier one is known.
+const HEDGE: Duration = Duration::from_millis(500);
 /// Pause between tries of a blocking query while the control plane is away.
 const RETRY: Duration = Duration::from_secs(1);
 /// Headers of a request that are passed on.
@@ -66,16 +69,29 @@ struct Found {
 }
 
 /// The source and the memory of its answers.
-pub struct Forwarder {
+#[derive(Clone)]
+pub struct Forwarder(Arc<Inner>);
+
+struct Inner {
     source: Box<dyn Source>,
     memory: Mutex<Memory>,
     blocking: Semaphore,
+    /// The last answer took longer than [`HEDGE`], or did not come.
+    slow: AtomicBool,
+    /// A read finds out whether the source is still slow.
+    probing: AtomicBool,
 }
 
 impl Forwarder {
     /// With an empty memory.
     pub fn new(source: impl Source) -> Forwarder {
-        Forwarder { source: Box::new(source), memory: Mutex::default(), blocking: Semaphore::new(BLOCKING) }
+        Forwarder(Arc::new(Inner {
+            source: Box::new(source),
+            memory: Mutex::default(),
+            blocking: Semaphore::new(BLOCKING),
+            slow: AtomicBool::new(false),
+            probing: AtomicBool::new(false),
+        }))
     }
 
     /// Passes a request on, and its answer back; a blocking query is answered when its wait is over at the latest.
@@ -99,7 +115,7 @@ impl Forwarder {
         let block = query.block().map_err(Refused::bad)?;
         question.query = without(&question.query, &["index", "wait"]);
         let found = match block {
-            None => self.read(&key, question, PATIENCE, query).await,
+            None => self.read_known(&key, question, query).await,
             Some(block) => self.block(&key, question, block, query).await,
         };
         found.map(|found| answered(&found.answer, found.age))
@@ -112,7 +128,7 @@ impl Forwarder {
         (index, wait): (u64, Duration),
         query: &Query,
     ) -> Result<Found, Refused> {
-        let _permit = self.blocking.try_acquire().map_err(|_| {
+        let _permit = self.0.blocking.try_acquire().map_err(|_| {
             let text = format!("{BLOCKING} blocking queries wait already");
             Refused::new(StatusCode::TOO_MANY_REQUESTS, text)
         })?;
@@ -136,40 +152,82 @@ impl Forwarder {
         }
     }
 
+    /// A read that does not block. What is known already is not waited for long: after [`HEDGE`] it is the answer, and while the
+    /// source is slow at once.
+    async fn read_known(&self, key: &Key, question: Question, query: &Query) -> Result<Found, Refused> {
+        if query.has("consistent") || self.0.remembered(key).is_none() {
+            return self.read(key, question, PATIENCE, query).await;
+        }
+        let path = question.path.clone();
+        if !self.0.slow.load(Ordering::Relaxed) {
+            let asking = tokio::spawn(self.clone().learn(key.clone(), question));
+            // It goes on, and is remembered when it comes.
+            match tokio::time::timeout(HEDGE, asking).await {
+                Ok(Ok(Some(answer))) => return Ok(Found { answer, age: None }),
+                Ok(_) => {}
+                Err(_) => self.0.slow.store(true, Ordering::Relaxed),
+            }
+        } else if !self.0.probing.swap(true, Ordering::Relaxed) {
+            let (this, key) = (self.clone(), key.clone());
+            tokio::spawn(async move {
+                this.clone().learn(key, question).await;
+                this.0.probing.store(false, Ordering::Relaxed);
+            });
+        }
+        // It may have been forgotten meanwhile.
+        self.0.remembered(key).ok_or_else(|| away(&path))
+    }
+
+    /// Asks, and remembers the answer. `None`: there is none.
+    async fn learn(self, key: Key, question: Question) -> Option<Arc<Answer>> {
+        let (asked, path) = (Instant::now(), question.path.clone());
+        let answer = Arc::new(self.once(question, PATIENCE).await.ok()?);
+        self.0.slow.store(asked.elapsed() > HEDGE, Ordering::Relaxed);
+        self.0.remember(&key, &path, &answer);
+        Some(answer)
+    }
+
     async fn read(&self, key: &Key, question: Question, limit: Duration, query: &Query) -> Result<Found, Refused> {
         let path = question.path.clone();
-        let of_keys = path.starts_with("/v1/kv/");
         match self.once(question, limit).await {
             Ok(answer) => {
                 let answer = Arc::new(answer);
-                match answer.status {
-                    200 => self.memory().put(key, &answer),
-                    // That there is no such key is an answer too.
-                    404 if of_keys => self.memory().put(key, &answer),
-                    // What went wrong there says nothing against what we remember.
-                    500.. => {}
-                    _ => self.memory().remove(key),
-                }
+                self.0.remember(key, &path, &answer);
                 Ok(Found { answer, age: None })
             }
             Err(()) if query.has("consistent") => Err(away(&path)),
-            Err(()) => {
-                let memory = self.memory();
-                let kept = memory.kept.get(key).ok_or_else(|| away(&path))?;
-                Ok(Found { answer: kept.answer.clone(), age: Some(kept.at.elapsed()) })
-            }
+            Err(()) => self.0.remembered(key).ok_or_else(|| away(&path)),
         }
     }
 
     async fn once(&self, question: Question, limit: Duration) -> Result<Answer, ()> {
         let path = question.path.clone();
-        let failure = match tokio::time::timeout(limit, self.source.ask(question)).await {
+        let failure = match tokio::time::timeout(limit, self.0.source.ask(question)).await {
             Ok(Ok(answer)) => return Ok(answer),
             Ok(Err(status)) => status.message().to_owned(),
             Err(_) => "no answer in time".to_owned(),
         };
         tracing::debug!(path, "the control plane does not answer: {failure}");
         Err(())
+    }
+}
+
+impl Inner {
+    fn remember(&self, key: &Key, path: &str, answer: &Arc<Answer>) {
+        match answer.status {
+            200 => self.memory().put(key, answer),
+            // That there is no such key is an answer too.
+            404 if path.starts_with("/v1/kv/") => self.memory().put(key, answer),
+            // What went wrong there says nothing against what is remembered.
+            500.. => {}
+            _ => self.memory().remove(key),
+        }
+    }
+
+    fn remembered(&self, key: &Key) -> Option<Found> {
+        let memory = self.memory();
+        let kept = memory.kept.get(key)?;
+        Some(Found { answer: kept.answer.clone(), age: Some(kept.at.elapsed()) })
     }
 
     fn memory(&self) -> std::sync::MutexGuard<'_, Memory> {
@@ -226,13 +284,15 @@ fn answered(answer: &Answer, age: Option<Duration>) -> Answered {
     if let Some(age) = age {
         answer::set(&mut response, "x-cache", "HIT");
         answer::set(&mut response, "age", &age.as_secs().to_string());
+        answer::set(&mut response, "x-consul-knownleader", "false");
+        answer::set(&mut response, "x-consul-lastcontact", &age.as_millis().to_string());
     }
     response
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
 
     use http::Request;
 
@@ -242,6 +302,8 @@ mod tests {
     #[derive(Default)]
     struct Fake {
         away: AtomicBool,
+        /// Answers come after ten seconds.
+        hangs: AtomicBool,
         status: AtomicUsize,
         asked: Mutex<Vec<Question>>,
     }
@@ -252,6 +314,9 @@ mod tests {
                 self.asked.lock().unwrap().push(question.clone());
                 if self.away.load(Ordering::Relaxed) {
                     return Err(Status::unavailable("away"));
+                }
+                if self.hangs.load(Ordering::Relaxed) {
+                    tokio::time::sleep(Duration::from_secs(10)).await;
                 }
                 let query = Query::parse(&question.query);
                 if let Some((7, wait)) = query.block().unwrap() {
@@ -325,6 +390,40 @@ mod tests {
         fake.away.store(true, Ordering::Relaxed);
         assert_eq!(age(ask("application/json").await), Some("0".into()));
         assert_eq!(ask("application/xml").await.unwrap_err().status, 503);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_known_is_not_waited_for_while_the_control_plane_hangs() {
+        let (fake, forwarder) = forwarder();
+        assert_eq!(age(forwarder.get("/v1/catalog/services").await), None);
+        fake.hangs.store(true, Ordering::Relaxed);
+        let took = async |uri: &str| {
+            let start = Instant::now();
+            let answered = forwarder.get(uri).await;
+            (start.elapsed(), answered)
+        };
+        let (elapsed, answered) = took("/v1/catalog/services").await;
+        assert_eq!(elapsed, HEDGE);
+        let headers = answered.unwrap().headers().clone();
+        assert_eq!(
+            (headers["x-consul-knownleader"].as_bytes(), headers["x-consul-lastcontact"].as_bytes()),
+            (&b"false"[..], &b"500"[..])
+        );
+        for _ in 0..50 {
+            let (elapsed, answered) = took("/v1/catalog/services").await;
+            assert_eq!((elapsed, age(answered)), (Duration::ZERO, Some("0".to_owned())));
+        }
+        tokio::task::yield_now().await;
+        assert_eq!(fake.asked.lock().unwrap().len(), 3, "one looks whether it is back");
+        // What has never been answered is waited for.
+        assert_eq!(took("/v1/catalog/nodes").await.0, PATIENCE);
+        let consistent = took("/v1/catalog/services?consistent").await;
+        assert!(consistent.0 == PATIENCE && consistent.1.is_err());
+        fake.hangs.store(false, Ordering::Relaxed);
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        forwarder.get("/v1/catalog/services").await.unwrap();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert_eq!(age(forwarder.get("/v1/catalog/services").await), None, "it is back");
     }
 
     #[tokio::test(start_paused = true)]
@@ -408,12 +507,12 @@ mod tests {
         for n in 0..2 * ENTRIES {
             forwarder.get(&format!("/v1/health/service/{n}?n={n}")).await.unwrap();
         }
-        assert_eq!(forwarder.memory().kept.len(), ENTRIES);
+        assert_eq!(forwarder.0.memory().kept.len(), ENTRIES);
         for n in 0..2 * BYTES / LARGEST {
             forwarder.get(&format!("/v1/a/{}?n={n}", LARGEST - 1000)).await.unwrap();
         }
         let (counted, bytes) = {
-            let memory = forwarder.memory();
+            let memory = forwarder.0.memory();
             (memory.kept.values().map(|kept| kept.bytes).sum::<usize>(), memory.bytes)
         };
         assert!(counted == bytes && bytes <= BYTES && bytes > BYTES / 2, "{bytes}");
