@@ -1,6 +1,6 @@
 //! Delta discovery: each sidecar asks for what its application uses, and is sent that again whenever it changes.
 //!
-//! One task a stream. A change names the hosts that it touched; a stream that subscribes to none of them does nothing.
+//! One task a stream. A change names the hosts that it touched, and wakes the streams that subscribe to one of them (`router`).
 //! What is sent is translated and encoded once per change and kind of client ([`Scope`]), and shared by all streams. A stream that
 //! is behind misses no change, only intermediate ones: it always sends what is current.
 //!
@@ -8,6 +8,7 @@
 //! sent under its host's canonical name, with the names asked for as aliases. `removed_resources` is the explicit answer
 //! that a name means nothing.
 
+mod router;
 mod session;
 mod streams;
 
@@ -30,6 +31,7 @@ use crate::mesh::Mesh;
 use crate::peer::Peer;
 use crate::translate;
 use crate::world::{Host, Scope, World};
+use router::Router;
 use session::Session;
 use streams::{Goal, Streams};
 
@@ -62,13 +64,22 @@ pub struct Discovery {
     mesh: Arc<Mesh>,
     cache: Mutex<Cache>,
     streams: Mutex<Streams>,
+    router: Arc<Mutex<Router>>,
     next: AtomicU64,
 }
 
 impl Discovery {
-    /// A server of `mesh`.
+    /// A server of `mesh`. To be called within a runtime: it routes changes in the background.
     pub fn new(mesh: Arc<Mesh>) -> Arc<Discovery> {
-        Arc::new(Discovery { mesh, cache: Mutex::default(), streams: Mutex::default(), next: AtomicU64::new(0) })
+        let router = Arc::new(Mutex::new(Router::default()));
+        tokio::spawn(router::run(router.clone(), mesh.events()));
+        Arc::new(Discovery {
+            mesh,
+            cache: Mutex::default(),
+            streams: Mutex::default(),
+            router,
+            next: AtomicU64::new(0),
+        })
     }
 
     /// Every connected sidecar and what it has.
@@ -172,6 +183,10 @@ impl Discovery {
             None => drop(cache.remove(&key)),
         }
         encoded
+    }
+
+    fn router(&self) -> std::sync::MutexGuard<'_, Router> {
+        self.router.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Streams> {

@@ -1,11 +1,11 @@
 //! One sidecar's stream: what it asks for, what it was sent, and what changes of that.
 
-use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
 use tonic::{Status, Streaming};
 use weft_proto::envoy::{Any, DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
@@ -31,11 +31,39 @@ const SELF: &str = "self";
 struct Subscription {
     /// Name asked for -> canonical host; `None`: it means nothing, and the client was told.
     names: BTreeMap<String, Option<String>>,
+    /// Hosts that names mean, and how many of them do.
+    hosts: BTreeMap<String, u32>,
     /// Host -> version that the client has.
     sent: BTreeMap<String, String>,
 }
 
 impl Subscription {
+    /// Has a name mean `host`; gives the host that it meant before.
+    fn set(&mut self, name: String, host: Option<String>) -> Option<String> {
+        if let Some(host) = &host {
+            *self.hosts.entry(host.clone()).or_default() += 1;
+        }
+        let before = self.names.insert(name, host).flatten();
+        self.forget(before)
+    }
+
+    /// A name is not asked for any more; gives the host that it meant.
+    fn remove(&mut self, name: &str) -> Option<String> {
+        let before = self.names.remove(name).flatten();
+        self.forget(before)
+    }
+
+    fn forget(&mut self, host: Option<String>) -> Option<String> {
+        let host = host?;
+        if let Some(count) = self.hosts.get_mut(&host) {
+            *count -= 1;
+            if *count == 0 {
+                self.hosts.remove(&host);
+            }
+        }
+        Some(host)
+    }
+
     /// Names that may mean something else than before; `all`: to another client.
     fn touched(&self, changed: &Changed, all: bool) -> Vec<String> {
         if all || changed.names || changed.all {
@@ -68,6 +96,8 @@ pub(super) struct Session {
     endpoints: Subscription,
     inbound: Option<String>,
     wants_inbound: bool,
+    /// Hosts whose changes concern its own instances.
+    own: BTreeSet<String>,
     /// What of this client decides what it is told, as of the last look.
     scope: Scope,
     /// Responses that were not acknowledged yet: nonce -> type and resources.
@@ -95,6 +125,7 @@ impl Session {
             endpoints: Subscription::default(),
             inbound: None,
             wants_inbound: false,
+            own: BTreeSet::new(),
             scope: Scope::default(),
             in_flight: HashMap::new(),
             nonce: 0,
@@ -103,7 +134,7 @@ impl Session {
     }
 
     pub(super) async fn run(mut self, mut requests: Streaming<DeltaDiscoveryRequest>) {
-        let mut events = self.discovery.mesh.events();
+        let mut inbox = self.discovery.router().open(self.id);
         let mut cut_off = self.discovery.mesh.cut_off();
         // One that began while it was cut off is better than none.
         cut_off.mark_unchanged();
@@ -125,20 +156,7 @@ impl Session {
                     Some(Ok(request)) => self.request(request).await,
                     _ => break Ok(()),
                 },
-                event = events.recv() => {
-                    let mut changed = merge(Changed::default(), event);
-                    loop {
-                        changed = match events.try_recv() {
-                            Ok(more) => merge(changed, Ok(more)),
-                            // The queue has moved on: what it lost is lost.
-                            Err(broadcast::error::TryRecvError::Lagged(n)) => {
-                                merge(changed, Err(broadcast::error::RecvError::Lagged(n)))
-                            }
-                            Err(_) => break,
-                        };
-                    }
-                    self.changed(&changed).await
-                }
+                changed = inbox.changed() => self.changed(&changed).await,
                 changed = cut_off.changed() => match changed {
                     Ok(()) if cut_off.borrow_and_update().is_some() => Err(Status::unavailable(CUT_OFF)),
                     _ => Ok(()),
@@ -154,6 +172,7 @@ impl Session {
             let _ = self.replies.send(Err(status)).await;
         }
         self.discovery.lock().close(self.id);
+        self.discovery.router().close(self.id);
     }
 
     async fn request(&mut self, request: DeltaDiscoveryRequest) -> Result<(), Status> {
@@ -169,6 +188,7 @@ impl Session {
                 self.labels = labels.fields.into_iter().filter_map(|(k, v)| Some((k, text(v)?))).collect();
             }
             self.discovery.lock().name(self.id, &self.node, &node.user_agent_version);
+            self.discovery.router().set_node(self.id, &self.node);
         }
         let Some(kind) = known(&request.type_url) else {
             return Err(Status::invalid_argument(format!("the type {:?} is not served", request.type_url)));
@@ -188,16 +208,26 @@ impl Session {
         for (host, version) in request.initial_resource_versions {
             subscription.sent.insert(host, version);
         }
-        let mut dropped = Vec::new();
+        let (mut dropped, mut unwatched, mut left) = (Vec::new(), Vec::new(), Vec::new());
         for name in request.resource_names_unsubscribe {
             // Asked for again, it is answered again.
             subscription.sent.remove(&name);
-            if let Some(Some(host)) = subscription.names.remove(&name)
-                && !subscription.names.values().any(|h| h.as_ref() == Some(&host))
-            {
-                subscription.sent.remove(&host);
-                dropped.push(host);
+            if !subscription.names.contains_key(&name) {
+                continue;
             }
+            if let Some(host) = subscription.remove(&name) {
+                if !subscription.hosts.contains_key(&host) {
+                    subscription.sent.remove(&host);
+                    dropped.push(host.clone());
+                }
+                unwatched.push(host);
+            }
+            left.extend(address_of(&name));
+        }
+        {
+            let mut router = self.discovery.router();
+            unwatched.iter().for_each(|host| router.unwatch(self.id, host));
+            left.into_iter().for_each(|address| router.unwatch_address(self.id, address));
         }
         self.discovery.lock().dropped(self.id, kind, &dropped);
         if request.resource_names_subscribe.is_empty() {
@@ -209,19 +239,23 @@ impl Session {
         }
         // What it has of before is told anew with the change that made it another client.
         self.look_at_self();
-        let asked = request.resource_names_subscribe;
+        let asked: BTreeSet<String> = request.resource_names_subscribe.into_iter().collect();
+        // Before it is looked up: what changes from here on is heard of.
+        let known = &self.subscription(kind).names;
+        let new: Vec<IpAddr> =
+            asked.iter().filter(|name| !known.contains_key(*name)).filter_map(|name| address_of(name)).collect();
+        new.into_iter().for_each(|address| self.discovery.router().watch_address(self.id, address));
         let resolved: Vec<(String, Option<String>)> = self.discovery.mesh.read(|world| {
             asked.into_iter().map(|name| (name.clone(), translate::resolve(world, &self.scope, &name))).collect()
         });
         let mut hosts: BTreeMap<String, Vec<String>> = BTreeMap::new();
         let mut absent = Vec::new();
-        let subscription = self.subscription(kind);
         for (name, host) in resolved {
             match &host {
                 Some(host) => hosts.entry(host.clone()).or_default().push(name.clone()),
                 None => absent.push(name.clone()),
             }
-            subscription.names.insert(name, host);
+            self.mean(kind, name, host);
         }
         self.send(kind, hosts, absent).await
     }
@@ -281,11 +315,10 @@ impl Session {
                         Some(host) => hosts.entry(host.clone()).or_default().push(name.clone()),
                         None => absent.push(name.clone()),
                     }
-                    subscription.names.insert(name, host);
+                    self.mean(kind, name, host);
                 }
             }
-            let subscription = self.subscription(kind);
-            for host in subscription.names.values().flatten() {
+            for host in self.subscription(kind).hosts.keys() {
                 if changed.all || other || changed.hosts.contains(host) {
                     hosts.entry(host.clone()).or_default();
                 }
@@ -294,10 +327,25 @@ impl Session {
                 self.send(kind, hosts, absent).await?;
             }
         }
-        if self.wants_inbound {
+        if self.wants_inbound && (other || self.is_of_own(changed)) {
             self.send_inbound().await?;
         }
         Ok(())
+    }
+
+    /// Whether what is said of its own instances may have changed.
+    fn is_of_own(&self, changed: &Changed) -> bool {
+        let touched = || changed.hosts.iter().any(|host| self.own.contains(host));
+        changed.all || changed.names || changed.nodes.contains(&self.node) || touched()
+    }
+
+    /// Has a name mean a host, and hears of what changes of it.
+    fn mean(&mut self, kind: &'static str, name: String, host: Option<String>) {
+        let new = host.clone();
+        let before = self.subscription(kind).set(name, host);
+        let mut router = self.discovery.router();
+        new.iter().for_each(|host| router.watch(self.id, host));
+        before.iter().for_each(|host| router.unwatch(self.id, host));
     }
 
     /// Sends the hosts whose current version the client does not have, or whose names are new to it.
@@ -345,6 +393,10 @@ impl Session {
     }
 
     async fn send_inbound(&mut self) -> Result<(), Status> {
+        let own = |world: &World| self.instances(world).flat_map(|own| world.concerning(own)).collect::<BTreeSet<_>>();
+        self.own = self.discovery.mesh.read(own);
+        // Before it is looked up: what changes from here on is heard of.
+        self.discovery.router().set_own(self.id, self.own.clone());
         let encoded = self.discovery.mesh.read(|world| {
             let keys: Vec<_> = self.instances(world).map(|i| i.key()).collect();
             let inbound = translate::inbound(world, self.certified.id.namespace(), &self.labels(world), &keys);
@@ -400,18 +452,9 @@ impl Session {
     }
 }
 
-fn merge(mut into: Changed, event: Result<Arc<Changed>, broadcast::error::RecvError>) -> Changed {
-    match event {
-        Ok(changed) => {
-            into.hosts.extend(changed.hosts.iter().cloned());
-            into.all |= changed.all;
-            into.names |= changed.names;
-            into.addresses.extend(&changed.addresses);
-        }
-        // Behind by more than the queue holds, or the server stops: all may have changed.
-        Err(_) => into = Changed { all: true, names: true, ..Changed::default() },
-    }
-    into
+/// The address of a name that is one with a port.
+fn address_of(name: &str) -> Option<IpAddr> {
+    name.parse::<SocketAddr>().ok().map(|address| address.ip())
 }
 
 fn known(type_url: &str) -> Option<&'static str> {

@@ -115,10 +115,7 @@ struct Applying {
 
 impl Applying {
     fn merge(&mut self, other: Changed) {
-        self.changed.all |= other.all;
-        self.changed.names |= other.names;
-        self.changed.hosts.extend(other.hosts);
-        self.changed.addresses.extend(other.addresses);
+        self.changed.merge(&other);
     }
 
     fn one(&mut self, mesh: &Mesh, state: &mut State, change: Change, revision: u64) {
@@ -304,10 +301,7 @@ impl State {
         for instance in instances {
             let health = health_of(&instance.checks, &checks, unknown);
             let changed = self.world.upsert(Instance { health, ..instance }, unix_now());
-            all.names |= changed.names;
-            all.all |= changed.all;
-            all.hosts.extend(changed.hosts);
-            all.addresses.extend(changed.addresses);
+            all.merge(&changed);
         }
         all
     }

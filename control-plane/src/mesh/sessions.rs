@@ -289,10 +289,7 @@ impl Mesh {
             node.unknown = true;
             marked += 1;
             let changed = state.refresh_health(name);
-            all.hosts.extend(changed.hosts);
-            all.addresses.extend(changed.addresses);
-            all.names |= changed.names;
-            all.all |= changed.all;
+            all.merge(&changed);
         }
         if marked > 0 {
             let text = "many leases ended at once: their instances are kept and marked unknown";

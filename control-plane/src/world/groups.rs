@@ -3,7 +3,10 @@
 //! Whether it may is asked here, whenever it or the group changes, and not when it registers: the group may come later, or
 //! be given another service account.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use weft_core::identity::SpiffeId;
 use weft_proto::v1;
@@ -86,6 +89,17 @@ impl World {
         let labels = self.joined(instance).map(|joined| &joined.entry.labels);
         let of = |labels| self.policies.hosts_selecting(&instance.namespace, labels).into_iter().cloned().collect();
         labels.map(of).unwrap_or_default()
+    }
+
+    /// Hosts whose changes concern the sidecar of an instance: what it serves, and what becomes of its group.
+    pub fn concerning(&self, instance: &Instance) -> BTreeSet<String> {
+        let mut hosts: BTreeSet<String> = self.hosts_of(instance).into_iter().collect();
+        if instance.group.is_empty() {
+            hosts.extend(self.policies.selecting(&instance.namespace, &instance.labels).map(str::to_owned));
+        } else {
+            hosts.insert(told(&instance.namespace, &instance.group));
+        }
+        hosts
     }
 
     /// The workload entry that one who joins by a group is.

