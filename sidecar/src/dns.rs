@@ -14,7 +14,7 @@ pub mod answer;
 pub mod consul;
 pub mod forward;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -26,12 +26,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 use weft_core::dns::is_failure;
-use weft_core::endpoint::Endpoint;
+use weft_core::endpoint::{Endpoint, Target};
 use weft_core::names::{CONSUL_SUFFIX, SERVICE_SUFFIX};
 use weft_core::target;
 
 use crate::directory::{Directory, Lookup, ServiceView};
-use crate::dns::answer::{Asked, Query, Say};
+use crate::dns::answer::{Asked, Place, Query, Say};
 use crate::dns::consul::Consul;
 use crate::dns::forward::{Forwarder, Transport};
 use weft_agent::datacenter::Datacenter;
@@ -151,6 +151,11 @@ impl Dns {
                 self.forward(packet, transport).await
             };
         };
+        if let Some((port, service)) = query.port_of_service()
+            && let Some(say) = self.of_port(port, service).await
+        {
+            return Ok(say);
+        }
         let limit = if of_mesh { Duration::MAX } else { SILENCE };
         let lookup = tokio::time::timeout(limit, self.directory.lookup(name)).await.unwrap_or(Lookup::Unknown);
         if let Some(target) = stands_for(query.name(), &lookup) {
@@ -179,6 +184,26 @@ impl Dns {
         }
         let ttl = if self.directory.connected() { TTL } else { TTL_DISCONNECTED };
         Some(Say::Addresses(addresses.clone(), ttl))
+    }
+
+    /// Where the named port of a headless service is: at each of its endpoints. `None`: the mesh has no such service, or another
+    /// server may know such a port.
+    async fn of_port(&self, port: &str, service: &str) -> Option<Say> {
+        let of_mesh = is_of_mesh(service);
+        let limit = if of_mesh { Duration::MAX } else { SILENCE };
+        let Ok(Lookup::Service(view)) = tokio::time::timeout(limit, self.directory.lookup(service)).await else {
+            return None;
+        };
+        let found = &view.service;
+        // A name of one of its endpoints is no service.
+        if found.headless().is_none() || !found.names.iter().any(|name| **name == *service) {
+            return None;
+        }
+        let Some(port) = found.ports.iter().find(|own| !own.name.is_empty() && own.name.eq_ignore_ascii_case(port))
+        else {
+            return of_mesh.then_some(Say::NoSuchName);
+        };
+        Some(Say::Places(places(&view, port.cluster, service), TTL_HEADLESS))
     }
 
     /// The addresses of a headless service's endpoints that are ready, in any order, or of those that the query names.
@@ -213,6 +238,30 @@ impl Dns {
         let after = |host: &String| name.strip_prefix(host.as_str());
         self.outside.iter().filter_map(after).any(|rest| rest.is_empty() || rest.starts_with('.'))
     }
+}
+
+/// Where the ready endpoints of a headless service are, in any order, each by its own name before that of the service: of its
+/// names the first of those that the fewest share, as pods of one machine may have one host name.
+fn places(view: &ServiceView, cluster: usize, service: &str) -> Vec<Place> {
+    let endpoints = &view.clusters[cluster].endpoints;
+    let mut sharing: HashMap<&str, usize> = HashMap::new();
+    for name in endpoints.iter().flat_map(|endpoint| &endpoint.config.hostnames) {
+        *sharing.entry(name).or_default() += 1;
+    }
+    let mut found: BTreeMap<(String, u16), BTreeSet<IpAddr>> = BTreeMap::new();
+    for endpoint in endpoints.iter().filter(|endpoint| endpoint.is_eligible()) {
+        let name = endpoint.config.hostnames.iter().min_by_key(|name| sharing.get(&***name));
+        let (Target::Socket(address), Some(name)) = (&endpoint.target, name) else { continue };
+        found.entry((format!("{name}.{service}"), address.port())).or_default().insert(address.ip());
+    }
+    let of = |((target, port), addresses): (_, BTreeSet<IpAddr>)| Place {
+        target,
+        port,
+        addresses: addresses.into_iter().collect(),
+    };
+    let mut found: Vec<Place> = found.into_iter().map(of).collect();
+    found.shuffle(&mut rand::rng());
+    found
 }
 
 /// The host outside the mesh that `name` stands for (a Service of type ExternalName), where the mesh has no address for it.

@@ -5,6 +5,7 @@
 //! application (`outbound`): routes, limits, balancing, mTLS inwards. What callers could only pretend, headers that
 //! sidecars believe, is taken from their requests here.
 
+mod certificate;
 mod choice;
 mod ended;
 mod ports;
@@ -84,7 +85,7 @@ impl Caller {
         let first = tokio::time::timeout(PATIENCE, tcp::first(&mut stream, BytesMut::new(), None)).await;
         let Ok(Ok(First::Bytes(bytes, kind @ (Sniff::Http1 | Sniff::Http2)))) = first else { return };
         let stream = Rewind::new(bytes.freeze(), stream);
-        let entrance = Entrance { servers: doors.servers.clone(), scheme: "http" };
+        let entrance = Entrance { servers: doors.servers.clone(), scheme: "http", tls: None };
         self.http(stream, kind == Sniff::Http2, entrance, Limits::OUTSIDE, None).await;
     }
 
@@ -126,7 +127,7 @@ impl Caller {
         }
         // A sidecar has added headers to what its application sent.
         let limits = if server.is_of_mesh() { Limits::MESH } else { Limits::OUTSIDE };
-        let entrance = Entrance { servers, scheme: "https" };
+        let entrance = Entrance { servers, scheme: "https", tls: Some(ended.tls(&name)) };
         self.http(ended.stream, ended.http2, entrance, limits, ended.certificate).await;
     }
 

@@ -25,7 +25,7 @@ use http_body::Body;
 use weft_core::balance::Again;
 use weft_core::flag::ResponseFlag;
 use weft_core::gateway::Server;
-use weft_core::headers::{Answer, Context};
+use weft_core::headers::{Answer, Context, Tls};
 use weft_core::http1::{self, Limits, path_and_query};
 use weft_core::limits::Permit;
 use weft_core::outcome::Outcome;
@@ -82,6 +82,8 @@ pub struct Entrance {
     pub servers: Vec<Arc<Server>>,
     /// `http` or `https`.
     pub scheme: &'static str,
+    /// The TLS that has ended here.
+    pub tls: Option<Tls>,
 }
 
 /// Serves one request of our application.
@@ -246,6 +248,7 @@ impl Call<'_> {
         let context = Context {
             surroundings: surroundings(),
             ends: &self.down.ends,
+            tls: self.down.gateway.as_ref().and_then(|entrance| entrance.tls.as_ref()),
             version: self.version,
             start: &self.start,
             method: method.as_str(),
@@ -254,16 +257,19 @@ impl Call<'_> {
             cluster: &config.name,
             route,
         };
-        let reads_request = plan.header_operations().iter().any(|ops| ops.response.reads_request_headers());
-        let request_headers = reads_request.then(|| parts.headers.clone());
         let upgrades = upgrade.is_some() || parts.method == Method::CONNECT;
         let multiplex =
             upgrade.is_none() && speaks_http2(cluster, self.version, parts, grpc, self.down.gateway.is_some());
         prepare(parts, plan, upgrade.is_some(), &context);
+        // What the response's formatters tell of the request is what was made of it, as in Envoy.
+        let reads_request = plan.header_operations().iter().any(|ops| ops.response.reads_request_headers());
+        let request_headers = reads_request.then(|| parts.headers.clone());
+        let rewritten = plan.rewritten.is_some().then(|| path_and_query(parts).to_owned());
         if multiplex && self.version != Version::HTTP_2 && !speaks_only_http2(config.protocol) {
             parts.headers.insert(HTTP1_CLIENT, HeaderValue::from_static("1"));
         }
         let host = upstream_host(parts, forward.and_then(|(_, d)| d.authority.as_ref()), &client_host);
+        let context = Context { authority: &host, path_and_query: rewritten.as_deref().unwrap_or(&path), ..context };
         let form = match multiplex {
             true => Form::Http2,
             false if plan.keeps_form => Form::AsItCame,
@@ -409,6 +415,7 @@ impl Call<'_> {
         let context = Context {
             surroundings: surroundings(),
             ends: &self.down.ends,
+            tls: self.down.gateway.as_ref().and_then(|entrance| entrance.tls.as_ref()),
             version: self.version,
             start: &self.start,
             method: parts.method.as_str(),

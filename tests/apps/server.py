@@ -1,6 +1,7 @@
 """An application that knows nothing of the mesh: answers who it is, what it received and on which connection.
 
-usage: server.py PORT NAME [ADDRESS]; PORT may be the path of a Unix socket, or @ and its name in the abstract namespace
+usage: server.py PORT NAME [ADDRESS]; PORT may be the path of a Unix socket, or @ and its name in the abstract namespace,
+and ADDRESS is then a folder with a certificate, where it ends TLS
 
 GET /health       200, or 503 after POST /sick
 GET /sleep/MS     answers after so many milliseconds
@@ -18,6 +19,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import sys
 import threading
 import time
@@ -158,6 +160,11 @@ if __name__ == "__main__":
         # An option of TCP's.
         Handler.disable_nagle_algorithm = False
         server = UnixServer(sys.argv[1].replace("@", "\0", 1), Handler)
+        if len(sys.argv) > 3:
+            # A folder with a certificate: the socket's clients speak TLS.
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(f"{sys.argv[3]}/tls.crt", f"{sys.argv[3]}/tls.key")
+            server.socket = context.wrap_socket(server.socket, server_side=True)
     else:
         server = Server((address, int(sys.argv[1])), Handler)
     # As servers that are meant for production do: at SIGTERM no connection is taken any more, and those that are open are

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use weft_tests::{Mesh, tests_dir, wait_for};
+use weft_tests::{Mesh, Pod, tests_dir, wait_for};
 
 use crate::Scenario;
 use crate::certificates::Certificates;
@@ -32,6 +32,14 @@ spec:
 "
     )
 }
+
+/// What is told of the TLS that has ended, for the VirtualService above.
+const OF_TLS: &str = "    headers:
+      response:
+        set:
+          x-connection: '<%REQUESTED_SERVER_NAME%|%DOWNSTREAM_TLS_VERSION%|%DOWNSTREAM_TLS_CIPHER%>'
+          x-peer: '<%DOWNSTREAM_PEER_DNS_SAN%|%DOWNSTREAM_PEER_CERT_V_START(%Y)%|%DOWNSTREAM_PEER_FINGERPRINT_256%>'
+";
 
 fn ends() -> Result<()> {
     let mesh = Mesh::start(&[])?;
@@ -88,7 +96,7 @@ spec:
     );
     std::fs::create_dir(certificates.path("callers"))?;
     std::fs::copy(&ca, certificates.path("callers/ca.crt"))?;
-    mesh.policy("edge.yaml", &format!("{gateway}{}", routed("shop", "*", "order-service")))?;
+    mesh.policy("edge.yaml", &format!("{gateway}{}{OF_TLS}", routed("shop", "*", "order-service")))?;
     let outside = mesh.pod("outside")?;
 
     // An address of its own.
@@ -130,6 +138,7 @@ spec:
     ensure!(call(8445, &[]).is_err(), "a certificate is required");
     ensure!(as_caller(8445, "stranger").is_err(), "its name is another");
     as_caller(8446, "stranger")?;
+    told(&outside, &certificates, ip)?;
     // A certificate that is its own CA is known as it is, not by its name.
     as_caller(8447, "own")?;
     for other in ["like-own", "client"] {
@@ -147,6 +156,29 @@ spec:
         Ok(())
     })?;
     as_caller(8446, "client").map(drop)
+}
+
+/// The TLS that has ended, and the caller's certificate, in headers; and that there was none.
+fn told(outside: &Pod, certificates: &Certificates, ip: &str) -> Result<()> {
+    let ca = certificates.ca();
+    let call = |url: &str, args: &[&str]| {
+        let host = url.split('/').nth(2).unwrap_or_default();
+        let at = format!("{host}:{ip}");
+        outside.curl(&[args, &["-s", "-i", "--cacert", &ca, "--resolve", &at, url]].concat())
+    };
+    let (certificate, key) = (certificates.path("client/tls.crt"), certificates.path("client/tls.key"));
+    let shown = ["--cert", &certificate, "--key", &key, "--http1.1"];
+    let mutual = call("https://shop.example.com:8445/", &shown)?.to_lowercase();
+    ensure!(mutual.contains("x-connection: <shop.example.com|tlsv1.3|tls_"), "{mutual}");
+    // The application is told the same hash by the gateway itself.
+    let hash = mutual.split("hash=").nth(1).and_then(|rest| rest.get(..64)).unwrap_or("none");
+    ensure!(mutual.contains("x-peer: <client.example.com|") && mutual.contains(&format!("|{hash}>")), "{mutual}");
+    let simple = call("https://shop.example.com:8444/", &["--http1.1"])?.to_lowercase();
+    ensure!(simple.contains("x-connection: <shop.example.com|tlsv1.2|ecdhe-rsa-aes256-gcm-sha384>"), "{simple}");
+    ensure!(simple.contains("x-peer: <||>"), "{simple}");
+    let plain = call("http://shop.example.com:8081/", &[])?.to_lowercase();
+    ensure!(plain.contains("x-connection: <||>") && plain.contains("x-peer: <||>"), "{plain}");
+    Ok(())
 }
 
 fn istio_mutual() -> Result<()> {

@@ -26,6 +26,7 @@ spec:
   ports:
   - {name: http, port: 80, targetPort: 8080}
   - {name: tcp, port: 81, targetPort: 8080}
+  - {name: tcp-routed, port: 82, targetPort: 8080}
 ---
 apiVersion: networking.istio.io/v1
 kind: VirtualService
@@ -38,6 +39,9 @@ spec:
   - route:
     - destination: {host: db}
       headers: {request: {set: {x-routed: 'yes'}}}
+  tcp:
+  - match: [{port: 82}]
+    route: [{destination: {host: order-service, port: {number: 80}}}]
 ";
 
 /// A pod with an instance of `db` that is registered under its name.
@@ -65,11 +69,31 @@ fn dig_until(pod: &Pod, name: &str, want: &[&str]) -> Result<()> {
     })
 }
 
+/// A query for where a port is has a target at each of `addresses`, at the instances' own port and with that address told along.
+fn places(pod: &Pod, name: &str, addresses: &[&str]) -> Result<()> {
+    let asked = ["@192.0.2.53", "+tries=1", "+time=5", "+noall", "+answer", "+additional", "SRV", name];
+    let text = pod.run("dig", &asked)?;
+    let fields = |kind: &str| -> Vec<Vec<&str>> {
+        let lines = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        lines.filter(|fields| fields.get(3) == Some(&kind)).collect()
+    };
+    let mut found = BTreeSet::new();
+    for place in fields("SRV") {
+        ensure!(place[4..7] == ["0", "50", "8080"], "{text}");
+        let along: Vec<String> = fields("A").iter().filter(|of| of[0] == place[7]).map(|of| of[4].to_owned()).collect();
+        ensure!(along.len() == 1 && dig(pod, place[7])? == along.iter().cloned().collect(), "{text}");
+        found.extend(along);
+    }
+    ensure!(found == addresses.iter().map(|text| (*text).to_owned()).collect(), "{name}: {text}");
+    Ok(())
+}
+
 fn headless() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     mesh.policy("db.yaml", DB)?;
     let (_app0, _sidecar0, db0) = endpoint(&mesh, "db-0")?;
     let (_app1, _sidecar1, db1) = endpoint(&mesh, "db-1")?;
+    let _order = mesh.instance("order1", "order-service", 8080, &[])?;
     let (front, _sidecar) = mesh.client("frontend")?;
     front
         .resolv_conf("nameserver 192.0.2.53\nsearch default.svc.cluster.local svc.cluster.local\noptions ndots:5\n")?;
@@ -77,6 +101,10 @@ fn headless() -> Result<()> {
     dig_until(&front, "db.default.svc.cluster.local", &[&db0.ip, &db1.ip])?;
     dig_until(&front, "db-0.db.default.svc.cluster.local", &[&db0.ip])?;
     dig_until(&front, "db-1.db.default.svc.cluster.local", &[&db1.ip])?;
+    for port in ["http", "tcp"] {
+        places(&front, &format!("_{port}._tcp.db.default.svc.cluster.local"), &[&db0.ip, &db1.ip])?;
+    }
+    places(&front, "_none._tcp.db.default.svc.cluster.local", &[])?;
     // Each endpoint by its own name, over mutual TLS, by the routes of the service.
     for (pod, name) in [(&db0, "db-0"), (&db1, "db-1")] {
         for url in [format!("http://{name}.db/"), format!("http://{name}.db.default.svc.cluster.local/")] {
@@ -105,6 +133,12 @@ fn headless() -> Result<()> {
             ensure!(answer.contains(&format!("\"name\": \"{name}\"")), "{port}: {answer}");
         }
     }
+    // A route of connections leads away from the endpoint that was dialed.
+    wait_for("the route of connections", SOON, || {
+        let answer = front.curl(&["-H", "Host: none", &format!("http://{}:82/", db0.ip)])?;
+        ensure!(answer.contains("\"name\": \"order1\""), "{answer}");
+        Ok(())
+    })?;
     // What the resolver of the C library is told, a client finds both by.
     let addresses = front.run("getent", &["ahostsv4", "db"])?;
     ensure!(addresses.contains(&db0.ip) && addresses.contains(&db1.ip), "{addresses}");

@@ -6,11 +6,13 @@ use anyhow::{Result, ensure};
 use weft_tests::{Mesh, Pod, Process, python_of, tests_dir, wait_for};
 
 use crate::Scenario;
+use crate::certificates::Certificates;
 use crate::operations::SOON;
 
 pub(crate) fn all() -> Vec<Scenario> {
     vec![
         ("unix_sockets_are_endpoints_of_a_service_entry", endpoints),
+        ("tls_is_originated_to_a_unix_socket", originates),
         ("a_sidecar_delivers_to_the_unix_socket_of_its_default_endpoint", delivery),
     ]
 }
@@ -123,6 +125,47 @@ spec:
         ensure!(log.lines().any(|line| line.contains("endpoint ejected") && line.contains(&one)), "{log}");
         Ok(())
     })
+}
+
+fn originates() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    let front = mesh.pod("frontend")?;
+    let certificates = Certificates::new(&mesh.center.folder("certificates"))?;
+    certificates.leaf("known", "tls.example.com")?;
+    certificates.leaf("other", "other.example.com")?;
+    let folder = front.folder("sockets");
+    std::fs::create_dir_all(&folder)?;
+    let at = |name: &str| folder.join(name).to_string_lossy().into_owned();
+    let (known, other) = (at("known.sock"), at("other.sock"));
+    let _known = serve(&front, "server.py", "python3", &[&known, "known", &certificates.path("known")])?;
+    let _other = serve(&front, "server.py", "python3", &[&other, "other", &certificates.path("other")])?;
+    let http = "{number: 80, name: http, protocol: HTTP}";
+    let rule = |host: &str| {
+        format!(
+            "
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {{name: {host}}}
+spec:
+  host: {host}.example.com
+  trafficPolicy: {{tls: {{mode: SIMPLE, sni: tls.example.com, caCertificates: {}}}}}
+---",
+            certificates.ca()
+        )
+    };
+    let entries = entry("tls", "192.0.2.70", http, &[&known]) + &entry("wrong", "192.0.2.71", http, &[&other]);
+    mesh.policy("tls.yaml", &(entries + &rule("tls") + &rule("wrong")))?;
+    let _sidecar = mesh.sidecar(&front, "frontend", &["--workload", "frontend"])?;
+    mesh.redirect(&front)?;
+    wait_for("the answer over TLS", SOON, || {
+        let answer = front.curl(&["-H", "Host: tls.example.com", "http://192.0.2.70/"])?;
+        ensure!(answer.contains("\"name\": \"known\""), "{answer}");
+        Ok(())
+    })?;
+    // A socket proves its name too.
+    let answer = front.curl(&["-i", "-H", "Host: wrong.example.com", "http://192.0.2.71/"])?;
+    ensure!(answer.contains(" 503 ") && !answer.contains("\"name\": \"other\""), "{answer}");
+    Ok(())
 }
 
 const INGRESS: &str = "

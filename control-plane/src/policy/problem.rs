@@ -94,11 +94,13 @@ pub enum Code {
     NotExported,
     /// Istio knows no such annotation.
     UnknownAnnotation,
+    /// Some callers of a route have no address of its destination.
+    Undialable,
 }
 
 impl Code {
     /// All of them. `docs/analysis.md` lists them.
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 32] = [
         Self::Unreadable,
         Self::NotYaml,
         Self::UnknownKind,
@@ -130,6 +132,7 @@ impl Code {
         Self::AliasLoop,
         Self::NotExported,
         Self::UnknownAnnotation,
+        Self::Undialable,
     ];
 
     /// As it is written.
@@ -166,6 +169,7 @@ impl Code {
             Self::AliasLoop => "alias-loop",
             Self::NotExported => "not-exported",
             Self::UnknownAnnotation => "unknown-annotation",
+            Self::Undialable => "undialable",
         }
     }
 }

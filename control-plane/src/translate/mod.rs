@@ -17,6 +17,7 @@ mod remotes;
 mod rules;
 mod service;
 mod sidecars;
+mod undialable;
 mod warnings;
 
 use weft_proto::v1;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use weft_core::names;
 
-use super::{ports, sidecars};
+use super::{ports, sidecars, undialable};
 use crate::{
     policy::{
         Code, DestinationRule, Document, Finding, Kind, Object, Problem, ServiceEntry, VirtualService, canonical,
@@ -29,6 +29,7 @@ pub fn warnings(world: &World, complete: bool) -> Vec<Problem> {
             Object::VirtualService(service) => {
                 of_gateways(world, document, service, &mut found);
                 view.of_routes(document, service, &mut found);
+                undialable::of_routes(world, document, service, &mut found);
             }
             Object::ServiceExport if complete => view.of_export(document, &mut found),
             _ => {}

@@ -4,12 +4,15 @@
 //! Values may hold Envoy's `%VAR%` formatters ([`template`]).
 
 mod refusal;
+mod request_line;
 mod start_time;
 mod template;
+mod tls;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 pub use template::{Answer, Context, Side, Surroundings, Template};
+pub use tls::{Certificate, Peer, Tls};
 
 /// The changes of one level (route or destination).
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -42,8 +45,8 @@ impl HeaderChange {
         self.apply(headers, |template, headers| template.render(headers, context, None));
     }
 
-    /// Changes a response's headers. `request` are the request's headers as they were received; they may be empty
-    /// unless [`HeaderChange::reads_request_headers`].
+    /// Changes a response's headers. `request` are the request's headers as they were sent upstream; they may be
+    /// empty unless [`HeaderChange::reads_request_headers`].
     pub fn apply_to_response(
         &self,
         headers: &mut HeaderMap,

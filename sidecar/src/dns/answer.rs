@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use hickory_proto::op::{Edns, Header, HeaderCounts, Message, MessageType, OpCode, ResponseCode};
 use hickory_proto::rr::rdata::opt::{ClientSubnet, EdnsCode, EdnsOption};
-use hickory_proto::rr::rdata::{A, AAAA, CNAME};
+use hickory_proto::rr::rdata::{A, AAAA, CNAME, SRV};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use hickory_proto::serialize::binary::{BinDecodable, BinDecoder};
 
@@ -45,10 +45,23 @@ pub struct Query {
 pub enum Say {
     /// These addresses, to be kept for so many seconds; those that were not asked for are left out.
     Addresses(Vec<IpAddr>, u32),
+    /// These places of a service's port, to be kept for so many seconds.
+    Places(Vec<Place>, u32),
     /// There is no such name.
     NoSuchName,
     /// Not now.
     ServerFailure,
+}
+
+/// Where a service's port is (RFC 2782).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// A host name, whose addresses are told along.
+    pub target: String,
+    /// The port there.
+    pub port: u16,
+    /// The addresses of `target`.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// Reads a packet.
@@ -91,6 +104,15 @@ impl Query {
         matches!(self.question.query_type(), A | AAAA | ANY | CNAME | HTTPS | SVCB)
     }
 
+    /// The port and the name of its service, of a question for where a port is (`_port._tcp.service`, SRV). An empty port:
+    /// that of another protocol than TCP, which no service has.
+    pub fn port_of_service(&self) -> Option<(&str, &str)> {
+        let name = self.host().filter(|_| self.question.query_type() == RecordType::SRV)?;
+        let (port, rest) = name.strip_prefix('_')?.split_once('.')?;
+        let (protocol, service) = rest.strip_prefix('_')?.split_once('.')?;
+        Some((if protocol == "tcp" { port } else { "" }, service))
+    }
+
     /// The answer as bytes; `None` where it cannot be written.
     pub fn reply(&self, say: &Say, transport: Transport) -> Option<Vec<u8>> {
         let mut message = Message::response(self.header.metadata.id, OpCode::Query);
@@ -105,17 +127,42 @@ impl Query {
         }
         match say {
             Say::NoSuchName => message.metadata.response_code = ResponseCode::NXDomain,
+            Say::Places(..) => {}
             Say::ServerFailure => message.metadata.response_code = ResponseCode::ServFail,
             Say::Addresses(addresses, ttl) => {
                 let records = addresses.iter().filter_map(|address| self.record(*address));
                 message.add_answers(records.map(|data| Record::from_rdata(self.question.name().clone(), *ttl, data)));
             }
         }
+        if let Say::Places(places, ttl) = say {
+            self.add_places(&mut message, places, *ttl);
+        }
         let limit = match transport {
             Transport::Udp => self.udp_size().min(EDNS_SIZE),
             Transport::Tcp => u16::MAX,
         };
+        if message.to_vec().ok()?.len() > usize::from(limit) {
+            // What was not asked for goes first (RFC 2181, 9).
+            message.additionals.clear();
+        }
         fit(&message, limit)
+    }
+
+    /// All of one priority, with the weights of CoreDNS: parts of 100.
+    fn add_places(&self, message: &mut Message, places: &[Place], ttl: u32) {
+        let weight = u16::try_from(100 / places.len().max(1)).unwrap_or(1).max(1);
+        for place in places {
+            let Some(target) = host_name(&place.target) else { continue };
+            let data = RData::SRV(SRV::new(0, weight, place.port, target.clone()));
+            message.add_answer(Record::from_rdata(self.question.name().clone(), ttl, data));
+            message.add_additionals(place.addresses.iter().map(|address| {
+                let data = match address {
+                    IpAddr::V4(v4) => RData::A(A(*v4)),
+                    IpAddr::V6(v6) => RData::AAAA(AAAA(*v6)),
+                };
+                Record::from_rdata(target.clone(), ttl, data)
+            }));
+        }
     }
 
     /// The question.

@@ -11,6 +11,8 @@ use super::consul::tests::Fake;
 use super::*;
 use crate::directory::{self, Writer};
 
+mod headless;
+
 /// What the mesh knows: host, aliases, virtual IPs, whether it is external.
 const SERVICES: &[(&str, &[&str], &[&str], bool)] = &[
     (
@@ -335,83 +337,6 @@ async fn a_service_known_by_a_short_name_is_known_by_its_own() {
     let (found, interest) = tokio::join!(directory.lookup(host), writer.next_interest());
     assert!(matches!(found, Lookup::Service(_)));
     assert_eq!(interest.unwrap().subscribe, [host]);
-}
-
-/// What a headless service and an alias of a host outside the mesh are answered by.
-fn know(writer: &mut Writer) {
-    let headless =
-        v1::Cluster { name: "db".into(), host: "db.test".into(), port: 80, headless: true, ..Default::default() };
-    let service = v1::Service {
-        host: "db.test".into(),
-        names: vec!["db.test".into(), "db".into()],
-        ports: vec![v1::Port { number: 80, ..Default::default() }],
-        clusters: vec![headless],
-        ..Default::default()
-    };
-    let alias = v1::Service {
-        host: "alias.default.svc.cluster.local".into(),
-        external_name: "api.example.net".into(),
-        ..Default::default()
-    };
-    let endpoint = |address: &str, name: &str, health: v1::Health| v1::Endpoint {
-        address: address.into(),
-        port: 8080,
-        hostnames: vec![name.into()],
-        health: health.into(),
-        ..Default::default()
-    };
-    let endpoints = v1::Endpoints {
-        host: "db.test".into(),
-        endpoints: vec![
-            endpoint("10.0.0.1", "db-0", v1::Health::Healthy),
-            endpoint("10.0.0.2", "db-1", v1::Health::Healthy),
-            endpoint("10.0.0.3", "db-2", v1::Health::Unhealthy),
-            endpoint("fd00::1", "db-0", v1::Health::Healthy),
-        ],
-        ..Default::default()
-    };
-    let resource = |kind: &str, name: &str, aliases: &[&str], value: Vec<u8>| Resource {
-        name: name.into(),
-        aliases: aliases.iter().map(|alias| (*alias).into()).collect(),
-        version: "2".into(),
-        resource: Some(Any { type_url: kind.into(), value: value.into() }),
-    };
-    let names = ["db-0.db", "db-2.db", "db"];
-    let resources = vec![
-        resource(SERVICE_TYPE, "db.test", &names, service.encode_to_vec()),
-        resource(SERVICE_TYPE, "alias.default.svc.cluster.local", &[], alias.encode_to_vec()),
-    ];
-    writer.apply(DeltaDiscoveryResponse { type_url: SERVICE_TYPE.into(), resources, ..Default::default() });
-    let resources = vec![resource(ENDPOINTS_TYPE, "db.test", &[], endpoints.encode_to_vec())];
-    writer.apply(DeltaDiscoveryResponse { type_url: ENDPOINTS_TYPE.into(), resources, ..Default::default() });
-}
-
-#[tokio::test]
-async fn a_headless_service_has_the_addresses_of_its_ready_endpoints() {
-    let World { dns, mut writer, .. } = world(&[]);
-    know(&mut writer);
-    let sorted = |(code, mut records, ttl): (ResponseCode, Vec<String>, u32)| {
-        records.sort();
-        (code, records, ttl)
-    };
-    let both = vec!["10.0.0.1".to_owned(), "10.0.0.2".to_owned()];
-    assert_eq!(sorted(ask(&dns, "db.", RecordType::A).await), (ResponseCode::NoError, both, TTL_HEADLESS));
-    assert_eq!(ask(&dns, "db.", RecordType::AAAA).await.1, ["fd00::1"]);
-    assert_eq!(ask(&dns, "db-0.db.", RecordType::A).await.1, ["10.0.0.1"]);
-    assert_eq!(ask(&dns, "DB-0.db.", RecordType::AAAA).await.1, ["fd00::1"]);
-    assert_eq!(ask(&dns, "db-2.db.", RecordType::A).await, (ResponseCode::NoError, vec![], 0), "it is not ready");
-}
-
-#[tokio::test]
-async fn an_alias_of_a_host_outside_is_answered_as_that_host() {
-    let (server, asked) = name_server().await;
-    let World { dns, mut writer, .. } = world(&[server]);
-    know(&mut writer);
-    let (code, records, ttl) = ask(&dns, "alias.default.svc.cluster.local.", RecordType::A).await;
-    assert_eq!((code, ttl), (ResponseCode::NoError, 99));
-    assert_eq!(records, ["api.example.net.", "192.0.2.1"]);
-    let asked: Vec<String> = asked.lock().unwrap().iter().map(|(name, _)| name.clone()).collect();
-    assert_eq!(asked, ["api.example.net."], "no name of the mesh leaves it");
 }
 
 #[tokio::test]

@@ -11,9 +11,10 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use weft_core::gateway::{Ending, Shown, Termination};
+use weft_core::headers::Tls;
 use weft_core::identity::SpiffeId;
 
-use super::PATIENCE;
+use super::{PATIENCE, certificate};
 use crate::identity::{alpn, spiffe_id};
 use crate::origination::has_one_of;
 use crate::proxy::Proxy;
@@ -86,6 +87,11 @@ fn hash(leaf: &CertificateDer<'_>) -> String {
 }
 
 impl Ended {
+    /// What formatters tell of it. `server_name`: as the client asked for it.
+    pub(super) fn tls(&self, server_name: &str) -> Tls {
+        certificate::tls(self.stream.get_ref().1, server_name, self.leaf.as_ref())
+    }
+
     /// Whether the caller may call a server at which TLS ends so.
     pub(super) fn is_let_in(&self, ending: &Ending) -> bool {
         match &self.workload {

@@ -3,7 +3,7 @@ import dataclasses
 import re
 
 from case import Ask, Case
-from .changes import changed, of_envoy
+from .changes import SEEN, changed, of_envoy
 from envoy import route
 
 ASK = Ask("/a?b=c", headers={"x-user": "alice", "x-answer": ["x-said: word"]}, source="127.0.0.9")
@@ -12,6 +12,22 @@ ASK = Ask("/a?b=c", headers={"x-user": "alice", "x-answer": ["x-said: word"]}, s
 def both(text, **more):
     """In the request and in the answer."""
     return changed(f"formatter {text}", {"request": {"set": {"x-new": text}}, "response": {"set": {"x-formed": text}}}, [ASK], **more)
+
+
+def of_target(text):
+    """Of what the request asks for, also behind a proxy that has rewritten it."""
+    written = {"x-envoy-original-path": "/first?a=o", "x-envoy-original-host": "first.test"}
+    asks = [Ask("/x/y?a=b%20c+d&a=d&e&%62=1"), Ask("/x?a=%ff"), Ask("/x/y?a=1", headers=written)]
+    operations = {"request": {"set": {"x-new": f"<{text}>"}}, "response": {"set": {"x-formed": text}}}
+    return changed(f"formatter {text} of the target", operations, asks)
+
+
+def rewritten(text):
+    """Of a request that the route rewrites: in the request what the client wrote, in the answer what was made of it."""
+    operations = {"request": {"set": {"x-new": text, "x-user": "bob"}}, "response": {"set": {"x-formed": text}}}
+    return Case(f"headers: formatter {text} and a rewrite", same=SEEN, asks=[ASK],
+                http=[{"rewrite": {"uri": "/new", "authority": "new.test"}, "headers": operations}],
+                envoy=[{**route(prefix_rewrite="/new", host_rewrite_literal="new.test"), **of_envoy(operations)}])
 
 
 def answer(text, **more):
@@ -33,11 +49,20 @@ NAMED = {"request": {"set": {"x-new": "%ROUTE_NAME%"}}, "response": {"set": {"x-
 CASES = [
     *[both(text) for text in (
         "%DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT%", "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%", "%ENVIRONMENT(HOME)%",
-        "%ENVIRONMENT(HOME):3%", "%ENVIRONMENT(NO_SUCH_VARIABLE)%", "%START_TIME(plain)%", "%START_TIME(%Y)%-%PROTOCOL%")],
+        "%REQUEST_HEADER(missing?x-user):3%", "%ENVIRONMENT(HOME):3%", "%ENVIRONMENT(NO_SUCH_VARIABLE)%", "%START_TIME(plain)%", "%START_TIME(%Y)%-%PROTOCOL%")],
     *[answer(text) for text in (
-        "%RESPONSE_CODE%", "%RESPONSE_CODE_DETAILS%", "%RESPONSE_FLAGS%", "%RESP(x-said)%", "%RESP(missing?x-said):2%",
+        "%RESPONSE_CODE%", "%RESPONSE_CODE_DETAILS%", "%RESPONSE_FLAGS%", "%RESP(x-said)%", "%RESP(missing?x-said):2%", "%RESPONSE_HEADER(missing?x-said):2%",
         "<%RESP(missing)%>", "%RESP(missing)%", "%UPSTREAM_HOST%", "%UPSTREAM_REMOTE_ADDRESS%", "%UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%",
         "%UPSTREAM_REMOTE_PORT%", "%UPSTREAM_REQUEST_ATTEMPT_COUNT%")],
+    *[of_target(text) for text in (
+        "%PATH%", "%PATH(NQ)%", "%PATH(NQ):3%", "%PATH(WQ:PATH)%", "%PATH(NQ:ORIG)%", "%PATH(WQ:ORIG_OR_PATH)%", "%QUERY_PARAM(a)%",
+        "%QUERY_PARAM(a):1%", "%QUERY_PARAM(b)%", "%QUERY_PARAM(e)%", "%QUERY_PARAM(none)%", "%QUERY_PARAMS%", "%QUERY_PARAMS(ORIG):3%",
+        "%REQUESTED_SERVER_NAME%", "%REQUESTED_SERVER_NAME(HOST_FIRST:ORIG)%")],
+    # Without TLS: an application speaks to its own sidecar so.
+    *[both(f"<%{name}%>") for name in (
+        "REQUESTED_SERVER_NAME", "REQUESTED_SERVER_NAME(HOST_FIRST:ORIG)", "DOWNSTREAM_TLS_VERSION", "DOWNSTREAM_TLS_CIPHER", "DOWNSTREAM_TLS_GROUP",
+        "DOWNSTREAM_PEER_SUBJECT", "DOWNSTREAM_PEER_URI_SAN", "DOWNSTREAM_PEER_CERT", "DOWNSTREAM_PEER_CERT_V_START")],
+    formed(both("%REQUESTED_SERVER_NAME(SNI_FIRST)%"), r"c\d{3}\.test.*"),
     formed(both("%START_TIME%"), r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"),
     formed(both("%START_TIME(%s.%3f)%"), r"\d{10}\.\d{3}"),
     formed(both("%START_TIME(%Y/%m/%dT%H:%M:%S%z %6f %E2S)%"), r"\d{4}/\d\d/\d\dT\d\d:\d\d:\d\d\+0000 \d{6} \d\d\.\d\d"),
@@ -46,6 +71,9 @@ CASES = [
     formed(both("%UPSTREAM_CLUSTER%"), r".*c\d{3}\.test.*"),
     formed(both("%DOWNSTREAM_LOCAL_PORT%"), r"1808[01]"),
     formed(both("%DOWNSTREAM_DIRECT_REMOTE_PORT%"), r"\d+"),
+    *[rewritten(text) for text in (
+        "%PATH%", "<%PATH(NQ:ORIG)%>", "%PATH(WQ:PATH)%", "%REQ(:path)%", "%REQ(:authority)%", "%REQ(x-user)%", "%REQ(x-envoy-original-path)%",
+        "%QUERY_PARAM(a)%", "%REQUESTED_SERVER_NAME(HOST_FIRST:HOST)%", "%REQUESTED_SERVER_NAME(HOST_FIRST)%")],
     Case("headers: formatter %ROUTE_NAME%", http=[{"name": "first", "headers": NAMED}], envoy=[{"name": "first", **route(), **of_envoy(NAMED)}]),
     *[Case(f"direct: with formatters of the answer{name}", **more,
            http=[{"directResponse": {"status": 404}, "headers": {"response": {"set": {"x-formed": text}}}}],

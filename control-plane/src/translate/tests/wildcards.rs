@@ -134,7 +134,40 @@ fn a_route_to_a_wildcard_leads_to_the_service_entry_of_this_very_host() {
                 "{resolution}"
             );
         }
-        assert!(warnings(&world, true).is_empty(), "{resolution}");
+        let odd: Vec<_> =
+            warnings(&world, true).iter().map(|problem| (problem.code.name(), problem.path.clone())).collect();
+        // Port 9000 is declared TCP.
+        let of_bytes = [("undialable", "tcp[0].route[0].destination.host".to_owned())];
+        assert_eq!(odd, if dynamic { &of_bytes[..] } else { &[] }, "{resolution}");
+    }
+}
+
+#[test]
+fn destinations_that_callers_cannot_dial_are_warned_of() {
+    let gateway = |protocol: &str| {
+        let tls = if protocol == "TLS" { ", tls: {mode: PASSTHROUGH}" } else { "" };
+        let server = format!("{{port: {{number: 9000, name: p, protocol: {protocol}}}, hosts: ['*']{tls}}}");
+        doc("Gateway", "edge", "default", &format!("{{selector: {{app: edge}}, servers: [{server}]}}"))
+    };
+    let http = "http: [{route: [{destination: {host: '*.example', port: {number: 80}}}]}]";
+    let tcp = "tcp: [{match: [{port: 9000}], route: [{destination: {host: '*.example', port: {number: 443}}}]}]";
+    let elsewhere = tcp.replace("9000", "9001");
+    for (resolution, gateways, protocol, routes, want) in [
+        ("resolution: NONE", "edge", "HTTP", http, 1),
+        ("resolution: NONE", "mesh, edge", "TCP", tcp, 1),
+        ("resolution: NONE", "mesh", "HTTP", http, 0),
+        ("resolution: STATIC, endpoints: [{address: 10.2.0.1}]", "edge", "HTTP", http, 0),
+        ("resolution: DYNAMIC_DNS", "edge", "HTTP", http, 0),
+        ("resolution: DYNAMIC_DNS", "edge", "TCP", tcp, 1),
+        ("resolution: DYNAMIC_DNS", "edge", "TCP", &elsewhere, 0),
+        ("resolution: DYNAMIC_DNS", "edge", "TLS", tcp, 0),
+    ] {
+        let spec = format!("{{hosts: [shop.test], gateways: [{gateways}], {routes}}}");
+        let documents =
+            gateway(protocol) + &doc("VirtualService", "v", "default", &spec) + &entry("w", "*.example", resolution);
+        let odd = warnings(&world(&documents, &[]), true);
+        let found = odd.iter().filter(|problem| problem.code.name() == "undialable").count();
+        assert_eq!(found, want, "{resolution} {gateways} {protocol} {routes}: {odd:#?}");
     }
 }
 

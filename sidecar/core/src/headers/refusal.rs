@@ -1,4 +1,4 @@
-//! What Envoy's formatters tell and a sidecar does not know.
+//! What Envoy's formatters tell and a proxy of the mesh does not know.
 
 /// Why a formatter of Envoy's cannot be used.
 pub(super) fn refusal(name: &str) -> &'static str {
@@ -11,6 +11,7 @@ pub(super) fn refusal(name: &str) -> &'static str {
         "RESPONSE_TX_DURATION",
         "ROUNDTRIP_DURATION",
         "TRAILER",
+        "RESPONSE_TRAILER",
         "GRPC_STATUS",
         "GRPC_STATUS_NUMBER",
         "EMIT_TIME",
@@ -19,6 +20,11 @@ pub(super) fn refusal(name: &str) -> &'static str {
         "ACCESS_LOG_TYPE",
         "LOCAL_REPLY_BODY",
         "RESPONSE_FLAGS_LONG",
+        "PACKETS_RETRANSMITTED",
+        "CONNECTION_TERMINATION_DETAILS",
+        "DOWNSTREAM_LOCAL_CLOSE_REASON",
+        "DOWNSTREAM_DETECTED_CLOSE_TYPE",
+        "DOWNSTREAM_TRANSPORT_FAILURE_REASON",
     ];
     const CONFIGURATION: &[&str] = &[
         "DYNAMIC_METADATA",
@@ -28,13 +34,16 @@ pub(super) fn refusal(name: &str) -> &'static str {
         "UPSTREAM_FILTER_STATE",
         "PER_REQUEST_STATE",
         "FILTER_CHAIN_NAME",
+        "LISTENER_NAME",
         "VIRTUAL_CLUSTER_NAME",
         "METADATA",
-        "COALESCE",
         "CEL",
         "REQ_WITHOUT_QUERY",
         "FILE_CONTENT",
         "SECRET",
+        "DOWNSTREAM_LOCAL_ADDRESS_ENDPOINT_ID",
+        "DOWNSTREAM_DIRECT_LOCAL_ADDRESS_ENDPOINT_ID",
+        "UPSTREAM_REMOTE_ADDRESS_ENDPOINT_ID",
     ];
     match name {
         _ if ENDS.contains(&name) || name.contains("BYTES") => {
@@ -43,11 +52,24 @@ pub(super) fn refusal(name: &str) -> &'static str {
         _ if CONFIGURATION.contains(&name) => {
             "it is of Envoy's own configuration or extensions, which the mesh does not have"
         }
-        "REQUESTED_SERVER_NAME" | "TLS_JA3_FINGERPRINT" | "TLS_JA4_FINGERPRINT" => {
-            "an application speaks to its own sidecar without TLS"
+        "COALESCE" => "%REQ(name?other)% and %RESP(name?other)% have alternatives, other formatters none",
+        "TLS_JA3_FINGERPRINT" | "TLS_JA4_FINGERPRINT" => "fingerprints of a TLS ClientHello are not computed",
+        "DOWNSTREAM_TLS_SESSION_ID" => "the TLS library does not show a session's number",
+        "DOWNSTREAM_CX_RTT" | "DOWNSTREAM_HANDSHAKE_DURATION" => "it is not measured",
+        "DOWNSTREAM_PEER_OTHERNAME_SAN" => "alternative names of the kinds URI, DNS, IP and email are read",
+        _ if name.starts_with("DOWNSTREAM_PEER_CHAIN_") || name.starts_with("DOWNSTREAM_PEER_ISSUER_") => {
+            "of the client's certificates its own is kept alone: use %DOWNSTREAM_PEER_FINGERPRINT_256%, \
+             %DOWNSTREAM_PEER_SERIAL% or %DOWNSTREAM_PEER_ISSUER%"
         }
-        _ if name.starts_with("DOWNSTREAM_") => {
-            "an application speaks to its own sidecar without TLS; at the callee `x-forwarded-client-cert` tells who calls"
+        "DOWNSTREAM_LOCAL_SUBJECT"
+        | "DOWNSTREAM_LOCAL_URI_SAN"
+        | "DOWNSTREAM_LOCAL_DNS_SAN"
+        | "DOWNSTREAM_LOCAL_IP_SAN"
+        | "DOWNSTREAM_LOCAL_EMAIL_SAN"
+        | "DOWNSTREAM_LOCAL_OTHERNAME_SAN" => "which of its certificates a gateway has shown is not kept",
+        _ if name.starts_with("DOWNSTREAM_DIRECT_LOCAL_") => {
+            "a redirected connection arrives at the sidecar's own listener: use %DOWNSTREAM_LOCAL_ADDRESS%, which the \
+             client dialed"
         }
         _ if name.starts_with("UPSTREAM_") => "of the connection to the endpoint its address is kept alone",
         "START_TIME_LOCAL" => "times are UTC: use %START_TIME(FORMAT)%",
@@ -55,10 +77,13 @@ pub(super) fn refusal(name: &str) -> &'static str {
         "TRACE_ID" | "SPAN_ID" => "the sidecar makes no traces; %REQ(traceparent)% is the application's",
         _ => {
             "supported are HOSTNAME, DOWNSTREAM_REMOTE_ADDRESS and DOWNSTREAM_LOCAL_ADDRESS (with _WITHOUT_PORT too), \
-             DOWNSTREAM_REMOTE_PORT, DOWNSTREAM_LOCAL_PORT, PROTOCOL, REQ(name?other):LENGTH, START_TIME(format), \
-             UPSTREAM_CLUSTER, ROUTE_NAME, STREAM_ID, UNIQUE_ID, ENVIRONMENT(NAME), and in responses RESP(name?other):LENGTH, \
-             RESPONSE_CODE, RESPONSE_CODE_DETAILS, RESPONSE_FLAGS, UPSTREAM_HOST, UPSTREAM_REMOTE_ADDRESS (with \
-             _WITHOUT_PORT too), UPSTREAM_REMOTE_PORT and UPSTREAM_REQUEST_ATTEMPT_COUNT"
+             DOWNSTREAM_REMOTE_PORT, DOWNSTREAM_LOCAL_PORT, PROTOCOL, REQ(name?other):LENGTH, PATH, QUERY_PARAM(name), \
+             QUERY_PARAMS, START_TIME(format), UPSTREAM_CLUSTER, ROUTE_NAME, STREAM_ID, UNIQUE_ID, ENVIRONMENT(NAME), of \
+             TLS at gateways REQUESTED_SERVER_NAME, DOWNSTREAM_TLS_VERSION, _CIPHER and _GROUP, DOWNSTREAM_PEER_SUBJECT, \
+             _ISSUER, _URI_SAN, _DNS_SAN, _IP_SAN, _EMAIL_SAN, _FINGERPRINT_256, _FINGERPRINT_1, _SERIAL, _CERT, \
+             _CERT_V_START and _CERT_V_END, and in responses RESP(name?other):LENGTH, RESPONSE_CODE, \
+             RESPONSE_CODE_DETAILS, RESPONSE_FLAGS, UPSTREAM_HOST, UPSTREAM_REMOTE_ADDRESS (with _WITHOUT_PORT too), \
+             UPSTREAM_REMOTE_PORT and UPSTREAM_REQUEST_ATTEMPT_COUNT"
         }
     }
 }

@@ -1,14 +1,17 @@
 //! Header values with Envoy's `%VAR%` formatters. They are parsed when a policy is compiled, so that a mistake is an error
 //! there and not a strange header later. What Envoy knows and a sidecar does not is refused with the reason.
 
+mod parse;
+
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Instant, SystemTime};
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version};
 
-use super::refusal::refusal;
+use super::request_line::Line;
 use super::start_time::Format;
+use super::tls::{Field, Tls};
 use crate::flag::ResponseFlags;
 use crate::proxy_protocol::Ends;
 
@@ -37,6 +40,9 @@ enum Part {
     Local(Piece),
     /// The first of the names that has a value, at most so many bytes of it.
     Request(Vec<Named>, usize),
+    /// At most so many bytes of a part of the target.
+    Line(Line, usize),
+    Tls(Field),
     Protocol,
     StartTime(Format),
     Cluster,
@@ -121,6 +127,8 @@ pub struct Context<'a> {
     pub surroundings: &'a Surroundings,
     /// The downstream's remote address, and the one that it dialed.
     pub ends: &'a Ends,
+    /// The TLS that the request came by, where it ends here.
+    pub tls: Option<&'a Tls>,
     /// The downstream's HTTP version.
     pub version: Version,
     /// When the request came.
@@ -207,10 +215,12 @@ impl Template {
         Ok(Template { parts, written: text.into() })
     }
 
-    /// It has `%REQ(name)%`, and the name is a header's.
+    /// It has `%REQ(name)%` of a header, or another formatter that reads one.
     pub(super) fn reads_request_headers(&self) -> bool {
         self.parts.iter().any(|part| match part {
             Part::Request(names, _) => names.iter().any(|name| matches!(name, Named::Header(_))),
+            Part::Line(line, _) => line.reads_headers(),
+            Part::Tls(field) => field.reads_headers(),
             _ => false,
         })
     }
@@ -271,6 +281,11 @@ impl Part {
                     push(&found[..found.len().min(*most)]);
                 }
             }
+            (Part::Line(line, most), _) => {
+                let found = line.of(request, context);
+                push(&found[..found.len().min(*most)]);
+            }
+            (Part::Tls(field), _) => push(&field.of(request, context)),
             (Part::Protocol, _) => push(protocol_text(context.version).as_bytes()),
             (Part::StartTime(format), _) => {
                 push(format.text((context.surroundings.time)(*context.start)).as_bytes());
@@ -302,91 +317,6 @@ impl Part {
             ) => {}
         }
     }
-
-    fn parse(text: &str, side: Side) -> Result<Part, String> {
-        let (name, argument, most) = split(text).ok_or_else(|| format!("%{text}% is not a formatter: {FORM}"))?;
-        let plain = |part: Part| match (argument, most) {
-            (None, None) => Ok(part),
-            _ => Err(format!("%{text}%: {name} has no argument and no length")),
-        };
-        let of_answer = |part: Part| match side {
-            Side::Response => plain(part),
-            Side::Request => Err(unknown_yet(text)),
-        };
-        let length = most.unwrap_or(usize::MAX);
-        let required = || argument.ok_or_else(|| format!("%{text}%: {name} needs an argument, as in %{name}(x)%"));
-        match name {
-            "HOSTNAME" => plain(Part::Hostname),
-            "DOWNSTREAM_REMOTE_ADDRESS" | "DOWNSTREAM_DIRECT_REMOTE_ADDRESS" => plain(Part::Remote(Piece::Whole)),
-            "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT" | "DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT" => {
-                plain(Part::Remote(Piece::Ip))
-            }
-            "DOWNSTREAM_REMOTE_PORT" | "DOWNSTREAM_DIRECT_REMOTE_PORT" => plain(Part::Remote(Piece::Port)),
-            "DOWNSTREAM_LOCAL_ADDRESS" => plain(Part::Local(Piece::Whole)),
-            "DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT" => plain(Part::Local(Piece::Ip)),
-            "DOWNSTREAM_LOCAL_PORT" => plain(Part::Local(Piece::Port)),
-            "PROTOCOL" => plain(Part::Protocol),
-            "UPSTREAM_CLUSTER" | "UPSTREAM_CLUSTER_RAW" => plain(Part::Cluster),
-            "ROUTE_NAME" => plain(Part::Route),
-            "UNIQUE_ID" => plain(Part::Unique),
-            "STREAM_ID" => plain(Part::Request(vec![Named::Header(REQUEST_ID)], usize::MAX)),
-            "START_TIME" if most.is_none() => {
-                Format::parse(argument.unwrap_or_default()).map(Part::StartTime).map_err(|e| format!("%{text}%: {e}"))
-            }
-            "REQ" => {
-                let names = names(text, required()?, Named::parse)?;
-                Ok(Part::Request(names, length))
-            }
-            "ENVIRONMENT" => match required()? {
-                "" => Err(format!("%{text}% names no variable")),
-                own if own.starts_with("WEFT_") => {
-                    Err(format!("%{text}%: variables of this name are the proxy's own settings, tokens among them"))
-                }
-                variable => Ok(Part::Environment(variable.to_owned(), length)),
-            },
-            "RESP" if side == Side::Request => Err(unknown_yet(text)),
-            "RESP" => {
-                let header = |name: &str| HeaderName::from_bytes(name.to_ascii_lowercase().as_bytes()).ok();
-                Ok(Part::Response(names(text, required()?, header)?, length))
-            }
-            "RESPONSE_CODE" => of_answer(Part::Code),
-            "RESPONSE_CODE_DETAILS" => of_answer(Part::CodeDetails),
-            "RESPONSE_FLAGS" => of_answer(Part::Flags),
-            "UPSTREAM_REQUEST_ATTEMPT_COUNT" => of_answer(Part::Attempts),
-            "UPSTREAM_HOST" | "UPSTREAM_REMOTE_ADDRESS" => of_answer(Part::Upstream(Piece::Whole)),
-            "UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT" => of_answer(Part::Upstream(Piece::Ip)),
-            "UPSTREAM_REMOTE_PORT" => of_answer(Part::Upstream(Piece::Port)),
-            _ => Err(format!("%{text}% is not supported: {}", refusal(name))),
-        }
-    }
-}
-
-const FORM: &str = "write %NAME%, %NAME(argument)% or %NAME(argument):LENGTH%, and %% for a percent sign";
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-
-/// Name, argument and length of `NAME(argument):LENGTH`.
-fn split(text: &str) -> Option<(&str, Option<&str>, Option<usize>)> {
-    let (before, most) = match text.rsplit_once(':') {
-        Some((before, length)) if !length.contains(')') => (before, Some(length.parse().ok()?)),
-        _ => (text, None),
-    };
-    let (name, argument) = match before.split_once('(') {
-        Some((name, rest)) => (name, Some(rest.strip_suffix(')')?)),
-        None => (before, None),
-    };
-    let fine = |b: u8| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_';
-    (!name.is_empty() && name.bytes().all(fine)).then_some((name, argument, most))
-}
-
-/// `name?other`: as in Envoy there is one alternative.
-fn names<T>(text: &str, argument: &str, parse: impl Fn(&str) -> Option<T>) -> Result<Vec<T>, String> {
-    let parsed: Option<Vec<T>> = argument.split('?').take(3).map(parse).collect();
-    let parsed = parsed.filter(|parsed| parsed.len() <= 2);
-    parsed.ok_or_else(|| format!("%{text}%: write the name of a header, or two as in name?other"))
-}
-
-fn unknown_yet(text: &str) -> String {
-    format!("%{text}% can be used in `response` alone: it is not known when a request's headers are changed")
 }
 
 /// The name that the VirtualService gives its route, as Istio calls it in Envoy.

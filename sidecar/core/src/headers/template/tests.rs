@@ -19,6 +19,7 @@ pub(in crate::headers) fn context() -> Context<'static> {
     Context {
         surroundings: &SURROUNDINGS,
         ends: &ENDS,
+        tls: None,
         version: Version::HTTP_11,
         start: &START,
         method: "GET",
@@ -66,6 +67,7 @@ fn placeholders_that_requests_and_responses_may_have() {
         ("%DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT% %DOWNSTREAM_LOCAL_PORT%", Some("240.240.0.7 80")),
         ("%REQ(X-User)%/%REQ(:path)%", Some("alice//a?b")),
         ("%REQ(:method)% %REQ(:authority)% %PROTOCOL%", Some("GET order HTTP/1.1")),
+        ("%REQUEST_HEADER(missing?x-user):2%", Some("al")),
         ("%REQ(missing)%", None),
         ("a%REQ(missing)%", Some("a")),
         ("%REQ(missing?x-user)%", Some("alice")),
@@ -94,6 +96,7 @@ fn placeholders_that_responses_alone_may_have() {
     for (text, expected) in [
         ("%RESPONSE_CODE% %RESPONSE_CODE_DETAILS% %RESPONSE_FLAGS%", "404 via_upstream -"),
         ("%RESP(missing?X-User):3%", "ali"),
+        ("%RESPONSE_HEADER(missing?X-User):3%", "ali"),
         ("%UPSTREAM_HOST%", "10.0.0.9:8080"),
         ("%UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%|%UPSTREAM_REMOTE_PORT%", "10.0.0.9|8080"),
         ("%UPSTREAM_REQUEST_ATTEMPT_COUNT%", "2"),
@@ -130,8 +133,10 @@ fn what_is_not_known_is_refused_by_name() {
         ("%BYTES_SENT%", "known when the response has ended"),
         ("%DOWNSTREAM_WIRE_BYTES_SENT%", "known when the response has ended"),
         ("%TRAILER(a)%", "known when the response has ended"),
-        ("%DOWNSTREAM_PEER_URI_SAN%", "`x-forwarded-client-cert` tells who calls"),
-        ("%REQUESTED_SERVER_NAME%", "without TLS"),
+        ("%DOWNSTREAM_PEER_CHAIN_SERIALS%", "its own is kept alone"),
+        ("%DOWNSTREAM_LOCAL_URI_SAN%", "which of its certificates"),
+        ("%DOWNSTREAM_DIRECT_LOCAL_PORT%", "the sidecar's own listener"),
+        ("%TLS_JA3_FINGERPRINT%", "are not computed"),
         ("%UPSTREAM_TLS_VERSION%", "its address is kept alone"),
         ("%DYNAMIC_METADATA(a:b)%", "Envoy's own configuration"),
         ("%VIRTUAL_CLUSTER_NAME%", "Envoy's own configuration"),
@@ -160,8 +165,127 @@ fn what_is_not_known_is_refused_by_name() {
         "%PROTOCOL:3%",
         "%ENVIRONMENT()%",
         "%(a)%",
+        "%PATH(ORIG)%",
+        "%PATH(WQ:X)%",
+        "%QUERY_PARAM%",
+        "%QUERY_PARAM()%",
+        "%QUERY_PARAMS(DECODED)%",
+        "%REQUESTED_SERVER_NAME(X)%",
+        "%REQUESTED_SERVER_NAME(SNI_FIRST:X)%",
+        "%REQUESTED_SERVER_NAME:3%",
+        "%DOWNSTREAM_TLS_VERSION:3%",
+        "%DOWNSTREAM_PEER_DNS_SAN(1)%",
+        "%DOWNSTREAM_PEER_CERT_V_END(%Q)%",
     ] {
         assert!(Template::parse(wrong, Side::Response).is_err(), "{wrong}");
     }
     assert!(Template::parse("a\nb", Side::Request).is_err());
+}
+
+/// Values as Envoy 1.40 writes them.
+#[test]
+fn parts_of_the_target_are_told() {
+    let target = "/x/y?a=b%20c+d&a=d&e&%62=1";
+    let context = Context { path_and_query: target, ..context() };
+    let mut original = HeaderMap::new();
+    original.insert("x-envoy-original-path", HeaderValue::from_static("/orig?a=o"));
+    for (text, plain, rewritten) in [
+        ("%PATH%", target, "/orig?a=o"),
+        ("%PATH(NQ)%", "/x/y", "/orig"),
+        ("%PATH(NQ):3%", "/x/", "/or"),
+        ("%PATH(WQ:PATH)%", target, target),
+        ("%PATH(NQ:ORIG)%", "", "/orig"),
+        ("%QUERY_PARAM(a)%", "b c+d", "b c+d"),
+        ("%QUERY_PARAM(a):1%", "b", "b"),
+        ("%QUERY_PARAM(b)%", "1", "1"),
+        ("%QUERY_PARAM(e)%", "", ""),
+        ("%QUERY_PARAM(none)%", "", ""),
+        ("%QUERY_PARAMS:3%", "a=b", "a=b"),
+    ] {
+        let template = Template::parse(&format!("[{text}]"), Side::Request).unwrap();
+        for (headers, expected) in [(&HeaderMap::new(), plain), (&original, rewritten)] {
+            let value = template.render(headers, &context, None).unwrap();
+            assert_eq!(value, &*format!("[{expected}]"), "{text}");
+        }
+        assert_eq!(template.reads_request_headers(), plain != rewritten, "{text}");
+    }
+    let context = Context { path_and_query: "/?a=%0d%0a", ..context };
+    let injected = Template::parse("%QUERY_PARAM(a)%", Side::Request).unwrap().render(&original, &context, None);
+    assert_eq!(injected, None, "no header has a line feed");
+}
+
+#[test]
+fn the_tls_that_ended_at_a_gateway_is_told() {
+    let certificate = |der: &[u8]| {
+        let second = |n| SystemTime::UNIX_EPOCH + Duration::from_secs(n);
+        let list = |kind: &str| vec![format!("{kind}1"), format!("{kind}2")];
+        (der == b"der").then(|| crate::headers::Certificate {
+            subject: "CN=bob".into(),
+            issuer: "CN=ca".into(),
+            uris: list("spiffe://mesh/"),
+            names: list("name"),
+            addresses: list("10.0.0."),
+            mails: list("a@"),
+            sha256: "ab".into(),
+            sha1: "cd".into(),
+            serial: "07".into(),
+            pem: "-----BEGIN%20".into(),
+            start: second(0),
+            end: second(86_400),
+        })
+    };
+    let with = |der: Option<&[u8]>| Tls {
+        server_name: "sni.test".into(),
+        version: "TLSv1.3",
+        cipher: "TLS_AES_256_GCM_SHA384".into(),
+        group: "X25519".into(),
+        peer: der.map(|der| crate::headers::Peer {
+            der: der.into(),
+            read: certificate,
+            certificate: Default::default(),
+        }),
+    };
+    let (mutual, simple, unread) = (with(Some(b"der")), with(None), with(Some(b"?")));
+    let render = |text: &str, tls| {
+        let template = Template::parse(&format!("[{text}]"), Side::Request).unwrap();
+        template.render(&HeaderMap::new(), &Context { tls, ..context() }, None).unwrap()
+    };
+    for (text, of_mutual, of_simple, of_none) in [
+        ("%REQUESTED_SERVER_NAME%", "sni.test", "sni.test", ""),
+        ("%REQUESTED_SERVER_NAME(SNI_FIRST:HOST)%", "sni.test", "sni.test", "order"),
+        ("%REQUESTED_SERVER_NAME(HOST_FIRST)%", "order", "order", "order"),
+        ("%REQUESTED_SERVER_NAME(HOST_FIRST:ORIG)%", "sni.test", "sni.test", ""),
+        ("%DOWNSTREAM_TLS_VERSION%", "TLSv1.3", "TLSv1.3", ""),
+        ("%DOWNSTREAM_TLS_CIPHER%", "TLS_AES_256_GCM_SHA384", "TLS_AES_256_GCM_SHA384", ""),
+        ("%DOWNSTREAM_TLS_GROUP%", "X25519", "X25519", ""),
+        ("%DOWNSTREAM_PEER_SUBJECT%", "CN=bob", "", ""),
+        ("%DOWNSTREAM_PEER_ISSUER%", "CN=ca", "", ""),
+        ("%DOWNSTREAM_PEER_URI_SAN%", "spiffe://mesh/1,spiffe://mesh/2", "", ""),
+        ("%DOWNSTREAM_PEER_DNS_SAN%", "name1,name2", "", ""),
+        ("%DOWNSTREAM_PEER_IP_SAN%", "10.0.0.1,10.0.0.2", "", ""),
+        ("%DOWNSTREAM_PEER_EMAIL_SAN%", "a@1,a@2", "", ""),
+        ("%DOWNSTREAM_PEER_FINGERPRINT_256%", "ab", "", ""),
+        ("%DOWNSTREAM_PEER_FINGERPRINT_1%", "cd", "", ""),
+        ("%DOWNSTREAM_PEER_SERIAL%", "07", "", ""),
+        ("%DOWNSTREAM_PEER_CERT%", "-----BEGIN%20", "", ""),
+        ("%DOWNSTREAM_PEER_CERT_V_START%", "1970-01-01T00:00:00.000Z", "", ""),
+        ("%DOWNSTREAM_PEER_CERT_V_END(%s)%", "86400", "", ""),
+    ] {
+        for (tls, expected) in [(Some(&mutual), of_mutual), (Some(&simple), of_simple), (None, of_none)] {
+            assert_eq!(render(text, tls), &*format!("[{expected}]"), "{text}");
+        }
+    }
+    assert_eq!(render("%DOWNSTREAM_PEER_SUBJECT%", Some(&unread)), "[]");
+}
+
+/// All formatters that Envoy 1.40 accepts in a header.
+#[test]
+fn each_formatter_of_envoy_works_or_is_refused_with_its_own_reason() {
+    for name in include_str!("envoy.txt").split_whitespace() {
+        for text in [format!("%{name}%"), format!("%{name}(x)%")] {
+            if let Err(error) = Template::parse(&text, Side::Response) {
+                assert!(!error.contains("supported are"), "{error}");
+            }
+        }
+    }
 }
