@@ -7,6 +7,7 @@
 mod connections;
 mod destinations;
 mod gateways;
+pub(super) mod needs;
 mod overruled;
 mod reach;
 mod security;
