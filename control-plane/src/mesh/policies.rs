@@ -8,7 +8,7 @@ use weft_proto::v1::StoredPolicy;
 
 use super::{Mesh, State, unix_now};
 use crate::policy::folder::{FolderState, Surroundings};
-use crate::policy::{Document, Key, Problem};
+use crate::policy::{Document, Kind, Problem};
 use crate::store::{self, MAX_OPS, Op, Table};
 use crate::world::Changed;
 
@@ -74,9 +74,13 @@ impl State {
     pub(super) fn apply_policies(&mut self) -> Changed {
         // An object given by several: a file owns it, then the API.
         let (folder, api) = (self.folder.documents.iter(), self.api_policies.values().flatten());
-        let mut seen: HashSet<Key> = HashSet::new();
-        let all = folder.chain(api).chain(&self.folder.kept).filter(|document| seen.insert(document.key()));
-        let all = all.cloned().collect();
+        let mut seen: HashSet<(Kind, &str, &str)> = HashSet::new();
+        let mut all = Vec::new();
+        for document in folder.chain(api).chain(&self.folder.kept) {
+            if seen.insert((document.kind, &document.namespace, &document.name)) {
+                all.push(document.clone());
+            }
+        }
         self.world.set_policies(all, unix_now())
     }
 }

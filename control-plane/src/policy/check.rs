@@ -11,6 +11,7 @@ pub(super) mod needs;
 mod overruled;
 mod reach;
 mod security;
+pub(super) mod touched;
 
 use std::collections::HashMap;
 

@@ -23,7 +23,7 @@ pub use files::policy_files;
 use files::{Stamp, stamped};
 use kept::{Cause, Kept};
 
-use super::{Code, Document, Key, Place, Problem, Severity, check, parse};
+use super::{Code, Document, Key, Place, Problem, Severity, check, parse, touched};
 
 /// How long a file must have been left alone.
 const SETTLE: Duration = Duration::from_millis(50);
@@ -90,7 +90,12 @@ pub struct PolicyFolder {
     files: BTreeMap<OsString, PolicyFile>,
     kept: Kept,
     surroundings: Box<dyn Surroundings>,
+    /// Between documents.
     problems: Vec<Problem>,
+    /// `problems` are all between the documents that apply: nothing was refused.
+    clean: bool,
+    /// Why the folder could not be read when it was last tried.
+    unreadable: Option<Problem>,
 }
 
 /// One file: what is applied of it, and a newer version while that cannot be.
@@ -118,6 +123,8 @@ impl PolicyFolder {
             kept: Kept::new(grace),
             surroundings: Box::new(surroundings),
             problems: Vec::new(),
+            clean: false,
+            unreadable: None,
         }
     }
 
@@ -195,12 +202,13 @@ impl PolicyFolder {
             Err(error) => {
                 // A folder that cannot be read says nothing: it does not say that its policies are gone.
                 let name = self.directory.display().to_string();
-                let problems = vec![unreadable(&name, &error)];
-                scan.changed = self.problems != problems;
-                self.problems = problems;
+                let problem = Some(unreadable(&name, &error));
+                scan.changed = self.unreadable != problem;
+                self.unreadable = problem;
                 return scan;
             }
         };
+        scan.changed = self.unreadable.take().is_some();
         let mut known = 0;
         let before = self.files.len();
         for (path, stamp) in &found {
@@ -277,37 +285,26 @@ impl PolicyFolder {
         FolderState {
             documents: self.files.values().flat_map(|file| file.applied.iter().cloned()).collect(),
             kept: self.kept.documents().cloned().collect(),
-            problems: of_files.chain(&self.problems).cloned().chain(self.kept.problems()).collect(),
+            problems: of_files
+                .chain(&self.problems)
+                .chain(&self.unreadable)
+                .cloned()
+                .chain(self.kept.problems())
+                .collect(),
         }
     }
 
     /// Applies the pending versions that are right together with all others. Where they are not, those with an error stay
     /// pending; where a pending one broke a file that did not change, all pending ones do.
     fn apply(&mut self, now: Instant) {
-        let mut held: HashSet<OsString> = HashSet::new();
-        let mut refused: Vec<Problem> = Vec::new();
-        loop {
-            let problems = check(&self.candidates(&held));
-            let errors = problems.iter().filter(|problem| problem.severity == Severity::Error);
-            let wrong: HashSet<&str> = errors.map(|problem| problem.file.as_str()).collect();
-            if wrong.is_empty() {
-                refused.extend(problems);
-                break;
+        let held = match self.check_touched() {
+            Some(problems) => {
+                self.problems = problems;
+                HashSet::new()
             }
-            let open = self.files.iter().filter(|(path, file)| file.pending.is_some() && !held.contains(*path));
-            let open: Vec<OsString> = open.map(|(path, _)| path.clone()).collect();
-            let is_wrong = |path: &&OsString| wrong.contains(&*Path::new(path).display().to_string());
-            let mut faulty: Vec<OsString> = open.iter().filter(is_wrong).cloned().collect();
-            if faulty.is_empty() {
-                faulty = open;
-            }
-            if faulty.is_empty() {
-                refused.extend(problems);
-                break;
-            }
-            refused.extend(problems.into_iter().filter(|problem| problem.severity == Severity::Error));
-            held.extend(faulty);
-        }
+            None => self.check_all(),
+        };
+        self.clean = held.is_empty() && !self.problems.iter().any(|problem| problem.severity == Severity::Error);
         for (path, file) in &mut self.files {
             if !held.contains(path)
                 && let Some(pending) = file.pending.take()
@@ -320,9 +317,56 @@ impl PolicyFolder {
                 }
             }
         }
-        refused.sort_by(|a, b| (&a.file, a.place).cmp(&(&b.file, b.place)));
-        refused.dedup();
+    }
+
+    /// The problems between all documents once the pending versions apply, found by a look at what those can touch. `None`: all
+    /// has to be looked at, as errors need it that decide what is refused.
+    fn check_touched(&self) -> Option<Vec<Problem>> {
+        let open: Vec<&PolicyFile> = self.files.values().filter(|file| file.pending.is_some()).collect();
+        let emptied = |file: &&PolicyFile| file.newest().is_empty() && !file.applied.is_empty();
+        if !self.clean || !self.kept.is_empty() || open.iter().any(emptied) {
+            return None;
+        }
+        let changed = open.iter().flat_map(|file| file.applied.iter().chain(file.newest()));
+        let changed: Vec<&Document> = changed.map(AsRef::as_ref).collect();
+        let all = self.candidates(&HashSet::new());
+        let touched = touched(&changed, &all)?;
+        let found = check(&touched.documents);
+        if found.iter().any(|problem| problem.severity == Severity::Error) {
+            return None;
+        }
+        let is_of = |problem: &&Problem| touched.files.contains(problem.file.as_str());
+        let mut problems: Vec<Problem> = self.problems.iter().filter(|problem| !is_of(problem)).cloned().collect();
+        problems.extend(found.iter().filter(is_of).cloned());
+        super::problem::sort(&mut problems);
+        Some(problems)
+    }
+
+    /// Looks at everything. The files whose pending versions do not apply.
+    fn check_all(&mut self) -> HashSet<OsString> {
+        let mut held: HashSet<OsString> = HashSet::new();
+        let mut refused: Vec<Problem> = Vec::new();
+        loop {
+            let problems = check(&self.candidates(&held));
+            let errors = problems.iter().filter(|problem| problem.severity == Severity::Error);
+            let wrong: HashSet<&str> = errors.map(|problem| problem.file.as_str()).collect();
+            let open = self.files.iter().filter(|(path, file)| file.pending.is_some() && !held.contains(*path));
+            let open: Vec<OsString> = open.map(|(path, _)| path.clone()).collect();
+            let is_wrong = |path: &&OsString| wrong.contains(&*Path::new(path).display().to_string());
+            let mut faulty: Vec<OsString> = open.iter().filter(is_wrong).cloned().collect();
+            if faulty.is_empty() {
+                faulty = open;
+            }
+            if wrong.is_empty() || faulty.is_empty() {
+                refused.extend(problems);
+                break;
+            }
+            refused.extend(problems.into_iter().filter(|problem| problem.severity == Severity::Error));
+            held.extend(faulty);
+        }
+        super::problem::sort(&mut refused);
         self.problems = refused;
+        held
     }
 
     /// What would apply without the pending versions of those `held`, with what is or will be kept for a while.

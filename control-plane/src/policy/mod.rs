@@ -33,6 +33,7 @@ mod workload_group;
 pub use check::check;
 pub(crate) use check::destinations;
 pub use check::needs::{Key, Need, needs};
+pub use check::touched::{Touched, touched};
 pub use delegate::join;
 pub use destination_rule::{ClientTls, DestinationRule, Settings, Subset, TrafficPolicy};
 pub use export::Export;
