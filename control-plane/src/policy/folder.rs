@@ -165,8 +165,8 @@ impl PolicyFolder {
 
     /// How long to wait after a scan that began at `began`.
     fn pause(&self, scan: Scan, began: Instant) -> Duration {
-        if scan.unsettled {
-            return SETTLE;
+        if let Some(rest) = scan.unsettled {
+            return rest;
         }
         let pause = began.elapsed().saturating_mul(PAUSE).clamp(POLL, MAX_POLL);
         let due = self.kept.due().map(|due| due.saturating_duration_since(Instant::now()).max(SETTLE));
@@ -223,8 +223,9 @@ impl PolicyFolder {
                 continue;
             }
             // A time in the future is another clock's: it says nothing.
-            if now.wall.duration_since(stamp.modified).is_ok_and(|age| age < settle) {
-                scan.unsettled = true;
+            let age = now.wall.duration_since(stamp.modified).unwrap_or(settle);
+            if age < settle {
+                scan.unsettled = scan.unsettled.max(Some(settle - age));
                 continue;
             }
             file.stamp = Some(*stamp);
@@ -390,8 +391,8 @@ impl PolicyFolder {
 pub struct Scan {
     /// The state differs from the one before.
     pub changed: bool,
-    /// A file is being written: look again soon.
-    pub unsettled: bool,
+    /// Files are being written: look again when this has passed.
+    pub unsettled: Option<Duration>,
 }
 
 impl PolicyFile {

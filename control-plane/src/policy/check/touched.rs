@@ -44,6 +44,10 @@ pub fn touched<'a>(changed: &[&'a Document], all: &[&'a Document]) -> Option<Tou
     Some(Touched { documents: all.iter().filter(is_part).copied().collect(), files })
 }
 
+fn first_label(host: &str) -> &str {
+    host.split_once('.').map_or(host, |(label, _)| label)
+}
+
 /// A rule, or routes that neither are a delegate nor have one.
 fn is_plain(document: &Document) -> bool {
     match &document.object {
@@ -57,17 +61,23 @@ fn delegates(service: &VirtualService) -> bool {
     service.http.iter().any(|route| matches!(route.action, Action::Delegate(_)))
 }
 
+/// So many first labels of hosts are compared one by one.
+const FEW: usize = 32;
+
 /// Hosts that rules and routes of some documents name, in full.
 struct Hosts {
     rules: HashSet<String>,
     routes: HashSet<String>,
     /// Where the routes lead.
     destinations: HashSet<String>,
+    /// The first labels of all of these; `None`: any, as there are many or a wildcard.
+    labels: Option<Vec<String>>,
 }
 
 impl Hosts {
     fn of(documents: &[&Document]) -> Self {
-        let mut hosts = Hosts { rules: HashSet::new(), routes: HashSet::new(), destinations: HashSet::new() };
+        let mut hosts =
+            Hosts { rules: HashSet::new(), routes: HashSet::new(), destinations: HashSet::new(), labels: None };
         for document in documents {
             let full = |host: &String| canonical(host, &document.namespace);
             match &document.object {
@@ -81,18 +91,29 @@ impl Hosts {
                 _ => {}
             }
         }
+        let all = || hosts.rules.iter().chain(&hosts.routes).chain(&hosts.destinations);
+        if all().all(|host| !host.starts_with('*')) {
+            let labels: HashSet<&str> = all().map(|host| first_label(host)).collect();
+            hosts.labels = (labels.len() <= FEW).then(|| labels.iter().map(|label| (*label).to_owned()).collect());
+        }
         hosts
+    }
+
+    /// Whether `host` as written may be one of these. Most are none, and that is found without making their full names.
+    fn may_have(&self, host: &str) -> bool {
+        let is_label = |label: &String| label.eq_ignore_ascii_case(first_label(host));
+        self.labels.as_ref().is_none_or(|labels| host.starts_with('*') || labels.iter().any(is_label))
     }
 
     /// Whether these documents can change what is wrong with `document`.
     fn touches(&self, document: &Document) -> bool {
         let full = |host: &String| canonical(host, &document.namespace);
         match &document.object {
-            Object::DestinationRule(rule) => !self.rules.is_empty() && self.rules.contains(&full(&rule.host)),
+            Object::DestinationRule(rule) => self.may_have(&rule.host) && self.rules.contains(&full(&rule.host)),
             Object::VirtualService(service) => {
                 let leads = |host: String| patterns(&host, true).any(|pattern| self.rules.contains(&pattern));
-                !self.routes.is_empty() && service.hosts.iter().any(|host| self.routes.contains(&full(host)))
-                    || !self.rules.is_empty() && service.destinations().any(|to| leads(full(&to.host)))
+                service.hosts.iter().any(|host| self.may_have(host) && self.routes.contains(&full(host)))
+                    || service.destinations().any(|to| self.may_have(&to.host) && leads(full(&to.host)))
             }
             _ => false,
         }
@@ -102,11 +123,14 @@ impl Hosts {
     fn is_compared_with(&self, document: &Document) -> bool {
         let full = |host: &String| canonical(host, &document.namespace);
         match &document.object {
+            Object::DestinationRule(rule) if !self.may_have(&rule.host) => false,
             Object::DestinationRule(rule) => {
                 let host = full(&rule.host);
                 host.starts_with('*') || self.rules.contains(&host) || self.destinations.contains(&host)
             }
-            Object::VirtualService(service) => service.hosts.iter().any(|host| self.routes.contains(&full(host))),
+            Object::VirtualService(service) => {
+                service.hosts.iter().any(|host| self.may_have(host) && self.routes.contains(&full(host)))
+            }
             _ => true,
         }
     }

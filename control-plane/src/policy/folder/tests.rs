@@ -205,9 +205,9 @@ fn a_file_being_written_is_left_alone() {
     let mut folder = folder(directory.path());
     let written = fs::metadata(directory.path().join("a.yaml")).unwrap().modified().unwrap();
     let scan = folder.scan(Now { wall: written + Duration::from_millis(10), ..Now::get() }, SETTLE);
-    assert_eq!(scan, Scan { changed: false, unsettled: true });
+    assert_eq!(scan, Scan { changed: false, unsettled: Some(SETTLE - Duration::from_millis(10)) });
     let scan = folder.scan(Now { wall: written + SETTLE, ..Now::get() }, SETTLE);
-    assert_eq!(scan, Scan { changed: true, unsettled: false });
+    assert_eq!(scan, Scan { changed: true, unsettled: None });
 }
 
 #[tokio::test]
