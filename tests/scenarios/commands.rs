@@ -89,7 +89,7 @@ fn emptied() -> Result<()> {
     let ask = || front.curl(&["-s", "-o", "/dev/null", "-w", "%{http_code}", "http://order:8080/"]);
     wait_for("the policies", Duration::from_secs(10), || {
         let names = mesh.weftctl(&["get", "-o", "name"])?;
-        ensure!(names == "DestinationRule/default/order\nVirtualService/default/order\n", "{names}");
+        ensure!(names == "VirtualService/default/order\nDestinationRule/default/order\n", "{names}");
         ensure!(ask()? == "200" && !mesh.status().contains("subset `x`"), "{}", mesh.status());
         Ok(())
     })?;
