@@ -223,3 +223,32 @@ async fn an_edit_arrives_well_under_a_second() {
     assert!(start.elapsed() < Duration::from_millis(900), "{:?}", start.elapsed());
     assert!(folder(&directory.path().join("missing")).start().is_err());
 }
+
+#[test]
+fn a_look_at_many_files_at_rest_reads_none_and_takes_time_linear_in_their_number() {
+    let directory = tempfile::tempdir().unwrap();
+    for n in 0..4_000 {
+        fs::write(directory.path().join(format!("f{n}.yaml")), "").unwrap();
+    }
+    let mut folder = folder(directory.path());
+    scan(&mut folder);
+    let start = Instant::now();
+    assert_eq!(folder.scan(Now::get(), Duration::ZERO), Scan::default());
+    // Compared each with each they took some seconds.
+    assert!(start.elapsed() < Duration::from_millis(500), "{:?}", start.elapsed());
+}
+
+#[test]
+fn a_pause_is_two_hundred_times_as_long_as_the_look_before() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut folder = folder(directory.path());
+    let began = |ago| Instant::now().checked_sub(Duration::from_millis(ago)).unwrap();
+    assert_eq!(folder.pause(Scan::default(), Instant::now()), POLL);
+    assert!(folder.pause(Scan::default(), began(20)) >= Duration::from_secs(4));
+    assert_eq!(folder.pause(Scan::default(), began(10_000)), MAX_POLL);
+    let rest = Duration::from_millis(7);
+    assert_eq!(folder.pause(Scan { unsettled: Some(rest), ..Scan::default() }, began(20)), rest);
+    // What is kept is looked at when its time is over.
+    folder.kept.withdraw(Arc::new(parse("f.yaml", RULE).documents.remove(0)), Cause::Removed, Instant::now());
+    assert!(folder.pause(Scan::default(), began(10_000)) <= GRACE);
+}
