@@ -234,7 +234,7 @@ fn a_look_at_many_files_at_rest_reads_none_and_takes_time_linear_in_their_number
     scan(&mut folder);
     let start = Instant::now();
     assert_eq!(folder.scan(Now::get(), Duration::ZERO), Scan::default());
-    // Compared each with each they took some seconds.
+    // Compared each with each they took over a second.
     assert!(start.elapsed() < Duration::from_millis(500), "{:?}", start.elapsed());
 }
 
