@@ -3,7 +3,9 @@
 //! Objects given here live in the store. What a file of the policy folder gives belongs to that file: it can be changed
 //! there only, so that a folder under version control stays the truth.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod objects;
+
+use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -14,8 +16,8 @@ use futures::stream;
 use tokio::net::UnixListener;
 use tonic::{Request, Response, Status, Streaming};
 use weft_core::identity::SpiffeId;
+use weft_proto::v1;
 use weft_proto::v1::admin_server::Admin;
-use weft_proto::v1::{self, ObjectName};
 
 use crate::ca::Ca;
 use crate::cli::snapshot::PIECE;
@@ -24,7 +26,6 @@ use crate::explain;
 use crate::federation::{Federation, PeerStatus};
 use crate::identity::Refusals;
 use crate::mesh::{Mesh, unix_now};
-use crate::policy::{self, Document, Severity};
 use crate::snapshot;
 use crate::store;
 use crate::token::{ApiClaims, Claims, Tokens};
@@ -115,101 +116,15 @@ pub async fn listen(path: &Path) -> Result<UnixListener> {
 #[tonic::async_trait]
 impl Admin for AdminService {
     async fn apply(&self, request: Request<v1::ApplyRequest>) -> Result<Response<v1::ApplyReply>, Status> {
-        let mut documents = Vec::new();
-        let mut problems = Vec::new();
-        let trust_domain = self.mesh.read(|world| world.trust_domain().to_owned());
-        for file in request.into_inner().files {
-            let parsed = policy::parse(&file.name, &file.text).of_mesh(&trust_domain);
-            problems.extend(parsed.problems);
-            documents.extend(parsed.documents);
-        }
-        let (folder, api) = self.mesh.policies();
-        let mut texts = Vec::new();
-        let mut failed = problems.iter().any(|p| p.severity == Severity::Error);
-        texts.extend(problems.iter().map(ToString::to_string));
-        for document in &documents {
-            if let Some(owner) = folder.iter().find(|f| f.key() == document.key()) {
-                failed = true;
-                texts.push(format!(
-                    "{}:{}:1: error: {} belongs to the file {}; change it there",
-                    document.file,
-                    document.line,
-                    document.reference(),
-                    owner.file
-                ));
-            }
-        }
-        // Checked together with what stays, which is older.
-        self.mesh.date(&mut documents);
-        let new = |key: &_| documents.iter().any(|d| d.key() == *key);
-        let mut all: Vec<&Document> = documents.iter().collect();
-        all.extend(folder.iter().map(AsRef::as_ref).filter(|d| !new(&d.key())));
-        all.extend(api.iter().map(AsRef::as_ref).filter(|d| !new(&d.key())));
-        for problem in policy::check(&all) {
-            // What was wrong before is not this request's fault.
-            if documents.iter().any(|d| d.file == problem.file) {
-                failed |= problem.severity == Severity::Error;
-                texts.push(problem.to_string());
-            }
-        }
-        if failed {
-            return Ok(Response::new(v1::ApplyReply { problems: texts, ..Default::default() }));
-        }
-        let changes = documents
-            .iter()
-            .map(|d| {
-                let old = api.iter().find(|a| a.key() == d.key());
-                let what = match old {
-                    None => "created",
-                    Some(old) if old.yaml == d.yaml => "unchanged",
-                    Some(_) => "configured",
-                };
-                format!("{} {what}", d.reference())
-            })
-            .collect();
-        let files: BTreeSet<String> = documents.iter().map(|d| d.file.clone()).collect();
-        self.mesh.change_policies(documents, &[]).await.map_err(|e| Status::internal(format!("{e:#}")))?;
-        let odd = self.mesh.read(|world| crate::translate::warnings(world, true));
-        texts.extend(odd.iter().filter(|p| files.contains(&p.file)).map(ToString::to_string));
-        Ok(Response::new(v1::ApplyReply { changes, problems: texts, applied: true }))
+        objects::apply(&self.mesh, request.into_inner()).await.map(Response::new)
     }
 
     async fn get(&self, request: Request<v1::GetRequest>) -> Result<Response<v1::GetReply>, Status> {
-        let wanted = request.into_inner().object.unwrap_or_default();
-        let (folder, api) = self.mesh.policies();
-        let from_folder = folder.iter().map(|d| (d.as_ref(), format!("file {}", d.file)));
-        let from_api = api.iter().map(|d| (d.as_ref(), "api".to_owned()));
-        let objects = from_folder.chain(from_api).filter(|(d, _)| matches(&wanted, d)).map(|(d, source)| v1::Object {
-            object: Some(ObjectName { kind: d.kind.to_string(), namespace: d.namespace.clone(), name: d.name.clone() }),
-            yaml: d.yaml.clone(),
-            source,
-        });
-        Ok(Response::new(v1::GetReply { objects: objects.collect() }))
+        Ok(Response::new(objects::get(&self.mesh, &request.into_inner())))
     }
 
     async fn delete(&self, request: Request<v1::DeleteRequest>) -> Result<Response<v1::DeleteReply>, Status> {
-        let mut wanted = request.into_inner().object.unwrap_or_default();
-        if wanted.kind.is_empty() || wanted.name.is_empty() {
-            return Err(Status::invalid_argument("a kind and a name are needed"));
-        }
-        if wanted.namespace.is_empty() {
-            wanted.namespace = "default".into();
-        }
-        let (folder, api) = self.mesh.policies();
-        let named = format!("{}/{}/{}", wanted.kind, wanted.namespace, wanted.name);
-        let error = if let Some(owner) = folder.iter().find(|d| matches(&wanted, d)) {
-            format!("{named} belongs to the file {}; delete it there", owner.file)
-        } else {
-            let gone: Vec<Document> = api.iter().filter(|d| matches(&wanted, d)).map(|d| (**d).clone()).collect();
-            if gone.is_empty() {
-                format!("there is no {named}")
-            } else {
-                let done = self.mesh.change_policies(Vec::new(), &gone).await;
-                done.map_err(|e| Status::internal(format!("{e:#}")))?;
-                String::new()
-            }
-        };
-        Ok(Response::new(v1::DeleteReply { error }))
+        objects::delete(&self.mesh, request.into_inner()).await.map(Response::new)
     }
 
     async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusReply>, Status> {
@@ -395,14 +310,6 @@ fn may_be_named(service: &str) -> Result<(), String> {
         String::new()
     };
     Err(format!("{service:?} is not a service name (1 to 63 letters, digits, - and _){why}"))
-}
-
-/// Whether a document is the one, or one of those, that `wanted` names.
-fn matches(wanted: &ObjectName, document: &Document) -> bool {
-    let is = |wanted: &str, found: &str| wanted.is_empty() || wanted.eq_ignore_ascii_case(found);
-    is(&wanted.kind, document.kind.name())
-        && (wanted.namespace.is_empty() || wanted.namespace == document.namespace)
-        && (wanted.name.is_empty() || wanted.name == document.name)
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use tracing_appender::non_blocking::NonBlockingBuilder;
 use weft_control_plane::dns::{self, listen::Listen};
 use weft_control_plane::federation::{self, peering::PeerAddress};
 use weft_control_plane::http_api;
+use weft_control_plane::policy::folder::DEFAULT_GRACE_S;
 use weft_control_plane::server::{self, Config};
 use weft_control_plane::store::etcd::Access;
 use weft_control_plane::world::DEFAULT_DATACENTER;
@@ -48,6 +49,10 @@ struct Args {
     /// Folder of policy files (Istio's YAML), watched.
     #[arg(long)]
     policies: Option<PathBuf>,
+    /// Seconds for which the documents of a policy file that was emptied or removed are kept, in case its text returns; longer
+    /// while another document needs them.
+    #[arg(long, default_value_t = DEFAULT_GRACE_S, value_parser = clap::value_parser!(u64).range(0..=86400))]
+    policy_grace: u64,
     /// Address that sidecars connect to (TLS).
     #[arg(long, default_value = "0.0.0.0:15012")]
     listen: SocketAddr,
@@ -211,6 +216,7 @@ fn main() -> Result<()> {
         etcd: Access { ca: args.etcd_ca, certificate: args.etcd_cert.zip(args.etcd_key), user },
         data_dir: args.data_dir,
         policies: args.policies,
+        policy_grace: Duration::from_secs(args.policy_grace),
         listen: args.listen,
         trust_domain: args.trust_domain,
         certificate_ttl: Duration::from_secs(args.certificate_ttl),

@@ -20,6 +20,7 @@ mod topics;
 pub mod txn;
 mod virtual_ips;
 
+pub use policies::BesideFolder;
 pub use topics::Topic;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};

@@ -31,7 +31,7 @@ use crate::external::Externals;
 use crate::federation::{self, Federation};
 use crate::http_api::{self, HttpApi};
 use crate::identity::{self, IdentityService, Refusals};
-use crate::mesh::Mesh;
+use crate::mesh::{BesideFolder, Mesh};
 use crate::peer;
 use crate::policy::folder::PolicyFolder;
 use crate::rates::Rates;
@@ -52,6 +52,8 @@ pub struct Config {
     pub etcd: Access,
     /// Folder of policy files, watched.
     pub policies: Option<PathBuf>,
+    /// How long the documents of a policy file are kept that was emptied or removed.
+    pub policy_grace: Duration,
     /// Where sidecars connect.
     pub listen: SocketAddr,
     /// Trust domain of a mesh that is created now; an existing one keeps its own.
@@ -101,8 +103,9 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
     let socket = config.data_dir.join(ADMIN_SOCKET);
     let admin_listener = admin::listen(&socket).await?;
     if let Some(dir) = &config.policies {
-        let mut folder = PolicyFolder::start(dir, ca.trust_domain())
-            .with_context(|| format!("cannot read the policy folder {}", dir.display()))?;
+        let beside = BesideFolder(Arc::downgrade(&mesh));
+        let folder = PolicyFolder::new(dir, ca.trust_domain(), config.policy_grace, beside);
+        let mut folder = folder.start().with_context(|| format!("cannot read the policy folder {}", dir.display()))?;
         mesh.set_folder(folder.borrow_and_update().clone());
         let mesh = mesh.clone();
         tokio::spawn(async move {

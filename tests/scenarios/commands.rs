@@ -1,18 +1,123 @@
 //! `weftctl` against a control plane.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 use serde_json::Value;
-use weft_tests::{Mesh, binary};
+use weft_tests::{Mesh, binary, wait_for};
 
 use crate::Scenario;
 
 pub(crate) fn all() -> Vec<Scenario> {
-    vec![("weftctl_names_and_shows_objects_as_kubectl_does", objects)]
+    vec![
+        ("weftctl_names_and_shows_objects_as_kubectl_does", objects),
+        ("an_object_that_another_needs_is_not_deleted_or_replaced_without_force", needed),
+        ("an_emptied_policy_file_fails_no_request", emptied),
+    ]
 }
 
 const TWO: &str = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: order}\nspec: {host: order}\n---\n\
                    apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: order, namespace: shop}\n\
                    spec: {hosts: [order], http: [{route: [{destination: {host: order}}]}]}\n";
+
+const RULE: &str = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: order}\n\
+                    spec: {host: order, subsets: [{name: x, labels: {}}]}\n";
+const ROUTE: &str = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: order}\n\
+                     spec: {hosts: [order], http: [{route: [{destination: {host: order, subset: x}}]}]}\n";
+
+fn needed() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    let folder = mesh.data_dir();
+    let file = |name: &str, text: &str| -> Result<String> {
+        let path = folder.with_file_name(name);
+        std::fs::write(&path, text)?;
+        Ok(path.to_string_lossy().into_owned())
+    };
+    let (rule, route) = (file("rule.yaml", RULE)?, file("route.yaml", ROUTE)?);
+    let less = file("less.yaml", &RULE.replace("name: x", "name: y"))?;
+    let both = file("both.yaml", &format!("{ROUTE}---\n{RULE}"))?;
+    mesh.weftctl(&["apply", "-f", &rule, "-f", &route])?;
+    let refused = |args: &[&str]| match mesh.weftctl(args) {
+        Ok(text) => anyhow::bail!("{args:?} was done: {text}"),
+        Err(e) => Ok(e.to_string()),
+    };
+    let need = "VirtualService/default/order needs its subset `x` (http[0].route[0].destination.subset)";
+    for args in [&["delete", "dr", "order"][..], &["apply", "-f", &less]] {
+        let text = refused(args)?;
+        ensure!(text.contains(need) && text.contains("--force"), "{text}");
+    }
+    ensure!(mesh.weftctl(&["get", "dr/order", "-o", "yaml"])?.contains("name: x"), "nothing was changed");
+    // What goes together needs nothing of each other, in whichever order.
+    mesh.weftctl(&["delete", "-f", &both])?;
+    mesh.weftctl(&["apply", "-f", &both])?;
+    mesh.weftctl(&["delete", "dr/order", "vs/order"])?;
+
+    mesh.weftctl(&["apply", "-f", &both])?;
+    let text = mesh.weftctl(&["apply", "-f", &less, "--force"])?;
+    ensure!(text.contains("configured") && text.contains(need), "{text}");
+    mesh.weftctl(&["apply", "-f", &rule])?;
+    let text = mesh.weftctl(&["delete", "dr", "order", "--force"])?;
+    ensure!(text.contains("deleted") && text.contains(need), "{text}");
+
+    // A route of the API keeps a rule whose file is removed.
+    mesh.policy("rule.yaml", RULE)?;
+    let source = || mesh.weftctl(&["get", "dr", "order"]);
+    wait_for("the file", Duration::from_secs(10), || {
+        ensure!(source()?.contains("rule.yaml"));
+        Ok(())
+    })?;
+    std::fs::remove_file(mesh.policies.join("rule.yaml"))?;
+    wait_for("the reason", Duration::from_secs(10), || {
+        let (status, source) = (mesh.status(), source()?);
+        ensure!(status.contains(need) && status.contains("the file was removed"), "{status}");
+        ensure!(source.contains("(emptied or removed)"), "{source}");
+        Ok(())
+    })?;
+    mesh.weftctl(&["delete", "vs", "order"])?;
+    wait_for("its end", Duration::from_secs(15), || {
+        ensure!(source().is_err() && !mesh.status().contains("is kept"), "{}", mesh.status());
+        Ok(())
+    })
+}
+
+fn emptied() -> Result<()> {
+    let mesh = Mesh::start(&["--policy-grace", "10"])?;
+    let (front, _sidecar) = mesh.client("front")?;
+    let _order = mesh.instance("order1", "order", 8080, &[])?;
+    mesh.policy("rule.yaml", RULE)?;
+    mesh.policy("route.yaml", ROUTE)?;
+    let ask = || front.curl(&["-s", "-o", "/dev/null", "-w", "%{http_code}", "http://order:8080/"]);
+    wait_for("the policies", Duration::from_secs(10), || {
+        let names = mesh.weftctl(&["get", "-o", "name"])?;
+        ensure!(names == "VirtualService/default/order\nDestinationRule/default/order\n", "{names}");
+        ensure!(ask()? == "200" && !mesh.status().contains("subset `x`"), "{}", mesh.status());
+        Ok(())
+    })?;
+    let rule = mesh.policies.join("rule.yaml");
+    for remove in [false, true] {
+        if remove {
+            std::fs::remove_file(&rule)?;
+        } else {
+            std::fs::write(&rule, "")?;
+        }
+        wait_for("the control plane to see it", Duration::from_secs(5), || {
+            let status = mesh.status();
+            ensure!(status.contains("DestinationRule/default/order is kept for 10 s"), "{status}");
+            ensure!(ask()? == "200");
+            Ok(())
+        })?;
+        for _ in 0..20 {
+            ensure!(ask()? == "200");
+        }
+        std::fs::write(&rule, RULE)?;
+        wait_for("its return", Duration::from_secs(5), || {
+            ensure!(ask()? == "200");
+            ensure!(!mesh.status().contains("is kept"), "{}", mesh.status());
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
 
 fn objects() -> Result<()> {
     let mesh = Mesh::start(&[])?;

@@ -84,6 +84,10 @@ impl Mesh {
         let listen = format!("{}:15012", self.center.ip);
         let (data, policies) = (data.to_string_lossy().into_owned(), self.policies.to_string_lossy().into_owned());
         let mut args = vec!["--data-dir", &data, "--policies", &policies, "--listen", &listen];
+        if !self.control_plane_args.iter().any(|arg| arg == "--policy-grace") {
+            // Scenarios remove files to withdraw policies.
+            args.extend(["--policy-grace", "0"]);
+        }
         args.extend(self.control_plane_args.iter().map(String::as_str));
         let process =
             self.center.spawn_with("control-plane", binary("weft-control-plane")?, &args, &self.control_plane_env)?;

@@ -167,6 +167,9 @@ pub struct Delete {
     /// An object that does not exist is not an error
     #[arg(long)]
     ignore_not_found: bool,
+    /// Also what another object needs, so that requests will fail
+    #[arg(long)]
+    force: bool,
     #[command(flatten)]
     remote: Remote,
 }
@@ -181,15 +184,20 @@ impl Delete {
         let mut client = self.remote.connect().await?;
         let held = client.get(v1::GetRequest { object: None }).await.map_err(refused)?.into_inner().objects;
         let mut failed = false;
-        for name in names {
+        for (n, name) in names.iter().enumerate() {
             let shown = format!("{}/{}/{}", name.kind, name.namespace, name.name);
-            if !held.iter().any(|object| object.object.as_ref() == Some(&name)) {
+            if !held.iter().any(|object| object.object.as_ref() == Some(name)) {
                 failed |= !self.ignore_not_found;
                 let word = if self.ignore_not_found { "not there" } else { &style::bad("not there") };
                 writeln!(out, "{shown} {word}")?;
                 continue;
             }
-            let reply = client.delete(v1::DeleteRequest { object: Some(name) }).await.map_err(refused)?.into_inner();
+            let (object, along) = (Some(name.clone()), names[n + 1..].to_vec());
+            let request = v1::DeleteRequest { object, along, force: self.force };
+            let reply = client.delete(request).await.map_err(refused)?.into_inner();
+            for line in &reply.warnings {
+                writeln!(out, "{}", style::problem(line))?;
+            }
             if reply.error.is_empty() {
                 writeln!(out, "{shown} deleted")?;
             } else {

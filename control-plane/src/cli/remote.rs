@@ -71,6 +71,9 @@ pub struct Apply {
     /// Files, directories of *.yaml, *.yml and *.json, or - for standard input
     #[arg(short, long = "file", required = true, value_name = "FILE|DIR|-")]
     files: Vec<PathBuf>,
+    /// Also where a new version lacks what another object needs, and requests will fail
+    #[arg(long)]
+    force: bool,
     #[command(flatten)]
     remote: Remote,
 }
@@ -86,7 +89,8 @@ impl Apply {
             let text = text.with_context(|| name.clone())?;
             files.push(v1::File { name, text });
         }
-        let reply = self.remote.connect().await?.apply(v1::ApplyRequest { files }).await.map_err(refused)?.into_inner();
+        let request = v1::ApplyRequest { files, force: self.force };
+        let reply = self.remote.connect().await?.apply(request).await.map_err(refused)?.into_inner();
         for line in reply.problems.iter().chain(&reply.changes) {
             writeln!(out, "{}", style::problem(line))?;
         }

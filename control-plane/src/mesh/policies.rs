@@ -1,24 +1,26 @@
 //! Policies: the folder's and the API's, as one set.
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, Weak};
 
 use prost::Message;
 use weft_proto::v1::StoredPolicy;
 
 use super::{Mesh, State, unix_now};
-use crate::policy::folder::FolderState;
-use crate::policy::{Document, Problem};
+use crate::policy::folder::{FolderState, Surroundings};
+use crate::policy::{Document, Kind, Problem};
 use crate::store::{self, MAX_OPS, Op, Table};
 use crate::world::Changed;
 
 impl Mesh {
     /// Takes the folder's documents and the problems of those that were refused.
     pub fn set_folder(&self, folder: Arc<FolderState>) {
-        for problem in &folder.problems {
+        let mut state = self.lock();
+        let before = std::mem::replace(&mut state.folder, folder.clone());
+        let known: HashSet<&Problem> = before.problems.iter().collect();
+        for problem in folder.problems.iter().filter(|problem| !known.contains(problem)) {
             tracing::warn!("{problem}");
         }
-        let mut state = self.lock();
-        state.folder = folder;
         let changed = state.apply_policies();
         self.publish(&mut state, changed);
     }
@@ -35,6 +37,11 @@ impl Mesh {
     pub fn policies(&self) -> (Vec<Arc<Document>>, Vec<Arc<Document>>) {
         let state = self.lock();
         (state.folder.documents.clone(), state.api_policies.values().flatten().cloned().collect())
+    }
+
+    /// Documents that no file of the folder has any more, and that still apply.
+    pub fn kept_policies(&self) -> Vec<Arc<Document>> {
+        self.lock().folder.kept.clone()
     }
 
     /// Gives documents of the API their age: it counts from when an object was first applied, unless it says so itself.
@@ -65,12 +72,29 @@ impl Mesh {
 impl State {
     /// Gives the world the policies of both kinds.
     pub(super) fn apply_policies(&mut self) -> Changed {
-        // An object given by both: the folder owns it.
-        let mut all: Vec<Arc<Document>> = self.folder.documents.clone();
-        let owned = |a: &&Arc<Document>| !all.iter().any(|f| f.key() == a.key());
-        let api: Vec<_> = self.api_policies.values().flatten().filter(owned).cloned().collect();
-        all.extend(api);
+        // An object given by several: a file owns it, then the API.
+        let (folder, api) = (self.folder.documents.iter(), self.api_policies.values().flatten());
+        let mut seen: HashSet<(Kind, &str, &str)> = HashSet::new();
+        let mut all = Vec::new();
+        for document in folder.chain(api).chain(&self.folder.kept) {
+            if seen.insert((document.kind, &document.namespace, &document.name)) {
+                all.push(document.clone());
+            }
+        }
         self.world.set_policies(all, unix_now())
+    }
+}
+
+/// What a policy folder cannot see.
+pub struct BesideFolder(pub Weak<Mesh>);
+
+impl Surroundings for BesideFolder {
+    fn documents(&self) -> Vec<Arc<Document>> {
+        self.0.upgrade().map(|mesh| mesh.policies().1).unwrap_or_default()
+    }
+
+    fn offers(&self, host: &str) -> bool {
+        self.0.upgrade().is_some_and(|mesh| mesh.read(|world| world.offers(host)))
     }
 }
 

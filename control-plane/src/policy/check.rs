@@ -8,9 +8,11 @@ mod aliases;
 mod connections;
 mod destinations;
 mod gateways;
+pub(super) mod needs;
 mod overruled;
 mod reach;
 mod security;
+pub(super) mod touched;
 
 use std::collections::HashMap;
 

@@ -275,7 +275,7 @@ fn texts(
 
 impl Delegate {
     /// Namespace and name, as a document in `namespace` means it.
-    fn key(&self, namespace: &str) -> (String, String) {
+    pub(super) fn key(&self, namespace: &str) -> (String, String) {
         let namespace = if self.namespace.is_empty() { namespace } else { &self.namespace };
         (namespace.to_owned(), self.name.clone())
     }

@@ -32,6 +32,8 @@ mod workload_group;
 
 pub use check::check;
 pub(crate) use check::destinations;
+pub use check::needs::{Key, Need, needs};
+pub use check::touched::{Touched, touched};
 pub use delegate::join;
 pub use destination_rule::{ClientTls, DestinationRule, Settings, Subset, TrafficPolicy};
 pub use export::Export;
@@ -222,6 +224,11 @@ impl Document {
     /// "DestinationRule/default/order-service": how logs, headers and the wire name it.
     pub fn reference(&self) -> String {
         format!("{}/{}/{}", self.kind, self.namespace, self.name)
+    }
+
+    /// Whether both are versions of one object.
+    pub fn is_same_object(&self, other: &Document) -> bool {
+        self.kind == other.kind && self.namespace == other.namespace && self.name == other.name
     }
 
     /// Key of the object.

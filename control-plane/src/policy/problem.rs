@@ -8,7 +8,7 @@ use super::{Document, nearest};
 use crate::yaml::{self, Node, Place};
 
 /// How bad.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Severity {
     /// Nothing of the file is applied.
     Error,
@@ -30,7 +30,7 @@ impl Severity {
 }
 
 /// What kind of problem, for programs: unlike the text it does not change.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Code {
     /// The file cannot be read.
     Unreadable,
@@ -96,11 +96,13 @@ pub enum Code {
     UnknownAnnotation,
     /// Some callers of a route have no address of its destination.
     Undialable,
+    /// The document's file was emptied or removed, and it is kept for a while.
+    Withdrawn,
 }
 
 impl Code {
     /// All of them. `docs/analysis.md` lists them.
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 33] = [
         Self::Unreadable,
         Self::NotYaml,
         Self::UnknownKind,
@@ -133,6 +135,7 @@ impl Code {
         Self::NotExported,
         Self::UnknownAnnotation,
         Self::Undialable,
+        Self::Withdrawn,
     ];
 
     /// As it is written.
@@ -170,12 +173,13 @@ impl Code {
             Self::NotExported => "not-exported",
             Self::UnknownAnnotation => "unknown-annotation",
             Self::Undialable => "undialable",
+            Self::Withdrawn => "withdrawn",
         }
     }
 }
 
 /// One line for the user: where, what, and what would be right.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Problem {
     /// File as named by the caller.
     pub file: String,

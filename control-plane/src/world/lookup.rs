@@ -62,6 +62,11 @@ impl World {
         self.members.get(host).into_iter().flatten().filter_map(|key| self.instances.get(key))
     }
 
+    /// Whether instances here or another data centre offer `host` (canonical), whatever documents say of it.
+    pub fn offers(&self, host: &str) -> bool {
+        self.members_of(host).next().is_some() || self.is_imported(host)
+    }
+
     /// Instances that are endpoints of `host`: registered under it, or selected by its Kubernetes Service.
     pub fn endpoints_of<'a>(&'a self, host: &'a Host) -> impl Iterator<Item = &'a Arc<Instance>> {
         let selector = match host.service.as_ref().map(|document| &document.object) {

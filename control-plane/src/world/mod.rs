@@ -10,6 +10,7 @@ mod instance;
 mod lookup;
 mod policies;
 mod remotes;
+mod replace;
 mod scope;
 mod virtual_ip;
 
@@ -27,6 +28,8 @@ pub(crate) use policies::{GATEWAY, Policies, gateway_host, has_all};
 pub use remotes::{DEFAULT_DATACENTER, Peering, Presence, RemoteHost, sound};
 pub use scope::Scope;
 pub use virtual_ip::{Allocation, Keep, QUARANTINE_S, VirtualIps};
+
+use replace::differ;
 
 use crate::policy::{Document, Export, Kind, KubeService, Object, ServiceEntry, canonical, mesh_config};
 
@@ -214,8 +217,16 @@ impl World {
         self.touched.insert(host);
     }
 
-    /// Replaces all policies by `documents`. Of two of one kind, namespace and name the first stays.
+    /// Replaces all policies by `documents`. Of two of one kind, namespace and name the first stays. Documents that are the same
+    /// (`Arc`) as before cost next to nothing.
     pub fn set_policies(&mut self, documents: Vec<Arc<Document>>, now: u64) -> Changed {
+        match self.replace_policies(&documents, now) {
+            Some(changed) => changed,
+            None => self.rebuild_policies(documents, now),
+        }
+    }
+
+    fn rebuild_policies(&mut self, documents: Vec<Arc<Document>>, now: u64) -> Changed {
         let mut new = BTreeMap::new();
         for document in documents {
             new.entry(document.key()).or_insert(document);
@@ -223,9 +234,7 @@ impl World {
         let of_all = crate::policy::join(exported(&new));
         let joined: BTreeMap<_, _> = of_all.into_iter().map(|document| (document.key(), document)).collect();
         let differs = |document: &Arc<Document>, other: &BTreeMap<_, Arc<Document>>| {
-            other
-                .get(&document.key())
-                .is_none_or(|other| other.created != document.created || other.object != document.object)
+            other.get(&document.key()).is_none_or(|other| differ(other, document))
         };
         let gone: Vec<_> = self.joined.values().filter(|document| differs(document, &joined)).cloned().collect();
         let came: Vec<_> = joined.values().filter(|document| differs(document, &self.joined)).cloned().collect();

@@ -1,4 +1,5 @@
-//! Policies by what they apply to. Rebuilt whole when the set of policies changes, which is rare; read on every translation.
+//! Policies by what they apply to, read on every translation. Rules and routes are replaced one by one; where anything else
+//! changes, which is rare, all is built anew.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -7,6 +8,11 @@ use std::{
 };
 
 use weft_core::names;
+
+mod replace;
+
+pub(super) use replace::is_replaceable;
+use replace::{age, insert, mesh_hosts};
 
 use super::{MESH_SUFFIX, Scope, fqdn};
 use crate::policy::{
@@ -36,17 +42,18 @@ pub(crate) struct Policies {
     mesh: Option<Arc<Document>>,
     /// Hosts that other data centres may call.
     exports: BTreeSet<String>,
-    dependents: BTreeMap<String, BTreeSet<String>>,
+    /// By destination the hosts whose routes lead there, and by how many documents.
+    dependents: BTreeMap<String, BTreeMap<String, usize>>,
     /// Services of type ExternalName, by the host that they stand for.
     aliases: BTreeMap<String, BTreeSet<String>>,
-    /// Names of labels that documents select clients by.
-    client_labels: BTreeSet<String>,
+    /// Names of labels that documents select clients by, and how many do.
+    client_labels: BTreeMap<String, usize>,
     /// ServiceEntries by the addresses of their endpoints.
     endpoints: BTreeMap<IpAddr, Vec<Arc<Document>>>,
     /// With the host and the namespace of the document that declares it.
     ranges: Vec<(Subnet, String, String)>,
-    /// Some document is for a wildcard that stands for a part of a label.
-    partial: bool,
+    /// How many documents are for a wildcard that stands for a part of a label.
+    partial: usize,
 }
 
 /// Namespace and, of a label, name and value.
@@ -59,7 +66,7 @@ fn labelled(namespace: &str, label: Option<(&String, &String)>) -> Labelled {
 impl Policies {
     pub(super) fn new<'a>(documents: impl Iterator<Item = &'a Arc<Document>>) -> Self {
         let mut sorted: Vec<&Arc<Document>> = documents.collect();
-        sorted.sort_by(|a, b| (a.created, &a.namespace, &a.name).cmp(&(b.created, &b.namespace, &b.name)));
+        sorted.sort_by(|a, b| age(a).cmp(&age(b)));
         let mut index = Self::default();
         for document in &sorted {
             index.add(document);
@@ -74,31 +81,18 @@ impl Policies {
 
     fn add(&mut self, document: &Arc<Document>) {
         let namespace = &document.namespace;
-        self.partial |= document.object.hosts().iter().any(|host| names::is_partial_wildcard(host));
+        self.count(document, true);
         match &document.object {
             Object::DestinationRule(rule) => {
-                self.client_labels.extend(rule.selector.keys().cloned());
                 let key = (namespace.clone(), canonical(&rule.host, namespace));
-                self.rules.entry(key).or_default().push(document.clone());
+                insert(self.rules.entry(key).or_default(), document);
             }
             Object::VirtualService(service) => {
-                let matches = service.http.iter().flat_map(|route| &route.matches);
-                self.client_labels.extend(matches.flat_map(|one| one.source_labels.keys()).cloned());
-                let connections = service.tls.iter().chain(&service.tcp).flat_map(|route| &route.matches);
-                self.client_labels.extend(connections.flat_map(|one| one.source_labels.keys()).cloned());
-                let for_gateways = gateway_hosts(service, namespace);
-                let mesh = service.hosts.iter().filter(|_| service.of_mesh());
-                let hosts: Vec<String> = mesh.map(|host| canonical(host, namespace)).collect();
-                for destination in service.destinations() {
-                    let destination = canonical(&destination.host, namespace);
-                    let dependents = self.dependents.entry(destination).or_default();
-                    dependents.extend(hosts.iter().chain(&for_gateways).cloned());
+                for host in mesh_hosts(service, namespace) {
+                    insert(self.routes.entry(host).or_default(), document);
                 }
-                for host in hosts {
-                    self.routes.entry(host).or_default().push(document.clone());
-                }
-                for host in for_gateways {
-                    self.gateway_routes.entry(host).or_default().push(document.clone());
+                for host in gateway_hosts(service, namespace) {
+                    insert(self.gateway_routes.entry(host).or_default(), document);
                 }
             }
             Object::Gateway(_) => self.gateways.push(document.clone()),
@@ -131,10 +125,7 @@ impl Policies {
             // Of those who join by it, see [`super::groups`].
             Object::WorkloadGroup(_) => {}
             Object::PeerAuthentication(_) => self.authentications.push(document.clone()),
-            Object::Sidecar(sidecar) => {
-                self.client_labels.extend(sidecar.selector.keys().cloned());
-                self.sidecars.push(document.clone());
-            }
+            Object::Sidecar(_) => self.sidecars.push(document.clone()),
             Object::IstioOperator(_) => {
                 if self.mesh.is_none() && mesh_config::of(document).is_some() {
                     self.mesh = Some(document.clone());
@@ -171,12 +162,12 @@ impl Policies {
 
     /// The hosts that documents for `host` may be written for, the most specific first; see [`names::patterns`].
     pub(crate) fn patterns<'h>(&self, host: &'h str) -> impl Iterator<Item = String> + use<'h> {
-        names::patterns(host, self.partial)
+        names::patterns(host, self.partial > 0)
     }
 
     /// Whether some document selects clients by this label.
     pub(super) fn selects_clients_by(&self, label: &str) -> bool {
-        self.client_labels.contains(label)
+        self.client_labels.contains_key(label)
     }
 
     /// DestinationRules of `namespace` for exactly the most specific pattern that covers `host`, of those that a client
@@ -396,7 +387,7 @@ impl Policies {
 
     /// Hosts (or patterns) of VirtualServices that send requests to `host`.
     pub(super) fn dependents(&self, host: &str) -> impl Iterator<Item = &String> {
-        self.dependents.get(host).into_iter().flatten()
+        self.dependents.get(host).into_iter().flat_map(BTreeMap::keys)
     }
 
     /// Hosts that documents name: services, entries, and hosts that only a VirtualService has.

@@ -192,3 +192,100 @@ spec: {{hosts: [{HOST}], exportTo: [.], ports: [{{number: 80, name: http}}], res
     assert!(changed.names && changed.hosts.contains(HOST));
     assert_eq!((world.definitions(HOST).count(), seen(&world)), (1, [true, false]));
 }
+
+/// Documents of few names, so that they have to do with each other; the same for the same number.
+fn some_policies(seed: &mut u64, name: usize) -> Vec<Arc<Document>> {
+    let mut roll = |of: &[&'static str]| {
+        *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        of[(*seed >> 33) as usize % of.len()]
+    };
+    let host = roll(&["a", "b", "x.example.com", "'*.example.com'", "'*-eu.example.com'"]);
+    let created = roll(&["2024-01-01T00:00:00Z", "2024-01-02T00:00:00Z"]);
+    let (kind, spec) = match roll(&[
+        "rule",
+        "selecting",
+        "route",
+        "route",
+        "gateway",
+        "delegating",
+        "delegate",
+        "entry",
+        "sidecar",
+        "none",
+    ]) {
+        "sidecar" => {
+            ("Sidecar", format!("{{egress: [{{hosts: ['./{}']}}]}}", roll(&["*", "a.default.svc.cluster.local"])))
+        }
+        "rule" => ("DestinationRule", format!("{{host: {host}}}")),
+        "selecting" => (
+            "DestinationRule",
+            format!("{{host: {host}, workloadSelector: {{matchLabels: {{{}: x}}}}}}", roll(&["l1", "l2"])),
+        ),
+        "route" => (
+            "VirtualService",
+            format!(
+                "{{hosts: [{host}], http: [{{match: [{{sourceLabels: {{{}: x}}}}], route: [{{destination: {{host: {}}}}}]}}]}}",
+                roll(&["l1", "l3"]),
+                roll(&["a", "b", "c"])
+            ),
+        ),
+        "gateway" => (
+            "VirtualService",
+            format!(
+                "{{hosts: [{host}], gateways: [mesh, g], http: [{{route: [{{destination: {{host: {}}}}}]}}]}}",
+                roll(&["a", "c"])
+            ),
+        ),
+        "delegating" => ("VirtualService", format!("{{hosts: [{host}], http: [{{delegate: {{name: n1}}}}]}}")),
+        "delegate" => ("VirtualService", "{http: [{route: [{destination: {host: b}}]}]}".to_owned()),
+        "entry" => {
+            ("ServiceEntry", "{hosts: [x.example.com], resolution: DNS, ports: [{number: 80, name: http}]}".to_owned())
+        }
+        _ => return Vec::new(),
+    };
+    let meta = format!("{{name: n{name}, creationTimestamp: '{created}'}}");
+    documents(&format!("apiVersion: networking.istio.io/v1\nkind: {kind}\nmetadata: {meta}\nspec: {spec}\n"))
+}
+
+#[test]
+fn policies_replaced_one_by_one_are_as_if_built_anew() {
+    let mut seed = 11;
+    let mut files: Vec<Vec<Arc<Document>>> = (0..12).map(|name| some_policies(&mut seed, name)).collect();
+    let mut world = World::new("cluster.local", 1);
+    world.upsert(instance("a", "a1", "10.0.0.1", 80), 0);
+    world.set_policies(files.concat(), 0);
+    let mut replaced = 0;
+    for round in 0..800 {
+        let at = round * 5 % files.len();
+        files[at] = some_policies(&mut seed, at);
+        let mut rebuilt = world.clone();
+        let want = rebuilt.rebuild_policies(files.concat(), 0);
+        let got = world.replace_policies(&files.concat(), 0);
+        replaced += usize::from(got.is_some());
+        match got {
+            Some(got) => assert_eq!(got, want, "round {round}"),
+            None => drop(world.rebuild_policies(files.concat(), 0)),
+        }
+        assert_eq!(format!("{:?}", world.policies), format!("{:?}", rebuilt.policies), "round {round}");
+        assert_eq!(format!("{:?}", world.hosts), format!("{:?}", rebuilt.hosts), "round {round}");
+    }
+    assert!(replaced > 150, "{replaced}");
+}
+
+#[test]
+fn one_changed_policy_of_two_thousand_is_taken_up_alone() {
+    let rule = |n: usize, most: u32| {
+        documents(&format!(
+            "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: s{n}}}\n\
+             spec: {{host: s{n}, trafficPolicy: {{connectionPool: {{tcp: {{maxConnections: {most}}}}}}}}}\n"
+        ))
+        .remove(0)
+    };
+    let mut all: Vec<_> = (0..2_000).map(|n| rule(n, 1)).collect();
+    let mut world = World::new("cluster.local", 1);
+    world.set_policies(all.clone(), 0);
+    all[77] = rule(77, 2);
+    let changed = world.replace_policies(&all, 0).expect("nothing else depends on it");
+    assert_eq!(changed.hosts, BTreeSet::from(["s77.default.svc.cluster.local".to_owned()]));
+    assert!(!changed.all && !changed.names);
+}

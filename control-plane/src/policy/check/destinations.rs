@@ -60,7 +60,7 @@ pub(crate) fn destinations(service: &VirtualService) -> impl Iterator<Item = (St
 
 /// Which subsets rules define, by host or pattern.
 #[derive(Default)]
-struct Rules<'a> {
+pub(super) struct Rules<'a> {
     /// By pattern, also of rules without subsets.
     subsets: HashMap<String, BTreeSet<&'a str>>,
     /// Namespaces of the rules that define a subset of a pattern.
@@ -70,7 +70,7 @@ struct Rules<'a> {
 }
 
 impl<'a> Rules<'a> {
-    fn of(documents: &[&'a Document]) -> Self {
+    pub(super) fn of(documents: &[&'a Document]) -> Self {
         let mut rules = Rules::default();
         for document in documents {
             let Object::DestinationRule(rule) = &document.object else { continue };
@@ -89,7 +89,13 @@ impl<'a> Rules<'a> {
     }
 
     /// What is wrong with a route to a subset of `host`.
-    fn lacks<'b>(&self, document: &'b Document, path: &str, host: &str, subset: &str) -> Option<Finding<'b>> {
+    pub(super) fn lacks<'b>(
+        &self,
+        document: &'b Document,
+        path: &str,
+        host: &str,
+        subset: &str,
+    ) -> Option<Finding<'b>> {
         if subset.is_empty() {
             return None;
         }
@@ -130,13 +136,13 @@ impl<'a> Rules<'a> {
 
 /// Which ports documents declare, by host or pattern.
 #[derive(Default)]
-struct Ports<'a> {
+pub(super) struct Ports<'a> {
     documents: HashMap<String, &'a Document>,
     numbers: HashMap<String, BTreeSet<u32>>,
 }
 
 impl<'a> Ports<'a> {
-    fn of(documents: &[&'a Document]) -> Self {
+    pub(super) fn of(documents: &[&'a Document]) -> Self {
         let mut ports = Ports::default();
         let services = documents.iter().filter(|document| matches!(document.object, Object::Service(_)));
         // A host's Service comes before its ServiceEntry.
@@ -168,8 +174,13 @@ impl<'a> Ports<'a> {
         patterns(host, true).find_map(|pattern| Some((*self.documents.get(&pattern)?, self.numbers.get(&pattern)?)))
     }
 
+    /// Whether a document declares `host`.
+    pub(super) fn has(&self, host: &str) -> bool {
+        self.get(host).is_some()
+    }
+
     /// Why `host` has no port `number`.
-    fn lacks(&self, host: &str, number: u32) -> Option<String> {
+    pub(super) fn lacks(&self, host: &str, number: u32) -> Option<String> {
         let (document, numbers) = self.get(host).filter(|(_, numbers)| !numbers.contains(&number))?;
         let known: Vec<String> = numbers.iter().take(MOST).map(u32::to_string).collect();
         Some(format!("{} has no port {number}; it has {}", document.reference(), known.join(", ")))

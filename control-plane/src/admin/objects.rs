@@ -1,0 +1,156 @@
+//! `weftctl apply`, `get` and `delete`: the policies of the API.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use tonic::Status;
+use weft_proto::v1::{self, ObjectName};
+
+use crate::mesh::Mesh;
+use crate::policy::{self, Document, Key, Severity};
+
+/// Applies files, all of them or none.
+///
+/// # Errors
+/// When the store refuses; what is wrong with the files is in the reply.
+pub(super) async fn apply(mesh: &Mesh, request: v1::ApplyRequest) -> Result<v1::ApplyReply, Status> {
+    let mut documents = Vec::new();
+    let mut problems = Vec::new();
+    let trust_domain = mesh.read(|world| world.trust_domain().to_owned());
+    for file in request.files {
+        let parsed = policy::parse(&file.name, &file.text).of_mesh(&trust_domain);
+        problems.extend(parsed.problems);
+        documents.extend(parsed.documents);
+    }
+    let (folder, api) = mesh.policies();
+    let mut failed = problems.iter().any(|p| p.severity == Severity::Error);
+    let mut texts: Vec<String> = problems.iter().map(ToString::to_string).collect();
+    let foreign = of_folder(&documents, &folder);
+    failed |= !foreign.is_empty();
+    texts.extend(foreign);
+    // Checked together with what stays, which is older.
+    mesh.date(&mut documents);
+    let new: HashSet<Key> = documents.iter().map(Document::key).collect();
+    let mut all: Vec<&Document> = documents.iter().collect();
+    let stays = |document: &&Arc<Document>| !new.contains(&document.key());
+    all.extend(folder.iter().chain(&api).filter(stays).map(AsRef::as_ref));
+    let files: BTreeSet<String> = documents.iter().map(|d| d.file.clone()).collect();
+    for problem in policy::check(&all) {
+        // What was wrong before is not this request's fault.
+        if files.contains(&problem.file) {
+            failed |= problem.severity == Severity::Error;
+            texts.push(problem.to_string());
+        }
+    }
+    let old: HashMap<Key, &Document> = api.iter().map(|d| (d.key(), &**d)).collect();
+    let replaced: Vec<&Document> = documents.iter().filter_map(|d| old.get(&d.key()).copied()).collect();
+    let needed = policy::needs(&replaced, &all, &|host| mesh.read(|world| world.offers(host)));
+    for document in &documents {
+        if let Some(need) = needed.get(&document.key()) {
+            failed |= !request.force;
+            let (severity, remedy) = match request.force {
+                true => ("warning", ""),
+                false => ("error", "; change that first or together with this, or use --force"),
+            };
+            texts.push(format!(
+                "{}:{}:1: {severity}: {} is replaced by a version that lacks what another object needs: {need}: requests \
+                 fail without it{remedy}",
+                document.file,
+                document.line,
+                document.reference()
+            ));
+        }
+    }
+    if failed {
+        return Ok(v1::ApplyReply { problems: texts, ..Default::default() });
+    }
+    let change = |d: &Document| match old.get(&d.key()) {
+        None => format!("{} created", d.reference()),
+        Some(old) if old.yaml == d.yaml => format!("{} unchanged", d.reference()),
+        Some(_) => format!("{} configured", d.reference()),
+    };
+    let changes = documents.iter().map(change).collect();
+    mesh.change_policies(documents, &[]).await.map_err(|e| Status::internal(format!("{e:#}")))?;
+    let odd = mesh.read(|world| crate::translate::warnings(world, true));
+    texts.extend(odd.iter().filter(|p| files.contains(&p.file)).map(ToString::to_string));
+    Ok(v1::ApplyReply { changes, problems: texts, applied: true })
+}
+
+/// Says of documents that they are a file's of the policy folder.
+fn of_folder(documents: &[Document], folder: &[Arc<Document>]) -> Vec<String> {
+    let owners: HashMap<Key, &str> = folder.iter().map(|f| (f.key(), f.file.as_str())).collect();
+    let foreign = documents.iter().filter_map(|document| Some((document, owners.get(&document.key())?)));
+    let text = |(document, owner): (&Document, &&str)| {
+        let (file, line, name) = (&document.file, document.line, document.reference());
+        format!("{file}:{line}:1: error: {name} belongs to the file {owner}; change it there")
+    };
+    foreign.map(text).collect()
+}
+
+/// Shows those that are wanted.
+pub(super) fn get(mesh: &Mesh, request: &v1::GetRequest) -> v1::GetReply {
+    let wanted = request.object.clone().unwrap_or_default();
+    let (folder, api) = mesh.policies();
+    let kept = mesh.kept_policies();
+    let from_folder = folder.iter().map(|d| (d.as_ref(), format!("file {}", d.file)));
+    let from_api = api.iter().map(|d| (d.as_ref(), "api".to_owned()));
+    let kept = kept.iter().map(|d| (d.as_ref(), format!("file {} (emptied or removed)", d.file)));
+    let all = from_folder.chain(from_api).chain(kept);
+    let objects = all.filter(|(d, _)| matches(&wanted, d)).map(|(d, source)| v1::Object {
+        object: Some(ObjectName { kind: d.kind.to_string(), namespace: d.namespace.clone(), name: d.name.clone() }),
+        yaml: d.yaml.clone(),
+        source,
+    });
+    v1::GetReply { objects: objects.collect() }
+}
+
+/// Deletes one object of the API.
+///
+/// # Errors
+/// When none is named, or the store refuses; why else it is not deleted is in the reply.
+pub(super) async fn delete(mesh: &Mesh, request: v1::DeleteRequest) -> Result<v1::DeleteReply, Status> {
+    let mut wanted = request.object.unwrap_or_default();
+    if wanted.kind.is_empty() || wanted.name.is_empty() {
+        return Err(Status::invalid_argument("a kind and a name are needed"));
+    }
+    if wanted.namespace.is_empty() {
+        wanted.namespace = "default".into();
+    }
+    let (folder, api) = mesh.policies();
+    let named = format!("{}/{}/{}", wanted.kind, wanted.namespace, wanted.name);
+    let failed = |error: String| Ok(v1::DeleteReply { error, ..Default::default() });
+    if let Some(owner) = folder.iter().find(|d| matches(&wanted, d)) {
+        return failed(format!("{named} belongs to the file {}; delete it there", owner.file));
+    }
+    let gone: Vec<Document> = api.iter().filter(|d| matches(&wanted, d)).map(|d| (**d).clone()).collect();
+    if gone.is_empty() {
+        return failed(match mesh.kept_policies().iter().find(|d| matches(&wanted, d)) {
+            Some(kept) => {
+                let file = &kept.file;
+                format!(
+                    "{named} is of the file {file}, which was emptied or removed; `weftctl status` says how long it is kept"
+                )
+            }
+            None => format!("there is no {named}"),
+        });
+    }
+    let goes = |d: &Document| matches(&wanted, d) || request.along.iter().any(|name| matches(name, d));
+    let api_rest = api.iter().filter(|d| !goes(d));
+    let rest: Vec<&Document> = folder.iter().chain(api_rest).map(AsRef::as_ref).collect();
+    let needed = policy::needs(&gone.iter().collect::<Vec<_>>(), &rest, &|host| mesh.read(|world| world.offers(host)));
+    let need = needed.into_values().next().map(|need| format!("{need}: requests fail without it"));
+    if let Some(need) = need.as_ref().filter(|_| !request.force) {
+        return failed(format!("{named} is not deleted: {need}; delete or change that first, or use --force"));
+    }
+    mesh.change_policies(Vec::new(), &gone).await.map_err(|e| Status::internal(format!("{e:#}")))?;
+    let warnings = need.map(|need| format!("warning: {named}: {need}")).into_iter().collect();
+    Ok(v1::DeleteReply { warnings, ..Default::default() })
+}
+
+/// Whether a document is the one, or one of those, that `wanted` names.
+fn matches(wanted: &ObjectName, document: &Document) -> bool {
+    let is = |wanted: &str, found: &str| wanted.is_empty() || wanted.eq_ignore_ascii_case(found);
+    is(&wanted.kind, document.kind.name())
+        && (wanted.namespace.is_empty() || wanted.namespace == document.namespace)
+        && (wanted.name.is_empty() || wanted.name == document.name)
+}
