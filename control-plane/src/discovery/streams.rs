@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wait_that_ends_early_says_who_is_behind() {
+    fn a_wait_that_ends_early_counts_those_that_are_current() {
         let mut streams = streams(3);
         for id in 0..3 {
             send(&mut streams, id, "a", "v1");
@@ -306,7 +306,7 @@ mod tests {
         answer(&mut streams, 1, "a", ("v1", 1), None);
         assert!(!is_done(&done));
         assert_eq!(streams.end(number), (1, 3));
-        // Nothing is waited for where nobody has it.
+        // Nothing is waited for where no stream has it.
         let (number, done) = streams.begin(vec![goal("c", "v1", 3)]);
         assert!(is_done(&done));
         assert_eq!(streams.end(number), (0, 0));

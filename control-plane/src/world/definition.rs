@@ -144,7 +144,7 @@ impl World {
         }
     }
 
-    /// Who sees a service of which no document says it.
+    /// The namespaces that see a service of which no document says it.
     pub(super) fn default_export(&self) -> Export {
         self.policies.mesh().map(|(_, mesh)| mesh.service_export.clone()).unwrap_or_default()
     }

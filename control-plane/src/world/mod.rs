@@ -256,7 +256,7 @@ impl World {
         let routes_tell = self.policies.has_sidecars();
         let addressed = |document: &Arc<Document>| match document.kind {
             Kind::ServiceEntry | Kind::WorkloadEntry | Kind::Service => true,
-            // Where routes lead, and which hosts have the same, is known to who imports one of them.
+            // Where routes lead, and which hosts have the same, is known to clients that import one of them.
             Kind::VirtualService => routes_tell,
             _ => false,
         };

@@ -57,7 +57,7 @@ impl World {
         left.iter().for_each(|document| drop(self.joined.remove(&document.key())));
         self.joined.extend(exported);
         came.iter().for_each(|document| self.touch(document, &mut changed));
-        // Where routes lead, and which hosts have the same, is known to who imports one of them.
+        // Where routes lead, and which hosts have the same, is known to clients that import one of them.
         let routes = |document: &Arc<Document>| matches!(document.object, Object::VirtualService(_));
         changed.names = self.policies.has_sidecars() && left.iter().chain(&came).any(routes);
         for host in changed.hosts.clone() {
