@@ -9,7 +9,7 @@ RUSTC_WORKSPACE_WRAPPER=$PWD/tests/fuzz/rustc.sh \
 	cargo build --locked -p weft-fuzz --bin fuzz-matcher --bin fuzz-yaml --bin fuzz-compile
 bin=target/debug out=target/fuzz
 mkdir -p "$out/policies"
-python3 tests/differential/driver.py write "$out" "$out/policies" 1 2
+python3 tests/differential/driver.py write "$out" "$out/policies" 1 2 3 4
 "$bin/fuzz-seeds" "$out/seeds" "$out"/policies/*.yaml deploy/demo/*.yaml
 failed=0
 for target in matcher yaml compile; do

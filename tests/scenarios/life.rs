@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use weft_tests::{Mesh, binary, wait_for};
 
 use crate::Scenario;
+use crate::registry::find_library;
 
 pub(crate) fn all() -> Vec<Scenario> {
     vec![
@@ -18,10 +19,9 @@ fn clock_ahead() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let pod = mesh.pod("ahead")?;
     let args = mesh.sidecar_args(&pod, "order-service", &["--service", "order-service", "--port", "8080"])?;
-    let program = binary("weft-sidecar")?.to_string_lossy().into_owned();
-    let ahead = ["-f", "+13h", &program];
-    let args: Vec<&str> = ahead.into_iter().chain(args.iter().map(String::as_str)).collect();
-    let sidecar = pod.spawn("sidecar", "faketime", &args)?;
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let ahead = [("LD_PRELOAD".to_owned(), find_library()?), ("FAKETIME".to_owned(), "+13h".to_owned())];
+    let sidecar = pod.spawn_with("sidecar", binary("weft-sidecar")?, &args, &ahead)?;
     let ready = || pod.curl(&["http://127.0.0.1:15021/healthz/ready"]);
     let named = "clock is 13 h 0 min ahead of the control plane's";
     wait_for("the clock to be named", Duration::from_secs(15), || {

@@ -118,7 +118,8 @@ fn clock() -> Result<()> {
     Ok(())
 }
 
-fn find_library() -> Result<String> {
+/// The library that gives a process another clock.
+pub(crate) fn find_library() -> Result<String> {
     let known = std::fs::read_dir("/usr/lib")?.flatten().map(|dir| dir.path().join("faketime/libfaketimeMT.so.1"));
     let found =
         known.into_iter().find(|path| path.exists()).context("libfaketime is not installed (package faketime)")?;

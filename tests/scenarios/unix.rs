@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use weft_tests::{Mesh, Pod, Process, python_of, tests_dir, wait_for};
 
 use crate::Scenario;
@@ -20,7 +20,9 @@ pub(crate) fn all() -> Vec<Scenario> {
 /// A server at a Unix socket.
 fn serve(pod: &Pod, script: &str, python: &str, args: &[&str]) -> Result<Process> {
     let script = tests_dir().join("apps").join(script).to_string_lossy().into_owned();
-    let server = pod.spawn("unix-server", python, &[&[&*script], args].concat())?;
+    // Each has a log of its own: what one says is not another's word.
+    let name = args.last().context("a server has arguments")?.rsplit(['/', '@']).next().unwrap_or_default();
+    let server = pod.spawn(&format!("server-{name}"), python, &[&[&*script], args].concat())?;
     wait_for("the server", SOON, || {
         ensure!(server.output().contains("listening"), "{}", server.output());
         Ok(())
