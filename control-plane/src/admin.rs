@@ -15,6 +15,7 @@ use anyhow::{Context, Result};
 use futures::stream;
 use tokio::net::UnixListener;
 use tonic::{Request, Response, Status, Streaming};
+use weft_agent::files::hex;
 use weft_core::identity::SpiffeId;
 use weft_proto::v1;
 use weft_proto::v1::admin_server::Admin;
@@ -282,7 +283,7 @@ impl Admin for AdminService {
             let token = self.tokens.create_api(&ApiClaims { trust_domain, namespace, services, read, keys, expires });
             return Ok(Response::new(v1::CreateTokenReply { token, expires_unix: expires }));
         }
-        let root = self.ca.fingerprint().iter().map(|b| format!("{b:02x}")).collect();
+        let root = hex(&self.ca.fingerprint());
         let claims =
             Claims { trust_domain, namespace, service_account: asked.service_account, services, expires, root };
         let token = self.tokens.create(&claims);

@@ -54,9 +54,8 @@ impl Encoded {
     }
 }
 
-/// Translations by type, client (of endpoints the namespace that defines the host) and host, with the version of the world
-/// that they were made of.
-type Cache = HashMap<(&'static str, Scope, String), (u64, Option<Encoded>)>;
+/// Translations by type, client (of endpoints the namespace that defines the host) and host.
+type Cache = HashMap<(&'static str, Scope, String), Encoded>;
 
 /// The discovery server's state, shared by its streams, by those who wait until a change has arrived everywhere, and by
 /// `weftctl status`.
@@ -122,13 +121,11 @@ impl Discovery {
     pub async fn wait_current(&self, hosts: &[String], wait: Duration) -> (u32, u32) {
         let goals = hosts.iter().map(|host| self.goal(host)).collect();
         let (number, done) = self.lock().begin(goals);
-        // Also when this future is dropped.
-        let ending = Ending { discovery: self, number };
+        // It ends also when this future is dropped.
+        let _waiting = Waiting { discovery: self, number };
         // Those that are late are counted below.
         let _ = tokio::time::timeout(wait, done.notified()).await;
-        let counts = self.lock().end(number);
-        drop(ending);
-        counts
+        self.lock().progress(number)
     }
 
     /// The current endpoints of a host.
@@ -146,7 +143,7 @@ impl Discovery {
                 return self.endpoints(world, changed_at, world.definition(client, host)?);
             }
             let key = (kind, client.clone(), host.to_owned());
-            self.cached(key, world.version(), changed_at, || {
+            self.cached(key, changed_at, || {
                 translate::service(world, client, host).map(|service| Encoded::new(&service, world.version()))
             })
         })
@@ -156,22 +153,19 @@ impl Discovery {
     fn endpoints(&self, world: &World, changed_at: u64, host: &Host) -> Option<Encoded> {
         let key = (ENDPOINTS_TYPE, Scope::of(&host.namespace), host.name.clone());
         let version = world.version();
-        self.cached(key, version, changed_at, || Some(Encoded::new(&translate::endpoints(world, host), version)))
+        self.cached(key, changed_at, || Some(Encoded::new(&translate::endpoints(world, host), version)))
     }
 
     /// What an earlier call made, unless the host changed since.
     fn cached(
         &self,
         key: (&'static str, Scope, String),
-        version: u64,
         changed_at: u64,
         make: impl FnOnce() -> Option<Encoded>,
     ) -> Option<Encoded> {
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((made_at, encoded)) = cache.get(&key)
-            && *made_at >= changed_at
-        {
-            return encoded.clone();
+        if let Some(encoded) = cache.get(&key).filter(|encoded| encoded.made_at >= changed_at) {
+            return Some(encoded.clone());
         }
         let encoded = make();
         if cache.len() >= MAX_CACHED {
@@ -179,7 +173,7 @@ impl Discovery {
             cache.clear();
         }
         match &encoded {
-            Some(_) => drop(cache.insert(key, (version, encoded.clone()))),
+            Some(encoded) => drop(cache.insert(key, encoded.clone())),
             None => drop(cache.remove(&key)),
         }
         encoded
@@ -194,13 +188,13 @@ impl Discovery {
     }
 }
 
-/// Ends a wait.
-struct Ending<'a> {
+/// A wait, which ends when it is dropped.
+struct Waiting<'a> {
     discovery: &'a Discovery,
     number: u64,
 }
 
-impl Drop for Ending<'_> {
+impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.discovery.lock().end(self.number);
     }

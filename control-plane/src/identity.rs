@@ -8,11 +8,13 @@ use std::time::{Duration, SystemTime};
 use rand::RngExt;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
+use weft_core::clock::unix_ms;
 use weft_core::identity::SpiffeId;
 use weft_proto::v1::identity_server::Identity;
 use weft_proto::v1::{RefusedIdentity, SignRequest, SignResponse};
 
 use crate::ca::Ca;
+use crate::mesh::unix_now;
 use crate::peer::Peer;
 use crate::rates::Rates;
 use crate::token::Tokens;
@@ -117,7 +119,7 @@ impl Identity for IdentityService {
             roots_der: vec![self.ca.root().to_vec()],
             spiffe_id: name,
             services,
-            now_ms: now_ms(),
+            now_ms: unix_ms(SystemTime::now()),
         }))
     }
 }
@@ -130,7 +132,7 @@ impl IdentityService {
             return Ok((certified.id.clone(), certified.services.clone()));
         };
         let identity = |namespace: &str, account: &str| SpiffeId::new(self.ca.trust_domain(), namespace, account);
-        let claims = self.tokens.verify(token, now_ms() / 1000).map_err(|e| {
+        let claims = self.tokens.verify(token, unix_now()).map_err(|e| {
             tracing::warn!(peer = %peer.remote, "join refused: {e}");
             let named = self.tokens.named(token).and_then(|of| identity(&of.namespace, &of.service_account).ok());
             if let Some(id) = named {
@@ -144,15 +146,67 @@ impl IdentityService {
     }
 }
 
-/// This process's time, milliseconds since 1970.
-pub fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
-
 fn bearer<T>(request: &Request<T>) -> Result<Option<&str>, Status> {
     let Some(value) = request.metadata().get("authorization") else { return Ok(None) };
     let value = value.to_str().map_err(|_| Status::unauthenticated("the authorization header is not text"))?;
     let token = value.strip_prefix("Bearer ");
     token.map(Some).ok_or_else(|| Status::unauthenticated("the authorization must be `Bearer <join token>`"))
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, KeyPair};
+    use tonic::Code;
+
+    use super::*;
+    use crate::token::Claims;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_identity_at_an_address_gets_so_many_certificates_and_then_one_each_interval() {
+        let ca = Arc::new(Ca::create("cluster.local", SystemTime::now()).unwrap().0);
+        let tokens = Arc::new(Tokens::new(&[7; 32]));
+        let token = |service_account: &str, expires| {
+            tokens.create(&Claims {
+                trust_domain: "cluster.local".into(),
+                namespace: "default".into(),
+                service_account: service_account.into(),
+                services: Vec::new(),
+                expires,
+                root: String::new(),
+            })
+        };
+        let service = IdentityService {
+            ca,
+            tokens: tokens.clone(),
+            lifetime: Duration::from_secs(3600),
+            rates: Rates::new(BURST, INTERVAL),
+            refusals: Arc::default(),
+        };
+        let csr = CertificateParams::new(Vec::new()).unwrap().serialize_request(&KeyPair::generate().unwrap()).unwrap();
+        let sign = async |address: [u8; 4], token: &str| {
+            let mut request = Request::new(SignRequest { csr_der: csr.der().to_vec() });
+            request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+            request.extensions_mut().insert(Peer { remote: address.into(), certified: None });
+            service.sign(request).await.map(|signed| signed.into_inner().now_ms)
+        };
+        let (order, cart) = (token("order", u64::MAX), token("cart", u64::MAX));
+        for _ in 0..BURST {
+            assert!(sign([10, 0, 0, 1], &order).await.unwrap() > 0, "it says its time");
+        }
+        let refused = sign([10, 0, 0, 1], &order).await.unwrap_err();
+        assert!(refused.code() == Code::ResourceExhausted && refused.message().contains("too often"), "{refused}");
+        sign([10, 0, 0, 2], &order).await.unwrap();
+        sign([10, 0, 0, 1], &cart).await.unwrap();
+        tokio::time::advance(INTERVAL).await;
+        sign([10, 0, 0, 1], &order).await.unwrap();
+
+        // Only an identity whose token is ours is named, until it gets one.
+        sign([10, 0, 0, 3], &token("late", 1)).await.unwrap_err();
+        sign([10, 0, 0, 3], "weft1.e30.AAAA").await.unwrap_err();
+        let named = service.refusals.status(Instant::now());
+        let named: Vec<_> = named.iter().map(|one| (one.identity.as_str(), one.address.as_str(), one.times)).collect();
+        assert_eq!(named, [("spiffe://cluster.local/ns/default/sa/late", "10.0.0.3", 1)]);
+        sign([10, 0, 0, 3], &token("late", u64::MAX)).await.unwrap();
+        assert!(service.refusals.status(Instant::now()).is_empty());
+    }
 }

@@ -20,7 +20,6 @@ use weft_proto::v1::registry_server::Registry;
 use weft_proto::v1::{self, RegistryReply, RegistryRequest};
 
 use crate::discovery::Discovery;
-use crate::identity::now_ms;
 use crate::mesh::{Mesh, Node, Refusal};
 use crate::peer::{Certified, Peer};
 
@@ -188,7 +187,7 @@ impl Session {
             Kind::Heartbeat(mut heartbeat) => {
                 heartbeat.ejected.truncate(MAX_EJECTED);
                 heartbeat.ejected.retain(|ejected| ejected.host.len() + ejected.address.len() <= 512);
-                let now_ms = now_ms();
+                let now_ms = clock::unix_ms(SystemTime::now());
                 // One that does not say its time has an earlier version.
                 let said = Some(heartbeat.now_ms).filter(|ms| *ms > 0);
                 let ahead_ms = said.and_then(|ms| clock::ahead_ms(ms, ms, now_ms)).unwrap_or_default();

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use weft_core::clock::{self, WORTH_A_WORD};
+use weft_core::clock::{self, WORTH_A_WORD, unix_ms};
 
 /// The difference that was measured last.
 #[derive(Debug, Default)]
@@ -15,7 +15,7 @@ pub struct Clock {
 impl Clock {
     /// Takes the answer to what was sent at `sent`. `theirs`: the control plane's time, 0 where it did not say it.
     pub fn measured(&self, sent: SystemTime, theirs: u64) {
-        let Some(ahead_ms) = clock::ahead_ms(since_1970_ms(sent), now_ms(), theirs) else { return };
+        let Some(ahead_ms) = clock::ahead_ms(unix_ms(sent), unix_ms(SystemTime::now()), theirs) else { return };
         let before = self.ahead_ms.swap(ahead_ms, Ordering::Relaxed);
         let differs = |ms: i64| Duration::from_millis(ms.unsigned_abs()) > WORTH_A_WORD;
         if differs(ahead_ms) && !differs(before) {
@@ -41,14 +41,4 @@ impl Clock {
             )
         })
     }
-}
-
-/// This machine's time, milliseconds since 1970.
-pub fn now_ms() -> u64 {
-    since_1970_ms(SystemTime::now())
-}
-
-fn since_1970_ms(at: SystemTime) -> u64 {
-    let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

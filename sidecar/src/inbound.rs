@@ -25,6 +25,7 @@ use weft_core::sniff::Sniff;
 use weft_core::tls_hello::{Hello, MAX_HELLO, client_hello};
 
 use crate::connect::MARK_DELIVERY;
+use crate::files::{hex, sha256};
 use crate::http::{serve_http1, serve_http2};
 use crate::http1::{Service, Unread};
 use crate::identity::{alpn, spiffe_id};
@@ -189,7 +190,7 @@ async fn mesh(
         anyhow::ensure!(credentials.believes(id.trust_domain()), "{id} is of another trust domain");
         let port = to.port();
         anyhow::ensure!(!foreign || exported, "{id} of another trust domain calls port {port}, which is not exported");
-        let hash = crate::files::sha256(leaf).iter().map(|b| format!("{b:02x}")).collect::<String>();
+        let hash = hex(&sha256(leaf));
         Ok((tls, id, hash))
     };
     let (tls, id, hash) = match accepted.await {

@@ -19,8 +19,8 @@ use weft_proto::v1::{
 
 use weft_agent::datacenter::Datacenter;
 use weft_agent::entry::digest;
+use weft_core::clock::unix_ms;
 
-use crate::clock::now_ms;
 use crate::cluster::ClusterView;
 use crate::control::{Backoff, Control};
 use crate::directory::Directory;
@@ -282,7 +282,7 @@ impl Session {
                 _ = heartbeat.tick() => {
                     let ejected = ejected(&self.directory);
                     let sent = SystemTime::now();
-                    let id = stream.send(Kind::Heartbeat(Heartbeat { ejected, now_ms: now_ms() })).await?;
+                    let id = stream.send(Kind::Heartbeat(Heartbeat { ejected, now_ms: unix_ms(sent) })).await?;
                     // While registrations are on their way both may be right.
                     waiting.retain(|_, done| !done.is_closed());
                     let settled = waiting.is_empty() && again.is_empty();

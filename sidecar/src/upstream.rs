@@ -172,7 +172,7 @@ fn list(ids: &[SpiffeId]) -> String {
 /// The SNI that Istio sends inside the mesh; gateways route by it without a key.
 fn server_name(cluster: &Cluster) -> ServerName<'static> {
     let name = format!("outbound_.{}_.{}_.{}", cluster.port, cluster.subset, cluster.host);
-    // An address is sent to nobody (RFC 6066, 3), so that any will do.
+    // An IP address is not sent as a server name (RFC 6066, 3), so that any will do.
     ServerName::try_from(name).unwrap_or(ServerName::from(IpAddr::V4(Ipv4Addr::UNSPECIFIED)))
 }
 

@@ -96,7 +96,7 @@ spec:
     }
     served("name.example.com", "http://192.0.2.73/", "abstract")?;
     // Bytes: nothing of HTTP is looked at.
-    served("nobody", "http://192.0.2.71:7000/", "two")?;
+    served("other.example.com", "http://192.0.2.71:7000/", "two")?;
     let size = front.curl(&["-o", "/dev/null", "-w", "%{size_download}", "http://192.0.2.71:7000/bytes/3000000"])?;
     ensure!(size == "3000000", "{size}");
     let script = tests_dir().join("apps/grpc_echo.py").to_string_lossy().into_owned();

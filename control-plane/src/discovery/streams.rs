@@ -212,11 +212,16 @@ impl Streams {
         (number, done)
     }
 
-    /// Ends a wait: how many streams have reached its goals, and how many there are.
-    pub(super) fn end(&mut self, number: u64) -> (u32, u32) {
-        let Some(wait) = self.waits.remove(&number) else { return (0, 0) };
+    /// How many streams have reached the goals of a wait, and how many there are.
+    pub(super) fn progress(&self, number: u64) -> (u32, u32) {
+        let Some(wait) = self.waits.get(&number) else { return (0, 0) };
         let behind = u32::try_from(wait.behind.len()).unwrap_or(u32::MAX);
         (wait.all.saturating_sub(behind), wait.all)
+    }
+
+    /// Ends a wait.
+    pub(super) fn end(&mut self, number: u64) {
+        self.waits.remove(&number);
     }
 
     /// All of them.
@@ -291,7 +296,8 @@ mod tests {
         assert!(!is_done(&done), "one is behind");
         streams.close(3);
         assert!(is_done(&done));
-        assert_eq!(streams.end(number), (3, 3));
+        assert_eq!(streams.progress(number), (3, 3));
+        streams.end(number);
         assert!(streams.waits.is_empty());
     }
 
@@ -305,11 +311,11 @@ mod tests {
         let (number, done) = streams.begin(vec![goal("a", "v1", 3), goal("b", "v1", 3)]);
         answer(&mut streams, 1, "a", ("v1", 1), None);
         assert!(!is_done(&done));
-        assert_eq!(streams.end(number), (1, 3));
+        assert_eq!(streams.progress(number), (1, 3));
         // Nothing is waited for where no stream has it.
         let (number, done) = streams.begin(vec![goal("c", "v1", 3)]);
         assert!(is_done(&done));
-        assert_eq!(streams.end(number), (0, 0));
+        assert_eq!(streams.progress(number), (0, 0));
     }
 
     #[test]
@@ -322,7 +328,7 @@ mod tests {
         assert!(!is_done(&done));
         streams.dropped(0, ENDPOINTS_TYPE, &["a".to_owned()]);
         assert!(is_done(&done));
-        assert_eq!(streams.end(number), (1, 1));
+        assert_eq!(streams.progress(number), (1, 1));
         assert!(streams.holders.is_empty());
     }
 }

@@ -4,7 +4,8 @@
 //! the last answer, marked as such, is what Consul's own cache would give. Writes and reads that are to be `consistent`
 //! have no such answer.
 
-use std::collections::HashMap;
+mod memory;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -20,13 +21,8 @@ use weft_proto::v1::{Answer, Question};
 use crate::answer::{self, Answered};
 use crate::query::{Query, without};
 use crate::refused::Refused;
+use memory::{Key, Memory};
 
-/// Answers that are remembered.
-const ENTRIES: usize = 256;
-/// Bytes of them.
-const BYTES: usize = 16 << 20;
-/// A larger answer is not remembered, bytes.
-const LARGEST: usize = 4 << 20;
 /// Queries that may block at once: each is a stream of the one connection to the control plane, which allows 200.
 const BLOCKING: usize = 128;
 /// Longest wait for an answer beyond what the query itself waits.
@@ -44,22 +40,6 @@ const EUREKA: &str = "/eureka";
 pub trait Source: Send + Sync + 'static {
     /// Asks once.
     fn ask(&self, question: Question) -> BoxFuture<'_, Result<Answer, Status>>;
-}
-
-/// What makes two reads the same: path, query and the headers that are passed on.
-type Key = Vec<String>;
-
-struct Kept {
-    at: Instant,
-    answer: Arc<Answer>,
-    bytes: usize,
-}
-
-/// The last answers.
-#[derive(Default)]
-struct Memory {
-    kept: HashMap<Key, Kept>,
-    bytes: usize,
 }
 
 /// An answer and, when it is a remembered one, its age.
@@ -225,37 +205,12 @@ impl Inner {
     }
 
     fn remembered(&self, key: &Key) -> Option<Found> {
-        let memory = self.memory();
-        let kept = memory.kept.get(key)?;
-        Some(Found { answer: kept.answer.clone(), age: Some(kept.at.elapsed()) })
+        let (answer, age) = self.memory().get(key)?;
+        Some(Found { answer, age: Some(age) })
     }
 
     fn memory(&self) -> std::sync::MutexGuard<'_, Memory> {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Memory {
-    fn put(&mut self, key: &Key, answer: &Arc<Answer>) {
-        self.remove(key);
-        let texts = key.iter().chain(answer.headers.keys()).chain(answer.headers.values()).map(String::len);
-        let bytes = texts.sum::<usize>() + answer.body.len();
-        if bytes > LARGEST {
-            return;
-        }
-        while self.kept.len() >= ENTRIES || self.bytes + bytes > BYTES {
-            let oldest = self.kept.iter().min_by_key(|(_, kept)| kept.at).map(|(key, _)| key.clone());
-            let Some(oldest) = oldest else { break };
-            self.remove(&oldest);
-        }
-        self.bytes += bytes;
-        self.kept.insert(key.clone(), Kept { at: Instant::now(), answer: answer.clone(), bytes });
-    }
-
-    fn remove(&mut self, key: &Key) {
-        if let Some(gone) = self.kept.remove(key) {
-            self.bytes -= gone.bytes;
-        }
     }
 }
 
@@ -296,6 +251,7 @@ mod tests {
 
     use http::Request;
 
+    use super::memory::{BYTES, ENTRIES, LARGEST};
     use super::*;
 
     /// Answers with index 7 while it is up, and as many bytes as the path's end says; waits when asked to.

@@ -3,6 +3,7 @@
 //! it gets no answer to.
 
 use http::{HeaderMap, Method, StatusCode, Uri, header};
+use weft_core::names::normalise;
 
 use crate::refused::Refused;
 
@@ -21,8 +22,8 @@ impl Names {
     /// Why a request is refused, where it may be a page's; `option`: the one that allows a name.
     pub fn refuses(&self, method: &Method, uri: &Uri, headers: &HeaderMap, option: &str) -> Option<Refused> {
         let authority = asked(uri, headers);
-        let host = without_port(authority);
-        if !self.has(host) {
+        let host = normalise(authority);
+        if !self.has(&host) {
             let text = format!(
                 "this API is for programs of this pod, and {host:?} is neither an address, localhost nor a name of the pod: a web \
                  page can make its name lead here. If it is meant, allow it by {option} {host}"
@@ -34,15 +35,14 @@ impl Names {
             .then(|| Refused::new(StatusCode::FORBIDDEN, "web pages of other origins may not write here"))
     }
 
+    /// `host`: normalised.
     fn has(&self, host: &str) -> bool {
-        let bare = host.trim_start_matches('[').trim_end_matches(']');
-        let lower = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
         // Clients of HTTP/1.0 say none, and no browser is one.
         host.is_empty()
-            || bare.parse::<std::net::IpAddr>().is_ok()
-            || lower == "localhost"
-            || lower.ends_with(".localhost")
-            || self.0.iter().any(|name| name.eq_ignore_ascii_case(&lower))
+            || host.parse::<std::net::IpAddr>().is_ok()
+            || host == "localhost"
+            || host.ends_with(".localhost")
+            || self.0.iter().any(|name| name.eq_ignore_ascii_case(host))
     }
 }
 
@@ -52,13 +52,6 @@ fn asked<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> &'a str {
         Some(authority) => authority.as_str(),
         // What is no text is no name.
         None => headers.get(header::HOST).map_or("", |host| host.to_str().unwrap_or("?")),
-    }
-}
-
-fn without_port(authority: &str) -> &str {
-    match authority.rsplit_once(':') {
-        Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) && !authority.ends_with(']') => host,
-        _ => authority,
     }
 }
 

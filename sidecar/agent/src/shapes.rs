@@ -1,9 +1,10 @@
 //! The JSON that Consul's clients expect of an agent: every field that one of them reads, and lists that are never null.
 //! That of the catalog is the control plane's.
 
-use aws_lc_rs::digest;
 use serde_json::{Map, Value, json};
 use weft_proto::v1::{self, Instance};
+
+use crate::files::{hex, sha256};
 
 /// An item of `agent/services`.
 pub fn agent_service(instance: &Instance, datacenter: &str) -> Value {
@@ -101,6 +102,5 @@ pub fn node_id(name: &str) -> String {
 
 /// 32 hexadecimal digits that change with `bytes`.
 pub fn short_hash(bytes: &[u8]) -> String {
-    let hash = digest::digest(&digest::SHA256, bytes);
-    hash.as_ref().iter().take(16).map(|b| format!("{b:02x}")).collect()
+    hex(&sha256(bytes)[..16])
 }

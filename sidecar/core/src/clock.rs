@@ -1,7 +1,7 @@
 //! Clocks that differ: certificates say when they begin and end, so that a machine with another time than its peers cannot
 //! prove itself to them, or they to it.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// A difference that is worth a line in the log.
 pub const WORTH_A_WORD: Duration = Duration::from_secs(5);
@@ -10,6 +10,12 @@ pub const WORTH_A_WORD: Duration = Duration::from_secs(5);
 pub const TOLERANCE: Duration = Duration::from_secs(60);
 /// A longer exchange measures nothing.
 const MAX_ROUND_TRIP_MS: u64 = 2_000;
+
+/// Milliseconds since 1970; 0 before that.
+pub fn unix_ms(at: SystemTime) -> u64 {
+    let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
 
 /// Milliseconds by which a machine's clock is ahead of another's that answered `theirs`; negative: behind. All are
 /// milliseconds since 1970, `sent` and `received` by its own clock. `None`: the exchange took too long, or the other did not

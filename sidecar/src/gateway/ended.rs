@@ -15,6 +15,7 @@ use weft_core::headers::Tls;
 use weft_core::identity::SpiffeId;
 
 use super::{PATIENCE, certificate};
+use crate::files::{hex, sha256};
 use crate::identity::{alpn, spiffe_id};
 use crate::origination::has_one_of;
 use crate::proxy::Proxy;
@@ -82,8 +83,7 @@ async fn handshake(config: &Arc<rustls::ServerConfig>, stream: Rewind<TcpStream>
 }
 
 fn hash(leaf: &CertificateDer<'_>) -> String {
-    let hash = crate::files::sha256(leaf).iter().map(|b| format!("{b:02x}")).collect::<String>();
-    format!("Hash={hash}")
+    format!("Hash={}", hex(&sha256(leaf)))
 }
 
 impl Ended {

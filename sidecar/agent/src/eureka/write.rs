@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use http::StatusCode;
+use weft_core::clock::unix_ms;
 use weft_proto::v1;
 
 use super::instance::{Instance, Status};
@@ -235,6 +236,5 @@ fn dirty(query: &Query) -> Result<Option<u64>, Refused> {
 
 /// Milliseconds since 1970.
 fn now() -> u64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    unix_ms(SystemTime::now())
 }
