@@ -156,8 +156,7 @@ impl Dns {
         {
             return Ok(say);
         }
-        let limit = if of_mesh { Duration::MAX } else { SILENCE };
-        let lookup = tokio::time::timeout(limit, self.directory.lookup(name)).await.unwrap_or(Lookup::Unknown);
+        let lookup = self.look_up(name).await;
         if let Some(target) = stands_for(query.name(), &lookup) {
             return self.of_alias(query, &target, transport).await;
         }
@@ -167,6 +166,12 @@ impl Dns {
             (None, Lookup::Unknown) => Ok(Say::ServerFailure),
             (None, _) => Ok(Say::NoSuchName),
         }
+    }
+
+    /// What a name means in the mesh. A control plane that is silent holds no name up that another server may know.
+    async fn look_up(&self, name: &str) -> Lookup {
+        let limit = if is_of_mesh(name) { Duration::MAX } else { SILENCE };
+        tokio::time::timeout(limit, self.directory.lookup(name)).await.unwrap_or(Lookup::Unknown)
     }
 
     /// What the mesh says about a name; `None`: nothing.
@@ -189,11 +194,7 @@ impl Dns {
     /// Where the named port of a headless service is: at each of its endpoints. `None`: the mesh has no such service, or another
     /// server may know such a port.
     async fn of_port(&self, port: &str, service: &str) -> Option<Say> {
-        let of_mesh = is_of_mesh(service);
-        let limit = if of_mesh { Duration::MAX } else { SILENCE };
-        let Ok(Lookup::Service(view)) = tokio::time::timeout(limit, self.directory.lookup(service)).await else {
-            return None;
-        };
+        let Lookup::Service(view) = self.look_up(service).await else { return None };
         let found = &view.service;
         // A name of one of its endpoints is no service.
         if found.headless().is_none() || !found.names.iter().any(|name| **name == *service) {
@@ -201,7 +202,7 @@ impl Dns {
         }
         let Some(port) = found.ports.iter().find(|own| !own.name.is_empty() && own.name.eq_ignore_ascii_case(port))
         else {
-            return of_mesh.then_some(Say::NoSuchName);
+            return is_of_mesh(service).then_some(Say::NoSuchName);
         };
         Some(Say::Places(places(&view, port.cluster, service), TTL_HEADLESS))
     }
