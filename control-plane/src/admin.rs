@@ -25,6 +25,7 @@ use crate::cli::snapshot::PIECE;
 use crate::discovery::Discovery;
 use crate::explain;
 use crate::federation::{Federation, PeerStatus};
+use crate::grants::{Grants, MAX_SERVICES};
 use crate::identity::Refusals;
 use crate::mesh::{Mesh, unix_now};
 use crate::snapshot;
@@ -55,6 +56,8 @@ pub struct AdminService {
     pub store: store::Shared,
     /// Sidecars that get no certificate.
     pub refusals: Arc<Refusals>,
+    /// Services that tokens grant.
+    pub grants: Arc<Grants>,
 }
 
 /// What other data centres have of a host: the first of them gets what goes elsewhere.
@@ -283,6 +286,11 @@ impl Admin for AdminService {
             let token = self.tokens.create_api(&ApiClaims { trust_domain, namespace, services, read, keys, expires });
             return Ok(Response::new(v1::CreateTokenReply { token, expires_unix: expires }));
         }
+        if services.len() > MAX_SERVICES {
+            let text = format!("a token grants {MAX_SERVICES} services at most, and these are {}", services.len());
+            return Err(Status::invalid_argument(text));
+        }
+        let services = self.grants.named(services).await.map_err(|e| Status::unavailable(e.to_string()))?;
         let root = hex(&self.ca.fingerprint());
         let claims =
             Claims { trust_domain, namespace, service_account: asked.service_account, services, expires, root };

@@ -8,9 +8,11 @@
 //! sent under its host's canonical name, with the names asked for as aliases. `removed_resources` is the explicit answer
 //! that a name means nothing.
 
+mod names;
 mod router;
 mod session;
 mod streams;
+mod subscription;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,15 +24,18 @@ use prost::Message;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
+use weft_core::identity::SpiffeId;
 use weft_proto::ENDPOINTS_TYPE;
 use weft_proto::envoy::aggregated_discovery_service_server::AggregatedDiscoveryService;
 use weft_proto::envoy::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use weft_proto::v1;
 
+use crate::bounds::{self, Accounts};
 use crate::mesh::Mesh;
 use crate::peer::Peer;
 use crate::translate;
 use crate::world::{Host, Scope, World};
+use names::Names;
 use router::Router;
 use session::Session;
 use streams::{Goal, Streams};
@@ -38,10 +43,13 @@ use streams::{Goal, Streams};
 /// Encoded resources that are kept.
 const MAX_CACHED: usize = 100_000;
 
+/// A version of a resource: a digest of it.
+type Version = u64;
+
 /// A resource, encoded once for all who subscribe to it.
 #[derive(Clone)]
 struct Encoded {
-    version: String,
+    version: Version,
     bytes: Bytes,
     /// Version of the world that it was made of.
     made_at: u64,
@@ -50,7 +58,8 @@ struct Encoded {
 impl Encoded {
     fn new(message: &impl Message, made_at: u64) -> Encoded {
         let bytes = Bytes::from(message.encode_to_vec());
-        Encoded { version: format!("{:016x}", xxhash_rust::xxh64::xxh64(&bytes, 0)), bytes, made_at }
+        // 0 is no version.
+        Encoded { version: xxhash_rust::xxh64::xxh64(&bytes, 0).max(1), bytes, made_at }
     }
 }
 
@@ -65,6 +74,9 @@ pub struct Discovery {
     streams: Mutex<Streams>,
     router: Arc<Mutex<Router>>,
     next: AtomicU64,
+    names: Names,
+    /// Streams of each identity, and the bytes of the names that they ask for.
+    asked: Mutex<Accounts>,
 }
 
 impl Discovery {
@@ -78,12 +90,15 @@ impl Discovery {
             streams: Mutex::default(),
             router,
             next: AtomicU64::new(0),
+            names: Names::default(),
+            asked: Mutex::default(),
         })
     }
 
     /// Every connected sidecar and what it has.
     pub fn status(&self) -> Vec<v1::SidecarStatus> {
         let streams = self.lock();
+        let text = |version: Version| if version == 0 { String::new() } else { format!("{version:016x}") };
         let status = streams.iter().map(|s| v1::SidecarStatus {
             node: s.node.clone(),
             identity: s.identity.clone(),
@@ -98,10 +113,10 @@ impl Discovery {
                 .iter()
                 .map(|((kind, name), d)| v1::ResourceStatus {
                     r#type: short(kind).to_owned(),
-                    name: name.clone(),
-                    sent: d.sent.clone(),
-                    acknowledged: d.acknowledged.clone(),
-                    refused: d.refused.clone(),
+                    name: name.to_string(),
+                    sent: text(d.sent),
+                    acknowledged: text(d.acknowledged),
+                    refused: d.refused.as_deref().unwrap_or_default().to_owned(),
                 })
                 .collect(),
         });
@@ -112,8 +127,8 @@ impl Discovery {
     pub fn refused(&self, node: &str, host: &str) -> Option<String> {
         let streams = self.lock();
         let resources = streams.iter().filter(|stream| stream.node == node).flat_map(|stream| &stream.resources);
-        let of_host = resources.filter(|((_, name), _)| name == host).map(|(_, delivery)| &delivery.refused);
-        of_host.into_iter().find(|reason| !reason.is_empty()).cloned()
+        let mut of_host = resources.filter(|((_, name), _)| **name == *host);
+        of_host.find_map(|(_, delivery)| delivery.refused.as_deref()).map(str::to_owned)
     }
 
     /// Waits until every stream that has the endpoints of `hosts` has acknowledged what is current, or said why it will not,
@@ -132,7 +147,7 @@ impl Discovery {
     fn goal(&self, host: &str) -> Goal {
         self.mesh.read_host(host, |world, changed_at| {
             let current = world.definitions(host).filter_map(|one| self.endpoints(world, changed_at, one));
-            Goal { host: host.to_owned(), versions: current.map(|encoded| encoded.version).collect(), changed_at }
+            Goal { host: self.names.of(host), versions: current.map(|encoded| encoded.version).collect(), changed_at }
         })
     }
 
@@ -179,6 +194,49 @@ impl Discovery {
         encoded
     }
 
+    /// An identity begins a stream.
+    ///
+    /// # Errors
+    /// `RESOURCE_EXHAUSTED` when it has too many.
+    fn begin(&self, identity: &SpiffeId) -> Result<(), Status> {
+        let mut asked = self.asked();
+        let held = asked.of(&identity.to_string()).count;
+        if held >= bounds::STREAMS {
+            drop(asked);
+            return Err(self.refuse(identity, &format!("it has {held} discovery streams, {} at most", bounds::STREAMS)));
+        }
+        asked.add(&identity.to_string(), 1, 0);
+        Ok(())
+    }
+
+    /// An identity asks for names of so many bytes more.
+    ///
+    /// # Errors
+    /// `RESOURCE_EXHAUSTED` when they are too many.
+    fn take(&self, identity: &SpiffeId, bytes: usize) -> Result<(), Status> {
+        let mut asked = self.asked();
+        let (held, most) = (asked.of(&identity.to_string()).bytes, bounds::ASKED_BY_IDENTITY);
+        if held + bytes > most {
+            drop(asked);
+            let text = format!(
+                "it asks for names of {held} bytes on its streams, and {bytes} more are too many: {most} at most"
+            );
+            return Err(self.refuse(identity, &text));
+        }
+        asked.add(&identity.to_string(), 0, bytes);
+        Ok(())
+    }
+
+    /// What is out of bounds, told to the peer and in the log.
+    fn refuse(&self, identity: &SpiffeId, why: &str) -> Status {
+        tracing::warn!(%identity, "discovery refused: {why}");
+        Status::resource_exhausted(why)
+    }
+
+    fn asked(&self) -> std::sync::MutexGuard<'_, Accounts> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn router(&self) -> std::sync::MutexGuard<'_, Router> {
         self.router.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -217,6 +275,7 @@ impl AggregatedDiscoveryService for DiscoveryService {
         if self.0.mesh.cut_off().borrow().is_some_and(|since| since.elapsed() < ELSEWHERE) {
             return Err(Status::unavailable(session::CUT_OFF));
         }
+        self.0.begin(&certified.id)?;
         let (replies, stream) = mpsc::channel(16);
         let id = self.0.next.fetch_add(1, Ordering::Relaxed);
         let session = Session::new(id, self.0.clone(), certified, peer.remote.to_string(), replies);

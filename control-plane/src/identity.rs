@@ -14,6 +14,7 @@ use weft_proto::v1::identity_server::Identity;
 use weft_proto::v1::{RefusedIdentity, SignRequest, SignResponse};
 
 use crate::ca::Ca;
+use crate::grants::{Grants, Unknown};
 use crate::mesh::unix_now;
 use crate::peer::Peer;
 use crate::rates::Rates;
@@ -37,6 +38,8 @@ pub struct IdentityService {
     pub lifetime: Duration,
     /// How often an identity at an address may ask.
     pub rates: Rates<(String, IpAddr)>,
+    /// Services that tokens and certificates grant.
+    pub grants: Arc<Grants>,
     /// Those that were refused.
     pub refusals: Arc<Refusals>,
 }
@@ -94,7 +97,7 @@ impl Refusals {
 impl Identity for IdentityService {
     async fn sign(&self, request: Request<SignRequest>) -> Result<Response<SignResponse>, Status> {
         let peer = Peer::of(&request)?;
-        let (id, services) = self.entitled(&request, &peer)?;
+        let (id, named) = self.entitled(&request, &peer)?;
         let name = id.to_string();
         if let Err(wait) = self.rates.take((name.clone(), peer.remote), Instant::now()) {
             let reason = format!(
@@ -107,10 +110,19 @@ impl Identity for IdentityService {
             tracing::warn!("refused: {reason}");
             return Err(Status::resource_exhausted(reason));
         }
+        let services = self.grants.services(&named).await.map_err(|e| {
+            let reason = format!("the services of {name} are not known: {e}");
+            tracing::warn!("refused: {reason}");
+            self.refusals.add(&name, Some(peer.remote), reason.clone());
+            match e {
+                Unknown::Store(_) => Status::unavailable(reason),
+                Unknown::Absent(_) | Unknown::Damaged(..) => Status::failed_precondition(reason),
+            }
+        })?;
         let lifetime = self.lifetime.mul_f64(rand::rng().random_range(0.9..=1.0));
         let signed = self
             .ca
-            .sign_request(&request.get_ref().csr_der, &name, &services, SystemTime::now(), lifetime)
+            .sign_request(&request.get_ref().csr_der, &name, &named, SystemTime::now(), lifetime)
             .map_err(|e| Status::invalid_argument(format!("{e:#}")))?;
         self.refusals.remove(&name);
         tracing::info!(%id, peer = %peer.remote, "signed a certificate");
@@ -125,7 +137,7 @@ impl Identity for IdentityService {
 }
 
 impl IdentityService {
-    /// The identity and services that a request proves to be entitled to.
+    /// The identity and services that a request proves to be entitled to, these as the proof names them.
     fn entitled(&self, request: &Request<SignRequest>, peer: &Peer) -> Result<(SpiffeId, Vec<String>), Status> {
         let Some(token) = bearer(request)? else {
             let certified = peer.renewable()?;
@@ -159,12 +171,14 @@ mod tests {
     use tonic::Code;
 
     use super::*;
+    use crate::store::embedded::Embedded;
     use crate::token::Claims;
 
     #[tokio::test(start_paused = true)]
     async fn an_identity_at_an_address_gets_so_many_certificates_and_then_one_each_interval() {
         let ca = Arc::new(Ca::create("cluster.local", SystemTime::now()).unwrap().0);
         let tokens = Arc::new(Tokens::new(&[7; 32]));
+        let folder = tempfile::tempdir().unwrap();
         let token = |service_account: &str, expires| {
             tokens.create(&Claims {
                 trust_domain: "cluster.local".into(),
@@ -180,6 +194,7 @@ mod tests {
             tokens: tokens.clone(),
             lifetime: Duration::from_secs(3600),
             rates: Rates::new(BURST, INTERVAL),
+            grants: Arc::new(Grants::new(Arc::new(Embedded::open(folder.path()).unwrap()))),
             refusals: Arc::default(),
         };
         let csr = CertificateParams::new(Vec::new()).unwrap().serialize_request(&KeyPair::generate().unwrap()).unwrap();

@@ -4,6 +4,7 @@
 
 pub mod access;
 pub mod admin;
+pub mod bounds;
 pub mod ca;
 pub mod catalog;
 pub mod cli;
@@ -14,6 +15,7 @@ pub mod eureka;
 pub mod explain;
 pub mod external;
 pub mod federation;
+pub mod grants;
 pub mod http_api;
 pub mod identity;
 pub mod mesh;

@@ -11,8 +11,10 @@ pub mod documents;
 mod follow;
 mod instances;
 pub mod locks;
+mod nodes;
 pub mod pairs;
 mod policies;
+mod registered;
 pub mod remotes;
 mod sessions;
 mod stored;
@@ -20,6 +22,7 @@ mod topics;
 pub mod txn;
 mod virtual_ips;
 
+pub use nodes::Nodes;
 pub use policies::BesideFolder;
 pub use topics::Topic;
 
@@ -132,7 +135,9 @@ impl From<&str> for Refusal {
 /// Everything that changes.
 struct State {
     world: World,
-    nodes: HashMap<String, Node>,
+    nodes: Nodes,
+    /// What each identity has in the store.
+    registered: registered::Registered,
     /// Sessions of sidecars here, by node name.
     sessions: HashMap<String, Held>,
     /// The node of each address and port of a connected sidecar's instances, as [`Held::ports`] has them.
@@ -192,7 +197,8 @@ impl Mesh {
             id: format!("{:016x}", rand::random::<u64>()),
             state: Mutex::new(State {
                 world: World::new(trust_domain, watch.revision),
-                nodes: HashMap::new(),
+                nodes: Nodes::default(),
+                registered: registered::Registered::default(),
                 sessions: HashMap::new(),
                 ports: HashMap::new(),
                 next_session: 1,
@@ -271,7 +277,7 @@ impl Mesh {
     }
 
     /// Reads the nodes.
-    pub fn read_nodes<T>(&self, f: impl FnOnce(&HashMap<String, Node>) -> T) -> T {
+    pub fn read_nodes<T>(&self, f: impl FnOnce(&Nodes) -> T) -> T {
         f(&self.lock().nodes)
     }
 

@@ -46,7 +46,7 @@ const OWN_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 pub struct Certified {
     /// Its SPIFFE ID.
     pub id: SpiffeId,
-    /// Services that it may register.
+    /// Services that it may register, or the name of a grant ([`crate::grants`]).
     pub services: Vec<String>,
     /// When it ends.
     pub not_after: SystemTime,

@@ -13,22 +13,20 @@ use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use weft_agent::entry::group_member;
-use weft_agent::eureka::MAX_DOCUMENT;
 use weft_core::clock;
 use weft_proto::v1::registry_request::Kind;
 use weft_proto::v1::registry_server::Registry;
 use weft_proto::v1::{self, RegistryReply, RegistryRequest};
 
+use crate::bounds;
 use crate::discovery::Discovery;
+use crate::grants::{Grants, Names};
 use crate::mesh::{Mesh, Node, Refusal};
 use crate::peer::{Certified, Peer};
 
 const CUT_OFF: &str = "this control plane has lost its store";
 /// Requests of a session that may wait for the one at hand.
 const QUEUE: usize = 16;
-/// Instances of one sidecar, and bytes of one field: more is a mistake or an attack.
-const MAX_INSTANCES: usize = 1000;
-const MAX_FIELD: usize = 4096;
 /// Ejected endpoints of one sidecar that are remembered.
 const MAX_EJECTED: usize = 1000;
 
@@ -38,6 +36,8 @@ pub struct RegistryService {
     pub mesh: Arc<Mesh>,
     /// Knows who must acknowledge a removal.
     pub discovery: Arc<Discovery>,
+    /// Services that certificates grant.
+    pub grants: Arc<Grants>,
 }
 
 #[tonic::async_trait]
@@ -57,6 +57,8 @@ impl Registry for RegistryService {
         let session = Session {
             mesh: self.mesh.clone(),
             discovery: self.discovery.clone(),
+            grants: self.grants.clone(),
+            granted: None,
             peer,
             certified,
             open: None,
@@ -88,6 +90,9 @@ async fn next(
 struct Session {
     mesh: Arc<Mesh>,
     discovery: Arc<Discovery>,
+    grants: Arc<Grants>,
+    /// Services that the certificate grants, once one was registered.
+    granted: Option<Names>,
     peer: Peer,
     certified: Arc<Certified>,
     /// Node name and session number, after hello.
@@ -198,12 +203,15 @@ impl Session {
                 return Ok(RegistryReply { held: self.mesh.held(&node), now_ms, ..Default::default() });
             }
             Kind::Register(instance) => {
-                self.check(&instance)?;
+                self.check(&instance).await?;
                 let id = instance.service_id.clone();
                 self.mesh.register(&node, session, instance).await?;
                 self.registered.insert(id);
             }
-            Kind::Check(update) => self.mesh.update_check(&node, session, update).await?,
+            Kind::Check(update) => {
+                update.check.as_ref().map_or(Ok(()), bounds::check)?;
+                self.mesh.update_check(&node, session, update).await?;
+            }
             Kind::Synced(_) => {
                 let ids: Vec<String> = self.registered.iter().cloned().collect();
                 self.mesh.keep_only(&node, session, &ids).await?;
@@ -234,7 +242,8 @@ impl Session {
             let text = format!("{:?} is not a node name (1 to 253 printable characters without /)", hello.node);
             return Err(text.into());
         }
-        for claimed in &hello.addresses {
+        bounds::hello(&hello)?;
+        for claimed in hello.addresses.iter().take(16) {
             if claimed.parse().ok() != Some(self.peer.remote) {
                 tracing::debug!(node = hello.node, "ignoring the claimed address {claimed}");
             }
@@ -260,20 +269,25 @@ impl Session {
         Ok(RegistryReply { heartbeat_s, datacenter, ..Default::default() })
     }
 
-    fn check(&self, instance: &v1::Instance) -> Result<(), String> {
+    async fn check(&mut self, instance: &v1::Instance) -> Result<(), String> {
         if !instance.group.is_empty() {
             return joins(instance);
         }
         let service = &instance.service;
-        if !self.certified.services.iter().any(|s| s.eq_ignore_ascii_case(service)) {
-            return Err(format!(
-                "{} may not register the service {service:?}: its token names {:?}",
-                self.certified.id, self.certified.services
-            ));
+        let granted = match &self.granted {
+            Some(granted) => granted.clone(),
+            None => self.grants.names(&self.certified.services).await.map_err(|e| e.to_string())?,
+        };
+        self.granted = Some(granted.clone());
+        if !granted.contains(&service.to_ascii_lowercase()) {
+            let (id, named) = (&self.certified.id, &self.certified.services);
+            let count =
+                if granted.len() > named.len() { format!(" ({} services)", granted.len()) } else { String::new() };
+            return Err(format!("{id} may not register the service {service:?}: its token names {named:?}{count}"));
         }
         fits(instance)?;
-        if self.registered.len() >= MAX_INSTANCES && !self.registered.contains(&instance.service_id) {
-            return Err(format!("one sidecar may register {MAX_INSTANCES} instances at most"));
+        if self.registered.len() >= bounds::INSTANCES && !self.registered.contains(&instance.service_id) {
+            return Err(format!("one sidecar may register {} instances at most", bounds::INSTANCES));
         }
         Ok(())
     }
@@ -297,24 +311,14 @@ fn joins(instance: &v1::Instance) -> Result<(), String> {
 /// # Errors
 /// Says what is wrong with it.
 pub(crate) fn fits(instance: &v1::Instance) -> Result<(), String> {
-    if instance.service_id.is_empty() || instance.service_id.len() > 253 {
+    if instance.service_id.is_empty() || instance.service_id.len() > bounds::NAME {
         return Err("a service id of 1 to 253 characters is needed".into());
     }
     // Without a port (0) it is found by name and has no endpoint, as in Consul.
     if instance.port > 65535 {
         return Err(format!("Port {} is out of range: 1 to 65535, or 0 for a service without a port", instance.port));
     }
-    let fields = instance.tags.iter().chain(instance.meta.keys()).chain(instance.meta.values());
-    let shown = instance.tagged_addresses.iter().flat_map(|(name, tagged)| [name, &tagged.address]);
-    let count = instance.tags.len() + instance.meta.len() + instance.tagged_addresses.len();
-    if fields.chain(shown).map(String::len).any(|n| n > MAX_FIELD) || count > 256 {
-        let text = "tags, metadata and tagged addresses are too large";
-        return Err(format!("{text} (256 of {MAX_FIELD} bytes at most)"));
-    }
-    if instance.eureka.len() > MAX_DOCUMENT {
-        return Err(format!("the document of Eureka's API is too large ({MAX_DOCUMENT} bytes at most)"));
-    }
-    Ok(())
+    bounds::instance(instance)
 }
 
 #[cfg(test)]

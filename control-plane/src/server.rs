@@ -29,6 +29,7 @@ use crate::dns::{self, Dns};
 use crate::eureka::Eureka;
 use crate::external::Externals;
 use crate::federation::{self, Federation};
+use crate::grants::Grants;
 use crate::http_api::{self, HttpApi};
 use crate::identity::{self, IdentityService, Refusals};
 use crate::mesh::{BesideFolder, Mesh};
@@ -124,7 +125,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
     let dns = Dns::new(mesh.clone(), settings, federation.clone());
     dns::listen::serve(&dns, &config.dns_listen).await?;
 
-    let refusals = Arc::new(Refusals::default());
+    let (refusals, grants) = (Arc::new(Refusals::default()), Arc::new(Grants::new(store.clone())));
     let admin = AdminService {
         mesh: mesh.clone(),
         discovery: discovery.clone(),
@@ -133,6 +134,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
         federation: federation.clone(),
         store,
         refusals: refusals.clone(),
+        grants: grants.clone(),
     };
     let admin_server = Server::builder()
         .add_service(AdminServer::new(admin).max_decoding_message_size(32 << 20))
@@ -158,6 +160,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
         lifetime: config.certificate_ttl,
         rates: Rates::new(identity::BURST, identity::INTERVAL),
         refusals: refusals.clone(),
+        grants: grants.clone(),
     };
     let incoming = peer::accept(&ca, listener, config.renewal_grace, refusals)?;
     let server = Server::builder()
@@ -165,7 +168,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
         .http2_keepalive_interval(Some(Duration::from_secs(5)))
         .http2_keepalive_timeout(Some(Duration::from_secs(5)))
         .add_service(AggregatedDiscoveryServiceServer::new(DiscoveryService(discovery.clone())))
-        .add_service(RegistryServer::new(RegistryService { mesh, discovery }))
+        .add_service(RegistryServer::new(RegistryService { mesh, discovery, grants }))
         .add_service(CatalogServer::new(catalog))
         .add_service(DnsServer::new(DnsService(dns)))
         .add_service(IdentityServer::new(identity))

@@ -3,7 +3,8 @@
 //!
 //! A token is `weft1.<claims>.<signature>`: claims are base64url JSON that the holder reads too (it finds there the
 //! fingerprint of the root to expect, so that the first contact is authenticated both ways), the signature is
-//! HMAC-SHA-256 by a key that only the control plane has. Nothing is stored per token. An API token begins with
+//! HMAC-SHA-256 by a key that only the control plane has. Nothing is stored per token but the services of one
+//! that grants many ([`crate::grants`]). An API token begins with
 //! `weftapi1.`, which is signed with the rest: neither can be used as the other.
 
 use aws_lc_rs::hmac;
@@ -21,7 +22,7 @@ pub struct Claims {
     pub namespace: String,
     /// Service account of the workload.
     pub service_account: String,
-    /// Services that it may register.
+    /// Services that it may register, or the name of a grant ([`crate::grants`]).
     pub services: Vec<String>,
     /// End, seconds since 1970.
     pub expires: u64,

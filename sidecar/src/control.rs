@@ -25,6 +25,8 @@ use crate::connect;
 use crate::identity::{Identity, PendingKey, TokenClaims};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Bytes of a join token: it is sent as a header, and headers have 16 KiB.
+const MAX_TOKEN: usize = 12 << 10;
 const SIGN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Between looks at a certificate that is not due.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
@@ -144,6 +146,13 @@ impl Control {
             let file = self.token_file.as_ref().context("a join token is needed: --token-file")?;
             let token = std::fs::read_to_string(file);
             let token = token.with_context(|| format!("cannot read the join token {}", file.display()))?;
+            anyhow::ensure!(
+                token.len() <= MAX_TOKEN,
+                "the join token {} has {} bytes, and a control plane takes {MAX_TOKEN} at most: make a new one with \
+                 `weftctl token create`, which keeps long lists of services in the store",
+                file.display(),
+                token.len()
+            );
             let claims = TokenClaims::read(&token)?;
             let mut request = request();
             let bearer = format!("Bearer {}", token.trim());

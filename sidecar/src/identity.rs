@@ -6,7 +6,7 @@
 
 mod verify;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use verify::{Domains, MeshVerifier, Trust};
 use weft_agent::connect::Leaf;
+use weft_agent::grant;
 use weft_core::identity::SpiffeId;
 use weft_core::renewal::Renewal;
 
@@ -52,7 +53,7 @@ pub struct TokenClaims {
     pub namespace: String,
     /// Service account of the workload.
     pub service_account: String,
-    /// Services that it may register.
+    /// Services that it may register, or the name of a grant ([`weft_agent::grant`]).
     pub services: Vec<String>,
     /// End, seconds since 1970.
     pub expires: u64,
@@ -84,8 +85,7 @@ impl TokenClaims {
         if named != held.id.to_string() {
             return Some(format!("the identity {named}, not {}", held.id));
         }
-        let lower = |services: &[String]| services.iter().map(|s| s.to_ascii_lowercase()).collect::<BTreeSet<_>>();
-        if lower(&self.services) != lower(&held.services) {
+        if !grant::are_same(&self.services, &held.services) {
             return Some(format!("the services {:?}, not {:?}", self.services, held.services));
         }
         let root = self.fingerprint().ok()?;

@@ -1,13 +1,13 @@
 //! Who asks, and all that depends on it: which namespaces it sees, and what its token leaves of them.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use http::StatusCode;
 use weft_agent::refused::Refused;
 
-use crate::mesh::Node;
+use crate::mesh::{Node, Nodes};
 use crate::token::ApiClaims;
 use crate::world::{Instance, World};
 
@@ -123,11 +123,9 @@ impl Caller {
     }
 
     /// The caller's own node and its name; `None`: it has no sidecar, and has registered nothing.
-    pub(super) fn node<'a>(&self, nodes: &'a HashMap<String, Node>) -> Option<(&'a str, &'a Node)> {
-        let own = |node: &Node| {
-            node.address == self.address && node.identity == self.identity && node.namespace == self.namespace
-        };
-        nodes.iter().find(|(_, node)| own(node)).map(|(name, node)| (name.as_str(), node))
+    pub(super) fn node<'a>(&self, nodes: &'a Nodes) -> Option<(&'a str, &'a Node)> {
+        let own = |node: &Node| node.identity == self.identity && node.namespace == self.namespace;
+        nodes.at(self.address).find(|(_, node)| own(node))
     }
 
     /// Index of a service: a change in either namespace may change the answer.

@@ -3,15 +3,13 @@
 //! Consul sorts by measured round trips; here, as in the mesh's balancing, closeness is locality: the same zone, then the
 //! same region, then the rest in the order in which they were.
 
-use std::collections::HashMap;
-
 use super::Caller;
 use super::select::Row;
-use crate::mesh::Node;
+use crate::mesh::Nodes;
 
 /// The locality that `near` means: that of a node, or with `_agent` of the caller's. `None`: it has none, and nothing is
 /// sorted, as in Consul for a node without coordinates.
-pub(super) fn locality(near: &str, caller: &Caller, nodes: &HashMap<String, Node>) -> Option<String> {
+pub(super) fn locality(near: &str, caller: &Caller, nodes: &Nodes) -> Option<String> {
     let node = match near {
         "_agent" => caller.node(nodes).map(|(_, node)| node),
         name => nodes.get(name).filter(|node| caller.sees(&node.namespace)),

@@ -1,7 +1,7 @@
 //! Which streams a change concerns. A change wakes those that have asked for one of its hosts or addresses, and those whose own
 //! instances it touched; a stream that has not costs it nothing.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::sync::mpsc;
 
+use super::names::{Name, address_of, first_label, labels_of};
 use crate::world::Changed;
 
 /// Changes that wait for a stream; one that is further behind is told that everything may have changed.
@@ -22,25 +23,60 @@ pub(super) struct Inbox {
     behind: Arc<AtomicBool>,
 }
 
-/// A stream, and what it is interested in.
 struct Stream {
     changes: mpsc::Sender<Arc<Changed>>,
     behind: Arc<AtomicBool>,
-    /// How often it has asked for each.
-    hosts: HashMap<String, u32>,
-    addresses: HashMap<IpAddr, u32>,
-    node: String,
-    /// Hosts of its own instances.
-    own: BTreeSet<String>,
 }
 
-/// All streams, by what they are interested in.
+/// Streams by something that they are interested in, each as often as it has said so.
+struct Index<K>(HashMap<K, HashMap<u64, u32>>);
+
+impl<K> Default for Index<K> {
+    fn default() -> Self {
+        Self(HashMap::new())
+    }
+}
+
+impl<K: Eq + Hash> Index<K> {
+    fn watch(&mut self, key: K, id: u64) {
+        *self.0.entry(key).or_default().entry(id).or_default() += 1;
+    }
+
+    fn unwatch<Q>(&mut self, key: &Q, id: u64)
+    where
+        K: std::borrow::Borrow<Q>,
+        Q: Eq + Hash + ?Sized,
+    {
+        let Some(ids) = self.0.get_mut(key) else { return };
+        if let Some(count) = ids.get_mut(&id) {
+            *count -= 1;
+            if *count == 0 {
+                ids.remove(&id);
+            }
+        }
+        if ids.is_empty() {
+            self.0.remove(key);
+        }
+    }
+
+    fn of<Q>(&self, key: &Q) -> impl Iterator<Item = u64>
+    where
+        K: std::borrow::Borrow<Q>,
+        Q: Eq + Hash + ?Sized,
+    {
+        self.0.get(key).into_iter().flat_map(HashMap::keys).copied()
+    }
+}
+
+/// All streams, by what they are interested in. A stream that has said so says when it is not any more, at its end at the latest.
 #[derive(Default)]
 pub(super) struct Router {
     streams: HashMap<u64, Stream>,
-    hosts: HashMap<String, HashSet<u64>>,
-    addresses: HashMap<IpAddr, HashSet<u64>>,
-    nodes: HashMap<String, HashSet<u64>>,
+    hosts: Index<Name>,
+    /// By the labels of names that may come to mean another host.
+    labels: Index<String>,
+    addresses: Index<IpAddr>,
+    nodes: Index<String>,
 }
 
 impl Inbox {
@@ -69,71 +105,47 @@ impl Router {
     pub(super) fn open(&mut self, id: u64) -> Inbox {
         let (sender, changes) = mpsc::channel(QUEUE);
         let behind = Arc::new(AtomicBool::new(false));
-        let stream = Stream {
-            changes: sender,
-            behind: behind.clone(),
-            hosts: HashMap::new(),
-            addresses: HashMap::new(),
-            node: String::new(),
-            own: BTreeSet::new(),
-        };
-        self.streams.insert(id, stream);
+        self.streams.insert(id, Stream { changes: sender, behind: behind.clone() });
         Inbox { changes, behind }
     }
 
+    /// A stream has ended, and has said that it is interested in nothing.
     pub(super) fn close(&mut self, id: u64) {
-        let Some(stream) = self.streams.remove(&id) else { return };
-        stream.hosts.keys().for_each(|host| remove(&mut self.hosts, host, id));
-        stream.addresses.keys().for_each(|address| remove(&mut self.addresses, address, id));
-        remove(&mut self.nodes, &stream.node, id);
+        self.streams.remove(&id);
     }
 
-    /// Its sidecar is that of this node.
-    pub(super) fn set_node(&mut self, id: u64, node: &str) {
-        let Some(stream) = self.streams.get_mut(&id).filter(|stream| stream.node != node) else { return };
-        remove(&mut self.nodes, &stream.node, id);
-        node.clone_into(&mut stream.node);
-        self.nodes.entry(node.to_owned()).or_default().insert(id);
+    /// Its sidecar is that of the node `new`, no longer of `old`.
+    pub(super) fn set_node(&mut self, id: u64, old: &str, new: &str) {
+        self.nodes.unwatch(old, id);
+        if !new.is_empty() {
+            self.nodes.watch(new.to_owned(), id);
+        }
     }
 
     /// It wants to hear of a host, once more.
-    pub(super) fn watch(&mut self, id: u64, host: &str) {
-        let Some(stream) = self.streams.get_mut(&id) else { return };
-        if add(&mut stream.hosts, host.to_owned()) {
-            self.hosts.entry(host.to_owned()).or_default().insert(id);
-        }
+    pub(super) fn watch(&mut self, id: u64, host: &Name) {
+        self.hosts.watch(host.clone(), id);
     }
 
     /// It wants to hear of a host once less.
-    pub(super) fn unwatch(&mut self, id: u64, host: &str) {
-        let Some(stream) = self.streams.get_mut(&id) else { return };
-        if subtract(&mut stream.hosts, host) {
-            remove(&mut self.hosts, host, id);
+    pub(super) fn unwatch(&mut self, id: u64, host: &Name) {
+        self.hosts.unwatch(host, id);
+    }
+
+    /// It wants to hear of what a name may come to mean, once more.
+    pub(super) fn watch_name(&mut self, id: u64, name: &str) {
+        match address_of(name) {
+            Some(address) => self.addresses.watch(address, id),
+            None => labels_of(name).for_each(|label| self.labels.watch(label, id)),
         }
     }
 
-    /// It wants to hear of endpoints at an address, once more.
-    pub(super) fn watch_address(&mut self, id: u64, address: IpAddr) {
-        let Some(stream) = self.streams.get_mut(&id) else { return };
-        if add(&mut stream.addresses, address) {
-            self.addresses.entry(address).or_default().insert(id);
+    /// It wants to hear of what a name may come to mean once less.
+    pub(super) fn unwatch_name(&mut self, id: u64, name: &str) {
+        match address_of(name) {
+            Some(address) => self.addresses.unwatch(&address, id),
+            None => labels_of(name).for_each(|label| self.labels.unwatch(&label, id)),
         }
-    }
-
-    /// It wants to hear of endpoints at an address once less.
-    pub(super) fn unwatch_address(&mut self, id: u64, address: IpAddr) {
-        let Some(stream) = self.streams.get_mut(&id) else { return };
-        if subtract(&mut stream.addresses, &address) {
-            remove(&mut self.addresses, &address, id);
-        }
-    }
-
-    /// The hosts of its own instances are these now.
-    pub(super) fn set_own(&mut self, id: u64, own: BTreeSet<String>) {
-        let Some(stream) = self.streams.get_mut(&id).filter(|stream| stream.own != own) else { return };
-        let before = std::mem::replace(&mut stream.own, own.clone());
-        own.difference(&before).for_each(|host| self.watch(id, host));
-        before.difference(&own).for_each(|host| self.unwatch(id, host));
     }
 
     /// The streams that a change concerns.
@@ -141,10 +153,11 @@ impl Router {
         if changed.all || changed.names {
             return self.streams.keys().copied().collect();
         }
-        let hosts = changed.hosts.iter().filter_map(|host| self.hosts.get(host));
-        let addresses = changed.addresses.iter().filter_map(|address| self.addresses.get(address));
-        let nodes = changed.nodes.iter().filter_map(|node| self.nodes.get(node));
-        hosts.chain(addresses).chain(nodes).flatten().copied().collect()
+        let hosts = changed.hosts.iter().flat_map(|host| self.hosts.of(host.as_str()));
+        let renamed = changed.renamed.iter().flat_map(|host| self.labels.of(first_label(host)));
+        let addresses = changed.addresses.iter().flat_map(|address| self.addresses.of(address));
+        let nodes = changed.nodes.iter().flat_map(|node| self.nodes.of(node));
+        hosts.chain(renamed).chain(addresses).chain(nodes).collect()
     }
 
     fn route(&self, changed: &Arc<Changed>) {
@@ -153,37 +166,6 @@ impl Router {
             if stream.changes.try_send(changed.clone()).is_err() {
                 stream.behind.store(true, Ordering::Release);
             }
-        }
-    }
-}
-
-/// Counts one more. Whether it is the first.
-fn add<K: Eq + Hash>(counts: &mut HashMap<K, u32>, key: K) -> bool {
-    let count = counts.entry(key).or_default();
-    *count += 1;
-    *count == 1
-}
-
-/// Counts one less. Whether it was the last.
-fn subtract<K, Q>(counts: &mut HashMap<K, u32>, key: &Q) -> bool
-where
-    K: Eq + Hash + std::borrow::Borrow<Q>,
-    Q: Eq + Hash + ?Sized,
-{
-    let Some(count) = counts.get_mut(key) else { return false };
-    *count -= 1;
-    *count == 0 && counts.remove(key).is_some()
-}
-
-fn remove<K, Q>(index: &mut HashMap<K, HashSet<u64>>, key: &Q, id: u64)
-where
-    K: Eq + Hash + std::borrow::Borrow<Q>,
-    Q: Eq + Hash + ?Sized,
-{
-    if let Some(ids) = index.get_mut(key) {
-        ids.remove(&id);
-        if ids.is_empty() {
-            index.remove(key);
         }
     }
 }
@@ -218,36 +200,49 @@ mod tests {
     fn a_change_concerns_streams_that_have_asked_for_it_and_those_of_its_node() {
         let mut router = Router::default();
         let _boxes: Vec<Inbox> = (0..4).map(|id| router.open(id)).collect();
-        router.watch(0, "a");
-        router.watch(0, "a");
-        router.watch(1, "b");
-        router.watch_address(1, [10, 0, 0, 1].into());
-        router.set_node(2, "n2");
-        router.set_own(3, ["a".to_owned()].into());
+        let (a, b): (Name, Name) = ("a".into(), "b".into());
+        router.watch(0, &a);
+        router.watch(0, &a);
+        router.watch(1, &b);
+        router.watch_name(1, "10.0.0.1:80");
+        router.watch_name(2, "10.0.0.1");
+        router.set_node(2, "", "n1");
+        router.set_node(2, "n1", "n2");
+        router.watch(3, &a);
+        router.watch_name(3, "Order.shop");
         assert_eq!(of(&router, &hosts(&["a"])), [0, 3]);
         assert_eq!(of(&router, &hosts(&["a", "b", "c"])), [0, 1, 3]);
         let at = Changed { addresses: [[10, 0, 0, 1].into(), [10, 0, 0, 2].into()].into(), ..Changed::default() };
-        assert_eq!(of(&router, &at), [1]);
-        let node = Changed { nodes: ["n2".to_owned()].into(), ..Changed::default() };
-        assert_eq!(of(&router, &node), [2]);
+        assert_eq!(of(&router, &at), [1, 2]);
+        let node = |name: &str| Changed { nodes: [name.to_owned()].into(), ..Changed::default() };
+        assert_eq!((of(&router, &node("n1")), of(&router, &node("n2"))), (vec![], vec![2]));
+        let renamed = |host: &str| Changed { renamed: [host.to_owned()].into(), ..Changed::default() };
+        assert_eq!(of(&router, &renamed("order.default.svc.cluster.local")), [3]);
+        assert_eq!(of(&router, &renamed("shop.default.svc.cluster.local")), [3], "order may be an endpoint of shop");
+        assert!(of(&router, &renamed("default.other.svc.cluster.local")).is_empty());
         assert_eq!(of(&router, &Changed { names: true, ..Changed::default() }), [0, 1, 2, 3]);
         // Asked for twice, it is wanted until it is given up twice.
-        router.unwatch(0, "a");
+        router.unwatch(0, &a);
         assert_eq!(of(&router, &hosts(&["a"])), [0, 3]);
-        router.unwatch(0, "a");
-        router.unwatch(0, "a");
-        router.set_own(3, ["b".to_owned()].into());
-        assert_eq!((of(&router, &hosts(&["a"])), of(&router, &hosts(&["b"]))), (vec![], vec![1, 3]));
+        router.unwatch(0, &a);
+        router.unwatch(0, &a);
+        router.unwatch(3, &a);
+        router.unwatch(1, &b);
+        router.unwatch_name(1, "10.0.0.1:80");
+        router.unwatch_name(2, "10.0.0.1");
+        router.unwatch_name(3, "Order.shop");
+        router.set_node(2, "n2", "");
         (0..4).for_each(|id| router.close(id));
-        assert!(router.hosts.is_empty() && router.addresses.is_empty() && router.nodes.is_empty());
+        assert!(router.hosts.0.is_empty() && router.addresses.0.is_empty() && router.nodes.0.is_empty());
+        assert!(router.labels.0.is_empty() && router.streams.is_empty());
     }
 
     #[tokio::test]
     async fn a_stream_that_is_behind_hears_that_everything_may_have_changed() {
         let mut router = Router::default();
         let mut inbox = router.open(0);
-        router.watch(0, "a");
-        router.watch(0, "b");
+        router.watch(0, &"a".into());
+        router.watch(0, &"b".into());
         router.route(&Arc::new(hosts(&["a"])));
         router.route(&Arc::new(hosts(&["b"])));
         assert_eq!(inbox.changed().await, hosts(&["a", "b"]));

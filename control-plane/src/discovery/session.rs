@@ -1,89 +1,35 @@
 //! One sidecar's stream: what it asks for, what it was sent, and what changes of that.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
 use tonic::{Status, Streaming};
-use weft_proto::envoy::{Any, DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
+use weft_proto::envoy::{Any, DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Resource};
 use weft_proto::{ENDPOINTS_TYPE, INBOUND_TYPE, SERVICE_TYPE};
 
+use super::names::{Name, first_label};
 use super::streams::Stream;
-use super::{Discovery, Encoded, short};
+use super::subscription::Subscription;
+use super::{Discovery, Encoded, Version, short};
+use crate::bounds;
 use crate::peer::Certified;
 use crate::translate;
 use crate::world::{Changed, Instance, Scope, World};
 
 /// Why a stream ends that could go on elsewhere.
 pub(super) const CUT_OFF: &str = "this control plane has lost its store, and what it knows grows old";
-/// Names that one sidecar may subscribe to, of each type.
-const MAX_NAMES: usize = 20_000;
+/// Bytes of a refusal's reason that are kept.
+const MAX_REASON: usize = 1024;
 /// Responses that a sidecar may leave without an answer.
 const MAX_UNACKNOWLEDGED: usize = 10_000;
 /// The name under which a sidecar asks for its own inbound policy.
 const SELF: &str = "self";
 
-/// What a stream wants of one type.
-#[derive(Default)]
-struct Subscription {
-    /// Name asked for -> canonical host; `None`: it means nothing, and the client was told.
-    names: BTreeMap<String, Option<String>>,
-    /// Hosts that names mean, and how many of them do.
-    hosts: BTreeMap<String, u32>,
-    /// Host -> version that the client has.
-    sent: BTreeMap<String, String>,
-}
-
-impl Subscription {
-    /// Has a name mean `host`; gives the host that it meant before.
-    fn set(&mut self, name: String, host: Option<String>) -> Option<String> {
-        if let Some(host) = &host {
-            *self.hosts.entry(host.clone()).or_default() += 1;
-        }
-        let before = self.names.insert(name, host).flatten();
-        self.forget(before)
-    }
-
-    /// A name is not asked for any more; gives the host that it meant.
-    fn remove(&mut self, name: &str) -> Option<String> {
-        let before = self.names.remove(name).flatten();
-        self.forget(before)
-    }
-
-    fn forget(&mut self, host: Option<String>) -> Option<String> {
-        let host = host?;
-        if let Some(count) = self.hosts.get_mut(&host) {
-            *count -= 1;
-            if *count == 0 {
-                self.hosts.remove(&host);
-            }
-        }
-        Some(host)
-    }
-
-    /// Names that may mean something else than before; `all`: to another client.
-    fn touched(&self, changed: &Changed, all: bool) -> Vec<String> {
-        if all || changed.names || changed.all {
-            return self.names.keys().cloned().collect();
-        }
-        // "10.0.0.1:80": names that begin so lie together.
-        let at = |address: &IpAddr| {
-            let prefix = match address {
-                IpAddr::V4(address) => format!("{address}:"),
-                IpAddr::V6(address) => format!("[{address}]:"),
-            };
-            let from = self.names.range(prefix.clone()..).map(|(name, _)| name);
-            from.take_while(move |name| name.starts_with(&prefix)).cloned()
-        };
-        changed.addresses.iter().flat_map(at).collect()
-    }
-}
-
 /// Type of a response, and the hosts in it, with version and the version of the world that they were made of.
-type InFlight = (&'static str, Vec<(String, String, u64)>);
+type InFlight = (&'static str, Vec<(Name, Version, u64)>);
 
 pub(super) struct Session {
     id: u64,
@@ -94,14 +40,16 @@ pub(super) struct Session {
     labels: BTreeMap<String, String>,
     services: Subscription,
     endpoints: Subscription,
-    inbound: Option<String>,
+    inbound: Option<Version>,
     wants_inbound: bool,
     /// Hosts whose changes concern its own instances.
-    own: BTreeSet<String>,
+    own: BTreeSet<Name>,
+    /// Bytes of the names that it has asked for, on the account of its identity.
+    asked: usize,
     /// What of this client decides what it is told, as of the last look.
     scope: Scope,
     /// Responses that were not acknowledged yet: nonce -> type and resources.
-    in_flight: HashMap<String, InFlight>,
+    in_flight: HashMap<u64, InFlight>,
     nonce: u64,
     replies: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
 }
@@ -126,6 +74,7 @@ impl Session {
             inbound: None,
             wants_inbound: false,
             own: BTreeSet::new(),
+            asked: 0,
             scope: Scope::default(),
             in_flight: HashMap::new(),
             nonce: 0,
@@ -171,24 +120,32 @@ impl Session {
             // A peer that is gone does not mind.
             let _ = self.replies.send(Err(status)).await;
         }
+        self.end();
+    }
+
+    /// Gives back what the stream held.
+    fn end(&mut self) {
         self.discovery.lock().close(self.id);
-        self.discovery.router().close(self.id);
+        let own = std::mem::take(&mut self.own);
+        let (services, endpoints) = (std::mem::take(&mut self.services), std::mem::take(&mut self.endpoints));
+        let mut router = self.discovery.router();
+        for (name, host) in services.names.iter().chain(&endpoints.names) {
+            router.unwatch_name(self.id, name);
+            host.iter().for_each(|host| router.unwatch(self.id, host));
+        }
+        for host in &own {
+            router.unwatch(self.id, host);
+            router.unwatch_name(self.id, host);
+        }
+        router.set_node(self.id, &self.node, "");
+        router.close(self.id);
+        drop(router);
+        self.discovery.asked().subtract(&self.certified.id.to_string(), 1, self.asked);
     }
 
     async fn request(&mut self, request: DeltaDiscoveryRequest) -> Result<(), Status> {
         if let Some(node) = request.node {
-            self.node = node.id;
-            if let Some(labels) = node.metadata.and_then(|m| m.fields.get("LABELS").cloned())
-                && let Some(prost_types::value::Kind::StructValue(labels)) = labels.kind
-            {
-                let text = |v: prost_types::Value| match v.kind {
-                    Some(prost_types::value::Kind::StringValue(s)) => Some(s),
-                    _ => None,
-                };
-                self.labels = labels.fields.into_iter().filter_map(|(k, v)| Some((k, text(v)?))).collect();
-            }
-            self.discovery.lock().name(self.id, &self.node, &node.user_agent_version);
-            self.discovery.router().set_node(self.id, &self.node);
+            self.introduce(node)?;
         }
         let Some(kind) = known(&request.type_url) else {
             return Err(Status::invalid_argument(format!("the type {:?} is not served", request.type_url)));
@@ -199,58 +156,96 @@ impl Session {
         if kind == INBOUND_TYPE {
             if request.resource_names_subscribe.iter().any(|n| n == SELF) {
                 self.wants_inbound = true;
-                self.inbound = request.initial_resource_versions.get(SELF).cloned().or(self.inbound.take());
+                let known = request.initial_resource_versions.get(SELF).and_then(|text| version_of(text));
+                self.inbound = known.or(self.inbound);
                 return self.send_inbound().await;
             }
             return Ok(());
         }
-        let subscription = self.subscription(kind);
-        for (host, version) in request.initial_resource_versions {
-            subscription.sent.insert(host, version);
+        let (subscribe, versions) = (&request.resource_names_subscribe, &request.initial_resource_versions);
+        let admitted = self.subscription(kind).admit(subscribe.iter(), versions.iter());
+        admitted.map_err(|e| self.discovery.refuse(&self.certified.id, &e))?;
+        for (host, version) in versions {
+            if let Some(version) = version_of(version) {
+                let host = self.discovery.names.of(host);
+                self.subscription(kind).sent.insert(host, version);
+            }
         }
-        let (mut dropped, mut unwatched, mut left) = (Vec::new(), Vec::new(), Vec::new());
-        for name in request.resource_names_unsubscribe {
+        self.unsubscribe(kind, &request.resource_names_unsubscribe);
+        if !request.resource_names_subscribe.is_empty() {
+            self.subscribe(kind, request.resource_names_subscribe).await?;
+        }
+        self.subscription(kind).forget_versions();
+        Ok(())
+    }
+
+    /// The other end says its name and its labels.
+    fn introduce(&mut self, node: Node) -> Result<(), Status> {
+        let labels = node.metadata.and_then(|m| m.fields.get("LABELS").cloned());
+        let checked = bounds::text("node.id", &node.id, bounds::NAME)
+            .and_then(|()| bounds::text("node.user_agent_version", &node.user_agent_version, bounds::NAME));
+        checked.map_err(|e| self.discovery.refuse(&self.certified.id, &e))?;
+        if let Some(prost_types::value::Kind::StructValue(labels)) = labels.and_then(|labels| labels.kind) {
+            let text = |v: prost_types::Value| match v.kind {
+                Some(prost_types::value::Kind::StringValue(s)) => Some(s),
+                _ => None,
+            };
+            self.labels = labels.fields.into_iter().filter_map(|(k, v)| Some((k, text(v)?))).collect();
+            bounds::labels(self.labels.iter()).map_err(|e| self.discovery.refuse(&self.certified.id, &e))?;
+        }
+        self.discovery.router().set_node(self.id, &self.node, &node.id);
+        self.node = node.id;
+        self.discovery.lock().name(self.id, &self.node, &node.user_agent_version);
+        Ok(())
+    }
+
+    fn unsubscribe(&mut self, kind: &'static str, names: &[String]) {
+        let (mut dropped, mut left) = (Vec::new(), 0);
+        let subscription = if kind == ENDPOINTS_TYPE { &mut self.endpoints } else { &mut self.services };
+        let mut router = self.discovery.router();
+        for name in names {
             // Asked for again, it is answered again.
-            subscription.sent.remove(&name);
-            if !subscription.names.contains_key(&name) {
+            subscription.sent.remove(name.as_str());
+            if !subscription.names.contains_key(name.as_str()) {
                 continue;
             }
-            if let Some(host) = subscription.remove(&name) {
+            if let Some(host) = subscription.remove(name) {
                 if !subscription.hosts.contains_key(&host) {
                     subscription.sent.remove(&host);
                     dropped.push(host.clone());
                 }
-                unwatched.push(host);
+                router.unwatch(self.id, &host);
             }
-            left.extend(address_of(&name));
+            router.unwatch_name(self.id, name);
+            left += name.len();
         }
-        {
-            let mut router = self.discovery.router();
-            unwatched.iter().for_each(|host| router.unwatch(self.id, host));
-            left.into_iter().for_each(|address| router.unwatch_address(self.id, address));
-        }
+        drop(router);
+        self.asked -= left;
+        self.discovery.asked().subtract(&self.certified.id.to_string(), 0, left);
         self.discovery.lock().dropped(self.id, kind, &dropped);
-        if request.resource_names_subscribe.is_empty() {
-            return Ok(());
-        }
-        let subscription = self.subscription(kind);
-        if subscription.names.len() + request.resource_names_subscribe.len() > MAX_NAMES {
-            return Err(Status::resource_exhausted(format!("more than {MAX_NAMES} names on one stream")));
-        }
+    }
+
+    async fn subscribe(&mut self, kind: &'static str, names: Vec<String>) -> Result<(), Status> {
         // What it has of before is told anew with the change that made it another client.
         self.look_at_self();
-        let asked: BTreeSet<String> = request.resource_names_subscribe.into_iter().collect();
-        // Before it is looked up: what changes from here on is heard of.
+        let asked: BTreeSet<Name> = names.iter().map(|name| self.discovery.names.of(name)).collect();
         let known = &self.subscription(kind).names;
-        let new: Vec<IpAddr> =
-            asked.iter().filter(|name| !known.contains_key(*name)).filter_map(|name| address_of(name)).collect();
-        new.into_iter().for_each(|address| self.discovery.router().watch_address(self.id, address));
-        let resolved: Vec<(String, Option<String>)> = self.discovery.mesh.read(|world| {
+        let new: Vec<Name> = asked.iter().filter(|name| !known.contains_key(*name)).cloned().collect();
+        let bytes = new.iter().map(|name| name.len()).sum();
+        self.discovery.take(&self.certified.id, bytes)?;
+        self.asked += bytes;
+        // Before it is looked up: what changes from here on is heard of.
+        {
+            let mut router = self.discovery.router();
+            new.iter().for_each(|name| router.watch_name(self.id, name));
+        }
+        let resolved: Vec<(Name, Option<String>)> = self.discovery.mesh.read(|world| {
             asked.into_iter().map(|name| (name.clone(), translate::resolve(world, &self.scope, &name))).collect()
         });
-        let mut hosts: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        let mut hosts: BTreeMap<Name, Vec<Name>> = BTreeMap::new();
         let mut absent = Vec::new();
         for (name, host) in resolved {
+            let host = host.map(|host| self.discovery.names.of(&host));
             match &host {
                 Some(host) => hosts.entry(host.clone()).or_default().push(name.clone()),
                 None => absent.push(name.clone()),
@@ -261,7 +256,12 @@ impl Session {
     }
 
     fn acknowledged(&mut self, kind: &'static str, nonce: &str, refused: Option<String>) {
-        let Some((_, resources)) = self.in_flight.remove(nonce) else { return };
+        let nonce = nonce.parse().unwrap_or_default();
+        let Some((_, resources)) = self.in_flight.remove(&nonce) else { return };
+        if self.in_flight.is_empty() {
+            self.in_flight.shrink_to_fit();
+        }
+        let refused = refused.map(|reason| cut(&reason, MAX_REASON).to_owned());
         if let Some(reason) = &refused {
             tracing::warn!(node = self.node, kind = short(kind), "refused by the sidecar: {reason}");
         }
@@ -296,21 +296,23 @@ impl Session {
         let other = self.look_at_self();
         let (scope, discovery) = (self.scope.clone(), self.discovery.clone());
         for kind in [SERVICE_TYPE, ENDPOINTS_TYPE] {
-            let mut hosts: BTreeMap<String, Vec<String>> = BTreeMap::new();
+            let mut hosts: BTreeMap<Name, Vec<Name>> = BTreeMap::new();
             let mut absent = Vec::new();
-            let subscription = self.subscription(kind);
-            let touched = subscription.touched(changed, other);
+            let touched = self.subscription(kind).touched(changed, other);
             if !touched.is_empty() {
-                let resolved: Vec<(String, Option<String>)> = discovery.mesh.read(|world| {
-                    let now = |name: String| {
+                let resolved: Vec<(Name, Option<String>)> = discovery.mesh.read(|world| {
+                    let now = |name: Name| {
                         let host = translate::resolve(world, &scope, &name);
                         (name, host)
                     };
                     touched.into_iter().map(now).collect()
                 });
-                let old = |name: &String| subscription.names.get(name);
-                let moved: Vec<_> = resolved.into_iter().filter(|(name, new)| old(name) != Some(new)).collect();
-                for (name, host) in moved {
+                for (name, host) in resolved {
+                    let before = self.subscription(kind).names.get(&name);
+                    if before.is_some_and(|before| before.as_deref() == host.as_deref()) {
+                        continue;
+                    }
+                    let host = host.map(|host| discovery.names.of(&host));
                     match &host {
                         Some(host) => hosts.entry(host.clone()).or_default().push(name.clone()),
                         None => absent.push(name.clone()),
@@ -319,7 +321,7 @@ impl Session {
                 }
             }
             for host in self.subscription(kind).hosts.keys() {
-                if changed.all || other || changed.hosts.contains(host) {
+                if changed.all || other || changed.hosts.contains(&**host) {
                     hosts.entry(host.clone()).or_default();
                 }
             }
@@ -335,12 +337,18 @@ impl Session {
 
     /// Whether what is said of its own instances may have changed.
     fn is_of_own(&self, changed: &Changed) -> bool {
-        let touched = || changed.hosts.iter().any(|host| self.own.contains(host));
-        changed.all || changed.names || changed.nodes.contains(&self.node) || touched()
+        let touched = || self.own.iter().any(|host| changed.hosts.contains(&**host));
+        // A host of that name in another namespace takes short names from its own.
+        let renamed = |host: &String| self.own.iter().any(|own| first_label(own) == first_label(host));
+        changed.all
+            || changed.names
+            || changed.nodes.contains(&self.node)
+            || touched()
+            || changed.renamed.iter().any(renamed)
     }
 
     /// Has a name mean a host, and hears of what changes of it.
-    fn mean(&mut self, kind: &'static str, name: String, host: Option<String>) {
+    fn mean(&mut self, kind: &'static str, name: Name, host: Option<Name>) {
         let new = host.clone();
         let before = self.subscription(kind).set(name, host);
         let mut router = self.discovery.router();
@@ -348,12 +356,26 @@ impl Session {
         before.iter().for_each(|host| router.unwatch(self.id, host));
     }
 
+    /// The hosts whose changes concern its own instances are these now.
+    fn set_own(&mut self, own: BTreeSet<Name>) {
+        let before = std::mem::replace(&mut self.own, own);
+        let mut router = self.discovery.router();
+        for host in self.own.difference(&before) {
+            router.watch(self.id, host);
+            router.watch_name(self.id, host);
+        }
+        for host in before.difference(&self.own) {
+            router.unwatch(self.id, host);
+            router.unwatch_name(self.id, host);
+        }
+    }
+
     /// Sends the hosts whose current version the client does not have, or whose names are new to it.
     async fn send(
         &mut self,
         kind: &'static str,
-        hosts: BTreeMap<String, Vec<String>>,
-        mut removed: Vec<String>,
+        hosts: BTreeMap<Name, Vec<Name>>,
+        mut removed: Vec<Name>,
     ) -> Result<(), Status> {
         let mut resources = Vec::new();
         let mut versions = Vec::new();
@@ -368,17 +390,17 @@ impl Session {
             // A name that the client asked for is answered even when it has the resource under another; unless it said
             // at the stream's beginning that it knows this name with this version.
             if known && aliases.iter().all(|a| *a == host || subscription.sent.get(a) == Some(&encoded.version)) {
-                self.discovery.lock().known(self.id, kind, &host, &encoded.version);
+                self.discovery.lock().known(self.id, kind, &host, encoded.version);
                 continue;
             }
-            subscription.sent.insert(host.clone(), encoded.version.clone());
-            versions.push((host.clone(), encoded.version.clone(), encoded.made_at));
+            subscription.sent.insert(host.clone(), encoded.version);
             resources.push(Resource {
-                version: encoded.version,
-                name: host,
-                aliases,
+                version: version_text(encoded.version),
+                name: host.to_string(),
+                aliases: aliases.iter().map(|alias| alias.to_string()).collect(),
                 resource: Some(Any { type_url: kind.to_owned(), value: encoded.bytes }),
             });
+            versions.push((host, encoded.version, encoded.made_at));
         }
         if resources.is_empty() && removed.is_empty() {
             return Ok(());
@@ -394,20 +416,21 @@ impl Session {
 
     async fn send_inbound(&mut self) -> Result<(), Status> {
         let own = |world: &World| self.instances(world).flat_map(|own| world.concerning(own)).collect::<BTreeSet<_>>();
-        self.own = self.discovery.mesh.read(own);
+        let own = self.discovery.mesh.read(own);
         // Before it is looked up: what changes from here on is heard of.
-        self.discovery.router().set_own(self.id, self.own.clone());
+        let own = own.iter().map(|host| self.discovery.names.of(host)).collect();
+        self.set_own(own);
         let encoded = self.discovery.mesh.read(|world| {
             let keys: Vec<_> = self.instances(world).map(|i| i.key()).collect();
             let inbound = translate::inbound(world, self.certified.id.namespace(), &self.labels(world), &keys);
             Encoded::new(&inbound, world.version())
         });
-        if self.inbound.as_ref() == Some(&encoded.version) {
+        if self.inbound == Some(encoded.version) {
             return Ok(());
         }
-        self.inbound = Some(encoded.version.clone());
+        self.inbound = Some(encoded.version);
         let resource = Resource {
-            version: encoded.version.clone(),
+            version: version_text(encoded.version),
             name: SELF.to_owned(),
             aliases: Vec::new(),
             resource: Some(Any { type_url: INBOUND_TYPE.to_owned(), value: encoded.bytes }),
@@ -415,7 +438,7 @@ impl Session {
         self.deliver(
             INBOUND_TYPE,
             vec![resource],
-            vec![(SELF.to_owned(), encoded.version, encoded.made_at)],
+            vec![(self.discovery.names.of(SELF), encoded.version, encoded.made_at)],
             Vec::new(),
         )
         .await
@@ -425,8 +448,8 @@ impl Session {
         &mut self,
         kind: &'static str,
         resources: Vec<Resource>,
-        versions: Vec<(String, String, u64)>,
-        removed: Vec<String>,
+        versions: Vec<(Name, Version, u64)>,
+        removed: Vec<Name>,
     ) -> Result<(), Status> {
         if self.in_flight.len() >= MAX_UNACKNOWLEDGED {
             return Err(Status::resource_exhausted(format!(
@@ -434,15 +457,14 @@ impl Session {
             )));
         }
         self.nonce += 1;
-        let nonce = format!("{}", self.nonce);
-        self.discovery.lock().sent(self.id, kind, versions.iter().map(|(host, version, _)| (host, version)));
-        self.in_flight.insert(nonce.clone(), (kind, versions));
+        self.discovery.lock().sent(self.id, kind, versions.iter().map(|(host, version, _)| (host, *version)));
+        self.in_flight.insert(self.nonce, (kind, versions));
         let response = DeltaDiscoveryResponse {
             system_version_info: self.discovery.mesh.read(World::version).to_string(),
             resources,
             type_url: kind.to_owned(),
-            nonce,
-            removed_resources: removed,
+            nonce: self.nonce.to_string(),
+            removed_resources: removed.iter().map(|name| name.to_string()).collect(),
         };
         self.replies.send(Ok(response)).await.map_err(|_| Status::cancelled("the client has gone"))
     }
@@ -452,9 +474,20 @@ impl Session {
     }
 }
 
-/// The address of a name that is one with a port.
-fn address_of(name: &str) -> Option<IpAddr> {
-    name.parse::<SocketAddr>().ok().map(|address| address.ip())
+/// A version as it goes over the wire.
+fn version_text(version: Version) -> String {
+    format!("{version:016x}")
+}
+
+/// The version that was sent as this text; `None`: not by a control plane of this program.
+fn version_of(text: &str) -> Option<Version> {
+    Version::from_str_radix(text, 16).ok()
+}
+
+/// The beginning of a text, of so many bytes at most.
+fn cut(text: &str, most: usize) -> &str {
+    let end = (0..=most.min(text.len())).rev().find(|at| text.is_char_boundary(*at));
+    text.get(..end.unwrap_or_default()).unwrap_or_default()
 }
 
 fn known(type_url: &str) -> Option<&'static str> {

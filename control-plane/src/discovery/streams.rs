@@ -8,10 +8,11 @@ use std::time::Instant;
 use tokio::sync::Notify;
 use weft_proto::ENDPOINTS_TYPE;
 
-/// A version of a resource, as it goes over the wire.
-pub(super) type Version = String;
+use super::Version;
+use super::names::Name;
+
 /// Type and host of a resource.
-pub(super) type Resource = (&'static str, String);
+pub(super) type Resource = (&'static str, Name);
 
 /// A stream, and what is known of the other end.
 #[derive(Clone)]
@@ -27,18 +28,19 @@ pub(super) struct Stream {
 /// A resource on a stream.
 #[derive(Clone, Default)]
 pub(super) struct Delivery {
+    /// 0: none, as below.
     pub sent: Version,
     pub acknowledged: Version,
     /// Version of the world that what was acknowledged last was made of.
     acknowledged_at: u64,
-    /// Why it was refused; empty: it was not.
-    pub refused: String,
+    /// Why it was refused, if it was.
+    pub refused: Option<Box<str>>,
 }
 
 /// What a wait is for: that this host's endpoints, as they are now, have arrived.
 #[derive(Debug, Clone)]
 pub(super) struct Goal {
-    pub host: String,
+    pub host: Name,
     /// Versions that are current, one for each definition of the host.
     pub versions: Vec<Version>,
     /// Version of the world at which the host changed last: what was made later is as good.
@@ -48,9 +50,9 @@ pub(super) struct Goal {
 impl Goal {
     fn is_reached(&self, delivery: &Delivery) -> bool {
         // One that will not is not waited for.
-        !delivery.refused.is_empty()
+        delivery.refused.is_some()
             || self.versions.contains(&delivery.acknowledged)
-            || (!delivery.acknowledged.is_empty() && delivery.acknowledged_at >= self.changed_at)
+            || (delivery.acknowledged != 0 && delivery.acknowledged_at >= self.changed_at)
     }
 }
 
@@ -69,7 +71,7 @@ struct Wait {
 pub(super) struct Streams {
     all: BTreeMap<u64, Stream>,
     /// Streams that were sent a host's endpoints.
-    holders: HashMap<String, BTreeSet<u64>>,
+    holders: HashMap<Name, BTreeSet<u64>>,
     waits: BTreeMap<u64, Wait>,
     next_wait: u64,
 }
@@ -103,34 +105,29 @@ impl Streams {
     }
 
     /// Resources are on their way to the other end.
-    pub(super) fn sent<'a>(
-        &mut self,
-        id: u64,
-        kind: &'static str,
-        sent: impl Iterator<Item = (&'a String, &'a Version)>,
-    ) {
+    pub(super) fn sent<'a>(&mut self, id: u64, kind: &'static str, sent: impl Iterator<Item = (&'a Name, Version)>) {
         for (host, version) in sent {
             if let Some(delivery) = self.delivery(id, kind, host) {
-                delivery.sent.clone_from(version);
+                delivery.sent = version;
             }
         }
     }
 
     /// The other end has a resource in this version from an earlier stream.
-    pub(super) fn known(&mut self, id: u64, kind: &'static str, host: &str, version: &Version) {
+    pub(super) fn known(&mut self, id: u64, kind: &'static str, host: &Name, version: Version) {
         let Some(delivery) = self.delivery(id, kind, host) else { return };
-        if delivery.sent.is_empty() {
-            (delivery.sent, delivery.acknowledged) = (version.clone(), version.clone());
+        if delivery.sent == 0 {
+            (delivery.sent, delivery.acknowledged) = (version, version);
             self.settle(id, host);
         }
     }
 
-    fn delivery(&mut self, id: u64, kind: &'static str, host: &str) -> Option<&mut Delivery> {
+    fn delivery(&mut self, id: u64, kind: &'static str, host: &Name) -> Option<&mut Delivery> {
         let stream = self.all.get_mut(&id)?;
         if kind == ENDPOINTS_TYPE {
-            self.holders.entry(host.to_owned()).or_default().insert(id);
+            self.holders.entry(host.clone()).or_default().insert(id);
         }
-        Some(stream.resources.entry((kind, host.to_owned())).or_default())
+        Some(stream.resources.entry((kind, host.clone())).or_default())
     }
 
     /// The other end has taken or refused a response: hosts, with version and the version of the world that it was made of.
@@ -138,7 +135,7 @@ impl Streams {
         &mut self,
         id: u64,
         kind: &'static str,
-        resources: Vec<(String, Version, u64)>,
+        resources: Vec<(Name, Version, u64)>,
         refused: Option<&str>,
     ) {
         for (host, version, made_at) in resources {
@@ -149,9 +146,9 @@ impl Streams {
             match refused {
                 None => {
                     (delivery.acknowledged, delivery.acknowledged_at) = (version, made_at);
-                    delivery.refused.clear();
+                    delivery.refused = None;
                 }
-                Some(reason) => reason.clone_into(&mut delivery.refused),
+                Some(reason) => delivery.refused = Some(reason.into()),
             }
             if kind == ENDPOINTS_TYPE {
                 self.settle(id, &host);
@@ -161,7 +158,7 @@ impl Streams {
     }
 
     /// The other end has these no more.
-    pub(super) fn dropped(&mut self, id: u64, kind: &'static str, hosts: &[String]) {
+    pub(super) fn dropped(&mut self, id: u64, kind: &'static str, hosts: &[Name]) {
         for host in hosts {
             let Some(stream) = self.all.get_mut(&id) else { return };
             stream.resources.remove(&(kind, host.clone()));
@@ -173,7 +170,7 @@ impl Streams {
         self.wake();
     }
 
-    fn forget(&mut self, id: u64, host: &str) {
+    fn forget(&mut self, id: u64, host: &Name) {
         if let Some(holders) = self.holders.get_mut(host) {
             holders.remove(&id);
             if holders.is_empty() {
@@ -183,10 +180,10 @@ impl Streams {
     }
 
     /// Looks again at a stream of which a host has changed.
-    fn settle(&mut self, id: u64, host: &str) {
+    fn settle(&mut self, id: u64, host: &Name) {
         let Some(stream) = self.all.get(&id) else { return };
         for wait in self.waits.values_mut() {
-            if wait.goals.iter().any(|goal| goal.host == host) && !is_behind(stream, &wait.goals) {
+            if wait.goals.iter().any(|goal| goal.host == *host) && !is_behind(stream, &wait.goals) {
                 wait.behind.remove(&id);
             }
         }
@@ -260,16 +257,16 @@ mod tests {
         streams
     }
 
-    fn send(streams: &mut Streams, id: u64, host: &str, version: &str) {
-        streams.sent(id, ENDPOINTS_TYPE, std::iter::once((&host.to_owned(), &version.to_owned())));
+    fn send(streams: &mut Streams, id: u64, host: &str, version: Version) {
+        streams.sent(id, ENDPOINTS_TYPE, std::iter::once((&host.into(), version)));
     }
 
-    fn answer(streams: &mut Streams, id: u64, host: &str, (version, made_at): (&str, u64), refused: Option<&str>) {
-        streams.answered(id, ENDPOINTS_TYPE, vec![(host.to_owned(), version.to_owned(), made_at)], refused);
+    fn answer(streams: &mut Streams, id: u64, host: &str, (version, made_at): (Version, u64), refused: Option<&str>) {
+        streams.answered(id, ENDPOINTS_TYPE, vec![(host.into(), version, made_at)], refused);
     }
 
-    fn goal(host: &str, version: &str, changed_at: u64) -> Goal {
-        Goal { host: host.to_owned(), versions: vec![version.to_owned()], changed_at }
+    fn goal(host: &str, version: Version, changed_at: u64) -> Goal {
+        Goal { host: host.into(), versions: vec![version], changed_at }
     }
 
     fn is_done(done: &Notify) -> bool {
@@ -280,19 +277,19 @@ mod tests {
     fn a_wait_ends_when_all_streams_that_have_a_host_are_current() {
         let mut streams = streams(5);
         for id in 0..4 {
-            send(&mut streams, id, "a", "v1");
-            answer(&mut streams, id, "a", ("v1", 1), None);
+            send(&mut streams, id, "a", 1);
+            answer(&mut streams, id, "a", (1, 1), None);
         }
-        send(&mut streams, 4, "b", "x");
+        send(&mut streams, 4, "b", 9);
         // One has it from an earlier stream already.
-        let (number, done) = streams.begin(vec![goal("a", "v2", 7)]);
+        let (number, done) = streams.begin(vec![goal("a", 2, 7)]);
         assert!(!is_done(&done));
-        answer(&mut streams, 0, "a", ("v2", 7), None);
+        answer(&mut streams, 0, "a", (2, 7), None);
         // A later one is as good, and one that was made before is not.
-        answer(&mut streams, 1, "a", ("v3", 8), None);
-        answer(&mut streams, 2, "a", ("v0", 6), None);
+        answer(&mut streams, 1, "a", (3, 8), None);
+        answer(&mut streams, 2, "a", (100, 6), None);
         assert!(!is_done(&done));
-        answer(&mut streams, 2, "a", ("v2", 7), Some("no"));
+        answer(&mut streams, 2, "a", (2, 7), Some("no"));
         assert!(!is_done(&done), "one is behind");
         streams.close(3);
         assert!(is_done(&done));
@@ -305,15 +302,15 @@ mod tests {
     fn a_wait_that_ends_early_counts_those_that_are_current() {
         let mut streams = streams(3);
         for id in 0..3 {
-            send(&mut streams, id, "a", "v1");
+            send(&mut streams, id, "a", 1);
         }
-        streams.known(0, ENDPOINTS_TYPE, "a", &"v1".to_owned());
-        let (number, done) = streams.begin(vec![goal("a", "v1", 3), goal("b", "v1", 3)]);
-        answer(&mut streams, 1, "a", ("v1", 1), None);
+        streams.known(0, ENDPOINTS_TYPE, &"a".into(), 1);
+        let (number, done) = streams.begin(vec![goal("a", 1, 3), goal("b", 1, 3)]);
+        answer(&mut streams, 1, "a", (1, 1), None);
         assert!(!is_done(&done));
         assert_eq!(streams.progress(number), (1, 3));
         // Nothing is waited for where no stream has it.
-        let (number, done) = streams.begin(vec![goal("c", "v1", 3)]);
+        let (number, done) = streams.begin(vec![goal("c", 1, 3)]);
         assert!(is_done(&done));
         assert_eq!(streams.progress(number), (0, 0));
     }
@@ -321,12 +318,12 @@ mod tests {
     #[test]
     fn a_host_that_a_stream_has_no_more_is_not_waited_for() {
         let mut streams = streams(1);
-        send(&mut streams, 0, "a", "v1");
-        streams.sent(0, SERVICE_TYPE, std::iter::once((&"a".to_owned(), &"v1".to_owned())));
-        let (number, done) = streams.begin(vec![goal("a", "v2", 3)]);
-        streams.dropped(0, SERVICE_TYPE, &["a".to_owned()]);
+        send(&mut streams, 0, "a", 1);
+        streams.sent(0, SERVICE_TYPE, std::iter::once((&"a".into(), 1)));
+        let (number, done) = streams.begin(vec![goal("a", 2, 3)]);
+        streams.dropped(0, SERVICE_TYPE, &["a".into()]);
         assert!(!is_done(&done));
-        streams.dropped(0, ENDPOINTS_TYPE, &["a".to_owned()]);
+        streams.dropped(0, ENDPOINTS_TYPE, &["a".into()]);
         assert!(is_done(&done));
         assert_eq!(streams.progress(number), (1, 1));
         assert!(streams.holders.is_empty());

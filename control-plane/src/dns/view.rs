@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::mesh::{Mesh, Node};
+use crate::mesh::{Mesh, Node, Nodes};
 use crate::world::{Instance, World, fqdn};
 
 /// Age at which the table of nodes by address and by name in lower case is made anew.
@@ -64,11 +64,10 @@ pub struct MeshView {
     table: Mutex<Option<Arc<Table>>>,
 }
 
-/// Nodes by what they are not kept by. Going through all of them for a query would hold up the mesh.
+/// Names of nodes by the same in lower case. Going through all of them for a query would hold up the mesh.
 struct Table {
     made: Instant,
     by_name: HashMap<String, String>,
-    by_address: HashMap<IpAddr, Vec<String>>,
 }
 
 impl MeshView {
@@ -82,14 +81,9 @@ impl MeshView {
         if let Some(table) = held.as_ref().filter(|table| table.made.elapsed() < TABLE_AGE) {
             return table.clone();
         }
-        let nodes: Vec<(String, IpAddr)> =
-            self.mesh.read_nodes(|nodes| nodes.iter().map(|(name, node)| (name.clone(), node.address)).collect());
-        let mut by_address: HashMap<IpAddr, Vec<String>> = HashMap::new();
-        for (name, address) in &nodes {
-            by_address.entry(*address).or_default().push(name.clone());
-        }
-        let by_name = nodes.into_iter().map(|(name, _)| (name.to_ascii_lowercase(), name)).collect();
-        let table = Arc::new(Table { made: Instant::now(), by_name, by_address });
+        let names: Vec<String> = self.mesh.read_nodes(|nodes| nodes.keys().cloned().collect());
+        let by_name = names.into_iter().map(|name| (name.to_ascii_lowercase(), name)).collect();
+        let table = Arc::new(Table { made: Instant::now(), by_name });
         *held = Some(table.clone());
         table
     }
@@ -123,21 +117,14 @@ impl View for MeshView {
     }
 
     fn nodes(&self, names: &[&str]) -> Vec<Option<NodeEntry>> {
-        let find = |nodes: &HashMap<String, Node>| {
-            names.iter().map(|name| nodes.get(*name).map(|node| entry(name, node))).collect()
-        };
+        let find = |nodes: &Nodes| names.iter().map(|name| nodes.get(*name).map(|node| entry(name, node))).collect();
         self.mesh.read_nodes(find)
     }
 
     fn nodes_at(&self, namespace: &str, address: IpAddr) -> Vec<String> {
-        let table = self.table();
-        let names = table.by_address.get(&address).map(Vec::as_slice).unwrap_or_default();
-        // The table may be behind, and knows no namespaces.
         self.mesh.read_nodes(|nodes| {
-            let here = |name: &&String| {
-                nodes.get(*name).is_some_and(|node| node.address == address && sees(namespace, &node.namespace))
-            };
-            names.iter().filter(here).cloned().collect()
+            let visible = nodes.at(address).filter(|(_, node)| sees(namespace, &node.namespace));
+            visible.map(|(name, _)| name.to_owned()).collect()
         })
     }
 

@@ -7,9 +7,11 @@ use std::net::IpAddr;
 use prost::Message;
 use weft_proto::v1::{self, Check};
 
+use super::registered::account;
 use super::sessions::stored;
 use super::stored::{instance_of, registration_key, stored_of, wire};
 use super::{Mesh, Node, RETRY, Refusal};
+use crate::bounds;
 use crate::store::{Condition, Op, Table};
 use crate::world::InstanceKey;
 
@@ -94,6 +96,7 @@ impl Mesh {
             node.address = address;
         }
         if let Some(meta) = &entry.meta {
+            bounds::node_meta(meta.iter())?;
             node.labels.clone_from(meta);
         }
         let mut changed = Vec::new();
@@ -105,14 +108,17 @@ impl Mesh {
             instances.push(v1::Instance { address, checks, ..service.clone() });
         }
         for check in &entry.checks {
+            bounds::check(check)?;
             if check.service_id.is_empty() {
                 node.checks.insert(check.check_id.clone(), check.clone());
+                bounds::check_count(node.checks.len())?;
                 continue;
             }
             let of = instances.iter_mut().find(|held| held.service_id == check.service_id);
             let of = of.ok_or_else(|| format!("no service {:?} is on the node {}", check.service_id, entry.node))?;
             of.checks.retain(|held| held.check_id != check.check_id);
             of.checks.push(check.clone());
+            bounds::check_count(of.checks.len())?;
             changed.push(check.service_id.clone());
         }
         let conditions = vec![Condition::unchanged(Table::Nodes, &entry.node, modified)];
@@ -129,11 +135,17 @@ impl Mesh {
             ops.push(Op::put(Table::Registrations, path, stored.encode_to_vec()));
         }
         self.owned_by_nobody(node.address)?;
+        let (state, account) = (self.lock(), account("", &entry.namespace));
+        for op in &ops {
+            if let Op::Put { table, key, value, .. } = op {
+                state.registered.admit(*table, key, &account, value.len())?;
+            }
+        }
         Ok((conditions, ops))
     }
 
     fn new_node(&self, entry: &Entry) -> Result<Node, Refusal> {
-        if self.lock().nodes.values().filter(|node| node.catalog).count() >= MAX_NODES {
+        if self.lock().nodes.of_catalog() >= MAX_NODES {
             return Err(format!("{MAX_NODES} nodes are in the catalog already").into());
         }
         let address = entry.address.ok_or("Must provide address if SkipNodeUpdate is not set")?;
@@ -156,7 +168,7 @@ impl Mesh {
     /// Whoever has an identity speaks for his address.
     fn owned_by_nobody(&self, address: IpAddr) -> Result<(), Refusal> {
         let state = self.lock();
-        let owner = state.nodes.iter().find(|(_, node)| node.address == address && !node.identity.is_empty());
+        let owner = state.nodes.at(address).find(|(_, node)| !node.identity.is_empty());
         match owner {
             Some((name, node)) => Err(format!("the address {address} belongs to {} ({name})", node.identity).into()),
             None => Ok(()),

@@ -8,6 +8,7 @@ use prost::Message;
 use tokio::sync::mpsc;
 use weft_proto::v1::{StoredAlive, StoredInstance, StoredNode, StoredPolicy, StoredSummaries, StoredVirtualIp};
 
+use super::registered::account;
 use super::stored::{health_of, instance_of, key_of, registration_key};
 use super::topics::Topic;
 use super::{Alive, Mesh, Node, RETRY, State, unix_now};
@@ -162,7 +163,8 @@ impl Applying {
                 self.woken.insert(Topic::ConfigEntries);
                 state.config_entries.follow(key.clone(), record, revision)
             }
-            Table::Secrets => Ok(()),
+            // Read when they are needed.
+            Table::Secrets | Table::Grants => Ok(()),
         };
         if let Err(why) = result {
             tracing::error!("the store's record {}/{key} cannot be read and is left out: {why}", table.name());
@@ -171,12 +173,15 @@ impl Applying {
 
     fn registration(&mut self, state: &mut State, key: &str, record: Option<Record>) -> Result<(), String> {
         let Some(record) = record else {
+            state.registered.remove(Table::Registrations, key);
             let key = key_of(key).ok_or("its key is not namespace/node/id")?;
             let changed = state.world.remove(&key, unix_now());
             self.merge(changed);
             return Ok(());
         };
         let stored = StoredInstance::decode(record.value.as_slice()).map_err(|e| e.to_string())?;
+        let account = account(&stored.identity, &stored.namespace);
+        state.registered.put(Table::Registrations, key, &account, record.value.len());
         let instance = instance_of(&stored).ok_or("its address or port makes no sense")?;
         let none = BTreeMap::new();
         let node = state.nodes.get(&instance.node);
@@ -192,11 +197,14 @@ impl Applying {
         state.world.touch_nodes();
         let Some(record) = record else {
             state.nodes.remove(&name);
+            state.registered.remove(Table::Nodes, &name);
             // Whoever still speaks for it has to say all of it again.
             state.sessions.remove(&name);
             return Ok(());
         };
         let stored = StoredNode::decode(record.value.as_slice()).map_err(|e| e.to_string())?;
+        let account = account(&stored.identity, &stored.namespace);
+        state.registered.put(Table::Nodes, &name, &account, record.value.len());
         let old = state.nodes.remove(&name);
         let unknown = old.as_ref().is_some_and(|old| old.unknown);
         let node = Node {

@@ -5,9 +5,11 @@ use std::net::IpAddr;
 use prost::Message;
 use weft_proto::v1;
 
+use super::registered::account;
 use super::sessions::stored;
 use super::stored::{instance_of, registration_key, stored_of, wire as wire_of};
 use super::{Mesh, Node, RETRY, Refusal, State};
+use crate::bounds;
 use crate::store::{self, Condition, MAX_OPS, Op, Table};
 use crate::world::{Instance, InstanceKey};
 
@@ -103,8 +105,10 @@ impl Mesh {
         if self.lock().world.instance(&instance.key()).is_some_and(|held| is_same(held, &instance)) {
             return Ok(());
         }
-        let op = Op::put(Table::Registrations, registration_key(&instance.key()), stored.encode_to_vec());
-        self.write(Vec::new(), vec![op]).await?;
+        let (path, record) = (registration_key(&instance.key()), stored.encode_to_vec());
+        let account = account(&stored.identity, &stored.namespace);
+        self.lock().registered.admit(Table::Registrations, &path, &account, record.len())?;
+        self.write(Vec::new(), vec![Op::put(Table::Registrations, path, record)]).await?;
         Ok(())
     }
 
@@ -127,9 +131,13 @@ impl Mesh {
                         node.checks.remove(&check.check_id);
                     } else {
                         node.checks.insert(check.check_id.clone(), check.clone());
+                        bounds::check_count(node.checks.len())?;
                     }
                     let condition = Condition::unchanged(Table::Nodes, name, node.modify_index);
-                    (condition, Op::put(Table::Nodes, name, stored(&node).encode_to_vec()))
+                    let record = stored(&node).encode_to_vec();
+                    let account = account(&node.identity, &node.namespace);
+                    state.registered.admit(Table::Nodes, name, &account, record.len())?;
+                    (condition, Op::put(Table::Nodes, name, record))
                 } else {
                     let key = InstanceKey {
                         namespace: node.namespace.clone(),
@@ -142,14 +150,17 @@ impl Mesh {
                     wire.checks.retain(|c| c.check_id != check.check_id);
                     if !update.removed {
                         wire.checks.push(check.clone());
+                        bounds::check_count(wire.checks.len())?;
                     }
                     if wire == wire_of(instance) {
                         return Ok(());
                     }
                     let path = registration_key(&key);
                     let condition = Condition::unchanged(Table::Registrations, path.clone(), instance.modify_index);
-                    let stored = stored_of(name, node, wire);
-                    (condition, Op::put(Table::Registrations, path, stored.encode_to_vec()))
+                    let record = stored_of(name, node, wire).encode_to_vec();
+                    let account = account(&node.identity, &node.namespace);
+                    state.registered.admit(Table::Registrations, &path, &account, record.len())?;
+                    (condition, Op::put(Table::Registrations, path, record))
                 }
             };
             if self.write(vec![condition], vec![op]).await? {

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use weft_agent::entry::digest;
 use weft_proto::v1::{self, StoredAlive, StoredNode};
 
+use super::registered::account;
 use super::stored::registration_key;
 use super::{Held, Mesh, Node, RETRY, Refusal};
 use crate::store::{self, Condition, MAX_OPS, Op, Table};
@@ -41,12 +42,8 @@ impl Mesh {
                     return Err(format!("the node name {name} is in use by {}", held.identity).into());
                 }
                 // Who has no identity has proved nothing, and gives way.
-                let same = |held: &Node| {
-                    held.address == node.address && !held.address.is_loopback() && !held.identity.is_empty()
-                };
-                if let Some((other, held)) =
-                    state.nodes.iter().find(|(n, held)| *n != name && same(held) && lives(held))
-                {
+                let owns = |held: &Node| !held.address.is_loopback() && !held.identity.is_empty() && lives(held);
+                if let Some((other, held)) = state.nodes.at(node.address).find(|(n, held)| *n != name && owns(held)) {
                     return Err(format!("the address {} belongs to {} ({other})", node.address, held.identity).into());
                 }
                 let modified = held.and_then(|held| held.alive.as_ref()).map_or(0, |alive| alive.modified);
@@ -64,7 +61,14 @@ impl Mesh {
                 tokio::time::sleep(RETRY / 10).await;
                 continue;
             }
-            let ops = vec![Op::put(Table::Nodes, name, stored(&node).encode_to_vec()), self.alive(name, session)];
+            let record = stored(&node).encode_to_vec();
+            self.lock().registered.admit(
+                Table::Nodes,
+                name,
+                &account(&node.identity, &node.namespace),
+                record.len(),
+            )?;
+            let ops = vec![Op::put(Table::Nodes, name, record), self.alive(name, session)];
             // Known before it is written: the watch may be faster than the answer.
             let ends = Instant::now() + self.lease;
             self.lock().sessions.insert(

@@ -164,7 +164,7 @@ async fn those_that_leave_in_order_are_no_alarm() {
     expire(&mesh, &["n1", "n2", "n3"]);
     mesh.reap_once(Instant::now()).await.unwrap();
     assert_eq!((health(&mesh, "n3"), health(&mesh, "n4")), (None, Some(v1::Health::Healthy)));
-    assert_eq!(mesh.read_nodes(HashMap::len), 1);
+    assert_eq!(mesh.read_nodes(|nodes| nodes.len()), 1);
 }
 
 #[tokio::test]

@@ -45,11 +45,13 @@ pub enum Table {
     Events,
     /// Consul's config entries, by `<namespace>/<kind>/<name>`.
     ConfigEntries,
+    /// Services that tokens with many grant, by the grant's name.
+    Grants,
 }
 
 impl Table {
     /// All of them.
-    pub const ALL: [Table; 14] = [
+    pub const ALL: [Table; 15] = [
         Table::Registrations,
         Table::Nodes,
         Table::Alive,
@@ -64,6 +66,7 @@ impl Table {
         Table::Queries,
         Table::Events,
         Table::ConfigEntries,
+        Table::Grants,
     ];
 
     /// Its name, which keys begin with.
@@ -83,6 +86,7 @@ impl Table {
             Table::Queries => "queries",
             Table::Events => "events",
             Table::ConfigEntries => "config-entries",
+            Table::Grants => "grants",
         }
     }
 

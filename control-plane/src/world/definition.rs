@@ -1,9 +1,10 @@
 //! What defines a host: the service itself, and the ServiceEntries of each namespace. Every client has one of its
 //! definitions, as its namespace decides.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::{Host, MESH_SUFFIX, Scope, World};
+use super::{Changed, Host, MESH_SUFFIX, Scope, World};
 use crate::policy::{Document, Export, Object, Resolution};
 
 impl World {
@@ -100,6 +101,26 @@ impl World {
             false => drop(self.others.insert(host.to_owned(), others)),
         }
         before != self.shape(host)
+    }
+
+    /// As [`World::refresh`], and adds to `changed` which names may resolve otherwise by that.
+    pub(super) fn refresh_named(&mut self, host: &str, now: u64, changed: &mut Changed) {
+        let addresses = |world: &World| -> Vec<IpAddr> {
+            world.definitions(host).flat_map(|one| world.addresses_of(one)).collect()
+        };
+        let before = addresses(self);
+        if self.refresh(host, now) {
+            self.rename(host, changed);
+            changed.addresses.extend(before.into_iter().chain(addresses(self)));
+        }
+    }
+
+    /// Adds to `changed` that names may mean `host` that did not, or the other way round.
+    pub(super) fn rename(&self, host: &str, changed: &mut Changed) {
+        // Any name may end as a wildcard does.
+        changed.names |= host.starts_with('*');
+        changed.renamed.extend(self.policies.aliases_of(host));
+        changed.renamed.insert(host.to_owned());
     }
 
     /// What of the definitions of a host decides whether, and for whom, its name means something.

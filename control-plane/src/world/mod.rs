@@ -43,9 +43,11 @@ pub struct Changed {
     pub hosts: BTreeSet<String>,
     /// Everything may differ.
     pub all: bool,
-    /// A host came or went: a name may resolve otherwise than before.
+    /// Any name may resolve otherwise than before.
     pub names: bool,
-    /// An endpoint came to or left these addresses: a name that is one of them with a port may.
+    /// Hosts that came or went, and those that stand for them: names that begin with the same label may resolve otherwise.
+    pub renamed: BTreeSet<String>,
+    /// An endpoint or a virtual IP came to or left these addresses: names that are one of them, with a port or without, may.
     pub addresses: BTreeSet<IpAddr>,
     /// Nodes whose instances came, went or changed.
     pub nodes: BTreeSet<String>,
@@ -56,6 +58,7 @@ impl Changed {
     pub fn merge(&mut self, other: &Changed) {
         self.all |= other.all;
         self.names |= other.names;
+        self.renamed.extend(other.renamed.iter().cloned());
         self.hosts.extend(other.hosts.iter().cloned());
         self.addresses.extend(&other.addresses);
         self.nodes.extend(other.nodes.iter().cloned());
@@ -184,12 +187,18 @@ impl World {
 
     /// Takes up whose a virtual IP is, or with `None` that it is nobody's, as the store has it at revision `modified`.
     pub fn adopt_virtual_ip(&mut self, address: Ipv4Addr, kept: Option<(String, Allocation)>) -> Changed {
+        let before = kept.as_ref().and_then(|(host, _)| self.virtual_ips.of(host));
         let hosts = self.virtual_ips.adopt(address, kept);
+        let mut changed = Changed::default();
         if hosts.is_empty() {
-            return Changed::default();
+            return changed;
         }
         self.version += 1;
-        Changed { names: true, hosts: hosts.into_iter().collect(), ..Changed::default() }
+        let now = hosts.iter().filter_map(|host| self.virtual_ips.of(host));
+        changed.addresses = now.chain(before).chain([address]).map(IpAddr::V4).collect();
+        hosts.iter().for_each(|host| self.rename(host, &mut changed));
+        changed.hosts = hosts.into_iter().collect();
+        changed
     }
 
     /// Something that is told with the instances of `node` has changed, but nothing of themselves: a check of the node.
@@ -249,7 +258,7 @@ impl World {
         self.look_at_members(&mut changed);
         let known: BTreeSet<String> = self.hosts.keys().chain(self.policies.hosts()).cloned().collect();
         for host in known {
-            changed.names |= self.refresh(&host, now);
+            self.refresh_named(&host, now, &mut changed);
         }
         gone.iter().chain(&came).for_each(|document| self.touch(document, &mut changed));
         // Their addresses are names too.
@@ -312,7 +321,9 @@ impl World {
         self.look_at_member(key, &mut changed);
         for instance in versions {
             // Names of a headless service's endpoints come and go with them.
-            changed.names |= moved && self.headless_hosts(instance).next().is_some();
+            if moved {
+                self.headless_hosts(instance).for_each(|host| self.rename(&host.name, &mut changed));
+            }
             changed.hosts.extend(self.policies.hosts_at(instance.address).cloned());
             changed.addresses.extend(moved.then_some(instance.address));
             if !instance.group.is_empty() {
@@ -320,7 +331,7 @@ impl World {
             }
             let host = instance.host();
             self.touch_service(host.clone());
-            changed.names |= self.refresh(&host, now);
+            self.refresh_named(&host, now, &mut changed);
             changed.hosts.insert(host);
             changed.hosts.extend(self.policies.selecting(&instance.namespace, &instance.labels).map(str::to_owned));
         }

@@ -126,9 +126,9 @@ impl World {
     fn remotes_changed(&mut self, hosts: BTreeSet<String>, now: u64) -> Changed {
         let mut changed = Changed::default();
         for host in &hosts {
-            changed.names |= self.refresh(host, now);
+            self.refresh_named(host, now, &mut changed);
         }
-        changed.hosts = hosts;
+        changed.hosts.extend(hosts);
         self.settle(changed, now)
     }
 

@@ -63,7 +63,7 @@ impl World {
         for host in changed.hosts.clone() {
             // A rule makes no host, nor do routes to a service.
             if self.hosts.contains_key(&host) || self.policies.routed(&host).is_some() {
-                changed.names |= self.refresh(&host, now);
+                self.refresh_named(&host, now, &mut changed);
             }
         }
         Some(self.settle(changed, now))

@@ -57,11 +57,10 @@ fn an_instance_comes_changes_and_goes() {
     assert_eq!(world.service_index("default", "order"), 41);
     world.at_revision(42);
     let changed = world.upsert(instance("order", "a", "10.0.0.1", 80), 0);
-    let (addresses, nodes) = ([IpAddr::from([10, 0, 0, 1])].into(), changed.nodes.clone());
-    assert_eq!(
-        changed,
-        Changed { hosts: [HOST.to_owned()].into(), names: true, addresses, nodes, ..Changed::default() }
-    );
+    let virtual_ip = world.virtual_ips().of(HOST).unwrap();
+    let addresses = [IpAddr::from([10, 0, 0, 1]), virtual_ip.into()].into();
+    let (hosts, renamed, nodes) = ([HOST.to_owned()].into(), [HOST.to_owned()].into(), changed.nodes.clone());
+    assert_eq!(changed, Changed { hosts, renamed, addresses, nodes, ..Changed::default() });
     assert_eq!((world.version(), world.service_index("default", "order")), (2, 42));
     assert_eq!(world.take_touched(), [HOST.to_owned()].into());
 
@@ -74,7 +73,7 @@ fn an_instance_comes_changes_and_goes() {
     let mut sick = instance("order", "a", "10.0.0.1", 80);
     sick.health = weft_proto::v1::Health::Unhealthy;
     let changed = world.upsert(sick.clone(), 0);
-    assert!(!changed.names && changed.hosts.contains(HOST));
+    assert!(!changed.names && changed.renamed.is_empty() && changed.hosts.contains(HOST));
     assert_eq!(world.service_index("default", "order"), 43);
     world.touch_node("other", "node-a");
     assert_eq!(world.service_index("default", "order"), 43, "a node of another namespace");
@@ -84,7 +83,7 @@ fn an_instance_comes_changes_and_goes() {
 
     world.at_revision(45);
     let changed = world.remove(&sick.key(), 100);
-    assert!(changed.names);
+    assert!(!changed.names && changed.renamed.contains(HOST) && changed.addresses.contains(&virtual_ip.into()));
     assert_eq!(world.service_index("default", "order"), 45, "never goes back");
     assert_eq!(world.remove(&sick.key(), 100), Changed::default());
     assert!(!world.host(HOST).unwrap().live, "still known: its callers get 503, not 'no such host'");
@@ -134,7 +133,8 @@ fn virtual_ips_are_stable_and_survive_a_restart() {
 fn a_change_touches_what_leads_to_it() {
     let mut world = World::new("mesh", 1);
     let changed = world.set_policies(documents(ROUTES), 0);
-    assert!(changed.names && changed.hosts.contains("shop.default.svc.cluster.local"));
+    let shop = "shop.default.svc.cluster.local";
+    assert!(changed.renamed.contains(shop) && changed.hosts.contains(shop));
     let changed = world.upsert(instance("order", "a", "10.0.0.1", 80), 0);
     assert!(changed.hosts.contains("shop.default.svc.cluster.local"), "its routes lead to order");
 
@@ -173,12 +173,12 @@ spec: {{hosts: [{HOST}], exportTo: [.], ports: [{{number: 80, name: http}}], res
     assert_eq!(seen(&world), [true, false]);
     let address = world.addresses_of(world.host(HOST).unwrap());
     let changed = world.upsert(instance("order", "a", "10.0.0.1", 80), 0);
-    assert!(changed.names && seen(&world) == [true, true]);
+    assert!(changed.renamed.contains(HOST) && seen(&world) == [true, true]);
     let namespaces: Vec<&str> = world.definitions(HOST).map(|host| host.namespace.as_str()).collect();
     assert_eq!(namespaces, ["default", "shop"]);
     assert!(world.definitions(HOST).all(|host| world.addresses_of(host) == address), "the address is the name's");
     let gone = world.remove(&instance("order", "a", "10.0.0.1", 80).key(), 5);
-    assert!(gone.names && world.definition(&Scope::of("other"), HOST).is_some_and(|host| !host.live));
+    assert!(gone.renamed.contains(HOST) && world.definition(&Scope::of("other"), HOST).is_some_and(|host| !host.live));
     world.set_policies(Vec::new(), 6);
     assert_eq!(world.definitions(HOST).count(), 1);
     // A service that left is forgotten after a day, whatever else has its name.

@@ -21,6 +21,7 @@ pub mod eureka;
 pub mod files;
 pub mod filter;
 pub mod forward;
+pub mod grant;
 pub mod inside;
 pub mod listen;
 pub mod local;

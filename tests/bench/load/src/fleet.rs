@@ -1,5 +1,5 @@
-//! Many sidecars at one control plane: a registrar with its services, and discovery streams that subscribe to some of
-//! them. Then one endpoint comes and goes; the control plane itself says when the last stream has acknowledged that.
+//! Many sidecars at one control plane: registrars with their services and heartbeats, and discovery streams that subscribe to some
+//! of them. Then one endpoint comes and goes; the control plane itself says when the last stream has acknowledged that.
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -25,6 +25,11 @@ use weft_proto::{ENDPOINTS_TYPE, SERVICE_TYPE};
 use weft_sidecar::control::Control;
 
 use crate::handshakes::join;
+
+/// Services of one registrar: half of the instances that a sidecar may have.
+const PER_REGISTRAR: usize = 500;
+/// Between the signs of life of a registrar.
+const HEARTBEAT: Duration = Duration::from_secs(1);
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -59,12 +64,20 @@ pub(crate) async fn run(options: Options) -> Result<Value> {
 }
 
 async fn fleet(options: Options, control: Rc<Control>) -> Result<Value> {
-    let mut registrar = Registrar::open(&control, "registrar-00000001").await?;
-    // A sidecar may register a thousand instances.
-    let mut second = Registrar::open(&control, "registrar-00000002").await?;
     let start = Instant::now();
-    for i in 0..options.services {
-        registrar.register(instance(format!("s{i}"), format!("s{i}-1"), 20_000 + u32::try_from(i)?)).await?;
+    let numbers: Vec<usize> = (0..options.services).collect();
+    for (n, numbers) in numbers.chunks(PER_REGISTRAR).enumerate() {
+        let mut registrar = Registrar::open(&control, &format!("registrar-{:08x}", n + 1)).await?;
+        for i in numbers {
+            // All come from one address, where no two instances have the same port.
+            registrar.register(instance(format!("s{i}"), format!("s{i}-1"), 20_000 + u32::try_from(*i)?)).await?;
+        }
+        tokio::task::spawn_local(async move {
+            while registrar.heartbeat().await.is_ok() {
+                tokio::time::sleep(HEARTBEAT).await;
+            }
+            eprintln!("the session of a registrar has ended");
+        });
     }
     let registering = start.elapsed();
     let received = Rc::new(Received::default());
@@ -95,6 +108,7 @@ async fn fleet(options: Options, control: Rc<Control>) -> Result<Value> {
     // The benchmark reads the control plane's figures meanwhile.
     tokio::task::spawn_blocking(|| std::io::stdin().lock().read_line(&mut String::new())).await??;
 
+    let mut second = Registrar::open(&control, "registrar-00000000").await?;
     let mut took = Vec::new();
     for _ in 0..options.changes {
         // Two instances, then one again: the second change is waited for.
@@ -114,6 +128,7 @@ async fn fleet(options: Options, control: Rc<Control>) -> Result<Value> {
         "bytes_at_start": at_start / options.streams,
         "bytes_per_change": changed / options.streams / options.changes / 2,
         "last_acknowledged_ms": super::percentile(&took, 0.5) as f64 / 1000.0,
+        "last_acknowledged_max_ms": super::percentile(&took, 1.0) as f64 / 1000.0,
         // Each came and went.
         "changes": options.changes * 2,
         "errors": received.failed.get(),

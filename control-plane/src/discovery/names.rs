@@ -1,0 +1,91 @@
+//! Names that many streams hold, each of them once in memory.
+
+use std::collections::HashSet;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// A host, or a name that was asked for.
+pub(super) type Name = Arc<str>;
+
+/// With so many names at least, those that no stream holds any more are looked for.
+const SWEEP: usize = 4096;
+
+/// The names that are held.
+#[derive(Default)]
+pub(super) struct Names(Mutex<Held>);
+
+#[derive(Default)]
+struct Held {
+    all: HashSet<Name>,
+    /// How many there were after the last sweep.
+    swept: usize,
+}
+
+impl Names {
+    /// The name of this text.
+    pub(super) fn of(&self, text: &str) -> Name {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(name) = held.all.get(text) {
+            return name.clone();
+        }
+        if held.all.len() >= SWEEP.max(2 * held.swept) {
+            held.all.retain(|name| Arc::strong_count(name) > 1);
+            held.swept = held.all.len();
+            if held.swept < SWEEP {
+                held.all.shrink_to(SWEEP);
+            }
+        }
+        let name: Name = text.into();
+        held.all.insert(name.clone());
+        name
+    }
+}
+
+/// The address of a name that is one, with a port or without.
+pub(super) fn address_of(name: &str) -> Option<IpAddr> {
+    let with_port = name.parse::<SocketAddr>().ok().map(|address| address.ip());
+    with_port.or_else(|| name.trim_matches(['[', ']']).parse().ok())
+}
+
+/// The labels by which a name means a host whose first one they are: its first, and its second for `<endpoint>.<service>`.
+pub(super) fn labels_of(name: &str) -> impl Iterator<Item = String> {
+    name.split('.').take(2).filter(|label| !label.is_empty()).map(str::to_ascii_lowercase)
+}
+
+/// The first label of a host.
+pub(super) fn first_label(host: &str) -> &str {
+    host.split('.').next().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_held_once_and_no_longer_than_it_is_used() {
+        let names = Names::default();
+        let order = names.of("order");
+        assert!(Arc::ptr_eq(&order, &names.of("order")));
+        for n in 0..3 * SWEEP {
+            names.of(&format!("n{n}"));
+        }
+        assert!(names.0.lock().unwrap().all.len() <= SWEEP);
+        assert!(Arc::ptr_eq(&order, &names.of("order")));
+    }
+
+    #[test]
+    fn addresses_and_labels() {
+        for (name, address) in [
+            ("10.0.0.1:80", Some("10.0.0.1")),
+            ("10.0.0.1", Some("10.0.0.1")),
+            ("[::1]:80", Some("::1")),
+            ("[::1]", Some("::1")),
+            ("order", None),
+        ] {
+            assert_eq!(address_of(name), address.map(|text| text.parse().unwrap()), "{name}");
+        }
+        assert_eq!(labels_of("Pod-1.db.shop").collect::<Vec<_>>(), ["pod-1", "db"]);
+        assert_eq!(labels_of("order").collect::<Vec<_>>(), ["order"]);
+        assert_eq!(first_label("order.shop.svc"), "order");
+    }
+}

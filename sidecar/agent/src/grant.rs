@@ -1,0 +1,58 @@
+//! Lists of services that are too long for a token or a certificate: the control plane's store holds the list, and token and
+//! certificate carry the name of the list, which is made of its content.
+
+use std::collections::BTreeSet;
+
+use aws_lc_rs::digest;
+
+use crate::files::hex;
+
+/// Services that a token and a certificate name themselves; a longer list is a grant.
+pub const INLINE: usize = 32;
+/// A service's name has no dot: what ends so is the name of a grant.
+const SUFFIX: &str = ".grant";
+/// Bytes of the digest that a grant's name has: enough that no two lists share one.
+const DIGEST: usize = 16;
+
+/// The name of the grant that holds these services: `<32 hex digits>.grant`. Case and order do not count.
+pub fn name<S: AsRef<str>>(services: &[S]) -> String {
+    let sorted: BTreeSet<String> = services.iter().map(|service| service.as_ref().to_ascii_lowercase()).collect();
+    let mut text = digest::Context::new(&digest::SHA256);
+    for service in &sorted {
+        text.update(service.as_bytes());
+        text.update(b"\n");
+    }
+    format!("{}{SUFFIX}", hex(&text.finish().as_ref()[..DIGEST]))
+}
+
+/// Whether an entry of a list of services is the name of a grant.
+pub fn is_name(entry: &str) -> bool {
+    entry.ends_with(SUFFIX)
+}
+
+/// Whether two lists grant the same services, one of them by the name of a grant or not.
+pub fn are_same(one: &[String], other: &[String]) -> bool {
+    let of = |list: &[String]| match list {
+        [entry] if is_name(entry) => entry.clone(),
+        list => name(list),
+    };
+    of(one) == of(other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grant_is_named_by_what_it_grants() {
+        let list = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        let (one, same, other) = (list(&["a", "B", "c"]), list(&["C", "a", "b", "a"]), list(&["a", "b"]));
+        assert_eq!(name(&one), name(&same));
+        assert_ne!(name(&one), name(&other));
+        assert_ne!(name(&list(&["ab"])), name(&other));
+        assert!(is_name(&name(&one)) && !is_name("grant"));
+        assert!(are_same(&one, &[name(&same)]) && are_same(&one, &same) && !are_same(&one, &[name(&other)]));
+        // As a DNS name in a certificate it is in bounds.
+        assert!(name(&one).len() <= 63);
+    }
+}
