@@ -21,6 +21,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .bytes(".envoy.service.discovery.v3")
         .bytes(".weft.v1.Question")
         .bytes(".weft.v1.Answer")
+        .codec_path("crate::codec::SmallBuffers")
         .compile_fds(descriptors)?;
     Ok(())
 }

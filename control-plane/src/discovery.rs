@@ -20,6 +20,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::Map;
 use prost::Message;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -66,6 +68,9 @@ impl Encoded {
 /// Translations by type, client (of endpoints the namespace that defines the host) and host.
 type Cache = HashMap<(&'static str, Scope, String), Encoded>;
 
+/// What goes to the client. Boxed: a channel reserves the room of 32.
+type Reply = Box<Result<DeltaDiscoveryResponse, Status>>;
+
 /// The discovery server's state, shared by its streams, by those who wait until a change has arrived everywhere, and by
 /// `weftctl status`.
 pub struct Discovery {
@@ -97,30 +102,7 @@ impl Discovery {
 
     /// Every connected sidecar and what it has.
     pub fn status(&self) -> Vec<v1::SidecarStatus> {
-        let streams = self.lock();
-        let text = |version: Version| if version == 0 { String::new() } else { format!("{version:016x}") };
-        let status = streams.iter().map(|s| v1::SidecarStatus {
-            node: s.node.clone(),
-            identity: s.identity.clone(),
-            address: s.address.clone(),
-            version: s.version.clone(),
-            connected_s: s.since.elapsed().as_secs(),
-            group: String::new(),
-            joined: String::new(),
-            clock_ahead_ms: 0,
-            resources: s
-                .resources
-                .iter()
-                .map(|((kind, name), d)| v1::ResourceStatus {
-                    r#type: short(kind).to_owned(),
-                    name: name.to_string(),
-                    sent: text(d.sent),
-                    acknowledged: text(d.acknowledged),
-                    refused: d.refused.as_deref().unwrap_or_default().to_owned(),
-                })
-                .collect(),
-        });
-        status.collect()
+        self.lock().iter().map(status_of).collect()
     }
 
     /// Why the sidecar of a node has refused what it was last sent of a host, where it has: it goes on with what it had.
@@ -128,7 +110,7 @@ impl Discovery {
         let streams = self.lock();
         let resources = streams.iter().filter(|stream| stream.node == node).flat_map(|stream| &stream.resources);
         let mut of_host = resources.filter(|((_, name), _)| **name == *host);
-        of_host.find_map(|(_, delivery)| delivery.refused.as_deref()).map(str::to_owned)
+        of_host.find_map(|(_, delivery)| delivery.refused.as_deref().cloned())
     }
 
     /// Waits until every stream that has the endpoints of `hosts` has acknowledged what is current, or said why it will not,
@@ -263,7 +245,8 @@ pub struct DiscoveryService(pub Arc<Discovery>);
 
 #[tonic::async_trait]
 impl AggregatedDiscoveryService for DiscoveryService {
-    type DeltaAggregatedResourcesStream = ReceiverStream<Result<DeltaDiscoveryResponse, Status>>;
+    type DeltaAggregatedResourcesStream =
+        Map<ReceiverStream<Reply>, fn(Reply) -> Result<DeltaDiscoveryResponse, Status>>;
 
     async fn delta_aggregated_resources(
         &self,
@@ -280,7 +263,32 @@ impl AggregatedDiscoveryService for DiscoveryService {
         let id = self.0.next.fetch_add(1, Ordering::Relaxed);
         let session = Session::new(id, self.0.clone(), certified, peer.remote.to_string(), replies);
         tokio::spawn(session.run(request.into_inner()));
-        Ok(Response::new(ReceiverStream::new(stream)))
+        let unboxed: fn(Reply) -> Result<DeltaDiscoveryResponse, Status> = |reply| *reply;
+        Ok(Response::new(ReceiverStream::new(stream).map(unboxed)))
+    }
+}
+
+fn status_of(stream: &streams::Stream) -> v1::SidecarStatus {
+    let text = |version: Version| if version == 0 { String::new() } else { session::version_text(version) };
+    let resource = |((kind, name), delivery): (&streams::Resource, &streams::Delivery)| v1::ResourceStatus {
+        r#type: short(kind).to_owned(),
+        name: name.to_string(),
+        sent: text(delivery.sent),
+        acknowledged: text(delivery.acknowledged),
+        refused: delivery.refused.as_deref().cloned().unwrap_or_default(),
+    };
+    let mut resources: Vec<_> = stream.resources.iter().map(resource).collect();
+    resources.sort_by(|a, b| (&a.r#type, &a.name).cmp(&(&b.r#type, &b.name)));
+    v1::SidecarStatus {
+        node: stream.node.clone(),
+        identity: stream.identity.clone(),
+        address: stream.address.clone(),
+        version: stream.version.clone(),
+        connected_s: stream.since.elapsed().as_secs(),
+        group: String::new(),
+        joined: String::new(),
+        clock_ahead_ms: 0,
+        resources,
     }
 }
 

@@ -5,6 +5,8 @@
 
 #![allow(missing_docs, unreachable_pub, clippy::all, clippy::unwrap_used, clippy::expect_used)]
 
+pub mod codec;
+
 /// The part of Envoy's `envoy.service.discovery.v3` that delta discovery uses.
 pub mod envoy {
     tonic::include_proto!("envoy.service.discovery.v3");

@@ -4,16 +4,18 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use prost::Message;
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
 use tonic::{Status, Streaming};
+use weft_proto::codec;
 use weft_proto::envoy::{Any, DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Resource};
 use weft_proto::{ENDPOINTS_TYPE, INBOUND_TYPE, SERVICE_TYPE};
 
 use super::names::{Name, first_label};
 use super::streams::Stream;
 use super::subscription::Subscription;
-use super::{Discovery, Encoded, Version, short};
+use super::{Discovery, Encoded, Reply, Version, short};
 use crate::bounds;
 use crate::peer::Certified;
 use crate::translate;
@@ -21,6 +23,10 @@ use crate::world::{Changed, Instance, Scope, World};
 
 /// Why a stream ends that could go on elsewhere.
 pub(super) const CUT_OFF: &str = "this control plane has lost its store, and what it knows grows old";
+/// Bytes of a response, so that the buffers that each stream keeps stay small: with its frame no more than [`codec::BUFFER`]. One that
+/// says more than [`MOST_PARTS`] times that is in so many parts.
+const RESPONSE: usize = codec::BUFFER - 512;
+const MOST_PARTS: usize = 16;
 /// Bytes of a refusal's reason that are kept.
 const MAX_REASON: usize = 1024;
 /// Responses that a sidecar may leave without an answer.
@@ -51,7 +57,7 @@ pub(super) struct Session {
     /// Responses that were not acknowledged yet: nonce -> type and resources.
     in_flight: HashMap<u64, InFlight>,
     nonce: u64,
-    replies: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
+    replies: mpsc::Sender<Reply>,
 }
 
 impl Session {
@@ -60,7 +66,7 @@ impl Session {
         discovery: Arc<Discovery>,
         certified: Arc<Certified>,
         address: String,
-        replies: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
+        replies: mpsc::Sender<Reply>,
     ) -> Session {
         Session {
             id,
@@ -93,7 +99,7 @@ impl Session {
             identity: self.certified.id.to_string(),
             address: self.address.clone(),
             since: Instant::now(),
-            resources: BTreeMap::new(),
+            resources: HashMap::new(),
         };
         self.discovery.lock().open(self.id, stream);
         let left = self.certified.not_after.duration_since(SystemTime::now()).unwrap_or_default();
@@ -118,7 +124,7 @@ impl Session {
         };
         if let Err(status) = result {
             // A peer that is gone does not mind.
-            let _ = self.replies.send(Err(status)).await;
+            let _ = self.replies.send(Box::new(Err(status))).await;
         }
         self.end();
     }
@@ -444,11 +450,34 @@ impl Session {
         .await
     }
 
+    /// Sends resources in as many responses as they need.
     async fn deliver(
         &mut self,
         kind: &'static str,
         resources: Vec<Resource>,
         versions: Vec<(Name, Version, u64)>,
+        removed: Vec<Name>,
+    ) -> Result<(), Status> {
+        let most = RESPONSE.max(resources.iter().map(Message::encoded_len).sum::<usize>() / MOST_PARTS);
+        let mut part = (Vec::new(), Vec::new());
+        let mut bytes = 0;
+        for (resource, version) in resources.into_iter().zip(versions) {
+            let more = resource.encoded_len();
+            if bytes + more > most && bytes > 0 {
+                self.respond(kind, std::mem::take(&mut part), Vec::new()).await?;
+                bytes = 0;
+            }
+            bytes += more;
+            part.0.push(resource);
+            part.1.push(version);
+        }
+        self.respond(kind, part, removed).await
+    }
+
+    async fn respond(
+        &mut self,
+        kind: &'static str,
+        (resources, versions): (Vec<Resource>, Vec<(Name, Version, u64)>),
         removed: Vec<Name>,
     ) -> Result<(), Status> {
         if self.in_flight.len() >= MAX_UNACKNOWLEDGED {
@@ -466,7 +495,7 @@ impl Session {
             nonce: self.nonce.to_string(),
             removed_resources: removed.iter().map(|name| name.to_string()).collect(),
         };
-        self.replies.send(Ok(response)).await.map_err(|_| Status::cancelled("the client has gone"))
+        self.replies.send(Box::new(Ok(response))).await.map_err(|_| Status::cancelled("the client has gone"))
     }
 
     fn subscription(&mut self, kind: &'static str) -> &mut Subscription {
@@ -475,7 +504,7 @@ impl Session {
 }
 
 /// A version as it goes over the wire.
-fn version_text(version: Version) -> String {
+pub(super) fn version_text(version: Version) -> String {
     format!("{version:016x}")
 }
 

@@ -22,7 +22,7 @@ pub(super) struct Stream {
     pub identity: String,
     pub address: String,
     pub since: Instant,
-    pub resources: BTreeMap<Resource, Delivery>,
+    pub resources: HashMap<Resource, Delivery>,
 }
 
 /// A resource on a stream.
@@ -34,7 +34,7 @@ pub(super) struct Delivery {
     /// Version of the world that what was acknowledged last was made of.
     acknowledged_at: u64,
     /// Why it was refused, if it was.
-    pub refused: Option<Box<str>>,
+    pub refused: Option<Box<String>>,
 }
 
 /// What a wait is for: that this host's endpoints, as they are now, have arrived.
@@ -148,7 +148,7 @@ impl Streams {
                     (delivery.acknowledged, delivery.acknowledged_at) = (version, made_at);
                     delivery.refused = None;
                 }
-                Some(reason) => delivery.refused = Some(reason.into()),
+                Some(reason) => delivery.refused = Some(Box::new(reason.to_owned())),
             }
             if kind == ENDPOINTS_TYPE {
                 self.settle(id, &host);
@@ -250,7 +250,7 @@ mod tests {
                 identity: String::new(),
                 address: String::new(),
                 since: Instant::now(),
-                resources: BTreeMap::new(),
+                resources: HashMap::new(),
             };
             streams.open(id, stream);
         }

@@ -1,10 +1,9 @@
 //! What a stream wants of one type of resource, and what it has.
 
-use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
+use std::collections::HashMap;
 
 use super::Version;
-use super::names::{Name, first_label, labels_of};
+use super::names::{Name, address_of, first_label, labels_of};
 use crate::bounds;
 use crate::world::Changed;
 
@@ -12,9 +11,9 @@ use crate::world::Changed;
 #[derive(Default)]
 pub(super) struct Subscription {
     /// Name asked for -> canonical host; `None`: it means nothing, and the client was told.
-    pub names: BTreeMap<Name, Option<Name>>,
+    pub names: HashMap<Name, Option<Name>>,
     /// Hosts that names mean, and how many of them do.
-    pub hosts: BTreeMap<Name, u32>,
+    pub hosts: HashMap<Name, u32>,
     /// Host, or name of an earlier stream -> version that the client has.
     pub sent: HashMap<Name, Version>,
 }
@@ -58,30 +57,15 @@ impl Subscription {
         if all || changed.names || changed.all {
             return self.names.keys().cloned().collect();
         }
-        let renamed = |label: &str| changed.renamed.iter().any(|host| first_label(host) == label);
-        let by_label = |name: &&Name| labels_of(name).any(|label| renamed(&label));
-        let of_hosts = (!changed.renamed.is_empty()).then(|| self.names.keys().filter(by_label).cloned());
-        // "10.0.0.1" and "10.0.0.1:80": names that begin so lie together.
-        let at = |address: &IpAddr| {
-            let prefix = match address {
-                IpAddr::V4(address) => format!("{address}"),
-                IpAddr::V6(address) => format!("[{address}]"),
-            };
-            let bare = self.names.get_key_value(address.to_string().as_str()).map(|(name, _)| name.clone());
-            let from =
-                self.names.range::<str, _>((std::ops::Bound::Included(prefix.as_str()), std::ops::Bound::Unbounded));
-            let is_at = |name: &Name| {
-                name.strip_prefix(prefix.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with(':'))
-            };
-            let begin = from.map(|(name, _)| name).take_while(|name| name.starts_with(prefix.as_str()));
-            let found: Vec<Name> = begin.filter(|name| is_at(name)).cloned().collect();
-            found.into_iter().chain(bare)
+        let renamed = |label: String| changed.renamed.iter().any(|host| first_label(host) == label);
+        let is_touched = |name: &&Name| match address_of(name) {
+            Some(address) => changed.addresses.contains(&address),
+            None => !changed.renamed.is_empty() && labels_of(name).any(renamed),
         };
-        let mut touched: Vec<Name> =
-            of_hosts.into_iter().flatten().chain(changed.addresses.iter().flat_map(at)).collect();
-        touched.sort_unstable();
-        touched.dedup();
-        touched
+        if changed.renamed.is_empty() && changed.addresses.is_empty() {
+            return Vec::new();
+        }
+        self.names.keys().filter(is_touched).cloned().collect()
     }
 
     /// Whether so many more names, and these versions, are in bounds.
@@ -139,7 +123,9 @@ mod tests {
         let subscription = of(&names);
         let touched = |changed: &Changed| {
             let found = subscription.touched(changed, false);
-            found.iter().map(|name| name.to_string()).collect::<Vec<_>>()
+            let mut found: Vec<String> = found.iter().map(|name| name.to_string()).collect();
+            found.sort();
+            found
         };
         let host = |host: &str| Changed { renamed: [host.to_owned()].into(), ..Changed::default() };
         assert_eq!(touched(&host("order.default.svc.cluster.local")), ["order", "order.shop", "pod-1.order.shop"]);
