@@ -4,8 +4,8 @@
 //! there only, so that a folder under version control stays the truth.
 
 mod objects;
+mod status;
 
-use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -24,14 +24,13 @@ use crate::ca::Ca;
 use crate::cli::snapshot::PIECE;
 use crate::discovery::Discovery;
 use crate::explain;
-use crate::federation::{Federation, PeerStatus};
+use crate::federation::Federation;
 use crate::grants::{Grants, MAX_SERVICES};
 use crate::identity::Refusals;
 use crate::mesh::{Mesh, unix_now};
 use crate::snapshot;
 use crate::store;
 use crate::token::{ApiClaims, Claims, Tokens};
-use crate::world::{Member, RemoteHost, World};
 
 /// Longest life of a join token, and the one that it has when none is asked for.
 const MAX_TOKEN_TTL_S: u64 = 30 * 24 * 3600;
@@ -58,44 +57,6 @@ pub struct AdminService {
     pub refusals: Arc<Refusals>,
     /// Services that tokens grant.
     pub grants: Arc<Grants>,
-}
-
-/// What other data centres have of a host: the first of them gets what goes elsewhere.
-fn remotes(world: &World, host: &str) -> Vec<v1::RemoteStatus> {
-    let mut share = world.share(host, "");
-    let status = |remote: RemoteHost<'_>| {
-        let all = remote.subsets.get("").cloned().unwrap_or_default();
-        let (healthy, total, datacenter) = (all.healthy, all.total, remote.datacenter.to_owned());
-        v1::RemoteStatus { datacenter, healthy, total, share: std::mem::take(&mut share) }
-    };
-    world.remotes_of(host).map(status).collect()
-}
-
-/// Says of sidecars that join by a WorkloadGroup what has become of it.
-fn add_groups(world: &World, sidecars: &mut [v1::SidecarStatus]) {
-    let members: BTreeMap<(&str, &str), &Member> = world
-        .group_members()
-        .map(|member| ((member.instance.node.as_str(), member.instance.identity.as_str()), member))
-        .collect();
-    for sidecar in sidecars {
-        let Some(member) = members.get(&(sidecar.node.as_str(), sidecar.identity.as_str())) else { continue };
-        sidecar.joined = match &member.joined {
-            Ok(joined) => format!("{} {:?}", joined.name, member.health()).to_lowercase(),
-            Err(why) => format!("NOT JOINED: {why}"),
-        };
-        sidecar.group.clone_from(&member.instance.group);
-    }
-}
-
-fn datacenter(peer: PeerStatus) -> v1::DatacenterStatus {
-    v1::DatacenterStatus {
-        name: peer.datacenter,
-        address: peer.address,
-        connected: peer.connected,
-        heard_s: peer.heard.map(|at| at.elapsed().unwrap_or_default().as_secs()),
-        services: peer.services as u64,
-        error: peer.error,
-    }
 }
 
 /// Listens on `path`, mode 0600. A socket left by an earlier run is replaced; one that answers is another's.
@@ -131,62 +92,8 @@ impl Admin for AdminService {
         objects::delete(&self.mesh, request.into_inner()).await.map(Response::new)
     }
 
-    async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusReply>, Status> {
-        let mut services: BTreeMap<String, v1::ServiceStatus> = Default::default();
-        let ejected = self.mesh.ejected();
-        let version = self.mesh.read(|world| {
-            for instance in world.instances() {
-                let host = instance.host();
-                let entry = services.entry(host.clone()).or_insert_with(|| v1::ServiceStatus {
-                    namespace: instance.namespace.clone(),
-                    addresses: world.virtual_ips().of(&host).map(|ip| ip.to_string()).into_iter().collect(),
-                    host,
-                    ..v1::ServiceStatus::default()
-                });
-                let labels: Vec<String> = instance.labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
-                let address = match instance.port {
-                    0 => format!("{} (no port)", instance.address),
-                    port => std::net::SocketAddr::new(instance.address, port).to_string(),
-                };
-                let ejected_by = ejected.get(&(entry.host.clone(), address.clone())).copied().unwrap_or(0);
-                entry.instances.push(v1::InstanceStatus {
-                    ejected_by,
-                    node: instance.node.clone(),
-                    service_id: instance.service_id.clone(),
-                    address,
-                    health: format!("{:?}", instance.health()).to_lowercase(),
-                    identity: instance.identity.clone(),
-                    labels: labels.join(","),
-                });
-            }
-            for host in world.imported() {
-                let entry = services.entry(host.to_owned()).or_insert_with(|| v1::ServiceStatus {
-                    namespace: world.host(host).map_or_else(String::new, |host| host.namespace.clone()),
-                    addresses: world.virtual_ips().of(host).map(|ip| ip.to_string()).into_iter().collect(),
-                    host: host.to_owned(),
-                    ..v1::ServiceStatus::default()
-                });
-                entry.remotes = remotes(world, host);
-            }
-            world.version()
-        });
-        for service in services.values_mut() {
-            service.instances.sort_by(|a, b| a.address.cmp(&b.address));
-        }
-        let mut sidecars = self.discovery.status();
-        let clocks = self.mesh.clocks();
-        for sidecar in &mut sidecars {
-            sidecar.clock_ahead_ms = clocks.get(&sidecar.node).copied().unwrap_or_default();
-        }
-        self.mesh.read(|world| add_groups(world, &mut sidecars));
-        Ok(Response::new(v1::StatusReply {
-            world_version: version,
-            sidecars,
-            policy_problems: self.mesh.policy_problems().iter().map(ToString::to_string).collect(),
-            services: services.into_values().collect(),
-            datacenters: self.federation.status(&self.mesh).into_iter().map(datacenter).collect(),
-            refused: self.refusals.status(tokio::time::Instant::now()),
-        }))
+    async fn status(&self, request: Request<v1::StatusRequest>) -> Result<Response<v1::StatusReply>, Status> {
+        Ok(Response::new(self.status_of(&request.into_inner())))
     }
 
     type SaveSnapshotStream = stream::Iter<std::vec::IntoIter<Result<v1::SnapshotPiece, Status>>>;

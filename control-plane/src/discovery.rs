@@ -100,9 +100,35 @@ impl Discovery {
         })
     }
 
-    /// Every connected sidecar and what it has.
-    pub fn status(&self) -> Vec<v1::SidecarStatus> {
-        self.lock().iter().map(status_of).collect()
+    /// How many sidecars are connected whose node fits, and how they are.
+    pub fn counts(&self, fits: impl Fn(&str) -> bool) -> Counts {
+        let mut counts = Counts::default();
+        for stream in self.lock().iter().filter(|stream| fits(&stream.node)) {
+            let (refuses, is_behind) = state_of(stream);
+            counts.sidecars += 1;
+            counts.resources += stream.resources.len();
+            counts.refusing += usize::from(refuses);
+            counts.behind += usize::from(is_behind);
+        }
+        counts
+    }
+
+    /// Connected sidecars whose node fits and what they have, `limit` after the first `offset`. Where `is_odd` says something of
+    /// a node, only those that refuse something, which is all that is said of them then, and those that are odd.
+    pub fn status(
+        &self,
+        fits: impl Fn(&str) -> bool,
+        is_odd: impl Fn(&str) -> Option<bool>,
+        offset: usize,
+        limit: usize,
+    ) -> Vec<v1::SidecarStatus> {
+        let streams = self.lock();
+        let shown =
+            streams.iter().filter(|stream| fits(&stream.node)).filter_map(|stream| match is_odd(&stream.node) {
+                None => Some((stream, false)),
+                Some(odd) => (odd || state_of(stream).0).then_some((stream, true)),
+            });
+        shown.skip(offset).take(limit).map(|(stream, refused)| status_of(stream, refused)).collect()
     }
 
     /// Why the sidecar of a node has refused what it was last sent of a host, where it has: it goes on with what it had.
@@ -268,7 +294,28 @@ impl AggregatedDiscoveryService for DiscoveryService {
     }
 }
 
-fn status_of(stream: &streams::Stream) -> v1::SidecarStatus {
+/// Sidecars, counted.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Counts {
+    /// All of them.
+    pub sidecars: usize,
+    /// What they were sent.
+    pub resources: usize,
+    /// Those that refuse something.
+    pub refusing: usize,
+    /// Those that have not answered yet to something that they were sent.
+    pub behind: usize,
+}
+
+/// Whether a sidecar refuses something, and whether it has not answered yet.
+fn state_of(stream: &streams::Stream) -> (bool, bool) {
+    let refuses = stream.resources.values().any(|delivery| delivery.refused.is_some());
+    let is_late = |delivery: &streams::Delivery| delivery.refused.is_none() && delivery.sent != delivery.acknowledged;
+    (refuses, stream.resources.values().any(is_late))
+}
+
+/// `refused`: only what it refuses.
+fn status_of(stream: &streams::Stream, refused: bool) -> v1::SidecarStatus {
     let text = |version: Version| if version == 0 { String::new() } else { session::version_text(version) };
     let resource = |((kind, name), delivery): (&streams::Resource, &streams::Delivery)| v1::ResourceStatus {
         r#type: short(kind).to_owned(),
@@ -277,7 +324,8 @@ fn status_of(stream: &streams::Stream) -> v1::SidecarStatus {
         acknowledged: text(delivery.acknowledged),
         refused: delivery.refused.as_deref().cloned().unwrap_or_default(),
     };
-    let mut resources: Vec<_> = stream.resources.iter().map(resource).collect();
+    let shown = stream.resources.iter().filter(|(_, delivery)| !refused || delivery.refused.is_some());
+    let mut resources: Vec<_> = shown.map(resource).collect();
     resources.sort_by(|a, b| (&a.r#type, &a.name).cmp(&(&b.r#type, &b.name)));
     v1::SidecarStatus {
         node: stream.node.clone(),

@@ -19,6 +19,7 @@ pub mod grants;
 pub mod http_api;
 pub mod identity;
 pub mod mesh;
+pub(crate) mod pattern;
 pub mod peer;
 pub mod policy;
 pub mod rates;

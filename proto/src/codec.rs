@@ -7,10 +7,12 @@ use prost::Message;
 use tonic::codec::{BufferSettings, Codec};
 use tonic_prost::ProstCodec;
 
-/// Bytes of a stream's buffers at its beginning, by which they grow for larger messages; so much is gathered before it is sent.
+/// Bytes of a stream's buffers at its beginning, by which they grow for larger messages.
 pub const BUFFER: usize = 4 << 10;
+/// So much is gathered before it is sent: a message that nearly fills the buffer goes alone, as the next one would let it grow.
+const GATHERED: usize = 1 << 10;
 
-/// [`ProstCodec`] with buffers of [`BUFFER`] bytes, half of tonic's, which gathers 32 KiB.
+/// [`ProstCodec`] with small buffers; those of tonic have 8 KiB and gather 32.
 #[derive(Debug, Clone)]
 pub struct SmallBuffers<T, U>(PhantomData<(T, U)>);
 
@@ -31,11 +33,11 @@ where
     type Decoder = <ProstCodec<T, U> as Codec>::Decoder;
 
     fn encoder(&mut self) -> Self::Encoder {
-        ProstCodec::<T, U>::raw_encoder(BufferSettings::new(BUFFER, BUFFER))
+        ProstCodec::<T, U>::raw_encoder(BufferSettings::new(BUFFER, GATHERED))
     }
 
     fn decoder(&mut self) -> Self::Decoder {
         // Grows with what comes: requests are short.
-        ProstCodec::<T, U>::raw_decoder(BufferSettings::new(BUFFER / 8, BUFFER))
+        ProstCodec::<T, U>::raw_decoder(BufferSettings::new(BUFFER / 8, GATHERED))
     }
 }

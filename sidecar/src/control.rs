@@ -25,6 +25,9 @@ use crate::connect;
 use crate::identity::{Identity, PendingKey, TokenClaims};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A control plane to which thousands of sidecars connect at once makes their handshakes in turn: one that answered the connection
+/// is worth waiting for, and to leave would only put the sidecar at the end of the queue.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
 /// Bytes of a join token: it is sent as a header, and headers have 16 KiB.
 const MAX_TOKEN: usize = 12 << 10;
 const SIGN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -229,7 +232,7 @@ impl Signer for Control {
 
 fn endpoint() -> Endpoint {
     Endpoint::from_static("http://weft-control-plane")
-        .connect_timeout(CONNECT_TIMEOUT)
+        .connect_timeout(CONNECT_TIMEOUT + HANDSHAKE_TIMEOUT)
         // A control plane that is cut off is noticed in seconds, not when the kernel gives up.
         .http2_keep_alive_interval(Duration::from_secs(5))
         .keep_alive_timeout(Duration::from_secs(5))
@@ -243,7 +246,12 @@ async fn open(address: &str, tls: Arc<rustls::ClientConfig>) -> std::io::Result<
     let stream = connect::control(to, CONNECT_TIMEOUT).await?;
     // The name is not what identifies the control plane; its SPIFFE ID is (see `MeshVerifier`).
     let name = ServerName::from(to.ip());
-    Ok(TokioIo::new(TlsConnector::from(tls).connect(name, stream).await?))
+    let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, TlsConnector::from(tls).connect(name, stream));
+    let late = |_| {
+        let text = format!("{to} has not ended the TLS handshake within {} s", HANDSHAKE_TIMEOUT.as_secs());
+        std::io::Error::new(std::io::ErrorKind::TimedOut, text)
+    };
+    Ok(TokioIo::new(handshake.await.map_err(late)??))
 }
 
 async fn dial(address: &str, tls: Arc<rustls::ClientConfig>) -> Result<Channel> {

@@ -82,7 +82,7 @@ class ControlPlane:
         """The address that the control plane gave to a service, once it has one."""
         end = time.monotonic() + 15
         while time.monotonic() < end:
-            for line in self.ctl("status").stdout.splitlines():
+            for line in self.ctl("status", "--service", service, "-o", "wide").stdout.splitlines():
                 if line.startswith(f"service {service}.") and "240.240" in line:
                     return line.split()[2]
             time.sleep(0.02)

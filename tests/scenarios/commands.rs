@@ -150,6 +150,12 @@ fn objects() -> Result<()> {
     let instance = &status["services"][0]["instances"][0];
     ensure!(instance["health"] == "healthy" && status["healthy"] == true, "{status}");
     ensure!(!mesh.status().contains('\x1b'), "colours are for terminals");
+    let of = |args: &[&str]| mesh.weftctl(&[&["status", "-o", "wide"], args].concat());
+    let (service, sidecar) = (of(&["--service", "ord*"])?, of(&["--sidecar", "*order*"])?);
+    ensure!(service.contains("service order.default") && !service.contains("sidecar "), "{service}");
+    ensure!(!sidecar.contains("service order.default") && sidecar.contains("0 services, "), "{sidecar}");
+    ensure!(!of(&["--service", "cart"])?.contains("order.default"));
+    ensure!(!of(&["--offset", "1"])?.contains("service order.default"));
     let terminal = mesh.center.command("script").args(["-qec", &on_a_terminal(&mesh)?, "/dev/null"]).output()?;
     let shown = String::from_utf8_lossy(&terminal.stdout).into_owned();
     ensure!(shown.contains("\x1b[32mhealthy"), "{shown}");

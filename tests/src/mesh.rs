@@ -176,9 +176,9 @@ impl Mesh {
         text(&format!("weftctl {}", args.join(" ")), &output)
     }
 
-    /// What `weftctl status` prints, whatever its exit status.
+    /// What `weftctl status -o wide` prints, whatever its exit status.
     pub fn status(&self) -> String {
-        match self.weftctl(&["status"]) {
+        match self.weftctl(&["status", "-o", "wide"]) {
             Ok(text) => text,
             Err(e) => e.to_string(),
         }

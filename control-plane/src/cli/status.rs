@@ -13,11 +13,25 @@ use super::remote::{Remote, refused};
 use super::style::{self, bad, good, odd};
 
 /// Shows the mesh: services, instances, connected sidecars, and what each has acknowledged or refused
+///
+/// A mesh that does not fit a screen is summed up: how many there are, and what has problems.
 #[derive(Debug, clap::Args)]
 pub struct Status {
-    /// `text` for people, `json` for programs
-    #[arg(short, long, default_value = "text", value_parser = ["text", "json"])]
+    /// `summary` where all would not fit a screen, `wide` for all, `json` for programs
+    #[arg(short, long, default_value = "summary", value_parser = ["summary", "wide", "json"])]
     output: String,
+    /// Only services whose name or host fits this pattern; `*` stands for any text
+    #[arg(long, value_name = "PATTERN", default_value = "")]
+    service: String,
+    /// Only sidecars whose node fits this pattern
+    #[arg(long, value_name = "PATTERN", default_value = "")]
+    sidecar: String,
+    /// So many services and sidecars at most
+    #[arg(long, value_name = "COUNT", default_value_t = 0, hide_default_value = true)]
+    limit: u32,
+    /// After the first so many
+    #[arg(long, value_name = "COUNT", default_value_t = 0, hide_default_value = true)]
+    offset: u32,
     #[command(flatten)]
     remote: Remote,
 }
@@ -28,7 +42,14 @@ impl Status {
     /// # Errors
     /// When the control plane cannot be reached.
     pub async fn run(&self, out: &mut impl Write) -> Result<ExitCode> {
-        let status = self.remote.connect().await?.status(v1::StatusRequest {}).await.map_err(refused)?.into_inner();
+        let request = v1::StatusRequest {
+            summary: self.output == "summary",
+            service: self.service.clone(),
+            sidecar: self.sidecar.clone(),
+            limit: self.limit,
+            offset: self.offset,
+        };
+        let status = self.remote.connect().await?.status(request).await.map_err(refused)?.into_inner();
         match self.output.as_str() {
             "json" => writeln!(out, "{:#}", to_json(&status))?,
             _ => print(&status, out)?,
@@ -41,6 +62,7 @@ impl Status {
 fn is_healthy(status: &v1::StatusReply) -> bool {
     let mut resources = status.sidecars.iter().flat_map(|sidecar| &sidecar.resources);
     resources.all(|resource| resource.refused.is_empty())
+        && status.totals.is_none_or(|totals| totals.refusing == 0)
         && !status.policy_problems.iter().any(|problem| problem.contains(": error: "))
 }
 
@@ -62,13 +84,38 @@ fn print(status: &v1::StatusReply, out: &mut impl Write) -> Result<()> {
         let refused = bad("REFUSED a certificate");
         writeln!(out, "identity {identity}  {refused}  {times} times in {since} s, last from {address}: {}", r.reason)?;
     }
-    writeln!(
-        out,
-        "{} services, {} sidecars, world version {}",
-        status.services.len(),
-        status.sidecars.len(),
-        status.world_version
-    )?;
+    let totals = status.totals.unwrap_or_default();
+    let version = status.world_version;
+    if !totals.summary {
+        writeln!(out, "{} services, {} sidecars, world version {version}", totals.services, totals.sidecars)?;
+        return Ok(());
+    }
+    let shown = (status.services.len(), status.sidecars.len());
+    of_totals(&totals, version, shown, out)
+}
+
+/// What a large mesh is, in a few lines.
+fn of_totals(
+    totals: &v1::StatusTotals,
+    version: u64,
+    (services, sidecars): (usize, usize),
+    out: &mut impl Write,
+) -> Result<()> {
+    let count = |count: u32, text: &str| match count {
+        0 => format!("0 {text}"),
+        count => bad(&format!("{count} {text}")),
+    };
+    let without = count(totals.services_without_healthy, "without a healthy instance");
+    writeln!(out, "{} services, {without}", totals.services)?;
+    let others = totals.instances.saturating_sub(totals.healthy);
+    writeln!(out, "{} instances, {} healthy, {}", totals.instances, totals.healthy, count(others, "others"))?;
+    let refusing = count(totals.refusing, "refuse something");
+    writeln!(out, "{} sidecars, {} not yet up to date, {refusing}", totals.sidecars, totals.behind)?;
+    writeln!(out, "world version {version}")?;
+    if services + sidecars > 0 {
+        writeln!(out, "Above: {services} services and {sidecars} sidecars that have a problem.")?;
+    }
+    writeln!(out, "All of it: -o wide or -o json, with --service, --sidecar, --limit and --offset.")?;
     Ok(())
 }
 
@@ -146,7 +193,20 @@ fn to_json(status: &v1::StatusReply) -> Value {
         "datacenters": list(status.datacenters.iter().map(datacenter_json).collect()),
         "policyProblems": status.policy_problems,
         "refusedIdentities": list(status.refused.iter().map(refused_json).collect()),
+        "totals": totals_json(&status.totals.unwrap_or_default()),
         "healthy": is_healthy(status),
+    })
+}
+
+fn totals_json(totals: &v1::StatusTotals) -> Value {
+    json!({
+        "services": totals.services,
+        "servicesWithoutHealthy": totals.services_without_healthy,
+        "instances": totals.instances,
+        "healthyInstances": totals.healthy,
+        "sidecars": totals.sidecars,
+        "sidecarsBehind": totals.behind,
+        "sidecarsRefusing": totals.refusing,
     })
 }
 
@@ -259,6 +319,33 @@ mod tests {
             "{plain}"
         );
         assert!(plain.contains("REFUSED 2: no (serves on with none)") && plain.contains("a.yaml:1:1: error: wrong"));
+    }
+
+    #[test]
+    fn a_large_mesh_is_summed_up_after_its_problems() {
+        let totals = v1::StatusTotals {
+            services: 10_000,
+            services_without_healthy: 1,
+            instances: 20_000,
+            healthy: 19_999,
+            sidecars: 10_000,
+            behind: 3,
+            refusing: 1,
+            summary: true,
+        };
+        let mut out = Vec::new();
+        print(&v1::StatusReply { totals: Some(totals), world_version: 7, ..status() }, &mut out).unwrap();
+        let text = anstream::adapter::strip_str(&String::from_utf8(out).unwrap()).to_string();
+        let end = "\
+10000 services, 1 without a healthy instance
+20000 instances, 19999 healthy, 1 others
+10000 sidecars, 3 not yet up to date, 1 refuse something
+world version 7
+Above: 1 services and 1 sidecars that have a problem.
+All of it: -o wide or -o json, with --service, --sidecar, --limit and --offset.
+";
+        assert!(text.ends_with(end) && text.lines().count() <= 16, "{text}");
+        assert!(!is_healthy(&v1::StatusReply { totals: Some(totals), ..Default::default() }), "one refuses something");
     }
 
     #[test]

@@ -106,12 +106,13 @@ impl Session {
         let expiry = tokio::time::sleep(left);
         tokio::pin!(expiry);
         let result = loop {
+            // Boxed: what handles one takes room only while it does.
             let step = tokio::select! {
                 request = requests.next() => match request {
-                    Some(Ok(request)) => self.request(request).await,
+                    Some(Ok(request)) => Box::pin(self.request(request)).await,
                     _ => break Ok(()),
                 },
-                changed = inbox.changed() => self.changed(&changed).await,
+                changed = inbox.changed() => Box::pin(self.changed(&changed)).await,
                 changed = cut_off.changed() => match changed {
                     Ok(()) if cut_off.borrow_and_update().is_some() => Err(Status::unavailable(CUT_OFF)),
                     _ => Ok(()),

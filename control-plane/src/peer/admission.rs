@@ -12,13 +12,15 @@ use anyhow::{Context, Result, ensure};
 use rustls::server::Acceptor;
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::timeout;
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 use weft_core::silent::Silent;
 
-/// A peer that has not finished its handshake by then is let go.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A peer that has not sent its ClientHello by then is let go.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// So long a peer waits for a slot, when thousands come at once; a sidecar waits no longer than that either.
+const SLOT_TIMEOUT: Duration = Duration::from_secs(15);
 /// So long it may take over its part, once it has a slot: a round trip.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 /// Silent connections of one address, and of all.
@@ -68,11 +70,10 @@ impl Admission {
         from: IpAddr,
         config: Arc<rustls::ServerConfig>,
     ) -> Result<TlsStream<TcpStream>> {
-        let end = Instant::now() + HANDSHAKE_TIMEOUT;
         stream.set_nodelay(true)?;
         let hello = {
             let (silent, goes) = self.enter(from);
-            let reading = timeout_at(end, LazyConfigAcceptor::new(Acceptor::default(), stream));
+            let reading = timeout(HELLO_TIMEOUT, LazyConfigAcceptor::new(Acceptor::default(), stream));
             let hello = tokio::select! {
                 biased;
                 hello = reading => hello,
@@ -86,8 +87,8 @@ impl Admission {
         // Neither is ever closed.
         let slots = async { anyhow::Ok((of_address.acquire_owned().await?, of_all.acquire_owned().await?)) };
         let _slots: (OwnedSemaphorePermit, OwnedSemaphorePermit) =
-            timeout_at(end, slots).await.context("too many handshakes are under way")??;
-        let answered = tokio::time::timeout(ANSWER_TIMEOUT, hello.into_stream(config)).await;
+            timeout(SLOT_TIMEOUT, slots).await.context("too many handshakes are under way")??;
+        let answered = timeout(ANSWER_TIMEOUT, hello.into_stream(config)).await;
         Ok(answered.context("no answer in time")??)
     }
 
