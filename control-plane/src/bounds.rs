@@ -35,7 +35,7 @@ pub const ASKED_BY_IDENTITY: usize = 64 << 20;
 /// Nodes of one identity.
 pub const NODES: usize = 20_000;
 /// Bytes of all that one identity has registered: nodes, instances and checks, as the store holds them.
-pub const REGISTERED: usize = 64 << 20;
+pub const REGISTERED: usize = 32 << 20;
 
 /// Whether a text is short enough.
 ///

@@ -11,6 +11,7 @@ use tokio::net::TcpStream;
 use tonic::Status;
 use weft_agent::checks::{Ran, Sockets};
 use weft_agent::forward::Source;
+use weft_agent::grant;
 use weft_agent::refused::Refused;
 use weft_agent::upstream::Upstream;
 use weft_proto::v1::catalog_client::CatalogClient;
@@ -68,7 +69,8 @@ impl Upstream for Session {
         if own.services.iter().any(|s| s.eq_ignore_ascii_case(service)) {
             return Ok(());
         }
-        Err(format!("{} may not register the service {service:?}: its token names {:?}", own.id, own.services))
+        let named = grant::shown(&own.services);
+        Err(format!("{} may not register the service {service:?}: its token names {named}", own.id))
     }
 }
 

@@ -86,7 +86,8 @@ impl TokenClaims {
             return Some(format!("the identity {named}, not {}", held.id));
         }
         if !grant::are_same(&self.services, &held.services) {
-            return Some(format!("the services {:?}, not {:?}", self.services, held.services));
+            let (named, held) = (grant::shown(&self.services), grant::shown(&held.services));
+            return Some(format!("the services {named}, not {held}"));
         }
         let root = self.fingerprint().ok()?;
         let is_root = |der: &Vec<u8>| digest::digest(&digest::SHA256, der).as_ref() == root;

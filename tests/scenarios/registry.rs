@@ -3,13 +3,15 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 use weft_tests::{Mesh, Pod, binary, wait_for};
 
 use crate::Scenario;
 
 pub(crate) fn all() -> Vec<Scenario> {
     vec![
+        ("a_member_that_sends_the_largest_of_everything_is_refused_and_costs_bounded_memory", largest),
+        ("a_token_that_grants_three_thousand_services_is_small_and_joins", granted),
         ("fifty_thousand_instances_survive_a_kill_and_the_loss_of_all_leases", many),
         ("a_clock_that_jumps_removes_nobody", clock),
         ("nonsense_is_refused_and_nothing_is_lost", nonsense),
@@ -18,6 +20,56 @@ pub(crate) fn all() -> Vec<Scenario> {
         ("consuls_config_entries_route_requests", config_entries),
         ("a_service_without_a_port_is_found_by_name_and_is_no_endpoint", portless),
     ]
+}
+
+fn largest() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    let token = mesh.center.folder("largest.token").to_string_lossy().into_owned();
+    mesh.weftctl(&["token", "create", "--service-account", "largest", "--service", "s0", "--out", &token])?;
+    let control = format!("{}:15012", mesh.center.ip);
+    let resident = || anyhow::Ok(mesh.control_plane.as_ref().context("it runs")?.resident_kb()? / 1024);
+    let before = resident()?;
+    let args = ["largest", "--control-plane", &control, "--token-file", &token];
+    let mut process = mesh.center.spawn("largest", binary("weft-load")?, &args)?;
+    ensure!(process.wait(Duration::from_secs(120))? == 0, "{}", process.output());
+    let output = process.output();
+    let refused: Value = serde_json::from_str(output.lines().last().context("nothing printed")?)?;
+    for (what, why) in [
+        ("labels of a sidecar", "1 labels of 50005 bytes together, 128 of 8192 bytes at most"),
+        ("metadata of an instance", "tags, metadata and tagged addresses are too large"),
+        ("registrations of an identity", "has registered"),
+        ("output of a check", "8192 at most"),
+        ("a name that is asked for", "resource_names_subscribe has 100000 bytes, 512 at most"),
+        ("labels in a stream", "labels of 100005 bytes"),
+        ("names of an identity", "it asks for names of"),
+    ] {
+        ensure!(refused[what].as_str().is_some_and(|said| said.contains(why)), "{what}: {:#}", refused);
+    }
+    let after = resident()?;
+    println!("the control plane had {before} MB, and has {after} MB");
+    ensure!(after < before + 450, "memory went from {before} to {after} MB");
+    // Others are served as before.
+    let _order = mesh.instance("order1", "order", 8080, &[])?;
+    Ok(())
+}
+
+fn granted() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    let token = mesh.center.folder("many.token").to_string_lossy().into_owned();
+    let services: Vec<String> = (0..3000).flat_map(|n| ["--service".to_owned(), format!("service-{n}")]).collect();
+    let services: Vec<&str> = services.iter().map(String::as_str).collect();
+    mesh.weftctl(&[&["token", "create", "--service-account", "many", "--out", &token], &services[..]].concat())?;
+    ensure!(std::fs::metadata(&token)?.len() < 1024, "the token is large");
+    let pod = mesh.pod("many1")?;
+    let _app = pod.serve(8080, "many1")?;
+    let args = ["--token-file", &token, "--service", "service-2999", "--port", "8080"];
+    let sidecar = mesh.sidecar(&pod, "many", &args)?;
+    mesh.wait_healthy(&pod.ip)?;
+    // The refusal of one that is not among them fits a line.
+    let refused = crate::operations::put(&pod, "service/register", &json!({"name": "other", "port": 8081}))?;
+    ensure!(refused.contains("may not register the service") && refused.contains("and 2992 more"), "{refused:.500}");
+    drop(sidecar);
+    Ok(())
 }
 
 const SIDECARS: usize = 50;

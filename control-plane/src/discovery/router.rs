@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::sync::mpsc;
 
-use super::names::{Name, address_of, first_label, labels_of};
+use super::names::{Label, Name, address_of, first_label, labels_of};
 use crate::world::Changed;
 
 /// Changes that wait for a stream; one that is further behind is told that everything may have changed.
@@ -74,7 +74,7 @@ pub(super) struct Router {
     streams: HashMap<u64, Stream>,
     hosts: Index<Name>,
     /// By the labels of names that may come to mean another host.
-    labels: Index<String>,
+    labels: Index<Label>,
     addresses: Index<IpAddr>,
     nodes: Index<String>,
 }
@@ -154,7 +154,7 @@ impl Router {
             return self.streams.keys().copied().collect();
         }
         let hosts = changed.hosts.iter().flat_map(|host| self.hosts.of(host.as_str()));
-        let renamed = changed.renamed.iter().flat_map(|host| self.labels.of(first_label(host)));
+        let renamed = changed.renamed.iter().flat_map(|host| self.labels.of(&first_label(host)));
         let addresses = changed.addresses.iter().flat_map(|address| self.addresses.of(address));
         let nodes = changed.nodes.iter().flat_map(|node| self.nodes.of(node));
         hosts.chain(renamed).chain(addresses).chain(nodes).collect()

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::Version;
-use super::names::{Name, address_of, first_label, labels_of};
+use super::names::{Label, Name, address_of, first_label, labels_of};
 use crate::bounds;
 use crate::world::Changed;
 
@@ -57,7 +57,7 @@ impl Subscription {
         if all || changed.names || changed.all {
             return self.names.keys().cloned().collect();
         }
-        let renamed = |label: String| changed.renamed.iter().any(|host| first_label(host) == label);
+        let renamed = |label: Label| changed.renamed.iter().any(|host| first_label(host) == label);
         let is_touched = |name: &&Name| match address_of(name) {
             Some(address) => changed.addresses.contains(&address),
             None => !changed.renamed.is_empty() && labels_of(name).any(renamed),

@@ -67,7 +67,7 @@ mod tests {
         registered.put(Table::Registrations, "default/n1/i", "a", half);
         assert_eq!(registered.admit(Table::Registrations, "default/n1/j", "a", half - 100), Ok(()));
         let refused = registered.admit(Table::Registrations, "default/n1/j", "a", half).unwrap_err();
-        assert!(refused.contains("a has registered 33554532 bytes"), "{refused}");
+        assert!(refused.contains("a has registered 16777316 bytes"), "{refused}");
         // What replaces a record counts for what it has more.
         assert_eq!(registered.admit(Table::Registrations, "default/n1/i", "a", 2 * half - 100), Ok(()));
         assert_eq!(registered.admit(Table::Registrations, "default/n2/j", "b", half), Ok(()));

@@ -16,11 +16,12 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
+use tonic::transport::Channel;
 use weft_proto::envoy::DeltaDiscoveryRequest;
 use weft_proto::envoy::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use weft_proto::v1::registry_client::RegistryClient;
 use weft_proto::v1::registry_request::Kind;
-use weft_proto::v1::{Deregister, Heartbeat, Hello, Instance, RegistryReply, RegistryRequest};
+use weft_proto::v1::{CheckUpdate, Deregister, Heartbeat, Hello, Instance, RegistryReply, RegistryRequest};
 use weft_proto::{ENDPOINTS_TYPE, SERVICE_TYPE};
 use weft_sidecar::control::Control;
 
@@ -181,9 +182,13 @@ pub(crate) struct Registrar {
 
 impl Registrar {
     pub(crate) async fn open(control: &Control, node: &str) -> Result<Registrar> {
-        let mut client = RegistryClient::new(control.connect().await?);
-        let (requests, outgoing) = mpsc::channel(16);
         let hello = Hello { node: node.into(), ..Default::default() };
+        Registrar::of(control.connect().await?, hello).await
+    }
+
+    pub(crate) async fn of(channel: Channel, hello: Hello) -> Result<Registrar> {
+        let mut client = RegistryClient::new(channel);
+        let (requests, outgoing) = mpsc::channel(16);
         requests.send(RegistryRequest { id: 0, kind: Some(Kind::Hello(hello)) }).await?;
         let replies = client.session(ReceiverStream::new(outgoing)).await?.into_inner();
         let replies = Box::pin(replies.map(|r| r.map_err(anyhow::Error::from)));
@@ -212,6 +217,10 @@ impl Registrar {
     /// A sign of life.
     pub(crate) async fn heartbeat(&mut self) -> Result<()> {
         self.ask(Kind::Heartbeat(Heartbeat::default())).await.map(drop)
+    }
+
+    pub(crate) async fn check(&mut self, update: CheckUpdate) -> Result<()> {
+        self.ask(Kind::Check(update)).await.map(drop)
     }
 
     /// A second instance of s0 comes, or goes until all know.

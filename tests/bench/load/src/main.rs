@@ -4,6 +4,7 @@ mod bytes;
 mod fleet;
 mod grpc_server;
 mod handshakes;
+mod largest;
 mod open_loop;
 mod registry;
 
@@ -31,6 +32,8 @@ enum Command {
     Handshakes(handshakes::Options),
     /// Discovery streams of many sidecars, and changes that reach them all.
     Fleet(fleet::Options),
+    /// The largest of everything that one member can send, and why it is refused.
+    Largest(largest::Options),
     /// Registrations of many sidecars, all at once.
     Registry(registry::Options),
 }
@@ -57,6 +60,7 @@ fn main() -> Result<()> {
             Command::Bytes(options) => print(&bytes::run(options).await?),
             Command::Handshakes(options) => print(&handshakes::run(options).await?),
             Command::Fleet(options) => print(&fleet::run(options).await?),
+            Command::Largest(options) => print(&largest::run(options).await?),
             Command::Registry(options) => print(&registry::run(options).await?),
         }
     })
