@@ -29,6 +29,7 @@ use crate::identity::Refusals;
 use crate::mesh::{Mesh, unix_now};
 use crate::snapshot;
 use crate::store;
+use crate::telemetry;
 use crate::token::{ApiClaims, Claims, Tokens};
 use crate::world::{Member, RemoteHost, World};
 
@@ -114,6 +115,18 @@ pub async fn listen(path: &Path) -> Result<UnixListener> {
     Ok(listener)
 }
 
+impl AdminService {
+    /// Why nothing can be written now, in words; empty: it can.
+    fn store_problem(&self) -> String {
+        if let Some(problem) = self.store.health().problem() {
+            return telemetry::describe(&problem);
+        }
+        let cut_off = *self.mesh.cut_off().borrow();
+        cut_off
+            .map_or_else(String::new, |since| format!("the store has not answered for {} s", since.elapsed().as_secs()))
+    }
+}
+
 #[tonic::async_trait]
 impl Admin for AdminService {
     async fn apply(&self, request: Request<v1::ApplyRequest>) -> Result<Response<v1::ApplyReply>, Status> {
@@ -183,6 +196,7 @@ impl Admin for AdminService {
             services: services.into_values().collect(),
             datacenters: self.federation.status(&self.mesh).into_iter().map(datacenter).collect(),
             refused: self.refusals.status(tokio::time::Instant::now()),
+            store_problem: self.store_problem(),
         }))
     }
 

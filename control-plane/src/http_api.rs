@@ -29,6 +29,7 @@ use crate::dns::listen::Listen;
 use crate::eureka::Eureka;
 use crate::external::Externals;
 use crate::peer::OwnCertificate;
+use crate::telemetry::{self, Telemetry};
 use crate::token::Tokens;
 
 /// On loopback, and not Consul's usual port: that is the sidecar's, which may run on the same machine.
@@ -58,6 +59,8 @@ pub struct HttpApi {
     pub externals: Arc<Externals>,
     /// Checks tokens.
     pub tokens: Arc<Tokens>,
+    /// Answers probes and Prometheus.
+    pub telemetry: Telemetry,
 }
 
 /// One listener.
@@ -158,6 +161,11 @@ impl Answers for Listener {
             Ok(rights) => rights,
             Err(refused) => return refusal(&refused, &head),
         };
+        if head.method == Method::GET
+            && let Some(answered) = self.api.telemetry.answer(head.uri.path())
+        {
+            return answered;
+        }
         let namespace = match &rights {
             Rights::Token(claims) => claims.namespace.clone(),
             Rights::All | Rights::Read | Rights::Peer(_) => NAMESPACE.to_owned(),
@@ -187,7 +195,7 @@ impl Answers for Listener {
 impl Listener {
     fn rights(&self, head: &request::Parts) -> Result<Rights, Refused> {
         // Whatever the token is.
-        if consul::route::is_public(&head.method, head.uri.path()) {
+        if consul::route::is_public(&head.method, head.uri.path()) || head.uri.path() == telemetry::READY {
             return Ok(Rights::Read);
         }
         match access::claims(&self.api.tokens, head)? {
@@ -251,6 +259,7 @@ mod tests {
             eureka: Arc::new(Eureka::new(mesh.clone())),
             externals: Externals::open(mesh.clone(), Discovery::new(mesh), None).await.unwrap(),
             tokens: Arc::new(Tokens::new(&[7; 32])),
+            telemetry: Telemetry::default(),
         }
     }
 
@@ -327,6 +336,9 @@ mod tests {
             (&here, "", "GET", "/v1/agent/services", 200, "{}"),
             (&remote, "", "GET", "/v1/agent/self", 403, "Permission denied"),
             (&remote, "", "GET", services, 403, "Permission denied: this address is answered with a token only"),
+            (&remote, "", "GET", "/healthz/ready", 200, "ready"),
+            (&remote, "", "GET", "/metrics", 403, "Permission denied"),
+            (&here, "", "GET", "/metrics", 200, "weft_store_writable 1"),
             (&remote, "", "GET", "/v1/status/leader", 200, "10.0.0.9:15012"),
             (&remote, "", "GET", "/v1/status/peers", 200, "[\"10.0.0.9:15012\"]"),
             (&remote, "weftapi1.x.y", "GET", "/v1/catalog/datacenters", 200, "[\"dc1\"]"),

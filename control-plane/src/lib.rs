@@ -24,6 +24,7 @@ pub mod registry;
 pub mod server;
 pub mod snapshot;
 pub mod store;
+pub mod telemetry;
 pub mod token;
 pub mod translate;
 pub mod world;

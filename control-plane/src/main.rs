@@ -13,6 +13,7 @@ use weft_control_plane::federation::{self, peering::PeerAddress};
 use weft_control_plane::http_api;
 use weft_control_plane::policy::folder::DEFAULT_GRACE_S;
 use weft_control_plane::server::{self, Config};
+use weft_control_plane::snapshot::automatic;
 use weft_control_plane::store::etcd::Access;
 use weft_control_plane::world::DEFAULT_DATACENTER;
 use weft_proto::v1::PeerGateway;
@@ -46,6 +47,8 @@ struct Args {
     /// File with etcd's user and password, user:password.
     #[arg(long, requires = "store")]
     etcd_user_file: Option<PathBuf>,
+    #[command(flatten)]
+    snapshots: Snapshots,
     /// Folder of policy files (Istio's YAML), watched.
     #[arg(long)]
     policies: Option<PathBuf>,
@@ -75,6 +78,26 @@ struct Args {
     http: Http,
     #[command(flatten)]
     datacenters: Datacenters,
+}
+
+/// Snapshots of the store that are made without being asked for.
+#[derive(clap::Args)]
+struct Snapshots {
+    /// Seconds between two snapshots, made in the data folder's `snapshots` when something has changed; 0: none are made.
+    /// Without it 3600, and 0 with --store: etcd has backups of its own.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(0..=30 * 24 * 3600))]
+    snapshot_interval: Option<u64>,
+    /// Snapshots that are kept; the oldest goes.
+    #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    snapshot_keep: u64,
+}
+
+impl Snapshots {
+    fn settings(&self, shared_store: bool) -> automatic::Settings {
+        let interval = self.snapshot_interval.unwrap_or(if shared_store { 0 } else { 3600 });
+        let keep = usize::try_from(self.snapshot_keep).unwrap_or(usize::MAX);
+        automatic::Settings { interval: Duration::from_secs(interval), keep }
+    }
 }
 
 /// Other data centres: each has control planes, a store and a trust domain of its own.
@@ -212,6 +235,7 @@ fn main() -> Result<()> {
         None => None,
     };
     let config = Config {
+        snapshots: args.snapshots.settings(args.store.is_some()),
         store: args.store,
         etcd: Access { ca: args.etcd_ca, certificate: args.etcd_cert.zip(args.etcd_key), user },
         data_dir: args.data_dir,

@@ -36,9 +36,11 @@ use crate::peer;
 use crate::policy::folder::PolicyFolder;
 use crate::rates::Rates;
 use crate::registry::RegistryService;
+use crate::snapshot::automatic;
 use crate::store::embedded::Embedded;
 use crate::store::etcd::{Access, Etcd};
 use crate::store::{self, Condition, Op, Table};
+use crate::telemetry::Telemetry;
 use crate::token::Tokens;
 
 /// How a control plane runs.
@@ -50,6 +52,8 @@ pub struct Config {
     pub store: Option<String>,
     /// How etcd is reached.
     pub etcd: Access,
+    /// Snapshots that are made without being asked for.
+    pub snapshots: automatic::Settings,
     /// Folder of policy files, watched.
     pub policies: Option<PathBuf>,
     /// How long the documents of a policy file are kept that was emptied or removed.
@@ -93,6 +97,11 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
     let ca = Arc::new(open_ca(&store, &config.trust_domain).await?);
     http_api::write_root(&ca, &config.data_dir)?;
     let tokens = Arc::new(Tokens::new(&token_secret(&store).await?));
+    let telemetry = Telemetry { store: store.health(), ..Telemetry::default() };
+    if !config.snapshots.interval.is_zero() {
+        let (dir, counts) = (config.data_dir.clone(), telemetry.snapshots.clone());
+        tokio::spawn(automatic::keep(store.clone(), dir, config.snapshots, counts));
+    }
     let mesh = Mesh::open(store.clone(), ca.trust_domain(), config.lease).await?;
     let federation = Federation::start(&config.federation, &mesh, &ca).await?;
     let discovery = Discovery::new(mesh.clone());
@@ -149,7 +158,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
     let folder = config.allow_external.then(|| config.data_dir.join("external"));
     let externals = Externals::open(mesh.clone(), discovery.clone(), folder).await?;
     tokio::spawn(externals.clone().keep());
-    let api = HttpApi { externals, consul: consul.clone(), eureka: eureka.clone(), tokens: tokens.clone() };
+    let api = HttpApi { externals, consul: consul.clone(), eureka: eureka.clone(), tokens: tokens.clone(), telemetry };
     http_api::serve(api, &config.http, &ca).await?;
     let catalog = CatalogService { eureka, consul, tokens: tokens.clone() };
     let identity = IdentityService {

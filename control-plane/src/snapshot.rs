@@ -4,6 +4,8 @@
 //! and at the end the SHA-256 of all before, so that half a file is never restored. It holds the keys of the certificate
 //! authority: it is written readable by its owner alone.
 
+pub mod automatic;
+
 use std::collections::HashSet;
 
 use aws_lc_rs::digest::{SHA256, SHA256_OUTPUT_LEN, digest};

@@ -9,6 +9,7 @@ mod connections;
 mod costs;
 mod datacenters;
 mod defaults;
+mod disks;
 mod dns;
 mod eureka;
 mod explained;
@@ -81,6 +82,7 @@ fn main() -> ExitCode {
         sidecars::all(),
         defaults::all(),
         store::all(),
+        disks::all(),
         times::all(),
         unix::all(),
         operations::all(),

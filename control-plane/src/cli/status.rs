@@ -23,7 +23,8 @@ pub struct Status {
 }
 
 impl Status {
-    /// Runs it. The exit status is 1 while a policy is refused by its file's control plane or by a sidecar.
+    /// Runs it. The exit status is 1 while a policy is refused by its file's control plane or by a sidecar, and while the
+    /// store takes no writes.
     ///
     /// # Errors
     /// When the control plane cannot be reached.
@@ -37,10 +38,11 @@ impl Status {
     }
 }
 
-/// Whether nothing is refused.
+/// Whether nothing is refused and the store takes writes.
 fn is_healthy(status: &v1::StatusReply) -> bool {
     let mut resources = status.sidecars.iter().flat_map(|sidecar| &sidecar.resources);
-    resources.all(|resource| resource.refused.is_empty())
+    status.store_problem.is_empty()
+        && resources.all(|resource| resource.refused.is_empty())
         && !status.policy_problems.iter().any(|problem| problem.contains(": error: "))
 }
 
@@ -61,6 +63,9 @@ fn print(status: &v1::StatusReply, out: &mut impl Write) -> Result<()> {
         let (identity, address, times, since) = (&r.identity, &r.address, r.times, r.since_s);
         let refused = bad("REFUSED a certificate");
         writeln!(out, "identity {identity}  {refused}  {times} times in {since} s, last from {address}: {}", r.reason)?;
+    }
+    if !status.store_problem.is_empty() {
+        writeln!(out, "store  {}  {}", bad("NOT WRITABLE"), status.store_problem)?;
     }
     writeln!(
         out,
@@ -146,6 +151,7 @@ fn to_json(status: &v1::StatusReply) -> Value {
         "datacenters": list(status.datacenters.iter().map(datacenter_json).collect()),
         "policyProblems": status.policy_problems,
         "refusedIdentities": list(status.refused.iter().map(refused_json).collect()),
+        "storeProblem": status.store_problem,
         "healthy": is_healthy(status),
     })
 }

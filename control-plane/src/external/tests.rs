@@ -301,6 +301,10 @@ impl Store for Faulty {
     async fn watch(&self) -> Result<Watch, store::Error> {
         self.store.watch().await
     }
+
+    fn health(&self) -> Arc<store::health::Health> {
+        self.store.health()
+    }
 }
 
 #[tokio::test]

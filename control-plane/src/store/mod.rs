@@ -8,6 +8,7 @@
 
 pub mod embedded;
 pub mod etcd;
+pub mod health;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -241,6 +242,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// All there is and every change from then on.
     async fn watch(&self) -> Result<Watch, Error>;
+
+    /// Whether writes are taken.
+    fn health(&self) -> Arc<health::Health>;
 }
 
 /// A store that is shared.
