@@ -225,7 +225,7 @@ impl Admin for AdminService {
         }
         let records = snapshot::decode(&file).map_err(Status::invalid_argument)?;
         let restored = snapshot::restore(&self.store, records).await;
-        let restored = restored.map_err(|e| Status::unavailable(format!("interrupted, to be repeated: {e}")))?;
+        let restored = restored.map_err(|e| Status::unavailable(format!("not restored, to be repeated: {e}")))?;
         tracing::warn!(records = restored.records, "a snapshot was restored");
         let records = u64::try_from(restored.records).unwrap_or(u64::MAX);
         Ok(Response::new(v1::RestoreSnapshotReply { records, restart: restored.secrets }))

@@ -37,6 +37,7 @@ use weft_proto::v1;
 use crate::explain;
 use crate::policy::Document;
 use crate::policy::folder::FolderState;
+use crate::store::batch::{self, Interrupted};
 use crate::store::{self, Condition, Op};
 use crate::world::{Changed, World};
 use topics::Topics;
@@ -321,6 +322,20 @@ impl Mesh {
         // It is safe in the store; where the watch is broken, what is written shows when it is mended.
         let _ = tokio::time::timeout(SEEN, seen.wait_for(|seen| *seen >= revision)).await;
         Ok(Some(revision))
+    }
+
+    /// Makes changes that belong together, at once where the store takes them so, and waits until they are seen here.
+    async fn write_batch(&self, ops: Vec<Op>) -> Result<(), Interrupted> {
+        let (mut done, total) = (0, ops.len());
+        for part in batch::divide(ops, self.store.limits()) {
+            let size = part.len();
+            self.write(Vec::new(), part).await.map_err(|error| {
+                let unknown = if matches!(error, store::Error::Unknown(_)) { size } else { 0 };
+                Interrupted { done, unknown, total, error }
+            })?;
+            done += size;
+        }
+        Ok(())
     }
 
     fn publish(&self, state: &mut State, changed: Changed) {

@@ -302,6 +302,10 @@ impl Store for Faulty {
         self.store.watch().await
     }
 
+    fn limits(&self) -> store::batch::Limits {
+        self.store.limits()
+    }
+
     fn health(&self) -> Arc<store::health::Health> {
         self.store.health()
     }

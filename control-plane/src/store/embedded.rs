@@ -19,6 +19,7 @@ use redb::{Database, ReadableDatabase};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
 
+use super::batch::Limits;
 use super::health::Health;
 use super::{Condition, Error, Op, Record, Store, Table, Watch};
 use file::{Place, RECORDS, Storage};
@@ -49,6 +50,8 @@ enum Request {
     Recover,
 }
 
+/// Of one transaction, which is in memory until it is on disk: more than any mesh's whole state.
+const LIMITS: Limits = Limits { ops: 1_000_000, bytes: 1 << 30 };
 /// Pause between tries to write again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -136,6 +139,10 @@ impl Store for Embedded {
 
     async fn watch(&self) -> Result<Watch, Error> {
         self.ask(Request::Watch).await
+    }
+
+    fn limits(&self) -> Limits {
+        LIMITS
     }
 
     fn health(&self) -> Arc<Health> {

@@ -28,8 +28,9 @@ use weft_proto::etcd::{
     WatchResponse,
 };
 
+use super::batch::Limits;
 use super::health::Health;
-use super::{Change, Changes, Condition, Error, Op, Record, Store, Table, Watch};
+use super::{Change, Changes, Condition, Error, MAX_OPS, Op, Record, Store, Table, Watch};
 pub use connect::Access;
 use connect::{Servers, Session};
 
@@ -39,6 +40,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const PERSISTENCE: Duration = Duration::from_secs(8);
 /// Pause before a request is made, or a broken watch is taken up, again.
 const RETRY: Duration = Duration::from_millis(200);
+/// etcd takes 128 operations (`--max-txn-ops`) and 1.5 MiB (`--max-request-bytes`) a request unless told otherwise.
+const LIMITS: Limits = Limits { ops: MAX_OPS, bytes: 1 << 20 };
 /// Pause between tries to write while etcd refuses.
 const RECOVERY: Duration = Duration::from_secs(2);
 /// Life of the lease that such a try asks for, seconds.
@@ -323,6 +326,10 @@ impl Store for Etcd {
         let (sender, changes) = mpsc::channel(QUEUE);
         tokio::spawn(self.clone().follow(revision + 1, sender));
         Ok(Watch { revision: unsigned(revision), records, changes })
+    }
+
+    fn limits(&self) -> Limits {
+        LIMITS
     }
 
     fn health(&self) -> Arc<Health> {
