@@ -110,11 +110,10 @@ impl Dns {
         if query.is_of_consul() {
             return self.of_consul(query, transport).await;
         }
-        if self.serves == Serves::ConsulClients
-            && query.is_reverse()
-            && let Some(answer) = self.consul.answer(query, transport).await.filter(|answer| !is_failure(answer))
+        if query.is_reverse()
+            && let Some(said) = self.of_address(query, transport).await
         {
-            return Err(answer);
+            return said;
         }
         self.decide(query, packet, transport).await
     }
@@ -138,6 +137,22 @@ impl Dns {
             }
         }
         self.consul.answer(query, transport).await.map_or(Ok(unknown), Err)
+    }
+
+    /// What to say of an address of the mesh: a virtual IP's service, else what the control plane knows of an instance or a
+    /// node there. `None`: nothing.
+    async fn of_address(&self, query: &Query, transport: Transport) -> Option<Result<Say, Vec<u8>>> {
+        let address = query.address()?;
+        if target::is_virtual(address) {
+            return Some(Ok(match self.directory.lookup(&address.to_string()).await {
+                Lookup::Service(view) => Say::Name(view.service.host.to_string(), TTL),
+                Lookup::Absent => Say::NoSuchName,
+                Lookup::Unknown => Say::ServerFailure,
+            }));
+        }
+        let limit = if self.serves == Serves::ConsulClients { Duration::MAX } else { SILENCE };
+        let answer = tokio::time::timeout(limit, self.consul.answer(query, transport)).await.ok()??;
+        (!is_failure(&answer)).then_some(Err(answer))
     }
 
     /// What to say of a name that is not Consul's; or, as the error, the name server's words.
