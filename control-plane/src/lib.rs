@@ -23,6 +23,7 @@ pub mod rates;
 pub mod registry;
 pub mod server;
 pub mod snapshot;
+mod sockets;
 pub mod store;
 pub mod telemetry;
 pub mod token;

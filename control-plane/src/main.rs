@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::Parser;
 use tracing_appender::non_blocking::NonBlockingBuilder;
+use weft_agent::clients;
 use weft_control_plane::dns::{self, listen::Listen};
 use weft_control_plane::federation::{self, peering::PeerAddress};
 use weft_control_plane::http_api;
@@ -159,6 +160,9 @@ struct Http {
     /// this host's name; a listener at 0.0.0.0 has to be given the address that clients use.
     #[arg(long = "http-name", value_name = "NAME")]
     http_names: Vec<String>,
+    /// Requests of one address that may be under way there at once, blocking queries and others each; more are answered with 429.
+    #[arg(long, default_value_t = clients::PER_CLIENT, value_parser = clients::limit)]
+    http_max_conns_per_client: usize,
     /// Programs without a sidecar may register there, with a token that names their service. They have no identity: the
     /// mesh speaks plaintext to them.
     #[arg(long)]
@@ -251,6 +255,7 @@ fn main() -> Result<()> {
         http: http_api::Settings {
             listen: if args.http.http_listen.is_empty() { vec![Listen::Usual] } else { args.http.http_listen },
             names: args.http.http_names,
+            per_client: args.http.http_max_conns_per_client,
         },
         allow_external: args.http.allow_external,
         federation: args.datacenters.settings(),

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
-use tokio::net::TcpListener;
 use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tonic::transport::Server;
 use weft_proto::envoy::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
@@ -37,6 +36,7 @@ use crate::policy::folder::PolicyFolder;
 use crate::rates::Rates;
 use crate::registry::RegistryService;
 use crate::snapshot::automatic;
+use crate::sockets;
 use crate::store::embedded::Embedded;
 use crate::store::etcd::{Access, Etcd};
 use crate::store::{self, Condition, Op, Table};
@@ -106,7 +106,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
     let federation = Federation::start(&config.federation, &mesh, &ca).await?;
     let discovery = Discovery::new(mesh.clone());
 
-    let listener = TcpListener::bind(config.listen).await;
+    let listener = sockets::listen(config.listen);
     let listener = listener.with_context(|| format!("cannot listen on {}", config.listen))?;
     let address = listener.local_addr()?;
     let socket = config.data_dir.join(ADMIN_SOCKET);

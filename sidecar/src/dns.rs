@@ -35,11 +35,10 @@ use crate::dns::answer::{Asked, Place, Query, Say};
 use crate::dns::consul::Consul;
 use crate::dns::forward::{Forwarder, Transport};
 use weft_agent::datacenter::Datacenter;
+use weft_agent::quiet::{Connection, Quiet};
 
 /// Queries answered at once; beyond that they are dropped, and asked again by whoever still wants to know.
 const IN_FLIGHT: usize = 1024;
-/// Connections served at once.
-const CONNECTIONS: usize = 256;
 /// A connection that asks nothing for this long is closed.
 const IDLE: Duration = Duration::from_secs(10);
 /// No query is longer.
@@ -363,17 +362,17 @@ async fn serve_udp(dns: Arc<Dns>, socket: Arc<UdpSocket>) {
 }
 
 async fn serve_tcp(dns: Arc<Dns>, listener: TcpListener) {
-    let connections = Arc::new(Semaphore::new(CONNECTIONS));
+    let quiet = Arc::<Quiet>::default();
     loop {
-        // Never closed.
-        let Ok(permit) = connections.clone().acquire_owned().await else { return };
         match listener.accept().await {
-            Ok((stream, _)) => {
-                let dns = dns.clone();
+            Ok((stream, from)) => {
+                let (dns, held) = (dns.clone(), quiet.enter(from.ip()));
                 tokio::spawn(async move {
-                    // A client that breaks off is its own affair.
-                    let _ = connection(&dns, stream).await;
-                    drop(permit);
+                    tokio::select! {
+                        // A client that breaks off is its own affair.
+                        _ = connection(&dns, stream, &held) => {}
+                        () = held.dismissed() => {}
+                    }
                 });
             }
             Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
@@ -381,10 +380,12 @@ async fn serve_tcp(dns: Arc<Dns>, listener: TcpListener) {
     }
 }
 
-async fn connection(dns: &Dns, mut stream: TcpStream) -> io::Result<()> {
+async fn connection(dns: &Dns, mut stream: TcpStream, held: &Connection) -> io::Result<()> {
     loop {
+        held.rest();
         let packet = tokio::time::timeout(IDLE, read_framed(&mut stream, MAX_QUERY)).await??;
         let Ok(_permit) = dns.permits.acquire().await else { return Ok(()) };
+        held.work();
         let Some(reply) = dns.handle(&packet, Transport::Tcp).await else { return Ok(()) };
         tokio::time::timeout(IDLE, write_framed(&mut stream, &reply)).await??;
     }

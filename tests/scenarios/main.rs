@@ -31,6 +31,7 @@ mod proxies;
 mod registry;
 mod routes;
 mod sidecars;
+mod silence;
 mod store;
 mod times;
 mod traffic;
@@ -80,6 +81,7 @@ fn main() -> ExitCode {
         explained::all(),
         registry::all(),
         sidecars::all(),
+        silence::all(),
         defaults::all(),
         store::all(),
         disks::all(),

@@ -99,9 +99,14 @@ async fn ask(dns: &Dns, name: &str, kind: RecordType) -> (ResponseCode, Vec<Stri
 
 /// A name server that knows 192.0.2.1 for every name, and what it was asked.
 async fn name_server() -> (SocketAddr, Arc<std::sync::Mutex<Vec<(String, u16)>>>) {
-    let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    // A port that is free for both.
+    let (udp, tcp) = loop {
+        let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        if let Ok(tcp) = TcpListener::bind(udp.local_addr().unwrap()).await {
+            break (udp, tcp);
+        }
+    };
     let address = udp.local_addr().unwrap();
-    let tcp = TcpListener::bind(address).await.unwrap();
     let asked: Arc<std::sync::Mutex<Vec<(String, u16)>>> = Arc::default();
     let answer = {
         let asked = asked.clone();
