@@ -326,16 +326,7 @@ impl Mesh {
 
     /// Makes changes that belong together, at once where the store takes them so, and waits until they are seen here.
     async fn write_batch(&self, ops: Vec<Op>) -> Result<(), Interrupted> {
-        let (mut done, total) = (0, ops.len());
-        for part in batch::divide(ops, self.store.limits()) {
-            let size = part.len();
-            self.write(Vec::new(), part).await.map_err(|error| {
-                let unknown = if matches!(error, store::Error::Unknown(_)) { size } else { 0 };
-                Interrupted { done, unknown, total, error }
-            })?;
-            done += size;
-        }
-        Ok(())
+        batch::write(ops, self.store.limits(), |part| async { self.write(Vec::new(), part).await.map(drop) }).await
     }
 
     fn publish(&self, state: &mut State, changed: Changed) {

@@ -96,15 +96,7 @@ pub async fn restore(store: &Shared, records: Vec<(Table, String, Vec<u8>)>) -> 
         Op::Put { table, .. } | Op::Delete(table, _) => *table,
     };
     let secrets = ops.iter().any(|op| table(op) == Table::Secrets);
-    let (mut done, total) = (0, ops.len());
-    for part in batch::divide(ops, store.limits()) {
-        let size = part.len();
-        store.txn(Vec::new(), part).await.map_err(|error| {
-            let unknown = if matches!(error, store::Error::Unknown(_)) { size } else { 0 };
-            Interrupted { done, unknown, total, error }
-        })?;
-        done += size;
-    }
+    batch::write(ops, store.limits(), |part| async { store.txn(Vec::new(), part).await.map(drop) }).await?;
     Ok(Restored { records: count, secrets })
 }
 

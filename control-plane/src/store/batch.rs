@@ -42,8 +42,28 @@ impl Interrupted {
     }
 }
 
+/// Makes the changes of a batch, in as few transactions as the limits allow, each by `write`.
+///
+/// # Errors
+/// That of the first transaction that failed, and how far the batch came; those after it are not tried.
+pub async fn write<F>(ops: Vec<Op>, limits: Limits, mut write: impl FnMut(Vec<Op>) -> F) -> Result<(), Interrupted>
+where
+    F: Future<Output = Result<(), Error>>,
+{
+    let (mut done, total) = (0, ops.len());
+    for part in divide(ops, limits) {
+        let size = part.len();
+        write(part).await.map_err(|error| {
+            let unknown = if matches!(error, Error::Unknown(_)) { size } else { 0 };
+            Interrupted { done, unknown, total, error }
+        })?;
+        done += size;
+    }
+    Ok(())
+}
+
 /// Divides a batch into transactions, in order.
-pub fn divide(ops: Vec<Op>, limits: Limits) -> Vec<Vec<Op>> {
+fn divide(ops: Vec<Op>, limits: Limits) -> Vec<Vec<Op>> {
     let mut parts: Vec<Vec<Op>> = Vec::new();
     let mut room = Limits { ops: 0, bytes: 0 };
     for op in ops {

@@ -4,7 +4,7 @@
 //! fsync and not one each. An acknowledged write is on disk, and is told to watchers before it is acknowledged.
 //!
 //! After a write that the disk refuses the database takes no other until it is opened anew. The writer does so at once, and
-//! every second until a write of some size succeeds: a full disk costs the writes made meanwhile and no restart.
+//! again and again until a write of some size succeeds: a full disk costs the writes made meanwhile and no restart.
 
 mod file;
 mod writer;
@@ -52,8 +52,8 @@ enum Request {
 
 /// Of one transaction, which is in memory until it is on disk: more than any mesh's whole state.
 const LIMITS: Limits = Limits { ops: 1_000_000, bytes: 1 << 30 };
-/// Pause between tries to write again.
-const RETRY: Duration = Duration::from_secs(1);
+/// Pause between tries to write again, which doubles up to the longest: each verifies the whole file (2 ms a megabyte).
+const RETRY: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(8);
 
 /// What runs out when. Only the writer adds and removes leases and keys.
 #[derive(Default)]
@@ -178,11 +178,14 @@ async fn end_leases(leases: Arc<Leases>, requests: mpsc::WeakSender<Request>) {
 
 /// Has the writer try again while writes fail, for as long as the store is there.
 async fn recover(health: Arc<Health>, requests: mpsc::WeakSender<Request>) {
+    let mut pause = *RETRY.start();
     loop {
         if health.problem().is_none() {
+            pause = *RETRY.start();
             health.failure().await;
         }
-        tokio::time::sleep(RETRY).await;
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(*RETRY.end());
         let Some(requests) = requests.upgrade() else { return };
         if requests.send(Request::Recover).await.is_err() {
             return;

@@ -135,7 +135,7 @@ impl Place {
         let read = read.unwrap_or_else(|panic| Err(anyhow::anyhow!("{}", words(panic.as_ref()))));
         let (kept, leases) = read.map_err(|e| self.error(&Failure::Damaged(format!("{e:#}"))))?;
         self.report_repair(fell_back, kept, last);
-        self.open_last()?;
+        self.open_last();
         self.note(kept.revision, kept.time);
         Ok(Opened { db, revision: kept.revision, leases })
     }
@@ -223,11 +223,14 @@ impl Place {
         last
     }
 
-    fn open_last(&mut self) -> Result<()> {
+    /// A disk that has no room for it may have room for what matters.
+    fn open_last(&mut self) {
         let path = self.dir.join(LAST);
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
-        self.last = Some(file.with_context(|| format!("cannot open {}", path.display()))?);
-        Ok(())
+        if let Err(e) = &file {
+            tracing::warn!("cannot open {}: {e}; a write that the store loses cannot be noticed", path.display());
+        }
+        self.last = file.ok();
     }
 
     /// Notes the last acknowledged write.
