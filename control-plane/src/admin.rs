@@ -30,6 +30,7 @@ use crate::identity::Refusals;
 use crate::mesh::{Mesh, unix_now};
 use crate::snapshot;
 use crate::store;
+use crate::telemetry;
 use crate::token::{ApiClaims, Claims, Tokens};
 
 /// Longest life of a join token, and the one that it has when none is asked for.
@@ -78,6 +79,18 @@ pub async fn listen(path: &Path) -> Result<UnixListener> {
     Ok(listener)
 }
 
+impl AdminService {
+    /// Why nothing can be written now, in words; empty: it can.
+    fn store_problem(&self) -> String {
+        if let Some(problem) = self.store.health().problem() {
+            return telemetry::describe(&problem);
+        }
+        let cut_off = *self.mesh.cut_off().borrow();
+        cut_off
+            .map_or_else(String::new, |since| format!("the store has not answered for {} s", since.elapsed().as_secs()))
+    }
+}
+
 #[tonic::async_trait]
 impl Admin for AdminService {
     async fn apply(&self, request: Request<v1::ApplyRequest>) -> Result<Response<v1::ApplyReply>, Status> {
@@ -121,7 +134,7 @@ impl Admin for AdminService {
         }
         let records = snapshot::decode(&file).map_err(Status::invalid_argument)?;
         let restored = snapshot::restore(&self.store, records).await;
-        let restored = restored.map_err(|e| Status::unavailable(format!("interrupted, to be repeated: {e}")))?;
+        let restored = restored.map_err(|e| Status::unavailable(format!("not restored, to be repeated: {e}")))?;
         tracing::warn!(records = restored.records, "a snapshot was restored");
         let records = u64::try_from(restored.records).unwrap_or(u64::MAX);
         Ok(Response::new(v1::RestoreSnapshotReply { records, restart: restored.secrets }))

@@ -37,34 +37,45 @@ pub const NODES: usize = 20_000;
 /// Bytes of all that one identity has registered: nodes, instances and checks, as the store holds them.
 pub const REGISTERED: usize = 32 << 20;
 
+/// What is out of bounds, and the bound.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Exceeded(pub String);
+
+impl From<Exceeded> for String {
+    fn from(exceeded: Exceeded) -> String {
+        exceeded.0
+    }
+}
+
 /// Whether a text is short enough.
 ///
 /// # Errors
 /// Names the field, its length and the bound.
-pub fn text(field: &str, text: &str, most: usize) -> Result<(), String> {
+pub fn text(field: &str, text: &str, most: usize) -> Result<(), Exceeded> {
     if text.len() <= most {
         return Ok(());
     }
-    Err(format!("the field {field} has {} bytes, {most} at most", text.len()))
+    Err(Exceeded(format!("the field {field} has {} bytes, {most} at most", text.len())))
 }
 
 fn pairs<'a>(
     what: &str,
     all: impl Iterator<Item = (&'a String, &'a String)>,
     (most, most_bytes): (usize, usize),
-) -> Result<(), String> {
+) -> Result<(), Exceeded> {
     let (count, bytes) = all.fold((0, 0), |(count, bytes), (key, value)| (count + 1, bytes + key.len() + value.len()));
     if count <= most && bytes <= most_bytes {
         return Ok(());
     }
-    Err(format!("{count} {what} of {bytes} bytes together, {most} of {most_bytes} bytes at most"))
+    Err(Exceeded(format!("{count} {what} of {bytes} bytes together, {most} of {most_bytes} bytes at most")))
 }
 
 /// Whether the labels of a sidecar are few and short enough.
 ///
 /// # Errors
 /// Names the bound.
-pub fn labels<'a>(all: impl Iterator<Item = (&'a String, &'a String)>) -> Result<(), String> {
+pub fn labels<'a>(all: impl Iterator<Item = (&'a String, &'a String)>) -> Result<(), Exceeded> {
     pairs("labels", all, LABELS)
 }
 
@@ -72,7 +83,7 @@ pub fn labels<'a>(all: impl Iterator<Item = (&'a String, &'a String)>) -> Result
 ///
 /// # Errors
 /// Names the bound.
-pub fn node_meta<'a>(all: impl Iterator<Item = (&'a String, &'a String)>) -> Result<(), String> {
+pub fn node_meta<'a>(all: impl Iterator<Item = (&'a String, &'a String)>) -> Result<(), Exceeded> {
     pairs("pairs of metadata", all, (FIELDS, INSTANCE))
 }
 
@@ -80,7 +91,7 @@ pub fn node_meta<'a>(all: impl Iterator<Item = (&'a String, &'a String)>) -> Res
 ///
 /// # Errors
 /// Names the field.
-pub fn hello(hello: &v1::Hello) -> Result<(), String> {
+pub fn hello(hello: &v1::Hello) -> Result<(), Exceeded> {
     text("workload", &hello.workload, NAME)?;
     text("locality", &hello.locality, NAME)?;
     text("version", &hello.version, NAME)?;
@@ -91,28 +102,28 @@ pub fn hello(hello: &v1::Hello) -> Result<(), String> {
 ///
 /// # Errors
 /// Names the bound.
-pub fn check(check: &v1::Check) -> Result<(), String> {
+pub fn check(check: &v1::Check) -> Result<(), Exceeded> {
     use prost::Message;
     let bytes = check.encoded_len();
     if bytes <= CHECKS.1 {
         return Ok(());
     }
-    Err(format!("the check {:.64} has {bytes} bytes with its output, {} at most", check.check_id, CHECKS.1))
+    Err(Exceeded(format!("the check {:.64} has {bytes} bytes with its output, {} at most", check.check_id, CHECKS.1)))
 }
 
 /// Whether so many checks are few enough.
 ///
 /// # Errors
 /// Names the bound.
-pub fn check_count(count: usize) -> Result<(), String> {
-    if count <= CHECKS.0 { Ok(()) } else { Err(format!("{count} checks, {} at most", CHECKS.0)) }
+pub fn check_count(count: usize) -> Result<(), Exceeded> {
+    if count <= CHECKS.0 { Ok(()) } else { Err(Exceeded(format!("{count} checks, {} at most", CHECKS.0))) }
 }
 
 /// Whether an instance is of the size that the registry takes.
 ///
 /// # Errors
 /// Names the field and the bound.
-pub fn instance(instance: &v1::Instance) -> Result<(), String> {
+pub fn instance(instance: &v1::Instance) -> Result<(), Exceeded> {
     let fields = instance.tags.iter().chain(instance.meta.keys()).chain(instance.meta.values());
     let shown = instance.tagged_addresses.iter().flat_map(|(name, tagged)| [name, &tagged.address]);
     let count = instance.tags.len() + instance.meta.len() + instance.tagged_addresses.len();
@@ -122,10 +133,12 @@ pub fn instance(instance: &v1::Instance) -> Result<(), String> {
     }
     if longest > FIELD || count > FIELDS || bytes > INSTANCE {
         let most = format!("{FIELDS} of {FIELD} bytes each and {INSTANCE} together at most");
-        return Err(format!("tags, metadata and tagged addresses are too large: {count} of {bytes} bytes, {most}"));
+        return Err(Exceeded(format!(
+            "tags, metadata and tagged addresses are too large: {count} of {bytes} bytes, {most}"
+        )));
     }
     if instance.eureka.len() > MAX_DOCUMENT {
-        return Err(format!("the document of Eureka's API is too large ({MAX_DOCUMENT} bytes at most)"));
+        return Err(Exceeded(format!("the document of Eureka's API is too large ({MAX_DOCUMENT} bytes at most)")));
     }
     check_count(instance.checks.len())?;
     instance.checks.iter().try_for_each(check)
@@ -179,9 +192,9 @@ mod tests {
         let fine = v1::Hello { workload: long(NAME), locality: long(NAME), ..Default::default() };
         assert_eq!(hello(&fine), Ok(()));
         let refused = hello(&v1::Hello { workload: long(NAME + 1), ..Default::default() }).unwrap_err();
-        assert_eq!(refused, "the field workload has 254 bytes, 253 at most");
+        assert_eq!(refused.0, "the field workload has 254 bytes, 253 at most");
         let many = (0..129).map(|n| (format!("l{n}"), String::new())).collect();
-        assert!(hello(&v1::Hello { labels: many, ..Default::default() }).unwrap_err().starts_with("129 labels"));
+        assert!(hello(&v1::Hello { labels: many, ..Default::default() }).unwrap_err().0.starts_with("129 labels"));
         let large = [("label".to_owned(), long(LABELS.1))].into();
         assert!(hello(&v1::Hello { labels: large, ..Default::default() }).is_err());
 
@@ -191,12 +204,15 @@ mod tests {
         };
         assert_eq!(instance(&with_meta(15, FIELD)), Ok(()));
         for (count, bytes) in [(1, FIELD + 1), (FIELDS + 1, 1), (17, FIELD)] {
-            assert!(instance(&with_meta(count, bytes)).unwrap_err().contains("too large"), "{count} of {bytes}");
+            assert!(instance(&with_meta(count, bytes)).unwrap_err().0.contains("too large"), "{count} of {bytes}");
         }
         let output = v1::Check { output: long(CHECKS.1), ..Default::default() };
         assert!(instance(&v1::Instance { checks: vec![output], ..Default::default() }).is_err());
         let checks = vec![v1::Check::default(); CHECKS.0 + 1];
-        assert_eq!(instance(&v1::Instance { checks, ..Default::default() }), Err("65 checks, 64 at most".into()));
+        assert_eq!(
+            instance(&v1::Instance { checks, ..Default::default() }),
+            Err(Exceeded("65 checks, 64 at most".into()))
+        );
     }
 
     #[test]

@@ -238,6 +238,7 @@ impl Discovery {
     /// What is out of bounds, told to the peer and in the log.
     fn refuse(&self, identity: &SpiffeId, why: &str) -> Status {
         tracing::warn!(%identity, "discovery refused: {why}");
+        self.mesh.out_of_bounds.fetch_add(1, Ordering::Relaxed);
         Status::resource_exhausted(why)
     }
 

@@ -13,11 +13,9 @@ use anyhow::{Context, Result};
 use bytes::Bytes;
 use http::{Method, Request, StatusCode, request};
 use rcgen::KeyPair;
-use tokio::net::TcpListener;
-use tokio_rustls::TlsAcceptor;
 use weft_agent::answer::{self, Answered};
 use weft_agent::eureka::route::{self as eureka, Endpoint};
-use weft_agent::listen::{self, Answers};
+use weft_agent::listen::{self, Answers, Bounds};
 use weft_agent::page::Names;
 use weft_agent::query::Query;
 use weft_agent::refused::Refused;
@@ -29,6 +27,8 @@ use crate::dns::listen::Listen;
 use crate::eureka::Eureka;
 use crate::external::Externals;
 use crate::peer::OwnCertificate;
+use crate::sockets;
+use crate::telemetry::{self, Telemetry};
 use crate::token::Tokens;
 
 /// On loopback, and not Consul's usual port: that is the sidecar's, which may run on the same machine.
@@ -45,6 +45,8 @@ pub struct Settings {
     pub listen: Vec<Listen>,
     /// Further names and addresses in the certificate.
     pub names: Vec<String>,
+    /// Requests of one client at once, blocking queries and others apart.
+    pub per_client: usize,
 }
 
 /// What answers are made of.
@@ -58,6 +60,8 @@ pub struct HttpApi {
     pub externals: Arc<Externals>,
     /// Checks tokens.
     pub tokens: Arc<Tokens>,
+    /// Answers probes and Prometheus.
+    pub telemetry: Telemetry,
 }
 
 /// One listener.
@@ -80,7 +84,7 @@ pub async fn serve(api: HttpApi, settings: &Settings, ca: &Arc<Ca>) -> Result<()
             Listen::Usual => USUAL,
             Listen::At(address) => *address,
         };
-        let listener = match TcpListener::bind(address).await {
+        let listener = match sockets::listen(address) {
             Err(e) if *place == Listen::Usual => {
                 let text = "no HTTP API for programs without a sidecar";
                 tracing::warn!("{text}: cannot listen on {address}: {e} (--http-listen takes another address, or off)");
@@ -94,10 +98,10 @@ pub async fn serve(api: HttpApi, settings: &Settings, ca: &Arc<Ca>) -> Result<()
         let scheme = if remote { "https" } else { "http" };
         tracing::info!("programs without a sidecar find Consul's API at {scheme}://{address}");
         if remote {
-            let tls = acceptor(ca.clone(), certified(address.ip(), &own_name(), &settings.names))?;
-            tokio::spawn(listen::serve_tls(answers, listener, tls));
+            let tls = server_config(ca.clone(), certified(address.ip(), &own_name(), &settings.names))?;
+            tokio::spawn(listen::serve_tls(answers, listener, tls, Bounds::new(settings.per_client)));
         } else {
-            tokio::spawn(listen::serve(answers, listener));
+            tokio::spawn(listen::serve(answers, listener, Bounds::new(settings.per_client)));
         }
     }
     Ok(())
@@ -120,7 +124,7 @@ fn certified(listener: IpAddr, host: &str, more: &[String]) -> Vec<String> {
     names
 }
 
-fn acceptor(ca: Arc<Ca>, names: Vec<String>) -> Result<TlsAcceptor> {
+fn server_config(ca: Arc<Ca>, names: Vec<String>) -> Result<Arc<rustls::ServerConfig>> {
     let shown = names.join(", ");
     let sign = move |ca: &Ca, key: &KeyPair, lifetime| ca.sign_server(key, &names, SystemTime::now(), lifetime);
     let own = OwnCertificate::kept(ca, sign, std::future::pending())
@@ -131,7 +135,7 @@ fn acceptor(ca: Arc<Ca>, names: Vec<String>) -> Result<TlsAcceptor> {
         .with_no_client_auth()
         .with_cert_resolver(own);
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(TlsAcceptor::from(Arc::new(config)))
+    Ok(Arc::new(config))
 }
 
 /// Writes the root certificate as clients and other data centres take it. It is no secret.
@@ -158,6 +162,11 @@ impl Answers for Listener {
             Ok(rights) => rights,
             Err(refused) => return refusal(&refused, &head),
         };
+        if head.method == Method::GET
+            && let Some(answered) = self.api.telemetry.answer(head.uri.path())
+        {
+            return answered;
+        }
         let namespace = match &rights {
             Rights::Token(claims) => claims.namespace.clone(),
             Rights::All | Rights::Read | Rights::Peer(_) => NAMESPACE.to_owned(),
@@ -187,7 +196,7 @@ impl Answers for Listener {
 impl Listener {
     fn rights(&self, head: &request::Parts) -> Result<Rights, Refused> {
         // Whatever the token is.
-        if consul::route::is_public(&head.method, head.uri.path()) {
+        if consul::route::is_public(&head.method, head.uri.path()) || head.uri.path() == telemetry::READY {
             return Ok(Rights::Read);
         }
         match access::claims(&self.api.tokens, head)? {
@@ -217,7 +226,7 @@ mod tests {
     use rustls_pki_types::ServerName;
     use serde_json::{Value, json};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::TcpStream;
+    use tokio::net::{TcpListener, TcpStream};
     use weft_proto::v1;
 
     use super::*;
@@ -251,6 +260,7 @@ mod tests {
             eureka: Arc::new(Eureka::new(mesh.clone())),
             externals: Externals::open(mesh.clone(), Discovery::new(mesh), None).await.unwrap(),
             tokens: Arc::new(Tokens::new(&[7; 32])),
+            telemetry: Telemetry::default(),
         }
     }
 
@@ -327,6 +337,9 @@ mod tests {
             (&here, "", "GET", "/v1/agent/services", 200, "{}"),
             (&remote, "", "GET", "/v1/agent/self", 403, "Permission denied"),
             (&remote, "", "GET", services, 403, "Permission denied: this address is answered with a token only"),
+            (&remote, "", "GET", "/healthz/ready", 200, "ready"),
+            (&remote, "", "GET", "/metrics", 403, "Permission denied"),
+            (&here, "", "GET", "/metrics", 200, "weft_store_writable 1"),
             (&remote, "", "GET", "/v1/status/leader", 200, "10.0.0.9:15012"),
             (&remote, "", "GET", "/v1/status/peers", 200, "[\"10.0.0.9:15012\"]"),
             (&remote, "weftapi1.x.y", "GET", "/v1/catalog/datacenters", 200, "[\"dc1\"]"),
@@ -352,13 +365,14 @@ mod tests {
         let api = api(dir.path()).await;
         let token = token(&api, "default", &[], &[]);
         let ca = Arc::new(Ca::create("cluster.local", SystemTime::now()).unwrap().0);
-        let tls = acceptor(ca.clone(), certified([10, 0, 0, 9].into(), "cp", &["consul.example".into()])).unwrap();
+        let tls = server_config(ca.clone(), certified([10, 0, 0, 9].into(), "cp", &["consul.example".into()])).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let at = listener.local_addr().unwrap();
         tokio::spawn(listen::serve_tls(
             Arc::new(Listener { api, remote: true, names: Names::default() }),
             listener,
             tls,
+            Bounds::new(200),
         ));
         let mut roots = rustls::RootCertStore::empty();
         roots.add(ca.root().clone()).unwrap();

@@ -13,6 +13,7 @@ use weft_core::identity::SpiffeId;
 use weft_proto::v1::identity_server::Identity;
 use weft_proto::v1::{RefusedIdentity, SignRequest, SignResponse};
 
+use crate::bounds::SIGNING_REQUEST;
 use crate::ca::Ca;
 use crate::grants::{Grants, Unknown};
 use crate::mesh::unix_now;
@@ -97,6 +98,11 @@ impl Refusals {
 impl Identity for IdentityService {
     async fn sign(&self, request: Request<SignRequest>) -> Result<Response<SignResponse>, Status> {
         let peer = Peer::of(&request)?;
+        let bytes = request.get_ref().csr_der.len();
+        if bytes > SIGNING_REQUEST {
+            let text = format!("the signing request has {bytes} bytes, {SIGNING_REQUEST} at most");
+            return Err(Status::invalid_argument(text));
+        }
         let (id, named) = self.entitled(&request, &peer)?;
         let name = id.to_string();
         if let Err(wait) = self.rates.take((name.clone(), peer.remote), Instant::now()) {

@@ -8,11 +8,13 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::Parser;
 use tracing_appender::non_blocking::NonBlockingBuilder;
+use weft_agent::clients;
 use weft_control_plane::dns::{self, listen::Listen};
 use weft_control_plane::federation::{self, peering::PeerAddress};
 use weft_control_plane::http_api;
 use weft_control_plane::policy::folder::DEFAULT_GRACE_S;
 use weft_control_plane::server::{self, Config};
+use weft_control_plane::snapshot::automatic;
 use weft_control_plane::store::etcd::Access;
 use weft_control_plane::world::DEFAULT_DATACENTER;
 use weft_proto::v1::PeerGateway;
@@ -46,6 +48,8 @@ struct Args {
     /// File with etcd's user and password, user:password.
     #[arg(long, requires = "store")]
     etcd_user_file: Option<PathBuf>,
+    #[command(flatten)]
+    snapshots: Snapshots,
     /// Folder of policy files (Istio's YAML), watched.
     #[arg(long)]
     policies: Option<PathBuf>,
@@ -75,6 +79,26 @@ struct Args {
     http: Http,
     #[command(flatten)]
     datacenters: Datacenters,
+}
+
+/// Snapshots of the store that are made without being asked for.
+#[derive(clap::Args)]
+struct Snapshots {
+    /// Seconds between two snapshots, made in the data folder's `snapshots` when something has changed; 0: none are made.
+    /// Without it 3600, and 0 with --store: etcd has backups of its own.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(0..=30 * 24 * 3600))]
+    snapshot_interval: Option<u64>,
+    /// Snapshots that are kept; the oldest goes.
+    #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    snapshot_keep: u64,
+}
+
+impl Snapshots {
+    fn settings(&self, shared_store: bool) -> automatic::Settings {
+        let interval = self.snapshot_interval.unwrap_or(if shared_store { 0 } else { 3600 });
+        let keep = usize::try_from(self.snapshot_keep).unwrap_or(usize::MAX);
+        automatic::Settings { interval: Duration::from_secs(interval), keep }
+    }
 }
 
 /// Other data centres: each has control planes, a store and a trust domain of its own.
@@ -136,6 +160,9 @@ struct Http {
     /// this host's name; a listener at 0.0.0.0 has to be given the address that clients use.
     #[arg(long = "http-name", value_name = "NAME")]
     http_names: Vec<String>,
+    /// Requests of one address that may be under way there at once, blocking queries and others each; more are answered with 429.
+    #[arg(long, default_value_t = clients::PER_CLIENT, value_parser = clients::limit)]
+    http_max_conns_per_client: usize,
     /// Programs without a sidecar may register there, with a token that names their service. They have no identity: the
     /// mesh speaks plaintext to them.
     #[arg(long)]
@@ -212,6 +239,7 @@ fn main() -> Result<()> {
         None => None,
     };
     let config = Config {
+        snapshots: args.snapshots.settings(args.store.is_some()),
         store: args.store,
         etcd: Access { ca: args.etcd_ca, certificate: args.etcd_cert.zip(args.etcd_key), user },
         data_dir: args.data_dir,
@@ -227,6 +255,7 @@ fn main() -> Result<()> {
         http: http_api::Settings {
             listen: if args.http.http_listen.is_empty() { vec![Listen::Usual] } else { args.http.http_listen },
             names: args.http.http_names,
+            per_client: args.http.http_max_conns_per_client,
         },
         allow_external: args.http.allow_external,
         federation: args.datacenters.settings(),

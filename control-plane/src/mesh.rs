@@ -37,9 +37,11 @@ use tokio::sync::{Notify, broadcast, watch};
 use tokio::time::Instant;
 use weft_proto::v1;
 
+use crate::bounds::Exceeded;
 use crate::explain;
 use crate::policy::Document;
 use crate::policy::folder::FolderState;
+use crate::store::batch::{self, Interrupted};
 use crate::store::{self, Condition, Op};
 use crate::world::{Changed, World};
 use topics::Topics;
@@ -112,6 +114,9 @@ pub enum Refusal {
     /// It must not be; in words for whoever asked.
     #[error("{0}")]
     Because(String),
+    /// It is larger than the registry takes.
+    #[error(transparent)]
+    Exceeded(#[from] Exceeded),
     /// The session is not the node's any more: a newer one is, or the node was removed. It has to begin anew.
     #[error("this session is over: the node has a newer one, or was removed after too long a silence; begin anew")]
     SessionOver,
@@ -184,6 +189,8 @@ pub struct Mesh {
     cut_off: watch::Sender<Option<Instant>>,
     /// Time without a sign of life after which a sidecar's instances are removed.
     pub lease: Duration,
+    /// Requests of sidecars that were refused because they were out of bounds.
+    pub out_of_bounds: Arc<AtomicU64>,
 }
 
 impl Mesh {
@@ -224,6 +231,7 @@ impl Mesh {
             own_lease: AtomicU64::new(0),
             cut_off: watch::Sender::new(None),
             lease,
+            out_of_bounds: Arc::default(),
         });
         let changes = mesh.take_up(watch);
         mesh.renew_own_lease().await?;
@@ -327,6 +335,11 @@ impl Mesh {
         // It is safe in the store; where the watch is broken, what is written shows when it is mended.
         let _ = tokio::time::timeout(SEEN, seen.wait_for(|seen| *seen >= revision)).await;
         Ok(Some(revision))
+    }
+
+    /// Makes changes that belong together, at once where the store takes them so, and waits until they are seen here.
+    async fn write_batch(&self, ops: Vec<Op>) -> Result<(), Interrupted> {
+        batch::write(ops, self.store.limits(), |part| async { self.write(Vec::new(), part).await.map(drop) }).await
     }
 
     fn publish(&self, state: &mut State, changed: Changed) {

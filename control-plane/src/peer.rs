@@ -4,7 +4,6 @@
 //! its token's fingerprint. A client certificate is optional at the handshake, because a newcomer has none yet; each
 //! service asks [`Peer`] for what it needs.
 
-mod admission;
 mod grace;
 
 use std::collections::BTreeMap;
@@ -34,7 +33,7 @@ use crate::ca::{Ca, Signed};
 use crate::identity::Refusals;
 use crate::rates::Rates;
 use crate::world::Peering;
-use admission::Admission;
+use weft_agent::admission::Admission;
 
 /// Namespace and service account of the control plane's own identity.
 pub const CONTROL_PLANE: (&str, &str) = ("weft-system", "weft-control-plane");

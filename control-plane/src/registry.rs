@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::{mpsc, watch};
@@ -18,7 +19,7 @@ use weft_proto::v1::registry_request::Kind;
 use weft_proto::v1::registry_server::Registry;
 use weft_proto::v1::{self, RegistryReply, RegistryRequest};
 
-use crate::bounds;
+use crate::bounds::{self, Exceeded};
 use crate::discovery::Discovery;
 use crate::grants::{Grants, Names};
 use crate::mesh::{Mesh, Node, Refusal};
@@ -129,9 +130,12 @@ impl Session {
             let Some(Ok(request)) = request else { break };
             let id = request.id;
             let handled = self.handle_attentively(request, &mut waiting, &mut requests).await;
+            if matches!(handled, Err(Refusal::Exceeded(_))) {
+                self.mesh.out_of_bounds.fetch_add(1, Ordering::Relaxed);
+            }
             let mut reply = match handled {
                 Ok(reply) => reply,
-                Err(Refusal::Because(error)) => {
+                Err(Refusal::Because(error) | Refusal::Exceeded(Exceeded(error))) => {
                     tracing::warn!(peer = %self.certified.id, address = %self.peer.remote, "refused: {error}");
                     RegistryReply { error, ..Default::default() }
                 }
@@ -269,9 +273,9 @@ impl Session {
         Ok(RegistryReply { heartbeat_s, datacenter, ..Default::default() })
     }
 
-    async fn check(&mut self, instance: &v1::Instance) -> Result<(), String> {
+    async fn check(&mut self, instance: &v1::Instance) -> Result<(), Refusal> {
         if !instance.group.is_empty() {
-            return joins(instance);
+            return Ok(joins(instance)?);
         }
         let service = &instance.service;
         let granted = match &self.granted {
@@ -283,11 +287,13 @@ impl Session {
             let (id, named) = (&self.certified.id, &self.certified.services);
             let count =
                 if granted.len() > named.len() { format!(" ({} services)", granted.len()) } else { String::new() };
-            return Err(format!("{id} may not register the service {service:?}: its token names {named:?}{count}"));
+            let text = format!("{id} may not register the service {service:?}: its token names {named:?}{count}");
+            return Err(text.into());
         }
         fits(instance)?;
+        bounds::instance(instance)?;
         if self.registered.len() >= bounds::INSTANCES && !self.registered.contains(&instance.service_id) {
-            return Err(format!("one sidecar may register {} instances at most", bounds::INSTANCES));
+            return Err(Exceeded(format!("one sidecar may register {} instances at most", bounds::INSTANCES)).into());
         }
         Ok(())
     }
@@ -306,7 +312,7 @@ fn joins(instance: &v1::Instance) -> Result<(), String> {
     Ok(())
 }
 
-/// Whether an instance is of the form and size that the registry takes, whoever registers it.
+/// Whether an instance is of the form that the registry takes, whoever registers it.
 ///
 /// # Errors
 /// Says what is wrong with it.
@@ -318,7 +324,7 @@ pub(crate) fn fits(instance: &v1::Instance) -> Result<(), String> {
     if instance.port > 65535 {
         return Err(format!("Port {} is out of range: 1 to 65535, or 0 for a service without a port", instance.port));
     }
-    bounds::instance(instance)
+    Ok(())
 }
 
 #[cfg(test)]

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
-use tokio::net::TcpListener;
 use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tonic::transport::Server;
 use weft_proto::envoy::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
@@ -37,9 +36,12 @@ use crate::peer;
 use crate::policy::folder::PolicyFolder;
 use crate::rates::Rates;
 use crate::registry::RegistryService;
+use crate::snapshot::automatic;
+use crate::sockets;
 use crate::store::embedded::Embedded;
 use crate::store::etcd::{Access, Etcd};
 use crate::store::{self, Condition, Op, Table};
+use crate::telemetry::Telemetry;
 use crate::token::Tokens;
 
 /// How a control plane runs.
@@ -51,6 +53,8 @@ pub struct Config {
     pub store: Option<String>,
     /// How etcd is reached.
     pub etcd: Access,
+    /// Snapshots that are made without being asked for.
+    pub snapshots: automatic::Settings,
     /// Folder of policy files, watched.
     pub policies: Option<PathBuf>,
     /// How long the documents of a policy file are kept that was emptied or removed.
@@ -94,11 +98,17 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
     let ca = Arc::new(open_ca(&store, &config.trust_domain).await?);
     http_api::write_root(&ca, &config.data_dir)?;
     let tokens = Arc::new(Tokens::new(&token_secret(&store).await?));
+    let mut telemetry = Telemetry { store: store.health(), ..Telemetry::default() };
+    if !config.snapshots.interval.is_zero() {
+        let (dir, counts) = (config.data_dir.clone(), telemetry.snapshots.clone());
+        tokio::spawn(automatic::keep(store.clone(), dir, config.snapshots, counts));
+    }
     let mesh = Mesh::open(store.clone(), ca.trust_domain(), config.lease).await?;
+    telemetry.out_of_bounds = mesh.out_of_bounds.clone();
     let federation = Federation::start(&config.federation, &mesh, &ca).await?;
     let discovery = Discovery::new(mesh.clone());
 
-    let listener = TcpListener::bind(config.listen).await;
+    let listener = sockets::listen(config.listen);
     let listener = listener.with_context(|| format!("cannot listen on {}", config.listen))?;
     let address = listener.local_addr()?;
     let socket = config.data_dir.join(ADMIN_SOCKET);
@@ -151,7 +161,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
     let folder = config.allow_external.then(|| config.data_dir.join("external"));
     let externals = Externals::open(mesh.clone(), discovery.clone(), folder).await?;
     tokio::spawn(externals.clone().keep());
-    let api = HttpApi { externals, consul: consul.clone(), eureka: eureka.clone(), tokens: tokens.clone() };
+    let api = HttpApi { externals, consul: consul.clone(), eureka: eureka.clone(), tokens: tokens.clone(), telemetry };
     http_api::serve(api, &config.http, &ca).await?;
     let catalog = CatalogService { eureka, consul, tokens: tokens.clone() };
     let identity = IdentityService {

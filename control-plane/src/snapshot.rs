@@ -4,13 +4,16 @@
 //! and at the end the SHA-256 of all before, so that half a file is never restored. It holds the keys of the certificate
 //! authority: it is written readable by its owner alone.
 
+pub mod automatic;
+
 use std::collections::HashSet;
 
 use aws_lc_rs::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
 use prost::Message;
 use weft_proto::v1::SnapshotRecord;
 
-use crate::store::{self, MAX_OPS, Op, Record, Shared, Table};
+use crate::store::batch::{self, Interrupted};
+use crate::store::{self, Op, Record, Shared, Table};
 
 /// First line of a file.
 const FORM: &[u8] = b"weft-snapshot-1\n";
@@ -68,13 +71,14 @@ pub struct Restored {
     pub secrets: bool,
 }
 
-/// Makes the store what `records` say: what is not among them is removed, but for what is bound to a lease. A hundred
-/// records at a time; one that is interrupted is to be repeated.
+/// Makes the store what `records` say: what is not among them is removed, but for what is bound to a lease. At once where
+/// the store takes it so.
 ///
 /// # Errors
-/// When the store refuses.
-pub async fn restore(store: &Shared, records: Vec<(Table, String, Vec<u8>)>) -> Result<Restored, store::Error> {
-    let now = store.watch().await?.records;
+/// When the store refuses; how far it came.
+pub async fn restore(store: &Shared, records: Vec<(Table, String, Vec<u8>)>) -> Result<Restored, Interrupted> {
+    let unread = |error| Interrupted { done: 0, unknown: 0, total: 0, error };
+    let now = store.watch().await.map_err(unread)?.records;
     let wanted: HashSet<(Table, &str)> = records.iter().map(|(table, key, _)| (*table, key.as_str())).collect();
     let surplus = now.iter().filter(|(table, record)| record.lease == 0 && !wanted.contains(&(*table, &record.key)));
     let mut ops: Vec<Op> = surplus.map(|(table, record)| Op::delete(*table, record.key.clone())).collect();
@@ -92,9 +96,7 @@ pub async fn restore(store: &Shared, records: Vec<(Table, String, Vec<u8>)>) -> 
         Op::Put { table, .. } | Op::Delete(table, _) => *table,
     };
     let secrets = ops.iter().any(|op| table(op) == Table::Secrets);
-    for ops in ops.chunks(MAX_OPS) {
-        store.txn(Vec::new(), ops.to_vec()).await?;
-    }
+    batch::write(ops, store.limits(), |part| async { store.txn(Vec::new(), part).await.map(drop) }).await?;
     Ok(Restored { records: count, secrets })
 }
 
@@ -104,6 +106,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::store::MAX_OPS;
     use crate::store::embedded::Embedded;
 
     #[tokio::test]

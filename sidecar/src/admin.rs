@@ -15,6 +15,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
+use weft_agent::quiet::Quiet;
 
 use crate::call::Activity;
 use crate::connect;
@@ -37,32 +38,40 @@ pub enum Pages {
 
 /// Serves for ever.
 pub async fn serve(proxy: Arc<Proxy>, listener: TcpListener, pages: Pages) {
+    let quiet = Arc::<Quiet>::default();
     loop {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let (stream, from) = match listener.accept().await {
+            Ok(accepted) => accepted,
             Err(_) => {
                 tokio::time::sleep(std::time::Duration::from_millis(100)).await;
                 continue;
             }
         };
-        let proxy = proxy.clone();
+        let (proxy, connection) = (proxy.clone(), Arc::new(quiet.enter(from.ip())));
         tokio::spawn(async move {
+            let own = connection.clone();
             let service = service_fn(move |request: Request<Incoming>| {
-                let proxy = proxy.clone();
+                let (proxy, connection) = (proxy.clone(), own.clone());
                 async move {
+                    connection.work();
                     let probe = request.uri().path().strip_prefix("/app-health/").filter(|_| pages == Pages::Metrics);
-                    Ok::<_, Infallible>(match probe {
+                    let answer = match probe {
                         Some(probe) => probe_application(&proxy.settings.probes, probe).await,
                         None => page(&proxy, pages, &request),
-                    })
+                    };
+                    connection.rest();
+                    Ok::<_, Infallible>(answer)
                 }
             });
             let serving = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(std::time::Duration::from_secs(60))
                 .serve_connection(TokioIo::new(stream), service);
-            // A client that breaks off is its own affair.
-            let _ = serving.await;
+            tokio::select! {
+                // A client that breaks off is its own affair.
+                _ = serving => {}
+                () = connection.dismissed() => {}
+            }
         });
     }
 }

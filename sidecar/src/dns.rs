@@ -35,11 +35,10 @@ use crate::dns::answer::{Asked, Place, Query, Say};
 use crate::dns::consul::Consul;
 use crate::dns::forward::{Forwarder, Transport};
 use weft_agent::datacenter::Datacenter;
+use weft_agent::quiet::{Connection, Quiet};
 
 /// Queries answered at once; beyond that they are dropped, and asked again by whoever still wants to know.
 const IN_FLIGHT: usize = 1024;
-/// Connections served at once.
-const CONNECTIONS: usize = 256;
 /// A connection that asks nothing for this long is closed.
 const IDLE: Duration = Duration::from_secs(10);
 /// No query is longer.
@@ -110,11 +109,10 @@ impl Dns {
         if query.is_of_consul() {
             return self.of_consul(query, transport).await;
         }
-        if self.serves == Serves::ConsulClients
-            && query.is_reverse()
-            && let Some(answer) = self.consul.answer(query, transport).await.filter(|answer| !is_failure(answer))
+        if query.is_reverse()
+            && let Some(said) = self.of_address(query, transport).await
         {
-            return Err(answer);
+            return said;
         }
         self.decide(query, packet, transport).await
     }
@@ -138,6 +136,22 @@ impl Dns {
             }
         }
         self.consul.answer(query, transport).await.map_or(Ok(unknown), Err)
+    }
+
+    /// What to say of an address of the mesh: a virtual IP's service, else what the control plane knows of an instance or a
+    /// node there. `None`: nothing.
+    async fn of_address(&self, query: &Query, transport: Transport) -> Option<Result<Say, Vec<u8>>> {
+        let address = query.address()?;
+        if target::is_virtual(address) {
+            return Some(Ok(match self.directory.lookup(&address.to_string()).await {
+                Lookup::Service(view) => Say::Name(view.service.host.to_string(), TTL),
+                Lookup::Absent => Say::NoSuchName,
+                Lookup::Unknown => Say::ServerFailure,
+            }));
+        }
+        let limit = if self.serves == Serves::ConsulClients { Duration::MAX } else { SILENCE };
+        let answer = tokio::time::timeout(limit, self.consul.answer(query, transport)).await.ok()??;
+        (!is_failure(&answer)).then_some(Err(answer))
     }
 
     /// What to say of a name that is not Consul's; or, as the error, the name server's words.
@@ -348,17 +362,17 @@ async fn serve_udp(dns: Arc<Dns>, socket: Arc<UdpSocket>) {
 }
 
 async fn serve_tcp(dns: Arc<Dns>, listener: TcpListener) {
-    let connections = Arc::new(Semaphore::new(CONNECTIONS));
+    let quiet = Arc::<Quiet>::default();
     loop {
-        // Never closed.
-        let Ok(permit) = connections.clone().acquire_owned().await else { return };
         match listener.accept().await {
-            Ok((stream, _)) => {
-                let dns = dns.clone();
+            Ok((stream, from)) => {
+                let (dns, held) = (dns.clone(), quiet.enter(from.ip()));
                 tokio::spawn(async move {
-                    // A client that breaks off is its own affair.
-                    let _ = connection(&dns, stream).await;
-                    drop(permit);
+                    tokio::select! {
+                        // A client that breaks off is its own affair.
+                        _ = connection(&dns, stream, &held) => {}
+                        () = held.dismissed() => {}
+                    }
                 });
             }
             Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
@@ -366,10 +380,12 @@ async fn serve_tcp(dns: Arc<Dns>, listener: TcpListener) {
     }
 }
 
-async fn connection(dns: &Dns, mut stream: TcpStream) -> io::Result<()> {
+async fn connection(dns: &Dns, mut stream: TcpStream, held: &Connection) -> io::Result<()> {
     loop {
+        held.rest();
         let packet = tokio::time::timeout(IDLE, read_framed(&mut stream, MAX_QUERY)).await??;
         let Ok(_permit) = dns.permits.acquire().await else { return Ok(()) };
+        held.work();
         let Some(reply) = dns.handle(&packet, Transport::Tcp).await else { return Ok(()) };
         tokio::time::timeout(IDLE, write_framed(&mut stream, &reply)).await??;
     }

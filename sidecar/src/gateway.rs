@@ -82,16 +82,18 @@ impl Caller {
     }
 
     async fn plain(&self, mut stream: TcpStream, doors: &Doors) {
-        let first = tokio::time::timeout(PATIENCE, tcp::first(&mut stream, BytesMut::new(), None)).await;
-        let Ok(Ok(First::Bytes(bytes, kind @ (Sniff::Http1 | Sniff::Http2)))) = first else { return };
+        let first = tokio::time::timeout(PATIENCE, tcp::first(&mut stream, BytesMut::new(), None));
+        let first = self.proxy.quiet.enter(self.peer.ip()).until(first).await;
+        let Some(Ok(Ok(First::Bytes(bytes, kind @ (Sniff::Http1 | Sniff::Http2))))) = first else { return };
         let stream = Rewind::new(bytes.freeze(), stream);
         let entrance = Entrance { servers: doors.servers.clone(), scheme: "http", tls: None };
         self.http(stream, kind == Sniff::Http2, entrance, Limits::OUTSIDE, None).await;
     }
 
     async fn tls(&self, mut stream: TcpStream, doors: &Doors) {
-        let said = tokio::time::timeout(PATIENCE, hello(&mut stream, BytesMut::new())).await;
-        let Ok(Ok(Said { bytes, name, mesh })) = said else {
+        let said = tokio::time::timeout(PATIENCE, hello(&mut stream, BytesMut::new()));
+        let said = self.proxy.quiet.enter(self.peer.ip()).until(said).await;
+        let Some(Ok(Ok(Said { bytes, name, mesh }))) = said else {
             return;
         };
         let found = by_server_name(&doors.servers, &name).or_else(|| of_mesh(&doors.servers, &name));

@@ -98,9 +98,13 @@ async fn recognise(
         _ if proxy.ports.speaks_mesh(peer.ip()) => None,
         _ => Some(SILENCE),
     };
-    let first = match tls_or_not(&mut stream, budget).await {
-        Ok(first) => first,
-        Err(e) => {
+    let first = match proxy.quiet.enter(peer.ip()).until(tls_or_not(&mut stream, budget)).await {
+        None => {
+            tracing::debug!(%peer, "a connection that said nothing is closed for others");
+            return None;
+        }
+        Some(Ok(first)) => first,
+        Some(Err(e)) => {
             tracing::debug!(%peer, "connection failed before it said anything: {e}");
             return None;
         }

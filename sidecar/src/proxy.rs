@@ -5,6 +5,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::SystemTime;
 
 use http::{HeaderValue, Response, StatusCode, header};
+use weft_agent::quiet::Quiet;
 use weft_core::endpoint::{Address, Endpoint, EndpointConfig, EndpointState, Health, Target, key_of};
 use weft_core::headers::Surroundings;
 use weft_core::identity::SpiffeId;
@@ -54,6 +55,8 @@ pub struct Proxy {
     pub outbound: Arc<Activity>,
     /// Ports of our application.
     pub ports: Ports,
+    /// Connections from outside that have said nothing yet: so many of them leave sockets for others.
+    pub quiet: Arc<Quiet>,
     /// Choices.
     pub settings: Settings,
     /// True once a drain has begun: requests are answered, and told to go elsewhere next.

@@ -83,8 +83,9 @@ pub struct Capture {
     /// User that the proxy runs as, where it has one of its own (1337); only needed where it cannot mark its sockets.
     #[arg(long)]
     proxy_uid: Option<u32>,
-    /// Which queries to port 53 are captured. auto: all; only those to loopback where the resolver is in this pod too, so
-    /// that its own queries are not.
+    /// Which queries to port 53 are captured. auto: those to the name servers of /etc/resolv.conf, so that a query to another
+    /// server reaches it; only those to loopback where the resolver is in this pod too, so that its own queries are not. all:
+    /// whatever server is asked, the pod's own answer.
     #[arg(long, value_enum, default_value_t = CaptureDns::Auto)]
     dns: CaptureDns,
     /// The same as --dns off.
@@ -255,7 +256,9 @@ fn compile(capture: &Capture, own: Own, shared_host: bool, nameservers: &[std::n
         CaptureDns::Auto if !selective && !nameservers.is_empty() && nameservers.iter().all(|a| a.is_loopback()) => {
             Dns::Loopback
         }
-        CaptureDns::Auto => Dns::All,
+        // Without any the C library asks one on loopback, and other resolvers ask whom they like.
+        CaptureDns::Auto if nameservers.is_empty() => Dns::All,
+        CaptureDns::Auto => Dns::Servers(nameservers.to_vec()),
         CaptureDns::Off => Dns::Off,
     };
     Ok(Rules {

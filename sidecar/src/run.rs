@@ -18,8 +18,10 @@ use tokio::sync::watch;
 use weft_agent::checks::target;
 use weft_agent::connect::Leaves;
 use weft_agent::datacenter::Datacenter;
+use weft_agent::listen::Bounds;
 use weft_agent::local::Local;
 use weft_agent::page::Names;
+use weft_agent::quiet::Quiet;
 use weft_agent::{Agent, definitions, entry};
 use weft_core::locality::Place;
 use weft_core::names::normalise;
@@ -140,6 +142,7 @@ pub fn start(config: Config, application: Application) -> Result<Sidecar> {
         log: log.map(Arc::new),
         inbound: Arc::default(),
         outbound: Arc::default(),
+        quiet: Arc::new(Quiet::of_traffic()),
         ports: Default::default(),
         settings: Settings {
             names: Names::new(hostname(), &config.api_host),
@@ -220,8 +223,9 @@ pub fn start(config: Config, application: Application) -> Result<Sidecar> {
     });
     tokio::spawn(agent.local.clone().report());
     tokio::spawn(agent.local.clone().keep_saved());
-    serve_agent_api(&agent, config.agent_api, "--agent-api")?;
-    serve_agent_api(&agent, config.eureka_api, "--eureka-api")?;
+    let per_client = config.http_max_conns_per_client;
+    serve_agent_api(&agent, config.agent_api, "--agent-api", per_client)?;
+    serve_agent_api(&agent, config.eureka_api, "--eureka-api", per_client)?;
     sockets::warn_of_unused();
     let reconnect = watch::Sender::new(0u64);
     let introduction = Introduction { node: node.clone(), labels: labels.clone() };
@@ -326,11 +330,12 @@ fn claim_ports(config: &Config) -> Result<()> {
     Ok(())
 }
 
-fn serve_agent_api(agent: &Arc<Agent>, at: Listen, option: &str) -> Result<()> {
+fn serve_agent_api(agent: &Arc<Agent>, at: Listen, option: &str, per_client: usize) -> Result<()> {
     let Some(address) = at.0 else { return Ok(()) };
     match sockets::tcp(address) {
         Ok(listener) => {
-            tokio::spawn(weft_agent::listen::serve(agent.clone(), tokio::net::TcpListener::from_std(listener)?));
+            let listener = tokio::net::TcpListener::from_std(listener)?;
+            tokio::spawn(weft_agent::listen::serve(agent.clone(), listener, Bounds::new(per_client)));
         }
         // A Consul agent or a Eureka server, most likely: the application may go on using it.
         Err(e) => tracing::warn!("no agent API: {e:#} ({option} takes another address, or off)"),

@@ -9,9 +9,14 @@ use weft_tests::{Mesh, Pod, Process, python_of, tests_dir, wait_for};
 
 use crate::Scenario;
 use crate::operations::{SOON, put};
+use crate::outside::name_server;
 
 pub(crate) fn all() -> Vec<Scenario> {
-    vec![("dig_and_dnspython_find_what_is_registered", found), ("names_outlive_the_control_plane", stale)]
+    vec![
+        ("dig_and_dnspython_find_what_is_registered", found),
+        ("names_outlive_the_control_plane", stale),
+        ("only_queries_to_the_pods_own_name_servers_are_captured", others),
+    ]
 }
 
 /// What dig prints.
@@ -85,7 +90,10 @@ fn found() -> Result<()> {
     let (_sick, _s3) = instances(&mesh, "sick", "sick", [("a".into(), 80, "v1", false)])?;
     let many = (0..40).map(|n| (format!("id{n}"), 7000 + n, "v1", true));
     let (many, _s4) = instances(&mesh, "many", "many", many)?;
-    let (front, _s5) = mesh.client("frontend")?;
+    let front = mesh.pod("frontend")?;
+    front.resolv_conf("nameserver 10.255.255.53\n")?;
+    let _s5 = mesh.sidecar(&front, "frontend", &[])?;
+    mesh.redirect(&front)?;
     let hex = format!("{:08x}", u32::from(order1.ip.parse::<Ipv4Addr>()?));
 
     for (place, pod) in [("the control plane", &mesh.center), ("a sidecar", &front)] {
@@ -162,6 +170,58 @@ fn found() -> Result<()> {
     let gone = captured(&["gone.service.consul"])?;
     ensure!(gone.status == "NXDOMAIN" && gone.text.contains("SOA"), "{}", gone.text);
     Ok(())
+}
+
+/// A query to another name server reaches it, whatever the pod's own do; one of those that is silent is asked last.
+fn others() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    let (order, _order) = instances(&mesh, "order1", "order-service", [("a".into(), 8080, "v1", true)])?;
+    let servers = [("own", "192.0.2.1"), ("second", "192.0.2.2"), ("other", "192.0.2.3")].map(|(name, address)| {
+        let pod = mesh.pod(name)?;
+        let server = name_server(&pod, &json!({"here.example": [address]}))?;
+        anyhow::Ok((pod, server))
+    });
+    let [own, second, other] = servers;
+    let ((own, (_own, own_server)), (second, _second), (other, _other)) = (own?, second?, other?);
+    let front = mesh.pod("frontend")?;
+    front.resolv_conf(&format!("nameserver {}\nnameserver {}\n", own.ip, second.ip))?;
+    let _front = mesh.sidecar(&front, "frontend", &["--workload", "frontend"])?;
+    mesh.redirect(&front)?;
+    let ask = |server: &str, args: &[&str]| {
+        let server = format!("@{server}");
+        parse(front.run("dig", &[&[server.as_str(), "+tries=1", "+time=8"], args].concat())?)
+    };
+    let vip = mesh.vip("order-service")?;
+    let name = "order-service.default.svc.cluster.local";
+    ensure!(ask(&own.ip, &[name])?.data() == BTreeSet::from([vip.as_str()]), "captured");
+    ensure!(ask(&other.ip, &[name])?.status == "NXDOMAIN", "the mesh's name is none of the other server's");
+    ensure!(ask(&own.ip, &["here.example"])?.data() == BTreeSet::from(["192.0.2.1"]), "the pod's first");
+    ensure!(ask(&other.ip, &["here.example"])?.data() == BTreeSet::from(["192.0.2.3"]), "the one that was asked");
+
+    // What is not there is said by whom, and addresses have names.
+    for (name, kind, status) in [(name, "AAAA", "NOERROR"), ("gone.default.svc.cluster.local", "A", "NXDOMAIN")] {
+        let none = ask(&own.ip, &[name, kind])?;
+        let soa = none.text.contains("SOA\tns.dns.svc.cluster.local. hostmaster.svc.cluster.local.");
+        ensure!(none.status == status && none.records.is_empty() && soa, "{}", none.text);
+    }
+    let host = format!("{name}.");
+    ensure!(ask(&own.ip, &["-x", &vip])?.data() == BTreeSet::from([host.as_str()]), "the virtual IP's name");
+    let node = ask(&own.ip, &["-x", &order.ip])?;
+    ensure!(
+        node.records.iter().all(|(_, data, _)| data.ends_with(".consul.")) && !node.records.is_empty(),
+        "{}",
+        node.text
+    );
+
+    // One look-up waits for the silent one, the next do not.
+    own_server.signal("STOP")?;
+    ensure!(ask(&own.ip, &["here.example"])?.data() == BTreeSet::from(["192.0.2.2"]), "the second answers");
+    let began = std::time::Instant::now();
+    for _ in 0..5 {
+        ensure!(ask(&own.ip, &["here.example"])?.data() == BTreeSet::from(["192.0.2.2"]), "the second answers");
+    }
+    ensure!(began.elapsed() < std::time::Duration::from_secs(2), "{:?}", began.elapsed());
+    own_server.signal("CONT")
 }
 
 fn stale() -> Result<()> {

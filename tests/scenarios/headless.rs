@@ -55,9 +55,9 @@ fn endpoint(mesh: &Mesh, name: &str) -> Result<(Process, Process, Pod)> {
     Ok((app, sidecar, pod))
 }
 
-/// What a query of the application, at whatever name server it thinks that it asks, is answered by.
+/// The answer to a query at the pod's own name server.
 fn dig(pod: &Pod, name: &str) -> Result<BTreeSet<String>> {
-    let text = pod.run("dig", &["@192.0.2.53", "+short", "+tries=1", "+time=5", name])?;
+    let text = pod.run("dig", &["+short", "+tries=1", "+time=5", name])?;
     Ok(text.lines().map(str::to_owned).collect())
 }
 
@@ -71,7 +71,7 @@ fn dig_until(pod: &Pod, name: &str, want: &[&str]) -> Result<()> {
 
 /// A query for where a port is has a target at each of `addresses`, at the instances' own port and with that address told along.
 fn places(pod: &Pod, name: &str, addresses: &[&str]) -> Result<()> {
-    let asked = ["@192.0.2.53", "+tries=1", "+time=5", "+noall", "+answer", "+additional", "SRV", name];
+    let asked = ["+tries=1", "+time=5", "+noall", "+answer", "+additional", "SRV", name];
     let text = pod.run("dig", &asked)?;
     let fields = |kind: &str| -> Vec<Vec<&str>> {
         let lines = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
@@ -94,9 +94,11 @@ fn headless() -> Result<()> {
     let (_app0, _sidecar0, db0) = endpoint(&mesh, "db-0")?;
     let (_app1, _sidecar1, db1) = endpoint(&mesh, "db-1")?;
     let _order = mesh.instance("order1", "order-service", 8080, &[])?;
-    let (front, _sidecar) = mesh.client("frontend")?;
+    let front = mesh.pod("frontend")?;
     front
         .resolv_conf("nameserver 192.0.2.53\nsearch default.svc.cluster.local svc.cluster.local\noptions ndots:5\n")?;
+    let _sidecar = mesh.sidecar(&front, "frontend", &["--workload", "frontend"])?;
+    mesh.redirect(&front)?;
 
     dig_until(&front, "db.default.svc.cluster.local", &[&db0.ip, &db1.ip])?;
     dig_until(&front, "db-0.db.default.svc.cluster.local", &[&db0.ip])?;

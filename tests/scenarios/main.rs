@@ -9,6 +9,7 @@ mod connections;
 mod costs;
 mod datacenters;
 mod defaults;
+mod disks;
 mod dns;
 mod eureka;
 mod explained;
@@ -30,6 +31,7 @@ mod proxies;
 mod registry;
 mod routes;
 mod sidecars;
+mod silence;
 mod store;
 mod times;
 mod traffic;
@@ -79,8 +81,10 @@ fn main() -> ExitCode {
         explained::all(),
         registry::all(),
         sidecars::all(),
+        silence::all(),
         defaults::all(),
         store::all(),
+        disks::all(),
         times::all(),
         unix::all(),
         operations::all(),

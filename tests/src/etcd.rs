@@ -14,6 +14,7 @@ pub struct Etcd<'a> {
     pod: &'a Pod,
     size: u16,
     data: PathBuf,
+    args: Vec<String>,
     members: Vec<Option<Process>>,
 }
 
@@ -23,7 +24,16 @@ impl<'a> Etcd<'a> {
     /// # Errors
     /// When they do not serve within twenty seconds.
     pub fn start(pod: &'a Pod, size: u16) -> Result<Etcd<'a>> {
-        let mut etcd = Etcd { pod, size, data: pod.folder("etcd"), members: Vec::new() };
+        Etcd::start_with(pod, size, &[])
+    }
+
+    /// The same, with further arguments.
+    ///
+    /// # Errors
+    /// When they do not serve within twenty seconds.
+    pub fn start_with(pod: &'a Pod, size: u16, args: &[&str]) -> Result<Etcd<'a>> {
+        let args = args.iter().map(|arg| (*arg).to_owned()).collect();
+        let mut etcd = Etcd { pod, size, data: pod.folder("etcd"), args, members: Vec::new() };
         for number in 0..size {
             let member = etcd.spawn(number)?;
             etcd.members.push(Some(member));
@@ -58,7 +68,8 @@ impl<'a> Etcd<'a> {
             "--log-level",
             "warn",
         ];
-        self.pod.spawn(&name, "etcd", &args)
+        let more: Vec<&str> = self.args.iter().map(String::as_str).collect();
+        self.pod.spawn(&name, "etcd", &[&args[..], &more].concat())
     }
 
     fn wait(&self, number: u16) -> Result<()> {

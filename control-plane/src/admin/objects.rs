@@ -8,6 +8,7 @@ use weft_proto::v1::{self, ObjectName};
 
 use crate::mesh::Mesh;
 use crate::policy::{self, Document, Key, Severity};
+use crate::store::batch::Interrupted;
 
 /// Applies files, all of them or none.
 ///
@@ -69,11 +70,32 @@ pub(super) async fn apply(mesh: &Mesh, request: v1::ApplyRequest) -> Result<v1::
         Some(old) if old.yaml == d.yaml => format!("{} unchanged", d.reference()),
         Some(_) => format!("{} configured", d.reference()),
     };
-    let changes = documents.iter().map(change).collect();
-    mesh.change_policies(documents, &[]).await.map_err(|e| Status::internal(format!("{e:#}")))?;
+    let changes: Vec<String> = documents.iter().map(change).collect();
+    let places: Vec<String> = documents.iter().map(|d| format!("{}:{}:1", d.file, d.line)).collect();
+    if let Err(interrupted) = mesh.change_policies(documents, &[]).await {
+        return partly(changes, &places, interrupted);
+    }
     let odd = mesh.read(|world| crate::translate::warnings(world, true));
     texts.extend(odd.iter().filter(|p| files.contains(&p.file)).map(ToString::to_string));
     Ok(v1::ApplyReply { changes, problems: texts, applied: true })
+}
+
+/// The reply to a request that the store did not do as a whole: what was applied, and each document that was not, or may not
+/// have been.
+fn partly(mut changes: Vec<String>, places: &[String], failed: Interrupted) -> Result<v1::ApplyReply, Status> {
+    let Interrupted { done, unknown, error, .. } = &failed;
+    if *done == 0 {
+        return Err(Status::unavailable(failed.to_string()));
+    }
+    let object = |change: &str| change.split(' ').next().unwrap_or_default().to_owned();
+    let rest = changes.split_off((*done).min(changes.len()));
+    let places = places.iter().skip(*done);
+    let problem = |(n, (place, change)): (usize, (&String, &String))| {
+        let state = if n < *unknown { "may not have been applied" } else { "was not applied" };
+        format!("{place}: error: {} {state}: {error}", object(change))
+    };
+    let problems = places.zip(&rest).enumerate().map(problem).collect();
+    Ok(v1::ApplyReply { changes, problems, applied: false })
 }
 
 /// Says of documents that they are a file's of the policy folder.
@@ -142,7 +164,7 @@ pub(super) async fn delete(mesh: &Mesh, request: v1::DeleteRequest) -> Result<v1
     if let Some(need) = need.as_ref().filter(|_| !request.force) {
         return failed(format!("{named} is not deleted: {need}; delete or change that first, or use --force"));
     }
-    mesh.change_policies(Vec::new(), &gone).await.map_err(|e| Status::internal(format!("{e:#}")))?;
+    mesh.change_policies(Vec::new(), &gone).await.map_err(|e| Status::unavailable(e.to_string()))?;
     let warnings = need.map(|need| format!("warning: {named}: {need}")).into_iter().collect();
     Ok(v1::DeleteReply { warnings, ..Default::default() })
 }
@@ -153,4 +175,106 @@ fn matches(wanted: &ObjectName, document: &Document) -> bool {
     is(&wanted.kind, document.kind.name())
         && (wanted.namespace.is_empty() || wanted.namespace == document.namespace)
         && (wanted.name.is_empty() || wanted.name == document.name)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+
+    use super::*;
+    use crate::store::batch::Limits;
+    use crate::store::embedded::Embedded;
+    use crate::store::health::Health;
+    use crate::store::{Condition, Error, Op, Record, Store, Table, Watch};
+
+    /// A store with etcd's limits, which fails after so many transactions.
+    struct Halfway {
+        store: Embedded,
+        limits: Limits,
+        left: AtomicUsize,
+        error: Error,
+    }
+
+    #[tonic::async_trait]
+    impl Store for Halfway {
+        async fn get(&self, table: Table, key: &str) -> Result<Option<Record>, Error> {
+            self.store.get(table, key).await
+        }
+
+        async fn txn(&self, conditions: Vec<Condition>, ops: Vec<Op>) -> Result<Option<u64>, Error> {
+            let of_policies = ops.iter().any(|op| matches!(op, Op::Put { table: Table::Policies, .. }));
+            let one_less = |left: usize| left.checked_sub(1);
+            if of_policies && self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_err() {
+                return Err(self.error.clone());
+            }
+            self.store.txn(conditions, ops).await
+        }
+
+        async fn grant(&self, ttl: Duration) -> Result<u64, Error> {
+            self.store.grant(ttl).await
+        }
+
+        async fn keep_alive(&self, lease: u64) -> Result<bool, Error> {
+            self.store.keep_alive(lease).await
+        }
+
+        async fn revoke(&self, lease: u64) -> Result<(), Error> {
+            self.store.revoke(lease).await
+        }
+
+        async fn watch(&self) -> Result<Watch, Error> {
+            self.store.watch().await
+        }
+
+        fn limits(&self) -> Limits {
+            self.limits
+        }
+
+        fn health(&self) -> Arc<Health> {
+            self.store.health()
+        }
+    }
+
+    async fn apply_to(limits: Limits, left: usize, error: Error) -> (Result<v1::ApplyReply, Status>, usize) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Embedded::open(dir.path()).unwrap();
+        let store = Arc::new(Halfway { store, limits, left: left.into(), error });
+        let mesh = Mesh::open(store, "cluster.local", Duration::from_secs(60)).await.unwrap();
+        let rule = |n: usize| {
+            let head = "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\n";
+            format!("{head}metadata: {{name: r{n:03}}}\nspec: {{host: h{n}}}\n")
+        };
+        let file = v1::File { name: "all.yaml".into(), text: (0..250).map(rule).collect() };
+        let reply = apply(&mesh, v1::ApplyRequest { files: vec![file], force: false }).await;
+        (reply, mesh.policies().1.len())
+    }
+
+    #[tokio::test]
+    async fn batch_is_one_transaction_where_the_store_takes_it_so() {
+        let large = Limits { ops: 1000, bytes: 1 << 20 };
+        let (reply, applied) = apply_to(large, 1, Error::Unavailable("full".into())).await;
+        assert!(reply.unwrap().applied && applied == 250, "{applied}");
+        let (reply, applied) = apply_to(large, 0, Error::Unavailable("full".into())).await;
+        let text = reply.unwrap_err().message().to_owned();
+        assert!(text.ends_with("full; nothing was changed") && applied == 0, "{text} {applied}");
+    }
+
+    #[tokio::test]
+    async fn part_of_a_batch_that_was_applied_is_named() {
+        let small = Limits { ops: 100, bytes: 1 << 20 };
+        for (error, state) in [
+            (Error::Unavailable("full".into()), "was not applied"),
+            (Error::Unknown("gone".into()), "may not have been applied"),
+        ] {
+            let (reply, applied) = apply_to(small, 1, error).await;
+            let reply = reply.unwrap();
+            assert!(!reply.applied && applied == 100 && reply.changes.len() == 100, "{reply:?}");
+            assert_eq!(reply.changes[99], "DestinationRule/default/r099 created");
+            assert_eq!(reply.problems.len(), 150);
+            let first = &reply.problems[0];
+            assert!(first.contains(&format!("error: DestinationRule/default/r100 {state}")), "{first}");
+            assert!(reply.problems[149].contains("r249 was not applied"), "{}", reply.problems[149]);
+        }
+    }
 }

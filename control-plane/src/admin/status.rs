@@ -61,6 +61,7 @@ impl AdminService {
             datacenters: self.federation.status(&self.mesh).into_iter().map(datacenter).collect(),
             refused: self.refusals.status(tokio::time::Instant::now()),
             totals: Some(totals),
+            store_problem: self.store_problem(),
         }
     }
 

@@ -194,7 +194,10 @@ impl Delete {
             }
             let (object, along) = (Some(name.clone()), names[n + 1..].to_vec());
             let request = v1::DeleteRequest { object, along, force: self.force };
-            let reply = client.delete(request).await.map_err(refused)?.into_inner();
+            let deleted = client.delete(request).await.map_err(refused);
+            let after = names.len() - n - 1;
+            let kept = || format!("{shown} may not have been deleted, and the {after} after it were not");
+            let reply = deleted.with_context(kept)?.into_inner();
             for line in &reply.warnings {
                 writeln!(out, "{}", style::problem(line))?;
             }

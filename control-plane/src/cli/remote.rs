@@ -95,7 +95,11 @@ impl Apply {
             writeln!(out, "{}", style::problem(line))?;
         }
         if !reply.applied {
-            writeln!(out, "nothing was applied")?;
+            let text = match reply.changes.as_slice() {
+                [] => "nothing was applied",
+                _ => "nothing else was applied: apply all of it again",
+            };
+            writeln!(out, "{text}")?;
             return Ok(ExitCode::FAILURE);
         }
         Ok(ExitCode::SUCCESS)

@@ -37,7 +37,8 @@ pub struct Status {
 }
 
 impl Status {
-    /// Runs it. The exit status is 1 while a policy is refused by its file's control plane or by a sidecar.
+    /// Runs it. The exit status is 1 while a policy is refused by its file's control plane or by a sidecar, and while the
+    /// store takes no writes.
     ///
     /// # Errors
     /// When the control plane cannot be reached.
@@ -58,10 +59,11 @@ impl Status {
     }
 }
 
-/// Whether nothing is refused.
+/// Whether nothing is refused and the store takes writes.
 fn is_healthy(status: &v1::StatusReply) -> bool {
     let mut resources = status.sidecars.iter().flat_map(|sidecar| &sidecar.resources);
-    resources.all(|resource| resource.refused.is_empty())
+    status.store_problem.is_empty()
+        && resources.all(|resource| resource.refused.is_empty())
         && status.totals.is_none_or(|totals| totals.refusing == 0)
         && !status.policy_problems.iter().any(|problem| problem.contains(": error: "))
 }
@@ -83,6 +85,9 @@ fn print(status: &v1::StatusReply, out: &mut impl Write) -> Result<()> {
         let (identity, address, times, since) = (&r.identity, &r.address, r.times, r.since_s);
         let refused = bad("REFUSED a certificate");
         writeln!(out, "identity {identity}  {refused}  {times} times in {since} s, last from {address}: {}", r.reason)?;
+    }
+    if !status.store_problem.is_empty() {
+        writeln!(out, "store  {}  {}", bad("NOT WRITABLE"), status.store_problem)?;
     }
     let totals = status.totals.unwrap_or_default();
     let version = status.world_version;
@@ -194,6 +199,7 @@ fn to_json(status: &v1::StatusReply) -> Value {
         "policyProblems": status.policy_problems,
         "refusedIdentities": list(status.refused.iter().map(refused_json).collect()),
         "totals": totals_json(&status.totals.unwrap_or_default()),
+        "storeProblem": status.store_problem,
         "healthy": is_healthy(status),
     })
 }

@@ -16,6 +16,7 @@ use weft_agent::refused::Refused;
 use weft_proto::v1::{Check, Instance};
 
 use super::{Caller, Consul, refused, select};
+use crate::bounds;
 use crate::external;
 use crate::mesh::catalog::{Entry, Removal};
 use crate::registry;
@@ -222,6 +223,7 @@ pub(super) fn service(fields: &mut Fields) -> Result<Instance, String> {
         group: String::new(),
     };
     registry::fits(&instance)?;
+    bounds::instance(&instance)?;
     Ok(instance)
 }
 

@@ -38,6 +38,7 @@ use weft_agent::refused::Refused;
 
 use crate::federation::Federation;
 use crate::mesh::{Mesh, Refusal};
+use crate::store::batch::Interrupted;
 pub use caller::{Caller, Rights};
 pub(crate) use elsewhere::is_forwarded;
 pub(crate) use queries::prepared;
@@ -89,9 +90,14 @@ async fn write(
 fn refused(refusal: Refusal) -> Refused {
     match refusal {
         Refusal::Because(text) => Refused::new(StatusCode::INTERNAL_SERVER_ERROR, text),
+        Refusal::Exceeded(exceeded) => Refused::new(StatusCode::PAYLOAD_TOO_LARGE, exceeded.0),
         Refusal::SessionOver => Refused::new(StatusCode::INTERNAL_SERVER_ERROR, refusal.to_string()),
         Refusal::Store(e) => Refused::new(StatusCode::INTERNAL_SERVER_ERROR, format!("No cluster leader: {e}")),
     }
+}
+
+fn interrupted(interrupted: Interrupted) -> Refused {
+    Refused::new(StatusCode::INTERNAL_SERVER_ERROR, format!("No cluster leader: {interrupted}"))
 }
 
 /// Answers one request; a blocking query when what it asks for has changed, or its wait is over.

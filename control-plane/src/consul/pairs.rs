@@ -8,7 +8,7 @@ use weft_agent::answer::{self, Answered};
 use weft_agent::query::Query;
 use weft_agent::refused::Refused;
 
-use super::{Caller, Consul, refused, select};
+use super::{Caller, Consul, interrupted, refused, select};
 use crate::mesh::pairs::{MAX_VALUE, Only, Pair, Pairs};
 
 /// `GET kv/:key`
@@ -149,7 +149,7 @@ pub(super) async fn delete(consul: &Consul, caller: &Caller, key: &str, query: &
     caller.write_keys(key)?;
     let (mesh, namespace) = (&consul.mesh, &caller.namespace);
     if query.has("recurse") {
-        mesh.delete_pairs(namespace, key).await.map_err(|e| refused(e.into()))?;
+        mesh.delete_pairs(namespace, key).await.map_err(interrupted)?;
         return Ok(answer::json(&json!(true), query));
     }
     if key.is_empty() {

@@ -154,7 +154,8 @@ impl Router {
             return self.streams.keys().copied().collect();
         }
         let hosts = changed.hosts.iter().flat_map(|host| self.hosts.of(host.as_str()));
-        let renamed = changed.renamed.iter().flat_map(|host| self.labels.of(&first_label(host)));
+        let renamed = changed.renamed.iter().map(|host| first_label(host)).collect::<Vec<_>>();
+        let renamed = renamed.iter().flat_map(|label| self.labels.of(label));
         let addresses = changed.addresses.iter().flat_map(|address| self.addresses.of(address));
         let nodes = changed.nodes.iter().flat_map(|node| self.nodes.of(node));
         hosts.chain(renamed).chain(addresses).chain(nodes).collect()

@@ -171,7 +171,7 @@ impl Session {
         }
         let (subscribe, versions) = (&request.resource_names_subscribe, &request.initial_resource_versions);
         let admitted = self.subscription(kind).admit(subscribe.iter(), versions.iter());
-        admitted.map_err(|e| self.discovery.refuse(&self.certified.id, &e))?;
+        admitted.map_err(|e| self.discovery.refuse(&self.certified.id, &e.0))?;
         for (host, version) in versions {
             if let Some(version) = version_of(version) {
                 let host = self.discovery.names.of(host);
@@ -191,14 +191,14 @@ impl Session {
         let labels = node.metadata.and_then(|m| m.fields.get("LABELS").cloned());
         let checked = bounds::text("node.id", &node.id, bounds::NAME)
             .and_then(|()| bounds::text("node.user_agent_version", &node.user_agent_version, bounds::NAME));
-        checked.map_err(|e| self.discovery.refuse(&self.certified.id, &e))?;
+        checked.map_err(|e| self.discovery.refuse(&self.certified.id, &e.0))?;
         if let Some(prost_types::value::Kind::StructValue(labels)) = labels.and_then(|labels| labels.kind) {
             let text = |v: prost_types::Value| match v.kind {
                 Some(prost_types::value::Kind::StringValue(s)) => Some(s),
                 _ => None,
             };
             self.labels = labels.fields.into_iter().filter_map(|(k, v)| Some((k, text(v)?))).collect();
-            bounds::labels(self.labels.iter()).map_err(|e| self.discovery.refuse(&self.certified.id, &e))?;
+            bounds::labels(self.labels.iter()).map_err(|e| self.discovery.refuse(&self.certified.id, &e.0))?;
         }
         self.discovery.router().set_node(self.id, &self.node, &node.id);
         self.node = node.id;

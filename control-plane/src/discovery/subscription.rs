@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::Version;
 use super::names::{Label, Name, address_of, first_label, labels_of};
-use crate::bounds;
+use crate::bounds::{self, Exceeded};
 use crate::world::Changed;
 
 /// What a stream wants of one type.
@@ -76,10 +76,10 @@ impl Subscription {
         &self,
         names: impl ExactSizeIterator<Item = &'a String>,
         versions: impl ExactSizeIterator<Item = (&'a String, &'a String)>,
-    ) -> Result<(), String> {
+    ) -> Result<(), Exceeded> {
         let most = bounds::NAMES;
         if self.names.len() + names.len() > most || self.sent.len() + versions.len() > 2 * most {
-            return Err(format!("more than {most} names on one stream"));
+            return Err(Exceeded(format!("more than {most} names on one stream")));
         }
         for (name, version) in versions {
             bounds::text("initial_resource_versions", name, bounds::ASKED)?;
@@ -146,10 +146,10 @@ mod tests {
         };
         let long = "x".repeat(bounds::ASKED + 1);
         assert_eq!(admit(&["b".into()], &[("b".into(), "0".into())]), Ok(()));
-        assert!(admit(&[long.clone()], &[]).unwrap_err().contains("resource_names_subscribe has 513 bytes"));
-        assert!(admit(&[], &[(long.clone(), String::new())]).unwrap_err().contains("initial_resource_versions"));
+        assert!(admit(&[long.clone()], &[]).unwrap_err().0.contains("resource_names_subscribe has 513 bytes"));
+        assert!(admit(&[], &[(long.clone(), String::new())]).unwrap_err().0.contains("initial_resource_versions"));
         assert!(admit(&[], &[(String::new(), long)]).is_err());
-        assert!(admit(&vec![String::new(); bounds::NAMES], &[]).unwrap_err().contains("20000 names"));
+        assert!(admit(&vec![String::new(); bounds::NAMES], &[]).unwrap_err().0.contains("20000 names"));
     }
 
     #[test]

@@ -11,15 +11,15 @@ use anyhow::{Context, Result};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
+use weft_agent::quiet::{Connection, Quiet};
 
 use super::Dns;
 use super::packet::Transport;
 use super::view::View;
+use crate::sockets;
 
 /// Queries answered at once, twice as many as wait for recursors; beyond that they are dropped, and asked again by whoever still wants to know.
 const IN_FLIGHT: usize = 1024;
-/// Connections served at once.
-const CONNECTIONS: usize = 256;
 /// A connection that asks nothing for this long is closed.
 const IDLE: Duration = Duration::from_secs(10);
 /// No query is longer.
@@ -103,7 +103,7 @@ pub(super) async fn start<V: View + Send + Sync + 'static>(
     address: SocketAddr,
 ) -> Result<SocketAddr> {
     let context = || format!("cannot listen on {address} for DNS");
-    let tcp = TcpListener::bind(address).await.with_context(context)?;
+    let tcp = sockets::listen(address).with_context(context)?;
     let at = tcp.local_addr()?;
     let udp = UdpSocket::bind(at).await.with_context(context)?;
     let permits = Arc::new(Semaphore::new(IN_FLIGHT));
@@ -137,17 +137,17 @@ async fn serve_udp<V: View + Send + Sync + 'static>(dns: Arc<Dns<V>>, socket: Ar
 }
 
 async fn serve_tcp<V: View + Send + Sync + 'static>(dns: Arc<Dns<V>>, listener: TcpListener, permits: Arc<Semaphore>) {
-    let connections = Arc::new(Semaphore::new(CONNECTIONS));
+    let quiet = Arc::<Quiet>::default();
     loop {
-        // Never closed.
-        let Ok(connection) = connections.clone().acquire_owned().await else { return };
         match listener.accept().await {
-            Ok((stream, _)) => {
-                let (dns, permits) = (dns.clone(), permits.clone());
+            Ok((stream, from)) => {
+                let (dns, permits, held) = (dns.clone(), permits.clone(), quiet.enter(from.ip()));
                 tokio::spawn(async move {
-                    // A client that breaks off is its own affair.
-                    let _ = serve_connection(&dns, stream, &permits).await;
-                    drop(connection);
+                    tokio::select! {
+                        // A client that breaks off is its own affair.
+                        _ = serve_connection(&dns, stream, &permits, &held) => {}
+                        () = held.dismissed() => {}
+                    }
                 });
             }
             Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
@@ -155,10 +155,17 @@ async fn serve_tcp<V: View + Send + Sync + 'static>(dns: Arc<Dns<V>>, listener: 
     }
 }
 
-async fn serve_connection<V: View>(dns: &Dns<V>, mut stream: TcpStream, permits: &Semaphore) -> io::Result<()> {
+async fn serve_connection<V: View>(
+    dns: &Dns<V>,
+    mut stream: TcpStream,
+    permits: &Semaphore,
+    held: &Connection,
+) -> io::Result<()> {
     loop {
+        held.rest();
         let packet = tokio::time::timeout(IDLE, read_framed(&mut stream, MAX_QUERY)).await??;
         let Ok(permit) = permits.acquire().await else { return Ok(()) };
+        held.work();
         let reply = dns.handle(&packet, Transport::Tcp, NAMESPACE, true).await;
         drop(permit);
         let Some(reply) = reply else { return Ok(()) };

@@ -157,8 +157,8 @@ impl Query {
         }
     }
 
-    /// The answer as bytes, as much of it as fits. What is left out of the answers is said so by TC, over UDP: over TCP
-    /// there is nothing more to be had. What is left out of the additional records is not (RFC 2181, 9).
+    /// The answer as bytes, as much of it as fits. What is left out of the answers is said so by TC, over TCP too: a client
+    /// must not take a part for the whole. What is left out of the additional records is not (RFC 2181, 9).
     pub fn pack(&self, mut message: Message, transport: Transport) -> Option<Vec<u8>> {
         let limit = self.limit(transport);
         let fits = |message: &Message| {
@@ -182,7 +182,7 @@ impl Query {
                 fits(&message)
             });
         }
-        message.metadata.truncation |= transport == Transport::Udp;
+        message.metadata.truncation = true;
         message.authorities.clear();
         let answers = std::mem::take(&mut message.answers);
         most(answers.len(), |n| {

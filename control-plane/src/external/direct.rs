@@ -162,6 +162,7 @@ impl Direct {
                 return Err(Refused::new(StatusCode::INTERNAL_SERVER_ERROR, text));
             }
             Err(Refusal::Because(text)) => return Err(Refused::upstream(text)),
+            Err(Refusal::Exceeded(exceeded)) => return Err(Refused::upstream(exceeded.0)),
         }
         told.instances.insert(instance.service_id.clone(), instance);
         Ok(())

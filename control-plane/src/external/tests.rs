@@ -301,6 +301,14 @@ impl Store for Faulty {
     async fn watch(&self) -> Result<Watch, store::Error> {
         self.store.watch().await
     }
+
+    fn limits(&self) -> store::batch::Limits {
+        self.store.limits()
+    }
+
+    fn health(&self) -> Arc<store::health::Health> {
+        self.store.health()
+    }
 }
 
 #[tokio::test]

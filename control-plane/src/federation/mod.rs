@@ -31,6 +31,7 @@ use crate::dns::view::ExportedView;
 use crate::mesh::Mesh;
 use crate::mesh::remotes::Shares;
 use crate::peer;
+use crate::sockets;
 use crate::world::{DEFAULT_DATACENTER, Peering};
 use link::Link;
 use peering::PeerAddress;
@@ -178,7 +179,7 @@ impl Federation {
         if self.links.is_empty() {
             return Ok(());
         }
-        let listener = TcpListener::bind(settings.listen).await;
+        let listener = sockets::listen(settings.listen);
         let listener =
             listener.with_context(|| format!("cannot listen on {} for other data centres", settings.listen))?;
         tracing::info!(address = %settings.listen, datacenter = self.datacenter, "listening for other data centres");

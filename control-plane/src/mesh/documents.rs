@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::pairs::{Step, TRIES, path};
 use super::{Mesh, Refusal, State, Topic};
+use crate::policy::Document;
 use crate::store::{Condition, Op, Record, Table};
 
 /// Prepared queries of all namespaces.
@@ -135,7 +136,8 @@ impl Mesh {
         self.wait_until_not(&[Topic::ConfigEntries], index, wait, |state| state.config_entries.index()).await;
     }
 
-    /// Writes a config entry; `None`: deletes it. `only`: where its index is this, 0: where there is none. False: it is not.
+    /// Writes a config entry, `None`: deletes it, together with the policies that the service's entries come to: `put` and
+    /// `delete`. `only`: where its index is this, 0: where there is none. False: it is not.
     ///
     /// # Errors
     /// When there are too many, or the store refuses.
@@ -145,8 +147,10 @@ impl Mesh {
         id: &str,
         value: Option<&Value>,
         only: Option<u64>,
+        (put, delete): (Vec<Document>, &[Document]),
     ) -> Result<bool, Refusal> {
         let key = path(namespace, id);
+        let policies = self.policy_ops(put, delete);
         self.change(|state: &State| {
             let modified = state.config_entries.get(namespace, id).map_or(0, |held| held.modify_index);
             if only.is_some_and(|only| only != modified) {
@@ -160,7 +164,7 @@ impl Mesh {
                 Some(value) => Op::put(Table::ConfigEntries, key.clone(), value.to_string()),
                 None => Op::delete(Table::ConfigEntries, key.clone()),
             };
-            Ok(Step::Do(vec![condition], vec![op]))
+            Ok(Step::Do(vec![condition], std::iter::once(op).chain(policies.iter().cloned()).collect()))
         })
         .await
     }

@@ -10,7 +10,8 @@ use prost::Message;
 use weft_proto::v1::StoredPair;
 
 use super::{Mesh, RETRY, Refusal, State, Topic};
-use crate::store::{self, Condition, MAX_OPS, Op, Record, Table};
+use crate::store::batch::Interrupted;
+use crate::store::{Condition, Op, Record, Table};
 
 /// Largest value; Consul's `kv_max_value_size`.
 pub const MAX_VALUE: usize = 512 << 10;
@@ -242,18 +243,15 @@ impl Mesh {
         .await
     }
 
-    /// Deletes all pairs whose key begins with `prefix`, a hundred at a time.
+    /// Deletes all pairs whose key begins with `prefix`.
     ///
     /// # Errors
-    /// When the store refuses; some may be gone by then.
-    pub async fn delete_pairs(&self, namespace: &str, prefix: &str) -> Result<(), store::Error> {
+    /// When the store refuses; how many are gone by then.
+    pub async fn delete_pairs(&self, namespace: &str, prefix: &str) -> Result<(), Interrupted> {
         let all = |pairs: &Pairs| -> Vec<Op> {
             pairs.list(namespace, prefix).map(|(key, _)| Op::delete(Table::Kv, path(namespace, key))).collect()
         };
-        for ops in self.read_pairs(all).chunks(MAX_OPS) {
-            self.write(Vec::new(), ops.to_vec()).await?;
-        }
-        Ok(())
+        self.write_batch(self.read_pairs(all)).await
     }
 
     /// Does what `step` says of the state as it is, until nobody came between.

@@ -9,7 +9,8 @@ use weft_proto::v1::StoredPolicy;
 use super::{Mesh, State, unix_now};
 use crate::policy::folder::{FolderState, Surroundings};
 use crate::policy::{Document, Kind, Problem};
-use crate::store::{self, MAX_OPS, Op, Table};
+use crate::store::batch::Interrupted;
+use crate::store::{Op, Table};
 use crate::world::Changed;
 
 impl Mesh {
@@ -53,19 +54,21 @@ impl Mesh {
         }
     }
 
-    /// Replaces the API's documents named in `put`, and removes those in `delete`; in batches of a hundred.
+    /// Removes the API's documents in `delete`, and replaces those named in `put`.
     ///
     /// # Errors
-    /// When the store refuses; of more than a hundred some may have been changed by then.
-    pub async fn change_policies(&self, mut put: Vec<Document>, delete: &[Document]) -> Result<(), store::Error> {
+    /// When the store refuses; what was changed by then, counted in the order of the removed and then the replaced ones.
+    pub async fn change_policies(&self, put: Vec<Document>, delete: &[Document]) -> Result<(), Interrupted> {
+        self.write_batch(self.policy_ops(put, delete)).await
+    }
+
+    /// The operations of that.
+    pub(super) fn policy_ops(&self, mut put: Vec<Document>, delete: &[Document]) -> Vec<Op> {
         self.date(&mut put);
         let key = |d: &Document| d.reference();
         let mut ops: Vec<Op> = delete.iter().map(|d| Op::delete(Table::Policies, key(d))).collect();
         ops.extend(put.iter().map(|d| Op::put(Table::Policies, key(d), stored(d).encode_to_vec())));
-        for ops in ops.chunks(MAX_OPS) {
-            self.write(Vec::new(), ops.to_vec()).await?;
-        }
-        Ok(())
+        ops
     }
 }
 

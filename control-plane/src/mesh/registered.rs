@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-use crate::bounds::{self, Accounts};
+use crate::bounds::{self, Accounts, Exceeded};
 use crate::store::Table;
 
 /// Whose account a record is on: that of the identity, or of the catalog of a namespace where there is none.
@@ -38,18 +38,18 @@ impl Registered {
     ///
     /// # Errors
     /// Says which budget is used up.
-    pub(super) fn admit(&self, table: Table, key: &str, identity: &str, bytes: usize) -> Result<(), String> {
+    pub(super) fn admit(&self, table: Table, key: &str, identity: &str, bytes: usize) -> Result<(), Exceeded> {
         let held = self.accounts.of(identity);
         let old = self.records.get(&(table, key.to_owned())).filter(|(of, _)| of == identity);
         let more = bytes.saturating_sub(old.map_or(0, |(_, bytes)| *bytes));
         if more > 0 && held.bytes + more > bounds::REGISTERED {
             let (held, most) = (held.bytes, bounds::REGISTERED);
-            return Err(format!(
+            return Err(Exceeded(format!(
                 "{identity} has registered {held} bytes, and {more} more are too many: {most} at most"
-            ));
+            )));
         }
         if table == Table::Nodes && old.is_none() && held.count >= bounds::NODES {
-            return Err(format!("{identity} has {} nodes, {} at most", held.count, bounds::NODES));
+            return Err(Exceeded(format!("{identity} has {} nodes, {} at most", held.count, bounds::NODES)));
         }
         Ok(())
     }
@@ -66,7 +66,7 @@ mod tests {
         registered.put(Table::Nodes, "n1", "a", 100);
         registered.put(Table::Registrations, "default/n1/i", "a", half);
         assert_eq!(registered.admit(Table::Registrations, "default/n1/j", "a", half - 100), Ok(()));
-        let refused = registered.admit(Table::Registrations, "default/n1/j", "a", half).unwrap_err();
+        let refused = registered.admit(Table::Registrations, "default/n1/j", "a", half).unwrap_err().0;
         assert!(refused.contains("a has registered 16777316 bytes"), "{refused}");
         // What replaces a record counts for what it has more.
         assert_eq!(registered.admit(Table::Registrations, "default/n1/i", "a", 2 * half - 100), Ok(()));
@@ -78,7 +78,7 @@ mod tests {
         for n in 0..bounds::NODES {
             registered.put(Table::Nodes, &format!("m{n}"), "a", 1);
         }
-        assert!(registered.admit(Table::Nodes, "more", "a", 1).unwrap_err().contains("20000 nodes"));
+        assert!(registered.admit(Table::Nodes, "more", "a", 1).unwrap_err().0.contains("20000 nodes"));
         assert_eq!(registered.admit(Table::Nodes, "m7", "a", 1), Ok(()));
     }
 }

@@ -10,7 +10,7 @@ use weft_proto::v1::StoredPair;
 use super::catalog::{Entry, Removal};
 use super::pairs::{Pair, TRIES, path, put, unchanged};
 use super::{Mesh, RETRY, Refusal, State};
-use crate::store::{Condition, MAX_OPS, Op, Table};
+use crate::store::{Condition, Op, Table};
 
 /// An operation on a pair.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -268,8 +268,9 @@ impl Mesh {
             if ops.is_empty() {
                 return Ok(Ok(found));
             }
-            if conditions.len() > MAX_OPS || ops.len() > MAX_OPS {
-                return Err(format!("the transaction touches more than {MAX_OPS} records").into());
+            let most = self.store.limits().ops;
+            if conditions.len() > most || ops.len() > most {
+                return Err(format!("the transaction touches more than {most} records: nothing was changed").into());
             }
             if let Some(revision) = self.write_at(conditions, ops).await? {
                 let new = |found: &Found| found.pair.modify_index == 0 && !found.absent;

@@ -2,26 +2,28 @@
 //!
 //! All writes go through one thread that commits what has queued up together, so that a burst of registrations costs one
 //! fsync and not one each. An acknowledged write is on disk, and is told to watchers before it is acknowledged.
+//!
+//! After a write that the disk refuses the database takes no other until it is opened anew. The writer does so at once, and
+//! again and again until a write of some size succeeds: a full disk costs the writes made meanwhile and no restart.
+
+mod file;
+mod writer;
 
 use std::collections::{BTreeSet, HashMap};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use anyhow::Result;
+use redb::{Database, ReadableDatabase};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
 
-use super::{Change, Changes, Condition, Error, Op, Record, Store, Table, Watch};
-
-/// Records by `<table>/<key>`.
-const RECORDS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("records");
-/// Times to live by lease, milliseconds.
-const LEASES: TableDefinition<'_, u64, u64> = TableDefinition::new("leases");
-/// `revision`: that of the last change.
-const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+use super::batch::Limits;
+use super::health::Health;
+use super::{Condition, Error, Op, Record, Store, Table, Watch};
+use file::{Place, RECORDS, Storage};
+use writer::Writer;
 
 /// Requests that may wait for the writer before callers wait in turn, and changes for a watcher before the writer does.
 const QUEUE: usize = 1024;
@@ -29,10 +31,14 @@ const QUEUE: usize = 1024;
 /// A handle on the store; clones share it.
 #[derive(Clone)]
 pub struct Embedded {
-    db: Arc<Database>,
+    db: Arc<Db>,
     requests: mpsc::Sender<Request>,
     leases: Arc<Leases>,
+    health: Arc<Health>,
 }
+
+/// The database; `None` while it cannot be opened. Only the writer replaces it.
+type Db = RwLock<Option<Database>>;
 
 enum Request {
     Txn(Vec<Condition>, Vec<Op>, oneshot::Sender<Result<Option<u64>, Error>>),
@@ -40,7 +46,14 @@ enum Request {
     /// Ends a lease whose time is up, or in any case.
     End(u64, bool, oneshot::Sender<Result<(), Error>>),
     Watch(oneshot::Sender<Result<Watch, Error>>),
+    /// Sees whether the disk takes writes again.
+    Recover,
 }
+
+/// Of one transaction, which is in memory until it is on disk: more than any mesh's whole state.
+const LIMITS: Limits = Limits { ops: 1_000_000, bytes: 1 << 30 };
+/// Pause between tries to write again, which doubles up to the longest: each verifies the whole file (2 ms a megabyte).
+const RETRY: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(8);
 
 /// What runs out when. Only the writer adds and removes leases and keys.
 #[derive(Default)]
@@ -67,21 +80,21 @@ impl Embedded {
     /// # Errors
     /// When the folder cannot be made, or the file is another process's, damaged or not ours.
     pub fn open(dir: &Path) -> Result<Embedded> {
-        std::fs::create_dir_all(dir).with_context(|| format!("cannot make the data folder {}", dir.display()))?;
-        let path = dir.join("weft.redb");
-        let context = || format!("cannot open the store {}", path.display());
-        // The file holds keys: it is created with its final mode, and one left too open is closed before use.
-        let file =
-            std::fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
-        file.and_then(|f| f.set_permissions(std::fs::Permissions::from_mode(0o600))).with_context(context)?;
-        let db = Arc::new(Database::create(&path).with_context(context)?);
-        let (revision, leases) = restore(&db).with_context(context)?;
-        let leases = Arc::new(Leases { held: Mutex::new(leases), added: Notify::new() });
+        Embedded::open_with(dir, file::plain())
+    }
+
+    fn open_with(dir: &Path, storage: Storage) -> Result<Embedded> {
+        let health = Arc::<Health>::default();
+        let mut place = Place::new(dir, storage, health.clone())?;
+        let opened = place.open()?;
+        let db = Arc::new(RwLock::new(Some(opened.db)));
+        let leases = Arc::new(Leases { held: Mutex::new(opened.leases), added: Notify::new() });
         let (requests, queue) = mpsc::channel(QUEUE);
-        let writer = Writer { db: db.clone(), leases: leases.clone(), revision, watchers: Vec::new() };
+        let writer = Writer::new(db.clone(), place, leases.clone(), opened.revision, health.clone());
         std::thread::Builder::new().name("store".into()).spawn(move || writer.run(queue))?;
         tokio::spawn(end_leases(leases.clone(), requests.downgrade()));
-        Ok(Embedded { db, requests, leases })
+        tokio::spawn(recover(health.clone(), requests.downgrade()));
+        Ok(Embedded { db, requests, leases, health })
     }
 
     async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<Result<T, Error>>) -> Request) -> Result<T, Error> {
@@ -95,8 +108,10 @@ impl Embedded {
 #[tonic::async_trait]
 impl Store for Embedded {
     async fn get(&self, table: Table, key: &str) -> Result<Option<Record>, Error> {
+        let db = self.db.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(db) = db.as_ref() else { return Err(closed(&self.health)) };
         let read = || -> Result<Option<Record>> {
-            let records = self.db.begin_read()?.open_table(RECORDS)?;
+            let records = db.begin_read()?.open_table(RECORDS)?;
             let found = records.get(table.path(key).as_str())?;
             Ok(found.and_then(|bytes| decode(key, bytes.value())))
         };
@@ -124,6 +139,14 @@ impl Store for Embedded {
 
     async fn watch(&self) -> Result<Watch, Error> {
         self.ask(Request::Watch).await
+    }
+
+    fn limits(&self) -> Limits {
+        LIMITS
+    }
+
+    fn health(&self) -> Arc<Health> {
+        self.health.clone()
     }
 }
 
@@ -153,260 +176,26 @@ async fn end_leases(leases: Arc<Leases>, requests: mpsc::WeakSender<Request>) {
     }
 }
 
-fn restore(db: &Database) -> Result<(u64, HashMap<u64, Lease>)> {
-    let txn = db.begin_write()?;
-    let mut leases = HashMap::new();
-    let revision;
-    {
-        let records = txn.open_table(RECORDS)?;
-        for lease in txn.open_table(LEASES)?.iter()? {
-            let (id, ttl) = lease?;
-            let ttl = Duration::from_millis(ttl.value());
-            leases.insert(id.value(), Lease { ttl, ends: Instant::now() + ttl, paths: BTreeSet::new() });
+/// Has the writer try again while writes fail, for as long as the store is there.
+async fn recover(health: Arc<Health>, requests: mpsc::WeakSender<Request>) {
+    let mut pause = *RETRY.start();
+    loop {
+        if health.problem().is_none() {
+            pause = *RETRY.start();
+            health.failure().await;
         }
-        for record in records.iter()? {
-            let (path, bytes) = record?;
-            let lease = decode("", bytes.value()).map_or(0, |record| record.lease);
-            if let Some(lease) = leases.get_mut(&lease) {
-                lease.paths.insert(path.value().to_owned());
-            }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(*RETRY.end());
+        let Some(requests) = requests.upgrade() else { return };
+        if requests.send(Request::Recover).await.is_err() {
+            return;
         }
-        // Revision 1 is that of a store without records: clients take an index of 0 for none.
-        revision = txn.open_table(META)?.get("revision")?.map_or(1, |revision| revision.value());
-    }
-    txn.commit()?;
-    Ok((revision, leases))
-}
-
-/// The thread that writes.
-struct Writer {
-    db: Arc<Database>,
-    leases: Arc<Leases>,
-    revision: u64,
-    watchers: Vec<mpsc::Sender<Changes>>,
-}
-
-/// Answers a caller; the error is that of the batch as a whole.
-type Answer = Box<dyn FnOnce(Option<&Error>) + Send>;
-
-/// What a batch will have done once it is on disk.
-#[derive(Default)]
-struct Effects {
-    told: Vec<Changes>,
-    /// Path, the lease that it was bound to, and the one that it is bound to now.
-    bound: Vec<(String, u64, u64)>,
-    granted: Vec<(u64, Duration)>,
-    ended: Vec<u64>,
-    answers: Vec<Answer>,
-    watching: Vec<oneshot::Sender<Result<Watch, Error>>>,
-}
-
-impl Writer {
-    fn run(mut self, mut queue: mpsc::Receiver<Request>) {
-        while let Some(first) = queue.blocking_recv() {
-            let mut batch = vec![first];
-            while batch.len() < QUEUE {
-                match queue.try_recv() {
-                    Ok(next) => batch.push(next),
-                    Err(_) => break,
-                }
-            }
-            self.batch(batch);
-        }
-    }
-
-    fn batch(&mut self, batch: Vec<Request>) {
-        let mut effects = Effects::default();
-        let failure = self.write(batch, &mut effects).err().map(unavailable);
-        if failure.is_none() {
-            self.take_effect(&mut effects);
-        }
-        for answer in effects.answers {
-            answer(failure.as_ref());
-        }
-        for watching in effects.watching {
-            let watch = self.watch().map_err(unavailable);
-            // Who gave up does not mind.
-            let _ = watching.send(watch);
-        }
-    }
-
-    fn write(&self, batch: Vec<Request>, effects: &mut Effects) -> Result<()> {
-        let mut work = Vec::new();
-        for request in batch {
-            match request {
-                Request::Watch(done) => effects.watching.push(done),
-                other => work.push(other),
-            }
-        }
-        if work.is_empty() {
-            return Ok(());
-        }
-        let txn = self.db.begin_write()?;
-        let mut revision = self.revision;
-        {
-            let mut records = txn.open_table(RECORDS)?;
-            let mut leases = txn.open_table(LEASES)?;
-            for request in work {
-                match request {
-                    Request::Txn(conditions, ops, done) => {
-                        let result = self.one(&mut records, &conditions, ops, &mut revision, effects)?;
-                        effects.answers.push(answer(done, result));
-                    }
-                    Request::Grant(ttl, done) => {
-                        let id = rand::random::<u64>() >> 1 | 1;
-                        leases.insert(id, u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX))?;
-                        effects.granted.push((id, ttl));
-                        effects.answers.push(answer(done, Ok(id)));
-                    }
-                    Request::End(id, anyway, done) => {
-                        let due = |lease: &Lease| anyway || lease.ends <= Instant::now();
-                        let paths = self.leases.lock().get(&id).filter(|l| due(l)).map(|l| l.paths.clone());
-                        if let Some(paths) = paths {
-                            // Those that this batch bound to it are its too.
-                            let fresh =
-                                effects.bound.iter().filter(|(.., to)| *to == id).map(|(path, ..)| path.clone());
-                            let all: BTreeSet<String> = paths.into_iter().chain(fresh).collect();
-                            let changes = end(&mut records, id, &all)?;
-                            leases.remove(id)?;
-                            effects.ended.push(id);
-                            if !changes.is_empty() {
-                                revision += 1;
-                                effects.told.push(Changes { revision, changes });
-                            }
-                        }
-                        effects.answers.push(answer(done, Ok(())));
-                    }
-                    Request::Watch(_) => {}
-                }
-            }
-            txn.open_table(META)?.insert("revision", revision)?;
-        }
-        txn.commit()?;
-        Ok(())
-    }
-
-    /// One transaction; the outer error is the disk's.
-    fn one(
-        &self,
-        records: &mut redb::Table<'_, &str, &[u8]>,
-        conditions: &[Condition],
-        ops: Vec<Op>,
-        revision: &mut u64,
-        effects: &mut Effects,
-    ) -> Result<Result<Option<u64>, Error>> {
-        for condition in conditions {
-            let found = records.get(condition.table.path(&condition.key).as_str())?;
-            let modified = found.and_then(|bytes| decode("", bytes.value())).map_or(0, |record| record.modified);
-            if modified != condition.modified {
-                return Ok(Ok(None));
-            }
-        }
-        for op in &ops {
-            if let Op::Put { lease, .. } = op
-                && *lease != 0
-                && (effects.ended.contains(lease) || !self.knows(*lease, effects))
-            {
-                return Ok(Err(Error::LeaseEnded));
-            }
-        }
-        let next = *revision + 1;
-        let mut changes = Vec::new();
-        for op in ops {
-            match op {
-                Op::Put { table, key, value, lease } => {
-                    let path = table.path(&key);
-                    let old = records.get(path.as_str())?.and_then(|bytes| decode("", bytes.value()));
-                    let created = old.as_ref().map_or(next, |old| old.created);
-                    let record = Record { key: key.clone(), value, created, modified: next, lease };
-                    records.insert(path.as_str(), encode(&record).as_slice())?;
-                    effects.bound.push((path, old.map_or(0, |old| old.lease), lease));
-                    changes.push(Change { table, key, record: Some(record) });
-                }
-                Op::Delete(table, key) => {
-                    let path = table.path(&key);
-                    let old = records.remove(path.as_str())?.and_then(|bytes| decode("", bytes.value()));
-                    if let Some(old) = old {
-                        effects.bound.push((path, old.lease, 0));
-                        changes.push(Change { table, key, record: None });
-                    }
-                }
-            }
-        }
-        if changes.is_empty() {
-            return Ok(Ok(Some(0)));
-        }
-        *revision = next;
-        effects.told.push(Changes { revision: next, changes });
-        Ok(Ok(Some(next)))
-    }
-
-    fn knows(&self, lease: u64, effects: &Effects) -> bool {
-        self.leases.lock().contains_key(&lease) || effects.granted.iter().any(|(id, _)| *id == lease)
-    }
-
-    /// What is on disk now becomes so in memory, and for watchers.
-    fn take_effect(&mut self, effects: &mut Effects) {
-        let mut held = self.leases.lock();
-        for (id, ttl) in effects.granted.drain(..) {
-            held.insert(id, Lease { ttl, ends: Instant::now() + ttl, paths: BTreeSet::new() });
-            self.leases.added.notify_one();
-        }
-        for (path, from, to) in effects.bound.drain(..) {
-            if let Some(lease) = held.get_mut(&from) {
-                lease.paths.remove(&path);
-            }
-            if let Some(lease) = held.get_mut(&to) {
-                lease.paths.insert(path);
-            }
-        }
-        for id in effects.ended.drain(..) {
-            held.remove(&id);
-        }
-        drop(held);
-        for changes in effects.told.drain(..) {
-            self.revision = changes.revision;
-            self.watchers.retain(|watcher| watcher.blocking_send(changes.clone()).is_ok());
-        }
-    }
-
-    fn watch(&mut self) -> Result<Watch> {
-        let table = self.db.begin_read()?.open_table(RECORDS)?;
-        let mut records = Vec::new();
-        for record in table.iter()? {
-            let (path, bytes) = record?;
-            let (table, key) =
-                Table::split(path.value()).context("a record of an unknown kind: made by a newer Weft?")?;
-            records.push((table, decode(key, bytes.value()).context("a damaged record")?));
-        }
-        let (watcher, changes) = mpsc::channel(QUEUE);
-        self.watchers.retain(|watcher| !watcher.is_closed());
-        self.watchers.push(watcher);
-        Ok(Watch { revision: self.revision, records, changes })
     }
 }
 
-/// Removes what is bound to a lease.
-fn end(records: &mut redb::Table<'_, &str, &[u8]>, lease: u64, paths: &BTreeSet<String>) -> Result<Vec<Change>> {
-    let mut changes = Vec::new();
-    for path in paths {
-        let bound = records.get(path.as_str())?.and_then(|bytes| decode("", bytes.value())).map(|record| record.lease);
-        if bound == Some(lease)
-            && let Some((table, key)) = Table::split(path)
-        {
-            records.remove(path.as_str())?;
-            changes.push(Change { table, key: key.to_owned(), record: None });
-        }
-    }
-    Ok(changes)
-}
-
-/// Answers with `result`, unless the batch as a whole has failed.
-fn answer<T: Send + 'static>(done: oneshot::Sender<Result<T, Error>>, result: Result<T, Error>) -> Answer {
-    Box::new(move |failure| {
-        // Who gave up does not mind.
-        let _ = done.send(failure.map_or(result, |failure| Err(failure.clone())));
-    })
+/// The error of a request while the database is closed.
+fn closed(health: &Health) -> Error {
+    Error::Unavailable(health.problem().map_or_else(|| "its file is being opened".into(), |problem| problem.reason))
 }
 
 fn unavailable(error: anyhow::Error) -> Error {

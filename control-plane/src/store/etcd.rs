@@ -28,7 +28,9 @@ use weft_proto::etcd::{
     WatchResponse,
 };
 
-use super::{Change, Changes, Condition, Error, Op, Record, Store, Table, Watch};
+use super::batch::Limits;
+use super::health::Health;
+use super::{Change, Changes, Condition, Error, MAX_OPS, Op, Record, Store, Table, Watch};
 pub use connect::Access;
 use connect::{Servers, Session};
 
@@ -38,6 +40,15 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const PERSISTENCE: Duration = Duration::from_secs(8);
 /// Pause before a request is made, or a broken watch is taken up, again.
 const RETRY: Duration = Duration::from_millis(200);
+/// etcd takes 128 operations (`--max-txn-ops`) and 1.5 MiB (`--max-request-bytes`) a request unless told otherwise.
+const LIMITS: Limits = Limits { ops: MAX_OPS, bytes: 1 << 20 };
+/// Pause between tries to write while etcd refuses.
+const RECOVERY: Duration = Duration::from_secs(2);
+/// Life of the lease that such a try asks for, seconds.
+const PROBE_TTL: i64 = 5;
+/// The way out of etcd's NOSPACE alarm.
+const NO_SPACE: &str = "its alarm NOSPACE refuses every write until its data are below --quota-backend-bytes again: \
+                        compact and defragment it, or raise the quota, then run `etcdctl alarm disarm`";
 /// Changes that may wait for a watcher before it is etcd that waits.
 const QUEUE: usize = 1024;
 /// Records of one page of a listing.
@@ -50,6 +61,7 @@ const MAX_MESSAGE: usize = 512 << 20;
 pub struct Etcd {
     servers: Arc<Servers>,
     prefix: String,
+    health: Arc<Health>,
 }
 
 impl Etcd {
@@ -60,9 +72,10 @@ impl Etcd {
     pub async fn connect(url: &str, access: &Access) -> Result<Etcd> {
         let (servers, prefix) = parse(url)?;
         let names = servers.join(", ");
-        let etcd = Etcd { servers: Arc::new(Servers::new(servers, access)?), prefix };
+        let etcd = Etcd { servers: Arc::new(Servers::new(servers, access)?), prefix, health: Arc::default() };
         // Connections are made when they are first used: one that leads nowhere is to be told of now.
         etcd.get(Table::Secrets, "ca").await.with_context(|| format!("cannot use etcd at {names}"))?;
+        tokio::spawn(recover(etcd.clone()));
         Ok(etcd)
     }
 
@@ -149,6 +162,11 @@ impl Etcd {
         };
         if status.message().contains("lease not found") {
             return Err(Error::LeaseEnded);
+        }
+        if status.message().contains("database space exceeded") {
+            let reason = format!("etcd: {}: {NO_SPACE}", status.message());
+            self.health.report_failure(&reason, 1);
+            return Err(Error::Unavailable(reason));
         }
         // What a server understood and refused any other would refuse.
         let refused = matches!(status.code(), Code::InvalidArgument | Code::PermissionDenied | Code::ResourceExhausted);
@@ -308,6 +326,30 @@ impl Store for Etcd {
         let (sender, changes) = mpsc::channel(QUEUE);
         tokio::spawn(self.clone().follow(revision + 1, sender));
         Ok(Watch { revision: unsigned(revision), records, changes })
+    }
+
+    fn limits(&self) -> Limits {
+        LIMITS
+    }
+
+    fn health(&self) -> Arc<Health> {
+        self.health.clone()
+    }
+}
+
+/// Sees whether etcd takes writes again, after each time that it refused one. A lease is refused as a record is, and
+/// leaves nothing behind.
+async fn recover(etcd: Etcd) {
+    loop {
+        etcd.health.failure().await;
+        while etcd.health.problem().is_some() {
+            tokio::time::sleep(RECOVERY).await;
+            let request = LeaseGrantRequest { ttl: PROBE_TTL };
+            let granted = etcd.ask_once(|s| async move { lease(&s).lease_grant(s.request(request)).await }).await;
+            if granted.is_ok_and(|granted| granted.error.is_empty()) {
+                etcd.health.report_recovery();
+            }
+        }
     }
 }
 

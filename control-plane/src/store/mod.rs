@@ -6,8 +6,10 @@
 //! clients see as its index. Heartbeats and results of probes are never written, only changes of state; what must end
 //! with whoever wrote it is bound to a lease.
 
+pub mod batch;
 pub mod embedded;
 pub mod etcd;
+pub mod health;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -174,7 +176,7 @@ impl Op {
     }
 }
 
-/// Most conditions and operations of one transaction: etcd's own limit is 128.
+/// Conditions and operations of one transaction that every store takes: etcd's own limit is 128.
 pub const MAX_OPS: usize = 100;
 
 /// What happened to one record.
@@ -230,7 +232,7 @@ pub trait Store: Send + Sync + 'static {
     async fn get(&self, table: Table, key: &str) -> Result<Option<Record>, Error>;
 
     /// Does all of `ops` or none, and returns when they are safe. Gives the revision, 0 when nothing had to be changed;
-    /// `None` when a condition does not hold. At most [`MAX_OPS`] of either.
+    /// `None` when a condition does not hold. At most what [`Store::limits`] says.
     async fn txn(&self, conditions: Vec<Condition>, ops: Vec<Op>) -> Result<Option<u64>, Error>;
 
     /// A new lease: without a sign of life for `ttl` it ends, and the records that are bound to it with it. The store may
@@ -245,6 +247,12 @@ pub trait Store: Send + Sync + 'static {
 
     /// All there is and every change from then on.
     async fn watch(&self) -> Result<Watch, Error>;
+
+    /// What one transaction takes.
+    fn limits(&self) -> batch::Limits;
+
+    /// Whether writes are taken.
+    fn health(&self) -> Arc<health::Health>;
 }
 
 /// A store that is shared.

@@ -7,11 +7,13 @@
 //! [`listen`] serves, [`route`] finds the endpoint, [`definitions`] and [`decode`] read what clients send, [`local`] keeps
 //! what is registered here, over restarts by way of [`saved`], and [`forward`] passes the rest on, but for what is written of
 //! the own node ([`catalog`]); [`read`], [`inside`], [`shapes`] and [`answer`] answer; [`path`] cleans paths as Consul's server does; [`eureka`] says the same in Eureka's words. The control plane uses what is not of one agent: [`listen`], [`query`], [`decode`], [`filter`],
-//! [`answer`], [`refused`], Eureka's documents, and the shapes that both show.
+//! [`answer`], [`refused`], [`admission`], [`quiet`], Eureka's documents, and the shapes that both show.
 
+pub mod admission;
 pub mod answer;
 pub mod catalog;
 pub mod checks;
+pub mod clients;
 pub mod connect;
 pub mod datacenter;
 pub mod decode;
@@ -28,6 +30,7 @@ pub mod local;
 pub mod page;
 pub mod path;
 pub mod query;
+pub mod quiet;
 pub mod read;
 pub mod refused;
 pub mod route;

@@ -2,11 +2,10 @@
 //!
 //! Served by hyper directly: clients send bodies without or with a wrong content type, which extractors refuse.
 
-use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io::Write;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,21 +18,18 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
-use tokio_rustls::TlsAcceptor;
+use tokio::net::{TcpListener, TcpStream};
 
+use crate::admission::Admission;
 use crate::answer::{self, Answered};
+use crate::clients::{Clients, Kind};
 use crate::path;
 use crate::query::Query;
+use crate::quiet::Quiet;
 use crate::refused::Refused;
 
 /// Largest body of a request, bytes.
 pub const MAX_BODY: usize = 512 << 10;
-/// Connections at once; more wait.
-const MAX_CONNECTIONS: usize = 1024;
-/// Connections of one address (of IPv6 the network) where anybody may connect; more are closed: one must not take all.
-const MAX_OF_ADDRESS: usize = 256;
 /// Longest silence of a connection that is kept.
 const IDLE: Duration = Duration::from_secs(900);
 /// The same where anybody may connect.
@@ -43,8 +39,8 @@ const MIN_COMPRESSED: usize = 1024;
 /// Longer ones take long enough to be compressed on another thread, bytes.
 const MAX_HERE: usize = 64 << 10;
 
-/// A peer that has not finished its handshake by then is let go.
-const HANDSHAKE: Duration = Duration::from_secs(10);
+/// When a client that sent too many may try again, seconds.
+const RETRY_AFTER: &str = "1";
 /// Longest time that a body may take to come.
 const BODY: Duration = Duration::from_secs(60);
 
@@ -59,84 +55,54 @@ pub trait Answers: Send + Sync + 'static {
     fn answer(&self, from: SocketAddr, request: Request<Bytes>) -> impl Future<Output = Answered> + Send;
 }
 
+/// What may be under way on a listener.
+pub struct Bounds {
+    quiet: Arc<Quiet>,
+    clients: Arc<Clients>,
+}
+
+impl Bounds {
+    /// At most so many requests of one client at once, of each [`Kind`].
+    pub fn new(per_client: usize) -> Bounds {
+        Bounds { quiet: Arc::new(Quiet::of_traffic()), clients: Arc::new(Clients::new(per_client)) }
+    }
+}
+
 /// Serves for ever, plaintext.
-pub async fn serve(answers: Arc<impl Answers>, listener: TcpListener) {
-    serve_by(answers, listener, None).await;
+pub async fn serve(answers: Arc<impl Answers>, listener: TcpListener, bounds: Bounds) {
+    let bounds = Arc::new(bounds);
+    loop {
+        let (stream, from) = accept(&listener).await;
+        tokio::spawn(connection(answers.clone(), from, stream, IDLE, bounds.clone()));
+    }
 }
 
 /// Serves for ever, TLS.
-pub async fn serve_tls(answers: Arc<impl Answers>, listener: TcpListener, tls: TlsAcceptor) {
-    serve_by(answers, listener, Some(tls)).await;
-}
-
-async fn serve_by(answers: Arc<impl Answers>, listener: TcpListener, tls: Option<TlsAcceptor>) {
-    let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let callers = Arc::new(Callers::default());
+pub async fn serve_tls(
+    answers: Arc<impl Answers>,
+    listener: TcpListener,
+    config: Arc<rustls::ServerConfig>,
+    bounds: Bounds,
+) {
+    let (bounds, admission) = (Arc::new(bounds), Arc::new(Admission::default()));
     loop {
-        let Ok(permit) = connections.clone().acquire_owned().await else { return };
-        let (stream, from) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(_) => {
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
-        let entered = if tls.is_some() { callers.enter(from.ip()) } else { None };
-        if tls.is_some() && entered.is_none() {
-            tracing::debug!(%from, "a connection too many of one address");
-            continue;
-        }
-        let (answers, tls) = (answers.clone(), tls.clone());
+        let (stream, from) = accept(&listener).await;
+        let (answers, admission, config, bounds) = (answers.clone(), admission.clone(), config.clone(), bounds.clone());
         tokio::spawn(async move {
-            match tls {
-                None => connection(answers, from, stream, IDLE).await,
-                Some(tls) => {
-                    if let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await {
-                        connection(answers, from, stream, REMOTE_IDLE).await;
-                    }
-                }
+            match admission.handshake(stream, from.ip(), config).await {
+                Ok(stream) => connection(answers, from, stream, REMOTE_IDLE, bounds).await,
+                Err(e) => tracing::debug!(%from, "TLS handshake failed: {e:#}"),
             }
-            drop((permit, entered));
         });
     }
 }
 
-/// Connections by the address that they come from.
-#[derive(Default)]
-struct Callers(Mutex<HashMap<IpAddr, usize>>);
-
-/// Counts while it is held.
-struct Entered(Arc<Callers>, IpAddr);
-
-impl Callers {
-    fn lock(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn enter(self: &Arc<Self>, from: IpAddr) -> Option<Entered> {
-        let from = match from.to_canonical() {
-            // One host has as many addresses of its network as it likes.
-            IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() & !u128::from(u64::MAX)).into(),
-            v4 @ IpAddr::V4(_) => v4,
-        };
-        let mut counts = self.lock();
-        let count = counts.entry(from).or_default();
-        if *count >= MAX_OF_ADDRESS {
-            return None;
-        }
-        *count += 1;
-        Some(Entered(self.clone(), from))
-    }
-}
-
-impl Drop for Entered {
-    fn drop(&mut self) {
-        let mut counts = self.0.lock();
-        if let Some(count) = counts.get_mut(&self.1) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.1);
-            }
+async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
+    loop {
+        match listener.accept().await {
+            Ok(accepted) => return accepted,
+            // Out of descriptors, most likely: waiting is all that helps.
+            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
         }
     }
 }
@@ -146,17 +112,58 @@ async fn connection(
     from: SocketAddr,
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     idle: Duration,
+    bounds: Arc<Bounds>,
 ) {
+    let connection = Arc::new(bounds.quiet.enter(from.ip()));
+    let own = connection.clone();
     let service = service_fn(move |request: Request<Incoming>| {
-        let answers = answers.clone();
-        async move { Ok::<_, Infallible>(handle(&*answers, from, request).await) }
+        let (answers, connection, clients) = (answers.clone(), own.clone(), bounds.clients.clone());
+        async move {
+            connection.work();
+            let response = admitted(&*answers, from, request, &clients).await;
+            connection.rest();
+            Ok::<_, Infallible>(response)
+        }
     });
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(idle)
         .serve_connection(TokioIo::new(stream), service);
-    // A client that breaks off is its own affair.
-    let _ = serving.await;
+    tokio::select! {
+        // A client that breaks off is its own affair.
+        _ = serving => {}
+        () = connection.dismissed() => tracing::debug!(%from, "a quiet connection is closed for a new one"),
+    }
+}
+
+/// Answers one request unless its client has too many under way.
+async fn admitted<B>(
+    answers: &impl Answers,
+    from: SocketAddr,
+    request: Request<B>,
+    clients: &Arc<Clients>,
+) -> Response<Full<Bytes>>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let (head, body) = request.into_parts();
+    let _admitted = match clients.admit(from.ip(), Kind::of(&head)) {
+        Ok(admitted) => admitted,
+        Err(refused) => {
+            let query = Query::parse(head.uri.query().unwrap_or_default());
+            let mut away = answer::refusal(&refused, head.method == Method::GET, &query);
+            answer::set(&mut away, "retry-after", RETRY_AFTER);
+            // What it sends is not read, and it holds no connection.
+            answer::set(&mut away, "connection", "close");
+            return path::in_format(head.uri.path(), &head.headers, away).map(Full::new);
+        }
+    };
+    let mut response = handle(answers, from, Request::from_parts(head, body)).await;
+    if response.status() == StatusCode::TOO_MANY_REQUESTS {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER));
+    }
+    response
 }
 
 /// Answers one request.
@@ -244,6 +251,8 @@ fn gzip(bytes: &[u8]) -> std::io::Result<Vec<u8>> {
 mod tests {
     use std::io::Read;
 
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
     use super::*;
 
     /// Answers with as many bytes as the path says.
@@ -281,19 +290,58 @@ mod tests {
         }
     }
 
-    #[test]
-    fn one_address_does_not_take_all_connections() {
-        let callers = Arc::new(Callers::default());
-        let enter = |ip: &str| callers.enter(ip.parse().unwrap());
-        let mut entered: Vec<_> = (0..MAX_OF_ADDRESS).map(|_| enter("10.0.0.7").unwrap()).collect();
-        assert!(enter("10.0.0.7").is_none() && enter("::ffff:10.0.0.7").is_none());
-        assert!(enter("10.0.0.8").is_some());
-        entered.pop();
-        assert!(enter("10.0.0.7").is_some());
-        entered.clear();
-        let one_network: Vec<_> = (0..MAX_OF_ADDRESS).map(|n| enter(&format!("fd00::{n:x}")).unwrap()).collect();
-        assert!(enter("fd00::ffff:1").is_none() && enter("fd00:0:0:1::1").is_some());
-        drop(one_network);
-        assert!(callers.lock().is_empty());
+    /// Answers blocking queries never, everything else at once.
+    struct Waits;
+
+    impl Answers for Waits {
+        async fn answer(&self, _: SocketAddr, request: Request<Bytes>) -> Answered {
+            match request.uri().query() {
+                Some(_) => std::future::pending().await,
+                None => Response::new("now".into()),
+            }
+        }
+    }
+
+    async fn ask(at: SocketAddr, path: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(at).await.unwrap();
+        let request = format!("PUT {path} HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n");
+        let request = if path.contains('?') { request.replace("PUT", "GET") } else { request };
+        stream.write_all(request.as_bytes()).await.unwrap();
+        stream
+    }
+
+    async fn head(stream: &mut TcpStream) -> String {
+        let mut bytes = [0; 4096];
+        let read = tokio::time::timeout(Duration::from_secs(10), stream.read(&mut bytes)).await;
+        String::from_utf8_lossy(&bytes[..read.unwrap().unwrap()]).into_owned()
+    }
+
+    #[tokio::test]
+    async fn one_client_holds_up_no_other_requests() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = listener.local_addr().unwrap();
+        tokio::spawn(serve(Arc::new(Waits), listener, Bounds::new(10)));
+        let mut silent = Vec::new();
+        for _ in 0..2100 {
+            silent.push(TcpStream::connect(at).await.unwrap());
+        }
+        let mut waiting = Vec::new();
+        for _ in 0..10 {
+            waiting.push(ask(at, "/v1/kv/a?index=1").await);
+        }
+        let refused = async {
+            loop {
+                // Those before may not have been counted yet.
+                let mut one = ask(at, "/v1/kv/a?index=1").await;
+                if let Ok(text) = tokio::time::timeout(Duration::from_millis(200), head(&mut one)).await {
+                    return text;
+                }
+            }
+        };
+        let text = tokio::time::timeout(Duration::from_secs(10), refused).await.unwrap();
+        assert!(text.starts_with("HTTP/1.1 429") && text.contains("connection: close"), "{text}");
+        assert!(text.contains("retry-after: 1"), "{text}");
+        let text = head(&mut ask(at, "/v1/agent/check/pass/a").await).await;
+        assert!(text.starts_with("HTTP/1.1 200") && text.ends_with("now"), "{text}");
     }
 }

@@ -7,9 +7,11 @@ use std::net::IpAddr;
 
 use hickory_proto::op::{Edns, Header, HeaderCounts, Message, MessageType, OpCode, ResponseCode};
 use hickory_proto::rr::rdata::opt::{ClientSubnet, EdnsCode, EdnsOption};
-use hickory_proto::rr::rdata::{A, AAAA, CNAME, SRV};
+use hickory_proto::rr::rdata::{A, AAAA, CNAME, PTR, SOA, SRV};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use hickory_proto::serialize::binary::{BinDecodable, BinDecoder};
+
+use weft_core::names::SERVICE_SUFFIX;
 
 use super::forward::Transport;
 
@@ -17,6 +19,11 @@ use super::forward::Transport;
 const UDP_SIZE: u16 = 512;
 /// What passes any network in one piece.
 const EDNS_SIZE: u16 = 1232;
+
+/// Seconds for which it may be remembered that there is no such name: one that comes is found soon after.
+const NO_SUCH_NAME_TTL: u32 = 5;
+/// The zone of virtual IPs' names, 240.240.0.0/16.
+const VIRTUAL_ZONE: &str = "240.240.in-addr.arpa";
 
 /// What a packet turned out to be.
 #[derive(Debug)]
@@ -47,6 +54,8 @@ pub enum Say {
     Addresses(Vec<IpAddr>, u32),
     /// These places of a service's port, to be kept for so many seconds.
     Places(Vec<Place>, u32),
+    /// An address's host name, to be kept for so many seconds.
+    Name(String, u32),
     /// There is no such name.
     NoSuchName,
     /// Not now.
@@ -133,9 +142,19 @@ impl Query {
                 let records = addresses.iter().filter_map(|address| self.record(*address));
                 message.add_answers(records.map(|data| Record::from_rdata(self.question.name().clone(), *ttl, data)));
             }
+            Say::Name(host, ttl) => {
+                let asked = matches!(self.question.query_type(), RecordType::PTR | RecordType::ANY);
+                let name = host_name(host).filter(|_| asked).map(|name| RData::PTR(PTR(name)));
+                message.add_answers(name.map(|data| Record::from_rdata(self.question.name().clone(), *ttl, data)));
+            }
         }
         if let Say::Places(places, ttl) = say {
             self.add_places(&mut message, places, *ttl);
+        }
+        if message.answers.is_empty()
+            && let Some(ttl) = negative_ttl(say)
+        {
+            message.add_authorities(self.authority(ttl));
         }
         let limit = match transport {
             Transport::Udp => self.udp_size().min(EDNS_SIZE),
@@ -146,6 +165,23 @@ impl Query {
             message.additionals.clear();
         }
         fit(&message, limit)
+    }
+
+    /// Who says that there is nothing, and for how long that holds (RFC 2308, 3); without it resolvers remember nothing, and
+    /// some ask the next server.
+    fn authority(&self, ttl: u32) -> Option<Record> {
+        let zone = host_name(self.zone())?;
+        let of_zone = |label: &str| Name::from_ascii(label).ok()?.append_domain(&zone).ok();
+        let soa = SOA::new(of_zone("ns.dns")?, of_zone("hostmaster")?, 1, 7200, 1800, 86_400, ttl);
+        Some(Record::from_rdata(zone, ttl, RData::SOA(soa)))
+    }
+
+    /// The zone of the mesh that the name is in; of a name that is in none the name itself.
+    fn zone(&self) -> &str {
+        let zones = [&SERVICE_SUFFIX[1..], "consul", VIRTUAL_ZONE];
+        let is_in =
+            |zone: &&str| self.name.strip_suffix(zone).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+        zones.into_iter().find(|zone| is_in(zone)).unwrap_or(&self.name)
     }
 
     /// All of one priority, with the weights of CoreDNS: parts of 100.
@@ -183,6 +219,12 @@ impl Query {
     /// Whether the name is an address's.
     pub fn is_reverse(&self) -> bool {
         self.name.ends_with(".in-addr.arpa") || self.name.ends_with(".ip6.arpa")
+    }
+
+    /// The address whose name is asked for (RFC 1035, 3.5; RFC 3596, 2.5).
+    pub fn address(&self) -> Option<IpAddr> {
+        let net = self.question.name().parse_arpa_name().ok()?;
+        (net.prefix_len() == net.max_prefix_len()).then(|| net.addr())
     }
 
     /// Largest answer over UDP, as far as the client says.
@@ -260,6 +302,15 @@ impl Query {
             IpAddr::V6(v6) if matches!(kind, RecordType::AAAA | RecordType::ANY) => Some(RData::AAAA(AAAA(v6))),
             _ => None,
         }
+    }
+}
+
+/// For how long an answer without records holds; `None`: it says nothing.
+fn negative_ttl(say: &Say) -> Option<u32> {
+    match say {
+        Say::Addresses(_, ttl) | Say::Places(_, ttl) | Say::Name(_, ttl) => Some(*ttl),
+        Say::NoSuchName => Some(NO_SUCH_NAME_TTL),
+        Say::ServerFailure => None,
     }
 }
 

@@ -4,12 +4,13 @@
 //! understand. Our sockets are marked as deliveries, which the redirection leaves alone: so a name server on loopback
 //! (127.0.0.53, 127.0.0.11) is reached as well, and our queries do not come back to us.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
 use rand::Rng;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -22,6 +23,8 @@ use crate::resolv;
 
 /// Longest wait for one name server.
 const TIMEOUT: Duration = Duration::from_secs(2);
+/// For so long a name server that did not answer is asked after the others (RFC 1035, 7.2).
+const SILENT: Duration = Duration::from_secs(30);
 /// Where Linux takes the ports of sockets from that did not ask for one.
 const EPHEMERAL_PORTS: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 /// Fewer ports than this would be too easy to guess.
@@ -39,8 +42,37 @@ pub enum Transport {
 /// The name servers.
 pub struct Forwarder {
     source: Source,
+    silent: Mutex<Silent>,
     /// Ports that our queries over UDP leave from.
     ports: std::ops::RangeInclusive<u16>,
+}
+
+/// Name servers that did not answer when they were asked last, until when they are asked after the others.
+#[derive(Debug, Default)]
+struct Silent(HashMap<SocketAddr, Instant>);
+
+impl Silent {
+    /// The order to ask in: as listed, those that were silent last. Where that time is over one query finds out for all:
+    /// until it has, the others ask such a server last still.
+    fn order(&mut self, listed: &[SocketAddr], now: Instant) -> Vec<SocketAddr> {
+        self.0.retain(|server, _| listed.contains(server));
+        let (last, first): (Vec<SocketAddr>, Vec<SocketAddr>) =
+            listed.iter().partition(|server| self.0.get(server).is_some_and(|until| *until > now));
+        for server in &first {
+            if let Some(until) = self.0.get_mut(server) {
+                *until = now + TIMEOUT;
+            }
+        }
+        first.into_iter().chain(last).collect()
+    }
+
+    fn note(&mut self, server: SocketAddr, answered: bool, now: Instant) {
+        if answered {
+            self.0.remove(&server);
+        } else {
+            self.0.insert(server, now + SILENT);
+        }
+    }
 }
 
 enum Source {
@@ -54,26 +86,29 @@ impl Forwarder {
     /// Asks the name servers that `resolv_conf` lists.
     pub fn new(resolv_conf: impl Into<PathBuf>) -> Forwarder {
         let read = Mutex::new((None, Arc::default()));
-        Forwarder { source: Source::File { path: resolv_conf.into(), read }, ports: source_ports() }
+        let source = Source::File { path: resolv_conf.into(), read };
+        Forwarder { source, silent: Mutex::default(), ports: source_ports() }
     }
 
     #[cfg(test)]
     pub(super) fn to(servers: &[SocketAddr]) -> Forwarder {
-        Forwarder { source: Source::Fixed(servers.into()), ports: source_ports() }
+        Forwarder { source: Source::Fixed(servers.into()), silent: Mutex::default(), ports: source_ports() }
     }
 
     /// The first name server's answer that says something, else the last one's; `None` where none answered.
     pub async fn ask(&self, packet: &[u8], transport: Transport) -> Option<Vec<u8>> {
-        let servers = self.servers();
+        let servers = self.silent().order(&self.servers(), Instant::now());
         let mut last = None;
-        for server in servers.iter() {
+        for server in servers {
             let asking = async {
                 match transport {
-                    Transport::Udp => self.over_udp(*server, packet).await,
-                    Transport::Tcp => over_tcp(*server, packet).await,
+                    Transport::Udp => self.over_udp(server, packet).await,
+                    Transport::Tcp => over_tcp(server, packet).await,
                 }
             };
-            match tokio::time::timeout(TIMEOUT, asking).await {
+            let answered = tokio::time::timeout(TIMEOUT, asking).await;
+            self.silent().note(server, matches!(answered, Ok(Ok(_))), Instant::now());
+            match answered {
                 // Not what it knows, but that it cannot help: another one may.
                 Ok(Ok(answer)) if dns::is_failure(&answer) => last = Some(answer),
                 Ok(Ok(answer)) => return Some(answer),
@@ -82,6 +117,10 @@ impl Forwarder {
             }
         }
         last
+    }
+
+    fn silent(&self) -> MutexGuard<'_, Silent> {
+        self.silent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn servers(&self) -> Arc<[SocketAddr]> {
@@ -183,6 +222,29 @@ fn outside(first: u16, last: u16) -> std::ops::RangeInclusive<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn silent_name_servers_are_asked_last_for_a_while() {
+        let [a, b, c] = [1, 2, 3].map(|n| SocketAddr::from(([10, 0, 0, n], 53)));
+        let (mut silent, start) = (Silent::default(), Instant::now());
+        assert_eq!(silent.order(&[a, b, c], start), [a, b, c]);
+        silent.note(a, false, start);
+        silent.note(b, true, start);
+        assert_eq!(silent.order(&[a, b, c], start), [b, c, a]);
+        silent.note(b, false, start);
+        silent.note(c, false, start);
+        assert_eq!(silent.order(&[a, b, c], start), [a, b, c], "all alike: as listed");
+        silent.note(b, true, start);
+        silent.note(c, true, start);
+        let later = start + SILENT;
+        assert_eq!(silent.order(&[a, b, c], later), [a, b, c], "one query tries it again");
+        assert_eq!(silent.order(&[a, b, c], later), [b, c, a], "others do not wait for it meanwhile");
+        silent.note(a, true, later);
+        assert_eq!(silent.order(&[a, b, c], later), [a, b, c]);
+        silent.note(a, false, later);
+        silent.order(&[b, c], later);
+        assert!(silent.0.is_empty(), "servers that are listed no more are forgotten");
+    }
 
     #[test]
     fn our_ports_are_not_the_applications() {

@@ -17,7 +17,7 @@ mod headless;
 const SERVICES: &[(&str, &[&str], &[&str], bool)] = &[
     (
         "order-service.default.svc.cluster.local",
-        &["order-service", "order-service.default", "order-service.service.consul"],
+        &["order-service", "order-service.default", "order-service.service.consul", "240.240.0.7"],
         &["240.240.0.7"],
         false,
     ),
@@ -27,8 +27,13 @@ const SERVICES: &[(&str, &[&str], &[&str], bool)] = &[
 ];
 /// What [`know`] tells.
 const LATER: &[&str] = &["db.test", "db", "db-0.db", "db-2.db", "alias.default.svc.cluster.local"];
-const ABSENT: &[&str] =
-    &["example.com", "order-service.example.com", "gone.default.svc.cluster.local", "gone.service.consul"];
+const ABSENT: &[&str] = &[
+    "example.com",
+    "order-service.example.com",
+    "gone.default.svc.cluster.local",
+    "gone.service.consul",
+    "240.240.0.8",
+];
 
 struct World {
     dns: Dns,
@@ -94,9 +99,14 @@ async fn ask(dns: &Dns, name: &str, kind: RecordType) -> (ResponseCode, Vec<Stri
 
 /// A name server that knows 192.0.2.1 for every name, and what it was asked.
 async fn name_server() -> (SocketAddr, Arc<std::sync::Mutex<Vec<(String, u16)>>>) {
-    let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    // A port that is free for both.
+    let (udp, tcp) = loop {
+        let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        if let Ok(tcp) = TcpListener::bind(udp.local_addr().unwrap()).await {
+            break (udp, tcp);
+        }
+    };
     let address = udp.local_addr().unwrap();
-    let tcp = TcpListener::bind(address).await.unwrap();
     let asked: Arc<std::sync::Mutex<Vec<(String, u16)>>> = Arc::default();
     let answer = {
         let asked = asked.clone();
@@ -191,7 +201,7 @@ async fn other_names_are_asked_of_the_name_server() {
         ("order-service.example.com.", A),
         ("policy-only.example.com.", A),
         ("api.example.com.", MX),
-        ("7.0.240.240.in-addr.arpa.", PTR),
+        ("7.0.2.192.in-addr.arpa.", PTR),
         ("under_score.example.com.", A),
         // Ours are found by asking, not in ourselves.
         ("weft.infra.svc.cluster.local.", A),
@@ -287,6 +297,41 @@ async fn consuls_names_are_asked_of_the_control_plane() {
     control_plane.away.store(true, Ordering::Relaxed);
     assert_eq!(ask(&consul_dns, "never.service.consul.", A).await.0, ResponseCode::ServFail);
     assert_eq!(ask(&dns, "never.node.consul.", A).await.0, ResponseCode::ServFail);
+}
+
+#[tokio::test]
+async fn negative_answers_carry_the_authority_of_their_zone() {
+    use RecordType::{A, AAAA, PTR};
+    let World { dns, writer: _writer, .. } = world(&[]);
+    for (name, kind, code, zone, ttl) in [
+        ("order-service.default.svc.cluster.local.", AAAA, ResponseCode::NoError, "svc.cluster.local.", 30),
+        ("api.example.com.", AAAA, ResponseCode::NoError, "api.example.com.", 30),
+        ("gone.default.svc.cluster.local.", A, ResponseCode::NXDomain, "svc.cluster.local.", 5),
+        ("gone.service.consul.", A, ResponseCode::NXDomain, "consul.", 5),
+        ("8.0.240.240.in-addr.arpa.", PTR, ResponseCode::NXDomain, "240.240.in-addr.arpa.", 5),
+    ] {
+        let reply = Message::from_vec(&dns.handle(&query(name, kind), Transport::Udp).await.unwrap()).unwrap();
+        assert_eq!((reply.metadata.response_code, reply.answers.len()), (code, 0), "{name}");
+        let [soa] = &reply.authorities[..] else { panic!("{name}: {:?}", reply.authorities) };
+        let RData::SOA(data) = &soa.data else { panic!("{name}: {soa:?}") };
+        assert_eq!((soa.name.to_string().as_str(), soa.ttl, data.minimum), (zone, ttl, ttl), "{name}");
+    }
+    let reply = dns.handle(&query("order-service.", A), Transport::Udp).await.unwrap();
+    assert!(Message::from_vec(&reply).unwrap().authorities.is_empty(), "only where there is nothing");
+    let reply = dns.handle(&query("elsewhere.example.", A), Transport::Udp).await.unwrap();
+    assert!(Message::from_vec(&reply).unwrap().authorities.is_empty(), "a failure says nothing");
+}
+
+#[tokio::test]
+async fn virtual_addresses_have_the_names_of_their_services() {
+    let (server, asked) = name_server().await;
+    let World { dns, consul_dns, writer: _writer, .. } = world(&[server]);
+    for dns in [&dns, &consul_dns] {
+        let (code, names, ttl) = ask(dns, "7.0.240.240.in-addr.arpa.", RecordType::PTR).await;
+        let host = "order-service.default.svc.cluster.local.".to_owned();
+        assert_eq!((code, names, ttl), (ResponseCode::NoError, vec![host], 30));
+    }
+    assert_eq!(*asked.lock().unwrap(), [], "no other server knows them");
 }
 
 #[test]

@@ -86,10 +86,12 @@ impl fmt::Display for Cidr {
 }
 
 /// Which queries to port 53 are captured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Dns {
     /// None.
     Off,
+    /// Those to these name servers, the pod's own: a query to another reaches it, as in Istio.
+    Servers(Vec<IpAddr>),
     /// Those to resolvers on loopback: what leaves for others is such a resolver's own.
     Loopback,
     /// All.
@@ -220,8 +222,9 @@ fn application(rules: &Rules) -> Vec<String> {
         lines.push(format!("meta l4proto {{ tcp, udp }} th dport {ports} accept"));
     }
     let dns = format!("meta l4proto {{ tcp, udp }} th dport 53 redirect to :{}", rules.own.dns);
-    match rules.dns {
+    match &rules.dns {
         Dns::Off => {}
+        Dns::Servers(servers) => lines.extend(to_servers(servers).map(|to| format!("{to} {dns}"))),
         Dns::Loopback => {
             lines.extend([format!("ip daddr 127.0.0.0/8 {dns}"), format!("ip6 daddr ::1 {dns}")]);
             lines.push("meta l4proto { tcp, udp } th dport 53 accept".into());
@@ -239,6 +242,18 @@ fn application(rules: &Rules) -> Vec<String> {
         lines.extend(rules.include_outbound_ranges.iter().map(|range| format!("{range} {redirect}")));
     }
     lines
+}
+
+/// Matches on name servers as the destination, one for each family.
+fn to_servers(servers: &[IpAddr]) -> impl Iterator<Item = String> {
+    let of = |family: &'static str, is_v4: bool| {
+        let mut found: Vec<&IpAddr> = servers.iter().filter(|server| server.is_ipv4() == is_v4).collect();
+        found.sort_unstable();
+        found.dedup();
+        let found: Vec<String> = found.into_iter().map(ToString::to_string).collect();
+        (!found.is_empty()).then(|| format!("{family} daddr {{ {} }}", found.join(", ")))
+    };
+    [of("ip", true), of("ip6", false)].into_iter().flatten()
 }
 
 /// A set of ports; nft refuses sets whose ranges overlap, so they are joined.
@@ -369,6 +384,16 @@ table inet weft {
             "ip daddr 10.0.0.0/8 meta l4proto tcp redirect to :15001",
         ];
         assert_eq!(application(&rules), lines);
+    }
+
+    #[test]
+    fn queries_to_other_name_servers_are_left_alone() {
+        let servers = ["10.0.0.2", "fd00::2", "127.0.0.1", "10.0.0.2"].map(|a| a.parse().unwrap()).to_vec();
+        let lines = application(&Rules { dns: Dns::Servers(servers), ..default() });
+        let dns = "meta l4proto { tcp, udp } th dport 53 redirect to :15053";
+        assert_eq!(lines[0], format!("ip daddr {{ 10.0.0.2, 127.0.0.1 }} {dns}"));
+        assert_eq!(lines[1], format!("ip6 daddr {{ fd00::2 }} {dns}"));
+        assert!(lines[2..].iter().all(|line| !line.contains("dport 53")), "{lines:?}");
     }
 
     #[test]

@@ -35,13 +35,15 @@ fn a_shared_host_asks_what_to_take() {
 
 #[test]
 fn a_resolver_in_the_pod_is_not_sent_back_to_itself() {
+    let servers = |list: &[&str]| Dns::Servers(list.iter().map(|a| a.parse().unwrap()).collect());
     for (arguments, nameservers, expected) in [
-        ("", &["10.0.0.2"][..], Dns::All),
+        ("", &["10.0.0.2"][..], servers(&["10.0.0.2"])),
         ("", &["127.0.0.53"], Dns::Loopback),
-        ("", &["127.0.0.53", "10.0.0.2"], Dns::All),
+        ("", &["127.0.0.53", "10.0.0.2"], servers(&["127.0.0.53", "10.0.0.2"])),
         ("", &[], Dns::All),
         // The resolver is another user's.
-        ("--uid 1001", &["127.0.0.53"], Dns::All),
+        ("--uid 1001", &["127.0.0.53"], servers(&["127.0.0.53"])),
+        ("--dns all", &["10.0.0.2"], Dns::All),
         ("--dns all", &["127.0.0.53"], Dns::All),
         ("--dns loopback", &["10.0.0.2"], Dns::Loopback),
         ("--no-dns", &["10.0.0.2"], Dns::Off),

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use weft_agent::entry;
+use weft_agent::{clients, entry};
 
 use crate::redirect::rules::Own;
 
@@ -50,6 +50,10 @@ pub struct Config {
     /// localhost and the pod's own name; repeatable. Others are refused: a web page can have its name lead there.
     #[arg(long, value_name = "NAME")]
     pub api_host: Vec<String>,
+    /// Requests to the agent's API that may be under way at once from one address, blocking queries and others each; more are
+    /// answered with 429 (Consul's http_max_conns_per_client).
+    #[arg(long, default_value_t = clients::PER_CLIENT, value_parser = clients::limit)]
+    pub http_max_conns_per_client: usize,
     /// Where Consul's DNS names are served to this pod with the real addresses of instances (127.0.0.1's port is served on
     /// [::1] too), or "off"; loopback only.
     #[arg(long, default_value = "127.0.0.1:8600", value_parser = loopback)]
@@ -193,6 +197,7 @@ impl From<GatewayConfig> for Config {
             workload_group: None,
             agent_api: Listen(None),
             api_host: Vec::new(),
+            http_max_conns_per_client: clients::PER_CLIENT,
             enable_script_checks: false,
             connect_leaf: false,
             eureka_api: Listen(None),

@@ -133,9 +133,6 @@ async fn change(
         None => None,
         Some(text) => Some(text.parse().map_err(|_| Refused::bad("Invalid cas: a whole number is needed"))?),
     };
-    if !consul.mesh.put_config(namespace, &key, entry.as_ref(), only).await.map_err(refused)? {
-        return Ok(answer::json(&json!(false), query));
-    }
     let own = policies::name(service);
     let (_, api) = consul.mesh.policies();
     let stale: Vec<Document> = api
@@ -145,9 +142,8 @@ async fn change(
         })
         .map(|held| Document::clone(held))
         .collect();
-    let failed = |e: crate::store::Error| refused(e.into());
-    consul.mesh.change_policies(documents, &stale).await.map_err(failed)?;
-    Ok(answer::json(&json!(true), query))
+    let written = consul.mesh.put_config(namespace, &key, entry.as_ref(), only, (documents, &stale)).await;
+    Ok(answer::json(&json!(written.map_err(refused)?), query))
 }
 
 /// What the entries say of a service.

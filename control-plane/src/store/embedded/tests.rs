@@ -1,4 +1,10 @@
+use std::os::unix::fs::PermissionsExt;
+
 use super::*;
+use crate::store::Change;
+
+#[path = "faults.rs"]
+mod faults;
 
 fn put(key: &str, value: &str) -> Op {
     Op::put(Table::Policies, key, value)

@@ -1,7 +1,7 @@
-//! Connections from their arrival to the end of their handshake: a peer that has proved nothing costs others nothing.
+//! TLS connections from their arrival to the end of their handshake: a peer that has proved nothing costs others nothing.
 //!
-//! One that says nothing holds a socket and no more, and goes when there are too many, the oldest first. One whose
-//! ClientHello has come waits for a slot, of which a single address can take half.
+//! One that says nothing is [`crate::quiet`]. One whose ClientHello has come waits for a slot, of which a single address can
+//! take half. Of the control plane's listeners: sidecars', other data centres', and programs'.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -11,11 +11,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use rustls::server::Acceptor;
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
-use weft_core::silent::Silent;
+
+use crate::quiet::Quiet;
 
 /// A peer that has not sent its ClientHello by then is let go.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
@@ -23,8 +24,6 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 const SLOT_TIMEOUT: Duration = Duration::from_secs(15);
 /// So long it may take over its part, once it has a slot: a round trip.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
-/// Silent connections of one address, and of all.
-const SILENT: (usize, usize) = (512, 4096);
 /// Connections of one address whose ClientHello has come, and of all: a machine, or a gateway that hides others behind its address,
 /// may connect with thousands at once.
 const WAITING: (usize, usize) = (10_240, 20_480);
@@ -32,15 +31,14 @@ const WAITING: (usize, usize) = (10_240, 20_480);
 const SLOTS: (usize, usize) = (128, 256);
 
 /// Those that have proved nothing yet.
-pub(super) struct Admission {
+pub struct Admission {
+    quiet: Arc<Quiet>,
     state: Mutex<State>,
     slots: Arc<Semaphore>,
 }
 
+#[derive(Default)]
 struct State {
-    silent: Silent<IpAddr>,
-    /// Tells a silent one that it has to go.
-    goes: HashMap<u64, oneshot::Sender<()>>,
     waiting: HashMap<IpAddr, OfAddress>,
     total: usize,
 }
@@ -53,9 +51,7 @@ struct OfAddress {
 
 impl Default for Admission {
     fn default() -> Admission {
-        let silent = Silent::new(SILENT.0, SILENT.1);
-        let state = State { silent, goes: HashMap::new(), waiting: HashMap::new(), total: 0 };
-        Admission { state: Mutex::new(state), slots: Arc::new(Semaphore::new(SLOTS.1)) }
+        Admission { quiet: Arc::default(), state: Mutex::default(), slots: Arc::new(Semaphore::new(SLOTS.1)) }
     }
 }
 
@@ -64,24 +60,16 @@ impl Admission {
     ///
     /// # Errors
     /// Says what its own part in the failure is, or that there are too many.
-    pub(super) async fn handshake(
+    pub async fn handshake(
         &self,
         stream: TcpStream,
         from: IpAddr,
         config: Arc<rustls::ServerConfig>,
     ) -> Result<TlsStream<TcpStream>> {
         stream.set_nodelay(true)?;
-        let hello = {
-            let (silent, goes) = self.enter(from);
-            let reading = timeout(HELLO_TIMEOUT, LazyConfigAcceptor::new(Acceptor::default(), stream));
-            let hello = tokio::select! {
-                biased;
-                hello = reading => hello,
-                _ = goes => anyhow::bail!("it was silent, and others came"),
-            };
-            drop(silent);
-            hello.context("no ClientHello in time")??
-        };
+        let reading = timeout(HELLO_TIMEOUT, LazyConfigAcceptor::new(Acceptor::default(), stream));
+        let hello = self.quiet.enter(from).until(reading).await.context("it was silent, and others came")?;
+        let hello = hello.context("no ClientHello in time")??;
         let waiting = self.wait(from)?;
         let (of_address, of_all) = (waiting.slots.clone(), self.slots.clone());
         // Neither is ever closed.
@@ -90,18 +78,6 @@ impl Admission {
             timeout(SLOT_TIMEOUT, slots).await.context("too many handshakes are under way")??;
         let answered = timeout(ANSWER_TIMEOUT, hello.into_stream(config)).await;
         Ok(answered.context("no answer in time")??)
-    }
-
-    fn enter(&self, from: IpAddr) -> (Quiet<'_>, oneshot::Receiver<()>) {
-        let (sender, goes) = oneshot::channel();
-        let mut state = self.lock();
-        let (number, other) = state.silent.add(from);
-        state.goes.insert(number, sender);
-        if let Some(other) = other.and_then(|other| state.goes.remove(&other)) {
-            // It may have spoken in this moment.
-            let _ = other.send(());
-        }
-        (Quiet { admission: self, number }, goes)
     }
 
     fn wait(&self, from: IpAddr) -> Result<Waiting<'_>> {
@@ -118,20 +94,6 @@ impl Admission {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A silent connection.
-struct Quiet<'a> {
-    admission: &'a Admission,
-    number: u64,
-}
-
-impl Drop for Quiet<'_> {
-    fn drop(&mut self) {
-        let mut state = self.admission.lock();
-        state.silent.remove(self.number);
-        state.goes.remove(&self.number);
     }
 }
 

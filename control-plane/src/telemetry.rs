@@ -1,0 +1,114 @@
+//! Readiness and metrics of the control plane, for probes and Prometheus, at the listener of [`crate::http_api`].
+//!
+//! Sidecars are served from memory while the store takes no writes, so the process lives on then and is not ready: what
+//! registers with it is refused. Liveness is that the port answers.
+
+use std::fmt::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use http::StatusCode;
+use weft_agent::answer::{self, Answered};
+
+use crate::snapshot::automatic;
+use crate::store::health::{Health, Problem};
+
+/// Path of readiness, as at a sidecar. It needs no token.
+pub const READY: &str = "/healthz/ready";
+/// Path of the metrics.
+pub const METRICS: &str = "/metrics";
+
+/// What is reported.
+#[derive(Clone, Default)]
+pub struct Telemetry {
+    /// Whether the store takes writes.
+    pub store: Arc<Health>,
+    /// Requests of sidecars that were out of bounds.
+    pub out_of_bounds: Arc<AtomicU64>,
+    /// Snapshots made by itself.
+    pub snapshots: Arc<automatic::Counts>,
+}
+
+/// One line for people: what a store's problem is, and since when.
+pub fn describe(problem: &Problem) -> String {
+    format!("the store has taken no writes for {} s: {}", problem.age().as_secs(), problem.reason)
+}
+
+impl Telemetry {
+    /// The answer of a path, `None` for one that is not of telemetry.
+    pub fn answer(&self, path: &str) -> Option<Answered> {
+        match path {
+            READY => Some(self.ready()),
+            METRICS => Some(answer::text(self.metrics())),
+            _ => None,
+        }
+    }
+
+    fn ready(&self) -> Answered {
+        let Some(problem) = self.store.problem() else { return answer::text("ready\n") };
+        let mut answer = answer::text(format!("not ready: {}\n", describe(&problem)));
+        *answer.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+        answer
+    }
+
+    fn metrics(&self) -> String {
+        let mut text = String::new();
+        let of_snapshots = |count: &std::sync::atomic::AtomicU64| count.load(Ordering::Relaxed);
+        for (name, kind, help, value) in [
+            (
+                "weft_store_writable",
+                "gauge",
+                "1 while the store takes writes, else 0.",
+                u64::from(self.store.problem().is_none()),
+            ),
+            ("weft_store_write_failures_total", "counter", "Writes that the store refused.", self.store.failures()),
+            (
+                "weft_store_repairs_total",
+                "counter",
+                "Damaged stores taken back to an older state.",
+                self.store.repairs(),
+            ),
+            ("weft_snapshots_total", "counter", "Automatic snapshots made.", of_snapshots(&self.snapshots.made)),
+            (
+                "weft_out_of_bounds_total",
+                "counter",
+                "Requests of sidecars that were refused because they were larger than allowed, or above a budget.",
+                self.out_of_bounds.load(Ordering::Relaxed),
+            ),
+            (
+                "weft_snapshot_failures_total",
+                "counter",
+                "Automatic snapshots that failed.",
+                of_snapshots(&self.snapshots.failed),
+            ),
+        ] {
+            // A String takes everything.
+            let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn readiness_and_metrics_follow_the_store() {
+        let telemetry = Telemetry::default();
+        let ask = |path| {
+            telemetry.answer(path).map(|a| (a.status().as_u16(), String::from_utf8_lossy(a.body()).into_owned()))
+        };
+        assert_eq!(ask(READY), Some((200, "ready\n".into())));
+        telemetry.store.report_failure("cannot write a: no space", 1);
+        let (status, text) = ask(READY).unwrap();
+        assert!(status == 503 && text.ends_with("no writes for 0 s: cannot write a: no space\n"), "{status} {text}");
+        let metrics = ask(METRICS).unwrap().1;
+        assert!(
+            metrics.contains("\nweft_store_writable 0\n") && metrics.contains("\nweft_store_write_failures_total 1\n")
+        );
+        telemetry.store.report_recovery();
+        assert_eq!(ask(READY).unwrap().0, 200);
+        assert_eq!(ask("/v1/kv/metrics"), None);
+    }
+}
