@@ -17,7 +17,7 @@ use weft_proto::v1::{self, StoredAlive, StoredNode};
 
 use super::registered::account;
 use super::stored::registration_key;
-use super::{Held, Mesh, Node, RETRY, Refusal};
+use super::{Held, Mesh, Node, RETRY, Refusal, State};
 use crate::store::{self, Condition, MAX_OPS, Op, Table};
 use crate::world::Changed;
 
@@ -40,6 +40,14 @@ impl Mesh {
                 let held = state.nodes.get(name);
                 if let Some(held) = held.filter(|held| lives(held)) {
                     return Err(format!("the node name {name} is in use by {}", held.identity).into());
+                }
+                if let Some(first) = held.filter(|held| self.is_connected_elsewhere(&state, name, held, &node)) {
+                    return Err(format!(
+                        "the node {name} of {} is connected from {}, and this sidecar comes from {}: two have one data folder (a \
+                         copied machine?); give one of them an empty folder (--data-dir), where it makes a name of its own",
+                        node.identity, first.address, node.address
+                    )
+                    .into());
                 }
                 // Who has no identity has proved nothing, and gives way.
                 let owns = |held: &Node| !held.address.is_loopback() && !held.identity.is_empty() && lives(held);
@@ -86,6 +94,16 @@ impl Mesh {
             }
         }
         Err(format!("the node {name} is being registered by several at once").into())
+    }
+
+    /// Whether the sidecar that has the name lives, at another address than the one that comes. One that comes back at its
+    /// address gets its place at once, and so does one whose stream has ended.
+    fn is_connected_elsewhere(&self, state: &State, name: &str, held: &Node, new: &Node) -> bool {
+        let lives = held.alive.as_ref().is_some_and(|alive| {
+            // What is connected to another control plane lives as long as its record.
+            alive.owner != self.id || state.sessions.get(name).is_some_and(|held| held.connected)
+        });
+        lives && held.identity == new.identity && held.address != new.address
     }
 
     /// Does all of `ops` as long as the condition holds. `false`: it did not, or does not any more.

@@ -153,6 +153,24 @@ async fn a_node_name_belongs_to_its_identity_and_namespace() {
     assert!(mesh.read_nodes(|nodes| nodes["n3"].namespace == "shop"));
 }
 
+/// As a copied machine has it: the same data folder, and so the same name and certificate.
+#[tokio::test]
+async fn a_second_sidecar_of_a_name_is_refused_while_the_first_lives() {
+    let dir = tempfile::tempdir().unwrap();
+    let mesh = open(store(dir.path()).await).await;
+    let first = sessions(&mesh, 1).await[0];
+    let copy = Node { address: IpAddr::from([10, 0, 0, 7]), ..node(1) };
+    let refused = mesh.begin_session("n1", copy.clone()).await.unwrap_err().to_string();
+    assert!(refused.contains("connected from 10.0.0.1, and this sidecar comes from 10.0.0.7"), "{refused}");
+    assert!(mesh.renew("n1", first).await, "the first has its session");
+    // One that comes back after a crash does not wait for the lease of its own.
+    let again = mesh.begin_session("n1", node(1)).await.unwrap();
+    assert!(!mesh.renew("n1", first).await && mesh.renew("n1", again).await);
+    // Nor does one that moved: the end of its stream was seen.
+    mesh.disconnected("n1", again).await;
+    mesh.begin_session("n1", copy).await.unwrap();
+}
+
 #[tokio::test]
 async fn those_that_leave_in_order_are_no_alarm() {
     let dir = tempfile::tempdir().unwrap();
