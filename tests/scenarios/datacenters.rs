@@ -179,6 +179,12 @@ fn failover(one: &Mesh, near: &Instance, front: &Pod) -> Result<()> {
     println!("from /health 503 at home to all requests in the other data centre: {} ms", started.elapsed().as_millis());
     let status = one.status();
     ensure!(status.contains("in dc2: 2 of 2 healthy, 100 % of the requests go there"), "{status}");
+    let explained = one.weftctl(&["route", "http://order-service/"])?;
+    ensure!(explained.contains("100 % to data centre dc2 by its gateway "), "{explained}");
+    ensure!(
+        explained.contains(": 0 of 1 endpoints here serve") && explained.contains("used for fail-over"),
+        "{explained}"
+    );
     // The gateway sees connections, not requests: those of requests at the same time are spread.
     let slow = ["http://order-service/sleep/300"; 6];
     let together = front.curl(&[&["-f", "-Z", "--parallel-immediate"], &slow[..]].concat())?;

@@ -12,7 +12,7 @@ use weft_core::reply::Reason;
 use weft_core::request::RequestView;
 use weft_core::target;
 
-use super::told::{Destination, Endpoint, Hash, Level, Verdict};
+use super::told::{Destination, Elsewhere, Endpoint, Hash, Level, Verdict};
 use super::way::Candidate;
 use super::{Client, refused, settings};
 use crate::world::MESH_SUFFIX;
@@ -51,6 +51,7 @@ impl Sender<'_> {
         let mut destination = policy(cluster, percent);
         destination.levels =
             balancer.levels().map(|level| Level { number: level.number, percent: level.percent }).collect();
+        destination.elsewhere = elsewhere(&endpoints, &balancer);
         destination.endpoints =
             endpoints.iter().map(|endpoint| told(candidate, cluster, endpoint, &balancer)).collect();
         if !cluster.load_balancer.hash_policies().is_empty() {
@@ -161,6 +162,23 @@ impl Sender<'_> {
     }
 }
 
+/// What goes to another data centre, as the balancer has it.
+fn elsewhere(endpoints: &[Arc<endpoint::Endpoint>], balancer: &Balancer) -> Option<Elsewhere> {
+    let (percent, gateways) = balancer.elsewhere().filter(|(percent, _)| *percent > 0)?;
+    let datacenter = gateways.iter().find_map(|gateway| gateway.remote.as_ref())?.datacenter.to_string();
+    let here = || endpoints.iter().filter(|endpoint| endpoint.remote.is_none());
+    let serves = |endpoint: &&Arc<endpoint::Endpoint>| {
+        !endpoint.is_ejected() && matches!(endpoint.config.health, Health::Healthy | Health::Unknown)
+    };
+    let (serving, all) = (here().filter(serves).count(), here().count());
+    Some(Elsewhere {
+        percent,
+        datacenter,
+        gateways: gateways.iter().map(|gateway| gateway.key.to_string()).collect(),
+        because: format!("{serving} of {all} endpoints here serve"),
+    })
+}
+
 /// What the policy says.
 fn policy(cluster: &Cluster, percent: f64) -> Destination {
     Destination {
@@ -206,5 +224,8 @@ fn told(
         accepts: candidate.accepts(cluster, &endpoint.key),
         workload: config.workload.to_string(),
         datacenter: endpoint.remote.as_ref().map(|remote| remote.datacenter.to_string()).unwrap_or_default(),
+        fails_over: balancer
+            .elsewhere()
+            .is_some_and(|(percent, gateways)| percent > 0 && gateways.iter().any(|gateway| gateway.is_same(endpoint))),
     }
 }

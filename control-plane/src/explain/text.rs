@@ -3,7 +3,7 @@
 use std::fmt::{self, Formatter};
 
 use super::settings::labels;
-use super::told::{Destination, Endpoint, Explanation, Routes, Setting, Verdict};
+use super::told::{Destination, Elsewhere, Endpoint, Explanation, Routes, Setting, Verdict};
 
 /// Of one destination, besides the one that is picked.
 const MOST_ENDPOINTS: usize = 50;
@@ -167,6 +167,10 @@ fn of_destination(f: &mut Formatter<'_>, to: &Destination) -> fmt::Result {
         let each = to.levels.iter().map(|level| format!("{} % to level {}", level.percent, level.number));
         writeln!(f, "          {}", each.collect::<Vec<_>>().join(", "))?;
     }
+    if let Some(Elsewhere { percent, datacenter, gateways, because }) = &to.elsewhere {
+        let by = gateways.join(", ");
+        writeln!(f, "          {percent} % to data centre {datacenter} by its gateway {by}: {because}")?;
+    }
     if let Some(hash) = to.hash.as_ref().filter(|_| !to.endpoints.is_empty()) {
         writeln!(f, "          by {}: {}", hash.by, hash.endpoint.as_ref().unwrap_or(&hash.because))?;
     }
@@ -179,7 +183,11 @@ fn of_destination(f: &mut Formatter<'_>, to: &Destination) -> fmt::Result {
 fn of_endpoint(f: &mut Formatter<'_>, endpoint: &Endpoint, picked: bool) -> fmt::Result {
     let mark = if picked { "->" } else { "  " };
     let health = if endpoint.ejected { "ejected" } else { &endpoint.health };
-    let level = endpoint.level.map_or("not used".to_owned(), |level| format!("level {level}"));
+    let level = match endpoint.level {
+        Some(level) => format!("level {level}"),
+        None if endpoint.fails_over => "used for fail-over".to_owned(),
+        None => "not used".to_owned(),
+    };
     let mut about = format!("{health}, {level}, weight {}, {}", endpoint.weight, endpoint.transport);
     for (name, value) in [
         ("accepts", &endpoint.accepts),

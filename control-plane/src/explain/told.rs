@@ -166,6 +166,8 @@ pub struct Destination {
     pub levels: Vec<Level>,
     /// All of the destination, the unhealthy too.
     pub endpoints: Vec<Endpoint>,
+    /// What goes to another data centre; absent: nothing does.
+    pub elsewhere: Option<Elsewhere>,
     /// What the request is hashed by, and what that means for it; absent: it is not.
     pub hash: Option<Hash>,
     /// What becomes of a request that comes here.
@@ -180,6 +182,20 @@ pub struct Level {
     pub number: usize,
     /// Of the requests.
     pub percent: u64,
+}
+
+/// What goes to another data centre.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Elsewhere {
+    /// Of the requests.
+    pub percent: u32,
+    /// Where they go.
+    pub datacenter: String,
+    /// By which gateways.
+    pub gateways: Vec<String>,
+    /// Why.
+    pub because: String,
 }
 
 /// One endpoint.
@@ -211,6 +227,8 @@ pub struct Endpoint {
     pub workload: String,
     /// Data centre whose gateway it is; empty: it is an endpoint of this one.
     pub datacenter: String,
+    /// It is such a gateway, and requests go there.
+    pub fails_over: bool,
 }
 
 /// Consistent hashing of this request.
