@@ -66,6 +66,10 @@ pub async fn run(options: Options) -> Result<u8> {
     let Options { config, redirect, mut capture, netns, within, command } = options;
     let redirect = redirect || netns.is_some() || within.is_some();
     ensure!(redirect || !capture.is_given(), "what is to be captured only matters with --redirect");
+    ensure!(
+        config.drain_min.is_none(),
+        "--drain-min is an option of `run`: `exec` stops its command after the drain, and ends after it"
+    );
     if let Some(wanted) = netns {
         let root = rustix::process::geteuid().is_root();
         let outside = !root || rootless::is_control_plane_on_loopback(&config).await;

@@ -165,7 +165,7 @@ impl Caller {
         };
         if http2 {
             let proxy = self.proxy.clone();
-            Box::pin(serve_http2(stream, &proxy, answer)).await;
+            Box::pin(serve_http2(stream, proxy.leaving.begun(), answer)).await;
         } else {
             let refuse = move |unread: Unread| outbound::refuse(&refused, &unread);
             serve_http1(stream, Service { limits, answer, refuse }).await;

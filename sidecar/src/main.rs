@@ -94,10 +94,12 @@ async fn serve(config: run::Config) -> Result<ExitCode> {
         () = async { sidecar.ready().await; sidecar.register().await; std::future::pending().await } => Stop::Term,
     };
     match signal {
-        Stop::Term => sidecar.drain().await,
-        Stop::HandOver => sidecar.hand_over().await,
+        Stop::Term => sidecar.stop().await,
+        Stop::HandOver => {
+            sidecar.hand_over().await;
+            sidecar.finish_outbound().await;
+        }
     }
-    sidecar.finish_outbound().await;
     Ok(ExitCode::SUCCESS)
 }
 

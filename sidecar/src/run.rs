@@ -10,7 +10,6 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -40,7 +39,7 @@ use crate::identity::{Identity, TokenClaims};
 use crate::listen::{self, Role};
 use crate::metrics::{Metrics, Workload};
 use crate::pod::Doors;
-use crate::proxy::{Proxy, Settings};
+use crate::proxy::{Leaving, Proxy, Settings};
 use crate::resolution::Resolution;
 use crate::session::Registrations;
 use crate::{connect, directory, resolv, session, sockets};
@@ -101,6 +100,8 @@ pub fn start(config: Config, application: Application) -> Result<Sidecar> {
     if !config.gateway && !config.outside {
         claim_ports(&config)?;
     }
+    let (least, most) = (config.drain_min.unwrap_or_default(), config.drain_limit);
+    anyhow::ensure!(least <= most, "--drain-min {least} must not be larger than --drain-limit, which is {most}");
     anyhow::ensure!(config.admin_listen.ip().is_loopback(), "--admin-listen must be on loopback");
     // Outside the pod's network no redirection tells sockets by their marks.
     if !connect::probe_marks() && !config.outside {
@@ -149,7 +150,8 @@ pub fn start(config: Config, application: Application) -> Result<Sidecar> {
             upgrades: config.upgrade_types.clone(),
         },
         draining: watch::Sender::new(false),
-        leaving: AtomicBool::new(false),
+        connections: Arc::default(),
+        leaving: Leaving::default(),
     });
 
     let listeners = if config.gateway { Vec::new() } else { listeners(&config)? };

@@ -10,6 +10,7 @@ mod costs;
 mod datacenters;
 mod defaults;
 mod dns;
+mod ending;
 mod eureka;
 mod explained;
 mod external;
@@ -61,6 +62,7 @@ fn main() -> ExitCode {
         commands::all(),
         connections::all(),
         dns::all(),
+        ending::all(),
         eureka::all(),
         external::all(),
         trouble::all(),

@@ -114,7 +114,12 @@ pub struct Config {
     /// On SIGTERM: seconds to wait until callers have acknowledged that this instance is gone.
     #[arg(long, default_value_t = 5)]
     pub drain_acks: u64,
-    /// On SIGTERM: seconds to wait for requests in progress, at most.
+    /// On SIGTERM: seconds in which outbound connections, DNS and inbound connections go on as before, at least: an application
+    /// that is stopped at the same time finishes its work. After them the sidecar stays until the application has closed its
+    /// connections. The mesh's terminationDrainDuration, else 5, where it is not given; `exec` ends after its command instead.
+    #[arg(long, value_name = "SECONDS")]
+    pub drain_min: Option<u64>,
+    /// On SIGTERM: seconds to wait for requests in progress and for the application's connections, at most.
     #[arg(long, default_value_t = 30)]
     pub drain_limit: u64,
     /// Folder of certificates that DestinationRules name by `credentialName`: <name>/ca.crt, ca.crl, tls.crt and tls.key.
@@ -214,6 +219,7 @@ impl From<GatewayConfig> for Config {
             outbound_traffic: OutboundPolicy::RegistryOnly,
             preload: Vec::new(),
             drain_acks: 0,
+            drain_min: None,
             drain_limit: given.drain_limit,
             credentials: given.credentials,
             gateway: true,
