@@ -20,6 +20,7 @@ use crate::call::Activity;
 use crate::connect;
 use crate::directory::Name;
 use crate::proxy::Proxy;
+use crate::sockets;
 
 /// Longest wait for the application's answer to a probe.
 const PROBE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
@@ -61,7 +62,13 @@ pub async fn serve(proxy: Arc<Proxy>, listener: TcpListener, pages: Pages) {
                 .timer(TokioTimer::new())
                 .header_read_timeout(std::time::Duration::from_secs(60))
                 .serve_connection(TokioIo::new(stream), service);
-            // A client that breaks off is its own affair.
+            let mut serving = std::pin::pin!(serving);
+            tokio::select! {
+                // A client that breaks off is its own affair.
+                _ = serving.as_mut() => return,
+                // The next scrape and the next probe are of the successor.
+                () = sockets::turn_over() => serving.as_mut().graceful_shutdown(),
+            }
             let _ = serving.await;
         });
     }

@@ -9,7 +9,7 @@ mod child;
 pub mod netns;
 pub mod rootless;
 
-pub(crate) use child::without_ambient_capabilities;
+pub(crate) use child::{children, without_ambient_capabilities};
 
 use std::future::Future;
 use std::io;

@@ -39,7 +39,7 @@ use crate::outbound::{self, Downstream, Entrance};
 use crate::proxy::Proxy;
 use crate::stream::{MaybeSocket, Rewind};
 use crate::tcp::{self, First, To};
-pub use ports::{Doors, Ports, keep, serve};
+pub use ports::{Doors, Ports, keep, serve, shared};
 
 /// A caller that has not said what it wants by then is let go.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -54,7 +54,7 @@ async fn connection(proxy: Arc<Proxy>, stream: TcpStream, peer: SocketAddr, role
     let _ = stream.set_nodelay(true);
     let own = SocketAddr::new(own.ip().to_canonical(), own.port());
     let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-    let _open = (role != Role::Inbound).then(|| proxy.connections.begin());
+    let _open = if role == Role::Inbound { proxy.callers.begin() } else { proxy.connections.begin() };
     if role == Role::HttpProxy {
         let ends = Ends { source: peer, destination: own };
         let down = Downstream { proxy, worker, ends, original: None, gateway: None, foreign: Default::default() };

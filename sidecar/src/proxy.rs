@@ -87,6 +87,8 @@ pub struct Proxy {
     pub draining: tokio::sync::watch::Sender<bool>,
     /// Connections of our application that are open, idle ones too.
     pub connections: Arc<Activity>,
+    /// Connections of others to our application that are open, idle ones too.
+    pub callers: Arc<Activity>,
     /// True once our application's own calls end too: it is told to connect anew for the next one.
     pub leaving: Leaving,
 }

@@ -29,6 +29,7 @@ mod outside;
 mod protocols;
 mod proxies;
 mod registry;
+mod reload;
 mod routes;
 mod sidecars;
 mod store;
@@ -63,6 +64,7 @@ fn main() -> ExitCode {
         connections::all(),
         dns::all(),
         ending::all(),
+        reload::all(),
         eureka::all(),
         external::all(),
         trouble::all(),

@@ -55,6 +55,12 @@ pub trait Answers: Send + Sync + 'static {
         None
     }
 
+    /// Ends when another process is to answer: connections are closed then after the request that they have, and no new ones
+    /// are accepted.
+    fn ending(&self) -> impl Future<Output = ()> + Send {
+        std::future::pending()
+    }
+
     /// Answers one.
     fn answer(&self, from: SocketAddr, request: Request<Bytes>) -> impl Future<Output = Answered> + Send;
 }
@@ -74,7 +80,12 @@ async fn serve_by(answers: Arc<impl Answers>, listener: TcpListener, tls: Option
     let callers = Arc::new(Callers::default());
     loop {
         let Ok(permit) = connections.clone().acquire_owned().await else { return };
-        let (stream, from) = match listener.accept().await {
+        let accepted = tokio::select! {
+            biased;
+            () = answers.ending() => return,
+            accepted = listener.accept() => accepted,
+        };
+        let (stream, from) = match accepted {
             Ok(accepted) => accepted,
             Err(_) => {
                 tokio::time::sleep(Duration::from_millis(100)).await;
@@ -147,6 +158,7 @@ async fn connection(
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     idle: Duration,
 ) {
+    let ending = answers.clone();
     let service = service_fn(move |request: Request<Incoming>| {
         let answers = answers.clone();
         async move { Ok::<_, Infallible>(handle(&*answers, from, request).await) }
@@ -155,7 +167,12 @@ async fn connection(
         .timer(TokioTimer::new())
         .header_read_timeout(idle)
         .serve_connection(TokioIo::new(stream), service);
-    // A client that breaks off is its own affair.
+    let mut serving = std::pin::pin!(serving);
+    tokio::select! {
+        // A client that breaks off is its own affair.
+        _ = serving.as_mut() => return,
+        () = ending.ending() => serving.as_mut().graceful_shutdown(),
+    }
     let _ = serving.await;
 }
 

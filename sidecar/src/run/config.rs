@@ -122,6 +122,10 @@ pub struct Config {
     /// On SIGTERM: seconds to wait for requests in progress and for the application's connections, at most.
     #[arg(long, default_value_t = 30)]
     pub drain_limit: u64,
+    /// After a reload (SIGHUP): seconds in which the previous process finishes its connections, at most. A byte stream, a WebSocket or
+    /// a gRPC stream may last hours.
+    #[arg(long, value_name = "SECONDS", default_value_t = 86_400)]
+    pub parent_shutdown_time: u64,
     /// Folder of certificates that DestinationRules name by `credentialName`: <name>/ca.crt, ca.crl, tls.crt and tls.key.
     #[arg(long, default_value = "/etc/weft/credentials")]
     pub credentials: PathBuf,
@@ -181,6 +185,9 @@ pub struct GatewayConfig {
     /// On SIGTERM: seconds to wait for requests in progress, at most.
     #[arg(long, default_value_t = 30)]
     drain_limit: u64,
+    /// After a reload (SIGHUP): seconds in which the previous process finishes its connections, at most.
+    #[arg(long, value_name = "SECONDS", default_value_t = 86_400)]
+    parent_shutdown_time: u64,
 }
 
 impl From<GatewayConfig> for Config {
@@ -221,6 +228,7 @@ impl From<GatewayConfig> for Config {
             drain_acks: 0,
             drain_min: None,
             drain_limit: given.drain_limit,
+            parent_shutdown_time: given.parent_shutdown_time,
             credentials: given.credentials,
             gateway: true,
             outside: false,

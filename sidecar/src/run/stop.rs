@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Accepting, Sidecar};
+use super::Sidecar;
+use super::ports::Accepting;
 use crate::call::Activity;
 
 /// See [`idle`].
@@ -73,19 +74,6 @@ impl Sidecar {
         tracing::info!(acknowledged, subscribers, "deregistered");
     }
 
-    /// Makes room for the sidecar that is started next, which takes connections that come from now on: this pod stays in
-    /// the mesh. Where nobody keeps the listeners meanwhile this is a drain.
-    pub async fn hand_over(&self) {
-        if !self.kept {
-            tracing::warn!("nobody keeps our listeners (socket activation), so this is a stop and not a hand-over");
-            return self.drain().await;
-        }
-        let limit = Instant::now() + Duration::from_secs(self.config.drain_limit);
-        self.proxy.draining.send_replace(true);
-        self.agent.local.close().await;
-        self.finish_inbound(limit).await;
-    }
-
     async fn finish_inbound(&self, limit: Instant) {
         self.accepting.send_replace(Accepting::Outbound);
         quiet(&self.proxy.inbound, limit).await;
@@ -109,7 +97,7 @@ async fn quiet(activity: &Activity, limit: Instant) {
 
 /// Waits until nothing has been `busy` for a moment: a peer that had picked us before it learned that we end may still be on
 /// its way, and a connection that was just accepted has not been heard yet.
-async fn idle(busy: impl Fn() -> bool, limit: Instant) {
+pub(super) async fn idle(busy: impl Fn() -> bool, limit: Instant) {
     let mut last = Instant::now();
     while Instant::now() < limit && last.elapsed() < QUIET {
         if busy() {
