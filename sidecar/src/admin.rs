@@ -154,7 +154,7 @@ pub fn not_ready(proxy: &Proxy) -> Option<String> {
     if proxy.directory.snapshot().inbound.is_none() {
         return Some("no inbound policy yet".to_owned());
     }
-    None
+    proxy.redirection.problem()
 }
 
 fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
@@ -208,6 +208,7 @@ fn config(proxy: &Proxy) -> String {
     let all = serde_json::json!({
         "connected": proxy.directory.connected(),
         "marks": crate::connect::marks(),
+        "redirected": proxy.redirection.is_installed(),
         "names": names,
         "clusters": clusters,
     });

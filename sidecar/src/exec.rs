@@ -124,8 +124,11 @@ pub async fn run(options: Options) -> Result<u8> {
         }
         Err(e) => Ok(cannot_run(&command, &e)),
     };
-    if redirect && let Err(e) = redirect::remove() {
-        tracing::warn!("the redirection stays: {e:#}");
+    if redirect {
+        sidecar.proxy.redirection.forget();
+        if let Err(e) = redirect::remove() {
+            tracing::warn!("the redirection stays: {e:#}");
+        }
     }
     code
 }

@@ -72,6 +72,7 @@ async fn connection(proxy: Arc<Proxy>, stream: TcpStream, peer: SocketAddr, role
         }
     };
     match role {
+        Role::Inbound if proxy.redirection.is_probe(peer) => {}
         Role::Inbound => inbound::connection(proxy, stream, peer, original, worker).await,
         _ => {
             let original_port = Some(original);

@@ -15,6 +15,7 @@ use crate::directory::Directory;
 use crate::identity::Identity;
 use crate::inbound::Ports;
 use crate::metrics::{Metrics, Workload};
+use crate::redirect::guard::Redirection;
 
 /// Choices of the one who runs the sidecar.
 #[derive(Debug, Clone)]
@@ -81,6 +82,8 @@ pub struct Proxy {
     pub outbound: Arc<Activity>,
     /// Ports of our application.
     pub ports: Ports,
+    /// What brings the pod's traffic here.
+    pub redirection: Arc<Redirection>,
     /// Choices.
     pub settings: Settings,
     /// True once a drain has begun: requests are answered, and told to go elsewhere next.

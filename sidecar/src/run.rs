@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use futures::future::BoxFuture;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use weft_agent::checks::target;
@@ -26,7 +27,7 @@ use weft_agent::page::Names;
 use weft_agent::{Agent, definitions, entry};
 use weft_core::locality::Place;
 use weft_core::names::normalise;
-use weft_proto::v1::Hello;
+use weft_proto::v1::{Check, Hello};
 
 use crate::access_log::AccessLog;
 use crate::admin::{self, Pages};
@@ -42,10 +43,11 @@ use crate::identity::{Identity, TokenClaims};
 use crate::metrics::{Metrics, Workload};
 use crate::pod::Doors;
 use crate::proxy::{Leaving, Proxy, Settings};
+use crate::redirect::guard::{self, Redirection};
 use crate::resolution::Resolution;
 use crate::run::ports::{Accepting, claim_ports, listeners, start_workers};
 use crate::session::Registrations;
-use crate::{connect, directory, hot_restart, resolv, session, sockets};
+use crate::{connect, directory, hot_restart, redirect, resolv, session, sockets};
 
 pub use config::{Config, GatewayConfig, Listen, OutboundPolicy};
 pub use ports::other;
@@ -126,6 +128,8 @@ pub fn start(config: Config, application: Application) -> Result<Sidecar> {
         ..Workload::unknown()
     };
     let log = config.access_log.as_deref().map(AccessLog::open).transpose().context("cannot open the access log")?;
+    let guarded = !config.gateway && !config.outside;
+    let redirection = Arc::new(Redirection::new(guarded.then(|| config.data_dir.join(redirect::RECORD))));
     let proxy = Arc::new(Proxy {
         directory,
         identity,
@@ -134,6 +138,7 @@ pub fn start(config: Config, application: Application) -> Result<Sidecar> {
         inbound: Arc::default(),
         outbound: Arc::default(),
         ports: Default::default(),
+        redirection,
         settings: Settings {
             names: Names::new(hostname(), &config.api_host),
             allow_any: config.outbound_traffic == OutboundPolicy::AllowAny,
@@ -269,6 +274,7 @@ pub fn start(config: Config, application: Application) -> Result<Sidecar> {
     });
     tokio::spawn(believe(proxy.clone()));
     tokio::spawn(housekeeping(proxy.clone()));
+    tokio::spawn(sockets::in_turn(guard_redirection(proxy.clone(), registrations.clone(), agent.clone())));
     Ok(Sidecar {
         proxy,
         registrations,
@@ -288,6 +294,7 @@ impl Sidecar {
     pub async fn ready(&self) {
         // Never closed: the directory lives as long as the proxy.
         let _ = self.proxy.directory.ready().wait_for(|ready| *ready).await;
+        self.proxy.redirection.looked(FIRST_LOOK).await;
         tracing::info!("ready");
     }
 
@@ -321,6 +328,8 @@ impl Sidecar {
     }
 }
 
+/// Longest wait for the first look at the redirection before readiness is announced.
+const FIRST_LOOK: Duration = Duration::from_secs(5);
 /// An address that is nobody's, to find out from which of ours the world is reached.
 const ELSEWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 9);
 
@@ -352,6 +361,32 @@ async fn join(control: &Control) {
             }
         }
     }
+}
+
+/// Looks after the redirection, for ever. While it is lost no caller is sent to this pod: mutual TLS would arrive at the
+/// application.
+async fn guard_redirection(proxy: Arc<Proxy>, registrations: Arc<Registrations>, agent: Arc<Agent>) {
+    // Before, redirected traffic would go nowhere. Never closed: the directory lives as long as the proxy.
+    let _ = proxy.directory.ready().wait_for(|ready| *ready).await;
+    let instances = registrations.clone();
+    let own = move || {
+        let ports = instances.instances().into_iter().map(|instance| instance.port);
+        guard::own_services(agent.address().parse().ok(), ports)
+    };
+    let (redirection, metrics) = (proxy.redirection.clone(), proxy.metrics.clone());
+    let changed = move |problem: Option<String>| -> BoxFuture<'static, ()> {
+        let check = Check {
+            check_id: "_redirection".into(),
+            name: "Traffic of this pod is captured".into(),
+            status: "critical".into(),
+            output: problem.clone().unwrap_or_default(),
+            ..Default::default()
+        };
+        let registrations = registrations.clone();
+        Box::pin(async move { registrations.check(check, problem.is_none()).await })
+    };
+    let surroundings = guard::Surroundings { redirection, metrics, own: Box::new(own), changed: Box::new(changed) };
+    guard::keep(surroundings).await;
 }
 
 /// Believes whom the inbound policy names, for ever.

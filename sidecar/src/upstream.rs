@@ -46,11 +46,26 @@ impl DialError {
         DialError { outcome, detail: detail.to_string(), without_identity: false }
     }
 
+    /// Of a peer that is said to have a sidecar.
+    fn not_captured(endpoint: &Endpoint) -> DialError {
+        let detail = format!(
+            "{}: the peer answered without TLS: its traffic is not captured (`weft-sidecar redirect install` there)",
+            endpoint.key
+        );
+        DialError::new(Outcome::ConnectFailure, detail)
+    }
+
     fn io(e: &io::Error) -> DialError {
         let outcome =
             if e.kind() == io::ErrorKind::TimedOut { Outcome::ConnectTimeout } else { Outcome::ConnectFailure };
         DialError::new(outcome, e)
     }
+}
+
+/// Whether a handshake failed because the peer answered with something else than TLS.
+fn is_plaintext(e: &io::Error) -> bool {
+    let tls = e.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    matches!(tls, Some(rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType)))
 }
 
 /// A connection to an endpoint.
@@ -92,7 +107,8 @@ pub async fn connect(dialer: &Dialer<'_>, alpn: &[u8]) -> Result<Upstream, DialE
         let credentials = identity.valid().map_err(|e| DialError::new(Outcome::ConnectFailure, format!("{e:#}")))?;
         let stream = ReadAhead::new(stream);
         let tls = TlsConnector::from(credentials.client(alpn)).connect(server_name(cluster), stream).await;
-        let tls = tls.map_err(|e| DialError::io(&e))?;
+        let tls =
+            tls.map_err(|e| if is_plaintext(&e) { DialError::not_captured(endpoint) } else { DialError::io(&e) })?;
         let to = &endpoint.key;
         let found = tls.get_ref().1.peer_certificates().and_then(<[_]>::first).map(spiffe_id);
         match found {

@@ -28,6 +28,7 @@ mod operations;
 mod outside;
 mod protocols;
 mod proxies;
+mod redirection;
 mod registry;
 mod reload;
 mod routes;
@@ -64,6 +65,7 @@ fn main() -> ExitCode {
         connections::all(),
         dns::all(),
         ending::all(),
+        redirection::all(),
         reload::all(),
         eureka::all(),
         external::all(),
