@@ -97,6 +97,7 @@ pub fn start(config: Config, application: Application) -> Result<Sidecar> {
     let (least, most) = (config.drain_min.unwrap_or_default(), config.drain_limit);
     anyhow::ensure!(least <= most, "--drain-min {least} must not be larger than --drain-limit, which is {most}");
     anyhow::ensure!(config.admin_listen.ip().is_loopback(), "--admin-listen must be on loopback");
+    connect::set_user_timeout(Duration::from_secs(config.tcp_user_timeout));
     // Outside the pod's network no redirection tells sockets by their marks.
     if !connect::probe_marks() && !config.outside {
         tracing::warn!(

@@ -38,6 +38,7 @@ mod times;
 mod traffic;
 mod trouble;
 mod unix;
+mod vanished;
 mod wire;
 
 use std::process::ExitCode;
@@ -65,6 +66,7 @@ fn main() -> ExitCode {
         connections::all(),
         dns::all(),
         ending::all(),
+        vanished::all(),
         redirection::all(),
         reload::all(),
         eureka::all(),

@@ -8,11 +8,13 @@ use serde_json::{Value, json};
 use weft_tests::{Mesh, Pod, Process, binary, statuses, wait_for};
 
 use crate::Scenario;
+use crate::gateway;
 use crate::operations::put;
 
 pub(crate) fn all() -> Vec<Scenario> {
     vec![
         ("a_reload_fails_no_request_while_a_response_is_open", under_load),
+        ("a_reload_of_a_gateway_fails_no_request", of_gateway),
         ("a_reload_moves_the_main_process_under_systemd", under_systemd),
     ]
 }
@@ -97,6 +99,35 @@ fn under_load() -> Result<()> {
         ensure!(at.is_empty(), "{at}");
         Ok(())
     })
+}
+
+fn of_gateway() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    mesh.policy("edge.yaml", gateway::PLAIN)?;
+    let _order = mesh.instance("order1", "order-service", 8000, &[])?;
+    let (edge, process) = gateway::another(&mesh, "edge", &[])?;
+    let outside = mesh.pod("outside")?;
+    let url = |path: &str| format!("http://{}:8080{path}", edge.ip);
+    wait_for("the gateway", SOON, || outside.curl(&["-f", &url("/")]))?;
+    let load = |keep_alive: bool| {
+        outside.requests_meanwhile(&json!({
+            "url": url("/sleep/5"), "seconds": 4, "concurrency": 4, "method": "POST", "body": "not idempotent",
+            "keep_alive": keep_alive,
+        }))
+    };
+    let long = outside.requests_meanwhile(&json!({ "url": url("/drip/5") }))?;
+    let loads = [load(true)?, load(false)?];
+    std::thread::sleep(Duration::from_secs(1));
+    reload(&process, 1)?;
+    for load in loads {
+        let results = load.results()?;
+        let failed: Vec<_> = results.iter().filter(|r| r["status"] != 200).take(3).collect();
+        ensure!(failed.is_empty() && results.len() > 100, "{:?} {failed:?}", statuses(&results));
+    }
+    let results = long.results()?;
+    ensure!(results[0]["status"] == 200 && results[0]["body"] == "xxxxx", "{results:?}");
+    ensure!(serving(&edge)? != process.id().to_string(), "{}", process.output());
+    Ok(())
 }
 
 fn under_systemd() -> Result<()> {

@@ -126,6 +126,10 @@ pub struct Config {
     /// a gRPC stream may last hours.
     #[arg(long, value_name = "SECONDS", default_value_t = 86_400)]
     pub parent_shutdown_time: u64,
+    /// Seconds after which a connection for requests ends whose peer acknowledges nothing (TCP_USER_TIMEOUT), so that they go on
+    /// elsewhere; 0: what the kernel does, some 15 minutes. A peer that reads nothing for so long counts too.
+    #[arg(long, value_name = "SECONDS", default_value_t = 20)]
+    pub tcp_user_timeout: u64,
     /// Folder of certificates that DestinationRules name by `credentialName`: <name>/ca.crt, ca.crl, tls.crt and tls.key.
     #[arg(long, default_value = "/etc/weft/credentials")]
     pub credentials: PathBuf,
@@ -188,6 +192,10 @@ pub struct GatewayConfig {
     /// After a reload (SIGHUP): seconds in which the previous process finishes its connections, at most.
     #[arg(long, value_name = "SECONDS", default_value_t = 86_400)]
     parent_shutdown_time: u64,
+    /// Seconds after which a connection for requests ends whose peer acknowledges nothing (TCP_USER_TIMEOUT); 0: what the kernel
+    /// does, some 15 minutes.
+    #[arg(long, value_name = "SECONDS", default_value_t = 20)]
+    tcp_user_timeout: u64,
 }
 
 impl From<GatewayConfig> for Config {
@@ -229,6 +237,7 @@ impl From<GatewayConfig> for Config {
             drain_min: None,
             drain_limit: given.drain_limit,
             parent_shutdown_time: given.parent_shutdown_time,
+            tcp_user_timeout: given.tcp_user_timeout,
             credentials: given.credentials,
             gateway: true,
             outside: false,
