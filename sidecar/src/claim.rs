@@ -91,7 +91,7 @@ impl Claim {
         let again = self.0.try_clone()?;
         let listener = tokio::net::UnixListener::from_std(self.0)?;
         tokio::spawn(sockets::in_turn(async move {
-            // Whoever asks learns the process that listened last (unix(7), SO_PEERCRED).
+            // A process that asks learns the id of the one that listened last (unix(7), SO_PEERCRED).
             let _ = rustix::net::listen(&again, 16);
             loop {
                 match listener.accept().await {

@@ -49,7 +49,7 @@ mod tag {
     pub(super) const PREPARED: u8 = b'p';
 }
 
-/// The way to our predecessor, until it has handed over.
+/// The way to the predecessor, until it has handed over.
 static PREDECESSOR: Mutex<Option<UnixStream>> = Mutex::new(None);
 /// Ends with the first process of the line.
 static LIFELINE: Mutex<Option<UnixStream>> = Mutex::new(None);

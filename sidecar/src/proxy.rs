@@ -61,7 +61,7 @@ impl Leaving {
 
     /// Waits until it is.
     pub async fn begun(&self) {
-        // Never closed: we hold the sender.
+        // Never closed: this has the sender.
         let _ = self.event.subscribe().wait_for(|()| self.has_begun()).await;
     }
 }
@@ -88,9 +88,9 @@ pub struct Proxy {
     pub settings: Settings,
     /// True once a drain has begun: requests are answered, and told to go elsewhere next.
     pub draining: tokio::sync::watch::Sender<bool>,
-    /// Connections of our application that are open, idle ones too.
+    /// Connections of the application that are open, idle ones too.
     pub connections: Arc<Activity>,
-    /// Connections of others to our application that are open, idle ones too.
+    /// Connections of others to the application that are open, idle ones too.
     pub callers: Arc<Activity>,
     /// True once our application's own calls end too: it is told to connect anew for the next one.
     pub leaving: Leaving,

@@ -7,6 +7,7 @@
 pub mod guard;
 pub mod host;
 pub mod rules;
+mod verdict;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

@@ -214,8 +214,8 @@ impl<X, S: Clone, W> Pool<X, S, W> {
         }
         self.pending += 1;
         let under_way = multiplex && self.is_dialing(endpoint);
-        // Nobody overtakes those who wait for room already. Those who wait for a dial do not: it may be to an endpoint that has
-        // vanished, and others go on.
+        // No request overtakes those that wait for room already. Those that wait for a dial do not: it may be to an endpoint that
+        // has vanished, and others go on.
         let wants_room = |w: &Waiter<W>| !self.waits_for_dial(w);
         if !under_way && !self.waiters.iter().any(wants_room) && self.open < self.limits.max_connections {
             self.begin_dial(endpoint, multiplex);

@@ -1,7 +1,7 @@
 //! Notices that the redirection is gone (a reboot, `nft flush ruleset`, another program) and installs it again.
 //!
-//! The kernel keeps rules as long as it runs, and whoever installs them mostly does so once. So the sidecar records the
-//! rules that it finds, in its data folder, and compares: at its start, when the kernel reports a change of any rules, and
+//! The kernel keeps rules as long as it runs, and an administrator installs them once. So the sidecar records the rules that it
+//! finds, in its data folder, and compares: at its start, when the kernel reports a change of any rules, and
 //! every few seconds. Each installation has a mark of its own (a chain without rules), by which a new one is told from a
 //! damaged one, and a removal that is meant from one that is not.
 //!
@@ -21,8 +21,9 @@ use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, netlink};
 use tokio::io::unix::AsyncFd;
 use tokio::net::TcpSocket;
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
-use super::rules::{Verdict, judge};
+use super::verdict::{Verdict, judge};
 use super::{TABLE_ANEW, host, installed, nft};
 use crate::metrics::Metrics;
 use crate::{connect, files};
@@ -31,9 +32,11 @@ use crate::{connect, files};
 const SELDOM: Duration = Duration::from_secs(30);
 /// Between looks where it does not.
 const OFTEN: Duration = Duration::from_secs(3);
-/// Shortest time between looks, however often rules of others change.
+/// From a change to the look at it: several come together.
 const SETTLE: Duration = Duration::from_millis(100);
-/// Longest wait for a connection of our own to arrive.
+/// Shortest time between looks, however often rules of others change: a look runs a program.
+const GAP: Duration = Duration::from_secs(1);
+/// Longest wait for a connection to this pod itself to arrive.
 const ARRIVAL: Duration = Duration::from_secs(1);
 /// nftables' multicast group of nfnetlink (NFNLGRP_NFTABLES, number 7), as a mask.
 const CHANGES: u32 = 1 << 6;
@@ -49,6 +52,8 @@ pub struct Redirection {
     state: watch::Sender<State>,
     /// Local port of a connection to ourselves that is on its way; 0: there is none.
     probe: AtomicU16,
+    /// All of its address.
+    probe_from: Mutex<Option<SocketAddr>>,
     arrived: Notify,
     /// The turn to look.
     looking: Mutex<bool>,
@@ -76,6 +81,7 @@ impl Redirection {
             record,
             state: watch::Sender::new(state),
             probe: AtomicU16::new(0),
+            probe_from: Mutex::new(None),
             arrived: Notify::new(),
             looking: Mutex::new(true),
         }
@@ -109,14 +115,18 @@ impl Redirection {
         self.state.send_replace(State::None);
     }
 
-    /// Whether a connection from `peer` is our own, made to see where it arrives.
+    /// Whether a connection from `peer` is a probe of [`keep`], made to see where it arrives.
     pub fn is_probe(&self, peer: SocketAddr) -> bool {
         // A relaxed load where nothing is on its way, as nearly always.
-        if self.probe.load(Ordering::Relaxed) != peer.port() || peer.port() == 0 {
+        if self.probe.load(Ordering::Relaxed) != peer.port() || *self.probe_from() != Some(peer) {
             return false;
         }
         self.arrived.notify_one();
         true
+    }
+
+    fn probe_from(&self) -> MutexGuard<'_, Option<SocketAddr>> {
+        self.probe_from.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn looking(&self) -> MutexGuard<'_, bool> {
@@ -229,6 +239,7 @@ pub async fn keep(surroundings: Surroundings) {
         } else {
             probe(&redirection, &own()).await
         };
+        let looked = Instant::now();
         redirection.state.send_replace(state.clone());
         let problem = redirection.problem();
         metrics.redirection_lost.set(i64::from(problem.is_some()));
@@ -246,7 +257,9 @@ pub async fn keep(surroundings: Surroundings) {
         let pause = if matches!(state, State::Lost(_)) { OFTEN } else { pause };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
-            () = event(events.as_ref()) => tokio::time::sleep(SETTLE).await,
+            () = event(events.as_ref()) => {
+                tokio::time::sleep_until((Instant::now() + SETTLE).max(looked + GAP)).await;
+            }
         }
     }
 }
@@ -275,7 +288,7 @@ async fn event(events: Option<&AsyncFd<std::os::fd::OwnedFd>>) {
     ready.clear_ready();
 }
 
-/// Whether connections to our own services arrive at the inbound listener. Those that once did are recorded.
+/// Whether connections to this pod's services arrive at the inbound listener. Those that once did are recorded.
 async fn probe(redirection: &Redirection, own: &[SocketAddr]) -> State {
     let record = redirection.read_record().unwrap_or_default();
     let mut captured: BTreeSet<SocketAddr> = record.lines().filter_map(|line| line.parse().ok()).collect();
@@ -299,13 +312,16 @@ async fn arrives(redirection: &Redirection, at: SocketAddr) -> bool {
     let connect = async {
         let socket = if at.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         socket.bind(SocketAddr::new(at.ip(), 0))?;
-        redirection.probe.store(socket.local_addr()?.port(), Ordering::Relaxed);
+        let from = socket.local_addr()?;
+        *redirection.probe_from() = Some(from);
+        redirection.probe.store(from.port(), Ordering::Relaxed);
         let _open = socket.connect(at).await?;
         redirection.arrived.notified().await;
         std::io::Result::Ok(())
     };
     let arrived = tokio::time::timeout(ARRIVAL, connect).await;
     redirection.probe.store(0, Ordering::Relaxed);
+    *redirection.probe_from() = None;
     matches!(arrived, Ok(Ok(())))
 }
 

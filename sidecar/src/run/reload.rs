@@ -103,7 +103,7 @@ impl Sidecar {
         loop {
             tokio::select! {
                 () = self.finish(limit) => break,
-                // Whoever supervises this process looks at its exit.
+                // The supervisor looks at the exit of this process.
                 code = successor.ended(), if !notify::is_supervised() => return Ok(code),
                 request = requests() => {
                     if request == Request::Stop {

@@ -56,7 +56,7 @@ fn requests_that_wait_for_a_failed_dial_fail_with_it() {
     assert_eq!(p.fail_waiters(1), ["b", "c"]);
     assert_eq!(woken(p.dial_failed(1, true)), []);
     assert_eq!((p.open(), p.pending()), (1, 2), "the other endpoint's, and its waiter");
-    // Another connection may have a stream for whoever waits.
+    // Another connection may have a stream for those that wait.
     let (_, wakes) = p.connected_shared(2, 7, 1, NOW());
     assert_eq!(woken(wakes).len(), 1, "no stream is left, and it dials itself");
     ticket(p.acquire(2, 0, true, || "e"));
