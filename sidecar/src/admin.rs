@@ -21,6 +21,7 @@ use crate::call::Activity;
 use crate::connect;
 use crate::directory::Name;
 use crate::proxy::Proxy;
+use crate::sockets;
 
 /// Longest wait for the application's answer to a probe.
 const PROBE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
@@ -67,11 +68,15 @@ pub async fn serve(proxy: Arc<Proxy>, listener: TcpListener, pages: Pages) {
                 .timer(TokioTimer::new())
                 .header_read_timeout(std::time::Duration::from_secs(60))
                 .serve_connection(TokioIo::new(stream), service);
+            let mut serving = std::pin::pin!(serving);
             tokio::select! {
                 // A client that breaks off is its own affair.
-                _ = serving => {}
-                () = connection.dismissed() => {}
+                _ = serving.as_mut() => return,
+                () = connection.dismissed() => return,
+                // The next scrape and the next probe are of the successor.
+                () = sockets::turn_over() => serving.as_mut().graceful_shutdown(),
             }
+            let _ = serving.await;
         });
     }
 }
@@ -156,7 +161,7 @@ pub fn not_ready(proxy: &Proxy) -> Option<String> {
     if proxy.directory.snapshot().inbound.is_none() {
         return Some("no inbound policy yet".to_owned());
     }
-    None
+    proxy.redirection.problem()
 }
 
 fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
@@ -210,6 +215,7 @@ fn config(proxy: &Proxy) -> String {
     let all = serde_json::json!({
         "connected": proxy.directory.connected(),
         "marks": crate::connect::marks(),
+        "redirected": proxy.redirection.is_installed(),
         "names": names,
         "clusters": clusters,
     });

@@ -47,7 +47,7 @@ pub async fn run(
     loop {
         let (started, turn) = (tokio::time::Instant::now(), control.turn());
         let result = stream(&control, &mut writer, &introduction, &metrics, &mut reconnect).await;
-        writer.save();
+        save(&mut writer);
         match result {
             Ok(()) => {
                 // Made anew on purpose: who asks meanwhile waits for the next one, which asks for all that is wanted.
@@ -98,7 +98,7 @@ async fn stream(
     metrics.control_plane_connected.set(1);
     tracing::info!("connected to the control plane");
     let mut sweep = tokio::time::interval(SWEEP);
-    let mut save = tokio::time::interval(SAVE);
+    let mut save_tick = tokio::time::interval(SAVE);
     loop {
         tokio::select! {
             room = requests.reserve(), if !unsent.is_empty() => {
@@ -127,9 +127,16 @@ async fn stream(
                 }
             }
             _ = sweep.tick() => unsent.extend(writer.sweep().into_iter().map(request)),
-            _ = save.tick() => writer.save(),
+            _ = save_tick.tick() => save(writer),
             changed = reconnect.changed() => return changed.context("the proxy stops"),
         }
+    }
+}
+
+fn save(writer: &mut Writer) {
+    // The file is the successor's then.
+    if !crate::sockets::is_turn_over() {
+        writer.save();
     }
 }
 

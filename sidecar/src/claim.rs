@@ -6,12 +6,16 @@
 //! claims them, and [`crate::exec`] asks who holds them.
 
 use std::io::{self, Read};
+use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tokio::io::AsyncWriteExt;
+
+use crate::sockets;
 
 /// Something that is claimed until this is dropped.
 #[derive(Debug)]
@@ -35,11 +39,31 @@ impl std::fmt::Display for Holder {
     }
 }
 
+/// What a predecessor had claimed, until it is claimed again.
+static ADOPTED: Mutex<Vec<UnixListener>> = Mutex::new(Vec::new());
+
+/// Takes a claim that a predecessor hands over.
+pub fn adopt(claim: UnixListener) {
+    ADOPTED.lock().unwrap_or_else(PoisonError::into_inner).push(claim);
+}
+
+fn adopted(name: &str) -> Option<UnixListener> {
+    let mut all = ADOPTED.lock().unwrap_or_else(PoisonError::into_inner);
+    let is = |claim: &UnixListener| {
+        claim.local_addr().is_ok_and(|at| at.as_abstract_name().is_some_and(|found| found == name.as_bytes()))
+    };
+    let at = all.iter().position(is)?;
+    Some(all.remove(at))
+}
+
 /// Claims `name`; `None`: somebody else has.
 ///
 /// # Errors
 /// When the system refuses for another reason.
 pub fn claim(name: &str) -> Result<Option<Claim>> {
+    if let Some(claim) = adopted(name) {
+        return Ok(Some(Claim(claim)));
+    }
     match UnixListener::bind_addr(&SocketAddr::from_abstract_name(name)?) {
         Ok(listener) => Ok(Some(Claim(listener))),
         Err(e) if e.kind() == io::ErrorKind::AddrInUse => Ok(None),
@@ -64,8 +88,11 @@ impl Claim {
     /// When the runtime cannot take the socket.
     pub fn keep(self, word: String) -> Result<()> {
         self.0.set_nonblocking(true)?;
+        let again = self.0.try_clone()?;
         let listener = tokio::net::UnixListener::from_std(self.0)?;
-        tokio::spawn(async move {
+        tokio::spawn(sockets::in_turn(async move {
+            // A process that asks learns the id of the one that listened last (unix(7), SO_PEERCRED).
+            let _ = rustix::net::listen(&again, 16);
             loop {
                 match listener.accept().await {
                     // One that broke off does not mind.
@@ -73,8 +100,16 @@ impl Claim {
                     Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
                 }
             }
-        });
+        }));
         Ok(())
+    }
+
+    /// Another handle on it, for a successor.
+    ///
+    /// # Errors
+    /// When the system has no descriptor left.
+    pub fn handle(&self) -> io::Result<OwnedFd> {
+        Ok(self.0.try_clone()?.into())
     }
 }
 

@@ -155,6 +155,11 @@ impl ClusterView {
         }
     }
 
+    /// Whether there is more than one endpoint that requests go to.
+    pub fn has_others(&self) -> bool {
+        self.endpoints.iter().filter(|endpoint| endpoint.is_eligible()).nth(1).is_some()
+    }
+
     /// The balancer as ejections have it now.
     pub fn balancer(&self) -> arc_swap::Guard<Arc<Balancer>> {
         self.balancer.load()

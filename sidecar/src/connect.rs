@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
@@ -66,6 +66,33 @@ const DEFAULT_KEEPALIVE: Keepalive =
 /// Between probes of a half-closed connection. Connection tracking forgets a redirected one after 60 s without a packet
 /// (`nf_conntrack_tcp_timeout_close_wait`), and then what comes back does not find its way.
 const HALF_CLOSED: Duration = Duration::from_secs(20);
+
+/// How long a peer may leave data unacknowledged on a connection for requests, milliseconds; 0: as long as the kernel sends it
+/// again, some 15 minutes.
+static USER_TIMEOUT: AtomicU32 = AtomicU32::new(20_000);
+
+/// Sets how long a peer may leave data of requests unacknowledged; zero: as long as the kernel allows.
+pub fn set_user_timeout(timeout: Duration) {
+    USER_TIMEOUT.store(u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX), Ordering::Relaxed);
+}
+
+/// Has a connection for requests end when its peer vanishes: when data is not acknowledged (TCP_USER_TIMEOUT, tcp(7)), and while
+/// an answer is waited for, when probes are not, unless the policy has `probes` of its own. Not for byte streams: the kernel
+/// counts a peer that only does not read among those, as a message broker that holds its publishers back.
+pub fn end_when_peer_vanishes(socket: &TcpStream, probes: bool) {
+    let timeout = Duration::from_millis(USER_TIMEOUT.load(Ordering::Relaxed).into());
+    if timeout.is_zero() {
+        return;
+    }
+    let socket = SockRef::from(socket);
+    // A socket that refuses it is closed already.
+    let _ = socket.set_tcp_user_timeout(Some(timeout));
+    if !probes {
+        // Whole seconds, one at least. How many are lost does not matter beside TCP_USER_TIMEOUT.
+        let (time, interval) = ((timeout / 3).max(Duration::from_secs(1)), (timeout / 6).max(Duration::from_secs(1)));
+        let _ = socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(time).with_interval(interval));
+    }
+}
 
 /// Turns keep-alive on, with the proxy's defaults; of a listener, for what it accepts.
 ///

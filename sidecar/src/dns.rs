@@ -332,8 +332,8 @@ fn start(dns: &Arc<Dns>, address: SocketAddr) -> Result<()> {
     udp.set_nonblocking(true).with_context(context)?;
     let udp = UdpSocket::from_std(udp).with_context(context)?;
     let tcp = TcpListener::from_std(crate::sockets::tcp(address)?).with_context(context)?;
-    tokio::spawn(serve_udp(dns.clone(), Arc::new(udp)));
-    tokio::spawn(serve_tcp(dns.clone(), tcp));
+    tokio::spawn(crate::sockets::in_turn(serve_udp(dns.clone(), Arc::new(udp))));
+    tokio::spawn(crate::sockets::in_turn(serve_tcp(dns.clone(), tcp)));
     Ok(())
 }
 

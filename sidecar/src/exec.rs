@@ -9,7 +9,7 @@ mod child;
 pub mod netns;
 pub mod rootless;
 
-pub(crate) use child::without_ambient_capabilities;
+pub(crate) use child::{children, without_ambient_capabilities};
 
 use std::future::Future;
 use std::io;
@@ -66,6 +66,10 @@ pub async fn run(options: Options) -> Result<u8> {
     let Options { config, redirect, mut capture, netns, within, command } = options;
     let redirect = redirect || netns.is_some() || within.is_some();
     ensure!(redirect || !capture.is_given(), "what is to be captured only matters with --redirect");
+    ensure!(
+        config.drain_min.is_none(),
+        "--drain-min is an option of `run`: `exec` stops its command after the drain, and ends after it"
+    );
     if let Some(wanted) = netns {
         let root = rustix::process::geteuid().is_root();
         let outside = !root || rootless::is_control_plane_on_loopback(&config).await;
@@ -120,8 +124,11 @@ pub async fn run(options: Options) -> Result<u8> {
         }
         Err(e) => Ok(cannot_run(&command, &e)),
     };
-    if redirect && let Err(e) = redirect::remove() {
-        tracing::warn!("the redirection stays: {e:#}");
+    if redirect {
+        sidecar.proxy.redirection.forget();
+        if let Err(e) = redirect::remove() {
+            tracing::warn!("the redirection stays: {e:#}");
+        }
     }
     code
 }

@@ -39,7 +39,7 @@ use crate::outbound::{self, Downstream, Entrance};
 use crate::proxy::Proxy;
 use crate::stream::{MaybeSocket, Rewind};
 use crate::tcp::{self, First, To};
-pub use ports::{Doors, Ports, keep, serve};
+pub use ports::{Doors, Ports, keep, serve, shared};
 
 /// A caller that has not said what it wants by then is let go.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -167,7 +167,7 @@ impl Caller {
         };
         if http2 {
             let proxy = self.proxy.clone();
-            Box::pin(serve_http2(stream, &proxy, answer)).await;
+            Box::pin(serve_http2(stream, proxy.leaving.begun(), answer)).await;
         } else {
             let refuse = move |unread: Unread| outbound::refuse(&refused, &unread);
             serve_http1(stream, Service { limits, answer, refuse }).await;

@@ -14,7 +14,6 @@ use weft_core::reply::{LocalReply, Reason, is_grpc};
 use crate::body::ResponseBody;
 use crate::http1::{Service, Unread};
 use crate::incoming::Incoming;
-use crate::proxy::Proxy;
 use crate::stream::MaybeSocket;
 use crate::{http1, http2};
 
@@ -46,14 +45,14 @@ where
     }
 }
 
-/// Serves one HTTP/2 connection to its end. GOAWAY is sent when a drain begins.
-pub async fn serve_http2<I, F, Fut>(io: I, proxy: &Proxy, handle: F)
+/// Serves one HTTP/2 connection to its end. GOAWAY is sent when `drain` is over.
+pub async fn serve_http2<I, F, Fut>(io: I, drain: impl Future<Output = ()>, handle: F)
 where
     I: AsyncRead + AsyncWrite + Unpin,
     F: Fn(Request<Incoming>) -> Fut,
     Fut: Future<Output = Response<ResponseBody>> + Send + 'static,
 {
-    if let Err(e) = http2::serve(io, proxy.drained(), handle).await {
+    if let Err(e) = http2::serve(io, drain, handle).await {
         tracing::debug!("HTTP/2 connection from a client ended: {e}");
     }
 }

@@ -267,7 +267,7 @@ where
             let caller = caller.clone();
             async move { delivery::request(&caller, request).await }
         };
-        return Box::pin(serve_http2(stream, &proxy, answer)).await;
+        return Box::pin(serve_http2(stream, proxy.drained(), answer)).await;
     }
     let answer = |request| delivery::request(&caller, request);
     let refuse = |unread: Unread| caller.refuse_unread(&unread);

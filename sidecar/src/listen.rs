@@ -54,6 +54,7 @@ async fn connection(proxy: Arc<Proxy>, stream: TcpStream, peer: SocketAddr, role
     let _ = stream.set_nodelay(true);
     let own = SocketAddr::new(own.ip().to_canonical(), own.port());
     let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+    let _open = if role == Role::Inbound { proxy.callers.begin() } else { proxy.connections.begin() };
     if role == Role::HttpProxy {
         let ends = Ends { source: peer, destination: own };
         let down = Downstream { proxy, worker, ends, original: None, gateway: None, foreign: Default::default() };
@@ -71,6 +72,7 @@ async fn connection(proxy: Arc<Proxy>, stream: TcpStream, peer: SocketAddr, role
         }
     };
     match role {
+        Role::Inbound if proxy.redirection.is_probe(peer) => {}
         Role::Inbound => inbound::connection(proxy, stream, peer, original, worker).await,
         _ => {
             let original_port = Some(original);
@@ -99,7 +101,7 @@ async fn serve(down: Arc<Downstream>, found: Option<dialed::Http>) {
             let down = down.clone();
             async move { outbound::request(&down, request).await }
         };
-        Box::pin(serve_http2(io, &proxy, answer)).await;
+        Box::pin(serve_http2(io, proxy.leaving.begun(), answer)).await;
     } else {
         let down = &down;
         let answer = |request| async move {

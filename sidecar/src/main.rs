@@ -3,11 +3,12 @@
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
-use tokio::signal::unix::SignalKind;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_appender::non_blocking::NonBlockingBuilder;
-use weft_sidecar::{exec, redirect, run, sockets};
+use weft_sidecar::run::Request;
+use weft_sidecar::{exec, hot_restart, notify, redirect, run, sockets};
 
 /// Lines of the log that wait for being written; more are dropped.
 const LOG_LINES: usize = 4096;
@@ -25,7 +26,7 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Join the mesh and serve until SIGTERM, then drain; on SIGHUP hand over to the next one (socket activation).
+    /// Join the mesh and serve until SIGTERM, then drain; on SIGHUP start the program anew, which takes over at once.
     Run(Box<run::Config>),
     /// Join the mesh and run a command in it; on SIGTERM drain first, then stop the command.
     Exec(Box<exec::Options>),
@@ -37,6 +38,9 @@ enum Command {
     /// What `exec` runs in the namespaces of its command.
     #[command(hide = true)]
     Inside(exec::rootless::Inside),
+    /// Stand for successors whose predecessor the supervisor started.
+    #[command(hide = true)]
+    Follow,
 }
 
 fn main() -> ExitCode {
@@ -71,11 +75,13 @@ fn run(args: Args) -> Result<ExitCode> {
         .init();
     // While no descriptor is our own.
     sockets::take_over();
+    hot_restart::take_over()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let result = match args.command {
         Command::Run(config) => runtime.block_on(serve(*config)),
         Command::Gateway(config) => runtime.block_on(serve((*config).into())),
         Command::Exec(options) => runtime.block_on(exec::run(*options)).map(ExitCode::from),
+        Command::Follow => runtime.block_on(hot_restart::follow()),
         Command::Redirect(action) => redirect::run(&action).map(|()| ExitCode::SUCCESS),
         // Done above.
         Command::Inside(_) => Ok(ExitCode::SUCCESS),
@@ -87,36 +93,67 @@ fn run(args: Args) -> Result<ExitCode> {
 
 async fn serve(config: run::Config) -> Result<ExitCode> {
     let sidecar = run::start(config, run::Application::MayRun)?;
-    let stop = stop_signal();
-    tokio::pin!(stop);
-    let signal = tokio::select! {
-        signal = &mut stop => signal,
-        () = async { sidecar.ready().await; sidecar.register().await; std::future::pending().await } => Stop::Term,
-    };
-    match signal {
-        Stop::Term => sidecar.drain().await,
-        Stop::HandOver => sidecar.hand_over().await,
+    let mut signals = Signals::new()?;
+    let mut up = std::pin::pin!(async {
+        sidecar.succeed().await?;
+        sidecar.restored().await;
+        sidecar.ready().await;
+        notify::ready();
+        sidecar.register().await;
+        anyhow::Ok(())
+    });
+    let mut serves = false;
+    loop {
+        let request = tokio::select! {
+            request = signals.next() => request,
+            result = &mut up, if !serves => {
+                result?;
+                serves = true;
+                continue;
+            }
+        };
+        if request == Request::Stop {
+            notify::stopping();
+            sidecar.stop().await;
+            return Ok(ExitCode::SUCCESS);
+        }
+        if hot_restart::has_predecessor() {
+            tracing::warn!("no reload: this process has not taken over from its own predecessor yet");
+            continue;
+        }
+        notify::reloading();
+        match sidecar.hand_over().await {
+            Ok(successor) => return sidecar.outlast(successor, async || signals.next().await).await,
+            Err(e) => {
+                notify::reload_failed();
+                tracing::error!("the reload failed, and this process goes on: {e:#}");
+            }
+        }
     }
-    sidecar.finish_outbound().await;
-    Ok(ExitCode::SUCCESS)
 }
 
-/// How we are asked to end.
-enum Stop {
-    /// SIGTERM, or an interrupt from the terminal.
-    Term,
-    /// SIGHUP: another sidecar is started in our place at once.
-    HandOver,
+/// What this process is asked for by signals.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
 }
 
-async fn stop_signal() -> Stop {
-    let signal = tokio::signal::unix::signal;
-    let (Ok(mut terminate), Ok(mut hangup)) = (signal(SignalKind::terminate()), signal(SignalKind::hangup())) else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = terminate.recv() => Stop::Term,
-        _ = tokio::signal::ctrl_c() => Stop::Term,
-        _ = hangup.recv() => Stop::HandOver,
+impl Signals {
+    fn new() -> Result<Signals> {
+        let receive = |kind: SignalKind| signal(kind).context("cannot receive signals");
+        Ok(Signals {
+            terminate: receive(SignalKind::terminate())?,
+            interrupt: receive(SignalKind::interrupt())?,
+            hangup: receive(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) -> Request {
+        tokio::select! {
+            _ = self.terminate.recv() => Request::Stop,
+            _ = self.interrupt.recv() => Request::Stop,
+            _ = self.hangup.recv() => Request::Reload,
+        }
     }
 }

@@ -261,6 +261,10 @@ pub struct Metrics {
     pub handshakes_failed: Counter,
     /// Mirrored bodies that were cut off: their mirrors fell behind by more than the proxy keeps for them.
     pub mirrors_cut: Counter,
+    /// 1 while the rules of the redirection are gone and cannot be installed again.
+    pub redirection_lost: Gauge,
+    /// Times that lost rules were installed again.
+    pub redirection_reinstalled: Counter,
     /// Seconds that the certificate is still valid.
     pub certificate_left_s: Gauge<f64, AtomicU64>,
     /// 1 while the stream to the control plane is up.
@@ -288,6 +292,8 @@ impl Default for Metrics {
             plaintext_refused: Counter::default(),
             handshakes_failed: Counter::default(),
             mirrors_cut: Counter::default(),
+            redirection_lost: Gauge::default(),
+            redirection_reinstalled: Counter::default(),
             certificate_left_s: Gauge::default(),
             control_plane_connected: Gauge::default(),
             outbound_active: Gauge::default(),
@@ -306,6 +312,9 @@ impl Default for Metrics {
         r.register("weft_plaintext_refused", "Plaintext refused under STRICT", metrics.plaintext_refused.clone());
         r.register("weft_handshakes_failed", "Inbound TLS handshakes failed", metrics.handshakes_failed.clone());
         r.register("weft_mirrors_cut", "Mirrored bodies cut off", metrics.mirrors_cut.clone());
+        r.register("weft_redirection_lost", "Traffic is not captured any more", metrics.redirection_lost.clone());
+        let help = "Lost rules of the redirection installed again";
+        r.register("weft_redirection_reinstalled", help, metrics.redirection_reinstalled.clone());
         r.register("weft_certificate_left_seconds", "Rest of our certificate", metrics.certificate_left_s.clone());
         r.register("weft_control_plane_connected", "Stream is up", metrics.control_plane_connected.clone());
         r.register("weft_outbound_active", "Outbound requests in progress", metrics.outbound_active.clone());

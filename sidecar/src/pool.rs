@@ -77,6 +77,8 @@ struct Http2 {
 enum Granted {
     Lease(Lease),
     Dial(Dialing),
+    /// The dial that it waited for has failed.
+    Failed(DialError),
 }
 
 /// The right to one connection or stream, for one request. Dropped before [`Lease::finish`], an HTTP/1 connection is
@@ -254,12 +256,22 @@ impl ClusterPool {
                     drop(victim);
                     let Some(granted) = receiver else { continue };
                     let mut waiting = Waiting { pool: self, ticket, granted };
-                    match (&mut waiting.granted).await {
+                    // The request that dials may have more time than this one.
+                    let patience = dialer.patience.filter(|_| multiplex && self.lock().is_dialing(endpoint));
+                    let granted = match patience {
+                        None => (&mut waiting.granted).await,
+                        Some(patience) => match tokio::time::timeout(patience, &mut waiting.granted).await {
+                            Ok(granted) => granted,
+                            Err(_) => return Err(CheckoutError::Dial(DialError::late(patience))),
+                        },
+                    };
+                    match granted {
                         Ok(Granted::Lease(lease)) => lease,
                         Ok(Granted::Dial(duty)) => {
                             drop(waiting);
                             Box::pin(self.dial(duty, dialer)).await.map_err(CheckoutError::Dial)?
                         }
+                        Ok(Granted::Failed(e)) => return Err(CheckoutError::Dial(e)),
                         Err(_) => continue,
                     }
                 }
@@ -281,7 +293,15 @@ impl ClusterPool {
     }
 
     async fn dial(self: &Arc<Self>, mut duty: Dialing, dialer: &Dialer<'_>) -> Result<Lease, DialError> {
-        let opened = open_http(dialer).await?;
+        let opened = match open_http(dialer).await {
+            Ok(opened) => opened,
+            Err(e) => {
+                let failed = if duty.multiplex { self.lock().fail_waiters(duty.endpoint) } else { Vec::new() };
+                // One that has gone meanwhile does not mind.
+                failed.into_iter().for_each(|waiter| drop(waiter.send(Granted::Failed(e.clone()))));
+                return Err(e);
+            }
+        };
         // A request that began under an older policy dials as that says, and has the connection for itself.
         let generation = dialer.generation;
         let for_one = dialer.speaks_for_one() || generation != self.generation();

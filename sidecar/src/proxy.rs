@@ -16,6 +16,7 @@ use crate::directory::Directory;
 use crate::identity::Identity;
 use crate::inbound::Ports;
 use crate::metrics::{Metrics, Workload};
+use crate::redirect::guard::Redirection;
 
 /// Choices of the one who runs the sidecar.
 #[derive(Debug, Clone)]
@@ -39,6 +40,33 @@ impl Settings {
     }
 }
 
+/// Whether the application's own connections are to end: a flag that each response looks at, and an event for connections that
+/// wait for it.
+#[derive(Debug, Default)]
+pub struct Leaving {
+    begun: AtomicBool,
+    event: tokio::sync::watch::Sender<()>,
+}
+
+impl Leaving {
+    /// Has the application told to connect anew from now on.
+    pub fn begin(&self) {
+        self.begun.store(true, Ordering::Release);
+        self.event.send_replace(());
+    }
+
+    /// Whether it is told so.
+    pub fn has_begun(&self) -> bool {
+        self.begun.load(Ordering::Acquire)
+    }
+
+    /// Waits until it is.
+    pub async fn begun(&self) {
+        // Never closed: this has the sender.
+        let _ = self.event.subscribe().wait_for(|()| self.has_begun()).await;
+    }
+}
+
 /// The running proxy.
 pub struct Proxy {
     /// What is known of the mesh.
@@ -57,12 +85,18 @@ pub struct Proxy {
     pub ports: Ports,
     /// Connections from outside that have said nothing yet: so many of them leave sockets for others.
     pub quiet: Arc<Quiet>,
+    /// What brings the pod's traffic here.
+    pub redirection: Arc<Redirection>,
     /// Choices.
     pub settings: Settings,
     /// True once a drain has begun: requests are answered, and told to go elsewhere next.
     pub draining: tokio::sync::watch::Sender<bool>,
+    /// Connections of the application that are open, idle ones too.
+    pub connections: Arc<Activity>,
+    /// Connections of others to the application that are open, idle ones too.
+    pub callers: Arc<Activity>,
     /// True once our application's own calls end too: it is told to connect anew for the next one.
-    pub leaving: AtomicBool,
+    pub leaving: Leaving,
 }
 
 impl Proxy {
@@ -79,7 +113,7 @@ impl Proxy {
 
     /// Tells our application to connect anew, when it is time.
     pub fn bid_farewell<B>(&self, response: &mut Response<B>) {
-        if self.leaving.load(Ordering::Relaxed) && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        if self.leaving.has_begun() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
     }

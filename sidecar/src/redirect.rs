@@ -4,17 +4,20 @@
 //! virtual IPs is added, and what would make the redirection useless or dangerous is refused or warned about.
 //! Nothing of it needs root: in a user namespace CAP_NET_ADMIN over its own network namespace is enough.
 
+pub mod guard;
 pub mod host;
 pub mod rules;
+mod verdict;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::children;
-use crate::redirect::rules::{Cidr, Dns, Own, Ports, Rules, render};
+use crate::redirect::rules::{Cidr, Dns, Own, Ports, REMOVED, Rules, render, render_marked};
 use crate::resolv;
 
 /// What `redirect` does.
@@ -23,7 +26,7 @@ pub enum Action {
     /// Capture this network namespace's traffic; again to change what is captured.
     Install(Box<Install>),
     /// Capture nothing any more.
-    Remove,
+    Remove(Remove),
     /// Print what is installed.
     Show,
 }
@@ -54,6 +57,17 @@ pub struct Install {
     /// The proxy's admin page.
     #[arg(long, default_value_t = 15000)]
     admin_port: u16,
+}
+
+/// How `redirect remove` is told what to do.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Remove {
+    /// The proxy's admin page.
+    #[arg(long, default_value_t = 15000)]
+    admin_port: u16,
+    /// Data folder of a sidecar that does not run: its record of the rules is removed too, or it would install them again.
+    #[arg(long, value_name = "FOLDER")]
+    data_dir: Option<PathBuf>,
 }
 
 /// What is captured.
@@ -129,7 +143,7 @@ fn cgroup(text: &str) -> Result<String, String> {
 pub fn run(action: &Action) -> Result<()> {
     match action {
         Action::Install(options) => install(options),
-        Action::Remove => remove(),
+        Action::Remove(options) => remove_for_good(options),
         Action::Show => show(),
     }
 }
@@ -158,7 +172,7 @@ pub fn apply(capture: &Capture, own: Own) -> Result<()> {
     let rules = compile(capture, own, capture.on_shared_host(), &host::nameservers())?;
     // First: a route alone harms nobody.
     host::add_route().context("virtual IPs have no route")?;
-    nft(&["-f", "-"], Some(&render(&rules)))?;
+    nft(&["-f", "-"], Some(&render_marked(&rules, rand::random())))?;
     let nsswitch = std::fs::read_to_string(resolv::NSSWITCH_CONF).unwrap_or_default();
     for line in notes(&rules, &nsswitch) {
         tracing::warn!("{line}");
@@ -183,13 +197,61 @@ pub fn for_pod(capture: &Capture, own: Own, dns: bool) -> Result<(String, Vec<St
     Ok((render(&rules), notes(&rules, &nsswitch)))
 }
 
+/// Makes the table anew in the same transaction as what follows.
+const TABLE_ANEW: &str = "table inet weft\ndelete table inet weft\n";
+/// Name of a sidecar's record of the rules, in its data folder.
+pub const RECORD: &str = "redirection.nft";
+/// Longest wait for a sidecar to notice that rules are removed on purpose.
+const NOTICED: Duration = Duration::from_secs(3);
+
+/// The table as it is; `None`: there is none.
+fn installed() -> Result<Option<String>> {
+    match nft(&["-s", "list", "table", "inet", "weft"], None) {
+        Ok(found) => Ok(Some(String::from_utf8_lossy(&found.stdout).into_owned())),
+        Err(e) if e.to_string().contains("No such file or directory") => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// As [`remove`], so that no sidecar takes it for a loss.
+fn remove_for_good(options: &Remove) -> Result<()> {
+    if let Some(folder) = &options.data_dir {
+        let record = folder.join(RECORD);
+        match std::fs::remove_file(&record) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(e).with_context(|| format!("cannot remove {}", record.display()));
+            }
+            _ => {}
+        }
+    }
+    if installed()?.is_some() {
+        nft(&["-f", "-"], Some(&format!("{TABLE_ANEW}table inet weft {{\n\t{REMOVED} {{\n\t}}\n}}\n")))?;
+        let until = Instant::now() + NOTICED;
+        let noticed = loop {
+            match host::guards(options.admin_port) {
+                // No sidecar runs here.
+                None => break options.data_dir.is_some(),
+                Some(false) => break true,
+                Some(true) if Instant::now() > until => break false,
+                Some(true) => std::thread::sleep(Duration::from_millis(20)),
+            }
+        };
+        if !noticed {
+            tracing::warn!(
+                "a sidecar that is started here later, or one that may not read rules, takes this for a loss:                  `redirect remove --data-dir` with its data folder removes its record of the rules"
+            );
+        }
+    }
+    remove()
+}
+
 /// Takes the rules and the route back; no error where there are none.
 ///
 /// # Errors
 /// As [`run`].
 pub fn remove() -> Result<()> {
     // Made first, so that removing twice is no error.
-    nft(&["-f", "-"], Some("table inet weft\ndelete table inet weft\n"))?;
+    nft(&["-f", "-"], Some(TABLE_ANEW))?;
     host::remove_route()
 }
 

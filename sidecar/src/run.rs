@@ -4,17 +4,21 @@
 //! streams, pages, timers) has the main thread's runtime, so that it never delays a request.
 
 mod config;
+mod ports;
+mod reload;
 mod stop;
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use futures::future::BoxFuture;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use weft_agent::checks::target;
 use weft_agent::connect::Leaves;
 use weft_agent::datacenter::Datacenter;
@@ -25,13 +29,12 @@ use weft_agent::quiet::Quiet;
 use weft_agent::{Agent, definitions, entry};
 use weft_core::locality::Place;
 use weft_core::names::normalise;
-use weft_proto::v1::Hello;
+use weft_proto::v1::{Check, Hello};
 
 use crate::access_log::AccessLog;
 use crate::admin::{self, Pages};
 use crate::ads::{self, Introduction};
 use crate::agent::{Asked, Delivery, Session};
-use crate::claim;
 use crate::control::{Backoff, Control};
 use crate::dns::consul::Consul;
 use crate::dns::forward::Forwarder;
@@ -39,15 +42,18 @@ use crate::dns::{self, Dns, Serves};
 use crate::gateway;
 use crate::group;
 use crate::identity::{Identity, TokenClaims};
-use crate::listen::{self, Role};
 use crate::metrics::{Metrics, Workload};
 use crate::pod::Doors;
-use crate::proxy::{Proxy, Settings};
+use crate::proxy::{Leaving, Proxy, Settings};
+use crate::redirect::guard::{self, Redirection};
 use crate::resolution::Resolution;
+use crate::run::ports::{Accepting, claim_ports, listeners, start_workers};
 use crate::session::Registrations;
-use crate::{connect, directory, resolv, session, sockets};
+use crate::{connect, directory, hot_restart, redirect, resolv, session, sockets};
 
 pub use config::{Config, GatewayConfig, Listen, OutboundPolicy};
+pub use ports::other;
+pub use reload::Request;
 
 /// A sidecar that is running.
 pub struct Sidecar {
@@ -59,27 +65,16 @@ pub struct Sidecar {
     pub agent: Arc<Agent>,
     config: Config,
     accepting: watch::Sender<Accepting>,
-    /// Whether connections find somebody who keeps their listeners while no sidecar runs.
-    kept: bool,
-}
-
-/// A socket that traffic arrives at.
-struct Listener {
-    socket: std::net::TcpListener,
-    role: Role,
-    /// It is somebody else's too: what we do not accept waits for the one after us.
-    kept: bool,
-}
-
-/// What is accepted, at listeners that are kept; others are open to the end, or connections would be refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd)]
-enum Accepting {
-    /// What comes.
-    All,
-    /// What our application calls: it has requests to answer for which it needs others.
-    Outbound,
-    /// Nothing.
-    Nothing,
+    /// Of the ports in this network namespace.
+    claims: Mutex<Vec<OwnedFd>>,
+    /// Ports of a gateway.
+    ports: Option<watch::Receiver<Arc<gateway::Ports>>>,
+    /// Ends what one process alone may do in the name of this pod: the registry session, and renewals of the certificate.
+    duties: CancellationToken,
+    /// Ends the discovery stream.
+    discovery: CancellationToken,
+    /// What was registered before a restart is registered again.
+    restored: watch::Sender<bool>,
 }
 
 /// Whether the application runs while the sidecar starts.
@@ -100,10 +95,11 @@ pub fn start(config: Config, application: Application) -> Result<Sidecar> {
     raise_descriptor_limit();
     std::fs::create_dir_all(&config.data_dir)
         .with_context(|| format!("cannot make the data folder {}", config.data_dir.display()))?;
-    if !config.gateway && !config.outside {
-        claim_ports(&config)?;
-    }
+    let claims = if config.gateway || config.outside { Vec::new() } else { claim_ports(&config)? };
+    let (least, most) = (config.drain_min.unwrap_or_default(), config.drain_limit);
+    anyhow::ensure!(least <= most, "--drain-min {least} must not be larger than --drain-limit, which is {most}");
     anyhow::ensure!(config.admin_listen.ip().is_loopback(), "--admin-listen must be on loopback");
+    connect::set_user_timeout(Duration::from_secs(config.tcp_user_timeout));
     // Outside the pod's network no redirection tells sockets by their marks.
     if !connect::probe_marks() && !config.outside {
         tracing::warn!(
@@ -135,6 +131,8 @@ pub fn start(config: Config, application: Application) -> Result<Sidecar> {
         ..Workload::unknown()
     };
     let log = config.access_log.as_deref().map(AccessLog::open).transpose().context("cannot open the access log")?;
+    let guarded = !config.gateway && !config.outside;
+    let redirection = Arc::new(Redirection::new(guarded.then(|| config.data_dir.join(redirect::RECORD))));
     let proxy = Arc::new(Proxy {
         directory,
         identity,
@@ -144,6 +142,7 @@ pub fn start(config: Config, application: Application) -> Result<Sidecar> {
         outbound: Arc::default(),
         quiet: Arc::new(Quiet::of_traffic()),
         ports: Default::default(),
+        redirection,
         settings: Settings {
             names: Names::new(hostname(), &config.api_host),
             allow_any: config.outbound_traffic == OutboundPolicy::AllowAny,
@@ -152,18 +151,19 @@ pub fn start(config: Config, application: Application) -> Result<Sidecar> {
             upgrades: config.upgrade_types.clone(),
         },
         draining: watch::Sender::new(false),
-        leaving: AtomicBool::new(false),
+        connections: Arc::default(),
+        callers: Arc::default(),
+        leaving: Leaving::default(),
     });
 
     let listeners = if config.gateway { Vec::new() } else { listeners(&config)? };
-    let kept = !listeners.is_empty() && listeners.iter().all(|listener| listener.kept);
     for (address, pages) in [
         (config.ready_listen, Pages::Ready),
         (config.metrics_listen, Pages::Metrics),
         (config.admin_listen, Pages::Admin),
     ] {
         let listener = tokio::net::TcpListener::from_std(sockets::tcp(address)?)?;
-        tokio::spawn(admin::serve(proxy.clone(), listener, pages));
+        tokio::spawn(sockets::in_turn(admin::serve(proxy.clone(), listener, pages)));
     }
     // The control plane's name has to be found before it can be asked about names.
     let hosts = config.control_planes.iter();
@@ -224,9 +224,13 @@ pub fn start(config: Config, application: Application) -> Result<Sidecar> {
     tokio::spawn(agent.local.clone().report());
     tokio::spawn(agent.local.clone().keep_saved());
     let per_client = config.http_max_conns_per_client;
-    serve_agent_api(&agent, config.agent_api, "--agent-api", per_client)?;
-    serve_agent_api(&agent, config.eureka_api, "--eureka-api", per_client)?;
-    sockets::warn_of_unused();
+    let restored = watch::Sender::new(!hot_restart::has_predecessor());
+    serve_agent_api(&agent, config.agent_api, "--agent-api", per_client, restored.subscribe())?;
+    serve_agent_api(&agent, config.eureka_api, "--eureka-api", per_client, restored.subscribe())?;
+    if !config.gateway {
+        // Its ports are opened when the policy names them.
+        sockets::warn_of_unused();
+    }
     let reconnect = watch::Sender::new(0u64);
     let introduction = Introduction { node: node.clone(), labels: labels.clone() };
     let hello = Hello {
@@ -242,21 +246,52 @@ pub fn start(config: Config, application: Application) -> Result<Sidecar> {
     // One that was here before is not to be missed for a moment; another joins when it is ready.
     let group = config.workload_group.clone().filter(|_| *proxy.directory.ready().borrow());
     let (scripts, members, directory) = (config.enable_script_checks, registrations.clone(), proxy.directory.clone());
-    tokio::spawn(async move {
+    let (duties, discovery) = (CancellationToken::new(), CancellationToken::new());
+    let (own_duties, own_discovery, is_restored) = (duties.clone(), discovery.clone(), restored.clone());
+    let restore = async move {
         if application == Application::MayRun {
             local.restore(own_id.as_deref()).await;
             if let Some(group) = group {
                 group::join(&group, scripts, &members, &directory).await;
             }
         }
+        is_restored.send_replace(true);
+    };
+    tokio::spawn(async move {
+        let succeeds = hot_restart::has_predecessor();
+        let mut restore = Some(restore);
+        if !succeeds && let Some(restore) = restore.take() {
+            restore.await;
+        }
         join(&control).await;
-        tokio::spawn(ads::run(control.clone(), writer, introduction, metrics, streams.clone()));
-        tokio::spawn(session.run(control.clone(), hello, streams));
-        control.keep_renewed(move || reconnect.send_modify(|n| *n += 1)).await;
+        let stream = ads::run(control.clone(), writer, introduction, metrics, streams.clone());
+        tokio::spawn(own_discovery.run_until_cancelled_owned(stream));
+        if let Some(restore) = restore {
+            // One of a pair would evict the other, and the file is the predecessor's until then.
+            sockets::our_turn().await;
+            restore.await;
+        }
+        tokio::spawn(own_duties.clone().run_until_cancelled_owned(session.run(control.clone(), hello, streams)));
+        let renewed = control.keep_renewed(|| reconnect.send_modify(|n| *n += 1));
+        own_duties.run_until_cancelled(renewed).await;
+        // The discovery stream goes on for a while, and would take the loss of this for the end.
+        std::future::pending::<()>().await;
     });
     tokio::spawn(believe(proxy.clone()));
     tokio::spawn(housekeeping(proxy.clone()));
-    Ok(Sidecar { proxy, registrations, agent, config, accepting, kept })
+    tokio::spawn(sockets::in_turn(guard_redirection(proxy.clone(), registrations.clone(), agent.clone())));
+    Ok(Sidecar {
+        proxy,
+        registrations,
+        agent,
+        config,
+        accepting,
+        claims: Mutex::new(claims),
+        ports,
+        duties,
+        discovery,
+        restored,
+    })
 }
 
 impl Sidecar {
@@ -264,6 +299,7 @@ impl Sidecar {
     pub async fn ready(&self) {
         // Never closed: the directory lives as long as the proxy.
         let _ = self.proxy.directory.ready().wait_for(|ready| *ready).await;
+        self.proxy.redirection.looked(FIRST_LOOK).await;
         tracing::info!("ready");
     }
 
@@ -297,45 +333,27 @@ impl Sidecar {
     }
 }
 
-/// Longest time that connections which have waited for us at kept listeners wait until we are ready to serve them.
-const FIRST_READY: Duration = Duration::from_secs(10);
+/// Longest wait for the first look at the redirection before readiness is announced.
+const FIRST_LOOK: Duration = Duration::from_secs(5);
 /// An address that is nobody's, to find out from which of ours the world is reached.
 const ELSEWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 9);
 
-/// The sidecar that has claimed these ports in this network namespace; it says which service it is of.
-pub fn other(config: &Config) -> Option<claim::Holder> {
-    claim::holder(&port_claim(config.inbound_port)).or_else(|| claim::holder(&port_claim(config.outbound_port)))
-}
-
-fn port_claim(port: u16) -> String {
-    format!("weft-sidecar/{port}")
-}
-
-/// Claims the ports that traffic is redirected to, or says who has them: "address in use" would not say what to do.
-fn claim_ports(config: &Config) -> Result<()> {
-    for port in [config.outbound_port, config.inbound_port] {
-        let Some(claimed) = claim::claim(&port_claim(port))? else {
-            let (who, of) = other(config).map_or_else(Default::default, |other| {
-                let of = if other.word.is_empty() { String::new() } else { format!(" of {}", other.word) };
-                (format!(" ({other})"), of)
-            });
-            anyhow::bail!(
-                "another weft-sidecar{of}{who} serves port {port} in this network namespace, and one namespace has one: \
-                 its traffic can only be sent to one proxy. Run the second service in a namespace of its own: \
-                 weft-sidecar exec --netns [options] -- your-server"
-            );
-        };
-        claimed.keep(config.service.clone().unwrap_or_default())?;
-    }
-    Ok(())
-}
-
-fn serve_agent_api(agent: &Arc<Agent>, at: Listen, option: &str, per_client: usize) -> Result<()> {
+fn serve_agent_api(
+    agent: &Arc<Agent>,
+    at: Listen,
+    option: &str,
+    per_client: usize,
+    mut restored: watch::Receiver<bool>,
+) -> Result<()> {
     let Some(address) = at.0 else { return Ok(()) };
     match sockets::tcp(address) {
         Ok(listener) => {
-            let listener = tokio::net::TcpListener::from_std(listener)?;
-            tokio::spawn(weft_agent::listen::serve(agent.clone(), listener, Bounds::new(per_client)));
+            let (agent, listener) = (agent.clone(), tokio::net::TcpListener::from_std(listener)?);
+            tokio::spawn(async move {
+                // Never closed while the sidecar runs.
+                let _ = restored.wait_for(|restored| *restored).await;
+                weft_agent::listen::serve(agent, listener, Bounds::new(per_client)).await;
+            });
         }
         // A Consul agent or a Eureka server, most likely: the application may go on using it.
         Err(e) => tracing::warn!("no agent API: {e:#} ({option} takes another address, or off)"),
@@ -356,79 +374,30 @@ async fn join(control: &Control) {
     }
 }
 
-/// What traffic of our pod arrives at.
-fn listeners(config: &Config) -> Result<Vec<Listener>> {
-    let mut listeners = Vec::new();
-    if !config.outside {
-        let kept = sockets::is_kept(sockets::any(config.inbound_port));
-        listeners.push(Listener { socket: sockets::tcp_any(config.inbound_port)?, role: Role::Inbound, kept });
-    }
-    for loopback in [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)] {
-        let address = SocketAddr::new(loopback, config.outbound_port);
-        let kept = sockets::is_kept(address);
-        match sockets::tcp(address) {
-            Ok(socket) => listeners.push(Listener { socket, role: Role::Outbound, kept }),
-            // A host without IPv6 has nothing to redirect there.
-            Err(e) if loopback.is_ipv6() => tracing::debug!("no outbound listener on ::1: {e:#}"),
-            Err(e) => return Err(e),
-        }
-    }
-    if let Some(address) = config.http_proxy {
-        let kept = sockets::is_kept(address);
-        listeners.push(Listener { socket: sockets::tcp(address)?, role: Role::HttpProxy, kept });
-    }
-    Ok(listeners)
-}
-
-fn start_workers(
-    proxy: &Arc<Proxy>,
-    config: &Config,
-    listeners: Vec<Listener>,
-    phase: &watch::Sender<Accepting>,
-    gateway: Option<&watch::Receiver<Arc<gateway::Ports>>>,
-) -> Result<()> {
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    let workers = config.workers.unwrap_or_else(|| u16::try_from(processors.min(2)).unwrap_or(1));
-    for worker in 0..workers {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let mut accepting = Vec::new();
-        for Listener { socket, role, kept } in &listeners {
-            // Until it is nobody's turn to accept there; a phase that no listener of ours has to heed never comes.
-            let last = if *role == Role::Inbound { Accepting::All } else { Accepting::Outbound };
-            accepting.push((socket.try_clone()?, *role, kept.then_some(last).unwrap_or(Accepting::Nothing)));
-        }
-        let phase = phase.subscribe();
-        let (proxy, gateway) = (proxy.clone(), gateway.cloned());
-        std::thread::Builder::new().name(format!("worker-{worker}")).spawn(move || {
-            runtime.block_on(async move {
-                if let Some(ports) = gateway {
-                    gateway::serve(proxy.clone(), ports, worker).await;
-                }
-                for (listener, role, last) in accepting {
-                    let mut phase = phase.clone();
-                    match tokio::net::TcpListener::from_std(listener) {
-                        Ok(listener) => {
-                            let proxy = proxy.clone();
-                            tokio::spawn(async move {
-                                if last < Accepting::Nothing {
-                                    // Ended by the limit: then they are answered that we are not ready, and why.
-                                    let mut ready = proxy.directory.ready();
-                                    let _ = tokio::time::timeout(FIRST_READY, ready.wait_for(|ready| *ready)).await;
-                                }
-                                tokio::select! {
-                                    () = listen::accept(proxy, listener, role, worker) => {}
-                                    Ok(_) = phase.wait_for(|phase| *phase > last) => {}
-                                }
-                            });
-                        }
-                        Err(e) => tracing::error!("worker {worker} cannot listen: {e}"),
-                    }
-                }
-                std::future::pending::<()>().await;
-            });
-        })?;
-    }
-    Ok(())
+/// Looks after the redirection, for ever. While it is lost no caller is sent to this pod: mutual TLS would arrive at the
+/// application.
+async fn guard_redirection(proxy: Arc<Proxy>, registrations: Arc<Registrations>, agent: Arc<Agent>) {
+    // Before, redirected traffic would go nowhere. Never closed: the directory lives as long as the proxy.
+    let _ = proxy.directory.ready().wait_for(|ready| *ready).await;
+    let instances = registrations.clone();
+    let own = move || {
+        let ports = instances.instances().into_iter().map(|instance| instance.port);
+        guard::own_services(agent.address().parse().ok(), ports)
+    };
+    let (redirection, metrics) = (proxy.redirection.clone(), proxy.metrics.clone());
+    let changed = move |problem: Option<String>| -> BoxFuture<'static, ()> {
+        let check = Check {
+            check_id: "_redirection".into(),
+            name: "Traffic of this pod is captured".into(),
+            status: "critical".into(),
+            output: problem.clone().unwrap_or_default(),
+            ..Default::default()
+        };
+        let registrations = registrations.clone();
+        Box::pin(async move { registrations.check(check, problem.is_none()).await })
+    };
+    let surroundings = guard::Surroundings { redirection, metrics, own: Box::new(own), changed: Box::new(changed) };
+    guard::keep(surroundings).await;
 }
 
 /// Believes whom the inbound policy names, for ever.

@@ -8,20 +8,86 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result};
 use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, Type};
+use tokio::sync::watch;
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 4096;
 /// Where descriptors that are handed over begin (`SD_LISTEN_FDS_START`).
 const FIRST: i32 = 3;
 /// What says that sockets are handed over; not for our children.
-pub const VARIABLES: [&str; 3] = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
+pub const VARIABLES: [&str; 4] = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", crate::hot_restart::VARIABLE];
 
 /// What was handed over and nobody has asked for yet.
 static HANDED: Mutex<Vec<Handed>> = Mutex::new(Vec::new());
+
+/// A listening socket that a successor is given.
+#[derive(Debug)]
+pub struct Shared {
+    /// Another handle on it.
+    pub socket: Socket,
+    /// The supervisor has it too, and keeps it when this process ends.
+    pub kept: bool,
+}
+
+/// What is open to the end of the process.
+static SHARED: Mutex<Vec<Shared>> = Mutex::new(Vec::new());
+
+/// Whose turn it is to accept at sockets that two processes have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    Predecessor,
+    Ours,
+    Successor,
+}
+
+static TURN: LazyLock<watch::Sender<Turn>> = LazyLock::new(|| watch::Sender::new(Turn::Ours));
+
+/// Leaves all sockets to the predecessor for now.
+pub fn wait_for_turn() {
+    TURN.send_replace(Turn::Predecessor);
+}
+
+/// Accepts at all sockets from now on.
+pub fn begin_turn() {
+    TURN.send_replace(Turn::Ours);
+}
+
+/// Leaves all sockets to the successor.
+pub fn end_turn() {
+    TURN.send_replace(Turn::Successor);
+    SHARED.lock().unwrap_or_else(PoisonError::into_inner).clear();
+}
+
+/// Whether a successor has taken over.
+pub fn is_turn_over() -> bool {
+    *TURN.borrow() == Turn::Successor
+}
+
+/// Waits until no predecessor accepts any more.
+pub async fn our_turn() {
+    // Never closed: it is static.
+    let _ = TURN.subscribe().wait_for(|turn| *turn != Turn::Predecessor).await;
+}
+
+/// Waits until a successor accepts.
+pub async fn turn_over() {
+    // Never closed: it is static.
+    let _ = TURN.subscribe().wait_for(|turn| *turn == Turn::Successor).await;
+}
+
+/// Accepts as long as it is this process's turn. What was accepted is not touched at the end.
+pub async fn in_turn(accepting: impl Future<Output = ()>) {
+    our_turn().await;
+    tokio::select! {
+        biased;
+        () = turn_over() => {}
+        () = accepting => {}
+    }
+}
 
 /// Addresses at which nothing is listened: a pod whose network is another one has no socket for them.
 static WITHHELD: Mutex<Vec<SocketAddr>> = Mutex::new(Vec::new());
@@ -52,6 +118,32 @@ pub fn take_over() {
             Err(e) => tracing::warn!("the descriptor {descriptor} ({name}) that was handed over is not used: {e:#}"),
         }
     }
+}
+
+/// Takes a socket that a predecessor hands over.
+///
+/// # Errors
+/// When it cannot be used.
+pub fn adopt_shared(descriptor: OwnedFd, kept: bool) -> Result<()> {
+    let socket = Socket::from(descriptor);
+    socket.set_nonblocking(true)?;
+    let address = socket.local_addr()?.as_socket().context("a socket that was handed over has no IP address")?;
+    lock().push(Handed { socket, address, name: "of the predecessor".into(), kept });
+    Ok(())
+}
+
+/// Other handles on all sockets that are open to the end of the process.
+///
+/// # Errors
+/// When the system has no descriptor left.
+pub fn shared() -> Result<Vec<Shared>> {
+    let all = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+    let again = |one: &Shared| Ok(Shared { socket: one.socket.try_clone()?, kept: one.kept });
+    all.iter().map(again).collect()
+}
+
+fn share(socket: Socket, kept: bool) {
+    SHARED.lock().unwrap_or_else(PoisonError::into_inner).push(Shared { socket, kept });
 }
 
 fn adopt(descriptor: i32) -> Result<(Socket, SocketAddr)> {
@@ -108,12 +200,12 @@ impl Handed {
     }
 }
 
-fn handed(address: SocketAddr, kind: Type) -> Option<Socket> {
+fn handed(address: SocketAddr, kind: Type) -> Option<(Socket, bool)> {
     let mut all = lock();
     let at = all.iter().position(|handed| handed.is(address, kind))?;
-    let Handed { socket, name, .. } = all.remove(at);
+    let Handed { socket, name, kept, .. } = all.remove(at);
     tracing::debug!("listening on {address} by the socket that was handed over ({name})");
-    Some(socket)
+    Some((socket, kept))
 }
 
 fn lock() -> MutexGuard<'static, Vec<Handed>> {
@@ -125,24 +217,45 @@ pub fn any(port: u16) -> SocketAddr {
     SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port)
 }
 
-/// Listens on all addresses.
+/// Listens on all addresses, to the end of the process.
 ///
 /// # Errors
 /// When the port is in use.
 pub fn tcp_any(port: u16) -> Result<TcpListener> {
-    tcp(any(port)).or_else(|_| tcp(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port)))
+    lasting(closable_any(port)?)
 }
 
-/// Listens on one address.
+/// Listens on one address, to the end of the process.
 ///
 /// # Errors
 /// When it is in use or not ours.
 pub fn tcp(address: SocketAddr) -> Result<TcpListener> {
+    lasting(closable(address)?)
+}
+
+fn lasting((listener, kept): (TcpListener, bool)) -> Result<TcpListener> {
+    share(listener.try_clone().context("no descriptor is left")?.into(), kept);
+    Ok(listener)
+}
+
+/// Listens on all addresses. Whether the supervisor keeps the socket when it is closed here comes with it.
+///
+/// # Errors
+/// When the port is in use.
+pub fn closable_any(port: u16) -> Result<(TcpListener, bool)> {
+    closable(any(port)).or_else(|_| closable(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port)))
+}
+
+/// Listens on one address. Whether the supervisor keeps the socket when it is closed here comes with it.
+///
+/// # Errors
+/// When it is in use or not ours.
+pub fn closable(address: SocketAddr) -> Result<(TcpListener, bool)> {
     let context = || format!("cannot listen on {address}");
-    if let Some(socket) = handed(address, Type::STREAM) {
+    if let Some((socket, kept)) = handed(address, Type::STREAM) {
         crate::connect::keep_alive(&socket).with_context(context)?;
         socket.listen(BACKLOG).with_context(context)?;
-        return Ok(socket.into());
+        return Ok((socket.into(), kept));
     }
     anyhow::ensure!(!is_withheld(address), "the pod's network has no socket at {address}");
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP)).with_context(context)?;
@@ -157,7 +270,7 @@ pub fn tcp(address: SocketAddr) -> Result<TcpListener> {
     socket.bind(&address.into()).with_context(context)?;
     socket.listen(BACKLOG).with_context(context)?;
     socket.set_nonblocking(true).with_context(context)?;
-    Ok(socket.into())
+    Ok((socket.into(), false))
 }
 
 /// Lets nobody begin a connection to this listener any more; one that is being made is made, and accepted as any other.
@@ -178,16 +291,18 @@ pub fn let_nobody_in(listener: &TcpListener) -> std::io::Result<()> {
     ])
 }
 
-/// Takes datagrams at one address.
+/// Takes datagrams at one address, to the end of the process.
 ///
 /// # Errors
 /// When it is in use or not ours.
 pub fn udp(address: SocketAddr) -> std::io::Result<UdpSocket> {
-    match handed(address, Type::DGRAM) {
-        Some(socket) => Ok(socket.into()),
-        None if is_withheld(address) => Err(std::io::ErrorKind::AddrNotAvailable.into()),
-        None => UdpSocket::bind(address),
-    }
+    let (socket, kept): (UdpSocket, bool) = match handed(address, Type::DGRAM) {
+        Some((socket, kept)) => (socket.into(), kept),
+        None if is_withheld(address) => return Err(std::io::ErrorKind::AddrNotAvailable.into()),
+        None => (UdpSocket::bind(address)?, false),
+    };
+    share(socket.try_clone()?.into(), kept);
+    Ok(socket)
 }
 
 #[cfg(test)]
@@ -206,12 +321,15 @@ mod tests {
         let (accepted, _) = listener.accept().unwrap();
         let accepted = SockRef::from(&accepted);
         assert!(accepted.keepalive().unwrap());
+        // And a successor would have it.
+        let of = |shared: &Shared| shared.socket.local_addr().ok().and_then(|at| at.as_socket());
+        assert!(shared().unwrap().iter().any(|one| of(one) == listener.local_addr().ok() && !one.kept));
         assert_eq!(accepted.tcp_keepalive_time().unwrap(), Duration::from_secs(300));
     }
 
     #[test]
     fn who_has_got_in_is_accepted_and_nobody_else_gets_in() {
-        let listener = tcp((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        let (listener, _) = closable((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
         let at = listener.local_addr().unwrap();
         let connect = || TcpStream::connect_timeout(&at, Duration::from_millis(200));
         let mut before = connect().unwrap();

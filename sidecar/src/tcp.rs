@@ -25,7 +25,7 @@ use crate::proxy::Proxy;
 use crate::relay::{Moved, RelayEnd, relay};
 use crate::stream::{MaybeSocket, Rewind};
 use crate::tunnel::{self, Far};
-use crate::upstream::{Dialer, connect_through};
+use crate::upstream::{Dialer, FAILOVER_PATIENCE, connect_through};
 
 /// Another attempt to connect goes to another endpoint.
 const OTHERS: Again = Again { other_endpoints: true, other_levels: false };
@@ -156,7 +156,10 @@ pub async fn open(
             To::Any | To::Fixed(_) => {
                 let (endpoint, identity, ends) = (&endpoint, &proxy.identity, Some(ends));
                 let (config, generation) = (&cluster.config, cluster.generation);
-                let dialer = Dialer { cluster: config, endpoint, identity, ends, multiplex: false, mark, generation };
+                let more = attempt < 2 && fixed.is_none() && cluster.has_others();
+                let patience = more.then_some(FAILOVER_PATIENCE);
+                let dialer =
+                    Dialer { cluster: config, endpoint, identity, ends, multiplex: false, mark, patience, generation };
                 tunnel::open(&dialer).await
             }
         };

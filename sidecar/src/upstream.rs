@@ -16,10 +16,10 @@ use weft_core::endpoint::{Endpoint, Target};
 use weft_core::http1::Limits;
 use weft_core::identity::SpiffeId;
 use weft_core::outcome::Outcome;
-use weft_core::policy::{Cluster, Origination, Tls};
+use weft_core::policy::{Cluster, Http2Keepalive, Origination, Tls};
 use weft_core::proxy_protocol::{self, Ends};
 
-use crate::connect::{self, Keepalive};
+use crate::connect::{self, Keepalive, MARK_UPSTREAM};
 use crate::identity::{Identity, alpn, spiffe_id};
 use crate::lookup;
 use crate::pool::Opened;
@@ -28,6 +28,14 @@ use crate::{http1, http2};
 
 /// Longest wait for a connection through a gateway of another data centre: the request may still be answered at home.
 const GATEWAY_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long an endpoint may take to accept a connection where another one can be tried: enough for a SYN that is lost once,
+/// which is sent again after a second.
+pub const FAILOVER_PATIENCE: Duration = Duration::from_secs(3);
+/// Whether a sidecar still answers on an HTTP/2 connection, where no policy says otherwise. Bytes alone would show it only
+/// while there are some to be acknowledged.
+const MESH_KEEPALIVE: Http2Keepalive =
+    Http2Keepalive { interval: Duration::from_secs(10), timeout: Duration::from_secs(10) };
 
 /// Why a connection could not be opened.
 #[derive(Debug, Clone)]
@@ -46,11 +54,31 @@ impl DialError {
         DialError { outcome, detail: detail.to_string(), without_identity: false }
     }
 
+    /// Of a connection that takes longer than `limit`.
+    pub fn late(limit: Duration) -> DialError {
+        DialError::new(Outcome::ConnectTimeout, format!("no connection within {limit:?}"))
+    }
+
+    /// Of a peer that is said to have a sidecar.
+    fn not_captured(endpoint: &Endpoint) -> DialError {
+        let detail = format!(
+            "{}: the peer answered without TLS: its traffic is not captured (`weft-sidecar redirect install` there)",
+            endpoint.key
+        );
+        DialError::new(Outcome::ConnectFailure, detail)
+    }
+
     fn io(e: &io::Error) -> DialError {
         let outcome =
             if e.kind() == io::ErrorKind::TimedOut { Outcome::ConnectTimeout } else { Outcome::ConnectFailure };
         DialError::new(outcome, e)
     }
+}
+
+/// Whether a handshake failed because the peer answered with something else than TLS.
+fn is_plaintext(e: &io::Error) -> bool {
+    let tls = e.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    matches!(tls, Some(rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType)))
 }
 
 /// A connection to an endpoint.
@@ -80,8 +108,15 @@ pub async fn connect(dialer: &Dialer<'_>, alpn: &[u8]) -> Result<Upstream, DialE
         Some(_) => cluster.pool.connect_timeout.min(GATEWAY_TIMEOUT),
         None => cluster.pool.connect_timeout,
     };
+    let limit = dialer.patience.map_or(limit, |patience| limit.min(patience));
     let connecting = async {
         let mut stream = dial(cluster, endpoint, mark).await?;
+        if alpn != alpn::TCP
+            && mark == MARK_UPSTREAM
+            && let Some(socket) = stream.socket()
+        {
+            connect::end_when_peer_vanishes(socket, cluster.pool.tcp_keepalive.is_some());
+        }
         if let Some(header) = dialer.header() {
             stream.write_all(&header).await.map_err(|e| DialError::io(&e))?;
         }
@@ -92,7 +127,8 @@ pub async fn connect(dialer: &Dialer<'_>, alpn: &[u8]) -> Result<Upstream, DialE
         let credentials = identity.valid().map_err(|e| DialError::new(Outcome::ConnectFailure, format!("{e:#}")))?;
         let stream = ReadAhead::new(stream);
         let tls = TlsConnector::from(credentials.client(alpn)).connect(server_name(cluster), stream).await;
-        let tls = tls.map_err(|e| DialError::io(&e))?;
+        let tls =
+            tls.map_err(|e| if is_plaintext(&e) { DialError::not_captured(endpoint) } else { DialError::io(&e) })?;
         let to = &endpoint.key;
         let found = tls.get_ref().1.peer_certificates().and_then(<[_]>::first).map(spiffe_id);
         match found {
@@ -107,7 +143,7 @@ pub async fn connect(dialer: &Dialer<'_>, alpn: &[u8]) -> Result<Upstream, DialE
     };
     match tokio::time::timeout(limit, connecting).await {
         Ok(result) => result,
-        Err(_) => Err(DialError::new(Outcome::ConnectTimeout, format!("no connection within {limit:?}"))),
+        Err(_) => Err(DialError::late(limit)),
     }
 }
 
@@ -190,6 +226,8 @@ pub struct Dialer<'a> {
     pub multiplex: bool,
     /// Mark of the socket.
     pub mark: u32,
+    /// Less than `connectTimeout`, where another endpoint can be tried.
+    pub patience: Option<Duration>,
     /// Of the pool's, that of the policy: which connections are made under one that is no more ([`crate::pool`]).
     pub generation: u32,
 }
@@ -217,13 +255,13 @@ pub async fn open_http(dialer: &Dialer<'_>) -> Result<Opened, DialError> {
     let Dialer { cluster, multiplex, .. } = *dialer;
     let alpn = if multiplex { alpn::HTTP2 } else { alpn::HTTP1 };
     let stream = connect(dialer, alpn).await?;
+    let mesh = matches!(stream, Upstream::Tls(_)) && !matches!(cluster.tls, Tls::Originate(_));
     if !multiplex {
-        let mesh = matches!(stream, Upstream::Tls(_)) && !matches!(cluster.tls, Tls::Originate(_));
         let limits = if mesh { Limits::MESH } else { Limits::OUTSIDE };
         return Ok(Opened::Http1(http1::Client::new(stream, limits)));
     }
-    let opened =
-        http2::open(stream, cluster.pool.http2_keepalive).await.map_err(|e| DialError::new(Outcome::ConnectFailure, e));
+    let keepalive = cluster.pool.http2_keepalive.or(mesh.then_some(MESH_KEEPALIVE));
+    let opened = http2::open(stream, keepalive).await.map_err(|e| DialError::new(Outcome::ConnectFailure, e));
     opened.map(|(client, driver)| Opened::Http2(client, driver))
 }
 

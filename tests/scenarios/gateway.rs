@@ -170,7 +170,7 @@ fn gateway() -> Result<()> {
     Ok(())
 }
 
-const PLAIN: &str = "
+pub(crate) const PLAIN: &str = "
 apiVersion: networking.istio.io/v1
 kind: Gateway
 metadata: {name: edge}

@@ -333,7 +333,7 @@ fn exec_netns() -> Result<()> {
 }
 
 /// A user other than root; `None` where there is none (a user namespace with one user).
-fn user(id: &str) -> Option<[String; 5]> {
+pub(crate) fn user(id: &str) -> Option<[String; 5]> {
     let become_user = ["--reuid", id, "--regid", id, "--clear-groups"].map(String::from);
     let arguments: Vec<&str> = become_user.iter().map(String::as_str).chain(["true"]).collect();
     let there = weft_tests::run("setpriv", &arguments).is_ok();
@@ -344,7 +344,7 @@ fn user(id: &str) -> Option<[String; 5]> {
 }
 
 /// What a sidecar of user `id` needs, where that user may read it: the program, a token, a data folder.
-fn belongings(mesh: &Mesh, account: &str, id: &str) -> Result<[String; 3]> {
+pub(crate) fn belongings(mesh: &Mesh, account: &str, id: &str) -> Result<[String; 3]> {
     let folder = format!("/run/user-{account}-{id}");
     let paths = ["weft-sidecar", "token", "data"].map(|name| format!("{folder}/{name}"));
     std::fs::create_dir_all(&paths[2])?;

@@ -11,6 +11,7 @@ mod datacenters;
 mod defaults;
 mod disks;
 mod dns;
+mod ending;
 mod eureka;
 mod explained;
 mod external;
@@ -28,7 +29,9 @@ mod operations;
 mod outside;
 mod protocols;
 mod proxies;
+mod redirection;
 mod registry;
+mod reload;
 mod routes;
 mod sidecars;
 mod silence;
@@ -37,6 +40,7 @@ mod times;
 mod traffic;
 mod trouble;
 mod unix;
+mod vanished;
 mod wire;
 
 use std::process::ExitCode;
@@ -63,6 +67,10 @@ fn main() -> ExitCode {
         commands::all(),
         connections::all(),
         dns::all(),
+        ending::all(),
+        vanished::all(),
+        redirection::all(),
+        reload::all(),
         eureka::all(),
         external::all(),
         trouble::all(),

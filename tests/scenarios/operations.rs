@@ -165,7 +165,7 @@ impl Activated {
         let sockets: Vec<&str> = sockets.iter().map(String::as_str).collect();
         // The sidecar ends with the activator, which is killed when a scenario ends.
         let run = ["--", "setpriv", "--pdeathsig", "KILL", &*sidecar, "run", "--control-plane", &control];
-        let more = ["--token-file", &token, "--data-dir", &data, "--workers", "2"];
+        let more = ["--token-file", &token, "--data-dir", &data, "--workers", "2", "--drain-min", "0"];
         let all = [&[&*activator, "1"], &sockets[..], &run, &more, args].concat();
         let process = pod.spawn("activator", "python3", &all)?;
         wait_for("the sidecar", SOON, || {
@@ -175,11 +175,26 @@ impl Activated {
         Ok(Activated(process))
     }
 
-    /// Sends the sidecar a signal and waits for its end.
-    fn end(&self, signal: &str) -> Result<()> {
+    /// Sends the sidecar a signal. What it had written before comes back.
+    fn signal(&self, signal: &str) -> Result<String> {
         let before = self.0.output();
         let pid = before.lines().rev().find_map(|l| l.strip_prefix("started ")).context("never started")?;
         weft_tests::run("kill", &[&format!("-{signal}"), pid])?;
+        Ok(before)
+    }
+
+    /// Has a successor take over.
+    fn reload(&self) -> Result<()> {
+        self.signal("HUP")?;
+        wait_for("the successor", SOON, || {
+            ensure!(self.0.output().contains("took over from the predecessor"), "{}", self.0.output());
+            Ok(())
+        })
+    }
+
+    /// Sends the sidecar a signal and waits for its end.
+    fn end(&self, signal: &str) -> Result<()> {
+        let before = self.signal(signal)?;
         let ends = |log: &str| log.lines().filter(|l| l.starts_with("ended ")).count();
         wait_for("the end of the sidecar", Duration::from_secs(20), || {
             ensure!(ends(&self.0.output()) > ends(&before), "{}", self.0.output());
@@ -236,9 +251,9 @@ fn activation() -> Result<()> {
     };
     let running = load(8)?;
     std::thread::sleep(Duration::from_secs(1));
-    order_sidecar.end("HUP")?;
+    order_sidecar.reload()?;
     std::thread::sleep(Duration::from_secs(2));
-    front_sidecar.end("HUP")?;
+    front_sidecar.reload()?;
     none_failed("hand-over of both", &running.results()?)?;
 
     // Stopped and started again under load: the caller's sidecar at once; the instance's where there is another one,

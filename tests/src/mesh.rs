@@ -262,6 +262,10 @@ impl Mesh {
         if !args.contains(&"--data-dir") {
             all.extend(["--data-dir", &data]);
         }
+        if !args.contains(&"--drain-min") {
+            // Scenarios that are about the end say it.
+            all.extend(["--drain-min", "0"]);
+        }
         all.extend(args);
         Ok(all.into_iter().map(str::to_owned).collect())
     }

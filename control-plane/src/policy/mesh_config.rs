@@ -40,6 +40,8 @@ pub struct MeshConfig {
     pub virtual_service_export: Export,
     /// `defaultDestinationRuleExportTo`.
     pub destination_rule_export: Export,
+    /// `defaultConfig.terminationDrainDuration`, milliseconds: how long proxies go on after SIGTERM, at least.
+    pub termination_drain_ms: Option<u64>,
     /// `trustDomain`; has to be the mesh's.
     pub trust_domain: Option<String>,
 }

@@ -73,6 +73,11 @@ impl<'a> Defaults<'a> {
         self.0.and_then(|(_, mesh)| mesh.retry.as_ref())
     }
 
+    /// Shortest stay of a proxy after SIGTERM, milliseconds.
+    pub(super) fn termination_drain_ms(&self) -> Option<u64> {
+        self.0.and_then(|(_, mesh)| mesh.termination_drain_ms)
+    }
+
     /// Of destinations that the mesh does not know.
     pub(super) fn outbound(&self) -> v1::OutboundPolicy {
         self.0.map(|(_, mesh)| mesh.outbound).unwrap_or_default()

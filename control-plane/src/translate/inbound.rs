@@ -58,6 +58,7 @@ pub fn inbound(
         servers: gateway::servers(world, labels),
         trust: remotes::trust(world),
         group: member.map(group),
+        termination_drain_ms: defaults.termination_drain_ms(),
     }
 }
 

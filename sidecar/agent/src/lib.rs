@@ -91,6 +91,10 @@ impl Answers for Agent {
         Some(answer::refusal(&refused, head.method == Method::GET, &query))
     }
 
+    async fn ending(&self) {
+        self.local.handed_over().await;
+    }
+
     async fn answer(&self, _: SocketAddr, request: Request<Bytes>) -> Answered {
         let (head, body) = request.into_parts();
         let query = Query::parse(head.uri.query().unwrap_or_default());

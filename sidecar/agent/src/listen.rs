@@ -51,6 +51,12 @@ pub trait Answers: Send + Sync + 'static {
         None
     }
 
+    /// Ends when another process is to answer: connections are closed then after the request that they have, and no new ones
+    /// are accepted.
+    fn ending(&self) -> impl Future<Output = ()> + Send {
+        std::future::pending()
+    }
+
     /// Answers one.
     fn answer(&self, from: SocketAddr, request: Request<Bytes>) -> impl Future<Output = Answered> + Send;
 }
@@ -71,8 +77,7 @@ impl Bounds {
 /// Serves for ever, plaintext.
 pub async fn serve(answers: Arc<impl Answers>, listener: TcpListener, bounds: Bounds) {
     let bounds = Arc::new(bounds);
-    loop {
-        let (stream, from) = accept(&listener).await;
+    while let Some((stream, from)) = next(&*answers, &listener).await {
         tokio::spawn(connection(answers.clone(), from, stream, IDLE, bounds.clone()));
     }
 }
@@ -85,8 +90,7 @@ pub async fn serve_tls(
     bounds: Bounds,
 ) {
     let (bounds, admission) = (Arc::new(bounds), Arc::new(Admission::default()));
-    loop {
-        let (stream, from) = accept(&listener).await;
+    while let Some((stream, from)) = next(&*answers, &listener).await {
         let (answers, admission, config, bounds) = (answers.clone(), admission.clone(), config.clone(), bounds.clone());
         tokio::spawn(async move {
             match admission.handshake(stream, from.ip(), config).await {
@@ -94,6 +98,15 @@ pub async fn serve_tls(
                 Err(e) => tracing::debug!(%from, "TLS handshake failed: {e:#}"),
             }
         });
+    }
+}
+
+/// The next connection, until another process is to answer.
+async fn next(answers: &impl Answers, listener: &TcpListener) -> Option<(TcpStream, SocketAddr)> {
+    tokio::select! {
+        biased;
+        () = answers.ending() => None,
+        accepted = accept(listener) => Some(accepted),
     }
 }
 
@@ -116,6 +129,7 @@ async fn connection(
 ) {
     let connection = Arc::new(bounds.quiet.enter(from.ip()));
     let own = connection.clone();
+    let ending = answers.clone();
     let service = service_fn(move |request: Request<Incoming>| {
         let (answers, connection, clients) = (answers.clone(), own.clone(), bounds.clients.clone());
         async move {
@@ -129,11 +143,17 @@ async fn connection(
         .timer(TokioTimer::new())
         .header_read_timeout(idle)
         .serve_connection(TokioIo::new(stream), service);
+    let mut serving = std::pin::pin!(serving);
     tokio::select! {
         // A client that breaks off is its own affair.
-        _ = serving => {}
-        () = connection.dismissed() => tracing::debug!(%from, "a quiet connection is closed for a new one"),
+        _ = serving.as_mut() => return,
+        () = connection.dismissed() => {
+            tracing::debug!(%from, "a quiet connection is closed for a new one");
+            return;
+        }
+        () = ending.ending() => serving.as_mut().graceful_shutdown(),
     }
+    let _ = serving.await;
 }
 
 /// Answers one request unless its client has too many under way.

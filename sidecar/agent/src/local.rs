@@ -64,6 +64,8 @@ pub struct Local {
     unsaved: Notify,
     changed: watch::Sender<u64>,
     closed: AtomicBool,
+    /// Another process has all of this by now.
+    handed_over: watch::Sender<bool>,
 }
 
 impl Local {
@@ -80,6 +82,7 @@ impl Local {
             unsaved: Notify::new(),
             changed: watch::Sender::new(0),
             closed: AtomicBool::new(false),
+            handed_over: watch::Sender::new(false),
         })
     }
 
@@ -89,6 +92,22 @@ impl Local {
         self.closed.store(true, Ordering::Relaxed);
         let writing = self.writer.lock().await;
         self.save(&writing).await;
+    }
+
+    /// Leaves what is registered to another process, which reads it from the file: the mesh is told of nothing. No check is made
+    /// here any more.
+    pub async fn hand_over(&self) {
+        self.closed.store(true, Ordering::Relaxed);
+        let writing = self.writer.lock().await;
+        self.save(&writing).await;
+        self.handed_over.send_replace(true);
+        self.lock().checks.clear();
+    }
+
+    /// Waits until another process has what is registered.
+    pub async fn handed_over(&self) {
+        // Never closed: this has the sender.
+        let _ = self.handed_over.subscribe().wait_for(|over| *over).await;
     }
 
     /// Whose addresses are registered and checked here.

@@ -168,6 +168,7 @@ pub fn inbound(message: &v1::Inbound) -> Result<Inbound> {
         ingress: ingress(&message.ingress)?,
         pool: pool(message.connection_pool.as_ref()).at("connection_pool")?,
         group: message.group.clone(),
+        termination_drain: message.termination_drain_ms.map(Duration::from_millis),
     })
 }
 

@@ -461,6 +461,8 @@ pub struct Inbound {
     pub pool: Option<ConnectionPool>,
     /// What has become of a sidecar that joins by a WorkloadGroup, for whoever makes its probe; no request asks.
     pub group: Option<v1::JoinedGroup>,
+    /// How long the proxy goes on after SIGTERM, at least; `None`: its own default.
+    pub termination_drain: Option<Duration>,
 }
 
 /// How a port is served.

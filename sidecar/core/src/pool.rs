@@ -214,8 +214,10 @@ impl<X, S: Clone, W> Pool<X, S, W> {
         }
         self.pending += 1;
         let under_way = multiplex && self.is_dialing(endpoint);
-        // Nobody overtakes those who wait already.
-        if !under_way && self.waiters.is_empty() && self.open < self.limits.max_connections {
+        // No request overtakes those that wait for room already. Those that wait for a dial do not: it may be to an endpoint that
+        // has vanished, and others go on.
+        let wants_room = |w: &Waiter<W>| !self.waits_for_dial(w);
+        if !under_way && !self.waiters.iter().any(wants_room) && self.open < self.limits.max_connections {
             self.begin_dial(endpoint, multiplex);
             return Ok(Acquired::Dial);
         }
@@ -286,6 +288,20 @@ impl<X, S: Clone, W> Pool<X, S, W> {
             self.end_dial(endpoint);
         }
         self.closed()
+    }
+
+    /// Requests that wait for the multiplexed connection to `endpoint` whose dial has failed: each would else dial in its turn, and
+    /// the last wait for all of them. To be told of the failure.
+    pub fn fail_waiters(&mut self, endpoint: EndpointId) -> Vec<W> {
+        // Others may still have a stream for them.
+        if self.shared.contains_key(&endpoint) || self.dialing.get(&endpoint).is_some_and(|n| *n > 1) {
+            return Vec::new();
+        }
+        let (failed, rest): (VecDeque<_>, VecDeque<_>) =
+            std::mem::take(&mut self.waiters).into_iter().partition(|w| w.multiplex && w.endpoint == endpoint);
+        self.waiters = rest;
+        self.pending = self.pending.saturating_sub(u32::try_from(failed.len()).unwrap_or(u32::MAX));
+        failed.into_iter().map(|waiter| waiter.wake).collect()
     }
 
     /// An exclusive connection is free for another request. Either it is granted to the request that waits longest,
@@ -386,7 +402,7 @@ impl<X, S: Clone, W> Pool<X, S, W> {
     }
 
     /// Whether a connection is under way that others than its dialer will find room on.
-    fn is_dialing(&self, endpoint: EndpointId) -> bool {
+    pub fn is_dialing(&self, endpoint: EndpointId) -> bool {
         self.limits.max_streams > 1 && self.dialing.get(&endpoint).is_some_and(|n| *n > 0)
     }
 

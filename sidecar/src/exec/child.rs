@@ -78,7 +78,7 @@ fn bury_orphans(command: Pid) {
 }
 
 /// Our children, as the kernel lists them. A wait for any child would take the command's status from who waits for it.
-fn children() -> impl Iterator<Item = Pid> {
+pub(crate) fn children() -> impl Iterator<Item = Pid> {
     let threads = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
     let lists = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
     let all: Vec<Pid> = lists

@@ -13,7 +13,7 @@ use weft_core::policy::Inbound;
 
 use super::{connection, tls, together};
 use crate::proxy::Proxy;
-use crate::sockets;
+use crate::sockets::{self, Shared};
 
 /// How often certificates are looked at again, and ports that could not be opened tried again.
 const LOOK: Duration = Duration::from_secs(5);
@@ -58,7 +58,18 @@ pub async fn keep(
     tokio::select! {
         () = follow(&proxy, credentials, &ports) => {}
         () = end => close(&ports).await,
+        // The successor has them.
+        () = sockets::turn_over() => drop(ports.send_replace(Arc::default())),
     }
+}
+
+/// The sockets of open ports, for a successor.
+///
+/// # Errors
+/// When the system has no descriptor left.
+pub fn shared(ports: &Ports) -> std::io::Result<Vec<Shared>> {
+    let again = |port: &Arc<Port>| Ok(Shared { socket: port.socket.try_clone()?.into(), kept: port.kept });
+    ports.values().map(again).collect()
 }
 
 /// Closes all ports, so that nobody who has got in is cut off.
@@ -126,13 +137,12 @@ fn opened(inbound: &Inbound, open: &Ports, keeper: &mut tls::Keeper, said: &mut 
                 Some(port.clone())
             }
             None => {
-                let kept = sockets::is_kept(address);
                 let socket = match address.ip() {
-                    IpAddr::V6(Ipv6Addr::UNSPECIFIED) => sockets::tcp_any(address.port()),
-                    _ => sockets::tcp(address),
+                    IpAddr::V6(Ipv6Addr::UNSPECIFIED) => sockets::closable_any(address.port()),
+                    _ => sockets::closable(address),
                 };
                 match socket {
-                    Ok(socket) => {
+                    Ok((socket, kept)) => {
                         tracing::info!(%address, "the gateway listens");
                         Some(Arc::new(Port { socket, kept, now: ArcSwap::new(doors) }))
                     }
@@ -184,6 +194,7 @@ async fn accept(proxy: Arc<Proxy>, port: Arc<Port>, worker: u16) {
         Ok(listener) => listener,
         Err(e) => return tracing::error!("worker {worker} cannot listen: {e}"),
     };
+    sockets::our_turn().await;
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {

@@ -174,7 +174,8 @@ impl Delivery<'_> {
         loop {
             let (config, mark) = (&cluster.config, MARK_DELIVERY);
             let generation = cluster.generation;
-            let dialer = Dialer { cluster: config, endpoint, identity, ends: None, multiplex, mark, generation };
+            let dialer =
+                Dialer { cluster: config, endpoint, identity, ends: None, multiplex, mark, patience: None, generation };
             let mut lease = cluster.shared.pool.checkout(self.caller.worker, &dialer).await.map_err(|e| {
                 let reason = match e {
                     CheckoutError::Overflow(overflow) => Reason::Overflow(overflow),

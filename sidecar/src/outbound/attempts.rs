@@ -25,7 +25,7 @@ use crate::http::{ATTEMPT_COUNT, UNDELIVERED};
 use crate::http1::{ExchangeError, Failure as ExchangeFailure, ReadError};
 use crate::incoming::{Incoming, IncomingError, Interim};
 use crate::pool::{CheckoutError, Lease};
-use crate::upstream::{DialError, Dialer};
+use crate::upstream::{DialError, Dialer, FAILOVER_PATIENCE};
 
 /// One request on its way through its attempts.
 pub(super) struct Attempts<'a> {
@@ -115,7 +115,7 @@ impl Attempts<'_> {
             self.last = Some(endpoint.clone());
             head.headers.insert(ATTEMPT_COUNT, count(self.made));
             let result = {
-                let trying = pin!(self.attempt(&endpoint, head));
+                let trying = pin!(self.attempt(&endpoint, head, self.patience()));
                 match self.retry.per_try_timeout {
                     None => trying.await,
                     Some(limit) => match tokio::time::timeout(limit, trying).await {
@@ -189,6 +189,14 @@ impl Attempts<'_> {
         }
     }
 
+    /// How long an endpoint may take to accept a connection, where the policy has the request tried again and there is another
+    /// one; `None`: as the policy says.
+    fn patience(&self) -> Option<Duration> {
+        let again = self.made <= self.retry.attempts && self.retry.retry_on.matches(&Outcome::ConnectTimeout);
+        let others = || self.plan.fixed.is_none() && self.plan.cluster.has_others();
+        (again && others()).then_some(FAILOVER_PATIENCE)
+    }
+
     /// Whether the body can be sent from its beginning.
     fn may_resend(&self) -> bool {
         self.body.is_none_or(|body| body.is_whole())
@@ -206,7 +214,12 @@ impl Attempts<'_> {
     }
 
     /// One attempt.
-    async fn attempt(&self, endpoint: &Arc<Endpoint>, head: &Parts) -> Result<Sent, Failed> {
+    async fn attempt(
+        &self,
+        endpoint: &Arc<Endpoint>,
+        head: &Parts,
+        patience: Option<Duration>,
+    ) -> Result<Sent, Failed> {
         let in_flight = endpoint.state.enter();
         let cluster = &self.plan.cluster;
         let identity = &self.down.proxy.identity;
@@ -216,7 +229,8 @@ impl Attempts<'_> {
             let checkout = {
                 let (config, ends, mark) = (&cluster.config, Some(&self.down.ends), MARK_UPSTREAM);
                 let generation = cluster.generation;
-                let dialer = Dialer { cluster: config, endpoint, identity, ends, multiplex, mark, generation };
+                let dialer =
+                    Dialer { cluster: config, endpoint, identity, ends, multiplex, mark, patience, generation };
                 cluster.shared.pool.checkout(self.down.worker, &dialer).await
             };
             let mut lease = match checkout {

@@ -117,7 +117,16 @@ impl Copy {
         let ends = Some(&self.down.ends);
         let (config, mark) = (&cluster.config, MARK_UPSTREAM);
         let generation = cluster.generation;
-        let dialer = Dialer { cluster: config, endpoint: &endpoint, identity, ends, multiplex, mark, generation };
+        let dialer = Dialer {
+            cluster: config,
+            endpoint: &endpoint,
+            identity,
+            ends,
+            multiplex,
+            mark,
+            patience: None,
+            generation,
+        };
         let mut lease = match cluster.shared.pool.checkout(worker, &dialer).await {
             Ok(lease) => lease,
             Err(CheckoutError::Overflow(_)) => return,

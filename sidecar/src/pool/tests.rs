@@ -52,7 +52,16 @@ async fn opened(proxy_protocol: Option<Version>, multiplex: bool) -> Vec<String>
     let clients = [ends(1), ends(2)];
     let dialer = |ends| {
         let (cluster, endpoint, identity) = (&cluster, &*endpoint, &identity);
-        Dialer { cluster, endpoint, identity, ends: Some(ends), multiplex, mark: MARK_UPSTREAM, generation: 0 }
+        Dialer {
+            cluster,
+            endpoint,
+            identity,
+            ends: Some(ends),
+            multiplex,
+            mark: MARK_UPSTREAM,
+            patience: None,
+            generation: 0,
+        }
     };
     let [one, two] = [dialer(&clients[0]), dialer(&clients[1])];
     for _ in 0..2 {
@@ -92,7 +101,16 @@ async fn what_was_dialed_as_an_older_policy_says_is_not_kept() {
                 pool.renew();
             }
             let (cluster, endpoint, identity) = (&cluster, &*endpoint, &identity);
-            let dialer = Dialer { cluster, endpoint, identity, ends: None, multiplex, mark: MARK_UPSTREAM, generation };
+            let dialer = Dialer {
+                cluster,
+                endpoint,
+                identity,
+                ends: None,
+                multiplex,
+                mark: MARK_UPSTREAM,
+                patience: None,
+                generation,
+            };
             pool.checkout(0, &dialer).await.unwrap().finish(0);
             let mut count = 0;
             while let Ok(Some(_)) = tokio::time::timeout(Duration::from_millis(200), hears.recv()).await {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
+use super::guard::NOT_CAPTURED;
 use super::rules::VIRTUAL_IPS;
 use super::run_tool;
 use crate::resolv;
@@ -36,8 +37,9 @@ pub(super) fn check_proxy(ready_port: u16, admin_port: u16, has_own_user: bool) 
             "no proxy answers on 127.0.0.1:{ready_port}; start it first: until then redirected traffic would go nowhere"
         )
     })?;
+    // What is about to be mended is no obstacle.
     ensure!(
-        status == 200,
+        status == 200 || body.contains(NOT_CAPTURED),
         "the proxy is not ready, redirected traffic would go nowhere ({}); --force installs all the same",
         body.trim()
     );
@@ -49,6 +51,13 @@ pub(super) fn check_proxy(ready_port: u16, admin_port: u16, has_own_user: bool) 
     );
     ensure!(has_own_user || config["marks"] == true, NO_MARKS);
     Ok(())
+}
+
+/// Whether the sidecar with this admin page looks after rules; `None`: none answers.
+pub(super) fn guards(admin_port: u16) -> Option<bool> {
+    let (status, body) = get(admin_port, "/config").ok()?;
+    let config: serde_json::Value = serde_json::from_str(&body).ok()?;
+    config["redirected"].as_bool().filter(|_| status == 200)
 }
 
 /// Refuses where nobody would answer redirected name look-ups.

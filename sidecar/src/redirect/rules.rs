@@ -144,6 +144,18 @@ const NOT_A_BEGINNING: &str = "tcp flags & (fin | syn | rst | ack) != syn accept
 /// To one of our own addresses.
 const TO_THIS_POD: &str = "fib daddr type local jump inbound";
 
+/// Begins the name of the chain, without rules, by which an installation is told from another one.
+pub(super) const MARK: &str = "chain installed_";
+/// A table with this chain is about to be removed.
+pub const REMOVED: &str = "chain removed";
+
+/// The rules for `nft -f -`, marked as an installation of their own by `number`.
+pub fn render_marked(rules: &Rules, number: u64) -> String {
+    let text = render(rules);
+    let body = text.strip_suffix("}\n").unwrap_or(&text);
+    format!("{body}\t{MARK}{number:016x} {{\n\t}}\n}}\n")
+}
+
 /// The rules for `nft -f -`.
 pub fn render(rules: &Rules) -> String {
     let mut text = String::from("table inet weft\ndelete table inet weft\ntable inet weft {\n");
@@ -272,10 +284,10 @@ fn set(ports: &[Ports]) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn default() -> Rules {
+    pub(in crate::redirect) fn default() -> Rules {
         Rules {
             inbound_ports: None,
             exclude_inbound_ports: Vec::new(),

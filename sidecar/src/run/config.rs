@@ -118,9 +118,22 @@ pub struct Config {
     /// On SIGTERM: seconds to wait until callers have acknowledged that this instance is gone.
     #[arg(long, default_value_t = 5)]
     pub drain_acks: u64,
-    /// On SIGTERM: seconds to wait for requests in progress, at most.
+    /// On SIGTERM: seconds in which outbound connections, DNS and inbound connections go on as before, at least: an application
+    /// that is stopped at the same time finishes its work. After them the sidecar stays until the application has closed its
+    /// connections. The mesh's terminationDrainDuration, else 5, where it is not given; `exec` ends after its command instead.
+    #[arg(long, value_name = "SECONDS")]
+    pub drain_min: Option<u64>,
+    /// On SIGTERM: seconds to wait for requests in progress and for the application's connections, at most.
     #[arg(long, default_value_t = 30)]
     pub drain_limit: u64,
+    /// After a reload (SIGHUP): seconds in which the previous process finishes its connections, at most. A byte stream, a WebSocket or
+    /// a gRPC stream may last hours.
+    #[arg(long, value_name = "SECONDS", default_value_t = 86_400)]
+    pub parent_shutdown_time: u64,
+    /// Seconds after which a connection for requests ends whose peer acknowledges nothing (TCP_USER_TIMEOUT), so that they go on
+    /// elsewhere; 0: what the kernel does, some 15 minutes. A peer that reads nothing for so long counts too.
+    #[arg(long, value_name = "SECONDS", default_value_t = 20)]
+    pub tcp_user_timeout: u64,
     /// Folder of certificates that DestinationRules name by `credentialName`: <name>/ca.crt, ca.crl, tls.crt and tls.key.
     #[arg(long, default_value = "/etc/weft/credentials")]
     pub credentials: PathBuf,
@@ -180,6 +193,13 @@ pub struct GatewayConfig {
     /// On SIGTERM: seconds to wait for requests in progress, at most.
     #[arg(long, default_value_t = 30)]
     drain_limit: u64,
+    /// After a reload (SIGHUP): seconds in which the previous process finishes its connections, at most.
+    #[arg(long, value_name = "SECONDS", default_value_t = 86_400)]
+    parent_shutdown_time: u64,
+    /// Seconds after which a connection for requests ends whose peer acknowledges nothing (TCP_USER_TIMEOUT); 0: what the kernel
+    /// does, some 15 minutes.
+    #[arg(long, value_name = "SECONDS", default_value_t = 20)]
+    tcp_user_timeout: u64,
 }
 
 impl From<GatewayConfig> for Config {
@@ -219,7 +239,10 @@ impl From<GatewayConfig> for Config {
             outbound_traffic: OutboundPolicy::RegistryOnly,
             preload: Vec::new(),
             drain_acks: 0,
+            drain_min: None,
             drain_limit: given.drain_limit,
+            parent_shutdown_time: given.parent_shutdown_time,
+            tcp_user_timeout: given.tcp_user_timeout,
             credentials: given.credentials,
             gateway: true,
             outside: false,

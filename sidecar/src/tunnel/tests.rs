@@ -24,6 +24,7 @@ async fn opened(cluster: &Cluster, to: SocketAddr) -> Result<Far, DialError> {
     assert!(matches!(endpoint.target, Target::Socket(_)));
     let identity = Identity::default();
     let dialer = Dialer {
+        patience: None,
         cluster,
         endpoint: &endpoint,
         identity: &identity,

@@ -132,7 +132,7 @@ const PROXY_CONFIG: Shape = &[
     skipped("privateKeyProvider"),
     skipped("fileFlushInterval"),
     skipped("fileFlushMinSizeKb"),
-    refused("terminationDrainDuration", COMMAND_LINE),
+    read("terminationDrainDuration"),
     refused("readinessProbe", COMMAND_LINE),
     not_yet("interceptionMode"),
     not_yet("runtimeValues"),
@@ -157,8 +157,6 @@ fn mesh_config(fields: &Fields<'_>) -> MeshConfig {
         &[("DO_NOT_UPGRADE", v1::H2Upgrade::H2Default), ("UPGRADE", v1::H2Upgrade::Upgrade)];
     only(fields, "pathNormalization", "normalization", &[("BASE", true), ("DEFAULT", true)], PATHS);
     only(fields, "inboundTrafficPolicy", "mode", &[("PASSTHROUGH", true)], &[("LOCALHOST", false)]);
-    // All of it is skipped or refused.
-    fields.object("defaultConfig");
     if let Some(namespace) = fields.string("rootNamespace").filter(|name| !is_root(name)) {
         let text =
             format!("`rootNamespace` is {ROOT_NAMESPACE} here, or istio-system, not `{namespace}`: leave it out");
@@ -184,6 +182,10 @@ fn mesh_config(fields: &Fields<'_>) -> MeshConfig {
         service_export: export::decode_field(fields, "defaultServiceExportTo"),
         virtual_service_export: export::decode_field(fields, "defaultVirtualServiceExportTo"),
         destination_rule_export: export::decode_field(fields, "defaultDestinationRuleExportTo"),
+        // The rest of it is skipped or refused.
+        termination_drain_ms: fields
+            .object("defaultConfig")
+            .and_then(|config| config.duration("terminationDrainDuration", 0)),
         trust_domain: fields.string("trustDomain").filter(|domain| !domain.is_empty()),
     }
 }

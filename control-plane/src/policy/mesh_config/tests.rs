@@ -48,6 +48,10 @@ fn what_it_may_not() {
         ("{accesLogFile: /dev/stdout}", "error: unknown field `accesLogFile`, did you mean `accessLogFile`?"),
         ("{meshMTLS: {}}", "error: `meshConfig.meshMTLS` is not supported yet"),
         ("{proxyListenPort: 15001}", "error: `meshConfig.proxyListenPort` is not supported: it is said on the command"),
+        (
+            "{defaultConfig: {terminationDrainDuration: soon}}",
+            "`meshConfig.defaultConfig.terminationDrainDuration`: \"soon\" ",
+        ),
         ("{defaultConfig: {gatewayTopology: {}}}", "`meshConfig.defaultConfig.gatewayTopology` is not supported yet"),
         (
             "{rootNamespace: istio-config}",

@@ -156,6 +156,16 @@ fn unknown_destinations() {
 }
 
 #[test]
+fn proxies_learn_the_shortest_stay_after_sigterm() {
+    let told =
+        |policies: &str| inbound(&world(policies, &[]), "default", &Default::default(), &[]).termination_drain_ms;
+    assert_eq!(told(&mesh("{defaultConfig: {terminationDrainDuration: 20s}}")), Some(20_000));
+    assert_eq!(told(&mesh("{defaultConfig: {terminationDrainDuration: 0s}}")), Some(0));
+    assert_eq!(told(&mesh("{defaultConfig: {}}")), None);
+    assert_eq!(told(""), None);
+}
+
+#[test]
 fn who_sees_what_says_nothing_of_it() {
     let config =
         mesh("{defaultServiceExportTo: [.], defaultDestinationRuleExportTo: [.], defaultVirtualServiceExportTo: [.]}");

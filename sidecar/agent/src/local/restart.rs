@@ -66,7 +66,7 @@ impl Local {
     }
 
     pub(super) async fn save(&self, _: &Writing<'_>) {
-        let Some(file) = self.file.clone() else { return };
+        let Some(file) = self.file.clone().filter(|_| !*self.handed_over.borrow()) else { return };
         let saved = {
             let held = self.lock();
             Saved::of(held.services.values(), held.checks.values(), Moment::now())

@@ -193,13 +193,20 @@ impl Balancer {
             None => self.pick(hash, random, attempt),
         };
         let mut pick = one(0)?;
+        let is_tried = |host: &Arc<Endpoint>| again.other_endpoints && tried.iter().any(|tried| tried.is_same(host));
         for attempt in 1..=RE_PICKS {
-            if !again.other_endpoints || !tried.iter().any(|tried| tried.is_same(pick)) {
-                break;
+            if !is_tried(pick) {
+                return Some(pick);
             }
             pick = one(attempt)?;
         }
-        Some(pick)
+        if !is_tried(pick) {
+            return Some(pick);
+        }
+        // Envoy takes the last one. An endpoint that has vanished has few requests, which is what `LEAST_REQUEST` prefers.
+        let hosts = || self.levels.iter().map(|level| level.group.hosts());
+        let level = hosts().find(|hosts| hosts.iter().any(|host| host.is_same(pick)));
+        Some(level.and_then(|hosts| hosts.iter().find(|host| !is_tried(host))).unwrap_or(pick))
     }
 
     /// The level of a retry where those that were tried are left out; `None`: none is to be left out.

@@ -46,6 +46,24 @@ fn one_connection_and_one_pending_serve_two_and_refuse_the_third() {
 }
 
 #[test]
+fn requests_that_wait_for_a_failed_dial_fail_with_it() {
+    let mut p = pool(10, 10);
+    assert_eq!(p.acquire(1, 0, true, || "a"), Ok(Acquired::Dial));
+    ticket(p.acquire(1, 0, true, || "b"));
+    ticket(p.acquire(1, 0, true, || "c"));
+    assert_eq!(p.acquire(2, 0, true, || "other"), Ok(Acquired::Dial));
+    ticket(p.acquire(2, 0, true, || "d"));
+    assert_eq!(p.fail_waiters(1), ["b", "c"]);
+    assert_eq!(woken(p.dial_failed(1, true)), []);
+    assert_eq!((p.open(), p.pending()), (1, 2), "the other endpoint's, and its waiter");
+    // Another connection may have a stream for those that wait.
+    let (_, wakes) = p.connected_shared(2, 7, 1, NOW());
+    assert_eq!(woken(wakes).len(), 1, "no stream is left, and it dials itself");
+    ticket(p.acquire(2, 0, true, || "e"));
+    assert!(p.fail_waiters(2).is_empty());
+}
+
+#[test]
 fn a_request_being_dialed_is_pending_as_in_envoy() {
     let mut p = pool(10, 1);
     assert_eq!(p.acquire(1, 0, false, || "a"), Ok(Acquired::Dial));

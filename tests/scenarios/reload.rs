@@ -1,0 +1,187 @@
+//! Reload: SIGHUP puts a successor in the place of a sidecar, while connections are open.
+
+use std::os::unix::net::UnixDatagram;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use weft_tests::{Mesh, Pod, Process, binary, statuses, wait_for};
+
+use crate::Scenario;
+use crate::gateway;
+use crate::operations::put;
+
+pub(crate) fn all() -> Vec<Scenario> {
+    vec![
+        ("a_reload_fails_no_request_while_a_response_is_open", under_load),
+        ("a_reload_of_a_gateway_fails_no_request", of_gateway),
+        ("a_reload_moves_the_main_process_under_systemd", under_systemd),
+    ]
+}
+
+const SOON: Duration = Duration::from_secs(10);
+
+/// Sends SIGHUP and waits until a successor, the `nth` one, has taken over.
+fn reload(sidecar: &Process, nth: usize) -> Result<()> {
+    sidecar.signal("HUP")?;
+    wait_for("the successor", SOON, || {
+        let log = sidecar.output();
+        ensure!(log.matches("took over from the predecessor").count() == nth, "{log}");
+        Ok(())
+    })
+}
+
+/// The process that serves the admin page's port, as the kernel knows it.
+fn serving(pod: &Pod) -> Result<String> {
+    let found = pod.run("sh", &["-c", "ss -Hltnp sport = :15000 | grep -o 'pid=[0-9]*' | sort -u | tr '\\n' ' '"])?;
+    Ok(found.replace("pid=", "").trim().to_owned())
+}
+
+fn under_load() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    let pod = mesh.pod("order1")?;
+    let _apps = (pod.serve(8080, "order1")?, pod.serve(8081, "order2")?);
+    let mut order = mesh.sidecar(&pod, "order-service", &["--service", "order-service", "--port", "8080"])?;
+    mesh.redirect(&pod)?;
+    let (front, mut client) = mesh.client("frontend")?;
+    mesh.wait_healthy(&pod.ip)?;
+    let ttl = json!({"name": "order-service", "id": "by-ttl", "port": 8081, "check": {"ttl": "60s"}});
+    ensure!(put(&pod, "service/register", &ttl)? == "200");
+    ensure!(put(&pod, "check/pass/service:by-ttl", &Value::Null)? == "200");
+
+    // By name: each new connection is a look-up too.
+    let url = |path: &str| format!("http://order-service{path}");
+    let load = |keep_alive: bool| {
+        front.requests_meanwhile(&json!({
+            "url": url("/sleep/5"), "seconds": 8, "concurrency": 3, "method": "POST", "body": "not idempotent",
+            "keep_alive": keep_alive,
+        }))
+    };
+    let long = front.requests_meanwhile(&json!({ "url": url("/drip/10"), "timeout": 30 }))?;
+    let (kept, always_new) = (load(true)?, load(false)?);
+    std::thread::sleep(Duration::from_secs(1));
+    reload(&order, 1)?;
+    // Neither gone nor taken for another one for a moment, and written by one process alone.
+    let status = mesh.status();
+    ensure!(status.lines().any(|l| l.contains(" by-ttl on ") && l.contains(" healthy ")), "{status}");
+    ensure!(put(&pod, "check/fail/service:by-ttl", &Value::Null)? == "200");
+    reload(&client, 1)?;
+    reload(&client, 2)?;
+    for (what, load) in [("kept", kept), ("always new", always_new)] {
+        let results = load.results()?;
+        let failed: Vec<_> = results.iter().filter(|r| r["status"] != 200).take(3).collect();
+        ensure!(failed.is_empty() && results.len() > 100, "{what}: {:?} {failed:?}", statuses(&results));
+        let slowest = results.iter().filter_map(|r| r["ms"].as_f64()).fold(0.0, f64::max);
+        ensure!(slowest < 1500.0, "{what}: one request took {slowest} ms");
+    }
+    let results = long.results()?;
+    ensure!(results[0]["status"] == 200 && results[0]["body"] == "xxxxxxxxxx", "{results:?}");
+    let status = mesh.status();
+    ensure!(status.lines().any(|l| l.contains(" by-ttl on ") && l.contains(" unhealthy")), "{status}");
+    let log = mesh.control_plane.as_ref().context("it runs")?.output();
+    ensure!(!log.contains("refused:") && !log.contains("is in use by"), "{log}");
+
+    // The process that the supervisor knows stands for its successors.
+    wait_for("the end of predecessors", SOON, || {
+        let at = serving(&front)?;
+        ensure!(!at.is_empty() && !at.contains(' ') && at != client.id().to_string(), "{at} and {}", client.id());
+        ensure!(client.is_running(), "{}", client.output());
+        Ok(())
+    })?;
+    client.signal("TERM")?;
+    ensure!(client.wait(Duration::from_secs(20))? == 0, "{}", client.output());
+    ensure!(serving(&front)?.is_empty(), "{}", client.output());
+    // It is killed: nothing is left of its line.
+    order.signal("KILL")?;
+    order.wait(SOON)?;
+    wait_for("the end of the successor", SOON, || {
+        let at = serving(&pod)?;
+        ensure!(at.is_empty(), "{at}");
+        Ok(())
+    })
+}
+
+fn of_gateway() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    mesh.policy("edge.yaml", gateway::PLAIN)?;
+    let _order = mesh.instance("order1", "order-service", 8000, &[])?;
+    let (edge, process) = gateway::another(&mesh, "edge", &[])?;
+    let outside = mesh.pod("outside")?;
+    let url = |path: &str| format!("http://{}:8080{path}", edge.ip);
+    wait_for("the gateway", SOON, || outside.curl(&["-f", &url("/")]))?;
+    let load = |keep_alive: bool| {
+        outside.requests_meanwhile(&json!({
+            "url": url("/sleep/5"), "seconds": 4, "concurrency": 4, "method": "POST", "body": "not idempotent",
+            "keep_alive": keep_alive,
+        }))
+    };
+    let long = outside.requests_meanwhile(&json!({ "url": url("/drip/5") }))?;
+    let loads = [load(true)?, load(false)?];
+    std::thread::sleep(Duration::from_secs(1));
+    reload(&process, 1)?;
+    for load in loads {
+        let results = load.results()?;
+        let failed: Vec<_> = results.iter().filter(|r| r["status"] != 200).take(3).collect();
+        ensure!(failed.is_empty() && results.len() > 100, "{:?} {failed:?}", statuses(&results));
+    }
+    let results = long.results()?;
+    ensure!(results[0]["status"] == 200 && results[0]["body"] == "xxxxx", "{results:?}");
+    ensure!(serving(&edge)? != process.id().to_string(), "{}", process.output());
+    Ok(())
+}
+
+fn under_systemd() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    let order = mesh.instance("order1", "order-service", 8080, &[])?;
+    let pod = mesh.pod("frontend")?;
+    let path = pod.folder("notify.sock");
+    let socket = UnixDatagram::bind(&path)?;
+    socket.set_read_timeout(Some(SOON))?;
+    let receive = || -> Result<String> {
+        let mut message = [0; 1024];
+        let n = socket.recv(&mut message).context("systemd was told nothing")?;
+        Ok(String::from_utf8_lossy(&message[..n]).into_owned())
+    };
+    let args = mesh.sidecar_args(&pod, "frontend", &["--workload", "frontend"])?;
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let notify = [("NOTIFY_SOCKET".to_owned(), path.to_string_lossy().into_owned())];
+    let program = pod.folder("program");
+    std::os::unix::fs::symlink(binary("weft-sidecar")?, &program)?;
+    let mut first = pod.spawn_with("sidecar", &program, &args, &notify)?;
+    let ready = receive()?;
+    ensure!(ready.contains("READY=1") && ready.contains(&format!("MAINPID={}\n", first.id())), "{ready}");
+    mesh.redirect(&pod)?;
+    let call = || pod.curl(&["-f", "-H", "Host: order-service", &format!("http://{}:8080/", order.pod.ip)]);
+    ensure!(call()?.contains("order1"));
+
+    // An upgrade that cannot run changes nothing.
+    std::fs::remove_file(&program)?;
+    std::os::unix::fs::symlink("/bin/false", &program)?;
+    first.signal("HUP")?;
+    ensure!(receive()?.contains("RELOADING=1"));
+    let failed = receive()?;
+    ensure!(
+        failed.contains("READY=1") && failed.contains("the reload failed") && !failed.contains("MAINPID"),
+        "{failed}"
+    );
+    ensure!(call()?.contains("order1"), "{}", first.output());
+    std::fs::remove_file(&program)?;
+    std::os::unix::fs::symlink(binary("weft-sidecar")?, &program)?;
+
+    first.signal("HUP")?;
+    let reloading = receive()?;
+    ensure!(reloading.contains("RELOADING=1") && reloading.contains("MONOTONIC_USEC="), "{reloading}");
+    let ready = receive()?;
+    let main = ready.lines().find_map(|line| line.strip_prefix("MAINPID=")).context("no main process")?;
+    ensure!(ready.contains("READY=1") && main != first.id().to_string(), "{ready}");
+    // Nothing is open: the predecessor ends, and systemd looks after the successor alone.
+    ensure!(first.wait(Duration::from_secs(15))? == 0, "{}", first.output());
+    ensure!(call()?.contains("order1"), "{}", first.output());
+    ensure!(serving(&pod)? == main, "{}", serving(&pod)?);
+    weft_tests::run("kill", &["-TERM", main])?;
+    ensure!(receive()?.contains("STOPPING=1"));
+    wait_for("the end", SOON, || {
+        ensure!(serving(&pod)?.is_empty());
+        Ok(())
+    })
+}
