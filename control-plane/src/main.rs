@@ -81,7 +81,7 @@ struct Args {
     datacenters: Datacenters,
 }
 
-/// Snapshots of the store that are made without being asked for.
+/// Automatic snapshots of the store.
 #[derive(clap::Args)]
 struct Snapshots {
     /// Seconds between two snapshots, made in the data folder's `snapshots` when something has changed; 0: none are made.

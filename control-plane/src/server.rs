@@ -53,7 +53,7 @@ pub struct Config {
     pub store: Option<String>,
     /// How etcd is reached.
     pub etcd: Access,
-    /// Snapshots that are made without being asked for.
+    /// Automatic snapshots of the store.
     pub snapshots: automatic::Settings,
     /// Folder of policy files, watched.
     pub policies: Option<PathBuf>,

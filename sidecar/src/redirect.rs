@@ -318,7 +318,7 @@ fn compile(capture: &Capture, own: Own, shared_host: bool, nameservers: &[std::n
         CaptureDns::Auto if !selective && !nameservers.is_empty() && nameservers.iter().all(|a| a.is_loopback()) => {
             Dns::Loopback
         }
-        // Without any the C library asks one on loopback, and other resolvers ask whom they like.
+        // Without any the C library asks one on loopback, and other resolvers have servers of their own.
         CaptureDns::Auto if nameservers.is_empty() => Dns::All,
         CaptureDns::Auto => Dns::Servers(nameservers.to_vec()),
         CaptureDns::Off => Dns::Off,

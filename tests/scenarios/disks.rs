@@ -62,7 +62,7 @@ fn telemetry(mesh: &Mesh, path: &str) -> Result<String> {
     mesh.center.curl(&["-w", "%{http_code}", &format!("http://127.0.0.1:8501{path}")])
 }
 
-/// All that is told while writes fail, and after.
+/// The reports while writes fail.
 fn reported(mesh: &Mesh, cause: &str) -> Result<()> {
     let status = mesh.status();
     ensure!(status.contains("NOT WRITABLE") && status.contains(cause), "{status}");

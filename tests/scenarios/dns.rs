@@ -198,7 +198,7 @@ fn others() -> Result<()> {
     ensure!(ask(&own.ip, &["here.example"])?.data() == BTreeSet::from(["192.0.2.1"]), "the pod's first");
     ensure!(ask(&other.ip, &["here.example"])?.data() == BTreeSet::from(["192.0.2.3"]), "the one that was asked");
 
-    // What is not there is said by whom, and addresses have names.
+    // Answers without records carry an SOA, and addresses have names.
     for (name, kind, status) in [(name, "AAAA", "NOERROR"), ("gone.default.svc.cluster.local", "A", "NXDOMAIN")] {
         let none = ask(&own.ip, &[name, kind])?;
         let soa = none.text.contains("SOA\tns.dns.svc.cluster.local. hostmaster.svc.cluster.local.");

@@ -1,4 +1,4 @@
-//! Requests under way, by client: one that sends too many is told so, and others are served.
+//! Requests under way, by client: one that sends too many gets 429, and others are served.
 //!
 //! As Consul's `http_max_conns_per_client` does, but what is counted are requests. In a pod every program has the same
 //! address, and those that wait for news must not keep another from registering or from reporting its health: blocking queries

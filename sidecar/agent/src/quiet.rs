@@ -1,8 +1,8 @@
 //! Connections on which nothing goes on: a bound for each source and in total, the oldest of which go for new ones.
 //!
 //! A connection that says nothing costs a socket and no more, so it holds no slot that another could use; without a bound
-//! it would cost all sockets there are. Who waits, in a handshake, between requests or before the first byte, enters here
-//! and leaves while something is done for it. Used by each listener of the mesh that anybody may connect to.
+//! it would cost all sockets there are. A connection that waits, in a handshake, between requests or before its first byte,
+//! enters here and leaves while something is done for it. Used by each listener that callers without proof can reach.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};

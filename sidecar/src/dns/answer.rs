@@ -143,8 +143,8 @@ impl Query {
                 message.add_answers(records.map(|data| Record::from_rdata(self.question.name().clone(), *ttl, data)));
             }
             Say::Name(host, ttl) => {
-                let asked = matches!(self.question.query_type(), RecordType::PTR | RecordType::ANY);
-                let name = host_name(host).filter(|_| asked).map(|name| RData::PTR(PTR(name)));
+                let is_wanted = matches!(self.question.query_type(), RecordType::PTR | RecordType::ANY);
+                let name = host_name(host).filter(|_| is_wanted).map(|name| RData::PTR(PTR(name)));
                 message.add_answers(name.map(|data| Record::from_rdata(self.question.name().clone(), *ttl, data)));
             }
         }
@@ -167,8 +167,8 @@ impl Query {
         fit(&message, limit)
     }
 
-    /// Who says that there is nothing, and for how long that holds (RFC 2308, 3); without it resolvers remember nothing, and
-    /// some ask the next server.
+    /// The SOA of an answer without records: the zone, and for how long the answer holds (RFC 2308, 3). Without it
+    /// resolvers remember nothing, and some ask the next server.
     fn authority(&self, ttl: u32) -> Option<Record> {
         let zone = host_name(self.zone())?;
         let of_zone = |label: &str| Name::from_ascii(label).ok()?.append_domain(&zone).ok();

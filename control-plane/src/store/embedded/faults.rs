@@ -114,7 +114,7 @@ async fn store_takes_writes_again_after_the_disk_does() {
     store.txn(vec![], vec![Op::put_leased(Table::Policies, "leased", "x", lease)]).await.unwrap();
     kept.push("leased".into());
     while let Some(changes) = watch.changes.recv().await {
-        assert!(changes.changes.iter().all(|change| change.key != "lost"), "a write that failed was told");
+        assert!(changes.changes.iter().all(|change| change.key != "lost"), "a watcher saw a write that failed");
         if changes.changes.iter().any(|change| change.key == "leased") {
             break;
         }
