@@ -136,7 +136,7 @@ impl Discovery {
         let streams = self.lock();
         let resources = streams.iter().filter(|stream| stream.node == node).flat_map(|stream| &stream.resources);
         let mut of_host = resources.filter(|((_, name), _)| **name == *host);
-        of_host.find_map(|(_, delivery)| delivery.refused.as_deref().cloned())
+        of_host.find_map(|(_, delivery)| delivery.refused.as_deref().map(str::to_owned))
     }
 
     /// Waits until every stream that has the endpoints of `hosts` has acknowledged what is current, or said why it will not,
@@ -323,7 +323,7 @@ fn status_of(stream: &streams::Stream, refused: bool) -> v1::SidecarStatus {
         name: name.to_string(),
         sent: text(delivery.sent),
         acknowledged: text(delivery.acknowledged),
-        refused: delivery.refused.as_deref().cloned().unwrap_or_default(),
+        refused: delivery.refused.as_deref().unwrap_or_default().to_owned(),
     };
     let shown = stream.resources.iter().filter(|(_, delivery)| !refused || delivery.refused.is_some());
     let mut resources: Vec<_> = shown.map(resource).collect();

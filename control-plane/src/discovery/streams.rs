@@ -34,7 +34,7 @@ pub(super) struct Delivery {
     /// Version of the world that what was acknowledged last was made of.
     acknowledged_at: u64,
     /// Why it was refused, if it was.
-    pub refused: Option<Box<String>>,
+    pub refused: Option<Box<str>>,
 }
 
 /// What a wait is for: that this host's endpoints, as they are now, have arrived.
@@ -148,7 +148,7 @@ impl Streams {
                     (delivery.acknowledged, delivery.acknowledged_at) = (version, made_at);
                     delivery.refused = None;
                 }
-                Some(reason) => delivery.refused = Some(Box::new(reason.to_owned())),
+                Some(reason) => delivery.refused = Some(reason.into()),
             }
             if kind == ENDPOINTS_TYPE {
                 self.settle(id, &host);

@@ -146,7 +146,9 @@ mod tests {
         };
         let long = "x".repeat(bounds::ASKED + 1);
         assert_eq!(admit(&["b".into()], &[("b".into(), "0".into())]), Ok(()));
-        assert!(admit(&[long.clone()], &[]).unwrap_err().0.contains("resource_names_subscribe has 513 bytes"));
+        assert!(
+            admit(std::slice::from_ref(&long), &[]).unwrap_err().0.contains("resource_names_subscribe has 513 bytes")
+        );
         assert!(admit(&[], &[(long.clone(), String::new())]).unwrap_err().0.contains("initial_resource_versions"));
         assert!(admit(&[], &[(String::new(), long)]).is_err());
         assert!(admit(&vec![String::new(); bounds::NAMES], &[]).unwrap_err().0.contains("20000 names"));
