@@ -36,9 +36,15 @@ const LOOK_AGAIN: Duration = Duration::from_secs(60);
 /// Between tries to renew a certificate that ends soon, at least.
 const MIN_RETRY: Duration = Duration::from_millis(500);
 
+/// Between looks whether the control plane of its own is back, at least; up to twice as long, so that those that left it at once do
+/// not return at once.
+const RETURN: Duration = Duration::from_secs(300);
+
 /// Where the control planes are and what we show them.
 pub struct Control {
     addresses: Vec<String>,
+    /// Which of them is this sidecar's own: sidecars are shared out among them by their names.
+    own: usize,
     next: AtomicUsize,
     token_file: Option<PathBuf>,
     /// The connection that short questions share.
@@ -48,9 +54,41 @@ pub struct Control {
 }
 
 impl Control {
-    /// `addresses`: `host:port` each, tried in turn.
-    pub fn new(addresses: Vec<String>, token_file: Option<PathBuf>, identity: Arc<Identity>) -> Control {
-        Control { addresses, next: AtomicUsize::new(0), token_file, shared: Mutex::default(), identity }
+    /// `addresses`: `host:port` each, tried in turn, beginning with the one that `node`, the name of this sidecar, is shared
+    /// out to.
+    pub fn new(addresses: Vec<String>, node: &str, token_file: Option<PathBuf>, identity: Arc<Identity>) -> Control {
+        let own = share(node, addresses.len());
+        Control { addresses, own, next: AtomicUsize::new(own), token_file, shared: Mutex::default(), identity }
+    }
+
+    /// Returns to the control plane of its own after a failure of that, for ever: `moved` is called when the streams are to
+    /// be made anew, which then begin with it.
+    pub async fn keep_home(self: Arc<Self>, moved: impl Fn()) {
+        loop {
+            let pause = RETURN.mul_f64(rand::rng().random_range(1.0..=2.0));
+            tokio::time::sleep(pause).await;
+            if self.is_home() {
+                continue;
+            }
+            let Some(address) = self.addresses.get(self.own) else { return };
+            let back = match self.identity.valid() {
+                Ok(held) => dial(address, held.control()).await,
+                Err(e) => Err(e),
+            };
+            match back {
+                Ok(_) => {
+                    tracing::info!(control_plane = address, "the control plane is back: returning to it");
+                    self.next.store(self.own, Ordering::Relaxed);
+                    self.forget_channel();
+                    moved();
+                }
+                Err(e) => tracing::debug!(control_plane = address, "not back yet: {e:#}"),
+            }
+        }
+    }
+
+    fn is_home(&self) -> bool {
+        self.next.load(Ordering::Relaxed) % self.addresses.len().max(1) == self.own
     }
 
     /// A connection with our certificate to the first control plane that answers, starting with the one that did last.
@@ -272,6 +310,12 @@ async fn dial(address: &str, tls: Arc<rustls::ClientConfig>) -> Result<Channel> 
     })
 }
 
+/// Which of so many control planes a sidecar begins with: the same each time, and others as evenly as names are.
+fn share(node: &str, count: usize) -> usize {
+    let hash = xxhash_rust::xxh64::xxh64(node.as_bytes(), 0);
+    usize::try_from(hash % count.max(1) as u64).unwrap_or_default()
+}
+
 /// Growing pauses between tries: 100 ms doubled to 10 s, each drawn between half and all of it, so that a thousand
 /// sidecars do not come back at once.
 #[derive(Debug, Default)]
@@ -285,5 +329,39 @@ impl Backoff {
         let full = Duration::from_millis(100).saturating_mul(1 << self.tries.min(7)).min(Duration::from_secs(10));
         self.tries += 1;
         full.mul_f64(rand::rng().random_range(0.5..=1.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sidecars_are_shared_out_by_their_names() {
+        let mut counts = [0; 3];
+        for n in 0..3000 {
+            counts[share(&format!("order-{n:08x}"), 3)] += 1;
+        }
+        assert!(counts.iter().all(|count| (900..1100).contains(count)), "{counts:?}");
+        assert_eq!((share("order-1", 3), share("", 0), share("order-1", 1)), (share("order-1", 3), 0, 0));
+    }
+
+    /// A control plane that answers nothing but connections.
+    async fn silent() -> (tokio::net::TcpListener, String) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        (listener, address)
+    }
+
+    #[tokio::test]
+    async fn one_that_left_its_own_control_plane_is_away() {
+        let (_one, first) = silent().await;
+        let (_other, second) = silent().await;
+        let control = Control::new(vec![first, second], "order-1", None, Arc::new(Identity::default()));
+        assert!(control.is_home());
+        control.leave(control.turn());
+        assert!(!control.is_home());
+        control.leave(control.turn());
+        assert!(control.is_home(), "round to it again");
     }
 }

@@ -110,7 +110,8 @@ pub fn start(config: Config, application: Application) -> Result<Sidecar> {
     let node = node_name(&config.data_dir)?;
     let token = TokenClaims::of_file(config.token_file.as_deref());
     let identity = Arc::new(Identity::open(Some(&config.data_dir), &config.credentials, token.as_ref()));
-    let control = Arc::new(Control::new(config.control_planes.clone(), config.token_file.clone(), identity.clone()));
+    let control =
+        Arc::new(Control::new(config.control_planes.clone(), &node, config.token_file.clone(), identity.clone()));
     let place = Place { locality: config.locality.as_str().into(), labels: config.labels.iter().cloned().collect() };
     let snapshot = config.data_dir.join("snapshot.bin");
     if identity.replaces_another {
@@ -272,6 +273,10 @@ pub fn start(config: Config, application: Application) -> Result<Sidecar> {
             restore.await;
         }
         tokio::spawn(own_duties.clone().run_until_cancelled_owned(session.run(control.clone(), hello, streams)));
+        let reconnect = Arc::new(reconnect);
+        let home = reconnect.clone();
+        let home = control.clone().keep_home(move || home.send_modify(|n| *n += 1));
+        tokio::spawn(own_duties.clone().run_until_cancelled_owned(home));
         let renewed = control.keep_renewed(|| reconnect.send_modify(|n| *n += 1));
         own_duties.run_until_cancelled(renewed).await;
         // The discovery stream goes on for a while, and would take the loss of this for the end.

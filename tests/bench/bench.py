@@ -54,8 +54,9 @@ def scenarios(quick, servers, seconds):
         "S7 ring over 100": (make.one_hop(100), ["weft", "envoy"]),
         "S8 latency, one hop": (make.latency(False), ["direct", *ALL]),
         "S8 latency, chain": (make.latency(True), ["direct", *MESH]),
-        "S9 control plane": (make.fleet(200 if quick else 1000, 200 if quick else 1000), ["weft"]),
     }
+    for count in [200] if quick else [1000, 3000, 10_000]:
+        found[f"S9 control plane, {count:,} services x streams"] = (make.fleet(count, count), ["weft"])
     if quick:
         left = ("S1", "S2 chain, HTTP/1.1", "S3 HTTP", "S4 plain, download, 2", "S5 new connections, mTLS, full", "S6", "S9")
         found = {name: (how, [one for one in by if one in MESH]) for name, (how, by) in found.items() if name.startswith(left)}

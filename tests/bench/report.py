@@ -26,6 +26,8 @@ BARS = {
     "S5 new connections, mTLS": {"cpu_us_per_request": {"envoy": 0.70, "haproxy": 0.30}},
     "S6 memory": {"rss_mb": {"envoy": 0.25}, "kb_per_connection": {"envoy": 0.6}},
     "S8": {"p50_added_us": {"envoy": 0.8, "haproxy": 1.05}, "p99_added_us": {"envoy": 0.8, "haproxy": 1.05}},
+    "S9 control plane, 1,000": {"last_acknowledged_ms": {"": 150}},
+    "S9 control plane, 10,000": {"last_acknowledged_max_ms": {"": 1500}, "connect_all_s": {"": 20}, "rss_mb": {"": 700}},
     "S9": {"last_acknowledged_ms": {"": 500}},
 }
 

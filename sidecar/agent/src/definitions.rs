@@ -63,6 +63,11 @@ pub(crate) fn instance(fields: &mut Fields, name: String, own: Own) -> Result<In
     if !kind.is_empty() && kind != "typical" {
         return Err(format!("Invalid service kind: {kind:?} is not supported yet"));
     }
+    if fields.flag("enabletagoverride")? {
+        let text = "EnableTagOverride is not supported: nothing but this agent changes the tags of its services. Leave it out, \
+                    and register the service again with other tags";
+        return Err(text.into());
+    }
     let (passing, warning) = weights(fields)?;
     Ok(Instance {
         service_id: id,
@@ -73,7 +78,7 @@ pub(crate) fn instance(fields: &mut Fields, name: String, own: Own) -> Result<In
         meta: fields.text_map("meta")?.into_iter().collect(),
         weight: passing,
         checks: Vec::new(),
-        enable_tag_override: fields.flag("enabletagoverride")?,
+        enable_tag_override: false,
         tagged_addresses: tagged_addresses(fields)?.into_iter().collect(),
         warning_weight: Some(warning),
         eureka: String::new(),
@@ -197,6 +202,7 @@ mod tests {
             (r#"{"name":"a","check":{"aliasservice":"b","ttl":"1s"}}"#, "only one of"),
             (r#"{"name":"a","check":{"dockercontainerid":"x","interval":"1s"}}"#, "a docker check is not supported"),
             (r#"{"name":"a","check":{"ttl":"1s","OutputMaxSize":-1}}"#, "outputmaxsize"),
+            (r#"{"name":"a","EnableTagOverride":true}"#, "EnableTagOverride is not supported"),
             (r#"{"name":"a","check":{"tcp":"localhost","interval":"1s"}}"#, "not host:port"),
             (r#"{"name":"a","check":{"ttl":"1s","interval":"1s"}}"#, "cannot both"),
             (r#"{"name":"a","check":{"ttl":"1s","http":"http://localhost/","interval":"1s"}}"#, "only one of"),

@@ -107,7 +107,8 @@ impl Answers for Agent {
             Err(Missed::Elsewhere) => self.elsewhere(&head, &query, body).await,
             Err(Missed::Method(allowed)) => return answer::wrong_method(&head.method, allowed),
             Err(Missed::Unsupported) => {
-                let text = format!("{path} of Consul's API is not supported by this agent");
+                let instead = route::instead(path).map(|instead| format!(": {instead}")).unwrap_or_default();
+                let text = format!("{path} of Consul's API is not supported by this agent{instead}");
                 Err(Refused::new(StatusCode::NOT_IMPLEMENTED, text))
             }
             Err(Missed::NoPage) => Err(Refused::new(StatusCode::NOT_FOUND, "no such page")),

@@ -119,9 +119,44 @@ pub fn route(method: &Method, path: &str) -> Result<Endpoint, Missed> {
     if method.as_str() == allowed { Ok(endpoint) } else { Err(Missed::Method(allowed)) }
 }
 
+/// What to use instead of an endpoint that has no place here; `None`: nothing takes its place.
+pub fn instead(path: &str) -> Option<&'static str> {
+    let path = path.strip_prefix("/v1/agent/")?;
+    let first = path.split('/').next()?;
+    Some(match first {
+        "leave" => {
+            "this agent is the sidecar; stop it (SIGTERM) to leave, or take services out with agent/service/deregister or \
+             agent/maintenance"
+        }
+        "join" => {
+            "there is no gossip; a sidecar joins by its token (--token-file) at its control planes (--control-plane)"
+        }
+        "force-leave" => {
+            "a node that has gone is removed when its lease ends (--lease of the control plane), and one of the catalog by \
+             catalog/deregister"
+        }
+        "token" => "there are no ACL tokens to set; a program shows its own, made by `weftctl token create --api`",
+        "monitor" => "the sidecar's log is on its standard error",
+        _ => return None,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_has_no_place_here_names_what_has() {
+        for (path, words) in [
+            ("/v1/agent/leave", "SIGTERM"),
+            ("/v1/agent/join/10.0.0.1", "--token-file"),
+            ("/v1/agent/force-leave/node-1", "catalog/deregister"),
+        ] {
+            assert_eq!(route(&Method::PUT, path), Err(Missed::Unsupported), "{path}");
+            assert!(instead(path).is_some_and(|instead| instead.contains(words)), "{path}");
+        }
+        assert_eq!(instead("/v1/agent/unheard-of"), None);
+    }
 
     #[test]
     fn ids_may_hold_slashes() {

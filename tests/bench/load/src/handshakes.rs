@@ -43,7 +43,7 @@ pub(crate) struct Options {
 
 /// A certificate of the mesh.
 pub(crate) async fn join(control_plane: String, token_file: PathBuf) -> Result<Control> {
-    let control = Control::new(vec![control_plane], Some(token_file), Arc::new(Identity::default()));
+    let control = Control::new(vec![control_plane], "", Some(token_file), Arc::new(Identity::default()));
     control.join().await?;
     Ok(control)
 }
