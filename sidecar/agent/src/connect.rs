@@ -12,13 +12,18 @@ use serde_json::json;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::sync::Mutex;
+use tokio::time::Instant;
+use weft_core::renewal::Renewal;
 
 use crate::answer::{self, Answered};
+use crate::grant;
 use crate::query::Query;
 use crate::refused::Refused;
 
-/// Where nobody signs a query waits for this long at least, unless it is told not to: else it would be asked without end.
+/// While no certificate can be had a query waits for this long at least, unless it is told not to: else it would come without end.
 const RETRY: Duration = Duration::from_secs(10);
+/// Between tries to have one signed, however many programs ask.
+const MIN_RETRY: Duration = Duration::from_secs(1);
 
 /// A certificate and its key.
 #[derive(Debug, Clone)]
@@ -38,9 +43,8 @@ pub struct Leaf {
 }
 
 impl Leaf {
-    /// It is made anew at half life, as the sidecar's own.
-    fn renew_at(&self) -> SystemTime {
-        self.not_before + self.not_after.duration_since(self.not_before).unwrap_or_default() / 2
+    fn life(&self) -> Duration {
+        self.not_after.duration_since(self.not_before).unwrap_or_default()
     }
 }
 
@@ -55,19 +59,28 @@ pub trait Signer: Send + Sync {
 /// The leaf of this pod. One key serves all of its services: they have one identity.
 pub struct Leaves {
     signer: Arc<dyn Signer>,
-    held: Mutex<Option<Held>>,
+    slot: Mutex<Slot>,
+}
+
+#[derive(Default)]
+struct Slot {
+    held: Option<Held>,
+    /// When no certificate could be had last, and why.
+    failed: Option<(Instant, String)>,
 }
 
 #[derive(Clone)]
 struct Held {
     leaf: Arc<Leaf>,
     index: u64,
+    /// At half life, as the sidecar's own.
+    renewal: Renewal,
 }
 
 impl Leaves {
     /// None yet; the first is made when it is asked for.
     pub fn new(signer: Arc<dyn Signer>) -> Leaves {
-        Leaves { signer, held: Mutex::new(None) }
+        Leaves { signer, slot: Mutex::default() }
     }
 
     /// The certificate that is current; a blocking query waits for the next.
@@ -79,17 +92,20 @@ impl Leaves {
         if !services.iter().any(|own| own == service) {
             let text = format!(
                 "Permission denied: this pod is not the service {service:?}, but may be: {}",
-                services.join(", ")
+                grant::shown(&services)
             );
             return Err(Refused::new(StatusCode::FORBIDDEN, text));
         }
-        let mut held = self.current(SystemTime::now()).await?;
+        let mut held = self.current().await?;
         if let Some((index, wait)) = query.block().map_err(Refused::bad)?
             && index == held.index
         {
-            let due = held.leaf.renew_at().duration_since(SystemTime::now()).unwrap_or(RETRY);
+            let due = match held.due_in() {
+                Duration::ZERO => RETRY,
+                due => due,
+            };
             tokio::time::sleep(wait.min(due)).await;
-            held = self.current(SystemTime::now()).await?;
+            held = self.current().await?;
         }
         let leaf = &held.leaf;
         let body = json!({
@@ -106,27 +122,45 @@ impl Leaves {
         Ok(answer::indexed(&body, held.index, query))
     }
 
-    async fn current(&self, now: SystemTime) -> Result<Held, Refused> {
+    async fn current(&self) -> Result<Held, Refused> {
         // Whoever comes meanwhile waits for the same one.
-        let mut slot = self.held.lock().await;
-        if let Some(held) = slot.as_ref().filter(|held| now < held.leaf.renew_at()) {
+        let mut slot = self.slot.lock().await;
+        if let Some(held) = slot.held.as_ref().filter(|held| !held.due_in().is_zero()) {
             return Ok(held.clone());
         }
-        match self.signer.sign().await {
-            Ok(leaf) => {
-                let seconds = leaf.not_before.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-                // It grows over restarts too.
-                let index = slot.as_ref().map_or(seconds, |held| seconds.max(held.index + 1));
-                let held = Held { leaf: Arc::new(leaf), index };
-                *slot = Some(held.clone());
-                Ok(held)
-            }
-            Err(e) => {
-                let good = slot.as_ref().filter(|held| now < held.leaf.not_after).cloned();
-                tracing::warn!("no new certificate for the program: {e:#}");
-                good.ok_or_else(|| Refused::new(StatusCode::INTERNAL_SERVER_ERROR, format!("no certificate: {e:#}")))
-            }
-        }
+        let recent = slot.failed.as_ref().filter(|(at, _)| at.elapsed() < MIN_RETRY).map(|(_, why)| why.clone());
+        let why = match recent {
+            Some(why) => why,
+            None => match self.signer.sign().await {
+                Ok(leaf) => return Ok(slot.take_up(leaf)),
+                Err(e) => {
+                    tracing::warn!("no new certificate for the program: {e:#}");
+                    let why = format!("no certificate: {e:#}");
+                    slot.failed = Some((Instant::now(), why.clone()));
+                    why
+                }
+            },
+        };
+        let good = slot.held.as_ref().filter(|held| SystemTime::now() < held.leaf.not_after).cloned();
+        good.ok_or_else(|| Refused::new(StatusCode::INTERNAL_SERVER_ERROR, why))
+    }
+}
+
+impl Slot {
+    fn take_up(&mut self, leaf: Leaf) -> Held {
+        let seconds = leaf.not_before.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        // It grows over restarts too.
+        let index = self.held.as_ref().map_or(seconds, |held| seconds.max(held.index + 1));
+        let renewal = Renewal::received(Instant::now().into_std(), SystemTime::now(), leaf.life());
+        let held = Held { leaf: Arc::new(leaf), index, renewal };
+        (self.held, self.failed) = (Some(held.clone()), None);
+        held
+    }
+}
+
+impl Held {
+    fn due_in(&self) -> Duration {
+        self.renewal.due_in(Instant::now().into_std(), SystemTime::now())
     }
 }
 
@@ -190,32 +224,71 @@ mod tests {
         let cart = ask(&leaves, "cart", "").await.unwrap();
         assert_eq!((&cart["Service"], &cart["SerialNumber"]), (&"cart".into(), &order["SerialNumber"]));
         let refused = ask(&leaves, "pay", "").await.unwrap_err();
-        assert!(refused.status == 403 && refused.text.contains("may be: order, cart"), "{}", refused.text);
+        assert!(refused.status == 403 && refused.text.contains(r#"may be: ["order", "cart"]"#), "{}", refused.text);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_blocking_query_waits_for_the_next() {
-        let leaves = leaves(2, Duration::from_secs(29));
+        let leaves = leaves(2, Duration::ZERO);
         let first = ask(&leaves, "order", "").await.unwrap();
         let index = first["ModifyIndex"].as_u64().unwrap();
-        // The clock of certificates is the wall's, which does not move here: it waits as long as it is told.
-        let begun = tokio::time::Instant::now();
+        let begun = Instant::now();
         let same = ask(&leaves, "order", &format!("index={index}&wait=100ms")).await.unwrap();
         assert_eq!((&same, begun.elapsed().as_millis()), (&first, 100));
         let other = ask(&leaves, "order", &format!("index={}&wait=1m", index - 1)).await.unwrap();
         assert_eq!((&other, begun.elapsed().as_millis()), (&first, 100), "an older index is answered at once");
+        let next = ask(&leaves, "order", &format!("index={index}&wait=1m")).await.unwrap();
+        let waited = begun.elapsed().as_millis();
+        assert!(next["ModifyIndex"].as_u64() > Some(index) && (29_900..=30_100).contains(&waited), "{next} {waited}");
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn what_is_good_is_given_until_it_is_over() {
-        // Half of its life is over, and the next one is like it.
-        let half = leaves(2, Duration::from_secs(40));
-        let (one, two) = (ask(&half, "order", "").await.unwrap(), ask(&half, "order", "").await.unwrap());
+        let half = leaves(2, Duration::ZERO);
+        let one = ask(&half, "order", "").await.unwrap();
+        tokio::time::advance(Duration::from_secs(31)).await;
+        let two = ask(&half, "order", "").await.unwrap();
         assert!(two["ModifyIndex"].as_u64() > one["ModifyIndex"].as_u64(), "{one} {two}");
-        assert_eq!(ask(&half, "order", "").await.unwrap(), two, "nobody signs any more, but it is good");
+        tokio::time::advance(Duration::from_secs(31)).await;
+        assert_eq!(ask(&half, "order", "").await.unwrap(), two, "nothing is signed any more, but it is good");
         let over = leaves(1, Duration::from_secs(61));
         ask(&over, "order", "").await.unwrap();
+        tokio::time::advance(Duration::from_secs(31)).await;
         let refused = ask(&over, "order", "").await.unwrap_err();
         assert!(refused.status == 500 && refused.text.contains("nobody signs"), "{}", refused.text);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_that_is_ahead_has_no_more_signed_than_another() {
+        let ahead = leaves(10, Duration::from_secs(13 * 3600));
+        let one = ask(&ahead, "order", "").await.unwrap();
+        for _ in 0..20 {
+            assert_eq!(ask(&ahead, "order", "").await.unwrap(), one);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refused_signature_is_not_asked_for_at_once_again() {
+        struct Refusing(AtomicU64);
+        impl Signer for Refusing {
+            fn sign(&self) -> BoxFuture<'_, anyhow::Result<Leaf>> {
+                self.0.fetch_add(1, Ordering::Relaxed);
+                Box::pin(async { Err(anyhow::anyhow!("too often")) })
+            }
+
+            fn services(&self) -> Vec<String> {
+                vec!["order".into()]
+            }
+        }
+        let signer = Arc::new(Refusing(AtomicU64::new(0)));
+        let leaves = Leaves::new(signer.clone());
+        for _ in 0..20 {
+            let refused = ask(&leaves, "order", "").await.unwrap_err();
+            assert!(refused.text.contains("too often"), "{}", refused.text);
+        }
+        assert_eq!(signer.0.load(Ordering::Relaxed), 1);
+        tokio::time::advance(MIN_RETRY).await;
+        ask(&leaves, "order", "").await.unwrap_err();
+        assert_eq!(signer.0.load(Ordering::Relaxed), 2);
     }
 }

@@ -13,6 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use http::{HeaderName, HeaderValue, Method, Response, StatusCode, request};
+use rand::RngExt;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tonic::Status;
@@ -29,7 +30,8 @@ const BLOCKING: usize = 128;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Longest wait for an answer where an earlier one is known.
 const HEDGE: Duration = Duration::from_millis(500);
-/// Pause between tries of a blocking query while the control plane is away.
+/// Pause between tries of a blocking query while the control plane is away: from this to twice as long, so that those that wait do not
+/// come at once.
 const RETRY: Duration = Duration::from_secs(1);
 /// Headers of a request that are passed on.
 const HEADERS: [&str; 3] = ["x-consul-token", "authorization", "accept"];
@@ -128,7 +130,8 @@ impl Forwarder {
                 return Ok(found);
             }
             // The client has what we remember: it waits for news as if nothing were amiss.
-            tokio::time::sleep(RETRY).await;
+            let pause = RETRY.mul_f64(rand::rng().random_range(1.0..=2.0));
+            tokio::time::sleep_until(end.min(Instant::now() + pause)).await;
         }
     }
 
@@ -394,7 +397,10 @@ mod tests {
         };
         let (answered, ()) = tokio::join!(forwarder.get("/v1/catalog/services?index=7&wait=30s"), back);
         assert_eq!((age(answered), start.elapsed()), (None, Duration::from_secs(30)));
-        assert_eq!(fake.asked.lock().unwrap().last().unwrap().query, "index=7&wait=19000ms");
+        // One to two seconds lie between its tries.
+        let last = fake.asked.lock().unwrap().last().unwrap().query.clone();
+        let left = last.strip_prefix("index=7&wait=").and_then(|left| left.strip_suffix("ms")).unwrap();
+        assert!((17_500..=19_500).contains(&left.parse::<u64>().unwrap()), "{last}");
     }
 
     #[tokio::test(start_paused = true)]
