@@ -2,9 +2,14 @@
 //! certificate is enough to speak to the control plane, so that none may cost it its memory. `docs/security.md` has the table.
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
 
+use tokio::time::Instant;
 use weft_agent::eureka::MAX_DOCUMENT;
 use weft_proto::v1;
+
+use crate::rates::Rates;
 
 /// Bytes of a name: of a node, a workload, a locality, a version, a service id.
 pub const NAME: usize = 253;
@@ -34,6 +39,9 @@ pub const STREAMS: usize = 20_000;
 pub const ASKED_BY_IDENTITY: usize = 64 << 20;
 /// Nodes of one identity.
 pub const NODES: usize = 20_000;
+/// Requests of one identity, on all of its streams of one protocol: so many at once, and then one each such interval. Those above are
+/// read later, which holds their sender up and is no refusal.
+pub const REQUESTS: (u32, Duration) = (50_000, Duration::from_micros(100));
 /// Bytes of all that one identity has registered: nodes, instances and checks, as the store holds them.
 pub const REGISTERED: usize = 32 << 20;
 
@@ -144,6 +152,24 @@ pub fn instance(instance: &v1::Instance) -> Result<(), Exceeded> {
     instance.checks.iter().try_for_each(check)
 }
 
+/// How fast identities may ask, see [`REQUESTS`].
+pub struct Pace(Rates<Arc<str>>);
+
+impl Default for Pace {
+    fn default() -> Pace {
+        Pace(Rates::new(REQUESTS.0, REQUESTS.1))
+    }
+}
+
+impl Pace {
+    /// Waits until a request of an identity may be read.
+    pub async fn keep(&self, identity: &Arc<str>) {
+        while let Err(wait) = self.0.take(identity.clone(), Instant::now()) {
+            tokio::time::sleep(wait).await;
+        }
+    }
+}
+
 /// What identities hold of something, in bytes and in number.
 #[derive(Debug, Default)]
 pub struct Accounts(HashMap<String, Account>);
@@ -213,6 +239,23 @@ mod tests {
             instance(&v1::Instance { checks, ..Default::default() }),
             Err(Exceeded("65 checks, 64 at most".into()))
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_identity_that_asks_without_end_is_held_up_and_others_are_not() {
+        let (pace, start) = (Pace::default(), Instant::now());
+        let (one, other): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
+        for _ in 0..REQUESTS.0 {
+            pace.keep(&one).await;
+        }
+        assert_eq!(start.elapsed(), Duration::ZERO);
+        for _ in 0..10_000 {
+            pace.keep(&one).await;
+        }
+        let held_up = start.elapsed();
+        assert!(held_up >= Duration::from_millis(900), "{held_up:?}");
+        pace.keep(&other).await;
+        assert_eq!(start.elapsed(), held_up);
     }
 
     #[test]

@@ -32,7 +32,7 @@ use weft_proto::envoy::aggregated_discovery_service_server::AggregatedDiscoveryS
 use weft_proto::envoy::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use weft_proto::v1;
 
-use crate::bounds::{self, Accounts};
+use crate::bounds::{self, Accounts, Pace};
 use crate::mesh::Mesh;
 use crate::peer::Peer;
 use crate::translate;
@@ -82,6 +82,7 @@ pub struct Discovery {
     names: Names,
     /// Streams of each identity, and the bytes of the names that they ask for.
     asked: Mutex<Accounts>,
+    pace: Pace,
 }
 
 impl Discovery {
@@ -97,6 +98,7 @@ impl Discovery {
             next: AtomicU64::new(0),
             names: Names::default(),
             asked: Mutex::default(),
+            pace: Pace::default(),
         })
     }
 

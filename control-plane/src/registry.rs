@@ -19,7 +19,7 @@ use weft_proto::v1::registry_request::Kind;
 use weft_proto::v1::registry_server::Registry;
 use weft_proto::v1::{self, RegistryReply, RegistryRequest};
 
-use crate::bounds::{self, Exceeded};
+use crate::bounds::{self, Exceeded, Pace};
 use crate::discovery::Discovery;
 use crate::grants::{Grants, Names};
 use crate::mesh::{Mesh, Node, Refusal};
@@ -39,6 +39,8 @@ pub struct RegistryService {
     pub discovery: Arc<Discovery>,
     /// Services that certificates grant.
     pub grants: Arc<Grants>,
+    /// How fast an identity may ask.
+    pub pace: Arc<Pace>,
 }
 
 #[tonic::async_trait]
@@ -60,6 +62,7 @@ impl Registry for RegistryService {
             discovery: self.discovery.clone(),
             grants: self.grants.clone(),
             granted: None,
+            pace: self.pace.clone(),
             peer,
             certified,
             open: None,
@@ -94,6 +97,7 @@ struct Session {
     grants: Arc<Grants>,
     /// Services that the certificate grants, once one was registered.
     granted: Option<Names>,
+    pace: Arc<Pace>,
     peer: Peer,
     certified: Arc<Certified>,
     /// Node name and session number, after hello.
@@ -110,6 +114,7 @@ impl Session {
         let left = self.certified.not_after.duration_since(SystemTime::now()).unwrap_or_default();
         let expiry = tokio::time::sleep(left);
         tokio::pin!(expiry);
+        let identity: Arc<str> = self.certified.id.to_string().into();
         let mut waiting = VecDeque::new();
         let mut cut_off = self.mesh.cut_off();
         loop {
@@ -129,6 +134,7 @@ impl Session {
             };
             let Some(Ok(request)) = request else { break };
             let id = request.id;
+            self.pace.keep(&identity).await;
             let handled = self.handle_attentively(request, &mut waiting, &mut requests).await;
             if matches!(handled, Err(Refusal::Exceeded(_))) {
                 self.mesh.out_of_bounds.fetch_add(1, Ordering::Relaxed);

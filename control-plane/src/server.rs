@@ -178,7 +178,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
         .http2_keepalive_interval(Some(Duration::from_secs(5)))
         .http2_keepalive_timeout(Some(Duration::from_secs(5)))
         .add_service(AggregatedDiscoveryServiceServer::new(DiscoveryService(discovery.clone())))
-        .add_service(RegistryServer::new(RegistryService { mesh, discovery, grants }))
+        .add_service(RegistryServer::new(RegistryService { mesh, discovery, grants, pace: Arc::default() }))
         .add_service(CatalogServer::new(catalog))
         .add_service(DnsServer::new(DnsService(dns)))
         .add_service(IdentityServer::new(identity))

@@ -103,13 +103,17 @@ impl Session {
         };
         self.discovery.lock().open(self.id, stream);
         let left = self.certified.not_after.duration_since(SystemTime::now()).unwrap_or_default();
+        let identity: Arc<str> = self.certified.id.to_string().into();
         let expiry = tokio::time::sleep(left);
         tokio::pin!(expiry);
         let result = loop {
             // Boxed: what handles one takes room only while it does.
             let step = tokio::select! {
                 request = requests.next() => match request {
-                    Some(Ok(request)) => Box::pin(self.request(request)).await,
+                    Some(Ok(request)) => {
+                        self.discovery.pace.keep(&identity).await;
+                        Box::pin(self.request(request)).await
+                    }
                     _ => break Ok(()),
                 },
                 changed = inbox.changed() => Box::pin(self.changed(&changed)).await,
