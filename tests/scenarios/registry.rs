@@ -45,6 +45,9 @@ fn largest() -> Result<()> {
     ] {
         ensure!(refused[what].as_str().is_some_and(|said| said.contains(why)), "{what}: {:#}", refused);
     }
+    let metrics = mesh.center.curl(&["-f", "http://127.0.0.1:8501/metrics"])?;
+    let counted = metrics.lines().find_map(|line| line.strip_prefix("weft_out_of_bounds_total "));
+    ensure!(counted.is_some_and(|count| count.parse().is_ok_and(|count: u64| count > 2000)), "{metrics}");
     let after = resident()?;
     println!("the control plane had {before} MB, and has {after} MB");
     ensure!(after < before + 450, "memory went from {before} to {after} MB");
