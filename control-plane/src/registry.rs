@@ -318,7 +318,7 @@ fn joins(instance: &v1::Instance) -> Result<(), String> {
     Ok(())
 }
 
-/// Whether an instance is of the form that the registry takes, whoever registers it.
+/// Whether an instance has the form that the registry takes, from every registrant.
 ///
 /// # Errors
 /// Says what is wrong with it.

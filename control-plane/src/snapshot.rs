@@ -71,8 +71,8 @@ pub struct Restored {
     pub secrets: bool,
 }
 
-/// Makes the store what `records` say: what is not among them is removed, but for what is bound to a lease. At once where
-/// the store takes it so.
+/// Replaces the content of the store by `records`; other records are removed, except those bound to a lease. It is one transaction
+/// where the store takes one of that size.
 ///
 /// # Errors
 /// When the store refuses; how far it came.

@@ -113,8 +113,8 @@ fn of_totals(
     let without = count(totals.services_without_healthy, "without a healthy instance");
     writeln!(out, "{} services, {without}", totals.services)?;
     let others = totals.instances.saturating_sub(totals.healthy);
-    writeln!(out, "{} instances, {} healthy, {}", totals.instances, totals.healthy, count(others, "others"))?;
-    let refusing = count(totals.refusing, "refuse something");
+    writeln!(out, "{} instances, {} healthy, {}", totals.instances, totals.healthy, count(others, "not healthy"))?;
+    let refusing = count(totals.refusing, "refusing an update");
     writeln!(out, "{} sidecars, {} not yet up to date, {refusing}", totals.sidecars, totals.behind)?;
     writeln!(out, "world version {version}")?;
     if services + sidecars > 0 {
@@ -344,8 +344,8 @@ mod tests {
         let text = anstream::adapter::strip_str(&String::from_utf8(out).unwrap()).to_string();
         let end = "\
 10000 services, 1 without a healthy instance
-20000 instances, 19999 healthy, 1 others
-10000 sidecars, 3 not yet up to date, 1 refuse something
+20000 instances, 19999 healthy, 1 not healthy
+10000 sidecars, 3 not yet up to date, 1 refusing an update
 world version 7
 Above: 1 services and 1 sidecars that have a problem.
 All of it: -o wide or -o json, with --service, --sidecar, --limit and --offset.

@@ -1,21 +1,21 @@
-//! One sidecar's stream: what it asks for, what it was sent, and what changes of that.
+//! One sidecar's stream: what it asks for, and what changes of that.
+
+mod send;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use prost::Message;
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
 use tonic::{Status, Streaming};
-use weft_proto::codec;
-use weft_proto::envoy::{Any, DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Resource};
+use weft_proto::envoy::{DeltaDiscoveryRequest, Node};
 use weft_proto::{ENDPOINTS_TYPE, INBOUND_TYPE, SERVICE_TYPE};
 
 use super::names::{Name, first_label};
 use super::streams::Stream;
 use super::subscription::Subscription;
-use super::{Discovery, Encoded, Reply, Version, short};
+use super::{Discovery, Reply, Version, short};
 use crate::bounds;
 use crate::peer::Certified;
 use crate::translate;
@@ -23,14 +23,8 @@ use crate::world::{Changed, Instance, Scope, World};
 
 /// Why a stream ends that could go on elsewhere.
 pub(super) const CUT_OFF: &str = "this control plane has lost its store, and what it knows grows old";
-/// Bytes of a response, so that the buffers that each stream keeps stay small: with its frame no more than [`codec::BUFFER`]. One that
-/// says more than [`MOST_PARTS`] times that is in so many parts.
-const RESPONSE: usize = codec::BUFFER - 512;
-const MOST_PARTS: usize = 16;
 /// Bytes of a refusal's reason that are kept.
 const MAX_REASON: usize = 1024;
-/// Responses that a sidecar may leave without an answer.
-const MAX_UNACKNOWLEDGED: usize = 10_000;
 /// The name under which a sidecar asks for its own inbound policy.
 const SELF: &str = "self";
 
@@ -379,128 +373,6 @@ impl Session {
             router.unwatch(self.id, host);
             router.unwatch_name(self.id, host);
         }
-    }
-
-    /// Sends the hosts whose current version the client does not have, or whose names are new to it.
-    async fn send(
-        &mut self,
-        kind: &'static str,
-        hosts: BTreeMap<Name, Vec<Name>>,
-        mut removed: Vec<Name>,
-    ) -> Result<(), Status> {
-        let mut resources = Vec::new();
-        let mut versions = Vec::new();
-        for (host, aliases) in hosts {
-            let Some(encoded) = self.discovery.encoded(kind, &self.scope, &host) else {
-                removed.extend(aliases);
-                removed.push(host);
-                continue;
-            };
-            let subscription = self.subscription(kind);
-            let known = subscription.sent.get(&host) == Some(&encoded.version);
-            // A name that the client asked for is answered even when it has the resource under another; unless it said
-            // at the stream's beginning that it knows this name with this version.
-            if known && aliases.iter().all(|a| *a == host || subscription.sent.get(a) == Some(&encoded.version)) {
-                self.discovery.lock().known(self.id, kind, &host, encoded.version);
-                continue;
-            }
-            subscription.sent.insert(host.clone(), encoded.version);
-            resources.push(Resource {
-                version: version_text(encoded.version),
-                name: host.to_string(),
-                aliases: aliases.iter().map(|alias| alias.to_string()).collect(),
-                resource: Some(Any { type_url: kind.to_owned(), value: encoded.bytes }),
-            });
-            versions.push((host, encoded.version, encoded.made_at));
-        }
-        if resources.is_empty() && removed.is_empty() {
-            return Ok(());
-        }
-        removed.sort();
-        removed.dedup();
-        for name in &removed {
-            self.subscription(kind).sent.remove(name);
-        }
-        self.discovery.lock().dropped(self.id, kind, &removed);
-        self.deliver(kind, resources, versions, removed).await
-    }
-
-    async fn send_inbound(&mut self) -> Result<(), Status> {
-        let own = |world: &World| self.instances(world).flat_map(|own| world.concerning(own)).collect::<BTreeSet<_>>();
-        let own = self.discovery.mesh.read(own);
-        // Before it is looked up: what changes from here on is heard of.
-        let own = own.iter().map(|host| self.discovery.names.of(host)).collect();
-        self.set_own(own);
-        let encoded = self.discovery.mesh.read(|world| {
-            let keys: Vec<_> = self.instances(world).map(|i| i.key()).collect();
-            let inbound = translate::inbound(world, self.certified.id.namespace(), &self.labels(world), &keys);
-            Encoded::new(&inbound, world.version())
-        });
-        if self.inbound == Some(encoded.version) {
-            return Ok(());
-        }
-        self.inbound = Some(encoded.version);
-        let resource = Resource {
-            version: version_text(encoded.version),
-            name: SELF.to_owned(),
-            aliases: Vec::new(),
-            resource: Some(Any { type_url: INBOUND_TYPE.to_owned(), value: encoded.bytes }),
-        };
-        self.deliver(
-            INBOUND_TYPE,
-            vec![resource],
-            vec![(self.discovery.names.of(SELF), encoded.version, encoded.made_at)],
-            Vec::new(),
-        )
-        .await
-    }
-
-    /// Sends resources in as many responses as they need.
-    async fn deliver(
-        &mut self,
-        kind: &'static str,
-        resources: Vec<Resource>,
-        versions: Vec<(Name, Version, u64)>,
-        removed: Vec<Name>,
-    ) -> Result<(), Status> {
-        let most = RESPONSE.max(resources.iter().map(Message::encoded_len).sum::<usize>() / MOST_PARTS);
-        let mut part = (Vec::new(), Vec::new());
-        let mut bytes = 0;
-        for (resource, version) in resources.into_iter().zip(versions) {
-            let more = resource.encoded_len();
-            if bytes + more > most && bytes > 0 {
-                self.respond(kind, std::mem::take(&mut part), Vec::new()).await?;
-                bytes = 0;
-            }
-            bytes += more;
-            part.0.push(resource);
-            part.1.push(version);
-        }
-        self.respond(kind, part, removed).await
-    }
-
-    async fn respond(
-        &mut self,
-        kind: &'static str,
-        (resources, versions): (Vec<Resource>, Vec<(Name, Version, u64)>),
-        removed: Vec<Name>,
-    ) -> Result<(), Status> {
-        if self.in_flight.len() >= MAX_UNACKNOWLEDGED {
-            return Err(Status::resource_exhausted(format!(
-                "{MAX_UNACKNOWLEDGED} responses were neither acknowledged nor refused"
-            )));
-        }
-        self.nonce += 1;
-        self.discovery.lock().sent(self.id, kind, versions.iter().map(|(host, version, _)| (host, *version)));
-        self.in_flight.insert(self.nonce, (kind, versions));
-        let response = DeltaDiscoveryResponse {
-            system_version_info: self.discovery.mesh.read(World::version).to_string(),
-            resources,
-            type_url: kind.to_owned(),
-            nonce: self.nonce.to_string(),
-            removed_resources: removed.iter().map(|name| name.to_string()).collect(),
-        };
-        self.replies.send(Box::new(Ok(response))).await.map_err(|_| Status::cancelled("the client has gone"))
     }
 
     fn subscription(&mut self, kind: &'static str) -> &mut Subscription {

@@ -45,7 +45,7 @@ impl Subscription {
         Some(host)
     }
 
-    /// Forgets versions of what is not asked for.
+    /// Forgets the versions of resources to which the stream does not subscribe.
     pub(super) fn forget_versions(&mut self) {
         let (names, hosts) = (&self.names, &self.hosts);
         self.sent.retain(|name, _| names.contains_key(name) || hosts.contains_key(name));

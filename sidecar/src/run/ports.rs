@@ -101,7 +101,8 @@ pub(super) fn start_workers(
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let mut accepting = Vec::new();
         for Listener { socket, role, kept } in &listeners {
-            // Until it is nobody's turn to accept there; a phase that no listener of ours has to heed never comes.
+            // The last phase in which the listener accepts. One that the supervisor keeps stops then, so that new connections wait
+            // for the next process; the others accept until the end.
             let last = if *role == Role::Inbound { Accepting::All } else { Accepting::Outbound };
             accepting.push((socket.try_clone()?, *role, kept.then_some(last).unwrap_or(Accepting::Nothing)));
         }
