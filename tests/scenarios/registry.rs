@@ -111,6 +111,9 @@ fn many() -> Result<()> {
         Ok(())
     };
     all(&front)?;
+    let summary = mesh.weftctl(&["status"])?;
+    ensure!(summary.contains("50 services, ") && summary.contains("All of it: -o wide"), "{summary:.2000}");
+    ensure!(summary.lines().count() <= 40, "it does not fit a screen: {} lines", summary.lines().count());
     // Those who registered are gone, all at once: that is our fault, not theirs, and nothing is removed.
     wait_for("the leases to end", Duration::from_secs(20), || {
         let log = mesh.control_plane.as_ref().context("it runs")?.output();

@@ -14,7 +14,9 @@ use crate::world::{Member, RemoteHost, World};
 /// Lines that fit a screen: a mesh that needs no more is shown whole.
 const SCREEN: usize = 40;
 /// Services, and sidecars, that a summary shows.
-const SUMMARY: usize = 10;
+const SUMMARY: usize = 5;
+/// Instances of each of them.
+const INSTANCES: usize = 2;
 
 impl AdminService {
     pub(super) fn status_of(&self, asked: &v1::StatusRequest) -> v1::StatusReply {
@@ -45,6 +47,13 @@ impl AdminService {
                 |i: &v1::InstanceStatus| i.ejected_by > 0 || !matches!(i.health.as_str(), "healthy" | "draining");
             services.retain(|service| !has_healthy(service) || service.instances.iter().any(is_odd));
             services.sort_by_key(has_healthy);
+            services.truncate(limit.saturating_add(offset));
+            for service in &mut services {
+                let all = service.instances.len();
+                service.instances.retain(is_odd);
+                service.instances.truncate(INSTANCES);
+                service.more = number(all - service.instances.len());
+            }
         }
         let mut sidecars =
             self.discovery.status(fits, |node| totals.summary.then(|| odd.contains(node)), offset, limit);

@@ -142,6 +142,9 @@ fn of_service(service: &v1::ServiceStatus, out: &mut impl Write) -> Result<()> {
         let (labels, id, node) = (&i.labels, &i.service_id, &i.node);
         writeln!(out, "  {:<21} {health} {labels}  {identity}  {id} on {node}{ejected}", i.address)?;
     }
+    if service.more > 0 {
+        writeln!(out, "  and {} more instances", service.more)?;
+    }
     for r in &service.remotes {
         let (name, share) = (&r.datacenter, r.share);
         writeln!(out, "  in {name}: {} of {} healthy, {share} % of the requests go there", r.healthy, r.total)?;
