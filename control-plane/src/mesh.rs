@@ -148,6 +148,8 @@ struct State {
     /// The node of each address and port of a connected sidecar's instances, as [`Held::ports`] has them.
     ports: HashMap<(IpAddr, u16), String>,
     next_session: u64,
+    /// Nodes with instances whose leases had ended at the last look: those that have at the next one too are dead.
+    lapsed: BTreeSet<String>,
     /// When nodes whose lease had ended were removed.
     removed: VecDeque<Instant>,
     pairs: pairs::Pairs,
@@ -209,6 +211,7 @@ impl Mesh {
                 sessions: HashMap::new(),
                 ports: HashMap::new(),
                 next_session: 1,
+                lapsed: BTreeSet::new(),
                 removed: VecDeque::new(),
                 pairs: pairs::Pairs::new(watch.revision),
                 locks: locks::Sessions::new(watch.revision),
@@ -377,9 +380,11 @@ pub fn unix_now() -> u64 {
 
 #[cfg(test)]
 impl Mesh {
-    /// One look after leases that have ended.
-    pub(crate) async fn reap_once_for_tests(self: Arc<Self>) {
-        self.reap_once(Instant::now()).await.unwrap();
+    /// Two looks after leases that have ended: a node is removed at the second.
+    pub(crate) async fn reap_for_tests(&self) {
+        for _ in 0..2 {
+            self.reap_once(Instant::now()).await.unwrap();
+        }
     }
 }
 

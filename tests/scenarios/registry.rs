@@ -121,6 +121,8 @@ fn many() -> Result<()> {
         Ok(())
     })?;
     all(&front)?;
+    let summary = mesh.weftctl(&["status"])?;
+    ensure!(summary.contains("50000 instances"), "{summary:.2000}");
     mesh.control_plane.take().context("it runs")?.signal("KILL")?;
     let start = Instant::now();
     mesh.start_control_plane()?;

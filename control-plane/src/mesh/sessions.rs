@@ -21,7 +21,8 @@ use super::{Held, Mesh, Node, RETRY, Refusal, State};
 use crate::store::{self, Condition, MAX_OPS, Op, Table};
 use crate::world::Changed;
 
-/// A larger share of leases lapsing within one lease period is our fault, not theirs: none is removed.
+/// If more than this share of leases lapses within one lease period, the control plane or the network is at fault: none is
+/// removed.
 const SELF_PRESERVATION: f64 = 0.15;
 /// Tries of a transaction that others come before.
 const TRIES: usize = 10;
@@ -247,18 +248,17 @@ impl Mesh {
         for (name, _) in left {
             self.remove_dead(&name, now).await?;
         }
-        let lapsed: Vec<String> = lapsed.into_iter().map(|(name, _)| name).collect();
-        if lapsed.is_empty() {
-            return Ok(());
-        }
+        let lapsed: BTreeSet<String> = lapsed.into_iter().map(|(name, _)| name).collect();
+        // Leases that lapse from one cause end over some time: a look in the midst of it sees only the first of them.
+        let before = std::mem::replace(&mut self.lock().lapsed, lapsed.clone());
         // One alone is a death, whatever share of a small mesh it is.
         let dying = lapsed.len() + recent;
         if dying > 1 && dying as f64 > (total + recent) as f64 * SELF_PRESERVATION {
             self.mark_unknown(&lapsed);
             return Ok(());
         }
-        for name in lapsed {
-            self.remove_dead(&name, now).await?;
+        for name in lapsed.intersection(&before) {
+            self.remove_dead(name, now).await?;
         }
         Ok(())
     }
@@ -302,7 +302,7 @@ impl Mesh {
         Ok(())
     }
 
-    fn mark_unknown(&self, nodes: &[String]) {
+    fn mark_unknown(&self, nodes: &BTreeSet<String>) {
         let mut state = self.lock();
         let mut all = Changed::default();
         let mut marked = 0;

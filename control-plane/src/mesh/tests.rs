@@ -100,16 +100,16 @@ async fn one_lease_that_ends_removes_and_many_do_not() {
     let mesh = open(store(dir.path()).await).await;
     let sessions = sessions(&mesh, 3).await;
     expire(&mesh, &["n1"]);
-    mesh.reap_once(Instant::now()).await.unwrap();
+    mesh.reap_for_tests().await;
     assert_eq!(health(&mesh, "n1"), None);
     assert!(mesh.read_nodes(|nodes| !nodes.contains_key("n1")));
     // The one just removed counts with those that go in the same lease period.
     expire(&mesh, &["n2"]);
-    mesh.reap_once(Instant::now()).await.unwrap();
+    mesh.reap_for_tests().await;
     assert_eq!(health(&mesh, "n2"), Some(v1::Health::Unknown));
     mesh.lock().removed.clear();
     expire(&mesh, &["n2", "n3"]);
-    mesh.reap_once(Instant::now()).await.unwrap();
+    mesh.reap_for_tests().await;
     assert_eq!(health(&mesh, "n2"), Some(v1::Health::Unknown));
     assert_eq!(health(&mesh, "n3"), Some(v1::Health::Unknown));
     // A sign of life makes one known again: as healthy as the checks of its node say.
@@ -119,6 +119,21 @@ async fn one_lease_that_ends_removes_and_many_do_not() {
     assert_eq!(health(&mesh, "n2"), Some(v1::Health::Healthy));
     assert_eq!(health(&mesh, "n3"), Some(v1::Health::Unhealthy));
     assert!(!mesh.renew("n3", sessions[2] + 1).await);
+}
+
+#[tokio::test]
+async fn leases_that_end_one_after_another_from_one_cause_remove_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let mesh = open(store(dir.path()).await).await;
+    sessions(&mesh, 3).await;
+    expire(&mesh, &["n1"]);
+    mesh.reap_once(Instant::now()).await.unwrap();
+    assert_eq!(health(&mesh, "n1"), Some(v1::Health::Healthy), "others may follow");
+    expire(&mesh, &["n2", "n3"]);
+    mesh.reap_for_tests().await;
+    for name in ["n1", "n2", "n3"] {
+        assert_eq!(health(&mesh, name), Some(v1::Health::Unknown), "{name}");
+    }
 }
 
 /// A hello changes nothing before it has passed every check.
@@ -141,7 +156,7 @@ async fn a_node_name_belongs_to_its_identity_and_namespace() {
     assert_eq!(health(&mesh, "n1"), Some(v1::Health::Healthy));
     // Nor is it free while its lease may have ended by a fault of the control plane.
     expire(&mesh, &["n1", "n2"]);
-    mesh.reap_once(Instant::now()).await.unwrap();
+    mesh.reap_for_tests().await;
     taken().await;
     assert_eq!(health(&mesh, "n1"), Some(v1::Health::Unknown));
     // Once it is dead another may have the name, and nothing of the first is left.
@@ -180,7 +195,7 @@ async fn those_that_leave_in_order_are_no_alarm() {
         mesh.deregister(name, *session, "").await.unwrap();
     }
     expire(&mesh, &["n1", "n2", "n3"]);
-    mesh.reap_once(Instant::now()).await.unwrap();
+    mesh.reap_for_tests().await;
     assert_eq!((health(&mesh, "n3"), health(&mesh, "n4")), (None, Some(v1::Health::Healthy)));
     assert_eq!(mesh.read_nodes(|nodes| nodes.len()), 1);
 }
@@ -259,7 +274,7 @@ async fn one_whose_node_was_removed_elsewhere_is_told() {
     store.txn(vec![], vec![Op::delete(Table::Alive, "n1")]).await.unwrap();
     let mut seen = two.seen.subscribe();
     seen.wait_for(|_| two.read_nodes(|nodes| nodes.get("n1").is_some_and(|n| n.alive.is_none()))).await.unwrap();
-    two.reap_once(Instant::now()).await.unwrap();
+    two.reap_for_tests().await;
     let mut seen = one.seen.subscribe();
     seen.wait_for(|_| health(&one, "n1").is_none()).await.unwrap();
     assert!(!one.renew("n1", session).await);
@@ -326,9 +341,7 @@ async fn who_joins_by_a_group_lives_as_an_instance_does() {
     assert!(found(&mesh).is_none());
     mesh.register("n1", again, member).await.unwrap();
     expire(&mesh, &["n1"]);
-    for _ in 0..2 {
-        mesh.reap_once(Instant::now()).await.unwrap();
-    }
+    mesh.reap_for_tests().await;
     assert!(found(&mesh).is_none(), "its lease has ended");
 }
 

@@ -224,7 +224,7 @@ mod tests {
         let cart = ask(&leaves, "cart", "").await.unwrap();
         assert_eq!((&cart["Service"], &cart["SerialNumber"]), (&"cart".into(), &order["SerialNumber"]));
         let refused = ask(&leaves, "pay", "").await.unwrap_err();
-        assert!(refused.status == 403 && refused.text.contains(r#"may be: ["order", "cart"]"#), "{}", refused.text);
+        assert!(refused.status == 403 && refused.text.contains("may be: order, cart"), "{}", refused.text);
     }
 
     #[tokio::test(start_paused = true)]

@@ -44,8 +44,8 @@ pub fn shown<S: AsRef<str>>(services: &[S]) -> String {
     const FIRST: usize = 8;
     let first: Vec<&str> = services.iter().take(FIRST).map(AsRef::as_ref).collect();
     match services.len().saturating_sub(FIRST) {
-        0 => format!("{first:?}"),
-        more => format!("{first:?} and {more} more"),
+        0 => first.join(", "),
+        more => format!("{} and {more} more", first.join(", ")),
     }
 }
 
@@ -62,9 +62,9 @@ mod tests {
         assert_ne!(name(&list(&["ab"])), name(&other));
         assert!(is_name(&name(&one)) && !is_name("grant"));
         assert!(are_same(&one, &[name(&same)]) && are_same(&one, &same) && !are_same(&one, &[name(&other)]));
-        assert_eq!(shown(&other), r#"["a", "b"]"#);
+        assert_eq!(shown(&other), "a, b");
         let nine: Vec<String> = (0..9).map(|n| n.to_string()).collect();
-        assert!(shown(&nine).ends_with(r#""7"] and 1 more"#), "{}", shown(&nine));
+        assert!(shown(&nine).ends_with("7 and 1 more"), "{}", shown(&nine));
         // As a DNS name in a certificate it is in bounds.
         assert!(name(&one).len() <= 63);
     }

@@ -72,7 +72,7 @@ async fn what_is_written_is_in_the_catalog_and_in_the_mesh() {
     assert_eq!(endpoint().health(), v1::Health::Unhealthy, "a check of the node counts for all on it");
     assert_eq!(write("deregister", r#"{"Node":"db1","CheckID":"ping"}"#).await, done);
     // Its lease is no concern of anybody's.
-    fixture.consul.mesh.clone().reap_once_for_tests().await;
+    fixture.consul.mesh.reap_for_tests().await;
     assert_eq!(fixture.column("/v1/catalog/nodes", "/Node").await, ["db1", "n1", "n2", "n3"]);
     assert_eq!(write("deregister", r#"{"Node":"db1","ServiceID":"db-1"}"#).await, done);
     assert_eq!(fixture.get("/v1/catalog/service/db").await, serde_json::json!([]));
@@ -166,7 +166,7 @@ async fn what_is_written_survives_a_restart() {
         if before.is_none() {
             assert_eq!(put(&fixture, "register", &by_token(&["db"]), DB).await.0, 200);
         }
-        fixture.consul.mesh.clone().reap_once_for_tests().await;
+        fixture.consul.mesh.reap_for_tests().await;
         let found = fixture.get("/v1/health/service/db").await;
         assert_eq!(found.as_array().unwrap().len(), 1);
         assert_eq!(*before.get_or_insert_with(|| found.clone()), found);
