@@ -1,8 +1,8 @@
-//! The table of all fields in the README, and the test that each of them has.
+//! `docs/fields.md`, and the test of each field.
 //!
-//! Both follow from the decoders' shapes: the table is written by `make fields`, and `tests/fields.txt` says of each field in
-//! which file a test shows what it does. A field without a line there, a line without a field, a file that does not mention
-//! the field and a table that is out of date fail the build.
+//! Both follow from the decoders' shapes: the page is written by `make fields`, and `tests/fields.txt` names for each field the
+//! file with its test. A field without a line there, a line without a field, a file that does not mention the field and a page
+//! that is out of date fail the build.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -10,19 +10,23 @@ use std::fmt::Write;
 use anyhow::{Context, Result, bail, ensure};
 use weft_control_plane::policy::{Row, field_table, refused_kinds};
 
-const BEGIN: &str = "<!-- fields: written by `make fields` -->\n";
-const END: &str = "<!-- end of fields -->\n";
-/// Places of an object that are told; it has more where it stands in each of many others.
+/// The page, below the repository.
+pub const PAGE: &str = "docs/fields.md";
+const HEADER: &str = "\
+# Policy fields
+
+<!-- Written by `make fields`. Do not edit. -->
+
+For authors of policies: every kind and field that Weft reads. A refused field is an error that names it, never ignored. A field or kind that
+neither Istio nor Weft knows is an error with the nearest known name. An object that occurs in several places is listed once, under
+the first. What the fields do beyond Istio's reference is in [traffic-policy.md](traffic-policy.md).
+";
+/// Places that are listed for an object; more are counted.
 const PLACES: usize = 3;
 
-/// `readme` with the table of today.
-///
-/// # Errors
-/// When it has no place for it.
-pub fn with_table(readme: &str) -> Result<String> {
-    let (before, rest) = readme.split_once(BEGIN).context("the README has no line that begins the table")?;
-    let (_, after) = rest.split_once(END).context("the README has no line that ends the table")?;
-    Ok([before, BEGIN, &table(), END, after].concat())
+/// The text of the page.
+pub fn page() -> String {
+    [HEADER, &table()].concat()
 }
 
 fn table() -> String {
@@ -31,12 +35,12 @@ fn table() -> String {
     for row in field_table() {
         if row.kind != kind {
             kind = row.kind;
-            let _ = write!(text, "\n| {kind} | |\n|---|---|\n");
+            let _ = write!(text, "\n## {kind}\n\n| Object | Fields |\n|---|---|\n");
         }
         let _ = writeln!(text, "| {} | {} |", places(&row), fields(&row));
     }
     let refused: Vec<String> = refused_kinds().map(|kind| format!("`{kind}`")).collect();
-    let _ = writeln!(text, "\nKinds of Istio that are refused so far: {}.", refused.join(", "));
+    let _ = writeln!(text, "\n## Refused kinds\n\nKinds of Istio that are not supported yet: {}.", refused.join(", "));
     text
 }
 
@@ -64,7 +68,7 @@ fn fields(row: &Row) -> String {
         parts.push(format!("refused: {} ({why})", quoted(&names)));
     }
     if !row.skipped.is_empty() {
-        parts.push(format!("left out with a warning: {}", quoted(&row.skipped)));
+        parts.push(format!("skipped with a warning: {}", quoted(&row.skipped)));
     }
     parts.join("; ")
 }
@@ -140,9 +144,8 @@ mod tests {
     }
 
     #[test]
-    fn the_readme_has_the_table_of_today() {
-        let readme = at("README.md").unwrap();
-        assert!(with_table(&readme).unwrap() == readme, "the table of fields is out of date: run `make fields`");
+    fn the_page_of_fields_is_up_to_date() {
+        assert!(at(PAGE).unwrap() == page(), "{PAGE} is out of date: run `make fields`");
     }
 
     #[test]

@@ -1,0 +1,96 @@
+//! The commands of `docs/getting-started.md`, run as they are written.
+
+use std::io::Write;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use weft_tests::docs::page;
+use weft_tests::{Mesh, binary, wait_for};
+
+use crate::Scenario;
+
+pub(crate) fn all() -> Vec<Scenario> {
+    vec![("getting_started_works_as_written", getting_started)]
+}
+
+const PAGE: &str = "docs/getting-started.md";
+/// What the shell prints after each block of commands.
+const DONE: &str = "weft-tests-done";
+/// Time for what a block starts in the background, as a reader gives it before the next command.
+const READING: Duration = Duration::from_secs(4);
+const LIMIT: Duration = Duration::from_secs(60);
+
+fn getting_started() -> Result<()> {
+    let mesh = Mesh::network(&[])?;
+    let folder = mesh.data_dir().with_file_name("reader");
+    std::fs::create_dir_all(&folder)?;
+    let programs = binary("weftctl")?;
+    let programs = programs.parent().context("no folder")?.to_string_lossy().into_owned();
+    let log = folder.with_file_name("reader.log");
+    let output = std::fs::File::create(&log)?;
+    let mut shell = mesh
+        .center
+        .command("bash")
+        .env("PATH", format!("{programs}:{}", std::env::var("PATH").unwrap_or_default()))
+        .current_dir(&folder)
+        .stdin(Stdio::piped())
+        .stdout(output.try_clone()?)
+        .stderr(output)
+        .spawn()?;
+    let mut commands = shell.stdin.take().context("no standard input")?;
+    let printed = || std::fs::read_to_string(&log).unwrap_or_default();
+    let mut last = String::new();
+    let mut run = || -> Result<()> {
+        for block in page(PAGE)?.blocks() {
+            let at = format!("{PAGE}:{}", block.line);
+            if block.is("sh", &["test"]) {
+                let before = printed().len();
+                writeln!(commands, "{}\necho {DONE} $?", block.text)?;
+                last = finished(&printed, before).with_context(|| at.clone())?;
+                let status = last.lines().find_map(|line| line.strip_prefix(DONE)).unwrap_or_default().trim();
+                ensure!(status == "0", "{at}: exit status {status}\n{last}");
+                if block.text.contains(" &\n") {
+                    std::thread::sleep(READING);
+                }
+            } else if block.is("text", &["output"]) {
+                ensure!(block.is_printed_in(&last), "{at}: expected\n{}\nprinted\n{last}", block.text);
+            }
+        }
+        Ok(())
+    };
+    let result = run();
+    // A failure leaves processes in the background.
+    let _ = writeln!(commands, "kill $(jobs -p) 2>/dev/null; wait");
+    drop(commands);
+    let end = Instant::now() + LIMIT;
+    while shell.try_wait()?.is_none() && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let _ = shell.kill();
+    result.with_context(|| logs(&folder))
+}
+
+/// What a block of commands printed, from `before` on.
+fn finished(printed: &impl Fn() -> String, before: usize) -> Result<String> {
+    wait_for("a block of commands", LIMIT, || {
+        let text = printed();
+        let new = text.get(before..).unwrap_or_default();
+        ensure!(new.contains(DONE), "{new}");
+        Ok(new.to_owned())
+    })
+}
+
+/// The ends of the logs that the page's commands write.
+fn logs(folder: &std::path::Path) -> String {
+    let mut text = String::new();
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.path().extension().is_some_and(|extension| extension == "log") {
+            let log = std::fs::read_to_string(entry.path()).unwrap_or_default();
+            let lines: Vec<&str> = log.lines().collect();
+            let end = lines[lines.len().saturating_sub(20)..].join("\n");
+            text.push_str(&format!("{}:\n{end}\n", entry.path().display()));
+        }
+    }
+    text
+}
