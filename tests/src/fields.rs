@@ -46,11 +46,11 @@ fn table() -> String {
 
 fn places(row: &Row) -> String {
     let name = |path: &String| if path.is_empty() { "`spec`".to_owned() } else { format!("`{path}`") };
-    let mut told: Vec<String> = row.paths.iter().take(PLACES).map(name).collect();
+    let mut places: Vec<String> = row.paths.iter().take(PLACES).map(name).collect();
     if row.paths.len() > PLACES {
-        told.push(format!("and {} more", row.paths.len() - PLACES));
+        places.push(format!("and {} more", row.paths.len() - PLACES));
     }
-    told.join(", ")
+    places.join(", ")
 }
 
 fn fields(row: &Row) -> String {
@@ -73,12 +73,12 @@ fn fields(row: &Row) -> String {
     parts.join("; ")
 }
 
-/// What is wrong with `proofs`: lines of a kind and an object's place, and below each, indented, fields and at the end of the
-/// line the file that tests them. `read` gives a file's text.
+/// The problems of `proofs`: lines with a kind and an object's place, and below each, indented, its fields and at the end of
+/// the line the file that tests them. `read` returns the text of a file.
 ///
 /// # Errors
 /// When a line cannot be read.
-pub fn unproved(proofs: &str, read: impl Fn(&str) -> Result<String>) -> Result<Vec<String>> {
+pub fn untested(proofs: &str, read: impl Fn(&str) -> Result<String>) -> Result<Vec<String>> {
     let mut given: BTreeMap<(String, String), BTreeMap<&str, &str>> = BTreeMap::new();
     let mut object = None;
     for line in proofs.lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#')) {
@@ -99,10 +99,10 @@ pub fn unproved(proofs: &str, read: impl Fn(&str) -> Result<String>) -> Result<V
     let mut texts: BTreeMap<&str, String> = BTreeMap::new();
     for row in field_table() {
         let first = row.paths.first().cloned().unwrap_or_default();
-        let mut proved = given.remove(&(row.kind.to_owned(), first.clone())).unwrap_or_default();
+        let mut tested = given.remove(&(row.kind.to_owned(), first.clone())).unwrap_or_default();
         for field in &row.supported {
             let at = format!("{} {first}: `{field}`", row.kind);
-            let Some(file) = proved.remove(field) else {
+            let Some(file) = tested.remove(field) else {
                 wrong.push(format!("{at} has no test"));
                 continue;
             };
@@ -115,7 +115,7 @@ pub fn unproved(proofs: &str, read: impl Fn(&str) -> Result<String>) -> Result<V
                 wrong.push(format!("{at}: {file} does not mention it"));
             }
         }
-        wrong.extend(proved.keys().map(|field| format!("{} {first}: `{field}` is no supported field", row.kind)));
+        wrong.extend(tested.keys().map(|field| format!("{} {first}: `{field}` is no supported field", row.kind)));
     }
     wrong.extend(given.keys().map(|(kind, path)| format!("{kind} {path}: there is no such object")));
     Ok(wrong)
@@ -150,21 +150,21 @@ mod tests {
 
     #[test]
     fn every_field_has_a_test() {
-        let wrong = unproved(&at("tests/fields.txt").unwrap(), at).unwrap();
+        let wrong = untested(&at("tests/fields.txt").unwrap(), at).unwrap();
         assert!(wrong.is_empty(), "tests/fields.txt:\n{}", wrong.join("\n"));
     }
 
     #[test]
-    fn what_is_missing_is_told() {
+    fn missing_and_unknown_fields_are_reported() {
         let read = |_: &str| Ok("a test of hosts and of addressesX".to_owned());
-        let wrong = unproved("ServiceEntry\n hosts addresses nothing a.rs\nServiceEntry nowhere\n x a.rs\n", read);
+        let wrong = untested("ServiceEntry\n hosts addresses nothing a.rs\nServiceEntry nowhere\n x a.rs\n", read);
         let wrong = wrong.unwrap();
-        let told = |what: &str| wrong.iter().filter(|line| line.contains(what)).count();
-        assert_eq!(told("ServiceEntry : `hosts`"), 0, "{wrong:#?}");
-        assert_eq!(told("ServiceEntry : `addresses`: a.rs does not mention it"), 1);
-        assert_eq!(told("ServiceEntry : `ports` has no test"), 1);
-        assert_eq!(told("`nothing` is no supported field"), 1);
-        assert_eq!(told("ServiceEntry nowhere: there is no such object"), 1);
-        assert!(unproved(" x a.rs", read).is_err() && unproved("A\n x", read).is_err());
+        let count = |text: &str| wrong.iter().filter(|line| line.contains(text)).count();
+        assert_eq!(count("ServiceEntry : `hosts`"), 0, "{wrong:#?}");
+        assert_eq!(count("ServiceEntry : `addresses`: a.rs does not mention it"), 1);
+        assert_eq!(count("ServiceEntry : `ports` has no test"), 1);
+        assert_eq!(count("`nothing` is no supported field"), 1);
+        assert_eq!(count("ServiceEntry nowhere: there is no such object"), 1);
+        assert!(untested(" x a.rs", read).is_err() && untested("A\n x", read).is_err());
     }
 }

@@ -48,7 +48,9 @@ fn section(command: &[&str], text: &mut String) -> Result<()> {
             writeln!(text, "- `{name}`: {description}")?;
         }
     }
-    for (name, _) in help.sections.iter().filter(|(heading, _)| heading == "Commands").flat_map(|(_, commands)| commands) {
+    for (name, _) in
+        help.sections.iter().filter(|(heading, _)| heading == "Commands").flat_map(|(_, commands)| commands)
+    {
         if name != "help" {
             section(&[command, &[name]].concat(), text)?;
         }

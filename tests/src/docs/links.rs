@@ -147,7 +147,10 @@ fn broken_links_are_reported_with_file_and_line() {
     let page = |path: &str, text: &str| Page { path: path.into(), text: text.into() };
     let pages = [
         page("a.md", "# One `x`: two\n# Same\n# Same\n[fine](docs/b.md#over-there) [same](#same-1) [x](#one-x-two)\n"),
-        page("docs/b.md", "## Over there\n[up](../a.md) [gone](c.md)\n`[no](link)` [bad](../a.md#none)\n[out](../../x)\n"),
+        page(
+            "docs/b.md",
+            "## Over there\n[up](../a.md) [gone](c.md)\n`[no](link)` [bad](../a.md#none)\n[out](../../x)\n",
+        ),
         page("c.md", "`docs/b.md:3` `tests/*.rs` `docs/gone.md`\n```\n[code](none)\n```\n[web](https://x.example/)\n"),
     ];
     let exists = |path: &str| pages.iter().any(|page| page.path == path);
