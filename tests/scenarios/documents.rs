@@ -1,4 +1,4 @@
-//! The commands of `docs/getting-started.md`, run as they are written.
+//! The commands of the README and of `docs/getting-started.md`, run as they are written.
 
 use std::io::Write;
 use std::process::Stdio;
@@ -11,17 +11,19 @@ use weft_tests::{Mesh, binary, wait_for};
 use crate::Scenario;
 
 pub(crate) fn all() -> Vec<Scenario> {
-    vec![("getting_started_works_as_written", getting_started)]
+    vec![
+        ("getting_started_works_as_written", || run_page("docs/getting-started.md")),
+        ("the_first_service_of_the_readme_works_as_written", || run_page("README.md")),
+    ]
 }
 
-const PAGE: &str = "docs/getting-started.md";
 /// What the shell prints after each block of commands.
 const DONE: &str = "weft-tests-done";
 /// Time for what a block starts in the background, as a reader gives it before the next command.
 const READING: Duration = Duration::from_secs(3);
 const LIMIT: Duration = Duration::from_secs(60);
 
-fn getting_started() -> Result<()> {
+fn run_page(path: &str) -> Result<()> {
     let mesh = Mesh::network(&[])?;
     let folder = mesh.data_dir().with_file_name("reader");
     std::fs::create_dir_all(&folder)?;
@@ -47,7 +49,7 @@ fn getting_started() -> Result<()> {
         let succeeded = text.lines().any(|line| line == format!("{DONE} 0"));
         Ok((text, succeeded))
     };
-    let result = read(&mut run);
+    let result = read(path, &mut run);
     // A failure leaves processes in the background.
     let _ = writeln!(commands, "kill $(jobs -p) 2>/dev/null; wait");
     drop(commands);
@@ -60,10 +62,10 @@ fn getting_started() -> Result<()> {
 }
 
 /// Runs the page's commands by `run`, which returns their output and whether they succeeded.
-fn read(run: &mut impl FnMut(&str) -> Result<(String, bool)>) -> Result<()> {
-    let blocks = page(PAGE)?.blocks();
+fn read(path: &str, run: &mut impl FnMut(&str) -> Result<(String, bool)>) -> Result<()> {
+    let blocks = page(path)?.blocks();
     for (at, block) in blocks.iter().enumerate().filter(|(_, block)| block.is("sh", &["test"])) {
-        let expected = blocks.get(at + 1).filter(|next| next.is("text", &["output"]));
+        let expected = blocks.get(at + 1).filter(|next| next.is("text", &["output"]) || next.is("text", &["like"]));
         let mut attempt = || {
             let (output, succeeded) = run(&block.text)?;
             ensure!(succeeded, "it fails: {output}");
@@ -76,7 +78,7 @@ fn read(run: &mut impl FnMut(&str) -> Result<(String, bool)>) -> Result<()> {
         let begins_something = block.text.contains(" &\n");
         // A reader looks again: registrations and policies take a moment.
         let limit = if begins_something { Duration::ZERO } else { LIMIT };
-        wait_for(&format!("{PAGE}:{}", block.line), limit, &mut attempt)?;
+        wait_for(&format!("{path}:{}", block.line), limit, &mut attempt)?;
         if begins_something {
             std::thread::sleep(READING);
         }

@@ -41,11 +41,21 @@ impl Block {
 }
 
 impl Block {
-    /// Whether the lines of the block are among those of `output`, in this order; `…` in the block is any text.
+    /// Whether the lines of the block are among those of `output`, in this order; `…` in the block is any text. In a block
+    /// marked `like` words with digits (addresses, versions, times) match each other.
     pub fn is_printed_in(&self, output: &str) -> bool {
-        let mut lines = output.lines();
-        self.text.lines().all(|expected| lines.any(|line| matches(line, expected)))
+        let like = self.info.iter().any(|word| word == "like");
+        let form = |line: &str| if like { without_figures(line) } else { line.to_owned() };
+        let mut lines = output.lines().map(form);
+        self.text.lines().all(|expected| lines.any(|line| matches(&line, &form(expected))))
     }
+}
+
+/// A line whose words with digits are all the same, and whose spaces are single.
+fn without_figures(line: &str) -> String {
+    let words =
+        line.split_whitespace().map(|word| if word.contains(|c: char| c.is_ascii_digit()) { "0" } else { word });
+    words.collect::<Vec<_>>().join(" ")
 }
 
 fn matches(line: &str, expected: &str) -> bool {
@@ -178,6 +188,9 @@ mod tests {
         for expected in ["one\n", "  127.…:80 … healthy on …\nversion … of x\n", "one\nversion … x\n", ""] {
             assert!(block(expected).is_printed_in(output), "{expected}");
         }
+        let like = |text: &str| Block { info: vec!["text".into(), "like".into()], ..block(text) };
+        assert!(like("  10.0.0.1:443 healthy on vm-9\nversion 8 of x\n").is_printed_in(output));
+        assert!(!like("  10.0.0.1:443 unhealthy on vm-9\n").is_printed_in(output));
         for wrong in ["on\n", "two\n", "version … of y\n", "version …\none\n", "one…two\n"] {
             assert!(!block(wrong).is_printed_in(output), "{wrong}");
         }
