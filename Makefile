@@ -1,6 +1,6 @@
 # Two commands matter: `make demo` and `make test`.
 
-.PHONY: demo test install build check bench fuzz fields
+.PHONY: demo test install build check bench fuzz fields commands
 
 # A mesh in network namespaces, explained as it runs. CHECK=1: once, every claim verified, exit status 0 or 1.
 demo: install
@@ -29,9 +29,13 @@ bench: install build
 fuzz: install
 	tests/fuzz/run.sh $${SECONDS_EACH:-600}
 
-# Writes the README's table of fields anew.
+# Writes the generated pages of docs/ anew.
 fields:
 	cargo run --locked -q -p weft-tests --bin fields
+
+commands:
+	cargo build --locked
+	cargo run --locked -q -p weft-tests --bin commands
 
 check:
 	cargo fmt --all --check

@@ -11,6 +11,7 @@ mod datacenters;
 mod defaults;
 mod disks;
 mod dns;
+mod documents;
 mod ending;
 mod eureka;
 mod explained;
@@ -67,6 +68,7 @@ fn main() -> ExitCode {
         commands::all(),
         connections::all(),
         dns::all(),
+        documents::all(),
         ending::all(),
         vanished::all(),
         redirection::all(),

@@ -1,8 +1,8 @@
-//! The table of all fields in the README, and the test that each of them has.
+//! `docs/fields.md`, and the test of each field.
 //!
-//! Both follow from the decoders' shapes: the table is written by `make fields`, and `tests/fields.txt` says of each field in
-//! which file a test shows what it does. A field without a line there, a line without a field, a file that does not mention
-//! the field and a table that is out of date fail the build.
+//! Both follow from the decoders' shapes: the page is written by `make fields`, and `tests/fields.txt` names for each field the
+//! file with its test. A field without a line there, a line without a field, a file that does not mention the field and a page
+//! that is out of date fail the build.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -10,19 +10,23 @@ use std::fmt::Write;
 use anyhow::{Context, Result, bail, ensure};
 use weft_control_plane::policy::{Row, field_table, refused_kinds};
 
-const BEGIN: &str = "<!-- fields: written by `make fields` -->\n";
-const END: &str = "<!-- end of fields -->\n";
-/// Places of an object that are told; it has more where it stands in each of many others.
+/// The page, below the repository.
+pub const PAGE: &str = "docs/fields.md";
+const HEADER: &str = "\
+# Policy fields
+
+<!-- Written by `make fields`. Do not edit. -->
+
+For authors of policies: every kind and field that Weft reads. A refused field is an error that names it, never ignored. A field or kind that
+neither Istio nor Weft knows is an error with the nearest known name. An object that occurs in several places is listed once, under
+the first. What the fields do beyond Istio's reference is in [traffic-policy.md](traffic-policy.md).
+";
+/// Places that are listed for an object; more are counted.
 const PLACES: usize = 3;
 
-/// `readme` with the table of today.
-///
-/// # Errors
-/// When it has no place for it.
-pub fn with_table(readme: &str) -> Result<String> {
-    let (before, rest) = readme.split_once(BEGIN).context("the README has no line that begins the table")?;
-    let (_, after) = rest.split_once(END).context("the README has no line that ends the table")?;
-    Ok([before, BEGIN, &table(), END, after].concat())
+/// The text of the page.
+pub fn page() -> String {
+    [HEADER, &table()].concat()
 }
 
 fn table() -> String {
@@ -31,22 +35,22 @@ fn table() -> String {
     for row in field_table() {
         if row.kind != kind {
             kind = row.kind;
-            let _ = write!(text, "\n| {kind} | |\n|---|---|\n");
+            let _ = write!(text, "\n## {kind}\n\n| Object | Fields |\n|---|---|\n");
         }
         let _ = writeln!(text, "| {} | {} |", places(&row), fields(&row));
     }
     let refused: Vec<String> = refused_kinds().map(|kind| format!("`{kind}`")).collect();
-    let _ = writeln!(text, "\nKinds of Istio that are refused so far: {}.", refused.join(", "));
+    let _ = writeln!(text, "\n## Refused kinds\n\nKinds of Istio that are not supported yet: {}.", refused.join(", "));
     text
 }
 
 fn places(row: &Row) -> String {
     let name = |path: &String| if path.is_empty() { "`spec`".to_owned() } else { format!("`{path}`") };
-    let mut told: Vec<String> = row.paths.iter().take(PLACES).map(name).collect();
+    let mut places: Vec<String> = row.paths.iter().take(PLACES).map(name).collect();
     if row.paths.len() > PLACES {
-        told.push(format!("and {} more", row.paths.len() - PLACES));
+        places.push(format!("and {} more", row.paths.len() - PLACES));
     }
-    told.join(", ")
+    places.join(", ")
 }
 
 fn fields(row: &Row) -> String {
@@ -64,17 +68,17 @@ fn fields(row: &Row) -> String {
         parts.push(format!("refused: {} ({why})", quoted(&names)));
     }
     if !row.skipped.is_empty() {
-        parts.push(format!("left out with a warning: {}", quoted(&row.skipped)));
+        parts.push(format!("skipped with a warning: {}", quoted(&row.skipped)));
     }
     parts.join("; ")
 }
 
-/// What is wrong with `proofs`: lines of a kind and an object's place, and below each, indented, fields and at the end of the
-/// line the file that tests them. `read` gives a file's text.
+/// The problems of `proofs`: lines with a kind and an object's place, and below each, indented, its fields and at the end of
+/// the line the file that tests them. `read` returns the text of a file.
 ///
 /// # Errors
 /// When a line cannot be read.
-pub fn unproved(proofs: &str, read: impl Fn(&str) -> Result<String>) -> Result<Vec<String>> {
+pub fn untested(proofs: &str, read: impl Fn(&str) -> Result<String>) -> Result<Vec<String>> {
     let mut given: BTreeMap<(String, String), BTreeMap<&str, &str>> = BTreeMap::new();
     let mut object = None;
     for line in proofs.lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#')) {
@@ -95,10 +99,10 @@ pub fn unproved(proofs: &str, read: impl Fn(&str) -> Result<String>) -> Result<V
     let mut texts: BTreeMap<&str, String> = BTreeMap::new();
     for row in field_table() {
         let first = row.paths.first().cloned().unwrap_or_default();
-        let mut proved = given.remove(&(row.kind.to_owned(), first.clone())).unwrap_or_default();
+        let mut tested = given.remove(&(row.kind.to_owned(), first.clone())).unwrap_or_default();
         for field in &row.supported {
             let at = format!("{} {first}: `{field}`", row.kind);
-            let Some(file) = proved.remove(field) else {
+            let Some(file) = tested.remove(field) else {
                 wrong.push(format!("{at} has no test"));
                 continue;
             };
@@ -111,7 +115,7 @@ pub fn unproved(proofs: &str, read: impl Fn(&str) -> Result<String>) -> Result<V
                 wrong.push(format!("{at}: {file} does not mention it"));
             }
         }
-        wrong.extend(proved.keys().map(|field| format!("{} {first}: `{field}` is no supported field", row.kind)));
+        wrong.extend(tested.keys().map(|field| format!("{} {first}: `{field}` is no supported field", row.kind)));
     }
     wrong.extend(given.keys().map(|(kind, path)| format!("{kind} {path}: there is no such object")));
     Ok(wrong)
@@ -140,28 +144,27 @@ mod tests {
     }
 
     #[test]
-    fn the_readme_has_the_table_of_today() {
-        let readme = at("README.md").unwrap();
-        assert!(with_table(&readme).unwrap() == readme, "the table of fields is out of date: run `make fields`");
+    fn the_page_of_fields_is_up_to_date() {
+        assert!(at(PAGE).unwrap() == page(), "{PAGE} is out of date: run `make fields`");
     }
 
     #[test]
     fn every_field_has_a_test() {
-        let wrong = unproved(&at("tests/fields.txt").unwrap(), at).unwrap();
+        let wrong = untested(&at("tests/fields.txt").unwrap(), at).unwrap();
         assert!(wrong.is_empty(), "tests/fields.txt:\n{}", wrong.join("\n"));
     }
 
     #[test]
-    fn what_is_missing_is_told() {
+    fn missing_and_unknown_fields_are_reported() {
         let read = |_: &str| Ok("a test of hosts and of addressesX".to_owned());
-        let wrong = unproved("ServiceEntry\n hosts addresses nothing a.rs\nServiceEntry nowhere\n x a.rs\n", read);
+        let wrong = untested("ServiceEntry\n hosts addresses nothing a.rs\nServiceEntry nowhere\n x a.rs\n", read);
         let wrong = wrong.unwrap();
-        let told = |what: &str| wrong.iter().filter(|line| line.contains(what)).count();
-        assert_eq!(told("ServiceEntry : `hosts`"), 0, "{wrong:#?}");
-        assert_eq!(told("ServiceEntry : `addresses`: a.rs does not mention it"), 1);
-        assert_eq!(told("ServiceEntry : `ports` has no test"), 1);
-        assert_eq!(told("`nothing` is no supported field"), 1);
-        assert_eq!(told("ServiceEntry nowhere: there is no such object"), 1);
-        assert!(unproved(" x a.rs", read).is_err() && unproved("A\n x", read).is_err());
+        let count = |text: &str| wrong.iter().filter(|line| line.contains(text)).count();
+        assert_eq!(count("ServiceEntry : `hosts`"), 0, "{wrong:#?}");
+        assert_eq!(count("ServiceEntry : `addresses`: a.rs does not mention it"), 1);
+        assert_eq!(count("ServiceEntry : `ports` has no test"), 1);
+        assert_eq!(count("`nothing` is no supported field"), 1);
+        assert_eq!(count("ServiceEntry nowhere: there is no such object"), 1);
+        assert!(untested(" x a.rs", read).is_err() && untested("A\n x", read).is_err());
     }
 }

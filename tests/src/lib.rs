@@ -3,6 +3,7 @@
 //! Everything happens inside a network and mount namespace of our own (see [`enter`]), so that nothing of the host is
 //! touched and all of it is gone when the process ends. Works as root, and through a user namespace without.
 
+pub mod docs;
 mod etcd;
 pub mod fields;
 mod mesh;

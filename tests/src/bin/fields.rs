@@ -1,9 +1,8 @@
-//! Writes the table of all fields into the README: `make fields`.
+//! Writes `docs/fields.md`: `make fields`.
 
 use anyhow::Result;
+use weft_tests::{docs, fields};
 
 fn main() -> Result<()> {
-    let readme = weft_tests::tests_dir().join("../README.md");
-    let text = std::fs::read_to_string(&readme)?;
-    Ok(std::fs::write(&readme, weft_tests::fields::with_table(&text)?)?)
+    Ok(std::fs::write(docs::root().join(fields::PAGE), fields::page())?)
 }
