@@ -21,9 +21,7 @@ use weft_proto::v1;
 use weft_proto::v1::admin_server::Admin;
 
 use crate::ca::Ca;
-use crate::cli::snapshot::PIECE;
 use crate::discovery::Discovery;
-use crate::explain;
 use crate::federation::Federation;
 use crate::grants::{Grants, MAX_SERVICES};
 use crate::identity::Refusals;
@@ -32,6 +30,8 @@ use crate::snapshot;
 use crate::store;
 use crate::telemetry;
 use crate::token::{ApiClaims, Claims, Tokens};
+use weft_files::snapshot::{MAX_FILE, PIECE};
+use weft_world::explain;
 
 /// Longest life of a join token, and the one that it has when none is asked for.
 const MAX_TOKEN_TTL_S: u64 = 30 * 24 * 3600;
@@ -126,8 +126,8 @@ impl Admin for AdminService {
     ) -> Result<Response<v1::RestoreSnapshotReply>, Status> {
         let (mut pieces, mut file) = (request.into_inner(), Vec::new());
         while let Some(piece) = pieces.message().await? {
-            if file.len() + piece.bytes.len() > snapshot::MAX_FILE {
-                let text = format!("a snapshot of more than {} MiB", snapshot::MAX_FILE >> 20);
+            if file.len() + piece.bytes.len() > MAX_FILE {
+                let text = format!("a snapshot of more than {} MiB", MAX_FILE >> 20);
                 return Err(Status::invalid_argument(text));
             }
             file.extend(piece.bytes);

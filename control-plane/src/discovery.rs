@@ -35,12 +35,12 @@ use weft_proto::v1;
 use crate::bounds::{self, Accounts, Pace};
 use crate::mesh::Mesh;
 use crate::peer::Peer;
-use crate::translate;
-use crate::world::{Host, Scope, World};
 use names::Names;
 use router::Router;
 use session::Session;
 use streams::{Goal, Streams};
+use weft_world::translate;
+use weft_world::{Host, Scope, World};
 
 /// Encoded resources that are kept.
 const MAX_CACHED: usize = 100_000;

@@ -12,12 +12,12 @@ use weft_agent::clients;
 use weft_control_plane::dns::{self, listen::Listen};
 use weft_control_plane::federation::{self, peering::PeerAddress};
 use weft_control_plane::http_api;
-use weft_control_plane::policy::folder::DEFAULT_GRACE_S;
 use weft_control_plane::server::{self, Config};
 use weft_control_plane::snapshot::automatic;
+use weft_control_plane::sources::folder::DEFAULT_GRACE_S;
 use weft_control_plane::store::etcd::Access;
-use weft_control_plane::world::DEFAULT_DATACENTER;
 use weft_proto::v1::PeerGateway;
+use weft_world::DEFAULT_DATACENTER;
 
 /// Lines of the log that wait for being written; more are dropped.
 const LOG_LINES: usize = 4096;

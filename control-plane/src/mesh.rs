@@ -38,13 +38,13 @@ use tokio::time::Instant;
 use weft_proto::v1;
 
 use crate::bounds::Exceeded;
-use crate::explain;
-use crate::policy::Document;
-use crate::policy::folder::FolderState;
+use crate::sources::folder::FolderState;
 use crate::store::batch::{self, Interrupted};
 use crate::store::{self, Condition, Op};
-use crate::world::{Changed, World};
 use topics::Topics;
+use weft_policy::Document;
+use weft_world::explain;
+use weft_world::{Changed, World};
 
 /// Changes that a slow listener may be behind; beyond that it looks at everything anew.
 const EVENTS: usize = 1024;
@@ -302,7 +302,7 @@ impl Mesh {
             let held = state.sessions.get(node).map(|held| held.ejected.as_slice()).unwrap_or_default();
             held.iter().map(|one| (one.host.clone(), one.address.clone())).collect()
         };
-        explain::find(name, &state.nodes, &state.world, ejected)
+        explain::find(name, &state.nodes.connected(), &state.world, ejected)
     }
 
     /// Waits until something under `topics` has changed and the index of what is asked is another; `wait` at most. An index

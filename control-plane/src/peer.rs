@@ -32,8 +32,8 @@ use weft_core::identity::SpiffeId;
 use crate::ca::{Ca, Signed};
 use crate::identity::Refusals;
 use crate::rates::Rates;
-use crate::world::Peering;
 use weft_agent::admission::Admission;
+use weft_world::Peering;
 
 /// Namespace and service account of the control plane's own identity.
 pub const CONTROL_PLANE: (&str, &str) = ("weft-system", "weft-control-plane");

@@ -1,24 +1,15 @@
 //! Backup and restore of the store: one file that holds everything but what is bound to a lease.
-//!
-//! The file is a line that names its form, the records (each with its length before it, as protobuf delimits messages),
-//! and at the end the SHA-256 of all before, so that half a file is never restored. It holds the keys of the certificate
-//! authority: it is written readable by its owner alone.
+//! The form of the file is in [`weft_files::snapshot`].
 
 pub mod automatic;
 
 use std::collections::HashSet;
 
-use aws_lc_rs::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
-use prost::Message;
+use weft_files::snapshot;
 use weft_proto::v1::SnapshotRecord;
 
 use crate::store::batch::{self, Interrupted};
 use crate::store::{self, Op, Record, Shared, Table};
-
-/// First line of a file.
-const FORM: &[u8] = b"weft-snapshot-1\n";
-/// Largest file that is restored, bytes: it is checked as a whole before anything is changed.
-pub const MAX_FILE: usize = 1 << 30;
 
 /// What there is in a store, as a file.
 ///
@@ -29,37 +20,26 @@ pub async fn save(store: &Shared) -> Result<Vec<u8>, store::Error> {
 }
 
 fn encode(records: Vec<(Table, Record)>) -> Vec<u8> {
-    let mut file = FORM.to_vec();
-    for (table, record) in records.into_iter().filter(|(_, record)| record.lease == 0) {
-        let record = SnapshotRecord { table: table.name().into(), key: record.key, value: record.value };
-        file.extend(record.encode_length_delimited_to_vec());
-    }
-    let sum = digest(&SHA256, &file);
-    file.extend_from_slice(sum.as_ref());
-    file
+    let kept = records.into_iter().filter(|(_, record)| record.lease == 0);
+    snapshot::encode(kept.map(|(table, record)| SnapshotRecord {
+        table: table.name().into(),
+        key: record.key,
+        value: record.value,
+    }))
 }
 
 /// The records of a file.
 ///
 /// # Errors
-/// When it is no snapshot, or damaged; in words for whoever gave it.
+/// When it is no snapshot, is damaged, or has records of an unknown table.
 pub fn decode(file: &[u8]) -> Result<Vec<(Table, String, Vec<u8>)>, String> {
-    let body_at = file.len().checked_sub(SHA256_OUTPUT_LEN).filter(|at| *at >= FORM.len() && file.starts_with(FORM));
-    let (body, sum) = file.split_at(body_at.ok_or("this is not a snapshot of Weft")?);
-    if digest(&SHA256, body).as_ref() != sum {
-        return Err("the snapshot is damaged: its checksum is another".into());
-    }
-    let mut left = body.get(FORM.len()..).unwrap_or_default();
-    let mut records = Vec::new();
-    while !left.is_empty() {
-        let record =
-            SnapshotRecord::decode_length_delimited(&mut left).map_err(|e| format!("a damaged record: {e}"))?;
+    let known = |record: SnapshotRecord| {
         let table = Table::ALL.into_iter().find(|table| table.name() == record.table);
         let table =
             table.ok_or_else(|| format!("a record of the kind {:?}, which this Weft does not know", record.table))?;
-        records.push((table, record.key, record.value));
-    }
-    Ok(records)
+        Ok((table, record.key, record.value))
+    };
+    snapshot::decode(file)?.into_iter().map(known).collect()
 }
 
 /// What a restore has done.
@@ -138,17 +118,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_damaged_is_refused() {
-        let record = |key: &str| Record { key: key.into(), value: b"v".to_vec(), created: 2, modified: 2, lease: 0 };
-        let file = encode(vec![(Table::Kv, record("a")), (Table::Sessions, record("b"))]);
-        assert_eq!(decode(&file).unwrap().len(), 2);
-        assert!(
-            decode(b"").is_err() && decode(b"weft-snapshot-1\n").is_err() && decode(&file[..file.len() - 1]).is_err()
-        );
-        for at in 0..file.len() {
-            let mut damaged = file.clone();
-            damaged[at] ^= 1;
-            assert!(decode(&damaged).is_err(), "byte {at}");
-        }
+    fn a_record_of_an_unknown_table_is_refused() {
+        let record = SnapshotRecord { table: "later".into(), key: "a".into(), value: Vec::new() };
+        assert!(decode(&snapshot::encode([record])).unwrap_err().contains("\"later\""));
     }
 }

@@ -9,7 +9,7 @@ use weft_proto::v1;
 use super::AdminService;
 use crate::federation::PeerStatus;
 use crate::pattern::matches;
-use crate::world::{Member, RemoteHost, World};
+use weft_world::{Member, RemoteHost, World};
 
 /// Lines that fit a screen: a mesh that needs no more is shown whole.
 const SCREEN: usize = 40;

@@ -7,7 +7,7 @@ use weft_agent::query::Query;
 use weft_agent::refused::Refused;
 
 use crate::mesh::{Mesh, Topic};
-use crate::world::World;
+use weft_world::World;
 
 /// Waits as the query says.
 ///

@@ -10,7 +10,7 @@ use weft_agent::refused::Refused;
 use crate::mesh::{Node, Nodes};
 use crate::pattern::matches;
 use crate::token::ApiClaims;
-use crate::world::{Instance, World};
+use weft_world::{Instance, World};
 
 /// Who asks.
 #[derive(Debug, Clone)]

@@ -17,7 +17,7 @@ use crate::dns::view::Prepared;
 use crate::mesh::documents::{Documents, Stored};
 use crate::mesh::locks::uuid;
 use crate::mesh::{Mesh, Node};
-use crate::world::{Instance, World};
+use weft_world::{Instance, World};
 
 /// Longest text of a query, and most items of a list.
 const MAX_TEXT: usize = 512;

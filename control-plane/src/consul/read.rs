@@ -16,7 +16,8 @@ use super::select::{self, Row, rows};
 use super::sessions::Wanted;
 use super::{Caller, Consul, authorize, config, coordinates, events, pairs, queries, sessions, shapes};
 use crate::mesh::Topic;
-use crate::world::{Instance, World, fqdn};
+use weft_policy::fqdn;
+use weft_world::{Instance, World};
 
 /// Answers an endpoint.
 pub(super) async fn read(

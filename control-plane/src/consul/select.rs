@@ -11,7 +11,7 @@ use weft_proto::v1::Check;
 
 use super::{Caller, Consul, near};
 use crate::mesh::Node;
-use crate::world::Instance;
+use weft_world::Instance;
 
 /// What is shown of a node.
 #[derive(Debug)]

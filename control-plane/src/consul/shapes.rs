@@ -6,7 +6,7 @@ use weft_agent::shapes::{check, node_id, tagged_addresses};
 use weft_proto::v1::Check;
 
 use super::select::{Row, Seen};
-use crate::world::Instance;
+use weft_world::Instance;
 
 /// An item of `health/service`.
 pub(super) fn health_item(row: &Row) -> Value {

@@ -11,7 +11,7 @@ use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::sync::mpsc;
 
 use super::names::{Label, Name, address_of, first_label, labels_of};
-use crate::world::Changed;
+use weft_world::Changed;
 
 /// Changes that wait for a stream; one that is further behind is told that everything may have changed.
 const QUEUE: usize = 64;

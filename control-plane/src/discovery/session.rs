@@ -18,8 +18,8 @@ use super::subscription::Subscription;
 use super::{Discovery, Reply, Version, short};
 use crate::bounds;
 use crate::peer::Certified;
-use crate::translate;
-use crate::world::{Changed, Instance, Scope, World};
+use weft_world::translate;
+use weft_world::{Changed, Instance, Scope, World};
 
 /// Why a stream ends that could go on elsewhere.
 pub(super) const CUT_OFF: &str = "this control plane has lost its store, and what it knows grows old";

@@ -21,7 +21,7 @@ use super::Settings;
 use super::names::{self, Subject, Thing};
 use super::packet::{self, Query, Transport};
 use super::view::{NodeEntry, View};
-use crate::world::Instance;
+use weft_world::Instance;
 
 /// Bytes of the smallest records, an IPv4 address and a target such as `a.node.b.consul`, with their owners as pointers:
 /// they say how many an answer can hold at most, so that a large service costs no more than a packet.

@@ -17,8 +17,8 @@ mod prepared;
 use super::listen::{read_framed, start, write_framed};
 use super::view::{NodeEntry, Prepared};
 use super::*;
-use crate::world::Instance;
-use crate::world::tests::instance;
+use crate::testing::instance;
+use weft_world::Instance;
 
 /// A registry of a few things.
 #[derive(Default)]

@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::mesh::{Mesh, Node, Nodes};
-use crate::world::{Instance, World, fqdn};
+use weft_policy::fqdn;
+use weft_world::{Instance, World};
 
 /// Age at which the table of nodes by address and by name in lower case is made anew.
 const TABLE_AGE: Duration = Duration::from_secs(1);

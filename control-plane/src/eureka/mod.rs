@@ -27,10 +27,10 @@ use weft_agent::refused::Refused;
 
 use crate::consul::Caller;
 use crate::mesh::Mesh;
-use crate::world::World;
 use given::Given;
 use recent::Recent;
 use shown::{Row, shown};
+use weft_world::World;
 
 /// What answers are made of.
 pub struct Eureka {
@@ -86,8 +86,8 @@ impl Eureka {
             let out = nodes.iter().filter(|(_, node)| node.checks.values().any(shown::is_maintenance));
             out.map(|(name, _)| name.clone()).collect()
         });
-        let instances: Vec<Arc<crate::world::Instance>> = self.mesh.read(|world| world.instances().cloned().collect());
-        let row = |instance: Arc<crate::world::Instance>| {
+        let instances: Vec<Arc<weft_world::Instance>> = self.mesh.read(|world| world.instances().cloned().collect());
+        let row = |instance: Arc<weft_world::Instance>| {
             let node_out = out_of_service.contains(&instance.node);
             Row { instance, node_out }
         };

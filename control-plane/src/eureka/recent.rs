@@ -11,7 +11,7 @@ use weft_agent::eureka::instance::Action;
 
 use super::Stamp;
 use super::shown::Row;
-use crate::world::InstanceKey;
+use weft_world::InstanceKey;
 
 /// How long a change is told: Eureka's `retentionTimeInMSInDeltaQueue`.
 const RETENTION: Duration = Duration::from_secs(180);

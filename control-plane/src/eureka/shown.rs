@@ -7,7 +7,7 @@ use weft_agent::eureka::instance::{self as eureka, DataCenter, Lease, Port, Stat
 use weft_agent::eureka::lease_id;
 use weft_proto::v1::{Check, Health};
 
-use crate::world::Instance;
+use weft_world::Instance;
 
 /// An instance, and whether all of its node is out of service.
 #[derive(Debug, Clone)]

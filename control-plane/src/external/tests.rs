@@ -63,7 +63,7 @@ impl Fixture {
     /// Node, address, identity and the worst status of each instance of a service, as the mesh has them.
     fn instances(&self, namespace: &str, service: &str) -> Vec<String> {
         let mut found: Vec<String> = self.mesh.read(|world| {
-            let shown = |i: &Arc<crate::world::Instance>| {
+            let shown = |i: &Arc<weft_world::Instance>| {
                 let statuses: Vec<&str> = i.checks.iter().map(|check| check.status.as_str()).collect();
                 format!("{} {} {:?} {}", i.node, i.address, i.identity, statuses.join(","))
             };

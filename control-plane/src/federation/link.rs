@@ -18,7 +18,7 @@ use weft_proto::v1::{Answer, PeerDns, PeerQuestion, Summaries, WatchRequest};
 use super::tls;
 use crate::mesh::Mesh;
 use crate::peer::OwnCertificate;
-use crate::world::{Peering, sound};
+use weft_world::{Peering, sound};
 
 /// A connection that is not there by then is given up.
 const CONNECT: Duration = Duration::from_secs(5);

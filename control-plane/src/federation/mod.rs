@@ -1,5 +1,5 @@
 //! Other data centres. Each has control planes and a store of its own; what crosses are summaries of exported services
-//! ([`crate::translate::summaries`]), and single questions that name the other centre (`?dc=`, `svc.service.dc2.consul`).
+//! ([`weft_world::translate::summaries`]), and single questions that name the other centre (`?dc=`, `svc.service.dc2.consul`).
 //!
 //! [`peering`] says who the others are, [`tls`] proves it both ways, [`link`] listens to one of them and asks it, [`service`]
 //! answers them. Nothing here waits for another centre before it writes at home. Nothing is passed on for a third.
@@ -32,9 +32,9 @@ use crate::mesh::Mesh;
 use crate::mesh::remotes::Shares;
 use crate::peer;
 use crate::sockets;
-use crate::world::{DEFAULT_DATACENTER, Peering};
 use link::Link;
 use peering::PeerAddress;
+use weft_world::{DEFAULT_DATACENTER, Peering};
 
 /// Streams at once on a connection of another data centre: its blocking queries.
 const STREAMS: u32 = 1024;

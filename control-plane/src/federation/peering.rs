@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 
-use crate::world::Peering;
+use weft_world::Peering;
 
 /// A peer as it is given: `NAME=HOST:PORT,ROOT.pem`.
 #[derive(Debug, Clone, PartialEq, Eq)]

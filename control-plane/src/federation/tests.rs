@@ -12,8 +12,8 @@ use crate::consul::{self, Caller, Rights};
 use crate::dns;
 use crate::mesh::Node;
 use crate::store::embedded::Embedded;
-use crate::translate;
-use crate::world::Scope;
+use weft_world::Scope;
+use weft_world::translate;
 
 const EXPORT: &str = "apiVersion: multicluster.x-k8s.io/v1alpha1\nkind: ServiceExport\nmetadata: {name: order}\n";
 const SUBSETS: &str = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: order}\n\
@@ -114,7 +114,7 @@ async fn register(mesh: &Mesh, number: u8, service: &str, tag: &str, status: &st
 }
 
 async fn apply(mesh: &Mesh, texts: &[&str]) {
-    let parsed = crate::policy::parse("a.yaml", &texts.join("---\n"));
+    let parsed = weft_world::parse_policies("a.yaml", &texts.join("---\n"));
     assert_eq!(parsed.problems, []);
     mesh.change_policies(parsed.documents, &[]).await.unwrap();
 }
@@ -372,7 +372,7 @@ fn a_peer_speaks_for_itself_alone() {
             gateway("fd00::1", 2),
         ],
     };
-    let sound = crate::world::sound(told, &peer);
+    let sound = weft_world::sound(told, &peer);
     assert_eq!(sound.datacenter, "dc2");
     assert_eq!(sound.gateways, [gateway("10.0.0.1", 1), gateway("fd00::1", 2)]);
     assert_eq!(sound.services, [service("a", vec![subset(&["spiffe://two.example/ns/a/sa/a"])])]);

@@ -13,7 +13,7 @@ use super::stored::{instance_of, registration_key, stored_of, wire};
 use super::{Mesh, Node, RETRY, Refusal};
 use crate::bounds;
 use crate::store::{Condition, Op, Table};
-use crate::world::InstanceKey;
+use weft_world::InstanceKey;
 
 /// Nodes of this kind; more are refused.
 const MAX_NODES: usize = 10_000;

@@ -10,8 +10,8 @@ use serde_json::Value;
 
 use super::pairs::{Step, TRIES, path};
 use super::{Mesh, Refusal, State, Topic};
-use crate::policy::Document;
 use crate::store::{Condition, Op, Record, Table};
+use weft_policy::Document;
 
 /// Prepared queries of all namespaces.
 const MAX_QUERIES: usize = 10_000;

@@ -12,9 +12,9 @@ use super::registered::account;
 use super::stored::{health_of, instance_of, key_of, registration_key};
 use super::topics::Topic;
 use super::{Alive, Mesh, Node, RETRY, State, unix_now};
-use crate::policy::Document;
 use crate::store::{Change, Changes, Record, Table, Watch};
-use crate::world::{Allocation, Changed, Instance};
+use weft_policy::Document;
+use weft_world::{Allocation, Changed, Instance};
 
 /// Transactions that are taken up in one go.
 const BATCH: usize = 256;
@@ -264,7 +264,7 @@ impl Applying {
             return Ok(());
         };
         let stored = StoredPolicy::decode(record.value.as_slice()).map_err(|e| e.to_string())?;
-        let parsed = crate::policy::parse(&key, &stored.yaml);
+        let parsed = weft_world::parse_policies(&key, &stored.yaml);
         for problem in &parsed.problems {
             tracing::warn!("stored policy: {problem}");
         }

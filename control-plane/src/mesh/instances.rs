@@ -11,7 +11,7 @@ use super::stored::{instance_of, registration_key, stored_of, wire as wire_of};
 use super::{Mesh, Node, RETRY, Refusal, State};
 use crate::bounds;
 use crate::store::{self, Condition, MAX_OPS, Op, Table};
-use crate::world::{Instance, InstanceKey};
+use weft_world::{Instance, InstanceKey};
 
 /// Tries of a change that others come before.
 const TRIES: usize = 10;

@@ -7,11 +7,11 @@ use prost::Message;
 use weft_proto::v1::StoredPolicy;
 
 use super::{Mesh, State, unix_now};
-use crate::policy::folder::{FolderState, Surroundings};
-use crate::policy::{Document, Kind, Problem};
+use crate::sources::folder::{FolderState, Surroundings};
 use crate::store::batch::Interrupted;
 use crate::store::{Op, Table};
-use crate::world::Changed;
+use weft_policy::{Document, Kind, Problem};
+use weft_world::Changed;
 
 impl Mesh {
     /// Takes the folder's documents and the problems of those that were refused.
@@ -31,7 +31,7 @@ impl Mesh {
     pub fn policy_problems(&self) -> Vec<Problem> {
         let state = self.lock();
         let refused = state.folder.problems.iter().cloned();
-        refused.chain(crate::translate::warnings(&state.world, true)).collect()
+        refused.chain(weft_world::translate::warnings(&state.world, true)).collect()
     }
 
     /// The folder's documents and the API's.

@@ -8,10 +8,10 @@ use weft_core::failover::{Failover, Patience};
 use weft_proto::v1::{PeerGateway, StoredSummaries, Summaries};
 
 use super::{Mesh, unix_now};
-use crate::policy::Object;
 use crate::store::{self, Op, Table};
-use crate::translate;
-use crate::world::{Peering, has_all};
+use weft_policy::Object;
+use weft_world::translate;
+use weft_world::{Peering, has_all};
 
 /// How much of each service, and of each of its subsets, goes elsewhere.
 pub type Shares = BTreeMap<(String, String), Share>;
@@ -121,7 +121,7 @@ impl super::State {
     /// Connected gateways that pass connections of other data centres on: those that a Gateway with such a server picks.
     fn east_west_gateways(&self) -> Vec<PeerGateway> {
         let mut found = Vec::new();
-        for document in self.world.policies().gateways() {
+        for document in self.world.gateways() {
             let Object::Gateway(gateway) = &document.object else { continue };
             for server in gateway.servers.iter().filter(|server| server.auto_passthrough) {
                 let picked = self

@@ -19,7 +19,7 @@ use super::registered::account;
 use super::stored::registration_key;
 use super::{Held, Mesh, Node, RETRY, Refusal, State};
 use crate::store::{self, Condition, MAX_OPS, Op, Table};
-use crate::world::Changed;
+use weft_world::Changed;
 
 /// If more than this share of leases lapses within one lease period, the control plane or the network is at fault: none is
 /// removed.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use weft_proto::v1;
 
 use super::Node;
-use crate::world::{Instance, InstanceKey, derive_labels};
+use weft_world::{Instance, InstanceKey, derive_labels};
 
 pub(super) fn registration_key(key: &InstanceKey) -> String {
     format!("{}/{}/{}", key.namespace, key.node, key.service_id)

@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use super::*;
 use crate::store::embedded::Embedded;
 use crate::store::{Op, Table};
-use crate::world::InstanceKey;
+use weft_world::InstanceKey;
 
 const LEASE: Duration = Duration::from_secs(15);
 
@@ -204,7 +204,7 @@ async fn those_that_leave_in_order_are_no_alarm() {
 async fn what_was_registered_and_applied_survives_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let text = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: a}\nspec: {host: order}\n";
-    let documents = |text: &str| crate::policy::parse("a.yaml", text).documents;
+    let documents = |text: &str| weft_world::parse_policies("a.yaml", text).documents;
     let (created, address, index);
     {
         let mesh = open(store(dir.path()).await).await;
@@ -351,7 +351,7 @@ async fn to_a_silent_data_centre_goes_only_what_nobody_at_home_can_answer() {
     let dir = tempfile::tempdir().unwrap();
     let mesh = open(store(dir.path()).await).await;
     let peer =
-        |name: &str| crate::world::Peering { datacenter: name.into(), trust_domain: name.into(), root_der: Vec::new() };
+        |name: &str| weft_world::Peering { datacenter: name.into(), trust_domain: name.into(), root_der: Vec::new() };
     mesh.set_peers("dc1", vec![peer("dc2"), peer("dc3")]);
     let there = v1::SubsetSummary { healthy: 1, total: 1, identities: vec!["x".into()], ..Default::default() };
     let services = vec![v1::ServiceSummary { namespace: "default".into(), name: "order".into(), subsets: vec![there] }];
@@ -364,7 +364,7 @@ async fn to_a_silent_data_centre_goes_only_what_nobody_at_home_can_answer() {
         let at_once = Patience { away: Duration::ZERO, back: Duration::ZERO };
         mesh.fail_over(&mut shares, None, std::time::Instant::now(), at_once);
         let host = "order.default.svc.cluster.local";
-        let remotes = mesh.read(|world| crate::translate::endpoints(world, world.host(host).unwrap())).remotes;
+        let remotes = mesh.read(|world| weft_world::translate::endpoints(world, world.host(host).unwrap())).remotes;
         remotes.iter().map(|remote| (remote.datacenter.clone(), remote.subsets[""].share)).collect::<Vec<_>>()
     };
     let dc = |name: &str, share: u32| vec![(name.to_owned(), share)];

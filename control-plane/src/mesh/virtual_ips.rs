@@ -8,7 +8,7 @@ use weft_proto::v1::StoredVirtualIp;
 
 use super::{Mesh, RETRY};
 use crate::store::{self, Condition, MAX_OPS, Op, Table};
-use crate::world::Keep;
+use weft_world::Keep;
 
 /// Writes what changes, for as long as somebody holds the mesh.
 pub(super) async fn keep(mesh: Weak<Mesh>, changed: Arc<Notify>) {

@@ -19,7 +19,7 @@ use super::{Peer, accept, own_certificate, read_certificate};
 use crate::ca::Ca;
 use crate::federation;
 use crate::identity::Refusals;
-use crate::world::Peering;
+use weft_world::Peering;
 
 const ID: &str = "spiffe://cluster.local/ns/default/sa/order";
 const DAY: Duration = Duration::from_secs(24 * 3600);

@@ -16,8 +16,8 @@ use weft_agent::refused::Refused;
 
 use super::{Caller, Consul, refused, select};
 use crate::mesh::documents::Stored;
-use crate::policy::{self, Document, Object, Severity, canonical};
 use policies::Chain;
+use weft_policy::{self, Document, Object, Severity, canonical};
 
 /// The kinds that become policies.
 const ROUTER: &str = "service-router";
@@ -197,7 +197,7 @@ fn followed_once(all: &[Value], service: &str, chain: &Chain) -> Result<(), Stri
 fn checked(consul: &Consul, service: &str, namespace: &str, chain: &Chain) -> Result<Vec<Document>, Refused> {
     let mut documents = Vec::new();
     for document in chain.documents(service, namespace) {
-        let parsed = policy::parse(FILE, &document.to_string());
+        let parsed = weft_world::parse_policies(FILE, &document.to_string());
         if let Some(problem) = parsed.problems.iter().find(|problem| problem.severity == Severity::Error) {
             return Err(Refused::bad(problem.text.clone()));
         }
@@ -227,7 +227,7 @@ fn checked(consul: &Consul, service: &str, namespace: &str, chain: &Chain) -> Re
     }
     consul.mesh.date(&mut documents);
     let all: Vec<&Document> = documents.iter().chain(others().map(AsRef::as_ref)).collect();
-    let problems = policy::check(&all);
+    let problems = weft_policy::check(&all);
     match problems.iter().find(|problem| problem.severity == Severity::Error && problem.file == FILE) {
         Some(problem) => Err(Refused::bad(problem.text.clone())),
         None => Ok(documents),

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::token::ApiClaims;
-use crate::translate;
+use weft_world::translate;
 
 /// A caller with a token that names these services.
 pub(super) fn by_token(services: &[&str]) -> Caller {

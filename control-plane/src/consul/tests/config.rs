@@ -4,8 +4,8 @@ use serde_json::json;
 
 use super::catalog::by_token;
 use super::*;
-use crate::translate;
-use crate::world::Scope;
+use weft_world::Scope;
+use weft_world::translate;
 
 async fn put(fixture: &Fixture, entry: &Value) -> (u16, String) {
     send(fixture, &by_token(&["web", "api"]), "PUT", "/v1/config", entry).await
@@ -159,7 +159,7 @@ async fn a_host_that_a_policy_routes_already_is_left_to_it() {
     let fixture = fixture().await;
     let text = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: a}\nspec: {hosts: [web], http: \
                 [{route: [{destination: {host: cart}}]}]}\n";
-    let documents = crate::policy::parse("a.yaml", text).documents;
+    let documents = weft_world::parse_policies("a.yaml", text).documents;
     fixture.consul.mesh.change_policies(documents, &[]).await.unwrap();
     let (status, text) = put(&fixture, &resolver(json!({ "DefaultSubset": "v1" }))).await;
     assert!(status == 409 && text.contains("VirtualService/default/a says already"), "{status} {text}");
