@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tonic::Status;
 use weft_proto::v1::{self, ObjectName};
 
-use crate::mesh::Mesh;
+use crate::state::Mesh;
 use crate::store::batch::Interrupted;
 use weft_policy::{self, Document, Key, Severity};
 

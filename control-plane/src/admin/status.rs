@@ -6,9 +6,9 @@ use std::time::Duration;
 use weft_core::clock::WORTH_A_WORD;
 use weft_proto::v1;
 
-use super::AdminService;
+use super::service::AdminService;
 use crate::federation::PeerStatus;
-use crate::pattern::matches;
+use crate::identity::pattern::matches;
 use weft_world::{Member, RemoteHost, World};
 
 /// Lines that fit a screen: a mesh that needs no more is shown whole.

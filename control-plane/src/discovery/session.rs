@@ -16,8 +16,8 @@ use super::names::{Name, first_label};
 use super::streams::Stream;
 use super::subscription::Subscription;
 use super::{Discovery, Reply, Version, short};
-use crate::bounds;
-use crate::peer::Certified;
+use crate::identity::bounds;
+use crate::identity::peer::Certified;
 use weft_world::translate;
 use weft_world::{Changed, Instance, Scope, World};
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::Version;
 use super::names::{Label, Name, address_of, first_label, labels_of};
-use crate::bounds::{self, Exceeded};
+use crate::identity::bounds::{self, Exceeded};
 use weft_world::Changed;
 
 /// What a stream wants of one type.

@@ -16,8 +16,9 @@ use weft_proto::v1::federation_client::FederationClient;
 use weft_proto::v1::{Answer, PeerDns, PeerQuestion, Summaries, WatchRequest};
 
 use super::tls;
-use crate::mesh::Mesh;
-use crate::peer::OwnCertificate;
+use crate::api::remote::NoAnswer;
+use crate::identity::peer::OwnCertificate;
+use crate::state::Mesh;
 use weft_world::{Peering, sound};
 
 /// A connection that is not there by then is given up.
@@ -49,17 +50,6 @@ struct State {
     connected: bool,
     heard: Option<SystemTime>,
     error: String,
-}
-
-/// Why there is no answer from another data centre.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum NoAnswer {
-    /// It cannot be reached; why.
-    #[error("no path to the data centre: {0}")]
-    NoPath(String),
-    /// Too many questions are under way.
-    #[error("too many questions to the data centre are under way")]
-    Busy,
 }
 
 impl Link {

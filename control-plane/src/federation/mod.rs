@@ -21,17 +21,18 @@ use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 use weft_core::failover::Patience;
-use weft_proto::v1::PeerGateway;
 use weft_proto::v1::federation_server::FederationServer;
+use weft_proto::v1::{Answer, PeerDns, PeerGateway, PeerQuestion};
 
-use crate::ca::Ca;
-use crate::consul::Consul;
-use crate::dns::Dns;
-use crate::dns::view::ExportedView;
-use crate::mesh::Mesh;
-use crate::mesh::remotes::Shares;
-use crate::peer;
+use crate::api::consul::Consul;
+use crate::api::dns::Dns;
+use crate::api::dns::view::ExportedView;
+use crate::api::remote::{NoAnswer, RemoteReads};
+use crate::identity::ca::Ca;
+use crate::identity::peer;
 use crate::sockets;
+use crate::state::Mesh;
+use crate::state::remotes::Shares;
 use link::Link;
 use peering::PeerAddress;
 use weft_world::{DEFAULT_DATACENTER, Peering};
@@ -97,11 +98,6 @@ pub struct PeerStatus {
 }
 
 impl Federation {
-    /// A data centre alone.
-    pub fn alone() -> Arc<Federation> {
-        Arc::new(Federation { datacenter: DEFAULT_DATACENTER.to_owned(), links: Vec::new() })
-    }
-
     /// Listens to the others from now on, and decides what goes there.
     ///
     /// # Errors
@@ -130,19 +126,8 @@ impl Federation {
         Ok(Arc::new(Federation { datacenter: settings.datacenter.clone(), links }))
     }
 
-    /// Name of this data centre.
-    pub fn datacenter(&self) -> &str {
-        &self.datacenter
-    }
-
-    /// All data centres, this one first.
-    pub fn datacenters(&self) -> Vec<&str> {
-        std::iter::once(self.datacenter.as_str()).chain(self.links.iter().map(|link| link.datacenter())).collect()
-    }
-
-    /// The way to another data centre.
-    pub fn link(&self, datacenter: &str) -> Option<&Arc<Link>> {
-        self.links.iter().find(|link| link.datacenter() == datacenter)
+    fn link(&self, datacenter: &str) -> Result<&Arc<Link>, NoAnswer> {
+        self.links.iter().find(|link| link.datacenter() == datacenter).ok_or(NoAnswer::Unknown)
     }
 
     /// What is known of the others.
@@ -209,6 +194,25 @@ impl Federation {
             }
         });
         Ok(())
+    }
+}
+
+#[tonic::async_trait]
+impl RemoteReads for Federation {
+    fn datacenter(&self) -> &str {
+        &self.datacenter
+    }
+
+    fn datacenters(&self) -> Vec<&str> {
+        std::iter::once(self.datacenter.as_str()).chain(self.links.iter().map(|link| link.datacenter())).collect()
+    }
+
+    async fn ask(&self, datacenter: &str, question: PeerQuestion) -> Result<Answer, NoAnswer> {
+        self.link(datacenter)?.ask(question).await
+    }
+
+    async fn resolve(&self, datacenter: &str, question: PeerDns) -> Result<Vec<u8>, NoAnswer> {
+        self.link(datacenter)?.resolve(question).await
     }
 }
 

@@ -96,7 +96,7 @@ mod tests {
     use std::time::SystemTime;
 
     use super::*;
-    use crate::ca::Ca;
+    use crate::identity::ca::Ca;
 
     #[test]
     fn peers_are_given_by_name_address_and_root() {

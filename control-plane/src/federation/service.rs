@@ -15,12 +15,13 @@ use weft_proto::v1::federation_server::Federation as FederationApi;
 use weft_proto::v1::{Answer, DnsMessage, PeerDns, PeerGateway, PeerQuestion, Summaries, WatchRequest};
 
 use super::{Federation, link};
-use crate::catalog;
-use crate::consul::{self, Caller, Consul, Rights};
-use crate::dns::Dns;
-use crate::dns::service::{MAX_QUERY, answer as answer_dns};
-use crate::dns::view::ExportedView;
-use crate::peer::{CONTROL_PLANE, Peer};
+use crate::api::catalog;
+use crate::api::consul::{self, Consul};
+use crate::api::dns::Dns;
+use crate::api::dns::service::{MAX_QUERY, answer as answer_dns};
+use crate::api::dns::view::ExportedView;
+use crate::identity::caller::{Caller, Rights};
+use crate::identity::peer::{CONTROL_PLANE, Peer};
 
 /// Longest pause between two messages.
 const HEARTBEAT: Duration = Duration::from_secs(10);

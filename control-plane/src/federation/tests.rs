@@ -7,10 +7,11 @@ use serde_json::Value;
 use weft_proto::v1;
 
 use super::*;
-use crate::consul::connect::Roots;
-use crate::consul::{self, Caller, Rights};
-use crate::dns;
-use crate::mesh::Node;
+use crate::api::consul;
+use crate::api::consul::connect::Roots;
+use crate::api::dns;
+use crate::identity::caller::{Caller, Rights};
+use crate::state::Node;
 use crate::store::embedded::Embedded;
 use weft_world::Scope;
 use weft_world::translate;
@@ -241,7 +242,7 @@ async fn questions_go_to_the_data_centre_that_they_name() {
     let nodes = one.get("/v1/catalog/nodes?dc=dc2", Rights::All).await.1;
     assert_eq!(nodes.as_array().unwrap().len(), 2, "{nodes}");
     // A token narrows what is read there, too.
-    let claims = crate::token::ApiClaims {
+    let claims = crate::identity::token::ApiClaims {
         trust_domain: "one.example".into(),
         namespace: "default".into(),
         services: vec!["own".into()],

@@ -10,6 +10,7 @@ pub mod batch;
 pub mod embedded;
 pub mod etcd;
 pub mod health;
+pub mod snapshot;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -22,8 +22,8 @@ use redb::{Builder, Database, DatabaseError, ReadableTable, StorageError, TableD
 use tokio::time::Instant;
 
 use super::{Lease, decode};
-use crate::snapshot::automatic;
 use crate::store::health::Health;
+use crate::store::snapshot::automatic;
 
 /// Records by `<table>/<key>`.
 pub(super) const RECORDS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("records");
