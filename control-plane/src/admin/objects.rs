@@ -113,7 +113,7 @@ fn of_folder(documents: &[Document], folder: &[Arc<Document>]) -> Vec<String> {
 pub(super) fn get(mesh: &Mesh, request: &v1::GetRequest) -> v1::GetReply {
     let wanted = request.object.clone().unwrap_or_default();
     let (folder, api) = mesh.policies();
-    let kept = mesh.kept_policies();
+    let kept = mesh.withdrawn_policies();
     let from_folder = folder.iter().map(|d| (d.as_ref(), format!("file {}", d.file)));
     let from_api = api.iter().map(|d| (d.as_ref(), "api".to_owned()));
     let kept = kept.iter().map(|d| (d.as_ref(), format!("file {} (emptied or removed)", d.file)));
@@ -146,7 +146,7 @@ pub(super) async fn delete(mesh: &Mesh, request: v1::DeleteRequest) -> Result<v1
     }
     let gone: Vec<Document> = api.iter().filter(|d| matches(&wanted, d)).map(|d| (**d).clone()).collect();
     if gone.is_empty() {
-        return failed(match mesh.kept_policies().iter().find(|d| matches(&wanted, d)) {
+        return failed(match mesh.withdrawn_policies().iter().find(|d| matches(&wanted, d)) {
             Some(kept) => {
                 let file = &kept.file;
                 format!(

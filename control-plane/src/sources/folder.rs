@@ -20,6 +20,7 @@ use tokio::sync::watch;
 
 use kept::{Cause, Kept};
 
+use super::PolicySource;
 use weft_files::policies::{Stamp, stamped};
 use weft_policy::{Code, Document, Key, Place, Problem, Severity, check, touched};
 use weft_world::parse_policies;
@@ -76,9 +77,23 @@ pub struct FolderState {
     /// Documents to apply, by file and then in the order written.
     pub documents: Vec<Arc<Document>>,
     /// Documents that no file has any more, and that still apply unless another source has the object.
-    pub kept: Vec<Arc<Document>>,
+    pub withdrawn: Vec<Arc<Document>>,
     /// Errors of versions that are not applied, and warnings.
     pub problems: Vec<Problem>,
+}
+
+impl PolicySource for FolderState {
+    fn list(&self) -> Box<dyn Iterator<Item = &Arc<Document>> + '_> {
+        Box::new(self.documents.iter())
+    }
+
+    fn withdrawn(&self) -> &[Arc<Document>] {
+        &self.withdrawn
+    }
+
+    fn problems(&self) -> &[Problem] {
+        &self.problems
+    }
 }
 
 /// The files of a directory.
@@ -284,7 +299,7 @@ impl PolicyFolder {
         let of_files = self.files.values().flat_map(|file| &file.problems);
         FolderState {
             documents: self.files.values().flat_map(|file| file.applied.iter().cloned()).collect(),
-            kept: self.kept.documents().cloned().collect(),
+            withdrawn: self.kept.documents().cloned().collect(),
             problems: of_files
                 .chain(&self.problems)
                 .chain(&self.unreadable)

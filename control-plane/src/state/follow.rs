@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::Ipv4Addr;
-use std::sync::{Arc, Weak};
+use std::sync::Weak;
 
 use prost::Message;
 use tokio::sync::mpsc;
@@ -14,7 +14,6 @@ use super::topics::Topic;
 use super::{Alive, Mesh, Node, RETRY, State};
 use crate::clock::unix_now;
 use crate::store::{Change, Changes, Record, Table, Watch};
-use weft_policy::Document;
 use weft_world::{Allocation, Changed, Instance};
 
 /// Transactions that are taken up in one go.
@@ -65,7 +64,7 @@ impl Mesh {
         let registrations = state.world.registered().map(|i| (Table::Registrations, registration_key(&i.key())));
         let nodes = state.nodes.keys().map(|name| (Table::Nodes, name.clone()));
         let alive = state.nodes.iter().filter(|(_, node)| node.alive.is_some());
-        let policies = state.api_policies.keys().map(|key| (Table::Policies, key.clone()));
+        let policies = state.api.keys().map(|key| (Table::Policies, key.clone()));
         let ips = state.world.virtual_ips().iter().filter(|(_, a)| a.modified != 0);
         registrations
             .chain(nodes)
@@ -261,17 +260,11 @@ impl Applying {
     fn policy(&mut self, state: &mut State, key: String, record: Option<Record>) -> Result<(), String> {
         self.policies = true;
         let Some(record) = record else {
-            state.api_policies.remove(&key);
+            state.api.remove(&key);
             return Ok(());
         };
         let stored = StoredPolicy::decode(record.value.as_slice()).map_err(|e| e.to_string())?;
-        let parsed = weft_world::parse_policies(&key, &stored.yaml);
-        for problem in &parsed.problems {
-            tracing::warn!("stored policy: {problem}");
-        }
-        let documents = parsed.documents.into_iter();
-        let documents = documents.map(|d| Arc::new(Document { created: stored.created, ..d })).collect();
-        state.api_policies.insert(key, documents);
+        state.api.insert(key, &stored);
         Ok(())
     }
 

@@ -38,11 +38,11 @@ use tokio::time::Instant;
 use weft_proto::v1;
 
 use crate::identity::bounds::Exceeded;
+use crate::sources::api::ApiPolicies;
 use crate::sources::folder::FolderState;
 use crate::store::batch::{self, Interrupted};
 use crate::store::{self, Condition, Op};
 use topics::Topics;
-use weft_policy::Document;
 use weft_world::explain;
 use weft_world::{Changed, World};
 
@@ -159,9 +159,8 @@ struct State {
     config_entries: documents::Documents,
     /// Pairs whose lock may not be taken yet, by key in the store.
     delays: HashSet<String>,
-    /// By key in the store.
-    api_policies: BTreeMap<String, Vec<Arc<Document>>>,
     folder: Arc<FolderState>,
+    api: ApiPolicies,
     /// World version at which a host last changed, and at which all did.
     host_versions: HashMap<String, u64>,
     all_version: u64,
@@ -219,8 +218,8 @@ impl Mesh {
                 events_fired: documents::Documents::new(watch.revision),
                 config_entries: documents::Documents::new(watch.revision),
                 delays: HashSet::new(),
-                api_policies: BTreeMap::new(),
                 folder: Arc::default(),
+                api: ApiPolicies::default(),
                 host_versions: HashMap::new(),
                 all_version: 0,
             }),

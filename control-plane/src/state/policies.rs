@@ -4,14 +4,15 @@ use std::collections::HashSet;
 use std::sync::{Arc, Weak};
 
 use prost::Message;
-use weft_proto::v1::StoredPolicy;
 
 use super::{Mesh, State};
 use crate::clock::unix_now;
+use crate::sources::api::record;
 use crate::sources::folder::{FolderState, Surroundings};
+use crate::sources::{PolicySource, effective};
 use crate::store::batch::Interrupted;
 use crate::store::{Op, Table};
-use weft_policy::{Document, Kind, Problem};
+use weft_policy::{Document, Problem};
 use weft_world::Changed;
 
 impl Mesh {
@@ -31,27 +32,26 @@ impl Mesh {
     /// are applied, given who is registered.
     pub fn policy_problems(&self) -> Vec<Problem> {
         let state = self.lock();
-        let refused = state.folder.problems.iter().cloned();
+        let refused = state.folder.problems().iter().cloned();
         refused.chain(weft_world::translate::warnings(&state.world, true)).collect()
     }
 
     /// The folder's documents and the API's.
     pub fn policies(&self) -> (Vec<Arc<Document>>, Vec<Arc<Document>>) {
         let state = self.lock();
-        (state.folder.documents.clone(), state.api_policies.values().flatten().cloned().collect())
+        (state.folder.documents.clone(), state.api.list().cloned().collect())
     }
 
     /// Documents that no file of the folder has any more, and that still apply.
-    pub fn kept_policies(&self) -> Vec<Arc<Document>> {
-        self.lock().folder.kept.clone()
+    pub fn withdrawn_policies(&self) -> Vec<Arc<Document>> {
+        self.lock().folder.withdrawn.clone()
     }
 
     /// Gives documents of the API their age: it counts from when an object was first applied, unless it says so itself.
     pub fn date(&self, documents: &mut [Document]) {
         let state = self.lock();
         for document in documents.iter_mut().filter(|document| document.created == 0) {
-            let old = state.api_policies.get(&document.reference()).and_then(|held| held.first());
-            document.created = old.map_or_else(unix_now, |old| old.created);
+            document.created = state.api.created(document).unwrap_or_else(unix_now);
         }
     }
 
@@ -68,24 +68,16 @@ impl Mesh {
         self.date(&mut put);
         let key = |d: &Document| d.reference();
         let mut ops: Vec<Op> = delete.iter().map(|d| Op::delete(Table::Policies, key(d))).collect();
-        ops.extend(put.iter().map(|d| Op::put(Table::Policies, key(d), stored(d).encode_to_vec())));
+        ops.extend(put.iter().map(|d| Op::put(Table::Policies, key(d), record(d).encode_to_vec())));
         ops
     }
 }
 
 impl State {
-    /// Gives the world the policies of both kinds.
+    /// Gives the world the policies that apply, of all sources.
     pub(super) fn apply_policies(&mut self) -> Changed {
-        // An object given by several: a file owns it, then the API.
-        let (folder, api) = (self.folder.documents.iter(), self.api_policies.values().flatten());
-        let mut seen: HashSet<(Kind, &str, &str)> = HashSet::new();
-        let mut all = Vec::new();
-        for document in folder.chain(api).chain(&self.folder.kept) {
-            if seen.insert((document.kind, &document.namespace, &document.name)) {
-                all.push(document.clone());
-            }
-        }
-        self.world.set_policies(all, unix_now())
+        let sources: [&dyn PolicySource; 2] = [&*self.folder, &self.api];
+        self.world.set_policies(effective(&sources), unix_now())
     }
 }
 
@@ -100,8 +92,4 @@ impl Surroundings for BesideFolder {
     fn offers(&self, host: &str) -> bool {
         self.0.upgrade().is_some_and(|mesh| mesh.read(|world| world.offers(host)))
     }
-}
-
-fn stored(document: &Document) -> StoredPolicy {
-    StoredPolicy { yaml: document.yaml.clone(), created: document.created }
 }

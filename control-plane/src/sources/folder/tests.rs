@@ -27,7 +27,7 @@ fn scan_later(folder: &mut PolicyFolder, later: Duration) -> FolderState {
 }
 
 fn kept(state: &FolderState) -> Vec<String> {
-    state.kept.iter().map(|document| document.reference()).collect()
+    state.withdrawn.iter().map(|document| document.reference()).collect()
 }
 
 fn withdrawn(state: &FolderState) -> Vec<&str> {
@@ -68,7 +68,7 @@ fn a_broken_file_keeps_its_last_good_documents() {
     fs::remove_file(&file).unwrap();
     scan(&mut folder);
     let state = scan_later(&mut folder, GRACE);
-    assert!(state.documents.is_empty() && state.kept.is_empty() && state.problems.is_empty());
+    assert!(state.documents.is_empty() && state.withdrawn.is_empty() && state.problems.is_empty());
 }
 
 #[test]
