@@ -8,11 +8,11 @@ mod aliases;
 mod connections;
 mod destinations;
 mod gateways;
+pub(super) mod impact;
 pub(super) mod needs;
-mod overruled;
+mod precedence;
 mod reach;
 mod security;
-pub(super) mod touched;
 
 use std::collections::HashMap;
 
@@ -26,7 +26,7 @@ pub fn check(documents: &[&Document]) -> Vec<Problem> {
     let documents: Vec<&Document> = exported.iter().map(AsRef::as_ref).collect();
     let sorted = by_age(&documents);
     let mut findings = duplicates(&documents);
-    findings.extend(overruled::check(&sorted));
+    findings.extend(precedence::check(&sorted));
     findings.extend(destinations::check(&sorted));
     findings.extend(aliases::check(&sorted));
     findings.extend(security::check(&sorted));
@@ -37,8 +37,8 @@ pub fn check(documents: &[&Document]) -> Vec<Problem> {
             findings.extend(connections::check(document, service));
         }
     }
-    let mut problems = [placed(findings), super::delegate::check(&documents)].concat();
-    super::sort_problems(&mut problems);
+    let mut problems = [placed(findings), crate::delegate::check(&documents)].concat();
+    crate::sort_problems(&mut problems);
     problems
 }
 

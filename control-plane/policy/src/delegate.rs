@@ -10,11 +10,11 @@ use std::sync::Arc;
 
 use weft_proto::v1::{self, string_match::Kind as Text};
 
-use super::virtual_service::covers;
 use super::{
     Action, Code, Delegate, Document, Forward, MESH, Mirror, Object, Place, Problem, Route, RouteMatch, Severity,
     VirtualService, canonical,
 };
+use crate::kinds::virtual_service::covers;
 
 /// `documents` with delegates joined into those that name them.
 pub fn join(documents: Vec<Arc<Document>>) -> Vec<Arc<Document>> {

@@ -5,7 +5,8 @@ use std::{
     hash::{Hash, Hasher},
 };
 
-use super::{fields::Fields, names};
+use crate::decode::fields::Fields;
+use crate::names;
 use crate::yaml::Place;
 
 /// Who sees a document. By default everybody.

@@ -22,7 +22,7 @@ use kept::{Cause, Kept};
 
 use super::PolicySource;
 use weft_files::policies::{Stamp, stamped};
-use weft_policy::{Code, Document, Key, Place, Problem, Severity, check, touched};
+use weft_policy::{Code, Document, Key, Place, Problem, Severity, check, impact};
 use weft_world::parse_policies;
 
 /// How long a file must have been left alone.
@@ -312,7 +312,7 @@ impl PolicyFolder {
     /// Applies the pending versions that are right together with all others. Where they are not, those with an error stay
     /// pending; where a pending one broke a file that did not change, all pending ones do.
     fn apply(&mut self, now: Instant) {
-        let held = match self.check_touched() {
+        let held = match self.check_affected() {
             Some(problems) => {
                 self.problems = problems;
                 HashSet::new()
@@ -336,7 +336,7 @@ impl PolicyFolder {
 
     /// The problems between all documents once the pending versions apply, found by a look at what those can touch. `None`: all
     /// has to be looked at, as errors need it that decide what is refused.
-    fn check_touched(&self) -> Option<Vec<Problem>> {
+    fn check_affected(&self) -> Option<Vec<Problem>> {
         let open: Vec<&PolicyFile> = self.files.values().filter(|file| file.pending.is_some()).collect();
         let emptied = |file: &&PolicyFile| file.newest().is_empty() && !file.applied.is_empty();
         if !self.clean || !self.kept.is_empty() || open.iter().any(emptied) {
@@ -345,12 +345,12 @@ impl PolicyFolder {
         let changed = open.iter().flat_map(|file| file.applied.iter().chain(file.newest()));
         let changed: Vec<&Document> = changed.map(AsRef::as_ref).collect();
         let all = self.candidates(&HashSet::new());
-        let touched = touched(&changed, &all)?;
-        let found = check(&touched.documents);
+        let impact = impact(&changed, &all)?;
+        let found = check(&impact.documents);
         if found.iter().any(|problem| problem.severity == Severity::Error) {
             return None;
         }
-        let is_of = |problem: &&Problem| touched.files.contains(problem.file.as_str());
+        let is_of = |problem: &&Problem| impact.files.contains(problem.file.as_str());
         let mut problems: Vec<Problem> = self.problems.iter().filter(|problem| !is_of(problem)).cloned().collect();
         problems.extend(found.iter().filter(is_of).cloned());
         weft_policy::sort_problems(&mut problems);

@@ -9,7 +9,7 @@ use std::ops::Bound;
 
 use weft_proto::v1::{self, string_match::Kind as Text};
 
-use crate::virtual_service::covers;
+use crate::kinds::virtual_service::covers;
 use crate::{Action, Code, Document, Finding, MESH, RouteMatch, VirtualService};
 
 /// Earlier matches that one is compared with.
