@@ -46,7 +46,7 @@ fn is_named(name: &str, word: &str) -> bool {
 
 /// One object, or all of some kinds.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Wanted {
+pub(super) struct Selector {
     /// None: all kinds.
     pub(super) kinds: Vec<Kind>,
     /// None: as the command's option says.
@@ -55,7 +55,7 @@ pub(super) struct Wanted {
     pub(super) name: Option<String>,
 }
 
-impl Wanted {
+impl Selector {
     /// Whether it means an object; `namespace` is the option's, empty: all.
     pub(super) fn means(&self, object: &ObjectName, namespace: &str) -> bool {
         let namespace = self.namespace.as_deref().unwrap_or(namespace);
@@ -65,7 +65,7 @@ impl Wanted {
     }
 }
 
-impl fmt::Display for Wanted {
+impl fmt::Display for Selector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kinds: Vec<&str> = self.kinds.iter().map(|kind| kind.name()).collect();
         write!(f, "{}", if kinds.is_empty() { "object".to_owned() } else { kinds.join(", ") })?;
@@ -78,9 +78,9 @@ impl fmt::Display for Wanted {
 ///
 /// # Errors
 /// When there is no such kind, or the forms are mixed.
-pub(super) fn wanted(words: &[String]) -> Result<Vec<Wanted>> {
+pub(super) fn selectors(words: &[String]) -> Result<Vec<Selector>> {
     let Some((first, names)) = words.split_first() else {
-        return Ok(vec![Wanted { kinds: Vec::new(), namespace: None, name: None }]);
+        return Ok(vec![Selector { kinds: Vec::new(), namespace: None, name: None }]);
     };
     if words.iter().any(|word| word.contains('/')) {
         return words.iter().map(|word| path(word)).collect();
@@ -90,13 +90,13 @@ pub(super) fn wanted(words: &[String]) -> Result<Vec<Wanted>> {
         list => list.split(',').filter(|word| !word.is_empty()).map(kind).collect::<Result<_>>()?,
     };
     if names.is_empty() {
-        return Ok(vec![Wanted { kinds, namespace: None, name: None }]);
+        return Ok(vec![Selector { kinds, namespace: None, name: None }]);
     }
-    let of = |name: &String| Wanted { kinds: kinds.clone(), namespace: None, name: Some(name.clone()) };
+    let of = |name: &String| Selector { kinds: kinds.clone(), namespace: None, name: Some(name.clone()) };
     Ok(names.iter().map(of).collect())
 }
 
-fn path(word: &str) -> Result<Wanted> {
+fn path(word: &str) -> Result<Selector> {
     let parts: Vec<&str> = word.split('/').collect();
     let form = || anyhow!("{word:?} is not KIND/NAME or KIND/NAMESPACE/NAME; do not mix it with KIND NAME");
     let (of, namespace, name) = match parts[..] {
@@ -105,7 +105,7 @@ fn path(word: &str) -> Result<Wanted> {
         _ => return Err(form()),
     };
     ensure!(!name.is_empty() && namespace != Some(""), form());
-    Ok(Wanted { kinds: vec![kind(of)?], namespace: namespace.map(str::to_owned), name: Some(name.to_owned()) })
+    Ok(Selector { kinds: vec![kind(of)?], namespace: namespace.map(str::to_owned), name: Some(name.to_owned()) })
 }
 
 #[cfg(test)]
@@ -137,7 +137,7 @@ mod tests {
     fn objects_are_named_as_with_kubectl() {
         let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
         let shown =
-            |text: &str| -> Vec<String> { wanted(&words(text)).unwrap().iter().map(ToString::to_string).collect() };
+            |text: &str| -> Vec<String> { selectors(&words(text)).unwrap().iter().map(ToString::to_string).collect() };
         assert_eq!(shown(""), ["object"]);
         assert_eq!(shown("all"), ["object"]);
         assert_eq!(shown("dr,vs"), ["DestinationRule, VirtualService"]);
@@ -147,14 +147,14 @@ mod tests {
             [r#"VirtualService "a""#, r#"DestinationRule "b" in the namespace "shop""#]
         );
         for wrong in ["pods", "vs/a b", "vs/", "vs//a", "vs/a/b/c", "dr,x"] {
-            assert!(wanted(&words(wrong)).is_err(), "{wrong}");
+            assert!(selectors(&words(wrong)).is_err(), "{wrong}");
         }
         let object = |namespace: &str| ObjectName {
             kind: "VirtualService".into(),
             namespace: namespace.into(),
             name: "a".into(),
         };
-        let [one] = &wanted(&words("vs/a")).unwrap()[..] else { panic!() };
+        let [one] = &selectors(&words("vs/a")).unwrap()[..] else { panic!() };
         assert!(one.means(&object("shop"), "") && one.means(&object("shop"), "shop"));
         assert!(!one.means(&object("shop"), "default"));
     }

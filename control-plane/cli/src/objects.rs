@@ -8,10 +8,10 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value, json};
 use weft_proto::v1::{self, Object, ObjectName};
 
-use super::kinds::{self, Wanted};
+use super::kinds::{self, Selector};
 use super::remote::{Remote, refused};
 use super::style;
-use crate::files::{self, Given};
+use crate::files::{self, InputFile};
 use weft_policy::yaml;
 
 /// Shows policies: all, of some kinds, or those that are named
@@ -39,7 +39,7 @@ impl Get {
     /// # Errors
     /// When the control plane cannot be reached.
     pub async fn run(&self, out: &mut impl Write) -> Result<ExitCode> {
-        let wanted = kinds::wanted(&self.objects)?;
+        let wanted = kinds::selectors(&self.objects)?;
         let all = self.remote.connect().await?.get(v1::GetRequest { object: None }).await;
         let (found, missing) = pick(all.map_err(refused)?.into_inner().objects, &wanted, &self.namespace);
         show(&found, &self.output, wanted.len() == 1 && wanted[0].name.is_some(), out)?;
@@ -51,9 +51,9 @@ impl Get {
 }
 
 /// Those that are wanted, and what is named and not there.
-fn pick(all: Vec<Object>, wanted: &[Wanted], namespace: &str) -> (Vec<Object>, Vec<Wanted>) {
+fn pick(all: Vec<Object>, wanted: &[Selector], namespace: &str) -> (Vec<Object>, Vec<Selector>) {
     let name = |object: &Object| object.object.clone().unwrap_or_default();
-    let means = |wanted: &Wanted, object: &Object| wanted.means(&name(object), namespace);
+    let means = |wanted: &Selector, object: &Object| wanted.means(&name(object), namespace);
     let missing = wanted.iter().filter(|one| one.name.is_some() && !all.iter().any(|object| means(one, object)));
     let missing = missing.cloned().collect();
     (all.into_iter().filter(|object| wanted.iter().any(|one| means(one, object))).collect(), missing)
@@ -212,8 +212,8 @@ impl Delete {
 
     fn named(&self) -> Result<Vec<ObjectName>> {
         let mut names = Vec::new();
-        for wanted in kinds::wanted(&self.objects)? {
-            let Wanted { kinds, namespace, name: Some(name) } = wanted else {
+        for wanted in kinds::selectors(&self.objects)? {
+            let Selector { kinds, namespace, name: Some(name) } = wanted else {
                 bail!("a kind and a name are needed, or a file (-f): all of a kind are not deleted at once");
             };
             ensure!(!kinds.is_empty(), "a kind is needed beside the name");
@@ -229,9 +229,9 @@ impl Delete {
 }
 
 /// The objects of files, last first: what was applied after another may need it.
-fn of_files(given: &[Given]) -> Result<Vec<ObjectName>> {
+fn of_files(given: &[InputFile]) -> Result<Vec<ObjectName>> {
     let mut names = Vec::new();
-    for Given { name, text } in given {
+    for InputFile { name, text } in given {
         let text = text.as_ref().map_err(|e| anyhow::anyhow!("{name}: cannot be read: {e}"))?;
         let parsed = weft_world::parse_policies(name, text);
         if let Some(problem) = parsed.problems.iter().find(|problem| problem.severity == weft_policy::Severity::Error) {
@@ -300,7 +300,7 @@ mod tests {
             || vec![object("DestinationRule", "default", "order", RULE), object("VirtualService", "shop", "order", "")];
         let picked = |words: &[&str], namespace: &str| {
             let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
-            let (found, missing) = pick(all(), &kinds::wanted(&words).unwrap(), namespace);
+            let (found, missing) = pick(all(), &kinds::selectors(&words).unwrap(), namespace);
             (found.len(), missing.iter().map(ToString::to_string).collect::<Vec<_>>())
         };
         assert_eq!(picked(&[], ""), (2, vec![]));
@@ -312,7 +312,7 @@ mod tests {
 
     #[test]
     fn files_name_their_objects_last_first() {
-        let given = |text: &str| vec![Given { name: "a.yaml".into(), text: Ok(text.to_owned()) }];
+        let given = |text: &str| vec![InputFile { name: "a.yaml".into(), text: Ok(text.to_owned()) }];
         let two = format!("{RULE}---\n{}", RULE.replace("name: order", "name: b, namespace: shop"));
         let names: Vec<String> =
             of_files(&given(&two)).unwrap().iter().map(|n| format!("{}/{}", n.namespace, n.name)).collect();

@@ -13,7 +13,7 @@ use weft_proto::v1;
 use weft_proto::v1::admin_client::AdminClient;
 
 use super::style;
-use crate::files::{self, Given};
+use crate::files::{self, InputFile};
 
 /// Where the control plane is.
 #[derive(Debug, clap::Args)]
@@ -85,7 +85,7 @@ impl Apply {
     /// When a file cannot be read or the control plane not be reached.
     pub async fn run(&self, out: &mut impl Write) -> Result<ExitCode> {
         let mut files = Vec::new();
-        for Given { name, text } in files::read(&self.files) {
+        for InputFile { name, text } in files::read(&self.files) {
             let text = text.with_context(|| name.clone())?;
             files.push(v1::File { name, text });
         }

@@ -14,7 +14,7 @@ use super::remote::{Remote, refused};
 use super::validate::{analyse, report};
 use crate::files;
 use weft_policy::Severity;
-use weft_world::explain::{Asked, Client, Explanation, Name, explain};
+use weft_world::explain::{Client, Explanation, Name, Query, explain};
 
 /// Tells which route, subset, policy and endpoint a request would get, and why: of the live mesh, or with -f of files alone
 ///
@@ -69,7 +69,7 @@ impl Route {
     pub async fn run(&self, out: &mut impl Write) -> Result<ExitCode> {
         let headers = pairs(&self.headers, ':', "-H").map_err(|e| anyhow!(e))?;
         let gateway = Client::gateway(self.gateway.as_deref().unwrap_or_default()).map_err(|e| anyhow!(e))?;
-        let asked = Asked::new(&self.address(), &self.method, &headers, self.sni.as_deref()).map_err(|e| anyhow!(e))?;
+        let asked = Query::new(&self.address(), &self.method, &headers, self.sni.as_deref()).map_err(|e| anyhow!(e))?;
         let from = self.from.as_deref().map(Name::parse).transpose().map_err(|e| anyhow!(e))?;
         let explanation = if self.files.is_empty() {
             self.live(headers).await?

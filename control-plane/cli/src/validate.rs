@@ -7,7 +7,7 @@ use std::{io::Write, path::PathBuf, process::ExitCode, sync::Arc};
 use serde_json::Value;
 
 use super::style;
-use crate::files::{self, Given};
+use crate::files::{self, InputFile};
 use weft_policy::{Code, Document, Place, Problem, Severity, check};
 use weft_world::translate::warnings;
 use weft_world::{World, parse_policies};
@@ -65,7 +65,7 @@ pub(super) fn report(
 }
 
 /// The world as the files alone have it, and all that is wrong with them. Who is registered is not known here.
-pub(super) fn analyse(given: &[Given]) -> (World, Vec<Problem>) {
+pub(super) fn analyse(given: &[InputFile]) -> (World, Vec<Problem>) {
     let mut documents: Vec<Document> = Vec::new();
     let mut problems: Vec<Problem> = Vec::new();
     for file in given {

@@ -147,7 +147,7 @@ impl Admin for AdminService {
         let method = if asked.method.is_empty() { "GET" } else { &asked.method };
         let headers: Vec<(String, String)> =
             asked.headers.into_iter().map(|header| (header.name, header.value)).collect();
-        let asked = explain::Asked::new(&asked.url, method, &headers, asked.server_name.as_deref());
+        let asked = explain::Query::new(&asked.url, method, &headers, asked.server_name.as_deref());
         let asked = asked.map_err(Status::invalid_argument)?;
         let client = match (&from, gateway) {
             (Some(_), Some(_)) => return Err(Status::invalid_argument("--from and --gateway exclude each other")),
@@ -209,7 +209,7 @@ impl Admin for AdminService {
             let text = format!("a token grants {MAX_SERVICES} services at most, and these are {}", services.len());
             return Err(Status::invalid_argument(text));
         }
-        let services = self.grants.named(services).await.map_err(|e| Status::unavailable(e.to_string()))?;
+        let services = self.grants.references(services).await.map_err(|e| Status::unavailable(e.to_string()))?;
         let root = hex(&self.ca.fingerprint());
         let claims =
             Claims { trust_domain, namespace, service_account: asked.service_account, services, expires, root };

@@ -128,7 +128,7 @@ fn certified(listener: IpAddr, host: &str, more: &[String]) -> Vec<String> {
 fn server_config(ca: Arc<Ca>, names: Vec<String>) -> Result<Arc<rustls::ServerConfig>> {
     let shown = names.join(", ");
     let sign = move |ca: &Ca, key: &KeyPair, lifetime| ca.sign_server(key, &names, SystemTime::now(), lifetime);
-    let own = OwnCertificate::kept(ca, sign, std::future::pending())
+    let own = OwnCertificate::renewing(ca, sign, std::future::pending())
         .with_context(|| format!("no certificate for {shown} (--http-name)"))?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut config = rustls::ServerConfig::builder_with_provider(provider)

@@ -17,7 +17,7 @@ use super::streams::Stream;
 use super::subscription::Subscription;
 use super::{Discovery, Reply, Version, short};
 use crate::identity::bounds;
-use crate::identity::peer::Certified;
+use crate::identity::peer::PeerCertificate;
 use weft_world::translate;
 use weft_world::{Changed, Instance, Scope, World};
 
@@ -34,7 +34,7 @@ type InFlight = (&'static str, Vec<(Name, Version, u64)>);
 pub(super) struct Session {
     id: u64,
     discovery: Arc<Discovery>,
-    certified: Arc<Certified>,
+    certified: Arc<PeerCertificate>,
     address: String,
     node: String,
     labels: BTreeMap<String, String>,
@@ -58,7 +58,7 @@ impl Session {
     pub(super) fn new(
         id: u64,
         discovery: Arc<Discovery>,
-        certified: Arc<Certified>,
+        certified: Arc<PeerCertificate>,
         address: String,
         replies: mpsc::Sender<Reply>,
     ) -> Session {

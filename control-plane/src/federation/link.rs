@@ -119,7 +119,9 @@ impl Link {
             if was || pause == PAUSES.0 {
                 tracing::warn!(datacenter = self.datacenter(), address = self.address, "not connected: {error}");
             }
-            if heard.elapsed() > keep && mesh.read(|world| world.told().any(|(name, ..)| name == self.datacenter())) {
+            if heard.elapsed() > keep
+                && mesh.read(|world| world.remote_summaries().any(|(name, ..)| name == self.datacenter()))
+            {
                 tracing::warn!(datacenter = self.datacenter(), "silent for too long: what it exported is forgotten");
                 if let Err(e) = mesh.forget_remote(self.datacenter()).await {
                     tracing::error!("it cannot be forgotten: {e}");

@@ -107,7 +107,7 @@ impl Federation {
         mesh.set_peers(&settings.datacenter, peers.iter().map(|(peering, _)| peering.clone()).collect());
         let strangers: Vec<String> = mesh.read(|world| {
             let known = |name: &str| world.peers().iter().any(|peer| peer.datacenter == name);
-            world.told().map(|(name, ..)| name.to_owned()).filter(|name| !known(name)).collect()
+            world.remote_summaries().map(|(name, ..)| name.to_owned()).filter(|name| !known(name)).collect()
         });
         for datacenter in strangers {
             tracing::info!(datacenter, "it is no peer any more: what it exported is forgotten");
@@ -132,8 +132,9 @@ impl Federation {
 
     /// What is known of the others.
     pub fn status(&self, mesh: &Mesh) -> Vec<PeerStatus> {
-        let kept: Vec<(String, u64, usize)> =
-            mesh.read(|world| world.told().map(|(name, at, services)| (name.to_owned(), at, services)).collect());
+        let kept: Vec<(String, u64, usize)> = mesh.read(|world| {
+            world.remote_summaries().map(|(name, at, services)| (name.to_owned(), at, services)).collect()
+        });
         let status = |link: &Arc<Link>| {
             let kept = kept.iter().find(|(name, ..)| name == link.datacenter());
             let stored = kept.map(|(_, received, _)| SystemTime::UNIX_EPOCH + Duration::from_secs(*received));

@@ -316,7 +316,7 @@ async fn the_last_summary_outlives_the_link_and_the_process() {
     // A peer that is none any more is forgotten.
     let (ca, _) = Ca::create("one.example", SystemTime::now()).unwrap();
     Federation::start(&Settings::default(), &mesh, &Arc::new(ca)).await.unwrap();
-    until("it is gone", || mesh.read(|world| world.told().next().is_none())).await;
+    until("it is gone", || mesh.read(|world| world.remote_summaries().next().is_none())).await;
     assert!(mesh.read(|world| translate::resolve(world, &Scope::of("default"), "order")).is_none());
 }
 

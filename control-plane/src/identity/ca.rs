@@ -34,7 +34,7 @@ pub struct Ca {
 
 /// A signed leaf.
 #[derive(Debug)]
-pub struct Signed {
+pub struct SignedCertificate {
     /// Leaf first, without the root.
     pub chain: Vec<CertificateDer<'static>>,
     /// When it ends.
@@ -112,7 +112,7 @@ impl Ca {
         services: &[String],
         now: SystemTime,
         lifetime: Duration,
-    ) -> Result<Signed> {
+    ) -> Result<SignedCertificate> {
         let csr = CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(csr_der))
             .context("not a certificate signing request")?;
         self.sign_key(&csr.public_key, spiffe_id, services, now, lifetime)
@@ -129,7 +129,7 @@ impl Ca {
         services: &[String],
         now: SystemTime,
         lifetime: Duration,
-    ) -> Result<Signed> {
+    ) -> Result<SignedCertificate> {
         let mut params = CertificateParams::default();
         params.distinguished_name = rcgen::DistinguishedName::new();
         params.subject_alt_names.push(SanType::URI(spiffe_id.try_into()?));
@@ -144,7 +144,7 @@ impl Ca {
         params.not_before = (now - TOLERANCE.min(lifetime / 10)).into();
         params.not_after = not_after.into();
         let leaf = params.signed_by(key, &self.issuer)?;
-        Ok(Signed { chain: vec![leaf.der().clone()], not_after })
+        Ok(SignedCertificate { chain: vec![leaf.der().clone()], not_after })
     }
 
     /// Signs a key as that of a server of these names and addresses, for clients outside of the mesh. It carries no SPIFFE
@@ -158,7 +158,7 @@ impl Ca {
         names: &[String],
         now: SystemTime,
         lifetime: Duration,
-    ) -> Result<Signed> {
+    ) -> Result<SignedCertificate> {
         let mut params = CertificateParams::new(names).context("no name of a server")?;
         params.distinguished_name = rcgen::DistinguishedName::new();
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -168,7 +168,7 @@ impl Ca {
         params.not_before = (now - TOLERANCE.min(lifetime / 10)).into();
         params.not_after = not_after.into();
         let leaf = params.signed_by(key, &self.issuer)?;
-        Ok(Signed { chain: vec![leaf.der().clone()], not_after })
+        Ok(SignedCertificate { chain: vec![leaf.der().clone()], not_after })
     }
 }
 

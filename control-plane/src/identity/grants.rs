@@ -49,7 +49,7 @@ impl Grants {
     ///
     /// # Errors
     /// When the store does not take the list.
-    pub async fn named(&self, services: Vec<String>) -> Result<Vec<String>, Error> {
+    pub async fn references(&self, services: Vec<String>) -> Result<Vec<String>, Error> {
         if services.len() <= grant::INLINE {
             return Ok(services);
         }
@@ -106,9 +106,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let grants = Grants::new(Arc::new(Embedded::open(folder.path()).unwrap()));
         let few = vec!["Order".to_owned()];
-        assert_eq!(grants.named(few.clone()).await.unwrap(), few);
+        assert_eq!(grants.references(few.clone()).await.unwrap(), few);
         let many: Vec<String> = (0..3_000).map(|n| format!("service-{n}")).collect();
-        let name = grants.named(many.clone()).await.unwrap();
+        let name = grants.references(many.clone()).await.unwrap();
         assert_eq!(name.len(), 1);
         assert_eq!(grants.services(&name).await.unwrap(), many);
         let (one, other) = (grants.names(&name).await.unwrap(), grants.names(&name).await.unwrap());

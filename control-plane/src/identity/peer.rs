@@ -29,7 +29,7 @@ use tonic::Status;
 use tonic::transport::server::Connected;
 use weft_core::identity::SpiffeId;
 
-use crate::identity::ca::{Ca, Signed};
+use crate::identity::ca::{Ca, SignedCertificate};
 use crate::identity::rates::Rates;
 use crate::identity::refusals::Refusals;
 use weft_agent::admission::Admission;
@@ -42,7 +42,7 @@ const OWN_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 
 /// What a verified client certificate says.
 #[derive(Debug, Clone)]
-pub struct Certified {
+pub struct PeerCertificate {
     /// Its SPIFFE ID.
     pub id: SpiffeId,
     /// Services that it may register, or the name of a grant ([`crate::identity::grants`]).
@@ -57,7 +57,7 @@ pub struct Peer {
     /// Its address.
     pub remote: IpAddr,
     /// Its certificate, verified against the root; `None` when it showed none.
-    pub certified: Option<Arc<Certified>>,
+    pub certified: Option<Arc<PeerCertificate>>,
 }
 
 impl Peer {
@@ -73,7 +73,7 @@ impl Peer {
     ///
     /// # Errors
     /// `UNAUTHENTICATED` when it showed none, or it has ended.
-    pub fn certified(&self) -> Result<Arc<Certified>, Status> {
+    pub fn certified(&self) -> Result<Arc<PeerCertificate>, Status> {
         let certified = self.renewable()?;
         if certified.not_after <= SystemTime::now() {
             return Err(Status::unauthenticated(format!("the certificate of {} has expired", certified.id)));
@@ -85,7 +85,7 @@ impl Peer {
     ///
     /// # Errors
     /// `UNAUTHENTICATED` when it showed none.
-    pub fn renewable(&self) -> Result<Arc<Certified>, Status> {
+    pub fn renewable(&self) -> Result<Arc<PeerCertificate>, Status> {
         self.certified.clone().ok_or_else(|| {
             Status::unauthenticated("a client certificate is required; join first with a token (Identity.Sign)")
         })
@@ -162,9 +162,9 @@ impl ResolvesClientCert for OwnCertificate {
 
 impl OwnCertificate {
     /// One that `sign` signs for a new key and the lifetime that it is given, and again at half of that, until `stop`.
-    pub(crate) fn kept(
+    pub(crate) fn renewing(
         ca: Arc<Ca>,
-        sign: impl Fn(&Ca, &KeyPair, Duration) -> Result<Signed> + Send + 'static,
+        sign: impl Fn(&Ca, &KeyPair, Duration) -> Result<SignedCertificate> + Send + 'static,
         stop: impl Future<Output = ()> + Send + 'static,
     ) -> Result<Arc<OwnCertificate>> {
         let issue = move || -> Result<CertifiedKey> {
@@ -200,7 +200,7 @@ impl OwnCertificate {
 pub(crate) fn own_certificate(ca: &Arc<Ca>) -> Result<Arc<OwnCertificate>> {
     let id = SpiffeId::new(ca.trust_domain(), CONTROL_PLANE.0, CONTROL_PLANE.1)?.to_string();
     let sign = move |ca: &Ca, key: &KeyPair, lifetime| ca.sign_key(key, &id, &[], SystemTime::now(), lifetime);
-    OwnCertificate::kept(ca.clone(), sign, std::future::pending())
+    OwnCertificate::renewing(ca.clone(), sign, std::future::pending())
 }
 
 fn provider() -> Arc<CryptoProvider> {
@@ -366,7 +366,7 @@ impl PeerStream {
 }
 
 /// What a certificate says of its holder: true once it is verified by the root of the trust domain that it names.
-pub(crate) fn read_certificate(leaf: &CertificateDer<'_>) -> Result<Certified> {
+pub(crate) fn read_certificate(leaf: &CertificateDer<'_>) -> Result<PeerCertificate> {
     use x509_parser::extensions::GeneralName;
     let (_, leaf) = x509_parser::parse_x509_certificate(leaf).context("the client certificate cannot be read")?;
     let names = leaf.subject_alternative_name()?.context("the client certificate has no SPIFFE ID")?;
@@ -381,7 +381,7 @@ pub(crate) fn read_certificate(leaf: &CertificateDer<'_>) -> Result<Certified> {
     let [id] = ids[..] else { anyhow::bail!("the client certificate must hold one SPIFFE ID, it has {}", ids.len()) };
     let id: SpiffeId = id.parse()?;
     let end = u64::try_from(leaf.validity().not_after.timestamp()).unwrap_or(0);
-    Ok(Certified { id, services, not_after: SystemTime::UNIX_EPOCH + Duration::from_secs(end) })
+    Ok(PeerCertificate { id, services, not_after: SystemTime::UNIX_EPOCH + Duration::from_secs(end) })
 }
 
 #[cfg(test)]

@@ -15,10 +15,10 @@ const SWEEP: usize = 4096;
 pub struct Rates<K> {
     burst: u32,
     interval: Duration,
-    held: Mutex<Held<K>>,
+    held: Mutex<Buckets<K>>,
 }
 
-struct Held<K> {
+struct Buckets<K> {
     /// When a key will have been quiet for long enough to have its whole burst again.
     whole_again: HashMap<K, Instant>,
     /// With so many those that have been quiet are forgotten.
@@ -28,7 +28,7 @@ struct Held<K> {
 impl<K: Eq + Hash> Rates<K> {
     /// Nothing has been done yet.
     pub fn new(burst: u32, interval: Duration) -> Rates<K> {
-        Rates { burst, interval, held: Mutex::new(Held { whole_again: HashMap::new(), sweep_at: SWEEP }) }
+        Rates { burst, interval, held: Mutex::new(Buckets { whole_again: HashMap::new(), sweep_at: SWEEP }) }
     }
 
     /// Does it once.

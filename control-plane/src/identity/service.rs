@@ -101,7 +101,7 @@ impl IdentityService {
         let identity = |namespace: &str, account: &str| SpiffeId::new(self.ca.trust_domain(), namespace, account);
         let claims = self.tokens.verify(token, unix_now()).map_err(|e| {
             tracing::warn!(peer = %peer.remote, "join refused: {e}");
-            let named = self.tokens.named(token).and_then(|of| identity(&of.namespace, &of.service_account).ok());
+            let named = self.tokens.unverified(token).and_then(|of| identity(&of.namespace, &of.service_account).ok());
             if let Some(id) = named {
                 self.refusals.add(&id.to_string(), Some(peer.remote), e.to_string());
             }

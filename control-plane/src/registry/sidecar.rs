@@ -22,7 +22,7 @@ use weft_proto::v1::{self, RegistryReply, RegistryRequest};
 use crate::discovery::Discovery;
 use crate::identity::bounds::{self, Exceeded, Pace};
 use crate::identity::grants::{Grants, Names};
-use crate::identity::peer::{Certified, Peer};
+use crate::identity::peer::{Peer, PeerCertificate};
 use crate::state::{Mesh, Node, Refusal};
 
 const CUT_OFF: &str = "this control plane has lost its store";
@@ -99,7 +99,7 @@ struct Session {
     granted: Option<Names>,
     pace: Arc<Pace>,
     peer: Peer,
-    certified: Arc<Certified>,
+    certified: Arc<PeerCertificate>,
     /// Node name and session number, after hello.
     open: Option<(String, u64)>,
     registered: BTreeSet<String>,
@@ -210,7 +210,7 @@ impl Session {
                 if !self.mesh.renew(&node, session).await {
                     return Err(Refusal::SessionOver);
                 }
-                return Ok(RegistryReply { held: self.mesh.held(&node), now_ms, ..Default::default() });
+                return Ok(RegistryReply { held: self.mesh.registrations_digest(&node), now_ms, ..Default::default() });
             }
             Kind::Register(instance) => {
                 self.check(&instance).await?;

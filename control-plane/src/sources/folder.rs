@@ -2,11 +2,11 @@
 //!
 //! The newest text of every file that is without errors, alone and together with the others, is applied. A file with an
 //! error keeps its last good documents: a slip of the editor must not take a policy away. Nor must a file that is empty or
-//! gone for a moment ([`kept`]). Files are watched (inotify), and their metadata looked at now and then in case events get
+//! gone for a moment ([`grace`]). Files are watched (inotify), and their metadata looked at now and then in case events get
 //! lost, as on network file systems. A file is read once it has rested for [`SETTLE`], so that one half written is not taken
 //! for a whole one.
 
-mod kept;
+mod grace;
 
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::{OsStr, OsString};
@@ -18,7 +18,7 @@ use std::{fs, io};
 use notify::{EventKind, RecursiveMode, Watcher, event::AccessKind};
 use tokio::sync::watch;
 
-use kept::{Cause, Kept};
+use grace::{Cause, GraceList};
 
 use super::PolicySource;
 use weft_files::policies::{Stamp, stamped};
@@ -102,7 +102,7 @@ pub struct PolicyFolder {
     trust_domain: String,
     /// By path.
     files: BTreeMap<OsString, PolicyFile>,
-    kept: Kept,
+    grace: GraceList,
     surroundings: Box<dyn Surroundings>,
     /// Between documents.
     problems: Vec<Problem>,
@@ -134,7 +134,7 @@ impl PolicyFolder {
             directory: directory.into(),
             trust_domain: trust_domain.to_owned(),
             files: BTreeMap::new(),
-            kept: Kept::new(grace),
+            grace: GraceList::new(grace),
             surroundings: Box::new(surroundings),
             problems: Vec::new(),
             clean: false,
@@ -153,7 +153,7 @@ impl PolicyFolder {
         self.scan(Now::get(), Duration::ZERO);
         let (sender, receiver) = watch::channel(Arc::new(self.state()));
         std::thread::Builder::new().name("policy-folder".to_owned()).spawn(move || {
-            // Kept: a dropped watcher sends nothing.
+            // GraceList: a dropped watcher sends nothing.
             let _watcher = watcher;
             let mut wait = POLL;
             while !sender.is_closed() {
@@ -183,7 +183,7 @@ impl PolicyFolder {
             return rest;
         }
         let pause = began.elapsed().saturating_mul(PAUSE).clamp(POLL, MAX_POLL);
-        let due = self.kept.due().map(|due| due.saturating_duration_since(Instant::now()).max(SETTLE));
+        let due = self.grace.due().map(|due| due.saturating_duration_since(Instant::now()).max(SETTLE));
         due.map_or(pause, |due| due.min(pause))
     }
 
@@ -245,7 +245,7 @@ impl PolicyFolder {
             file.stamp = Some(*stamp);
             if !file.read(Path::new(path), &self.trust_domain) && file.applied.is_empty() {
                 // It was emptied or gone before it came back with an error: its last good documents stay.
-                file.applied = self.kept.take(&Path::new(path).display().to_string());
+                file.applied = self.grace.take(&Path::new(path).display().to_string());
             }
             scan.changed = true;
         }
@@ -256,7 +256,7 @@ impl PolicyFolder {
         if scan.changed {
             self.apply(now.steady);
         }
-        if scan.changed || self.kept.due().is_some_and(|due| due <= now.steady) {
+        if scan.changed || self.grace.due().is_some_and(|due| due <= now.steady) {
             scan.changed |= self.settle_kept(now.steady);
         }
         scan
@@ -269,20 +269,20 @@ impl PolicyFolder {
             std::mem::take(&mut self.files).into_iter().partition(|(path, _)| is_there(path));
         self.files = files;
         for document in gone.into_values().flat_map(|file| file.applied) {
-            self.kept.withdraw(document, Cause::Removed, now);
+            self.grace.withdraw(document, Cause::Removed, now);
         }
     }
 
     /// Drops of what is kept that which some source has again, and that whose time is over. Whether anything changed.
     fn settle_kept(&mut self, now: Instant) -> bool {
-        if self.kept.is_empty() {
+        if self.grace.is_empty() {
             return false;
         }
         let mut present: Vec<Arc<Document>> = self.files.values().flat_map(|file| file.newest()).cloned().collect();
         present.extend(self.surroundings.documents());
         let keys: HashSet<Key> = present.iter().map(|document| document.key()).collect();
-        let returned = self.kept.return_to(|key| keys.contains(key));
-        let (withdrawn, changed) = self.kept.expire(now, &present, &|host| self.surroundings.offers(host));
+        let returned = self.grace.return_to(|key| keys.contains(key));
+        let (withdrawn, changed) = self.grace.expire(now, &present, &|host| self.surroundings.offers(host));
         for name in &withdrawn {
             tracing::info!(document = name, "withdrawn: its file was emptied or removed");
         }
@@ -299,12 +299,12 @@ impl PolicyFolder {
         let of_files = self.files.values().flat_map(|file| &file.problems);
         FolderState {
             documents: self.files.values().flat_map(|file| file.applied.iter().cloned()).collect(),
-            withdrawn: self.kept.documents().cloned().collect(),
+            withdrawn: self.grace.documents().cloned().collect(),
             problems: of_files
                 .chain(&self.problems)
                 .chain(&self.unreadable)
                 .cloned()
-                .chain(self.kept.problems())
+                .chain(self.grace.problems())
                 .collect(),
         }
     }
@@ -327,7 +327,7 @@ impl PolicyFolder {
                 let cause = if pending.is_empty() { Cause::Emptied } else { Cause::LeftOut };
                 for document in std::mem::replace(&mut file.applied, pending) {
                     if !file.applied.iter().any(|new| new.is_same_object(&document)) {
-                        self.kept.withdraw(document, cause, now);
+                        self.grace.withdraw(document, cause, now);
                     }
                 }
             }
@@ -339,7 +339,7 @@ impl PolicyFolder {
     fn check_affected(&self) -> Option<Vec<Problem>> {
         let open: Vec<&PolicyFile> = self.files.values().filter(|file| file.pending.is_some()).collect();
         let emptied = |file: &&PolicyFile| file.newest().is_empty() && !file.applied.is_empty();
-        if !self.clean || !self.kept.is_empty() || open.iter().any(emptied) {
+        if !self.clean || !self.grace.is_empty() || open.iter().any(emptied) {
             return None;
         }
         let changed = open.iter().flat_map(|file| file.applied.iter().chain(file.newest()));
@@ -391,7 +391,7 @@ impl PolicyFolder {
         let mut documents: Vec<&Document> = self.files.iter().flat_map(of_file).map(AsRef::as_ref).collect();
         let emptied = self.files.iter().filter(|(path, file)| is_open(path, file) && file.newest().is_empty());
         let emptied = emptied.flat_map(|(_, file)| &file.applied);
-        let mut kept = self.kept.documents().chain(emptied).peekable();
+        let mut kept = self.grace.documents().chain(emptied).peekable();
         if kept.peek().is_some() {
             let keys: HashSet<Key> = documents.iter().map(|document| document.key()).collect();
             documents.extend(kept.map(AsRef::as_ref).filter(|document| !keys.contains(&document.key())));

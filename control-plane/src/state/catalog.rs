@@ -7,9 +7,9 @@ use std::net::IpAddr;
 use prost::Message;
 use weft_proto::v1::{self, Check};
 
-use super::registered::account;
+use super::records::{instance_of, registration_key, stored_of, wire};
 use super::sessions::stored;
-use super::stored::{instance_of, registration_key, stored_of, wire};
+use super::usage::account;
 use super::{Mesh, Node, RETRY, Refusal};
 use crate::identity::bounds;
 use crate::store::{Condition, Op, Table};
@@ -138,7 +138,7 @@ impl Mesh {
         let (state, account) = (self.lock(), account("", &entry.namespace));
         for op in &ops {
             if let Op::Put { table, key, value, .. } = op {
-                state.registered.admit(*table, key, &account, value.len())?;
+                state.usage.admit(*table, key, &account, value.len())?;
             }
         }
         Ok((conditions, ops))

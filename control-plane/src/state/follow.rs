@@ -8,9 +8,9 @@ use prost::Message;
 use tokio::sync::mpsc;
 use weft_proto::v1::{StoredAlive, StoredInstance, StoredNode, StoredPolicy, StoredSummaries, StoredVirtualIp};
 
-use super::registered::account;
-use super::stored::{health_of, instance_of, key_of, registration_key};
+use super::records::{health_of, instance_of, key_of, registration_key};
 use super::topics::Topic;
+use super::usage::account;
 use super::{Alive, Mesh, Node, RETRY, State};
 use crate::clock::unix_now;
 use crate::store::{Change, Changes, Record, Table, Watch};
@@ -76,7 +76,7 @@ impl Mesh {
             .chain(state.queries.paths().map(|path| (Table::Queries, path.clone())))
             .chain(state.events_fired.paths().map(|path| (Table::Events, path.clone())))
             .chain(state.config_entries.paths().map(|path| (Table::ConfigEntries, path.clone())))
-            .chain(state.world.told().map(|(name, ..)| (Table::Remotes, name.to_owned())))
+            .chain(state.world.remote_summaries().map(|(name, ..)| (Table::Remotes, name.to_owned())))
             .chain(state.delays.iter().map(|path| (Table::LockDelays, path.clone())))
             .collect()
     }
@@ -173,7 +173,7 @@ impl Applying {
 
     fn registration(&mut self, state: &mut State, key: &str, record: Option<Record>) -> Result<(), String> {
         let Some(record) = record else {
-            state.registered.remove(Table::Registrations, key);
+            state.usage.remove(Table::Registrations, key);
             let key = key_of(key).ok_or("its key is not namespace/node/id")?;
             let changed = state.world.remove(&key, unix_now());
             self.merge(changed);
@@ -181,7 +181,7 @@ impl Applying {
         };
         let stored = StoredInstance::decode(record.value.as_slice()).map_err(|e| e.to_string())?;
         let account = account(&stored.identity, &stored.namespace);
-        state.registered.put(Table::Registrations, key, &account, record.value.len());
+        state.usage.put(Table::Registrations, key, &account, record.value.len());
         let instance = instance_of(&stored).ok_or("its address or port makes no sense")?;
         let none = BTreeMap::new();
         let node = state.nodes.get(&instance.node);
@@ -197,14 +197,14 @@ impl Applying {
         state.world.touch_nodes();
         let Some(record) = record else {
             state.nodes.remove(&name);
-            state.registered.remove(Table::Nodes, &name);
+            state.usage.remove(Table::Nodes, &name);
             // Whoever still speaks for it has to say all of it again.
             state.sessions.remove(&name);
             return Ok(());
         };
         let stored = StoredNode::decode(record.value.as_slice()).map_err(|e| e.to_string())?;
         let account = account(&stored.identity, &stored.namespace);
-        state.registered.put(Table::Nodes, &name, &account, record.value.len());
+        state.usage.put(Table::Nodes, &name, &account, record.value.len());
         let old = state.nodes.remove(&name);
         let unknown = old.as_ref().is_some_and(|old| old.unknown);
         let node = Node {

@@ -5,9 +5,9 @@ use std::net::IpAddr;
 use prost::Message;
 use weft_proto::v1;
 
-use super::registered::account;
+use super::records::{instance_of, registration_key, stored_of, wire as wire_of};
 use super::sessions::stored;
-use super::stored::{instance_of, registration_key, stored_of, wire as wire_of};
+use super::usage::account;
 use super::{Mesh, Node, RETRY, Refusal, State};
 use crate::identity::bounds;
 use crate::store::{self, Condition, MAX_OPS, Op, Table};
@@ -107,7 +107,7 @@ impl Mesh {
         }
         let (path, record) = (registration_key(&instance.key()), stored.encode_to_vec());
         let account = account(&stored.identity, &stored.namespace);
-        self.lock().registered.admit(Table::Registrations, &path, &account, record.len())?;
+        self.lock().usage.admit(Table::Registrations, &path, &account, record.len())?;
         self.write(Vec::new(), vec![Op::put(Table::Registrations, path, record)]).await?;
         Ok(())
     }
@@ -136,7 +136,7 @@ impl Mesh {
                     let condition = Condition::unchanged(Table::Nodes, name, node.modify_index);
                     let record = stored(&node).encode_to_vec();
                     let account = account(&node.identity, &node.namespace);
-                    state.registered.admit(Table::Nodes, name, &account, record.len())?;
+                    state.usage.admit(Table::Nodes, name, &account, record.len())?;
                     (condition, Op::put(Table::Nodes, name, record))
                 } else {
                     let key = InstanceKey {
@@ -159,7 +159,7 @@ impl Mesh {
                     let condition = Condition::unchanged(Table::Registrations, path.clone(), instance.modify_index);
                     let record = stored_of(name, node, wire).encode_to_vec();
                     let account = account(&node.identity, &node.namespace);
-                    state.registered.admit(Table::Registrations, &path, &account, record.len())?;
+                    state.usage.admit(Table::Registrations, &path, &account, record.len())?;
                     (condition, Op::put(Table::Registrations, path, record))
                 }
             };

@@ -7,21 +7,19 @@
 //! `policies`.
 
 pub mod catalog;
-pub mod documents;
 mod follow;
 mod instances;
-pub mod locks;
+mod kv;
 mod nodes;
-pub mod pairs;
 mod policies;
-mod registered;
+mod records;
 pub mod remotes;
 mod sessions;
-mod stored;
 mod topics;
-pub mod txn;
+mod usage;
 mod virtual_ips;
 
+pub use kv::{documents, locks, pairs, txn};
 pub use nodes::Nodes;
 pub use policies::BesideFolder;
 pub use topics::Topic;
@@ -94,7 +92,7 @@ pub struct Alive {
 }
 
 /// A session of a sidecar with this control plane.
-struct Held {
+struct LocalSession {
     session: u64,
     /// When it ends unless renewed.
     ends: Instant,
@@ -142,10 +140,10 @@ struct State {
     world: World,
     nodes: Nodes,
     /// What each identity has in the store.
-    registered: registered::Registered,
+    usage: usage::Usage,
     /// Sessions of sidecars here, by node name.
-    sessions: HashMap<String, Held>,
-    /// The node of each address and port of a connected sidecar's instances, as [`Held::ports`] has them.
+    sessions: HashMap<String, LocalSession>,
+    /// The node of each address and port of a connected sidecar's instances, as [`LocalSession::ports`] has them.
     ports: HashMap<(IpAddr, u16), String>,
     next_session: u64,
     /// Nodes with instances whose leases had ended at the last look: those that have at the next one too are dead.
@@ -206,7 +204,7 @@ impl Mesh {
             state: Mutex::new(State {
                 world: World::new(trust_domain, watch.revision),
                 nodes: Nodes::default(),
-                registered: registered::Registered::default(),
+                usage: usage::Usage::default(),
                 sessions: HashMap::new(),
                 ports: HashMap::new(),
                 next_session: 1,
@@ -345,7 +343,7 @@ impl Mesh {
     }
 
     fn publish(&self, state: &mut State, changed: Changed) {
-        let touched = state.world.take_touched();
+        let touched = state.world.take_changed_services();
         if !touched.is_empty() {
             self.topics.wake(touched.into_iter().map(Topic::Service).chain([Topic::Catalog]));
         }

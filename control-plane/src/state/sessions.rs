@@ -15,9 +15,9 @@ use tokio::time::Instant;
 use weft_agent::entry::digest;
 use weft_proto::v1::{self, StoredAlive, StoredNode};
 
-use super::registered::account;
-use super::stored::registration_key;
-use super::{Held, Mesh, Node, RETRY, Refusal, State};
+use super::records::registration_key;
+use super::usage::account;
+use super::{LocalSession, Mesh, Node, RETRY, Refusal, State};
 use crate::store::{self, Condition, MAX_OPS, Op, Table};
 use weft_world::Changed;
 
@@ -71,18 +71,20 @@ impl Mesh {
                 continue;
             }
             let record = stored(&node).encode_to_vec();
-            self.lock().registered.admit(
-                Table::Nodes,
-                name,
-                &account(&node.identity, &node.namespace),
-                record.len(),
-            )?;
+            self.lock().usage.admit(Table::Nodes, name, &account(&node.identity, &node.namespace), record.len())?;
             let ops = vec![Op::put(Table::Nodes, name, record), self.alive(name, session)];
             // Known before it is written: the watch may be faster than the answer.
             let ends = Instant::now() + self.lease;
             self.lock().sessions.insert(
                 name.to_owned(),
-                Held { session, ends, connected: true, ports: BTreeSet::new(), ejected: Vec::new(), clock_ahead_ms: 0 },
+                LocalSession {
+                    session,
+                    ends,
+                    connected: true,
+                    ports: BTreeSet::new(),
+                    ejected: Vec::new(),
+                    clock_ahead_ms: 0,
+                },
             );
             match self.write(vec![condition], ops).await {
                 Ok(true) => {
@@ -194,7 +196,7 @@ impl Mesh {
     }
 
     /// Digest of what the registry holds of a node; `None`: it knows none of that name.
-    pub fn held(&self, name: &str) -> Option<u64> {
+    pub fn registrations_digest(&self, name: &str) -> Option<u64> {
         let state = self.lock();
         let node = state.nodes.get(name)?;
         Some(digest(state.world.instances_of_node(&node.namespace, name).map(|held| held.service_id.as_str())))

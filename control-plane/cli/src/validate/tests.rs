@@ -199,7 +199,7 @@ fn spent() -> Duration {
 }
 
 fn time(text: &str) -> Duration {
-    let given = [Given { name: "f.yaml".to_owned(), text: Ok(text.to_owned()) }];
+    let given = [InputFile { name: "f.yaml".to_owned(), text: Ok(text.to_owned()) }];
     let start = spent();
     let (_, problems) = analyse(&given);
     drop(problems);

@@ -180,13 +180,13 @@ impl<'a> Owners<'a> {
 /// one name the older one.
 #[derive(Default)]
 struct Rules<'a> {
-    policies: HashMap<Joined<'a>, &'a Document>,
-    subsets: HashMap<(Joined<'a>, &'a str), &'a Document>,
+    policies: HashMap<RuleKey<'a>, &'a Document>,
+    subsets: HashMap<(RuleKey<'a>, &'a str), &'a Document>,
 }
 
 /// What rules that are joined have in common.
 #[derive(Clone, PartialEq, Eq, Hash)]
-struct Joined<'a> {
+struct RuleKey<'a> {
     namespace: &'a str,
     host: String,
     export: &'a Export,
@@ -197,7 +197,7 @@ impl<'a> Rules<'a> {
     fn join(&mut self, document: &'a Document, rule: &'a DestinationRule) -> Vec<Finding<'a>> {
         let mut findings = Vec::new();
         let host = canonical(&rule.host, &document.namespace);
-        let joined = Joined { namespace: &document.namespace, host, export: &rule.export, selector: &rule.selector };
+        let joined = RuleKey { namespace: &document.namespace, host, export: &rule.export, selector: &rule.selector };
         for (n, subset) in rule.subsets.iter().enumerate() {
             let first = self.subsets.entry((joined.clone(), &subset.name)).or_insert(document);
             if is_other(first, document) {

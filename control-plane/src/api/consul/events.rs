@@ -15,7 +15,7 @@ use weft_agent::query::Query;
 use weft_agent::refused::Refused;
 
 use super::{Caller, Consul, refused, select};
-use crate::state::documents::Stored;
+use crate::state::documents::StoredDocument;
 use crate::state::locks::uuid;
 
 /// Longest payload, bytes: Consul's `user_event_size_limit`.
@@ -77,7 +77,7 @@ pub(super) async fn list(consul: &Consul, caller: &Caller, query: &Query) -> Res
     caller.read_events()?;
     let (node, name) = (node_of(consul, caller), query.value("name").unwrap_or_default());
     let filtered = ["node", "service", "tag"].map(|key| query.value(key).unwrap_or_default());
-    let is_wanted = |stored: &Stored| {
+    let is_wanted = |stored: &StoredDocument| {
         let event = &stored.value;
         let same = ["NodeFilter", "ServiceFilter", "TagFilter"].iter().zip(filtered);
         (name.is_empty() || event["Name"] == name)
@@ -90,7 +90,7 @@ pub(super) async fn list(consul: &Consul, caller: &Caller, query: &Query) -> Res
         // Filters are compiled outside of the lock.
         let (all, version) = consul.mesh.read_events(|events| {
             let all = events.list(&caller.namespace).into_iter().map(|(_, stored)| stored.clone());
-            (all.collect::<Vec<Stored>>(), events.index())
+            (all.collect::<Vec<StoredDocument>>(), events.index())
         });
         let events: Vec<Value> = all.iter().filter(|stored| is_wanted(stored)).map(shape).collect();
         let index = index_of(&events);
@@ -102,7 +102,7 @@ pub(super) async fn list(consul: &Consul, caller: &Caller, query: &Query) -> Res
     }
 }
 
-fn shape(stored: &Stored) -> Value {
+fn shape(stored: &StoredDocument) -> Value {
     let mut event = stored.value.clone();
     if let Some(map) = event.as_object_mut() {
         map.insert("LTime".into(), stored.create_index.into());

@@ -11,20 +11,14 @@ mod block;
 mod catalog;
 mod config;
 pub mod connect;
-mod coordinates;
-mod elsewhere;
 mod events;
-mod near;
-mod pairs;
+mod forward;
+mod kv;
 mod queries;
 mod read;
 pub mod route;
-mod select;
-mod sessions;
-mod shapes;
 #[cfg(test)]
 mod tests;
-mod txn;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -39,9 +33,11 @@ use crate::api::remote::RemoteReads;
 use crate::identity::caller::{Caller, Rights};
 use crate::state::{Mesh, Refusal};
 use crate::store::batch::Interrupted;
-pub(crate) use elsewhere::is_forwarded;
-pub use queries::{Prepared, prepared};
-use route::{Endpoint, Missed};
+pub(crate) use forward::is_forwarded;
+use kv::{pairs, sessions, txn};
+pub use queries::{QueryResult, prepared};
+use read::{near, select, shapes};
+use route::{Endpoint, RouteError};
 
 /// What answers are made of.
 pub struct Consul {
@@ -108,18 +104,18 @@ pub async fn answer(consul: &Consul, caller: &Caller, request: Request<Bytes>) -
     {
         return answer::refusal(&Refused::bad(text), true, &query);
     }
-    if let Some(datacenter) = elsewhere::named(consul, &query)
+    if let Some(datacenter) = forward::datacenter(consul, &query)
         && head.method == Method::GET
         && is_forwarded(head.uri.path())
     {
-        let answered = elsewhere::ask(consul, caller, datacenter, &head).await;
+        let answered = forward::ask(consul, caller, datacenter, &head).await;
         return answered.unwrap_or_else(|refused| answer::refusal(&refused, true, &query));
     }
     let answered = match route::route(&head.method, head.uri.path()) {
         Ok(endpoint) if head.method == Method::GET => read::read(consul, caller, endpoint, &query).await,
         Ok(endpoint) => write(consul, caller, (&head.method, endpoint), &query, &body).await,
-        Err(Missed::Method(allowed)) => return answer::wrong_method(&head.method, allowed),
-        Err(Missed::Refused(refused)) => Err(refused),
+        Err(RouteError::Method(allowed)) => return answer::wrong_method(&head.method, allowed),
+        Err(RouteError::Refused(refused)) => Err(refused),
     };
     answered.unwrap_or_else(|refused| answer::refusal(&refused, head.method == Method::GET, &query))
 }

@@ -1,4 +1,4 @@
-//! Prepared queries: a search for healthy instances of a service, kept under an id and a name, that goes on in other data
+//! QueryResult queries: a search for healthy instances of a service, kept under an id and a name, that goes on in other data
 //! centres where there is none at home.
 
 mod template;
@@ -14,8 +14,8 @@ use weft_agent::query::Query;
 use weft_agent::refused::Refused;
 
 use super::select::{self, rows};
-use super::{Caller, Consul, elsewhere, refused, shapes};
-use crate::state::documents::{Documents, Stored};
+use super::{Caller, Consul, forward, refused, shapes};
+use crate::state::documents::{Documents, StoredDocument};
 use crate::state::locks::uuid;
 use crate::state::{Mesh, Node};
 use weft_world::{Instance, World};
@@ -37,7 +37,7 @@ pub(super) async fn create(consul: &Consul, caller: &Caller, query: &Query, body
 pub(super) async fn update(consul: &Consul, caller: &Caller, id: &str, body: &[u8]) -> Result<Answered, Refused> {
     let written = of_body(body, id).map_err(Refused::bad)?;
     caller.write_query(service_of(&written))?;
-    caller.write_query(service_of(&held(consul, caller, id)?.value))?;
+    caller.write_query(service_of(&stored_query(consul, caller, id)?.value))?;
     if !consul.mesh.put_query(&caller.namespace, id, Some(&written), false).await.map_err(refused)? {
         return Err(not_found());
     }
@@ -46,7 +46,7 @@ pub(super) async fn update(consul: &Consul, caller: &Caller, id: &str, body: &[u
 
 /// `DELETE query/:id`
 pub(super) async fn delete(consul: &Consul, caller: &Caller, id: &str) -> Result<Answered, Refused> {
-    caller.write_query(service_of(&held(consul, caller, id)?.value))?;
+    caller.write_query(service_of(&stored_query(consul, caller, id)?.value))?;
     consul.mesh.put_query(&caller.namespace, id, None, false).await.map_err(refused)?;
     Ok(answer::done())
 }
@@ -122,7 +122,7 @@ fn items(field: &str, all: Vec<String>) -> Result<Vec<String>, String> {
     Ok(all)
 }
 
-fn shape(stored: &Stored) -> Value {
+fn shape(stored: &StoredDocument) -> Value {
     let mut shape = stored.value.clone();
     if let Some(map) = shape.as_object_mut() {
         map.insert("Session".into(), "".into());
@@ -137,36 +137,37 @@ fn shape(stored: &Stored) -> Value {
 }
 
 /// A query by its id that the caller may see.
-fn held(consul: &Consul, caller: &Caller, id: &str) -> Result<Stored, Refused> {
+fn stored_query(consul: &Consul, caller: &Caller, id: &str) -> Result<StoredDocument, Refused> {
     let held = consul.mesh.read_queries(|all| all.get(&caller.namespace, id).cloned());
     held.filter(|stored| caller.rights.read(service_of(&stored.value))).ok_or_else(not_found)
 }
 
 /// The same by its id or its name, in the caller's namespace and then in "default".
-fn named(consul: &Consul, caller: &Caller, id: &str) -> Result<Stored, Refused> {
+fn find_query(consul: &Consul, caller: &Caller, id: &str) -> Result<StoredDocument, Refused> {
     let found = consul.mesh.read_queries(|all| find(all, &caller.namespace, id).or_else(|| find(all, "default", id)));
     found.filter(|stored| caller.rights.read(service_of(&stored.value))).ok_or_else(not_found)
 }
 
 /// By id, by name (in DNS names are of any case), and by the template whose name is the longest beginning of it.
-fn find(all: &Documents, namespace: &str, id: &str) -> Option<Stored> {
+fn find(all: &Documents, namespace: &str, id: &str) -> Option<StoredDocument> {
     if id.is_empty() {
         return None;
     }
-    let is_template = |stored: &Stored| stored.value["Template"].is_object();
+    let is_template = |stored: &StoredDocument| stored.value["Template"].is_object();
     // A template means nothing without a name.
     if let Some(by_id) = all.get(namespace, id).filter(|stored| !is_template(stored)) {
         return Some(by_id.clone());
     }
     let list = all.list(namespace);
-    let is_named = |stored: &Stored| stored.value["Name"].as_str().is_some_and(|name| name.eq_ignore_ascii_case(id));
+    let is_named =
+        |stored: &StoredDocument| stored.value["Name"].as_str().is_some_and(|name| name.eq_ignore_ascii_case(id));
     if let Some((_, by_name)) = list.iter().find(|(_, stored)| !is_template(stored) && is_named(stored)) {
         return Some((*by_name).clone());
     }
     let (_, best) =
         list.into_iter().max_by_key(|(_, stored)| template::fits(&stored.value, id).map_or(0, |n| n + 1))?;
     template::fits(&best.value, id)?;
-    Some(Stored { value: template::render(&best.value, id), ..best.clone() })
+    Some(StoredDocument { value: template::render(&best.value, id), ..best.clone() })
 }
 
 /// `GET query`
@@ -184,7 +185,7 @@ pub(super) async fn list(consul: &Consul, caller: &Caller, query: &Query) -> Res
 pub(super) async fn read(consul: &Consul, caller: &Caller, id: &str, query: &Query) -> Result<Answered, Refused> {
     select::in_scope(consul, query)?;
     wait(consul, query).await?;
-    let stored = held(consul, caller, id)?;
+    let stored = stored_query(consul, caller, id)?;
     Ok(answer::indexed(&json!([shape(&stored)]), consul.mesh.read_queries(Documents::index), query))
 }
 
@@ -197,7 +198,7 @@ async fn wait(consul: &Consul, query: &Query) -> Result<(), Refused> {
 
 /// `GET query/:id/explain`
 pub(super) fn explain(consul: &Consul, caller: &Caller, id: &str, query: &Query) -> Result<Answered, Refused> {
-    let stored = named(consul, caller, id)?;
+    let stored = find_query(consul, caller, id)?;
     Ok(answer::indexed(&json!({ "Query": shape(&stored) }), stored.modify_index, query))
 }
 
@@ -208,7 +209,7 @@ pub(super) async fn execute(consul: &Consul, caller: &Caller, id: &str, query: &
         None => usize::MAX,
         Some(text) => text.parse().map_err(|_| Refused::bad(format!("Bad limit: {text:?} is not a whole number")))?,
     };
-    let stored = named(consul, caller, id)?;
+    let stored = find_query(consul, caller, id)?;
     let wanted = &stored.value["Service"];
     let service = service_of(&stored.value);
     let connect = query.has("connect") || wanted["Connect"] == true;
@@ -280,7 +281,7 @@ async fn in_datacenter(
     let what = if connect { "connect" } else { "service" };
     let escaped: String = service.bytes().map(escaped).collect();
     let Ok(request) = Request::get(format!("/v1/health/{what}/{escaped}")).body(()) else { return Vec::new() };
-    let answered = elsewhere::ask(consul, caller, datacenter, &request.into_parts().0).await;
+    let answered = forward::ask(consul, caller, datacenter, &request.into_parts().0).await;
     let body = match answered {
         Ok(answered) if answered.status() == StatusCode::OK => answered.into_body(),
         Ok(answered) => {
@@ -304,7 +305,7 @@ fn escaped(byte: u8) -> String {
 
 /// What a prepared query finds.
 #[derive(Debug, Clone)]
-pub struct Prepared {
+pub struct QueryResult {
     /// Instances that serve, in this data centre.
     pub instances: Vec<Arc<Instance>>,
     /// Its service, and where to look for it when there is none.
@@ -316,7 +317,7 @@ pub struct Prepared {
 }
 
 /// What a query finds for DNS, where the namespace alone says who asks.
-pub fn prepared(mesh: &Mesh, namespace: &str, name: &str, others: &[&str]) -> Option<Prepared> {
+pub fn prepared(mesh: &Mesh, namespace: &str, name: &str, others: &[&str]) -> Option<QueryResult> {
     let stored = mesh.read_queries(|all| find(all, namespace, name).or_else(|| find(all, "default", name)))?;
     let (wanted, service) = (&stored.value["Service"], service_of(&stored.value));
     let of =
@@ -341,7 +342,7 @@ pub fn prepared(mesh: &Mesh, namespace: &str, name: &str, others: &[&str]) -> Op
     let own = mesh.read(|world| world.datacenter().to_owned());
     // Elsewhere a name is asked for, which says one tag at most: an answer that ignored the rest would be wrong.
     let elsewhere = as_name(wanted, service);
-    Some(Prepared {
+    Some(QueryResult {
         instances,
         datacenters: elsewhere.as_ref().map(|_| failover(wanted, &own, others)).unwrap_or_default(),
         service: elsewhere.unwrap_or_else(|| service.to_owned()),

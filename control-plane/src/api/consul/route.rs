@@ -113,7 +113,7 @@ impl Endpoint {
 
 /// Why a request reaches no endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Missed {
+pub enum RouteError {
     /// The endpoint takes other methods: these, with commas.
     Method(&'static str),
     /// There is none, or it lacks something.
@@ -121,9 +121,9 @@ pub enum Missed {
 }
 
 /// What a name follows, what it is of where it is missing, and the endpoint with that name.
-type Named = (&'static str, &'static str, fn(String) -> Endpoint);
+type NameRoute = (&'static str, &'static str, fn(String) -> Endpoint);
 
-const NAMED: [Named; 15] = [
+const BY_NAME: [NameRoute; 15] = [
     ("health/service", "service name", Endpoint::HealthService),
     ("health/connect", "service name", Endpoint::HealthConnect),
     ("health/checks", "service name", Endpoint::HealthChecks),
@@ -162,8 +162,8 @@ const REFUSED: [(&str, &str); 9] = [
 ///
 /// # Errors
 /// When there is none.
-pub fn route(method: &Method, path: &str) -> Result<Endpoint, Missed> {
-    let no_page = || Missed::Refused(Refused::new(StatusCode::NOT_FOUND, "no such page"));
+pub fn route(method: &Method, path: &str) -> Result<Endpoint, RouteError> {
+    let no_page = || RouteError::Refused(Refused::new(StatusCode::NOT_FOUND, "no such page"));
     let short = path.strip_prefix("/v1/").ok_or_else(no_page)?;
     let endpoint = match short {
         "catalog/services" => Endpoint::CatalogServices,
@@ -192,13 +192,13 @@ pub fn route(method: &Method, path: &str) -> Result<Endpoint, Missed> {
         "session/list" => Endpoint::SessionList,
         "kv" => Endpoint::Pair(String::new()),
         _ if short.starts_with("kv/") => Endpoint::Pair(unescape(&short[3..], false)),
-        _ => named(short).unwrap_or_else(|| Err(Missed::Refused(unsupported(path, short))))?,
+        _ => by_name(short).unwrap_or_else(|| Err(RouteError::Refused(unsupported(path, short))))?,
     };
     let methods = endpoint.methods();
     if methods.split(',').any(|allowed| method.as_str() == allowed) {
         Ok(endpoint)
     } else {
-        Err(Missed::Method(methods))
+        Err(RouteError::Method(methods))
     }
 }
 
@@ -221,11 +221,11 @@ fn prepared(rest: &str) -> Endpoint {
 }
 
 /// `:kind` or `:kind/:name`.
-fn config(rest: &str) -> Result<Endpoint, Missed> {
+fn config(rest: &str) -> Result<Endpoint, RouteError> {
     let (kind, name) = rest.split_once('/').unwrap_or((rest, ""));
     let (kind, name) = (unescape(kind, false), unescape(name, false));
     if !CONFIG_KINDS.contains(&kind.as_str()) {
-        return Err(Missed::Refused(Refused::bad(format!("invalid config entry kind: {kind}"))));
+        return Err(RouteError::Refused(Refused::bad(format!("invalid config entry kind: {kind}"))));
     }
     Ok(if name.is_empty() { Endpoint::ConfigEntries(kind) } else { Endpoint::ConfigEntry(kind, name) })
 }
@@ -247,11 +247,11 @@ const CONFIG_KINDS: [&str; 13] = [
     "tcp-route",
 ];
 
-fn named(short: &str) -> Option<Result<Endpoint, Missed>> {
-    NAMED.iter().find_map(|(prefix, what, endpoint)| {
+fn by_name(short: &str) -> Option<Result<Endpoint, RouteError>> {
+    BY_NAME.iter().find_map(|(prefix, what, endpoint)| {
         let rest = short.strip_prefix(prefix)?;
         let name = if rest.is_empty() { "" } else { rest.strip_prefix('/')? };
-        let missing = || Missed::Refused(Refused::bad(format!("Missing {what}")));
+        let missing = || RouteError::Refused(Refused::bad(format!("Missing {what}")));
         Some(if name.is_empty() { Err(missing()) } else { Ok(endpoint(unescape(name, false))) })
     })
 }
@@ -279,19 +279,19 @@ mod tests {
         assert_eq!(get("/v1/query"), Ok(Endpoint::Queries));
         assert_eq!(get("/v1/query/a%2Fb/execute"), Ok(Endpoint::QueryExecute("a/b".into())));
         assert_eq!(get("/v1/query/a"), Ok(Endpoint::Query("a".into())));
-        assert_eq!(get("/v1/event/fire/x"), Err(Missed::Method("PUT")));
+        assert_eq!(get("/v1/event/fire/x"), Err(RouteError::Method("PUT")));
         assert_eq!(get("/v1/kv/a%2Fb/c"), Ok(Endpoint::Pair("a/b/c".into())));
         assert_eq!((get("/v1/kv/"), get("/v1/kv")), (Ok(Endpoint::Pair("".into())), Ok(Endpoint::Pair("".into()))));
-        assert_eq!(route(&Method::POST, "/v1/kv/a"), Err(Missed::Method("GET,PUT,DELETE")));
-        assert_eq!(get("/v1/session/renew/a"), Err(Missed::Method("PUT")));
+        assert_eq!(route(&Method::POST, "/v1/kv/a"), Err(RouteError::Method("GET,PUT,DELETE")));
+        assert_eq!(get("/v1/session/renew/a"), Err(RouteError::Method("PUT")));
         for (path, text) in [
             ("/v1/health/service/", "Missing service name"),
             ("/v1/health/state", "Missing check state"),
             ("/v1/catalog/node/", "Missing node name"),
         ] {
-            assert_eq!(get(path), Err(Missed::Refused(Refused::bad(text))), "{path}");
+            assert_eq!(get(path), Err(RouteError::Refused(Refused::bad(text))), "{path}");
         }
-        assert_eq!(route(&Method::PUT, "/v1/health/service/a"), Err(Missed::Method("GET")));
+        assert_eq!(route(&Method::PUT, "/v1/health/service/a"), Err(RouteError::Method("GET")));
     }
 
     #[test]
@@ -314,7 +314,7 @@ mod tests {
             (Method::GET, "/v1/health/servicex/a", 501, "not supported"),
             (Method::GET, "/v2/", 404, "no such page"),
         ] {
-            let Err(Missed::Refused(refused)) = route(&method, path) else { panic!("{path}") };
+            let Err(RouteError::Refused(refused)) = route(&method, path) else { panic!("{path}") };
             assert_eq!(refused.status.as_u16(), status, "{path}");
             assert!(refused.text.contains(words), "{}", refused.text);
         }

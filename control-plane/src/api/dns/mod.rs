@@ -27,7 +27,7 @@ use crate::api::remote::{Alone, RemoteReads};
 use crate::state::Mesh;
 use answer::Asking;
 use names::Subject;
-use packet::{Asked, Transport};
+use packet::{Packet, Transport};
 use view::{ExportedView, MeshView, View};
 
 /// How DNS answers.
@@ -138,9 +138,9 @@ impl<V: View> Dns<V> {
     /// recursors where `recurse` says so, else refused.
     async fn handle(&self, packet: &[u8], transport: Transport, namespace: &str, recurse: bool) -> Option<Vec<u8>> {
         let query = match packet::parse(packet) {
-            Asked::Nothing => return None,
-            Asked::Refused(reply) => return Some(reply),
-            Asked::Query(query) => query,
+            Packet::Nothing => return None,
+            Packet::Refused(reply) => return Some(reply),
+            Packet::Query(query) => query,
         };
         if let Some(datacenter) = self.elsewhere(&query) {
             let message = DnsMessage { packet: packet.to_vec(), tcp: transport == Transport::Tcp };

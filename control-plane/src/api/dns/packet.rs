@@ -25,7 +25,7 @@ pub enum Transport {
 
 /// What a packet turned out to be.
 #[derive(Debug)]
-pub enum Asked {
+pub enum Packet {
     /// Nothing that deserves an answer.
     Nothing,
     /// Something that is answered with an error; this one.
@@ -43,18 +43,18 @@ pub struct Query {
 }
 
 /// Reads a packet.
-pub fn parse(packet: &[u8]) -> Asked {
+pub fn parse(packet: &[u8]) -> Packet {
     let mut decoder = BinDecoder::new(packet);
-    let Ok(header) = Header::read(&mut decoder) else { return Asked::Nothing };
+    let Ok(header) = Header::read(&mut decoder) else { return Packet::Nothing };
     // Answers to answers would go back and forth for ever.
     if header.metadata.message_type == MessageType::Response {
-        return Asked::Nothing;
+        return Packet::Nothing;
     }
     let refuse = |code| {
         let mut message = Message::error_msg(header.metadata.id, header.metadata.op_code, code);
         message.metadata.recursion_desired = header.metadata.recursion_desired;
         // An error without a question can always be written.
-        message.to_vec().map_or(Asked::Nothing, Asked::Refused)
+        message.to_vec().map_or(Packet::Nothing, Packet::Refused)
     };
     if header.metadata.op_code != OpCode::Query {
         return refuse(ResponseCode::NotImp);
@@ -63,7 +63,7 @@ pub fn parse(packet: &[u8]) -> Asked {
     let Ok(question) = hickory_proto::op::Query::read(&mut decoder) else { return refuse(ResponseCode::FormErr) };
     let edns = Message::from_vec(packet).ok().and_then(|message| message.edns);
     let query = Query { metadata: header.metadata, question, edns };
-    let refused = |code| query.pack(query.response(code), Transport::Udp).map_or(Asked::Nothing, Asked::Refused);
+    let refused = |code| query.pack(query.response(code), Transport::Udp).map_or(Packet::Nothing, Packet::Refused);
     // RFC 6891, 6.1.3.
     if query.edns.as_ref().is_some_and(|edns| edns.version() > 0) {
         return refused(ResponseCode::BADVERS);
@@ -72,7 +72,7 @@ pub fn parse(packet: &[u8]) -> Asked {
     if !of_internet || matches!(query.kind(), RecordType::AXFR | RecordType::IXFR) {
         return refused(ResponseCode::Refused);
     }
-    Asked::Query(Box::new(query))
+    Packet::Query(Box::new(query))
 }
 
 impl Query {

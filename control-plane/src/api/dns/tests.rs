@@ -17,7 +17,7 @@ mod prepared;
 use super::listen::{read_framed, start, write_framed};
 use super::view::NodeEntry;
 use super::*;
-use crate::api::consul::Prepared;
+use crate::api::consul::QueryResult;
 use crate::testing::instance;
 use weft_world::Instance;
 
@@ -59,9 +59,9 @@ impl View for Fake {
         self.instances.iter().filter(|i| i.address == address).map(|i| i.service.clone()).collect()
     }
 
-    fn prepared(&self, _: &str, name: &str, others: &[&str]) -> Option<Prepared> {
+    fn prepared(&self, _: &str, name: &str, others: &[&str]) -> Option<QueryResult> {
         let instances = self.instances("default", name);
-        (name != "none").then(|| Prepared {
+        (name != "none").then(|| QueryResult {
             instances,
             service: name.to_owned(),
             datacenters: others.iter().map(|other| (*other).to_owned()).collect(),
@@ -137,7 +137,7 @@ fn with_edns(mut message: Message, size: u16) -> Message {
 
 /// The answer's bytes; `None`: the name is foreign.
 fn packet_of(view: &Fake, settings: &Settings, asked: &Message, transport: Transport, seed: u64) -> Option<Vec<u8>> {
-    let Asked::Query(query) = packet::parse(&asked.to_vec().unwrap()) else { panic!("no query: {asked:?}") };
+    let Packet::Query(query) = packet::parse(&asked.to_vec().unwrap()) else { panic!("no query: {asked:?}") };
     let asking = Asking { view, namespace: "default", settings, transport };
     asking.answer(&query, &mut StdRng::seed_from_u64(seed)).ok().map(|reply| reply.expect("an answer"))
 }
@@ -284,7 +284,7 @@ fn settings_are_heeded() {
 fn the_callers_namespace_comes_first() {
     for (namespace, expected) in [("team", "10.0.0.8"), ("default", "10.0.0.1"), ("other", "10.0.0.1")] {
         let asked = query("web.service.consul.", RecordType::A).to_vec().unwrap();
-        let Asked::Query(query) = packet::parse(&asked) else { panic!("a query") };
+        let Packet::Query(query) = packet::parse(&asked) else { panic!("a query") };
         let (view, settings) = (fake(), Settings::default());
         let asking = Asking { view: &view, namespace, settings: &settings, transport: Transport::Udp };
         let reply = asking.answer(&query, &mut StdRng::seed_from_u64(1)).unwrap().unwrap();
@@ -356,7 +356,7 @@ fn options_of_edns() {
     let reply = ask(&fake(), &asked, Transport::Udp);
     assert_eq!(reply.edns.unwrap().option(EdnsCode::Subnet), Some(&subnet));
     asked.edns.as_mut().unwrap().set_version(1);
-    let Asked::Refused(reply) = packet::parse(&asked.to_vec().unwrap()) else { panic!("refused") };
+    let Packet::Refused(reply) = packet::parse(&asked.to_vec().unwrap()) else { panic!("refused") };
     // Its number is that of BADSIG too, and read as such.
     let code = Message::from_vec(&reply).unwrap().metadata.response_code;
     assert_eq!(u16::from(code), u16::from(ResponseCode::BADVERS));
@@ -377,9 +377,9 @@ fn what_is_no_question_is_refused_or_dropped() {
         message.to_vec().unwrap()
     };
     let code = |packet: &[u8]| match packet::parse(packet) {
-        Asked::Nothing => None,
-        Asked::Refused(reply) => Some(Message::from_vec(&reply).unwrap().metadata.response_code),
-        Asked::Query(_) => Some(ResponseCode::NoError),
+        Packet::Nothing => None,
+        Packet::Refused(reply) => Some(Message::from_vec(&reply).unwrap().metadata.response_code),
+        Packet::Query(_) => Some(ResponseCode::NoError),
     };
     assert_eq!(code(&bytes), Some(ResponseCode::NoError));
     assert_eq!(code(&bytes[..11]), None, "no header");

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::api::consul::{Prepared, prepared};
+use crate::api::consul::{QueryResult, prepared};
 use crate::state::{Mesh, Node, Nodes};
 use weft_policy::fqdn;
 use weft_world::{Instance, World};
@@ -42,7 +42,7 @@ pub trait View {
     fn services_at(&self, namespace: &str, address: IpAddr) -> Vec<String>;
     /// What a prepared query of that name or id finds; `None`: there is no such query. `others`: the other data centres, the
     /// nearest first.
-    fn prepared(&self, namespace: &str, name: &str, others: &[&str]) -> Option<Prepared>;
+    fn prepared(&self, namespace: &str, name: &str, others: &[&str]) -> Option<QueryResult>;
     /// Grows with every change.
     fn version(&self) -> u64;
 }
@@ -127,7 +127,7 @@ impl View for MeshView {
         })
     }
 
-    fn prepared(&self, namespace: &str, name: &str, others: &[&str]) -> Option<Prepared> {
+    fn prepared(&self, namespace: &str, name: &str, others: &[&str]) -> Option<QueryResult> {
         prepared(&self.mesh, namespace, name, others)
     }
 
@@ -188,7 +188,7 @@ impl View for ExportedView {
     }
 
     /// Queries are of one data centre.
-    fn prepared(&self, _: &str, _: &str, _: &[&str]) -> Option<Prepared> {
+    fn prepared(&self, _: &str, _: &str, _: &[&str]) -> Option<QueryResult> {
         None
     }
 

@@ -2,13 +2,13 @@
 //! for all callers, whether a sidecar passes their requests on (`crate::api::catalog`) or they come to a listener of the control
 //! plane.
 //!
-//! [`shown`] turns what is registered into what Eureka's clients read, [`recent`] knows what changed of late, and [`given`]
+//! [`instance_of`] turns what is registered into what Eureka's clients read, [`recent`] knows what changed of late, and [`cache`]
 //! what was answered when nothing has. The forms, and the paths, are `weft_agent::eureka`'s. Writes are the agent's: an
 //! instance registers with the sidecar beside it, or at a listener of the control plane with `crate::registry::external`.
 
-mod given;
+mod cache;
+mod instance;
 mod recent;
-mod shown;
 #[cfg(test)]
 mod tests;
 
@@ -27,16 +27,16 @@ use weft_agent::refused::Refused;
 
 use crate::identity::caller::Caller;
 use crate::state::Mesh;
-use given::Given;
+use cache::Cache;
+use instance::{Row, instance_of};
 use recent::Recent;
-use shown::{Row, shown};
 use weft_world::World;
 
 /// What answers are made of.
 pub struct Eureka {
     mesh: Arc<Mesh>,
     recent: Mutex<Recent>,
-    given: Mutex<Given>,
+    cache: Mutex<Cache>,
 }
 
 /// What changes with the registry: the world's version, and the index that checks of nodes change too.
@@ -45,7 +45,7 @@ type Stamp = (u64, u64);
 impl Eureka {
     /// Over a mesh.
     pub fn new(mesh: Arc<Mesh>) -> Eureka {
-        Eureka { mesh, recent: Mutex::default(), given: Mutex::default() }
+        Eureka { mesh, recent: Mutex::default(), cache: Mutex::default() }
     }
 
     /// Answers one request.
@@ -69,8 +69,8 @@ impl Eureka {
                 self.instance(caller, &id, |row| row.instance.service.eq_ignore_ascii_case(&app))
             }
             Read::Instance(id) => self.instance(caller, &id, |_| true),
-            Read::Vip(name) => self.named(caller, &name, |instance| &instance.vip_address),
-            Read::SecureVip(name) => self.named(caller, &name, |instance| &instance.secure_vip_address),
+            Read::Vip(name) => self.by_address(caller, &name, |instance| &instance.vip_address),
+            Read::SecureVip(name) => self.by_address(caller, &name, |instance| &instance.secure_vip_address),
         };
         match document {
             Ok(document) => answers::answer(document, format),
@@ -83,7 +83,7 @@ impl Eureka {
     fn rows(&self) -> (Vec<Row>, Stamp) {
         let stamp = self.mesh.read(stamp);
         let out_of_service: HashSet<String> = self.mesh.read_nodes(|nodes| {
-            let out = nodes.iter().filter(|(_, node)| node.checks.values().any(shown::is_maintenance));
+            let out = nodes.iter().filter(|(_, node)| node.checks.values().any(instance::is_maintenance));
             out.map(|(name, _)| name.clone()).collect()
         });
         let instances: Vec<Arc<weft_world::Instance>> = self.mesh.read(|world| world.instances().cloned().collect());
@@ -97,18 +97,18 @@ impl Eureka {
     fn apps(&self, caller: &Caller, format: Format) -> Answered {
         let stamp = self.mesh.read(stamp);
         // What a token hides is not kept: each token may hide something else.
-        let kept = || self.given().answer(stamp, &caller.namespace, format);
+        let kept = || self.cache().answer(stamp, &caller.namespace, format);
         if let Some(given) = (!caller.is_narrowed()).then(kept).flatten() {
             return given;
         }
         let (rows, stamp) = self.rows();
         self.recent().follow(&rows, stamp, Instant::now());
-        let rows = View::of(caller, &rows).seen(&rows);
-        let hash = answers::hashcode(rows.iter().map(|row| shown::status(row)));
-        let document = answers::applications(&grouped(rows.into_iter().map(shown)), stamp.1, &hash);
+        let rows = View::of(caller, &rows).visible(&rows);
+        let hash = answers::hashcode(rows.iter().map(|row| instance::status(row)));
+        let document = answers::applications(&grouped(rows.into_iter().map(instance_of)), stamp.1, &hash);
         let answered = answers::answer(document, format);
         if !caller.is_narrowed() {
-            self.given().keep(stamp, &caller.namespace, format, &answered);
+            self.cache().keep(stamp, &caller.namespace, format, &answered);
         }
         answered
     }
@@ -121,17 +121,17 @@ impl Eureka {
             let mut recent = self.recent();
             recent.follow(&rows, stamp, Instant::now());
             let changes = recent.changes().filter(|(row, _)| view.sees(row));
-            changes.map(|(row, action)| Instance { action, ..shown(row) }).collect()
+            changes.map(|(row, action)| Instance { action, ..instance_of(row) }).collect()
         };
-        let hash = answers::hashcode(view.seen(&rows).into_iter().map(shown::status));
+        let hash = answers::hashcode(view.visible(&rows).into_iter().map(instance::status));
         answers::applications(&grouped(changed.into_iter()), stamp.1, &hash)
     }
 
     fn app(&self, caller: &Caller, app: &str) -> Result<serde_json::Value, Refused> {
         let (rows, _) = self.rows();
-        let rows = View::of(caller, &rows).seen(&rows).into_iter();
+        let rows = View::of(caller, &rows).visible(&rows).into_iter();
         let of_app = rows.filter(|row| row.instance.service.eq_ignore_ascii_case(app));
-        let instances: Vec<Instance> = of_app.map(shown).collect();
+        let instances: Vec<Instance> = of_app.map(instance_of).collect();
         match instances.first() {
             Some(first) => Ok(answers::application(&first.app, &instances)),
             None => Err(Refused::new(StatusCode::NOT_FOUND, format!("no application {app:?} is registered"))),
@@ -140,21 +140,21 @@ impl Eureka {
 
     fn instance(&self, caller: &Caller, id: &str, wanted: impl Fn(&Row) -> bool) -> Result<serde_json::Value, Refused> {
         let (rows, _) = self.rows();
-        let rows = View::of(caller, &rows).seen(&rows).into_iter();
-        let found = rows.filter(|row| wanted(row)).map(shown).find(|instance| instance.id() == id);
+        let rows = View::of(caller, &rows).visible(&rows).into_iter();
+        let found = rows.filter(|row| wanted(row)).map(instance_of).find(|instance| instance.id() == id);
         let missing = || Refused::new(StatusCode::NOT_FOUND, format!("no instance {id:?} is registered"));
         found.map(|instance| answers::instance(&instance)).ok_or_else(missing)
     }
 
     /// Those that carry a virtual address, in whatever case.
-    fn named(
+    fn by_address(
         &self,
         caller: &Caller,
         name: &str,
         addresses: impl Fn(&Instance) -> &String,
     ) -> Result<serde_json::Value, Refused> {
         let (rows, stamp) = self.rows();
-        let all = View::of(caller, &rows).seen(&rows).into_iter().map(shown);
+        let all = View::of(caller, &rows).visible(&rows).into_iter().map(instance_of);
         let carries =
             |instance: &Instance| addresses(instance).split(',').any(|one| one.trim().eq_ignore_ascii_case(name));
         let found: Vec<Instance> = all.filter(carries).collect();
@@ -165,8 +165,8 @@ impl Eureka {
         Ok(answers::applications(&grouped(found.into_iter()), stamp.1, &hash))
     }
 
-    fn given(&self) -> std::sync::MutexGuard<'_, Given> {
-        self.given.lock().unwrap_or_else(PoisonError::into_inner)
+    fn cache(&self) -> std::sync::MutexGuard<'_, Cache> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn recent(&self) -> std::sync::MutexGuard<'_, Recent> {
@@ -197,7 +197,7 @@ impl<'a> View<'a> {
         found && self.caller.rights.read(&instance.service)
     }
 
-    fn seen<'b>(&self, rows: &'b [Row]) -> Vec<&'b Row> {
+    fn visible<'b>(&self, rows: &'b [Row]) -> Vec<&'b Row> {
         rows.iter().filter(|row| self.sees(row)).collect()
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use weft_agent::eureka::instance::Action;
 
 use super::Stamp;
-use super::shown::Row;
+use super::instance::Row;
 use weft_world::InstanceKey;
 
 /// How long a change is told: Eureka's `retentionTimeInMSInDeltaQueue`.

@@ -30,14 +30,14 @@ pub(super) struct Direct {
     node: Node,
     /// 0: none yet.
     session: AtomicU64,
-    told: Mutex<Told>,
+    told: Mutex<Registrations>,
     lapses: Arc<Lapses>,
     /// What is registered now was registered before a restart: that the store does not answer is no reason to forget it.
     pub(super) restoring: AtomicBool,
 }
 
 #[derive(Default)]
-struct Told {
+struct Registrations {
     /// As they are to be in the mesh.
     instances: BTreeMap<String, Instance>,
     /// They may not be so.
@@ -82,7 +82,7 @@ impl Direct {
     }
 
     /// The session; a new one where there is none that lives.
-    async fn session(&self, told: &mut Told) -> Result<u64, Refusal> {
+    async fn session(&self, told: &mut Registrations) -> Result<u64, Refusal> {
         let session = self.session.load(Ordering::Relaxed);
         if session > 0 && self.mesh.renew(&self.name, session).await {
             return Ok(session);
@@ -94,7 +94,7 @@ impl Direct {
     }
 
     /// Tells the mesh all of it again, where it may not know.
-    async fn settle(&self, told: &mut Told) -> Result<(), Refusal> {
+    async fn settle(&self, told: &mut Registrations) -> Result<(), Refusal> {
         let session = self.session(told).await?;
         if told.behind {
             for instance in told.instances.values() {

@@ -249,6 +249,6 @@ fn a_pause_is_two_hundred_times_as_long_as_the_look_before() {
     let rest = Duration::from_millis(7);
     assert_eq!(folder.pause(Scan { unsettled: Some(rest), ..Scan::default() }, began(20)), rest);
     // What is kept is looked at when its time is over.
-    folder.kept.withdraw(Arc::new(parse_policies("f.yaml", RULE).documents.remove(0)), Cause::Removed, Instant::now());
+    folder.grace.withdraw(Arc::new(parse_policies("f.yaml", RULE).documents.remove(0)), Cause::Removed, Instant::now());
     assert!(folder.pause(Scan::default(), began(10_000)) <= GRACE);
 }

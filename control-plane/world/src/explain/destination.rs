@@ -12,8 +12,8 @@ use weft_core::reply::Reason;
 use weft_core::request::RequestView;
 use weft_core::target;
 
-use super::told::{Destination, Elsewhere, Endpoint, Hash, Level, Verdict};
-use super::way::Candidate;
+use super::dispatch::Candidate;
+use super::report::{Destination, Elsewhere, Endpoint, Hash, Level, Verdict};
 use super::{Client, refused, settings};
 use weft_policy::MESH_SUFFIX;
 

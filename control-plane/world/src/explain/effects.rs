@@ -8,9 +8,9 @@ use weft_core::request::RequestView;
 use weft_core::retry::{RetryPolicy, asked};
 use weft_core::route::{Destination, DirectResponse, Forward, Mirror, Route};
 
+use super::dispatch::Candidate;
+use super::report::{Setting, Verdict};
 use super::settings::text;
-use super::told::{Setting, Verdict};
-use super::way::Candidate;
 
 /// Of a body that is shown, in bytes.
 const MOST_SHOWN: usize = 200;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use weft_core::names::normalise;
 use weft_proto::v1;
 
-use super::{Asked, Client};
+use super::{Client, Query};
 use crate::translate::{self, Elsewhere, Meaning};
 use crate::world::{Host, Scope, World};
 use weft_policy::{Action, Document, Kind, Object};
@@ -22,13 +22,13 @@ pub struct Facts {
     /// The address that is dialed; `None`: it is in the client's own DNS.
     pub(super) original: Option<SocketAddr>,
     /// Whose the address is.
-    pub(super) by_address: Option<Meant>,
+    pub(super) by_address: Option<Referent>,
     /// Whom the authority means.
-    pub(super) by_authority: Option<Meant>,
+    pub(super) by_authority: Option<Referent>,
     /// Whom the server name of the client's own TLS means.
-    pub(super) by_server_name: Option<Meant>,
+    pub(super) by_server_name: Option<Referent>,
     /// What the gateway has, where the request comes by one.
-    pub(super) gateway: Option<Entered>,
+    pub(super) gateway: Option<GatewayFacts>,
     /// Whether calls to what the mesh does not know pass, and the Sidecar that says so.
     pub(super) passes: Option<(bool, String)>,
     /// Of a name that means nothing: what may have been meant.
@@ -37,7 +37,7 @@ pub struct Facts {
 
 /// A gateway, as its proxy is told of it.
 #[derive(Debug)]
-pub(super) struct Entered {
+pub(super) struct GatewayFacts {
     /// Namespace and name of the Gateway.
     pub(super) key: (String, String),
     /// There is one of this name.
@@ -45,21 +45,21 @@ pub(super) struct Entered {
     /// The servers of all Gateways that its workloads have.
     pub(super) servers: Vec<v1::GatewayServer>,
     /// What is behind their hosts, by name.
-    pub(super) behind: BTreeMap<String, Meant>,
+    pub(super) behind: BTreeMap<String, Referent>,
 }
 
 /// What a name or an address means.
 #[derive(Debug)]
-pub(super) struct Meant {
+pub(super) struct Referent {
     /// The name, or the address with its port.
     pub(super) asked: String,
     pub(super) by: Meaning,
-    pub(super) host: Arc<Told>,
+    pub(super) host: Arc<HostFacts>,
 }
 
 /// What a client is told of a host.
 #[derive(Debug)]
-pub(super) struct Told {
+pub(super) struct HostFacts {
     /// What makes it a host.
     pub(super) sources: Vec<String>,
     pub(super) service: v1::Service,
@@ -75,24 +75,25 @@ pub(super) struct Told {
 
 impl Facts {
     /// For what is asked. `complete`: the world knows all registrations.
-    pub fn gather(world: &World, client: &Client, asked: &Asked, complete: bool) -> Facts {
+    pub fn gather(world: &World, client: &Client, asked: &Query, complete: bool) -> Facts {
         let scope = world.scope(&client.namespace, &client.labels);
         let original = address(world, &scope, asked);
         let authority = normalise(&asked.authority);
         let is_name = |name: &str| !name.is_empty() && name.parse::<IpAddr>().is_err();
         // Mostly all of them mean the same host.
-        let mut told: BTreeMap<String, Arc<Told>> = BTreeMap::new();
-        let mut meant = |name: &str| {
-            let (host, by) = translate::meant(world, &scope, name)?;
+        let mut told: BTreeMap<String, Arc<HostFacts>> = BTreeMap::new();
+        let mut lookup = |name: &str| {
+            let (host, by) = translate::lookup(world, &scope, name)?;
             let host = match told.get(&host.name) {
                 Some(told) => told.clone(),
-                None => {
-                    told.entry(host.name.clone()).or_insert(Arc::new(Told::of(world, &scope, host, complete)?)).clone()
-                }
+                None => told
+                    .entry(host.name.clone())
+                    .or_insert(Arc::new(HostFacts::of(world, &scope, host, complete)?))
+                    .clone(),
             };
-            Some(Meant { asked: name.to_owned(), by, host })
+            Some(Referent { asked: name.to_owned(), by, host })
         };
-        let gateway = client.gateway.as_ref().map(|key| Entered::of(world, key, asked, &mut meant));
+        let gateway = client.gateway.as_ref().map(|key| GatewayFacts::of(world, key, asked, &mut lookup));
         let server_name = asked.server_name.as_deref().filter(|name| is_name(name));
         let outbound = world.policies().sidecar(&client.namespace, &client.labels);
         let passes = outbound.and_then(|(document, sidecar)| match sidecar.outbound {
@@ -102,9 +103,9 @@ impl Facts {
         Facts {
             complete,
             original,
-            by_address: original.and_then(|address| meant(&address.to_string())),
-            by_authority: Some(authority).filter(|name| is_name(name)).and_then(|name| meant(&name)),
-            by_server_name: server_name.and_then(&mut meant),
+            by_address: original.and_then(|address| lookup(&address.to_string())),
+            by_authority: Some(authority).filter(|name| is_name(name)).and_then(|name| lookup(&name)),
+            by_server_name: server_name.and_then(&mut lookup),
             passes,
             gateway,
             hint: hint(world, &scope, &normalise(&asked.authority)),
@@ -113,14 +114,14 @@ impl Facts {
     }
 }
 
-impl Entered {
-    /// `meant` finds a host by its name, as the gateway's proxy would be told of it.
+impl GatewayFacts {
+    /// `lookup` finds a host by its name, as the gateway's proxy would be told of it.
     fn of(
         world: &World,
         key: &(String, String),
-        asked: &Asked,
-        meant: &mut impl FnMut(&str) -> Option<Meant>,
-    ) -> Entered {
+        asked: &Query,
+        lookup: &mut impl FnMut(&str) -> Option<Referent>,
+    ) -> GatewayFacts {
         let document = world.document(Kind::Gateway, &key.0, &key.1);
         let selector = match document.map(|document| &document.object) {
             Some(Object::Gateway(gateway)) => gateway.selector.clone(),
@@ -129,13 +130,13 @@ impl Entered {
         let servers = if document.is_some() { translate::servers(world, &selector) } else { Vec::new() };
         let here = servers.iter().filter(|server| server.port == u32::from(asked.port));
         let names: BTreeSet<&str> = here.flat_map(|server| &server.virtual_hosts).map(|one| &*one.service).collect();
-        let behind = names.into_iter().filter_map(|name| Some((name.to_owned(), meant(name)?))).collect();
-        Entered { key: key.clone(), exists: document.is_some(), behind, servers }
+        let behind = names.into_iter().filter_map(|name| Some((name.to_owned(), lookup(name)?))).collect();
+        GatewayFacts { key: key.clone(), exists: document.is_some(), behind, servers }
     }
 }
 
-impl Told {
-    fn of(world: &World, scope: &Scope, host: &Host, complete: bool) -> Option<Told> {
+impl HostFacts {
+    fn of(world: &World, scope: &Scope, host: &Host, complete: bool) -> Option<HostFacts> {
         let service = translate::service(world, scope, &host.name)?;
         // Subsets share their endpoints.
         let hosts: BTreeSet<&str> = service.clusters.iter().map(|cluster| cluster.host.as_str()).collect();
@@ -167,16 +168,16 @@ impl Told {
                 _ => false,
             })
         });
-        Some(Told { sources: sources(world, host, complete), service, endpoints, accepts, routes, delegates })
+        Some(HostFacts { sources: sources(world, host, complete), service, endpoints, accepts, routes, delegates })
     }
 }
 
 /// The address that a client dials for the URL's host: its own, or the one that the mesh's DNS answers.
-fn address(world: &World, scope: &Scope, asked: &Asked) -> Option<SocketAddr> {
+fn address(world: &World, scope: &Scope, asked: &Query) -> Option<SocketAddr> {
     let address = match asked.host.parse::<IpAddr>() {
         Ok(address) => Some(address),
         Err(_) => {
-            let (host, _) = translate::meant(world, scope, &normalise(&asked.host))?;
+            let (host, _) = translate::lookup(world, scope, &normalise(&asked.host))?;
             world.addresses_of(host).first().copied()
         }
     };
@@ -197,10 +198,10 @@ fn sources(world: &World, host: &Host, complete: bool) -> Vec<String> {
 
 /// Hosts that a name may have meant: one that the client does not see, or those of other namespaces.
 fn hint(world: &World, scope: &Scope, name: &str) -> String {
-    if translate::meant(world, scope, name).is_some() {
+    if translate::lookup(world, scope, name).is_some() {
         return String::new();
     }
-    if let Some(host) = translate::hidden(world, scope, name) {
+    if let Some(host) = translate::hidden_host(world, scope, name) {
         return format!("there is `{}`, which its `exportTo` or the caller's Sidecar keeps from the caller", host.name);
     }
     Elsewhere::of(world).hint(name).map(|hosts| format!("there is {hosts}")).unwrap_or_default()

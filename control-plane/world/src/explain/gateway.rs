@@ -11,10 +11,10 @@ use weft_core::reply::Reason;
 use weft_core::route::Action;
 
 use super::destination::Sender;
-use super::facts::{Entered, Facts};
-use super::told::{Explanation, Setting, Verdict};
-use super::way::Candidate;
-use super::{Asked, Client, closed, refused};
+use super::dispatch::Candidate;
+use super::facts::{Facts, GatewayFacts};
+use super::report::{Explanation, Setting, Verdict};
+use super::{Client, Query, closed, refused};
 
 impl Facts {
     /// Namespace and name of the gateway, where the request comes by one.
@@ -26,9 +26,9 @@ impl Facts {
     pub(super) fn by_gateway(
         &self,
         mut told: Explanation,
-        entered: &Entered,
+        entered: &GatewayFacts,
         client: &Client,
-        asked: &Asked,
+        asked: &Query,
         now: Instant,
     ) -> Result<Explanation, CompileError> {
         told.host.asked = asked.authority.clone();
@@ -88,10 +88,10 @@ impl Facts {
     fn request_behind(
         &self,
         mut told: Explanation,
-        entered: &Entered,
+        entered: &GatewayFacts,
         servers: &[Arc<Server>],
         client: &Client,
-        asked: &Asked,
+        asked: &Query,
         now: Instant,
     ) -> Result<Explanation, CompileError> {
         let found = gateway::service(servers, &normalise(&asked.authority));
@@ -131,10 +131,10 @@ impl Facts {
     fn connection_behind(
         &self,
         mut told: Explanation,
-        entered: &Entered,
+        entered: &GatewayFacts,
         behind: Option<&str>,
         client: &Client,
-        asked: &Asked,
+        asked: &Query,
         now: Instant,
     ) -> Result<Explanation, CompileError> {
         told.request.method.clear();
@@ -157,7 +157,7 @@ impl Facts {
         Ok(told)
     }
 
-    fn sender<'a>(&self, client: &'a Client, asked: &'a Asked, now: Instant) -> Sender<'a> {
+    fn sender<'a>(&self, client: &'a Client, asked: &'a Query, now: Instant) -> Sender<'a> {
         let mut view = asked.view(client.source(), ([0, 0, 0, 0], asked.port).into());
         view.scheme = asked.scheme();
         Sender { client, complete: self.complete, now, view }

@@ -1,22 +1,22 @@
 //! What a request would get, and why: `weftctl route`, live and from files alone.
 //!
-//! Nothing is decided here. [`Facts`] are what a sidecar would be told, by `translate`; `way`, and `gateway` for callers from
+//! Nothing is decided here. [`Facts`] are what a sidecar would be told, by `translate`; `dispatch`, and `gateway` for callers from
 //! outside, ask `weft_core::target` and `weft_core::gateway` where it goes, as the sidecar does; what a route, a balancer or a
 //! hash says is weft-core's too. What is left is to write it down: [`Explanation`], and [`text`] in words.
 //!
 //! Pure: the world, the client and the request are arguments, and so is the time.
 
-mod asked;
 mod caller;
 mod destination;
+mod dispatch;
 mod effects;
 mod facts;
 mod gateway;
+mod query;
+pub mod report;
 mod routes;
 mod settings;
 pub mod text;
-pub mod told;
-mod way;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Instant;
@@ -29,16 +29,16 @@ use weft_core::reply::{LocalReply, Reason};
 use weft_core::route::{Action, Connection, Forward, Routed};
 use weft_core::target::is_virtual;
 
-pub use asked::{Asked, Client};
 pub use caller::{Name, Workload, find};
 pub use facts::Facts;
-pub use told::Explanation;
+pub use query::{Client, Query};
+pub use report::Explanation;
 
 use crate::translate::Audience;
 use crate::world::World;
 use destination::Sender;
-use told::{Setting, Verdict};
-use way::{Candidate, Way};
+use dispatch::{Candidate, Dispatch};
+use report::{Setting, Verdict};
 
 /// What a request of `client` would get. `complete`: the world knows all registrations.
 ///
@@ -47,7 +47,7 @@ use way::{Candidate, Way};
 pub fn explain(
     world: &World,
     client: &Client,
-    asked: &Asked,
+    asked: &Query,
     complete: bool,
     now: Instant,
 ) -> Result<Explanation, CompileError> {
@@ -59,7 +59,7 @@ impl Facts {
     ///
     /// # Errors
     /// When sidecars would refuse what they are told of the host.
-    pub fn explain(&self, client: &Client, asked: &Asked, now: Instant) -> Result<Explanation, CompileError> {
+    pub fn explain(&self, client: &Client, asked: &Query, now: Instant) -> Result<Explanation, CompileError> {
         let mut told = Explanation { request: request(asked), caller: caller(client), ..Explanation::default() };
         if !asked.has_path {
             told.notes.push("the path holds an encoded NUL".to_owned());
@@ -71,18 +71,18 @@ impl Facts {
         }
         let local = self.original.unwrap_or_else(|| SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), asked.port));
         let source = client.source();
-        let candidates = way::Candidates::of(self)?;
+        let candidates = dispatch::Candidates::of(self)?;
         let way = candidates.way(asked, local);
         let sender = Sender { client, complete: self.complete, now, view: asked.view(source, local) };
         match way {
-            Way::Foreign => self.foreign(&mut told, asked),
-            Way::Pinned(candidate, cluster, endpoint) => {
+            Dispatch::Passthrough => self.foreign(&mut told, asked),
+            Dispatch::Pinned(candidate, cluster, endpoint) => {
                 self.host(&mut told, candidate, asked);
                 told.notes.push("the caller chose the endpoint itself: no route and no balancer applies".to_owned());
                 told.destinations.push(sender.pinned(candidate, cluster, &endpoint)?);
                 told.verdict = overall(&told);
             }
-            Way::Request(candidate) => {
+            Dispatch::Request(candidate) => {
                 self.host(&mut told, candidate, asked);
                 match candidate.service.port(asked.port) {
                     Some(port) => self.by_route(&mut told, candidate, port, &sender)?,
@@ -92,7 +92,7 @@ impl Facts {
                     }
                 }
             }
-            Way::Connection(candidate, port, server_name) => {
+            Dispatch::Connection(candidate, port, server_name) => {
                 told.request.method.clear();
                 told.request.server_name = asked.server_name.clone().or(server_name.clone());
                 self.host(&mut told, candidate, asked);
@@ -104,7 +104,7 @@ impl Facts {
     }
 
     /// A host that the mesh does not know.
-    fn foreign(&self, told: &mut Explanation, asked: &Asked) {
+    fn foreign(&self, told: &mut Explanation, asked: &Query) {
         let dialed = self.original.filter(|address| is_virtual(address.ip()));
         told.host.asked = asked.authority.clone();
         let target = self.by_authority.as_ref().map_or("", |meant| &meant.host.service.external_name);
@@ -133,20 +133,20 @@ impl Facts {
         });
     }
 
-    fn host(&self, told: &mut Explanation, candidate: &Candidate<'_>, asked: &Asked) {
+    fn host(&self, told: &mut Explanation, candidate: &Candidate<'_>, asked: &Query) {
         let meant = candidate.meant;
         let by_authority = self.by_authority.as_ref().is_some_and(|other| std::ptr::eq(other, meant));
         told.host.name = candidate.service.host.to_string();
         told.host.sources.clone_from(&meant.host.sources);
         let is_address = asked.host.parse::<IpAddr>().is_ok();
-        let means = way::in_words(meant.by);
+        let means = dispatch::in_words(meant.by);
         (told.host.asked, told.host.because) = match (by_authority, is_address) {
             (true, _) => (meant.asked.clone(), means.to_owned()),
             (false, true) => (meant.asked.clone(), format!("{means}, which is dialed")),
             (false, false) => (asked.host.clone(), "the host that is dialed".to_owned()),
         };
         if let Some(port) = candidate.service.port(asked.port) {
-            told.port = Some(told::Port {
+            told.port = Some(report::Port {
                 number: port.number,
                 name: port.name.to_string(),
                 protocol: settings::protocol(port.protocol).to_owned(),
@@ -242,15 +242,15 @@ impl Facts {
             let name = destination.authority.as_ref().map_or(name, |authority| authority.as_str());
             let to = sender.destination(candidate, destination.cluster, percent, hash, name)?;
             let effects = effects::of_destination(forward, destination);
-            told.destinations.push(told::Destination { effects, ..to });
+            told.destinations.push(report::Destination { effects, ..to });
         }
         told.verdict = overall(told);
         Ok(())
     }
 }
 
-fn request(asked: &Asked) -> told::Request {
-    told::Request {
+fn request(asked: &Query) -> report::Request {
+    report::Request {
         // Of TLS of the client's own nothing more is seen than the server name.
         method: if asked.server_name.is_some() { String::new() } else { asked.method.to_string() },
         authority: asked.authority.clone(),
@@ -260,8 +260,8 @@ fn request(asked: &Asked) -> told::Request {
     }
 }
 
-fn caller(client: &Client) -> told::Caller {
-    told::Caller {
+fn caller(client: &Client) -> report::Caller {
+    report::Caller {
         workload: client.workload.clone(),
         namespace: client.namespace.clone(),
         labels: client.labels.clone(),

@@ -7,9 +7,9 @@ use weft_core::policy::{Port, Protocol};
 use weft_core::request::RequestView;
 use weft_core::route::{Connection, Routed};
 
+use super::report::{Routes, SkippedRoute, TakenRoute};
 use super::settings;
-use super::told::{PassedOver, Routes, Taken};
-use crate::translate::{Audience, Bar, Kept, List};
+use crate::translate::{Audience, Bar, List, RouteEntry};
 use weft_policy::{Action, Document, Object};
 
 /// A route as it is written, in the order in which routes are looked at.
@@ -52,7 +52,7 @@ pub(super) fn http(
     let taken = port.routes.find(view).and_then(|found| table.iter().position(|route| Arc::ptr_eq(route, found)));
     let unmet = |entry: usize| table.get(entry)?.matcher.unmet(view).map(|unmet| unmet.in_words(view));
     let kept = audience.http(document, number);
-    let takes_all = |kept: &Kept| weft_policy::takes_all(&service.http[kept.route]);
+    let takes_all = |kept: &RouteEntry| weft_policy::takes_all(&service.http[kept.route]);
     if audience.gateway.is_some() && kept.iter().rev().skip(1).any(takes_all) {
         // A gateway looks at it last, so that the table has another order.
         return None;
@@ -119,7 +119,7 @@ pub(super) fn connections(
 fn told(
     document: &Document,
     written: Vec<Written<'_>>,
-    kept: &[Kept],
+    kept: &[RouteEntry],
     taken: Option<usize>,
     unmet: &dyn Fn(usize) -> Option<String>,
 ) -> Option<Routes> {
@@ -136,7 +136,7 @@ fn told(
         entry = entries.end;
         if let Some(taken) = taken.filter(|taken| entries.contains(taken)) {
             let matched = kept.and_then(|kept| kept.matches.get(taken - entries.start)).copied();
-            routes.taken = Some(Taken { route, name, matched });
+            routes.taken = Some(TakenRoute { route, name, matched });
             break;
         }
         let mut ours = entries;
@@ -145,7 +145,7 @@ fn told(
         if !one.leads_somewhere {
             because = vec!["it delegates to a VirtualService that is not there".to_owned()];
         }
-        routes.passed_over.push(PassedOver { route, name, because });
+        routes.passed_over.push(SkippedRoute { route, name, because });
     }
     Some(routes)
 }

@@ -8,7 +8,7 @@ use weft_core::locality::{Failover, Locality};
 use weft_core::policy::{Cluster, ConnectionPool, H2Upgrade, LoadBalancer, OutlierDetection, Protocol, Tls};
 use weft_proto::v1;
 
-use super::told::Setting;
+use super::report::Setting;
 
 /// As it is declared.
 pub(super) fn protocol(protocol: Protocol) -> &'static str {

@@ -2,8 +2,8 @@
 
 use std::fmt::{self, Formatter};
 
+use super::report::{Destination, Elsewhere, Endpoint, Explanation, Routes, Setting, Verdict};
 use super::settings::labels;
-use super::told::{Destination, Elsewhere, Endpoint, Explanation, Routes, Setting, Verdict};
 
 /// Of one destination, besides the one that is picked.
 const MOST_ENDPOINTS: usize = 50;

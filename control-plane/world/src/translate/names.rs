@@ -7,10 +7,10 @@ use crate::world::{GATEWAY, Host, Instance, Scope, World};
 use weft_policy::{MESH_SUFFIX, fqdn};
 use weft_policy::{covers, is_label};
 
-/// The canonical host that `asked` means to a client: an authority without port, or an address with one (a
+/// The canonical host that `authority` means to a client: an authority without port, or an address with one (a
 /// virtual IP or an endpoint).
-pub fn resolve(world: &World, client: &Scope, asked: &str) -> Option<String> {
-    meant(world, client, asked).map(|(host, _)| host.name.clone())
+pub fn resolve(world: &World, client: &Scope, authority: &str) -> Option<String> {
+    lookup(world, client, authority).map(|(host, _)| host.name.clone())
 }
 
 /// By what a name means a host.
@@ -39,11 +39,11 @@ pub(crate) enum Meaning {
 }
 
 /// As [`resolve`], and by what.
-pub(crate) fn meant<'a>(world: &'a World, client: &Scope, asked: &str) -> Option<(&'a Host, Meaning)> {
-    if asked.starts_with(GATEWAY) {
-        return world.host(asked).map(|host| (host, Meaning::Own));
+pub(crate) fn lookup<'a>(world: &'a World, client: &Scope, authority: &str) -> Option<(&'a Host, Meaning)> {
+    if authority.starts_with(GATEWAY) {
+        return world.host(authority).map(|host| (host, Meaning::Own));
     }
-    if let Ok(address) = asked.parse::<SocketAddr>() {
+    if let Ok(address) = authority.parse::<SocketAddr>() {
         let (ip, port) = (address.ip(), address.port());
         let owner = world.host_of_address(client, ip, Some(port)).map(|host| (host, Meaning::Address));
         let seen = |host: &&Host| world.sees(client, host, Some(port.into()));
@@ -51,11 +51,11 @@ pub(crate) fn meant<'a>(world: &'a World, client: &Scope, asked: &str) -> Option
         let endpoint = || world.host_of_endpoint(client, ip, port).filter(seen).map(|host| (host, Meaning::Endpoint));
         return owner.or_else(headless).or_else(endpoint);
     }
-    if let Ok(address) = asked.trim_matches(['[', ']']).parse::<IpAddr>() {
+    if let Ok(address) = authority.trim_matches(['[', ']']).parse::<IpAddr>() {
         return world.host_of_address(client, address, None).map(|host| (host, Meaning::Address));
     }
-    let asked = asked.strip_suffix('.').unwrap_or(asked).to_ascii_lowercase();
-    let known: Vec<(&Host, Meaning)> = candidates(world, &client.namespace, &asked)
+    let authority = authority.strip_suffix('.').unwrap_or(authority).to_ascii_lowercase();
+    let known: Vec<(&Host, Meaning)> = candidates(world, &client.namespace, &authority)
         .filter_map(|(name, by)| {
             Some((world.definition(client, &name).filter(|host| world.sees(client, host, None))?, by))
         })
@@ -66,7 +66,7 @@ pub(crate) fn meant<'a>(world: &'a World, client: &Scope, asked: &str) -> Option
     let wildcard = |(_, by): &&(&Host, Meaning)| *by == Meaning::Wildcard;
     let (wild, named): (Vec<_>, Vec<_>) = known.iter().partition(|one| wildcard(one));
     let live = |known: &[&(&'a Host, Meaning)]| known.iter().find(|(host, _)| host.live).map(|one| **one);
-    let found = live(&named).or_else(|| endpoint_name(world, client, &asked)).or_else(|| live(&wild));
+    let found = live(&named).or_else(|| endpoint_name(world, client, &authority)).or_else(|| live(&wild));
     let (host, by) = found.or(known.first().copied())?;
     if host.alias().is_none() {
         return Some((host, by));
@@ -75,9 +75,9 @@ pub(crate) fn meant<'a>(world: &'a World, client: &Scope, asked: &str) -> Option
     world.sees(client, target, None).then_some((target, Meaning::Alias))
 }
 
-/// The headless service that `asked`, `<endpoint>.<service>`, names an endpoint of.
-fn endpoint_name<'a>(world: &'a World, client: &Scope, asked: &str) -> Option<(&'a Host, Meaning)> {
-    let (label, service) = asked.split_once('.')?;
+/// The headless service that `authority`, `<endpoint>.<service>`, names an endpoint of.
+fn endpoint_name<'a>(world: &'a World, client: &Scope, authority: &str) -> Option<(&'a Host, Meaning)> {
+    let (label, service) = authority.split_once('.')?;
     let names = candidates(world, &client.namespace, service)
         .filter(|(_, by)| !matches!(by, Meaning::Wildcard | Meaning::Consul));
     let mut hosts = names.filter_map(|(name, _)| world.definition(client, &name));
@@ -97,36 +97,36 @@ pub(super) fn endpoint_names(instance: &Instance) -> impl Iterator<Item = String
     [pod, Some(node), id].into_iter().flatten().filter(|name| is_label(name))
 }
 
-/// A host that `asked`, a name, would mean to a client who saw all.
-pub(crate) fn hidden<'a>(world: &'a World, client: &Scope, asked: &str) -> Option<&'a Host> {
-    let asked = asked.strip_suffix('.').unwrap_or(asked).to_ascii_lowercase();
-    let candidates = candidates(world, &client.namespace, &asked);
+/// A host that `authority`, a name, would mean to a client who saw all.
+pub(crate) fn hidden_host<'a>(world: &'a World, client: &Scope, authority: &str) -> Option<&'a Host> {
+    let authority = authority.strip_suffix('.').unwrap_or(authority).to_ascii_lowercase();
+    let candidates = candidates(world, &client.namespace, &authority);
     candidates.into_iter().find_map(|(name, _)| world.definitions(&name).find(|host| host.live))
 }
 
-/// Canonical names that `asked` may stand for, the most specific meaning first.
-fn candidates(world: &World, client_ns: &str, asked: &str) -> impl Iterator<Item = (String, Meaning)> {
+/// Canonical names that `authority` may stand for, the most specific meaning first.
+fn candidates(world: &World, client_ns: &str, authority: &str) -> impl Iterator<Item = (String, Meaning)> {
     let datacenter = world.datacenter();
     let both = move |service: &str| [fqdn(service, client_ns), fqdn(service, "default")];
     let by = |meaning: Meaning| move |name: String| (name, meaning);
-    let full = asked.contains('.').then(|| asked.to_owned());
-    let consul = consul_service(asked, datacenter).map(both);
-    let with_svc = asked.ends_with(".svc").then(|| format!("{asked}.cluster.local"));
-    let with_namespace = asked.contains('.').then(|| format!("{asked}{MESH_SUFFIX}"));
-    let bare = (!asked.contains('.')).then(|| asked.to_owned());
-    let wildcards = world.policies().patterns(asked).skip(1).filter(|wildcard| covers(wildcard, asked));
+    let full = authority.contains('.').then(|| authority.to_owned());
+    let consul = consul_service(authority, datacenter).map(both);
+    let with_svc = authority.ends_with(".svc").then(|| format!("{authority}.cluster.local"));
+    let with_namespace = authority.contains('.').then(|| format!("{authority}{MESH_SUFFIX}"));
+    let bare = (!authority.contains('.')).then(|| authority.to_owned());
+    let wildcards = world.policies().patterns(authority).skip(1).filter(|wildcard| covers(wildcard, authority));
     full.into_iter()
         .map(by(Meaning::Own))
         .chain(consul.into_iter().flatten().map(by(Meaning::Consul)))
         .chain(with_svc.into_iter().chain(with_namespace).map(by(Meaning::WithNamespace)))
-        .chain(both(asked).into_iter().zip([Meaning::OwnNamespace, Meaning::DefaultNamespace]))
+        .chain(both(authority).into_iter().zip([Meaning::OwnNamespace, Meaning::DefaultNamespace]))
         .chain(bare.map(by(Meaning::Own)))
         .chain(wildcards.map(by(Meaning::Wildcard)))
 }
 
 /// `order` of "order.service.consul" and, in dc1, "order.service.dc1.consul".
-fn consul_service<'a>(asked: &'a str, datacenter: &str) -> Option<&'a str> {
-    let name = asked.strip_suffix(".consul")?;
+fn consul_service<'a>(authority: &'a str, datacenter: &str) -> Option<&'a str> {
+    let name = authority.strip_suffix(".consul")?;
     name.strip_suffix(".service").or_else(|| name.strip_suffix(datacenter)?.strip_suffix('.')?.strip_suffix(".service"))
 }
 

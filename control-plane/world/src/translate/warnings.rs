@@ -1,11 +1,13 @@
 //! What the documents and the registry show only together: hosts that nobody offers, subsets that nobody is in, ports that
 //! a route leaves open. Warnings, never errors: what is missing may register in the next minute.
 
+mod reachability;
+mod sidecars;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use weft_core::names;
 
-use super::{sidecars, undialable};
 use crate::world::ports;
 use crate::world::{Host, Scope, World, has_all};
 use weft_policy::MESH_SUFFIX;
@@ -29,7 +31,7 @@ pub fn warnings(world: &World, complete: bool) -> Vec<Problem> {
             Object::VirtualService(service) => {
                 of_gateways(world, document, service, &mut found);
                 view.of_routes(document, service, &mut found);
-                undialable::of_routes(world, document, service, &mut found);
+                reachability::of_routes(world, document, service, &mut found);
             }
             Object::ServiceExport if complete => view.of_export(document, &mut found),
             _ => {}

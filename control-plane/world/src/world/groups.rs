@@ -20,12 +20,12 @@ pub struct Member {
     /// What it has registered.
     pub instance: Arc<Instance>,
     /// What it is, or why it is not.
-    pub joined: Result<Joined, String>,
+    pub joined: Result<Membership, String>,
 }
 
 /// The workload entry of a sidecar.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Joined {
+pub struct Membership {
     /// `<group>-<address>`, as Istio names it.
     pub name: String,
     /// The group's template with the sidecar's address, labels and locality.
@@ -38,7 +38,7 @@ impl Member {
     /// One that has to be probed is well when its probe has said so.
     pub fn health(&self) -> v1::Health {
         match &self.joined {
-            Ok(Joined { probe: Some(_), .. }) if self.instance.checks.is_empty() => v1::Health::Unhealthy,
+            Ok(Membership { probe: Some(_), .. }) if self.instance.checks.is_empty() => v1::Health::Unhealthy,
             _ => self.instance.health(),
         }
     }
@@ -55,13 +55,13 @@ pub(crate) struct Workload<'a> {
 }
 
 /// Stands for all that is told to a group's sidecars: no host of anybody's looks like it.
-fn told(namespace: &str, group: &str) -> String {
+fn change_key(namespace: &str, group: &str) -> String {
     format!("workload-group:{namespace}:{group}")
 }
 
 /// Those who have to hear that a group has changed.
-pub(super) fn touched(namespace: &str, group: &str, changed: &mut Changed) {
-    changed.hosts.insert(told(namespace, group));
+pub(super) fn mark_changed(namespace: &str, group: &str, changed: &mut Changed) {
+    changed.hosts.insert(change_key(namespace, group));
 }
 
 impl World {
@@ -97,13 +97,13 @@ impl World {
         if instance.group.is_empty() {
             hosts.extend(self.policies.selecting(&instance.namespace, &instance.labels).map(str::to_owned));
         } else {
-            hosts.insert(told(&instance.namespace, &instance.group));
+            hosts.insert(change_key(&instance.namespace, &instance.group));
         }
         hosts
     }
 
     /// The workload entry that one who joins by a group is.
-    pub(super) fn joined(&self, instance: &Instance) -> Option<&Joined> {
+    pub(super) fn joined(&self, instance: &Instance) -> Option<&Membership> {
         (!instance.group.is_empty()).then(|| self.groups.get(&instance.key())?.joined.as_ref().ok()).flatten()
     }
 
@@ -145,7 +145,7 @@ impl World {
             return;
         }
         for Member { instance, joined } in old.iter().chain(&new) {
-            touched(&instance.namespace, &instance.group, changed);
+            mark_changed(&instance.namespace, &instance.group, changed);
             changed.addresses.insert(instance.address);
             // Whoever else is at this address may have an owner now, or none any more.
             changed.hosts.extend(self.policies.hosts_at(instance.address).cloned());
@@ -157,7 +157,7 @@ impl World {
     }
 
     /// The entry that a sidecar is by its group, or why it is none.
-    fn join(&self, instance: &Instance) -> Result<Joined, String> {
+    fn join(&self, instance: &Instance) -> Result<Membership, String> {
         let (namespace, group) = (&instance.namespace, &instance.group);
         let document = self.document(Kind::WorkloadGroup, namespace, group);
         let Some(Object::WorkloadGroup(found)) = document.map(|document| &document.object) else {
@@ -179,7 +179,7 @@ impl World {
         if !instance.locality.is_empty() {
             entry.locality.clone_from(&instance.locality);
         }
-        Ok(Joined { name: format!("{group}-{}", entry.address), entry, probe: found.probe.clone() })
+        Ok(Membership { name: format!("{group}-{}", entry.address), entry, probe: found.probe.clone() })
     }
 }
 

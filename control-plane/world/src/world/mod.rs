@@ -3,7 +3,7 @@
 //! Pure: no clock, no store, no socket. One writer applies changes and learns from [`Changed`] which hosts to translate
 //! anew. Time is an argument (Unix seconds).
 
-mod assumed;
+mod assumptions;
 mod definition;
 mod groups;
 mod instance;
@@ -22,7 +22,7 @@ use std::{
 };
 
 pub(crate) use groups::Workload;
-pub use groups::{Joined, Member};
+pub use groups::{Member, Membership};
 pub use instance::{Instance, InstanceKey, derive_labels};
 pub use policies::has_all;
 pub(crate) use policies::{GATEWAY, Policies, gateway_host};
@@ -211,7 +211,7 @@ impl World {
     }
 
     /// Services whose index has grown since the last call, by canonical name.
-    pub fn take_touched(&mut self) -> BTreeSet<String> {
+    pub fn take_changed_services(&mut self) -> BTreeSet<String> {
         std::mem::take(&mut self.touched)
     }
 
@@ -358,7 +358,7 @@ impl World {
                 let hosts = self.policies.hosts_selecting(&document.namespace, &workload.labels);
                 changed.hosts.extend(hosts.into_iter().cloned());
             }
-            Object::WorkloadGroup(_) => groups::touched(&document.namespace, &document.name, changed),
+            Object::WorkloadGroup(_) => groups::mark_changed(&document.namespace, &document.name, changed),
             // Of some clients, or of all: whatever they call.
             Object::Sidecar(_) | Object::IstioOperator(_) => (changed.all, changed.names) = (true, true),
             // Also says whether others may call with mTLS.

@@ -37,7 +37,7 @@ pub struct Presence {
 
 /// What a data centre has told.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Told {
+struct Summary {
     gateways: Vec<v1::GatewayAddress>,
     /// Subsets by canonical host; "" is all of it.
     hosts: BTreeMap<String, BTreeMap<String, Presence>>,
@@ -50,7 +50,7 @@ struct Told {
 pub(super) struct Remotes {
     datacenter: String,
     peers: Vec<Peering>,
-    told: BTreeMap<String, Told>,
+    summaries: BTreeMap<String, Summary>,
     /// Centres whose control plane cannot be reached from here.
     cut_off: BTreeSet<String>,
     /// Percent by host and subset.
@@ -62,7 +62,7 @@ impl Default for Remotes {
         Remotes {
             datacenter: DEFAULT_DATACENTER.to_owned(),
             peers: Vec::new(),
-            told: BTreeMap::new(),
+            summaries: BTreeMap::new(),
             cut_off: BTreeSet::new(),
             shares: BTreeMap::new(),
         }
@@ -88,7 +88,8 @@ impl World {
         self.remotes.datacenter = datacenter.to_owned();
         self.remotes.peers = peers;
         self.version += 1;
-        let hosts: BTreeSet<String> = self.remotes.told.values().flat_map(|told| told.hosts.keys().cloned()).collect();
+        let hosts: BTreeSet<String> =
+            self.remotes.summaries.values().flat_map(|told| told.hosts.keys().cloned()).collect();
         let changed = self.remotes_changed(hosts, now);
         Changed { all: true, ..changed }
     }
@@ -105,13 +106,13 @@ impl World {
 
     /// Takes up what a data centre exports; `None`: it is not known any more.
     pub fn set_remote(&mut self, datacenter: &str, stored: Option<&v1::StoredSummaries>, now: u64) -> Changed {
-        let old = self.remotes.told.remove(datacenter);
+        let old = self.remotes.summaries.remove(datacenter);
         if let Some(stored) = stored {
-            self.remotes.told.insert(datacenter.to_owned(), told_of(stored));
+            self.remotes.summaries.insert(datacenter.to_owned(), summary_of(stored));
         }
-        let new = self.remotes.told.get(datacenter);
+        let new = self.remotes.summaries.get(datacenter);
         let none = BTreeMap::new();
-        let of = |told: Option<&Told>| told.map_or_else(|| none.clone(), |told| told.hosts.clone());
+        let of = |told: Option<&Summary>| told.map_or_else(|| none.clone(), |told| told.hosts.clone());
         let (before, after) = (of(old.as_ref()), of(new));
         let moved = old.as_ref().map(|told| &told.gateways) != new.map(|told| &told.gateways);
         let differs = |host: &&String| moved || before.get(*host) != after.get(*host);
@@ -139,7 +140,7 @@ impl World {
         } else {
             self.remotes.cut_off.insert(datacenter.to_owned())
         };
-        let told = self.remotes.told.get(datacenter).filter(|_| changed);
+        let told = self.remotes.summaries.get(datacenter).filter(|_| changed);
         let hosts: BTreeSet<String> = told.map(|told| told.hosts.keys().cloned().collect()).unwrap_or_default();
         if !hosts.is_empty() {
             self.version += 1;
@@ -169,7 +170,7 @@ impl World {
     pub fn remotes_of<'a>(&'a self, host: &'a str) -> impl Iterator<Item = RemoteHost<'a>> {
         let of = move |peer: &'a Peering| {
             let datacenter = peer.datacenter.as_str();
-            let told = self.remotes.told.get(datacenter)?;
+            let told = self.remotes.summaries.get(datacenter)?;
             let (gateways, subsets) = (told.gateways.as_slice(), told.hosts.get(host)?);
             let there = !gateways.is_empty() && subsets.values().any(|presence| presence.healthy > 0);
             let connected = !self.remotes.cut_off.contains(datacenter);
@@ -181,7 +182,7 @@ impl World {
 
     /// Hosts that a peer exports.
     pub fn imported(&self) -> BTreeSet<&str> {
-        let told = self.remotes.peers.iter().filter_map(|peer| self.remotes.told.get(&peer.datacenter));
+        let told = self.remotes.peers.iter().filter_map(|peer| self.remotes.summaries.get(&peer.datacenter));
         told.flat_map(|told| told.hosts.keys().map(String::as_str)).collect()
     }
 
@@ -192,14 +193,14 @@ impl World {
 
     /// Namespace of a host that a peer exports.
     pub(super) fn imported_namespace<'h>(&self, host: &'h str) -> Option<&'h str> {
-        let told = |peer: &Peering| self.remotes.told.get(&peer.datacenter);
+        let told = |peer: &Peering| self.remotes.summaries.get(&peer.datacenter);
         let is = self.remotes.peers.iter().filter_map(told).any(|told| told.hosts.contains_key(host));
         is.then(|| host.strip_suffix(MESH_SUFFIX)?.rsplit_once('.').map(|(_, namespace)| namespace)).flatten()
     }
 
     /// Data centres of which something is kept, peers or not, and when it was received (Unix seconds).
-    pub fn told(&self) -> impl Iterator<Item = (&str, u64, usize)> {
-        self.remotes.told.iter().map(|(name, told)| (name.as_str(), told.received, told.hosts.len()))
+    pub fn remote_summaries(&self) -> impl Iterator<Item = (&str, u64, usize)> {
+        self.remotes.summaries.iter().map(|(name, told)| (name.as_str(), told.received, told.hosts.len()))
     }
 
     /// Whether other data centres may call a host.
@@ -208,8 +209,8 @@ impl World {
     }
 }
 
-fn told_of(stored: &v1::StoredSummaries) -> Told {
-    let mut told = Told { received: stored.received, ..Told::default() };
+fn summary_of(stored: &v1::StoredSummaries) -> Summary {
+    let mut told = Summary { received: stored.received, ..Summary::default() };
     let Some(summaries) = &stored.summaries else { return told };
     let gateway = |g: &v1::PeerGateway| v1::GatewayAddress { address: g.address.clone(), port: g.port };
     told.gateways = summaries.gateways.iter().map(gateway).collect();

@@ -15,7 +15,7 @@ use weft_agent::query::Query;
 use weft_agent::refused::Refused;
 
 use super::{Caller, Consul, refused, select};
-use crate::state::documents::Stored;
+use crate::state::documents::StoredDocument;
 use policies::Chain;
 use weft_policy::{self, Document, Object, Severity, canonical};
 
@@ -40,7 +40,7 @@ fn unsupported(kind: &str) -> Refused {
     Refused::new(StatusCode::NOT_IMPLEMENTED, format!("Kind: {kind:?} is not supported by this mesh: {instead}"))
 }
 
-fn shape(stored: &Stored) -> Value {
+fn shape(stored: &StoredDocument) -> Value {
     let mut shape = stored.value.clone();
     if let Some(map) = shape.as_object_mut() {
         map.insert("CreateIndex".into(), stored.create_index.into());

@@ -1,4 +1,4 @@
-//! Prepared queries and events.
+//! QueryResult queries and events.
 
 use serde_json::json;
 

@@ -19,7 +19,7 @@ fn what_a_query_finds_is_kept_for_its_time() {
 #[test]
 fn what_another_data_centre_says_is_an_answer_to_the_query() {
     let asked = query("Orders.query.consul.", RecordType::SRV);
-    let Asked::Query(own) = packet::parse(&asked.to_vec().unwrap()) else { panic!("a query") };
+    let Packet::Query(own) = packet::parse(&asked.to_vec().unwrap()) else { panic!("a query") };
     let there = own.of_service("web", "dc2").unwrap();
     let there = Message::from_vec(&there).unwrap();
     assert_eq!(there.queries[0].name().to_string(), "web.service.dc2.consul.");

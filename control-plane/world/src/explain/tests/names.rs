@@ -123,7 +123,7 @@ fn the_route_with_the_most_specific_server_name_is_taken() {
          [{sniHosts: [x.pay.test], port: 443}]",
     );
     let world = with(&routes_of, &[]);
-    let asked = Asked::new("https://pay.test/", "GET", &[], Some("x.pay.test")).unwrap();
+    let asked = Query::new("https://pay.test/", "GET", &[], Some("x.pay.test")).unwrap();
     let told = of(&world, &Client::of("default"), &asked);
     let not = "tls[0] : another route has a more specific server name".to_owned();
     assert_eq!(routes(&told), ("tls[1]  match[0]".to_owned(), vec![not]));
@@ -133,7 +133,7 @@ fn the_route_with_the_most_specific_server_name_is_taken() {
 fn connections_have_routes_of_their_own() {
     let world = with(OUTSIDE, &[]);
     let at = |client: &Client, url: &str, server_name: Option<&str>| {
-        of(&world, client, &Asked::new(url, "GET", &[], server_name).unwrap())
+        of(&world, client, &Query::new(url, "GET", &[], server_name).unwrap())
     };
     let (anybody, front) = (Client::of("default"), labelled(&[("app", "front")]));
     let no_x = "tls[0] : server name \"pay.test\" is not x.pay.test";
@@ -171,7 +171,7 @@ fn what_is_asked_is_checked() {
     let wrong = |url: &str, headers: &[(&str, &str)], server_name: Option<&str>| {
         let headers: Vec<(String, String)> =
             headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        Asked::new(url, "GET", &headers, server_name).unwrap_err()
+        Query::new(url, "GET", &headers, server_name).unwrap_err()
     };
     for (url, error) in [
         ("", "\"\": it names no host: HOST[:PORT]/PATH"),
@@ -189,7 +189,7 @@ fn what_is_asked_is_checked() {
     assert_eq!(wrong("a", &[("host", "b c")], None), "-H: \"host: b c\": \"b c\" is not a host name");
     assert_eq!(wrong("a", &[("host", "b"), ("Host", "c")], None), "-H: host is there twice");
     assert_eq!(wrong("a", &[], Some("b c")), "--sni: \"b c\" is not a host name");
-    assert!(Asked::new("a", "G T", &[], None).unwrap_err().starts_with("--method: "));
+    assert!(Query::new("a", "G T", &[], None).unwrap_err().starts_with("--method: "));
     for (url, shown, port) in [
         ("a", "http://a/", 80),
         ("a:80/b/../c?d#e", "http://a/c?d", 80),

@@ -202,7 +202,7 @@ fn what_the_callee_accepts_is_told() {
     owned.identity = "spiffe://cluster.local/ns/default/sa/order".to_owned();
     let accepts = |policies: &str, instance: &Instance| {
         let world = with(policies, std::slice::from_ref(instance));
-        let asked = Asked::new("order/", "GET", &[], None).unwrap();
+        let asked = Query::new("order/", "GET", &[], None).unwrap();
         let told = explain(&world, &Client::of("default"), &asked, true, Instant::now()).unwrap();
         told.destinations[0].endpoints[0].accepts.clone()
     };

@@ -120,7 +120,7 @@ fn database(namespace: &str, export: &str, address: &str, more: &str) -> String 
 /// The endpoints that a client in a namespace has of a host; none: it does not see the host.
 fn addresses(world: &World, client_ns: &str, host: &str) -> Vec<String> {
     let client = Scope::of(client_ns);
-    let Some((host, _)) = meant(world, &client, host) else { return Vec::new() };
+    let Some((host, _)) = lookup(world, &client, host) else { return Vec::new() };
     let told = world.definition(&client, &host.name).map(|host| super::super::endpoints(world, host));
     told.into_iter().flat_map(|told| told.endpoints).map(|endpoint| endpoint.address).collect()
 }

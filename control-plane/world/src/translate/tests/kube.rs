@@ -1,7 +1,7 @@
 //! Headless Services and Services that stand for another host.
 
 use super::*;
-use crate::translate::{Meaning, meant};
+use crate::translate::{Meaning, lookup};
 
 const HEADLESS: &str = "{clusterIP: None, selector: {app: db}, ports: [{name: http, port: 80, targetPort: 8080}]}";
 
@@ -18,7 +18,7 @@ fn selected() -> Vec<Instance> {
 }
 
 fn name_of(world: &World, asked: &str) -> Option<(String, Meaning)> {
-    meant(world, &Scope::of("default"), asked).map(|(host, by)| (host.name.clone(), by))
+    lookup(world, &Scope::of("default"), asked).map(|(host, by)| (host.name.clone(), by))
 }
 
 #[test]

@@ -2,14 +2,14 @@
 
 use weft_proto::v1;
 
-use super::defaults::Defaults;
+use crate::translate::defaults::Defaults;
 use crate::world::ports::PortView;
 use crate::world::{Host, Scope, World};
 use weft_policy::{Document, Object, ROOT_NAMESPACES, Settings, Subset, TrafficPolicy};
 
 /// What the DestinationRules of one host say to the clients of one kind.
 #[derive(Debug, Default)]
-pub(super) struct Rules<'a> {
+pub(crate) struct Rules<'a> {
     defaults: Defaults<'a>,
     policy: Option<(&'a TrafficPolicy, &'a Document)>,
     subsets: Vec<(&'a Subset, &'a Document)>,
@@ -17,15 +17,15 @@ pub(super) struct Rules<'a> {
 
 /// Settings of a cluster and the document that decided them.
 #[derive(Debug, Default)]
-pub(super) struct Decided {
-    pub(super) settings: Settings,
-    pub(super) policy: String,
+pub(crate) struct Decision {
+    pub(crate) settings: Settings,
+    pub(crate) policy: String,
 }
 
 impl<'a> Rules<'a> {
     /// The first of the client's namespace, the host's and the root one that has a rule for the host wins entirely. Within
     /// it the rules of the most specific host are joined: the oldest policy as a whole, and all subsets with new names.
-    pub(super) fn of(world: &'a World, client: &Scope, host: &Host) -> Self {
+    pub(crate) fn of(world: &'a World, client: &Scope, host: &Host) -> Self {
         let documents = [client.namespace.as_str(), host.namespace.as_str()]
             .into_iter()
             .chain(ROOT_NAMESPACES)
@@ -48,12 +48,12 @@ impl<'a> Rules<'a> {
     }
 
     /// All subsets.
-    pub(super) fn subsets(&self) -> impl Iterator<Item = &'a Subset> {
+    pub(crate) fn subsets(&self) -> impl Iterator<Item = &'a Subset> {
         self.subsets.iter().map(|(subset, _)| *subset)
     }
 
     /// A subset by name.
-    pub(super) fn subset(&self, name: &str) -> Option<&'a Subset> {
+    pub(crate) fn subset(&self, name: &str) -> Option<&'a Subset> {
         self.subsets.iter().find(|(subset, _)| subset.name == name).map(|(subset, _)| *subset)
     }
 
@@ -61,14 +61,14 @@ impl<'a> Rules<'a> {
     /// override block by block; a subset's settings of the port are in the subset's place, and replace what a port can have
     /// whether they have it or not: what it cannot have is left as it is, as in Istio (`mergeTrafficPolicy`). What is open
     /// then is the mesh's to say.
-    pub(super) fn decide(&self, port: &PortView, subset: &str) -> Decided {
+    pub(crate) fn decide(&self, port: &PortView, subset: &str) -> Decision {
         let mut decided = self.decide_by_rules(port.policy_number, subset);
         self.defaults.fill(&mut decided, port.protocol);
         decided
     }
 
-    fn decide_by_rules(&self, port: u32, subset: &str) -> Decided {
-        let mut decided = Decided::default();
+    fn decide_by_rules(&self, port: u32, subset: &str) -> Decision {
+        let mut decided = Decision::default();
         if let Some((policy, document)) = self.policy {
             decided.settings = policy.ports.get(&port).unwrap_or(&policy.settings).clone();
             decided.policy = document.reference();
@@ -98,9 +98,9 @@ impl<'a> Rules<'a> {
     }
 }
 
-impl Decided {
+impl Decision {
     /// Whether calls go to the address that the caller dialed.
-    pub(super) fn passthrough(&self) -> bool {
+    pub(crate) fn passthrough(&self) -> bool {
         let simple =
             self.settings.load_balancer.as_ref().filter(|lb| lb.consistent_hash.is_none()).map(|lb| lb.simple());
         simple == Some(v1::load_balancer::Simple::Passthrough)

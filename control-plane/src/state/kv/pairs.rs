@@ -1,4 +1,4 @@
-//! Consul's key-value pairs: kept by the store, read from memory, and locked by [`super::locks`].
+//! Consul's key-value pairs: kept by the store, read from memory, and locked by [`crate::state::locks`].
 //!
 //! Each namespace has its own. Keys of the store are `<namespace>/<key>`.
 
@@ -9,7 +9,7 @@ use std::time::Duration;
 use prost::Message;
 use weft_proto::v1::StoredPair;
 
-use super::{Mesh, RETRY, Refusal, State, Topic};
+use crate::state::{Mesh, RETRY, Refusal, State, Topic};
 use crate::store::batch::Interrupted;
 use crate::store::{Condition, Op, Record, Table};
 
@@ -23,7 +23,7 @@ const MAX_BYTES: usize = 256 << 20;
 /// Deleted keys whose index is remembered by name.
 const TOMBSTONES: usize = 10_000;
 /// Tries of a change that others come before.
-pub(super) const TRIES: usize = 20;
+pub(in crate::state) const TRIES: usize = 20;
 
 /// One pair.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,7 +43,7 @@ pub struct Pair {
 }
 
 impl Pair {
-    pub(super) fn stored(&self) -> StoredPair {
+    pub(in crate::state) fn stored(&self) -> StoredPair {
         let Pair { value, flags, lock_index, session, .. } = self.clone();
         StoredPair { value, flags, lock_index, session }
     }
@@ -71,7 +71,7 @@ pub enum Only {
 
 impl Pairs {
     /// Nothing yet; `revision` is where the store begins.
-    pub(super) fn new(revision: u64) -> Pairs {
+    pub(in crate::state) fn new(revision: u64) -> Pairs {
         Pairs { pruned: revision, ..Pairs::default() }
     }
 
@@ -107,23 +107,28 @@ impl Pairs {
     }
 
     /// Pairs that a session has locked, by their key in the store.
-    pub(super) fn held_by(&self, session: &str) -> Vec<(String, Pair)> {
+    pub(in crate::state) fn held_by(&self, session: &str) -> Vec<(String, Pair)> {
         let held = self.pairs.iter().filter(|(_, pair)| pair.session == session);
         held.map(|(path, pair)| (path.clone(), pair.clone())).collect()
     }
 
     /// One pair, by its key in the store.
-    pub(super) fn by_path(&self, path: &str) -> Option<&Pair> {
+    pub(in crate::state) fn by_path(&self, path: &str) -> Option<&Pair> {
         self.pairs.get(path)
     }
 
     /// Keys in the store.
-    pub(super) fn paths(&self) -> impl Iterator<Item = &String> {
+    pub(in crate::state) fn paths(&self) -> impl Iterator<Item = &String> {
         self.pairs.keys()
     }
 
     /// Takes up what the store says.
-    pub(super) fn follow(&mut self, path: String, record: Option<Record>, revision: u64) -> Result<(), String> {
+    pub(in crate::state) fn follow(
+        &mut self,
+        path: String,
+        record: Option<Record>,
+        revision: u64,
+    ) -> Result<(), String> {
         let Some(record) = record else {
             if let Some(old) = self.pairs.remove(&path) {
                 self.bytes -= old.value.len();
@@ -153,7 +158,7 @@ impl Pairs {
         Ok(())
     }
 
-    pub(super) fn check(&self, path: &str, value: &[u8]) -> Result<(), Refusal> {
+    pub(in crate::state) fn check(&self, path: &str, value: &[u8]) -> Result<(), Refusal> {
         if path.len() > MAX_KEY {
             return Err(
                 format!("a key of {} bytes is too long: {MAX_KEY} at most with its namespace", path.len()).into()
@@ -170,21 +175,21 @@ impl Pairs {
     }
 }
 
-pub(super) fn path(namespace: &str, key: &str) -> String {
+pub(in crate::state) fn path(namespace: &str, key: &str) -> String {
     format!("{namespace}/{key}")
 }
 
 /// The condition that a pair is as it was seen.
-pub(super) fn unchanged(path: &str, pair: Option<&Pair>) -> Condition {
+pub(in crate::state) fn unchanged(path: &str, pair: Option<&Pair>) -> Condition {
     Condition::unchanged(Table::Kv, path, pair.map_or(0, |pair| pair.modify_index))
 }
 
-pub(super) fn put(path: &str, pair: &StoredPair) -> Op {
+pub(in crate::state) fn put(path: &str, pair: &StoredPair) -> Op {
     Op::put(Table::Kv, path, pair.encode_to_vec())
 }
 
 /// What a change of a pair comes to.
-pub(super) enum Step {
+pub(in crate::state) enum Step {
     /// It is refused, as Consul says `false`.
     No,
     /// It is to be done, if everything is still as it was seen.
@@ -255,7 +260,10 @@ impl Mesh {
     }
 
     /// Does what `step` says of the state as it is, until nobody came between.
-    pub(super) async fn change(&self, step: impl Fn(&State) -> Result<Step, Refusal>) -> Result<bool, Refusal> {
+    pub(in crate::state) async fn change(
+        &self,
+        step: impl Fn(&State) -> Result<Step, Refusal>,
+    ) -> Result<bool, Refusal> {
         for _ in 0..TRIES {
             let next = step(&self.lock())?;
             match next {

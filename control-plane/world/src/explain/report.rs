@@ -95,15 +95,15 @@ pub struct Routes {
     /// Some of the routes are those of other VirtualServices, to which it delegates.
     pub delegates: bool,
     /// Absent: none of them.
-    pub taken: Option<Taken>,
+    pub taken: Option<TakenRoute>,
     /// Those before it, or all of them where none is taken.
-    pub passed_over: Vec<PassedOver>,
+    pub passed_over: Vec<SkippedRoute>,
 }
 
 /// The route that is taken.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Taken {
+pub struct TakenRoute {
     /// `http[1]`
     pub route: String,
     /// Empty: it has none.
@@ -115,7 +115,7 @@ pub struct Taken {
 /// A route that is not taken.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct PassedOver {
+pub struct SkippedRoute {
     /// `http[0]`
     pub route: String,
     /// Empty: it has none.

@@ -12,8 +12,8 @@ use prost::Message;
 use tokio::sync::Notify;
 use weft_proto::v1::{self, StoredPair, StoredSession};
 
-use super::pairs::{Step, path, put, unchanged};
-use super::{Mesh, RETRY, Refusal, State, Topic};
+use crate::state::pairs::{Step, path, put, unchanged};
+use crate::state::{Mesh, RETRY, Refusal, State, Topic};
 use crate::store::{self, Condition, MAX_OPS, Op, Record, Table};
 
 /// The check that every node has in Consul's API: that it is alive.
@@ -47,7 +47,7 @@ pub struct Sessions {
 }
 
 impl Sessions {
-    pub(super) fn new(revision: u64) -> Sessions {
+    pub(in crate::state) fn new(revision: u64) -> Sessions {
         Sessions { index: revision, ..Sessions::default() }
     }
 
@@ -68,11 +68,16 @@ impl Sessions {
     }
 
     /// Keys in the store.
-    pub(super) fn paths(&self) -> impl Iterator<Item = &String> {
+    pub(in crate::state) fn paths(&self) -> impl Iterator<Item = &String> {
         self.all.keys()
     }
 
-    pub(super) fn follow(&mut self, path: String, record: Option<Record>, revision: u64) -> Result<(), String> {
+    pub(in crate::state) fn follow(
+        &mut self,
+        path: String,
+        record: Option<Record>,
+        revision: u64,
+    ) -> Result<(), String> {
         self.index = self.index.max(revision);
         let Some(record) = record else {
             self.all.remove(&path);
@@ -85,7 +90,7 @@ impl Sessions {
     }
 
     /// The sign of life of a session came or went.
-    pub(super) fn alive(&mut self, path: &str, alive: bool) {
+    pub(in crate::state) fn alive(&mut self, path: &str, alive: bool) {
         if let Some(session) = self.all.get_mut(path) {
             session.renewed = alive;
         }
@@ -132,7 +137,7 @@ impl Mesh {
                 return Err(format!("Missing node registration: {:?}", stored.node).into());
             }
             let known = |id: &&String| {
-                let of_node = |node: &super::Node| node.checks.contains_key(*id);
+                let of_node = |node: &crate::state::Node| node.checks.contains_key(*id);
                 let mut services = state.world.instances_of_node(namespace, &stored.node).flat_map(|i| &i.checks);
                 *id == SERF_HEALTH
                     || state.nodes.get(&stored.node).is_some_and(of_node)
@@ -193,7 +198,7 @@ impl Mesh {
         session: &str,
     ) -> Result<bool, Refusal> {
         let path = path(namespace, key);
-        let holder = super::pairs::path(namespace, session);
+        let holder = crate::state::pairs::path(namespace, session);
         self.change(|state| {
             let held = state.locks.all.get(&holder);
             let modified = held.ok_or_else(|| format!("invalid session {session:?}"))?.modify_index;
@@ -302,7 +307,7 @@ impl Mesh {
 }
 
 /// Ends sessions that are over, for as long as somebody holds the mesh.
-pub(super) async fn watch(mesh: Weak<Mesh>, changed: Arc<Notify>) {
+pub(in crate::state) async fn watch(mesh: Weak<Mesh>, changed: Arc<Notify>) {
     loop {
         // A node or a check may have gone as well.
         let _ = tokio::time::timeout(TICK, changed.notified()).await;

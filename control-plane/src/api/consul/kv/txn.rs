@@ -9,11 +9,11 @@ use weft_agent::decode::Fields;
 use weft_agent::query::Query;
 use weft_agent::refused::Refused;
 
-use super::select::{self, Row, rows};
-use super::{Caller, Consul, catalog, pairs, refused, shapes};
+use crate::api::consul::select::{self, Row, rows};
+use crate::api::consul::{Caller, Consul, catalog, pairs, refused, shapes};
 use crate::registry::external;
 use crate::state::catalog::{Entry, Removal};
-use crate::state::txn::{Found, PairOp, Put, Transaction, Verb};
+use crate::state::txn::{PairOp, PairResult, Put, Transaction, Verb};
 
 /// Operations of one transaction: Consul's first limit, and what a transaction of the store holds with its conditions.
 const MAX_OPS: usize = 64;
@@ -27,26 +27,26 @@ enum Read {
 
 /// What a request asks for.
 #[derive(Default)]
-struct Asked {
+struct Operations {
     transaction: Transaction,
     /// By the operations' numbers.
     reads: Vec<(usize, Read)>,
 }
 
 /// `PUT txn`
-pub(super) async fn transact(
+pub(in crate::api::consul) async fn transact(
     consul: &Consul,
     caller: &Caller,
     query: &Query,
     body: &[u8],
 ) -> Result<Answered, Refused> {
     let ops: Vec<Value> =
-        serde_json::from_slice(body).map_err(|e| Refused::bad(format!("Failed to parse body: {e}")))?;
+        serde_json::from_slice(body).map_err(|e| Refused::bad(format!("Failure to parse body: {e}")))?;
     if ops.len() > MAX_OPS {
         let text = format!("Transaction contains too many operations ({} > {MAX_OPS})", ops.len());
         return Err(Refused::new(StatusCode::PAYLOAD_TOO_LARGE, text));
     }
-    let mut asked = Asked::default();
+    let mut asked = Operations::default();
     for (number, op) in ops.into_iter().enumerate() {
         add(&mut asked, number, op, caller).map_err(|e| Refused::bad(format!("operation {number}: {e}")))?;
     }
@@ -78,7 +78,7 @@ fn conflict(failed: Vec<(usize, String)>, query: &Query) -> Answered {
     answered
 }
 
-fn of_pair(Found { key, pair, read, .. }: &Found) -> Value {
+fn of_pair(PairResult { key, pair, read, .. }: &PairResult) -> Value {
     let mut shape = pairs::shape(key, pair);
     if let (false, Some(map)) = (*read, shape.as_object_mut()) {
         map.insert("Value".into(), Value::Null);
@@ -87,7 +87,7 @@ fn of_pair(Found { key, pair, read, .. }: &Found) -> Value {
 }
 
 /// Reads an operation.
-fn add(asked: &mut Asked, number: usize, op: Value, caller: &Caller) -> Result<(), String> {
+fn add(asked: &mut Operations, number: usize, op: Value, caller: &Caller) -> Result<(), String> {
     let mut fields = Fields::of("an operation", op)?;
     if let Some(mut pair) = fields.object("kv", "KV")? {
         asked.transaction.pairs.push((number, pair_op(&mut pair)?));
@@ -134,7 +134,7 @@ fn add(asked: &mut Asked, number: usize, op: Value, caller: &Caller) -> Result<(
 }
 
 /// What is written of one node is written together.
-fn merge(asked: &mut Asked, new: Entry) -> Result<(), String> {
+fn merge(asked: &mut Operations, new: Entry) -> Result<(), String> {
     if asked.transaction.removals.iter().any(|(node, _)| *node == new.node) {
         return Err(format!("the node {} is both written and taken out of: use two transactions", new.node));
     }
@@ -150,7 +150,7 @@ fn merge(asked: &mut Asked, new: Entry) -> Result<(), String> {
     Ok(())
 }
 
-fn remove(asked: &mut Asked, node: String, what: Removal) -> Result<(), String> {
+fn remove(asked: &mut Operations, node: String, what: Removal) -> Result<(), String> {
     if asked.transaction.entries.iter().any(|entry| entry.node == node) {
         return Err(format!("the node {node} is both written and taken out of: use two transactions"));
     }

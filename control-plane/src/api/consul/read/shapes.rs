@@ -5,17 +5,17 @@ use serde_json::{Map, Value, json};
 use weft_agent::shapes::{check, node_id, tagged_addresses};
 use weft_proto::v1::Check;
 
-use super::select::{Row, Seen};
+use crate::api::consul::select::{NodeView, Row};
 use weft_world::Instance;
 
 /// An item of `health/service`.
-pub(super) fn health_item(row: &Row) -> Value {
+pub(in crate::api::consul) fn health_item(row: &Row) -> Value {
     let checks: Vec<Value> = node_checks(&row.node).chain(service_checks(row)).collect();
     json!({ "Node": node(&row.node), "Service": service(row), "Checks": checks })
 }
 
 /// An instance as `health/service` and `catalog/node` show it.
-pub(super) fn service(row: &Row) -> Value {
+pub(in crate::api::consul) fn service(row: &Row) -> Value {
     let instance = &row.instance;
     json!({
         "ID": instance.service_id,
@@ -36,7 +36,7 @@ pub(super) fn service(row: &Row) -> Value {
 }
 
 /// An item of `catalog/service`.
-pub(super) fn catalog_item(row: &Row) -> Value {
+pub(in crate::api::consul) fn catalog_item(row: &Row) -> Value {
     let (instance, node) = (&row.instance, &row.node);
     json!({
         "ID": node_id(&node.name),
@@ -64,7 +64,7 @@ pub(super) fn catalog_item(row: &Row) -> Value {
 }
 
 /// An item of `catalog/nodes`.
-pub(super) fn node(node: &Seen) -> Value {
+pub(in crate::api::consul) fn node(node: &NodeView) -> Value {
     json!({
         "ID": node_id(&node.name),
         "Node": node.name,
@@ -78,14 +78,14 @@ pub(super) fn node(node: &Seen) -> Value {
 }
 
 /// Checks of an instance alone.
-pub(super) fn service_checks(row: &Row) -> impl Iterator<Item = Value> + '_ {
+pub(in crate::api::consul) fn service_checks(row: &Row) -> impl Iterator<Item = Value> + '_ {
     let Row { instance, node } = row;
     let indexes = (instance.create_index, instance.modify_index);
     instance.checks.iter().map(move |c| check(&node.name, c, &instance.service, &instance.tags, indexes))
 }
 
 /// Checks of a node alone: Consul's own first, which says that the node lives. One that is listed does.
-pub(super) fn node_checks(node: &Seen) -> impl Iterator<Item = Value> + '_ {
+pub(in crate::api::consul) fn node_checks(node: &NodeView) -> impl Iterator<Item = Value> + '_ {
     let alive = Check {
         check_id: "serfHealth".into(),
         name: "Serf Health Status".into(),
@@ -101,7 +101,7 @@ fn weights(instance: &Instance) -> Value {
     json!({ "Passing": instance.weight.max(1), "Warning": instance.warning_weight })
 }
 
-fn node_addresses(node: &Seen) -> Value {
+fn node_addresses(node: &NodeView) -> Value {
     let address = node.address.to_string();
     let family = if node.address.is_ipv6() { "ipv6" } else { "ipv4" };
     json!({ "lan": address, format!("lan_{family}"): address, "wan": address, format!("wan_{family}"): address })

@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 
 use weft_proto::v1::StoredPair;
 
-use super::catalog::{Entry, Removal};
-use super::pairs::{Pair, TRIES, path, put, unchanged};
-use super::{Mesh, RETRY, Refusal, State};
+use crate::state::catalog::{Entry, Removal};
+use crate::state::pairs::{Pair, TRIES, path, put, unchanged};
+use crate::state::{Mesh, RETRY, Refusal, State};
 use crate::store::{Condition, Op, Table};
 
 /// An operation on a pair.
@@ -63,7 +63,7 @@ pub struct Put {
 
 /// What an operation gives back.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Found {
+pub struct PairResult {
     /// Its key.
     pub key: String,
     /// As it is after the transaction.
@@ -75,7 +75,7 @@ pub struct Found {
 }
 
 /// Why an operation cannot be done: its number and Consul's words.
-pub type Failed = (usize, String);
+pub type Failure = (usize, String);
 
 /// A transaction.
 #[derive(Debug, Default)]
@@ -141,8 +141,8 @@ impl Overlay<'_> {
     }
 
     /// Does one operation.
-    fn apply(&mut self, PairOp { key, verb }: &PairOp) -> Result<Vec<Found>, String> {
-        let found = |pair: Pair, read: bool| vec![Found { key: key.clone(), pair, read, absent: false }];
+    fn apply(&mut self, PairOp { key, verb }: &PairOp) -> Result<Vec<PairResult>, String> {
+        let found = |pair: Pair, read: bool| vec![PairResult { key: key.clone(), pair, read, absent: false }];
         let held = |old: &Option<Pair>| old.as_ref().map_or((String::new(), 0), |p| (p.session.clone(), p.lock_index));
         let index = |old: &Option<Pair>| old.as_ref().map_or(0, |old| old.modify_index);
         let old = if matches!(verb, Verb::GetTree | Verb::DeleteTree) { None } else { self.get(key) };
@@ -168,11 +168,13 @@ impl Overlay<'_> {
             Verb::Get => found(old.ok_or_else(|| format!("key {key:?} doesn't exist"))?, true),
             Verb::GetOrEmpty => {
                 let absent = old.is_none();
-                vec![Found { key: key.clone(), pair: old.unwrap_or_else(nothing), read: true, absent }]
+                vec![PairResult { key: key.clone(), pair: old.unwrap_or_else(nothing), read: true, absent }]
             }
-            Verb::GetTree => {
-                self.tree(key).into_iter().map(|(key, pair)| Found { key, pair, read: true, absent: false }).collect()
-            }
+            Verb::GetTree => self
+                .tree(key)
+                .into_iter()
+                .map(|(key, pair)| PairResult { key, pair, read: true, absent: false })
+                .collect(),
             Verb::CheckIndex(wanted) => match old {
                 None => return Err(format!("key {key:?} doesn't exist")),
                 Some(old) if old.modify_index == *wanted => found(old, false),
@@ -249,7 +251,7 @@ impl Mesh {
         &self,
         namespace: &str,
         transaction: &Transaction,
-    ) -> Result<Result<Vec<(usize, Found)>, Vec<Failed>>, Refusal> {
+    ) -> Result<Result<Vec<(usize, PairResult)>, Vec<Failure>>, Refusal> {
         for _ in 0..TRIES {
             let (mut conditions, mut ops, mut found) = match self.pair_ops(namespace, &transaction.pairs) {
                 Ok(done) => done,
@@ -273,8 +275,8 @@ impl Mesh {
                 return Err(format!("the transaction touches more than {most} records: nothing was changed").into());
             }
             if let Some(revision) = self.write_at(conditions, ops).await? {
-                let new = |found: &Found| found.pair.modify_index == 0 && !found.absent;
-                for (_, Found { pair, .. }) in found.iter_mut().filter(|(_, found)| new(found)) {
+                let new = |found: &PairResult| found.pair.modify_index == 0 && !found.absent;
+                for (_, PairResult { pair, .. }) in found.iter_mut().filter(|(_, found)| new(found)) {
                     pair.modify_index = revision;
                     pair.create_index = if pair.create_index == 0 { revision } else { pair.create_index };
                 }
@@ -291,7 +293,7 @@ impl Mesh {
         &self,
         namespace: &str,
         pairs: &[(usize, PairOp)],
-    ) -> Result<(Vec<Condition>, Vec<Op>, Vec<(usize, Found)>), Vec<Failed>> {
+    ) -> Result<(Vec<Condition>, Vec<Op>, Vec<(usize, PairResult)>), Vec<Failure>> {
         let state = self.lock();
         let (changed, conditions) = (BTreeMap::new(), BTreeMap::new());
         let mut overlay = Overlay { state: &state, namespace, changed, conditions };

@@ -10,7 +10,7 @@ use weft_agent::query::Query;
 use weft_agent::refused::Refused;
 use weft_proto::v1::StoredSession;
 
-use super::{Caller, Consul, Rights, refused, select};
+use crate::api::consul::{Caller, Consul, Rights, refused, select};
 use crate::state::locks::{SERF_HEALTH, Session, Sessions};
 
 /// Bounds of a session's time to live, and of its lock delay: Consul's.
@@ -19,7 +19,7 @@ const MAX_LOCK_DELAY: Duration = Duration::from_secs(60);
 const LOCK_DELAY: Duration = Duration::from_secs(15);
 
 /// Which sessions are asked for.
-pub(super) enum Wanted<'a> {
+pub(in crate::api::consul) enum SessionFilter<'a> {
     /// One.
     Id(&'a str),
     /// Those of a node.
@@ -29,10 +29,10 @@ pub(super) enum Wanted<'a> {
 }
 
 /// `session/info/:id`, `session/node/:node`, `session/list`
-pub(super) async fn read(
+pub(in crate::api::consul) async fn read(
     consul: &Consul,
     caller: &Caller,
-    wanted: Wanted<'_>,
+    wanted: SessionFilter<'_>,
     query: &Query,
 ) -> Result<Answered, Refused> {
     select::in_scope(consul, query)?;
@@ -40,9 +40,9 @@ pub(super) async fn read(
         consul.mesh.wait_for_sessions(seen, wait).await;
     }
     let is_wanted = |id: &str, session: &Session| match wanted {
-        Wanted::Id(wanted) => id == wanted,
-        Wanted::Node(node) => session.stored.node == node,
-        Wanted::All => true,
+        SessionFilter::Id(wanted) => id == wanted,
+        SessionFilter::Node(node) => session.stored.node == node,
+        SessionFilter::All => true,
     };
     let (list, index) = consul.mesh.read_sessions(|all| {
         let visible = all.list(&caller.namespace).filter(|_| caller.reads_sessions());
@@ -69,7 +69,12 @@ fn shape(id: &str, Session { stored, create_index, modify_index, .. }: &Session)
 }
 
 /// `session/create`
-pub(super) async fn create(consul: &Consul, caller: &Caller, query: &Query, body: &[u8]) -> Result<Answered, Refused> {
+pub(in crate::api::consul) async fn create(
+    consul: &Consul,
+    caller: &Caller,
+    query: &Query,
+    body: &[u8],
+) -> Result<Answered, Refused> {
     caller.write_sessions("")?;
     let own = consul.mesh.read_nodes(|nodes| caller.node(nodes).map(|(name, _)| name.to_owned()));
     let stored = requested(body, own.unwrap_or_default()).map_err(Refused::bad)?;
@@ -129,7 +134,12 @@ fn milliseconds(d: Duration) -> u64 {
 }
 
 /// `session/destroy/:id`
-pub(super) async fn destroy(consul: &Consul, caller: &Caller, id: &str, query: &Query) -> Result<Answered, Refused> {
+pub(in crate::api::consul) async fn destroy(
+    consul: &Consul,
+    caller: &Caller,
+    id: &str,
+    query: &Query,
+) -> Result<Answered, Refused> {
     may_end(consul, caller, id)?;
     consul.mesh.destroy_session(&caller.namespace, id).await.map_err(refused)?;
     Ok(answer::json(&json!(true), query))
@@ -148,7 +158,12 @@ fn may_end(consul: &Consul, caller: &Caller, id: &str) -> Result<(), Refused> {
 }
 
 /// `session/renew/:id`
-pub(super) async fn renew(consul: &Consul, caller: &Caller, id: &str, query: &Query) -> Result<Answered, Refused> {
+pub(in crate::api::consul) async fn renew(
+    consul: &Consul,
+    caller: &Caller,
+    id: &str,
+    query: &Query,
+) -> Result<Answered, Refused> {
     caller.write_sessions(id)?;
     let unknown = || Refused::new(StatusCode::NOT_FOUND, format!("Session id '{id}' not found"));
     if !consul.mesh.renew_session(&caller.namespace, id).await.map_err(refused)? {

@@ -3,13 +3,13 @@
 //! Consul sorts by measured round trips; here, as in the mesh's balancing, closeness is locality: the same zone, then the
 //! same region, then the rest in the order in which they were.
 
-use super::Caller;
-use super::select::Row;
+use crate::api::consul::Caller;
+use crate::api::consul::select::Row;
 use crate::state::Nodes;
 
 /// The locality that `near` means: that of a node, or with `_agent` of the caller's. `None`: it has none, and nothing is
 /// sorted, as in Consul for a node without coordinates.
-pub(super) fn locality(near: &str, caller: &Caller, nodes: &Nodes) -> Option<String> {
+pub(in crate::api::consul) fn locality(near: &str, caller: &Caller, nodes: &Nodes) -> Option<String> {
     let node = match near {
         "_agent" => caller.node(nodes).map(|(_, node)| node),
         name => nodes.get(name).filter(|node| caller.sees(&node.namespace)),
@@ -18,12 +18,12 @@ pub(super) fn locality(near: &str, caller: &Caller, nodes: &Nodes) -> Option<Str
 }
 
 /// Those that share more of `locality` come first.
-pub(super) fn sort(rows: &mut [Row], locality: &str) {
+pub(in crate::api::consul) fn sort(rows: &mut [Row], locality: &str) {
     rows.sort_by_key(|row| std::cmp::Reverse(shared(&row.instance.locality, locality)));
 }
 
 /// How many of region and zone two localities share, from the left.
-pub(super) fn shared(a: &str, b: &str) -> usize {
+pub(in crate::api::consul) fn shared(a: &str, b: &str) -> usize {
     let same = a.split('/').zip(b.split('/')).take(2).take_while(|(a, b)| a == b && !a.is_empty());
     same.count()
 }

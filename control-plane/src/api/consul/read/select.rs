@@ -9,47 +9,47 @@ use weft_agent::query::Query;
 use weft_agent::refused::Refused;
 use weft_proto::v1::Check;
 
-use super::{Caller, Consul, near};
+use crate::api::consul::{Caller, Consul, near};
 use crate::state::{Node, Nodes};
 use weft_world::Instance;
 
 /// What is shown of a node.
 #[derive(Debug)]
-pub(super) struct Seen {
+pub(in crate::api::consul) struct NodeView {
     /// Its name.
-    pub(super) name: String,
+    pub(in crate::api::consul) name: String,
     /// Where it is.
-    pub(super) datacenter: String,
+    pub(in crate::api::consul) datacenter: String,
     /// Its address.
-    pub(super) address: IpAddr,
+    pub(in crate::api::consul) address: IpAddr,
     /// The labels of its sidecar.
-    pub(super) meta: BTreeMap<String, String>,
+    pub(in crate::api::consul) meta: BTreeMap<String, String>,
     /// Checks of the node itself.
-    pub(super) checks: Vec<Check>,
+    pub(in crate::api::consul) checks: Vec<Check>,
     /// `region/zone/subzone`
-    pub(super) locality: String,
+    pub(in crate::api::consul) locality: String,
 }
 
 /// An instance on its node.
 #[derive(Debug, Clone)]
-pub(super) struct Row {
+pub(in crate::api::consul) struct Row {
     /// What is registered.
-    pub(super) instance: Arc<Instance>,
+    pub(in crate::api::consul) instance: Arc<Instance>,
     /// Where.
-    pub(super) node: Arc<Seen>,
+    pub(in crate::api::consul) node: Arc<NodeView>,
 }
 
 impl Row {
     /// Checks of the instance and of its node.
-    pub(super) fn checks(&self) -> impl Iterator<Item = &Check> {
+    pub(in crate::api::consul) fn checks(&self) -> impl Iterator<Item = &Check> {
         self.node.checks.iter().chain(&self.instance.checks)
     }
 }
 
 /// What would change the answer and is not supported is refused: an answer that ignored it would be wrong.
-pub(super) fn in_scope(consul: &Consul, query: &Query) -> Result<(), Refused> {
-    // What another data centre is asked has gone there; see `elsewhere`.
-    if super::elsewhere::named(consul, query).is_some() {
+pub(in crate::api::consul) fn in_scope(consul: &Consul, query: &Query) -> Result<(), Refused> {
+    // What another data centre is asked has gone there; see `forward`.
+    if crate::api::consul::forward::datacenter(consul, query).is_some() {
         let text = "of another data centre only the catalog and health are read: ask a sidecar or control plane there";
         return Err(Refused::new(StatusCode::NOT_IMPLEMENTED, text));
     }
@@ -68,9 +68,14 @@ pub(super) fn in_scope(consul: &Consul, query: &Query) -> Result<(), Refused> {
 }
 
 /// Those instances that the query's `tag` and `node-meta` leave, each on its node, in the order that `near` asks for.
-pub(super) fn rows(consul: &Consul, caller: &Caller, instances: Vec<Arc<Instance>>, query: &Query) -> Vec<Row> {
+pub(in crate::api::consul) fn rows(
+    consul: &Consul,
+    caller: &Caller,
+    instances: Vec<Arc<Instance>>,
+    query: &Query,
+) -> Vec<Row> {
     let (mut rows, close) = consul.mesh.read_nodes(|nodes| {
-        let mut seen: HashMap<String, Arc<Seen>> = HashMap::new();
+        let mut seen: HashMap<String, Arc<NodeView>> = HashMap::new();
         let rows = instances.into_iter().map(|instance| {
             let node = match seen.get(&instance.node) {
                 Some(node) => node.clone(),
@@ -93,12 +98,12 @@ pub(super) fn rows(consul: &Consul, caller: &Caller, instances: Vec<Arc<Instance
 }
 
 /// The nodes that the caller sees and the query's `node-meta` leaves, by name; with `near` the close ones first.
-pub(super) fn nodes(consul: &Consul, caller: &Caller, query: &Query) -> Vec<Seen> {
+pub(in crate::api::consul) fn nodes(consul: &Consul, caller: &Caller, query: &Query) -> Vec<NodeView> {
     let allowed = consul.mesh.read(|world| caller.nodes(world));
     let (mut nodes, close) = consul.mesh.read_nodes(|nodes| {
         let seen = |name: &str| allowed.as_ref().is_none_or(|allowed| allowed.contains(name));
         let visible = nodes.iter().filter(|(name, node)| caller.sees(&node.namespace) && seen(name));
-        let seen: Vec<Seen> = visible.map(|(name, node)| of(consul, name, node)).collect();
+        let seen: Vec<NodeView> = visible.map(|(name, node)| of(consul, name, node)).collect();
         (seen, query.value("near").and_then(|near| near::locality(near, caller, nodes)))
     });
     nodes.retain(|node| has_meta(node, query));
@@ -110,7 +115,7 @@ pub(super) fn nodes(consul: &Consul, caller: &Caller, query: &Query) -> Vec<Seen
 }
 
 /// One node, if the caller sees it.
-pub(super) fn node(consul: &Consul, caller: &Caller, name: &str) -> Option<Seen> {
+pub(in crate::api::consul) fn node(consul: &Consul, caller: &Caller, name: &str) -> Option<NodeView> {
     if caller.is_narrowed() && consul.mesh.read(|world| caller.instances_of_node(world, name).is_empty()) {
         return None;
     }
@@ -119,8 +124,8 @@ pub(super) fn node(consul: &Consul, caller: &Caller, name: &str) -> Option<Seen>
     })
 }
 
-fn of(consul: &Consul, name: &str, node: &Node) -> Seen {
-    Seen {
+fn of(consul: &Consul, name: &str, node: &Node) -> NodeView {
+    NodeView {
         name: name.to_owned(),
         datacenter: consul.federation.datacenter().to_owned(),
         address: node.address,
@@ -131,9 +136,9 @@ fn of(consul: &Consul, name: &str, node: &Node) -> Seen {
 }
 
 /// One that has just gone is what its instance says of it.
-fn seen_of(consul: &Consul, nodes: &HashMap<String, Node>, instance: &Instance) -> Seen {
+fn seen_of(consul: &Consul, nodes: &HashMap<String, Node>, instance: &Instance) -> NodeView {
     nodes.get(&instance.node).map_or_else(
-        || Seen {
+        || NodeView {
             name: instance.node.clone(),
             datacenter: consul.federation.datacenter().to_owned(),
             address: instance.address,
@@ -151,7 +156,7 @@ fn has_tags(instance: &Instance, query: &Query) -> bool {
 }
 
 /// Every `key:value` asked for; a key alone asks for an empty value.
-fn has_meta(node: &Seen, query: &Query) -> bool {
+fn has_meta(node: &NodeView, query: &Query) -> bool {
     query.values("node-meta").all(|wanted| {
         let (key, value) = wanted.split_once(':').unwrap_or((wanted, ""));
         node.meta.get(key).is_some_and(|found| found == value)
@@ -160,7 +165,7 @@ fn has_meta(node: &Seen, query: &Query) -> bool {
 
 impl Caller {
     /// The caller's own node and its name; `None`: it has no sidecar, and has registered nothing.
-    pub(super) fn node<'a>(&self, nodes: &'a Nodes) -> Option<(&'a str, &'a Node)> {
+    pub(in crate::api::consul) fn node<'a>(&self, nodes: &'a Nodes) -> Option<(&'a str, &'a Node)> {
         let own = |node: &Node| node.identity == self.identity && node.namespace == self.namespace;
         nodes.at(self.address).find(|(_, node)| own(node))
     }

@@ -11,12 +11,12 @@ fn origin() -> Value {
 }
 
 /// That of a node.
-pub(super) fn of(node: &str) -> Value {
+pub(in crate::api::consul) fn of(node: &str) -> Value {
     json!({ "Node": node, "Segment": "", "Partition": "default", "Coord": origin() })
 }
 
 /// Those of data centres: in each its control plane's.
-pub(super) fn datacenters(names: Vec<&str>) -> Value {
+pub(in crate::api::consul) fn datacenters(names: Vec<&str>) -> Value {
     let one = |name: &str| {
         let server = json!({ "Node": format!("control-plane.{name}"), "Coord": origin() });
         json!({ "Datacenter": name, "AreaID": "wan", "Coordinates": [server] })

@@ -8,11 +8,16 @@ use weft_agent::answer::{self, Answered};
 use weft_agent::query::Query;
 use weft_agent::refused::Refused;
 
-use super::{Caller, Consul, interrupted, refused, select};
+use crate::api::consul::{Caller, Consul, interrupted, refused, select};
 use crate::state::pairs::{MAX_VALUE, Only, Pair, Pairs};
 
 /// `GET kv/:key`
-pub(super) async fn read(consul: &Consul, caller: &Caller, key: &str, query: &Query) -> Result<Answered, Refused> {
+pub(in crate::api::consul) async fn read(
+    consul: &Consul,
+    caller: &Caller,
+    key: &str,
+    query: &Query,
+) -> Result<Answered, Refused> {
     select::in_scope(consul, query)?;
     let namespace = &caller.namespace;
     let (keys, raw) = (query.has("keys"), query.has("raw"));
@@ -84,7 +89,7 @@ fn raw_value(pair: Pair) -> Answered {
     answered
 }
 
-pub(super) fn shape(key: &str, pair: &Pair) -> Value {
+pub(in crate::api::consul) fn shape(key: &str, pair: &Pair) -> Value {
     let mut shape = json!({
         "LockIndex": pair.lock_index,
         "Key": key,
@@ -118,7 +123,7 @@ fn one_of(query: &Query, keys: &[&str]) -> Result<(), Refused> {
 }
 
 /// `PUT kv/:key`
-pub(super) async fn put(
+pub(in crate::api::consul) async fn put(
     consul: &Consul,
     caller: &Caller,
     key: &str,
@@ -144,7 +149,12 @@ pub(super) async fn put(
 }
 
 /// `DELETE kv/:key`
-pub(super) async fn delete(consul: &Consul, caller: &Caller, key: &str, query: &Query) -> Result<Answered, Refused> {
+pub(in crate::api::consul) async fn delete(
+    consul: &Consul,
+    caller: &Caller,
+    key: &str,
+    query: &Query,
+) -> Result<Answered, Refused> {
     one_of(query, &["cas", "recurse"])?;
     caller.write_keys(key)?;
     let (mesh, namespace) = (&consul.mesh, &caller.namespace);

@@ -10,13 +10,13 @@ use weft_core::names::normalise;
 use weft_core::policy::{Cluster, Port, Protocol, Service};
 use weft_core::target::{self, Address, Look};
 
-use super::Asked;
-use super::facts::{Facts, Meant};
+use super::Query;
+use super::facts::{Facts, Referent};
 use crate::translate::Meaning;
 
 /// A host that may be meant, as the sidecar has it.
 pub(super) struct Candidate<'a> {
-    pub(super) meant: &'a Meant,
+    pub(super) meant: &'a Referent,
     pub(super) service: Service,
 }
 
@@ -28,7 +28,7 @@ pub(super) struct Candidates<'a> {
 }
 
 /// Where it goes.
-pub(super) enum Way<'a> {
+pub(super) enum Dispatch<'a> {
     /// By the routes of a service for requests.
     Request(&'a Candidate<'a>),
     /// By its routes for connections, with the server name where that is looked at.
@@ -36,11 +36,11 @@ pub(super) enum Way<'a> {
     /// To an endpoint that was dialed itself.
     Pinned(&'a Candidate<'a>, &'a Arc<Cluster>, Arc<Endpoint>),
     /// To where it is addressed, or nowhere.
-    Foreign,
+    Passthrough,
 }
 
 impl<'a> Candidate<'a> {
-    pub(super) fn of(meant: Option<&'a Meant>) -> Result<Option<Candidate<'a>>, CompileError> {
+    pub(super) fn of(meant: Option<&'a Referent>) -> Result<Option<Candidate<'a>>, CompileError> {
         meant.map(|meant| Ok(Candidate { meant, service: compile::service(&meant.host.service)? })).transpose()
     }
 
@@ -65,8 +65,8 @@ impl<'a> Candidate<'a> {
         target::address(&self.service, dialed, subsets, at)
     }
 
-    fn pinned(&'a self, at: usize, endpoint: Arc<Endpoint>) -> Way<'a> {
-        Way::Pinned(self, self.service.cluster(at), endpoint)
+    fn pinned(&'a self, at: usize, endpoint: Arc<Endpoint>) -> Dispatch<'a> {
+        Dispatch::Pinned(self, self.service.cluster(at), endpoint)
     }
 }
 
@@ -81,7 +81,7 @@ impl<'a> Candidates<'a> {
     }
 
     /// The way of what is asked, which is dialed to `address`.
-    pub(super) fn way(&'a self, asked: &Asked, address: SocketAddr) -> Way<'a> {
+    pub(super) fn way(&'a self, asked: &Query, address: SocketAddr) -> Dispatch<'a> {
         let dialed = self.by_address.as_ref().map(|candidate| &candidate.service);
         let by_name = target::wants_server_name(dialed, asked.port);
         let name =
@@ -99,21 +99,21 @@ impl<'a> Candidates<'a> {
         }
     }
 
-    fn request(&'a self, asked: &Asked, address: SocketAddr) -> Way<'a> {
+    fn request(&'a self, asked: &Query, address: SocketAddr) -> Dispatch<'a> {
         if let Some(candidate) = &self.by_authority
             && target::takes(&candidate.service, asked.port, Some(address))
         {
-            return Way::Request(candidate);
+            return Dispatch::Request(candidate);
         }
-        let Some(candidate) = &self.by_address else { return Way::Foreign };
+        let Some(candidate) = &self.by_address else { return Dispatch::Passthrough };
         match candidate.address(address, false) {
-            Address::Service => Way::Request(candidate),
+            Address::Service => Dispatch::Request(candidate),
             Address::Endpoint(at, endpoint) => candidate.pinned(at, endpoint),
-            Address::Other => Way::Foreign,
+            Address::Other => Dispatch::Passthrough,
         }
     }
 
-    fn connection(&'a self, asked: &Asked, address: SocketAddr, server_name: Option<String>) -> Way<'a> {
+    fn connection(&'a self, asked: &Query, address: SocketAddr, server_name: Option<String>) -> Dispatch<'a> {
         let is_routed =
             self.by_address.as_ref().is_some_and(|candidate| target::is_routed(&candidate.service, asked.port));
         if let Some(candidate) = self.by_address.as_ref().filter(|_| !is_routed)
@@ -124,8 +124,8 @@ impl<'a> Candidates<'a> {
         let named = || self.by_server_name.as_ref().filter(|_| server_name.is_some());
         let candidate = self.by_address.as_ref().or_else(named);
         match candidate.and_then(|candidate| Some((candidate, candidate.service.port(asked.port)?))) {
-            Some((candidate, port)) => Way::Connection(candidate, port, server_name),
-            None => Way::Foreign,
+            Some((candidate, port)) => Dispatch::Connection(candidate, port, server_name),
+            None => Dispatch::Passthrough,
         }
     }
 }

@@ -3,22 +3,22 @@
 
 use weft_proto::v1;
 
-use super::rules::Decided;
+use crate::translate::rules::Decision;
 use crate::world::World;
 use weft_policy::{ClientTls, Document, MeshConfig};
 
 /// Those of one world.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Defaults<'a>(Option<(&'a Document, &'a MeshConfig)>);
+pub(crate) struct Defaults<'a>(Option<(&'a Document, &'a MeshConfig)>);
 
 impl<'a> Defaults<'a> {
-    pub(super) fn of(world: &'a World) -> Self {
+    pub(crate) fn of(world: &'a World) -> Self {
         Defaults(world.policies().mesh())
     }
 
     /// Fills what rules left open of a port that speaks `protocol`. Blocks are taken as a whole, as rules have them; what
     /// the mesh says of single fields is for whichever block it comes to be.
-    pub(super) fn fill(&self, decided: &mut Decided, protocol: v1::Protocol) {
+    pub(crate) fn fill(&self, decided: &mut Decision, protocol: v1::Protocol) {
         let Some((document, mesh)) = self.0 else { return };
         let settings = &mut decided.settings;
         let mut filled = false;
@@ -53,7 +53,7 @@ impl<'a> Defaults<'a> {
     }
 
     /// A connection pool with what the mesh says of single fields.
-    pub(super) fn pool(&self, pool: Option<v1::ConnectionPool>) -> Option<v1::ConnectionPool> {
+    pub(crate) fn pool(&self, pool: Option<v1::ConnectionPool>) -> Option<v1::ConnectionPool> {
         let Some((_, mesh)) = self.0 else { return pool };
         if mesh.connect_timeout_ms == 0 && mesh.tcp_keepalive.is_none() {
             return pool;
@@ -67,17 +67,17 @@ impl<'a> Defaults<'a> {
     }
 
     /// Of requests whose route says nothing of retries.
-    pub(super) fn retry(&self) -> Option<&'a v1::RetryPolicy> {
+    pub(crate) fn retry(&self) -> Option<&'a v1::RetryPolicy> {
         self.0.and_then(|(_, mesh)| mesh.retry.as_ref())
     }
 
     /// Shortest stay of a proxy after SIGTERM, milliseconds.
-    pub(super) fn termination_drain_ms(&self) -> Option<u64> {
+    pub(crate) fn termination_drain_ms(&self) -> Option<u64> {
         self.0.and_then(|(_, mesh)| mesh.termination_drain_ms)
     }
 
     /// Of destinations that the mesh does not know.
-    pub(super) fn outbound(&self) -> v1::OutboundPolicy {
+    pub(crate) fn outbound(&self) -> v1::OutboundPolicy {
         self.0.map(|(_, mesh)| mesh.outbound).unwrap_or_default()
     }
 }

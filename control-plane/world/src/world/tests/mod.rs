@@ -62,13 +62,13 @@ fn an_instance_comes_changes_and_goes() {
     let (hosts, renamed, nodes) = ([HOST.to_owned()].into(), [HOST.to_owned()].into(), changed.nodes.clone());
     assert_eq!(changed, Changed { hosts, renamed, addresses, nodes, ..Changed::default() });
     assert_eq!((world.version(), world.service_index("default", "order")), (2, 42));
-    assert_eq!(world.take_touched(), [HOST.to_owned()].into());
+    assert_eq!(world.take_changed_services(), [HOST.to_owned()].into());
 
     world.at_revision(43);
     let same = world.upsert(instance("order", "a", "10.0.0.1", 80), 0);
     assert_eq!((same, world.version()), (Changed::default(), 2), "nothing changed");
     assert_eq!(world.service_index("default", "order"), 42);
-    assert!(world.take_touched().is_empty());
+    assert!(world.take_changed_services().is_empty());
 
     let mut sick = instance("order", "a", "10.0.0.1", 80);
     sick.health = weft_proto::v1::Health::Unhealthy;

@@ -22,20 +22,20 @@ pub(super) fn is_maintenance(check: &Check) -> bool {
 }
 
 /// The instance.
-pub(super) fn shown(row: &Row) -> eureka::Instance {
+pub(super) fn instance_of(row: &Row) -> eureka::Instance {
     let instance = &*row.instance;
-    let mut shown = document(instance).unwrap_or_else(|| of_consul(instance));
-    shown.app = instance.service.to_uppercase();
-    shown.ip_addr = instance.address.to_string();
-    shown.metadata.clone_from(&instance.meta);
-    if leads_elsewhere(&shown.host_name, instance) {
-        shown.host_name.clone_from(&shown.ip_addr);
+    let mut instance_of = document(instance).unwrap_or_else(|| of_consul(instance));
+    instance_of.app = instance.service.to_uppercase();
+    instance_of.ip_addr = instance.address.to_string();
+    instance_of.metadata.clone_from(&instance.meta);
+    if leads_elsewhere(&instance_of.host_name, instance) {
+        instance_of.host_name.clone_from(&instance_of.ip_addr);
     }
-    shown.status = status(row);
+    instance_of.status = status(row);
     if is_out(row) {
-        shown.overridden = Status::OutOfService;
+        instance_of.overridden = Status::OutOfService;
     }
-    shown
+    instance_of
 }
 
 /// Its status. Of those who lost their lease together with many others the last word counts, as everywhere in the mesh:

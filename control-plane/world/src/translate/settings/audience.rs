@@ -20,7 +20,7 @@ pub(crate) struct Audience<'a> {
 
 /// A route that a client has.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Kept {
+pub(crate) struct RouteEntry {
     /// Which list it is written in.
     pub(crate) list: List,
     /// Its place there.
@@ -60,14 +60,14 @@ impl List {
 impl Audience<'_> {
     /// The `http` routes of a port, up to one that takes every request. Port 0 is that of a host that declares none: of its
     /// requests to ports that no match names. Gateways look at the port of each request.
-    pub(crate) fn http(&self, document: &Document, port: u32) -> Vec<Kept> {
+    pub(crate) fn http(&self, document: &Document, port: u32) -> Vec<RouteEntry> {
         let Object::VirtualService(service) = &document.object else { return Vec::new() };
         let mut kept = Vec::new();
         for (at, route) in service.http.iter().enumerate() {
             let port = Some(port).filter(|_| self.gateway.is_none());
             let Some(matches) = self.matches(document, route, port) else { continue };
             let takes_all = matches.is_empty() || matches.iter().any(|at| is_unconditional(&route.matches[*at].http));
-            kept.push(Kept { list: List::Http, route: at, matches });
+            kept.push(RouteEntry { list: List::Http, route: at, matches });
             if takes_all && self.gateway.is_none() {
                 // Those after it are never reached; gateways put it after all others.
                 break;
@@ -78,7 +78,7 @@ impl Audience<'_> {
 
     /// The places of a route's matches that are for the client; `None`: it is for others, or of a delegate that is not
     /// there. `port`: only those for it; absent: whatever they say of the port.
-    pub(super) fn matches(&self, document: &Document, route: &Route, port: Option<u32>) -> Option<Vec<usize>> {
+    pub(crate) fn matches(&self, document: &Document, route: &Route, port: Option<u32>) -> Option<Vec<usize>> {
         let of_port = |one: &RouteMatch| one.http.port == 0 || port.is_none_or(|port| port == one.http.port);
         let ours = |one: &&RouteMatch| of_port(one) && self.bar(document, one).is_none();
         match route.action {
@@ -88,7 +88,7 @@ impl Audience<'_> {
     }
 
     /// The routes of connections to a port: by server name first, as Envoy looks for the most exact.
-    pub(crate) fn connections(&self, document: &Document, port: u32, protocol: v1::Protocol) -> Vec<Kept> {
+    pub(crate) fn connections(&self, document: &Document, port: u32, protocol: v1::Protocol) -> Vec<RouteEntry> {
         let Object::VirtualService(service) = &document.object else { return Vec::new() };
         let ours = |one: &&ConnectionMatch| {
             one.port.is_none_or(|wanted| wanted == port || port == 0) && self.is_for_connections(document, one)
@@ -97,13 +97,13 @@ impl Audience<'_> {
         let of_bytes = service.tcp.iter().enumerate().filter(|_| List::Tcp.is_of(protocol));
         let all = of_tls.map(|found| (List::Tls, found)).chain(of_bytes.map(|found| (List::Tcp, found)));
         let kept = all.filter_map(|(list, (at, route))| {
-            places(&route.matches, ours).map(|matches| Kept { list, route: at, matches })
+            places(&route.matches, ours).map(|matches| RouteEntry { list, route: at, matches })
         });
         kept.collect()
     }
 
     /// Whether a match is for connections of this client, through this gateway or none.
-    pub(super) fn is_for_connections(&self, document: &Document, one: &ConnectionMatch) -> bool {
+    pub(crate) fn is_for_connections(&self, document: &Document, one: &ConnectionMatch) -> bool {
         self.bar_of_connections(document, one).is_none()
     }
 

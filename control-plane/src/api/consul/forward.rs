@@ -12,7 +12,7 @@ use super::{Caller, Consul, Rights};
 use crate::api::remote::NoAnswer;
 
 /// The data centre that a query names, unless it is this one.
-pub(super) fn named<'a>(consul: &Consul, query: &'a Query) -> Option<&'a str> {
+pub(super) fn datacenter<'a>(consul: &Consul, query: &'a Query) -> Option<&'a str> {
     query.value("dc").filter(|dc| !dc.is_empty() && *dc != consul.federation.datacenter())
 }
 

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::pairs::{Step, TRIES, path};
-use super::{Mesh, Refusal, State, Topic};
+use crate::state::pairs::{Step, TRIES, path};
+use crate::state::{Mesh, Refusal, State, Topic};
 use crate::store::{Condition, Op, Record, Table};
 use weft_policy::Document;
 
@@ -22,7 +22,7 @@ const MAX_EVENTS: usize = 256;
 
 /// One document.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Stored {
+pub struct StoredDocument {
     /// What it says.
     pub value: Value,
     /// Revision that made it.
@@ -34,22 +34,22 @@ pub struct Stored {
 /// All of one table.
 #[derive(Debug, Default)]
 pub struct Documents {
-    all: BTreeMap<String, Stored>,
+    all: BTreeMap<String, StoredDocument>,
     index: u64,
 }
 
 impl Documents {
-    pub(super) fn new(revision: u64) -> Documents {
+    pub(in crate::state) fn new(revision: u64) -> Documents {
         Documents { index: revision, ..Documents::default() }
     }
 
     /// One of them.
-    pub fn get(&self, namespace: &str, id: &str) -> Option<&Stored> {
+    pub fn get(&self, namespace: &str, id: &str) -> Option<&StoredDocument> {
         self.all.get(&path(namespace, id))
     }
 
     /// Those of a namespace, the oldest first.
-    pub fn list(&self, namespace: &str) -> Vec<(&str, &Stored)> {
+    pub fn list(&self, namespace: &str) -> Vec<(&str, &StoredDocument)> {
         let of = |key: &'_ String| key.strip_prefix(namespace).is_some_and(|rest| rest.starts_with('/'));
         let ours = self.all.iter().filter(|(key, _)| of(key));
         let mut all: Vec<_> = ours.map(|(key, stored)| (&key[namespace.len() + 1..], stored)).collect();
@@ -63,18 +63,23 @@ impl Documents {
     }
 
     /// Keys in the store.
-    pub(super) fn paths(&self) -> impl Iterator<Item = &String> {
+    pub(in crate::state) fn paths(&self) -> impl Iterator<Item = &String> {
         self.all.keys()
     }
 
-    pub(super) fn follow(&mut self, path: String, record: Option<Record>, revision: u64) -> Result<(), String> {
+    pub(in crate::state) fn follow(
+        &mut self,
+        path: String,
+        record: Option<Record>,
+        revision: u64,
+    ) -> Result<(), String> {
         self.index = self.index.max(revision);
         let Some(record) = record else {
             self.all.remove(&path);
             return Ok(());
         };
         let value = serde_json::from_slice(&record.value).map_err(|e| e.to_string())?;
-        let stored = Stored { value, create_index: record.created, modify_index: record.modified };
+        let stored = StoredDocument { value, create_index: record.created, modify_index: record.modified };
         self.all.insert(path, stored);
         Ok(())
     }

@@ -24,7 +24,7 @@ pub(super) enum Cause {
 }
 
 #[derive(Debug)]
-struct Withdrawn {
+struct WithdrawnDocument {
     document: Arc<Document>,
     cause: Cause,
     /// It is kept until then whatever else there is.
@@ -37,12 +37,12 @@ struct Withdrawn {
 
 /// The withdrawn documents that still apply.
 #[derive(Debug)]
-pub(super) struct Kept {
+pub(super) struct GraceList {
     grace: Duration,
-    documents: BTreeMap<Key, Withdrawn>,
+    documents: BTreeMap<Key, WithdrawnDocument>,
 }
 
-impl Kept {
+impl GraceList {
     /// Keeps what an emptied or removed file had for `grace`. What a file leaves out beside other documents is kept only while
     /// another document needs it: the rest of the file shows that its text is whole.
     pub(super) fn new(grace: Duration) -> Self {
@@ -53,7 +53,7 @@ impl Kept {
     pub(super) fn withdraw(&mut self, document: Arc<Document>, cause: Cause, now: Instant) {
         let grace = if cause == Cause::LeftOut { Duration::ZERO } else { self.grace };
         let until = now.checked_add(grace).unwrap_or(now);
-        self.documents.insert(document.key(), Withdrawn { document, cause, until, due: until, needed: None });
+        self.documents.insert(document.key(), WithdrawnDocument { document, cause, until, due: until, needed: None });
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -78,14 +78,14 @@ impl Kept {
         of_file.map(|(_, one)| one.document).collect()
     }
 
-    /// When [`Kept::expire`] may change something; `None`: nothing is kept.
+    /// When [`GraceList::expire`] may change something; `None`: nothing is kept.
     pub(super) fn due(&self) -> Option<Instant> {
         self.documents.values().map(|one| one.due).min()
     }
 
     /// Withdraws at `now` those whose time is over and that neither `present`, which is everything else that applies, nor
     /// another kept one needs. `offers`: hosts that the registry has. The references of those that are withdrawn, and
-    /// whether anything else that [`Kept::problems`] tells has changed.
+    /// whether anything else that [`GraceList::problems`] tells has changed.
     pub(super) fn expire(
         &mut self,
         now: Instant,
@@ -126,7 +126,7 @@ impl Kept {
 
     /// What is kept, and why. The text stays the same while that does.
     pub(super) fn problems(&self) -> Vec<Problem> {
-        let one = |one: &Withdrawn| {
+        let one = |one: &WithdrawnDocument| {
             let cause = match one.cause {
                 Cause::Removed => "the file was removed",
                 Cause::Emptied => "the file was emptied",
@@ -170,17 +170,17 @@ mod tests {
         documents("apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: v}\nspec: {hosts: [a], http: [{route: [{destination: {host: a, subset: v1}}]}]}\n").remove(0)
     }
 
-    fn names(kept: &Kept) -> Vec<String> {
+    fn names(kept: &GraceList) -> Vec<String> {
         kept.documents().map(|document| document.reference()).collect()
     }
 
-    fn expire(kept: &mut Kept, now: Instant, present: &[Arc<Document>]) -> (Vec<String>, bool) {
+    fn expire(kept: &mut GraceList, now: Instant, present: &[Arc<Document>]) -> (Vec<String>, bool) {
         kept.expire(now, present, &|_| false)
     }
 
     #[test]
     fn a_withdrawn_document_is_kept_for_the_grace_time_and_no_longer() {
-        let (mut kept, start) = (Kept::new(GRACE), Instant::now());
+        let (mut kept, start) = (GraceList::new(GRACE), Instant::now());
         kept.withdraw(rule(), Cause::Emptied, start);
         let just_before = start + GRACE - Duration::from_millis(1);
         assert_eq!(kept.due(), Some(start + GRACE));
@@ -194,7 +194,7 @@ mod tests {
 
     #[test]
     fn a_withdrawn_document_is_kept_as_long_as_another_needs_it() {
-        let (mut kept, start) = (Kept::new(GRACE), Instant::now());
+        let (mut kept, start) = (GraceList::new(GRACE), Instant::now());
         kept.withdraw(rule(), Cause::Removed, start);
         let later = start + GRACE * 100;
         assert_eq!(expire(&mut kept, later, &[route()]), (vec![], true), "the reason is told");
@@ -208,7 +208,7 @@ mod tests {
 
     #[test]
     fn documents_that_were_withdrawn_together_do_not_keep_each_other() {
-        let (mut kept, start) = (Kept::new(GRACE), Instant::now());
+        let (mut kept, start) = (GraceList::new(GRACE), Instant::now());
         kept.withdraw(rule(), Cause::Removed, start);
         kept.withdraw(route(), Cause::Removed, start + Duration::from_secs(1));
         assert_eq!(expire(&mut kept, start + GRACE, &[]), (vec![], true), "the route still has its time");
@@ -218,7 +218,7 @@ mod tests {
 
     #[test]
     fn a_document_that_a_file_leaves_out_beside_others_is_kept_only_while_it_is_needed() {
-        let (mut kept, now) = (Kept::new(GRACE), Instant::now());
+        let (mut kept, now) = (GraceList::new(GRACE), Instant::now());
         kept.withdraw(rule(), Cause::LeftOut, now);
         assert_eq!(expire(&mut kept, now, &[route()]).0, Vec::<String>::new());
         assert_eq!(expire(&mut kept, now, &[]).0, ["DestinationRule/default/r"]);
@@ -226,7 +226,7 @@ mod tests {
 
     #[test]
     fn a_document_that_returns_is_no_longer_kept() {
-        let (mut kept, now) = (Kept::new(GRACE), Instant::now());
+        let (mut kept, now) = (GraceList::new(GRACE), Instant::now());
         kept.withdraw(rule(), Cause::Removed, now);
         assert!(!kept.return_to(|key| *key == route().key()) && !kept.is_empty());
         assert!(kept.return_to(|key| *key == rule().key()) && kept.is_empty());

@@ -13,13 +13,13 @@ pub(super) fn account<'a>(identity: &'a str, namespace: &str) -> Cow<'a, str> {
 
 /// Of all identities.
 #[derive(Debug, Default)]
-pub(super) struct Registered {
+pub(super) struct Usage {
     /// Identity and bytes of each record.
     records: HashMap<(Table, String), (String, usize)>,
     accounts: Accounts,
 }
 
-impl Registered {
+impl Usage {
     /// A record of an identity is in the store, with so many bytes.
     pub(super) fn put(&mut self, table: Table, key: &str, identity: &str, bytes: usize) {
         self.remove(table, key);
@@ -61,7 +61,7 @@ mod tests {
 
     #[test]
     fn an_identity_registers_so_much_and_others_as_before() {
-        let mut registered = Registered::default();
+        let mut registered = Usage::default();
         let half = bounds::REGISTERED / 2;
         registered.put(Table::Nodes, "n1", "a", 100);
         registered.put(Table::Registrations, "default/n1/i", "a", half);

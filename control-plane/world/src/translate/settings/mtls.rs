@@ -9,13 +9,13 @@ use weft_policy::{Document, PeerAuthentication, ROOT_NAMESPACES, is_root};
 
 /// What a workload accepts.
 #[derive(Debug, Default)]
-pub(super) struct Modes {
+pub(crate) struct Modes {
     /// On ports without a mode of their own.
-    pub(super) mode: MtlsMode,
+    pub(in crate::translate) mode: MtlsMode,
     /// By port of the workload.
-    pub(super) ports: BTreeMap<u32, MtlsMode>,
+    pub(crate) ports: BTreeMap<u32, MtlsMode>,
     /// Document that decided `mode`, or else `ports`; empty: the default.
-    pub(super) policy: String,
+    pub(crate) policy: String,
 }
 
 /// What a workload accepts on a port, in words: `STRICT (PeerAuthentication/<namespace>/<name>)`.
@@ -31,7 +31,7 @@ pub(crate) fn accepted(world: &World, namespace: &str, labels: &BTreeMap<String,
 
 impl Modes {
     /// The oldest policy of each level counts; one without a mode leaves it to the level above.
-    pub(super) fn of(world: &World, namespace: &str, labels: &BTreeMap<String, String>) -> Self {
+    pub(crate) fn of(world: &World, namespace: &str, labels: &BTreeMap<String, String>) -> Self {
         let oldest =
             |namespace, wanted: &dyn Fn(&PeerAuthentication) -> bool| -> Option<(&Document, &PeerAuthentication)> {
                 world.policies().authentications(namespace).find(|(_, policy)| wanted(policy))
@@ -60,7 +60,7 @@ impl Modes {
     }
 
     /// What is accepted on a port.
-    pub(super) fn at(&self, port: u32) -> MtlsMode {
+    pub(crate) fn at(&self, port: u32) -> MtlsMode {
         self.ports.get(&port).copied().unwrap_or(self.mode)
     }
 }

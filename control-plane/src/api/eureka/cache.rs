@@ -16,12 +16,12 @@ const MAX_BYTES: usize = 64 << 20;
 
 /// Answers of one moment.
 #[derive(Default)]
-pub(super) struct Given {
+pub(super) struct Cache {
     stamp: Stamp,
     answers: HashMap<(String, Format), Answered>,
 }
 
-impl Given {
+impl Cache {
     /// The answer, where nothing has changed since.
     pub(super) fn answer(&self, stamp: Stamp, namespace: &str, format: Format) -> Option<Answered> {
         let key = (namespace.to_owned(), format);
@@ -49,9 +49,9 @@ mod tests {
 
     #[test]
     fn only_the_present_is_kept_and_so_much_of_it() {
-        let mut given = Given::default();
+        let mut given = Cache::default();
         let answer = |text: &'static str| Answered::new(Bytes::from_static(text.as_bytes()));
-        let body = |given: &Given, stamp, format| given.answer(stamp, "a", format).map(|a| a.into_body());
+        let body = |given: &Cache, stamp, format| given.answer(stamp, "a", format).map(|a| a.into_body());
         given.keep((2, 1), "a", Format::Json, &answer("new"));
         given.keep((1, 1), "a", Format::Xml, &answer("late"));
         assert_eq!(body(&given, (2, 1), Format::Json), Some("new".into()));

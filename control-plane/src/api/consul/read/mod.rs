@@ -1,5 +1,10 @@
 //! Answers to reads of the catalog and of health.
 
+pub(in crate::api::consul) mod coordinates;
+pub(in crate::api::consul) mod near;
+pub(in crate::api::consul) mod select;
+pub(in crate::api::consul) mod shapes;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -12,10 +17,10 @@ use weft_agent::refused::Refused;
 
 use super::block::block;
 use super::route::Endpoint;
-use super::select::{self, Row, rows};
-use super::sessions::Wanted;
-use super::{Caller, Consul, authorize, config, coordinates, events, pairs, queries, sessions, shapes};
+use super::sessions::SessionFilter;
+use super::{Caller, Consul, authorize, config, events, pairs, queries, sessions};
 use crate::state::Topic;
+use select::{Row, rows};
 use weft_policy::fqdn;
 use weft_world::{Instance, World};
 
@@ -60,9 +65,9 @@ pub(super) async fn read(
         Endpoint::EventList => return events::list(consul, caller, query).await,
         Endpoint::ConnectRoots => return consul.roots.answer(query).await,
         Endpoint::Pair(key) => return pairs::read(consul, caller, &key, query).await,
-        Endpoint::SessionInfo(id) => return sessions::read(consul, caller, Wanted::Id(&id), query).await,
-        Endpoint::SessionNode(node) => return sessions::read(consul, caller, Wanted::Node(&node), query).await,
-        Endpoint::SessionList => return sessions::read(consul, caller, Wanted::All, query).await,
+        Endpoint::SessionInfo(id) => return sessions::read(consul, caller, SessionFilter::Id(&id), query).await,
+        Endpoint::SessionNode(node) => return sessions::read(consul, caller, SessionFilter::Node(&node), query).await,
+        Endpoint::SessionList => return sessions::read(consul, caller, SessionFilter::All, query).await,
         // They are written; see `route`.
         Endpoint::SessionCreate
         | Endpoint::SessionDestroy(_)

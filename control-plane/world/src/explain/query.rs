@@ -18,7 +18,7 @@ const MAX_HEADERS: usize = 200;
 
 /// A request that nobody has sent.
 #[derive(Clone, Debug)]
-pub struct Asked {
+pub struct Query {
     /// The URL's host: what is dialed.
     pub(super) host: String,
     /// The port that is dialed.
@@ -58,7 +58,7 @@ pub struct Client {
     pub ejected: BTreeSet<(String, String)>,
 }
 
-impl Asked {
+impl Query {
     /// Of a URL (`[http[s]://]HOST[:PORT][/PATH]`), a method, and headers by name and value, of which `host` is the
     /// authority as with curl. `server_name`: the client speaks TLS of its own and asks for this name.
     ///
@@ -69,7 +69,7 @@ impl Asked {
         method: &str,
         headers: &[(String, String)],
         server_name: Option<&str>,
-    ) -> Result<Asked, String> {
+    ) -> Result<Query, String> {
         let (is_tls, rest) = match url.split_once("://") {
             None => (server_name.is_some(), url),
             Some(("http", rest)) => (server_name.is_some(), rest),
@@ -89,7 +89,7 @@ impl Asked {
         let shown = port.filter(|port| *port != default_port).map(|port| format!(":{port}")).unwrap_or_default();
         let authority = if host.contains(':') { format!("[{host}]{shown}") } else { format!("{host}{shown}") };
         let normal = normal(&path);
-        let mut asked = Asked {
+        let mut asked = Query {
             origin: format!("{}://{authority}", if is_tls { "https" } else { "http" }),
             authority,
             port: port.unwrap_or(default_port),

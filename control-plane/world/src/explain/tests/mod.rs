@@ -3,7 +3,7 @@ use std::collections::{BTreeMap, HashMap};
 use weft_core::locality::Place;
 use weft_proto::v1::Health;
 
-use super::told::{Destination, Verdict};
+use super::report::{Destination, Verdict};
 use super::*;
 use crate::world::{
     Instance, World,
@@ -92,12 +92,12 @@ fn labelled(labels: &[(&str, &str)]) -> Client {
 }
 
 /// `headers` as curl is given them.
-fn asked(url: &str, headers: &[&str]) -> Asked {
+fn asked(url: &str, headers: &[&str]) -> Query {
     let pair = |text: &&str| text.split_once(": ").map(|(name, value)| (name.to_owned(), value.to_owned())).unwrap();
-    Asked::new(url, "GET", &headers.iter().map(pair).collect::<Vec<_>>(), None).unwrap()
+    Query::new(url, "GET", &headers.iter().map(pair).collect::<Vec<_>>(), None).unwrap()
 }
 
-fn of(world: &World, client: &Client, asked: &Asked) -> Explanation {
+fn of(world: &World, client: &Client, asked: &Query) -> Explanation {
     let told = explain(world, client, asked, true, Instant::now()).unwrap();
     // Whatever it is, it goes over the wire and is written.
     assert_eq!(serde_json::from_str::<Explanation>(&serde_json::to_string(&told).unwrap()).unwrap(), told);
@@ -204,7 +204,7 @@ fn what_is_answered_and_what_becomes_of_it() {
         let (name, value) = text.split_once(": ").unwrap();
         (name.to_owned(), value.to_owned())
     });
-    let options = Asked::new("order/cors", "OPTIONS", &preflight, None).unwrap();
+    let options = Query::new("order/cors", "OPTIONS", &preflight, None).unwrap();
     let told = of(&world, &Client::of("default"), &options);
     assert_eq!(told.verdict, Verdict::Answered { status: 200, by: "corsPolicy".to_owned() });
 }
