@@ -8,6 +8,7 @@ mod istio;
 mod kube;
 mod portless;
 mod routes;
+mod rules;
 mod sidecars;
 mod wildcards;
 
@@ -165,155 +166,6 @@ fn names_resolve_in_the_clients_namespace_first() {
     }
     let names = service(&world, &Scope::of("shop"), default).unwrap().names;
     assert!(!names.contains(&"order".to_owned()), "the bare name is shop's own: {names:?}");
-}
-
-#[test]
-fn the_first_namespace_with_a_rule_wins_entirely() {
-    let rule = |name: &str, namespace: &str, host: &str, limit: u32| {
-        let spec = format!("{{host: {host}, trafficPolicy: {{connectionPool: {{tcp: {{maxConnections: {limit}}}}}}}}}");
-        doc("DestinationRule", name, namespace, &spec)
-    };
-    let policies = [
-        rule("own", "shop", ORDER, 1),
-        rule("theirs", "default", "order-service", 2),
-        rule("wild", "default", "'*.default.svc.cluster.local'", 3),
-        rule("root", "weft-system", "'*'", 4),
-    ]
-    .concat();
-    let world = world(
-        &policies,
-        &[orders(), vec![instance("cart", "c", "10.0.0.3", 80), in_namespace(instance("x", "x", "10.0.0.4", 80), "x")]]
-            .concat(),
-    );
-    let limit = |client: &str, host: &str| {
-        max(&service(&world, &Scope::of(client), host).unwrap(), &format!("outbound|0||{host}"))
-    };
-    assert_eq!(limit("shop", ORDER), 1);
-    assert_eq!(limit("default", ORDER), 2);
-    assert_eq!(limit("elsewhere", ORDER), 2);
-    assert_eq!(limit("default", "cart.default.svc.cluster.local"), 3);
-    assert_eq!(limit("default", "x.x.svc.cluster.local"), 4);
-}
-
-#[test]
-fn ports_replace_subsets_overlay_and_rules_join() {
-    let policies = [
-        doc("Service", "order-service", "default", "{ports: [{name: http-web, port: 80, targetPort: 8080}, {name: grpc-api, port: 90, targetPort: api}]}"),
-        doc(
-            "DestinationRule",
-            "a",
-            "default",
-            "
-  host: order-service
-  trafficPolicy:
-    connectionPool: {tcp: {maxConnections: 1}}
-    outlierDetection: {consecutive5xxErrors: 1}
-    portLevelSettings: [{port: {number: 90}, connectionPool: {tcp: {maxConnections: 9}}}]
-  subsets:
-  - name: v1
-    labels: {version: v1}
-    trafficPolicy:
-      connectionPool: {http: {maxRetries: 7}}
-      portLevelSettings: [{port: {number: 90}, tls: {mode: DISABLE}}]",
-        ),
-        doc("DestinationRule", "b", "default", "{host: order-service, trafficPolicy: {connectionPool: {tcp: {maxConnections: 66}}}, subsets: [{name: v1, labels: {x: y}}, {name: v2, labels: {version: v2}}]}"),
-        doc(
-            "VirtualService",
-            "v",
-            "default",
-            "{hosts: [order-service], http: [{route: [{destination: {host: order-service, subset: v1}, weight: 1}, {destination: {host: order-service, subset: v2}, weight: 1}, {destination: {host: order-service, subset: v3}, weight: 1}]}]}",
-        ),
-    ]
-    .concat();
-    let world = world(&policies, &orders());
-    let service = service(&world, &Scope::of("default"), ORDER).unwrap();
-    let name = |port: u32, subset: &str| format!("outbound|{port}|{subset}|{ORDER}");
-    assert_eq!(
-        service.ports.iter().map(|port| (port.number, port.protocol())).collect::<Vec<_>>(),
-        [(80, Protocol::Http), (90, Protocol::Grpc)]
-    );
-
-    let base = cluster(&service, &name(80, ""));
-    assert_eq!((max(&service, &name(80, "")), base.outlier_detection.is_some(), base.target_port), (1, true, 8080));
-    let port = cluster(&service, &name(90, ""));
-    assert_eq!(
-        (max(&service, &name(90, "")), port.outlier_detection.is_some()),
-        (9, false),
-        "the port inherits nothing"
-    );
-    assert_eq!((port.target_port, &*port.target_port_name), (0, "api"));
-
-    let subset = cluster(&service, &name(80, "v1"));
-    let pool = subset.connection_pool.unwrap();
-    assert_eq!((pool.max_connections, pool.max_retries), (0, 7), "no merging inside a block");
-    assert!(subset.outlier_detection.is_some(), "a block that the subset lacks is the rule's");
-    assert_eq!(subset.labels["version"], "v1", "the older rule's subset stays");
-    let subset_port = cluster(&service, &name(90, "v1"));
-    assert_eq!((subset_port.tls(), subset_port.connection_pool), (Tls::Disable, None));
-    assert_eq!(max(&service, &name(80, "v2")), 1, "subsets of the second rule join the first one's policy");
-    assert!(cluster(&service, &name(80, "v3")).undefined);
-
-    let endpoint = &endpoints(&world, ORDER).unwrap().endpoints[0];
-    assert_eq!(endpoint.ports["api"], 8080);
-}
-
-/// Istio's `MergeSubsetTrafficPolicy`: a port's settings of the rule take everything away that they do not have, those of a
-/// subset what they could have had.
-#[test]
-fn what_a_port_cannot_set_is_lost_by_the_rules_port_and_kept_by_the_subsets() {
-    let policies = [
-        doc(
-            "Service",
-            "order-service",
-            "default",
-            "{ports: [{name: tcp-a, port: 80}, {name: tcp-b, port: 90}, {name: tcp-c, port: 91}]}",
-        ),
-        doc(
-            "DestinationRule",
-            "a",
-            "default",
-            "
-  host: order-service
-  trafficPolicy:
-    proxyProtocol: {version: V2}
-    retryBudget: {percent: 7}
-    portLevelSettings: [{port: {number: 90}, outlierDetection: {}}]
-  subsets:
-  - name: v1
-    labels: {version: v1}
-    trafficPolicy:
-      proxyProtocol: {version: V1}
-      portLevelSettings: [{port: {number: 91}, outlierDetection: {}}]",
-        ),
-        doc(
-            "VirtualService",
-            "v",
-            "default",
-            "{hosts: [order-service], tcp: [{route: [{destination: {host: order-service, subset: v1}}]}]}",
-        ),
-    ]
-    .concat();
-    let world = world(&policies, &orders());
-    let service = service(&world, &Scope::of("default"), ORDER).unwrap();
-    let of = |port: u32, subset: &str| {
-        let cluster = cluster(&service, &format!("outbound|{port}|{subset}|{ORDER}"));
-        (cluster.proxy_protocol(), cluster.connection_pool.and_then(|pool| pool.retry_budget).is_some())
-    };
-    use v1::ProxyProtocol::{None, V1, V2};
-    assert_eq!([of(80, ""), of(90, ""), of(91, "")], [(V2, true), (None, false), (V2, true)]);
-    assert_eq!([of(80, "v1"), of(90, "v1"), of(91, "v1")], [(V1, true), (V1, false), (V2, true)]);
-}
-
-#[test]
-fn a_services_only_registered_port_has_port_settings() {
-    let rule = doc(
-        "DestinationRule",
-        "a",
-        "default",
-        "{host: order-service, trafficPolicy: {portLevelSettings: [{port: {number: 8080}, connectionPool: {tcp: {maxConnections: 5}}}]}}",
-    );
-    let world = world(&rule, &orders());
-    assert_eq!(max(&service(&world, &Scope::of("default"), ORDER).unwrap(), &format!("outbound|0||{ORDER}")), 5);
 }
 
 #[test]
@@ -523,32 +375,6 @@ fn the_server_keeps_to_the_pool_of_its_service() {
 }
 
 #[test]
-fn hosts_that_only_a_virtual_service_names() {
-    let policies = [
-        doc(
-            "VirtualService",
-            "in",
-            "default",
-            "{hosts: [front], http: [{route: [{destination: {host: order-service}}]}]}",
-        ),
-        doc(
-            "VirtualService",
-            "out",
-            "default",
-            "{hosts: [www.example.com], http: [{timeout: 1s, route: [{destination: {host: www.example.com}}]}]}",
-        ),
-    ]
-    .concat();
-    let world = world(&policies, &orders());
-    let front =
-        service(&world, &Scope::of("default"), &resolve(&world, &Scope::of("default"), "front").unwrap()).unwrap();
-    assert_eq!(front.addresses.len(), 1, "callers find it by its virtual IP");
-    assert!(front.clusters[front.ports[0].cluster as usize].undefined);
-    let out = service(&world, &Scope::of("default"), "www.example.com").unwrap();
-    assert!(out.addresses.is_empty() && out.clusters[0].original_destination, "its real address stays");
-}
-
-#[test]
 fn what_policies_and_registrations_show_together() {
     let told = |policies: &[String], complete| -> Vec<String> {
         let world = world(&policies.concat(), &orders());
@@ -627,80 +453,6 @@ fn what_policies_and_registrations_show_together() {
     assert_eq!(
         told(&[two_ports, to("default", "{host: order-service, port: {number: 81}}")], true),
         Vec::<String>::new()
-    );
-}
-
-#[test]
-fn a_gateway_has_the_hosts_of_its_virtual_services() {
-    let server = |port: u32, protocol: &str, hosts: &str, tls: &str| {
-        format!("{{port: {{number: {port}, name: p{port}, protocol: {protocol}}}, hosts: {hosts}{tls}}}")
-    };
-    let servers = [
-        server(80, "HTTP", "['*.example.com']", ""),
-        server(81, "HTTP", "[other/*]", ""),
-        server(443, "TLS", "['*']", ", tls: {mode: PASSTHROUGH}"),
-        server(9000, "TCP", "['*']", ""),
-    ];
-    let route = |host: &str| format!("[{{route: [{{destination: {{host: {host}}}}}]}}]");
-    let policies = [
-        doc("Gateway", "edge", "default", &format!("{{selector: {{istio: g}}, servers: [{}]}}", servers.join(", "))),
-        doc(
-            "VirtualService",
-            "a",
-            "default",
-            &format!("{{hosts: ['*'], gateways: [edge], http: {}}}", route("order-service")),
-        ),
-        doc(
-            "VirtualService",
-            "a2",
-            "default",
-            &format!("{{hosts: [b.example.com], gateways: [edge], http: {}}}", route("order-service")),
-        ),
-        doc(
-            "VirtualService",
-            "b",
-            "default",
-            "{hosts: [b.example.com], gateways: [default/edge, mesh], http: [{match: [{uri: {prefix: /x}}], directResponse: {status: 418}}]}",
-        ),
-        doc(
-            "VirtualService",
-            "c",
-            "default",
-            "{hosts: ['*'], gateways: [edge], tls: [{match: [{sniHosts: [s.example.com]}], route: [{destination: {host: order-service}}]}], \
-             tcp: [{match: [{port: 9000}], route: [{destination: {host: order-service}}]}]}",
-        ),
-    ];
-    let world = world(&policies.concat(), &orders());
-    let labels = |value: &str| [("istio".to_owned(), value.to_owned())].into();
-    assert!(inbound(&world, "default", &labels("other"), &[]).servers.is_empty());
-    let servers = inbound(&world, "elsewhere", &labels("g"), &[]).servers;
-    let domains = |at: usize| -> Vec<(&str, &str)> {
-        servers[at].virtual_hosts.iter().map(|host| (host.domain.as_str(), host.service.as_str())).collect()
-    };
-    assert_eq!(
-        domains(0),
-        [
-            ("*.example.com", "gateway:default:edge:http:*"),
-            ("b.example.com", "gateway:default:edge:http:b.example.com")
-        ]
-    );
-    assert!(domains(1).is_empty(), "another namespace's");
-    assert_eq!(domains(2), [("s.example.com", "gateway:default:edge:tls:s.example.com")]);
-    assert_eq!(domains(3), [("*", "gateway:default:edge:tcp:9000")]);
-    // The routes of both, the one that takes all at the end.
-    let name = resolve(&world, &Scope::of("default"), "gateway:default:edge:http:b.example.com").unwrap();
-    let joined = service(&world, &Scope::of("default"), &name).unwrap();
-    let names: Vec<&str> = joined.ports[0].routes.iter().map(|route| route.name.as_str()).collect();
-    assert_eq!(names, ["VirtualService/default/b", "VirtualService/default/a2"]);
-    assert!(joined.clusters.iter().any(|cluster| cluster.host == ORDER));
-    assert!(weft_core::compile::service(&joined).is_ok());
-    assert!(
-        service(&world, &Scope::of("default"), "b.example.com").is_some_and(|s| s.ports[0].routes.len() == 1),
-        "in the mesh b alone"
-    );
-    assert!(
-        world.host("*").is_none()
-            && service(&world, &Scope::of("default"), "gateway:default:edge:http:nobody").is_none()
     );
 }
 

@@ -114,3 +114,77 @@ fn names_outside_are_one_endpoint_or_many() {
         }
     }
 }
+
+#[test]
+fn a_gateway_has_the_hosts_of_its_virtual_services() {
+    let server = |port: u32, protocol: &str, hosts: &str, tls: &str| {
+        format!("{{port: {{number: {port}, name: p{port}, protocol: {protocol}}}, hosts: {hosts}{tls}}}")
+    };
+    let servers = [
+        server(80, "HTTP", "['*.example.com']", ""),
+        server(81, "HTTP", "[other/*]", ""),
+        server(443, "TLS", "['*']", ", tls: {mode: PASSTHROUGH}"),
+        server(9000, "TCP", "['*']", ""),
+    ];
+    let route = |host: &str| format!("[{{route: [{{destination: {{host: {host}}}}}]}}]");
+    let policies = [
+        doc("Gateway", "edge", "default", &format!("{{selector: {{istio: g}}, servers: [{}]}}", servers.join(", "))),
+        doc(
+            "VirtualService",
+            "a",
+            "default",
+            &format!("{{hosts: ['*'], gateways: [edge], http: {}}}", route("order-service")),
+        ),
+        doc(
+            "VirtualService",
+            "a2",
+            "default",
+            &format!("{{hosts: [b.example.com], gateways: [edge], http: {}}}", route("order-service")),
+        ),
+        doc(
+            "VirtualService",
+            "b",
+            "default",
+            "{hosts: [b.example.com], gateways: [default/edge, mesh], http: [{match: [{uri: {prefix: /x}}], directResponse: {status: 418}}]}",
+        ),
+        doc(
+            "VirtualService",
+            "c",
+            "default",
+            "{hosts: ['*'], gateways: [edge], tls: [{match: [{sniHosts: [s.example.com]}], route: [{destination: {host: order-service}}]}], \
+             tcp: [{match: [{port: 9000}], route: [{destination: {host: order-service}}]}]}",
+        ),
+    ];
+    let world = world(&policies.concat(), &orders());
+    let labels = |value: &str| [("istio".to_owned(), value.to_owned())].into();
+    assert!(inbound(&world, "default", &labels("other"), &[]).servers.is_empty());
+    let servers = inbound(&world, "elsewhere", &labels("g"), &[]).servers;
+    let domains = |at: usize| -> Vec<(&str, &str)> {
+        servers[at].virtual_hosts.iter().map(|host| (host.domain.as_str(), host.service.as_str())).collect()
+    };
+    assert_eq!(
+        domains(0),
+        [
+            ("*.example.com", "gateway:default:edge:http:*"),
+            ("b.example.com", "gateway:default:edge:http:b.example.com")
+        ]
+    );
+    assert!(domains(1).is_empty(), "another namespace's");
+    assert_eq!(domains(2), [("s.example.com", "gateway:default:edge:tls:s.example.com")]);
+    assert_eq!(domains(3), [("*", "gateway:default:edge:tcp:9000")]);
+    // The routes of both, the one that takes all at the end.
+    let name = resolve(&world, &Scope::of("default"), "gateway:default:edge:http:b.example.com").unwrap();
+    let joined = service(&world, &Scope::of("default"), &name).unwrap();
+    let names: Vec<&str> = joined.ports[0].routes.iter().map(|route| route.name.as_str()).collect();
+    assert_eq!(names, ["VirtualService/default/b", "VirtualService/default/a2"]);
+    assert!(joined.clusters.iter().any(|cluster| cluster.host == ORDER));
+    assert!(weft_core::compile::service(&joined).is_ok());
+    assert!(
+        service(&world, &Scope::of("default"), "b.example.com").is_some_and(|s| s.ports[0].routes.len() == 1),
+        "in the mesh b alone"
+    );
+    assert!(
+        world.host("*").is_none()
+            && service(&world, &Scope::of("default"), "gateway:default:edge:http:nobody").is_none()
+    );
+}

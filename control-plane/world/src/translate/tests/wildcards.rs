@@ -211,3 +211,29 @@ fn gateways_serve_partial_wildcards_within_their_hosts() {
     let unserved: Vec<&String> = odd.iter().filter(|text| text.contains("has no server for")).collect();
     assert!(unserved.len() == 1 && unserved[0].contains("`*.other`"), "{odd:#?}");
 }
+
+#[test]
+fn hosts_that_only_a_virtual_service_names() {
+    let policies = [
+        doc(
+            "VirtualService",
+            "in",
+            "default",
+            "{hosts: [front], http: [{route: [{destination: {host: order-service}}]}]}",
+        ),
+        doc(
+            "VirtualService",
+            "out",
+            "default",
+            "{hosts: [www.example.com], http: [{timeout: 1s, route: [{destination: {host: www.example.com}}]}]}",
+        ),
+    ]
+    .concat();
+    let world = world(&policies, &orders());
+    let front =
+        service(&world, &Scope::of("default"), &resolve(&world, &Scope::of("default"), "front").unwrap()).unwrap();
+    assert_eq!(front.addresses.len(), 1, "callers find it by its virtual IP");
+    assert!(front.clusters[front.ports[0].cluster as usize].undefined);
+    let out = service(&world, &Scope::of("default"), "www.example.com").unwrap();
+    assert!(out.addresses.is_empty() && out.clusters[0].original_destination, "its real address stays");
+}
