@@ -153,7 +153,7 @@ impl PolicyFolder {
         self.scan(Now::get(), Duration::ZERO);
         let (sender, receiver) = watch::channel(Arc::new(self.state()));
         std::thread::Builder::new().name("policy-folder".to_owned()).spawn(move || {
-            // GraceList: a dropped watcher sends nothing.
+            // A dropped watcher sends nothing.
             let _watcher = watcher;
             let mut wait = POLL;
             while !sender.is_closed() {

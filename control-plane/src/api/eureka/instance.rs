@@ -24,18 +24,18 @@ pub(super) fn is_maintenance(check: &Check) -> bool {
 /// The instance.
 pub(super) fn instance_of(row: &Row) -> eureka::Instance {
     let instance = &*row.instance;
-    let mut instance_of = document(instance).unwrap_or_else(|| of_consul(instance));
-    instance_of.app = instance.service.to_uppercase();
-    instance_of.ip_addr = instance.address.to_string();
-    instance_of.metadata.clone_from(&instance.meta);
-    if leads_elsewhere(&instance_of.host_name, instance) {
-        instance_of.host_name.clone_from(&instance_of.ip_addr);
+    let mut registered = document(instance).unwrap_or_else(|| of_consul(instance));
+    registered.app = instance.service.to_uppercase();
+    registered.ip_addr = instance.address.to_string();
+    registered.metadata.clone_from(&instance.meta);
+    if leads_elsewhere(&registered.host_name, instance) {
+        registered.host_name.clone_from(&registered.ip_addr);
     }
-    instance_of.status = status(row);
+    registered.status = status(row);
     if is_out(row) {
-        instance_of.overridden = Status::OutOfService;
+        registered.overridden = Status::OutOfService;
     }
-    instance_of
+    registered
 }
 
 /// Its status. Of those who lost their lease together with many others the last word counts, as everywhere in the mesh:

@@ -2,7 +2,7 @@
 //! for all callers, whether a sidecar passes their requests on (`crate::api::catalog`) or they come to a listener of the control
 //! plane.
 //!
-//! [`instance_of`] turns what is registered into what Eureka's clients read, [`recent`] knows what changed of late, and [`cache`]
+//! [`instance`] turns what is registered into what Eureka's clients read, [`recent`] knows what changed of late, and [`cache`]
 //! what was answered when nothing has. The forms, and the paths, are `weft_agent::eureka`'s. Writes are the agent's: an
 //! instance registers with the sidecar beside it, or at a listener of the control plane with `crate::registry::external`.
 

@@ -173,13 +173,13 @@ async fn whoever_registered_it_an_instance_is_an_instance() {
 #[tokio::test]
 async fn host_names_that_lead_elsewhere_are_addresses() {
     let fixture = Fixture::new().await;
-    for (given, instance_of) in
+    for (given, shown) in
         [("localhost", "10.0.0.1"), ("127.0.0.1", "10.0.0.1"), ("10.0.0.1", "10.0.0.1"), ("a.b", "a.b")]
     {
         let mut instance = leased("order", "o", "UP");
         instance.eureka = instance.eureka.replace("pod-1", given);
         fixture.register(1, instance).await;
-        assert_eq!(fixture.listed("apps", "hostName"), [format!("ORDER o {instance_of}")], "{given}");
+        assert_eq!(fixture.listed("apps", "hostName"), [format!("ORDER o {shown}")], "{given}");
     }
 }
 

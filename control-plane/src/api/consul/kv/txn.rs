@@ -41,7 +41,7 @@ pub(in crate::api::consul) async fn transact(
     body: &[u8],
 ) -> Result<Answered, Refused> {
     let ops: Vec<Value> =
-        serde_json::from_slice(body).map_err(|e| Refused::bad(format!("Failure to parse body: {e}")))?;
+        serde_json::from_slice(body).map_err(|e| Refused::bad(format!("Failed to parse body: {e}")))?;
     if ops.len() > MAX_OPS {
         let text = format!("Transaction contains too many operations ({} > {MAX_OPS})", ops.len());
         return Err(Refused::new(StatusCode::PAYLOAD_TOO_LARGE, text));
