@@ -1,7 +1,7 @@
 //! Readiness and metrics of the control plane, for probes and Prometheus, at the listener of [`crate::api::listener`].
 //!
-//! Sidecars are served from memory while the store takes no writes, so the process lives on then and is not ready: what
-//! registers with it is refused. Liveness is that the port answers.
+//! Sidecars are served from memory while the store takes no writes, so the process stays alive then and is not ready: it
+//! refuses registrations. Liveness is that the port answers.
 
 use std::fmt::Write;
 use std::sync::Arc;

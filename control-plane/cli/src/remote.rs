@@ -1,6 +1,6 @@
-//! The way of `weftctl` to a control plane; `apply` and `token create`.
+//! The connection of `weftctl` to a control plane; `apply` and `token create`.
 //!
-//! Speaks over the socket in the control plane's data folder, which only its owner can open.
+//! It uses the socket in the control plane's data folder, which only its owner can open.
 
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! `weftctl route`: what a request would get, and why; of a control plane, or of files alone.
+//! `weftctl route`: explains which route and endpoint a request would get, from a control plane or from files alone.
 
 use std::collections::BTreeMap;
 use std::io::Write;

@@ -1,8 +1,8 @@
-//! What only several documents together can have wrong.
+//! Checks of documents against each other.
 //!
-//! An error is what cannot be right whatever else there is: an object that is here and lacks what another names of it. What
-//! may be elsewhere, or works otherwise than its author may think, is a warning. Anybody may write many documents, so every
-//! question is answered by an index: the time is linear in what was written.
+//! An error is a document that cannot work whatever else is registered: one that names a part of another document which
+//! that document lacks. A name that another source may offer, or a setting that has less effect than it seems to have, is a
+//! warning. The number of documents is not bounded, so every check uses an index: its time is linear in their size.
 
 mod aliases;
 mod connections;

@@ -1,9 +1,9 @@
-//! Delegates: a VirtualService without hosts holds routes that others take over by `delegate`. Who applies policies joins
-//! them first, and knows of no delegates from then on.
+//! Delegates: a VirtualService without hosts holds routes that others include by `delegate`. They are joined before
+//! policies are applied, so that nothing else knows of delegates.
 //!
-//! As in Istio: a route of the delegate is for the requests that both its own match and the one that delegates let pass,
-//! what it says of a request comes before what the delegating route says, and where the two matches contradict each other
-//! it is left out.
+//! As in Istio, a route of the delegate is for the requests that match both its own condition and that of the delegating
+//! route. Its own settings come before those of the delegating route. Where the two conditions contradict each other the
+//! route is left out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! What is wrong with a file, in the one form that the CLI, the API and the logs show.
+//! Problems of a file, in the one form that the command line, the API and the logs print.
 
 use std::fmt;
 

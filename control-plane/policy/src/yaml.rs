@@ -1,8 +1,8 @@
 //! YAML as a tree whose every node knows its line and column.
 //!
-//! serde would lose the places, and with them the line of a mistake; so this reads the parser's events itself. Scalars stay
-//! text and are resolved (YAML 1.2 core schema) where a type is asked for. Files come from anybody who may write policy:
-//! size, depth and node count are bounded, and anchors, whose expansion is not, are refused.
+//! serde would lose the places, and with them the line of a mistake, so this reads the parser's events itself. Scalars stay
+//! text and are resolved (YAML 1.2 core schema) where a type is expected. Files are untrusted: size, depth and node count
+//! are bounded, and anchors, whose expansion is not, are refused.
 
 use saphyr_parser::{Event, Parser, ScalarStyle, Span, StrInput};
 

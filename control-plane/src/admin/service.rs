@@ -1,7 +1,7 @@
 //! The administrator's API, for `weftctl`: on a Unix socket that only its owner can open.
 //!
-//! Objects given here live in the store. What a file of the policy folder gives belongs to that file: it can be changed
-//! there only, so that a folder under version control stays the truth.
+//! Objects applied here live in the store. An object of the policy folder can be changed in its file only, so that a folder
+//! under version control stays authoritative.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! What `weftctl status` shows: all of a small mesh, and of a large one the counts and what has problems.
+//! The reply to `weftctl status`: everything for a small mesh, counts and problems for a large one.
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;

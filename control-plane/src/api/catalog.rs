@@ -1,5 +1,5 @@
-//! Consul's API and Eureka's as sidecars pass them on: who asks is said by the certificate of the stream, and by the token
-//! of the program, which can only take away from that; the rest is [`crate::api::consul`] and [`crate::api::eureka`].
+//! Consul's API and Eureka's as sidecars pass them on. The caller is named by the certificate of the stream; the token of
+//! the program can only reduce its rights. The answers come from [`crate::api::consul`] and [`crate::api::eureka`].
 
 use std::sync::Arc;
 

@@ -1,8 +1,8 @@
 //! The listener for programs without a sidecar: Consul's API and Eureka's, at the control plane itself.
 //!
-//! Who asks is said by a token. Without one a program on this machine reads what the namespace "default" sees, as it does
-//! by DNS; one that comes from elsewhere is told nothing, and everything that passes a network is TLS, by a certificate
-//! that the mesh's own root signs: the control plane has no other, and its clients have to be given that root in any case.
+//! A token identifies the caller. Without one a program on this machine reads what the namespace "default" sees, as it does
+//! by DNS; a remote one is denied. Connections over a network are TLS, with a certificate that the root of the mesh signs:
+//! the control plane has no other, and clients need that root in any case.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;

@@ -1,8 +1,8 @@
-//! Who is at the other end of a connection: the TLS side of the control plane.
+//! The TLS side of the control plane: the identity of the other end of a connection.
 //!
-//! The server shows its own SPIFFE certificate with the root behind it, so that a newcomer can compare the root with
-//! its token's fingerprint. A client certificate is optional at the handshake, because a newcomer has none yet; each
-//! service asks [`Peer`] for what it needs.
+//! The server shows its own SPIFFE certificate with the root behind it, so that a joining sidecar can compare the root with
+//! its token's fingerprint. A client certificate is optional at the handshake, because a joining sidecar has none yet; each
+//! service asks [`Peer`] for the certificate that it needs.
 
 mod grace;
 

@@ -1,11 +1,10 @@
-//! Join tokens: what a sidecar that has no certificate yet shows to get one; and API tokens: what a program shows that
-//! uses Consul's API.
+//! Join tokens, with which a sidecar gets its first certificate, and API tokens, with which a program uses Consul's API.
 //!
 //! A token is `weft1.<claims>.<signature>`: claims are base64url JSON that the holder reads too (it finds there the
-//! fingerprint of the root to expect, so that the first contact is authenticated both ways), the signature is
-//! HMAC-SHA-256 by a key that only the control plane has. Nothing is stored per token but the services of one
-//! that grants many ([`crate::identity::grants`]). An API token begins with
-//! `weftapi1.`, which is signed with the rest: neither can be used as the other.
+//! fingerprint of the root to expect, so that the first contact is authenticated both ways), the signature is HMAC-SHA-256
+//! by a key that only the control plane has. Nothing is stored per token except the services of one that grants many
+//! ([`crate::identity::grants`]). An API token begins with `weftapi1.`, which is signed with the rest: neither can be used
+//! as the other.
 
 use aws_lc_rs::hmac;
 use base64::Engine;

@@ -1,5 +1,5 @@
-//! What is written into the catalog from outside: nodes that nobody speaks for, with instances and checks that nobody
-//! probes. They stay until they are taken out.
+//! Catalog entries that a program writes on behalf of others: nodes without a session, with instances and checks that
+//! nothing probes. They stay until they are deregistered.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

@@ -1,10 +1,10 @@
 //! The mesh as this control plane knows it: a world that follows the store, and the writers that change the store.
 //!
-//! There is one way in: a writer makes a transaction, the store tells of it by its watch ([`follow`]), the world changes
-//! and every listener hears of it. A writer has its answer once its own change has come back, so that whoever registered
-//! finds himself registered, and what other control planes write arrives no differently. Policy files are this process's
-//! own and go into the world directly. Here are the state and its readers; the writers are in `sessions`, `instances` and
-//! `policies`.
+//! There is one way in: a writer makes a transaction, the store's watch reports it ([`follow`]), the world changes and
+//! every listener is notified. A writer is answered after its own change has come back, so that a registration is visible
+//! to the program that made it, and changes of other control planes arrive in the same way. Policy files belong to this
+//! process and go into the world directly. Here are the state and its readers; the writers are in `sessions`, `instances`
+//! and `policies`.
 
 pub mod catalog;
 mod follow;

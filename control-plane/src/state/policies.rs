@@ -1,4 +1,4 @@
-//! Policies: the folder's and the API's, as one set.
+//! The policies of all sources as one set.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Weak};

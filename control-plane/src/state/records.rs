@@ -1,4 +1,4 @@
-//! What the world holds, as the store keeps it and the wire carries it.
+//! Conversions between instances of the world, records of the store and messages.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! Other data centres: what they are told, what they have told, and how much of our traffic goes there.
+//! Other data centres: the summaries sent and received, and the share of traffic that goes to each.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;

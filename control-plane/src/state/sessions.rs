@@ -1,9 +1,9 @@
-//! Sidecars that come, stay and go: their sessions and leases.
+//! Sidecars that connect, stay and leave: their sessions and leases.
 //!
-//! That a node is spoken for is a record bound to the lease of the control plane that it is connected to. Signs of life
-//! of a sidecar are counted here and written nowhere; when they fail, its control plane removes the record, and when a
-//! control plane fails, the store does, unless its sidecars have come to another by then. To remove what such a node
-//! registered is a decision, which any control plane takes, and the store lets only one.
+//! A record bound to the lease of the control plane that a node is connected to says that the node is alive. Heartbeats of
+//! a sidecar are counted here and not written; when they stop, its control plane removes the record, and when a control
+//! plane fails, the store does, unless its sidecars have connected to another by then. Any control plane may decide to
+//! remove the registrations of such a node, and the store lets only one do it.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;

@@ -1,4 +1,4 @@
-//! Who waits for what: a change to one service must not wake those who wait for another.
+//! Waiters by topic: a change to one service must not wake those that wait for another.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

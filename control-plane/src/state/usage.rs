@@ -1,4 +1,4 @@
-//! How much each identity has registered: the bytes of its nodes and instances as the store holds them.
+//! The bytes of nodes and instances that each identity has registered, as the store holds them.
 
 use std::borrow::Cow;
 use std::collections::HashMap;

@@ -1,4 +1,4 @@
-//! Keeps virtual IPs in the store, whoever chose them.
+//! Writes virtual IPs to the store.
 
 use std::sync::{Arc, Weak};
 

@@ -1,8 +1,7 @@
 //! The store for several control planes: etcd, version 3.4 or later, under a prefix of its own.
 //!
-//! etcd's revisions, transactions, leases and watches are ours as they are. What is added: a watch goes on over broken
-//! connections, and ends only when etcd has compacted the history that it missed. How servers are reached is in
-//! [`connect`].
+//! etcd's revisions, transactions, leases and watches are used as they are. Added is a watch that continues over broken
+//! connections, and ends only when etcd has compacted the history that it missed. [`connect`] reaches the servers.
 
 mod connect;
 

@@ -1,4 +1,4 @@
-//! What routes name of hosts whose documents are here: subsets and ports.
+//! Subsets and ports that routes name, of hosts whose documents are present.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 

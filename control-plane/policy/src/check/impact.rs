@@ -1,9 +1,9 @@
-//! What a change of a few documents can touch: only that is checked anew, so that one changed file costs as much among ten
-//! thousand as alone.
+//! The documents that a change of a few can affect: only those are checked again, so that one changed file costs the same
+//! among ten thousand as alone.
 //!
-//! Of DestinationRules and VirtualServices it is known what the checks compare them with: objects of the same name, rules
-//! and routes of the same host, the rules and ports of the hosts that routes lead to, and documents of other kinds, which
-//! never depend on rules and routes. All other changes are checked whole.
+//! For DestinationRules and VirtualServices the compared documents are known: objects of the same name, rules and routes of
+//! the same host, rules and ports of the hosts that routes lead to, and documents of other kinds, which never depend on
+//! rules and routes. Any other change is checked against everything.
 
 use std::collections::HashSet;
 

@@ -1,4 +1,4 @@
-//! Objects that say something of what another, older one has decided already.
+//! Documents that have no effect, or less effect, because an older one applies to the same host or workload.
 
 use std::collections::{HashMap, HashSet};
 

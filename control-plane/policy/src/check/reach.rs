@@ -1,8 +1,8 @@
-//! Routes that no request ever takes, because an earlier one takes all that they could have.
+//! Unreachable routes: an earlier one takes all of their requests.
 //!
-//! That one condition lets pass all that another does is said only where it is plain: equal texts, prefixes of prefixes,
-//! fewer conditions. Earlier matches are found by their path, and of very many on one path the first are compared: the
-//! time stays linear, and what is missed is a warning.
+//! A match is reported to cover another only where that is plain: equal texts, prefixes of prefixes, fewer conditions.
+//! Earlier matches are found by their path, and of very many on one path only the first are compared, which keeps the time
+//! linear; an unreachable route that is missed is a missing warning.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;

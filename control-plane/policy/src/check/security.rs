@@ -1,4 +1,4 @@
-//! PeerAuthentications, and what callers are told of TLS.
+//! PeerAuthentications against the TLS settings of callers.
 
 use std::collections::{HashMap, HashSet};
 

@@ -1,7 +1,8 @@
-//! Decoder of all kinds: a map's known fields are declared once, as a [`Shape`], and everything else follows from that.
+//! The decoder of all kinds: the known fields of a map are declared once, as a [`Shape`].
 //!
-//! The shape tells unknown fields (an error that names the nearest known one), fields of Istio that Weft does not support
-//! (an error too: a policy that silently does less than it says is worse than none), and the table of all fields (`table.rs`). Decoding never stops at the first problem: a reader gives a default and goes on, and the document is
+//! The shape finds unknown fields (an error that names the nearest known one), fields of Istio that Weft does not support
+//! (also an error: a policy that silently does less than it says is worse than none), and makes the table of all fields
+//! (`table.rs`). Decoding does not stop at the first problem: a reader returns a default and goes on, and the document is
 //! dropped at the end.
 
 use std::{

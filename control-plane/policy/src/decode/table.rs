@@ -1,7 +1,7 @@
-//! The table of all fields: what the shapes of the decoders say, for the documentation and for whoever checks that each field
-//! has a test.
+//! The table of all fields, made of the shapes of the decoders: for the documentation, and for the test that each field has
+//! a test.
 //!
-//! Objects that have one shape are one row, however many places they have: the policy of a subset is that of its rule.
+//! Objects of one shape are one row, however many places they have: the policy of a subset is that of its rule.
 
 use crate::Kind;
 use crate::decode::{

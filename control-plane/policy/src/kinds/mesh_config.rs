@@ -1,7 +1,7 @@
-//! `meshConfig` of an IstioOperator: what holds in the whole mesh where nothing nearer says otherwise.
+//! `meshConfig` of an IstioOperator: defaults of the whole mesh.
 //!
-//! One document counts, the oldest of the root namespace. Its `default...ExportTo` are put into the documents that say
-//! nothing themselves before anything looks at them ([`exported`]); all else is asked for where it is translated.
+//! One document counts, the oldest of the root namespace. Its `default...ExportTo` are written into the documents without
+//! an `exportTo` before any other step reads them ([`exported`]); all other defaults are applied in the translation.
 
 mod decode;
 

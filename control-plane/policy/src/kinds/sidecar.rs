@@ -1,4 +1,4 @@
-//! Sidecar: what a workload's proxy knows of the mesh, and how it takes what comes in.
+//! Sidecar: the hosts that a workload's proxy can reach, and its settings for inbound traffic.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;

@@ -1,4 +1,4 @@
-//! WorkloadGroup: what the sidecars that join by it become, which is a WorkloadEntry each, and the probe that they make.
+//! WorkloadGroup: the template of the WorkloadEntry of each sidecar that joins by it, and the probe of the sidecars.
 
 use std::collections::BTreeMap;
 

@@ -1,8 +1,8 @@
 //! `agent/connect/authorize`, and reads of intentions: whether one service may call another.
 //!
-//! The mesh has no authorization policies yet: every caller with an identity that it trusts may call. So there are no
-//! intentions, and all that is asked is allowed, as in Consul where the default is to allow; only who is no member of the
-//! mesh is not.
+//! The mesh has no authorization policies yet: every caller with an identity of a trusted domain may call. So there are no
+//! intentions, and every request is allowed, as in Consul where the default is to allow; a caller that is not a member of
+//! the mesh is denied.
 
 use serde_json::{Value, json};
 use weft_agent::answer::{self, Answered};

@@ -1,7 +1,7 @@
-//! Consul's blocking queries: one names the index that it has seen, and is answered when that of what it asks for is
-//! another, or when its wait is over.
+//! Consul's blocking queries: a query names the index that it has seen, and is answered when the index of its result
+//! differs or its wait is over.
 //!
-//! The index is that of what is asked for, not of everything: a change to one service answers nobody who waits for another.
+//! The index is that of the result, not of everything: a change to one service wakes no query for another.
 
 use weft_agent::query::Query;
 use weft_agent::refused::Refused;

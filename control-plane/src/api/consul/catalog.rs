@@ -1,8 +1,8 @@
-//! `catalog/register` and `catalog/deregister`: what somebody else knows of, written into the catalog as it is said. Nobody
-//! probes its checks, nobody speaks for it, and it has no identity: the mesh speaks plaintext to it.
+//! `catalog/register` and `catalog/deregister`: registrations that a program writes on behalf of another. Nothing probes
+//! their checks, no session keeps them alive, and they have no identity: the mesh speaks plaintext to them.
 //!
-//! A token names the services that may be written. What is of a node as a whole (its address, its own checks, its end) may
-//! be changed by whoever may write all that is on it.
+//! A token names the services that may be written. Changes of a node as a whole (its address, its own checks, its removal)
+//! need the right to write every service on it.
 
 use std::net::IpAddr;
 

@@ -1,8 +1,8 @@
 //! `event/fire` and `event/list`: short messages to watching programs.
 //!
-//! Consul's agents tell each other by gossip and remember the last 256. Here the store remembers them for each namespace,
-//! so that every control plane has them in one order. As in Consul, one who asks by the sidecar of a node is shown those
-//! that are for that node; its index is that of the last event's id, which Go's client makes in the same way.
+//! Consul's agents spread events by gossip and remember the last 256. Here the store remembers them for each namespace, so
+//! that every control plane has them in one order. As in Consul, a request that comes through the sidecar of a node lists
+//! the events for that node; the index is that of the last event's id, which Go's client computes in the same way.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;

@@ -1,4 +1,4 @@
-//! Questions that name another data centre (`?dc=`): passed on to it whole, without the caller's token.
+//! Requests for another data centre (`?dc=`): forwarded to it whole, without the token of the caller.
 
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, StatusCode};

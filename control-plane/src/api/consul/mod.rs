@@ -1,10 +1,10 @@
-//! Consul's HTTP API, as much of it as is of the mesh and not of one agent: one answer for all callers, whether a sidecar
-//! passes their requests on (`crate::api::catalog`) or they come to a listener of the control plane.
+//! Consul's HTTP API, without the parts of a single agent: the same answers for sidecars that pass requests on
+//! (`crate::api::catalog`) and for the listener of the control plane.
 //!
-//! [`route`] finds the endpoint, `Caller` says what the caller may see and do, `select` the instances and nodes that a query
-//! means, `block` waits, `read` and `shapes` answer; `pairs` and `sessions` are the key-value store with its locks, `txn` its
-//! transactions, `queries` and `events` the prepared queries and events, `config` the config entries, which become policies. What
-//! agents need too (queries, filters, headers, refusals) is `weft_agent`'s.
+//! [`route`] finds the endpoint, `Caller` decides what the caller may see and do, `read` selects instances and nodes and
+//! answers reads, `block` waits; `kv` is the key-value store with its sessions and transactions, `queries` and `events` the
+//! prepared queries and events, `config` the config entries, which become policies. Queries, filters, headers and refusals,
+//! which agents need too, are in `weft_agent`.
 
 mod authorize;
 mod block;

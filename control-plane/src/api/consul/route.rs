@@ -1,4 +1,4 @@
-//! Which endpoint a request means, and why there is none: names may hold slashes, written or escaped.
+//! The endpoint of a request, or why there is none. Names may hold slashes, written or escaped.
 
 use http::{Method, StatusCode};
 use weft_agent::query::unescape;

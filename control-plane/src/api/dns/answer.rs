@@ -1,10 +1,11 @@
-//! What is answered: a question and the registry in, a packet out. Randomness is an argument.
+//! Answers: a question and the registry in, a packet out. Randomness is an argument.
 //!
-//! The additional section follows Consul's rules: one address a SRV record, so that clients that take them in turn (HAProxy)
-//! have one for each; the metadata of the node (`node_meta_txt`); the address of a name whose other types are asked for.
+//! The additional section follows Consul's rules: one address per SRV record, so that clients that take them in turn
+//! (HAProxy) have one for each; the metadata of the node (`node_meta_txt`); the address of a name whose other types are
+//! queried.
 //!
-//! An instance whose checks are critical, or that drains, is not named. All the same name exists only while something of
-//! it can be named: Consul's clients take "no such name" for "none is healthy".
+//! An instance with a critical check, or one that drains, is not listed. The name exists only while one instance is listed:
+//! Consul's clients read "no such name" as "none is healthy".
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

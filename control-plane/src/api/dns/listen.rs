@@ -1,6 +1,6 @@
 //! The listener for programs: UDP and TCP at one address, everything bounded.
 //!
-//! Callers here are in the namespace `default`: nothing says who they are.
+//! Callers here are in the namespace `default`: they are not identified.
 
 use std::io;
 use std::net::SocketAddr;

@@ -1,9 +1,9 @@
 //! Consul's DNS interface: the registry under `consul.`, over UDP and TCP, and for sidecars over their own connection.
 //!
-//! [`packet`] reads questions and writes what fits, [`names`] says what a name means, [`answer`] answers it from what
-//! [`view`] reads of the registry: all without sockets. [`listen`] serves programs, [`service`] the sidecars, and
-//! [`recursors`] asks others for what is not ours. Of hickory the messages alone are used: its server would bring a
-//! catalogue of zones, and what is answered here is no zone.
+//! [`packet`] reads questions and writes answers, [`names`] parses names, [`answer`] answers from what [`view`] reads of
+//! the registry: all without sockets. [`listen`] serves programs, [`service`] the sidecars, and [`recursors`] forwards
+//! names outside of `consul.`. Only the messages of hickory are used: its server is built around zones, which the registry
+//! has none of.
 
 pub mod answer;
 pub mod listen;

@@ -1,7 +1,7 @@
-//! What a name asks for: Consul's forms under `consul.`, and the tables of addresses.
+//! Names as queries: Consul's forms under `consul.`, and the tables of addresses.
 //!
-//! Names between the forms (`service.consul`, `dc1.consul`, `_tcp.service.consul`) exist and have nothing to say:
-//! resolvers that walk down a name label by label (RFC 9156) take "no such name" there for the end of all below (RFC 8020).
+//! Names between the forms (`service.consul`, `dc1.consul`, `_tcp.service.consul`) exist without records: resolvers that
+//! walk down a name label by label (RFC 9156) take "no such name" there for the end of all below (RFC 8020).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

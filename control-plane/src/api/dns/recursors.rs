@@ -1,7 +1,7 @@
-//! Asking other name servers for what is not ours.
+//! Forwards queries for other names to recursors.
 //!
-//! The query goes on as the bytes that it came as. Each query has a socket of its own, and so a port that the kernel draws:
-//! what arrives there from elsewhere, or answers another question, is passed over.
+//! The query is forwarded byte for byte. Each query has a socket of its own, and so a port that the kernel chooses: a
+//! packet from another address, or an answer to another question, is ignored.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

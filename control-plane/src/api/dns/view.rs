@@ -1,4 +1,4 @@
-//! What DNS reads of the registry.
+//! The registry, as DNS reads it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;

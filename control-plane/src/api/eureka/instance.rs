@@ -1,5 +1,5 @@
-//! What is registered, as Eureka's clients read it: by its own document where Eureka's API registered it, else by what
-//! Consul's model says.
+//! Registered instances as Eureka's clients read them: from the instance's own document where Eureka's API registered it,
+//! else from Consul's model.
 
 use std::sync::Arc;
 

@@ -1,9 +1,8 @@
-//! Reads of Netflix Eureka's REST API: the whole mesh as applications and instances, whoever registered them. One answer
-//! for all callers, whether a sidecar passes their requests on (`crate::api::catalog`) or they come to a listener of the control
-//! plane.
+//! Reads of Netflix Eureka's REST API: the whole mesh as applications and instances, however they were registered. The same
+//! answers for sidecars that pass requests on (`crate::api::catalog`) and for the listener of the control plane.
 //!
-//! [`instance`] turns what is registered into what Eureka's clients read, [`recent`] knows what changed of late, and [`cache`]
-//! what was answered when nothing has. The forms, and the paths, are `weft_agent::eureka`'s. Writes are the agent's: an
+//! [`instance`] converts a registered instance, [`recent`] has the changes of the last minutes, and [`cache`] the last
+//! answer as long as nothing has changed. The forms, and the paths, are `weft_agent::eureka`'s. Writes go to the agent: an
 //! instance registers with the sidecar beside it, or at a listener of the control plane with `crate::registry::external`.
 
 mod cache;

@@ -1,8 +1,8 @@
-//! What changed of late: Eureka's clients fetch everything once, then what changed in the last three minutes.
+//! Recent changes: Eureka's clients fetch everything once, then the changes of the last three minutes.
 //!
-//! Nothing is kept for those who do not ask: each read compares what is registered with what it was at the last one, and a
-//! change counts from the read that finds it. So the first finds everything to be new, which says nothing wrong; a client
-//! that missed something sees by the hash that it has to fetch everything again.
+//! No state is kept while no client reads: each read compares the registry with its state at the last read, and a change
+//! counts from the read that finds it. The first read finds everything to be new, which is harmless; a client that missed a
+//! change sees by the hash that it has to fetch everything again.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

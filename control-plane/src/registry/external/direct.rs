@@ -1,7 +1,6 @@
-//! The way of an external program's agent to the registry: no stream, the mesh itself.
+//! Registration of an external program's agent with the state, without a stream.
 //!
-//! What the mesh was told is kept, so that it can be told again: when the store did not answer, or the lease has ended
-//! meanwhile.
+//! The registrations are kept here, so that they can be repeated when the store did not answer or the lease has ended.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

@@ -1,11 +1,12 @@
-//! Programs without a sidecar that register at the control plane: what a Consul agent on their host would do for them.
+//! Programs without a sidecar that register at the control plane, which acts as the Consul agent on their host.
 //!
-//! Whoever asks from an address is of the node of that address, in the namespace of its token: two hosts whose services
-//! have one id are apart, and nobody registers another's address. An agent runs here for each such node; its checks go to
-//! that address alone, whatever a request names. The instances have no identity: the mesh speaks plaintext to them.
+//! A request from an address belongs to the node of that address, in the namespace of its token: two hosts whose services
+//! have one id are separate, and a program cannot register another host's address. An agent runs here for each such node;
+//! its checks go to that address alone, whatever a request names. The instances have no identity: the mesh speaks plaintext
+//! to them.
 //!
-//! [`direct`] takes what is registered to the mesh, `lapses` sees when so many programs fall silent that none is to blame.
-//! Definitions survive a restart, in a file for each node.
+//! [`direct`] writes registrations to the state, `lapses` detects that many programs fall silent at once, which points to
+//! the control plane. Definitions survive a restart, in a file for each node.
 
 mod catalog;
 mod direct;

@@ -1,7 +1,7 @@
-//! Documents of files that were emptied or removed: they stay for a while, and as long as others need them.
+//! Documents of files that were emptied or removed: they stay for a grace time, and as long as other documents need them.
 //!
-//! Many programs write a file by truncating it first, and a network file system may lose sight of one: a moment without
-//! its policies would fail requests. Pure: time and what else there is are arguments.
+//! Many programs write a file by truncating it first, and a network file system may lose sight of one: a moment without its
+//! policies would fail requests. Pure: time and the other documents are arguments.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -1,8 +1,8 @@
 //! Consul's sessions, and the locks on pairs that they hold.
 //!
-//! A session ends with its node, with one of its checks, or when it is not renewed in time; the last is a leased record,
-//! so that any control plane can renew it and all see it end. With the session its locks go, and for the lock delay
-//! nobody takes them: who was cut off may still believe that it holds them.
+//! A session ends with its node, with one of its checks, or when it is not renewed in time; the last is a leased record, so
+//! that any control plane can renew it and all see it end. Its locks end with the session, and cannot be taken during the
+//! lock delay: a disconnected holder may still believe that it has them.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};

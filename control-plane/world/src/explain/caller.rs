@@ -1,4 +1,4 @@
-//! `--from`: whose request it is.
+//! `--from`: the workload that sends the request.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

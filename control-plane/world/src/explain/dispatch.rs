@@ -1,5 +1,5 @@
-//! Which service it is that a request or a connection means, and whether it is looked into: the first phase. Each step is
-//! `weft_core::target`'s, as it is in `sidecar/src/dialed.rs` and `sidecar/src/outbound/plan.rs`.
+//! The service that a request or a connection is for, and whether the connection is inspected: the first phase. Each step
+//! is `weft_core::target`'s, as in the sidecar.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;

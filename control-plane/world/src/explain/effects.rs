@@ -1,4 +1,4 @@
-//! What a route says of a request besides where it goes.
+//! Settings of a route besides its destinations.
 
 use weft_core::cors::Asked;
 use weft_core::fault::{Abort, Fault};

@@ -1,4 +1,5 @@
-//! What of the world has to be known to decide: gathered at one moment, so that nobody waits for the decision.
+//! The part of the world that a decision needs, copied at one moment, so that the world is not locked while the decision is
+//! made.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};

@@ -1,5 +1,5 @@
-//! A request from outside, by a Gateway: which of its servers takes it, and what is behind the host. As
-//! `sidecar/src/gateway.rs` does it, of which each decision is `weft_core::gateway`'s.
+//! A request from outside, by a Gateway: the server that takes it, and the service behind the host. Each decision is
+//! `weft_core::gateway`'s, as in the sidecar.
 
 use std::sync::Arc;
 use std::time::Instant;

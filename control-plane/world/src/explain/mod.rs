@@ -1,8 +1,9 @@
-//! What a request would get, and why: `weftctl route`, live and from files alone.
+//! Explains which route and endpoint a request would get: `weftctl route`, live and from files alone.
 //!
-//! Nothing is decided here. [`Facts`] are what a sidecar would be told, by `translate`; `dispatch`, and `gateway` for callers from
-//! outside, ask `weft_core::target` and `weft_core::gateway` where it goes, as the sidecar does; what a route, a balancer or a
-//! hash says is weft-core's too. What is left is to write it down: [`Explanation`], and [`text`] in words.
+//! Nothing is decided here. [`Facts`] are the messages that a sidecar would be sent, made by `translate`; `dispatch`, and
+//! `gateway` for callers from outside, call `weft_core::target` and `weft_core::gateway`, as the sidecar does; the
+//! decisions of routes, balancers and hashes are weft-core's too. The result is an [`Explanation`], which [`text`] prints
+//! in words.
 //!
 //! Pure: the world, the client and the request are arguments, and so is the time.
 

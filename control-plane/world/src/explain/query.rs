@@ -1,4 +1,4 @@
-//! What is asked about: a request as curl would send it, and whose it is.
+//! The request to explain, as curl would send it, and its client.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};

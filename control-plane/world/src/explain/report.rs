@@ -1,4 +1,4 @@
-//! What an explanation says: `weftctl route --output json` prints it as it stands here, [`super::text`] in words.
+//! The parts of an explanation: `weftctl route --output json` prints them as they stand here, [`super::text`] in words.
 
 use std::collections::BTreeMap;
 

@@ -1,5 +1,5 @@
-//! Which of a VirtualService's routes is taken, and why those before it are not. The table that the sidecar has is asked; here
-//! its entries are found again where they are written.
+//! The route of a VirtualService that is taken, and the reasons why those before it are not. The compiled table of the
+//! sidecar decides; its entries are found again in the document.
 
 use std::sync::Arc;
 

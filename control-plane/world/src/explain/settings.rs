@@ -1,4 +1,4 @@
-//! Compiled policy in the words of those who wrote it: the fields that differ from what holds without them.
+//! Compiled policy in the names of its document: the fields that differ from the defaults.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -1,6 +1,6 @@
-//! What a sidecar would say of a document, asked before it is told: the document is translated alone and compiled by the
-//! function that the sidecar runs. What the decoders let through, such as a header's template with an unknown variable, is
-//! then its author's to see, and not a refusal in the log of every sidecar.
+//! Dry run of a document: it is translated alone and compiled by the function that the sidecar runs. An error that the
+//! decoders miss, such as an unknown variable in a header template, is then reported to the author, not in the log of every
+//! sidecar.
 
 use std::{collections::BTreeMap, sync::Arc};
 

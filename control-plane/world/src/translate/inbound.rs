@@ -1,4 +1,4 @@
-//! `Inbound`: how a sidecar treats what comes in.
+//! `Inbound`: the settings of a sidecar for inbound traffic.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,8 +1,8 @@
-//! World -> what a sidecar is told. Pure: the same world gives the same messages, and discovery may compare them.
+//! World -> messages for sidecars. Pure: the same world gives the same messages, and discovery may compare them.
 //!
-//! `names` says which host an application means; `service`, `endpoints` and `inbound` make the three resources; `ports`,
-//! `rules`, `defaults`, `mtls` and `remotes` answer what a host's documents, its DestinationRules, the mesh as a whole, the
-//! PeerAuthentications and other data centres say. `dry_run` and `warnings` tell the author of a document what would come of it.
+//! `names` resolves hosts; `service`, `endpoints` and `inbound` make the three resources; `settings` has the settings that
+//! documents give to a client, `remotes` those of other data centres. `dry_run` and `warnings` report problems of documents
+//! to their authors.
 
 mod dry_run;
 mod endpoints;

@@ -1,4 +1,4 @@
-//! Other data centres: what they are told of our services, and what sidecars are told of theirs.
+//! Other data centres: the summary of our services for them, and the resources of theirs for sidecars.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,5 +1,5 @@
-//! What the documents and the registry show only together: hosts that nobody offers, subsets that nobody is in, ports that
-//! a route leaves open. Warnings, never errors: what is missing may register in the next minute.
+//! Warnings that need both the documents and the registry: hosts that are not registered, subsets without instances, ports
+//! that a route leaves open. Never errors: the missing part may register in the next minute.
 
 mod reachability;
 mod sidecars;

@@ -1,4 +1,4 @@
-//! A world of documents alone: who is registered is not known, and what documents call is taken as registered.
+//! A world of documents alone: the registry is not known, and services that documents call are taken as registered.
 
 use super::{Host, MESH_SUFFIX, World};
 use weft_policy::{Object, canonical};

@@ -1,5 +1,5 @@
-//! What defines a host: the service itself, and the ServiceEntries of each namespace. Every client has one of its
-//! definitions, as its namespace decides.
+//! The definitions of a host: the service itself, and the ServiceEntries of each namespace. The namespace of a client
+//! decides which of them it has.
 
 use std::net::IpAddr;
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! Sidecars that join by a WorkloadGroup: each is a workload entry of its own address for as long as it is registered.
 //!
-//! Whether it may is asked here, whenever it or the group changes, and not when it registers: the group may come later, or
-//! be given another service account.
+//! Membership is decided here whenever the sidecar or the group changes, not at registration: the group may come later, or
+//! get another service account.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -1,4 +1,4 @@
-//! One registered instance, as the registry's sources hand it to the world.
+//! One registered instance.
 
 use std::{collections::BTreeMap, net::IpAddr};
 

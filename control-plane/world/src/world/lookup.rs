@@ -1,4 +1,4 @@
-//! Questions that the world answers: by kind and name, by service, by host, by address.
+//! Queries of the world: by kind and name, by service, by host, by address.
 
 use std::{net::IpAddr, sync::Arc};
 

@@ -1,7 +1,7 @@
-//! Everything the control plane knows, in memory: policies, instances, and the indexes between them.
+//! The state of the control plane in memory: policies, instances, and the indexes between them.
 //!
-//! Pure: no clock, no store, no socket. One writer applies changes and learns from [`Changed`] which hosts to translate
-//! anew. Time is an argument (Unix seconds).
+//! Pure: no clock, no store, no socket. One writer applies changes, and [`Changed`] names the hosts to translate again.
+//! Time is an argument (Unix seconds).
 
 mod assumptions;
 mod definition;

@@ -1,5 +1,5 @@
-//! Policies by what they apply to, read on every translation. Rules and routes are replaced one by one; where anything else
-//! changes, which is rare, all is built anew.
+//! Policies by the objects that they apply to, read on every translation. Rules and routes are replaced one by one; any
+//! other change, which is rare, rebuilds the whole.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -1,4 +1,4 @@
-//! Ports of a host, from whichever document names them, and the ports of its endpoints.
+//! Ports of a host, from the document that declares them, and the ports of its endpoints.
 
 use std::{collections::BTreeMap, net::IpAddr};
 

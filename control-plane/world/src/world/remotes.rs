@@ -1,7 +1,7 @@
-//! What other data centres have: summaries of the services that they export, and how much of ours goes there.
+//! Other data centres: summaries of the services that they export, and the share of our requests that goes there.
 //!
-//! The order of the centres is that of preference. A centre counts as long as it is a peer and its last summary is kept;
-//! whether its control plane can be reached now is no question of this.
+//! The order of the data centres is that of preference. One counts as long as it is a peer and its last summary is kept,
+//! even while its control plane is unreachable.
 
 use std::collections::{BTreeMap, BTreeSet};
 

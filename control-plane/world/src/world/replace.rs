@@ -1,4 +1,4 @@
-//! A few changed policies taken up at the cost of those alone. The rest of the world stays as it is.
+//! Replaces a few policies at the cost of those alone. The rest of the world stays as it is.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! What of a client decides what it is told: two clients that are alike in this get the same translations, made once.
+//! The properties of a client that decide its translations: clients that are equal in these share them.
 
 use std::collections::BTreeMap;
 

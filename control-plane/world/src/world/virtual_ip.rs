@@ -1,11 +1,11 @@
 //! Virtual IPs: one address of 240.240.0.0/16 per host, the same on every sidecar.
 //!
-//! Applications cache addresses, so an address must never come to mean another host soon after: a host that leaves keeps
-//! its address for a day, and takes it up again if it comes back.
+//! Applications cache addresses, so an address must not be assigned to another host soon: a removed host keeps its address
+//! for a day, and gets it again if it returns.
 //!
-//! Which address a host gets follows from its name, so that several control planes that see a new host at the same moment
-//! mostly choose the same one. The store decides: what it has is taken up ([`VirtualIps::adopt`]), whatever was chosen
-//! here.
+//! The address of a host is derived from its name, so that several control planes that see a new host at the same moment
+//! mostly choose the same one. The store decides: an address that it has is adopted ([`VirtualIps::adopt`]), whatever was
+//! chosen here.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

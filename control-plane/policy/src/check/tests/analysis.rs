@@ -1,4 +1,4 @@
-//! What Istio's analysers find too.
+//! Findings that Istio's analysers have too.
 
 use super::*;
 

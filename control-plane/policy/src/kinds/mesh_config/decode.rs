@@ -1,7 +1,7 @@
-//! Which fields an IstioOperator may have, and what becomes of them: most of such a file installs Istio.
+//! The fields of an IstioOperator, most of which install Istio.
 //!
-//! What does not concern the traffic is left out with a warning; what does, and is not supported, is an error: to leave it
-//! out would change where requests go or who may make them.
+//! A field that does not concern the traffic is left out with a warning. A field that does, and is not supported, is an
+//! error: leaving it out would change where requests go or which callers may send them.
 
 use weft_proto::v1;
 

@@ -1,4 +1,4 @@
-//! `corsPolicy`: what browsers may do from other origins.
+//! `corsPolicy`: requests of browsers from other origins.
 
 use weft_proto::v1::{self, string_match::Kind};
 

@@ -1,4 +1,4 @@
-//! `headers`: what is changed of a request and of its answer.
+//! `headers`: changes to the headers of requests and responses.
 
 use weft_proto::v1;
 

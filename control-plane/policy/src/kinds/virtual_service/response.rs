@@ -1,4 +1,4 @@
-//! What a route does beside naming destinations: `redirect`, `directResponse`, `retries`.
+//! Settings of a route besides its destinations: `redirect`, `directResponse`, `retries`.
 
 use base64::Engine;
 use weft_proto::v1;

@@ -1,5 +1,5 @@
-//! Config entries of the three kinds that say where requests go, as far as they mean what the mesh's policies mean. A field that
-//! means something else is refused by its name.
+//! Config entries of the three kinds that route requests, as far as they have a counterpart in the mesh's policies. A field
+//! without one is refused by its name.
 
 use serde_json::{Value, json};
 use weft_agent::decode::Fields;

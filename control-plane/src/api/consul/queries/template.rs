@@ -1,5 +1,5 @@
-//! Templates of prepared queries: one query for all names that begin with its own, in whose texts parts of the name that was
-//! asked for are put in (`${name.full}`, `${name.prefix}`, `${name.suffix}`, `${match(N)}`).
+//! Templates of prepared queries: one query for all names with its own name as a prefix. Parts of the requested name are
+//! put into its texts (`${name.full}`, `${name.prefix}`, `${name.suffix}`, `${match(N)}`).
 
 use regex::{Regex, RegexBuilder};
 use serde_json::{Value, json};

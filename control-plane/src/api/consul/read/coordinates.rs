@@ -1,8 +1,7 @@
 //! `coordinate/*`: all nodes are at one place.
 //!
-//! Consul measures round trips between agents and makes positions of them. Sidecars measure none among themselves; what is
-//! close is said by their localities, by which `near` sorts. So that clients that read coordinates find some, each node
-//! has those with which Consul's begin.
+//! Consul measures round trips between agents and computes positions from them. Sidecars measure none; `near` sorts by
+//! their localities. Each node has the coordinates with which Consul's begin, for clients that read them.
 
 use serde_json::{Value, json};
 

@@ -1,4 +1,5 @@
-//! The instances and nodes that a query means: in the caller's namespaces, of this datacenter, with these tags and metadata.
+//! The instances and nodes of a query: in the caller's namespaces, of this data centre, with the requested tags and
+//! metadata.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;

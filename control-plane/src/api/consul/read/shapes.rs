@@ -1,5 +1,4 @@
-//! The JSON of the catalog and of health that Consul's clients expect: every field that one of them reads, and lists that
-//! are never null.
+//! The JSON of the catalog and of health, with every field that one of Consul's clients reads; lists are never null.
 
 use serde_json::{Map, Value, json};
 use weft_agent::shapes::{check, node_id, tagged_addresses};

@@ -1,4 +1,4 @@
-//! Endpoints that say what the mesh is like: nodes and their services, coordinates, who may call whom.
+//! Endpoints about the mesh: nodes and their services, coordinates, authorization.
 
 use serde_json::json;
 

@@ -1,4 +1,4 @@
-//! The additional section, beside what Consul's server gives.
+//! The additional section, compared with that of Consul's server.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! Which host is meant, and what of connections that are not looked into.
+//! The host that a name means, and connections that are not inspected.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! What decides among destinations and endpoints.
+//! Decisions among destinations and endpoints.
 
 use super::*;
 

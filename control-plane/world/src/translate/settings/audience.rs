@@ -1,5 +1,5 @@
-//! What of a VirtualService a client has: which of its routes, and which of their matches. Translations are made of it, and
-//! whoever explains one finds by it what a route was written as.
+//! The routes of a VirtualService that a client has, with those of their matches that are for it. Translations are made of
+//! them, and explanations find by them the place where a route is written.
 
 use std::collections::BTreeMap;
 

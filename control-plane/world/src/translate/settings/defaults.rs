@@ -1,5 +1,5 @@
-//! What the mesh has as defaults, put where nothing nearer says anything: below DestinationRules, routes and Sidecars, above
-//! what a sidecar does when it is told nothing.
+//! Defaults of the mesh. They apply below DestinationRules, routes and Sidecars, and above the built-in defaults of the
+//! sidecar.
 
 use weft_proto::v1;
 

@@ -1,4 +1,4 @@
-//! What the mesh has as defaults: below whatever is nearer.
+//! Defaults of the mesh apply below every nearer setting.
 
 use super::*;
 

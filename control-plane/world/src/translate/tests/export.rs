@@ -1,4 +1,4 @@
-//! `exportTo`: who sees which documents.
+//! `exportTo`: the namespaces that see a document.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! What Istio does where the plain reading of a document would be another.
+//! Istio's behaviour where the plain reading of a document would differ.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! DestinationRules of a host, and what of them a port and a subset have.
+//! DestinationRules of a host, and their settings for ports and subsets.
 
 use super::*;
 

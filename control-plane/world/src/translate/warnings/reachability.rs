@@ -1,4 +1,4 @@
-//! Destinations that some callers of a route have no address of: the connection is closed, or the request gets 503.
+//! Destinations without an address for some callers of a route: the connection is closed, or the request gets 503.
 
 use std::collections::HashMap;
 

@@ -1,4 +1,4 @@
-//! Sidecars that pick one workload by different selectors: as in Istio (IST0110) one alone can be for it.
+//! Sidecar documents that select one workload by different selectors: as in Istio (IST0110) only one of them can apply.
 
 use std::collections::BTreeMap;
 

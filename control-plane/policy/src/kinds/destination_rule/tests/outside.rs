@@ -1,4 +1,4 @@
-//! What connections leave the mesh by: TLS, tunnels, headers that proxies read.
+//! Settings of connections that leave the mesh: TLS, tunnels, PROXY protocol headers.
 
 use super::*;
 
