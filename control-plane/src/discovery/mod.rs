@@ -1,12 +1,13 @@
-//! Delta discovery: each sidecar asks for what its application uses, and is sent that again whenever it changes.
+//! Delta discovery: each sidecar subscribes to the names that its application uses, and is sent the resources again
+//! whenever they change.
 //!
-//! One task a stream. A change names the hosts that it touched, and wakes the streams that subscribe to one of them (`router`).
-//! What is sent is translated and encoded once per change and kind of client ([`Scope`]), and shared by all streams. A stream that
-//! is behind misses no change, only intermediate ones: it always sends what is current.
+//! There is one task per stream. A change names the hosts that it affects, and wakes the streams that subscribe to one of
+//! them (`router`). Resources are translated and encoded once per change and kind of client ([`Scope`]), and shared by all
+//! streams. A slow stream misses only intermediate states: it always sends the current one.
 //!
 //! Names: a client subscribes by the names that its application uses ("order-service", "240.240.0.7:80"); a resource is
-//! sent under its host's canonical name, with the names asked for as aliases. `removed_resources` is the explicit answer
-//! that a name means nothing.
+//! sent under the canonical name of its host, with the subscribed names as aliases. `removed_resources` is the explicit
+//! answer that a name resolves to nothing.
 
 mod names;
 mod router;

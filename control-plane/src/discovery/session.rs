@@ -1,4 +1,4 @@
-//! One sidecar's stream: what it asks for, and what changes of that.
+//! The discovery stream of one sidecar: its subscriptions, and the changes sent to it.
 
 mod send;
 

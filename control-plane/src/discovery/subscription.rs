@@ -1,4 +1,4 @@
-//! What a stream wants of one type of resource, and what it has.
+//! The subscription of a stream to one type of resource, and the versions that the stream has.
 
 use std::collections::HashMap;
 

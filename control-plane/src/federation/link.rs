@@ -1,4 +1,4 @@
-//! The way to another data centre: what it exports is listened to, and it is asked what names it.
+//! The connection to another data centre: receives its exports, and sends it queries that name it.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

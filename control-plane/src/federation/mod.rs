@@ -1,8 +1,9 @@
-//! Other data centres. Each has control planes and a store of its own; what crosses are summaries of exported services
-//! ([`weft_world::translate::summaries`]), and single questions that name the other centre (`?dc=`, `svc.service.dc2.consul`).
+//! Other data centres. Each has control planes and a store of its own; only summaries of exported services
+//! ([`weft_world::translate::summaries`]), and single queries that name the other data centre (`?dc=`,
+//! `svc.service.dc2.consul`), cross between them.
 //!
-//! [`peering`] says who the others are, [`tls`] proves it both ways, [`link`] listens to one of them and asks it, [`service`]
-//! answers them. Nothing here waits for another centre before it writes at home. Nothing is passed on for a third.
+//! [`peering`] configures the peers, [`tls`] authenticates both ends, [`link`] connects to one of them, [`service`] answers
+//! them. No local write waits for another data centre, and no query is forwarded for a third.
 
 pub mod link;
 pub mod peering;

@@ -1,4 +1,4 @@
-//! Who the other data centres are: a name, an address, and the root that proves them.
+//! The configured peers: a name, an address, and the root certificate of each.
 
 use std::path::PathBuf;
 use std::str::FromStr;

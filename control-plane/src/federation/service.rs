@@ -1,5 +1,5 @@
-//! What other data centres are answered. They are their control planes, proved by the root that was exchanged, and see
-//! nothing but what is exported.
+//! The API for other data centres. Callers are their control planes, authenticated by the exchanged root, and see exports
+//! only.
 
 use std::pin::Pin;
 use std::sync::Arc;

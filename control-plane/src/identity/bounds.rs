@@ -1,5 +1,5 @@
-//! What a member of the mesh may send: bounds in bytes for each field that a peer controls, and the budget of an identity. One
-//! certificate is enough to speak to the control plane, so that none may cost it its memory. `docs/security.md` has the table.
+//! Bounds of requests: bytes of each field that a peer controls, and the budget of an identity. One certificate is enough
+//! to connect to the control plane, so no identity may exhaust its memory. `docs/security.md` has the table.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! The mesh's certificate authority: one self-signed root, made at the first start and kept in the store.
 //!
-//! It signs what the caller proved itself to be, never what a request asks for: of a certificate signing request only
-//! the public key is used. Time is an argument, so that expiry is tested without waiting.
+//! It signs the identity that the caller has proved, never the one that a request names: of a certificate signing request
+//! only the public key is used. Time is an argument, so that expiry is tested without waiting.
 
 use std::time::{Duration, SystemTime};
 

@@ -1,4 +1,4 @@
-//! Who asks, and all that depends on it: which namespaces it sees, and what its token leaves of them.
+//! The caller of an API request: the namespaces that it sees, and the rights that its token leaves.
 
 use std::collections::HashSet;
 use std::net::IpAddr;

@@ -62,7 +62,7 @@ impl Grants {
     /// The services that a token or a certificate names, as they were written.
     ///
     /// # Errors
-    /// When a grant is not to be had.
+    /// If a grant is unavailable.
     pub async fn services(&self, named: &[String]) -> Result<Vec<String>, Unknown> {
         let mut all = Vec::with_capacity(named.len());
         for name in named {
@@ -80,7 +80,7 @@ impl Grants {
     /// The same in lower case, shared with all that hold the same grant.
     ///
     /// # Errors
-    /// When a grant is not to be had.
+    /// If a grant is unavailable.
     pub async fn names(&self, named: &[String]) -> Result<Names, Unknown> {
         let lower = |services: Vec<String>| services.into_iter().map(|service| service.to_ascii_lowercase()).collect();
         let [name] = named else { return Ok(Arc::new(lower(self.services(named).await?))) };

@@ -1,8 +1,8 @@
-//! Identities and what they may do: certificates, tokens, and the bounds of requests.
+//! Identities and their rights: certificates, tokens, and the bounds of requests.
 //!
-//! [`ca`] signs and [`service`] decides for whom; [`peer`] verifies the other end of a connection; [`token`] and [`grants`] hold
-//! what an identity may register. [`caller`] is the sender of an API request with its rights, [`bounds`] and [`rates`] limit what
-//! an identity may send.
+//! [`ca`] signs and [`service`] decides on requests for certificates; [`refusals`] remembers the refused ones; [`peer`]
+//! verifies the other end of a connection; [`token`] and [`grants`] hold the services that an identity may register.
+//! [`caller`] is the sender of an API request with its rights; [`bounds`] and [`rates`] limit requests.
 
 pub mod bounds;
 pub mod ca;

@@ -305,15 +305,21 @@ impl Session {
     }
 }
 
-/// Whether who joins by a WorkloadGroup says its name and nothing else. Whether he may is asked whenever the group changes
-/// (`world/groups.rs`), and told with his inbound policy.
+/// Checks that a WorkloadGroup member sets only the group and one check. Membership is decided whenever the group changes
+/// (`world/groups.rs`), and sent with the inbound policy of the sidecar.
+///
+/// # Errors
+/// Says what the member may not set.
 fn joins(instance: &v1::Instance) -> Result<(), String> {
     if instance.group.len() > 253 || !instance.group.bytes().all(|b| b.is_ascii_graphic()) {
         return Err(format!("{:?} is not the name of a WorkloadGroup", instance.group));
     }
     let plain = v1::Instance { checks: instance.checks.clone(), ..group_member(&instance.group) };
     if *instance != plain || instance.checks.len() > 1 {
-        return Err("who joins by a WorkloadGroup says its name and one check at most: the group says the rest".into());
+        return Err(
+            "a WorkloadGroup member may set only the group and one check: the WorkloadGroup has all other fields"
+                .into(),
+        );
     }
     Ok(())
 }

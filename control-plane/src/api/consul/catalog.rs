@@ -138,7 +138,7 @@ fn here(consul: &Consul, datacenter: &str) -> Result<(), Refused> {
     if datacenter.is_empty() || datacenter == consul.federation.datacenter() {
         return Ok(());
     }
-    Err(Refused::new(StatusCode::NOT_IMPLEMENTED, "the catalog of another data centre is written there"))
+    Err(Refused::new(StatusCode::NOT_IMPLEMENTED, "the catalog of another datacenter is read-only here"))
 }
 
 fn entry(consul: &Consul, caller: &Caller, body: &[u8]) -> Result<Entry, Refused> {

@@ -1,4 +1,4 @@
-//! What a stream is sent: current versions, in responses whose size keeps buffers small.
+//! Responses of a stream: current versions, of a size that keeps buffers small.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -119,7 +119,7 @@ impl Direct {
             return false;
         }
         if let Err(e) = self.settle(&mut told).await {
-            tracing::warn!(node = self.name, "what an external program registered is not in the mesh yet: {e}");
+            tracing::warn!(node = self.name, "external registration pending: {e}");
         }
         true
     }
@@ -137,7 +137,7 @@ impl Direct {
         told.instances.clear();
         told.stray = true;
         if let Err(e) = self.settle(&mut told).await {
-            tracing::warn!(node = self.name, "what an external program registered is still in the mesh: {e}");
+            tracing::warn!(node = self.name, "external deregistration pending: {e}");
         }
     }
 

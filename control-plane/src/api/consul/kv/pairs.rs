@@ -106,7 +106,7 @@ pub(in crate::api::consul) fn shape(key: &str, pair: &Pair) -> Value {
 
 fn number(query: &Query, key: &str) -> Result<Option<u64>, Refused> {
     let value = query.value(key).filter(|text| !text.is_empty());
-    let wrong = |text| Refused::bad(format!("Invalid query parameter: {key:?} is to be a whole number, not {text:?}"));
+    let wrong = |text| Refused::bad(format!("Invalid query parameter: {key:?} must be an integer, got {text:?}"));
     value.map(|text| text.parse().map_err(|_| wrong(text))).transpose()
 }
 

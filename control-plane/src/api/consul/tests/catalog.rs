@@ -113,7 +113,7 @@ async fn nobody_writes_what_is_anothers() {
         (&db, "register", r#"{"Node":"db2"}"#.to_owned(), 400, "Must provide address"),
         (&db, "register", node(r#""Check":{"Name":"a","Status":"ok"}"#), 400, "Status for checks must"),
         (&db, "register", node(r#""Check":{"Name":"a","ServiceID":"none"}"#), 500, "no service \"none\""),
-        (&db, "register", node(r#""Datacenter":"dc9""#), 501, "another data centre"),
+        (&db, "register", node(r#""Datacenter":"dc9""#), 501, "the catalog of another datacenter is read-only here"),
         (&db, "register", "[1]".to_owned(), 400, "is to be an object"),
     ];
     for (caller, what, body, status, words) in cases {
