@@ -69,7 +69,7 @@ impl Route {
     pub async fn run(&self, out: &mut impl Write) -> Result<ExitCode> {
         let headers = pairs(&self.headers, ':', "-H").map_err(|e| anyhow!(e))?;
         let gateway = Client::gateway(self.gateway.as_deref().unwrap_or_default()).map_err(|e| anyhow!(e))?;
-        let asked = Query::new(&self.address(), &self.method, &headers, self.sni.as_deref()).map_err(|e| anyhow!(e))?;
+        let query = Query::new(&self.address(), &self.method, &headers, self.sni.as_deref()).map_err(|e| anyhow!(e))?;
         let from = self.from.as_deref().map(Name::parse).transpose().map_err(|e| anyhow!(e))?;
         let explanation = if self.files.is_empty() {
             self.live(headers).await?
@@ -85,7 +85,7 @@ impl Route {
                 return report(out, &self.output, given.len(), &world, &problems);
             }
             world.assume_registered();
-            explain(&world, &client, &asked, false, Instant::now())
+            explain(&world, &client, &query, false, Instant::now())
                 .context("sidecars would refuse what the files say")?
         };
         if self.output == "json" {

@@ -81,27 +81,27 @@ impl<'a> Candidates<'a> {
     }
 
     /// The way of what is asked, which is dialed to `address`.
-    pub(super) fn way(&'a self, asked: &Query, address: SocketAddr) -> Dispatch<'a> {
+    pub(super) fn way(&'a self, query: &Query, address: SocketAddr) -> Dispatch<'a> {
         let dialed = self.by_address.as_ref().map(|candidate| &candidate.service);
-        let by_name = target::wants_server_name(dialed, asked.port);
+        let by_name = target::wants_server_name(dialed, query.port);
         let name =
             |name: &str| Some(normalise(name).into_owned()).filter(|name| by_name && name.parse::<IpAddr>().is_err());
         let is_tls =
-            dialed.and_then(|service| service.port(asked.port)).is_some_and(|port| port.protocol == Protocol::Tls);
-        match (target::look(dialed, asked.port), &asked.server_name) {
+            dialed.and_then(|service| service.port(query.port)).is_some_and(|port| port.protocol == Protocol::Tls);
+        match (target::look(dialed, query.port), &query.server_name) {
             // Its caller speaks TLS, and mostly to the host that it dials.
-            (Look::ServerName | Look::Pass, None) if is_tls => self.connection(asked, address, name(&asked.host)),
-            (Look::Pass, None) => self.connection(asked, address, None),
-            (Look::Pass, Some(_)) if !is_tls => self.connection(asked, address, None),
-            (_, Some(server_name)) => self.connection(asked, address, name(server_name)),
-            (Look::ServerName, None) => self.connection(asked, address, name(&asked.host)),
-            (Look::Http | Look::Unknown, None) => self.request(asked, address),
+            (Look::ServerName | Look::Pass, None) if is_tls => self.connection(query, address, name(&query.host)),
+            (Look::Pass, None) => self.connection(query, address, None),
+            (Look::Pass, Some(_)) if !is_tls => self.connection(query, address, None),
+            (_, Some(server_name)) => self.connection(query, address, name(server_name)),
+            (Look::ServerName, None) => self.connection(query, address, name(&query.host)),
+            (Look::Http | Look::Unknown, None) => self.request(query, address),
         }
     }
 
-    fn request(&'a self, asked: &Query, address: SocketAddr) -> Dispatch<'a> {
+    fn request(&'a self, query: &Query, address: SocketAddr) -> Dispatch<'a> {
         if let Some(candidate) = &self.by_authority
-            && target::takes(&candidate.service, asked.port, Some(address))
+            && target::takes(&candidate.service, query.port, Some(address))
         {
             return Dispatch::Request(candidate);
         }
@@ -113,9 +113,9 @@ impl<'a> Candidates<'a> {
         }
     }
 
-    fn connection(&'a self, asked: &Query, address: SocketAddr, server_name: Option<String>) -> Dispatch<'a> {
+    fn connection(&'a self, query: &Query, address: SocketAddr, server_name: Option<String>) -> Dispatch<'a> {
         let is_routed =
-            self.by_address.as_ref().is_some_and(|candidate| target::is_routed(&candidate.service, asked.port));
+            self.by_address.as_ref().is_some_and(|candidate| target::is_routed(&candidate.service, query.port));
         if let Some(candidate) = self.by_address.as_ref().filter(|_| !is_routed)
             && let Address::Endpoint(at, endpoint) = candidate.address(address, true)
         {
@@ -123,7 +123,7 @@ impl<'a> Candidates<'a> {
         }
         let named = || self.by_server_name.as_ref().filter(|_| server_name.is_some());
         let candidate = self.by_address.as_ref().or_else(named);
-        match candidate.and_then(|candidate| Some((candidate, candidate.service.port(asked.port)?))) {
+        match candidate.and_then(|candidate| Some((candidate, candidate.service.port(query.port)?))) {
             Some((candidate, port)) => Dispatch::Connection(candidate, port, server_name),
             None => Dispatch::Passthrough,
         }

@@ -53,7 +53,7 @@ pub(super) struct GatewayFacts {
 #[derive(Debug)]
 pub(super) struct Referent {
     /// The name, or the address with its port.
-    pub(super) asked: String,
+    pub(super) query: String,
     pub(super) by: Meaning,
     pub(super) host: Arc<HostFacts>,
 }
@@ -76,10 +76,10 @@ pub(super) struct HostFacts {
 
 impl Facts {
     /// For what is asked. `complete`: the world knows all registrations.
-    pub fn gather(world: &World, client: &Client, asked: &Query, complete: bool) -> Facts {
+    pub fn gather(world: &World, client: &Client, query: &Query, complete: bool) -> Facts {
         let scope = world.scope(&client.namespace, &client.labels);
-        let original = address(world, &scope, asked);
-        let authority = normalise(&asked.authority);
+        let original = address(world, &scope, query);
+        let authority = normalise(&query.authority);
         let is_name = |name: &str| !name.is_empty() && name.parse::<IpAddr>().is_err();
         // Mostly all of them mean the same host.
         let mut told: BTreeMap<String, Arc<HostFacts>> = BTreeMap::new();
@@ -92,10 +92,10 @@ impl Facts {
                     .or_insert(Arc::new(HostFacts::of(world, &scope, host, complete)?))
                     .clone(),
             };
-            Some(Referent { asked: name.to_owned(), by, host })
+            Some(Referent { query: name.to_owned(), by, host })
         };
-        let gateway = client.gateway.as_ref().map(|key| GatewayFacts::of(world, key, asked, &mut lookup));
-        let server_name = asked.server_name.as_deref().filter(|name| is_name(name));
+        let gateway = client.gateway.as_ref().map(|key| GatewayFacts::of(world, key, query, &mut lookup));
+        let server_name = query.server_name.as_deref().filter(|name| is_name(name));
         let outbound = world.policies().sidecar(&client.namespace, &client.labels);
         let passes = outbound.and_then(|(document, sidecar)| match sidecar.outbound {
             v1::OutboundPolicy::OutboundUnset => None,
@@ -109,7 +109,7 @@ impl Facts {
             by_server_name: server_name.and_then(&mut lookup),
             passes,
             gateway,
-            hint: hint(world, &scope, &normalise(&asked.authority)),
+            hint: hint(world, &scope, &normalise(&query.authority)),
             scope,
         }
     }
@@ -120,7 +120,7 @@ impl GatewayFacts {
     fn of(
         world: &World,
         key: &(String, String),
-        asked: &Query,
+        query: &Query,
         lookup: &mut impl FnMut(&str) -> Option<Referent>,
     ) -> GatewayFacts {
         let document = world.document(Kind::Gateway, &key.0, &key.1);
@@ -129,7 +129,7 @@ impl GatewayFacts {
             _ => BTreeMap::new(),
         };
         let servers = if document.is_some() { translate::servers(world, &selector) } else { Vec::new() };
-        let here = servers.iter().filter(|server| server.port == u32::from(asked.port));
+        let here = servers.iter().filter(|server| server.port == u32::from(query.port));
         let names: BTreeSet<&str> = here.flat_map(|server| &server.virtual_hosts).map(|one| &*one.service).collect();
         let behind = names.into_iter().filter_map(|name| Some((name.to_owned(), lookup(name)?))).collect();
         GatewayFacts { key: key.clone(), exists: document.is_some(), behind, servers }
@@ -174,15 +174,15 @@ impl HostFacts {
 }
 
 /// The address that a client dials for the URL's host: its own, or the one that the mesh's DNS answers.
-fn address(world: &World, scope: &Scope, asked: &Query) -> Option<SocketAddr> {
-    let address = match asked.host.parse::<IpAddr>() {
+fn address(world: &World, scope: &Scope, query: &Query) -> Option<SocketAddr> {
+    let address = match query.host.parse::<IpAddr>() {
         Ok(address) => Some(address),
         Err(_) => {
-            let (host, _) = translate::lookup(world, scope, &normalise(&asked.host))?;
+            let (host, _) = translate::lookup(world, scope, &normalise(&query.host))?;
             world.addresses_of(host).first().copied()
         }
     };
-    address.map(|address| SocketAddr::new(address, asked.port))
+    address.map(|address| SocketAddr::new(address, query.port))
 }
 
 /// What makes it a host.

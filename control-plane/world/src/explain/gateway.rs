@@ -28,10 +28,10 @@ impl Facts {
         mut told: Explanation,
         entered: &GatewayFacts,
         client: &Client,
-        asked: &Query,
+        query: &Query,
         now: Instant,
     ) -> Result<Explanation, CompileError> {
-        told.host.asked = asked.authority.clone();
+        told.host.query = query.authority.clone();
         let name = format!("{}/{}", entered.key.0, entered.key.1);
         if !entered.exists {
             told.host.because = format!("there is no Gateway {name}");
@@ -39,28 +39,28 @@ impl Facts {
             return Ok(told);
         }
         let all = compile::gateway_servers(&entered.servers)?;
-        let servers: Vec<Arc<Server>> = all.into_iter().filter(|server| server.port == asked.port).collect();
+        let servers: Vec<Arc<Server>> = all.into_iter().filter(|server| server.port == query.port).collect();
         let Some(first) = servers.first() else {
-            told.host.because = format!("Gateway {name} does not listen on port {}", asked.port);
+            told.host.because = format!("Gateway {name} does not listen on port {}", query.port);
             told.verdict = closed("no server of the gateway has this port");
             return Ok(told);
         };
         let is_tls = matches!(first.protocol, Speaks::Https | Speaks::Tls);
-        if first.protocol != Speaks::Tcp && is_tls != asked.server_name.is_some() {
+        if first.protocol != Speaks::Tcp && is_tls != query.server_name.is_some() {
             let (wanted, remedy) =
                 if is_tls { ("TLS", "--tls or https://") } else { ("plaintext", "http:// without --tls") };
-            told.host.because = format!("port {} of Gateway {name} takes {wanted} alone ({remedy})", asked.port);
+            told.host.because = format!("port {} of Gateway {name} takes {wanted} alone ({remedy})", query.port);
             told.verdict = closed("the gateway closes the connection");
             return Ok(told);
         }
         if first.protocol == Speaks::Tcp {
             let behind = gateway::service(&servers, "").map(|(_, service)| service.clone());
-            return self.connection_behind(told, entered, behind.as_deref(), client, asked, now);
+            return self.connection_behind(told, entered, behind.as_deref(), client, query, now);
         }
         let mut serving = servers.clone();
-        if let Some(server_name) = &asked.server_name {
+        if let Some(server_name) = &query.server_name {
             let Some(server) = gateway::by_server_name(&servers, server_name).cloned() else {
-                told.host.because = format!("no server of port {} is for server name {server_name}", asked.port);
+                told.host.because = format!("no server of port {} is for server name {server_name}", query.port);
                 told.verdict = closed("no server of this port is for this server name");
                 return Ok(told);
             };
@@ -77,12 +77,12 @@ impl Facts {
             if server.protocol == Speaks::Tls {
                 let passing = servers.iter().filter(|server| server.protocol == Speaks::Tls);
                 let behind = gateway::service(passing, server_name).map(|(_, service)| service.clone());
-                return self.connection_behind(told, entered, behind.as_deref(), client, asked, now);
+                return self.connection_behind(told, entered, behind.as_deref(), client, query, now);
             }
             serving = vec![server];
-            told.request.method = asked.method.to_string();
+            told.request.method = query.method.to_string();
         }
-        self.request_behind(told, entered, &serving, client, asked, now)
+        self.request_behind(told, entered, &serving, client, query, now)
     }
 
     fn request_behind(
@@ -91,10 +91,10 @@ impl Facts {
         entered: &GatewayFacts,
         servers: &[Arc<Server>],
         client: &Client,
-        asked: &Query,
+        query: &Query,
         now: Instant,
     ) -> Result<Explanation, CompileError> {
-        let found = gateway::service(servers, &normalise(&asked.authority));
+        let found = gateway::service(servers, &normalise(&query.authority));
         let redirects = match found {
             Some((server, _)) => server.https_redirect,
             None => servers.iter().any(|server| server.https_redirect),
@@ -112,9 +112,9 @@ impl Facts {
             return Ok(told);
         };
         let Some(candidate) = Candidate::of(Some(meant))? else { return Ok(told) };
-        told.host.name.clone_from(&asked.authority);
+        told.host.name.clone_from(&query.authority);
         told.host.because = format!("a host of {}", server.name);
-        let sender = self.sender(client, asked, now);
+        let sender = self.sender(client, query, now);
         match candidate.service.port(0) {
             Some(port) => {
                 self.by_route(&mut told, &candidate, port, &sender)?;
@@ -134,7 +134,7 @@ impl Facts {
         entered: &GatewayFacts,
         behind: Option<&str>,
         client: &Client,
-        asked: &Query,
+        query: &Query,
         now: Instant,
     ) -> Result<Explanation, CompileError> {
         told.request.method.clear();
@@ -143,13 +143,13 @@ impl Facts {
             told.verdict = closed("no route is for this connection");
             return Ok(told);
         };
-        told.host.name.clone_from(&asked.authority);
+        told.host.name.clone_from(&query.authority);
         told.host.because = format!("a connection by Gateway {}/{}", entered.key.0, entered.key.1);
-        let sender = self.sender(client, asked, now);
+        let sender = self.sender(client, query, now);
         let route = candidate.service.port(0).and_then(|port| port.routes.find(&sender.view));
         match route.map(|route| &*route.action) {
             Some(Action::Forward(forward)) => {
-                let name = asked.server_name.as_deref().unwrap_or_default();
+                let name = query.server_name.as_deref().unwrap_or_default();
                 self.divided(&mut told, &candidate, forward, &sender, name)?;
             }
             _ => told.verdict = closed("no route is for this connection"),
@@ -157,9 +157,9 @@ impl Facts {
         Ok(told)
     }
 
-    fn sender<'a>(&self, client: &'a Client, asked: &'a Query, now: Instant) -> Sender<'a> {
-        let mut view = asked.view(client.source(), ([0, 0, 0, 0], asked.port).into());
-        view.scheme = asked.scheme();
+    fn sender<'a>(&self, client: &'a Client, query: &'a Query, now: Instant) -> Sender<'a> {
+        let mut view = query.view(client.source(), ([0, 0, 0, 0], query.port).into());
+        view.scheme = query.scheme();
         Sender { client, complete: self.complete, now, view }
     }
 }

@@ -48,11 +48,11 @@ use report::{Setting, Verdict};
 pub fn explain(
     world: &World,
     client: &Client,
-    asked: &Query,
+    query: &Query,
     complete: bool,
     now: Instant,
 ) -> Result<Explanation, CompileError> {
-    Facts::gather(world, client, asked, complete).explain(client, asked, now)
+    Facts::gather(world, client, query, complete).explain(client, query, now)
 }
 
 impl Facts {
@@ -60,43 +60,43 @@ impl Facts {
     ///
     /// # Errors
     /// When sidecars would refuse what they are told of the host.
-    pub fn explain(&self, client: &Client, asked: &Query, now: Instant) -> Result<Explanation, CompileError> {
-        let mut told = Explanation { request: request(asked), caller: caller(client), ..Explanation::default() };
-        if !asked.has_path {
+    pub fn explain(&self, client: &Client, query: &Query, now: Instant) -> Result<Explanation, CompileError> {
+        let mut told = Explanation { request: request(query), caller: caller(client), ..Explanation::default() };
+        if !query.has_path {
             told.notes.push("the path holds an encoded NUL".to_owned());
             told.verdict = refused(&Reason::BadRequest { detail: "" }, "");
             return Ok(told);
         }
         if let Some(entered) = &self.gateway {
-            return self.by_gateway(told, entered, client, asked, now);
+            return self.by_gateway(told, entered, client, query, now);
         }
-        let local = self.original.unwrap_or_else(|| SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), asked.port));
+        let local = self.original.unwrap_or_else(|| SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), query.port));
         let source = client.source();
         let candidates = dispatch::Candidates::of(self)?;
-        let way = candidates.way(asked, local);
-        let sender = Sender { client, complete: self.complete, now, view: asked.view(source, local) };
+        let way = candidates.way(query, local);
+        let sender = Sender { client, complete: self.complete, now, view: query.view(source, local) };
         match way {
-            Dispatch::Passthrough => self.foreign(&mut told, asked),
+            Dispatch::Passthrough => self.foreign(&mut told, query),
             Dispatch::Pinned(candidate, cluster, endpoint) => {
-                self.host(&mut told, candidate, asked);
+                self.host(&mut told, candidate, query);
                 told.notes.push("the caller chose the endpoint itself: no route and no balancer applies".to_owned());
                 told.destinations.push(sender.pinned(candidate, cluster, &endpoint)?);
                 told.verdict = overall(&told);
             }
             Dispatch::Request(candidate) => {
-                self.host(&mut told, candidate, asked);
-                match candidate.service.port(asked.port) {
+                self.host(&mut told, candidate, query);
+                match candidate.service.port(query.port) {
                     Some(port) => self.by_route(&mut told, candidate, port, &sender)?,
                     None => {
-                        told.notes.push(no_such_port(candidate, asked.port));
+                        told.notes.push(no_such_port(candidate, query.port));
                         told.verdict = refused(&Reason::NoRoute, "");
                     }
                 }
             }
             Dispatch::Connection(candidate, port, server_name) => {
                 told.request.method.clear();
-                told.request.server_name = asked.server_name.clone().or(server_name.clone());
-                self.host(&mut told, candidate, asked);
+                told.request.server_name = query.server_name.clone().or(server_name.clone());
+                self.host(&mut told, candidate, query);
                 let connection = Connection { server_name: server_name.as_deref(), source, destination: local };
                 self.by_connection_route(&mut told, candidate, port, &connection, &sender)?;
             }
@@ -105,9 +105,9 @@ impl Facts {
     }
 
     /// A host that the mesh does not know.
-    fn foreign(&self, told: &mut Explanation, asked: &Query) {
+    fn foreign(&self, told: &mut Explanation, query: &Query) {
         let dialed = self.original.filter(|address| is_virtual(address.ip()));
-        told.host.asked = asked.authority.clone();
+        told.host.query = query.authority.clone();
         let target = self.by_authority.as_ref().map_or("", |meant| &meant.host.service.external_name);
         told.host.because = match (target, self.hint.as_str()) {
             ("", "") => "the mesh knows no such host".to_owned(),
@@ -117,7 +117,7 @@ impl Facts {
             }
         };
         if dialed.is_some() {
-            told.verdict = if asked.server_name.is_some() {
+            told.verdict = if query.server_name.is_some() {
                 closed("nobody has this virtual IP, and it is nobody's real address")
             } else {
                 refused(&Reason::UnknownHost, "")
@@ -134,19 +134,19 @@ impl Facts {
         });
     }
 
-    fn host(&self, told: &mut Explanation, candidate: &Candidate<'_>, asked: &Query) {
+    fn host(&self, told: &mut Explanation, candidate: &Candidate<'_>, query: &Query) {
         let meant = candidate.meant;
         let by_authority = self.by_authority.as_ref().is_some_and(|other| std::ptr::eq(other, meant));
         told.host.name = candidate.service.host.to_string();
         told.host.sources.clone_from(&meant.host.sources);
-        let is_address = asked.host.parse::<IpAddr>().is_ok();
+        let is_address = query.host.parse::<IpAddr>().is_ok();
         let means = dispatch::in_words(meant.by);
-        (told.host.asked, told.host.because) = match (by_authority, is_address) {
-            (true, _) => (meant.asked.clone(), means.to_owned()),
-            (false, true) => (meant.asked.clone(), format!("{means}, which is dialed")),
-            (false, false) => (asked.host.clone(), "the host that is dialed".to_owned()),
+        (told.host.query, told.host.because) = match (by_authority, is_address) {
+            (true, _) => (meant.query.clone(), means.to_owned()),
+            (false, true) => (meant.query.clone(), format!("{means}, which is dialed")),
+            (false, false) => (query.host.clone(), "the host that is dialed".to_owned()),
         };
-        if let Some(port) = candidate.service.port(asked.port) {
+        if let Some(port) = candidate.service.port(query.port) {
             told.port = Some(report::Port {
                 number: port.number,
                 name: port.name.to_string(),
@@ -250,14 +250,14 @@ impl Facts {
     }
 }
 
-fn request(asked: &Query) -> report::Request {
+fn request(query: &Query) -> report::Request {
     report::Request {
         // Of TLS of the client's own nothing more is seen than the server name.
-        method: if asked.server_name.is_some() { String::new() } else { asked.method.to_string() },
-        authority: asked.authority.clone(),
-        url: format!("{}{}", asked.origin, asked.path_and_query),
-        port: asked.port,
-        server_name: asked.server_name.clone(),
+        method: if query.server_name.is_some() { String::new() } else { query.method.to_string() },
+        authority: query.authority.clone(),
+        url: format!("{}{}", query.origin, query.path_and_query),
+        port: query.port,
+        server_name: query.server_name.clone(),
     }
 }
 
@@ -298,11 +298,11 @@ fn overall(told: &Explanation) -> Verdict {
     bad.or_else(open).cloned().unwrap_or(Verdict::Served)
 }
 
-fn no_such_port(candidate: &Candidate<'_>, asked: u16) -> String {
+fn no_such_port(candidate: &Candidate<'_>, number: u16) -> String {
     let ports: Vec<String> = candidate.service.ports.iter().map(|port| port.number.to_string()).collect();
     match ports.as_slice() {
         [] => format!("`{}` has no port", candidate.service.host),
-        _ => format!("`{}` has no port {asked}: it has {}", candidate.service.host, ports.join(", ")),
+        _ => format!("`{}` has no port {number}: it has {}", candidate.service.host, ports.join(", ")),
     }
 }
 

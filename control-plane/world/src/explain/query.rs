@@ -89,7 +89,7 @@ impl Query {
         let shown = port.filter(|port| *port != default_port).map(|port| format!(":{port}")).unwrap_or_default();
         let authority = if host.contains(':') { format!("[{host}]{shown}") } else { format!("{host}{shown}") };
         let normal = normal(&path);
-        let mut asked = Query {
+        let mut query = Query {
             origin: format!("{}://{authority}", if is_tls { "https" } else { "http" }),
             authority,
             port: port.unwrap_or(default_port),
@@ -101,12 +101,12 @@ impl Query {
             host,
         };
         if let Some(name) =
-            asked.server_name.as_deref().filter(|name| name.parse::<IpAddr>().is_err() && !is_host(name))
+            query.server_name.as_deref().filter(|name| name.parse::<IpAddr>().is_err() && !is_host(name))
         {
             return Err(format!("--sni: {name:?} is not a host name"));
         }
-        asked.add_headers(headers)?;
-        Ok(asked)
+        query.add_headers(headers)?;
+        Ok(query)
     }
 
     fn add_headers(&mut self, headers: &[(String, String)]) -> Result<(), String> {

@@ -65,7 +65,8 @@ pub struct Caller {
 #[serde(default)]
 pub struct Host {
     /// The name, or the address with its port, that decided.
-    pub asked: String,
+    #[serde(rename = "asked")]
+    pub query: String,
     /// Canonical name; empty: the mesh knows no such host.
     pub name: String,
     /// Why it is this one, or none.

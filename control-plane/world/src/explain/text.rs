@@ -14,7 +14,7 @@ impl fmt::Display for Explanation {
         match (request.method.is_empty(), &request.server_name) {
             (false, _) => write!(f, "{} {}", request.method, request.url)?,
             (true, Some(name)) => write!(f, "TLS to server name {name}, port {}", request.port)?,
-            (true, None) => write!(f, "a connection to {}, port {}", self.host.asked, request.port)?,
+            (true, None) => write!(f, "a connection to {}, port {}", self.host.query, request.port)?,
         }
         let own = request.url.split_once("://").map_or("", |(_, rest)| rest.split('/').next().unwrap_or_default());
         if !request.method.is_empty() && own != request.authority {
@@ -51,11 +51,11 @@ impl Explanation {
         if host.name.is_empty() {
             return match host.because.as_str() {
                 "" => Ok(()),
-                because => writeln!(f, "host      {}: {because}", host.asked),
+                because => writeln!(f, "host      {}: {because}", host.query),
             };
         }
         let means =
-            if host.asked == host.name { host.name.clone() } else { format!("{} is {}", host.asked, host.name) };
+            if host.query == host.name { host.name.clone() } else { format!("{} is {}", host.query, host.name) };
         let sources = if host.sources.is_empty() { String::new() } else { format!(" ({})", host.sources.join(", ")) };
         writeln!(f, "host      {means}: {}{sources}", host.because)
     }

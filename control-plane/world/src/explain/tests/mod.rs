@@ -92,13 +92,13 @@ fn labelled(labels: &[(&str, &str)]) -> Client {
 }
 
 /// `headers` as curl is given them.
-fn asked(url: &str, headers: &[&str]) -> Query {
+fn query(url: &str, headers: &[&str]) -> Query {
     let pair = |text: &&str| text.split_once(": ").map(|(name, value)| (name.to_owned(), value.to_owned())).unwrap();
     Query::new(url, "GET", &headers.iter().map(pair).collect::<Vec<_>>(), None).unwrap()
 }
 
-fn of(world: &World, client: &Client, asked: &Query) -> Explanation {
-    let told = explain(world, client, asked, true, Instant::now()).unwrap();
+fn of(world: &World, client: &Client, query: &Query) -> Explanation {
+    let told = explain(world, client, query, true, Instant::now()).unwrap();
     // Whatever it is, it goes over the wire and is written.
     assert_eq!(serde_json::from_str::<Explanation>(&serde_json::to_string(&told).unwrap()).unwrap(), told);
     assert!(told.to_string().ends_with(&format!("result    {}\n", told.verdict)));
@@ -106,7 +106,7 @@ fn of(world: &World, client: &Client, asked: &Query) -> Explanation {
 }
 
 fn get(world: &World, url: &str, headers: &[&str]) -> Explanation {
-    of(world, &Client::of("default"), &asked(url, headers))
+    of(world, &Client::of("default"), &query(url, headers))
 }
 
 /// The route that is taken, and each that is not with its reason.
@@ -157,7 +157,7 @@ fn the_route_that_is_taken_and_why_those_before_it_are_not() {
             vec!["http[0] old: path \"/front/1\" is not prefix \"/old/\"", by_gateway],
         ),
     ] {
-        let told = of(&world, client, &asked(url, headers));
+        let told = of(&world, client, &query(url, headers));
         assert_eq!(routes(&told), (taken.to_owned(), not.into_iter().map(str::to_owned).collect()), "{url}");
         assert_eq!(told.routes.unwrap().policy, "VirtualService/default/order");
     }

@@ -56,7 +56,7 @@ const ORDER: &str = "order.default.svc.cluster.local";
 #[test]
 fn names_mean_hosts() {
     let world = with(OUTSIDE, &orders());
-    for (url, headers, asked, name, because) in [
+    for (url, headers, query, name, because) in [
         ("order/", &[][..], "order", ORDER, "a service of the caller's namespace"),
         ("http://Order.default:8080/", &[], "order.default", ORDER, "a service's name with its namespace"),
         ("order.default.svc/", &[], "order.default.svc", ORDER, "a service's name with its namespace"),
@@ -84,9 +84,9 @@ fn names_mean_hosts() {
         ),
     ] {
         let told = get(&world, url, headers).host;
-        assert_eq!((&*told.asked, &*told.name, &*told.because), (asked, name, because), "{url} {headers:?}");
+        assert_eq!((&*told.query, &*told.name, &*told.because), (query, name, because), "{url} {headers:?}");
     }
-    let elsewhere = of(&world, &Client::of("lab"), &asked("order", &[]));
+    let elsewhere = of(&world, &Client::of("lab"), &query("order", &[]));
     assert_eq!(elsewhere.host.because, "a service of namespace default: the caller's own has none of this name");
     assert_eq!(elsewhere.host.sources, ["3 registered instances"]);
 }
@@ -95,7 +95,7 @@ fn names_mean_hosts() {
 fn what_is_not_known_passes_or_not() {
     let world = with(OUTSIDE, &orders());
     let strict = labelled(&[("app", "strict")]);
-    let result = |client: &Client, url: &str| of(&world, client, &asked(url, &[])).verdict.to_string();
+    let result = |client: &Client, url: &str| of(&world, client, &query(url, &[])).verdict.to_string();
     for (url, anybody, by_strict) in [
         ("nobody.test/", "unknown host: passed through", "unknown host: refused (502 NR, unknown_host)"),
         ("192.0.2.1/", "unknown host: passed through", "unknown host: refused (502 NR, unknown_host)"),
@@ -123,8 +123,8 @@ fn the_route_with_the_most_specific_server_name_is_taken() {
          [{sniHosts: [x.pay.test], port: 443}]",
     );
     let world = with(&routes_of, &[]);
-    let asked = Query::new("https://pay.test/", "GET", &[], Some("x.pay.test")).unwrap();
-    let told = of(&world, &Client::of("default"), &asked);
+    let query = Query::new("https://pay.test/", "GET", &[], Some("x.pay.test")).unwrap();
+    let told = of(&world, &Client::of("default"), &query);
     let not = "tls[0] : another route has a more specific server name".to_owned();
     assert_eq!(routes(&told), ("tls[1]  match[0]".to_owned(), vec![not]));
 }

@@ -93,18 +93,18 @@ fn the_near_are_first_and_the_ejected_left_out() {
         ..Client::of("default")
     };
     let levels = |client: &Client| -> Vec<(Option<usize>, bool)> {
-        let told = of(&world, client, &asked("order", &[]));
+        let told = of(&world, client, &query("order", &[]));
         told.destinations[0].endpoints.iter().map(|endpoint| (endpoint.level, endpoint.ejected)).collect()
     };
     assert_eq!(levels(&client("eu/a", &[])), [(Some(0), false), (Some(1), false), (Some(2), false)]);
     assert_eq!(levels(&client("", &[])), [(Some(0), false); 3]);
     assert_eq!(levels(&client("eu/a", &["10.0.0.1:8080"])), [(None, true), (Some(1), false), (Some(2), false)]);
-    let told = of(&world, &client("eu/a", &["10.0.0.1:8080"]), &asked("order", &[]));
+    let told = of(&world, &client("eu/a", &["10.0.0.1:8080"]), &query("order", &[]));
     let percent: Vec<(usize, u64)> = told.destinations[0].levels.iter().map(|one| (one.number, one.percent)).collect();
     assert_eq!(percent, [(1, 100), (2, 0)]);
     // Without an outlier detection nothing is ejected.
     let world = with("", &instances);
-    let told = of(&world, &client("eu/a", &["10.0.0.1:8080"]), &asked("order", &[]));
+    let told = of(&world, &client("eu/a", &["10.0.0.1:8080"]), &query("order", &[]));
     assert!(told.destinations[0].endpoints.iter().all(|endpoint| endpoint.level == Some(0) && !endpoint.ejected));
 }
 
@@ -124,7 +124,7 @@ fn keys_of_every_kind() {
         ("httpHeaderName: u, maglev: {tableSize: 101}", &anybody, "order/", &["u: 7"], ""),
     ] {
         let world = with(&rule(&format!("loadBalancer: {{consistentHash: {{{hash}}}}}")), &orders());
-        let (_, endpoint, told) = keyed(&of(&world, client, &asked(url, headers)).destinations[0]);
+        let (_, endpoint, told) = keyed(&of(&world, client, &query(url, headers)).destinations[0]);
         assert_eq!((endpoint.is_some(), &*told), (because.is_empty(), because), "{hash} {headers:?}");
     }
 }
@@ -202,8 +202,8 @@ fn what_the_callee_accepts_is_told() {
     owned.identity = "spiffe://cluster.local/ns/default/sa/order".to_owned();
     let accepts = |policies: &str, instance: &Instance| {
         let world = with(policies, std::slice::from_ref(instance));
-        let asked = Query::new("order/", "GET", &[], None).unwrap();
-        let told = explain(&world, &Client::of("default"), &asked, true, Instant::now()).unwrap();
+        let query = Query::new("order/", "GET", &[], None).unwrap();
+        let told = explain(&world, &Client::of("default"), &query, true, Instant::now()).unwrap();
         told.destinations[0].endpoints[0].accepts.clone()
     };
     assert_eq!(accepts(strict, &owned), "STRICT (PeerAuthentication/default/p)");
