@@ -17,7 +17,7 @@ install:
 	tests/install.sh
 
 build:
-	cargo build --locked --profile dist -p weft-sidecar -p weft-control-plane
+	cargo build --locked --profile dist -p weft-sidecar -p weft-control-plane -p weftctl
 
 # Weft beside Envoy, HAProxy and nginx; QUICK=1 for a first look.
 bench: install build

@@ -9,15 +9,15 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use tracing_appender::non_blocking::NonBlockingBuilder;
 use weft_agent::clients;
-use weft_control_plane::dns::{self, listen::Listen};
+use weft_control_plane::api::dns::{self, listen::Listen};
+use weft_control_plane::api::listener;
 use weft_control_plane::federation::{self, peering::PeerAddress};
-use weft_control_plane::http_api;
-use weft_control_plane::policy::folder::DEFAULT_GRACE_S;
 use weft_control_plane::server::{self, Config};
-use weft_control_plane::snapshot::automatic;
+use weft_control_plane::sources::folder::DEFAULT_GRACE_S;
 use weft_control_plane::store::etcd::Access;
-use weft_control_plane::world::DEFAULT_DATACENTER;
+use weft_control_plane::store::snapshot::automatic;
 use weft_proto::v1::PeerGateway;
+use weft_world::DEFAULT_DATACENTER;
 
 /// Lines of the log that wait for being written; more are dropped.
 const LOG_LINES: usize = 4096;
@@ -252,7 +252,7 @@ fn main() -> Result<()> {
         lease: Duration::from_secs(args.lease),
         dns_listen: if args.dns.dns_listen.is_empty() { vec![Listen::Usual] } else { args.dns.dns_listen.clone() },
         dns: args.dns.settings(),
-        http: http_api::Settings {
+        http: listener::Settings {
             listen: if args.http.http_listen.is_empty() { vec![Listen::Usual] } else { args.http.http_listen },
             names: args.http.http_names,
             per_client: args.http.http_max_conns_per_client,

@@ -16,33 +16,34 @@ use weft_proto::v1::dns_server::DnsServer;
 use weft_proto::v1::identity_server::IdentityServer;
 use weft_proto::v1::registry_server::RegistryServer;
 
-use crate::admin::{self, AdminService};
-use crate::ca::{Ca, CaRecord};
-use crate::catalog::CatalogService;
-use crate::consul::Consul;
-use crate::consul::connect::Roots;
+use crate::admin::service::{self as admin, AdminService};
+use crate::api::catalog::CatalogService;
+use crate::api::consul::Consul;
+use crate::api::consul::connect::Roots;
+use crate::api::dns::listen::Listen;
+use crate::api::dns::service::DnsService;
+use crate::api::dns::{self, Dns};
+use crate::api::eureka::Eureka;
+use crate::api::listener::{self, HttpApi};
 use crate::discovery::{Discovery, DiscoveryService};
-use crate::dns::listen::Listen;
-use crate::dns::service::DnsService;
-use crate::dns::{self, Dns};
-use crate::eureka::Eureka;
-use crate::external::Externals;
 use crate::federation::{self, Federation};
-use crate::grants::Grants;
-use crate::http_api::{self, HttpApi};
-use crate::identity::{self, IdentityService, Refusals};
-use crate::mesh::{BesideFolder, Mesh};
-use crate::peer;
-use crate::policy::folder::PolicyFolder;
-use crate::rates::Rates;
-use crate::registry::RegistryService;
-use crate::snapshot::automatic;
+use crate::identity::ca::{Ca, CaRecord};
+use crate::identity::grants::Grants;
+use crate::identity::peer;
+use crate::identity::rates::Rates;
+use crate::identity::refusals::Refusals;
+use crate::identity::service::{self as signing, IdentityService};
+use crate::identity::token::Tokens;
+use crate::registry::external::Externals;
+use crate::registry::sidecar::RegistryService;
 use crate::sockets;
+use crate::sources::folder::PolicyFolder;
+use crate::state::{BesideFolder, Mesh};
 use crate::store::embedded::Embedded;
 use crate::store::etcd::{Access, Etcd};
+use crate::store::snapshot::automatic;
 use crate::store::{self, Condition, Op, Table};
 use crate::telemetry::Telemetry;
-use crate::token::Tokens;
 
 /// How a control plane runs.
 #[derive(Debug, Clone)]
@@ -74,7 +75,7 @@ pub struct Config {
     /// How they are answered.
     pub dns: dns::Settings,
     /// Where programs without a sidecar find Consul's API and Eureka's.
-    pub http: http_api::Settings,
+    pub http: listener::Settings,
     /// They may register there, with a token.
     pub allow_external: bool,
     /// The other data centres.
@@ -96,7 +97,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
     std::fs::create_dir_all(&config.data_dir)
         .with_context(|| format!("cannot make the data folder {}", config.data_dir.display()))?;
     let ca = Arc::new(open_ca(&store, &config.trust_domain).await?);
-    http_api::write_root(&ca, &config.data_dir)?;
+    listener::write_root(&ca, &config.data_dir)?;
     let tokens = Arc::new(Tokens::new(&token_secret(&store).await?));
     let mut telemetry = Telemetry { store: store.health(), ..Telemetry::default() };
     if !config.snapshots.interval.is_zero() {
@@ -108,9 +109,9 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
     let federation = Federation::start(&config.federation, &mesh, &ca).await?;
     let discovery = Discovery::new(mesh.clone());
 
-    let listener = sockets::listen(config.listen);
-    let listener = listener.with_context(|| format!("cannot listen on {}", config.listen))?;
-    let address = listener.local_addr()?;
+    let sidecars = sockets::listen(config.listen);
+    let sidecars = sidecars.with_context(|| format!("cannot listen on {}", config.listen))?;
+    let address = sidecars.local_addr()?;
     let socket = config.data_dir.join(ADMIN_SOCKET);
     let admin_listener = admin::listen(&socket).await?;
     if let Some(dir) = &config.policies {
@@ -162,17 +163,17 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
     let externals = Externals::open(mesh.clone(), discovery.clone(), folder).await?;
     tokio::spawn(externals.clone().keep());
     let api = HttpApi { externals, consul: consul.clone(), eureka: eureka.clone(), tokens: tokens.clone(), telemetry };
-    http_api::serve(api, &config.http, &ca).await?;
+    listener::serve(api, &config.http, &ca).await?;
     let catalog = CatalogService { eureka, consul, tokens: tokens.clone() };
     let identity = IdentityService {
         ca: ca.clone(),
         tokens,
         lifetime: config.certificate_ttl,
-        rates: Rates::new(identity::BURST, identity::INTERVAL),
+        rates: Rates::new(signing::BURST, signing::INTERVAL),
         refusals: refusals.clone(),
         grants: grants.clone(),
     };
-    let incoming = peer::accept(&ca, listener, config.renewal_grace, refusals)?;
+    let incoming = peer::accept(&ca, sidecars, config.renewal_grace, refusals)?;
     let server = Server::builder()
         // A sidecar that is cut off is noticed in seconds; its lease runs from then.
         .http2_keepalive_interval(Some(Duration::from_secs(5)))

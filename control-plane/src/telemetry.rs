@@ -1,7 +1,7 @@
-//! Readiness and metrics of the control plane, for probes and Prometheus, at the listener of [`crate::http_api`].
+//! Readiness and metrics of the control plane, for probes and Prometheus, at the listener of [`crate::api::listener`].
 //!
-//! Sidecars are served from memory while the store takes no writes, so the process lives on then and is not ready: what
-//! registers with it is refused. Liveness is that the port answers.
+//! Sidecars are served from memory while the store takes no writes, so the process stays alive then and is not ready: it
+//! refuses registrations. Liveness is that the port answers.
 
 use std::fmt::Write;
 use std::sync::Arc;
@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use http::StatusCode;
 use weft_agent::answer::{self, Answered};
 
-use crate::snapshot::automatic;
 use crate::store::health::{Health, Problem};
+use crate::store::snapshot::automatic;
 
 /// Path of readiness, as at a sidecar. It needs no token.
 pub const READY: &str = "/healthz/ready";

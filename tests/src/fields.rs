@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use anyhow::{Context, Result, bail, ensure};
-use weft_control_plane::policy::{Row, field_table, refused_kinds};
+use weft_policy::{Row, field_table, refused_kinds};
 
 /// The page, below the repository.
 pub const PAGE: &str = "docs/fields.md";

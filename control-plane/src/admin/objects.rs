@@ -6,9 +6,9 @@ use std::sync::Arc;
 use tonic::Status;
 use weft_proto::v1::{self, ObjectName};
 
-use crate::mesh::Mesh;
-use crate::policy::{self, Document, Key, Severity};
+use crate::state::Mesh;
 use crate::store::batch::Interrupted;
+use weft_policy::{self, Document, Key, Severity};
 
 /// Applies files, all of them or none.
 ///
@@ -19,7 +19,7 @@ pub(super) async fn apply(mesh: &Mesh, request: v1::ApplyRequest) -> Result<v1::
     let mut problems = Vec::new();
     let trust_domain = mesh.read(|world| world.trust_domain().to_owned());
     for file in request.files {
-        let parsed = policy::parse(&file.name, &file.text).of_mesh(&trust_domain);
+        let parsed = weft_world::parse_policies(&file.name, &file.text).of_mesh(&trust_domain);
         problems.extend(parsed.problems);
         documents.extend(parsed.documents);
     }
@@ -36,7 +36,7 @@ pub(super) async fn apply(mesh: &Mesh, request: v1::ApplyRequest) -> Result<v1::
     let stays = |document: &&Arc<Document>| !new.contains(&document.key());
     all.extend(folder.iter().chain(&api).filter(stays).map(AsRef::as_ref));
     let files: BTreeSet<String> = documents.iter().map(|d| d.file.clone()).collect();
-    for problem in policy::check(&all) {
+    for problem in weft_policy::check(&all) {
         // What was wrong before is not this request's fault.
         if files.contains(&problem.file) {
             failed |= problem.severity == Severity::Error;
@@ -45,7 +45,7 @@ pub(super) async fn apply(mesh: &Mesh, request: v1::ApplyRequest) -> Result<v1::
     }
     let old: HashMap<Key, &Document> = api.iter().map(|d| (d.key(), &**d)).collect();
     let replaced: Vec<&Document> = documents.iter().filter_map(|d| old.get(&d.key()).copied()).collect();
-    let needed = policy::needs(&replaced, &all, &|host| mesh.read(|world| world.offers(host)));
+    let needed = weft_policy::needs(&replaced, &all, &|host| mesh.read(|world| world.offers(host)));
     for document in &documents {
         if let Some(need) = needed.get(&document.key()) {
             failed |= !request.force;
@@ -75,7 +75,7 @@ pub(super) async fn apply(mesh: &Mesh, request: v1::ApplyRequest) -> Result<v1::
     if let Err(interrupted) = mesh.change_policies(documents, &[]).await {
         return partly(changes, &places, interrupted);
     }
-    let odd = mesh.read(|world| crate::translate::warnings(world, true));
+    let odd = mesh.read(|world| weft_world::translate::warnings(world, true));
     texts.extend(odd.iter().filter(|p| files.contains(&p.file)).map(ToString::to_string));
     Ok(v1::ApplyReply { changes, problems: texts, applied: true })
 }
@@ -113,7 +113,7 @@ fn of_folder(documents: &[Document], folder: &[Arc<Document>]) -> Vec<String> {
 pub(super) fn get(mesh: &Mesh, request: &v1::GetRequest) -> v1::GetReply {
     let wanted = request.object.clone().unwrap_or_default();
     let (folder, api) = mesh.policies();
-    let kept = mesh.kept_policies();
+    let kept = mesh.withdrawn_policies();
     let from_folder = folder.iter().map(|d| (d.as_ref(), format!("file {}", d.file)));
     let from_api = api.iter().map(|d| (d.as_ref(), "api".to_owned()));
     let kept = kept.iter().map(|d| (d.as_ref(), format!("file {} (emptied or removed)", d.file)));
@@ -146,7 +146,7 @@ pub(super) async fn delete(mesh: &Mesh, request: v1::DeleteRequest) -> Result<v1
     }
     let gone: Vec<Document> = api.iter().filter(|d| matches(&wanted, d)).map(|d| (**d).clone()).collect();
     if gone.is_empty() {
-        return failed(match mesh.kept_policies().iter().find(|d| matches(&wanted, d)) {
+        return failed(match mesh.withdrawn_policies().iter().find(|d| matches(&wanted, d)) {
             Some(kept) => {
                 let file = &kept.file;
                 format!(
@@ -159,7 +159,8 @@ pub(super) async fn delete(mesh: &Mesh, request: v1::DeleteRequest) -> Result<v1
     let goes = |d: &Document| matches(&wanted, d) || request.along.iter().any(|name| matches(name, d));
     let api_rest = api.iter().filter(|d| !goes(d));
     let rest: Vec<&Document> = folder.iter().chain(api_rest).map(AsRef::as_ref).collect();
-    let needed = policy::needs(&gone.iter().collect::<Vec<_>>(), &rest, &|host| mesh.read(|world| world.offers(host)));
+    let needed =
+        weft_policy::needs(&gone.iter().collect::<Vec<_>>(), &rest, &|host| mesh.read(|world| world.offers(host)));
     let need = needed.into_values().next().map(|need| format!("{need}: requests fail without it"));
     if let Some(need) = need.as_ref().filter(|_| !request.force) {
         return failed(format!("{named} is not deleted: {need}; delete or change that first, or use --force"));

@@ -1,4 +1,4 @@
-//! What `weftctl status` shows: all of a small mesh, and of a large one the counts and what has problems.
+//! The reply to `weftctl status`: everything for a small mesh, counts and problems for a large one.
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
@@ -6,10 +6,10 @@ use std::time::Duration;
 use weft_core::clock::WORTH_A_WORD;
 use weft_proto::v1;
 
-use super::AdminService;
+use super::service::AdminService;
 use crate::federation::PeerStatus;
-use crate::pattern::matches;
-use crate::world::{Member, RemoteHost, World};
+use crate::identity::pattern::matches;
+use weft_world::{Member, RemoteHost, World};
 
 /// Lines that fit a screen: a mesh that needs no more is shown whole.
 const SCREEN: usize = 40;

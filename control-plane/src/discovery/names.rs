@@ -12,10 +12,10 @@ const SWEEP: usize = 4096;
 
 /// The names that are held.
 #[derive(Default)]
-pub(super) struct Names(Mutex<Held>);
+pub(super) struct Names(Mutex<Interned>);
 
 #[derive(Default)]
-struct Held {
+struct Interned {
     all: HashSet<Name>,
     /// How many there were after the last sweep.
     swept: usize,

@@ -1,5 +1,5 @@
-//! Which streams a change concerns. A change wakes those that have asked for one of its hosts or addresses, and those whose own
-//! instances it touched; a stream that has not costs it nothing.
+//! The streams that a change concerns: those that subscribe to one of its hosts or addresses, and those whose own instances
+//! it affects. Other streams cost it nothing.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
@@ -11,7 +11,7 @@ use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::sync::mpsc;
 
 use super::names::{Label, Name, address_of, first_label, labels_of};
-use crate::world::Changed;
+use weft_world::Changed;
 
 /// Changes that wait for a stream; one that is further behind is told that everything may have changed.
 const QUEUE: usize = 64;

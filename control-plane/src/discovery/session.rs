@@ -1,4 +1,4 @@
-//! One sidecar's stream: what it asks for, and what changes of that.
+//! The discovery stream of one sidecar: its subscriptions, and the changes sent to it.
 
 mod send;
 
@@ -16,10 +16,10 @@ use super::names::{Name, first_label};
 use super::streams::Stream;
 use super::subscription::Subscription;
 use super::{Discovery, Reply, Version, short};
-use crate::bounds;
-use crate::peer::Certified;
-use crate::translate;
-use crate::world::{Changed, Instance, Scope, World};
+use crate::identity::bounds;
+use crate::identity::peer::PeerCertificate;
+use weft_world::translate;
+use weft_world::{Changed, Instance, Scope, World};
 
 /// Why a stream ends that could go on elsewhere.
 pub(super) const CUT_OFF: &str = "this control plane has lost its store, and what it knows grows old";
@@ -34,7 +34,7 @@ type InFlight = (&'static str, Vec<(Name, Version, u64)>);
 pub(super) struct Session {
     id: u64,
     discovery: Arc<Discovery>,
-    certified: Arc<Certified>,
+    certified: Arc<PeerCertificate>,
     address: String,
     node: String,
     labels: BTreeMap<String, String>,
@@ -58,7 +58,7 @@ impl Session {
     pub(super) fn new(
         id: u64,
         discovery: Arc<Discovery>,
-        certified: Arc<Certified>,
+        certified: Arc<PeerCertificate>,
         address: String,
         replies: mpsc::Sender<Reply>,
     ) -> Session {

@@ -1,5 +1,5 @@
-//! What each stream was sent and has acknowledged, and waits until all have acknowledged a change. An acknowledgement costs what
-//! waits for it, not what is connected.
+//! The versions that each stream was sent and has acknowledged, and the wait until all have acknowledged a change. The cost
+//! of an acknowledgement grows with the number of waits, not of streams.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;

@@ -1,11 +1,11 @@
-//! What a stream wants of one type of resource, and what it has.
+//! The subscription of a stream to one type of resource, and the versions that the stream has.
 
 use std::collections::HashMap;
 
 use super::Version;
 use super::names::{Label, Name, address_of, first_label, labels_of};
-use crate::bounds::{self, Exceeded};
-use crate::world::Changed;
+use crate::identity::bounds::{self, Exceeded};
+use weft_world::Changed;
 
 /// What a stream wants of one type.
 #[derive(Default)]
@@ -95,9 +95,9 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::translate::resolve;
-    use crate::world::tests::{documents, instance};
-    use crate::world::{Instance, Scope, World};
+    use crate::testing::{documents, instance};
+    use weft_world::translate::resolve;
+    use weft_world::{Instance, Scope, World};
 
     fn of(names: &[&str]) -> Subscription {
         let mut subscription = Subscription::default();

@@ -1,4 +1,4 @@
-//! The way to another data centre: what it exports is listened to, and it is asked what names it.
+//! The connection to another data centre: receives its exports, and sends it queries that name it.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,9 +16,10 @@ use weft_proto::v1::federation_client::FederationClient;
 use weft_proto::v1::{Answer, PeerDns, PeerQuestion, Summaries, WatchRequest};
 
 use super::tls;
-use crate::mesh::Mesh;
-use crate::peer::OwnCertificate;
-use crate::world::{Peering, sound};
+use crate::api::remote::NoAnswer;
+use crate::identity::peer::OwnCertificate;
+use crate::state::Mesh;
+use weft_world::{Peering, sound};
 
 /// A connection that is not there by then is given up.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -49,17 +50,6 @@ struct State {
     connected: bool,
     heard: Option<SystemTime>,
     error: String,
-}
-
-/// Why there is no answer from another data centre.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum NoAnswer {
-    /// It cannot be reached; why.
-    #[error("no path to the data centre: {0}")]
-    NoPath(String),
-    /// Too many questions are under way.
-    #[error("too many questions to the data centre are under way")]
-    Busy,
 }
 
 impl Link {
@@ -129,7 +119,9 @@ impl Link {
             if was || pause == PAUSES.0 {
                 tracing::warn!(datacenter = self.datacenter(), address = self.address, "not connected: {error}");
             }
-            if heard.elapsed() > keep && mesh.read(|world| world.told().any(|(name, ..)| name == self.datacenter())) {
+            if heard.elapsed() > keep
+                && mesh.read(|world| world.remote_summaries().any(|(name, ..)| name == self.datacenter()))
+            {
                 tracing::warn!(datacenter = self.datacenter(), "silent for too long: what it exported is forgotten");
                 if let Err(e) = mesh.forget_remote(self.datacenter()).await {
                     tracing::error!("it cannot be forgotten: {e}");

@@ -1,8 +1,9 @@
-//! Other data centres. Each has control planes and a store of its own; what crosses are summaries of exported services
-//! ([`crate::translate::summaries`]), and single questions that name the other centre (`?dc=`, `svc.service.dc2.consul`).
+//! Other data centres. Each has control planes and a store of its own; only summaries of exported services
+//! ([`weft_world::translate::summaries`]), and single queries that name the other data centre (`?dc=`,
+//! `svc.service.dc2.consul`), cross between them.
 //!
-//! [`peering`] says who the others are, [`tls`] proves it both ways, [`link`] listens to one of them and asks it, [`service`]
-//! answers them. Nothing here waits for another centre before it writes at home. Nothing is passed on for a third.
+//! [`peering`] configures the peers, [`tls`] authenticates both ends, [`link`] connects to one of them, [`service`] answers
+//! them. No local write waits for another data centre, and no query is forwarded for a third.
 
 pub mod link;
 pub mod peering;
@@ -21,20 +22,21 @@ use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 use weft_core::failover::Patience;
-use weft_proto::v1::PeerGateway;
 use weft_proto::v1::federation_server::FederationServer;
+use weft_proto::v1::{Answer, PeerDns, PeerGateway, PeerQuestion};
 
-use crate::ca::Ca;
-use crate::consul::Consul;
-use crate::dns::Dns;
-use crate::dns::view::ExportedView;
-use crate::mesh::Mesh;
-use crate::mesh::remotes::Shares;
-use crate::peer;
+use crate::api::consul::Consul;
+use crate::api::dns::Dns;
+use crate::api::dns::view::ExportedView;
+use crate::api::remote::{NoAnswer, RemoteReads};
+use crate::identity::ca::Ca;
+use crate::identity::peer;
 use crate::sockets;
-use crate::world::{DEFAULT_DATACENTER, Peering};
+use crate::state::Mesh;
+use crate::state::remotes::Shares;
 use link::Link;
 use peering::PeerAddress;
+use weft_world::{DEFAULT_DATACENTER, Peering};
 
 /// Streams at once on a connection of another data centre: its blocking queries.
 const STREAMS: u32 = 1024;
@@ -97,11 +99,6 @@ pub struct PeerStatus {
 }
 
 impl Federation {
-    /// A data centre alone.
-    pub fn alone() -> Arc<Federation> {
-        Arc::new(Federation { datacenter: DEFAULT_DATACENTER.to_owned(), links: Vec::new() })
-    }
-
     /// Listens to the others from now on, and decides what goes there.
     ///
     /// # Errors
@@ -111,7 +108,7 @@ impl Federation {
         mesh.set_peers(&settings.datacenter, peers.iter().map(|(peering, _)| peering.clone()).collect());
         let strangers: Vec<String> = mesh.read(|world| {
             let known = |name: &str| world.peers().iter().any(|peer| peer.datacenter == name);
-            world.told().map(|(name, ..)| name.to_owned()).filter(|name| !known(name)).collect()
+            world.remote_summaries().map(|(name, ..)| name.to_owned()).filter(|name| !known(name)).collect()
         });
         for datacenter in strangers {
             tracing::info!(datacenter, "it is no peer any more: what it exported is forgotten");
@@ -130,25 +127,15 @@ impl Federation {
         Ok(Arc::new(Federation { datacenter: settings.datacenter.clone(), links }))
     }
 
-    /// Name of this data centre.
-    pub fn datacenter(&self) -> &str {
-        &self.datacenter
-    }
-
-    /// All data centres, this one first.
-    pub fn datacenters(&self) -> Vec<&str> {
-        std::iter::once(self.datacenter.as_str()).chain(self.links.iter().map(|link| link.datacenter())).collect()
-    }
-
-    /// The way to another data centre.
-    pub fn link(&self, datacenter: &str) -> Option<&Arc<Link>> {
-        self.links.iter().find(|link| link.datacenter() == datacenter)
+    fn link(&self, datacenter: &str) -> Result<&Arc<Link>, NoAnswer> {
+        self.links.iter().find(|link| link.datacenter() == datacenter).ok_or(NoAnswer::Unknown)
     }
 
     /// What is known of the others.
     pub fn status(&self, mesh: &Mesh) -> Vec<PeerStatus> {
-        let kept: Vec<(String, u64, usize)> =
-            mesh.read(|world| world.told().map(|(name, at, services)| (name.to_owned(), at, services)).collect());
+        let kept: Vec<(String, u64, usize)> = mesh.read(|world| {
+            world.remote_summaries().map(|(name, at, services)| (name.to_owned(), at, services)).collect()
+        });
         let status = |link: &Arc<Link>| {
             let kept = kept.iter().find(|(name, ..)| name == link.datacenter());
             let stored = kept.map(|(_, received, _)| SystemTime::UNIX_EPOCH + Duration::from_secs(*received));
@@ -209,6 +196,25 @@ impl Federation {
             }
         });
         Ok(())
+    }
+}
+
+#[tonic::async_trait]
+impl RemoteReads for Federation {
+    fn datacenter(&self) -> &str {
+        &self.datacenter
+    }
+
+    fn datacenters(&self) -> Vec<&str> {
+        std::iter::once(self.datacenter.as_str()).chain(self.links.iter().map(|link| link.datacenter())).collect()
+    }
+
+    async fn ask(&self, datacenter: &str, question: PeerQuestion) -> Result<Answer, NoAnswer> {
+        self.link(datacenter)?.ask(question).await
+    }
+
+    async fn resolve(&self, datacenter: &str, question: PeerDns) -> Result<Vec<u8>, NoAnswer> {
+        self.link(datacenter)?.resolve(question).await
     }
 }
 

@@ -1,4 +1,4 @@
-//! Who the other data centres are: a name, an address, and the root that proves them.
+//! The configured peers: a name, an address, and the root certificate of each.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 
-use crate::world::Peering;
+use weft_world::Peering;
 
 /// A peer as it is given: `NAME=HOST:PORT,ROOT.pem`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,7 +96,7 @@ mod tests {
     use std::time::SystemTime;
 
     use super::*;
-    use crate::ca::Ca;
+    use crate::identity::ca::Ca;
 
     #[test]
     fn peers_are_given_by_name_address_and_root() {

@@ -1,5 +1,5 @@
-//! What other data centres are answered. They are their control planes, proved by the root that was exchanged, and see
-//! nothing but what is exported.
+//! The API for other data centres. Callers are their control planes, authenticated by the exchanged root, and see exports
+//! only.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -15,12 +15,13 @@ use weft_proto::v1::federation_server::Federation as FederationApi;
 use weft_proto::v1::{Answer, DnsMessage, PeerDns, PeerGateway, PeerQuestion, Summaries, WatchRequest};
 
 use super::{Federation, link};
-use crate::catalog;
-use crate::consul::{self, Caller, Consul, Rights};
-use crate::dns::Dns;
-use crate::dns::service::{MAX_QUERY, answer as answer_dns};
-use crate::dns::view::ExportedView;
-use crate::peer::{CONTROL_PLANE, Peer};
+use crate::api::catalog;
+use crate::api::consul::{self, Consul};
+use crate::api::dns::Dns;
+use crate::api::dns::service::{MAX_QUERY, answer as answer_dns};
+use crate::api::dns::view::ExportedView;
+use crate::identity::caller::{Caller, Rights};
+use crate::identity::peer::{CONTROL_PLANE, Peer};
 
 /// Longest pause between two messages.
 const HEARTBEAT: Duration = Duration::from_secs(10);

@@ -7,13 +7,14 @@ use serde_json::Value;
 use weft_proto::v1;
 
 use super::*;
-use crate::consul::connect::Roots;
-use crate::consul::{self, Caller, Rights};
-use crate::dns;
-use crate::mesh::Node;
+use crate::api::consul;
+use crate::api::consul::connect::Roots;
+use crate::api::dns;
+use crate::identity::caller::{Caller, Rights};
+use crate::state::Node;
 use crate::store::embedded::Embedded;
-use crate::translate;
-use crate::world::Scope;
+use weft_world::Scope;
+use weft_world::translate;
 
 const EXPORT: &str = "apiVersion: multicluster.x-k8s.io/v1alpha1\nkind: ServiceExport\nmetadata: {name: order}\n";
 const SUBSETS: &str = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: order}\n\
@@ -114,7 +115,7 @@ async fn register(mesh: &Mesh, number: u8, service: &str, tag: &str, status: &st
 }
 
 async fn apply(mesh: &Mesh, texts: &[&str]) {
-    let parsed = crate::policy::parse("a.yaml", &texts.join("---\n"));
+    let parsed = weft_world::parse_policies("a.yaml", &texts.join("---\n"));
     assert_eq!(parsed.problems, []);
     mesh.change_policies(parsed.documents, &[]).await.unwrap();
 }
@@ -241,7 +242,7 @@ async fn questions_go_to_the_data_centre_that_they_name() {
     let nodes = one.get("/v1/catalog/nodes?dc=dc2", Rights::All).await.1;
     assert_eq!(nodes.as_array().unwrap().len(), 2, "{nodes}");
     // A token narrows what is read there, too.
-    let claims = crate::token::ApiClaims {
+    let claims = crate::identity::token::ApiClaims {
         trust_domain: "one.example".into(),
         namespace: "default".into(),
         services: vec!["own".into()],
@@ -315,7 +316,7 @@ async fn the_last_summary_outlives_the_link_and_the_process() {
     // A peer that is none any more is forgotten.
     let (ca, _) = Ca::create("one.example", SystemTime::now()).unwrap();
     Federation::start(&Settings::default(), &mesh, &Arc::new(ca)).await.unwrap();
-    until("it is gone", || mesh.read(|world| world.told().next().is_none())).await;
+    until("it is gone", || mesh.read(|world| world.remote_summaries().next().is_none())).await;
     assert!(mesh.read(|world| translate::resolve(world, &Scope::of("default"), "order")).is_none());
 }
 
@@ -372,7 +373,7 @@ fn a_peer_speaks_for_itself_alone() {
             gateway("fd00::1", 2),
         ],
     };
-    let sound = crate::world::sound(told, &peer);
+    let sound = weft_world::sound(told, &peer);
     assert_eq!(sound.datacenter, "dc2");
     assert_eq!(sound.gateways, [gateway("10.0.0.1", 1), gateway("fd00::1", 2)]);
     assert_eq!(sound.services, [service("a", vec![subset(&["spiffe://two.example/ns/a/sa/a"])])]);

@@ -12,8 +12,8 @@ use rustls::{CertificateError, DigitallySignedStruct, RootCertStore, SignatureSc
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use weft_core::identity::SpiffeId;
 
-use crate::peer::{CONTROL_PLANE, OwnCertificate, read_certificate};
-use crate::world::Peering;
+use crate::identity::peer::{CONTROL_PLANE, OwnCertificate, read_certificate};
+use weft_world::Peering;
 
 /// What we are to a peer's server, and what it has to be to us.
 pub(crate) fn client(peering: &Peering, own: Arc<OwnCertificate>) -> Result<rustls::ClientConfig> {

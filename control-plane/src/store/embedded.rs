@@ -1,10 +1,10 @@
 //! The embedded store: one redb file that only its owner can read.
 //!
-//! All writes go through one thread that commits what has queued up together, so that a burst of registrations costs one
-//! fsync and not one each. An acknowledged write is on disk, and is told to watchers before it is acknowledged.
+//! All writes go through one thread that commits the queued ones together, so that a burst of registrations costs one fsync
+//! and not one each. An acknowledged write is on disk, and watchers are notified before it is acknowledged.
 //!
-//! After a write that the disk refuses the database takes no other until it is opened anew. The writer does so at once, and
-//! again and again until a write of some size succeeds: a full disk costs the writes made meanwhile and no restart.
+//! After a write that the disk refuses the database takes no other until it is opened anew. The writer opens it at once,
+//! and repeats that until a write of some size succeeds: a full disk costs the writes made meanwhile and no restart.
 
 mod file;
 mod writer;

@@ -1,8 +1,7 @@
 //! The store for several control planes: etcd, version 3.4 or later, under a prefix of its own.
 //!
-//! etcd's revisions, transactions, leases and watches are ours as they are. What is added: a watch goes on over broken
-//! connections, and ends only when etcd has compacted the history that it missed. How servers are reached is in
-//! [`connect`].
+//! etcd's revisions, transactions, leases and watches are used as they are. Added is a watch that continues over broken
+//! connections, and ends only when etcd has compacted the history that it missed. [`connect`] reaches the servers.
 
 mod connect;
 
@@ -193,7 +192,7 @@ impl Etcd {
 
     /// Passes changes on from revision `next`, until nobody listens or history is lost.
     async fn follow(self, mut next: i64, changes: mpsc::Sender<Changes>) {
-        while let Followed::Broken(why) = self.follow_once(&mut next, &changes).await {
+        while let WatchEnd::Broken(why) = self.follow_once(&mut next, &changes).await {
             tracing::warn!("the watch of etcd broke off and is taken up again: {why}");
             self.servers.leave();
             tokio::select! {
@@ -203,28 +202,28 @@ impl Etcd {
         }
     }
 
-    async fn follow_once(&self, next: &mut i64, changes: &mpsc::Sender<Changes>) -> Followed {
+    async fn follow_once(&self, next: &mut i64, changes: &mpsc::Sender<Changes>) -> WatchEnd {
         // The watch ends with the sender of requests.
         let (_requests, mut stream) = match self.open_watch(*next).await {
             Ok(stream) => stream,
-            Err(e) => return Followed::Broken(e.to_string()),
+            Err(e) => return WatchEnd::Broken(e.to_string()),
         };
         loop {
             let response = tokio::select! {
                 response = stream.message() => response,
-                () = changes.closed() => return Followed::Ended,
+                () = changes.closed() => return WatchEnd::Ended,
             };
             let response = match response {
                 Ok(Some(response)) => response,
-                Ok(None) => return Followed::Broken("the server ended it".into()),
-                Err(status) => return Followed::Broken(status.message().to_owned()),
+                Ok(None) => return WatchEnd::Broken("the server ended it".into()),
+                Err(status) => return WatchEnd::Broken(status.message().to_owned()),
             };
             if response.compact_revision > 0 {
                 tracing::warn!("etcd has compacted what this control plane missed: all is read anew");
-                return Followed::Ended;
+                return WatchEnd::Ended;
             }
             if response.canceled {
-                return Followed::Broken(response.cancel_reason);
+                return WatchEnd::Broken(response.cancel_reason);
             }
             // Events come in the order of their revisions; one revision is one transaction.
             for events in response.events.chunk_by(|a, b| revision_of_event(a) == revision_of_event(b)) {
@@ -232,7 +231,7 @@ impl Etcd {
                 let changed = events.iter().filter_map(|event| self.change(event));
                 let told = Changes { revision: unsigned(revision), changes: changed.collect() };
                 if changes.send(told).await.is_err() {
-                    return Followed::Ended;
+                    return WatchEnd::Ended;
                 }
                 *next = revision + 1;
             }
@@ -247,7 +246,7 @@ impl Etcd {
 }
 
 /// Why a watch is not followed any more.
-enum Followed {
+enum WatchEnd {
     Ended,
     Broken(String),
 }

@@ -1,7 +1,7 @@
 //! Whether a store takes writes: one place for the log, `weftctl status`, readiness and metrics.
 //!
-//! Reads are answered from memory whatever becomes of the disk, so a store that takes no writes would go unnoticed until
-//! something that was to be kept is missing. Each store reports here what failed and when it works again.
+//! Reads are answered from memory in any state of the disk, so a store that takes no writes would go unnoticed until a
+//! record is missing. Each store reports its failures and recoveries here.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};

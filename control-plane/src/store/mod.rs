@@ -1,15 +1,16 @@
-//! What must survive the process: small records with a revision, changed by conditional transactions and followed by a
+//! Records that survive the process: small, each with a revision, changed by conditional transactions and followed by a
 //! watch.
 //!
-//! The whole control plane lives from this one shape. State is in memory and follows the watch, whoever wrote: so one
-//! control plane over [`embedded`] and several over [`etcd`] run the same code. The revision of a record is what Consul's
-//! clients see as its index. Heartbeats and results of probes are never written, only changes of state; what must end
-//! with whoever wrote it is bound to a lease.
+//! The whole control plane uses this one form. State is in memory and follows the watch, so one control plane over
+//! [`embedded`] and several over [`etcd`] run the same code. The revision of a record is the index that Consul's clients
+//! see. Heartbeats and results of probes are never written, only changes of state; a record that must end with its writer
+//! is bound to a lease.
 
 pub mod batch;
 pub mod embedded;
 pub mod etcd;
 pub mod health;
+pub mod snapshot;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -8,9 +8,9 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use prost::Message;
-use weft_control_plane::policy::{Document, parse};
-use weft_control_plane::translate;
-use weft_control_plane::world::{Scope, World};
+use weft_policy::Document;
+use weft_world::translate;
+use weft_world::{Scope, World, parse_policies};
 
 fn main() -> Result<()> {
     let mut arguments = std::env::args_os().skip(1).map(PathBuf::from);
@@ -21,7 +21,7 @@ fn main() -> Result<()> {
     let mut documents: Vec<Document> = Vec::new();
     for file in arguments {
         let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
-        documents.extend(parse(&file.to_string_lossy(), &text).documents);
+        documents.extend(parse_policies(&file.to_string_lossy(), &text).documents);
     }
     ensure!(!documents.is_empty(), "no document in these files");
     for (n, document) in documents.iter().enumerate() {

@@ -5,12 +5,12 @@
 use std::sync::Arc;
 
 use libfuzzer_sys::fuzz_target;
-use weft_control_plane::policy::{Document, check, parse};
-use weft_control_plane::translate;
-use weft_control_plane::world::{Scope, World};
+use weft_policy::{Document, check};
+use weft_world::translate;
+use weft_world::{Scope, World, parse_policies};
 
 fuzz_target!(|text: &str| {
-    let parsed = parse("f.yaml", text);
+    let parsed = parse_policies("f.yaml", text);
     // YAML's line breaks.
     let lines = text.matches(['\n', '\r']).count() + 1;
     for problem in &parsed.problems {

@@ -1,4 +1,4 @@
-//! What a stream is sent: current versions, in responses whose size keeps buffers small.
+//! Responses of a stream: current versions, of a size that keeps buffers small.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,8 +10,8 @@ use weft_proto::{INBOUND_TYPE, codec};
 use super::super::names::Name;
 use super::super::{Encoded, Version};
 use super::{SELF, Session, version_text};
-use crate::translate;
-use crate::world::World;
+use weft_world::World;
+use weft_world::translate;
 
 /// Bytes of a response, so that the buffers that each stream keeps stay small: with its frame no more than [`codec::BUFFER`]. One that
 /// says more than [`MOST_PARTS`] times that is in so many parts.

@@ -1,10 +1,10 @@
-//! The file of the embedded store: how it is opened, checked, and what is said of a damaged one.
+//! The file of the embedded store: how it is opened and checked, and the errors of a damaged one.
 //!
 //! Every page's checksum is verified at each open, which reads the whole file (gigabytes a second): without that a flipped
 //! bit shows itself whenever its page is read, or never. The database can fall back to the commit before the last, and does
-//! so after a kill in the midst of a commit as well; whether anything that was acknowledged got lost says a second file,
-//! which has the revision of the last acknowledged write. It is written after each commit and never synced: it outlives a
-//! kill, and after a power failure it is at most older than the database, which proves nothing and is no false alarm.
+//! so after a kill in the midst of a commit as well; a second file with the revision of the last acknowledged write decides
+//! whether an acknowledged write got lost. It is written after each commit and never synced: it outlives a kill, and after
+//! a power failure it is at most older than the database, which proves nothing and is no false alarm.
 
 use std::cell::Cell;
 use std::collections::{BTreeSet, HashMap};
@@ -22,8 +22,8 @@ use redb::{Builder, Database, DatabaseError, ReadableTable, StorageError, TableD
 use tokio::time::Instant;
 
 use super::{Lease, decode};
-use crate::snapshot::automatic;
 use crate::store::health::Health;
+use crate::store::snapshot::automatic;
 
 /// Records by `<table>/<key>`.
 pub(super) const RECORDS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("records");

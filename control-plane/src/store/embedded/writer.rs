@@ -1,4 +1,4 @@
-//! The thread that writes the embedded store, and what it does when the disk refuses.
+//! The thread that writes the embedded store, and its recovery when the disk refuses a write.
 
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};

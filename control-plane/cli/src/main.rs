@@ -1,0 +1,64 @@
+//! `weftctl`, the administrator's command. A table of contents: each subcommand is a module of the library.
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use weftctl::completion::Completion;
+use weftctl::objects::{Delete, Get};
+use weftctl::remote::{Apply, Token};
+use weftctl::route::Route;
+use weftctl::snapshot::Snapshot;
+use weftctl::status::Status;
+use weftctl::validate::Validate;
+
+/// Checks, applies and explains the policies of a Weft mesh
+#[derive(Parser)]
+#[command(name = "weftctl", version)]
+struct Weftctl {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Validate(Validate),
+    Apply(Apply),
+    Get(Get),
+    Delete(Delete),
+    Status(Status),
+    Route(Route),
+    #[command(subcommand)]
+    Token(Token),
+    #[command(subcommand)]
+    Snapshot(Snapshot),
+    Completion(Completion),
+}
+
+fn main() -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            anstream::eprintln!("weftctl: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    // Without colours where it is no terminal.
+    let out = &mut anstream::stdout().lock();
+    let result = runtime.block_on(async {
+        match Weftctl::parse().command {
+            Command::Validate(command) => command.run(out),
+            Command::Apply(command) => command.run(out).await,
+            Command::Get(command) => command.run(out).await,
+            Command::Delete(command) => command.run(out).await,
+            Command::Status(command) => command.run(out).await,
+            Command::Route(command) => command.run(out).await,
+            Command::Token(command) => command.run(out).await,
+            Command::Snapshot(command) => command.run(out).await,
+            Command::Completion(command) => command.run(Weftctl::command(), out),
+        }
+    });
+    result.unwrap_or_else(|error| {
+        anstream::eprintln!("\x1b[1;31mweftctl\x1b[0m: {error:#}");
+        ExitCode::FAILURE
+    })
+}

@@ -1,0 +1,100 @@
+//! The table of all fields, made of the shapes of the decoders: for the documentation, and for the test that each field has
+//! a test.
+//!
+//! Objects of one shape are one row, however many places they have: the policy of a subset is that of its rule.
+
+use crate::Kind;
+use crate::decode::{
+    fields::{Is, Shape},
+    parse::NOT_YET,
+};
+
+/// An object of a kind's `spec`, and its fields.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// Kind.
+    pub kind: &'static str,
+    /// Where it may stand, such as `trafficPolicy.tls`; empty: `spec` itself. Of what is in another row's object, the first.
+    pub paths: Vec<String>,
+    /// The kind and place of an object that is the same, and told there.
+    pub like: Option<(&'static str, String)>,
+    /// Those that do something.
+    pub supported: Vec<&'static str>,
+    /// Those that are an error, and why.
+    pub refused: Vec<(&'static str, &'static str)>,
+    /// Those that are left out with a warning: they do not concern the traffic.
+    pub skipped: Vec<&'static str>,
+}
+
+/// All objects of all kinds, each kind's `spec` first and then what is in it, in the order of the shapes.
+pub fn field_table() -> Vec<Row> {
+    let mut found = Vec::new();
+    for kind in Kind::ALL {
+        of_kind(kind, &mut found);
+    }
+    found.into_iter().map(|(_, row)| row).collect()
+}
+
+/// Kinds of Istio that are an error as a whole.
+pub fn refused_kinds() -> impl Iterator<Item = &'static str> {
+    NOT_YET.iter().map(|(_, kind)| *kind)
+}
+
+/// Objects with so few fields are alike by chance.
+const FEW: usize = 2;
+
+fn of_kind(kind: Kind, found: &mut Vec<(Shape, Row)>) {
+    // Breadth first, so that what is nearest to `spec` gives an object its first place.
+    let mut next = vec![(String::new(), kind.spec())];
+    while !next.is_empty() {
+        for (path, shape) in std::mem::take(&mut next) {
+            let of_kind = |row: &Row| row.kind == kind.name();
+            if let Some((_, row)) = found.iter_mut().find(|(known, row)| *known == shape && of_kind(row)) {
+                row.paths.push(path);
+                continue;
+            }
+            let (like, supported, refused, skipped) = Default::default();
+            let mut row = Row { kind: kind.name(), paths: vec![path.clone()], like, supported, refused, skipped };
+            if let Some((_, known)) = found.iter().find(|(known, _)| *known == shape && shape.len() > FEW) {
+                row.like = Some((known.kind, known.paths[0].clone()));
+                found.push((shape, row));
+                continue;
+            }
+            let below = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
+            for field in shape {
+                match field.is {
+                    Is::Refused(why) => row.refused.push((field.name, why)),
+                    Is::Skipped => row.skipped.push(field.name),
+                    Is::Read | Is::Explicit => row.supported.push(field.name),
+                    Is::Object(shape) => {
+                        row.supported.push(field.name);
+                        next.push((below(field.name), shape));
+                    }
+                }
+            }
+            found.push((shape, row));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn objects_of_one_shape_are_one_row() {
+        let table = field_table();
+        let of = |kind: &str, path: &str| {
+            table.iter().find(|row| row.kind == kind && row.paths.iter().any(|own| own == path)).unwrap()
+        };
+        let rule = of("DestinationRule", "");
+        assert!(rule.supported.contains(&"host") && rule.paths == [""]);
+        let tcp = of("DestinationRule", "trafficPolicy.connectionPool.tcp");
+        assert!(tcp.supported.contains(&"maxConnections"));
+        assert_eq!(of("DestinationRule", "trafficPolicy").paths, ["trafficPolicy", "subsets.trafficPolicy"]);
+        let paths: Vec<&String> =
+            table.iter().filter(|row| row.kind == "DestinationRule").flat_map(|r| &r.paths).collect();
+        assert!(paths.iter().all(|path| paths.iter().filter(|other| other == &path).count() == 1), "{paths:?}");
+        assert!(refused_kinds().any(|kind| kind == "AuthorizationPolicy"));
+    }
+}

@@ -1,0 +1,131 @@
+//! `exportTo`: the namespaces whose clients see a document.
+
+use std::{
+    collections::BTreeSet,
+    hash::{Hash, Hasher},
+};
+
+use crate::decode::fields::Fields;
+use crate::names;
+use crate::yaml::Place;
+
+/// Who sees a document. By default everybody.
+///
+/// Two that let the same see it are equal, whether it is written or not: that counts only for what a mesh has as its own
+/// default.
+#[derive(Clone, Debug, Default)]
+pub struct Export {
+    /// `None`: all.
+    namespaces: Option<BTreeSet<String>>,
+    written: bool,
+}
+
+impl PartialEq for Export {
+    fn eq(&self, other: &Self) -> bool {
+        self.namespaces == other.namespaces
+    }
+}
+
+impl Eq for Export {}
+
+impl Hash for Export {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.namespaces.hash(state);
+    }
+}
+
+/// The annotation of a Kubernetes Service that stands for the field.
+const ANNOTATION: &str = "networking.istio.io/exportTo";
+
+impl Export {
+    /// Whether clients of `client` see a document of `own`.
+    pub fn reaches(&self, own: &str, client: &str) -> bool {
+        self.namespaces
+            .as_ref()
+            .is_none_or(|namespaces| namespaces.contains(client) || self.is_private() && own == client)
+    }
+
+    /// Everybody does.
+    pub fn is_public(&self) -> bool {
+        self.namespaces.is_none()
+    }
+
+    /// The document's own namespace is named by a dot.
+    pub fn is_private(&self) -> bool {
+        self.namespaces.as_ref().is_some_and(|namespaces| namespaces.contains("."))
+    }
+
+    /// The namespaces as written; `None`: all.
+    pub fn namespaces(&self) -> Option<impl Iterator<Item = &str>> {
+        self.namespaces.as_ref().map(|namespaces| namespaces.iter().map(String::as_str))
+    }
+
+    /// Whether its document says so itself.
+    pub fn is_written(&self) -> bool {
+        self.written
+    }
+}
+
+/// Reads it.
+pub(crate) fn decode(fields: &Fields<'_>) -> Export {
+    decode_field(fields, "exportTo")
+}
+
+/// Reads it under another name.
+pub(crate) fn decode_field(fields: &Fields<'_>, name: &'static str) -> Export {
+    of(fields, name, &fields.strings(name))
+}
+
+/// What a Kubernetes Service says by its annotation, a list with commas.
+pub(crate) fn annotated(metadata: &Fields<'_>) -> Export {
+    let annotations = metadata.string_map("annotations");
+    let Some(text) = annotations.get(ANNOTATION) else { return Export::default() };
+    let place = metadata.place_of("annotations");
+    let names: Vec<(String, Place)> = text.split(',').map(|name| (name.trim().to_owned(), place)).collect();
+    of(metadata, "annotations", &names)
+}
+
+fn of(fields: &Fields<'_>, field: &str, names: &[(String, Place)]) -> Export {
+    let mut namespaces = BTreeSet::new();
+    let mut all = false;
+    for (name, place) in names {
+        match name.as_str() {
+            "*" => all = true,
+            // Nobody: a set without a namespace.
+            "." | "~" => {}
+            name if names::is_label(name) => {}
+            name => fields.error_at(*place, format!("`{name}` is not a namespace, nor one of `.`, `*` and `~`")),
+        }
+        if !namespaces.insert(name.clone()) {
+            fields.error_at(*place, format!("`{name}` is there twice"));
+        }
+    }
+    for alone in ["*", "~"].into_iter().filter(|alone| namespaces.contains(*alone) && namespaces.len() > 1) {
+        fields.error(field, format!("`{alone}` stands alone in `{field}`"));
+    }
+    Export { written: !namespaces.is_empty(), namespaces: (!all && !namespaces.is_empty()).then_some(namespaces) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn export(namespaces: &[&str]) -> Export {
+        Export { namespaces: Some(namespaces.iter().map(|name| name.to_string()).collect()), written: true }
+    }
+
+    #[test]
+    fn who_sees_what() {
+        for (export, own, client, sees) in [
+            (Export::default(), "a", "b", true),
+            (export(&["."]), "a", "a", true),
+            (export(&["."]), "a", "b", false),
+            (export(&["b", "c"]), "a", "b", true),
+            (export(&["b", "c"]), "a", "a", false),
+            (export(&[".", "b"]), "a", "a", true),
+            (export(&["~"]), "a", "a", false),
+        ] {
+            assert_eq!(export.reaches(own, client), sees, "{export:?} {own} {client}");
+        }
+    }
+}

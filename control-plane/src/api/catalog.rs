@@ -1,0 +1,180 @@
+//! Consul's API and Eureka's as sidecars pass them on. The caller is named by the certificate of the stream; the token of
+//! the program can only reduce its rights. The answers come from [`crate::api::consul`] and [`crate::api::eureka`].
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{Method, StatusCode};
+
+use tonic::{Request, Response, Status};
+use weft_agent::answer::{self, Answered};
+use weft_agent::query::Query;
+use weft_agent::refused::Refused;
+use weft_core::identity::SpiffeId;
+use weft_proto::v1::catalog_server::Catalog;
+use weft_proto::v1::{Answer, Question};
+
+use crate::api::access;
+use crate::api::consul::{self, Consul};
+use crate::api::eureka::Eureka;
+use crate::identity::caller::{Caller, Rights};
+use crate::identity::peer::Peer;
+use crate::identity::token::Tokens;
+
+/// The catalog service.
+pub struct CatalogService {
+    /// Answers.
+    pub consul: Arc<Consul>,
+    /// Answers what is of Eureka's API.
+    pub eureka: Arc<Eureka>,
+    /// Checks those of programs.
+    pub tokens: Arc<Tokens>,
+}
+
+impl CatalogService {
+    /// Answers what a sidecar of this identity passes on.
+    async fn answer(&self, peer: &Peer, id: &SpiffeId, passed: http::Request<Bytes>) -> Answered {
+        let (head, body) = passed.into_parts();
+        let query = Query::parse(head.uri.query().unwrap_or_default());
+        let eureka = weft_agent::eureka::route::is_ours(head.uri.path());
+        let refusal = |refused| {
+            let get = head.method == Method::GET;
+            if eureka { weft_agent::eureka::refusal(&refused) } else { answer::refusal(&refused, get, &query) }
+        };
+        let public = consul::route::is_public(&head.method, head.uri.path());
+        let rights = match access::claims(&self.tokens, &head) {
+            // Whatever the token is.
+            _ if public => Rights::Read,
+            Ok(Some(claims)) if claims.namespace != id.namespace() => {
+                let text = format!(
+                    "Permission denied: this token is of the namespace {:?}, the sidecar of {:?}",
+                    claims.namespace,
+                    id.namespace()
+                );
+                return refusal(Refused::new(StatusCode::FORBIDDEN, text));
+            }
+            Ok(Some(claims)) => Rights::Token(claims),
+            Ok(None) => Rights::All,
+            Err(refused) => return refusal(refused),
+        };
+        let (namespace, identity) = (id.namespace().to_owned(), id.to_string());
+        let caller = Caller { namespace, identity, address: peer.remote, rights };
+        let passed = http::Request::from_parts(head, body);
+        if eureka { self.eureka.answer(&caller, passed) } else { consul::answer(&self.consul, &caller, passed).await }
+    }
+}
+
+#[tonic::async_trait]
+impl Catalog for CatalogService {
+    async fn ask(&self, request: Request<Question>) -> Result<Response<Answer>, Status> {
+        let peer = Peer::of(&request)?;
+        let id = peer.certified()?.id.clone();
+        let passed = request_of(request.into_inner())?;
+        Ok(Response::new(answer_of(self.answer(&peer, &id, passed).await)))
+    }
+}
+
+/// A question as the request that it was.
+///
+/// # Errors
+/// When it cannot have been one.
+pub(crate) fn request_of(question: Question) -> Result<http::Request<Bytes>, Status> {
+    let mut passed =
+        http::Request::builder().method(question.method.as_str()).uri(format!("{}?{}", question.path, question.query));
+    for (name, value) in &question.headers {
+        passed = passed.header(name, value);
+    }
+    passed.body(question.body).map_err(|e| Status::invalid_argument(format!("no request: {e}")))
+}
+
+/// An answer for the wire.
+pub(crate) fn answer_of(answered: Answered) -> Answer {
+    let (head, body) = answered.into_parts();
+    // Ours are all text.
+    let headers =
+        head.headers.iter().filter_map(|(name, value)| Some((name.to_string(), value.to_str().ok()?.to_owned())));
+    Answer { status: head.status.as_u16().into(), headers: headers.collect(), body }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use weft_proto::v1;
+
+    use super::*;
+    use crate::clock::unix_now;
+    use crate::identity::token::ApiClaims;
+    use crate::state::{Mesh, Node};
+    use crate::store::embedded::Embedded;
+
+    #[tokio::test]
+    async fn a_token_takes_away_and_adds_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Arc::new(Embedded::open(dir.path()).unwrap());
+        let mesh = Mesh::open(store, "cluster.local", Duration::from_secs(15)).await.unwrap();
+        let id: SpiffeId = "spiffe://cluster.local/ns/default/sa/web".parse().unwrap();
+        let node = Node {
+            namespace: "default".into(),
+            identity: id.to_string(),
+            address: [10, 0, 0, 1].into(),
+            workload: String::new(),
+            locality: String::new(),
+            labels: Default::default(),
+            checks: Default::default(),
+            create_index: 0,
+            modify_index: 0,
+            alive: None,
+            unknown: false,
+            catalog: false,
+        };
+        let session = mesh.begin_session("n1", node).await.unwrap();
+        for service in ["order", "payment"] {
+            let (service_id, service) = (service.to_owned(), service.to_owned());
+            let instance = v1::Instance { service_id, service, port: 80, ..Default::default() };
+            mesh.register("n1", session, instance).await.unwrap();
+        }
+        let (ca, _) = crate::identity::ca::Ca::create("cluster.local", std::time::SystemTime::now()).unwrap();
+        let roots = crate::api::consul::connect::Roots::of(&ca);
+        let service = CatalogService {
+            consul: Arc::new(Consul {
+                mesh: mesh.clone(),
+                address: ([10, 0, 0, 9], 15012).into(),
+                roots,
+                federation: crate::api::remote::Alone::shared(),
+                allow_external: false,
+            }),
+            eureka: Arc::new(Eureka::new(mesh)),
+            tokens: Arc::new(Tokens::new(&[7; 32])),
+        };
+        let token = |namespace: &str| {
+            service.tokens.create_api(&ApiClaims {
+                trust_domain: "cluster.local".into(),
+                namespace: namespace.into(),
+                services: Vec::new(),
+                read: vec!["pay*".into()],
+                keys: vec!["conf/".into()],
+                expires: unix_now() + 60,
+            })
+        };
+        let (ours, others) = (token("default"), token("shop"));
+        let peer = Peer { remote: [10, 0, 0, 1].into(), certified: None };
+        let both = r#"{"order":[],"payment":[]}"#;
+        for (token, method, path, status, words) in [
+            ("", "GET", "/v1/catalog/services", 200, both),
+            ("", "PUT", "/v1/kv/a", 200, "true"),
+            (&*ours, "GET", "/v1/catalog/services", 200, r#"{"payment":[]}"#),
+            (&ours, "PUT", "/v1/kv/a", 403, "Permission denied"),
+            (&ours, "PUT", "/v1/kv/conf/a", 200, "true"),
+            (&others, "GET", "/v1/catalog/services", 403, "of the namespace \"shop\", the sidecar of \"default\""),
+            ("of-another-time", "GET", "/v1/catalog/services", 403, "ACL not found"),
+            ("of-another-time", "GET", "/eureka/apps", 403, "ACL not found"),
+            ("of-another-time", "GET", "/v1/status/leader", 200, "10.0.0.9:15012"),
+        ] {
+            let passed = http::Request::builder().method(method).uri(path).header("x-consul-token", token);
+            let answered = service.answer(&peer, &id, passed.body(Bytes::new()).unwrap()).await;
+            let (got, text) = (answered.status(), String::from_utf8_lossy(answered.body()).into_owned());
+            assert!(got == status && text.contains(words), "{method} {path} {token:.20}: {got} {text}");
+        }
+    }
+}

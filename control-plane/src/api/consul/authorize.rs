@@ -1,0 +1,57 @@
+//! `agent/connect/authorize`, and reads of intentions: whether one service may call another.
+//!
+//! The mesh has no authorization policies yet: every caller with an identity of a trusted domain may call. So there are no
+//! intentions, and every request is allowed, as in Consul where the default is to allow; a caller that is not a member of
+//! the mesh is denied.
+
+use serde_json::{Value, json};
+use weft_agent::answer::{self, Answered};
+use weft_agent::decode::Fields;
+use weft_agent::query::Query;
+use weft_agent::refused::Refused;
+use weft_core::identity::SpiffeId;
+
+use super::Consul;
+
+/// `POST agent/connect/authorize`
+pub(super) fn authorize(consul: &Consul, query: &Query, body: &[u8]) -> Result<Answered, Refused> {
+    let mut fields = Fields::of_body("the request", body).map_err(Refused::bad)?;
+    let mut text = |key: &str| fields.text(key).map_err(Refused::bad);
+    let (target, uri) = (text("target")?, text("clientcerturi")?);
+    if target.is_empty() {
+        return Err(Refused::bad("Target service must be specified"));
+    }
+    let id: SpiffeId =
+        uri.parse().map_err(|e| Refused::bad(format!("ClientCertURI not a valid Connect identifier: {e}")))?;
+    let own = consul.mesh.read(|world| world.trust_domain().to_owned());
+    let (authorized, reason) = if id.trust_domain() == own {
+        (true, "Allowed by default: the mesh has no authorization policy that denies it".to_owned())
+    } else {
+        (false, format!("Identity from an external trust domain: {}, not {own}", id.trust_domain()))
+    };
+    Ok(answer::json(&json!({ "Authorized": authorized, "Reason": reason }), query))
+}
+
+/// `connect/intentions/match`: each name that is asked for has none.
+pub(super) fn matching(query: &Query) -> Result<Answered, Refused> {
+    match query.value("by") {
+        Some("source" | "destination") => {}
+        _ => return Err(Refused::bad("required query parameter 'by' must be one of 'source' or 'destination'")),
+    }
+    let names: Vec<&str> = query.values("name").collect();
+    if names.is_empty() {
+        return Err(Refused::bad("required query parameter 'name' not set"));
+    }
+    let none = names.into_iter().map(|name| (name.to_owned(), Value::Array(Vec::new())));
+    Ok(answer::indexed(&Value::Object(none.collect()), 1, query))
+}
+
+/// `connect/intentions/check`
+pub(super) fn check(query: &Query) -> Result<Answered, Refused> {
+    for key in ["source", "destination"] {
+        if query.value(key).is_none_or(str::is_empty) {
+            return Err(Refused::bad(format!("required query parameter '{key}' not set")));
+        }
+    }
+    Ok(answer::json(&json!({ "Allowed": true }), query))
+}

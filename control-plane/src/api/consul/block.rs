@@ -1,0 +1,26 @@
+//! Consul's blocking queries: a query names the index that it has seen, and is answered when the index of its result
+//! differs or its wait is over.
+//!
+//! The index is that of the result, not of everything: a change to one service wakes no query for another.
+
+use weft_agent::query::Query;
+use weft_agent::refused::Refused;
+
+use crate::state::{Mesh, Topic};
+use weft_world::World;
+
+/// Waits as the query says.
+///
+/// # Errors
+/// When the query's index or wait is none.
+pub(super) async fn block(
+    mesh: &Mesh,
+    query: &Query,
+    topics: &[Topic],
+    index_of: impl Fn(&World) -> u64,
+) -> Result<(), Refused> {
+    if let Some((seen, wait)) = query.block().map_err(Refused::bad)? {
+        mesh.wait_past(topics, seen, wait, index_of).await;
+    }
+    Ok(())
+}

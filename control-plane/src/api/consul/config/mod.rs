@@ -1,0 +1,243 @@
+//! Config entries: `service-router`, `service-splitter` and `service-resolver` become a VirtualService and a DestinationRule,
+//! `consul-<service>`, as if these had been applied; other kinds are refused.
+//!
+//! Consul follows the entries of every service on a request's way. A VirtualService is looked at once, for the host that
+//! was called: so an entry that leads to a service with routes of its own is refused, whichever comes first.
+
+mod entries;
+mod policies;
+
+use http::StatusCode;
+use serde_json::{Value, json};
+use weft_agent::answer::{self, Answered};
+use weft_agent::decode::Fields;
+use weft_agent::query::Query;
+use weft_agent::refused::Refused;
+
+use super::{Caller, Consul, refused, select};
+use crate::state::documents::StoredDocument;
+use policies::Chain;
+use weft_policy::{self, Document, Object, Severity, canonical};
+
+/// The kinds that become policies.
+const ROUTER: &str = "service-router";
+const SPLITTER: &str = "service-splitter";
+const RESOLVER: &str = "service-resolver";
+/// The file that problems of these policies name.
+const FILE: &str = "config entry";
+
+/// What is instead of the other kinds.
+fn unsupported(kind: &str) -> Refused {
+    let instead = match kind {
+        "service-defaults" | "proxy-defaults" => {
+            "the protocol is named by the registration (metadata protocol) or found out"
+        }
+        "service-intentions" => "the mesh has no authorization policies yet",
+        "exported-services" => "a ServiceExport says it",
+        "mesh" => "an IstioOperator's meshConfig says it",
+        _ => "gateways are Istio's Gateway and VirtualService",
+    };
+    Refused::new(StatusCode::NOT_IMPLEMENTED, format!("Kind: {kind:?} is not supported by this mesh: {instead}"))
+}
+
+fn shape(stored: &StoredDocument) -> Value {
+    let mut shape = stored.value.clone();
+    if let Some(map) = shape.as_object_mut() {
+        map.insert("CreateIndex".into(), stored.create_index.into());
+        map.insert("ModifyIndex".into(), stored.modify_index.into());
+    }
+    shape
+}
+
+/// `GET config/:kind`, `GET config/:kind/:name`
+pub(super) async fn read(
+    consul: &Consul,
+    caller: &Caller,
+    kind: &str,
+    name: Option<&str>,
+    query: &Query,
+) -> Result<Answered, Refused> {
+    select::in_scope(consul, query)?;
+    if let Some((seen, wait)) = query.block().map_err(Refused::bad)? {
+        consul.mesh.wait_for_config(seen, wait).await;
+    }
+    let (all, index) = consul.mesh.read_config(|all| {
+        let of_kind = all.list(&caller.namespace).into_iter().filter(|(_, entry)| entry.value["Kind"] == kind);
+        let seen = of_kind.filter(|(_, entry)| caller.rights.read(entry.value["Name"].as_str().unwrap_or_default()));
+        (seen.map(|(_, entry)| shape(entry)).collect::<Vec<_>>(), all.index())
+    });
+    let Some(name) = name else { return Ok(answer::indexed(&Value::Array(all), index, query)) };
+    let found = all.into_iter().find(|entry| entry["Name"].as_str().is_some_and(|own| own.eq_ignore_ascii_case(name)));
+    let missing = || {
+        let text = format!("Config entry not found for \"{kind}\" / \"{name}\"");
+        Refused::new(StatusCode::NOT_FOUND, text)
+    };
+    Ok(answer::indexed(&found.ok_or_else(missing)?, index, query))
+}
+
+/// `PUT config`
+pub(super) async fn put(consul: &Consul, caller: &Caller, query: &Query, body: &[u8]) -> Result<Answered, Refused> {
+    let given: Value =
+        serde_json::from_slice(body).map_err(|e| Refused::bad(format!("Request decoding failed: {e}")))?;
+    let mut fields = Fields::of("the config entry", given.clone()).map_err(Refused::bad)?;
+    let kind = fields.text("kind").map_err(Refused::bad)?;
+    let service = fields.text("name").map_err(Refused::bad)?.to_ascii_lowercase();
+    if ![ROUTER, SPLITTER, RESOLVER].contains(&kind.as_str()) {
+        return Err(unsupported(&kind));
+    }
+    if service.is_empty() {
+        return Err(Refused::bad("Name is required"));
+    }
+    caller.register(&service)?;
+    let mut entry = given;
+    if let Some(map) = entry.as_object_mut() {
+        map.retain(|key, _| !key.eq_ignore_ascii_case("kind") && !key.eq_ignore_ascii_case("name"));
+        map.insert("Kind".into(), kind.clone().into());
+        map.insert("Name".into(), service.clone().into());
+    }
+    change(consul, caller, (&kind, &service), Some(entry), query).await
+}
+
+/// `DELETE config/:kind/:name`
+pub(super) async fn delete(
+    consul: &Consul,
+    caller: &Caller,
+    kind: &str,
+    name: &str,
+    query: &Query,
+) -> Result<Answered, Refused> {
+    let service = name.to_ascii_lowercase();
+    caller.register(&service)?;
+    let answered = change(consul, caller, (kind, &service), None, query).await?;
+    Ok(if query.has("cas") { answered } else { answer::json(&json!({}), query) })
+}
+
+/// Writes an entry, and the policies that the service's entries come to.
+async fn change(
+    consul: &Consul,
+    caller: &Caller,
+    (kind, service): (&str, &str),
+    entry: Option<Value>,
+    query: &Query,
+) -> Result<Answered, Refused> {
+    let namespace = &caller.namespace;
+    let key = format!("{kind}/{service}");
+    let all: Vec<Value> = consul.mesh.read_config(|all| {
+        let others = all.list(namespace).into_iter().filter(|(held, _)| *held != key);
+        others.map(|(_, stored)| stored.value.clone()).chain(entry.clone()).collect()
+    });
+    let chain = chain_of(&all, service).map_err(Refused::bad)?;
+    followed_once(&all, service, &chain).map_err(Refused::bad)?;
+    let documents = checked(consul, service, namespace, &chain)?;
+    let only = match query.value("cas").filter(|text| !text.is_empty()) {
+        None => None,
+        Some(text) => Some(text.parse().map_err(|_| Refused::bad("Invalid cas: a whole number is needed"))?),
+    };
+    let own = policies::name(service);
+    let (_, api) = consul.mesh.policies();
+    let stale: Vec<Document> = api
+        .iter()
+        .filter(|held| {
+            held.name == own && held.namespace == *namespace && !documents.iter().any(|d| d.key() == held.key())
+        })
+        .map(|held| Document::clone(held))
+        .collect();
+    let written = consul.mesh.put_config(namespace, &key, entry.as_ref(), only, (documents, &stale)).await;
+    Ok(answer::json(&json!(written.map_err(refused)?), query))
+}
+
+/// What the entries say of a service.
+fn chain_of(all: &[Value], service: &str) -> Result<Chain, String> {
+    let mut chain = Chain::default();
+    for entry in all.iter().filter(|entry| entry["Name"] == service) {
+        let mut fields = Fields::of("the config entry", entry.clone())?;
+        match entry["Kind"].as_str().unwrap_or_default() {
+            ROUTER => chain.router = Some(entries::router(&mut fields)?),
+            SPLITTER => chain.splitter = Some(entries::splitter(&mut fields)?),
+            _ => chain.resolver = Some(entries::resolver(&mut fields)?),
+        }
+        for known in ["kind", "name", "meta", "createindex", "modifyindex", "hash"] {
+            fields.means(known);
+        }
+        fields.refuse_rest("")?;
+    }
+    Ok(chain)
+}
+
+/// # Errors
+/// When a request would have to follow the entries of two services.
+fn followed_once(all: &[Value], service: &str, chain: &Chain) -> Result<(), String> {
+    let says = |from: &str, to: &str| {
+        format!(
+            "requests to {from:?} lead to {to:?}, which has routes of its own (service-router, service-splitter, or Redirect, \
+             DefaultSubset or RequestTimeout of a service-resolver): a VirtualService is followed once"
+        )
+    };
+    for other in chain.others(service) {
+        if chain_of(all, &other)?.routes() {
+            return Err(says(service, &other));
+        }
+    }
+    if !chain.routes() {
+        return Ok(());
+    }
+    let mut names: Vec<&str> =
+        all.iter().filter_map(|entry| entry["Name"].as_str()).filter(|n| *n != service).collect();
+    names.sort_unstable();
+    names.dedup();
+    for name in names {
+        if chain_of(all, name)?.others(name).iter().any(|other| other == service) {
+            return Err(says(name, service));
+        }
+    }
+    Ok(())
+}
+
+/// The documents, if the mesh takes them beside those that it has.
+fn checked(consul: &Consul, service: &str, namespace: &str, chain: &Chain) -> Result<Vec<Document>, Refused> {
+    let mut documents = Vec::new();
+    for document in chain.documents(service, namespace) {
+        let parsed = weft_world::parse_policies(FILE, &document.to_string());
+        if let Some(problem) = parsed.problems.iter().find(|problem| problem.severity == Severity::Error) {
+            return Err(Refused::bad(problem.text.clone()));
+        }
+        documents.extend(parsed.documents);
+    }
+    let host = canonical(service, namespace);
+    let (folder, api) = consul.mesh.policies();
+    let has_subset = |document: &Document, subset: &str| match &document.object {
+        Object::DestinationRule(rule) => rule.subsets.iter().any(|own| own.name == subset),
+        _ => false,
+    };
+    for subset in chain.undefined(service) {
+        let held =
+            folder.iter().chain(&api).filter(|held| held.name != policies::name(service) && is_about(held, &host));
+        if !held.into_iter().any(|held| has_subset(held, &subset)) {
+            let text = format!("ServiceSubset: {service:?} has no subset {subset:?} (Subsets of its service-resolver)");
+            return Err(Refused::bad(text));
+        }
+    }
+    let others = || folder.iter().chain(&api).filter(|held| held.name != policies::name(service));
+    for document in &documents {
+        let owner = others().find(|held| held.kind == document.kind && is_about(held, &host));
+        if let Some(owner) = owner {
+            let text = format!("{} says already where requests to {service:?} go: remove it first", owner.reference());
+            return Err(Refused::new(StatusCode::CONFLICT, text));
+        }
+    }
+    consul.mesh.date(&mut documents);
+    let all: Vec<&Document> = documents.iter().chain(others().map(AsRef::as_ref)).collect();
+    let problems = weft_policy::check(&all);
+    match problems.iter().find(|problem| problem.severity == Severity::Error && problem.file == FILE) {
+        Some(problem) => Err(Refused::bad(problem.text.clone())),
+        None => Ok(documents),
+    }
+}
+
+fn is_about(document: &Document, host: &str) -> bool {
+    match &document.object {
+        Object::VirtualService(service) => service.hosts.iter().any(|own| canonical(own, &document.namespace) == host),
+        Object::DestinationRule(rule) => canonical(&rule.host, &document.namespace) == host,
+        _ => false,
+    }
+}

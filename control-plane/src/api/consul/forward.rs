@@ -1,0 +1,81 @@
+//! Requests for another data centre (`?dc=`): forwarded to it whole, without the token of the caller.
+
+use http::request::Parts;
+use http::{HeaderName, HeaderValue, StatusCode};
+use weft_agent::answer::Answered;
+use weft_agent::query::{Query, without};
+use weft_agent::refused::Refused;
+use weft_proto::v1::{PeerQuestion, Question};
+
+use super::route::{Endpoint, route};
+use super::{Caller, Consul, Rights};
+use crate::api::remote::NoAnswer;
+
+/// The data centre that a query names, unless it is this one.
+pub(super) fn datacenter<'a>(consul: &Consul, query: &'a Query) -> Option<&'a str> {
+    query.value("dc").filter(|dc| !dc.is_empty() && *dc != consul.federation.datacenter())
+}
+
+/// Whether a read of this path may be asked of another data centre.
+pub(crate) fn is_forwarded(path: &str) -> bool {
+    let endpoint = route(&http::Method::GET, path);
+    matches!(
+        endpoint,
+        Ok(Endpoint::HealthService(_)
+            | Endpoint::HealthConnect(_)
+            | Endpoint::HealthChecks(_)
+            | Endpoint::HealthNode(_)
+            | Endpoint::HealthState(_)
+            | Endpoint::CatalogServices
+            | Endpoint::CatalogService(_)
+            | Endpoint::CatalogConnect(_)
+            | Endpoint::CatalogNodes
+            | Endpoint::CatalogNode(_)
+            | Endpoint::CatalogNodeServices(_)
+            | Endpoint::CoordinateNodes
+            | Endpoint::CoordinateNode(_))
+    )
+}
+
+/// The answer of `datacenter`.
+///
+/// # Errors
+/// Consul's, where there is no way to it.
+pub(super) async fn ask(consul: &Consul, caller: &Caller, datacenter: &str, head: &Parts) -> Result<Answered, Refused> {
+    // What is answered for another data centre is not passed on to a third.
+    if matches!(caller.rights, Rights::Peer(_)) {
+        return Err(no_path());
+    }
+    let question = Question {
+        method: head.method.to_string(),
+        path: head.uri.path().to_owned(),
+        query: without(head.uri.query().unwrap_or_default(), &["token"]),
+        ..Question::default()
+    };
+    let (namespace, read) = (caller.namespace.clone(), caller.rights.elsewhere());
+    let question = PeerQuestion { question: Some(question), namespace, read };
+    let answer = match consul.federation.ask(datacenter, question).await {
+        Ok(answer) => answer,
+        Err(NoAnswer::Busy) => {
+            return Err(Refused::new(StatusCode::TOO_MANY_REQUESTS, "Too many requests to another data centre"));
+        }
+        Err(error) => {
+            tracing::debug!(datacenter, "{error}");
+            return Err(no_path());
+        }
+    };
+    let mut answered = http::Response::new(answer.body);
+    let status = u16::try_from(answer.status).ok().and_then(|status| StatusCode::from_u16(status).ok());
+    *answered.status_mut() = status.unwrap_or(StatusCode::BAD_GATEWAY);
+    for (name, value) in &answer.headers {
+        if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
+            answered.headers_mut().insert(name, value);
+        }
+    }
+    Ok(answered)
+}
+
+/// Consul's words.
+fn no_path() -> Refused {
+    Refused::new(StatusCode::INTERNAL_SERVER_ERROR, "No path to datacenter")
+}

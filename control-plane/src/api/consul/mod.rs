@@ -1,0 +1,121 @@
+//! Consul's HTTP API, without the parts of a single agent: the same answers for sidecars that pass requests on
+//! (`crate::api::catalog`) and for the listener of the control plane.
+//!
+//! [`route`] finds the endpoint, `Caller` decides what the caller may see and do, `read` selects instances and nodes and
+//! answers reads, `block` waits; `kv` is the key-value store with its sessions and transactions, `queries` and `events` the
+//! prepared queries and events, `config` the config entries, which become policies. Queries, filters, headers and refusals,
+//! which agents need too, are in `weft_agent`.
+
+mod authorize;
+mod block;
+mod catalog;
+mod config;
+pub mod connect;
+mod events;
+mod forward;
+mod kv;
+mod queries;
+mod read;
+pub mod route;
+#[cfg(test)]
+mod tests;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{Method, Request, StatusCode};
+use weft_agent::answer::{self, Answered};
+use weft_agent::query::Query;
+use weft_agent::refused::Refused;
+
+use crate::api::remote::RemoteReads;
+use crate::identity::caller::{Caller, Rights};
+use crate::state::{Mesh, Refusal};
+use crate::store::batch::Interrupted;
+pub(crate) use forward::is_forwarded;
+use kv::{pairs, sessions, txn};
+pub use queries::{QueryResult, prepared};
+use read::{near, select, shapes};
+use route::{Endpoint, RouteError};
+
+/// What answers are made of.
+pub struct Consul {
+    /// What is registered.
+    pub mesh: Arc<Mesh>,
+    /// Where sidecars reach this control plane.
+    pub address: SocketAddr,
+    /// The mesh's authority.
+    pub roots: connect::Roots,
+    /// The other data centres.
+    pub federation: Arc<dyn RemoteReads>,
+    /// Programs without a sidecar may register, with a token.
+    pub allow_external: bool,
+}
+
+async fn write(
+    consul: &Consul,
+    caller: &Caller,
+    (method, endpoint): (&Method, Endpoint),
+    query: &Query,
+    body: &[u8],
+) -> Result<Answered, Refused> {
+    select::in_scope(consul, query)?;
+    match endpoint {
+        Endpoint::Pair(key) if method == Method::DELETE => pairs::delete(consul, caller, &key, query).await,
+        Endpoint::Pair(key) => pairs::put(consul, caller, &key, query, body).await,
+        Endpoint::CatalogRegister => catalog::register(consul, caller, query, body).await,
+        Endpoint::CatalogDeregister => catalog::deregister(consul, caller, query, body).await,
+        Endpoint::SessionCreate => sessions::create(consul, caller, query, body).await,
+        Endpoint::SessionDestroy(id) => sessions::destroy(consul, caller, &id, query).await,
+        Endpoint::SessionRenew(id) => sessions::renew(consul, caller, &id, query).await,
+        Endpoint::Authorize => authorize::authorize(consul, query, body),
+        Endpoint::Queries => queries::create(consul, caller, query, body).await,
+        Endpoint::Query(id) if method == Method::DELETE => queries::delete(consul, caller, &id).await,
+        Endpoint::Query(id) => queries::update(consul, caller, &id, body).await,
+        Endpoint::EventFire(name) => events::fire(consul, caller, &name, query, body).await,
+        Endpoint::Config => config::put(consul, caller, query, body).await,
+        Endpoint::ConfigEntry(kind, name) => config::delete(consul, caller, &kind, &name, query).await,
+        Endpoint::Transaction => txn::transact(consul, caller, query, body).await,
+        _ => Err(Refused::bad("not a write endpoint")),
+    }
+}
+
+/// The store's or the registry's reason, as Consul tells it.
+fn refused(refusal: Refusal) -> Refused {
+    match refusal {
+        Refusal::Because(text) => Refused::new(StatusCode::INTERNAL_SERVER_ERROR, text),
+        Refusal::Exceeded(exceeded) => Refused::new(StatusCode::PAYLOAD_TOO_LARGE, exceeded.0),
+        Refusal::SessionOver => Refused::new(StatusCode::INTERNAL_SERVER_ERROR, refusal.to_string()),
+        Refusal::Store(e) => Refused::new(StatusCode::INTERNAL_SERVER_ERROR, format!("No cluster leader: {e}")),
+    }
+}
+
+fn interrupted(interrupted: Interrupted) -> Refused {
+    Refused::new(StatusCode::INTERNAL_SERVER_ERROR, format!("No cluster leader: {interrupted}"))
+}
+
+/// Answers one request; a blocking query when what it asks for has changed, or its wait is over.
+pub async fn answer(consul: &Consul, caller: &Caller, request: Request<Bytes>) -> Answered {
+    let (head, body) = request.into_parts();
+    let query = Query::parse(head.uri.query().unwrap_or_default());
+    if head.method == Method::GET
+        && let Err(text) = query.consistency()
+    {
+        return answer::refusal(&Refused::bad(text), true, &query);
+    }
+    if let Some(datacenter) = forward::datacenter(consul, &query)
+        && head.method == Method::GET
+        && is_forwarded(head.uri.path())
+    {
+        let answered = forward::ask(consul, caller, datacenter, &head).await;
+        return answered.unwrap_or_else(|refused| answer::refusal(&refused, true, &query));
+    }
+    let answered = match route::route(&head.method, head.uri.path()) {
+        Ok(endpoint) if head.method == Method::GET => read::read(consul, caller, endpoint, &query).await,
+        Ok(endpoint) => write(consul, caller, (&head.method, endpoint), &query, &body).await,
+        Err(RouteError::Method(allowed)) => return answer::wrong_method(&head.method, allowed),
+        Err(RouteError::Refused(refused)) => Err(refused),
+    };
+    answered.unwrap_or_else(|refused| answer::refusal(&refused, head.method == Method::GET, &query))
+}

@@ -1,0 +1,175 @@
+//! Consul's DNS interface: the registry under `consul.`, over UDP and TCP, and for sidecars over their own connection.
+//!
+//! [`packet`] reads questions and writes answers, [`names`] parses names, [`answer`] answers from what [`view`] reads of
+//! the registry: all without sockets. [`listen`] serves programs, [`service`] the sidecars, and [`recursors`] forwards
+//! names outside of `consul.`. Only the messages of hickory are used: its server is built around zones, which the registry
+//! has none of.
+
+pub mod answer;
+pub mod listen;
+pub mod names;
+pub mod packet;
+pub mod recursors;
+pub mod service;
+#[cfg(test)]
+mod tests;
+pub mod view;
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use hickory_proto::op::ResponseCode;
+use tokio::sync::Semaphore;
+
+use weft_proto::v1::{DnsMessage, PeerDns};
+
+use crate::api::remote::{Alone, RemoteReads};
+use crate::state::Mesh;
+use answer::Asking;
+use names::Subject;
+use packet::{Packet, Transport};
+use view::{ExportedView, MeshView, View};
+
+/// How DNS answers.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Name of this data centre.
+    pub datacenter: String,
+    /// Seconds for which an answer may be kept.
+    pub service_ttl: u32,
+    /// Seconds for which it may be remembered that there is nothing.
+    pub negative_ttl: u32,
+    /// Leave out instances with a warning too.
+    pub only_passing: bool,
+    /// Most answers over UDP to a client without EDNS; 0: as many as fit.
+    pub udp_answer_limit: usize,
+    /// Name servers for names that are not ours; none: such names are refused.
+    pub recursors: Vec<SocketAddr>,
+    /// This server's own address, where it has one that others can reach.
+    pub address: Option<IpAddr>,
+}
+
+impl Default for Settings {
+    /// Consul's TTL is 0. One second keeps a resolver that remembers (a node's cache, a runtime's) from asking for every
+    /// connection, and is less than what a failed health check takes to be seen.
+    fn default() -> Settings {
+        Settings {
+            datacenter: "dc1".into(),
+            service_ttl: 1,
+            negative_ttl: 1,
+            only_passing: false,
+            udp_answer_limit: 0,
+            recursors: Vec::new(),
+            address: None,
+        }
+    }
+}
+
+/// Answers packets.
+pub struct Dns<V = MeshView> {
+    view: V,
+    settings: Settings,
+    /// Who is asked for names of other data centres.
+    federation: Arc<dyn RemoteReads>,
+    /// Recursors that do not answer must not hold up what is ours.
+    recursing: Semaphore,
+}
+
+/// Queries that are asked of recursors at once; beyond that they fail.
+const RECURSING: usize = 512;
+
+impl Dns {
+    /// From what is registered in `mesh`.
+    pub fn new(mesh: Arc<Mesh>, settings: Settings, federation: Arc<dyn RemoteReads>) -> Arc<Dns> {
+        Arc::new(Dns { federation, ..Dns::over(MeshView::new(mesh), settings) })
+    }
+}
+
+impl Dns<ExportedView> {
+    /// For other data centres: from what is exported of `mesh`.
+    pub fn exported(mesh: Arc<Mesh>, settings: Settings) -> Arc<Dns<ExportedView>> {
+        Arc::new(Dns::over(ExportedView::new(mesh), settings))
+    }
+}
+
+impl<V: View> Dns<V> {
+    fn over(view: V, settings: Settings) -> Dns<V> {
+        Dns { view, settings, federation: Alone::shared(), recursing: Semaphore::new(RECURSING) }
+    }
+
+    /// The data centre that a query names, where it is another.
+    fn elsewhere(&self, query: &packet::Query) -> Option<String> {
+        match names::subject(query.name()) {
+            Subject::Of(Some(datacenter), _) if datacenter != self.settings.datacenter => Some(datacenter),
+            _ => None,
+        }
+    }
+
+    /// What other data centres say to a prepared query that finds nothing here; `None`: it finds something, or they have
+    /// nothing either.
+    async fn failover(&self, query: &packet::Query, transport: Transport, namespace: &str) -> Option<Vec<u8>> {
+        let (datacenter, name) = match names::subject(query.name()) {
+            Subject::Of(datacenter, names::Thing::Query(name)) => (datacenter, name),
+            _ => return None,
+        };
+        if datacenter.is_some_and(|datacenter| datacenter != self.settings.datacenter) {
+            return None;
+        }
+        let others: Vec<&str> =
+            self.federation.datacenters().into_iter().filter(|other| *other != self.settings.datacenter).collect();
+        let found = self.view.prepared(namespace, &name, &others).filter(|found| found.instances.is_empty())?;
+        for other in &found.datacenters {
+            let Some(asked) = query.of_service(&found.service, other) else { continue };
+            let message = DnsMessage { packet: asked, tcp: transport == Transport::Tcp };
+            let question = PeerDns { message: Some(message), namespace: namespace.to_owned() };
+            match self.federation.resolve(other, question).await {
+                Ok(reply) => {
+                    if let Some(reply) = query.adopt(&reply, transport, found.ttl) {
+                        return Some(reply);
+                    }
+                }
+                Err(error) => tracing::debug!(datacenter = other, "{error}"),
+            }
+        }
+        None
+    }
+
+    /// The answer to a packet of a caller in `namespace`, unless it deserves none. What is not ours is asked of the
+    /// recursors where `recurse` says so, else refused.
+    async fn handle(&self, packet: &[u8], transport: Transport, namespace: &str, recurse: bool) -> Option<Vec<u8>> {
+        let query = match packet::parse(packet) {
+            Packet::Nothing => return None,
+            Packet::Refused(reply) => return Some(reply),
+            Packet::Query(query) => query,
+        };
+        if let Some(datacenter) = self.elsewhere(&query) {
+            let message = DnsMessage { packet: packet.to_vec(), tcp: transport == Transport::Tcp };
+            let question = PeerDns { message: Some(message), namespace: namespace.to_owned() };
+            match self.federation.resolve(&datacenter, question).await {
+                Ok(reply) => return Some(reply),
+                // Below it is answered as Consul does: there is no such name.
+                Err(error) => tracing::debug!(datacenter, "{error}"),
+            }
+        }
+        if let Some(reply) = self.failover(&query, transport, namespace).await {
+            return Some(reply);
+        }
+        let asking = Asking { view: &self.view, namespace, settings: &self.settings, transport };
+        if let Ok(reply) = asking.answer(&query, &mut rand::rng()) {
+            return reply;
+        }
+        let code = if recurse && query.wants_recursion() && !self.settings.recursors.is_empty() {
+            if let Ok(_permit) = self.recursing.try_acquire()
+                && let Some(reply) = recursors::ask(&self.settings.recursors, packet, transport).await
+            {
+                return Some(reply);
+            }
+            ResponseCode::ServFail
+        } else {
+            ResponseCode::Refused
+        };
+        let mut message = query.response(code);
+        message.metadata.recursion_available = recurse && !self.settings.recursors.is_empty();
+        query.pack(message, transport)
+    }
+}

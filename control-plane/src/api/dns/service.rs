@@ -1,0 +1,44 @@
+//! DNS for sidecars, over the connection that they have: the caller's certificate names its namespace.
+
+use std::sync::Arc;
+
+use tonic::{Request, Response, Status};
+use weft_proto::v1::DnsMessage;
+use weft_proto::v1::dns_server::Dns as DnsApi;
+
+use super::Dns;
+use super::packet::Transport;
+use super::view::View;
+use crate::identity::peer::Peer;
+
+/// No query is longer.
+pub(crate) const MAX_QUERY: usize = 4096;
+
+/// The service.
+pub struct DnsService(pub Arc<Dns>);
+
+#[tonic::async_trait]
+impl DnsApi for DnsService {
+    async fn query(&self, request: Request<DnsMessage>) -> Result<Response<DnsMessage>, Status> {
+        let certified = Peer::of(&request)?.certified()?;
+        let message = request.into_inner();
+        let length = message.packet.len();
+        if length > MAX_QUERY {
+            return Err(Status::invalid_argument(format!("a DNS query of {} bytes ({MAX_QUERY} at most)", length)));
+        }
+        answer(&self.0, message, certified.id.namespace()).await
+    }
+}
+
+/// Answers a caller of a namespace. Names that are not ours it asks of its own name servers.
+pub(crate) async fn answer<V: View>(
+    dns: &Dns<V>,
+    message: DnsMessage,
+    namespace: &str,
+) -> Result<Response<DnsMessage>, Status> {
+    let DnsMessage { packet, tcp } = message;
+    let transport = if tcp { Transport::Tcp } else { Transport::Udp };
+    let reply = dns.handle(&packet, transport, namespace, false).await;
+    let packet = reply.ok_or_else(|| Status::invalid_argument("the packet is no DNS query"))?;
+    Ok(Response::new(DnsMessage { packet, tcp }))
+}

@@ -1,0 +1,71 @@
+//! The whole registry as it was last given, by namespace and format.
+//!
+//! Every client fetches it, some of them again every half minute whether it changed or not; written out it is a kilobyte or
+//! two an instance.
+
+use std::collections::HashMap;
+
+use weft_agent::answer::Answered;
+use weft_agent::eureka::answers::Format;
+
+use super::Stamp;
+
+/// Answers that are kept, and bytes of them; each is as large as what its namespace sees.
+const MAX: usize = 16;
+const MAX_BYTES: usize = 64 << 20;
+
+/// Answers of one moment.
+#[derive(Default)]
+pub(super) struct Cache {
+    stamp: Stamp,
+    answers: HashMap<(String, Format), Answered>,
+}
+
+impl Cache {
+    /// The answer, where nothing has changed since.
+    pub(super) fn answer(&self, stamp: Stamp, namespace: &str, format: Format) -> Option<Answered> {
+        let key = (namespace.to_owned(), format);
+        self.answers.get(&key).filter(|_| self.stamp == stamp).cloned()
+    }
+
+    /// Keeps one, and drops those of before.
+    pub(super) fn keep(&mut self, stamp: Stamp, namespace: &str, format: Format, answered: &Answered) {
+        if stamp > self.stamp {
+            self.answers.clear();
+            self.stamp = stamp;
+        }
+        let bytes = self.answers.values().map(|kept| kept.body().len()).sum::<usize>() + answered.body().len();
+        if stamp == self.stamp && self.answers.len() < MAX && bytes <= MAX_BYTES {
+            self.answers.insert((namespace.to_owned(), format), answered.clone());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    #[test]
+    fn only_the_present_is_kept_and_so_much_of_it() {
+        let mut given = Cache::default();
+        let answer = |text: &'static str| Answered::new(Bytes::from_static(text.as_bytes()));
+        let body = |given: &Cache, stamp, format| given.answer(stamp, "a", format).map(|a| a.into_body());
+        given.keep((2, 1), "a", Format::Json, &answer("new"));
+        given.keep((1, 1), "a", Format::Xml, &answer("late"));
+        assert_eq!(body(&given, (2, 1), Format::Json), Some("new".into()));
+        assert_eq!(body(&given, (2, 1), Format::Xml), None);
+        assert_eq!(body(&given, (2, 2), Format::Json), None, "a check of a node has changed");
+        given.keep((2, 2), "a", Format::Xml, &answer("xml"));
+        assert_eq!(body(&given, (2, 2), Format::Json), None);
+        for n in 0..2 * MAX {
+            given.keep((2, 2), &n.to_string(), Format::Json, &answer("x"));
+        }
+        assert_eq!(given.answers.len(), MAX);
+        for namespace in ["a", "b"] {
+            given.keep((3, 3), namespace, Format::Xml, &Answered::new(vec![0; MAX_BYTES / 2 + 1].into()));
+        }
+        assert_eq!(given.answers.len(), 1);
+    }
+}

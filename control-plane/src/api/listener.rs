@@ -1,0 +1,415 @@
+//! The listener for programs without a sidecar: Consul's API and Eureka's, at the control plane itself.
+//!
+//! A token identifies the caller. Without one a program on this machine reads what the namespace "default" sees, as it does
+//! by DNS; a remote one is denied. Connections over a network are TLS, with a certificate that the root of the mesh signs:
+//! the control plane has no other, and clients need that root in any case.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use http::{Method, Request, StatusCode, request};
+use rcgen::KeyPair;
+use weft_agent::answer::{self, Answered};
+use weft_agent::eureka::route::{self as eureka, Endpoint};
+use weft_agent::listen::{self, Answers, Bounds};
+use weft_agent::page::Names;
+use weft_agent::query::Query;
+use weft_agent::refused::Refused;
+
+use crate::api::access;
+use crate::api::consul::{self, Consul};
+use crate::api::dns::listen::Listen;
+use crate::api::eureka::Eureka;
+use crate::identity::ca::Ca;
+use crate::identity::caller::{Caller, Rights};
+use crate::identity::peer::OwnCertificate;
+use crate::identity::token::Tokens;
+use crate::registry::external::Externals;
+use crate::sockets;
+use crate::telemetry::{self, Telemetry};
+
+/// On loopback, and not Consul's usual port: that is the sidecar's, which may run on the same machine.
+const USUAL: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8501);
+/// Namespace of callers whom nothing identifies.
+const NAMESPACE: &str = "default";
+/// The root certificate in the data folder, for clients outside of the mesh.
+pub const ROOT_FILE: &str = "root.pem";
+
+/// How programs without a sidecar are served.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Where.
+    pub listen: Vec<Listen>,
+    /// Further names and addresses in the certificate.
+    pub names: Vec<String>,
+    /// Requests of one client at once, blocking queries and others apart.
+    pub per_client: usize,
+}
+
+/// What answers are made of.
+#[derive(Clone)]
+pub struct HttpApi {
+    /// Answers.
+    pub consul: Arc<Consul>,
+    /// Answers what is of Eureka's API.
+    pub eureka: Arc<Eureka>,
+    /// Answers what is of an agent.
+    pub externals: Arc<Externals>,
+    /// Checks tokens.
+    pub tokens: Arc<Tokens>,
+    /// Answers probes and Prometheus.
+    pub telemetry: Telemetry,
+}
+
+/// One listener.
+struct Listener {
+    api: HttpApi,
+    /// It can be reached from elsewhere: nobody is answered without a token.
+    remote: bool,
+    /// Names that it may be asked by, where it cannot.
+    names: Names,
+}
+
+/// Serves in the background, at all of these places.
+///
+/// # Errors
+/// When an address is not to be had, unless it is the usual one, or the certificate cannot be made.
+pub async fn serve(api: HttpApi, settings: &Settings, ca: &Arc<Ca>) -> Result<()> {
+    for place in &settings.listen {
+        let address = match place {
+            Listen::Off => continue,
+            Listen::Usual => USUAL,
+            Listen::At(address) => *address,
+        };
+        let listener = match sockets::listen(address) {
+            Err(e) if *place == Listen::Usual => {
+                let text = "no HTTP API for programs without a sidecar";
+                tracing::warn!("{text}: cannot listen on {address}: {e} (--http-listen takes another address, or off)");
+                continue;
+            }
+            bound => bound.with_context(|| format!("cannot listen on {address} for HTTP (--http-listen)"))?,
+        };
+        let remote = !address.ip().to_canonical().is_loopback();
+        let names = Names::new(&own_name(), &settings.names);
+        let answers = Arc::new(Listener { api: api.clone(), remote, names });
+        let scheme = if remote { "https" } else { "http" };
+        tracing::info!("programs without a sidecar find Consul's API at {scheme}://{address}");
+        if remote {
+            let tls = server_config(ca.clone(), certified(address.ip(), &own_name(), &settings.names))?;
+            tokio::spawn(listen::serve_tls(answers, listener, tls, Bounds::new(settings.per_client)));
+        } else {
+            tokio::spawn(listen::serve(answers, listener, Bounds::new(settings.per_client)));
+        }
+    }
+    Ok(())
+}
+
+fn own_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+/// Names and addresses in the certificate of a listener.
+fn certified(listener: IpAddr, host: &str, more: &[String]) -> Vec<String> {
+    let mut names = vec!["localhost".to_owned(), Ipv4Addr::LOCALHOST.to_string()];
+    if !listener.is_unspecified() {
+        names.push(listener.to_canonical().to_string());
+    }
+    names.extend(Some(host.to_owned()).filter(|host| !host.is_empty() && host.is_ascii()));
+    names.extend(more.iter().cloned());
+    names.sort();
+    names.dedup();
+    names
+}
+
+fn server_config(ca: Arc<Ca>, names: Vec<String>) -> Result<Arc<rustls::ServerConfig>> {
+    let shown = names.join(", ");
+    let sign = move |ca: &Ca, key: &KeyPair, lifetime| ca.sign_server(key, &names, SystemTime::now(), lifetime);
+    let own = OwnCertificate::renewing(ca, sign, std::future::pending())
+        .with_context(|| format!("no certificate for {shown} (--http-name)"))?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_cert_resolver(own);
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
+
+/// Writes the root certificate as clients and other data centres take it. It is no secret.
+///
+/// # Errors
+/// When the data folder cannot be written.
+pub fn write_root(ca: &Ca, data_dir: &Path) -> Result<()> {
+    let path = data_dir.join(ROOT_FILE);
+    std::fs::write(&path, ca.root_pem()).with_context(|| format!("cannot write {}", path.display()))
+}
+
+impl Answers for Listener {
+    fn turned_away(&self, head: &request::Parts) -> Option<Answered> {
+        // On loopback no token is needed: a web page must not be taken for a program.
+        let page = || self.names.refuses(&head.method, &head.uri, &head.headers, "--http-name");
+        let page = if self.remote { None } else { page() };
+        // Nobody unknown makes us hold what he sends.
+        page.or_else(|| self.rights(head).err()).map(|refused| refusal(&refused, head))
+    }
+
+    async fn answer(&self, from: SocketAddr, request: Request<Bytes>) -> Answered {
+        let (head, body) = request.into_parts();
+        let rights = match self.rights(&head) {
+            Ok(rights) => rights,
+            Err(refused) => return refusal(&refused, &head),
+        };
+        if head.method == Method::GET
+            && let Some(answered) = self.api.telemetry.answer(head.uri.path())
+        {
+            return answered;
+        }
+        let namespace = match &rights {
+            Rights::Token(claims) => claims.namespace.clone(),
+            Rights::All | Rights::Read | Rights::Peer(_) => NAMESPACE.to_owned(),
+        };
+        let caller = Caller { namespace, identity: String::new(), address: from.ip().to_canonical(), rights };
+        let path = head.uri.path();
+        if eureka::is_ours(path) {
+            return match eureka::route(&head.method, path) {
+                Ok(Endpoint::Write(write)) => self.api.externals.eureka(&caller, &write, &head, body).await,
+                _ => self.api.eureka.answer(&caller, Request::from_parts(head, body)),
+            };
+        }
+        if weft_agent::catalog::is_write(&head)
+            && let Some(answered) = self.api.externals.catalog(&caller, &head, &body).await
+        {
+            return answered;
+        }
+        // What is of the mesh's certificates is no agent's.
+        let of_agent = path == "/v1/agent" || path.starts_with("/v1/agent/");
+        if of_agent && !path.starts_with("/v1/agent/connect/") {
+            return self.api.externals.answer(&caller, &head, body).await;
+        }
+        consul::answer(&self.api.consul, &caller, Request::from_parts(head, body)).await
+    }
+}
+
+impl Listener {
+    fn rights(&self, head: &request::Parts) -> Result<Rights, Refused> {
+        // Whatever the token is.
+        if consul::route::is_public(&head.method, head.uri.path()) || head.uri.path() == telemetry::READY {
+            return Ok(Rights::Read);
+        }
+        match access::claims(&self.api.tokens, head)? {
+            Some(claims) => Ok(Rights::Token(claims)),
+            None if self.remote => {
+                let text = "Permission denied: this address is answered with a token only (X-Consul-Token or \
+                            Authorization: Bearer; made by weftctl token create --api)";
+                Err(Refused::new(StatusCode::FORBIDDEN, text))
+            }
+            None => Ok(Rights::Read),
+        }
+    }
+}
+
+fn refusal(refused: &Refused, head: &request::Parts) -> Answered {
+    if weft_agent::eureka::route::is_ours(head.uri.path()) {
+        return weft_agent::eureka::refusal(refused);
+    }
+    let query = Query::parse(head.uri.query().unwrap_or_default());
+    answer::refusal(refused, head.method == Method::GET, &query)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use rustls_pki_types::ServerName;
+    use serde_json::{Value, json};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+    use weft_proto::v1;
+
+    use super::*;
+    use crate::api::consul::connect::Roots;
+    use crate::discovery::Discovery;
+    use crate::identity::token::ApiClaims;
+    use crate::state::{Mesh, Node};
+    use crate::store::embedded::Embedded;
+
+    async fn api(dir: &Path) -> HttpApi {
+        let store = Arc::new(Embedded::open(dir).unwrap());
+        let mesh = Mesh::open(store, "cluster.local", Duration::from_secs(15)).await.unwrap();
+        for (number, namespace, service) in [(1, "default", "order"), (2, "default", "payment"), (3, "shop", "cart")] {
+            let (name, node) = (format!("n{number}"), node(number, namespace));
+            let session = mesh.begin_session(&name, node).await.unwrap();
+            let (service_id, service) = (format!("{service}-1"), service.to_owned());
+            let instance = v1::Instance { service_id, service, port: 80, ..Default::default() };
+            mesh.register(&name, session, instance).await.unwrap();
+        }
+        mesh.put_pair("default", "conf/a", b"1", 0, crate::state::pairs::Only::Always).await.unwrap();
+        mesh.put_pair("default", "other", b"2", 0, crate::state::pairs::Only::Always).await.unwrap();
+        let roots = Roots::of(&Ca::create("cluster.local", SystemTime::now()).unwrap().0);
+        HttpApi {
+            consul: Arc::new(Consul {
+                mesh: mesh.clone(),
+                address: ([10, 0, 0, 9], 15012).into(),
+                roots,
+                federation: crate::api::remote::Alone::shared(),
+                allow_external: false,
+            }),
+            eureka: Arc::new(Eureka::new(mesh.clone())),
+            externals: Externals::open(mesh.clone(), Discovery::new(mesh), None).await.unwrap(),
+            tokens: Arc::new(Tokens::new(&[7; 32])),
+            telemetry: Telemetry::default(),
+        }
+    }
+
+    fn node(number: u8, namespace: &str) -> Node {
+        Node {
+            namespace: namespace.into(),
+            identity: format!("spiffe://cluster.local/ns/{namespace}/sa/{number}"),
+            address: IpAddr::from([10, 0, 0, number]),
+            workload: String::new(),
+            locality: String::new(),
+            labels: Default::default(),
+            checks: Default::default(),
+            create_index: 0,
+            modify_index: 0,
+            alive: None,
+            unknown: false,
+            catalog: false,
+        }
+    }
+
+    fn token(api: &HttpApi, namespace: &str, read: &[&str], keys: &[&str]) -> String {
+        let list = |texts: &[&str]| texts.iter().map(|t| (*t).to_owned()).collect();
+        api.tokens.create_api(&ApiClaims {
+            trust_domain: "cluster.local".into(),
+            namespace: namespace.into(),
+            services: Vec::new(),
+            read: list(read),
+            keys: list(keys),
+            expires: crate::clock::unix_now() + 60,
+        })
+    }
+
+    async fn ask(listener: &Listener, method: &str, uri: &str, token: &str) -> (u16, String) {
+        let request = Request::builder().method(method).uri(uri).header("x-consul-token", token);
+        let (head, body) = request.body(Bytes::new()).unwrap().into_parts();
+        let answered = match listener.turned_away(&head) {
+            Some(away) => away,
+            None => listener.answer(([127, 0, 0, 1], 9).into(), Request::from_parts(head, body)).await,
+        };
+        (answered.status().as_u16(), String::from_utf8(answered.body().to_vec()).unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_token_says_what_is_seen_and_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let api = api(dir.path()).await;
+        let (here, remote) =
+            [false, true].map(|remote| Listener { api: api.clone(), remote, names: Names::default() }).into();
+        let all = token(&api, "default", &[], &[]);
+        let narrow = token(&api, "default", &["pay*"], &["conf/"]);
+        let shop = token(&api, "shop", &[], &[]);
+        let services = "/v1/catalog/services";
+        for (listener, token, method, uri, status, body) in [
+            (&here, "", "GET", services, 200, r#"{"order":[],"payment":[]}"#),
+            (&here, &*narrow, "GET", services, 200, r#"{"payment":[]}"#),
+            (&here, &shop, "GET", services, 200, r#"{"cart":[],"order":[],"payment":[]}"#),
+            (&here, &narrow, "GET", "/v1/catalog/service/order", 200, "[]"),
+            (&here, &narrow, "GET", "/v1/catalog/node/n1", 200, "null"),
+            (&here, "", "PUT", "/v1/kv/conf/a", 403, "a request without a token (X-Consul-Token) lacks permission"),
+            (&here, "", "PUT", "/v1/session/create", 403, "session:write"),
+            (&here, "", "GET", "/v1/kv/other?raw", 200, "2"),
+            (&here, &all, "PUT", "/v1/kv/conf/a", 403, r#"'key:write' on "conf/a""#),
+            (&here, &all, "GET", "/v1/kv/conf/a?raw", 403, "key:read"),
+            (&here, &narrow, "PUT", "/v1/kv/conf/b", 200, "true"),
+            (&here, &narrow, "PUT", "/v1/kv/other", 403, "Permission denied"),
+            (&here, &narrow, "DELETE", "/v1/kv/?recurse", 403, "Permission denied"),
+            (&here, &narrow, "GET", "/v1/kv/?keys", 200, r#"["conf/a","conf/b"]"#),
+            (&here, &narrow, "GET", "/v1/kv/other", 403, "Permission denied"),
+            (&here, &narrow, "GET", "/v1/session/list", 200, "[]"),
+            (&here, &all, "PUT", "/v1/session/create", 403, "session:write"),
+            (&here, "weftapi1.x.y", "GET", services, 403, "ACL not found"),
+            (&here, "0123", "GET", "/eureka/apps", 403, "ACL not found"),
+            (&here, "", "PUT", "/v1/agent/service/register", 400, "from loopback"),
+            (&here, "", "GET", "/v1/agent/services", 200, "{}"),
+            (&remote, "", "GET", "/v1/agent/self", 403, "Permission denied"),
+            (&remote, "", "GET", services, 403, "Permission denied: this address is answered with a token only"),
+            (&remote, "", "GET", "/healthz/ready", 200, "ready"),
+            (&remote, "", "GET", "/metrics", 403, "Permission denied"),
+            (&here, "", "GET", "/metrics", 200, "weft_store_writable 1"),
+            (&remote, "", "GET", "/v1/status/leader", 200, "10.0.0.9:15012"),
+            (&remote, "", "GET", "/v1/status/peers", 200, "[\"10.0.0.9:15012\"]"),
+            (&remote, "weftapi1.x.y", "GET", "/v1/catalog/datacenters", 200, "[\"dc1\"]"),
+            (&remote, "", "PUT", "/v1/status/leader", 403, "Permission denied"),
+            (&remote, "", "GET", "/eureka/apps", 403, "Permission denied"),
+            (&remote, &narrow, "GET", services, 200, r#"{"payment":[]}"#),
+        ] {
+            let (got, text) = ask(listener, method, uri, token).await;
+            assert!(got == status && text.contains(body), "{method} {uri} with {token:.20}: {got} {text}");
+        }
+        let nodes: Value = serde_json::from_str(&ask(&here, "GET", "/v1/catalog/nodes", &narrow).await.1).unwrap();
+        assert_eq!(nodes.as_array().unwrap().iter().map(|n| &n["Node"]).collect::<Vec<_>>(), [&json!("n2")]);
+        for (token, seen) in [("", true), (narrow.as_str(), false), ("", true)] {
+            let apps = ask(&here, "GET", "/eureka/apps", token).await.1;
+            assert_eq!(apps.contains("ORDER"), seen, "{token:.20}: what one may see is not kept for another");
+            assert!(apps.contains("PAYMENT"));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_listener_that_others_reach_proves_itself_by_the_root() {
+        let dir = tempfile::tempdir().unwrap();
+        let api = api(dir.path()).await;
+        let token = token(&api, "default", &[], &[]);
+        let ca = Arc::new(Ca::create("cluster.local", SystemTime::now()).unwrap().0);
+        let tls = server_config(ca.clone(), certified([10, 0, 0, 9].into(), "cp", &["consul.example".into()])).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = listener.local_addr().unwrap();
+        tokio::spawn(listen::serve_tls(
+            Arc::new(Listener { api, remote: true, names: Names::default() }),
+            listener,
+            tls,
+            Bounds::new(200),
+        ));
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(ca.root().clone()).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+        for (name, known) in
+            [("10.0.0.9", true), ("127.0.0.1", true), ("consul.example", true), ("cp", true), ("10.0.0.8", false)]
+        {
+            let stream = TcpStream::connect(at).await.unwrap();
+            let name = ServerName::try_from(name).unwrap();
+            let connected = connector.connect(name.clone(), stream).await;
+            assert_eq!(connected.is_ok(), known, "{name:?}");
+            let Ok(mut stream) = connected else { continue };
+            let request = format!(
+                "GET /v1/catalog/datacenters HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token}\r\n\
+                 Connection: close\r\n\r\n"
+            );
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with(r#"["dc1"]"#), "{answer}");
+        }
+        write_root(&ca, dir.path()).unwrap();
+        let pem = std::fs::read(dir.path().join(ROOT_FILE)).unwrap();
+        let (_, pem) = x509_parser::pem::parse_x509_pem(&pem).unwrap();
+        assert_eq!(pem.contents, ca.root().to_vec());
+    }
+
+    #[test]
+    fn no_address_of_all_in_a_certificate() {
+        let list = certified([0, 0, 0, 0].into(), "cp", &["10.1.1.1".into(), "cp".into()]);
+        assert_eq!(list, ["10.1.1.1", "127.0.0.1", "cp", "localhost"]);
+    }
+}

@@ -1,0 +1,353 @@
+//! Delta discovery: each sidecar subscribes to the names that its application uses, and is sent the resources again
+//! whenever they change.
+//!
+//! There is one task per stream. A change names the hosts that it affects, and wakes the streams that subscribe to one of
+//! them (`router`). Resources are translated and encoded once per change and kind of client ([`Scope`]), and shared by all
+//! streams. A slow stream misses only intermediate states: it always sends the current one.
+//!
+//! Names: a client subscribes by the names that its application uses ("order-service", "240.240.0.7:80"); a resource is
+//! sent under the canonical name of its host, with the subscribed names as aliases. `removed_resources` is the explicit
+//! answer that a name resolves to nothing.
+
+mod names;
+mod router;
+mod session;
+mod streams;
+mod subscription;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::Map;
+use prost::Message;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+use weft_core::identity::SpiffeId;
+use weft_proto::ENDPOINTS_TYPE;
+use weft_proto::envoy::aggregated_discovery_service_server::AggregatedDiscoveryService;
+use weft_proto::envoy::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use weft_proto::v1;
+
+use crate::identity::bounds::{self, Accounts, Pace};
+use crate::identity::peer::Peer;
+use crate::state::Mesh;
+use names::Names;
+use router::Router;
+use session::Session;
+use streams::{Goal, Streams};
+use weft_world::translate;
+use weft_world::{Host, Scope, World};
+
+/// Encoded resources that are kept.
+const MAX_CACHED: usize = 100_000;
+
+/// A version of a resource: a digest of it.
+type Version = u64;
+
+/// A resource, encoded once for all who subscribe to it.
+#[derive(Clone)]
+struct Encoded {
+    version: Version,
+    bytes: Bytes,
+    /// Version of the world that it was made of.
+    made_at: u64,
+}
+
+impl Encoded {
+    fn new(message: &impl Message, made_at: u64) -> Encoded {
+        let bytes = Bytes::from(message.encode_to_vec());
+        // 0 is no version.
+        Encoded { version: xxhash_rust::xxh64::xxh64(&bytes, 0).max(1), bytes, made_at }
+    }
+}
+
+/// Translations by type, client (of endpoints the namespace that defines the host) and host.
+type Cache = HashMap<(&'static str, Scope, String), Encoded>;
+
+/// What goes to the client. Boxed: a channel reserves the room of 32.
+type Reply = Box<Result<DeltaDiscoveryResponse, Status>>;
+
+/// The discovery server's state, shared by its streams, by those who wait until a change has arrived everywhere, and by
+/// `weftctl status`.
+pub struct Discovery {
+    mesh: Arc<Mesh>,
+    cache: Mutex<Cache>,
+    streams: Mutex<Streams>,
+    router: Arc<Mutex<Router>>,
+    next: AtomicU64,
+    names: Names,
+    /// Streams of each identity, and the bytes of the names that they ask for.
+    asked: Mutex<Accounts>,
+    pace: Pace,
+}
+
+impl Discovery {
+    /// A server of `mesh`. To be called within a runtime: it routes changes in the background.
+    pub fn new(mesh: Arc<Mesh>) -> Arc<Discovery> {
+        let router = Arc::new(Mutex::new(Router::default()));
+        tokio::spawn(router::run(router.clone(), mesh.events()));
+        Arc::new(Discovery {
+            mesh,
+            cache: Mutex::default(),
+            streams: Mutex::default(),
+            router,
+            next: AtomicU64::new(0),
+            names: Names::default(),
+            asked: Mutex::default(),
+            pace: Pace::default(),
+        })
+    }
+
+    /// How many sidecars are connected whose node fits, and how they are.
+    pub fn counts(&self, fits: impl Fn(&str) -> bool) -> Counts {
+        let mut counts = Counts::default();
+        for stream in self.lock().iter().filter(|stream| fits(&stream.node)) {
+            let (refuses, is_behind) = state_of(stream);
+            counts.sidecars += 1;
+            counts.resources += stream.resources.len();
+            counts.refusing += usize::from(refuses);
+            counts.behind += usize::from(is_behind);
+        }
+        counts
+    }
+
+    /// Connected sidecars whose node fits and what they have, `limit` after the first `offset`. Where `is_odd` says something of
+    /// a node, only those that refuse something, which is all that is said of them then, and those that are odd.
+    pub fn status(
+        &self,
+        fits: impl Fn(&str) -> bool,
+        is_odd: impl Fn(&str) -> Option<bool>,
+        offset: usize,
+        limit: usize,
+    ) -> Vec<v1::SidecarStatus> {
+        let streams = self.lock();
+        let shown =
+            streams.iter().filter(|stream| fits(&stream.node)).filter_map(|stream| match is_odd(&stream.node) {
+                None => Some((stream, false)),
+                Some(odd) => (odd || state_of(stream).0).then_some((stream, true)),
+            });
+        shown.skip(offset).take(limit).map(|(stream, refused)| status_of(stream, refused)).collect()
+    }
+
+    /// Why the sidecar of a node has refused what it was last sent of a host, where it has: it goes on with what it had.
+    pub fn refused(&self, node: &str, host: &str) -> Option<String> {
+        let streams = self.lock();
+        let resources = streams.iter().filter(|stream| stream.node == node).flat_map(|stream| &stream.resources);
+        let mut of_host = resources.filter(|((_, name), _)| **name == *host);
+        of_host.find_map(|(_, delivery)| delivery.refused.as_deref().map(str::to_owned))
+    }
+
+    /// Waits until every stream that has the endpoints of `hosts` has acknowledged what is current, or said why it will not,
+    /// `wait` at most. Returns how many have, and how many there are.
+    pub async fn wait_current(&self, hosts: &[String], wait: Duration) -> (u32, u32) {
+        let goals = hosts.iter().map(|host| self.goal(host)).collect();
+        let (number, done) = self.lock().begin(goals);
+        // It ends also when this future is dropped.
+        let _waiting = Waiting { discovery: self, number };
+        // Those that are late are counted below.
+        let _ = tokio::time::timeout(wait, done.notified()).await;
+        self.lock().progress(number)
+    }
+
+    /// The current endpoints of a host.
+    fn goal(&self, host: &str) -> Goal {
+        self.mesh.read_host(host, |world, changed_at| {
+            let current = world.definitions(host).filter_map(|one| self.endpoints(world, changed_at, one));
+            Goal { host: self.names.of(host), versions: current.map(|encoded| encoded.version).collect(), changed_at }
+        })
+    }
+
+    /// The current encoding of a host's resource as a client has it.
+    fn encoded(&self, kind: &'static str, client: &Scope, host: &str) -> Option<Encoded> {
+        self.mesh.read_host(host, |world, changed_at| {
+            if kind == ENDPOINTS_TYPE {
+                return self.endpoints(world, changed_at, world.definition(client, host)?);
+            }
+            let key = (kind, client.clone(), host.to_owned());
+            self.cached(key, changed_at, || {
+                translate::service(world, client, host).map(|service| Encoded::new(&service, world.version()))
+            })
+        })
+    }
+
+    /// The endpoints of a host, the same for all clients that have this definition of it.
+    fn endpoints(&self, world: &World, changed_at: u64, host: &Host) -> Option<Encoded> {
+        let key = (ENDPOINTS_TYPE, Scope::of(&host.namespace), host.name.clone());
+        let version = world.version();
+        self.cached(key, changed_at, || Some(Encoded::new(&translate::endpoints(world, host), version)))
+    }
+
+    /// What an earlier call made, unless the host changed since.
+    fn cached(
+        &self,
+        key: (&'static str, Scope, String),
+        changed_at: u64,
+        make: impl FnOnce() -> Option<Encoded>,
+    ) -> Option<Encoded> {
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(encoded) = cache.get(&key).filter(|encoded| encoded.made_at >= changed_at) {
+            return Some(encoded.clone());
+        }
+        let encoded = make();
+        if cache.len() >= MAX_CACHED {
+            // What is still wanted is made again.
+            cache.clear();
+        }
+        match &encoded {
+            Some(encoded) => drop(cache.insert(key, encoded.clone())),
+            None => drop(cache.remove(&key)),
+        }
+        encoded
+    }
+
+    /// An identity begins a stream.
+    ///
+    /// # Errors
+    /// `RESOURCE_EXHAUSTED` when it has too many.
+    fn begin(&self, identity: &SpiffeId) -> Result<(), Status> {
+        let mut asked = self.asked();
+        let held = asked.of(&identity.to_string()).count;
+        if held >= bounds::STREAMS {
+            drop(asked);
+            return Err(self.refuse(identity, &format!("it has {held} discovery streams, {} at most", bounds::STREAMS)));
+        }
+        asked.add(&identity.to_string(), 1, 0);
+        Ok(())
+    }
+
+    /// An identity asks for names of so many bytes more.
+    ///
+    /// # Errors
+    /// `RESOURCE_EXHAUSTED` when they are too many.
+    fn take(&self, identity: &SpiffeId, bytes: usize) -> Result<(), Status> {
+        let mut asked = self.asked();
+        let (held, most) = (asked.of(&identity.to_string()).bytes, bounds::ASKED_BY_IDENTITY);
+        if held + bytes > most {
+            drop(asked);
+            let text = format!(
+                "it asks for names of {held} bytes on its streams, and {bytes} more are too many: {most} at most"
+            );
+            return Err(self.refuse(identity, &text));
+        }
+        asked.add(&identity.to_string(), 0, bytes);
+        Ok(())
+    }
+
+    /// What is out of bounds, told to the peer and in the log.
+    fn refuse(&self, identity: &SpiffeId, why: &str) -> Status {
+        tracing::warn!(%identity, "discovery refused: {why}");
+        self.mesh.out_of_bounds.fetch_add(1, Ordering::Relaxed);
+        Status::resource_exhausted(why)
+    }
+
+    fn asked(&self) -> std::sync::MutexGuard<'_, Accounts> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn router(&self) -> std::sync::MutexGuard<'_, Router> {
+        self.router.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Streams> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A wait, which ends when it is dropped.
+struct Waiting<'a> {
+    discovery: &'a Discovery,
+    number: u64,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.discovery.lock().end(self.number);
+    }
+}
+
+/// The discovery service.
+pub struct DiscoveryService(pub Arc<Discovery>);
+
+#[tonic::async_trait]
+impl AggregatedDiscoveryService for DiscoveryService {
+    type DeltaAggregatedResourcesStream =
+        Map<ReceiverStream<Reply>, fn(Reply) -> Result<DeltaDiscoveryResponse, Status>>;
+
+    async fn delta_aggregated_resources(
+        &self,
+        request: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        let peer = Peer::of(&request)?;
+        let certified = peer.certified()?;
+        // Time to find another control plane; who comes back after that has found none.
+        if self.0.mesh.cut_off().borrow().is_some_and(|since| since.elapsed() < ELSEWHERE) {
+            return Err(Status::unavailable(session::CUT_OFF));
+        }
+        self.0.begin(&certified.id)?;
+        let (replies, stream) = mpsc::channel(16);
+        let id = self.0.next.fetch_add(1, Ordering::Relaxed);
+        let session = Session::new(id, self.0.clone(), certified, peer.remote.to_string(), replies);
+        tokio::spawn(session.run(request.into_inner()));
+        let unboxed: fn(Reply) -> Result<DeltaDiscoveryResponse, Status> = |reply| *reply;
+        Ok(Response::new(ReceiverStream::new(stream).map(unboxed)))
+    }
+}
+
+/// Sidecars, counted.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Counts {
+    /// All of them.
+    pub sidecars: usize,
+    /// What they were sent.
+    pub resources: usize,
+    /// Those that refuse something.
+    pub refusing: usize,
+    /// Those that have not answered yet to something that they were sent.
+    pub behind: usize,
+}
+
+/// Whether a sidecar refuses something, and whether it has not answered yet.
+fn state_of(stream: &streams::Stream) -> (bool, bool) {
+    let refuses = stream.resources.values().any(|delivery| delivery.refused.is_some());
+    let is_late = |delivery: &streams::Delivery| delivery.refused.is_none() && delivery.sent != delivery.acknowledged;
+    (refuses, stream.resources.values().any(is_late))
+}
+
+/// `refused`: only what it refuses.
+fn status_of(stream: &streams::Stream, refused: bool) -> v1::SidecarStatus {
+    let text = |version: Version| if version == 0 { String::new() } else { session::version_text(version) };
+    let resource = |((kind, name), delivery): (&streams::Resource, &streams::Delivery)| v1::ResourceStatus {
+        r#type: short(kind).to_owned(),
+        name: name.to_string(),
+        sent: text(delivery.sent),
+        acknowledged: text(delivery.acknowledged),
+        refused: delivery.refused.as_deref().unwrap_or_default().to_owned(),
+    };
+    let shown = stream.resources.iter().filter(|(_, delivery)| !refused || delivery.refused.is_some());
+    let mut resources: Vec<_> = shown.map(resource).collect();
+    resources.sort_by(|a, b| (&a.r#type, &a.name).cmp(&(&b.r#type, &b.name)));
+    v1::SidecarStatus {
+        node: stream.node.clone(),
+        identity: stream.identity.clone(),
+        address: stream.address.clone(),
+        version: stream.version.clone(),
+        connected_s: stream.since.elapsed().as_secs(),
+        group: String::new(),
+        joined: String::new(),
+        clock_ahead_ms: 0,
+        resources,
+    }
+}
+
+/// For so long a control plane that was cut off from its store takes no streams.
+const ELSEWHERE: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// A type without its package, for people.
+fn short(type_url: &str) -> &str {
+    type_url.rsplit('.').next().unwrap_or(type_url)
+}

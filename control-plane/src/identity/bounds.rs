@@ -1,0 +1,271 @@
+//! Bounds of requests: bytes of each field that a peer controls, and the budget of an identity. One certificate is enough
+//! to connect to the control plane, so no identity may exhaust its memory. `docs/security.md` has the table.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use weft_agent::eureka::MAX_DOCUMENT;
+use weft_proto::v1;
+
+use crate::identity::rates::Rates;
+
+/// Bytes of a name: of a node, a workload, a locality, a version, a service id.
+pub const NAME: usize = 253;
+/// Bytes of a name that a sidecar asks for: a host with its port, or a listener of a gateway.
+pub const ASKED: usize = 512;
+/// Bytes of a resource's version: 16 hex digits, and room for those of other programs.
+pub const VERSION: usize = 64;
+/// Labels of a sidecar, and their bytes together.
+pub const LABELS: (usize, usize) = (128, 8 << 10);
+/// Bytes of a tag, or of a key or a value of metadata.
+pub const FIELD: usize = 4096;
+/// Tags, metadata and tagged addresses of one instance.
+pub const FIELDS: usize = 256;
+/// Bytes of one instance with all that it says, without its checks and the document of Eureka's API.
+pub const INSTANCE: usize = 64 << 10;
+/// Checks of one instance, or of a node; bytes of one with its output.
+pub const CHECKS: (usize, usize) = (64, 8 << 10);
+/// Instances of one sidecar.
+pub const INSTANCES: usize = 1000;
+/// Bytes of a certificate signing request.
+pub const SIGNING_REQUEST: usize = 16 << 10;
+/// Names that one sidecar asks for, of each type.
+pub const NAMES: usize = 20_000;
+/// Discovery streams of one identity.
+pub const STREAMS: usize = 20_000;
+/// Bytes of all names that one identity asks for on all of its streams.
+pub const ASKED_BY_IDENTITY: usize = 64 << 20;
+/// Nodes of one identity.
+pub const NODES: usize = 20_000;
+/// Requests of one identity, on all of its streams of one protocol: so many at once, and then one each such interval. Those above are
+/// read later, which holds their sender up and is no refusal.
+pub const REQUESTS: (u32, Duration) = (200_000, Duration::from_micros(50));
+/// Bytes of all that one identity has registered: nodes, instances and checks, as the store holds them.
+pub const REGISTERED: usize = 32 << 20;
+
+/// What is out of bounds, and the bound.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Exceeded(pub String);
+
+impl From<Exceeded> for String {
+    fn from(exceeded: Exceeded) -> String {
+        exceeded.0
+    }
+}
+
+/// Whether a text is short enough.
+///
+/// # Errors
+/// Names the field, its length and the bound.
+pub fn text(field: &str, text: &str, most: usize) -> Result<(), Exceeded> {
+    if text.len() <= most {
+        return Ok(());
+    }
+    Err(Exceeded(format!("the field {field} has {} bytes, {most} at most", text.len())))
+}
+
+fn pairs<'a>(
+    what: &str,
+    all: impl Iterator<Item = (&'a String, &'a String)>,
+    (most, most_bytes): (usize, usize),
+) -> Result<(), Exceeded> {
+    let (count, bytes) = all.fold((0, 0), |(count, bytes), (key, value)| (count + 1, bytes + key.len() + value.len()));
+    if count <= most && bytes <= most_bytes {
+        return Ok(());
+    }
+    Err(Exceeded(format!("{count} {what} of {bytes} bytes together, {most} of {most_bytes} bytes at most")))
+}
+
+/// Whether the labels of a sidecar are few and short enough.
+///
+/// # Errors
+/// Names the bound.
+pub fn labels<'a>(all: impl Iterator<Item = (&'a String, &'a String)>) -> Result<(), Exceeded> {
+    pairs("labels", all, LABELS)
+}
+
+/// Whether the metadata of a node of the catalog is short enough.
+///
+/// # Errors
+/// Names the bound.
+pub fn node_meta<'a>(all: impl Iterator<Item = (&'a String, &'a String)>) -> Result<(), Exceeded> {
+    pairs("pairs of metadata", all, (FIELDS, INSTANCE))
+}
+
+/// Whether what a sidecar says of itself is short enough.
+///
+/// # Errors
+/// Names the field.
+pub fn hello(hello: &v1::Hello) -> Result<(), Exceeded> {
+    text("workload", &hello.workload, NAME)?;
+    text("locality", &hello.locality, NAME)?;
+    text("version", &hello.version, NAME)?;
+    labels(hello.labels.iter())
+}
+
+/// Whether a check is short enough.
+///
+/// # Errors
+/// Names the bound.
+pub fn check(check: &v1::Check) -> Result<(), Exceeded> {
+    use prost::Message;
+    let bytes = check.encoded_len();
+    if bytes <= CHECKS.1 {
+        return Ok(());
+    }
+    Err(Exceeded(format!("the check {:.64} has {bytes} bytes with its output, {} at most", check.check_id, CHECKS.1)))
+}
+
+/// Whether so many checks are few enough.
+///
+/// # Errors
+/// Names the bound.
+pub fn check_count(count: usize) -> Result<(), Exceeded> {
+    if count <= CHECKS.0 { Ok(()) } else { Err(Exceeded(format!("{count} checks, {} at most", CHECKS.0))) }
+}
+
+/// Whether an instance is of the size that the registry takes.
+///
+/// # Errors
+/// Names the field and the bound.
+pub fn instance(instance: &v1::Instance) -> Result<(), Exceeded> {
+    let fields = instance.tags.iter().chain(instance.meta.keys()).chain(instance.meta.values());
+    let shown = instance.tagged_addresses.iter().flat_map(|(name, tagged)| [name, &tagged.address]);
+    let count = instance.tags.len() + instance.meta.len() + instance.tagged_addresses.len();
+    let (mut longest, mut bytes) = (0, 0);
+    for field in fields.chain(shown) {
+        (longest, bytes) = (longest.max(field.len()), bytes + field.len());
+    }
+    if longest > FIELD || count > FIELDS || bytes > INSTANCE {
+        let most = format!("{FIELDS} of {FIELD} bytes each and {INSTANCE} together at most");
+        return Err(Exceeded(format!(
+            "tags, metadata and tagged addresses are too large: {count} of {bytes} bytes, {most}"
+        )));
+    }
+    if instance.eureka.len() > MAX_DOCUMENT {
+        return Err(Exceeded(format!("the document of Eureka's API is too large ({MAX_DOCUMENT} bytes at most)")));
+    }
+    check_count(instance.checks.len())?;
+    instance.checks.iter().try_for_each(check)
+}
+
+/// How fast identities may ask, see [`REQUESTS`].
+pub struct Pace(Rates<Arc<str>>);
+
+impl Default for Pace {
+    fn default() -> Pace {
+        Pace(Rates::new(REQUESTS.0, REQUESTS.1))
+    }
+}
+
+impl Pace {
+    /// Waits until a request of an identity may be read.
+    pub async fn keep(&self, identity: &Arc<str>) {
+        while let Err(wait) = self.0.take(identity.clone(), Instant::now()) {
+            tokio::time::sleep(wait).await;
+        }
+    }
+}
+
+/// What identities hold of something, in bytes and in number.
+#[derive(Debug, Default)]
+pub struct Accounts(HashMap<String, Account>);
+
+/// What one identity holds.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Account {
+    /// How many things.
+    pub count: usize,
+    /// Of so many bytes together.
+    pub bytes: usize,
+}
+
+impl Accounts {
+    /// What an identity holds.
+    pub fn of(&self, identity: &str) -> Account {
+        self.0.get(identity).copied().unwrap_or_default()
+    }
+
+    /// It holds more.
+    pub fn add(&mut self, identity: &str, count: usize, bytes: usize) {
+        if let Some(account) = self.0.get_mut(identity) {
+            *account = Account { count: account.count + count, bytes: account.bytes + bytes };
+        } else {
+            self.0.insert(identity.to_owned(), Account { count, bytes });
+        }
+    }
+
+    /// It holds less.
+    pub fn subtract(&mut self, identity: &str, count: usize, bytes: usize) {
+        let Some(account) = self.0.get_mut(identity) else { return };
+        *account = Account { count: account.count.saturating_sub(count), bytes: account.bytes.saturating_sub(bytes) };
+        if *account == Account::default() {
+            self.0.remove(identity);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_too_large_is_refused_by_the_name_of_its_field() {
+        let long = |bytes| "x".repeat(bytes);
+        let fine = v1::Hello { workload: long(NAME), locality: long(NAME), ..Default::default() };
+        assert_eq!(hello(&fine), Ok(()));
+        let refused = hello(&v1::Hello { workload: long(NAME + 1), ..Default::default() }).unwrap_err();
+        assert_eq!(refused.0, "the field workload has 254 bytes, 253 at most");
+        let many = (0..129).map(|n| (format!("l{n}"), String::new())).collect();
+        assert!(hello(&v1::Hello { labels: many, ..Default::default() }).unwrap_err().0.starts_with("129 labels"));
+        let large = [("label".to_owned(), long(LABELS.1))].into();
+        assert!(hello(&v1::Hello { labels: large, ..Default::default() }).is_err());
+
+        let with_meta = |count: usize, bytes| {
+            let meta = (0..count).map(|n| (format!("{n}"), long(bytes))).collect();
+            v1::Instance { meta, ..Default::default() }
+        };
+        assert_eq!(instance(&with_meta(15, FIELD)), Ok(()));
+        for (count, bytes) in [(1, FIELD + 1), (FIELDS + 1, 1), (17, FIELD)] {
+            assert!(instance(&with_meta(count, bytes)).unwrap_err().0.contains("too large"), "{count} of {bytes}");
+        }
+        let output = v1::Check { output: long(CHECKS.1), ..Default::default() };
+        assert!(instance(&v1::Instance { checks: vec![output], ..Default::default() }).is_err());
+        let checks = vec![v1::Check::default(); CHECKS.0 + 1];
+        assert_eq!(
+            instance(&v1::Instance { checks, ..Default::default() }),
+            Err(Exceeded("65 checks, 64 at most".into()))
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_identity_that_asks_without_end_is_held_up_and_others_are_not() {
+        let (pace, start) = (Pace::default(), Instant::now());
+        let (one, other): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
+        for _ in 0..REQUESTS.0 {
+            pace.keep(&one).await;
+        }
+        assert_eq!(start.elapsed(), Duration::ZERO);
+        for _ in 0..10_000 {
+            pace.keep(&one).await;
+        }
+        let held_up = start.elapsed();
+        assert!(held_up >= Duration::from_millis(400), "{held_up:?}");
+        pace.keep(&other).await;
+        assert_eq!(start.elapsed(), held_up);
+    }
+
+    #[test]
+    fn an_account_is_forgotten_when_it_holds_nothing() {
+        let mut accounts = Accounts::default();
+        accounts.add("a", 1, 10);
+        accounts.add("a", 1, 5);
+        assert_eq!(accounts.of("a"), Account { count: 2, bytes: 15 });
+        accounts.subtract("a", 2, 15);
+        accounts.subtract("b", 1, 1);
+        assert!(accounts.0.is_empty());
+    }
+}

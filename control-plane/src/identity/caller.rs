@@ -1,0 +1,270 @@
+//! The caller of an API request: the namespaces that it sees, and the rights that its token leaves.
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use http::StatusCode;
+use weft_agent::refused::Refused;
+
+use super::pattern::matches;
+use super::token::ApiClaims;
+use weft_world::{Instance, World};
+
+/// Who asks.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    /// Its namespace: names are looked up there first, then in "default".
+    pub namespace: String,
+    /// Its SPIFFE ID; empty: it has no sidecar.
+    pub identity: String,
+    /// Where it asks from.
+    pub address: IpAddr,
+    /// What it may do there.
+    pub rights: Rights,
+}
+
+/// What a caller may do in its namespace.
+#[derive(Debug, Clone)]
+pub enum Rights {
+    /// Read and write all: a sidecar's program without a token.
+    All,
+    /// Read all: a program of this machine without a token.
+    Read,
+    /// What its token says.
+    Token(Arc<ApiClaims>),
+    /// Read what is exported, of services that fit one of these patterns (none: of all): a control plane of another data
+    /// centre, for one of its callers.
+    Peer(Arc<Vec<String>>),
+}
+
+impl Rights {
+    /// Whether services of this name may be read. Who may register one may.
+    pub fn read(&self, service: &str) -> bool {
+        match self {
+            Rights::All | Rights::Read => true,
+            Rights::Peer(patterns) => patterns.is_empty() || patterns.iter().any(|p| matches(p, service)),
+            Rights::Token(claims) => {
+                claims.read.is_empty() || claims.read.iter().any(|p| matches(p, service)) || self.registers(service)
+            }
+        }
+    }
+
+    /// Whether all services may be read.
+    fn read_all(&self) -> bool {
+        match self {
+            Rights::All | Rights::Read => true,
+            Rights::Token(claims) => claims.read.is_empty(),
+            Rights::Peer(_) => false,
+        }
+    }
+
+    /// What another data centre is told of these rights: patterns of services that may be read there.
+    pub(crate) fn elsewhere(&self) -> Vec<String> {
+        match self {
+            Rights::Token(claims) if !claims.read.is_empty() => {
+                claims.read.iter().chain(&claims.services).cloned().collect()
+            }
+            Rights::Peer(patterns) => patterns.to_vec(),
+            Rights::All | Rights::Read | Rights::Token(_) => Vec::new(),
+        }
+    }
+
+    /// Whether a token names a service as one to be registered.
+    pub fn registers(&self, service: &str) -> bool {
+        matches!(self, Rights::Token(claims) if claims.services.iter().any(|s| s.eq_ignore_ascii_case(service)))
+    }
+
+    /// Whether a token names any service as one to be registered.
+    pub(crate) fn registers_any(&self) -> bool {
+        matches!(self, Rights::Token(claims) if !claims.services.is_empty())
+    }
+
+    /// Whether all keys that begin so may be written. They may be read then, too.
+    fn writes_keys(&self, prefix: &str) -> bool {
+        match self {
+            Rights::All => true,
+            Rights::Read | Rights::Peer(_) => false,
+            Rights::Token(claims) => claims.keys.iter().any(|granted| prefix.starts_with(granted.as_str())),
+        }
+    }
+
+    /// Whether a key may be read.
+    fn reads_key(&self, key: &str) -> bool {
+        matches!(self, Rights::Read) || self.writes_keys(key)
+    }
+
+    fn sessions(&self) -> bool {
+        match self {
+            Rights::All | Rights::Read => true,
+            Rights::Token(claims) => !claims.keys.is_empty(),
+            Rights::Peer(_) => false,
+        }
+    }
+}
+
+impl Caller {
+    /// Whether what is in a namespace is shown to this one.
+    pub(crate) fn sees(&self, namespace: &str) -> bool {
+        namespace == self.namespace || namespace == "default"
+    }
+
+    /// Index of a service: a change in either namespace may change the answer.
+    pub(crate) fn service_index(&self, world: &World, service: &str) -> u64 {
+        world.service_index(&self.namespace, service).max(world.service_index("default", service))
+    }
+
+    /// Instances of a service: of the caller's namespace, or where it has none of "default".
+    pub(crate) fn instances_of(&self, world: &World, service: &str) -> Vec<Arc<Instance>> {
+        let of = |namespace: &str| -> Vec<Arc<Instance>> {
+            world.service_instances(namespace, service).filter(|i| self.reads(world, i)).cloned().collect()
+        };
+        let own = of(&self.namespace);
+        if own.is_empty() { of("default") } else { own }
+    }
+
+    /// Whether an instance of a namespace that it sees may be read.
+    fn reads(&self, world: &World, instance: &Instance) -> bool {
+        if !instance.group.is_empty() {
+            return false;
+        }
+        let exported = || world.is_exported(&instance.host());
+        self.rights.read(&instance.service) && (!matches!(self.rights, Rights::Peer(_)) || exported())
+    }
+
+    /// Those of one node, whichever of the caller's namespaces it is in.
+    pub(crate) fn instances_of_node(&self, world: &World, node: &str) -> Vec<Arc<Instance>> {
+        let other = (self.namespace != "default").then_some("default");
+        let namespaces = std::iter::once(self.namespace.as_str()).chain(other);
+        let all = namespaces.flat_map(|namespace| world.instances_of_node(namespace, node));
+        all.filter(|instance| self.reads(world, instance)).cloned().collect()
+    }
+
+    /// All instances that the caller sees.
+    pub(crate) fn instances(&self, world: &World) -> Vec<Arc<Instance>> {
+        let seen = |instance: &&Arc<Instance>| self.sees(&instance.namespace) && self.reads(world, instance);
+        world.instances().filter(seen).cloned().collect()
+    }
+
+    /// The nodes that the caller sees of its namespaces: those of services that it may read; `None`: all.
+    pub(crate) fn nodes(&self, world: &World) -> Option<HashSet<String>> {
+        let narrowed = !self.rights.read_all();
+        narrowed.then(|| self.instances(world).into_iter().map(|instance| instance.node.clone()).collect())
+    }
+
+    /// Whether the caller's token hides anything that its namespace sees.
+    pub fn is_narrowed(&self) -> bool {
+        !self.rights.read_all()
+    }
+
+    /// Whether a key may be read.
+    pub(crate) fn reads_key(&self, key: &str) -> bool {
+        self.rights.reads_key(key)
+    }
+
+    /// Whether sessions are shown.
+    pub(crate) fn reads_sessions(&self) -> bool {
+        self.rights.sessions()
+    }
+
+    /// # Errors
+    /// When the key may not be read.
+    pub(crate) fn read_key(&self, key: &str) -> Result<(), Refused> {
+        if self.reads_key(key) { Ok(()) } else { Err(self.denied("key:read", key)) }
+    }
+
+    /// # Errors
+    /// When not all keys that begin so may be written.
+    pub(crate) fn write_keys(&self, prefix: &str) -> Result<(), Refused> {
+        if self.rights.writes_keys(prefix) { Ok(()) } else { Err(self.denied("key:write", prefix)) }
+    }
+
+    /// # Errors
+    /// When it may not have sessions.
+    pub(crate) fn write_sessions(&self, id: &str) -> Result<(), Refused> {
+        let may = self.rights.sessions() && !matches!(self.rights, Rights::Read);
+        if may { Ok(()) } else { Err(self.denied("session:write", id)) }
+    }
+
+    /// # Errors
+    /// When it may not write a prepared query of a service: one that may register the service may.
+    pub(crate) fn write_query(&self, service: &str) -> Result<(), Refused> {
+        let may = matches!(self.rights, Rights::All) || self.rights.registers(service);
+        if may { Ok(()) } else { Err(self.denied("query:write", service)) }
+    }
+
+    /// # Errors
+    /// When it may not fire events: one that may register any service may.
+    pub(crate) fn write_events(&self, name: &str) -> Result<(), Refused> {
+        let may = matches!(self.rights, Rights::All) || self.rights.registers_any();
+        if may { Ok(()) } else { Err(self.denied("event:write", name)) }
+    }
+
+    /// # Errors
+    /// When it is of another data centre.
+    pub(crate) fn read_events(&self) -> Result<(), Refused> {
+        if matches!(self.rights, Rights::Peer(_)) { Err(self.denied("event:read", "")) } else { Ok(()) }
+    }
+
+    /// # Errors
+    /// When its token does not name the service as one to be registered.
+    pub fn register(&self, service: &str) -> Result<(), Refused> {
+        if self.rights.registers(service) { Ok(()) } else { Err(self.denied("service:write", service)) }
+    }
+
+    /// Consul's words.
+    pub(crate) fn denied(&self, permission: &str, on: &str) -> Refused {
+        let who = match self.rights {
+            Rights::Token(_) => "this token",
+            Rights::All | Rights::Read => "a request without a token (X-Consul-Token)",
+            Rights::Peer(_) => "another data centre",
+        };
+        let text = format!("Permission denied: {who} lacks permission '{permission}' on {on:?}");
+        Refused::new(StatusCode::FORBIDDEN, text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_token_says_and_no_more() {
+        let list = |texts: &[&str]| texts.iter().map(|t| (*t).to_owned()).collect();
+        let rights = |services: &[&str], read: &[&str], keys: &[&str]| {
+            Rights::Token(Arc::new(ApiClaims {
+                trust_domain: "cluster.local".into(),
+                namespace: "default".into(),
+                services: list(services),
+                read: list(read),
+                keys: list(keys),
+                expires: 0,
+            }))
+        };
+        // Of each: reads order, reads payment, registers order, writes all below conf/, writes conf/a, reads conf/a, has
+        // sessions.
+        for (what, rights, want) in [
+            ("a sidecar", Rights::All, [true, true, false, true, true, true, true]),
+            ("no token", Rights::Read, [true, true, false, false, false, true, true]),
+            ("nothing named", rights(&[], &[], &[]), [true, true, false, false, false, false, false]),
+            ("a service", rights(&["Order"], &[], &[]), [true, true, true, false, false, false, false]),
+            ("a pattern", rights(&["order"], &["pay*"], &[]), [true, true, true, false, false, false, false]),
+            ("another", rights(&["order"], &["x"], &[]), [true, false, true, false, false, false, false]),
+            ("a reader", rights(&[], &["pay*"], &[]), [false, true, false, false, false, false, false]),
+            ("keys", rights(&[], &[], &["conf/"]), [true, true, false, true, true, true, true]),
+            ("one key", rights(&[], &[], &["conf/a"]), [true, true, false, false, true, true, true]),
+            ("all keys", rights(&[], &[], &[""]), [true, true, false, true, true, true, true]),
+        ] {
+            let got = [
+                rights.read("order"),
+                rights.read("payment"),
+                rights.registers("order"),
+                rights.writes_keys("conf/"),
+                rights.writes_keys("conf/a"),
+                rights.reads_key("conf/a"),
+                rights.sessions(),
+            ];
+            assert_eq!(got, want, "{what}");
+        }
+    }
+}

@@ -1,0 +1,388 @@
+//! The TLS side of the control plane: the identity of the other end of a connection.
+//!
+//! The server shows its own SPIFFE certificate with the root behind it, so that a joining sidecar can compare the root with
+//! its token's fingerprint. A client certificate is optional at the handshake, because a joining sidecar has none yet; each
+//! service asks [`Peer`] for the certificate that it needs.
+
+mod grace;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result};
+use arc_swap::ArcSwap;
+use rcgen::KeyPair;
+use rustls::client::ResolvesClientCert;
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::crypto::{CryptoProvider, verify_tls13_signature};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
+use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, RootCertStore, SignatureScheme};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio_rustls::server::TlsStream;
+use tonic::Status;
+use tonic::transport::server::Connected;
+use weft_core::identity::SpiffeId;
+
+use crate::identity::ca::{Ca, SignedCertificate};
+use crate::identity::rates::Rates;
+use crate::identity::refusals::Refusals;
+use weft_agent::admission::Admission;
+use weft_world::Peering;
+
+/// Namespace and service account of the control plane's own identity.
+pub const CONTROL_PLANE: (&str, &str) = ("weft-system", "weft-control-plane");
+/// Lifetime of the control plane's own certificate; it is renewed at half of it.
+const OWN_LIFETIME: Duration = Duration::from_secs(24 * 3600);
+
+/// What a verified client certificate says.
+#[derive(Debug, Clone)]
+pub struct PeerCertificate {
+    /// Its SPIFFE ID.
+    pub id: SpiffeId,
+    /// Services that it may register, or the name of a grant ([`crate::identity::grants`]).
+    pub services: Vec<String>,
+    /// When it ends.
+    pub not_after: SystemTime,
+}
+
+/// The other end of a connection.
+#[derive(Debug, Clone)]
+pub struct Peer {
+    /// Its address.
+    pub remote: IpAddr,
+    /// Its certificate, verified against the root; `None` when it showed none.
+    pub certified: Option<Arc<PeerCertificate>>,
+}
+
+impl Peer {
+    /// The peer of a request.
+    ///
+    /// # Errors
+    /// Never on our own listeners.
+    pub fn of<T>(request: &tonic::Request<T>) -> Result<Peer, Status> {
+        request.extensions().get::<Peer>().cloned().ok_or_else(|| Status::internal("no peer information"))
+    }
+
+    /// Its certificate.
+    ///
+    /// # Errors
+    /// `UNAUTHENTICATED` when it showed none, or it has ended.
+    pub fn certified(&self) -> Result<Arc<PeerCertificate>, Status> {
+        let certified = self.renewable()?;
+        if certified.not_after <= SystemTime::now() {
+            return Err(Status::unauthenticated(format!("the certificate of {} has expired", certified.id)));
+        }
+        Ok(certified)
+    }
+
+    /// Its certificate, for its renewal: one that has ended within the grace time too, which is all that it is good for.
+    ///
+    /// # Errors
+    /// `UNAUTHENTICATED` when it showed none.
+    pub fn renewable(&self) -> Result<Arc<PeerCertificate>, Status> {
+        self.certified.clone().ok_or_else(|| {
+            Status::unauthenticated("a client certificate is required; join first with a token (Identity.Sign)")
+        })
+    }
+}
+
+/// A TLS connection with what is known of its peer.
+pub struct PeerStream {
+    stream: TlsStream<TcpStream>,
+    peer: Peer,
+}
+
+impl Connected for PeerStream {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        self.peer.clone()
+    }
+}
+
+impl tokio::io::AsyncRead for PeerStream {
+    fn poll_read(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+        buf: &mut tokio::io::ReadBuf<'_>,
+    ) -> std::task::Poll<std::io::Result<()>> {
+        std::pin::Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl tokio::io::AsyncWrite for PeerStream {
+    fn poll_write(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+        buf: &[u8],
+    ) -> std::task::Poll<std::io::Result<usize>> {
+        std::pin::Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<std::io::Result<()>> {
+        std::pin::Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<std::io::Result<()>> {
+        std::pin::Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// A certificate of the control plane's own, renewed in the background.
+#[derive(Debug)]
+pub(crate) struct OwnCertificate(ArcSwap<CertifiedKey>);
+
+impl ResolvesServerCert for OwnCertificate {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.load_full())
+    }
+}
+
+impl ResolvesClientCert for OwnCertificate {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.load_full())
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+impl OwnCertificate {
+    /// One that `sign` signs for a new key and the lifetime that it is given, and again at half of that, until `stop`.
+    pub(crate) fn renewing(
+        ca: Arc<Ca>,
+        sign: impl Fn(&Ca, &KeyPair, Duration) -> Result<SignedCertificate> + Send + 'static,
+        stop: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<Arc<OwnCertificate>> {
+        let issue = move || -> Result<CertifiedKey> {
+            let key = KeyPair::generate()?;
+            let mut chain = sign(&ca, &key, OWN_LIFETIME)?.chain;
+            chain.push(ca.root().clone());
+            let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+            Ok(CertifiedKey::new(chain, rustls::crypto::aws_lc_rs::sign::any_supported_type(&key)?))
+        };
+        let own = Arc::new(OwnCertificate(ArcSwap::from_pointee(issue()?)));
+        let kept = own.clone();
+        tokio::spawn(async move {
+            tokio::pin!(stop);
+            loop {
+                tokio::select! {
+                    () = tokio::time::sleep(OWN_LIFETIME / 2) => {}
+                    () = &mut stop => return,
+                }
+                match issue() {
+                    Ok(new) => kept.0.store(Arc::new(new)),
+                    Err(e) => tracing::error!("cannot renew a certificate of the control plane's own: {e:#}"),
+                }
+            }
+        });
+        Ok(own)
+    }
+}
+
+/// The control plane's own certificate, kept for as long as the process lives.
+///
+/// # Errors
+/// When the CA cannot issue it.
+pub(crate) fn own_certificate(ca: &Arc<Ca>) -> Result<Arc<OwnCertificate>> {
+    let id = SpiffeId::new(ca.trust_domain(), CONTROL_PLANE.0, CONTROL_PLANE.1)?.to_string();
+    let sign = move |ca: &Ca, key: &KeyPair, lifetime| ca.sign_key(key, &id, &[], SystemTime::now(), lifetime);
+    OwnCertificate::renewing(ca.clone(), sign, std::future::pending())
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
+}
+
+fn roots(root: CertificateDer<'static>) -> Result<Arc<RootCertStore>> {
+    let mut roots = RootCertStore::empty();
+    roots.add(root)?;
+    Ok(Arc::new(roots))
+}
+
+/// Accepts TLS connections of sidecars on `listener` for as long as the receiver lives. A newcomer has no certificate; one that
+/// ended within `grace` comes as far as [`Peer::renewable`].
+///
+/// # Errors
+/// When the CA cannot issue the server's own certificate.
+pub fn accept(
+    ca: &Arc<Ca>,
+    listener: TcpListener,
+    grace: Duration,
+    refusals: Arc<Refusals>,
+) -> Result<mpsc::Receiver<std::io::Result<PeerStream>>> {
+    let inner = WebPkiClientVerifier::builder_with_provider(roots(ca.root().clone())?, provider())
+        .allow_unauthenticated()
+        .build()
+        .context("cannot verify clients")?;
+    let verifier = Arc::new(grace::WithinGrace { inner, grace, refusals });
+    accept_verified(ca, listener, verifier, vec![ca.trust_domain().to_owned()])
+}
+
+/// Accepts TLS connections of other data centres, whose certificates are verified each by the root of its own trust domain.
+///
+/// # Errors
+/// When the CA cannot issue the server's own certificate, or a root makes no sense.
+pub fn accept_peers(
+    ca: &Arc<Ca>,
+    listener: TcpListener,
+    peers: &[Peering],
+) -> Result<mpsc::Receiver<std::io::Result<PeerStream>>> {
+    let mut verifiers = BTreeMap::new();
+    for peer in peers {
+        let root = roots(CertificateDer::from(peer.root_der.clone()))?;
+        let verifier = WebPkiClientVerifier::builder_with_provider(root, provider()).build()?;
+        verifiers.insert(peer.trust_domain.clone(), verifier);
+    }
+    let domains = verifiers.keys().cloned().collect();
+    accept_verified(ca, listener, Arc::new(ByDomain { verifiers, provider: provider() }), domains)
+}
+
+/// Verifies a client by the roots of the trust domain that it claims to be of, and by no other's.
+#[derive(Debug)]
+struct ByDomain {
+    verifiers: BTreeMap<String, Arc<dyn ClientCertVerifier>>,
+    provider: Arc<CryptoProvider>,
+}
+
+impl ClientCertVerifier for ByDomain {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        let found = read_certificate(end_entity).map_err(|e| rustls::Error::General(format!("{e:#}")))?;
+        let verifier = self.verifiers.get(found.id.trust_domain());
+        let verifier = verifier.ok_or(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer))?;
+        verifier.verify_client_cert(end_entity, intermediates, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::Error::General("TLS 1.2 is not used between control planes".into()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// `domains`: those that a client may be of.
+fn accept_verified(
+    ca: &Arc<Ca>,
+    listener: TcpListener,
+    verifier: Arc<dyn ClientCertVerifier>,
+    domains: Vec<String>,
+) -> Result<mpsc::Receiver<std::io::Result<PeerStream>>> {
+    let (sender, receiver) = mpsc::channel(64);
+    let own = own_certificate(ca)?;
+    let provider = provider();
+    let domains = Arc::new(domains);
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_client_cert_verifier(verifier)
+        .with_cert_resolver(own);
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let (config, admission) = (Arc::new(config), Arc::new(Admission::default()));
+    // A line each would be a burden of its own where many fail.
+    let lines = Arc::new(Rates::new(10, Duration::from_secs(10)));
+    tokio::spawn(async move {
+        loop {
+            let (stream, remote) = tokio::select! {
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, remote)) => (stream, remote.ip().to_canonical()),
+                    Err(e) => {
+                        // Out of descriptors, most likely: waiting is all that helps.
+                        tracing::warn!("cannot accept a connection: {e}");
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                        continue;
+                    }
+                },
+                () = sender.closed() => return,
+            };
+            let (config, admission, lines) = (config.clone(), admission.clone(), lines.clone());
+            let (sender, domains) = (sender.clone(), domains.clone());
+            tokio::spawn(async move {
+                let stream = admission.handshake(stream, remote, config).await;
+                match stream.and_then(|stream| PeerStream::new(stream, remote, &domains)) {
+                    // The receiver is gone only when the server stops.
+                    Ok(stream) => drop(sender.send(Ok(stream)).await),
+                    Err(e) if lines.take(remote, tokio::time::Instant::now()).is_ok() => {
+                        tracing::warn!("TLS handshake with {remote} failed: {e:#}");
+                    }
+                    Err(e) => tracing::debug!("TLS handshake with {remote} failed: {e:#}"),
+                }
+            });
+        }
+    });
+    Ok(receiver)
+}
+
+impl PeerStream {
+    /// `domains`: those that a client may be of.
+    fn new(stream: TlsStream<TcpStream>, remote: IpAddr, domains: &[String]) -> Result<PeerStream> {
+        let certified = match stream.get_ref().1.peer_certificates() {
+            Some([leaf, ..]) => {
+                let certified = read_certificate(leaf)?;
+                let (id, known) = (&certified.id, domains.iter().any(|domain| domain == certified.id.trust_domain()));
+                anyhow::ensure!(known, "{id} is not of the trust domain {}", domains.join(" or "));
+                Some(Arc::new(certified))
+            }
+            _ => None,
+        };
+        Ok(PeerStream { stream, peer: Peer { remote, certified } })
+    }
+}
+
+/// What a certificate says of its holder: true once it is verified by the root of the trust domain that it names.
+pub(crate) fn read_certificate(leaf: &CertificateDer<'_>) -> Result<PeerCertificate> {
+    use x509_parser::extensions::GeneralName;
+    let (_, leaf) = x509_parser::parse_x509_certificate(leaf).context("the client certificate cannot be read")?;
+    let names = leaf.subject_alternative_name()?.context("the client certificate has no SPIFFE ID")?;
+    let (mut ids, mut services) = (Vec::new(), Vec::new());
+    for name in &names.value.general_names {
+        match name {
+            GeneralName::URI(uri) => ids.push(*uri),
+            GeneralName::DNSName(service) => services.push((*service).to_owned()),
+            _ => {}
+        }
+    }
+    let [id] = ids[..] else { anyhow::bail!("the client certificate must hold one SPIFFE ID, it has {}", ids.len()) };
+    let id: SpiffeId = id.parse()?;
+    let end = u64::try_from(leaf.validity().not_after.timestamp()).unwrap_or(0);
+    Ok(PeerCertificate { id, services, not_after: SystemTime::UNIX_EPOCH + Duration::from_secs(end) })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,86 @@
+//! How often something may be done.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// So many keys are remembered before those that have been quiet are looked for.
+const SWEEP: usize = 4096;
+
+/// Lets each key do something `burst` times at once, and once more every `interval`. The generic cell rate algorithm (ITU-T
+/// I.371): of a key one instant is kept, and nothing of one that has been quiet.
+pub struct Rates<K> {
+    burst: u32,
+    interval: Duration,
+    held: Mutex<Buckets<K>>,
+}
+
+struct Buckets<K> {
+    /// When a key will have been quiet for long enough to have its whole burst again.
+    whole_again: HashMap<K, Instant>,
+    /// With so many those that have been quiet are forgotten.
+    sweep_at: usize,
+}
+
+impl<K: Eq + Hash> Rates<K> {
+    /// Nothing has been done yet.
+    pub fn new(burst: u32, interval: Duration) -> Rates<K> {
+        Rates { burst, interval, held: Mutex::new(Buckets { whole_again: HashMap::new(), sweep_at: SWEEP }) }
+    }
+
+    /// Does it once.
+    ///
+    /// # Errors
+    /// When it was done too often: how long until the next time.
+    pub fn take(&self, key: K, now: Instant) -> Result<(), Duration> {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if held.whole_again.len() >= held.sweep_at {
+            held.whole_again.retain(|_, whole_again| *whole_again > now);
+            held.sweep_at = SWEEP.max(2 * held.whole_again.len());
+        }
+        let next = held.whole_again.get(&key).copied().unwrap_or(now).max(now) + self.interval;
+        let late = next.saturating_duration_since(now + self.interval * self.burst);
+        if !late.is_zero() {
+            return Err(late);
+        }
+        held.whole_again.insert(key, next);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_at_once_and_then_one_each_interval() {
+        let rates = Rates::new(3, Duration::from_secs(1));
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        for _ in 0..3 {
+            assert_eq!(rates.take("a", at(0)), Ok(()));
+        }
+        assert_eq!(rates.take("a", at(0)), Err(Duration::from_secs(1)));
+        assert_eq!(rates.take("a", at(400)), Err(Duration::from_millis(600)));
+        assert_eq!(rates.take("b", at(400)), Ok(()), "another one's");
+        assert_eq!(rates.take("a", at(1000)), Ok(()));
+        assert!(rates.take("a", at(1000)).is_err());
+        for _ in 0..3 {
+            assert_eq!(rates.take("a", at(9000)), Ok(()), "quiet for long enough");
+        }
+    }
+
+    #[test]
+    fn those_that_are_quiet_are_forgotten() {
+        let rates = Rates::new(1, Duration::from_secs(1));
+        let start = Instant::now();
+        for key in 0..SWEEP {
+            assert_eq!(rates.take(key, start), Ok(()));
+        }
+        assert_eq!(rates.take(SWEEP, start + Duration::from_secs(2)), Ok(()));
+        assert_eq!(rates.held.lock().unwrap().whole_again.len(), 1);
+    }
+}

@@ -1,0 +1,182 @@
+//! Certificate signing: a join token or a certificate in, a fresh certificate of the same entitlement out.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use rand::RngExt;
+use tokio::time::Instant;
+use tonic::{Request, Response, Status};
+use weft_core::clock::unix_ms;
+use weft_core::identity::SpiffeId;
+use weft_proto::v1::identity_server::Identity;
+use weft_proto::v1::{SignRequest, SignResponse};
+
+use crate::clock::unix_now;
+use crate::identity::bounds::SIGNING_REQUEST;
+use crate::identity::ca::Ca;
+use crate::identity::grants::{Grants, Unknown};
+use crate::identity::peer::Peer;
+use crate::identity::rates::Rates;
+use crate::identity::refusals::Refusals;
+use crate::identity::token::Tokens;
+
+/// Certificates that one identity at one address gets at once, and how often one more: a machine whose pods start together has
+/// several, and one that goes wrong does not keep this process busy.
+pub const BURST: u32 = 60;
+/// See [`BURST`].
+pub const INTERVAL: Duration = Duration::from_secs(2);
+
+/// The signing service.
+pub struct IdentityService {
+    /// Signs.
+    pub ca: Arc<Ca>,
+    /// Checks tokens.
+    pub tokens: Arc<Tokens>,
+    /// Longest life of a certificate; up to a tenth less, so that a mesh started at once does not renew at once.
+    pub lifetime: Duration,
+    /// How often an identity at an address may ask.
+    pub rates: Rates<(String, IpAddr)>,
+    /// Services that tokens and certificates grant.
+    pub grants: Arc<Grants>,
+    /// Those that were refused.
+    pub refusals: Arc<Refusals>,
+}
+
+#[tonic::async_trait]
+impl Identity for IdentityService {
+    async fn sign(&self, request: Request<SignRequest>) -> Result<Response<SignResponse>, Status> {
+        let peer = Peer::of(&request)?;
+        let bytes = request.get_ref().csr_der.len();
+        if bytes > SIGNING_REQUEST {
+            let text = format!("the signing request has {bytes} bytes, {SIGNING_REQUEST} at most");
+            return Err(Status::invalid_argument(text));
+        }
+        let (id, named) = self.entitled(&request, &peer)?;
+        let name = id.to_string();
+        if let Err(wait) = self.rates.take((name.clone(), peer.remote), Instant::now()) {
+            let reason = format!(
+                "{name} at {} asks for certificates too often ({BURST} at once, then one every {} s): the next in {:.1} s",
+                peer.remote,
+                INTERVAL.as_secs(),
+                wait.as_secs_f64()
+            );
+            self.refusals.add(&name, Some(peer.remote), reason.clone());
+            tracing::warn!("refused: {reason}");
+            return Err(Status::resource_exhausted(reason));
+        }
+        let services = self.grants.services(&named).await.map_err(|e| {
+            let reason = format!("the services of {name} are not known: {e}");
+            tracing::warn!("refused: {reason}");
+            self.refusals.add(&name, Some(peer.remote), reason.clone());
+            match e {
+                Unknown::Store(_) => Status::unavailable(reason),
+                Unknown::Absent(_) | Unknown::Damaged(..) => Status::failed_precondition(reason),
+            }
+        })?;
+        let lifetime = self.lifetime.mul_f64(rand::rng().random_range(0.9..=1.0));
+        let signed = self
+            .ca
+            .sign_request(&request.get_ref().csr_der, &name, &named, SystemTime::now(), lifetime)
+            .map_err(|e| Status::invalid_argument(format!("{e:#}")))?;
+        self.refusals.remove(&name);
+        tracing::info!(%id, peer = %peer.remote, "signed a certificate");
+        Ok(Response::new(SignResponse {
+            chain_der: signed.chain.iter().map(|c| c.to_vec()).collect(),
+            roots_der: vec![self.ca.root().to_vec()],
+            spiffe_id: name,
+            services,
+            now_ms: unix_ms(SystemTime::now()),
+        }))
+    }
+}
+
+impl IdentityService {
+    /// The identity and services that a request proves to be entitled to, these as the proof names them.
+    fn entitled(&self, request: &Request<SignRequest>, peer: &Peer) -> Result<(SpiffeId, Vec<String>), Status> {
+        let Some(token) = bearer(request)? else {
+            let certified = peer.renewable()?;
+            return Ok((certified.id.clone(), certified.services.clone()));
+        };
+        let identity = |namespace: &str, account: &str| SpiffeId::new(self.ca.trust_domain(), namespace, account);
+        let claims = self.tokens.verify(token, unix_now()).map_err(|e| {
+            tracing::warn!(peer = %peer.remote, "join refused: {e}");
+            let named = self.tokens.unverified(token).and_then(|of| identity(&of.namespace, &of.service_account).ok());
+            if let Some(id) = named {
+                self.refusals.add(&id.to_string(), Some(peer.remote), e.to_string());
+            }
+            Status::unauthenticated(e.to_string())
+        })?;
+        let id = identity(&claims.namespace, &claims.service_account)
+            .map_err(|e| Status::invalid_argument(format!("the token's identity is not valid: {e}")))?;
+        Ok((id, claims.services))
+    }
+}
+
+fn bearer<T>(request: &Request<T>) -> Result<Option<&str>, Status> {
+    let Some(value) = request.metadata().get("authorization") else { return Ok(None) };
+    let value = value.to_str().map_err(|_| Status::unauthenticated("the authorization header is not text"))?;
+    let token = value.strip_prefix("Bearer ");
+    token.map(Some).ok_or_else(|| Status::unauthenticated("the authorization must be `Bearer <join token>`"))
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, KeyPair};
+    use tonic::Code;
+
+    use super::*;
+    use crate::identity::token::Claims;
+    use crate::store::embedded::Embedded;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_identity_at_an_address_gets_so_many_certificates_and_then_one_each_interval() {
+        let ca = Arc::new(Ca::create("cluster.local", SystemTime::now()).unwrap().0);
+        let tokens = Arc::new(Tokens::new(&[7; 32]));
+        let folder = tempfile::tempdir().unwrap();
+        let token = |service_account: &str, expires| {
+            tokens.create(&Claims {
+                trust_domain: "cluster.local".into(),
+                namespace: "default".into(),
+                service_account: service_account.into(),
+                services: Vec::new(),
+                expires,
+                root: String::new(),
+            })
+        };
+        let service = IdentityService {
+            ca,
+            tokens: tokens.clone(),
+            lifetime: Duration::from_secs(3600),
+            rates: Rates::new(BURST, INTERVAL),
+            grants: Arc::new(Grants::new(Arc::new(Embedded::open(folder.path()).unwrap()))),
+            refusals: Arc::default(),
+        };
+        let csr = CertificateParams::new(Vec::new()).unwrap().serialize_request(&KeyPair::generate().unwrap()).unwrap();
+        let sign = async |address: [u8; 4], token: &str| {
+            let mut request = Request::new(SignRequest { csr_der: csr.der().to_vec() });
+            request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+            request.extensions_mut().insert(Peer { remote: address.into(), certified: None });
+            service.sign(request).await.map(|signed| signed.into_inner().now_ms)
+        };
+        let (order, cart) = (token("order", u64::MAX), token("cart", u64::MAX));
+        for _ in 0..BURST {
+            assert!(sign([10, 0, 0, 1], &order).await.unwrap() > 0, "it says its time");
+        }
+        let refused = sign([10, 0, 0, 1], &order).await.unwrap_err();
+        assert!(refused.code() == Code::ResourceExhausted && refused.message().contains("too often"), "{refused}");
+        sign([10, 0, 0, 2], &order).await.unwrap();
+        sign([10, 0, 0, 1], &cart).await.unwrap();
+        tokio::time::advance(INTERVAL).await;
+        sign([10, 0, 0, 1], &order).await.unwrap();
+
+        // Only an identity whose token is ours is named, until it gets one.
+        sign([10, 0, 0, 3], &token("late", 1)).await.unwrap_err();
+        sign([10, 0, 0, 3], "weft1.e30.AAAA").await.unwrap_err();
+        let named = service.refusals.status(Instant::now());
+        let named: Vec<_> = named.iter().map(|one| (one.identity.as_str(), one.address.as_str(), one.times)).collect();
+        assert_eq!(named, [("spiffe://cluster.local/ns/default/sa/late", "10.0.0.3", 1)]);
+        sign([10, 0, 0, 3], &token("late", u64::MAX)).await.unwrap();
+        assert!(service.refusals.status(Instant::now()).is_empty());
+    }
+}

@@ -1,0 +1,195 @@
+//! Join tokens, with which a sidecar gets its first certificate, and API tokens, with which a program uses Consul's API.
+//!
+//! A token is `weft1.<claims>.<signature>`: claims are base64url JSON that the holder reads too (it finds there the
+//! fingerprint of the root to expect, so that the first contact is authenticated both ways), the signature is HMAC-SHA-256
+//! by a key that only the control plane has. Nothing is stored per token except the services of one that grants many
+//! ([`crate::identity::grants`]). An API token begins with `weftapi1.`, which is signed with the rest: neither can be used
+//! as the other.
+
+use aws_lc_rs::hmac;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// What a token entitles to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claims {
+    /// Trust domain of the mesh.
+    pub trust_domain: String,
+    /// Namespace of the workload.
+    pub namespace: String,
+    /// Service account of the workload.
+    pub service_account: String,
+    /// Services that it may register, or the name of a grant ([`crate::identity::grants`]).
+    pub services: Vec<String>,
+    /// End, seconds since 1970.
+    pub expires: u64,
+    /// Hex SHA-256 of the root certificate.
+    pub root: String,
+}
+
+/// What an API token entitles to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApiClaims {
+    /// Trust domain of the mesh.
+    pub trust_domain: String,
+    /// Namespace that is read and written.
+    pub namespace: String,
+    /// Services that its holder may register, and read.
+    pub services: Vec<String>,
+    /// Patterns, with `*`, of services that it may read besides; none: all that the namespace sees.
+    pub read: Vec<String>,
+    /// Beginnings of the keys that it may read and write; none: no keys, and no sessions.
+    pub keys: Vec<String>,
+    /// End, seconds since 1970.
+    pub expires: u64,
+}
+
+/// The beginning of a join token, and of an API token.
+const JOIN: &str = "weft1.";
+/// What API tokens begin with.
+pub(crate) const API: &str = "weftapi1.";
+
+/// Why a token is refused. The text is meant for the one who presented it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TokenError {
+    /// Not of the form, or damaged in copying.
+    #[error("this is not a join token (it should look like weft1.….…); make one with `weftctl token create`")]
+    Malformed,
+    /// Another control plane's, or forged.
+    #[error("the join token was not made by this control plane; make one here with `weftctl token create`")]
+    Signature,
+    /// Too old.
+    #[error("the join token expired {0} seconds ago; make a new one with `weftctl token create`")]
+    Expired(u64),
+}
+
+/// Makes and checks tokens.
+pub struct Tokens {
+    key: hmac::Key,
+}
+
+impl Tokens {
+    /// `secret`: 32 random bytes kept in the store.
+    pub fn new(secret: &[u8]) -> Tokens {
+        Tokens { key: hmac::Key::new(hmac::HMAC_SHA256, secret) }
+    }
+
+    /// The join token for `claims`.
+    pub fn create(&self, claims: &Claims) -> String {
+        self.sign(JOIN, claims)
+    }
+
+    /// The API token for `claims`.
+    pub fn create_api(&self, claims: &ApiClaims) -> String {
+        self.sign(API, claims)
+    }
+
+    fn sign(&self, prefix: &str, claims: &impl Serialize) -> String {
+        let json = serde_json::to_vec(claims).unwrap_or_default();
+        let body = format!("{prefix}{}", URL_SAFE_NO_PAD.encode(json));
+        let signature = hmac::sign(&self.key, body.as_bytes());
+        format!("{body}.{}", URL_SAFE_NO_PAD.encode(signature))
+    }
+
+    /// The claims of a join token, when it is ours and not expired at `now` (seconds since 1970).
+    ///
+    /// # Errors
+    /// Says what is wrong with it.
+    pub fn verify(&self, token: &str, now: u64) -> Result<Claims, TokenError> {
+        let claims: Claims = self.claims(JOIN, token)?;
+        if claims.expires <= now {
+            return Err(TokenError::Expired(now - claims.expires));
+        }
+        Ok(claims)
+    }
+
+    /// The claims of a join token of ours, whether it has expired or not: to say whose it is, not to let it in.
+    pub fn unverified(&self, token: &str) -> Option<Claims> {
+        self.claims(JOIN, token).ok()
+    }
+
+    /// The claims of an API token, when it is ours and not expired at `now` (seconds since 1970).
+    ///
+    /// # Errors
+    /// Says what is wrong with it; for the log, as Consul tells a client no more than that there is no such token.
+    pub fn verify_api(&self, token: &str, now: u64) -> Result<ApiClaims, TokenError> {
+        let claims: ApiClaims = self.claims(API, token)?;
+        if claims.expires <= now {
+            return Err(TokenError::Expired(now - claims.expires));
+        }
+        Ok(claims)
+    }
+
+    fn claims<T: DeserializeOwned>(&self, prefix: &str, token: &str) -> Result<T, TokenError> {
+        let token = token.trim();
+        let (body, signature) = token.rsplit_once('.').ok_or(TokenError::Malformed)?;
+        let claims = body.strip_prefix(prefix).ok_or(TokenError::Malformed)?;
+        let signature = URL_SAFE_NO_PAD.decode(signature).map_err(|_| TokenError::Malformed)?;
+        hmac::verify(&self.key, body.as_bytes(), &signature).map_err(|_| TokenError::Signature)?;
+        let json = URL_SAFE_NO_PAD.decode(claims).map_err(|_| TokenError::Malformed)?;
+        serde_json::from_slice(&json).map_err(|_| TokenError::Malformed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_unaltered_token_of_ours_before_its_end_is_accepted() {
+        let claims = Claims {
+            trust_domain: "cluster.local".into(),
+            namespace: "default".into(),
+            service_account: "order-service".into(),
+            services: vec!["order-service".into()],
+            expires: 1000,
+            root: "ab".into(),
+        };
+        let ours = Tokens::new(&[1; 32]);
+        let token = ours.create(&claims);
+        assert_eq!(ours.verify(&format!("{token}\n"), 999), Ok(claims));
+        assert_eq!(ours.verify(&token, 1010), Err(TokenError::Expired(10)));
+        assert_eq!(Tokens::new(&[2; 32]).verify(&token, 0), Err(TokenError::Signature));
+        let mut forged = token.clone().into_bytes();
+        forged[10] ^= 1;
+        assert_eq!(ours.verify(&String::from_utf8(forged).unwrap(), 0), Err(TokenError::Signature));
+        for garbage in ["", ".", "weft1", "weft1.a", "eyJ.a.b"] {
+            assert!(ours.verify(garbage, 0).is_err(), "{garbage}");
+        }
+    }
+
+    #[test]
+    fn neither_kind_is_taken_for_the_other() {
+        let ours = Tokens::new(&[1; 32]);
+        let join = Claims {
+            trust_domain: "cluster.local".into(),
+            namespace: "default".into(),
+            service_account: "order".into(),
+            services: Vec::new(),
+            expires: 1000,
+            root: String::new(),
+        };
+        let api = ApiClaims {
+            trust_domain: "cluster.local".into(),
+            namespace: "shop".into(),
+            services: vec!["order".into()],
+            read: vec!["pay*".into()],
+            keys: Vec::new(),
+            expires: 1000,
+        };
+        let (join, token) = (ours.create(&join), ours.create_api(&api));
+        assert_eq!(ours.verify_api(&token, 999), Ok(api));
+        assert_eq!(ours.verify_api(&token, 1000), Err(TokenError::Expired(0)));
+        assert_eq!(ours.verify(&token, 0), Err(TokenError::Malformed));
+        assert_eq!(ours.verify_api(&join, 0), Err(TokenError::Malformed));
+        // The kind is signed, too.
+        let renamed = [(token.replace(API, JOIN), false), (join.replace(JOIN, API), true)];
+        for (forged, as_api) in renamed {
+            let error = if as_api { ours.verify_api(&forged, 0).err() } else { ours.verify(&forged, 0).err() };
+            assert_eq!(error, Some(TokenError::Signature), "{forged}");
+        }
+        assert_eq!(Tokens::new(&[2; 32]).verify_api(&token, 0), Err(TokenError::Signature));
+    }
+}

@@ -1,0 +1,233 @@
+//! Registration of an external program's agent with the state, without a stream.
+//!
+//! The registrations are kept here, so that they can be repeated when the store did not answer or the lease has ended.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use http::StatusCode;
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+use weft_agent::refused::Refused;
+use weft_agent::upstream::Upstream;
+use weft_proto::v1::{Check, CheckUpdate, Instance};
+
+use super::lapses::Lapses;
+use crate::discovery::Discovery;
+use crate::registry;
+use crate::state::{Mesh, Node, Refusal};
+
+/// One node's way.
+pub(super) struct Direct {
+    mesh: Arc<Mesh>,
+    discovery: Arc<Discovery>,
+    name: String,
+    node: Node,
+    /// 0: none yet.
+    session: AtomicU64,
+    told: Mutex<Registrations>,
+    lapses: Arc<Lapses>,
+    /// What is registered now was registered before a restart: that the store does not answer is no reason to forget it.
+    pub(super) restoring: AtomicBool,
+}
+
+#[derive(Default)]
+struct Registrations {
+    /// As they are to be in the mesh.
+    instances: BTreeMap<String, Instance>,
+    /// They may not be so.
+    behind: bool,
+    /// The mesh may have others.
+    stray: bool,
+}
+
+impl Direct {
+    pub(super) fn new(
+        mesh: Arc<Mesh>,
+        discovery: Arc<Discovery>,
+        name: &str,
+        namespace: &str,
+        address: IpAddr,
+        lapses: Arc<Lapses>,
+    ) -> Direct {
+        let node = Node {
+            namespace: namespace.to_owned(),
+            identity: String::new(),
+            address,
+            workload: name.to_owned(),
+            locality: String::new(),
+            labels: BTreeMap::new(),
+            checks: BTreeMap::new(),
+            create_index: 0,
+            modify_index: 0,
+            alive: None,
+            unknown: false,
+            catalog: false,
+        };
+        Direct {
+            mesh,
+            discovery,
+            name: name.to_owned(),
+            node,
+            session: AtomicU64::new(0),
+            told: Mutex::default(),
+            lapses,
+            restoring: AtomicBool::new(false),
+        }
+    }
+
+    /// The session; a new one where there is none that lives.
+    async fn session(&self, told: &mut Registrations) -> Result<u64, Refusal> {
+        let session = self.session.load(Ordering::Relaxed);
+        if session > 0 && self.mesh.renew(&self.name, session).await {
+            return Ok(session);
+        }
+        let session = self.mesh.begin_session(&self.name, self.node.clone()).await?;
+        self.session.store(session, Ordering::Relaxed);
+        told.behind |= !told.instances.is_empty();
+        Ok(session)
+    }
+
+    /// Tells the mesh all of it again, where it may not know.
+    async fn settle(&self, told: &mut Registrations) -> Result<(), Refusal> {
+        let session = self.session(told).await?;
+        if told.behind {
+            for instance in told.instances.values() {
+                self.mesh.register(&self.name, session, instance.clone()).await?;
+            }
+            told.behind = false;
+        }
+        // Not with each new session: the host may register with another control plane, too.
+        if told.stray {
+            let ids: Vec<String> = told.instances.keys().cloned().collect();
+            self.mesh.keep_only(&self.name, session, &ids).await?;
+            told.stray = false;
+        }
+        Ok(())
+    }
+
+    /// A sign of life, and what the mesh has missed. False: nothing is registered.
+    pub(super) async fn keep(&self) -> bool {
+        // Whoever holds the lock may wait for the store for longer than the lease is.
+        self.mesh.heard(&self.name, self.session.load(Ordering::Relaxed));
+        let Ok(mut told) = self.told.try_lock() else { return true };
+        if told.instances.is_empty() && !told.stray {
+            return false;
+        }
+        if let Err(e) = self.settle(&mut told).await {
+            tracing::warn!(node = self.name, "external registration pending: {e}");
+        }
+        true
+    }
+
+    /// After a restart: what the mesh has of this node, and its file has not, goes.
+    pub(super) async fn restored(&self) {
+        self.restoring.store(false, Ordering::Relaxed);
+        self.told.lock().await.stray = true;
+        self.keep().await;
+    }
+
+    /// All of it goes.
+    pub(super) async fn leave(&self) {
+        let mut told = self.told.lock().await;
+        told.instances.clear();
+        told.stray = true;
+        if let Err(e) = self.settle(&mut told).await {
+            tracing::warn!(node = self.name, "external deregistration pending: {e}");
+        }
+    }
+
+    async fn put(&self, instance: Instance) -> Result<(), Refused> {
+        registry::fits(&instance).map_err(Refused::upstream)?;
+        let mut told = self.told.lock().await;
+        let registered = match self.session(&mut told).await {
+            Ok(session) => self.mesh.register(&self.name, session, instance.clone()).await,
+            Err(e) => Err(e),
+        };
+        match registered {
+            Ok(()) => {}
+            Err(e @ (Refusal::Store(_) | Refusal::SessionOver)) if self.restoring.load(Ordering::Relaxed) => {
+                tracing::warn!(node = self.name, "told to the mesh later: {e}");
+                told.behind = true;
+            }
+            Err(e @ (Refusal::Store(_) | Refusal::SessionOver)) => {
+                // It may have taken it nevertheless.
+                (told.behind, told.stray) = (true, true);
+                let text = format!("No cluster leader: {e}");
+                return Err(Refused::new(StatusCode::INTERNAL_SERVER_ERROR, text));
+            }
+            Err(Refusal::Because(text)) => return Err(Refused::upstream(text)),
+            Err(Refusal::Exceeded(exceeded)) => return Err(Refused::upstream(exceeded.0)),
+        }
+        told.instances.insert(instance.service_id.clone(), instance);
+        Ok(())
+    }
+
+    async fn remove(&self, service_id: &str, wait: Duration) {
+        let gone = {
+            let mut told = self.told.lock().await;
+            told.instances.remove(service_id);
+            match self.session(&mut told).await {
+                Ok(session) => self.mesh.deregister(&self.name, session, service_id).await,
+                Err(e) => Err(e),
+            }
+            .inspect_err(|e| {
+                told.stray = true;
+                tracing::warn!(node = self.name, service_id, "not taken out of the mesh yet: {e}");
+            })
+        };
+        if let (Ok(hosts), false) = (gone, wait.is_zero()) {
+            // How many know it is told to those who drain.
+            let _ = self.discovery.wait_current(&hosts, wait).await;
+        }
+    }
+
+    async fn change(&self, check: Check, removed: bool) {
+        let mut told = self.told.lock().await;
+        let Some(instance) = told.instances.get_mut(&check.service_id) else { return };
+        instance.checks.retain(|other| other.check_id != check.check_id);
+        if !removed {
+            instance.checks.push(check.clone());
+        }
+        let update = CheckUpdate { check: Some(check), removed };
+        let changed = match self.session(&mut told).await {
+            Ok(session) => self.mesh.update_check(&self.name, session, update).await,
+            Err(e) => Err(e),
+        };
+        if let Err(e) = changed {
+            tracing::warn!(node = self.name, "a check is told to the mesh later: {e}");
+            told.behind = true;
+        }
+    }
+}
+
+impl Upstream for Direct {
+    fn register(&self, instance: Instance) -> BoxFuture<'_, Result<(), Refused>> {
+        Box::pin(self.put(instance))
+    }
+
+    fn deregister<'a>(&'a self, service_id: &'a str, wait: Duration) -> BoxFuture<'a, ()> {
+        Box::pin(self.remove(service_id, wait))
+    }
+
+    fn check(&self, check: Check, removed: bool) -> BoxFuture<'_, ()> {
+        Box::pin(self.change(check, removed))
+    }
+
+    fn refused(&self) -> Vec<(String, String)> {
+        Vec::new()
+    }
+
+    fn may_lapse(&self) -> bool {
+        self.lapses.may_lapse(Instant::now())
+    }
+
+    /// The token of each request says it, before the agent sees it.
+    fn may_register(&self, _: &str) -> Result<(), String> {
+        Ok(())
+    }
+}

@@ -1,0 +1,440 @@
+//! Programs without a sidecar that register at the control plane, which acts as the Consul agent on their host.
+//!
+//! A request from an address belongs to the node of that address, in the namespace of its token: two hosts whose services
+//! have one id are separate, and a program cannot register another host's address. An agent runs here for each such node;
+//! its checks go to that address alone, whatever a request names. The instances have no identity: the mesh speaks plaintext
+//! to them.
+//!
+//! [`direct`] writes registrations to the state, `lapses` detects that many programs fall silent at once, which points to
+//! the control plane. Definitions survive a restart, in a file for each node.
+
+mod catalog;
+mod direct;
+mod lapses;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use http::{Method, Request, StatusCode, request};
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+use weft_agent::answer::{self, Answered};
+use weft_agent::checks::Sockets;
+use weft_agent::checks::target::Own;
+use weft_agent::datacenter::Datacenter;
+use weft_agent::entry::Task;
+use weft_agent::eureka::instance::Instance as Document;
+use weft_agent::eureka::route::Write;
+use weft_agent::eureka::service_id;
+use weft_agent::forward::{Forwarder, Source};
+use weft_agent::listen::Answers;
+use weft_agent::local::Local;
+use weft_agent::query::Query;
+use weft_agent::refused::Refused;
+use weft_agent::route::{self, Endpoint, Missed};
+use weft_agent::{Agent, definitions, shapes};
+use weft_proto::v1::{Answer, Question};
+
+use crate::discovery::Discovery;
+use crate::identity::caller::Caller;
+use crate::state::Mesh;
+use direct::Direct;
+use lapses::Lapses;
+
+/// Hosts that programs register from; more are refused.
+const MAX_NODES: usize = 1000;
+/// Nodes that are looked after at once.
+const AT_ONCE: usize = 32;
+const NO_CHECKS: &str = "a host without a sidecar has no checks and no maintenance of its own, as programs of several tokens \
+                         may be on it: name a service (ServiceID)";
+
+/// All of them.
+pub struct Externals {
+    mesh: Arc<Mesh>,
+    discovery: Arc<Discovery>,
+    /// Where the files are; `None`: registrations are refused.
+    dir: Option<PathBuf>,
+    nodes: Mutex<HashMap<String, Arc<Node>>>,
+    lapses: Arc<Lapses>,
+}
+
+struct Node {
+    address: IpAddr,
+    agent: Agent,
+    direct: Arc<Direct>,
+    file: PathBuf,
+    tasks: Mutex<Vec<Task>>,
+}
+
+/// Connections to one address, whatever the check says.
+struct Outward(IpAddr);
+
+impl Sockets for Outward {
+    fn connect(&self, to: SocketAddr, timeout: Duration) -> BoxFuture<'_, io::Result<TcpStream>> {
+        Box::pin(async move {
+            if to.ip() != self.0 {
+                let text = format!("{to} is not an address of {}", self.own());
+                return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
+            }
+            let late = || io::Error::from(io::ErrorKind::TimedOut);
+            tokio::time::timeout(timeout, TcpStream::connect(to)).await.map_err(|_| late())?
+        })
+    }
+
+    fn own(&self) -> Own {
+        Own::At(self.0)
+    }
+}
+
+/// What is not of the agent is answered before it is asked.
+struct Nobody;
+
+impl Source for Nobody {
+    fn ask(&self, _: Question) -> BoxFuture<'_, Result<Answer, tonic::Status>> {
+        Box::pin(std::future::ready(Err(tonic::Status::unimplemented("an external program's agent passes nothing on"))))
+    }
+}
+
+/// The node of an address in a namespace.
+fn node_name(address: IpAddr, namespace: &str) -> String {
+    let address = address.to_canonical().to_string().replace(['.', ':'], "-");
+    if namespace == "default" { format!("ext-{address}") } else { format!("ext-{address}.{namespace}") }
+}
+
+/// Whether a node's name is of those that programs get here.
+pub fn is_node(name: &str) -> bool {
+    of_node_name(name).is_some()
+}
+
+/// The address and namespace of a node.
+fn of_node_name(name: &str) -> Option<(IpAddr, &str)> {
+    let name = name.strip_prefix("ext-")?;
+    let (address, namespace) = name.split_once('.').unwrap_or((name, "default"));
+    let v4 = address.replace('-', ".").parse::<Ipv4Addr>().ok().map(IpAddr::from);
+    let address = v4.or_else(|| address.replace('-', ":").parse::<Ipv6Addr>().ok().map(IpAddr::from))?;
+    Some((address, namespace))
+}
+
+impl Externals {
+    /// With what the files in `dir` have; without a folder registrations are refused.
+    ///
+    /// # Errors
+    /// When the folder cannot be made or read.
+    pub async fn open(mesh: Arc<Mesh>, discovery: Arc<Discovery>, dir: Option<PathBuf>) -> Result<Arc<Externals>> {
+        let externals = Externals { mesh, discovery, dir, nodes: Mutex::default(), lapses: Arc::default() };
+        if let Some(dir) = &externals.dir {
+            let context = || format!("cannot use the folder {}", dir.display());
+            std::fs::create_dir_all(dir).with_context(context)?;
+            for entry in std::fs::read_dir(dir).with_context(context)? {
+                let path = entry.with_context(context)?.path();
+                let is_json = path.extension().is_some_and(|extension| extension == "json");
+                let name = path.file_stem().and_then(|name| name.to_str()).filter(|_| is_json);
+                let Some((address, namespace)) = name.and_then(of_node_name) else { continue };
+                match externals.node(address, namespace) {
+                    Ok(node) => {
+                        node.direct.restoring.store(true, Ordering::Relaxed);
+                        node.agent.local.restore(None).await;
+                        node.direct.restored().await;
+                    }
+                    Err(refused) => tracing::warn!("{} is left out: {}", path.display(), refused.text),
+                }
+            }
+        }
+        Ok(Arc::new(externals))
+    }
+
+    /// Keeps the leases of all nodes, and lets those go that have nothing or whose address has a sidecar by now, for ever.
+    pub async fn keep(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(self.mesh.lease / 3).await;
+            self.keep_once().await;
+        }
+    }
+
+    async fn keep_once(&self) {
+        let nodes: Vec<(String, Arc<Node>)> =
+            self.lock().iter().map(|(name, node)| (name.clone(), node.clone())).collect();
+        let keeping = futures::stream::iter(nodes).map(|(name, node)| async move {
+            let certified = self.mesh.read_nodes(|nodes| {
+                let owns = |node: &crate::state::Node, at| node.address == at && !node.identity.is_empty();
+                nodes.values().any(|other| owns(other, node.address) && other.alive.is_some())
+            });
+            if certified {
+                tracing::warn!(node = name, "its address has a sidecar now: what was registered without one goes");
+                self.drop_node(&name, &node).await;
+            } else if !node.direct.keep().await {
+                drop(node);
+                self.drop_idle(&name).await;
+            }
+        });
+        keeping.buffer_unordered(AT_ONCE).collect::<()>().await;
+    }
+
+    async fn drop_node(&self, name: &str, node: &Node) {
+        self.lock().remove(name);
+        node.tasks.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        // Requests under way register nothing any more, and write the file no more when this is done.
+        node.agent.local.close().await;
+        node.direct.leave().await;
+        if let Err(e) = std::fs::remove_file(&node.file)
+            && e.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!("cannot remove {}: {e}", node.file.display());
+        }
+    }
+
+    /// Lets a node go that has nothing, unless a request is using it.
+    async fn drop_idle(&self, name: &str) {
+        let node = {
+            let mut nodes = self.lock();
+            let idle = |node: &Arc<Node>| Arc::strong_count(node) == 1 && node.agent.local.services().is_empty();
+            if nodes.get(name).is_some_and(idle) { nodes.remove(name) } else { None }
+        };
+        if let Some(node) = node {
+            self.drop_node(name, &node).await;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<Node>>> {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The node of an address, made where there is none yet.
+    fn node(&self, address: IpAddr, namespace: &str) -> Result<Arc<Node>, Refused> {
+        let Some(dir) = &self.dir else {
+            let text = "Permission denied: this control plane takes no registrations (--allow-external); register with \
+                        the sidecar beside the service";
+            return Err(Refused::new(StatusCode::FORBIDDEN, text));
+        };
+        let name = node_name(address, namespace);
+        let mut nodes = self.lock();
+        if let Some(node) = nodes.get(&name) {
+            return Ok(node.clone());
+        }
+        if nodes.len() >= MAX_NODES {
+            let text = format!("programs of {MAX_NODES} hosts are registered without a sidecar already");
+            return Err(Refused::new(StatusCode::TOO_MANY_REQUESTS, text));
+        }
+        let direct =
+            Direct::new(self.mesh.clone(), self.discovery.clone(), &name, namespace, address, self.lapses.clone());
+        let direct = Arc::new(direct);
+        let file = dir.join(format!("{name}.json"));
+        let local = Local::new(direct.clone(), Arc::new(Outward(address)), Some(file.clone()));
+        self.lapses.watch(&local);
+        let tasks = [
+            Task(tokio::spawn(local.clone().report()).abort_handle()),
+            Task(tokio::spawn(local.clone().keep_saved()).abort_handle()),
+        ];
+        let agent = Agent {
+            datacenter: Datacenter::new(&self.mesh.read(|world| world.datacenter().to_owned())),
+            local,
+            mesh: Forwarder::new(Nobody),
+            node: name.clone(),
+            leaves: None,
+            metrics: None,
+            eureka: Default::default(),
+            towards: (address, 9).into(),
+            address: None,
+            names: Default::default(),
+        };
+        let node = Arc::new(Node { address, agent, direct, file, tasks: Mutex::new(tasks.into()) });
+        nodes.insert(name, node.clone());
+        Ok(node)
+    }
+
+    /// Answers what is of the agent.
+    pub async fn answer(&self, caller: &Caller, head: &request::Parts, body: Bytes) -> Answered {
+        let query = Query::parse(head.uri.query().unwrap_or_default());
+        let answered = match route::route(&head.method, head.uri.path()) {
+            Ok(endpoint) if head.method == Method::GET => self.read(caller, &endpoint, head, &query).await,
+            Ok(endpoint) => self.write(caller, &endpoint, head, body).await,
+            Err(Missed::Method(allowed)) => return answer::wrong_method(&head.method, allowed),
+            Err(Missed::Elsewhere | Missed::Unsupported | Missed::NoPage) => {
+                let text = format!("{} of Consul's API is not supported by this mesh", head.uri.path());
+                Err(Refused::new(StatusCode::NOT_IMPLEMENTED, text))
+            }
+        };
+        answered.unwrap_or_else(|refused| answer::refusal(&refused, head.method == Method::GET, &query))
+    }
+
+    /// Makes a change by Eureka's API.
+    pub async fn eureka(&self, caller: &Caller, write: &Write, head: &request::Parts, body: Bytes) -> Answered {
+        let query = Query::parse(head.uri.query().unwrap_or_default());
+        let node = self.eureka_node(caller, write, &body);
+        match node {
+            Ok(node) => weft_agent::eureka::answer(&node.agent, head, &query, body).await,
+            Err(refused) => weft_agent::eureka::refusal(&refused),
+        }
+    }
+
+    /// The node that a change is made on, if the caller may make it.
+    fn eureka_node(&self, caller: &Caller, write: &Write, body: &[u8]) -> Result<Arc<Node>, Refused> {
+        reachable(caller)?;
+        let (app, id) = match write {
+            // Its document has to be of this application; what has its service id now may be of another.
+            Write::Register(app) => {
+                caller.register(&app.to_lowercase())?;
+                let given = Document::of_body(body).map_err(Refused::bad)?;
+                let node = self.node(caller.address, &caller.namespace)?;
+                if let Ok(held) = node.agent.local.service(&service_id(app, given.id())) {
+                    caller.register(&held.service)?;
+                }
+                return Ok(node);
+            }
+            Write::Renew(app, id)
+            | Write::Cancel(app, id)
+            | Write::Override(app, id)
+            | Write::EndOverride(app, id)
+            | Write::Metadata(app, id) => (app, id),
+        };
+        caller.register(&app.to_lowercase())?;
+        let node = self.lock().get(&node_name(caller.address, &caller.namespace)).cloned();
+        // Eureka's clients register then.
+        let unknown =
+            || Refused::new(StatusCode::NOT_FOUND, format!("no instance {id:?} of {app:?} is registered here"));
+        node.ok_or_else(unknown)
+    }
+
+    async fn read(
+        &self,
+        caller: &Caller,
+        endpoint: &Endpoint,
+        head: &request::Parts,
+        query: &Query,
+    ) -> Result<Answered, Refused> {
+        let name = node_name(caller.address, &caller.namespace);
+        let address = caller.address.to_string();
+        let datacenter = self.mesh.read(|world| world.datacenter().to_owned());
+        let node = self.lock().get(&name).cloned();
+        let shown = |service: &str| {
+            if caller.rights.read(service) { Ok(()) } else { Err(caller.denied("service:read", service)) }
+        };
+        match endpoint {
+            Endpoint::AgentSelf => return Ok(answer::json(&shapes::agent_self(&name, &address, &datacenter), query)),
+            Endpoint::AgentMembers => {
+                return Ok(answer::json(&json!([shapes::member(&name, &address, &datacenter)]), query));
+            }
+            Endpoint::AgentHost | Endpoint::AgentMetrics => {
+                let text = format!("{} is of the machine of a sidecar: this program has none", head.uri.path());
+                return Err(Refused::new(StatusCode::NOT_IMPLEMENTED, text));
+            }
+            Endpoint::AgentVersion => return Ok(answer::json(&shapes::version(), query)),
+            Endpoint::AgentService(id) | Endpoint::AgentHealthOfId(id) => {
+                let node = node.as_ref().ok_or_else(|| Refused::unknown_service(id))?;
+                shown(&node.agent.local.service(id)?.service)?;
+            }
+            Endpoint::AgentHealthOfName(service) => shown(service)?,
+            _ => {}
+        }
+        let Some(node) = node else {
+            return match endpoint {
+                Endpoint::AgentHealthOfName(service) => {
+                    Err(Refused::new(StatusCode::NOT_FOUND, format!("no service {service:?} is here")))
+                }
+                _ => Ok(answer::json(&json!({}), query)),
+            };
+        };
+        let answered = node.agent.answer((caller.address, 0).into(), of(head, Bytes::new())).await;
+        if !matches!(endpoint, Endpoint::AgentServices | Endpoint::AgentChecks) || !caller.is_narrowed() {
+            return Ok(answered);
+        }
+        let Ok(Value::Object(mut items)) = serde_json::from_slice(answered.body()) else { return Ok(answered) };
+        let service = |item: &Value| item["Service"].as_str().or(item["ServiceName"].as_str()).map(str::to_owned);
+        items.retain(|_, item| service(item).is_some_and(|service| caller.rights.read(&service)));
+        Ok(answer::json(&Value::Object(items), query))
+    }
+
+    async fn write(
+        &self,
+        caller: &Caller,
+        endpoint: &Endpoint,
+        head: &request::Parts,
+        body: Bytes,
+    ) -> Result<Answered, Refused> {
+        reachable(caller)?;
+        let own = Own::At(caller.address);
+        // The service that is written, before anything is made for it.
+        let (new, written) = match endpoint {
+            Endpoint::RegisterService => {
+                let (service, _) = definitions::service(&body, own).map_err(Refused::bad)?;
+                caller.register(&service.service)?;
+                (true, Written::Service(service.service_id))
+            }
+            Endpoint::DeregisterService(id) => (false, Written::Service(id.clone())),
+            Endpoint::Maintenance(id) => (false, Written::Service(id.clone())),
+            Endpoint::RegisterCheck => {
+                let check = definitions::check(&body, own).map_err(Refused::bad)?;
+                (false, Written::CheckOf { id: check.id, service_id: check.service_id })
+            }
+            Endpoint::DeregisterCheck(id) | Endpoint::ReportCheck(_, id) | Endpoint::UpdateCheck(id) => {
+                (false, Written::Check(id.clone()))
+            }
+            // Its definitions are here and nowhere else.
+            Endpoint::AgentReload => return Ok(answer::done()),
+            _ => return Err(Refused::bad("not a write endpoint")),
+        };
+        // Without --allow-external this says so.
+        let node = self.node(caller.address, &caller.namespace)?;
+        let local = &node.agent.local;
+        let of_check = |id: &str| local.checks().into_iter().find(|check| check.check_id == id).map(|c| c.service_id);
+        let mut services = Vec::new();
+        match &written {
+            Written::Service(id) | Written::CheckOf { service_id: id, .. } if id.is_empty() => {
+                return Err(Refused::bad(NO_CHECKS));
+            }
+            Written::Service(id) if new => services.extend(local.service(id).ok()),
+            Written::Service(id) => services.push(local.service(id)?),
+            Written::CheckOf { id, service_id } => {
+                services.push(local.service(service_id)?);
+                services.extend(of_check(id).and_then(|held| local.service(&held).ok()));
+            }
+            Written::Check(id) => {
+                let service = of_check(id).ok_or_else(|| Refused::unknown_check(id))?;
+                services.push(local.service(&service)?);
+            }
+        }
+        for service in services {
+            caller.register(&service.service)?;
+        }
+        Ok(node.agent.answer((caller.address, 0).into(), of(head, body)).await)
+    }
+}
+
+/// # Errors
+/// When others would not find what is registered from where the caller is.
+fn reachable(caller: &Caller) -> Result<(), Refused> {
+    if !caller.address.is_loopback() {
+        return Ok(());
+    }
+    let text = "this request comes from loopback, where the mesh would not find the service: register by an address of \
+                --http-listen that others reach";
+    Err(Refused::bad(text))
+}
+
+/// What a request writes.
+enum Written {
+    /// A service, by its id.
+    Service(String),
+    /// A check, by its id.
+    Check(String),
+    /// A check that is to be of a service.
+    CheckOf { id: String, service_id: String },
+}
+
+fn of(head: &request::Parts, body: Bytes) -> Request<Bytes> {
+    let mut request = Request::new(body);
+    *request.method_mut() = head.method.clone();
+    *request.uri_mut() = head.uri.clone();
+    request
+}

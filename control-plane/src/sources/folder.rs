@@ -1,0 +1,451 @@
+//! A directory of policy files, read again whenever it changes.
+//!
+//! The newest text of every file that is without errors, alone and together with the others, is applied. A file with an
+//! error keeps its last good documents: a slip of the editor must not take a policy away. Nor must a file that is empty or
+//! gone for a moment ([`grace`]). Files are watched (inotify), and their metadata looked at now and then in case events get
+//! lost, as on network file systems. A file is read once it has rested for [`SETTLE`], so that one half written is not taken
+//! for a whole one.
+
+mod grace;
+
+use std::collections::{BTreeMap, HashSet};
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant, SystemTime};
+use std::{fs, io};
+
+use notify::{EventKind, RecursiveMode, Watcher, event::AccessKind};
+use tokio::sync::watch;
+
+use grace::{Cause, GraceList};
+
+use super::PolicySource;
+use weft_files::policies::{Stamp, stamped};
+use weft_policy::{Code, Document, Key, Place, Problem, Severity, check, impact};
+use weft_world::parse_policies;
+
+/// How long a file must have been left alone.
+const SETTLE: Duration = Duration::from_millis(50);
+/// Least time between two looks without an event.
+const POLL: Duration = Duration::from_secs(1);
+/// Most time between them.
+const MAX_POLL: Duration = Duration::from_secs(30);
+/// So many times as long as a look takes it pauses: looks cost half a percent of a core, however many files there are.
+const PAUSE: u32 = 200;
+/// Seconds that the documents of an emptied or removed file are kept by default.
+pub const DEFAULT_GRACE_S: u64 = 10;
+
+/// What else the mesh has, of which a folder knows nothing.
+pub trait Surroundings: Send {
+    /// Documents of other sources, by the API.
+    fn documents(&self) -> Vec<Arc<Document>>;
+    /// Whether the registry has instances of a host (canonical name).
+    fn offers(&self, host: &str) -> bool;
+}
+
+/// Nothing else.
+impl Surroundings for () {
+    fn documents(&self) -> Vec<Arc<Document>> {
+        Vec::new()
+    }
+
+    fn offers(&self, _: &str) -> bool {
+        false
+    }
+}
+
+/// A moment, by both clocks: files have the one that can be set, waits are measured by the other.
+#[derive(Clone, Copy, Debug)]
+pub struct Now {
+    /// Of day.
+    pub wall: SystemTime,
+    /// Steady.
+    pub steady: Instant,
+}
+
+impl Now {
+    /// This one.
+    pub fn get() -> Self {
+        Self { wall: SystemTime::now(), steady: Instant::now() }
+    }
+}
+
+/// What a folder says at one time.
+#[derive(Clone, Debug, Default)]
+pub struct FolderState {
+    /// Documents to apply, by file and then in the order written.
+    pub documents: Vec<Arc<Document>>,
+    /// Documents that no file has any more, and that still apply unless another source has the object.
+    pub withdrawn: Vec<Arc<Document>>,
+    /// Errors of versions that are not applied, and warnings.
+    pub problems: Vec<Problem>,
+}
+
+impl PolicySource for FolderState {
+    fn list(&self) -> Box<dyn Iterator<Item = &Arc<Document>> + '_> {
+        Box::new(self.documents.iter())
+    }
+
+    fn withdrawn(&self) -> &[Arc<Document>] {
+        &self.withdrawn
+    }
+
+    fn problems(&self) -> &[Problem] {
+        &self.problems
+    }
+}
+
+/// The files of a directory.
+pub struct PolicyFolder {
+    directory: PathBuf,
+    trust_domain: String,
+    /// By path.
+    files: BTreeMap<OsString, PolicyFile>,
+    grace: GraceList,
+    surroundings: Box<dyn Surroundings>,
+    /// Between documents.
+    problems: Vec<Problem>,
+    /// `problems` are all between the documents that apply: nothing was refused.
+    clean: bool,
+    /// Why the folder could not be read when it was last tried.
+    unreadable: Option<Problem>,
+}
+
+/// One file: what is applied of it, and a newer version while that cannot be.
+#[derive(Debug, Default)]
+struct PolicyFile {
+    stamp: Option<Stamp>,
+    applied: Vec<Arc<Document>>,
+    pending: Option<Vec<Arc<Document>>>,
+    problems: Vec<Problem>,
+}
+
+impl PolicyFolder {
+    /// An unread folder, of a mesh with this trust domain. Documents of a file that is emptied or removed are kept for
+    /// `grace`, and as long as another document needs them.
+    pub fn new(
+        directory: impl Into<PathBuf>,
+        trust_domain: &str,
+        grace: Duration,
+        surroundings: impl Surroundings + 'static,
+    ) -> Self {
+        Self {
+            directory: directory.into(),
+            trust_domain: trust_domain.to_owned(),
+            files: BTreeMap::new(),
+            grace: GraceList::new(grace),
+            surroundings: Box::new(surroundings),
+            problems: Vec::new(),
+            clean: false,
+            unreadable: None,
+        }
+    }
+
+    /// Reads the folder and goes on watching it from a thread of its own, which ends when all receivers are gone.
+    ///
+    /// # Errors
+    /// When the folder cannot be read, or the thread not be started.
+    pub fn start(mut self) -> io::Result<watch::Receiver<Arc<FolderState>>> {
+        fs::read_dir(&self.directory)?;
+        let (events, wake) = mpsc::channel();
+        let watcher = self.watcher(events);
+        self.scan(Now::get(), Duration::ZERO);
+        let (sender, receiver) = watch::channel(Arc::new(self.state()));
+        std::thread::Builder::new().name("policy-folder".to_owned()).spawn(move || {
+            // A dropped watcher sends nothing.
+            let _watcher = watcher;
+            let mut wait = POLL;
+            while !sender.is_closed() {
+                match wake.recv_timeout(wait) {
+                    Ok(()) => {
+                        std::thread::sleep(SETTLE);
+                        while wake.try_recv().is_ok() {}
+                    }
+                    Err(mpsc::RecvTimeoutError::Timeout) => {}
+                    // Without a watcher there are no senders: the poll alone remains.
+                    Err(mpsc::RecvTimeoutError::Disconnected) => std::thread::sleep(wait),
+                }
+                let now = Now::get();
+                let scan = self.scan(now, SETTLE);
+                if scan.changed {
+                    sender.send_replace(Arc::new(self.state()));
+                }
+                wait = self.pause(scan, now.steady);
+            }
+        })?;
+        Ok(receiver)
+    }
+
+    /// How long to wait after a scan that began at `began`.
+    fn pause(&self, scan: Scan, began: Instant) -> Duration {
+        if let Some(rest) = scan.unsettled {
+            return rest;
+        }
+        let pause = began.elapsed().saturating_mul(PAUSE).clamp(POLL, MAX_POLL);
+        let due = self.grace.due().map(|due| due.saturating_duration_since(Instant::now()).max(SETTLE));
+        due.map_or(pause, |due| due.min(pause))
+    }
+
+    fn watcher(&self, events: mpsc::Sender<()>) -> Option<notify::RecommendedWatcher> {
+        let on_event = move |event: notify::Result<notify::Event>| {
+            // Our own reading makes events too.
+            let read = event.is_ok_and(|event| {
+                matches!(event.kind, EventKind::Access(kind) if !matches!(kind, AccessKind::Close(notify::event::AccessMode::Write)))
+            });
+            if !read {
+                let _ = events.send(());
+            }
+        };
+        let watch = notify::recommended_watcher(on_event).and_then(|mut watcher| {
+            watcher.watch(&self.directory, RecursiveMode::Recursive)?;
+            Ok(watcher)
+        });
+        watch
+            .inspect_err(|error| {
+                tracing::warn!(directory = %self.directory.display(), %error, "no events for the policy folder: polling it");
+            })
+            .ok()
+    }
+
+    /// Reads what changed and has rested for `settle` at `now`.
+    pub fn scan(&mut self, now: Now, settle: Duration) -> Scan {
+        let mut scan = Scan::default();
+        let found = match stamped(&self.directory) {
+            Ok(found) => found,
+            Err(error) => {
+                // A folder that cannot be read says nothing: it does not say that its policies are gone.
+                let name = self.directory.display().to_string();
+                let problem = Some(unreadable(&name, &error));
+                scan.changed = self.unreadable != problem;
+                self.unreadable = problem;
+                return scan;
+            }
+        };
+        scan.changed = self.unreadable.take().is_some();
+        let mut known = 0;
+        let before = self.files.len();
+        for (path, stamp) in &found {
+            let file = match self.files.get_mut(path) {
+                Some(file) => {
+                    known += 1;
+                    file
+                }
+                None => self.files.entry(path.clone()).or_default(),
+            };
+            if file.stamp == Some(*stamp) {
+                continue;
+            }
+            // A time in the future is another clock's: it says nothing.
+            let age = now.wall.duration_since(stamp.modified).unwrap_or(settle);
+            if age < settle {
+                scan.unsettled = scan.unsettled.max(Some(settle - age));
+                continue;
+            }
+            file.stamp = Some(*stamp);
+            if !file.read(Path::new(path), &self.trust_domain) && file.applied.is_empty() {
+                // It was emptied or gone before it came back with an error: its last good documents stay.
+                file.applied = self.grace.take(&Path::new(path).display().to_string());
+            }
+            scan.changed = true;
+        }
+        if known < before {
+            scan.changed = true;
+            self.remove_all_but(&found, now.steady);
+        }
+        if scan.changed {
+            self.apply(now.steady);
+        }
+        if scan.changed || self.grace.due().is_some_and(|due| due <= now.steady) {
+            scan.changed |= self.settle_kept(now.steady);
+        }
+        scan
+    }
+
+    /// Forgets the files that are not among those `found`, which are sorted; their documents are kept for a while.
+    fn remove_all_but(&mut self, found: &[(OsString, Stamp)], now: Instant) {
+        let is_there = |path: &OsStr| found.binary_search_by(|(other, _)| other.as_os_str().cmp(path)).is_ok();
+        let (files, gone): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            std::mem::take(&mut self.files).into_iter().partition(|(path, _)| is_there(path));
+        self.files = files;
+        for document in gone.into_values().flat_map(|file| file.applied) {
+            self.grace.withdraw(document, Cause::Removed, now);
+        }
+    }
+
+    /// Drops of what is kept that which some source has again, and that whose time is over. Whether anything changed.
+    fn settle_kept(&mut self, now: Instant) -> bool {
+        if self.grace.is_empty() {
+            return false;
+        }
+        let mut present: Vec<Arc<Document>> = self.files.values().flat_map(|file| file.newest()).cloned().collect();
+        present.extend(self.surroundings.documents());
+        let keys: HashSet<Key> = present.iter().map(|document| document.key()).collect();
+        let returned = self.grace.return_to(|key| keys.contains(key));
+        let (withdrawn, changed) = self.grace.expire(now, &present, &|host| self.surroundings.offers(host));
+        for name in &withdrawn {
+            tracing::info!(document = name, "withdrawn: its file was emptied or removed");
+        }
+        let changed = changed || !withdrawn.is_empty();
+        if changed {
+            // What was refused or warned of together with them may be right without, and the other way round.
+            self.apply(now);
+        }
+        returned || changed
+    }
+
+    /// What is applied, and what is wrong.
+    pub fn state(&self) -> FolderState {
+        let of_files = self.files.values().flat_map(|file| &file.problems);
+        FolderState {
+            documents: self.files.values().flat_map(|file| file.applied.iter().cloned()).collect(),
+            withdrawn: self.grace.documents().cloned().collect(),
+            problems: of_files
+                .chain(&self.problems)
+                .chain(&self.unreadable)
+                .cloned()
+                .chain(self.grace.problems())
+                .collect(),
+        }
+    }
+
+    /// Applies the pending versions that are right together with all others. Where they are not, those with an error stay
+    /// pending; where a pending one broke a file that did not change, all pending ones do.
+    fn apply(&mut self, now: Instant) {
+        let held = match self.check_affected() {
+            Some(problems) => {
+                self.problems = problems;
+                HashSet::new()
+            }
+            None => self.check_all(),
+        };
+        self.clean = held.is_empty() && !self.problems.iter().any(|problem| problem.severity == Severity::Error);
+        for (path, file) in &mut self.files {
+            if !held.contains(path)
+                && let Some(pending) = file.pending.take()
+            {
+                let cause = if pending.is_empty() { Cause::Emptied } else { Cause::LeftOut };
+                for document in std::mem::replace(&mut file.applied, pending) {
+                    if !file.applied.iter().any(|new| new.is_same_object(&document)) {
+                        self.grace.withdraw(document, cause, now);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The problems between all documents once the pending versions apply, found by a look at what those can touch. `None`: all
+    /// has to be looked at, as errors need it that decide what is refused.
+    fn check_affected(&self) -> Option<Vec<Problem>> {
+        let open: Vec<&PolicyFile> = self.files.values().filter(|file| file.pending.is_some()).collect();
+        let emptied = |file: &&PolicyFile| file.newest().is_empty() && !file.applied.is_empty();
+        if !self.clean || !self.grace.is_empty() || open.iter().any(emptied) {
+            return None;
+        }
+        let changed = open.iter().flat_map(|file| file.applied.iter().chain(file.newest()));
+        let changed: Vec<&Document> = changed.map(AsRef::as_ref).collect();
+        let all = self.candidates(&HashSet::new());
+        let impact = impact(&changed, &all)?;
+        let found = check(&impact.documents);
+        if found.iter().any(|problem| problem.severity == Severity::Error) {
+            return None;
+        }
+        let is_of = |problem: &&Problem| impact.files.contains(problem.file.as_str());
+        let mut problems: Vec<Problem> = self.problems.iter().filter(|problem| !is_of(problem)).cloned().collect();
+        problems.extend(found.iter().filter(is_of).cloned());
+        weft_policy::sort_problems(&mut problems);
+        Some(problems)
+    }
+
+    /// Looks at everything. The files whose pending versions do not apply.
+    fn check_all(&mut self) -> HashSet<OsString> {
+        let mut held: HashSet<OsString> = HashSet::new();
+        let mut refused: Vec<Problem> = Vec::new();
+        loop {
+            let problems = check(&self.candidates(&held));
+            let errors = problems.iter().filter(|problem| problem.severity == Severity::Error);
+            let wrong: HashSet<&str> = errors.map(|problem| problem.file.as_str()).collect();
+            let open = self.files.iter().filter(|(path, file)| file.pending.is_some() && !held.contains(*path));
+            let open: Vec<OsString> = open.map(|(path, _)| path.clone()).collect();
+            let is_wrong = |path: &&OsString| wrong.contains(&*Path::new(path).display().to_string());
+            let mut faulty: Vec<OsString> = open.iter().filter(is_wrong).cloned().collect();
+            if faulty.is_empty() {
+                faulty = open;
+            }
+            if wrong.is_empty() || faulty.is_empty() {
+                refused.extend(problems);
+                break;
+            }
+            refused.extend(problems.into_iter().filter(|problem| problem.severity == Severity::Error));
+            held.extend(faulty);
+        }
+        weft_policy::sort_problems(&mut refused);
+        self.problems = refused;
+        held
+    }
+
+    /// What would apply without the pending versions of those `held`, with what is or will be kept for a while.
+    fn candidates(&self, held: &HashSet<OsString>) -> Vec<&Document> {
+        let is_open = |path: &OsString, file: &PolicyFile| file.pending.is_some() && !held.contains(path);
+        let of_file = |(path, file)| if is_open(path, file) { file.newest() } else { &file.applied[..] };
+        let mut documents: Vec<&Document> = self.files.iter().flat_map(of_file).map(AsRef::as_ref).collect();
+        let emptied = self.files.iter().filter(|(path, file)| is_open(path, file) && file.newest().is_empty());
+        let emptied = emptied.flat_map(|(_, file)| &file.applied);
+        let mut kept = self.grace.documents().chain(emptied).peekable();
+        if kept.peek().is_some() {
+            let keys: HashSet<Key> = documents.iter().map(|document| document.key()).collect();
+            documents.extend(kept.map(AsRef::as_ref).filter(|document| !keys.contains(&document.key())));
+        }
+        documents
+    }
+}
+
+/// What a scan saw.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Scan {
+    /// The state differs from the one before.
+    pub changed: bool,
+    /// Files are being written: look again when this has passed.
+    pub unsettled: Option<Duration>,
+}
+
+impl PolicyFile {
+    /// What it will be once it is right together with all others.
+    fn newest(&self) -> &[Arc<Document>] {
+        self.pending.as_ref().unwrap_or(&self.applied)
+    }
+
+    /// Reads it anew. Whether it is right.
+    fn read(&mut self, path: &Path, trust_domain: &str) -> bool {
+        let name = path.display().to_string();
+        let text = match fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) => {
+                self.problems = vec![unreadable(&name, &error)];
+                return false;
+            }
+        };
+        let parsed = parse_policies(&name, &text).of_mesh(trust_domain);
+        let good = !parsed.has_errors();
+        self.problems = parsed.problems;
+        // A version with errors also withdraws an older one that was still pending.
+        self.pending = good.then(|| parsed.documents.into_iter().map(Arc::new).collect());
+        good
+    }
+}
+
+fn unreadable(file: &str, error: &io::Error) -> Problem {
+    let place = Place { line: 1, column: 1 };
+    let text = format!("cannot be read: {error}");
+    Problem {
+        file: file.to_owned(),
+        place,
+        severity: Severity::Error,
+        code: Code::Unreadable,
+        path: String::new(),
+        text,
+    }
+}
+
+#[cfg(test)]
+mod tests;

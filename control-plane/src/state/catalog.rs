@@ -1,0 +1,233 @@
+//! Catalog entries that a program writes on behalf of others: nodes without a session, with instances and checks that
+//! nothing probes. They stay until they are deregistered.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use prost::Message;
+use weft_proto::v1::{self, Check};
+
+use super::records::{instance_of, registration_key, stored_of, wire};
+use super::sessions::stored;
+use super::usage::account;
+use super::{Mesh, Node, RETRY, Refusal};
+use crate::identity::bounds;
+use crate::store::{Condition, Op, Table};
+use weft_world::InstanceKey;
+
+/// Nodes of this kind; more are refused.
+const MAX_NODES: usize = 10_000;
+/// Tries of a change that others come before.
+const TRIES: usize = 10;
+
+/// What is written of a node at once.
+#[derive(Debug, Clone, Default)]
+pub struct Entry {
+    /// Its name.
+    pub node: String,
+    /// In which it is found.
+    pub namespace: String,
+    /// `None`: as it is.
+    pub address: Option<IpAddr>,
+    /// `None`: as it is.
+    pub meta: Option<BTreeMap<String, String>>,
+    /// Instances on it; their checks are those of before.
+    pub services: Vec<v1::Instance>,
+    /// New or changed; without a service's id: of the node.
+    pub checks: Vec<Check>,
+}
+
+/// What is taken out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Removal {
+    /// The node and all on it.
+    Node,
+    /// A service, by its id.
+    Service(String),
+    /// A check, by its id.
+    Check(String),
+}
+
+impl Mesh {
+    /// A node of the catalog, with the instances on it; `None`: there is none of this name in this namespace.
+    ///
+    /// # Errors
+    /// When the name is that of somebody who speaks for himself, or is in another namespace.
+    pub fn catalog_node(&self, name: &str, namespace: &str) -> Result<Option<(Node, Vec<v1::Instance>)>, Refusal> {
+        let state = self.lock();
+        let Some(node) = state.nodes.get(name) else { return Ok(None) };
+        if !node.catalog {
+            let text = format!("the node {name} speaks for itself: register with the agent there");
+            return Err(text.into());
+        }
+        if node.namespace != namespace {
+            return Err(format!("the node name {name} is in use in another namespace").into());
+        }
+        let instances = state.world.instances_of_node(namespace, name).map(|instance| wire(instance)).collect();
+        Ok(Some((node.clone(), instances)))
+    }
+
+    /// Writes a node, an instance on it and their checks, together.
+    ///
+    /// # Errors
+    /// When the name or an address is somebody's who speaks for himself, a check's service is not there, there are too many
+    /// nodes, or the store refuses.
+    pub async fn catalog_register(&self, entry: &Entry) -> Result<(), Refusal> {
+        for _ in 0..TRIES {
+            let (conditions, ops) = self.catalog_ops(entry)?;
+            if self.write(conditions, ops).await? {
+                return Ok(());
+            }
+            // Another control plane changed it: what it wrote is seen here soon.
+            tokio::time::sleep(RETRY / 20).await;
+        }
+        Err(format!("the node {} is being changed by several at once", entry.node).into())
+    }
+
+    pub(super) fn catalog_ops(&self, entry: &Entry) -> Result<(Vec<Condition>, Vec<Op>), Refusal> {
+        let held = self.catalog_node(&entry.node, &entry.namespace)?;
+        let modified = held.as_ref().map_or(0, |(node, _)| node.modify_index);
+        let is_new = held.is_none();
+        let (mut node, mut instances) = match held {
+            Some(held) => held,
+            None => (self.new_node(entry)?, Vec::new()),
+        };
+        if let Some(address) = entry.address {
+            node.address = address;
+        }
+        if let Some(meta) = &entry.meta {
+            bounds::node_meta(meta.iter())?;
+            node.labels.clone_from(meta);
+        }
+        let mut changed = Vec::new();
+        for service in &entry.services {
+            let held = instances.iter().position(|held| held.service_id == service.service_id);
+            let checks = held.map(|at| instances.swap_remove(at).checks).unwrap_or_default();
+            let address = if service.address.is_empty() { node.address.to_string() } else { service.address.clone() };
+            changed.push(service.service_id.clone());
+            instances.push(v1::Instance { address, checks, ..service.clone() });
+        }
+        for check in &entry.checks {
+            bounds::check(check)?;
+            if check.service_id.is_empty() {
+                node.checks.insert(check.check_id.clone(), check.clone());
+                bounds::check_count(node.checks.len())?;
+                continue;
+            }
+            let of = instances.iter_mut().find(|held| held.service_id == check.service_id);
+            let of = of.ok_or_else(|| format!("no service {:?} is on the node {}", check.service_id, entry.node))?;
+            of.checks.retain(|held| held.check_id != check.check_id);
+            of.checks.push(check.clone());
+            bounds::check_count(of.checks.len())?;
+            changed.push(check.service_id.clone());
+        }
+        let conditions = vec![Condition::unchanged(Table::Nodes, &entry.node, modified)];
+        let mut ops = vec![Op::put(Table::Nodes, &entry.node, stored(&node).encode_to_vec())];
+        // What is no change wakes nobody.
+        if !is_new && self.lock().nodes.get(&entry.node).is_some_and(|held| stored(held) == stored(&node)) {
+            ops.clear();
+        }
+        for instance in instances.into_iter().filter(|instance| changed.contains(&instance.service_id)) {
+            let stored = stored_of(&entry.node, &node, instance);
+            let instance = instance_of(&stored).ok_or("the registration is not complete")?;
+            self.owned_by_nobody(instance.address)?;
+            let path = registration_key(&instance.key());
+            ops.push(Op::put(Table::Registrations, path, stored.encode_to_vec()));
+        }
+        self.owned_by_nobody(node.address)?;
+        let (state, account) = (self.lock(), account("", &entry.namespace));
+        for op in &ops {
+            if let Op::Put { table, key, value, .. } = op {
+                state.usage.admit(*table, key, &account, value.len())?;
+            }
+        }
+        Ok((conditions, ops))
+    }
+
+    fn new_node(&self, entry: &Entry) -> Result<Node, Refusal> {
+        if self.lock().nodes.of_catalog() >= MAX_NODES {
+            return Err(format!("{MAX_NODES} nodes are in the catalog already").into());
+        }
+        let address = entry.address.ok_or("Must provide address if SkipNodeUpdate is not set")?;
+        Ok(Node {
+            namespace: entry.namespace.clone(),
+            identity: String::new(),
+            address,
+            workload: entry.node.clone(),
+            locality: String::new(),
+            labels: BTreeMap::new(),
+            checks: BTreeMap::new(),
+            create_index: 0,
+            modify_index: 0,
+            alive: None,
+            unknown: false,
+            catalog: true,
+        })
+    }
+
+    /// Whoever has an identity speaks for his address.
+    fn owned_by_nobody(&self, address: IpAddr) -> Result<(), Refusal> {
+        let state = self.lock();
+        let owner = state.nodes.at(address).find(|(_, node)| !node.identity.is_empty());
+        match owner {
+            Some((name, node)) => Err(format!("the address {address} belongs to {} ({name})", node.identity).into()),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes something out; what is not there is no error.
+    ///
+    /// # Errors
+    /// As [`Mesh::catalog_node`], or when the store refuses.
+    pub async fn catalog_deregister(&self, name: &str, namespace: &str, what: &Removal) -> Result<(), Refusal> {
+        for _ in 0..TRIES {
+            if *what == Removal::Node {
+                // There may be more than fits into one transaction.
+                let there = self.catalog_node(name, namespace)?.is_some();
+                let gone = if there { self.instances_of(name, |_| true) } else { Vec::new() };
+                self.remove(&gone).await?;
+            }
+            let Some((unchanged, ops)) = self.removal_ops(name, namespace, what)? else { return Ok(()) };
+            if self.write(vec![unchanged], ops).await? {
+                return Ok(());
+            }
+            tokio::time::sleep(RETRY / 20).await;
+        }
+        Err(format!("the node {name} is being changed by several at once").into())
+    }
+
+    /// What takes something out; `None`: there is no such node.
+    pub(super) fn removal_ops(
+        &self,
+        name: &str,
+        namespace: &str,
+        what: &Removal,
+    ) -> Result<Option<(Condition, Vec<Op>)>, Refusal> {
+        let key = |service_id: &str| {
+            let (namespace, node) = (namespace.to_owned(), name.to_owned());
+            registration_key(&InstanceKey { namespace, node, service_id: service_id.to_owned() })
+        };
+        let Some((mut node, instances)) = self.catalog_node(name, namespace)? else { return Ok(None) };
+        let mut ops = Vec::new();
+        match what {
+            Removal::Node => {
+                let of_services = instances.iter().map(|i| Op::delete(Table::Registrations, key(&i.service_id)));
+                ops.extend(of_services);
+                ops.push(Op::delete(Table::Nodes, name));
+            }
+            Removal::Service(id) => ops.push(Op::delete(Table::Registrations, key(id))),
+            Removal::Check(id) => {
+                if node.checks.remove(id).is_some() {
+                    ops.push(Op::put(Table::Nodes, name, stored(&node).encode_to_vec()));
+                }
+                for mut instance in instances.into_iter().filter(|i| i.checks.iter().any(|c| c.check_id == *id)) {
+                    instance.checks.retain(|check| check.check_id != *id);
+                    let path = key(&instance.service_id);
+                    let stored = stored_of(name, &node, instance);
+                    ops.push(Op::put(Table::Registrations, path, stored.encode_to_vec()));
+                }
+            }
+        }
+        Ok(Some((Condition::unchanged(Table::Nodes, name, node.modify_index), ops)))
+    }
+}

@@ -1,0 +1,337 @@
+//! Consul's key-value pairs: kept by the store, read from memory, and locked by [`crate::state::locks`].
+//!
+//! Each namespace has its own. Keys of the store are `<namespace>/<key>`.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::time::Duration;
+
+use prost::Message;
+use weft_proto::v1::StoredPair;
+
+use crate::state::{Mesh, RETRY, Refusal, State, Topic};
+use crate::store::batch::Interrupted;
+use crate::store::{Condition, Op, Record, Table};
+
+/// Largest value; Consul's `kv_max_value_size`.
+pub const MAX_VALUE: usize = 512 << 10;
+/// Longest key with its namespace; etcd and redb take longer ones, and people do not need them.
+const MAX_KEY: usize = 1024;
+/// Pairs of all namespaces, and the bytes in them: what is in memory is bounded.
+const MAX_PAIRS: usize = 200_000;
+const MAX_BYTES: usize = 256 << 20;
+/// Deleted keys whose index is remembered by name.
+const TOMBSTONES: usize = 10_000;
+/// Tries of a change that others come before.
+pub(in crate::state) const TRIES: usize = 20;
+
+/// One pair.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pair {
+    /// What it holds.
+    pub value: Vec<u8>,
+    /// For the application.
+    pub flags: u64,
+    /// How often it was locked.
+    pub lock_index: u64,
+    /// Session that holds its lock; empty: none.
+    pub session: String,
+    /// Revision that made it.
+    pub create_index: u64,
+    /// Revision that changed it last.
+    pub modify_index: u64,
+}
+
+impl Pair {
+    pub(in crate::state) fn stored(&self) -> StoredPair {
+        let Pair { value, flags, lock_index, session, .. } = self.clone();
+        StoredPair { value, flags, lock_index, session }
+    }
+}
+
+/// All pairs, by `<namespace>/<key>`.
+#[derive(Debug, Default)]
+pub struct Pairs {
+    pairs: BTreeMap<String, Pair>,
+    bytes: usize,
+    /// Revision at which a key was deleted.
+    gone: BTreeMap<String, u64>,
+    /// The same of all that are remembered no more, and where the store began.
+    pruned: u64,
+}
+
+/// What a write depends on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Only {
+    /// Nothing.
+    Always,
+    /// The pair's `modify_index` is this; 0: there is no such pair.
+    IfIndex(u64),
+}
+
+impl Pairs {
+    /// Nothing yet; `revision` is where the store begins.
+    pub(in crate::state) fn new(revision: u64) -> Pairs {
+        Pairs { pruned: revision, ..Pairs::default() }
+    }
+
+    /// One pair.
+    pub fn get(&self, namespace: &str, key: &str) -> Option<&Pair> {
+        self.pairs.get(&path(namespace, key))
+    }
+
+    /// Pairs whose key begins with `prefix`, in order.
+    pub fn list<'a>(&'a self, namespace: &'a str, prefix: &str) -> impl Iterator<Item = (&'a str, &'a Pair)> {
+        let start = path(namespace, prefix);
+        let with = start.clone();
+        let range = self.pairs.range::<String, _>((Bound::Included(start), Bound::Unbounded));
+        range
+            .take_while(move |(path, _)| path.starts_with(&with))
+            .filter_map(move |(path, pair)| Some((path.get(namespace.len() + 1..)?, pair)))
+    }
+
+    /// Consul's index of one key: it grows when the pair changes or goes.
+    pub fn index(&self, namespace: &str, key: &str) -> u64 {
+        let path = path(namespace, key);
+        let of_pair = self.pairs.get(&path).map(|pair| pair.modify_index);
+        of_pair.or_else(|| self.gone.get(&path).copied()).unwrap_or(self.pruned)
+    }
+
+    /// The same of all keys that begin with `prefix`.
+    pub fn prefix_index(&self, namespace: &str, prefix: &str) -> u64 {
+        let start = path(namespace, prefix);
+        let gone = self.gone.range::<String, _>((Bound::Included(&start), Bound::Unbounded));
+        let gone = gone.take_while(|(path, _)| path.starts_with(&start)).map(|(_, index)| *index);
+        let there = self.list(namespace, prefix).map(|(_, pair)| pair.modify_index);
+        gone.chain(there).max().unwrap_or(self.pruned).max(self.pruned)
+    }
+
+    /// Pairs that a session has locked, by their key in the store.
+    pub(in crate::state) fn held_by(&self, session: &str) -> Vec<(String, Pair)> {
+        let held = self.pairs.iter().filter(|(_, pair)| pair.session == session);
+        held.map(|(path, pair)| (path.clone(), pair.clone())).collect()
+    }
+
+    /// One pair, by its key in the store.
+    pub(in crate::state) fn by_path(&self, path: &str) -> Option<&Pair> {
+        self.pairs.get(path)
+    }
+
+    /// Keys in the store.
+    pub(in crate::state) fn paths(&self) -> impl Iterator<Item = &String> {
+        self.pairs.keys()
+    }
+
+    /// Takes up what the store says.
+    pub(in crate::state) fn follow(
+        &mut self,
+        path: String,
+        record: Option<Record>,
+        revision: u64,
+    ) -> Result<(), String> {
+        let Some(record) = record else {
+            if let Some(old) = self.pairs.remove(&path) {
+                self.bytes -= old.value.len();
+            }
+            self.gone.insert(path, revision);
+            if self.gone.len() > TOMBSTONES {
+                // All at once: it is rare, and an index that is higher than it need be only wakes somebody once.
+                self.gone.clear();
+                self.pruned = self.pruned.max(revision);
+            }
+            return Ok(());
+        };
+        let stored = StoredPair::decode(record.value.as_slice()).map_err(|e| e.to_string())?;
+        self.gone.remove(&path);
+        self.bytes += stored.value.len();
+        let pair = Pair {
+            value: stored.value,
+            flags: stored.flags,
+            lock_index: stored.lock_index,
+            session: stored.session,
+            create_index: record.created,
+            modify_index: record.modified,
+        };
+        if let Some(old) = self.pairs.insert(path, pair) {
+            self.bytes -= old.value.len();
+        }
+        Ok(())
+    }
+
+    pub(in crate::state) fn check(&self, path: &str, value: &[u8]) -> Result<(), Refusal> {
+        if path.len() > MAX_KEY {
+            return Err(
+                format!("a key of {} bytes is too long: {MAX_KEY} at most with its namespace", path.len()).into()
+            );
+        }
+        if value.len() > MAX_VALUE {
+            return Err(format!("Value for key is too large ({} > {MAX_VALUE} bytes)", value.len()).into());
+        }
+        let new = !self.pairs.contains_key(path);
+        if (new && self.pairs.len() >= MAX_PAIRS) || self.bytes + value.len() > MAX_BYTES {
+            return Err(format!("the key-value store is full: {MAX_PAIRS} pairs, {} MiB", MAX_BYTES >> 20).into());
+        }
+        Ok(())
+    }
+}
+
+pub(in crate::state) fn path(namespace: &str, key: &str) -> String {
+    format!("{namespace}/{key}")
+}
+
+/// The condition that a pair is as it was seen.
+pub(in crate::state) fn unchanged(path: &str, pair: Option<&Pair>) -> Condition {
+    Condition::unchanged(Table::Kv, path, pair.map_or(0, |pair| pair.modify_index))
+}
+
+pub(in crate::state) fn put(path: &str, pair: &StoredPair) -> Op {
+    Op::put(Table::Kv, path, pair.encode_to_vec())
+}
+
+/// What a change of a pair comes to.
+pub(in crate::state) enum Step {
+    /// It is refused, as Consul says `false`.
+    No,
+    /// It is to be done, if everything is still as it was seen.
+    Do(Vec<Condition>, Vec<Op>),
+}
+
+impl Mesh {
+    /// Reads the pairs.
+    pub fn read_pairs<T>(&self, f: impl FnOnce(&Pairs) -> T) -> T {
+        f(&self.lock().pairs)
+    }
+
+    /// Sets a pair; who holds its lock stays so. False: `only` does not hold.
+    ///
+    /// # Errors
+    /// When key or value is too large, or the store refuses.
+    pub async fn put_pair(
+        &self,
+        namespace: &str,
+        key: &str,
+        value: &[u8],
+        flags: u64,
+        only: Only,
+    ) -> Result<bool, Refusal> {
+        let path = path(namespace, key);
+        self.change(|state| {
+            let old = state.pairs.by_path(&path);
+            state.pairs.check(&path, value)?;
+            if let Only::IfIndex(index) = only
+                && index != old.map_or(0, |old| old.modify_index)
+            {
+                return Ok(Step::No);
+            }
+            let (lock_index, session) = old.map_or((0, String::new()), |old| (old.lock_index, old.session.clone()));
+            let pair = StoredPair { value: value.to_vec(), flags, lock_index, session };
+            Ok(Step::Do(vec![unchanged(&path, old)], vec![put(&path, &pair)]))
+        })
+        .await
+    }
+
+    /// Deletes a pair. False: `only` does not hold. One that is not there is deleted.
+    ///
+    /// # Errors
+    /// When the store refuses.
+    pub async fn delete_pair(&self, namespace: &str, key: &str, only: Only) -> Result<bool, Refusal> {
+        let path = path(namespace, key);
+        self.change(|state| {
+            let old = state.pairs.by_path(&path);
+            if let Only::IfIndex(index) = only
+                && index != old.map_or(0, |old| old.modify_index)
+            {
+                return Ok(Step::No);
+            }
+            Ok(Step::Do(vec![unchanged(&path, old)], vec![Op::delete(Table::Kv, path.clone())]))
+        })
+        .await
+    }
+
+    /// Deletes all pairs whose key begins with `prefix`.
+    ///
+    /// # Errors
+    /// When the store refuses; how many are gone by then.
+    pub async fn delete_pairs(&self, namespace: &str, prefix: &str) -> Result<(), Interrupted> {
+        let all = |pairs: &Pairs| -> Vec<Op> {
+            pairs.list(namespace, prefix).map(|(key, _)| Op::delete(Table::Kv, path(namespace, key))).collect()
+        };
+        self.write_batch(self.read_pairs(all)).await
+    }
+
+    /// Does what `step` says of the state as it is, until nobody came between.
+    pub(in crate::state) async fn change(
+        &self,
+        step: impl Fn(&State) -> Result<Step, Refusal>,
+    ) -> Result<bool, Refusal> {
+        for _ in 0..TRIES {
+            let next = step(&self.lock())?;
+            match next {
+                Step::No => return Ok(false),
+                Step::Do(conditions, ops) => {
+                    if self.write(conditions, ops).await? {
+                        return Ok(true);
+                    }
+                }
+            }
+            // What came between is seen here in a moment.
+            tokio::time::sleep(RETRY / 50).await;
+        }
+        Err("too many change this at once".into())
+    }
+
+    /// Waits until a key, or with `prefix` one that begins with it, has another index; `wait` at most.
+    pub async fn wait_for_pairs(&self, namespace: &str, key: &str, prefix: bool, index: u64, wait: Duration) {
+        let topics = if prefix { [Topic::Pairs] } else { [Topic::Pair(path(namespace, key))] };
+        let index_of = |state: &State| match prefix {
+            true => state.pairs.prefix_index(namespace, key),
+            false => state.pairs.index(namespace, key),
+        };
+        self.wait_until_not(&topics, index, wait, index_of).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(value: &str, created: u64, modified: u64) -> Option<Record> {
+        let value = StoredPair { value: value.as_bytes().to_vec(), ..Default::default() }.encode_to_vec();
+        Some(Record { key: String::new(), value, created, modified, lease: 0 })
+    }
+
+    #[test]
+    fn indexes_grow_with_what_is_asked_for_alone() {
+        let mut pairs = Pairs::new(10);
+        assert_eq!((pairs.index("n", "a"), pairs.prefix_index("n", "")), (10, 10));
+        pairs.follow("n/a/x".into(), record("1", 11, 11), 11).unwrap();
+        pairs.follow("n/b".into(), record("22", 12, 12), 12).unwrap();
+        pairs.follow("m/a/y".into(), record("3", 13, 13), 13).unwrap();
+        assert_eq!((pairs.index("n", "a/x"), pairs.index("n", "b"), pairs.index("n", "c")), (11, 12, 10));
+        assert_eq!((pairs.prefix_index("n", "a/"), pairs.prefix_index("n", "")), (11, 12));
+        let keys: Vec<_> = pairs.list("n", "").map(|(key, _)| key).collect();
+        assert_eq!(keys, ["a/x", "b"]);
+        assert_eq!(pairs.list("n", "a").count(), 1);
+        pairs.follow("n/a/x".into(), None, 14).unwrap();
+        assert_eq!((pairs.index("n", "a/x"), pairs.prefix_index("n", "a/"), pairs.index("n", "b")), (14, 14, 12));
+        assert_eq!(pairs.bytes, 3);
+        pairs.follow("n/a/x".into(), record("1", 15, 15), 15).unwrap();
+        assert_eq!(pairs.index("n", "a/x"), 15);
+        // Forgotten tombstones: no index goes back.
+        for n in 0..=TOMBSTONES as u64 {
+            pairs.follow(format!("n/t{n}"), None, 20 + n).unwrap();
+        }
+        assert_eq!(pairs.index("n", "t0"), 20 + TOMBSTONES as u64);
+        assert!(pairs.prefix_index("n", "a/") >= 15);
+    }
+
+    #[test]
+    fn what_is_too_large_is_refused() {
+        let mut pairs = Pairs::new(1);
+        assert!(pairs.check("n/a", &[0; MAX_VALUE]).is_ok());
+        assert!(pairs.check("n/a", &[0; MAX_VALUE + 1]).is_err());
+        assert!(pairs.check(&"k".repeat(MAX_KEY + 1), b"").is_err());
+        pairs.bytes = MAX_BYTES - 1;
+        assert!(pairs.check("n/a", b"1").is_ok() && pairs.check("n/a", b"12").is_err());
+    }
+}

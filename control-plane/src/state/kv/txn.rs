@@ -1,0 +1,315 @@
+//! Consul's transactions: operations on pairs, and writes of the catalog, all of them or none.
+//!
+//! An operation sees the effects of those before it; the state that it depends on becomes conditions of one transaction of
+//! the store, which is evaluated again after a concurrent write.
+
+use std::collections::BTreeMap;
+
+use weft_proto::v1::StoredPair;
+
+use crate::state::catalog::{Entry, Removal};
+use crate::state::pairs::{Pair, TRIES, path, put, unchanged};
+use crate::state::{Mesh, RETRY, Refusal, State};
+use crate::store::{Condition, Op, Table};
+
+/// An operation on a pair.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PairOp {
+    /// Its key; of trees the beginning.
+    pub key: String,
+    /// What is done.
+    pub verb: Verb,
+}
+
+/// What is done with a pair. `index` is its modify index.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verb {
+    /// Sets it.
+    Set(Put),
+    /// Sets it, where its index is this; 0: where there is none.
+    Cas(Put, u64),
+    /// Sets it and locks it for a session.
+    Lock(Put, String),
+    /// Sets it and lets go of its lock.
+    Unlock(Put, String),
+    /// Reads it; it must be there.
+    Get,
+    /// Reads it, there or not.
+    GetOrEmpty,
+    /// Reads all that begin so.
+    GetTree,
+    /// Its index must be this.
+    CheckIndex(u64),
+    /// This session must hold its lock.
+    CheckSession(String),
+    /// It must not be there.
+    CheckNotExists,
+    /// Deletes it.
+    Delete,
+    /// Deletes all that begin so.
+    DeleteTree,
+    /// Deletes it, where its index is this.
+    DeleteCas(u64),
+}
+
+/// What a pair is set to.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Put {
+    /// What it holds.
+    pub value: Vec<u8>,
+    /// For the application.
+    pub flags: u64,
+}
+
+/// What an operation gives back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PairResult {
+    /// Its key.
+    pub key: String,
+    /// As it is after the transaction.
+    pub pair: Pair,
+    /// Whether its value was asked for.
+    pub read: bool,
+    /// Whether there is none.
+    pub absent: bool,
+}
+
+/// Why an operation cannot be done: its number and Consul's words.
+pub type Failure = (usize, String);
+
+/// A transaction.
+#[derive(Debug, Default)]
+pub struct Transaction {
+    /// Operations on pairs, with their numbers.
+    pub pairs: Vec<(usize, PairOp)>,
+    /// What is written of nodes of the catalog.
+    pub entries: Vec<Entry>,
+    /// What is taken out of the catalog: the node and what of it.
+    pub removals: Vec<(String, Removal)>,
+}
+
+/// The pairs as a transaction leaves them, over what they are.
+struct Overlay<'a> {
+    state: &'a State,
+    namespace: &'a str,
+    /// By key in the store.
+    changed: BTreeMap<String, Option<Pair>>,
+    conditions: BTreeMap<(Table, String), u64>,
+}
+
+impl Overlay<'_> {
+    fn get(&mut self, key: &str) -> Option<Pair> {
+        let path = path(self.namespace, key);
+        let stored = self.state.pairs.by_path(&path);
+        let condition = unchanged(&path, stored);
+        self.conditions.insert((condition.table, condition.key), condition.modified);
+        match self.changed.get(&path) {
+            Some(changed) => changed.clone(),
+            None => stored.cloned(),
+        }
+    }
+
+    /// All that begin so, those that were changed as they are now.
+    fn tree(&self, prefix: &str) -> Vec<(String, Pair)> {
+        let stored = self.state.pairs.list(self.namespace, prefix).map(|(key, pair)| (key.to_owned(), pair.clone()));
+        let mut all: BTreeMap<String, Pair> = stored.collect();
+        for (path, changed) in &self.changed {
+            let key = path.get(self.namespace.len() + 1..).unwrap_or_default();
+            match changed {
+                Some(pair) if key.starts_with(prefix) => drop(all.insert(key.to_owned(), pair.clone())),
+                _ => drop(all.remove(key)),
+            }
+        }
+        all.into_iter().collect()
+    }
+
+    /// Sets a pair; what it is locked by, and how often it was, as said.
+    fn put(&mut self, key: &str, to: &Put, session: String, lock_index: u64) -> Result<Pair, String> {
+        let old = self.get(key);
+        let path = path(self.namespace, key);
+        self.state.pairs.check(&path, &to.value).map_err(|e| e.to_string())?;
+        // The revision is known when it is done.
+        let (create_index, modify_index) = (old.map_or(0, |old| old.create_index), 0);
+        let pair = Pair { value: to.value.clone(), flags: to.flags, lock_index, session, create_index, modify_index };
+        self.changed.insert(path, Some(pair.clone()));
+        Ok(pair)
+    }
+
+    fn delete(&mut self, key: &str) {
+        self.get(key);
+        self.changed.insert(path(self.namespace, key), None);
+    }
+
+    /// Does one operation.
+    fn apply(&mut self, PairOp { key, verb }: &PairOp) -> Result<Vec<PairResult>, String> {
+        let found = |pair: Pair, read: bool| vec![PairResult { key: key.clone(), pair, read, absent: false }];
+        let held = |old: &Option<Pair>| old.as_ref().map_or((String::new(), 0), |p| (p.session.clone(), p.lock_index));
+        let index = |old: &Option<Pair>| old.as_ref().map_or(0, |old| old.modify_index);
+        let old = if matches!(verb, Verb::GetTree | Verb::DeleteTree) { None } else { self.get(key) };
+        Ok(match verb {
+            Verb::Cas(_, wanted) if index(&old) != *wanted => {
+                return Err(format!("failed to set key {key:?}, index is stale"));
+            }
+            Verb::Set(to) | Verb::Cas(to, _) => {
+                let (session, lock_index) = held(&old);
+                found(self.put(key, to, session, lock_index)?, false)
+            }
+            Verb::Lock(to, session) => found(self.lock(key, to, session, old)?, false),
+            Verb::Unlock(to, session) => match held(&old) {
+                (holder, lock_index) if holder == *session && !holder.is_empty() => {
+                    found(self.put(key, to, String::new(), lock_index)?, false)
+                }
+                _ => {
+                    return Err(format!(
+                        "failed to unlock key {key:?}, lock isn't held, or is held by another session"
+                    ));
+                }
+            },
+            Verb::Get => found(old.ok_or_else(|| format!("key {key:?} doesn't exist"))?, true),
+            Verb::GetOrEmpty => {
+                let absent = old.is_none();
+                vec![PairResult { key: key.clone(), pair: old.unwrap_or_else(nothing), read: true, absent }]
+            }
+            Verb::GetTree => self
+                .tree(key)
+                .into_iter()
+                .map(|(key, pair)| PairResult { key, pair, read: true, absent: false })
+                .collect(),
+            Verb::CheckIndex(wanted) => match old {
+                None => return Err(format!("key {key:?} doesn't exist")),
+                Some(old) if old.modify_index == *wanted => found(old, false),
+                Some(old) => {
+                    let current = old.modify_index;
+                    return Err(format!(
+                        "failed index check for key {key:?}, current modify index {current} != {wanted}"
+                    ));
+                }
+            },
+            Verb::CheckSession(wanted) => match old {
+                None => return Err(format!("failed to check session, key {key:?} doesn't exist")),
+                Some(old) if old.session == *wanted => found(old, false),
+                Some(old) => {
+                    let current = old.session;
+                    return Err(format!(
+                        "failed session check for key {key:?}, current session {current:?} != {wanted:?}"
+                    ));
+                }
+            },
+            Verb::CheckNotExists if old.is_some() => return Err(format!("key {key:?} exists")),
+            Verb::CheckNotExists => Vec::new(),
+            Verb::DeleteCas(wanted) if index(&old) != *wanted => {
+                return Err(format!("failed to delete key {key:?}, index is stale"));
+            }
+            Verb::Delete | Verb::DeleteCas(_) => {
+                self.delete(key);
+                Vec::new()
+            }
+            Verb::DeleteTree => {
+                self.tree(key).iter().for_each(|(key, _)| self.delete(key));
+                Vec::new()
+            }
+        })
+    }
+
+    fn lock(&mut self, key: &str, to: &Put, session: &str, old: Option<Pair>) -> Result<Pair, String> {
+        let holder = path(self.namespace, session);
+        let modified = self.state.locks.get(self.namespace, session);
+        let modified = modified.ok_or_else(|| format!("invalid session {session:?}"))?.modify_index;
+        let again = old.as_ref().is_some_and(|old| old.session == session);
+        let taken = old.as_ref().is_some_and(|old| !old.session.is_empty() && !again);
+        let at = path(self.namespace, key);
+        if taken || (!again && self.state.delays.contains(&at)) {
+            return Err(format!("failed to lock key {key:?}, lock is already held"));
+        }
+        self.conditions.insert((Table::Sessions, holder), modified);
+        if !again {
+            self.conditions.insert((Table::LockDelays, at), 0);
+        }
+        let lock_index = old.map_or(0, |old| old.lock_index) + u64::from(!again);
+        self.put(key, to, session.to_owned(), lock_index)
+    }
+
+    fn ops(&self) -> Vec<Op> {
+        let op = |(path, changed): (&String, &Option<Pair>)| match changed {
+            Some(pair) => put(path, &StoredPair { ..pair.stored() }),
+            None => Op::delete(Table::Kv, path.clone()),
+        };
+        self.changed.iter().map(op).collect()
+    }
+}
+
+fn nothing() -> Pair {
+    Pair { value: Vec::new(), flags: 0, lock_index: 0, session: String::new(), create_index: 0, modify_index: 0 }
+}
+
+impl Mesh {
+    /// Makes a transaction; what its operations found, by their numbers.
+    ///
+    /// # Errors
+    /// When it is too large, or the store refuses; the inner: what cannot be done, of all operations, and nothing was.
+    pub async fn transact(
+        &self,
+        namespace: &str,
+        transaction: &Transaction,
+    ) -> Result<Result<Vec<(usize, PairResult)>, Vec<Failure>>, Refusal> {
+        for _ in 0..TRIES {
+            let (mut conditions, mut ops, mut found) = match self.pair_ops(namespace, &transaction.pairs) {
+                Ok(done) => done,
+                Err(failed) => return Ok(Err(failed)),
+            };
+            for entry in &transaction.entries {
+                let (more, writes) = self.catalog_ops(entry)?;
+                conditions.extend(more);
+                ops.extend(writes);
+            }
+            for (node, what) in &transaction.removals {
+                let Some((condition, writes)) = self.removal_ops(node, namespace, what)? else { continue };
+                conditions.push(condition);
+                ops.extend(writes);
+            }
+            if ops.is_empty() {
+                return Ok(Ok(found));
+            }
+            let most = self.store.limits().ops;
+            if conditions.len() > most || ops.len() > most {
+                return Err(format!("the transaction touches more than {most} records: nothing was changed").into());
+            }
+            if let Some(revision) = self.write_at(conditions, ops).await? {
+                let new = |found: &PairResult| found.pair.modify_index == 0 && !found.absent;
+                for (_, PairResult { pair, .. }) in found.iter_mut().filter(|(_, found)| new(found)) {
+                    pair.modify_index = revision;
+                    pair.create_index = if pair.create_index == 0 { revision } else { pair.create_index };
+                }
+                return Ok(Ok(found));
+            }
+            // What came between is seen here in a moment.
+            tokio::time::sleep(RETRY / 50).await;
+        }
+        Err("too many change this at once".into())
+    }
+
+    #[allow(clippy::type_complexity)]
+    fn pair_ops(
+        &self,
+        namespace: &str,
+        pairs: &[(usize, PairOp)],
+    ) -> Result<(Vec<Condition>, Vec<Op>, Vec<(usize, PairResult)>), Vec<Failure>> {
+        let state = self.lock();
+        let (changed, conditions) = (BTreeMap::new(), BTreeMap::new());
+        let mut overlay = Overlay { state: &state, namespace, changed, conditions };
+        let (mut found, mut failed) = (Vec::new(), Vec::new());
+        for (number, op) in pairs {
+            match overlay.apply(op) {
+                Ok(of_op) => found.extend(of_op.into_iter().map(|one| (*number, one))),
+                Err(why) => failed.push((*number, why)),
+            }
+        }
+        if !failed.is_empty() {
+            return Err(failed);
+        }
+        let ops = overlay.ops();
+        let conditions = overlay.conditions.into_iter();
+        let conditions = conditions.map(|((table, key), modified)| Condition::unchanged(table, key, modified));
+        Ok((conditions.collect(), ops, found))
+    }
+}

@@ -1,0 +1,139 @@
+//! Other data centres: the summaries sent and received, and the share of traffic that goes to each.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+use prost::Message;
+use weft_core::failover::{Failover, Patience};
+use weft_proto::v1::{PeerGateway, StoredSummaries, Summaries};
+
+use super::Mesh;
+use crate::clock::unix_now;
+use crate::store::{self, Op, Table};
+use weft_policy::Object;
+use weft_world::translate;
+use weft_world::{Peering, has_all};
+
+/// How much of each service, and of each of its subsets, goes elsewhere.
+pub type Shares = BTreeMap<(String, String), Share>;
+
+/// Of one service, or subset.
+#[derive(Debug, Clone, Default)]
+pub struct Share {
+    /// What home asks for.
+    wanted: Failover,
+    /// What is done: to where nobody is heard of, only what nobody at home can do.
+    done: u32,
+}
+
+impl Mesh {
+    /// Says where this is, and which other data centres are listened to, the preferred one first.
+    pub fn set_peers(&self, datacenter: &str, peers: Vec<Peering>) {
+        let mut state = self.lock();
+        let changed = state.world.set_peers(datacenter, peers, unix_now());
+        self.publish(&mut state, changed);
+    }
+
+    /// What other data centres are told. `gateways`: where they reach us; none: at the gateways that are connected.
+    pub fn summaries(&self, gateways: &[PeerGateway]) -> Summaries {
+        let state = self.lock();
+        let gateways = if gateways.is_empty() { state.east_west_gateways() } else { gateways.to_vec() };
+        Summaries {
+            datacenter: state.world.datacenter().to_owned(),
+            services: translate::summaries(&state.world),
+            gateways,
+        }
+    }
+
+    /// Keeps what a data centre has told, where it differs from what is known.
+    ///
+    /// # Errors
+    /// When the store does not take it.
+    pub async fn keep_remote(&self, datacenter: &str, summaries: Summaries) -> Result<(), store::Error> {
+        let known = self.store.get(Table::Remotes, datacenter).await?;
+        let known = known.and_then(|record| StoredSummaries::decode(record.value.as_slice()).ok());
+        if known.and_then(|known| known.summaries).as_ref() == Some(&summaries) {
+            return Ok(());
+        }
+        let stored = StoredSummaries { summaries: Some(summaries), received: unix_now() };
+        self.write(Vec::new(), vec![Op::put(Table::Remotes, datacenter, stored.encode_to_vec())]).await.map(drop)
+    }
+
+    /// Says whether a data centre is heard of.
+    pub fn set_connected(&self, datacenter: &str, connected: bool) {
+        let mut state = self.lock();
+        let changed = state.world.set_connected(datacenter, connected);
+        self.publish(&mut state, changed);
+    }
+
+    /// Forgets what a data centre has told.
+    ///
+    /// # Errors
+    /// When the store does not take it.
+    pub async fn forget_remote(&self, datacenter: &str) -> Result<(), store::Error> {
+        self.write(Vec::new(), vec![Op::delete(Table::Remotes, datacenter)]).await.map(drop)
+    }
+
+    /// Decides anew which share of each service goes elsewhere: of those that `touched` names (`None`: of all), and of those
+    /// that time alone may change. True: there are such.
+    pub fn fail_over(
+        &self,
+        shares: &mut Shares,
+        touched: Option<&BTreeSet<String>>,
+        now: Instant,
+        patience: Patience,
+    ) -> bool {
+        let mut state = self.lock();
+        let world = &state.world;
+        let imported = world.imported();
+        let waiting = shares.iter().filter(|(_, share)| share.wanted.is_waiting()).map(|((host, _), _)| host.clone());
+        let mut hosts: BTreeSet<String> = waiting.collect();
+        match touched {
+            None => hosts.extend(imported.iter().map(|host| (*host).to_owned())),
+            Some(touched) => hosts.extend(touched.iter().filter(|host| imported.contains(host.as_str())).cloned()),
+        }
+        for host in &hosts {
+            let home = translate::capacity(world, host);
+            let mut there = BTreeMap::new();
+            for remote in world.remotes_of(host) {
+                let healthy = remote.subsets.iter().filter(|(_, presence)| presence.healthy > 0);
+                for (subset, _) in healthy {
+                    // The first is the one that gets the requests.
+                    there.entry(subset.as_str()).or_insert(remote.connected);
+                }
+            }
+            shares.retain(|(of, subset), _| of != host || there.contains_key(subset.as_str()));
+            for (subset, connected) in there {
+                let home = home.get(subset).copied().unwrap_or_default();
+                let share = shares.entry((host.clone(), subset.to_owned())).or_default();
+                let wanted = share.wanted.next(home, now, patience);
+                share.done = if connected || home.healthy == 0 { wanted } else { 0 };
+            }
+        }
+        shares.retain(|(host, _), _| imported.contains(host.as_str()));
+        let decided = shares.iter().map(|(key, share)| (key.clone(), share.done)).collect();
+        let changed = state.world.set_shares(decided);
+        self.publish(&mut state, changed);
+        shares.values().any(|share| share.wanted.is_waiting())
+    }
+}
+
+impl super::State {
+    /// Connected gateways that pass connections of other data centres on: those that a Gateway with such a server picks.
+    fn east_west_gateways(&self) -> Vec<PeerGateway> {
+        let mut found = Vec::new();
+        for document in self.world.gateways() {
+            let Object::Gateway(gateway) = &document.object else { continue };
+            for server in gateway.servers.iter().filter(|server| server.auto_passthrough) {
+                let picked = self
+                    .nodes
+                    .values()
+                    .filter(|node| node.alive.is_some() && !node.unknown && has_all(&node.labels, &gateway.selector));
+                found.extend(picked.map(|node| PeerGateway { address: node.address.to_string(), port: server.port }));
+            }
+        }
+        found.sort_by(|a, b| (&a.address, a.port).cmp(&(&b.address, b.port)));
+        found.dedup();
+        found
+    }
+}

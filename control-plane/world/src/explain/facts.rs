@@ -1,0 +1,209 @@
+//! The part of the world that a decision needs, copied at one moment, so that the world is not locked while the decision is
+//! made.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use weft_core::names::normalise;
+use weft_proto::v1;
+
+use super::{Client, Query};
+use crate::translate::{self, Elsewhere, Meaning};
+use crate::world::{Host, Scope, World};
+use weft_policy::{Action, Document, Kind, Object};
+
+/// All that a sidecar would be told for a request.
+#[derive(Debug)]
+pub struct Facts {
+    /// The client, as translations see it.
+    pub(super) scope: Scope,
+    /// All registrations are known.
+    pub(super) complete: bool,
+    /// The address that is dialed; `None`: it is in the client's own DNS.
+    pub(super) original: Option<SocketAddr>,
+    /// Whose the address is.
+    pub(super) by_address: Option<Referent>,
+    /// Whom the authority means.
+    pub(super) by_authority: Option<Referent>,
+    /// Whom the server name of the client's own TLS means.
+    pub(super) by_server_name: Option<Referent>,
+    /// What the gateway has, where the request comes by one.
+    pub(super) gateway: Option<GatewayFacts>,
+    /// Whether calls to what the mesh does not know pass, and the Sidecar that says so.
+    pub(super) passes: Option<(bool, String)>,
+    /// Of a name that means nothing: what may have been meant.
+    pub(super) hint: String,
+}
+
+/// A gateway, as its proxy is told of it.
+#[derive(Debug)]
+pub(super) struct GatewayFacts {
+    /// Namespace and name of the Gateway.
+    pub(super) key: (String, String),
+    /// There is one of this name.
+    pub(super) exists: bool,
+    /// The servers of all Gateways that its workloads have.
+    pub(super) servers: Vec<v1::GatewayServer>,
+    /// What is behind their hosts, by name.
+    pub(super) behind: BTreeMap<String, Referent>,
+}
+
+/// What a name or an address means.
+#[derive(Debug)]
+pub(super) struct Referent {
+    /// The name, or the address with its port.
+    pub(super) query: String,
+    pub(super) by: Meaning,
+    pub(super) host: Arc<HostFacts>,
+}
+
+/// What a client is told of a host.
+#[derive(Debug)]
+pub(super) struct HostFacts {
+    /// What makes it a host.
+    pub(super) sources: Vec<String>,
+    pub(super) service: v1::Service,
+    /// Of every host that its clusters name.
+    pub(super) endpoints: BTreeMap<String, v1::Endpoints>,
+    /// What the sidecars of the endpoints accept, by host of a cluster and the endpoint's own address and port.
+    pub(super) accepts: BTreeMap<(String, String), String>,
+    /// Of its routes, delegates joined.
+    pub(super) routes: Option<Arc<Document>>,
+    /// Some of the routes are other documents'.
+    pub(super) delegates: bool,
+}
+
+impl Facts {
+    /// For what is asked. `complete`: the world knows all registrations.
+    pub fn gather(world: &World, client: &Client, query: &Query, complete: bool) -> Facts {
+        let scope = world.scope(&client.namespace, &client.labels);
+        let original = address(world, &scope, query);
+        let authority = normalise(&query.authority);
+        let is_name = |name: &str| !name.is_empty() && name.parse::<IpAddr>().is_err();
+        // Mostly all of them mean the same host.
+        let mut told: BTreeMap<String, Arc<HostFacts>> = BTreeMap::new();
+        let mut lookup = |name: &str| {
+            let (host, by) = translate::lookup(world, &scope, name)?;
+            let host = match told.get(&host.name) {
+                Some(told) => told.clone(),
+                None => told
+                    .entry(host.name.clone())
+                    .or_insert(Arc::new(HostFacts::of(world, &scope, host, complete)?))
+                    .clone(),
+            };
+            Some(Referent { query: name.to_owned(), by, host })
+        };
+        let gateway = client.gateway.as_ref().map(|key| GatewayFacts::of(world, key, query, &mut lookup));
+        let server_name = query.server_name.as_deref().filter(|name| is_name(name));
+        let outbound = world.policies().sidecar(&client.namespace, &client.labels);
+        let passes = outbound.and_then(|(document, sidecar)| match sidecar.outbound {
+            v1::OutboundPolicy::OutboundUnset => None,
+            policy => Some((policy == v1::OutboundPolicy::AllowAny, document.reference())),
+        });
+        Facts {
+            complete,
+            original,
+            by_address: original.and_then(|address| lookup(&address.to_string())),
+            by_authority: Some(authority).filter(|name| is_name(name)).and_then(|name| lookup(&name)),
+            by_server_name: server_name.and_then(&mut lookup),
+            passes,
+            gateway,
+            hint: hint(world, &scope, &normalise(&query.authority)),
+            scope,
+        }
+    }
+}
+
+impl GatewayFacts {
+    /// `lookup` finds a host by its name, as the gateway's proxy would be told of it.
+    fn of(
+        world: &World,
+        key: &(String, String),
+        query: &Query,
+        lookup: &mut impl FnMut(&str) -> Option<Referent>,
+    ) -> GatewayFacts {
+        let document = world.document(Kind::Gateway, &key.0, &key.1);
+        let selector = match document.map(|document| &document.object) {
+            Some(Object::Gateway(gateway)) => gateway.selector.clone(),
+            _ => BTreeMap::new(),
+        };
+        let servers = if document.is_some() { translate::servers(world, &selector) } else { Vec::new() };
+        let here = servers.iter().filter(|server| server.port == u32::from(query.port));
+        let names: BTreeSet<&str> = here.flat_map(|server| &server.virtual_hosts).map(|one| &*one.service).collect();
+        let behind = names.into_iter().filter_map(|name| Some((name.to_owned(), lookup(name)?))).collect();
+        GatewayFacts { key: key.clone(), exists: document.is_some(), behind, servers }
+    }
+}
+
+impl HostFacts {
+    fn of(world: &World, scope: &Scope, host: &Host, complete: bool) -> Option<HostFacts> {
+        let service = translate::service(world, scope, &host.name)?;
+        // Subsets share their endpoints.
+        let hosts: BTreeSet<&str> = service.clusters.iter().map(|cluster| cluster.host.as_str()).collect();
+        let endpoints = hosts.into_iter().filter_map(|host| Some((host.to_owned(), world.definition(scope, host)?)));
+        let endpoints = endpoints.map(|(name, host)| (name, translate::endpoints(world, host)));
+        let endpoints: BTreeMap<String, v1::Endpoints> = endpoints.collect();
+        let mut accepts = BTreeMap::new();
+        for (host, all) in &endpoints {
+            for endpoint in all.endpoints.iter().filter(|endpoint| !world.owner_of(&endpoint.address).is_empty()) {
+                let labels = endpoint.labels.clone().into_iter().collect();
+                for port in endpoint.ports.values().chain([&endpoint.port]) {
+                    let accepted = translate::accepted(world, &endpoint.namespace, &labels, *port);
+                    accepts.insert((host.clone(), format!("{}:{port}", endpoint.address)), accepted);
+                }
+            }
+        }
+        let routes = match world.policies().gateway_routes(&host.name) {
+            [] => world.policies().routes(scope, &host.name).cloned(),
+            // Those of several documents are told by their names alone.
+            [only] => Some(only.clone()),
+            _ => None,
+        };
+        let delegates = routes.as_ref().is_some_and(|document| {
+            let written = world.document(Kind::VirtualService, &document.namespace, &document.name);
+            written.is_some_and(|written| match &written.object {
+                Object::VirtualService(service) => {
+                    service.http.iter().any(|route| matches!(route.action, Action::Delegate(_)))
+                }
+                _ => false,
+            })
+        });
+        Some(HostFacts { sources: sources(world, host, complete), service, endpoints, accepts, routes, delegates })
+    }
+}
+
+/// The address that a client dials for the URL's host: its own, or the one that the mesh's DNS answers.
+fn address(world: &World, scope: &Scope, query: &Query) -> Option<SocketAddr> {
+    let address = match query.host.parse::<IpAddr>() {
+        Ok(address) => Some(address),
+        Err(_) => {
+            let (host, _) = translate::lookup(world, scope, &normalise(&query.host))?;
+            world.addresses_of(host).first().copied()
+        }
+    };
+    address.map(|address| SocketAddr::new(address, query.port))
+}
+
+/// What makes it a host.
+fn sources(world: &World, host: &Host, complete: bool) -> Vec<String> {
+    let documents = host.service.iter().chain(&host.entry).map(|document| document.reference());
+    let registered = if host.registered { world.members_of(&host.name).count() } else { 0 };
+    let instances = (complete && registered > 0).then(|| match registered {
+        1 => "1 registered instance".to_owned(),
+        n => format!("{n} registered instances"),
+    });
+    let elsewhere = world.remotes_of(&host.name).map(|remote| format!("data centre {}", remote.datacenter));
+    documents.chain(instances).chain(elsewhere).collect()
+}
+
+/// Hosts that a name may have meant: one that the client does not see, or those of other namespaces.
+fn hint(world: &World, scope: &Scope, name: &str) -> String {
+    if translate::lookup(world, scope, name).is_some() {
+        return String::new();
+    }
+    if let Some(host) = translate::hidden_host(world, scope, name) {
+        return format!("there is `{}`, which its `exportTo` or the caller's Sidecar keeps from the caller", host.name);
+    }
+    Elsewhere::of(world).hint(name).map(|hosts| format!("there is {hosts}")).unwrap_or_default()
+}

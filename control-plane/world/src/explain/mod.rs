@@ -1,0 +1,310 @@
+//! Explains which route and endpoint a request would get: `weftctl route`, live and from files alone.
+//!
+//! Nothing is decided here. [`Facts`] are the messages that a sidecar would be sent, made by `translate`; `dispatch`, and
+//! `gateway` for callers from outside, call `weft_core::target` and `weft_core::gateway`, as the sidecar does; the
+//! decisions of routes, balancers and hashes are weft-core's too. The result is an [`Explanation`], which [`text`] prints
+//! in words.
+//!
+//! Pure: the world, the client and the request are arguments, and so is the time.
+
+mod caller;
+mod destination;
+mod dispatch;
+mod effects;
+mod facts;
+mod gateway;
+mod query;
+pub mod report;
+mod routes;
+mod settings;
+pub mod text;
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Instant;
+
+use weft_core::compile::CompileError;
+use weft_core::fault::Abort;
+use weft_core::flag::ResponseFlag;
+use weft_core::policy::Port;
+use weft_core::reply::{LocalReply, Reason};
+use weft_core::route::{Action, Connection, Forward, Routed};
+use weft_core::target::is_virtual;
+
+pub use caller::{Name, Workload, find};
+pub use facts::Facts;
+pub use query::{Client, Query};
+pub use report::Explanation;
+
+use crate::translate::Audience;
+use crate::world::World;
+use destination::Sender;
+use dispatch::{Candidate, Dispatch};
+use report::{Setting, Verdict};
+
+/// What a request of `client` would get. `complete`: the world knows all registrations.
+///
+/// # Errors
+/// When sidecars would refuse what they are told of the host.
+pub fn explain(
+    world: &World,
+    client: &Client,
+    query: &Query,
+    complete: bool,
+    now: Instant,
+) -> Result<Explanation, CompileError> {
+    Facts::gather(world, client, query, complete).explain(client, query, now)
+}
+
+impl Facts {
+    /// What becomes of the request that these were gathered for.
+    ///
+    /// # Errors
+    /// When sidecars would refuse what they are told of the host.
+    pub fn explain(&self, client: &Client, query: &Query, now: Instant) -> Result<Explanation, CompileError> {
+        let mut told = Explanation { request: request(query), caller: caller(client), ..Explanation::default() };
+        if !query.has_path {
+            told.notes.push("the path holds an encoded NUL".to_owned());
+            told.verdict = refused(&Reason::BadRequest { detail: "" }, "");
+            return Ok(told);
+        }
+        if let Some(entered) = &self.gateway {
+            return self.by_gateway(told, entered, client, query, now);
+        }
+        let local = self.original.unwrap_or_else(|| SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), query.port));
+        let source = client.source();
+        let candidates = dispatch::Candidates::of(self)?;
+        let way = candidates.way(query, local);
+        let sender = Sender { client, complete: self.complete, now, view: query.view(source, local) };
+        match way {
+            Dispatch::Passthrough => self.foreign(&mut told, query),
+            Dispatch::Pinned(candidate, cluster, endpoint) => {
+                self.host(&mut told, candidate, query);
+                told.notes.push("the caller chose the endpoint itself: no route and no balancer applies".to_owned());
+                told.destinations.push(sender.pinned(candidate, cluster, &endpoint)?);
+                told.verdict = overall(&told);
+            }
+            Dispatch::Request(candidate) => {
+                self.host(&mut told, candidate, query);
+                match candidate.service.port(query.port) {
+                    Some(port) => self.by_route(&mut told, candidate, port, &sender)?,
+                    None => {
+                        told.notes.push(no_such_port(candidate, query.port));
+                        told.verdict = refused(&Reason::NoRoute, "");
+                    }
+                }
+            }
+            Dispatch::Connection(candidate, port, server_name) => {
+                told.request.method.clear();
+                told.request.server_name = query.server_name.clone().or(server_name.clone());
+                self.host(&mut told, candidate, query);
+                let connection = Connection { server_name: server_name.as_deref(), source, destination: local };
+                self.by_connection_route(&mut told, candidate, port, &connection, &sender)?;
+            }
+        }
+        Ok(told)
+    }
+
+    /// A host that the mesh does not know.
+    fn foreign(&self, told: &mut Explanation, query: &Query) {
+        let dialed = self.original.filter(|address| is_virtual(address.ip()));
+        told.host.query = query.authority.clone();
+        let target = self.by_authority.as_ref().map_or("", |meant| &meant.host.service.external_name);
+        told.host.because = match (target, self.hint.as_str()) {
+            ("", "") => "the mesh knows no such host".to_owned(),
+            ("", hint) => format!("the caller knows no such host; {hint}"),
+            (target, _) => {
+                format!("a Service of type ExternalName that stands for `{target}`, which the mesh does not know")
+            }
+        };
+        if dialed.is_some() {
+            told.verdict = if query.server_name.is_some() {
+                closed("nobody has this virtual IP, and it is nobody's real address")
+            } else {
+                refused(&Reason::UnknownHost, "")
+            };
+            return;
+        }
+        told.verdict = Verdict::Unknown { passes: self.passes.as_ref().map(|(passes, _)| *passes) };
+        told.notes.push(match &self.passes {
+            Some((true, sidecar)) => format!("ALLOW_ANY by {sidecar}: it is dialed as it is addressed"),
+            Some((false, sidecar)) => format!("REGISTRY_ONLY by {sidecar}: it is refused"),
+            None => "it is dialed as it is addressed, unless the caller's proxy was started with --outbound-traffic \
+                     registry-only"
+                .to_owned(),
+        });
+    }
+
+    fn host(&self, told: &mut Explanation, candidate: &Candidate<'_>, query: &Query) {
+        let meant = candidate.meant;
+        let by_authority = self.by_authority.as_ref().is_some_and(|other| std::ptr::eq(other, meant));
+        told.host.name = candidate.service.host.to_string();
+        told.host.sources.clone_from(&meant.host.sources);
+        let is_address = query.host.parse::<IpAddr>().is_ok();
+        let means = dispatch::in_words(meant.by);
+        (told.host.query, told.host.because) = match (by_authority, is_address) {
+            (true, _) => (meant.query.clone(), means.to_owned()),
+            (false, true) => (meant.query.clone(), format!("{means}, which is dialed")),
+            (false, false) => (query.host.clone(), "the host that is dialed".to_owned()),
+        };
+        if let Some(port) = candidate.service.port(query.port) {
+            told.port = Some(report::Port {
+                number: port.number,
+                name: port.name.to_string(),
+                protocol: settings::protocol(port.protocol).to_owned(),
+            });
+        }
+        if !self.complete && meant.host.sources.is_empty() {
+            told.notes.push("no document here offers the host: it is taken as registered".to_owned());
+        }
+    }
+
+    fn by_route(
+        &self,
+        told: &mut Explanation,
+        candidate: &Candidate<'_>,
+        port: &Port,
+        sender: &Sender<'_>,
+    ) -> Result<(), CompileError> {
+        let view = &sender.view;
+        let audience = Audience { client: &self.scope, gateway: self.gateway_key() };
+        told.routes =
+            candidate.meant.host.routes.as_ref().and_then(|document| routes::http(document, &audience, port, view));
+        if let Some(routes) = &mut told.routes {
+            routes.delegates = candidate.meant.host.delegates;
+        }
+        let Some(route) = port.routes.find(view) else {
+            told.verdict = refused(&Reason::NoRoute, "");
+            return Ok(());
+        };
+        if let Some(answer) = effects::preflight(route, view, &mut told.notes) {
+            told.verdict = answer;
+            return Ok(());
+        }
+        match &*route.action {
+            Action::Redirect(redirect) => {
+                let location = redirect.location(&route.matcher, view, view.scheme, view.local.port());
+                told.effects = vec![Setting::new("redirect", format!("{} to {location}", redirect.status.as_u16()))];
+                told.verdict = Verdict::Answered { status: redirect.status.as_u16(), by: "redirect".to_owned() };
+            }
+            Action::DirectResponse(direct) => {
+                told.effects = vec![effects::direct_response(direct)];
+                told.verdict = Verdict::Answered { status: direct.status.as_u16(), by: "directResponse".to_owned() };
+            }
+            Action::Forward(forward) => {
+                told.effects = effects::of_forward(route, forward, candidate, view);
+                self.divided(told, candidate, forward, sender, view.authority)?;
+                let aborts =
+                    |fault: &weft_core::fault::Fault| fault.abort.filter(|(share, _)| share.as_percent() >= 100.0);
+                if let Some((_, abort)) = forward.fault.as_ref().and_then(aborts) {
+                    told.verdict = aborted(abort, &route.name);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn by_connection_route(
+        &self,
+        told: &mut Explanation,
+        candidate: &Candidate<'_>,
+        port: &Port,
+        connection: &Connection<'_>,
+        sender: &Sender<'_>,
+    ) -> Result<(), CompileError> {
+        let audience = Audience { client: &self.scope, gateway: None };
+        let document = candidate.meant.host.routes.as_ref();
+        told.routes = document.and_then(|document| routes::connections(document, &audience, port, connection));
+        let name = connection.server_name.unwrap_or_default();
+        match port.connection_routes.find(connection) {
+            Routed::To(route) => self.divided(told, candidate, &route.forward, sender, name),
+            Routed::Default => {
+                told.destinations.push(sender.destination(candidate, port.cluster, 100.0, None, name)?);
+                told.verdict = overall(told);
+                Ok(())
+            }
+            Routed::Nowhere => {
+                told.verdict = closed("no route is for this server name");
+                Ok(())
+            }
+        }
+    }
+
+    fn divided(
+        &self,
+        told: &mut Explanation,
+        candidate: &Candidate<'_>,
+        forward: &Forward,
+        sender: &Sender<'_>,
+        name: &str,
+    ) -> Result<(), CompileError> {
+        let hash = (!told.request.method.is_empty()).then_some(&forward.hash[..]);
+        for destination in &forward.destinations {
+            let percent = forward.percent(destination);
+            let name = destination.authority.as_ref().map_or(name, |authority| authority.as_str());
+            let to = sender.destination(candidate, destination.cluster, percent, hash, name)?;
+            let effects = effects::of_destination(forward, destination);
+            told.destinations.push(report::Destination { effects, ..to });
+        }
+        told.verdict = overall(told);
+        Ok(())
+    }
+}
+
+fn request(query: &Query) -> report::Request {
+    report::Request {
+        // Of TLS of the client's own nothing more is seen than the server name.
+        method: if query.server_name.is_some() { String::new() } else { query.method.to_string() },
+        authority: query.authority.clone(),
+        url: format!("{}{}", query.origin, query.path_and_query),
+        port: query.port,
+        server_name: query.server_name.clone(),
+    }
+}
+
+fn caller(client: &Client) -> report::Caller {
+    report::Caller {
+        workload: client.workload.clone(),
+        namespace: client.namespace.clone(),
+        labels: client.labels.clone(),
+        locality: client.place.locality.to_string(),
+        gateway: client.gateway.as_ref().map(|(namespace, name)| format!("{namespace}/{name}")).unwrap_or_default(),
+    }
+}
+
+/// What the sidecar answers by itself.
+fn refused(reason: &Reason, policy: &str) -> Verdict {
+    let reply = LocalReply::new(reason, policy);
+    Verdict::Refused {
+        status: reply.status.as_u16(),
+        flag: reply.flag.map_or("-", |flag| flag.as_str()).to_owned(),
+        reason: reply.reason,
+    }
+}
+
+/// A connection that goes nowhere.
+fn closed(reason: &str) -> Verdict {
+    Verdict::Refused { status: 0, flag: ResponseFlag::NoRoute.as_str().to_owned(), reason: reason.to_owned() }
+}
+
+fn aborted(abort: Abort, route: &str) -> Verdict {
+    refused(&Reason::Fault(abort), route)
+}
+
+/// That of all destinations with a share: what is wrong with one of them is wrong with some of the requests.
+fn overall(told: &Explanation) -> Verdict {
+    let used = || told.destinations.iter().filter(|destination| destination.percent > 0.0).map(|one| &one.verdict);
+    let bad = used().find(|verdict| !verdict.is_good());
+    let open = || used().find(|verdict| **verdict == Verdict::Unregistered);
+    bad.or_else(open).cloned().unwrap_or(Verdict::Served)
+}
+
+fn no_such_port(candidate: &Candidate<'_>, number: u16) -> String {
+    let ports: Vec<String> = candidate.service.ports.iter().map(|port| port.number.to_string()).collect();
+    match ports.as_slice() {
+        [] => format!("`{}` has no port", candidate.service.host),
+        _ => format!("`{}` has no port {number}: it has {}", candidate.service.host, ports.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,159 @@
+//! The route of a VirtualService that is taken, and the reasons why those before it are not. The compiled table of the
+//! sidecar decides; its entries are found again in the document.
+
+use std::sync::Arc;
+
+use weft_core::policy::{Port, Protocol};
+use weft_core::request::RequestView;
+use weft_core::route::{Connection, Routed};
+
+use super::report::{Routes, SkippedRoute, TakenRoute};
+use super::settings;
+use crate::translate::{Audience, Bar, List, RouteEntry};
+use weft_policy::{Action, Document, Object};
+
+/// A route as it is written, in the order in which routes are looked at.
+struct Written<'d> {
+    list: List,
+    at: usize,
+    name: &'d str,
+    /// Why each of its matches is not for the caller; `None`: it is.
+    bars: Vec<Option<String>>,
+    /// It has an action.
+    leads_somewhere: bool,
+}
+
+/// Of requests; `None`: the document has no such routes.
+pub(super) fn http(
+    document: &Document,
+    audience: &Audience<'_>,
+    port: &Port,
+    view: &RequestView<'_>,
+) -> Option<Routes> {
+    let Object::VirtualService(service) = &document.object else { return None };
+    if matches!(port.protocol, Protocol::Tcp | Protocol::Tls) {
+        return None;
+    }
+    let number = u32::from(port.number);
+    let bar = |one: &weft_policy::RouteMatch| {
+        let other =
+            Some(one.http.port).filter(|wanted| *wanted != 0 && *wanted != number && audience.gateway.is_none());
+        let of_port = other.map(|wanted| format!("it is for port {wanted}"));
+        of_port.or_else(|| audience.bar(document, one).map(in_words))
+    };
+    let written = service.http.iter().enumerate().map(|(at, route)| Written {
+        list: List::Http,
+        at,
+        name: &route.name,
+        bars: route.matches.iter().map(bar).collect(),
+        leads_somewhere: !matches!(route.action, Action::Delegate(_)),
+    });
+    let table = port.routes.routes();
+    let taken = port.routes.find(view).and_then(|found| table.iter().position(|route| Arc::ptr_eq(route, found)));
+    let unmet = |entry: usize| table.get(entry)?.matcher.unmet(view).map(|unmet| unmet.in_words(view));
+    let kept = audience.http(document, number);
+    let takes_all = |kept: &RouteEntry| weft_policy::takes_all(&service.http[kept.route]);
+    if audience.gateway.is_some() && kept.iter().rev().skip(1).any(takes_all) {
+        // A gateway looks at it last, so that the table has another order.
+        return None;
+    }
+    told(document, written.collect(), &kept, taken, &unmet)
+}
+
+/// Of connections; `None`: the document has no such routes.
+pub(super) fn connections(
+    document: &Document,
+    audience: &Audience<'_>,
+    port: &Port,
+    connection: &Connection<'_>,
+) -> Option<Routes> {
+    let Object::VirtualService(service) = &document.object else { return None };
+    if matches!(port.protocol, Protocol::Http | Protocol::Http2 | Protocol::Grpc) {
+        return None;
+    }
+    let number = u32::from(port.number);
+    let protocol = settings::wire(port.protocol);
+    let of = |list: List| {
+        let routes = if list == List::Tls { &service.tls } else { &service.tcp };
+        let bar = move |one: &weft_policy::ConnectionMatch| {
+            let other = one.port.filter(|wanted| *wanted != number && number != 0);
+            let of_port = other.map(|wanted| format!("it is for port {wanted}"));
+            of_port.or_else(|| audience.bar_of_connections(document, one).map(in_words))
+        };
+        routes.iter().enumerate().map(move |(at, route)| Written {
+            list,
+            at,
+            name: "",
+            bars: route.matches.iter().map(bar).collect(),
+            leads_somewhere: true,
+        })
+    };
+    let looked_at = [List::Tls, List::Tcp].into_iter().filter(|list| list.is_of(protocol));
+    let kept = audience.connections(document, number, protocol);
+    // A route was compiled to one entry, whatever matches it has; here it is as many as it has matches, as with requests.
+    let table = port.connection_routes.routes();
+    let counts = || kept.iter().map(|kept| kept.matches.len().max(1));
+    let unmet = |mut at: usize| {
+        for (route, count) in table.iter().zip(counts()) {
+            if at < count {
+                let wanted = route.matches.get(at)?;
+                let unmet = wanted.unmet(connection).map(|unmet| unmet.in_words(wanted, connection));
+                return unmet.or_else(|| Some("another route has a more specific server name".to_owned()));
+            }
+            at -= count;
+        }
+        None
+    };
+    let taken = match port.connection_routes.find(connection) {
+        Routed::To(found) => table.iter().position(|route| std::ptr::eq(route, found)).map(|at| {
+            let held = found.matches.iter().take_while(|one| one.unmet(connection).is_some()).count();
+            counts().take(at).sum::<usize>() + held
+        }),
+        Routed::Default | Routed::Nowhere => None,
+    };
+    told(document, looked_at.flat_map(of).collect(), &kept, taken, &unmet)
+}
+
+/// `taken` and what `unmet` is asked of are entries of the table, of which a route has one for each match that is the caller's,
+/// and one where it has none.
+fn told(
+    document: &Document,
+    written: Vec<Written<'_>>,
+    kept: &[RouteEntry],
+    taken: Option<usize>,
+    unmet: &dyn Fn(usize) -> Option<String>,
+) -> Option<Routes> {
+    if written.is_empty() {
+        return None;
+    }
+    let mut routes = Routes { policy: document.reference(), ..Routes::default() };
+    let mut entry = 0;
+    for one in written {
+        let route = format!("{}[{}]", one.list.name(), one.at);
+        let name = one.name.to_owned();
+        let kept = kept.iter().find(|kept| kept.list == one.list && kept.route == one.at);
+        let entries = entry..entry + kept.map_or(0, |kept| kept.matches.len().max(1));
+        entry = entries.end;
+        if let Some(taken) = taken.filter(|taken| entries.contains(taken)) {
+            let matched = kept.and_then(|kept| kept.matches.get(taken - entries.start)).copied();
+            routes.taken = Some(TakenRoute { route, name, matched });
+            break;
+        }
+        let mut ours = entries;
+        let mut because: Vec<String> =
+            one.bars.into_iter().filter_map(|bar| bar.or_else(|| ours.next().and_then(unmet))).collect();
+        if !one.leads_somewhere {
+            because = vec!["it delegates to a VirtualService that is not there".to_owned()];
+        }
+        routes.passed_over.push(SkippedRoute { route, name, because });
+    }
+    Some(routes)
+}
+
+fn in_words(bar: Bar<'_>) -> String {
+    match bar {
+        Bar::Gateways(gateways) => format!("it is for callers by gateway {}", gateways.join(" or ")),
+        Bar::Namespace(namespace) => format!("it is for callers of namespace {namespace}"),
+        Bar::Labels(labels) => format!("it is for callers with the labels {}", settings::labels(labels)),
+    }
+}

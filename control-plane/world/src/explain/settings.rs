@@ -1,0 +1,183 @@
+//! Compiled policy in the names of its document: the fields that differ from the defaults.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use weft_core::hash::HashPolicy;
+use weft_core::locality::{Failover, Locality};
+use weft_core::policy::{Cluster, ConnectionPool, H2Upgrade, LoadBalancer, OutlierDetection, Protocol, Tls};
+use weft_proto::v1;
+
+use super::report::Setting;
+
+/// As it is declared.
+pub(super) fn protocol(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Unknown => "told by the first bytes",
+        Protocol::Http => "HTTP",
+        Protocol::Http2 => "HTTP2",
+        Protocol::Grpc => "GRPC",
+        Protocol::Tcp => "TCP",
+        Protocol::Tls => "TLS",
+    }
+}
+
+/// As the wire has it.
+pub(super) fn wire(protocol: Protocol) -> v1::Protocol {
+    match protocol {
+        Protocol::Unknown => v1::Protocol::Unknown,
+        Protocol::Http => v1::Protocol::Http,
+        Protocol::Http2 => v1::Protocol::Http2,
+        Protocol::Grpc => v1::Protocol::Grpc,
+        Protocol::Tcp => v1::Protocol::Tcp,
+        Protocol::Tls => v1::Protocol::Tls,
+    }
+}
+
+/// `a=b,c=d`
+pub(super) fn labels(labels: &BTreeMap<String, String>) -> String {
+    let pairs: Vec<String> = labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    pairs.join(",")
+}
+
+pub(super) fn hash_policy(policy: &HashPolicy) -> String {
+    match policy {
+        HashPolicy::Header(name) => format!("header {name}"),
+        HashPolicy::Cookie(cookie) => format!("cookie {}", cookie.name),
+        HashPolicy::SourceIp => "the caller's address".to_owned(),
+        HashPolicy::QueryParam(name) => format!("query parameter {name}"),
+    }
+}
+
+pub(super) fn balancer(cluster: &Cluster) -> String {
+    let balancer = match &cluster.load_balancer {
+        _ if cluster.original_destination => return "none: it is dialed as it is addressed".to_owned(),
+        _ if cluster.dynamic_dns => return "none: the host that the request names is resolved and dialed".to_owned(),
+        LoadBalancer::LeastRequest => "LEAST_REQUEST".to_owned(),
+        LoadBalancer::RoundRobin => "ROUND_ROBIN".to_owned(),
+        LoadBalancer::Random => "RANDOM".to_owned(),
+        LoadBalancer::Passthrough => "PASSTHROUGH".to_owned(),
+        LoadBalancer::RingHash { policy, minimum_size } => {
+            format!("ring hash by {}, {minimum_size} entries at least", hash_policy(policy))
+        }
+        LoadBalancer::Maglev { policy, table_size } => {
+            format!("Maglev by {}, {table_size} entries", hash_policy(policy))
+        }
+    };
+    let balancer = match cluster.headless {
+        true => format!("the endpoint that the caller dials (headless), else {balancer}"),
+        false => balancer,
+    };
+    match &cluster.warmup {
+        Some(warmup) => format!("{balancer}, new endpoints warm up for {:?}", warmup.duration),
+        None => balancer,
+    }
+}
+
+pub(super) fn locality(locality: &Locality) -> String {
+    match locality {
+        Locality::Any => "",
+        Locality::Distribute(_) => "by the shares of distribute",
+        Locality::Failover(Failover::Regions(_)) => "the near first",
+        Locality::Failover(Failover::Labels(_)) => "the near first, by the labels of failoverPriority",
+        Locality::Failover(Failover::Both(..)) => {
+            "the near first, by the labels of failoverPriority and then by regions"
+        }
+    }
+    .to_owned()
+}
+
+pub(super) fn limits(pool: &ConnectionPool) -> Vec<Setting> {
+    let unset = ConnectionPool::default();
+    let count = |field: &str, value: u32, unset: u32| (value != unset).then(|| Setting::new(field, value));
+    let time =
+        |field: &str, value: Duration, unset: Duration| (value != unset).then(|| Setting::new(field, text(value)));
+    let or_off = |field: &str, value: Option<Duration>, unset: Option<Duration>| {
+        (value != unset).then(|| Setting::new(field, value.map_or("off".to_owned(), text)))
+    };
+    let upgrade = match pool.h2_upgrade {
+        H2Upgrade::Default => None,
+        H2Upgrade::DoNotUpgrade => Some("DO_NOT_UPGRADE"),
+        H2Upgrade::Upgrade => Some("UPGRADE"),
+    };
+    let budget = pool.retry_budget.map(|budget| format!("{} %, {} at least", budget.percent, budget.minimum));
+    let all = [
+        count("maxConnections", pool.max_connections, unset.max_connections),
+        count("http1MaxPendingRequests", pool.max_pending_requests, unset.max_pending_requests),
+        count("http2MaxRequests", pool.max_requests, unset.max_requests),
+        count("maxRequestsPerConnection", pool.max_requests_per_connection, unset.max_requests_per_connection),
+        count("maxRetries", pool.max_retries, unset.max_retries),
+        budget.map(|budget| Setting::new("retryBudget", budget)),
+        // HTTP/2's own bound is no limit of anybody's.
+        count("maxConcurrentStreams", pool.max_concurrent_streams, unset.max_concurrent_streams.min(i32::MAX as u32)),
+        time("connectTimeout", pool.connect_timeout, unset.connect_timeout),
+        time("http.idleTimeout", pool.http_idle_timeout, unset.http_idle_timeout),
+        or_off("tcp.idleTimeout", pool.tcp_idle_timeout, unset.tcp_idle_timeout),
+        or_off("maxConnectionDuration", pool.max_connection_duration, unset.max_connection_duration),
+        upgrade.map(|upgrade| Setting::new("h2UpgradePolicy", upgrade)),
+        pool.use_client_protocol.then(|| Setting::new("useClientProtocol", true)),
+    ];
+    all.into_iter().flatten().collect()
+}
+
+pub(super) fn outlier(policy: &OutlierDetection) -> Vec<Setting> {
+    let count = |field: &str, value: Option<u32>| value.map(|value| Setting::new(field, value));
+    let split = policy.split_external_local_origin_errors;
+    let codes: Vec<&str> = policy.error_codes.iter().map(|code| code.as_str()).collect();
+    let all = [
+        count("consecutive5xxErrors", policy.consecutive_5xx),
+        count("consecutiveGatewayErrors", policy.consecutive_gateway_errors),
+        count("consecutiveLocalOriginFailures", policy.consecutive_local_origin_failures.filter(|_| split)),
+        Some(Setting::new("interval", text(policy.interval))),
+        Some(Setting::new("baseEjectionTime", text(policy.base_ejection_time))),
+        Some(Setting::new("maxEjectionPercent", policy.max_ejection_percent)),
+        count("minHealthPercent", Some(policy.min_health_percent).filter(|percent| *percent > 0)),
+        (!codes.is_empty()).then(|| Setting::new("outlierDetectionHttpErrorCodes", codes.join(","))),
+    ];
+    all.into_iter().flatten().collect()
+}
+
+/// What a connection is secured by, and what is said on it before anything else.
+pub(super) fn connection(cluster: &Cluster) -> String {
+    let mut text = tls(&cluster.tls);
+    if let Some(version) = cluster.proxy_protocol {
+        text += &format!(", behind a PROXY header {version:?}");
+    }
+    if let Some(tunnel) = &cluster.tunnel {
+        let method = if tunnel.post { "POST" } else { "CONNECT" };
+        text += &format!(", bytes in a tunnel by {method} to {}", tunnel.authority);
+    }
+    text
+}
+
+fn tls(tls: &Tls) -> String {
+    match tls {
+        Tls::Auto => "mutual where the endpoint has a sidecar, else plaintext".to_owned(),
+        Tls::Disable => "DISABLE: plaintext".to_owned(),
+        Tls::IstioMutual => "ISTIO_MUTUAL: mutual, always".to_owned(),
+        Tls::Originate(origination) => {
+            let mode = if origination.client.is_some() { "MUTUAL" } else { "SIMPLE" };
+            let unverified = if origination.skip_verify { ", any certificate will do" } else { "" };
+            let name = match &*origination.server_name {
+                wildcard if wildcard.starts_with('*') => "the server name that is asked for".to_owned(),
+                name => format!("server name {name}"),
+            };
+            format!("{mode}: to {name}{unverified}")
+        }
+    }
+}
+
+/// What is spoken to one endpoint.
+pub(super) fn transport(tls: &Tls, has_identity: bool) -> &'static str {
+    match (tls, has_identity) {
+        (Tls::Auto | Tls::IstioMutual, true) => "mutual TLS",
+        (Tls::IstioMutual, false) => "refused: it has no sidecar",
+        (Tls::Originate(_), _) => "TLS",
+        (Tls::Auto | Tls::Disable, _) => "plaintext",
+    }
+}
+
+/// `2s`, `25ms`
+pub(super) fn text(duration: Duration) -> String {
+    format!("{duration:?}")
+}

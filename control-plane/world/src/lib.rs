@@ -1,0 +1,14 @@
+//! The mesh as the control plane knows it, without I/O: no clock, no store, no socket.
+//!
+//! [`World`] holds policies, instances and the indexes between them. [`translate`] makes the messages that sidecars are sent
+//! out of it, and [`explain`] says what a request would meet.
+
+pub mod explain;
+pub mod translate;
+mod world;
+
+pub use translate::parse_policies;
+pub use world::{
+    Allocation, Changed, DEFAULT_DATACENTER, Host, Instance, InstanceKey, Keep, Member, Membership, Peering, Presence,
+    QUARANTINE_S, RemoteHost, Scope, VirtualIps, World, derive_labels, has_all, sound,
+};

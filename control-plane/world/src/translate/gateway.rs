@@ -1,0 +1,138 @@
+//! Gateways: the servers of a workload, and the `Service` behind each of their hosts.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use weft_core::names::is_within;
+use weft_proto::v1::{self, http_route};
+
+use super::service::{Clusters, undefined};
+use crate::world::{GATEWAY, Host, Scope, World, gateway_host, has_all};
+use weft_policy::is_catch_all;
+use weft_policy::{ConnectionMatch, ConnectionRoute, Document, Gateway, Object, Server, VirtualService};
+
+/// The servers of the Gateways that pick a workload with `labels`.
+pub(crate) fn servers(world: &World, labels: &BTreeMap<String, String>) -> Vec<v1::GatewayServer> {
+    let mut found = Vec::new();
+    for document in world.policies().gateways() {
+        let Object::Gateway(gateway) = &document.object else { continue };
+        if has_all(labels, &gateway.selector) {
+            found.extend(gateway.servers.iter().map(|server| of_server(world, document, gateway, server)));
+        }
+    }
+    found
+}
+
+fn of_server(world: &World, document: &Document, _: &Gateway, server: &Server) -> v1::GatewayServer {
+    let separator = if server.name.is_empty() { "" } else { "/" };
+    let kind = match server.protocol {
+        v1::GatewayProtocol::GatewayHttp | v1::GatewayProtocol::GatewayHttps => "http",
+        v1::GatewayProtocol::GatewayTls => "tls",
+        v1::GatewayProtocol::GatewayTcp => "tcp",
+    };
+    let prefix = gateway_host(&document.namespace, &document.name, kind, "");
+    let mut virtual_hosts = Vec::new();
+    for (host, services) in world.policies().gateway_hosts(&prefix) {
+        let what = &host[prefix.len()..];
+        let wanted = |(namespace, _): &&(Option<String>, String)| {
+            let namespace = namespace.as_deref().map(|ns| if ns == "." { document.namespace.as_str() } else { ns });
+            services.iter().any(|service| namespace.is_none_or(|namespace| namespace == service.namespace))
+        };
+        for (_, own) in server.hosts.iter().filter(wanted) {
+            let domain = match kind {
+                "tcp" if what == "0" || what == server.port.to_string() => Some("*"),
+                "tcp" => None,
+                // The narrower of the two.
+                _ if is_within(what, own) => Some(what),
+                _ if is_within(own, what) => Some(own.as_str()),
+                _ => None,
+            };
+            virtual_hosts.extend(domain.map(|domain| v1::VirtualHost { domain: domain.into(), service: host.into() }));
+        }
+    }
+    virtual_hosts.sort_by(|a, b| (&a.domain, &a.service).cmp(&(&b.domain, &b.service)));
+    virtual_hosts.dedup();
+    v1::GatewayServer {
+        name: format!("{}{separator}{}", document.reference(), server.name),
+        port: server.port,
+        protocol: server.protocol.into(),
+        tls: server.tls.clone(),
+        https_redirect: server.https_redirect,
+        hosts: server.hosts.iter().map(|(_, host)| host.clone()).collect(),
+        virtual_hosts,
+        auto_passthrough: server.auto_passthrough,
+        bind: server.bind.map(|address| address.to_string()).unwrap_or_default(),
+    }
+}
+
+/// What is behind a host of a gateway: the routes of all its VirtualServices, oldest first, those that take every request
+/// after the others.
+pub(super) fn service(world: &World, client: &Scope, host: &Host) -> Option<v1::Service> {
+    let parts: Vec<&str> = host.name.strip_prefix(GATEWAY)?.splitn(4, ':').collect();
+    let [namespace, name, kind, what] = parts.try_into().ok()?;
+    let mut clusters = Clusters::new(world, client, Some((namespace, name)));
+    let (mut routes, mut catch_all) = (Vec::new(), None);
+    let seen = |document: &&Arc<Document>| document.reaches(&client.namespace);
+    for document in world.policies().gateway_routes(&host.name).iter().filter(seen) {
+        let Object::VirtualService(service) = &document.object else { continue };
+        for route in all_routes(&mut clusters, document, service, kind, what) {
+            if !is_catch_all(&route.matches) {
+                routes.push(route);
+            } else if catch_all.is_none() {
+                catch_all = Some(route);
+            }
+        }
+    }
+    routes.extend(catch_all);
+    let mut found = clusters.into_found();
+    // No request is left to it: one that no route takes is answered 404.
+    let own = u32::try_from(found.len()).unwrap_or(u32::MAX);
+    found.push(undefined(&host.name, 0, ""));
+    let protocol = if kind == "http" { v1::Protocol::Http } else { v1::Protocol::Tcp };
+    let port = v1::Port { protocol: protocol.into(), cluster: own, routes, ..v1::Port::default() };
+    Some(v1::Service {
+        host: host.name.clone(),
+        namespace: host.namespace.clone(),
+        ports: vec![port],
+        clusters: found,
+        ..v1::Service::default()
+    })
+}
+
+fn all_routes(
+    clusters: &mut Clusters<'_>,
+    document: &Document,
+    service: &VirtualService,
+    kind: &str,
+    what: &str,
+) -> Vec<v1::HttpRoute> {
+    let connections: Vec<&ConnectionRoute> = match kind {
+        "http" => return service.http.iter().filter_map(|route| clusters.route(document, route, 80)).collect(),
+        "tls" => {
+            let ours = |one: &ConnectionMatch| one.server_names.iter().any(|name| name == what);
+            let of = |route: &&ConnectionRoute| {
+                route.matches.iter().any(|one| ours(one) && clusters.audience().is_for_connections(document, one))
+            };
+            service.tls.iter().filter(of).collect()
+        }
+        _ => {
+            let port: u32 = what.parse().unwrap_or_default();
+            let ours = |one: &ConnectionMatch| one.port.unwrap_or_default() == port;
+            let of = |route: &&ConnectionRoute| {
+                let any = || {
+                    route.matches.iter().any(|one| ours(one) && clusters.audience().is_for_connections(document, one))
+                };
+                if route.matches.is_empty() { port == 0 } else { any() }
+            };
+            service.tcp.iter().filter(of).collect()
+        }
+    };
+    let one = |route: &&ConnectionRoute| v1::HttpRoute {
+        name: document.reference(),
+        action: Some(http_route::Action::Forward(v1::Forward {
+            destinations: clusters.weighted(&document.namespace, &route.destinations, 443),
+            ..v1::Forward::default()
+        })),
+        ..v1::HttpRoute::default()
+    };
+    connections.iter().map(one).collect()
+}

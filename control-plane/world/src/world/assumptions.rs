@@ -1,0 +1,84 @@
+//! A world of documents alone: the registry is not known, and services that documents call are taken as registered.
+
+use super::{Host, MESH_SUFFIX, World};
+use weft_policy::{Object, canonical};
+
+impl World {
+    /// Takes every service of the mesh that a document names as one that is registered, without an instance: what is said of
+    /// its routes and policies is then what would be said live. Returns those that no document offers, sorted.
+    pub fn assume_registered(&mut self) -> Vec<String> {
+        let mut named: Vec<String> = self
+            .joined
+            .values()
+            .flat_map(|document| match &document.object {
+                Object::DestinationRule(rule) => vec![canonical(&rule.host, &document.namespace)],
+                Object::VirtualService(service) => {
+                    let hosts = service.hosts.iter().filter(|_| service.of_mesh());
+                    let destinations = service.destinations().map(|destination| &destination.host);
+                    hosts.chain(destinations).map(|host| canonical(host, &document.namespace)).collect()
+                }
+                _ => Vec::new(),
+            })
+            .collect();
+        named.retain(|name| name.ends_with(MESH_SUFFIX) && !name.starts_with('*'));
+        named.sort();
+        named.dedup();
+        let offered = |host: &Host| host.service.is_some() || host.entry.is_some();
+        named.retain(|name| !self.hosts.get(name).is_some_and(offered));
+        for name in &named {
+            let namespace = name.trim_end_matches(MESH_SUFFIX).rsplit('.').next().unwrap_or_default().to_owned();
+            let (service, entry, export) = (None, None, self.default_export());
+            let host = Host {
+                name: name.clone(),
+                namespace,
+                service,
+                entry,
+                more_entries: Vec::new(),
+                export,
+                registered: true,
+                live: true,
+                virtual_ip: true,
+            };
+            self.hosts.insert(name.clone(), host);
+            self.virtual_ips.allocate(name);
+        }
+        named
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::documents;
+    use super::*;
+
+    #[test]
+    fn what_documents_call_is_registered() {
+        let text = "
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: a, namespace: shop}
+spec: {hosts: [order], http: [{route: [{destination: {host: stock}, weight: 1}, {destination: {host: api.example.com}, weight: 1}]}]}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: a}
+spec: {host: pay.shop.svc.cluster.local}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: b}
+spec: {host: '*.shop.svc.cluster.local'}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: stock, namespace: shop}
+spec: {ports: [{port: 80}]}
+";
+        let mut world = World::new("cluster.local", 1);
+        world.set_policies(documents(text), 0);
+        let assumed = world.assume_registered();
+        assert_eq!(assumed, ["order.shop.svc.cluster.local", "pay.shop.svc.cluster.local"]);
+        let host = world.host(&assumed[1]).unwrap();
+        assert!(host.live && host.registered && host.namespace == "shop" && !world.addresses_of(host).is_empty());
+    }
+}

@@ -1,0 +1,113 @@
+//! Rules and routes that come and go one by one.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use weft_core::names;
+
+use super::{Policies, gateway_hosts};
+use weft_policy::{Document, Object, VirtualService, canonical};
+
+impl Policies {
+    /// Takes out one that is there; only those of [`is_replaceable`] kinds.
+    fn remove(&mut self, document: &Arc<Document>) {
+        let namespace = &document.namespace;
+        self.count(document, false);
+        match &document.object {
+            Object::DestinationRule(rule) => {
+                take_out(&mut self.rules, &(namespace.clone(), canonical(&rule.host, namespace)), document);
+            }
+            Object::VirtualService(service) => {
+                for host in mesh_hosts(service, namespace) {
+                    take_out(&mut self.routes, &host, document);
+                }
+                for host in gateway_hosts(service, namespace) {
+                    take_out(&mut self.gateway_routes, &host, document);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Replaces documents of [`is_replaceable`] kinds, at the cost of those alone.
+    pub(in crate::world) fn replace(&mut self, gone: &[Arc<Document>], came: &[Arc<Document>]) {
+        gone.iter().for_each(|document| self.remove(document));
+        came.iter().for_each(|document| self.add(document));
+    }
+
+    /// Counts what several documents may have in common, as one comes or goes.
+    pub(super) fn count(&mut self, document: &Document, comes: bool) {
+        let namespace = &document.namespace;
+        let partial = document.object.hosts().iter().any(|host| names::is_partial_wildcard(host));
+        self.partial = if comes { self.partial + usize::from(partial) } else { self.partial - usize::from(partial) };
+        match &document.object {
+            Object::DestinationRule(rule) => {
+                rule.selector.keys().for_each(|label| count(&mut self.client_labels, label, comes));
+            }
+            Object::Sidecar(sidecar) => {
+                sidecar.selector.keys().for_each(|label| count(&mut self.client_labels, label, comes));
+            }
+            Object::VirtualService(service) => {
+                let matches = service.http.iter().flat_map(|route| &route.matches);
+                let labels = matches.flat_map(|one| one.source_labels.keys());
+                let connections = service.tls.iter().chain(&service.tcp).flat_map(|route| &route.matches);
+                let labels = labels.chain(connections.flat_map(|one| one.source_labels.keys()));
+                labels.for_each(|label| count(&mut self.client_labels, label, comes));
+                let hosts: Vec<String> =
+                    mesh_hosts(service, namespace).chain(gateway_hosts(service, namespace)).collect();
+                for destination in service.destinations() {
+                    let destination = canonical(&destination.host, namespace);
+                    let dependents = self.dependents.entry(destination.clone()).or_default();
+                    hosts.iter().for_each(|host| count(dependents, host, comes));
+                    if dependents.is_empty() {
+                        self.dependents.remove(&destination);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Whether [`Policies::replace`] can do with documents of this kind: nothing in the indexes of others depends on them.
+pub(in crate::world) fn is_replaceable(document: &Document) -> bool {
+    matches!(document.object, Object::DestinationRule(_) | Object::VirtualService(_))
+}
+
+/// The order of what claims the same: oldest first; of the same age by namespace and name.
+pub(super) fn age(document: &Document) -> (u64, &str, &str) {
+    (document.created, &document.namespace, &document.name)
+}
+
+/// Puts a document in where its age has it.
+pub(super) fn insert(list: &mut Vec<Arc<Document>>, document: &Arc<Document>) {
+    let at = list.partition_point(|other| age(other) <= age(document));
+    list.insert(at, document.clone());
+}
+
+fn take_out<K: Ord>(index: &mut BTreeMap<K, Vec<Arc<Document>>>, key: &K, document: &Arc<Document>) {
+    if let Some(list) = index.get_mut(key) {
+        list.retain(|other| !Arc::ptr_eq(other, document));
+        if list.is_empty() {
+            index.remove(key);
+        }
+    }
+}
+
+/// Counts one more, or one less.
+fn count(counts: &mut BTreeMap<String, usize>, name: &String, comes: bool) {
+    if comes {
+        *counts.entry(name.clone()).or_default() += 1;
+    } else if let Some(count) = counts.get_mut(name) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(name);
+        }
+    }
+}
+
+/// The hosts of a VirtualService for callers in the mesh, in full.
+pub(super) fn mesh_hosts<'a>(service: &'a VirtualService, namespace: &'a str) -> impl Iterator<Item = String> + 'a {
+    let mesh = service.hosts.iter().filter(|_| service.of_mesh());
+    mesh.map(move |host| canonical(host, namespace))
+}
