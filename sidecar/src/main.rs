@@ -7,8 +7,10 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_appender::non_blocking::NonBlockingBuilder;
-use weft_sidecar::run::Request;
-use weft_sidecar::{exec, hot_restart, notify, redirect, run, sockets};
+use weft_sidecar::commands::run::Request;
+use weft_sidecar::commands::{exec, run};
+use weft_sidecar::host::{hot_restart, notify, redirect};
+use weft_sidecar::net::sockets;
 
 /// Lines of the log that wait for being written; more are dropped.
 const LOG_LINES: usize = 4096;

@@ -13,7 +13,7 @@ use hickory_proto::serialize::binary::{BinDecodable, BinDecoder};
 
 use weft_core::names::SERVICE_SUFFIX;
 
-use super::forward::Transport;
+use crate::resolve::forward::Transport;
 
 /// What every client takes over UDP without saying so.
 const UDP_SIZE: u16 = 512;

@@ -20,8 +20,8 @@ use weft_proto::v1::DnsMessage;
 use weft_proto::v1::dns_client::DnsClient;
 
 use super::answer::Query;
-use super::forward::Transport;
-use crate::control::Control;
+use crate::control::connection::Control;
+use crate::resolve::forward::Transport;
 
 /// Answers that are remembered, and their bytes.
 const ANSWERS: usize = 1024;

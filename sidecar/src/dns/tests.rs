@@ -9,7 +9,7 @@ use weft_proto::{ENDPOINTS_TYPE, SERVICE_TYPE, v1};
 
 use super::consul::tests::Fake;
 use super::*;
-use crate::directory::{self, Writer};
+use crate::control::directory::{self, Writer};
 
 mod headless;
 
@@ -144,7 +144,7 @@ async fn name_server() -> (SocketAddr, Arc<std::sync::Mutex<Vec<(String, u16)>>>
 #[tokio::test]
 async fn names_of_the_mesh_have_its_addresses() {
     use RecordType::{A, AAAA, HTTPS, MX};
-    crate::connect::probe_marks();
+    crate::net::connect::probe_marks();
     let (server, asked) = name_server().await;
     let World { dns, mut writer, .. } = world(&[server]);
     let mesh = [
@@ -193,7 +193,7 @@ async fn names_of_the_mesh_have_its_addresses() {
 #[tokio::test]
 async fn other_names_are_asked_of_the_name_server() {
     use RecordType::{A, MX, PTR};
-    crate::connect::probe_marks();
+    crate::net::connect::probe_marks();
     let (server, asked) = name_server().await;
     let World { dns, mut writer, .. } = world(&[server]);
     let foreign = [
@@ -215,13 +215,13 @@ async fn other_names_are_asked_of_the_name_server() {
     assert_eq!(Message::from_vec(&reply).unwrap().answers.len(), 1);
     let asked = asked.lock().unwrap();
     assert_eq!(asked.len(), foreign.len() + 1);
-    let range = forward::source_ports();
+    let range = crate::resolve::forward::source_ports();
     assert!(asked[..foreign.len()].iter().all(|(_, port)| range.contains(port)), "{asked:?} {range:?}");
 }
 
 #[tokio::test]
 async fn the_name_server_is_asked_after_the_control_plane_has_spoken() {
-    crate::connect::probe_marks();
+    crate::net::connect::probe_marks();
     let (server, asked) = name_server().await;
     let World { dns, mut writer, .. } = world(&[server]);
     let dns = Arc::new(dns);
@@ -269,7 +269,7 @@ async fn the_name_server_is_asked_after_the_control_plane_has_spoken() {
 #[tokio::test]
 async fn consuls_names_are_asked_of_the_control_plane() {
     use RecordType::{A, PTR, SRV};
-    crate::connect::probe_marks();
+    crate::net::connect::probe_marks();
     let (server, asked) = name_server().await;
     let World { dns, consul_dns, control_plane, writer: _writer } = world(&[server]);
     control_plane.away.store(false, Ordering::Relaxed);
@@ -354,7 +354,7 @@ fn what_has_a_virtual_ip() {
 
 #[tokio::test]
 async fn without_a_name_server_there_is_an_answer_all_the_same() {
-    crate::connect::probe_marks();
+    crate::net::connect::probe_marks();
     let World { dns, .. } = world(&[]);
     assert_eq!(ask(&dns, "example.com.", RecordType::A).await.0, ResponseCode::ServFail);
     // One that is down makes room for the next at once.
@@ -386,7 +386,7 @@ async fn a_service_known_by_a_short_name_is_known_by_its_own() {
 
 #[tokio::test]
 async fn both_listeners_answer() {
-    crate::connect::probe_marks();
+    crate::net::connect::probe_marks();
     let (server, _) = name_server().await;
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let World { dns, writer: _writer, .. } = world(&[server]);

@@ -16,10 +16,10 @@ use weft_core::identity::SpiffeId;
 
 use super::{PATIENCE, certificate};
 use crate::files::{hex, sha256};
-use crate::identity::{alpn, spiffe_id};
-use crate::origination::has_one_of;
+use crate::net::stream::{ReadAhead, Rewind};
 use crate::proxy::Proxy;
-use crate::stream::{ReadAhead, Rewind};
+use crate::tls::identity::{alpn, spiffe_id};
+use crate::tls::origination::has_one_of;
 
 /// A connection whose TLS has ended.
 pub(super) struct Ended {

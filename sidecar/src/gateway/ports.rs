@@ -12,8 +12,8 @@ use weft_core::gateway::{Server, Shown, Speaks, Termination};
 use weft_core::policy::Inbound;
 
 use super::{connection, tls, together};
+use crate::net::sockets::{self, Shared};
 use crate::proxy::Proxy;
-use crate::sockets::{self, Shared};
 
 /// How often certificates are looked at again, and ports that could not be opened tried again.
 const LOOK: Duration = Duration::from_secs(5);

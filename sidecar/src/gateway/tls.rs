@@ -17,8 +17,8 @@ use rustls_pki_types::pem::PemObject;
 use weft_core::gateway::{Authority, Certificate, Termination, Versions};
 
 use super::choice::Choice;
-use crate::given;
-use crate::origination::{certificates, revoked};
+use crate::tls::files;
+use crate::tls::origination::{certificates, revoked};
 
 /// The files of a termination, and when they were last changed; `None`: they are not there.
 type Read = Vec<(PathBuf, Option<SystemTime>)>;
@@ -160,7 +160,7 @@ fn verifier(callers: &Callers, provider: Arc<CryptoProvider>) -> Result<Arc<dyn 
     let given = if crls.is_empty() { given } else { Vec::new() };
     let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
     let inner = builder.with_crls(crls).enforce_revocation_expiration().build()?;
-    Ok(Arc::new(given::Client { given, inner }))
+    Ok(Arc::new(files::Client { given, inner }))
 }
 
 #[cfg(test)]

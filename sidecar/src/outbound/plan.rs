@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use http::header::{CONTENT_TYPE, LOCATION};
 use http::request::Parts;
-use http::{HeaderValue, Method, Response, StatusCode, Version};
+use http::{HeaderValue, Response, StatusCode};
 use rand::Rng;
 use weft_core::cors::{Asked, Cors};
 use weft_core::endpoint::{Endpoint, find};
@@ -14,18 +14,21 @@ use weft_core::hash::{HashOutcome, request_hash};
 use weft_core::headers::HeaderOps;
 use weft_core::http1;
 use weft_core::names;
-use weft_core::policy::{H2Upgrade, Protocol};
 use weft_core::reply::Reason;
 use weft_core::request::RequestView;
 use weft_core::route::{Action, Destination, DirectResponse, Forward, Route};
 use weft_core::target::{self, is_virtual};
 
 use super::{Downstream, Entrance};
-use crate::body::ResponseBody;
-use crate::cluster::ClusterView;
-use crate::directory::{Lookup, ServiceView};
+use crate::control::directory::{Lookup, ServiceView};
+use crate::http::body::ResponseBody;
 use crate::http::{Asks, authority};
-use crate::proxy::{Proxy, foreign_endpoint};
+use crate::proxy::Proxy;
+use crate::upstream::cluster::ClusterView;
+use crate::upstream::endpoints;
+
+/// Of a route whose rewrite makes no path.
+const NO_REWRITTEN_PATH: &str = "the rewritten path is not a path, or is too long";
 
 /// What becomes of a request.
 pub(super) enum Decision {
@@ -131,10 +134,10 @@ pub(super) async fn decide(down: &Downstream, parts: &Parts, view: &RequestView<
         Place::Foreign(to) => {
             // Addressed as an HTTP proxy, each request may go elsewhere: no connection is kept for the next one.
             if down.original.is_none() {
-                let plan = Plan::fixed(Arc::new(ClusterView::passthrough(1)), foreign_endpoint(to));
+                let plan = Plan::fixed(Arc::new(ClusterView::passthrough(1)), endpoints::passthrough(to));
                 return Decision::Send(Plan { keeps_form: false, ..plan });
             }
-            let (cluster, endpoint) = down.foreign.unknown(to);
+            let (cluster, endpoint) = down.passthrough.unknown(to);
             Decision::Send(Plan::fixed(cluster, endpoint))
         }
         Place::Pinned(cluster, endpoint) => Decision::Send(Plan::fixed(cluster, endpoint)),
@@ -234,7 +237,7 @@ fn by_route(
             let rewritten = match rewritten.transpose() {
                 Ok(rewritten) => rewritten,
                 Err(_) => {
-                    return Decision::Refuse(Some(service), Reason::BadRequest { detail: super::NO_REWRITTEN_PATH });
+                    return Decision::Refuse(Some(service), Reason::BadRequest { detail: NO_REWRITTEN_PATH });
                 }
             };
             let fixed = match fixed(down, view, &service, &cluster, &forward.destinations[at]) {
@@ -282,7 +285,7 @@ fn fixed(
         return Ok(target::chosen(config, &cluster.endpoints, down.original, view.authority, names).cloned());
     }
     let dialed = config.original_destination.then_some(down.original).flatten();
-    Ok(dialed.map(|to| down.foreign.endpoint_of(cluster, to)))
+    Ok(dialed.map(|to| down.passthrough.endpoint_of(cluster, to)))
 }
 
 /// A gateway's `httpsRedirect`: as Envoy, 301, and the port is that of https.
@@ -320,22 +323,4 @@ fn mirrors(forward: &Forward, service: &ServiceView, view: &RequestView<'_>) -> 
         Target { cluster, hash }
     });
     targets.collect()
-}
-
-/// Whether HTTP/2 is spoken to the endpoint: as the port or the policy says, else as the application does. A port that is
-/// declared as HTTP/1 is spoken to in HTTP/1, as in Istio, but for gRPC, which cannot do without HTTP/2. So is one of which
-/// nothing is declared where the caller came by a gateway (`entered`): browsers speak HTTP/2 to everybody, and say
-/// nothing about our services by it.
-pub(super) fn speaks_http2(cluster: &ClusterView, client: Version, parts: &Parts, grpc: bool, entered: bool) -> bool {
-    let pool = &cluster.config.pool;
-    let client = client == Version::HTTP_2;
-    match cluster.config.protocol {
-        _ if parts.method == Method::CONNECT => false,
-        Protocol::Http2 | Protocol::Grpc => true,
-        _ if pool.use_client_protocol => client,
-        _ if pool.h2_upgrade == H2Upgrade::Upgrade => true,
-        Protocol::Http => client && grpc,
-        Protocol::Unknown if entered => client && grpc,
-        _ => client,
-    }
 }

@@ -1,0 +1,219 @@
+//! Our side of a connection to an endpoint.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{EXPECT, UPGRADE};
+use http::request::Parts;
+use http::{Method, Response, StatusCode};
+use http_body::Body;
+use tokio::task::AbortHandle;
+use tokio::time::Sleep;
+use weft_core::http1::{Framing, HeadError, Limits, parse_response, write_request};
+
+use super::conn::{Conn, ReadError, lock};
+use super::outgoing::{Outgoing, SendError};
+use crate::http::body::{BodyError, RequestBody};
+use crate::http::incoming::{Incoming, Interim, MAX_INTERIM, Upgrade, is_passed_on, pass_on};
+use crate::net::stream::Rewind;
+use crate::net::transport::Transport;
+
+/// How long the body of a request with `Expect: 100-continue` waits for the endpoint's word: RFC 9110, 10.1.1, has a client wait
+/// for a while only, and curl waits as long.
+const EXPECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Whether the body of a request waits until the endpoint wants it.
+pub(crate) fn waits_for_continue(head: &Parts, body: &RequestBody) -> Option<Pin<Box<Sleep>>> {
+    if body.is_end_stream() {
+        return None;
+    }
+    let expects = head.headers.get(EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+    expects.then(|| Box::pin(tokio::time::sleep(EXPECT_TIMEOUT)))
+}
+
+/// A connection that carries one request at a time.
+pub struct Client {
+    conn: Arc<Mutex<Conn<Transport>>>,
+    /// How large the head of a response may be.
+    limits: Limits,
+    keep_alive: bool,
+    /// Sends the rest of a request whose answer came first.
+    rest: Option<AbortHandle>,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+#[error("{reason}")]
+pub struct ExchangeError {
+    /// What failed.
+    pub reason: Failure,
+    /// Nothing of the request was sent.
+    pub unsent: bool,
+}
+
+/// What failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// Reading the answer.
+    #[error("{0}")]
+    Read(#[from] ReadError),
+    /// Writing the request.
+    #[error("{0}")]
+    Write(io::Error),
+    /// The request's body.
+    #[error("{0}")]
+    Body(BodyError),
+    /// HTTP/2.
+    #[error("{0}")]
+    Http2(#[from] h2::Error),
+}
+
+impl Client {
+    /// A connection over `stream`. `limits`: of the heads of responses.
+    pub fn new(stream: Transport, limits: Limits) -> Client {
+        Client { conn: Arc::new(Mutex::new(Conn::new(stream, limits))), limits, keep_alive: true, rest: None }
+    }
+
+    /// Whether an unused connection can take a request: the peer has neither ended it nor said anything unasked.
+    pub fn is_open(&self) -> bool {
+        // Costs no system call unless something has arrived. Nobody waits: whoever uses it next looks again.
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut conn = lock(&self.conn);
+        conn.io.is_some() && conn.poll_fill(&mut cx).is_pending()
+    }
+
+    /// Whether the last request and its answer have ended so that another may follow.
+    pub fn is_reusable(&self) -> bool {
+        let conn = lock(&self.conn);
+        self.keep_alive
+            && conn.io.is_some()
+            && conn.has_read_all()
+            && conn.pending.is_empty()
+            && conn.out.is_empty()
+            && self.rest.as_ref().is_none_or(AbortHandle::is_finished)
+    }
+
+    /// Sends a request. `origin`: the head that it came with; `interim`: where interim responses go. The answer's body is read
+    /// from this connection.
+    ///
+    /// # Errors
+    /// The connection is of no further use then.
+    pub async fn send(
+        &mut self,
+        head: &Parts,
+        origin: &Bytes,
+        body: RequestBody,
+        interim: Option<&dyn Interim>,
+    ) -> Result<Response<Incoming>, ExchangeError> {
+        let framing = framing(head, &body);
+        let mut held = waits_for_continue(head, &body);
+        let before = {
+            let mut conn = lock(&self.conn);
+            write_request(conn.out.buffer(), head, origin, framing);
+            conn.begin(Framing::None);
+            conn.out.written
+        };
+        let mut sending = Some(Outgoing::new(body, framing));
+        let (mut failed, mut passed_on) = (None, 0);
+        let (conn, limits) = (&self.conn, self.limits);
+        let answer = std::future::poll_fn(|cx| {
+            loop {
+                if held.as_mut().is_some_and(|held| held.as_mut().poll(cx).is_ready()) {
+                    held = None;
+                }
+                let sent = match &mut sending {
+                    Some(_) if held.is_some() => lock(conn).poll_flush(cx).map_err(SendError::Io),
+                    Some(outgoing) => outgoing.poll_send(cx, conn),
+                    None => Poll::Pending,
+                };
+                match sent {
+                    Poll::Ready(Err(SendError::Body(e))) => return Poll::Ready(Err(Failure::Body(e))),
+                    Poll::Ready(Err(SendError::Io(e))) => {
+                        // It may have answered before it closed.
+                        sending = None;
+                        failed = Some(e);
+                    }
+                    Poll::Ready(Ok(())) if held.is_none() => sending = None,
+                    _ => {}
+                }
+                let answer = match ready!(lock(conn).poll_head(cx, |input| parse_response(input, &head.method, limits)))
+                {
+                    Ok(Some(answer)) => answer,
+                    Ok(None) => return Poll::Ready(Err(failed.take().map_or(ReadError::Ended.into(), Failure::Write))),
+                    Err(e) => return Poll::Ready(Err(e.into())),
+                };
+                match answer.parts.status {
+                    StatusCode::SWITCHING_PROTOCOLS if !head.headers.contains_key(UPGRADE) => {
+                        let e = HeadError::Invalid("101 Switching Protocols to a request without an upgrade");
+                        return Poll::Ready(Err(ReadError::Head(e).into()));
+                    }
+                    StatusCode::CONTINUE => held = None,
+                    status if is_passed_on(status) => {
+                        if let Some(interim) = interim.filter(|_| passed_on < MAX_INTERIM) {
+                            passed_on += 1;
+                            pass_on(interim, answer.parts, &answer.origin);
+                        }
+                    }
+                    _ => return Poll::Ready(Ok(answer)),
+                }
+            }
+        });
+        let answer = match answer.await {
+            Ok(answer) => answer,
+            Err(reason) => return Err(ExchangeError { reason, unsent: lock(conn).out.written == before }),
+        };
+        let switching = answer.parts.status == StatusCode::SWITCHING_PROTOCOLS
+            || (head.method == Method::CONNECT && answer.parts.status.is_success());
+        let (message, handed_over) = {
+            let mut conn = lock(conn);
+            let stream = if switching { conn.io.take() } else { None };
+            (conn.begin(answer.framing), stream.map(|io| Rewind::new(std::mem::take(&mut conn.pending), io)))
+        };
+        // An endpoint that did not want the body does not get it, and cannot tell where the next request would begin.
+        let unwanted = held.is_some();
+        self.keep_alive = answer.keep_alive && failed.is_none() && !unwanted;
+        if let Some(mut outgoing) = sending.filter(|_| !unwanted) {
+            // The answer came first. Whoever reads it may not ask for more until the request has gone.
+            let conn = self.conn.clone();
+            let task = tokio::spawn(async move {
+                // A failure shows where the answer is read.
+                let _ = std::future::poll_fn(|cx| outgoing.poll_send(cx, &conn)).await;
+            });
+            self.rest = Some(task.abort_handle());
+        }
+        let incoming = match (handed_over, answer.framing) {
+            (Some(stream), _) => Incoming::empty(answer.origin).with_upgrade(Upgrade::Client(Box::new(stream))),
+            (None, Framing::None) => Incoming::empty(answer.origin),
+            (None, _) => Incoming::http1(self.conn.clone(), message, answer.origin),
+        };
+        Ok(Response::from_parts(answer.parts, incoming))
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        if let Some(rest) = self.rest.take() {
+            rest.abort();
+        }
+        // A body that is still held somewhere does not keep the connection open. One that was handed over is not here.
+        let stream = lock(&self.conn).io.take();
+        drop(stream);
+    }
+}
+
+/// How a request's body is framed: as its length is known, or in chunks.
+fn framing(head: &Parts, body: &RequestBody) -> Framing {
+    // Of these a server may expect a body, where nothing says that there is none (RFC 9110, 8.6).
+    let usual = matches!(head.method, Method::POST | Method::PUT | Method::PATCH);
+    if head.method == Method::CONNECT || (matches!(body, RequestBody::Empty) && !usual) {
+        return Framing::None;
+    }
+    match body.size_hint().exact() {
+        Some(length) => Framing::Length(length),
+        None => Framing::Chunked,
+    }
+}
