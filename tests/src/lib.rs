@@ -5,6 +5,8 @@
 
 mod etcd;
 pub mod fields;
+#[cfg(test)]
+mod layers;
 mod mesh;
 mod namespace;
 mod pod;

@@ -1,24 +1,25 @@
 //! The writer's side of the directory: everything that is held, and what is wanted.
 
+mod publish;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use prost::Message;
 use tokio::sync::{mpsc, oneshot, watch};
-use weft_core::endpoint::{Address, EndpointConfig, resolved};
+use weft_core::compile;
+use weft_core::endpoint::EndpointConfig;
 use weft_core::locality::Place;
 use weft_core::policy::{Inbound, Service};
-use weft_core::{compile, policy};
 use weft_proto::envoy::{DeltaDiscoveryResponse, Resource};
 use weft_proto::{ENDPOINTS_TYPE, INBOUND_TYPE, SERVICE_TYPE, v1};
 
-use super::{Command, Directory, Entry, Name, ServiceView, Snapshot};
-use crate::upstream::cluster::ClusterView;
-use crate::upstream::resolution::{Addresses, Resolution};
+use super::{Command, Directory, ServiceView};
+use crate::upstream::resolution::Resolution;
 
 /// A name that nobody used for this long is dropped.
 const UNUSED_FOR: Duration = Duration::from_secs(3600);
@@ -407,100 +408,6 @@ impl Writer {
         }
         vec![Interest { kind: ENDPOINTS_TYPE, subscribe, unsubscribe }]
     }
-
-    /// The addresses of the endpoints that are names, as far as they are known; those that are new are asked for.
-    fn addresses(&mut self) -> Addresses {
-        let Some(resolution) = &mut self.resolution else { return Addresses::default() };
-        let names =
-            self.endpoints.values().flat_map(|held| &held.compiled).filter_map(|endpoint| match &endpoint.address {
-                Address::EachOf(name) => Some(name.clone()),
-                _ => None,
-            });
-        resolution.want(names.collect());
-        resolution.known()
-    }
-
-    /// Makes a new snapshot of all that is held, sharing what did not change, and wakes those whose answer is complete.
-    fn publish(&mut self) {
-        let old = self.directory.snapshot.load_full();
-        let now = self.directory.start.elapsed().as_secs();
-        let addresses = self.addresses();
-        let mut clusters: HashMap<Arc<str>, Arc<ClusterView>> = HashMap::new();
-        let mut views = HashMap::new();
-        for (host, held) in &self.services {
-            let complete = held.compiled.clusters.iter().all(|c| {
-                !c.has_endpoints() || self.endpoints.contains_key(&*c.host) || self.no_endpoints.contains(&*c.host)
-            });
-            if !complete {
-                // An older view serves on until the new one is whole.
-                if let Some(view) = self.views.get(host) {
-                    clusters.extend(view.clusters.iter().map(|c| (c.config.name.clone(), c.clone())));
-                    views.insert(host.clone(), view.clone());
-                }
-                continue;
-            }
-            let view = held.compiled.clusters.iter().map(|config| {
-                if let Some(made) = clusters.get(&config.name) {
-                    return made.clone();
-                }
-                let endpoints = self.endpoints.get(&*config.host).map(|h| h.compiled.as_slice()).unwrap_or_default();
-                let endpoints = &*resolved(endpoints, &addresses);
-                let previous = old.clusters.get(&config.name);
-                let made = match previous {
-                    Some(p) if *p.config == **config && same_endpoints(p, config, endpoints) => p.clone(),
-                    _ => Arc::new(ClusterView::new(
-                        config.clone(),
-                        endpoints,
-                        &self.directory.place,
-                        previous.map(AsRef::as_ref),
-                    )),
-                };
-                clusters.insert(config.name.clone(), made.clone());
-                made
-            });
-            let view: Vec<Arc<ClusterView>> = view.collect();
-            let unchanged = self.views.get(host).filter(|v| {
-                Arc::ptr_eq(&v.service, &held.compiled)
-                    && v.clusters.len() == view.len()
-                    && v.clusters.iter().zip(&view).all(|(a, b)| Arc::ptr_eq(a, b))
-            });
-            let view = unchanged
-                .cloned()
-                .unwrap_or_else(|| Arc::new(ServiceView { service: held.compiled.clone(), clusters: view }));
-            views.insert(host.clone(), view);
-        }
-        let mut names = HashMap::with_capacity(self.wanted.len());
-        let mut answered = Vec::new();
-        for (name, wanted) in &mut self.wanted {
-            let meaning = match &wanted.host {
-                None => continue,
-                Some(None) => Name::Absent,
-                Some(Some(host)) => match views.get(host) {
-                    Some(view) => Name::Service(view.clone()),
-                    None => continue,
-                },
-            };
-            answered.append(&mut wanted.waiters);
-            let used = old.names.get(name).map_or(now, |e| e.used.load(Ordering::Relaxed));
-            names.insert(name.clone(), Arc::new(Entry { name: meaning, used: AtomicU64::new(used) }));
-        }
-        self.views = views;
-        let inbound = self.inbound.as_ref().map(|held| held.compiled.clone());
-        let ready = inbound.is_some();
-        let told = inbound.clone();
-        self.directory.snapshot.store(Arc::new(Snapshot { names, clusters, inbound }));
-        // Only now: those who wait look into the snapshot at once.
-        drop(answered);
-        self.directory.inbound.send_if_modified(|was| {
-            let same = match (&*was, &told) {
-                (Some(was), Some(told)) => Arc::ptr_eq(was, told),
-                (was, told) => was.is_none() && told.is_none(),
-            };
-            *was = told;
-            !same
-        });
-        self.directory.ready.send_if_modified(|was| std::mem::replace(was, ready) != ready);
-    }
 }
 
 fn compile_resource<M: Message + Default, T>(
@@ -511,12 +418,6 @@ fn compile_resource<M: Message + Default, T>(
     let message = M::decode(any.value.as_ref()).map_err(|e| format!("{}: {e}", resource.name))?;
     let compiled = compile(&message).map_err(|e| format!("{}: {e}", resource.name))?;
     Ok(Held { version: resource.version.clone(), bytes: any.value.clone(), compiled })
-}
-
-/// Whether a cluster's endpoints would come out as they are.
-fn same_endpoints(view: &ClusterView, config: &policy::Cluster, endpoints: &[Arc<EndpointConfig>]) -> bool {
-    let new = weft_core::endpoint::for_cluster(config, endpoints, &view.endpoints);
-    new.len() == view.endpoints.len() && new.iter().zip(&view.endpoints).all(|(a, b)| Arc::ptr_eq(a, b))
 }
 
 #[cfg(test)]
