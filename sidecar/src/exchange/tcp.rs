@@ -23,7 +23,7 @@ use crate::proxy::activity::Activity;
 use crate::proxy::{Proxy, labels};
 use crate::telemetry::metrics::Pair;
 use crate::upstream::cluster::ClusterView;
-use crate::upstream::dial::{Dialer, FAILOVER_PATIENCE, connect_through};
+use crate::upstream::dial::{DialError, Dialer, FAILOVER_PATIENCE, connect_through};
 use crate::upstream::pool::TcpSlot;
 use crate::upstream::tunnel::{self, Far};
 
@@ -97,8 +97,8 @@ pub enum To<'a> {
     Through,
 }
 
-/// Picks an endpoint of `cluster` and connects to it. `reported_as`: labels, where they are not those of
-/// a call of our own.
+/// Picks an endpoint of `cluster` and connects to it. `reported_as`: labels, where they are not those of a call of the
+/// application.
 ///
 /// # Errors
 /// The flag that says why not; it was counted and logged.
@@ -110,74 +110,106 @@ pub async fn open(
     mark: u32,
     reported_as: Option<&Arc<Pair>>,
 ) -> Result<Flow, ResponseFlag> {
-    let fixed = match to {
-        To::Fixed(endpoint) => Some(endpoint),
-        To::Any | To::Through => None,
-    };
-    let pair = |endpoint: Option<&Arc<Endpoint>>| match reported_as {
-        Some(pair) => pair.clone(),
-        None => labels::to_cluster(proxy, cluster, endpoint),
-    };
-    let refuse = |flag: ResponseFlag, why: &dyn std::fmt::Display| {
-        tracing::warn!(cluster = %cluster.config.name, source = %ends.source, flag = flag.as_str(), "TCP connection refused: {why}");
-        let pair = pair(fixed);
-        proxy.metrics.tcp_opened(&pair);
-        proxy.metrics.tcp_closed(&pair, Some(flag), 0, 0);
-        flag
-    };
-    if cluster.config.undefined {
-        return Err(refuse(ResponseFlag::NoCluster, &"the host or subset is not defined"));
+    let opening = Opening { proxy, cluster, to, ends, mark, reported_as };
+    opening.run().await.map_err(|(flag, why)| opening.refuse(flag, &why))
+}
+
+/// A connection on its way to an endpoint.
+struct Opening<'a> {
+    proxy: &'a Proxy,
+    cluster: &'a Arc<ClusterView>,
+    to: To<'a>,
+    ends: &'a Ends,
+    mark: u32,
+    reported_as: Option<&'a Arc<Pair>>,
+}
+
+/// Attempts to connect, as Istio's default for TCP: each to another endpoint where there is one.
+const ATTEMPTS: u32 = 3;
+
+impl Opening<'_> {
+    fn fixed(&self) -> Option<&Arc<Endpoint>> {
+        match self.to {
+            To::Fixed(endpoint) => Some(endpoint),
+            To::Any | To::Through => None,
+        }
     }
-    let slot = match cluster.shared.pool.checkout_tcp() {
-        Ok(slot) => slot,
-        Err(overflow) => return Err(refuse(ResponseFlag::UpstreamOverflow, &overflow)),
-    };
-    let hash = connection_hash(cluster.config.load_balancer.hash_policies(), ends.source);
-    let mut random = || rand::rng().next_u64();
-    let mut tried = Vec::new();
-    // As Istio's default for TCP: three attempts to connect, each to another endpoint where there is one.
-    for attempt in 0.. {
-        let picked = match to {
-            To::Fixed(endpoint) => Some(endpoint.clone()),
-            To::Any => cluster.balancer().pick_again(OTHERS, hash, &mut random, &tried).cloned(),
-            To::Through => {
-                let picked = cluster.balancer().pick_here(hash, &mut random, attempt).cloned();
-                picked.filter(|endpoint| !endpoint.identities().is_empty())
-            }
-        };
-        let Some(endpoint) = picked else {
-            return Err(refuse(ResponseFlag::NoHealthyUpstream, &"no healthy endpoint"));
-        };
-        let in_flight = endpoint.state.enter();
-        let connected = match to {
-            To::Through => connect_through(&cluster.config, &endpoint, mark)
-                .await
-                .map(|upstream| Far::Connection(Rewind::new(Bytes::new(), upstream))),
-            To::Any | To::Fixed(_) => {
-                let more = attempt < 2 && fixed.is_none() && cluster.has_others();
-                let patience = more.then_some(FAILOVER_PATIENCE);
-                let dialer = cluster.dialer(&endpoint, &proxy.identity, mark);
-                let dialer = Dialer { ends: Some(ends), patience, ..dialer };
-                tunnel::open(&dialer).await
-            }
-        };
-        match connected {
-            Ok(upstream) => {
-                let pair = pair(Some(&endpoint));
-                proxy.metrics.tcp_opened(&pair);
-                let cluster = cluster.clone();
-                return Ok(Flow { upstream, pair, cluster, endpoint, _slot: slot, _in_flight: in_flight });
-            }
-            Err(e) => {
-                cluster.record(&endpoint, &e.outcome);
-                if attempt >= 2 || fixed.is_some() {
-                    return Err(refuse(ResponseFlag::UpstreamConnectionFailure, &e.detail));
+
+    fn pair(&self, endpoint: Option<&Arc<Endpoint>>) -> Arc<Pair> {
+        match self.reported_as {
+            Some(pair) => pair.clone(),
+            None => labels::to_cluster(self.proxy, self.cluster, endpoint),
+        }
+    }
+
+    /// Logs and counts a connection that has no endpoint.
+    fn refuse(&self, flag: ResponseFlag, why: &str) -> ResponseFlag {
+        let (cluster, source) = (&self.cluster.config.name, self.ends.source);
+        tracing::warn!(%cluster, %source, flag = flag.as_str(), "TCP connection refused: {why}");
+        let pair = self.pair(self.fixed());
+        self.proxy.metrics.tcp_opened(&pair);
+        self.proxy.metrics.tcp_closed(&pair, Some(flag), 0, 0);
+        flag
+    }
+
+    async fn run(&self) -> Result<Flow, (ResponseFlag, String)> {
+        let cluster = self.cluster;
+        if cluster.config.undefined {
+            return Err((ResponseFlag::NoCluster, "the host or subset is not defined".to_owned()));
+        }
+        let slot = cluster.shared.pool.checkout_tcp().map_err(|e| (ResponseFlag::UpstreamOverflow, e.to_string()))?;
+        let hash = connection_hash(cluster.config.load_balancer.hash_policies(), self.ends.source);
+        let mut tried = Vec::new();
+        let mut detail = String::new();
+        for attempt in 0..ATTEMPTS {
+            let Some(endpoint) = self.pick(hash, &tried, attempt) else {
+                return Err((ResponseFlag::NoHealthyUpstream, "no healthy endpoint".to_owned()));
+            };
+            let in_flight = endpoint.state.enter();
+            match self.connect(&endpoint, attempt).await {
+                Ok(upstream) => {
+                    let pair = self.pair(Some(&endpoint));
+                    self.proxy.metrics.tcp_opened(&pair);
+                    let cluster = cluster.clone();
+                    return Ok(Flow { upstream, pair, cluster, endpoint, _slot: slot, _in_flight: in_flight });
                 }
-                tried.push(endpoint);
+                Err(e) => {
+                    cluster.record(&endpoint, &e.outcome);
+                    detail = e.detail;
+                    if self.fixed().is_some() {
+                        break;
+                    }
+                    tried.push(endpoint);
+                }
+            }
+        }
+        Err((ResponseFlag::UpstreamConnectionFailure, detail))
+    }
+
+    fn pick(&self, hash: Option<u64>, tried: &[Arc<Endpoint>], attempt: u32) -> Option<Arc<Endpoint>> {
+        let mut random = || rand::rng().next_u64();
+        let balancer = self.cluster.balancer();
+        match self.to {
+            To::Fixed(endpoint) => Some(endpoint.clone()),
+            To::Any => balancer.pick_again(OTHERS, hash, &mut random, tried).cloned(),
+            To::Through => {
+                let picked = balancer.pick_here(hash, &mut random, attempt).cloned();
+                picked.filter(|endpoint| !endpoint.identities().is_empty())
             }
         }
     }
-    Err(ResponseFlag::UpstreamConnectionFailure)
+
+    async fn connect(&self, endpoint: &Arc<Endpoint>, attempt: u32) -> Result<Far, DialError> {
+        let cluster = self.cluster;
+        if let To::Through = self.to {
+            let upstream = connect_through(&cluster.config, endpoint, self.mark).await?;
+            return Ok(Far::Connection(Rewind::new(Bytes::new(), upstream)));
+        }
+        let more = attempt + 1 < ATTEMPTS && self.fixed().is_none() && cluster.has_others();
+        let patience = more.then_some(FAILOVER_PATIENCE);
+        let dialer = cluster.dialer(endpoint, &self.proxy.identity, self.mark);
+        tunnel::open(&Dialer { ends: Some(self.ends), patience, ..dialer }).await
+    }
 }
 
 /// Moves bytes between a client and an open flow until both have ended, or `forbidden` does: it may go on no longer.

@@ -82,6 +82,36 @@ struct Source {
 }
 
 impl Source {
+    /// Takes a frame that was read into what later attempts begin with. Returns the next chunk of the attempt that read it.
+    fn keep(&mut self, frame: &Frame<Bytes>, state: &BodyState) -> usize {
+        let length = frame.data_ref().map_or(0, |data| data.len() as u64);
+        state.received.fetch_add(length, Ordering::Relaxed);
+        if !self.copies.is_empty() {
+            self.copies.frame(frame);
+        }
+        let next = match frame.data_ref() {
+            Some(data) if !self.lost && self.kept + data.len() <= REPLAY_LIMIT => {
+                self.kept += data.len();
+                self.chunks.push(data.clone());
+                self.chunks.len()
+            }
+            Some(_) => {
+                self.lost = true;
+                self.chunks = Vec::new();
+                0
+            }
+            None => {
+                self.trailers = frame.trailers_ref().cloned();
+                self.end(state);
+                self.chunks.len() + 1
+            }
+        };
+        if self.incoming.is_end_stream() {
+            self.end(state);
+        }
+        next
+    }
+
     fn end(&mut self, state: &BodyState) {
         self.ended = true;
         self.copies.end();
@@ -183,31 +213,7 @@ impl Body for RequestBody {
             }
             Some(Err(e)) => Poll::Ready(Some(Err(BodyError::Client(e)))),
             Some(Ok(frame)) => {
-                let length = frame.data_ref().map_or(0, |data| data.len() as u64);
-                replay.state.received.fetch_add(length, Ordering::Relaxed);
-                if !source.copies.is_empty() {
-                    source.copies.frame(&frame);
-                }
-                match frame.data_ref() {
-                    Some(data) if !source.lost && source.kept + data.len() <= REPLAY_LIMIT => {
-                        source.kept += data.len();
-                        source.chunks.push(data.clone());
-                        *next = source.chunks.len();
-                    }
-                    Some(_) => {
-                        source.lost = true;
-                        source.chunks = Vec::new();
-                        *next = 0;
-                    }
-                    None => {
-                        source.trailers = frame.trailers_ref().cloned();
-                        source.end(&replay.state);
-                        *next = source.chunks.len() + 1;
-                    }
-                }
-                if source.incoming.is_end_stream() {
-                    source.end(&replay.state);
-                }
+                *next = source.keep(&frame, &replay.state);
                 Poll::Ready(Some(Ok(frame)))
             }
         }

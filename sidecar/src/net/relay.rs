@@ -125,16 +125,7 @@ impl Direction {
                 ready!(self.drain(cx, to.as_ref(), moved)).map_err(|e| (false, e))?;
                 continue;
             }
-            while self.written < self.filled {
-                let under_way = &self.buffer[self.written..self.filled];
-                let n = ready!(to.as_mut().poll_write(cx, under_way)).map_err(|e| (false, e))?;
-                if n == 0 {
-                    return Poll::Ready(Err((false, io::ErrorKind::WriteZero.into())));
-                }
-                self.written += n;
-                self.flush = true;
-                moved.fetch_add(n as u64, Ordering::Relaxed);
-            }
+            ready!(self.write(cx, to.as_mut(), moved))?;
             if self.ended {
                 ready!(to.as_mut().poll_shutdown(cx)).map_err(|e| (false, e))?;
                 self.closed = true;
@@ -168,6 +159,26 @@ impl Direction {
                 }
             }
         }
+    }
+
+    /// Writes what the buffer holds.
+    fn write<W: AsyncWrite>(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut to: Pin<&mut W>,
+        moved: &AtomicU64,
+    ) -> Poll<Result<(), Failed>> {
+        while self.written < self.filled {
+            let under_way = &self.buffer[self.written..self.filled];
+            let n = ready!(to.as_mut().poll_write(cx, under_way)).map_err(|e| (false, e))?;
+            if n == 0 {
+                return Poll::Ready(Err((false, io::ErrorKind::WriteZero.into())));
+            }
+            self.written += n;
+            self.flush = true;
+            moved.fetch_add(n as u64, Ordering::Relaxed);
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn read<R: AsyncRead>(&mut self, cx: &mut Context<'_>, from: Pin<&mut R>) -> Poll<io::Result<usize>> {

@@ -29,17 +29,17 @@ use crate::upstream::pool::Lease;
 
 /// One request on its way through its attempts.
 pub(super) struct Attempts<'a> {
-    pub(super) down: &'a Arc<Downstream>,
-    pub(super) plan: &'a Plan,
-    pub(super) outgoing: &'a Outgoing,
-    pub(super) retry: &'a RetryPolicy,
+    down: &'a Arc<Downstream>,
+    plan: &'a Plan,
+    outgoing: &'a Outgoing,
+    retry: &'a RetryPolicy,
     /// Whether HTTP/2 is spoken.
-    pub(super) multiplex: bool,
-    pub(super) grpc: bool,
+    multiplex: bool,
+    grpc: bool,
     /// Where a retry goes.
-    pub(super) again: Again,
+    again: Again,
     /// The number of attempts so far.
-    pub(super) made: u32,
+    made: u32,
     /// The endpoint of the last attempt.
     pub(super) last: Option<Arc<Endpoint>>,
 }
@@ -66,7 +66,20 @@ impl From<Reason> for Failure {
     }
 }
 
-impl Attempts<'_> {
+impl<'a> Attempts<'a> {
+    /// None made yet.
+    pub(super) fn new(
+        down: &'a Arc<Downstream>,
+        plan: &'a Plan,
+        outgoing: &'a Outgoing,
+        retry: &'a RetryPolicy,
+        multiplex: bool,
+        grpc: bool,
+        again: Again,
+    ) -> Attempts<'a> {
+        Attempts { down, plan, outgoing, retry, multiplex, grpc, again, made: 0, last: None }
+    }
+
     /// Notes in the request's record how many attempts were made, and the endpoint of the last.
     pub(super) fn report(&self, exchange: &mut Exchange) {
         exchange.attempts = self.made;

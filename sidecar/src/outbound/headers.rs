@@ -8,8 +8,8 @@ use weft_core::headers::Context;
 use weft_core::http1::{self, path_and_query};
 use weft_core::protocol::{self, is_http2_only, upstream_is_http2};
 
-use super::Downstream;
 use super::plan::Plan;
+use super::request::Call;
 use crate::http::{FORWARDED_PROTO, Form, HTTP1_CLIENT, address_request, authority, remove_hop_headers};
 use crate::proxy::surroundings;
 
@@ -49,17 +49,16 @@ impl Original {
     /// What header operations read of a request before it is prepared, and after.
     pub(super) fn context<'a>(
         &'a self,
-        down: &'a Downstream,
-        start: &'a std::time::Instant,
+        call: &'a Call<'_>,
         plan: &'a Plan,
         prepared: Option<&'a Prepared>,
     ) -> Context<'a> {
         Context {
             surroundings: surroundings(),
-            ends: &down.ends,
-            tls: down.gateway.as_ref().and_then(|entrance| entrance.tls.as_ref()),
+            ends: &call.down.ends,
+            tls: call.down.gateway.as_ref().and_then(|entrance| entrance.tls.as_ref()),
             version: self.version,
-            start,
+            start: &call.start,
             method: self.method.as_str(),
             authority: prepared.map_or(&self.authority, |prepared| &prepared.authority),
             path_and_query: prepared.and_then(|prepared| prepared.path.as_deref()).unwrap_or(&self.path),
@@ -72,16 +71,15 @@ impl Original {
     pub(super) fn prepare(
         &self,
         parts: &mut Parts,
+        call: &Call<'_>,
         plan: &Plan,
         upgrade: bool,
         grpc: bool,
-        context: &Context<'_>,
-        by_gateway: bool,
     ) -> Prepared {
         let config = &plan.cluster.config;
         let request = protocol::Request { method: &self.method, version: self.version, grpc };
-        let multiplex = !upgrade && upstream_is_http2(config, request, by_gateway);
-        self.edit(parts, plan, upgrade, context);
+        let multiplex = !upgrade && upstream_is_http2(config, request, call.down.gateway.is_some());
+        self.edit(parts, plan, upgrade, &self.context(call, plan, None));
         // Response headers are made of the request's as they were sent, as in Envoy.
         let reads_request = plan.header_operations().iter().any(|ops| ops.response.reads_request_headers());
         let headers = reads_request.then(|| parts.headers.clone());

@@ -16,7 +16,7 @@ use weft_core::http1;
 use weft_core::names;
 use weft_core::reply::Reason;
 use weft_core::request::RequestView;
-use weft_core::route::{Action, Destination, DirectResponse, Forward, Route};
+use weft_core::route::{Action, Destination, DirectResponse, Forward, Redirect, Route};
 use weft_core::target::{self, is_virtual};
 
 use super::{Downstream, Entrance};
@@ -212,51 +212,17 @@ fn by_route(
     let Some(route) = service.service.port(port).and_then(|port| port.routes.find(view)).cloned() else {
         return Decision::Refuse(Some(service), Reason::NoRoute);
     };
-    let mut grant = None;
-    if let Some(cors) = &route.cors {
-        match cors.asked(view) {
-            Asked::Nothing => {}
-            Asked::Actual(origin) => grant = Some(Box::new(Grant { cors: cors.clone(), origin })),
-            Asked::Preflight(origin) => {
-                let mut response = Response::new(ResponseBody::empty());
-                cors.preflight(origin, response.headers_mut());
-                return Decision::Answer(service, route, Box::new(response), None);
-            }
-            Asked::Unmatched => {
-                return Decision::Answer(service, route, Box::new(Response::new(ResponseBody::empty())), None);
-            }
-        }
-    }
+    let grant = match cross_origin(&route, view) {
+        Ok(grant) => grant,
+        Err(response) => return Decision::Answer(service, route, response, None),
+    };
     match &*route.action {
-        Action::Forward(forward) => {
-            let at = drawn(forward);
-            let cluster = service.clusters[forward.destinations[at].cluster].clone();
-            let hash = request_hash(&forward.hash, view);
-            let rewritten =
-                route.rewritten_path(forward, view).map(|path| http1::Target::parse(path.into()).map(Box::new));
-            let rewritten = match rewritten.transpose() {
-                Ok(rewritten) => rewritten,
-                Err(_) => {
-                    return Decision::Refuse(Some(service), Reason::BadRequest { detail: NO_REWRITTEN_PATH });
-                }
-            };
-            let fixed = match fixed(down, view, &service, &cluster, &forward.destinations[at]) {
-                Ok(fixed) => fixed,
-                Err(reason) => return Decision::Refuse(Some(service), reason),
-            };
-            let mirrors = mirrors(forward, &service, view);
-            let (route, keeps_form) = (Some((route, at)), !by_name);
-            Decision::Send(Plan { cluster, fixed, hash, route, rewritten, keeps_form, grant, mirrors })
-        }
+        Action::Forward(forward) => match forwarded(down, view, &service, &route, forward) {
+            Ok(plan) => Decision::Send(Plan { keeps_form: !by_name, grant, ..plan }),
+            Err(reason) => Decision::Refuse(Some(service), reason),
+        },
         Action::Redirect(redirect) => {
-            let entered = down.gateway.as_ref().map(|_| down.ends.destination);
-            let port = entered.or(down.original).map_or(80, |o| o.port());
-            let mut response = Response::new(ResponseBody::empty());
-            *response.status_mut() = redirect.status;
-            let scheme = down.gateway.as_ref().map_or("http", |entrance| entrance.scheme);
-            if let Ok(location) = HeaderValue::from_str(&redirect.location(&route.matcher, view, scheme, port)) {
-                response.headers_mut().insert(LOCATION, location);
-            }
+            let response = redirected(down, view, &route, redirect);
             Decision::Answer(service, route, Box::new(response), grant)
         }
         Action::DirectResponse(direct) => {
@@ -264,6 +230,57 @@ fn by_route(
             Decision::Answer(service, route, Box::new(response), grant)
         }
     }
+}
+
+/// What the route's CORS policy grants to the request's origin.
+///
+/// # Errors
+/// The response to a preflight request.
+fn cross_origin(route: &Route, view: &RequestView<'_>) -> Result<Option<Box<Grant>>, Box<Response<ResponseBody>>> {
+    let Some(cors) = &route.cors else { return Ok(None) };
+    let mut response = Response::new(ResponseBody::empty());
+    match cors.asked(view) {
+        Asked::Nothing => return Ok(None),
+        Asked::Actual(origin) => return Ok(Some(Box::new(Grant { cors: cors.clone(), origin }))),
+        Asked::Preflight(origin) => cors.preflight(origin, response.headers_mut()),
+        Asked::Unmatched => {}
+    }
+    Err(Box::new(response))
+}
+
+/// The plan of a request whose route forwards it.
+///
+/// # Errors
+/// Says why it cannot be forwarded.
+fn forwarded(
+    down: &Downstream,
+    view: &RequestView<'_>,
+    service: &ServiceView,
+    route: &Arc<Route>,
+    forward: &Forward,
+) -> Result<Plan, Reason> {
+    let at = drawn(forward);
+    let cluster = service.clusters[forward.destinations[at].cluster].clone();
+    let hash = request_hash(&forward.hash, view);
+    let rewritten = route.rewritten_path(forward, view).map(|path| http1::Target::parse(path.into()).map(Box::new));
+    let rewritten = rewritten.transpose().map_err(|_| Reason::BadRequest { detail: NO_REWRITTEN_PATH })?;
+    let fixed = fixed(down, view, service, &cluster, &forward.destinations[at])?;
+    let mirrors = mirrors(forward, service, view);
+    let route = Some((route.clone(), at));
+    Ok(Plan { cluster, fixed, hash, route, rewritten, keeps_form: false, grant: None, mirrors })
+}
+
+/// The response of a route that redirects.
+fn redirected(down: &Downstream, view: &RequestView<'_>, route: &Route, redirect: &Redirect) -> Response<ResponseBody> {
+    let entered = down.gateway.as_ref().map(|_| down.ends.destination);
+    let port = entered.or(down.original).map_or(80, |o| o.port());
+    let mut response = Response::new(ResponseBody::empty());
+    *response.status_mut() = redirect.status;
+    let scheme = down.gateway.as_ref().map_or("http", |entrance| entrance.scheme);
+    if let Ok(location) = HeaderValue::from_str(&redirect.location(&route.matcher, view, scheme, port)) {
+        response.headers_mut().insert(LOCATION, location);
+    }
+    response
 }
 
 /// The endpoint of a cluster that the request itself chose, by the address that it was dialed to or by its authority.

@@ -94,9 +94,9 @@ fn granted(grant: Option<Box<Grant>>, mut response: Response<ResponseBody>) -> R
 }
 
 /// One request on its way through the phases.
-struct Call<'a> {
-    down: &'a Arc<Downstream>,
-    start: Instant,
+pub(super) struct Call<'a> {
+    pub(super) down: &'a Arc<Downstream>,
+    pub(super) start: Instant,
 }
 
 /// What the phases of sending have in common.
@@ -177,25 +177,14 @@ impl Call<'_> {
         let timeout = asked.timeout.unwrap_or(routes_timeout);
 
         let original = Original::of(parts);
-        let context = original.context(self.down, &self.start, plan, None);
-        let by_gateway = self.down.gateway.is_some();
-        let prepared = original.prepare(parts, plan, upgrade.is_some(), grpc, &context, by_gateway);
+        let prepared = original.prepare(parts, self, plan, upgrade.is_some(), grpc);
         let outgoing = Outgoing::new(incoming, parts, &mut exchange);
         if !plan.mirrors.is_empty() && upgrade.is_none() && original.method != Method::CONNECT {
             let (down, version, host) = (self.down, exchange.version, &prepared.authority);
             Mirrored { down, parts, version, outgoing: &outgoing, host, timeout }.send(&plan.mirrors, grpc);
         }
-        let mut attempts = Attempts {
-            down: self.down,
-            plan,
-            outgoing: &outgoing,
-            retry,
-            multiplex: prepared.multiplex,
-            grpc,
-            again: forward.map_or_else(Again::default, |(f, _)| f.again),
-            made: 0,
-            last: None,
-        };
+        let again = forward.map_or_else(Again::default, |(f, _)| f.again);
+        let mut attempts = Attempts::new(self.down, plan, &outgoing, retry, prepared.multiplex, grpc, again);
         let (result, deadline) = {
             let running = pin!(attempts.run(parts));
             match timeout {
@@ -297,7 +286,7 @@ impl Sending<'_> {
     fn edit(&self, exchange: &Exchange, status: StatusCode, headers: &mut HeaderMap) {
         let operations = self.plan.header_operations();
         if !operations.is_empty() {
-            let context = self.original.context(self.call.down, &self.call.start, self.plan, Some(self.prepared));
+            let context = self.original.context(self.call, self.plan, Some(self.prepared));
             let answer = Answer {
                 status,
                 details: Answer::UPSTREAM,

@@ -13,7 +13,7 @@ use http::{Method, Response, StatusCode};
 use http_body::Body;
 use tokio::task::AbortHandle;
 use tokio::time::Sleep;
-use weft_core::http1::{Framing, HeadError, Limits, parse_response, write_request};
+use weft_core::http1::{Framing, HeadError, Limits, ResponseHead, parse_response, write_request};
 
 use super::conn::{Conn, ReadError, lock};
 use super::outgoing::{Outgoing, SendError};
@@ -110,77 +110,51 @@ impl Client {
         interim: Option<&dyn Interim>,
     ) -> Result<Response<Incoming>, ExchangeError> {
         let framing = framing(head, &body);
-        let mut held = waits_for_continue(head, &body);
+        let held = waits_for_continue(head, &body);
         let before = {
             let mut conn = lock(&self.conn);
             write_request(conn.out.buffer(), head, origin, framing);
             conn.begin(Framing::None);
             conn.out.written
         };
-        let mut sending = Some(Outgoing::new(body, framing));
-        let (mut failed, mut passed_on) = (None, 0);
-        let (conn, limits) = (&self.conn, self.limits);
-        let answer = std::future::poll_fn(|cx| {
-            loop {
-                if held.as_mut().is_some_and(|held| held.as_mut().poll(cx).is_ready()) {
-                    held = None;
-                }
-                let sent = match &mut sending {
-                    Some(_) if held.is_some() => lock(conn).poll_flush(cx).map_err(SendError::Io),
-                    Some(outgoing) => outgoing.poll_send(cx, conn),
-                    None => Poll::Pending,
-                };
-                match sent {
-                    Poll::Ready(Err(SendError::Body(e))) => return Poll::Ready(Err(Failure::Body(e))),
-                    Poll::Ready(Err(SendError::Io(e))) => {
-                        // It may have answered before it closed.
-                        sending = None;
-                        failed = Some(e);
-                    }
-                    Poll::Ready(Ok(())) if held.is_none() => sending = None,
-                    _ => {}
-                }
-                let answer = match ready!(lock(conn).poll_head(cx, |input| parse_response(input, &head.method, limits)))
-                {
-                    Ok(Some(answer)) => answer,
-                    Ok(None) => return Poll::Ready(Err(failed.take().map_or(ReadError::Ended.into(), Failure::Write))),
-                    Err(e) => return Poll::Ready(Err(e.into())),
-                };
-                match answer.parts.status {
-                    StatusCode::SWITCHING_PROTOCOLS if !head.headers.contains_key(UPGRADE) => {
-                        let e = HeadError::Invalid("101 Switching Protocols to a request without an upgrade");
-                        return Poll::Ready(Err(ReadError::Head(e).into()));
-                    }
-                    StatusCode::CONTINUE => held = None,
-                    status if is_passed_on(status) => {
-                        if let Some(interim) = interim.filter(|_| passed_on < MAX_INTERIM) {
-                            passed_on += 1;
-                            pass_on(interim, answer.parts, &answer.origin);
-                        }
-                    }
-                    _ => return Poll::Ready(Ok(answer)),
-                }
+        let sending = Some(Outgoing::new(body, framing));
+        let conn = self.conn.clone();
+        let mut sent =
+            Sending { conn: &conn, head, limits: self.limits, held, sending, failed: None, interim, passed_on: 0 };
+        match std::future::poll_fn(|cx| sent.poll(cx)).await {
+            Ok(answer) => {
+                let unwanted = sent.held.is_some();
+                let (rest, failed) = (sent.sending.take(), sent.failed.is_some());
+                Ok(self.answered(head, answer, rest, unwanted, failed))
             }
-        });
-        let answer = match answer.await {
-            Ok(answer) => answer,
-            Err(reason) => return Err(ExchangeError { reason, unsent: lock(conn).out.written == before }),
-        };
+            Err(reason) => Err(ExchangeError { reason, unsent: lock(&conn).out.written == before }),
+        }
+    }
+
+    /// The response to a request. `rest`: what of the request is not sent yet; `unwanted`: the endpoint has responded before
+    /// it asked for the body; `failed`: the request could not be sent to its end.
+    fn answered(
+        &mut self,
+        head: &Parts,
+        answer: ResponseHead,
+        rest: Option<Outgoing<RequestBody>>,
+        unwanted: bool,
+        failed: bool,
+    ) -> Response<Incoming> {
         let switching = answer.parts.status == StatusCode::SWITCHING_PROTOCOLS
             || (head.method == Method::CONNECT && answer.parts.status.is_success());
         let (message, handed_over) = {
-            let mut conn = lock(conn);
+            let mut conn = lock(&self.conn);
             let stream = if switching { conn.io.take() } else { None };
             (conn.begin(answer.framing), stream.map(|io| Rewind::new(std::mem::take(&mut conn.pending), io)))
         };
         // An endpoint that did not want the body does not get it, and cannot tell where the next request would begin.
-        let unwanted = held.is_some();
-        self.keep_alive = answer.keep_alive && failed.is_none() && !unwanted;
-        if let Some(mut outgoing) = sending.filter(|_| !unwanted) {
-            // The answer came first. Whoever reads it may not ask for more until the request has gone.
+        self.keep_alive = answer.keep_alive && !failed && !unwanted;
+        if let Some(mut outgoing) = rest.filter(|_| !unwanted) {
+            // The response came first. Its reader may not ask for more until the request has gone.
             let conn = self.conn.clone();
             let task = tokio::spawn(async move {
-                // A failure shows where the answer is read.
+                // A failure shows where the response is read.
                 let _ = std::future::poll_fn(|cx| outgoing.poll_send(cx, &conn)).await;
             });
             self.rest = Some(task.abort_handle());
@@ -190,7 +164,75 @@ impl Client {
             (None, Framing::None) => Incoming::empty(answer.origin),
             (None, _) => Incoming::http1(self.conn.clone(), message, answer.origin),
         };
-        Ok(Response::from_parts(answer.parts, incoming))
+        Response::from_parts(answer.parts, incoming)
+    }
+}
+
+/// A request that is being sent while its response is waited for.
+struct Sending<'a> {
+    conn: &'a Mutex<Conn<Transport>>,
+    head: &'a Parts,
+    limits: Limits,
+    /// The body waits for "100 Continue" until then.
+    held: Option<Pin<Box<Sleep>>>,
+    sending: Option<Outgoing<RequestBody>>,
+    failed: Option<io::Error>,
+    interim: Option<&'a dyn Interim>,
+    passed_on: usize,
+}
+
+impl Sending<'_> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<ResponseHead, Failure>> {
+        let (method, limits) = (&self.head.method, self.limits);
+        loop {
+            self.poll_send(cx)?;
+            let head = ready!(lock(self.conn).poll_head(cx, |input| parse_response(input, method, limits)));
+            let answer = match head {
+                Ok(Some(answer)) => answer,
+                Ok(None) => {
+                    let failed = self.failed.take();
+                    return Poll::Ready(Err(failed.map_or(ReadError::Ended.into(), Failure::Write)));
+                }
+                Err(e) => return Poll::Ready(Err(e.into())),
+            };
+            match answer.parts.status {
+                StatusCode::SWITCHING_PROTOCOLS if !self.head.headers.contains_key(UPGRADE) => {
+                    let e = HeadError::Invalid("101 Switching Protocols to a request without an upgrade");
+                    return Poll::Ready(Err(ReadError::Head(e).into()));
+                }
+                StatusCode::CONTINUE => self.held = None,
+                status if is_passed_on(status) => {
+                    if let Some(interim) = self.interim.filter(|_| self.passed_on < MAX_INTERIM) {
+                        self.passed_on += 1;
+                        pass_on(interim, answer.parts, &answer.origin);
+                    }
+                }
+                _ => return Poll::Ready(Ok(answer)),
+            }
+        }
+    }
+
+    /// Sends what can be sent.
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
+        if self.held.as_mut().is_some_and(|held| held.as_mut().poll(cx).is_ready()) {
+            self.held = None;
+        }
+        let sent = match &mut self.sending {
+            Some(_) if self.held.is_some() => lock(self.conn).poll_flush(cx).map_err(SendError::Io),
+            Some(outgoing) => outgoing.poll_send(cx, self.conn),
+            None => Poll::Pending,
+        };
+        match sent {
+            Poll::Ready(Err(SendError::Body(e))) => return Err(Failure::Body(e)),
+            Poll::Ready(Err(SendError::Io(e))) => {
+                // The endpoint may have responded before it closed.
+                self.sending = None;
+                self.failed = Some(e);
+            }
+            Poll::Ready(Ok(())) if self.held.is_none() => self.sending = None,
+            _ => {}
+        }
+        Ok(())
     }
 }
 

@@ -205,15 +205,7 @@ where
     let bodiless = switching.is_some()
         || parts.status.is_informational()
         || matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-    let framing = match body.size_hint().exact() {
-        _ if bodiless => Framing::None,
-        // The answer to a HEAD says what it would have been, where that is known.
-        Some(0) if is_head => Framing::None,
-        Some(length) => Framing::Length(length),
-        None if is_head => Framing::None,
-        None if version == Version::HTTP_10 => Framing::UntilClose,
-        None => Framing::Chunked,
-    };
+    let framing = framing(&body, bodiless, is_head, version);
     let says_close = parts.headers.get(CONNECTION).is_some_and(|c| c.as_bytes().eq_ignore_ascii_case(b"close"));
     // A connection whose end is not announced with the response ends under the client's next request.
     let readable = lock(conn).rest() != Rest::Unbounded;
@@ -248,14 +240,7 @@ where
         sent?;
 
         if let Some(upgrade) = switching {
-            let (pending, io) = {
-                let mut conn = lock(conn);
-                (std::mem::take(&mut conn.pending), conn.io.take())
-            };
-            if let Some(io) = io {
-                // The request's task may have ended meanwhile.
-                let _ = upgrade.send(Box::new(Rewind::new(pending, io)));
-            }
+            hand_over(conn, upgrade);
             return Ok(false);
         }
         if keep && (lock(conn).has_read_all() || read_rest(conn).await) {
@@ -263,6 +248,34 @@ where
         }
         end(conn).await;
         Ok(false)
+    }
+}
+
+/// How the end of a response's body is shown.
+fn framing(body: &ResponseBody, bodiless: bool, is_head: bool, version: Version) -> Framing {
+    match body.size_hint().exact() {
+        _ if bodiless => Framing::None,
+        // The response to a HEAD says what it would have been, where that is known.
+        Some(0) if is_head => Framing::None,
+        Some(length) => Framing::Length(length),
+        None if is_head => Framing::None,
+        None if version == Version::HTTP_10 => Framing::UntilClose,
+        None => Framing::Chunked,
+    }
+}
+
+/// Gives a connection that has left HTTP to the task that relays its bytes.
+fn hand_over<I>(conn: &Mutex<Conn<I>>, upgrade: oneshot::Sender<Upgraded>)
+where
+    I: AsyncRead + AsyncWrite + MaybeSocket + Unpin + Send + 'static,
+{
+    let (pending, io) = {
+        let mut conn = lock(conn);
+        (std::mem::take(&mut conn.pending), conn.io.take())
+    };
+    if let Some(io) = io {
+        // The request's task may have ended meanwhile.
+        let _ = upgrade.send(Box::new(Rewind::new(pending, io)));
     }
 }
 

@@ -5,8 +5,8 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use h2::Reason;
 use h2::client::SendRequest;
+use h2::{Reason, RecvStream};
 use http::header::{CONTENT_LENGTH, HeaderValue};
 use http::request::Parts;
 use http::{Request, Response, StatusCode};
@@ -117,20 +117,9 @@ impl Client {
         interim: Option<&dyn Interim>,
     ) -> Result<Response<Incoming>, ExchangeError> {
         let mut held = waits_for_continue(head, &body);
-        let (mut request, ()) = Request::new(()).into_parts();
-        request.method = head.method.clone();
-        request.uri = head.uri.clone();
-        request.version = head.version;
-        request.headers = head.headers.clone();
-        index_no_unique_values(&mut request.headers);
         let bodiless = body.is_end_stream();
-        if !bodiless
-            && let Some(length @ 1..) = body.size_hint().exact()
-            && !request.headers.contains_key(CONTENT_LENGTH)
-        {
-            request.headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
-        }
-        let (mut answer, stream) = match self.sender.send_request(Request::from_parts(request, ()), bodiless) {
+        let request = request(head, &body);
+        let (mut answer, stream) = match self.sender.send_request(request, bodiless) {
             Ok(begun) => begun,
             // What is wrong with the request is wrong with it on another connection too.
             Err(e) => return Err(ExchangeError { unsent: self.is_closed(), reason: e.into() }),
@@ -169,22 +158,44 @@ impl Client {
             Pin::new(&mut answer).poll(cx).map_err(Failure::Http2)
         });
         let response = answered.await.map_err(|reason| ExchangeError { reason, unsent: false })?;
-        let (mut parts, received) = response.into_parts();
-        if matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
-            // Some servers send one all the same, and a client that believes it resets the stream.
-            parts.headers.remove(CONTENT_LENGTH);
-        }
-        let mut incoming = Incoming::http2(received, &parts.headers);
         // An endpoint that did not want the body does not get it.
-        if let Some(mut outgoing) = sending.filter(|_| held.is_none()) {
-            // The answer came first. Whoever reads it may not ask for more until the request has gone.
-            let rest = tokio::spawn(async move {
-                if let Err(SendError::Body(_)) = poll_fn(|cx| outgoing.poll_send(cx)).await {
-                    outgoing.reset(Reason::CANCEL);
-                }
-            });
-            incoming = incoming.with_rest(rest.abort_handle());
-        }
-        Ok(Response::from_parts(parts, incoming))
+        Ok(incoming(response, sending.filter(|_| held.is_none())))
     }
+}
+
+/// The request as `h2` takes it.
+fn request(head: &Parts, body: &RequestBody) -> Request<()> {
+    let mut request = Request::new(());
+    request.method_mut().clone_from(&head.method);
+    request.uri_mut().clone_from(&head.uri);
+    *request.version_mut() = head.version;
+    request.headers_mut().clone_from(&head.headers);
+    index_no_unique_values(request.headers_mut());
+    if !body.is_end_stream()
+        && let Some(length @ 1..) = body.size_hint().exact()
+        && !head.headers.contains_key(CONTENT_LENGTH)
+    {
+        request.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
+    }
+    request
+}
+
+/// The response; `rest`: what of the request is not sent yet.
+fn incoming(response: Response<RecvStream>, rest: Option<Outgoing<RequestBody>>) -> Response<Incoming> {
+    let (mut parts, received) = response.into_parts();
+    if matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
+        // Some servers send one all the same, and a client that believes it resets the stream.
+        parts.headers.remove(CONTENT_LENGTH);
+    }
+    let mut incoming = Incoming::http2(received, &parts.headers);
+    if let Some(mut outgoing) = rest {
+        // The response came first. Its reader may not ask for more until the request has gone.
+        let rest = tokio::spawn(async move {
+            if let Err(SendError::Body(_)) = poll_fn(|cx| outgoing.poll_send(cx)).await {
+                outgoing.reset(Reason::CANCEL);
+            }
+        });
+        incoming = incoming.with_rest(rest.abort_handle());
+    }
+    Response::from_parts(parts, incoming)
 }
