@@ -26,12 +26,12 @@ impl Drop for Ours {
     }
 }
 
-/// Starts a process of our own.
+/// Starts a process that belongs to the sidecar.
 ///
 /// # Errors
-/// When it cannot be started.
+/// If it cannot be started.
 pub fn spawn<T>(spawn: impl FnOnce() -> io::Result<T>, id: impl FnOnce(&T) -> Option<u32>) -> io::Result<(T, Ours)> {
-    // Held over both: one that ends at once is ours too.
+    // Held over both steps: a process that exits at once is registered before it is reaped.
     let mut all = ours();
     let child = spawn()?;
     let pid = id(&child);
@@ -39,7 +39,7 @@ pub fn spawn<T>(spawn: impl FnOnce() -> io::Result<T>, id: impl FnOnce(&T) -> Op
     Ok((child, Ours(pid)))
 }
 
-/// Does something to those of `pids` that are not ours, while none becomes so.
+/// Applies `act` to those of `pids` that do not belong to the sidecar; none is registered meanwhile.
 pub fn others(pids: impl Iterator<Item = u32>, mut act: impl FnMut(u32)) {
     let all = ours();
     pids.filter(|pid| !all.contains(pid)).for_each(&mut act);

@@ -1,9 +1,8 @@
-//! Claims that are held in one network namespace and end with the process, however it ends: names of abstract Unix
-//! sockets (unix(7)), which the kernel keeps per network namespace and frees by itself. A lock file would be one for all
-//! namespaces and outlive a kill.
+//! Claims in one network namespace that end with the process, however it ends: names of abstract Unix sockets (unix(7)), which
+//! the kernel keeps per network namespace and frees by itself. A lock file would be one for all namespaces and outlive a kill.
 //!
-//! Two sidecars in one namespace would be sent each other's traffic: the redirection knows one pair of ports. [`crate::commands::run`]
-//! claims them, and [`crate::commands::exec`] asks who holds them.
+//! Two sidecars in one namespace would receive each other's traffic: the redirection knows one pair of ports.
+//! [`crate::commands::run`] claims the ports, and [`crate::commands::exec`] looks for their holder.
 
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
@@ -21,12 +20,12 @@ use crate::net::sockets;
 #[derive(Debug)]
 pub struct Claim(UnixListener);
 
-/// Who has claimed something.
+/// The process that holds a claim.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Holder {
     /// Its process, where that is in sight.
     pub process: Option<i32>,
-    /// What it says of itself; empty: nothing.
+    /// Its description of itself; empty: none.
     pub word: String,
 }
 
@@ -39,7 +38,7 @@ impl std::fmt::Display for Holder {
     }
 }
 
-/// What a predecessor had claimed, until it is claimed again.
+/// Claims of the predecessor, until they are claimed again.
 static ADOPTED: Mutex<Vec<UnixListener>> = Mutex::new(Vec::new());
 
 /// Takes a claim that a predecessor hands over.
@@ -56,10 +55,10 @@ fn adopted(name: &str) -> Option<UnixListener> {
     Some(all.remove(at))
 }
 
-/// Claims `name`; `None`: somebody else has.
+/// Claims `name`; `None`: another process holds it.
 ///
 /// # Errors
-/// When the system refuses for another reason.
+/// If the system refuses for another reason.
 pub fn claim(name: &str) -> Result<Option<Claim>> {
     if let Some(claim) = adopted(name) {
         return Ok(Some(Claim(claim)));
@@ -71,21 +70,21 @@ pub fn claim(name: &str) -> Result<Option<Claim>> {
     }
 }
 
-/// Who has claimed `name`.
+/// The holder of `name`.
 pub fn holder(name: &str) -> Option<Holder> {
     let mut stream = UnixStream::connect_addr(&SocketAddr::from_abstract_name(name).ok()?).ok()?;
     let process = rustix::net::sockopt::socket_peercred(&stream).ok().map(|found| found.pid.as_raw_nonzero().get());
     let mut word = String::new();
-    // One that says nothing is there all the same.
+    // A holder without a description is a holder too.
     let _ = stream.set_read_timeout(Some(Duration::from_secs(1))).and_then(|()| stream.read_to_string(&mut word));
     Some(Holder { process, word })
 }
 
 impl Claim {
-    /// Keeps the claim as long as the process lives, and says `word` to whoever asks.
+    /// Keeps the claim as long as the process lives, and sends `word` to processes that connect.
     ///
     /// # Errors
-    /// When the runtime cannot take the socket.
+    /// If the runtime cannot take the socket.
     pub fn keep(self, word: String) -> Result<()> {
         self.0.set_nonblocking(true)?;
         let again = self.0.try_clone()?;
@@ -95,7 +94,7 @@ impl Claim {
             let _ = rustix::net::listen(&again, 16);
             loop {
                 match listener.accept().await {
-                    // One that broke off does not mind.
+                    // A client that broke off needs no answer.
                     Ok((mut stream, _)) => drop(stream.write_all(word.as_bytes()).await),
                     Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
                 }

@@ -1,13 +1,13 @@
-//! Hot restart, as Envoy's: a sidecar starts its successor, hands it the listening sockets, and finishes the connections that it
-//! has while the successor takes all new ones.
+//! Hot restart, as Envoy's: a sidecar starts its successor, hands it the listening sockets, and finishes its connections while
+//! the successor accepts all new ones.
 //!
-//! The successor's standard input is a Unix socket to its predecessor. Over it come the listening sockets and the claims on
-//! ports (SCM_RIGHTS, unix(7)); then the successor reports that it is prepared, and the predecessor gives up what belongs to
-//! one process alone ([`crate::commands::run::Sidecar::hand_over`]) and has it serve. A successor that fails before that changes nothing.
+//! The successor's standard input is a Unix socket to its predecessor. The listening sockets and the claims on ports come over it
+//! (SCM_RIGHTS, unix(7)); then the successor reports that it is prepared, and the predecessor gives up the duties of one process
+//! alone ([`crate::commands::run::Sidecar::hand_over`]) and lets it serve. If the successor fails before that, nothing changes.
 //!
-//! systemd learns the new main process by sd_notify(3). Every other supervisor knows the first process by its id: that one stays,
-//! when its connections have ended as a small process that passes signals on and exits as its successors did ([`follow`]).
-//! The socket stays open as long as the first process lives, so that a successor does not outlive it.
+//! systemd learns the new main process by sd_notify(3). Other supervisors know the first process by its id: that process stays;
+//! after its connections have ended it passes signals on and exits as its successors did ([`follow`]). The socket stays
+//! open as long as the first process lives, so that a successor does not outlive it.
 
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
@@ -36,7 +36,7 @@ const PREPARATION: Duration = Duration::from_secs(20);
 /// Longest time in which a message of the other side must come that it sends at once.
 const AT_ONCE: Duration = Duration::from_secs(5);
 
-/// What is sent to a successor, one byte before each descriptor.
+/// Messages to a successor, one byte before each descriptor.
 mod tag {
     pub(super) const SOCKET: u8 = b's';
     /// A socket that the supervisor keeps too.
@@ -105,10 +105,10 @@ pub fn take_over() -> Result<()> {
     Ok(())
 }
 
-/// Tells the predecessor that this process is prepared, and waits until it has given up its duties.
+/// Reports to the predecessor that this process is prepared, and waits until it has given up its duties.
 ///
 /// # Errors
-/// When the predecessor ends meanwhile or goes on itself.
+/// If the predecessor ends meanwhile or keeps serving.
 pub async fn succeed() -> Result<()> {
     let Some(stream) = lock(&PREDECESSOR).take() else { return Ok(()) };
     let exchange = move || -> io::Result<u8> {
@@ -185,7 +185,7 @@ fn program() -> Result<OsString> {
     }
     let running = std::env::current_exe().context("cannot find the program")?;
     let path = running.as_os_str().to_string_lossy();
-    // What the kernel says of a program that was replaced.
+    // The kernel's suffix for a program whose file was replaced.
     Ok(path.strip_suffix(" (deleted)").map_or_else(|| running.clone(), PathBuf::from).into())
 }
 
@@ -214,7 +214,7 @@ impl Successor {
         };
         tokio::select! {
             read = tokio::task::spawn_blocking(read) => {
-                let answer = read?.context("the successor is not prepared (its log says why)")?;
+                let answer = read?.context("the successor is not prepared (its log has the cause)")?;
                 ensure!(answer == tag::PREPARED, "the successor has another version: unknown message {answer}");
                 Ok(())
             }
@@ -222,10 +222,10 @@ impl Successor {
         }
     }
 
-    /// Has it serve.
+    /// Lets the successor serve.
     ///
     /// # Errors
-    /// When it has ended.
+    /// If it has ended.
     pub fn go(&self) -> Result<()> {
         (&self.stream).write_all(&[tag::GO]).context("the successor ended in the moment of the hand-over")
     }
@@ -241,11 +241,11 @@ impl Successor {
         ExitCode::from(code)
     }
 
-    /// What this process does when its own connections have ended: nothing under systemd, which knows the successor, and nothing
-    /// where a first process stands for both; else it becomes what the supervisor looks after.
+    /// The end of this process after its own connections have ended: it exits under systemd, which knows the successor, and where
+    /// a first process follows both; else it becomes the process that the supervisor watches.
     ///
     /// # Errors
-    /// When the program cannot be executed again.
+    /// If the program cannot be executed again.
     pub fn leave_to_it(self) -> Result<ExitCode> {
         if notify::is_supervised() || is_successor() {
             return Ok(ExitCode::SUCCESS);
@@ -256,7 +256,7 @@ impl Successor {
     }
 }
 
-/// Has successors of a successor become children of this process when that one ends.
+/// Makes later successors children of this process when the one between ends.
 pub fn adopt_successors() {
     if let Err(e) = rustix::process::set_child_subreaper(Some(rustix::process::getpid())) {
         tracing::warn!("a later successor will not be followed: {e}");
@@ -266,7 +266,7 @@ pub fn adopt_successors() {
 /// Passes a signal on to the successor.
 pub fn pass_on(signal: Signal) {
     for child in children::all() {
-        // One that has just ended does not mind.
+        // A child that has just ended needs no signal.
         let _ = rustix::process::kill_process(child, signal);
     }
 }
@@ -276,11 +276,11 @@ fn code_of(status: std::process::ExitStatus) -> u8 {
     status.code().or(signal).and_then(|code| u8::try_from(code).ok()).unwrap_or(1)
 }
 
-/// `weft-sidecar follow`: stands for its children where a supervisor knows this process alone. Signals are passed on, and the
+/// `weft-sidecar follow`: represents its children to a supervisor that knows this process alone. It passes signals on, and its
 /// exit code is that of the child that ends last.
 ///
 /// # Errors
-/// When signals cannot be received.
+/// If signals cannot be received.
 pub async fn follow() -> Result<ExitCode> {
     adopt_successors();
     let mut ended = signal(SignalKind::child())?;

@@ -1,8 +1,8 @@
-//! What systemd is told of this process (sd_notify(3)), where it is the supervisor (`Type=notify`).
+//! Notifications to systemd (sd_notify(3)), where it is the supervisor (`Type=notify`).
 
 use sd_notify::NotifyState;
 
-/// Whether the supervisor follows what it is told, so that another process can become the main one.
+/// Whether the supervisor follows notifications, so that another process can become the main one.
 pub fn is_supervised() -> bool {
     std::env::var_os("NOTIFY_SOCKET").is_some()
 }
@@ -16,7 +16,7 @@ pub fn ready() {
 pub fn reloading() {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => tell(&[NotifyState::Reloading, now]),
-        Err(e) => tracing::warn!("systemd is not told of the reload, the clock cannot be read: {e}"),
+        Err(e) => tracing::warn!("systemd is not notified of the reload, the clock cannot be read: {e}"),
     }
 }
 
@@ -33,6 +33,6 @@ pub fn stopping() {
 fn tell(states: &[NotifyState<'_>]) {
     // Without systemd this does nothing.
     if let Err(e) = sd_notify::notify(states) {
-        tracing::warn!("systemd could not be told: {e}");
+        tracing::warn!("systemd could not be notified: {e}");
     }
 }

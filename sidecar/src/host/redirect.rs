@@ -1,8 +1,8 @@
 //! `weft-sidecar redirect`: the nftables rules that bring a pod's traffic to its proxy.
 //!
-//! What is to be captured is decided in [`rules`], as text; here that text is handed to the `nft` program, the route for
-//! virtual IPs is added, and what would make the redirection useless or dangerous is refused or warned about.
-//! Nothing of it needs root: in a user namespace CAP_NET_ADMIN over its own network namespace is enough.
+//! [`rules`] renders the rules as text; here the text goes to the `nft` program, the route for virtual IPs is added, and a
+//! useless or dangerous redirection is refused or warned about. Nothing of it needs root: in a user namespace CAP_NET_ADMIN
+//! over its own network namespace is enough.
 
 pub mod guard;
 pub mod host;
@@ -20,18 +20,18 @@ use crate::host::children;
 use crate::host::redirect::rules::{Cidr, Dns, Own, Ports, REMOVED, Rules, render, render_marked};
 use crate::resolve::resolv;
 
-/// What `redirect` does.
+/// The actions of `redirect`.
 #[derive(Debug, Clone, clap::Subcommand)]
 pub enum Action {
-    /// Capture this network namespace's traffic; again to change what is captured.
+    /// Capture this network namespace's traffic; repeat it to change the options.
     Install(Box<Install>),
     /// Capture nothing any more.
     Remove(Remove),
-    /// Print what is installed.
+    /// Print the installed rules.
     Show,
 }
 
-/// How `redirect install` is told what to do.
+/// Options of `redirect install`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Install {
     #[command(flatten)]
@@ -59,7 +59,7 @@ pub struct Install {
     admin_port: u16,
 }
 
-/// How `redirect remove` is told what to do.
+/// Options of `redirect remove`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Remove {
     /// The proxy's admin page.
@@ -70,7 +70,7 @@ pub struct Remove {
     data_dir: Option<PathBuf>,
 }
 
-/// What is captured.
+/// The traffic that is captured.
 #[derive(Debug, Clone, Default, PartialEq, Eq, clap::Args)]
 pub struct Capture {
     /// Ports captured inbound (8080,9000-9010); all, where it is not given. Required on a shared host.
@@ -88,7 +88,7 @@ pub struct Capture {
     /// The only destinations captured, besides virtual IPs; all, where it is not given.
     #[arg(long, value_delimiter = ',')]
     include_outbound_ranges: Vec<Cidr>,
-    /// Users whose outbound traffic is captured, by number or name; everybody's, where it is not given.
+    /// Users whose outbound traffic is captured, by number or name; all users, where it is not given.
     #[arg(long, value_delimiter = ',', value_parser = user)]
     uid: Vec<String>,
     /// Control groups (version 2) whose outbound traffic is captured: paths below /sys/fs/cgroup.
@@ -99,13 +99,13 @@ pub struct Capture {
     proxy_uid: Option<u32>,
     /// Which queries to port 53 are captured. auto: those to the name servers of /etc/resolv.conf, so that a query to another
     /// server reaches it; only those to loopback where the resolver is in this pod too, so that its own queries are not. all:
-    /// whatever server is asked, the pod's own answer.
+    /// queries to any server.
     #[arg(long, value_enum, default_value_t = CaptureDns::Auto)]
     dns: CaptureDns,
     /// The same as --dns off.
     #[arg(long)]
     no_dns: bool,
-    /// This network namespace belongs to one pod alone, whatever it looks like.
+    /// This network namespace belongs to one pod alone, even if it looks shared.
     #[arg(long, conflicts_with = "shared_host")]
     own_namespace: bool,
     /// Others live in this network namespace too.
@@ -136,10 +136,10 @@ fn cgroup(text: &str) -> Result<String, String> {
     Ok(path.to_owned())
 }
 
-/// Does what the command line says.
+/// Runs the action of the command line.
 ///
 /// # Errors
-/// When it is refused, or `nft` is missing or fails.
+/// If it is refused, or `nft` is missing or fails.
 pub fn run(action: &Action) -> Result<()> {
     match action {
         Action::Install(options) => install(options),
@@ -170,7 +170,7 @@ fn install(options: &Install) -> Result<()> {
 /// As [`run`].
 pub fn apply(capture: &Capture, own: Own) -> Result<()> {
     let rules = compile(capture, own, capture.on_shared_host(), &host::nameservers())?;
-    // First: a route alone harms nobody.
+    // First: a route alone does no harm.
     host::add_route().context("virtual IPs have no route")?;
     nft(&["-f", "-"], Some(&render_marked(&rules, rand::random())))?;
     let nsswitch = std::fs::read_to_string(resolv::NSSWITCH_CONF).unwrap_or_default();
@@ -181,15 +181,15 @@ pub fn apply(capture: &Capture, own: Own) -> Result<()> {
     Ok(())
 }
 
-/// The rules for a network namespace in which there is nothing but a command, for `nft -f -`, and what should be known about
-/// this machine's name look-ups. `dns`: look-ups are captured.
+/// The rules, for `nft -f -`, of a network namespace that holds one command alone, and notes about this machine's name
+/// look-ups. `dns`: look-ups are captured.
 ///
 /// # Errors
-/// When what is to be captured makes no sense there.
+/// If an option does not fit there.
 pub fn for_pod(capture: &Capture, own: Own, dns: bool) -> Result<(String, Vec<String>)> {
     let selective = !capture.uid.is_empty() || !capture.cgroup.is_empty();
     ensure!(!selective && !capture.shared_host, "--uid, --cgroup and --shared-host have no meaning with --netns");
-    // The name servers are elsewhere: whatever address they have, a query to it is the command's.
+    // The name servers are elsewhere: a query to any address is the command's.
     let no_dns = !dns || capture.leaves_dns_alone();
     let capture = Capture { dns: CaptureDns::All, no_dns, ..capture.clone() };
     let rules = compile(&capture, own, false, &[])?;
@@ -197,7 +197,7 @@ pub fn for_pod(capture: &Capture, own: Own, dns: bool) -> Result<(String, Vec<St
     Ok((render(&rules), notes(&rules, &nsswitch)))
 }
 
-/// Makes the table anew in the same transaction as what follows.
+/// Replaces the table in the same transaction as the rules that follow.
 const TABLE_ANEW: &str = "table inet weft\ndelete table inet weft\n";
 /// Name of a sidecar's record of the rules, in its data folder.
 pub const RECORD: &str = "redirection.nft";
@@ -268,7 +268,7 @@ fn show() -> Result<()> {
 }
 
 impl Capture {
-    /// Whether anything was said at all.
+    /// Whether any option is set.
     pub fn is_given(&self) -> bool {
         *self != Capture::default()
     }
@@ -285,7 +285,7 @@ impl Capture {
     /// Refuses where the proxy of this very process would be sent its own traffic.
     ///
     /// # Errors
-    /// Says how to let it mark its sockets.
+    /// Names the way to let it mark its sockets.
     pub fn check_marks(&self) -> Result<()> {
         ensure!(self.proxy_uid.is_some() || crate::net::connect::marks(), host::NO_MARKS);
         Ok(())
@@ -338,7 +338,7 @@ fn compile(capture: &Capture, own: Own, shared_host: bool, nameservers: &[std::n
     })
 }
 
-/// What whoever installs should know about this machine's name look-ups, which `nsswitch` says how the C library makes.
+/// Notes about this machine's name look-ups for the operator; `nsswitch`: how the C library makes them.
 fn notes(rules: &Rules, nsswitch: &str) -> Vec<String> {
     let mut notes = Vec::new();
     if rules.dns == Dns::Off {
@@ -390,7 +390,7 @@ pub(crate) fn run_tool(name: &str, package: &str, arguments: &[&str], input: Opt
         Err(e) => return Err(e).with_context(|| format!("cannot run {}", program.display())),
     };
     if let (Some(input), Some(mut to)) = (input, child.stdin.take()) {
-        // One that has exited already says why below.
+        // A program that has exited already is reported below.
         let _ = to.write_all(input.as_bytes());
     }
     let output = child.wait_with_output().with_context(|| format!("cannot run {}", program.display()))?;

@@ -1,8 +1,8 @@
-//! Script checks: programs of the application's that say how it fares.
+//! Script checks: programs of the application that report its health.
 //!
-//! Off unless the one who runs the sidecar turns them on (`--enable-script-checks`): whoever may register could else run
-//! what he likes as the sidecar's user. A program has none of the sidecar's capabilities, and a time after which it and all
-//! that it started are killed.
+//! Off unless the operator turns them on (`--enable-script-checks`): otherwise anyone allowed to register could run arbitrary
+//! commands as the proxy's user. A program has none of the sidecar's capabilities, and a time limit, after which it and all
+//! its children are killed.
 
 use std::io;
 use std::process::Stdio;
@@ -16,7 +16,7 @@ use weft_agent::checks::Ran;
 use crate::host::children;
 use crate::net::sockets;
 
-/// What is read of a program's output, bytes; what it says beyond that is read and forgotten.
+/// Bytes of a program's output that are kept; the rest is read and dropped.
 const OUTPUT: usize = 4096;
 
 /// Runs a program to its end.
@@ -75,7 +75,7 @@ mod tests {
         assert_eq!((ran.code, ran.output.len()), (Some(0), OUTPUT));
         assert_eq!(run(&sh("kill -9 $$"), limit).await.unwrap().code, None);
         assert!(run(&["/no/such/program".into()], limit).await.is_err() && run(&[], limit).await.is_err());
-        // What it started in the background holds its output open, and is killed with it.
+        // A background process of the script holds its output open, and is killed with it.
         let start = std::time::Instant::now();
         let late = run(&sh("sleep 60 & sleep 60"), Duration::from_millis(200)).await.unwrap_err();
         assert!(late.kind() == io::ErrorKind::TimedOut && start.elapsed() < limit, "{late}");

@@ -1,4 +1,4 @@
-//! Opening sockets the way the redirection expects them: marked, so that our own traffic is told from the application's.
+//! Sockets as the redirection expects them: marked, so that nftables tells the proxy's traffic from the application's.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -12,20 +12,20 @@ use weft_agent::checks::target;
 
 use crate::net::pod;
 
-/// Socket mark of traffic that leaves for other workloads. To an address of this pod it is redirected to the inbound
-/// port like anybody's.
+/// Socket mark of traffic to other workloads. Sent to an address of this pod, it is redirected to the inbound port like any
+/// other traffic.
 pub const MARK_UPSTREAM: u32 = 0x57ef_0001;
-/// Socket mark of what the proxy delivers to its own application (health checks too): never redirected.
+/// Socket mark of deliveries to the proxy's own application, health checks included: never redirected.
 pub const MARK_DELIVERY: u32 = 0x57ef_0002;
 
-/// Where deliveries within this pod come from when sockets cannot be marked: the redirection then tells them by it from
-/// what the proxy sends upstream, as Istio does (its `InboundPassthroughBindIpv4`).
+/// Source address of deliveries within this pod where sockets cannot be marked: the redirection tells deliveries from
+/// upstream traffic by it, as Istio does (its `InboundPassthroughBindIpv4`).
 pub const DELIVERY_SOURCE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 6);
 
-/// The address that the control plane and others see us at; empty: the system's choice.
+/// The source address of connections to the control plane; empty: the system's choice.
 static SOURCE: OnceLock<IpAddr> = OnceLock::new();
 
-/// Has the control plane see this address as ours from now on: it is the pod's in the mesh.
+/// Sets the source address of connections to the control plane: it is the pod's address in the mesh.
 pub fn come_from(address: IpAddr) {
     // Said once, before anything is connected.
     let _ = SOURCE.set(address);
@@ -59,12 +59,12 @@ pub fn mark(socket: &Socket, mark: u32) -> io::Result<()> {
     if marks() { socket.set_mark(mark) } else { Ok(()) }
 }
 
-/// Keep-alive of every connection, on both sides of the proxy, where no policy says otherwise: a peer that has vanished without
-/// a word is noticed after 7 minutes, and its socket does not stay for ever.
+/// Keep-alive of every connection, on both sides of the proxy, unless a policy sets it: a peer that has vanished is noticed
+/// after 7 minutes, and its socket is closed.
 const DEFAULT_KEEPALIVE: Keepalive =
     Keepalive { probes: 4, time: Duration::from_secs(300), interval: Duration::from_secs(30) };
 /// Between probes of a half-closed connection. Connection tracking forgets a redirected one after 60 s without a packet
-/// (`nf_conntrack_tcp_timeout_close_wait`), and then what comes back does not find its way.
+/// (`nf_conntrack_tcp_timeout_close_wait`), and drops the packets that come back then.
 const HALF_CLOSED: Duration = Duration::from_secs(20);
 
 /// How long a peer may leave data unacknowledged on a connection for requests, milliseconds; 0: as long as the kernel sends it
@@ -76,9 +76,9 @@ pub fn set_user_timeout(timeout: Duration) {
     USER_TIMEOUT.store(u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX), Ordering::Relaxed);
 }
 
-/// Has a connection for requests end when its peer vanishes: when data is not acknowledged (TCP_USER_TIMEOUT, tcp(7)), and while
-/// an answer is waited for, when probes are not, unless the policy has `probes` of its own. Not for byte streams: the kernel
-/// counts a peer that only does not read among those, as a message broker that holds its publishers back.
+/// Closes a connection for requests when its peer vanishes: when data is not acknowledged (TCP_USER_TIMEOUT, tcp(7)) or, while
+/// a response is awaited, when probes are not, unless the policy has `probes` of its own. Not for byte streams: the kernel
+/// counts a peer that reads nothing as vanished, for example a message broker that slows its publishers down.
 pub fn end_when_peer_vanishes(socket: &TcpStream, probes: bool) {
     let timeout = Duration::from_millis(USER_TIMEOUT.load(Ordering::Relaxed).into());
     if timeout.is_zero() {
@@ -94,7 +94,7 @@ pub fn end_when_peer_vanishes(socket: &TcpStream, probes: bool) {
     }
 }
 
-/// Turns keep-alive on, with the proxy's defaults; of a listener, for what it accepts.
+/// Turns keep-alive on, with the proxy's defaults; on a listener, for accepted connections.
 ///
 /// # Errors
 /// When the system refuses.
@@ -102,7 +102,7 @@ pub fn keep_alive(socket: &Socket) -> io::Result<()> {
     socket.set_tcp_keepalive(&DEFAULT_KEEPALIVE.options())
 }
 
-/// Has a half-closed connection probed as often as connection tracking needs it.
+/// Probes a half-closed connection as often as connection tracking needs it.
 pub fn keep_tracked(socket: &TcpStream) {
     let often = TcpKeepalive::new().with_time(HALF_CLOSED).with_interval(HALF_CLOSED);
     // A socket that refuses it is closed already.
@@ -179,7 +179,7 @@ pub async fn outside(to: SocketAddr, timeout: Duration) -> io::Result<TcpStream>
     open(to, None, MARK_DELIVERY, timeout, None).await
 }
 
-/// Opens a connection to the control plane, from the address that is to be ours in the mesh, wherever it is.
+/// Opens a connection to the control plane, from the pod's address in the mesh.
 ///
 /// # Errors
 /// As [`tcp`].

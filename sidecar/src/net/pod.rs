@@ -1,9 +1,9 @@
-//! A pod that has a network of its own while its sidecar stays in the machine's (`exec --netns` without root).
+//! A pod with a network of its own whose sidecar stays in the machine's network (`exec --netns` without root).
 //!
-//! The sockets by which the sidecar meets the application are the pod's: what it captures is accepted by listeners that were
-//! opened there and handed over, and deliveries are made by sockets that a process there opens ([`serve`]). All else, other
-//! sidecars and the control plane, is reached in the machine's network, where each registered port is listened on at the
-//! pod's address ([`Doors`]).
+//! The sockets between sidecar and application are the pod's: listeners that were opened there and handed over accept captured
+//! connections, and a process there opens the sockets of deliveries ([`serve`]). Other sidecars and the control plane are
+//! reached in the machine's network, where the sidecar listens on each registered port at the pod's address
+//! ([`crate::host::pod_ports`]).
 
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
@@ -25,7 +25,7 @@ const WITHIN: Duration = Duration::from_secs(5);
 /// Where sockets of the pod come from; empty: the sidecar is in the pod's network itself.
 static POD: OnceLock<Mutex<UnixStream>> = OnceLock::new();
 
-/// Has deliveries made by sockets of a pod from now on. `stream`: to its [`serve`].
+/// Makes deliveries use the sockets of a pod from now on. `stream`: to its [`serve`].
 ///
 /// # Errors
 /// When there is a pod already.
@@ -53,8 +53,8 @@ pub fn socket(v6: bool) -> Option<io::Result<Socket>> {
     }))
 }
 
-/// Where a delivery to this address goes in the pod: the application is on loopback there, whatever address the pod has in
-/// the machine's network.
+/// The destination, in the pod, of a delivery to this address: the application is on loopback there, whichever address the
+/// pod has in the machine's network.
 pub fn delivery_address(to: SocketAddr) -> SocketAddr {
     let loopback: IpAddr = if to.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
     if is_elsewhere() { SocketAddr::new(loopback, to.port()) } else { to }
@@ -91,7 +91,7 @@ pub fn send(stream: &UnixStream, descriptor: Option<BorrowedFd<'_>>) -> io::Resu
 /// Receives a descriptor; `None`: the peer has none.
 ///
 /// # Errors
-/// When the peer has gone, or says nothing in time.
+/// If the peer has gone, or does not answer in time.
 pub fn receive(stream: &UnixStream) -> io::Result<Option<OwnedFd>> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);

@@ -41,15 +41,15 @@ pub enum RelayEnd {
     Failed(bool, io::Error),
 }
 
-/// What is read of a stream at a time.
+/// Bytes that are read from a stream at a time.
 const READ: usize = 64 * 1024;
-/// The same, with what TLS adds to each 16 KiB of it (RFC 8446, 5.2): what a sidecar sends of one read is read at once.
+/// The same with the overhead of TLS for each 16 KiB (RFC 8446, 5.2), so that a sidecar's single write is one read.
 const BUFFER: usize = READ / (16 * 1024) * (16 * 1024 + 22);
 /// Buffers that a worker keeps for the next flow that has bytes.
 const SPARE_BUFFERS: usize = 8;
 /// A read of at least this much is followed by splicing.
 const MUCH: usize = READ / 4;
-/// What one direction moves before others have their turn.
+/// Bytes that one direction moves before other tasks have their turn.
 const TURN: u64 = 1024 * 1024;
 
 thread_local! {
@@ -86,7 +86,7 @@ struct Direction {
     closed: bool,
 }
 
-/// What failed: `true`, reading.
+/// The failure, and whether it was in reading.
 type Failed = (bool, io::Error);
 
 impl Direction {
@@ -104,7 +104,7 @@ impl Direction {
         }
     }
 
-    /// Moves what can be moved. `Ok`: the end was passed on.
+    /// Moves the bytes that are ready. `Ok`: the end was passed on.
     fn poll<R, W>(
         &mut self,
         cx: &mut Context<'_>,
@@ -191,7 +191,7 @@ impl Direction {
         Poll::Ready(Ok(self.filled))
     }
 
-    /// Has the kernel take what there is; `None`: it is to be copied.
+    /// Splices from the source into the pipe; `None`: the bytes have to be copied.
     fn splice_from<R, W>(&mut self, cx: &mut Context<'_>, from: Pin<&R>, to: Pin<&W>) -> Option<Poll<io::Result<usize>>>
     where
         R: MaybeSocket,
@@ -224,7 +224,7 @@ impl Direction {
         Some(read)
     }
 
-    /// Has the kernel pass on some of what is in the pipe.
+    /// Splices from the pipe to the destination.
     fn drain<W: MaybeSocket>(&mut self, cx: &mut Context<'_>, to: Pin<&W>, moved: &AtomicU64) -> Poll<io::Result<()>> {
         let (Some(pipe), Some(to)) = (&mut self.pipe, to.socket()) else {
             return Poll::Ready(Err(io::Error::other("a socket became something else")));
@@ -265,7 +265,7 @@ where
     A: AsyncRead + AsyncWrite + MaybeSocket,
     B: AsyncRead + AsyncWrite + MaybeSocket,
 {
-    // Both halves of one task: no lock, and one wake-up handles whatever is ready.
+    // Both halves are in one task: no lock, and one wake-up handles both directions.
     tokio::pin!(a, b);
     let (mut out, mut back) = (Direction::new(), Direction::new());
     let far = Duration::from_secs(365 * 24 * 3600);
@@ -415,8 +415,8 @@ mod tests {
         }
     }
 
-    /// The kernel forgets a redirected connection of which one side has ended after 60 s without a packet, and then what comes
-    /// back finds its way no more.
+    /// The kernel forgets a redirected connection of which one side has ended after 60 s without a packet, and drops the packets
+    /// that come back then.
     #[tokio::test]
     async fn a_half_closed_connection_is_probed_more_often_than_connection_tracking_forgets_it() {
         let ((mut client, a), (b, mut server)) = (sockets().await, sockets().await);

@@ -1,9 +1,9 @@
-//! Listening sockets: bound here, or handed over by whoever started us and keeps them while we restart.
+//! Listening sockets: bound here, or handed over by a supervisor that keeps them while the sidecar restarts.
 //!
-//! The second is socket activation, sd_listen_fds(3): systemd (or anybody) binds, leaves the sockets as descriptors from 3 on
-//! and says so in `LISTEN_PID`, `LISTEN_FDS` and `LISTEN_FDNAMES`. Connections that come while no sidecar runs wait in
-//! the kernel's queue for the next one. A socket is known by the address it is bound to, not by its name: the address is
-//! on our command line as well, and a name could contradict it.
+//! The second is socket activation, sd_listen_fds(3): systemd or another supervisor binds, leaves the sockets as descriptors
+//! from 3 on and sets `LISTEN_PID`, `LISTEN_FDS` and `LISTEN_FDNAMES`. Connections that come while no sidecar runs wait in the
+//! kernel's queue for the next one. A socket is identified by its address, not by its name: the address is on the command
+//! line as well, and a name could contradict it.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{FromRawFd, OwnedFd};
@@ -20,10 +20,10 @@ const BACKLOG: i32 = 4096;
 const FIRST: i32 = 3;
 /// Set by a predecessor in a hot restart, to its process id.
 pub const HOT_RESTART: &str = "WEFT_PREDECESSOR";
-/// What says that sockets are handed over; not for our children.
+/// Environment variables of sockets that are handed over; not for child processes.
 pub const VARIABLES: [&str; 4] = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", HOT_RESTART];
 
-/// What was handed over and nobody has asked for yet.
+/// Sockets that were handed over and are not in use yet.
 static HANDED: Mutex<Vec<Handed>> = Mutex::new(Vec::new());
 
 /// A listening socket that a successor is given.
@@ -31,11 +31,11 @@ static HANDED: Mutex<Vec<Handed>> = Mutex::new(Vec::new());
 pub struct Shared {
     /// Another handle on it.
     pub socket: Socket,
-    /// The supervisor has it too, and keeps it when this process ends.
+    /// The supervisor has the socket too, and keeps it when this process ends.
     pub kept: bool,
 }
 
-/// What is open to the end of the process.
+/// Sockets that stay open to the end of the process.
 static SHARED: Mutex<Vec<Shared>> = Mutex::new(Vec::new());
 
 /// Whose turn it is to accept at sockets that two processes have.
@@ -81,7 +81,7 @@ pub async fn turn_over() {
     let _ = TURN.subscribe().wait_for(|turn| *turn == Turn::Successor).await;
 }
 
-/// Accepts as long as it is this process's turn. What was accepted is not touched at the end.
+/// Accepts as long as it is this process's turn. Accepted connections go on after that.
 pub async fn in_turn(accepting: impl Future<Output = ()>) {
     our_turn().await;
     tokio::select! {
@@ -91,7 +91,7 @@ pub async fn in_turn(accepting: impl Future<Output = ()>) {
     }
 }
 
-/// Addresses at which nothing is listened: a pod whose network is another one has no socket for them.
+/// Addresses without a listener: a pod with a network of its own has no socket for them.
 static WITHHELD: Mutex<Vec<SocketAddr>> = Mutex::new(Vec::new());
 
 struct Handed {
@@ -99,14 +99,14 @@ struct Handed {
     address: SocketAddr,
     /// For people.
     name: String,
-    /// Another process has it too, and keeps it when this one ends.
+    /// Another process has the socket too, and keeps it when this one ends.
     kept: bool,
 }
 
-/// Takes over the sockets that are meant for us. To be called first of all, while no descriptor is our own.
+/// Takes over the sockets that are meant for this process. To be called first, before the process opens any descriptor.
 pub fn take_over() {
     let variable = |name: &str| std::env::var(name).unwrap_or_default();
-    // One that a parent of ours was given: it forgot to remove the variables.
+    // A parent process was given them, and did not remove the variables.
     if variable("LISTEN_PID").parse() != Ok(std::process::id()) {
         return;
     }
@@ -152,8 +152,8 @@ fn adopt(descriptor: i32) -> Result<(Socket, SocketAddr)> {
     let kind = std::fs::metadata(format!("/proc/self/fd/{descriptor}")).context("it is not open")?.file_type();
     anyhow::ensure!(kind.is_socket(), "it is not a socket");
     #[allow(unsafe_code)]
-    // SAFETY: it is open, as was just seen, and nobody else's: whoever started us left it to us (`LISTEN_PID`), this is
-    // done once for each, and before we open anything ourselves.
+    // SAFETY: it is open, as was just seen, and belongs to this process alone: the parent left it (`LISTEN_PID`), this is done
+    // once for each descriptor, and before the process opens any itself.
     let owned = unsafe { OwnedFd::from_raw_fd(descriptor) };
     let socket = Socket::from(owned);
     socket.set_cloexec(true)?;
@@ -181,12 +181,12 @@ fn is_withheld(address: SocketAddr) -> bool {
     WITHHELD.lock().unwrap_or_else(PoisonError::into_inner).contains(&address)
 }
 
-/// Whether `address` will be listened on by a socket that is somebody else's too, and outlives us.
+/// Whether `address` will be listened on by a socket that another process has too, and that outlives this process.
 pub fn is_kept(address: SocketAddr) -> bool {
     lock().iter().any(|handed| handed.kept && handed.is(address, Type::STREAM))
 }
 
-/// Names in the log what was handed over for nothing. To be called when everybody has what they need.
+/// Logs the sockets that were handed over and are not used. To be called when all listeners are open.
 pub fn warn_of_unused() {
     for Handed { address, name, .. } in lock().drain(..).filter(|handed| handed.kept) {
         tracing::warn!("the socket {address} ({name}) that was handed over is not used: no option names this address");
@@ -230,7 +230,7 @@ pub fn tcp_any(port: u16) -> Result<TcpListener> {
 /// Listens on one address, to the end of the process.
 ///
 /// # Errors
-/// When it is in use or not ours.
+/// If the address is in use, or is not one of this machine.
 pub fn tcp(address: SocketAddr) -> Result<TcpListener> {
     lasting(closable(address)?)
 }
@@ -251,7 +251,7 @@ pub fn closable_any(port: u16) -> Result<(TcpListener, bool)> {
 /// Listens on one address. Whether the supervisor keeps the socket when it is closed here comes with it.
 ///
 /// # Errors
-/// When it is in use or not ours.
+/// If the address is in use, or is not one of this machine.
 pub fn closable(address: SocketAddr) -> Result<(TcpListener, bool)> {
     let context = || format!("cannot listen on {address}");
     if let Some((socket, kept)) = handed(address, Type::STREAM) {
@@ -275,12 +275,12 @@ pub fn closable(address: SocketAddr) -> Result<(TcpListener, bool)> {
     Ok((socket.into(), false))
 }
 
-/// Lets nobody begin a connection to this listener any more; one that is being made is made, and accepted as any other.
-/// What waits in the kernel's queue when a listener is closed is cut off, requests and all: between this and the end there
-/// is a moment to accept it. Whoever begins meanwhile hears nothing, and is refused when he asks again.
+/// Stops new connections to a listener; a handshake in progress completes, and its connection is accepted as any other.
+/// Closing a listener resets the connections in the kernel's queue, requests and all: between this call and the close there
+/// is time to accept them. A client that connects meanwhile gets no answer, and is refused when it retries.
 ///
 /// # Errors
-/// When the kernel does not do it.
+/// If the kernel cannot attach the filter.
 pub fn let_nobody_in(listener: &TcpListener) -> std::io::Result<()> {
     // The flags of the TCP header; where SYN is set the packet is dropped, else it is left as long as it is.
     let (load_byte, jump_if_set, give) = (0x30, 0x45, 0x06);
@@ -296,7 +296,7 @@ pub fn let_nobody_in(listener: &TcpListener) -> std::io::Result<()> {
 /// Takes datagrams at one address, to the end of the process.
 ///
 /// # Errors
-/// When it is in use or not ours.
+/// If the address is in use, or is not one of this machine.
 pub fn udp(address: SocketAddr) -> std::io::Result<UdpSocket> {
     let (socket, kept): (UdpSocket, bool) = match handed(address, Type::DGRAM) {
         Some((socket, kept)) => (socket.into(), kept),

@@ -1,7 +1,7 @@
-//! Byte streams of which more was read than was asked for: to see what they are, or to read less often.
+//! Byte streams with a read-ahead: to recognise a protocol, or to read less often.
 //!
-//! The bytes are read and given back, not peeked: a peek leaves them in the socket, which then is readable for ever,
-//! and costs the same system call again.
+//! The bytes are read and put back, not peeked: a peek leaves them in the socket, which then is readable for ever, and costs
+//! the same system call again.
 
 use std::io;
 use std::pin::Pin;
@@ -27,7 +27,7 @@ impl<S> Rewind<S> {
         Rewind { prefix, inner }
     }
 
-    /// The same stream, with `bytes` before what is left of its prefix.
+    /// The same stream, with `bytes` before the rest of its prefix.
     pub fn before(self, bytes: Bytes) -> Self {
         if self.prefix.is_empty() {
             return Rewind { prefix: bytes, ..self };
@@ -52,8 +52,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for Rewind<S> {
     }
 }
 
-/// A stream that is read in large pieces, whatever its reader asks for: rustls asks for 4 KiB at a time. What was not
-/// asked for yet waits in a buffer of the thread, which an idle stream does not hold.
+/// A stream that is read in large pieces, whichever size its reader asks for: rustls asks for 4 KiB at a time. The rest waits
+/// in a buffer of the thread, which an idle stream does not hold.
 #[derive(Debug)]
 pub struct ReadAhead<S> {
     buffer: Box<[u8]>,
@@ -95,7 +95,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for ReadAhead<S> {
     }
 }
 
-/// Both change only what is read.
+/// Both change only the reading side.
 macro_rules! writes_to_inner {
     ($($stream:ident),*) => {$(
         impl<S: AsyncWrite + Unpin> AsyncWrite for $stream<S> {
@@ -128,7 +128,7 @@ macro_rules! writes_to_inner {
 
 writes_to_inner!(Rewind, ReadAhead);
 
-/// A stream that may be a bare socket, whose bytes the kernel can move without us.
+/// A stream that may be a bare socket, whose bytes the kernel can move.
 pub trait MaybeSocket {
     /// The socket; `None`: the bytes are changed on their way (TLS), or some of them are here already.
     fn socket(&self) -> Option<&TcpStream>;
@@ -245,8 +245,8 @@ impl<S> MaybeSocket for tokio_rustls::server::TlsStream<S> {
     }
 }
 
-/// Has the stream reset when it is dropped, so that its peer does not take the end for that of the whole message. TLS ends
-/// without a close_notify then, which says the same (RFC 8446, 6.1).
+/// Resets the stream when it is dropped, so that its peer does not take the end for that of the whole message. TLS ends
+/// without a close_notify then, which means the same (RFC 8446, 6.1).
 pub fn reset_on_close<S: MaybeSocket>(stream: Option<&S>) {
     if let Some(socket) = stream.and_then(MaybeSocket::transport) {
         // Without it the peer sees an end instead of a reset: a socket that refuses the option is closed already.

@@ -1,8 +1,8 @@
-//! Asking the name servers that the application would have asked.
+//! Queries to the name servers that the application would have asked.
 //!
-//! A query is passed on as the bytes that it came as, with a number of our own, so that nothing is lost that we do not
-//! understand. Our sockets are marked as deliveries, which the redirection leaves alone: so a name server on loopback
-//! (127.0.0.53, 127.0.0.11) is reached as well, and our queries do not come back to us.
+//! A query is passed on byte for byte, with an id of the forwarder's, so that record types that Weft does not know pass too.
+//! Its sockets are marked as deliveries, which the redirection leaves alone: a name server on loopback (127.0.0.53,
+//! 127.0.0.11) is reached as well, and forwarded queries are not captured again.
 
 use std::collections::HashMap;
 use std::fs;
@@ -23,7 +23,7 @@ use crate::resolve::resolv;
 
 /// Longest wait for one name server.
 const TIMEOUT: Duration = Duration::from_secs(2);
-/// For so long a name server that did not answer is asked after the others (RFC 1035, 7.2).
+/// How long a name server that did not answer is asked after the others (RFC 1035, 7.2).
 const SILENT: Duration = Duration::from_secs(30);
 /// Where Linux takes the ports of sockets from that did not ask for one.
 const EPHEMERAL_PORTS: &str = "/proc/sys/net/ipv4/ip_local_port_range";
@@ -43,11 +43,11 @@ pub enum Transport {
 pub struct Forwarder {
     source: Source,
     silent: Mutex<Silent>,
-    /// Ports that our queries over UDP leave from.
+    /// Source ports of queries over UDP.
     ports: std::ops::RangeInclusive<u16>,
 }
 
-/// Name servers that did not answer when they were asked last, until when they are asked after the others.
+/// Name servers that did not answer their last query, and until when they are asked after the others.
 #[derive(Debug, Default)]
 struct Silent(HashMap<SocketAddr, Instant>);
 
@@ -76,7 +76,7 @@ impl Silent {
 }
 
 enum Source {
-    /// As the file says, read again when it changes.
+    /// The name servers of a resolv.conf file, read again when it changes.
     File { path: PathBuf, read: Mutex<(Option<SystemTime>, Arc<[SocketAddr]>)> },
     #[cfg(test)]
     Fixed(Arc<[SocketAddr]>),
@@ -95,7 +95,7 @@ impl Forwarder {
         Forwarder { source: Source::Fixed(servers.into()), silent: Mutex::default(), ports: source_ports() }
     }
 
-    /// The first name server's answer that says something, else the last one's; `None` where none answered.
+    /// The first name server's answer that is not a failure, else the last one's; `None` where none answered.
     pub async fn ask(&self, packet: &[u8], transport: Transport) -> Option<Vec<u8>> {
         let servers = self.silent().order(&self.servers(), Instant::now());
         let mut last = None;
@@ -109,7 +109,7 @@ impl Forwarder {
             let answered = tokio::time::timeout(TIMEOUT, asking).await;
             self.silent().note(server, matches!(answered, Ok(Ok(_))), Instant::now());
             match answered {
-                // Not what it knows, but that it cannot help: another one may.
+                // The server has failed, and knows nothing of the name: another server may answer.
                 Ok(Ok(answer)) if dns::is_failure(&answer) => last = Some(answer),
                 Ok(Ok(answer)) => return Some(answer),
                 Ok(Err(e)) => tracing::debug!(%server, "name server: {e}"),
@@ -148,7 +148,7 @@ impl Forwarder {
         loop {
             let n = socket.recv(&mut buffer).await?;
             let answer = &buffer[..n];
-            // Whatever else arrives here was made up by somebody.
+            // Any other datagram that arrives here is forged.
             if dns::answers(answer, &query) {
                 let mut answer = answer.to_vec();
                 answer[..2].copy_from_slice(&id);
@@ -157,11 +157,11 @@ impl Forwarder {
         }
     }
 
-    /// A socket from a port that applications do not get by chance.
+    /// A socket with a source port that the kernel does not give to applications.
     ///
-    /// The kernel remembers for half a minute how it translated packets between two pairs of address and port. If we
-    /// asked from a port that the application asks from soon after, its query would pass us by; and the other way round
-    /// ours would come back to us.
+    /// The kernel remembers for half a minute how it translated packets between two pairs of address and port. If an application
+    /// used the forwarder's source port soon after, its query would bypass the proxy; the other way round the forwarder's would
+    /// be captured.
     fn socket(&self, server: SocketAddr) -> io::Result<UdpSocket> {
         let socket = Socket::new(Domain::for_address(server), Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
         connect::mark(&socket, MARK_DELIVERY)?;
@@ -199,7 +199,7 @@ fn renumbered(packet: &[u8]) -> io::Result<(Vec<u8>, [u8; 2])> {
     dns::renumbered(packet, [high, low]).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
-/// Ports outside of those that the kernel gives to whoever does not ask for one.
+/// Ports outside the kernel's range of ephemeral ports.
 pub(crate) fn source_ports() -> std::ops::RangeInclusive<u16> {
     let range = fs::read_to_string(EPHEMERAL_PORTS).unwrap_or_default();
     let mut range = range.split_ascii_whitespace().filter_map(|word| word.parse::<u16>().ok());

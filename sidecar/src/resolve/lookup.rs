@@ -1,10 +1,10 @@
-//! Which addresses a name outside the mesh has.
+//! Addresses of names outside the mesh.
 //!
-//! By `/etc/hosts`, by the name servers, and only then by whatever else the system has. The name servers are asked by sockets
-//! that the redirection leaves alone: the C library's queries would come back to our own DNS, which knows the name as a host
-//! of the mesh and answers with its virtual IP.
+//! By `/etc/hosts`, by the name servers, and then by the system's other sources. The name servers are queried by sockets that
+//! the redirection leaves alone: the C library's queries would be captured by the proxy's own DNS, which knows the name as a
+//! host of the mesh and answers with its virtual IP.
 
-pub mod asked;
+pub mod on_demand;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -20,11 +20,10 @@ use crate::resolve::forward::{Forwarder, Transport};
 use crate::resolve::resolv;
 use weft_core::target::is_virtual;
 
-/// Addresses, sorted, and how long they may be believed.
+/// Addresses, sorted, and their time to live.
 pub type Found = (Vec<IpAddr>, Duration);
 
-/// An answer without a useful time to live (of a file, or of the system's resolver) is believed so long: Istio's
-/// `dnsRefreshRate`.
+/// Time to live of an answer without a useful one (from a file or the system's resolver): Istio's `dnsRefreshRate`.
 const REFRESH: Duration = Duration::from_secs(60);
 /// A time to live counts within these.
 const SHORTEST: Duration = Duration::from_secs(1);
@@ -40,19 +39,19 @@ pub async fn socket_address(name: &str, port: u16) -> io::Result<SocketAddr> {
     Ok(SocketAddr::new(address, port))
 }
 
-/// The addresses of `name`; `None`: it has none that anybody knows of. For names that policies give: the system's own look-up
-/// takes a thread for as long as it likes.
+/// The addresses of `name`; `None`: no source has any. For names in policies: the system's own look-up may occupy a thread for
+/// any time.
 pub async fn addresses(name: &str) -> Option<Found> {
     if let Some(found) = listed(name).await {
         return Some(found);
     }
     let found = tokio::net::lookup_host((name, 0)).await.ok()?;
-    // Our own DNS may have been asked: a virtual IP is where we come from, not where the name is.
+    // The proxy's own DNS may have answered: a virtual IP is not the address of an endpoint.
     let found: BTreeSet<IpAddr> = found.map(|address| address.ip()).filter(|ip| !is_virtual(*ip)).collect();
     (!found.is_empty()).then(|| (found.into_iter().collect(), REFRESH))
 }
 
-/// What `/etc/hosts` or the name servers say.
+/// The answer of `/etc/hosts` or of the name servers.
 async fn listed(name: &str) -> Option<Found> {
     // One machine, one set of name servers; the file is read again when it changes.
     static SERVERS: LazyLock<Forwarder> = LazyLock::new(|| Forwarder::new(resolv::RESOLV_CONF));

@@ -1,7 +1,7 @@
-//! What this machine's own resolver is set up to do: `/etc/resolv.conf` and `/etc/nsswitch.conf`.
+//! The configuration of this machine's resolver: `/etc/resolv.conf` and `/etc/nsswitch.conf`.
 //!
-//! Read by the DNS listener, which forwards to the same name servers that the application would have asked, and by the
-//! redirection, which has to know when queries do not travel as DNS at all.
+//! The DNS listener forwards to the name servers in it, as the application would have; the redirection needs to know when
+//! queries do not travel as DNS at all.
 
 use std::net::IpAddr;
 
@@ -45,7 +45,7 @@ pub fn without_resolve(nsswitch_conf: &str) -> Option<&'static str> {
     let hosts = nsswitch_conf.lines().find_map(|line| line.trim_start().strip_prefix("hosts:"))?;
     let mut services = hosts.split('#').next().unwrap_or_default().split_ascii_whitespace();
     services.by_ref().take_while(|service| *service != "dns").any(|service| service == "resolve").then(|| {
-        // What it does when it has no answer (`[!UNAVAIL=return]`, nsswitch.conf(5)) goes with it.
+        // An action in brackets (`[!UNAVAIL=return]`, nsswitch.conf(5)) belongs to the service before it.
         if services.any(|service| service == "dns") {
             r"/^[[:space:]]*hosts:/s/[[:space:]]resolve\([[:space:]]*\[[^]]*\]\)*//"
         } else {

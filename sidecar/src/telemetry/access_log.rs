@@ -44,7 +44,7 @@ impl AccessLog {
             text.insert_str(1, &format!("\"lost_lines\":{new},"));
         }
         text.push('\n');
-        // Never fails and never waits: what does not fit is counted as lost.
+        // Never fails and never waits: a line that does not fit is counted as lost.
         let _ = self.lines.clone().write_all(text.as_bytes());
     }
 }

@@ -1,8 +1,8 @@
 //! Prometheus metrics with Istio's names and labels.
 //!
 //! The labels of a pair of workloads are many and long; they are made once per endpoint and shared ([`Pair`]), and the
-//! hot path hashes a pointer and four small numbers. Pairs are bounded: one sidecar that calls thousands of workloads
-//! reports what is beyond the bound as "other", rather than let a scrape grow without end.
+//! hot path hashes a pointer and four small numbers. Pairs are bounded: a sidecar that calls more workloads reports the rest
+//! as "other", so that a scrape does not grow without end.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -19,7 +19,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use weft_core::flag::{ResponseFlag, ResponseFlags};
 
-/// Pairs of workloads that are told apart.
+/// Pairs of workloads with labels of their own.
 const MAX_PAIRS: usize = 2000;
 
 /// Upper bounds of all histograms, Envoy's: milliseconds and bytes alike.
@@ -74,7 +74,7 @@ impl Workload {
     }
 }
 
-/// Labels of who calls whom.
+/// Labels of a pair of workloads: source and destination.
 #[derive(Debug, PartialEq, Eq, Hash)]
 pub struct Pair {
     /// "source" or "destination".
@@ -95,7 +95,7 @@ pub struct Pair {
     pub usual: Usual,
 }
 
-/// The series of requests that went well, found once. No part of what a pair is: all are equal.
+/// The series of successful requests, found once. It is not part of the pair's identity: all are equal.
 #[derive(Default)]
 pub struct Usual {
     http: OnceLock<Series>,
@@ -269,7 +269,7 @@ pub struct Metrics {
     pub certificate_left_s: Gauge<f64, AtomicU64>,
     /// 1 while the stream to the control plane is up.
     pub control_plane_connected: Gauge,
-    /// Requests and TCP connections of our application in progress.
+    /// Requests and TCP connections of the application in progress.
     pub outbound_active: Gauge,
     /// The same from outside.
     pub inbound_active: Gauge,
@@ -315,7 +315,11 @@ impl Default for Metrics {
         r.register("weft_redirection_lost", "Traffic is not captured any more", metrics.redirection_lost.clone());
         let help = "Lost rules of the redirection installed again";
         r.register("weft_redirection_reinstalled", help, metrics.redirection_reinstalled.clone());
-        r.register("weft_certificate_left_seconds", "Rest of our certificate", metrics.certificate_left_s.clone());
+        r.register(
+            "weft_certificate_left_seconds",
+            "Remaining life of the workload certificate",
+            metrics.certificate_left_s.clone(),
+        );
         r.register("weft_control_plane_connected", "Stream is up", metrics.control_plane_connected.clone());
         r.register("weft_outbound_active", "Outbound requests in progress", metrics.outbound_active.clone());
         r.register("weft_inbound_active", "Inbound requests in progress", metrics.inbound_active.clone());
@@ -324,7 +328,7 @@ impl Default for Metrics {
     }
 }
 
-/// What one request adds.
+/// One request's contribution.
 #[derive(Debug, Clone, Copy)]
 pub struct RequestSample {
     /// HTTP status; 0 when none was sent.

@@ -1,4 +1,4 @@
-//! What a TLS client says before anything is encrypted.
+//! The ClientHello of a TLS connection, read before TLS is terminated or passed through.
 
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt};
@@ -8,15 +8,15 @@ use crate::tls::identity::alpn;
 
 /// A ClientHello.
 pub struct Said {
-    /// What was read.
+    /// All bytes that were read.
     pub bytes: BytesMut,
     /// The server name in lower case; empty: none.
     pub name: String,
-    /// It offers what is spoken between sidecars.
+    /// It offers an ALPN of the mesh.
     pub mesh: bool,
 }
 
-/// Reads on after `bytes` until a ClientHello is whole. An error is what was read instead of one.
+/// Reads on after `bytes` until a ClientHello is whole. The error holds the bytes that were read instead.
 ///
 /// # Errors
 /// It is no TLS, or the connection has ended.

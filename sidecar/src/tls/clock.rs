@@ -13,7 +13,7 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// Takes the answer to what was sent at `sent`. `theirs`: the control plane's time, 0 where it did not say it.
+    /// Takes the response to a request sent at `sent`. `theirs`: the control plane's time, 0 where the response has none.
     pub fn measured(&self, sent: SystemTime, theirs: u64) {
         let Some(ahead_ms) = clock::ahead_ms(unix_ms(sent), unix_ms(SystemTime::now()), theirs) else { return };
         let before = self.ahead_ms.swap(ahead_ms, Ordering::Relaxed);

@@ -1,6 +1,6 @@
-//! Certificates that a user gave as CAs and that a peer shows as its own: what `openssl req -x509` makes is both. Webpki refuses
-//! a CA as a peer's certificate (`CaUsedAsEndEntity`); Envoy and curl accept the very certificate that was given, and so does
-//! this, while it is valid.
+//! Certificates that an operator configured as CAs and that a peer presents as its own: `openssl req -x509` makes such.
+//! Webpki refuses a CA as a peer's certificate (`CaUsedAsEndEntity`); Envoy and curl accept the very certificate that was
+//! configured, and so does this, while it is valid.
 
 use std::sync::Arc;
 
@@ -11,16 +11,16 @@ use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Signatu
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use x509_parser::prelude::{ASN1Time, FromDer, X509Certificate};
 
-/// Whether a certificate has the name of a peer: the leaf, as it came and parsed, and the name that was asked for.
+/// Whether a certificate has the name of a peer: the leaf, in DER and parsed, and the expected name.
 pub type HasName = Box<dyn Fn(&CertificateDer<'_>, &ParsedCertificate<'_>, &ServerName<'_>) -> bool + Send + Sync>;
 
-/// Accepts a server whose certificate is one of those given and has the right name; others as `inner` does.
+/// Accepts a server whose certificate is one of the configured ones and has the right name; verifies others by `inner`.
 pub struct Server {
     /// The certificates given as CAs.
     pub given: Vec<CertificateDer<'static>>,
     /// Whether a certificate has the right name.
     pub has_name: HasName,
-    /// What verifies the others.
+    /// Verifies other certificates.
     pub inner: Arc<dyn ServerCertVerifier>,
 }
 
@@ -30,12 +30,12 @@ impl std::fmt::Debug for Server {
     }
 }
 
-/// Accepts a client whose certificate is one of those given; others as `inner` does.
+/// Accepts a client whose certificate is one of the configured ones; verifies others by `inner`.
 #[derive(Debug)]
 pub struct Client {
     /// The certificates given as CAs.
     pub given: Vec<CertificateDer<'static>>,
-    /// What verifies the others.
+    /// Verifies other certificates.
     pub inner: Arc<dyn ClientCertVerifier>,
 }
 

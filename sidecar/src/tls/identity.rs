@@ -1,8 +1,9 @@
-//! The sidecar's identity: a key that never leaves it, the certificate for it, and the TLS configurations made of both.
+//! The sidecar's identity: a key that never leaves the process, the certificate for it, and the TLS configurations made of
+//! both.
 //!
-//! Credentials are one immutable value behind an `ArcSwap`: a renewal replaces the whole, and a handshake takes what is
-//! current when it starts. TLS 1.3 only: both ends are ours. The chain is verified by rustls; what it does not know is
-//! SPIFFE, so that the names in certificates are compared here.
+//! Credentials are one immutable value behind an `ArcSwap`: a renewal replaces the whole, and a handshake takes the value
+//! that is current when it starts. TLS 1.3 only: both ends are sidecars. Rustls verifies the chain; it does not know SPIFFE,
+//! so that the names in certificates are compared here.
 
 mod verify;
 
@@ -29,7 +30,7 @@ use weft_agent::grant;
 use weft_core::identity::SpiffeId;
 use weft_core::renewal::Renewal;
 
-/// ALPN names between sidecars: they say that this is mesh TLS and what is inside.
+/// ALPN names between sidecars: they mark mesh TLS and name the protocol inside.
 pub mod alpn {
     /// HTTP/1.x inside.
     pub const HTTP1: &[u8] = b"weft-http/1.1";
@@ -44,7 +45,7 @@ pub mod alpn {
 /// Workload names of the control plane's own identity.
 const CONTROL_PLANE: (&str, &str) = ("weft-system", "weft-control-plane");
 
-/// What a join token says to its holder. Its signature is for the control plane alone.
+/// The claims of a join token that concern its holder. Its signature is for the control plane alone.
 #[derive(Debug, Clone, Deserialize)]
 pub struct TokenClaims {
     /// Trust domain of the mesh.
@@ -79,7 +80,7 @@ impl TokenClaims {
         TokenClaims::read(&text).map_err(|e| tracing::warn!("ignoring the join token: {e:#}")).ok()
     }
 
-    /// In what the token differs from the certificate that an earlier one was given; `None`: it entitles to the same.
+    /// How the token's identity differs from the certificate of an earlier one; `None`: both entitle to the same.
     fn differs_from(&self, held: &Credentials) -> Option<String> {
         let named = format!("spiffe://{}/ns/{}/sa/{}", self.trust_domain, self.namespace, self.service_account);
         if named != held.id.to_string() {
@@ -111,11 +112,11 @@ pub struct StoredCredentials {
     services: Vec<String>,
 }
 
-/// A certificate, its key and what they allow.
+/// A certificate, its key and the services that they allow.
 pub struct Credentials {
-    /// Our identity.
+    /// The workload's identity.
     pub id: SpiffeId,
-    /// Services that we may register.
+    /// Services that the workload may register.
     pub services: Vec<String>,
     /// Validity of the certificate.
     pub not_before: SystemTime,
@@ -127,7 +128,7 @@ pub struct Credentials {
     client_http2: Arc<rustls::ClientConfig>,
     client_tcp: Arc<rustls::ClientConfig>,
     control: Arc<rustls::ClientConfig>,
-    /// Other trust domains whose identities are believed.
+    /// Trust bundles of other trust domains.
     federated: Bundles,
     stored: StoredCredentials,
 }
@@ -136,11 +137,11 @@ pub struct Credentials {
 pub type Bundles = BTreeMap<String, Vec<Vec<u8>>>;
 
 impl Credentials {
-    /// Builds the TLS configurations of a chain and its key. Identities of our own trust domain are proved by the roots
-    /// that came with the chain, those of `federated` ones each by its own.
+    /// Builds the TLS configurations of a chain and its key. Identities of the own trust domain are verified by the roots that
+    /// came with the chain, those of a federated trust domain by its own roots.
     ///
     /// # Errors
-    /// When they do not fit together or are not SPIFFE certificates.
+    /// If they do not fit together or are not SPIFFE certificates.
     pub fn new(stored: StoredCredentials, federated: Bundles) -> Result<Credentials> {
         let chain: Vec<CertificateDer<'static>> = stored.chain_der.iter().cloned().map(CertificateDer::from).collect();
         let leaf = chain.first().context("no certificate in the chain")?;
@@ -148,11 +149,11 @@ impl Credentials {
         let (not_before, not_after) = validity(leaf)?;
         let mut domains = Domains::default();
         for (domain, roots) in &federated {
-            ensure!(domain != id.trust_domain(), "another root of our own trust domain {domain} is not believed");
+            ensure!(domain != id.trust_domain(), "another root for the own trust domain {domain} is refused");
             domains.add(domain, roots).with_context(|| format!("the roots of {domain}"))?;
         }
         let mut own = Domains::default();
-        own.add(id.trust_domain(), &stored.roots_der).context("our own roots")?;
+        own.add(id.trust_domain(), &stored.roots_der).context("roots of the own trust domain")?;
         domains.add(id.trust_domain(), &stored.roots_der)?;
         let domains = Arc::new(domains);
         let key = || PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(stored.key_pkcs8.clone()));
@@ -197,15 +198,15 @@ impl Credentials {
         })
     }
 
-    /// The same with other federated trust domains. What was resumed before has to be proved anew.
+    /// The same with other trust bundles. Sessions of before are not resumed.
     ///
     /// # Errors
-    /// When a root cannot be read, or is for our own trust domain.
+    /// If a root cannot be read, or is for the own trust domain.
     fn with_federated(&self, federated: Bundles) -> Result<Credentials> {
         Credentials::new(self.stored.clone(), federated)
     }
 
-    /// Whether identities of this trust domain are believed.
+    /// Whether the roots of this trust domain are known.
     pub fn believes(&self, trust_domain: &str) -> bool {
         trust_domain == self.id.trust_domain() || self.federated.contains_key(trust_domain)
     }
@@ -220,7 +221,7 @@ impl Credentials {
         self.gateway.clone()
     }
 
-    /// For connections to a sidecar, by what is inside.
+    /// The configuration for connections to a sidecar, by the protocol inside.
     pub fn client(&self, alpn: &[u8]) -> Arc<rustls::ClientConfig> {
         match alpn {
             alpn::HTTP1 => self.client_http1.clone(),
@@ -249,17 +250,17 @@ pub struct Identity {
     file: Option<PathBuf>,
     /// This machine's clock beside the control plane's.
     pub clock: Clock,
-    /// What new credentials are to believe; held while they are put in place.
+    /// Trust bundles of new credentials; locked while they are put in place.
     federated: Mutex<Bundles>,
     /// TLS that is not the mesh's.
     pub outside: Originations,
-    /// An earlier run here had another identity: what it left of the mesh is of no use to this one.
+    /// An earlier run here had another identity: its cache of the mesh is useless to this one.
     pub replaces_another: bool,
 }
 
 impl Identity {
-    /// An identity kept in `data_dir`, with the credentials that an earlier run left there if they are still good and what
-    /// the join token entitles to. `credentials`: the folder of those that are not the mesh's.
+    /// The identity kept in `data_dir`, with the credentials of an earlier run if they are still valid and match the join token.
+    /// `credentials`: the folder of credentials that are not the mesh's.
     pub fn open(data_dir: Option<&Path>, credentials: &Path, token: Option<&TokenClaims>) -> Identity {
         let file = data_dir.map(|dir| dir.join("identity.json"));
         let outside = Originations::new(credentials.to_owned());
@@ -302,20 +303,20 @@ impl Identity {
         Credentials::new(stored, Bundles::new()).map(Some)
     }
 
-    /// What is current.
+    /// The current credentials.
     pub fn current(&self) -> Option<Arc<Credentials>> {
         self.current.load_full()
     }
 
-    /// What is current, when it has not expired.
+    /// The current credentials, if they have not expired.
     ///
     /// # Errors
-    /// Says which of the two is the case.
+    /// If there are none yet, or they have expired.
     pub fn valid(&self) -> Result<Arc<Credentials>> {
         let current = self.current().context("no certificate yet: the control plane has not been reached")?;
         if current.not_after <= SystemTime::now() {
             let clock = self.clock.problem(current.life()).map(|problem| format!("; {problem}")).unwrap_or_default();
-            bail!("our certificate ({}) has expired and could not be renewed{clock}", current.id);
+            bail!("the workload certificate ({}) has expired and could not be renewed{clock}", current.id);
         }
         Ok(current)
     }
@@ -339,7 +340,7 @@ impl Identity {
         {
             let federated = self.federated.lock().unwrap_or_else(PoisonError::into_inner);
             let believing = credentials.with_federated(federated.clone()).unwrap_or_else(|e| {
-                tracing::error!("no other trust domain is believed: {e:#}");
+                tracing::error!("no other trust domain is trusted: {e:#}");
                 credentials
             });
             self.current.store(Some(Arc::new(believing)));
@@ -352,10 +353,10 @@ impl Identity {
         }
     }
 
-    /// Believes identities of these trust domains besides our own from now on.
+    /// Replaces the trust bundles of other trust domains.
     ///
     /// # Errors
-    /// When a root cannot be read, or is for our own trust domain: then nothing is changed.
+    /// If a root cannot be read, or is for the own trust domain: then nothing changes.
     pub fn believe(&self, bundles: &Bundles) -> Result<()> {
         let mut federated = self.federated.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(current) = self.current()
@@ -402,10 +403,10 @@ impl PendingKey {
         Ok(PendingKey { csr_der: csr.der().to_vec(), key })
     }
 
-    /// The credentials of this key and what was signed for it.
+    /// The credentials of this key and the certificate that was signed for it.
     ///
     /// # Errors
-    /// When the answer is not for this key or cannot be read.
+    /// If the response is not for this key or cannot be read.
     pub fn finish(self, signed: weft_proto::v1::SignResponse) -> Result<Credentials> {
         let stored = StoredCredentials {
             chain_der: signed.chain_der,

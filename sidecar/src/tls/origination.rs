@@ -21,7 +21,7 @@ pub(crate) use verify::{has_one_of, revoked};
 /// Configurations that are kept at once; policies name few.
 const MAX_KNOWN: usize = 1000;
 
-/// Configurations by what they are made of, so that sessions are resumed.
+/// Configurations by their inputs, so that sessions are resumed.
 #[derive(Default)]
 pub struct Originations {
     /// Where the folders of named credentials are.
@@ -29,7 +29,7 @@ pub struct Originations {
     known: Mutex<HashMap<(Arc<Origination>, Inside), Known>>,
 }
 
-/// What is spoken in it, as ALPN has it outside the mesh.
+/// The protocol inside, as ALPN outside the mesh names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Inside {
     Http1,
@@ -48,11 +48,11 @@ impl Originations {
         Originations { credentials, known: Mutex::default() }
     }
 
-    /// The configuration for a new connection; `inside`: the mesh's name of what will be spoken. Files that have changed
-    /// are read again; while they make no sense it stays as it was.
+    /// The configuration for a new connection; `inside`: the mesh's name of the protocol inside. Files that have changed are read
+    /// again; while they are invalid the last configuration stays.
     ///
     /// # Errors
-    /// When a file cannot be read or makes no sense.
+    /// If a file cannot be read or is invalid.
     pub fn config(&self, origination: &Arc<Origination>, inside: &[u8]) -> Result<Arc<ClientConfig>> {
         let inside = match inside {
             alpn::HTTP1 => Inside::Http1,

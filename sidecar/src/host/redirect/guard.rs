@@ -1,11 +1,11 @@
-//! Notices that the redirection is gone (a reboot, `nft flush ruleset`, another program) and installs it again.
+//! Detects that the redirection is gone (a reboot, `nft flush ruleset`, another program) and installs it again.
 //!
 //! The kernel keeps rules as long as it runs, and an administrator installs them once. So the sidecar records the rules that it
-//! finds, in its data folder, and compares: at its start, when the kernel reports a change of any rules, and
-//! every few seconds. Each installation has a mark of its own (a chain without rules), by which a new one is told from a
-//! damaged one, and a removal that is meant from one that is not.
+//! finds, in its data folder, and compares: at its start, when the kernel reports a change of any rules, and every few
+//! seconds. Each installation has a mark (a chain without rules), which tells a new installation from a damaged one, and an
+//! intended removal from another.
 //!
-//! A sidecar without CAP_NET_ADMIN cannot read rules. It connects to a port of its own service and looks whether the
+//! A sidecar without CAP_NET_ADMIN cannot read rules. It connects to a port of its own service and checks whether the
 //! connection arrives at its inbound listener.
 
 use std::collections::BTreeSet;
@@ -45,10 +45,10 @@ const CHANGES: u32 = 1 << 6;
 /// How a lost redirection is named, on the readiness page too.
 pub const NOT_CAPTURED: &str = "traffic is not captured";
 
-/// What is known of this pod's redirection.
+/// The state of this pod's redirection.
 #[derive(Debug)]
 pub struct Redirection {
-    /// What was installed is kept here; `None`: there is nothing to look after.
+    /// The record of the installed rules; `None`: there is nothing to guard.
     record: Option<PathBuf>,
     state: watch::Sender<State>,
     /// Local port of a connection to ourselves that is on its way; 0: there is none.
@@ -88,7 +88,7 @@ impl Redirection {
         }
     }
 
-    /// What is wrong with it.
+    /// The problem, where there is one.
     pub fn problem(&self) -> Option<String> {
         match &*self.state.borrow() {
             State::Lost(why) => Some(why.clone()),
@@ -159,7 +159,7 @@ impl Redirection {
         let listing = match installed() {
             Ok(listing) => listing,
             Err(e) => {
-                // Without the right or the program there is nothing to say of a pod that was never redirected.
+                // Without the right or the program nothing is known of a pod that was never redirected.
                 tracing::debug!("the redirection cannot be looked at: {e:#}");
                 return if self.read_record().is_some() { State::Lost(self.lost(&e)) } else { State::None };
             }
@@ -210,9 +210,9 @@ impl Redirection {
     }
 }
 
-/// What the look needs of the rest of the sidecar.
+/// The guard's inputs from the rest of the sidecar.
 pub struct Surroundings {
-    /// What is known.
+    /// The state that it keeps.
     pub redirection: Arc<Redirection>,
     /// Counts.
     pub metrics: Arc<Metrics>,
@@ -273,7 +273,7 @@ fn changes() -> Option<AsyncFd<std::os::fd::OwnedFd>> {
             rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(netlink::NETFILTER))?;
         rustix::net::bind(&socket, &netlink::SocketAddrNetlink::new(0, CHANGES))?;
         #[allow(unsafe_code)]
-        // SAFETY: the descriptor is owned by what is registered, and stays the same and open until that is dropped.
+        // SAFETY: the registration owns the descriptor, which stays the same and open until the registration is dropped.
         let registered = unsafe { AsyncFd::register(socket) };
         Ok(registered?)
     };
@@ -284,7 +284,7 @@ async fn event(events: Option<&AsyncFd<std::os::fd::OwnedFd>>) {
     let Some(events) = events else { return std::future::pending().await };
     let Ok(mut ready) = events.readable().await else { return std::future::pending().await };
     let mut message = [0u8; 8192];
-    // What changed does not matter. An overrun (ENOBUFS) is an event too.
+    // The content of an event does not matter. An overrun (ENOBUFS) is an event too.
     while rustix::net::recv(events.get_ref(), &mut message[..], RecvFlags::DONTWAIT).is_ok() {}
     ready.clear_ready();
 }

@@ -1,4 +1,4 @@
-//! What the redirection has to know of the machine: whose network namespace this is, whether the proxy is ready for
+//! The machine as the redirection needs to know it: the owner of this network namespace, whether the proxy is ready for
 //! traffic, and whether virtual IPs have a route.
 
 use std::io::{Read, Write};
@@ -13,7 +13,7 @@ use super::rules::VIRTUAL_IPS;
 use super::run_tool;
 use crate::resolve::resolv;
 
-/// By this number our route is known again among others (`proto` in `ip route`; the numbers from 64 on are free).
+/// The number that marks the redirection's route among others (`proto` in `ip route`; the numbers from 64 on are free).
 const ROUTE_PROTOCOL: &str = "87";
 
 /// Whether this is the network namespace that the machine booted with.
@@ -37,7 +37,7 @@ pub(super) fn check_proxy(ready_port: u16, admin_port: u16, has_own_user: bool) 
             "no proxy answers on 127.0.0.1:{ready_port}; start it first: until then redirected traffic would go nowhere"
         )
     })?;
-    // What is about to be mended is no obstacle.
+    // A problem that this installation fixes is no obstacle.
     ensure!(
         status == 200 || body.contains(NOT_CAPTURED),
         "the proxy is not ready, redirected traffic would go nowhere ({}); --force installs all the same",
@@ -60,7 +60,7 @@ pub(super) fn guards(admin_port: u16) -> Option<bool> {
     config["redirected"].as_bool().filter(|_| status == 200)
 }
 
-/// Refuses where nobody would answer redirected name look-ups.
+/// Refuses where redirected name look-ups would have no answer.
 pub(super) fn check_dns(port: u16) -> Result<()> {
     TcpStream::connect_timeout(&SocketAddr::from((Ipv4Addr::LOCALHOST, port)), Duration::from_secs(2)).with_context(
         || {
@@ -92,10 +92,10 @@ fn get(port: u16, path: &str) -> Result<(u16, String)> {
     Ok((status, body.to_owned()))
 }
 
-/// Gives virtual IPs a route where none covers them: connect(2) fails for want of one before nftables is asked.
+/// Gives virtual IPs a route where none covers them: connect(2) fails without one before nftables sees the packet.
 ///
-/// An ordinary route over `lo`, not a `local` one: that would make the addresses our own, and after the rules are removed
-/// a call to a virtual IP would reach whatever listens here on all addresses.
+/// An ordinary route over `lo`, not a `local` one: that would make the addresses local, and after the rules are removed a
+/// call to a virtual IP would reach any program that listens here on all addresses.
 pub(super) fn add_route() -> Result<()> {
     if routed() {
         return Ok(());
@@ -109,7 +109,7 @@ pub(super) fn add_route() -> Result<()> {
     Ok(())
 }
 
-/// Whether the kernel knows a way to virtual IPs, and an address to call from.
+/// Whether the kernel has a route to virtual IPs, and a source address for it.
 fn routed() -> bool {
     let probe = || {
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
@@ -120,11 +120,11 @@ fn routed() -> bool {
     probe().is_ok_and(|from| !from.ip().is_unspecified())
 }
 
-/// Takes our route back, where there is one.
+/// Removes the redirection's route, where there is one.
 pub(super) fn remove_route() -> Result<()> {
     let ours = [VIRTUAL_IPS, "proto", ROUTE_PROTOCOL];
     let found = run_tool("ip", "iproute2", &[&["-4", "route", "show"][..], &ours].concat(), None);
-    // Without the program there is no route of ours either.
+    // Without the program there is no such route either.
     if found.is_ok_and(|found| !found.stdout.is_empty()) {
         run_tool("ip", "iproute2", &[&["-4", "route", "del"][..], &ours].concat(), None)?;
     }

@@ -1,10 +1,10 @@
-//! The redirection as text for `nft`: a pure function of what is to be captured.
+//! The redirection as text for `nft`: a pure function of the options.
 //!
 //! One table, deleted and made anew in one transaction, so that installing twice is installing once and no packet meets
-//! half of it. Connections that are open go on as they began.
+//! half of it. Open connections go on as they began.
 //!
-//! Whoever reads the rules in the order of the chains reads the decisions: our own sockets first (told by their mark),
-//! then DNS, then what is left alone, then the rest.
+//! The chains have the order of the decisions: the proxy's own sockets first (by their mark), then DNS, then excluded
+//! traffic, then the rest.
 
 use std::fmt::{self, Write};
 use std::net::IpAddr;
@@ -92,7 +92,7 @@ pub enum Dns {
     Off,
     /// Those to these name servers, the pod's own: a query to another reaches it, as in Istio.
     Servers(Vec<IpAddr>),
-    /// Those to resolvers on loopback: what leaves for others is such a resolver's own.
+    /// Queries to resolvers on loopback: queries to other servers are such a resolver's own.
     Loopback,
     /// All.
     All,
@@ -111,7 +111,7 @@ pub struct Own {
     pub pages: Vec<u16>,
 }
 
-/// What is captured.
+/// The traffic that is captured.
 #[derive(Debug, Clone)]
 pub struct Rules {
     /// Ports captured inbound; all, where it is `None`.
@@ -124,7 +124,7 @@ pub struct Rules {
     pub exclude_outbound_ranges: Vec<Cidr>,
     /// The only destinations captured, besides virtual IPs; all, where there are none.
     pub include_outbound_ranges: Vec<Cidr>,
-    /// Users whose outbound traffic is captured; everybody's, where there are neither users nor control groups.
+    /// Users whose outbound traffic is captured; all, where there are neither users nor control groups.
     pub uids: Vec<String>,
     /// Control groups (version 2) whose outbound traffic is captured, as paths below `/sys/fs/cgroup`.
     pub cgroups: Vec<String>,
@@ -138,13 +138,13 @@ pub struct Rules {
     pub shared_host: bool,
 }
 
-/// Connections that were open before go on as they are: a packet of theirs is new to the kernel's books, but it is not a
-/// beginning, and translating it would break them (our own stream to the control plane first).
+/// Connections that were open before go on as they are: their next packet is new to connection tracking, but does not begin a
+/// connection, and translating it would break them (the sidecar's own stream to the control plane first).
 const NOT_A_BEGINNING: &str = "tcp flags & (fin | syn | rst | ack) != syn accept";
-/// To one of our own addresses.
+/// To an address of this machine.
 const TO_THIS_POD: &str = "fib daddr type local jump inbound";
 
-/// Begins the name of the chain, without rules, by which an installation is told from another one.
+/// The prefix of the name of the chain, without rules, that marks an installation.
 pub(super) const MARK: &str = "chain installed_";
 /// A table with this chain is about to be removed.
 pub const REMOVED: &str = "chain removed";
@@ -159,7 +159,7 @@ pub fn render_marked(rules: &Rules, number: u64) -> String {
 /// The rules for `nft -f -`.
 pub fn render(rules: &Rules) -> String {
     let mut text = String::from("table inet weft\ndelete table inet weft\ntable inet weft {\n");
-    // Before everybody else's translations (-100, where Docker's of its resolver are): the first one counts.
+    // Before the translations of other tables (-100, as Docker's of its resolver): the first one counts.
     chain(&mut text, "output", Some("type nat hook output priority -101; policy accept;"), &output(rules));
     let hook = Some("type nat hook prerouting priority -101; policy accept;");
     chain(&mut text, "prerouting", hook, &[NOT_A_BEGINNING, TO_THIS_POD].map(String::from));
@@ -180,7 +180,7 @@ fn chain(text: &mut String, name: &str, hook: Option<&str>, rules: &[String]) {
     text.push_str("\t}\n");
 }
 
-/// Everything that leaves: whose is it?
+/// Outgoing traffic, by its owner.
 fn output(rules: &Rules) -> Vec<String> {
     let mut lines = vec![
         NOT_A_BEGINNING.to_owned(),
@@ -188,8 +188,8 @@ fn output(rules: &Rules) -> Vec<String> {
         format!("meta mark {MARK_UPSTREAM:#x} jump upstream"),
     ];
     if let Some(uid) = rules.proxy_uid {
-        // Without marks: a delivery is told by where it comes from. Over IPv6 it cannot be, so there a call to oneself
-        // goes to the application and not by way of the proxy.
+        // Without marks: a delivery is recognised by its source address. Over IPv6 there is none, so a pod's call to itself goes
+        // to the application and not through the proxy.
         lines.push(format!("meta skuid {uid} ip saddr {DELIVERY_SOURCE} accept"));
         lines.push(format!("meta skuid {uid} meta nfproto ipv4 jump upstream"));
         lines.push(format!("meta skuid {uid} accept"));
@@ -208,7 +208,7 @@ fn output(rules: &Rules) -> Vec<String> {
     lines
 }
 
-/// What is addressed to this pod, from outside or from our own proxy.
+/// Traffic to this pod, from outside or from its own proxy.
 fn inbound(rules: &Rules) -> Vec<String> {
     let own = &rules.own;
     let mut untouched: Vec<Ports> = [own.outbound, own.inbound, own.dns].map(Ports::from).into();
@@ -226,7 +226,7 @@ fn inbound(rules: &Rules) -> Vec<String> {
     lines
 }
 
-/// What the application sends.
+/// Traffic of the application.
 fn application(rules: &Rules) -> Vec<String> {
     let mut lines = Vec::new();
     if !rules.exclude_outbound_ports.is_empty() {

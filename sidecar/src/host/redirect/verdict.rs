@@ -1,4 +1,4 @@
-//! What has become of the rules, by the table as `nft list` prints it and what was recorded of it.
+//! The state of the rules, by the table as `nft list` prints it and the record of its installation.
 
 use super::rules::{MARK, REMOVED};
 
@@ -7,7 +7,7 @@ fn mark(listing: &str) -> Option<&str> {
     rest.split_whitespace().next()
 }
 
-/// What has become of the rules.
+/// The state of the rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
     /// There are none, and there were none.
@@ -22,7 +22,7 @@ pub(super) enum Verdict {
     Lost,
 }
 
-/// Compares the table as `nft list` prints it with what was recorded of it.
+/// Compares the table as `nft list` prints it with the record.
 pub(super) fn judge(listing: Option<&str>, record: Option<&str>) -> Verdict {
     match (listing, record) {
         (None, None) => Verdict::Nothing,

@@ -1,8 +1,8 @@
-//! Pipes for splice(2), by which the kernel moves bytes between two sockets without showing them to us.
+//! Pipes for splice(2), by which the kernel moves bytes between two sockets without copying them to user space.
 //!
-//! A pipe of 1 MiB halves the cost of the default 64 KiB, but what a user other than root may have in all is 64 MiB
-//! (pipe(7), `pipe-user-pages-soft`), shared with whatever else runs as that user. So a flow holds a pipe only while
-//! bytes are in it, the large ones are few and go round first, and where no pipe is to be had bytes are copied.
+//! A pipe of 1 MiB halves the cost of the default 64 KiB, but an ordinary user's pipes may hold 64 MiB in all (pipe(7),
+//! `pipe-user-pages-soft`), shared with all processes of that user. So a flow holds a pipe only while bytes are in it, few
+//! pipes are large and are reused first, and where no pipe is available bytes are copied.
 
 use std::cell::RefCell;
 use std::io;
@@ -14,7 +14,7 @@ use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_getpipe_size, fcntl_setpipe_siz
 
 const LARGE: usize = 1024 * 1024;
 const USUAL: usize = 64 * 1024;
-/// Large pipes of this process: a quarter of what its user may have.
+/// Large pipes of this process: a quarter of its user's limit.
 const MAX_LARGE: usize = 16;
 /// All pipes of this process.
 const MAX_PIPES: usize = 256;
@@ -33,7 +33,7 @@ thread_local! {
     static SPARE: RefCell<Vec<Pipe>> = const { RefCell::new(Vec::new()) };
 }
 
-/// A pipe whose two ends are ours.
+/// A pipe whose two ends belong to this process.
 pub(super) struct Pipe {
     read: OwnedFd,
     write: OwnedFd,
@@ -90,7 +90,7 @@ impl Pipe {
         self.filled
     }
 
-    /// Moves what `from` has into this pipe, which is empty. 0: the end.
+    /// Moves the bytes that are ready from `from` into this pipe, which is empty. 0: the end.
     ///
     /// # Errors
     /// `WouldBlock` when there is nothing yet.

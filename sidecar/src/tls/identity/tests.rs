@@ -3,7 +3,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::*;
 
-/// An authority that signs whatever it is asked to.
+/// An authority that signs any request.
 struct Authority {
     root: Vec<u8>,
     issuer: Issuer<'static, KeyPair>,
@@ -18,7 +18,7 @@ fn authority() -> Authority {
 }
 
 impl Authority {
-    /// What a workload of `domain` holds that believes `own` in it.
+    /// The credentials of a workload of `domain` with the roots of `own`.
     fn signed(&self, domain: &str, own: &Authority) -> StoredCredentials {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
@@ -50,7 +50,7 @@ async fn refusals(client: &Credentials, server: &Credentials) -> (Option<String>
     };
     let connect = async {
         let mut tls = TlsConnector::from(client.client(alpn::HTTP2)).connect(name, near).await?;
-        // A client that is refused hears of it when it reads.
+        // A refused client notices when it reads.
         tokio::io::AsyncReadExt::read_u8(&mut tls).await.map(drop)
     };
     let (connected, accepted) = tokio::join!(connect, accept);
@@ -66,19 +66,19 @@ async fn a_trust_domain_is_proved_by_its_own_roots_alone() {
     assert!(believing.believes("one") && believing.believes("two") && !believing.believes("three"));
     assert_eq!(refusals(&believing, &there).await, (None, None));
     assert_eq!(refusals(&there, &believing).await, (None, None));
-    // Without the bundle nobody is believed; each side gives its own reason.
+    // Without a trust bundle both sides refuse, each with its own reason.
     let alone = here(&[]).unwrap();
     let (client, _) = refusals(&alone, &there).await;
     assert!(client.unwrap().contains("UnknownIssuer"));
     let (_, server) = refusals(&there, &alone).await;
     assert!(server.unwrap().contains("UnknownIssuer"));
-    // One authority that is believed for its own domain speaks for no other's.
+    // A root that is trusted for its own domain proves no identity of another.
     let liar = Credentials::new(two.signed("one", &one), bundles(&[("two", &two)])).unwrap();
     let (client, _) = refusals(&believing, &liar).await;
     assert!(client.unwrap().contains("invalid peer certificate"));
     let (_, server) = refusals(&liar, &believing).await;
     assert!(server.unwrap().contains("invalid peer certificate"));
-    assert!(here(&[("one", &two)]).is_err(), "our own domain has our own roots");
+    assert!(here(&[("one", &two)]).is_err(), "the own domain has its own roots");
     assert!(Credentials::new(one.signed("one", &one), [("two".to_owned(), vec![vec![1]])].into()).is_err());
 }
 
@@ -92,7 +92,7 @@ async fn what_is_believed_changes_and_outlives_a_renewal() {
     };
     let there = Credentials::new(two.signed("two", &two), bundles(&[("one", &one)])).unwrap();
     let works = async || refusals(&identity.valid().unwrap(), &there).await.0.is_none();
-    // Told before there is a certificate.
+    // Before there is a certificate.
     identity.believe(&bundles(&[("two", &two)])).unwrap();
     renew().await;
     assert!(works().await);
@@ -102,7 +102,7 @@ async fn what_is_believed_changes_and_outlives_a_renewal() {
     identity.believe(&bundles(&[("two", &two)])).unwrap();
     assert!(Arc::ptr_eq(&before, &identity.current().unwrap()), "nothing has changed");
     assert!(identity.believe(&bundles(&[("one", &two)])).is_err());
-    assert!(works().await, "what makes no sense changes nothing");
+    assert!(works().await, "an invalid bundle changes nothing");
     identity.believe(&Bundles::new()).unwrap();
     // Not even by a session of before.
     assert!(!works().await);
@@ -110,7 +110,7 @@ async fn what_is_believed_changes_and_outlives_a_renewal() {
     assert!(!works().await);
 }
 
-/// Claims of a token for what [`Authority::signed`] signs in "one".
+/// Claims of a token that matches a certificate of [`Authority::signed`] in "one".
 fn claims(root: &Authority) -> TokenClaims {
     let root: String =
         digest::digest(&digest::SHA256, &root.root).as_ref().iter().map(|b| format!("{b:02x}")).collect();

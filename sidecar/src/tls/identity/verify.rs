@@ -1,4 +1,4 @@
-//! Whom TLS believes: chains are verified by rustls, each by the roots of the trust domain that the certificate names.
+//! TLS peer verification: rustls verifies a chain by the roots of the trust domain that its certificate names.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -33,7 +33,7 @@ impl Domains {
         Ok(())
     }
 
-    /// What proves the identity that a certificate claims.
+    /// The verifier of the identity that a certificate claims.
     fn of(
         &self,
         leaf: &CertificateDer<'_>,

@@ -7,11 +7,11 @@ use weft_core::policy::{Credential, Origination};
 
 /// PEM files of an origination.
 pub(super) struct Files {
-    /// CAs; `None`: what the system trusts.
+    /// CAs; `None`: the system's.
     pub(super) ca: Option<PathBuf>,
-    /// Our certificate and its key.
+    /// The client certificate and its key.
     pub(super) client: Option<(PathBuf, PathBuf)>,
-    /// What was revoked.
+    /// Certificate revocation lists.
     pub(super) crl: Option<PathBuf>,
     /// Where there may be one, and is none.
     absent: Option<PathBuf>,
@@ -33,7 +33,7 @@ impl Files {
             };
         };
         let folder = credentials.join(&**name);
-        // Named as in Kubernetes' secrets, of which Istio takes the list of what was revoked where there is one.
+        // Named as in Kubernetes' secrets, from which Istio takes the revocation list where there is one.
         let crl = folder.join("ca.crl");
         let (crl, absent) = if crl.exists() { (Some(crl), None) } else { (None, Some(crl)) };
         Files {
@@ -49,7 +49,7 @@ impl Files {
         let changed = |path: &PathBuf| std::fs::metadata(path).and_then(|found| found.modified()).ok();
         let client = self.client.iter().flat_map(|(certificate, key)| [certificate, key]);
         let all = self.ca.iter().chain(client).chain(&self.crl);
-        // It may be there by now: what is made of these files is made without it, and is not what will be made with it.
+        // It may exist by now: a configuration made without it differs from one made with it.
         let absent = self.absent.iter().map(|path| (path.clone(), None));
         all.map(|path| (path.clone(), changed(path))).chain(absent).collect()
     }

@@ -23,7 +23,7 @@ fn authority() -> Authority {
     let dir = tempfile::tempdir().unwrap();
     let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    // A list of what was revoked is an authority's by its name.
+    // A revocation list is matched to its authority by name.
     params.distinguished_name.push(DnType::CommonName, dir.path().to_string_lossy());
     let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
     std::fs::write(dir.path().join("ca.pem"), issuer.pem()).unwrap();
@@ -103,7 +103,7 @@ fn simple(ca: &Authority) -> Origination {
     }
 }
 
-/// What was agreed on to speak, and whether the server saw a certificate.
+/// The negotiated protocol, and whether the server saw a client certificate.
 async fn shake(
     known: &Originations,
     origination: &Origination,
@@ -175,7 +175,7 @@ async fn a_certificate_is_shown_and_read_again_when_it_has_changed() {
         std::fs::File::options().write(true).open(&path).unwrap().set_modified(later).unwrap();
     };
     write("nonsense");
-    assert!(Arc::ptr_eq(&first, &config()), "what makes no sense changes nothing");
+    assert!(Arc::ptr_eq(&first, &config()), "an invalid file changes nothing");
     ca.leaf("client", &["client.example"]);
     assert!(!Arc::ptr_eq(&first, &config()));
     let missing = Origination { ca: Some(ca.path("none.pem").into()), ..simple(&ca) };
@@ -183,7 +183,7 @@ async fn a_certificate_is_shown_and_read_again_when_it_has_changed() {
     assert!(format!("{e:#}").contains("none.pem"), "{e:#}");
 }
 
-/// What `openssl req -x509` makes: a CA that is the server's own certificate.
+/// A certificate as `openssl req -x509` makes it: a CA that is the server's own certificate.
 fn self_signed(ca: &Authority, names: &[&str], years: (i32, i32)) -> Arc<rustls::ServerConfig> {
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::new(names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>()).unwrap();
@@ -236,7 +236,7 @@ async fn what_was_revoked_is_refused() {
         (ca.path("none.crl"), Ok(())),
         (ca.path("server.crl"), Err("Revoked")),
         (ca.path("old.crl"), Err("revocation list expired")),
-        // As in Envoy: who has a list has one of each CA.
+        // As in Envoy: with revocation lists there must be one of each CA.
         (other.path("other.crl"), Err("UnknownRevocationStatus")),
         (ca.path("empty.crl"), Err("holds no list")),
     ] {

@@ -1,6 +1,6 @@
-//! Whether a server outside the mesh is who it is to be: by its name or one of some names, by CAs, by what was revoked.
+//! Verification of servers outside the mesh: by one of the expected names, by CAs, by revocation lists.
 //!
-//! With a list of what was revoked there has to be one, still good, of each CA in the chain, as in Envoy.
+//! With revocation lists there must be a valid one of each CA in the chain, as in Envoy.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use super::certificates;
 use super::files::Files;
 use crate::tls::files::{self, HasName};
 
-/// What verifies the servers of an origination.
+/// The verifier of an origination's servers.
 pub(super) fn verifier(
     origination: &Origination,
     files: &Files,
@@ -55,7 +55,7 @@ pub(super) fn verifier(
         return Ok(Arc::new(files::Server { given, has_name, inner }));
     }
     let parsed = crls.iter().map(|crl| OwnedCertRevocationList::from_der(crl).map(Into::into));
-    let crls = parsed.collect::<Result<_, _>>().context("a list of what was revoked cannot be read")?;
+    let crls = parsed.collect::<Result<_, _>>().context("a certificate revocation list cannot be read")?;
     let inner = Arc::new(Named { roots, crls, names: names.clone(), provider });
     let has_name: HasName = Box::new(move |leaf, parsed, _| has_one_of(&names, leaf, parsed));
     Ok(Arc::new(files::Server { given, has_name, inner }))
@@ -72,18 +72,18 @@ pub(crate) fn has_one_of(names: &[String], leaf: &CertificateDer<'_>, parsed: &P
     })
 }
 
-/// The lists of what was revoked in a PEM file, at least one.
+/// The revocation lists in a PEM file, at least one.
 ///
 /// # Errors
-/// When it cannot be read or has none.
+/// If the file cannot be read or has none.
 pub(crate) fn revoked(path: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>> {
     let read = CertificateRevocationListDer::pem_file_iter(path).and_then(Iterator::collect);
-    let read: Vec<_> = read.with_context(|| format!("cannot read what was revoked in {}", path.display()))?;
-    ensure!(!read.is_empty(), "{} holds no list of what was revoked", path.display());
+    let read: Vec<_> = read.with_context(|| format!("cannot read the revocation lists in {}", path.display()))?;
+    ensure!(!read.is_empty(), "{} holds no certificate revocation list", path.display());
     Ok(read)
 }
 
-/// A server whose certificate has one of some names, whichever was asked for.
+/// A server whose certificate has one of some names, whichever the connection names.
 #[derive(Debug)]
 struct Named {
     roots: Arc<RootCertStore>,
@@ -93,7 +93,7 @@ struct Named {
 }
 
 impl Named {
-    /// Rustls has the chain and what was revoked verified together with one name alone.
+    /// Rustls verifies chain and revocation together with one name alone.
     fn verify_unrevoked(
         &self,
         leaf: &CertificateDer<'_>,

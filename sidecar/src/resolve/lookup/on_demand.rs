@@ -1,9 +1,8 @@
-//! Names that requests give (`resolution: DYNAMIC_DNS`): whoever sends a request chooses one, and whoever owns the domain says
-//! which address it has.
+//! Names in requests (`resolution: DYNAMIC_DNS`): any client chooses the name, and the owner of the domain chooses its address.
 //!
-//! So answers are remembered for as long as they may be, but only so many of them; and what has no business behind a name of
-//! somebody else's is never dialed: this machine itself, its links, where clouds keep credentials, and what is nobody's address.
-//! A policy that means such an address says it (`resolution: STATIC`).
+//! So the cache of answers is bounded, and addresses that must not be reachable by a foreign name are never dialed: this
+//! machine itself, link-local addresses, where clouds serve credentials, and unspecified ones. A policy that needs such an
+//! address names it (`resolution: STATIC`).
 
 use std::collections::HashMap;
 use std::io;
@@ -20,11 +19,11 @@ use weft_core::names::{self, CONSUL_SUFFIX};
 use super::Found;
 use weft_core::target::is_virtual;
 
-/// Names that are asked for at a time.
+/// Look-ups in progress at a time.
 const AT_ONCE: usize = 64;
 /// Answers that are remembered.
 const MOST: usize = 4096;
-/// That a name has no address is believed so long.
+/// How long the absence of a name is cached.
 const NONE_FOR: Duration = Duration::from_secs(1);
 
 /// Where to dial `name`.
@@ -33,11 +32,11 @@ const NONE_FOR: Duration = Duration::from_secs(1);
 /// When it has no address, or none that may be dialed.
 pub async fn socket_address(name: &str, port: u16) -> io::Result<SocketAddr> {
     if names::is_of_mesh(name) || name.ends_with(CONSUL_SUFFIX) {
-        let text = format!("{name} is a name of the mesh, which no name server is asked for");
+        let text = format!("{name} is a name of the mesh, and is not looked up at name servers");
         return Err(io::Error::new(io::ErrorKind::NotFound, text));
     }
     static ANSWERS: LazyLock<Answers> = LazyLock::new(Answers::default);
-    // However many are asked for, names that policies give do not wait for them.
+    // Names in requests, however many, do not delay those in policies.
     static ASKING: Semaphore = Semaphore::const_new(AT_ONCE);
     let look_up = |name| async move {
         let _turn = ASKING.acquire().await.ok()?;
@@ -56,7 +55,7 @@ pub async fn socket_address(name: &str, port: u16) -> io::Result<SocketAddr> {
     }
 }
 
-/// Whether an address may be behind a name that is not ours.
+/// Whether an address may be behind a name outside the mesh.
 fn is_outside(address: IpAddr) -> bool {
     /// Where clouds have credentials besides 169.254.169.254: Alibaba, Azure; AWS, Google.
     const METADATA_V4: [Ipv4Addr; 2] = [Ipv4Addr::new(100, 100, 100, 200), Ipv4Addr::new(168, 63, 129, 16)];
@@ -87,7 +86,7 @@ fn translated(address: Ipv6Addr) -> Option<Ipv4Addr> {
     }
 }
 
-/// What is known of names.
+/// The cache of answers.
 #[derive(Default)]
 struct Answers(Mutex<HashMap<Box<str>, Answer>>);
 
@@ -98,7 +97,7 @@ struct Answer {
 }
 
 impl Answers {
-    /// As it is remembered, else as `look_up` says.
+    /// The cached answer, else that of `look_up`.
     async fn of<'a, F>(&self, name: &'a str, look_up: impl FnOnce(&'a str) -> F) -> Option<Arc<[IpAddr]>>
     where
         F: Future<Output = Option<Found>>,
@@ -119,7 +118,7 @@ impl Answers {
         known.get(name).filter(|answer| answer.until > Instant::now()).map(|answer| answer.found.clone())
     }
 
-    /// What has ended makes room, and what ends first where that is not enough.
+    /// Evicts expired answers, and those that expire next where that is not enough.
     fn remember(&self, name: &str, answer: Answer) {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= MOST && !known.contains_key(name) {
