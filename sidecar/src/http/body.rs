@@ -1,4 +1,4 @@
-//! Bodies on their way through: requests that may have to be sent twice, and responses that hold what the request used.
+//! Bodies: of requests that may have to be sent twice, and of responses that hold the request's resources.
 
 mod copies;
 
@@ -60,7 +60,7 @@ impl BodyState {
     }
 }
 
-/// The client's body, and what was read of it so far: a retry begins anew with that.
+/// The downstream's body, and the part that was read so far: a retry begins with that.
 pub struct Replay {
     source: Mutex<Source>,
     /// How far it has come.
@@ -73,7 +73,7 @@ struct Source {
     kept: usize,
     trailers: Option<HeaderMap>,
     ended: bool,
-    /// Too large to be kept: what was read is gone.
+    /// Too large to be kept: the part that was read is dropped.
     lost: bool,
     /// The attempt that may read; an earlier one's body may linger in its connection.
     attempt: u32,
@@ -82,7 +82,7 @@ struct Source {
 }
 
 impl Source {
-    /// Takes a frame that was read into what later attempts begin with. Returns the next chunk of the attempt that read it.
+    /// Keeps a frame for later attempts. Returns the next chunk of the attempt that read it.
     fn keep(&mut self, frame: &Frame<Bytes>, state: &BodyState) -> usize {
         let length = frame.data_ref().map_or(0, |data| data.len() as u64);
         state.received.fetch_add(length, Ordering::Relaxed);
@@ -137,7 +137,7 @@ impl Replay {
         })
     }
 
-    /// A copy, for a request of its own: it gets what is read from now on. `cut`: counts it if it falls behind too far.
+    /// A copy, for a mirrored request: it gets all frames from now on. `cut`: counts it if it falls too far behind.
     pub fn copy(&self, cut: Counter) -> RequestBody {
         let mut source = self.source.lock().unwrap_or_else(PoisonError::into_inner);
         let left = source.incoming.size_hint().exact();
@@ -149,7 +149,7 @@ impl Replay {
         !self.source.lock().unwrap_or_else(PoisonError::into_inner).lost
     }
 
-    /// The body for the next attempt; `None` when what was read already was not kept.
+    /// The body for the next attempt; `None` if the part that was read was not kept.
     pub fn attempt(self: &Arc<Self>) -> Option<RequestBody> {
         let mut source = self.source.lock().unwrap_or_else(PoisonError::into_inner);
         if source.lost {
@@ -173,7 +173,7 @@ pub enum RequestBody {
         /// Next kept chunk.
         next: usize,
     },
-    /// Of the client's, for a request that nobody waits for.
+    /// A copy of the downstream's body, for a mirrored request.
     Copy(BodyCopy),
 }
 

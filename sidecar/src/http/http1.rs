@@ -1,10 +1,10 @@
-//! HTTP/1 connections, both sides: [`serve`] for clients, [`Client`] for endpoints. What the bytes mean is
-//! `weft_core::http1`'s; here they are read and written.
+//! HTTP/1 connections, both sides: [`serve`] for downstreams, [`Client`] for endpoints. `weft_core::http1` parses and encodes;
+//! the reading and writing is here.
 //!
-//! A connection is driven by whoever has use for it, not by a task of its own: a request's task reads the request, asks
-//! the endpoint and writes the answer, so that nothing is handed from task to task, and an idle connection is a socket and
-//! little else. A connection is shared by those who drive it (the server or the lease) and the body that is read from it;
-//! the lock is theirs alone, and never waited for on one worker.
+//! A connection is driven by its users, not by a task of its own: a request's task reads the request, sends it to the endpoint
+//! and writes the response, so that nothing is handed from task to task, and an idle connection is a socket and little else.
+//! A connection is shared by its driver (the server or the lease) and the body that is read from it; the lock is theirs
+//! alone, and never contended on one worker.
 
 mod client;
 mod conn;

@@ -16,11 +16,11 @@ pub use client::{Client, Driver, open};
 pub use server::serve;
 pub use tunnel::Tunnel;
 
-/// What one stream may send before we have read it, bytes.
+/// Bytes that a peer may send on one stream before they are read.
 const STREAM_WINDOW: u32 = 256 * 1024;
-/// What all streams of a connection may send before we have read it, bytes.
+/// Bytes that a peer may send on all streams of a connection before they are read.
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
-/// What a stream may hold that the peer does not take, bytes.
+/// Bytes that a stream may hold while the peer takes none.
 const SEND_BUFFER: usize = 256 * 1024;
 /// Requests in progress on one connection of a client.
 const MAX_STREAMS: u32 = 1000;

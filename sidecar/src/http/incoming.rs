@@ -1,4 +1,4 @@
-//! What is received: bodies, whichever protocol they come by, and connections that leave HTTP.
+//! Received bodies of either protocol, and connections that leave HTTP.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -55,8 +55,8 @@ pub fn pass_on(interim: &dyn Interim, mut parts: response::Parts, origin: &Bytes
     interim.interim(parts.status, parts.headers, origin);
 }
 
-/// Interim responses that concern one hop, or the exchange of the hop itself: "100 Continue" is said anew by each hop, and
-/// "101 Switching Protocols" is a response.
+/// Whether an interim response is for the client: "100 Continue" is sent anew by each hop, and "101 Switching Protocols" is a
+/// response.
 pub fn is_passed_on(status: StatusCode) -> bool {
     status.is_informational() && !matches!(status, StatusCode::CONTINUE | StatusCode::SWITCHING_PROTOCOLS)
 }
@@ -70,7 +70,7 @@ enum From {
 /// A body that is a stream's DATA frames and trailers.
 struct Http2 {
     stream: RecvStream,
-    /// What `content-length` says is still to come, bytes.
+    /// Bytes to come according to `content-length`.
     left: Option<u64>,
     data_ended: bool,
     /// Sends the rest of the request to which this is the answer.
@@ -86,7 +86,7 @@ impl Drop for Http2 {
 }
 
 impl Http2 {
-    /// Whether the reset follows a whole response: NO_ERROR says that the rest of the request is not wanted (RFC 9113, 8.1).
+    /// Whether the reset follows a whole response: NO_ERROR means that the rest of the request is not wanted (RFC 9113, 8.1).
     fn is_early_end(&self, error: &h2::Error) -> bool {
         error.is_reset()
             && error.is_remote()
@@ -98,7 +98,7 @@ impl Http2 {
         if !self.data_ended {
             match ready!(self.stream.poll_data(cx)) {
                 Some(Ok(data)) => {
-                    // Whoever asked for it has room for it.
+                    // The reader has room for it.
                     self.stream.flow_control().release_capacity(data.len())?;
                     self.left = self.left.map(|left| left.saturating_sub(data.len() as u64));
                     return Poll::Ready(Some(Ok(Frame::data(data))));
@@ -230,7 +230,7 @@ impl Body for Incoming {
 
 /// The way out of HTTP, once both sides have agreed to take it.
 pub enum Upgrade {
-    /// Of a client, when our answer has been written.
+    /// Of a downstream, available when the response has been written.
     Server(oneshot::Receiver<Upgraded>),
     /// Of an endpoint that has agreed.
     Client(Upgraded),
@@ -249,6 +249,6 @@ impl Upgrade {
 /// A connection, or a stream of one, that has left HTTP.
 pub type Upgraded = Box<dyn Stream>;
 
-/// What an [`Upgraded`] can do.
+/// The abilities of an [`Upgraded`].
 pub trait Stream: AsyncRead + AsyncWrite + MaybeSocket + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + MaybeSocket + Send + Unpin> Stream for S {}

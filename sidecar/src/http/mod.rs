@@ -1,4 +1,4 @@
-//! What outbound and inbound HTTP have in common: serving a connection, and preparing messages for the next hop.
+//! HTTP on both sides of the proxy: serving a connection, and preparing messages for the next hop.
 
 pub mod body;
 pub mod date;
@@ -71,7 +71,7 @@ pub fn authority(parts: &Parts) -> &str {
     }
 }
 
-/// What a request asks for, besides a response.
+/// What a request wants besides a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Asks {
     /// Nothing.
@@ -82,19 +82,18 @@ pub enum Asks {
     Connect,
 }
 
-/// Whether a request of HTTP/1 asks to leave HTTP: an upgrade or CONNECT. `named`: its Connection header names `upgrade`.
-/// `Upgrade: h2c` is ignored as in Envoy (RFC 9110, 7.8, allows it): what follows would be out of sight of routes and logs.
+/// Whether an HTTP/1 request wants to leave HTTP: by an upgrade or CONNECT. `named`: its Connection header names `upgrade`.
+/// `Upgrade: h2c` is ignored as in Envoy (RFC 9110, 7.8, allows it): routes and logs could not see the requests after it.
 pub fn may_upgrade(parts: &Parts, named: bool) -> bool {
     let is_h2c = |token: &HeaderValue| token.as_bytes().eq_ignore_ascii_case(b"h2c");
     parts.method == Method::CONNECT || (named && !parts.headers.get_all(UPGRADE).iter().all(is_h2c))
 }
 
-/// Gives a request's head the form that decisions are made by, whichever way it came, and says what it asks for besides a
-/// response. `may_upgrade`: it asks to leave HTTP ([`may_upgrade`]). `upgrades`: the protocols that may be tunnelled, in lower
-/// case.
+/// Normalises a request's head, whichever protocol it came by, and finds what it wants besides a response.
+/// `may_upgrade`: it wants to leave HTTP ([`may_upgrade`]). `upgrades`: the protocols that may be tunnelled, in lower case.
 ///
 /// # Errors
-/// Says why the request is refused.
+/// The reason of the refusal.
 pub fn admit(parts: &mut Parts, limits: Limits, may_upgrade: bool, upgrades: &[String]) -> Result<Asks, Reason> {
     if parts.version == Version::HTTP_2 {
         check_http2(parts, limits)?;
@@ -122,7 +121,7 @@ const NO_PATH: &str = "the path holds an encoded NUL, or is too long";
 /// Bytes of an upgrade's name that are shown.
 const MAX_TOKEN: usize = 64;
 
-/// What the parser of HTTP/1 checks: the size of a head, and that it names one authority (RFC 9113, 8.3.1).
+/// The checks that the parser of HTTP/1 makes: the size of a head, and that it names one authority (RFC 9113, 8.3.1).
 fn check_http2(parts: &mut Parts, limits: Limits) -> Result<(), Reason> {
     if parts.headers.len() > limits.headers || head_size(&parts.headers) > limits.bytes as u64 {
         return Err(Reason::HeaderTooLarge);
@@ -146,7 +145,7 @@ fn check_http2(parts: &mut Parts, limits: Limits) -> Result<(), Reason> {
     Ok(())
 }
 
-/// Bytes of a head: as it came (`origin`), or, where it did not come by HTTP/1, what its fields would take there.
+/// Bytes of a head: as it came (`origin`), or, where it did not come by HTTP/1, of its fields in HTTP/1.
 pub fn head_bytes(origin: &[u8], headers: &HeaderMap) -> u64 {
     if origin.is_empty() { head_size(headers) } else { origin.len() as u64 }
 }
@@ -156,8 +155,8 @@ fn head_size(headers: &HeaderMap) -> u64 {
     headers.iter().map(|(name, value)| (name.as_str().len() + value.len() + ": \r\n".len()) as u64).sum()
 }
 
-/// Removes from trailers what has its meaning in a head only, or what sidecars and applications believe of a head: a program
-/// that merges trailers into the headers would take it for the mesh's own word.
+/// Removes from trailers fields that have a meaning in a head only, or that sidecars and applications trust in a head: a program
+/// that merges trailers into the headers would trust them too.
 pub fn clean_trailers(trailers: &mut HeaderMap) {
     let removed: SmallVec<[HeaderName; 4]> = trailers.keys().filter(|name| !may_be_trailer(name)).cloned().collect();
     for name in removed {
@@ -214,14 +213,14 @@ fn normalise_path(parts: &mut Parts) -> bool {
 pub enum Form {
     /// HTTP/1 to an origin server.
     Origin,
-    /// HTTP/1 in absolute-form, where the request came in it: to a proxy that the application chose itself, or to whatever
-    /// it was sent to.
+    /// HTTP/1 in absolute-form, where the request came in it: to a proxy that the application chose itself, or to its original
+    /// destination.
     AsItCame,
     /// HTTP/2.
     Http2,
 }
 
-/// Gives a request the form of the next hop's protocol. `authority`: what the upstream is to see.
+/// Gives a request the form of the next hop's protocol. `authority`: the one that the upstream sees.
 pub fn address_request(parts: &mut Parts, authority: &str, form: Form) {
     let http2 = form == Form::Http2;
     if parts.method == Method::CONNECT && !http2 {
@@ -301,7 +300,7 @@ pub fn address_response<B>(response: &mut Response<B>, client: Version, draining
     }
 }
 
-/// A request id: what the client gave, or a new random UUID.
+/// Sets a request id: the client's, or a new random UUID.
 pub fn ensure_request_id(headers: &mut HeaderMap) {
     if headers.contains_key(REQUEST_ID) {
         return;
@@ -396,7 +395,7 @@ mod tests {
             assert_eq!(admitted(upgrade(token)), Err(Reason::UpgradeRefused { token: token.to_owned() }));
         }
         assert!(admitted(upgrade("websocket").header("upgrade", "foo")).is_err());
-        // Not asked for, where the connection is not to be about it.
+        // Without `upgrade` in its Connection header the field does not count.
         assert_eq!(admitted(Request::builder().uri("/").header("upgrade", "foo")), Ok(Asks::Nothing));
         assert_eq!(admitted(Request::builder().method("CONNECT").uri("a:80")), Ok(Asks::Connect));
     }

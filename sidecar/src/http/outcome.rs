@@ -14,7 +14,7 @@ pub fn broken_rule(error: &ExchangeError) -> Option<&'static str> {
     }
 }
 
-/// What a failed exchange means.
+/// The outcome of a failed exchange.
 pub fn classify(error: &ExchangeError) -> Outcome {
     match &error.reason {
         ExchangeFailure::Http2(e) => of_http2(e, !error.unsent),
@@ -25,7 +25,7 @@ pub fn classify(error: &ExchangeError) -> Outcome {
     }
 }
 
-/// What the end of a body in its middle means.
+/// The outcome of a body that broke off.
 pub fn classify_body(error: &IncomingError) -> Outcome {
     match error {
         IncomingError::Http2(e) => of_http2(e, true),
@@ -39,7 +39,7 @@ fn of_http2(error: &h2::Error, request_started: bool) -> Outcome {
         // Streams above the last one that a GOAWAY names were not processed (RFC 9113, 6.8).
         Some(h2::Reason::NO_ERROR) if error.is_go_away() && error.is_remote() => Outcome::RefusedStream,
         _ if error.is_reset() && error.is_remote() => Outcome::RemoteReset,
-        // We found that what the peer sent is not HTTP/2.
+        // The peer's bytes are not HTTP/2.
         Some(_) if error.is_library() => Outcome::ProtocolError,
         _ => Outcome::Reset { request_started },
     }

@@ -176,7 +176,9 @@ async fn dial(cluster: &Cluster, endpoint: &Endpoint, mark: u32) -> Result<Socke
     let to = match &endpoint.target {
         Target::Socket(address) => *address,
         Target::Name(name, port) => lookup::socket_address(name, *port).await.map_err(|e| DialError::io(&e))?,
-        Target::Asked(name, port) => lookup::on_demand::socket_address(name, *port).await.map_err(|e| DialError::io(&e))?,
+        Target::Asked(name, port) => {
+            lookup::on_demand::socket_address(name, *port).await.map_err(|e| DialError::io(&e))?
+        }
         Target::Unix(path) => {
             let opened = connect::unix(path).await;
             return opened.map(Socket::Unix).map_err(|e| DialError::io(&e));

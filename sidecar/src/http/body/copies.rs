@@ -1,7 +1,7 @@
 //! Copies of a request's body, for mirrors: each is sent at its own pace, and none holds up the request.
 //!
-//! What a copy has not sent yet is kept for it, up to [`MOST`] a copy and within one budget of the whole proxy ([`BUDGET`]): a
-//! mirror that keeps pace gets every body whole, however large, and mirrors that do not cost a bounded amount of memory. A copy
+//! Frames that a copy has not sent yet are kept, up to [`MOST`] a copy and within one budget of the whole proxy ([`BUDGET`]): a
+//! mirror that keeps pace gets every body whole, however large, and slower mirrors cost a bounded amount of memory. A copy
 //! for which there is no room is cut off, and counted.
 
 use std::sync::Arc;
@@ -20,7 +20,7 @@ pub const BUDGET: usize = 64 * 1024 * 1024;
 /// Bytes that one copy may be behind by: one mirror that is stuck does not use up the budget of the others. An application on
 /// the same machine sends 20 MB before a mirror has shaken hands.
 const MOST: usize = BUDGET / 2;
-/// What a frame costs besides its bytes.
+/// Memory of a frame besides its bytes.
 const FRAME: usize = 128;
 
 static ALL: AtomicUsize = AtomicUsize::new(0);
@@ -39,7 +39,7 @@ impl Share {
     fn take(bytes: usize, behind: &Behind) -> Option<Share> {
         let all = ALL.fetch_add(bytes, Ordering::Relaxed) + bytes;
         let own = behind.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        // Made first, so that dropping it gives back what was added in vain.
+        // Made first, so that its drop gives back a share that could not be added.
         let share = Share { bytes, behind: behind.clone() };
         (all <= BUDGET && own <= MOST).then_some(share)
     }
@@ -52,7 +52,7 @@ impl Drop for Share {
     }
 }
 
-/// What a copy receives.
+/// An entry of a copy's queue.
 enum Copied {
     Frame { frame: Frame<Bytes>, _share: Share },
     End,
@@ -111,7 +111,7 @@ impl Copies {
     }
 }
 
-/// What was read of the client's body since the copy was made.
+/// The frames of the downstream's body since the copy was made.
 pub struct BodyCopy {
     frames: mpsc::UnboundedReceiver<Copied>,
     /// Bytes to come, where that is known.

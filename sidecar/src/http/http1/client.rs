@@ -1,4 +1,4 @@
-//! Our side of a connection to an endpoint.
+//! The client side of a connection to an endpoint.
 
 use std::io;
 use std::pin::Pin;
@@ -41,7 +41,7 @@ pub struct Client {
     /// How large the head of a response may be.
     limits: Limits,
     keep_alive: bool,
-    /// Sends the rest of a request whose answer came first.
+    /// Sends the rest of a request whose response came first.
     rest: Option<AbortHandle>,
 }
 
@@ -49,13 +49,13 @@ pub struct Client {
 #[derive(Debug, thiserror::Error)]
 #[error("{reason}")]
 pub struct ExchangeError {
-    /// What failed.
+    /// The cause.
     pub reason: Failure,
     /// Nothing of the request was sent.
     pub unsent: bool,
 }
 
-/// What failed.
+/// The cause of a failed exchange.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
     /// Reading the answer.
@@ -78,9 +78,9 @@ impl Client {
         Client { conn: Arc::new(Mutex::new(Conn::new(stream, limits))), limits, keep_alive: true, rest: None }
     }
 
-    /// Whether an unused connection can take a request: the peer has neither ended it nor said anything unasked.
+    /// Whether an idle connection can take a request: the peer has neither closed it nor sent anything.
     pub fn is_open(&self) -> bool {
-        // Costs no system call unless something has arrived. Nobody waits: whoever uses it next looks again.
+        // Costs no system call unless something has arrived. No task waits: the next user of the connection looks again.
         let mut cx = Context::from_waker(Waker::noop());
         let mut conn = lock(&self.conn);
         conn.io.is_some() && conn.poll_fill(&mut cx).is_pending()
@@ -131,8 +131,8 @@ impl Client {
         }
     }
 
-    /// The response to a request. `rest`: what of the request is not sent yet; `unwanted`: the endpoint has responded before
-    /// it asked for the body; `failed`: the request could not be sent to its end.
+    /// The response to a request. `rest`: the unsent part of the request; `unwanted`: the endpoint has responded without asking for
+    /// the body; `failed`: the request could not be sent to its end.
     fn answered(
         &mut self,
         head: &Parts,
@@ -148,7 +148,7 @@ impl Client {
             let stream = if switching { conn.io.take() } else { None };
             (conn.begin(answer.framing), stream.map(|io| Rewind::new(std::mem::take(&mut conn.pending), io)))
         };
-        // An endpoint that did not want the body does not get it, and cannot tell where the next request would begin.
+        // An endpoint that did not want the body does not get it, and cannot find the beginning of the next request then.
         self.keep_alive = answer.keep_alive && !failed && !unwanted;
         if let Some(mut outgoing) = rest.filter(|_| !unwanted) {
             // The response came first. Its reader may not ask for more until the request has gone.
@@ -212,7 +212,7 @@ impl Sending<'_> {
         }
     }
 
-    /// Sends what can be sent.
+    /// Sends as much of the request as the connection takes.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
         if self.held.as_mut().is_some_and(|held| held.as_mut().poll(cx).is_ready()) {
             self.held = None;
@@ -249,7 +249,7 @@ impl Drop for Client {
 
 /// How a request's body is framed: as its length is known, or in chunks.
 fn framing(head: &Parts, body: &RequestBody) -> Framing {
-    // Of these a server may expect a body, where nothing says that there is none (RFC 9110, 8.6).
+    // A server may expect a body of these methods unless the head says that there is none (RFC 9110, 8.6).
     let usual = matches!(head.method, Method::POST | Method::PUT | Method::PATCH);
     if head.method == Method::CONNECT || (matches!(body, RequestBody::Empty) && !usual) {
         return Framing::None;

@@ -1,4 +1,4 @@
-//! One connection: its stream, what was read and not used yet, and what is to be written.
+//! One connection: its stream, the bytes that are read and not used yet, and the bytes to be written.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -50,11 +50,11 @@ pub enum ReadError {
 pub(super) enum Broken {
     /// The peer has gone.
     Gone,
-    /// What it sends is no body.
+    /// The bytes are not a valid body.
     Invalid,
 }
 
-/// What is still to come of the message that is being read, as a reason to keep the connection for the next one or to end it.
+/// The rest of the message that is being read, as a reason to keep the connection for the next one or to end it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Rest {
     /// Nothing.
@@ -79,7 +79,7 @@ pub(super) struct Conn<I> {
     /// The message that is being read, by number: a body of an earlier one reads nothing more.
     message: u64,
     body: http1::Body,
-    /// "100 Continue" is to be said before the body is read.
+    /// "100 Continue" has to be sent before the body is read.
     pub(super) owes_continue: bool,
     /// Interim responses may be written: the client speaks HTTP/1.1, and its response has not begun.
     pub(super) takes_interim: bool,
@@ -96,14 +96,14 @@ pub(super) struct Conn<I> {
     pub(super) out: Out,
 }
 
-/// What is to be written.
+/// Bytes to be written.
 #[derive(Default)]
 pub(super) struct Out {
     /// Heads, frames of chunks and small data.
     buffer: Vec<u8>,
     /// How much of `buffer`, then of `data`, was written.
     at: usize,
-    /// Larger data behind it, and what follows that.
+    /// Larger data after the buffer, and the bytes after that.
     data: Bytes,
     tail: &'static [u8],
     /// Something was written since the stream was flushed.
@@ -149,7 +149,7 @@ impl<I> Conn<I> {
         self.message += 1;
     }
 
-    /// What is still to come of the message that is being read.
+    /// The rest of the message that is being read.
     pub(super) fn rest(&self) -> Rest {
         match self.body.left() {
             Some(0) => Rest::Nothing,
@@ -166,7 +166,7 @@ impl<I> Conn<I> {
 }
 
 impl<I: AsyncRead + AsyncWrite + Unpin> Conn<I> {
-    /// Reads what there is, behind what is pending. 0: the peer has ended.
+    /// Reads the bytes that are ready, after the pending ones. 0: the peer has ended.
     pub(super) fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let Some(io) = &mut self.io else { return Poll::Ready(Err(io::ErrorKind::NotConnected.into())) };
         if self.ended {
@@ -283,13 +283,13 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Conn<I> {
         }
     }
 
-    /// Reads whatever comes, for nothing. `false`: nothing comes any more.
+    /// Reads and discards. `false`: nothing comes any more.
     pub(super) fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         self.pending = Bytes::new();
         self.poll_fill(cx).map(|read| matches!(read, Ok(1..)))
     }
 
-    /// Looks for the peer's end while nothing of it is wanted; what it sends meanwhile waits, up to a limit. Ready: it has
+    /// Detects the peer's end while no bytes of it are wanted; bytes that it sends meanwhile wait, up to a limit. Ready: it has
     /// ended, or failed.
     pub(super) fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if !self.body.has_ended() {
@@ -309,7 +309,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Conn<I> {
         self.out.poll_write(cx, io)
     }
 
-    /// Writes all that is to be written, through whatever the stream itself keeps back.
+    /// Writes everything, and flushes the stream's own buffers.
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_write(cx))?;
         let Some(io) = &mut self.io else { return Poll::Ready(Err(io::ErrorKind::NotConnected.into())) };
@@ -321,7 +321,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Conn<I> {
         Poll::Ready(Ok(()))
     }
 
-    /// Says that nothing more will be written.
+    /// Ends the writing side.
     pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Some(io) = &mut self.io else { return Poll::Ready(Ok(())) };
         Pin::new(io).poll_shutdown(cx)
@@ -346,7 +346,7 @@ impl Out {
         self.buffer.is_empty() && self.data.is_empty()
     }
 
-    /// Adds data, and what follows it.
+    /// Adds data, and the bytes after it.
     pub(super) fn push(&mut self, data: Bytes, tail: &'static [u8]) {
         if data.len() <= SMALL {
             self.buffer().extend_from_slice(&data);
@@ -393,7 +393,7 @@ impl Out {
     }
 }
 
-/// Buffers for what is written, kept by each thread.
+/// Write buffers, kept by each thread.
 mod spare {
     use std::cell::RefCell;
 
@@ -421,7 +421,7 @@ mod spare {
     }
 }
 
-/// Where a body comes from, whatever the stream is.
+/// The source of a body, for any stream.
 pub trait Source: Send + Sync {
     /// The next part of the body of message `message`.
     fn poll_body(&self, cx: &mut Context<'_>, message: u64) -> Poll<Option<Result<Frame<Bytes>, ReadError>>>;

@@ -29,13 +29,13 @@ pub(super) enum SendError<E> {
 }
 
 impl<B: Body<Data = Bytes> + Unpin> Outgoing<B> {
-    /// `body`, framed as its head says.
+    /// `body`, framed as its head announces.
     pub(super) fn new(body: B, framing: Framing) -> Self {
         Outgoing { ended: framing == Framing::None, chunked: framing == Framing::Chunked, body }
     }
 
-    /// Sends what there is, behind what is to be written already, and asks for more while there is room: a head and the
-    /// beginning of its body go out together.
+    /// Sends what the body yields, after the bytes that are to be written already, and polls for more while there is room: a head and
+    /// the beginning of its body go out together.
     pub(super) fn poll_send<I: AsyncRead + AsyncWrite + Unpin>(
         &mut self,
         cx: &mut Context<'_>,
@@ -46,7 +46,7 @@ impl<B: Body<Data = Bytes> + Unpin> Outgoing<B> {
             while !self.ended && lock(conn).out.has_room() {
                 match Pin::new(&mut self.body).poll_frame(cx) {
                     Poll::Ready(Some(Ok(frame))) => {
-                        // Asked for before the lock is taken: it may be this connection's own body.
+                        // Polled before the lock is taken: it may be this connection's own body.
                         let last = self.body.is_end_stream();
                         let out = &mut lock(conn).out;
                         match frame.into_data() {
@@ -69,7 +69,7 @@ impl<B: Body<Data = Bytes> + Unpin> Outgoing<B> {
                     }
                     Poll::Ready(None) => self.end(lock(conn).out.buffer()),
                     Poll::Ready(Some(Err(e))) => {
-                        // What came before it has come.
+                        // The bytes before it were complete.
                         let _ = lock(conn).poll_write(cx);
                         return Poll::Ready(Err(SendError::Body(e)));
                     }

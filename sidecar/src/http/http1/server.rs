@@ -1,4 +1,4 @@
-//! Our side of a client's connection: its requests one after the other.
+//! The server side of a downstream connection: its requests one after the other.
 
 use std::io;
 use std::pin::pin;
@@ -22,7 +22,7 @@ use crate::http::incoming::{Incoming, Upgrade, Upgraded};
 use crate::http::may_upgrade;
 use crate::net::stream::{MaybeSocket, Rewind, reset_on_close};
 
-/// How long the rest of a request is read whose response was sent before it had come: nginx's `client_body_timeout`.
+/// How long the rest of a request is read whose response was sent early: nginx's `client_body_timeout`.
 const REST_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a client that is still sending is read after the last response of its connection: to close with its bytes unread
 /// resets the connection, and can take the response with it. nginx's `lingering_time`.
@@ -53,7 +53,7 @@ pub struct Service<F, R> {
     pub limits: Limits,
     /// Answers a request.
     pub answer: F,
-    /// Answers what cannot be read as one.
+    /// Answers a request whose head cannot be read.
     pub refuse: R,
 }
 
@@ -76,7 +76,7 @@ impl Unread {
     }
 }
 
-/// What decides the form of a response, besides the response.
+/// The properties of a request that decide the form of its response.
 struct Asked {
     version: Version,
     is_head: bool,
@@ -89,7 +89,7 @@ struct Asked {
 /// Serves the requests of one connection to its end.
 ///
 /// # Errors
-/// Says how it ended, when not between requests.
+/// The cause of the end, if the connection did not end between requests.
 pub async fn serve<I, F, R, Fut>(io: I, service: Service<F, R>) -> Result<(), ServeError>
 where
     I: AsyncRead + AsyncWrite + MaybeSocket + Unpin + Send + 'static,
@@ -164,7 +164,7 @@ where
         std::future::poll_fn(|cx| {
             let handled = handling.as_mut().poll(cx);
             let mut conn = lock(conn);
-            // Half a request has no answer, unless it breaks a rule: then the handler, which reads it, says so.
+            // Half a request has no response, unless it breaks a rule: then the handler, which reads it, responds.
             if conn.broken == Some(Broken::Gone) {
                 return Poll::Ready(Err(ServeError::Gone));
             }
@@ -181,7 +181,7 @@ where
     };
     if lock(conn).broken == Some(Broken::Invalid) {
         asked.keep_alive = false;
-        // What follows cannot be told apart any more.
+        // Later bytes cannot be divided into requests any more.
         lock(conn).begin(Framing::UntilClose);
     }
     respond(conn, response, asked).await
@@ -207,7 +207,7 @@ where
         || matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
     let framing = framing(&body, bodiless, is_head, version);
     let says_close = parts.headers.get(CONNECTION).is_some_and(|c| c.as_bytes().eq_ignore_ascii_case(b"close"));
-    // A connection whose end is not announced with the response ends under the client's next request.
+    // If the close were not announced with the response, the next request would be lost.
     let readable = lock(conn).rest() != Rest::Unbounded;
     let keep = keep_alive && !says_close && framing != Framing::UntilClose && readable;
     let closing = match keep {
@@ -255,7 +255,7 @@ where
 fn framing(body: &ResponseBody, bodiless: bool, is_head: bool, version: Version) -> Framing {
     match body.size_hint().exact() {
         _ if bodiless => Framing::None,
-        // The response to a HEAD says what it would have been, where that is known.
+        // The response to HEAD announces the length of the response to GET, where that is known.
         Some(0) if is_head => Framing::None,
         Some(length) => Framing::Length(length),
         None if is_head => Framing::None,

@@ -16,7 +16,7 @@ use crate::http::incoming::Incoming;
 use crate::http::local_reply;
 use crate::net::transport::Transport;
 
-/// A service that answers so, and says of what it cannot read what rule that breaks.
+/// A service with this handler, which refuses an unreadable head with the rule that it breaks.
 fn service<F>(answer: F) -> Service<F, fn(Unread) -> Response<ResponseBody>> {
     let refuse = |unread: Unread| {
         let reason = weft_core::reply::Reason::from(&unread.error);
@@ -45,7 +45,7 @@ fn echo() -> (DuplexStream, tokio::task::JoinHandle<Result<(), ServeError>>) {
     (client, tokio::spawn(serve(server, service(handle))))
 }
 
-/// What the server answers to `text`, until it ends or says nothing more.
+/// The server's response to `text`, until it closes or pauses.
 async fn answer(text: &str) -> String {
     let (mut client, _server) = echo();
     client.write_all(text.as_bytes()).await.unwrap();
@@ -112,7 +112,7 @@ async fn a_client_that_waits_for_it_is_told_to_go_on() {
         assert!(client.read_buf(&mut got).await.unwrap() > 0);
     }
     assert!(got.starts_with(b"HTTP/1.1 200 OK\r\n"));
-    // One that has sent its body already is not told.
+    // A client that has sent its body already gets no "100 Continue".
     client.write_all(format!("{head}hi").as_bytes()).await.unwrap();
     got.clear();
     while !got.ends_with(b"hi") {
@@ -169,7 +169,7 @@ async fn the_rest_of_a_request_is_read_after_an_early_response_or_the_close_is_a
     }
 }
 
-/// Whether it sends the body without being told to is the client's own choice: what follows could not be told apart.
+/// The client may or may not send the body then: later bytes could not be divided into requests.
 #[tokio::test(start_paused = true)]
 async fn a_response_instead_of_100_continue_announces_the_close() {
     let (mut client, _server) = echo();
@@ -203,7 +203,7 @@ async fn a_body_that_breaks_off_breaks_the_answer_off() {
     client.write_all(b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabcX").await.unwrap();
     let mut got = Vec::new();
     while client.read_buf(&mut got).await.unwrap() > 0 {}
-    // What came is passed on, and no end of chunks follows.
+    // The part that came is passed on, and no final chunk follows.
     assert!(got.ends_with(b"\r\n\r\n3\r\nabc\r\n"), "{}", String::from_utf8_lossy(&got));
     assert!(matches!(server.await.unwrap(), Err(ServeError::Response(_))));
 }
@@ -231,7 +231,7 @@ async fn half_a_request_is_given_up_or_told_what_is_wrong() {
     }
 }
 
-/// An endpoint that is scripted by hand, and our connection to it.
+/// An endpoint under the test's control, and a connection to it.
 async fn endpoint() -> (Client, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
@@ -390,7 +390,7 @@ async fn large_bodies_and_trailers_pass_whole() {
     };
     let read = async {
         let body = ask(&mut client).await.unwrap().into_body();
-        // Through a server, to a client: what was read is written.
+        // Through a server, to a client: the parsed message is written again.
         let (mut near, far) = tokio::io::duplex(100_000);
         let body = std::sync::Mutex::new(Some(body));
         let handle = move |_| {
@@ -420,7 +420,7 @@ async fn large_bodies_and_trailers_pass_whole() {
     assert_eq!(trailers["sum"], "9");
 }
 
-/// What an idle connection costs: nothing but its socket and this. A request's state is on the heap while it lasts.
+/// An idle connection costs its socket and this. A request's state is on the heap while it lasts.
 #[test]
 fn an_idle_connection_is_small() {
     fn size<F: Future>(_: &F) -> usize {

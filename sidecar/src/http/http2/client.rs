@@ -1,4 +1,4 @@
-//! Our side of a connection to an endpoint.
+//! The client side of a connection to an endpoint.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -29,7 +29,7 @@ pub struct Client {
     sender: SendRequest<Bytes>,
 }
 
-/// What moves the connection's frames, until the connection ends.
+/// Moves the connection's frames, until the connection ends.
 pub struct Driver {
     connection: Box<h2::client::Connection<Transport, Bytes>>,
     /// Ends when the peer does not answer any more.
@@ -95,10 +95,10 @@ impl Client {
         matches!(self.sender.poll_ready(&mut cx), Poll::Ready(Err(_)))
     }
 
-    /// Sends a request whose body is bytes as they come, CONNECT or another. What came with its answer's status goes both ways.
+    /// Sends a request whose body is a byte stream, CONNECT or another. The tunnel carries bytes both ways.
     ///
     /// # Errors
-    /// When the stream or the connection fails.
+    /// If the stream or the connection fails.
     pub async fn tunnel(&mut self, request: Request<()>) -> Result<(StatusCode, Tunnel), h2::Error> {
         self.ready().await?;
         let (answer, send) = self.sender.send_request(request, false)?;
@@ -106,10 +106,10 @@ impl Client {
         Ok((parts.status, Tunnel::new(send, recv)))
     }
 
-    /// Sends a request, which is no CONNECT: those have a connection of their own. `interim`: where interim responses go.
+    /// Sends a request other than CONNECT, which has a connection of its own. `interim`: where interim responses go.
     ///
     /// # Errors
-    /// Says whether provably none of it was sent.
+    /// The cause, and whether provably nothing was sent.
     pub async fn send(
         &mut self,
         head: &Parts,
@@ -121,7 +121,7 @@ impl Client {
         let request = request(head, &body);
         let (mut answer, stream) = match self.sender.send_request(request, bodiless) {
             Ok(begun) => begun,
-            // What is wrong with the request is wrong with it on another connection too.
+            // An invalid request is invalid on another connection too.
             Err(e) => return Err(ExchangeError { unsent: self.is_closed(), reason: e.into() }),
         };
         let mut sending = (!bodiless).then(|| Outgoing::new(body, stream));
@@ -151,7 +151,7 @@ impl Client {
                         outgoing.reset(Reason::CANCEL);
                         return Poll::Ready(Err(Failure::Body(e)));
                     }
-                    // A stream that failed says so, or has been answered before, where the answer is read.
+                    // A failed stream shows, or has shown before, where the response is read.
                     Ok(()) | Err(SendError::Stream(_)) => sending = None,
                 }
             }
@@ -180,11 +180,11 @@ fn request(head: &Parts, body: &RequestBody) -> Request<()> {
     request
 }
 
-/// The response; `rest`: what of the request is not sent yet.
+/// The response; `rest`: the unsent part of the request.
 fn incoming(response: Response<RecvStream>, rest: Option<Outgoing<RequestBody>>) -> Response<Incoming> {
     let (mut parts, received) = response.into_parts();
     if matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
-        // Some servers send one all the same, and a client that believes it resets the stream.
+        // Some servers send one all the same, and a strict client resets the stream then.
         parts.headers.remove(CONTENT_LENGTH);
     }
     let mut incoming = Incoming::http2(received, &parts.headers);

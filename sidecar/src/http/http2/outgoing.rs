@@ -11,7 +11,7 @@ use http_body::Body;
 pub(super) struct Outgoing<B> {
     body: B,
     stream: SendStream<Bytes>,
-    /// What waits for the peer to take more.
+    /// Data for which the peer has no window yet.
     waiting: Option<Bytes>,
     /// Whether anything was sent.
     begun: bool,
@@ -26,9 +26,9 @@ pub(super) enum SendError<E> {
     Body(E),
 }
 
-/// Waits until the peer takes at least a byte of what was reserved.
+/// Waits until the peer's window has room for at least a byte of the reservation.
 pub(super) fn poll_room(stream: &mut SendStream<Bytes>, cx: &mut Context<'_>) -> Poll<Result<usize, h2::Error>> {
-    // Asked first: `poll_capacity` tells of changes only.
+    // First: `poll_capacity` reports changes only.
     while stream.capacity() == 0 {
         match ready!(stream.poll_capacity(cx)) {
             Some(Ok(_)) => {}
@@ -40,7 +40,7 @@ pub(super) fn poll_room(stream: &mut SendStream<Bytes>, cx: &mut Context<'_>) ->
 }
 
 impl<B: Body<Data = Bytes> + Unpin> Outgoing<B> {
-    /// `body`, on `stream`, whose head was sent as one that is followed by a body.
+    /// `body`, on `stream`, whose head announced a body.
     pub(super) fn new(body: B, stream: SendStream<Bytes>) -> Self {
         Outgoing { body, stream, waiting: None, begun: false }
     }
@@ -50,7 +50,7 @@ impl<B: Body<Data = Bytes> + Unpin> Outgoing<B> {
         self.stream.send_reset(reason);
     }
 
-    /// Sends what there is, as far as the peer takes it.
+    /// Sends what the body yields, as far as the peer's window allows.
     pub(super) fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SendError<B::Error>>> {
         loop {
             if self.waiting.is_some() {
@@ -63,15 +63,14 @@ impl<B: Body<Data = Bytes> + Unpin> Outgoing<B> {
             }
             match Pin::new(&mut self.body).poll_frame(cx) {
                 Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
-                    // Most bodies are one piece. It is sent at once, whether there is room for it or not: one piece is
-                    // what would wait here otherwise.
+                    // Most bodies are one piece. It is sent at once, whether there is window for it or not: one piece would wait here otherwise.
                     Ok(data) if !self.begun || data.is_empty() => {
                         if self.send(data)? {
                             return Poll::Ready(Ok(()));
                         }
                     }
                     Ok(data) => {
-                        // One byte of the connection's window: more would keep other streams from it while we wait.
+                        // One byte of the connection's window: a larger reservation would block other streams meanwhile.
                         self.stream.reserve_capacity(1);
                         self.waiting = Some(data);
                     }
@@ -85,7 +84,7 @@ impl<B: Body<Data = Bytes> + Unpin> Outgoing<B> {
                 }
                 Poll::Ready(Some(Err(e))) => return Poll::Ready(Err(SendError::Body(e))),
                 Poll::Pending => {
-                    // A peer that wants no more says so by a reset.
+                    // A peer that wants no more resets the stream.
                     return match self.stream.poll_reset(cx) {
                         Poll::Ready(Ok(reason)) => Poll::Ready(Err(SendError::Stream(reason.into()))),
                         Poll::Ready(Err(e)) => Poll::Ready(Err(SendError::Stream(e))),

@@ -1,4 +1,4 @@
-//! Our side of a client's connection.
+//! The server side of a downstream connection.
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
@@ -23,11 +23,11 @@ use crate::http::date::with_now;
 use crate::http::incoming::{Incoming, Upgrade};
 use crate::http::index_no_unique_values;
 
-/// Serves the requests of one connection to its end. Once `drain` is over, the client is told to go elsewhere, and what
-/// it has begun is finished.
+/// Serves the requests of one connection to its end. Once `drain` completes, the downstream gets a GOAWAY, and its requests in
+/// progress are finished.
 ///
 /// # Errors
-/// When the connection ended otherwise.
+/// If the connection ended otherwise.
 pub async fn serve<I, F, Fut>(io: I, drain: impl Future<Output = ()>, handle: F) -> Result<(), h2::Error>
 where
     I: AsyncRead + AsyncWrite + Unpin,
@@ -39,7 +39,7 @@ where
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buffer_size(SEND_BUFFER)
-        // More than is allowed, so that what is a little too large has a response that says so; beyond it `h2` answers 431.
+        // More than is allowed, so that a slightly larger head gets a response with the reason; beyond it `h2` responds with 431.
         .max_header_list_size(2 * Limits::MESH.bytes as u32)
         .max_concurrent_streams(MAX_STREAMS);
     let mut connection = builder.handshake::<_, Bytes>(io).await?;
@@ -67,7 +67,7 @@ where
         let interim = Arc::<Mutex<Vec<Response<()>>>>::default();
         let incoming = incoming.with_interim(interim.clone());
         let is_head = parts.method == Method::HEAD;
-        // A pointer is what moves from hand to hand until it runs, not a request's whole state.
+        // A pointer moves from hand to hand until it runs, not a request's whole state.
         let handling = Box::pin(handle(Request::from_parts(parts, incoming)));
         tokio::spawn(answer(handling, respond, interim, is_head, tunnel));
     }
@@ -92,7 +92,7 @@ async fn answer(
         }
         match handled {
             Poll::Ready(response) => Poll::Ready(Some(response)),
-            // A client that has reset the stream wants no answer, and what was begun for it falls with the handling.
+            // A downstream that has reset the stream wants no response, and dropping the handler ends the request.
             Poll::Pending => respond.poll_reset(cx).map(|_| None),
         }
     });
@@ -119,7 +119,7 @@ async fn answer(
         }
     };
     if let Some((upgrade, received)) = switching {
-        // Who asked for it may have given up meanwhile.
+        // The upgrade's task may have given up meanwhile.
         let _ = upgrade.send(Box::new(Tunnel::new(stream, received)));
     } else if bodiless {
         body.complete();

@@ -25,7 +25,7 @@ async fn pair() -> (TcpStream, TcpStream) {
     (client, listener.accept().await.unwrap().0)
 }
 
-/// An application: what it says of each request is heard.
+/// An application that reports the end of each request to `heard`.
 async fn application(socket: TcpStream, heard: mpsc::UnboundedSender<String>) {
     let mut connection = h2::server::handshake(socket).await.unwrap();
     while let Some(Ok((request, mut respond))) = connection.accept().await {
@@ -93,7 +93,7 @@ async fn application(socket: TcpStream, heard: mpsc::UnboundedSender<String>) {
     }
 }
 
-/// What the proxy does with a request.
+/// The proxy's handling of a request.
 async fn forward(mut endpoint: Client, request: Request<Incoming>) -> Response<ResponseBody> {
     let (parts, mut incoming) = request.into_parts();
     if let Some(upgrade) = incoming.take_upgrade() {
@@ -117,7 +117,7 @@ async fn forward(mut endpoint: Client, request: Request<Incoming>) -> Response<R
     }
 }
 
-/// A client, a proxy and an application, and what the application says.
+/// A client, a proxy and an application, and the application's reports.
 async fn proxied(drain: impl Future<Output = ()> + Send + 'static) -> (Sender, mpsc::UnboundedReceiver<String>) {
     let (to_application, from_proxy) = pair().await;
     let (say, heard) = mpsc::unbounded_channel();
@@ -166,7 +166,7 @@ async fn a_reset_with_no_error_after_a_whole_response_is_its_end() {
     let response = answer.await.unwrap();
     assert_eq!(response.status(), 413);
     assert_eq!(all(response.into_body()).await.unwrap().0, b"enough");
-    // The client is told in the same way that the rest is not wanted.
+    // The downstream gets the same reset: the rest is not wanted.
     assert_eq!(poll_fn(|cx| upload.poll_reset(cx)).await.unwrap(), Reason::NO_ERROR);
     // A response that was cut off is an error.
     let (answer, _upload) = post(&sender, "/cut").await;
@@ -228,7 +228,7 @@ async fn an_answer_may_come_before_the_request_has_gone() {
     let answer = answer.await.unwrap();
     assert_eq!(answer.status(), 413);
     assert_eq!(all(answer.into_body()).await.unwrap().0, b"enough");
-    // Nobody sends the rest for ever.
+    // The rest is not sent for ever.
     assert!(heard.recv().await.unwrap().contains("CANCEL"));
 }
 
@@ -328,7 +328,7 @@ async fn a_drain_ends_the_connection_after_what_was_begun() {
 async fn a_peer_that_does_not_answer_is_given_up() {
     let (to_application, from_proxy) = pair().await;
     let (to_other, from_other) = pair().await;
-    // One answers, the other was heard of once.
+    // One answers its pings, the other answered once.
     tokio::spawn(async move {
         let mut connection = h2::server::handshake(from_proxy).await.unwrap();
         while connection.accept().await.is_some() {}
@@ -340,7 +340,7 @@ async fn a_peer_that_does_not_answer_is_given_up() {
     let lives = tokio::spawn(lives);
     let dead = tokio::time::timeout(Duration::from_secs(20), dies).await.unwrap();
     assert!(dead.is_err());
-    // The other was asked as often.
+    // The other had as many pings.
     assert!(!lives.is_finished());
     drop(silent);
 }

@@ -1,4 +1,4 @@
-//! A stream that has left HTTP by CONNECT (RFC 9113, 8.5), or whose bodies are taken for bytes.
+//! A stream that has left HTTP by CONNECT (RFC 9113, 8.5), or whose bodies are used as byte streams.
 
 use std::io;
 use std::pin::Pin;

@@ -91,7 +91,7 @@ async fn interim_responses_are_passed_on_to_clients_that_know_them() {
     near.write_all(b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
     read_head(&mut peer).await;
     peer.write_all(hints.as_bytes()).await.unwrap();
-    // Before the response, and without what concerns the connection.
+    // Before the response, and without hop-by-hop headers.
     assert_eq!(read_until(&mut near, "\r\n\r\n").await, "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n");
     // However many there are.
     peer.write_all("HTTP/1.1 102 Processing\r\n\r\n".repeat(40).as_bytes()).await.unwrap();
