@@ -1,5 +1,5 @@
-//! What ties the agent (`weft_agent`) to this sidecar: its session, its certificate, its marked sockets, its connection to
-//! the control plane.
+//! The agent's (`weft_agent`) connections to this sidecar: the registration stream, the certificate, marked sockets, the
+//! control plane.
 
 use std::io;
 use std::net::SocketAddr;
@@ -27,13 +27,13 @@ use crate::tls::identity::Identity;
 /// Largest answer of the control plane, bytes.
 const MAX_ANSWER: usize = 64 << 20;
 
-/// The registry session, as far as our certificate goes.
+/// The registration stream, within the certificate's rights.
 pub struct Session {
-    /// What is registered from this pod.
+    /// The pod's registrations.
     pub registrations: Arc<Registrations>,
     /// Names the services that may be.
     pub identity: Arc<Identity>,
-    /// Where the pod's network is not the sidecar's: opens the ports of what is registered.
+    /// Where the pod's network is not the sidecar's: opens the ports of registered services.
     pub pod_ports: Option<PodPorts>,
 }
 
@@ -49,7 +49,7 @@ impl Upstream for Session {
 
     fn deregister<'a>(&'a self, service_id: &'a str, wait: Duration) -> BoxFuture<'a, ()> {
         Box::pin(async move {
-            // How many know is told to those who drain.
+            // The number of acknowledgements concerns drains only.
             let _ = self.registrations.deregister(service_id, wait).await;
         })
     }
@@ -62,8 +62,7 @@ impl Upstream for Session {
         self.registrations.refused()
     }
 
-    /// In the control plane's words: it would say the same, and may be away. `registry.rs` of the control plane has the
-    /// rule.
+    /// In the control plane's words, for the time when it is away. The same rule is in the control plane's registry.
     fn may_register(&self, service: &str) -> Result<(), String> {
         let Some(own) = self.identity.current() else { return Ok(()) };
         if own.services.iter().any(|s| s.eq_ignore_ascii_case(service)) {
@@ -94,7 +93,7 @@ impl Sockets for Delivery {
     }
 }
 
-/// The control plane, asked over the connection that short questions share.
+/// The control plane, queried over the connection that short queries share.
 pub struct Asked(pub Arc<Control>);
 
 impl Source for Asked {
@@ -103,7 +102,7 @@ impl Source for Asked {
             let mut client = CatalogClient::new(self.0.channel()).max_decoding_message_size(MAX_ANSWER);
             let answer = client.ask(question).await;
             if answer.is_err() {
-                // Its certificate may have ended: the next connection shows the one that we hold by then.
+                // The certificate of the connection may have expired: the next connection presents the current one.
                 self.0.forget_channel();
             }
             answer.map(tonic::Response::into_inner)

@@ -1,7 +1,7 @@
 //! Connections to the control plane, and the join.
 //!
-//! Every connection is TLS 1.3 to a server that proves the control plane's SPIFFE ID: by the root that we already
-//! trust, or at the first contact by the root whose fingerprint the join token carries.
+//! Every connection is TLS 1.3 to a server that proves the control plane's SPIFFE ID: by the root that is trusted already, or
+//! at the first contact by the root whose fingerprint the join token carries.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -40,7 +40,7 @@ const MIN_RETRY: Duration = Duration::from_millis(500);
 /// not return at once.
 const RETURN: Duration = Duration::from_secs(300);
 
-/// Where the control planes are and what we show them.
+/// The control planes' addresses and the credentials for them.
 pub struct Control {
     addresses: Vec<String>,
     /// Which of them is this sidecar's own: sidecars are shared out among them by their names.
@@ -49,7 +49,7 @@ pub struct Control {
     token_file: Option<PathBuf>,
     /// The connection that short questions share.
     shared: Mutex<Option<Channel>>,
-    /// Our credentials.
+    /// The workload's credentials.
     pub identity: Arc<Identity>,
 }
 
@@ -94,10 +94,10 @@ impl Control {
         self.next.load(Ordering::Relaxed) % self.addresses.len().max(1) == self.own
     }
 
-    /// A connection with our certificate to the first control plane that answers, starting with the one that did last.
+    /// A connection with the workload certificate to the first control plane that answers, starting with the one that did last.
     ///
     /// # Errors
-    /// When none answers; the last one's reason.
+    /// If none answers; the last one's reason.
     pub async fn connect(&self) -> Result<Channel> {
         let tls = self.identity.valid()?.control();
         self.connect_with(tls).await
@@ -125,26 +125,25 @@ impl Control {
         channel.clone()
     }
 
-    /// The next [`Control::channel`] is another one, made with the certificate that we hold by then.
+    /// Makes the next [`Control::channel`] a new one, with the certificate that is current then.
     pub fn forget_channel(&self) {
         *self.shared.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// The control plane that is asked first.
+    /// The preferred control plane.
     pub fn address(&self) -> &str {
         let at = self.next.load(Ordering::Relaxed) % self.addresses.len().max(1);
         self.addresses.get(at).map_or("", String::as_str)
     }
 
-    /// Which of the control planes is asked first now; see [`Control::leave`].
+    /// The turn of the preferred control plane; see [`Control::leave`].
     pub fn turn(&self) -> usize {
         self.next.load(Ordering::Relaxed)
     }
 
-    /// The control plane that was asked first at that turn does not serve us: the next connection goes to another, unless
-    /// somebody has said so already.
+    /// Prefers another control plane from the next connection on, unless another caller has already done so since that turn.
     pub fn leave(&self, turn: usize) {
-        // Who lost the race wanted the same.
+        // The winner of the race did the same.
         let _ = self.next.compare_exchange(turn, turn + 1, Ordering::Relaxed, Ordering::Relaxed);
     }
 
@@ -161,10 +160,10 @@ impl Control {
         Err(last)
     }
 
-    /// Gets a certificate: by the one that we hold while it is good, else by the token.
+    /// Gets a certificate: by the current one while it is valid, else by the token.
     ///
     /// # Errors
-    /// When no control plane answers or it refuses; its words are kept.
+    /// If no control plane answers or it refuses; the text has its reason.
     pub async fn join(&self) -> Result<()> {
         let (pending, signed) = self.signed().await?;
         let credentials = pending.finish(signed)?;
@@ -173,8 +172,8 @@ impl Control {
         Ok(())
     }
 
-    /// A new key, and what a control plane has signed for it: by the certificate that we hold, which may have expired not
-    /// long ago, else by the token.
+    /// A new key, and the certificate that a control plane has signed for it: authenticated by the current certificate, which may
+    /// have expired recently, else by the token.
     async fn signed(&self) -> Result<(PendingKey, SignResponse)> {
         let pending = PendingKey::generate()?;
         let request = || tonic::Request::new(SignRequest { csr_der: pending.csr_der.clone() });
@@ -224,11 +223,11 @@ impl Control {
                 self.identity.clock.measured(sent, signed.now_ms);
                 Ok(signed)
             }
-            Err(status) => bail!("the control plane refused to sign our certificate: {}", status.message()),
+            Err(status) => bail!("the control plane refused to sign the workload certificate: {}", status.message()),
         }
     }
 
-    /// Renews at half life ([`weft_core::renewal`]) for ever. `renewed` is told after each.
+    /// Renews at half life ([`weft_core::renewal`]) for ever, and calls `renewed` after each renewal.
     pub async fn keep_renewed(self: Arc<Self>, renewed: impl Fn()) {
         let mut backoff = Backoff::default();
         loop {
@@ -285,7 +284,7 @@ async fn open(address: &str, tls: Arc<rustls::ClientConfig>) -> std::io::Result<
     let (host, port) = split.ok_or_else(|| std::io::Error::other("a control plane's address is host:port"))?;
     let to = connect::resolve(host.trim_matches(['[', ']']), port).await?;
     let stream = connect::control(to, CONNECT_TIMEOUT).await?;
-    // The name is not what identifies the control plane; its SPIFFE ID is (see `MeshVerifier`).
+    // The control plane is identified by its SPIFFE ID, not by this name (see `MeshVerifier`).
     let name = ServerName::from(to.ip());
     let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, TlsConnector::from(tls).connect(name, stream));
     let late = |_| {
@@ -302,7 +301,7 @@ async fn dial(address: &str, tls: Arc<rustls::ClientConfig>) -> Result<Channel> 
         async move { open(&address, tls).await }
     });
     endpoint().connect_with_connector(connector).await.map_err(|e| {
-        // The cause is what helps: "invalid peer certificate", "connection refused".
+        // The cause is helpful: "invalid peer certificate", "connection refused".
         let mut text = e.to_string();
         let mut source = std::error::Error::source(&e);
         while let Some(inner) = source {

@@ -1,8 +1,8 @@
-//! What this sidecar knows of the mesh: one task writes it, everybody reads an immutable [`Snapshot`].
+//! The sidecar's knowledge of the mesh: one task writes it, all others read an immutable [`Snapshot`].
 //!
-//! Nothing is known beforehand: a name is subscribed to when the application first uses it, the request waits for the
-//! answer (bounded), and it is dropped after long disuse. While the control plane is away nothing waits and what is known
-//! goes on serving; it is kept on disk too, so that it survives a restart.
+//! It starts empty: a name is subscribed to when the application first uses it, the request waits for the answer (bounded),
+//! and the name is dropped after long disuse. While the control plane is away nothing waits, and the last state keeps
+//! serving; it is kept on disk too, so that it survives a restart.
 
 mod saved;
 mod writer;
@@ -22,7 +22,7 @@ pub use writer::{Interest, Writer, new};
 
 /// Longest wait of a request for an answer about an unknown name.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(1);
-/// And about a virtual IP: it can be passed on to nobody, so that nothing is lost by waiting.
+/// The same for a virtual IP: the request cannot be passed through, so that waiting costs nothing.
 const VIRTUAL_LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A service as of one snapshot.
@@ -33,12 +33,12 @@ pub struct ServiceView {
     pub clusters: Vec<Arc<ClusterView>>,
 }
 
-/// What is known of a name.
+/// The meaning of a name.
 #[derive(Clone)]
 pub enum Name {
     /// It means this service.
     Service(Arc<ServiceView>),
-    /// The control plane said that it means nothing.
+    /// The control plane knows no such name.
     Absent,
 }
 
@@ -53,7 +53,7 @@ struct Entry {
 pub struct Snapshot {
     names: HashMap<Arc<str>, Arc<Entry>>,
     clusters: HashMap<Arc<str>, Arc<ClusterView>>,
-    /// How to treat what comes in; `None` before the first policy.
+    /// The inbound policy; `None` before the first one.
     pub inbound: Option<Arc<Inbound>>,
 }
 
@@ -63,7 +63,7 @@ impl Snapshot {
         self.clusters.values()
     }
 
-    /// Names and what they mean, for the admin page.
+    /// Names and their meanings, for the admin endpoint.
     pub fn names(&self) -> impl Iterator<Item = (&str, &Name)> {
         self.names.iter().map(|(name, entry)| (&**name, &entry.name))
     }
@@ -75,7 +75,7 @@ pub enum Lookup {
     Service(Arc<ServiceView>),
     /// Not of the mesh.
     Absent,
-    /// Not known, and the control plane cannot be asked now.
+    /// Unknown, and the control plane cannot be queried now.
     Unknown,
 }
 
@@ -101,7 +101,7 @@ impl Directory {
         self.snapshot.load_full()
     }
 
-    /// What `name` means: `host`, or `ip:port`. Asks the control plane when it is not known yet.
+    /// The meaning of `name`: `host`, or `ip:port`. Queries the control plane if it is unknown.
     pub async fn lookup(&self, name: &str) -> Lookup {
         if let Some(known) = self.known(name) {
             return known;
@@ -146,7 +146,7 @@ impl Directory {
         self.connected.load(Ordering::Relaxed)
     }
 
-    /// The inbound policy, for those who outlive it.
+    /// The inbound policy, for code that outlives one.
     pub fn inbound(&self) -> watch::Receiver<Option<Arc<Inbound>>> {
         self.inbound.subscribe()
     }

@@ -1,7 +1,7 @@
-//! The discovery stream: what the directory wants goes up, what changes comes down and is acknowledged or refused.
+//! The discovery stream: subscriptions go up, changes come down and are acknowledged or refused.
 //!
-//! One task owns the directory's writer. It reconnects for ever, with growing pauses; a new stream begins with all
-//! names that are wanted and the versions that are held, so that only what changed is sent.
+//! One task owns the directory's writer. It reconnects for ever, with growing pauses; a new stream begins with all wanted
+//! names and the versions that are held, so that only changes are sent.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -29,7 +29,7 @@ pub struct Introduction {
 
 /// gRPC's INVALID_ARGUMENT, as a refusal carries it.
 const INVALID_ARGUMENT: i32 = 3;
-/// Requests to the control plane that wait for it to read, beyond which no new names are asked for.
+/// Unsent requests beyond which no new names are subscribed to.
 const MAX_UNSENT: usize = 256;
 const SWEEP: Duration = Duration::from_secs(10);
 const SAVE: Duration = Duration::from_secs(1);
@@ -50,7 +50,7 @@ pub async fn run(
         save(&mut writer);
         match result {
             Ok(()) => {
-                // Made anew on purpose: who asks meanwhile waits for the next one, which asks for all that is wanted.
+                // Reconnected on purpose: look-ups of now wait for the next stream, which subscribes to all wanted names.
                 backoff = Backoff::default();
                 continue;
             }
@@ -62,7 +62,7 @@ pub async fn run(
         if started.elapsed() > Duration::from_secs(30) {
             backoff = Backoff::default();
         }
-        // Names that are asked for meanwhile get their answer at once: "not known".
+        // Look-ups of this time are answered at once: "not known".
         let pause = tokio::time::sleep(backoff.pause());
         tokio::pin!(pause);
         loop {
@@ -86,8 +86,8 @@ async fn stream(
     let channel = control.connect().await?;
     let mut client = AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(64 << 20);
     let (requests, outgoing) = mpsc::channel(64);
-    // What is to be said waits here, not in a send: while we waited for the control plane to read, and it for us, neither
-    // would.
+    // Unsent requests wait here, not in a send: if the sidecar waited for the control plane to read while that waits for the
+    // sidecar to read, neither would.
     let mut unsent: VecDeque<DeltaDiscoveryRequest> = VecDeque::new();
     for (interest, versions) in writer.initial() {
         let node = (interest.kind == weft_proto::INBOUND_TYPE).then(|| node(introduction));
@@ -119,7 +119,7 @@ async fn stream(
                 });
                 unsent.extend(interests.into_iter().map(request));
             }
-            // New names wait while much is unsent: the queue of look-ups is bounded, and says so.
+            // New names wait while many requests are unsent: the queue of look-ups is bounded, and look-ups fail beyond it.
             interest = writer.next_interest(), if unsent.len() < MAX_UNSENT => {
                 let interest = interest.context("the proxy stops")?;
                 if !interest.kind.is_empty() {

@@ -1,8 +1,8 @@
 //! Joining by a WorkloadGroup (`--workload-group`): this pod is a workload entry for as long as it is registered, and its
-//! health is what the group's probe finds.
+//! health is the result of the group's probe.
 //!
-//! The group is the control plane's to read. What has become of us, and the probe, come with the inbound policy, so that a
-//! group that is made or changed later needs no question.
+//! The control plane reads the group. The workload's status and the probe come with the inbound policy, so that a group that is
+//! made or changed later needs no query.
 
 mod probe;
 
@@ -28,12 +28,12 @@ pub async fn join(name: &str, scripts: bool, registrations: &Arc<Registrations>,
         tracing::error!(workload_group = name, "registration refused: {e}");
         return;
     }
-    // Not sooner: what a probe finds is said of what is registered.
+    // Not sooner: results of a probe refer to a registration.
     let sockets: Arc<dyn Sockets> = Arc::new(Delivery { scripts });
     tokio::spawn(keep(name.to_owned(), registrations.clone(), sockets, directory.inbound()));
 }
 
-/// Says what has become of it and makes the group's probe, for ever.
+/// Reports changes of the workload's status and runs the group's probe, for ever.
 async fn keep(
     name: String,
     registrations: Arc<Registrations>,
@@ -44,7 +44,7 @@ async fn keep(
     let mut probing: Option<Task> = None;
     loop {
         let told = inbound.borrow_and_update().as_ref().and_then(|inbound| inbound.group.clone());
-        // Without a word of it the control plane has not heard of us again yet, and what it said last holds.
+        // Without a status the control plane has not seen this workload since it started, and the last one stays.
         if let Some(told) = told.filter(|told| told.name == name && *told != known) {
             say(&known, &told);
             if told.probe != known.probe {

@@ -1,7 +1,7 @@
-//! The registry session: what runs in this pod is announced upstream, and announced again after every reconnect.
+//! The registration stream: the pod's services are announced upstream, and announced again after every reconnect.
 //!
-//! [`Registrations`] is what should be registered; the session's task brings the control plane to it. A registration
-//! that is refused is told to whoever made it, and kept out.
+//! [`Registrations`] is the wanted state; the stream's task brings the control plane to it. A refused registration is reported
+//! to its caller, and dropped.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -27,17 +27,17 @@ use crate::upstream::cluster::ClusterView;
 
 /// Requests that may wait for the stream.
 const QUEUE: usize = 256;
-/// Ejected endpoints that are told of.
+/// Ejected endpoints that are reported.
 const MAX_EJECTED: usize = 1000;
 /// Longest wait for the control plane's answer to a registration.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What is registered from this pod, by service id, and checks of the node by check id.
+/// The pod's registrations, by service id, and checks of the node by check id.
 #[derive(Default)]
 struct Wanted {
     instances: BTreeMap<String, Instance>,
     node_checks: BTreeMap<String, Check>,
-    /// What the control plane said against those that it was not asked about when they were made, by service id.
+    /// Refusals of registrations that were made while the control plane was away, by service id.
     refused: BTreeMap<String, String>,
 }
 
@@ -62,8 +62,8 @@ pub struct Session {
     datacenter: Datacenter,
 }
 
-/// A pair of handle and session. What is ejected of the directory's endpoints is told upstream; where this is comes from
-/// there.
+/// A pair of handle and stream. Ejections of the directory's endpoints are reported upstream; the name of the data centre comes
+/// from there.
 pub fn new(directory: Arc<Directory>, datacenter: Datacenter) -> (Arc<Registrations>, Session) {
     let (sender, commands) = mpsc::channel(QUEUE);
     let (connected, watch) = watch::channel(false);
@@ -86,7 +86,7 @@ impl Registrations {
         let reply = self.ask(Kind::Register(instance)).await;
         match reply {
             Some(reply) if !reply.error.is_empty() => {
-                // What was refused is not announced again.
+                // A refused registration is not announced again.
                 let mut wanted = self.lock();
                 match previous {
                     Some(previous) => wanted.instances.insert(id, previous),
@@ -143,12 +143,12 @@ impl Registrations {
         self.ask(Kind::Check(CheckUpdate { check: Some(check), removed })).await;
     }
 
-    /// What is registered.
+    /// The registered services.
     pub fn instances(&self) -> Vec<Instance> {
         self.lock().instances.values().cloned().collect()
     }
 
-    /// What was taken while the control plane was away and is refused by it now: service id and reason.
+    /// Registrations that were accepted while the control plane was away and that it refuses now: service id and reason.
     pub fn refused(&self) -> Vec<(String, String)> {
         self.lock().refused.iter().map(|(id, why)| (id.clone(), why.clone())).collect()
     }
@@ -173,7 +173,7 @@ impl Registrations {
         tokio::time::timeout(limit, answer).await.ok()?.ok()
     }
 
-    /// Everything that is wanted, as a session says it; registrations with their service ids.
+    /// The whole wanted state as messages; registrations with their service ids.
     fn all(&self) -> Vec<(Option<String>, Kind)> {
         let mut wanted = self.lock();
         wanted.refused.clear();
@@ -184,7 +184,7 @@ impl Registrations {
         instances.chain(checks).chain([(None, Kind::Synced(Synced {}))]).collect()
     }
 
-    /// Digest of what the registry should hold.
+    /// Digest of the wanted registrations.
     fn digest(&self) -> u64 {
         let wanted = self.lock();
         digest(wanted.instances.keys().filter(|id| !wanted.refused.contains_key(*id)).map(String::as_str))
@@ -203,7 +203,7 @@ impl Session {
             let (started, turn) = (tokio::time::Instant::now(), control.turn());
             let result = self.session(&control, &hello, &mut reconnect).await;
             self.connected.send_replace(false);
-            // Those who wait are told by the fall of their channel.
+            // Waiting callers end as their channels are dropped.
             while self.commands.try_recv().is_ok() {}
             match result {
                 Ok(()) => {
@@ -237,8 +237,8 @@ impl Session {
         let mut heartbeat = tokio::time::interval(Duration::from_secs(u64::from(first.heartbeat_s.max(1))));
         heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
 
-        // All that is wanted, again. A program that registered meanwhile is not there to hear of a refusal: it is logged, and
-        // shown by the agent API.
+        // The whole wanted state again. A program that registered meanwhile does not wait for a refusal: it is logged, and shown by the
+        // agent API.
         let all = self.registrations.all();
         // From here on registrations go by this session.
         self.connected.send_replace(true);
@@ -269,7 +269,7 @@ impl Session {
                         }
                     }
                     if let Some(done) = waiting.remove(&reply.id) {
-                        // One who gave up does not mind.
+                        // A caller that gave up needs no answer.
                         let _ = done.send(reply);
                     }
                 }
@@ -310,7 +310,7 @@ fn ejected(directory: &Directory) -> Vec<Ejected> {
 struct Beat {
     id: u64,
     sent: SystemTime,
-    /// Digest of what the registry should hold; `None`: registrations were on their way.
+    /// Digest of the wanted registrations; `None`: registrations were in progress.
     wanted: Option<u64>,
 }
 

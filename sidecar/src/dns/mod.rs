@@ -1,12 +1,12 @@
-//! The application's name look-ups: names of the mesh get their virtual IP, everything else its usual answer.
+//! The application's name look-ups: names of the mesh resolve to virtual IPs, all others to their usual answers.
 //!
-//! Queries arrive redirected (or because `resolv.conf` names us). The usual name server is asked only after the control plane
-//! said that a name is not the mesh's, or was silent for a moment: it is told no name of the mesh. Names under the mesh's own
-//! suffixes never leave: no other server can answer them. What is said is decided in [`answer`], without sockets; asking others is
-//! [`forward`]'s, and asking the control plane for what Consul's names mean ([`consul`]).
+//! Queries arrive redirected (or because `resolv.conf` names the sidecar). The usual name server is queried only after the control
+//! plane answered that a name is not the mesh's, or was silent for a moment: it sees no name of the mesh. Names under the
+//! mesh's own suffixes never leave: no other server can answer them. [`answer`] decides, without sockets;
+//! [`crate::resolve::forward`] queries name servers, and [`consul`] the control plane for Consul's names.
 //!
-//! The same is served a second time where programs of Consul's look for it: there a service's name has the real addresses
-//! of its instances, as they expect, where the captured queries' answer is the virtual IP that leads through the mesh.
+//! The same is served a second time at the address that Consul's clients use: there a service's name has the real addresses of
+//! its instances, as they expect, where the captured queries' answer is the virtual IP that leads through the mesh.
 //!
 //! The listener must be on loopback: behind a redirect, one on all addresses would answer from the wrong one.
 
@@ -36,7 +36,7 @@ use crate::resolve::framing::{read_framed, write_framed};
 use weft_agent::datacenter::Datacenter;
 use weft_agent::quiet::{Connection, Quiet};
 
-/// Queries answered at once; beyond that they are dropped, and asked again by whoever still wants to know.
+/// Queries in progress; beyond that they are dropped, and clients repeat them.
 const IN_FLIGHT: usize = 1024;
 /// A connection that asks nothing for this long is closed.
 const IDLE: Duration = Duration::from_secs(10);
@@ -44,19 +44,19 @@ const IDLE: Duration = Duration::from_secs(10);
 const MAX_QUERY: usize = 4096;
 /// How long an address may be kept: the mesh's do not change in a day, but which names there are does.
 const TTL: u32 = 30;
-/// The same while the control plane cannot be asked.
+/// The same while the control plane is away.
 const TTL_DISCONNECTED: u32 = 5;
-/// The same of a headless service, whose endpoints come and go.
+/// The same of a headless service, whose endpoints change often.
 const TTL_HEADLESS: u32 = 5;
-/// Longest wait for what the control plane says of a name that may be anybody's. It answers in a round trip; a name outside
-/// the mesh is not to depend on it for longer.
+/// Longest wait for the control plane's answer about a name that may be outside the mesh. It answers in a round trip; a name
+/// outside the mesh must not depend on it for longer.
 const SILENCE: Duration = Duration::from_millis(100);
 
 /// Answers queries.
 pub struct Dns {
     directory: Arc<Directory>,
     forwarder: Forwarder,
-    /// Names that are never the mesh's: the control plane's own, which is looked up before it can be asked.
+    /// Names that are never the mesh's: the control plane's own, which is resolved before it can be queried.
     outside: Vec<String>,
     consul: Arc<Consul>,
     serves: Serves,
@@ -64,12 +64,12 @@ pub struct Dns {
     permits: Arc<Semaphore>,
 }
 
-/// Whom we answer.
+/// The clients of a listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Serves {
-    /// Whoever looks up a host, to connect to it.
+    /// Applications that look up a host, to connect to it.
     Captured,
-    /// Whoever asks Consul.
+    /// Clients of Consul's DNS.
     ConsulClients,
 }
 
@@ -100,7 +100,7 @@ impl Dns {
         query.reply(&say, transport)
     }
 
-    /// What to say; or, as the error, another's words.
+    /// The answer's content; or, as the error, another server's answer.
     async fn choose(&self, query: &Query, packet: &[u8], transport: Transport) -> Result<Say, Vec<u8>> {
         if self.is_outside(query.name()) {
             return self.forward(packet, transport).await;
@@ -137,8 +137,8 @@ impl Dns {
         self.consul.answer(query, transport).await.map_or(Ok(unknown), Err)
     }
 
-    /// What to say of an address of the mesh: a virtual IP's service, else what the control plane knows of an instance or a
-    /// node there. `None`: nothing.
+    /// The answer for an address of the mesh: a virtual IP's service, else the control plane's answer for an instance or a node
+    /// there. `None`: it is not the mesh's.
     async fn of_address(&self, query: &Query, transport: Transport) -> Option<Result<Say, Vec<u8>>> {
         let address = query.address()?;
         if target::is_virtual(address) {
@@ -153,7 +153,7 @@ impl Dns {
         (!is_failure(&answer)).then_some(Err(answer))
     }
 
-    /// What to say of a name that is not Consul's; or, as the error, the name server's words.
+    /// The answer for a name that is not Consul's; or, as the error, the name server's answer.
     async fn decide(&self, query: &Query, packet: &[u8], transport: Transport) -> Result<Say, Vec<u8>> {
         let of_mesh = is_of_mesh(query.name());
         let Some(name) = query.host().filter(|name| !is_searched(name)) else {
@@ -181,21 +181,21 @@ impl Dns {
         }
     }
 
-    /// What a name means in the mesh. A control plane that is silent holds no name up that another server may know.
+    /// The meaning of a name in the mesh. A silent control plane delays no name that another server may know.
     async fn look_up(&self, name: &str) -> Lookup {
         let limit = if is_of_mesh(name) { Duration::MAX } else { SILENCE };
         tokio::time::timeout(limit, self.directory.lookup(name)).await.unwrap_or(Lookup::Unknown)
     }
 
-    /// What the mesh says about a name; `None`: nothing.
+    /// The mesh's answer for a name; `None`: it has none.
     fn of_service(&self, query: &Query, lookup: &Lookup, of_mesh: bool) -> Option<Say> {
         let Lookup::Service(view) = lookup else { return None };
         if let Some(at) = view.service.headless() {
             return Some(Say::Addresses(self.of_endpoints(query, view, at), TTL_HEADLESS));
         }
         let addresses = &view.service.addresses;
-        // A host outside, without a virtual IP: the mesh has a policy for it, but its address is its own. And only
-        // addresses are the mesh's to say: its mail servers are still its own. Clients of Consul are told where it is.
+        // A host outside, without a virtual IP: the mesh has a policy for it, but its address is its own. Other records, such as its
+        // mail servers, are not the mesh's either. Clients of Consul get its location.
         let its_own = || self.serves == Serves::ConsulClients || !query.leads_to_address();
         if !of_mesh && (addresses.is_empty() || (view.service.external && its_own())) {
             return None;
@@ -234,7 +234,7 @@ impl Dns {
         found
     }
 
-    /// The answer for a name that stands for `target`, which is not of the mesh: as the usual name server has it.
+    /// The answer for an alias of `target`, which is not of the mesh: from the usual name server.
     async fn of_alias(&self, query: &Query, target: &str, transport: Transport) -> Result<Say, Vec<u8>> {
         if is_of_mesh(target) || target.ends_with(".consul") {
             return Ok(Say::NoSuchName);
@@ -288,14 +288,14 @@ fn stands_for(name: &str, lookup: &Lookup) -> Option<Arc<str>> {
         .then_some(target)
 }
 
-/// Whether a resolver has appended one of its search domains to a name of the mesh: no other server knows that either, and it
-/// would tell the name.
+/// Whether a resolver has appended a search domain to a name of the mesh: no other server knows that either, and it would leak
+/// the name.
 fn is_searched(name: &str) -> bool {
     let within = |suffix: &str| name.match_indices(suffix).any(|(at, _)| name[at + suffix.len()..].starts_with('.'));
     within(SERVICE_SUFFIX) || within(CONSUL_SUFFIX)
 }
 
-/// Whether this is `<name>.service.consul` or the same with our data centre's name.
+/// Whether this is `<name>.service.consul` or the same with the own data centre's name.
 fn is_service(name: &str, datacenter: &str) -> bool {
     let here = || name.strip_suffix(".consul")?.strip_suffix(datacenter)?.strip_suffix(".service.");
     let service = name.strip_suffix(CONSUL_SUFFIX).or_else(here);
@@ -305,7 +305,7 @@ fn is_service(name: &str, datacenter: &str) -> bool {
 /// Serves for ever at `address`, and on IPv6's loopback, where that is on IPv4's.
 ///
 /// # Errors
-/// When a socket is not to be had.
+/// If a socket cannot be opened.
 pub fn listen(dns: Dns, address: SocketAddr) -> Result<()> {
     let dns = Arc::new(dns);
     anyhow::ensure!(address.ip().is_loopback(), "{address} is not on loopback, where DNS has to be served");
@@ -337,7 +337,7 @@ async fn serve_udp(dns: Arc<Dns>, socket: Arc<UdpSocket>) {
         let (n, from) = match socket.recv_from(&mut buffer).await {
             Ok(received) => received,
             Err(e) => {
-                // One answer that could not be delivered is reported here; it says nothing about the next query.
+                // An answer that could not be delivered is reported here; the next query is not affected.
                 tracing::debug!("DNS: {e}");
                 tokio::time::sleep(Duration::from_millis(1)).await;
                 continue;
@@ -347,7 +347,7 @@ async fn serve_udp(dns: Arc<Dns>, socket: Arc<UdpSocket>) {
         let (dns, socket, packet) = (dns.clone(), socket.clone(), buffer[..n].to_vec());
         tokio::spawn(async move {
             if let Some(reply) = dns.handle(&packet, Transport::Udp).await {
-                // Whoever is gone meanwhile does not miss it.
+                // A client that has gone needs no answer.
                 let _ = socket.send_to(&reply, from).await;
             }
             drop(permit);

@@ -13,7 +13,7 @@ use crate::control::directory::{self, Writer};
 
 mod headless;
 
-/// What the mesh knows: host, aliases, virtual IPs, whether it is external.
+/// Services of the mesh: host, aliases, virtual IPs, whether it is external.
 const SERVICES: &[(&str, &[&str], &[&str], bool)] = &[
     (
         "order-service.default.svc.cluster.local",
@@ -25,7 +25,7 @@ const SERVICES: &[(&str, &[&str], &[&str], bool)] = &[
     ("api.example.com", &[], &["240.240.0.9"], true),
     ("policy-only.example.com", &[], &[], true),
 ];
-/// What [`know`] tells.
+/// Names of [`know`].
 const LATER: &[&str] = &["db.test", "db", "db-0.db", "db-2.db", "alias.default.svc.cluster.local"];
 const ABSENT: &[&str] = &[
     "example.com",
@@ -97,7 +97,7 @@ async fn ask(dns: &Dns, name: &str, kind: RecordType) -> (ResponseCode, Vec<Stri
     (reply.metadata.response_code, text, reply.answers.first().map_or(0, |r| r.ttl))
 }
 
-/// A name server that knows 192.0.2.1 for every name, and what it was asked.
+/// A name server that has 192.0.2.1 for every name, and the queries that it got.
 async fn name_server() -> (SocketAddr, Arc<std::sync::Mutex<Vec<(String, u16)>>>) {
     // A port that is free for both.
     let (udp, tcp) = loop {
@@ -124,7 +124,7 @@ async fn name_server() -> (SocketAddr, Arc<std::sync::Mutex<Vec<(String, u16)>>>
         loop {
             let (n, from) = udp.recv_from(&mut buffer).await.unwrap();
             let reply = answer(&buffer[..n], from);
-            // Made up by somebody: another number.
+            // A forged answer: another id.
             let mut forged = reply.clone();
             forged[0] ^= 1;
             udp.send_to(&forged, from).await.unwrap();
@@ -235,7 +235,7 @@ async fn the_name_server_is_asked_after_the_control_plane_has_spoken() {
         removed_resources: removed.iter().map(|name| (*name).to_owned()).collect(),
         ..Default::default()
     };
-    // It is the mesh's: no other server hears of it.
+    // It is the mesh's: no other server sees it.
     let told = asking("new-service.");
     writer.next_interest().await.unwrap();
     let host = "new-service.default.svc.cluster.local";
@@ -249,14 +249,14 @@ async fn the_name_server_is_asked_after_the_control_plane_has_spoken() {
     writer.apply(answer(vec![resource], &[]));
     assert_eq!(told.await.unwrap().1, ["240.240.0.9"]);
     assert_eq!(*asked.lock().unwrap(), []);
-    // It is not: the name server is asked then.
+    // It is not: the name server is queried then.
     let told = asking("elsewhere.example.");
     while writer.next_interest().await.unwrap().subscribe != ["elsewhere.example"] {}
     assert_eq!(*asked.lock().unwrap(), []);
     writer.apply(answer(Vec::new(), &["elsewhere.example"]));
     assert_eq!(told.await.unwrap().1, ["192.0.2.1"]);
     assert_eq!(asked.lock().unwrap().len(), 1);
-    // It says nothing.
+    // The control plane does not answer.
     let began = std::time::Instant::now();
     assert_eq!(asking("unknown.example.").await.unwrap().1, ["192.0.2.1"]);
     assert!(began.elapsed() >= SILENCE, "{:?}", began.elapsed());
@@ -284,7 +284,7 @@ async fn consuls_names_are_asked_of_the_control_plane() {
     }
     assert_eq!(ask(&dns, "order-service.service.consul.", A).await.1, ["240.240.0.7"], "as before");
     assert_eq!(ask(&dns, "x.node.consul.", A).await.0, ResponseCode::NXDomain);
-    // Who asks Consul wants to know where the instances are.
+    // Clients of Consul get the addresses of the instances.
     let name = "order-service.service.consul.";
     assert_eq!(sorted(&consul_dns, name, A).await, (ResponseCode::NoError, real.map(str::to_owned).into()));
     assert_eq!(*asked.lock().unwrap(), [], "names of Consul stay in the mesh");
@@ -319,7 +319,7 @@ async fn negative_answers_carry_the_authority_of_their_zone() {
     let reply = dns.handle(&query("order-service.", A), Transport::Udp).await.unwrap();
     assert!(Message::from_vec(&reply).unwrap().authorities.is_empty(), "only where there is nothing");
     let reply = dns.handle(&query("elsewhere.example.", A), Transport::Udp).await.unwrap();
-    assert!(Message::from_vec(&reply).unwrap().authorities.is_empty(), "a failure says nothing");
+    assert!(Message::from_vec(&reply).unwrap().authorities.is_empty(), "a failure has no SOA");
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! A cluster at work: its policy and endpoints as the last snapshot has them, and what outlives snapshots.
+//! A cluster at work: its policy and endpoints as of one snapshot, and the state that outlives snapshots.
 //!
 //! Limits, connections and ejections belong to the cluster's name and survive policy changes (`Shared`); the view is
 //! made anew with each snapshot. A request keeps the view that it began with.
@@ -24,7 +24,7 @@ use crate::upstream::dial::Dialer;
 use crate::upstream::dynamic_hosts::Named;
 use crate::upstream::pool::ClusterPool;
 
-/// What survives a new snapshot.
+/// State that survives a new snapshot.
 pub struct Shared {
     /// Connections.
     pub pool: Arc<ClusterPool>,
@@ -42,7 +42,7 @@ pub struct ClusterView {
     pub endpoints: Vec<Arc<Endpoint>>,
     /// Limits and connections.
     pub shared: Arc<Shared>,
-    /// Of the pool, when the view was made: what is dialed by an older view was dialed as an older policy says.
+    /// Generation of the connection settings when the view was made; see [`crate::upstream::pool`].
     pub generation: u32,
     /// Where this proxy is.
     place: Arc<Place>,
@@ -56,7 +56,7 @@ pub struct ClusterView {
 }
 
 impl ClusterView {
-    /// The view of `config` with `endpoints` for a proxy at `place`, taking over from `previous` what survives.
+    /// The view of `config` with `endpoints` for a proxy at `place`; it takes over the lasting state of `previous`.
     pub fn new(
         config: Arc<Cluster>,
         endpoints: &[Arc<EndpointConfig>],
@@ -73,7 +73,7 @@ impl ClusterView {
                 if (&old.tls, old.pool.tcp_keepalive, old.proxy_protocol)
                     != (&config.tls, config.pool.tcp_keepalive, config.proxy_protocol)
                 {
-                    // What is open was opened as the policy said then: without TLS, for example.
+                    // Open connections were opened under the old settings: without TLS, for example.
                     shared.pool.renew();
                 }
                 shared
@@ -119,18 +119,18 @@ impl ClusterView {
         }
     }
 
-    /// The cluster of what no service of the mesh is: dialed as addressed, not limited. A connection serves
-    /// `requests` at most.
+    /// The cluster of unknown destinations: dialed at the original destination, without limits. A connection serves at most
+    /// `requests`.
     pub fn passthrough(requests: u32) -> ClusterView {
         let pool = ConnectionPool { max_requests_per_connection: requests, ..Default::default() };
         let config = Cluster::original_destination("PassthroughCluster", "PassthroughCluster", pool);
         ClusterView::new(Arc::new(config), &[], &Arc::default(), None)
     }
 
-    /// The endpoint that `asked`, an authority or server name, means, where it is for requests to name one.
+    /// The endpoint that `asked`, an authority or server name, stands for, in a cluster whose requests name their endpoints.
     ///
     /// # Errors
-    /// When it is no host of the cluster, or too many are in use.
+    /// If it is no host of the cluster, or too many are in use.
     pub fn named(&self, asked: &str) -> Result<Arc<Endpoint>, Reason> {
         let host = self.config.named(asked).ok_or(Reason::UnknownHost)?;
         let port = match self.config.target_port {
@@ -154,7 +154,7 @@ impl ClusterView {
         }
     }
 
-    /// A connection to one of the endpoints as the cluster's policy says: not for HTTP/2, and within the whole connect timeout.
+    /// A dialer for one of the endpoints: by HTTP/1, and within the whole connect timeout.
     pub fn dialer<'a>(&'a self, endpoint: &'a Endpoint, identity: &'a Identity, mark: u32) -> Dialer<'a> {
         Dialer {
             cluster: &self.config,
@@ -178,7 +178,7 @@ impl ClusterView {
         self.balancer.load()
     }
 
-    /// Tells outlier detection what became of an attempt.
+    /// Records the outcome of an attempt for outlier detection.
     pub fn record(&self, endpoint: &Endpoint, outcome: &Outcome) {
         let detector = if endpoint.remote.is_some() { &self.gateways } else { &self.detector };
         let Some(detector) = detector else { return };
@@ -201,7 +201,7 @@ impl ClusterView {
 
     /// Looks at ejected endpoints.
     pub fn tick(&self, now: Instant) {
-        // Both are looked at, whichever has something to tell.
+        // Both detectors are ticked, whichever has a change.
         let back = self.detector.iter().chain(&self.gateways).filter(|detector| detector.tick(now)).count();
         if back > 0 {
             tracing::info!(cluster = %self.config.name, "ejected endpoints are back");
@@ -209,7 +209,7 @@ impl ClusterView {
         }
     }
 
-    /// Gives endpoints that are warming up what they have come to since.
+    /// Raises the weight of endpoints that are warming up.
     pub fn warm(&self) {
         if self.balancer.load().is_warming() {
             self.rebalance();

@@ -30,8 +30,8 @@ const GATEWAY_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long an endpoint may take to accept a connection where another one can be tried: enough for a SYN that is lost once,
 /// which is sent again after a second.
 pub const FAILOVER_PATIENCE: Duration = Duration::from_secs(3);
-/// Whether a sidecar still answers on an HTTP/2 connection, where no policy says otherwise. Bytes alone would show it only
-/// while there are some to be acknowledged.
+/// Pings on an HTTP/2 connection to a sidecar, unless a policy sets them. Without pings a vanished peer shows only while bytes
+/// wait for their acknowledgement.
 const MESH_KEEPALIVE: Http2Keepalive =
     Http2Keepalive { interval: Duration::from_secs(10), timeout: Duration::from_secs(10) };
 
@@ -47,7 +47,7 @@ pub struct DialError {
 }
 
 impl DialError {
-    /// With what it means and what it was.
+    /// With its class and a text for people.
     pub fn new(outcome: Outcome, detail: impl ToString) -> DialError {
         DialError { outcome, detail: detail.to_string(), without_identity: false }
     }
@@ -57,7 +57,7 @@ impl DialError {
         DialError::new(Outcome::ConnectTimeout, format!("no connection within {limit:?}"))
     }
 
-    /// Of a peer that is said to have a sidecar.
+    /// Of a peer that is registered with a sidecar.
     fn not_captured(endpoint: &Endpoint) -> DialError {
         let detail = format!(
             "{}: the peer answered without TLS: its traffic is not captured (`weft-sidecar redirect install` there)",
@@ -79,11 +79,10 @@ fn is_plaintext(e: &io::Error) -> bool {
     matches!(tls, Some(rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType)))
 }
 
-/// Dials as the cluster's policy says. `alpn`: what will be spoken inside mTLS.
+/// Dials as the cluster's policy says. `alpn`: the protocol inside mTLS.
 ///
 /// # Errors
-/// Says what failed; an endpoint that is not who the registry says it is was sent nothing but, where the policy wants
-/// one, a PROXY header.
+/// The cause; an endpoint without the registered identity was sent at most a PROXY header, where the policy wants one.
 pub async fn connect(dialer: &Dialer<'_>, alpn: &[u8]) -> Result<Transport, DialError> {
     let Dialer { cluster, endpoint, identity, mark, .. } = *dialer;
     let expected = match (&cluster.tls, endpoint.identities()) {
@@ -137,7 +136,7 @@ pub async fn connect(dialer: &Dialer<'_>, alpn: &[u8]) -> Result<Transport, Dial
     }
 }
 
-/// The server name of TLS that is not the mesh's: what the policy says, and where that is a wildcard the host asked for.
+/// The server name of originated TLS: the policy's, and where that is a wildcard the host of the request.
 fn name_of<'a>(origination: &'a Origination, endpoint: &'a Endpoint) -> &'a str {
     match &endpoint.target {
         Target::Asked(host, _) if origination.server_name.starts_with('*') => host,
@@ -160,10 +159,10 @@ async fn originate(
     tls.map(|tls| Transport::Tls(Box::new(tls))).map_err(|e| failed(e.to_string()))
 }
 
-/// Dials `endpoint` as `cluster` says, for a caller who brings TLS that ends there.
+/// Dials `endpoint` as `cluster` says, for a downstream whose own TLS is terminated there.
 ///
 /// # Errors
-/// Says what failed.
+/// The cause.
 pub async fn connect_through(cluster: &Cluster, endpoint: &Endpoint, mark: u32) -> Result<Transport, DialError> {
     let limit = cluster.pool.connect_timeout;
     match tokio::time::timeout(limit, dial(cluster, endpoint, mark)).await {
@@ -204,15 +203,15 @@ fn server_name(cluster: &Cluster) -> ServerName<'static> {
     ServerName::try_from(name).unwrap_or(ServerName::from(IpAddr::V4(Ipv4Addr::UNSPECIFIED)))
 }
 
-/// How to open a connection; for HTTP when the pool says that one is to be opened.
+/// The parameters of a new connection.
 pub struct Dialer<'a> {
     /// Its policy.
     pub cluster: &'a Cluster,
     /// Where to.
     pub endpoint: &'a Endpoint,
-    /// Who we are.
+    /// The workload's identity.
     pub identity: &'a Identity,
-    /// The connection that it is opened for; `None`: nobody's.
+    /// The downstream connection that it is opened for; `None`: any.
     pub ends: Option<&'a Ends>,
     /// Whether HTTP/2 is spoken.
     pub multiplex: bool,
@@ -225,13 +224,13 @@ pub struct Dialer<'a> {
 }
 
 impl Dialer<'_> {
-    /// Whether the connection says whose it is: then it is for one request, and nobody else's.
+    /// Whether the connection carries a PROXY header: then it serves one downstream connection alone.
     pub fn speaks_for_one(&self) -> bool {
         self.ends.is_some() && self.cluster.proxy_protocol.is_some()
     }
 
     fn header(&self) -> Option<Vec<u8>> {
-        // A gateway of another data centre passes TLS on by what it begins with.
+        // A gateway of another data centre passes TLS on by its ClientHello.
         if self.endpoint.remote.is_some() {
             return None;
         }

@@ -1,8 +1,8 @@
-//! Endpoints that requests name: with `resolution: DYNAMIC_DNS` every host under a wildcard is an endpoint of its own, there from
-//! the first request that asks for it, so that its connections are kept for the next one.
+//! Endpoints that requests name: with `resolution: DYNAMIC_DNS` every host under a wildcard is an endpoint of its own, from the
+//! first request that names it, so that its connections are kept for the next one.
 //!
-//! A client can name any number of hosts. So many are kept; beyond that the one that was not asked for the longest goes, with
-//! its idle connections, unless requests are on their way to it.
+//! A client can name any number of hosts. Their number is bounded; beyond that the least recently used host is evicted, with
+//! its idle connections, unless it has requests in flight.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -38,8 +38,8 @@ impl Known {
 }
 
 impl Named {
-    /// The endpoint of `host`, dialed at `port`; `None`: too many others are in use. And the one whose connections are to be
-    /// closed, as it is gone.
+    /// The endpoint of `host`, dialed at `port`; `None`: too many others are in use. The second is an evicted endpoint, whose
+    /// connections have to be closed.
     pub fn endpoint(&self, host: &str, port: u16) -> (Option<Arc<Endpoint>>, Option<EndpointId>) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         state.clock += 1;

@@ -1,7 +1,7 @@
-//! Connections to endpoints: `weft_core::pool` says who gets which, this file opens, watches and closes them.
+//! Connections to endpoints: `weft_core::pool` decides which request gets which, this file opens, watches and closes them.
 //!
-//! What a connection occupies is given back by `Drop`, wherever it ends: a [`Slot`] lives with the connection (for HTTP/2 in
-//! its task and in whoever uses it), and frees the place in the pool when the socket is closed.
+//! `Drop` gives back a connection's place, wherever the connection ends: a [`Slot`] lives with the connection (for HTTP/2 in its
+//! task and its users), and frees the place in the pool when the socket is closed.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -34,12 +34,12 @@ pub struct ClusterPool {
     generation: AtomicU32,
 }
 
-/// What a connection was made under.
+/// The settings and time under which a connection was opened.
 #[derive(Clone, Copy)]
 struct Made {
     generation: u32,
     at: Instant,
-    /// It serves no request after its first: it speaks for one client (PROXY protocol), or was dialed as an older policy says.
+    /// It serves one request alone: it carries a PROXY header, or was dialed under older settings.
     for_one: bool,
 }
 
@@ -73,7 +73,7 @@ struct Http2 {
     _slot: Arc<Slot>,
 }
 
-/// What a waiting request receives. Dropped unread, it gives back what it holds.
+/// The grant to a waiting request. Dropped unread, it gives back its place.
 enum Granted {
     Lease(Lease),
     Dial(Dialing),
@@ -206,7 +206,7 @@ impl ClusterPool {
         (state.open(), state.pending())
     }
 
-    /// Closes what has been idle for `idle`, and what its peer has closed.
+    /// Closes connections that have been idle for `idle`, and those that their peers have closed.
     pub fn sweep(&self, idle: Duration) {
         let unused = self.lock().sweep(Instant::now(), idle, |x| x.client.is_open());
         drop(unused);
@@ -218,7 +218,7 @@ impl ClusterPool {
         drop(unused);
     }
 
-    /// Keeps connections to whatever endpoint.
+    /// Keeps connections to all endpoints.
     pub fn set_all_live(&self) {
         self.lock().set_all_live();
     }
@@ -252,7 +252,7 @@ impl ClusterPool {
                     Box::pin(self.dial(duty, dialer)).await.map_err(CheckoutError::Dial)?
                 }
                 Acquired::Wait(ticket, victim) => {
-                    // Closing the victim makes the room that we then wait for. It must not happen under the lock.
+                    // Closing the victim makes the room that this request waits for. It must not happen under the lock.
                     drop(victim);
                     let Some(granted) = receiver else { continue };
                     let mut waiting = Waiting { pool: self, ticket, granted };
@@ -279,7 +279,7 @@ impl ClusterPool {
             if lease.ready().await {
                 return Ok(lease);
             }
-            // It died while it was idle: that costs nobody a request, another one is taken.
+            // The connection was closed while it was idle: another one is taken, and no request is lost.
         }
     }
 
@@ -297,12 +297,12 @@ impl ClusterPool {
             Ok(opened) => opened,
             Err(e) => {
                 let failed = if duty.multiplex { self.lock().fail_waiters(duty.endpoint) } else { Vec::new() };
-                // One that has gone meanwhile does not mind.
+                // A waiter that has gone needs no answer.
                 failed.into_iter().for_each(|waiter| drop(waiter.send(Granted::Failed(e.clone()))));
                 return Err(e);
             }
         };
-        // A request that began under an older policy dials as that says, and has the connection for itself.
+        // A request that began under older settings dials by those, and has the connection for itself.
         let generation = dialer.generation;
         let for_one = dialer.speaks_for_one() || generation != self.generation();
         let made = Made { generation, at: Instant::now(), for_one };
@@ -358,7 +358,7 @@ impl ClusterPool {
                 Grant::Stream(s, id) => Granted::Lease(self.lease_http2(endpoint, s, id)),
                 Grant::Dial => Granted::Dial(Dialing { pool: Some(self.clone()), endpoint, multiplex }),
             };
-            // One who has gone meanwhile lets the grant fall, and it gives itself back.
+            // A waiter that has gone drops the grant, which gives itself back.
             drop(wake.send(granted));
         }
     }
@@ -386,10 +386,10 @@ impl Lease {
         }
     }
 
-    /// Sends a request. `origin`: the head that it came with; `interim`: where interim responses go.
+    /// Sends a request. `origin`: the head as it came; `interim`: where interim responses go.
     ///
     /// # Errors
-    /// Says whether provably none of it was sent.
+    /// The cause, and whether provably nothing was sent.
     pub async fn send(
         &mut self,
         head: &Parts,

@@ -1,6 +1,6 @@
-//! Names of endpoints outside the mesh: which addresses they have now.
+//! Resolution of endpoints that are names outside the mesh.
 //!
-//! A ServiceEntry with `resolution: DNS` has every address of a name as an endpoint (Envoy's STRICT_DNS). They are asked for
+//! A ServiceEntry with `resolution: DNS` has every address of a name as an endpoint (Envoy's STRICT_DNS). Names are resolved
 //! again when the records' time to live has ended; while no answer comes the last one stays.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -19,10 +19,10 @@ pub type Addresses = Arc<HashMap<Arc<str>, Vec<IpAddr>>>;
 
 /// After a failure.
 const RETRY: Duration = Duration::from_secs(5);
-/// Names that are asked for at a time.
+/// Look-ups in progress at a time.
 const ASKING: usize = 16;
 
-/// The one who wants names resolved, and is told of them.
+/// The interface to the directory: it sets the wanted names and reads their addresses.
 #[derive(Debug)]
 pub struct Resolution {
     wanted: watch::Sender<BTreeSet<Arc<str>>>,
@@ -54,7 +54,7 @@ impl Resolution {
         });
     }
 
-    /// What is known now. A name that is not there was never resolved.
+    /// The known addresses. A name that is missing was never resolved.
     pub fn known(&mut self) -> Addresses {
         self.known.borrow_and_update().clone()
     }
@@ -80,7 +80,7 @@ async fn keep<F>(
         let now = Instant::now();
         let ready: Vec<Arc<str>> = due.iter().filter(|(_, at)| **at <= now).map(|(name, _)| name.clone()).collect();
         for name in ready.into_iter().take(ASKING.saturating_sub(asking.len())) {
-            // Asked for again when the answer has come.
+            // Resolved again when the answer has come.
             due.remove(&name);
             let answer = look_up(name.clone());
             asking.spawn(async move { (name, answer.await) });

@@ -1,7 +1,7 @@
 //! Bytes through an HTTP proxy: the far side of a flow whose cluster has a `tunnel`, once the proxy has opened it.
 //!
-//! By CONNECT in HTTP/1 the connection itself is left, and may be spliced; in HTTP/2 a stream of a connection of its own. By
-//! POST the bytes are chunks in HTTP/1 (`posted`). What [`crate::exchange::tcp`] moves them by does not know the difference.
+//! After CONNECT in HTTP/1 the bare connection is left, and may be spliced; in HTTP/2 a stream of a connection of its own. With
+//! POST the bytes are chunks in HTTP/1 (`posted`). The relay does not know the difference.
 
 mod posted;
 
@@ -27,7 +27,7 @@ use posted::Posted;
 
 /// Where a flow's bytes go to and come from.
 pub enum Far {
-    /// A connection, or what CONNECT left of one.
+    /// A connection, bare or after CONNECT.
     Connection(Rewind<Transport>),
     /// The bodies of a request and its answer.
     Posted(Box<Posted>),
@@ -38,7 +38,7 @@ pub enum Far {
 /// Connects for bytes as the cluster's policy says: to the endpoint, or through it.
 ///
 /// # Errors
-/// Says what failed, within the time to connect.
+/// The cause, within the time to connect.
 pub async fn open(dialer: &Dialer<'_>) -> Result<Far, DialError> {
     let Some(tunnel) = &dialer.cluster.tunnel else {
         let upstream = connect(dialer, alpn::TCP).await?;
@@ -117,7 +117,7 @@ fn failed(tunnel: &Tunnel, outcome: Outcome, why: impl std::fmt::Display) -> Dia
     DialError::new(outcome, format!("no tunnel to {}: {why}", tunnel.authority))
 }
 
-/// An answer, for ejection too: one that refuses us says nothing ill of the proxy.
+/// A refusal, for ejection too: it is a response, so that the proxy counts as healthy.
 fn refused(tunnel: &Tunnel, status: StatusCode) -> DialError {
     let outcome = Outcome::Response { status, grpc_status: None, grpc: false, rate_limited: false };
     failed(tunnel, outcome, Refused::Status(status))

@@ -1,4 +1,4 @@
-//! What the directory knows, on disk: a sidecar that restarts while the control plane is away serves from it.
+//! The directory on disk: a sidecar that restarts while the control plane is away serves from it.
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -10,7 +10,7 @@ use weft_proto::{ENDPOINTS_TYPE, INBOUND_TYPE, SERVICE_TYPE};
 use super::writer::{SELF, Wanted, Writer};
 
 impl Writer {
-    /// Writes what is held to disk, when it changed.
+    /// Writes the state to disk, if it changed.
     pub fn save(&mut self) {
         let Some(path) = self.saved.as_ref().filter(|_| self.unsaved) else { return };
         let mut aliases: HashMap<&String, Vec<String>> = HashMap::new();
@@ -46,7 +46,7 @@ impl Writer {
             }
             let written = tokio::task::spawn_blocking(move || crate::files::write_private(&path, &saved)).await;
             if let Ok(Err(e)) = written {
-                tracing::warn!("what is known of the mesh could not be saved: {e:#}");
+                tracing::warn!("the directory could not be saved: {e:#}");
             }
         }));
     }

@@ -26,11 +26,12 @@ const UNUSED_FOR: Duration = Duration::from_secs(3600);
 /// Names known at once. Beyond that new ones are taken as unknown: a program that calls random hosts must not make us
 /// (or the control plane) grow.
 const MAX_NAMES: usize = 10_000;
-/// After a reconnect, a control plane that has just lost its memory must not empty us.
+/// How long after a reconnect removals of everything are held back: a control plane that has just lost its state must not empty
+/// the sidecar.
 const DISTRUST_EMPTY: Duration = Duration::from_secs(60);
-/// The name of our own inbound policy.
+/// The name of the workload's inbound policy.
 pub(super) const SELF: &str = "self";
-/// "There is no such name" is believed for this long; its creation is told at once.
+/// How long the absence of a name is cached; its creation is pushed at once.
 const ABSENT_FOR: Duration = Duration::from_secs(30);
 
 /// One resource as it came.
@@ -40,15 +41,15 @@ pub(super) struct Held<T> {
     pub(super) compiled: T,
 }
 
-/// The writer's side: everything that is held, and what is wanted.
+/// The writer's side: resources, and the names that are wanted.
 pub struct Writer {
     directory: Arc<Directory>,
     commands: mpsc::Receiver<Command>,
-    /// Names that the application used (and those preloaded): what they mean, once that is known.
+    /// Names that the application used (and preloaded ones) and, once known, their meanings.
     pub(super) wanted: BTreeMap<Arc<str>, Wanted>,
     pub(super) services: BTreeMap<String, Held<Arc<Service>>>,
     pub(super) endpoints: BTreeMap<String, Held<Vec<Arc<EndpointConfig>>>>,
-    /// Hosts whose endpoints do not exist: an answer too.
+    /// Hosts without endpoints: a complete answer too.
     no_endpoints: BTreeSet<String>,
     pub(super) inbound: Option<Held<Arc<Inbound>>>,
     views: HashMap<String, Arc<ServiceView>>,
@@ -56,7 +57,7 @@ pub struct Writer {
     pub(super) unsaved: bool,
     pub(super) saving: Option<tokio::task::JoinHandle<()>>,
     distrust_empty_until: Option<Instant>,
-    /// What is not believed until then, by type and name; `None`: it was removed.
+    /// Changes that are held back until then, by type and name; `None`: a removal.
     withheld: BTreeMap<(&'static str, String), Option<Resource>>,
     /// Of names among the endpoints.
     resolution: Option<Resolution>,
@@ -69,7 +70,7 @@ pub(super) struct Wanted {
     pub(super) preload: bool,
 }
 
-/// What to tell the control plane.
+/// A change of the subscriptions.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Interest {
     /// Type URL.
@@ -128,10 +129,10 @@ impl Writer {
     pub fn set_connected(&mut self, connected: bool) {
         self.directory.connected.store(connected, Ordering::Relaxed);
         if connected {
-            // Who holds nothing cannot be emptied.
+            // An empty directory cannot be emptied.
             self.distrust_empty_until = (!self.services.is_empty()).then(|| Instant::now() + DISTRUST_EMPTY);
         } else {
-            // Nobody waits for one who is away.
+            // Look-ups do not wait for a control plane that is away.
             for wanted in self.wanted.values_mut() {
                 wanted.waiters.clear();
             }
@@ -146,7 +147,7 @@ impl Writer {
     pub fn initial(&self) -> [(Interest, HashMap<String, String>); 3] {
         let subscribe = |kind, names: Vec<String>| Interest { kind, subscribe: names, unsubscribe: Vec::new() };
         let names = self.wanted.keys().map(|n| n.to_string()).collect();
-        // Under the names that the application uses too, so that what is known of them is not sent again.
+        // Under the names that the application uses too, so that known resources are not sent again.
         let known = self.wanted.iter().filter_map(|(name, w)| {
             let held = self.services.get(w.host.as_ref()?.as_ref()?)?;
             Some((name.to_string(), held.version.clone()))
@@ -181,7 +182,7 @@ impl Writer {
         };
         let Command::Lookup(name, waiter) = command;
         if let Some(wanted) = self.wanted.get_mut(&name) {
-            // Asked for meanwhile by somebody else. The waiter's fall is the answer: at once when it is there already.
+            // Another look-up has subscribed meanwhile. Dropping the waiter is the answer: at once when it is there already.
             if !self.directory.snapshot.load().names.contains_key(&name) {
                 wanted.waiters.push(waiter);
             }
@@ -191,7 +192,7 @@ impl Writer {
             tracing::warn!(%name, "{MAX_NAMES} names are known already, this one is taken as foreign");
             return Some(Interest::default());
         }
-        // The canonical name of what is held under another one: nothing that the control plane would have to send again.
+        // The canonical name of a resource that is held under another name: the control plane need not send it again.
         let known = self.services.contains_key(&*name);
         let host = known.then(|| Some(name.to_string()));
         let wanted = Wanted { host, since: Instant::now(), waiters: vec![waiter], preload: false };
@@ -202,7 +203,7 @@ impl Writer {
         Some(Interest { kind: SERVICE_TYPE, subscribe: vec![name.to_string()], unsubscribe: Vec::new() })
     }
 
-    /// Applies a response. Returns what to ask for next, and what was refused and why; what it replaces stays then.
+    /// Applies a response. Returns new subscriptions, and the refused resources with the reasons; their last versions stay.
     pub fn apply(&mut self, response: DeltaDiscoveryResponse) -> (Vec<Interest>, Option<String>) {
         let mut refused = Vec::new();
         let before = self.hosts();
@@ -223,19 +224,19 @@ impl Writer {
         self.unsaved = true;
         let refused = (!refused.is_empty()).then(|| refused.join("; "));
         if let Some(reason) = &refused {
-            tracing::error!("refusing what the control plane sent, the last good state stays: {reason}");
+            tracing::error!("refusing resources of the control plane, the last good state stays: {reason}");
         }
         (interest, refused)
     }
 
-    /// Drops what nobody uses any more. To be called now and then.
+    /// Drops names that have not been used for long. To be called from time to time.
     pub fn sweep(&mut self) -> Vec<Interest> {
         let mut interest = self.take_withheld();
         interest.extend(self.drop_unused());
         interest
     }
 
-    /// Believes what was not believed at first: a control plane that has not corrected itself since means it.
+    /// Applies the changes that were held back: a control plane that has not corrected them since means them.
     fn take_withheld(&mut self) -> Vec<Interest> {
         if self.distrusts_empty() || self.withheld.is_empty() {
             return Vec::new();
@@ -251,7 +252,7 @@ impl Writer {
                     None => response.removed_resources.push(name.clone()),
                 }
             }
-            // It was compiled before; what it refuses it refused then.
+            // It was compiled before, with the same refusals.
             interest.extend(self.apply(response).0);
         }
         interest
@@ -306,7 +307,7 @@ impl Writer {
                 Err(e) => {
                     refused.push(e);
                     if !self.services.contains_key(&host) {
-                        // There is nothing to serve: who waits is told so at once.
+                        // There is nothing to serve: waiting look-ups end at once.
                         self.dismiss(resource.aliases.iter().chain([&host]));
                         continue;
                     }
@@ -376,7 +377,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Whoever waits for these names need not.
+    /// Ends the look-ups that wait for these names.
     fn dismiss<'a>(&mut self, names: impl Iterator<Item = &'a String>) {
         for name in names {
             if let Some(wanted) = self.wanted.get_mut(name.as_str()) {

@@ -20,7 +20,7 @@ const CHECK_ID: &str = "probe";
 /// Where a probe goes that names no host.
 const HERE: &str = "127.0.0.1";
 
-/// Probes for ever, and reports what counts; to be aborted.
+/// Probes for ever, and reports changes; to be aborted.
 pub(super) async fn run(
     group: String,
     wanted: v1::Probe,
@@ -48,7 +48,7 @@ pub(super) async fn forget(registrations: &Registrations) {
     registrations.check(v1::Check { check_id, service_id, ..Default::default() }, true).await;
 }
 
-/// What an earlier probe has found: one that is changed does not make a workload ill.
+/// The result of an earlier probe: a changed probe does not make a workload unhealthy.
 fn before(registrations: &Registrations) -> Status {
     let own = registrations.instances().into_iter().find(|instance| instance.service_id == GROUP_ID);
     let status = own.and_then(|own| Status::parse(&own.checks.first()?.status));
@@ -85,7 +85,7 @@ impl Check {
         Check { definition, state }
     }
 
-    /// Takes a result; what the control plane must hear of it.
+    /// Takes a result; returns the check that the control plane needs, if it changed.
     fn take(&mut self, (status, output): (Status, String), now: Instant) -> Option<v1::Check> {
         let status = if status == Status::Passing { status } else { Status::Critical };
         let was = self.state.status();
@@ -109,7 +109,7 @@ fn allowed(kind: Kind, sockets: &dyn Sockets) -> Result<Kind, String> {
     }
 }
 
-/// The agent's check that does what the probe asks for.
+/// The probe as a check of the agent.
 fn kind(wanted: &v1::Probe) -> Result<Kind, String> {
     let place = |host: &str, port: u32| -> Result<Place, String> {
         let host = if host.is_empty() { HERE } else { host };
@@ -139,7 +139,7 @@ fn request(http: &v1::HttpProbe, place: &Place) -> Result<Http, String> {
         headers: http.headers.iter().map(header).collect::<Result<_, _>>()?,
         body: Bytes::new(),
         disable_redirects: false,
-        // As Kubernetes: whoever answers in this pod is the application.
+        // As in Kubernetes: any answer from this pod is the application's.
         tls: Tls { server_name: String::new(), skip_verify: true },
     })
 }

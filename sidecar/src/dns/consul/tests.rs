@@ -44,7 +44,7 @@ impl Source for Arc<Fake> {
                     message.metadata.response_code = ResponseCode::NXDomain;
                     message.add_authority(soa());
                 }
-                // As much as the control plane was told to send.
+                // Up to the size that the query allows.
                 text if text.ends_with("many.service.consul.") => {
                     let fit = if tcp { 1000 } else { (size - 60) / 16 };
                     message.metadata.truncation = !tcp;
@@ -97,14 +97,14 @@ async fn an_answer_is_remembered_for_its_time() {
     assert_eq!(ttl(&consul, "web.service.consul.").await, Some(9));
     tokio::time::advance(Duration::from_secs(4)).await;
     assert_eq!((ttl(&consul, "web.service.consul.").await, asked()), (Some(5), 1));
-    // The case is the client's, and what it was asked in before does not matter.
+    // The answer has the client's case, whichever case is cached.
     let reply = ask(&consul, "wEB.Service.consul.").await.unwrap();
     assert_eq!(asked(), 1);
     assert!(reply.answers.iter().all(|r| r.name.eq_case(reply.queries[0].name())));
     assert!(!reply.metadata.authoritative && reply.metadata.recursion_available);
     tokio::time::advance(Duration::from_secs(5)).await;
     assert_eq!((ttl(&consul, "web.service.consul.").await, asked()), (Some(9), 2));
-    // That there is no such name, for as long as the SOA says.
+    // The absence of a name is cached as long as the SOA says.
     for (wait, expected) in [(0, 3), (2, 3), (1, 4)] {
         tokio::time::advance(Duration::from_secs(wait)).await;
         let reply = ask(&consul, "x.node.consul.").await.unwrap();
@@ -138,7 +138,7 @@ async fn while_the_control_plane_is_away_old_answers_serve_for_an_hour() {
     // It is back.
     fake.hangs.store(false, Ordering::Relaxed);
     assert_eq!(ttl(&consul, "web.service.consul.").await, Some(9));
-    // Refusing is as good as away; and being asked again soon it is noticed to be back.
+    // A refusal counts as absence; the next query after a short while finds the control plane again.
     fake.away.store(true, Ordering::Relaxed);
     tokio::time::advance(Duration::from_secs(20)).await;
     assert_eq!(ttl(&consul, "web.service.consul.").await, Some(STALE_TTL));
@@ -166,7 +166,7 @@ async fn clients_that_take_more_get_more() {
     assert_eq!(count(Some(1400), Transport::Udp).await, (73, true));
     assert_eq!(fake.asked.load(Ordering::Relaxed), 2);
     assert_eq!(count(None, Transport::Tcp).await, (1000, false));
-    // What the client says beyond its question is heeded here.
+    // The client's options are applied here.
     let mut with_subnet = edns(1232);
     let subnet = EdnsOption::Subnet(ClientSubnet::new([192, 0, 2, 0].into(), 24, 0));
     with_subnet.options_mut().insert(subnet.clone());

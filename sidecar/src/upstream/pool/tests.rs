@@ -11,7 +11,7 @@ use crate::net::connect::MARK_UPSTREAM;
 use crate::tls::identity::Identity;
 use crate::upstream::endpoints;
 
-/// A server that hears a PROXY header, if one is to come, and says whose each connection is. With HTTP/2 it shakes hands.
+/// A server that reads a PROXY header, if one is expected, and reports the source of each connection. It speaks HTTP/2 if asked.
 async fn server(header: bool, http2: bool) -> (SocketAddr, mpsc::UnboundedReceiver<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -38,7 +38,7 @@ async fn server(header: bool, http2: bool) -> (SocketAddr, mpsc::UnboundedReceiv
     (address, hears)
 }
 
-/// Of four requests of two clients, two at a time, whose connections were opened.
+/// The sources of the connections that were opened for four requests of two clients, two at a time.
 async fn opened(proxy_protocol: Option<Version>, multiplex: bool) -> Vec<String> {
     let (address, mut hears) = server(proxy_protocol.is_some(), multiplex).await;
     let mut cluster = Cluster::original_destination("a", "a", ConnectionPool::default());
@@ -71,7 +71,7 @@ async fn opened(proxy_protocol: Option<Version>, multiplex: bool) -> Vec<String>
         second.unwrap().finish(0);
     }
     let mut opened = Vec::new();
-    // Until nothing more is heard for a while.
+    // Until no report comes for a while.
     while let Ok(Some(line)) = tokio::time::timeout(Duration::from_millis(200), hears.recv()).await {
         opened.push(line.split(' ').nth(4).unwrap_or_default().to_owned());
     }
@@ -88,7 +88,7 @@ async fn a_connection_that_says_whose_it_is_is_nobody_elses() {
     assert_eq!(opened(None, true).await.len(), 1, "shared");
 }
 
-/// A request that began under an older policy has what it dials for itself, and what was dialed before is used no more.
+/// A request that began under older settings has its connection for itself, and older connections are not reused.
 #[tokio::test]
 async fn what_was_dialed_as_an_older_policy_says_is_not_kept() {
     for multiplex in [false, true] {

@@ -1,4 +1,4 @@
-//! A tunnel by POST in HTTP/1: what is written becomes chunks of the request, what is read was the answer's body.
+//! A tunnel by POST in HTTP/1: written bytes become chunks of the request, read bytes come from the response's body.
 
 use std::io;
 use std::pin::Pin;
@@ -10,14 +10,14 @@ use weft_core::http1::{Body, CHUNK_END, Decoded, Framing, begin_chunk, end_of_ch
 
 use crate::net::transport::Transport;
 
-/// Largest chunk, and what is read at a time, bytes.
+/// Largest chunk, and bytes that are read at a time.
 const PIECE: usize = 16 * 1024;
 
-/// The connection, and what is under way on it.
+/// The connection, and the bytes under way on it.
 pub struct Posted<S = Transport> {
     inner: S,
     body: Body,
-    /// What was read and not yet decoded, and what was decoded and not yet asked for.
+    /// Bytes that were read and not decoded yet, and decoded bytes that were not read yet.
     came: Bytes,
     data: Bytes,
     space: BytesMut,
@@ -28,7 +28,7 @@ pub struct Posted<S = Transport> {
 }
 
 impl<S> Posted<S> {
-    /// Over `inner`, whose answer's body is framed so and begins with `came`.
+    /// Over `inner`; the body of its response is framed so and begins with `came`.
     pub(super) fn new(inner: S, framing: Framing, came: Bytes) -> Self {
         let (data, space) = (Bytes::new(), BytesMut::new());
         Posted { inner, body: Body::new(framing), came, data, space, out: Vec::new(), written: 0, ended: false }
@@ -36,7 +36,7 @@ impl<S> Posted<S> {
 }
 
 impl<S: AsyncWrite + Unpin> Posted<S> {
-    /// Writes what is left of the chunk.
+    /// Writes the rest of the chunk.
     fn poll_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.written < self.out.len() {
             match ready!(Pin::new(&mut self.inner).poll_write(cx, &self.out[self.written..]))? {
@@ -89,7 +89,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Posted<S> {
         begin_chunk(&mut this.out, n);
         this.out.extend_from_slice(&buf[..n]);
         this.out.extend_from_slice(CHUNK_END);
-        // What does not go now goes before the next chunk, or with a flush.
+        // The rest goes before the next chunk, or with a flush.
         match this.poll_out(cx) {
             Poll::Ready(Err(e)) => Poll::Ready(Err(e)),
             _ => Poll::Ready(Ok(n)),
@@ -126,7 +126,7 @@ mod tests {
         let peer = tokio::spawn(async move {
             far.write_all(b"lo\r\n6\r\n world\r\n0\r\n\r\n").await.unwrap();
             let mut sent = String::new();
-            // Shut down, and still open: the end of the body is all that is said.
+            // Shut down, and still open: only the end of the body was sent.
             while !sent.ends_with("0\r\n\r\n") {
                 let mut piece = [0; 7];
                 let n = far.read(&mut piece).await.unwrap();

@@ -36,7 +36,7 @@ async fn opened(cluster: &Cluster, to: SocketAddr) -> Result<Far, DialError> {
     open(&dialer).await
 }
 
-/// A proxy that answers with `answer` to one request's head, and then says what it was sent until its end.
+/// A proxy that responds with `answer` to one request's head, and then returns all later bytes.
 async fn proxy(answer: &'static str) -> (SocketAddr, tokio::task::JoinHandle<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -47,7 +47,7 @@ async fn proxy(answer: &'static str) -> (SocketAddr, tokio::task::JoinHandle<Str
             assert!(socket.read_buf(&mut heard).await.unwrap() > 0);
         }
         socket.write_all(answer.as_bytes()).await.unwrap();
-        // What is reset was heard as far as it came.
+        // A reset ends the bytes that came before it.
         let _ = socket.read_to_end(&mut heard).await;
         String::from_utf8(heard).unwrap()
     });

@@ -111,7 +111,7 @@ impl Writer {
         unchanged.cloned().unwrap_or_else(new)
     }
 
-    /// Wakes what waits for the inbound policy, where it changed.
+    /// Publishes the inbound policy, where it changed.
     fn announce(&self, inbound: Option<Arc<Inbound>>) {
         let ready = inbound.is_some();
         self.directory.inbound.send_if_modified(|before| {

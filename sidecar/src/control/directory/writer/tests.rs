@@ -40,7 +40,7 @@ fn served(directory: &Directory) -> usize {
     }
 }
 
-/// A directory that was asked for "order" and told of one endpoint.
+/// A directory that subscribes to "order" and has one endpoint of it.
 async fn knowing() -> (Arc<Directory>, Writer) {
     let (directory, mut writer) = new(Default::default(), None, &[]);
     writer.set_connected(true);
@@ -70,12 +70,12 @@ async fn an_endpoint_that_leaves_is_gone_unless_the_control_plane_has_just_come_
     assert_eq!(served(&directory), 1, "it may have lost its memory");
     assert!(writer.sweep().is_empty());
     assert_eq!(served(&directory), 1);
-    // It has had its time, and has not corrected itself.
+    // The time for a correction is over.
     writer.distrust_empty_until = Some(Instant::now());
     writer.sweep();
     assert_eq!(served(&directory), 0);
 
-    // One that corrects itself is believed at once, and what it said before is forgotten.
+    // A correction is applied at once, and the change that was held back is dropped.
     writer.apply(endpoints("5", &["10.0.0.1"]));
     writer.set_connected(true);
     writer.apply(response(ENDPOINTS_TYPE, Vec::new(), &[HOST]));
