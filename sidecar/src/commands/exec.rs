@@ -1,8 +1,7 @@
-//! `weft-sidecar exec`: runs the application as a child, so that what starts and stops the one starts and stops both in
-//! the right order.
+//! `weft-sidecar exec`: runs the application as a child, so that both start and stop in the right order.
 //!
 //! The proxy is ready before the application starts; the service is registered when its port accepts connections, not
-//! before; and on SIGTERM nobody calls the application any more before it hears of it. Where a sidecar of the same service
+//! before; and on SIGTERM the pod leaves the mesh before the application gets the signal. Where a sidecar of the same service
 //! runs already, the command joins it.
 
 mod child;
@@ -29,10 +28,10 @@ use crate::net::pod;
 
 /// Time between two looks whether the application listens.
 const POLL: Duration = Duration::from_millis(100);
-/// After this long it is said that the application does not listen; waiting goes on.
+/// After this long the log says that the application does not listen; waiting goes on.
 const REMIND: Duration = Duration::from_secs(30);
 
-/// How `exec` is told what to do.
+/// Options of `exec`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
     #[command(flatten)]
@@ -63,7 +62,7 @@ pub struct Options {
 pub async fn run(options: Options) -> Result<u8> {
     let Options { config, redirect, mut capture, netns, within, command } = options;
     let redirect = redirect || netns.is_some() || within.is_some();
-    ensure!(redirect || !capture.is_given(), "what is to be captured only matters with --redirect");
+    ensure!(redirect || !capture.is_given(), "options of the redirection need --redirect");
     ensure!(
         config.drain_min.is_none(),
         "--drain-min is an option of `run`: `exec` stops its command after the drain, and ends after it"
@@ -171,7 +170,7 @@ async fn supervise<D: Future<Output = ()>>(
     }
     tokio::select! {
         () = drain() => {}
-        // A second one: whoever sent it does not want to wait.
+        // A second signal: its sender does not want to wait.
         Some(_) = stop(signals) => {}
     }
     if let Some(signal) = stopping {
@@ -199,7 +198,7 @@ fn pid(child: &Child) -> Option<Pid> {
 }
 
 fn pass_on(child: &Child, signal: Signal) {
-    // One that has just ended does not mind.
+    // A child that has just ended needs no signal.
     if let Some(pid) = pid(child) {
         let _ = rustix::process::kill_process(pid, signal);
     }
@@ -220,7 +219,7 @@ async fn stop(signals: &mut mpsc::Receiver<Signal>) -> Option<Signal> {
     }
 }
 
-/// The signals that we receive for the command.
+/// The signals that are received for the command.
 fn signals() -> Result<mpsc::Receiver<Signal>> {
     let (sender, receiver) = mpsc::channel(16);
     for (kind, name) in [
@@ -268,7 +267,7 @@ fn own_addresses() -> impl Iterator<Item = IpAddr> {
     let outside = pod::is_elsewhere();
     let from = |any: IpAddr, to: IpAddr| {
         let socket = UdpSocket::bind((any, 0)).ok()?;
-        // Sends nothing; tells which address would be used. Nobody has these addresses.
+        // Sends nothing; it selects a source address. No machine has the destination (TEST-NET).
         socket.connect((to, 9)).ok()?;
         Some(socket.local_addr().ok()?.ip()).filter(|ip| !ip.is_unspecified())
     };

@@ -38,7 +38,7 @@ pub use reload::Request;
 pub struct Sidecar {
     /// The proxy.
     pub proxy: Arc<Proxy>,
-    /// What is registered from this pod.
+    /// The pod's registrations.
     pub registrations: Arc<Registrations>,
     /// Its services and checks, and Consul's API.
     pub agent: Arc<Agent>,
@@ -48,19 +48,19 @@ pub struct Sidecar {
     claims: Mutex<Vec<OwnedFd>>,
     /// Ports of a gateway.
     ports: Option<watch::Receiver<Arc<gateway::Ports>>>,
-    /// Ends what one process alone may do in the name of this pod: the registry session, and renewals of the certificate.
+    /// Ends the duties of one process alone: the registration stream, and renewals of the certificate.
     duties: CancellationToken,
     /// Ends the discovery stream.
     discovery: CancellationToken,
-    /// What was registered before a restart is registered again.
+    /// Registrations of before a restart are restored.
     restored: watch::Sender<bool>,
 }
 
 /// Whether the application runs while the sidecar starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Application {
-    /// It may: what was registered before a restart is registered again before anything else is said upstream, so that
-    /// nobody misses it for a moment.
+    /// It may: registrations of before a restart are restored before anything else is sent upstream, so that no client misses them
+    /// for a moment.
     MayRun,
     /// It will be started: [`Sidecar::restore`] is called when it serves.
     Follows,
@@ -113,7 +113,7 @@ fn prepare(config: &Config) -> Result<Vec<OwnedFd>> {
     anyhow::ensure!(least <= most, "--drain-min {least} must not be larger than --drain-limit, which is {most}");
     anyhow::ensure!(config.admin_listen.ip().is_loopback(), "--admin-listen must be on loopback");
     connect::set_user_timeout(Duration::from_secs(config.tcp_user_timeout));
-    // Outside the pod's network no redirection tells sockets by their marks.
+    // Outside the pod's network the redirection does not need marks.
     if !connect::probe_marks() && !config.outside {
         tracing::warn!(
             "sockets cannot be marked (CAP_NET_ADMIN): traffic may be redirected to this proxy only if it runs as a user of \
@@ -132,7 +132,7 @@ impl Sidecar {
         tracing::info!("ready");
     }
 
-    /// Registers again what was registered before a restart, where [`start`] was told that the application follows.
+    /// Restores the registrations of before a restart, where [`start`] was called with [`Application::Follows`].
     pub async fn restore(&self) {
         self.agent.local.restore(self.config.own_service_id().as_deref()).await;
     }
@@ -178,7 +178,7 @@ fn node_name(data_dir: &Path) -> Result<String> {
     Ok(format!("{}-{id}", host::hostname()))
 }
 
-/// Every connection is a descriptor, and often two: what the administrator allows is taken.
+/// Raises the limit of descriptors to the administrator's: every connection needs one, and often two.
 fn raise_descriptor_limit() {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);

@@ -74,7 +74,7 @@ impl From<CheckoutError> for AttemptFailure {
 }
 
 impl AttemptFailure {
-    /// Why the request fails whose last attempt this was. `per_try_timeout`: the limit of one attempt, where there is one.
+    /// The reason of a request whose last attempt this was. `per_try_timeout`: the limit of one attempt, where there is one.
     pub fn reason(self, per_try_timeout: Option<Duration>) -> Reason {
         if self.without_identity {
             return Reason::PeerWithoutIdentity;
@@ -111,7 +111,7 @@ impl Outgoing {
     /// byte was sent is exchanged for another one.
     ///
     /// # Errors
-    /// Says what failed.
+    /// The failure of the attempt.
     pub async fn attempt(
         &self,
         head: &Parts,

@@ -1,4 +1,4 @@
-//! One request from its arrival to the last byte of its response: what is measured and logged of it, and what it holds.
+//! One request from its arrival to the last byte of its response: its record for metrics and log, and the resources it holds.
 
 pub mod attempt;
 mod log;
@@ -67,7 +67,7 @@ pub struct Exchange {
     held: Held,
 }
 
-/// What a request holds until its response has ended.
+/// Resources that a request holds until its response has ended.
 #[derive(Default)]
 pub struct Held {
     /// The connection to the endpoint.
@@ -80,7 +80,7 @@ pub struct Held {
     pub in_flight: Option<InFlight>,
     /// Its place under `http2MaxRequests`.
     pub permit: Option<Permit>,
-    /// Its place among what a drain waits for.
+    /// Its place among the requests that a drain waits for.
     pub active: Option<Active>,
 }
 
@@ -161,7 +161,7 @@ impl Exchange {
         self.reason = Some(reply.reason);
     }
 
-    /// Relays bytes both ways after an upgrade, and holds what the request held meanwhile. The bytes are in the request's own
+    /// Relays bytes both ways after an upgrade, and keeps the request's resources meanwhile. The bytes are in the request's own
     /// entry of the access log.
     async fn tunnel(mut self: Box<Self>, client: Upgrade, server: Upgrade) {
         let (Some(client), Some(server)) = (client.stream().await, server.stream().await) else { return };

@@ -8,9 +8,9 @@ use crate::http::body::{ResponseBody, ResponseObserver};
 use crate::http::incoming::{Incoming, Upgrade};
 use crate::http::{address_response, local_reply};
 
-/// What a response from an endpoint needs on its way to the downstream.
+/// The inputs of a response from an endpoint on its way to the downstream.
 pub struct Returning<'a> {
-    /// What the request holds until the response has ended.
+    /// Resources that the request holds until the response has ended.
     pub held: Held,
     /// The downstream's side of an upgrade, where the request asks for one.
     pub upgrade: Option<Upgrade>,
@@ -52,7 +52,7 @@ impl Exchange {
         response.map(|incoming| ResponseBody::upstream(incoming, Some(self), deadline))
     }
 
-    /// A local reply, which says why. `request`: the headers of the request, where its head was not prepared for an endpoint
+    /// A local reply with its reason. `request`: the headers of the request, where its head was not prepared for an endpoint
     /// yet. `close`: it is the last response on its connection.
     pub fn reply(
         mut self: Box<Self>,

@@ -1,8 +1,8 @@
-//! Bytes: connections that are not HTTP, or that must not be looked into. And finding out which one it is.
+//! Byte streams: connections that are not HTTP, or that must not be parsed; and the recognition of protocols.
 //!
-//! When the registry does not say what a port speaks, the first bytes do. Some servers speak first: after a short
-//! silence of the client the connection to the server is opened, and whoever speaks first decides. A slow HTTP client is
-//! still served as HTTP then, and a database greets without delay.
+//! Where the registry has no protocol for a port, the first bytes decide. Some servers speak first: after a short silence of
+//! the client the connection to the server is opened, and the side that speaks first decides. A slow HTTP client is still
+//! served as HTTP then, and a database greets without delay.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,17 +30,17 @@ use crate::upstream::tunnel::{self, Far};
 /// Another attempt to connect goes to another endpoint.
 const OTHERS: Again = Again { other_endpoints: true, other_levels: false };
 
-/// Bytes that are read to find out what a connection speaks.
+/// Bytes that are read to recognise a protocol.
 const SNIFF_LIMIT: usize = 16 * 1024;
 
-/// What a connection turned out to be.
+/// The result of reading the first bytes.
 #[derive(Debug)]
 pub enum First {
     /// These bytes, of this protocol; not [`Sniff::NeedMore`].
     Bytes(BytesMut, Sniff),
-    /// It has said nothing yet.
+    /// The client is silent so far.
     Silence(BytesMut),
-    /// It ended before it said enough.
+    /// The client closed before its protocol was clear.
     Closed(BytesMut),
 }
 
@@ -93,7 +93,7 @@ pub enum To<'a> {
     Any,
     /// To this one.
     Fixed(&'a Arc<Endpoint>),
-    /// To one of this data centre that has an identity, without TLS of our own: the caller brings it, and it ends there.
+    /// To an endpoint of this data centre that has an identity, without originating TLS: the downstream's TLS is terminated there.
     Through,
 }
 
@@ -101,7 +101,7 @@ pub enum To<'a> {
 /// application.
 ///
 /// # Errors
-/// The flag that says why not; it was counted and logged.
+/// The response flag; it was counted and logged.
 pub async fn open(
     proxy: &Proxy,
     cluster: &Arc<ClusterView>,

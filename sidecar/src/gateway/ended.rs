@@ -1,4 +1,4 @@
-//! TLS that ends here: the handshake, and who the caller has proved to be.
+//! Terminated TLS: the handshake, and the identity that the client has proved.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,11 +21,11 @@ use crate::proxy::Proxy;
 use crate::tls::identity::{alpn, spiffe_id};
 use crate::tls::origination::has_one_of;
 
-/// A connection whose TLS has ended.
+/// A connection whose TLS is terminated here.
 pub(super) struct Ended {
     pub(super) stream: TlsStream<ReadAhead<Rewind<TcpStream>>>,
     pub(super) http2: bool,
-    /// What the application is told of the caller's certificate, as Envoy does.
+    /// The client's certificate as Envoy forwards it to the application.
     pub(super) certificate: Option<HeaderValue>,
     leaf: Option<CertificateDer<'static>>,
     /// By the mesh's own TLS.
@@ -39,10 +39,10 @@ struct Workload {
     foreign: bool,
 }
 
-/// Ends TLS.
+/// Terminates TLS.
 ///
 /// # Errors
-/// Says why it has not, or that the caller is not who its certificate says.
+/// The cause, for example a client identity that is not allowed.
 pub(super) async fn accept(
     proxy: &Proxy,
     ending: &Ending,
@@ -62,7 +62,7 @@ pub(super) async fn accept(
             let (stream, leaf) = handshake(&credentials.gateway(), stream).await?;
             let leaf = leaf.context("no client certificate")?;
             let id = spiffe_id(&leaf)?;
-            // Also one whose bundle has gone since the handshake.
+            // The trust bundle may have been removed since the handshake.
             ensure!(credentials.believes(id.trust_domain()), "{id} is of another trust domain");
             let foreign = id.trust_domain() != credentials.id.trust_domain();
             let text = format!("By={};{};Subject=\"\";URI={id}", credentials.id, hash(&leaf));
@@ -87,7 +87,7 @@ fn hash(leaf: &CertificateDer<'_>) -> String {
 }
 
 impl Ended {
-    /// What formatters tell of it. `server_name`: as the client asked for it.
+    /// Values for header formatters. `server_name`: the client's.
     pub(super) fn tls(&self, server_name: &str) -> Tls {
         certificate::tls(self.stream.get_ref().1, server_name, self.leaf.as_ref())
     }
@@ -104,8 +104,8 @@ impl Ended {
     }
 }
 
-/// Whether a workload is one of `callers`, or of our own trust domain where none is named: one of another mesh calls what that was
-/// opened for, and a server without names was opened for this one.
+/// Whether a workload is one of `callers`, or, where the server names none, of the own trust domain: a workload of another mesh may
+/// call only servers that name it, and a server without names is for this mesh.
 fn is_named(id: &SpiffeId, foreign: bool, callers: &[String]) -> bool {
     if callers.is_empty() { !foreign } else { callers.iter().any(|caller| *caller == id.to_string()) }
 }

@@ -1,9 +1,8 @@
-//! `weft-sidecar gateway`: a load balancer for callers that have no sidecar.
+//! `weft-sidecar gateway`: a load balancer for downstreams without a sidecar.
 //!
-//! What it listens on comes with the inbound policy, as servers of Istio's Gateways; what is behind a host is a `Service`
-//! like any other, found when the first request for it arrives. From there a request takes the same way as one of an
-//! application (`outbound`): routes, limits, balancing, mTLS inwards. What callers could only pretend, headers that
-//! sidecars believe, is taken from their requests here.
+//! Its listeners come with the inbound policy, as servers of Istio's Gateways; a host leads to a `Service` like any other, found
+//! when the first request for it arrives. From there a request takes the same way as one of an application (`outbound`):
+//! routes, limits, balancing, mTLS inwards. Headers that sidecars trust are removed from requests here.
 
 mod certificate;
 mod choice;
@@ -41,13 +40,13 @@ use crate::tls::client_hello::{Said, hello};
 use crate::upstream::cluster::ClusterView;
 pub use ports::{Doors, Ports, keep, serve, shared};
 
-/// A caller that has not said what it wants by then is let go.
+/// A client that has not sent its first bytes by then is disconnected.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Where callers come from, as proxies tell each other.
+/// The client's address, as proxies forward it.
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const EXTERNAL_ADDRESS: HeaderName = HeaderName::from_static("x-envoy-external-address");
 const CLIENT_CERTIFICATE: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
-/// Headers that sidecars and applications believe begin with these; a caller from outside may not send them.
+/// Prefixes of headers that sidecars and applications trust; clients from outside may not send them.
 const INTERNAL: [&str; 2] = ["x-envoy-", "x-weft-"];
 
 /// A connection from outside.
@@ -127,7 +126,7 @@ impl Caller {
             self.proxy.metrics.handshakes_failed.inc();
             return tracing::debug!(peer = %self.peer, server = %server.name, "none of the names of the caller's certificate is let in");
         }
-        // A sidecar has added headers to what its application sent.
+        // The client's sidecar has added headers to the request of its application.
         let limits = if server.is_of_mesh() { Limits::MESH } else { Limits::OUTSIDE };
         let entrance = Entrance { servers, scheme: "https", tls: Some(ended.tls(&name)) };
         self.http(ended.stream, ended.http2, entrance, limits, ended.certificate).await;
@@ -174,8 +173,8 @@ impl Caller {
         }
     }
 
-    /// Passes the mesh's own TLS on from another data centre to an instance: it ends in the sidecar there, and whoever is
-    /// behind it is proved there. No key of a workload is held here.
+    /// Passes the mesh's own TLS on from another data centre to an instance: it is terminated by the sidecar there, which verifies
+    /// the client. The gateway holds no key of a workload.
     async fn pass_on(&self, stream: TcpStream, seen: Bytes, name: &str) {
         let peer = self.peer;
         let Some(inside) = Inside::parse(name) else {
@@ -235,7 +234,7 @@ impl Caller {
     }
 }
 
-/// Takes from a request what only the mesh itself may say, and says where it came from.
+/// Removes headers that only the mesh may set from a request, and adds its origin.
 fn from_outside(parts: &mut Parts, peer: SocketAddr, scheme: HeaderValue, certificate: Option<HeaderValue>) {
     let headers = &mut parts.headers;
     let internal: Vec<HeaderName> = headers
@@ -254,7 +253,7 @@ fn from_outside(parts: &mut Parts, peer: SocketAddr, scheme: HeaderValue, certif
     let address = peer.ip().to_string();
     let before: Vec<&str> = headers.get_all(FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok()).collect();
     let all = before.into_iter().chain([address.as_str()]).collect::<Vec<_>>().join(",");
-    // An address is a header's value, and so is a list of what were.
+    // An address is a valid header value, and so is a list of valid values.
     if let (Ok(all), Ok(address)) = (HeaderValue::try_from(all), HeaderValue::try_from(&address)) {
         headers.insert(FORWARDED_FOR, all);
         headers.insert(EXTERNAL_ADDRESS, address);

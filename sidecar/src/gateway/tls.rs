@@ -23,7 +23,7 @@ use crate::tls::origination::{certificates, revoked};
 /// The files of a termination, and when they were last changed; `None`: they are not there.
 type Read = Vec<(PathBuf, Option<SystemTime>)>;
 
-/// What was read.
+/// The files as they were read.
 pub(super) struct Keeper {
     credentials: PathBuf,
     known: HashMap<Termination, (Read, Arc<rustls::ServerConfig>)>,
@@ -71,7 +71,7 @@ struct Files {
 /// Files that prove callers.
 struct Callers {
     ca: PathBuf,
-    /// What the CA revoked.
+    /// Revocation lists of the CA.
     crl: Option<PathBuf>,
     /// A credential may come without a list.
     crl_is_optional: bool,
@@ -147,7 +147,7 @@ fn certified(certificate: &Path, key: &Path, provider: &CryptoProvider) -> Resul
     Ok(Arc::new(certified))
 }
 
-/// What proves callers. With lists of what was revoked there has to be one, still good, of each CA in the chain, as in Envoy.
+/// The verifier of client certificates. With revocation lists there must be a valid one of each CA in the chain, as in Envoy.
 fn verifier(callers: &Callers, provider: Arc<CryptoProvider>) -> Result<Arc<dyn ClientCertVerifier>> {
     let given = certificates(&callers.ca)?;
     let mut roots = RootCertStore::empty();

@@ -1,9 +1,9 @@
-//! What others call of our application: the phases of a connection, in order.
+//! Connections to the application: the phases of a connection, in order.
 //!
-//! 1. What is it: mesh TLS (a ClientHello with our ALPN), the application's own TLS, or plaintext.
-//! 2. May it come in: STRICT takes mesh TLS alone.
-//! 3. HTTP or bytes: the ALPN says, else the registry, else the first bytes.
-//! 4. Delivery to the application, at the address that was dialed, within the limits of its service's policy.
+//! 1. Recognition: mesh TLS (a ClientHello with an ALPN of the mesh), the application's own TLS, or plaintext.
+//! 2. Admission: STRICT accepts mesh TLS alone.
+//! 3. HTTP or bytes: by the ALPN, else by the registry, else by the first bytes.
+//! 4. Delivery to the application, at the original destination, within the limits of its service's policy.
 
 mod request;
 
@@ -39,7 +39,7 @@ use http::Version;
 const SILENCE: Duration = Duration::from_secs(1);
 /// A peer that has not finished its handshake by then is let go.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// A connection that came in, and who is behind it.
+/// A connection to the application, and its client.
 pub struct Caller {
     proxy: Arc<Proxy>,
     worker: u16,
@@ -73,7 +73,7 @@ pub async fn connection(proxy: Arc<Proxy>, stream: TcpStream, peer: SocketAddr, 
     }
 }
 
-/// Phases 1 to 3: finds out what a connection is and who is behind it, and serves it here unless it is HTTP.
+/// Phases 1 to 3: recognises a connection and its client, and serves the connection here unless it is HTTP.
 async fn recognise(
     proxy: Arc<Proxy>,
     mut stream: TcpStream,
@@ -97,12 +97,12 @@ async fn recognise(
     };
     let first = match proxy.quiet.enter(peer.ip()).until(tls_or_not(&mut stream, budget)).await {
         None => {
-            tracing::debug!(%peer, "a connection that said nothing is closed for others");
+            tracing::debug!(%peer, "a silent connection is closed to make room for others");
             return None;
         }
         Some(Ok(first)) => first,
         Some(Err(e)) => {
-            tracing::debug!(%peer, "connection failed before it said anything: {e}");
+            tracing::debug!(%peer, "connection failed before its first byte: {e}");
             return None;
         }
     };
@@ -178,7 +178,7 @@ async fn mesh(
     caller: impl FnOnce(Option<SpiffeId>, String) -> Arc<Caller>,
 ) -> Option<(Arc<Caller>, Http)> {
     let accepted = async {
-        // One that has expired too: the peer refuses it then, and can say why.
+        // An expired one too: the peer refuses it then, with the reason.
         let credentials = proxy.identity.current().ok_or_else(|| anyhow::anyhow!("no certificate yet"))?;
         let accept =
             TlsAcceptor::from(credentials.server()).accept(ReadAhead::new(Rewind::new(bytes.freeze(), stream)));
@@ -187,7 +187,7 @@ async fn mesh(
         let leaf = certificates.first().ok_or_else(|| anyhow::anyhow!("no client certificate"))?;
         let id = spiffe_id(leaf)?;
         let foreign = id.trust_domain() != credentials.id.trust_domain();
-        // Also one whose bundle has gone since the handshake.
+        // The trust bundle may have been removed since the handshake.
         anyhow::ensure!(credentials.believes(id.trust_domain()), "{id} is of another trust domain");
         let port = to.port();
         anyhow::ensure!(!foreign || exported, "{id} of another trust domain calls port {port}, which is not exported");
@@ -233,7 +233,7 @@ async fn plain(caller: Arc<Caller>, mut stream: Rewind<TcpStream>, protocol: Pro
     }
 }
 
-/// An HTTP client is told why; whoever speaks something else sees the connection end.
+/// Responds to an HTTP client with the reason; a client of another protocol sees the connection end.
 async fn refuse_plaintext(caller: Arc<Caller>, mut stream: TcpStream, bytes: BytesMut) {
     let first = tokio::time::timeout(HANDSHAKE_TIMEOUT, tcp::first(&mut stream, bytes, None)).await;
     if let Ok(Ok(First::Bytes(bytes, Sniff::Http1))) = first {

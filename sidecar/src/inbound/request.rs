@@ -89,10 +89,10 @@ impl Delivery<'_> {
 }
 
 impl Caller {
-    /// Brings the head into the form that decisions are made by.
+    /// Normalises the head.
     ///
     /// # Errors
-    /// Says why the request is refused.
+    /// The reason of a refusal.
     fn admit(&self, parts: &mut Parts, incoming: &Incoming) -> Result<Asks, Reason> {
         let settings = &self.proxy.settings;
         match admit(parts, self.limits(), incoming.may_upgrade(), &settings.upgrades)? {
@@ -163,7 +163,7 @@ impl Caller {
     fn fail(&self, exchange: Box<Exchange>, failed: AttemptFailure, policy: &str) -> Response<ResponseBody> {
         let unsent = failed.unsent;
         let mut response = self.refuse(exchange, &failed.reason(None), policy, &HeaderMap::new());
-        // The client's sidecar may retry elsewhere then, whatever the request was.
+        // The client's sidecar may retry on another endpoint then, whichever request it is.
         if unsent && self.id.is_some() {
             response.headers_mut().insert(UNDELIVERED, HeaderValue::from_static("1"));
         }

@@ -127,7 +127,7 @@ impl<'a> Attempts<'a> {
         }
     }
 
-    /// What an attempt's result means for ejection and retries.
+    /// The outcome of an attempt, for ejection and retries.
     fn outcome(
         &self,
         endpoint: &Endpoint,

@@ -1,7 +1,7 @@
-//! A connection that our application dialed: which service it means, whether it is HTTP, and where its bytes go if not.
+//! A connection of the application: its service, whether it is HTTP, and the destination of its bytes if not.
 //!
-//! The service is that of the address. One that is unknown may still be known by the server name of its TLS: of a host
-//! outside the mesh (ServiceEntry without addresses) our application has the address from its own DNS.
+//! The service is found by the original destination. An unknown one may still be known by the server name of its TLS: the
+//! application resolves hosts outside the mesh (ServiceEntry without addresses) by its own DNS.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -29,13 +29,13 @@ use crate::upstream::endpoints;
 
 /// Silence of a client after which its server may speak first.
 const SERVER_FIRST_AFTER: Duration = Duration::from_millis(50);
-/// A client that has begun a TLS handshake says by then for whom.
+/// Longest wait for a ClientHello that has begun.
 const HELLO_WITHIN: Duration = Duration::from_secs(10);
 
 /// A connection that turned out to be HTTP, of which these were the first bytes.
 pub type Http = (TcpStream, BytesMut, Sniff);
 
-/// Finds out what a connection is, and serves it here unless it is HTTP.
+/// Recognises a connection's protocol, and serves the connection here unless it is HTTP.
 pub async fn connection(down: &Arc<Downstream>, mut stream: TcpStream, original: SocketAddr) -> Option<Http> {
     let service = match down.proxy.directory.lookup(&original.to_string()).await {
         Lookup::Service(view) => Some(view),
@@ -48,8 +48,8 @@ pub async fn connection(down: &Arc<Downstream>, mut stream: TcpStream, original:
         Look::Http => None,
         Look::Unknown => Some(SERVER_FIRST_AFTER),
     };
-    // Who speaks first at an address that nobody knows and that may not be dialed does not matter.
-    // Nor where a server name decides: a client that is to be routed by one speaks first, sooner or later.
+    // The first speaker does not matter at an unknown destination that may not be dialed. Nor where a server name decides: a
+    // client that is routed by one speaks first, sooner or later.
     let by_name = dialed.service.is_some() && dialed.asks_for_server_name();
     let budget = budget.filter(|_| dialed.is_somewhere() && !by_name);
     let mut first = tcp::first(&mut stream, BytesMut::new(), budget).await.ok()?;
@@ -58,7 +58,7 @@ pub async fn connection(down: &Arc<Downstream>, mut stream: TcpStream, original:
     if let First::Silence(bytes) = first {
         let mut flow = dialed.open(None).await?;
         seen.reserve(16 * 1024);
-        // Whoever speaks first decides. Both reads lose nothing when they are dropped.
+        // The first speaker decides. Both reads lose nothing when they are dropped.
         first = tokio::select! {
             biased;
             n = flow.upstream.read_buf(&mut seen) => match n {
@@ -91,11 +91,11 @@ pub async fn http(mut stream: TcpStream) -> Option<Http> {
     }
 }
 
-/// What was dialed.
+/// The original destination.
 struct Dialed<'a> {
     down: &'a Arc<Downstream>,
     original: SocketAddr,
-    /// `None`: the address is nobody's that we know.
+    /// `None`: the directory knows no service at the address.
     service: Option<Arc<ServiceView>>,
 }
 
@@ -115,12 +115,12 @@ impl Dialed<'_> {
         self.service.as_ref()?.service.port(self.original.port())
     }
 
-    /// Whether the server name of TLS says more about where it goes.
+    /// Whether the server name of TLS decides about the destination.
     fn asks_for_server_name(&self) -> bool {
         target::wants_server_name(self.compiled(), self.original.port())
     }
 
-    /// Whether bytes go anywhere, whatever they say.
+    /// Whether the connection has a destination for bytes, whichever they are.
     fn is_somewhere(&self) -> bool {
         self.port().is_some() || self.fixed().is_some() || outbound::may_pass(&self.down.proxy, self.original)
     }
@@ -146,7 +146,7 @@ impl Dialed<'_> {
         }
         let Some((service, port)) = self.service.as_ref().zip(self.port()) else {
             if !outbound::may_pass(&self.down.proxy, self.original) {
-                return Err("nobody known is there, and only what is known may be called");
+                return Err("unknown destination (outbound traffic policy is REGISTRY_ONLY)");
             }
             let cluster = Arc::new(ClusterView::passthrough(u32::MAX));
             return Ok(Way { cluster, endpoint: Some(endpoints::passthrough(self.original)) });

@@ -24,7 +24,7 @@ pub(super) struct Original {
     version: Version,
 }
 
-/// What header operations and attempts need of a head that was prepared.
+/// The results of preparing a head, for header operations and attempts.
 pub(super) struct Prepared {
     /// Whether HTTP/2 is spoken to the endpoint.
     pub(super) multiplex: bool,
@@ -46,7 +46,7 @@ impl Original {
         }
     }
 
-    /// What header operations read of a request before it is prepared, and after.
+    /// The context of header operations: of the request before it is prepared, and of the response after.
     pub(super) fn context<'a>(
         &'a self,
         call: &'a Call<'_>,

@@ -1,7 +1,7 @@
-//! Copies of requests (`mirror`, `mirrors`): sent like the request itself, once, and their answers thrown away.
+//! Mirrored requests (`mirror`, `mirrors`): sent like the request itself, once, and their responses discarded.
 //!
-//! A copy costs the request nothing but its bytes: neither waits for the other. What copies may hold is bounded: the bytes by
-//! which they are slower ([`crate::http::body::COPY_BUDGET`]), a time, and a number of copies at once.
+//! A mirrored request costs the original only its bytes: neither waits for the other. The resources of mirrored requests are
+//! bounded: bytes by which they fall behind ([`crate::http::body::COPY_BUDGET`]), a time, and their number.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -106,7 +106,7 @@ impl Copy {
         cluster.balancer().pick(self.hash, &mut || rand::rng().next_u64(), 0).cloned()
     }
 
-    /// Sends it, and reads the answer to its end. How it goes concerns the endpoint's health and nobody else.
+    /// Sends the request, and reads the response to its end. The outcome counts for the endpoint's health only.
     async fn run(self) {
         let cluster = &self.cluster;
         if cluster.config.undefined {

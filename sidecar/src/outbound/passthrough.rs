@@ -1,8 +1,8 @@
-//! What a connection of our application dials at the address that it dialed itself: requests to nobody that is known, and to
-//! services without addresses of their own (ServiceEntry NONE, PASSTHROUGH).
+//! The endpoint at a connection's original destination: for requests to unknown destinations, and to services without addresses
+//! of their own (ServiceEntry NONE, PASSTHROUGH).
 //!
-//! All of them are one endpoint, but each under its own cluster's policy: the connections of one are not the other's. They
-//! end with the application's connection, since nobody else has this endpoint.
+//! It is one endpoint, but each request is under its own cluster's policy: clusters share no connections. The connections end
+//! with the application's connection, since no other has this endpoint.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -22,7 +22,7 @@ pub struct Passthrough {
 }
 
 impl Passthrough {
-    /// For a request to nobody that is known.
+    /// For a request to an unknown destination.
     pub(super) fn unknown(&self, to: SocketAddr) -> (Arc<ClusterView>, Arc<Endpoint>) {
         let cluster = self.passthrough.get_or_init(|| Arc::new(ClusterView::passthrough(u32::MAX))).clone();
         let endpoint = self.endpoint_of(&cluster, to);
@@ -52,7 +52,7 @@ impl Drop for Passthrough {
 mod tests {
     use super::*;
 
-    /// One endpoint, and each request under its own cluster; every pool with a connection to it is told of the end.
+    /// One endpoint, and each request under its own cluster; the drop closes the connections in every pool.
     #[test]
     fn a_cluster_of_its_own_for_each_request() {
         let to = SocketAddr::from(([10, 0, 0, 1], 80));

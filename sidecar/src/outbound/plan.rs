@@ -30,7 +30,7 @@ use crate::upstream::endpoints;
 /// Of a route whose rewrite makes no path.
 const NO_REWRITTEN_PATH: &str = "the rewritten path is not a path, or is too long";
 
-/// What becomes of a request.
+/// The decision about a request.
 pub(super) enum Decision {
     /// It is sent.
     Send(Plan),
@@ -38,7 +38,7 @@ pub(super) enum Decision {
     Answer(Arc<ServiceView>, Arc<Route>, Box<Response<ResponseBody>>, Option<Box<Grant>>),
     /// It is to come again by https.
     Secure(Box<Response<ResponseBody>>),
-    /// Nobody is there for it.
+    /// It is refused.
     Refuse(Option<Arc<ServiceView>>, Reason),
 }
 
@@ -51,11 +51,11 @@ pub(super) struct Plan {
     /// A forward, and the index of the destination that was drawn.
     route: Option<(Arc<Route>, usize)>,
     pub(super) rewritten: Option<Box<http1::Target>>,
-    /// It goes to where it was dialed, not to what its authority names: a target in absolute-form stays one, since what is
-    /// there may be a proxy that the application chose.
+    /// It goes to its original destination, not to the one that its authority names: a target in absolute-form stays one, since the
+    /// destination may be a proxy that the application chose.
     pub(super) keeps_form: bool,
     pub(super) grant: Option<Box<Grant>>,
-    /// Who gets copies of this request.
+    /// Clusters that get a copy of this request.
     pub(super) mirrors: Vec<Target>,
 }
 
@@ -79,7 +79,7 @@ impl Plan {
         Plan { cluster, fixed, hash, route: None, rewritten: None, keeps_form: true, grant: None, mirrors }
     }
 
-    /// What the route says of forwarding; `None`: the application chose the endpoint itself.
+    /// The route's forward action; `None`: the application chose the endpoint itself.
     pub(super) fn forward(&self) -> Option<(&Forward, &Destination)> {
         let (route, at) = self.route.as_ref()?;
         match &*route.action {
@@ -122,7 +122,7 @@ enum Place {
 /// Phases 1 and 2.
 pub(super) async fn decide(down: &Downstream, parts: &Parts, view: &RequestView<'_>, asks: Asks) -> Decision {
     let place = place(down, parts).await;
-    // A proxy that the application chose itself may be asked for a tunnel; the mesh's services are not proxies, unless it is
+    // The application may ask a proxy that it chose itself for a tunnel; the mesh's services are not proxies, unless CONNECT is
     // allowed (Envoy's `upgrade_type: CONNECT`).
     let chosen = matches!(place, Place::Foreign(_)) && down.original.is_some();
     if asks == Asks::Connect && !chosen && !down.proxy.settings.allows_connect() {
@@ -152,7 +152,7 @@ async fn place(down: &Downstream, parts: &Parts) -> Place {
     }
     let directory = &down.proxy.directory;
     let port = target::port(authority(parts), down.original);
-    // An address as authority names no service; the address that was dialed says more.
+    // An address as authority names no service; the original destination may.
     if let Some(host) = target::name(authority(parts))
         && let Lookup::Service(view) = directory.lookup(&host).await
         && target::takes(&view.service, port, down.original)
@@ -165,7 +165,7 @@ async fn place(down: &Downstream, parts: &Parts) -> Place {
     dialed(down, original).await
 }
 
-/// What a caller from outside means by its authority.
+/// The destination of a request at a gateway, by its authority.
 async fn entered(down: &Downstream, entrance: &Entrance, parts: &Parts) -> Place {
     let host = names::normalise(authority(parts));
     let Some((server, service)) = gateway::service(&entrance.servers, &host) else {
@@ -181,7 +181,7 @@ async fn entered(down: &Downstream, entrance: &Entrance, parts: &Parts) -> Place
     }
 }
 
-/// What the address means that was dialed.
+/// The destination of a request by the connection's original destination.
 async fn dialed(down: &Downstream, original: SocketAddr) -> Place {
     if let Lookup::Service(view) = down.proxy.directory.lookup(&original.to_string()).await {
         if view.service.addresses.contains(&original.ip()) {
@@ -196,7 +196,7 @@ async fn dialed(down: &Downstream, original: SocketAddr) -> Place {
     if may_pass(&down.proxy, original) { Place::Foreign(original) } else { Place::None(Reason::UnknownHost) }
 }
 
-/// Whether a destination that the mesh does not know is dialed as addressed. A virtual IP is nobody's real address.
+/// Whether an unknown destination is dialed as addressed. A virtual IP belongs to no machine.
 pub fn may_pass(proxy: &Proxy, original: SocketAddr) -> bool {
     !is_virtual(original.ip()) && proxy.passes_unknown()
 }
@@ -232,7 +232,7 @@ fn by_route(
     }
 }
 
-/// What the route's CORS policy grants to the request's origin.
+/// The grant of the route's CORS policy to the request's origin.
 ///
 /// # Errors
 /// The response to a preflight request.
@@ -251,7 +251,7 @@ fn cross_origin(route: &Route, view: &RequestView<'_>) -> Result<Option<Box<Gran
 /// The plan of a request whose route forwards it.
 ///
 /// # Errors
-/// Says why it cannot be forwarded.
+/// The reason of a refusal.
 fn forwarded(
     down: &Downstream,
     view: &RequestView<'_>,
@@ -331,7 +331,7 @@ fn drawn(forward: &Forward) -> usize {
     forward.destinations.iter().position(|d| std::ptr::eq(d, chosen)).unwrap_or(0)
 }
 
-/// Who gets a copy of this request.
+/// Clusters that get a copy of this request, drawn by their shares.
 fn mirrors(forward: &Forward, service: &ServiceView, view: &RequestView<'_>) -> Vec<Target> {
     let drawn = forward.mirrors.iter().filter(|mirror| mirror.share.hits(rand::random()));
     let targets = drawn.map(|mirror| {

@@ -99,7 +99,7 @@ pub(super) struct Call<'a> {
     pub(super) start: Instant,
 }
 
-/// What the phases of sending have in common.
+/// The inputs of the last phases.
 struct Sending<'a> {
     call: &'a Call<'a>,
     plan: &'a Plan,

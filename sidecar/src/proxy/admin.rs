@@ -1,7 +1,7 @@
-//! The sidecar's own pages: readiness, metrics, and a look inside.
+//! The sidecar's HTTP endpoints besides traffic: readiness, metrics, and the admin endpoint.
 //!
-//! Small pages for kubelets, Prometheus and people; none of them changes anything. Readiness and metrics are meant to be
-//! reached from outside and say nothing secret; the look inside is on loopback alone.
+//! For kubelets, Prometheus and people; none of them changes anything. Readiness and metrics are meant to be reached from
+//! outside and hold nothing secret; the admin endpoint is on loopback alone.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -85,7 +85,7 @@ fn page(proxy: &Proxy, pages: Pages, request: &Request<Incoming>) -> Response<Fu
     if request.method() != Method::GET && request.method() != Method::HEAD {
         return text(StatusCode::METHOD_NOT_ALLOWED, "GET only\n".into());
     }
-    // What is on loopback alone is not for the web pages of a browser.
+    // The admin endpoint is not for web pages in a browser.
     let page = (pages == Pages::Admin).then(|| {
         let names = &proxy.settings.names;
         names.refuses(request.method(), request.uri(), request.headers(), "--api-host")
@@ -117,8 +117,8 @@ fn page(proxy: &Proxy, pages: Pages, request: &Request<Incoming>) -> Response<Fu
     }
 }
 
-/// Asks the application for a probe that was declared: `<port>/<path>`. Who probes from outside (a kubelet) has no mesh
-/// certificate, and STRICT would refuse it; any other path would be a hole in STRICT.
+/// Passes a declared probe on to the application: `<port>/<path>`. A client outside the mesh (a kubelet) has no mesh certificate,
+/// and STRICT would refuse it; any other path would be a hole in STRICT.
 async fn probe_application(declared: &[String], probe: &str) -> Response<Full<Bytes>> {
     if !declared.iter().any(|d| d == probe) {
         let known = declared.iter().map(|d| format!("/app-health/{d}\n")).collect::<String>();
@@ -172,7 +172,7 @@ fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
     response
 }
 
-/// What is known of the mesh, as JSON.
+/// The directory, as JSON.
 fn config(proxy: &Proxy) -> String {
     let snapshot = proxy.directory.snapshot();
     let names: Vec<_> = snapshot

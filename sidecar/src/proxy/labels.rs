@@ -1,4 +1,4 @@
-//! Who calls whom: the labels of requests and connections, as [`crate::telemetry::metrics`] counts them.
+//! Source and destination: the labels of requests and connections, as [`crate::telemetry::metrics`] counts them.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -48,7 +48,7 @@ fn outbound(proxy: &Proxy, cluster: &ClusterView, endpoint: Option<&Arc<Endpoint
     }
 }
 
-/// A call of ours to a service that came to no cluster of it.
+/// Labels of a call to a service that has no cluster for it.
 pub fn service(proxy: &Proxy, view: &ServiceView) -> Pair {
     let host = &view.service.host;
     let name = names::parse_fqdn(host).map_or(&**host, |(name, _)| name);
@@ -60,7 +60,7 @@ pub fn service(proxy: &Proxy, view: &ServiceView) -> Pair {
     }
 }
 
-/// A call of ours to nobody knows whom.
+/// Labels of a call to an unknown destination.
 pub fn unknown(proxy: &Proxy) -> Pair {
     let unknown: Arc<str> = "unknown".into();
     Pair {
@@ -75,7 +75,7 @@ pub fn unknown(proxy: &Proxy) -> Pair {
     }
 }
 
-/// A call to a port of ours.
+/// Labels of a call to a port of the application.
 pub fn inbound(proxy: &Proxy, policy: &Inbound, to: SocketAddr, id: Option<&SpiffeId>) -> Pair {
     let unknown: Arc<str> = "unknown".into();
     let (host, namespace) = match policy.service(to.port()) {
@@ -96,7 +96,7 @@ pub fn inbound(proxy: &Proxy, policy: &Inbound, to: SocketAddr, id: Option<&Spif
     }
 }
 
-/// A peer's side of a pair of workloads, as its identity tells.
+/// A peer's side of a pair of workloads, by its identity.
 pub fn workload_of(id: Option<&SpiffeId>) -> Workload {
     let Some(id) = id else { return Workload::unknown() };
     Workload {

@@ -1,4 +1,4 @@
-//! What all of a sidecar's connections share.
+//! The state that all connections of a sidecar share.
 
 pub mod activity;
 pub mod admin;
@@ -22,18 +22,18 @@ use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::{Metrics, Workload};
 use crate::tls::identity::Identity;
 
-/// Choices of the one who runs the sidecar.
+/// Settings of the operator.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Unknown destinations pass through (Istio's `ALLOW_ANY`); else they are refused (`REGISTRY_ONLY`).
     pub allow_any: bool,
-    /// Our workload, for metrics.
+    /// The workload, for metrics.
     pub workload: Workload,
-    /// Probes of the application that may be asked through us, `<port>/<path>`.
+    /// Probes of the application that may be made through the sidecar, `<port>/<path>`.
     pub probes: Vec<String>,
     /// Protocols that requests may switch to (`Upgrade`), in lower case; `connect` stands for CONNECT.
     pub upgrades: Vec<String>,
-    /// Names by which the pages on loopback may be asked.
+    /// Host names of the endpoints on loopback.
     pub names: weft_agent::page::Names,
 }
 
@@ -53,13 +53,13 @@ pub struct Leaving {
 }
 
 impl Leaving {
-    /// Has the application told to connect anew from now on.
+    /// Closes the application's connections with their next response from now on.
     pub fn begin(&self) {
         self.begun.store(true, Ordering::Release);
         self.event.send_replace(());
     }
 
-    /// Whether it is told so.
+    /// Whether that has begun.
     pub fn has_begun(&self) -> bool {
         self.begun.load(Ordering::Acquire)
     }
@@ -73,9 +73,9 @@ impl Leaving {
 
 /// The running proxy.
 pub struct Proxy {
-    /// What is known of the mesh.
+    /// The sidecar's knowledge of the mesh.
     pub directory: Arc<Directory>,
-    /// Who we are.
+    /// The workload's identity.
     pub identity: Arc<Identity>,
     /// Counters.
     pub metrics: Arc<Metrics>,
@@ -83,28 +83,28 @@ pub struct Proxy {
     pub log: Option<Arc<AccessLog>>,
     /// Requests and connections that came in.
     pub inbound: Arc<Activity>,
-    /// Requests and connections of our application.
+    /// Requests and connections of the application.
     pub outbound: Arc<Activity>,
-    /// Ports of our application.
+    /// Ports of the application.
     pub ports: Ports,
-    /// Connections from outside that have said nothing yet: so many of them leave sockets for others.
+    /// Connections from outside that are silent so far: their number is bounded, so that sockets are left for others.
     pub quiet: Arc<Quiet>,
-    /// What brings the pod's traffic here.
+    /// The state of the redirection of the pod's traffic.
     pub redirection: Arc<Redirection>,
     /// Choices.
     pub settings: Settings,
-    /// True once a drain has begun: requests are answered, and told to go elsewhere next.
+    /// True once a drain has begun: responses close their connections.
     pub draining: tokio::sync::watch::Sender<bool>,
     /// Connections of the application that are open, idle ones too.
     pub connections: Arc<Activity>,
     /// Connections of others to the application that are open, idle ones too.
     pub callers: Arc<Activity>,
-    /// True once our application's own calls end too: it is told to connect anew for the next one.
+    /// Set once the application's own calls end too: its connections close with their next response.
     pub leaving: Leaving,
 }
 
 impl Proxy {
-    /// Whether unknown destinations pass through: as our policy says, else as we were started.
+    /// Whether unknown destinations pass through: by the mesh's policy, else by the command line.
     pub fn passes_unknown(&self) -> bool {
         let inbound = &self.directory.snapshot().inbound;
         inbound.as_ref().and_then(|inbound| inbound.allow_any).unwrap_or(self.settings.allow_any)
@@ -115,7 +115,7 @@ impl Proxy {
         *self.draining.borrow()
     }
 
-    /// Tells our application to connect anew, when it is time.
+    /// Closes the application's connection with this response, once a drain has come so far.
     pub fn bid_farewell<B>(&self, response: &mut Response<B>) {
         if self.leaving.has_begun() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -124,11 +124,11 @@ impl Proxy {
 
     /// Waits until a drain begins.
     pub async fn drained(&self) {
-        // Never closed: we hold the sender.
+        // Never closed: the proxy holds the sender.
         let _ = self.draining.subscribe().wait_for(|draining| *draining).await;
     }
 
-    /// Our side of a pair of workloads.
+    /// The workload's side of a pair of workloads.
     pub fn own(&self) -> Workload {
         let mut own = self.settings.workload.clone();
         if let Some(current) = self.identity.current() {
@@ -139,7 +139,7 @@ impl Proxy {
     }
 }
 
-/// What header values tell of this proxy.
+/// The proxy's part of the context of header formatters.
 pub fn surroundings() -> &'static Surroundings {
     static SURROUNDINGS: LazyLock<Surroundings> = LazyLock::new(|| Surroundings {
         hostname: host::hostname().to_owned(),

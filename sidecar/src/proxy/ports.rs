@@ -1,4 +1,4 @@
-//! What is known of our application's ports, and of who calls them.
+//! The application's ports, and the peers that call them.
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};

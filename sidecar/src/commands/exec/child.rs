@@ -1,4 +1,4 @@
-//! The command as a process: what it is not to inherit, and what it leaves behind.
+//! The command as a process: the descriptors and limits that it inherits, and the orphans that it leaves behind.
 
 use std::ffi::OsStr;
 use std::io;
@@ -10,7 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::host::children;
 use crate::net::sockets;
 
-/// Starts the command as it would have started without us.
+/// Starts the command as it would have started without the sidecar.
 pub(super) fn spawn(command: &[impl AsRef<OsStr>], limit: Rlimit) -> io::Result<Child> {
     let (program, arguments) = command.split_first().ok_or(io::ErrorKind::InvalidInput)?;
     let mut command = Command::new(program);
@@ -24,7 +24,7 @@ pub(super) fn spawn(command: &[impl AsRef<OsStr>], limit: Rlimit) -> io::Result<
     let child = children::without_ambient_capabilities(|| command.spawn())?;
     let pid = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
     if let Some(pid) = pid {
-        // The proxy takes all the descriptors it may have; the application gets what it would have had without us.
+        // The proxy raises its own limit of descriptors; the application gets the limit that it would have had.
         if let Err(e) = rustix::process::prlimit(Some(pid), Resource::Nofile, limit) {
             tracing::debug!("the command's limit of open files stays raised: {e}");
         }
@@ -33,8 +33,8 @@ pub(super) fn spawn(command: &[impl AsRef<OsStr>], limit: Rlimit) -> io::Result<
     Ok(child)
 }
 
-/// Whatever the command's children leave behind becomes ours: elsewhere it would be the machine's. To be called before
-/// there is a command, whose first children may be orphans at once.
+/// Adopts orphaned descendants of the command: otherwise the machine's init would. To be called before there is a command,
+/// whose first children may be orphans at once.
 fn adopt_orphans() {
     // Any process id means "yes" (PR_SET_CHILD_SUBREAPER).
     if let Err(e) = rustix::process::set_child_subreaper(Some(rustix::process::getpid())) {
@@ -42,14 +42,14 @@ fn adopt_orphans() {
     }
 }
 
-/// Waits for orphans that have ended, which as process 1 of a container is our duty.
+/// Reaps orphaned processes, which is the duty of process 1 of a container.
 fn reap_orphans(command: Pid) {
     let Ok(mut ended) = signal(SignalKind::child()) else { return };
     tokio::spawn(async move {
         while ended.recv().await.is_some() {
             let orphans = children::all().filter(|child| *child != command);
             children::others(orphans.filter_map(|orphan| u32::try_from(orphan.as_raw_pid()).ok()), |orphan| {
-                // One that still runs is asked about again when it has ended.
+                // A process that still runs is reaped when it has ended.
                 let pid = i32::try_from(orphan).ok().and_then(Pid::from_raw);
                 let _ = rustix::process::waitpid(pid, WaitOptions::NOHANG);
             });

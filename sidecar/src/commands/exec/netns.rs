@@ -1,9 +1,9 @@
 //! `exec --netns`: a pod for one command on an ordinary machine, a network namespace and a veth pair.
 //!
-//! It is made with the `ip` program, and the sidecar is run in it once more, by `ip netns exec`: no part of the proxy has to
-//! know of two namespaces, and a resolver's configuration can differ. The process outside keeps the pod and takes it down
-//! when the one inside has ended. When it is killed, the one inside is told by the kernel and drains; what is left of the
-//! pod is known by its name, and removed when the same pod is made again.
+//! The `ip` program makes it, and the sidecar is run in it once more, by `ip netns exec`: no part of the proxy needs to handle
+//! two namespaces, and a resolver's configuration can differ. The outer process keeps the pod and removes it when the inner
+//! one has ended. If it is killed, the kernel signals the inner one, which drains; leftovers of the pod are recognised by its
+//! name, and removed when the same pod is made again.
 
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr};
@@ -23,11 +23,11 @@ use crate::host::redirect::{run_tool, tool};
 use crate::net::connect;
 use crate::resolve::resolv;
 
-/// Where pods' addresses come from unless one is asked for: private ranges (RFC 1918) that few networks use. The first
-/// /30 that no route of this machine leads to is taken, starting at one that the pod's name tells, so that it keeps its
-/// address over restarts and two pods that are made at once do not take the same.
+/// Ranges of pods' addresses, unless one is given: private ranges (RFC 1918) that few networks use. The first /30 that no route
+/// of this machine covers is taken, starting at one derived from the pod's name, so that a pod keeps its address over
+/// restarts and two pods that are made at once do not take the same.
 const RANGES: [Net; 3] = [Net::new(10, 87, 0, 0, 16), Net::new(172, 30, 0, 0, 16), Net::new(192, 168, 0, 0, 16)];
-/// Longest wait for what an earlier run left in the namespace to end: it drains, perhaps.
+/// Longest wait for leftover processes in the namespace to end: they may drain.
 const LEFTOVERS: Duration = Duration::from_secs(5);
 /// Where systemd-resolved keeps the servers that it asks itself.
 const RESOLVED_CONF: &str = "/run/systemd/resolve/resolv.conf";
@@ -69,7 +69,7 @@ impl FromStr for Net {
     }
 }
 
-/// What `--netns` asks for.
+/// The value of `--netns`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wanted {
     /// Any address that is free.
@@ -122,7 +122,7 @@ pub(super) async fn run(wanted: Wanted, config: &run::Config) -> Result<u8> {
         .with_context(|| format!("cannot make the data folder {}", config.data_dir.display()))?;
     let mut signals = super::signals()?;
     let pod = Pod::make(&config.data_dir, wanted)?;
-    let inside = std::env::current_exe().context("cannot find our own program")?;
+    let inside = std::env::current_exe().context("cannot find this program's file")?;
     let mut command = vec![tool("ip").into(), "netns".into(), "exec".into(), OsString::from(&pod.name), inside.into()];
     command.extend(arguments(std::env::args_os().skip(1)));
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
@@ -156,11 +156,11 @@ pub(super) fn end_with(outside: i32) -> Result<()> {
     rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
     let parent = rustix::process::getppid().map(|parent| parent.as_raw_nonzero().get());
     // From another PID namespace it would be 0; the death signal works all the same.
-    ensure!(parent.is_none() || parent == Some(outside), "whoever made this network namespace has ended");
+    ensure!(parent.is_none() || parent == Some(outside), "the process that made this network namespace has ended");
     Ok(())
 }
 
-/// Refuses a control plane that the pod cannot reach, and says who will not reach the pod.
+/// Refuses a control plane that the pod cannot reach, and warns if others cannot reach the pod.
 async fn reachable(control_plane: &str, wanted: Wanted) -> Result<()> {
     let split = control_plane.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?)));
     let Some((host, port)) = split else { return Ok(()) };
@@ -181,17 +181,17 @@ async fn reachable(control_plane: &str, wanted: Wanted) -> Result<()> {
     Ok(())
 }
 
-/// A namespace and what leads to it; taken down when it is dropped.
+/// A namespace and the devices of its link; removed when it is dropped.
 struct Pod {
     name: String,
     interface: String,
-    /// So that nobody makes the same one, or takes it for a leftover.
+    /// So that no other process makes the same one, or takes it for a leftover.
     _claim: Claim,
 }
 
 impl Pod {
     fn make(data_dir: &Path, wanted: Wanted) -> Result<Pod> {
-        // The folder is what makes a sidecar the same one after a restart, and no two may share it.
+        // The folder identifies a sidecar over restarts, and no two may share it.
         let folder = data_dir.canonicalize().with_context(|| format!("cannot read {}", data_dir.display()))?;
         let hash = files::sha256(folder.as_os_str().as_encoded_bytes());
         let seed = u32::from_be_bytes([hash[0], hash[1], hash[2], hash[3]]);
@@ -212,7 +212,7 @@ impl Pod {
             Wanted::Any => free(seed, &routes()?)
                 .context("no private address is free for the pod: give one, --netns=ADDRESS/PREFIX")?,
         };
-        // From here on what was made is taken down again when something fails.
+        // From here on a failure removes everything that was made.
         pod.set_up(link, wanted == Wanted::Any)?;
         tracing::info!(address = %link.pod, gateway = %link.host, "made the network namespace {}", pod.name);
         Ok(pod)
@@ -274,7 +274,7 @@ impl Pod {
         Path::new("/run/netns").join(&self.name).exists()
     }
 
-    /// Ends what an earlier run left in the namespace when it was killed.
+    /// Ends processes that an earlier run left in the namespace when it was killed.
     fn end_leftovers(&self) -> Result<()> {
         let end = Instant::now() + LEFTOVERS;
         while self.exists() {
@@ -284,7 +284,7 @@ impl Pod {
                 break;
             }
             if Instant::now() > end {
-                tracing::warn!("killing what an earlier run left in the namespace {}: {left:?}", self.name);
+                tracing::warn!("killing processes of an earlier run in the namespace {}: {left:?}", self.name);
                 for pid in left {
                     // It may have ended just now.
                     let _ = rustix::process::kill_process(pid, Signal::KILL);
@@ -297,7 +297,7 @@ impl Pod {
 
     /// Removes all of the pod that there is.
     fn take_down(&self) -> Result<()> {
-        // Not told by /sys: that shows the network namespace it was mounted in.
+        // Not by /sys: that shows the network namespace in which it was mounted.
         if ip(&["link", "show", "dev", &self.interface]).is_ok() {
             ip(&["link", "del", "dev", &self.interface])?;
         }
@@ -340,8 +340,8 @@ fn forward() -> Result<()> {
     Ok(())
 }
 
-/// Says so when somebody else's firewall (Docker's, ufw's) keeps this machine from passing packets on: a drop there counts
-/// whatever we accept in a table of our own, and a foreign table is not ours to change.
+/// Warns if a firewall (Docker's, ufw's) keeps this machine from forwarding packets: a drop there counts even if a table of
+/// Weft accepts, and Weft does not change tables of other programs.
 fn warn_of_firewall() {
     let chain = run_tool("nft", "nftables", &["list", "chain", "ip", "filter", "FORWARD"], None);
     let text = chain.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
@@ -354,7 +354,7 @@ fn warn_of_firewall() {
     }
 }
 
-/// Destinations that this machine knows a way to, in any table, but for the way to everywhere.
+/// Destinations of this machine's routes, in any table, default routes aside.
 fn routes() -> Result<Vec<Net>> {
     let json = ip(&["-j", "-4", "route", "show", "table", "all"])?;
     let routes: Vec<serde_json::Value> = serde_json::from_str(&json).context("cannot read the routes")?;
@@ -362,7 +362,7 @@ fn routes() -> Result<Vec<Net>> {
     Ok(destinations.filter(|net| net.bits > 0).chain(VIRTUAL_IPS.parse()).collect())
 }
 
-/// A /30 that is nobody's.
+/// A /30 that no route covers.
 fn free(seed: u32, taken: &[Net]) -> Option<Link> {
     RANGES.into_iter().find_map(|range| {
         let slots = 1u32 << (30 - range.bits);

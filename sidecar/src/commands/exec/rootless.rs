@@ -33,12 +33,12 @@ use crate::net::sockets;
 
 /// How long the namespaces may take to be made.
 const WITHIN: Duration = Duration::from_secs(20);
-/// Of the device that the way out leads to. TEST-NET-1 (RFC 5737): no destination has it.
+/// The address of the device behind the default route. TEST-NET-1 (RFC 5737): no destination has it.
 const OWN: &str = "192.0.2.1/32";
 /// Longest path of a Unix socket (unix(7)).
 const LONGEST_PATH: usize = 107;
 
-/// What is done inside; for the program itself.
+/// Options of the inner process; for the program itself.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Inside {
     /// Where the sidecar waits.
@@ -59,7 +59,7 @@ struct Wanted {
     datagrams: bool,
 }
 
-/// What is to be set up inside.
+/// The setup of the namespaces.
 #[derive(Debug, Serialize, Deserialize)]
 struct Setup {
     /// For `nft -f -`.
@@ -74,7 +74,7 @@ fn wanted(config: &Config) -> Vec<Wanted> {
     let both = [config.dns_listen.0, config.consul_dns.0];
     let all = streams.into_iter().chain(both).flatten().map(|address| Wanted { address, datagrams: false });
     let all = all.chain(both.into_iter().flatten().map(|address| Wanted { address, datagrams: true }));
-    // What is served at 127.0.0.1 is served at ::1 too.
+    // A service at 127.0.0.1 is reached at ::1 too.
     let six = |wanted: &Wanted| {
         let address = SocketAddr::new(Ipv6Addr::LOCALHOST.into(), wanted.address.port());
         (wanted.address.ip() == Ipv4Addr::LOCALHOST).then_some(Wanted { address, ..*wanted })
@@ -117,7 +117,7 @@ pub(super) async fn run(mut config: Config, capture: Capture, command: &[String]
         .data_dir
         .canonicalize()
         .with_context(|| format!("cannot read the data folder {}", config.data_dir.display()))?;
-    // The folder is what makes a sidecar the same one after a restart, and no two may share it.
+    // The folder identifies a sidecar over restarts, and no two may share it.
     let name = format!("weft-pod/{}", config.data_dir.display());
     let Some(_claim) = claim::claim(&name[name.len().saturating_sub(LONGEST_PATH)..])? else {
         bail!("another command runs with the same --data-dir {}: give each its own", config.data_dir.display());
@@ -172,7 +172,7 @@ pub(super) async fn run(mut config: Config, capture: Capture, command: &[String]
 
 /// The command line that makes the namespaces. The user stays the same one; `--keep-caps` lets `ip` and `nft` be run inside.
 fn unshare(at: &Path, command: &[String]) -> Result<Vec<OsString>> {
-    let own = std::env::current_exe().context("cannot find our own program")?;
+    let own = std::env::current_exe().context("cannot find this program's file")?;
     let options = ["--user", "--map-current-user", "--net", "--keep-caps", "--"].map(OsString::from);
     let inside = [own.into(), "inside".into(), "--at".into(), at.into(), "--".into()];
     let unshare = redirect::tool("unshare").into();
@@ -201,7 +201,8 @@ impl Meeting {
         Ok(Meeting { path, listener })
     }
 
-    /// Has the inside set up, and takes over its sockets. Returns the way to the process that becomes the command.
+    /// Lets the inner process set up its namespaces, and takes over its sockets. Returns the connection to the process that becomes
+    /// the command.
     async fn set_up(&self, setup: &Setup) -> Result<UnixStream> {
         let mut inside = self.accept().await?;
         let mut line = serde_json::to_vec(setup)?;
@@ -244,10 +245,10 @@ impl Drop for Meeting {
     }
 }
 
-/// What the program does inside the namespaces: sets them up, and becomes the command when it may.
+/// The program inside the namespaces: sets them up, and becomes the command when the sidecar is ready.
 ///
 /// # Errors
-/// When something cannot be set up, or the sidecar ends first.
+/// If something cannot be set up, or the sidecar ends first.
 pub fn inside(options: &Inside) -> Result<()> {
     let mut outside = UnixStream::connect(&options.at)
         .with_context(|| format!("cannot reach the sidecar at {}", options.at.display()))?;
@@ -265,7 +266,7 @@ pub fn inside(options: &Inside) -> Result<()> {
     for wanted in &setup.sockets {
         send_socket(&outside, *wanted)?;
     }
-    let own = std::env::current_exe().context("cannot find our own program")?;
+    let own = std::env::current_exe().context("cannot find this program's file")?;
     // Detached, so that it is no child of the command, which would have to wait for it.
     let detached = Command::new(redirect::tool("setsid"))
         .args(["--fork".as_ref(), own.as_os_str(), "inside".as_ref(), "--sockets".as_ref(), "--at".as_ref()])
@@ -278,7 +279,7 @@ pub fn inside(options: &Inside) -> Result<()> {
     outside.read_exact(&mut word).context("the sidecar has ended")?;
     drop(outside);
     let (program, arguments) = options.command.split_first().context("no command")?;
-    // What it may do inside is no more than what it may do outside.
+    // It has no more capabilities inside than outside.
     let sets = thread::capabilities(None).context("cannot read the capabilities")?;
     let sets = CapabilitySets { inheritable: CapabilitySet::empty(), ..sets };
     thread::set_capabilities(None, sets).context("cannot give the capabilities up")?;

@@ -66,7 +66,7 @@ async fn a_second_signal_cuts_the_drain_short() {
 
 #[tokio::test]
 async fn other_signals_are_the_commands_affair() {
-    // Not HUP or INT: a shell cannot trap what was ignored when it began, as they are under nohup and in the background.
+    // Not HUP or INT: a shell cannot trap signals that were ignored when it began, as they are under nohup and in the background.
     let mut child = child("trap 'exit 9' USR1; echo; while :; do sleep 0.05; done");
     let _out = line(&mut child).await;
     let (sender, mut signals) = mpsc::channel(1);

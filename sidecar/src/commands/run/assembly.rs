@@ -151,7 +151,7 @@ pub(super) fn serve_dns(
     Ok(())
 }
 
-/// The ports of a gateway, opened and closed as its policy says.
+/// The ports of a gateway, opened and closed as its policy demands.
 pub(super) fn gateway_ports(
     config: &Config,
     proxy: &Arc<Proxy>,

@@ -26,10 +26,10 @@ pub struct Config {
     /// Port that the service listens on.
     #[arg(long, requires = "service")]
     pub port: Option<u16>,
-    /// What the service speaks: http, http2, grpc, tcp, tls; found out from the first bytes where it is not given.
+    /// Protocol of the service: http, http2, grpc, tcp, tls; recognised from the first bytes if it is not given.
     #[arg(long, requires = "service")]
     pub protocol: Option<String>,
-    /// Path that tells the service's health: 2xx is healthy. Without it the service is taken for healthy.
+    /// Path of the service's health check: 2xx is healthy. Without it the service is assumed healthy.
     #[arg(long, requires = "port")]
     pub health_path: Option<String>,
     /// Seconds between looks at the health path.
@@ -42,8 +42,8 @@ pub struct Config {
     /// Where Consul's HTTP API is served to this pod, or "off"; loopback only.
     #[arg(long, default_value = "127.0.0.1:8500", value_parser = loopback)]
     pub agent_api: Listen,
-    /// Where Eureka's API is served to this pod, /eureka, with all else that --agent-api serves, which has it too; or "off";
-    /// loopback only.
+    /// Address of Eureka's API for this pod, /eureka, and of all that --agent-api serves, which has it too; or "off"; loopback
+    /// only.
     #[arg(long, default_value = "127.0.0.1:8761", value_parser = loopback)]
     pub eureka_api: Listen,
     /// Further name that programs of this pod may ask --agent-api, --eureka-api and the pages on 127.0.0.1 by, besides addresses,
@@ -58,11 +58,11 @@ pub struct Config {
     /// [::1] too), or "off"; loopback only.
     #[arg(long, default_value = "127.0.0.1:8600", value_parser = loopback)]
     pub consul_dns: Listen,
-    /// Let health checks run programs (Args): whoever may register can then run what he likes as this proxy's user.
+    /// Let health checks run programs (Args): anyone allowed to register can run arbitrary commands as the proxy's user then.
     #[arg(long)]
     pub enable_script_checks: bool,
-    /// Give programs of this pod certificates of its identity, each with a key of its own (agent/connect/ca/leaf): whoever
-    /// reads one is this pod for as long as the certificate is good, wherever he is.
+    /// Give programs of this pod certificates of its identity, each with a key of its own (agent/connect/ca/leaf): any process that
+    /// can read one has the pod's identity until the certificate expires, on any machine.
     #[arg(long)]
     pub connect_leaf: bool,
     /// Label of this pod, key=value; repeatable.
@@ -109,7 +109,7 @@ pub struct Config {
     /// service. Repeatable; both sidecars of a call must allow it.
     #[arg(long = "upgrade-type", value_name = "TOKEN", env = "WEFT_UPGRADE_TYPES", value_delimiter = ',', default_value = "websocket", value_parser = upgrade_type)]
     pub upgrade_types: Vec<String>,
-    /// What happens to unknown destinations.
+    /// Whether unknown destinations pass through or are refused.
     #[arg(long, value_enum, default_value_t = OutboundPolicy::AllowAny)]
     pub outbound_traffic: OutboundPolicy,
     /// Names to know before the application asks; repeatable.
@@ -130,8 +130,8 @@ pub struct Config {
     /// a gRPC stream may last hours.
     #[arg(long, value_name = "SECONDS", default_value_t = 86_400)]
     pub parent_shutdown_time: u64,
-    /// Seconds after which a connection for requests ends whose peer acknowledges nothing (TCP_USER_TIMEOUT), so that they go on
-    /// elsewhere; 0: what the kernel does, some 15 minutes. A peer that reads nothing for so long counts too.
+    /// Seconds after which a connection for requests ends whose peer acknowledges nothing (TCP_USER_TIMEOUT), so that requests are
+    /// retried elsewhere; 0: the kernel's time, some 15 minutes. A peer that reads nothing for so long counts too.
     #[arg(long, value_name = "SECONDS", default_value_t = 20)]
     pub tcp_user_timeout: u64,
     /// Folder of certificates that DestinationRules name by `credentialName`: <name>/ca.crt, ca.crl, tls.crt and tls.key.
@@ -196,8 +196,8 @@ pub struct GatewayConfig {
     /// After a reload (SIGHUP): seconds in which the previous process finishes its connections, at most.
     #[arg(long, value_name = "SECONDS", default_value_t = 86_400)]
     parent_shutdown_time: u64,
-    /// Seconds after which a connection for requests ends whose peer acknowledges nothing (TCP_USER_TIMEOUT); 0: what the kernel
-    /// does, some 15 minutes.
+    /// Seconds after which a connection for requests ends whose peer acknowledges nothing (TCP_USER_TIMEOUT); 0: the kernel's time,
+    /// some 15 minutes.
     #[arg(long, value_name = "SECONDS", default_value_t = 20)]
     tcp_user_timeout: u64,
 }
@@ -250,7 +250,7 @@ impl From<GatewayConfig> for Config {
     }
 }
 
-/// What happens to destinations that the mesh does not know.
+/// The handling of unknown destinations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum OutboundPolicy {
     /// They pass through.
@@ -276,7 +276,7 @@ impl std::str::FromStr for Listen {
 
 fn loopback(text: &str) -> Result<Listen, String> {
     let listen: Listen = text.parse()?;
-    // Whoever reaches it registers, or reads, as this pod.
+    // Any client of it registers, or reads, as this pod.
     if listen.0.is_none_or(|a| a.ip().is_loopback()) { Ok(listen) } else { Err("only loopback is allowed".into()) }
 }
 

@@ -1,6 +1,6 @@
-//! Connections as they arrive: where they were meant to go, what they speak, and who serves them.
+//! Connections as they arrive: their original destination, their protocol, and the code that serves them.
 //!
-//! Each worker accepts from the same listening sockets, and what it accepts stays with it.
+//! Each worker accepts from the same listening sockets, and a connection stays with its worker.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,14 +20,14 @@ use crate::outbound::connection;
 use crate::outbound::{self, Downstream};
 use crate::proxy::Proxy;
 
-/// What a listener is for.
+/// The purpose of a listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// What our application calls, redirected.
+    /// Redirected connections of the application.
     Outbound,
-    /// What our application calls, addressed to us as an HTTP proxy.
+    /// Connections of the application that use the sidecar as an HTTP proxy.
     HttpProxy,
-    /// What others call.
+    /// Redirected connections to the application.
     Inbound,
 }
 
@@ -118,7 +118,7 @@ async fn serve(down: Arc<Downstream>, found: Option<connection::Http>) {
 mod tests {
     use super::*;
 
-    /// What a task of this function occupies.
+    /// The size of this function's task.
     fn task<F, Fut>(_: F) -> usize
     where
         F: Fn(Arc<Proxy>, TcpStream, SocketAddr, Role, u16) -> Fut,
@@ -133,7 +133,7 @@ mod tests {
         size_of::<Fut>()
     }
 
-    /// Thousands of connections are idle at a time: what one needs for a while is on the heap for that while.
+    /// Thousands of connections are idle at a time: state that is needed for a while is on the heap for that while.
     #[test]
     fn tasks_are_small() {
         let (connection, request) = (task(accepted), request(outbound::serve));

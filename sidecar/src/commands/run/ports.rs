@@ -1,4 +1,4 @@
-//! The ports that traffic arrives at: who has claimed them, their sockets, and the workers that accept there.
+//! The ports of redirected traffic: their claims, their sockets, and the workers that accept there.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -15,28 +15,28 @@ use crate::host::claim;
 use crate::net::sockets;
 use crate::proxy::Proxy;
 
-/// Longest time that connections which have waited for us at kept listeners wait until we are ready to serve them.
+/// Longest time that connections at kept listeners wait until the sidecar is ready to serve them.
 const FIRST_READY: Duration = Duration::from_secs(10);
 /// A socket that traffic arrives at.
 pub(super) struct Listener {
     socket: std::net::TcpListener,
     role: Role,
-    /// It is somebody else's too: what we do not accept waits for the one after us.
+    /// Another process has the socket too: connections that are not accepted wait for the next sidecar.
     kept: bool,
 }
 
-/// What is accepted, at listeners that are kept; others are open to the end, or connections would be refused.
+/// The connections that are accepted, at listeners that are kept; others stay open to the end, or connections would be refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd)]
 pub(super) enum Accepting {
-    /// What comes.
+    /// All.
     All,
-    /// What our application calls: it has requests to answer for which it needs others.
+    /// Connections of the application: it needs others for the requests that it still has to answer.
     Outbound,
     /// Nothing.
     Nothing,
 }
 
-/// The sidecar that has claimed these ports in this network namespace; it says which service it is of.
+/// The sidecar that has claimed these ports in this network namespace, with its service.
 pub fn other(config: &Config) -> Option<claim::Holder> {
     claim::holder(&port_claim(config.inbound_port)).or_else(|| claim::holder(&port_claim(config.outbound_port)))
 }
@@ -45,7 +45,7 @@ fn port_claim(port: u16) -> String {
     format!("weft-sidecar/{port}")
 }
 
-/// Claims the ports that traffic is redirected to, or says who has them: "address in use" would not say what to do.
+/// Claims the ports of redirected traffic. The error names the holder: "address in use" would not help.
 pub(super) fn claim_ports(config: &Config) -> Result<Vec<OwnedFd>> {
     let mut claims = Vec::new();
     for port in [config.outbound_port, config.inbound_port] {
@@ -66,7 +66,7 @@ pub(super) fn claim_ports(config: &Config) -> Result<Vec<OwnedFd>> {
     Ok(claims)
 }
 
-/// What traffic of our pod arrives at.
+/// Listeners for the pod's redirected traffic.
 pub(super) fn listeners(config: &Config) -> Result<Vec<Listener>> {
     let mut listeners = Vec::new();
     if !config.outside {
@@ -122,7 +122,7 @@ pub(super) fn start_workers(
                             let proxy = proxy.clone();
                             tokio::spawn(sockets::in_turn(async move {
                                 if last < Accepting::Nothing {
-                                    // Ended by the limit: then they are answered that we are not ready, and why.
+                                    // Ended by the limit: then requests are refused with the reason.
                                     let mut ready = proxy.directory.ready();
                                     let _ = tokio::time::timeout(FIRST_READY, ready.wait_for(|ready| *ready)).await;
                                 }

@@ -1,4 +1,4 @@
-//! Reload: a successor takes over, and this process finishes what it has begun ([`crate::host::hot_restart`]).
+//! Reload: a successor takes over, and this process finishes its requests and connections ([`crate::host::hot_restart`]).
 
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
@@ -23,7 +23,7 @@ const READY: Duration = Duration::from_secs(15);
 const LINGER: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(20);
 
-/// What a supervisor, or an administrator, asks for meanwhile.
+/// The signals of a supervisor or an administrator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Request {
     /// SIGTERM, or an interrupt from the terminal.
@@ -55,17 +55,17 @@ impl Sidecar {
         Ok(())
     }
 
-    /// Waits until what was registered before a restart is registered again.
+    /// Waits until registrations of before a restart are restored.
     pub async fn restored(&self) {
         // Never closed: this has the sender.
         let _ = self.restored.subscribe().wait_for(|restored| *restored).await;
     }
 
-    /// Starts a successor, which accepts all connections from now on, and gives up what one process alone may do. Nothing is
+    /// Starts a successor, which accepts all connections from now on, and gives up the duties of one process alone. Nothing is
     /// deregistered: the successor registers the same instances on the same node.
     ///
     /// # Errors
-    /// When no successor came up: then nothing has changed.
+    /// If no successor came up: then nothing has changed.
     pub async fn hand_over(&self) -> Result<Successor> {
         let mut shared = sockets::shared().context("cannot share the sockets")?;
         if let Some(ports) = &self.ports {
@@ -81,10 +81,10 @@ impl Sidecar {
         Ok(successor)
     }
 
-    /// Has the successor serve, and finishes the connections that are open. The exit code.
+    /// Lets the successor serve, and finishes the open connections. Returns the exit code.
     ///
     /// # Errors
-    /// When the successor has ended.
+    /// If the successor has ended.
     pub async fn outlast(
         &self,
         mut successor: Successor,
@@ -92,7 +92,7 @@ impl Sidecar {
     ) -> Result<ExitCode> {
         hot_restart::adopt_successors();
         successor.go()?;
-        // Nothing of what the successor has stays open here: if it crashed, the next one could not have it.
+        // No socket of the successor stays open here: after a crash of the successor the next one could not bind it.
         sockets::end_turn();
         self.claims.lock().unwrap_or_else(PoisonError::into_inner).clear();
         self.proxy.draining.send_replace(true);
@@ -129,7 +129,7 @@ impl Sidecar {
     async fn finish(&self, limit: Instant) {
         let (proxy, begun) = (&self.proxy, Instant::now());
         let linger = async {
-            // What the application asks for first on a connection of before is still looked up.
+            // The first look-ups on connections of before are still answered.
             tokio::time::sleep(LINGER).await;
             self.discovery.cancel();
             std::future::pending().await

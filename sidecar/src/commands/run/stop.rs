@@ -1,4 +1,4 @@
-//! Ending without failing a request: the order in which others, and then our own application, are told.
+//! Shutdown without failing a request: first the mesh, then the application is notified.
 
 use std::time::{Duration, Instant};
 
@@ -8,15 +8,15 @@ use crate::proxy::activity::Activity;
 
 /// See [`idle`].
 const QUIET: Duration = Duration::from_millis(250);
-/// Shortest stay after SIGTERM where neither the command line nor the mesh says otherwise, as Istio's.
+/// Shortest stay after SIGTERM unless the command line or the mesh sets it, as Istio's.
 const DRAIN_MIN: Duration = Duration::from_secs(5);
 /// Longest wait for the application's last calls.
 const FINISH: Duration = Duration::from_secs(5);
 
 impl Sidecar {
-    /// Ends a sidecar that does not own its application, which may have been told to end at the same moment: all goes on as
-    /// before until the application has closed its connections (Istio's `EXIT_ON_ZERO_ACTIVE_CONNECTIONS` after
-    /// `MINIMUM_DRAIN_DURATION`), and other sidecars have been told to go elsewhere.
+    /// Ends a sidecar that does not own its application, which may have got a signal at the same moment: everything goes on until the
+    /// application has closed its connections (Istio's `EXIT_ON_ZERO_ACTIVE_CONNECTIONS` after `MINIMUM_DRAIN_DURATION`), and
+    /// other sidecars have removed this endpoint.
     pub async fn stop(&self) {
         if self.config.gateway {
             self.drain().await;
@@ -51,13 +51,13 @@ impl Sidecar {
         }
     }
 
-    /// Takes this pod out of the mesh and waits until nobody calls it any more, within the configured limits.
+    /// Takes this pod out of the mesh and waits until it has no more inbound requests, within the configured limits.
     pub async fn drain(&self) {
         let limit = Instant::now() + Duration::from_secs(self.config.drain_limit);
         if self.config.gateway {
             self.proxy.draining.send_replace(true);
             self.agent.local.close().await;
-            // Whoever calls is told to come again to another one.
+            // Responses close the connections of downstreams.
             self.proxy.leaving.begin();
             return quiet(&self.proxy.outbound, limit).await;
         }
@@ -65,7 +65,7 @@ impl Sidecar {
         self.finish_inbound(limit).await;
     }
 
-    /// Takes this pod out of the mesh, and waits until those who call it have acknowledged that.
+    /// Takes this pod out of the mesh, and waits until the sidecars that call it have acknowledged that.
     async fn leave_mesh(&self) {
         self.proxy.draining.send_replace(true);
         self.agent.local.close().await;
@@ -83,7 +83,7 @@ impl Sidecar {
         }
     }
 
-    /// Waits until our application's own calls have ended, a few seconds at most: a connection to a database never does.
+    /// Waits until the application's own calls have ended, a few seconds at most: a connection to a database never does.
     pub async fn finish_outbound(&self) {
         self.accepting.send_replace(Accepting::Nothing);
         self.proxy.leaving.begin();
@@ -95,8 +95,8 @@ async fn quiet(activity: &Activity, limit: Instant) {
     idle(|| activity.count() > 0, limit).await;
 }
 
-/// Waits until nothing has been `busy` for a moment: a peer that had picked us before it learned that we end may still be on
-/// its way, and a connection that was just accepted has not been heard yet.
+/// Waits until nothing has been `busy` for a moment: a request of a peer that had picked this endpoint may still be on its way, and
+/// an accepted connection has not sent its request yet.
 pub(super) async fn idle(busy: impl Fn() -> bool, limit: Instant) {
     let mut last = Instant::now();
     while Instant::now() < limit && last.elapsed() < QUIET {

@@ -35,7 +35,7 @@ pub(super) fn hello(config: &Config, node: String) -> Hello {
     }
 }
 
-/// Registers again what was registered before a restart, where the application may run already.
+/// Restores the registrations of before a restart, where the application may run already.
 pub(super) fn restore(
     config: &Config,
     application: Application,
