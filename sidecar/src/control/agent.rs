@@ -94,9 +94,9 @@ impl Sockets for Delivery {
 }
 
 /// The control plane, queried over the connection that short queries share.
-pub struct Asked(pub Arc<Control>);
+pub struct ControlPlaneCatalog(pub Arc<Control>);
 
-impl Source for Asked {
+impl Source for ControlPlaneCatalog {
     fn ask(&self, question: Question) -> BoxFuture<'_, Result<Answer, Status>> {
         Box::pin(async move {
             let mut client = CatalogClient::new(self.0.channel()).max_decoding_message_size(MAX_ANSWER);

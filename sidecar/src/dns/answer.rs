@@ -27,7 +27,7 @@ const VIRTUAL_ZONE: &str = "240.240.in-addr.arpa";
 
 /// A parsed packet.
 #[derive(Debug)]
-pub enum Asked {
+pub enum Packet {
     /// Nothing that deserves an answer.
     Nothing,
     /// Something that is answered with an error; this one.
@@ -74,18 +74,18 @@ pub struct Place {
 }
 
 /// Reads a packet.
-pub fn parse(packet: &[u8]) -> Asked {
+pub fn parse(packet: &[u8]) -> Packet {
     let mut decoder = BinDecoder::new(packet);
-    let Ok(header) = Header::read(&mut decoder) else { return Asked::Nothing };
+    let Ok(header) = Header::read(&mut decoder) else { return Packet::Nothing };
     // Answers to answers would go back and forth for ever.
     if header.metadata.message_type == MessageType::Response {
-        return Asked::Nothing;
+        return Packet::Nothing;
     }
     let refuse = |code| {
         let mut message = Message::error_msg(header.metadata.id, header.metadata.op_code, code);
         message.metadata.recursion_desired = header.metadata.recursion_desired;
         // An error without a question can always be written.
-        message.to_vec().map_or(Asked::Nothing, Asked::Refused)
+        message.to_vec().map_or(Packet::Nothing, Packet::Refused)
     };
     if header.metadata.op_code != OpCode::Query {
         return refuse(ResponseCode::NotImp);
@@ -96,7 +96,7 @@ pub fn parse(packet: &[u8]) -> Asked {
     let mut name = question.name().to_ascii();
     name.make_ascii_lowercase();
     let name = name.strip_suffix('.').unwrap_or(&name).to_owned();
-    Asked::Query(Box::new(Query { header, question, name, edns }))
+    Packet::Query(Box::new(Query { header, question, name, edns }))
 }
 
 impl Query {

@@ -29,7 +29,7 @@ use weft_core::names::{CONSUL_SUFFIX, SERVICE_SUFFIX, is_of_mesh};
 use weft_core::target;
 
 use crate::control::directory::{Directory, Lookup, ServiceView};
-use crate::dns::answer::{Asked, Place, Query, Say};
+use crate::dns::answer::{Packet, Place, Query, Say};
 use crate::dns::consul::Consul;
 use crate::resolve::forward::{Forwarder, Transport};
 use crate::resolve::framing::{read_framed, write_framed};
@@ -89,9 +89,9 @@ impl Dns {
     /// The answer to a packet, unless it deserves none.
     pub async fn handle(&self, packet: &[u8], transport: Transport) -> Option<Vec<u8>> {
         let query = match answer::parse(packet) {
-            Asked::Nothing => return None,
-            Asked::Refused(reply) => return Some(reply),
-            Asked::Query(query) => query,
+            Packet::Nothing => return None,
+            Packet::Refused(reply) => return Some(reply),
+            Packet::Query(query) => query,
         };
         let say = match self.choose(&query, packet, transport).await {
             Ok(say) => say,

@@ -414,9 +414,9 @@ fn what_is_no_question_is_refused_or_dropped() {
         packet
     };
     let code = |packet: &[u8]| match answer::parse(packet) {
-        Asked::Nothing => None,
-        Asked::Refused(reply) => Some(Message::from_vec(&reply).unwrap().metadata.response_code),
-        Asked::Query(_) => Some(ResponseCode::NoError),
+        Packet::Nothing => None,
+        Packet::Refused(reply) => Some(Message::from_vec(&reply).unwrap().metadata.response_code),
+        Packet::Query(_) => Some(ResponseCode::NoError),
     };
     assert_eq!(code(&fine), Some(ResponseCode::NoError));
     assert_eq!(code(&fine[..11]), None, "no header");
@@ -429,7 +429,7 @@ fn what_is_no_question_is_refused_or_dropped() {
 
 #[test]
 fn what_does_not_fit_says_so() {
-    let Asked::Query(query) = answer::parse(&query("a.", RecordType::A)) else { panic!("a query") };
+    let Packet::Query(query) = answer::parse(&query("a.", RecordType::A)) else { panic!("a query") };
     let many = Say::Addresses((0..100).map(|n| IpAddr::from([240, 240, 0, n])).collect(), 30);
     let udp = Message::from_vec(&query.reply(&many, Transport::Udp).unwrap()).unwrap();
     assert!(udp.metadata.truncation && udp.answers.is_empty());
@@ -460,7 +460,7 @@ proptest! {
         let at = at % packet.len();
         packet[at] = byte;
         packet.truncate(packet.len() - cut % packet.len());
-        if let Asked::Query(query) = answer::parse(&packet) {
+        if let Packet::Query(query) = answer::parse(&packet) {
             let say = Say::Addresses(vec![IpAddr::from([240, 240, 0, 1])], 30);
             prop_assert!(query.reply(&say, Transport::Udp).is_some());
         }

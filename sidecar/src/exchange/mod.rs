@@ -64,12 +64,12 @@ pub struct Exchange {
     /// Bytes of the heads of request and response.
     pub heads: (u64, u64),
     written: bool,
-    held: Held,
+    resources: Resources,
 }
 
 /// Resources that a request holds until its response has ended.
 #[derive(Default)]
-pub struct Held {
+pub struct Resources {
     /// The connection to the endpoint.
     pub lease: Option<Lease>,
     /// The worker to which the connection is given back.
@@ -138,7 +138,7 @@ impl Exchange {
             sent: 0,
             heads: (0, 0),
             written: false,
-            held: Held::default(),
+            resources: Resources::default(),
         })
     }
 
@@ -170,14 +170,14 @@ impl Exchange {
         self.sent(usize::try_from(moved.received.into_inner()).unwrap_or(usize::MAX));
         self.received += moved.sent.into_inner();
         // The connection is used up.
-        self.held.lease = None;
+        self.resources.lease = None;
         self.complete();
     }
 
     /// Counts and logs the request.
     fn write(&mut self) {
         self.written = true;
-        if let Some(request) = self.held.request.take() {
+        if let Some(request) = self.resources.request.take() {
             self.received += request.received();
         }
         let duration = self.start.elapsed();
@@ -210,15 +210,15 @@ impl ResponseObserver for Exchange {
     }
 
     fn complete(&mut self) {
-        if let Some(lease) = self.held.lease.take()
-            && self.held.request.as_ref().is_none_or(|r| r.is_done())
+        if let Some(lease) = self.resources.lease.take()
+            && self.resources.request.as_ref().is_none_or(|r| r.is_done())
         {
-            lease.finish(self.held.worker);
+            lease.finish(self.resources.worker);
         }
         if !self.written {
             self.write();
         }
-        self.held = Held::default();
+        self.resources = Resources::default();
     }
 
     fn failed(&mut self, flag: ResponseFlag) {

@@ -3,7 +3,7 @@
 use http::{HeaderMap, Method, Response, StatusCode};
 use weft_core::reply::Reason;
 
-use super::{Exchange, Held};
+use super::{Exchange, Resources};
 use crate::http::body::{ResponseBody, ResponseObserver};
 use crate::http::incoming::{Incoming, Upgrade};
 use crate::http::{address_response, local_reply};
@@ -11,7 +11,7 @@ use crate::http::{address_response, local_reply};
 /// The inputs of a response from an endpoint on its way to the downstream.
 pub struct Returning<'a> {
     /// Resources that the request holds until the response has ended.
-    pub held: Held,
+    pub resources: Resources,
     /// The downstream's side of an upgrade, where the request asks for one.
     pub upgrade: Option<Upgrade>,
     /// The request's method.
@@ -31,9 +31,9 @@ impl Exchange {
         returning: Returning<'_>,
         edit: impl FnOnce(&Exchange, StatusCode, &mut HeaderMap),
     ) -> Response<ResponseBody> {
-        let Returning { held, upgrade, method, close, deadline } = returning;
+        let Returning { resources, upgrade, method, close, deadline } = returning;
         self.set_response(&response, &response.body().origin);
-        self.held = held;
+        self.resources = resources;
         let status = response.status();
         let switching = status == StatusCode::SWITCHING_PROTOCOLS
             || (upgrade.is_some() && *method == Method::CONNECT && status.is_success());

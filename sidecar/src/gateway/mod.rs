@@ -6,7 +6,7 @@
 
 mod certificate;
 mod choice;
-mod ended;
+mod handshake;
 mod ports;
 mod tls;
 
@@ -36,7 +36,7 @@ use crate::net::connect::MARK_UPSTREAM;
 use crate::net::stream::{MaybeSocket, Rewind};
 use crate::outbound::{self, Downstream, Entrance};
 use crate::proxy::Proxy;
-use crate::tls::client_hello::{Said, hello};
+use crate::tls::client_hello::{ClientHello, hello};
 use crate::upstream::cluster::ClusterView;
 pub use ports::{Doors, Ports, keep, serve, shared};
 
@@ -92,7 +92,7 @@ impl Caller {
     async fn tls(&self, mut stream: TcpStream, doors: &Doors) {
         let said = tokio::time::timeout(PATIENCE, hello(&mut stream, BytesMut::new()));
         let said = self.proxy.quiet.enter(self.peer.ip()).until(said).await;
-        let Some(Ok(Ok(Said { bytes, name, mesh }))) = said else {
+        let Some(Ok(Ok(ClientHello { bytes, name, mesh }))) = said else {
             return;
         };
         let found = by_server_name(&doors.servers, &name).or_else(|| of_mesh(&doors.servers, &name));
@@ -113,7 +113,7 @@ impl Caller {
         }
         let Some(ending) = &server.tls else { return };
         let stream = Rewind::new(bytes.freeze(), stream);
-        let ended = match ended::accept(&self.proxy, ending, &doors.terminations, stream).await {
+        let ended = match handshake::accept(&self.proxy, ending, &doors.terminations, stream).await {
             Ok(ended) => ended,
             Err(e) => {
                 self.proxy.metrics.handshakes_failed.inc();
@@ -159,14 +159,14 @@ impl Caller {
                 from_outside(&mut parts, down.ends.source, scheme, certificate);
                 let mut response = outbound::serve(&down, Request::from_parts(parts, body)).await;
                 if !http2 {
-                    down.proxy.bid_farewell(&mut response);
+                    down.proxy.set_connection_close(&mut response);
                 }
                 response
             }
         };
         if http2 {
             let proxy = self.proxy.clone();
-            Box::pin(serve_http2(stream, proxy.leaving.begun(), answer)).await;
+            Box::pin(serve_http2(stream, proxy.leaving.wait(), answer)).await;
         } else {
             let refuse = move |unread: Unread| outbound::refuse(&refused, &unread);
             serve_http1(stream, Service { limits, answer, refuse }).await;
@@ -225,7 +225,7 @@ impl Caller {
         if !cluster.config.dynamic_dns {
             return self.flow(stream, seen, cluster, To::Any).await;
         }
-        match cluster.named(name) {
+        match cluster.dynamic_endpoint(name) {
             Ok(endpoint) => self.flow(stream, seen, cluster, To::Fixed(&endpoint)).await,
             Err(_) => {
                 tracing::debug!(peer = %self.peer, name, "the server name is none of the hosts that may be called")

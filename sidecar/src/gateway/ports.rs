@@ -76,7 +76,7 @@ pub fn shared(ports: &Ports) -> std::io::Result<Vec<Shared>> {
 async fn close(ports: &watch::Sender<Arc<Ports>>) {
     let open = ports.borrow().clone();
     for (address, port) in open.iter().filter(|(_, port)| !port.kept) {
-        if let Err(e) = sockets::let_nobody_in(&port.socket) {
+        if let Err(e) = sockets::stop_new_connections(&port.socket) {
             tracing::warn!(%address, "connections of this moment may be cut off: {e}");
         }
     }

@@ -16,9 +16,9 @@ fn ours() -> MutexGuard<'static, BTreeSet<u32>> {
 
 /// A process that is waited for; until this is dropped.
 #[derive(Debug)]
-pub struct Ours(Option<u32>);
+pub struct ChildGuard(Option<u32>);
 
-impl Drop for Ours {
+impl Drop for ChildGuard {
     fn drop(&mut self) {
         if let Some(pid) = self.0 {
             ours().remove(&pid);
@@ -30,13 +30,16 @@ impl Drop for Ours {
 ///
 /// # Errors
 /// If it cannot be started.
-pub fn spawn<T>(spawn: impl FnOnce() -> io::Result<T>, id: impl FnOnce(&T) -> Option<u32>) -> io::Result<(T, Ours)> {
+pub fn spawn<T>(
+    spawn: impl FnOnce() -> io::Result<T>,
+    id: impl FnOnce(&T) -> Option<u32>,
+) -> io::Result<(T, ChildGuard)> {
     // Held over both steps: a process that exits at once is registered before it is reaped.
     let mut all = ours();
     let child = spawn()?;
     let pid = id(&child);
     all.extend(pid);
-    Ok((child, Ours(pid)))
+    Ok((child, ChildGuard(pid)))
 }
 
 /// Applies `act` to those of `pids` that do not belong to the sidecar; none is registered meanwhile.

@@ -231,7 +231,7 @@ impl Successor {
     }
 
     /// Waits until neither it nor a successor of its own runs any more. Gives its exit code.
-    pub async fn ended(&mut self) -> ExitCode {
+    pub async fn wait(&mut self) -> ExitCode {
         let code = self.process.wait().await.map_or(1, code_of);
         while children::all().next().is_some() {
             // Those that followed are not this process's to wait for by a handle.
@@ -246,7 +246,7 @@ impl Successor {
     ///
     /// # Errors
     /// If the program cannot be executed again.
-    pub fn leave_to_it(self) -> Result<ExitCode> {
+    pub fn become_follower(self) -> Result<ExitCode> {
         if notify::is_supervised() || is_successor() {
             return Ok(ExitCode::SUCCESS);
         }

@@ -35,7 +35,7 @@ pub async fn run(args: &[String], timeout: Duration) -> io::Result<Ran> {
     let (mut child, _ours) = children::spawn(start, |child| child.id())?;
     let group = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
     let (out, err) = (child.stdout.take(), child.stderr.take());
-    let work = async { tokio::join!(child.wait(), said(out), said(err)) };
+    let work = async { tokio::join!(child.wait(), read_output(out), read_output(err)) };
     let Ok((status, out, err)) = tokio::time::timeout(timeout, work).await else {
         if let Some(group) = group {
             // It may have ended in this moment.
@@ -48,7 +48,7 @@ pub async fn run(args: &[String], timeout: Duration) -> io::Result<Ran> {
     Ok(Ran { code: status?.code(), output })
 }
 
-async fn said(from: Option<impl AsyncRead + Unpin>) -> Vec<u8> {
+async fn read_output(from: Option<impl AsyncRead + Unpin>) -> Vec<u8> {
     let Some(mut from) = from else { return Vec::new() };
     let (mut kept, mut piece) = (Vec::new(), [0; 1024]);
     while let Ok(n @ 1..) = from.read(&mut piece).await {

@@ -188,7 +188,7 @@ async fn mesh(
         let id = spiffe_id(leaf)?;
         let foreign = id.trust_domain() != credentials.id.trust_domain();
         // The trust bundle may have been removed since the handshake.
-        anyhow::ensure!(credentials.believes(id.trust_domain()), "{id} is of another trust domain");
+        anyhow::ensure!(credentials.trusts_domain(id.trust_domain()), "{id} is of another trust domain");
         let port = to.port();
         anyhow::ensure!(!foreign || exported, "{id} of another trust domain calls port {port}, which is not exported");
         let hash = hex(&sha256(leaf));

@@ -15,7 +15,7 @@ use weft_core::retry::is_repeatable;
 
 use super::Caller;
 use crate::exchange::attempt::{AttemptFailure, Outgoing};
-use crate::exchange::{Exchange, Held, Returning};
+use crate::exchange::{Exchange, Resources, Returning};
 use crate::http::body::ResponseBody;
 use crate::http::http1::Unread;
 use crate::http::incoming::{Incoming, Upgrade};
@@ -132,7 +132,7 @@ impl Caller {
             Err(failed) => return self.fail(exchange, failed, policy),
         };
         response.headers_mut().remove(UNDELIVERED);
-        let held = Held {
+        let resources = Resources {
             lease: Some(lease),
             worker: self.worker,
             request: outgoing.state(),
@@ -141,7 +141,7 @@ impl Caller {
             active: Some(active),
         };
         let close = self.proxy.is_draining();
-        let returning = Returning { held, upgrade, method: &parts.method, close, deadline: None };
+        let returning = Returning { resources, upgrade, method: &parts.method, close, deadline: None };
         exchange.respond(response, returning, |_, _, _| {})
     }
 

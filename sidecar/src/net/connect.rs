@@ -26,12 +26,12 @@ pub const DELIVERY_SOURCE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 6);
 static SOURCE: OnceLock<IpAddr> = OnceLock::new();
 
 /// Sets the source address of connections to the control plane: it is the pod's address in the mesh.
-pub fn come_from(address: IpAddr) {
+pub fn set_source_address(address: IpAddr) {
     // Said once, before anything is connected.
     let _ = SOURCE.set(address);
 }
 
-/// The address that was given to [`come_from`].
+/// The address that was given to [`set_source_address`].
 pub fn source() -> Option<IpAddr> {
     SOURCE.get().copied()
 }

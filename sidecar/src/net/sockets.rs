@@ -281,7 +281,7 @@ pub fn closable(address: SocketAddr) -> Result<(TcpListener, bool)> {
 ///
 /// # Errors
 /// If the kernel cannot attach the filter.
-pub fn let_nobody_in(listener: &TcpListener) -> std::io::Result<()> {
+pub fn stop_new_connections(listener: &TcpListener) -> std::io::Result<()> {
     // The flags of the TCP header; where SYN is set the packet is dropped, else it is left as long as it is.
     let (load_byte, jump_if_set, give) = (0x30, 0x45, 0x06);
     let (flags, syn) = (13, 2);
@@ -335,7 +335,7 @@ mod tests {
         let at = listener.local_addr().unwrap();
         let connect = || TcpStream::connect_timeout(&at, Duration::from_millis(200));
         let mut before = connect().unwrap();
-        let_nobody_in(&listener).unwrap();
+        stop_new_connections(&listener).unwrap();
         assert_eq!(connect().unwrap_err().kind(), ErrorKind::TimedOut);
         let (mut accepted, _) = listener.accept().unwrap();
         drop(listener);

@@ -23,7 +23,7 @@ use crate::exchange::tcp::{self, First, Flow, To};
 use crate::net::connect::MARK_UPSTREAM;
 use crate::net::stream::Rewind;
 use crate::outbound::{self, Downstream};
-use crate::tls::client_hello::{Said, hello};
+use crate::tls::client_hello::{ClientHello, hello};
 use crate::upstream::cluster::ClusterView;
 use crate::upstream::endpoints;
 
@@ -41,7 +41,7 @@ pub async fn connection(down: &Arc<Downstream>, mut stream: TcpStream, original:
         Lookup::Service(view) => Some(view),
         _ => None,
     };
-    let dialed = Dialed { down, original, service };
+    let dialed = OriginalDestination { down, original, service };
     let budget = match target::look(dialed.compiled(), original.port()) {
         Look::Pass => return dialed.relay(stream, Bytes::new(), None).await,
         Look::ServerName => return dialed.tls(stream, BytesMut::new()).await,
@@ -92,7 +92,7 @@ pub async fn http(mut stream: TcpStream) -> Option<Http> {
 }
 
 /// The original destination.
-struct Dialed<'a> {
+struct OriginalDestination<'a> {
     down: &'a Arc<Downstream>,
     original: SocketAddr,
     /// `None`: the directory knows no service at the address.
@@ -106,7 +106,7 @@ struct Way {
     endpoint: Option<Arc<Endpoint>>,
 }
 
-impl Dialed<'_> {
+impl OriginalDestination<'_> {
     fn compiled(&self) -> Option<&Service> {
         self.service.as_ref().map(|view| &*view.service)
     }
@@ -151,9 +151,8 @@ impl Dialed<'_> {
             let cluster = Arc::new(ClusterView::passthrough(u32::MAX));
             return Ok(Way { cluster, endpoint: Some(endpoints::passthrough(self.original)) });
         };
-        let asked = Connection { server_name, source: self.down.ends.source, destination: self.original };
-        let cluster =
-            target::cluster(port, &asked, rand::rng().next_u64()).ok_or("no route is for this server name")?;
+        let view = Connection { server_name, source: self.down.ends.source, destination: self.original };
+        let cluster = target::cluster(port, &view, rand::rng().next_u64()).ok_or("no route is for this server name")?;
         let cluster = service.clusters[cluster].clone();
         let mut endpoint = cluster.config.original_destination.then(|| endpoints::passthrough(self.original));
         if cluster.config.headless {
@@ -161,7 +160,7 @@ impl Dialed<'_> {
             endpoint = target::chosen(&cluster.config, &cluster.endpoints, Some(self.original), "", names).cloned();
         }
         if cluster.config.dynamic_dns {
-            let named = cluster.named(server_name.unwrap_or_default());
+            let named = cluster.dynamic_endpoint(server_name.unwrap_or_default());
             endpoint = Some(named.map_err(|_| "the server name is none of the hosts that may be called")?);
         }
         Ok(Way { cluster, endpoint })
@@ -185,7 +184,7 @@ impl Dialed<'_> {
     async fn tls(mut self, mut stream: TcpStream, bytes: BytesMut) -> Option<Http> {
         let said = tokio::time::timeout(HELLO_WITHIN, hello(&mut stream, bytes)).await.ok()?;
         let (bytes, name) = match said {
-            Ok(Said { bytes, name, .. }) => (bytes, name),
+            Ok(ClientHello { bytes, name, .. }) => (bytes, name),
             Err(bytes) => (bytes, String::new()),
         };
         if self.service.is_none()

@@ -101,7 +101,7 @@ impl Copy {
             return self.down.original.map(|to| self.down.passthrough.endpoint_of(cluster, to));
         }
         if cluster.config.dynamic_dns {
-            return cluster.named(authority(&self.parts)).ok();
+            return cluster.dynamic_endpoint(authority(&self.parts)).ok();
         }
         cluster.balancer().pick(self.hash, &mut || rand::rng().next_u64(), 0).cloned()
     }

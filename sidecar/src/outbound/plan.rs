@@ -112,7 +112,7 @@ enum Place {
     /// To this endpoint of a service, by the application's own choice.
     Pinned(Arc<ClusterView>, Arc<Endpoint>),
     /// To where it was dialed.
-    Foreign(SocketAddr),
+    Passthrough(SocketAddr),
     /// To the same address under https.
     Https,
     /// Nowhere.
@@ -124,14 +124,14 @@ pub(super) async fn decide(down: &Downstream, parts: &Parts, view: &RequestView<
     let place = place(down, parts).await;
     // The application may ask a proxy that it chose itself for a tunnel; the mesh's services are not proxies, unless CONNECT is
     // allowed (Envoy's `upgrade_type: CONNECT`).
-    let chosen = matches!(place, Place::Foreign(_)) && down.original.is_some();
+    let chosen = matches!(place, Place::Passthrough(_)) && down.original.is_some();
     if asks == Asks::Connect && !chosen && !down.proxy.settings.allows_connect() {
         return Decision::Refuse(None, Reason::ConnectRefused);
     }
     match place {
         Place::None(reason) => Decision::Refuse(None, reason),
         Place::Https => Decision::Secure(Box::new(secure(view))),
-        Place::Foreign(to) => {
+        Place::Passthrough(to) => {
             // Addressed as an HTTP proxy, each request may go elsewhere: no connection is kept for the next one.
             if down.original.is_none() {
                 let plan = Plan::fixed(Arc::new(ClusterView::passthrough(1)), endpoints::passthrough(to));
@@ -193,7 +193,7 @@ async fn dialed(down: &Downstream, original: SocketAddr) -> Place {
             return Place::Pinned(view.clusters[at].clone(), endpoint);
         }
     }
-    if may_pass(&down.proxy, original) { Place::Foreign(original) } else { Place::None(Reason::UnknownHost) }
+    if may_pass(&down.proxy, original) { Place::Passthrough(original) } else { Place::None(Reason::UnknownHost) }
 }
 
 /// Whether an unknown destination is dialed as addressed. A virtual IP belongs to no machine.
@@ -295,7 +295,7 @@ fn fixed(
     if config.dynamic_dns {
         // A route that gives the request another authority means that one.
         let rewritten = destination.authority.as_ref();
-        return cluster.named(rewritten.map_or(view.authority, |authority| authority.as_str())).map(Some);
+        return cluster.dynamic_endpoint(rewritten.map_or(view.authority, |authority| authority.as_str())).map(Some);
     }
     if config.headless {
         let names = &service.service.names;

@@ -25,7 +25,7 @@ use super::mirror::Mirrored;
 use super::plan::{Decision, Grant, Plan, decide};
 use crate::control::directory::ServiceView;
 use crate::exchange::attempt::Outgoing;
-use crate::exchange::{Exchange, Held, Returning};
+use crate::exchange::{Exchange, Resources, Returning};
 use crate::http::body::{Replay, ResponseBody};
 use crate::http::http1::Unread;
 use crate::http::incoming::{Incoming, Upgrade};
@@ -196,9 +196,13 @@ impl Call<'_> {
         let sending = Sending { call: self, plan, original: &original, prepared: &prepared, deadline };
         match result {
             Ok(sent) => {
-                let held =
-                    Held { request: outgoing.state(), permit: Some(permit), active: Some(active), ..Held::default() };
-                sending.respond(exchange, sent, held, upgrade)
+                let resources = Resources {
+                    request: outgoing.state(),
+                    permit: Some(permit),
+                    active: Some(active),
+                    ..Resources::default()
+                };
+                sending.respond(exchange, sent, resources, upgrade)
             }
             Err(failure) => sending.fail(exchange, failure, &attempts),
         }
@@ -271,14 +275,18 @@ impl Sending<'_> {
         &self,
         mut exchange: Box<Exchange>,
         sent: Sent,
-        held: Held,
+        resources: Resources,
         upgrade: Option<Upgrade>,
     ) -> Response<ResponseBody> {
         exchange.flags.extend(sent.flags);
-        let held =
-            Held { lease: Some(sent.lease), worker: self.call.down.worker, in_flight: Some(sent.in_flight), ..held };
+        let resources = Resources {
+            lease: Some(sent.lease),
+            worker: self.call.down.worker,
+            in_flight: Some(sent.in_flight),
+            ..resources
+        };
         let (method, deadline) = (&self.original.method, self.deadline);
-        let returning = Returning { held, upgrade, method, close: false, deadline };
+        let returning = Returning { resources, upgrade, method, close: false, deadline };
         exchange.respond(sent.response, returning, |exchange, status, headers| self.edit(exchange, status, headers))
     }
 

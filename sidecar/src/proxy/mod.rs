@@ -65,7 +65,7 @@ impl Leaving {
     }
 
     /// Waits until it is.
-    pub async fn begun(&self) {
+    pub async fn wait(&self) {
         // Never closed: this has the sender.
         let _ = self.event.subscribe().wait_for(|()| self.has_begun()).await;
     }
@@ -116,7 +116,7 @@ impl Proxy {
     }
 
     /// Closes the application's connection with this response, once a drain has come so far.
-    pub fn bid_farewell<B>(&self, response: &mut Response<B>) {
+    pub fn set_connection_close<B>(&self, response: &mut Response<B>) {
         if self.leaving.has_begun() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }

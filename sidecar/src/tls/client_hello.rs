@@ -7,7 +7,7 @@ use weft_core::tls_hello::{Hello, MAX_HELLO, client_hello};
 use crate::tls::identity::alpn;
 
 /// A ClientHello.
-pub struct Said {
+pub struct ClientHello {
     /// All bytes that were read.
     pub bytes: BytesMut,
     /// The server name in lower case; empty: none.
@@ -20,12 +20,12 @@ pub struct Said {
 ///
 /// # Errors
 /// It is no TLS, or the connection has ended.
-pub async fn hello<S: AsyncRead + Unpin>(stream: &mut S, mut bytes: BytesMut) -> Result<Said, BytesMut> {
+pub async fn hello<S: AsyncRead + Unpin>(stream: &mut S, mut bytes: BytesMut) -> Result<ClientHello, BytesMut> {
     loop {
         match client_hello(&bytes) {
             Hello::ClientHello { sni, alpn } => {
                 let mesh = alpn.iter().any(|offered| alpn::ALL.contains(&offered.as_slice()));
-                return Ok(Said { bytes, name: sni.unwrap_or_default(), mesh });
+                return Ok(ClientHello { bytes, name: sni.unwrap_or_default(), mesh });
             }
             Hello::NotTls if !bytes.is_empty() => return Err(bytes),
             _ if bytes.len() >= MAX_HELLO => return Err(bytes),

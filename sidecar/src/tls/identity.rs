@@ -207,7 +207,7 @@ impl Credentials {
     }
 
     /// Whether the roots of this trust domain are known.
-    pub fn believes(&self, trust_domain: &str) -> bool {
+    pub fn trusts_domain(&self, trust_domain: &str) -> bool {
         trust_domain == self.id.trust_domain() || self.federated.contains_key(trust_domain)
     }
 
@@ -357,7 +357,7 @@ impl Identity {
     ///
     /// # Errors
     /// If a root cannot be read, or is for the own trust domain: then nothing changes.
-    pub fn believe(&self, bundles: &Bundles) -> Result<()> {
+    pub fn set_trust_bundles(&self, bundles: &Bundles) -> Result<()> {
         let mut federated = self.federated.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(current) = self.current()
             && current.federated != *bundles

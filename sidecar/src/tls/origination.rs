@@ -68,7 +68,7 @@ impl Originations {
         {
             return Ok(known.config.clone());
         }
-        let config = match (made(origination, &files, inside), known.get(&key)) {
+        let config = match (build(origination, &files, inside), known.get(&key)) {
             (Ok(config), _) => Arc::new(config),
             (Err(e), Some(before)) => {
                 tracing::error!(
@@ -87,7 +87,7 @@ impl Originations {
     }
 }
 
-fn made(origination: &Origination, files: &Files, inside: Inside) -> Result<ClientConfig> {
+fn build(origination: &Origination, files: &Files, inside: Inside) -> Result<ClientConfig> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
     let builder = builder.dangerous().with_custom_certificate_verifier(verifier(origination, files, provider)?);

@@ -21,7 +21,7 @@ use weft_core::reply::Reason;
 use crate::telemetry::metrics::Pair;
 use crate::tls::identity::Identity;
 use crate::upstream::dial::Dialer;
-use crate::upstream::dynamic_hosts::Named;
+use crate::upstream::dynamic_hosts::DynamicHosts;
 use crate::upstream::pool::ClusterPool;
 
 /// State that survives a new snapshot.
@@ -31,7 +31,7 @@ pub struct Shared {
     /// Requests and retries in flight.
     pub limits: ClusterLimits,
     /// Endpoints that requests named.
-    named: Named,
+    dynamic_hosts: DynamicHosts,
 }
 
 /// One cluster as of one snapshot.
@@ -81,7 +81,7 @@ impl ClusterView {
             None => Arc::new(Shared {
                 pool: ClusterPool::new(&config.pool),
                 limits: ClusterLimits::new(),
-                named: Named::default(),
+                dynamic_hosts: DynamicHosts::default(),
             }),
         };
         if !config.original_destination && !config.dynamic_dns {
@@ -127,17 +127,17 @@ impl ClusterView {
         ClusterView::new(Arc::new(config), &[], &Arc::default(), None)
     }
 
-    /// The endpoint that `asked`, an authority or server name, stands for, in a cluster whose requests name their endpoints.
+    /// The endpoint that `authority`, or a server name, stands for, in a cluster whose requests name their endpoints.
     ///
     /// # Errors
     /// If it is no host of the cluster, or too many are in use.
-    pub fn named(&self, asked: &str) -> Result<Arc<Endpoint>, Reason> {
-        let host = self.config.named(asked).ok_or(Reason::UnknownHost)?;
+    pub fn dynamic_endpoint(&self, authority: &str) -> Result<Arc<Endpoint>, Reason> {
+        let host = self.config.named(authority).ok_or(Reason::UnknownHost)?;
         let port = match self.config.target_port {
             TargetPort::Number(port) => port,
             TargetPort::Registered | TargetPort::Named { .. } => self.config.port,
         };
-        let (endpoint, gone) = self.shared.named.endpoint(&host, port);
+        let (endpoint, gone) = self.shared.dynamic_hosts.endpoint(&host, port);
         if let Some(gone) = gone {
             self.shared.pool.forget(gone);
         }

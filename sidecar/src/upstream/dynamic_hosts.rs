@@ -17,7 +17,7 @@ const MOST: usize = 4096;
 
 /// Those of one cluster.
 #[derive(Default)]
-pub struct Named(Mutex<State>);
+pub struct DynamicHosts(Mutex<State>);
 
 #[derive(Default)]
 struct State {
@@ -37,7 +37,7 @@ impl Known {
     }
 }
 
-impl Named {
+impl DynamicHosts {
     /// The endpoint of `host`, dialed at `port`; `None`: too many others are in use. The second is an evicted endpoint, whose
     /// connections have to be closed.
     pub fn endpoint(&self, host: &str, port: u16) -> (Option<Arc<Endpoint>>, Option<EndpointId>) {
@@ -74,7 +74,7 @@ mod tests {
 
     #[test]
     fn a_host_is_one_endpoint() {
-        let named = Named::default();
+        let named = DynamicHosts::default();
         let first = named.endpoint("a.test", 80).0.unwrap();
         assert_eq!((&*first.key, &first.target), ("a.test:80", &Target::Asked("a.test".into(), 80)));
         assert!(Arc::ptr_eq(&first, &named.endpoint("a.test", 80).0.unwrap()));
@@ -84,7 +84,7 @@ mod tests {
 
     #[test]
     fn the_one_that_nobody_asks_for_goes() {
-        let named = Named::default();
+        let named = DynamicHosts::default();
         let held = named.endpoint("n0.test", 80).0.unwrap();
         let second = named.endpoint("n1.test", 80).0.unwrap().state.id();
         let flight = named.endpoint("n2.test", 80).0.unwrap().state.enter();
@@ -100,7 +100,7 @@ mod tests {
 
     #[test]
     fn what_is_in_use_stays() {
-        let named = Named::default();
+        let named = DynamicHosts::default();
         let all: Vec<_> = (0..MOST).map(|n| named.endpoint(&format!("n{n}.test"), 80).0.unwrap()).collect();
         assert!(named.endpoint("more.test", 80).0.is_none());
         drop(all);

@@ -36,7 +36,7 @@ pub struct ClusterPool {
 
 /// The settings and time under which a connection was opened.
 #[derive(Clone, Copy)]
-struct Made {
+struct Opening {
     generation: u32,
     at: Instant,
     /// It serves one request alone: it carries a PROXY header, or was dialed under older settings.
@@ -60,7 +60,7 @@ struct Http1 {
     // Closed before its place is given back.
     client: http1::Client,
     served: u32,
-    made: Made,
+    made: Opening,
     _slot: Slot,
 }
 
@@ -69,7 +69,7 @@ struct Http1 {
 struct Http2 {
     client: http2::Client,
     served: Arc<AtomicU32>,
-    made: Made,
+    made: Opening,
     _slot: Arc<Slot>,
 }
 
@@ -191,7 +191,7 @@ impl ClusterPool {
     }
 
     /// Whether a connection serves no further request.
-    fn is_over(&self, made: Made, served: u32) -> bool {
+    fn is_over(&self, made: Opening, served: u32) -> bool {
         let max_requests = self.max_requests.load(Ordering::Relaxed);
         let max_age = self.max_age_ms.load(Ordering::Relaxed);
         made.for_one
@@ -305,7 +305,7 @@ impl ClusterPool {
         // A request that began under older settings dials by those, and has the connection for itself.
         let generation = dialer.generation;
         let for_one = dialer.speaks_for_one() || generation != self.generation();
-        let made = Made { generation, at: Instant::now(), for_one };
+        let made = Opening { generation, at: Instant::now(), for_one };
         let endpoint = duty.endpoint;
         duty.pool = None;
         let slot = Slot { pool: self.clone() };

@@ -319,7 +319,7 @@ impl Config {
     fn place_outside(&mut self, address: Option<IpAddr>) {
         self.outside = true;
         let Some(address) = address else { return };
-        connect::come_from(address);
+        connect::set_source_address(address);
         // Pages of several pods do not get in each other's way.
         for page in [&mut self.ready_listen, &mut self.metrics_listen, &mut self.admin_listen] {
             if page.ip().is_unspecified() || page.ip().is_loopback() {

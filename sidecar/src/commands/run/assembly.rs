@@ -18,7 +18,7 @@ use weft_core::names::normalise;
 
 use super::config::{Config, Listen, OutboundPolicy};
 use super::ports::Accepting;
-use crate::control::agent::{Asked, Delivery, Session};
+use crate::control::agent::{ControlPlaneCatalog, Delivery, Session};
 use crate::control::connection::Control;
 use crate::control::directory::{self, Directory, Writer};
 use crate::control::registration::Registrations;
@@ -192,7 +192,7 @@ pub(super) fn agent(
             Arc::new(Delivery { scripts: config.enable_script_checks }),
             Some(config.data_dir.join("agent.json")),
         ),
-        mesh: weft_agent::forward::Forwarder::new(Asked(control.clone())),
+        mesh: weft_agent::forward::Forwarder::new(ControlPlaneCatalog(control.clone())),
         node: node.to_owned(),
         metrics: Some(Arc::new(move || metrics.render())),
         leaves: config.connect_leaf.then(|| Leaves::new(control.clone())),

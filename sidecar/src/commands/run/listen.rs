@@ -101,12 +101,12 @@ async fn serve(down: Arc<Downstream>, found: Option<connection::Http>) {
             let down = down.clone();
             async move { outbound::serve(&down, request).await }
         };
-        Box::pin(serve_http2(io, proxy.leaving.begun(), answer)).await;
+        Box::pin(serve_http2(io, proxy.leaving.wait(), answer)).await;
     } else {
         let down = &down;
         let answer = |request| async move {
             let mut response = outbound::serve(down, request).await;
-            down.proxy.bid_farewell(&mut response);
+            down.proxy.set_connection_close(&mut response);
             response
         };
         let refuse = |unread: Unread| outbound::refuse(down, &unread);

@@ -106,7 +106,7 @@ impl Sidecar {
             tokio::select! {
                 () = self.finish(limit) => break,
                 // The supervisor looks at the exit of this process.
-                code = successor.ended(), if !notify::is_supervised() => return Ok(code),
+                code = successor.wait(), if !notify::is_supervised() => return Ok(code),
                 request = requests() => {
                     if request == Request::Stop {
                         limit = limit.min(Instant::now() + Duration::from_secs(self.config.drain_limit));
@@ -122,7 +122,7 @@ impl Sidecar {
             0 => tracing::info!("finished all connections"),
             left => tracing::warn!(left, "--parent-shutdown-time is over, connections are cut off"),
         }
-        successor.leave_to_it()
+        successor.become_follower()
     }
 
     /// Waits until nothing is in progress.

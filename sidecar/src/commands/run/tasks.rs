@@ -146,7 +146,7 @@ pub(super) async fn follow_trust(proxy: Arc<Proxy>) {
     loop {
         let inbound = policy.borrow_and_update().clone();
         if let Some(inbound) = inbound
-            && let Err(e) = proxy.identity.believe(&inbound.trust)
+            && let Err(e) = proxy.identity.set_trust_bundles(&inbound.trust)
         {
             tracing::error!("keeping the previous trust bundles: {e:#}");
         }

@@ -35,7 +35,7 @@ pub(super) const SELF: &str = "self";
 const ABSENT_FOR: Duration = Duration::from_secs(30);
 
 /// One resource as it came.
-pub(super) struct Held<T> {
+pub(super) struct Cached<T> {
     pub(super) version: String,
     pub(super) bytes: bytes::Bytes,
     pub(super) compiled: T,
@@ -47,11 +47,11 @@ pub struct Writer {
     commands: mpsc::Receiver<Command>,
     /// Names that the application used (and preloaded ones) and, once known, their meanings.
     pub(super) wanted: BTreeMap<Arc<str>, Wanted>,
-    pub(super) services: BTreeMap<String, Held<Arc<Service>>>,
-    pub(super) endpoints: BTreeMap<String, Held<Vec<Arc<EndpointConfig>>>>,
+    pub(super) services: BTreeMap<String, Cached<Arc<Service>>>,
+    pub(super) endpoints: BTreeMap<String, Cached<Vec<Arc<EndpointConfig>>>>,
     /// Hosts without endpoints: a complete answer too.
     no_endpoints: BTreeSet<String>,
-    pub(super) inbound: Option<Held<Arc<Inbound>>>,
+    pub(super) inbound: Option<Cached<Arc<Inbound>>>,
     views: HashMap<String, Arc<ServiceView>>,
     pub(super) saved: Option<PathBuf>,
     pub(super) unsaved: bool,
@@ -301,7 +301,7 @@ impl Writer {
             }
             match compile_resource::<v1::Service, _>(&resource, compile::service) {
                 Ok(held) => {
-                    let held = Held { compiled: Arc::new(held.compiled), version: held.version, bytes: held.bytes };
+                    let held = Cached { compiled: Arc::new(held.compiled), version: held.version, bytes: held.bytes };
                     self.services.insert(host.clone(), held);
                 }
                 Err(e) => {
@@ -338,7 +338,7 @@ impl Writer {
 
     fn apply_endpoints(&mut self, response: DeltaDiscoveryResponse, refused: &mut Vec<String>) {
         let keep = self.distrusts_empty();
-        let has_some = |held: Option<&Held<Vec<Arc<EndpointConfig>>>>| held.is_some_and(|h| !h.compiled.is_empty());
+        let has_some = |held: Option<&Cached<Vec<Arc<EndpointConfig>>>>| held.is_some_and(|h| !h.compiled.is_empty());
         for resource in response.resources {
             let host = resource.name.clone();
             self.withheld.remove(&(ENDPOINTS_TYPE, host.clone()));
@@ -373,7 +373,7 @@ impl Writer {
 
     fn apply_inbound(&mut self, resource: Resource) -> Result<(), String> {
         let held = compile_resource::<v1::Inbound, _>(&resource, compile::inbound)?;
-        self.inbound = Some(Held { compiled: Arc::new(held.compiled), version: held.version, bytes: held.bytes });
+        self.inbound = Some(Cached { compiled: Arc::new(held.compiled), version: held.version, bytes: held.bytes });
         Ok(())
     }
 
@@ -414,11 +414,11 @@ impl Writer {
 fn compile_resource<M: Message + Default, T>(
     resource: &Resource,
     compile: impl Fn(&M) -> Result<T, compile::CompileError>,
-) -> Result<Held<T>, String> {
+) -> Result<Cached<T>, String> {
     let any = resource.resource.as_ref().ok_or_else(|| format!("{} has no content", resource.name))?;
     let message = M::decode(any.value.as_ref()).map_err(|e| format!("{}: {e}", resource.name))?;
     let compiled = compile(&message).map_err(|e| format!("{}: {e}", resource.name))?;
-    Ok(Held { version: resource.version.clone(), bytes: any.value.clone(), compiled })
+    Ok(Cached { version: resource.version.clone(), bytes: any.value.clone(), compiled })
 }
 
 #[cfg(test)]

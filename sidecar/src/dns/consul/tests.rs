@@ -5,7 +5,7 @@ use hickory_proto::rr::rdata::opt::{ClientSubnet, EdnsCode, EdnsOption};
 use hickory_proto::rr::rdata::{A, SOA};
 use hickory_proto::rr::{Name, Record};
 
-use super::super::answer::{Asked, parse};
+use super::super::answer::{Packet, parse};
 use super::*;
 
 /// Answers every name under `service.consul` with two addresses for nine seconds, others with "no such name", while it is up.
@@ -71,7 +71,7 @@ fn asking(name: &str, edns: Option<Edns>) -> Query {
     message.metadata.id = 7;
     message.add_query(hickory_proto::op::Query::query(Name::from_ascii(name).unwrap(), RecordType::A));
     message.edns = edns;
-    let Asked::Query(query) = parse(&message.to_vec().unwrap()) else { panic!("no query") };
+    let Packet::Query(query) = parse(&message.to_vec().unwrap()) else { panic!("no query") };
     *query
 }
 

@@ -114,7 +114,7 @@ async fn where_a_port_of_a_headless_service_is_is_told_for_each_ready_endpoint()
 
 #[test]
 fn places_that_do_not_fit_leave_out_their_addresses_first() {
-    let Asked::Query(query) = answer::parse(&query("_a._tcp.db.", RecordType::SRV)) else { panic!("a query") };
+    let Packet::Query(query) = answer::parse(&query("_a._tcp.db.", RecordType::SRV)) else { panic!("a query") };
     let places = |count: u8| {
         let place = |n: u8| answer::Place {
             target: format!("db-{n}.db"),

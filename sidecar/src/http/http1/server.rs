@@ -77,7 +77,7 @@ impl Unread {
 }
 
 /// The properties of a request that decide the form of its response.
-struct Asked {
+struct ResponseForm {
     version: Version,
     is_head: bool,
     is_connect: bool,
@@ -108,14 +108,14 @@ where
                 let unread = Unread::new(error.clone(), &lock(&conn).pending);
                 // Where the request ends is unknown: all that follows is its rest.
                 lock(&conn).begin(Framing::UntilClose);
-                let asked = Asked {
+                let form = ResponseForm {
                     version: Version::HTTP_11,
                     is_head: false,
                     is_connect: false,
                     keep_alive: false,
                     upgrade: None,
                 };
-                Box::pin(respond(&conn, (service.refuse)(unread), asked)).await?;
+                Box::pin(respond(&conn, (service.refuse)(unread), form)).await?;
                 return Err(ReadError::Head(error).into());
             }
             Err(e) => return Err(e.into()),
@@ -142,7 +142,7 @@ where
         conn.takes_interim = version == Version::HTTP_11;
         conn.begin(framing)
     };
-    let mut asked = Asked {
+    let mut form = ResponseForm {
         version,
         is_head: parts.method == Method::HEAD,
         is_connect: parts.method == Method::CONNECT,
@@ -156,7 +156,7 @@ where
     .with_interim(conn.clone());
     if may_upgrade(&parts, names_upgrade) {
         let (sender, receiver) = oneshot::channel();
-        asked.upgrade = Some(sender);
+        form.upgrade = Some(sender);
         incoming = incoming.with_upgrade(Upgrade::Server(receiver));
     }
     let response = {
@@ -180,11 +180,11 @@ where
         .await?
     };
     if lock(conn).broken == Some(Broken::Invalid) {
-        asked.keep_alive = false;
+        form.keep_alive = false;
         // Later bytes cannot be divided into requests any more.
         lock(conn).begin(Framing::UntilClose);
     }
-    respond(conn, response, asked).await
+    respond(conn, response, form).await
 }
 
 /// Writes a response's head; the future sends its body. `true`: the connection serves another request.
@@ -193,12 +193,12 @@ where
 fn respond<I>(
     conn: &Arc<Mutex<Conn<I>>>,
     response: Response<ResponseBody>,
-    asked: Asked,
+    form: ResponseForm,
 ) -> impl Future<Output = Result<bool, ServeError>>
 where
     I: AsyncRead + AsyncWrite + MaybeSocket + Unpin + Send + 'static,
 {
-    let Asked { version, is_head, is_connect, keep_alive, upgrade } = asked;
+    let ResponseForm { version, is_head, is_connect, keep_alive, upgrade } = form;
     let (parts, mut body) = response.into_parts();
     let switching = upgrade
         .filter(|_| parts.status == StatusCode::SWITCHING_PROTOCOLS || (is_connect && parts.status.is_success()));

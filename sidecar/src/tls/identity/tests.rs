@@ -63,7 +63,7 @@ async fn a_trust_domain_is_proved_by_its_own_roots_alone() {
     let here = |federated: &[(&str, &Authority)]| Credentials::new(one.signed("one", &one), bundles(federated));
     let there = Credentials::new(two.signed("two", &two), bundles(&[("one", &one)])).unwrap();
     let believing = here(&[("two", &two)]).unwrap();
-    assert!(believing.believes("one") && believing.believes("two") && !believing.believes("three"));
+    assert!(believing.trusts_domain("one") && believing.trusts_domain("two") && !believing.trusts_domain("three"));
     assert_eq!(refusals(&believing, &there).await, (None, None));
     assert_eq!(refusals(&there, &believing).await, (None, None));
     // Without a trust bundle both sides refuse, each with its own reason.
@@ -93,17 +93,17 @@ async fn what_is_believed_changes_and_outlives_a_renewal() {
     let there = Credentials::new(two.signed("two", &two), bundles(&[("one", &one)])).unwrap();
     let works = async || refusals(&identity.valid().unwrap(), &there).await.0.is_none();
     // Before there is a certificate.
-    identity.believe(&bundles(&[("two", &two)])).unwrap();
+    identity.set_trust_bundles(&bundles(&[("two", &two)])).unwrap();
     renew().await;
     assert!(works().await);
     renew().await;
     assert!(works().await);
     let before = identity.current().unwrap();
-    identity.believe(&bundles(&[("two", &two)])).unwrap();
+    identity.set_trust_bundles(&bundles(&[("two", &two)])).unwrap();
     assert!(Arc::ptr_eq(&before, &identity.current().unwrap()), "nothing has changed");
-    assert!(identity.believe(&bundles(&[("one", &two)])).is_err());
+    assert!(identity.set_trust_bundles(&bundles(&[("one", &two)])).is_err());
     assert!(works().await, "an invalid bundle changes nothing");
-    identity.believe(&Bundles::new()).unwrap();
+    identity.set_trust_bundles(&Bundles::new()).unwrap();
     // Not even by a session of before.
     assert!(!works().await);
     renew().await;

@@ -56,7 +56,7 @@ pub(super) fn verifier(
     }
     let parsed = crls.iter().map(|crl| OwnedCertRevocationList::from_der(crl).map(Into::into));
     let crls = parsed.collect::<Result<_, _>>().context("a certificate revocation list cannot be read")?;
-    let inner = Arc::new(Named { roots, crls, names: names.clone(), provider });
+    let inner = Arc::new(AnyName { roots, crls, names: names.clone(), provider });
     let has_name: HasName = Box::new(move |leaf, parsed, _| has_one_of(&names, leaf, parsed));
     Ok(Arc::new(files::Server { given, has_name, inner }))
 }
@@ -85,14 +85,14 @@ pub(crate) fn revoked(path: &Path) -> Result<Vec<CertificateRevocationListDer<'s
 
 /// A server whose certificate has one of some names, whichever the connection names.
 #[derive(Debug)]
-struct Named {
+struct AnyName {
     roots: Arc<RootCertStore>,
     crls: Vec<CertRevocationList<'static>>,
     names: Vec<String>,
     provider: Arc<CryptoProvider>,
 }
 
-impl Named {
+impl AnyName {
     /// Rustls verifies chain and revocation together with one name alone.
     fn verify_unrevoked(
         &self,
@@ -124,7 +124,7 @@ fn refused(error: webpki::Error) -> rustls::Error {
     .into()
 }
 
-impl ServerCertVerifier for Named {
+impl ServerCertVerifier for AnyName {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,

@@ -8,7 +8,7 @@ use weft_core::endpoint::{Address, EndpointConfig, resolved};
 use weft_core::policy::{self, Inbound, Service};
 
 use super::super::{Entry, Name, ServiceView, Snapshot};
-use super::{Held, Writer};
+use super::{Cached, Writer};
 use crate::upstream::cluster::ClusterView;
 use crate::upstream::resolution::Addresses;
 
@@ -79,7 +79,7 @@ impl Writer {
     fn view(
         &self,
         host: &str,
-        held: &Held<Arc<Service>>,
+        held: &Cached<Arc<Service>>,
         old: &Snapshot,
         addresses: &Addresses,
         clusters: &mut Clusters,

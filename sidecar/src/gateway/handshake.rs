@@ -22,7 +22,7 @@ use crate::tls::identity::{alpn, spiffe_id};
 use crate::tls::origination::has_one_of;
 
 /// A connection whose TLS is terminated here.
-pub(super) struct Ended {
+pub(super) struct TerminatedTls {
     pub(super) stream: TlsStream<ReadAhead<Rewind<TcpStream>>>,
     pub(super) http2: bool,
     /// The client's certificate as Envoy forwards it to the application.
@@ -48,14 +48,14 @@ pub(super) async fn accept(
     ending: &Ending,
     terminations: &HashMap<Termination, Arc<rustls::ServerConfig>>,
     stream: Rewind<TcpStream>,
-) -> Result<Ended> {
+) -> Result<TerminatedTls> {
     match &ending.shown {
         Shown::Files(termination) => {
             let config = terminations.get(termination).context("no certificate yet")?;
             let (stream, leaf) = handshake(config, stream).await?;
             let certificate = leaf.as_ref().and_then(|leaf| HeaderValue::try_from(hash(leaf)).ok());
             let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-            Ok(Ended { stream, http2, certificate, leaf, workload: None })
+            Ok(TerminatedTls { stream, http2, certificate, leaf, workload: None })
         }
         Shown::Mesh => {
             let credentials = proxy.identity.current().context("no identity yet")?;
@@ -63,12 +63,12 @@ pub(super) async fn accept(
             let leaf = leaf.context("no client certificate")?;
             let id = spiffe_id(&leaf)?;
             // The trust bundle may have been removed since the handshake.
-            ensure!(credentials.believes(id.trust_domain()), "{id} is of another trust domain");
+            ensure!(credentials.trusts_domain(id.trust_domain()), "{id} is of another trust domain");
             let foreign = id.trust_domain() != credentials.id.trust_domain();
             let text = format!("By={};{};Subject=\"\";URI={id}", credentials.id, hash(&leaf));
             let certificate = Some(HeaderValue::try_from(text).context("the identity is no header's value")?);
             let http2 = matches!(stream.get_ref().1.alpn_protocol(), Some(b"h2" | alpn::HTTP2));
-            Ok(Ended { stream, http2, certificate, leaf: Some(leaf), workload: Some(Workload { id, foreign }) })
+            Ok(TerminatedTls { stream, http2, certificate, leaf: Some(leaf), workload: Some(Workload { id, foreign }) })
         }
     }
 }
@@ -86,7 +86,7 @@ fn hash(leaf: &CertificateDer<'_>) -> String {
     format!("Hash={}", hex(&sha256(leaf)))
 }
 
-impl Ended {
+impl TerminatedTls {
     /// Values for header formatters. `server_name`: the client's.
     pub(super) fn tls(&self, server_name: &str) -> Tls {
         certificate::tls(self.stream.get_ref().1, server_name, self.leaf.as_ref())
