@@ -238,7 +238,8 @@ fn remove_for_good(options: &Remove) -> Result<()> {
         };
         if !noticed {
             tracing::warn!(
-                "a sidecar that is started here later, or one that may not read rules, takes this for a loss:                  `redirect remove --data-dir` with its data folder removes its record of the rules"
+                "a sidecar that is started here later, or one that may not read rules, treats this as a loss: \
+                 `redirect remove --data-dir` with its data folder removes its record of the rules"
             );
         }
     }
