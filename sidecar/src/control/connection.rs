@@ -339,7 +339,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sidecars_are_shared_out_by_their_names() {
+    fn node_names_spread_sidecars_over_control_planes() {
         let mut counts = [0; 3];
         for n in 0..3000 {
             counts[share(&format!("order-{n:08x}"), 3)] += 1;
@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_left_its_own_control_plane_is_away() {
+    fn a_sidecar_that_left_its_preferred_control_plane_returns() {
         let addresses = ["a:15012", "b:15012"].map(str::to_owned).to_vec();
         let control = Control::new(addresses, "order-1", None, Arc::new(Identity::default()));
         assert!(control.is_home());

@@ -142,7 +142,7 @@ async fn name_server() -> (SocketAddr, Arc<std::sync::Mutex<Vec<(String, u16)>>>
 }
 
 #[tokio::test]
-async fn names_of_the_mesh_have_its_addresses() {
+async fn names_of_the_mesh_resolve_to_virtual_ips() {
     use RecordType::{A, AAAA, HTTPS, MX};
     crate::net::connect::probe_marks();
     let (server, asked) = name_server().await;
@@ -191,7 +191,7 @@ async fn names_of_the_mesh_have_its_addresses() {
 }
 
 #[tokio::test]
-async fn other_names_are_asked_of_the_name_server() {
+async fn other_names_are_forwarded_to_the_name_server() {
     use RecordType::{A, MX, PTR};
     crate::net::connect::probe_marks();
     let (server, asked) = name_server().await;
@@ -220,7 +220,7 @@ async fn other_names_are_asked_of_the_name_server() {
 }
 
 #[tokio::test]
-async fn the_name_server_is_asked_after_the_control_plane_has_spoken() {
+async fn the_name_server_is_queried_after_the_control_plane_answered() {
     crate::net::connect::probe_marks();
     let (server, asked) = name_server().await;
     let World { dns, mut writer, .. } = world(&[server]);
@@ -267,7 +267,7 @@ async fn the_name_server_is_asked_after_the_control_plane_has_spoken() {
 }
 
 #[tokio::test]
-async fn consuls_names_are_asked_of_the_control_plane() {
+async fn consuls_names_are_resolved_by_the_control_plane() {
     use RecordType::{A, PTR, SRV};
     crate::net::connect::probe_marks();
     let (server, asked) = name_server().await;
@@ -300,7 +300,7 @@ async fn consuls_names_are_asked_of_the_control_plane() {
 }
 
 #[tokio::test]
-async fn negative_answers_carry_the_authority_of_their_zone() {
+async fn negative_answers_carry_a_soa() {
     use RecordType::{A, AAAA, PTR};
     let World { dns, writer: _writer, .. } = world(&[]);
     for (name, kind, code, zone, ttl) in [
@@ -323,7 +323,7 @@ async fn negative_answers_carry_the_authority_of_their_zone() {
 }
 
 #[tokio::test]
-async fn virtual_addresses_have_the_names_of_their_services() {
+async fn reverse_queries_of_virtual_ips_name_their_services() {
     let (server, asked) = name_server().await;
     let World { dns, consul_dns, writer: _writer, .. } = world(&[server]);
     for dns in [&dns, &consul_dns] {
@@ -335,7 +335,7 @@ async fn virtual_addresses_have_the_names_of_their_services() {
 }
 
 #[test]
-fn what_has_a_virtual_ip() {
+fn hosts_with_a_virtual_ip() {
     for name in ["a.service.consul", "a-b_c.service.dc1.consul"] {
         assert!(is_service(name, "dc1"), "{name}");
     }
@@ -353,7 +353,7 @@ fn what_has_a_virtual_ip() {
 }
 
 #[tokio::test]
-async fn without_a_name_server_there_is_an_answer_all_the_same() {
+async fn servfail_without_a_name_server() {
     crate::net::connect::probe_marks();
     let World { dns, .. } = world(&[]);
     assert_eq!(ask(&dns, "example.com.", RecordType::A).await.0, ResponseCode::ServFail);
@@ -365,7 +365,7 @@ async fn without_a_name_server_there_is_an_answer_all_the_same() {
 }
 
 #[tokio::test]
-async fn a_service_known_by_a_short_name_is_known_by_its_own() {
+async fn short_names_and_full_names_are_one_service() {
     let (directory, mut writer) = directory::new(Default::default(), None, &["short".to_owned()]);
     writer.set_connected(true);
     let host = "short.default.svc.cluster.local";
@@ -406,7 +406,7 @@ async fn both_listeners_answer() {
 }
 
 #[test]
-fn what_is_no_question_is_refused_or_dropped() {
+fn invalid_queries_are_refused_or_dropped() {
     let fine = query("a.", RecordType::A);
     let with = |at: usize, byte: u8| {
         let mut packet = fine.clone();
@@ -428,7 +428,7 @@ fn what_is_no_question_is_refused_or_dropped() {
 }
 
 #[test]
-fn what_does_not_fit_says_so() {
+fn large_answers_set_tc() {
     let Packet::Query(query) = answer::parse(&query("a.", RecordType::A)) else { panic!("a query") };
     let many = Say::Addresses((0..100).map(|n| IpAddr::from([240, 240, 0, n])).collect(), 30);
     let udp = Message::from_vec(&query.reply(&many, Transport::Udp).unwrap()).unwrap();
@@ -439,7 +439,7 @@ fn what_does_not_fit_says_so() {
 
 proptest! {
     #[test]
-    fn no_packet_is_too_strange(mut packet in proptest::collection::vec(any::<u8>(), 0..200), like_a_query in any::<bool>()) {
+    fn any_bytes_are_parsed_without_panic(mut packet in proptest::collection::vec(any::<u8>(), 0..200), like_a_query in any::<bool>()) {
         if like_a_query && packet.len() > 12 {
             packet[2..12].copy_from_slice(&[1, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
         }
@@ -455,7 +455,7 @@ proptest! {
     }
 
     #[test]
-    fn no_change_of_a_query_is_too_strange(at in 0usize..100, byte in any::<u8>(), cut in 0usize..100) {
+    fn any_mutation_of_a_query_is_parsed_without_panic(at in 0usize..100, byte in any::<u8>(), cut in 0usize..100) {
         let mut packet = query("order-service.default.svc.cluster.local.", RecordType::A);
         let at = at % packet.len();
         packet[at] = byte;

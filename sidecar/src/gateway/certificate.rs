@@ -148,7 +148,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_certificate_is_told_in_the_words_of_envoy() {
+    fn a_client_certificate_is_formatted_as_by_envoy() {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(["one.test".to_owned(), "two.test".to_owned()]).unwrap();
         params.distinguished_name = rcgen::DistinguishedName::new();

@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_is_shown_the_certificate_that_it_can_use() {
+    fn the_certificate_fits_the_clients_signature_algorithms() {
         let (rsa, ecdsa) = (key(&PKCS_RSA_SHA256, "a.example.com"), key(&PKCS_ECDSA_P256_SHA256, "a.example.com"));
         let other = key(&PKCS_ECDSA_P256_SHA256, "b.example.com");
         let keys = vec![rsa, ecdsa, other];

@@ -115,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn workloads_of_another_mesh_are_let_in_by_name_alone() {
+    fn workloads_of_another_mesh_are_allowed_by_name_alone() {
         let id = SpiffeId::new("mesh", "default", "front").unwrap();
         let (named, other) = (vec![id.to_string()], vec!["spiffe://mesh/ns/default/sa/fro".to_owned()]);
         for (foreign, callers, want) in [

@@ -275,7 +275,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nobody_outside_speaks_for_the_mesh() {
+    fn headers_of_the_mesh_are_removed_from_requests_from_outside() {
         let request = Request::builder()
             .header("X-Envoy-Max-Retries", "9")
             .header("x-weft-http1-client", "1")

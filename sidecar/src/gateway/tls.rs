@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn the_list_limits_tls_1_2_in_its_own_order() {
+    fn cipher_suites_limit_tls_1_2_in_their_order() {
         let of = |numbers: &[u16]| -> Vec<u16> {
             let suites = provider(numbers).cipher_suites;
             suites.iter().filter(|suite| suite.tls13().is_none()).map(|suite| u16::from(suite.suite())).collect()
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_is_read_again_when_it_changes_and_kept_when_it_breaks() {
+    fn a_changed_certificate_is_reloaded_and_an_invalid_one_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("shop");
         let write = |when: u64| {

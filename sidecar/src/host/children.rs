@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ours_are_left_alone_until_they_have_been_waited_for() {
+    fn own_child_processes_are_not_reaped_as_orphans() {
         let (pid, ours) = spawn(|| Ok(4_000_000_001), |pid| Some(*pid)).unwrap();
         let seen = || {
             let mut seen = Vec::new();

@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn one_holds_it_until_it_is_gone() {
+    async fn a_claim_has_one_holder_until_it_ends() {
         let name = format!("weft-test-{}", std::process::id());
         assert_eq!(holder(&name), None);
         let held = claim(&name).unwrap().unwrap();

@@ -67,7 +67,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_program_says_how_it_ended_and_what_it_said() {
+    async fn a_script_check_reports_exit_code_and_output() {
         let limit = Duration::from_secs(10);
         let ran = run(&sh("echo out; echo err >&2; exit 3"), limit).await.unwrap();
         assert_eq!((ran.code, ran.output.as_str()), (Some(3), "out\nerr\n"));

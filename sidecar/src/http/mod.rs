@@ -343,7 +343,7 @@ mod tests {
 
     /// A path that has no normal form is refused: it would pass by a route that looks at the normal form.
     #[test]
-    fn a_path_is_looked_at_in_its_normal_form_or_not_at_all() {
+    fn paths_are_normalised_or_refused() {
         let of = |path: String| {
             let mut parts = Request::builder().uri(path).body(()).unwrap().into_parts().0;
             (normalise_path(&mut parts), path_and_query(&parts).to_owned())
@@ -385,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn only_protocols_that_are_allowed_are_switched_to() {
+    fn only_allowed_upgrades_are_admitted() {
         let upgrade = |token: &str| {
             Request::builder().uri("/").header("host", "a").header("connection", "x, Upgrade").header("upgrade", token)
         };
@@ -401,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn trailers_carry_nothing_that_is_believed_of_headers() {
+    fn trusted_headers_are_removed_from_trailers() {
         let mut trailers = headers(&[
             ("grpc-status", "0"),
             ("x-forwarded-client-cert", "By=me"),
@@ -415,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn hop_headers_and_those_they_name_are_removed() {
+    fn hop_by_hop_headers_are_removed() {
         let all = [
             ("connection", "keep-alive"),
             ("connection", "X-Secret, te"),
@@ -448,7 +448,7 @@ mod tests {
     }
 
     #[test]
-    fn values_that_never_come_again_are_not_indexed() {
+    fn unique_values_are_not_indexed() {
         let mut all = headers(&[("x-request-id", "1"), ("traceparent", "2"), ("user-agent", "curl")]);
         index_no_unique_values(&mut all);
         let indexed: Vec<_> = all.iter().filter(|(_, value)| !value.is_sensitive()).map(|(name, _)| name).collect();
@@ -456,7 +456,7 @@ mod tests {
     }
 
     #[test]
-    fn cookies_that_came_apart_are_one_for_http1() {
+    fn cookies_are_joined_for_http1() {
         let request =
             Request::get("http://a/").version(Version::HTTP_2).header("cookie", "a=1").header("cookie", "b=2");
         let (mut parts, ()) = request.body(()).unwrap().into_parts();

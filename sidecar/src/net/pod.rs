@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn descriptors_cross_and_so_does_their_absence() {
+    fn descriptors_are_passed_over_a_socket() {
         let (near, far) = UnixStream::pair().unwrap();
         let (mut one, other) = UnixStream::pair().unwrap();
         send(&near, Some(other.as_fd())).unwrap();
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_opens_sockets_for_another_until_that_ends() {
+    fn a_process_opens_sockets_for_another_until_the_other_ends() {
         let (near, far) = UnixStream::pair().unwrap();
         let serving = std::thread::spawn(move || serve(far));
         for (wanted, v6) in [(b"4", false), (b"6", true)] {

@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn half_close_is_passed_on_and_the_answer_still_comes() {
+    async fn a_half_close_is_passed_on_and_the_response_still_arrives() {
         let (mut client, a) = tokio::io::duplex(64);
         let (b, mut server) = tokio::io::duplex(64);
         let moved = std::sync::Arc::new(Moved::default());
@@ -438,7 +438,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn silence_ends_it_after_the_idle_timeout_and_bytes_put_that_off() {
+    async fn the_idle_timeout_ends_a_relay_and_bytes_restart_it() {
         let (mut client, a) = tokio::io::duplex(64);
         let (b, mut server) = tokio::io::duplex(64);
         let start = tokio::time::Instant::now();
@@ -453,7 +453,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_longest_duration_ends_it_whatever_moves() {
+    async fn max_connection_duration_ends_a_busy_relay() {
         let (_client, a) = tokio::io::duplex(64);
         let (b, _server) = tokio::io::duplex(64);
         let end = relay(a, b, &Moved::default(), None, Some(Duration::from_secs(5))).await;

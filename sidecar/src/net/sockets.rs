@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_got_in_is_accepted_and_nobody_else_gets_in() {
+    fn connections_in_the_accept_queue_are_accepted_and_new_ones_are_not() {
         let (listener, _) = closable((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
         let at = listener.local_addr().unwrap();
         let connect = || TcpStream::connect_timeout(&at, Duration::from_millis(200));

@@ -54,7 +54,7 @@ mod tests {
 
     /// One endpoint, and each request under its own cluster; the drop closes the connections in every pool.
     #[test]
-    fn a_cluster_of_its_own_for_each_request() {
+    fn passthrough_requests_share_an_endpoint_and_no_connections() {
         let to = SocketAddr::from(([10, 0, 0, 1], 80));
         let (one, passthrough) = (Arc::new(ClusterView::passthrough(u32::MAX)), Passthrough::default());
         let endpoint = passthrough.endpoint_of(&one, to);

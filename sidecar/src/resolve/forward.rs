@@ -224,7 +224,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn silent_name_servers_are_asked_last_for_a_while() {
+    fn silent_name_servers_are_queried_last_for_a_while() {
         let [a, b, c] = [1, 2, 3].map(|n| SocketAddr::from(([10, 0, 0, n], 53)));
         let (mut silent, start) = (Silent::default(), Instant::now());
         assert_eq!(silent.order(&[a, b, c], start), [a, b, c]);
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn our_ports_are_not_the_applications() {
+    fn source_ports_of_queries_are_outside_the_ephemeral_range() {
         assert_eq!(outside(32768, 60999), 61000..=65535);
         assert_eq!(outside(32768, 65000), 16384..=32767);
         assert_eq!(outside(1024, 65535), 1024..=65535);

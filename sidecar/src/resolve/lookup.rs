@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_have_addresses_and_a_time() {
+    fn answers_have_addresses_and_a_ttl() {
         let name = Name::from_ascii("db.test.").unwrap();
         let mut message = Message::new(0, MessageType::Response, OpCode::Query);
         let other = Name::from_ascii("real.test.").unwrap();

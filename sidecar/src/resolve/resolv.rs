@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn resolve_before_dns_is_noticed_and_the_fix_fixes_it() {
+    fn resolve_before_dns_in_nsswitch_is_detected_and_the_fix_works() {
         for (before, after) in [
             ("hosts: mymachines resolve [!UNAVAIL=return] files dns", "hosts: mymachines files dns"),
             ("hosts:\tresolve dns", "hosts: dns"),

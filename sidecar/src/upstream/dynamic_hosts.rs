@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_host_is_one_endpoint() {
+    fn dynamic_hosts_have_one_endpoint_each() {
         let named = DynamicHosts::default();
         let first = named.endpoint("a.test", 80).0.unwrap();
         assert_eq!((&*first.key, &first.target), ("a.test:80", &Target::Asked("a.test".into(), 80)));
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn the_one_that_nobody_asks_for_goes() {
+    fn the_least_recently_used_idle_host_is_evicted() {
         let named = DynamicHosts::default();
         let held = named.endpoint("n0.test", 80).0.unwrap();
         let second = named.endpoint("n1.test", 80).0.unwrap().state.id();
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_in_use_stays() {
+    fn hosts_in_use_are_not_evicted() {
         let named = DynamicHosts::default();
         let all: Vec<_> = (0..MOST).map(|n| named.endpoint(&format!("n{n}.test"), 80).0.unwrap()).collect();
         assert!(named.endpoint("more.test", 80).0.is_none());

@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn names_are_asked_again_when_their_time_has_come() {
+    async fn names_are_resolved_again_when_their_ttl_ends() {
         let answers: Arc<Mutex<Vec<Option<Found>>>> = Arc::new(Mutex::new(vec![
             Some((vec![ip("10.0.0.1")], Duration::from_secs(30))),
             Some((vec![ip("10.0.0.1"), ip("10.0.0.2")], Duration::from_secs(30))),
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn many_names_are_asked_for_some_at_a_time() {
+    async fn look_ups_in_progress_are_bounded() {
         let mut resolution = Resolution::by(|_| async {
             tokio::time::sleep(Duration::from_secs(1)).await;
             Some((vec![ip("10.0.0.1")], Duration::from_secs(3600)))

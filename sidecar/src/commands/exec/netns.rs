@@ -377,7 +377,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_and_its_other_end() {
+    fn netns_address_and_gateway() {
         for (text, host) in [("10.1.2.2/30", "10.1.2.1"), ("10.1.2.1/30", "10.1.2.2"), ("10.1.2.77/24", "10.1.2.1")] {
             let Ok(Wanted::Link(link)) = text.parse() else { panic!("{text}") };
             assert_eq!((link.host.to_string(), format!("{}/{}", link.pod, link.bits)), (host.into(), text.to_owned()));
@@ -390,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_taken_that_no_route_leads_to() {
+    fn netns_takes_a_prefix_without_a_route() {
         let link = |taken: &[&str]| {
             let taken: Vec<Net> = taken.iter().map(|t| t.parse().unwrap()).collect();
             free(1, &taken).map(|link| format!("{} {}", link.pod, link.host))
@@ -403,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn the_one_inside_is_told_the_same_but_for_the_namespace() {
+    fn the_inner_process_gets_the_same_options() {
         let ours = "exec --netns=10.1.2.2/30 --service a --netns -- sh --netns".split(' ').map(OsString::from);
         let inside: Vec<_> = arguments(ours).into_iter().map(|a| a.into_string().unwrap()).collect();
         assert!(inside[1].starts_with("--within="), "{inside:?}");

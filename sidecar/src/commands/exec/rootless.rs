@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn the_sockets_of_the_pod_are_those_that_the_application_meets() {
+    fn rootless_pods_open_loopback_listeners() {
         let found = wanted(&config("--agent-api off --eureka-api off --consul-dns off"));
         let of = |text: &str, datagrams| Wanted { address: text.parse().unwrap(), datagrams };
         assert_eq!(

@@ -24,7 +24,7 @@ async fn line(child: &mut Child) -> tokio::process::ChildStdout {
 }
 
 #[tokio::test]
-async fn the_commands_code_is_ours() {
+async fn exec_returns_the_commands_exit_code() {
     for (script, expected) in [("exit 0", 0), ("exit 7", 7), ("kill -9 $$", 137), ("kill -TERM $$", 143)] {
         let (_sender, mut signals) = mpsc::channel(1);
         let drained = Cell::new(false);
@@ -34,7 +34,7 @@ async fn the_commands_code_is_ours() {
 }
 
 #[tokio::test]
-async fn the_pod_is_drained_before_the_command_hears_of_it() {
+async fn the_pod_is_drained_before_the_command_is_signalled() {
     let mut child = child("trap 'echo stopped; exit 5' TERM; echo; while :; do sleep 0.05; done");
     let mut out = line(&mut child).await;
     let (sender, mut signals) = mpsc::channel(1);
@@ -65,7 +65,7 @@ async fn a_second_signal_cuts_the_drain_short() {
 }
 
 #[tokio::test]
-async fn other_signals_are_the_commands_affair() {
+async fn other_signals_are_passed_to_the_command() {
     // Not HUP or INT: a shell cannot trap signals that were ignored when it began, as they are under nohup and in the background.
     let mut child = child("trap 'exit 9' USR1; echo; while :; do sleep 0.05; done");
     let _out = line(&mut child).await;
@@ -75,7 +75,7 @@ async fn other_signals_are_the_commands_affair() {
 }
 
 #[tokio::test]
-async fn the_application_is_found_when_it_listens() {
+async fn registration_waits_for_the_applications_listener() {
     connect::probe_marks();
     let reserved = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = reserved.local_addr().unwrap().port();
@@ -86,7 +86,7 @@ async fn the_application_is_found_when_it_listens() {
 }
 
 #[tokio::test]
-async fn a_command_that_is_not_there() {
+async fn a_missing_command_is_reported() {
     let limit = rustix::process::getrlimit(Resource::Nofile);
     let missing = child::spawn(&["/no/such/program"], limit).unwrap_err();
     assert_eq!(missing.kind(), io::ErrorKind::NotFound);
@@ -99,7 +99,7 @@ struct Args {
 }
 
 #[test]
-fn the_command_line_is_the_proxys_and_the_redirections() {
+fn exec_takes_options_of_run_and_redirect() {
     let line = "x --control-plane a:1 --service order --port 8080 --redirect --uid 7 --no-dns -- app --port 9 -x";
     let options = Args::try_parse_from(line.split(' ')).unwrap().options;
     assert_eq!(options.command, ["app", "--port", "9", "-x"]);

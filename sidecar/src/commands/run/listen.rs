@@ -135,7 +135,7 @@ mod tests {
 
     /// Thousands of connections are idle at a time: state that is needed for a while is on the heap for that while.
     #[test]
-    fn tasks_are_small() {
+    fn tasks_of_idle_connections_are_small() {
         let (connection, request) = (task(accepted), request(outbound::serve));
         assert!(connection <= 1536, "an idle connection: {connection} bytes");
         assert!(request <= 4096, "a request: {request} bytes");

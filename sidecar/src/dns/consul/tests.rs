@@ -91,7 +91,7 @@ fn edns(size: u16) -> Edns {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_is_remembered_for_its_time() {
+async fn an_answer_is_cached_for_its_ttl() {
     let (consul, fake) = consul();
     let asked = || fake.asked.load(Ordering::Relaxed);
     assert_eq!(ttl(&consul, "web.service.consul.").await, Some(9));
@@ -119,7 +119,7 @@ async fn an_answer_is_remembered_for_its_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn while_the_control_plane_is_away_old_answers_serve_for_an_hour() {
+async fn stale_answers_serve_for_an_hour_while_the_control_plane_is_away() {
     let (consul, fake) = consul();
     assert_eq!(ttl(&consul, "web.service.consul.").await, Some(9));
     fake.hangs.store(true, Ordering::Relaxed);
@@ -148,7 +148,7 @@ async fn while_the_control_plane_is_away_old_answers_serve_for_an_hour() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn clients_that_take_more_get_more() {
+async fn answers_are_as_large_as_the_client_takes() {
     let (consul, fake) = consul();
     let count = async |size: Option<u16>, transport| {
         let query = asking("many.service.consul.", size.map(edns));
@@ -176,7 +176,7 @@ async fn clients_that_take_more_get_more() {
 }
 
 #[tokio::test]
-async fn the_memory_is_bounded_and_made_up_names_go_first() {
+async fn the_cache_is_bounded_and_evicts_absent_names_first() {
     let (consul, _) = consul();
     ask(&consul, "web.service.consul.").await.unwrap();
     for n in 0..2 * ANSWERS {
@@ -199,7 +199,7 @@ async fn the_memory_is_bounded_and_made_up_names_go_first() {
 }
 
 #[tokio::test]
-async fn what_it_cannot_answer_is_not_remembered() {
+async fn failures_are_not_cached() {
     let (consul, fake) = consul();
     for _ in 0..2 {
         let reply = ask(&consul, "9.9.9.10.in-addr.arpa.").await.unwrap();

@@ -94,7 +94,7 @@ async fn places_of(dns: &Dns, name: &str, transport: Transport) -> (ResponseCode
 }
 
 #[tokio::test]
-async fn where_a_port_of_a_headless_service_is_is_told_for_each_ready_endpoint() {
+async fn srv_records_of_a_headless_service_name_its_ready_endpoints() {
     let (server, asked) = name_server().await;
     let World { dns, mut writer, .. } = world(&[server]);
     know(&mut writer);
@@ -113,7 +113,7 @@ async fn where_a_port_of_a_headless_service_is_is_told_for_each_ready_endpoint()
 }
 
 #[test]
-fn places_that_do_not_fit_leave_out_their_addresses_first() {
+fn truncated_srv_answers_drop_addresses_first() {
     let Packet::Query(query) = answer::parse(&query("_a._tcp.db.", RecordType::SRV)) else { panic!("a query") };
     let places = |count: u8| {
         let place = |n: u8| answer::Place {

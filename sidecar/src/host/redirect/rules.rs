@@ -312,7 +312,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_namespace_of_its_own_is_captured_whole() {
+    fn a_pods_namespace_is_captured_whole() {
         let expected = "\
 table inet weft
 delete table inet weft
@@ -351,7 +351,7 @@ table inet weft {
     }
 
     #[test]
-    fn a_shared_host_is_captured_as_far_as_asked() {
+    fn a_shared_host_is_captured_by_its_options() {
         let rules = Rules {
             inbound_ports: Some(ports(&["8080", "9000-9010"])),
             exclude_inbound_ports: ports(&["9005"]),
@@ -378,7 +378,7 @@ table inet weft {
     }
 
     #[test]
-    fn exclusions_come_before_what_they_exclude() {
+    fn exclusions_precede_redirections() {
         let rules = Rules {
             exclude_outbound_ports: ports(&["5432", "53"]),
             exclude_outbound_ranges: ranges(&["169.254.169.254", "fd00::/8"]),
@@ -399,7 +399,7 @@ table inet weft {
     }
 
     #[test]
-    fn queries_to_other_name_servers_are_left_alone() {
+    fn queries_to_other_name_servers_are_not_captured() {
         let servers = ["10.0.0.2", "fd00::2", "127.0.0.1", "10.0.0.2"].map(|a| a.parse().unwrap()).to_vec();
         let lines = application(&Rules { dns: Dns::Servers(servers), ..default() });
         let dns = "meta l4proto { tcp, udp } th dport 53 redirect to :15053";
@@ -409,7 +409,7 @@ table inet weft {
     }
 
     #[test]
-    fn a_local_resolver_asks_upstream_undisturbed() {
+    fn a_local_resolvers_own_queries_are_not_captured() {
         let lines = application(&Rules { dns: Dns::Loopback, ..default() });
         let dns = "meta l4proto { tcp, udp } th dport 53";
         assert_eq!(lines[0], format!("ip daddr 127.0.0.0/8 {dns} redirect to :15053"));

@@ -16,7 +16,7 @@ fn compiled(arguments: &str, shared_host: bool, nameservers: &[&str]) -> Result<
 }
 
 #[test]
-fn a_shared_host_asks_what_to_take() {
+fn a_shared_host_needs_options() {
     for (arguments, missing) in [
         ("", "--inbound-ports is required"),
         ("--uid 1001", "--inbound-ports is required"),
@@ -34,7 +34,7 @@ fn a_shared_host_asks_what_to_take() {
 }
 
 #[test]
-fn a_resolver_in_the_pod_is_not_sent_back_to_itself() {
+fn queries_of_a_resolver_in_the_pod_are_not_captured() {
     let servers = |list: &[&str]| Dns::Servers(list.iter().map(|a| a.parse().unwrap()).collect());
     for (arguments, nameservers, expected) in [
         ("", &["10.0.0.2"][..], servers(&["10.0.0.2"])),
@@ -54,14 +54,14 @@ fn a_resolver_in_the_pod_is_not_sent_back_to_itself() {
 }
 
 #[test]
-fn nothing_can_be_smuggled_into_the_rules() {
+fn option_values_cannot_inject_rules() {
     for arguments in ["--uid 1};flush", "--uid \"\"", "--cgroup a\"b", "--cgroup /", "--inbound-ports 80;81"] {
         assert!(compiled(arguments, false, &[]).is_err(), "{arguments}");
     }
 }
 
 #[test]
-fn systemd_resolved_is_noticed_and_the_fix_is_printed() {
+fn systemd_resolved_is_detected_and_the_fix_is_printed() {
     let nss = "hosts: files resolve [!UNAVAIL=return] dns\n";
     let noted = |arguments: &str, nameserver: &str, nsswitch: &str| {
         notes(&compiled(arguments, false, &[nameserver]).unwrap(), nsswitch).join("\n")

@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lost_rules_are_told_from_new_and_removed_ones() {
+    fn lost_new_and_removed_rules_are_distinguished() {
         let listing =
             |number| render_marked(&default(), number).replace("table inet weft\ndelete table inet weft\n", "");
         let (one, two) = (listing(1), listing(2));

@@ -55,7 +55,7 @@ async fn answer(text: &str) -> String {
 }
 
 #[tokio::test(start_paused = true)]
-async fn requests_are_answered_in_turn() {
+async fn pipelined_requests_are_answered_in_order() {
     let text = "GET /a HTTP/1.1\r\nhost: a\r\n\r\nPOST /b HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\n\r\nabc\
                 POST /c HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n2\r\nde\r\n0\r\nSum: 1\r\n\r\n";
     assert_eq!(
@@ -67,7 +67,7 @@ async fn requests_are_answered_in_turn() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn old_clients_get_what_they_understand() {
+async fn http_1_0_clients_get_responses_without_chunks() {
     let chunks = "POST / HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: 2\r\n\r\nhi";
     assert!(answer(chunks).await.contains("\r\nconnection: close\r\n"));
     assert!(answer("GET / HTTP/1.0\r\n\r\n").await.starts_with("HTTP/1.0 200 OK\r\n"));
@@ -76,7 +76,7 @@ async fn old_clients_get_what_they_understand() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn answers_without_a_body_have_none() {
+async fn responses_without_a_body_have_none() {
     let head = answer("HEAD / HTTP/1.1\r\nhost: a\r\n\r\nGET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
     assert_eq!((head.matches("content-length: 4").count(), head.matches("none").count()), (2, 1));
     let empty = answer("GET / HTTP/1.1\r\nhost: a\r\nstatus: 204\r\n\r\n").await;
@@ -84,7 +84,7 @@ async fn answers_without_a_body_have_none() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_no_request_is_told_so() {
+async fn an_unreadable_head_gets_a_local_reply() {
     let answered = answer("GET / HTTP/1.1\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n").await;
     assert!(answered.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{answered}");
     assert!(answered.contains("x-weft-reason: bad_request: more than one content-length\r\n"), "{answered}");
@@ -94,7 +94,7 @@ async fn what_is_no_request_is_told_so() {
 }
 
 #[tokio::test]
-async fn a_client_that_waits_for_it_is_told_to_go_on() {
+async fn an_expecting_client_gets_100_continue() {
     let (mut client, server) = tokio::io::duplex(1 << 16);
     let handle = |request: Request<Incoming>| async {
         let body = request.into_body().collect().await.unwrap();
@@ -122,7 +122,7 @@ async fn a_client_that_waits_for_it_is_told_to_go_on() {
 }
 
 #[tokio::test]
-async fn a_client_that_goes_takes_its_request_along() {
+async fn a_closed_downstream_ends_its_request() {
     let (mut client, server) = echo();
     client.write_all(b"GET /never HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
     tokio::task::yield_now().await;
@@ -181,7 +181,7 @@ async fn a_response_instead_of_100_continue_announces_the_close() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_sends_for_ever_after_its_response_is_let_go() {
+async fn lingering_close_is_bounded() {
     for framing in ["transfer-encoding: chunked\r\n\r\n7fffffff\r\n", "content-length: 100000\r\n\r\n"] {
         let (mut client, server) = echo();
         let head = format!("POST /early HTTP/1.1\r\nhost: a\r\n{framing}");
@@ -198,7 +198,7 @@ async fn a_client_that_sends_for_ever_after_its_response_is_let_go() {
 }
 
 #[tokio::test]
-async fn a_body_that_breaks_off_breaks_the_answer_off() {
+async fn a_response_body_that_breaks_off_closes_the_downstream() {
     let (mut client, server) = echo();
     client.write_all(b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabcX").await.unwrap();
     let mut got = Vec::new();
@@ -210,7 +210,7 @@ async fn a_body_that_breaks_off_breaks_the_answer_off() {
 
 /// An endpoint's answer that needs the whole body is not waited for when that never comes.
 #[tokio::test]
-async fn half_a_request_is_given_up_or_told_what_is_wrong() {
+async fn half_a_request_is_dropped_or_refused() {
     for (rest, told) in [("", false), ("zz\r\n", true)] {
         let (mut client, server) = tokio::io::duplex(1 << 16);
         let handle = |request: Request<Incoming>| async {
@@ -256,7 +256,7 @@ async fn ask(client: &mut Client) -> Result<Response<Incoming>, ExchangeError> {
 }
 
 #[tokio::test]
-async fn a_connection_serves_one_request_after_the_other() {
+async fn an_upstream_connection_serves_requests_in_turn() {
     let (mut client, mut peer) = endpoint().await;
     for i in 0..3 {
         assert!(client.is_open());
@@ -277,7 +277,7 @@ async fn a_connection_serves_one_request_after_the_other() {
 }
 
 #[tokio::test]
-async fn what_nobody_asked_for_ends_a_connection() {
+async fn an_unexpected_response_ends_an_idle_connection() {
     let (mut client, mut peer) = endpoint().await;
     peer.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\nHTTP/1.1 200 OK\r\n").await.unwrap();
     ask(&mut client).await.unwrap();
@@ -290,7 +290,7 @@ async fn what_nobody_asked_for_ends_a_connection() {
 }
 
 #[tokio::test]
-async fn failures_say_whether_anything_was_sent() {
+async fn failures_report_whether_anything_was_sent() {
     let (mut client, mut peer) = endpoint().await;
     let (answer, ()) = tokio::join!(ask(&mut client), async {
         read_head(&mut peer).await;
@@ -323,7 +323,7 @@ fn fed() -> (tokio::io::DuplexStream, impl Future<Output = (http::request::Parts
 
 /// The endpoint answers before it has read the request: both go on, and the connection is used again only after both.
 #[tokio::test]
-async fn an_early_answer_does_not_stop_the_request() {
+async fn an_early_response_does_not_stop_the_request() {
     let (mut client, mut peer) = endpoint().await;
     let (mut feed, received) = fed();
     feed.write_all(b"POST /x HTTP/1.1\r\nHost: a\r\ncontent-length: 6\r\n\r\nabc").await.unwrap();
@@ -365,7 +365,7 @@ async fn responses_with_unknown_codings_or_upgrades_are_errors_that_name_the_rul
 }
 
 #[tokio::test]
-async fn a_request_that_is_given_up_closes_its_connection() {
+async fn a_cancelled_request_closes_its_connection() {
     let (mut client, mut peer) = endpoint().await;
     let given_up = tokio::time::timeout(Duration::from_millis(20), ask(&mut client)).await;
     assert!(given_up.is_err());

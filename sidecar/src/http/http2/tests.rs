@@ -221,7 +221,7 @@ async fn bodies_and_trailers_pass_both_ways() {
 }
 
 #[tokio::test]
-async fn an_answer_may_come_before_the_request_has_gone() {
+async fn a_response_may_come_before_the_request_was_sent() {
     let (sender, mut heard) = proxied(std::future::pending()).await;
     let (answer, mut stream) = post(&sender, "/early").await;
     stream.send_data(vec![0; 10_000].into(), false).unwrap();
@@ -233,7 +233,7 @@ async fn an_answer_may_come_before_the_request_has_gone() {
 }
 
 #[tokio::test]
-async fn a_client_that_gives_up_is_heard_of_at_the_endpoint() {
+async fn a_reset_of_the_downstream_resets_the_upstream() {
     let (sender, mut heard) = proxied(std::future::pending()).await;
     let (answer, mut stream) = post(&sender, "/never").await;
     stream.send_data("begun".into(), false).unwrap();
@@ -251,7 +251,7 @@ async fn a_client_that_gives_up_is_heard_of_at_the_endpoint() {
 }
 
 #[tokio::test]
-async fn a_request_that_cannot_be_sent_is_not_said_to_be_unsent() {
+async fn an_invalid_request_is_not_reported_as_unsent() {
     // It would be tried for ever.
     let (to_application, from_proxy) = pair().await;
     tokio::spawn(application(from_proxy, mpsc::unbounded_channel().0));
@@ -265,7 +265,7 @@ async fn a_request_that_cannot_be_sent_is_not_said_to_be_unsent() {
 }
 
 #[tokio::test]
-async fn an_endpoint_that_breaks_off_is_seen_at_the_client() {
+async fn an_upstream_that_breaks_off_resets_the_downstream() {
     let (sender, _heard) = proxied(std::future::pending()).await;
     let (answer, _stream) = post(&sender, "/half").await;
     let error = all(answer.await.unwrap().into_body()).await.unwrap_err();
@@ -277,7 +277,7 @@ async fn an_endpoint_that_breaks_off_is_seen_at_the_client() {
 }
 
 #[tokio::test]
-async fn a_client_that_reads_nothing_holds_up_what_is_sent_to_it() {
+async fn a_downstream_that_reads_nothing_stops_the_upstream() {
     let (sender, _heard) = proxied(std::future::pending()).await;
     let (answer, mut stream) = post(&sender, "/echo").await;
     let unread = answer.await.unwrap();
@@ -305,7 +305,7 @@ async fn a_tunnel_passes_bytes_both_ways() {
 }
 
 #[tokio::test]
-async fn a_drain_ends_the_connection_after_what_was_begun() {
+async fn a_drain_ends_the_connection_after_its_requests() {
     let (drain, drained) = tokio::sync::oneshot::channel::<()>();
     let (sender, _heard) = proxied(async { drained.await.unwrap() }).await;
     let (answer, mut stream) = post(&sender, "/echo").await;
@@ -325,7 +325,7 @@ async fn a_drain_ends_the_connection_after_what_was_begun() {
 
 /// `http2KeepAlive: {interval, timeout}`
 #[tokio::test]
-async fn a_peer_that_does_not_answer_is_given_up() {
+async fn a_peer_that_answers_no_ping_is_disconnected() {
     let (to_application, from_proxy) = pair().await;
     let (to_other, from_other) = pair().await;
     // One answers its pings, the other answered once.

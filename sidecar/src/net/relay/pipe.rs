@@ -144,7 +144,7 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     #[test]
-    fn bytes_go_through_and_the_pipe_comes_back() {
+    fn a_pipe_is_reused_after_a_transfer() {
         let (mut a, from) = UnixStream::pair().unwrap();
         let (to, mut b) = UnixStream::pair().unwrap();
         a.write_all(b"hello").unwrap();

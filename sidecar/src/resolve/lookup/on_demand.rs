@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_name_may_lead_to() {
+    fn names_in_requests_lead_to_no_local_address() {
         for outside in
             ["93.184.216.34", "10.0.0.1", "192.168.1.1", "100.64.0.1", "2001:db8::1", "fd00::1", "64:ff9b::808:808"]
         {
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn names_of_the_mesh_are_not_asked_of_name_servers() {
+    async fn names_of_the_mesh_are_not_sent_to_name_servers() {
         for name in ["order.default.svc.cluster.local", "order.service.consul"] {
             let error = socket_address(name, 80).await.unwrap_err();
             assert!(error.to_string().contains("is a name of the mesh"), "{error}");
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn answers_are_remembered_for_their_time() {
+    async fn answers_are_cached_for_their_ttl() {
         let (answers, asked) = (Answers::default(), Cell::new(0));
         let ask = |found: Option<Found>| {
             answers.of("a.test", |_| {
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn no_more_than_so_many() {
+    async fn the_cache_is_bounded() {
         let answers = Answers::default();
         for n in 0..MOST as u64 + 10 {
             let found = (vec![ip("10.0.0.1")], Duration::from_secs(100 + n));

@@ -58,7 +58,7 @@ async fn refusals(client: &Credentials, server: &Credentials) -> (Option<String>
 }
 
 #[tokio::test]
-async fn a_trust_domain_is_proved_by_its_own_roots_alone() {
+async fn a_trust_domain_is_verified_by_its_own_roots_alone() {
     let (one, two) = (authority(), authority());
     let here = |federated: &[(&str, &Authority)]| Credentials::new(one.signed("one", &one), bundles(federated));
     let there = Credentials::new(two.signed("two", &two), bundles(&[("one", &one)])).unwrap();
@@ -83,7 +83,7 @@ async fn a_trust_domain_is_proved_by_its_own_roots_alone() {
 }
 
 #[tokio::test]
-async fn what_is_believed_changes_and_outlives_a_renewal() {
+async fn trust_bundles_change_and_outlive_a_renewal() {
     let (one, two) = (authority(), authority());
     let identity = Identity::default();
     let renew = async || {
@@ -125,7 +125,7 @@ fn claims(root: &Authority) -> TokenClaims {
 }
 
 #[test]
-fn a_saved_certificate_serves_only_what_the_join_token_names() {
+fn a_saved_certificate_must_match_the_join_token() {
     let dir = tempfile::tempdir().unwrap();
     let (one, two) = (authority(), authority());
     let saved = serde_json::to_vec(&one.signed("one", &one)).unwrap();
@@ -152,7 +152,7 @@ fn a_saved_certificate_serves_only_what_the_join_token_names() {
 }
 
 #[test]
-fn a_join_token_that_cannot_be_read_leaves_the_saved_certificate() {
+fn an_unreadable_join_token_keeps_the_saved_certificate() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("token");
     assert!(TokenClaims::of_file(None).is_none() && TokenClaims::of_file(Some(&file)).is_none());

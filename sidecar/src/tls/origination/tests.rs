@@ -122,7 +122,7 @@ async fn shake(
 }
 
 #[tokio::test]
-async fn a_server_is_verified() {
+async fn servers_are_verified_by_name_and_ca() {
     let (ca, other) = (authority(), authority());
     let known = Originations::default();
     let named = |names: &[&str]| Origination {
@@ -146,7 +146,7 @@ async fn a_server_is_verified() {
 }
 
 #[tokio::test]
-async fn what_is_spoken_is_agreed_on() {
+async fn alpn_is_negotiated() {
     let ca = authority();
     let known = Originations::default();
     for (inside, want) in [(alpn::HTTP1, Some(&b"http/1.1"[..])), (alpn::HTTP2, Some(b"h2")), (alpn::TCP, None)] {
@@ -156,7 +156,7 @@ async fn what_is_spoken_is_agreed_on() {
 }
 
 #[tokio::test]
-async fn a_certificate_is_shown_and_read_again_when_it_has_changed() {
+async fn a_client_certificate_is_presented_and_reloaded_when_it_changes() {
     let ca = authority();
     ca.leaf("client", &["client.example"]);
     let pair = (ca.path("client.pem").into(), ca.path("client.key").into());
@@ -223,7 +223,7 @@ async fn a_self_signed_certificate_given_as_its_own_ca_verifies_by_exact_match()
 }
 
 #[tokio::test]
-async fn what_was_revoked_is_refused() {
+async fn revoked_certificates_are_refused() {
     let (ca, other) = (authority(), authority());
     ca.revoke("none.crl", &["another"], 2100);
     ca.revoke("server.crl", &["another", "server"], 2100);
@@ -253,7 +253,7 @@ async fn what_was_revoked_is_refused() {
 }
 
 #[tokio::test]
-async fn a_credential_is_a_folder() {
+async fn a_credential_name_is_a_folder() {
     let ca = authority();
     let shop = ca.dir.path().join("shop");
     std::fs::create_dir(&shop).unwrap();

@@ -80,7 +80,7 @@ async fn opened(proxy_protocol: Option<Version>, multiplex: bool) -> Vec<String>
 }
 
 #[tokio::test]
-async fn a_connection_that_says_whose_it_is_is_nobody_elses() {
+async fn connections_with_a_proxy_header_are_not_shared() {
     for multiplex in [false, true] {
         assert_eq!(opened(Some(Version::V1), multiplex).await, ["1", "1", "2", "2"], "HTTP/2: {multiplex}");
     }
@@ -90,7 +90,7 @@ async fn a_connection_that_says_whose_it_is_is_nobody_elses() {
 
 /// A request that began under older settings has its connection for itself, and older connections are not reused.
 #[tokio::test]
-async fn what_was_dialed_as_an_older_policy_says_is_not_kept() {
+async fn connections_opened_under_an_older_policy_are_not_reused() {
     for multiplex in [false, true] {
         let (address, mut hears) = server(false, multiplex).await;
         let cluster = Cluster::original_destination("a", "a", ConnectionPool::default());

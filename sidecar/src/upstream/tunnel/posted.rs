@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn bytes_go_in_chunks_and_come_out_of_them() {
+    async fn a_post_tunnel_encodes_and_decodes_chunks() {
         let (near, mut far) = tokio::io::duplex(16);
         let mut posted = Posted::new(near, Framing::Chunked, Bytes::from_static(b"5\r\nhel"));
         let peer = tokio::spawn(async move {
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_without_a_length_ends_with_the_connection_and_another_may_not() {
+    async fn only_a_response_without_a_length_ends_with_the_connection() {
         for (framing, fine) in [(Framing::UntilClose, true), (Framing::Length(9), false), (Framing::Chunked, false)] {
             let (near, mut far) = tokio::io::duplex(64);
             far.write_all(b"5\r\nhello").await.unwrap();

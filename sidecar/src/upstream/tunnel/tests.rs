@@ -55,7 +55,7 @@ async fn proxy(answer: &'static str) -> (SocketAddr, tokio::task::JoinHandle<Str
 }
 
 #[tokio::test]
-async fn what_follows_the_answer_comes_through_the_tunnel() {
+async fn bytes_after_the_connect_response_belong_to_the_tunnel() {
     let (address, heard) = proxy("HTTP/1.1 200 Connection established\r\n\r\n220 ready").await;
     let mut far = opened(&cluster(false, Protocol::Http), address).await.unwrap();
     let mut greeting = [0; 9];
@@ -69,7 +69,7 @@ async fn what_follows_the_answer_comes_through_the_tunnel() {
 }
 
 #[tokio::test]
-async fn by_post_it_is_chunks() {
+async fn a_post_tunnel_sends_chunks() {
     let (address, heard) = proxy("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n").await;
     let mut far = opened(&cluster(true, Protocol::Http), address).await.unwrap();
     let mut text = String::new();
@@ -82,7 +82,7 @@ async fn by_post_it_is_chunks() {
 }
 
 #[tokio::test]
-async fn who_does_not_open_it_is_told_of() {
+async fn a_refused_tunnel_names_its_proxy() {
     let said = |outcome: &Outcome| match outcome {
         Outcome::Response { status, .. } => status.as_u16(),
         _ => 0,
@@ -110,7 +110,7 @@ async fn who_does_not_open_it_is_told_of() {
 }
 
 #[tokio::test]
-async fn in_http2_it_is_a_stream() {
+async fn an_http2_tunnel_is_a_stream() {
     for post in [false, true] {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

@@ -57,7 +57,7 @@ async fn knowing() -> (Arc<Directory>, Writer) {
 }
 
 #[tokio::test]
-async fn an_endpoint_that_leaves_is_gone_unless_the_control_plane_has_just_come_back() {
+async fn removals_are_held_back_after_a_reconnect() {
     let (directory, mut writer) = knowing().await;
     // On the first connection there was nothing that could have been forgotten.
     writer.apply(endpoints("2", &[]));
@@ -86,7 +86,7 @@ async fn an_endpoint_that_leaves_is_gone_unless_the_control_plane_has_just_come_
 }
 
 #[tokio::test]
-async fn nobody_waits_for_one_who_is_away_or_for_what_is_refused() {
+async fn look_ups_end_when_the_control_plane_is_away_or_the_service_is_refused() {
     let (directory, mut writer) = new(Default::default(), None, &[]);
     writer.set_connected(true);
     let asked = directory.clone();

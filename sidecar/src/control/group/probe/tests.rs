@@ -29,7 +29,7 @@ fn a_probe_becomes_a_check_of_the_agent() {
 }
 
 #[test]
-fn programs_run_where_they_may() {
+fn script_probes_need_script_checks() {
     let script = || Kind::Script(vec!["a".into()]);
     assert!(allowed(script(), &Delivery { scripts: false }).unwrap_err().contains("--enable-script-checks"));
     assert_eq!(allowed(script(), &Delivery { scripts: true }), Ok(script()));
@@ -44,7 +44,7 @@ fn statuses(before: Status, results: &[Status]) -> Vec<Option<String>> {
 }
 
 #[tokio::test]
-async fn nothing_is_told_before_the_thresholds_are_reached() {
+async fn a_probe_reports_changes_after_its_thresholds() {
     use Status::{Critical, Passing, Warning};
     let some = |status: &str| Some(status.to_owned());
     let results = [Passing, Passing, Passing, Critical, Warning, Critical, Critical, Passing, Critical];
