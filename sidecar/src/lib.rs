@@ -1,58 +1,39 @@
 //! The proxy beside each service.
 //!
-//! Two readable paths: [`outbound`] for what our application calls, [`inbound`] for what others call of it; each is the
-//! list of its phases, in order. [`run`] puts everything together.
+//! Each folder may use only the folders above it in this list (`tests/src/layers.rs` checks it):
+//!
+//! | folder | holds |
+//! |---|---|
+//! | [`net`] | sockets, byte streams and the relay between them |
+//! | [`tls`] | the workload's identity, mutual TLS and TLS origination |
+//! | [`resolve`] | name servers and look-ups of endpoints' names |
+//! | [`telemetry`] | metrics and the access log |
+//! | [`host`] | network namespaces, nftables, child processes, systemd |
+//! | [`http`] | HTTP/1 and HTTP/2 on the wire, bodies, heads |
+//! | [`upstream`] | clusters, connection pools, connecting to endpoints |
+//! | [`control`] | streams to the control plane, and the directory that they fill |
+//! | [`dns`] | the name server for captured queries |
+//! | [`proxy`] | the state that all connections share |
+//! | [`exchange`] | one request, or one byte stream, from arrival to its last byte |
+//! | [`outbound`] | connections and requests of the application |
+//! | [`inbound`] | connections and requests to the application |
+//! | [`gateway`] | connections of downstreams without a sidecar |
+//! | [`commands`] | `run`, `gateway` and `exec` |
 
-pub mod access_log;
-pub mod admin;
-pub mod ads;
-pub mod agent;
-pub mod body;
-pub mod call;
-pub mod children;
-pub mod claim;
-pub mod clock;
-pub mod cluster;
-pub mod connect;
+pub mod commands;
 pub mod control;
-pub mod date;
-pub mod dialed;
-pub mod directory;
 pub mod dns;
-pub mod exec;
+pub mod exchange;
 pub mod gateway;
-pub mod given;
-pub mod group;
-pub mod hello;
-pub mod hot_restart;
+pub mod host;
 pub mod http;
-pub mod http1;
-pub mod http2;
-pub mod identity;
 pub mod inbound;
-pub mod incoming;
-pub mod labels;
-pub mod listen;
-pub mod lookup;
-pub mod metrics;
-pub mod named;
-pub mod notify;
-pub mod origination;
+pub mod net;
 pub mod outbound;
-pub mod pod;
-pub mod pool;
 pub mod proxy;
-pub mod redirect;
-pub mod relay;
-pub mod resolution;
-pub mod resolv;
-pub mod run;
-pub mod script;
-pub mod session;
-pub mod sockets;
-pub mod stream;
-pub mod tcp;
-pub mod tunnel;
+pub mod resolve;
+pub mod telemetry;
+pub mod tls;
 pub mod upstream;
 
 pub use weft_agent::files;

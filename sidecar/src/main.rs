@@ -7,8 +7,10 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_appender::non_blocking::NonBlockingBuilder;
-use weft_sidecar::run::Request;
-use weft_sidecar::{exec, hot_restart, notify, redirect, run, sockets};
+use weft_sidecar::commands::run::Request;
+use weft_sidecar::commands::{exec, run};
+use weft_sidecar::host::{hot_restart, notify, redirect};
+use weft_sidecar::net::sockets;
 
 /// Lines of the log that wait for being written; more are dropped.
 const LOG_LINES: usize = 4096;
@@ -30,15 +32,15 @@ enum Command {
     Run(Box<run::Config>),
     /// Join the mesh and run a command in it; on SIGTERM drain first, then stop the command.
     Exec(Box<exec::Options>),
-    /// Balance what callers without a sidecar send to the ports of Istio's Gateways, until SIGTERM.
+    /// Serve the ports of Istio's Gateways for clients without a sidecar, until SIGTERM.
     Gateway(Box<run::GatewayConfig>),
     /// Bring this pod's traffic to the proxy, by nftables.
     #[command(subcommand)]
     Redirect(redirect::Action),
-    /// What `exec` runs in the namespaces of its command.
+    /// The part of `exec` inside the namespaces of its command.
     #[command(hide = true)]
     Inside(exec::rootless::Inside),
-    /// Stand for successors whose predecessor the supervisor started.
+    /// Represent successors to a supervisor that started their predecessor.
     #[command(hide = true)]
     Follow,
 }
@@ -60,9 +62,9 @@ fn run(args: Args) -> Result<ExitCode> {
     if let Command::Inside(options) = &args.command {
         return exec::rootless::inside(options).map(|()| ExitCode::SUCCESS);
     }
-    // On a thread of its own, which drops what it cannot write in time: a slow disk or a pipe that nobody reads must hold
-    // up neither traffic nor answers about names. The guard writes what is left at the end.
-    // Its queue is memory from the start, 40 bytes a line: the default would be 5 MB.
+    // On a thread of its own, which drops lines that it cannot write in time: a slow disk or a full pipe must hold up neither
+    // traffic nor DNS. The guard writes the rest at the end. Its queue is allocated at the start, 40 bytes a line: the default
+    // would be 5 MB.
     let queue = NonBlockingBuilder::default().buffered_lines_limit(LOG_LINES);
     let (log, _guard) = queue.finish(std::io::stderr());
     tracing_subscriber::fmt()
@@ -73,7 +75,7 @@ fn run(args: Args) -> Result<ExitCode> {
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(log)
         .init();
-    // While no descriptor is our own.
+    // Before the process opens any descriptor.
     sockets::take_over();
     hot_restart::take_over()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -132,7 +134,7 @@ async fn serve(config: run::Config) -> Result<ExitCode> {
     }
 }
 
-/// What this process is asked for by signals.
+/// The signals that this process handles.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,

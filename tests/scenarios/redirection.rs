@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 use weft_tests::{Mesh, Pod, binary, statuses, wait_for};
 
 use crate::Scenario;
@@ -43,6 +43,12 @@ fn reinstalled() -> Result<()> {
         })
     };
     captured("a call")?;
+    // A sidecar guards the rules that it has seen.
+    wait_for("the guard of the rules", SOON, || {
+        let config: Value = serde_json::from_str(&order.pod.curl(&["http://127.0.0.1:15000/config"])?)?;
+        ensure!(config["redirected"] == true, "{}", config["redirected"]);
+        Ok(())
+    })?;
     // While it runs: reported by the kernel.
     flush(&order.pod)?;
     let begun = std::time::Instant::now();

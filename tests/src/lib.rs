@@ -6,6 +6,8 @@
 pub mod docs;
 mod etcd;
 pub mod fields;
+#[cfg(test)]
+mod layers;
 mod mesh;
 mod namespace;
 mod pod;

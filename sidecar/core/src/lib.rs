@@ -30,6 +30,7 @@ pub mod outlier;
 pub mod path;
 pub mod policy;
 pub mod pool;
+pub mod protocol;
 pub mod proxy_protocol;
 pub mod re2;
 pub mod recent;

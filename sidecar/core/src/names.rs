@@ -7,6 +7,11 @@ pub const SERVICE_SUFFIX: &str = ".svc.cluster.local";
 /// Suffix by which Consul's users ask for a service.
 pub const CONSUL_SUFFIX: &str = ".service.consul";
 
+/// Whether only the mesh can know this name: it is below the mesh's own domain.
+pub fn is_of_mesh(name: &str) -> bool {
+    name.ends_with(SERVICE_SUFFIX) || name == &SERVICE_SUFFIX[1..]
+}
+
 /// An authority as names are compared: lower case, without port, brackets of an IPv6 address and trailing dot.
 ///
 /// Allocates only where a letter has to be lowered.

@@ -1,7 +1,7 @@
 //! Which outcomes are tried again, how often and after how long. Istio's names and defaults, Envoy's decisions.
 //!
-//! The policy only says whether an outcome asks for a retry; that the body can be sent again, that the retry limit of
-//! the cluster has room and that time is left is the caller's knowledge.
+//! [`RetryPolicy::after`] decides about one attempt. Whether the cluster's retry limit has room and time is left is the
+//! caller's knowledge.
 
 mod asked;
 
@@ -18,6 +18,36 @@ pub use asked::{Asked, MAX_ASKED_RETRIES, asked};
 /// and it has no body that could be lost. So a kept connection that died under it costs no request.
 pub fn is_repeatable(method: &Method, has_body: bool) -> bool {
     method.is_safe() && !has_body
+}
+
+/// One attempt that has ended.
+#[derive(Debug, Clone, Copy)]
+pub struct Attempt<'a> {
+    /// How it ended.
+    pub outcome: &'a Outcome,
+    /// Its number; the first is 0.
+    pub number: u32,
+    /// Its connection had served another request before.
+    pub reused: bool,
+    /// The request may be sent twice without harm ([`is_repeatable`]).
+    pub repeatable: bool,
+    /// The request's body can be sent from its beginning.
+    pub resendable: bool,
+}
+
+/// What follows an attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// Its outcome is that of the request.
+    Final,
+    /// Its outcome is that of the request, because the policy allows no further attempt.
+    Exhausted,
+    /// Another attempt. `stale`: a kept connection ended under a request that may be repeated; the endpoint is not to blame
+    /// before the next attempt has shown it.
+    Retry {
+        /// See above.
+        stale: bool,
+    },
 }
 
 /// A compiled retry policy.
@@ -92,9 +122,15 @@ impl RetryPolicy {
         RetryPolicy { attempts: 0, ..RetryPolicy::default() }
     }
 
-    /// Whether to try again after attempt number `attempt` (the first is 0) ended with `outcome`.
-    pub fn should_retry(&self, outcome: &Outcome, attempt: u32) -> bool {
-        attempt < self.attempts && self.retry_on.matches(outcome)
+    /// Decides what follows an attempt. A kept connection that ended before its response may have ended before the endpoint read
+    /// the request: RFC 9110, 9.2.2, lets a proxy repeat what is safe then, whatever the policy says.
+    pub fn after(&self, attempt: Attempt<'_>) -> Next {
+        let reset = matches!(attempt.outcome, Outcome::Reset { .. } | Outcome::RemoteReset);
+        let stale = attempt.repeatable && attempt.reused && reset;
+        if !attempt.resendable || !(stale || self.retry_on.matches(attempt.outcome)) {
+            return Next::Final;
+        }
+        if attempt.number < self.attempts { Next::Retry { stale } } else { Next::Exhausted }
     }
 
     /// How long to wait before the retry that follows attempt number `attempt` (the first is 0): uniform in
@@ -202,6 +238,11 @@ mod tests {
         }
     }
 
+    /// What follows an attempt on a new connection.
+    fn after(policy: &RetryPolicy, outcome: &Outcome, number: u32) -> Next {
+        policy.after(Attempt { outcome, number, reused: false, repeatable: true, resendable: true })
+    }
+
     fn matches(names: &str, outcome: Outcome) -> bool {
         RetryOn::parse([names]).unwrap().matches(&outcome)
     }
@@ -225,11 +266,25 @@ mod tests {
             (Outcome::Overflow, false),
             (Outcome::Cancelled, false),
         ] {
-            assert_eq!(policy.should_retry(&outcome, 0), retried, "{outcome:?}");
-            assert_eq!(policy.should_retry(&outcome, 1), retried, "{outcome:?}");
-            assert!(!policy.should_retry(&outcome, 2), "{outcome:?}");
-            assert!(!RetryPolicy::none().should_retry(&outcome, 0), "{outcome:?}");
+            let (again, last) =
+                if retried { (Next::Retry { stale: false }, Next::Exhausted) } else { (Next::Final, Next::Final) };
+            assert_eq!(after(&policy, &outcome, 0), again, "{outcome:?}");
+            assert_eq!(after(&policy, &outcome, 1), again, "{outcome:?}");
+            assert_eq!(after(&policy, &outcome, 2), last, "{outcome:?}");
+            assert_eq!(after(&RetryPolicy::none(), &outcome, 0), last, "{outcome:?}");
         }
+    }
+
+    #[test]
+    fn a_safe_request_is_repeated_after_a_kept_connection_was_reset() {
+        let (policy, reset) = (RetryPolicy::default(), Outcome::Reset { request_started: true });
+        let attempt = Attempt { outcome: &reset, number: 0, reused: true, repeatable: true, resendable: true };
+        assert_eq!(policy.after(attempt), Next::Retry { stale: true });
+        assert_eq!(policy.after(Attempt { number: 2, ..attempt }), Next::Exhausted);
+        assert_eq!(policy.after(Attempt { reused: false, ..attempt }), Next::Final);
+        assert_eq!(policy.after(Attempt { repeatable: false, ..attempt }), Next::Final);
+        assert_eq!(policy.after(Attempt { resendable: false, ..attempt }), Next::Final);
+        assert_eq!(policy.after(Attempt { outcome: &Outcome::Timeout, ..attempt }), Next::Final);
     }
 
     #[test]

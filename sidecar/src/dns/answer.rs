@@ -1,7 +1,7 @@
-//! What a query asks and how it is answered: bytes in, bytes out, no sockets.
+//! The meaning of a query and the form of its answer: bytes in, bytes out, no sockets.
 //!
-//! Only the header and the question are read: what else a query carries (options of newer kinds, cookies) concerns the
-//! name server that it is forwarded to, and must not make it unanswerable here.
+//! Only the header and the question are read: the rest (options of newer kinds, cookies) concerns the name server that the
+//! query is forwarded to, and must not make it unanswerable here.
 
 use std::net::IpAddr;
 
@@ -13,11 +13,11 @@ use hickory_proto::serialize::binary::{BinDecodable, BinDecoder};
 
 use weft_core::names::SERVICE_SUFFIX;
 
-use super::forward::Transport;
+use crate::resolve::forward::Transport;
 
-/// What every client takes over UDP without saying so.
+/// Largest answer over UDP without EDNS.
 const UDP_SIZE: u16 = 512;
-/// What passes any network in one piece.
+/// Largest answer that passes any network in one piece.
 const EDNS_SIZE: u16 = 1232;
 
 /// Seconds for which it may be remembered that there is no such name: one that comes is found soon after.
@@ -25,9 +25,9 @@ const NO_SUCH_NAME_TTL: u32 = 5;
 /// The zone of virtual IPs' names, 240.240.0.0/16.
 const VIRTUAL_ZONE: &str = "240.240.in-addr.arpa";
 
-/// What a packet turned out to be.
+/// A parsed packet.
 #[derive(Debug)]
-pub enum Asked {
+pub enum Packet {
     /// Nothing that deserves an answer.
     Nothing,
     /// Something that is answered with an error; this one.
@@ -43,14 +43,14 @@ pub struct Query {
     question: hickory_proto::op::Query,
     /// The name as names are compared: lower case, no trailing dot.
     name: String,
-    /// What the client said beyond its question.
+    /// The client's EDNS options.
     edns: Option<Edns>,
 }
 
-/// What there is to say.
+/// The content of an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Say {
-    /// These addresses, to be kept for so many seconds; those that were not asked for are left out.
+    /// These addresses, with a time to live in seconds; those of another type than the query's are left out.
     Addresses(Vec<IpAddr>, u32),
     /// These places of a service's port, to be kept for so many seconds.
     Places(Vec<Place>, u32),
@@ -65,7 +65,7 @@ pub enum Say {
 /// Where a service's port is (RFC 2782).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
-    /// A host name, whose addresses are told along.
+    /// A host name, whose addresses are additional records.
     pub target: String,
     /// The port there.
     pub port: u16,
@@ -74,18 +74,18 @@ pub struct Place {
 }
 
 /// Reads a packet.
-pub fn parse(packet: &[u8]) -> Asked {
+pub fn parse(packet: &[u8]) -> Packet {
     let mut decoder = BinDecoder::new(packet);
-    let Ok(header) = Header::read(&mut decoder) else { return Asked::Nothing };
+    let Ok(header) = Header::read(&mut decoder) else { return Packet::Nothing };
     // Answers to answers would go back and forth for ever.
     if header.metadata.message_type == MessageType::Response {
-        return Asked::Nothing;
+        return Packet::Nothing;
     }
     let refuse = |code| {
         let mut message = Message::error_msg(header.metadata.id, header.metadata.op_code, code);
         message.metadata.recursion_desired = header.metadata.recursion_desired;
         // An error without a question can always be written.
-        message.to_vec().map_or(Asked::Nothing, Asked::Refused)
+        message.to_vec().map_or(Packet::Nothing, Packet::Refused)
     };
     if header.metadata.op_code != OpCode::Query {
         return refuse(ResponseCode::NotImp);
@@ -96,7 +96,7 @@ pub fn parse(packet: &[u8]) -> Asked {
     let mut name = question.name().to_ascii();
     name.make_ascii_lowercase();
     let name = name.strip_suffix('.').unwrap_or(&name).to_owned();
-    Asked::Query(Box::new(Query { header, question, name, edns }))
+    Packet::Query(Box::new(Query { header, question, name, edns }))
 }
 
 impl Query {
@@ -107,7 +107,7 @@ impl Query {
         (usual && self.question.query_class() == DNSClass::IN).then_some(self.name.as_str())
     }
 
-    /// Whether the answer is an address, or something that leads to one past us.
+    /// Whether the query is for an address, or for a record that leads past the proxy to one.
     pub fn leads_to_address(&self) -> bool {
         use RecordType::{A, AAAA, ANY, CNAME, HTTPS, SVCB};
         matches!(self.question.query_type(), A | AAAA | ANY | CNAME | HTTPS | SVCB)
@@ -161,7 +161,7 @@ impl Query {
             Transport::Tcp => u16::MAX,
         };
         if message.to_vec().ok()?.len() > usize::from(limit) {
-            // What was not asked for goes first (RFC 2181, 9).
+            // Additional records are dropped first (RFC 2181, 9).
             message.additionals.clear();
         }
         fit(&message, limit)
@@ -221,13 +221,13 @@ impl Query {
         self.name.ends_with(".in-addr.arpa") || self.name.ends_with(".ip6.arpa")
     }
 
-    /// The address whose name is asked for (RFC 1035, 3.5; RFC 3596, 2.5).
+    /// The address of a reverse query (RFC 1035, 3.5; RFC 3596, 2.5).
     pub fn address(&self) -> Option<IpAddr> {
         let net = self.question.name().parse_arpa_name().ok()?;
         (net.prefix_len() == net.max_prefix_len()).then(|| net.addr())
     }
 
-    /// Largest answer over UDP, as far as the client says.
+    /// Largest answer over UDP that the client takes.
     pub fn udp_size(&self) -> u16 {
         self.edns.as_ref().map_or(UDP_SIZE, |edns| edns.max_payload().max(UDP_SIZE))
     }
@@ -237,7 +237,7 @@ impl Query {
         self.edns.as_ref().is_some_and(|edns| edns.flags().dnssec_ok)
     }
 
-    /// The same question as everybody would ask it, for answers of up to `size` bytes; `None` where it cannot be written.
+    /// The same question without the client's options, for answers of up to `size` bytes; `None` if it cannot be encoded.
     pub fn to_ask(&self, size: u16) -> Option<Vec<u8>> {
         let mut message = Message::new(0, MessageType::Query, OpCode::Query);
         let mut question = self.question.clone();
@@ -264,7 +264,7 @@ impl Query {
         message.to_vec().ok()
     }
 
-    /// The answer to [`Query::to_ask_for`] as one to this query, whose name stands for `target` (RFC 1034, 3.6.2).
+    /// The answer to [`Query::to_ask_for`] as one to this query, whose name is an alias of `target` (RFC 1034, 3.6.2).
     pub fn adopt_alias(&self, target: &str, answer: &[u8], transport: Transport) -> Option<Vec<u8>> {
         let mut message = Message::from_vec(answer).ok()?;
         let ttl = message.answers.iter().map(|record| record.ttl).min().unwrap_or(super::TTL);
@@ -285,7 +285,7 @@ impl Query {
         message.edns = message.edns.take().and_then(|mut answered| {
             let asked = self.edns.as_ref()?;
             if let Some(EdnsOption::Subnet(subnet)) = asked.option(EdnsCode::Subnet) {
-                // RFC 7871, 7.2.1: the answer is for everybody.
+                // RFC 7871, 7.2.1: the answer is for all subnets.
                 let everybody = ClientSubnet::new(subnet.addr(), subnet.source_prefix(), 0);
                 answered.options_mut().insert(EdnsOption::Subnet(everybody));
             }
@@ -294,7 +294,7 @@ impl Query {
         fit(&message, if transport == Transport::Udp { self.udp_size() } else { u16::MAX })
     }
 
-    /// The record by which an address is told, if that kind was asked for.
+    /// The record of an address, if the query is for its type.
     fn record(&self, address: IpAddr) -> Option<RData> {
         let kind = self.question.query_type();
         match address {
@@ -305,7 +305,7 @@ impl Query {
     }
 }
 
-/// For how long an answer without records holds; `None`: it says nothing.
+/// The time to live of an answer without records; `None`: it is not cached.
 fn negative_ttl(say: &Say) -> Option<u32> {
     match say {
         Say::Addresses(_, ttl) | Say::Places(_, ttl) | Say::Name(_, ttl) => Some(*ttl),

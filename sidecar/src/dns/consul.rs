@@ -1,9 +1,9 @@
-//! Consul's names (`consul.`), asked of the control plane, with a memory for when it is away.
+//! Consul's names (`consul.`), resolved by the control plane, with a cache for when it is away.
 //!
-//! An answer is remembered for its TTL, and kept for an hour more: names that stop resolving because the control plane
-//! restarts would take every application down that asks for them (RFC 8767). Clients with different sizes of packets get
-//! different answers, so sizes are rounded down to few, and everything that differs between two clients who ask the same
-//! is put in here: number, case of the question, options.
+//! An answer is cached for its TTL, and kept for an hour more: names that stop resolving because the control plane restarts
+//! would break every application that uses them (RFC 8767). Clients with different packet sizes get different answers, so
+//! sizes are rounded down to few; id, case of the question and options differ between clients with the same question, and are
+//! set here.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,28 +20,28 @@ use weft_proto::v1::DnsMessage;
 use weft_proto::v1::dns_client::DnsClient;
 
 use super::answer::Query;
-use super::forward::Transport;
-use crate::control::Control;
+use crate::control::connection::Control;
+use crate::resolve::forward::Transport;
 
 /// Answers that are remembered, and their bytes.
 const ANSWERS: usize = 1024;
 const BYTES: usize = 1 << 20;
-/// Questions asked at once: each is a stream of the one connection to the control plane, which others share.
+/// Queries in progress: each is a stream of the one connection to the control plane, which others share.
 const ASKING: usize = 32;
 /// Longest wait for an answer; clients ask again after 5 s (resolv.conf(5)).
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Time after a failure for which what is remembered is said at once (RFC 8767, 5: the failure recheck timer).
+/// Time after a failure during which cached answers are used at once (RFC 8767, 5: the failure recheck timer).
 const RECHECK: Duration = Duration::from_secs(2);
-/// Shortest and longest time for which the control plane is not asked again.
+/// Shortest and longest time for which an answer is cached.
 const KEPT: std::ops::RangeInclusive<u32> = 1..=3600;
 /// How much older than its TTL an answer may be while there is no other.
 const STALE: Duration = Duration::from_secs(3600);
 /// TTL of such an answer in seconds.
 const STALE_TTL: u32 = 5;
-/// Sizes of UDP answers that are told apart, in bytes.
+/// Sizes of UDP answers that are distinguished, in bytes.
 const SIZES: [u16; 3] = [4096, 1232, 512];
 
-/// Who answers.
+/// The source of answers.
 pub trait Source: Send + Sync + 'static {
     /// Asks once; `tcp`: the answer may have 64 KiB.
     fn ask(&self, packet: Vec<u8>, tcp: bool) -> BoxFuture<'_, Result<Vec<u8>, Status>>;
@@ -52,7 +52,7 @@ impl Source for Arc<Control> {
         Box::pin(async move {
             let answer = DnsClient::new(self.channel()).query(DnsMessage { packet, tcp }).await;
             if answer.is_err() {
-                // Its certificate may have ended: the next connection shows the one that we hold by then.
+                // The certificate of the connection may have expired: the next connection presents the current one.
                 self.forget_channel();
             }
             answer.map(|answer| answer.into_inner().packet)
@@ -60,7 +60,7 @@ impl Source for Arc<Control> {
     }
 }
 
-/// What makes two questions the same.
+/// The key of the cache.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Key {
     /// In lower case.

@@ -9,11 +9,11 @@ use weft_proto::{ENDPOINTS_TYPE, SERVICE_TYPE, v1};
 
 use super::consul::tests::Fake;
 use super::*;
-use crate::directory::{self, Writer};
+use crate::control::directory::{self, Writer};
 
 mod headless;
 
-/// What the mesh knows: host, aliases, virtual IPs, whether it is external.
+/// Services of the mesh: host, aliases, virtual IPs, whether it is external.
 const SERVICES: &[(&str, &[&str], &[&str], bool)] = &[
     (
         "order-service.default.svc.cluster.local",
@@ -25,7 +25,7 @@ const SERVICES: &[(&str, &[&str], &[&str], bool)] = &[
     ("api.example.com", &[], &["240.240.0.9"], true),
     ("policy-only.example.com", &[], &[], true),
 ];
-/// What [`know`] tells.
+/// Names of [`know`].
 const LATER: &[&str] = &["db.test", "db", "db-0.db", "db-2.db", "alias.default.svc.cluster.local"];
 const ABSENT: &[&str] = &[
     "example.com",
@@ -97,7 +97,7 @@ async fn ask(dns: &Dns, name: &str, kind: RecordType) -> (ResponseCode, Vec<Stri
     (reply.metadata.response_code, text, reply.answers.first().map_or(0, |r| r.ttl))
 }
 
-/// A name server that knows 192.0.2.1 for every name, and what it was asked.
+/// A name server that has 192.0.2.1 for every name, and the queries that it got.
 async fn name_server() -> (SocketAddr, Arc<std::sync::Mutex<Vec<(String, u16)>>>) {
     // A port that is free for both.
     let (udp, tcp) = loop {
@@ -124,7 +124,7 @@ async fn name_server() -> (SocketAddr, Arc<std::sync::Mutex<Vec<(String, u16)>>>
         loop {
             let (n, from) = udp.recv_from(&mut buffer).await.unwrap();
             let reply = answer(&buffer[..n], from);
-            // Made up by somebody: another number.
+            // A forged answer: another id.
             let mut forged = reply.clone();
             forged[0] ^= 1;
             udp.send_to(&forged, from).await.unwrap();
@@ -142,9 +142,9 @@ async fn name_server() -> (SocketAddr, Arc<std::sync::Mutex<Vec<(String, u16)>>>
 }
 
 #[tokio::test]
-async fn names_of_the_mesh_have_its_addresses() {
+async fn names_of_the_mesh_resolve_to_virtual_ips() {
     use RecordType::{A, AAAA, HTTPS, MX};
-    crate::connect::probe_marks();
+    crate::net::connect::probe_marks();
     let (server, asked) = name_server().await;
     let World { dns, mut writer, .. } = world(&[server]);
     let mesh = [
@@ -191,9 +191,9 @@ async fn names_of_the_mesh_have_its_addresses() {
 }
 
 #[tokio::test]
-async fn other_names_are_asked_of_the_name_server() {
+async fn other_names_are_forwarded_to_the_name_server() {
     use RecordType::{A, MX, PTR};
-    crate::connect::probe_marks();
+    crate::net::connect::probe_marks();
     let (server, asked) = name_server().await;
     let World { dns, mut writer, .. } = world(&[server]);
     let foreign = [
@@ -215,13 +215,13 @@ async fn other_names_are_asked_of_the_name_server() {
     assert_eq!(Message::from_vec(&reply).unwrap().answers.len(), 1);
     let asked = asked.lock().unwrap();
     assert_eq!(asked.len(), foreign.len() + 1);
-    let range = forward::source_ports();
+    let range = crate::resolve::forward::source_ports();
     assert!(asked[..foreign.len()].iter().all(|(_, port)| range.contains(port)), "{asked:?} {range:?}");
 }
 
 #[tokio::test]
-async fn the_name_server_is_asked_after_the_control_plane_has_spoken() {
-    crate::connect::probe_marks();
+async fn the_name_server_is_queried_after_the_control_plane_answered() {
+    crate::net::connect::probe_marks();
     let (server, asked) = name_server().await;
     let World { dns, mut writer, .. } = world(&[server]);
     let dns = Arc::new(dns);
@@ -235,7 +235,7 @@ async fn the_name_server_is_asked_after_the_control_plane_has_spoken() {
         removed_resources: removed.iter().map(|name| (*name).to_owned()).collect(),
         ..Default::default()
     };
-    // It is the mesh's: no other server hears of it.
+    // It is the mesh's: no other server sees it.
     let told = asking("new-service.");
     writer.next_interest().await.unwrap();
     let host = "new-service.default.svc.cluster.local";
@@ -249,14 +249,14 @@ async fn the_name_server_is_asked_after_the_control_plane_has_spoken() {
     writer.apply(answer(vec![resource], &[]));
     assert_eq!(told.await.unwrap().1, ["240.240.0.9"]);
     assert_eq!(*asked.lock().unwrap(), []);
-    // It is not: the name server is asked then.
+    // It is not: the name server is queried then.
     let told = asking("elsewhere.example.");
     while writer.next_interest().await.unwrap().subscribe != ["elsewhere.example"] {}
     assert_eq!(*asked.lock().unwrap(), []);
     writer.apply(answer(Vec::new(), &["elsewhere.example"]));
     assert_eq!(told.await.unwrap().1, ["192.0.2.1"]);
     assert_eq!(asked.lock().unwrap().len(), 1);
-    // It says nothing.
+    // The control plane does not answer.
     let began = std::time::Instant::now();
     assert_eq!(asking("unknown.example.").await.unwrap().1, ["192.0.2.1"]);
     assert!(began.elapsed() >= SILENCE, "{:?}", began.elapsed());
@@ -267,9 +267,9 @@ async fn the_name_server_is_asked_after_the_control_plane_has_spoken() {
 }
 
 #[tokio::test]
-async fn consuls_names_are_asked_of_the_control_plane() {
+async fn consuls_names_are_resolved_by_the_control_plane() {
     use RecordType::{A, PTR, SRV};
-    crate::connect::probe_marks();
+    crate::net::connect::probe_marks();
     let (server, asked) = name_server().await;
     let World { dns, consul_dns, control_plane, writer: _writer } = world(&[server]);
     control_plane.away.store(false, Ordering::Relaxed);
@@ -284,7 +284,7 @@ async fn consuls_names_are_asked_of_the_control_plane() {
     }
     assert_eq!(ask(&dns, "order-service.service.consul.", A).await.1, ["240.240.0.7"], "as before");
     assert_eq!(ask(&dns, "x.node.consul.", A).await.0, ResponseCode::NXDomain);
-    // Who asks Consul wants to know where the instances are.
+    // Clients of Consul get the addresses of the instances.
     let name = "order-service.service.consul.";
     assert_eq!(sorted(&consul_dns, name, A).await, (ResponseCode::NoError, real.map(str::to_owned).into()));
     assert_eq!(*asked.lock().unwrap(), [], "names of Consul stay in the mesh");
@@ -300,7 +300,7 @@ async fn consuls_names_are_asked_of_the_control_plane() {
 }
 
 #[tokio::test]
-async fn negative_answers_carry_the_authority_of_their_zone() {
+async fn negative_answers_carry_a_soa() {
     use RecordType::{A, AAAA, PTR};
     let World { dns, writer: _writer, .. } = world(&[]);
     for (name, kind, code, zone, ttl) in [
@@ -319,11 +319,11 @@ async fn negative_answers_carry_the_authority_of_their_zone() {
     let reply = dns.handle(&query("order-service.", A), Transport::Udp).await.unwrap();
     assert!(Message::from_vec(&reply).unwrap().authorities.is_empty(), "only where there is nothing");
     let reply = dns.handle(&query("elsewhere.example.", A), Transport::Udp).await.unwrap();
-    assert!(Message::from_vec(&reply).unwrap().authorities.is_empty(), "a failure says nothing");
+    assert!(Message::from_vec(&reply).unwrap().authorities.is_empty(), "a failure has no SOA");
 }
 
 #[tokio::test]
-async fn virtual_addresses_have_the_names_of_their_services() {
+async fn reverse_queries_of_virtual_ips_name_their_services() {
     let (server, asked) = name_server().await;
     let World { dns, consul_dns, writer: _writer, .. } = world(&[server]);
     for dns in [&dns, &consul_dns] {
@@ -335,7 +335,7 @@ async fn virtual_addresses_have_the_names_of_their_services() {
 }
 
 #[test]
-fn what_has_a_virtual_ip() {
+fn hosts_with_a_virtual_ip() {
     for name in ["a.service.consul", "a-b_c.service.dc1.consul"] {
         assert!(is_service(name, "dc1"), "{name}");
     }
@@ -353,8 +353,8 @@ fn what_has_a_virtual_ip() {
 }
 
 #[tokio::test]
-async fn without_a_name_server_there_is_an_answer_all_the_same() {
-    crate::connect::probe_marks();
+async fn servfail_without_a_name_server() {
+    crate::net::connect::probe_marks();
     let World { dns, .. } = world(&[]);
     assert_eq!(ask(&dns, "example.com.", RecordType::A).await.0, ResponseCode::ServFail);
     // One that is down makes room for the next at once.
@@ -365,7 +365,7 @@ async fn without_a_name_server_there_is_an_answer_all_the_same() {
 }
 
 #[tokio::test]
-async fn a_service_known_by_a_short_name_is_known_by_its_own() {
+async fn short_names_and_full_names_are_one_service() {
     let (directory, mut writer) = directory::new(Default::default(), None, &["short".to_owned()]);
     writer.set_connected(true);
     let host = "short.default.svc.cluster.local";
@@ -386,7 +386,7 @@ async fn a_service_known_by_a_short_name_is_known_by_its_own() {
 
 #[tokio::test]
 async fn both_listeners_answer() {
-    crate::connect::probe_marks();
+    crate::net::connect::probe_marks();
     let (server, _) = name_server().await;
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let World { dns, writer: _writer, .. } = world(&[server]);
@@ -406,7 +406,7 @@ async fn both_listeners_answer() {
 }
 
 #[test]
-fn what_is_no_question_is_refused_or_dropped() {
+fn invalid_queries_are_refused_or_dropped() {
     let fine = query("a.", RecordType::A);
     let with = |at: usize, byte: u8| {
         let mut packet = fine.clone();
@@ -414,9 +414,9 @@ fn what_is_no_question_is_refused_or_dropped() {
         packet
     };
     let code = |packet: &[u8]| match answer::parse(packet) {
-        Asked::Nothing => None,
-        Asked::Refused(reply) => Some(Message::from_vec(&reply).unwrap().metadata.response_code),
-        Asked::Query(_) => Some(ResponseCode::NoError),
+        Packet::Nothing => None,
+        Packet::Refused(reply) => Some(Message::from_vec(&reply).unwrap().metadata.response_code),
+        Packet::Query(_) => Some(ResponseCode::NoError),
     };
     assert_eq!(code(&fine), Some(ResponseCode::NoError));
     assert_eq!(code(&fine[..11]), None, "no header");
@@ -428,8 +428,8 @@ fn what_is_no_question_is_refused_or_dropped() {
 }
 
 #[test]
-fn what_does_not_fit_says_so() {
-    let Asked::Query(query) = answer::parse(&query("a.", RecordType::A)) else { panic!("a query") };
+fn large_answers_set_tc() {
+    let Packet::Query(query) = answer::parse(&query("a.", RecordType::A)) else { panic!("a query") };
     let many = Say::Addresses((0..100).map(|n| IpAddr::from([240, 240, 0, n])).collect(), 30);
     let udp = Message::from_vec(&query.reply(&many, Transport::Udp).unwrap()).unwrap();
     assert!(udp.metadata.truncation && udp.answers.is_empty());
@@ -439,7 +439,7 @@ fn what_does_not_fit_says_so() {
 
 proptest! {
     #[test]
-    fn no_packet_is_too_strange(mut packet in proptest::collection::vec(any::<u8>(), 0..200), like_a_query in any::<bool>()) {
+    fn any_bytes_are_parsed_without_panic(mut packet in proptest::collection::vec(any::<u8>(), 0..200), like_a_query in any::<bool>()) {
         if like_a_query && packet.len() > 12 {
             packet[2..12].copy_from_slice(&[1, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
         }
@@ -455,12 +455,12 @@ proptest! {
     }
 
     #[test]
-    fn no_change_of_a_query_is_too_strange(at in 0usize..100, byte in any::<u8>(), cut in 0usize..100) {
+    fn any_mutation_of_a_query_is_parsed_without_panic(at in 0usize..100, byte in any::<u8>(), cut in 0usize..100) {
         let mut packet = query("order-service.default.svc.cluster.local.", RecordType::A);
         let at = at % packet.len();
         packet[at] = byte;
         packet.truncate(packet.len() - cut % packet.len());
-        if let Asked::Query(query) = answer::parse(&packet) {
+        if let Packet::Query(query) = answer::parse(&packet) {
             let say = Say::Addresses(vec![IpAddr::from([240, 240, 0, 1])], 30);
             prop_assert!(query.reply(&say, Transport::Udp).is_some());
         }

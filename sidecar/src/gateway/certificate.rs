@@ -1,4 +1,4 @@
-//! What header formatters tell of the TLS that ended here: the connection's, and the client certificate's in Envoy's words.
+//! Values of header formatters for terminated TLS: the connection's, and the client certificate's in Envoy's form.
 
 use std::borrow::Cow;
 use std::fmt::Write;
@@ -22,7 +22,7 @@ use crate::files::hex;
 /// Of the characters of a PEM, these are encoded: all but the dashes of its first and last line.
 const OF_PEM: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-');
 
-/// What is known of a connection after its handshake. `server_name`: as the client asked for it.
+/// The properties of a connection after its handshake. `server_name`: the client's.
 pub(super) fn tls(connection: &ServerConnection, server_name: &str, leaf: Option<&CertificateDer<'_>>) -> Tls {
     let version = match connection.protocol_version() {
         Some(ProtocolVersion::TLSv1_3) => "TLSv1.3",
@@ -123,7 +123,7 @@ fn distinguished_name(name: &X509Name<'_>) -> String {
     parts.join(",")
 }
 
-/// The value of an attribute, escaped (RFC 2253, 2.4); bytes over 0x7f too, as OpenSSL does. What is no text: its bytes.
+/// The value of an attribute, escaped (RFC 2253, 2.4); bytes over 0x7f too, as OpenSSL does. Of other types, the bytes.
 fn value(any: &Any<'_>) -> String {
     let Ok(text) = std::str::from_utf8(any.data) else { return format!("#{}", hex(any.data)) };
     let mut escaped = String::new();
@@ -148,7 +148,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_certificate_is_told_in_the_words_of_envoy() {
+    fn a_client_certificate_is_formatted_as_by_envoy() {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(["one.test".to_owned(), "two.test".to_owned()]).unwrap();
         params.distinguished_name = rcgen::DistinguishedName::new();

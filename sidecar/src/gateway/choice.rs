@@ -16,7 +16,7 @@ use weft_core::gateway::Versions;
 #[derive(Debug)]
 pub(super) struct Choice {
     keys: Vec<Arc<CertifiedKey>>,
-    /// Suites of TLS 1.2, by what signs their handshakes.
+    /// Suites of TLS 1.2, and the signatures of their handshakes.
     tls12: Vec<(CipherSuite, &'static [SignatureScheme])>,
     tls13: Vec<CipherSuite>,
 }
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_is_shown_the_certificate_that_it_can_use() {
+    fn the_certificate_fits_the_clients_signature_algorithms() {
         let (rsa, ecdsa) = (key(&PKCS_RSA_SHA256, "a.example.com"), key(&PKCS_ECDSA_P256_SHA256, "a.example.com"));
         let other = key(&PKCS_ECDSA_P256_SHA256, "b.example.com");
         let keys = vec![rsa, ecdsa, other];
@@ -100,7 +100,7 @@ mod tests {
             // The name does not help a client that cannot verify it.
             (Versions::Both, Some("b.example.com"), &[by_rsa], &[new], 0),
             (Versions::Both, None, &[by_rsa, by_ecdsa], &[new], 1),
-            // TLS 1.2: the suite says who signs.
+            // TLS 1.2: the suite implies the kind of key.
             (Versions::Both, Some("a.example.com"), &[by_rsa, by_ecdsa], &[old], 0),
             (Versions::Both, Some("a.example.com"), &[by_rsa, by_ecdsa], &[old, old_ecdsa], 1),
             (Versions::Only12, Some("a.example.com"), &[by_rsa, by_ecdsa], &[new, old], 0),

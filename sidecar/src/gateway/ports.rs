@@ -1,4 +1,4 @@
-//! The ports of a gateway: opened and closed as the policy says, the same for all workers.
+//! The ports of a gateway: opened and closed as the policy demands, the same for all workers.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener};
@@ -12,25 +12,25 @@ use weft_core::gateway::{Server, Shown, Speaks, Termination};
 use weft_core::policy::Inbound;
 
 use super::{connection, tls, together};
+use crate::net::sockets::{self, Shared};
 use crate::proxy::Proxy;
-use crate::sockets::{self, Shared};
 
 /// How often certificates are looked at again, and ports that could not be opened tried again.
 const LOOK: Duration = Duration::from_secs(5);
-/// How long a port that is to be closed accepts those who have begun to connect.
+/// How long a port that is to be closed accepts connections whose handshake has begun.
 const LAST: Duration = Duration::from_millis(100);
 
-/// What is behind a port at one moment.
+/// The servers behind a port at one moment.
 #[derive(Default)]
 pub struct Doors {
     /// Its servers, oldest first.
     pub servers: Vec<Arc<Server>>,
-    /// What makes TLS end as servers say.
+    /// TLS configurations of the servers.
     pub terminations: HashMap<Termination, Arc<rustls::ServerConfig>>,
 }
 
 impl Doors {
-    /// What is spoken there.
+    /// The protocol of the port.
     pub fn speaks(&self) -> Option<Speaks> {
         self.servers.first().map(|server| server.protocol)
     }
@@ -39,7 +39,7 @@ impl Doors {
 /// An open port.
 pub struct Port {
     socket: TcpListener,
-    /// Whoever started us keeps it for the next gateway, which accepts those who come meanwhile.
+    /// The supervisor keeps it for the next gateway, which accepts the connections that come meanwhile.
     kept: bool,
     now: ArcSwap<Doors>,
 }
@@ -47,7 +47,7 @@ pub struct Port {
 /// Open ports by address.
 pub type Ports = BTreeMap<SocketAddr, Arc<Port>>;
 
-/// Opens and closes ports as the policy says, and closes all of them at the `end`. `credentials`: the folder of named
+/// Opens and closes ports as the policy demands, and closes all of them at the `end`. `credentials`: the folder of named
 /// certificates.
 pub async fn keep(
     proxy: Arc<Proxy>,
@@ -72,12 +72,12 @@ pub fn shared(ports: &Ports) -> std::io::Result<Vec<Shared>> {
     ports.values().map(again).collect()
 }
 
-/// Closes all ports, so that nobody who has got in is cut off.
+/// Closes all ports without cutting off connections in the accept queue.
 async fn close(ports: &watch::Sender<Arc<Ports>>) {
     let open = ports.borrow().clone();
     for (address, port) in open.iter().filter(|(_, port)| !port.kept) {
-        if let Err(e) = sockets::let_nobody_in(&port.socket) {
-            tracing::warn!(%address, "who connects at this moment may be cut off: {e}");
+        if let Err(e) = sockets::stop_new_connections(&port.socket) {
+            tracing::warn!(%address, "connections of this moment may be cut off: {e}");
         }
     }
     drop(open);

@@ -17,13 +17,13 @@ use rustls_pki_types::pem::PemObject;
 use weft_core::gateway::{Authority, Certificate, Termination, Versions};
 
 use super::choice::Choice;
-use crate::given;
-use crate::origination::{certificates, revoked};
+use crate::tls::files;
+use crate::tls::origination::{certificates, revoked};
 
 /// The files of a termination, and when they were last changed; `None`: they are not there.
 type Read = Vec<(PathBuf, Option<SystemTime>)>;
 
-/// What was read.
+/// The files as they were read.
 pub(super) struct Keeper {
     credentials: PathBuf,
     known: HashMap<Termination, (Read, Arc<rustls::ServerConfig>)>,
@@ -71,7 +71,7 @@ struct Files {
 /// Files that prove callers.
 struct Callers {
     ca: PathBuf,
-    /// What the CA revoked.
+    /// Revocation lists of the CA.
     crl: Option<PathBuf>,
     /// A credential may come without a list.
     crl_is_optional: bool,
@@ -147,7 +147,7 @@ fn certified(certificate: &Path, key: &Path, provider: &CryptoProvider) -> Resul
     Ok(Arc::new(certified))
 }
 
-/// What proves callers. With lists of what was revoked there has to be one, still good, of each CA in the chain, as in Envoy.
+/// The verifier of client certificates. With revocation lists there must be a valid one of each CA in the chain, as in Envoy.
 fn verifier(callers: &Callers, provider: Arc<CryptoProvider>) -> Result<Arc<dyn ClientCertVerifier>> {
     let given = certificates(&callers.ca)?;
     let mut roots = RootCertStore::empty();
@@ -160,7 +160,7 @@ fn verifier(callers: &Callers, provider: Arc<CryptoProvider>) -> Result<Arc<dyn 
     let given = if crls.is_empty() { given } else { Vec::new() };
     let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
     let inner = builder.with_crls(crls).enforce_revocation_expiration().build()?;
-    Ok(Arc::new(given::Client { given, inner }))
+    Ok(Arc::new(files::Client { given, inner }))
 }
 
 #[cfg(test)]
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn the_list_limits_tls_1_2_in_its_own_order() {
+    fn cipher_suites_limit_tls_1_2_in_their_order() {
         let of = |numbers: &[u16]| -> Vec<u16> {
             let suites = provider(numbers).cipher_suites;
             suites.iter().filter(|suite| suite.tls13().is_none()).map(|suite| u16::from(suite.suite())).collect()
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_is_read_again_when_it_changes_and_kept_when_it_breaks() {
+    fn a_changed_certificate_is_reloaded_and_an_invalid_one_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("shop");
         let write = |when: u64| {

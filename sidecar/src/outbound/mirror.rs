@@ -1,7 +1,7 @@
-//! Copies of requests (`mirror`, `mirrors`): sent like the request itself, once, and their answers thrown away.
+//! Mirrored requests (`mirror`, `mirrors`): sent like the request itself, once, and their responses discarded.
 //!
-//! A copy costs the request nothing but its bytes: neither waits for the other. What copies may hold is bounded: the bytes by
-//! which they are slower ([`crate::body::COPY_BUDGET`]), a time, and a number of copies at once.
+//! A mirrored request costs the original only its bytes: neither waits for the other. The resources of mirrored requests are
+//! bounded: bytes by which they fall behind ([`crate::http::body::COPY_BUDGET`]), a time, and their number.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,16 +14,18 @@ use rand::Rng;
 use weft_core::endpoint::Endpoint;
 use weft_core::limits::Permit;
 use weft_core::outcome::Outcome;
+use weft_core::protocol::{self, is_http2_only, upstream_is_http2};
 
-use super::attempts::classify;
-use super::plan::{Target, speaks_http2};
-use super::{Downstream, speaks_only_http2};
-use crate::body::{Replay, RequestBody};
-use crate::cluster::ClusterView;
-use crate::connect::MARK_UPSTREAM;
+use super::Downstream;
+use super::plan::Target;
+use crate::exchange::attempt::Outgoing;
+use crate::http::body::RequestBody;
+use crate::http::outcome::classify;
 use crate::http::{Form, HTTP1_CLIENT, address_request, authority};
-use crate::pool::CheckoutError;
-use crate::upstream::Dialer;
+use crate::net::connect::MARK_UPSTREAM;
+use crate::upstream::cluster::ClusterView;
+use crate::upstream::dial::Dialer;
+use crate::upstream::pool::CheckoutError;
 
 /// Copies to one cluster at once, where `http2MaxRequests` does not allow fewer: those that are more are not made.
 const MOST: u32 = 1024;
@@ -31,30 +33,29 @@ const MOST: u32 = 1024;
 const LONGEST: Duration = Duration::from_secs(60);
 
 /// A request about to be sent.
-pub(super) struct Original<'a> {
+pub(super) struct Mirrored<'a> {
     pub(super) down: &'a Arc<Downstream>,
     /// As the endpoint is to see it.
     pub(super) parts: &'a Parts,
     /// The version that the client spoke.
     pub(super) version: Version,
-    pub(super) origin: &'a Bytes,
-    pub(super) body: Option<&'a Arc<Replay>>,
+    pub(super) outgoing: &'a Outgoing,
     pub(super) host: &'a str,
     pub(super) timeout: Option<Duration>,
 }
 
-impl Original<'_> {
+impl Mirrored<'_> {
     /// Sends the copies.
-    pub(super) fn copies(&self, targets: &[Target], grpc: bool) {
+    pub(super) fn send(&self, targets: &[Target], grpc: bool) {
         for target in targets {
             let cluster = target.cluster.clone();
             let limit = cluster.config.pool.max_requests.min(MOST);
             let Ok(permit) = cluster.shared.limits.requests.try_acquire(limit) else { continue };
             let mut parts = self.parts.clone();
-            let entered = self.down.gateway.is_some();
-            let multiplex = speaks_http2(&cluster, self.version, &parts, grpc, entered);
+            let request = protocol::Request { method: &parts.method, version: self.version, grpc };
+            let multiplex = upstream_is_http2(&cluster.config, request, self.down.gateway.is_some());
             parts.headers.remove(HTTP1_CLIENT);
-            if multiplex && self.version != Version::HTTP_2 && !speaks_only_http2(cluster.config.protocol) {
+            if multiplex && self.version != Version::HTTP_2 && !is_http2_only(cluster.config.protocol) {
                 parts.headers.insert(HTTP1_CLIENT, HeaderValue::from_static("1"));
             }
             address_request(&mut parts, self.host, if multiplex { Form::Http2 } else { Form::Origin });
@@ -63,9 +64,11 @@ impl Original<'_> {
                 cluster,
                 hash: target.hash,
                 parts,
-                origin: self.origin.clone(),
+                origin: self.outgoing.origin.clone(),
                 body: self
+                    .outgoing
                     .body
+                    .as_ref()
                     .map_or(RequestBody::Empty, |body| body.copy(self.down.proxy.metrics.mirrors_cut.clone())),
                 multiplex,
                 grpc,
@@ -95,15 +98,15 @@ impl Copy {
     fn endpoint(&self) -> Option<Arc<Endpoint>> {
         let cluster = &self.cluster;
         if cluster.config.original_destination {
-            return self.down.original.map(|to| self.down.foreign.endpoint_of(cluster, to));
+            return self.down.original.map(|to| self.down.passthrough.endpoint_of(cluster, to));
         }
         if cluster.config.dynamic_dns {
-            return cluster.named(authority(&self.parts)).ok();
+            return cluster.dynamic_endpoint(authority(&self.parts)).ok();
         }
         cluster.balancer().pick(self.hash, &mut || rand::rng().next_u64(), 0).cloned()
     }
 
-    /// Sends it, and reads the answer to its end. How it goes concerns the endpoint's health and nobody else.
+    /// Sends the request, and reads the response to its end. The outcome counts for the endpoint's health only.
     async fn run(self) {
         let cluster = &self.cluster;
         if cluster.config.undefined {
@@ -112,21 +115,9 @@ impl Copy {
         let Some(endpoint) = self.endpoint() else { return };
         let _in_flight = endpoint.state.enter();
         cluster.shared.limits.begun(&cluster.config.pool, Instant::now);
-        let (identity, worker) = (&self.down.proxy.identity, self.down.worker);
-        let (multiplex, grpc) = (self.multiplex, self.grpc);
-        let ends = Some(&self.down.ends);
-        let (config, mark) = (&cluster.config, MARK_UPSTREAM);
-        let generation = cluster.generation;
-        let dialer = Dialer {
-            cluster: config,
-            endpoint: &endpoint,
-            identity,
-            ends,
-            multiplex,
-            mark,
-            patience: None,
-            generation,
-        };
+        let (worker, multiplex, grpc) = (self.down.worker, self.multiplex, self.grpc);
+        let dialer = cluster.dialer(&endpoint, &self.down.proxy.identity, MARK_UPSTREAM);
+        let dialer = Dialer { ends: Some(&self.down.ends), multiplex, ..dialer };
         let mut lease = match cluster.shared.pool.checkout(worker, &dialer).await {
             Ok(lease) => lease,
             Err(CheckoutError::Overflow(_)) => return,

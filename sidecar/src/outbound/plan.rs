@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use http::header::{CONTENT_TYPE, LOCATION};
 use http::request::Parts;
-use http::{HeaderValue, Method, Response, StatusCode, Version};
+use http::{HeaderValue, Response, StatusCode};
 use rand::Rng;
 use weft_core::cors::{Asked, Cors};
 use weft_core::endpoint::{Endpoint, find};
@@ -14,20 +14,23 @@ use weft_core::hash::{HashOutcome, request_hash};
 use weft_core::headers::HeaderOps;
 use weft_core::http1;
 use weft_core::names;
-use weft_core::policy::{H2Upgrade, Protocol};
 use weft_core::reply::Reason;
 use weft_core::request::RequestView;
-use weft_core::route::{Action, Destination, DirectResponse, Forward, Route};
+use weft_core::route::{Action, Destination, DirectResponse, Forward, Redirect, Route};
 use weft_core::target::{self, is_virtual};
 
 use super::{Downstream, Entrance};
-use crate::body::ResponseBody;
-use crate::cluster::ClusterView;
-use crate::directory::{Lookup, ServiceView};
+use crate::control::directory::{Lookup, ServiceView};
+use crate::http::body::ResponseBody;
 use crate::http::{Asks, authority};
-use crate::proxy::{Proxy, foreign_endpoint};
+use crate::proxy::Proxy;
+use crate::upstream::cluster::ClusterView;
+use crate::upstream::endpoints;
 
-/// What becomes of a request.
+/// Of a route whose rewrite makes no path.
+const NO_REWRITTEN_PATH: &str = "the rewritten path is not a path, or is too long";
+
+/// The decision about a request.
 pub(super) enum Decision {
     /// It is sent.
     Send(Plan),
@@ -35,7 +38,7 @@ pub(super) enum Decision {
     Answer(Arc<ServiceView>, Arc<Route>, Box<Response<ResponseBody>>, Option<Box<Grant>>),
     /// It is to come again by https.
     Secure(Box<Response<ResponseBody>>),
-    /// Nobody is there for it.
+    /// It is refused.
     Refuse(Option<Arc<ServiceView>>, Reason),
 }
 
@@ -48,11 +51,11 @@ pub(super) struct Plan {
     /// A forward, and the index of the destination that was drawn.
     route: Option<(Arc<Route>, usize)>,
     pub(super) rewritten: Option<Box<http1::Target>>,
-    /// It goes to where it was dialed, not to what its authority names: a target in absolute-form stays one, since what is
-    /// there may be a proxy that the application chose.
+    /// It goes to its original destination, not to the one that its authority names: a target in absolute-form stays one, since the
+    /// destination may be a proxy that the application chose.
     pub(super) keeps_form: bool,
     pub(super) grant: Option<Box<Grant>>,
-    /// Who gets copies of this request.
+    /// Clusters that get a copy of this request.
     pub(super) mirrors: Vec<Target>,
 }
 
@@ -76,7 +79,7 @@ impl Plan {
         Plan { cluster, fixed, hash, route: None, rewritten: None, keeps_form: true, grant: None, mirrors }
     }
 
-    /// What the route says of forwarding; `None`: the application chose the endpoint itself.
+    /// The route's forward action; `None`: the application chose the endpoint itself.
     pub(super) fn forward(&self) -> Option<(&Forward, &Destination)> {
         let (route, at) = self.route.as_ref()?;
         match &*route.action {
@@ -109,7 +112,7 @@ enum Place {
     /// To this endpoint of a service, by the application's own choice.
     Pinned(Arc<ClusterView>, Arc<Endpoint>),
     /// To where it was dialed.
-    Foreign(SocketAddr),
+    Passthrough(SocketAddr),
     /// To the same address under https.
     Https,
     /// Nowhere.
@@ -119,22 +122,22 @@ enum Place {
 /// Phases 1 and 2.
 pub(super) async fn decide(down: &Downstream, parts: &Parts, view: &RequestView<'_>, asks: Asks) -> Decision {
     let place = place(down, parts).await;
-    // A proxy that the application chose itself may be asked for a tunnel; the mesh's services are not proxies, unless it is
+    // The application may ask a proxy that it chose itself for a tunnel; the mesh's services are not proxies, unless CONNECT is
     // allowed (Envoy's `upgrade_type: CONNECT`).
-    let chosen = matches!(place, Place::Foreign(_)) && down.original.is_some();
+    let chosen = matches!(place, Place::Passthrough(_)) && down.original.is_some();
     if asks == Asks::Connect && !chosen && !down.proxy.settings.allows_connect() {
         return Decision::Refuse(None, Reason::ConnectRefused);
     }
     match place {
         Place::None(reason) => Decision::Refuse(None, reason),
         Place::Https => Decision::Secure(Box::new(secure(view))),
-        Place::Foreign(to) => {
+        Place::Passthrough(to) => {
             // Addressed as an HTTP proxy, each request may go elsewhere: no connection is kept for the next one.
             if down.original.is_none() {
-                let plan = Plan::fixed(Arc::new(ClusterView::passthrough(1)), foreign_endpoint(to));
+                let plan = Plan::fixed(Arc::new(ClusterView::passthrough(1)), endpoints::passthrough(to));
                 return Decision::Send(Plan { keeps_form: false, ..plan });
             }
-            let (cluster, endpoint) = down.foreign.unknown(to);
+            let (cluster, endpoint) = down.passthrough.unknown(to);
             Decision::Send(Plan::fixed(cluster, endpoint))
         }
         Place::Pinned(cluster, endpoint) => Decision::Send(Plan::fixed(cluster, endpoint)),
@@ -149,7 +152,7 @@ async fn place(down: &Downstream, parts: &Parts) -> Place {
     }
     let directory = &down.proxy.directory;
     let port = target::port(authority(parts), down.original);
-    // An address as authority names no service; the address that was dialed says more.
+    // An address as authority names no service; the original destination may.
     if let Some(host) = target::name(authority(parts))
         && let Lookup::Service(view) = directory.lookup(&host).await
         && target::takes(&view.service, port, down.original)
@@ -162,7 +165,7 @@ async fn place(down: &Downstream, parts: &Parts) -> Place {
     dialed(down, original).await
 }
 
-/// What a caller from outside means by its authority.
+/// The destination of a request at a gateway, by its authority.
 async fn entered(down: &Downstream, entrance: &Entrance, parts: &Parts) -> Place {
     let host = names::normalise(authority(parts));
     let Some((server, service)) = gateway::service(&entrance.servers, &host) else {
@@ -178,7 +181,7 @@ async fn entered(down: &Downstream, entrance: &Entrance, parts: &Parts) -> Place
     }
 }
 
-/// What the address means that was dialed.
+/// The destination of a request by the connection's original destination.
 async fn dialed(down: &Downstream, original: SocketAddr) -> Place {
     if let Lookup::Service(view) = down.proxy.directory.lookup(&original.to_string()).await {
         if view.service.addresses.contains(&original.ip()) {
@@ -190,10 +193,10 @@ async fn dialed(down: &Downstream, original: SocketAddr) -> Place {
             return Place::Pinned(view.clusters[at].clone(), endpoint);
         }
     }
-    if may_pass(&down.proxy, original) { Place::Foreign(original) } else { Place::None(Reason::UnknownHost) }
+    if may_pass(&down.proxy, original) { Place::Passthrough(original) } else { Place::None(Reason::UnknownHost) }
 }
 
-/// Whether a destination that the mesh does not know is dialed as addressed. A virtual IP is nobody's real address.
+/// Whether an unknown destination is dialed as addressed. A virtual IP belongs to no machine.
 pub fn may_pass(proxy: &Proxy, original: SocketAddr) -> bool {
     !is_virtual(original.ip()) && proxy.passes_unknown()
 }
@@ -209,51 +212,17 @@ fn by_route(
     let Some(route) = service.service.port(port).and_then(|port| port.routes.find(view)).cloned() else {
         return Decision::Refuse(Some(service), Reason::NoRoute);
     };
-    let mut grant = None;
-    if let Some(cors) = &route.cors {
-        match cors.asked(view) {
-            Asked::Nothing => {}
-            Asked::Actual(origin) => grant = Some(Box::new(Grant { cors: cors.clone(), origin })),
-            Asked::Preflight(origin) => {
-                let mut response = Response::new(ResponseBody::empty());
-                cors.preflight(origin, response.headers_mut());
-                return Decision::Answer(service, route, Box::new(response), None);
-            }
-            Asked::Unmatched => {
-                return Decision::Answer(service, route, Box::new(Response::new(ResponseBody::empty())), None);
-            }
-        }
-    }
+    let grant = match cross_origin(&route, view) {
+        Ok(grant) => grant,
+        Err(response) => return Decision::Answer(service, route, response, None),
+    };
     match &*route.action {
-        Action::Forward(forward) => {
-            let at = drawn(forward);
-            let cluster = service.clusters[forward.destinations[at].cluster].clone();
-            let hash = request_hash(&forward.hash, view);
-            let rewritten =
-                route.rewritten_path(forward, view).map(|path| http1::Target::parse(path.into()).map(Box::new));
-            let rewritten = match rewritten.transpose() {
-                Ok(rewritten) => rewritten,
-                Err(_) => {
-                    return Decision::Refuse(Some(service), Reason::BadRequest { detail: super::NO_REWRITTEN_PATH });
-                }
-            };
-            let fixed = match fixed(down, view, &service, &cluster, &forward.destinations[at]) {
-                Ok(fixed) => fixed,
-                Err(reason) => return Decision::Refuse(Some(service), reason),
-            };
-            let mirrors = mirrors(forward, &service, view);
-            let (route, keeps_form) = (Some((route, at)), !by_name);
-            Decision::Send(Plan { cluster, fixed, hash, route, rewritten, keeps_form, grant, mirrors })
-        }
+        Action::Forward(forward) => match forwarded(down, view, &service, &route, forward) {
+            Ok(plan) => Decision::Send(Plan { keeps_form: !by_name, grant, ..plan }),
+            Err(reason) => Decision::Refuse(Some(service), reason),
+        },
         Action::Redirect(redirect) => {
-            let entered = down.gateway.as_ref().map(|_| down.ends.destination);
-            let port = entered.or(down.original).map_or(80, |o| o.port());
-            let mut response = Response::new(ResponseBody::empty());
-            *response.status_mut() = redirect.status;
-            let scheme = down.gateway.as_ref().map_or("http", |entrance| entrance.scheme);
-            if let Ok(location) = HeaderValue::from_str(&redirect.location(&route.matcher, view, scheme, port)) {
-                response.headers_mut().insert(LOCATION, location);
-            }
+            let response = redirected(down, view, &route, redirect);
             Decision::Answer(service, route, Box::new(response), grant)
         }
         Action::DirectResponse(direct) => {
@@ -261,6 +230,57 @@ fn by_route(
             Decision::Answer(service, route, Box::new(response), grant)
         }
     }
+}
+
+/// The grant of the route's CORS policy to the request's origin.
+///
+/// # Errors
+/// The response to a preflight request.
+fn cross_origin(route: &Route, view: &RequestView<'_>) -> Result<Option<Box<Grant>>, Box<Response<ResponseBody>>> {
+    let Some(cors) = &route.cors else { return Ok(None) };
+    let mut response = Response::new(ResponseBody::empty());
+    match cors.asked(view) {
+        Asked::Nothing => return Ok(None),
+        Asked::Actual(origin) => return Ok(Some(Box::new(Grant { cors: cors.clone(), origin }))),
+        Asked::Preflight(origin) => cors.preflight(origin, response.headers_mut()),
+        Asked::Unmatched => {}
+    }
+    Err(Box::new(response))
+}
+
+/// The plan of a request whose route forwards it.
+///
+/// # Errors
+/// The reason of a refusal.
+fn forwarded(
+    down: &Downstream,
+    view: &RequestView<'_>,
+    service: &ServiceView,
+    route: &Arc<Route>,
+    forward: &Forward,
+) -> Result<Plan, Reason> {
+    let at = drawn(forward);
+    let cluster = service.clusters[forward.destinations[at].cluster].clone();
+    let hash = request_hash(&forward.hash, view);
+    let rewritten = route.rewritten_path(forward, view).map(|path| http1::Target::parse(path.into()).map(Box::new));
+    let rewritten = rewritten.transpose().map_err(|_| Reason::BadRequest { detail: NO_REWRITTEN_PATH })?;
+    let fixed = fixed(down, view, service, &cluster, &forward.destinations[at])?;
+    let mirrors = mirrors(forward, service, view);
+    let route = Some((route.clone(), at));
+    Ok(Plan { cluster, fixed, hash, route, rewritten, keeps_form: false, grant: None, mirrors })
+}
+
+/// The response of a route that redirects.
+fn redirected(down: &Downstream, view: &RequestView<'_>, route: &Route, redirect: &Redirect) -> Response<ResponseBody> {
+    let entered = down.gateway.as_ref().map(|_| down.ends.destination);
+    let port = entered.or(down.original).map_or(80, |o| o.port());
+    let mut response = Response::new(ResponseBody::empty());
+    *response.status_mut() = redirect.status;
+    let scheme = down.gateway.as_ref().map_or("http", |entrance| entrance.scheme);
+    if let Ok(location) = HeaderValue::from_str(&redirect.location(&route.matcher, view, scheme, port)) {
+        response.headers_mut().insert(LOCATION, location);
+    }
+    response
 }
 
 /// The endpoint of a cluster that the request itself chose, by the address that it was dialed to or by its authority.
@@ -275,14 +295,14 @@ fn fixed(
     if config.dynamic_dns {
         // A route that gives the request another authority means that one.
         let rewritten = destination.authority.as_ref();
-        return cluster.named(rewritten.map_or(view.authority, |authority| authority.as_str())).map(Some);
+        return cluster.dynamic_endpoint(rewritten.map_or(view.authority, |authority| authority.as_str())).map(Some);
     }
     if config.headless {
         let names = &service.service.names;
         return Ok(target::chosen(config, &cluster.endpoints, down.original, view.authority, names).cloned());
     }
     let dialed = config.original_destination.then_some(down.original).flatten();
-    Ok(dialed.map(|to| down.foreign.endpoint_of(cluster, to)))
+    Ok(dialed.map(|to| down.passthrough.endpoint_of(cluster, to)))
 }
 
 /// A gateway's `httpsRedirect`: as Envoy, 301, and the port is that of https.
@@ -311,7 +331,7 @@ fn drawn(forward: &Forward) -> usize {
     forward.destinations.iter().position(|d| std::ptr::eq(d, chosen)).unwrap_or(0)
 }
 
-/// Who gets a copy of this request.
+/// Clusters that get a copy of this request, drawn by their shares.
 fn mirrors(forward: &Forward, service: &ServiceView, view: &RequestView<'_>) -> Vec<Target> {
     let drawn = forward.mirrors.iter().filter(|mirror| mirror.share.hits(rand::random()));
     let targets = drawn.map(|mirror| {
@@ -320,22 +340,4 @@ fn mirrors(forward: &Forward, service: &ServiceView, view: &RequestView<'_>) -> 
         Target { cluster, hash }
     });
     targets.collect()
-}
-
-/// Whether HTTP/2 is spoken to the endpoint: as the port or the policy says, else as the application does. A port that is
-/// declared as HTTP/1 is spoken to in HTTP/1, as in Istio, but for gRPC, which cannot do without HTTP/2. So is one of which
-/// nothing is declared where the caller came by a gateway (`entered`): browsers speak HTTP/2 to everybody, and say
-/// nothing about our services by it.
-pub(super) fn speaks_http2(cluster: &ClusterView, client: Version, parts: &Parts, grpc: bool, entered: bool) -> bool {
-    let pool = &cluster.config.pool;
-    let client = client == Version::HTTP_2;
-    match cluster.config.protocol {
-        _ if parts.method == Method::CONNECT => false,
-        Protocol::Http2 | Protocol::Grpc => true,
-        _ if pool.use_client_protocol => client,
-        _ if pool.h2_upgrade == H2Upgrade::Upgrade => true,
-        Protocol::Http => client && grpc,
-        Protocol::Unknown if entered => client && grpc,
-        _ => client,
-    }
 }

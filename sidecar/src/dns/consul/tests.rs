@@ -5,7 +5,7 @@ use hickory_proto::rr::rdata::opt::{ClientSubnet, EdnsCode, EdnsOption};
 use hickory_proto::rr::rdata::{A, SOA};
 use hickory_proto::rr::{Name, Record};
 
-use super::super::answer::{Asked, parse};
+use super::super::answer::{Packet, parse};
 use super::*;
 
 /// Answers every name under `service.consul` with two addresses for nine seconds, others with "no such name", while it is up.
@@ -44,7 +44,7 @@ impl Source for Arc<Fake> {
                     message.metadata.response_code = ResponseCode::NXDomain;
                     message.add_authority(soa());
                 }
-                // As much as the control plane was told to send.
+                // Up to the size that the query allows.
                 text if text.ends_with("many.service.consul.") => {
                     let fit = if tcp { 1000 } else { (size - 60) / 16 };
                     message.metadata.truncation = !tcp;
@@ -71,7 +71,7 @@ fn asking(name: &str, edns: Option<Edns>) -> Query {
     message.metadata.id = 7;
     message.add_query(hickory_proto::op::Query::query(Name::from_ascii(name).unwrap(), RecordType::A));
     message.edns = edns;
-    let Asked::Query(query) = parse(&message.to_vec().unwrap()) else { panic!("no query") };
+    let Packet::Query(query) = parse(&message.to_vec().unwrap()) else { panic!("no query") };
     *query
 }
 
@@ -91,20 +91,20 @@ fn edns(size: u16) -> Edns {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_is_remembered_for_its_time() {
+async fn an_answer_is_cached_for_its_ttl() {
     let (consul, fake) = consul();
     let asked = || fake.asked.load(Ordering::Relaxed);
     assert_eq!(ttl(&consul, "web.service.consul.").await, Some(9));
     tokio::time::advance(Duration::from_secs(4)).await;
     assert_eq!((ttl(&consul, "web.service.consul.").await, asked()), (Some(5), 1));
-    // The case is the client's, and what it was asked in before does not matter.
+    // The answer has the client's case, whichever case is cached.
     let reply = ask(&consul, "wEB.Service.consul.").await.unwrap();
     assert_eq!(asked(), 1);
     assert!(reply.answers.iter().all(|r| r.name.eq_case(reply.queries[0].name())));
     assert!(!reply.metadata.authoritative && reply.metadata.recursion_available);
     tokio::time::advance(Duration::from_secs(5)).await;
     assert_eq!((ttl(&consul, "web.service.consul.").await, asked()), (Some(9), 2));
-    // That there is no such name, for as long as the SOA says.
+    // The absence of a name is cached as long as the SOA says.
     for (wait, expected) in [(0, 3), (2, 3), (1, 4)] {
         tokio::time::advance(Duration::from_secs(wait)).await;
         let reply = ask(&consul, "x.node.consul.").await.unwrap();
@@ -119,7 +119,7 @@ async fn an_answer_is_remembered_for_its_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn while_the_control_plane_is_away_old_answers_serve_for_an_hour() {
+async fn stale_answers_serve_for_an_hour_while_the_control_plane_is_away() {
     let (consul, fake) = consul();
     assert_eq!(ttl(&consul, "web.service.consul.").await, Some(9));
     fake.hangs.store(true, Ordering::Relaxed);
@@ -138,7 +138,7 @@ async fn while_the_control_plane_is_away_old_answers_serve_for_an_hour() {
     // It is back.
     fake.hangs.store(false, Ordering::Relaxed);
     assert_eq!(ttl(&consul, "web.service.consul.").await, Some(9));
-    // Refusing is as good as away; and being asked again soon it is noticed to be back.
+    // A refusal counts as absence; the next query after a short while finds the control plane again.
     fake.away.store(true, Ordering::Relaxed);
     tokio::time::advance(Duration::from_secs(20)).await;
     assert_eq!(ttl(&consul, "web.service.consul.").await, Some(STALE_TTL));
@@ -148,7 +148,7 @@ async fn while_the_control_plane_is_away_old_answers_serve_for_an_hour() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn clients_that_take_more_get_more() {
+async fn answers_are_as_large_as_the_client_takes() {
     let (consul, fake) = consul();
     let count = async |size: Option<u16>, transport| {
         let query = asking("many.service.consul.", size.map(edns));
@@ -166,7 +166,7 @@ async fn clients_that_take_more_get_more() {
     assert_eq!(count(Some(1400), Transport::Udp).await, (73, true));
     assert_eq!(fake.asked.load(Ordering::Relaxed), 2);
     assert_eq!(count(None, Transport::Tcp).await, (1000, false));
-    // What the client says beyond its question is heeded here.
+    // The client's options are applied here.
     let mut with_subnet = edns(1232);
     let subnet = EdnsOption::Subnet(ClientSubnet::new([192, 0, 2, 0].into(), 24, 0));
     with_subnet.options_mut().insert(subnet.clone());
@@ -176,7 +176,7 @@ async fn clients_that_take_more_get_more() {
 }
 
 #[tokio::test]
-async fn the_memory_is_bounded_and_made_up_names_go_first() {
+async fn the_cache_is_bounded_and_evicts_absent_names_first() {
     let (consul, _) = consul();
     ask(&consul, "web.service.consul.").await.unwrap();
     for n in 0..2 * ANSWERS {
@@ -199,7 +199,7 @@ async fn the_memory_is_bounded_and_made_up_names_go_first() {
 }
 
 #[tokio::test]
-async fn what_it_cannot_answer_is_not_remembered() {
+async fn failures_are_not_cached() {
     let (consul, fake) = consul();
     for _ in 0..2 {
         let reply = ask(&consul, "9.9.9.10.in-addr.arpa.").await.unwrap();

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// What a headless service and an alias of a host outside the mesh are answered by.
+/// Adds a headless service and an alias of a host outside the mesh.
 fn know(writer: &mut Writer) {
     let headless =
         v1::Cluster { name: "db".into(), host: "db.test".into(), port: 80, headless: true, ..Default::default() };
@@ -81,7 +81,7 @@ async fn an_alias_of_a_host_outside_is_answered_as_that_host() {
     assert_eq!(asked, ["api.example.net."], "no name of the mesh leaves it");
 }
 
-/// The records of an answer to a question for where a port is, sorted: those asked for, and those told along.
+/// The records of an answer about the location of a port, sorted: answers, and additional records.
 async fn places_of(dns: &Dns, name: &str, transport: Transport) -> (ResponseCode, Vec<String>, Vec<String>) {
     let reply = dns.handle(&query(name, RecordType::SRV), transport).await.expect("an answer");
     let reply = Message::from_vec(&reply).unwrap();
@@ -94,7 +94,7 @@ async fn places_of(dns: &Dns, name: &str, transport: Transport) -> (ResponseCode
 }
 
 #[tokio::test]
-async fn where_a_port_of_a_headless_service_is_is_told_for_each_ready_endpoint() {
+async fn srv_records_of_a_headless_service_name_its_ready_endpoints() {
     let (server, asked) = name_server().await;
     let World { dns, mut writer, .. } = world(&[server]);
     know(&mut writer);
@@ -104,7 +104,7 @@ async fn where_a_port_of_a_headless_service_is_is_told_for_each_ready_endpoint()
     assert_eq!(answers, places);
     assert_eq!(more, ["db-0.db. 5 10.0.0.1", "db-0.db. 5 fd00::1", "db-1.db. 5 10.0.0.2"]);
     assert_eq!(places_of(&dns, "_HTTP._tcp.DB.", Transport::Tcp).await.1.len(), 2);
-    // What the mesh does not have, another server may.
+    // Other servers may have names that the mesh does not have.
     for name in ["_none._tcp.db.", "_http._udp.db.", "_http._tcp.db-0.db.", "_http._tcp.example.com."] {
         let before = asked.lock().unwrap().len();
         places_of(&dns, name, Transport::Udp).await;
@@ -113,8 +113,8 @@ async fn where_a_port_of_a_headless_service_is_is_told_for_each_ready_endpoint()
 }
 
 #[test]
-fn places_that_do_not_fit_leave_out_their_addresses_first() {
-    let Asked::Query(query) = answer::parse(&query("_a._tcp.db.", RecordType::SRV)) else { panic!("a query") };
+fn truncated_srv_answers_drop_addresses_first() {
+    let Packet::Query(query) = answer::parse(&query("_a._tcp.db.", RecordType::SRV)) else { panic!("a query") };
     let places = |count: u8| {
         let place = |n: u8| answer::Place {
             target: format!("db-{n}.db"),

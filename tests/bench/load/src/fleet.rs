@@ -23,7 +23,7 @@ use weft_proto::v1::registry_client::RegistryClient;
 use weft_proto::v1::registry_request::Kind;
 use weft_proto::v1::{CheckUpdate, Deregister, Heartbeat, Hello, Instance, RegistryReply, RegistryRequest};
 use weft_proto::{ENDPOINTS_TYPE, SERVICE_TYPE};
-use weft_sidecar::control::Control;
+use weft_sidecar::control::connection::Control;
 
 use crate::handshakes::join;
 

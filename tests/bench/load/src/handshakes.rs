@@ -16,8 +16,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
-use weft_sidecar::control::Control;
-use weft_sidecar::identity::{Identity, alpn};
+use weft_sidecar::control::connection::Control;
+use weft_sidecar::tls::identity::{Identity, alpn};
 
 #[derive(clap::Args)]
 pub(crate) struct Options {

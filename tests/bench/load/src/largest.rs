@@ -13,7 +13,7 @@ use weft_proto::SERVICE_TYPE;
 use weft_proto::envoy::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use weft_proto::envoy::{DeltaDiscoveryRequest, Node};
 use weft_proto::v1::{Check, CheckUpdate, Hello, Instance};
-use weft_sidecar::control::Control;
+use weft_sidecar::control::connection::Control;
 
 use crate::fleet::{Registrar, instance};
 use crate::handshakes::join;

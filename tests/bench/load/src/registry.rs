@@ -7,7 +7,7 @@ use std::rc::Rc;
 use anyhow::Result;
 use serde_json::{Value, json};
 use tokio::time::Instant;
-use weft_sidecar::control::Control;
+use weft_sidecar::control::connection::Control;
 
 use crate::fleet::{Registrar, instance};
 use crate::handshakes::join;

@@ -1,0 +1,315 @@
+//! The command line of a sidecar.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use weft_agent::{clients, entry};
+
+use crate::host::redirect::rules::Own;
+
+/// How a sidecar runs.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Config {
+    /// Control plane, host:port; several are tried in turn.
+    #[arg(long = "control-plane", env = "WEFT_CONTROL_PLANE", value_delimiter = ',', required = true)]
+    pub control_planes: Vec<String>,
+    /// File with a join token (`weftctl token create`); read again at each use. At the start it is compared with the saved
+    /// certificate: one for another identity, other services or another mesh is joined with anew.
+    #[arg(long, env = "WEFT_TOKEN_FILE")]
+    pub token_file: Option<PathBuf>,
+    /// Folder that certificate and last state are kept in (0600), so that a restart needs no control plane.
+    #[arg(long, env = "WEFT_DATA_DIR", default_value = "/var/lib/weft-sidecar")]
+    pub data_dir: PathBuf,
+    /// Service to register this pod as.
+    #[arg(long)]
+    pub service: Option<String>,
+    /// Port that the service listens on.
+    #[arg(long, requires = "service")]
+    pub port: Option<u16>,
+    /// Protocol of the service: http, http2, grpc, tcp, tls; recognised from the first bytes if it is not given.
+    #[arg(long, requires = "service")]
+    pub protocol: Option<String>,
+    /// Path of the service's health check: 2xx is healthy. Without it the service is assumed healthy.
+    #[arg(long, requires = "port")]
+    pub health_path: Option<String>,
+    /// Seconds between looks at the health path.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub health_interval: u64,
+    /// WorkloadGroup of this pod's namespace by which it joins: it is a workload entry with the group's labels and ports, and
+    /// the group's probe is made here.
+    #[arg(long, value_name = "NAME")]
+    pub workload_group: Option<String>,
+    /// Where Consul's HTTP API is served to this pod, or "off"; loopback only.
+    #[arg(long, default_value = "127.0.0.1:8500", value_parser = loopback)]
+    pub agent_api: Listen,
+    /// Address of Eureka's API for this pod, /eureka, and of all that --agent-api serves, which has it too; or "off"; loopback
+    /// only.
+    #[arg(long, default_value = "127.0.0.1:8761", value_parser = loopback)]
+    pub eureka_api: Listen,
+    /// Further name that programs of this pod may ask --agent-api, --eureka-api and the pages on 127.0.0.1 by, besides addresses,
+    /// localhost and the pod's own name; repeatable. Others are refused: a web page can have its name lead there.
+    #[arg(long, value_name = "NAME")]
+    pub api_host: Vec<String>,
+    /// Requests to the agent's API that may be under way at once from one address, blocking queries and others each; more are
+    /// answered with 429 (Consul's http_max_conns_per_client).
+    #[arg(long, default_value_t = clients::PER_CLIENT, value_parser = clients::limit)]
+    pub http_max_conns_per_client: usize,
+    /// Where Consul's DNS names are served to this pod with the real addresses of instances (127.0.0.1's port is served on
+    /// [::1] too), or "off"; loopback only.
+    #[arg(long, default_value = "127.0.0.1:8600", value_parser = loopback)]
+    pub consul_dns: Listen,
+    /// Let health checks run programs (Args): anyone allowed to register can run arbitrary commands as the proxy's user then.
+    #[arg(long)]
+    pub enable_script_checks: bool,
+    /// Give programs of this pod certificates of its identity, each with a key of its own (agent/connect/ca/leaf): any process that
+    /// can read one has the pod's identity until the certificate expires, on any machine.
+    #[arg(long)]
+    pub connect_leaf: bool,
+    /// Label of this pod, key=value; repeatable.
+    #[arg(long = "label", value_parser = key_value)]
+    pub labels: Vec<(String, String)>,
+    /// Name of the workload; the service, else the workload group, else the host, where it is not given.
+    #[arg(long)]
+    pub workload: Option<String>,
+    /// region/zone/subzone.
+    #[arg(long, default_value = "")]
+    pub locality: String,
+    /// Worker threads; as many as there are processors, two at most, where it is not given.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub workers: Option<u16>,
+    /// Where redirected outbound connections arrive.
+    #[arg(long, default_value_t = 15001)]
+    pub outbound_port: u16,
+    /// Where redirected inbound connections arrive.
+    #[arg(long, default_value_t = 15006)]
+    pub inbound_port: u16,
+    /// Where redirected DNS arrives (127.0.0.1's port is served on [::1] too), or off.
+    #[arg(long, default_value = "127.0.0.1:15053")]
+    pub dns_listen: Listen,
+    /// Also listen as an HTTP proxy here, for applications without redirection (http_proxy=...).
+    #[arg(long)]
+    pub http_proxy: Option<SocketAddr>,
+    /// Readiness page.
+    #[arg(long, default_value = "0.0.0.0:15021")]
+    pub ready_listen: SocketAddr,
+    /// Metrics page.
+    #[arg(long, default_value = "0.0.0.0:15020")]
+    pub metrics_listen: SocketAddr,
+    /// Page with a look inside; loopback only.
+    #[arg(long, default_value = "127.0.0.1:15000")]
+    pub admin_listen: SocketAddr,
+    /// Probe of the application that others may ask for at the metrics page, PORT/PATH: it is then at
+    /// /app-health/PORT/PATH, STRICT or not; repeatable.
+    #[arg(long = "app-probe", value_name = "PORT/PATH")]
+    pub app_probes: Vec<String>,
+    /// Access log, JSON lines: a file, or - for standard output.
+    #[arg(long)]
+    pub access_log: Option<String>,
+    /// Protocol that requests may switch to by `Upgrade`, past routes and retries, or `connect`: CONNECT then makes a tunnel to a
+    /// service. Repeatable; both sidecars of a call must allow it.
+    #[arg(long = "upgrade-type", value_name = "TOKEN", env = "WEFT_UPGRADE_TYPES", value_delimiter = ',', default_value = "websocket", value_parser = upgrade_type)]
+    pub upgrade_types: Vec<String>,
+    /// Whether unknown destinations pass through or are refused.
+    #[arg(long, value_enum, default_value_t = OutboundPolicy::AllowAny)]
+    pub outbound_traffic: OutboundPolicy,
+    /// Names to know before the application asks; repeatable.
+    #[arg(long = "preload")]
+    pub preload: Vec<String>,
+    /// On SIGTERM: seconds to wait until callers have acknowledged that this instance is gone.
+    #[arg(long, default_value_t = 5)]
+    pub drain_acks: u64,
+    /// On SIGTERM: seconds in which outbound connections, DNS and inbound connections go on as before, at least: an application
+    /// that is stopped at the same time finishes its work. After them the sidecar stays until the application has closed its
+    /// connections. The mesh's terminationDrainDuration, else 5, where it is not given; `exec` ends after its command instead.
+    #[arg(long, value_name = "SECONDS")]
+    pub drain_min: Option<u64>,
+    /// On SIGTERM: seconds to wait for requests in progress and for the application's connections, at most.
+    #[arg(long, default_value_t = 30)]
+    pub drain_limit: u64,
+    /// After a reload (SIGHUP): seconds in which the previous process finishes its connections, at most. A byte stream, a WebSocket or
+    /// a gRPC stream may last hours.
+    #[arg(long, value_name = "SECONDS", default_value_t = 86_400)]
+    pub parent_shutdown_time: u64,
+    /// Seconds after which a connection for requests ends whose peer acknowledges nothing (TCP_USER_TIMEOUT), so that requests are
+    /// retried elsewhere; 0: the kernel's time, some 15 minutes. A peer that reads nothing for so long counts too.
+    #[arg(long, value_name = "SECONDS", default_value_t = 20)]
+    pub tcp_user_timeout: u64,
+    /// Folder of certificates that DestinationRules name by `credentialName`: <name>/ca.crt, ca.crl, tls.crt and tls.key.
+    #[arg(long, default_value = "/etc/weft/credentials")]
+    pub credentials: PathBuf,
+    /// It is a gateway, and its own certificates are in that folder too.
+    #[arg(skip)]
+    pub gateway: bool,
+    /// It is outside its pod's network ([`crate::net::pod`]).
+    #[arg(skip)]
+    pub outside: bool,
+}
+
+/// How a gateway runs.
+#[derive(Debug, Clone, clap::Args)]
+pub struct GatewayConfig {
+    /// Control plane, host:port; several are tried in turn.
+    #[arg(long = "control-plane", env = "WEFT_CONTROL_PLANE", value_delimiter = ',', required = true)]
+    control_planes: Vec<String>,
+    /// File with a join token (`weftctl token create`); read again at each use. At the start it is compared with the saved
+    /// certificate: one for another identity, other services or another mesh is joined with anew.
+    #[arg(long, env = "WEFT_TOKEN_FILE")]
+    token_file: Option<PathBuf>,
+    /// Folder that certificate and last state are kept in (0600).
+    #[arg(long, env = "WEFT_DATA_DIR", default_value = "/var/lib/weft-gateway")]
+    data_dir: PathBuf,
+    /// Folder of certificates that Gateways and DestinationRules name by `credentialName`: <name>/tls.crt, tls.key, ca.crt
+    /// and, for DestinationRules, ca.crl.
+    #[arg(long, default_value = "/etc/weft/credentials")]
+    credentials: PathBuf,
+    /// Label that Gateways select this one by, key=value; repeatable. istio=ingressgateway where none is given.
+    #[arg(long = "label", value_parser = key_value)]
+    labels: Vec<(String, String)>,
+    /// Name of the workload.
+    #[arg(long, default_value = "gateway")]
+    workload: String,
+    /// region/zone/subzone.
+    #[arg(long, default_value = "")]
+    locality: String,
+    /// Worker threads; as many as there are processors, two at most, where it is not given.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=256))]
+    workers: Option<u16>,
+    /// Readiness page.
+    #[arg(long, default_value = "0.0.0.0:15021")]
+    ready_listen: SocketAddr,
+    /// Metrics page.
+    #[arg(long, default_value = "0.0.0.0:15020")]
+    metrics_listen: SocketAddr,
+    /// Page with a look inside; loopback only.
+    #[arg(long, default_value = "127.0.0.1:15000")]
+    admin_listen: SocketAddr,
+    /// Access log, JSON lines: a file, or - for standard output.
+    #[arg(long)]
+    access_log: Option<String>,
+    /// Protocol that requests may switch to by `Upgrade`, past routes and retries, or `connect`: CONNECT then makes a tunnel to a
+    /// service. Repeatable; both sidecars of a call must allow it.
+    #[arg(long = "upgrade-type", value_name = "TOKEN", env = "WEFT_UPGRADE_TYPES", value_delimiter = ',', default_value = "websocket", value_parser = upgrade_type)]
+    upgrade_types: Vec<String>,
+    /// On SIGTERM: seconds to wait for requests in progress, at most.
+    #[arg(long, default_value_t = 30)]
+    drain_limit: u64,
+    /// After a reload (SIGHUP): seconds in which the previous process finishes its connections, at most.
+    #[arg(long, value_name = "SECONDS", default_value_t = 86_400)]
+    parent_shutdown_time: u64,
+    /// Seconds after which a connection for requests ends whose peer acknowledges nothing (TCP_USER_TIMEOUT); 0: the kernel's time,
+    /// some 15 minutes.
+    #[arg(long, value_name = "SECONDS", default_value_t = 20)]
+    tcp_user_timeout: u64,
+}
+
+impl From<GatewayConfig> for Config {
+    fn from(given: GatewayConfig) -> Config {
+        let default = || vec![("istio".to_owned(), "ingressgateway".to_owned())];
+        Config {
+            control_planes: given.control_planes,
+            token_file: given.token_file,
+            data_dir: given.data_dir,
+            service: None,
+            port: None,
+            protocol: None,
+            health_path: None,
+            health_interval: 5,
+            workload_group: None,
+            agent_api: Listen(None),
+            api_host: Vec::new(),
+            http_max_conns_per_client: clients::PER_CLIENT,
+            enable_script_checks: false,
+            connect_leaf: false,
+            eureka_api: Listen(None),
+            labels: if given.labels.is_empty() { default() } else { given.labels },
+            workload: Some(given.workload),
+            locality: given.locality,
+            workers: given.workers,
+            outbound_port: 15001,
+            inbound_port: 15006,
+            dns_listen: Listen(None),
+            consul_dns: Listen(None),
+            http_proxy: None,
+            ready_listen: given.ready_listen,
+            metrics_listen: given.metrics_listen,
+            admin_listen: given.admin_listen,
+            app_probes: Vec::new(),
+            access_log: given.access_log,
+            upgrade_types: given.upgrade_types,
+            outbound_traffic: OutboundPolicy::RegistryOnly,
+            preload: Vec::new(),
+            drain_acks: 0,
+            drain_min: None,
+            drain_limit: given.drain_limit,
+            parent_shutdown_time: given.parent_shutdown_time,
+            tcp_user_timeout: given.tcp_user_timeout,
+            credentials: given.credentials,
+            gateway: true,
+            outside: false,
+        }
+    }
+}
+
+/// The handling of unknown destinations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum OutboundPolicy {
+    /// They pass through.
+    AllowAny,
+    /// They are refused.
+    RegistryOnly,
+}
+
+/// An address to listen on, or `off`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listen(pub Option<SocketAddr>);
+
+impl std::str::FromStr for Listen {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Listen, String> {
+        if text == "off" {
+            return Ok(Listen(None));
+        }
+        text.parse().map(|address| Listen(Some(address))).map_err(|_| "neither an address and port nor off".into())
+    }
+}
+
+fn loopback(text: &str) -> Result<Listen, String> {
+    let listen: Listen = text.parse()?;
+    // Any client of it registers, or reads, as this pod.
+    if listen.0.is_none_or(|a| a.ip().is_loopback()) { Ok(listen) } else { Err("only loopback is allowed".into()) }
+}
+
+/// A protocol's name (RFC 9110, 7.8), in lower case: names are compared without it.
+fn upgrade_type(text: &str) -> Result<String, String> {
+    if text.eq_ignore_ascii_case("h2c") {
+        return Err("h2c is never tunnelled: HTTP/2 inside the tunnel would pass every route".into());
+    }
+    let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~/".contains(&byte);
+    match !text.is_empty() && text.bytes().all(token) {
+        true => Ok(text.to_ascii_lowercase()),
+        false => Err("must be the name of a protocol, such as websocket, or connect".into()),
+    }
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("a label is key=value")?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+impl Config {
+    /// The id of the service of the command line, where there is one.
+    pub(super) fn own_service_id(&self) -> Option<String> {
+        Some(entry::command_line_id(self.service.as_ref()?, self.port?))
+    }
+
+    /// The ports that the redirection has to know.
+    pub fn own_ports(&self) -> Own {
+        Own {
+            outbound: self.outbound_port,
+            inbound: self.inbound_port,
+            dns: self.dns_listen.0.map_or(15053, |address| address.port()),
+            pages: [self.ready_listen, self.metrics_listen, self.admin_listen].map(|address| address.port()).into(),
+        }
+    }
+}

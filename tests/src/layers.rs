@@ -1,0 +1,102 @@
+//! Which part of a crate may import which: each list names the parts of a crate from the lowest to the highest, and a part may
+//! import only those before it.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use crate::tests_dir;
+
+const SIDECAR: &[&str] = &[
+    "files",
+    "net",
+    "tls",
+    "resolve",
+    "telemetry",
+    "host",
+    "http",
+    "upstream",
+    "control",
+    "dns",
+    "proxy",
+    "exchange",
+    "outbound",
+    "inbound",
+    "gateway",
+    "commands",
+];
+
+fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        if path.is_dir() && name != "tests" {
+            sources(&path, found);
+        } else if name.ends_with(".rs") && name != "tests.rs" {
+            found.push(path);
+        }
+    }
+}
+
+/// The first segments of the paths that begin with `crate::` in code that is not of tests.
+fn imports(text: &str) -> BTreeSet<String> {
+    let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
+    let code: String =
+        code.lines().filter(|line| !line.trim_start().starts_with("//")).map(|l| format!("{l}\n")).collect();
+    let mut found = BTreeSet::new();
+    for (at, _) in code.match_indices("crate::") {
+        let rest = &code[at + "crate::".len()..];
+        let group = rest.strip_prefix('{').and_then(|rest| rest.split_once('}'));
+        let names = group.map_or(rest.lines().next().unwrap_or_default(), |(names, _)| names);
+        let heads = if group.is_some() { names.split(',').collect() } else { vec![names] };
+        for head in heads {
+            let name: String = head.trim().chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
+            // A name in lower case is a module; others belong to the crate's root.
+            if name.starts_with(|c: char| c.is_ascii_lowercase()) {
+                found.insert(name);
+            }
+        }
+    }
+    found
+}
+
+/// Imports that are against the order, one a line.
+fn violations(folder: &str, order: &[&str]) -> Vec<String> {
+    let source = tests_dir().join("..").join(folder);
+    let mut files = Vec::new();
+    sources(&source, &mut files);
+    assert!(!files.is_empty(), "{folder} has no sources");
+    let place = |part: &str| order.iter().position(|name| *name == part);
+    let mut wrong = Vec::new();
+    for file in files {
+        let path = file.strip_prefix(&source).unwrap();
+        let part = path.iter().next().unwrap().to_str().unwrap().trim_end_matches(".rs").to_owned();
+        if matches!(&*part, "main" | "lib" | "bin") {
+            continue;
+        }
+        let Some(own) = place(&part) else {
+            wrong.push(format!("{folder}/{} is of no part in the list", path.display()));
+            continue;
+        };
+        for import in imports(&std::fs::read_to_string(&file).unwrap()).iter().filter(|import| **import != part) {
+            match place(import) {
+                Some(at) if at < own => {}
+                Some(_) => wrong.push(format!("{folder}/{}: {part} must not import {import}", path.display())),
+                None => wrong.push(format!("{folder}/{}: {import} is of no part in the list", path.display())),
+            }
+        }
+    }
+    wrong
+}
+
+#[test]
+fn parts_of_the_sidecar_import_only_those_below_them() {
+    assert_eq!(violations("sidecar/src", SIDECAR), Vec::<String>::new());
+}
+
+#[test]
+fn imports_are_found_in_paths_and_groups_and_not_in_tests() {
+    let text = "use crate::net::connect;\nuse crate::{tls, http::body};\nlet x = crate::dns::answer();\n// crate::gateway\n\
+                #[cfg(test)]\nmod tests {\n    use crate::commands;\n}\n";
+    let found: Vec<String> = imports(text).into_iter().collect();
+    assert_eq!(found, ["dns", "http", "net", "tls"]);
+}
