@@ -37,6 +37,9 @@ commands:
 	cargo build --locked
 	cargo run --locked -q -p weft-tests --bin commands
 
+# Before each commit: formatting, lints and unit tests, in two minutes when the build is warm.
 check:
 	cargo fmt --all --check
+	cargo build --locked
 	cargo clippy --locked --all-targets -- -D warnings
+	cargo test --locked --workspace --exclude weft-fuzz --lib --bins

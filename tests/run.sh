@@ -26,11 +26,12 @@ group() { # name, budget in minutes, command...
 		f=$((f + 1))
 	fi
 	passed=$((passed + p)) failed=$((failed + f))
-	summary+=$(printf '%-12s %5ss of %3s min  %4s passed %4s failed' "$name" "$took" "$budget" "$p" "$f")$'\n'
+	summary+=$(printf '%-13s %5ss of %3s min  %4s passed %4s failed' "$name" "$took" "$budget" "$p" "$f")$'\n'
 }
 
 group build 15 cargo build --locked --all-targets
 group format 1 cargo fmt --all --check
+group dependencies 2 tests/deny.sh
 group lint 15 cargo clippy --locked --all-targets -- -D warnings
 # A fuzz target is a program with a main of its own, which `--bins` would start and which never ends.
 group unit 5 cargo test --locked --workspace --exclude weft-fuzz --lib --bins
