@@ -3,8 +3,8 @@
 //! A document's blocks that mean one to one what a wire message means are decoded into that message at once
 //! (`weft_proto::v1`): a second set of structs with the same fields would only be a place for the two to differ.
 //!
-//! [`yaml`] reads text as a tree with places, `decode` turns the tree into fields and documents, `kinds` has a decoder for each
-//! kind, and `check` compares documents with each other.
+//! [`yaml`] reads text as a tree with places, `decode` reads fields of the tree, `kinds` has a decoder for each kind, `parse`
+//! picks the decoder of each document, and `check` compares documents with each other.
 
 mod catch_all;
 mod check;
@@ -15,7 +15,9 @@ mod export;
 mod kinds;
 mod names;
 pub mod nearest;
+mod parse;
 mod problem;
+mod table;
 pub mod yaml;
 
 pub use catch_all::{is_catch_all, is_unconditional, takes_all};
@@ -23,9 +25,7 @@ pub use check::check;
 pub use check::destinations;
 pub use check::impact::{Impact, impact};
 pub use check::needs::{Key, Need, needs};
-pub use decode::parse::parse;
 pub use decode::protocol;
-pub use decode::table::{Row, field_table, refused_kinds};
 pub use delegate::join;
 pub use document::{Document, Kind, Object, Parsed, nearest_kind};
 pub use export::Export;
@@ -45,8 +45,10 @@ pub use kinds::workload_group::WorkloadGroup;
 pub use names::is_host;
 pub use names::is_label;
 pub use names::{MESH_SUFFIX, MOST_ALIASES, canonical, fqdn};
+pub use parse::parse;
 pub use problem::{Code, Problem, Severity};
 pub use problem::{Finding, placed, sort_problems};
+pub use table::{Row, field_table, refused_kinds};
 
 pub use crate::yaml::Place;
 pub use weft_core::{names::covers, subnet::Subnet};

@@ -1,8 +1,6 @@
-//! YAML as documents: finds the kind of each, reads its metadata, and hands its `spec` to the decoder of the kind.
+//! Fields of a YAML tree, and the values in them that several kinds have.
 
 pub(crate) mod annotations;
 pub(crate) mod duration;
 pub(crate) mod fields;
-pub(crate) mod parse;
 pub mod protocol;
-pub(crate) mod table;

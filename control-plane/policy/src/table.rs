@@ -4,10 +4,8 @@
 //! Objects of one shape are one row, however many places they have: the policy of a subset is that of its rule.
 
 use crate::Kind;
-use crate::decode::{
-    fields::{Is, Shape},
-    parse::NOT_YET,
-};
+use crate::decode::fields::{Is, Shape};
+use crate::parse::NOT_YET;
 
 /// An object of a kind's `spec`, and its fields.
 #[derive(Clone, Debug, PartialEq, Eq)]
