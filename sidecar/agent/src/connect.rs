@@ -151,7 +151,7 @@ impl Slot {
         let seconds = leaf.not_before.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         // It grows over restarts too.
         let index = self.held.as_ref().map_or(seconds, |held| seconds.max(held.index + 1));
-        let renewal = Renewal::received(Instant::now().into_std(), SystemTime::now(), leaf.life());
+        let renewal = Renewal::after_receipt(Instant::now().into_std(), SystemTime::now(), leaf.life());
         let held = Held { leaf: Arc::new(leaf), index, renewal };
         (self.held, self.failed) = (Some(held.clone()), None);
         held

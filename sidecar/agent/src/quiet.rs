@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
-use weft_core::silent::Silent;
+use weft_core::first_bytes::FirstBytesWait;
 
 /// Quiet connections of one source.
 const PER_SOURCE: usize = 512;
@@ -28,7 +28,7 @@ pub fn source(from: IpAddr) -> IpAddr {
 pub struct Quiet(Mutex<State>);
 
 struct State {
-    silent: Silent<IpAddr>,
+    waiting: FirstBytesWait<IpAddr>,
     /// Tells one that it has to go.
     goes: HashMap<u64, Arc<Notify>>,
 }
@@ -45,7 +45,7 @@ impl Default for Quiet {
 impl Quiet {
     /// At most so many of one source, and in total; both 1 or more.
     pub fn new(per_source: usize, total: usize) -> Quiet {
-        Quiet(Mutex::new(State { silent: Silent::new(per_source, total), goes: HashMap::new() }))
+        Quiet(Mutex::new(State { waiting: FirstBytesWait::new(per_source, total), goes: HashMap::new() }))
     }
 
     /// A connection that begins quiet.
@@ -83,7 +83,7 @@ impl Connection {
             return;
         }
         let mut state = self.quiet.lock();
-        let (own, other) = state.silent.add(self.source);
+        let (own, other) = state.waiting.add(self.source);
         state.goes.insert(own, self.goes.clone());
         if let Some(other) = other.and_then(|other| state.goes.remove(&other)) {
             other.notify_one();
@@ -95,7 +95,7 @@ impl Connection {
     pub fn work(&self) {
         if let Some(own) = self.number().take() {
             let mut state = self.quiet.lock();
-            state.silent.remove(own);
+            state.waiting.remove(own);
             state.goes.remove(&own);
         }
     }

@@ -54,7 +54,7 @@ impl Original {
         prepared: Option<&'a Prepared>,
     ) -> Context<'a> {
         Context {
-            surroundings: surroundings(),
+            proxy: surroundings(),
             ends: &call.down.ends,
             tls: call.down.gateway.as_ref().and_then(|entrance| entrance.tls.as_ref()),
             version: self.version,
@@ -119,7 +119,7 @@ impl Original {
         if plan.rewritten.is_some() {
             keep(ORIGINAL_PATH, &self.path);
         }
-        if plan.forward().is_some_and(|(_, destination)| destination.tells_original_host) {
+        if plan.forward().is_some_and(|(_, destination)| destination.sends_original_host) {
             keep(ORIGINAL_HOST, &self.authority);
         }
         if let Some(target) = &plan.rewritten {

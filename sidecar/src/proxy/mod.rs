@@ -11,7 +11,7 @@ use std::time::SystemTime;
 
 use http::{HeaderValue, Response, StatusCode, header};
 use weft_agent::quiet::Quiet;
-use weft_core::headers::Surroundings;
+use weft_core::headers::ProxyContext;
 
 use crate::control::directory::Directory;
 use crate::host;
@@ -140,8 +140,8 @@ impl Proxy {
 }
 
 /// What header values tell of this proxy.
-pub fn surroundings() -> &'static Surroundings {
-    static SURROUNDINGS: LazyLock<Surroundings> = LazyLock::new(|| Surroundings {
+pub fn surroundings() -> &'static ProxyContext {
+    static SURROUNDINGS: LazyLock<ProxyContext> = LazyLock::new(|| ProxyContext {
         hostname: host::hostname().to_owned(),
         time: |at| SystemTime::now() - at.elapsed(),
         random: rand::random,

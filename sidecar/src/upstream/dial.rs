@@ -13,7 +13,7 @@ use weft_core::http1::Limits;
 use weft_core::identity::SpiffeId;
 use weft_core::outcome::Outcome;
 use weft_core::policy::{Cluster, Http2Keepalive, Origination, Tls};
-use weft_core::proxy_protocol::{self, Ends};
+use weft_core::proxy_protocol::{self, ConnectionAddresses};
 
 use crate::http::http1;
 use crate::http::http2;
@@ -140,7 +140,7 @@ pub async fn connect(dialer: &Dialer<'_>, alpn: &[u8]) -> Result<Transport, Dial
 /// The server name of TLS that is not the mesh's: what the policy says, and where that is a wildcard the host asked for.
 fn name_of<'a>(origination: &'a Origination, endpoint: &'a Endpoint) -> &'a str {
     match &endpoint.target {
-        Target::Asked(host, _) if origination.server_name.starts_with('*') => host,
+        Target::RequestHost(host, _) if origination.server_name.starts_with('*') => host,
         _ => &origination.server_name,
     }
 }
@@ -176,7 +176,9 @@ async fn dial(cluster: &Cluster, endpoint: &Endpoint, mark: u32) -> Result<Socke
     let to = match &endpoint.target {
         Target::Socket(address) => *address,
         Target::Name(name, port) => lookup::socket_address(name, *port).await.map_err(|e| DialError::io(&e))?,
-        Target::Asked(name, port) => lookup::on_demand::socket_address(name, *port).await.map_err(|e| DialError::io(&e))?,
+        Target::RequestHost(name, port) => {
+            lookup::on_demand::socket_address(name, *port).await.map_err(|e| DialError::io(&e))?
+        }
         Target::Unix(path) => {
             let opened = connect::unix(path).await;
             return opened.map(Socket::Unix).map_err(|e| DialError::io(&e));
@@ -211,7 +213,7 @@ pub struct Dialer<'a> {
     /// Who we are.
     pub identity: &'a Identity,
     /// The connection that it is opened for; `None`: nobody's.
-    pub ends: Option<&'a Ends>,
+    pub ends: Option<&'a ConnectionAddresses>,
     /// Whether HTTP/2 is spoken.
     pub multiplex: bool,
     /// Mark of the socket.

@@ -77,7 +77,7 @@ fn source_ip() -> v1::consistent_hash::Key {
 }
 
 #[test]
-fn defaults_are_applied() {
+fn defaults_are_applied_to_absent_fields() {
     let compiled = service(&base()).unwrap();
     let cluster = &compiled.clusters[0];
     assert_eq!(cluster.load_balancer, LoadBalancer::LeastRequest);
@@ -98,7 +98,7 @@ fn defaults_are_applied() {
 }
 
 #[test]
-fn port_zero_stands_for_any() {
+fn port_zero_matches_any_port() {
     let mut message = base();
     message.ports.push(v1::Port { number: 0, name: "any".into(), ..v1::Port::default() });
     let compiled = service(&message).unwrap();
@@ -107,7 +107,7 @@ fn port_zero_stands_for_any() {
 }
 
 #[test]
-fn idle_timeouts_fall_back() {
+fn http_idle_timeout_defaults_to_the_tcp_one() {
     for (http, tcp, http_s, tcp_s) in [
         (0, None, 3600, Some(3600)),
         (0, Some(5_000), 5, Some(5)),
@@ -122,7 +122,7 @@ fn idle_timeouts_fall_back() {
 }
 
 #[test]
-fn an_empty_outlier_detection_is_five_errors() {
+fn empty_outlier_detection_ejects_after_five_errors() {
     let policy = outlier_detection(&v1::OutlierDetection::default()).unwrap();
     assert_eq!(
         policy,
@@ -143,7 +143,7 @@ fn an_empty_outlier_detection_is_five_errors() {
 }
 
 #[test]
-fn balancers() {
+fn load_balancers_are_compiled() {
     let first = |message| service(&message).unwrap().clusters[0].clone();
     let ring = first(with_lb(hash(source_ip(), 0, 0)));
     assert_eq!(ring.load_balancer, LoadBalancer::RingHash { policy: HashPolicy::SourceIp, minimum_size: 1024 });
@@ -154,19 +154,19 @@ fn balancers() {
 }
 
 #[test]
-fn hash_policies_of_all_destinations_are_put_together() {
+fn hash_policies_of_all_destinations_are_combined() {
     let mut message = with_lb(hash(source_ip(), 0, 0));
     message.clusters[1].load_balancer = Some(hash(v1::consistent_hash::Key::HttpHeaderName("X-User".into()), 0, 0));
     for (destinations, count, avoids) in [(vec![(0, 1)], 1, false), (vec![(0, 1), (1, 1)], 2, true)] {
         message.ports[0].routes = vec![forward_route(to(&destinations))];
         let compiled = service(&message).unwrap();
         let Action::Forward(forward) = &*compiled.ports[0].routes.routes()[0].action else { panic!("a forward") };
-        assert_eq!((forward.hash.len(), forward.again.other_endpoints), (count, avoids));
+        assert_eq!((forward.hash.len(), forward.retry_selection.other_endpoints), (count, avoids));
     }
 }
 
 #[test]
-fn retries() {
+fn retry_policies_are_compiled() {
     let compile = |timeout_ms, retry| {
         let compiled = service(&with_route(forward_route(v1::Forward { timeout_ms, retry, ..to(&[(0, 0)]) }))).unwrap();
         let Action::Forward(forward) = &*compiled.ports[0].routes.routes()[0].action else { panic!("a forward") };
@@ -188,7 +188,7 @@ fn retries() {
 }
 
 #[test]
-fn retries_of_a_port_without_routes() {
+fn a_port_without_routes_has_default_retries() {
     let compile = |retry| {
         let mut message = base();
         message.ports[0].retry = retry;
@@ -198,14 +198,17 @@ fn retries_of_a_port_without_routes() {
     for (retry, want) in [(None, (2, true, false)), (Some(policy), (4, false, true))] {
         let compiled = compile(retry).unwrap();
         let Action::Forward(forward) = &*compiled.ports[0].routes.routes()[0].action else { panic!("a forward") };
-        assert_eq!((forward.retry.attempts, forward.again.other_endpoints, forward.again.other_levels), want);
+        assert_eq!(
+            (forward.retry.attempts, forward.retry_selection.other_endpoints, forward.retry_selection.other_levels),
+            want
+        );
     }
     let wrong = v1::RetryPolicy { attempts: 1, retry_on: vec!["6xx".into()], ..Default::default() };
     assert_eq!(compile(Some(wrong)).unwrap_err().field, "ports[0].retry.retry_on");
 }
 
 #[test]
-fn hosts_that_requests_name() {
+fn dynamic_dns_accepts_hosts_within_the_wildcard() {
     let mut message = base();
     message.clusters[0] =
         v1::Cluster { host: "*.Example.com".into(), dynamic_dns: true, ..message.clusters[0].clone() };
@@ -230,7 +233,7 @@ fn hosts_that_requests_name() {
 }
 
 #[test]
-fn authorities_of_rewrite_route_and_destination() {
+fn authority_of_rewrite_wins_over_route_and_destination() {
     let ops = |value: &str| {
         let change = v1::HeaderChange { set: vec![pair("Host", value)], ..v1::HeaderChange::default() };
         Some(v1::HeaderOperations { request: Some(change), response: None })
@@ -250,7 +253,7 @@ fn authorities_of_rewrite_route_and_destination() {
 }
 
 #[test]
-fn mistakes_name_the_field() {
+fn errors_name_the_field() {
     let cases: Vec<(v1::Service, &str, &str)> = vec![
         (v1::Service { host: String::new(), ..base() }, "host", "not a host name"),
         (v1::Service { addresses: vec!["10.0.0.1/8".into()], ..base() }, "addresses[0]", "not an IP address"),
@@ -270,7 +273,7 @@ fn mistakes_name_the_field() {
                 m
             },
             "ports",
-            "port 80 is there twice",
+            "port 80 is defined twice",
         ),
         (
             {
@@ -461,12 +464,12 @@ fn inbound_is_compiled() {
     let modes = [80, 8080, 9090].map(|port| compiled.mode_for(port));
     assert_eq!(modes, [MtlsMode::Permissive, MtlsMode::Strict, MtlsMode::Disable]);
     assert!(compiled.service(80).is_none());
-    // A mode of a later version must not be taken for a lax one.
+    // An mTLS mode of a later version must not be mistaken for a lax one.
     assert_eq!(inbound(&v1::Inbound { mtls: 3, ..Default::default() }).unwrap_err().field, "mtls");
     let service = |port: u32, exported| v1::InboundService { host: "a.b".into(), port, exported, ..Default::default() };
     let services = vec![service(80, false), service(80, true), service(81, false)];
     let compiled = inbound(&v1::Inbound { services, ..Default::default() }).unwrap();
-    assert_eq!([80, 81, 82].map(|port| compiled.takes_foreigners(port)), [true, false, false]);
+    assert_eq!([80, 81, 82].map(|port| compiled.allows_federated_peers(port)), [true, false, false]);
     let bundle =
         |domain: &str, roots: usize| v1::TrustBundle { trust_domain: domain.into(), roots_der: vec![vec![1]; roots] };
     for (trust, want) in [
@@ -483,7 +486,7 @@ fn inbound_is_compiled() {
 }
 
 #[test]
-fn presence_is_written_in_several_ways() {
+fn presence_matches_have_several_notations() {
     use crate::request::tests::view;
     let matches = |value: Option<v1::StringMatch>, text: Option<&'static str>| {
         let headers = vec![v1::NamedMatch { name: "X-A".into(), value }];
@@ -507,7 +510,7 @@ fn presence_is_written_in_several_ways() {
 }
 
 #[test]
-fn gateways_of_other_data_centres_are_compiled() {
+fn remote_gateways_are_compiled() {
     let subset = |share, identity: &str| v1::RemoteSubset { share, identities: vec![identity.into()] };
     let compile = |subset: v1::RemoteSubset, gateway: &str, port| {
         let gateways = vec![v1::GatewayAddress { address: gateway.into(), port }];
@@ -524,7 +527,7 @@ fn gateways_of_other_data_centres_are_compiled() {
         (subset(101, "spiffe://two/ns/a/sa/b"), "10.9.0.1", 1, "remotes[0].subsets[\"v2\"].share"),
         (subset(1, "bob"), "10.9.0.1", 1, "remotes[0].subsets[\"v2\"].identities"),
         (subset(1, "spiffe://two/ns/a/sa/b"), "a b", 1, "remotes[0].gateways[0].address"),
-        // A peer says of itself where it is, and must not make us open files.
+        // A peer reports its gateways' addresses itself and must not make the sidecar open local files.
         (subset(1, "spiffe://two/ns/a/sa/b"), "unix:///run/a", 1, "remotes[0].gateways[0].address"),
         (subset(1, "spiffe://two/ns/a/sa/b"), "a", 0, "remotes[0].gateways[0].port"),
     ] {
@@ -533,7 +536,7 @@ fn gateways_of_other_data_centres_are_compiled() {
 }
 
 #[test]
-fn localities_and_warming_up() {
+fn locality_settings_and_warmup_are_compiled() {
     let compiled = |load_balancer: v1::LoadBalancer, ejects: bool| {
         let outlier_detection = ejects.then(v1::OutlierDetection::default);
         let load_balancer = Some(load_balancer);

@@ -1,4 +1,4 @@
-//! And makers of endpoints and clusters, for the tests of other modules.
+//! Tests, and constructors of endpoints and clusters for the tests of other modules.
 
 use super::*;
 use crate::policy::{ConnectionPool, H2Upgrade, LoadBalancer, OutlierDetection, Protocol, Tls};
@@ -23,7 +23,7 @@ pub(crate) fn config(address: &str, weight: u32) -> EndpointConfig {
     }
 }
 
-/// A gateway of the data centre dc2, behind which are a host and its subset v2; percent of the requests that go there.
+/// A gateway of the data centre dc2 with a host and its subset v2; `share`: percent of the requests.
 pub(crate) fn gateway(address: &str, share: u32) -> EndpointConfig {
     let identities = vec!["spiffe://two/ns/a/sa/b".parse().unwrap()];
     let remote = Arc::new(Remote { datacenter: "dc2".into(), share, identities });
@@ -72,7 +72,7 @@ pub(crate) fn cluster(load_balancer: LoadBalancer, outlier: Option<OutlierDetect
     }
 }
 
-/// Consecutive 5xx alone, with Istio's defaults else.
+/// Consecutive 5xx alone, otherwise Istio's defaults.
 pub(crate) fn outlier(consecutive_5xx: u32, max_ejection_percent: u32) -> OutlierDetection {
     OutlierDetection {
         consecutive_5xx: Some(consecutive_5xx),
@@ -100,7 +100,7 @@ fn arcs(configs: impl IntoIterator<Item = EndpointConfig>) -> Vec<Arc<EndpointCo
 }
 
 #[test]
-fn a_subset_has_the_endpoints_with_all_its_labels() {
+fn a_subset_selects_endpoints_with_all_its_labels() {
     let labels = |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
     let mut v1 = config("10.0.0.1:80", 1);
     v1.labels = labels(&[("version", "v1"), ("zone", "a")]);
@@ -117,7 +117,7 @@ fn a_subset_has_the_endpoints_with_all_its_labels() {
 }
 
 #[test]
-fn ports_are_resolved() {
+fn target_ports_are_resolved_by_number_and_name() {
     let mut plain = config("10.0.0.1:80", 1);
     plain.ports.insert("http".into(), 8080);
     let mut named = config("10.0.0.1:80", 1);
@@ -148,14 +148,14 @@ fn state_survives_a_new_snapshot() {
     assert_eq!(after[1].config.weight, 7);
     assert!(Arc::ptr_eq(&after[1].state, &before[0].state));
     let same = for_cluster(&with, &[after[1].config.clone()], &after);
-    assert!(Arc::ptr_eq(&same[0], &after[1]), "an endpoint that did not change is not made anew");
+    assert!(Arc::ptr_eq(&same[0], &after[1]), "an unchanged endpoint is reused");
     drop(_in_flight);
     assert_eq!(after[1].state.in_flight(), 0);
 }
 
-/// What is open to whoever was at an address says nothing of who is there now.
+/// Open connections belong to the previous workload at the address.
 #[test]
-fn somebody_else_at_an_address_begins_anew() {
+fn another_identity_at_an_address_starts_with_fresh_state() {
     let plain = cluster(LoadBalancer::LeastRequest, None);
     let with = |identity: Option<&str>| EndpointConfig {
         identity: identity.map(|id| id.parse().unwrap()),
@@ -180,7 +180,7 @@ fn somebody_else_at_an_address_begins_anew() {
 }
 
 #[test]
-fn an_ejection_ends_with_its_policy() {
+fn removing_outlier_detection_ends_ejections() {
     use crate::outcome::Outcome;
     use crate::outlier::Detector;
     let with = cluster(LoadBalancer::LeastRequest, Some(outlier(1, 100)));
@@ -194,7 +194,7 @@ fn an_ejection_ends_with_its_policy() {
 }
 
 #[test]
-fn an_address_twice_is_one_endpoint_and_found_whatever_its_health() {
+fn duplicate_addresses_are_one_endpoint_found_whatever_its_health() {
     let mut draining = config("10.0.0.2:80", 1);
     draining.health = Health::Draining;
     let configs = arcs([config("10.0.0.1:80", 1), config("10.0.0.1:80", 2), draining]);
@@ -207,7 +207,7 @@ fn an_address_twice_is_one_endpoint_and_found_whatever_its_health() {
 }
 
 #[test]
-fn gateways_of_other_data_centres_belong_to_subsets_by_name() {
+fn remote_gateways_belong_to_subsets_by_name() {
     let mut cluster = cluster(LoadBalancer::RoundRobin, None);
     cluster.target_port = TargetPort::Number(8080);
     let configs = [Arc::new(config("10.0.0.1:80", 1)), Arc::new(gateway("10.9.0.1:15443", 7))];
@@ -227,7 +227,7 @@ fn gateways_of_other_data_centres_belong_to_subsets_by_name() {
     ] {
         assert_eq!(keys(&changed), [""; 0]);
     }
-    // A share that has changed is another endpoint of the same state.
+    // A changed share makes another endpoint with the same state.
     let moved = for_cluster(&cluster, &[Arc::new(gateway("10.9.0.1:15443", 8))], &found);
     assert_eq!(moved[0].remote.as_ref().unwrap().share, 8);
     assert!(Arc::ptr_eq(&moved[0].state, &found[0].state));
@@ -248,7 +248,7 @@ fn a_unix_socket_is_an_endpoint_whatever_the_port() {
 }
 
 #[test]
-fn every_address_of_a_name_is_an_endpoint_once_it_is_known() {
+fn each_resolved_address_of_a_name_is_an_endpoint() {
     let mut named = config("10.0.0.1:80", 3);
     named.address = Address::EachOf("db.test".into());
     let configs = [Arc::new(config("10.0.0.9:80", 1)), Arc::new(named)];

@@ -4,7 +4,7 @@ use super::*;
 use proptest::prelude::*;
 
 const NOW: fn() -> Instant = || {
-    // A fixed instant for the whole process: tests move it by durations.
+    // A fixed instant for the whole process, to which tests add durations.
     static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
     #[allow(clippy::disallowed_methods)]
     *START.get_or_init(Instant::now)
@@ -18,7 +18,7 @@ fn full(limit: u32) -> Overflow {
     Overflow { field: "http1MaxPendingRequests", limit }
 }
 
-/// Whom a wake is for and what it brings.
+/// Recipient and grant of each wake.
 fn woken(wakes: impl IntoIterator<Item = Wake<u32, u32, &'static str>>) -> Vec<(&'static str, Grant<u32, u32>)> {
     wakes.into_iter().map(|w| (w.wake, w.grant)).collect()
 }
@@ -31,13 +31,13 @@ fn ticket(acquired: Result<Acquired<u32, u32>, Overflow>) -> (Ticket, Option<Unu
 }
 
 #[test]
-fn one_connection_and_one_pending_serve_two_and_refuse_the_third() {
+fn requests_beyond_max_pending_are_refused() {
     let mut p = pool(1, 1);
     assert_eq!(p.acquire(1, 0, false, || "a"), Ok(Acquired::Dial));
     p.connected();
     ticket(p.acquire(1, 0, false, || "b"));
     assert_eq!(p.acquire(1, 0, false, || "c"), Err(full(1)));
-    // The connection goes straight to the one who waits, not to a newcomer.
+    // The connection goes straight to the waiting request, not to a newcomer.
     let (wake, close) = p.release(1, 0, 7, NOW());
     assert_eq!((woken(wake), close), (vec![("b", Grant::Exclusive(7))], None));
     assert_eq!((p.open(), p.pending()), (1, 0));
@@ -46,7 +46,7 @@ fn one_connection_and_one_pending_serve_two_and_refuse_the_third() {
 }
 
 #[test]
-fn requests_that_wait_for_a_failed_dial_fail_with_it() {
+fn requests_waiting_for_a_failed_dial_fail_with_it() {
     let mut p = pool(10, 10);
     assert_eq!(p.acquire(1, 0, true, || "a"), Ok(Acquired::Dial));
     ticket(p.acquire(1, 0, true, || "b"));
@@ -56,15 +56,15 @@ fn requests_that_wait_for_a_failed_dial_fail_with_it() {
     assert_eq!(p.fail_waiters(1), ["b", "c"]);
     assert_eq!(woken(p.dial_failed(1, true)), []);
     assert_eq!((p.open(), p.pending()), (1, 2), "the other endpoint's, and its waiter");
-    // Another connection may have a stream for those that wait.
+    // Another connection may have a stream for the waiting requests.
     let (_, wakes) = p.connected_shared(2, 7, 1, NOW());
-    assert_eq!(woken(wakes).len(), 1, "no stream is left, and it dials itself");
+    assert_eq!(woken(wakes).len(), 1, "no stream is left: it dials itself");
     ticket(p.acquire(2, 0, true, || "e"));
     assert!(p.fail_waiters(2).is_empty());
 }
 
 #[test]
-fn a_request_being_dialed_is_pending_as_in_envoy() {
+fn a_request_is_pending_during_its_dial_as_in_envoy() {
     let mut p = pool(10, 1);
     assert_eq!(p.acquire(1, 0, false, || "a"), Ok(Acquired::Dial));
     assert_eq!(p.acquire(1, 0, false, || "b"), Err(full(1)));
@@ -73,21 +73,21 @@ fn a_request_being_dialed_is_pending_as_in_envoy() {
 }
 
 #[test]
-fn at_the_limit_an_idle_connection_to_another_endpoint_makes_room() {
+fn an_idle_connection_to_another_endpoint_is_closed_at_the_limit() {
     let mut p = pool(1, 1);
     assert_eq!(p.acquire(1, 0, false, || "a"), Ok(Acquired::Dial));
     p.connected();
     p.release(1, 0, 7, NOW());
     let (_, victim) = ticket(p.acquire(2, 0, false, || "b"));
     assert_eq!(victim, Some(Unused::Exclusive(7)));
-    // Its slot is free only when it is really closed: the limit is never exceeded at the server.
+    // Its slot is free only after it was closed: the limit is never exceeded at the server.
     assert_eq!(p.open(), 1);
     assert_eq!(woken(p.closed()), [("b", Grant::Dial)]);
     assert_eq!((p.open(), p.pending()), (1, 1));
 }
 
 #[test]
-fn a_busy_connection_is_closed_at_its_end_for_one_who_waits_for_another_endpoint() {
+fn a_released_connection_is_closed_for_a_request_waiting_for_another_endpoint() {
     let mut p = pool(1, 2);
     assert_eq!(p.acquire(1, 0, false, || "a"), Ok(Acquired::Dial));
     p.connected();
@@ -102,13 +102,13 @@ fn a_busy_connection_is_closed_at_its_end_for_one_who_waits_for_another_endpoint
 }
 
 #[test]
-fn requests_share_a_multiplexed_connection_and_wait_for_the_one_being_dialed() {
+fn requests_share_multiplexed_connections_and_wait_for_dials() {
     let mut p = pool(1, 10);
     assert_eq!(p.acquire(1, 0, true, || "a"), Ok(Acquired::Dial));
     ticket(p.acquire(1, 1, true, || "b"));
     ticket(p.acquire(1, 0, true, || "c"));
     let (id, wakes) = p.connected_shared(1, 9, 2, NOW());
-    assert_eq!(woken(wakes), [("b", Grant::Stream(9, id))], "two streams at most, says the peer");
+    assert_eq!(woken(wakes), [("b", Grant::Stream(9, id))], "the peer allows two streams");
     assert_eq!(p.pending(), 1);
     let (wakes, _) = p.release_stream(1, id, NOW());
     assert_eq!(woken(wakes), [("c", Grant::Stream(9, id))]);
@@ -122,7 +122,7 @@ fn requests_share_a_multiplexed_connection_and_wait_for_the_one_being_dialed() {
 }
 
 #[test]
-fn nobody_waits_for_a_connection_that_has_room_for_its_dialer_alone() {
+fn requests_do_not_wait_for_a_connection_with_a_single_stream() {
     let mut p: Pool<u32, u32, &'static str> =
         Pool::new(PoolLimits { max_connections: 2, max_pending: 10, max_streams: 1 });
     assert_eq!(p.acquire(1, 0, true, || "a"), Ok(Acquired::Dial));
@@ -135,7 +135,7 @@ fn nobody_waits_for_a_connection_that_has_room_for_its_dialer_alone() {
 }
 
 #[test]
-fn old_connections_are_swept_and_those_of_a_removed_endpoint_drained() {
+fn idle_connections_are_swept_and_those_of_a_removed_endpoint_drained() {
     let mut p = pool(10, 10);
     for (endpoint, connection) in [(1, 11), (2, 22)] {
         p.acquire(endpoint, 0, false, || "").unwrap();
@@ -146,7 +146,7 @@ fn old_connections_are_swept_and_those_of_a_removed_endpoint_drained() {
     assert_eq!(p.set_live([1]), [Unused::Exclusive(22)]);
     p.acquire(2, 0, false, || "").unwrap();
     p.connected();
-    assert_eq!(p.release(2, 0, 23, NOW()), (None, Some(23)), "given back after its endpoint has gone");
+    assert_eq!(p.release(2, 0, 23, NOW()), (None, Some(23)), "returned after its endpoint was removed");
     assert_eq!(p.sweep(NOW() + Duration::from_secs(99), Duration::ZERO, |_| true), []);
 }
 
@@ -159,7 +159,7 @@ fn tcp_never_waits() {
     assert_eq!(p.acquire_tcp(), Ok(()));
 }
 
-/// What a simulated request holds.
+/// State of a simulated request.
 #[derive(Debug)]
 enum Holds {
     Dialing(u64, bool),
@@ -169,7 +169,7 @@ enum Holds {
 }
 
 proptest! {
-    /// Whatever happens, the bounds hold, and when all is given back nothing is left counted.
+    /// The limits hold at all times, and all counts return to zero at the end.
     #[test]
     fn limits_hold_and_counts_return_to_zero(
         max_connections in 1u32..4, max_pending in 1u32..4, steps in proptest::collection::vec((0u8..6, 0u64..3), 0..200)
@@ -266,9 +266,9 @@ proptest! {
             prop_assert!(p.pending() <= max_pending);
             let dialing = held.values().filter(|h| matches!(h, Holds::Dialing(..))).count();
             prop_assert_eq!(p.open() as usize, conns.len() + dialing);
-            // Nobody waits while there is room and nothing is under way.
+            // No request waits while there is room and no dial is in progress.
             let waiting = held.values().filter(|h| matches!(h, Holds::Waiting(..))).count();
-            prop_assert!(waiting == 0 || p.open() > 0, "a request waits for nothing");
+            prop_assert!(waiting == 0 || p.open() > 0, "a request waits although nothing is open");
         }
         while let Some(request) = held.keys().copied().min() {
             finish(&mut p, request, false, &mut conns, &mut shared_ids, &mut held, &mut next_conn);

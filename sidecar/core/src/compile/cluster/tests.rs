@@ -5,7 +5,7 @@ fn named() -> v1::Cluster {
 }
 
 #[test]
-fn a_connection_that_says_whose_it_is_has_one_stream() {
+fn proxy_protocol_limits_connections_to_one_stream() {
     let with = |number| cluster(&v1::Cluster { proxy_protocol: number, ..named() });
     let of = |number| with(number).map(|found| (found.proxy_protocol, found.pool.max_concurrent_streams));
     assert_eq!(of(0).unwrap(), (None, i32::MAX as u32));
@@ -15,7 +15,7 @@ fn a_connection_that_says_whose_it_is_has_one_stream() {
 }
 
 #[test]
-fn a_retry_budget_may_have_an_interval() {
+fn retry_budget_accepts_an_interval() {
     let of = |budget_interval_ms| {
         let budget = v1::RetryBudget { percent: 20.0, min_retry_concurrency: 3, budget_interval_ms };
         let pool = v1::ConnectionPool { retry_budget: Some(budget), ..Default::default() };
@@ -25,7 +25,7 @@ fn a_retry_budget_may_have_an_interval() {
 }
 
 #[test]
-fn a_tunnel_has_an_authority() {
+fn tunnel_requires_a_valid_authority() {
     let of = |host: &str, port, post| {
         let tunnel = Some(v1::Tunnel { post, host: host.into(), port });
         cluster(&v1::Cluster { tunnel, ..named() }).map(|found| found.tunnel)
@@ -41,7 +41,7 @@ fn a_tunnel_has_an_authority() {
 }
 
 #[test]
-fn tls_by_files_or_by_a_credential() {
+fn tls_origination_takes_files_or_a_credential() {
     let of = |tls: v1::TlsOrigination| {
         let cluster = v1::Cluster { tls: v1::Tls::Originate.into(), tls_origination: Some(tls), ..named() };
         super::cluster(&cluster).map(|found| match found.tls {
