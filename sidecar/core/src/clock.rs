@@ -80,8 +80,8 @@ mod tests {
 
     #[test]
     fn skew_is_formatted_for_logs() {
-        let said = [(-4_200, "4.2 s behind"), (90_000, "1 min 30 s ahead of"), (46_800_000, "13 h 0 min ahead of")];
-        for (ms, text) in said {
+        let cases = [(-4_200, "4.2 s behind"), (90_000, "1 min 30 s ahead of"), (46_800_000, "13 h 0 min ahead of")];
+        for (ms, text) in cases {
             assert_eq!(words(ms), text);
         }
         assert_eq!(words(-200_000_000), "2 days 7 h behind");

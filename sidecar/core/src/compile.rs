@@ -301,8 +301,8 @@ fn port(message: &v1::Port, clusters: &[Arc<Cluster>]) -> Result<Port> {
 }
 
 fn cluster_index(index: u32, clusters: &[Arc<Cluster>]) -> std::result::Result<usize, String> {
-    let found = usize::try_from(index).ok().filter(|index| *index < clusters.len());
-    found.ok_or_else(|| format!("refers to cluster {index} of {}", clusters.len()))
+    let position = usize::try_from(index).ok().filter(|index| *index < clusters.len());
+    position.ok_or_else(|| format!("refers to cluster {index} of {}", clusters.len()))
 }
 
 fn host_name(text: &str) -> std::result::Result<Arc<str>, String> {

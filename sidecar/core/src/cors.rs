@@ -49,8 +49,9 @@ impl Cors {
         let Some(origin) = request.headers.get(ORIGIN).filter(|origin| !origin.is_empty()) else {
             return Asked::Nothing;
         };
-        let wanted = request.headers.get(ACCESS_CONTROL_REQUEST_METHOD);
-        let preflight = request.method == Method::OPTIONS && wanted.is_some_and(|wanted| !wanted.is_empty());
+        let requested_method = request.headers.get(ACCESS_CONTROL_REQUEST_METHOD);
+        let preflight = request.method == Method::OPTIONS
+            && requested_method.is_some_and(|requested_method| !requested_method.is_empty());
         let allowed = |one: &StringMatch| one.matches(b"*") || one.matches(origin.as_bytes());
         match (self.origins.iter().any(allowed), preflight) {
             (true, true) => Asked::Preflight(origin.clone()),
@@ -116,28 +117,28 @@ mod tests {
                 .map(|(name, value)| (name, HeaderValue::from_static(value)))
                 .collect()
         };
-        let ours = || HeaderValue::from_static("https://a.example");
-        let kept = || Cors { answers_unmatched_preflights: true, ..cors(exact()) };
+        let allowed_origin = || HeaderValue::from_static("https://a.example");
+        let answering = || Cors { answers_unmatched_preflights: true, ..cors(exact()) };
         for (policy, method, headers, want) in [
             (cors(exact()), Method::GET, headers("", ""), Asked::Nothing),
-            (cors(exact()), Method::GET, headers("https://a.example", ""), Asked::Actual(ours())),
+            (cors(exact()), Method::GET, headers("https://a.example", ""), Asked::Actual(allowed_origin())),
             (cors(exact()), Method::GET, headers("https://b.example", ""), Asked::Nothing),
-            (cors(exact()), Method::OPTIONS, headers("https://a.example", ""), Asked::Actual(ours())),
-            (cors(exact()), Method::OPTIONS, headers("https://a.example", "PUT"), Asked::Preflight(ours())),
+            (cors(exact()), Method::OPTIONS, headers("https://a.example", ""), Asked::Actual(allowed_origin())),
+            (cors(exact()), Method::OPTIONS, headers("https://a.example", "PUT"), Asked::Preflight(allowed_origin())),
             (cors(exact()), Method::OPTIONS, headers("https://b.example", "PUT"), Asked::Nothing),
-            (kept(), Method::OPTIONS, headers("https://b.example", "PUT"), Asked::Unmatched),
-            (kept(), Method::GET, headers("https://b.example", ""), Asked::Nothing),
+            (answering(), Method::OPTIONS, headers("https://b.example", "PUT"), Asked::Unmatched),
+            (answering(), Method::GET, headers("https://b.example", ""), Asked::Nothing),
             (
                 cors(StringMatch::Exact("*".into())),
                 Method::GET,
                 headers("https://a.example", ""),
-                Asked::Actual(ours()),
+                Asked::Actual(allowed_origin()),
             ),
             (
                 cors(StringMatch::Prefix("https://a".into())),
                 Method::GET,
                 headers("https://a.example", ""),
-                Asked::Actual(ours()),
+                Asked::Actual(allowed_origin()),
             ),
         ] {
             let request = RequestView { method: &method, ..view("/", "h", &headers) };

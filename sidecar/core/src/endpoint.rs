@@ -241,22 +241,22 @@ pub fn for_cluster(
         if !seen.insert(target.clone()) {
             continue;
         }
-        let known = previous.get(&target);
+        let before = previous.get(&target);
         if cluster.outlier.is_none()
             && remote.is_none()
-            && let Some(known) = known
+            && let Some(before) = before
         {
             // Without outlier detection nothing would end earlier ejections.
-            known.state.ejection.reset();
+            before.state.ejection.reset();
         }
-        list.push(match known {
-            Some(known) if known.config == *config => (*known).clone(),
-            Some(known) => Arc::new(Endpoint {
+        list.push(match before {
+            Some(before) if before.config == *config => (*before).clone(),
+            Some(before) => Arc::new(Endpoint {
                 config: config.clone(),
                 target,
-                key: known.key.clone(),
+                key: before.key.clone(),
                 // Another workload has taken over the address: open connections and counters belong to its predecessor.
-                state: if known.config.identity == config.identity { known.state.clone() } else { Arc::default() },
+                state: if before.config.identity == config.identity { before.state.clone() } else { Arc::default() },
                 remote,
             }),
             None => {
@@ -281,17 +281,17 @@ pub fn resolved<'a>(
     if !configs.iter().any(|config| each(config).is_some()) {
         return Cow::Borrowed(configs);
     }
-    let mut found = Vec::with_capacity(configs.len());
+    let mut expanded = Vec::with_capacity(configs.len());
     for config in configs {
         match each(config) {
-            None => found.push(config.clone()),
+            None => expanded.push(config.clone()),
             Some(addresses) => {
                 let at = |ip: &IpAddr| EndpointConfig { address: Address::Ip(*ip), ..(**config).clone() };
-                found.extend(addresses.iter().map(|ip| Arc::new(at(ip))));
+                expanded.extend(addresses.iter().map(|ip| Arc::new(at(ip))));
             }
         }
     }
-    Cow::Owned(found)
+    Cow::Owned(expanded)
 }
 
 /// The endpoint at an address, whatever its health. For a headless service the service's port matches as well as the

@@ -23,28 +23,28 @@ impl<K: Eq + Hash + Clone> FirstBytesWait<K> {
     /// Adds a connection. Returns its number, and the number of a connection to close for it: the oldest of the same
     /// source, or of all.
     pub fn add(&mut self, source: K) -> (u64, Option<u64>) {
-        let of_source = self.by_source.get(&source).filter(|held| held.len() >= self.per_source);
-        let goes = match of_source.and_then(|held| held.front()) {
+        let of_source = self.by_source.get(&source).filter(|numbers| numbers.len() >= self.per_source);
+        let evicted = match of_source.and_then(|numbers| numbers.front()) {
             Some(oldest) => Some(*oldest),
             None if self.all.len() >= self.total => self.all.keys().next().copied(),
             None => None,
         };
-        if let Some(goes) = goes {
-            self.remove(goes);
+        if let Some(evicted) = evicted {
+            self.remove(evicted);
         }
         let number = self.next;
         self.next += 1;
         self.all.insert(number, source.clone());
         self.by_source.entry(source).or_default().push_back(number);
-        (number, goes)
+        (number, evicted)
     }
 
     /// Removes a connection that has sent bytes or was closed.
     pub fn remove(&mut self, number: u64) {
         let Some(source) = self.all.remove(&number) else { return };
-        if let Some(held) = self.by_source.get_mut(&source) {
-            held.retain(|other| *other != number);
-            if held.is_empty() {
+        if let Some(numbers) = self.by_source.get_mut(&source) {
+            numbers.retain(|other| *other != number);
+            if numbers.is_empty() {
                 self.by_source.remove(&source);
             }
         }

@@ -134,11 +134,11 @@ mod tests {
         };
         let (flying, late) = (pool(None), pool(Some(Duration::from_secs(10))));
         let most = |pool: &ConnectionPool, seconds: u64| {
-            let mut held = Vec::new();
+            let mut permits = Vec::new();
             while let Ok(permit) = limits.try_retry(pool, || start + Duration::from_secs(seconds)) {
-                held.push(permit);
+                permits.push(permit);
             }
-            held.len()
+            permits.len()
         };
         let _requests: Vec<_> = (0..10).map(|_| limits.requests.try_acquire(u32::MAX)).collect();
         for _ in 0..50 {
@@ -151,9 +151,9 @@ mod tests {
     #[test]
     fn a_lower_limit_applies_at_once() {
         let limiter = Limiter::new("x");
-        let held: Vec<_> = (0..5).map(|_| limiter.try_acquire(5).unwrap()).collect();
+        let permits: Vec<_> = (0..5).map(|_| limiter.try_acquire(5).unwrap()).collect();
         assert!(limiter.try_acquire(3).is_err());
-        drop(held);
+        drop(permits);
         assert!(limiter.try_acquire(3).is_ok());
     }
 

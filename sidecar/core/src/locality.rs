@@ -129,7 +129,7 @@ fn by_region(failover: &BTreeMap<String, String>, own: &str, other: &str) -> u32
     match own.iter().zip(&other).take_while(|(a, b)| a == b).count() {
         0 => match failover.get(&own[0]) {
             // The configured failover region precedes the others.
-            Some(named) if *named != other[0] => 4,
+            Some(region) if *region != other[0] => 4,
             _ => 3,
         },
         alike => 3 - u32::try_from(alike).unwrap_or(3),
@@ -186,7 +186,7 @@ mod tests {
     #[test]
     fn the_same_subzone_is_nearest() {
         let plain = Failover::Regions(BTreeMap::new());
-        let named = Failover::Regions([("eu".to_owned(), "us".to_owned())].into());
+        let with_failover = Failover::Regions([("eu".to_owned(), "us".to_owned())].into());
         let here = place("eu/a/1", &[]);
         for (locality, far, with_name) in [
             ("eu/a/1", 0, 0),
@@ -199,7 +199,7 @@ mod tests {
         ] {
             let endpoint = at(locality, &[]);
             assert_eq!(plain.distance(&here, &endpoint), far, "{locality}");
-            assert_eq!(named.distance(&here, &endpoint), with_name, "{locality}");
+            assert_eq!(with_failover.distance(&here, &endpoint), with_name, "{locality}");
             assert_eq!(
                 plain.distance(&Place::default(), &endpoint),
                 0,

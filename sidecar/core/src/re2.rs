@@ -77,8 +77,8 @@ impl Visitor for Dialect {
 
     fn visit_pre(&mut self, node: &Ast) -> Result<(), String> {
         match node {
-            Ast::Flags(flags) => known(&flags.flags),
-            Ast::Group(group) => group.flags().map_or(Ok(()), known),
+            Ast::Flags(flags) => check_flags(&flags.flags),
+            Ast::Group(group) => group.flags().map_or(Ok(()), check_flags),
             Ast::Assertion(assertion) => match assertion.kind {
                 ast::AssertionKind::StartLine
                 | ast::AssertionKind::EndLine
@@ -117,11 +117,11 @@ impl Visitor for Dialect {
 const UNICODE: &str = "classes of characters beyond ASCII are not supported: write alternatives, (?:é|è)";
 
 /// RE2's flags are i, m, s and U.
-fn known(flags: &ast::Flags) -> Result<(), String> {
+fn check_flags(flags: &ast::Flags) -> Result<(), String> {
     use ast::{Flag::*, FlagsItemKind};
-    let foreign =
+    let unsupported =
         flags.items.iter().any(|item| matches!(item.kind, FlagsItemKind::Flag(Unicode | IgnoreWhitespace | CRLF)));
-    if foreign { Err("RE2 supports the flags i, m, s and U only".into()) } else { Ok(()) }
+    if unsupported { Err("RE2 supports the flags i, m, s and U only".into()) } else { Ok(()) }
 }
 
 fn largest(range: &ast::RepetitionRange) -> u32 {

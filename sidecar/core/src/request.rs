@@ -87,8 +87,8 @@ pub(crate) mod tests {
     fn query_param_returns_the_first_raw_value() {
         let headers = HeaderMap::new();
         let view = view("/?a=1&a=2&b&c=%20&d=x=y", "x", &headers);
-        let found = ["a", "b", "c", "d", "e"].map(|name| view.query_param(name));
-        assert_eq!(found, [Some("1"), Some(""), Some("%20"), Some("x=y"), None]);
+        let values = ["a", "b", "c", "d", "e"].map(|name| view.query_param(name));
+        assert_eq!(values, [Some("1"), Some(""), Some("%20"), Some("x=y"), None]);
     }
 
     #[test]

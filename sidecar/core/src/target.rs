@@ -56,8 +56,8 @@ pub fn address(
         return Address::Service;
     }
     let clusters = service.clusters.iter().enumerate().filter(|(_, cluster)| subsets || cluster.subset.is_empty());
-    let mut found = clusters.filter_map(|(at, _)| Some(Address::Endpoint(at, find(at)?)));
-    found.next().unwrap_or(Address::Other)
+    let mut matches = clusters.filter_map(|(at, _)| Some(Address::Endpoint(at, find(at)?)));
+    matches.next().unwrap_or(Address::Other)
 }
 
 /// The endpoint of a headless service that the application chose: the original destination, otherwise the hostname in

@@ -40,9 +40,9 @@ impl WindowedCount {
 
     fn with<T>(&self, length: Duration, now: Instant, then: impl FnOnce(&mut Window) -> T) -> T {
         // A count left inconsistent by a panic is still usable.
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut guard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let anew = Window { length, began: now, counts: [0; TENTHS + 1], at: 0 };
-        let window = match &mut *held {
+        let window = match &mut *guard {
             Some(window) if window.length == length => window,
             other => other.insert(anew),
         };

@@ -106,7 +106,7 @@ impl Balancer {
         let mut remote = Candidates::default();
         let mut levels: Vec<(u32, Candidates)> = Vec::new();
         for endpoint in endpoints {
-            let found = if endpoint.remote.is_some() {
+            let candidates = if endpoint.remote.is_some() {
                 &mut remote
             } else if !shares.has(endpoint) {
                 continue;
@@ -121,32 +121,37 @@ impl Balancer {
                 });
                 &mut levels[at].1
             };
-            found.add(endpoint);
+            candidates.add(endpoint);
         }
-        let none_here = levels.iter().all(|(_, found)| found.usable.is_empty() && found.ejected.is_empty());
+        let none_here =
+            levels.iter().all(|(_, candidates)| candidates.usable.is_empty() && candidates.ejected.is_empty());
         // If no other endpoint is left, gateways that could not be reached are tried retry_selection.
         let gateways = if remote.usable.is_empty() && none_here { remote.ejected } else { remote.usable };
         let remote = RemoteGateways::new(gateways);
-        let counts =
-            |levels: &[(u32, Candidates)]| -> Vec<Count> { levels.iter().map(|(_, found)| found.count()).collect() };
+        let counts = |levels: &[(u32, Candidates)]| -> Vec<Count> {
+            levels.iter().map(|(_, candidates)| candidates.count()).collect()
+        };
         let min_health_percent = cluster.outlier.as_ref().map_or(0, |outlier| outlier.min_health_percent);
         // A usable remote gateway is preferred to an ejected local endpoint.
         let may_panic = min_health_percent > 0 && remote.is_none() && !levels::suffices(&counts(&levels));
         let mut panic = false;
-        for (_, found) in levels.iter_mut().filter(|(_, found)| may_panic && found.is_panic(min_health_percent)) {
+        for (_, candidates) in
+            levels.iter_mut().filter(|(_, candidates)| may_panic && candidates.is_panic(min_health_percent))
+        {
             panic = true;
-            found.usable.append(&mut found.ejected);
+            candidates.usable.append(&mut candidates.ejected);
         }
         let counts = counts(&levels);
         let loads = levels::loads(&counts);
         let mut up_to = 0;
         let all = levels.into_iter().zip(loads.into_iter().zip(counts)).enumerate();
-        let used = all.filter(|(_, ((_, found), _))| !found.usable.is_empty());
-        let levels = used.map(|(number, ((_, found), (load, count)))| {
+        let used = all.filter(|(_, ((_, candidates), _))| !candidates.usable.is_empty());
+        let levels = used.map(|(number, ((_, candidates), (load, count)))| {
             up_to += load;
             let before = previous.and_then(|previous| previous.levels.iter().find(|level| level.number == number));
-            let weights = found.usable.iter().map(|endpoint| shares.weight(endpoint)).collect();
-            let group = Group::new(&cluster.load_balancer, found.usable, weights, before.map(|level| &level.group));
+            let weights = candidates.usable.iter().map(|endpoint| shares.weight(endpoint)).collect();
+            let group =
+                Group::new(&cluster.load_balancer, candidates.usable, weights, before.map(|level| &level.group));
             Level { number, up_to, count, group }
         });
         Balancer { levels: levels.collect(), panic, warming: shares.is_warming(), remote }

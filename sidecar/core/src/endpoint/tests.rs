@@ -110,8 +110,8 @@ fn a_subset_selects_endpoints_with_all_its_labels() {
     let mut subset = cluster(LoadBalancer::LeastRequest, None);
     assert_eq!(for_cluster(&subset, &configs, &[]).len(), 3);
     subset.labels = labels(&[("version", "v1")]);
-    let found = for_cluster(&subset, &configs, &[]);
-    assert_eq!(found.iter().map(|e| &*e.key).collect::<Vec<_>>(), ["10.0.0.1:80"]);
+    let selection = for_cluster(&subset, &configs, &[]);
+    assert_eq!(selection.iter().map(|e| &*e.key).collect::<Vec<_>>(), ["10.0.0.1:80"]);
     subset.labels = labels(&[("version", "v1"), ("zone", "b")]);
     assert!(for_cluster(&subset, &configs, &[]).is_empty());
 }
@@ -133,8 +133,8 @@ fn target_ports_are_resolved_by_number_and_name() {
         (named(Some(7)), vec!["10.0.0.1:8080", "db.example.com:7", "[::1]:8081"]),
     ] {
         let cluster = Cluster { target_port, ..cluster(LoadBalancer::LeastRequest, None) };
-        let found = for_cluster(&cluster, &configs, &[]);
-        assert_eq!(found.iter().map(|e| &*e.key).collect::<Vec<_>>(), keys);
+        let selection = for_cluster(&cluster, &configs, &[]);
+        assert_eq!(selection.iter().map(|e| &*e.key).collect::<Vec<_>>(), keys);
     }
 }
 
@@ -198,10 +198,10 @@ fn duplicate_addresses_are_one_endpoint_found_whatever_its_health() {
     let mut draining = config("10.0.0.2:80", 1);
     draining.health = Health::Draining;
     let configs = arcs([config("10.0.0.1:80", 1), config("10.0.0.1:80", 2), draining]);
-    let found = for_cluster(&cluster(LoadBalancer::LeastRequest, None), &configs, &[]);
-    assert_eq!(found.iter().map(|e| e.is_eligible()).collect::<Vec<_>>(), [true, false]);
+    let selection = for_cluster(&cluster(LoadBalancer::LeastRequest, None), &configs, &[]);
+    assert_eq!(selection.iter().map(|e| e.is_eligible()).collect::<Vec<_>>(), [true, false]);
     let plain = cluster(LoadBalancer::LeastRequest, None);
-    let find = |text: &str| super::find(&plain, &found, text.parse().unwrap()).map(|e| e.key.to_string());
+    let find = |text: &str| super::find(&plain, &selection, text.parse().unwrap()).map(|e| e.key.to_string());
     assert_eq!(find("10.0.0.2:80").as_deref(), Some("10.0.0.2:80"));
     assert_eq!(find("10.0.0.2:81"), None);
 }
@@ -218,8 +218,8 @@ fn remote_gateways_belong_to_subsets_by_name() {
     cluster.labels = [("version".to_owned(), "v2".to_owned())].into();
     cluster.subset = "v2".into();
     assert_eq!(keys(&cluster), ["10.9.0.1:15443"]);
-    let found = for_cluster(&cluster, &configs, &[]);
-    assert_eq!(found[0].identities()[0].trust_domain(), "two");
+    let selection = for_cluster(&cluster, &configs, &[]);
+    assert_eq!(selection[0].identities()[0].trust_domain(), "two");
     for changed in [
         Cluster { subset: "v3".into(), ..cluster.clone() },
         Cluster { tls: Tls::Disable, ..cluster.clone() },
@@ -228,9 +228,9 @@ fn remote_gateways_belong_to_subsets_by_name() {
         assert_eq!(keys(&changed), [""; 0]);
     }
     // A changed share makes another endpoint with the same state.
-    let moved = for_cluster(&cluster, &[Arc::new(gateway("10.9.0.1:15443", 8))], &found);
+    let moved = for_cluster(&cluster, &[Arc::new(gateway("10.9.0.1:15443", 8))], &selection);
     assert_eq!(moved[0].remote.as_ref().unwrap().share, 8);
-    assert!(Arc::ptr_eq(&moved[0].state, &found[0].state));
+    assert!(Arc::ptr_eq(&moved[0].state, &selection[0].state));
 }
 
 #[test]
@@ -241,9 +241,9 @@ fn a_unix_socket_is_an_endpoint_whatever_the_port() {
         [TargetPort::Registered, TargetPort::Number(8080), TargetPort::Named { name: "http".into(), otherwise: None }]
     {
         let cluster = Cluster { target_port, ..cluster(LoadBalancer::LeastRequest, None) };
-        let found = for_cluster(&cluster, &configs, &[]);
-        assert_eq!((&*found[0].key, &found[0].target), ("/run/a.sock", &Target::Unix("/run/a.sock".into())));
-        assert!(Arc::ptr_eq(&found[0], &for_cluster(&cluster, &configs, &found)[0]), "its state is kept");
+        let selection = for_cluster(&cluster, &configs, &[]);
+        assert_eq!((&*selection[0].key, &selection[0].target), ("/run/a.sock", &Target::Unix("/run/a.sock".into())));
+        assert!(Arc::ptr_eq(&selection[0], &for_cluster(&cluster, &configs, &selection)[0]), "its state is kept");
     }
 }
 
@@ -254,11 +254,11 @@ fn each_resolved_address_of_a_name_is_an_endpoint() {
     let configs = [Arc::new(config("10.0.0.9:80", 1)), Arc::new(named)];
     assert!(matches!(resolved(&configs, &HashMap::new()), std::borrow::Cow::Borrowed(_)));
     let addresses: Vec<IpAddr> = ["10.0.0.1", "::1"].map(|address| address.parse().unwrap()).into();
-    let found = resolved(&configs, &[("db.test".into(), addresses)].into());
+    let selection = resolved(&configs, &[("db.test".into(), addresses)].into());
     let cluster = cluster(LoadBalancer::Random, None);
-    let found: Vec<_> =
-        for_cluster(&cluster, &found, &[]).iter().map(|e| (e.key.to_string(), e.config.weight)).collect();
-    assert_eq!(found, [("10.0.0.9:80".into(), 1), ("10.0.0.1:80".into(), 3), ("[::1]:80".into(), 3)]);
+    let endpoints: Vec<_> =
+        for_cluster(&cluster, &selection, &[]).iter().map(|e| (e.key.to_string(), e.config.weight)).collect();
+    assert_eq!(endpoints, [("10.0.0.9:80".into(), 1), ("10.0.0.1:80".into(), 3), ("[::1]:80".into(), 3)]);
     let before: Vec<_> = for_cluster(&cluster, &configs, &[]).iter().map(|e| e.key.to_string()).collect();
     assert_eq!(before, ["10.0.0.9:80", "db.test:80"]);
 }

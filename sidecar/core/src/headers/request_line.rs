@@ -59,8 +59,8 @@ impl Line {
             Line::Query => Cow::Borrowed(parameters.as_bytes()),
             Line::Parameter(name) => {
                 let pairs = parameters.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-                let mut named = pairs.filter(|(key, _)| percent_decode_str(key).eq(name.bytes()));
-                named.next().map(|(_, value)| percent_decode_str(value).into()).unwrap_or_default()
+                let mut values = pairs.filter(|(key, _)| percent_decode_str(key).eq(name.bytes()));
+                values.next().map(|(_, value)| percent_decode_str(value).into()).unwrap_or_default()
             }
             Line::Path { query, source } => {
                 let original = headers.get(ORIGINAL_PATH).map(http::HeaderValue::as_bytes);

@@ -107,7 +107,7 @@ impl Body {
     /// # Errors
     /// If the body violates the framing; its end is unknown then.
     pub fn decode(&mut self, input: &mut Bytes) -> Result<Decoded, BodyError> {
-        let found = match self {
+        let step = match self {
             Body::Length(0) => return Ok(Decoded::End),
             _ if input.is_empty() => return Ok(Decoded::NeedMore),
             Body::Length(left) => {
@@ -118,10 +118,10 @@ impl Body {
             Body::UntilClose => return Ok(Decoded::Data(std::mem::take(input))),
             Body::Chunked(chunks) => chunks.decode(input)?,
         };
-        if matches!(found, Decoded::End | Decoded::Trailers(_)) {
+        if matches!(step, Decoded::End | Decoded::Trailers(_)) {
             *self = Body::Length(0);
         }
-        Ok(found)
+        Ok(step)
     }
 }
 

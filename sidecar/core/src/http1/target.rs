@@ -144,7 +144,7 @@ pub(super) fn is_visible(target: &[u8]) -> bool {
 }
 
 fn starts_with(text: &[u8], prefix: &[u8]) -> bool {
-    text.get(..prefix.len()).is_some_and(|found| found.eq_ignore_ascii_case(prefix))
+    text.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
 }
 
 fn too_large(_: InvalidUri) -> HeadError {

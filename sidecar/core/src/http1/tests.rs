@@ -34,11 +34,12 @@ fn request_heads_are_parsed() {
 
 #[test]
 fn keep_alive_follows_version_and_connection_header() {
-    let kept = |line: &str, header: &str| request(&format!("GET / {line}\r\nHost: a\r\n{header}\r\n\r\n")).keep_alive;
-    assert!(kept("HTTP/1.1", "a: b"));
-    assert!(!kept("HTTP/1.1", "Connection: x, Close"));
-    assert!(!kept("HTTP/1.0", "a: b"));
-    assert!(kept("HTTP/1.0", "Connection: Keep-Alive"));
+    let keeps_alive =
+        |line: &str, header: &str| request(&format!("GET / {line}\r\nHost: a\r\n{header}\r\n\r\n")).keep_alive;
+    assert!(keeps_alive("HTTP/1.1", "a: b"));
+    assert!(!keeps_alive("HTTP/1.1", "Connection: x, Close"));
+    assert!(!keeps_alive("HTTP/1.0", "a: b"));
+    assert!(keeps_alive("HTTP/1.0", "Connection: Keep-Alive"));
 }
 
 /// Request smuggling: a recipient that disagrees about the end of a body would read another request.
@@ -169,8 +170,8 @@ fn response_framing_follows_method_and_status() {
     for coding in ["gzip, chunked", "chunked, chunked", "chunked\r\nTransfer-Encoding: chunked", "identity", ""] {
         let text = format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: {coding}\r\n\r\n");
         let error = parse_response(text.as_bytes(), &Method::GET, Limits::OUTSIDE).unwrap_err();
-        let named = coding.replace("\r\nTransfer-Encoding:", ",");
-        assert_eq!(error.to_string(), format!("transfer-encoding \"{named}\""));
+        let combined = coding.replace("\r\nTransfer-Encoding:", ",");
+        assert_eq!(error.to_string(), format!("transfer-encoding \"{combined}\""));
     }
     for status in ["204 No Content", "304 Not Modified", "103 Early Hints"] {
         let head = response(&format!("HTTP/1.1 {status}\r\nContent-Length: 5\r\n\r\n"), Method::GET);
@@ -243,7 +244,7 @@ fn decode(framing: Framing, wire: &[u8], cuts: &[usize]) -> Result<Found, BodyEr
     loop {
         match body.decode(&mut input)? {
             Decoded::Data(more) => data.extend_from_slice(&more),
-            Decoded::Trailers(found) => trailers = Some(found),
+            Decoded::Trailers(fields) => trailers = Some(fields),
             Decoded::End => break,
             Decoded::NeedMore if rest.is_empty() => break,
             Decoded::NeedMore => {
@@ -320,8 +321,8 @@ proptest! {
     #[test]
     fn bodies_with_a_length_round_trip(data in prop::collection::vec(any::<u8>(), 0..500), cuts in prop::collection::vec(1usize..90, 1..6)) {
         let wire = [&data[..], b"next"].concat();
-        let (found, _, rest) = decode(Framing::Length(data.len() as u64), &wire, &cuts).unwrap();
-        prop_assert_eq!((found, rest), (data, b"next".to_vec()));
+        let (body, _, rest) = decode(Framing::Length(data.len() as u64), &wire, &cuts).unwrap();
+        prop_assert_eq!((body, rest), (data, b"next".to_vec()));
     }
 
     #[test]

@@ -149,9 +149,9 @@ fn spelled<'a>(name: &HeaderName, value: &HeaderValue, origin: &'a [u8]) -> Opti
     // Addresses are compared, never dereferenced: only `origin` is read.
     let at = (value.as_bytes().as_ptr() as usize).checked_sub(origin.as_ptr() as usize)?;
     let before = origin.get(..at)?.trim_ascii_end().strip_suffix(b":")?;
-    let found = &before[before.len().checked_sub(name.as_str().len())?..];
-    let begins = before.len() == found.len() || before[before.len() - found.len() - 1] == b'\n';
-    (begins && found.eq_ignore_ascii_case(name.as_str().as_bytes())).then_some(found)
+    let spelling = &before[before.len().checked_sub(name.as_str().len())?..];
+    let begins = before.len() == spelling.len() || before[before.len() - spelling.len() - 1] == b'\n';
+    (begins && spelling.eq_ignore_ascii_case(name.as_str().as_bytes())).then_some(spelling)
 }
 
 /// Terminator of a chunk's data.

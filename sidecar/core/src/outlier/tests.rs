@@ -201,7 +201,7 @@ fn error_codes_of_the_policy_define_errors() {
     ] {
         let hosts = endpoints(&[1, 1]);
         let detector = Detector::new(policy.clone(), hosts.clone(), None);
-        let found = outcomes.iter().filter_map(|outcome| detector.record(&hosts[0], outcome, now())).count();
-        assert_eq!(found > 0, ejected, "{outcomes:?}");
+        let ejections = outcomes.iter().filter_map(|outcome| detector.record(&hosts[0], outcome, now())).count();
+        assert_eq!(ejections > 0, ejected, "{outcomes:?}");
     }
 }

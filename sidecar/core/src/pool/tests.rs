@@ -175,59 +175,59 @@ proptest! {
         max_connections in 1u32..4, max_pending in 1u32..4, steps in proptest::collection::vec((0u8..6, 0u64..3), 0..200)
     ) {
         let mut p: Pool<u32, u32, u64> = Pool::new(PoolLimits { max_connections, max_pending, max_streams: 2 });
-        let mut held: HashMap<u64, Holds> = HashMap::new();
+        let mut requests: HashMap<u64, Holds> = HashMap::new();
         let mut conns: HashMap<u32, u64> = HashMap::new(); // open connections -> endpoint
         let mut shared_ids: HashMap<u32, SharedId> = HashMap::new();
         let (mut next_request, mut next_conn) = (0u64, 100u32);
-        let apply = |wakes: Vec<Wake<u32, u32, u64>>, held: &mut HashMap<u64, Holds>| {
+        let apply = |wakes: Vec<Wake<u32, u32, u64>>, requests: &mut HashMap<u64, Holds>| {
             for Wake { wake: request, grant, .. } in wakes {
-                let Some(Holds::Waiting(_, endpoint, multiplex)) = held.remove(&request) else { panic!("woken twice") };
-                held.insert(request, match grant {
+                let Some(Holds::Waiting(_, endpoint, multiplex)) = requests.remove(&request) else { panic!("woken twice") };
+                requests.insert(request, match grant {
                     Grant::Dial => Holds::Dialing(endpoint, multiplex),
                     Grant::Exclusive(c) => Holds::Exclusive(endpoint, c),
                     Grant::Stream(_, id) => Holds::Stream(endpoint, id),
                 });
             }
         };
-        let close = |p: &mut Pool<u32, u32, u64>, c: u32, conns: &mut HashMap<u32, u64>, held: &mut HashMap<u64, Holds>| {
+        let close = |p: &mut Pool<u32, u32, u64>, c: u32, conns: &mut HashMap<u32, u64>, requests: &mut HashMap<u64, Holds>| {
             conns.remove(&c);
             let wakes = p.closed();
-            apply(wakes, held);
+            apply(wakes, requests);
         };
         let finish = |p: &mut Pool<u32, u32, u64>, request: u64, fail: bool, conns: &mut HashMap<u32, u64>,
-                          shared_ids: &mut HashMap<u32, SharedId>, held: &mut HashMap<u64, Holds>, next_conn: &mut u32| {
-            match held.remove(&request) {
+                          shared_ids: &mut HashMap<u32, SharedId>, requests: &mut HashMap<u64, Holds>, next_conn: &mut u32| {
+            match requests.remove(&request) {
                 Some(Holds::Dialing(endpoint, multiplex)) if fail => {
                     let wakes = p.dial_failed(endpoint, multiplex);
-                    apply(wakes, held);
+                    apply(wakes, requests);
                 }
                 Some(Holds::Dialing(endpoint, true)) => {
                     *next_conn += 1;
                     conns.insert(*next_conn, endpoint);
                     let (id, wakes) = p.connected_shared(endpoint, *next_conn, 100, NOW());
                     shared_ids.insert(*next_conn, id);
-                    held.insert(request, Holds::Stream(endpoint, id));
-                    apply(wakes, held);
+                    requests.insert(request, Holds::Stream(endpoint, id));
+                    apply(wakes, requests);
                 }
                 Some(Holds::Dialing(endpoint, false)) => {
                     *next_conn += 1;
                     conns.insert(*next_conn, endpoint);
                     p.connected();
-                    held.insert(request, Holds::Exclusive(endpoint, *next_conn));
+                    requests.insert(request, Holds::Exclusive(endpoint, *next_conn));
                 }
-                Some(Holds::Exclusive(_, c)) if fail => close(p, c, conns, held),
+                Some(Holds::Exclusive(_, c)) if fail => close(p, c, conns, requests),
                 Some(Holds::Exclusive(endpoint, c)) => {
                     let (wake, closing) = p.release(endpoint, 0, c, NOW());
-                    apply(wake.into_iter().collect(), held);
+                    apply(wake.into_iter().collect(), requests);
                     if let Some(c) = closing {
-                        close(p, c, conns, held);
+                        close(p, c, conns, requests);
                     }
                 }
                 Some(Holds::Stream(endpoint, id)) => {
                     let (wake, closing) = p.release_stream(endpoint, id, NOW());
-                    apply(wake.into_iter().collect(), held);
+                    apply(wake.into_iter().collect(), requests);
                     if let Some(c) = closing {
-                        close(p, c, conns, held);
+                        close(p, c, conns, requests);
                     }
                 }
                 Some(Holds::Waiting(ticket, ..)) => assert!(p.cancel(ticket)),
@@ -240,42 +240,42 @@ proptest! {
                     next_request += 1;
                     let multiplex = endpoint == 2;
                     match p.acquire(endpoint, 0, multiplex, || next_request) {
-                        Ok(Acquired::Dial) => drop(held.insert(next_request, Holds::Dialing(endpoint, multiplex))),
+                        Ok(Acquired::Dial) => drop(requests.insert(next_request, Holds::Dialing(endpoint, multiplex))),
                         Ok(Acquired::Exclusive(c)) => {
                             prop_assert_eq!(conns.get(&c), Some(&endpoint), "an open connection to the right endpoint");
-                            held.insert(next_request, Holds::Exclusive(endpoint, c));
+                            requests.insert(next_request, Holds::Exclusive(endpoint, c));
                         }
-                        Ok(Acquired::Stream(_, id)) => drop(held.insert(next_request, Holds::Stream(endpoint, id))),
+                        Ok(Acquired::Stream(_, id)) => drop(requests.insert(next_request, Holds::Stream(endpoint, id))),
                         Ok(Acquired::Wait(ticket, victim)) => {
-                            held.insert(next_request, Holds::Waiting(ticket, endpoint, multiplex));
+                            requests.insert(next_request, Holds::Waiting(ticket, endpoint, multiplex));
                             if let Some(Unused::Exclusive(c) | Unused::Shared(c)) = victim {
-                                close(&mut p, c, &mut conns, &mut held);
+                                close(&mut p, c, &mut conns, &mut requests);
                             }
                         }
                         Err(overflow) => prop_assert_eq!(overflow, full(max_pending)),
                     }
                 }
                 _ => {
-                    let request = held.keys().copied().min_by_key(|r| (r.wrapping_mul(endpoint + 7)) % 11);
+                    let request = requests.keys().copied().min_by_key(|r| (r.wrapping_mul(endpoint + 7)) % 11);
                     if let Some(request) = request {
-                        finish(&mut p, request, step == 5, &mut conns, &mut shared_ids, &mut held, &mut next_conn);
+                        finish(&mut p, request, step == 5, &mut conns, &mut shared_ids, &mut requests, &mut next_conn);
                     }
                 }
             }
             prop_assert!(p.open() <= max_connections);
             prop_assert!(p.pending() <= max_pending);
-            let dialing = held.values().filter(|h| matches!(h, Holds::Dialing(..))).count();
+            let dialing = requests.values().filter(|h| matches!(h, Holds::Dialing(..))).count();
             prop_assert_eq!(p.open() as usize, conns.len() + dialing);
             // No request waits while there is room and no dial is in progress.
-            let waiting = held.values().filter(|h| matches!(h, Holds::Waiting(..))).count();
+            let waiting = requests.values().filter(|h| matches!(h, Holds::Waiting(..))).count();
             prop_assert!(waiting == 0 || p.open() > 0, "a request waits although nothing is open");
         }
-        while let Some(request) = held.keys().copied().min() {
-            finish(&mut p, request, false, &mut conns, &mut shared_ids, &mut held, &mut next_conn);
+        while let Some(request) = requests.keys().copied().min() {
+            finish(&mut p, request, false, &mut conns, &mut shared_ids, &mut requests, &mut next_conn);
         }
         prop_assert_eq!(p.pending(), 0);
         for Unused::Exclusive(c) | Unused::Shared(c) in p.sweep(NOW(), Duration::ZERO, |_| true) {
-            close(&mut p, c, &mut conns, &mut held);
+            close(&mut p, c, &mut conns, &mut requests);
         }
         prop_assert_eq!(p.open(), 0);
     }

@@ -42,18 +42,18 @@ impl<X, S: Clone, W> Pool<X, S, W> {
         let keep = |endpoint: EndpointId| live.contains(&endpoint);
         let mut gone = Vec::new();
         self.idle.retain(|endpoint, all| {
-            let kept = keep(*endpoint);
-            if !kept {
+            let keep_all = keep(*endpoint);
+            if !keep_all {
                 gone.extend(all.drain(..).map(|i| Unused::Exclusive(i.connection)));
             }
-            kept
+            keep_all
         });
         self.shared.retain(|endpoint, all| {
-            let kept = keep(*endpoint);
-            if !kept {
+            let keep_all = keep(*endpoint);
+            if !keep_all {
                 gone.extend(all.drain(..).map(|s| Unused::Shared(s.connection)));
             }
-            kept
+            keep_all
         });
         self.live = Some(live);
         gone

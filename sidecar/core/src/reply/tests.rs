@@ -36,8 +36,8 @@ fn replies_match_envoys_status_flag_and_body() {
         (Reason::ConnectRefused, 404, "NR", String::new()),
     ] {
         let reply = LocalReply::new(&reason, "");
-        let found = (reply.status.as_u16(), reply.flag.map_or("-", ResponseFlag::as_str), &*reply.body);
-        assert_eq!(found, (status, flag, &*body), "{reason:?}");
+        let actual = (reply.status.as_u16(), reply.flag.map_or("-", ResponseFlag::as_str), &*reply.body);
+        assert_eq!(actual, (status, flag, &*body), "{reason:?}");
         assert!(reply.reason.starts_with(reason.name()));
     }
 }

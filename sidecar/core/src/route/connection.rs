@@ -120,9 +120,9 @@ impl ConnectionMatch {
 
     /// The first condition that does not hold; `None`: all hold.
     pub fn unmet(&self, connection: &Connection<'_>) -> Option<UnmetByConnection> {
-        let named = || self.specificity(connection).is_some();
+        let by_server_name = || self.specificity(connection).is_some();
         let dialed = || self.destinations.iter().any(|own| own.contains(connection.destination.ip()));
-        if !self.server_names.is_empty() && !named() {
+        if !self.server_names.is_empty() && !by_server_name() {
             Some(UnmetByConnection::ServerName)
         } else if !self.destinations.is_empty() && !dialed() {
             Some(UnmetByConnection::Destination)
@@ -143,11 +143,11 @@ mod tests {
         ConnectionRoute { name: name.into(), matches, forward: Arc::new(forward(&[1])) }
     }
 
-    fn named(names: &[&str]) -> ConnectionMatch {
+    fn by_server_name(names: &[&str]) -> ConnectionMatch {
         ConnectionMatch { server_names: names.iter().map(|name| (*name).to_owned()).collect(), ..Default::default() }
     }
 
-    fn found(routes: &ConnectionRoutes, server_name: Option<&str>, destination: &str) -> String {
+    fn route_name(routes: &ConnectionRoutes, server_name: Option<&str>, destination: &str) -> String {
         let connection = Connection {
             server_name,
             source: "10.1.0.9:4000".parse().unwrap(),
@@ -166,8 +166,8 @@ mod tests {
         // `sourceSubnet` of `tcp.match`
         let from = |text| ConnectionMatch { source: Some(subnet(text)), ..Default::default() };
         let routes = ConnectionRoutes::new(vec![
-            route("exact", vec![named(&["a.example.com"])]),
-            route("suffix", vec![named(&["b.test", "*.example.com"])]),
+            route("exact", vec![by_server_name(&["a.example.com"])]),
+            route("suffix", vec![by_server_name(&["b.test", "*.example.com"])]),
             route("near", vec![from("10.2.0.0/16"), to("10.0.0.0/8")]),
             route("six", vec![to("2001:db8::/32")]),
         ]);
@@ -181,24 +181,25 @@ mod tests {
             (None, "[2001:db8:1::1]:443", "six"),
             (None, "[2001:db9:1::1]:443", "Default"),
         ] {
-            assert_eq!(found(&routes, name, destination), want, "{name:?} {destination}");
+            assert_eq!(route_name(&routes, name, destination), want, "{name:?} {destination}");
         }
         assert!(routes.wants_server_name());
         // In any order, including wildcards within a label.
         let names = ["*", "*.example.com", "*-b.example.com", "a-b.example.com"];
         for order in [names, [names[3], names[1], names[0], names[2]]] {
-            let routes = ConnectionRoutes::new(order.iter().map(|name| route(name, vec![named(&[name])])).collect());
+            let routes =
+                ConnectionRoutes::new(order.iter().map(|name| route(name, vec![by_server_name(&[name])])).collect());
             for (name, want) in [
                 ("a-b.example.com", "a-b.example.com"),
                 ("c-b.example.com", "*-b.example.com"),
                 ("-b.example.com", "*.example.com"),
                 ("example.com", "*"),
             ] {
-                assert_eq!(found(&routes, Some(name), "192.0.2.1:443"), want, "{name} {order:?}");
+                assert_eq!(route_name(&routes, Some(name), "192.0.2.1:443"), want, "{name} {order:?}");
             }
         }
         let bytes = ConnectionRoutes::new(vec![route("all", vec![])]);
-        assert!(!bytes.wants_server_name() && found(&bytes, Some("x"), "10.0.0.1:1") == "all");
-        assert_eq!(found(&ConnectionRoutes::default(), Some("x"), "10.0.0.1:1"), "Default");
+        assert!(!bytes.wants_server_name() && route_name(&bytes, Some("x"), "10.0.0.1:1") == "all");
+        assert_eq!(route_name(&ConnectionRoutes::default(), Some("x"), "10.0.0.1:1"), "Default");
     }
 }

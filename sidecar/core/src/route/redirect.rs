@@ -60,8 +60,8 @@ impl Redirect {
             None => host_of(req.authority, scheme, new_scheme, new_port.is_some()),
         };
         // The scheme's default port is implied; Istio omits it too.
-        let named = new_port.filter(|port| !is_default(new_scheme, *port));
-        let port = named.map(|port| format!(":{port}")).unwrap_or_default();
+        let explicit_port = new_port.filter(|port| !is_default(new_scheme, *port));
+        let port = explicit_port.map(|port| format!(":{port}")).unwrap_or_default();
         let (path, query) = match (&self.path, req.query()) {
             (RedirectPath::Keep, _) => (Cow::Borrowed(req.path_and_query), None),
             (RedirectPath::Uri(uri), query) => (uri.into(), query.filter(|_| !uri.contains('?'))),

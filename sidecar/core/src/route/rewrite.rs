@@ -49,10 +49,10 @@ impl Rewrite {
 
 /// `path` with the part matched by `matcher` replaced.
 pub(super) fn matched(replacement: &str, matcher: &Matcher, path: &str) -> String {
-    let kept = matcher.after_matched_path(path);
+    let rest = matcher.after_matched_path(path);
     let slash =
-        if replacement.starts_with('/') || (replacement.is_empty() && kept.starts_with('/')) { "" } else { "/" };
-    [slash, replacement, kept].concat()
+        if replacement.starts_with('/') || (replacement.is_empty() && rest.starts_with('/')) { "" } else { "/" };
+    [slash, replacement, rest].concat()
 }
 
 impl RegexRewrite {

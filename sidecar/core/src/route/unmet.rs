@@ -155,7 +155,8 @@ mod tests {
     #[test]
     fn the_first_unmet_condition_of_a_connection_is_described() {
         let subnet = Subnet::parse("10.0.0.0/8").unwrap();
-        let named = |name: &str| ConnectionMatch { server_names: vec![name.into(), "b".into()], ..Default::default() };
+        let by_server_name =
+            |name: &str| ConnectionMatch { server_names: vec![name.into(), "b".into()], ..Default::default() };
         let connection = Connection {
             server_name: Some("x.y"),
             source: "192.0.2.1:1".parse().unwrap(),
@@ -163,15 +164,15 @@ mod tests {
         };
         let nameless = Connection { server_name: None, ..connection };
         for (wanted, connection, words) in [
-            (named("*.z"), connection, "server name \"x.y\" is not *.z or b"),
-            (named("*"), nameless, "there is no server name: * or b is wanted"),
+            (by_server_name("*.z"), connection, "server name \"x.y\" is not *.z or b"),
+            (by_server_name("*"), nameless, "there is no server name: * or b is wanted"),
             (
                 ConnectionMatch { destinations: vec![subnet], ..Default::default() },
                 connection,
                 "destination 192.0.2.2 is not in 10.0.0.0/8",
             ),
             (
-                ConnectionMatch { source: Some(subnet), ..named("*.y") },
+                ConnectionMatch { source: Some(subnet), ..by_server_name("*.y") },
                 connection,
                 "source 192.0.2.1 is not in 10.0.0.0/8",
             ),
@@ -179,6 +180,6 @@ mod tests {
             let unmet = wanted.unmet(&connection).map(|unmet| unmet.in_words(&wanted, &connection));
             assert_eq!(unmet.as_deref(), Some(words));
         }
-        assert_eq!(named("*.y").unmet(&connection), None);
+        assert_eq!(by_server_name("*.y").unmet(&connection), None);
     }
 }

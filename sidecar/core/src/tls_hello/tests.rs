@@ -37,7 +37,7 @@ fn records(message: &[u8], size: usize) -> Vec<u8> {
     message.chunks(size).flat_map(|chunk| [&[HANDSHAKE, 3, 1][..], &vector(chunk)].concat()).collect()
 }
 
-fn found(sni: Option<&str>, alpn: &[&str]) -> Hello {
+fn expected(sni: Option<&str>, alpn: &[&str]) -> Hello {
     let alpn = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
     Hello::ClientHello { sni: sni.map(str::to_owned), alpn }
 }
@@ -46,11 +46,11 @@ fn found(sni: Option<&str>, alpn: &[&str]) -> Hello {
 fn server_name_and_alpn_are_parsed() {
     let grease = extension(0x0a0a, &[]);
     for (extensions, expected) in [
-        (None, found(None, &[])),
-        (Some(vec![]), found(None, &[])),
-        (Some([grease.clone(), sni("Order.Shop"), grease.clone()].concat()), found(Some("order.shop"), &[])),
-        (Some([alpn(&["weft-h2", "h2"]), sni("a")].concat()), found(Some("a"), &["weft-h2", "h2"])),
-        (Some(sni("")), found(None, &[])),
+        (None, expected(None, &[])),
+        (Some(vec![]), expected(None, &[])),
+        (Some([grease.clone(), sni("Order.Shop"), grease.clone()].concat()), expected(Some("order.shop"), &[])),
+        (Some([alpn(&["weft-h2", "h2"]), sni("a")].concat()), expected(Some("a"), &["weft-h2", "h2"])),
+        (Some(sni("")), expected(None, &[])),
     ] {
         let bytes = records(&hello(extensions.as_deref()), 1 << 14);
         assert_eq!(client_hello(&bytes), expected);
@@ -63,7 +63,7 @@ fn fragmented_hellos_are_joined() {
     let message = hello(Some(&[sni("order"), alpn(&["h2"])].concat()));
     for size in 1..=message.len() {
         let bytes = records(&message, size);
-        assert_eq!(client_hello(&bytes), found(Some("order"), &["h2"]), "records of {size}");
+        assert_eq!(client_hello(&bytes), expected(Some("order"), &["h2"]), "records of {size}");
         for end in 0..bytes.len() {
             assert_eq!(client_hello(&bytes[..end]), Hello::NeedMore, "{end} bytes of records of {size}");
         }
@@ -90,7 +90,7 @@ fn other_bytes_are_rejected() {
 #[test]
 fn oversized_hellos_are_rejected() {
     let huge = records(&hello(Some(&extension(21, &vec![0; MAX_HELLO - 200]))), 1 << 14);
-    assert_eq!(client_hello(&huge), found(None, &[]));
+    assert_eq!(client_hello(&huge), expected(None, &[]));
     // As many bytes as allowed, and still incomplete: rejected, not awaited.
     let tiny_records = records(&hello(Some(&extension(21, &[0; 8000]))), 1);
     assert!(tiny_records.len() > MAX_HELLO);
