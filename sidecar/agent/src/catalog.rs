@@ -32,7 +32,7 @@ pub fn is_write(head: &request::Parts) -> bool {
 
 /// A write for a node.
 #[derive(Debug)]
-pub enum CatalogWrite {
+pub enum Written {
     /// `catalog/register`: an instance and checks; without either there is no change.
     Register {
         /// The instance, without its checks.
@@ -59,13 +59,7 @@ pub struct Check {
 ///
 /// # Errors
 /// If the write is invalid, in Consul's words if there are any.
-pub fn parse_write(
-    path: &str,
-    body: &[u8],
-    node: &str,
-    datacenter: &str,
-    own: Own,
-) -> Result<Option<CatalogWrite>, Refused> {
+pub fn written(path: &str, body: &[u8], node: &str, datacenter: &str, own: Own) -> Result<Option<Written>, Refused> {
     // A body that is not an object is rejected by the control plane, which handles all other writes.
     let Ok(mut fields) = Fields::of_body("the registration", body) else { return Ok(None) };
     let mut text = |key: &str| fields.text(key).unwrap_or_default();
@@ -77,16 +71,16 @@ pub fn parse_write(
     written.map(Some).map_err(Refused::bad)
 }
 
-fn removal(fields: &mut Fields, node: &str) -> Result<CatalogWrite, String> {
+fn removal(fields: &mut Fields, node: &str) -> Result<Written, String> {
     let (service, check) = (fields.text("serviceid")?, fields.text("checkid")?);
     match (service.as_str(), check.as_str()) {
         ("", "") => Err(format!("the node {node} is alive: it leaves the catalog when its sidecar stops")),
-        ("", _) => Ok(CatalogWrite::Check(check)),
-        (_, _) => Ok(CatalogWrite::Service(service)),
+        ("", _) => Ok(Written::Check(check)),
+        (_, _) => Ok(Written::Service(service)),
     }
 }
 
-fn entry(fields: &mut Fields, own: Own) -> Result<CatalogWrite, String> {
+fn entry(fields: &mut Fields, own: Own) -> Result<Written, String> {
     definitions::own_address(&fields.text("address")?, own).map_err(|e| e.replace("service address", "address"))?;
     if fields.means("nodemeta") {
         return Err("NodeMeta: the metadata of this node are the labels of its sidecar (--label)".into());
@@ -100,7 +94,7 @@ fn entry(fields: &mut Fields, own: Own) -> Result<CatalogWrite, String> {
     let mut given: Vec<Fields> = fields.object("check", "Check")?.into_iter().collect();
     given.extend(fields.objects("checks", "Checks")?);
     let checks = given.into_iter().map(|mut given| check(&mut given)).collect::<Result<Vec<_>, _>>()?;
-    Ok(CatalogWrite::Register { service, checks: checks.into_iter().filter(|c| c.definition.id != SERF).collect() })
+    Ok(Written::Register { service, checks: checks.into_iter().filter(|c| c.definition.id != SERF).collect() })
 }
 
 fn service(fields: &mut Fields, own: Own) -> Result<Instance, String> {
@@ -147,10 +141,10 @@ fn check(fields: &mut Fields) -> Result<Check, String> {
 ///
 /// # Errors
 /// The registry's reason for refusing it.
-pub async fn write(agent: &Agent, change: CatalogWrite, query: &Query) -> Result<Answered, Refused> {
+pub async fn write(agent: &Agent, change: Written, query: &Query) -> Result<Answered, Refused> {
     let local = &agent.local;
     match change {
-        CatalogWrite::Register { service, checks } => {
+        Written::Register { service, checks } => {
             if let Some(service) = service {
                 local.register(*service, Vec::new(), false).await?;
             }
@@ -159,10 +153,10 @@ pub async fn write(agent: &Agent, change: CatalogWrite, query: &Query) -> Result
             }
         }
         // Deregistering a missing entry is not an error.
-        CatalogWrite::Service(id) if local.service(&id).is_err() => {}
-        CatalogWrite::Service(id) => local.deregister(&id).await?,
-        CatalogWrite::Check(id) if kind_of(agent, &id).is_none() => {}
-        CatalogWrite::Check(id) => local.deregister_check(&id).await?,
+        Written::Service(id) if local.service(&id).is_err() => {}
+        Written::Service(id) => local.deregister(&id).await?,
+        Written::Check(id) if kind_of(agent, &id).is_none() => {}
+        Written::Check(id) => local.deregister_check(&id).await?,
     }
     Ok(answer::json(&json!(true), query))
 }

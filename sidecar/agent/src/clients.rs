@@ -24,7 +24,7 @@ const CLIENTS: usize = 20;
 /// # Errors
 /// If it is not a positive number.
 pub fn limit(text: &str) -> Result<usize, String> {
-    text.parse().ok().filter(|count| *count > 0).ok_or_else(|| "it should be a number, 1 or more".into())
+    text.parse().ok().filter(|count| *count > 0).ok_or_else(|| "must be a positive integer".into())
 }
 
 /// Kind of a request, by the time it may take.

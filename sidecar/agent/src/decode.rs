@@ -270,7 +270,7 @@ impl Fields {
     pub fn finish(self) {
         let unknown: Vec<&str> = self.values.values().map(|(name, _)| name.as_str()).collect();
         if !unknown.is_empty() {
-            tracing::warn!("agent API: {} has fields that are not used here: {}", self.what, unknown.join(", "));
+            tracing::warn!("agent API: ignoring unknown fields of {}: {}", self.what, unknown.join(", "));
         }
     }
 }

@@ -64,8 +64,8 @@ pub(crate) fn instance(fields: &mut Fields, name: String, own: Own) -> Result<In
         return Err(format!("Invalid service kind: {kind:?} is not supported yet"));
     }
     if fields.flag("enabletagoverride")? {
-        let text = "EnableTagOverride is not supported: nothing but this agent changes the tags of its services. Leave it out, \
-                    and register the service again with other tags";
+        let text = "EnableTagOverride is not supported: only this agent changes the tags of its services. Omit it, and register \
+                    the service again to change its tags";
         return Err(text.into());
     }
     let (passing, warning) = weights(fields)?;

@@ -135,7 +135,7 @@ impl Agent {
     async fn forward_or_write(&self, head: &request::Parts, query: &Query, body: Bytes) -> Result<Answered, Refused> {
         if catalog::is_write(head) {
             let (own, datacenter) = (self.local.own(), self.datacenter.name());
-            if let Some(written) = catalog::parse_write(head.uri.path(), &body, &self.node, &datacenter, own)? {
+            if let Some(written) = catalog::written(head.uri.path(), &body, &self.node, &datacenter, own)? {
                 return catalog::write(self, written, query).await;
             }
         }
@@ -194,8 +194,8 @@ impl Agent {
                 ));
             }
             Endpoint::ConnectLeaf(service) => {
-                let text = "Permission denied: programs get no certificates here (weft-sidecar run --connect-leaf); the calls \
-                            of a program without one are mutual TLS by its sidecar";
+                let text = "Permission denied: certificates for programs are disabled (weft-sidecar run --connect-leaf); the \
+                            sidecar provides mutual TLS for the calls of its program";
                 let leaves = self.leaves.as_ref().ok_or_else(|| Refused::new(StatusCode::FORBIDDEN, text))?;
                 return leaves.answer(&service, query).await;
             }

@@ -229,7 +229,7 @@ where
             let text = format!("Request body too large, max size: {MAX_BODY} bytes");
             Err(Refused::new(StatusCode::PAYLOAD_TOO_LARGE, text))
         }
-        Err(e) => Err(Refused::bad(format!("the request's body broke off: {e}"))),
+        Err(e) => Err(Refused::bad(format!("cannot read the request's body: {e}"))),
     }
 }
 

@@ -26,8 +26,9 @@ impl Names {
         let host = normalise(authority);
         if !self.has(&host) {
             let text = format!(
-                "this API is for programs of this pod, and {host:?} is neither an address, localhost nor a name of the pod: a web \
-                 page can make its name lead here. If it is meant, allow it by {option} {host}"
+                "this API is for programs of this pod, and {host:?} is neither an address, localhost nor a name of the pod: \
+                 requests for other names may come from a web page (DNS rebinding). If the name is intended, allow it with \
+                 {option} {host}"
             );
             return Some(Refused::new(StatusCode::MISDIRECTED_REQUEST, text));
         }

@@ -174,8 +174,8 @@ impl SavedState {
                 Err(e) => format!("it cannot be renamed either: {e}"),
             };
             tracing::warn!(
-                "registrations of before the restart are lost, applications have to register again: cannot read {}: \
-                 {e:#}; {outcome}",
+                "registrations from before the restart are lost, applications must register again: cannot read {}: {e:#}; \
+                 {outcome}",
                 path.display()
             );
             SavedState::default()

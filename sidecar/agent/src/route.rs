@@ -132,11 +132,11 @@ pub fn replacement(path: &str) -> Option<&'static str> {
             "there is no gossip; a sidecar joins by its token (--token-file) at its control planes (--control-plane)"
         }
         "force-leave" => {
-            "a node that has gone is removed when its lease ends (--lease of the control plane), and one of the catalog by \
+            "a node is removed when its lease expires (--lease of the control plane), a node of the catalog by \
              catalog/deregister"
         }
-        "token" => "there are no ACL tokens to set; a program shows its own, made by `weftctl token create --api`",
-        "monitor" => "the sidecar's log is on its standard error",
+        "token" => "ACL tokens cannot be set; a program sends its own token, created by `weftctl token create --api`",
+        "monitor" => "the sidecar writes its log to standard error",
         _ => return None,
     })
 }

@@ -101,7 +101,7 @@ impl Visitor for Dialect {
 
     fn visit_class_set_item_pre(&mut self, item: &ast::ClassSetItem) -> Result<(), String> {
         match item {
-            ast::ClassSetItem::Bracketed(_) => Err("a [ within a class is \\[ in RE2".into()),
+            ast::ClassSetItem::Bracketed(_) => Err("a [ within a class must be written \\[ in RE2".into()),
             ast::ClassSetItem::Unicode(_) => Err(UNICODE.into()),
             ast::ClassSetItem::Literal(literal) if !literal.c.is_ascii() => Err(UNICODE.into()),
             ast::ClassSetItem::Range(range) if !range.end.c.is_ascii() => Err(UNICODE.into()),

@@ -205,9 +205,7 @@ impl Reason {
             Reason::Timeout { .. } | Reason::PerTryTimeout { .. } => "upstream request timeout".into(),
             Reason::BadRequest { detail } => (*detail).into(),
             Reason::HeaderTooLarge => "request header fields too large".into(),
-            Reason::UnsupportedCoding { detail } => {
-                format!("unsupported transfer coding {detail}: only chunked is supported").into()
-            }
+            Reason::UnsupportedCoding { detail } => format!("unsupported {detail}: only chunked is supported").into(),
             Reason::UnsupportedVersion => "the version is neither HTTP/1.0 nor HTTP/1.1".into(),
             Reason::PlaintextRefused => "mTLS is required here and the connection is plaintext".into(),
             Reason::Fault(_) => "fault filter abort".into(),

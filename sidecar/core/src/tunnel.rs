@@ -33,10 +33,10 @@ pub struct OpenTunnel {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TunnelError {
     /// The proxy refused.
-    #[error("it answered {0}")]
+    #[error("the proxy answered {0}")]
     Status(StatusCode),
     /// The response is not HTTP.
-    #[error("its answer cannot be read: {0}")]
+    #[error("the proxy's response is invalid: {0}")]
     Head(#[from] HeadError),
 }
 

@@ -178,7 +178,7 @@ async fn put(agent: &Agent, mut service: v1::Instance, document: Option<Instance
     service.eureka = serde_json::Value::Object(document.json()).to_string();
     if service.eureka.len() > MAX_DOCUMENT {
         return Err(Refused::bad(format!(
-            "the instance is too large: {MAX_DOCUMENT} bytes at most beside its metadata"
+            "the instance is too large: at most {MAX_DOCUMENT} bytes without its metadata"
         )));
     }
     let check = lease_check(&service, &document);

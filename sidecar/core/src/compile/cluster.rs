@@ -103,7 +103,7 @@ fn origination(message: &v1::Cluster) -> Result<Origination> {
     let client = match (given(&tls.client_certificate), given(&tls.private_key)) {
         (None, None) => None,
         (Some(certificate), Some(key)) => Some((certificate, key)),
-        _ => return error("private_key", "a certificate and its key go together"),
+        _ => return error("private_key", "requires a certificate, and a certificate requires a key"),
     };
     let credential = given(&tls.credential_name).map(|name| Credential { name, shown: tls.show_credential });
     if let Some(Credential { name, .. }) = &credential {
@@ -112,7 +112,7 @@ fn origination(message: &v1::Cluster) -> Result<Origination> {
             return error("credential_name", format!("{name:?} is not the name of a folder"));
         }
         if client.is_some() || [&tls.ca_certificates, &tls.ca_crl].iter().any(|file| !file.is_empty()) {
-            return error("credential_name", "files are given too");
+            return error("credential_name", "cannot be given together with files");
         }
     }
     Ok(Origination {
@@ -146,7 +146,7 @@ fn consistent_hash(message: &v1::ConsistentHash) -> Result<LoadBalancer> {
         Some(Key::HttpHeaderName(name)) => HashPolicy::Header(header_name(name).at("http_header_name")?),
         Some(Key::HttpCookie(message)) => HashPolicy::Cookie(cookie(message).at("http_cookie")?),
         Some(Key::UseSourceIp(true)) => HashPolicy::SourceIp,
-        Some(Key::UseSourceIp(false)) => return error("use_source_ip", "must be true, or another key be given"),
+        Some(Key::UseSourceIp(false)) => return error("use_source_ip", "must be true if it is the hash key"),
         Some(Key::HttpQueryParameterName(name)) if name.is_empty() => {
             return error("http_query_parameter_name", "is empty");
         }

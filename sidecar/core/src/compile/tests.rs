@@ -186,7 +186,7 @@ fn retry_policies_are_compiled() {
         RetryPolicy { attempts: 3, per_try_timeout: one_second, ..RetryPolicy::default() }
     );
     assert_eq!(compile(1001, policy(3, 1000)).per_try_timeout, one_second);
-    assert_eq!(compile(1000, policy(3, 1000)).per_try_timeout, None, "no shorter than the whole");
+    assert_eq!(compile(1000, policy(3, 1000)).per_try_timeout, None, "not shorter than the route's timeout");
 }
 
 #[test]

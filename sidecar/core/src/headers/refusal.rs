@@ -52,7 +52,7 @@ pub(super) fn refusal(name: &str) -> &'static str {
         _ if CONFIGURATION.contains(&name) => {
             "it belongs to Envoy's own configuration or extensions, which the mesh does not have"
         }
-        "COALESCE" => "%REQ(name?other)% and %RESP(name?other)% have alternatives, other formatters none",
+        "COALESCE" => "alternatives are supported by %REQ(name?other)% and %RESP(name?other)% only",
         "TLS_JA3_FINGERPRINT" | "TLS_JA4_FINGERPRINT" => "fingerprints of a TLS ClientHello are not computed",
         "DOWNSTREAM_TLS_SESSION_ID" => "the TLS library does not expose session ids",
         "DOWNSTREAM_CX_RTT" | "DOWNSTREAM_HANDSHAKE_DURATION" => "it is not measured",

@@ -121,7 +121,7 @@ pub fn parse_request(input: &[u8], limits: Limits) -> Reading<RequestHead> {
     }
     // RFC 9112, 3.2.
     if about.hosts > 1 || (about.hosts == 0 && version == Version::HTTP_11 && !absolute) {
-        return Err(HeadError::Invalid("one Host header is needed"));
+        return Err(HeadError::Invalid("exactly one Host header is required"));
     }
     let (keep_alive, expects_continue) = (about.keep_alive, about.expects && version == Version::HTTP_11);
     let (names_upgrade, length) = (about.names_upgrade, origin.len());

@@ -112,12 +112,12 @@ impl Form {
         }
         if *method == Method::CONNECT {
             let authority = Authority::from_maybe_shared(text).ok().filter(|a| is_authority(a.as_str().as_bytes()));
-            return authority.map(Form::Authority).ok_or(HeadError::Invalid("CONNECT is followed by host:port"));
+            return authority.map(Form::Authority).ok_or(HeadError::Invalid("the target of CONNECT must be host:port"));
         }
         match text.first() {
             Some(b'/') => Target::parse(text).map(Form::Origin),
             Some(b'*') if text.len() == 1 && *method == Method::OPTIONS => Ok(Form::Asterisk),
-            Some(b'*') if text.len() == 1 => Err(HeadError::Invalid("* is a target of OPTIONS only")),
+            Some(b'*') if text.len() == 1 => Err(HeadError::Invalid("the target * is allowed for OPTIONS only")),
             _ => Form::absolute(&text),
         }
     }
