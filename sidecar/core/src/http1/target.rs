@@ -117,7 +117,7 @@ impl Form {
         match text.first() {
             Some(b'/') => Target::parse(text).map(Form::Origin),
             Some(b'*') if text.len() == 1 && *method == Method::OPTIONS => Ok(Form::Asterisk),
-            Some(b'*') if text.len() == 1 => Err(HeadError::Invalid("the target * is allowed for OPTIONS only")),
+            Some(b'*') if text.len() == 1 => Err(HeadError::Invalid("* is a target of OPTIONS only")),
             _ => Form::absolute(&text),
         }
     }
