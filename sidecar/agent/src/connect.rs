@@ -205,8 +205,8 @@ mod tests {
         }
     }
 
-    fn leaves(times: u64, begun: Duration) -> Leaves {
-        let begin = SystemTime::now() - begun;
+    fn leaves(times: u64, age: Duration) -> Leaves {
+        let begin = SystemTime::now() - age;
         Leaves::new(Arc::new(Authority { left: AtomicU64::new(times), begin }))
     }
 
@@ -233,13 +233,13 @@ mod tests {
         let leaves = leaves(2, Duration::ZERO);
         let first = ask(&leaves, "order", "").await.unwrap();
         let index = first["ModifyIndex"].as_u64().unwrap();
-        let begun = Instant::now();
+        let start = Instant::now();
         let same = ask(&leaves, "order", &format!("index={index}&wait=100ms")).await.unwrap();
-        assert_eq!((&same, begun.elapsed().as_millis()), (&first, 100));
+        assert_eq!((&same, start.elapsed().as_millis()), (&first, 100));
         let other = ask(&leaves, "order", &format!("index={}&wait=1m", index - 1)).await.unwrap();
-        assert_eq!((&other, begun.elapsed().as_millis()), (&first, 100), "an older index is answered at once");
+        assert_eq!((&other, start.elapsed().as_millis()), (&first, 100), "an older index is answered at once");
         let next = ask(&leaves, "order", &format!("index={index}&wait=1m")).await.unwrap();
-        let waited = begun.elapsed().as_millis();
+        let waited = start.elapsed().as_millis();
         assert!(next["ModifyIndex"].as_u64() > Some(index) && (29_900..=30_100).contains(&waited), "{next} {waited}");
     }
 

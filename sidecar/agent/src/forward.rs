@@ -163,9 +163,9 @@ impl Forwarder {
 
     /// Sends a request and caches its answer. `None`: there was none.
     async fn learn(self, key: Key, question: Question) -> Option<Arc<Answer>> {
-        let (asked, path) = (Instant::now(), question.path.clone());
+        let (start, path) = (Instant::now(), question.path.clone());
         let answer = Arc::new(self.once(question, PATIENCE).await.ok()?);
-        self.0.slow.store(asked.elapsed() > HEDGE, Ordering::Relaxed);
+        self.0.slow.store(start.elapsed() > HEDGE, Ordering::Relaxed);
         self.0.remember(&key, &path, &answer);
         Some(answer)
     }
@@ -266,18 +266,18 @@ mod tests {
     /// Answers with index 7 while it is available, with as many bytes as the path's last segment; waits on request.
     #[derive(Default)]
     struct Fake {
-        away: AtomicBool,
+        unavailable: AtomicBool,
         /// Delays answers by ten seconds.
         hangs: AtomicBool,
         status: AtomicUsize,
-        asked: Mutex<Vec<Question>>,
+        questions: Mutex<Vec<Question>>,
     }
 
     impl Source for Arc<Fake> {
         fn ask(&self, question: Question) -> BoxFuture<'_, Result<Answer, Status>> {
             Box::pin(async move {
-                self.asked.lock().unwrap().push(question.clone());
-                if self.away.load(Ordering::Relaxed) {
+                self.questions.lock().unwrap().push(question.clone());
+                if self.unavailable.load(Ordering::Relaxed) {
                     return Err(Status::unavailable("away"));
                 }
                 if self.hangs.load(Ordering::Relaxed) {
@@ -322,8 +322,8 @@ mod tests {
     async fn cached_answers_are_used_while_the_control_plane_is_unavailable() {
         let (fake, forwarder) = forwarder();
         assert_eq!(age(forwarder.get("/v1/health/service/a?passing&index=3&wait=1s").await), None);
-        assert_eq!(fake.asked.lock().unwrap()[0].query, "passing&index=3&wait=1000ms");
-        fake.away.store(true, Ordering::Relaxed);
+        assert_eq!(fake.questions.lock().unwrap()[0].query, "passing&index=3&wait=1000ms");
+        fake.unavailable.store(true, Ordering::Relaxed);
         tokio::time::advance(Duration::from_secs(3)).await;
         let cached = forwarder.get("/v1/health/service/a?passing").await;
         assert_eq!(cached.as_ref().unwrap().headers()["x-cache"], "HIT");
@@ -352,7 +352,7 @@ mod tests {
             forwarder.pass(&head, &Query::default(), Bytes::new()).await
         };
         ask("application/json").await.unwrap();
-        fake.away.store(true, Ordering::Relaxed);
+        fake.unavailable.store(true, Ordering::Relaxed);
         assert_eq!(age(ask("application/json").await), Some("0".into()));
         assert_eq!(ask("application/xml").await.unwrap_err().status, 503);
     }
@@ -379,7 +379,7 @@ mod tests {
             assert_eq!((elapsed, age(answered)), (Duration::ZERO, Some("0".to_owned())));
         }
         tokio::task::yield_now().await;
-        assert_eq!(fake.asked.lock().unwrap().len(), 3, "one read checks whether it has recovered");
+        assert_eq!(fake.questions.lock().unwrap().len(), 3, "one read checks whether it has recovered");
         // A read without a cached answer waits.
         assert_eq!(took("/v1/catalog/nodes").await.0, PATIENCE);
         let consistent = took("/v1/catalog/services?consistent").await;
@@ -395,16 +395,16 @@ mod tests {
     async fn a_blocking_query_resumes_when_the_control_plane_is_back() {
         let (fake, forwarder) = forwarder();
         forwarder.get("/v1/catalog/services").await.unwrap();
-        fake.away.store(true, Ordering::Relaxed);
+        fake.unavailable.store(true, Ordering::Relaxed);
         let start = Instant::now();
         let back = async {
             tokio::time::sleep(Duration::from_millis(10_500)).await;
-            fake.away.store(false, Ordering::Relaxed);
+            fake.unavailable.store(false, Ordering::Relaxed);
         };
         let (answered, ()) = tokio::join!(forwarder.get("/v1/catalog/services?index=7&wait=30s"), back);
         assert_eq!((age(answered), start.elapsed()), (None, Duration::from_secs(30)));
         // Its attempts are one to two seconds apart.
-        let last = fake.asked.lock().unwrap().last().unwrap().query.clone();
+        let last = fake.questions.lock().unwrap().last().unwrap().query.clone();
         let left = last.strip_prefix("index=7&wait=").and_then(|left| left.strip_suffix("ms")).unwrap();
         assert!((17_500..=19_500).contains(&left.parse::<u64>().unwrap()), "{last}");
     }
@@ -437,14 +437,14 @@ mod tests {
         let (fake, forwarder) = forwarder();
         assert_eq!(forwarder.request("PUT", "/v1/kv/a?cas=1", "secret").await.unwrap().status(), 200);
         {
-            let asked = fake.asked.lock().unwrap();
+            let questions = fake.questions.lock().unwrap();
             assert_eq!(
-                (asked[0].method.as_str(), asked[0].query.as_str(), &asked[0].body[..]),
+                (questions[0].method.as_str(), questions[0].query.as_str(), &questions[0].body[..]),
                 ("PUT", "cas=1", &b"body"[..])
             );
-            assert_eq!(asked[0].headers, [("x-consul-token".to_owned(), "secret".to_owned())].into());
+            assert_eq!(questions[0].headers, [("x-consul-token".to_owned(), "secret".to_owned())].into());
         }
-        fake.away.store(true, Ordering::Relaxed);
+        fake.unavailable.store(true, Ordering::Relaxed);
         for method in ["PUT", "DELETE", "GET"] {
             let refused = forwarder.request(method, "/v1/kv/a?cas=1", "secret").await.unwrap_err();
             assert_eq!(refused.text, "No cluster leader", "{method}");
@@ -464,7 +464,7 @@ mod tests {
             forwarder.get(path).await.unwrap();
             fake.status.store(status, Ordering::Relaxed);
             assert_eq!(usize::from(forwarder.get(path).await.unwrap().status().as_u16()), status);
-            fake.away.store(true, Ordering::Relaxed);
+            fake.unavailable.store(true, Ordering::Relaxed);
             assert_eq!(forwarder.get(path).await.is_ok(), cached, "{path} {status}");
         }
     }
@@ -485,7 +485,7 @@ mod tests {
         };
         assert!(counted == bytes && bytes <= BYTES && bytes > BYTES / 2, "{bytes}");
         forwarder.get(&format!("/v1/a/{LARGEST}")).await.unwrap();
-        fake.away.store(true, Ordering::Relaxed);
+        fake.unavailable.store(true, Ordering::Relaxed);
         assert!(forwarder.get(&format!("/v1/a/{LARGEST}")).await.is_err(), "too large");
     }
 }

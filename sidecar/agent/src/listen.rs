@@ -173,11 +173,11 @@ where
         Ok(admitted) => admitted,
         Err(refused) => {
             let query = Query::parse(head.uri.query().unwrap_or_default());
-            let mut away = answer::refusal(&refused, head.method == Method::GET, &query);
-            answer::set(&mut away, "retry-after", RETRY_AFTER);
+            let mut refusal = answer::refusal(&refused, head.method == Method::GET, &query);
+            answer::set(&mut refusal, "retry-after", RETRY_AFTER);
             // The body is not read, so the connection must be closed.
-            answer::set(&mut away, "connection", "close");
-            return path::in_format(head.uri.path(), &head.headers, away).map(Full::new);
+            answer::set(&mut refusal, "connection", "close");
+            return path::in_format(head.uri.path(), &head.headers, refusal).map(Full::new);
         }
     };
     let mut response = handle(answers, from, Request::from_parts(head, body)).await;
@@ -195,11 +195,11 @@ where
 {
     let (head, body) = request.into_parts();
     let (path, headers) = (head.uri.path().to_owned(), head.headers.clone());
-    let away = path::redirect_or_refusal(&path, head.uri.query()).or_else(|| answers.turned_away(&head));
-    if let Some(mut away) = away {
+    let refusal = path::redirect_or_refusal(&path, head.uri.query()).or_else(|| answers.turned_away(&head));
+    if let Some(mut refusal) = refusal {
         // The body is not read, so the connection must be closed.
-        answer::set(&mut away, "connection", "close");
-        return path::in_format(&path, &headers, away).map(Full::new);
+        answer::set(&mut refusal, "connection", "close");
+        return path::in_format(&path, &headers, refusal).map(Full::new);
     }
     let gzip = takes_gzip(&head.headers);
     let answered = match collect(body).await {

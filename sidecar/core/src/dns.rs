@@ -16,10 +16,10 @@ pub fn renumbered(packet: &[u8], number: [u8; 2]) -> Option<(Vec<u8>, [u8; 2])> 
 
 /// Whether a packet responds to a query: it has the same id and, if it repeats the question, the same question.
 pub fn answers(answer: &[u8], query: &[u8]) -> bool {
-    let (Some(head), Some(asked)) = (answer.first_chunk::<HEADER>(), query.first_chunk::<HEADER>()) else {
+    let (Some(head), Some(query_head)) = (answer.first_chunk::<HEADER>(), query.first_chunk::<HEADER>()) else {
         return false;
     };
-    if head[..2] != asked[..2] || head[2] & 0x80 == 0 {
+    if head[..2] != query_head[..2] || head[2] & 0x80 == 0 {
         return false;
     }
     let Some(end) = question_end(query) else { return false };

@@ -180,8 +180,8 @@ impl Cluster {
 
     /// The host for `authority` (an authority or server name) in a cluster with `dynamic_dns`; `None`: the cluster's
     /// wildcard does not cover it, or it cannot be a host name.
-    pub fn named<'a>(&self, asked: &'a str) -> Option<Cow<'a, str>> {
-        let host = names::normalise(asked);
+    pub fn named<'a>(&self, authority: &'a str) -> Option<Cow<'a, str>> {
+        let host = names::normalise(authority);
         let is_host_byte = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
         let is_host = host.len() <= 253 && !host.starts_with('.') && host.bytes().all(is_host_byte);
         (self.dynamic_dns && is_host && names::covers(&self.host, &host)).then_some(host)

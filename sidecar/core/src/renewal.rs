@@ -62,9 +62,9 @@ mod tests {
     #[test]
     fn a_stored_certificate_is_renewed_by_its_dates() {
         let (now, wall) = moment();
-        let due = |begun: i32, life| {
+        let due = |begin: i32, life| {
             let not_before =
-                if begun < 0 { wall - HOUR * begun.unsigned_abs() } else { wall + HOUR * begun.unsigned_abs() };
+                if begin < 0 { wall - HOUR * begin.unsigned_abs() } else { wall + HOUR * begin.unsigned_abs() };
             Renewal::of_stored(now, wall, not_before, not_before + life).due_in(now, wall)
         };
         assert_eq!(due(-4, 24 * HOUR), 8 * HOUR);

@@ -163,8 +163,10 @@ mod tests {
 
     #[test]
     fn unknown_paths_and_methods_are_refused() {
-        for (path, ours) in [("/eureka", true), ("/eureka/v2", true), ("/eurekas", false), ("/v1/agent/self", false)] {
-            assert_eq!(is_ours(path), ours, "{path}");
+        for (path, is_eureka) in
+            [("/eureka", true), ("/eureka/v2", true), ("/eurekas", false), ("/v1/agent/self", false)]
+        {
+            assert_eq!(is_ours(path), is_eureka, "{path}");
         }
         for (method, path, allowed) in [
             (Method::POST, "/eureka/apps", "GET"),

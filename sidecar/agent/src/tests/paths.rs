@@ -13,8 +13,8 @@ async fn empty_segments_are_redirected() {
         let moved = pod.ask("GET", path, "").await;
         assert_eq!((moved.status().as_u16(), moved.headers()["location"].to_str().unwrap()), (301, location), "{path}");
     }
-    let kept = pod.ask("GET", "/v1/kv/a%2F%2Fb", "").await;
-    assert_eq!(kept.status(), 200, "escaped slashes belong to the key");
+    let response = pod.ask("GET", "/v1/kv/a%2F%2Fb", "").await;
+    assert_eq!(response.status(), 200, "escaped slashes belong to the key");
     assert_eq!(pod.ask("PUT", "/v1/kv/a%0Ab", "x").await.status(), 400);
 }
 

@@ -215,8 +215,8 @@ fn dynamic_dns_accepts_hosts_within_the_wildcard() {
     message.clusters[0] =
         v1::Cluster { host: "*.Example.com".into(), dynamic_dns: true, ..message.clusters[0].clone() };
     let compiled = service(&message).unwrap();
-    let named = |asked| compiled.clusters[0].named(asked).map(|host| host.into_owned());
-    for (asked, want) in [
+    let host_of = |authority| compiled.clusters[0].named(authority).map(|host| host.into_owned());
+    for (authority, want) in [
         ("a.example.com", Some("a.example.com")),
         ("A.b.Example.Com.:8080", Some("a.b.example.com")),
         ("example.com", None),
@@ -227,9 +227,9 @@ fn dynamic_dns_accepts_hosts_within_the_wildcard() {
         ("10.0.0.1", None),
         ("", None),
     ] {
-        assert_eq!(named(asked).as_deref(), want, "{asked}");
+        assert_eq!(host_of(authority).as_deref(), want, "{authority}");
     }
-    assert_eq!(named(&format!("{}.example.com", "a".repeat(250))), None);
+    assert_eq!(host_of(&format!("{}.example.com", "a".repeat(250))), None);
     assert!(!compiled.clusters[0].has_endpoints() && compiled.clusters[1].has_endpoints());
     assert_eq!(compiled.clusters[1].named("order"), None);
 }
@@ -264,8 +264,8 @@ fn endpoints_are_compiled() {
     let good = good.unwrap();
     assert_eq!((good[0].weight, good[0].health), (1, Health::Unknown));
     assert_eq!(good[0].identity.as_ref().unwrap().service_account(), "b");
-    let named = compile(v1::Endpoint { address: "DB.example.com".into(), ..plain.clone() }).unwrap();
-    assert_eq!(named[0].address, Address::Name("db.example.com".into()));
+    let by_name = compile(v1::Endpoint { address: "DB.example.com".into(), ..plain.clone() }).unwrap();
+    assert_eq!(by_name[0].address, Address::Name("db.example.com".into()));
     let unix = v1::Endpoint { address: "unix:///run/A.sock".into(), ..v1::Endpoint::default() };
     assert_eq!(compile(unix).unwrap()[0].address, Address::Unix("/run/A.sock".into()));
     for (endpoint, field) in [

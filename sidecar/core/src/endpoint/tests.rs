@@ -120,17 +120,17 @@ fn a_subset_selects_endpoints_with_all_its_labels() {
 fn target_ports_are_resolved_by_number_and_name() {
     let mut plain = config("10.0.0.1:80", 1);
     plain.ports.insert("http".into(), 8080);
-    let mut named = config("10.0.0.1:80", 1);
-    named.address = Address::Name("db.example.com".into());
+    let mut by_name = config("10.0.0.1:80", 1);
+    by_name.address = Address::Name("db.example.com".into());
     let mut v6 = config("[::1]:80", 1);
     v6.ports.insert("http".into(), 8081);
-    let configs = arcs([plain, named, v6]);
-    let named = |otherwise| TargetPort::Named { name: "http".into(), otherwise };
+    let configs = arcs([plain, by_name, v6]);
+    let named_port = |otherwise| TargetPort::Named { name: "http".into(), otherwise };
     for (target_port, keys) in [
         (TargetPort::Registered, vec!["10.0.0.1:80", "db.example.com:80", "[::1]:80"]),
         (TargetPort::Number(9), vec!["10.0.0.1:9", "db.example.com:9", "[::1]:9"]),
-        (named(None), vec!["10.0.0.1:8080", "[::1]:8081"]),
-        (named(Some(7)), vec!["10.0.0.1:8080", "db.example.com:7", "[::1]:8081"]),
+        (named_port(None), vec!["10.0.0.1:8080", "[::1]:8081"]),
+        (named_port(Some(7)), vec!["10.0.0.1:8080", "db.example.com:7", "[::1]:8081"]),
     ] {
         let cluster = Cluster { target_port, ..cluster(LoadBalancer::LeastRequest, None) };
         let selection = for_cluster(&cluster, &configs, &[]);
@@ -249,9 +249,9 @@ fn a_unix_socket_is_an_endpoint_whatever_the_port() {
 
 #[test]
 fn each_resolved_address_of_a_name_is_an_endpoint() {
-    let mut named = config("10.0.0.1:80", 3);
-    named.address = Address::EachOf("db.test".into());
-    let configs = [Arc::new(config("10.0.0.9:80", 1)), Arc::new(named)];
+    let mut by_name = config("10.0.0.1:80", 3);
+    by_name.address = Address::EachOf("db.test".into());
+    let configs = [Arc::new(config("10.0.0.9:80", 1)), Arc::new(by_name)];
     assert!(matches!(resolved(&configs, &HashMap::new()), std::borrow::Cow::Borrowed(_)));
     let addresses: Vec<IpAddr> = ["10.0.0.1", "::1"].map(|address| address.parse().unwrap()).into();
     let selection = resolved(&configs, &[("db.test".into(), addresses)].into());

@@ -100,10 +100,10 @@ pub fn write_interim(out: &mut Vec<u8>, status: StatusCode, headers: &HeaderMap,
 fn reason(status: StatusCode, origin: &Bytes) -> &[u8] {
     let usual = status.canonical_reason().unwrap_or("").as_bytes();
     let Some(line) = origin.split(|b| *b == b'\n').next() else { return usual };
-    let came = line.strip_suffix(b"\r").unwrap_or(line).strip_prefix(b"HTTP/1.").and_then(|rest| rest.get(1..));
-    let came = came.and_then(|rest| rest.strip_prefix(b" ")?.strip_prefix(status.as_str().as_bytes()));
-    match came {
-        Some(came) if came.starts_with(b" ") => &came[1..],
+    let original = line.strip_suffix(b"\r").unwrap_or(line).strip_prefix(b"HTTP/1.").and_then(|rest| rest.get(1..));
+    let original = original.and_then(|rest| rest.strip_prefix(b" ")?.strip_prefix(status.as_str().as_bytes()));
+    match original {
+        Some(original) if original.starts_with(b" ") => &original[1..],
         _ => usual,
     }
 }

@@ -22,15 +22,15 @@ fn remote_gateways_get_their_share_and_all_requests_without_local_endpoints() {
             let balancer = with_gateways(kind.clone(), here, share);
             let mut random = generator(7);
             let all = 10_000;
-            let gone = (0..all).filter(|_| is_remote(&balancer, None, &mut random)).count();
-            let got = gone as f64 / f64::from(all);
+            let remote_picks = (0..all).filter(|_| is_remote(&balancer, None, &mut random)).count();
+            let got = remote_picks as f64 / f64::from(all);
             assert!((got - want).abs() < 0.02, "{kind:?} {here} {share}: {got}");
-            if gone == all as usize {
+            if remote_picks == all as usize {
                 assert_eq!(counts(&balancer, 1000).len(), 2, "both gateways are used");
             }
             assert!(balancer.hosts().all(|host| host.remote.is_none()));
-            let mine = balancer.pick_here(None, &mut random, 0);
-            assert_eq!(mine.map(|host| host.remote.is_some()), (here > 0).then_some(false));
+            let local = balancer.pick_here(None, &mut random, 0);
+            assert_eq!(local.map(|host| host.remote.is_some()), (here > 0).then_some(false));
         }
     }
 }
