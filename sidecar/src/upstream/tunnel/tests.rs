@@ -93,7 +93,7 @@ async fn who_does_not_open_it_is_told_of() {
             403,
             "no tunnel to db.example:5432: the proxy answered 403",
         ),
-        ("HTTP/1.1 502 X\r\n\r\n", 502, "it answered 502"),
+        ("HTTP/1.1 502 X\r\n\r\n", 502, "the proxy answered 502"),
         ("SSH-2.0-OpenSSH\r\n", 0, "the proxy's response is invalid"),
         ("HTTP/1.1 100 Continue\r\n\r\n", 0, "no tunnel to db.example:5432 within 1s"),
     ] {
