@@ -133,7 +133,7 @@ fn registrations_survive() -> Result<()> {
     std::fs::write(&file, "{\"services\": [{\"regis")?;
     let sidecar = start(&mesh)?;
     let log = sidecar.output();
-    ensure!(log.contains(&*file.to_string_lossy()) && log.contains("have to register again"), "{log}");
+    ensure!(log.contains(&*file.to_string_lossy()) && log.contains("must register again"), "{log}");
     ensure!(file.with_extension("damaged").exists());
     ensure!(ids(&pod)?.is_empty(), "{:?}", ids(&pod)?);
     let again = service("by-ttl", 8081, json!({"ttl": "60s", "status": "passing"}));

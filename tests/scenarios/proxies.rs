@@ -180,7 +180,7 @@ fn tunnel() -> Result<()> {
         front.run("python3", &[&client, "10.211.0.1", "9001", "count"])?;
         let refused = line(&front, "10.211.0.1", "9002");
         ensure!(refused.as_ref().is_ok_and(|(_, told)| told.is_empty()) || refused.is_err(), "{refused:?}");
-        let why = format!("no tunnel to {}:7002: it answered 403 Forbidden", target.ip);
+        let why = format!("no tunnel to {}:7002: the proxy answered 403 Forbidden", target.ip);
         ensure!(sidecar.output().contains(&why), "{}", sidecar.output());
         let metrics = front.curl(&["http://127.0.0.1:15020/metrics"])?;
         let failed = |line: &str| line.starts_with("istio_tcp_connections_closed_total") && line.contains("\"UF\"");

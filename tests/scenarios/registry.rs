@@ -199,7 +199,7 @@ fn nonsense() -> Result<()> {
         (register, "not json", "400", "decode error"),
         (register, "[]", "400", "is to be an object"),
         (register, "{}", "400", "Missing service name"),
-        (register, r#"{"Name":"order-service","Port":"80"}"#, "400", "port of the service is to be a whole number"),
+        (register, r#"{"Name":"order-service","Port":"80"}"#, "400", "port of the service must be an integer"),
         (register, r#"{"Name":"order-service","Port":70000}"#, "400", "port"),
         (register, r#"{"Name":"order-service","Tags":"v1"}"#, "400", "tags"),
         (register, r#"{"Name":"order-service","Meta":{"a":1}}"#, "400", "meta.a"),

@@ -1,7 +1,9 @@
-//! TLS connections from their arrival to the end of their handshake: a peer that has proved nothing costs others nothing.
+//! Admission of TLS connections, from accept to the end of the handshake: an unauthenticated peer must not consume the
+//! resources of others.
 //!
-//! One that says nothing is [`crate::quiet`]. One whose ClientHello has come waits for a slot, of which a single address can
-//! take half. Of the control plane's listeners: sidecars', other data centres', and programs'.
+//! Connections without a ClientHello are held in [`crate::quiet`]. After its ClientHello a connection waits for a slot;
+//! one address can take half of the slots. Used by the control plane's listeners for sidecars, other data centres and
+//! programs.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -18,19 +20,19 @@ use tokio_rustls::server::TlsStream;
 
 use crate::quiet::Quiet;
 
-/// A peer that has not sent its ClientHello by then is let go.
+/// Time after which a connection without a ClientHello is closed.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
-/// So long a peer waits for a slot, when thousands come at once; a sidecar waits no longer than that either.
+/// Maximum wait for a slot when thousands of peers connect at once; sidecars give up after this time too.
 const SLOT_TIMEOUT: Duration = Duration::from_secs(15);
-/// So long it may take over its part, once it has a slot: a round trip.
+/// Time for a peer's part of the handshake, once it has a slot: one round trip.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
-/// Connections of one address whose ClientHello has come, and of all: a machine, or a gateway that hides others behind its address,
-/// may connect with thousands at once.
+/// Maximum number of connections waiting after their ClientHello, per address and in total: a machine, or a gateway
+/// that hides others behind its address, may open thousands at once.
 const WAITING: (usize, usize) = (10_240, 20_480);
-/// Handshakes under way at once, of one address and of all.
+/// Maximum number of concurrent handshakes, per address and in total.
 const SLOTS: (usize, usize) = (128, 256);
 
-/// Those that have proved nothing yet.
+/// Unauthenticated connections of the listeners.
 pub struct Admission {
     quiet: Arc<Quiet>,
     state: Mutex<State>,
@@ -43,7 +45,7 @@ struct State {
     total: usize,
 }
 
-/// Those of one address whose ClientHello has come.
+/// Waiting connections of one address.
 struct OfAddress {
     count: usize,
     slots: Arc<Semaphore>,
@@ -56,10 +58,10 @@ impl Default for Admission {
 }
 
 impl Admission {
-    /// Makes the handshake with a peer.
+    /// Performs the handshake with a peer.
     ///
     /// # Errors
-    /// Says what its own part in the failure is, or that there are too many.
+    /// If the handshake fails, or too many are in progress.
     pub async fn handshake(
         &self,
         stream: TcpStream,
@@ -68,28 +70,33 @@ impl Admission {
     ) -> Result<TlsStream<TcpStream>> {
         stream.set_nodelay(true)?;
         let reading = timeout(HELLO_TIMEOUT, LazyConfigAcceptor::new(Acceptor::default(), stream));
-        let hello = self.quiet.enter(from).until(reading).await.context("it was silent, and others came")?;
-        let hello = hello.context("no ClientHello in time")??;
+        let hello = self
+            .quiet
+            .enter(from)
+            .until(reading)
+            .await
+            .context("closed for newer connections before its ClientHello arrived")?;
+        let hello = hello.context("no ClientHello within the timeout")??;
         let waiting = self.wait(from)?;
         let (of_address, of_all) = (waiting.slots.clone(), self.slots.clone());
-        // Neither is ever closed.
+        // Neither semaphore is ever closed.
         let slots = async { anyhow::Ok((of_address.acquire_owned().await?, of_all.acquire_owned().await?)) };
         let _slots: (OwnedSemaphorePermit, OwnedSemaphorePermit) =
-            timeout(SLOT_TIMEOUT, slots).await.context("too many handshakes are under way")??;
-        let answered = timeout(ANSWER_TIMEOUT, hello.into_stream(config)).await;
-        Ok(answered.context("no answer in time")??)
+            timeout(SLOT_TIMEOUT, slots).await.context("too many handshakes are in progress")??;
+        let handshake_result = timeout(ANSWER_TIMEOUT, hello.into_stream(config)).await;
+        Ok(handshake_result.context("no answer from the peer within the timeout")??)
     }
 
     fn wait(&self, from: IpAddr) -> Result<Waiting<'_>> {
         let mut state = self.lock();
-        let of_address = state.waiting.get(&from).map_or(0, |held| held.count);
-        ensure!(of_address < WAITING.0, "{of_address} connections of {from} wait for their handshake");
-        ensure!(state.total < WAITING.1, "{} connections wait for their handshake", state.total);
+        let of_address = state.waiting.get(&from).map_or(0, |peer| peer.count);
+        ensure!(of_address < WAITING.0, "{of_address} connections of {from} are waiting for their handshake");
+        ensure!(state.total < WAITING.1, "{} connections are waiting for their handshake", state.total);
         state.total += 1;
         let new = || OfAddress { count: 0, slots: Arc::new(Semaphore::new(SLOTS.0)) };
-        let held = state.waiting.entry(from).or_insert_with(new);
-        held.count += 1;
-        Ok(Waiting { admission: self, from, slots: held.slots.clone() })
+        let peer = state.waiting.entry(from).or_insert_with(new);
+        peer.count += 1;
+        Ok(Waiting { admission: self, from, slots: peer.slots.clone() })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -97,7 +104,7 @@ impl Admission {
     }
 }
 
-/// A connection whose ClientHello has come.
+/// A connection waiting after its ClientHello.
 struct Waiting<'a> {
     admission: &'a Admission,
     from: IpAddr,
@@ -108,9 +115,9 @@ impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         let mut state = self.admission.lock();
         state.total -= 1;
-        if let Some(held) = state.waiting.get_mut(&self.from) {
-            held.count -= 1;
-            if held.count == 0 {
+        if let Some(peer) = state.waiting.get_mut(&self.from) {
+            peer.count -= 1;
+            if peer.count == 0 {
                 state.waiting.remove(&self.from);
             }
         }

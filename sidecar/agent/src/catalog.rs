@@ -1,7 +1,8 @@
-//! `catalog/register` and `catalog/deregister` of the agent's own node.
+//! `catalog/register` and `catalog/deregister` for the agent's own node.
 //!
-//! In Consul they write into the catalog past the agent, which takes back what it does not know at its next comparison. Here
-//! the agent is told: what is written of its own node is registered with it, and what is known already is no change.
+//! In Consul they write to the catalog without the agent, which reverts unknown entries at its next anti-entropy run.
+//! Here the agent applies them: writes for its own node are registered with it, and existing entries are left
+//! unchanged.
 
 use std::time::Duration;
 
@@ -19,47 +20,47 @@ use crate::definitions;
 use crate::query::Query;
 use crate::refused::Refused;
 
-/// The check that Consul's own servers keep for each node.
+/// The check that Consul's servers maintain for each node.
 const SERF: &str = "serfHealth";
-/// A check that is written is never probed: it stays as it was written, for as long as anybody lives.
+/// Interval of a written check, which is never probed: it keeps its status until the next write.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 86_400);
 
-/// Whether a request writes into the catalog.
+/// Whether a request writes to the catalog.
 pub fn is_write(head: &request::Parts) -> bool {
     head.method == Method::PUT && matches!(head.uri.path(), "/v1/catalog/register" | "/v1/catalog/deregister")
 }
 
-/// What is written of a node.
+/// A write for a node.
 #[derive(Debug)]
 pub enum Written {
-    /// `catalog/register`: an instance and checks; nothing but the node itself is no change.
+    /// `catalog/register`: an instance and checks; without either there is no change.
     Register {
-        /// The instance, but for its checks.
+        /// The instance, without its checks.
         service: Option<Box<Instance>>,
         /// Checks with their status and output.
         checks: Vec<Check>,
     },
     /// `catalog/deregister` of a service, by its id.
     Service(String),
-    /// The same of a check.
+    /// `catalog/deregister` of a check.
     Check(String),
 }
 
-/// A check, as it is written.
+/// A written check.
 #[derive(Debug)]
 pub struct Check {
-    /// What is registered.
+    /// The definition to register.
     pub definition: Definition,
     /// Its output.
     pub output: String,
 }
 
-/// What a request writes of the agent's own node, called `node`; `None`: it is of another node or data center.
+/// Parses a write for the agent's own node `node`; `None`: it is for another node or data center.
 ///
 /// # Errors
-/// When it is of this node and cannot be done, in Consul's words where it has them.
+/// If the write is invalid, in Consul's words if there are any.
 pub fn written(path: &str, body: &[u8], node: &str, datacenter: &str, own: Own) -> Result<Option<Written>, Refused> {
-    // What is no object is refused by the control plane, which reads the rest of them.
+    // A body that is not an object is rejected by the control plane, which handles all other writes.
     let Ok(mut fields) = Fields::of_body("the registration", body) else { return Ok(None) };
     let mut text = |key: &str| fields.text(key).unwrap_or_default();
     let (of, dc) = (text("node"), text("datacenter"));
@@ -73,7 +74,7 @@ pub fn written(path: &str, body: &[u8], node: &str, datacenter: &str, own: Own) 
 fn removal(fields: &mut Fields, node: &str) -> Result<Written, String> {
     let (service, check) = (fields.text("serviceid")?, fields.text("checkid")?);
     match (service.as_str(), check.as_str()) {
-        ("", "") => Err(format!("the node {node} is alive: it leaves the catalog when its sidecar ends")),
+        ("", "") => Err(format!("the node {node} is alive: it leaves the catalog when its sidecar stops")),
         ("", _) => Ok(Written::Check(check)),
         (_, _) => Ok(Written::Service(service)),
     }
@@ -84,7 +85,7 @@ fn entry(fields: &mut Fields, own: Own) -> Result<Written, String> {
     if fields.means("nodemeta") {
         return Err("NodeMeta: the metadata of this node are the labels of its sidecar (--label)".into());
     }
-    // Consul's tools write back what they have read.
+    // Consul's tools write back the fields that they have read.
     for field in ["id", "taggedaddresses", "skipnodeupdate", "locality"] {
         fields.means(field);
     }
@@ -136,13 +137,13 @@ fn check(fields: &mut Fields) -> Result<Check, String> {
     Ok(Check { definition, output: fields.text("output")? })
 }
 
-/// Writes it.
+/// Applies a write.
 ///
 /// # Errors
 /// The registry's reason for refusing it.
-pub async fn write(agent: &Agent, written: Written, query: &Query) -> Result<Answered, Refused> {
+pub async fn write(agent: &Agent, change: Written, query: &Query) -> Result<Answered, Refused> {
     let local = &agent.local;
-    match written {
+    match change {
         Written::Register { service, checks } => {
             if let Some(service) = service {
                 local.register(*service, Vec::new(), false).await?;
@@ -151,7 +152,7 @@ pub async fn write(agent: &Agent, written: Written, query: &Query) -> Result<Ans
                 put_check(agent, definition, output).await?;
             }
         }
-        // A missing entry is not an error.
+        // Deregistering a missing entry is not an error.
         Written::Service(id) if local.service(&id).is_err() => {}
         Written::Service(id) => local.deregister(&id).await?,
         Written::Check(id) if kind_of(agent, &id).is_none() => {}
@@ -160,7 +161,7 @@ pub async fn write(agent: &Agent, written: Written, query: &Query) -> Result<Ans
     Ok(answer::json(&json!(true), query))
 }
 
-/// One that is probed stays what its probe finds, as Consul's agent would correct it; the others say what is written.
+/// A probed check keeps its probe's result, as Consul's agent would restore it; other checks take the written status.
 async fn put_check(agent: &Agent, definition: Definition, output: String) -> Result<(), Refused> {
     let (id, status) = (definition.id.clone(), definition.initial);
     match kind_of(agent, &id).as_deref() {

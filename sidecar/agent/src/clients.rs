@@ -1,8 +1,8 @@
-//! Requests under way, by client: one that sends too many gets 429, and others are served.
+//! Limits of concurrent requests per client: a client over its limit gets 429, and others are served.
 //!
-//! As Consul's `http_max_conns_per_client` does, but what is counted are requests. In a pod every program has the same
-//! address, and those that wait for news must not keep another from registering or from reporting its health: blocking queries
-//! have a bound of their own.
+//! Like Consul's `http_max_conns_per_client`, but counting requests. In a pod all programs share one address, and
+//! blocking queries must not keep another program from registering or reporting its health: they have a limit of their
+//! own.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -14,30 +14,30 @@ use crate::query::Query;
 use crate::quiet::source;
 use crate::refused::Refused;
 
-/// Requests of one client at once, of each kind: Consul's own default.
+/// Concurrent requests of one client, per kind: Consul's default.
 pub const PER_CLIENT: usize = 200;
-/// Requests of all clients at once, of each kind, as a multiple.
+/// Concurrent requests of all clients, per kind, as a multiple.
 const CLIENTS: usize = 20;
 
-/// Reads such a number from a command line.
+/// Parses such a limit of the command line.
 ///
 /// # Errors
-/// Says what it should be.
+/// If it is not a positive number.
 pub fn limit(text: &str) -> Result<usize, String> {
-    text.parse().ok().filter(|count| *count > 0).ok_or_else(|| "it should be a number, 1 or more".into())
+    text.parse().ok().filter(|count| *count > 0).ok_or_else(|| "must be a positive integer".into())
 }
 
-/// What a request may hold up.
+/// Kind of a request, by the time it may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// A blocking query, which may take ten minutes.
     Blocking,
-    /// Any other, which is answered in a moment: reads, registrations, reports of health.
+    /// Any other request, answered quickly: reads, registrations, health reports.
     Prompt,
 }
 
 impl Kind {
-    /// That of a request.
+    /// The kind of a request.
     pub fn of(head: &request::Parts) -> Kind {
         let query = Query::parse(head.uri.query().unwrap_or_default());
         let waits = |name| query.value(name).is_some_and(|value| !value.is_empty() && value != "0");
@@ -46,7 +46,7 @@ impl Kind {
     }
 }
 
-/// Requests under way, of all clients of a listener.
+/// Requests in progress of all clients of a listener.
 pub struct Clients {
     per_client: usize,
     state: Mutex<State>,
@@ -59,33 +59,33 @@ struct State {
 }
 
 impl Clients {
-    /// At most so many requests of one client, of each kind; 1 or more.
+    /// `per_client`: maximum requests of one client, per kind; at least 1.
     pub fn new(per_client: usize) -> Clients {
         Clients { per_client, state: Mutex::default() }
     }
 
-    /// Counts a request for as long as the result is held.
+    /// Counts a request as long as the result is held.
     ///
     /// # Errors
-    /// 429 when the client, or all together, have too many.
+    /// 429 if the client, or all clients together, have too many requests.
     pub fn admit(self: &Arc<Clients>, from: IpAddr, kind: Kind) -> Result<Admitted, Refused> {
         let (client, at) = (source(from), kind as usize);
         let mut state = self.lock();
         let of_client = state.of_client.get(&client).map_or(0, |counts| counts[at]);
-        let what = match kind {
+        let kind_name = match kind {
             Kind::Blocking => "blocking queries",
             Kind::Prompt => "requests",
         };
         let most = self.per_client;
         if of_client >= most {
             let text = format!(
-                "Too Many Requests: {of_client} {what} of {client} are under way, and {most} may be \
+                "Too Many Requests: {of_client} {kind_name} of {client} are in progress, the limit is {most} \
                  (--http-max-conns-per-client)"
             );
             return Err(Refused::new(StatusCode::TOO_MANY_REQUESTS, text));
         }
         if state.total[at] >= most.saturating_mul(CLIENTS) {
-            let text = format!("Too Many Requests: {} {what} are under way", state.total[at]);
+            let text = format!("Too Many Requests: {} {kind_name} are in progress", state.total[at]);
             return Err(Refused::new(StatusCode::TOO_MANY_REQUESTS, text));
         }
         state.of_client.entry(client).or_default()[at] += 1;
@@ -98,7 +98,7 @@ impl Clients {
     }
 }
 
-/// A request under way.
+/// A request in progress.
 pub struct Admitted {
     clients: Arc<Clients>,
     client: IpAddr,
@@ -123,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn blocking_queries_leave_room_for_everything_else() {
+    fn blocking_queries_do_not_block_other_requests() {
         let clients = Arc::new(Clients::new(2));
         let [one, other] = ["10.0.0.1", "10.0.0.2"].map(|ip| ip.parse().unwrap());
         let admit = |from, kind| clients.admit(from, kind);
@@ -140,18 +140,18 @@ mod tests {
     }
 
     #[test]
-    fn clients_together_have_a_bound_too() {
+    fn requests_of_all_clients_are_limited_too() {
         let clients = Arc::new(Clients::new(1));
         let from = |n: usize| IpAddr::from([10, 0, 0, u8::try_from(n).unwrap()]);
-        let held: Vec<_> = (0..CLIENTS).map(|n| clients.admit(from(n), Kind::Prompt).ok().unwrap()).collect();
+        let permits: Vec<_> = (0..CLIENTS).map(|n| clients.admit(from(n), Kind::Prompt).ok().unwrap()).collect();
         assert!(clients.admit(from(CLIENTS), Kind::Prompt).is_err());
         assert!(clients.admit(from(CLIENTS), Kind::Blocking).is_ok());
-        drop(held);
+        drop(permits);
         assert!(clients.admit(from(CLIENTS), Kind::Prompt).is_ok());
     }
 
     #[test]
-    fn kind_of_a_request() {
+    fn kinds_are_derived_from_the_request() {
         for (method, uri, kind) in [
             ("GET", "/v1/kv/a?index=7&wait=5m", Kind::Blocking),
             ("GET", "/v1/agent/service/a?hash=1", Kind::Blocking),

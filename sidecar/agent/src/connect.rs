@@ -1,7 +1,7 @@
-//! `agent/connect/ca/leaf/:service`: a certificate, and a key made for it, for a program that speaks mutual TLS itself.
+//! `agent/connect/ca/leaf/:service`: a certificate with a new key, for a program that uses mutual TLS itself.
 //!
-//! The identity is the mesh's, that of the pod; what Consul's clients expect in its place (`.../dc/<datacenter>/svc/<service>`)
-//! would be a second one. The sidecar's own key is never given away.
+//! The identity is the pod's identity in the mesh; a second one in the form that Consul's clients expect
+//! (`.../dc/<datacenter>/svc/<service>`) is not issued. The sidecar's own key is never handed out.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -20,25 +20,26 @@ use crate::grant;
 use crate::query::Query;
 use crate::refused::Refused;
 
-/// While no certificate can be had a query waits for this long at least, unless it is told not to: else it would come without end.
+/// Minimum wait of a query while no certificate is available, unless it sets a shorter one: otherwise clients would
+/// retry in a tight loop.
 const RETRY: Duration = Duration::from_secs(10);
-/// Between tries to have one signed, however many programs ask.
+/// Minimum time between signing attempts, for any number of programs.
 const MIN_RETRY: Duration = Duration::from_secs(1);
 
 /// A certificate and its key.
 #[derive(Debug, Clone)]
 pub struct Leaf {
-    /// Hex bytes with colons between.
+    /// Serial number as hexadecimal bytes, separated by colons.
     pub serial: String,
-    /// The certificate, and what stands between it and the root.
+    /// The certificate and its intermediate certificates.
     pub certificate_pem: String,
-    /// PKCS #8.
+    /// The key as PKCS #8.
     pub private_key_pem: String,
     /// SPIFFE ID.
     pub uri: String,
-    /// Validity.
+    /// Start of the validity.
     pub not_before: SystemTime,
-    /// Its end.
+    /// End of the validity.
     pub not_after: SystemTime,
 }
 
@@ -48,15 +49,15 @@ impl Leaf {
     }
 }
 
-/// Who makes them.
+/// Issues certificates.
 pub trait Signer: Send + Sync {
-    /// Makes a key, and has a certificate for it signed.
+    /// Creates a key and obtains a certificate for it.
     fn sign(&self) -> BoxFuture<'_, anyhow::Result<Leaf>>;
-    /// Services that the pod may be.
+    /// Services that the pod may register.
     fn services(&self) -> Vec<String>;
 }
 
-/// The leaf of this pod. One key serves all of its services: they have one identity.
+/// The leaf certificate of this pod. One key serves all of its services, which share one identity.
 pub struct Leaves {
     signer: Arc<dyn Signer>,
     slot: Mutex<Slot>,
@@ -64,29 +65,29 @@ pub struct Leaves {
 
 #[derive(Default)]
 struct Slot {
-    held: Option<Held>,
-    /// When no certificate could be had last, and why.
+    current: Option<CurrentLeaf>,
+    /// Time and cause of the last failure.
     failed: Option<(Instant, String)>,
 }
 
 #[derive(Clone)]
-struct Held {
+struct CurrentLeaf {
     leaf: Arc<Leaf>,
     index: u64,
-    /// At half life, as the sidecar's own.
+    /// Renewal at half of the lifetime, like the sidecar's own certificate.
     renewal: Renewal,
 }
 
 impl Leaves {
-    /// None yet; the first is made when it is asked for.
+    /// Starts without a certificate; the first request creates it.
     pub fn new(signer: Arc<dyn Signer>) -> Leaves {
         Leaves { signer, slot: Mutex::default() }
     }
 
-    /// The certificate that is current; a blocking query waits for the next.
+    /// The current certificate; a blocking query waits for the next one.
     ///
     /// # Errors
-    /// When the pod is not that service, or nobody signs and the last one has expired.
+    /// If the pod may not be that service, or no signer is available and the last certificate has expired.
     pub async fn answer(&self, service: &str, query: &Query) -> Result<Answered, Refused> {
         let services = self.signer.services();
         if !services.iter().any(|own| own == service) {
@@ -96,18 +97,18 @@ impl Leaves {
             );
             return Err(Refused::new(StatusCode::FORBIDDEN, text));
         }
-        let mut held = self.current().await?;
+        let mut current = self.current_leaf().await?;
         if let Some((index, wait)) = query.block().map_err(Refused::bad)?
-            && index == held.index
+            && index == current.index
         {
-            let due = match held.due_in() {
+            let due = match current.due_in() {
                 Duration::ZERO => RETRY,
                 due => due,
             };
             tokio::time::sleep(wait.min(due)).await;
-            held = self.current().await?;
+            current = self.current_leaf().await?;
         }
-        let leaf = &held.leaf;
+        let leaf = &current.leaf;
         let body = json!({
             "SerialNumber": leaf.serial,
             "CertPEM": leaf.certificate_pem,
@@ -116,23 +117,23 @@ impl Leaves {
             "ServiceURI": leaf.uri,
             "ValidAfter": rfc3339(leaf.not_before),
             "ValidBefore": rfc3339(leaf.not_after),
-            "CreateIndex": held.index,
-            "ModifyIndex": held.index,
+            "CreateIndex": current.index,
+            "ModifyIndex": current.index,
         });
-        Ok(answer::indexed(&body, held.index, query))
+        Ok(answer::indexed(&body, current.index, query))
     }
 
-    async fn current(&self) -> Result<Held, Refused> {
-        // Whoever comes meanwhile waits for the same one.
+    async fn current_leaf(&self) -> Result<CurrentLeaf, Refused> {
+        // Concurrent requests wait for the same certificate.
         let mut slot = self.slot.lock().await;
-        if let Some(held) = slot.held.as_ref().filter(|held| !held.due_in().is_zero()) {
-            return Ok(held.clone());
+        if let Some(current) = slot.current.as_ref().filter(|current| !current.due_in().is_zero()) {
+            return Ok(current.clone());
         }
         let recent = slot.failed.as_ref().filter(|(at, _)| at.elapsed() < MIN_RETRY).map(|(_, why)| why.clone());
         let why = match recent {
             Some(why) => why,
             None => match self.signer.sign().await {
-                Ok(leaf) => return Ok(slot.take_up(leaf)),
+                Ok(leaf) => return Ok(slot.store(leaf)),
                 Err(e) => {
                     tracing::warn!("no new certificate for the program: {e:#}");
                     let why = format!("no certificate: {e:#}");
@@ -141,31 +142,31 @@ impl Leaves {
                 }
             },
         };
-        let good = slot.held.as_ref().filter(|held| SystemTime::now() < held.leaf.not_after).cloned();
+        let good = slot.current.as_ref().filter(|current| SystemTime::now() < current.leaf.not_after).cloned();
         good.ok_or_else(|| Refused::new(StatusCode::INTERNAL_SERVER_ERROR, why))
     }
 }
 
 impl Slot {
-    fn take_up(&mut self, leaf: Leaf) -> Held {
+    fn store(&mut self, leaf: Leaf) -> CurrentLeaf {
         let seconds = leaf.not_before.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-        // It grows over restarts too.
-        let index = self.held.as_ref().map_or(seconds, |held| seconds.max(held.index + 1));
-        let renewal = Renewal::received(Instant::now().into_std(), SystemTime::now(), leaf.life());
-        let held = Held { leaf: Arc::new(leaf), index, renewal };
-        (self.held, self.failed) = (Some(held.clone()), None);
-        held
+        // Seconds since 1970, so that the index grows across restarts too.
+        let index = self.current.as_ref().map_or(seconds, |current| seconds.max(current.index + 1));
+        let renewal = Renewal::after_receipt(Instant::now().into_std(), SystemTime::now(), leaf.life());
+        let current = CurrentLeaf { leaf: Arc::new(leaf), index, renewal };
+        (self.current, self.failed) = (Some(current.clone()), None);
+        current
     }
 }
 
-impl Held {
+impl CurrentLeaf {
     fn due_in(&self) -> Duration {
         self.renewal.due_in(Instant::now().into_std(), SystemTime::now())
     }
 }
 
 fn rfc3339(at: SystemTime) -> String {
-    // Every year that a certificate can name has this form.
+    // Formatting cannot fail: every year in a certificate fits this form.
     OffsetDateTime::from(at).format(&Rfc3339).unwrap_or_default()
 }
 
@@ -177,7 +178,7 @@ mod tests {
 
     use super::*;
 
-    /// Signs for a minute, as often as it may.
+    /// Signs certificates of one minute, up to a number of times.
     struct Authority {
         left: AtomicU64,
         begin: SystemTime,
@@ -187,7 +188,7 @@ mod tests {
         fn sign(&self) -> BoxFuture<'_, anyhow::Result<Leaf>> {
             Box::pin(async {
                 let left = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
-                let left = left.map_err(|_| anyhow::anyhow!("nobody signs"))?;
+                let left = left.map_err(|_| anyhow::anyhow!("no signer available"))?;
                 Ok(Leaf {
                     serial: left.to_string(),
                     certificate_pem: "certificate".into(),
@@ -204,8 +205,8 @@ mod tests {
         }
     }
 
-    fn leaves(times: u64, begun: Duration) -> Leaves {
-        let begin = SystemTime::now() - begun;
+    fn leaves(times: u64, age: Duration) -> Leaves {
+        let begin = SystemTime::now() - age;
         Leaves::new(Arc::new(Authority { left: AtomicU64::new(times), begin }))
     }
 
@@ -215,7 +216,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_leaf_for_all_services_of_the_pod() {
+    async fn all_services_of_the_pod_share_one_leaf() {
         let leaves = leaves(2, Duration::ZERO);
         let order = ask(&leaves, "order", "").await.unwrap();
         assert_eq!((&order["Service"], &order["PrivateKeyPEM"]), (&"order".into(), &"key".into()));
@@ -228,38 +229,38 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_blocking_query_waits_for_the_next() {
+    async fn a_blocking_query_waits_for_the_next_certificate() {
         let leaves = leaves(2, Duration::ZERO);
         let first = ask(&leaves, "order", "").await.unwrap();
         let index = first["ModifyIndex"].as_u64().unwrap();
-        let begun = Instant::now();
+        let start = Instant::now();
         let same = ask(&leaves, "order", &format!("index={index}&wait=100ms")).await.unwrap();
-        assert_eq!((&same, begun.elapsed().as_millis()), (&first, 100));
+        assert_eq!((&same, start.elapsed().as_millis()), (&first, 100));
         let other = ask(&leaves, "order", &format!("index={}&wait=1m", index - 1)).await.unwrap();
-        assert_eq!((&other, begun.elapsed().as_millis()), (&first, 100), "an older index is answered at once");
+        assert_eq!((&other, start.elapsed().as_millis()), (&first, 100), "an older index is answered at once");
         let next = ask(&leaves, "order", &format!("index={index}&wait=1m")).await.unwrap();
-        let waited = begun.elapsed().as_millis();
+        let waited = start.elapsed().as_millis();
         assert!(next["ModifyIndex"].as_u64() > Some(index) && (29_900..=30_100).contains(&waited), "{next} {waited}");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_good_is_given_until_it_is_over() {
+    async fn a_valid_certificate_is_returned_until_it_expires() {
         let half = leaves(2, Duration::ZERO);
         let one = ask(&half, "order", "").await.unwrap();
         tokio::time::advance(Duration::from_secs(31)).await;
         let two = ask(&half, "order", "").await.unwrap();
         assert!(two["ModifyIndex"].as_u64() > one["ModifyIndex"].as_u64(), "{one} {two}");
         tokio::time::advance(Duration::from_secs(31)).await;
-        assert_eq!(ask(&half, "order", "").await.unwrap(), two, "nothing is signed any more, but it is good");
+        assert_eq!(ask(&half, "order", "").await.unwrap(), two, "signing fails, but the certificate is still valid");
         let over = leaves(1, Duration::from_secs(61));
         ask(&over, "order", "").await.unwrap();
         tokio::time::advance(Duration::from_secs(31)).await;
         let refused = ask(&over, "order", "").await.unwrap_err();
-        assert!(refused.status == 500 && refused.text.contains("nobody signs"), "{}", refused.text);
+        assert!(refused.status == 500 && refused.text.contains("no signer available"), "{}", refused.text);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_clock_that_is_ahead_has_no_more_signed_than_another() {
+    async fn a_clock_that_is_ahead_causes_no_additional_signatures() {
         let ahead = leaves(10, Duration::from_secs(13 * 3600));
         let one = ask(&ahead, "order", "").await.unwrap();
         for _ in 0..20 {
@@ -268,7 +269,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_refused_signature_is_not_asked_for_at_once_again() {
+    async fn failed_signatures_are_retried_after_a_pause() {
         struct Refusing(AtomicU64);
         impl Signer for Refusing {
             fn sign(&self) -> BoxFuture<'_, anyhow::Result<Leaf>> {

@@ -1,8 +1,8 @@
-//! Where this is: an agent is told by its control plane, and answers before it has been.
+//! The agent's data centre: set by the control plane, with a default until then.
 
 use std::sync::{Arc, PoisonError, RwLock};
 
-/// The data centre of whoever has not been told.
+/// The name until the control plane has set one.
 pub const DEFAULT: &str = "dc1";
 
 /// The name of the data centre; clones share it.
@@ -16,17 +16,17 @@ impl Default for Datacenter {
 }
 
 impl Datacenter {
-    /// One of this name.
+    /// A data centre with this name.
     pub fn new(name: &str) -> Datacenter {
         Datacenter(Arc::new(RwLock::new(name.into())))
     }
 
-    /// Its name.
+    /// The current name.
     pub fn name(&self) -> Arc<str> {
         self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// It is this one.
+    /// Sets the name.
     pub fn set(&self, name: &str) {
         if *self.name() != *name {
             *self.0.write().unwrap_or_else(PoisonError::into_inner) = name.into();

@@ -1,15 +1,15 @@
-//! Reading what Consul's clients really send: keys in any case and in snake case, null for absent, durations as Go's
-//! strings or as nanoseconds, no or the wrong content type.
+//! Decoding of the input that Consul's clients really send: keys in any case and in snake case, null for absent fields,
+//! durations as Go's strings or as nanoseconds, a missing or wrong content type.
 //!
-//! Serde's derive knows none of this, and its errors name Rust's types; so a body is taken apart field by field, and what
-//! is left over is known to be unknown.
+//! Serde's derive supports none of this, and its errors name Rust types; so a body is decoded field by field, and the
+//! fields that are left are unknown ones.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde_json::Value;
 
-/// The fields of one JSON object, each taken once. What is wrong is said in the words of the field's name.
+/// The fields of one JSON object, each taken once. Errors name the field.
 pub struct Fields {
     what: &'static str,
     values: BTreeMap<String, (String, Value)>,
@@ -19,7 +19,7 @@ impl Fields {
     /// The fields of a body; an empty body has none.
     ///
     /// # Errors
-    /// When it is not a JSON object.
+    /// If it is not a JSON object.
     pub fn of_body(what: &'static str, body: &[u8]) -> Result<Fields, String> {
         if body.trim_ascii().is_empty() {
             return Ok(Fields { what, values: BTreeMap::new() });
@@ -31,7 +31,7 @@ impl Fields {
     /// The fields of a value.
     ///
     /// # Errors
-    /// When it is not an object.
+    /// If it is not an object.
     pub fn of(what: &'static str, value: Value) -> Result<Fields, String> {
         let Value::Object(map) = value else {
             return Err(format!("Request decode error: {what} is to be an object, not {value}"));
@@ -40,7 +40,7 @@ impl Fields {
         Ok(Fields { what, values: present.map(|(key, value)| (plain(&key), (key, value))).collect() })
     }
 
-    /// Whether a field is given, and not null.
+    /// Whether a field is present and not null.
     pub fn has(&self, key: &str) -> bool {
         self.values.contains_key(key)
     }
@@ -50,13 +50,13 @@ impl Fields {
     }
 
     fn wrong<T>(&self, key: &str, expected: &str, found: &Value) -> Result<T, String> {
-        Err(format!("Request decode error: {} of {} is to be {expected}, not {found}", key, self.what))
+        Err(format!("Request decode error: {} of {} must be {expected}, got {found}", key, self.what))
     }
 
-    /// A text; absent: empty.
+    /// A string; absent: empty.
     ///
     /// # Errors
-    /// When it is something else.
+    /// If it is of another type.
     pub fn text(&mut self, key: &str) -> Result<String, String> {
         match self.take(key) {
             None => Ok(String::new()),
@@ -65,38 +65,38 @@ impl Fields {
         }
     }
 
-    /// A whole number; absent: 0.
+    /// An integer; absent: 0.
     ///
     /// # Errors
-    /// When it is something else, or negative.
+    /// If it is of another type, or negative.
     pub fn number(&mut self, key: &str) -> Result<u32, String> {
         match self.take(key) {
             None => Ok(0),
             Some(value) => match value.as_u64().and_then(|n| u32::try_from(n).ok()) {
                 Some(number) => Ok(number),
-                None => self.wrong(key, "a whole number", &value),
+                None => self.wrong(key, "an integer", &value),
             },
         }
     }
 
-    /// A whole number of 64 bits; absent: 0.
+    /// A 64-bit integer; absent: 0.
     ///
     /// # Errors
-    /// When it is something else, or negative.
+    /// If it is of another type, or negative.
     pub fn large_number(&mut self, key: &str) -> Result<u64, String> {
         match self.take(key) {
             None => Ok(0),
             Some(value) => match value.as_u64() {
                 Some(number) => Ok(number),
-                None => self.wrong(key, "a whole number", &value),
+                None => self.wrong(key, "an integer", &value),
             },
         }
     }
 
-    /// A number, with a fraction or without; absent: 0.
+    /// A number, with or without a fraction; absent: 0.
     ///
     /// # Errors
-    /// When it is something else.
+    /// If it is of another type.
     pub fn decimal(&mut self, key: &str) -> Result<f64, String> {
         match self.take(key) {
             None => Ok(0.0),
@@ -107,10 +107,10 @@ impl Fields {
         }
     }
 
-    /// A list of anything; absent: empty.
+    /// A list of any values; absent: empty.
     ///
     /// # Errors
-    /// When it is something else.
+    /// If it is of another type.
     pub fn list(&mut self, key: &str) -> Result<Vec<Value>, String> {
         match self.take(key) {
             None => Ok(Vec::new()),
@@ -119,10 +119,10 @@ impl Fields {
         }
     }
 
-    /// True or false; absent: false.
+    /// A boolean; absent: false.
     ///
     /// # Errors
-    /// When it is something else.
+    /// If it is of another type.
     pub fn flag(&mut self, key: &str) -> Result<bool, String> {
         match self.take(key) {
             None => Ok(false),
@@ -131,10 +131,10 @@ impl Fields {
         }
     }
 
-    /// True or false; absent: `default`.
+    /// A boolean; absent: `default`.
     ///
     /// # Errors
-    /// When it is something else.
+    /// If it is of another type.
     pub fn flag_or(&mut self, key: &str, default: bool) -> Result<bool, String> {
         if self.values.contains_key(key) { self.flag(key) } else { Ok(default) }
     }
@@ -142,7 +142,7 @@ impl Fields {
     /// A duration; absent or empty: zero.
     ///
     /// # Errors
-    /// When it is neither one of Go's strings nor a number of nanoseconds.
+    /// If it is neither one of Go's strings nor a number of nanoseconds.
     pub fn duration(&mut self, key: &str) -> Result<Duration, String> {
         let expected = "a duration such as \"10s\" or a number of nanoseconds";
         match self.take(key) {
@@ -159,20 +159,20 @@ impl Fields {
         }
     }
 
-    /// A duration whose small numbers, below 1000, are seconds: only a session's lock delay is so.
+    /// A duration whose numbers below 1000 are seconds, as Consul reads the lock delay of a session.
     ///
     /// # Errors
-    /// When it is neither one of Go's strings nor a number.
+    /// If it is neither one of Go's strings nor a number.
     pub fn lock_delay(&mut self, key: &str) -> Result<Duration, String> {
         let given = self.duration(key)?;
         let small = given < Duration::from_nanos(1000);
         Ok(if small { Duration::from_secs(u64::from(given.subsec_nanos())) } else { given })
     }
 
-    /// A list of texts; absent: empty.
+    /// A list of strings; absent: empty.
     ///
     /// # Errors
-    /// When it is something else.
+    /// If it is of another type.
     pub fn texts(&mut self, key: &str) -> Result<Vec<String>, String> {
         let Some(value) = self.take(key) else { return Ok(Vec::new()) };
         // Go reads null as the zero value, in lists too.
@@ -187,7 +187,7 @@ impl Fields {
     /// A map whose keys keep their case; absent: empty.
     ///
     /// # Errors
-    /// When it is something else.
+    /// If it is of another type.
     pub fn map(&mut self, key: &str) -> Result<BTreeMap<String, Value>, String> {
         match self.take(key) {
             None => Ok(BTreeMap::new()),
@@ -196,10 +196,10 @@ impl Fields {
         }
     }
 
-    /// A map of texts; absent: empty.
+    /// A map of strings; absent: empty.
     ///
     /// # Errors
-    /// When it is something else.
+    /// If it is of another type.
     pub fn text_map(&mut self, key: &str) -> Result<BTreeMap<String, String>, String> {
         let mut texts = BTreeMap::new();
         for (name, value) in self.map(key)? {
@@ -212,10 +212,10 @@ impl Fields {
         Ok(texts)
     }
 
-    /// An object within; absent: none.
+    /// A nested object; absent: `None`.
     ///
     /// # Errors
-    /// When it is something else.
+    /// If it is of another type.
     pub fn object(&mut self, key: &str, what: &'static str) -> Result<Option<Fields>, String> {
         self.take(key).map(|value| Fields::of(what, value)).transpose()
     }
@@ -223,7 +223,7 @@ impl Fields {
     /// A list of objects; absent: empty.
     ///
     /// # Errors
-    /// When it is something else.
+    /// If it is of another type.
     pub fn objects(&mut self, key: &str, what: &'static str) -> Result<Vec<Fields>, String> {
         match self.take(key) {
             None => Ok(Vec::new()),
@@ -234,7 +234,7 @@ impl Fields {
         }
     }
 
-    /// Whether a field holds more than Go's zero value, which clients send for what they do not mean. It is taken.
+    /// Whether a field has another value than Go's zero value, which clients send for unset fields. Takes the field.
     pub fn means(&mut self, key: &str) -> bool {
         match self.take(key) {
             None | Some(Value::Null | Value::Bool(false)) => false,
@@ -246,12 +246,12 @@ impl Fields {
         }
     }
 
-    /// Whether nothing is left.
+    /// Whether all fields were taken.
     pub fn is_empty(&self) -> bool {
         self.values.is_empty()
     }
 
-    /// Refuses fields that were not decoded, unless it is Go's zero value; `place` is before its name.
+    /// Refuses remaining fields, unless they have Go's zero value; `place` is the prefix of their names.
     ///
     /// # Errors
     /// Names the first such field.
@@ -266,21 +266,21 @@ impl Fields {
         Ok(())
     }
 
-    /// Says in the log what nobody took.
+    /// Logs the remaining fields.
     pub fn finish(self) {
         let unknown: Vec<&str> = self.values.values().map(|(name, _)| name.as_str()).collect();
         if !unknown.is_empty() {
-            tracing::warn!("agent API: {} has fields that are not used here: {}", self.what, unknown.join(", "));
+            tracing::warn!("agent API: ignoring unknown fields of {}: {}", self.what, unknown.join(", "));
         }
     }
 }
 
-/// A key as it is looked up: `enable_tag_override`, `EnableTagOverride` and `enabletagoverride` are one.
+/// Normalised key: `enable_tag_override`, `EnableTagOverride` and `enabletagoverride` are equal.
 fn plain(key: &str) -> String {
     key.chars().filter(|c| *c != '_').map(|c| c.to_ascii_lowercase()).collect()
 }
 
-/// A duration as Go writes it: `1h30m`, `1.5s`, `100ms`, `0`. Negative ones are none here.
+/// Parses a Go duration: `1h30m`, `1.5s`, `100ms`, `0`. Negative ones are invalid here.
 pub fn go_duration(text: &str) -> Option<Duration> {
     let text = text.strip_prefix('+').unwrap_or(text);
     if text == "0" {
@@ -308,7 +308,7 @@ pub fn go_duration(text: &str) -> Option<Duration> {
     (!text.is_empty()).then_some(total)
 }
 
-/// True or false as Go reads it.
+/// Parses a boolean as Go does.
 pub fn go_bool(text: &str) -> Option<bool> {
     match text {
         "1" | "t" | "T" | "TRUE" | "true" | "True" => Some(true),
@@ -322,7 +322,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_in_any_case_and_null_is_absent() {
+    fn keys_match_in_any_case_and_null_is_absent() {
         let body = br#"{"name":"a","EnableTagOverride":true,"tagged_addresses":{"LAN_x":"1"},"ID":null,"Nonsense":1}"#;
         let mut fields = Fields::of_body("a service", body).unwrap();
         assert_eq!(fields.text("name").unwrap(), "a");
@@ -340,13 +340,13 @@ mod tests {
         let mut fields = Fields::of_body("a service", br#"{"port":"80","tags":[1],"meta":{"a":1}}"#).unwrap();
         assert_eq!(
             fields.number("port").unwrap_err(),
-            "Request decode error: port of a service is to be a whole number, not \"80\""
+            "Request decode error: port of a service must be an integer, got \"80\""
         );
         assert!(fields.texts("tags").is_err() && fields.text_map("meta").is_err());
     }
 
     #[test]
-    fn durations_as_go_has_them() {
+    fn durations_are_parsed_as_in_go() {
         for (text, ms) in [
             ("10s", 10_000),
             ("1h30m", 5_400_000),
@@ -368,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn zero_values_mean_nothing() {
+    fn zero_values_count_as_unset() {
         let body = br#"{"a":"","b":[],"c":{},"d":0,"e":false,"f":"x","g":1}"#;
         let mut fields = Fields::of_body("a check", body).unwrap();
         for (key, means) in

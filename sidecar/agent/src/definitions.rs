@@ -1,5 +1,4 @@
-//! From the bodies of registrations to what is registered: services, and in `checks` their checks, with Consul's defaults
-//! and refusals.
+//! Decoding of registrations: services and, in `checks`, their checks, with Consul's defaults and errors.
 
 mod checks;
 
@@ -15,10 +14,10 @@ use crate::checks::target::Own;
 use checks::check_fields;
 pub use checks::{check, health_path, maintenance, maintenance_id};
 
-/// Reads the body of `agent/service/register`: the service as the mesh has it, but for its checks.
+/// Decodes the body of `agent/service/register`: the service in the mesh's form, and its checks.
 ///
 /// # Errors
-/// Consul's words, for a 400.
+/// The message for status 400, in Consul's words.
 pub fn service(body: &[u8], own: Own) -> Result<(Instance, Vec<Definition>), String> {
     let mut fields = Fields::of_body("the service", body)?;
     let name = fields.text("name")?;
@@ -49,10 +48,11 @@ pub fn service(body: &[u8], own: Own) -> Result<(Instance, Vec<Definition>), Str
     Ok((service, definitions))
 }
 
-/// The fields of a service but for its name, which the agent's API and the catalog's call differently, and its checks.
+/// Decodes the fields of a service, except its name, which has different keys in the agent's and the catalog's API, and
+/// its checks.
 ///
 /// # Errors
-/// Consul's words, for a 400.
+/// The message for status 400, in Consul's words.
 pub(crate) fn instance(fields: &mut Fields, name: String, own: Own) -> Result<Instance, String> {
     let mut id = fields.text("id")?;
     if id.is_empty() {
@@ -64,8 +64,8 @@ pub(crate) fn instance(fields: &mut Fields, name: String, own: Own) -> Result<In
         return Err(format!("Invalid service kind: {kind:?} is not supported yet"));
     }
     if fields.flag("enabletagoverride")? {
-        let text = "EnableTagOverride is not supported: nothing but this agent changes the tags of its services. Leave it out, \
-                    and register the service again with other tags";
+        let text = "EnableTagOverride is not supported: only this agent changes the tags of its services. Omit it, and register \
+                    the service again to change its tags";
         return Err(text.into());
     }
     let (passing, warning) = weights(fields)?;
@@ -86,21 +86,21 @@ pub(crate) fn instance(fields: &mut Fields, name: String, own: Own) -> Result<In
     })
 }
 
-/// Weights of a service: while it passes, and while it warns.
+/// Weights of a service in passing and in warning state.
 ///
 /// # Errors
-/// When they are not numbers.
+/// If they are not numbers.
 pub fn weights(fields: &mut Fields) -> Result<(u32, u32), String> {
     let Some(mut weights) = fields.object("weights", "Weights")? else { return Ok((1, 1)) };
-    let found = (weights.number("passing")?.max(1), weights.number("warning")?);
+    let pair = (weights.number("passing")?.max(1), weights.number("warning")?);
     weights.finish();
-    Ok(found)
+    Ok(pair)
 }
 
-/// The tagged addresses of a service, by name; an address may be text of any kind, as it is only shown.
+/// The tagged addresses of a service, by name; an address may be any text, since it is only displayed.
 ///
 /// # Errors
-/// When they are not objects of address and port.
+/// If they are not objects of address and port.
 pub fn tagged_addresses(fields: &mut Fields) -> Result<BTreeMap<String, TaggedAddress>, String> {
     let given = fields.map("taggedaddresses")?.into_iter().filter(|(_, value)| !value.is_null());
     let read = given.map(|(name, value)| {
@@ -112,8 +112,8 @@ pub fn tagged_addresses(fields: &mut Fields) -> Result<BTreeMap<String, TaggedAd
     read.collect()
 }
 
-/// The address to register; empty: the agent's own. A client may know its loopback address only, or the name of its host
-/// (Spring Cloud registers that by default): callers elsewhere need the address for which they stand.
+/// The address to register; empty: the agent's own. A client may know only its loopback address or its host name
+/// (Spring Cloud registers the latter by default); remote callers need the corresponding pod address.
 pub(crate) fn own_address(address: &str, own: Own) -> Result<String, String> {
     match address.parse::<IpAddr>() {
         Ok(ip) if ip.is_unspecified() => Err("Invalid service address".into()),
@@ -134,7 +134,7 @@ mod tests {
     use crate::checks::state::Status;
 
     #[test]
-    fn a_service_as_each_client_writes_it() {
+    fn service_registrations_of_all_clients_are_decoded() {
         let python = br#"{"name":"order-service","id":"order-1","port":8080,"tags":["v1"],
             "check":{"http":"http://localhost:8080/health","interval":"10s","timeout":"5s",
             "DeregisterCriticalServiceAfter":"10s"}}"#;
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_name_of_a_service_is_required() {
+    fn only_the_service_name_is_required() {
         let (minimal, checks) = service(br#"{"Name":"t"}"#, Own::Pod).unwrap();
         assert_eq!((minimal.service_id.as_str(), minimal.port, checks.len()), ("t", 0, 0));
         let null = br#"{"Name":"t","ID":null,"Address":null,"Port":null,"Tags":null,"Meta":null,"TaggedAddresses":null,
@@ -169,21 +169,21 @@ mod tests {
     }
 
     #[test]
-    fn a_service_address_that_means_the_host_itself_is_its_own() {
+    fn local_service_addresses_become_the_agents_own() {
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         for address in ["127.0.0.1", "::1", "localhost", host.as_str()] {
             let body = format!(r#"{{"Name":"t","Address":"{address}"}}"#);
             assert_eq!(service(body.as_bytes(), Own::Pod).unwrap().0.address, "", "{address}");
         }
-        let elsewhere = Own::At([10, 0, 0, 7].into());
+        let remote = Own::At([10, 0, 0, 7].into());
         for (address, registered) in [("localhost", ""), ("127.0.0.1", ""), ("10.0.0.7", "10.0.0.7")] {
             let body = format!(r#"{{"Name":"t","Address":"{address}"}}"#);
-            assert_eq!(service(body.as_bytes(), elsewhere).unwrap().0.address, registered, "{address}");
+            assert_eq!(service(body.as_bytes(), remote).unwrap().0.address, registered, "{address}");
         }
     }
 
     #[test]
-    fn what_cannot_be_is_refused_by_name() {
+    fn invalid_registrations_are_refused_with_consuls_message() {
         for (body, words) in [
             (r#"{}"#, "Missing service name"),
             (r#"{"name":"a","address":"0.0.0.0"}"#, "Invalid service address"),
@@ -217,7 +217,7 @@ mod tests {
             assert!(error.contains(words), "{body}: {error}");
         }
         assert_eq!(check(br#"{"ttl":"1s"}"#, Own::Pod).unwrap_err(), "Missing check name");
-        let found = check(br#"{"name":"db","ttl":"15s","service_id":"a"}"#, Own::Pod).unwrap();
-        assert_eq!((found.id.as_str(), found.service_id.as_str()), ("db", "a"));
+        let pair = check(br#"{"name":"db","ttl":"15s","service_id":"a"}"#, Own::Pod).unwrap();
+        assert_eq!((pair.id.as_str(), pair.service_id.as_str()), ("db", "a"));
     }
 }

@@ -1,4 +1,4 @@
-//! One registered service and one registered check, as [`super::local`] keeps them.
+//! A registered service and a registered check, as stored by [`super::local`].
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,16 +12,16 @@ use crate::checks::{Definition, Kind};
 
 /// A registered service.
 #[derive(Debug, Clone)]
-pub struct Held {
+pub struct RegisteredService {
     /// The service.
     pub service: Instance,
-    /// Registered by `--service`, not by the API.
+    /// Whether it was registered by `--service` instead of the API.
     pub command_line: bool,
 }
 
-/// A digest of service ids, whatever their order: sidecar and registry compare what each holds of a node by it.
+/// A digest of service ids in any order: sidecar and registry use it to compare the registrations of a node.
 pub fn digest<'a>(service_ids: impl Iterator<Item = &'a str>) -> u64 {
-    // As many as there are, so that the sum of one and of none differ even where a hash is 0.
+    // The number of ids is included, so that the sums of one and of no id differ even for a hash of 0.
     service_ids.fold(0, |sum: u64, id| sum.wrapping_add(xxh64(id.as_bytes(), 0)).wrapping_add(1))
 }
 
@@ -29,13 +29,13 @@ pub fn digest<'a>(service_ids: impl Iterator<Item = &'a str>) -> u64 {
 pub struct Entry {
     /// As registered.
     pub definition: Arc<Definition>,
-    /// How it fares.
+    /// Current state.
     pub state: State,
-    /// Runs it, and ends with the entry.
+    /// Task that runs it, and ends with the entry.
     pub task: Task,
 }
 
-/// Ends with its check.
+/// Aborts a check's task when dropped.
 pub struct Task(pub tokio::task::AbortHandle);
 
 impl Drop for Task {
@@ -45,23 +45,23 @@ impl Drop for Task {
 }
 
 impl Entry {
-    /// As the mesh has it.
+    /// The check in the mesh's form.
     pub fn wire(&self) -> v1::Check {
         wire(&self.definition, &self.state)
     }
 
-    /// Whether somebody has taken the service out of use by it.
+    /// Whether the check takes its service out of use.
     pub fn is_maintenance(&self) -> bool {
         matches!(self.definition.kind, Kind::Maintenance)
     }
 
-    /// The check, if the mesh must hear of it now; taken as told.
+    /// The check, if an update to the mesh is due; it is recorded as sent.
     pub fn due(&mut self, now: Instant) -> Option<v1::Check> {
-        self.state.due_to_tell(now).then(|| self.wire())
+        self.state.take_due_update(now).then(|| self.wire())
     }
 }
 
-/// The state that a check begins with.
+/// Initial state of a check.
 pub fn new_state(definition: &Definition, now: Instant) -> State {
     let ttl = match definition.kind {
         Kind::Ttl(ttl) => Some(ttl),
@@ -70,12 +70,12 @@ pub fn new_state(definition: &Definition, now: Instant) -> State {
     State::new(definition.initial, definition.thresholds, ttl, now).with_max_output(definition.max_output)
 }
 
-/// Whether two registrations are of one endpoint.
+/// Whether two registrations describe the same endpoint.
 pub fn is_same(a: &Instance, b: &Instance) -> bool {
     a.port == b.port && a.service.eq_ignore_ascii_case(&b.service)
 }
 
-/// A check as the mesh has it.
+/// A check in the mesh's form.
 pub fn wire(definition: &Definition, state: &State) -> v1::Check {
     let text = |d: Duration| if d.is_zero() { String::new() } else { format!("{}s", d.as_secs_f64()) };
     v1::Check {
@@ -91,20 +91,20 @@ pub fn wire(definition: &Definition, state: &State) -> v1::Check {
     }
 }
 
-/// The id of the service of the command line.
+/// The id of the service on the command line.
 pub fn command_line_id(service: &str, port: u16) -> String {
     format!("{service}-{port}")
 }
 
-/// The id under which a sidecar joins by a WorkloadGroup: it joins by one at most.
+/// The id under which a sidecar joins a WorkloadGroup; it joins at most one.
 pub const GROUP_ID: &str = "_workload-group";
 
-/// What a sidecar registers to join by a WorkloadGroup.
+/// The registration of a sidecar that joins a WorkloadGroup.
 pub fn group_member(group: &str) -> Instance {
     Instance { service_id: GROUP_ID.to_owned(), group: group.to_owned(), ..Default::default() }
 }
 
-/// The service of the command line.
+/// The registration of the service on the command line.
 pub fn command_line_service(service: &str, port: u16, protocol: Option<&str>) -> Instance {
     let protocol = protocol.map(|p| ("protocol".to_owned(), p.to_owned()));
     Instance {

@@ -1,4 +1,4 @@
-//! Files that only their owner may read, replaced as a whole.
+//! Files that are readable by their owner only and replaced as a whole.
 
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -6,14 +6,14 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-/// Replaces `path` by `bytes`, mode 0600. A reader sees the old content or the new, never a part.
+/// Replaces the content of `path` by `bytes`, with mode 0600. A reader sees the old content or the new, never a part.
 ///
 /// # Errors
-/// When the folder cannot be written.
+/// If the folder is not writable.
 pub fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
     let context = || format!("cannot write {}", path.display());
     let temporary = path.with_extension("new");
-    // One left by a crash may have another mode.
+    // A file left by a crash may have another mode.
     let _ = std::fs::remove_file(&temporary);
     let mut file =
         std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary).with_context(context)?;
@@ -21,7 +21,7 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
     std::fs::rename(&temporary, path).with_context(context)
 }
 
-/// Bytes in lower-case hexadecimal.
+/// Lower-case hexadecimal digits of bytes.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

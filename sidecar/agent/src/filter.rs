@@ -1,7 +1,7 @@
-//! Consul's `filter` expressions over the items of an answer: `Service.Meta.zone == "a" and "v1" in Service.Tags`.
+//! Consul's `filter` expressions over the items of a response: `Service.Meta.zone == "a" and "v1" in Service.Tags`.
 //!
-//! The words are those of Consul's documentation ("Filtering"): a selector into a list is true when any element is, a
-//! key that a map has not is neither equal to nor in anything, and a field that no item has is the client's mistake.
+//! Semantics of Consul's documentation ("Filtering"): a selector into a list is true if it is true for any element, a
+//! missing key of a map is neither equal to nor in anything, and a field that no item has is an error of the client.
 
 use std::iter::Peekable;
 use std::str::CharIndices;
@@ -12,15 +12,15 @@ use serde_json::Value;
 use crate::query::Query;
 use crate::refused::Refused;
 
-/// Longest expression, bytes.
+/// Maximum length of an expression, in bytes.
 const MAX_LENGTH: usize = 8 * 1024;
-/// Deepest nesting of parentheses and `not`.
+/// Maximum nesting of parentheses and `not`.
 const MAX_DEPTH: u32 = 64;
-/// Fields whose keys are data: one that is missing is no mistake.
+/// Fields whose keys are data, so that a missing key is not an error.
 const MAPS: [&str; 8] =
     ["Meta", "NodeMeta", "ServiceMeta", "TaggedAddresses", "ServiceTaggedAddresses", "Proxy", "Connect", "Definition"];
 
-/// An expression, understood.
+/// A parsed expression.
 #[derive(Debug)]
 pub struct Filter(Expression);
 
@@ -45,19 +45,19 @@ enum Operator {
 }
 
 impl Filter {
-    /// The query's `filter`, where there is one.
+    /// Parses the query's `filter`, if any.
     ///
     /// # Errors
-    /// When it is no expression.
+    /// If it is invalid.
     pub fn of(query: &Query) -> Result<Option<Filter>, Refused> {
         let text = query.value("filter").filter(|text| !text.is_empty());
         text.map(|text| Filter::parse(text).map_err(Refused::bad)).transpose()
     }
 
-    /// Reads an expression.
+    /// Parses an expression.
     ///
     /// # Errors
-    /// Says where it is none.
+    /// The mistake and its position.
     pub fn parse(text: &str) -> Result<Filter, String> {
         let refused = |why: String| format!("Failed to create boolean expression evaluator: {why}");
         if text.len() > MAX_LENGTH {
@@ -67,14 +67,14 @@ impl Filter {
         let expression = parser.or().map_err(refused)?;
         match parser.tokens.next() {
             None => Ok(Filter(expression)),
-            Some(token) => Err(refused(format!("{} is not expected there", token.said()))),
+            Some(token) => Err(refused(format!("{} is not expected there", token.describe()))),
         }
     }
 
-    /// Whether `item` is wanted.
+    /// Whether the filter matches `item`.
     ///
     /// # Errors
-    /// When the filter names a field that the item has not.
+    /// If the filter has a field that the item lacks.
     pub fn wants(&self, item: &Value) -> Result<bool, String> {
         self.0.holds(item)
     }
@@ -82,20 +82,20 @@ impl Filter {
 
 #[derive(Debug, Clone, PartialEq)]
 enum Token {
-    /// A word or a number, as it stands there.
+    /// A word or a number.
     Word(String),
-    /// In quotes: never a keyword.
+    /// A quoted string, never a keyword.
     Quoted(String),
     Open,
     Close,
     Equal,
     NotEqual,
-    /// `["key"]`, part of the selector before it.
+    /// `["key"]`, belonging to the preceding selector.
     Key(String),
 }
 
 impl Token {
-    fn said(&self) -> String {
+    fn describe(&self) -> String {
         match self {
             Token::Word(word) => format!("{word:?}"),
             Token::Quoted(text) => format!("the string {text:?}"),
@@ -109,7 +109,7 @@ impl Token {
 }
 
 fn tokens(text: &str) -> Result<Vec<Token>, String> {
-    let mut found = Vec::new();
+    let mut list = Vec::new();
     let mut chars = text.char_indices().peekable();
     while let Some((at, c)) = chars.next() {
         let token = match c {
@@ -134,11 +134,11 @@ fn tokens(text: &str) -> Result<Vec<Token>, String> {
                 }
                 Token::Word(text[at..end].to_owned())
             }
-            c => return Err(format!("{c:?} at offset {at} is no part of an expression")),
+            c => return Err(format!("{c:?} at offset {at} is not part of an expression")),
         };
-        found.push(token);
+        list.push(token);
     }
-    Ok(found)
+    Ok(list)
 }
 
 fn is_word(c: char) -> bool {
@@ -170,7 +170,7 @@ struct Parser {
 
 impl Parser {
     fn keyword(&mut self, word: &str) -> bool {
-        self.tokens.next_if(|token| matches!(token, Token::Word(found) if found == word)).is_some()
+        self.tokens.next_if(|token| matches!(token, Token::Word(text) if text == word)).is_some()
     }
 
     fn or(&mut self) -> Result<Expression, String> {
@@ -203,7 +203,7 @@ impl Parser {
         if self.depth > MAX_DEPTH {
             return Err(format!("it is nested more than {MAX_DEPTH} deep"));
         }
-        let found = if self.keyword("not") {
+        let expression = if self.keyword("not") {
             Ok(Expression::Not(Box::new(self.not()?)))
         } else if self.tokens.next_if_eq(&Token::Open).is_some() {
             let inner = self.or()?;
@@ -213,7 +213,7 @@ impl Parser {
             self.comparison()
         };
         self.depth -= 1;
-        found
+        expression
     }
 
     /// `selector op value`, `selector op`, or `value op selector`.
@@ -243,9 +243,9 @@ impl Parser {
                     }
                     if negated { Operator::NotEmpty } else { Operator::Empty }
                 }
-                _ => return Err(format!("{word:?} is no operator")),
+                _ => return Err(format!("{word:?} is not an operator")),
             },
-            Some(token) => return Err(format!("{} is no operator", token.said())),
+            Some(token) => return Err(format!("{} is not an operator", token.describe())),
             None => return Err(format!("an operator is missing after {:?}", selector.join("."))),
         };
         Ok(Expression::Match(selector, operator))
@@ -273,7 +273,7 @@ impl Parser {
 fn value(token: Token) -> Result<String, String> {
     match token {
         Token::Word(text) | Token::Quoted(text) => Ok(text),
-        token => Err(format!("{} is no value", token.said())),
+        token => Err(format!("{} is not a value", token.describe())),
     }
 }
 
@@ -284,17 +284,17 @@ fn selector(first: Token, keys: Vec<String>) -> Result<Vec<String>, String> {
         Token::Quoted(text) if text.starts_with('/') => {
             text[1..].split('/').map(|part| part.replace("~1", "/").replace("~0", "~")).collect()
         }
-        token => return Err(format!("{} is no selector", token.said())),
+        token => return Err(format!("{} is not a selector", token.describe())),
     };
     if path.iter().any(String::is_empty) {
-        return Err(format!("{} is no selector", first.said()));
+        return Err(format!("{} is not a selector", first.describe()));
     }
     Ok(path.into_iter().chain(keys).collect())
 }
 
 fn regex(pattern: &str) -> Result<Regex, String> {
     let built = regex::RegexBuilder::new(pattern).size_limit(1 << 20).build();
-    built.map_err(|e| format!("{pattern:?} is no regular expression: {e}"))
+    built.map_err(|e| format!("{pattern:?} is not a regular expression: {e}"))
 }
 
 impl Expression {
@@ -325,7 +325,7 @@ impl Expression {
 }
 
 impl Operator {
-    /// Whether it holds for what `path` leads to from `from`. `data`: `from` is a map, whose keys are data.
+    /// Evaluates the operator on the value at `path` below `from`. `data`: `from` is a map whose keys are data.
     fn at(&self, from: &Value, path: &[String], data: bool) -> Result<bool, ()> {
         let Some((key, rest)) = path.split_first() else { return self.of(from) };
         match from {
@@ -338,7 +338,7 @@ impl Operator {
                 Ok(false)
             }
             Value::Object(fields) => match fields.get(key) {
-                Some(found) => self.at(found, rest, MAPS.contains(&key.as_str())),
+                Some(value) => self.at(value, rest, MAPS.contains(&key.as_str())),
                 None if data => Ok(self.of_nothing()),
                 None => Err(()),
             },
@@ -405,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn expressions_mean_what_consul_says() {
+    fn expressions_are_evaluated_as_in_consul() {
         for (text, wanted) in [
             (r#"Service.ID == "web-1""#, true),
             ("Service.ID == web-1", true),
@@ -427,12 +427,12 @@ mod tests {
             ("Node.Meta is empty", true),
             ("Service.Tags is not empty", true),
             ("Service.TaggedAddresses.lan == x", false),
-            // Any of a list.
+            // Any element of a list.
             ("Checks.Status == critical", true),
             ("Checks.Status == warning", false),
             (r#"Service.Service matches "^w.b$""#, true),
             (r#"Service.Service not matches "^w.b$""#, false),
-            // "and" binds more tightly, "not" most.
+            // Precedence: "not" over "and" over "or".
             ("Service.ID == x or Service.ID == web-1 and Service.Port == 8080", true),
             ("(Service.ID == web-1 or Service.ID == x) and Service.Port == 1", false),
             ("not Service.ID == x and not (Service.Port == 1)", true),
@@ -442,7 +442,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_are_named() {
+    fn invalid_expressions_are_refused_with_the_position() {
         for (text, part) in [
             ("", "ends where a selector"),
             ("Service.ID", "operator is missing"),
@@ -452,10 +452,10 @@ mod tests {
             ("(Service.ID == x", "\")\" is missing"),
             ("Service.ID == x Service", "\"Service\" is not expected"),
             ("Service.ID is x", "followed by \"empty\""),
-            ("Service.ID like x", "\"like\" is no operator"),
-            ("Service..ID == x", "no selector"),
-            ("Service.ID matches \"(\"", "no regular expression"),
-            ("\"x\" == Service.ID", "is no selector"),
+            ("Service.ID like x", "\"like\" is not an operator"),
+            ("Service..ID == x", "not a selector"),
+            ("Service.ID matches \"(\"", "not a regular expression"),
+            ("\"x\" == Service.ID", "is not a selector"),
         ] {
             let problem = Filter::parse(text).map(|_| ()).unwrap_err();
             assert!(problem.contains(part), "{text}: {problem}");

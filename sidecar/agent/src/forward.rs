@@ -1,8 +1,8 @@
-//! What an agent does not answer by itself, passed on to the control plane, with a memory for when that is away.
+//! Forwarding of requests to the control plane, with a cache of its answers for times when it is unavailable.
 //!
-//! An agent that answers with errors whenever the control plane restarts would take every application down that asks it;
-//! the last answer, marked as such, is what Consul's own cache would give. Writes and reads that are to be `consistent`
-//! have no such answer.
+//! An agent that fails during every restart of the control plane would take down the applications that depend on it;
+//! the last answer, marked with its age, corresponds to Consul's own agent cache. Writes and reads with `consistent`
+//! are never answered from the cache.
 
 mod memory;
 
@@ -24,33 +24,33 @@ use crate::query::{Query, without};
 use crate::refused::Refused;
 use memory::{Key, Memory};
 
-/// Queries that may block at once: each is a stream of the one connection to the control plane, which allows 200.
+/// Concurrent blocking queries: each is a stream of the single connection to the control plane, which allows 200.
 const BLOCKING: usize = 128;
-/// Longest wait for an answer beyond what the query itself waits.
+/// Maximum wait for an answer beyond the query's own wait.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Longest wait for an answer where an earlier one is known.
+/// Maximum wait for an answer if an earlier one is cached.
 const HEDGE: Duration = Duration::from_millis(500);
-/// Pause between tries of a blocking query while the control plane is away: from this to twice as long, so that those that wait do not
-/// come at once.
+/// Pause between attempts of a blocking query while the control plane is unavailable: from this to twice as long, so
+/// that waiting queries do not all reconnect at once.
 const RETRY: Duration = Duration::from_secs(1);
-/// Headers of a request that are passed on.
+/// Request headers that are forwarded.
 const HEADERS: [&str; 3] = ["x-consul-token", "authorization", "accept"];
-/// The beginning of Eureka's paths.
+/// Prefix of Eureka's paths.
 const EUREKA: &str = "/eureka";
 
-/// Who answers.
+/// Answers requests for the rest of the mesh.
 pub trait Source: Send + Sync + 'static {
-    /// Asks once.
+    /// Sends one request.
     fn ask(&self, question: Question) -> BoxFuture<'_, Result<Answer, Status>>;
 }
 
-/// An answer and, when it is a remembered one, its age.
-struct Found {
+/// An answer and, if it was cached, its age.
+struct TimedAnswer {
     answer: Arc<Answer>,
     age: Option<Duration>,
 }
 
-/// The source and the memory of its answers.
+/// The source and the cache of its answers.
 #[derive(Clone)]
 pub struct Forwarder(Arc<Inner>);
 
@@ -58,14 +58,14 @@ struct Inner {
     source: Box<dyn Source>,
     memory: Mutex<Memory>,
     blocking: Semaphore,
-    /// The last answer took longer than [`HEDGE`], or did not come.
+    /// Whether the last answer took longer than [`HEDGE`], or did not arrive.
     slow: AtomicBool,
-    /// A read finds out whether the source is still slow.
+    /// Whether a read is checking if the source is still slow.
     probing: AtomicBool,
 }
 
 impl Forwarder {
-    /// With an empty memory.
+    /// Starts with an empty cache.
     pub fn new(source: impl Source) -> Forwarder {
         Forwarder(Arc::new(Inner {
             source: Box::new(source),
@@ -76,10 +76,10 @@ impl Forwarder {
         }))
     }
 
-    /// Passes a request on, and its answer back; a blocking query is answered when its wait is over at the latest.
+    /// Forwards a request and returns its answer; a blocking query returns when its wait is over at the latest.
     ///
     /// # Errors
-    /// When the control plane is away and there is no answer to be remembered, or too many wait.
+    /// If the control plane is unavailable and no cached answer exists, or too many queries wait.
     pub async fn pass(&self, head: &request::Parts, query: &Query, body: Bytes) -> Result<Answered, Refused> {
         let mut question = Question {
             method: head.method.as_str().to_owned(),
@@ -89,8 +89,8 @@ impl Forwarder {
             headers: HEADERS.iter().filter_map(|name| Some(((*name).to_owned(), header(head, name)?))).collect(),
         };
         if head.method != Method::GET {
-            let answer = self.once(question, PATIENCE).await.map_err(|()| away(head.uri.path()))?;
-            return Ok(answered(&answer, None));
+            let answer = self.once(question, PATIENCE).await.map_err(|()| unavailable(head.uri.path()))?;
+            return Ok(response(&answer, None));
         }
         let key = [question.path.clone(), without(&question.query, &["index", "wait", "hash"])].into_iter();
         let key: Key = key.chain(HEADERS.map(|name| header(head, name).unwrap_or_default())).collect();
@@ -100,7 +100,7 @@ impl Forwarder {
             None => self.read_known(&key, question, query).await,
             Some(block) => self.block(&key, question, block, query).await,
         };
-        found.map(|found| answered(&found.answer, found.age))
+        found.map(|found| response(&found.answer, found.age))
     }
 
     async fn block(
@@ -109,9 +109,9 @@ impl Forwarder {
         question: Question,
         (index, wait): (u64, Duration),
         query: &Query,
-    ) -> Result<Found, Refused> {
+    ) -> Result<TimedAnswer, Refused> {
         let _permit = self.0.blocking.try_acquire().map_err(|_| {
-            let text = format!("{BLOCKING} blocking queries wait already");
+            let text = format!("{BLOCKING} blocking queries are waiting already");
             Refused::new(StatusCode::TOO_MANY_REQUESTS, text)
         })?;
         let end = Instant::now() + wait;
@@ -119,7 +119,7 @@ impl Forwarder {
             let left = end.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
             let between = if question.query.is_empty() { "" } else { "&" };
             let text = format!("{}{between}index={index}&wait={}ms", question.query, left.as_millis());
-            // Clients give up a sixteenth after their wait: an answer that says nothing new comes before that.
+            // Clients give up a sixteenth after their wait: an answer without news must arrive before.
             let limit = left + (wait / 20).clamp(Duration::from_millis(20), PATIENCE);
             let found = self.read(key, Question { query: text, ..question.clone() }, limit, query).await?;
             let known = found.age.is_some() && found.answer.headers.get("x-consul-index") == Some(&index.to_string());
@@ -129,24 +129,24 @@ impl Forwarder {
                 }
                 return Ok(found);
             }
-            // The client has what we remember: it waits for news as if nothing were amiss.
+            // The client already has the cached answer: it waits for news as usual.
             let pause = RETRY.mul_f64(rand::rng().random_range(1.0..=2.0));
             tokio::time::sleep_until(end.min(Instant::now() + pause)).await;
         }
     }
 
-    /// A read that does not block. What is known already is not waited for long: after [`HEDGE`] it is the answer, and while the
-    /// source is slow at once.
-    async fn read_known(&self, key: &Key, question: Question, query: &Query) -> Result<Found, Refused> {
+    /// A read that does not block. If an answer is cached, it is used after [`HEDGE`], or at once while the source is
+    /// slow.
+    async fn read_known(&self, key: &Key, question: Question, query: &Query) -> Result<TimedAnswer, Refused> {
         if query.has("consistent") || self.0.remembered(key).is_none() {
             return self.read(key, question, PATIENCE, query).await;
         }
         let path = question.path.clone();
         if !self.0.slow.load(Ordering::Relaxed) {
             let asking = tokio::spawn(self.clone().learn(key.clone(), question));
-            // It goes on, and is remembered when it comes.
+            // The request continues, and its answer is cached when it arrives.
             match tokio::time::timeout(HEDGE, asking).await {
-                Ok(Ok(Some(answer))) => return Ok(Found { answer, age: None }),
+                Ok(Ok(Some(answer))) => return Ok(TimedAnswer { answer, age: None }),
                 Ok(_) => {}
                 Err(_) => self.0.slow.store(true, Ordering::Relaxed),
             }
@@ -157,29 +157,35 @@ impl Forwarder {
                 this.0.probing.store(false, Ordering::Relaxed);
             });
         }
-        // It may have been forgotten meanwhile.
-        self.0.remembered(key).ok_or_else(|| away(&path))
+        // It may have been evicted in the meantime.
+        self.0.remembered(key).ok_or_else(|| unavailable(&path))
     }
 
-    /// Asks, and remembers the answer. `None`: there is none.
+    /// Sends a request and caches its answer. `None`: there was none.
     async fn learn(self, key: Key, question: Question) -> Option<Arc<Answer>> {
-        let (asked, path) = (Instant::now(), question.path.clone());
+        let (start, path) = (Instant::now(), question.path.clone());
         let answer = Arc::new(self.once(question, PATIENCE).await.ok()?);
-        self.0.slow.store(asked.elapsed() > HEDGE, Ordering::Relaxed);
+        self.0.slow.store(start.elapsed() > HEDGE, Ordering::Relaxed);
         self.0.remember(&key, &path, &answer);
         Some(answer)
     }
 
-    async fn read(&self, key: &Key, question: Question, limit: Duration, query: &Query) -> Result<Found, Refused> {
+    async fn read(
+        &self,
+        key: &Key,
+        question: Question,
+        limit: Duration,
+        query: &Query,
+    ) -> Result<TimedAnswer, Refused> {
         let path = question.path.clone();
         match self.once(question, limit).await {
             Ok(answer) => {
                 let answer = Arc::new(answer);
                 self.0.remember(key, &path, &answer);
-                Ok(Found { answer, age: None })
+                Ok(TimedAnswer { answer, age: None })
             }
-            Err(()) if query.has("consistent") => Err(away(&path)),
-            Err(()) => self.0.remembered(key).ok_or_else(|| away(&path)),
+            Err(()) if query.has("consistent") => Err(unavailable(&path)),
+            Err(()) => self.0.remembered(key).ok_or_else(|| unavailable(&path)),
         }
     }
 
@@ -188,9 +194,9 @@ impl Forwarder {
         let failure = match tokio::time::timeout(limit, self.0.source.ask(question)).await {
             Ok(Ok(answer)) => return Ok(answer),
             Ok(Err(status)) => status.message().to_owned(),
-            Err(_) => "no answer in time".to_owned(),
+            Err(_) => "no answer within the timeout".to_owned(),
         };
-        tracing::debug!(path, "the control plane does not answer: {failure}");
+        tracing::debug!(path, "no answer from the control plane: {failure}");
         Err(())
     }
 }
@@ -199,17 +205,17 @@ impl Inner {
     fn remember(&self, key: &Key, path: &str, answer: &Arc<Answer>) {
         match answer.status {
             200 => self.memory().put(key, answer),
-            // That there is no such key is an answer too.
+            // The absence of a key is an answer too.
             404 if path.starts_with("/v1/kv/") => self.memory().put(key, answer),
-            // What went wrong there says nothing against what is remembered.
+            // A server error does not invalidate the cached answer.
             500.. => {}
             _ => self.memory().remove(key),
         }
     }
 
-    fn remembered(&self, key: &Key) -> Option<Found> {
+    fn remembered(&self, key: &Key) -> Option<TimedAnswer> {
         let (answer, age) = self.memory().get(key)?;
-        Some(Found { answer, age: Some(age) })
+        Some(TimedAnswer { answer, age: Some(age) })
     }
 
     fn memory(&self) -> std::sync::MutexGuard<'_, Memory> {
@@ -217,10 +223,10 @@ impl Inner {
     }
 }
 
-/// Consul's words; clients of Eureka try another server, where they know one.
-fn away(path: &str) -> Refused {
+/// The error in Consul's words; clients of Eureka then try another server, if they know one.
+fn unavailable(path: &str) -> Refused {
     if path.starts_with(EUREKA) {
-        let text = "the control plane does not answer, and has not answered this before";
+        let text = "the control plane is unavailable, and no earlier answer is cached";
         return Refused::new(StatusCode::SERVICE_UNAVAILABLE, text);
     }
     Refused::new(StatusCode::INTERNAL_SERVER_ERROR, "No cluster leader")
@@ -230,7 +236,7 @@ fn header(head: &request::Parts, name: &str) -> Option<String> {
     head.headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
 }
 
-fn answered(answer: &Answer, age: Option<Duration>) -> Answered {
+fn response(answer: &Answer, age: Option<Duration>) -> Answered {
     let mut response = Response::new(answer.body.clone());
     let status = u16::try_from(answer.status).ok().and_then(|status| StatusCode::from_u16(status).ok());
     *response.status_mut() = status.unwrap_or(StatusCode::BAD_GATEWAY);
@@ -257,21 +263,21 @@ mod tests {
     use super::memory::{BYTES, ENTRIES, LARGEST};
     use super::*;
 
-    /// Answers with index 7 while it is up, and as many bytes as the path's end says; waits when asked to.
+    /// Answers with index 7 while it is available, with as many bytes as the path's last segment; waits on request.
     #[derive(Default)]
     struct Fake {
-        away: AtomicBool,
-        /// Answers come after ten seconds.
+        unavailable: AtomicBool,
+        /// Delays answers by ten seconds.
         hangs: AtomicBool,
         status: AtomicUsize,
-        asked: Mutex<Vec<Question>>,
+        questions: Mutex<Vec<Question>>,
     }
 
     impl Source for Arc<Fake> {
         fn ask(&self, question: Question) -> BoxFuture<'_, Result<Answer, Status>> {
             Box::pin(async move {
-                self.asked.lock().unwrap().push(question.clone());
-                if self.away.load(Ordering::Relaxed) {
+                self.questions.lock().unwrap().push(question.clone());
+                if self.unavailable.load(Ordering::Relaxed) {
                     return Err(Status::unavailable("away"));
                 }
                 if self.hangs.load(Ordering::Relaxed) {
@@ -313,23 +319,23 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn while_the_control_plane_is_away_the_last_answer_serves() {
+    async fn cached_answers_are_used_while_the_control_plane_is_unavailable() {
         let (fake, forwarder) = forwarder();
         assert_eq!(age(forwarder.get("/v1/health/service/a?passing&index=3&wait=1s").await), None);
-        assert_eq!(fake.asked.lock().unwrap()[0].query, "passing&index=3&wait=1000ms");
-        fake.away.store(true, Ordering::Relaxed);
+        assert_eq!(fake.questions.lock().unwrap()[0].query, "passing&index=3&wait=1000ms");
+        fake.unavailable.store(true, Ordering::Relaxed);
         tokio::time::advance(Duration::from_secs(3)).await;
-        let kept = forwarder.get("/v1/health/service/a?passing").await;
-        assert_eq!(kept.as_ref().unwrap().headers()["x-cache"], "HIT");
-        assert_eq!(kept.as_ref().unwrap().headers()["x-consul-index"], "7");
-        assert_eq!(age(kept), Some("3".into()));
+        let cached = forwarder.get("/v1/health/service/a?passing").await;
+        assert_eq!(cached.as_ref().unwrap().headers()["x-cache"], "HIT");
+        assert_eq!(cached.as_ref().unwrap().headers()["x-consul-index"], "7");
+        assert_eq!(age(cached), Some("3".into()));
         for other in ["/v1/health/service/b?passing", "/v1/health/service/a", "/v1/health/service/a?passing&consistent"]
         {
             let refused = forwarder.get(other).await.unwrap_err();
             assert_eq!((refused.status.as_u16(), refused.text.as_str()), (500, "No cluster leader"), "{other}");
         }
         assert!(forwarder.request("GET", "/v1/health/service/a?passing", "other").await.is_err(), "another token");
-        // One who knows the remembered answer waits as long as it would have; one who does not has it at once.
+        // A client with the cached index waits as usual; another one is answered at once.
         let start = Instant::now();
         forwarder.get("/v1/health/service/a?passing&index=6&wait=30s").await.unwrap();
         assert_eq!(start.elapsed(), Duration::ZERO);
@@ -338,7 +344,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn each_format_is_remembered_for_those_who_take_it() {
+    async fn answers_are_cached_per_format() {
         let (fake, forwarder) = forwarder();
         let ask = async |accept: &str| {
             let request = Request::get("/eureka/apps").header("accept", accept);
@@ -346,13 +352,13 @@ mod tests {
             forwarder.pass(&head, &Query::default(), Bytes::new()).await
         };
         ask("application/json").await.unwrap();
-        fake.away.store(true, Ordering::Relaxed);
+        fake.unavailable.store(true, Ordering::Relaxed);
         assert_eq!(age(ask("application/json").await), Some("0".into()));
         assert_eq!(ask("application/xml").await.unwrap_err().status, 503);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_known_is_not_waited_for_while_the_control_plane_hangs() {
+    async fn cached_reads_do_not_wait_while_the_control_plane_hangs() {
         let (fake, forwarder) = forwarder();
         assert_eq!(age(forwarder.get("/v1/catalog/services").await), None);
         fake.hangs.store(true, Ordering::Relaxed);
@@ -373,8 +379,8 @@ mod tests {
             assert_eq!((elapsed, age(answered)), (Duration::ZERO, Some("0".to_owned())));
         }
         tokio::task::yield_now().await;
-        assert_eq!(fake.asked.lock().unwrap().len(), 3, "one looks whether it is back");
-        // What has never been answered is waited for.
+        assert_eq!(fake.questions.lock().unwrap().len(), 3, "one read checks whether it has recovered");
+        // A read without a cached answer waits.
         assert_eq!(took("/v1/catalog/nodes").await.0, PATIENCE);
         let consistent = took("/v1/catalog/services?consistent").await;
         assert!(consistent.0 == PATIENCE && consistent.1.is_err());
@@ -386,25 +392,25 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_blocking_query_goes_on_when_the_control_plane_is_back() {
+    async fn a_blocking_query_resumes_when_the_control_plane_is_back() {
         let (fake, forwarder) = forwarder();
         forwarder.get("/v1/catalog/services").await.unwrap();
-        fake.away.store(true, Ordering::Relaxed);
+        fake.unavailable.store(true, Ordering::Relaxed);
         let start = Instant::now();
         let back = async {
             tokio::time::sleep(Duration::from_millis(10_500)).await;
-            fake.away.store(false, Ordering::Relaxed);
+            fake.unavailable.store(false, Ordering::Relaxed);
         };
         let (answered, ()) = tokio::join!(forwarder.get("/v1/catalog/services?index=7&wait=30s"), back);
         assert_eq!((age(answered), start.elapsed()), (None, Duration::from_secs(30)));
-        // One to two seconds lie between its tries.
-        let last = fake.asked.lock().unwrap().last().unwrap().query.clone();
+        // Its attempts are one to two seconds apart.
+        let last = fake.questions.lock().unwrap().last().unwrap().query.clone();
         let left = last.strip_prefix("index=7&wait=").and_then(|left| left.strip_suffix("ms")).unwrap();
         assert!((17_500..=19_500).contains(&left.parse::<u64>().unwrap()), "{last}");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_wait_is_held_and_not_exceeded_by_a_sixteenth() {
+    async fn blocking_queries_end_within_a_sixteenth_after_their_wait() {
         let (_, forwarder) = forwarder();
         for wait in [Duration::from_secs(1), Duration::from_secs(300)] {
             let start = Instant::now();
@@ -414,7 +420,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn so_many_may_wait_and_no_more() {
+    async fn the_number_of_blocking_queries_is_limited() {
         let (_, forwarder) = forwarder();
         let waiting = futures::future::join_all((0..BLOCKING).map(|_| forwarder.get("/v1/a?index=7&wait=10s")));
         let one_more = async {
@@ -427,18 +433,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn writes_go_through_or_fail_and_are_never_remembered() {
+    async fn writes_are_never_answered_from_the_cache() {
         let (fake, forwarder) = forwarder();
         assert_eq!(forwarder.request("PUT", "/v1/kv/a?cas=1", "secret").await.unwrap().status(), 200);
         {
-            let asked = fake.asked.lock().unwrap();
+            let questions = fake.questions.lock().unwrap();
             assert_eq!(
-                (asked[0].method.as_str(), asked[0].query.as_str(), &asked[0].body[..]),
+                (questions[0].method.as_str(), questions[0].query.as_str(), &questions[0].body[..]),
                 ("PUT", "cas=1", &b"body"[..])
             );
-            assert_eq!(asked[0].headers, [("x-consul-token".to_owned(), "secret".to_owned())].into());
+            assert_eq!(questions[0].headers, [("x-consul-token".to_owned(), "secret".to_owned())].into());
         }
-        fake.away.store(true, Ordering::Relaxed);
+        fake.unavailable.store(true, Ordering::Relaxed);
         for method in ["PUT", "DELETE", "GET"] {
             let refused = forwarder.request(method, "/v1/kv/a?cas=1", "secret").await.unwrap_err();
             assert_eq!(refused.text, "No cluster leader", "{method}");
@@ -446,8 +452,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_answers_are_remembered() {
-        for (path, status, kept) in [
+    async fn errors_are_not_cached() {
+        for (path, status, cached) in [
             ("/v1/kv/a", 200, true),
             ("/v1/kv/a", 404, true),
             ("/v1/catalog/services", 404, false),
@@ -458,28 +464,28 @@ mod tests {
             forwarder.get(path).await.unwrap();
             fake.status.store(status, Ordering::Relaxed);
             assert_eq!(usize::from(forwarder.get(path).await.unwrap().status().as_u16()), status);
-            fake.away.store(true, Ordering::Relaxed);
-            assert_eq!(forwarder.get(path).await.is_ok(), kept, "{path} {status}");
+            fake.unavailable.store(true, Ordering::Relaxed);
+            assert_eq!(forwarder.get(path).await.is_ok(), cached, "{path} {status}");
         }
     }
 
     #[tokio::test]
-    async fn the_memory_is_bounded() {
+    async fn the_cache_is_bounded() {
         let (fake, forwarder) = forwarder();
         for n in 0..2 * ENTRIES {
             forwarder.get(&format!("/v1/health/service/{n}?n={n}")).await.unwrap();
         }
-        assert_eq!(forwarder.0.memory().kept.len(), ENTRIES);
+        assert_eq!(forwarder.0.memory().answers.len(), ENTRIES);
         for n in 0..2 * BYTES / LARGEST {
             forwarder.get(&format!("/v1/a/{}?n={n}", LARGEST - 1000)).await.unwrap();
         }
         let (counted, bytes) = {
             let memory = forwarder.0.memory();
-            (memory.kept.values().map(|kept| kept.bytes).sum::<usize>(), memory.bytes)
+            (memory.answers.values().map(|cached| cached.bytes).sum::<usize>(), memory.bytes)
         };
         assert!(counted == bytes && bytes <= BYTES && bytes > BYTES / 2, "{bytes}");
         forwarder.get(&format!("/v1/a/{LARGEST}")).await.unwrap();
-        fake.away.store(true, Ordering::Relaxed);
+        fake.unavailable.store(true, Ordering::Relaxed);
         assert!(forwarder.get(&format!("/v1/a/{LARGEST}")).await.is_err(), "too large");
     }
 }

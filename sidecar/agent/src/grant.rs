@@ -1,5 +1,5 @@
-//! Lists of services that are too long for a token or a certificate: the control plane's store holds the list, and token and
-//! certificate carry the name of the list, which is made of its content.
+//! Grants: lists of services that are too long for a token or a certificate. The control plane's store holds the list,
+//! and token and certificate carry its name, which is derived from its content.
 
 use std::collections::BTreeSet;
 
@@ -7,14 +7,14 @@ use aws_lc_rs::digest;
 
 use crate::files::hex;
 
-/// Services that a token and a certificate name themselves; a longer list is a grant.
+/// Maximum number of services listed in a token or certificate; a longer list becomes a grant.
 pub const INLINE: usize = 32;
-/// A service's name has no dot: what ends so is the name of a grant.
+/// Suffix of a grant's name. Names of services have no dot.
 const SUFFIX: &str = ".grant";
-/// Bytes of the digest that a grant's name has: enough that no two lists share one.
+/// Length of the digest in a grant's name, in bytes; long enough to be collision-resistant.
 const DIGEST: usize = 16;
 
-/// The name of the grant that holds these services: `<32 hex digits>.grant`. Case and order do not count.
+/// The name of the grant with these services: `<32 hex digits>.grant`. Independent of case and order.
 pub fn name<S: AsRef<str>>(services: &[S]) -> String {
     let sorted: BTreeSet<String> = services.iter().map(|service| service.as_ref().to_ascii_lowercase()).collect();
     let mut text = digest::Context::new(&digest::SHA256);
@@ -25,12 +25,12 @@ pub fn name<S: AsRef<str>>(services: &[S]) -> String {
     format!("{}{SUFFIX}", hex(&text.finish().as_ref()[..DIGEST]))
 }
 
-/// Whether an entry of a list of services is the name of a grant.
+/// Whether an entry in a list of services is the name of a grant.
 pub fn is_name(entry: &str) -> bool {
     entry.ends_with(SUFFIX)
 }
 
-/// Whether two lists grant the same services, one of them by the name of a grant or not.
+/// Whether two lists grant the same services; either may be the name of a grant.
 pub fn are_same(one: &[String], other: &[String]) -> bool {
     let of = |list: &[String]| match list {
         [entry] if is_name(entry) => entry.clone(),
@@ -39,7 +39,7 @@ pub fn are_same(one: &[String], other: &[String]) -> bool {
     of(one) == of(other)
 }
 
-/// The first of many services, and how many more there are: for people.
+/// The first services of a list and the number of further ones, for display.
 pub fn shown<S: AsRef<str>>(services: &[S]) -> String {
     const FIRST: usize = 8;
     let first: Vec<&str> = services.iter().take(FIRST).map(AsRef::as_ref).collect();
@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_grant_is_named_by_what_it_grants() {
+    fn grant_names_depend_on_their_services_only() {
         let list = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
         let (one, same, other) = (list(&["a", "B", "c"]), list(&["C", "a", "b", "a"]), list(&["a", "b"]));
         assert_eq!(name(&one), name(&same));
@@ -65,7 +65,7 @@ mod tests {
         assert_eq!(shown(&other), "a, b");
         let nine: Vec<String> = (0..9).map(|n| n.to_string()).collect();
         assert!(shown(&nine).ends_with("7 and 1 more"), "{}", shown(&nine));
-        // As a DNS name in a certificate it is in bounds.
+        // It fits into a DNS name of a certificate.
         assert!(name(&one).len() <= 63);
     }
 }

@@ -1,13 +1,15 @@
-//! Consul's HTTP API as a local agent serves it, and Eureka's: to the program in a pod the sidecar is its agent.
+//! Consul's HTTP API as a local agent serves it, and Eureka's: the sidecar is the agent of the program in its pod.
 //!
-//! A crate of its own, because the control plane reads and answers in the same words and forms. What an agent needs of the
-//! place that it runs in are three traits: [`upstream::Upstream`] takes what is registered to the mesh,
-//! [`forward::Source`] answers for the rest of the mesh, and [`checks::Sockets`] opens the connections of health checks.
+//! This is a crate of its own because the control plane uses the same decoding and response forms. Three traits connect
+//! an agent to its environment: [`upstream::Upstream`] registers services in the mesh, [`forward::Source`] answers for
+//! the rest of the mesh, and [`checks::Sockets`] opens the connections of health checks.
 //!
-//! [`listen`] serves, [`route`] finds the endpoint, [`definitions`] and [`decode`] read what clients send, [`local`] keeps
-//! what is registered here, over restarts by way of [`saved`], and [`forward`] passes the rest on, but for what is written of
-//! the own node ([`catalog`]); [`read`], [`inside`], [`shapes`] and [`answer`] answer; [`path`] cleans paths as Consul's server does; [`eureka`] says the same in Eureka's words. The control plane uses what is not of one agent: [`listen`], [`query`], [`decode`], [`filter`],
-//! [`answer`], [`refused`], [`admission`], [`quiet`], Eureka's documents, and the shapes that both show.
+//! [`listen`] serves, [`route`] finds the endpoint, [`definitions`] and [`decode`] decode requests, [`local`] holds the
+//! registrations of this pod, across restarts by [`persistence`], and [`forward`] forwards everything else, except writes for
+//! the agent's own node ([`catalog`]). [`read`], [`telemetry`], [`shapes`] and [`answer`] build responses; [`path`]
+//! normalises paths like Consul's server; [`eureka`] is Eureka's API. The control plane uses the parts that do not
+//! depend on a single agent: [`listen`], [`query`], [`decode`], [`filter`], [`answer`], [`refused`], [`admission`],
+//! [`quiet`], Eureka's documents, and the shapes that both return.
 
 pub mod admission;
 pub mod answer;
@@ -24,18 +26,18 @@ pub mod files;
 pub mod filter;
 pub mod forward;
 pub mod grant;
-pub mod inside;
 pub mod listen;
 pub mod local;
 pub mod page;
 pub mod path;
+pub mod persistence;
 pub mod query;
 pub mod quiet;
 pub mod read;
 pub mod refused;
 pub mod route;
-pub mod saved;
 pub mod shapes;
+pub mod telemetry;
 #[cfg(test)]
 mod tests;
 pub mod trust;
@@ -62,25 +64,25 @@ use route::{Endpoint, Missed};
 
 /// The agent of this pod.
 pub struct Agent {
-    /// What is registered here.
+    /// Registrations of this pod.
     pub local: Arc<Local>,
     /// Answers for the rest of the mesh.
     pub mesh: Forwarder,
     /// This node's name.
     pub node: String,
-    /// Where it is.
+    /// Its data centre.
     pub datacenter: Datacenter,
-    /// Certificates for programs here; `None`: they get none.
+    /// Certificates for local programs; `None`: they get none.
     pub leaves: Option<Leaves>,
-    /// Whose turn it is to change what Eureka's API has registered.
-    pub eureka: eureka::Turn,
-    /// Metrics of what the agent is part of; `None`: there are none.
-    pub metrics: Option<inside::Exposition>,
-    /// Where the control plane is: tells which of our addresses is the pod's.
+    /// Serialises changes by Eureka's API.
+    pub eureka: eureka::ChangeLock,
+    /// Metrics of the surrounding process; `None`: there are none.
+    pub metrics: Option<telemetry::Exposition>,
+    /// Address of the control plane: selects the pod's address among several.
     pub towards: SocketAddr,
-    /// The pod's address, where it was given.
+    /// The pod's configured address, if any.
     pub address: Option<IpAddr>,
-    /// Names that it may be asked by.
+    /// Accepted host names of the API.
     pub names: page::Names,
 }
 
@@ -103,11 +105,11 @@ impl Answers for Agent {
             return eureka::answer(self, &head, &query, body).await;
         }
         let answered = match route::route(&head.method, path) {
-            Ok(endpoint) => self.own(endpoint, &query, &body).await,
-            Err(Missed::Elsewhere) => self.elsewhere(&head, &query, body).await,
+            Ok(endpoint) => self.serve_own(endpoint, &query, &body).await,
+            Err(Missed::Elsewhere) => self.forward_or_write(&head, &query, body).await,
             Err(Missed::Method(allowed)) => return answer::wrong_method(&head.method, allowed),
             Err(Missed::Unsupported) => {
-                let instead = route::instead(path).map(|instead| format!(": {instead}")).unwrap_or_default();
+                let instead = route::replacement(path).map(|instead| format!(": {instead}")).unwrap_or_default();
                 let text = format!("{path} of Consul's API is not supported by this agent{instead}");
                 Err(Refused::new(StatusCode::NOT_IMPLEMENTED, text))
             }
@@ -118,7 +120,7 @@ impl Answers for Agent {
 }
 
 impl Agent {
-    /// The pod's address as others see it.
+    /// The pod's address as seen by others.
     pub fn address(&self) -> String {
         match self.local.own() {
             Own::At(ip) => ip.to_string(),
@@ -129,8 +131,8 @@ impl Agent {
         }
     }
 
-    /// Endpoints of the catalog rather than of the agent, except writes of its own node.
-    async fn elsewhere(&self, head: &request::Parts, query: &Query, body: Bytes) -> Result<Answered, Refused> {
+    /// Endpoints of the catalog instead of the agent, except writes for its own node.
+    async fn forward_or_write(&self, head: &request::Parts, query: &Query, body: Bytes) -> Result<Answered, Refused> {
         if catalog::is_write(head) {
             let (own, datacenter) = (self.local.own(), self.datacenter.name());
             if let Some(written) = catalog::written(head.uri.path(), &body, &self.node, &datacenter, own)? {
@@ -140,7 +142,7 @@ impl Agent {
         self.mesh.pass(head, query, body).await
     }
 
-    async fn own(&self, endpoint: Endpoint, query: &Query, body: &[u8]) -> Result<Answered, Refused> {
+    async fn serve_own(&self, endpoint: Endpoint, query: &Query, body: &[u8]) -> Result<Answered, Refused> {
         match endpoint {
             Endpoint::RegisterService => {
                 let (service, checks) = definitions::service(body, self.local.own()).map_err(Refused::bad)?;
@@ -192,19 +194,19 @@ impl Agent {
                 ));
             }
             Endpoint::ConnectLeaf(service) => {
-                let text = "Permission denied: programs get no certificates here (weft-sidecar run --connect-leaf); the calls \
-                            of a program without one are mutual TLS by its sidecar";
+                let text = "Permission denied: certificates for programs are disabled (weft-sidecar run --connect-leaf); the \
+                            sidecar provides mutual TLS for the calls of its program";
                 let leaves = self.leaves.as_ref().ok_or_else(|| Refused::new(StatusCode::FORBIDDEN, text))?;
                 return leaves.answer(&service, query).await;
             }
             Endpoint::AgentVersion => return Ok(answer::json(&shapes::version(), query)),
-            Endpoint::AgentHost => return Ok(answer::json(&inside::host(), query)),
+            Endpoint::AgentHost => return Ok(answer::json(&telemetry::host(), query)),
             Endpoint::AgentMetrics => {
-                let text = "agent/metrics: the agent of a program without a sidecar has none";
+                let text = "agent/metrics: not available for a program without a sidecar";
                 let metrics = self.metrics.as_ref().ok_or_else(|| Refused::new(StatusCode::NOT_IMPLEMENTED, text))?;
-                return inside::metrics(metrics, query);
+                return telemetry::metrics(metrics, query);
             }
-            // Files are read again when they change, and the rest is said on the command line.
+            // Files are reloaded when they change, and all other settings are on the command line.
             Endpoint::AgentReload => {}
         }
         Ok(answer::done())

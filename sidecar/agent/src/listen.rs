@@ -1,6 +1,7 @@
-//! The HTTP side of the API, one for all who serve it: connections, bodies, compression.
+//! HTTP server of the APIs, shared by agents and control plane: connections, bodies, compression.
 //!
-//! Served by hyper directly: clients send bodies without or with a wrong content type, which extractors refuse.
+//! Uses hyper directly, because clients send bodies without a content type or with a wrong one, which extractors
+//! refuse.
 
 use std::convert::Infallible;
 use std::io::Write;
@@ -28,53 +29,53 @@ use crate::query::Query;
 use crate::quiet::Quiet;
 use crate::refused::Refused;
 
-/// Largest body of a request, bytes.
+/// Maximum size of a request's body in bytes.
 pub const MAX_BODY: usize = 512 << 10;
-/// Longest silence of a connection that is kept.
+/// Idle timeout of a connection.
 const IDLE: Duration = Duration::from_secs(900);
-/// The same where anybody may connect.
+/// Idle timeout where remote clients may connect.
 const REMOTE_IDLE: Duration = Duration::from_secs(90);
-/// Shorter answers are not worth compressing, bytes.
+/// Minimum size of a compressed response in bytes; compressing smaller ones has no benefit.
 const MIN_COMPRESSED: usize = 1024;
-/// Longer ones take long enough to be compressed on another thread, bytes.
+/// Size in bytes above which compression moves to another thread, because it takes long.
 const MAX_HERE: usize = 64 << 10;
 
-/// When a client that sent too many may try again, seconds.
+/// Time after which a client over its limit may retry, in seconds.
 const RETRY_AFTER: &str = "1";
-/// Longest time that a body may take to come.
+/// Timeout for a request's body.
 const BODY: Duration = Duration::from_secs(60);
 
-/// Who answers requests.
+/// Handler of requests.
 pub trait Answers: Send + Sync + 'static {
-    /// Turns away a request before its body is read.
+    /// Refuses a request before its body is read.
     fn turned_away(&self, _head: &request::Parts) -> Option<Answered> {
         None
     }
 
-    /// Ends when another process is to answer: connections are closed then after the request that they have, and no new ones
+    /// Completes when another process takes over: connections are closed after their current request, and no new ones
     /// are accepted.
     fn ending(&self) -> impl Future<Output = ()> + Send {
         std::future::pending()
     }
 
-    /// Answers one.
+    /// Responds to one request.
     fn answer(&self, from: SocketAddr, request: Request<Bytes>) -> impl Future<Output = Answered> + Send;
 }
 
-/// What may be under way on a listener.
+/// Limits of a listener.
 pub struct Bounds {
     quiet: Arc<Quiet>,
     clients: Arc<Clients>,
 }
 
 impl Bounds {
-    /// At most so many requests of one client at once, of each [`Kind`].
+    /// `per_client`: maximum number of concurrent requests of one client, per [`Kind`].
     pub fn new(per_client: usize) -> Bounds {
         Bounds { quiet: Arc::new(Quiet::of_traffic()), clients: Arc::new(Clients::new(per_client)) }
     }
 }
 
-/// Serves for ever, plaintext.
+/// Serves plaintext until another process takes over.
 pub async fn serve(answers: Arc<impl Answers>, listener: TcpListener, bounds: Bounds) {
     let bounds = Arc::new(bounds);
     while let Some((stream, from)) = next(&*answers, &listener).await {
@@ -82,7 +83,7 @@ pub async fn serve(answers: Arc<impl Answers>, listener: TcpListener, bounds: Bo
     }
 }
 
-/// Serves for ever, TLS.
+/// Serves TLS until another process takes over.
 pub async fn serve_tls(
     answers: Arc<impl Answers>,
     listener: TcpListener,
@@ -101,7 +102,7 @@ pub async fn serve_tls(
     }
 }
 
-/// The next connection, until another process is to answer.
+/// The next connection; `None`: another process takes over.
 async fn next(answers: &impl Answers, listener: &TcpListener) -> Option<(TcpStream, SocketAddr)> {
     tokio::select! {
         biased;
@@ -114,7 +115,7 @@ async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
     loop {
         match listener.accept().await {
             Ok(accepted) => return accepted,
-            // Out of descriptors, most likely: waiting is all that helps.
+            // Most likely out of file descriptors: waiting is the only remedy.
             Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
         }
     }
@@ -145,10 +146,10 @@ async fn connection(
         .serve_connection(TokioIo::new(stream), service);
     let mut serving = std::pin::pin!(serving);
     tokio::select! {
-        // A client that breaks off is its own affair.
+        // An aborted connection is the client's decision and not logged.
         _ = serving.as_mut() => return,
         () = connection.dismissed() => {
-            tracing::debug!(%from, "a quiet connection is closed for a new one");
+            tracing::debug!(%from, "an idle connection is closed for a new one");
             return;
         }
         () = ending.ending() => serving.as_mut().graceful_shutdown(),
@@ -156,7 +157,7 @@ async fn connection(
     let _ = serving.await;
 }
 
-/// Answers one request unless its client has too many under way.
+/// Responds to one request, unless its client is over its limit.
 async fn admitted<B>(
     answers: &impl Answers,
     from: SocketAddr,
@@ -172,11 +173,11 @@ where
         Ok(admitted) => admitted,
         Err(refused) => {
             let query = Query::parse(head.uri.query().unwrap_or_default());
-            let mut away = answer::refusal(&refused, head.method == Method::GET, &query);
-            answer::set(&mut away, "retry-after", RETRY_AFTER);
-            // What it sends is not read, and it holds no connection.
-            answer::set(&mut away, "connection", "close");
-            return path::in_format(head.uri.path(), &head.headers, away).map(Full::new);
+            let mut refusal = answer::refusal(&refused, head.method == Method::GET, &query);
+            answer::set(&mut refusal, "retry-after", RETRY_AFTER);
+            // The body is not read, so the connection must be closed.
+            answer::set(&mut refusal, "connection", "close");
+            return path::in_format(head.uri.path(), &head.headers, refusal).map(Full::new);
         }
     };
     let mut response = handle(answers, from, Request::from_parts(head, body)).await;
@@ -186,7 +187,7 @@ where
     response
 }
 
-/// Answers one request.
+/// Responds to one request.
 pub async fn handle<B>(answers: &impl Answers, from: SocketAddr, request: Request<B>) -> Response<Full<Bytes>>
 where
     B: Body<Data = Bytes>,
@@ -194,11 +195,11 @@ where
 {
     let (head, body) = request.into_parts();
     let (path, headers) = (head.uri.path().to_owned(), head.headers.clone());
-    let away = path::turned_away(&path, head.uri.query()).or_else(|| answers.turned_away(&head));
-    if let Some(mut away) = away {
-        // What it sends is not read, and it holds no connection.
-        answer::set(&mut away, "connection", "close");
-        return path::in_format(&path, &headers, away).map(Full::new);
+    let refusal = path::redirect_or_refusal(&path, head.uri.query()).or_else(|| answers.turned_away(&head));
+    if let Some(mut refusal) = refusal {
+        // The body is not read, so the connection must be closed.
+        answer::set(&mut refusal, "connection", "close");
+        return path::in_format(&path, &headers, refusal).map(Full::new);
     }
     let gzip = takes_gzip(&head.headers);
     let answered = match collect(body).await {
@@ -219,7 +220,7 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let Ok(collected) = tokio::time::timeout(BODY, Limited::new(body, MAX_BODY).collect()).await else {
-        let text = format!("the request's body did not come within {} seconds", BODY.as_secs());
+        let text = format!("the request's body did not arrive within {} seconds", BODY.as_secs());
         return Err(Refused::new(StatusCode::REQUEST_TIMEOUT, text));
     };
     match collected {
@@ -228,11 +229,11 @@ where
             let text = format!("Request body too large, max size: {MAX_BODY} bytes");
             Err(Refused::new(StatusCode::PAYLOAD_TOO_LARGE, text))
         }
-        Err(e) => Err(Refused::bad(format!("the request's body broke off: {e}"))),
+        Err(e) => Err(Refused::bad(format!("cannot read the request's body: {e}"))),
     }
 }
 
-/// Whether a client takes gzip (RFC 9110, 12.5.3); one that only says "anything" may not mean it.
+/// Whether a client accepts gzip explicitly (RFC 9110, 12.5.3); a wildcard alone is not sufficient.
 fn takes_gzip(headers: &HeaderMap) -> bool {
     let values = headers.get_all(header::ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
     values.flat_map(|value| value.split(',')).any(|coding| {
@@ -254,7 +255,7 @@ async fn compressed(answered: Answered) -> Answered {
     } else {
         tokio::task::spawn_blocking(move || gzip(&body)).await.unwrap_or_else(|e| Err(std::io::Error::other(e)))
     };
-    // It cannot fail; if it did, the answer would still be one.
+    // Compression in memory does not fail; if it did, the plain response would still be valid.
     let Ok(packed) = packed else { return Response::from_parts(head, plain) };
     head.headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
     head.headers.append(header::VARY, HeaderValue::from_static("accept-encoding"));
@@ -275,7 +276,7 @@ mod tests {
 
     use super::*;
 
-    /// Answers with as many bytes as the path says.
+    /// Responds with the number of bytes in the path.
     struct Zeros;
 
     impl Answers for Zeros {
@@ -285,7 +286,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn long_answers_are_compressed_for_those_who_ask() {
+    async fn long_responses_are_compressed_if_gzip_is_accepted() {
         for (accept, length, packed) in [
             ("gzip", 1024, false),
             ("gzip", 1025, true),
@@ -310,7 +311,7 @@ mod tests {
         }
     }
 
-    /// Answers blocking queries never, everything else at once.
+    /// Never responds to blocking queries, but at once to all other requests.
     struct Waits;
 
     impl Answers for Waits {
@@ -337,7 +338,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_client_holds_up_no_other_requests() {
+    async fn blocking_queries_of_one_client_do_not_delay_other_requests() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let at = listener.local_addr().unwrap();
         tokio::spawn(serve(Arc::new(Waits), listener, Bounds::new(10)));
@@ -351,7 +352,7 @@ mod tests {
         }
         let refused = async {
             loop {
-                // Those before may not have been counted yet.
+                // The earlier requests may not be counted yet.
                 let mut one = ask(at, "/v1/kv/a?index=1").await;
                 if let Ok(text) = tokio::time::timeout(Duration::from_millis(200), head(&mut one)).await {
                     return text;

@@ -1,9 +1,9 @@
-//! What is registered in this pod and how it fares: the one place where the agent's services and checks change.
+//! Registrations of this pod and their health: the only place where the agent's services and checks change.
 //!
-//! The control plane is asked first: what it refuses is not taken here either. Writers take turns, so that it hears of
-//! changes in the order in which they were made; a probe's result never waits for one, it is marked and told later.
+//! A change is sent to the control plane first: a change that it refuses is refused here too. Writers are serialised, so that
+//! the control plane receives changes in their order; a probe's result does not wait, it is marked and sent later.
 //!
-//! What is registered is in a file before the one who registered it has an answer; how checks fare follows in a second.
+//! A registration is saved before its client gets a response; the state of checks is saved within a second.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -16,38 +16,38 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use weft_proto::v1::{self, Instance};
 
-use super::entry::{Entry, Held, Task, is_same, new_state, wire};
+use super::entry::{Entry, RegisteredService, Task, is_same, new_state, wire};
+use super::persistence::SavedCheckState;
 use super::refused::Refused;
-use super::saved::Left;
 use super::upstream::Upstream;
-use crate::checks::state::{State, Status, Tell};
+use crate::checks::state::{State, Status, Update};
 use crate::checks::target::Own;
 use crate::checks::{self, Definition, Kind, Sink, Sockets};
 
-/// Services of one agent, and checks.
+/// Maximum number of services of one agent, and of checks.
 const LIMIT: usize = 1000;
-/// Longest wait until callers have acknowledged that an instance is gone; an application that ends after that is missed
-/// by nobody.
+/// Maximum wait until callers have acknowledged the removal of an instance; an application that exits afterwards gets
+/// no more requests.
 const ACK_WAIT: Duration = Duration::from_secs(2);
-/// How often output that may wait, and services that have been critical too long, are looked at.
+/// Interval at which delayed output updates and services that have been critical too long are handled.
 const TICK: Duration = Duration::from_secs(15);
-/// Pause before it is asked again whether a check may lapse.
+/// Pause before the mesh is queried again whether a check may expire.
 const LAPSE_POLL: Duration = Duration::from_secs(1);
 
 mod health;
 mod restart;
 
 #[derive(Default)]
-struct Registered {
-    services: BTreeMap<String, Held>,
+struct Registrations {
+    services: BTreeMap<String, RegisteredService>,
     checks: BTreeMap<String, Entry>,
-    /// Checks whose status the mesh has not heard of.
+    /// Checks with pending updates.
     dirty: BTreeSet<String>,
-    /// How checks fared before the restart that are not registered again yet.
-    left: BTreeMap<String, Left>,
+    /// State of checks from before a restart that are not registered again yet.
+    saved_checks: BTreeMap<String, SavedCheckState>,
 }
 
-/// Whose turn it is to write.
+/// Guard that serialises writers.
 type Writing<'a> = tokio::sync::MutexGuard<'a, ()>;
 
 /// The agent's services and checks.
@@ -55,25 +55,25 @@ pub struct Local {
     upstream: Arc<dyn Upstream>,
     sockets: Arc<dyn Sockets>,
     file: Option<PathBuf>,
-    held: Mutex<Registered>,
+    registrations: Mutex<Registrations>,
     writer: tokio::sync::Mutex<()>,
     wake: Notify,
     unsaved: Notify,
     changed: watch::Sender<u64>,
     closed: AtomicBool,
-    /// Another process has all of this by now.
+    /// Set when another process has taken over the registrations.
     handed_over: watch::Sender<bool>,
 }
 
 impl Local {
-    /// Nothing registered yet; `file`: where it is to survive restarts. [`Local::report`] and [`Local::keep_saved`] are to
-    /// be spawned.
+    /// Starts without registrations; `file`: where they are saved across restarts. The caller spawns [`Local::report`]
+    /// and [`Local::keep_saved`].
     pub fn new(upstream: Arc<dyn Upstream>, sockets: Arc<dyn Sockets>, file: Option<PathBuf>) -> Arc<Local> {
         Arc::new(Local {
             upstream,
             sockets,
             file,
-            held: Mutex::default(),
+            registrations: Mutex::default(),
             writer: tokio::sync::Mutex::default(),
             wake: Notify::new(),
             unsaved: Notify::new(),
@@ -83,16 +83,16 @@ impl Local {
         })
     }
 
-    /// The pod is being shut down: nothing is registered any more. What is registered stays so in the file: a restart
-    /// brings it back.
+    /// Stops accepting registrations, because the pod is shutting down. The file keeps the existing ones, and a restart
+    /// restores them.
     pub async fn close(&self) {
         self.closed.store(true, Ordering::Relaxed);
         let writing = self.writer.lock().await;
         self.save(&writing).await;
     }
 
-    /// Leaves what is registered to another process, which reads it from the file: the mesh is told of nothing. No check is made
-    /// here any more.
+    /// Leaves the registrations to another process, which reads them from the file; the mesh is not notified. Checks
+    /// stop here.
     pub async fn hand_over(&self) {
         self.closed.store(true, Ordering::Relaxed);
         let writing = self.writer.lock().await;
@@ -101,43 +101,43 @@ impl Local {
         self.lock().checks.clear();
     }
 
-    /// Waits until another process has what is registered.
+    /// Waits until another process has taken over the registrations.
     pub async fn handed_over(&self) {
-        // Never closed: this has the sender.
+        // The channel is open as long as `self`, which owns the sender.
         let _ = self.handed_over.subscribe().wait_for(|over| *over).await;
     }
 
-    /// Whose addresses are registered and checked here.
+    /// Addresses that are registered and checked here.
     pub fn own(&self) -> Own {
         self.sockets.own()
     }
 
-    /// Counts changes.
+    /// A version counter of changes.
     pub fn changed(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }
 
     /// The registered services.
     pub fn services(&self) -> Vec<Instance> {
-        self.lock().services.values().map(|held| held.service.clone()).collect()
+        self.lock().services.values().map(|one| one.service.clone()).collect()
     }
 
-    /// One of them.
+    /// A registered service.
     pub fn service(&self, id: &str) -> Result<Instance, Refused> {
-        let held = self.lock();
-        held.services.get(id).map(|held| held.service.clone()).ok_or_else(|| Refused::unknown_service(id))
+        let registrations = self.lock();
+        registrations.services.get(id).map(|one| one.service.clone()).ok_or_else(|| Refused::unknown_service(id))
     }
 
-    /// Checks that their applications report: all of them, and those whose report is overdue.
+    /// Number of checks that their applications report, and of those with an overdue report.
     pub fn late_reports(&self, now: Instant) -> (usize, usize) {
-        let held = self.lock();
-        let all = held.checks.values().filter(|entry| matches!(entry.definition.kind, Kind::Ttl(_)));
+        let registrations = self.lock();
+        let all = registrations.checks.values().filter(|entry| matches!(entry.definition.kind, Kind::Ttl(_)));
         let overdue = all.clone().filter(|entry| entry.state.due().is_some_and(|due| due <= now)).count();
         (all.count(), overdue)
     }
 
-    /// The registered checks as the mesh has them; and one more for each service that the mesh does not have, because it
-    /// was registered while the control plane was away and is refused by it now.
+    /// The registered checks in the mesh's form, with an additional one for each service that was registered while the
+    /// control plane was unavailable and is refused by it now.
     pub fn checks(&self) -> Vec<v1::Check> {
         let mut checks: Vec<v1::Check> = self.lock().checks.values().map(Entry::wire).collect();
         checks.extend(self.upstream.refused().into_iter().map(|(service_id, why)| v1::Check {
@@ -151,7 +151,7 @@ impl Local {
         checks
     }
 
-    /// Registers the service of the command line, unless the application has registered itself by now.
+    /// Registers the service of the command line, unless the application has registered itself already.
     ///
     /// # Errors
     /// The control plane's reason for refusing it.
@@ -161,20 +161,22 @@ impl Local {
         check: Option<Definition>,
     ) -> Result<(), Refused> {
         let writing = self.writer.lock().await;
-        let same = self.lock().services.values().any(|held| !held.command_line && is_same(&held.service, &service));
+        let same = self.lock().services.values().any(|one| !one.command_line && is_same(&one.service, &service));
         if same {
             tracing::info!(service = service.service, "registered by the application already");
             return Ok(());
         }
-        self.put(&writing, Held { service, command_line: true }, check.into_iter().collect(), false).await?;
+        self.put(&writing, RegisteredService { service, command_line: true }, check.into_iter().collect(), false)
+            .await?;
         self.save(&writing).await;
         Ok(())
     }
 
-    /// Registers a service or changes it. Checks that it had and `checks` does not name stay, unless `replace_checks`.
+    /// Registers a service or changes it. Its existing checks that are not among `checks` stay, unless
+    /// `replace_checks`.
     ///
     /// # Errors
-    /// The control plane's reason for refusing it, or ours.
+    /// The reason for refusing it.
     pub async fn register(
         self: &Arc<Self>,
         mut service: Instance,
@@ -182,20 +184,20 @@ impl Local {
         replace_checks: bool,
     ) -> Result<(), Refused> {
         let writing = self.writer.lock().await;
-        // The same port given on the command line is the same endpoint: this registration says more of it.
+        // The same port on the command line is the same endpoint; this registration has more details.
         let replaced = {
-            let held = self.lock();
-            let found = held.services.values().find(|held| held.command_line && is_same(&held.service, &service));
+            let registrations = self.lock();
+            let found = registrations.services.values().find(|one| one.command_line && is_same(&one.service, &service));
             found.map(|found| {
                 let id = found.service.service_id.clone();
                 let protocol = found.service.meta.get("protocol").cloned();
-                let own = held.checks.values().filter(|e| e.definition.service_id == id);
+                let own = registrations.checks.values().filter(|e| e.definition.service_id == id);
                 let own: Vec<Definition> = own.map(|e| Definition::clone(&e.definition)).collect();
                 (id, protocol, own)
             })
         };
         let id = service.service_id.clone();
-        // Where it says nothing of protocol and health, what the command line said of them stays.
+        // Protocol and health check of the command line stay if this registration has none.
         if let Some((old, protocol, old_checks)) = &replaced {
             if let Some(protocol) = protocol {
                 service.meta.entry("protocol".into()).or_insert_with(|| protocol.clone());
@@ -209,7 +211,7 @@ impl Local {
                 checks.extend(old_checks.iter().filter(|c| !matches!(c.kind, Kind::Maintenance)).map(moved));
             }
         }
-        self.put(&writing, Held { service, command_line: false }, checks, replace_checks).await?;
+        self.put(&writing, RegisteredService { service, command_line: false }, checks, replace_checks).await?;
         if let Some((old, ..)) = replaced.filter(|(old, ..)| *old != id) {
             self.remove(&old);
             self.upstream.deregister(&old, Duration::ZERO).await;
@@ -221,12 +223,12 @@ impl Local {
     async fn put(
         self: &Arc<Self>,
         _writing: &Writing<'_>,
-        new: Held,
+        new: RegisteredService,
         checks: Vec<Definition>,
         replace_checks: bool,
     ) -> Result<(), Refused> {
         if self.closed.load(Ordering::Relaxed) {
-            let text = "this pod is being shut down; nothing can be registered any more";
+            let text = "this pod is shutting down and accepts no registrations";
             return Err(Refused::new(StatusCode::SERVICE_UNAVAILABLE, text));
         }
         checks.iter().try_for_each(|check| self.may_run(check))?;
@@ -236,25 +238,27 @@ impl Local {
         let given: BTreeMap<String, Definition> = checks.into_iter().map(|c| (c.id.clone(), c)).collect();
         let mut instance = new.service.clone();
         let (mut fresh, gone) = {
-            let mut held = self.lock();
-            let more = given.keys().filter(|id| !held.checks.contains_key(*id)).count();
-            if held.checks.len() + more > LIMIT || (!held.services.contains_key(&id) && held.services.len() >= LIMIT) {
-                return Err(Refused::bad(format!("one agent holds {LIMIT} services and {LIMIT} checks at most")));
+            let mut registrations = self.lock();
+            let more = given.keys().filter(|id| !registrations.checks.contains_key(*id)).count();
+            if registrations.checks.len() + more > LIMIT
+                || (!registrations.services.contains_key(&id) && registrations.services.len() >= LIMIT)
+            {
+                return Err(Refused::bad(format!("one agent holds at most {LIMIT} services and {LIMIT} checks")));
             }
             if let Some(other) =
-                given.keys().find(|c| held.checks.get(*c).is_some_and(|e| e.definition.service_id != id))
+                given.keys().find(|c| registrations.checks.get(*c).is_some_and(|e| e.definition.service_id != id))
             {
                 return Err(Refused::bad(format!("the check ID {other:?} is in use by another service")));
             }
-            let own = held.checks.values().filter(|e| e.definition.service_id == id);
+            let own = registrations.checks.values().filter(|e| e.definition.service_id == id);
             let (stay, gone): (Vec<_>, Vec<_>) =
                 own.partition(|e| given.contains_key(&e.definition.id) || !replace_checks || e.is_maintenance());
             instance.checks = stay.iter().filter(|e| !given.contains_key(&e.definition.id)).map(|e| e.wire()).collect();
             let gone: Vec<String> = gone.iter().map(|e| e.definition.id.clone()).collect();
             let mut fresh = Vec::new();
             for (check_id, definition) in given {
-                match held.checks.get_mut(&check_id) {
-                    // Left running: else one who registers every few seconds would never be probed.
+                match registrations.checks.get_mut(&check_id) {
+                    // SavedCheckState running: otherwise a client that registers every few seconds would prevent every probe.
                     Some(entry) if *entry.definition == definition => {
                         entry.state.rearm(now);
                         instance.checks.push(entry.wire());
@@ -263,11 +267,11 @@ impl Local {
                         let mut state = new_state(&definition, now);
                         if let Some(old) = old {
                             state.resume(&old.state);
-                        } else if let Some(left) = held.left.remove(&check_id) {
-                            left.continue_in(&mut state, now);
+                        } else if let Some(left) = registrations.saved_checks.remove(&check_id) {
+                            left.restore_into(&mut state, now);
                         }
                         instance.checks.push(wire(&definition, &state));
-                        state.told(now);
+                        state.record_update(now);
                         fresh.push((definition, state));
                     }
                 }
@@ -275,27 +279,27 @@ impl Local {
             (fresh, gone)
         };
         self.upstream.register(instance).await?;
-        let mut held = self.lock();
-        held.services.insert(id, new);
+        let mut registrations = self.lock();
+        registrations.services.insert(id, new);
         for gone in gone {
-            held.checks.remove(&gone);
+            registrations.checks.remove(&gone);
         }
         for (definition, mut state) in fresh.drain(..) {
-            if let Some(old) = held.checks.get(&definition.id) {
-                // A result may have come meanwhile.
+            if let Some(old) = registrations.checks.get(&definition.id) {
+                // A result may have arrived in the meantime.
                 state.resume(&old.state);
             }
-            self.start(&mut held, definition, state);
+            self.start(&mut registrations, definition, state);
         }
-        drop(held);
+        drop(registrations);
         self.touch();
         Ok(())
     }
 
-    /// Takes a service back.
+    /// Deregisters a service.
     ///
     /// # Errors
-    /// When there is none.
+    /// If it does not exist.
     pub async fn deregister(&self, id: &str) -> Result<(), Refused> {
         let writing = self.writer.lock().await;
         if !self.remove(id) {
@@ -306,19 +310,19 @@ impl Local {
         Ok(())
     }
 
-    /// Removes a service and its checks here.
+    /// Removes a service and its checks locally.
     fn remove(&self, id: &str) -> bool {
-        let mut held = self.lock();
-        let there = held.services.remove(id).is_some();
+        let mut registrations = self.lock();
+        let there = registrations.services.remove(id).is_some();
         if there {
-            held.checks.retain(|_, entry| entry.definition.service_id != id);
+            registrations.checks.retain(|_, entry| entry.definition.service_id != id);
         }
-        drop(held);
+        drop(registrations);
         self.touch();
         there
     }
 
-    /// Tells the mesh what checks found, and takes back services that have been critical too long, for ever.
+    /// Sends check updates to the mesh, and deregisters services that have been critical too long, until aborted.
     pub async fn report(self: Arc<Self>) {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -341,40 +345,41 @@ impl Local {
     async fn reap(&self) {
         let now = Instant::now();
         let dead: BTreeSet<String> = {
-            let mut held = self.lock();
-            let waiting = held.checks.iter().filter(|(_, entry)| entry.state.tell() != Tell::No);
+            let mut registrations = self.lock();
+            let waiting =
+                registrations.checks.iter().filter(|(_, entry)| entry.state.pending_update() != Update::Unneeded);
             let waiting: Vec<String> = waiting.map(|(id, _)| id.clone()).collect();
-            held.dirty.extend(waiting);
-            let dead = held.checks.values().filter(|entry| {
+            registrations.dirty.extend(waiting);
+            let dead = registrations.checks.values().filter(|entry| {
                 entry.definition.deregister_after.is_some_and(|limit| entry.state.critical_for(limit, now))
             });
             dead.map(|entry| entry.definition.service_id.clone()).filter(|id| !id.is_empty()).collect()
         };
         for id in dead {
             tracing::warn!(service_id = id, "critical for too long: deregistering it");
-            // Its owner may have been faster.
+            // Its owner may have deregistered it in the meantime.
             let _ = self.deregister(&id).await;
         }
     }
 
-    fn start(self: &Arc<Self>, held: &mut Registered, definition: Definition, state: State) {
+    fn start(self: &Arc<Self>, registrations: &mut Registrations, definition: Definition, state: State) {
         let definition = Arc::new(definition);
         let (local, run) = (self.clone(), definition.clone());
         let task = tokio::spawn(async move { checks::run(&run, &*local.sockets, &*local).await });
         let task = Task(task.abort_handle());
-        if state.tell() == Tell::Now {
-            held.dirty.insert(definition.id.clone());
+        if state.pending_update() == Update::Now {
+            registrations.dirty.insert(definition.id.clone());
             self.wake.notify_one();
         }
-        held.checks.insert(definition.id.clone(), Entry { definition, state, task });
+        registrations.checks.insert(definition.id.clone(), Entry { definition, state, task });
     }
 
     fn touch(&self) {
         self.changed.send_modify(|n| *n += 1);
     }
 
-    fn lock(&self) -> MutexGuard<'_, Registered> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Registrations> {
+        self.registrations.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -396,12 +401,12 @@ impl Sink for Local {
     }
 
     fn worst(&self, service_id: &str, except: &str) -> (Status, String) {
-        let held = self.lock();
-        if !held.services.contains_key(service_id) {
+        let registrations = self.lock();
+        if !registrations.services.contains_key(service_id) {
             return (Status::Critical, format!("Service {service_id} could not be found"));
         }
         let of = |entry: &&Entry| entry.definition.service_id == service_id && entry.definition.id != except;
-        let worst = held.checks.values().filter(of).max_by_key(|entry| entry.state.status());
+        let worst = registrations.checks.values().filter(of).max_by_key(|entry| entry.state.status());
         match worst {
             None => (Status::Passing, "No checks found.".into()),
             Some(entry) if entry.state.status() == Status::Passing => (Status::Passing, "All checks passing.".into()),
@@ -419,20 +424,20 @@ impl Sink for Local {
 
 impl Local {
     fn update(&self, check_id: &str, change: impl FnOnce(&mut State)) {
-        let mut held = self.lock();
-        let Some(entry) = held.checks.get_mut(check_id) else { return };
+        let mut registrations = self.lock();
+        let Some(entry) = registrations.checks.get_mut(check_id) else { return };
         let before = entry.state.status();
         change(&mut entry.state);
         let after = entry.state.status();
         if before != after {
             self.touch();
-            // The first line says it; bodies can be pages.
+            // Logs the first line only, because output can be a whole page.
             let output: String = entry.state.output().lines().next().unwrap_or_default().chars().take(200).collect();
             tracing::info!(check_id, output, "a check went from {} to {}", before.as_str(), after.as_str());
             self.unsaved.notify_one();
         }
-        if entry.state.tell() == Tell::Now {
-            held.dirty.insert(check_id.to_owned());
+        if entry.state.pending_update() == Update::Now {
+            registrations.dirty.insert(check_id.to_owned());
             self.wake.notify_one();
         }
     }

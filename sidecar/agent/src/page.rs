@@ -1,32 +1,34 @@
-//! Requests that a web page has a browser make. An API on loopback is open to all programs of the pod, and so to a browser: a
-//! page whose name is made to lead to 127.0.0.1 (DNS rebinding) would read and write the registry, and any page can send what
-//! it gets no answer to.
+//! Protection against requests that a web page makes through a browser. An API on loopback is open to all programs of
+//! the pod, and so to a browser: a page whose domain resolves to 127.0.0.1 (DNS rebinding) could read and write the
+//! registry, and any page can send requests without reading the response.
 
 use http::{HeaderMap, Method, StatusCode, Uri, header};
 use weft_core::names::normalise;
 
 use crate::refused::Refused;
 
-/// The names by which an API on loopback may be asked, besides addresses and `localhost`: no page has an address for a name.
+/// Accepted host names of an API on loopback, besides addresses and `localhost`: a page cannot use an address as its
+/// domain.
 #[derive(Debug, Clone, Default)]
 pub struct Names(Vec<String>);
 
 impl Names {
-    /// `host`: the machine's own name, of which the first label alone counts too. `allowed`: others.
+    /// `host`: the machine's own name, whose first label is accepted too. `allowed`: further names.
     pub fn new(host: &str, allowed: &[String]) -> Names {
         let own = [host, host.split('.').next().unwrap_or_default()];
         let own = own.into_iter().filter(|name| !name.is_empty()).map(str::to_owned);
         Names(own.chain(allowed.iter().cloned()).collect())
     }
 
-    /// Why a request is refused, where it may be a page's; `option`: the one that allows a name.
+    /// The reason for refusing a request that may come from a page; `option`: the option that allows a name.
     pub fn refuses(&self, method: &Method, uri: &Uri, headers: &HeaderMap, option: &str) -> Option<Refused> {
-        let authority = asked(uri, headers);
+        let authority = requested_authority(uri, headers);
         let host = normalise(authority);
         if !self.has(&host) {
             let text = format!(
-                "this API is for programs of this pod, and {host:?} is neither an address, localhost nor a name of the pod: a web \
-                 page can make its name lead here. If it is meant, allow it by {option} {host}"
+                "this API is for programs of this pod, and {host:?} is neither an address, localhost nor a name of the pod: \
+                 requests for other names may come from a web page (DNS rebinding). If the name is intended, allow it with \
+                 {option} {host}"
             );
             return Some(Refused::new(StatusCode::MISDIRECTED_REQUEST, text));
         }
@@ -37,7 +39,7 @@ impl Names {
 
     /// `host`: normalised.
     fn has(&self, host: &str) -> bool {
-        // Clients of HTTP/1.0 say none, and no browser is one.
+        // HTTP/1.0 clients send no Host header, and no browser uses HTTP/1.0.
         host.is_empty()
             || host.parse::<std::net::IpAddr>().is_ok()
             || host == "localhost"
@@ -46,16 +48,16 @@ impl Names {
     }
 }
 
-/// The authority that a request names.
-fn asked<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> &'a str {
+/// The authority of a request.
+fn requested_authority<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> &'a str {
     match uri.authority() {
         Some(authority) => authority.as_str(),
-        // What is no text is no name.
+        // An invalid header value matches no name.
         None => headers.get(header::HOST).map_or("", |host| host.to_str().unwrap_or("?")),
     }
 }
 
-/// Whether a browser says that another page than one of ours asks (Fetch, 3.1 and Fetch Metadata).
+/// Whether a browser marks the request as coming from another origin (Fetch, 3.1 and Fetch Metadata).
 fn is_of_another_page(headers: &HeaderMap, authority: &str) -> bool {
     let text = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
     let origin = text("origin").map(|origin| origin.split_once("://").map_or(origin, |(_, origin)| origin));
@@ -80,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_a_page_can_have_is_misdirected() {
+    fn foreign_host_names_are_misdirected() {
         for host in [
             "127.0.0.1:8500",
             "localhost",
@@ -111,12 +113,12 @@ mod tests {
     }
 
     #[test]
-    fn a_page_of_another_origin_writes_nothing() {
+    fn writes_of_other_origins_are_refused() {
         let host = ("host", "localhost:8500");
         assert_eq!(refused("PUT", &[host, ("origin", "http://localhost:8500")]), None);
         for origin in ["https://evil.example", "http://localhost:3000", "null"] {
             assert_eq!(refused("PUT", &[host, ("origin", origin)]), Some(403), "{origin}");
-            assert_eq!(refused("GET", &[host, ("origin", origin)]), None, "it gets no answer to read");
+            assert_eq!(refused("GET", &[host, ("origin", origin)]), None, "the browser withholds the response");
         }
         assert_eq!(refused("POST", &[host, ("sec-fetch-site", "cross-site")]), Some(403));
         assert_eq!(refused("POST", &[host, ("sec-fetch-site", "same-site")]), Some(403));

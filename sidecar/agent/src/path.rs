@@ -1,4 +1,4 @@
-//! Paths as Go's ServeMux takes them: Consul's clients join parts that begin or end with a slash, and are redirected.
+//! Path normalisation of Go's ServeMux: Consul's clients join segments with duplicate slashes, and are redirected.
 
 use http::{HeaderMap, StatusCode};
 
@@ -6,7 +6,7 @@ use crate::answer::{self, Answered};
 use crate::eureka;
 use crate::query::unescape;
 
-/// A path without empty segments, `.` and `..`; a slash at its end stays. Escapes stay as they are: `%2F` is no separator.
+/// Removes empty segments, `.` and `..`; a trailing slash stays. Escapes stay too: `%2F` is not a separator.
 pub fn clean(path: &str) -> String {
     let mut segments: Vec<&str> = Vec::new();
     for segment in path.split('/') {
@@ -20,9 +20,9 @@ pub fn clean(path: &str) -> String {
     format!("/{}{end}", segments.join("/"))
 }
 
-/// The answer to a path that is not clean: a redirect, as ServeMux gives it; and to one that Consul refuses because
-/// characters of it cannot be printed. `None`: it goes on. Eureka's servers take empty segments as they come.
-pub fn turned_away(path: &str, query: Option<&str>) -> Option<Answered> {
+/// The response to a path that is not normal: a redirect, as ServeMux sends it; and to one with non-printable
+/// characters, which Consul refuses. `None`: the request proceeds. Eureka's servers accept empty segments.
+pub fn redirect_or_refusal(path: &str, query: Option<&str>) -> Option<Answered> {
     if eureka::route::is_ours(path) {
         return None;
     }
@@ -41,7 +41,7 @@ pub fn turned_away(path: &str, query: Option<&str>) -> Option<Answered> {
     })
 }
 
-/// Whether what is answered is in the format that Eureka's clients ask for, if the path is of that API.
+/// Converts a response to the format of Eureka's client, if the path belongs to that API.
 pub fn in_format(path: &str, headers: &HeaderMap, answered: Answered) -> Answered {
     if eureka::route::is_ours(path) { eureka::answers::in_format(answered, headers) } else { answered }
 }
@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_are_cleaned_as_go_does() {
+    fn paths_are_cleaned_as_in_go() {
         for (path, cleaned) in [
             ("/v1/kv/a", "/v1/kv/a"),
             ("/v1/kv/", "/v1/kv/"),
@@ -72,15 +72,15 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_clean_is_redirected_and_control_characters_are_refused() {
-        let moved = turned_away("/v1/kv//a", Some("raw&dc=x")).unwrap();
+    fn unclean_paths_are_redirected_and_control_characters_refused() {
+        let moved = redirect_or_refusal("/v1/kv//a", Some("raw&dc=x")).unwrap();
         assert_eq!(
             (moved.status().as_u16(), moved.headers()["location"].to_str().unwrap()),
             (301, "/v1/kv/a?raw&dc=x")
         );
-        assert_eq!(turned_away("/v1/kv//a", None).unwrap().headers()["location"], "/v1/kv/a");
-        assert_eq!(turned_away("/v1/kv/a%00b", None).unwrap().status(), 400);
-        assert!(turned_away("/v1/kv/a%20b%C3%A4", Some("x//y")).is_none());
-        assert!(turned_away("/eureka//apps", None).is_none());
+        assert_eq!(redirect_or_refusal("/v1/kv//a", None).unwrap().headers()["location"], "/v1/kv/a");
+        assert_eq!(redirect_or_refusal("/v1/kv/a%00b", None).unwrap().status(), 400);
+        assert!(redirect_or_refusal("/v1/kv/a%20b%C3%A4", Some("x//y")).is_none());
+        assert!(redirect_or_refusal("/eureka//apps", None).is_none());
     }
 }

@@ -1,19 +1,19 @@
-//! The query of a request: many of Consul's flags are true by being there, and blocking queries wait within bounds.
+//! Query strings: many of Consul's flags are true by their presence, and the wait of blocking queries is bounded.
 
 use std::time::Duration;
 
 use crate::decode::{go_bool, go_duration};
 
-/// The query of a request, resolved.
+/// The decoded query of a request.
 #[derive(Debug, Default)]
 pub struct Query(Vec<(String, String)>);
 
-/// Consul's default wait, and its longest.
+/// Consul's default wait and maximum wait.
 const DEFAULT_WAIT: Duration = Duration::from_secs(300);
 const MAX_WAIT: Duration = Duration::from_secs(600);
 
 impl Query {
-    /// Reads `text`, what follows the question mark.
+    /// Parses the text after the question mark.
     pub fn parse(text: &str) -> Query {
         let pairs = text.split('&').filter(|pair| !pair.is_empty());
         Query(
@@ -24,12 +24,12 @@ impl Query {
         )
     }
 
-    /// With one pair.
+    /// A query with a single pair.
     pub fn of(key: &str, value: &str) -> Query {
         Query(vec![(key.to_owned(), value.to_owned())])
     }
 
-    /// The value of `key`; `None`: not there.
+    /// The value of `key`; `None`: absent.
     pub fn value(&self, key: &str) -> Option<&str> {
         self.values(key).next()
     }
@@ -45,15 +45,15 @@ impl Query {
         self.0.iter().map(|(key, value)| (key.as_str(), value.as_str()))
     }
 
-    /// Whether `key` is there, whatever its value: in Consul `?stale=false` is true.
+    /// Whether `key` is present, whatever its value: in Consul `?stale=false` is true.
     pub fn has(&self, key: &str) -> bool {
         self.value(key).is_some()
     }
 
-    /// `passing`, which has a value, unlike other flags.
+    /// The flag `passing`, which has a value, unlike other flags.
     ///
     /// # Errors
-    /// When the value is none.
+    /// If the value is not a boolean.
     pub fn passing(&self) -> Result<bool, String> {
         match self.value("passing") {
             None => Ok(false),
@@ -62,10 +62,10 @@ impl Query {
         }
     }
 
-    /// Whether flags of a read contradict each other or are none.
+    /// Checks the consistency flags of a read for contradictions and invalid values.
     ///
     /// # Errors
-    /// Consul's words, for a 400.
+    /// The message for status 400, in Consul's words.
     pub fn consistency(&self) -> Result<(), String> {
         for other in ["stale", "cached"] {
             if self.has("consistent") && self.has(other) {
@@ -78,10 +78,10 @@ impl Query {
         }
     }
 
-    /// The index to wait past, and how long; `None`: answer at once.
+    /// The index after which to respond, and the wait; `None`: respond at once.
     ///
     /// # Errors
-    /// Consul's words, for a 400.
+    /// The message for status 400, in Consul's words.
     pub fn block(&self) -> Result<Option<(u64, Duration)>, String> {
         let wait = match self.value("wait") {
             None | Some("") => DEFAULT_WAIT,
@@ -96,14 +96,14 @@ impl Query {
     }
 }
 
-/// The text of a query without the pairs of these keys; what is left stays as it was written.
+/// The text of a query without the pairs of these keys; all other pairs are unchanged.
 pub fn without(text: &str, keys: &[&str]) -> String {
     let key = |pair: &str| unescape(pair.split('=').next().unwrap_or_default(), true);
-    let kept: Vec<&str> = text.split('&').filter(|pair| !pair.is_empty() && !keys.contains(&&*key(pair))).collect();
-    kept.join("&")
+    let rest: Vec<&str> = text.split('&').filter(|pair| !pair.is_empty() && !keys.contains(&&*key(pair))).collect();
+    rest.join("&")
 }
 
-/// Resolves `%2F` and the like; what is no escape stays. With `plus`, a plus is a space.
+/// Decodes `%2F` and the like; invalid escapes are unchanged. With `plus`, a plus is a space.
 pub fn unescape(text: &str, plus: bool) -> String {
     let bytes = text.as_bytes();
     let mut out = Vec::with_capacity(bytes.len());
@@ -130,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn flags_are_true_by_being_there() {
+    fn flags_are_true_by_presence() {
         let query = Query::parse("stale=false&tag=a&tag=b%20c&passing&note=all+well");
         assert!(query.has("stale") && !query.has("cached"));
         assert_eq!(query.values("tag").collect::<Vec<_>>(), ["a", "b c"]);
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_of_consistency_that_contradict_each_other_are_refused() {
+    fn contradicting_consistency_flags_are_refused() {
         for fine in ["", "stale", "consistent", "cached&stale", "stale&max_stale=10s", "max_stale="] {
             assert_eq!(Query::parse(fine).consistency(), Ok(()), "{fine}");
         }
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn waits_are_bounded() {
+    fn waits_are_limited() {
         let seconds = |s| Duration::from_secs(s);
         for (text, block) in [
             ("", Ok(None)),
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn pairs_can_be_left_out() {
+    fn pairs_are_removed_by_key() {
         let text = "tag=a%26b&index=7&stale&w%61it=1s&&indexed=1";
         assert_eq!(without(text, &["index", "wait"]), "tag=a%26b&stale&indexed=1");
         assert_eq!(without("", &["index"]), "");

@@ -1,22 +1,23 @@
-//! Connections on which nothing goes on: a bound for each source and in total, the oldest of which go for new ones.
+//! Limits of idle connections, per source and in total: the oldest are closed for new ones.
 //!
-//! A connection that says nothing costs a socket and no more, so it holds no slot that another could use; without a bound
-//! it would cost all sockets there are. A connection that waits, in a handshake, between requests or before its first byte,
-//! enters here and leaves while something is done for it. Used by each listener that callers without proof can reach.
+//! An idle connection costs a socket and holds no slot, but without a limit idle connections would use up all sockets.
+//! A connection that waits (in a handshake, between requests or before its first byte) is registered here, and
+//! deregistered while a request is served. Used by every listener that unauthenticated clients can reach.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
-use weft_core::silent::Silent;
+use weft_core::first_bytes::FirstBytesWait;
 
-/// Quiet connections of one source.
+/// Maximum idle connections of one source.
 const PER_SOURCE: usize = 512;
-/// Quiet connections of all sources.
+/// Maximum idle connections of all sources.
 const TOTAL: usize = 4096;
 
-/// What counts as one source: an IPv4 address, or a network of IPv6, of which one host has as many addresses as it likes.
+/// The source of a connection: an IPv4 address, or an IPv6 network, in which a single host can use any number of
+/// addresses.
 pub fn source(from: IpAddr) -> IpAddr {
     match from.to_canonical() {
         IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() & !u128::from(u64::MAX)).into(),
@@ -24,16 +25,17 @@ pub fn source(from: IpAddr) -> IpAddr {
     }
 }
 
-/// The quiet connections of a listener, or of several.
+/// The idle connections of one or several listeners.
 pub struct Quiet(Mutex<State>);
 
 struct State {
-    silent: Silent<IpAddr>,
-    /// Tells one that it has to go.
+    waiting: FirstBytesWait<IpAddr>,
+    /// Notifies a connection that it must close.
     goes: HashMap<u64, Arc<Notify>>,
 }
 
-/// The same at a sidecar's or a gateway's ports, which thousands of clients may reach by the address of one load balancer.
+/// Limits at the ports of a sidecar or gateway, which thousands of clients may reach through one load balancer's
+/// address.
 const TRAFFIC: (usize, usize) = (2048, 8192);
 
 impl Default for Quiet {
@@ -43,12 +45,12 @@ impl Default for Quiet {
 }
 
 impl Quiet {
-    /// At most so many of one source, and in total; both 1 or more.
+    /// Limits per source and in total; both must be at least 1.
     pub fn new(per_source: usize, total: usize) -> Quiet {
-        Quiet(Mutex::new(State { silent: Silent::new(per_source, total), goes: HashMap::new() }))
+        Quiet(Mutex::new(State { waiting: FirstBytesWait::new(per_source, total), goes: HashMap::new() }))
     }
 
-    /// A connection that begins quiet.
+    /// Registers a new connection, which is idle at first.
     pub fn enter(self: &Arc<Quiet>, from: IpAddr) -> Connection {
         let connection =
             Connection { quiet: self.clone(), source: source(from), number: Mutex::default(), goes: Arc::default() };
@@ -56,7 +58,7 @@ impl Quiet {
         connection
     }
 
-    /// With the bounds for ports that serve traffic.
+    /// Limits for ports that serve traffic.
     pub fn of_traffic() -> Quiet {
         Quiet::new(TRAFFIC.0, TRAFFIC.1)
     }
@@ -66,24 +68,24 @@ impl Quiet {
     }
 }
 
-/// A connection, quiet or not; counted for as long as this is held.
+/// A connection, idle or not; counted as long as this is held.
 pub struct Connection {
     quiet: Arc<Quiet>,
     source: IpAddr,
-    /// While it is quiet.
+    /// Set while it is idle.
     number: Mutex<Option<u64>>,
     goes: Arc<Notify>,
 }
 
 impl Connection {
-    /// Nothing is done for it from now on, and it may have to go.
+    /// Marks it as idle: it may be closed for others.
     pub fn rest(&self) {
         let mut number = self.number();
         if number.is_some() {
             return;
         }
         let mut state = self.quiet.lock();
-        let (own, other) = state.silent.add(self.source);
+        let (own, other) = state.waiting.add(self.source);
         state.goes.insert(own, self.goes.clone());
         if let Some(other) = other.and_then(|other| state.goes.remove(&other)) {
             other.notify_one();
@@ -91,16 +93,16 @@ impl Connection {
         *number = Some(own);
     }
 
-    /// Something is done for it: it stays until it rests again. One that was dismissed in this moment goes all the same.
+    /// Marks it as busy, so that it is not closed. A dismissal at the same moment still applies.
     pub fn work(&self) {
         if let Some(own) = self.number().take() {
             let mut state = self.quiet.lock();
-            state.silent.remove(own);
+            state.waiting.remove(own);
             state.goes.remove(&own);
         }
     }
 
-    /// What `reading` gives, for which the connection waits quietly; `None`: it had to go for others.
+    /// Waits for `reading` while the connection is idle; `None`: it must be closed for others.
     pub async fn until<T>(self, reading: impl Future<Output = T>) -> Option<T> {
         tokio::select! {
             biased;
@@ -109,7 +111,7 @@ impl Connection {
         }
     }
 
-    /// Waits until it has to go for others.
+    /// Waits until it must be closed for others.
     pub async fn dismissed(&self) {
         self.goes.notified().await;
     }
@@ -132,7 +134,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn quiet_connections_go_for_new_ones_and_working_ones_stay() {
+    fn idle_connections_are_closed_for_new_ones_and_busy_ones_stay() {
         let quiet = Arc::new(Quiet::new(2, 3));
         let enter = |ip: &str| quiet.enter(ip.parse().unwrap());
         let goes = |connection: &Connection| connection.dismissed().now_or_never().is_some();
@@ -141,14 +143,14 @@ mod tests {
         let third = enter("10.0.0.7");
         assert!(!goes(&first) && !goes(&second) && !goes(&third));
         first.rest();
-        assert!(goes(&second) && !goes(&first), "the oldest that is quiet");
+        assert!(goes(&second) && !goes(&first), "the oldest idle one");
         let _other = enter("fd00::1");
         assert!(!goes(&third));
         let _more = enter("fd00:0:0:1::1");
         assert!(goes(&third), "the oldest of all");
         drop((first, second, third));
         let networks = [enter("fd00::2"), enter("fd00::3")];
-        assert!(!goes(&networks[0]), "the first of its network went");
+        assert!(!goes(&networks[0]), "the first of its network is closed");
         drop((_other, _more, networks));
         assert!(quiet.lock().goes.is_empty());
     }

@@ -1,4 +1,4 @@
-//! Answers to reads of this agent.
+//! Responses to reads of this agent.
 
 use std::time::Duration;
 
@@ -53,19 +53,20 @@ pub fn agent_checks(agent: &Agent, query: &Query) -> Result<Answered, Refused> {
     Ok(answer::json(&by(filtered(items, query)?, "CheckID"), query))
 }
 
-/// `agent/health/service/id/:id`: the status says how the service fares, for those who read no body.
+/// `agent/health/service/id/:id`: the status code reflects the service's health, for clients that ignore the body.
 pub fn agent_health_of_id(agent: &Agent, id: &str, query: &Query) -> Result<Answered, Refused> {
     let service = agent.local.service(id)?;
     let (status, item) = agent_health(agent, &service);
     Ok(health_answer(status, &item, query))
 }
 
-/// `agent/health/service/name/:name`: of all of that name here, and the worst of them.
+/// `agent/health/service/name/:name`: all services with this name, and the worst health among them.
 pub fn agent_health_of_name(agent: &Agent, name: &str, query: &Query) -> Result<Answered, Refused> {
     let of_name = agent.local.services().into_iter().filter(|s| s.service == name);
     let (statuses, items): (Vec<_>, Vec<_>) = of_name.map(|service| agent_health(agent, &service)).unzip();
     let worst = HEALTH.into_iter().rfind(|status| statuses.contains(status));
-    let worst = worst.ok_or_else(|| Refused::new(StatusCode::NOT_FOUND, format!("no service {name:?} is here")))?;
+    let worst =
+        worst.ok_or_else(|| Refused::new(StatusCode::NOT_FOUND, format!("no service {name:?} is registered here")))?;
     Ok(health_answer(worst, &Value::Array(items), query))
 }
 

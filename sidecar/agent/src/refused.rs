@@ -1,40 +1,40 @@
-//! Why a request was not done, in the words and with the status that Consul's clients know.
+//! Errors of the API, with the status and text that Consul's clients expect.
 
 use http::StatusCode;
 
-/// A refusal, as the client is told.
+/// An error response.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refused {
-    /// The answer's status.
+    /// The response's status.
     pub status: StatusCode,
-    /// The answer's body.
+    /// The response's body.
     pub text: String,
 }
 
 impl Refused {
-    /// A refusal.
+    /// An error.
     pub fn new(status: StatusCode, text: impl Into<String>) -> Refused {
         Refused { status, text: text.into() }
     }
 
-    /// The client's mistake.
+    /// An error of the client: status 400.
     pub fn bad(text: impl Into<String>) -> Refused {
         Refused::new(StatusCode::BAD_REQUEST, text)
     }
 
-    /// There is no such one.
+    /// An unknown service.
     pub fn unknown_service(id: &str) -> Refused {
         let text = format!("Unknown service ID {id:?}. Ensure that the service ID is passed, not the service name.");
         Refused::new(StatusCode::NOT_FOUND, text)
     }
 
-    /// There is no such one.
+    /// An unknown check.
     pub fn unknown_check(id: &str) -> Refused {
         let text = format!("Unknown check ID {id:?}. Ensure that the check ID is passed, not the check name.");
         Refused::new(StatusCode::NOT_FOUND, text)
     }
 
-    /// The control plane's words. Whom it knows and does not trust with this is forbidden, the rest is a mistake.
+    /// An error of the control plane, in its words: 403 if the identity lacks the right, 400 otherwise.
     pub fn upstream(text: String) -> Refused {
         let forbidden = text.contains("may not register");
         Refused::new(if forbidden { StatusCode::FORBIDDEN } else { StatusCode::BAD_REQUEST }, text)

@@ -1,11 +1,11 @@
-//! Which of the agent's own endpoints a request means: ids may hold slashes, written or escaped. All that is not of the
-//! agent is elsewhere.
+//! Routing of requests to the agent's own endpoints: ids may contain slashes, plain or escaped. All other requests are
+//! forwarded.
 
 use http::Method;
 
 use crate::query::unescape;
 
-/// What is asked for.
+/// An endpoint with its arguments.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Endpoint {
     /// `agent/service/register`
@@ -18,7 +18,7 @@ pub enum Endpoint {
     RegisterCheck,
     /// `agent/check/deregister/:id`
     DeregisterCheck(String),
-    /// `agent/check/pass|warn|fail/:id`: the status' word and the id.
+    /// `agent/check/pass|warn|fail/:id`: the word of the status and the id.
     ReportCheck(&'static str, String),
     /// `agent/check/update/:id`
     UpdateCheck(String),
@@ -48,28 +48,28 @@ pub enum Endpoint {
     ConnectLeaf(String),
 }
 
-/// Why a request reaches no endpoint.
+/// Reason why a request has no endpoint here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Missed {
-    /// It is not of the agent, but of Consul's API.
+    /// It belongs to another part of Consul's API.
     Elsewhere,
-    /// No such endpoint of the agent here.
+    /// The agent does not support this endpoint.
     Unsupported,
-    /// It is nothing of Consul's API.
+    /// It does not belong to Consul's API.
     NoPage,
-    /// The endpoint takes another method, this one.
+    /// The endpoint requires another method: this one.
     Method(&'static str),
 }
 
 const LEAF: &str = "agent/connect/ca/leaf/";
 
-/// What an id follows, the method, and the endpoint with that id.
+/// Path before an id, method, and constructor of the endpoint.
 type Prefix = (&'static str, &'static str, fn(String) -> Endpoint);
 
 /// The endpoint of `method` and `path`.
 ///
 /// # Errors
-/// When there is none.
+/// If there is none.
 pub fn route(method: &Method, path: &str) -> Result<Endpoint, Missed> {
     use Endpoint::{
         AgentChecks, AgentHealthOfId, AgentHealthOfName, AgentHost, AgentMembers, AgentMetrics, AgentReload, AgentSelf,
@@ -78,11 +78,11 @@ pub fn route(method: &Method, path: &str) -> Result<Endpoint, Missed> {
     };
     let path = path.strip_prefix("/v1/").ok_or(Missed::NoPage)?;
     let of_agent = path == "agent" || path.starts_with("agent/");
-    // What is of the mesh's certificates is asked of the control plane, but for the pod's own.
+    // The mesh's certificates are the control plane's, except the pod's own.
     if !of_agent || (path.starts_with("agent/connect/") && !path.starts_with(LEAF)) {
         return Err(Missed::Elsewhere);
     }
-    // Longer prefixes first: what follows one is an id, whatever is in it.
+    // Longer prefixes first: the text after a prefix is an id, whatever it contains.
     let prefixes: [Prefix; 11] = [
         ("agent/service/deregister/", "PUT", DeregisterService),
         ("agent/service/maintenance/", "PUT", Maintenance),
@@ -119,8 +119,8 @@ pub fn route(method: &Method, path: &str) -> Result<Endpoint, Missed> {
     if method.as_str() == allowed { Ok(endpoint) } else { Err(Missed::Method(allowed)) }
 }
 
-/// What to use instead of an endpoint that has no place here; `None`: nothing takes its place.
-pub fn instead(path: &str) -> Option<&'static str> {
+/// Replacement for an endpoint that is not supported; `None`: there is none.
+pub fn replacement(path: &str) -> Option<&'static str> {
     let path = path.strip_prefix("/v1/agent/")?;
     let first = path.split('/').next()?;
     Some(match first {
@@ -132,11 +132,11 @@ pub fn instead(path: &str) -> Option<&'static str> {
             "there is no gossip; a sidecar joins by its token (--token-file) at its control planes (--control-plane)"
         }
         "force-leave" => {
-            "a node that has gone is removed when its lease ends (--lease of the control plane), and one of the catalog by \
+            "a node is removed when its lease expires (--lease of the control plane), a node of the catalog by \
              catalog/deregister"
         }
-        "token" => "there are no ACL tokens to set; a program shows its own, made by `weftctl token create --api`",
-        "monitor" => "the sidecar's log is on its standard error",
+        "token" => "ACL tokens cannot be set; a program sends its own token, created by `weftctl token create --api`",
+        "monitor" => "the sidecar writes its log to standard error",
         _ => return None,
     })
 }
@@ -146,20 +146,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_has_no_place_here_names_what_has() {
+    fn unsupported_endpoints_name_a_replacement() {
         for (path, words) in [
             ("/v1/agent/leave", "SIGTERM"),
             ("/v1/agent/join/10.0.0.1", "--token-file"),
             ("/v1/agent/force-leave/node-1", "catalog/deregister"),
         ] {
             assert_eq!(route(&Method::PUT, path), Err(Missed::Unsupported), "{path}");
-            assert!(instead(path).is_some_and(|instead| instead.contains(words)), "{path}");
+            assert!(replacement(path).is_some_and(|instead| instead.contains(words)), "{path}");
         }
-        assert_eq!(instead("/v1/agent/unheard-of"), None);
+        assert_eq!(replacement("/v1/agent/unheard-of"), None);
     }
 
     #[test]
-    fn ids_may_hold_slashes() {
+    fn ids_may_contain_slashes() {
         let put = |path: &str| route(&Method::PUT, path);
         let get = |path: &str| route(&Method::GET, path);
         assert_eq!(put("/v1/agent/service/register"), Ok(Endpoint::RegisterService));

@@ -1,5 +1,5 @@
-//! The JSON that Consul's clients expect of an agent: every field that one of them reads, and lists that are never null.
-//! That of the catalog is the control plane's.
+//! The JSON objects that Consul's clients expect from an agent: every field that some client reads, and lists that are
+//! never null. The catalog's objects are the control plane's.
 
 use serde_json::{Map, Value, json};
 use weft_proto::v1::{self, Instance};
@@ -22,7 +22,7 @@ pub fn agent_service(instance: &Instance, datacenter: &str) -> Value {
     })
 }
 
-/// A check of this or another agent; `indexes` are those of creation and change.
+/// A check of this or another agent; `indexes`: those of creation and last change.
 pub fn check(node: &str, check: &v1::Check, service: &str, tags: &[String], indexes: (u64, u64)) -> Value {
     json!({
         "Node": node,
@@ -93,14 +93,14 @@ pub fn version() -> Value {
     json!({ "SHA": "", "BuildDate": "", "HumanVersion": format!("{version}+weft"), "FIPS": "" })
 }
 
-/// A UUID that is the same wherever it is made from the same name.
+/// A UUID derived from a name.
 pub fn node_id(name: &str) -> String {
     let hash = short_hash(name.as_bytes());
     let parts = [(0, 8), (8, 12), (12, 16), (16, 20), (20, 32)];
     parts.map(|(from, to)| hash.get(from..to).unwrap_or_default()).join("-")
 }
 
-/// 32 hexadecimal digits that change with `bytes`.
+/// 32 hexadecimal digits of a digest of `bytes`.
 pub fn short_hash(bytes: &[u8]) -> String {
     hex(&sha256(bytes)[..16])
 }

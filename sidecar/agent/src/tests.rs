@@ -1,4 +1,4 @@
-//! The agent as its clients see it, with a mesh that is made up.
+//! The agent from the view of its clients, with a simulated mesh.
 
 mod catalog;
 mod paths;
@@ -18,7 +18,7 @@ use super::*;
 use crate::checks::tests::Plain;
 use crate::upstream::Upstream;
 
-/// A control plane that names what it was asked.
+/// A control plane that returns the request.
 struct World;
 
 impl Source for World {
@@ -37,7 +37,7 @@ pub(crate) fn pod() -> Pod {
     pod_with(None)
 }
 
-/// A registry that takes everything, as a session does while the control plane is away; but one service it never takes.
+/// A registry that accepts everything, like a session during an outage of the control plane, except one service.
 struct Accepting;
 
 impl Upstream for Accepting {
@@ -106,7 +106,7 @@ fn ok() -> (u16, String) {
 }
 
 #[tokio::test]
-async fn a_service_is_registered_and_taken_back() {
+async fn services_are_registered_and_deregistered() {
     let pod = pod();
     let body = r#"{"name":"order-service","id":"order/1","port":8080,"tags":null,"check":{"ttl":"10s"}}"#;
     assert_eq!(pod.put("/v1/agent/service/register", body).await, ok());
@@ -118,7 +118,7 @@ async fn a_service_is_registered_and_taken_back() {
     assert_eq!(pod.put("/v1/agent/check/pass/service:order/1?note=all+well", "").await, ok());
     assert_eq!(pod.get("/v1/agent/checks").await["service:order/1"]["Output"], "all well");
 
-    // Registered again it stays as healthy as it was.
+    // A repeated registration keeps the health.
     assert_eq!(pod.put("/v1/agent/service/register", body).await, ok());
     assert_eq!(pod.status_of("service:order/1").await, "passing");
     let other = r#"{"name":"order-service","id":"order/1","port":8080}"#;
@@ -135,7 +135,7 @@ async fn a_service_is_registered_and_taken_back() {
 }
 
 #[tokio::test]
-async fn checks_and_maintenance() {
+async fn checks_and_maintenance_mode_change_the_status() {
     let pod = pod();
     let (status, _) = pod.put("/v1/agent/check/register", r#"{"name":"db","ttl":"15s","serviceid":"a"}"#).await;
     assert_eq!(status, 404, "no such service");
@@ -162,7 +162,7 @@ async fn checks_and_maintenance() {
 }
 
 #[tokio::test]
-async fn the_agent_tells_how_a_service_fares() {
+async fn agent_health_endpoints_report_the_status() {
     let pod = pod();
     let body = r#"{"Name":"a","Port":1,"checks":[{"ttl":"15s","checkid":"one"},{"ttl":"15s","checkid":"two"}]}"#;
     assert_eq!(pod.put("/v1/agent/service/register", body).await, ok());
@@ -182,7 +182,7 @@ async fn the_agent_tells_how_a_service_fares() {
     assert_eq!(pod.ask("GET", "/v1/agent/health/service/name/b", "").await.status(), 404);
     assert_eq!(pod.ask("GET", "/v1/agent/health/service/id/b", "").await.status(), 404);
 
-    // All of the agent's at once.
+    // Maintenance mode of all services of the agent.
     assert_eq!(pod.put("/v1/agent/maintenance?enable=true&reason=moving", "").await, ok());
     assert_eq!(health().await, (503, "maintenance".into()));
     assert_eq!(pod.get("/v1/agent/checks").await["_node_maintenance"]["Name"], "Node Maintenance Mode");
@@ -191,7 +191,7 @@ async fn the_agent_tells_how_a_service_fares() {
 }
 
 #[tokio::test]
-async fn an_alias_follows_the_worst_of_its_service() {
+async fn an_alias_check_follows_the_worst_check_of_its_service() {
     let pod = pod();
     let body = r#"{"Name":"b","Port":2,"check":{"AliasService":"a","CheckID":"as-a"}}"#;
     assert_eq!(pod.put("/v1/agent/service/register", body).await, ok());
@@ -217,7 +217,7 @@ async fn an_alias_follows_the_worst_of_its_service() {
 }
 
 #[tokio::test]
-async fn what_is_not_of_the_agent_is_passed_on() {
+async fn other_endpoints_are_forwarded() {
     let pod = pod();
     for (method, uri) in [
         ("GET", "/v1/health/service/a%2Fb?passing&dc=dc1"),
@@ -227,8 +227,8 @@ async fn what_is_not_of_the_agent_is_passed_on() {
         let answer = pod.ask(method, uri, "").await;
         assert_eq!((answer.status().as_u16(), &answer.headers()["x-consul-index"]), (200, &"42".parse().unwrap()));
         let body = answer.into_body().collect().await.unwrap().to_bytes();
-        let asked = if uri.contains('?') { format!("{method} {uri}") } else { format!("{method} {uri}?") };
-        assert_eq!(String::from_utf8_lossy(&body), asked);
+        let expected = if uri.contains('?') { format!("{method} {uri}") } else { format!("{method} {uri}?") };
+        assert_eq!(String::from_utf8_lossy(&body), expected);
     }
     assert_eq!(pod.get("/v1/agent/self").await["Config"]["Datacenter"], "dc1");
     assert_eq!(pod.get("/v1/agent/members").await[0]["Name"], "pod-1234");
@@ -236,7 +236,7 @@ async fn what_is_not_of_the_agent_is_passed_on() {
 }
 
 #[tokio::test]
-async fn what_is_not_there_says_so() {
+async fn unknown_endpoints_and_invalid_requests_are_refused() {
     let pod = pod();
     for (method, uri, status, text) in [
         ("GET", "/v1/agent/monitor", 501, "/v1/agent/monitor of Consul's API is not supported"),
@@ -265,7 +265,7 @@ async fn what_is_not_there_says_so() {
 }
 
 #[tokio::test]
-async fn the_command_line_and_the_api_are_one_endpoint() {
+async fn a_registration_replaces_the_command_lines_service_on_the_same_port() {
     let pod = pod();
     let service = || entry::command_line_service("order-service", 8080, Some("http"));
     let check =
@@ -277,14 +277,14 @@ async fn the_command_line_and_the_api_are_one_endpoint() {
     let services = pod.get("/v1/agent/services").await;
     assert_eq!(services.as_object().unwrap().len(), 1);
     assert_eq!(services["order-1"]["Meta"], json!({ "protocol": "http" }));
-    for (filter, found) in [("v1+in+Tags", 1), ("Meta.protocol+!=+http", 0)] {
+    for (filter, count) in [("v1+in+Tags", 1), ("Meta.protocol+!=+http", 0)] {
         let services = pod.get(&format!("/v1/agent/services?filter={filter}")).await;
-        assert_eq!(services.as_object().unwrap().len(), found, "{filter}");
+        assert_eq!(services.as_object().unwrap().len(), count, "{filter}");
     }
     let checks = pod.get("/v1/agent/checks").await;
     assert_eq!(checks.as_object().unwrap().keys().collect::<Vec<_>>(), ["service:order-1"]);
 
-    // The application was faster.
+    // The application has registered itself already.
     pod.agent.local.register_command_line(service(), None).await.unwrap();
     assert_eq!(pod.agent.local.services().len(), 1);
     pod.agent.local.close().await;
@@ -292,7 +292,7 @@ async fn the_command_line_and_the_api_are_one_endpoint() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_service_that_is_critical_too_long_is_taken_back() {
+async fn a_service_that_is_critical_too_long_is_deregistered() {
     let pod = pod();
     tokio::spawn(pod.agent.local.clone().report());
     let body =
@@ -307,7 +307,7 @@ async fn a_service_that_is_critical_too_long_is_taken_back() {
 }
 
 #[tokio::test]
-async fn a_restart_brings_back_what_was_registered_and_not_what_was_taken_back() {
+async fn a_restart_restores_registered_services_only() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("agent.json");
     let restarted = async || {
@@ -332,7 +332,7 @@ async fn a_restart_brings_back_what_was_registered_and_not_what_was_taken_back()
     let pod = restarted().await;
     let services = pod.get("/v1/agent/services").await;
     let ids: Vec<_> = services.as_object().unwrap().keys().map(String::as_str).collect();
-    assert_eq!(ids, ["a-1", "a-2", "own-8080"], "another command line's service is not ours");
+    assert_eq!(ids, ["a-1", "a-2", "own-8080"], "the service of another command line is not restored");
     assert_eq!(services["a-1"]["Tags"], json!(["v1"]));
     let checks = pod.get("/v1/agent/checks").await;
     assert_eq!(
@@ -353,7 +353,7 @@ async fn a_restart_brings_back_what_was_registered_and_not_what_was_taken_back()
     let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&file).unwrap().permissions());
     assert_eq!(mode & 0o777, 0o600);
 
-    // What cannot be read is set aside.
+    // An unreadable file is renamed.
     std::fs::write(&file, "{\"services\": 7}").unwrap();
     let pod = restarted().await;
     assert_eq!(pod.get("/v1/agent/services").await, json!({}));

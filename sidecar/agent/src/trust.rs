@@ -1,4 +1,4 @@
-//! Whom TLS towards others believes: what this system trusts, or anybody.
+//! Verification of TLS servers outside the mesh: the system's trust store, or any certificate.
 
 use std::sync::{Arc, OnceLock};
 
@@ -7,22 +7,22 @@ use rustls::crypto::WebPkiSupportedAlgorithms;
 use rustls::{DigitallySignedStruct, RootCertStore, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
-/// What this system trusts, read once.
+/// The system's trust store, read once.
 pub fn system_roots() -> Arc<RootCertStore> {
     static ROOTS: OnceLock<Arc<RootCertStore>> = OnceLock::new();
     let read = || {
-        let found = rustls_native_certs::load_native_certs();
-        for e in &found.errors {
-            tracing::warn!("a certificate that this system trusts cannot be read: {e}");
+        let loaded = rustls_native_certs::load_native_certs();
+        for e in &loaded.errors {
+            tracing::warn!("a certificate in the system's trust store cannot be read: {e}");
         }
         let mut roots = RootCertStore::empty();
-        roots.add_parsable_certificates(found.certs);
+        roots.add_parsable_certificates(loaded.certs);
         Arc::new(roots)
     };
     ROOTS.get_or_init(read).clone()
 }
 
-/// The server holds the key of the certificate that it shows, whoever it is: `TLSSkipVerify`, `insecureSkipVerify`.
+/// Verifies only that the server holds the key of its certificate: `TLSSkipVerify`, `insecureSkipVerify`.
 #[derive(Debug)]
 pub struct AnyCertificate(pub WebPkiSupportedAlgorithms);
 

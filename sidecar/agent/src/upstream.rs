@@ -1,4 +1,4 @@
-//! The way from an agent to the registry, as much of it as [`crate::local`] needs: a sidecar goes by its session, the control
+//! The connection from an agent to the registry, as needed by [`crate::local`]: a sidecar uses its session, the control
 //! plane calls itself.
 
 use std::time::Duration;
@@ -8,28 +8,28 @@ use weft_proto::v1::{Check, Instance};
 
 use crate::refused::Refused;
 
-/// Who takes what is registered here to the mesh.
+/// Registers services and checks in the mesh.
 pub trait Upstream: Send + Sync + 'static {
-    /// Registers an instance or changes it. One that cannot be asked about now is kept and announced later: that is no
-    /// error. The error is the registry's reason for refusing it, or that it does not answer.
+    /// Registers or changes an instance. If the registry is unavailable, the registration is stored and sent later,
+    /// which is not an error. The error is the registry's reason for refusing it, or a missing answer.
     fn register(&self, instance: Instance) -> BoxFuture<'_, Result<(), Refused>>;
 
-    /// Takes an instance back, and waits until those who use it know, this long at most.
+    /// Deregisters an instance, and waits until its callers know, for at most `wait`.
     fn deregister<'a>(&'a self, service_id: &'a str, wait: Duration) -> BoxFuture<'a, ()>;
 
-    /// Changes or (with `removed`) removes a check of an instance, or of the node where it names no service.
+    /// Changes or (with `removed`) removes a check of an instance, or of the node if it has no service.
     fn check(&self, check: Check, removed: bool) -> BoxFuture<'_, ()>;
 
-    /// What was taken without being asked about, and is refused now: service id and reason.
+    /// Instances that were accepted while the registry was unavailable and are refused now: service id and reason.
     fn refused(&self) -> Vec<(String, String)>;
 
-    /// Whether a check may become critical because its application has not reported in time. Not so when so many fall silent
-    /// at once that it is likelier our fault than theirs.
+    /// Whether a check may become critical for a missing report. Not if so many applications stop reporting at once
+    /// that the cause is more likely on the mesh's side.
     fn may_lapse(&self) -> bool {
         true
     }
 
-    /// Whether a service of this name may be registered here, as far as that is known without asking; the error is the
+    /// Whether a service with this name may be registered here, as far as that is known locally; the error has the
     /// registry's words.
     fn may_register(&self, service: &str) -> Result<(), String>;
 }

@@ -1,6 +1,6 @@
-//! What the proxy's decisions cost, without sockets: `cargo bench -p weft-core`.
+//! Cost of the proxy's decisions, without sockets: `cargo bench -p weft-core`.
 
-#![allow(clippy::expect_used, reason = "a benchmark that cannot start has nothing to say")]
+#![allow(clippy::expect_used, reason = "a benchmark with an invalid setup must fail")]
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -52,7 +52,7 @@ fn endpoints(count: usize) -> Vec<v1::Endpoint> {
     (0..count).map(|i| v1::Endpoint { address: address(i), port: 8080, ..Default::default() }).collect()
 }
 
-#[allow(clippy::disallowed_methods, reason = "somebody has to say what time it is")]
+#[allow(clippy::disallowed_methods, reason = "a benchmark takes the time from the system")]
 fn balancer_of(cluster: &Cluster, endpoints: &[Arc<Endpoint>], previous: Option<&Balancer>) -> Balancer {
     Balancer::new(cluster, endpoints, Here { place: &Place::default(), now: Instant::now() }, previous)
 }
@@ -75,7 +75,7 @@ fn view<'a>(path: &'a str, headers: &'a HeaderMap) -> RequestView<'a> {
     }
 }
 
-/// So many rules, each of a prefix.
+/// This number of rules, each for a prefix.
 fn forwards(count: usize) -> Vec<v1::HttpRoute> {
     let rule = |i: usize| {
         let exact = v1::StringMatch { kind: Some(v1::string_match::Kind::Prefix(format!("/service-{i}/"))) };
@@ -94,7 +94,7 @@ fn forwards(count: usize) -> Vec<v1::HttpRoute> {
     (0..count).map(rule).collect()
 }
 
-/// The last of so many rules.
+/// Matches the last of this number of rules.
 #[divan::bench(args = [1, 100, 10_000])]
 fn route_match(bencher: divan::Bencher<'_, '_>, rules: usize) {
     let service = service(forwards(rules));
@@ -103,7 +103,7 @@ fn route_match(bencher: divan::Bencher<'_, '_>, rules: usize) {
     bencher.bench_local(|| routes.find(&view(&path, &headers)).expect("a route").name.len());
 }
 
-/// A header's hash, and the endpoint that it falls on.
+/// Hashes a header and looks up the endpoint on the ring.
 #[divan::bench(args = [3, 100, 1000])]
 fn ring_lookup(bencher: divan::Bencher<'_, '_>, count: usize) {
     let cluster = cluster();
@@ -117,7 +117,7 @@ fn ring_lookup(bencher: divan::Bencher<'_, '_>, count: usize) {
     });
 }
 
-/// One of a thousand endpoints becomes unhealthy: everything that is made anew then.
+/// One of a thousand endpoints becomes unhealthy: the whole rebuild.
 #[divan::bench]
 fn ring_rebuild(bencher: divan::Bencher<'_, '_>) {
     let cluster = cluster();
@@ -131,8 +131,8 @@ fn ring_rebuild(bencher: divan::Bencher<'_, '_>) {
     });
 }
 
-/// A service of a thousand endpoints and a hundred rules is pushed again with another policy: from the message to what
-/// requests are routed by.
+/// A service of a thousand endpoints and a hundred rules is pushed with another policy: from the message to the routing
+/// state.
 #[divan::bench]
 fn snapshot_replacement(bencher: divan::Bencher<'_, '_>) {
     let before = service(forwards(100));
@@ -145,14 +145,14 @@ fn snapshot_replacement(bencher: divan::Bencher<'_, '_>) {
     });
 }
 
-/// A request is admitted, and ends.
+/// Admits a request and ends it.
 #[divan::bench]
 fn admit(bencher: divan::Bencher<'_, '_>) {
     let limits = ClusterLimits::new();
     bencher.bench_local(|| limits.requests.try_acquire(1024).is_ok());
 }
 
-/// A service and its hundred endpoints as they come from the wire.
+/// Compiles a service and its hundred endpoints from wire messages.
 #[divan::bench]
 fn compile_service(bencher: divan::Bencher<'_, '_>) {
     let all = endpoints(100);
@@ -160,7 +160,7 @@ fn compile_service(bencher: divan::Bencher<'_, '_>) {
     bencher.bench_local(|| (service(vec![]).clusters.len(), compile::endpoints(&message).map(|e| e.len())));
 }
 
-/// A request's head, read and written.
+/// Parses and writes a request's head.
 #[divan::bench]
 fn http1_head(bencher: divan::Bencher<'_, '_>) {
     let input = b"GET /orders/17?full=true HTTP/1.1\r\nHost: order-service\r\nUser-Agent: curl/8.5\r\nAccept: */*\r\n\

@@ -1,14 +1,14 @@
-//! Clocks that differ: certificates say when they begin and end, so that a machine with another time than its peers cannot
-//! prove itself to them, or they to it.
+//! Clock skew: the validity of certificates is absolute time, so that mutual TLS fails between machines whose clocks
+//! differ too much.
 
 use std::time::{Duration, SystemTime};
 
-/// A difference that is worth a line in the log.
+/// Skew above which the difference is logged.
 pub const WORTH_A_WORD: Duration = Duration::from_secs(5);
-/// How long before its signature a certificate begins, so that a clock may be behind by so much; by less where a certificate lives
-/// only minutes.
+/// A certificate is backdated by this much, so that a verifier's clock may be behind; by less if its lifetime is only
+/// minutes.
 pub const TOLERANCE: Duration = Duration::from_secs(60);
-/// A longer exchange measures nothing.
+/// A longer round trip makes the measurement useless.
 const MAX_ROUND_TRIP_MS: u64 = 2_000;
 
 /// Milliseconds since 1970; 0 before that.
@@ -17,9 +17,9 @@ pub fn unix_ms(at: SystemTime) -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Milliseconds by which a machine's clock is ahead of another's that answered `theirs`; negative: behind. All are
-/// milliseconds since 1970, `sent` and `received` by its own clock. `None`: the exchange took too long, or the other did not
-/// say its time.
+/// Milliseconds by which the local clock is ahead of a remote clock that answered `theirs`; negative: behind. All
+/// arguments are milliseconds since 1970, `sent` and `received` by the local clock. `None`: the round trip took too
+/// long, or the answer has no time.
 pub fn ahead_ms(sent: u64, received: u64, theirs: u64) -> Option<i64> {
     let round_trip = received.checked_sub(sent).filter(|ms| *ms <= MAX_ROUND_TRIP_MS)?;
     if theirs == 0 {
@@ -28,14 +28,15 @@ pub fn ahead_ms(sent: u64, received: u64, theirs: u64) -> Option<i64> {
     i64::try_from(sent + round_trip / 2).ok()?.checked_sub(i64::try_from(theirs).ok()?)
 }
 
-/// Whether handshakes fail with a clock that is so far ahead, where certificates last for `lifetime`. Behind it, they begin
-/// in the future; they are renewed at half life, so that ahead of it some have ended.
+/// Whether handshakes fail with a clock that is this far ahead, given the `lifetime` of certificates. A clock that is
+/// behind sees certificates that are not valid yet; a clock that is ahead sees expired ones, because certificates are
+/// renewed at half of their lifetime.
 pub fn breaks_handshakes(ahead_ms: i64, lifetime: Duration) -> bool {
     let apart = Duration::from_millis(ahead_ms.unsigned_abs());
     if ahead_ms < 0 { apart > TOLERANCE.min(lifetime / 10) } else { apart >= lifetime / 2 }
 }
 
-/// "13 h 5 min ahead of", "4.2 s behind".
+/// The skew as text: "13 h 5 min ahead of", "4.2 s behind".
 pub fn words(ahead_ms: i64) -> String {
     let (ms, way) = (ahead_ms.unsigned_abs(), if ahead_ms < 0 { "behind" } else { "ahead of" });
     let s = (ms + 500) / 1000;
@@ -53,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_difference_is_measured_from_the_middle_of_an_exchange() {
+    fn skew_is_measured_at_the_middle_of_the_round_trip() {
         assert_eq!(ahead_ms(10_000, 10_200, 5_100), Some(5_000));
         assert_eq!(ahead_ms(10_000, 10_000, 15_000), Some(-5_000));
         for (sent, received, theirs) in [(10_000, 12_001, 1), (10_000, 9_999, 1), (10_000, 10_000, 0), (1, 1, u64::MAX)]
@@ -63,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn handshakes_fail_when_certificates_have_ended_or_not_begun() {
+    fn handshakes_fail_when_certificates_are_expired_or_not_yet_valid() {
         let day = Duration::from_secs(24 * 3600);
         for (ahead_s, lifetime, fails) in [
             (0, day, false),
@@ -78,9 +79,9 @@ mod tests {
     }
 
     #[test]
-    fn differences_are_said_for_people() {
-        let said = [(-4_200, "4.2 s behind"), (90_000, "1 min 30 s ahead of"), (46_800_000, "13 h 0 min ahead of")];
-        for (ms, text) in said {
+    fn skew_is_formatted_for_logs() {
+        let cases = [(-4_200, "4.2 s behind"), (90_000, "1 min 30 s ahead of"), (46_800_000, "13 h 0 min ahead of")];
+        for (ms, text) in cases {
             assert_eq!(words(ms), text);
         }
         assert_eq!(words(-200_000_000), "2 days 7 h behind");

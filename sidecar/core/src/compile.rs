@@ -1,7 +1,7 @@
-//! From wire messages to compiled policy: the only way in, and the only place where a policy can be wrong.
+//! Compilation of wire messages to policy: the only entry, and the only place where invalid configuration is detected.
 //!
-//! The sidecar compiles what it receives and refuses (NACKs) what it cannot; the control plane runs the same functions
-//! before it publishes, so that a mistake is the author's to see. An error names the field and what is wrong with it.
+//! The sidecar compiles the messages that it receives and rejects invalid ones (NACK); the control plane runs the same
+//! functions before it publishes a policy, so that its author sees the error. An error names the field and the problem.
 
 mod cluster;
 mod connection;
@@ -26,13 +26,13 @@ use crate::policy::*;
 pub use gateway::gateway_servers;
 use gateway::servers;
 
-/// What is wrong with a message.
+/// An invalid field of a message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {problem}")]
 pub struct CompileError {
     /// Path of the field in the message, for example `ports[0].routes[2].matches[0].uri.regex`.
     pub field: String,
-    /// What is wrong, and where it helps what is allowed.
+    /// The problem and, where it helps, the allowed values.
     pub problem: String,
 }
 
@@ -42,7 +42,7 @@ fn error<T>(field: impl fmt::Display, problem: impl Into<String>) -> Result<T> {
     Err(CompileError { field: field.to_string(), problem: problem.into() })
 }
 
-/// Puts what happened inside a field under its name.
+/// Prefixes the field of an error with the name of the surrounding field.
 trait At<T> {
     fn at(self, field: impl fmt::Display) -> Result<T>;
 }
@@ -71,7 +71,7 @@ pub fn service(message: &v1::Service) -> Result<Service> {
     }
     ports.sort_by_key(|port| port.number);
     if let Some(pair) = ports.windows(2).find(|pair| pair[0].number == pair[1].number) {
-        return error("ports", format!("port {} is there twice", pair[0].number));
+        return error("ports", format!("port {} is defined twice", pair[0].number));
     }
     let mut addresses = Vec::with_capacity(message.addresses.len());
     for (i, text) in message.addresses.iter().enumerate() {
@@ -94,7 +94,7 @@ pub fn service(message: &v1::Service) -> Result<Service> {
     })
 }
 
-/// Compiles the addresses of a host. Each is shared, so that the clusters it belongs to do not copy it.
+/// Compiles the addresses of a host. Each is shared, so that the clusters with this endpoint do not copy it.
 pub fn endpoints(message: &v1::Endpoints) -> Result<Vec<Arc<EndpointConfig>>> {
     let mut compiled = Vec::with_capacity(message.endpoints.len());
     for (i, item) in message.endpoints.iter().enumerate() {
@@ -106,7 +106,7 @@ pub fn endpoints(message: &v1::Endpoints) -> Result<Vec<Arc<EndpointConfig>>> {
     Ok(compiled)
 }
 
-/// The gateways of another data centre. A subset that nobody with an identity is in cannot be called there.
+/// The gateways of another data centre. A subset without identities cannot be called there and is dropped.
 fn remote(message: &v1::Remote) -> Result<Vec<Arc<EndpointConfig>>> {
     let datacenter: Arc<str> = message.datacenter.as_str().into();
     let mut subsets = BTreeMap::new();
@@ -133,7 +133,10 @@ fn remote(message: &v1::Remote) -> Result<Vec<Arc<EndpointConfig>>> {
             ..v1::Endpoint::default()
         };
         if gateway.address.starts_with(UNIX_PREFIX) {
-            return error(format_args!("gateways[{i}].address"), "another data centre is behind no Unix socket");
+            return error(
+                format_args!("gateways[{i}].address"),
+                "the gateway of another data centre cannot be a Unix socket",
+            );
         }
         let config = endpoint(&place).at(format_args!("gateways[{i}]"))?;
         gateways.push(Arc::new(EndpointConfig { remote: Some(subsets.clone()), ..config }));
@@ -141,7 +144,7 @@ fn remote(message: &v1::Remote) -> Result<Vec<Arc<EndpointConfig>>> {
     Ok(gateways)
 }
 
-/// Compiles what a sidecar does with incoming traffic.
+/// Compiles the treatment of incoming traffic.
 pub fn inbound(message: &v1::Inbound) -> Result<Inbound> {
     let mut port_mtls = BTreeMap::new();
     for (number, mode) in &message.port_mtls {
@@ -172,7 +175,6 @@ pub fn inbound(message: &v1::Inbound) -> Result<Inbound> {
     })
 }
 
-/// As it is, where one is given.
 fn pool(message: Option<&v1::ConnectionPool>) -> Result<Option<ConnectionPool>> {
     message.map(|message| cluster::connection_pool(Some(message))).transpose()
 }
@@ -200,12 +202,12 @@ fn deliver_to(text: &str) -> std::result::Result<DeliverTo, String> {
     }
 }
 
-/// What the address of a Unix socket begins with.
+/// Prefix of the address of a Unix socket.
 const UNIX_PREFIX: &str = "unix://";
 
 /// The path of a Unix socket, or `@` and its name in the abstract namespace.
 fn unix_socket(path: &str) -> std::result::Result<Arc<str>, String> {
-    /// Of `sun_path` in Linux, less its end (unix(7)).
+    /// The size of `sun_path` in Linux, without the terminator (unix(7)).
     const MOST: usize = 107;
     let is_named = match path.strip_prefix('@') {
         Some(name) => !name.is_empty(),
@@ -228,7 +230,7 @@ fn trust(bundles: &[v1::TrustBundle]) -> Result<BTreeMap<String, Vec<Vec<u8>>>> 
             return error(format_args!("trust[{i}].roots_der"), "is empty");
         }
         if trust.insert(domain.clone(), bundle.roots_der.clone()).is_some() {
-            return error(format_args!("trust[{i}].trust_domain"), format!("{domain} is there twice"));
+            return error(format_args!("trust[{i}].trust_domain"), format!("{domain} is defined twice"));
         }
     }
     Ok(trust)
@@ -299,8 +301,8 @@ fn port(message: &v1::Port, clusters: &[Arc<Cluster>]) -> Result<Port> {
 }
 
 fn cluster_index(index: u32, clusters: &[Arc<Cluster>]) -> std::result::Result<usize, String> {
-    let found = usize::try_from(index).ok().filter(|index| *index < clusters.len());
-    found.ok_or_else(|| format!("refers to cluster {index} of {}", clusters.len()))
+    let position = usize::try_from(index).ok().filter(|index| *index < clusters.len());
+    position.ok_or_else(|| format!("refers to cluster {index} of {}", clusters.len()))
 }
 
 fn host_name(text: &str) -> std::result::Result<Arc<str>, String> {

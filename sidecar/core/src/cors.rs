@@ -1,5 +1,5 @@
-//! Cross-origin requests of browsers (Envoy's CORS filter, `source/extensions/filters/http/cors`): preflights are answered
-//! here, and what browsers have to know is added to answers.
+//! Cross-origin requests of browsers (Envoy's CORS filter, `source/extensions/filters/http/cors`): preflights are
+//! answered locally, and responses to other cross-origin requests get the CORS headers.
 
 use http::header::{
     ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
@@ -11,10 +11,10 @@ use http::{HeaderMap, HeaderValue, Method};
 use crate::request::RequestView;
 use crate::route::matcher::StringMatch;
 
-/// What a route says of them.
+/// The CORS policy of a route.
 #[derive(Debug, Clone)]
 pub struct Cors {
-    /// Any of them. One that matches `*` matches every origin.
+    /// Allowed origins; one that matches `*` matches every origin.
     pub origins: Vec<StringMatch>,
     /// `access-control-allow-methods`
     pub methods: Option<HeaderValue>,
@@ -26,41 +26,42 @@ pub struct Cors {
     pub max_age: Option<HeaderValue>,
     /// `access-control-allow-credentials`
     pub credentials: bool,
-    /// Preflights from other origins are not forwarded.
-    pub keeps_unmatched: bool,
+    /// Answer preflights of other origins locally instead of forwarding them.
+    pub answers_unmatched_preflights: bool,
 }
 
-/// What a request is by its origin.
+/// Classification of a request by its origin.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Asked {
-    /// Nothing that this is about.
+    /// Not a cross-origin request of an allowed origin.
     Nothing,
-    /// A request whose answer the origin may read.
+    /// A request whose response the origin may read.
     Actual(HeaderValue),
-    /// The question before one, to be answered here; with what, [`Cors::preflight`] says.
+    /// A preflight, to be answered locally with the headers of [`Cors::preflight`].
     Preflight(HeaderValue),
-    /// The question of an origin that is not allowed: answered here with nothing.
+    /// A preflight of an origin that is not allowed, to be answered locally without CORS headers.
     Unmatched,
 }
 
 impl Cors {
-    /// What a request is.
+    /// Classifies a request.
     pub fn asked(&self, request: &RequestView<'_>) -> Asked {
         let Some(origin) = request.headers.get(ORIGIN).filter(|origin| !origin.is_empty()) else {
             return Asked::Nothing;
         };
-        let wanted = request.headers.get(ACCESS_CONTROL_REQUEST_METHOD);
-        let preflight = request.method == Method::OPTIONS && wanted.is_some_and(|wanted| !wanted.is_empty());
+        let requested_method = request.headers.get(ACCESS_CONTROL_REQUEST_METHOD);
+        let preflight = request.method == Method::OPTIONS
+            && requested_method.is_some_and(|requested_method| !requested_method.is_empty());
         let allowed = |one: &StringMatch| one.matches(b"*") || one.matches(origin.as_bytes());
         match (self.origins.iter().any(allowed), preflight) {
             (true, true) => Asked::Preflight(origin.clone()),
             (true, false) => Asked::Actual(origin.clone()),
-            (false, true) if self.keeps_unmatched => Asked::Unmatched,
+            (false, true) if self.answers_unmatched_preflights => Asked::Unmatched,
             (false, _) => Asked::Nothing,
         }
     }
 
-    /// Headers of the answer to a preflight.
+    /// Adds the headers of the response to a preflight.
     pub fn preflight(&self, origin: HeaderValue, answer: &mut HeaderMap) {
         self.allow(origin, answer);
         let all = [
@@ -74,7 +75,7 @@ impl Cors {
         }
     }
 
-    /// Headers of the answer to an actual request; those of the upstream give way.
+    /// Adds the headers to the response to an actual request, replacing the upstream's.
     pub fn actual(&self, origin: HeaderValue, answer: &mut HeaderMap) {
         self.allow(origin, answer);
         if let Some(exposed) = &self.exposed {
@@ -103,12 +104,12 @@ mod tests {
             exposed: Some(HeaderValue::from_static("x-a")),
             max_age: Some(HeaderValue::from_static("60")),
             credentials: true,
-            keeps_unmatched: false,
+            answers_unmatched_preflights: false,
         }
     }
 
     #[test]
-    fn what_a_request_is() {
+    fn requests_are_classified_by_origin_and_method() {
         let exact = || StringMatch::Exact("https://a.example".into());
         let headers = |origin: &'static str, method: &'static str| -> HeaderMap {
             let all = [(ORIGIN, origin), (ACCESS_CONTROL_REQUEST_METHOD, method)].into_iter();
@@ -116,28 +117,28 @@ mod tests {
                 .map(|(name, value)| (name, HeaderValue::from_static(value)))
                 .collect()
         };
-        let ours = || HeaderValue::from_static("https://a.example");
-        let kept = || Cors { keeps_unmatched: true, ..cors(exact()) };
+        let allowed_origin = || HeaderValue::from_static("https://a.example");
+        let answering = || Cors { answers_unmatched_preflights: true, ..cors(exact()) };
         for (policy, method, headers, want) in [
             (cors(exact()), Method::GET, headers("", ""), Asked::Nothing),
-            (cors(exact()), Method::GET, headers("https://a.example", ""), Asked::Actual(ours())),
+            (cors(exact()), Method::GET, headers("https://a.example", ""), Asked::Actual(allowed_origin())),
             (cors(exact()), Method::GET, headers("https://b.example", ""), Asked::Nothing),
-            (cors(exact()), Method::OPTIONS, headers("https://a.example", ""), Asked::Actual(ours())),
-            (cors(exact()), Method::OPTIONS, headers("https://a.example", "PUT"), Asked::Preflight(ours())),
+            (cors(exact()), Method::OPTIONS, headers("https://a.example", ""), Asked::Actual(allowed_origin())),
+            (cors(exact()), Method::OPTIONS, headers("https://a.example", "PUT"), Asked::Preflight(allowed_origin())),
             (cors(exact()), Method::OPTIONS, headers("https://b.example", "PUT"), Asked::Nothing),
-            (kept(), Method::OPTIONS, headers("https://b.example", "PUT"), Asked::Unmatched),
-            (kept(), Method::GET, headers("https://b.example", ""), Asked::Nothing),
+            (answering(), Method::OPTIONS, headers("https://b.example", "PUT"), Asked::Unmatched),
+            (answering(), Method::GET, headers("https://b.example", ""), Asked::Nothing),
             (
                 cors(StringMatch::Exact("*".into())),
                 Method::GET,
                 headers("https://a.example", ""),
-                Asked::Actual(ours()),
+                Asked::Actual(allowed_origin()),
             ),
             (
                 cors(StringMatch::Prefix("https://a".into())),
                 Method::GET,
                 headers("https://a.example", ""),
-                Asked::Actual(ours()),
+                Asked::Actual(allowed_origin()),
             ),
         ] {
             let request = RequestView { method: &method, ..view("/", "h", &headers) };
@@ -146,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn what_browsers_are_told() {
+    fn responses_carry_the_cors_headers_of_the_policy() {
         let policy = cors(StringMatch::Any);
         let origin = || HeaderValue::from_static("https://a.example");
         let mut answer = HeaderMap::new();

@@ -1,8 +1,8 @@
-//! Endpoints: as the registry gives them, and as one cluster sees them.
+//! Endpoints: as registered, and as seen by one cluster.
 //!
-//! What an endpoint is (`EndpointConfig`) comes anew with every snapshot; what is known of it from traffic
-//! (`EndpointState`: requests in flight, ejection) is kept by address across snapshots, or each deployment would forget
-//! which endpoints are bad and count requests that are still in flight as gone.
+//! The registered configuration (`EndpointConfig`) is replaced with every snapshot; the state observed from traffic
+//! (`EndpointState`: requests in flight, ejection) is kept by address across snapshots, or each deployment would reset
+//! ejections and lose count of requests in flight.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -16,22 +16,22 @@ use crate::outlier::EjectionState;
 use crate::policy::{Cluster, TargetPort};
 use crate::pool::EndpointId;
 
-/// An endpoint as registered. Shared by all clusters that it belongs to.
+/// An endpoint as registered. Shared by all of its clusters.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EndpointConfig {
-    /// Where it is.
+    /// Its address.
     pub address: Address,
-    /// The port that it registered.
+    /// The registered port.
     pub port: u16,
     /// Further ports by name.
     pub ports: BTreeMap<String, u16>,
-    /// Labels, by which subsets select.
+    /// Labels for the selection by subsets.
     pub labels: BTreeMap<String, String>,
     /// Share of the traffic; at least 1.
     pub weight: u32,
-    /// What its checks say.
+    /// Status by its health checks.
     pub health: Health,
-    /// Of the sidecar that owns the address; `None`: no sidecar, plaintext.
+    /// Identity of the sidecar at the address; `None`: no sidecar, plaintext.
     pub identity: Option<SpiffeId>,
     /// Registered id, for logs.
     pub id: Arc<str>,
@@ -41,58 +41,59 @@ pub struct EndpointConfig {
     pub namespace: Arc<str>,
     /// `region/zone/subzone`; may be empty.
     pub locality: Arc<str>,
-    /// Names before a headless service's own that mean this endpoint alone, lower case.
+    /// Hostnames below a headless service's name for this endpoint alone, lower case.
     pub hostnames: Vec<Box<str>>,
-    /// It is a gateway of another data centre: what is behind it, by subset.
+    /// Set for a gateway of another data centre: the remote instances, by subset.
     pub remote: Option<Arc<BTreeMap<String, Arc<Remote>>>>,
 }
 
 /// A service, or a subset of one, in another data centre.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Remote {
-    /// Its name.
+    /// Name of the data centre.
     pub datacenter: Arc<str>,
-    /// Percent of the requests that go there; all of them while there is no usable endpoint here.
+    /// Percent of the requests for it; it gets all while there is no usable local endpoint.
     pub share: u32,
-    /// Of the instances; at least one.
+    /// Identities of the remote instances; at least one.
     pub identities: Vec<SpiffeId>,
 }
 
-/// Where an endpoint is: an IP address, a name that the sidecar resolves when it dials, or a socket of its own machine.
+/// Location of an endpoint: an IP address, a name that the sidecar resolves when it dials, or a Unix socket.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Address {
     /// An address.
     Ip(IpAddr),
-    /// A name, lower case: whichever of its addresses it has when it is dialed.
+    /// A name, lower case, dialed at any one of its addresses.
     Name(Arc<str>),
-    /// A name, lower case, of which every address is an endpoint: see [`resolved`].
+    /// A name, lower case, each of whose addresses is an endpoint: see [`resolved`].
     EachOf(Arc<str>),
-    /// A Unix socket: the absolute path of its file, or `@` and a name in Linux's abstract namespace. Only policies give it.
+    /// A Unix socket: the absolute path of its file, or `@` and a name in Linux's abstract namespace. Set by policies
+    /// only.
     Unix(Arc<str>),
 }
 
-/// What an endpoint's checks say.
+/// Status of an endpoint by its health checks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Health {
     /// Used.
     Healthy,
     /// Not used.
     Unhealthy,
-    /// Not used for new requests; it is going away.
+    /// Not used for new requests; it is shutting down.
     Draining,
-    /// Its lease lapsed together with too many others: used.
+    /// Its lease expired together with too many others: used.
     Unknown,
 }
 
-/// What to dial.
+/// The address to dial.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Target {
     /// An address.
     Socket(SocketAddr),
     /// A name to resolve, and a port.
     Name(Arc<str>, u16),
-    /// The same, where a request gave the name: not any address will do.
-    Asked(Arc<str>, u16),
+    /// A host named by a request (DYNAMIC_DNS) and a port: addresses within the mesh or the machine are refused.
+    RequestHost(Arc<str>, u16),
     /// A Unix socket, as in [`Address::Unix`].
     Unix(Arc<str>),
 }
@@ -102,22 +103,23 @@ pub enum Target {
 pub struct Endpoint {
     /// As registered.
     pub config: Arc<EndpointConfig>,
-    /// What to dial for this cluster.
+    /// The address to dial for this cluster.
     pub target: Target,
-    /// `ip:port`, `[ip]:port`, `name:port` or the path of a Unix socket: what consistent hashing places it by, and its name in logs.
+    /// `ip:port`, `[ip]:port`, `name:port` or the path of a Unix socket: the input of consistent hashing, and the
+    /// endpoint's name in logs.
     pub key: Arc<str>,
     /// Kept across snapshots.
     pub state: Arc<EndpointState>,
-    /// It is a gateway of another data centre: what is behind it for this cluster.
+    /// Set for a gateway of another data centre: the remote instances for this cluster.
     pub remote: Option<Arc<Remote>>,
 }
 
-/// What traffic has shown of an endpoint of one cluster.
+/// State of an endpoint of one cluster, observed from traffic.
 #[derive(Debug)]
 pub struct EndpointState {
     id: EndpointId,
     in_flight: AtomicU32,
-    /// When a balancer first could use it.
+    /// Time at which a balancer first saw it usable.
     usable_since: OnceLock<Instant>,
     /// Counters of outlier detection.
     pub ejection: EjectionState,
@@ -129,7 +131,7 @@ pub struct InFlight(Arc<EndpointState>);
 
 impl Default for EndpointState {
     fn default() -> Self {
-        // Names the endpoint's connections in the pool: unlike its address, an id is never used again.
+        // The id identifies the endpoint's connections in the pool: unlike an address, it is never reused.
         static NEXT: AtomicU64 = AtomicU64::new(0);
         EndpointState {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
@@ -141,7 +143,7 @@ impl Default for EndpointState {
 }
 
 impl EndpointState {
-    /// What its connections are kept under.
+    /// Key of its connections in the pool.
     pub fn id(&self) -> EndpointId {
         self.id
     }
@@ -151,7 +153,7 @@ impl EndpointState {
         self.in_flight.load(Ordering::Relaxed)
     }
 
-    /// How long it has been known as usable, from the first time that this was asked.
+    /// Time since it was first seen usable, which is the first call of this function.
     pub fn usable_for(&self, now: Instant) -> Duration {
         now.saturating_duration_since(*self.usable_since.get_or_init(|| now))
     }
@@ -170,22 +172,22 @@ impl Drop for InFlight {
 }
 
 impl Endpoint {
-    /// Takes new requests, as far as the registry knows. Ejection is another matter.
+    /// Whether the registry allows new requests to it. Ejection is separate.
     pub fn is_eligible(&self) -> bool {
         matches!(self.config.health, Health::Healthy | Health::Unknown)
     }
 
-    /// Ejected by outlier detection now.
+    /// Whether outlier detection ejects it now.
     pub fn is_ejected(&self) -> bool {
         self.state.ejection.is_ejected()
     }
 
-    /// Who may answer there: whoever does has to be one of them. None: it has no sidecar, plaintext.
+    /// Accepted peer identities; the peer must prove one of them. Empty: no sidecar, plaintext.
     pub fn identities(&self) -> &[SpiffeId] {
         self.remote.as_ref().map_or(self.config.identity.as_slice(), |remote| &remote.identities)
     }
 
-    /// Its IP address, where it is not a name.
+    /// Its IP address; `None` for a name or a Unix socket.
     pub fn ip(&self) -> Option<IpAddr> {
         match self.target {
             Target::Socket(address) => Some(address.ip()),
@@ -193,15 +195,15 @@ impl Endpoint {
         }
     }
 
-    /// The same address, be it of this snapshot or another.
+    /// Whether both are the same address, also across snapshots.
     pub fn is_same(&self, other: &Endpoint) -> bool {
         self.target == other.target
     }
 }
 
-/// The endpoints of a cluster, in the registry's order: those with its labels and its port, unhealthy and draining ones
-/// too ([`crate::balance`] leaves them out). State is taken over from `previous`, the same cluster's of the snapshot before.
-/// An address that comes twice is taken once.
+/// The endpoints of a cluster in the registry's order: those with its labels and its port, including unhealthy and
+/// draining ones ([`crate::balance`] leaves those out). State is taken over from `previous`, the same cluster in the
+/// preceding snapshot. Duplicate addresses are dropped.
 pub fn for_cluster(
     cluster: &Cluster,
     configs: &[Arc<EndpointConfig>],
@@ -214,7 +216,7 @@ pub fn for_cluster(
         let has = |(name, value): (&String, &String)| config.labels.get(name) == Some(value);
         let remote = match &config.remote {
             None => None,
-            // Only by mutual TLS does a gateway know where to.
+            // A gateway learns the destination from the server name of mutual TLS only.
             Some(_) if !cluster.tls.is_of_mesh() || cluster.original_destination => continue,
             Some(subsets) => match subsets.get(&*cluster.subset) {
                 None => continue,
@@ -223,7 +225,7 @@ pub fn for_cluster(
         };
         let port = match config.address {
             _ if remote.is_some() => Some(config.port),
-            // It has none, whichever the cluster means.
+            // A Unix socket has no port.
             Address::Unix(_) => Some(0),
             _ => dial_port(&cluster.target_port, config),
         };
@@ -239,22 +241,22 @@ pub fn for_cluster(
         if !seen.insert(target.clone()) {
             continue;
         }
-        let known = previous.get(&target);
+        let before = previous.get(&target);
         if cluster.outlier.is_none()
             && remote.is_none()
-            && let Some(known) = known
+            && let Some(before) = before
         {
-            // Ejections made under a policy that is gone must not last for ever.
-            known.state.ejection.reset();
+            // Without outlier detection nothing would end earlier ejections.
+            before.state.ejection.reset();
         }
-        list.push(match known {
-            Some(known) if known.config == *config => (*known).clone(),
-            Some(known) => Arc::new(Endpoint {
+        list.push(match before {
+            Some(before) if before.config == *config => (*before).clone(),
+            Some(before) => Arc::new(Endpoint {
                 config: config.clone(),
                 target,
-                key: known.key.clone(),
-                // Somebody else is there: what is open leads to who was there before, or says nothing of who it is.
-                state: if known.config.identity == config.identity { known.state.clone() } else { Arc::default() },
+                key: before.key.clone(),
+                // Another workload has taken over the address: open connections and counters belong to its predecessor.
+                state: if before.config.identity == config.identity { before.state.clone() } else { Arc::default() },
                 remote,
             }),
             None => {
@@ -266,8 +268,8 @@ pub fn for_cluster(
     list
 }
 
-/// Endpoints with each address of a name instead of the name. One that was never resolved stays, and is resolved when it is
-/// dialed.
+/// Replaces each resolved name by one endpoint per address. A name that was never resolved stays, and is resolved when
+/// it is dialed.
 pub fn resolved<'a>(
     configs: &'a [Arc<EndpointConfig>],
     addresses: &HashMap<Arc<str>, Vec<IpAddr>>,
@@ -279,21 +281,21 @@ pub fn resolved<'a>(
     if !configs.iter().any(|config| each(config).is_some()) {
         return Cow::Borrowed(configs);
     }
-    let mut found = Vec::with_capacity(configs.len());
+    let mut expanded = Vec::with_capacity(configs.len());
     for config in configs {
         match each(config) {
-            None => found.push(config.clone()),
+            None => expanded.push(config.clone()),
             Some(addresses) => {
                 let at = |ip: &IpAddr| EndpointConfig { address: Address::Ip(*ip), ..(**config).clone() };
-                found.extend(addresses.iter().map(|ip| Arc::new(at(ip))));
+                expanded.extend(addresses.iter().map(|ip| Arc::new(at(ip))));
             }
         }
     }
-    Cow::Owned(found)
+    Cow::Owned(expanded)
 }
 
-/// The endpoint at an address, whatever its health. Endpoints of a headless service are at the service's port too, which
-/// stands for the one that each has.
+/// The endpoint at an address, whatever its health. For a headless service the service's port matches as well as the
+/// endpoint's own.
 pub fn find<'a>(cluster: &Cluster, endpoints: &'a [Arc<Endpoint>], address: SocketAddr) -> Option<&'a Arc<Endpoint>> {
     let exact = endpoints.iter().find(|endpoint| endpoint.target == Target::Socket(address));
     let is_there = |endpoint: &&Arc<Endpoint>| endpoint.ip() == Some(address.ip());
@@ -309,11 +311,11 @@ fn dial_port(target: &TargetPort, config: &EndpointConfig) -> Option<u16> {
     }
 }
 
-/// What an endpoint is called in logs and placed by, see [`Endpoint::key`].
+/// Key of an endpoint, see [`Endpoint::key`].
 pub fn key_of(target: &Target) -> Arc<str> {
     match target {
         Target::Socket(address) => address.to_string().into(),
-        Target::Name(name, port) | Target::Asked(name, port) => format!("{name}:{port}").into(),
+        Target::Name(name, port) | Target::RequestHost(name, port) => format!("{name}:{port}").into(),
         Target::Unix(path) => path.clone(),
     }
 }

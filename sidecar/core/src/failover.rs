@@ -1,24 +1,25 @@
-//! How much of a service's traffic goes to another data centre, by what is left of it at home.
+//! The share of a service's traffic that goes to another data centre, by the local capacity that is left.
 //!
-//! Away at once when nobody is left, else only when it has been worse for a while; back when it has been better for a while:
-//! an instance that comes and goes must not drag the traffic between continents. The control plane asks, once a service, for all of its sidecars.
+//! Traffic moves at once if no local instance is healthy, otherwise only after the capacity has been lower for a while;
+//! it returns after the capacity has been higher for a while, so that a flapping instance does not shift traffic
+//! between continents. The control plane computes the share once per service for all of its sidecars.
 
 use std::time::{Duration, Instant};
 
-/// Envoy's over-provisioning factor, in percent: 72 % of a service's instances are taken to carry all of its traffic.
+/// Envoy's over-provisioning factor, in percent: 72 % of a service's instances are assumed to carry all of its traffic.
 const OVERPROVISIONING: u64 = 140;
 
 /// Instances of a service, or of a subset.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Capacity {
-    /// Those that take requests.
+    /// Instances that accept requests.
     pub healthy: u32,
     /// All.
     pub total: u32,
 }
 
 impl Capacity {
-    /// Percent of the requests that it is too little for: 0 to 100. Nobody at all is too little for any.
+    /// Percent of the requests beyond this capacity: 0 to 100. Without instances, all of them.
     pub fn shortfall(self) -> u32 {
         let carried = match u64::from(self.total) {
             0 => 0,
@@ -28,32 +29,32 @@ impl Capacity {
     }
 }
 
-/// How long it must have been so before requests move; when nobody at all is left they do at once.
+/// Delays before the share changes; without healthy local instances it changes at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Patience {
-    /// Worse at home, before more go away: an instance that is just starting is no loss.
+    /// Delay before more requests leave after capacity was lost: an instance that is only starting is not a loss.
     pub away: Duration,
-    /// Better at home, before they return.
+    /// Delay before requests return after capacity was gained.
     pub back: Duration,
 }
 
-/// The share of one service, or of one of its subsets, that goes elsewhere.
+/// The remote share of one service, or of one of its subsets.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Failover {
     share: u32,
     trend: Option<Trend>,
 }
 
-/// Since when another share would have been right.
+/// A pending change of the share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Trend {
     since: Instant,
-    /// Of what was wanted in that time that which is nearest to what is.
+    /// The target nearest to the current share since then.
     nearest: u32,
 }
 
 impl Failover {
-    /// Percent of the requests that go elsewhere, given what is at home now.
+    /// Updates the remote share, in percent of the requests, from the local capacity.
     pub fn next(&mut self, home: Capacity, now: Instant, patience: Patience) -> u32 {
         let wanted = home.shortfall();
         if wanted == self.share || wanted == 100 {
@@ -71,13 +72,13 @@ impl Failover {
         let hold = if away { patience.away } else { patience.back };
         if now.saturating_duration_since(trend.since) >= hold {
             self.share = trend.nearest;
-            // What goes further still has to last as long.
+            // A larger change has to persist for the same delay.
             self.trend = (wanted != self.share).then_some(Trend { since: now, nearest: wanted });
         }
         self.share
     }
 
-    /// Whether time alone may change the share.
+    /// Whether the share may change by the passing of time alone.
     pub fn is_waiting(&self) -> bool {
         self.trend.is_some()
     }
@@ -94,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_goes_elsewhere_as_envoy_counts() {
+    fn shortfall_follows_envoys_overprovisioning_factor() {
         for (healthy, total, want) in
             [(10, 10, 0), (8, 10, 0), (72, 100, 0), (71, 100, 1), (5, 10, 30), (1, 10, 86), (0, 10, 100), (0, 0, 100)]
         {
@@ -104,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn away_at_once_when_nobody_is_left_and_back_when_it_has_lasted() {
+    fn failover_is_immediate_without_capacity_and_failback_is_delayed() {
         let start = crate::outlier::tests::now();
         let at = |seconds: u64| start + Duration::from_secs(seconds);
         let mut failover = Failover::default();
@@ -114,11 +115,11 @@ mod tests {
         };
         assert_eq!(next(of(3, 3), 0), (0, false));
         assert_eq!(next(of(0, 3), 1), (100, false));
-        // It comes back for a moment: nothing moves.
+        // A short recovery moves nothing.
         assert_eq!(next(of(3, 3), 2), (100, true));
         assert_eq!(next(of(0, 3), 3), (100, false));
         assert_eq!(next(of(3, 3), 40), (100, true));
-        // Not quite well in between: only what was there all the time counts.
+        // A partial recovery in between: only the capacity present all the time counts.
         assert_eq!(next(of(2, 3), 50), (100, true));
         assert_eq!(next(of(3, 3), 69), (100, true));
         assert_eq!(next(of(3, 3), 70), (7, true));
@@ -127,15 +128,15 @@ mod tests {
     }
 
     #[test]
-    fn one_that_starts_is_no_loss_and_one_that_stays_ill_is() {
+    fn a_starting_instance_moves_no_traffic_and_a_persistent_failure_does() {
         let start = crate::outlier::tests::now();
         let at = |seconds: u64| start + Duration::from_secs(seconds);
         let mut failover = Failover::default();
         let mut next = |home, seconds| failover.next(home, at(seconds), PATIENCE);
-        // A second one is on its way.
+        // A second instance is starting.
         assert_eq!((next(of(1, 1), 0), next(of(1, 2), 1), next(of(1, 2), 9), next(of(2, 2), 10)), (0, 0, 0, 0));
         assert_eq!((next(of(1, 2), 11), next(of(1, 2), 20), next(of(1, 2), 21)), (0, 0, 30));
-        // Worse for a moment, then as before.
+        // Lower for a moment, then as before.
         assert_eq!((next(of(1, 4), 22), next(of(1, 2), 30), next(of(1, 4), 31)), (30, 30, 30));
         assert_eq!((next(of(1, 4), 40), next(of(1, 3), 41), next(of(1, 4), 50)), (30, 54, 54));
         assert_eq!(next(of(0, 4), 51), 100);

@@ -1,7 +1,7 @@
-//! Faults that a policy asks for: delays and aborts (Envoy's fault filter, `source/extensions/filters/http/fault`).
+//! Fault injection: delays and aborts (Envoy's fault filter, `source/extensions/filters/http/fault`).
 //!
-//! They come before everything that a cluster does: nothing is retried, counted against an endpoint or limited, and the
-//! route's timeout begins after the delay.
+//! Faults precede everything at the level of a cluster: an aborted request is not retried, not counted against an
+//! endpoint and not limited, and the route's timeout begins after the delay.
 
 use std::time::Duration;
 
@@ -12,47 +12,47 @@ use http::StatusCode;
 pub struct Share(u32);
 
 impl Share {
-    /// Of a number of percent, 0 to 100; what is finer than a millionth is cut off, as Istio does.
+    /// From a percentage, 0 to 100, rounded down to a millionth as in Istio.
     pub fn percent(percent: f64) -> Share {
         Share((percent * 10_000.0) as u32)
     }
 
-    /// As a number of percent.
+    /// As a percentage.
     pub fn as_percent(self) -> f64 {
         f64::from(self.0) / 10_000.0
     }
 
-    /// Whether a request is in it.
+    /// Whether the share includes a request.
     pub fn hits(self, random: u64) -> bool {
         random % 1_000_000 < u64::from(self.0)
     }
 }
 
-/// What a route does to some requests.
+/// The faults of a route.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Fault {
-    /// Before anything else.
+    /// Applied first.
     pub delay: Option<(Share, Duration)>,
-    /// After the delay, drawn by itself.
+    /// Applied after the delay, drawn independently.
     pub abort: Option<(Share, Abort)>,
 }
 
-/// How a request ends that is aborted.
+/// Response of an aborted request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Abort {
-    /// With this status.
+    /// An HTTP status.
     Http(StatusCode),
-    /// With this status of gRPC, or what stands for it in HTTP.
+    /// A gRPC status, or the corresponding HTTP status for other requests.
     Grpc(u32),
 }
 
 impl Fault {
-    /// How long a request waits.
+    /// The delay of a request, if the draw includes it.
     pub fn delay(&self, random: u64) -> Option<Duration> {
         self.delay.filter(|(share, _)| share.hits(random)).map(|(_, delay)| delay)
     }
 
-    /// How it ends.
+    /// The abort of a request, if the draw includes it.
     pub fn abort(&self, random: u64) -> Option<Abort> {
         self.abort.filter(|(share, _)| share.hits(random)).map(|(_, abort)| abort)
     }
@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn delay_and_abort_are_drawn_apart() {
+    fn delay_and_abort_are_drawn_independently() {
         let half = Share::percent(50.0);
         let delay = Duration::from_secs(1);
         let fault = Fault { delay: Some((half, delay)), abort: Some((half, Abort::Grpc(14))) };

@@ -1,8 +1,8 @@
-//! Response flags: why a request did not go the usual way, as Envoy's logs and metrics say it.
+//! Response flags: the reasons why a request was not served normally, as in Envoy's logs and metrics.
 
 use std::fmt;
 
-/// One reason. In the order in which Envoy lists several.
+/// One reason. In Envoy's order of output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ResponseFlag {
     /// No healthy upstream.
@@ -29,9 +29,9 @@ pub enum ResponseFlag {
     RateLimited,
     /// Refused by authorization.
     UnauthorizedExternalService,
-    /// The client went away.
+    /// The client closed the connection.
     DownstreamConnectionTermination,
-    /// All retries that the policy allows were made, and failed too.
+    /// The retries of the policy are exhausted and the last one failed.
     UpstreamRetryLimitExceeded,
     /// A stream was idle for too long.
     StreamIdleTimeout,
@@ -39,7 +39,7 @@ pub enum ResponseFlag {
     InvalidEnvoyRequestHeaders,
     /// The client's request breaks HTTP.
     DownstreamProtocolError,
-    /// The whole duration of a stream or connection was exceeded.
+    /// The maximum duration of a stream or connection was exceeded.
     DurationTimeout,
     /// The upstream's response breaks HTTP.
     UpstreamProtocolError,
@@ -78,25 +78,25 @@ impl ResponseFlag {
     }
 }
 
-/// The reasons of one request: an upstream that refused (`UF`) and retries that were used up (`URX`) are both said.
+/// All reasons of one request: a refused connection (`UF`) and exhausted retries (`URX`) are both listed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct ResponseFlags(u32);
 
 impl ResponseFlags {
-    /// None: it went the usual way.
+    /// No flag: the request was served normally.
     pub const NONE: ResponseFlags = ResponseFlags(0);
 
-    /// Adds one.
+    /// Adds a flag.
     pub fn insert(&mut self, flag: ResponseFlag) {
         self.0 |= 1 << flag as u32;
     }
 
-    /// Adds those of `other`.
+    /// Adds the flags of `other`.
     pub fn extend(&mut self, other: ResponseFlags) {
         self.0 |= other.0;
     }
 
-    /// Whether there is none.
+    /// Whether there is no flag.
     pub fn is_empty(self) -> bool {
         self.0 == 0
     }

@@ -1,4 +1,4 @@
-//! What a gateway does with what arrives at its ports: which server, which host.
+//! Selection of a gateway's server and host for a connection.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -6,8 +6,9 @@ use std::sync::Arc;
 use crate::names::specificity;
 use crate::policy::Cluster;
 
-/// Cipher suites of TLS 1.2 that a gateway can be limited to: OpenSSL's names, as Envoy and Istio have them, and IANA's numbers. All
-/// have forward secrecy and authenticated encryption. Those of TLS 1.3 are always on, as in Envoy.
+/// Cipher suites of TLS 1.2 to which a gateway can be limited: OpenSSL's names, as in Envoy and Istio, and IANA's
+/// numbers. All have forward secrecy and authenticated encryption. The suites of TLS 1.3 are always enabled, as in
+/// Envoy.
 pub const CIPHER_SUITES: &[(&str, u16)] = &[
     ("ECDHE-ECDSA-AES128-GCM-SHA256", 0xc02b),
     ("ECDHE-ECDSA-AES256-GCM-SHA384", 0xc02c),
@@ -22,105 +23,105 @@ pub const CIPHER_SUITES: &[(&str, u16)] = &[
 pub struct Server {
     /// `Gateway/<namespace>/<name>[/<server>]`
     pub name: Arc<str>,
-    /// The address that it listens at; `None`: all.
+    /// Listening address; `None`: all.
     pub bind: Option<IpAddr>,
-    /// Where it listens.
+    /// Listening port.
     pub port: u16,
-    /// What is spoken there.
+    /// Protocol of the port.
     pub protocol: Speaks,
-    /// With [`Speaks::Https`].
-    pub tls: Option<Ending>,
-    /// Requests are sent to the same address under https.
+    /// Set with [`Speaks::Https`].
+    pub tls: Option<TlsTermination>,
+    /// Redirect requests to the same address under https.
     pub https_redirect: bool,
-    /// Server names that it is for: exact, a wildcard or `*`.
+    /// Accepted server names: exact, a wildcard or `*`.
     pub hosts: Vec<Arc<str>>,
     /// Domains and the services that hold their routes.
     pub virtual_hosts: Vec<(Arc<str>, Arc<str>)>,
-    /// With [`Speaks::Tls`]: the server name says which exported service is meant, see [`Inside`].
+    /// With [`Speaks::Tls`]: the server name identifies an exported service, see [`MeshServerName`].
     pub auto_passthrough: bool,
 }
 
 impl Server {
-    /// Where it listens; all addresses are IPv6's unspecified one, which takes IPv4 too.
+    /// Listening address; for all addresses IPv6's unspecified one, which accepts IPv4 too.
     pub fn address(&self) -> SocketAddr {
         SocketAddr::new(self.bind.unwrap_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED)), self.port)
     }
 
-    /// Its TLS is the mesh's own.
+    /// Whether TLS uses the mesh's certificates.
     pub fn is_of_mesh(&self) -> bool {
-        self.tls.as_ref().is_some_and(|tls| tls.shown == Shown::Mesh)
+        self.tls.as_ref().is_some_and(|tls| tls.certificate == ServerCertificate::Mesh)
     }
 }
 
-/// What is spoken to a server.
+/// Protocol of a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Speaks {
     /// HTTP/1 and 2.
     Http,
-    /// The same in TLS that ends here.
+    /// HTTP in TLS that is terminated by the gateway.
     Https,
     /// TLS that is passed through.
     Tls,
-    /// Bytes.
+    /// Opaque bytes.
     Tcp,
 }
 
-/// How TLS ends at a server.
+/// TLS termination of a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ending {
-    /// What the server shows.
-    pub shown: Shown,
-    /// A caller's certificate has to have one of these names, as a URI or a host; empty: any will do.
-    pub callers: Vec<String>,
+pub struct TlsTermination {
+    /// The server's certificate.
+    pub certificate: ServerCertificate,
+    /// Accepted names in client certificates, as a URI or a host; empty: any.
+    pub client_names: Vec<String>,
 }
 
-/// By which certificates TLS ends.
+/// Source of the certificate for TLS termination.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Shown {
-    /// The mesh's own, on both sides (ISTIO_MUTUAL).
+pub enum ServerCertificate {
+    /// The mesh's certificates, on both sides (ISTIO_MUTUAL).
     Mesh,
-    /// Files of the gateway.
+    /// PEM files of the gateway.
     Files(Termination),
 }
 
-/// How TLS ends by the gateway's own files, which are PEM.
+/// TLS termination with the gateway's own PEM files.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Termination {
-    /// At least one; the client's abilities decide between several.
+    /// At least one; chosen by the client's capabilities.
     pub certificates: Vec<Certificate>,
-    /// Client certificates are required, and proved by this.
+    /// CA of the client certificates that are required; `None`: none are requested.
     pub authority: Option<Authority>,
-    /// Which versions of TLS.
+    /// Accepted versions of TLS.
     pub versions: Versions,
-    /// Of [`CIPHER_SUITES`], by number, the preferred first; empty: all.
+    /// Numbers from [`CIPHER_SUITES`], the preferred first; empty: all.
     pub cipher_suites: Vec<u16>,
 }
 
 /// A certificate and its key.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Certificate {
-    /// Their files.
+    /// Two files.
     Files {
-        /// Of the chain, the server's own certificate first.
+        /// The chain, starting with the server's own certificate.
         certificate: Arc<str>,
-        /// Of the key.
+        /// The private key.
         key: Arc<str>,
     },
-    /// A folder among the gateway's credentials.
+    /// Name of a credential folder of the gateway.
     Credential(Arc<str>),
 }
 
-/// Where the CA of callers is.
+/// Source of the CA for client certificates.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Authority {
     /// Files.
     Files {
-        /// Of the CA.
+        /// The CA.
         ca: Arc<str>,
-        /// Of what it revoked; `None`: nothing.
+        /// Certificate revocation list; `None`: none.
         crl: Option<Arc<str>>,
     },
-    /// A folder among the gateway's credentials.
+    /// Name of a credential folder of the gateway.
     Credential(Arc<str>),
 }
 
@@ -135,29 +136,29 @@ pub enum Versions {
     Only13,
 }
 
-/// What a server name of the mesh's own TLS says, `outbound_.<port>_.<subset>_.<host>`, as Istio writes it.
+/// A server name of the mesh's mutual TLS between data centres, `outbound_.<port>_.<subset>_.<host>`, in Istio's form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Inside<'a> {
-    /// The service's port; 0: it has none declared.
+pub struct MeshServerName<'a> {
+    /// The service's port; 0: the service declares none.
     pub port: u16,
-    /// Empty: all of the service.
+    /// Empty: the whole service.
     pub subset: &'a str,
     /// Canonical name.
     pub host: &'a str,
 }
 
-impl<'a> Inside<'a> {
-    /// Reads a server name in lower case.
-    pub fn parse(server_name: &'a str) -> Option<Inside<'a>> {
+impl<'a> MeshServerName<'a> {
+    /// Parses a server name in lower case.
+    pub fn parse(server_name: &'a str) -> Option<MeshServerName<'a>> {
         let (port, rest) = server_name.strip_prefix("outbound_.")?.split_once("_.")?;
         let (subset, host) = rest.split_once("_.")?;
-        // `parse` would take a sign.
+        // `u16::parse` would accept a sign.
         let port = port.bytes().all(|b| b.is_ascii_digit()).then(|| port.parse().ok()).flatten()?;
-        (!host.is_empty()).then_some(Inside { port, subset, host })
+        (!host.is_empty()).then_some(MeshServerName { port, subset, host })
     }
 
-    /// Which of a service's clusters is meant: that of the port, else that of the logical port, which stands for any. A
-    /// subset is found whatever its case: server names have none (RFC 6066, 3).
+    /// Index of the cluster: that of the port, otherwise that of the logical port 0. The subset is compared without
+    /// case, because server names have none (RFC 6066, 3).
     pub fn cluster(&self, clusters: &[Arc<Cluster>]) -> Option<usize> {
         let of = |port: u16| {
             let meant = |c: &Arc<Cluster>| {
@@ -169,8 +170,8 @@ impl<'a> Inside<'a> {
     }
 }
 
-/// The service that holds the routes of `host` (lower case, without port), of all the servers of a port: the exact domain,
-/// else the longest `*.suffix`, else `*` (as Envoy searches virtual hosts). Of equals the first.
+/// The service with the routes of `host` (lower case, without port), among all servers of a port: the exact domain,
+/// otherwise the longest `*.suffix`, otherwise `*` (Envoy's search of virtual hosts). Of equal matches the first wins.
 pub fn service<'a>(
     servers: impl IntoIterator<Item = &'a Arc<Server>>,
     host: &str,
@@ -190,12 +191,12 @@ pub fn service<'a>(
     best.map(|(_, server, service)| (server, service))
 }
 
-/// The server for a TLS server name, of all those of a port; `""`: the client named none, which only `*` takes. The hosts
-/// of AUTO_PASSTHROUGH are those of services, inside the name, as in Istio.
+/// The server of a port for a TLS server name; `""`: the client sent none, which only `*` matches. The hosts of an
+/// AUTO_PASSTHROUGH server match the service inside the server name, as in Istio.
 pub fn by_server_name<'a>(servers: &'a [Arc<Server>], name: &str) -> Option<&'a Arc<Server>> {
-    let inside = Inside::parse(name).map_or(name, |inside| inside.host);
+    let host = MeshServerName::parse(name).map_or(name, |service| service.host);
     let of = |server: &&Arc<Server>| {
-        let name = if server.auto_passthrough { inside } else { name };
+        let name = if server.auto_passthrough { host } else { name };
         server.hosts.iter().filter_map(|host| specificity(host, name)).max()
     };
     let mut best: Option<(usize, &Arc<Server>)> = None;
@@ -209,18 +210,19 @@ pub fn by_server_name<'a>(servers: &'a [Arc<Server>], name: &str) -> Option<&'a 
     best.map(|(_, server)| server)
 }
 
-/// The servers whose hosts a connection may ask for, once its TLS has ended at `server`: this one, and for the mesh's own TLS
-/// from a sidecar all of the port that end that. Its server name is that of the gateway's service, not of a host behind it.
-pub fn entered(servers: &[Arc<Server>], server: &Arc<Server>, name: &str) -> Vec<Arc<Server>> {
-    if !server.is_of_mesh() || Inside::parse(name).is_none() {
+/// The servers whose hosts a client may request after TLS was terminated at `server`: that one, and with the mesh's TLS
+/// every mesh server of the port, since a sidecar's server name is that of the gateway's service and not of a host
+/// behind it.
+pub fn reachable_servers(servers: &[Arc<Server>], server: &Arc<Server>, name: &str) -> Vec<Arc<Server>> {
+    if !server.is_of_mesh() || MeshServerName::parse(name).is_none() {
         return vec![server.clone()];
     }
     servers.iter().filter(|server| server.is_of_mesh()).cloned().collect()
 }
 
-/// The server at which the TLS of a sidecar ends whose server name no server is for, see [`entered`].
-pub fn of_mesh<'a>(servers: &'a [Arc<Server>], name: &str) -> Option<&'a Arc<Server>> {
-    Inside::parse(name).and_then(|_| servers.iter().find(|server| server.is_of_mesh()))
+/// The mesh server for a sidecar whose server name matches no server, see [`reachable_servers`].
+pub fn mesh_server<'a>(servers: &'a [Arc<Server>], name: &str) -> Option<&'a Arc<Server>> {
+    MeshServerName::parse(name).and_then(|_| servers.iter().find(|server| server.is_of_mesh()))
 }
 
 #[cfg(test)]
@@ -242,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn server_names_of_the_mesh() {
+    fn mesh_server_names_are_parsed() {
         for (name, want) in [
             ("outbound_.80_._.order.default.svc.cluster.local", Some((80, "", "order.default.svc.cluster.local"))),
             ("outbound_.0_.v2_.order.shop", Some((0, "v2", "order.shop"))),
@@ -256,13 +258,13 @@ mod tests {
             ("order.default", None),
             ("", None),
         ] {
-            let parsed = Inside::parse(name).map(|inside| (inside.port, inside.subset, inside.host));
+            let parsed = MeshServerName::parse(name).map(|inside| (inside.port, inside.subset, inside.host));
             assert_eq!(parsed, want, "{name}");
         }
     }
 
     #[test]
-    fn the_cluster_of_a_port_is_before_that_of_any() {
+    fn the_cluster_of_a_port_precedes_that_of_any_port() {
         let cluster = |port, subset: &str, host: &str| {
             let one = crate::endpoint::tests::cluster(crate::policy::LoadBalancer::Random, None);
             Arc::new(Cluster { port, subset: subset.into(), host: host.into(), ..one })
@@ -280,37 +282,40 @@ mod tests {
             (&cased[..], "outbound_.80_.canary_.a", Some(0)),
             (&logical[..], "outbound_.0_._.a", Some(0)),
         ] {
-            assert_eq!(Inside::parse(name).unwrap().cluster(clusters), want, "{name}");
+            assert_eq!(MeshServerName::parse(name).unwrap().cluster(clusters), want, "{name}");
         }
     }
 
     #[test]
-    fn sidecars_reach_all_servers_of_the_mesh_by_the_name_of_the_gateways_service() {
-        let with = |name: &str, hosts: &[&str], shown: Shown| {
-            let tls = Some(Ending { shown, callers: Vec::new() });
+    fn sidecars_reach_all_mesh_servers_by_the_gateway_services_name() {
+        let with = |name: &str, hosts: &[&str], certificate: ServerCertificate| {
+            let tls = Some(TlsTermination { certificate, client_names: Vec::new() });
             Arc::new(Server { tls, protocol: Speaks::Https, ..Arc::unwrap_or_clone(server(name, hosts, &[])) })
         };
-        let files = Shown::Files(Termination {
+        let files = ServerCertificate::Files(Termination {
             certificates: Vec::new(),
             authority: None,
             versions: Versions::Both,
             cipher_suites: Vec::new(),
         });
         let outside = with("outside", &["*.example.com"], files);
-        let (one, two) = (with("one", &["a.example.org"], Shown::Mesh), with("two", &["b.example.org"], Shown::Mesh));
+        let (one, two) = (
+            with("one", &["a.example.org"], ServerCertificate::Mesh),
+            with("two", &["b.example.org"], ServerCertificate::Mesh),
+        );
         let all = [outside.clone(), one.clone(), two.clone()];
         let sidecars = "outbound_.443_._.egress.default.svc.cluster.local";
         assert!(by_server_name(&all, sidecars).is_none());
-        assert_eq!(of_mesh(&all, sidecars), Some(&one));
-        assert!(of_mesh(&all, "egress.default").is_none() && of_mesh(&all[..1], sidecars).is_none());
-        assert_eq!(entered(&all, &one, sidecars), [one.clone(), two]);
-        assert_eq!(entered(&all, &one, "a.example.org"), [one]);
-        // Never one whose TLS ends by other certificates.
-        assert_eq!(entered(&all, &outside, sidecars), [outside]);
+        assert_eq!(mesh_server(&all, sidecars), Some(&one));
+        assert!(mesh_server(&all, "egress.default").is_none() && mesh_server(&all[..1], sidecars).is_none());
+        assert_eq!(reachable_servers(&all, &one, sidecars), [one.clone(), two]);
+        assert_eq!(reachable_servers(&all, &one, "a.example.org"), [one]);
+        // Never a server with other certificates.
+        assert_eq!(reachable_servers(&all, &outside, sidecars), [outside]);
     }
 
     #[test]
-    fn the_most_exact_host_wins_whatever_the_order() {
+    fn the_most_specific_host_wins_in_any_order() {
         let one = server("one", &["*"], &[("*", "any"), ("*.example.com", "wild"), ("*-b.example.com", "part")]);
         let two = server("two", &["*.example.com"], &[("a.example.com", "a"), ("*.b.example.com", "b"), ("*", "late")]);
         let all = [one, two];

@@ -1,6 +1,6 @@
-//! What a request is hashed by for consistent balancing: header, cookie, source address or query parameter.
+//! Hash input of consistent balancing: header, cookie, source address or query parameter.
 //!
-//! Bit for bit as Envoy does (XXH64, seed 0), so that a mesh can be moved over endpoint by endpoint without moving
+//! Bit-compatible with Envoy (XXH64, seed 0), so that a mesh can be migrated endpoint by endpoint without moving
 //! sessions.
 
 use std::fmt::Write;
@@ -19,7 +19,7 @@ use crate::request::RequestView;
 pub enum HashPolicy {
     /// All values of a header.
     Header(HeaderName),
-    /// A cookie, generated when it may be.
+    /// A cookie, generated if it has a TTL and the request lacks it.
     Cookie(Cookie),
     /// The downstream's address without port.
     SourceIp,
@@ -40,12 +40,12 @@ pub struct Cookie {
     pub attributes: Vec<(String, String)>,
 }
 
-/// What a request hashes to.
+/// Result of hashing a request.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HashOutcome {
-    /// `None`: nothing to hash by; any endpoint will do.
+    /// `None`: no hash input; any endpoint is acceptable.
     pub hash: Option<u64>,
-    /// To be added to the response as `set-cookie`.
+    /// Value of `set-cookie` for the response.
     pub set_cookie: Option<HeaderValue>,
 }
 
@@ -59,7 +59,7 @@ pub fn request_hash(policies: &[HashPolicy], req: &RequestView<'_>) -> HashOutco
                 Some(value) => Some(xxh64(value, 0)),
                 None => cookie.ttl.map(|ttl| {
                     let value = generated_value(req.source, req.local);
-                    // The last one wins, as only one policy per route is usual.
+                    // The last generated cookie wins; more than one cookie policy per route is unusual.
                     outcome.set_cookie = set_cookie(cookie, ttl, &value);
                     xxh64(value.as_bytes(), 0)
                 }),
@@ -74,12 +74,12 @@ pub fn request_hash(policies: &[HashPolicy], req: &RequestView<'_>) -> HashOutco
     outcome
 }
 
-/// Hashes a TCP connection: only the source address is known of it.
+/// Hashes a TCP connection, of which only the source address is available.
 pub fn connection_hash(policies: &[HashPolicy], source: SocketAddr) -> Option<u64> {
     policies.iter().any(|policy| matches!(policy, HashPolicy::SourceIp)).then(|| source_hash(source))
 }
 
-/// XXH64 as the ring and the Maglev table use it for host keys.
+/// XXH64 of host keys for the ring and the Maglev table.
 pub(crate) fn key_hash(key: &[u8], seed: u64) -> u64 {
     xxh64(key, seed)
 }
@@ -90,7 +90,7 @@ fn header_hash(name: &HeaderName, req: &RequestView<'_>) -> Option<u64> {
         return None;
     }
     values.sort_unstable();
-    // A single value is its plain hash; each further one is hashed with the hash so far as seed.
+    // A single value is hashed plainly; each further one with the hash so far as the seed.
     Some(values.iter().fold(0, |seed, value| xxh64(value, seed)))
 }
 
@@ -101,7 +101,7 @@ fn source_hash(source: SocketAddr) -> u64 {
     xxh64(&text.0, 0)
 }
 
-/// An IP address's text, without allocation.
+/// Text of an IP address, without allocation.
 #[derive(Default)]
 struct SmallText(SmallVec<[u8; 48]>);
 
@@ -112,7 +112,7 @@ impl Write for SmallText {
     }
 }
 
-/// The first cookie of this name, without the quotes that may surround it.
+/// The first cookie with this name, without surrounding quotes.
 fn cookie_value<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a [u8]> {
     let pairs = headers.get_all(COOKIE).into_iter().flat_map(|value| value.as_bytes().split(|b| *b == b';'));
     for pair in pairs {
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn xxh64_reference_values() {
+    fn xxh64_matches_reference_values() {
         assert_eq!(key_hash(b"", 0), 0xef46_db37_51d8_e999);
         assert_eq!(key_hash(b"a", 0), 0xd24e_c4f1_a98c_6e5b);
     }
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cookie_that_is_there_is_used() {
+    fn an_existing_cookie_is_used() {
         for text in ["session=abc", "a=b; session=abc; session=x", "a;session=\"abc\""] {
             let mut map = HeaderMap::new();
             map.insert(COOKIE, HeaderValue::from_static(text));
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_cookie_is_generated_when_it_has_a_ttl() {
+    fn a_missing_cookie_is_generated_if_it_has_a_ttl() {
         let none = headers(&[("cookie", "sessions=1")]);
         let req = view("/", "h", &none);
         assert_eq!(request_hash(&[cookie(None)], &req), HashOutcome::default());

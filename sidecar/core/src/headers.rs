@@ -1,4 +1,4 @@
-//! Changes that a route or destination makes to request and response headers, in Envoy's order: inside one level remove,
+//! Header operations of routes and destinations on requests and responses, in Envoy's order: within one level remove,
 //! then set, then add.
 //!
 //! Values may hold Envoy's `%VAR%` formatters ([`template`]).
@@ -11,31 +11,31 @@ mod tls;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-pub use template::{Answer, Context, Side, Surroundings, Template};
+pub use template::{Context, ProxyContext, ResponseContext, Side, Template};
 pub use tls::{Certificate, Peer, Tls};
 
-/// The changes of one level (route or destination).
+/// The operations of one level (route or destination).
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct HeaderOps {
-    /// To the request, before it is sent upstream.
+    /// On the request, before it is sent upstream.
     pub request: HeaderChange,
-    /// To the response, before it is sent downstream.
+    /// On the response, before it is sent downstream.
     pub response: HeaderChange,
 }
 
-/// A list of changes.
+/// Operations on one message.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct HeaderChange {
     /// Removed first.
     pub remove: Vec<HeaderName>,
-    /// Then set, replacing all values.
+    /// Set second, replacing all values.
     pub set: Vec<(HeaderName, Template)>,
-    /// Then added to the values that there are.
+    /// Added last, to the existing values.
     pub add: Vec<(HeaderName, Template)>,
 }
 
 impl HeaderChange {
-    /// Nothing to do.
+    /// Whether there are no operations.
     pub fn is_empty(&self) -> bool {
         self.remove.is_empty() && self.set.is_empty() && self.add.is_empty()
     }
@@ -45,25 +45,25 @@ impl HeaderChange {
         self.apply(headers, |template, headers| template.render(headers, context, None));
     }
 
-    /// Changes a response's headers. `request` are the request's headers as they were sent upstream; they may be
-    /// empty unless [`HeaderChange::reads_request_headers`].
+    /// Changes a response's headers. `request`: the request's headers as sent upstream; may be empty unless
+    /// [`HeaderChange::reads_request_headers`].
     pub fn apply_to_response(
         &self,
         headers: &mut HeaderMap,
         request: &HeaderMap,
         context: &Context<'_>,
-        answer: &Answer<'_>,
+        response_context: &ResponseContext<'_>,
     ) {
-        self.apply(headers, |template, headers| template.render(request, context, Some((answer, headers))));
+        self.apply(headers, |template, headers| template.render(request, context, Some((response_context, headers))));
     }
 
-    /// A value has `%REQ(name)%`: the sidecar has to keep the request's headers for the response.
+    /// Whether a value has `%REQ(name)%`: the sidecar then keeps the request's headers for the response.
     pub fn reads_request_headers(&self) -> bool {
         let mut templates = self.set.iter().chain(&self.add);
         templates.any(|(_, template)| template.reads_request_headers())
     }
 
-    /// This level's changes, then `later`'s, as one level: removals of both first, then all sets, then all adds.
+    /// Merges this level with `later`: the removals of both, then all sets, then all adds.
     pub(crate) fn merged(&self, later: &HeaderChange) -> HeaderChange {
         HeaderChange {
             remove: self.remove.iter().chain(&later.remove).cloned().collect(),
@@ -98,7 +98,7 @@ impl HeaderOps {
 
 #[cfg(test)]
 mod tests {
-    use super::template::tests::{answer, context};
+    use super::template::tests::{context, response_context};
     use super::*;
 
     fn pair(name: &'static str, value: &str) -> (HeaderName, Template) {
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn remove_then_set_then_add() {
+    fn operations_are_applied_as_remove_set_add() {
         let change = HeaderChange {
             remove: vec![HeaderName::from_static("a")],
             set: vec![pair("b", "set"), pair("a", "back")],
@@ -122,17 +122,17 @@ mod tests {
     }
 
     #[test]
-    fn responses_read_the_request() {
+    fn response_values_read_request_headers() {
         let change = HeaderChange { set: vec![pair("x", "%REQ(x-user)%")], ..HeaderChange::default() };
         assert!(change.reads_request_headers());
         let (mut response, mut request) = (HeaderMap::new(), HeaderMap::new());
         request.insert("x-user", HeaderValue::from_static("bob"));
-        change.apply_to_response(&mut response, &request, &context(), &answer());
+        change.apply_to_response(&mut response, &request, &context(), &response_context());
         assert_eq!(response["x"], "bob");
     }
 
     #[test]
-    fn a_merged_level_sets_the_later_last() {
+    fn a_merged_level_applies_the_later_set_last() {
         let route = HeaderChange { set: vec![pair("a", "route")], ..HeaderChange::default() };
         let remove = vec![HeaderName::from_static("a")];
         let destination = HeaderChange { set: vec![pair("a", "destination")], remove, ..HeaderChange::default() };

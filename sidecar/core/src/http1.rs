@@ -1,8 +1,8 @@
-//! HTTP/1 as bytes (RFC 9112): heads read and written, and where bodies end.
+//! HTTP/1 on bytes (RFC 9112): parsing and writing of heads, and body framing.
 //!
-//! Ours, because it is the proxy's path: a proxy passes most of a head on as it came. Values are slices of the head that
-//! was read, so that a head costs one copy; and a name is written as its sender spelled it, found again by where its value
-//! lies in that head.
+//! A parser of its own, because it is on the hot path of the proxy, which passes most of a head on unchanged. Values
+//! are slices of the received head, so that a head costs one copy; a header name is written in its sender's spelling,
+//! which is found in front of the value in that head.
 
 mod chunked;
 mod read;
@@ -16,35 +16,36 @@ pub use chunked::{Body, BodyError, Decoded};
 pub use read::{HeadError, Reading, RequestHead, ResponseHead, parse_request, parse_response};
 pub use target::{Target, is_authority, path_and_query};
 pub use write::{
-    CHUNK_END, Closing, begin_chunk, end_of_chunks, may_be_trailer, write_interim, write_request, write_response,
+    CHUNK_END, ConnectionHeader, begin_chunk, end_of_chunks, may_be_trailer, write_interim, write_request,
+    write_response,
 };
 
-/// How large a head may be.
+/// Bounds of a head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes, from the first line to the empty one.
+    /// Bytes, from the first line to the empty line.
     pub bytes: usize,
     /// Header fields.
     pub headers: usize,
 }
 
 impl Limits {
-    /// Of a message from an application or from outside the mesh. Envoy's `max_headers_count` is 100 by default, its
+    /// For messages from an application or from outside the mesh. Envoy's `max_headers_count` is 100 by default, its
     /// `max_request_headers_kb` 60 KiB.
     pub const OUTSIDE: Limits = Limits { bytes: 64 * 1024, headers: 100 };
-    /// Of a message from another sidecar: what came there within [`Limits::OUTSIDE`], with what sidecars and policies add.
+    /// For messages from another sidecar: [`Limits::OUTSIDE`] plus the headers that sidecars and policies add.
     pub const MESH: Limits = Limits { bytes: 96 * 1024, headers: 200 };
 }
 
-/// Where a body ends.
+/// End of a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Framing {
-    /// There is none.
+    /// No body.
     None,
-    /// After so many bytes.
+    /// After this number of bytes.
     Length(u64),
     /// After the last chunk.
     Chunked,
-    /// With the connection.
+    /// At the end of the connection.
     UntilClose,
 }

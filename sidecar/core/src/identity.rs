@@ -1,7 +1,7 @@
 //! SPIFFE identities of workloads: `spiffe://<trust-domain>/ns/<namespace>/sa/<service-account>`.
 //!
-//! Parsed and checked once, where an identity enters (a certificate, a message), so that the rest of the mesh compares
-//! identities and never strings. Kept as one shared string with two offsets: an endpoint costs one pointer.
+//! Parsed and checked once, where an identity enters (a certificate, a message), so that all other code compares
+//! identities and never strings. Stored as one shared string with two offsets: an endpoint costs one pointer.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,27 +11,27 @@ use std::sync::Arc;
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SpiffeId {
     uri: Arc<str>,
-    // Byte ranges in `uri`: the trust domain ends where "/ns/" starts.
+    // Byte offsets in `uri`: the trust domain ends where "/ns/" starts.
     trust_domain_end: u16,
     namespace_end: u16,
 }
 
-/// Why a string is not an identity of this mesh.
+/// Reason why a string is not an identity of this mesh.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("not an identity of the form spiffe://<trust-domain>/ns/<namespace>/sa/<service-account>: {0}")]
 pub struct IdentityError(&'static str);
 
 const SCHEME: &str = "spiffe://";
-/// The SPIFFE specification's bound for a whole identity, in bytes.
+/// Maximum length of an identity in the SPIFFE specification, in bytes.
 const MAX_LENGTH: usize = 2048;
 
 impl SpiffeId {
-    /// Puts an identity together from its parts; fails as [`FromStr`] does.
+    /// Composes an identity from its parts; fails as [`FromStr`] does.
     pub fn new(trust_domain: &str, namespace: &str, service_account: &str) -> Result<Self, IdentityError> {
         format!("{SCHEME}{trust_domain}/ns/{namespace}/sa/{service_account}").parse()
     }
 
-    /// The whole identity, as in a certificate's URI SAN.
+    /// The whole identity, as in the URI SAN of a certificate.
     pub fn as_str(&self) -> &str {
         &self.uri
     }
@@ -79,7 +79,7 @@ impl FromStr for SpiffeId {
                 ));
             }
         }
-        // Both fit: the text is at most 2048 bytes long.
+        // The casts are lossless: the text is at most 2048 bytes long.
         let trust_domain_end = (SCHEME.len() + trust_domain.len()) as u16;
         let namespace_end = trust_domain_end + ("/ns/".len() + namespace.len()) as u16;
         Ok(SpiffeId { uri: text.into(), trust_domain_end, namespace_end })
@@ -104,7 +104,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn parts() {
+    fn identity_is_split_into_its_parts() {
         let id: SpiffeId = "spiffe://cluster.local/ns/shop/sa/order".parse().unwrap();
         assert_eq!((id.trust_domain(), id.namespace(), id.service_account()), ("cluster.local", "shop", "order"));
         assert_eq!(id, SpiffeId::new("cluster.local", "shop", "order").unwrap());
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn refused() {
+    fn malformed_identities_are_refused() {
         for text in [
             "",
             "spiffe://",
@@ -137,7 +137,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_accepted_is_printed_as_it_was(text in "(spiffe://)?[a-z./-]{0,40}") {
+        fn accepted_identities_are_displayed_unchanged(text in "(spiffe://)?[a-z./-]{0,40}") {
             if let Ok(id) = text.parse::<SpiffeId>() {
                 prop_assert_eq!(id.as_str(), &text);
                 prop_assert_eq!(SpiffeId::new(id.trust_domain(), id.namespace(), id.service_account()).unwrap(), id);

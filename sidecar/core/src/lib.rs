@@ -1,12 +1,11 @@
-//! The decisions of Weft, without I/O: what a policy means, which route a request takes, which endpoint serves it, when
-//! it is refused, retried or an endpoint ejected.
+//! The decisions of Weft, without I/O: the meaning of policies, routing, load balancing, limits, retries and outlier
+//! ejection.
 //!
-//! Pure on purpose: time (`now`) and randomness (`random`) are arguments, so that every decision is tested and fuzzed
-//! without a socket, and the control plane dry-runs policies with the very [`compile`] that the sidecar runs.
+//! Pure by design: time (`now`) and randomness (`random`) are arguments, so that every decision is tested and fuzzed
+//! without a socket, and the control plane dry-runs policies with the same [`compile`] as the sidecar.
 //!
-//! A request walks through: [`names`] (which service), [`route`] (which route and destination), [`limits`], [`hash`] and
-//! [`balance`] (which endpoint), [`outcome`] (what became of the attempt), [`outlier`], [`retry`] and, where the sidecar
-//! answers by itself, [`reply`].
+//! The path of a request: [`names`] (service), [`route`] (route and destination), [`limits`], [`hash`] and [`balance`]
+//! (endpoint), [`outcome`] (result of the attempt), [`outlier`], [`retry`] and, for local replies, [`reply`].
 
 pub mod balance;
 pub mod clock;
@@ -16,6 +15,7 @@ pub mod dns;
 pub mod endpoint;
 pub mod failover;
 pub mod fault;
+pub mod first_bytes;
 pub mod flag;
 pub mod gateway;
 pub mod hash;
@@ -33,15 +33,14 @@ pub mod pool;
 pub mod protocol;
 pub mod proxy_protocol;
 pub mod re2;
-pub mod recent;
 pub mod renewal;
 pub mod reply;
 pub mod request;
 pub mod retry;
 pub mod route;
-pub mod silent;
 pub mod sniff;
 pub mod subnet;
 pub mod target;
 pub mod tls_hello;
 pub mod tunnel;
+pub mod windowed_count;

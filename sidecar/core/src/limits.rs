@@ -1,48 +1,48 @@
 //! Counted limits of a cluster: requests in flight (`http2MaxRequests`) and retries in flight (`maxRetries`).
 //!
-//! One atomic per limit, shared by all workers, so that a limit of 100 is 100 per sidecar. Exact: the count is raised by
-//! compare-and-swap and is never above the limit, unlike Envoy's, whose workers race. The limit is an argument of each
-//! acquisition, not part of the counter: a new policy applies at once and the count survives it.
+//! One atomic per limit, shared by all workers, so that a limit of 100 is 100 per sidecar. Exact: the count is raised
+//! by compare-and-swap and never exceeds the limit, unlike Envoy's, whose workers race. The limit is an argument of
+//! each acquisition, not part of the counter: a new policy applies at once and the count survives it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
 use crate::policy::ConnectionPool;
-use crate::recent::Recent;
+use crate::windowed_count::WindowedCount;
 
-/// The counters of one cluster, kept under its name for as long as it exists.
+/// The counters of one cluster, kept under the cluster's name as long as it exists.
 #[derive(Debug)]
 pub struct ClusterLimits {
     /// Requests in flight; its limit is the pool's `max_requests`.
     pub requests: Limiter,
     /// Retries in flight; its limit is the pool's `max_retries`.
     pub retries: Limiter,
-    /// Requests that were begun of late, where the retry budget is of these.
-    recent: Recent,
+    /// Number of recent requests, for retry budgets with an interval.
+    recent_requests: WindowedCount,
 }
 
 impl ClusterLimits {
     /// Counters at zero.
     pub fn new() -> Self {
         let (requests, retries) = (Limiter::new("http2MaxRequests"), Limiter::new("maxRetries"));
-        ClusterLimits { requests, retries, recent: Recent::default() }
+        ClusterLimits { requests, retries, recent_requests: WindowedCount::default() }
     }
 
-    /// A request to an endpoint begins, a retry too. `now` is asked where it matters.
-    pub fn begun(&self, pool: &ConnectionPool, now: impl FnOnce() -> Instant) {
+    /// Records the start of an attempt. `now` is called only if the policy needs the time.
+    pub fn record_request(&self, pool: &ConnectionPool, now: impl FnOnce() -> Instant) {
         if let Some(interval) = pool.retry_budget.and_then(|budget| budget.interval) {
-            self.recent.add(interval, now());
+            self.recent_requests.add(interval, now());
         }
     }
 
-    /// A retry, unless as many as the policy allows are in flight. `now` is asked where it matters.
+    /// Acquires a permit for a retry. `now` is called only if the policy needs the time.
     ///
     /// # Errors
-    /// When so many are.
+    /// If the limit of concurrent retries is reached.
     pub fn try_retry(&self, pool: &ConnectionPool, now: impl FnOnce() -> Instant) -> Result<Permit, Overflow> {
         let requests = match pool.retry_budget.and_then(|budget| budget.interval) {
-            Some(interval) => self.recent.count(interval, now()),
+            Some(interval) => self.recent_requests.count(interval, now()),
             None => self.requests.active(),
         };
         self.retries.try_acquire(pool.retries(requests))
@@ -55,7 +55,7 @@ impl Default for ClusterLimits {
     }
 }
 
-/// A count of what is in flight. Clones share the count.
+/// A count of concurrent uses. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Limiter {
     field: &'static str,
@@ -72,17 +72,17 @@ pub struct Overflow {
     pub limit: u32,
 }
 
-/// Counts as one in flight until dropped.
+/// Counts as one use until dropped.
 #[derive(Debug)]
 pub struct Permit(Arc<AtomicU32>);
 
 impl Limiter {
-    /// A count at zero, that reports overflows of `field`.
+    /// A count at zero; overflows report `field`.
     pub fn new(field: &'static str) -> Self {
         Limiter { field, active: Arc::new(AtomicU32::new(0)) }
     }
 
-    /// One more in flight, unless `limit` are already.
+    /// One more use; an error if `limit` uses are in progress already.
     pub fn try_acquire(&self, limit: u32) -> Result<Permit, Overflow> {
         // The counter guards no other memory: relaxed suffices, and its own order is total.
         let raised = self.active.try_update(Ordering::Relaxed, Ordering::Relaxed, |active| {
@@ -94,7 +94,7 @@ impl Limiter {
         }
     }
 
-    /// How many are in flight now.
+    /// The current number of uses.
     pub fn active(&self) -> u32 {
         self.active.load(Ordering::Relaxed)
     }
@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn refuses_at_the_limit_and_says_which() {
+    fn overflow_names_the_field_and_the_limit() {
         let limits = ClusterLimits::new();
         let first = limits.requests.try_acquire(1).unwrap();
         let refused = limits.requests.try_acquire(1).unwrap_err();
@@ -124,7 +124,7 @@ mod tests {
 
     #[test]
     #[allow(clippy::disallowed_methods)]
-    fn a_budget_is_of_requests_in_flight_or_of_late() {
+    fn retry_budget_counts_requests_in_flight_or_within_the_interval() {
         use crate::policy::RetryBudget;
         use std::time::Duration;
         let (limits, start) = (ClusterLimits::new(), Instant::now());
@@ -134,31 +134,31 @@ mod tests {
         };
         let (flying, late) = (pool(None), pool(Some(Duration::from_secs(10))));
         let most = |pool: &ConnectionPool, seconds: u64| {
-            let mut held = Vec::new();
+            let mut permits = Vec::new();
             while let Ok(permit) = limits.try_retry(pool, || start + Duration::from_secs(seconds)) {
-                held.push(permit);
+                permits.push(permit);
             }
-            held.len()
+            permits.len()
         };
         let _requests: Vec<_> = (0..10).map(|_| limits.requests.try_acquire(u32::MAX)).collect();
         for _ in 0..50 {
-            limits.begun(&late, || start);
+            limits.record_request(&late, || start);
         }
         assert_eq!((most(&flying, 0), most(&late, 0), most(&late, 10), most(&late, 11)), (2, 10, 10, 0));
-        limits.begun(&flying, || unreachable!("nobody counts"));
+        limits.record_request(&flying, || unreachable!("this budget needs no time"));
     }
 
     #[test]
     fn a_lower_limit_applies_at_once() {
         let limiter = Limiter::new("x");
-        let held: Vec<_> = (0..5).map(|_| limiter.try_acquire(5).unwrap()).collect();
+        let permits: Vec<_> = (0..5).map(|_| limiter.try_acquire(5).unwrap()).collect();
         assert!(limiter.try_acquire(3).is_err());
-        drop(held);
+        drop(permits);
         assert!(limiter.try_acquire(3).is_ok());
     }
 
     #[test]
-    fn never_above_the_limit_with_concurrent_callers() {
+    fn concurrent_callers_never_exceed_the_limit() {
         const LIMIT: u32 = 7;
         let limiter = Limiter::new("x");
         let peak = AtomicU32::new(0);

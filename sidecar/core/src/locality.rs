@@ -1,72 +1,73 @@
-//! Near and far endpoints: which a proxy calls first, and what share each locality gets. Istio's rules
-//! (`localityLbSetting`), computed where the proxy is.
+//! Locality load balancing: the order of endpoints by distance, and the shares of localities. Istio's rules
+//! (`localityLbSetting`), evaluated at the proxy.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::endpoint::EndpointConfig;
 
-/// Where a proxy is.
+/// Location of a proxy.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Place {
-    /// `region/zone/subzone`; empty: it is not known.
+    /// `region/zone/subzone`; empty: unknown.
     pub locality: Arc<str>,
     /// Labels of its workload.
     pub labels: BTreeMap<String, String>,
 }
 
-/// Which localities a cluster's requests go to.
+/// Localities for a cluster's requests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Locality {
-    /// All are alike.
+    /// All localities are equal.
     Any,
-    /// Shares by locality, for proxies of some place; for the others all are alike.
+    /// Shares by locality, for proxies in some localities; for all other proxies localities are equal.
     Distribute(Vec<Distribution>),
-    /// The near first, those further away while too few of the near are healthy.
+    /// Near endpoints first; farther ones while too few of the near are healthy.
     Failover(Failover),
 }
 
 /// Shares of localities.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Distribution {
-    /// Whose requests these are.
+    /// Locality of the proxies that this applies to.
     pub from: Pattern,
-    /// Percent by locality; one that is not here gets none.
+    /// Percent by locality; localities that are not listed get none.
     pub to: Vec<(Pattern, u32)>,
 }
 
-/// What is near.
+/// Criteria for the distance.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Failover {
-    /// The same subzone, the same zone, the same region; then the region that is named here for one's own; then any.
+    /// The same subzone, the same zone, the same region; then the region that this map gives for the proxy's region;
+    /// then any.
     Regions(BTreeMap<String, String>),
-    /// The more of these labels are one's own the nearer; one counts only where all before it are alike.
+    /// More labels equal to the proxy's make an endpoint nearer; a label counts only if all before it are equal.
     Labels(Vec<Label>),
-    /// By labels, and where they are equally far by regions.
+    /// By labels, and by regions for endpoints with the same number of equal labels.
     Both(Vec<Label>, BTreeMap<String, String>),
 }
 
-/// How many steps away a region may be.
+/// Number of distances by region.
 const STEPS_OF_REGIONS: u32 = 5;
 
-/// A label that near endpoints have.
+/// A label to compare.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Label {
     /// Its name.
     pub name: String,
-    /// `None`: what one's own is.
+    /// `None`: the proxy's own value.
     pub value: Option<String>,
 }
 
-/// `region/zone/subzone`, of which the end may be left out and a `*` at the end stands for all.
+/// `region/zone/subzone`; trailing parts may be omitted, and a trailing `*` matches everything.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pattern(Vec<String>);
 
 impl Pattern {
-    /// Reads it.
+    /// Parses a pattern.
     ///
     /// # Errors
-    /// When it has other than one to three parts, an empty one, or a `*` before its end.
+    /// If it does not have one to three parts, has an empty part, or a `*` that is not last.
     pub fn parse(text: &str) -> Result<Pattern, String> {
         let mut parts: Vec<String> = text.split('/').map(str::to_owned).collect();
         let all = parts.len();
@@ -79,20 +80,21 @@ impl Pattern {
         Ok(Pattern(parts))
     }
 
-    /// Whether a locality is one of these.
+    /// Whether the pattern covers a locality.
     pub fn covers(&self, locality: &str) -> bool {
         let mut parts = locality.split('/');
         self.0.iter().all(|wanted| parts.next() == Some(wanted))
     }
 
-    /// Whether some locality is of both.
+    /// Whether some locality is covered by both.
     pub fn overlaps(&self, other: &Pattern) -> bool {
         self.0.iter().zip(&other.0).all(|(one, another)| one == another)
     }
 }
 
 impl Failover {
-    /// How far an endpoint is from a proxy: 0 is nearest. A proxy that does not know where it is has all equally far.
+    /// Distance of an endpoint from a proxy: 0 is nearest. For a proxy of unknown locality all are at the same
+    /// distance.
     pub fn distance(&self, place: &Place, endpoint: &EndpointConfig) -> u32 {
         match self {
             Failover::Regions(failover) => by_region(failover, &place.locality, &endpoint.locality),
@@ -108,7 +110,7 @@ fn by_labels(labels: &[Label], place: &Place, endpoint: &EndpointConfig) -> u32 
     let alike = labels.iter().take_while(|label| {
         let own = || label_of(&label.name, &place.labels, &place.locality);
         let wanted = label.value.as_deref().or_else(own);
-        // What neither has is alike, as in Istio.
+        // A label that both lack counts as equal, as in Istio.
         wanted.unwrap_or_default() == label_of(&label.name, &endpoint.labels, &endpoint.locality).unwrap_or_default()
     });
     u32::try_from(labels.len() - alike.count()).unwrap_or(u32::MAX)
@@ -126,15 +128,15 @@ fn by_region(failover: &BTreeMap<String, String>, own: &str, other: &str) -> u32
     let (own, other) = (parts(own), parts(other));
     match own.iter().zip(&other).take_while(|(a, b)| a == b).count() {
         0 => match failover.get(&own[0]) {
-            // The region that is named is before the others.
-            Some(named) if *named != other[0] => 4,
+            // The configured failover region precedes the others.
+            Some(region) if *region != other[0] => 4,
             _ => 3,
         },
         alike => 3 - u32::try_from(alike).unwrap_or(3),
     }
 }
 
-/// A label, or what a locality says under the name that Istio and Kubernetes have for it.
+/// A label, or the part of a locality that Istio and Kubernetes expose under that label's name.
 fn label_of<'a>(name: &str, labels: &'a BTreeMap<String, String>, locality: &'a str) -> Option<&'a str> {
     let part = match name {
         "topology.kubernetes.io/region" => 0,
@@ -162,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn patterns_end_where_they_will() {
+    fn patterns_match_by_prefix() {
         for (pattern, covered, not) in [
             ("eu/a/1", "eu/a/1", "eu/a/2"),
             ("eu/a", "eu/a/1", "eu/b/1"),
@@ -184,7 +186,7 @@ mod tests {
     #[test]
     fn the_same_subzone_is_nearest() {
         let plain = Failover::Regions(BTreeMap::new());
-        let named = Failover::Regions([("eu".to_owned(), "us".to_owned())].into());
+        let with_failover = Failover::Regions([("eu".to_owned(), "us".to_owned())].into());
         let here = place("eu/a/1", &[]);
         for (locality, far, with_name) in [
             ("eu/a/1", 0, 0),
@@ -197,13 +199,17 @@ mod tests {
         ] {
             let endpoint = at(locality, &[]);
             assert_eq!(plain.distance(&here, &endpoint), far, "{locality}");
-            assert_eq!(named.distance(&here, &endpoint), with_name, "{locality}");
-            assert_eq!(plain.distance(&Place::default(), &endpoint), 0, "who knows nothing of himself prefers nobody");
+            assert_eq!(with_failover.distance(&here, &endpoint), with_name, "{locality}");
+            assert_eq!(
+                plain.distance(&Place::default(), &endpoint),
+                0,
+                "a proxy of unknown locality has no preference"
+            );
         }
     }
 
     #[test]
-    fn labels_count_while_those_before_are_alike() {
+    fn labels_count_while_all_before_them_are_equal() {
         let label = |name: &str, value: Option<&str>| Label { name: name.into(), value: value.map(str::to_owned) };
         let failover = Failover::Labels(vec![
             label("topology.kubernetes.io/region", None),
@@ -225,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn regions_decide_what_labels_leave_open() {
+    fn regions_break_ties_between_labels() {
         let rack = Label { name: "rack".into(), value: None };
         let both = Failover::Both(vec![rack], [("eu".to_owned(), "us".to_owned())].into());
         let here = place("eu/a", &[("rack", "7")]);

@@ -1,20 +1,20 @@
-//! Names of services: what an authority header means, and which names mean a service to a client.
+//! Names of services: the service meant by an authority header, and a service's names for a client.
 
 use std::borrow::Cow;
 
-/// Suffix of the canonical names of the mesh's own services, after `<name>.<namespace>`.
+/// Suffix of the canonical names of mesh services, after `<name>.<namespace>`.
 pub const SERVICE_SUFFIX: &str = ".svc.cluster.local";
-/// Suffix by which Consul's users ask for a service.
+/// Suffix of services in Consul's DNS.
 pub const CONSUL_SUFFIX: &str = ".service.consul";
 
-/// Whether only the mesh can know this name: it is below the mesh's own domain.
+/// Whether a name can be resolved by the mesh only: it is below the mesh's own domain.
 pub fn is_of_mesh(name: &str) -> bool {
     name.ends_with(SERVICE_SUFFIX) || name == &SERVICE_SUFFIX[1..]
 }
 
-/// An authority as names are compared: lower case, without port, brackets of an IPv6 address and trailing dot.
+/// Normalises an authority for comparison: lower case, without port, IPv6 brackets and trailing dot.
 ///
-/// Allocates only where a letter has to be lowered.
+/// Allocates only if it has upper-case letters.
 pub fn normalise(authority: &str) -> Cow<'_, str> {
     let (host, _) = split_port(authority);
     let host = host.strip_suffix('.').unwrap_or(host);
@@ -25,8 +25,8 @@ pub fn normalise(authority: &str) -> Cow<'_, str> {
     }
 }
 
-/// Host and port of an authority. Brackets of an IPv6 address are taken off; a bare IPv6 address is a host without port;
-/// a port that is not a number in 0..=65535 is dropped.
+/// Splits host and port of an authority. IPv6 brackets are removed; a bare IPv6 address is a host without port; a port
+/// that is not a number in 0..=65535 is dropped.
 pub fn split_port(authority: &str) -> (&str, Option<u16>) {
     if let Some(rest) = authority.strip_prefix('[')
         && let Some((host, after)) = rest.split_once(']')
@@ -34,7 +34,7 @@ pub fn split_port(authority: &str) -> (&str, Option<u16>) {
         return (host, after.strip_prefix(':').and_then(parse_port));
     }
     match authority.split_once(':') {
-        // More than one colon without brackets: an IPv6 address.
+        // More than one colon without brackets: a bare IPv6 address.
         Some((_, rest)) if rest.contains(':') => (authority, None),
         Some((host, port)) => (host, parse_port(port)),
         None => (authority, None),
@@ -42,12 +42,12 @@ pub fn split_port(authority: &str) -> (&str, Option<u16>) {
 }
 
 fn parse_port(text: &str) -> Option<u16> {
-    // `parse` would take a leading plus.
+    // `u16::parse` would accept a leading plus.
     if text.bytes().all(|b| b.is_ascii_digit()) { text.parse().ok() } else { None }
 }
 
-/// Whether `pattern` (a host, a wildcard such as `*.suffix` and `*-suffix`, or `*`) covers `host`, which may be a wildcard
-/// itself. The `*` stands for one character at least, dots included, as in the domains of Envoy's virtual hosts.
+/// Whether `pattern` (a host, a wildcard such as `*.suffix` and `*-suffix`, or `*`) covers `host`, which may be a
+/// wildcard too. The `*` matches at least one character, including dots, as in the domains of Envoy's virtual hosts.
 pub fn covers(pattern: &str, host: &str) -> bool {
     match pattern.strip_prefix('*') {
         Some(suffix) => host.len() > suffix.len() && host.ends_with(suffix),
@@ -55,14 +55,14 @@ pub fn covers(pattern: &str, host: &str) -> bool {
     }
 }
 
-/// Whether what a policy says of `pattern` is said of `host` too, which may be a wildcard itself: it covers it, or is it. As in
-/// Istio (`SubsetOf`) `*foo.example` is for `foo.example` as well.
+/// Whether a policy for `pattern` applies to `host`, which may be a wildcard too: the pattern covers it or equals it.
+/// As in Istio (`SubsetOf`), `*foo.example` applies to `foo.example` as well.
 pub fn is_within(host: &str, pattern: &str) -> bool {
     covers(pattern, host) || pattern == host || pattern.strip_prefix('*') == Some(host)
 }
 
-/// How specific `pattern` is for `host`: the more the better, the host itself before the longest suffix and that before `*`,
-/// which is for an empty name too. `None`: it does not cover the host.
+/// Specificity of `pattern` for `host`, the greater the more specific: the host itself before the longest suffix, and
+/// that before `*`, which covers an empty name too. `None`: it does not cover the host.
 pub fn specificity(pattern: &str, host: &str) -> Option<usize> {
     match pattern {
         "*" => Some(0),
@@ -71,14 +71,14 @@ pub fn specificity(pattern: &str, host: &str) -> Option<usize> {
     }
 }
 
-/// Whether the `*` of a host stands for a part of a label only, as in `*-suffix.example`.
+/// Whether the `*` of a host matches a part of a label only, as in `*-suffix.example`.
 pub fn is_partial_wildcard(host: &str) -> bool {
     host.strip_prefix('*').is_some_and(|rest| !rest.is_empty() && !rest.starts_with('.'))
 }
 
-/// The hosts that a policy for `host` may be written for (see [`is_within`]), the most specific first: `host`, the wildcards of its
-/// suffixes, the longest first, and `*`. With `partial` those that stand for a part of a label are among them, which are many:
-/// one for each character.
+/// The hosts under which a policy for `host` may be written (see [`is_within`]), the most specific first: `host`, the
+/// wildcards of its suffixes, the longest first, and `*`. With `partial`, wildcards within a label are included: one
+/// for each character.
 pub fn patterns(host: &str, partial: bool) -> impl Iterator<Item = String> + '_ {
     let suffixes = host.char_indices().skip(usize::from(host.starts_with('*')));
     let suffixes = suffixes.filter(move |(at, char)| partial && *char != '*' || *char == '.' && *at > 0);
@@ -86,8 +86,8 @@ pub fn patterns(host: &str, partial: bool) -> impl Iterator<Item = String> + '_ 
     std::iter::once(host.to_owned()).chain(wildcards).chain(std::iter::once("*".to_owned()))
 }
 
-/// Canonical name of a host as a policy in `namespace` writes it: a name without dot is a service of that namespace;
-/// anything with a dot, an IP address or `*` stays. Lower case.
+/// Canonical name of a host in a policy of `namespace`: a name without a dot is a service of that namespace; all
+/// others, IP addresses and `*` stay. Lower case.
 pub fn qualify(host: &str, namespace: &str) -> String {
     if host.contains(['.', '*', ':']) || host.is_empty() {
         return host.to_ascii_lowercase();
@@ -108,8 +108,8 @@ pub fn parse_fqdn(host: &str) -> Option<(&str, &str)> {
     (!name.is_empty() && !namespace.is_empty() && !namespace.contains('.')).then_some((name, namespace))
 }
 
-/// The names that mean a host to a client in `client_namespace`, the canonical one first. A host outside
-/// `svc.cluster.local` has only its own name.
+/// The names of a host for a client in `client_namespace`, the canonical one first. A host outside `svc.cluster.local`
+/// has only its own name.
 pub fn names_of(host: &str, client_namespace: &str) -> Vec<String> {
     let host = normalise(host);
     let mut names = vec![host.to_string()];
@@ -130,7 +130,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn authorities() {
+    fn authorities_are_normalised() {
         for (authority, host, port) in [
             ("order", "order", None),
             ("Order.Default:8080", "order.default", Some(8080)),
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn qualified() {
+    fn hosts_are_qualified_by_namespace() {
         for (host, expected) in [
             ("order", "order.shop.svc.cluster.local"),
             ("Order", "order.shop.svc.cluster.local"),
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn names_for_clients() {
+    fn short_names_depend_on_the_clients_namespace() {
         let host = "order.shop.svc.cluster.local";
         let far = [host, "order.shop.svc", "order.shop"];
         assert_eq!(names_of(host, "other"), far);
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn wildcards_cover_what_ends_as_they_do() {
+    fn wildcards_cover_hosts_with_their_suffix() {
         for (pattern, host, want) in [
             ("*.example", "a.example", true),
             ("*.example", "a.b.example", true),
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn patterns_begin_with_the_most_specific() {
+    fn patterns_start_with_the_most_specific() {
         let of = |host: &'static str, partial| patterns(host, partial).collect::<Vec<_>>();
         assert_eq!(of("a.b.c", false), ["a.b.c", "*.b.c", "*.c", "*"]);
         assert_eq!(of("*.b.c", false), ["*.b.c", "*.c", "*"]);
@@ -250,9 +250,9 @@ mod tests {
         }
 
         #[test]
-        fn patterns_are_those_that_cover(host in "[a-c.-]{1,8}", pattern in "\\*?[a-c.-]{0,6}") {
-            let found = patterns(&host, true).any(|one| one == pattern);
-            prop_assert_eq!(found, is_within(&host, &pattern), "{} {}", pattern, host);
+        fn patterns_are_exactly_those_that_apply(host in "[a-c.-]{1,8}", pattern in "\\*?[a-c.-]{0,6}") {
+            let is_pattern = patterns(&host, true).any(|one| one == pattern);
+            prop_assert_eq!(is_pattern, is_within(&host, &pattern), "{} {}", pattern, host);
         }
     }
 }

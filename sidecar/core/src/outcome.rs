@@ -1,17 +1,17 @@
-//! What became of one attempt, classified once; ejection, retries and metrics read it. And Envoy's response flags.
+//! Classification of one attempt's outcome, for ejection, retries and metrics.
 
 use http::{HeaderMap, HeaderName, StatusCode};
 
-/// gRPC's status. A name that is made once: to look one up by its text normalises the text each time.
+/// gRPC's status. A constant name: looking a header up by text normalises the text each time.
 pub const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const RATE_LIMITED: HeaderName = HeaderName::from_static("x-envoy-ratelimited");
 
-/// What became of one attempt to have a request served by an endpoint.
+/// Outcome of one attempt to send a request to an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// Response headers came. `grpc_status`: from the headers only (never trailers), as Envoy reads it; `grpc`: the request
-    /// was a call, so that it says how the endpoint is.
-    /// `rate_limited`: the answer carries `x-envoy-ratelimited`; only a policy that names this retries it.
+    /// Response headers arrived. `grpc_status`: from the headers only (never trailers), as Envoy reads it; `grpc`: the
+    /// request was a gRPC call, so that the status reflects the endpoint's health. `rate_limited`: the response carries
+    /// `x-envoy-ratelimited`; it is retried only by a policy that lists `envoy-ratelimited`.
     Response { status: StatusCode, grpc_status: Option<u32>, grpc: bool, rate_limited: bool },
     /// The connection was refused or reset while connecting, or TLS failed.
     ConnectFailure,
@@ -28,29 +28,29 @@ pub enum Outcome {
     ResetAfterHeaders,
     /// HTTP/2 REFUSED_STREAM, or GOAWAY below this stream: certainly not processed.
     RefusedStream,
-    /// The answer breaks the protocol.
+    /// The response violates the protocol.
     ProtocolError,
-    /// The route's timeout, over all attempts, ended.
+    /// The route's timeout over all attempts expired.
     Timeout,
-    /// `perTryTimeout` ended. `request_started` as in `Reset`.
+    /// `perTryTimeout` expired. `request_started` as in `Reset`.
     PerTryTimeout { request_started: bool },
-    /// Refused by a limit of the cluster; no endpoint was troubled.
+    /// Refused by a limit of the cluster; no endpoint was contacted.
     Overflow,
-    /// No endpoint to pick.
+    /// No endpoint is available.
     NoHealthyUpstream,
-    /// The client went away.
+    /// The client closed the connection.
     Cancelled,
 }
 
 impl Outcome {
-    /// Classifies response headers; `grpc`: of a gRPC call.
+    /// Classifies response headers; `grpc`: the request was a gRPC call.
     pub fn response(status: StatusCode, headers: &HeaderMap, grpc: bool) -> Outcome {
         let (grpc_status, rate_limited) = (grpc_status(headers), headers.contains_key(RATE_LIMITED));
         Outcome::Response { status, grpc_status, grpc, rate_limited }
     }
 
-    /// As what HTTP status outlier detection counts it; `None`: it says nothing about the endpoint. Local failures count
-    /// as 503 and 504.
+    /// The HTTP status under which outlier detection counts it; `None`: it is not counted. Local failures count as 503
+    /// and 504.
     pub fn counted_status(&self) -> Option<StatusCode> {
         match *self {
             Outcome::Response { grpc_status: Some(code), grpc: true, .. } => Some(grpc_to_http(code)),
@@ -68,23 +68,24 @@ impl Outcome {
         }
     }
 
-    /// The sidecar, not the upstream, says that it failed (`splitExternalLocalOriginErrors` counts these apart).
+    /// Whether the sidecar detected the failure, rather than the upstream (`splitExternalLocalOriginErrors` counts
+    /// these separately).
     pub fn is_local_failure(&self) -> bool {
         !matches!(self, Outcome::Response { .. }) && self.counted_status().is_some()
     }
 
-    /// It failed although there was a connection.
+    /// Whether it failed after a connection was established.
     pub fn was_connected(&self) -> bool {
         !matches!(self, Outcome::ConnectFailure | Outcome::ConnectTimeout | Outcome::IdentityMismatch)
     }
 }
 
-/// The gRPC status that headers or trailers say.
+/// The gRPC status in headers or trailers.
 pub fn grpc_status(headers: &HeaderMap) -> Option<u32> {
     headers.get(GRPC_STATUS)?.to_str().ok()?.parse().ok()
 }
 
-/// HTTP status that stands for a gRPC status code, as Envoy maps it.
+/// The HTTP status for a gRPC status code, in Envoy's mapping.
 pub fn grpc_to_http(code: u32) -> StatusCode {
     match code {
         0 => StatusCode::OK,
@@ -102,7 +103,7 @@ pub fn grpc_to_http(code: u32) -> StatusCode {
     }
 }
 
-/// gRPC status code that stands for an HTTP status of a local answer, as Envoy maps it.
+/// The gRPC status code for the HTTP status of a local reply, in Envoy's mapping.
 pub fn http_to_grpc(status: StatusCode) -> u32 {
     match status.as_u16() {
         400 => 13,
@@ -146,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn what_counts_against_an_endpoint() {
+    fn outcomes_are_counted_by_status() {
         for (outcome, status) in [
             (Outcome::ConnectFailure, Some(503)),
             (Outcome::ConnectTimeout, Some(503)),
@@ -163,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn grpc_statuses() {
+    fn grpc_and_http_statuses_are_mapped() {
         let http = (0..=17).map(|code| grpc_to_http(code).as_u16()).collect::<Vec<_>>();
         let expected = [200, 499, 500, 400, 504, 404, 409, 403, 429, 400, 409, 400, 501, 500, 503, 500, 401, 500];
         assert_eq!(http, expected);

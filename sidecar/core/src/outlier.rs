@@ -1,9 +1,10 @@
-//! Outlier detection: an endpoint that fails several times in a row is left out of balancing for a while. Envoy's rules.
+//! Outlier detection: an endpoint that fails several times in a row is excluded from balancing for a while. Envoy's
+//! rules.
 //!
 //! Counting is atomic and per endpoint; only crossing a threshold takes the cluster's lock, under which the share of
-//! ejected endpoints is counted, so that `maxEjectionPercent` holds exactly whatever the number of workers. The counters
-//! live with the endpoint (`EndpointState`), the lock is handed from one snapshot's detector to the next: a request that
-//! still holds the old snapshot counts in the same place.
+//! ejected endpoints is computed, so that `maxEjectionPercent` holds exactly for any number of workers. The counters
+//! belong to the endpoint (`EndpointState`), and the lock is passed from one snapshot's detector to the next: a request
+//! that still holds the old snapshot counts in the same place.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -27,12 +28,12 @@ pub struct EjectionState {
 
 #[derive(Debug, Default)]
 struct History {
-    /// Ejections in a row: multiplies the time. One less for each interval spent in health.
+    /// Ejections in a row: the factor of the ejection time. Decremented after each healthy interval.
     multiplier: u32,
     ejected_at: Option<Instant>,
 }
 
-/// Why an endpoint was ejected.
+/// Reason for an ejection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum EjectionCause {
     /// `consecutive5xxErrors`
@@ -43,14 +44,14 @@ pub enum EjectionCause {
     ConsecutiveLocalOriginFailures,
 }
 
-/// An endpoint has just been ejected: the caller rebuilds the balancer.
+/// An endpoint has just been ejected: the caller must rebuild the balancer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ejection {
-    /// Which counter reached its threshold.
+    /// The counter that reached its threshold.
     pub cause: EjectionCause,
     /// Ejections in a row, this one included.
     pub multiplier: u32,
-    /// How long it lasts at least; it ends at the first tick after that.
+    /// Minimum duration; the ejection ends at the first tick after it.
     pub duration: Duration,
 }
 
@@ -58,26 +59,25 @@ pub struct Ejection {
 #[derive(Debug)]
 pub struct Detector {
     policy: OutlierDetection,
-    // All endpoints of the cluster, behind the lock that makes ejections one at a time.
+    // All endpoints of the cluster; the lock serialises ejections.
     endpoints: Arc<Mutex<Vec<Arc<Endpoint>>>>,
 }
 
-/// An ejection lasts no longer than this, unless `baseEjectionTime` itself is longer.
+/// Maximum ejection time, unless `baseEjectionTime` itself is longer.
 const MAX_EJECTION_TIME: Duration = Duration::from_secs(300);
 
 impl EjectionState {
-    /// Left out of balancing now.
+    /// Whether the endpoint is ejected.
     pub fn is_ejected(&self) -> bool {
         self.ejected.load(Ordering::Acquire)
     }
 
-    /// Takes over from another proxy, which has ejected it: for those who tell what that proxy does. No [`Detector`] ends
-    /// it.
+    /// Marks an endpoint as ejected by another proxy, for a simulation of that proxy. No [`Detector`] ends this.
     pub fn adopt(&self) {
         self.ejected.store(true, Ordering::Release);
     }
 
-    /// Forgets everything.
+    /// Resets all counters and the ejection.
     pub(crate) fn reset(&self) {
         *lock(&self.history) = History::default();
         self.clear_counters();
@@ -91,20 +91,21 @@ impl EjectionState {
     }
 }
 
-/// Stores only when needed: success is the usual case and must not take the cache line from the other workers.
+/// Stores only if needed: success is the usual case and must not take the cache line from other workers.
 fn clear(counter: &AtomicU32) {
     if counter.load(Ordering::Relaxed) != 0 {
         counter.store(0, Ordering::Relaxed);
     }
 }
 
-/// Nothing can panic while these locks are held; if it did, the data would still be whole.
+/// The code under these locks does not panic; if it did, the data would still be consistent.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Detector {
-    /// For a cluster's endpoints (all of them, unhealthy ones too). `previous`: the same cluster's of the snapshot before.
+    /// Takes all endpoints of a cluster, including unhealthy ones. `previous`: the cluster's detector in the preceding
+    /// snapshot.
     pub fn new(policy: OutlierDetection, endpoints: Vec<Arc<Endpoint>>, previous: Option<&Detector>) -> Self {
         let shared = match previous {
             Some(previous) => {
@@ -116,18 +117,18 @@ impl Detector {
         Detector { policy, endpoints: shared }
     }
 
-    /// How often [`Detector::tick`] is to be called.
+    /// Interval between calls of [`Detector::tick`].
     pub fn interval(&self) -> Duration {
         self.policy.interval
     }
 
-    /// Counts an attempt's outcome for the endpoint that it went to. `Some`: the endpoint is ejected from now on.
+    /// Counts an attempt's outcome for its endpoint. `Some`: this ejects the endpoint.
     pub fn record(&self, endpoint: &Endpoint, outcome: &Outcome, now: Instant) -> Option<Ejection> {
         let state = &endpoint.state.ejection;
         let status = outcome.counted_status()?;
         if self.policy.split_external_local_origin_errors {
             if outcome.is_local_failure() {
-                // As in Envoy a connection that is there ends the row: what fails on it begins another one.
+                // As in Envoy, an established connection resets the counter, and a failure on it starts a new one.
                 if outcome.was_connected() {
                     clear(&state.consecutive_local_failures);
                 }
@@ -135,7 +136,7 @@ impl Detector {
                     (&state.consecutive_local_failures, self.policy.consecutive_local_origin_failures);
                 return self.count(endpoint, counter, limit, EjectionCause::ConsecutiveLocalOriginFailures, now);
             }
-            // An answer means that a connection was made.
+            // A response proves that the connection succeeded.
             clear(&state.consecutive_local_failures);
         }
         let Some(status) = self.error(status, outcome) else {
@@ -155,10 +156,10 @@ impl Detector {
         by_gateway_error.or(by_5xx)
     }
 
-    /// As which error an outcome counts: its own status, or 500 for one that only the policy calls an error.
+    /// Error status of an outcome: its own status, or 500 for a status that is an error by policy only.
     fn error(&self, status: StatusCode, outcome: &Outcome) -> Option<StatusCode> {
         let is_error = match self.policy.error_codes.as_slice() {
-            // A failure to be answered is one whatever answers are.
+            // The list of statuses applies to responses; a local failure is an error regardless.
             codes if !codes.is_empty() && !outcome.is_local_failure() => codes.contains(&status),
             _ => status.is_server_error(),
         };
@@ -166,8 +167,8 @@ impl Detector {
         is_error.then_some(counted)
     }
 
-    /// Ends ejections whose time is over and forgives endpoints that were healthy; to be called once per
-    /// [`Detector::interval`]. True: an endpoint came back; the caller rebuilds the balancer.
+    /// Ends expired ejections and lowers the multiplier of healthy endpoints; call it once per [`Detector::interval`].
+    /// True: an endpoint has returned, and the caller must rebuild the balancer.
     pub fn tick(&self, now: Instant) -> bool {
         let endpoints = lock(&self.endpoints);
         let mut changed = false;
@@ -180,7 +181,7 @@ impl Detector {
             };
             if now.saturating_duration_since(ejected_at) >= self.ejection_time(history.multiplier) {
                 history.ejected_at = None;
-                // Or the counter that did not eject would do so after very few further errors.
+                // Otherwise a counter that has not ejected the endpoint yet would do so after very few further errors.
                 state.clear_counters();
                 state.ejected.store(false, Ordering::Release);
                 changed = true;
@@ -198,7 +199,7 @@ impl Detector {
         now: Instant,
     ) -> Option<Ejection> {
         let limit = limit?;
-        // Above the limit, too: a new policy may have lowered it. Whoever comes first clears the counter below.
+        // Also above the limit: a new policy may have lowered it. The first worker here clears the counter below.
         if counter.fetch_add(1, Ordering::Relaxed).saturating_add(1) < limit {
             return None;
         }
@@ -207,7 +208,7 @@ impl Detector {
         if state.is_ejected() || counter.load(Ordering::Relaxed) < limit {
             return None;
         }
-        // Cleared even when the ejection is refused: the next one takes as many errors again.
+        // Cleared even if the ejection is refused: the next one requires the same number of errors again.
         counter.store(0, Ordering::Relaxed);
         let ejected = endpoints.iter().filter(|endpoint| endpoint.is_ejected()).count();
         let total = endpoints.len();
@@ -216,7 +217,8 @@ impl Detector {
             return None;
         }
         let mut history = lock(&state.history);
-        // No further than the time still grows (and one, as Envoy), so that a long bad past is forgiven in few intervals.
+        // The multiplier stops (one later, as in Envoy) when the time no longer grows, so that a long bad past is
+        // forgiven in few intervals.
         let base = self.policy.base_ejection_time;
         if base.saturating_mul(history.multiplier) < MAX_EJECTION_TIME.max(base) + base {
             history.multiplier += 1;

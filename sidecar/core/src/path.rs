@@ -1,24 +1,23 @@
-//! Paths as both proxies and applications should read them (RFC 3986, 6.2.2): `/a/../b` and `/%62` are `/b`. What a route or a
-//! rule decides by is then what the application gets. As Istio's mesh does it by default (`pathNormalization: BASE`): slashes
-//! that are repeated or encoded stay.
+//! Path normalisation (RFC 3986, 6.2.2): `/a/../b` and `/%62` become `/b`, so that routes and rules match the path that
+//! the application reads. As in Istio's default (`pathNormalization: BASE`), repeated and encoded slashes stay.
 
-/// What a path has to become.
+/// Result of normalising a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Normal {
-    /// It is as it should be.
+    /// The path is normal already.
     Already,
-    /// This, with its query.
+    /// The normal path, with the query.
     Other(String),
-    /// It cannot be: it holds an encoded NUL.
+    /// The path has no normal form: it contains an encoded NUL.
     Never,
 }
 
-/// Bytes after which a path may have to be changed.
+/// Bytes that may require normalisation.
 fn is_odd(byte: u8) -> bool {
     matches!(byte, b'%' | b'\\' | b'.' | b'"' | b'<' | b'>' | b'{' | b'}' | b'|' | b'^' | b'`')
 }
 
-/// The normal form of a path with its query, which stays. What does not begin with a slash has none.
+/// Normalises a path; the query stays. A target that does not begin with a slash is left alone.
 pub fn normal(path_and_query: &str) -> Normal {
     let path = path_and_query.split('?').next().unwrap_or_default();
     if !path.starts_with('/') || !path.bytes().any(is_odd) {
@@ -56,7 +55,7 @@ pub fn normal(path_and_query: &str) -> Normal {
     Normal::Other(normal)
 }
 
-/// With slashes instead of backslashes, and encoded letters, digits and `-._~` as themselves. `None`: an encoded NUL.
+/// Replaces backslashes by slashes and decodes encoded letters, digits and `-._~`. `None`: an encoded NUL.
 fn decoded(path: &str) -> Option<Vec<u8>> {
     let bytes = path.as_bytes();
     let digit =
@@ -94,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_are_envoys() {
+    fn paths_are_normalised_as_by_envoy() {
         for (path, wanted) in [
             ("/", "/"),
             ("/a/./b", "/a/b"),
@@ -125,9 +124,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_normal_form_is_normal(path in "/[a./%25e\\\\?\"0-9\u{e9}]{0,24}") {
+        fn normalisation_is_idempotent(path in "/[a./%25e\\\\?\"0-9\u{e9}]{0,24}") {
             let once = text(&path);
-            // What a percent sign becomes part of by decoding is not decoded again.
+            // A percent sign produced by decoding is not decoded again.
             prop_assume!(!path.contains("%25"));
             if once != "never" {
                 prop_assert!(once.starts_with('/'));

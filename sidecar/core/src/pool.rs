@@ -1,15 +1,15 @@
-//! Which connection a request gets, waits for or is refused: the exact book-keeping of one cluster's connections.
+//! Assignment of connections to requests: the exact book-keeping of one cluster's connections.
 //!
 //! One `Pool` holds the connections of all workers to all endpoints of one service, port and subset, so that a limit of
-//! 100 is 100 and not 100 for each worker. It neither dials nor waits: it says what to do, and takes what was done. The
-//! sidecar keeps it behind a mutex that is held for a few dozen instructions; `X` is its connection for one request at a
-//! time, `S` a handle on a multiplexed one, `W` what wakes a waiting request. Connections that come out to be closed are
-//! dropped by the caller, after it has let go of the mutex.
+//! 100 is 100 and not 100 per worker. It neither dials nor waits: it returns the next action, and records the results.
+//! The sidecar keeps it behind a mutex that is held for a few dozen instructions; `X` is its connection for one request
+//! at a time, `S` a handle on a multiplexed one, `W` wakes a waiting request. The caller drops the connections that are
+//! returned for closing after it has released the mutex.
 //!
 //! At `maxConnections` an idle connection to another endpoint is closed to make room; otherwise requests wait in one
-//! queue, first come first served, bounded by `http1MaxPendingRequests`. As in Envoy, a request counts as pending
-//! from when it finds no ready connection until it has one, dialing included (circuit breaking, "maximum pending
-//! requests"). Unlike Envoy, the bound on connections holds over all workers and hosts.
+//! FIFO queue, bounded by `http1MaxPendingRequests`. As in Envoy, a request counts as pending from the time when it
+//! finds no ready connection until it has one, including the dial (circuit breaking, "maximum pending requests").
+//! Unlike in Envoy, the limit of connections applies to all workers and hosts together.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
@@ -17,7 +17,7 @@ use std::time::Instant;
 
 use crate::limits::Overflow;
 
-/// Identifies an endpoint within its cluster; ids are handed out by a counter.
+/// Identifies an endpoint within its cluster; taken from a counter.
 pub type EndpointId = u64;
 
 /// Identifies a waiting request.
@@ -28,7 +28,7 @@ pub struct Ticket(u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct SharedId(u64);
 
-/// What bounds a pool. Unlimited: `u32::MAX`.
+/// Limits of a pool. Unlimited: `u32::MAX`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PoolLimits {
     /// Connections, those being dialed included.
@@ -39,50 +39,50 @@ pub struct PoolLimits {
     pub max_streams: u32,
 }
 
-/// What a request has to do.
+/// Next action of a request.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Acquired<X, S> {
-    /// Use this connection, and give it back with [`Pool::release`].
+    /// Use this connection, and return it with [`Pool::release`].
     Exclusive(X),
-    /// Use a stream of this connection, and give it back with [`Pool::release_stream`].
+    /// Use a stream of this connection, and return it with [`Pool::release_stream`].
     Stream(S, SharedId),
-    /// Dial, then say [`Pool::connected`], [`Pool::connected_shared`] or [`Pool::dial_failed`].
+    /// Dial, then report [`Pool::connected`], [`Pool::connected_shared`] or [`Pool::dial_failed`].
     Dial,
-    /// Wait to be granted something; [`Pool::cancel`] on giving up. The victim, if any, is to be closed first: its
-    /// [`Pool::closed`] makes the room.
+    /// Wait for a grant; [`Pool::cancel`] on giving up. The caller closes the returned connection first; reporting
+    /// [`Pool::closed`] for it frees a slot.
     Wait(Ticket, Option<Unused<X, S>>),
 }
 
-/// A connection that nobody uses.
+/// An unused connection.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Unused<X, S> {
-    /// Of HTTP/1.
+    /// HTTP/1.
     Exclusive(X),
-    /// Of HTTP/2.
+    /// HTTP/2.
     Shared(S),
 }
 
-/// What a waiting request is given.
+/// Grant to a waiting request.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Grant<X, S> {
-    /// As [`Acquired::Exclusive`].
+    /// See [`Acquired::Exclusive`].
     Exclusive(X),
-    /// As [`Acquired::Stream`].
+    /// See [`Acquired::Stream`].
     Stream(S, SharedId),
-    /// As [`Acquired::Dial`].
+    /// See [`Acquired::Dial`].
     Dial,
 }
 
-/// A grant to deliver.
+/// A grant, to be delivered by the caller.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Wake<X, S, W> {
-    /// Whom.
+    /// Handle of the waiting request.
     pub wake: W,
-    /// What.
+    /// The granted action.
     pub grant: Grant<X, S>,
-    /// The endpoint that was asked for.
+    /// The requested endpoint.
     pub endpoint: EndpointId,
-    /// Whether it was asked for as a stream.
+    /// Whether a stream was requested.
     pub multiplex: bool,
 }
 
@@ -96,7 +96,7 @@ struct Shared<S> {
     id: SharedId,
     connection: S,
     streams: u32,
-    /// The peer's own bound.
+    /// The peer's limit.
     peer_max_streams: u32,
     idle_since: Instant,
 }
@@ -114,7 +114,7 @@ impl<W> Waiter<W> {
     }
 }
 
-/// Endpoint ids come from a counter: they need no hashing.
+/// Endpoint ids come from a counter and need no hashing.
 #[derive(Default)]
 struct IdHasher(u64);
 
@@ -128,7 +128,7 @@ impl Hasher for IdHasher {
         }
     }
     fn write_u64(&mut self, id: u64) {
-        // Spread over the high bits too, where the table looks for its tags.
+        // Spreads the ids to the high bits, from which the table derives its tags.
         self.0 = id.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     }
 }
@@ -146,7 +146,7 @@ pub struct Pool<X, S, W> {
     /// Multiplexed connections being dialed, by endpoint.
     dialing: ById<u32>,
     waiters: VecDeque<Waiter<W>>,
-    /// Endpoints that connections may be kept to; `None`: any.
+    /// Endpoints to which connections may be kept; `None`: any.
     live: Option<HashSet<EndpointId, BuildHasherDefault<IdHasher>>>,
 }
 
@@ -166,7 +166,7 @@ impl<X, S: Clone, W> Pool<X, S, W> {
         }
     }
 
-    /// Changes the limits. Connections above a lowered limit live on until they are given back.
+    /// Changes the limits. Connections above a lowered limit stay until they are returned.
     pub fn set_limits(&mut self, limits: PoolLimits) -> Vec<Wake<X, S, W>> {
         self.limits = limits;
         let mut wakes = Vec::new();
@@ -176,21 +176,21 @@ impl<X, S: Clone, W> Pool<X, S, W> {
         wakes
     }
 
-    /// Connections open or being dialed.
+    /// Number of connections that are open or being dialed.
     pub fn open(&self) -> u32 {
         self.open
     }
 
-    /// Requests without a connection.
+    /// Number of requests without a connection.
     pub fn pending(&self) -> u32 {
         self.pending
     }
 
-    /// Asks for a connection to `endpoint` for a request on `worker`. `multiplex`: the endpoint speaks HTTP/2. `wake`
-    /// is called only when the answer is to wait.
+    /// Requests a connection to `endpoint` on `worker`. `multiplex`: the endpoint uses HTTP/2. `wake` is called only if
+    /// the request has to wait.
     ///
     /// # Errors
-    /// When too many requests are pending.
+    /// If too many requests are pending.
     pub fn acquire(
         &mut self,
         endpoint: EndpointId,
@@ -214,8 +214,8 @@ impl<X, S: Clone, W> Pool<X, S, W> {
         }
         self.pending += 1;
         let under_way = multiplex && self.is_dialing(endpoint);
-        // No request overtakes those that wait for room already. Those that wait for a dial do not: it may be to an endpoint that
-        // has vanished, and others go on.
+        // FIFO: no request overtakes those that wait for room. Requests that wait for a dial are not counted: its
+        // endpoint may have vanished, and others must proceed.
         let wants_room = |w: &Waiter<W>| !self.waits_for_dial(w);
         if !under_way && !self.waiters.iter().any(wants_room) && self.open < self.limits.max_connections {
             self.begin_dial(endpoint, multiplex);
@@ -227,8 +227,8 @@ impl<X, S: Clone, W> Pool<X, S, W> {
         Ok(Acquired::Wait(ticket, victim))
     }
 
-    /// A slot for a TCP connection: never waits, as a byte stream cannot be told why it does. Ends with
-    /// [`Pool::closed`].
+    /// Takes a slot for a TCP connection; never waits, since there is no way to report a delay on a byte stream.
+    /// Returned by [`Pool::closed`].
     ///
     /// # Errors
     /// At `maxConnections`.
@@ -240,13 +240,13 @@ impl<X, S: Clone, W> Pool<X, S, W> {
         Ok(())
     }
 
-    /// A dial for an exclusive connection succeeded; the dialer uses it.
+    /// An exclusive connection was dialed; the dialing request uses it.
     pub fn connected(&mut self) {
         self.pending = self.pending.saturating_sub(1);
     }
 
-    /// A dial gave a multiplexed connection; the dialer uses its first stream. The grants are further streams for
-    /// requests that waited for it.
+    /// A multiplexed connection was dialed; the dialing request uses its first stream. The grants are further streams
+    /// for the requests that waited for it.
     pub fn connected_shared(
         &mut self,
         endpoint: EndpointId,
@@ -274,14 +274,14 @@ impl<X, S: Clone, W> Pool<X, S, W> {
         }
         let shared = Shared { id, connection, streams, peer_max_streams, idle_since: now };
         self.shared.entry(endpoint).or_default().push(shared);
-        // Those who waited for this dial and found no stream on it may dial themselves.
+        // Requests that waited for this dial and found no free stream may dial themselves.
         while let Some(wake) = self.grant_slot() {
             wakes.push(wake);
         }
         (id, wakes)
     }
 
-    /// A dial failed, or was given up.
+    /// A dial failed or was abandoned.
     pub fn dial_failed(&mut self, endpoint: EndpointId, multiplex: bool) -> Vec<Wake<X, S, W>> {
         self.pending = self.pending.saturating_sub(1);
         if multiplex {
@@ -290,10 +290,10 @@ impl<X, S: Clone, W> Pool<X, S, W> {
         self.closed()
     }
 
-    /// Requests that wait for the multiplexed connection to `endpoint` whose dial has failed: each would else dial in its turn, and
-    /// the last wait for all of them. To be told of the failure.
+    /// The requests that wait for the multiplexed connection to `endpoint` whose dial has failed, to be notified of the
+    /// failure: otherwise each would dial in turn, and the last would wait for all of these dials.
     pub fn fail_waiters(&mut self, endpoint: EndpointId) -> Vec<W> {
-        // Others may still have a stream for them.
+        // Another connection may still have a stream for them.
         if self.shared.contains_key(&endpoint) || self.dialing.get(&endpoint).is_some_and(|n| *n > 1) {
             return Vec::new();
         }
@@ -304,8 +304,8 @@ impl<X, S: Clone, W> Pool<X, S, W> {
         failed.into_iter().map(|waiter| waiter.wake).collect()
     }
 
-    /// An exclusive connection is free for another request. Either it is granted to the request that waits longest,
-    /// or kept, or returned to be closed: to make room for a request that waits for another endpoint.
+    /// An exclusive connection is free. It is granted to the request that waits longest, or kept, or returned for
+    /// closing to make room for a request that waits for another endpoint.
     pub fn release(
         &mut self,
         endpoint: EndpointId,
@@ -331,8 +331,8 @@ impl<X, S: Clone, W> Pool<X, S, W> {
         (None, None)
     }
 
-    /// A stream of a multiplexed connection has ended: it goes to the request that waits for one there, if any.
-    /// Returns a connection that is to be closed, to make room for a request that waits for another endpoint.
+    /// A stream of a multiplexed connection has ended; it is granted to the request that waits longest for one there.
+    /// Returns a connection for closing, to make room for a request that waits for another endpoint.
     pub fn release_stream(
         &mut self,
         endpoint: EndpointId,
@@ -360,8 +360,8 @@ impl<X, S: Clone, W> Pool<X, S, W> {
         (None, None)
     }
 
-    /// No further stream is to be opened on this connection (GOAWAY, or its number of requests is reached). Its slot
-    /// is free when [`Pool::closed`] says so. Returns the pool's handle, to be dropped.
+    /// Opens no further streams on this connection (GOAWAY, or its maximum number of requests). Its slot is freed by
+    /// [`Pool::closed`]. Returns the pool's handle, to be dropped.
     pub fn retire(&mut self, endpoint: EndpointId, id: SharedId) -> Option<S> {
         let all = self.shared.get_mut(&endpoint)?;
         let at = all.iter().position(|s| s.id == id)?;
@@ -372,13 +372,13 @@ impl<X, S: Clone, W> Pool<X, S, W> {
         Some(retired.connection)
     }
 
-    /// A connection is closed, whatever it was doing: its slot goes to the request that waits longest.
+    /// A connection was closed in whichever state: its slot is granted to the request that waits longest.
     pub fn closed(&mut self) -> Vec<Wake<X, S, W>> {
         self.open = self.open.saturating_sub(1);
         self.grant_slot().into_iter().collect()
     }
 
-    /// A waiting request gave up. `false`: it was granted something meanwhile, which is on its way.
+    /// A waiting request gives up. `false`: a grant was made in the meantime and is on its way.
     pub fn cancel(&mut self, ticket: Ticket) -> bool {
         let Some(at) = self.waiters.iter().position(|w| w.ticket == ticket) else { return false };
         self.waiters.remove(at);
@@ -386,7 +386,7 @@ impl<X, S: Clone, W> Pool<X, S, W> {
         true
     }
 
-    /// Gives a free slot, if there is one, to the request that waits longest and not for a dial under way.
+    /// Grants a free slot, if any, to the request that waits longest and not for a dial in progress.
     fn grant_slot(&mut self) -> Option<Wake<X, S, W>> {
         if self.open >= self.limits.max_connections {
             return None;
@@ -401,7 +401,7 @@ impl<X, S: Clone, W> Pool<X, S, W> {
         waiter.multiplex && self.is_dialing(waiter.endpoint)
     }
 
-    /// Whether a connection is under way that others than its dialer will find room on.
+    /// Whether a dial is in progress whose connection will have room for other requests.
     pub fn is_dialing(&self, endpoint: EndpointId) -> bool {
         self.limits.max_streams > 1 && self.dialing.get(&endpoint).is_some_and(|n| *n > 0)
     }

@@ -1,17 +1,17 @@
-//! Which version of HTTP a request is sent by.
+//! Choice of the HTTP version of a request.
 
 use http::{Method, Version};
 
 use crate::policy::{Cluster, H2Upgrade, Protocol};
 
-/// What the choice depends on, of a request.
+/// Properties of a request for the choice.
 #[derive(Debug, Clone, Copy)]
 pub struct Request<'a> {
-    /// Its method.
+    /// The method.
     pub method: &'a Method,
-    /// The version by which the downstream sent it.
+    /// The downstream's version.
     pub version: Version,
-    /// Whether it is gRPC, which cannot do without HTTP/2.
+    /// Whether it is gRPC, which requires HTTP/2.
     pub grpc: bool,
 }
 
@@ -21,10 +21,10 @@ impl Request<'_> {
     }
 }
 
-/// Whether a request is sent to an endpoint of the cluster by HTTP/2: as the port or the policy says, else as the downstream
-/// sent it. A port that is declared as HTTP/1 is spoken to in HTTP/1, as in Istio, gRPC aside. So is a port of no declared
-/// protocol for requests that came by a gateway: browsers speak HTTP/2 to every server, which says nothing about the
-/// services behind it.
+/// Whether a request to an endpoint of the cluster is sent as HTTP/2: as configured for the port or by policy,
+/// otherwise in the downstream's version. A port declared as HTTP/1 gets HTTP/1, as in Istio, except for gRPC. So does
+/// a port without declared protocol for requests through a gateway: browsers use HTTP/2 with every server, which says
+/// nothing about the services behind it.
 pub fn upstream_is_http2(cluster: &Cluster, request: Request<'_>, by_gateway: bool) -> bool {
     let pool = &cluster.pool;
     let downstream = request.is_http2();
@@ -39,9 +39,9 @@ pub fn upstream_is_http2(cluster: &Cluster, request: Request<'_>, by_gateway: bo
     }
 }
 
-/// Whether a request is delivered to the application by HTTP/2: where its port is declared so, and where the port has no
-/// declared protocol and the client itself spoke HTTP/2. `declared`: the protocol of the port, where the inbound policy has
-/// it. `from_http1`: the client spoke HTTP/1 to its own sidecar.
+/// Whether a request is delivered to the application as HTTP/2: if its port is declared so, or if the port has no
+/// declared protocol and the client used HTTP/2. `declared`: the protocol of the port in the inbound policy.
+/// `from_http1`: the client used HTTP/1 to its own sidecar.
 pub fn delivery_is_http2(declared: Option<Protocol>, request: Request<'_>, from_http1: bool) -> bool {
     if !request.is_http2() || *request.method == Method::CONNECT {
         return false;
@@ -53,7 +53,7 @@ pub fn delivery_is_http2(declared: Option<Protocol>, request: Request<'_>, from_
     }
 }
 
-/// Whether endpoints of the protocol take HTTP/2 alone.
+/// Whether endpoints of the protocol accept HTTP/2 only.
 pub fn is_http2_only(protocol: Protocol) -> bool {
     matches!(protocol, Protocol::Http2 | Protocol::Grpc)
 }
@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn the_port_or_the_policy_chooses_the_upstream_version_else_the_downstream() {
+    fn upstream_version_follows_port_policy_then_downstream() {
         use Protocol::{Grpc, Http, Http2, Unknown};
         let (one, two) = (Version::HTTP_11, Version::HTTP_2);
         for (protocol, version, grpc, by_gateway, expected) in [
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn the_application_gets_http2_where_its_port_or_its_client_speaks_it() {
+    fn delivery_uses_http2_if_the_port_or_the_client_does() {
         let two = request(Version::HTTP_2, false);
         assert!(delivery_is_http2(Some(Protocol::Http2), two, true));
         assert!(!delivery_is_http2(Some(Protocol::Http), two, false));

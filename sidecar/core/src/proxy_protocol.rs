@@ -1,12 +1,12 @@
-//! The PROXY protocol: a header at the start of a connection that says between whom it is, for a server that would else
-//! see the proxy alone. HAProxy's specification, "The PROXY protocol, versions 1 & 2", sections 2.1 and 2.2.
+//! The PROXY protocol: a header at the start of a connection with the client's addresses, for a server that would
+//! otherwise see only the proxy's. HAProxy's specification, "The PROXY protocol, versions 1 & 2", sections 2.1 and 2.2.
 //!
-//! Only what a proxy writes for its clients: the `PROXY` command over TCP. The sidecar's `upstream` sends it before all
-//! else, TLS included.
+//! Only the sender's part for TCP clients: the `PROXY` command. The sidecar's `upstream` sends it before everything
+//! else, including TLS.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-/// Which header.
+/// Version of the header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Version {
     /// A line of text.
@@ -15,16 +15,16 @@ pub enum Version {
     V2,
 }
 
-/// Between whom a client's connection is.
+/// The two addresses of a client's connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ends {
-    /// The client's side.
+pub struct ConnectionAddresses {
+    /// The client's address.
     pub source: SocketAddr,
-    /// Where it was dialed to, before any redirection.
+    /// The original destination, before any redirection.
     pub destination: SocketAddr,
 }
 
-/// What version 2 begins with: bytes that no other protocol begins with.
+/// Start of a version 2 header: bytes with which no other protocol begins.
 const SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
 /// Version 2, command PROXY.
 const VERSION_COMMAND: u8 = 0x21;
@@ -33,14 +33,14 @@ const TCP_OVER_IPV4: u8 = 0x11;
 const TCP_OVER_IPV6: u8 = 0x21;
 
 /// The header for a client's connection.
-pub fn header(version: Version, ends: &Ends) -> Vec<u8> {
+pub fn header(version: Version, ends: &ConnectionAddresses) -> Vec<u8> {
     match version {
         Version::V1 => line(ends).into_bytes(),
         Version::V2 => binary(ends),
     }
 }
 
-fn line(Ends { source, destination }: &Ends) -> String {
+fn line(ConnectionAddresses { source, destination }: &ConnectionAddresses) -> String {
     let (family, from, to) = match (source.ip(), destination.ip()) {
         (IpAddr::V4(from), IpAddr::V4(to)) => ("TCP4", from.to_string(), to.to_string()),
         (from, to) => ("TCP6", text(six(from)), text(six(to))),
@@ -48,7 +48,7 @@ fn line(Ends { source, destination }: &Ends) -> String {
     format!("PROXY {family} {from} {to} {} {}\r\n", source.port(), destination.port())
 }
 
-fn binary(Ends { source, destination }: &Ends) -> Vec<u8> {
+fn binary(ConnectionAddresses { source, destination }: &ConnectionAddresses) -> Vec<u8> {
     let mut out = Vec::with_capacity(SIGNATURE.len() + 4 + 36);
     out.extend_from_slice(&SIGNATURE);
     out.push(VERSION_COMMAND);
@@ -69,7 +69,7 @@ fn binary(Ends { source, destination }: &Ends) -> Vec<u8> {
     out
 }
 
-/// A header is of one family: where the ends are not, IPv4 is mapped (RFC 4291, 2.5.5.2), as HAProxy does.
+/// A header has one address family: for mixed families, IPv4 addresses are mapped (RFC 4291, 2.5.5.2), as HAProxy does.
 fn six(ip: IpAddr) -> Ipv6Addr {
     match ip {
         IpAddr::V4(ip) => ip.to_ipv6_mapped(),
@@ -77,7 +77,7 @@ fn six(ip: IpAddr) -> Ipv6Addr {
     }
 }
 
-/// In groups of hexadecimal digits alone: version 1 has no dotted end for mapped addresses.
+/// Hexadecimal groups only: version 1 has no dotted notation for mapped addresses.
 fn text(ip: Ipv6Addr) -> String {
     match ip.segments() {
         [0, 0, 0, 0, 0, 0xffff, high, low] => format!("::ffff:{high:x}:{low:x}"),
@@ -89,12 +89,12 @@ fn text(ip: Ipv6Addr) -> String {
 mod tests {
     use super::*;
 
-    fn ends(source: &str, destination: &str) -> Ends {
-        Ends { source: source.parse().unwrap(), destination: destination.parse().unwrap() }
+    fn ends(source: &str, destination: &str) -> ConnectionAddresses {
+        ConnectionAddresses { source: source.parse().unwrap(), destination: destination.parse().unwrap() }
     }
 
     #[test]
-    fn version_1_is_a_line() {
+    fn version_1_is_a_text_line() {
         for (from, to, want) in [
             ("192.0.2.1:56324", "198.51.100.7:443", "PROXY TCP4 192.0.2.1 198.51.100.7 56324 443\r\n"),
             ("[2001:db8::1]:1", "[2001:db8::2]:65535", "PROXY TCP6 2001:db8::1 2001:db8::2 1 65535\r\n"),
@@ -104,12 +104,12 @@ mod tests {
             assert_eq!(String::from_utf8(got).unwrap(), want);
         }
         let all = "[ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff]:65535";
-        // The specification's longest line, for the reader's buffer.
+        // The longest line of the specification, which receivers size their buffers for.
         assert_eq!(header(Version::V1, &ends(all, all)).len(), 104);
     }
 
     #[test]
-    fn version_2_is_laid_out_as_specified() {
+    fn version_2_matches_the_specified_layout() {
         let got = header(Version::V2, &ends("192.0.2.1:56324", "198.51.100.7:443"));
         let mut want = vec![0x0d, 0x0a, 0x0d, 0x0a, 0x00, 0x0d, 0x0a, 0x51, 0x55, 0x49, 0x54, 0x0a];
         want.extend([0x21, 0x11, 0x00, 0x0c]);

@@ -1,41 +1,42 @@
-//! Regular expressions of policies: what RE2 means by them, compiled by the `regex` crate.
+//! Regular expressions of policies: RE2's semantics, compiled by the `regex` crate.
 //!
-//! Both know the same syntax but for a few corners. Where RE2 means something else or nothing (set operations in a class,
-//! flags of this crate alone) an expression is refused rather than read in another way. As in RE2, `\d`, `\w`, `\s` and `\b`
-//! are ASCII. Bytes are matched, not characters: paths are ASCII, values of headers any bytes. That also keeps automata
-//! small: a policy's author may write thousands of expressions, and every sidecar compiles them.
+//! Both have the same syntax except for a few corners. If RE2 interprets an expression differently or rejects it (set
+//! operations in a class, flags of this crate alone), it is refused. As in RE2, `\d`, `\w`, `\s` and `\b` are ASCII.
+//! Bytes are matched, not characters: paths are ASCII, header values arbitrary bytes. That also keeps automata small: a
+//! policy's author may write thousands of expressions, and every sidecar compiles them.
 //! <https://github.com/google/re2/wiki/Syntax>
 
 use regex::bytes::{Regex, RegexBuilder};
 use regex_syntax::ast::{self, Ast, Visitor};
 
-/// Istio's bound for an expression, in bytes.
+/// Istio's maximum for an expression, in bytes.
 const MAX_LENGTH: usize = 1024;
-/// Of a compiled expression, in bytes: enough for the longest one, or for one that repeats as much as RE2 lets it.
+/// Maximum size of a compiled expression, in bytes: enough for the longest expression, or for the highest repetition
+/// that RE2 allows.
 const MAX_COMPILED: usize = 64 << 10;
-/// RE2's bound for a counted repetition.
+/// RE2's maximum for a counted repetition.
 const MAX_REPEAT: u32 = 1000;
 
-/// An expression that is looked for in a text.
+/// Compiles an expression that is searched for in a text.
 ///
 /// # Errors
-/// What is wrong with `pattern`.
+/// The mistake in `pattern`.
 pub fn searched(pattern: &str) -> Result<Regex, String> {
     check(pattern)?;
     compiled(pattern)
 }
 
-/// An expression for the whole of a text.
+/// Compiles an expression that must match a whole text.
 ///
 /// # Errors
-/// What is wrong with `pattern`.
+/// The mistake in `pattern`.
 pub fn whole(pattern: &str) -> Result<Regex, String> {
-    // Alone first: `a)|(b` would become valid by what is put around it, and no longer be anchored.
+    // Checked before it is wrapped: `a)|(b` would become valid inside the anchoring group and escape the anchors.
     check(pattern)?;
     compiled(&format!("^(?:{pattern})$"))
 }
 
-/// What [`whole`] was given.
+/// The pattern that [`whole`] compiled, without anchors.
 pub fn unanchored(regex: &Regex) -> &str {
     let pattern = regex.as_str();
     pattern.strip_prefix("^(?:").and_then(|rest| rest.strip_suffix(")$")).unwrap_or(pattern)
@@ -45,16 +46,16 @@ fn compiled(pattern: &str) -> Result<Regex, String> {
     let built = RegexBuilder::new(pattern).unicode(false).size_limit(MAX_COMPILED).build();
     built.map_err(|e| match e {
         regex::Error::CompiledTooBig(_) => "it is too large once its repetitions are written out".into(),
-        // The last line says why; those before it draw the pattern.
+        // The last line has the cause; the lines before it draw the pattern.
         e => e.to_string().lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned(),
     })
 }
 
-/// Whether `pattern` is an expression, without compiling it: that costs a hundred times as much, and only there it is found
-/// out that it is too large.
+/// Checks `pattern` without compiling it, which would cost a hundred times as much; an expression that is too large is
+/// detected by compilation only.
 ///
 /// # Errors
-/// What is wrong with `pattern`.
+/// The mistake in `pattern`.
 pub fn check(pattern: &str) -> Result<(), String> {
     if pattern.len() > MAX_LENGTH {
         return Err(format!("it is longer than {MAX_LENGTH} bytes"));
@@ -63,7 +64,7 @@ pub fn check(pattern: &str) -> Result<(), String> {
     ast::visit(&tree, Dialect)
 }
 
-/// What RE2 has not, or means otherwise.
+/// Rejects syntax that RE2 lacks or interprets differently.
 struct Dialect;
 
 impl Visitor for Dialect {
@@ -76,8 +77,8 @@ impl Visitor for Dialect {
 
     fn visit_pre(&mut self, node: &Ast) -> Result<(), String> {
         match node {
-            Ast::Flags(flags) => known(&flags.flags),
-            Ast::Group(group) => group.flags().map_or(Ok(()), known),
+            Ast::Flags(flags) => check_flags(&flags.flags),
+            Ast::Group(group) => group.flags().map_or(Ok(()), check_flags),
             Ast::Assertion(assertion) => match assertion.kind {
                 ast::AssertionKind::StartLine
                 | ast::AssertionKind::EndLine
@@ -85,12 +86,12 @@ impl Visitor for Dialect {
                 | ast::AssertionKind::EndText
                 | ast::AssertionKind::WordBoundary
                 | ast::AssertionKind::NotWordBoundary => Ok(()),
-                _ => Err("RE2 knows the boundaries \\b and \\B only".into()),
+                _ => Err("RE2 supports the boundaries \\b and \\B only".into()),
             },
             Ast::ClassUnicode(_) => Err(UNICODE.into()),
             Ast::Repetition(repetition) => match &repetition.op.kind {
                 ast::RepetitionKind::Range(range) if largest(range) > MAX_REPEAT => {
-                    Err(format!("RE2 repeats {MAX_REPEAT} times at the most"))
+                    Err(format!("RE2 allows at most {MAX_REPEAT} repetitions"))
                 }
                 _ => Ok(()),
             },
@@ -100,7 +101,7 @@ impl Visitor for Dialect {
 
     fn visit_class_set_item_pre(&mut self, item: &ast::ClassSetItem) -> Result<(), String> {
         match item {
-            ast::ClassSetItem::Bracketed(_) => Err("a [ within a class is \\[ in RE2".into()),
+            ast::ClassSetItem::Bracketed(_) => Err("a [ within a class must be written \\[ in RE2".into()),
             ast::ClassSetItem::Unicode(_) => Err(UNICODE.into()),
             ast::ClassSetItem::Literal(literal) if !literal.c.is_ascii() => Err(UNICODE.into()),
             ast::ClassSetItem::Range(range) if !range.end.c.is_ascii() => Err(UNICODE.into()),
@@ -116,11 +117,11 @@ impl Visitor for Dialect {
 const UNICODE: &str = "classes of characters beyond ASCII are not supported: write alternatives, (?:é|è)";
 
 /// RE2's flags are i, m, s and U.
-fn known(flags: &ast::Flags) -> Result<(), String> {
+fn check_flags(flags: &ast::Flags) -> Result<(), String> {
     use ast::{Flag::*, FlagsItemKind};
-    let foreign =
+    let unsupported =
         flags.items.iter().any(|item| matches!(item.kind, FlagsItemKind::Flag(Unicode | IgnoreWhitespace | CRLF)));
-    if foreign { Err("RE2 knows the flags i, m, s and U only".into()) } else { Ok(()) }
+    if unsupported { Err("RE2 supports the flags i, m, s and U only".into()) } else { Ok(()) }
 }
 
 fn largest(range: &ast::RepetitionRange) -> u32 {
@@ -135,7 +136,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_matches() {
+    fn expressions_match_as_in_re2() {
         for (pattern, text, is_whole, is_found) in [
             ("a.c", "abc", true, true),
             ("b", "abc", false, true),
@@ -161,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_refused() {
+    fn expressions_that_re2_reads_differently_are_refused() {
         for (pattern, why) in [
             ("(", "unclosed group"),
             ("a)|(b", "unopened group"),
@@ -173,7 +174,7 @@ mod tests {
             ("[é]", "beyond ASCII"),
             ("[a-é]", "beyond ASCII"),
             (r"\b{start}", "boundaries"),
-            ("a{1001}", "1000 times"),
+            ("a{1001}", "1000 repetitions"),
             ("(a{900}){900}", "too large"),
             (r"(a)\1", "backreferences are not supported"),
             ("(?=a)", "look-around"),

@@ -1,8 +1,8 @@
-//! Answers that the sidecar makes by itself: one table from reason to status, body, flag and headers, so that every such
-//! answer looks like Envoy's to clients and says why to people.
+//! Local replies: one table from reason to status, body, flag and headers, so that every reply of the sidecar looks
+//! like Envoy's to clients and names its cause to operators.
 //!
-//! `x-weft-reason: <reason>: <rule that was broken>; policy=<kind/namespace/name>; limit=<field>=<value>` says which rule of the
-//! protocol, policy and limit decided.
+//! `x-weft-reason: <reason>: <violated rule>; policy=<kind/namespace/name>; limit=<field>=<value>` names the rule of
+//! the protocol, the policy and the limit that applied.
 
 use std::borrow::Cow;
 use std::fmt::Write;
@@ -18,64 +18,64 @@ use crate::http1::HeadError;
 use crate::limits::Overflow;
 use crate::outcome::{GRPC_STATUS, Outcome, grpc_to_http, http_to_grpc};
 
-/// The header that says why.
+/// The header with the cause of a local reply.
 pub const REASON_HEADER: HeaderName = HeaderName::from_static("x-weft-reason");
-/// Set when a limit refused the request, as Envoy does.
+/// Set if a limit refused the request, as in Envoy.
 pub const OVERLOADED_HEADER: HeaderName = HeaderName::from_static("x-envoy-overloaded");
 
-/// Why the sidecar answers by itself.
+/// Cause of a local reply.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reason {
     /// Every endpoint is unhealthy, ejected or missing.
     NoHealthyUpstream,
-    /// A limit of the cluster.
+    /// A limit of the cluster is reached.
     Overflow(Overflow),
-    /// The service has routes and none matches.
+    /// The service has routes, but none matches.
     NoRoute,
-    /// The route names a host or subset that nothing defines.
+    /// The route refers to an undefined host or subset.
     ClusterUndefined,
-    /// The connection was refused, or TLS failed; `detail` is for people, for example the system's error.
+    /// The connection was refused, or TLS failed; `detail` is for operators, for example the system's error.
     ConnectFailure { detail: String },
     /// No connection within `connectTimeout`.
     ConnectTimeout,
     /// The peer's certificate does not name the expected identity.
     PeerIdentityMismatch { detail: String },
-    /// `ISTIO_MUTUAL` and the endpoint has no sidecar.
+    /// `ISTIO_MUTUAL` applies and the endpoint has no sidecar.
     PeerWithoutIdentity,
-    /// The upstream closed the connection before it answered.
+    /// The upstream closed the connection before its response.
     UpstreamClosed,
-    /// The upstream reset the stream before it answered.
+    /// The upstream reset the stream before its response.
     UpstreamReset,
     /// The upstream refused the stream.
     UpstreamRefusedStream,
-    /// The upstream's answer is not HTTP; `detail`: the rule that it breaks.
+    /// The upstream's response violates HTTP; `detail`: the violated rule.
     UpstreamProtocolError { detail: String },
-    /// The request's timeout: the route's, or the one that it asked for itself.
+    /// The request's timeout expired: the route's, or the one in its headers.
     Timeout { after: Duration },
-    /// The timeout of the last attempt.
+    /// The timeout of the last attempt expired.
     PerTryTimeout { after: Duration },
-    /// `REGISTRY_ONLY`, and nothing is registered under this host.
+    /// `REGISTRY_ONLY` applies, and nothing is registered under this host.
     UnknownHost,
-    /// The client's request breaks the protocol; `detail`: the rule that it breaks.
+    /// The client's request violates the protocol; `detail`: the violated rule.
     BadRequest { detail: &'static str },
     /// The client's request head is too large.
     HeaderTooLarge,
-    /// The client's request has another transfer coding than chunked; `detail`: which ones.
+    /// The client's request has another transfer coding than chunked; `detail`: its values.
     UnsupportedCoding { detail: String },
-    /// The client's request is of another version of HTTP/1 than 1.0 and 1.1.
+    /// The client's request has another version of HTTP/1 than 1.0 and 1.1.
     UnsupportedVersion,
-    /// The client's request asks for a protocol that is not tunnelled here; `token`: its name.
+    /// The client's request upgrades to a protocol that is not tunnelled; `token`: its name.
     UpgradeRefused { token: String },
     /// CONNECT to a service of the mesh.
     ConnectRefused,
-    /// Plaintext where STRICT mTLS is asked for.
+    /// Plaintext on a port with STRICT mTLS.
     PlaintextRefused,
-    /// The route's fault.
+    /// An abort by the route's fault injection.
     Fault(Abort),
 }
 
 impl From<&HeadError> for Reason {
-    /// Why a client's request is refused whose head cannot be read.
+    /// Cause of refusing a client's request whose head is invalid.
     fn from(error: &HeadError) -> Reason {
         match error {
             HeadError::TooLarge => Reason::HeaderTooLarge,
@@ -86,18 +86,18 @@ impl From<&HeadError> for Reason {
     }
 }
 
-/// An answer of the sidecar's own.
+/// A response generated by the sidecar.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LocalReply {
     /// HTTP status.
     pub status: StatusCode,
-    /// Envoy's text where clients may know it.
+    /// Envoy's text, if clients may depend on it.
     pub body: Cow<'static, str>,
-    /// For logs and metrics; `None` where Envoy sets none.
+    /// For logs and metrics; `None`: Envoy sets none.
     pub flag: Option<ResponseFlag>,
-    /// Refused by a limit: `x-envoy-overloaded: true`.
+    /// A limit refused the request: `x-envoy-overloaded: true`.
     pub overloaded: bool,
-    /// gRPC's status; `None`: the one that stands for HTTP's.
+    /// gRPC status; `None`: derived from the HTTP status.
     pub grpc_status: Option<u32>,
     /// Value of `x-weft-reason`.
     pub reason: String,
@@ -109,14 +109,14 @@ impl Reason {
         self.row().0
     }
 
-    /// The flag, for metrics and logs; `None` where Envoy sets none.
+    /// The flag, for metrics and logs; `None`: Envoy sets none.
     pub fn flag(&self) -> Option<ResponseFlag> {
         self.row().2
     }
 
-    /// Why a request failed whose last attempt ended so; `None`: the attempt has an answer, or nobody waits for one.
-    /// `overflow`: which limit, when that was it; `after`: how long it was waited for, when it was too long; `detail`: of a
-    /// failure to connect.
+    /// Cause of a request's failure after this outcome of its last attempt; `None`: there is a response, or the client
+    /// no longer waits. `overflow`: the limit, if one was reached; `after`: the expired timeout; `detail`: the error of
+    /// a failed connection.
     pub fn of(outcome: &Outcome, overflow: Option<Overflow>, after: Duration, detail: &str) -> Option<Reason> {
         Some(match outcome {
             Outcome::Response { .. } | Outcome::Cancelled | Outcome::ResetAfterHeaders => return None,
@@ -138,7 +138,7 @@ impl Reason {
     fn row(&self) -> (&'static str, u16, Option<ResponseFlag>) {
         use ResponseFlag as Flag;
         let (name, status, flag) = match self {
-            // Envoy sets no flag for it.
+            // Envoy sets no flag here.
             Reason::UpgradeRefused { .. } => return ("upgrade_refused", 403, None),
             Reason::NoHealthyUpstream => ("no_healthy_upstream", 503, Flag::NoHealthyUpstream),
             Reason::Overflow(_) => ("overflow", 503, Flag::UpstreamOverflow),
@@ -167,7 +167,7 @@ impl Reason {
         (name, status, Some(flag))
     }
 
-    /// The rule that a message breaks, for `x-weft-reason`.
+    /// The violated rule, for `x-weft-reason`.
     fn detail(&self) -> Option<&str> {
         let detail = match self {
             Reason::BadRequest { detail } => *detail,
@@ -184,7 +184,7 @@ impl Reason {
         match self {
             Reason::NoHealthyUpstream => "no healthy upstream".into(),
             Reason::Overflow(_) => reset("overflow").into(),
-            // Envoy has no body here.
+            // Envoy sends no body here.
             Reason::NoRoute | Reason::ClusterUndefined | Reason::UnknownHost => "".into(),
             Reason::UpgradeRefused { .. } | Reason::ConnectRefused => "".into(),
             Reason::ConnectFailure { detail } | Reason::PeerIdentityMismatch { detail } if detail.is_empty() => {
@@ -205,7 +205,7 @@ impl Reason {
             Reason::Timeout { .. } | Reason::PerTryTimeout { .. } => "upstream request timeout".into(),
             Reason::BadRequest { detail } => (*detail).into(),
             Reason::HeaderTooLarge => "request header fields too large".into(),
-            Reason::UnsupportedCoding { detail } => format!("the only transfer coding is chunked, not {detail}").into(),
+            Reason::UnsupportedCoding { detail } => format!("unsupported {detail}: only chunked is supported").into(),
             Reason::UnsupportedVersion => "the version is neither HTTP/1.0 nor HTTP/1.1".into(),
             Reason::PlaintextRefused => "mTLS is required here and the connection is plaintext".into(),
             Reason::Fault(_) => "fault filter abort".into(),
@@ -214,7 +214,7 @@ impl Reason {
 }
 
 impl LocalReply {
-    /// The answer for a reason. `policy`: `<kind>/<namespace>/<name>` that decided; empty: none did.
+    /// The reply for a reason. `policy`: the `<kind>/<namespace>/<name>` that applied; empty: none.
     pub fn new(reason: &Reason, policy: &str) -> LocalReply {
         let (name, status, flag) = reason.row();
         let mut text = name.to_owned();
@@ -244,7 +244,7 @@ impl LocalReply {
         }
     }
 
-    /// As an HTTP response.
+    /// Renders an HTTP response.
     pub fn http(&self) -> Response<Bytes> {
         let body = match &self.body {
             Cow::Borrowed(text) => Bytes::from_static(text.as_bytes()),
@@ -259,7 +259,8 @@ impl LocalReply {
         response
     }
 
-    /// As a gRPC response: 200 with the status in the headers ("trailers only"), the body as percent-encoded message.
+    /// Renders a gRPC response: 200 with the status in the headers ("trailers only"), the body as percent-encoded
+    /// message.
     pub fn grpc(&self) -> Response<Bytes> {
         let mut response = Response::new(Bytes::new());
         let headers = response.headers_mut();
@@ -284,7 +285,7 @@ impl LocalReply {
     }
 }
 
-/// Whether a request is gRPC, to be answered as such: its `content-type` is `application/grpc` or begins with
+/// Whether a request is gRPC and gets gRPC responses: its `content-type` is `application/grpc` or begins with
 /// `application/grpc+` or `application/grpc;`.
 pub fn is_grpc(headers: &HeaderMap) -> bool {
     let content_type = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
@@ -292,7 +293,7 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
     rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
 }
 
-/// As the gRPC protocol encodes `grpc-message`: all but visible ASCII and space, and the percent sign.
+/// Encodes `grpc-message` by the gRPC protocol: everything except visible ASCII and space, and the percent sign.
 fn percent_encode(text: &str) -> String {
     let mut encoded = String::with_capacity(text.len());
     for byte in text.bytes() {

@@ -1,11 +1,11 @@
-//! What the decisions see of a request: borrowed, independent of any HTTP library's body type.
+//! View of a request for all decisions: borrowed, independent of any HTTP library's body type.
 
 use std::net::SocketAddr;
 
 use http::header::HOST;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
-/// A request's head and where it came from. Cheap to copy; made once per request by the sidecar.
+/// A request's head and its connection's addresses. Cheap to copy; made once per request by the sidecar.
 #[derive(Debug, Clone, Copy)]
 pub struct RequestView<'a> {
     /// The method.
@@ -14,35 +14,35 @@ pub struct RequestView<'a> {
     pub path_and_query: &'a str,
     /// `:authority`, or `host` of HTTP/1, as the client wrote it, with its port.
     pub authority: &'a str,
-    /// `http` or `https`: how it came.
+    /// The downstream's scheme, `http` or `https`.
     pub scheme: &'a str,
     /// The headers.
     pub headers: &'a HeaderMap,
     /// The downstream's remote address: the application (outbound) or the calling sidecar (inbound).
     pub source: SocketAddr,
-    /// The downstream connection's local address: on outbound, the destination that the application dialed.
+    /// The downstream connection's local address; on outbound, the original destination.
     pub local: SocketAddr,
 }
 
 impl<'a> RequestView<'a> {
-    /// The path without query and fragment.
+    /// The path, without query and fragment.
     pub fn path(&self) -> &'a str {
         self.path_and_query.split(['?', '#']).next().unwrap_or("")
     }
 
-    /// The query without its `?`; `None` when there is no `?`.
+    /// The query without its `?`; `None` if there is no `?`.
     pub fn query(&self) -> Option<&'a str> {
         let text = self.path_and_query.split('#').next().unwrap_or("");
         text.split_once('?').map(|(_, query)| query)
     }
 
-    /// The first value of a query parameter, not decoded (as Envoy compares and hashes it). `a` in `?a&b=1` is empty.
+    /// The first value of a query parameter, not decoded (as Envoy compares and hashes it). For `?a&b=1`, `a` is empty.
     pub fn query_param(&self, name: &str) -> Option<&'a str> {
         let pairs = self.query()?.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
         pairs.into_iter().find(|(key, _)| *key == name).map(|(_, value)| value)
     }
 
-    /// All values of a header. `host` means the authority, also on HTTP/2 where there is no such header.
+    /// All values of a header. `host` is the authority, also on HTTP/2, which has no such header.
     pub fn header_values(&self, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
         let authority = (name == HOST && !self.authority.is_empty()).then_some(self.authority.as_bytes());
         let values = if authority.is_some() { None } else { Some(self.headers.get_all(name)) };
@@ -68,7 +68,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn path_and_query_are_told_apart() {
+    fn path_and_query_are_split() {
         let headers = HeaderMap::new();
         for (text, path, query) in [
             ("/a?b=c", "/a", Some("b=c")),
@@ -84,11 +84,11 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn query_parameters_are_the_first_and_raw() {
+    fn query_param_returns_the_first_raw_value() {
         let headers = HeaderMap::new();
         let view = view("/?a=1&a=2&b&c=%20&d=x=y", "x", &headers);
-        let found = ["a", "b", "c", "d", "e"].map(|name| view.query_param(name));
-        assert_eq!(found, [Some("1"), Some(""), Some("%20"), Some("x=y"), None]);
+        let values = ["a", "b", "c", "d", "e"].map(|name| view.query_param(name));
+        assert_eq!(values, [Some("1"), Some(""), Some("%20"), Some("x=y"), None]);
     }
 
     #[test]

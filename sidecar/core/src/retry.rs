@@ -1,9 +1,9 @@
-//! Which outcomes are tried again, how often and after how long. Istio's names and defaults, Envoy's decisions.
+//! Retry decisions: retriable outcomes, number of attempts, back-off. Istio's names and defaults, Envoy's decisions.
 //!
-//! [`RetryPolicy::after`] decides about one attempt. Whether the cluster's retry limit has room and time is left is the
-//! caller's knowledge.
+//! [`RetryPolicy::after`] decides about one attempt. The caller checks the cluster's retry limit and the remaining
+//! time.
 
-mod asked;
+mod request_headers;
 
 use std::fmt;
 use std::time::Duration;
@@ -12,38 +12,40 @@ use http::Method;
 
 use crate::outcome::Outcome;
 
-pub use asked::{Asked, MAX_ASKED_RETRIES, asked};
+/// Previous name, for the control plane's explanations of routing.
+pub use request_headers::request_overrides as asked;
+pub use request_headers::{MAX_REQUESTED_RETRIES, RequestOverrides, request_overrides};
 
-/// Whether a request may be sent twice without harm, whatever became of it the first time (RFC 9110, 9.2.2): its method is safe,
-/// and it has no body that could be lost. So a kept connection that died under it costs no request.
+/// Whether a request may be sent twice without harm, whatever the outcome of the first attempt (RFC 9110, 9.2.2): its
+/// method is safe, and it has no body that could be lost. A stale keep-alive connection then costs no request.
 pub fn is_repeatable(method: &Method, has_body: bool) -> bool {
     method.is_safe() && !has_body
 }
 
-/// One attempt that has ended.
+/// A finished attempt.
 #[derive(Debug, Clone, Copy)]
 pub struct Attempt<'a> {
-    /// How it ended.
+    /// Its outcome.
     pub outcome: &'a Outcome,
     /// Its number; the first is 0.
     pub number: u32,
-    /// Its connection had served another request before.
+    /// Whether its connection had served an earlier request.
     pub reused: bool,
-    /// The request may be sent twice without harm ([`is_repeatable`]).
+    /// Whether the request may be sent twice without harm ([`is_repeatable`]).
     pub repeatable: bool,
-    /// The request's body can be sent from its beginning.
+    /// Whether the request's body can be sent again from its beginning.
     pub resendable: bool,
 }
 
-/// What follows an attempt.
+/// The next step after an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Next {
-    /// Its outcome is that of the request.
+    /// The outcome is final for the request.
     Final,
-    /// Its outcome is that of the request, because the policy allows no further attempt.
+    /// The outcome is final because the policy allows no further attempt.
     Exhausted,
-    /// Another attempt. `stale`: a kept connection ended under a request that may be repeated; the endpoint is not to blame
-    /// before the next attempt has shown it.
+    /// Another attempt. `stale`: a keep-alive connection ended under a repeatable request; it does not count against
+    /// the endpoint unless the next attempt fails too.
     Retry {
         /// See above.
         stale: bool,
@@ -55,19 +57,19 @@ pub enum Next {
 pub struct RetryPolicy {
     /// Attempts after the first; 0: no retries.
     pub attempts: u32,
-    /// For each attempt; `None`: the route's timeout alone.
+    /// Timeout of each attempt; `None`: the route's timeout alone.
     pub per_try_timeout: Option<Duration>,
-    /// What is tried again.
+    /// Retriable outcomes.
     pub retry_on: RetryOn,
     /// First back-off; never 0. Doubles with each attempt, up to ten times this.
     pub backoff: Duration,
 }
 
-/// Conditions that ask for a retry.
+/// Conditions for a retry.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RetryOn {
     conditions: u16,
-    // As an answer's status: `retryOn: "503"`.
+    // From numbers in `retryOn`, such as `503`.
     statuses: Vec<u16>,
     // gRPC codes 0..=16, one bit each.
     grpc: u32,
@@ -82,7 +84,7 @@ const REFUSED_STREAM: u16 = 1 << 5;
 const RETRIABLE_4XX: u16 = 1 << 6;
 const RATE_LIMITED: u16 = 1 << 7;
 
-/// Names of conditions.
+/// Names of the conditions.
 const CONDITIONS: [(&str, u16); 8] = [
     ("5xx", SERVER_ERROR),
     ("gateway-error", GATEWAY_ERROR),
@@ -100,16 +102,16 @@ const GRPC_CODES: [(&str, u16); 5] =
 /// Istio's default: two attempts, 25 ms.
 const DEFAULT_ATTEMPTS: u32 = 2;
 const DEFAULT_RETRY_ON: [&str; 4] = ["connect-failure", "refused-stream", "unavailable", "cancelled"];
-/// First back-off where the policy names none.
+/// First back-off if the policy sets none.
 pub const DEFAULT_BACKOFF: Duration = Duration::from_millis(25);
 
 impl Default for RetryPolicy {
-    /// What Istio does where no policy says otherwise: two retries of what certainly was not processed, and of gRPC's
-    /// `unavailable` and `cancelled`.
+    /// Istio's default: two retries for requests that certainly were not processed, and for gRPC's `unavailable` and
+    /// `cancelled`.
     fn default() -> Self {
         let mut retry_on = RetryOn::default();
         for name in DEFAULT_RETRY_ON {
-            // A constant list, tested below.
+            // Cannot fail: a test checks this constant list.
             let _ = retry_on.add(name);
         }
         RetryPolicy { attempts: DEFAULT_ATTEMPTS, per_try_timeout: None, retry_on, backoff: DEFAULT_BACKOFF }
@@ -122,8 +124,9 @@ impl RetryPolicy {
         RetryPolicy { attempts: 0, ..RetryPolicy::default() }
     }
 
-    /// Decides what follows an attempt. A kept connection that ended before its response may have ended before the endpoint read
-    /// the request: RFC 9110, 9.2.2, lets a proxy repeat what is safe then, whatever the policy says.
+    /// Decides what follows an attempt. A keep-alive connection that ended before the response may have ended before
+    /// the endpoint read the request: RFC 9110, 9.2.2, allows a proxy to repeat safe requests in this case, regardless
+    /// of the policy.
     pub fn after(&self, attempt: Attempt<'_>) -> Next {
         let reset = matches!(attempt.outcome, Outcome::Reset { .. } | Outcome::RemoteReset);
         let stale = attempt.repeatable && attempt.reused && reset;
@@ -133,8 +136,8 @@ impl RetryPolicy {
         if attempt.number < self.attempts { Next::Retry { stale } } else { Next::Exhausted }
     }
 
-    /// How long to wait before the retry that follows attempt number `attempt` (the first is 0): uniform in
-    /// `[0, backoff * 2^attempt)`, the bound at most ten times `backoff`.
+    /// Delay before the retry after attempt number `attempt` (the first is 0): uniform in `[0, backoff * 2^attempt)`,
+    /// with a bound of at most ten times `backoff`.
     pub fn backoff(&self, attempt: u32, random: &mut impl FnMut() -> u64) -> Duration {
         let factor = 1u32.checked_shl(attempt).unwrap_or(u32::MAX).min(10);
         let bound = u64::try_from(self.backoff.saturating_mul(factor).as_nanos()).unwrap_or(u64::MAX);
@@ -142,13 +145,13 @@ impl RetryPolicy {
     }
 }
 
-/// A uniform random number as one in `[0, bound)`; 0 when `bound` is 0.
+/// Scales a uniform random number to `[0, bound)`; 0 if `bound` is 0.
 pub(crate) fn scale(random: u64, bound: u64) -> u64 {
     ((u128::from(random) * u128::from(bound)) >> 64) as u64
 }
 
 impl RetryOn {
-    /// Parses Istio's `retryOn`: comma-separated names and statuses. The error names the word that is not one.
+    /// Parses Istio's `retryOn`: comma-separated names and statuses. The error names the invalid word.
     pub fn parse<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<RetryOn, String> {
         let mut retry_on = RetryOn::default();
         for name in names.into_iter().flat_map(|names| names.split(',')).filter(|name| !name.is_empty()) {
@@ -157,9 +160,9 @@ impl RetryOn {
         Ok(retry_on)
     }
 
-    /// Whether the outcome asks for another attempt.
+    /// Whether the outcome is retriable.
     pub fn matches(&self, outcome: &Outcome) -> bool {
-        // 5xx and gateway-error count a missing answer as the 5xx that it would become.
+        // 5xx and gateway-error count a missing response as the 5xx status that it would become.
         const NO_ANSWER: u16 = RESET | SERVER_ERROR | GATEWAY_ERROR;
         match *outcome {
             Outcome::Response { rate_limited: true, .. } => self.has(RATE_LIMITED),
@@ -202,7 +205,7 @@ impl RetryOn {
         match (condition, grpc, name) {
             (Some((_, condition)), ..) => self.conditions |= condition,
             (_, Some((_, code)), _) => self.grpc |= 1 << code,
-            // Announces the numbers; alone it says nothing. Istio cannot name headers, nor has the mesh HTTP/3.
+            // Only announces the numbers. Istio cannot name headers, and the mesh has no HTTP/3.
             (.., "retriable-status-codes" | "retriable-headers" | "http3-post-connect-failure") => {}
             (.., other) => match other.parse::<u16>() {
                 Ok(status @ 100..=599) => self.statuses.push(status),
@@ -213,7 +216,7 @@ impl RetryOn {
     }
 }
 
-/// As `retryOn` is written.
+/// The syntax of `retryOn`.
 impl fmt::Display for RetryOn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let conditions = CONDITIONS.iter().filter(|(_, condition)| self.has(*condition)).map(|(name, _)| *name);
@@ -238,7 +241,7 @@ mod tests {
         }
     }
 
-    /// What follows an attempt on a new connection.
+    /// The next step after an attempt on a new connection.
     fn after(policy: &RetryPolicy, outcome: &Outcome, number: u32) -> Next {
         policy.after(Attempt { outcome, number, reused: false, repeatable: true, resendable: true })
     }
@@ -248,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn the_default_retries_what_was_not_processed() {
+    fn the_default_policy_retries_unprocessed_requests() {
         let policy = RetryPolicy::default();
         assert_eq!(policy.retry_on, RetryOn::parse(DEFAULT_RETRY_ON).unwrap());
         for (outcome, retried) in [
@@ -276,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn a_safe_request_is_repeated_after_a_kept_connection_was_reset() {
+    fn a_safe_request_is_repeated_after_a_reused_connection_was_reset() {
         let (policy, reset) = (RetryPolicy::default(), Outcome::Reset { request_started: true });
         let attempt = Attempt { outcome: &reset, number: 0, reused: true, repeatable: true, resendable: true };
         assert_eq!(policy.after(attempt), Next::Retry { stale: true });
@@ -288,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn conditions() {
+    fn retry_conditions_match_outcomes() {
         let reset = |request_started| Outcome::Reset { request_started };
         let per_try = Outcome::PerTryTimeout { request_started: true };
         for (names, outcome, expected) in [
@@ -328,7 +331,7 @@ mod tests {
         ] {
             assert_eq!(matches(names, outcome), expected, "{names} {outcome:?}");
         }
-        // Another proxy's rate limit: retrying makes it worse, unless the policy says so.
+        // Rate-limited by another proxy: a retry makes it worse, unless the policy lists it.
         let limited = Outcome::Response {
             status: StatusCode::SERVICE_UNAVAILABLE,
             grpc_status: None,
@@ -340,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_written_as_they_are_read() {
+    fn retry_on_round_trips() {
         for (names, written) in [
             ("5xx,503,unavailable,429,reset", "5xx,reset,unavailable,503,429"),
             ("retriable-status-codes", ""),
@@ -353,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_are_named() {
+    fn parse_errors_name_the_invalid_word() {
         for (names, word) in [("503, reset", "\" reset\""), ("5xxx", "\"5xxx\""), ("600", "\"600\"")] {
             let error = RetryOn::parse([names]).unwrap_err();
             assert_eq!(error, format!("{word} is not a valid retryOn policy"));
@@ -361,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn backoff_bounds() {
+    fn backoff_doubles_up_to_its_maximum() {
         let policy = RetryPolicy::default();
         let bounds = [0, 1, 2, 3, 4, 40].map(|attempt| policy.backoff(attempt, &mut || u64::MAX).as_millis());
         assert_eq!(bounds, [24, 49, 99, 199, 249, 249]);

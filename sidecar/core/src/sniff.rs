@@ -1,12 +1,12 @@
-//! What a connection speaks, from its first bytes.
+//! Protocol detection from the first bytes of a connection.
 //!
-//! Used only where the registry does not know the protocol. Decides as early as it can: server-first traffic must not
-//! wait, and bytes that cannot become HTTP or TLS any more are told at once.
+//! Only for ports whose protocol the registry does not declare. Decides as early as possible: server-first protocols
+//! must not wait, and bytes that can no longer become HTTP or TLS are classified at once.
 
-/// What the first bytes are.
+/// Result of the detection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sniff {
-    /// Undecided: read on, or give up after the budget and take it for opaque bytes.
+    /// Undecided: read on, or treat the bytes as opaque after the timeout.
     NeedMore,
     /// An HTTP/1.x request line.
     Http1,
@@ -19,18 +19,18 @@ pub enum Sniff {
 }
 
 const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// A request line that has not ended after so many bytes is taken for HTTP all the same when it began like one.
+/// A request line that is not complete after this many bytes counts as HTTP if it began like one.
 const MAX_REQUEST_LINE: usize = 8192;
 /// Longer than any registered method.
 const MAX_METHOD: usize = 24;
 
-/// Classifies the bytes that a connection begins with.
+/// Classifies the first bytes of a connection.
 pub fn protocol(bytes: &[u8]) -> Sniff {
     if bytes.is_empty() {
         return Sniff::NeedMore;
     }
     if bytes[0] == 0x16 {
-        // Record: handshake, version 3.x.
+        // Record header: handshake, version 3.x.
         return match bytes.get(1) {
             None => Sniff::NeedMore,
             Some(3) => Sniff::Tls,
@@ -47,7 +47,7 @@ pub fn protocol(bytes: &[u8]) -> Sniff {
     http1(bytes)
 }
 
-/// `<method> <target> HTTP/1.x`, after empty lines that a client may send.
+/// `<method> <target> HTTP/1.x`, after empty lines, which a client may send.
 fn http1(bytes: &[u8]) -> Sniff {
     let start = bytes.iter().position(|b| !matches!(b, b'\r' | b'\n')).unwrap_or(bytes.len());
     let bytes = &bytes[start..];
@@ -78,7 +78,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn first_bytes() {
+    fn protocols_are_detected_from_their_first_bytes() {
         for (bytes, expected) in [
             (&b""[..], Sniff::NeedMore),
             (b"G", Sniff::NeedMore),
@@ -111,7 +111,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_decision_never_changes(bytes in "(GET|PRI|PUT) .{0,20}|.{0,40}", more in proptest::collection::vec(any::<u8>(), 0..40)) {
+        fn a_decision_is_stable_as_more_bytes_arrive(bytes in "(GET|PRI|PUT) .{0,20}|.{0,40}", more in proptest::collection::vec(any::<u8>(), 0..40)) {
             let bytes = bytes.into_bytes();
             let first = protocol(&bytes);
             let all = [&bytes[..], &more].concat();

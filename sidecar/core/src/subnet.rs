@@ -1,4 +1,4 @@
-//! Addresses that begin alike.
+//! CIDR ranges.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -6,14 +6,14 @@ use std::net::IpAddr;
 /// An address or a CIDR range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Subnet {
-    /// First address as written.
+    /// First address, as written.
     pub address: IpAddr,
-    /// Bits that count: 32 or 128 for one address.
+    /// Significant bits: 32 or 128 for a single address.
     pub prefix: u8,
 }
 
 impl Subnet {
-    /// "10.0.0.1" or "10.0.0.0/8"; `None`: it is neither.
+    /// Parses "10.0.0.1" or "10.0.0.0/8"; `None`: neither form.
     pub fn parse(text: &str) -> Option<Subnet> {
         let (address, prefix) = text.split_once('/').map_or((text, None), |(address, prefix)| (address, Some(prefix)));
         let address: IpAddr = address.parse().ok()?;
@@ -22,7 +22,7 @@ impl Subnet {
         Some(Subnet { address, prefix })
     }
 
-    /// Whether it is one address.
+    /// Whether it is a single address.
     pub fn is_single(self) -> bool {
         self.prefix == if self.address.is_ipv4() { 32 } else { 128 }
     }
@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_covered() {
+    fn subnets_contain_their_addresses() {
         for (subnet, address, covered) in [
             ("10.0.0.0/8", "10.255.0.1", true),
             ("10.0.0.0/8", "11.0.0.1", false),

@@ -1,7 +1,7 @@
-//! Which service a request or a connection of an application means, and what of it is looked at to find out.
+//! Service selection for a request or connection of an application, and the inspection that it requires.
 //!
-//! A sidecar looks names up as it needs them, and each answer may take a while; `weftctl route` has all answers at hand. What
-//! follows from the answers is decided here, for both.
+//! A sidecar looks names up on demand, and each answer may take a while; `weftctl route` has all answers at hand. The
+//! decisions that depend on the answers are made here, for both.
 
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
@@ -12,39 +12,40 @@ use crate::names::{normalise, split_port};
 use crate::policy::{Cluster, Port, Protocol, Service};
 use crate::route::{Connection, Routed};
 
-/// The name to look up of a request's authority; `None`: it is an address, or none, and the address that was dialed says
-/// more.
+/// The name to look up for a request's authority; `None`: it is an address or invalid, so that the original destination
+/// decides.
 pub fn name(authority: &str) -> Option<Cow<'_, str>> {
     let host = normalise(authority);
     (!host.is_empty() && host.parse::<IpAddr>().is_err()).then_some(host)
 }
 
-/// The port of the service that a request is for: that which was dialed (`None`: the proxy was addressed itself), else the
-/// authority's, else HTTP's.
+/// The service port of a request: that of the original destination (`None`: the proxy itself was addressed), otherwise
+/// the authority's, otherwise HTTP's default.
 pub fn port(authority: &str, dialed: Option<SocketAddr>) -> u16 {
     dialed.map(|dialed| dialed.port()).or(split_port(authority).1).unwrap_or(80)
 }
 
-/// Whether the service that the authority names takes the request: one without the port leaves it to the address that was
-/// dialed, if one was.
+/// Whether the service named by the authority accepts the request: without the port, the original destination decides
+/// instead, if there is one.
 pub fn takes(service: &Service, port: u16, dialed: Option<SocketAddr>) -> bool {
-    // What stands for a host outside the mesh takes none.
+    // An alias of a host outside the mesh has no ports.
     service.port(port).is_some() || (dialed.is_none() && service.external_name.is_none())
 }
 
-/// What an address is to the service that it was looked up as.
+/// Role of an address in the service that it was looked up for.
 #[derive(Debug, Clone)]
 pub enum Address {
     /// One of its virtual IPs.
     Service,
-    /// That of an endpoint of the cluster at this index: the application balances by itself, and its choice stands.
+    /// The address of an endpoint of the cluster at this index: the application balances itself, and its choice is
+    /// respected.
     Endpoint(usize, Arc<Endpoint>),
-    /// Neither.
+    /// Neither of these.
     Other,
 }
 
-/// What `dialed` is to `service`. `subsets`: endpoints are looked for in clusters of subsets too; `find` looks for the
-/// address among the endpoints of the cluster at an index.
+/// The role of `dialed` in `service`. `subsets`: include the clusters of subsets; `find` looks the address up among the
+/// endpoints of the cluster at an index.
 pub fn address(
     service: &Service,
     dialed: SocketAddr,
@@ -55,12 +56,12 @@ pub fn address(
         return Address::Service;
     }
     let clusters = service.clusters.iter().enumerate().filter(|(_, cluster)| subsets || cluster.subset.is_empty());
-    let mut found = clusters.filter_map(|(at, _)| Some(Address::Endpoint(at, find(at)?)));
-    found.next().unwrap_or(Address::Other)
+    let mut matches = clusters.filter_map(|(at, _)| Some(Address::Endpoint(at, find(at)?)));
+    matches.next().unwrap_or(Address::Other)
 }
 
-/// The endpoint of a headless service that the application chose: the one that it dialed, else the one that `authority` names
-/// before one of the service's `names`. `None`: it chose none of them, so that they are balanced.
+/// The endpoint of a headless service that the application chose: the original destination, otherwise the hostname in
+/// `authority` in front of one of the service's `names`. `None`: it chose none, so that requests are balanced.
 pub fn chosen<'a>(
     cluster: &Cluster,
     endpoints: &'a [Arc<Endpoint>],
@@ -75,7 +76,7 @@ pub fn chosen<'a>(
     at.or_else(|| named(endpoints, &normalise(authority), names).next())
 }
 
-/// The endpoints of a headless service that `host` names one by one, as `pod-0.db.shop` does.
+/// The endpoints of a headless service with the hostname of `host`, such as `pod-0.db.shop`.
 pub fn named<'a>(
     endpoints: &'a [Arc<Endpoint>],
     host: &str,
@@ -89,25 +90,25 @@ pub fn named<'a>(
     })
 }
 
-/// Whether a connection to an endpoint's own address at this port goes by the routes of the service, which is headless.
+/// Whether a connection to an endpoint's own address at this port follows the routes of its headless service.
 pub fn is_routed(service: &Service, port: u16) -> bool {
     service.port(port).is_some_and(|port| service.cluster(port.cluster).headless)
 }
 
-/// What a connection's first bytes are needed for.
+/// Inspection of a connection's first bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Look {
-    /// Nothing: they are passed on as they come.
+    /// None: bytes are passed through.
     Pass,
-    /// The server name of their TLS.
+    /// The server name of the ClientHello.
     ServerName,
-    /// Requests: whatever is not HTTP is passed on.
+    /// HTTP requests; other bytes are passed through.
     Http,
-    /// To find out what they are.
+    /// Protocol detection.
     Unknown,
 }
 
-/// What is looked at of a connection to `port` of the service that was dialed; `None`: the address is of no service.
+/// The inspection of a connection to `port` of the dialed service; `None`: the address belongs to no service.
 pub fn look(service: Option<&Service>, port: u16) -> Look {
     match service.and_then(|service| service.port(port)).map_or(Protocol::Unknown, |port| port.protocol) {
         Protocol::Tls if wants_server_name(service, port) => Look::ServerName,
@@ -117,8 +118,8 @@ pub fn look(service: Option<&Service>, port: u16) -> Look {
     }
 }
 
-/// Whether the server name of TLS says more about where a connection goes: the address is of no service, or routes or the
-/// endpoints themselves are named by it.
+/// Whether the server name of TLS influences the destination: the address belongs to no service, or routes or the
+/// endpoints themselves depend on the server name.
 pub fn wants_server_name(service: Option<&Service>, port: u16) -> bool {
     let Some(service) = service else { return true };
     let is_named = |cluster: usize| service.cluster(cluster).dynamic_dns;
@@ -130,7 +131,7 @@ pub fn wants_server_name(service: Option<&Service>, port: u16) -> bool {
     service.port(port).is_some_and(of_port)
 }
 
-/// The cluster that a connection to a service's port goes to; `None`: no route is for its server name.
+/// The cluster for a connection to a service's port; `None`: no route matches its server name.
 pub fn cluster(port: &Port, connection: &Connection<'_>, random: u64) -> Option<usize> {
     match port.connection_routes.find(connection) {
         Routed::To(route) => Some(route.forward.choose(random).cluster),
@@ -139,7 +140,7 @@ pub fn cluster(port: &Port, connection: &Connection<'_>, random: u64) -> Option<
     }
 }
 
-/// Whether an address is one of those that the control plane gives to services: no host has it.
+/// Whether an address is in the range from which the control plane assigns virtual IPs: no host has it.
 pub fn is_virtual(address: IpAddr) -> bool {
     matches!(address, IpAddr::V4(ip) if ip.octets()[..2] == [240, 240])
 }
@@ -164,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn the_name_and_port_of_an_authority() {
+    fn name_and_port_are_taken_from_the_authority() {
         assert_eq!(name("Order.Test:80").as_deref(), Some("order.test"));
         assert_eq!((name("10.0.0.1:80"), name("[::1]"), name("")), (None, None, None));
         let dialed = Some(SocketAddr::from(([10, 0, 0, 1], 81)));
@@ -174,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_looked_at() {
+    fn inspection_depends_on_the_declared_protocol() {
         use v1::Protocol as P;
         for (protocol, dynamic, want) in [
             (P::Tcp, false, Look::Pass),
@@ -186,9 +187,9 @@ mod tests {
             assert_eq!(look(Some(&service(protocol, dynamic)), 443), want, "{protocol:?} {dynamic}");
         }
         assert!(wants_server_name(None, 443) && !wants_server_name(Some(&service(P::Tls, false)), 443));
-        assert!(wants_server_name(Some(&service(P::Unknown, true)), 443), "the endpoints are named by it");
+        assert!(wants_server_name(Some(&service(P::Unknown, true)), 443), "it names the endpoints");
         assert_eq!(look(None, 443), Look::Unknown);
-        // A route may lead to what is named so.
+        // A route may lead to a dynamic DNS cluster.
         let mut message = v1::Service { host: "a.test".into(), ..Default::default() };
         message.clusters.push(v1::Cluster { name: "a".into(), host: "a.test".into(), ..Default::default() });
         message.clusters.push(v1::Cluster {
@@ -205,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_address_is() {
+    fn addresses_are_virtual_ips_endpoints_or_others() {
         let service = service(v1::Protocol::Http, false);
         let none = |_| None;
         let at = |ip: [u8; 4]| SocketAddr::from((ip, 443));
@@ -215,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn the_endpoint_of_a_headless_service_is_chosen_by_address_then_by_name() {
+    fn headless_endpoints_are_chosen_by_address_then_by_hostname() {
         use crate::endpoint::for_cluster;
         use crate::endpoint::tests::{cluster, config};
         let names: [Arc<str>; 2] = ["db.shop.svc.cluster.local".into(), "db".into()];

@@ -1,22 +1,22 @@
-//! What a TLS client says before it is encrypted: the server name and the protocols it offers.
+//! The ClientHello of TLS: its server name and ALPN protocols.
 //!
-//! Inbound looks for the mesh's ALPN here, outbound for the host of the application's own TLS. Reads with bounds checks
-//! only and never beyond 16 KiB; a ClientHello may be cut into several records, and come in several reads.
+//! Inbound looks for the mesh's ALPN here, outbound for the host of the application's own TLS. All reads are
+//! bounds-checked and limited to 16 KiB; a ClientHello may be split into several records, and arrive in several reads.
 
 use std::borrow::Cow;
 
-/// What was found.
+/// Result of parsing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Hello {
-    /// Not complete: read on.
+    /// Incomplete: read on.
     NeedMore,
-    /// Not a ClientHello, or a broken or oversized one.
+    /// Not a ClientHello, or an invalid or oversized one.
     NotTls,
     /// `sni` in lower case; `alpn` in the client's order.
     ClientHello { sni: Option<String>, alpn: Vec<Vec<u8>> },
 }
 
-/// Bytes of records that are looked at.
+/// Maximum number of record bytes that are parsed.
 pub const MAX_HELLO: usize = 16 * 1024;
 
 const HANDSHAKE: u8 = 0x16;
@@ -24,7 +24,7 @@ const CLIENT_HELLO: u8 = 1;
 const EXTENSION_SERVER_NAME: u16 = 0;
 const EXTENSION_ALPN: u16 = 16;
 
-/// Parses the bytes that a connection begins with; bytes after the ClientHello do not matter.
+/// Parses the first bytes of a connection; bytes after the ClientHello are ignored.
 pub fn client_hello(bytes: &[u8]) -> Hello {
     let limited = &bytes[..bytes.len().min(MAX_HELLO)];
     match message(limited) {
@@ -39,11 +39,11 @@ enum Incomplete {
     NotTls,
 }
 
-/// The body of the ClientHello message, put together from its records.
+/// The body of the ClientHello message, joined from its records.
 fn message(mut bytes: &[u8]) -> Result<Cow<'_, [u8]>, Incomplete> {
     let mut joined: Cow<'_, [u8]> = Cow::Borrowed(&[]);
     loop {
-        // What is there of a record's head has to be right, complete or not.
+        // The available part of a record header must be valid, complete or not.
         match bytes {
             [kind, ..] if *kind != HANDSHAKE => return Err(Incomplete::NotTls),
             [_, major, ..] if *major != 3 => return Err(Incomplete::NotTls),
@@ -82,7 +82,7 @@ fn message(mut bytes: &[u8]) -> Result<Cow<'_, [u8]>, Incomplete> {
     }
 }
 
-/// Reads forward; `None` past the end.
+/// Forward reader; `None` past the end.
 struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {

@@ -1,8 +1,9 @@
-//! Bytes through an HTTP proxy: what is asked of it, and what its answer means (DestinationRule's `tunnel`; RFC 9110,
-//! 9.3.6; Envoy's `TcpProxy.TunnelingConfig`).
+//! TCP tunnels through an HTTP proxy: the request, and the meaning of its response (DestinationRule's `tunnel`; RFC
+//! 9110, 9.3.6; Envoy's `TcpProxy.TunnelingConfig`).
 //!
-//! CONNECT makes bytes of the rest of the connection. For proxies that do not know it there is POST: the bytes are the
-//! bodies of a request and of its answer, which are under way at the same time. The sidecar's `tunnel` moves them.
+//! After CONNECT, the rest of the connection is opaque bytes. For proxies that do not support it there is POST: the
+//! bytes are the bodies of a request and of its response, which are in progress at the same time. The sidecar's
+//! `tunnel` moves them.
 
 use std::sync::Arc;
 
@@ -10,42 +11,42 @@ use http::{Method, StatusCode};
 
 use crate::http1::{Framing, HeadError, Limits, parse_response};
 
-/// Where a tunnel leads, and how it is asked for.
+/// Configuration of a tunnel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tunnel {
     /// POST instead of CONNECT.
     pub post: bool,
-    /// `host:port` that the proxy is to reach.
+    /// `host:port` that the proxy connects to.
     pub authority: Arc<str>,
 }
 
-/// A tunnel by HTTP/1 is open.
+/// An open tunnel over HTTP/1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Open {
-    /// Bytes of the answer's head: what follows comes through the tunnel.
+pub struct OpenTunnel {
+    /// Length of the response's head; the bytes after it came through the tunnel.
     pub head: usize,
-    /// How what comes is framed; by CONNECT it is not.
+    /// Framing of the bytes from the tunnel; none with CONNECT.
     pub framing: Framing,
 }
 
-/// There is no tunnel.
+/// Reason why the tunnel was not opened.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
-    /// The proxy said so.
-    #[error("it answered {0}")]
+pub enum TunnelError {
+    /// The proxy refused.
+    #[error("the proxy answered {0}")]
     Status(StatusCode),
-    /// What it said is not HTTP.
-    #[error("its answer cannot be read: {0}")]
+    /// The response is not HTTP.
+    #[error("the proxy's response is invalid: {0}")]
     Head(#[from] HeadError),
 }
 
 impl Tunnel {
-    /// The method that asks for it.
+    /// The method of the request.
     pub fn method(&self) -> Method {
         if self.post { Method::POST } else { Method::CONNECT }
     }
 
-    /// The request's head in HTTP/1.1. What a POST sends follows in chunks.
+    /// The request's head in HTTP/1.1. The body of a POST follows in chunks.
     pub fn request(&self) -> Vec<u8> {
         let authority = &self.authority;
         match self.post {
@@ -55,19 +56,19 @@ impl Tunnel {
         .into_bytes()
     }
 
-    /// What the answer in HTTP/1 says, from its beginning; `None`: it is not complete. 200 alone opens a tunnel, as in Envoy.
+    /// Parses the beginning of a response in HTTP/1; `None`: incomplete. Only status 200 opens a tunnel, as in Envoy.
     ///
     /// # Errors
-    /// Says why there is no tunnel.
-    pub fn answer(&self, input: &[u8]) -> Result<Option<Open>, Refused> {
+    /// The reason why the tunnel was not opened.
+    pub fn answer(&self, input: &[u8]) -> Result<Option<OpenTunnel>, TunnelError> {
         let mut at = 0;
         while let Some((answer, length)) = parse_response(&input[at..], &self.method(), Limits::OUTSIDE)? {
             at += length;
             match answer.parts.status {
-                StatusCode::OK => return Ok(Some(Open { head: at, framing: answer.framing })),
-                // "100 Continue", and what else comes before the answer.
+                StatusCode::OK => return Ok(Some(OpenTunnel { head: at, framing: answer.framing })),
+                // "100 Continue" and other interim responses.
                 status if status.is_informational() && status != StatusCode::SWITCHING_PROTOCOLS => {}
-                status => return Err(Refused::Status(status)),
+                status => return Err(TunnelError::Status(status)),
             }
         }
         Ok(None)
@@ -83,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_asked_for_by_either_method() {
+    fn tunnel_requests_use_connect_or_post() {
         let connect = b"CONNECT db.example.com:5432 HTTP/1.1\r\nhost: db.example.com:5432\r\n\r\n";
         assert_eq!(tunnel(false).request(), connect);
         let post = b"POST / HTTP/1.1\r\nhost: db.example.com:5432\r\ntransfer-encoding: chunked\r\n\r\n";
@@ -91,11 +92,11 @@ mod tests {
     }
 
     #[test]
-    fn two_hundred_opens_it_and_nothing_else() {
+    fn only_status_200_opens_a_tunnel() {
         let answer = |text: &str| tunnel(false).answer(text.as_bytes());
-        let open = |head| Ok(Some(Open { head, framing: Framing::None }));
+        let open = |head| Ok(Some(OpenTunnel { head, framing: Framing::None }));
         assert_eq!(answer("HTTP/1.1 200 Connection established\r\n\r\n220 ready"), open(39));
-        // RFC 9110, 9.3.6: a length in the answer to a CONNECT means nothing.
+        // RFC 9110, 9.3.6: a Content-Length in the response to CONNECT is ignored.
         assert_eq!(answer("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n"), open(38));
         assert_eq!(answer("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n\r\n"), open(44));
         for unfinished in ["", "HTTP/1.1 200 OK\r\n", "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 2"] {
@@ -103,15 +104,15 @@ mod tests {
         }
         for status in [101, 204, 302, 403, 407, 502] {
             let refused = answer(&format!("HTTP/1.1 {status} X\r\n\r\n")).unwrap_err();
-            assert_eq!(refused, Refused::Status(StatusCode::from_u16(status).unwrap()));
+            assert_eq!(refused, TunnelError::Status(StatusCode::from_u16(status).unwrap()));
         }
-        assert!(matches!(answer("SSH-2.0-OpenSSH\r\n"), Err(Refused::Head(_))));
+        assert!(matches!(answer("SSH-2.0-OpenSSH\r\n"), Err(TunnelError::Head(_))));
         let endless = format!("HTTP/1.1 200 OK\r\nx: {}", "x".repeat(Limits::OUTSIDE.bytes));
-        assert_eq!(answer(&endless), Err(Refused::Head(HeadError::TooLarge)));
+        assert_eq!(answer(&endless), Err(TunnelError::Head(HeadError::TooLarge)));
     }
 
     #[test]
-    fn what_comes_through_a_post_is_a_body() {
+    fn bytes_through_a_post_tunnel_are_a_response_body() {
         let answer = |more: &str| tunnel(true).answer(format!("HTTP/1.1 200 OK\r\n{more}\r\n").as_bytes());
         let framing = |more| answer(more).unwrap().unwrap().framing;
         assert_eq!(framing("transfer-encoding: chunked\r\n"), Framing::Chunked);

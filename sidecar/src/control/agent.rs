@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use tokio::net::TcpStream;
 use tonic::Status;
-use weft_agent::checks::{Ran, Sockets};
+use weft_agent::checks::{ScriptResult, Sockets};
 use weft_agent::forward::Source;
 use weft_agent::grant;
 use weft_agent::refused::Refused;
@@ -88,7 +88,7 @@ impl Sockets for Delivery {
         (!self.scripts).then_some("script checks are off; the sidecar's --enable-script-checks turns them on")
     }
 
-    fn script<'a>(&'a self, args: &'a [String], timeout: Duration) -> BoxFuture<'a, io::Result<Ran>> {
+    fn script<'a>(&'a self, args: &'a [String], timeout: Duration) -> BoxFuture<'a, io::Result<ScriptResult>> {
         Box::pin(script::run(args, timeout))
     }
 }

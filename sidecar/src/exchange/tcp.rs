@@ -10,11 +10,11 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use rand::Rng;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
-use weft_core::balance::Again;
+use weft_core::balance::RetrySelection;
 use weft_core::endpoint::{Endpoint, InFlight};
 use weft_core::flag::ResponseFlag;
 use weft_core::hash::connection_hash;
-use weft_core::proxy_protocol::Ends;
+use weft_core::proxy_protocol::ConnectionAddresses;
 use weft_core::sniff::{self, Sniff};
 
 use crate::net::relay::{Moved, RelayEnd, relay};
@@ -28,7 +28,7 @@ use crate::upstream::pool::TcpSlot;
 use crate::upstream::tunnel::{self, Far};
 
 /// Another attempt to connect goes to another endpoint.
-const OTHERS: Again = Again { other_endpoints: true, other_levels: false };
+const OTHERS: RetrySelection = RetrySelection { other_endpoints: true, other_levels: false };
 
 /// Bytes that are read to recognise a protocol.
 const SNIFF_LIMIT: usize = 16 * 1024;
@@ -106,7 +106,7 @@ pub async fn open(
     proxy: &Proxy,
     cluster: &Arc<ClusterView>,
     to: To<'_>,
-    ends: &Ends,
+    ends: &ConnectionAddresses,
     mark: u32,
     reported_as: Option<&Arc<Pair>>,
 ) -> Result<Flow, ResponseFlag> {
@@ -119,7 +119,7 @@ struct Opening<'a> {
     proxy: &'a Proxy,
     cluster: &'a Arc<ClusterView>,
     to: To<'a>,
-    ends: &'a Ends,
+    ends: &'a ConnectionAddresses,
     mark: u32,
     reported_as: Option<&'a Arc<Pair>>,
 }
@@ -191,7 +191,7 @@ impl Opening<'_> {
         let balancer = self.cluster.balancer();
         match self.to {
             To::Fixed(endpoint) => Some(endpoint.clone()),
-            To::Any => balancer.pick_again(OTHERS, hash, &mut random, tried).cloned(),
+            To::Any => balancer.pick_for_retry(OTHERS, hash, &mut random, tried).cloned(),
             To::Through => {
                 let picked = balancer.pick_here(hash, &mut random, attempt).cloned();
                 picked.filter(|endpoint| !endpoint.identities().is_empty())

@@ -10,7 +10,7 @@ use rustls_pki_types::CertificateDer;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
-use weft_core::gateway::{Ending, Shown, Termination};
+use weft_core::gateway::{ServerCertificate, Termination, TlsTermination};
 use weft_core::headers::Tls;
 use weft_core::identity::SpiffeId;
 
@@ -45,19 +45,19 @@ struct Workload {
 /// The cause, for example a client identity that is not allowed.
 pub(super) async fn accept(
     proxy: &Proxy,
-    ending: &Ending,
+    ending: &TlsTermination,
     terminations: &HashMap<Termination, Arc<rustls::ServerConfig>>,
     stream: Rewind<TcpStream>,
 ) -> Result<TerminatedTls> {
-    match &ending.shown {
-        Shown::Files(termination) => {
+    match &ending.certificate {
+        ServerCertificate::Files(termination) => {
             let config = terminations.get(termination).context("no certificate yet")?;
             let (stream, leaf) = handshake(config, stream).await?;
             let certificate = leaf.as_ref().and_then(|leaf| HeaderValue::try_from(hash(leaf)).ok());
             let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
             Ok(TerminatedTls { stream, http2, certificate, leaf, workload: None })
         }
-        Shown::Mesh => {
+        ServerCertificate::Mesh => {
             let credentials = proxy.identity.current().context("no identity yet")?;
             let (stream, leaf) = handshake(&credentials.gateway(), stream).await?;
             let leaf = leaf.context("no client certificate")?;
@@ -93,12 +93,12 @@ impl TerminatedTls {
     }
 
     /// Whether the caller may call a server at which TLS ends so.
-    pub(super) fn is_let_in(&self, ending: &Ending) -> bool {
+    pub(super) fn is_let_in(&self, ending: &TlsTermination) -> bool {
         match &self.workload {
-            Some(workload) => is_named(&workload.id, workload.foreign, &ending.callers),
-            None if ending.callers.is_empty() => true,
+            Some(workload) => is_named(&workload.id, workload.foreign, &ending.client_names),
+            None if ending.client_names.is_empty() => true,
             None => self.leaf.as_ref().is_some_and(|leaf| {
-                ParsedCertificate::try_from(leaf).is_ok_and(|parsed| has_one_of(&ending.callers, leaf, &parsed))
+                ParsedCertificate::try_from(leaf).is_ok_and(|parsed| has_one_of(&ending.client_names, leaf, &parsed))
             }),
         }
     }

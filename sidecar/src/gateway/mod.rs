@@ -20,9 +20,9 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request};
 use rand::Rng;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use weft_core::gateway::{Inside, Server, Speaks, by_server_name, entered, of_mesh, service};
+use weft_core::gateway::{MeshServerName, Server, Speaks, by_server_name, mesh_server, reachable_servers, service};
 use weft_core::http1::Limits;
-use weft_core::proxy_protocol::Ends;
+use weft_core::proxy_protocol::ConnectionAddresses;
 use weft_core::request::RequestView;
 use weft_core::route::Action;
 use weft_core::sniff::Sniff;
@@ -76,8 +76,8 @@ async fn connection(proxy: Arc<Proxy>, stream: TcpStream, peer: SocketAddr, work
 }
 
 impl Caller {
-    fn ends(&self) -> Ends {
-        Ends { source: self.peer, destination: self.local }
+    fn ends(&self) -> ConnectionAddresses {
+        ConnectionAddresses { source: self.peer, destination: self.local }
     }
 
     async fn plain(&self, mut stream: TcpStream, doors: &Doors) {
@@ -95,7 +95,7 @@ impl Caller {
         let Some(Ok(Ok(ClientHello { bytes, name, mesh }))) = said else {
             return;
         };
-        let found = by_server_name(&doors.servers, &name).or_else(|| of_mesh(&doors.servers, &name));
+        let found = by_server_name(&doors.servers, &name).or_else(|| mesh_server(&doors.servers, &name));
         let Some(server) = found else {
             tracing::debug!(peer = %self.peer, name, "no server of this port is for this name");
             return;
@@ -120,7 +120,7 @@ impl Caller {
                 return tracing::debug!(peer = %self.peer, server = %server.name, "TLS handshake failed: {e:#}");
             }
         };
-        let mut servers = entered(&doors.servers, server, &name);
+        let mut servers = reachable_servers(&doors.servers, server, &name);
         servers.retain(|server| server.tls.as_ref().is_some_and(|ending| ended.is_let_in(ending)));
         if servers.is_empty() {
             self.proxy.metrics.handshakes_failed.inc();
@@ -177,7 +177,7 @@ impl Caller {
     /// the client. The gateway holds no key of a workload.
     async fn pass_on(&self, stream: TcpStream, seen: Bytes, name: &str) {
         let peer = self.peer;
-        let Some(inside) = Inside::parse(name) else {
+        let Some(inside) = MeshServerName::parse(name) else {
             return tracing::debug!(%peer, name, "the server name names no service: not passed on");
         };
         let Lookup::Service(view) = self.proxy.directory.lookup(inside.host).await else {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
-use weft_core::gateway::{Server, Shown, Speaks, Termination};
+use weft_core::gateway::{Server, ServerCertificate, Speaks, Termination};
 use weft_core::policy::Inbound;
 
 use super::{connection, tls, together};
@@ -124,7 +124,9 @@ fn opened(inbound: &Inbound, open: &Ports, keeper: &mut tls::Keeper, said: &mut 
         }
         let mut terminations = HashMap::new();
         for server in &servers {
-            let Some(Shown::Files(termination)) = server.tls.as_ref().map(|tls| &tls.shown) else { continue };
+            let Some(ServerCertificate::Files(termination)) = server.tls.as_ref().map(|tls| &tls.certificate) else {
+                continue;
+            };
             match keeper.config(termination) {
                 Ok(config) => drop(terminations.insert(termination.clone(), config)),
                 Err(e) => problem = format!("{}: {e:#}", server.name),

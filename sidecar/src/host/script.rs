@@ -11,7 +11,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
-use weft_agent::checks::Ran;
+use weft_agent::checks::ScriptResult;
 
 use crate::host::children;
 use crate::net::sockets;
@@ -23,7 +23,7 @@ const OUTPUT: usize = 4096;
 ///
 /// # Errors
 /// When it cannot be started, or takes longer than `timeout`.
-pub async fn run(args: &[String], timeout: Duration) -> io::Result<Ran> {
+pub async fn run(args: &[String], timeout: Duration) -> io::Result<ScriptResult> {
     let (program, arguments) = args.split_first().ok_or(io::ErrorKind::InvalidInput)?;
     let mut command = Command::new(program);
     command.args(arguments).process_group(0).kill_on_drop(true);
@@ -45,7 +45,7 @@ pub async fn run(args: &[String], timeout: Duration) -> io::Result<Ran> {
         return Err(io::Error::new(io::ErrorKind::TimedOut, format!("Timed out ({timeout:?}) running command")));
     };
     let output = String::from_utf8_lossy(&[out, err].concat()).into_owned();
-    Ok(Ran { code: status?.code(), output })
+    Ok(ScriptResult { code: status?.code(), output })
 }
 
 async fn read_output(from: Option<impl AsyncRead + Unpin>) -> Vec<u8> {

@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use weft_core::identity::SpiffeId;
 use weft_core::policy::{Inbound, MtlsMode, Protocol};
-use weft_core::proxy_protocol::Ends;
+use weft_core::proxy_protocol::ConnectionAddresses;
 use weft_core::sniff::Sniff;
 use weft_core::tls_hello::{Hello, MAX_HELLO, client_hello};
 
@@ -114,7 +114,7 @@ async fn recognise(
     match first {
         Start::Mesh(bytes) if mode != MtlsMode::Disable => {
             proxy.ports.remember_mesh(peer.ip());
-            let exported = policy.takes_foreigners(to.port());
+            let exported = policy.allows_federated_peers(to.port());
             mesh(&proxy, stream, bytes, (peer, to), exported, caller).await
         }
         // Phase 2.
@@ -292,7 +292,7 @@ where
     tokio::pin!(forbidden);
     let inbound = proxy.directory.snapshot().inbound.clone();
     let (cluster, endpoint) = proxy.ports.delivery(caller.to, inbound.as_deref());
-    let ends = Ends { source: caller.peer, destination: caller.to };
+    let ends = ConnectionAddresses { source: caller.peer, destination: caller.to };
     let opened = tokio::select! {
         biased;
         () = &mut forbidden => return,

@@ -8,7 +8,7 @@ use http::request::Parts;
 use http::{HeaderValue, Response};
 use rand::Rng;
 use smallvec::SmallVec;
-use weft_core::balance::Again;
+use weft_core::balance::RetrySelection;
 use weft_core::endpoint::{Endpoint, InFlight};
 use weft_core::flag::{ResponseFlag, ResponseFlags};
 use weft_core::limits::Permit;
@@ -37,7 +37,7 @@ pub(super) struct Attempts<'a> {
     multiplex: bool,
     grpc: bool,
     /// Where a retry goes.
-    again: Again,
+    retry_selection: RetrySelection,
     /// The number of attempts so far.
     made: u32,
     /// The endpoint of the last attempt.
@@ -75,9 +75,9 @@ impl<'a> Attempts<'a> {
         retry: &'a RetryPolicy,
         multiplex: bool,
         grpc: bool,
-        again: Again,
+        retry_selection: RetrySelection,
     ) -> Attempts<'a> {
-        Attempts { down, plan, outgoing, retry, multiplex, grpc, again, made: 0, last: None }
+        Attempts { down, plan, outgoing, retry, multiplex, grpc, retry_selection, made: 0, last: None }
     }
 
     /// Notes in the request's record how many attempts were made, and the endpoint of the last.
@@ -179,7 +179,7 @@ impl<'a> Attempts<'a> {
         let hash = self.plan.hash.hash;
         match tried.is_empty() {
             true => balancer.pick(hash, random, 0).cloned(),
-            false => balancer.pick_again(self.again, hash, random, tried).cloned(),
+            false => balancer.pick_for_retry(self.retry_selection, hash, random, tried).cloned(),
         }
     }
 
@@ -194,7 +194,7 @@ impl<'a> Attempts<'a> {
     async fn attempt(&mut self, endpoint: &Arc<Endpoint>, head: &mut Parts) -> Result<Sent, AttemptFailure> {
         let cluster = &self.plan.cluster;
         self.made += 1;
-        cluster.shared.limits.begun(&cluster.config.pool, Instant::now);
+        cluster.shared.limits.record_request(&cluster.config.pool, Instant::now);
         self.last = Some(endpoint.clone());
         head.headers.insert(ATTEMPT_COUNT, count(self.made));
         let trying = pin!(self.send(endpoint, head, self.patience()));

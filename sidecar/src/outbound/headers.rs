@@ -11,7 +11,7 @@ use weft_core::protocol::{self, is_http2_only, upstream_is_http2};
 use super::plan::Plan;
 use super::request::Call;
 use crate::http::{FORWARDED_PROTO, Form, HTTP1_CLIENT, address_request, authority, remove_hop_headers};
-use crate::proxy::surroundings;
+use crate::proxy::proxy_context;
 
 const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
 const ORIGINAL_HOST: HeaderName = HeaderName::from_static("x-envoy-original-host");
@@ -54,7 +54,7 @@ impl Original {
         prepared: Option<&'a Prepared>,
     ) -> Context<'a> {
         Context {
-            surroundings: surroundings(),
+            proxy: proxy_context(),
             ends: &call.down.ends,
             tls: call.down.gateway.as_ref().and_then(|entrance| entrance.tls.as_ref()),
             version: self.version,
@@ -119,7 +119,7 @@ impl Original {
         if plan.rewritten.is_some() {
             keep(ORIGINAL_PATH, &self.path);
         }
-        if plan.forward().is_some_and(|(_, destination)| destination.tells_original_host) {
+        if plan.forward().is_some_and(|(_, destination)| destination.sends_original_host) {
             keep(ORIGINAL_HOST, &self.authority);
         }
         if let Some(target) = &plan.rewritten {

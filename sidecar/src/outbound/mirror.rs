@@ -114,7 +114,7 @@ impl Copy {
         }
         let Some(endpoint) = self.endpoint() else { return };
         let _in_flight = endpoint.state.enter();
-        cluster.shared.limits.begun(&cluster.config.pool, Instant::now);
+        cluster.shared.limits.record_request(&cluster.config.pool, Instant::now);
         let (worker, multiplex, grpc) = (self.down.worker, self.multiplex, self.grpc);
         let dialer = cluster.dialer(&endpoint, &self.down.proxy.identity, MARK_UPSTREAM);
         let dialer = Dialer { ends: Some(&self.down.ends), multiplex, ..dialer };

@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 use weft_core::gateway::Server;
 use weft_core::headers::Tls;
-use weft_core::proxy_protocol::Ends;
+use weft_core::proxy_protocol::ConnectionAddresses;
 
 use crate::proxy::Proxy;
 pub use passthrough::Passthrough;
@@ -34,7 +34,7 @@ pub struct Downstream {
     /// The worker that serves it.
     pub worker: u16,
     /// The application's side, and the original destination: the proxy's own listener when the connection was not redirected.
-    pub ends: Ends,
+    pub ends: ConnectionAddresses,
     /// The original destination, when the connection was redirected.
     pub original: Option<SocketAddr>,
     /// The gateway's servers of the port by which a downstream without a sidecar came in.

@@ -7,15 +7,15 @@ use std::time::{Duration, Instant};
 use http::header::SET_COOKIE;
 use http::request::Parts;
 use http::{HeaderMap, Method, Request, Response, StatusCode};
-use weft_core::balance::Again;
+use weft_core::balance::RetrySelection;
 use weft_core::flag::ResponseFlag;
-use weft_core::headers::{Answer, Context};
+use weft_core::headers::{Context, ResponseContext};
 use weft_core::http1::{Limits, path_and_query};
 use weft_core::limits::Permit;
 use weft_core::outcome::Outcome;
 use weft_core::reply::Reason;
 use weft_core::request::RequestView;
-use weft_core::retry::{RetryPolicy, asked};
+use weft_core::retry::{RetryPolicy, request_overrides};
 use weft_core::route::Route;
 
 use super::Downstream;
@@ -31,7 +31,7 @@ use crate::http::http1::Unread;
 use crate::http::incoming::{Incoming, Upgrade};
 use crate::http::{Asks, address_response, admit, authority, ensure_request_id};
 use crate::proxy::activity::Active;
-use crate::proxy::{labels, surroundings};
+use crate::proxy::{labels, proxy_context};
 use crate::telemetry::metrics::Pair;
 
 /// Serves one request of the application.
@@ -171,10 +171,10 @@ impl Call<'_> {
         let forward = plan.forward();
         let none = RetryPolicy::none();
         let (routes_retry, routes_timeout) = forward.map_or((&none, None), |(f, _)| (&f.retry, f.timeout));
-        let asked = asked(&mut parts.headers, routes_retry, routes_timeout, grpc);
+        let overrides = request_overrides(&mut parts.headers, routes_retry, routes_timeout, grpc);
         // An endpoint that the application chose itself is not exchanged for another one.
-        let retry = asked.retry.as_ref().filter(|_| forward.is_some()).unwrap_or(routes_retry);
-        let timeout = asked.timeout.unwrap_or(routes_timeout);
+        let retry = overrides.retry.as_ref().filter(|_| forward.is_some()).unwrap_or(routes_retry);
+        let timeout = overrides.timeout.unwrap_or(routes_timeout);
 
         let original = Original::of(parts);
         let prepared = original.prepare(parts, self, plan, upgrade.is_some(), grpc);
@@ -183,8 +183,8 @@ impl Call<'_> {
             let (down, version, host) = (self.down, exchange.version, &prepared.authority);
             Mirrored { down, parts, version, outgoing: &outgoing, host, timeout }.send(&plan.mirrors, grpc);
         }
-        let again = forward.map_or_else(Again::default, |(f, _)| f.again);
-        let mut attempts = Attempts::new(self.down, plan, &outgoing, retry, prepared.multiplex, grpc, again);
+        let retry_selection = forward.map_or_else(RetrySelection::default, |(f, _)| f.retry_selection);
+        let mut attempts = Attempts::new(self.down, plan, &outgoing, retry, prepared.multiplex, grpc, retry_selection);
         let (result, deadline) = {
             let running = pin!(attempts.run(parts));
             match timeout {
@@ -221,7 +221,7 @@ impl Call<'_> {
         exchange.code = response.status().as_u16();
         exchange.route = Some(route.name.clone());
         let context = Context {
-            surroundings: surroundings(),
+            proxy: proxy_context(),
             ends: &self.down.ends,
             tls: self.down.gateway.as_ref().and_then(|entrance| entrance.tls.as_ref()),
             version: exchange.version,
@@ -232,9 +232,9 @@ impl Call<'_> {
             cluster: "",
             route: &route.name,
         };
-        let answer = Answer {
+        let answer = ResponseContext {
             status: response.status(),
-            details: Answer::DIRECT,
+            details: ResponseContext::DIRECT,
             flags: exchange.flags,
             upstream: None,
             attempts: 0,
@@ -295,9 +295,9 @@ impl Sending<'_> {
         let operations = self.plan.header_operations();
         if !operations.is_empty() {
             let context = self.original.context(self.call, self.plan, Some(self.prepared));
-            let answer = Answer {
+            let answer = ResponseContext {
                 status,
-                details: Answer::UPSTREAM,
+                details: ResponseContext::UPSTREAM,
                 flags: exchange.flags,
                 upstream: exchange.upstream.as_deref(),
                 attempts: exchange.attempts,

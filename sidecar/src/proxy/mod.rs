@@ -11,7 +11,7 @@ use std::time::SystemTime;
 
 use http::{HeaderValue, Response, StatusCode, header};
 use weft_agent::quiet::Quiet;
-use weft_core::headers::Surroundings;
+use weft_core::headers::ProxyContext;
 
 use crate::control::directory::Directory;
 use crate::host;
@@ -140,12 +140,12 @@ impl Proxy {
 }
 
 /// The proxy's part of the context of header formatters.
-pub fn surroundings() -> &'static Surroundings {
-    static SURROUNDINGS: LazyLock<Surroundings> = LazyLock::new(|| Surroundings {
+pub fn proxy_context() -> &'static ProxyContext {
+    static CONTEXT: LazyLock<ProxyContext> = LazyLock::new(|| ProxyContext {
         hostname: host::hostname().to_owned(),
         time: |at| SystemTime::now() - at.elapsed(),
         random: rand::random,
         environment: |name| std::env::var(name).ok(),
     });
-    &SURROUNDINGS
+    &CONTEXT
 }

@@ -282,7 +282,7 @@ impl Identity {
                         tracing::warn!(id = %saved.id, "the saved certificate has expired: it is to be renewed first")
                     }
                 }
-                let renewal = Renewal::found(now, wall, saved.not_before, saved.not_after);
+                let renewal = Renewal::of_stored(now, wall, saved.not_before, saved.not_after);
                 identity.renewal = Mutex::new(Some(renewal));
                 identity.current.store(Some(Arc::new(saved)));
             }
@@ -335,7 +335,7 @@ impl Identity {
     /// Takes new credentials, and saves them.
     pub async fn install(&self, credentials: Credentials) {
         let stored = credentials.stored.clone();
-        let renewal = Renewal::received(Instant::now().into_std(), SystemTime::now(), credentials.life());
+        let renewal = Renewal::after_receipt(Instant::now().into_std(), SystemTime::now(), credentials.life());
         *self.renewal.lock().unwrap_or_else(PoisonError::into_inner) = Some(renewal);
         {
             let federated = self.federated.lock().unwrap_or_else(PoisonError::into_inner);

@@ -13,7 +13,7 @@ use weft_core::http1::Limits;
 use weft_core::identity::SpiffeId;
 use weft_core::outcome::Outcome;
 use weft_core::policy::{Cluster, Http2Keepalive, Origination, Tls};
-use weft_core::proxy_protocol::{self, Ends};
+use weft_core::proxy_protocol::{self, ConnectionAddresses};
 
 use crate::http::http1;
 use crate::http::http2;
@@ -139,7 +139,7 @@ pub async fn connect(dialer: &Dialer<'_>, alpn: &[u8]) -> Result<Transport, Dial
 /// The server name of originated TLS: the policy's, and where that is a wildcard the host of the request.
 fn name_of<'a>(origination: &'a Origination, endpoint: &'a Endpoint) -> &'a str {
     match &endpoint.target {
-        Target::Asked(host, _) if origination.server_name.starts_with('*') => host,
+        Target::RequestHost(host, _) if origination.server_name.starts_with('*') => host,
         _ => &origination.server_name,
     }
 }
@@ -175,7 +175,7 @@ async fn dial(cluster: &Cluster, endpoint: &Endpoint, mark: u32) -> Result<Socke
     let to = match &endpoint.target {
         Target::Socket(address) => *address,
         Target::Name(name, port) => lookup::socket_address(name, *port).await.map_err(|e| DialError::io(&e))?,
-        Target::Asked(name, port) => {
+        Target::RequestHost(name, port) => {
             lookup::on_demand::socket_address(name, *port).await.map_err(|e| DialError::io(&e))?
         }
         Target::Unix(path) => {
@@ -212,7 +212,7 @@ pub struct Dialer<'a> {
     /// The workload's identity.
     pub identity: &'a Identity,
     /// The downstream connection that it is opened for; `None`: any.
-    pub ends: Option<&'a Ends>,
+    pub ends: Option<&'a ConnectionAddresses>,
     /// Whether HTTP/2 is spoken.
     pub multiplex: bool,
     /// Mark of the socket.

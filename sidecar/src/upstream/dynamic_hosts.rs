@@ -62,7 +62,7 @@ impl DynamicHosts {
             }
         };
         let host: Arc<str> = host.into();
-        let endpoint = unregistered(Address::Name(host.clone()), port, Target::Asked(host.clone(), port));
+        let endpoint = unregistered(Address::Name(host.clone()), port, Target::RequestHost(host.clone(), port));
         state.known.insert(host, Known { endpoint: endpoint.clone(), asked: now });
         (Some(endpoint), gone.map(|gone| gone.endpoint.state.id()))
     }
@@ -76,7 +76,7 @@ mod tests {
     fn dynamic_hosts_have_one_endpoint_each() {
         let named = DynamicHosts::default();
         let first = named.endpoint("a.test", 80).0.unwrap();
-        assert_eq!((&*first.key, &first.target), ("a.test:80", &Target::Asked("a.test".into(), 80)));
+        assert_eq!((&*first.key, &first.target), ("a.test:80", &Target::RequestHost("a.test".into(), 80)));
         assert!(Arc::ptr_eq(&first, &named.endpoint("a.test", 80).0.unwrap()));
         let (second, gone) = named.endpoint("a.test", 8080);
         assert_eq!((&*second.unwrap().key, gone), ("a.test:8080", Some(first.state.id())));

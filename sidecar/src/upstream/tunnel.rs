@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 use weft_core::http1::Limits;
 use weft_core::outcome::Outcome;
 use weft_core::policy::{Cluster, H2Upgrade, Protocol};
-use weft_core::tunnel::{Refused, Tunnel};
+use weft_core::tunnel::{Tunnel, TunnelError};
 
 use crate::http::http2;
 use crate::net::stream::{MaybeSocket, Rewind};
@@ -82,8 +82,8 @@ async fn by_http1(mut upstream: Transport, tunnel: &Tunnel) -> Result<Far, DialE
             // Heads that come before the answer have a bound together, too.
             Ok(None) if came.len() < Limits::OUTSIDE.bytes => came.reserve(1024),
             Ok(None) => return Err(failed(tunnel, Outcome::ProtocolError, "its answer is too long")),
-            Err(Refused::Status(status)) => return Err(refused(tunnel, status)),
-            Err(e @ Refused::Head(_)) => return Err(failed(tunnel, Outcome::ProtocolError, e)),
+            Err(TunnelError::Status(status)) => return Err(refused(tunnel, status)),
+            Err(e @ TunnelError::Head(_)) => return Err(failed(tunnel, Outcome::ProtocolError, e)),
         }
     };
     let rest = came.split_off(open.head).freeze();
@@ -120,7 +120,7 @@ fn failed(tunnel: &Tunnel, outcome: Outcome, why: impl std::fmt::Display) -> Dia
 /// A refusal, for ejection too: it is a response, so that the proxy counts as healthy.
 fn refused(tunnel: &Tunnel, status: StatusCode) -> DialError {
     let outcome = Outcome::Response { status, grpc_status: None, grpc: false, rate_limited: false };
-    failed(tunnel, outcome, Refused::Status(status))
+    failed(tunnel, outcome, TunnelError::Status(status))
 }
 
 impl MaybeSocket for Far {

@@ -1,4 +1,4 @@
-//! Connections of checks, plain and TLS, to this pod's own ports.
+//! Connections of health checks, plain and TLS, to this pod's own ports.
 
 use std::io;
 use std::sync::Arc;
@@ -16,11 +16,11 @@ use crate::trust::{AnyCertificate, system_roots};
 
 use super::{Place, Sockets, Tls, target};
 
-/// A connection of either kind.
+/// A plain or TLS connection.
 pub(super) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Duplex for S {}
 
-/// Opens a connection. `alpn`: what is to be spoken, where TLS is to agree on it.
+/// Opens a connection. `alpn`: the protocol that TLS must negotiate.
 pub(super) async fn open(
     sockets: &dyn Sockets,
     place: &Place,
@@ -30,7 +30,7 @@ pub(super) async fn open(
     let stream = connect(sockets, &place.host, place.port, timeout).await.map_err(|e| e.to_string())?;
     let Some(tls) = &place.tls else { return Ok(Box::new(stream)) };
     let name = if tls.server_name.is_empty() { target::bare(&place.host) } else { &tls.server_name };
-    let name = ServerName::try_from(name.to_owned()).map_err(|_| format!("{name:?} is no name of a server"))?;
+    let name = ServerName::try_from(name.to_owned()).map_err(|_| format!("{name:?} is not a valid server name"))?;
     let mut config = client_config(tls)?;
     config.alpn_protocols.extend(alpn.map(<[u8]>::to_vec));
     let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(|e| format!("TLS: {e}"))?;
@@ -47,7 +47,7 @@ async fn connect(sockets: &dyn Sockets, host: &str, port: u16, timeout: Duration
     for to in sockets.own().resolve(host, port).await? {
         match sockets.connect(to, timeout).await {
             Ok(stream) => return Ok(stream),
-            // A host without IPv6 says so of ::1; what it said of 127.0.0.1 explains more.
+            // On a host without IPv6, ::1 fails too; the error of 127.0.0.1 is more informative.
             Err(_) if to.is_ipv6() && last.kind() == io::ErrorKind::ConnectionRefused => {}
             Err(e) => last = e,
         }
@@ -62,7 +62,7 @@ fn client_config(tls: &Tls) -> Result<ClientConfig, String> {
         Arc::new(AnyCertificate(algorithms))
     } else {
         let verifier = WebPkiServerVerifier::builder_with_provider(system_roots(), provider.clone()).build();
-        verifier.map_err(|e| format!("TLS: this system trusts no certificate authority: {e}"))?
+        verifier.map_err(|e| format!("TLS: the system's trust store is unusable: {e}"))?
     };
     let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
     let config = config.map_err(|e| format!("TLS: {e}"))?;
@@ -81,7 +81,7 @@ mod tests {
     use super::super::tests::Plain;
     use super::*;
 
-    /// A server whose certificate nobody has signed.
+    /// A server with a self-signed certificate.
     async fn server() -> u16 {
         let key = KeyPair::generate().unwrap();
         let cert = CertificateParams::new(vec!["localhost".to_owned()]).unwrap().self_signed(&key).unwrap();
@@ -94,7 +94,7 @@ mod tests {
         let port = listener.local_addr().unwrap().port();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                // The client may not like our certificate.
+                // The handshake fails if the client rejects the certificate.
                 let _ = acceptor.accept(stream).await;
             }
         });
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_certificate_is_verified_unless_it_is_not_to_be() {
+    async fn certificates_are_verified_unless_skip_verify_is_set() {
         let port = server().await;
         let tcp = |skip_verify| {
             let tls = Some(Tls { server_name: String::new(), skip_verify });

@@ -1,4 +1,4 @@
-//! An HTTP check: a request, with its redirects, each of which is held to the same rule as the first URL.
+//! HTTP checks: a request with its redirects, each of which is subject to the same rule as the first URL.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use super::{Http, Place, Sockets, dial};
 
 const MAX_REDIRECTS: usize = 10;
 
-/// What a status says.
+/// The health for a status code.
 pub(super) fn health(status: StatusCode) -> Status {
     match status {
         StatusCode::TOO_MANY_REQUESTS => Status::Warning,
@@ -23,7 +23,7 @@ pub(super) fn health(status: StatusCode) -> Status {
     }
 }
 
-/// Asks, and follows redirects: the last status, and the beginning of its body.
+/// Sends the request and follows redirects: the last status, and the beginning of its body.
 pub(super) async fn fetch(
     sockets: &dyn Sockets,
     http: &Http,
@@ -38,7 +38,7 @@ pub(super) async fn fetch(
         match location {
             Some(location) if !http.disable_redirects && follows(status) => {
                 url = join(&url, location).ok_or_else(|| format!("redirected to {location:?}, which is not a URL"))?;
-                // As browsers do: only 307 and 308 keep the method.
+                // As in browsers: only 307 and 308 keep the method.
                 if !matches!(status, StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT)
                     && method != Method::HEAD
                 {
@@ -73,8 +73,8 @@ async fn send(
     let place = Place { host: authority.host().to_owned(), port, tls };
     let stream = dial::open(sockets, &place, None, timeout).await?;
     let (mut sender, connection) =
-        http1::handshake(TokioIo::new(stream)).await.map_err(|e| format!("cannot speak HTTP: {e}"))?;
-    // It ends with the request; what it says then has been said by the request already.
+        http1::handshake(TokioIo::new(stream)).await.map_err(|e| format!("HTTP handshake failed: {e}"))?;
+    // The connection ends with the request, which reports any error.
     tokio::spawn(connection);
     let path = url.path_and_query().map_or("/", |p| p.as_str());
     let mut request = Request::builder().method(method).uri(path);
@@ -96,7 +96,7 @@ async fn send(
     sender.send_request(request).await.map_err(|e| format!("no answer: {e}"))
 }
 
-/// The beginning of a body; one that breaks off is as long as it came.
+/// The beginning of a body; a body that breaks off counts as far as it was received.
 async fn read(mut body: Incoming) -> String {
     let mut bytes = Vec::new();
     while bytes.len() < MAX_OUTPUT {
@@ -109,7 +109,7 @@ async fn read(mut body: Incoming) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// `location` as seen from `base`.
+/// `location` resolved against `base`.
 fn join(base: &Uri, location: &str) -> Option<Uri> {
     let location = location.split('#').next()?;
     let root = format!("{}://{}", base.scheme_str()?, base.authority()?);
@@ -137,20 +137,20 @@ pub(super) mod tests {
     use super::super::tests::Plain;
     use super::*;
 
-    /// Answers each connection with the next of `answers`, and returns what was asked.
+    /// Answers each connection with the next of `answers`, and returns the received requests.
     async fn server(answers: Vec<String>) -> (u16, tokio::task::JoinHandle<Vec<String>>) {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let task = tokio::spawn(async move {
-            let mut asked = Vec::new();
+            let mut requests = Vec::new();
             for answer in answers {
                 let (mut stream, _) = listener.accept().await.unwrap();
                 let mut buffer = vec![0; 4096];
                 let n = stream.read(&mut buffer).await.unwrap();
-                asked.push(String::from_utf8_lossy(&buffer[..n]).into_owned());
+                requests.push(String::from_utf8_lossy(&buffer[..n]).into_owned());
                 stream.write_all(answer.as_bytes()).await.unwrap();
             }
-            asked
+            requests
         });
         (port, task)
     }
@@ -167,7 +167,7 @@ pub(super) mod tests {
     }
 
     #[tokio::test]
-    async fn the_status_code_decides() {
+    async fn health_follows_the_status_code() {
         for (answer, status, text) in [
             ("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok", Status::Passing, "200 OK Output: ok"),
             ("HTTP/1.1 204 No Content\r\n\r\n", Status::Passing, "204 No Content Output: "),
@@ -180,14 +180,14 @@ pub(super) mod tests {
             assert_eq!(found, status, "{output}");
             let expected = format!("HTTP GET http://localhost:{port}/health: {text}");
             assert!(output.starts_with(&expected), "{output}");
-            let asked = task.await.unwrap().remove(0);
-            assert!(asked.starts_with("GET /health HTTP/1.1\r\n"), "{asked}");
-            assert!(asked.contains("user-agent: Consul Health Check\r\n"), "{asked}");
+            let requests = task.await.unwrap().remove(0);
+            assert!(requests.starts_with("GET /health HTTP/1.1\r\n"), "{requests}");
+            assert!(requests.contains("user-agent: Consul Health Check\r\n"), "{requests}");
         }
     }
 
     #[tokio::test]
-    async fn redirects_are_followed_but_not_out_of_the_pod() {
+    async fn redirects_are_followed_within_the_pod_only() {
         let to = |l: &str| format!("HTTP/1.1 302 Found\r\nlocation: {l}\r\ncontent-length: 0\r\n\r\n");
         let fine = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n".to_owned();
         let (port, task) = server(vec![to("there?x=1"), fine]).await;

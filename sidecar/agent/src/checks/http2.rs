@@ -1,4 +1,4 @@
-//! Checks over HTTP/2: gRPC's health protocol, and a PING frame.
+//! Checks over HTTP/2: gRPC's health protocol, and PING frames.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use prost::Message;
 
 use super::{Place, Sockets, dial};
 
-/// Largest answer to a health request; it holds one number.
+/// Maximum size of a health response, which holds one number.
 const MAX_ANSWER: usize = 4096;
 
 /// `grpc.health.v1.HealthCheckRequest` (<https://github.com/grpc/grpc/blob/master/doc/health-checking.md>).
@@ -28,7 +28,7 @@ struct HealthResponse {
     status: i32,
 }
 
-/// A connection, and what drives it; it ends when that is dropped.
+/// A connection and the task that drives it; dropping it stops both.
 struct Connection {
     sender: SendRequest<Bytes>,
     ping: Option<PingPong>,
@@ -43,21 +43,22 @@ impl Drop for Connection {
 
 async fn open(sockets: &dyn Sockets, place: &Place, timeout: Duration) -> Result<Connection, String> {
     let stream = dial::open(sockets, place, Some(b"h2"), timeout).await?;
-    let (sender, mut connection) = h2::client::handshake(stream).await.map_err(|e| format!("no HTTP/2: {e}"))?;
+    let (sender, mut connection) =
+        h2::client::handshake(stream).await.map_err(|e| format!("HTTP/2 handshake failed: {e}"))?;
     let ping = connection.ping_pong();
-    // How it ends is said by what is asked of it.
+    // Requests on the connection report its errors.
     let driver = tokio::spawn(async move { drop(connection.await) });
     Ok(Connection { sender, ping, driver })
 }
 
-/// Whether the peer answers a PING.
+/// Succeeds if the peer answers a PING.
 pub(super) async fn ping(sockets: &dyn Sockets, place: &Place, timeout: Duration) -> Result<(), String> {
     let mut connection = open(sockets, place, timeout).await?;
-    let mut ping = connection.ping.take().ok_or("the connection takes no ping")?;
+    let mut ping = connection.ping.take().ok_or("the connection does not support PING")?;
     ping.ping(Ping::opaque()).await.map(drop).map_err(|e| format!("no answer: {e}"))
 }
 
-/// Whether the server says that it is SERVING.
+/// Succeeds if the server reports SERVING.
 pub(super) async fn health(
     sockets: &dyn Sockets,
     place: &Place,
@@ -103,7 +104,7 @@ pub(super) async fn health(
         grpc_status(&trailers)?;
     }
     let answer = answer.get(5..).and_then(|message| HealthResponse::decode(message).ok());
-    match answer.ok_or("the answer is none of gRPC's health protocol")?.status {
+    match answer.ok_or("the answer is not a message of gRPC's health protocol")?.status {
         1 => Ok(()),
         2 => Err("NOT_SERVING".into()),
         3 => Err("SERVICE_UNKNOWN".into()),
@@ -111,7 +112,7 @@ pub(super) async fn health(
     }
 }
 
-/// Fails where the server has answered otherwise than OK.
+/// Fails unless the server's gRPC status is OK.
 fn grpc_status(headers: &HeaderMap) -> Result<(), String> {
     let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
     match headers.get("grpc-status").map(text) {
@@ -134,7 +135,7 @@ mod tests {
     use super::super::tests::Plain;
     use super::*;
 
-    /// A server that says of the service "order" that it serves, and knows no other.
+    /// A server that reports SERVING for the service "order" and knows no other.
     async fn server() -> Place {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -153,12 +154,12 @@ mod tests {
 
     async fn answer(request: Request<h2::RecvStream>, mut respond: h2::server::SendResponse<Bytes>) {
         assert_eq!(request.uri().path(), "/grpc.health.v1.Health/Check");
-        let asked = request.into_body().data().await.unwrap().unwrap();
-        let asked = HealthRequest::decode(&asked[5..]).unwrap();
+        let message = request.into_body().data().await.unwrap().unwrap();
+        let message = HealthRequest::decode(&message[5..]).unwrap();
         let mut trailers = HeaderMap::new();
         let response = Response::builder().header("content-type", "application/grpc").body(()).unwrap();
         let mut stream = respond.send_response(response, false).unwrap();
-        if let Some(status) = ["", "order", "late"].iter().position(|s| *s == asked.service) {
+        if let Some(status) = ["", "order", "late"].iter().position(|s| *s == message.service) {
             let status = [1, 1, 2][status];
             stream.send_data(Bytes::from(vec![0, 0, 0, 0, 2, 8, status]), false).unwrap();
             trailers.insert("grpc-status", HeaderValue::from_static("0"));
@@ -170,9 +171,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_server_is_asked_for_its_health() {
+    async fn grpc_health_status_decides() {
         let place = server().await;
-        for (service, status, said) in [
+        for (service, status, expected) in [
             ("", Status::Passing, "Success"),
             ("order", Status::Passing, "Success"),
             ("late", Status::Critical, "NOT_SERVING"),
@@ -180,12 +181,16 @@ mod tests {
         ] {
             let kind = Kind::Grpc(place.clone(), service.into());
             let (found, output) = probe(&Plain, &kind, Duration::from_secs(5)).await;
-            assert_eq!((found, output), (status, format!("gRPC check 127.0.0.1:{}: {said}", place.port)), "{service}");
+            assert_eq!(
+                (found, output),
+                (status, format!("gRPC check 127.0.0.1:{}: {expected}", place.port)),
+                "{service}"
+            );
         }
     }
 
     #[tokio::test]
-    async fn a_ping_is_answered_or_not() {
+    async fn ping_fails_without_an_answer() {
         let place = server().await;
         assert_eq!(probe(&Plain, &Kind::Http2Ping(place), Duration::from_secs(5)).await.0, Status::Passing);
         let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -1,7 +1,7 @@
-//! Health checks of what runs in this pod, made from within it.
+//! Health checks of the applications in this pod, run from within it.
 //!
-//! [`state`] decides what results mean, [`probe`] gets them, [`target`] says where a check may go. The agent keeps the
-//! checks and starts [`run`] for each; here nothing knows of the mesh.
+//! [`state`] evaluates results, [`probe`] obtains them, [`target`] restricts the destinations. The agent stores the
+//! checks and starts [`run`] for each; this module is independent of the mesh.
 
 mod dial;
 mod http;
@@ -25,61 +25,61 @@ use tokio::sync::watch;
 use state::{Status, Thresholds};
 use target::Own;
 
-/// Shortest and longest pause between looks at a lapsed check.
+/// Minimum and maximum pause between looks at an expired check.
 const LAPSED_POLL: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 
-/// A check as it was registered.
+/// A registered check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Definition {
     /// Unique in this pod.
     pub id: String,
-    /// For people.
+    /// Display name.
     pub name: String,
-    /// For people.
+    /// Notes for operators.
     pub notes: String,
-    /// The service that it is of; empty: the node's.
+    /// The service that it belongs to; empty: the node.
     pub service_id: String,
-    /// What is done.
+    /// Probe to run.
     pub kind: Kind,
-    /// Between probes; zero where nothing is probed.
+    /// Pause between probes; zero without probes.
     pub interval: Duration,
-    /// Of one probe.
+    /// Time limit of one probe.
     pub timeout: Duration,
     /// Status before the first result.
     pub initial: Status,
-    /// Results in a row that count.
+    /// Consecutive results needed for a change.
     pub thresholds: Thresholds,
-    /// Output that is kept, bytes.
+    /// Maximum length of the stored output in bytes.
     pub max_output: usize,
-    /// The service is deregistered after so long a critical time.
+    /// Time in critical state after which the service is deregistered.
     pub deregister_after: Option<Duration>,
 }
 
-/// What a check does.
+/// Kind of a check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kind {
-    /// A request.
+    /// An HTTP request.
     Http(Http),
-    /// A connection.
+    /// A TCP connection.
     Tcp(Place),
-    /// A datagram, which is refused or not.
+    /// A datagram, which may be rejected (ICMP).
     Udp(Place),
-    /// gRPC's health protocol, asked of this service; empty: of the whole server.
+    /// gRPC's health protocol, for this service; empty: for the whole server.
     Grpc(Place, String),
-    /// A PING frame of HTTP/2.
+    /// An HTTP/2 PING.
     Http2Ping(Place),
     /// A program with its arguments: exit code 0 passes, 1 warns, another is critical.
     Script(Vec<String>),
-    /// Nothing: as the worst of the checks of this service.
+    /// No probe: the worst of the checks of this service.
     Alias(String),
-    /// Nothing: the application reports at least this often.
+    /// No probe: the application reports at least this often.
     Ttl(Duration),
-    /// Nothing: somebody has taken the service out of use.
+    /// No probe: an operator has taken the service out of use.
     Maintenance,
 }
 
 impl Kind {
-    /// Consul's word for it.
+    /// Consul's name of the kind.
     pub fn as_str(&self) -> &'static str {
         match self {
             Kind::Http(_) => "http",
@@ -98,26 +98,26 @@ impl Kind {
 /// The request of an HTTP check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Http {
-    /// Absolute, of this pod.
+    /// Absolute URL within this pod.
     pub url: Uri,
-    /// Mostly GET.
+    /// Usually GET.
     pub method: Method,
-    /// Added, or instead of ours.
+    /// Added to the default headers, or replacing them.
     pub headers: Vec<(HeaderName, HeaderValue)>,
-    /// Mostly empty.
+    /// Usually empty.
     pub body: Bytes,
-    /// A redirect is the answer.
+    /// Whether a redirect is the final response.
     pub disable_redirects: bool,
-    /// For https.
+    /// TLS settings for https.
     pub tls: Tls,
 }
 
 /// A port of this pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
-    /// Where to.
+    /// Host name or address.
     pub host: String,
-    /// Where to.
+    /// Port number.
     pub port: u16,
     /// `None`: plaintext.
     pub tls: Option<Tls>,
@@ -129,77 +129,78 @@ impl fmt::Display for Place {
     }
 }
 
-/// How a server proves itself to a check.
+/// Verification of the server's certificate.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tls {
-    /// The name that its certificate is to have; empty: the host's.
+    /// Expected server name; empty: the host.
     pub server_name: String,
-    /// Any certificate will do.
+    /// Accept any certificate.
     pub skip_verify: bool,
 }
 
-/// Who opens the connections of probes: nothing may redirect them, and how that is said differs from place to place.
+/// Opens connections for probes. The redirection must not capture them, which each environment arranges differently.
 pub trait Sockets: Send + Sync + 'static {
     /// Opens a connection to an address of this pod, within `timeout`.
     fn connect(&self, to: SocketAddr, timeout: Duration) -> BoxFuture<'_, io::Result<TcpStream>>;
 
-    /// Where probes may go.
+    /// Destinations that probes may have.
     fn own(&self) -> Own {
         Own::Pod
     }
 
-    /// Why checks may not run programs here; `None`: they may.
+    /// The reason why checks may not run programs; `None`: they may.
     fn no_scripts(&self) -> Option<&'static str> {
-        Some("script checks are not made here")
+        Some("script checks are not supported here")
     }
 
     /// Runs a program.
-    fn script<'a>(&'a self, _args: &'a [String], _timeout: Duration) -> BoxFuture<'a, io::Result<Ran>> {
+    fn script<'a>(&'a self, _args: &'a [String], _timeout: Duration) -> BoxFuture<'a, io::Result<ScriptResult>> {
         Box::pin(std::future::ready(Err(io::ErrorKind::Unsupported.into())))
     }
 }
 
-/// A program that has ended.
+/// A finished program.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ran {
-    /// `None`: by a signal.
+pub struct ScriptResult {
+    /// `None`: it was killed by a signal.
     pub code: Option<i32>,
-    /// What it said, its beginning.
+    /// The beginning of its output.
     pub output: String,
 }
 
-/// Who takes the results.
+/// Receiver of results.
 pub trait Sink: Send + Sync + 'static {
-    /// A probe has ended.
+    /// Records a probe's result.
     fn probed(&self, check_id: &str, status: Status, output: String);
-    /// Makes it critical if no report came in time, and says when to look again; `None`: when there was a report.
+    /// Marks the check critical if no report arrived in time, and returns the time of the next look; `None`: a report
+    /// arrived.
     fn expire(&self, check_id: &str) -> Option<tokio::time::Instant>;
-    /// The worst of the checks of a service but this one, and what it says.
+    /// The worst status among the other checks of a service, with its output.
     fn worst(&self, service_id: &str, except: &str) -> (Status, String);
-    /// Counts what may change that.
+    /// A version counter that changes with the input of [`Sink::worst`].
     fn changed(&self) -> watch::Receiver<u64>;
 }
 
-/// Runs a check for ever; to be aborted.
+/// Runs a check until it is aborted.
 pub async fn run(definition: &Definition, sockets: &dyn Sockets, sink: &impl Sink) {
     match &definition.kind {
         Kind::Maintenance => {}
         Kind::Ttl(ttl) => loop {
             match sink.expire(&definition.id) {
                 Some(due) => tokio::time::sleep_until(due).await,
-                // Lapsed: a report that comes now cannot lapse sooner than this.
+                // Expired: a report that arrives now cannot expire sooner than this.
                 None => tokio::time::sleep((*ttl / 2).clamp(LAPSED_POLL.0, LAPSED_POLL.1)).await,
             }
         },
         Kind::Alias(service_id) => {
             let mut changed = sink.changed();
-            let mut said = None;
+            let mut last_result = None;
             loop {
                 changed.mark_unchanged();
                 let now = sink.worst(service_id, &definition.id);
-                // What we say is a change too.
-                if said.as_ref() != Some(&now) {
-                    said = Some(now.clone());
+                // The result itself changes the version.
+                if last_result.as_ref() != Some(&now) {
+                    last_result = Some(now.clone());
                     sink.probed(&definition.id, now.0, now.1);
                 }
                 if changed.changed().await.is_err() {
@@ -208,7 +209,7 @@ pub async fn run(definition: &Definition, sockets: &dyn Sockets, sink: &impl Sin
             }
         }
         Kind::Http(_) | Kind::Tcp(_) | Kind::Udp(_) | Kind::Grpc(..) | Kind::Http2Ping(_) | Kind::Script(_) => {
-            // A thousand checks that came at once do not all go at once.
+            // Staggers checks that were registered at the same time.
             let stagger = definition.interval.mul_f64(rand::rng().random_range(0.0..1.0));
             tokio::time::sleep(stagger).await;
             loop {
@@ -224,7 +225,7 @@ pub async fn run(definition: &Definition, sockets: &dyn Sockets, sink: &impl Sin
 pub(crate) mod tests {
     use super::*;
 
-    /// Where nothing redirects.
+    /// Sockets in an environment without redirection.
     pub(crate) struct Plain;
 
     impl Sockets for Plain {

@@ -1,6 +1,7 @@
 //! One probe of a check; a failure is a result.
 //!
-//! A probe has a connection of its own, marked so that no redirection catches it, and goes to the own addresses of its agent only.
+//! Each probe has a connection of its own, marked as exempt from redirection, and goes to the agent's own addresses
+//! only.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
@@ -11,10 +12,10 @@ use super::state::Status;
 use super::target::Own;
 use super::{Kind, Place, Sockets, dial, http, http2};
 
-/// How long a datagram may be refused: what comes from within the pod comes at once.
+/// Wait for the rejection of a datagram: within a pod it arrives at once.
 const UDP_WAIT: Duration = Duration::from_secs(1);
 
-/// Probes once.
+/// Runs one probe.
 pub async fn probe(sockets: &dyn Sockets, kind: &Kind, timeout: Duration) -> (Status, String) {
     let late = || format!("no answer within {timeout:?}");
     match kind {
@@ -32,10 +33,10 @@ pub async fn probe(sockets: &dyn Sockets, kind: &Kind, timeout: Duration) -> (St
         },
         Kind::Http(request) => {
             let result = tokio::time::timeout(timeout, http::fetch(sockets, request, timeout)).await;
-            let said = |what: String| format!("HTTP {} {}: {what}", request.method, request.url);
+            let describe = |outcome: String| format!("HTTP {} {}: {outcome}", request.method, request.url);
             match result.unwrap_or_else(|_| Err(late())) {
-                Ok((status, body)) => (http::health(status), said(format!("{status} Output: {body}"))),
-                Err(e) => (Status::Critical, said(e)),
+                Ok((status, body)) => (http::health(status), describe(format!("{status} Output: {body}"))),
+                Err(e) => (Status::Critical, describe(e)),
             }
         }
         Kind::Tcp(place) => {
@@ -46,8 +47,8 @@ pub async fn probe(sockets: &dyn Sockets, kind: &Kind, timeout: Duration) -> (St
             result(format!("UDP connect {place}"), datagram(sockets.own(), place, timeout.min(UDP_WAIT)).await)
         }
         Kind::Grpc(place, service) => {
-            let asked = tokio::time::timeout(timeout, http2::health(sockets, place, service, timeout)).await;
-            result(format!("gRPC check {place}"), asked.unwrap_or_else(|_| Err(late())))
+            let response = tokio::time::timeout(timeout, http2::health(sockets, place, service, timeout)).await;
+            result(format!("gRPC check {place}"), response.unwrap_or_else(|_| Err(late())))
         }
         Kind::Http2Ping(place) => {
             let pinged = tokio::time::timeout(timeout, http2::ping(sockets, place, timeout)).await;
@@ -56,19 +57,19 @@ pub async fn probe(sockets: &dyn Sockets, kind: &Kind, timeout: Duration) -> (St
     }
 }
 
-fn result(what: String, result: Result<(), String>) -> (Status, String) {
+fn result(probe_name: String, result: Result<(), String>) -> (Status, String) {
     match result {
-        Ok(()) => (Status::Passing, format!("{what}: Success")),
-        Err(e) => (Status::Critical, format!("{what}: {e}")),
+        Ok(()) => (Status::Passing, format!("{probe_name}: Success")),
+        Err(e) => (Status::Critical, format!("{probe_name}: {e}")),
     }
 }
 
-/// Sends one datagram. Silence passes: few protocols answer what they do not understand.
+/// Sends one datagram. No response passes, because few protocols answer an unknown message.
 async fn datagram(own: Own, place: &Place, wait: Duration) -> Result<(), String> {
     let mut last = "no address".to_owned();
     for to in own.resolve(&place.host, place.port).await.map_err(|e| e.to_string())? {
         let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-        let asked = async {
+        let response = async {
             let socket = UdpSocket::bind((any, 0)).await?;
             socket.connect(to).await?;
             socket.send(b"weft health check\n").await?;
@@ -77,7 +78,7 @@ async fn datagram(own: Own, place: &Place, wait: Duration) -> Result<(), String>
                 Ok(Ok(_)) | Err(_) => Ok(()),
             }
         };
-        match asked.await {
+        match response.await {
             Ok(()) => return Ok(()),
             Err(e) => last = e.to_string(),
         }
@@ -96,7 +97,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn silence_and_refusal_are_critical() {
+    async fn timeouts_and_refused_connections_are_critical() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let (status, output) = probe(&Plain, &Kind::Http(http(port, "/")), Duration::from_millis(50)).await;
@@ -109,7 +110,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_datagram_is_refused_or_not() {
+    async fn a_rejected_datagram_is_critical() {
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let udp = Kind::Udp(Place { host: "127.0.0.1".into(), ..place(socket.local_addr().unwrap().port()) });
         assert_eq!(probe(&Plain, &udp, Duration::from_millis(50)).await.0, Status::Passing, "silence");

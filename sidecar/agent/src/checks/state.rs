@@ -1,30 +1,30 @@
-//! The status of one check over time, without any I/O: what a result, a report or the passing of time makes of it, and
-//! whether the mesh must hear of it.
+//! The status of one check over time, without I/O: the effects of results, reports and elapsed time, and the updates
+//! that the mesh needs.
 //!
-//! The time is an argument everywhere, so that the rules are tested without waiting. [`super::run`] and the agent feed it.
+//! Time is an argument everywhere, so that the rules are tested without waiting. [`super::run`] and the agent drive it.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Changes of the output alone travel this often at most: they wake every blocking query on the service.
+/// Minimum interval between updates of the output alone, since each wakes every blocking query on the service.
 const OUTPUT_INTERVAL: Duration = Duration::from_secs(300);
-/// Output that is kept of a check, bytes, unless it asks for less.
+/// Maximum length of the stored output in bytes, unless the check sets less.
 pub const MAX_OUTPUT: usize = 4096;
 
-/// Health as Consul names it, best first.
+/// Health by Consul's names, best first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Status {
     /// Serves.
     Passing,
-    /// Serves, but somebody should look.
+    /// Serves, but needs attention.
     Warning,
     /// Does not serve.
     Critical,
 }
 
 impl Status {
-    /// Consul's word.
+    /// Consul's name of the status.
     pub fn as_str(self) -> &'static str {
         match self {
             Status::Passing => "passing",
@@ -33,13 +33,13 @@ impl Status {
         }
     }
 
-    /// The status of that word.
+    /// The status with this name.
     pub fn parse(word: &str) -> Option<Status> {
         [Status::Passing, Status::Warning, Status::Critical].into_iter().find(|s| s.as_str() == word)
     }
 }
 
-/// Results in a row that are needed before the status follows; 0 and 1 both mean the first.
+/// Consecutive results needed before the status changes; 0 and 1 both mean that the first result counts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Thresholds {
     /// `SuccessBeforePassing`.
@@ -50,11 +50,11 @@ pub struct Thresholds {
     pub critical: u32,
 }
 
-/// The time to live of a check that its application reports.
+/// Time to live of a check that its application reports.
 #[derive(Debug)]
 struct Ttl {
     ttl: Duration,
-    /// `None` after it has lapsed, until the next report.
+    /// `None`: expired, until the next report.
     due: Option<Instant>,
     reported: String,
 }
@@ -70,49 +70,49 @@ pub struct State {
     failures: u32,
     ttl: Option<Ttl>,
     critical_since: Option<Instant>,
-    /// What the mesh was told last, and when.
-    told: Option<(Status, String, Instant)>,
+    /// The last update sent to the mesh, and its time.
+    last_update: Option<(Status, String, Instant)>,
 }
 
-/// Whether the mesh must hear of a check.
+/// Whether the mesh needs an update.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Tell {
-    /// It knows.
-    No,
-    /// At once: the status is another.
+pub enum Update {
+    /// No: nothing changed.
+    Unneeded,
+    /// Now: the status changed.
     Now,
-    /// The output is another, which may wait until then.
+    /// At this time: only the output changed.
     At(Instant),
 }
 
 impl State {
-    /// A check that begins with `status`; `ttl` where the application reports it.
+    /// A check that starts with `status`; `ttl`: it is reported by its application.
     pub fn new(status: Status, thresholds: Thresholds, ttl: Option<Duration>, now: Instant) -> State {
         State {
             status,
             output: String::new(),
             max_output: MAX_OUTPUT,
             thresholds,
-            // At the threshold: the first result counts at once, whatever it is.
+            // Starts at the threshold: the first result counts at once, whatever it is.
             successes: thresholds.passing,
             failures: thresholds.critical,
             ttl: ttl.map(|ttl| Ttl { ttl, due: Some(now + ttl), reported: String::new() }),
             critical_since: (status == Status::Critical).then_some(now),
-            told: None,
+            last_update: None,
         }
     }
 
-    /// Keeps less output.
+    /// Reduces the length of the stored output.
     pub fn with_max_output(self, bytes: usize) -> State {
         State { max_output: bytes, ..self }
     }
 
-    /// The first result counts like any other: a status is reached by as many as it needs.
+    /// The first result counts like any other: it takes the full number of results to change the status.
     pub fn without_credit(self) -> State {
         State { successes: 0, failures: 0, ..self }
     }
 
-    /// Continues where `previous`, the same check registered before, has arrived.
+    /// Continues from `previous`, the same check in an earlier registration.
     pub fn resume(&mut self, previous: &State) {
         self.status = previous.status;
         self.output.clone_from(&previous.output);
@@ -120,7 +120,7 @@ impl State {
         (self.successes, self.failures) = (previous.successes, previous.failures);
     }
 
-    /// Continues where it was before the sidecar was restarted; the first result counts at once all the same.
+    /// Restores the state from before a restart of the sidecar; the first result still counts at once.
     pub fn restore(&mut self, status: Status, output: String, critical_since: Option<Instant>, now: Instant) {
         if let Some(ttl) = &mut self.ttl {
             ttl.reported.clone_from(&output);
@@ -129,38 +129,38 @@ impl State {
         self.set(status, output, now);
     }
 
-    /// Has the last report count until `due`; `None`: it counts no more. Without effect on a check that has no time to live.
+    /// Makes the last report valid until `due`; `None`: it has expired. No effect on a check without a time to live.
     pub fn set_due(&mut self, due: Option<Instant>) {
         if let Some(ttl) = &mut self.ttl {
             ttl.due = due;
         }
     }
 
-    /// Since when it is critical; of one that is so by its reports, when they end.
+    /// Start of the critical state; for a critical state that is kept by reports, the time when they expire.
     pub fn critical_since(&self) -> Option<Instant> {
         self.critical_since
     }
 
-    /// The application has registered it again: a time to live that has not lapsed begins anew.
+    /// The application has registered it again: a time to live that has not expired starts again.
     pub fn rearm(&mut self, now: Instant) {
         if let Some(ttl) = &mut self.ttl {
             ttl.due = ttl.due.map(|_| now + ttl.ttl);
         }
     }
 
-    /// The status.
+    /// The current status.
     pub fn status(&self) -> Status {
         self.status
     }
 
-    /// What the last result that counted said.
+    /// Output of the last result that counted.
     pub fn output(&self) -> &str {
         &self.output
     }
 
-    /// Takes a probe's result. `false`: it takes more of them to count.
+    /// Applies a probe's result. `false`: more of them are needed before it counts.
     pub fn probed(&mut self, result: Status, output: String, now: Instant) -> bool {
-        // A warning still serves: it counts as a success.
+        // A warning still serves and counts as a success.
         if result == Status::Critical {
             self.failures = self.failures.saturating_add(1);
             self.successes = 0;
@@ -183,7 +183,7 @@ impl State {
         true
     }
 
-    /// Takes the application's report; its time to live begins anew. `false`: this check has none.
+    /// Applies the application's report; its time to live starts again. `false`: the check has none.
     pub fn reported(&mut self, status: Status, output: String, now: Instant) -> bool {
         let Some(ttl) = &mut self.ttl else { return false };
         ttl.due = Some(now + ttl.ttl);
@@ -193,8 +193,8 @@ impl State {
         true
     }
 
-    /// Takes a report that is a sign of life, whatever it says: a check that is critical by such reports is so only from
-    /// when they end. `false`: this check has no time to live.
+    /// Applies a report as a sign of life, whatever its status: critical time starts only when these reports stop.
+    /// `false`: the check has no time to live.
     pub fn renewed(&mut self, status: Status, output: String, now: Instant) -> bool {
         let renewed = self.reported(status, output, now);
         if status == Status::Critical {
@@ -203,12 +203,12 @@ impl State {
         renewed
     }
 
-    /// When the time to live lapses, unless a report comes before.
+    /// Expiry of the time to live, without a further report.
     pub fn due(&self) -> Option<Instant> {
         self.ttl.as_ref().and_then(|ttl| ttl.due)
     }
 
-    /// Makes the check critical if its time to live has lapsed.
+    /// Makes the check critical if its time to live has expired.
     pub fn expire(&mut self, now: Instant) {
         if let Some(ttl) = &mut self.ttl
             && ttl.due.is_some_and(|due| due <= now)
@@ -224,32 +224,32 @@ impl State {
         self.critical_since.is_some_and(|since| now.duration_since(since) >= limit)
     }
 
-    /// Whether the mesh must hear of it.
-    pub fn tell(&self) -> Tell {
-        match &self.told {
-            Some((status, _, _)) if *status != self.status => Tell::Now,
-            Some((_, output, at)) if *output != self.output => Tell::At(*at + OUTPUT_INTERVAL),
-            Some(_) => Tell::No,
-            None => Tell::Now,
+    /// Whether the mesh needs an update.
+    pub fn pending_update(&self) -> Update {
+        match &self.last_update {
+            Some((status, _, _)) if *status != self.status => Update::Now,
+            Some((_, output, at)) if *output != self.output => Update::At(*at + OUTPUT_INTERVAL),
+            Some(_) => Update::Unneeded,
+            None => Update::Now,
         }
     }
 
-    /// Whether the mesh must hear of it by now; taken as told.
-    pub fn due_to_tell(&mut self, now: Instant) -> bool {
-        let due = match self.tell() {
-            Tell::No => false,
-            Tell::At(at) => at <= now,
-            Tell::Now => true,
+    /// Whether an update is due now; it is recorded as sent.
+    pub fn take_due_update(&mut self, now: Instant) -> bool {
+        let due = match self.pending_update() {
+            Update::Unneeded => false,
+            Update::At(at) => at <= now,
+            Update::Now => true,
         };
         if due {
-            self.told(now);
+            self.record_update(now);
         }
         due
     }
 
-    /// The mesh has been told.
-    pub fn told(&mut self, now: Instant) {
-        self.told = Some((self.status, self.output.clone(), now));
+    /// Records that an update was sent.
+    pub fn record_update(&mut self, now: Instant) {
+        self.last_update = Some((self.status, self.output.clone(), now));
     }
 
     fn set(&mut self, status: Status, output: String, now: Instant) {
@@ -262,7 +262,7 @@ impl State {
     }
 }
 
-/// At most `bytes` of `text`.
+/// Truncates `text` to `bytes`.
 fn cap(mut text: String, bytes: usize) -> String {
     if text.len() > bytes {
         text.truncate(text.floor_char_boundary(bytes));
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_result_counts_at_once_and_later_ones_by_the_thresholds() {
+    fn the_first_result_counts_at_once_and_later_ones_by_threshold() {
         use Status::{Critical, Passing, Warning};
         let thresholds = Thresholds { passing: 2, warning: 2, critical: 3 };
         let mut state = State::new(Critical, thresholds, None, Instant::now());
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_missed_report_makes_it_critical_and_the_next_one_revives_it() {
+    async fn a_missed_report_makes_a_check_critical_until_the_next_one() {
         let ttl = Duration::from_secs(10);
         let mut state = State::new(Status::Critical, Thresholds::default(), Some(ttl), Instant::now());
         assert!(state.reported(Status::Passing, "all well".into(), Instant::now()));
@@ -312,7 +312,7 @@ mod tests {
         state.expire(Instant::now());
         assert_eq!(state.status(), Status::Critical);
         assert_eq!(state.output(), "TTL expired (last output before timeout follows): all well");
-        assert_eq!(state.due(), None, "it lapses once");
+        assert_eq!(state.due(), None, "it expires once");
         state.reported(Status::Warning, String::new(), Instant::now());
         assert_eq!((state.status(), state.due()), (Status::Warning, Some(Instant::now() + ttl)));
         assert!(!State::new(Status::Critical, Thresholds::default(), None, Instant::now()).reported(
@@ -323,23 +323,23 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn only_changes_travel_and_those_of_the_output_seldom() {
+    async fn status_changes_are_sent_at_once_and_output_changes_rarely() {
         let mut state = State::new(Status::Critical, Thresholds::default(), None, Instant::now());
-        assert_eq!(state.tell(), Tell::Now);
+        assert_eq!(state.pending_update(), Update::Now);
         let start = Instant::now();
-        state.told(start);
-        assert_eq!(state.tell(), Tell::No);
+        state.record_update(start);
+        assert_eq!(state.pending_update(), Update::Unneeded);
         state.probed(Status::Critical, "refused".into(), start);
-        assert_eq!(state.tell(), Tell::At(start + OUTPUT_INTERVAL));
+        assert_eq!(state.pending_update(), Update::At(start + OUTPUT_INTERVAL));
         state.probed(Status::Passing, "200 OK".into(), start);
-        assert_eq!(state.tell(), Tell::Now);
-        state.told(start);
+        assert_eq!(state.pending_update(), Update::Now);
+        state.record_update(start);
         state.probed(Status::Passing, "200 OK".into(), start);
-        assert_eq!(state.tell(), Tell::No);
+        assert_eq!(state.pending_update(), Update::Unneeded);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn critical_time_is_counted_from_the_change() {
+    async fn critical_time_starts_with_the_status_change() {
         let minute = Duration::from_secs(60);
         let mut state = State::new(Status::Critical, Thresholds::default(), None, Instant::now());
         tokio::time::advance(minute).await;
@@ -354,7 +354,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_renews_is_alive_however_bad_it_is() {
+    async fn renewals_count_as_alive_in_any_status() {
         let minute = Duration::from_secs(60);
         let mut state = State::new(Status::Critical, Thresholds::default(), Some(minute), Instant::now());
         for _ in 0..5 {
@@ -363,13 +363,13 @@ mod tests {
             tokio::time::advance(minute).await;
         }
         state.expire(Instant::now());
-        assert!(!state.critical_for(minute, Instant::now()), "it lapses now");
+        assert!(!state.critical_for(minute, Instant::now()), "it expires now");
         tokio::time::advance(minute).await;
         assert!(state.critical_for(minute, Instant::now()));
     }
 
     #[test]
-    fn long_output_is_cut_between_characters() {
+    fn long_output_is_truncated_at_a_character_boundary() {
         let mut state = State::new(Status::Critical, Thresholds::default(), None, Instant::now());
         state.probed(Status::Passing, format!("a{}", "é".repeat(MAX_OUTPUT)), Instant::now());
         assert_eq!(state.output().len(), MAX_OUTPUT - 1);

@@ -1,13 +1,13 @@
-//! Where a check may go: the pod of its agent, or the host of a program that registered from elsewhere, and nowhere else.
+//! Allowed destinations of checks: the agent's own pod, or the host of a program that registered remotely.
 //!
-//! A check is a request that anybody who may register can make the sidecar send, from a socket that passes the
-//! redirection. Were other hosts allowed, it would be a way around every policy.
+//! A check lets every client with registration rights send a request from a socket that bypasses the redirection. If
+//! other hosts were allowed, a check could circumvent every policy.
 
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
-/// Whether `ip` is one of this pod's own.
+/// Whether `ip` belongs to this pod.
 pub fn is_local(ip: IpAddr) -> bool {
     let ip = ip.to_canonical();
     if ip.is_loopback() {
@@ -16,11 +16,11 @@ pub fn is_local(ip: IpAddr) -> bool {
     if ip.is_unspecified() || ip.is_multicast() {
         return false;
     }
-    // To an address of its own the system would talk from that address. Nothing is sent.
+    // For an address of its own, the system would use that address as the source. Nothing is sent.
     source_towards(SocketAddr::new(ip, 9)).is_some_and(|source| source == ip)
 }
 
-/// The address that this host would talk to `remote` from.
+/// The source address of this host for packets to `remote`.
 pub fn source_towards(remote: SocketAddr) -> Option<IpAddr> {
     let any: IpAddr = if remote.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind((any, 0)).ok()?;
@@ -28,12 +28,12 @@ pub fn source_towards(remote: SocketAddr) -> Option<IpAddr> {
     Some(socket.local_addr().ok()?.ip().to_canonical())
 }
 
-/// Whose addresses are an agent's own: it registers them, and its checks go there.
+/// Addresses of an agent: it registers them, and its checks go there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Own {
-    /// This pod's.
+    /// All addresses of this pod.
     Pod,
-    /// This one, of a program elsewhere: `localhost` is there.
+    /// The address of a remote program; `localhost` refers to it.
     At(IpAddr),
 }
 
@@ -47,7 +47,7 @@ impl fmt::Display for Own {
 }
 
 impl Own {
-    /// Whether `ip` is one of them.
+    /// Whether `ip` is included.
     pub fn has(self, ip: IpAddr) -> bool {
         match self {
             Own::Pod => is_local(ip),
@@ -55,22 +55,22 @@ impl Own {
         }
     }
 
-    /// Whether a check may name `host`: a loopback or own address, `localhost`, or in a pod this host's name.
+    /// Whether a check may use `host`: a loopback or own address, `localhost`, or in a pod its host name.
     pub fn allowed(self, host: &str) -> bool {
         let localhost = host.eq_ignore_ascii_case("localhost");
         match (self, bare(host).parse::<IpAddr>()) {
             (Own::Pod, Ok(ip)) => is_local(ip),
             (Own::Pod, Err(_)) => localhost || host.eq_ignore_ascii_case(&own_name()),
             (Own::At(_), Ok(ip)) => ip.to_canonical().is_loopback() || self.has(ip),
-            // What another name means is said by DNS, and changes.
+            // Other names are refused, because DNS decides their meaning and can change it.
             (Own::At(_), Err(_)) => localhost,
         }
     }
 
-    /// The addresses to try for `host`, in turn.
+    /// The addresses to try for `host`, in order.
     ///
     /// # Errors
-    /// When the host is not allowed, or its name has no address here.
+    /// If the host is not allowed, or has no address here.
     pub async fn resolve(self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
         let refused = || io::Error::new(io::ErrorKind::PermissionDenied, format!("{host} is not an address of {self}"));
         if !self.allowed(host) {
@@ -80,7 +80,7 @@ impl Own {
             return Ok(vec![(own, port).into()]);
         }
         if host.eq_ignore_ascii_case("localhost") {
-            // What the resolver says of it is not asked: a file that is missing must not fail every check.
+            // Answered without the resolver: a missing hosts file must not fail every check.
             return Ok(vec![(Ipv4Addr::LOCALHOST, port).into(), (Ipv6Addr::LOCALHOST, port).into()]);
         }
         let to = match bare(host).parse() {
@@ -93,7 +93,7 @@ impl Own {
     }
 }
 
-/// An IPv6 address of a URL without its brackets.
+/// Removes the brackets of an IPv6 address in a URL.
 pub(super) fn bare(host: &str) -> &str {
     host.trim_start_matches('[').trim_end_matches(']')
 }
@@ -107,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_this_pod_may_be_checked() {
+    fn checks_are_limited_to_this_pod() {
         for host in
             ["127.0.0.1", "127.8.9.1", "::1", "[::1]", "localhost", "LOCALHOST", "::ffff:127.0.0.1", &own_name()]
         {
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_program_elsewhere_is_checked_where_it_asks_from() {
+    async fn checks_of_a_remote_program_go_to_its_source_address() {
         let own = Own::At([10, 0, 0, 7].into());
         for host in ["10.0.0.7", "::ffff:10.0.0.7", "localhost", "LocalHost", "127.0.0.1", "127.9.9.9", "[::1]"] {
             assert_eq!(own.resolve(host, 80).await.unwrap(), [([10, 0, 0, 7], 80).into()], "{host}");

@@ -1,4 +1,4 @@
-//! Checks as clients write them.
+//! Decoding of check definitions.
 
 use std::time::Duration;
 
@@ -13,14 +13,14 @@ use crate::checks::{Definition, Http, Kind, Place, Tls};
 
 const MIN_INTERVAL: Duration = Duration::from_secs(1);
 pub(super) const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
-/// The same of a program.
+/// The default timeout of a script check.
 const SCRIPT_TIMEOUT: Duration = Duration::from_secs(30);
 pub(super) const MIN_DEREGISTER: Duration = Duration::from_secs(60);
 
-/// Reads the body of `agent/check/register`.
+/// Decodes the body of `agent/check/register`.
 ///
 /// # Errors
-/// Consul's words, for a 400.
+/// The message for status 400, in Consul's words.
 pub fn check(body: &[u8], own: Own) -> Result<Definition, String> {
     let mut fields = Fields::of_body("the check", body)?;
     let mut definition = check_fields(&mut fields, own)?;
@@ -35,10 +35,10 @@ pub fn check(body: &[u8], own: Own) -> Result<Definition, String> {
     Ok(definition)
 }
 
-/// The check of a service that was given on the command line.
+/// The HTTP check of the service on the command line.
 ///
 /// # Errors
-/// When the path is none.
+/// If the path is invalid.
 pub fn health_path(
     service_id: &str,
     service: &str,
@@ -69,11 +69,11 @@ pub fn health_path(
     })
 }
 
-/// The check by which a service is out of use; an empty id means all services of the agent.
+/// The check that takes a service out of use; an empty id stands for all services of the agent.
 pub fn maintenance(service_id: &str, notes: &str) -> Definition {
     Definition {
         id: maintenance_id(service_id),
-        // Spring Cloud looks for the service's by this name.
+        // Spring Cloud looks a service's maintenance check up by this name.
         name: if service_id.is_empty() { "Node Maintenance Mode" } else { "Service Maintenance Mode" }.into(),
         notes: notes.into(),
         service_id: service_id.to_owned(),
@@ -87,14 +87,14 @@ pub fn maintenance(service_id: &str, notes: &str) -> Definition {
     }
 }
 
-/// Its id, which is Consul's.
+/// Consul's id of the maintenance check.
 pub fn maintenance_id(service_id: &str) -> String {
     if service_id.is_empty() { "_node_maintenance".into() } else { format!("_service_maintenance:{service_id}") }
 }
 
-/// Kinds of check that Consul has and we do not, by the field that asks for them.
+/// Kinds of checks that Consul supports and this agent does not, by their field.
 const UNSUPPORTED: [(&str, &str); 3] = [
-    ("dockercontainerid", "a docker check is not supported: the sidecar is no client of Docker"),
+    ("dockercontainerid", "a docker check is not supported: the sidecar has no Docker client"),
     ("script", "Script is not supported, as in Consul since 1.1: give the program and its arguments in Args"),
     ("osservice", "an OSService check is not supported"),
 ];
@@ -105,7 +105,7 @@ pub(super) fn check_fields(fields: &mut Fields, own: Own) -> Result<Definition, 
             return Err(format!("Invalid check: {refusal}"));
         }
     }
-    // Of kinds that were not asked for.
+    // Fields of other kinds are ignored.
     for field in ["shell", "namespace"] {
         fields.means(field);
     }
@@ -171,7 +171,7 @@ fn kind(fields: &mut Fields, ttl: Duration, own: Own) -> Result<Kind, String> {
     let tls = Tls { server_name: fields.text("tlsservername")?, skip_verify: fields.flag("tlsskipverify")? };
     let tcp_tls = fields.flag("tcpusetls")?.then(|| tls.clone());
     let grpc_tls = fields.flag("grpcusetls")?.then(|| tls.clone());
-    // The one kind that is TLS unless it says otherwise.
+    // The only kind that uses TLS by default.
     let ping_tls = fields.flag_or("h2pingusetls", true)?.then(|| tls.clone());
     let (alias, node) = (fields.text("aliasservice")?, fields.text("aliasnode")?);
     if !node.is_empty() {
@@ -201,7 +201,7 @@ fn kind(fields: &mut Fields, ttl: Duration, own: Own) -> Result<Kind, String> {
         return Ok(Kind::Udp(place(&udp, None, own)?));
     }
     if !grpc.is_empty() {
-        // A service's name may follow.
+        // The name of a service may follow.
         let (at, service) = grpc.split_once('/').unwrap_or((&grpc, ""));
         return Ok(Kind::Grpc(place(at, grpc_tls, own)?, service.to_owned()));
     }
@@ -220,7 +220,7 @@ fn kind(fields: &mut Fields, ttl: Duration, own: Own) -> Result<Kind, String> {
 fn place(text: &str, tls: Option<Tls>, own: Own) -> Result<Place, String> {
     let split = text.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?)));
     let (host, port) = split.ok_or_else(|| format!("Invalid check: {text:?} is not host:port"))?;
-    ours(host, own)?;
+    check_address(host, own)?;
     Ok(Place { host: host.to_owned(), port, tls })
 }
 
@@ -234,7 +234,7 @@ fn headers(fields: &mut Fields) -> Result<Vec<(HeaderName, HeaderValue)>, String
         };
         for value in values {
             let pair = value.as_str().and_then(|v| Some((name.parse().ok()?, v.parse().ok()?)));
-            headers.push(pair.ok_or_else(|| format!("Invalid check: the header {name:?} with {value} is none"))?);
+            headers.push(pair.ok_or_else(|| format!("Invalid check: the header {name:?} with {value} is invalid"))?);
         }
     }
     Ok(headers)
@@ -246,11 +246,11 @@ fn http_url(text: &str, own: Own) -> Result<Uri, String> {
         Some("http" | "https") => {}
         _ => return Err(format!("Invalid check: {text:?} is not a URL that begins with http:// or https://")),
     }
-    ours(url.host().unwrap_or_default(), own)?;
+    check_address(url.host().unwrap_or_default(), own)?;
     Ok(url)
 }
 
-fn ours(host: &str, own: Own) -> Result<(), String> {
+fn check_address(host: &str, own: Own) -> Result<(), String> {
     if own.allowed(host) {
         return Ok(());
     }
@@ -262,7 +262,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_kind_as_it_is_written() {
+    fn every_kind_of_check_is_decoded() {
         let kind =
             |body: &str| check(format!(r#"{{"name":"c","interval":"1s",{body}}}"#).as_bytes(), Own::Pod).unwrap().kind;
         let place = |tls| Place { host: "localhost".into(), port: 1, tls };

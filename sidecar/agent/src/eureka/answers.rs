@@ -1,4 +1,4 @@
-//! Answers to reads, in the format that the client takes.
+//! Responses to reads, in the client's format.
 
 use std::collections::BTreeMap;
 
@@ -9,17 +9,17 @@ use super::instance::{Instance, Status};
 use super::xml;
 use crate::answer::{self, Answered};
 
-/// What a client takes.
+/// Format of a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Format {
-    /// Python's client reads nothing else, and asks for nothing.
+    /// Python's client reads XML only, and sends no Accept header.
     Xml,
-    /// All others.
+    /// All other clients.
     Json,
 }
 
 impl Format {
-    /// As Netflix's server has it: JSON for those who name it.
+    /// As in Netflix's server: JSON for clients that list it.
     pub fn of(headers: &HeaderMap) -> Format {
         let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
         let json = accepted.into_iter().any(|value| value.to_ascii_lowercase().contains("json"));
@@ -37,7 +37,7 @@ impl Format {
 /// Instances by application.
 pub type Apps = BTreeMap<String, Vec<Instance>>;
 
-/// A document as an answer.
+/// A document as a response.
 pub fn answer(document: Value, format: Format) -> Answered {
     let Value::Object(map) = document else { return answer::text("") };
     let body = match format {
@@ -50,7 +50,8 @@ pub fn answer(document: Value, format: Format) -> Answered {
     answered
 }
 
-/// Any answer in the format that the client takes: empty ones name it, and texts, which are refusals, become a document.
+/// Converts a response to the client's format: an empty one gets its media type, and a text, which is an error, becomes
+/// a document.
 pub fn in_format(mut answered: Answered, headers: &HeaderMap) -> Answered {
     let format = Format::of(headers);
     let kind = answered.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
@@ -71,7 +72,7 @@ pub fn in_format(mut answered: Answered, headers: &HeaderMap) -> Answered {
     }
 }
 
-/// `apps`, `apps/delta`, `vips`: `version` is another whenever something changed, and `hash` that of the whole registry.
+/// `apps`, `apps/delta`, `vips`: `version` changes with every change, and `hash` describes the whole registry.
 pub fn applications(apps: &Apps, version: u64, hash: &str) -> Value {
     let all: Vec<Value> = apps.iter().map(|(name, instances)| Value::Object(app(name, instances))).collect();
     json!({ "applications": {
@@ -96,7 +97,7 @@ fn app(name: &str, instances: &[Instance]) -> Map<String, Value> {
     Map::from_iter([("name".to_owned(), json!(name)), ("instance".to_owned(), Value::Array(instances))])
 }
 
-/// How many instances have which status, by which clients see that they missed something: `DOWN_1_UP_3_`.
+/// Number of instances per status, by which clients detect missed changes: `DOWN_1_UP_3_`.
 pub fn hashcode(statuses: impl Iterator<Item = Status>) -> String {
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     statuses.for_each(|status| *counts.entry(status.as_str()).or_default() += 1);
@@ -108,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn json_is_for_those_who_name_it() {
+    fn json_requires_an_accept_header() {
         for (accept, format) in [
             (None, Format::Xml),
             (Some("*/*"), Format::Xml),
@@ -122,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_are_lists_even_of_one() {
+    fn single_items_are_lists_too() {
         let one = Instance { app: "ORDER".into(), host_name: "pod-1".into(), ..Default::default() };
         let apps = Apps::from([("ORDER".to_owned(), vec![one.clone()])]);
         let document = applications(&apps, 7, "UP_1_");
@@ -143,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn the_hash_counts_statuses_by_name() {
+    fn the_hash_counts_instances_by_status() {
         use Status::{Down, OutOfService, Up};
         assert_eq!(hashcode([Up, Down, Up, OutOfService, Up].into_iter()), "DOWN_1_OUT_OF_SERVICE_1_UP_3_");
         assert_eq!(hashcode([].into_iter()), "");

@@ -1,7 +1,7 @@
-//! An instance as Eureka's clients write and read it: every field that one of them sends or looks at.
+//! An instance in Eureka's format: every field that some client sends or reads.
 //!
-//! Numbers come as numbers or as texts, and ports as objects or bare; an answer has the one form that all of them take.
-//! The rules are those of Netflix's `InstanceInfo`, `LeaseInfo` and `ApplicationResource`.
+//! Numbers may arrive as numbers or strings, and ports as objects or bare; responses use the form that all clients
+//! accept. The rules are those of Netflix's `InstanceInfo`, `LeaseInfo` and `ApplicationResource`.
 
 mod fields;
 #[cfg(test)]
@@ -14,10 +14,10 @@ use serde_json::{Map, Value, json};
 use super::xml;
 use fields::Fields;
 
-/// Renewals as Eureka's clients have them by default, and how long a lease lasts after one, seconds.
+/// Default renewal interval and lease duration of Eureka's clients, in seconds.
 const RENEWAL_S: u32 = 30;
 const DURATION_S: u32 = 90;
-/// Of those who name no class.
+/// The default class.
 const DATA_CENTER_CLASS: &str = "com.netflix.appinfo.InstanceInfo$DefaultDataCenterInfo";
 
 /// Eureka's statuses.
@@ -26,21 +26,21 @@ pub enum Status {
     /// Serves.
     #[default]
     Up,
-    /// Does not.
+    /// Does not serve.
     Down,
-    /// Does not yet.
+    /// Does not serve yet.
     Starting,
-    /// Has been taken out of use.
+    /// Was taken out of use.
     OutOfService,
-    /// Has not said.
+    /// Not reported.
     Unknown,
 }
 
-/// All of them.
+/// All statuses.
 pub const STATUSES: [Status; 5] = [Status::Up, Status::Down, Status::Starting, Status::OutOfService, Status::Unknown];
 
 impl Status {
-    /// Eureka's word.
+    /// Eureka's name of the status.
     pub fn as_str(self) -> &'static str {
         match self {
             Status::Up => "UP",
@@ -51,30 +51,30 @@ impl Status {
         }
     }
 
-    /// The status of that word, whatever its case.
+    /// The status with this name, in any case.
     ///
     /// # Errors
-    /// When there is none.
+    /// If there is none.
     pub fn parse(word: &str) -> Result<Status, String> {
-        let found = STATUSES.into_iter().find(|status| status.as_str().eq_ignore_ascii_case(word));
-        found.ok_or_else(|| format!("{word:?} is not a status: UP, DOWN, STARTING, OUT_OF_SERVICE or UNKNOWN"))
+        let status = STATUSES.into_iter().find(|status| status.as_str().eq_ignore_ascii_case(word));
+        status.ok_or_else(|| format!("{word:?} is not a status: UP, DOWN, STARTING, OUT_OF_SERVICE or UNKNOWN"))
     }
 }
 
-/// What became of an instance, to those who ask for what changed.
+/// Kind of a change, for clients that read deltas.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Action {
-    /// It came.
+    /// The instance was registered.
     #[default]
     Added,
-    /// It is another.
+    /// The instance was changed.
     Modified,
-    /// It is gone.
+    /// The instance was removed.
     Deleted,
 }
 
 impl Action {
-    /// Eureka's word.
+    /// Eureka's name of the action.
     pub fn as_str(self) -> &'static str {
         match self {
             Action::Added => "ADDED",
@@ -84,93 +84,93 @@ impl Action {
     }
 }
 
-/// A port, and whether it is used.
+/// A port, and whether it is enabled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Port {
     /// Its number.
     pub number: u16,
-    /// Whether it is used.
+    /// Whether it is enabled.
     pub enabled: bool,
 }
 
 /// `dataCenterInfo`
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DataCenter {
-    /// Java's class, which Java's clients need.
+    /// Java class name, required by Java clients.
     pub class: String,
     /// `MyOwn`, `Amazon`, `Netflix`.
     pub name: String,
-    /// What Amazon says of the machine.
+    /// Amazon's metadata of the machine.
     pub metadata: BTreeMap<String, String>,
 }
 
-/// `leaseInfo`; times in milliseconds since 1970, 0 is none.
+/// `leaseInfo`; times in milliseconds since 1970, 0: unset.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lease {
-    /// Seconds between renewals.
+    /// Renewal interval in seconds.
     pub renewal_s: u32,
-    /// Seconds that it lasts after one.
+    /// Duration in seconds after a renewal.
     pub duration_s: u32,
-    /// When it began.
+    /// Start of the lease.
     pub registered: u64,
-    /// When it was renewed last, as far as the registry is told of that.
+    /// Last renewal reported to the registry.
     pub renewed: u64,
-    /// When it ended.
+    /// End of the lease.
     pub evicted: u64,
-    /// When the instance was first up.
+    /// Time when the instance was first UP.
     pub up: u64,
 }
 
 /// An instance.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Instance {
-    /// Empty where the client leaves it out: [`Instance::id`] has the rule.
+    /// Empty if the client omits it: [`Instance::id`] has the default.
     pub instance_id: String,
-    /// Where callers are sent by name.
+    /// Host name for clients.
     pub host_name: String,
-    /// Its application, in upper case.
+    /// Name of the application, in upper case.
     pub app: String,
     /// `appGroupName`
     pub app_group: String,
-    /// Where it listens.
+    /// Its IP address.
     pub ip_addr: String,
-    /// What it says of itself.
+    /// Its own status.
     pub status: Status,
-    /// What others have said instead; `Unknown`: nothing.
+    /// Status set by another client; `Unknown`: none.
     pub overridden: Status,
-    /// Plaintext.
+    /// Plaintext port.
     pub port: Port,
-    /// TLS.
+    /// TLS port.
     pub secure_port: Port,
     /// Always 1.
     pub country_id: u32,
     /// Where it runs.
     pub data_center: Option<DataCenter>,
-    /// How long it is believed to live.
+    /// Its lease.
     pub lease: Lease,
-    /// Anything.
+    /// Arbitrary metadata.
     pub metadata: BTreeMap<String, String>,
-    /// Page of its own.
+    /// Home page.
     pub home_page_url: String,
-    /// Page of its own.
+    /// Status page.
     pub status_page_url: String,
-    /// Page of its own.
+    /// Health check URL.
     pub health_check_url: String,
-    /// Page of its own.
+    /// Health check URL with TLS.
     pub secure_health_check_url: String,
-    /// Names that clients look it up by, with commas.
+    /// Virtual addresses for look-ups, comma-separated.
     pub vip_address: String,
-    /// The same, of its TLS port.
+    /// Virtual addresses of its TLS port.
     pub secure_vip_address: String,
-    /// Amazon's scaling group.
+    /// Amazon's auto scaling group.
     pub asg_name: String,
     /// Whether it is a Eureka server.
     pub is_server: bool,
     /// Milliseconds since 1970.
     pub last_updated: u64,
-    /// When the client changed it last by its own clock, milliseconds since 1970.
+    /// Time of the client's last change by its own clock, milliseconds since 1970.
     pub last_dirty: u64,
-    /// What became of it.
+    /// Kind of the last change.
     pub action: Action,
 }
 
@@ -218,10 +218,11 @@ impl Default for Lease {
 }
 
 impl Instance {
-    /// Reads the body of a registration, JSON or XML as its first character says: clients name the wrong type, or none.
+    /// Decodes the body of a registration, JSON or XML according to its first character: clients send the wrong content
+    /// type, or none.
     ///
     /// # Errors
-    /// What is wrong with it, for a 400.
+    /// The mistake, for status 400.
     pub fn of_body(body: &[u8]) -> Result<Instance, String> {
         let text = std::str::from_utf8(body).map_err(|e| format!("the body is not UTF-8: {e}"))?;
         let document = if text.trim_start().starts_with('<') {
@@ -230,15 +231,15 @@ impl Instance {
             serde_json::from_str(text).map_err(|e| format!("the body is not JSON: {e}"))?
         };
         let Some(Value::Object(map)) = document.get("instance") else {
-            return Err(r#"the body is to be {"instance": {...}} or <instance>...</instance>"#.into());
+            return Err(r#"the body must be {"instance": {...}} or <instance>...</instance>"#.into());
         };
         Instance::of(map)
     }
 
-    /// Reads an instance.
+    /// Decodes an instance.
     ///
     /// # Errors
-    /// What is wrong with it, by the field's name.
+    /// The mistake, with the field's name.
     pub fn of(map: &Map<String, Value>) -> Result<Instance, String> {
         let fields = Fields(map);
         let default = Instance::default();
@@ -246,7 +247,7 @@ impl Instance {
             "" => Ok(default),
             word => Status::parse(word).map_err(|e| format!("{key}: {e}")),
         };
-        // Netflix's own servers write the one, the newer of its clients the other.
+        // Netflix's servers write the former, its newer clients the latter.
         let overridden = match status("overriddenStatus", Status::Unknown)? {
             Status::Unknown => status("overriddenstatus", Status::Unknown)?,
             other => other,
@@ -331,35 +332,35 @@ impl Instance {
         );
         set("metadata", json!(self.metadata));
         set("isCoordinatingDiscoveryServer", self.is_server.to_string().into());
-        // Texts in Eureka's JSON, unlike those of the lease.
+        // Strings in Eureka's JSON, unlike the timestamps of the lease.
         set("lastUpdatedTimestamp", self.last_updated.to_string().into());
         set("lastDirtyTimestamp", self.last_dirty.to_string().into());
         set("actionType", self.action.as_str().into());
         all
     }
 
-    /// What names it among those of its application: `InstanceInfo.getId` has the order.
+    /// Identifier within its application, in the order of `InstanceInfo.getId`.
     pub fn id(&self) -> &str {
         let machine = self.data_center.as_ref().and_then(|center| center.metadata.get("instance-id"));
         let ids = [Some(&self.instance_id), machine, Some(&self.host_name)];
         ids.into_iter().flatten().find(|id| !id.is_empty()).map_or("", String::as_str)
     }
 
-    /// What counts: what others have said, else what it says of itself.
+    /// Effective status: the override, otherwise its own.
     pub fn effective(&self) -> Status {
         if self.overridden == Status::Unknown { self.status } else { self.overridden }
     }
 
-    /// The port that it is called at: the plaintext one, unless only the other is used.
+    /// The port for clients: the plaintext one, unless only the TLS port is enabled.
     pub fn used_port(&self) -> u16 {
         let secure_alone = self.secure_port.enabled && !self.port.enabled;
         if secure_alone { self.secure_port.number } else { self.port.number }
     }
 
-    /// Whether it may be registered as one of `app`.
+    /// Checks whether it may be registered as an instance of `app`.
     ///
     /// # Errors
-    /// What is missing, in the words of Netflix's server.
+    /// The missing field, in the words of Netflix's server.
     pub fn check(&self, app: &str) -> Result<(), String> {
         let missing = [
             (self.id(), "Missing instanceId"),

@@ -1,13 +1,13 @@
-//! Netflix Eureka's REST API, in JSON and XML, over the same services and checks as Consul's: what registers by the one is
-//! seen by the other, by DNS and by the mesh.
+//! Netflix Eureka's REST API, in JSON and XML, over the same services and checks as Consul's: registrations by one API
+//! are visible in the other, in DNS and in the mesh.
 //!
-//! An application is a service, an instance one of it, a lease a TTL check, OUT_OF_SERVICE the service's maintenance mode,
-//! and metadata are metadata. What Consul's model has no place for (pages, virtual addresses, the data centre) stays with
-//! the registration as Eureka's own document.
+//! An application is a service, an instance is one of its instances, a lease is a TTL check, OUT_OF_SERVICE is the
+//! service's maintenance mode, and metadata is metadata. Fields without an equivalent in Consul's model (pages, virtual
+//! addresses, the data centre) are kept as Eureka's own document with the registration.
 //!
-//! [`route`] finds the endpoint; [`instance`] reads and shows instances, [`xml`] is the other format, [`answers`] has the
-//! documents around instances, and `write` changes what is registered. Reads are of the whole mesh: the control plane
-//! answers them.
+//! [`route`] finds the endpoint; [`instance`] decodes and encodes instances, [`xml`] converts to the other format,
+//! [`answers`] builds the documents around instances, and `write` changes registrations. Reads cover the whole mesh, so
+//! the control plane answers them.
 
 pub mod answers;
 pub mod instance;
@@ -25,9 +25,9 @@ use crate::answer::{self, Answered};
 use crate::query::Query;
 use crate::refused::Refused;
 use route::{Endpoint, Missed};
-pub use write::{MAX_DOCUMENT, Turn, lease_id, service_id};
+pub use write::{ChangeLock, MAX_DOCUMENT, lease_id, service_id};
 
-/// Answers one request to the agent.
+/// Responds to one request to the agent.
 pub async fn answer(agent: &Agent, head: &request::Parts, query: &Query, body: Bytes) -> Answered {
     let answered = match route::route(&head.method, head.uri.path()) {
         Ok(Endpoint::Write(write)) => write::write(agent, write, query, &body).await,
@@ -37,7 +37,7 @@ pub async fn answer(agent: &Agent, head: &request::Parts, query: &Query, body: B
     answered.unwrap_or_else(|refused| refusal(&refused))
 }
 
-/// To those who reach no endpoint.
+/// The response to a request without an endpoint.
 pub fn missed_answer(missed: Missed, head: &request::Parts) -> Answered {
     match missed {
         Missed::Method(allowed) => answer::wrong_method(&head.method, allowed),
@@ -45,12 +45,12 @@ pub fn missed_answer(missed: Missed, head: &request::Parts) -> Answered {
     }
 }
 
-/// A refusal, as plain text: [`answers::in_format`] makes a document of it.
+/// An error as plain text; [`answers::in_format`] makes a document of it.
 pub fn refusal(refused: &Refused) -> Answered {
     answer::refusal(refused, false, &Query::default())
 }
 
-/// There is no such instance here.
+/// The error for an instance that is not registered here.
 fn unknown(app: &str, id: &str) -> Refused {
     Refused::new(StatusCode::NOT_FOUND, format!("no instance {id:?} of {app:?} is registered in this pod"))
 }

@@ -1,21 +1,21 @@
-//! Which of Eureka's endpoints a request means. Netflix's server has its API under `/eureka/v2`, Spring's under `/eureka`;
-//! some clients end paths with a slash.
+//! Routing of requests to Eureka's endpoints. Netflix's server has its API under `/eureka/v2`, Spring's under
+//! `/eureka`; some clients end paths with a slash.
 
 use http::{Method, StatusCode};
 
 use crate::query::unescape;
 use crate::refused::Refused;
 
-/// What is asked for. An application's name comes before an instance's id.
+/// An endpoint with its arguments. The name of the application precedes the instance's id.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Endpoint {
-    /// What is answered by the agent of the instance's pod.
+    /// Answered by the agent of the instance's pod.
     Write(Write),
-    /// What is answered for the whole mesh.
+    /// Answered for the whole mesh.
     Read(Read),
 }
 
-/// A change of what is registered.
+/// A change of a registration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Write {
     /// `POST apps/:app`
@@ -51,16 +51,16 @@ pub enum Read {
     SecureVip(String),
 }
 
-/// Why a request reaches no endpoint.
+/// Reason why a request has no endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Missed {
-    /// It takes other methods: these, with commas.
+    /// The path supports other methods: these, comma-separated.
     Method(&'static str),
-    /// There is none.
+    /// There is no such endpoint.
     Refused(Refused),
 }
 
-/// Whether a path is of Eureka's API.
+/// Whether a path belongs to Eureka's API.
 pub fn is_ours(path: &str) -> bool {
     below(path).is_some()
 }
@@ -78,16 +78,16 @@ fn below(path: &str) -> Option<&str> {
 /// The endpoint of `method` and `path`.
 ///
 /// # Errors
-/// When there is none.
+/// If there is none.
 pub fn route(method: &Method, path: &str) -> Result<Endpoint, Missed> {
     let short = below(path).unwrap_or_default();
     let short = short.strip_suffix('/').unwrap_or(short);
-    // Netflix's server takes empty segments as they come: a URL that ends with a slash and a path that begins with one.
+    // Netflix's server ignores empty segments, which occur when a URL ends with a slash and the path begins with one.
     let short = short.trim_start_matches('/');
     let parts: Vec<String> = short.split('/').map(|part| unescape(part, false)).collect();
     let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
     let name = |name: &str| name.to_owned();
-    // Python leaves the slashes of an id as they are.
+    // Python's client does not escape slashes in an id.
     let id = |parts: &[&str]| parts.join("/");
     let read = match parts.as_slice() {
         ["apps"] => Read::Apps,
@@ -134,7 +134,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_endpoint_under_both_paths() {
+    fn all_endpoints_exist_under_both_prefixes() {
         let (a, i) = (|| "A".to_owned(), || "h:a:1".to_owned());
         for (method, path, endpoint) in [
             ("GET", "apps", Endpoint::Read(Read::Apps)),
@@ -162,9 +162,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_there_says_so() {
-        for (path, ours) in [("/eureka", true), ("/eureka/v2", true), ("/eurekas", false), ("/v1/agent/self", false)] {
-            assert_eq!(is_ours(path), ours, "{path}");
+    fn unknown_paths_and_methods_are_refused() {
+        for (path, is_eureka) in
+            [("/eureka", true), ("/eureka/v2", true), ("/eurekas", false), ("/v1/agent/self", false)]
+        {
+            assert_eq!(is_ours(path), is_eureka, "{path}");
         }
         for (method, path, allowed) in [
             (Method::POST, "/eureka/apps", "GET"),

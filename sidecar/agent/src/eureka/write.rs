@@ -1,6 +1,6 @@
 //! Registrations, leases, statuses and metadata, as changes of the agent's services and checks.
 //!
-//! Netflix's `ApplicationResource`, `InstanceResource` and `AbstractInstanceRegistry` have the rules.
+//! The rules are those of Netflix's `ApplicationResource`, `InstanceResource` and `AbstractInstanceRegistry`.
 
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
@@ -20,34 +20,34 @@ use crate::checks::{Definition, Kind};
 use crate::query::Query;
 use crate::refused::Refused;
 
-/// Largest document that goes with a registration, bytes.
+/// Maximum size of the document stored with a registration, in bytes.
 pub const MAX_DOCUMENT: usize = 16 << 10;
-/// Shortest time after the end of a lease until its instance is taken back: Consul's.
+/// Minimum time between the end of a lease and the removal of its instance, as in Consul.
 const MIN_DEREGISTER: Duration = Duration::from_secs(60);
 const OUT_OF_SERVICE: &str = "OUT_OF_SERVICE by Eureka's API";
 
-/// Held while something is changed: a change begins with what is there.
+/// Serialises changes, each of which starts by reading the current state.
 #[derive(Debug, Default)]
-pub struct Turn(tokio::sync::Mutex<()>);
+pub struct ChangeLock(tokio::sync::Mutex<()>);
 
-/// The service id of an application's instance. Eureka's key is both: Netflix's client takes the machine's name for the id, whatever
-/// runs there.
+/// The service id of an application's instance. Eureka's key has both parts: Netflix's client uses the machine's name
+/// as the id for every application.
 pub fn service_id(app: &str, id: &str) -> String {
     format!("{}:{id}", app.to_lowercase())
 }
 
-/// The check that is the lease of a service.
+/// The check that represents a service's lease.
 pub fn lease_id(service_id: &str) -> String {
     format!("eureka:{service_id}")
 }
 
-/// Makes a change, in turn.
+/// Applies a change, one at a time.
 pub(super) async fn write(agent: &Agent, write: Write, query: &Query, body: &[u8]) -> Result<Answered, Refused> {
     let _turn = agent.eureka.0.lock().await;
     match write {
         Write::Register(app) => {
             register(agent, &app, body).await?;
-            // One client takes any other status for a failure.
+            // One client treats any other status as a failure.
             let mut answer = answer::done();
             *answer.status_mut() = StatusCode::NO_CONTENT;
             return Ok(answer);
@@ -76,26 +76,26 @@ pub(super) async fn write(agent: &Agent, write: Write, query: &Query, body: &[u8
 async fn register(agent: &Agent, app: &str, body: &[u8]) -> Result<(), Refused> {
     let mut given = Instance::of_body(body).map_err(Refused::bad)?;
     given.check(app).map_err(Refused::bad)?;
-    // One of an earlier version has another service id, and keeps it.
-    let (service_id, held) = match find(agent, app, given.id()) {
-        Ok((service, Some(held))) => (service.service_id, Some(held)),
+    // An instance registered by an earlier version has another service id, and keeps it.
+    let (service_id, earlier) = match find(agent, app, given.id()) {
+        Ok((service, Some(earlier))) => (service.service_id, Some(earlier)),
         _ => (service_id(&given.app, given.id()), None),
     };
     let now = now();
-    given.lease.registered = held.as_ref().map_or(now, |held| held.lease.registered);
+    given.lease.registered = earlier.as_ref().map_or(now, |earlier| earlier.lease.registered);
     given.lease.renewed = now;
     given.last_updated = now;
     if given.last_dirty == 0 {
         given.last_dirty = now;
     }
     let taken_out = given.overridden == Status::OutOfService;
-    // What others have said outlives a registration.
-    let overridden = held.as_ref().map_or(Status::Unknown, |held| held.overridden);
+    // A status override survives a registration.
+    let overridden = earlier.as_ref().map_or(Status::Unknown, |earlier| earlier.overridden);
     if overridden != Status::Unknown || taken_out {
         given.overridden = overridden;
     }
     if given.effective() == Status::Up && given.lease.up == 0 {
-        given.lease.up = held.map(|held| held.lease.up).filter(|up| *up != 0).unwrap_or(now);
+        given.lease.up = earlier.map(|earlier| earlier.lease.up).filter(|up| *up != 0).unwrap_or(now);
     }
     let service = v1::Instance {
         service_id: service_id.clone(),
@@ -112,7 +112,8 @@ async fn register(agent: &Agent, app: &str, body: &[u8]) -> Result<(), Refused> 
     Ok(())
 }
 
-/// A heartbeat. Not known, or changed by the client since: it is to register again.
+/// A heartbeat. If the instance is unknown, or changed by the client since, the response makes the client register
+/// again.
 async fn renew(agent: &Agent, app: &str, id: &str, query: &Query) -> Result<(), Refused> {
     let (service, document) = find(agent, app, id)?;
     let document = document.ok_or_else(|| unknown(app, id))?;
@@ -133,7 +134,7 @@ async fn set_override(agent: &Agent, app: &str, id: &str, status: Status, query:
             return agent.local.maintenance(&service.service_id, None).await;
         }
         let text = format!(
-            "{id:?} was not registered by Eureka's API: it can be UP or OUT_OF_SERVICE, its checks say the rest"
+            "{id:?} was not registered by Eureka's API: it can be UP or OUT_OF_SERVICE, its checks decide the others"
         );
         return Err(Refused::bad(text));
     };
@@ -158,7 +159,7 @@ async fn end_override(agent: &Agent, app: &str, id: &str, query: &Query) -> Resu
     agent.local.maintenance(&service_id, None).await
 }
 
-/// What is registered here of that application and id, and its document where this API registered it.
+/// The service with that application and id, and its document if it was registered by this API.
 fn find(agent: &Agent, app: &str, id: &str) -> Result<(v1::Instance, Option<Instance>), Refused> {
     let of_app = agent.local.services().into_iter().filter(|service| service.service.eq_ignore_ascii_case(app));
     let documents = of_app.map(|service| {
@@ -167,17 +168,17 @@ fn find(agent: &Agent, app: &str, id: &str) -> Result<(v1::Instance, Option<Inst
     });
     let (own, others): (Vec<_>, Vec<_>) = documents.partition(|(_, document)| document.is_some());
     let own = own.into_iter().find(|(_, document)| document.as_ref().is_some_and(|document| document.id() == id));
-    let found = own.or_else(|| others.into_iter().find(|(service, _)| service.service_id == id));
-    found.ok_or_else(|| unknown(app, id))
+    let registration = own.or_else(|| others.into_iter().find(|(service, _)| service.service_id == id));
+    registration.ok_or_else(|| unknown(app, id))
 }
 
-/// Registers a service, and with a document its lease, which begins anew.
+/// Registers a service and, with a document, its lease, which starts again.
 async fn put(agent: &Agent, mut service: v1::Instance, document: Option<Instance>) -> Result<(), Refused> {
     let Some(document) = document else { return agent.local.register(service, Vec::new(), false).await };
     service.eureka = serde_json::Value::Object(document.json()).to_string();
     if service.eureka.len() > MAX_DOCUMENT {
         return Err(Refused::bad(format!(
-            "the instance is too large: {MAX_DOCUMENT} bytes at most beside its metadata"
+            "the instance is too large: at most {MAX_DOCUMENT} bytes without its metadata"
         )));
     }
     let check = lease_check(&service, &document);
@@ -186,7 +187,7 @@ async fn put(agent: &Agent, mut service: v1::Instance, document: Option<Instance
     lease(agent, &service_id, &document).await
 }
 
-/// The lease goes on, and tells the status.
+/// Renews the lease and sets its status.
 async fn lease(agent: &Agent, service_id: &str, document: &Instance) -> Result<(), Refused> {
     let status = document.effective();
     agent.local.renew(&lease_id(service_id), health(status), status.as_str()).await
@@ -209,28 +210,29 @@ fn lease_check(service: &v1::Instance, document: &Instance) -> Definition {
         initial: health(document.effective()),
         thresholds: Thresholds::default(),
         max_output: MAX_OUTPUT,
-        // Critical from the end of the lease: three durations after the last sign of life it is gone.
+        // Critical from the end of the lease; the instance is removed three durations after the last heartbeat.
         deregister_after: Some((2 * duration).max(MIN_DEREGISTER)),
     }
 }
 
-/// The address to register for `given`; empty: our own. A program may know its own name only, or its loopback.
+/// The address to register for `given`; empty: the agent's own. A program may know only its host name, or its loopback
+/// address.
 fn address(given: &str, own: Own) -> Result<String, String> {
     match given.trim().parse::<IpAddr>() {
         Ok(ip) if ip.is_loopback() => Ok(String::new()),
         Ok(ip) if !own.has(ip) => Err(format!(
-            "Invalid ip address: {ip} is not an address of {own}; each instance registers from where it is"
+            "Invalid ip address: {ip} is not an address of {own}; each instance must register from its own host"
         )),
         Ok(ip) => Ok(ip.to_string()),
         Err(_) => Ok(String::new()),
     }
 }
 
-/// When the client changed it last, as it says.
+/// Time of the client's last change, from the query.
 fn dirty(query: &Query) -> Result<Option<u64>, Refused> {
     let given = query.value("lastDirtyTimestamp").filter(|text| !text.is_empty() && *text != "null");
     let number =
-        |text: &str| text.parse().map_err(|_| Refused::bad(format!("lastDirtyTimestamp: {text:?} is no number")));
+        |text: &str| text.parse().map_err(|_| Refused::bad(format!("lastDirtyTimestamp: {text:?} is not a number")));
     given.map(number).transpose()
 }
 

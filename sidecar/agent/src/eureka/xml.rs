@@ -1,17 +1,19 @@
-//! Eureka's two formats are one: its JSON was made from its XML by a rule, and here is the rule, both ways.
+//! Conversion between Eureka's two formats: its JSON was derived from its XML by a rule, implemented here in both
+//! directions.
 //!
-//! An attribute is a member that begins with `@`, the text beside attributes is `$`, and elements of one name are a list.
-//! So documents are built and read once, as JSON, and XML is a way to write them. Under `metadata` every element is data:
-//! its name is a key, with what no XML name may hold written `_xHHHH_` (ISO 9075-14, .NET's `XmlConvert`).
+//! An attribute is a member whose name begins with `@`, the text beside attributes is `$`, and elements with the same
+//! name form a list. Documents are therefore built and read once, as JSON, and XML is an encoding of them. Under
+//! `metadata` every element is data: its name is a key, with characters that are invalid in XML names encoded as
+//! `_xHHHH_` (ISO 9075-14, .NET's `XmlConvert`).
 
 use quick_xml::escape::escape;
 use quick_xml::events::{BytesStart, Event};
 use quick_xml::{Reader, XmlVersion};
 use serde_json::{Map, Value};
 
-/// Elements within elements, at most; those of Eureka are five deep.
+/// Maximum depth of elements; Eureka's documents have a depth of five.
 const MAX_DEPTH: usize = 16;
-/// Attributes of one element, at most: each is compared with all before it.
+/// Maximum number of attributes of an element: each is compared with all before it.
 const MAX_ATTRIBUTES: usize = 8;
 /// The element whose children are data.
 const DATA: &str = "metadata";
@@ -64,19 +66,19 @@ impl Open {
     }
 }
 
-/// A document as JSON: an object of one member, named as the root element. Every value is a text.
+/// Converts a document to JSON: an object with one member, named like the root element. Every value is a string.
 ///
 /// # Errors
-/// What is wrong with it, and where.
+/// The mistake and its position.
 pub fn read(text: &str) -> Result<Value, String> {
     let mut reader = Reader::from_str(text);
     let mut open: Vec<Open> = Vec::new();
     loop {
         let at = reader.buffer_position();
-        let wrong = |e: &dyn std::fmt::Display| format!("the XML document is wrong at byte {at}: {e}");
+        let wrong = |e: &dyn std::fmt::Display| format!("invalid XML at byte {at}: {e}");
         let in_data = open.last().is_some_and(|parent| parent.name == DATA);
         let closed = match reader.read_event().map_err(|e| wrong(&e))? {
-            Event::Start(_) if open.len() == MAX_DEPTH => return Err(wrong(&"elements are too deep")),
+            Event::Start(_) if open.len() == MAX_DEPTH => return Err(wrong(&"elements are nested too deep")),
             Event::Start(start) => {
                 open.push(Open::of(&start, in_data).map_err(|e| wrong(&e))?);
                 None
@@ -92,11 +94,11 @@ pub fn read(text: &str) -> Result<Value, String> {
                         None => {
                             let name = name.xml10_content();
                             let known = quick_xml::escape::resolve_predefined_entity(&name);
-                            known.ok_or_else(|| wrong(&format!("the entity {name:?} is not known")))?.to_owned()
+                            known.ok_or_else(|| wrong(&format!("the entity {name:?} is unknown")))?.to_owned()
                         }
                     },
-                    // It could define entities, and entities of entities.
-                    Event::DocType(_) => return Err(wrong(&"a document type is not taken")),
+                    // A document type could define entities, and entities of entities.
+                    Event::DocType(_) => return Err(wrong(&"document types are not supported")),
                     Event::Eof => return Err(wrong(&"it ends before its root element does")),
                     _ => String::new(),
                 };
@@ -116,7 +118,7 @@ pub fn read(text: &str) -> Result<Value, String> {
     }
 }
 
-/// Writes the members of an object as XML; where there is one, it is the root element.
+/// Writes the members of an object as XML; a single member is the root element.
 pub fn write(document: &Map<String, Value>) -> String {
     let mut out = String::new();
     document.iter().for_each(|(name, value)| element(&mut out, name, value));
@@ -161,7 +163,7 @@ fn parent(out: &mut String, name: &str, map: &Map<String, Value>) {
     out.extend(["</", name, ">"]);
 }
 
-/// The text of what is neither a list nor an object.
+/// The text of a scalar.
 pub(super) fn plain(value: &Value) -> Option<String> {
     match value {
         Value::String(text) => Some(text.clone()),
@@ -171,17 +173,17 @@ pub(super) fn plain(value: &Value) -> Option<String> {
     }
 }
 
-/// What XML 1.0 (2.2) has no way to say is a replacement character.
+/// Replaces characters that XML 1.0 (2.2) cannot represent by the replacement character.
 fn escaped(text: &str) -> String {
-    let said = |c: char| match c {
+    let representable = |c: char| match c {
         '\t' | '\n' | '\r' | '\u{20}'..='\u{fffd}' | '\u{10000}'.. => c,
         _ => char::REPLACEMENT_CHARACTER,
     };
-    let text: String = text.chars().map(said).collect();
+    let text: String = text.chars().map(representable).collect();
     escape(text.as_str()).into_owned()
 }
 
-/// A key as the name of an element. A colon would name a namespace.
+/// Encodes a key as an element name. A colon would denote a namespace.
 fn encoded(key: &str) -> String {
     if key.is_empty() {
         return "_x_".into();
@@ -202,7 +204,7 @@ fn encoded(key: &str) -> String {
     name
 }
 
-/// The key that [`encoded`] wrote; what is none of its work stays.
+/// Decodes a key written by [`encoded`]; other text is unchanged.
 fn decoded(name: &str) -> String {
     let mut key = String::new();
     let mut rest = name;
@@ -236,7 +238,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn xml_is_the_json_that_eureka_would_send() {
+    fn xml_is_converted_to_eurekas_json() {
         let text = r#"<?xml version="1.0" encoding="UTF-8"?>
             <instance><!-- ours --><hostName>a &amp; b&#33;</hostName><port enabled="true">8080</port>
             <metadata class="java.util.Collections$EmptyMap"/><status><![CDATA[UP]]></status>
@@ -256,12 +258,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_document_says_where() {
+    fn invalid_documents_are_refused_with_the_position() {
         for (text, words) in [
             ("", "ends before"),
             ("<a><b></a>", "at byte 6"),
-            ("<a>&nobody;</a>", "\"nobody\" is not known"),
-            ("<!DOCTYPE a [<!ENTITY b \"c\">]><a>&b;</a>", "document type"),
+            ("<a>&missing;</a>", "\"missing\" is unknown"),
+            ("<!DOCTYPE a [<!ENTITY b \"c\">]><a>&b;</a>", "document types"),
             ("<a b=1/>", "at byte 0"),
             (&"<a>".repeat(MAX_DEPTH + 1), "too deep"),
             ("<a b='' c='' d='' e='' f='' g='' h='' i='' j=''/>", "more than 8 attributes"),
@@ -272,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_that_are_no_names_are_written_so_that_parsers_take_them() {
+    fn invalid_xml_names_are_encoded() {
         for (key, name) in [
             ("management.port", "management.port"),
             ("app_name", "app_name"),
@@ -288,14 +290,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read_back(data in proptest::collection::btree_map(".*", "[^\u{0}-\u{8}\u{b}\u{c}\u{e}-\u{1f}\u{fffe}\u{ffff}]*", 1..5)) {
+        fn documents_round_trip(data in proptest::collection::btree_map(".*", "[^\u{0}-\u{8}\u{b}\u{c}\u{e}-\u{1f}\u{fffe}\u{ffff}]*", 1..5)) {
             let document = json!({ "metadata": data });
             let text = write(document.as_object().unwrap());
             prop_assert_eq!(read(&text).unwrap(), document, "{}", text);
         }
 
         #[test]
-        fn nothing_breaks_the_reader(text in "[<>&;/a-c!?\\[\\]\"= -]{0,60}") {
+        fn arbitrary_input_never_panics(text in "[<>&;/a-c!?\\[\\]\"= -]{0,60}") {
             let _ = read(&text);
         }
     }

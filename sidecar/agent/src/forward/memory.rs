@@ -1,4 +1,4 @@
-//! The last answers of the control plane, the oldest forgotten first.
+//! A cache of the control plane's last answers; the oldest is evicted first.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,36 +7,36 @@ use std::time::Duration;
 use tokio::time::Instant;
 use weft_proto::v1::Answer;
 
-/// Answers that are remembered.
+/// Maximum number of cached answers.
 pub(super) const ENTRIES: usize = 256;
-/// Bytes of them.
+/// Maximum size of all cached answers in bytes.
 pub(super) const BYTES: usize = 16 << 20;
-/// A larger answer is not remembered, bytes.
+/// Maximum size of a cached answer in bytes.
 pub(super) const LARGEST: usize = 4 << 20;
 
-/// What makes two reads the same: path, query and the headers that are passed on.
+/// Identity of a read: path, query and the forwarded headers.
 pub(super) type Key = Vec<String>;
 
-pub(super) struct Kept {
+pub(super) struct CachedAnswer {
     at: Instant,
     answer: Arc<Answer>,
     pub(super) bytes: usize,
 }
 
-/// The last answers.
+/// The cached answers.
 #[derive(Default)]
 pub(super) struct Memory {
-    pub(super) kept: HashMap<Key, Kept>,
+    pub(super) answers: HashMap<Key, CachedAnswer>,
     pub(super) bytes: usize,
 }
 
 impl Memory {
-    /// An answer, and how old it is.
+    /// An answer and its age.
     pub(super) fn get(&self, key: &Key) -> Option<(Arc<Answer>, Duration)> {
-        self.kept.get(key).map(|kept| (kept.answer.clone(), kept.at.elapsed()))
+        self.answers.get(key).map(|cached| (cached.answer.clone(), cached.at.elapsed()))
     }
 
-    /// Remembers an answer, in the place of an earlier one.
+    /// Stores an answer, replacing an earlier one.
     pub(super) fn put(&mut self, key: &Key, answer: &Arc<Answer>) {
         self.remove(key);
         let texts = key.iter().chain(answer.headers.keys()).chain(answer.headers.values()).map(String::len);
@@ -44,18 +44,18 @@ impl Memory {
         if bytes > LARGEST {
             return;
         }
-        while self.kept.len() >= ENTRIES || self.bytes + bytes > BYTES {
-            let oldest = self.kept.iter().min_by_key(|(_, kept)| kept.at).map(|(key, _)| key.clone());
+        while self.answers.len() >= ENTRIES || self.bytes + bytes > BYTES {
+            let oldest = self.answers.iter().min_by_key(|(_, cached)| cached.at).map(|(key, _)| key.clone());
             let Some(oldest) = oldest else { break };
             self.remove(&oldest);
         }
         self.bytes += bytes;
-        self.kept.insert(key.clone(), Kept { at: Instant::now(), answer: answer.clone(), bytes });
+        self.answers.insert(key.clone(), CachedAnswer { at: Instant::now(), answer: answer.clone(), bytes });
     }
 
-    /// Forgets one.
+    /// Removes an answer.
     pub(super) fn remove(&mut self, key: &Key) {
-        if let Some(gone) = self.kept.remove(key) {
+        if let Some(gone) = self.answers.remove(key) {
             self.bytes -= gone.bytes;
         }
     }

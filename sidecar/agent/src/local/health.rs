@@ -1,4 +1,4 @@
-//! Checks: registered, reported on, removed; maintenance mode is one of them.
+//! Registration, reports and removal of checks, including maintenance mode.
 
 use std::sync::Arc;
 
@@ -12,15 +12,15 @@ use super::{LIMIT, Local, Writing};
 use crate::checks::state::{State, Status};
 use crate::checks::{Definition, Kind};
 
-/// Consul's words where no reason is given.
+/// Consul's text if no reason is given.
 const NO_REASON: &str =
     "Maintenance mode is enabled for this service, but no reason was provided. This is a default message.";
 
 impl Local {
-    /// Registers a check of a service, or of the node, or changes it.
+    /// Registers or changes a check of a service or of the node.
     ///
     /// # Errors
-    /// When there is no such service, or too many checks.
+    /// If the service does not exist, or there are too many checks.
     pub async fn register_check(self: &Arc<Self>, definition: Definition) -> Result<(), Refused> {
         let writing = self.writer.lock().await;
         self.put_check(&writing, definition).await?;
@@ -28,7 +28,7 @@ impl Local {
         Ok(())
     }
 
-    /// Refuses a program where none may be run.
+    /// Refuses a script check where programs may not be run.
     pub(super) fn may_run(&self, check: &Definition) -> Result<(), Refused> {
         match self.sockets.no_scripts().filter(|_| matches!(check.kind, Kind::Script(_))) {
             Some(why) => Err(Refused::bad(format!("Invalid check: {why}"))),
@@ -40,29 +40,29 @@ impl Local {
         self.may_run(&definition)?;
         let now = Instant::now();
         let (check, moved) = {
-            let mut held = self.lock();
-            if !definition.service_id.is_empty() && !held.services.contains_key(&definition.service_id) {
+            let mut registrations = self.lock();
+            if !definition.service_id.is_empty() && !registrations.services.contains_key(&definition.service_id) {
                 let text = format!("ServiceID {:?} does not exist", definition.service_id);
                 return Err(Refused::new(StatusCode::NOT_FOUND, text));
             }
             let mut state = new_state(&definition, now);
             let mut moved = None;
-            if let Some(old) = held.checks.get(&definition.id) {
+            if let Some(old) = registrations.checks.get(&definition.id) {
                 if old.definition.service_id == definition.service_id {
                     state.resume(&old.state);
                 } else {
                     moved = Some(old.wire());
                 }
-            } else if held.checks.len() >= LIMIT {
-                return Err(Refused::bad(format!("one agent holds {LIMIT} checks at most")));
-            } else if let Some(left) = held.left.remove(&definition.id) {
-                left.continue_in(&mut state, now);
+            } else if registrations.checks.len() >= LIMIT {
+                return Err(Refused::bad(format!("one agent holds at most {LIMIT} checks")));
+            } else if let Some(left) = registrations.saved_checks.remove(&definition.id) {
+                left.restore_into(&mut state, now);
             }
-            state.told(now);
+            state.record_update(now);
             let check = wire(&definition, &state);
-            match held.checks.get_mut(&definition.id) {
+            match registrations.checks.get_mut(&definition.id) {
                 Some(old) if *old.definition == definition => old.state.rearm(now),
-                _ => self.start(&mut held, definition, state),
+                _ => self.start(&mut registrations, definition, state),
             }
             (check, moved)
         };
@@ -74,10 +74,10 @@ impl Local {
         Ok(())
     }
 
-    /// Takes a check back.
+    /// Deregisters a check.
     ///
     /// # Errors
-    /// When there is none.
+    /// If it does not exist.
     pub async fn deregister_check(&self, id: &str) -> Result<(), Refused> {
         let writing = self.writer.lock().await;
         let gone = self.lock().checks.remove(id).ok_or_else(|| Refused::unknown_check(id))?;
@@ -87,18 +87,18 @@ impl Local {
         Ok(())
     }
 
-    /// Takes the application's report on a TTL check.
+    /// Applies the application's report for a TTL check.
     ///
     /// # Errors
-    /// When there is none of that id.
+    /// If there is no TTL check with this id.
     pub async fn report_ttl(&self, id: &str, status: Status, output: String) -> Result<(), Refused> {
         self.reported(id, |state, now| state.reported(status, output, now)).await
     }
 
-    /// Takes a renewal of a lease, as [`State::renewed`].
+    /// Applies a renewal of a lease, see [`State::renewed`].
     ///
     /// # Errors
-    /// When there is no check of that id with a time to live.
+    /// If there is no TTL check with this id.
     pub async fn renew(&self, id: &str, status: Status, output: &str) -> Result<(), Refused> {
         self.reported(id, |state, now| state.renewed(status, output.to_owned(), now)).await
     }
@@ -106,8 +106,8 @@ impl Local {
     async fn reported(&self, id: &str, take: impl FnOnce(&mut State, Instant) -> bool) -> Result<(), Refused> {
         let _writing = self.writer.lock().await;
         let check = {
-            let mut held = self.lock();
-            let entry = held.checks.get_mut(id).ok_or_else(|| Refused::unknown_check(id))?;
+            let mut registrations = self.lock();
+            let entry = registrations.checks.get_mut(id).ok_or_else(|| Refused::unknown_check(id))?;
             let now = Instant::now();
             if !take(&mut entry.state, now) {
                 let text = format!("CheckID {id:?} does not have associated TTL");
@@ -123,10 +123,10 @@ impl Local {
         Ok(())
     }
 
-    /// Takes a service out of use for `reason`, or with `None` back in.
+    /// Takes a service out of use for `reason`, or with `None` back into use.
     ///
     /// # Errors
-    /// When there is none of that id.
+    /// If it does not exist.
     pub async fn maintenance(self: &Arc<Self>, service_id: &str, reason: Option<&str>) -> Result<(), Refused> {
         if !service_id.is_empty() {
             self.service(service_id)?;
@@ -134,7 +134,7 @@ impl Local {
         let id = definitions::maintenance_id(service_id);
         let there = self.lock().checks.contains_key(&id);
         match reason {
-            // Consul leaves the first reason.
+            // Like Consul, keeps the first reason.
             Some(_) if there => Ok(()),
             None if !there => Ok(()),
             None => self.deregister_check(&id).await,

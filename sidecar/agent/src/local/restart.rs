@@ -1,29 +1,29 @@
-//! What is registered here survives a restart of the sidecar: [`super::super::saved`] has the file's form, here is when it
-//! is read and written.
+//! Persistence of registrations across restarts of the sidecar: when the file, whose format is in
+//! [`super::super::persistence`], is read and written.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::super::saved::{Moment, Saved};
+use super::super::persistence::{Moment, SavedState};
 use super::{Local, Writing};
 use crate::checks::Definition;
 
-/// How often the state of checks is saved, at most.
+/// Minimum interval between saves of the state of checks.
 const SAVE_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Local {
-    /// Registers again what the file holds, and is not registered already. The service of the command line is only
-    /// taken from it when it is `command_line`, by its id: another one was given up with the command line that named it.
+    /// Registers the content of the file again, except services that are registered already. A service of the command
+    /// line is restored only if its id is `command_line`: another one is obsolete, since the command line has changed.
     pub async fn restore(self: &Arc<Self>, command_line: Option<&str>) {
         let Some(file) = &self.file else { return };
         let writing = self.writer.lock().await;
-        let (services, checks) = Saved::read(file).take(Moment::now(), self.own());
+        let (services, checks) = SavedState::read(file).take(Moment::now(), self.own());
         let (mut of_services, mut of_node) = (BTreeMap::<String, Vec<Definition>>::new(), Vec::new());
         {
-            let mut held = self.lock();
+            let mut registrations = self.lock();
             for (definition, left) in checks {
-                held.left.insert(definition.id.clone(), left);
+                registrations.saved_checks.insert(definition.id.clone(), left);
                 if definition.service_id.is_empty() {
                     of_node.push(definition);
                 } else {
@@ -53,7 +53,7 @@ impl Local {
         self.save(&writing).await;
     }
 
-    /// Saves the state of checks when it has changed, for ever.
+    /// Saves the state of checks after changes, until aborted.
     pub async fn keep_saved(self: Arc<Self>) {
         loop {
             self.unsaved.notified().await;
@@ -68,12 +68,12 @@ impl Local {
     pub(super) async fn save(&self, _: &Writing<'_>) {
         let Some(file) = self.file.clone().filter(|_| !*self.handed_over.borrow()) else { return };
         let saved = {
-            let held = self.lock();
-            Saved::of(held.services.values(), held.checks.values(), Moment::now())
+            let registrations = self.lock();
+            SavedState::of(registrations.services.values(), registrations.checks.values(), Moment::now())
         };
-        // A disk may take its time, and others wait for this thread.
+        // Writing to disk may block, and this thread serves other tasks.
         if let Ok(Err(e)) = tokio::task::spawn_blocking(move || saved.write(&file)).await {
-            tracing::warn!("what is registered could not be saved, a restart will forget it: {e:#}");
+            tracing::warn!("cannot save the registrations, they will be lost at a restart: {e:#}");
         }
     }
 }

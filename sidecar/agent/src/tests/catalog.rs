@@ -1,4 +1,4 @@
-//! `catalog/register` and `catalog/deregister` of the agent's own node, and of others.
+//! `catalog/register` and `catalog/deregister` for the agent's own node and for others.
 
 use super::*;
 
@@ -10,7 +10,7 @@ fn done() -> (u16, String) {
 }
 
 #[tokio::test]
-async fn registering_the_own_node_is_an_idempotent_upsert() {
+async fn writes_for_the_own_node_are_idempotent_upserts() {
     let pod = pod();
     for body in [
         r#"{"Node":"pod-1234","Address":"127.0.0.1"}"#,
@@ -39,7 +39,7 @@ async fn registering_the_own_node_is_an_idempotent_upsert() {
 }
 
 #[tokio::test]
-async fn a_probed_check_stays_what_its_probe_finds() {
+async fn a_probed_check_keeps_its_probes_result() {
     let pod = pod();
     let body = r#"{"Name":"a","Port":1,"Check":{"TCP":"127.0.0.1:1","Interval":"1h"}}"#;
     assert_eq!(pod.put("/v1/agent/service/register", body).await, ok());
@@ -49,7 +49,7 @@ async fn a_probed_check_stays_what_its_probe_finds() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_written_of_the_own_node_is_refused_by_field() {
+async fn invalid_writes_for_the_own_node_are_refused_by_field() {
     let pod = pod();
     for (what, body, status, words) in [
         (REGISTER, r#"{"Node":"pod-1234","Address":"192.0.2.1"}"#, 400, "Invalid address: 192.0.2.1"),
@@ -64,7 +64,7 @@ async fn what_cannot_be_written_of_the_own_node_is_refused_by_field() {
         let (got, text) = pod.put(what, body).await;
         assert!(got == status && text.contains(words), "{body}: {got} {text}");
     }
-    // Other nodes, and other data centers, are the control plane's to write.
+    // Writes for other nodes and data centers are forwarded to the control plane.
     for body in [r#"{"Node":"other","Address":"192.0.2.1"}"#, r#"{"Node":"pod-1234","Datacenter":"dc9"}"#, "[1]"] {
         assert_eq!(pod.put(REGISTER, body).await.1, "PUT /v1/catalog/register?", "{body}");
     }

@@ -1,9 +1,9 @@
-//! Paths, and the formats of answers.
+//! Path normalisation and response formats.
 
 use super::*;
 
 #[tokio::test]
-async fn empty_segments_are_cleaned_by_a_redirect() {
+async fn empty_segments_are_redirected() {
     let pod = pod();
     for (path, location) in [
         ("/v1/kv//a?raw", "/v1/kv/a?raw"),
@@ -13,13 +13,13 @@ async fn empty_segments_are_cleaned_by_a_redirect() {
         let moved = pod.ask("GET", path, "").await;
         assert_eq!((moved.status().as_u16(), moved.headers()["location"].to_str().unwrap()), (301, location), "{path}");
     }
-    let kept = pod.ask("GET", "/v1/kv/a%2F%2Fb", "").await;
-    assert_eq!(kept.status(), 200, "escaped slashes are of the key");
+    let response = pod.ask("GET", "/v1/kv/a%2F%2Fb", "").await;
+    assert_eq!(response.status(), 200, "escaped slashes belong to the key");
     assert_eq!(pod.ask("PUT", "/v1/kv/a%0Ab", "x").await.status(), 400);
 }
 
 #[tokio::test]
-async fn every_answer_of_eureka_has_the_format_that_was_asked_for() {
+async fn eureka_responses_have_the_requested_format() {
     let pod = pod();
     let body = crate::eureka::instance::tests::PYTHON;
     let beat = "/eureka/apps/ORDER/10.0.0.1:order:8080";
@@ -53,7 +53,7 @@ async fn every_answer_of_eureka_has_the_format_that_was_asked_for() {
 }
 
 #[tokio::test]
-async fn the_agent_says_what_it_runs_on_and_what_it_counts() {
+async fn host_and_metrics_endpoints_respond() {
     let pod = pod();
     assert_eq!(pod.get("/v1/agent/metrics").await["Gauges"][0]["Name"], "a");
     assert_eq!(pod.ask("GET", "/v1/agent/metrics?format=prometheus", "").await.status(), 200);

@@ -1,4 +1,4 @@
-//! Endpoints of one level, and the way to pick among them.
+//! The endpoints of one level, and the choice among them.
 
 use std::sync::Arc;
 
@@ -27,7 +27,7 @@ enum Kind {
 }
 
 impl Group {
-    /// For `hosts` with a weight each, at least 1.
+    /// Each of `hosts` has a weight of at least 1.
     pub(super) fn new(
         balancer: &LoadBalancer,
         hosts: Vec<Arc<Endpoint>>,
@@ -39,7 +39,7 @@ impl Group {
             LoadBalancer::RoundRobin => {
                 Kind::RoundRobin(RoundRobin::new(&weights, previous.and_then(Self::round_robin)))
             }
-            // Passthrough dials the original destination; where that is unknown any endpoint is as good.
+            // Passthrough dials the original destination; if that is unknown, any endpoint is acceptable.
             LoadBalancer::Random | LoadBalancer::Passthrough => Kind::Random(Random::new(&weights)),
             LoadBalancer::RingHash { minimum_size, .. } => Kind::Ring(Ring::new(&hosts, &weights, *minimum_size)),
             LoadBalancer::Maglev { table_size, .. } => Kind::Maglev(Maglev::new(&hosts, &weights, *table_size)),
@@ -77,7 +77,7 @@ impl Group {
     }
 }
 
-/// Weights as shares of 1; empty for none.
+/// Weights as fractions of their sum; empty for no weights.
 pub(super) fn normalised(weights: &[u32]) -> Vec<f64> {
     let total: f64 = weights.iter().map(|weight| f64::from(*weight)).sum();
     weights.iter().map(|weight| f64::from(*weight) / total).collect()

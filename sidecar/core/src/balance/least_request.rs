@@ -1,4 +1,4 @@
-//! The less busy one.
+//! Least request: the less busy endpoint of two.
 //!
 //! Equal weights: two random picks with replacement, the second wins only when strictly less busy (power of two
 //! choices). Unequal: a random pick by `weight / (requests in flight + 1)`, the shares that Envoy's scheduler converges
@@ -22,7 +22,7 @@ impl LeastRequest {
         LeastRequest { weights: if are_equal(&weights) { Vec::new() } else { weights } }
     }
 
-    /// Index of one of `hosts`, whose weights are those of `new`. There is at least one.
+    /// Index into `hosts`, which must be those of `new` and not empty.
     pub(super) fn pick(&self, hosts: &[Arc<Endpoint>], random: &mut impl FnMut() -> u64) -> usize {
         if !self.weights.is_empty() {
             return self.pick_weighted(hosts, random());
@@ -43,7 +43,7 @@ impl LeastRequest {
                 return index;
             }
         }
-        // The counts moved between the two loops.
+        // Only if the counters changed between the two loops.
         hosts.len() - 1
     }
 }

@@ -1,19 +1,19 @@
-//! How requests are divided between near and far endpoints: Envoy's priorities
+//! Division of requests between near and far endpoints: Envoy's priorities
 //! (`source/extensions/load_balancing_policies/common/load_balancer_impl.cc`).
 
-/// Endpoints that are equally far.
+/// Number of endpoints at one distance.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Count {
-    /// Usable now.
+    /// Healthy, and not ejected.
     pub(super) usable: usize,
-    /// All but those that are going away.
+    /// All except draining ones.
     pub(super) total: usize,
 }
 
 /// Envoy's over-provisioning factor, in percent.
 const OVERPROVISIONING: u64 = 140;
 
-/// Percent of the requests that so many endpoints can carry.
+/// Percent of the requests that the usable endpoints can carry.
 fn health(count: Count) -> u64 {
     match count.total as u64 {
         0 => 0,
@@ -21,17 +21,19 @@ fn health(count: Count) -> u64 {
     }
 }
 
-/// Whether what is usable anywhere carries all requests. Only where it does not may those be used that are ejected.
+/// Whether the usable endpoints of all levels can carry all requests. Ejected endpoints may be used only if they
+/// cannot.
 pub(super) fn suffices(levels: &[Count]) -> bool {
     levels.iter().map(|level| health(*level)).sum::<u64>() >= 100
 }
 
-/// Percent of the requests for each level, the nearest first: 100 together, or 0 when nobody is usable.
+/// Percent of the requests for each level, the nearest first. The sum is 100, or 0 if no endpoint is usable.
 pub(super) fn loads(levels: &[Count]) -> Vec<u64> {
     let healths: Vec<u64> = levels.iter().map(|level| health(*level)).collect();
     let together = healths.iter().sum::<u64>().min(100);
     if together == 0 {
-        // Fewer than one in a hundred and forty are usable: those that are.
+        // The over-provisioned share rounds to 0 if fewer than one in 140 endpoints is usable: all requests go to
+        // those.
         let first = levels.iter().position(|level| level.usable > 0);
         return (0..levels.len()).map(|at| if Some(at) == first { 100 } else { 0 }).collect();
     }
@@ -44,7 +46,7 @@ pub(super) fn loads(levels: &[Count]) -> Vec<u64> {
             load
         })
         .collect();
-    // What rounding left over goes to the first that has anybody.
+    // The first level with usable endpoints takes the remainder of the rounding.
     if let Some(first) = loads.iter_mut().find(|load| **load > 0) {
         *first += left;
     }
@@ -62,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn loads_are_envoys() {
+    fn loads_match_envoy() {
         for (levels, want) in [
             (&[(100, 100), (100, 100)][..], &[100, 0][..]),
             (&[(72, 100), (72, 100)], &[100, 0]),
@@ -88,7 +90,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn all_requests_go_where_somebody_is(levels in proptest::collection::vec((0_usize..9, 0_usize..9), 1..5)) {
+        fn levels_with_usable_endpoints_take_all_requests(levels in proptest::collection::vec((0_usize..9, 0_usize..9), 1..5)) {
             let counts: Vec<Count> = levels.iter().map(|(usable, ill)| Count { usable: *usable, total: usable + ill }).collect();
             let loads = loads(&counts);
             let some = counts.iter().any(|count| count.usable > 0);

@@ -1,5 +1,5 @@
-//! Maglev hashing, slot by slot as Envoy fills its table: each endpoint has its own permutation of the slots and takes
-//! its next free one in turn, the lighter ones less often.
+//! Maglev hashing, slot by slot as Envoy fills its table: each endpoint has a permutation of the slots of its own and
+//! takes the next free one in turn, lighter endpoints less often.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use super::group::normalised;
 
 #[derive(Debug)]
 pub(super) struct Maglev {
-    // Index of the host of each slot.
+    // Index of each slot's host.
     table: Vec<u32>,
 }
 
@@ -26,7 +26,7 @@ struct Build {
 const FREE: u32 = u32::MAX;
 
 impl Maglev {
-    /// `size` is a prime, above 1.
+    /// `size` must be a prime.
     pub(super) fn new(hosts: &[Arc<Endpoint>], weights: &[u32], size: u64) -> Self {
         let weights = normalised(weights);
         let heaviest = weights.iter().copied().fold(0.0, f64::max);
@@ -51,7 +51,7 @@ impl Maglev {
         let mut iteration = 1.0;
         while free > 0 {
             for build in &mut builds {
-                // A host of half the greatest weight takes a slot in every second iteration.
+                // A host with half the greatest weight takes a slot in every second iteration.
                 if iteration * build.weight < build.target_weight {
                     continue;
                 }
@@ -68,7 +68,7 @@ impl Maglev {
         Maglev { table }
     }
 
-    /// Index of a host. There is at least one.
+    /// Index of a host. Requires at least one.
     pub(super) fn pick(&self, hash: u64, attempt: u32) -> usize {
         let hash = match attempt {
             0 => hash,
@@ -84,7 +84,8 @@ impl Maglev {
 }
 
 impl Build {
-    /// The next free slot of this host's permutation. One is free, and as the size is prime all are visited.
+    /// The next free slot of this host's permutation. The table must have one; the permutation visits every slot
+    /// because the size is prime.
     fn next_free(&mut self, table: &[u32]) -> usize {
         loop {
             let slot = ((self.offset + self.skip * self.next) % table.len() as u64) as usize;

@@ -1,7 +1,7 @@
-//! Which endpoint serves an attempt.
+//! Choice of the endpoint for an attempt.
 //!
-//! A `Balancer` is built for a cluster whenever its endpoints or their ejections change, from the endpoints that may be
-//! used then; picking reads it without locks. Enum dispatch, because there are five and none will come from outside.
+//! A `Balancer` is built for a cluster whenever its endpoints or their ejections change, from the endpoints that are
+//! usable at that time; picking reads it without locks. Enum dispatch: there are five kinds and no extension point.
 
 mod group;
 mod least_request;
@@ -23,89 +23,91 @@ use group::Group;
 use levels::Count;
 use shares::Shares;
 
-/// How often a retry looks for an endpoint that was not tried yet before it takes one that was.
+/// Picks that a retry discards, because the endpoint was tried before, until it accepts such an endpoint.
 const RE_PICKS: u32 = 5;
-/// How many attempts a level gets before the retries of a route with [`Again::other_levels`] leave it out, as Istio has it.
+/// Attempts per level after which retries with [`RetrySelection::other_levels`] exclude the level, as in Istio.
 const ATTEMPTS_A_LEVEL: usize = 2;
 
-/// What a retry looks for.
+/// Preferences of a retry.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Again {
-    /// An endpoint that was not tried, if five more picks find one. Not for a route with one hashed destination, whose
-    /// requests belong to one endpoint.
+pub struct RetrySelection {
+    /// Prefers an endpoint that was not tried, if five more picks find one. Off for a route with one hashed
+    /// destination, whose requests belong to one endpoint.
     pub other_endpoints: bool,
-    /// After every second attempt the levels that were tried are left out, while there are others (Envoy's
+    /// Excludes the levels that were tried, after every second attempt, until no other is left (Envoy's
     /// `previous_priorities`).
     pub other_levels: bool,
 }
 
-/// Picks among the endpoints of a cluster that may be used.
+/// Picks among the usable endpoints of a cluster.
 #[derive(Debug)]
 pub struct Balancer {
-    /// The nearest first.
+    /// Nearest first.
     levels: Vec<Level>,
     panic: bool,
     warming: bool,
-    elsewhere: Option<Box<Elsewhere>>,
+    remote: Option<Box<RemoteGateways>>,
 }
 
-/// Endpoints that are equally far.
+/// Endpoints at one distance.
 #[derive(Debug)]
 struct Level {
-    /// How far, in the order of all levels; those without a usable endpoint are not here.
+    /// Distance rank among all levels, including those without a usable endpoint, which are not kept here.
     number: usize,
-    /// Percent of the requests that go here or nearer; 0, or that of the one before, where none go here but for retries.
+    /// Cumulative percent of the requests for this level and the nearer ones; equal to the previous level's if this
+    /// level serves retries only.
     up_to: u64,
     count: Count,
     group: Group,
 }
 
-/// A level as it is told of; see [`Balancer::levels`].
+/// View of a level, see [`Balancer::levels`].
 #[derive(Debug)]
 pub struct LevelView<'a> {
-    /// How far: 0 is nearest.
+    /// Distance; 0 is nearest.
     pub number: usize,
-    /// Of the requests of this data centre; 0: none go here but for retries.
+    /// Percent of this data centre's requests; 0: the level serves retries only.
     pub percent: u64,
-    /// Those who may be picked there.
+    /// Endpoints that may be picked.
     pub hosts: &'a [Arc<Endpoint>],
 }
 
-/// Gateways of other data centres, and percent of the requests that go there.
+/// Gateways of other data centres, and the percentage of the requests for them.
 #[derive(Debug)]
-struct Elsewhere {
+struct RemoteGateways {
     share: u32,
     gateways: Group,
 }
 
-/// What a balancer depends on besides the cluster.
+/// Inputs of a balancer besides the cluster.
 #[derive(Debug, Clone, Copy)]
 pub struct Here<'a> {
-    /// Where the proxy is.
+    /// Locality of the proxy.
     pub place: &'a Place,
-    /// For those that are warming up.
+    /// Current time, for warm-up.
     pub now: Instant,
 }
 
 /// The usable and the ejected endpoints of a level.
 #[derive(Default)]
-struct Found {
+struct Candidates {
     usable: Vec<Arc<Endpoint>>,
     ejected: Vec<Arc<Endpoint>>,
     unhealthy: usize,
 }
 
 impl Balancer {
-    /// For the endpoints of `cluster` (from [`crate::endpoint::for_cluster`]) as they are now. Unhealthy and draining
-    /// ones are left out, and ejected ones unless so many are ejected that the policy asks for panic: then all that the
-    /// registry calls healthy are used. `previous` hands on the place that round robin has reached.
+    /// Builds a balancer for the current state of `endpoints` (from [`crate::endpoint::for_cluster`]). Unhealthy and
+    /// draining endpoints are left out, and ejected ones unless the share of ejections triggers the policy's panic
+    /// mode: then all that the registry reports healthy are used. The round-robin position is taken over from
+    /// `previous`.
     pub fn new(cluster: &Cluster, endpoints: &[Arc<Endpoint>], here: Here<'_>, previous: Option<&Balancer>) -> Self {
         let shares = Shares::new(cluster, endpoints, here);
-        let mut elsewhere = Found::default();
-        let mut levels: Vec<(u32, Found)> = Vec::new();
+        let mut remote = Candidates::default();
+        let mut levels: Vec<(u32, Candidates)> = Vec::new();
         for endpoint in endpoints {
-            let found = if endpoint.remote.is_some() {
-                &mut elsewhere
+            let candidates = if endpoint.remote.is_some() {
+                &mut remote
             } else if !shares.has(endpoint) {
                 continue;
             } else {
@@ -114,55 +116,60 @@ impl Balancer {
                     _ => 0,
                 };
                 let at = levels.binary_search_by_key(&distance, |(far, _)| *far).unwrap_or_else(|at| {
-                    levels.insert(at, (distance, Found::default()));
+                    levels.insert(at, (distance, Candidates::default()));
                     at
                 });
                 &mut levels[at].1
             };
-            found.add(endpoint);
+            candidates.add(endpoint);
         }
-        let nobody = levels.iter().all(|(_, found)| found.usable.is_empty() && found.ejected.is_empty());
-        // Where nobody else is left those elsewhere are tried that could not be reached.
-        let gateways = if elsewhere.usable.is_empty() && nobody { elsewhere.ejected } else { elsewhere.usable };
-        let elsewhere = Elsewhere::new(gateways);
-        let counts =
-            |levels: &[(u32, Found)]| -> Vec<Count> { levels.iter().map(|(_, found)| found.count()).collect() };
+        let none_here =
+            levels.iter().all(|(_, candidates)| candidates.usable.is_empty() && candidates.ejected.is_empty());
+        // If no other endpoint is left, gateways that could not be reached are tried retry_selection.
+        let gateways = if remote.usable.is_empty() && none_here { remote.ejected } else { remote.usable };
+        let remote = RemoteGateways::new(gateways);
+        let counts = |levels: &[(u32, Candidates)]| -> Vec<Count> {
+            levels.iter().map(|(_, candidates)| candidates.count()).collect()
+        };
         let min_health_percent = cluster.outlier.as_ref().map_or(0, |outlier| outlier.min_health_percent);
-        // Who is well elsewhere is better than who is ill here.
-        let may_panic = min_health_percent > 0 && elsewhere.is_none() && !levels::suffices(&counts(&levels));
+        // A usable remote gateway is preferred to an ejected local endpoint.
+        let may_panic = min_health_percent > 0 && remote.is_none() && !levels::suffices(&counts(&levels));
         let mut panic = false;
-        for (_, found) in levels.iter_mut().filter(|(_, found)| may_panic && found.is_panic(min_health_percent)) {
+        for (_, candidates) in
+            levels.iter_mut().filter(|(_, candidates)| may_panic && candidates.is_panic(min_health_percent))
+        {
             panic = true;
-            found.usable.append(&mut found.ejected);
+            candidates.usable.append(&mut candidates.ejected);
         }
         let counts = counts(&levels);
         let loads = levels::loads(&counts);
         let mut up_to = 0;
         let all = levels.into_iter().zip(loads.into_iter().zip(counts)).enumerate();
-        let used = all.filter(|(_, ((_, found), _))| !found.usable.is_empty());
-        let levels = used.map(|(number, ((_, found), (load, count)))| {
+        let used = all.filter(|(_, ((_, candidates), _))| !candidates.usable.is_empty());
+        let levels = used.map(|(number, ((_, candidates), (load, count)))| {
             up_to += load;
             let before = previous.and_then(|previous| previous.levels.iter().find(|level| level.number == number));
-            let weights = found.usable.iter().map(|endpoint| shares.weight(endpoint)).collect();
-            let group = Group::new(&cluster.load_balancer, found.usable, weights, before.map(|level| &level.group));
+            let weights = candidates.usable.iter().map(|endpoint| shares.weight(endpoint)).collect();
+            let group =
+                Group::new(&cluster.load_balancer, candidates.usable, weights, before.map(|level| &level.group));
             Level { number, up_to, count, group }
         });
-        Balancer { levels: levels.collect(), panic, warming: shares.is_warming(), elsewhere }
+        Balancer { levels: levels.collect(), panic, warming: shares.is_warming(), remote }
     }
 
-    /// An endpoint; `None`: there is none to use. `hash` counts for consistent hashing only; without one, `random`
-    /// stands in. `attempt` is the number of picks thrown away before (0 for the first): consistent hashing then takes
-    /// another place, the others just pick again.
+    /// Picks an endpoint; `None`: none is usable. `hash` matters for consistent hashing only; without one, `random`
+    /// replaces it. `attempt` is the number of picks discarded before (0 for the first): consistent hashing then takes
+    /// another position, the other kinds just pick retry_selection.
     pub fn pick(&self, hash: Option<u64>, random: &mut impl FnMut() -> u64, attempt: u32) -> Option<&Arc<Endpoint>> {
-        if let Some(elsewhere) = &self.elsewhere
-            && (self.levels.is_empty() || elsewhere.is_due(hash, random))
+        if let Some(remote) = &self.remote
+            && (self.levels.is_empty() || remote.is_due(hash, random))
         {
-            return elsewhere.gateways.pick(None, random, attempt);
+            return remote.gateways.pick(None, random, attempt);
         }
         self.pick_here(hash, random, attempt)
     }
 
-    /// An endpoint of this data centre, as [`Balancer::pick`] picks it.
+    /// Picks an endpoint of this data centre, as [`Balancer::pick`] does.
     pub fn pick_here(
         &self,
         hash: Option<u64>,
@@ -179,21 +186,22 @@ impl Balancer {
         level.group.pick(hash, random, attempt)
     }
 
-    /// An endpoint for a retry, after attempts at `tried`.
-    pub fn pick_again(
+    /// Picks an endpoint for a retry, after attempts at `tried`.
+    pub fn pick_for_retry(
         &self,
-        again: Again,
+        retry_selection: RetrySelection,
         hash: Option<u64>,
         random: &mut impl FnMut() -> u64,
         tried: &[Arc<Endpoint>],
     ) -> Option<&Arc<Endpoint>> {
-        let level = if again.other_levels { self.other_level(hash, random, tried) } else { None };
+        let level = if retry_selection.other_levels { self.other_level(hash, random, tried) } else { None };
         let mut one = |attempt| match level {
             Some(level) => level.group.pick(hash, random, attempt),
             None => self.pick(hash, random, attempt),
         };
         let mut pick = one(0)?;
-        let is_tried = |host: &Arc<Endpoint>| again.other_endpoints && tried.iter().any(|tried| tried.is_same(host));
+        let is_tried =
+            |host: &Arc<Endpoint>| retry_selection.other_endpoints && tried.iter().any(|tried| tried.is_same(host));
         for attempt in 1..=RE_PICKS {
             if !is_tried(pick) {
                 return Some(pick);
@@ -203,13 +211,14 @@ impl Balancer {
         if !is_tried(pick) {
             return Some(pick);
         }
-        // Envoy takes the last one. An endpoint that has vanished has few requests, which is what `LEAST_REQUEST` prefers.
+        // Envoy accepts the last pick. But an endpoint that has vanished has few requests in flight, so `LEAST_REQUEST`
+        // prefers it.
         let hosts = || self.levels.iter().map(|level| level.group.hosts());
         let level = hosts().find(|hosts| hosts.iter().any(|host| host.is_same(pick)));
         Some(level.and_then(|hosts| hosts.iter().find(|host| !is_tried(host))).unwrap_or(pick))
     }
 
-    /// The level of a retry where those that were tried are left out; `None`: none is to be left out.
+    /// The level of a retry that excludes tried levels; `None`: no level is excluded.
     fn other_level(
         &self,
         hash: Option<u64>,
@@ -223,7 +232,7 @@ impl Balancer {
                     count.usable = 0;
                 }
             }
-            // Nobody is left: it begins anew.
+            // Every level was tried: start over with all of them.
             if left.iter().all(|count| count.usable == 0) {
                 left = self.levels.iter().map(|level| level.count).collect();
             }
@@ -239,7 +248,7 @@ impl Balancer {
         self.levels.iter().zip(up_to).find(|(_, up_to)| percent < *up_to).map(|(level, _)| level)
     }
 
-    /// The levels of this data centre that have somebody to pick, the nearest first.
+    /// The levels of this data centre with endpoints to pick, the nearest first.
     pub fn levels(&self) -> impl Iterator<Item = LevelView<'_>> {
         let mut before = 0;
         self.levels.iter().map(move |level| LevelView {
@@ -249,30 +258,31 @@ impl Balancer {
         })
     }
 
-    /// The endpoints of this data centre that are picked from.
+    /// The usable endpoints of this data centre.
     pub fn hosts(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
         self.levels().filter(|level| level.percent > 0).flat_map(|level| level.hosts)
     }
 
-    /// The gateways of other data centres that are picked from, and percent of the requests that go there.
+    /// The usable gateways of other data centres, and the percentage of the requests for them.
     pub fn elsewhere(&self) -> Option<(u32, &[Arc<Endpoint>])> {
-        let elsewhere = self.elsewhere.as_ref()?;
-        let share = if self.levels.is_empty() { 100 } else { elsewhere.share };
-        Some((share, elsewhere.gateways.hosts()))
+        let remote = self.remote.as_ref()?;
+        let share = if self.levels.is_empty() { 100 } else { remote.share };
+        Some((share, remote.gateways.hosts()))
     }
 
-    /// Ejected endpoints are used, because too few are left.
+    /// Whether ejected endpoints are used because too few others are left.
     pub fn is_panic(&self) -> bool {
         self.panic
     }
 
-    /// Some endpoint gets less than its share because it is new: the balancer is to be made anew soon.
+    /// Whether some endpoint gets less than its share because it is new. The caller rebuilds the balancer soon in that
+    /// case.
     pub fn is_warming(&self) -> bool {
         self.warming
     }
 }
 
-impl Found {
+impl Candidates {
     fn add(&mut self, endpoint: &Arc<Endpoint>) {
         match endpoint.config.health {
             Health::Draining => {}
@@ -286,26 +296,26 @@ impl Found {
         Count { usable: self.usable.len(), total: self.usable.len() + self.ejected.len() + self.unhealthy }
     }
 
-    /// Envoy's panic: fewer healthy than the threshold.
+    /// Envoy's panic: the healthy share is below the threshold.
     fn is_panic(&self, min_health_percent: u32) -> bool {
         let total = self.usable.len() + self.ejected.len();
         self.usable.len() * 100 < total * min_health_percent as usize
     }
 }
 
-impl Elsewhere {
-    /// Gateways, if there are any.
-    fn new(gateways: Vec<Arc<Endpoint>>) -> Option<Box<Elsewhere>> {
+impl RemoteGateways {
+    /// `None` if there are no gateways.
+    fn new(gateways: Vec<Arc<Endpoint>>) -> Option<Box<RemoteGateways>> {
         let share = gateways.iter().filter_map(|host| host.remote.as_ref()).map(|remote| remote.share).max()?;
         let weights = gateways.iter().map(|gateway| gateway.config.weight).collect();
         let gateways = Group::new(&LoadBalancer::LeastRequest, gateways, weights, None);
-        Some(Box::new(Elsewhere { share, gateways }))
+        Some(Box::new(RemoteGateways { share, gateways }))
     }
 
-    /// Whether a request goes there although it could stay. A hash decides for good: whoever has it stays on one side, and
-    /// where the share grows only some of those here leave.
+    /// Whether a request goes to a remote gateway although it could stay. The hash decides, so that a key stays on one
+    /// side, and a growing share only moves keys away from this data centre.
     fn is_due(&self, hash: Option<u64>, random: &mut impl FnMut() -> u64) -> bool {
-        // Others of its bits than those that say the place on the ring.
+        // Different bits of the hash than those that choose the position on the ring.
         let mixed = |hash: u64| hash.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
         self.share > 0 && hash.map_or_else(random, mixed) % 100 < u64::from(self.share)
     }

@@ -2,7 +2,7 @@
 
 use crate::retry::scale;
 
-/// Uniform where weights are equal; else by running sums of the weights.
+/// Uniform if all weights are equal; otherwise by running sums of the weights.
 #[derive(Debug)]
 pub(super) struct Random {
     // Running sum up to and including each host.
@@ -18,7 +18,7 @@ impl Random {
         Random { sums: sums.collect() }
     }
 
-    /// Index of a host. There is at least one.
+    /// Index of a host. Requires at least one.
     pub(super) fn pick(&self, random: &mut impl FnMut() -> u64) -> usize {
         let total = self.sums.last().copied().unwrap_or(0);
         let point = scale(random(), total);

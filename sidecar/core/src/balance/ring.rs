@@ -1,9 +1,10 @@
 //! Ring hash (ketama), entry by entry as Envoy builds it: an endpoint is placed at the hashes of its key with a running
-//! number, a request goes to the first entry at or after its own hash.
+//! number; a request goes to the first entry at or after its own hash.
 //!
-//! One difference, above eight endpoints: Envoy gives each about `minimum / n` entries, so that removing one of ten gives
-//! every other new entries, and moves 17 % of all keys (measured) instead of the 10 % that have to move. Here the number of
-//! entries per endpoint stays what it is at eight; the ring grows instead, which a minimum allows.
+//! There is one difference, above eight endpoints: Envoy gives each endpoint about `minimum / n` entries, so that the
+//! removal of one of ten gives every other endpoint new entries and moves 17 % of all keys (measured) instead of the
+//! necessary 10 %. Here the number of entries per endpoint stays constant above eight endpoints, and the ring grows
+//! beyond the configured minimum.
 
 use std::sync::Arc;
 
@@ -14,7 +15,7 @@ use super::group::normalised;
 
 /// Envoy's bound for the number of entries.
 const MAX_SIZE: f64 = 8_388_608.0;
-/// Up to so many hosts the ring is Envoy's.
+/// Number of hosts up to which the ring equals Envoy's.
 const ENVOY_HOSTS: usize = 8;
 
 #[derive(Debug)]
@@ -27,7 +28,7 @@ impl Ring {
     pub(super) fn new(hosts: &[Arc<Endpoint>], weights: &[u32], minimum_size: u64) -> Self {
         let weights = normalised(weights);
         let lightest = weights.iter().copied().fold(1.0, f64::min);
-        // The lightest host gets a whole number of entries, so that equal weights get equally many.
+        // The lightest host gets an integral number of entries, so that equal weights get equal numbers of entries.
         let scale = (entries_of_lightest(lightest, hosts.len(), minimum_size as f64) / lightest).min(MAX_SIZE);
         let mut entries = Vec::with_capacity(scale.ceil() as usize);
         let (mut current, mut target) = (0.0, 0.0);
@@ -51,10 +52,10 @@ impl Ring {
         Ring { entries }
     }
 
-    /// Index of a host. There is at least one.
+    /// Index of a host. Requires at least one.
     pub(super) fn pick(&self, hash: u64, attempt: u32) -> usize {
         let first = self.entries.partition_point(|(entry, _)| *entry < hash);
-        // Past the last entry the ring starts again.
+        // Past the last entry the ring wraps around.
         let place = if first == self.entries.len() { 0 } else { first };
         self.entries[(place + attempt as usize) % self.entries.len()].1 as usize
     }
@@ -70,7 +71,7 @@ fn entries_of_lightest(weight: f64, hosts: usize, minimum_size: f64) -> f64 {
         return (weight * minimum_size).ceil();
     }
     let grown = minimum_size * hosts as f64 / ENVOY_HOSTS as f64;
-    // 1/9 * 9 must not come out as a little more than 1, or nine hosts would get other rings than ten.
+    // Rounding errors such as 1/9 * 9 > 1 must not add an entry, or nine hosts would get a different ring than ten.
     (weight * grown - 1e-6).ceil().max(1.0)
 }
 

@@ -1,7 +1,7 @@
-//! In turn, by weight.
+//! Round robin, by weight.
 //!
-//! Equal weights: a cursor modulo the number of hosts. Unequal: the same cursor over a schedule laid out in advance, in
-//! which each host's turns are spread evenly. Envoy keeps a priority queue per worker instead; a schedule gives the same
+//! Equal weights: a cursor modulo the number of hosts. Unequal weights: the same cursor over a precomputed schedule
+//! that spreads each host's turns evenly. Envoy keeps a priority queue per worker instead; a schedule gives the same
 //! order of turns, is shared by all workers, and costs one atomic addition.
 
 use std::cmp::Reverse;
@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::group::are_equal;
 
-/// Above this many turns weights are scaled down: 1:1000000 becomes coarser, memory stays small.
+/// Weights are scaled down above this number of turns: 1:1000000 becomes coarser, memory stays small.
 const MAX_TURNS: u64 = 8192;
 
 #[derive(Debug)]
@@ -29,7 +29,7 @@ impl RoundRobin {
         RoundRobin { cursor, hosts: weights.len(), schedule }
     }
 
-    /// Index of a host. There is at least one.
+    /// Index of a host. Requires at least one.
     pub(super) fn pick(&self) -> usize {
         let turn = self.cursor.fetch_add(1, Ordering::Relaxed);
         match self.schedule.len() {
@@ -49,7 +49,7 @@ fn schedule(weights: &[u32]) -> Vec<u32> {
         false => weight / divisor,
     };
     let turns: Vec<u64> = weights.into_iter().map(turns_of).collect();
-    // Due times as fractions of one round, in 2^-32; ties go to the earlier host.
+    // Due times as fractions of one round, in 2^-32; ties are resolved in favour of the earlier host.
     let due = |host: usize, k: u64| (((u128::from(2 * k + 1)) << 31) / u128::from(turns[host])) as u64;
     let mut queue: BinaryHeap<_> = (0..turns.len()).map(|host| Reverse((due(host, 0), host, 0))).collect();
     let mut schedule = Vec::new();

@@ -1,5 +1,5 @@
-//! What share of the requests an endpoint gets: its weight, what its locality gets (`distribute`), and less while it is new
-//! (`warmup`).
+//! The share of the requests for an endpoint: its weight, the share of its locality (`distribute`), and a reduction
+//! while it is new (`warmup`).
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use crate::policy::{Cluster, LoadBalancer, Warmup};
 
 use super::Here;
 
-/// A share of a locality and a warming weight are in units of this many parts of a weight.
+/// Parts of a weight in which locality shares and warm-up weights are counted.
 const FINE: f64 = 1000.0;
 
 pub(super) struct Shares<'a> {
@@ -20,7 +20,7 @@ pub(super) struct Shares<'a> {
     warming: bool,
 }
 
-/// Of each locality that gets a share: which, and what the weight of an endpoint there is multiplied by.
+/// For each locality with a share: the index of its pattern, and the factor for the weights of its endpoints.
 struct Distributed<'a> {
     from: &'a Distribution,
     factors: HashMap<usize, f64>,
@@ -35,14 +35,14 @@ impl<'a> Shares<'a> {
         let takes_turns = matches!(cluster.load_balancer, LoadBalancer::LeastRequest | LoadBalancer::RoundRobin);
         let warmup = cluster.warmup.as_ref().filter(|_| takes_turns).map(|warmup| (warmup, here.now));
         let warming = warmup.is_some_and(|(warmup, now)| {
-            // All are told when they were first seen, not only the first that is new.
+            // Every new endpoint must record the time when it was first seen, so this does not stop at the first one.
             let young = endpoints.iter().filter(|endpoint| endpoint.is_eligible() && endpoint.remote.is_none());
             young.filter(|endpoint| warmup.is_new(endpoint.state.usable_for(now))).count() > 0
         });
         Shares { distribution: distribution.map(|from| Distributed::new(from, endpoints)), warmup, warming }
     }
 
-    /// Whether an endpoint gets any.
+    /// Whether an endpoint gets a share.
     pub(super) fn has(&self, endpoint: &Endpoint) -> bool {
         self.distribution.as_ref().is_none_or(|distributed| distributed.index(&endpoint.config).is_some())
     }
@@ -71,7 +71,7 @@ impl<'a> Shares<'a> {
 impl<'a> Distributed<'a> {
     fn new(from: &'a Distribution, endpoints: &[Arc<Endpoint>]) -> Self {
         let mut distributed = Distributed { from, factors: HashMap::new() };
-        // Weight of the usable and of all endpoints of each.
+        // Weight of the usable and of all endpoints of each locality.
         let mut sums: HashMap<usize, (f64, f64)> = HashMap::new();
         for endpoint in endpoints.iter().filter(|endpoint| endpoint.remote.is_none()) {
             let Some(index) = distributed.index(&endpoint.config) else { continue };
@@ -84,7 +84,8 @@ impl<'a> Distributed<'a> {
         }
         for (index, (usable, all)) in sums {
             if usable > 0.0 {
-                // As Envoy weighs localities: less where more than the over-provisioning makes up for is not usable.
+                // As in Envoy's locality weighting: the share shrinks once over-provisioning no longer compensates for
+                // unusable endpoints.
                 let available = (usable / all * 1.4).min(1.0);
                 let percent = f64::from(from.to[index].1);
                 distributed.factors.insert(index, percent * available / usable);
@@ -93,7 +94,7 @@ impl<'a> Distributed<'a> {
         distributed
     }
 
-    /// Which of the patterns an endpoint is of.
+    /// Index of the pattern that covers an endpoint.
     fn index(&self, endpoint: &EndpointConfig) -> Option<usize> {
         self.from.to.iter().position(|(pattern, percent)| *percent > 0 && pattern.covers(&endpoint.locality))
     }
@@ -108,7 +109,7 @@ impl Warmup {
         usable_for < self.duration
     }
 
-    /// What the weight of an endpoint is multiplied by that has been usable for so long: Envoy's slow start.
+    /// Factor for the weight of an endpoint that has been usable for this time: Envoy's slow start.
     fn factor(&self, usable_for: Duration) -> f64 {
         if !self.is_new(usable_for) {
             return 1.0;

@@ -1,3 +1,6 @@
+mod locality;
+mod remote;
+
 use std::collections::{HashMap, HashSet};
 
 use proptest::prelude::*;
@@ -11,7 +14,7 @@ use crate::hash::HashPolicy;
 use crate::outcome::Outcome;
 use crate::outlier::Detector;
 
-const OTHERS: Again = Again { other_endpoints: true, other_levels: false };
+const OTHERS: RetrySelection = RetrySelection { other_endpoints: true, other_levels: false };
 
 fn ring(minimum_size: u64) -> LoadBalancer {
     LoadBalancer::RingHash { policy: HashPolicy::SourceIp, minimum_size }
@@ -25,8 +28,8 @@ fn all_kinds() -> [LoadBalancer; 5] {
     [LoadBalancer::LeastRequest, LoadBalancer::RoundRobin, LoadBalancer::Random, ring(1024), maglev(65537)]
 }
 
-/// A balancer of a proxy that does not know where it is.
-fn made(cluster: &Cluster, endpoints: &[Arc<Endpoint>], previous: Option<&Balancer>) -> Balancer {
+/// A balancer of a proxy with unknown locality.
+fn new_balancer(cluster: &Cluster, endpoints: &[Arc<Endpoint>], previous: Option<&Balancer>) -> Balancer {
     let place = Place::default();
     Balancer::new(cluster, endpoints, Here { place: &place, now: crate::outlier::tests::now() }, previous)
 }
@@ -36,10 +39,10 @@ fn weights(hosts: &[Arc<Endpoint>]) -> Vec<u32> {
 }
 
 fn balancer(kind: LoadBalancer, endpoints: &[Arc<Endpoint>]) -> Balancer {
-    made(&cluster(kind, None), endpoints, None)
+    new_balancer(&cluster(kind, None), endpoints, None)
 }
 
-/// A good enough generator (splitmix64).
+/// A sufficient generator of random numbers (splitmix64).
 fn generator(mut seed: u64) -> impl FnMut() -> u64 {
     move || {
         seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -63,9 +66,9 @@ fn port(endpoint: &Endpoint) -> u16 {
     endpoint.config.port
 }
 
-/// The vectors of Envoy's own tests: an endpoint lands where it lands in Envoy.
+/// The vectors of Envoy's own tests: an endpoint is placed as in Envoy.
 #[test]
-fn ring_is_envoys() {
+fn ring_entries_match_envoy() {
     let hosts = endpoints(&[1; 6]);
     let ring = Ring::new(&hosts, &[1; 6], 12);
     let entries: Vec<_> = ring.entries().iter().map(|(hash, host)| (port(&hosts[*host as usize]), *hash)).collect();
@@ -94,7 +97,7 @@ fn ring_is_envoys() {
 }
 
 #[test]
-fn ring_sizes() {
+fn ring_size_is_at_least_the_minimum() {
     for (weights, minimum, size) in [
         (vec![1; 3], 1024, 1026),
         (vec![1, 2], 3, 3),
@@ -109,7 +112,7 @@ fn ring_sizes() {
 }
 
 #[test]
-fn maglev_is_envoys() {
+fn maglev_table_matches_envoy() {
     let hosts = endpoints(&[1; 6]);
     let table: Vec<_> =
         Maglev::new(&hosts, &[1; 6], 7).table().iter().map(|host| port(&hosts[*host as usize])).collect();
@@ -117,7 +120,7 @@ fn maglev_is_envoys() {
     let balancer = balancer(maglev(7), &hosts);
     let pick = |hash, attempt| port(balancer.pick(Some(hash), &mut || 0, attempt).unwrap());
     assert_eq!([pick(0, 0), pick(8, 0)], [92, 94]);
-    // Attempt n asks for hash ^ (2^64 - n).
+    // Attempt n uses hash ^ (2^64 - n).
     assert_eq!(pick(5, 1), pick(5 ^ u64::MAX, 0));
     assert_eq!(pick(5, 3), pick(5 ^ (u64::MAX - 2), 0));
 }
@@ -135,24 +138,24 @@ fn maglev_respects_weights_and_order_does_not_matter() {
 }
 
 #[test]
-fn nobody_is_picked_from_nothing() {
+fn pick_returns_none_without_endpoints() {
     for kind in all_kinds() {
         let balancer = balancer(kind, &[]);
         assert!(balancer.pick(Some(1), &mut || 1, 0).is_none());
-        assert!(balancer.pick_again(OTHERS, None, &mut || 1, &[]).is_none());
+        assert!(balancer.pick_for_retry(OTHERS, None, &mut || 1, &[]).is_none());
     }
 }
 
 #[test]
-fn round_robin_takes_turns_over_rebuilds() {
+fn round_robin_continues_across_rebuilds() {
     let hosts = endpoints(&[1; 3]);
     let cluster = cluster(LoadBalancer::RoundRobin, None);
-    let first = made(&cluster, &hosts, None);
+    let first = new_balancer(&cluster, &hosts, None);
     let turns = |balancer: &Balancer, n| -> Vec<_> {
         (0..n).map(|_| port(balancer.pick(None, &mut || 0, 0).unwrap())).collect()
     };
     assert_eq!(turns(&first, 4), [90, 91, 92, 90]);
-    let second = made(&cluster, &hosts, Some(&first));
+    let second = new_balancer(&cluster, &hosts, Some(&first));
     assert_eq!(turns(&second, 2), [91, 92]);
 }
 
@@ -167,17 +170,17 @@ fn round_robin_spreads_turns_by_weight() {
 }
 
 #[test]
-fn least_request_prefers_the_less_busy() {
+fn least_request_prefers_the_less_busy_endpoint() {
     let hosts = endpoints(&[1, 1]);
     let balancer = balancer(LoadBalancer::LeastRequest, &hosts);
     let _busy = hosts[0].state.enter();
     let counts = counts(&balancer, 4000);
-    // The busy one only when both picks are of it.
+    // The busy endpoint is picked only if both picks are of it.
     assert!((900..1100).contains(&counts["127.0.0.1:90"]), "{counts:?}");
 }
 
 #[test]
-fn weighted_least_request_divides_by_load() {
+fn weighted_least_request_divides_weight_by_requests_in_flight() {
     let hosts = endpoints(&[3, 1]);
     let balancer = balancer(LoadBalancer::LeastRequest, &hosts);
     let idle = counts(&balancer, 4000);
@@ -189,7 +192,7 @@ fn weighted_least_request_divides_by_load() {
 }
 
 #[test]
-fn retries_avoid_what_was_tried() {
+fn retries_avoid_endpoints_that_were_tried() {
     let hosts = endpoints(&[1; 10]);
     for kind in all_kinds() {
         let balancer = balancer(kind.clone(), &hosts);
@@ -198,25 +201,25 @@ fn retries_avoid_what_was_tried() {
         for hash in 0..1000u64 {
             let hash = Some(hash.wrapping_mul(0x9e37_79b9_7f4a_7c15));
             let first = balancer.pick(hash, &mut random, 0).unwrap().clone();
-            let second = balancer.pick_again(OTHERS, hash, &mut random, std::slice::from_ref(&first)).unwrap();
+            let second = balancer.pick_for_retry(OTHERS, hash, &mut random, std::slice::from_ref(&first)).unwrap();
             repeated += usize::from(second.is_same(&first));
         }
         assert_eq!(repeated, 0, "{kind:?}");
-        let all = balancer.pick_again(OTHERS, Some(1), &mut random, &hosts);
-        assert!(all.is_some(), "one that was tried is better than none");
+        let all = balancer.pick_for_retry(OTHERS, Some(1), &mut random, &hosts);
+        assert!(all.is_some(), "a tried endpoint is better than none");
     }
-    // It has no requests because it does not answer.
+    // An endpoint that does not answer has no requests in flight.
     let hosts = endpoints(&[1; 2]);
     let balancer = balancer(LoadBalancer::LeastRequest, &hosts);
     let _busy: Vec<_> = (0..100).map(|_| hosts[0].state.enter()).collect();
     let mut random = generator(7);
     for _ in 0..100 {
-        assert!(balancer.pick_again(OTHERS, None, &mut random, &hosts[1..]).unwrap().is_same(&hosts[0]));
+        assert!(balancer.pick_for_retry(OTHERS, None, &mut random, &hosts[1..]).unwrap().is_same(&hosts[0]));
     }
 }
 
 #[test]
-fn ejected_endpoints_are_left_out_until_panic() {
+fn ejected_endpoints_are_excluded_until_panic() {
     for (min_health_percent, ejections, used, panic) in
         [(0, 4, 0, false), (0, 1, 3, false), (50, 2, 2, false), (50, 3, 4, true), (80, 1, 3, false), (80, 2, 4, true)]
     {
@@ -226,12 +229,12 @@ fn ejected_endpoints_are_left_out_until_panic() {
         for host in &hosts[..ejections] {
             assert!(detector.record(host, &Outcome::ConnectFailure, crate::outlier::tests::now()).is_some());
         }
-        let balancer = made(&cluster(LoadBalancer::Random, Some(policy)), &hosts, None);
+        let balancer = new_balancer(&cluster(LoadBalancer::Random, Some(policy)), &hosts, None);
         assert_eq!((balancer.hosts().count(), balancer.is_panic()), (used, panic), "{min_health_percent} {ejections}");
     }
 }
 
-/// The share of 10,000 keys that go elsewhere when one of ten endpoints is removed.
+/// The share of 10,000 keys that move when one of ten endpoints is removed.
 #[test]
 fn removing_one_of_ten_moves_few_keys() {
     let hosts = endpoints(&[1; 10]);
@@ -278,7 +281,7 @@ proptest! {
         }
         let live: HashSet<_> =
             endpoints.iter().filter(|e| e.is_eligible() && !e.is_ejected()).map(|e| e.key.clone()).collect();
-        let balancer = made(&cluster, &endpoints, None);
+        let balancer = new_balancer(&cluster, &endpoints, None);
         for (hash, random, attempt) in picks {
             let picked = balancer.pick(hash, &mut || random, attempt);
             prop_assert_eq!(picked.is_some(), !live.is_empty());
@@ -294,226 +297,8 @@ proptest! {
         for (i, weight) in weights.iter().enumerate() {
             let share = counts[&format!("127.0.0.1:{}", 90 + i)] as f64 / 20_000.0;
             let expected = f64::from(*weight) / f64::from(total);
-            // Rings are uneven by nature, by about one over the root of a host's entries.
+            // The shares of a ring deviate by about one over the root of a host's number of entries.
             prop_assert!((share - expected).abs() < 0.04, "host {} of {:?}: {} not {}", i, weights, share, expected);
         }
-    }
-}
-
-/// So many endpoints here, and two gateways of another data centre with that share.
-fn with_gateways(kind: LoadBalancer, here: u8, share: u32) -> Balancer {
-    let local = (0..here).map(|i| Arc::new(config(&format!("10.0.0.{i}:80"), 1)));
-    let remote = [1, 2].map(|i| Arc::new(gateway(&format!("10.9.0.{i}:15443"), share)));
-    let cluster = cluster(kind, None);
-    let endpoints = for_cluster(&cluster, &local.chain(remote).collect::<Vec<_>>(), &[]);
-    made(&cluster, &endpoints, None)
-}
-
-fn is_remote(balancer: &Balancer, hash: Option<u64>, random: &mut impl FnMut() -> u64) -> bool {
-    balancer.pick(hash, random, 0).unwrap().remote.is_some()
-}
-
-#[test]
-fn a_share_goes_elsewhere_and_all_when_nobody_is_here() {
-    for kind in all_kinds() {
-        for (here, share, want) in [(3, 0, 0.0), (3, 30, 0.3), (3, 100, 1.0), (0, 0, 1.0), (0, 30, 1.0)] {
-            let balancer = with_gateways(kind.clone(), here, share);
-            let mut random = generator(7);
-            let all = 10_000;
-            let gone = (0..all).filter(|_| is_remote(&balancer, None, &mut random)).count();
-            let got = gone as f64 / f64::from(all);
-            assert!((got - want).abs() < 0.02, "{kind:?} {here} {share}: {got}");
-            if gone == all as usize {
-                assert_eq!(counts(&balancer, 1000).len(), 2, "both gateways are used");
-            }
-            assert!(balancer.hosts().all(|host| host.remote.is_none()));
-            let mine = balancer.pick_here(None, &mut random, 0);
-            assert_eq!(mine.map(|host| host.remote.is_some()), (here > 0).then_some(false));
-        }
-    }
-}
-
-#[test]
-fn who_is_ill_here_is_not_called_while_somebody_is_elsewhere() {
-    let policy = crate::policy::OutlierDetection { min_health_percent: 50, ..outlier(1, 100) };
-    let cluster = cluster(LoadBalancer::RoundRobin, Some(policy.clone()));
-    let configs = [Arc::new(config("10.0.0.1:80", 1)), Arc::new(gateway("10.9.0.1:15443", 100))];
-    let endpoints = for_cluster(&cluster, &configs, &[]);
-    let here = Detector::new(policy, endpoints[..1].to_vec(), None);
-    let gateways = Detector::new(crate::policy::OutlierDetection::of_gateways(), endpoints[1..].to_vec(), None);
-    let mut random = generator(1);
-    let now = crate::outlier::tests::now();
-    let mut goes_elsewhere = || is_remote(&made(&cluster, &endpoints, None), None, &mut random);
-    // Answers are no reason to leave a gateway out; that it cannot be reached is, at once, and then home is taken.
-    let status = http::StatusCode::INTERNAL_SERVER_ERROR;
-    let failed = Outcome::response(status, &http::HeaderMap::new(), false);
-    assert!(gateways.record(&endpoints[1], &failed, now).is_none() && goes_elsewhere());
-    assert!(gateways.record(&endpoints[1], &Outcome::ConnectTimeout, now).is_some() && !goes_elsewhere());
-    // Both are ill: those here are called, as without another data centre.
-    assert!(here.record(&endpoints[0], &failed, now).is_some());
-    assert!(made(&cluster, &endpoints, None).is_panic() && !goes_elsewhere());
-    assert!(gateways.tick(now + std::time::Duration::from_secs(6)));
-    assert!(!made(&cluster, &endpoints, None).is_panic() && goes_elsewhere());
-    // Nobody is here at all: it is tried all the same.
-    assert!(gateways.record(&endpoints[1], &Outcome::ConnectTimeout, now).is_some());
-    assert!(is_remote(&made(&cluster, &endpoints[1..], None), None, &mut random));
-}
-
-proptest! {
-    #[test]
-    fn who_has_a_hash_stays_on_one_side(hash: u64, less in 0_u32..=100, more in 0_u32..=100) {
-        let (less, more) = (less.min(more), less.max(more));
-        let went = |share| {
-            let balancer = with_gateways(ring(64), 3, share);
-            let mut random = generator(hash);
-            let first = is_remote(&balancer, Some(hash), &mut random);
-            prop_assert_eq!(first, is_remote(&balancer, Some(hash), &mut random));
-            Ok(first)
-        };
-        // Where the share grows nobody returns.
-        prop_assert!(!went(less)? || went(more)?);
-    }
-}
-
-/// Endpoints 10.0.0.0, 10.0.0.1 ... at these localities, for a proxy at eu/a.
-fn spread(cluster: &Cluster, localities: &[&str]) -> Vec<Arc<Endpoint>> {
-    let configs = localities.iter().enumerate().map(|(i, locality)| {
-        let config = config(&format!("10.0.0.{i}:80"), 1);
-        Arc::new(crate::endpoint::EndpointConfig { locality: (*locality).into(), ..config })
-    });
-    for_cluster(cluster, &configs.collect::<Vec<_>>(), &[])
-}
-
-/// Percent of the requests that each endpoint gets.
-fn percents(balancer: &Balancer, endpoints: &[Arc<Endpoint>]) -> Vec<i64> {
-    let counts = counts(balancer, 20_000);
-    endpoints.iter().map(|e| (counts.get(&*e.key).copied().unwrap_or_default() as f64 / 200.0).round() as i64).collect()
-}
-
-fn at_eu_a(cluster: &Cluster, endpoints: &[Arc<Endpoint>]) -> Balancer {
-    let place = Place { locality: "eu/a".into(), ..Place::default() };
-    Balancer::new(cluster, endpoints, Here { place: &place, now: crate::outlier::tests::now() }, None)
-}
-
-fn near(got: &[i64], want: &[i64]) -> bool {
-    got.len() == want.len() && got.iter().zip(want).all(|(got, want)| (got - want).abs() <= 2)
-}
-
-#[test]
-fn the_near_are_called_and_those_further_away_when_too_many_are_ill() {
-    let policy = outlier(1, 100);
-    let failover = crate::locality::Failover::Regions(Default::default());
-    for kind in all_kinds() {
-        let cluster =
-            Cluster { locality: Locality::Failover(failover.clone()), ..cluster(kind.clone(), Some(policy.clone())) };
-        let endpoints = spread(&cluster, &["us/a", "eu/a", "eu/b", "eu/a"]);
-        let now = crate::outlier::tests::now();
-        let detector = Detector::new(policy.clone(), endpoints.clone(), None);
-        let ill = |at: usize| assert!(detector.record(&endpoints[at], &Outcome::ConnectFailure, now).is_some());
-        // A ring of two is not even; together they have all.
-        let all = percents(&at_eu_a(&cluster, &endpoints), &endpoints);
-        assert!(all[0] == 0 && all[2] == 0 && near(&[all[1] + all[3]], &[100]), "{kind:?} {all:?}");
-        ill(1);
-        let half = percents(&at_eu_a(&cluster, &endpoints), &endpoints);
-        assert!(near(&half, &[0, 0, 30, 70]), "{kind:?} {half:?}");
-        ill(3);
-        assert!(near(&percents(&at_eu_a(&cluster, &endpoints), &endpoints), &[0, 0, 100, 0]), "{kind:?}");
-        ill(2);
-        assert!(near(&percents(&at_eu_a(&cluster, &endpoints), &endpoints), &[100, 0, 0, 0]), "{kind:?}");
-        ill(0);
-        assert!(at_eu_a(&cluster, &endpoints).pick(Some(1), &mut || 1, 0).is_none(), "{kind:?}");
-    }
-}
-
-#[test]
-fn retries_leave_the_localities_that_were_tried_twice() {
-    let failover = crate::locality::Failover::Regions(Default::default());
-    for kind in all_kinds() {
-        let cluster = Cluster { locality: Locality::Failover(failover.clone()), ..cluster(kind.clone(), None) };
-        let endpoints = spread(&cluster, &["eu/a", "eu/a", "eu/b", "us/a"]);
-        let balancer = at_eu_a(&cluster, &endpoints);
-        assert!(balancer.hosts().all(|host| host.config.locality.starts_with("eu/a")), "{kind:?}");
-        let again = Again { other_levels: true, other_endpoints: true };
-        let (mut random, mut tried, mut localities) = (generator(3), Vec::new(), String::new());
-        for _ in 0..8 {
-            let picked = match tried.is_empty() {
-                true => balancer.pick(Some(5), &mut random, 0),
-                false => balancer.pick_again(again, Some(5), &mut random, &tried),
-            };
-            let picked = picked.unwrap().clone();
-            localities.push_str(&format!("{} ", picked.config.locality));
-            tried.push(picked);
-        }
-        // When none is left it begins anew.
-        assert_eq!(localities, "eu/a eu/a eu/b eu/b us/a us/a eu/a eu/a ", "{kind:?}");
-    }
-}
-
-#[test]
-fn a_key_goes_further_away_for_good_and_only_if_it_must() {
-    let policy = outlier(1, 100);
-    let failover = crate::locality::Failover::Regions(Default::default());
-    let cluster = Cluster { locality: Locality::Failover(failover), ..cluster(ring(1024), Some(policy.clone())) };
-    let endpoints = spread(&cluster, &["eu/a", "eu/a", "us/a"]);
-    let detector = Detector::new(policy, endpoints.clone(), None);
-    detector.record(&endpoints[0], &Outcome::ConnectFailure, crate::outlier::tests::now());
-    let balancer = at_eu_a(&cluster, &endpoints);
-    let mut random = generator(5);
-    for _ in 0..1000 {
-        let hash = random();
-        let want = if hash % 100 < 70 { &endpoints[1] } else { &endpoints[2] };
-        assert!(
-            balancer.pick(Some(hash), &mut random, 0).unwrap().is_same(want),
-            "as Envoy: hash % 100 says the level"
-        );
-    }
-}
-
-#[test]
-fn localities_get_their_shares() {
-    use crate::locality::{Distribution, Pattern};
-    let pattern = |text: &str| Pattern::parse(text).unwrap();
-    let distribution = Distribution { from: pattern("eu/*"), to: vec![(pattern("eu/a"), 70), (pattern("us/*"), 30)] };
-    for kind in all_kinds() {
-        let cluster = Cluster {
-            locality: Locality::Distribute(vec![distribution.clone()]),
-            ..cluster(kind.clone(), Some(outlier(1, 100)))
-        };
-        let endpoints = spread(&cluster, &["eu/a", "eu/b", "us/a", "us/b", "eu/a"]);
-        let got = percents(&at_eu_a(&cluster, &endpoints), &endpoints);
-        // Rings are uneven by nature.
-        let even = |got: i64, want: i64| (got - want).abs() <= 5;
-        assert!(got[1] == 0 && even(got[0] + got[4], 70) && even(got[2] + got[3], 30), "{kind:?} {got:?}");
-        // Whoever is elsewhere is not meant.
-        let other = percents(&made(&cluster, &endpoints, None), &endpoints);
-        assert!(other.iter().all(|percent| even(*percent, 20)), "{kind:?} {other:?}");
-        let detector = Detector::new(outlier(1, 100), endpoints.clone(), None);
-        for at in [2, 3] {
-            detector.record(&endpoints[at], &Outcome::ConnectFailure, crate::outlier::tests::now());
-        }
-        let left = percents(&at_eu_a(&cluster, &endpoints), &endpoints);
-        assert!(near(&[left[0] + left[4]], &[100]), "{kind:?} {left:?}");
-    }
-}
-
-#[test]
-fn a_new_endpoint_gets_less_at_first() {
-    let second = std::time::Duration::from_secs(1);
-    for kind in [LoadBalancer::LeastRequest, LoadBalancer::RoundRobin] {
-        let warmup = crate::policy::Warmup { duration: 60 * second, minimum_percent: 10.0, aggression: 1.0 };
-        let cluster = Cluster { warmup: Some(warmup), ..cluster(kind.clone(), None) };
-        let start = crate::outlier::tests::now();
-        let at = |endpoints: &[Arc<Endpoint>], now| {
-            let balancer = Balancer::new(&cluster, endpoints, Here { place: &Place::default(), now }, None);
-            (percents(&balancer, endpoints), balancer.is_warming())
-        };
-        let endpoints = spread(&cluster, &["", ""]);
-        // All are new: none gets less than another.
-        assert!(near(&at(&endpoints[..1], start).0, &[100]));
-        assert!(near(&at(&endpoints, start + 60 * second).0, &[91, 9]), "{kind:?}");
-        let (half, warming) = at(&endpoints, start + 90 * second);
-        assert!(near(&half, &[67, 33]) && warming, "{kind:?} {half:?}");
-        let (all, warming) = at(&endpoints, start + 120 * second);
-        assert!(near(&all, &[50, 50]) && !warming, "{kind:?} {all:?}");
     }
 }

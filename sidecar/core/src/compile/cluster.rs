@@ -1,4 +1,4 @@
-//! A cluster: its balancer, limits, ejection and TLS.
+//! Compiles a cluster: its balancer, limits, outlier detection and TLS.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,10 +17,10 @@ use crate::policy::*;
 use crate::proxy_protocol::Version;
 use crate::tunnel::Tunnel;
 
-/// Envoy's bound for a ring.
+/// Envoy's maximum for a ring.
 const MAX_RING_SIZE: u64 = 8_388_608;
 const DEFAULT_RING_SIZE: u64 = 1024;
-/// Envoy's bound for a Maglev table.
+/// Envoy's maximum for a Maglev table.
 const MAX_TABLE_SIZE: u64 = 5_000_011;
 
 pub(super) fn cluster(message: &v1::Cluster) -> Result<Cluster> {
@@ -49,7 +49,8 @@ pub(super) fn cluster(message: &v1::Cluster) -> Result<Cluster> {
     let proxy_protocol = proxy_protocol(message.proxy_protocol).at("proxy_protocol")?;
     let mut pool = connection_pool(message.connection_pool.as_ref()).at("connection_pool")?;
     if proxy_protocol.is_some() {
-        // A connection speaks for one client, and clients are not told apart once it is open.
+        // The PROXY header declares one client per connection, so a connection cannot carry requests of several
+        // clients.
         pool.max_concurrent_streams = 1;
     }
     let warmup = balancing.and_then(|b| b.warmup.as_ref()).map(warmup).transpose().at("load_balancer.warmup")?;
@@ -102,16 +103,16 @@ fn origination(message: &v1::Cluster) -> Result<Origination> {
     let client = match (given(&tls.client_certificate), given(&tls.private_key)) {
         (None, None) => None,
         (Some(certificate), Some(key)) => Some((certificate, key)),
-        _ => return error("private_key", "a certificate and its key go together"),
+        _ => return error("private_key", "requires a certificate, and a certificate requires a key"),
     };
     let credential = given(&tls.credential_name).map(|name| Credential { name, shown: tls.show_credential });
     if let Some(Credential { name, .. }) = &credential {
-        // The path is made of it, on the sidecar's disk.
+        // The name becomes part of a path on the sidecar's disk.
         if name.contains(['/', '\\']) || matches!(&**name, "." | "..") {
             return error("credential_name", format!("{name:?} is not the name of a folder"));
         }
         if client.is_some() || [&tls.ca_certificates, &tls.ca_crl].iter().any(|file| !file.is_empty()) {
-            return error("credential_name", "files are given too");
+            return error("credential_name", "cannot be given together with files");
         }
     }
     Ok(Origination {
@@ -145,7 +146,7 @@ fn consistent_hash(message: &v1::ConsistentHash) -> Result<LoadBalancer> {
         Some(Key::HttpHeaderName(name)) => HashPolicy::Header(header_name(name).at("http_header_name")?),
         Some(Key::HttpCookie(message)) => HashPolicy::Cookie(cookie(message).at("http_cookie")?),
         Some(Key::UseSourceIp(true)) => HashPolicy::SourceIp,
-        Some(Key::UseSourceIp(false)) => return error("use_source_ip", "must be true, or another key be given"),
+        Some(Key::UseSourceIp(false)) => return error("use_source_ip", "must be true if it is the hash key"),
         Some(Key::HttpQueryParameterName(name)) if name.is_empty() => {
             return error("http_query_parameter_name", "is empty");
         }
@@ -165,7 +166,7 @@ fn consistent_hash(message: &v1::ConsistentHash) -> Result<LoadBalancer> {
 }
 
 fn cookie(message: &v1::HttpCookie) -> Result<Cookie> {
-    // A cookie's name is a token, as a header's name is.
+    // The name of a cookie is a token, like that of a header.
     if HeaderName::from_bytes(message.name.as_bytes()).is_err() {
         return error("name", format!("{:?} is not a cookie name", message.name));
     }
@@ -199,7 +200,7 @@ pub(super) fn connection_pool(message: Option<&v1::ConnectionPool>) -> Result<Co
         Err(_) => return error("h2_upgrade", unknown_number(message.h2_upgrade)),
     };
     let tcp_idle_ms = message.tcp_idle_timeout_ms.unwrap_or(HOUR_MS);
-    // HTTP's falls back to TCP's where that is given, then to an hour.
+    // The HTTP idle timeout defaults to the TCP one if that is set, otherwise to an hour.
     let http_idle_ms = match (message.http_idle_timeout_ms, tcp_idle_ms) {
         (0, 0) => HOUR_MS,
         (0, tcp) => tcp,
@@ -221,7 +222,7 @@ pub(super) fn connection_pool(message: Option<&v1::ConnectionPool>) -> Result<Co
             time: seconds(keepalive.time_s),
             interval: seconds(keepalive.interval_s),
         }),
-        // Istio's default, the most that HTTP/2 allows.
+        // Istio's default is the maximum of HTTP/2.
         max_concurrent_streams: or_unlimited(message.max_concurrent_streams).min(i32::MAX as u32),
         h2_upgrade,
         use_client_protocol: message.use_client_protocol,

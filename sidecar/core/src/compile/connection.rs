@@ -1,4 +1,4 @@
-//! Compiles the routes of connections that are not looked into.
+//! Compiles the routes of TCP and TLS connections.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::subnet::Subnet;
 use super::route::forward;
 use super::{At, Result, host_name};
 
-/// Those of a port.
+/// The connection routes of a port.
 pub(super) fn table(messages: &[v1::ConnectionRoute], clusters: &[Arc<Cluster>]) -> Result<ConnectionRoutes> {
     let mut routes = Vec::with_capacity(messages.len());
     for (i, message) in messages.iter().enumerate() {

@@ -1,16 +1,18 @@
-//! The servers of a gateway.
+//! Compiles the servers of a gateway.
 
 use std::sync::Arc;
 
 use weft_proto::v1;
 
 use super::{At, Result, error, port_number, unknown_number};
-use crate::gateway::{Authority, CIPHER_SUITES, Certificate, Ending, Server, Shown, Speaks, Termination, Versions};
+use crate::gateway::{
+    Authority, CIPHER_SUITES, Certificate, Server, ServerCertificate, Speaks, Termination, TlsTermination, Versions,
+};
 
-/// The servers of a gateway, as they are in an inbound policy.
+/// Compiles the servers of an inbound policy.
 ///
 /// # Errors
-/// When one of them cannot be served.
+/// If one of them cannot be served.
 pub fn gateway_servers(messages: &[v1::GatewayServer]) -> Result<Vec<Arc<Server>>> {
     servers(messages).at("servers")
 }
@@ -31,7 +33,7 @@ fn server(message: &v1::GatewayServer) -> Result<Server> {
         Ok(v1::GatewayProtocol::GatewayTcp) => Speaks::Tcp,
         Err(_) => return error("protocol", unknown_number(message.protocol)),
     };
-    let tls = message.tls.as_ref().map(ending).transpose().at("tls")?;
+    let tls = message.tls.as_ref().map(tls_termination).transpose().at("tls")?;
     if protocol == Speaks::Https && tls.is_none() {
         return error("tls", "is missing");
     }
@@ -56,9 +58,10 @@ fn server(message: &v1::GatewayServer) -> Result<Server> {
     })
 }
 
-fn ending(message: &v1::GatewayTls) -> Result<Ending> {
-    let shown = if message.mesh { Shown::Mesh } else { Shown::Files(termination(message)?) };
-    Ok(Ending { shown, callers: message.subject_alt_names.clone() })
+fn tls_termination(message: &v1::GatewayTls) -> Result<TlsTermination> {
+    let certificate =
+        if message.mesh { ServerCertificate::Mesh } else { ServerCertificate::Files(termination(message)?) };
+    Ok(TlsTermination { certificate, client_names: message.subject_alt_names.clone() })
 }
 
 fn termination(message: &v1::GatewayTls) -> Result<Termination> {

@@ -1,4 +1,4 @@
-//! Which localities are called, and how new endpoints warm up.
+//! Compiles locality load balancing and warm-up.
 
 use std::time::Duration;
 
@@ -8,7 +8,8 @@ use super::{At, Result, error, sorted};
 use crate::locality::{Distribution, Failover, Label, Locality, Pattern};
 use crate::policy::Warmup;
 
-/// `ejects`: there is an outlier detection, without which nobody would know when the near are ill.
+/// `ejects`: outlier detection is configured. Without it, failures of near endpoints stay unnoticed and failover never
+/// starts.
 pub(super) fn locality(message: Option<&v1::LocalityLb>, ejects: bool) -> Result<Locality> {
     let by_default = v1::LocalityLb::default();
     let message = message.unwrap_or(&by_default);

@@ -1,4 +1,4 @@
-//! Compiles the conditions of routes.
+//! Compiles the match conditions of routes.
 
 use weft_proto::v1;
 
@@ -7,7 +7,7 @@ use crate::route::matcher::{HeaderMatch, Matcher, Pseudo, StringMatch, UriMatch}
 
 use super::{At, Result, error, header_name, port_number};
 
-/// What counts of a request.
+/// Conditions on a request.
 pub(super) fn matcher(message: &v1::HttpMatch) -> Result<Matcher> {
     let mut headers = Vec::with_capacity(message.headers.len());
     let mut pseudo = Vec::new();
@@ -66,16 +66,16 @@ fn uri_match(message: Option<&v1::StringMatch>, ignore_case: bool) -> Result<Opt
     })
 }
 
-/// A condition on a text; none is given: anything.
+/// A condition on a string; an absent message matches anything.
 pub(super) fn string_match(message: Option<&v1::StringMatch>) -> Result<StringMatch> {
     use v1::string_match::Kind;
     Ok(match kind(message) {
         Some(Kind::Exact(text)) => StringMatch::Exact(text.clone()),
         Some(Kind::Prefix(text)) => StringMatch::Prefix(text.clone()),
-        // Istio's way to write presence.
+        // Istio's notation for presence.
         Some(Kind::Regex(pattern)) if pattern == "*" => StringMatch::Any,
         Some(Kind::Regex(pattern)) => StringMatch::Regex(re2::whole(pattern).at("regex")?),
-        Some(Kind::Present(false)) => return error("present", "absence can be asked of headers only"),
+        Some(Kind::Present(false)) => return error("present", "absence can be matched for headers only"),
         Some(Kind::Present(true)) | None => StringMatch::Any,
     })
 }

@@ -1,4 +1,4 @@
-//! Compiles routes: matches, destinations, header changes, redirects.
+//! Compiles routes: matches, destinations, header operations, redirects.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use http::uri::Authority;
 use http::{HeaderName, HeaderValue, StatusCode};
 use weft_proto::v1;
 
-use crate::balance::Again;
+use crate::balance::RetrySelection;
 use crate::cors::Cors;
 use crate::fault::{Abort, Fault, Share};
 use crate::headers::{HeaderChange, HeaderOps, Side, Template};
@@ -26,7 +26,7 @@ use super::{At, Result, cluster_index, error, header_name, millis, millis_or, po
 
 const MAX_DIRECT_BODY: usize = 1 << 20;
 
-/// The routes of a port; without any, one that sends all to the port's `cluster`.
+/// The routes of a port; without any, one route that forwards everything to the port's `cluster`.
 pub(super) fn table(port: &v1::Port, cluster: usize, clusters: &[Arc<Cluster>]) -> Result<RouteTable> {
     if port.routes.is_empty() {
         let route = default_route(port.retry.as_ref(), cluster, clusters).at("retry")?;
@@ -47,13 +47,13 @@ fn default_route(retry: Option<&v1::RetryPolicy>, cluster: usize, clusters: &[Ar
             weight: 1,
             headers: Vec::new(),
             authority: None,
-            tells_original_host: false,
+            sends_original_host: false,
         }],
         total_weight: 1,
         timeout: None,
         rewrite: None,
         retry: retry_policy(retry)?,
-        again: again(retry, hash.is_empty()),
+        retry_selection: retry_selection(retry, hash.is_empty()),
         fault: None,
         mirrors: Vec::new(),
         hash,
@@ -67,15 +67,15 @@ fn default_route(retry: Option<&v1::RetryPolicy>, cluster: usize, clusters: &[Ar
     }))
 }
 
-/// Where a request is tried again, `free` to go to any endpoint or the one of its hash.
-fn again(retry: Option<&v1::RetryPolicy>, free: bool) -> Again {
-    Again {
+/// Endpoint selection of retries. `free`: a retry may go to any endpoint instead of the one of the request's hash.
+fn retry_selection(retry: Option<&v1::RetryPolicy>, free: bool) -> RetrySelection {
+    RetrySelection {
         other_endpoints: free && !retry.is_some_and(|retry| retry.previous_hosts),
         other_levels: retry.is_some_and(|retry| retry.other_localities),
     }
 }
 
-/// Adds one entry for each match.
+/// Adds one entry per match.
 fn route(message: &v1::HttpRoute, clusters: &[Arc<Cluster>], routes: &mut Vec<Arc<Route>>) -> Result<()> {
     let (ops, authority) = header_operations(message.headers.as_ref()).at("headers")?;
     let (action, headers) = match &message.action {
@@ -122,20 +122,21 @@ pub(super) fn forward(
         let at = format_args!("destinations[{i}]").to_string();
         let cluster = cluster_index(item.cluster, clusters).at("cluster").at(&at)?;
         let (ops, authority) = header_operations(item.headers.as_ref()).at("headers").at(&at)?;
-        // A single destination's changes join the route's list, so that its `set` comes last; of several, each is a
-        // level of its own that comes first, so that the route's `set` comes last.
+        // The operations of a single destination are merged into the route's, so that its `set` is applied last; with
+        // several destinations they are a level of their own that is applied first, so that the route's `set` comes
+        // last.
         let mut headers = if single { vec![route_ops.merged(&ops)] } else { vec![ops, route_ops.clone()] };
         headers.retain(|ops| *ops != HeaderOps::default());
         let of_route = rewrite_authority.clone().or_else(|| route_authority.clone());
-        let tells_original_host = of_route.is_some() || single && authority.is_some();
+        let sends_original_host = of_route.is_some() || single && authority.is_some();
         let authority = of_route.or(authority);
-        destinations.push(Destination { cluster, weight: item.weight, headers, authority, tells_original_host });
-        // A destination among others that gets nothing is there for its being one of several.
+        destinations.push(Destination { cluster, weight: item.weight, headers, authority, sends_original_host });
+        // A destination of weight 0 only makes the other one "one of several".
         if single || item.weight > 0 {
             hash.extend_from_slice(clusters[cluster].load_balancer.hash_policies());
         }
     }
-    // A single destination gets all, whatever its weight says.
+    // A single destination gets all requests whatever its weight.
     let total_weight = match single {
         true => 1,
         false => destinations.iter().map(|destination| u64::from(destination.weight)).sum(),
@@ -148,11 +149,11 @@ pub(super) fn forward(
     }
     let timeout = millis(message.timeout_ms);
     let mut retry = retry_policy(message.retry.as_ref()).at("retry")?;
-    // An attempt that may take as long as all attempts together has no timeout of its own.
+    // A per-try timeout of at least the route's timeout never expires first.
     retry.per_try_timeout = retry.per_try_timeout.filter(|per_try| timeout.is_none_or(|timeout| *per_try < timeout));
     let rewrite = rewrite.map(path_rewrite).transpose().at("rewrite")?.flatten();
-    // The requests of a single hashed destination belong to one endpoint.
-    let again = again(message.retry.as_ref(), !single || hash.is_empty());
+    // With a single hashed destination, a request belongs to one endpoint.
+    let retry_selection = retry_selection(message.retry.as_ref(), !single || hash.is_empty());
     let fault = message.fault.as_ref().map(fault).transpose().at("fault")?;
     let mut mirrors = Vec::with_capacity(message.mirrors.len());
     for (i, item) in message.mirrors.iter().enumerate() {
@@ -160,7 +161,7 @@ pub(super) fn forward(
         let cluster = cluster_index(item.cluster, clusters).at("cluster").at(&at)?;
         mirrors.push(Mirror { cluster, share: share(item.percent, "percent").at(&at)? });
     }
-    Ok(Forward { destinations, total_weight, timeout, rewrite, retry, again, fault, mirrors, hash })
+    Ok(Forward { destinations, total_weight, timeout, rewrite, retry, retry_selection, fault, mirrors, hash })
 }
 
 fn path_rewrite(message: &v1::Rewrite) -> Result<Option<Rewrite>> {
@@ -220,7 +221,7 @@ fn cors(message: &v1::Cors) -> Result<Cors> {
         exposed: value(&message.expose_headers.join(","), "expose_headers")?,
         max_age: message.max_age_s.map(HeaderValue::from),
         credentials: message.allow_credentials,
-        keeps_unmatched: message.ignore_unmatched_preflights,
+        answers_unmatched_preflights: message.ignore_unmatched_preflights,
     })
 }
 
@@ -284,7 +285,7 @@ fn direct_response(message: &v1::DirectResponse) -> Result<DirectResponse> {
     Ok(DirectResponse { status: status(message.status).at("status")?, body: Bytes::from(message.body.clone()) })
 }
 
-/// The changes, and the authority where one is set among them.
+/// The operations, and the authority if one of them sets it.
 fn header_operations(message: Option<&v1::HeaderOperations>) -> Result<(HeaderOps, Option<Authority>)> {
     let Some(message) = message else { return Ok((HeaderOps::default(), None)) };
     let mut authority = None;
@@ -293,7 +294,7 @@ fn header_operations(message: Option<&v1::HeaderOperations>) -> Result<(HeaderOp
     Ok((HeaderOps { request, response }, authority))
 }
 
-/// `authority`: where a request's new authority goes; a response has none.
+/// `authority`: receives the new authority of a request; `None` for responses, which have none.
 fn header_change(
     message: Option<&v1::HeaderChange>,
     mut authority: Option<&mut Option<Authority>>,

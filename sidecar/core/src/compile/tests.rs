@@ -1,3 +1,5 @@
+mod errors;
+
 use super::cluster::{connection_pool, outlier_detection};
 use super::*;
 use crate::hash::HashPolicy;
@@ -77,7 +79,7 @@ fn source_ip() -> v1::consistent_hash::Key {
 }
 
 #[test]
-fn defaults_are_applied() {
+fn defaults_are_applied_to_absent_fields() {
     let compiled = service(&base()).unwrap();
     let cluster = &compiled.clusters[0];
     assert_eq!(cluster.load_balancer, LoadBalancer::LeastRequest);
@@ -98,7 +100,7 @@ fn defaults_are_applied() {
 }
 
 #[test]
-fn port_zero_stands_for_any() {
+fn port_zero_matches_any_port() {
     let mut message = base();
     message.ports.push(v1::Port { number: 0, name: "any".into(), ..v1::Port::default() });
     let compiled = service(&message).unwrap();
@@ -107,7 +109,7 @@ fn port_zero_stands_for_any() {
 }
 
 #[test]
-fn idle_timeouts_fall_back() {
+fn http_idle_timeout_defaults_to_the_tcp_one() {
     for (http, tcp, http_s, tcp_s) in [
         (0, None, 3600, Some(3600)),
         (0, Some(5_000), 5, Some(5)),
@@ -122,7 +124,7 @@ fn idle_timeouts_fall_back() {
 }
 
 #[test]
-fn an_empty_outlier_detection_is_five_errors() {
+fn empty_outlier_detection_ejects_after_five_errors() {
     let policy = outlier_detection(&v1::OutlierDetection::default()).unwrap();
     assert_eq!(
         policy,
@@ -143,7 +145,7 @@ fn an_empty_outlier_detection_is_five_errors() {
 }
 
 #[test]
-fn balancers() {
+fn load_balancers_are_compiled() {
     let first = |message| service(&message).unwrap().clusters[0].clone();
     let ring = first(with_lb(hash(source_ip(), 0, 0)));
     assert_eq!(ring.load_balancer, LoadBalancer::RingHash { policy: HashPolicy::SourceIp, minimum_size: 1024 });
@@ -154,19 +156,19 @@ fn balancers() {
 }
 
 #[test]
-fn hash_policies_of_all_destinations_are_put_together() {
+fn hash_policies_of_all_destinations_are_combined() {
     let mut message = with_lb(hash(source_ip(), 0, 0));
     message.clusters[1].load_balancer = Some(hash(v1::consistent_hash::Key::HttpHeaderName("X-User".into()), 0, 0));
     for (destinations, count, avoids) in [(vec![(0, 1)], 1, false), (vec![(0, 1), (1, 1)], 2, true)] {
         message.ports[0].routes = vec![forward_route(to(&destinations))];
         let compiled = service(&message).unwrap();
         let Action::Forward(forward) = &*compiled.ports[0].routes.routes()[0].action else { panic!("a forward") };
-        assert_eq!((forward.hash.len(), forward.again.other_endpoints), (count, avoids));
+        assert_eq!((forward.hash.len(), forward.retry_selection.other_endpoints), (count, avoids));
     }
 }
 
 #[test]
-fn retries() {
+fn retry_policies_are_compiled() {
     let compile = |timeout_ms, retry| {
         let compiled = service(&with_route(forward_route(v1::Forward { timeout_ms, retry, ..to(&[(0, 0)]) }))).unwrap();
         let Action::Forward(forward) = &*compiled.ports[0].routes.routes()[0].action else { panic!("a forward") };
@@ -184,11 +186,11 @@ fn retries() {
         RetryPolicy { attempts: 3, per_try_timeout: one_second, ..RetryPolicy::default() }
     );
     assert_eq!(compile(1001, policy(3, 1000)).per_try_timeout, one_second);
-    assert_eq!(compile(1000, policy(3, 1000)).per_try_timeout, None, "no shorter than the whole");
+    assert_eq!(compile(1000, policy(3, 1000)).per_try_timeout, None, "not shorter than the route's timeout");
 }
 
 #[test]
-fn retries_of_a_port_without_routes() {
+fn a_port_without_routes_has_default_retries() {
     let compile = |retry| {
         let mut message = base();
         message.ports[0].retry = retry;
@@ -198,20 +200,23 @@ fn retries_of_a_port_without_routes() {
     for (retry, want) in [(None, (2, true, false)), (Some(policy), (4, false, true))] {
         let compiled = compile(retry).unwrap();
         let Action::Forward(forward) = &*compiled.ports[0].routes.routes()[0].action else { panic!("a forward") };
-        assert_eq!((forward.retry.attempts, forward.again.other_endpoints, forward.again.other_levels), want);
+        assert_eq!(
+            (forward.retry.attempts, forward.retry_selection.other_endpoints, forward.retry_selection.other_levels),
+            want
+        );
     }
     let wrong = v1::RetryPolicy { attempts: 1, retry_on: vec!["6xx".into()], ..Default::default() };
     assert_eq!(compile(Some(wrong)).unwrap_err().field, "ports[0].retry.retry_on");
 }
 
 #[test]
-fn hosts_that_requests_name() {
+fn dynamic_dns_accepts_hosts_within_the_wildcard() {
     let mut message = base();
     message.clusters[0] =
         v1::Cluster { host: "*.Example.com".into(), dynamic_dns: true, ..message.clusters[0].clone() };
     let compiled = service(&message).unwrap();
-    let named = |asked| compiled.clusters[0].named(asked).map(|host| host.into_owned());
-    for (asked, want) in [
+    let host_of = |authority| compiled.clusters[0].named(authority).map(|host| host.into_owned());
+    for (authority, want) in [
         ("a.example.com", Some("a.example.com")),
         ("A.b.Example.Com.:8080", Some("a.b.example.com")),
         ("example.com", None),
@@ -222,15 +227,15 @@ fn hosts_that_requests_name() {
         ("10.0.0.1", None),
         ("", None),
     ] {
-        assert_eq!(named(asked).as_deref(), want, "{asked}");
+        assert_eq!(host_of(authority).as_deref(), want, "{authority}");
     }
-    assert_eq!(named(&format!("{}.example.com", "a".repeat(250))), None);
+    assert_eq!(host_of(&format!("{}.example.com", "a".repeat(250))), None);
     assert!(!compiled.clusters[0].has_endpoints() && compiled.clusters[1].has_endpoints());
     assert_eq!(compiled.clusters[1].named("order"), None);
 }
 
 #[test]
-fn authorities_of_rewrite_route_and_destination() {
+fn authority_of_rewrite_wins_over_route_and_destination() {
     let ops = |value: &str| {
         let change = v1::HeaderChange { set: vec![pair("Host", value)], ..v1::HeaderChange::default() };
         Some(v1::HeaderOperations { request: Some(change), response: None })
@@ -250,185 +255,6 @@ fn authorities_of_rewrite_route_and_destination() {
 }
 
 #[test]
-fn mistakes_name_the_field() {
-    let cases: Vec<(v1::Service, &str, &str)> = vec![
-        (v1::Service { host: String::new(), ..base() }, "host", "not a host name"),
-        (v1::Service { addresses: vec!["10.0.0.1/8".into()], ..base() }, "addresses[0]", "not an IP address"),
-        (
-            {
-                let mut m = base();
-                m.ports[0].cluster = 2;
-                m
-            },
-            "ports[0].cluster",
-            "refers to cluster 2 of 2",
-        ),
-        (
-            {
-                let mut m = base();
-                m.ports.push(m.ports[0].clone());
-                m
-            },
-            "ports",
-            "port 80 is there twice",
-        ),
-        (
-            {
-                let mut m = base();
-                m.ports[0].number = 65536;
-                m
-            },
-            "ports[0].number",
-            "65536 is not a port",
-        ),
-        (
-            {
-                let mut m = base();
-                m.ports[0].protocol = 99;
-                m
-            },
-            "ports[0].protocol",
-            "99",
-        ),
-        (
-            {
-                let mut m = base();
-                m.clusters[1].tls = 9;
-                m
-            },
-            "clusters[1].tls",
-            "9",
-        ),
-        (
-            {
-                let mut m = base();
-                m.clusters[1].outlier_detection =
-                    Some(v1::OutlierDetection { max_ejection_percent: 101, ..Default::default() });
-                m
-            },
-            "clusters[1].outlier_detection.max_ejection_percent",
-            "101 is above 100",
-        ),
-        (with_lb(hash(source_ip(), 0, 100)), "clusters[0].load_balancer.consistent_hash.maglev_table_size", "prime"),
-        (
-            with_lb(hash(source_ip(), 0, 5_000_011)),
-            "clusters[0].load_balancer.consistent_hash.maglev_table_size",
-            "prime",
-        ),
-        (with_lb(hash(source_ip(), 8, 7)), "clusters[0].load_balancer.consistent_hash.maglev_table_size", "together"),
-        (
-            with_lb(hash(source_ip(), 8_388_609, 0)),
-            "clusters[0].load_balancer.consistent_hash.minimum_ring_size",
-            "at most 8388608",
-        ),
-        (
-            with_lb(hash(v1::consistent_hash::Key::HttpHeaderName("a b".into()), 0, 0)),
-            "clusters[0].load_balancer.consistent_hash.http_header_name",
-            "\"a b\" is not a valid header name",
-        ),
-        (
-            with_lb(hash(
-                v1::consistent_hash::Key::HttpCookie(v1::HttpCookie { name: "a;b".into(), ..Default::default() }),
-                0,
-                0,
-            )),
-            "clusters[0].load_balancer.consistent_hash.http_cookie.name",
-            "not a cookie name",
-        ),
-        (with_route(forward_route(to(&[]))), "ports[0].routes[0].forward.destinations", "is empty"),
-        (with_route(forward_route(to(&[(0, 0), (1, 0)]))), "ports[0].routes[0].forward.destinations", "weight = 0"),
-        (
-            with_route(forward_route(to(&[(0, 1), (7, 1)]))),
-            "ports[0].routes[0].forward.destinations[1].cluster",
-            "refers to cluster 7",
-        ),
-        (with_route(v1::HttpRoute::default()), "ports[0].routes[0].action", "must be given"),
-        (
-            with_route(v1::HttpRoute {
-                matches: vec![v1::HttpMatch { uri: regex("a)|(b"), ..Default::default() }],
-                ..forward_route(to(&[(0, 0)]))
-            }),
-            "ports[0].routes[0].matches[0].uri.regex",
-            "unopened group",
-        ),
-        (
-            with_route(v1::HttpRoute {
-                matches: vec![v1::HttpMatch { uri: regex(&"a".repeat(1025)), ..Default::default() }],
-                ..forward_route(to(&[(0, 0)]))
-            }),
-            "ports[0].routes[0].matches[0].uri.regex",
-            "longer than 1024",
-        ),
-        (
-            with_route(v1::HttpRoute {
-                matches: vec![v1::HttpMatch {
-                    headers: vec![v1::NamedMatch { name: "x".into(), value: regex("(((a{99}){99}){99})") }],
-                    ..Default::default()
-                }],
-                ..forward_route(to(&[(0, 0)]))
-            }),
-            "ports[0].routes[0].matches[0].headers[0].value.regex",
-            "too large",
-        ),
-        (
-            with_route(v1::HttpRoute {
-                headers: Some(v1::HeaderOperations {
-                    request: Some(v1::HeaderChange { add: vec![pair("a", "%UPSTREAM_HOST%")], ..Default::default() }),
-                    response: None,
-                }),
-                ..forward_route(to(&[(0, 0)]))
-            }),
-            "ports[0].routes[0].headers.request.add[0].value",
-            "%UPSTREAM_HOST% can be used in `response` alone",
-        ),
-        (
-            with_route(v1::HttpRoute {
-                headers: Some(v1::HeaderOperations {
-                    request: Some(v1::HeaderChange {
-                        set: vec![pair("Host", "a"), pair(":authority", "b")],
-                        ..Default::default()
-                    }),
-                    response: None,
-                }),
-                ..forward_route(to(&[(0, 0)]))
-            }),
-            "ports[0].routes[0].headers.request.set[1]",
-            "the authority is set twice",
-        ),
-        (
-            with_route(forward_route(v1::Forward {
-                retry: Some(v1::RetryPolicy { attempts: 1, retry_on: vec!["503, reset".into()], ..Default::default() }),
-                ..to(&[(0, 0)])
-            })),
-            "ports[0].routes[0].forward.retry.retry_on",
-            "\" reset\" is not a valid retryOn policy",
-        ),
-        (
-            with_route(v1::HttpRoute {
-                action: Some(Act::Redirect(v1::Redirect { code: 304, ..Default::default() })),
-                ..Default::default()
-            }),
-            "ports[0].routes[0].redirect.code",
-            "304",
-        ),
-        (
-            with_route(v1::HttpRoute {
-                action: Some(Act::DirectResponse(v1::DirectResponse { status: 600, body: vec![] })),
-                ..Default::default()
-            }),
-            "ports[0].routes[0].direct_response.status",
-            "600",
-        ),
-    ];
-    for (message, field, problem) in cases {
-        let error = service(&message).unwrap_err();
-        assert_eq!(error.field, field, "{error}");
-        assert!(error.problem.contains(problem), "{error}");
-        assert_eq!(error.to_string(), format!("{}: {}", error.field, error.problem));
-    }
-}
-
-#[test]
 fn endpoints_are_compiled() {
     let plain = v1::Endpoint { address: "10.0.0.1".into(), port: 80, ..v1::Endpoint::default() };
     let compile =
@@ -438,8 +264,8 @@ fn endpoints_are_compiled() {
     let good = good.unwrap();
     assert_eq!((good[0].weight, good[0].health), (1, Health::Unknown));
     assert_eq!(good[0].identity.as_ref().unwrap().service_account(), "b");
-    let named = compile(v1::Endpoint { address: "DB.example.com".into(), ..plain.clone() }).unwrap();
-    assert_eq!(named[0].address, Address::Name("db.example.com".into()));
+    let by_name = compile(v1::Endpoint { address: "DB.example.com".into(), ..plain.clone() }).unwrap();
+    assert_eq!(by_name[0].address, Address::Name("db.example.com".into()));
     let unix = v1::Endpoint { address: "unix:///run/A.sock".into(), ..v1::Endpoint::default() };
     assert_eq!(compile(unix).unwrap()[0].address, Address::Unix("/run/A.sock".into()));
     for (endpoint, field) in [
@@ -461,12 +287,12 @@ fn inbound_is_compiled() {
     let modes = [80, 8080, 9090].map(|port| compiled.mode_for(port));
     assert_eq!(modes, [MtlsMode::Permissive, MtlsMode::Strict, MtlsMode::Disable]);
     assert!(compiled.service(80).is_none());
-    // A mode of a later version must not be taken for a lax one.
+    // An mTLS mode of a later version must not be mistaken for a lax one.
     assert_eq!(inbound(&v1::Inbound { mtls: 3, ..Default::default() }).unwrap_err().field, "mtls");
     let service = |port: u32, exported| v1::InboundService { host: "a.b".into(), port, exported, ..Default::default() };
     let services = vec![service(80, false), service(80, true), service(81, false)];
     let compiled = inbound(&v1::Inbound { services, ..Default::default() }).unwrap();
-    assert_eq!([80, 81, 82].map(|port| compiled.takes_foreigners(port)), [true, false, false]);
+    assert_eq!([80, 81, 82].map(|port| compiled.allows_federated_peers(port)), [true, false, false]);
     let bundle =
         |domain: &str, roots: usize| v1::TrustBundle { trust_domain: domain.into(), roots_der: vec![vec![1]; roots] };
     for (trust, want) in [
@@ -483,7 +309,7 @@ fn inbound_is_compiled() {
 }
 
 #[test]
-fn presence_is_written_in_several_ways() {
+fn presence_matches_have_several_notations() {
     use crate::request::tests::view;
     let matches = |value: Option<v1::StringMatch>, text: Option<&'static str>| {
         let headers = vec![v1::NamedMatch { name: "X-A".into(), value }];
@@ -507,7 +333,7 @@ fn presence_is_written_in_several_ways() {
 }
 
 #[test]
-fn gateways_of_other_data_centres_are_compiled() {
+fn remote_gateways_are_compiled() {
     let subset = |share, identity: &str| v1::RemoteSubset { share, identities: vec![identity.into()] };
     let compile = |subset: v1::RemoteSubset, gateway: &str, port| {
         let gateways = vec![v1::GatewayAddress { address: gateway.into(), port }];
@@ -524,7 +350,7 @@ fn gateways_of_other_data_centres_are_compiled() {
         (subset(101, "spiffe://two/ns/a/sa/b"), "10.9.0.1", 1, "remotes[0].subsets[\"v2\"].share"),
         (subset(1, "bob"), "10.9.0.1", 1, "remotes[0].subsets[\"v2\"].identities"),
         (subset(1, "spiffe://two/ns/a/sa/b"), "a b", 1, "remotes[0].gateways[0].address"),
-        // A peer says of itself where it is, and must not make us open files.
+        // A peer reports its gateways' addresses itself and must not make the sidecar open local files.
         (subset(1, "spiffe://two/ns/a/sa/b"), "unix:///run/a", 1, "remotes[0].gateways[0].address"),
         (subset(1, "spiffe://two/ns/a/sa/b"), "a", 0, "remotes[0].gateways[0].port"),
     ] {
@@ -533,7 +359,7 @@ fn gateways_of_other_data_centres_are_compiled() {
 }
 
 #[test]
-fn localities_and_warming_up() {
+fn locality_settings_and_warmup_are_compiled() {
     let compiled = |load_balancer: v1::LoadBalancer, ejects: bool| {
         let outlier_detection = ejects.then(v1::OutlierDetection::default);
         let load_balancer = Some(load_balancer);

@@ -1,4 +1,4 @@
-//! And makers of endpoints and clusters, for the tests of other modules.
+//! Tests, and constructors of endpoints and clusters for the tests of other modules.
 
 use super::*;
 use crate::policy::{ConnectionPool, H2Upgrade, LoadBalancer, OutlierDetection, Protocol, Tls};
@@ -23,7 +23,7 @@ pub(crate) fn config(address: &str, weight: u32) -> EndpointConfig {
     }
 }
 
-/// A gateway of the data centre dc2, behind which are a host and its subset v2; percent of the requests that go there.
+/// A gateway of the data centre dc2 with a host and its subset v2; `share`: percent of the requests.
 pub(crate) fn gateway(address: &str, share: u32) -> EndpointConfig {
     let identities = vec!["spiffe://two/ns/a/sa/b".parse().unwrap()];
     let remote = Arc::new(Remote { datacenter: "dc2".into(), share, identities });
@@ -72,7 +72,7 @@ pub(crate) fn cluster(load_balancer: LoadBalancer, outlier: Option<OutlierDetect
     }
 }
 
-/// Consecutive 5xx alone, with Istio's defaults else.
+/// Consecutive 5xx alone, otherwise Istio's defaults.
 pub(crate) fn outlier(consecutive_5xx: u32, max_ejection_percent: u32) -> OutlierDetection {
     OutlierDetection {
         consecutive_5xx: Some(consecutive_5xx),
@@ -100,7 +100,7 @@ fn arcs(configs: impl IntoIterator<Item = EndpointConfig>) -> Vec<Arc<EndpointCo
 }
 
 #[test]
-fn a_subset_has_the_endpoints_with_all_its_labels() {
+fn a_subset_selects_endpoints_with_all_its_labels() {
     let labels = |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
     let mut v1 = config("10.0.0.1:80", 1);
     v1.labels = labels(&[("version", "v1"), ("zone", "a")]);
@@ -110,31 +110,31 @@ fn a_subset_has_the_endpoints_with_all_its_labels() {
     let mut subset = cluster(LoadBalancer::LeastRequest, None);
     assert_eq!(for_cluster(&subset, &configs, &[]).len(), 3);
     subset.labels = labels(&[("version", "v1")]);
-    let found = for_cluster(&subset, &configs, &[]);
-    assert_eq!(found.iter().map(|e| &*e.key).collect::<Vec<_>>(), ["10.0.0.1:80"]);
+    let selection = for_cluster(&subset, &configs, &[]);
+    assert_eq!(selection.iter().map(|e| &*e.key).collect::<Vec<_>>(), ["10.0.0.1:80"]);
     subset.labels = labels(&[("version", "v1"), ("zone", "b")]);
     assert!(for_cluster(&subset, &configs, &[]).is_empty());
 }
 
 #[test]
-fn ports_are_resolved() {
+fn target_ports_are_resolved_by_number_and_name() {
     let mut plain = config("10.0.0.1:80", 1);
     plain.ports.insert("http".into(), 8080);
-    let mut named = config("10.0.0.1:80", 1);
-    named.address = Address::Name("db.example.com".into());
+    let mut by_name = config("10.0.0.1:80", 1);
+    by_name.address = Address::Name("db.example.com".into());
     let mut v6 = config("[::1]:80", 1);
     v6.ports.insert("http".into(), 8081);
-    let configs = arcs([plain, named, v6]);
-    let named = |otherwise| TargetPort::Named { name: "http".into(), otherwise };
+    let configs = arcs([plain, by_name, v6]);
+    let named_port = |otherwise| TargetPort::Named { name: "http".into(), otherwise };
     for (target_port, keys) in [
         (TargetPort::Registered, vec!["10.0.0.1:80", "db.example.com:80", "[::1]:80"]),
         (TargetPort::Number(9), vec!["10.0.0.1:9", "db.example.com:9", "[::1]:9"]),
-        (named(None), vec!["10.0.0.1:8080", "[::1]:8081"]),
-        (named(Some(7)), vec!["10.0.0.1:8080", "db.example.com:7", "[::1]:8081"]),
+        (named_port(None), vec!["10.0.0.1:8080", "[::1]:8081"]),
+        (named_port(Some(7)), vec!["10.0.0.1:8080", "db.example.com:7", "[::1]:8081"]),
     ] {
         let cluster = Cluster { target_port, ..cluster(LoadBalancer::LeastRequest, None) };
-        let found = for_cluster(&cluster, &configs, &[]);
-        assert_eq!(found.iter().map(|e| &*e.key).collect::<Vec<_>>(), keys);
+        let selection = for_cluster(&cluster, &configs, &[]);
+        assert_eq!(selection.iter().map(|e| &*e.key).collect::<Vec<_>>(), keys);
     }
 }
 
@@ -148,14 +148,14 @@ fn state_survives_a_new_snapshot() {
     assert_eq!(after[1].config.weight, 7);
     assert!(Arc::ptr_eq(&after[1].state, &before[0].state));
     let same = for_cluster(&with, &[after[1].config.clone()], &after);
-    assert!(Arc::ptr_eq(&same[0], &after[1]), "an endpoint that did not change is not made anew");
+    assert!(Arc::ptr_eq(&same[0], &after[1]), "an unchanged endpoint is reused");
     drop(_in_flight);
     assert_eq!(after[1].state.in_flight(), 0);
 }
 
-/// What is open to whoever was at an address says nothing of who is there now.
+/// Open connections belong to the previous workload at the address.
 #[test]
-fn somebody_else_at_an_address_begins_anew() {
+fn another_identity_at_an_address_starts_with_fresh_state() {
     let plain = cluster(LoadBalancer::LeastRequest, None);
     let with = |identity: Option<&str>| EndpointConfig {
         identity: identity.map(|id| id.parse().unwrap()),
@@ -180,7 +180,7 @@ fn somebody_else_at_an_address_begins_anew() {
 }
 
 #[test]
-fn an_ejection_ends_with_its_policy() {
+fn removing_outlier_detection_ends_ejections() {
     use crate::outcome::Outcome;
     use crate::outlier::Detector;
     let with = cluster(LoadBalancer::LeastRequest, Some(outlier(1, 100)));
@@ -194,20 +194,20 @@ fn an_ejection_ends_with_its_policy() {
 }
 
 #[test]
-fn an_address_twice_is_one_endpoint_and_found_whatever_its_health() {
+fn duplicate_addresses_are_one_endpoint_found_whatever_its_health() {
     let mut draining = config("10.0.0.2:80", 1);
     draining.health = Health::Draining;
     let configs = arcs([config("10.0.0.1:80", 1), config("10.0.0.1:80", 2), draining]);
-    let found = for_cluster(&cluster(LoadBalancer::LeastRequest, None), &configs, &[]);
-    assert_eq!(found.iter().map(|e| e.is_eligible()).collect::<Vec<_>>(), [true, false]);
+    let selection = for_cluster(&cluster(LoadBalancer::LeastRequest, None), &configs, &[]);
+    assert_eq!(selection.iter().map(|e| e.is_eligible()).collect::<Vec<_>>(), [true, false]);
     let plain = cluster(LoadBalancer::LeastRequest, None);
-    let find = |text: &str| super::find(&plain, &found, text.parse().unwrap()).map(|e| e.key.to_string());
+    let find = |text: &str| super::find(&plain, &selection, text.parse().unwrap()).map(|e| e.key.to_string());
     assert_eq!(find("10.0.0.2:80").as_deref(), Some("10.0.0.2:80"));
     assert_eq!(find("10.0.0.2:81"), None);
 }
 
 #[test]
-fn gateways_of_other_data_centres_belong_to_subsets_by_name() {
+fn remote_gateways_belong_to_subsets_by_name() {
     let mut cluster = cluster(LoadBalancer::RoundRobin, None);
     cluster.target_port = TargetPort::Number(8080);
     let configs = [Arc::new(config("10.0.0.1:80", 1)), Arc::new(gateway("10.9.0.1:15443", 7))];
@@ -218,8 +218,8 @@ fn gateways_of_other_data_centres_belong_to_subsets_by_name() {
     cluster.labels = [("version".to_owned(), "v2".to_owned())].into();
     cluster.subset = "v2".into();
     assert_eq!(keys(&cluster), ["10.9.0.1:15443"]);
-    let found = for_cluster(&cluster, &configs, &[]);
-    assert_eq!(found[0].identities()[0].trust_domain(), "two");
+    let selection = for_cluster(&cluster, &configs, &[]);
+    assert_eq!(selection[0].identities()[0].trust_domain(), "two");
     for changed in [
         Cluster { subset: "v3".into(), ..cluster.clone() },
         Cluster { tls: Tls::Disable, ..cluster.clone() },
@@ -227,10 +227,10 @@ fn gateways_of_other_data_centres_belong_to_subsets_by_name() {
     ] {
         assert_eq!(keys(&changed), [""; 0]);
     }
-    // A share that has changed is another endpoint of the same state.
-    let moved = for_cluster(&cluster, &[Arc::new(gateway("10.9.0.1:15443", 8))], &found);
+    // A changed share makes another endpoint with the same state.
+    let moved = for_cluster(&cluster, &[Arc::new(gateway("10.9.0.1:15443", 8))], &selection);
     assert_eq!(moved[0].remote.as_ref().unwrap().share, 8);
-    assert!(Arc::ptr_eq(&moved[0].state, &found[0].state));
+    assert!(Arc::ptr_eq(&moved[0].state, &selection[0].state));
 }
 
 #[test]
@@ -241,24 +241,24 @@ fn a_unix_socket_is_an_endpoint_whatever_the_port() {
         [TargetPort::Registered, TargetPort::Number(8080), TargetPort::Named { name: "http".into(), otherwise: None }]
     {
         let cluster = Cluster { target_port, ..cluster(LoadBalancer::LeastRequest, None) };
-        let found = for_cluster(&cluster, &configs, &[]);
-        assert_eq!((&*found[0].key, &found[0].target), ("/run/a.sock", &Target::Unix("/run/a.sock".into())));
-        assert!(Arc::ptr_eq(&found[0], &for_cluster(&cluster, &configs, &found)[0]), "its state is kept");
+        let selection = for_cluster(&cluster, &configs, &[]);
+        assert_eq!((&*selection[0].key, &selection[0].target), ("/run/a.sock", &Target::Unix("/run/a.sock".into())));
+        assert!(Arc::ptr_eq(&selection[0], &for_cluster(&cluster, &configs, &selection)[0]), "its state is kept");
     }
 }
 
 #[test]
-fn every_address_of_a_name_is_an_endpoint_once_it_is_known() {
-    let mut named = config("10.0.0.1:80", 3);
-    named.address = Address::EachOf("db.test".into());
-    let configs = [Arc::new(config("10.0.0.9:80", 1)), Arc::new(named)];
+fn each_resolved_address_of_a_name_is_an_endpoint() {
+    let mut by_name = config("10.0.0.1:80", 3);
+    by_name.address = Address::EachOf("db.test".into());
+    let configs = [Arc::new(config("10.0.0.9:80", 1)), Arc::new(by_name)];
     assert!(matches!(resolved(&configs, &HashMap::new()), std::borrow::Cow::Borrowed(_)));
     let addresses: Vec<IpAddr> = ["10.0.0.1", "::1"].map(|address| address.parse().unwrap()).into();
-    let found = resolved(&configs, &[("db.test".into(), addresses)].into());
+    let selection = resolved(&configs, &[("db.test".into(), addresses)].into());
     let cluster = cluster(LoadBalancer::Random, None);
-    let found: Vec<_> =
-        for_cluster(&cluster, &found, &[]).iter().map(|e| (e.key.to_string(), e.config.weight)).collect();
-    assert_eq!(found, [("10.0.0.9:80".into(), 1), ("10.0.0.1:80".into(), 3), ("[::1]:80".into(), 3)]);
+    let endpoints: Vec<_> =
+        for_cluster(&cluster, &selection, &[]).iter().map(|e| (e.key.to_string(), e.config.weight)).collect();
+    assert_eq!(endpoints, [("10.0.0.9:80".into(), 1), ("10.0.0.1:80".into(), 3), ("[::1]:80".into(), 3)]);
     let before: Vec<_> = for_cluster(&cluster, &configs, &[]).iter().map(|e| e.key.to_string()).collect();
     assert_eq!(before, ["10.0.0.9:80", "db.test:80"]);
 }

@@ -1,6 +1,6 @@
-//! What Envoy's formatters tell and a proxy of the mesh does not know.
+//! Envoy's formatters that are not supported, with the reasons.
 
-/// Why a formatter of Envoy's cannot be used.
+/// The reason why a formatter of Envoy is not supported.
 pub(super) fn refusal(name: &str) -> &'static str {
     const ENDS: &[&str] = &[
         "DURATION",
@@ -47,18 +47,18 @@ pub(super) fn refusal(name: &str) -> &'static str {
     ];
     match name {
         _ if ENDS.contains(&name) || name.contains("BYTES") => {
-            "it is of access logs, or known when the response has ended, after its headers have gone"
+            "it is for access logs, or known only when the response has ended and its headers were sent"
         }
         _ if CONFIGURATION.contains(&name) => {
-            "it is of Envoy's own configuration or extensions, which the mesh does not have"
+            "it belongs to Envoy's own configuration or extensions, which the mesh does not have"
         }
-        "COALESCE" => "%REQ(name?other)% and %RESP(name?other)% have alternatives, other formatters none",
+        "COALESCE" => "alternatives are supported by %REQ(name?other)% and %RESP(name?other)% only",
         "TLS_JA3_FINGERPRINT" | "TLS_JA4_FINGERPRINT" => "fingerprints of a TLS ClientHello are not computed",
-        "DOWNSTREAM_TLS_SESSION_ID" => "the TLS library does not show a session's number",
+        "DOWNSTREAM_TLS_SESSION_ID" => "the TLS library does not expose session ids",
         "DOWNSTREAM_CX_RTT" | "DOWNSTREAM_HANDSHAKE_DURATION" => "it is not measured",
-        "DOWNSTREAM_PEER_OTHERNAME_SAN" => "alternative names of the kinds URI, DNS, IP and email are read",
+        "DOWNSTREAM_PEER_OTHERNAME_SAN" => "only alternative names of the kinds URI, DNS, IP and email are read",
         _ if name.starts_with("DOWNSTREAM_PEER_CHAIN_") || name.starts_with("DOWNSTREAM_PEER_ISSUER_") => {
-            "of the client's certificates its own is kept alone: use %DOWNSTREAM_PEER_FINGERPRINT_256%, \
+            "only the client's own certificate is recorded: use %DOWNSTREAM_PEER_FINGERPRINT_256%, \
              %DOWNSTREAM_PEER_SERIAL% or %DOWNSTREAM_PEER_ISSUER%"
         }
         "DOWNSTREAM_LOCAL_SUBJECT"
@@ -66,15 +66,15 @@ pub(super) fn refusal(name: &str) -> &'static str {
         | "DOWNSTREAM_LOCAL_DNS_SAN"
         | "DOWNSTREAM_LOCAL_IP_SAN"
         | "DOWNSTREAM_LOCAL_EMAIL_SAN"
-        | "DOWNSTREAM_LOCAL_OTHERNAME_SAN" => "which of its certificates a gateway has shown is not kept",
+        | "DOWNSTREAM_LOCAL_OTHERNAME_SAN" => "the certificate that a gateway presented is not recorded",
         _ if name.starts_with("DOWNSTREAM_DIRECT_LOCAL_") => {
             "a redirected connection arrives at the sidecar's own listener: use %DOWNSTREAM_LOCAL_ADDRESS%, which the \
              client dialed"
         }
-        _ if name.starts_with("UPSTREAM_") => "of the connection to the endpoint its address is kept alone",
+        _ if name.starts_with("UPSTREAM_") => "only the address of an upstream connection is recorded",
         "START_TIME_LOCAL" => "times are UTC: use %START_TIME(FORMAT)%",
-        "CONNECTION_ID" => "connections have no numbers",
-        "TRACE_ID" | "SPAN_ID" => "the sidecar makes no traces; %REQ(traceparent)% is the application's",
+        "CONNECTION_ID" => "connections have no ids",
+        "TRACE_ID" | "SPAN_ID" => "the sidecar creates no traces; %REQ(traceparent)% is the application's",
         _ => {
             "supported are HOSTNAME, DOWNSTREAM_REMOTE_ADDRESS and DOWNSTREAM_LOCAL_ADDRESS (with _WITHOUT_PORT too), \
              DOWNSTREAM_REMOTE_PORT, DOWNSTREAM_LOCAL_PORT, PROTOCOL, REQ(name?other):LENGTH, PATH, QUERY_PARAM(name), \

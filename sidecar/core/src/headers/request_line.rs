@@ -1,4 +1,4 @@
-//! `%PATH%`, `%QUERY_PARAM%` and `%QUERY_PARAMS%`: parts of the request's target, as Envoy's formatters name them.
+//! `%PATH%`, `%QUERY_PARAM%` and `%QUERY_PARAMS%`: parts of the request's target, in Envoy's terms.
 
 use std::borrow::Cow;
 
@@ -7,7 +7,7 @@ use percent_encoding::percent_decode_str;
 
 use super::template::Context;
 
-/// The path as the client wrote it, where a proxy before this one has rewritten it.
+/// The client's original path, set by an earlier proxy that rewrote it.
 const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
 
 /// A part of the target.
@@ -17,11 +17,11 @@ pub(super) enum Line {
     Path { query: bool, source: Source },
     /// The first value of a parameter, percent-decoded.
     Parameter(String),
-    /// All after the question mark.
+    /// Everything after the question mark.
     Query,
 }
 
-/// Which of the paths.
+/// Source of the path.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Source {
     Original,
@@ -30,7 +30,7 @@ pub(super) enum Source {
 }
 
 impl Line {
-    /// Reads the argument of `PATH`.
+    /// Parses the argument of `PATH`.
     pub(super) fn path(argument: &str) -> Option<Line> {
         let (query, source) = argument.split_once(':').unwrap_or((argument, ""));
         let query = match query {
@@ -47,20 +47,20 @@ impl Line {
         Some(Line::Path { query, source })
     }
 
-    /// Whether a header of the request has a part in it.
+    /// Whether the value may come from a request header.
     pub(super) fn reads_headers(&self) -> bool {
         !matches!(self, Line::Path { source: Source::Path, .. } | Line::Parameter(_) | Line::Query)
     }
 
-    /// The text; empty where the request has no such part.
+    /// The text; empty if the request has no such part.
     pub(super) fn of<'a>(&self, headers: &'a HeaderMap, context: &Context<'a>) -> Cow<'a, [u8]> {
         let parameters = context.path_and_query.split_once('?').map_or("", |(_, query)| query);
         match self {
             Line::Query => Cow::Borrowed(parameters.as_bytes()),
             Line::Parameter(name) => {
                 let pairs = parameters.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-                let mut named = pairs.filter(|(key, _)| percent_decode_str(key).eq(name.bytes()));
-                named.next().map(|(_, value)| percent_decode_str(value).into()).unwrap_or_default()
+                let mut values = pairs.filter(|(key, _)| percent_decode_str(key).eq(name.bytes()));
+                values.next().map(|(_, value)| percent_decode_str(value).into()).unwrap_or_default()
             }
             Line::Path { query, source } => {
                 let original = headers.get(ORIGINAL_PATH).map(http::HeaderValue::as_bytes);

@@ -1,4 +1,4 @@
-//! `%START_TIME(FORMAT)%`: strftime's conversions, and those of Envoy for parts of a second.
+//! `%START_TIME(FORMAT)%`: strftime's conversions, and Envoy's for fractions of a second.
 
 use std::fmt::Write;
 use std::time::SystemTime;
@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use time::OffsetDateTime;
 use time::format_description::{OwnedFormatItem, parse_strftime_owned};
 
-/// Without a format, as in Envoy.
+/// Envoy's default format.
 const DEFAULT: &str = "%Y-%m-%dT%H:%M:%E3SZ";
 
 /// A format. Times are UTC.
@@ -17,17 +17,17 @@ pub(super) struct Format(Vec<Piece>);
 enum Piece {
     /// Conversions of strftime.
     Time(OwnedFormatItem),
-    /// So many digits of the second's fraction.
+    /// This number of digits of the second's fraction.
     Fraction(usize),
-    /// The same after the second and a point.
+    /// The second, a point and this number of digits.
     Second(usize),
 }
 
 impl Format {
-    /// Reads a format.
+    /// Parses a format.
     ///
     /// # Errors
-    /// The conversion that is none, or is not supported.
+    /// Names the conversion that is invalid or not supported.
     pub(super) fn parse(text: &str) -> Result<Format, String> {
         let text = if text.is_empty() { DEFAULT } else { text };
         let mut pieces = Vec::new();
@@ -51,12 +51,12 @@ impl Format {
         Ok(Format(pieces))
     }
 
-    /// A time in this format.
+    /// Formats a time.
     pub(super) fn text(&self, time: SystemTime) -> String {
         let time = OffsetDateTime::from(time);
         let mut text = String::new();
         for piece in &self.0 {
-            // Writing to a string does not fail, and a time of today has every part.
+            // Writing to a string does not fail, and an `OffsetDateTime` has every component.
             let _ = match piece {
                 Piece::Time(format) => write!(text, "{}", time.format(format).unwrap_or_default()),
                 Piece::Fraction(digits) => write!(text, "{}", fraction(time, *digits)),
@@ -81,7 +81,8 @@ fn usual_piece(text: &str) -> Result<Option<Piece>, String> {
     Ok(Some(Piece::Time(parsed)))
 }
 
-/// A conversion of Envoy's own at the beginning of `text` (`%f`, `%3f`, `%E3S`), and how long the conversion is there.
+/// A conversion of Envoy's own at the beginning of `text` (`%f`, `%3f`, `%E3S`), and the length of the conversion
+/// there.
 fn own(text: &str) -> (Option<Piece>, usize) {
     let digits = |at: usize| match text.as_bytes().get(at) {
         Some(digit @ b'1'..=b'9') => Some(usize::from(digit - b'0')),
@@ -91,7 +92,7 @@ fn own(text: &str) -> (Option<Piece>, usize) {
         [b'%', b'f', ..] => (Some(Piece::Fraction(9)), 2),
         [b'%', _, b'f', ..] if let Some(digits) = digits(1) => (Some(Piece::Fraction(digits)), 3),
         [b'%', b'E', _, b'S', ..] if let Some(digits) = digits(2) => (Some(Piece::Second(digits)), 4),
-        // The character after a percent sign, whichever it is.
+        // One character after the percent sign, whichever it is.
         _ => (None, 1 + text[1..].chars().next().map_or(0, char::len_utf8)),
     }
 }
@@ -103,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_are_written_as_the_format_says() {
+    fn times_are_formatted_with_strftime_and_envoy_conversions() {
         let time = SystemTime::UNIX_EPOCH + Duration::new(1_527_590_590, 528_007_009);
         for (format, expected) in [
             ("", "2018-05-29T10:43:10.528Z"),

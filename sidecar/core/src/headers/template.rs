@@ -1,5 +1,6 @@
-//! Header values with Envoy's `%VAR%` formatters. They are parsed when a policy is compiled, so that a mistake is an error
-//! there and not a strange header later. What Envoy knows and a sidecar does not is refused with the reason.
+//! Header values with Envoy's `%VAR%` formatters. They are parsed when a policy is compiled, so that a mistake is
+//! reported there instead of producing a wrong header later. Formatters that Envoy has and a sidecar lacks are refused
+//! with the reason.
 
 mod parse;
 
@@ -13,12 +14,12 @@ use super::request_line::Line;
 use super::start_time::Format;
 use super::tls::{Field, Tls};
 use crate::flag::ResponseFlags;
-use crate::proxy_protocol::Ends;
+use crate::proxy_protocol::ConnectionAddresses;
 
-/// Whose headers a value is for.
+/// Message that a value belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
-    /// A request's, which has not been sent yet.
+    /// A request before it is sent upstream.
     Request,
     /// A response's.
     Response,
@@ -28,7 +29,7 @@ pub enum Side {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Template {
     parts: Vec<Part>,
-    /// As it stands in the policy.
+    /// Source text in the policy.
     written: Box<str>,
 }
 
@@ -38,9 +39,9 @@ enum Part {
     Hostname,
     Remote(Piece),
     Local(Piece),
-    /// The first of the names that has a value, at most so many bytes of it.
+    /// The first of the headers with a value, and the maximum number of bytes.
     Request(Vec<Named>, usize),
-    /// At most so many bytes of a part of the target.
+    /// A part of the target, and the maximum number of bytes.
     Line(Line, usize),
     Tls(Field),
     Protocol,
@@ -48,9 +49,9 @@ enum Part {
     Cluster,
     Route,
     Unique,
-    /// A variable of the proxy's environment, at most so many bytes of it.
+    /// A variable of the proxy's environment, and the maximum number of bytes.
     Environment(String, usize),
-    /// The first of the response's headers that is there, at most so many bytes of it.
+    /// The first of the response's headers that is present, and the maximum number of bytes.
     Response(Vec<HeaderName>, usize),
     Code,
     CodeDetails,
@@ -59,7 +60,7 @@ enum Part {
     Attempts,
 }
 
-/// Which part of an address.
+/// Part of an address.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Piece {
     Whole,
@@ -76,7 +77,7 @@ impl Piece {
         }
     }
 
-    /// Of what an endpoint is called: `ip:port`, `name:port` or the path of a Unix socket.
+    /// Part of an endpoint's key: `ip:port`, `name:port` or the path of a Unix socket.
     fn of_endpoint(self, key: &str) -> String {
         let split = key.rsplit_once(':').filter(|_| !key.starts_with(['/', '@']));
         match (self, split) {
@@ -91,7 +92,7 @@ impl Piece {
     }
 }
 
-/// What `%REQ(name)%` may name.
+/// Argument of `%REQ(name)%`.
 #[derive(Debug, Clone, PartialEq)]
 enum Named {
     Header(HeaderName),
@@ -120,18 +121,18 @@ impl Named {
     }
 }
 
-/// What placeholders are filled from, besides headers.
+/// Values for placeholders, besides headers.
 #[derive(Debug, Clone, Copy)]
 pub struct Context<'a> {
-    /// Of the proxy.
-    pub surroundings: &'a Surroundings,
-    /// The downstream's remote address, and the one that it dialed.
-    pub ends: &'a Ends,
-    /// The TLS that the request came by, where it ends here.
+    /// Constants of the proxy.
+    pub proxy: &'a ProxyContext,
+    /// The downstream's remote address and its original destination.
+    pub ends: &'a ConnectionAddresses,
+    /// Downstream TLS, if it is terminated by this proxy.
     pub tls: Option<&'a Tls>,
     /// The downstream's HTTP version.
     pub version: Version,
-    /// When the request came.
+    /// Time of the request's arrival.
     pub start: &'a Instant,
     /// The method, for `%REQ(:method)%`.
     pub method: &'a str,
@@ -139,52 +140,52 @@ pub struct Context<'a> {
     pub authority: &'a str,
     /// Path and query, for `%REQ(:path)%`.
     pub path_and_query: &'a str,
-    /// The cluster; empty: none is called.
+    /// The cluster; empty: the request is not forwarded.
     pub cluster: &'a str,
-    /// The route, as [`crate::route::Route`] is called.
+    /// Name of the route, see [`crate::route::Route`].
     pub route: &'a str,
 }
 
-/// What a proxy is for all of its requests.
+/// Constants and functions of the proxy process.
 #[derive(Debug)]
-pub struct Surroundings {
-    /// Of the machine or pod that it runs on.
+pub struct ProxyContext {
+    /// Host name of the machine or pod.
     pub hostname: String,
-    /// What time it was at an instant.
+    /// Converts an instant to wall-clock time.
     pub time: fn(Instant) -> SystemTime,
-    /// A random number.
+    /// Returns a random number.
     pub random: fn() -> u128,
-    /// A variable of its environment.
+    /// Reads an environment variable.
     pub environment: fn(&str) -> Option<String>,
 }
 
-/// What is known of an answer besides its headers.
+/// Properties of a response besides its headers.
 #[derive(Debug, Clone, Copy)]
-pub struct Answer<'a> {
+pub struct ResponseContext<'a> {
     /// Its status.
     pub status: StatusCode,
-    /// Whose it is, in Envoy's words.
+    /// Origin of the response, in Envoy's terms (`response_code_details`).
     pub details: &'static str,
-    /// Why it did not come the usual way.
+    /// Reasons for an unusual outcome.
     pub flags: ResponseFlags,
-    /// The endpoint that gave it.
+    /// The endpoint that responded.
     pub upstream: Option<&'a str>,
-    /// Requests to endpoints that were made.
+    /// Number of upstream attempts.
     pub attempts: u32,
 }
 
-impl Answer<'_> {
-    /// Details of an answer that an endpoint gave.
+impl ResponseContext<'_> {
+    /// Details of a response from an endpoint.
     pub const UPSTREAM: &'static str = "via_upstream";
-    /// Details of an answer that the route gives itself.
+    /// Details of a direct response of the route.
     pub const DIRECT: &'static str = "direct_response";
 }
 
 impl Template {
-    /// Parses a value; the error says which placeholder is not supported or where one is left open.
+    /// Parses a value.
     ///
     /// # Errors
-    /// Names the placeholder, and why it cannot be used.
+    /// Names the placeholder that is unsupported or unterminated, and the reason.
     pub fn parse(text: &str, side: Side) -> Result<Template, String> {
         let mut parts = Vec::new();
         let mut literal = String::new();
@@ -198,7 +199,7 @@ impl Template {
                 continue;
             }
             let end =
-                end(rest).ok_or_else(|| format!("a '%' without its end in {text:?}; write %% for a percent sign"))?;
+                end(rest).ok_or_else(|| format!("an unterminated '%' in {text:?}; write %% for a percent sign"))?;
             if !literal.is_empty() {
                 parts.push(Part::Text(std::mem::take(&mut literal)));
             }
@@ -207,7 +208,7 @@ impl Template {
         }
         literal.push_str(rest);
         if HeaderValue::from_str(&literal).is_err() {
-            return Err(format!("{text:?} has a byte that no header value may have"));
+            return Err(format!("{text:?} has a byte that is not allowed in a header value"));
         }
         if !literal.is_empty() || parts.is_empty() {
             parts.push(Part::Text(literal));
@@ -215,7 +216,7 @@ impl Template {
         Ok(Template { parts, written: text.into() })
     }
 
-    /// It has `%REQ(name)%` of a header, or another formatter that reads one.
+    /// Whether a placeholder reads a request header, such as `%REQ(name)%`.
     pub(super) fn reads_request_headers(&self) -> bool {
         self.parts.iter().any(|part| match part {
             Part::Request(names, _) => names.iter().any(|name| matches!(name, Named::Header(_))),
@@ -225,33 +226,33 @@ impl Template {
         })
     }
 
-    /// The value; `None` when it is empty because the headers it reads are missing, or would be an illegal value. An
-    /// empty value without placeholders is a value. `answer`: of a response, with its headers as they are.
+    /// The value; `None` if it is empty because the headers it reads are missing, or if it is not a valid header value.
+    /// A template without placeholders may be empty. `response`: the response, with its headers before the change.
     pub(super) fn render(
         &self,
         request: &HeaderMap,
         context: &Context<'_>,
-        answer: Option<(&Answer<'_>, &HeaderMap)>,
+        response: Option<(&ResponseContext<'_>, &HeaderMap)>,
     ) -> Option<HeaderValue> {
         if let [Part::Text(text)] = &self.parts[..] {
             return HeaderValue::from_str(text).ok();
         }
         let mut value = Vec::new();
         for part in &self.parts {
-            part.render(&mut value, request, context, answer);
+            part.render(&mut value, request, context, response);
         }
         if value.is_empty() { None } else { HeaderValue::from_bytes(&value).ok() }
     }
 }
 
-/// As it is written in a policy.
+/// The source text in the policy.
 impl fmt::Display for Template {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.written)
     }
 }
 
-/// Where a placeholder that begins `text` ends: its argument may have percent signs of its own.
+/// End of the placeholder at the beginning of `text`: its argument may contain percent signs.
 fn end(text: &str) -> Option<usize> {
     let is_name = |b: u8| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_';
     let name = text.bytes().take_while(|b| is_name(*b)).count();
@@ -268,12 +269,12 @@ impl Part {
         value: &mut Vec<u8>,
         request: &HeaderMap,
         context: &Context<'_>,
-        answer: Option<(&Answer<'_>, &HeaderMap)>,
+        response: Option<(&ResponseContext<'_>, &HeaderMap)>,
     ) {
         let mut push = |text: &[u8]| value.extend_from_slice(text);
-        match (self, answer) {
+        match (self, response) {
             (Part::Text(text), _) => push(text.as_bytes()),
-            (Part::Hostname, _) => push(context.surroundings.hostname.as_bytes()),
+            (Part::Hostname, _) => push(context.proxy.hostname.as_bytes()),
             (Part::Remote(piece), _) => push(piece.of(context.ends.source).as_bytes()),
             (Part::Local(piece), _) => push(piece.of(context.ends.destination).as_bytes()),
             (Part::Request(names, most), _) => {
@@ -288,14 +289,14 @@ impl Part {
             (Part::Tls(field), _) => push(&field.of(request, context)),
             (Part::Protocol, _) => push(protocol_text(context.version).as_bytes()),
             (Part::StartTime(format), _) => {
-                push(format.text((context.surroundings.time)(*context.start)).as_bytes());
+                push(format.text((context.proxy.time)(*context.start)).as_bytes());
             }
             (Part::Cluster, _) => push(context.cluster.as_bytes()),
             (Part::Route, _) => push(route_text(context.route).as_bytes()),
-            (Part::Unique, _) => push(uuid((context.surroundings.random)()).as_bytes()),
+            (Part::Unique, _) => push(uuid((context.proxy.random)()).as_bytes()),
             (Part::Environment(name, most), _) => {
-                // As in Envoy.
-                let found = (context.surroundings.environment)(name).unwrap_or("-".to_owned());
+                // `-` for a missing variable, as in Envoy.
+                let found = (context.proxy.environment)(name).unwrap_or("-".to_owned());
                 push(&found.as_bytes()[..found.len().min(*most)]);
             }
             (Part::Response(names, most), Some((_, headers))) => {
@@ -303,14 +304,14 @@ impl Part {
                     push(&found.as_bytes()[..found.len().min(*most)]);
                 }
             }
-            (Part::Code, Some((answer, _))) => push(answer.status.as_str().as_bytes()),
-            (Part::CodeDetails, Some((answer, _))) => push(answer.details.as_bytes()),
-            (Part::Flags, Some((answer, _))) => push(answer.flags.to_string().as_bytes()),
-            (Part::Attempts, Some((answer, _))) => push(answer.attempts.to_string().as_bytes()),
-            (Part::Upstream(piece), Some((answer, _))) => {
-                push(answer.upstream.map(|key| piece.of_endpoint(key)).unwrap_or_default().as_bytes());
+            (Part::Code, Some((response, _))) => push(response.status.as_str().as_bytes()),
+            (Part::CodeDetails, Some((response, _))) => push(response.details.as_bytes()),
+            (Part::Flags, Some((response, _))) => push(response.flags.to_string().as_bytes()),
+            (Part::Attempts, Some((response, _))) => push(response.attempts.to_string().as_bytes()),
+            (Part::Upstream(piece), Some((response, _))) => {
+                push(response.upstream.map(|key| piece.of_endpoint(key)).unwrap_or_default().as_bytes());
             }
-            // Never in a request: it is refused when it is parsed.
+            // Not reachable for a request: its parser refuses these placeholders.
             (
                 Part::Response(..) | Part::Code | Part::CodeDetails | Part::Flags | Part::Attempts | Part::Upstream(_),
                 None,
@@ -319,7 +320,7 @@ impl Part {
     }
 }
 
-/// The name that the VirtualService gives its route, as Istio calls it in Envoy.
+/// The name of the route in the VirtualService, which Istio gives the route in Envoy.
 fn route_text(name: &str) -> &str {
     match name.strip_prefix("VirtualService/") {
         Some(rest) => rest.splitn(3, '/').nth(2).unwrap_or_default(),
@@ -327,7 +328,7 @@ fn route_text(name: &str) -> &str {
     }
 }
 
-/// A random UUID (RFC 9562, 5.4) of a random number.
+/// A random UUID (RFC 9562, 5.4) from a random number.
 fn uuid(random: u128) -> String {
     let number = random & !(0xf << 76) & !(0x3 << 62) | 0x4 << 76 | 0x2 << 62;
     let hex = format!("{number:032x}");

@@ -1,5 +1,6 @@
-//! `%REQUESTED_SERVER_NAME%`, `%DOWNSTREAM_TLS_...%` and `%DOWNSTREAM_PEER_...%`: the TLS that a gateway has ended. Where a request
-//! comes without TLS (from an application to its own sidecar, or at a port for plaintext) they are empty, as in Envoy.
+//! `%REQUESTED_SERVER_NAME%`, `%DOWNSTREAM_TLS_...%` and `%DOWNSTREAM_PEER_...%`: the TLS that a gateway terminated.
+//! They are empty for requests without TLS (from an application to its own sidecar, or at a plaintext port), as in
+//! Envoy.
 
 use std::borrow::Cow;
 use std::sync::OnceLock;
@@ -10,13 +11,13 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use super::start_time::Format;
 use super::template::Context;
 
-/// The authority as the client wrote it, where a proxy before this one has rewritten it.
+/// The client's original authority, set by an earlier proxy that rewrote it.
 const ORIGINAL_HOST: HeaderName = HeaderName::from_static("x-envoy-original-host");
 
-/// TLS that has ended here.
+/// TLS terminated by this proxy.
 #[derive(Debug)]
 pub struct Tls {
-    /// The server name that the client asked for; may be empty.
+    /// The server name in the ClientHello; may be empty.
     pub server_name: String,
     /// `TLSv1.2` or `TLSv1.3`.
     pub version: &'static str,
@@ -24,22 +25,22 @@ pub struct Tls {
     pub cipher: Cow<'static, str>,
     /// The group of the key exchange by BoringSSL's name.
     pub group: Cow<'static, str>,
-    /// The client's certificate, where it has shown one that was verified.
+    /// The client's certificate, if it presented one and it was verified.
     pub peer: Option<Peer>,
 }
 
-/// A client's certificate, which is read when a formatter first needs it: once per connection at most.
+/// A client's certificate, parsed on first use: at most once per connection.
 #[derive(Debug)]
 pub struct Peer {
-    /// Its DER.
+    /// DER of the certificate.
     pub der: Box<[u8]>,
-    /// Reads it; `None`: it cannot be read.
+    /// Parser; `None`: the certificate is malformed.
     pub read: fn(&[u8]) -> Option<Certificate>,
-    /// What was read.
+    /// Cached result of the parser.
     pub certificate: OnceLock<Option<Certificate>>,
 }
 
-/// What formatters tell of a certificate.
+/// Properties of a certificate for formatters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Certificate {
     /// The subject in the form of RFC 2253.
@@ -62,13 +63,13 @@ pub struct Certificate {
     pub serial: String,
     /// The PEM, percent-encoded.
     pub pem: String,
-    /// Valid from then on.
+    /// Start of the validity.
     pub start: SystemTime,
-    /// Valid until then.
+    /// End of the validity.
     pub end: SystemTime,
 }
 
-/// What a formatter tells of it.
+/// A property of the downstream's TLS.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Field {
     ServerName(Name),
@@ -89,7 +90,7 @@ pub(super) enum Field {
     End(Format),
 }
 
-/// The order of `REQUESTED_SERVER_NAME(order:host)`, and which host.
+/// The order of `REQUESTED_SERVER_NAME(order:host)`, and the source of the host.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Name {
     Only,
@@ -105,7 +106,7 @@ pub(super) enum Host {
 }
 
 impl Field {
-    /// A formatter that has neither argument nor length.
+    /// A formatter with neither argument nor length.
     pub(super) fn plain(name: &str) -> Option<Field> {
         Some(match name {
             "DOWNSTREAM_TLS_VERSION" => Field::Version,
@@ -125,13 +126,13 @@ impl Field {
         })
     }
 
-    /// Whether a header of the request has a part in it.
+    /// Whether the value may come from a request header.
     pub(super) fn reads_headers(&self) -> bool {
         let of_header = |host: &Host| *host != Host::Authority;
         matches!(self, Field::ServerName(Name::First(host) | Name::Last(host)) if of_header(host))
     }
 
-    /// The text; empty where there is none.
+    /// The text; empty if there is none.
     pub(super) fn of<'a>(&self, headers: &'a HeaderMap, context: &Context<'a>) -> Cow<'a, [u8]> {
         let tls = context.tls;
         let name = || tls.map_or(&b""[..], |tls| tls.server_name.as_bytes());
@@ -179,7 +180,7 @@ fn first<'a>(one: &'a [u8], other: &'a [u8]) -> &'a [u8] {
 }
 
 impl Name {
-    /// Reads the argument of `REQUESTED_SERVER_NAME`.
+    /// Parses the argument of `REQUESTED_SERVER_NAME`.
     pub(super) fn parse(argument: &str) -> Option<Name> {
         let (order, host) = argument.split_once(':').unwrap_or((argument, ""));
         let host = match host {

@@ -1,17 +1,17 @@
-//! Bodies, from bytes: what of the input belongs to the body, and where it ends.
+//! Parsing of bodies: which input bytes belong to the body, and where it ends.
 
 use bytes::{Buf, Bytes};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::{Framing, Limits};
 
-/// Most bytes of chunk extensions in one body, and of its trailers.
+/// Maximum size of the chunk extensions in one body, and of its trailers.
 const MAX_EXTRA: usize = 16 * 1024;
 
-/// A body as far as it has been read.
+/// State of a body being read.
 #[derive(Debug)]
 pub enum Body {
-    /// So many bytes are left; 0: it has ended.
+    /// Number of remaining bytes; 0: the body has ended.
     Length(u64),
     /// In chunks.
     Chunked(Chunks),
@@ -19,15 +19,15 @@ pub enum Body {
     UntilClose,
 }
 
-/// Where in the chunks.
+/// Position within the chunks.
 #[derive(Debug, Default)]
 pub struct Chunks {
     state: State,
-    /// Of the current chunk's data.
+    /// Remaining bytes of the current chunk's data.
     left: u64,
-    /// Digits of the current chunk's size.
+    /// Number of digits in the current chunk's size.
     digits: u8,
-    /// Bytes of extensions so far.
+    /// Bytes of chunk extensions so far.
     extra: usize,
     trailers: Vec<u8>,
 }
@@ -44,33 +44,33 @@ enum State {
     Trailers,
 }
 
-/// What was found.
+/// Result of a decoding step.
 #[derive(Debug)]
 pub enum Decoded {
     /// Bytes of the body.
     Data(Bytes),
-    /// Trailers; they end the body.
+    /// Trailers, at the end of the body.
     Trailers(HeaderMap),
-    /// Nothing yet.
+    /// No complete element yet.
     NeedMore,
     /// The end.
     End,
 }
 
-/// Why a body is not one.
+/// An invalid body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct BodyError(&'static str);
 
 impl BodyError {
-    /// The rule that the body breaks.
+    /// The violated rule.
     pub fn rule(self) -> &'static str {
         self.0
     }
 }
 
 impl Body {
-    /// A body that ends as `framing` says.
+    /// A body with this framing.
     pub fn new(framing: Framing) -> Body {
         match framing {
             Framing::None => Body::Length(0),
@@ -80,12 +80,12 @@ impl Body {
         }
     }
 
-    /// Whether all of it was read.
+    /// Whether the body was read completely.
     pub fn has_ended(&self) -> bool {
         matches!(self, Body::Length(0))
     }
 
-    /// Bytes that are left, where that is known.
+    /// Number of remaining bytes, if known.
     pub fn left(&self) -> Option<u64> {
         match self {
             Body::Length(left) => Some(*left),
@@ -93,7 +93,7 @@ impl Body {
         }
     }
 
-    /// Bytes that will surely come without anything between: as much may be read at once.
+    /// Number of body bytes that follow without other elements between them: as many may be read at once.
     pub fn expected(&self) -> u64 {
         match self {
             Body::Length(left) => *left,
@@ -102,12 +102,12 @@ impl Body {
         }
     }
 
-    /// Takes what belongs to the body from `input`.
+    /// Takes the bytes of the body from `input`.
     ///
     /// # Errors
-    /// When it breaks the rules: where it ends is then unknown.
+    /// If the body violates the framing; its end is unknown then.
     pub fn decode(&mut self, input: &mut Bytes) -> Result<Decoded, BodyError> {
-        let found = match self {
+        let step = match self {
             Body::Length(0) => return Ok(Decoded::End),
             _ if input.is_empty() => return Ok(Decoded::NeedMore),
             Body::Length(left) => {
@@ -118,10 +118,10 @@ impl Body {
             Body::UntilClose => return Ok(Decoded::Data(std::mem::take(input))),
             Body::Chunked(chunks) => chunks.decode(input)?,
         };
-        if matches!(found, Decoded::End | Decoded::Trailers(_)) {
+        if matches!(step, Decoded::End | Decoded::Trailers(_)) {
             *self = Body::Length(0);
         }
-        Ok(found)
+        Ok(step)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Heads, from bytes.
+//! Parsing of heads.
 
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, TRANSFER_ENCODING};
@@ -15,15 +15,15 @@ use super::{Framing, Limits};
 pub struct RequestHead {
     /// Method, target, version and headers.
     pub parts: request::Parts,
-    /// Where its body ends.
+    /// Framing of the body.
     pub framing: Framing,
-    /// The client keeps the connection for another request.
+    /// The client keeps the connection open for another request.
     pub keep_alive: bool,
     /// The client waits for "100 Continue" before it sends the body.
     pub expects_continue: bool,
-    /// Its Connection header names `upgrade`.
+    /// Whether its Connection header includes `upgrade`.
     pub names_upgrade: bool,
-    /// The head as it came.
+    /// The received head.
     pub origin: Bytes,
 }
 
@@ -32,27 +32,27 @@ pub struct RequestHead {
 pub struct ResponseHead {
     /// Status, version and headers.
     pub parts: response::Parts,
-    /// Where its body ends.
+    /// Framing of the body.
     pub framing: Framing,
-    /// The server keeps the connection for another request.
+    /// The server keeps the connection open for another request.
     pub keep_alive: bool,
-    /// The head as it came.
+    /// The received head.
     pub origin: Bytes,
 }
 
-/// Why a head is refused. The text names the rule that it breaks.
+/// Reason for refusing a head; the text names the violated rule.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum HeadError {
     /// More bytes or headers than the [`Limits`] allow.
     #[error("the head is too large")]
     TooLarge,
-    /// Not HTTP/1, or ambiguous: where a body ends must be beyond doubt (RFC 9112, 6.3).
+    /// Not HTTP/1, or ambiguous: the end of a body must be unambiguous (RFC 9112, 6.3).
     #[error("{0}")]
     Invalid(&'static str),
     /// Another version of HTTP than 1.0 and 1.1.
     #[error("the version is neither HTTP/1.0 nor HTTP/1.1")]
     Version,
-    /// Another transfer coding than chunked, or chunked more than once: the values as they came, escaped.
+    /// Another transfer coding than chunked, or chunked more than once: the received values, escaped.
     #[error("transfer-encoding \"{0}\"")]
     Coding(String),
 }
@@ -70,20 +70,20 @@ impl From<httparse::Error> for HeadError {
     }
 }
 
-/// What came of reading.
+/// A head with its length; `None`: incomplete.
 pub type Reading<T> = Result<Option<(T, usize)>, HeadError>;
 
-/// Reads a request's head from the beginning of `input`, with its length. `None`: it is not complete yet. A target in
-/// absolute-form replaces the Host header (RFC 9112, 3.2.2), so that no two parts of the head name different authorities.
+/// Parses a request's head at the beginning of `input`. An absolute-form target replaces the Host header (RFC 9112,
+/// 3.2.2), so that all parts of the head agree on the authority.
 ///
 /// # Errors
-/// Says why it can never be one; the connection is of no further use then.
+/// If the input can never become a valid head; the connection must be closed then.
 pub fn parse_request(input: &[u8], limits: Limits) -> Reading<RequestHead> {
     let mut space = [const { MaybeUninit::uninit() }; Limits::MESH.headers];
     let space = &mut space[..limits.headers.min(Limits::MESH.headers)];
     let mut parsed = httparse::Request::new(&mut []);
     let status = parsed.parse_with_uninit_headers(input, space).map_err(|e| match e {
-        // A space in the target looks like one, too.
+        // An unencoded space in the target looks like a wrong version.
         httparse::Error::Version if !names_version(input) => HeadError::Invalid("invalid start line"),
         e => e.into(),
     })?;
@@ -108,7 +108,7 @@ pub fn parse_request(input: &[u8], limits: Limits) -> Reading<RequestHead> {
         .ok_or(HeadError::Invalid("invalid method"))?;
     (parts.version, parts.headers) = (version, headers);
     let target = parsed.path.unwrap_or_default().as_bytes();
-    // What nearly all requests have: an origin-form that `http::Uri` takes as it is.
+    // Fast path of almost all requests: an origin-form target that `http::Uri` accepts unchanged.
     let usual = target.starts_with(b"/") && is_visible(target) && parts.method != Method::CONNECT;
     let mut absolute = false;
     match usual.then(|| Uri::from_maybe_shared(slice(target))) {
@@ -121,14 +121,14 @@ pub fn parse_request(input: &[u8], limits: Limits) -> Reading<RequestHead> {
     }
     // RFC 9112, 3.2.
     if about.hosts > 1 || (about.hosts == 0 && version == Version::HTTP_11 && !absolute) {
-        return Err(HeadError::Invalid("one Host header is needed"));
+        return Err(HeadError::Invalid("exactly one Host header is required"));
     }
     let (keep_alive, expects_continue) = (about.keep_alive, about.expects && version == Version::HTTP_11);
     let (names_upgrade, length) = (about.names_upgrade, origin.len());
     Ok(Some((RequestHead { parts, framing, keep_alive, expects_continue, names_upgrade, origin }, length)))
 }
 
-/// Gives a request its target.
+/// Sets the target of a request.
 fn place(form: Form, parts: &mut request::Parts) -> Result<(), HeadError> {
     let mut uri = http::uri::Parts::default();
     let target = match form {
@@ -158,17 +158,16 @@ fn place(form: Form, parts: &mut request::Parts) -> Result<(), HeadError> {
     Ok(())
 }
 
-/// Reads a response's head from the beginning of `input`, with its length. `method`: of the request that it answers.
-/// `None`: it is not complete yet.
+/// Parses a response's head at the beginning of `input`. `method`: that of the request.
 ///
 /// # Errors
-/// Says why it can never be one; the connection is of no further use then.
+/// If the input can never become a valid head; the connection must be closed then.
 pub fn parse_response(input: &[u8], method: &Method, limits: Limits) -> Reading<ResponseHead> {
     let mut space = [const { MaybeUninit::uninit() }; Limits::MESH.headers];
     let space = &mut space[..limits.headers.min(Limits::MESH.headers)];
     let mut parsed = httparse::Response::new(&mut []);
     let mut lenient = httparse::ParserConfig::default();
-    // What servers are known to send, and browsers take.
+    // Some servers send these, and browsers accept them.
     lenient.allow_multiple_spaces_in_response_status_delimiters(true);
     let status = lenient.parse_response_with_uninit_headers(&mut parsed, input, space)?;
     let Some(origin) = whole(status, input, limits)? else { return Ok(None) };
@@ -179,7 +178,8 @@ pub fn parse_response(input: &[u8], method: &Method, limits: Limits) -> Reading<
     let never_has_content =
         status.is_informational() || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
     if never_has_content {
-        // Some servers send one all the same, and a client that believes it waits for a body, or resets the stream.
+        // Some servers send a Content-Length anyway, and a client that trusts it waits for a body, or resets the
+        // stream.
         headers.remove(CONTENT_LENGTH);
     }
     let bodiless = never_has_content || *method == Method::HEAD || (*method == Method::CONNECT && status.is_success());
@@ -187,7 +187,7 @@ pub fn parse_response(input: &[u8], method: &Method, limits: Limits) -> Reading<
         _ if bodiless => Framing::None,
         (Some(false), _) => return Err(coding(&headers)),
         (Some(true), length) => {
-            // RFC 9112, 6.1: the transfer coding wins.
+            // The transfer coding takes precedence (RFC 9112, 6.1).
             if length.is_some() {
                 headers.remove(CONTENT_LENGTH);
             }
@@ -204,7 +204,7 @@ pub fn parse_response(input: &[u8], method: &Method, limits: Limits) -> Reading<
     Ok(Some((ResponseHead { parts, framing, keep_alive, origin }, length)))
 }
 
-/// The head at the beginning of `input`, once it is complete.
+/// The head at the beginning of `input`, if it is complete.
 fn whole(status: Status<usize>, input: &[u8], limits: Limits) -> Result<Option<Bytes>, HeadError> {
     match status {
         Status::Complete(length) if length <= limits.bytes => Ok(Some(Bytes::copy_from_slice(&input[..length]))),
@@ -224,16 +224,16 @@ fn version(minor: Option<u8>) -> Version {
     if minor == Some(0) { Version::HTTP_10 } else { Version::HTTP_11 }
 }
 
-/// The part of `origin` that is a copy of `part` of `input`.
+/// The slice of `origin` that corresponds to `part` of `input`.
 fn within(origin: &Bytes, input: &[u8], part: &[u8]) -> Bytes {
     let start = part.as_ptr() as usize - input.as_ptr() as usize;
     origin.slice(start..start + part.len())
 }
 
-/// What the headers say about the message itself.
+/// Properties of the message given by its headers.
 struct About {
     length: Option<u64>,
-    /// A transfer coding is named; whether it is chunked and nothing else.
+    /// Set if there is a transfer coding: whether it is a single `chunked`.
     coded: Option<bool>,
     keep_alive: bool,
     expects: bool,
@@ -254,7 +254,7 @@ fn headers(
         names_upgrade: false,
         hosts: 0,
     };
-    // Room for what the proxy adds.
+    // Capacity for the headers that the proxy adds.
     let mut headers = HeaderMap::with_capacity(parsed.len() + 6);
     for header in parsed {
         let name = HeaderName::from_bytes(header.name.as_bytes());
@@ -297,16 +297,16 @@ fn headers(
     Ok((headers, about))
 }
 
-/// Names the transfer codings of a message that has others than one `chunked`.
+/// The error for transfer codings other than a single `chunked`.
 fn coding(headers: &HeaderMap) -> HeadError {
-    /// Of the values, what fits into a line for people.
+    /// Maximum length of the quoted values in the error.
     const MOST: usize = 100;
     let all: Vec<&[u8]> = headers.get_all(TRANSFER_ENCODING).iter().map(HeaderValue::as_bytes).collect();
     let all = all.join(&b", "[..]);
     HeadError::Coding(all[..all.len().min(MOST)].escape_ascii().to_string())
 }
 
-/// Digits only: "+1" and "0x10" are no lengths (RFC 9110, 8.6).
+/// Digits only: "+1" and "0x10" are not lengths (RFC 9110, 8.6).
 fn length(value: &[u8]) -> Option<u64> {
     if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
         return None;

@@ -1,8 +1,8 @@
-//! Request targets and authorities: which bytes they may have, and how one that `http::Uri` cannot hold is carried.
+//! Request targets and authorities: allowed bytes, and the representation of targets that `http::Uri` cannot hold.
 //!
-//! RFC 9112, 3.2, allows fewer bytes than clients send: Prometheus' `?query=up{job="a"}` has quotes. Envoy takes every
-//! visible ASCII byte but `#`, and so does Weft. Such a target stands in the request's extensions as it came, and in its URI
-//! percent-encoded, which is the only form that the `h2` crate sends.
+//! RFC 9112, 3.2, allows fewer bytes than clients send: Prometheus' `?query=up{job="a"}` has quotes. Envoy accepts
+//! every visible ASCII byte except `#`, and so does Weft. Such a target is kept unchanged in the request's extensions,
+//! and percent-encoded in its URI, the only form that the `h2` crate sends.
 
 use bytes::Bytes;
 use http::request::Parts;
@@ -11,27 +11,27 @@ use http::{Method, Uri};
 
 use super::HeadError;
 
-/// A path and query that `http::Uri` cannot hold, as it came. UTF-8.
+/// A received path and query that `http::Uri` cannot hold. UTF-8.
 #[derive(Debug, Clone)]
 struct Raw(Bytes);
 
-/// A path and query: what follows the authority in a request's target.
+/// Path and query of a request target.
 #[derive(Debug, Clone)]
 pub struct Target {
     encoded: PathAndQuery,
     raw: Option<Raw>,
 }
 
-/// A whole target, by its form (RFC 9112, 3.2).
+/// A whole request target, by form (RFC 9112, 3.2).
 #[derive(Debug)]
 pub(super) enum Form {
     /// `/path?query`.
     Origin(Target),
     /// `http://host/path?query`.
     Absolute(Scheme, Authority, Target),
-    /// `host:port`, of CONNECT.
+    /// `host:port`, for CONNECT.
     Authority(Authority),
-    /// `*`, of OPTIONS.
+    /// `*`, for OPTIONS.
     Asterisk,
 }
 
@@ -39,10 +39,10 @@ const CHARACTERS: HeadError = HeadError::Invalid("the request target has bytes o
 const FORM: HeadError = HeadError::Invalid("the request target is neither a path nor an http or https URI");
 
 impl Target {
-    /// A path with its query, which begins with `/`; a query alone gets the path `/`.
+    /// Parses a path with its query, which begins with `/`; a query alone gets the path `/`.
     ///
     /// # Errors
-    /// [`HeadError::Invalid`] for another beginning, spaces, control characters, `#` and what is not UTF-8;
+    /// [`HeadError::Invalid`] for another beginning, spaces, control characters, `#` and invalid UTF-8;
     /// [`HeadError::TooLarge`] for more than `http::Uri` holds (64 KiB).
     pub fn parse(text: Bytes) -> Result<Target, HeadError> {
         let text = match text.first() {
@@ -60,7 +60,7 @@ impl Target {
         Ok(Target { encoded: encode(raw).parse().map_err(too_large)?, raw: Some(Raw(text)) })
     }
 
-    /// Makes it a request's path and query. Scheme and authority of its URI stay.
+    /// Replaces a request's path and query. Scheme and authority of its URI stay.
     pub fn replace(self, parts: &mut Parts) {
         let mut uri = std::mem::take(&mut parts.uri).into_parts();
         uri.path_and_query = Some(self.encoded);
@@ -72,23 +72,23 @@ impl Target {
     }
 }
 
-/// The path of a request with its query, as its sender wrote it; "/" where it has none.
+/// The path and query of a request in the sender's spelling; "/" if there is none.
 #[inline]
 pub fn path_and_query(parts: &Parts) -> &str {
     if let Some(Raw(raw)) = parts.extensions.get() {
-        // UTF-8, as was found when it was made.
+        // `Target::parse` has checked that it is UTF-8.
         return std::str::from_utf8(raw).unwrap_or("/");
     }
     parts.uri.path_and_query().map_or("/", PathAndQuery::as_str)
 }
 
-/// Whether `text` may be an authority: bytes of a host, a port, an IP literal (RFC 3986, 3.2), empty too. Userinfo is not
-/// accepted: RFC 9110, 4.2.4, has recipients treat it as an error.
+/// Whether `text` consists of bytes of an authority: host, port, IP literal (RFC 3986, 3.2); may be empty. Userinfo is
+/// not accepted: RFC 9110, 4.2.4, tells recipients to treat it as an error.
 pub fn is_authority(text: &[u8]) -> bool {
     text.iter().all(|byte| AUTHORITY[usize::from(*byte)])
 }
 
-/// The bytes of an authority: each request has one.
+/// Bytes of an authority. A table, since every request has one.
 static AUTHORITY: [bool; 256] = {
     let mut all = [false; 256];
     let (mut byte, others) = (0, b"-._~%!$&'()*+,;=:[]");
@@ -112,7 +112,7 @@ impl Form {
         }
         if *method == Method::CONNECT {
             let authority = Authority::from_maybe_shared(text).ok().filter(|a| is_authority(a.as_str().as_bytes()));
-            return authority.map(Form::Authority).ok_or(HeadError::Invalid("CONNECT is followed by host:port"));
+            return authority.map(Form::Authority).ok_or(HeadError::Invalid("the target of CONNECT must be host:port"));
         }
         match text.first() {
             Some(b'/') => Target::parse(text).map(Form::Origin),
@@ -138,20 +138,20 @@ impl Form {
     }
 }
 
-/// Whether a target has no other bytes than visible ASCII, and no fragment.
+/// Whether a target is visible ASCII without a fragment.
 pub(super) fn is_visible(target: &[u8]) -> bool {
     target.iter().all(|byte| byte.is_ascii_graphic() && *byte != b'#')
 }
 
 fn starts_with(text: &[u8], prefix: &[u8]) -> bool {
-    text.get(..prefix.len()).is_some_and(|found| found.eq_ignore_ascii_case(prefix))
+    text.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
 }
 
 fn too_large(_: InvalidUri) -> HeadError {
     HeadError::TooLarge
 }
 
-/// With the bytes that `http::Uri` does not hold percent-encoded.
+/// Percent-encodes the bytes that `http::Uri` does not hold.
 fn encode(text: &str) -> String {
     let mut encoded = String::with_capacity(text.len() + 16);
     for byte in text.bytes() {

@@ -14,14 +14,14 @@ fn response(text: &str, method: Method) -> ResponseHead {
     parse_response(text.as_bytes(), &method, Limits::OUTSIDE).unwrap().unwrap().0
 }
 
-/// The status that answers a request.
+/// The status of the response to a request that is refused.
 fn refused(text: &[u8]) -> u16 {
     let error = parse_request(text, Limits::OUTSIDE).unwrap_err();
     LocalReply::new(&Reason::from(&error), "").status.as_u16()
 }
 
 #[test]
-fn a_request_is_read() {
+fn request_heads_are_parsed() {
     let head = request("POST /a?b=c HTTP/1.1\r\nHost: order\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\nhello");
     assert_eq!((head.parts.method.as_str(), head.parts.uri.to_string().as_str()), ("POST", "/a?b=c"));
     assert_eq!((head.framing, head.keep_alive, head.expects_continue), (Framing::Length(5), true, true));
@@ -33,15 +33,16 @@ fn a_request_is_read() {
 }
 
 #[test]
-fn connections_are_kept_as_the_version_says() {
-    let kept = |line: &str, header: &str| request(&format!("GET / {line}\r\nHost: a\r\n{header}\r\n\r\n")).keep_alive;
-    assert!(kept("HTTP/1.1", "a: b"));
-    assert!(!kept("HTTP/1.1", "Connection: x, Close"));
-    assert!(!kept("HTTP/1.0", "a: b"));
-    assert!(kept("HTTP/1.0", "Connection: Keep-Alive"));
+fn keep_alive_follows_version_and_connection_header() {
+    let keeps_alive =
+        |line: &str, header: &str| request(&format!("GET / {line}\r\nHost: a\r\n{header}\r\n\r\n")).keep_alive;
+    assert!(keeps_alive("HTTP/1.1", "a: b"));
+    assert!(!keeps_alive("HTTP/1.1", "Connection: x, Close"));
+    assert!(!keeps_alive("HTTP/1.0", "a: b"));
+    assert!(keeps_alive("HTTP/1.0", "Connection: Keep-Alive"));
 }
 
-/// Where a body ends must be beyond doubt: whoever takes it for longer or shorter than we do would read another request.
+/// Request smuggling: a recipient that disagrees about the end of a body would read another request.
 #[test]
 fn ambiguous_requests_are_refused() {
     for (headers, status) in [
@@ -73,7 +74,7 @@ fn ambiguous_requests_are_refused() {
 }
 
 #[test]
-fn heads_have_a_largest_size() {
+fn heads_over_the_limits_are_refused() {
     let with = |count: usize| {
         let headers: String = (0..count).map(|i| format!("h{i}: x\r\n")).collect();
         format!("GET / HTTP/1.0\r\n{headers}\r\n")
@@ -81,7 +82,7 @@ fn heads_have_a_largest_size() {
     let read = |text: &str, limits| parse_request(text.as_bytes(), limits).map(|head| head.is_some());
     assert_eq!(read(&with(100), Limits::OUTSIDE), Ok(true));
     assert_eq!(read(&with(101), Limits::OUTSIDE), Err(HeadError::TooLarge));
-    // What sidecars add to a request is not held against its sender.
+    // Headers that sidecars add do not count against the sender's limit.
     assert_eq!(read(&with(120), Limits::MESH), Ok(true));
     let long = format!("GET / HTTP/1.0\r\nh: {}", "x".repeat(Limits::OUTSIDE.bytes));
     assert_eq!(read(&long, Limits::OUTSIDE), Err(HeadError::TooLarge));
@@ -89,9 +90,9 @@ fn heads_have_a_largest_size() {
     assert_eq!(read(&format!("{long}\r\n\r\n"), Limits::MESH), Ok(true));
 }
 
-/// What Envoy takes and what it refuses.
+/// Accepts and refuses the same targets as Envoy.
 #[test]
-fn targets_are_visible_ascii() {
+fn targets_are_limited_to_visible_ascii() {
     for byte in 0u8..=255 {
         for target in [[b"/a?b=".as_slice(), &[byte], b"c"].concat(), [b"/a".as_slice(), &[byte], b"c"].concat()] {
             let text = [b"GET ".as_slice(), &target, b" HTTP/1.1\r\nHost: a\r\n\r\n"].concat();
@@ -107,7 +108,7 @@ fn targets_are_visible_ascii() {
         }
     }
     let odd = request("GET /a?query=up{job=\"a\"} HTTP/1.1\r\nHost: a\r\n\r\n");
-    // For HTTP/2, whose library holds no such bytes.
+    // The percent-encoded form for HTTP/2, whose library does not hold such bytes.
     assert_eq!(odd.parts.uri, "/a?query=up{job=%22a%22}");
     let mut replaced = odd.parts;
     Target::parse("/b".into()).unwrap().replace(&mut replaced);
@@ -115,7 +116,7 @@ fn targets_are_visible_ascii() {
 }
 
 #[test]
-fn the_target_replaces_the_host_header() {
+fn absolute_form_replaces_the_host_header() {
     let head = request("GET http://b1:80/x HTTP/1.1\r\nHost: internal.b1\r\n\r\n");
     assert_eq!(head.parts.headers.get_all("host").iter().collect::<Vec<_>>(), ["b1:80"]);
     assert_eq!(head.parts.uri, "http://b1:80/x");
@@ -127,7 +128,7 @@ fn the_target_replaces_the_host_header() {
 }
 
 #[test]
-fn a_request_names_one_authority() {
+fn requests_with_ambiguous_authorities_are_refused() {
     for text in [
         "GET http://u:p@b1/x HTTP/1.1\r\nHost: b1",
         "GET http://u@b1 HTTP/1.1\r\nHost: b1",
@@ -153,7 +154,7 @@ fn a_request_names_one_authority() {
 }
 
 #[test]
-fn responses_end_as_their_request_and_status_say() {
+fn response_framing_follows_method_and_status() {
     let framing = |head: &str, method: Method| {
         let head = response(&format!("HTTP/1.1 {head}\r\n\r\n"), method);
         (head.framing, head.keep_alive)
@@ -169,8 +170,8 @@ fn responses_end_as_their_request_and_status_say() {
     for coding in ["gzip, chunked", "chunked, chunked", "chunked\r\nTransfer-Encoding: chunked", "identity", ""] {
         let text = format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: {coding}\r\n\r\n");
         let error = parse_response(text.as_bytes(), &Method::GET, Limits::OUTSIDE).unwrap_err();
-        let named = coding.replace("\r\nTransfer-Encoding:", ",");
-        assert_eq!(error.to_string(), format!("transfer-encoding \"{named}\""));
+        let combined = coding.replace("\r\nTransfer-Encoding:", ",");
+        assert_eq!(error.to_string(), format!("transfer-encoding \"{combined}\""));
     }
     for status in ["204 No Content", "304 Not Modified", "103 Early Hints"] {
         let head = response(&format!("HTTP/1.1 {status}\r\nContent-Length: 5\r\n\r\n"), Method::GET);
@@ -187,10 +188,10 @@ fn written(head: &RequestHead, framing: Framing) -> String {
 }
 
 #[test]
-fn names_are_spelled_as_they_came() {
+fn header_names_keep_their_spelling() {
     let text = "GET /x HTTP/1.1\r\nHost: a\r\nuser-ID: 7\r\nX-Two: 1\r\nx-two:   2\r\nX-Empty: \r\n\r\n";
     let mut head = request(text);
-    // A value made anew has no spelling of its own; nor has one that came under another name.
+    // A new value has no original spelling; nor has one that was received under another name.
     head.parts.headers.insert("x-own", HeaderValue::from_static("w"));
     let moved = head.parts.headers["user-id"].clone();
     head.parts.headers.insert("x-moved", moved);
@@ -199,13 +200,13 @@ fn names_are_spelled_as_they_came() {
     for line in ["user-ID: 7", "X-Two: 1", "x-two: 2", "x-own: w", "x-moved: 7", "host: b"] {
         assert!(out.contains(&format!("\r\n{line}\r\n")), "{line} in {out}");
     }
-    // Without its head nothing is found, and nothing is read that is not ours.
+    // With another head no spelling is found, and no memory outside it is read.
     head.origin = Bytes::from_static(b"short");
     assert!(written(&head, Framing::None).contains("user-id: 7"));
 }
 
 #[test]
-fn framing_headers_are_what_is_sent() {
+fn framing_headers_match_the_sent_framing() {
     let mut head = request("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n");
     assert!(written(&head, Framing::Length(5)).contains("\r\nContent-Length: 5\r\n"));
     assert!(written(&head, Framing::Length(6)).ends_with("\r\ncontent-length: 6\r\n\r\n"));
@@ -216,26 +217,26 @@ fn framing_headers_are_what_is_sent() {
 }
 
 #[test]
-fn responses_are_written_for_the_client() {
+fn responses_are_written_in_the_clients_version() {
     let head = response("HTTP/1.1 200 Fine by me\r\nServer: x\r\n\r\n", Method::GET);
-    let write = |version, closing, status: StatusCode| {
+    let write = |version, connection, status: StatusCode| {
         let (mut parts, mut out) = (head.parts.clone(), Vec::new());
         parts.status = status;
-        write_response(&mut out, &parts, version, &head.origin, Framing::Length(2), closing, b"today");
+        write_response(&mut out, &parts, version, &head.origin, Framing::Length(2), connection, b"today");
         String::from_utf8(out).unwrap()
     };
     assert_eq!(
-        write(Version::HTTP_11, Closing::Close, StatusCode::OK),
+        write(Version::HTTP_11, ConnectionHeader::Close, StatusCode::OK),
         "HTTP/1.1 200 Fine by me\r\nServer: x\r\ncontent-length: 2\r\nconnection: close\r\ndate: today\r\n\r\n"
     );
-    let old = write(Version::HTTP_10, Closing::KeepAlive, StatusCode::NOT_FOUND);
+    let old = write(Version::HTTP_10, ConnectionHeader::KeepAlive, StatusCode::NOT_FOUND);
     assert!(old.starts_with("HTTP/1.0 404 Not Found\r\n") && old.contains("connection: keep-alive\r\n"), "{old}");
 }
 
-/// A body's data, its trailers, and what followed it.
+/// A body's data, its trailers, and the bytes after it.
 type Found = (Vec<u8>, Option<HeaderMap>, Vec<u8>);
 
-/// Decodes `wire`, given in pieces of the sizes that `cuts` say. What follows the body is left.
+/// Decodes `wire`, given in pieces of the sizes `cuts`. Returns the bytes after the body.
 fn decode(framing: Framing, wire: &[u8], cuts: &[usize]) -> Result<Found, BodyError> {
     let (mut body, mut data, mut trailers) = (Body::new(framing), Vec::new(), None);
     let (mut input, mut rest) = (Bytes::new(), wire);
@@ -243,7 +244,7 @@ fn decode(framing: Framing, wire: &[u8], cuts: &[usize]) -> Result<Found, BodyEr
     loop {
         match body.decode(&mut input)? {
             Decoded::Data(more) => data.extend_from_slice(&more),
-            Decoded::Trailers(found) => trailers = Some(found),
+            Decoded::Trailers(fields) => trailers = Some(fields),
             Decoded::End => break,
             Decoded::NeedMore if rest.is_empty() => break,
             Decoded::NeedMore => {
@@ -278,7 +279,7 @@ fn broken_chunks_are_refused() {
 }
 
 #[test]
-fn trailers_end_a_body_and_what_follows_is_left() {
+fn trailers_end_a_body_and_later_bytes_are_left() {
     let wire = b"5;x=y\r\nhello\r\n0\r\nSum: 1\r\nsum: 2\r\n\r\nGET / HTTP/1.1";
     let (data, trailers, rest) = decode(Framing::Chunked, wire, &[4]).unwrap();
     assert_eq!((data.as_slice(), rest.as_slice()), (&b"hello"[..], &b"GET / HTTP/1.1"[..]));
@@ -287,7 +288,7 @@ fn trailers_end_a_body_and_what_follows_is_left() {
 }
 
 #[test]
-fn trailers_that_a_recipient_must_know_before_are_left_out() {
+fn forbidden_trailers_are_dropped() {
     let mut out = Vec::new();
     let trailers: HeaderMap = [("x-sum", "1"), ("content-length", "9")]
         .map(|(n, v)| (n.parse::<http::HeaderName>().unwrap(), HeaderValue::from_static(v)))
@@ -299,7 +300,7 @@ fn trailers_that_a_recipient_must_know_before_are_left_out() {
 
 proptest! {
     #[test]
-    fn chunks_come_back_however_they_are_cut(
+    fn chunked_bodies_round_trip_in_any_segmentation(
         chunks in prop::collection::vec(prop::collection::vec(any::<u8>(), 1..600), 0..8),
         cuts in prop::collection::vec(1usize..200, 1..6),
     ) {
@@ -318,10 +319,10 @@ proptest! {
     }
 
     #[test]
-    fn lengths_are_kept(data in prop::collection::vec(any::<u8>(), 0..500), cuts in prop::collection::vec(1usize..90, 1..6)) {
+    fn bodies_with_a_length_round_trip(data in prop::collection::vec(any::<u8>(), 0..500), cuts in prop::collection::vec(1usize..90, 1..6)) {
         let wire = [&data[..], b"next"].concat();
-        let (found, _, rest) = decode(Framing::Length(data.len() as u64), &wire, &cuts).unwrap();
-        prop_assert_eq!((found, rest), (data, b"next".to_vec()));
+        let (body, _, rest) = decode(Framing::Length(data.len() as u64), &wire, &cuts).unwrap();
+        prop_assert_eq!((body, rest), (data, b"next".to_vec()));
     }
 
     #[test]
@@ -331,9 +332,9 @@ proptest! {
         let _ = decode(Framing::Chunked, &bytes, &cuts);
     }
 
-    /// A head that is written is read again, and no part of it is taken for a whole.
+    /// A written head parses to the same head, and no prefix of it parses as complete.
     #[test]
-    fn heads_come_back(
+    fn heads_round_trip(
         path in "/[a-z0-9/?=&]{0,20}",
         headers in prop::collection::vec(("[A-Za-z-]{1,12}", "[!-~]{0,1}([ -~]{0,30}[!-~])?"), 0..12),
     ) {
@@ -347,7 +348,7 @@ proptest! {
         let again = written(&head, Framing::None);
         let (read, _) = parse_request(again.as_bytes(), Limits::OUTSIDE).unwrap().unwrap();
         prop_assert_eq!((&read.parts.uri, &read.parts.headers), (&head.parts.uri, &head.parts.headers));
-        // Names too, to the letter; empty values have no place of their own.
+        // Including the spelling of names; an empty value has no position of its own.
         for (name, value) in headers.iter().filter(|(_, value)| !value.is_empty()) {
             let line = format!("\r\nx-{name}: {}\r\n", value.trim());
             prop_assert!(again.contains(&line), "{} in {}", line, again);

@@ -1,4 +1,4 @@
-//! Heads and chunks, to bytes.
+//! Writing of heads and chunks.
 
 use std::io::Write;
 
@@ -11,18 +11,18 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, requ
 
 use super::{Framing, path_and_query};
 
-/// What a response says about its connection.
+/// The response's statement about its connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Closing {
-    /// Nothing, or what its headers say already.
-    Unsaid,
-    /// It ends with this response.
+pub enum ConnectionHeader {
+    /// None beyond the response's own headers.
+    Unset,
+    /// The connection ends with this response.
     Close,
-    /// It is kept; said to HTTP/1.0, which does not take that for granted.
+    /// The connection is kept; needed for HTTP/1.0, where it is not the default.
     KeepAlive,
 }
 
-/// Writes a request's head. `origin`: the head that it was made of; empty where there is none.
+/// Writes a request's head. `origin`: the received head that it was made from; empty if there is none.
 pub fn write_request(out: &mut Vec<u8>, parts: &request::Parts, origin: &Bytes, framing: Framing) {
     out.extend_from_slice(parts.method.as_str().as_bytes());
     out.push(b' ');
@@ -32,7 +32,7 @@ pub fn write_request(out: &mut Vec<u8>, parts: &request::Parts, origin: &Bytes, 
     out.extend_from_slice(b"\r\n");
 }
 
-/// The target in the form that the URI has: with a scheme it is absolute-form.
+/// The target in the form of the URI: absolute-form if it has a scheme.
 fn write_target(out: &mut Vec<u8>, parts: &request::Parts) {
     if let Some(authority) = parts.uri.authority() {
         if parts.method == Method::CONNECT {
@@ -45,22 +45,22 @@ fn write_target(out: &mut Vec<u8>, parts: &request::Parts) {
         }
     }
     let path = path_and_query(parts);
-    // A query may stand alone in a URI, but not in a request.
+    // A URI may have a query without a path, a request may not.
     if path.starts_with('?') {
         out.push(b'/');
     }
     out.extend_from_slice(path.as_bytes());
 }
 
-/// Writes a response's head. `version`: what the client speaks. `origin`: the head that it was made of; empty where there is
-/// none. `date`: for the header that an origin server must send, where the response has none.
+/// Writes a response's head. `version`: the client's version. `origin`: the received head that it was made from; empty
+/// if there is none. `date`: added if the response has no Date header, which an origin server must send.
 pub fn write_response(
     out: &mut Vec<u8>,
     parts: &response::Parts,
     version: Version,
     origin: &Bytes,
     framing: Framing,
-    closing: Closing,
+    connection: ConnectionHeader,
     date: &[u8],
 ) {
     out.extend_from_slice(if version == Version::HTTP_10 { b"HTTP/1.0 " } else { b"HTTP/1.1 " });
@@ -69,10 +69,10 @@ pub fn write_response(
     out.extend_from_slice(reason(parts.status, origin));
     out.extend_from_slice(b"\r\n");
     write_headers(out, &parts.headers, origin, framing);
-    match closing {
-        Closing::Unsaid => {}
-        Closing::Close => out.extend_from_slice(b"connection: close\r\n"),
-        Closing::KeepAlive => out.extend_from_slice(b"connection: keep-alive\r\n"),
+    match connection {
+        ConnectionHeader::Unset => {}
+        ConnectionHeader::Close => out.extend_from_slice(b"connection: close\r\n"),
+        ConnectionHeader::KeepAlive => out.extend_from_slice(b"connection: keep-alive\r\n"),
     }
     if !parts.headers.contains_key(DATE) {
         out.extend_from_slice(b"date: ");
@@ -82,8 +82,8 @@ pub fn write_response(
     out.extend_from_slice(b"\r\n");
 }
 
-/// Writes an interim (1xx) response, which has neither a body nor anything that says where one ends. `origin`: the head that
-/// it was made of; empty where there is none.
+/// Writes an interim (1xx) response, which has neither a body nor framing headers. `origin`: the received head that it
+/// was made from; empty if there is none.
 pub fn write_interim(out: &mut Vec<u8>, status: StatusCode, headers: &HeaderMap, origin: &[u8]) {
     let reason = status.canonical_reason().unwrap_or("");
     // Writing to memory does not fail.
@@ -96,14 +96,14 @@ pub fn write_interim(out: &mut Vec<u8>, status: StatusCode, headers: &HeaderMap,
     out.extend_from_slice(b"\r\n");
 }
 
-/// The words after the status: as they came, where it is the same status still.
+/// The reason phrase: the received one if the status is unchanged.
 fn reason(status: StatusCode, origin: &Bytes) -> &[u8] {
     let usual = status.canonical_reason().unwrap_or("").as_bytes();
     let Some(line) = origin.split(|b| *b == b'\n').next() else { return usual };
-    let came = line.strip_suffix(b"\r").unwrap_or(line).strip_prefix(b"HTTP/1.").and_then(|rest| rest.get(1..));
-    let came = came.and_then(|rest| rest.strip_prefix(b" ")?.strip_prefix(status.as_str().as_bytes()));
-    match came {
-        Some(came) if came.starts_with(b" ") => &came[1..],
+    let original = line.strip_suffix(b"\r").unwrap_or(line).strip_prefix(b"HTTP/1.").and_then(|rest| rest.get(1..));
+    let original = original.and_then(|rest| rest.strip_prefix(b" ")?.strip_prefix(status.as_str().as_bytes()));
+    match original {
+        Some(original) if original.starts_with(b" ") => &original[1..],
         _ => usual,
     }
 }
@@ -113,7 +113,7 @@ fn write_headers(out: &mut Vec<u8>, headers: &HeaderMap, origin: &Bytes, framing
     for (name, value) in headers {
         if *name == CONTENT_LENGTH {
             let keep = match framing {
-                // What a HEAD's answer would have, or nothing.
+                // The length of the body that GET would have, or nothing.
                 Framing::None => true,
                 Framing::Length(length) => !length_said && value.to_str().is_ok_and(|v| v.parse() == Ok(length)),
                 Framing::Chunked | Framing::UntilClose => false,
@@ -143,28 +143,28 @@ fn write_header(out: &mut Vec<u8>, name: &HeaderName, value: &HeaderValue, origi
     out.extend_from_slice(b"\r\n");
 }
 
-/// The name as its sender spelled it: `value` is a slice of `origin`, and the name is before it there. `None`: it is not,
-/// or it stands after another name.
+/// The name in its sender's spelling: `value` is a slice of `origin`, where the name precedes it. `None`: it is not a
+/// slice of it, or another name precedes it there.
 fn spelled<'a>(name: &HeaderName, value: &HeaderValue, origin: &'a [u8]) -> Option<&'a [u8]> {
-    // Addresses are compared, never followed: whatever they say, only `origin` is read.
+    // Addresses are compared, never dereferenced: only `origin` is read.
     let at = (value.as_bytes().as_ptr() as usize).checked_sub(origin.as_ptr() as usize)?;
     let before = origin.get(..at)?.trim_ascii_end().strip_suffix(b":")?;
-    let found = &before[before.len().checked_sub(name.as_str().len())?..];
-    let begins = before.len() == found.len() || before[before.len() - found.len() - 1] == b'\n';
-    (begins && found.eq_ignore_ascii_case(name.as_str().as_bytes())).then_some(found)
+    let spelling = &before[before.len().checked_sub(name.as_str().len())?..];
+    let begins = before.len() == spelling.len() || before[before.len() - spelling.len() - 1] == b'\n';
+    (begins && spelling.eq_ignore_ascii_case(name.as_str().as_bytes())).then_some(spelling)
 }
 
-/// What follows a chunk's data.
+/// Terminator of a chunk's data.
 pub const CHUNK_END: &[u8] = b"\r\n";
 
-/// Writes what precedes a chunk's data, which must not be empty: that would be the last one.
+/// Writes the size line of a chunk. `length` must not be 0, which would end the body.
 pub fn begin_chunk(out: &mut Vec<u8>, length: usize) {
     debug_assert!(length > 0);
     // Writing to memory does not fail.
     let _ = write!(out, "{length:x}\r\n");
 }
 
-/// Writes the end of chunks, with trailers. Fields that a recipient must know before the body are left out (RFC 9110,
+/// Writes the last chunk, with trailers. Fields that a recipient must know before the body are dropped (RFC 9110,
 /// 6.5.1).
 pub fn end_of_chunks(out: &mut Vec<u8>, trailers: Option<&HeaderMap>) {
     out.extend_from_slice(b"0\r\n");
@@ -176,8 +176,8 @@ pub fn end_of_chunks(out: &mut Vec<u8>, trailers: Option<&HeaderMap>) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// Whether a field may stand in trailers: none that a recipient must know before the body (RFC 9110, 6.5.1), nor one by which a
-/// mesh says who calls.
+/// Whether a field may be a trailer: not one that a recipient must know before the body (RFC 9110, 6.5.1), and not one
+/// by which the mesh identifies the caller.
 pub fn may_be_trailer(name: &HeaderName) -> bool {
     let text = name.as_str();
     !NO_TRAILERS.contains(name) && !NO_TRAILER_PREFIXES.iter().any(|prefix| text.starts_with(prefix))

@@ -2,7 +2,7 @@ use super::*;
 use crate::endpoint::tests::{endpoints, outlier};
 use http::StatusCode;
 
-/// Some instant: `Instant::now` is banned here, and no other way makes one.
+/// An arbitrary instant. `Instant::now` is forbidden in this crate, but there is no other constructor.
 #[allow(clippy::disallowed_methods)]
 pub(crate) fn now() -> Instant {
     Instant::now()
@@ -23,7 +23,7 @@ fn detector(policy: OutlierDetection, count: usize) -> (Detector, Vec<Arc<Endpoi
     (Detector::new(policy, endpoints.clone(), None), endpoints)
 }
 
-/// The causes of the ejections that these outcomes lead to, one after the other, for the first of ten endpoints.
+/// The causes of the ejections that these outcomes trigger in sequence, for the first of ten endpoints.
 fn causes(policy: OutlierDetection, outcomes: &[Outcome]) -> Vec<Option<EjectionCause>> {
     let (detector, endpoints) = detector(policy, 10);
     let record = |outcome| detector.record(&endpoints[0], outcome, now()).map(|ejection| ejection.cause);
@@ -35,7 +35,7 @@ const BY_GATEWAY: Option<EjectionCause> = Some(EjectionCause::ConsecutiveGateway
 const BY_LOCAL: Option<EjectionCause> = Some(EjectionCause::ConsecutiveLocalOriginFailures);
 
 #[test]
-fn consecutive_errors() {
+fn consecutive_errors_eject_an_endpoint() {
     let policy = || outlier(3, 10);
     let grpc = Outcome::Response { status: StatusCode::OK, grpc_status: Some(14), grpc: true, rate_limited: false };
     for (outcomes, last) in [
@@ -54,7 +54,7 @@ fn consecutive_errors() {
 }
 
 #[test]
-fn gateway_errors_are_counted_apart() {
+fn gateway_errors_are_counted_separately() {
     let policy =
         || OutlierDetection { consecutive_gateway_errors: Some(2), consecutive_5xx: Some(4), ..outlier(4, 10) };
     assert_eq!(causes(policy(), &[status(502), status(504)]), [None, BY_GATEWAY]);
@@ -63,28 +63,28 @@ fn gateway_errors_are_counted_apart() {
 }
 
 #[test]
-fn local_failures_may_be_split() {
+fn local_origin_failures_are_counted_separately_if_split() {
     let policy = || OutlierDetection {
         split_external_local_origin_errors: true,
         consecutive_local_origin_failures: Some(2),
         ..outlier(2, 10)
     };
     assert_eq!(causes(policy(), &[Outcome::Timeout, Outcome::ConnectFailure]), [None, BY_LOCAL]);
-    // One that failed later had a connection.
+    // A failure after the connection was established.
     assert_eq!(causes(policy(), &[Outcome::ConnectFailure, Outcome::Timeout, Outcome::RemoteReset]), [None; 3]);
-    // An answer, even a bad one, shows that connecting works.
+    // Any response, even an error, shows that connecting works.
     let mixed = [Outcome::ConnectFailure, status(500), Outcome::ConnectFailure, status(500)];
     assert_eq!(causes(policy(), &mixed), [None, None, None, BY_5XX]);
 }
 
 #[test]
-fn zero_switches_off() {
+fn zero_disables_a_counter() {
     let policy = OutlierDetection { consecutive_5xx: None, ..outlier(1, 100) };
     assert_eq!(causes(policy, &[status(500); 20]), [None; 20]);
 }
 
 #[test]
-fn the_share_of_ejected_endpoints_is_strict() {
+fn max_ejection_percent_is_never_exceeded() {
     for (count, percent, ejected) in
         [(9, 10, 0), (10, 10, 1), (19, 10, 1), (20, 10, 2), (3, 50, 1), (2, 50, 1), (1, 100, 1)]
     {
@@ -96,7 +96,7 @@ fn the_share_of_ejected_endpoints_is_strict() {
 }
 
 #[test]
-fn a_refused_ejection_starts_counting_anew() {
+fn a_refused_ejection_resets_the_counter() {
     let (detector, endpoints) = detector(outlier(2, 50), 2);
     let start = now();
     let fail = |host: usize| detector.record(&endpoints[host], &status(500), start).is_some();
@@ -107,7 +107,7 @@ fn a_refused_ejection_starts_counting_anew() {
 }
 
 #[test]
-fn times_grow_and_are_forgiven() {
+fn ejection_time_grows_and_decays() {
     let (detector, endpoints) = detector(outlier(1, 100), 1);
     let mut at = now();
     let eject = |at| detector.record(&endpoints[0], &status(500), at).unwrap();
@@ -122,7 +122,7 @@ fn times_grow_and_are_forgiven() {
         assert!(!endpoints[0].is_ejected());
     }
     assert_eq!(seconds, [30, 60, 90, 120, 150, 180, 210, 240, 270, 300, 300, 300]);
-    // Eleven in a row, less nine healthy intervals; this one is the third.
+    // Eleven in a row, minus nine healthy intervals; this is the third.
     for _ in 0..9 {
         assert!(!detector.tick(at));
     }
@@ -130,20 +130,20 @@ fn times_grow_and_are_forgiven() {
 }
 
 #[test]
-fn a_long_base_time_is_kept() {
+fn a_base_time_above_the_maximum_is_kept() {
     let policy = OutlierDetection { base_ejection_time: Duration::from_secs(1000), ..outlier(1, 100) };
     let (detector, endpoints) = detector(policy, 1);
     assert_eq!(detector.record(&endpoints[0], &status(500), now()).unwrap().duration, Duration::from_secs(1000));
 }
 
 #[test]
-fn coming_back_clears_the_counters() {
+fn counters_are_cleared_when_an_ejection_ends() {
     let policy = OutlierDetection { consecutive_gateway_errors: Some(3), ..outlier(2, 100) };
     let (detector, endpoints) = detector(policy, 1);
     let start = now();
     let fail = |at| detector.record(&endpoints[0], &status(503), at);
     assert!(fail(start).is_none() && fail(start).is_some());
-    // Requests that were in flight still fail, to no effect.
+    // Requests that were in flight still fail, without effect.
     assert!(fail(start).is_none() && fail(start).is_none());
     let back = start + Duration::from_secs(30);
     assert!(detector.tick(back));
@@ -159,13 +159,13 @@ fn counters_and_lock_are_shared_with_the_next_snapshot() {
     assert!(new.record(&endpoints[0], &status(500), start).is_some());
     assert!(old.record(&endpoints[1], &status(500), start).is_none());
     assert!(old.record(&endpoints[1], &status(500), start).is_none());
-    // A removed endpoint is of no account.
+    // A removed endpoint does not count.
     let one = Detector::new(outlier(1, 100), endpoints[..1].to_vec(), Some(&new));
     assert!(one.record(&endpoints[1], &status(500), start).is_none());
 }
 
 #[test]
-fn exact_with_concurrent_callers() {
+fn concurrent_callers_eject_exactly_once() {
     let (detector, endpoints) = detector(outlier(100, 30), 10);
     let start = now();
     let ejections = AtomicU32::new(0);
@@ -182,14 +182,14 @@ fn exact_with_concurrent_callers() {
             });
         }
     });
-    // 100 errors each, no more and no less, so each endpoint crossed its threshold once; three of ten may go.
+    // Exactly 100 errors each, so that each endpoint crossed its threshold once; three of ten may be ejected.
     assert_eq!(ejections.into_inner(), 3);
     assert_eq!(endpoints.iter().filter(|e| e.is_ejected()).count(), 3);
     assert!(endpoints.iter().all(|e| e.state.ejection.consecutive_5xx.load(Ordering::Relaxed) == 0));
 }
 
 #[test]
-fn the_policy_says_which_answers_are_errors() {
+fn error_codes_of_the_policy_define_errors() {
     let codes = [429, 503].map(|code| StatusCode::from_u16(code).unwrap()).to_vec();
     let policy = OutlierDetection { error_codes: codes, ..outlier(2, 100) };
     let answer = |code: u16| Outcome::response(StatusCode::from_u16(code).unwrap(), &http::HeaderMap::new(), false);
@@ -201,7 +201,7 @@ fn the_policy_says_which_answers_are_errors() {
     ] {
         let hosts = endpoints(&[1, 1]);
         let detector = Detector::new(policy.clone(), hosts.clone(), None);
-        let found = outcomes.iter().filter_map(|outcome| detector.record(&hosts[0], outcome, now())).count();
-        assert_eq!(found > 0, ejected, "{outcomes:?}");
+        let ejections = outcomes.iter().filter_map(|outcome| detector.record(&hosts[0], outcome, now())).count();
+        assert_eq!(ejections > 0, ejected, "{outcomes:?}");
     }
 }

@@ -4,7 +4,7 @@ use super::*;
 use proptest::prelude::*;
 
 const NOW: fn() -> Instant = || {
-    // A fixed instant for the whole process: tests move it by durations.
+    // A fixed instant for the whole process, to which tests add durations.
     static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
     #[allow(clippy::disallowed_methods)]
     *START.get_or_init(Instant::now)
@@ -18,7 +18,7 @@ fn full(limit: u32) -> Overflow {
     Overflow { field: "http1MaxPendingRequests", limit }
 }
 
-/// Whom a wake is for and what it brings.
+/// Recipient and grant of each wake.
 fn woken(wakes: impl IntoIterator<Item = Wake<u32, u32, &'static str>>) -> Vec<(&'static str, Grant<u32, u32>)> {
     wakes.into_iter().map(|w| (w.wake, w.grant)).collect()
 }
@@ -31,13 +31,13 @@ fn ticket(acquired: Result<Acquired<u32, u32>, Overflow>) -> (Ticket, Option<Unu
 }
 
 #[test]
-fn one_connection_and_one_pending_serve_two_and_refuse_the_third() {
+fn requests_beyond_max_pending_are_refused() {
     let mut p = pool(1, 1);
     assert_eq!(p.acquire(1, 0, false, || "a"), Ok(Acquired::Dial));
     p.connected();
     ticket(p.acquire(1, 0, false, || "b"));
     assert_eq!(p.acquire(1, 0, false, || "c"), Err(full(1)));
-    // The connection goes straight to the one who waits, not to a newcomer.
+    // The connection goes straight to the waiting request, not to a newcomer.
     let (wake, close) = p.release(1, 0, 7, NOW());
     assert_eq!((woken(wake), close), (vec![("b", Grant::Exclusive(7))], None));
     assert_eq!((p.open(), p.pending()), (1, 0));
@@ -46,7 +46,7 @@ fn one_connection_and_one_pending_serve_two_and_refuse_the_third() {
 }
 
 #[test]
-fn requests_that_wait_for_a_failed_dial_fail_with_it() {
+fn requests_waiting_for_a_failed_dial_fail_with_it() {
     let mut p = pool(10, 10);
     assert_eq!(p.acquire(1, 0, true, || "a"), Ok(Acquired::Dial));
     ticket(p.acquire(1, 0, true, || "b"));
@@ -56,15 +56,15 @@ fn requests_that_wait_for_a_failed_dial_fail_with_it() {
     assert_eq!(p.fail_waiters(1), ["b", "c"]);
     assert_eq!(woken(p.dial_failed(1, true)), []);
     assert_eq!((p.open(), p.pending()), (1, 2), "the other endpoint's, and its waiter");
-    // Another connection may have a stream for those that wait.
+    // Another connection may have a stream for the waiting requests.
     let (_, wakes) = p.connected_shared(2, 7, 1, NOW());
-    assert_eq!(woken(wakes).len(), 1, "no stream is left, and it dials itself");
+    assert_eq!(woken(wakes).len(), 1, "no stream is left: it dials itself");
     ticket(p.acquire(2, 0, true, || "e"));
     assert!(p.fail_waiters(2).is_empty());
 }
 
 #[test]
-fn a_request_being_dialed_is_pending_as_in_envoy() {
+fn a_request_is_pending_during_its_dial_as_in_envoy() {
     let mut p = pool(10, 1);
     assert_eq!(p.acquire(1, 0, false, || "a"), Ok(Acquired::Dial));
     assert_eq!(p.acquire(1, 0, false, || "b"), Err(full(1)));
@@ -73,21 +73,21 @@ fn a_request_being_dialed_is_pending_as_in_envoy() {
 }
 
 #[test]
-fn at_the_limit_an_idle_connection_to_another_endpoint_makes_room() {
+fn an_idle_connection_to_another_endpoint_is_closed_at_the_limit() {
     let mut p = pool(1, 1);
     assert_eq!(p.acquire(1, 0, false, || "a"), Ok(Acquired::Dial));
     p.connected();
     p.release(1, 0, 7, NOW());
     let (_, victim) = ticket(p.acquire(2, 0, false, || "b"));
     assert_eq!(victim, Some(Unused::Exclusive(7)));
-    // Its slot is free only when it is really closed: the limit is never exceeded at the server.
+    // Its slot is free only after it was closed: the limit is never exceeded at the server.
     assert_eq!(p.open(), 1);
     assert_eq!(woken(p.closed()), [("b", Grant::Dial)]);
     assert_eq!((p.open(), p.pending()), (1, 1));
 }
 
 #[test]
-fn a_busy_connection_is_closed_at_its_end_for_one_who_waits_for_another_endpoint() {
+fn a_released_connection_is_closed_for_a_request_waiting_for_another_endpoint() {
     let mut p = pool(1, 2);
     assert_eq!(p.acquire(1, 0, false, || "a"), Ok(Acquired::Dial));
     p.connected();
@@ -102,13 +102,13 @@ fn a_busy_connection_is_closed_at_its_end_for_one_who_waits_for_another_endpoint
 }
 
 #[test]
-fn requests_share_a_multiplexed_connection_and_wait_for_the_one_being_dialed() {
+fn requests_share_multiplexed_connections_and_wait_for_dials() {
     let mut p = pool(1, 10);
     assert_eq!(p.acquire(1, 0, true, || "a"), Ok(Acquired::Dial));
     ticket(p.acquire(1, 1, true, || "b"));
     ticket(p.acquire(1, 0, true, || "c"));
     let (id, wakes) = p.connected_shared(1, 9, 2, NOW());
-    assert_eq!(woken(wakes), [("b", Grant::Stream(9, id))], "two streams at most, says the peer");
+    assert_eq!(woken(wakes), [("b", Grant::Stream(9, id))], "the peer allows two streams");
     assert_eq!(p.pending(), 1);
     let (wakes, _) = p.release_stream(1, id, NOW());
     assert_eq!(woken(wakes), [("c", Grant::Stream(9, id))]);
@@ -122,7 +122,7 @@ fn requests_share_a_multiplexed_connection_and_wait_for_the_one_being_dialed() {
 }
 
 #[test]
-fn nobody_waits_for_a_connection_that_has_room_for_its_dialer_alone() {
+fn requests_do_not_wait_for_a_connection_with_a_single_stream() {
     let mut p: Pool<u32, u32, &'static str> =
         Pool::new(PoolLimits { max_connections: 2, max_pending: 10, max_streams: 1 });
     assert_eq!(p.acquire(1, 0, true, || "a"), Ok(Acquired::Dial));
@@ -135,7 +135,7 @@ fn nobody_waits_for_a_connection_that_has_room_for_its_dialer_alone() {
 }
 
 #[test]
-fn old_connections_are_swept_and_those_of_a_removed_endpoint_drained() {
+fn idle_connections_are_swept_and_those_of_a_removed_endpoint_drained() {
     let mut p = pool(10, 10);
     for (endpoint, connection) in [(1, 11), (2, 22)] {
         p.acquire(endpoint, 0, false, || "").unwrap();
@@ -146,7 +146,7 @@ fn old_connections_are_swept_and_those_of_a_removed_endpoint_drained() {
     assert_eq!(p.set_live([1]), [Unused::Exclusive(22)]);
     p.acquire(2, 0, false, || "").unwrap();
     p.connected();
-    assert_eq!(p.release(2, 0, 23, NOW()), (None, Some(23)), "given back after its endpoint has gone");
+    assert_eq!(p.release(2, 0, 23, NOW()), (None, Some(23)), "returned after its endpoint was removed");
     assert_eq!(p.sweep(NOW() + Duration::from_secs(99), Duration::ZERO, |_| true), []);
 }
 
@@ -159,7 +159,7 @@ fn tcp_never_waits() {
     assert_eq!(p.acquire_tcp(), Ok(()));
 }
 
-/// What a simulated request holds.
+/// State of a simulated request.
 #[derive(Debug)]
 enum Holds {
     Dialing(u64, bool),
@@ -169,65 +169,65 @@ enum Holds {
 }
 
 proptest! {
-    /// Whatever happens, the bounds hold, and when all is given back nothing is left counted.
+    /// The limits hold at all times, and all counts return to zero at the end.
     #[test]
     fn limits_hold_and_counts_return_to_zero(
         max_connections in 1u32..4, max_pending in 1u32..4, steps in proptest::collection::vec((0u8..6, 0u64..3), 0..200)
     ) {
         let mut p: Pool<u32, u32, u64> = Pool::new(PoolLimits { max_connections, max_pending, max_streams: 2 });
-        let mut held: HashMap<u64, Holds> = HashMap::new();
+        let mut requests: HashMap<u64, Holds> = HashMap::new();
         let mut conns: HashMap<u32, u64> = HashMap::new(); // open connections -> endpoint
         let mut shared_ids: HashMap<u32, SharedId> = HashMap::new();
         let (mut next_request, mut next_conn) = (0u64, 100u32);
-        let apply = |wakes: Vec<Wake<u32, u32, u64>>, held: &mut HashMap<u64, Holds>| {
+        let apply = |wakes: Vec<Wake<u32, u32, u64>>, requests: &mut HashMap<u64, Holds>| {
             for Wake { wake: request, grant, .. } in wakes {
-                let Some(Holds::Waiting(_, endpoint, multiplex)) = held.remove(&request) else { panic!("woken twice") };
-                held.insert(request, match grant {
+                let Some(Holds::Waiting(_, endpoint, multiplex)) = requests.remove(&request) else { panic!("woken twice") };
+                requests.insert(request, match grant {
                     Grant::Dial => Holds::Dialing(endpoint, multiplex),
                     Grant::Exclusive(c) => Holds::Exclusive(endpoint, c),
                     Grant::Stream(_, id) => Holds::Stream(endpoint, id),
                 });
             }
         };
-        let close = |p: &mut Pool<u32, u32, u64>, c: u32, conns: &mut HashMap<u32, u64>, held: &mut HashMap<u64, Holds>| {
+        let close = |p: &mut Pool<u32, u32, u64>, c: u32, conns: &mut HashMap<u32, u64>, requests: &mut HashMap<u64, Holds>| {
             conns.remove(&c);
             let wakes = p.closed();
-            apply(wakes, held);
+            apply(wakes, requests);
         };
         let finish = |p: &mut Pool<u32, u32, u64>, request: u64, fail: bool, conns: &mut HashMap<u32, u64>,
-                          shared_ids: &mut HashMap<u32, SharedId>, held: &mut HashMap<u64, Holds>, next_conn: &mut u32| {
-            match held.remove(&request) {
+                          shared_ids: &mut HashMap<u32, SharedId>, requests: &mut HashMap<u64, Holds>, next_conn: &mut u32| {
+            match requests.remove(&request) {
                 Some(Holds::Dialing(endpoint, multiplex)) if fail => {
                     let wakes = p.dial_failed(endpoint, multiplex);
-                    apply(wakes, held);
+                    apply(wakes, requests);
                 }
                 Some(Holds::Dialing(endpoint, true)) => {
                     *next_conn += 1;
                     conns.insert(*next_conn, endpoint);
                     let (id, wakes) = p.connected_shared(endpoint, *next_conn, 100, NOW());
                     shared_ids.insert(*next_conn, id);
-                    held.insert(request, Holds::Stream(endpoint, id));
-                    apply(wakes, held);
+                    requests.insert(request, Holds::Stream(endpoint, id));
+                    apply(wakes, requests);
                 }
                 Some(Holds::Dialing(endpoint, false)) => {
                     *next_conn += 1;
                     conns.insert(*next_conn, endpoint);
                     p.connected();
-                    held.insert(request, Holds::Exclusive(endpoint, *next_conn));
+                    requests.insert(request, Holds::Exclusive(endpoint, *next_conn));
                 }
-                Some(Holds::Exclusive(_, c)) if fail => close(p, c, conns, held),
+                Some(Holds::Exclusive(_, c)) if fail => close(p, c, conns, requests),
                 Some(Holds::Exclusive(endpoint, c)) => {
                     let (wake, closing) = p.release(endpoint, 0, c, NOW());
-                    apply(wake.into_iter().collect(), held);
+                    apply(wake.into_iter().collect(), requests);
                     if let Some(c) = closing {
-                        close(p, c, conns, held);
+                        close(p, c, conns, requests);
                     }
                 }
                 Some(Holds::Stream(endpoint, id)) => {
                     let (wake, closing) = p.release_stream(endpoint, id, NOW());
-                    apply(wake.into_iter().collect(), held);
+                    apply(wake.into_iter().collect(), requests);
                     if let Some(c) = closing {
-                        close(p, c, conns, held);
+                        close(p, c, conns, requests);
                     }
                 }
                 Some(Holds::Waiting(ticket, ..)) => assert!(p.cancel(ticket)),
@@ -240,42 +240,42 @@ proptest! {
                     next_request += 1;
                     let multiplex = endpoint == 2;
                     match p.acquire(endpoint, 0, multiplex, || next_request) {
-                        Ok(Acquired::Dial) => drop(held.insert(next_request, Holds::Dialing(endpoint, multiplex))),
+                        Ok(Acquired::Dial) => drop(requests.insert(next_request, Holds::Dialing(endpoint, multiplex))),
                         Ok(Acquired::Exclusive(c)) => {
                             prop_assert_eq!(conns.get(&c), Some(&endpoint), "an open connection to the right endpoint");
-                            held.insert(next_request, Holds::Exclusive(endpoint, c));
+                            requests.insert(next_request, Holds::Exclusive(endpoint, c));
                         }
-                        Ok(Acquired::Stream(_, id)) => drop(held.insert(next_request, Holds::Stream(endpoint, id))),
+                        Ok(Acquired::Stream(_, id)) => drop(requests.insert(next_request, Holds::Stream(endpoint, id))),
                         Ok(Acquired::Wait(ticket, victim)) => {
-                            held.insert(next_request, Holds::Waiting(ticket, endpoint, multiplex));
+                            requests.insert(next_request, Holds::Waiting(ticket, endpoint, multiplex));
                             if let Some(Unused::Exclusive(c) | Unused::Shared(c)) = victim {
-                                close(&mut p, c, &mut conns, &mut held);
+                                close(&mut p, c, &mut conns, &mut requests);
                             }
                         }
                         Err(overflow) => prop_assert_eq!(overflow, full(max_pending)),
                     }
                 }
                 _ => {
-                    let request = held.keys().copied().min_by_key(|r| (r.wrapping_mul(endpoint + 7)) % 11);
+                    let request = requests.keys().copied().min_by_key(|r| (r.wrapping_mul(endpoint + 7)) % 11);
                     if let Some(request) = request {
-                        finish(&mut p, request, step == 5, &mut conns, &mut shared_ids, &mut held, &mut next_conn);
+                        finish(&mut p, request, step == 5, &mut conns, &mut shared_ids, &mut requests, &mut next_conn);
                     }
                 }
             }
             prop_assert!(p.open() <= max_connections);
             prop_assert!(p.pending() <= max_pending);
-            let dialing = held.values().filter(|h| matches!(h, Holds::Dialing(..))).count();
+            let dialing = requests.values().filter(|h| matches!(h, Holds::Dialing(..))).count();
             prop_assert_eq!(p.open() as usize, conns.len() + dialing);
-            // Nobody waits while there is room and nothing is under way.
-            let waiting = held.values().filter(|h| matches!(h, Holds::Waiting(..))).count();
-            prop_assert!(waiting == 0 || p.open() > 0, "a request waits for nothing");
+            // No request waits while there is room and no dial is in progress.
+            let waiting = requests.values().filter(|h| matches!(h, Holds::Waiting(..))).count();
+            prop_assert!(waiting == 0 || p.open() > 0, "a request waits although nothing is open");
         }
-        while let Some(request) = held.keys().copied().min() {
-            finish(&mut p, request, false, &mut conns, &mut shared_ids, &mut held, &mut next_conn);
+        while let Some(request) = requests.keys().copied().min() {
+            finish(&mut p, request, false, &mut conns, &mut shared_ids, &mut requests, &mut next_conn);
         }
         prop_assert_eq!(p.pending(), 0);
         for Unused::Exclusive(c) | Unused::Shared(c) in p.sweep(NOW(), Duration::ZERO, |_| true) {
-            close(&mut p, c, &mut conns, &mut held);
+            close(&mut p, c, &mut conns, &mut requests);
         }
         prop_assert_eq!(p.open(), 0);
     }

@@ -1,4 +1,4 @@
-//! Connections that nobody uses: which are kept, for how long, and which one makes room.
+//! Unused connections: which are kept, for how long, and the choice of the one to close for room.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::{EndpointId, Idle, Pool, Shared, Unused};
 
 impl<X, S: Clone, W> Pool<X, S, W> {
-    /// Takes out the connections that nobody has used since `now - idle`, to be closed.
+    /// Removes the connections unused since `now - idle`, for closing.
     pub fn sweep(&mut self, now: Instant, idle: Duration, is_open: impl Fn(&X) -> bool) -> Vec<Unused<X, S>> {
         let mut old = Vec::new();
         self.idle.retain(|_, all| {
@@ -30,44 +30,44 @@ impl<X, S: Clone, W> Pool<X, S, W> {
         old
     }
 
-    /// Connections may be kept to any endpoint.
+    /// Allows connections to be kept to any endpoint.
     pub fn set_all_live(&mut self) {
         self.live = None;
     }
 
-    /// Says to which endpoints connections may be kept. Takes out the unused ones to others; those in use are not kept
-    /// when they are given back.
+    /// Sets the endpoints to which connections may be kept. Removes the unused connections to others, for closing;
+    /// those in use are closed when they are returned.
     pub fn set_live(&mut self, live: impl IntoIterator<Item = EndpointId>) -> Vec<Unused<X, S>> {
         let live: HashSet<EndpointId, _> = live.into_iter().collect();
         let keep = |endpoint: EndpointId| live.contains(&endpoint);
         let mut gone = Vec::new();
         self.idle.retain(|endpoint, all| {
-            let kept = keep(*endpoint);
-            if !kept {
+            let keep_all = keep(*endpoint);
+            if !keep_all {
                 gone.extend(all.drain(..).map(|i| Unused::Exclusive(i.connection)));
             }
-            kept
+            keep_all
         });
         self.shared.retain(|endpoint, all| {
-            let kept = keep(*endpoint);
-            if !kept {
+            let keep_all = keep(*endpoint);
+            if !keep_all {
                 gone.extend(all.drain(..).map(|s| Unused::Shared(s.connection)));
             }
-            kept
+            keep_all
         });
         self.live = Some(live);
         gone
     }
 
-    /// Takes out the unused connections to one endpoint, and keeps none any more.
+    /// Removes the unused connections to one endpoint, and keeps none in the future.
     pub fn forget(&mut self, endpoint: EndpointId) -> Vec<Unused<X, S>> {
         let idle = self.idle.remove(&endpoint).into_iter().flatten().map(|i| Unused::Exclusive(i.connection));
         let shared = self.shared.remove(&endpoint).into_iter().flatten().map(|s| Unused::Shared(s.connection));
         idle.chain(shared).collect()
     }
 
-    /// Takes out all unused connections, and those that are shared: they were made under another policy. Streams in
-    /// progress go on.
+    /// Removes all unused connections and the multiplexed ones, which were opened under an older policy. Streams in
+    /// progress continue.
     pub fn forget_all(&mut self) -> Vec<Unused<X, S>> {
         let idle = self.idle.drain().flat_map(|(_, all)| all).map(|i| Unused::Exclusive(i.connection));
         let shared = self.shared.drain().flat_map(|(_, all)| all).map(|s| Unused::Shared(s.connection));
@@ -80,8 +80,8 @@ impl<X, S: Clone, W> Pool<X, S, W> {
 
     pub(super) fn take_idle(&mut self, endpoint: EndpointId, worker: u16) -> Option<X> {
         let all = self.idle.get_mut(&endpoint)?;
-        // The newest of this worker: its caches are warm, and the older ones may go idle and be closed. Where there is
-        // none, another worker's is better than a new connection.
+        // Prefers this worker's newest connection: its caches are warm, and the older ones may time out. Otherwise
+        // another worker's connection is better than a new one.
         let at = all.iter().rposition(|i| i.worker == worker).unwrap_or(all.len().saturating_sub(1));
         let taken = all.remove(at)?;
         if all.is_empty() {
@@ -90,7 +90,7 @@ impl<X, S: Clone, W> Pool<X, S, W> {
         Some(taken.connection)
     }
 
-    /// The connection unused for longest.
+    /// The connection that was unused for longest.
     pub(super) fn evict(&mut self) -> Option<Unused<X, S>> {
         let idle = self.idle.iter().filter_map(|(e, all)| Some((all.front()?.since, *e))).min();
         let shared = self

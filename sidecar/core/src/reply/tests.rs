@@ -9,7 +9,7 @@ const SHORT: Duration = Duration::from_millis(200);
 const RESET: &str = "upstream connect error or disconnect/reset before headers. reset reason: ";
 
 #[test]
-fn the_table() {
+fn replies_match_envoys_status_flag_and_body() {
     for (reason, status, flag, body) in [
         (Reason::NoHealthyUpstream, 503, "UH", "no healthy upstream".to_owned()),
         (overflow(), 503, "UO", format!("{RESET}overflow")),
@@ -36,14 +36,14 @@ fn the_table() {
         (Reason::ConnectRefused, 404, "NR", String::new()),
     ] {
         let reply = LocalReply::new(&reason, "");
-        let found = (reply.status.as_u16(), reply.flag.map_or("-", ResponseFlag::as_str), &*reply.body);
-        assert_eq!(found, (status, flag, &*body), "{reason:?}");
+        let actual = (reply.status.as_u16(), reply.flag.map_or("-", ResponseFlag::as_str), &*reply.body);
+        assert_eq!(actual, (status, flag, &*body), "{reason:?}");
         assert!(reply.reason.starts_with(reason.name()));
     }
 }
 
 #[test]
-fn an_answer_says_why() {
+fn the_reason_header_names_rule_policy_and_limit() {
     let http = LocalReply::new(&overflow(), "DestinationRule/shop/order").http();
     let reason = "overflow; policy=DestinationRule/shop/order; limit=http2MaxRequests=100";
     assert_eq!(http.headers()[REASON_HEADER], reason);
@@ -57,9 +57,9 @@ fn an_answer_says_why() {
     assert!(none.body().is_empty());
 }
 
-/// The rule that was broken is named, of every error of the parser.
+/// Includes every error of the parser.
 #[test]
-fn a_broken_rule_is_named_in_the_reason() {
+fn the_reason_names_the_violated_rule() {
     let coding = HeadError::Coding("gzip, chunked".to_owned());
     let upstream = Outcome::ProtocolError;
     let upstream = Reason::of(&upstream, None, Duration::ZERO, &coding.to_string()).unwrap();
@@ -80,7 +80,7 @@ fn a_broken_rule_is_named_in_the_reason() {
 }
 
 #[test]
-fn to_grpc_in_its_own_form() {
+fn replies_to_grpc_carry_a_grpc_status() {
     for (reason, status, message) in [
         (Reason::NoHealthyUpstream, "14", Some("no healthy upstream")),
         (Reason::NoRoute, "12", None),
@@ -100,7 +100,7 @@ fn to_grpc_in_its_own_form() {
 }
 
 #[test]
-fn grpc_requests_are_known_by_content_type() {
+fn grpc_requests_are_detected_by_content_type() {
     for (content_type, expected) in [
         ("application/grpc", true),
         ("application/grpc+proto", true),

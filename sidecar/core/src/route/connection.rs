@@ -1,4 +1,4 @@
-//! Where a connection goes whose bytes are not looked into: by the server name that its TLS asks for, and by its addresses.
+//! Routes of TCP and TLS connections: by the server name of the ClientHello, and by addresses.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -8,74 +8,74 @@ use crate::subnet::Subnet;
 
 use super::Forward;
 
-/// The routes of a port for connections, in order.
+/// The connection routes of a port, in order.
 #[derive(Debug, Clone, Default)]
 pub struct ConnectionRoutes {
     routes: Vec<ConnectionRoute>,
 }
 
-/// One of them.
+/// A connection route.
 #[derive(Debug, Clone)]
 pub struct ConnectionRoute {
     /// `VirtualService/<namespace>/<name>`
     pub name: Arc<str>,
-    /// Any of them; empty: every connection.
+    /// Matches, any of which is sufficient; empty: every connection.
     pub matches: Vec<ConnectionMatch>,
-    /// Weighted destinations; nothing else of it counts.
+    /// Weighted destinations; the other fields do not apply.
     pub forward: Arc<Forward>,
 }
 
-/// What counts of a connection.
+/// Conditions on a connection.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ConnectionMatch {
-    /// Of TLS: exact, a wildcard or `*`; empty: whatever it is.
+    /// Server names of TLS: exact, a wildcard or `*`; empty: any.
     pub server_names: Vec<String>,
-    /// Where it was dialed to; empty: anywhere.
+    /// Original destinations; empty: any.
     pub destinations: Vec<Subnet>,
-    /// Where it comes from.
+    /// Source addresses.
     pub source: Option<Subnet>,
 }
 
 /// A condition that a connection does not meet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UnmetByConnection {
-    /// It asks for another server name, or for none.
+    /// Its server name is another, or missing.
     ServerName,
-    /// It was dialed to another address.
+    /// Its original destination is another.
     Destination,
-    /// It comes from another address.
+    /// Its source is another.
     Source,
 }
 
-/// A connection, as far as routes look at it.
+/// The routed properties of a connection.
 #[derive(Debug, Clone, Copy)]
 pub struct Connection<'a> {
-    /// In lower case; `None`: it is no TLS, or names nobody.
+    /// In lower case; `None`: it is not TLS, or has no server name.
     pub server_name: Option<&'a str>,
-    /// Who dialed.
+    /// Address of the client.
     pub source: SocketAddr,
-    /// What was dialed.
+    /// Original destination.
     pub destination: SocketAddr,
 }
 
-/// What the routes of a port say of a connection.
+/// Result of routing a connection.
 #[derive(Debug)]
 pub enum Routed<'a> {
-    /// It takes this route.
+    /// The connection takes this route.
     To(&'a ConnectionRoute),
     /// The port's own cluster.
     Default,
-    /// There are routes by server name, and none is for this one.
+    /// There are routes by server name, and none matches.
     Nowhere,
 }
 
 impl ConnectionRoutes {
-    /// Of routes in order of precedence.
+    /// Takes the routes in order of precedence.
     pub fn new(routes: Vec<ConnectionRoute>) -> Self {
         ConnectionRoutes { routes }
     }
 
-    /// There are none.
+    /// Whether there are no routes.
     pub fn is_empty(&self) -> bool {
         self.routes.is_empty()
     }
@@ -85,14 +85,14 @@ impl ConnectionRoutes {
         &self.routes
     }
 
-    /// Whether the server name has to be known.
+    /// Whether routing needs the server name.
     pub fn wants_server_name(&self) -> bool {
         self.routes.iter().flat_map(|route| &route.matches).any(|one| !one.server_names.is_empty())
     }
 
-    /// The route with the most specific server name of those that match, as Envoy chooses a filter chain; of equals the first.
-    /// As in Istio, one of bytes without a route goes to the service itself, and one of TLS only if no route asks for a server
-    /// name.
+    /// The matching route with the most specific server name, as Envoy chooses a filter chain; of equals the first. As
+    /// in Istio, a TCP connection without a matching route goes to the service itself, and a TLS connection only if no
+    /// route matches by server name.
     pub fn find(&self, connection: &Connection<'_>) -> Routed<'_> {
         let mut best: Option<(Option<usize>, &ConnectionRoute)> = None;
         for route in &self.routes {
@@ -112,17 +112,17 @@ impl ConnectionRoutes {
 }
 
 impl ConnectionMatch {
-    /// How specific the server name is by which it takes a connection; `None`: it looks at none, or takes it not.
+    /// Specificity of the server name that matches the connection; `None`: none does.
     fn specificity(&self, connection: &Connection<'_>) -> Option<usize> {
         let name = connection.server_name?;
         self.server_names.iter().filter_map(|own| specificity(own, name)).max()
     }
 
-    /// The first condition that does not hold; `None`: all do.
+    /// The first condition that does not hold; `None`: all hold.
     pub fn unmet(&self, connection: &Connection<'_>) -> Option<UnmetByConnection> {
-        let named = || self.specificity(connection).is_some();
+        let by_server_name = || self.specificity(connection).is_some();
         let dialed = || self.destinations.iter().any(|own| own.contains(connection.destination.ip()));
-        if !self.server_names.is_empty() && !named() {
+        if !self.server_names.is_empty() && !by_server_name() {
             Some(UnmetByConnection::ServerName)
         } else if !self.destinations.is_empty() && !dialed() {
             Some(UnmetByConnection::Destination)
@@ -143,11 +143,11 @@ mod tests {
         ConnectionRoute { name: name.into(), matches, forward: Arc::new(forward(&[1])) }
     }
 
-    fn named(names: &[&str]) -> ConnectionMatch {
+    fn by_server_name(names: &[&str]) -> ConnectionMatch {
         ConnectionMatch { server_names: names.iter().map(|name| (*name).to_owned()).collect(), ..Default::default() }
     }
 
-    fn found(routes: &ConnectionRoutes, server_name: Option<&str>, destination: &str) -> String {
+    fn route_name(routes: &ConnectionRoutes, server_name: Option<&str>, destination: &str) -> String {
         let connection = Connection {
             server_name,
             source: "10.1.0.9:4000".parse().unwrap(),
@@ -160,14 +160,14 @@ mod tests {
     }
 
     #[test]
-    fn server_names_and_addresses() {
+    fn connections_are_routed_by_server_name_and_address() {
         let subnet = |text| Subnet::parse(text).unwrap();
         let to = |text| ConnectionMatch { destinations: vec![subnet(text)], ..Default::default() };
         // `sourceSubnet` of `tcp.match`
         let from = |text| ConnectionMatch { source: Some(subnet(text)), ..Default::default() };
         let routes = ConnectionRoutes::new(vec![
-            route("exact", vec![named(&["a.example.com"])]),
-            route("suffix", vec![named(&["b.test", "*.example.com"])]),
+            route("exact", vec![by_server_name(&["a.example.com"])]),
+            route("suffix", vec![by_server_name(&["b.test", "*.example.com"])]),
             route("near", vec![from("10.2.0.0/16"), to("10.0.0.0/8")]),
             route("six", vec![to("2001:db8::/32")]),
         ]);
@@ -181,24 +181,25 @@ mod tests {
             (None, "[2001:db8:1::1]:443", "six"),
             (None, "[2001:db9:1::1]:443", "Default"),
         ] {
-            assert_eq!(found(&routes, name, destination), want, "{name:?} {destination}");
+            assert_eq!(route_name(&routes, name, destination), want, "{name:?} {destination}");
         }
         assert!(routes.wants_server_name());
-        // Whatever the order, and a part of a label too.
+        // In any order, including wildcards within a label.
         let names = ["*", "*.example.com", "*-b.example.com", "a-b.example.com"];
         for order in [names, [names[3], names[1], names[0], names[2]]] {
-            let routes = ConnectionRoutes::new(order.iter().map(|name| route(name, vec![named(&[name])])).collect());
+            let routes =
+                ConnectionRoutes::new(order.iter().map(|name| route(name, vec![by_server_name(&[name])])).collect());
             for (name, want) in [
                 ("a-b.example.com", "a-b.example.com"),
                 ("c-b.example.com", "*-b.example.com"),
                 ("-b.example.com", "*.example.com"),
                 ("example.com", "*"),
             ] {
-                assert_eq!(found(&routes, Some(name), "192.0.2.1:443"), want, "{name} {order:?}");
+                assert_eq!(route_name(&routes, Some(name), "192.0.2.1:443"), want, "{name} {order:?}");
             }
         }
         let bytes = ConnectionRoutes::new(vec![route("all", vec![])]);
-        assert!(!bytes.wants_server_name() && found(&bytes, Some("x"), "10.0.0.1:1") == "all");
-        assert_eq!(found(&ConnectionRoutes::default(), Some("x"), "10.0.0.1:1"), "Default");
+        assert!(!bytes.wants_server_name() && route_name(&bytes, Some("x"), "10.0.0.1:1") == "all");
+        assert_eq!(route_name(&ConnectionRoutes::default(), Some("x"), "10.0.0.1:1"), "Default");
     }
 }

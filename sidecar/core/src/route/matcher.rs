@@ -1,51 +1,51 @@
-//! Conditions of a route: every one that is named must hold.
+//! Match conditions of a route, all of which must hold.
 
 use http::HeaderName;
 use regex::bytes::Regex;
 
 use crate::request::RequestView;
 
-/// The conditions of one match; without any, all requests match.
+/// The conditions of one match; without any, every request matches.
 #[derive(Debug, Clone, Default)]
 pub struct Matcher {
     /// On the path without query.
     pub uri: Option<UriMatch>,
     /// On the method.
     pub method: Option<StringMatch>,
-    /// On the authority as the client wrote it.
+    /// On the authority as sent by the client.
     pub authority: Option<StringMatch>,
-    /// On headers; one of several values is enough.
+    /// On headers; one of several values is sufficient.
     pub headers: Vec<(HeaderName, HeaderMatch)>,
     /// On pseudo headers, which every request has.
     pub pseudo: Vec<(Pseudo, HeaderMatch)>,
-    /// On the first value of query parameters, not decoded; a parameter that is missing never matches.
+    /// On the first value of query parameters, not decoded; a missing parameter never matches.
     pub query_params: Vec<(String, StringMatch)>,
-    /// On the scheme by which the request came.
+    /// On the downstream's scheme.
     pub scheme: Option<StringMatch>,
-    /// On the port that the client dialed.
+    /// On the original destination port.
     pub port: Option<u16>,
 }
 
-/// A pseudo header of HTTP/2 (RFC 9113, 8.3.1), or what stands for it in HTTP/1.
+/// A pseudo header of HTTP/2 (RFC 9113, 8.3.1), or its equivalent in HTTP/1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pseudo {
-    /// As the client wrote it.
+    /// The authority as sent by the client.
     Authority,
     /// The method.
     Method,
-    /// With the query.
+    /// Path and query.
     Path,
-    /// The scheme by which the request came.
+    /// The downstream's scheme.
     Scheme,
 }
 
 impl Pseudo {
-    /// By its name, such as `:path`.
+    /// Parses a name such as `:path`.
     pub fn parse(name: &str) -> Option<Pseudo> {
         [Pseudo::Authority, Pseudo::Method, Pseudo::Path, Pseudo::Scheme].into_iter().find(|one| one.name() == name)
     }
 
-    /// With its colon.
+    /// The name with its colon.
     pub fn name(self) -> &'static str {
         match self {
             Pseudo::Authority => ":authority",
@@ -55,7 +55,7 @@ impl Pseudo {
         }
     }
 
-    /// That of a request.
+    /// The value in a request.
     pub(crate) fn of<'a>(self, req: &RequestView<'a>) -> &'a str {
         match self {
             Pseudo::Authority => req.authority,
@@ -69,11 +69,11 @@ impl Pseudo {
 /// A condition on the path.
 #[derive(Debug, Clone)]
 pub enum UriMatch {
-    /// The whole path. With `ignore_case`, letters are compared without case (ASCII).
+    /// The whole path. With `ignore_case`, ASCII letters are compared without case.
     Exact { path: String, ignore_case: bool },
     /// A plain string prefix: `/foo` matches `/foobar`.
     Prefix { path: String, ignore_case: bool },
-    /// The whole path.
+    /// A match of the whole path.
     Regex(Regex),
 }
 
@@ -84,7 +84,7 @@ pub enum StringMatch {
     Exact(String),
     /// Starts with.
     Prefix(String),
-    /// As a whole.
+    /// A match of the whole string.
     Regex(Regex),
     /// Anything.
     Any,
@@ -93,15 +93,15 @@ pub enum StringMatch {
 /// A condition on a header.
 #[derive(Debug, Clone)]
 pub enum HeaderMatch {
-    /// It is there and its value matches.
+    /// The header is present and its value matches.
     Value(StringMatch),
-    /// It is not there.
+    /// The header is absent.
     Absent,
-    /// Its value does not match, an empty one where it is not there. With [`StringMatch::Any`]: it is not there.
+    /// Its value does not match; an absent header counts as empty. With [`StringMatch::Any`]: it is absent.
     Without(StringMatch),
 }
 
-/// A condition that a request does not meet. In words it is in [`super::unmet`].
+/// A condition that a request does not meet. [`super::unmet`] formats it.
 #[derive(Debug, Clone, Copy)]
 pub enum Unmet<'a> {
     /// On the path.
@@ -161,7 +161,7 @@ impl Matcher {
         param.map(|(name, condition)| Unmet::QueryParam(name, condition))
     }
 
-    /// Matches every request, so that routes after it are never reached.
+    /// Whether it matches every request, so that later routes are never reached.
     pub fn is_catch_all(&self) -> bool {
         let any_uri = match &self.uri {
             None => true,
@@ -178,12 +178,12 @@ impl Matcher {
             && self.query_params.is_empty()
     }
 
-    /// What is left of a path that matched when the matched part is replaced: what follows the prefix; nothing after an
-    /// exact or regex match. Without a condition the prefix is `/`.
+    /// The rest of a matching path after the matched part, for its replacement: the text after the prefix; nothing
+    /// after an exact or regex match. Without a condition the prefix is `/`.
     pub(crate) fn after_matched_path<'a>(&self, path: &'a str) -> &'a str {
         match &self.uri {
             None => path.strip_prefix('/').unwrap_or(path),
-            // A path that matched is at least as long, and the prefix ends on a character's boundary in both.
+            // A matching path is at least as long, and the prefix ends on a character boundary in both.
             Some(UriMatch::Prefix { path: prefix, .. }) => path.get(prefix.len()..).unwrap_or(""),
             Some(UriMatch::Exact { .. } | UriMatch::Regex(_)) => "",
         }
@@ -209,7 +209,7 @@ impl UriMatch {
 }
 
 impl StringMatch {
-    /// Whether a text does.
+    /// Whether a text matches.
     pub(crate) fn matches(&self, text: &[u8]) -> bool {
         match self {
             StringMatch::Exact(exact) => text == exact.as_bytes(),
@@ -221,14 +221,14 @@ impl StringMatch {
 }
 
 impl HeaderMatch {
-    /// Of several values each is looked at by itself, as Envoy does.
+    /// Each of several values is matched separately, as in Envoy.
     fn matches<'a>(&self, mut values: impl Iterator<Item = &'a [u8]>) -> bool {
         match self {
             HeaderMatch::Value(condition) => values.any(|value| condition.matches(value)),
             HeaderMatch::Absent => values.next().is_none(),
             HeaderMatch::Without(StringMatch::Any) => values.next().is_none(),
             HeaderMatch::Without(condition) => {
-                // As Istio has it of Envoy (`treat_missing_header_as_empty`): a missing header is an empty one.
+                // Istio sets `treat_missing_header_as_empty` in Envoy: a missing header counts as empty.
                 let first = values.next().unwrap_or_default();
                 !std::iter::once(first).chain(values).any(|value| condition.matches(value))
             }

@@ -1,8 +1,8 @@
-//! Which route a request takes, and what the route does with it: forwards it (with weights, rewrites, header changes,
-//! hashing and retries), redirects it, or answers it.
+//! Routing of requests, and the actions of routes: forwarding (with weights, rewrites, header operations, hashing and
+//! retries), redirects and direct responses.
 //!
-//! A route with several matches is several entries here, as in Envoy, because a prefix rewrite depends on the match that
-//! hit. Entries of one route share its action.
+//! A route with several matches is several entries here, as in Envoy, because a prefix rewrite depends on the match
+//! that applied. The entries of one route share its action.
 
 mod connection;
 pub mod matcher;
@@ -17,7 +17,7 @@ use bytes::Bytes;
 use http::StatusCode;
 use http::uri::Authority;
 
-use crate::balance::Again;
+use crate::balance::RetrySelection;
 use crate::cors::Cors;
 use crate::fault::{Fault, Share};
 use crate::hash::HashPolicy;
@@ -37,7 +37,7 @@ pub struct RouteTable {
 }
 
 impl RouteTable {
-    /// Of routes in order of precedence.
+    /// Takes the routes in order of precedence.
     pub fn new(routes: Vec<Arc<Route>>) -> Self {
         RouteTable { routes }
     }
@@ -58,45 +58,45 @@ impl RouteTable {
 pub struct Route {
     /// `VirtualService/<namespace>/<name>[/<route>]`; `default` for a port without routes.
     pub name: Arc<str>,
-    /// Which requests take it.
+    /// Match conditions.
     pub matcher: Matcher,
-    /// What is done with them.
+    /// Action on matching requests.
     pub action: Arc<Action>,
-    /// Changes to the answer of a redirect or a direct response. Those of a forward are in its destinations.
+    /// Operations on the response of a redirect or direct response. Those of a forward belong to its destinations.
     pub headers: HeaderOps,
-    /// What browsers may do from elsewhere.
+    /// Policy for cross-origin requests of browsers.
     pub cors: Option<Arc<Cors>>,
 }
 
-/// What a route does.
+/// Action of a route.
 #[derive(Debug)]
 pub enum Action {
-    /// Sends the request to an endpoint.
+    /// Forwards the request to an endpoint.
     Forward(Forward),
-    /// Answers with a redirect.
+    /// Responds with a redirect.
     Redirect(Redirect),
-    /// Answers.
+    /// Responds directly.
     DirectResponse(DirectResponse),
 }
 
-/// Sends the request to an endpoint of one of the destinations.
+/// Forwards the request to an endpoint of one of the destinations.
 #[derive(Debug)]
 pub struct Forward {
     /// At least one.
     pub destinations: Vec<Destination>,
     /// Sum of the destinations' weights, above 0.
     pub(crate) total_weight: u64,
-    /// From the end of the request to the end of the response's headers, retries included; `None`: none.
+    /// From the end of the request to the end of the response's headers, including retries; `None`: no timeout.
     pub timeout: Option<Duration>,
     /// See [`Route::rewritten_path`].
     pub rewrite: Option<Rewrite>,
-    /// Which outcomes are tried again.
+    /// Retry policy.
     pub retry: RetryPolicy,
-    /// Where a retry goes.
-    pub again: Again,
-    /// What is done to some requests first.
+    /// Endpoint selection of retries.
+    pub retry_selection: RetrySelection,
+    /// Fault injection.
     pub fault: Option<Fault>,
-    /// Who gets copies.
+    /// Destinations of copies.
     pub mirrors: Vec<Mirror>,
     /// The hash inputs of all destinations' clusters, in order.
     pub hash: Vec<HashPolicy>,
@@ -109,25 +109,25 @@ pub struct Destination {
     pub cluster: usize,
     /// Share of the requests; 0: none.
     pub weight: u32,
-    /// Header changes, level after level: apply each in order, to the request and later to the response.
+    /// Header operations, level after level: apply each in order, to the request and later to the response.
     pub headers: Vec<HeaderOps>,
-    /// The authority that the upstream sees instead of the client's.
+    /// Authority for the upstream, replacing the client's.
     pub authority: Option<Authority>,
-    /// The upstream is told the client's (`x-envoy-original-host`): not of an authority that one of several destinations
-    /// sets itself, as in Envoy.
-    pub tells_original_host: bool,
+    /// Whether the upstream receives the client's authority (`x-envoy-original-host`): not with an authority set by one
+    /// of several destinations, as in Envoy.
+    pub sends_original_host: bool,
 }
 
-/// Copies of some requests, whose answers nobody waits for.
+/// Copies of some requests, whose responses are discarded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mirror {
     /// Index of the cluster in its service.
     pub cluster: usize,
-    /// Of which requests.
+    /// Share of the requests that are copied.
     pub share: Share,
 }
 
-/// An answer without an upstream.
+/// A response without an upstream.
 #[derive(Debug)]
 pub struct DirectResponse {
     /// Its status.
@@ -137,14 +137,14 @@ pub struct DirectResponse {
 }
 
 impl Route {
-    /// The path and query to send upstream, where the route changes it; the query stays.
+    /// The path and query for the upstream, if the route changes the path; the query stays.
     pub fn rewritten_path(&self, forward: &Forward, req: &RequestView<'_>) -> Option<String> {
         forward.rewrite.as_ref().map(|rewrite| rewrite.path_and_query(&self.matcher, req))
     }
 }
 
 impl Forward {
-    /// Percent of the requests that a destination gets.
+    /// A destination's percentage of the requests.
     pub fn percent(&self, destination: &Destination) -> f64 {
         match self.destinations.len() {
             1 => 100.0,
@@ -152,7 +152,7 @@ impl Forward {
         }
     }
 
-    /// The destination of a request, by weight.
+    /// Chooses the destination of a request, by weight.
     pub fn choose(&self, random: u64) -> &Destination {
         let mut point = scale(random, self.total_weight);
         for destination in &self.destinations {
@@ -162,7 +162,7 @@ impl Forward {
             }
             point -= weight;
         }
-        // One destination gets all, whatever its weight.
+        // A single destination gets all requests, whatever its weight.
         &self.destinations[0]
     }
 }

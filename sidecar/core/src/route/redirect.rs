@@ -9,45 +9,45 @@ use super::rewrite::matched;
 use crate::names::split_port;
 use crate::request::RequestView;
 
-/// Answers with a redirect.
+/// Responds with a redirect.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Redirect {
-    /// The path.
+    /// Path of the location.
     pub path: RedirectPath,
-    /// Instead of the authority.
+    /// Replaces the authority.
     pub authority: Option<String>,
-    /// Instead of the request's scheme.
+    /// Replaces the request's scheme.
     pub scheme: Option<String>,
-    /// Which port the location names.
+    /// Port of the location.
     pub port: RedirectPort,
     /// 301, 302, 303, 307 or 308.
     pub status: StatusCode,
 }
 
-/// Which path a redirect's location names.
+/// Path of a redirect's location.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RedirectPath {
     /// The request's.
     Keep,
-    /// This one; it takes the request's query along unless it has its own.
+    /// A fixed path; it keeps the request's query unless it has its own.
     Uri(String),
-    /// The request's with this instead of what matched of it, as [`super::Rewrite::Matched`].
+    /// The request's path with the matched part replaced, as in [`super::Rewrite::Matched`].
     Matched(String),
 }
 
-/// Which port a redirect's location names.
+/// Port of a redirect's location.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RedirectPort {
-    /// The authority's own, without the default port of the scheme that is left.
+    /// The authority's own, except the default port of the previous scheme.
     Keep,
-    /// This one, which is left out where it is the default of the scheme.
+    /// A fixed port, omitted if it is the scheme's default.
     Number(u16),
-    /// The one that the request came to, likewise.
+    /// The port of the request, omitted if it is the scheme's default.
     FromRequest,
 }
 
 impl Redirect {
-    /// The location for a request that `matcher` matched, and that came by `scheme` (`http` or `https`) to `port`.
+    /// The location for a request that `matcher` matched, received by `scheme` (`http` or `https`) on `port`.
     pub fn location(&self, matcher: &Matcher, req: &RequestView<'_>, scheme: &str, port: u16) -> String {
         let new_scheme = self.scheme.as_deref().unwrap_or(scheme);
         let new_port = match self.port {
@@ -59,9 +59,9 @@ impl Redirect {
             Some(authority) => authority.as_str(),
             None => host_of(req.authority, scheme, new_scheme, new_port.is_some()),
         };
-        // The scheme says its default port; Istio leaves it out too.
-        let named = new_port.filter(|port| !is_default(new_scheme, *port));
-        let port = named.map(|port| format!(":{port}")).unwrap_or_default();
+        // The scheme's default port is implied; Istio omits it too.
+        let explicit_port = new_port.filter(|port| !is_default(new_scheme, *port));
+        let port = explicit_port.map(|port| format!(":{port}")).unwrap_or_default();
         let (path, query) = match (&self.path, req.query()) {
             (RedirectPath::Keep, _) => (Cow::Borrowed(req.path_and_query), None),
             (RedirectPath::Uri(uri), query) => (uri.into(), query.filter(|_| !uri.contains('?'))),
@@ -72,17 +72,17 @@ impl Redirect {
     }
 }
 
-/// Whether a URL of a scheme has this port where it names none.
+/// Whether a port is the default of a scheme.
 fn is_default(scheme: &str, port: u16) -> bool {
     matches!((scheme, port), ("http", 80) | ("https", 443))
 }
 
-/// The request's authority, without its port where another is named or where it was the default of the scheme left.
+/// The request's authority, without its port if it is replaced or if it was the default of the previous scheme.
 fn host_of<'a>(authority: &'a str, scheme: &str, new_scheme: &str, has_new_port: bool) -> &'a str {
     let (_, Some(port)) = split_port(authority) else { return authority };
     let was_default = scheme != new_scheme && is_default(scheme, port);
     if has_new_port || was_default {
-        // With the brackets of an IPv6 address, which `split_port` takes off.
+        // Keeps the brackets of an IPv6 address, unlike `split_port`.
         authority.rsplit_once(':').map_or(authority, |(host, _)| host)
     } else {
         authority

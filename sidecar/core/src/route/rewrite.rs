@@ -1,20 +1,20 @@
-//! The path that an endpoint sees instead of the client's.
+//! Path rewrites: the path for the upstream.
 
 use regex::bytes::{Captures, Regex};
 
 use super::matcher::Matcher;
 use crate::request::RequestView;
 
-/// How a path is changed.
+/// Change of a path.
 #[derive(Debug, Clone)]
 pub enum Rewrite {
-    /// Instead of the matched prefix, or of the whole path where the match was exact or by regex.
+    /// Replaces the matched prefix, or the whole path after an exact or regex match.
     Matched(String),
-    /// Instead of everything in the path that a regex matches.
+    /// Replaces every match of a regex in the path.
     Regex(RegexRewrite),
 }
 
-/// A regex and what its matches become (RE2's `GlobalReplace`).
+/// A regex and the substitution for its matches (RE2's `GlobalReplace`).
 #[derive(Debug, Clone)]
 pub struct RegexRewrite {
     regex: Regex,
@@ -24,12 +24,12 @@ pub struct RegexRewrite {
 #[derive(Debug, Clone)]
 enum Part {
     Text(String),
-    /// What this group matched; 0: everything.
+    /// Text matched by this group; 0: the whole match.
     Group(usize),
 }
 
 impl Rewrite {
-    /// The path of a request that `matcher` matched, and its query.
+    /// The rewritten path of a request that `matcher` matched, with its query.
     pub(super) fn path_and_query(&self, matcher: &Matcher, req: &RequestView<'_>) -> String {
         let path = req.path();
         let query = &req.path_and_query[path.len()..];
@@ -38,7 +38,7 @@ impl Rewrite {
             Rewrite::Regex(rewrite) => {
                 let path =
                     rewrite.regex.replace_all(path.as_bytes(), |found: &Captures<'_>| rewrite.substitution(found));
-                // An expression may take a character apart; what is left of it is told as such.
+                // The expression may split a multi-byte character; invalid parts become replacement characters.
                 let path = String::from_utf8_lossy(&path);
                 let slash = if path.starts_with('/') { "" } else { "/" };
                 [slash, &path, query].concat()
@@ -47,19 +47,19 @@ impl Rewrite {
     }
 }
 
-/// `path` with `replacement` instead of what `matcher` matched of it.
+/// `path` with the part matched by `matcher` replaced.
 pub(super) fn matched(replacement: &str, matcher: &Matcher, path: &str) -> String {
-    let kept = matcher.after_matched_path(path);
+    let rest = matcher.after_matched_path(path);
     let slash =
-        if replacement.starts_with('/') || (replacement.is_empty() && kept.starts_with('/')) { "" } else { "/" };
-    [slash, replacement, kept].concat()
+        if replacement.starts_with('/') || (replacement.is_empty() && rest.starts_with('/')) { "" } else { "/" };
+    [slash, replacement, rest].concat()
 }
 
 impl RegexRewrite {
-    /// `substitution` is RE2's: `\1` is what the first group matched, `\\` a backslash.
+    /// `substitution` has RE2's syntax: `\1` stands for the text of the first group, `\\` for a backslash.
     ///
     /// # Errors
-    /// Says what is wrong with `substitution`.
+    /// The mistake in `substitution`.
     pub fn new(regex: Regex, substitution: &str) -> Result<RegexRewrite, String> {
         let (mut parts, mut text) = (Vec::new(), String::new());
         let mut rest = substitution.chars();
@@ -80,7 +80,7 @@ impl RegexRewrite {
                     }
                     parts.extend([Part::Text(std::mem::take(&mut text)), Part::Group(group)]);
                 }
-                _ => return Err("after a backslash comes the number of a group, or another backslash".into()),
+                _ => return Err("a backslash must be followed by the number of a group or another backslash".into()),
             }
         }
         parts.push(Part::Text(text));
@@ -105,7 +105,7 @@ mod tests {
     use crate::request::tests::view;
 
     #[test]
-    fn a_regex_replaces_all_that_it_matches_but_for_the_query() {
+    fn regex_rewrites_replace_all_matches_outside_the_query() {
         for (pattern, substitution, path, wanted) in [
             (
                 r"^/service/([^/]+)(/.*)$",
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_substitution_names_groups_that_are_there() {
+    fn substitutions_refer_to_existing_groups_only() {
         let new = |substitution| RegexRewrite::new(re2::searched("a(b)").unwrap(), substitution);
         assert_eq!(new(r"\2").unwrap_err(), r"\2 is no group: the regex has 1");
         assert!(new(r"\x").is_err() && new(r"a\").is_err() && new("a b").is_err());

@@ -11,7 +11,7 @@ pub(super) fn forward(weights: &[u32]) -> Forward {
         weight: *weight,
         headers: vec![],
         authority: None,
-        tells_original_host: false,
+        sends_original_host: false,
     };
     let total_weight = if weights.len() == 1 { 1 } else { weights.iter().map(|weight| u64::from(*weight)).sum() };
     Forward {
@@ -19,7 +19,7 @@ pub(super) fn forward(weights: &[u32]) -> Forward {
         total_weight,
         timeout: None,
         rewrite: None,
-        again: Again::default(),
+        retry_selection: RetrySelection::default(),
         mirrors: vec![],
         fault: None,
         retry: RetryPolicy::default(),
@@ -49,7 +49,7 @@ fn regex(pattern: &str) -> Matcher {
 }
 
 #[test]
-fn paths() {
+fn path_conditions_match() {
     let headers = HeaderMap::new();
     for (matcher, path, expected) in [
         (exact("/a", false), "/a?x=1", true),
@@ -72,7 +72,7 @@ fn paths() {
 }
 
 #[test]
-fn headers_queries_methods_and_authorities() {
+fn header_query_method_and_authority_conditions_match() {
     let mut headers = HeaderMap::new();
     headers.append("x-user", HeaderValue::from_static("a"));
     headers.append("x-user", HeaderValue::from_static("b"));
@@ -118,7 +118,7 @@ fn headers_queries_methods_and_authorities() {
 }
 
 #[test]
-fn the_first_match_wins() {
+fn the_first_matching_route_wins() {
     let headers = HeaderMap::new();
     let table = RouteTable::new(vec![
         route("one", exact("/a", false)),
@@ -134,13 +134,13 @@ fn the_first_match_wins() {
 }
 
 #[test]
-fn catch_alls() {
+fn catch_all_matches_are_detected() {
     assert!(Matcher::default().is_catch_all() && prefix("/", false).is_catch_all());
     assert!(!prefix("/a", false).is_catch_all() && !exact("/", false).is_catch_all());
 }
 
 #[test]
-fn weights_divide() {
+fn weights_divide_requests() {
     let shares = |weights: &[u32]| {
         let forward = forward(weights);
         let mut counts = vec![0; weights.len()];
@@ -157,7 +157,7 @@ fn weights_divide() {
 }
 
 #[test]
-fn rewrites() {
+fn paths_are_rewritten() {
     let headers = HeaderMap::new();
     for (matcher, rewrite, path, expected) in [
         (prefix("/v1", false), "/v2", "/v1/a?b=c", "/v2/a?b=c"),
@@ -179,7 +179,7 @@ fn rewrites() {
 }
 
 #[test]
-fn redirects() {
+fn redirect_locations_are_built() {
     let none = || Redirect {
         path: RedirectPath::Keep,
         authority: None,
@@ -204,7 +204,7 @@ fn redirects() {
         (to_host("pay"), "order:80", "http://pay/a/c?q=1"),
         (to_port(RedirectPort::Number(81)), "order:80", "http://order:81/a/c?q=1"),
         (to_port(RedirectPort::FromRequest), "order", "http://order:8080/a/c?q=1"),
-        // The default port of a scheme goes without saying.
+        // The default port of a scheme is omitted.
         (to_port(RedirectPort::Number(80)), "order", "http://order/a/c?q=1"),
         (to_port(RedirectPort::Number(80)), "order:8080", "http://order/a/c?q=1"),
         (to_port(RedirectPort::Number(443)), "order", "http://order:443/a/c?q=1"),
@@ -217,7 +217,7 @@ fn redirects() {
     }
 }
 
-/// What a matcher of the generated kind means, said the slow and plain way.
+/// A simple model of a generated matcher.
 fn model(kind: u8, pattern: &str, ignore_case: bool, path_and_query: &str) -> bool {
     let path = path_and_query.split('?').next().unwrap().to_owned();
     let (path, pattern) = match ignore_case {
@@ -267,7 +267,7 @@ proptest! {
 }
 
 #[test]
-fn a_missing_header_is_an_empty_one_to_a_condition_without_it() {
+fn a_missing_header_counts_as_empty_for_a_negated_condition() {
     let whole = |pattern: &str| StringMatch::Regex(crate::re2::whole(pattern).unwrap());
     let mut with = HeaderMap::new();
     with.insert("x-a", "b".parse().unwrap());
@@ -288,7 +288,7 @@ fn a_missing_header_is_an_empty_one_to_a_condition_without_it() {
 }
 
 #[test]
-fn what_is_not_there_the_scheme_and_the_port() {
+fn absence_scheme_and_port_conditions_match() {
     use super::matcher::{HeaderMatch, StringMatch};
     let name = http::HeaderName::from_static("x-a");
     let without =

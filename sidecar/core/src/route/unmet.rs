@@ -1,4 +1,4 @@
-//! Conditions in words, for people who ask why a request took another route. What holds is decided in `matcher` alone.
+//! Unmet conditions as text, for explanations of routing. The evaluation itself is in `matcher` alone.
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ use super::matcher::{HeaderMatch, StringMatch, Unmet, UriMatch};
 use crate::re2::unanchored;
 
 impl Unmet<'_> {
-    /// What the request has, and what was wanted: `header x-user: "a" is not exact "b"`.
+    /// The actual and the required value: `header x-user: "a" is not exact "b"`.
     pub fn in_words(&self, req: &RequestView<'_>) -> String {
         match self {
             Unmet::Uri(wanted) => format!("path {:?} is not {wanted}", req.path()),
@@ -27,7 +27,7 @@ impl Unmet<'_> {
                         format!("header {name} is missing: {wanted} is wanted")
                     }
                     HeaderMatch::Value(wanted) => format!("header {name}: {has} is not {wanted}"),
-                    HeaderMatch::Absent => format!("header {name}: {has} is there, and must not be"),
+                    HeaderMatch::Absent => format!("header {name}: {has} must be absent"),
                     HeaderMatch::Without(unwanted) => format!("header {name}: {has} must not be {unwanted}"),
                 }
             }
@@ -35,7 +35,7 @@ impl Unmet<'_> {
                 let (name, has) = (name.name(), name.of(req));
                 match wanted {
                     HeaderMatch::Value(wanted) => format!("{name} {has:?} is not {wanted}"),
-                    HeaderMatch::Absent => format!("{name} is there, and must not be"),
+                    HeaderMatch::Absent => format!("{name} must be absent"),
                     HeaderMatch::Without(unwanted) => format!("{name} {has:?} must not be {unwanted}"),
                 }
             }
@@ -48,7 +48,7 @@ impl Unmet<'_> {
 }
 
 impl UnmetByConnection {
-    /// What the connection has, and what `wanted` was.
+    /// The actual value and the one that `wanted` requires.
     pub fn in_words(self, wanted: &ConnectionMatch, connection: &Connection<'_>) -> String {
         match (self, connection.server_name) {
             (UnmetByConnection::ServerName, None) => {
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_condition_that_does_not_hold_is_told() {
+    fn the_first_unmet_condition_is_described() {
         let mut headers = HeaderMap::new();
         for value in ["a", "c"] {
             headers.append("x-user", HeaderValue::from_static(value));
@@ -141,7 +141,7 @@ mod tests {
             (Matcher { port: Some(8080), ..Matcher::default() }, "port 80 is not 8080"),
             (header("x-user", HeaderMatch::Value(exact("b"))), "header x-user: \"a\", \"c\" is not exact \"b\""),
             (header("x-none", HeaderMatch::Value(StringMatch::Any)), "header x-none is missing: any value is wanted"),
-            (header("x-user", HeaderMatch::Absent), "header x-user: \"a\", \"c\" is there, and must not be"),
+            (header("x-user", HeaderMatch::Absent), "header x-user: \"a\", \"c\" must be absent"),
             (header("x-user", HeaderMatch::Without(exact("c"))), "header x-user: \"a\", \"c\" must not be exact \"c\""),
             (query("kind"), "query parameter kind: \"x\" is not exact \"y\""),
             (query("none"), "query parameter none is missing: exact \"y\" is wanted"),
@@ -153,9 +153,10 @@ mod tests {
     }
 
     #[test]
-    fn so_it_is_of_connections() {
+    fn the_first_unmet_condition_of_a_connection_is_described() {
         let subnet = Subnet::parse("10.0.0.0/8").unwrap();
-        let named = |name: &str| ConnectionMatch { server_names: vec![name.into(), "b".into()], ..Default::default() };
+        let by_server_name =
+            |name: &str| ConnectionMatch { server_names: vec![name.into(), "b".into()], ..Default::default() };
         let connection = Connection {
             server_name: Some("x.y"),
             source: "192.0.2.1:1".parse().unwrap(),
@@ -163,15 +164,15 @@ mod tests {
         };
         let nameless = Connection { server_name: None, ..connection };
         for (wanted, connection, words) in [
-            (named("*.z"), connection, "server name \"x.y\" is not *.z or b"),
-            (named("*"), nameless, "there is no server name: * or b is wanted"),
+            (by_server_name("*.z"), connection, "server name \"x.y\" is not *.z or b"),
+            (by_server_name("*"), nameless, "there is no server name: * or b is wanted"),
             (
                 ConnectionMatch { destinations: vec![subnet], ..Default::default() },
                 connection,
                 "destination 192.0.2.2 is not in 10.0.0.0/8",
             ),
             (
-                ConnectionMatch { source: Some(subnet), ..named("*.y") },
+                ConnectionMatch { source: Some(subnet), ..by_server_name("*.y") },
                 connection,
                 "source 192.0.2.1 is not in 10.0.0.0/8",
             ),
@@ -179,6 +180,6 @@ mod tests {
             let unmet = wanted.unmet(&connection).map(|unmet| unmet.in_words(&wanted, &connection));
             assert_eq!(unmet.as_deref(), Some(words));
         }
-        assert_eq!(named("*.y").unmet(&connection), None);
+        assert_eq!(by_server_name("*.y").unmet(&connection), None);
     }
 }

@@ -32,25 +32,25 @@ fn hello(extensions: Option<&[u8]>) -> Vec<u8> {
     [&[CLIENT_HELLO, length[1], length[2], length[3]][..], &body].concat()
 }
 
-/// Cut into records of at most `size` bytes.
+/// Split into records of at most `size` bytes.
 fn records(message: &[u8], size: usize) -> Vec<u8> {
     message.chunks(size).flat_map(|chunk| [&[HANDSHAKE, 3, 1][..], &vector(chunk)].concat()).collect()
 }
 
-fn found(sni: Option<&str>, alpn: &[&str]) -> Hello {
+fn expected(sni: Option<&str>, alpn: &[&str]) -> Hello {
     let alpn = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
     Hello::ClientHello { sni: sni.map(str::to_owned), alpn }
 }
 
 #[test]
-fn names_and_protocols_are_found() {
+fn server_name_and_alpn_are_parsed() {
     let grease = extension(0x0a0a, &[]);
     for (extensions, expected) in [
-        (None, found(None, &[])),
-        (Some(vec![]), found(None, &[])),
-        (Some([grease.clone(), sni("Order.Shop"), grease.clone()].concat()), found(Some("order.shop"), &[])),
-        (Some([alpn(&["weft-h2", "h2"]), sni("a")].concat()), found(Some("a"), &["weft-h2", "h2"])),
-        (Some(sni("")), found(None, &[])),
+        (None, expected(None, &[])),
+        (Some(vec![]), expected(None, &[])),
+        (Some([grease.clone(), sni("Order.Shop"), grease.clone()].concat()), expected(Some("order.shop"), &[])),
+        (Some([alpn(&["weft-h2", "h2"]), sni("a")].concat()), expected(Some("a"), &["weft-h2", "h2"])),
+        (Some(sni("")), expected(None, &[])),
     ] {
         let bytes = records(&hello(extensions.as_deref()), 1 << 14);
         assert_eq!(client_hello(&bytes), expected);
@@ -59,11 +59,11 @@ fn names_and_protocols_are_found() {
 }
 
 #[test]
-fn fragments_in_any_cut() {
+fn fragmented_hellos_are_joined() {
     let message = hello(Some(&[sni("order"), alpn(&["h2"])].concat()));
     for size in 1..=message.len() {
         let bytes = records(&message, size);
-        assert_eq!(client_hello(&bytes), found(Some("order"), &["h2"]), "records of {size}");
+        assert_eq!(client_hello(&bytes), expected(Some("order"), &["h2"]), "records of {size}");
         for end in 0..bytes.len() {
             assert_eq!(client_hello(&bytes[..end]), Hello::NeedMore, "{end} bytes of records of {size}");
         }
@@ -71,7 +71,7 @@ fn fragments_in_any_cut() {
 }
 
 #[test]
-fn what_is_not_a_client_hello() {
+fn other_bytes_are_rejected() {
     let good = records(&hello(None), 1 << 14);
     let mut server_hello = good.clone();
     server_hello[5] = 2;
@@ -88,10 +88,10 @@ fn what_is_not_a_client_hello() {
 }
 
 #[test]
-fn bounded() {
+fn oversized_hellos_are_rejected() {
     let huge = records(&hello(Some(&extension(21, &vec![0; MAX_HELLO - 200]))), 1 << 14);
-    assert_eq!(client_hello(&huge), found(None, &[]));
-    // As many bytes as it may have, and still not complete: given up, not waited for.
+    assert_eq!(client_hello(&huge), expected(None, &[]));
+    // As many bytes as allowed, and still incomplete: rejected, not awaited.
     let tiny_records = records(&hello(Some(&extension(21, &[0; 8000]))), 1);
     assert!(tiny_records.len() > MAX_HELLO);
     assert_eq!(client_hello(&tiny_records), Hello::NotTls);
@@ -101,7 +101,7 @@ proptest! {
     #[test]
     fn random_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
         let _ = client_hello(&bytes);
-        // Far enough in to reach the extensions.
+        // Valid up to the extensions, so that they are fuzzed too.
         let _ = client_hello(&records(&hello(Some(&bytes)), 1 << 14));
         let _ = client_hello(&records(&hello(Some(&extension(0, &bytes))), 100));
         let _ = client_hello(&records(&hello(Some(&extension(16, &bytes))), 100));

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
 use weft_core::http1::Limits;
-use weft_core::proxy_protocol::Ends;
+use weft_core::proxy_protocol::ConnectionAddresses;
 use weft_core::sniff::Sniff;
 
 use crate::http::http1::{Service, Unread};
@@ -56,7 +56,7 @@ async fn accepted(proxy: Arc<Proxy>, stream: TcpStream, peer: SocketAddr, role: 
     let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
     let _open = if role == Role::Inbound { proxy.callers.begin() } else { proxy.connections.begin() };
     if role == Role::HttpProxy {
-        let ends = Ends { source: peer, destination: own };
+        let ends = ConnectionAddresses { source: peer, destination: own };
         let down = Downstream { proxy, worker, ends, original: None, gateway: None, passthrough: Default::default() };
         let down = Arc::new(down);
         let found = Box::pin(connection::http(stream)).await;
@@ -79,7 +79,7 @@ async fn accepted(proxy: Arc<Proxy>, stream: TcpStream, peer: SocketAddr, role: 
             let down = Downstream {
                 proxy,
                 worker,
-                ends: Ends { source: peer, destination: original },
+                ends: ConnectionAddresses { source: peer, destination: original },
                 original: original_port,
                 gateway: None,
                 passthrough: Default::default(),

@@ -97,7 +97,7 @@ impl Check {
             let output: String = self.state.output().lines().next().unwrap_or_default().chars().take(200).collect();
             tracing::info!(output, "the probe of the workload group went from {} to {}", was.as_str(), is.as_str());
         }
-        self.state.due_to_tell(now).then(|| wire(&self.definition, &self.state))
+        self.state.take_due_update(now).then(|| wire(&self.definition, &self.state))
     }
 }
 

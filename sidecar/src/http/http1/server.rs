@@ -12,7 +12,7 @@ use http::{Method, Request, Response, StatusCode, Version};
 use http_body::Body;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
-use weft_core::http1::{Closing, Framing, HeadError, Limits, RequestHead, parse_request, write_response};
+use weft_core::http1::{ConnectionHeader, Framing, HeadError, Limits, RequestHead, parse_request, write_response};
 
 use super::conn::{Broken, Conn, ReadError, Rest, lock};
 use super::outgoing::{Outgoing, SendError};
@@ -211,10 +211,10 @@ where
     let readable = lock(conn).rest() != Rest::Unbounded;
     let keep = keep_alive && !says_close && framing != Framing::UntilClose && readable;
     let closing = match keep {
-        _ if switching.is_some() || says_close => Closing::Unsaid,
-        true if version == Version::HTTP_10 => Closing::KeepAlive,
-        true => Closing::Unsaid,
-        false => Closing::Close,
+        _ if switching.is_some() || says_close => ConnectionHeader::Unset,
+        true if version == Version::HTTP_10 => ConnectionHeader::KeepAlive,
+        true => ConnectionHeader::Unset,
+        false => ConnectionHeader::Close,
     };
     let origin = body.take_origin();
     {

@@ -238,7 +238,7 @@ async fn revoked_certificates_are_refused() {
         (ca.path("old.crl"), Err("revocation list expired")),
         // As in Envoy: with revocation lists there must be one of each CA.
         (other.path("other.crl"), Err("UnknownRevocationStatus")),
-        (ca.path("empty.crl"), Err("holds no list")),
+        (ca.path("empty.crl"), Err("holds no certificate revocation list")),
     ] {
         let named = Origination { subject_alt_names: vec!["api.example".into()], ..by(file.clone()) };
         for origination in [by(file.clone()), named] {

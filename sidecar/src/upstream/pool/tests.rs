@@ -4,7 +4,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use weft_core::policy::Cluster;
-use weft_core::proxy_protocol::{Ends, Version};
+use weft_core::proxy_protocol::{ConnectionAddresses, Version};
 
 use super::*;
 use crate::net::connect::MARK_UPSTREAM;
@@ -49,7 +49,10 @@ async fn opened(proxy_protocol: Option<Version>, multiplex: bool) -> Vec<String>
     }
     let (endpoint, identity, pool) =
         (endpoints::passthrough(address), Identity::default(), ClusterPool::new(&cluster.pool));
-    let ends = |port| Ends { source: ([192, 0, 2, 1], port).into(), destination: ([198, 51, 100, 7], 80).into() };
+    let ends = |port| ConnectionAddresses {
+        source: ([192, 0, 2, 1], port).into(),
+        destination: ([198, 51, 100, 7], 80).into(),
+    };
     let clients = [ends(1), ends(2)];
     let dialer = |ends| {
         let (cluster, endpoint, identity) = (&cluster, &*endpoint, &identity);

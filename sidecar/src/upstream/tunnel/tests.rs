@@ -88,9 +88,13 @@ async fn a_refused_tunnel_names_its_proxy() {
         _ => 0,
     };
     for (answer, status, want) in [
-        ("HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n", 403, "no tunnel to db.example:5432: it answered 403"),
-        ("HTTP/1.1 502 X\r\n\r\n", 502, "it answered 502"),
-        ("SSH-2.0-OpenSSH\r\n", 0, "its answer cannot be read"),
+        (
+            "HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n",
+            403,
+            "no tunnel to db.example:5432: the proxy answered 403",
+        ),
+        ("HTTP/1.1 502 X\r\n\r\n", 502, "the proxy answered 502"),
+        ("SSH-2.0-OpenSSH\r\n", 0, "the proxy's response is invalid"),
         ("HTTP/1.1 100 Continue\r\n\r\n", 0, "no tunnel to db.example:5432 within 1s"),
     ] {
         let (address, _heard) = proxy(answer).await;

@@ -1,4 +1,4 @@
-//! The fields of an instance as they come: numbers as texts, ports bare or with attributes, elements that are empty.
+//! The fields of an instance as clients send them: numbers as strings, ports bare or with attributes, empty elements.
 
 use std::collections::BTreeMap;
 
@@ -11,13 +11,13 @@ use crate::eureka::xml::plain;
 pub(super) struct Fields<'a>(pub(super) &'a Map<String, Value>);
 
 impl Fields<'_> {
-    /// A text, or what can be one; absent: empty.
+    /// A scalar as a string; absent: empty.
     pub(super) fn text(&self, key: &str) -> Result<String, String> {
         match self.0.get(key) {
             None | Some(Value::Null) => Ok(String::new()),
             // An element with attributes.
             Some(Value::Object(map)) if map.contains_key("$") => Fields(map).text("$"),
-            Some(value) => plain(value).ok_or_else(|| format!("{key} is to be a text, not {value}")),
+            Some(value) => plain(value).ok_or_else(|| format!("{key} must be a string, got {value}")),
         }
     }
 
@@ -27,20 +27,20 @@ impl Fields<'_> {
         if text.is_empty() {
             return Ok(default);
         }
-        text.parse().map_err(|_| format!("{key} is to be a whole number, not {text:?}"))
+        text.parse().map_err(|_| format!("{key} must be an integer, got {text:?}"))
     }
 
-    /// An object; an element with nothing in it is an empty one.
+    /// An object; an element without content is an empty object.
     fn object(&self, key: &str) -> Result<Option<Map<String, Value>>, String> {
         match self.0.get(key) {
             None | Some(Value::Null) => Ok(None),
             Some(Value::Object(map)) => Ok(Some(map.clone())),
             Some(Value::String(text)) if text.trim().is_empty() => Ok(Some(Map::new())),
-            Some(other) => Err(format!("{key} is to be an object, not {other}")),
+            Some(other) => Err(format!("{key} must be an object, got {other}")),
         }
     }
 
-    /// An object of texts, without the class that Java adds.
+    /// An object of strings, without the class that Java adds.
     pub(super) fn texts(&self, key: &str) -> Result<BTreeMap<String, String>, String> {
         let map = self.object(key)?.unwrap_or_default();
         let fields = Fields(&map);
@@ -70,7 +70,7 @@ impl Fields<'_> {
     pub(super) fn lease(&self) -> Result<Lease, String> {
         let map = self.object("leaseInfo")?.unwrap_or_default();
         let fields = Fields(&map);
-        // A lease of nothing is Eureka's default too (`LeaseInfo.Builder`).
+        // A duration of 0 selects the default in Eureka too (`LeaseInfo.Builder`).
         let seconds = |key: &str, default| fields.number(key, default).map(|s| if s == 0 { default } else { s });
         Ok(Lease {
             renewal_s: seconds("renewalIntervalInSecs", RENEWAL_S)?,

@@ -1,10 +1,10 @@
-//! Documents as clients write and read them, in both formats.
+//! Documents in the forms of all clients, in both formats.
 
 use proptest::prelude::*;
 
 use super::*;
 
-/// As py_eureka_client writes it.
+/// The form of py_eureka_client.
 pub(crate) const PYTHON: &str = r#"{"instance":{"instanceId":"10.0.0.1:order:8080","hostName":"pod-1","app":"ORDER",
     "ipAddr":"127.0.0.1","status":"UP","overriddenstatus":"UNKNOWN","port":{"$":8080,"@enabled":"true"},
     "securePort":{"$":9443,"@enabled":"false"},"countryId":1,
@@ -14,10 +14,10 @@ pub(crate) const PYTHON: &str = r#"{"instance":{"instanceId":"10.0.0.1:order:808
     "homePageUrl":"http://pod-1:8080/","vipAddress":"order","secureVipAddress":"order",
     "lastUpdatedTimestamp":"1700000000000","lastDirtyTimestamp":"1700000000001",
     "isCoordinatingDiscoveryServer":"false"}}"#;
-/// As eureka-js-client writes it: what its configuration has.
+/// The form of eureka-js-client: its configuration.
 const JS: &str = r#"{"instance":{"app":"jqservice","hostName":"localhost","ipAddr":"127.0.0.1","port":8080,
     "vipAddress":"jq.test.something.com","dataCenterInfo":{"name":"MyOwn"},"status":"UP"}}"#;
-/// As Java's older clients write it.
+/// The form of Java's older clients.
 const JAVA: &str = r#"<?xml version="1.0"?><instance><hostName>pod-1</hostName><app>ORDER</app>
     <ipAddr>10.0.0.1</ipAddr><status>STARTING</status><overriddenstatus>OUT_OF_SERVICE</overriddenstatus>
     <port enabled="false">80</port><securePort enabled="true">8443</securePort>
@@ -31,7 +31,7 @@ fn read(text: &str) -> Instance {
 }
 
 #[test]
-fn registrations_as_each_client_writes_them() {
+fn registrations_of_all_clients_are_decoded() {
     let python = read(PYTHON);
     assert_eq!((python.id(), python.app.as_str(), python.used_port()), ("10.0.0.1:order:8080", "ORDER", 8080));
     assert_eq!((python.lease.renewal_s, python.lease.duration_s), (10, 30));
@@ -51,7 +51,7 @@ fn registrations_as_each_client_writes_them() {
 }
 
 #[test]
-fn what_is_missing_is_said_in_eurekas_words() {
+fn missing_fields_have_eurekas_error_text() {
     let whole = read(PYTHON);
     type Change = fn(&mut Instance);
     let cases: [(Change, &str); 7] = [
@@ -75,10 +75,10 @@ fn what_is_missing_is_said_in_eurekas_words() {
         ("<application/>", "<instance>"),
         ("<instance>", "ends before"),
         (r#"{"instance":{"status":"BORED"}}"#, "status: \"BORED\" is not a status"),
-        (r#"{"instance":{"port":{"$":65536}}}"#, "port is to be a whole number"),
-        (r#"{"instance":{"metadata":[]}}"#, "metadata is to be an object"),
-        (r#"{"instance":{"metadata":{"a":{}}}}"#, "metadata: a is to be a text"),
-        (r#"{"instance":{"lastDirtyTimestamp":"now"}}"#, "lastDirtyTimestamp is to be"),
+        (r#"{"instance":{"port":{"$":65536}}}"#, "port must be an integer"),
+        (r#"{"instance":{"metadata":[]}}"#, "metadata must be an object"),
+        (r#"{"instance":{"metadata":{"a":{}}}}"#, "metadata: a must be a string"),
+        (r#"{"instance":{"lastDirtyTimestamp":"now"}}"#, "lastDirtyTimestamp must be"),
     ] {
         let error = Instance::of_body(body.as_bytes()).unwrap_err();
         assert!(error.contains(words), "{body}: {error}");
@@ -86,7 +86,7 @@ fn what_is_missing_is_said_in_eurekas_words() {
 }
 
 #[test]
-fn clients_find_every_field_in_the_form_that_they_know() {
+fn responses_have_every_field_in_the_expected_form() {
     let shown = Value::Object(read(PYTHON).json());
     for (pointer, expected) in [
         ("/instanceId", json!("10.0.0.1:order:8080")),
@@ -116,7 +116,7 @@ fn clients_find_every_field_in_the_form_that_they_know() {
 }
 
 fn any_instance() -> impl Strategy<Value = Instance> {
-    // What XML can say.
+    // The characters that XML can represent.
     let text = || "[ -~\u{a0}-\u{2ff}\t\n\r]{0,12}";
     let map = || proptest::collection::btree_map(".{0,8}", text(), 0..4);
     let port = || (any::<u16>(), any::<bool>()).prop_map(|(number, enabled)| Port { number, enabled });
@@ -167,7 +167,7 @@ fn any_instance() -> impl Strategy<Value = Instance> {
 
 proptest! {
     #[test]
-    fn both_formats_say_the_same(instance in any_instance()) {
+    fn json_and_xml_are_equivalent(instance in any_instance()) {
         let json = json!({ "instance": instance.json() });
         let xml = xml::write(json.as_object().unwrap());
         prop_assert_eq!(&Instance::of_body(json.to_string().as_bytes()).unwrap(), &instance);

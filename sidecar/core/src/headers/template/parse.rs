@@ -1,4 +1,4 @@
-//! Reading a formatter: its name, argument and length.
+//! Parsing of a formatter: its name, argument and length.
 
 use http::HeaderName;
 
@@ -9,10 +9,10 @@ use super::super::tls::{Field, Name};
 use super::{Named, Part, Piece, Side};
 
 impl Part {
-    /// Reads what stands between two percent signs.
+    /// Parses the text between two percent signs.
     ///
     /// # Errors
-    /// Names the formatter, and why it cannot be used.
+    /// Names the formatter, and the reason why it cannot be used.
     pub(super) fn parse(text: &str, side: Side) -> Result<Part, String> {
         let (name, argument, most) = split(text).ok_or_else(|| format!("%{text}% is not a formatter: {FORM}"))?;
         let plain = |part: Part| match (argument, most) {
@@ -55,7 +55,7 @@ impl Part {
             "ENVIRONMENT" => match required()? {
                 "" => Err(format!("%{text}% names no variable")),
                 own if own.starts_with("WEFT_") => {
-                    Err(format!("%{text}%: variables of this name are the proxy's own settings, tokens among them"))
+                    Err(format!("%{text}%: variables with this prefix are the proxy's own settings, including tokens"))
                 }
                 variable => Ok(Part::Environment(variable.to_owned(), length)),
             },
@@ -75,7 +75,7 @@ impl Part {
         }
     }
 
-    /// Formatters of the request's target and of TLS that have arguments; `None`: it is another one.
+    /// Formatters with arguments of the request's target and of TLS; `None`: another formatter.
     fn parse_target_or_tls(
         text: &str,
         name: &str,
@@ -95,9 +95,9 @@ impl Part {
             },
             "QUERY_PARAMS" => match argument {
                 None | Some("" | "ORIG") => Ok(Part::Line(Line::Query, length)),
-                Some(_) => {
-                    Err(format!("%{text}%: the query is written as it came: leave the argument out, or write ORIG"))
-                }
+                Some(_) => Err(format!(
+                    "%{text}%: the query is always the original one: leave the argument out, or write ORIG"
+                )),
             },
             "REQUESTED_SERVER_NAME" | "DOWNSTREAM_PEER_CERT_V_START" | "DOWNSTREAM_PEER_CERT_V_END"
                 if most.is_some() =>
@@ -122,7 +122,7 @@ impl Part {
 const FORM: &str = "write %NAME%, %NAME(argument)% or %NAME(argument):LENGTH%, and %% for a percent sign";
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Name, argument and length of `NAME(argument):LENGTH`.
+/// Splits `NAME(argument):LENGTH`.
 fn split(text: &str) -> Option<(&str, Option<&str>, Option<usize>)> {
     let (before, most) = match text.rsplit_once(':') {
         Some((before, length)) if !length.contains(')') => (before, Some(length.parse().ok()?)),
@@ -136,7 +136,7 @@ fn split(text: &str) -> Option<(&str, Option<&str>, Option<usize>)> {
     (!name.is_empty() && name.bytes().all(fine)).then_some((name, argument, most))
 }
 
-/// `name?other`: as in Envoy there is one alternative.
+/// Parses `name?other`; as in Envoy there is at most one alternative.
 fn names<T>(text: &str, argument: &str, parse: impl Fn(&str) -> Option<T>) -> Result<Vec<T>, String> {
     let parsed: Option<Vec<T>> = argument.split('?').take(3).map(parse).collect();
     let parsed = parsed.filter(|parsed| parsed.len() <= 2);
@@ -144,5 +144,5 @@ fn names<T>(text: &str, argument: &str, parse: impl Fn(&str) -> Option<T>) -> Re
 }
 
 fn unknown_yet(text: &str) -> String {
-    format!("%{text}% can be used in `response` alone: it is not known when a request's headers are changed")
+    format!("%{text}% can be used in `response` alone: its value is unknown when request headers are changed")
 }

@@ -3,21 +3,21 @@ use std::time::Duration;
 
 use super::*;
 
-static SURROUNDINGS: LazyLock<Surroundings> = LazyLock::new(|| Surroundings {
+static PROXY: LazyLock<ProxyContext> = LazyLock::new(|| ProxyContext {
     hostname: "pod-1".to_owned(),
     time: |_| SystemTime::UNIX_EPOCH + Duration::from_millis(1_500),
     random: || u128::MAX,
     environment: |name| (name == "ZONE").then(|| "eu-1".to_owned()),
 });
 static START: LazyLock<Instant> = LazyLock::new(crate::outlier::tests::now);
-static ENDS: LazyLock<Ends> = LazyLock::new(|| Ends {
+static ENDS: LazyLock<ConnectionAddresses> = LazyLock::new(|| ConnectionAddresses {
     source: SocketAddr::from(([10, 0, 0, 1], 4000)),
     destination: SocketAddr::from(([240, 240, 0, 7], 80)),
 });
 
 pub(in crate::headers) fn context() -> Context<'static> {
     Context {
-        surroundings: &SURROUNDINGS,
+        proxy: &PROXY,
         ends: &ENDS,
         tls: None,
         version: Version::HTTP_11,
@@ -30,10 +30,10 @@ pub(in crate::headers) fn context() -> Context<'static> {
     }
 }
 
-pub(in crate::headers) fn answer() -> Answer<'static> {
-    Answer {
+pub(in crate::headers) fn response_context() -> ResponseContext<'static> {
+    ResponseContext {
         status: StatusCode::NOT_FOUND,
-        details: Answer::UPSTREAM,
+        details: ResponseContext::UPSTREAM,
         flags: ResponseFlags::NONE,
         upstream: Some("10.0.0.9:8080"),
         attempts: 2,
@@ -48,14 +48,14 @@ fn headers() -> HeaderMap {
 }
 
 fn render(text: &str, side: Side) -> Option<String> {
-    let (headers, answer) = (headers(), answer());
-    let answered = (side == Side::Response).then_some((&answer, &headers));
+    let (headers, response_context) = (headers(), response_context());
+    let answered = (side == Side::Response).then_some((&response_context, &headers));
     let value = Template::parse(text, side).unwrap().render(&headers, &context(), answered)?;
     Some(value.to_str().unwrap().to_owned())
 }
 
 #[test]
-fn placeholders_that_requests_and_responses_may_have() {
+fn placeholders_of_requests_and_responses_are_rendered() {
     for (text, expected) in [
         ("plain", Some("plain")),
         ("", Some("")),
@@ -92,7 +92,7 @@ fn placeholders_that_requests_and_responses_may_have() {
 }
 
 #[test]
-fn placeholders_that_responses_alone_may_have() {
+fn response_placeholders_are_refused_in_requests() {
     for (text, expected) in [
         ("%RESPONSE_CODE% %RESPONSE_CODE_DETAILS% %RESPONSE_FLAGS%", "404 via_upstream -"),
         ("%RESP(missing?X-User):3%", "ali"),
@@ -112,37 +112,37 @@ fn placeholders_that_responses_alone_may_have() {
 }
 
 #[test]
-fn the_route_is_called_as_the_virtual_service_calls_it() {
+fn route_name_is_that_of_the_virtual_service() {
     for (name, expected) in [("VirtualService/a/b/c", "c"), ("VirtualService/a/b", ""), ("default", "default")] {
         assert_eq!(route_text(name), expected);
     }
 }
 
 #[test]
-fn a_template_is_shown_as_it_is_written() {
+fn a_template_is_displayed_as_its_source_text() {
     for text in ["plain", "100%%", "%REQ(x-a?:path):3% of %PROTOCOL%", "%START_TIME(%s)%"] {
         assert_eq!(Template::parse(text, Side::Request).unwrap().to_string(), text);
     }
 }
 
-/// What Envoy has and a sidecar does not know, with the reason.
+/// Envoy's formatters that a sidecar does not support, with the reason.
 #[test]
-fn what_is_not_known_is_refused_by_name() {
+fn unsupported_formatters_are_refused_with_a_reason() {
     for (text, reason) in [
-        ("a %DURATION% b", "known when the response has ended"),
-        ("%BYTES_SENT%", "known when the response has ended"),
-        ("%DOWNSTREAM_WIRE_BYTES_SENT%", "known when the response has ended"),
-        ("%TRAILER(a)%", "known when the response has ended"),
-        ("%DOWNSTREAM_PEER_CHAIN_SERIALS%", "its own is kept alone"),
-        ("%DOWNSTREAM_LOCAL_URI_SAN%", "which of its certificates"),
+        ("a %DURATION% b", "known only when the response has ended"),
+        ("%BYTES_SENT%", "known only when the response has ended"),
+        ("%DOWNSTREAM_WIRE_BYTES_SENT%", "known only when the response has ended"),
+        ("%TRAILER(a)%", "known only when the response has ended"),
+        ("%DOWNSTREAM_PEER_CHAIN_SERIALS%", "only the client's own certificate"),
+        ("%DOWNSTREAM_LOCAL_URI_SAN%", "is not recorded"),
         ("%DOWNSTREAM_DIRECT_LOCAL_PORT%", "the sidecar's own listener"),
         ("%TLS_JA3_FINGERPRINT%", "are not computed"),
-        ("%UPSTREAM_TLS_VERSION%", "its address is kept alone"),
+        ("%UPSTREAM_TLS_VERSION%", "only the address of an upstream connection"),
         ("%DYNAMIC_METADATA(a:b)%", "Envoy's own configuration"),
         ("%VIRTUAL_CLUSTER_NAME%", "Envoy's own configuration"),
         ("%START_TIME_LOCAL%", "times are UTC"),
-        ("%CONNECTION_ID%", "connections have no numbers"),
-        ("%TRACE_ID%", "makes no traces"),
+        ("%CONNECTION_ID%", "connections have no ids"),
+        ("%TRACE_ID%", "creates no traces"),
         ("%NONSENSE%", "supported are HOSTNAME"),
         ("%ENVIRONMENT(WEFT_TOKEN)%", "the proxy's own settings"),
     ] {
@@ -182,9 +182,9 @@ fn what_is_not_known_is_refused_by_name() {
     assert!(Template::parse("a\nb", Side::Request).is_err());
 }
 
-/// Values as Envoy 1.40 writes them.
+/// Values of Envoy 1.40.
 #[test]
-fn parts_of_the_target_are_told() {
+fn target_formatters_match_envoy() {
     let target = "/x/y?a=b%20c+d&a=d&e&%62=1";
     let context = Context { path_and_query: target, ..context() };
     let mut original = HeaderMap::new();
@@ -215,7 +215,7 @@ fn parts_of_the_target_are_told() {
 }
 
 #[test]
-fn the_tls_that_ended_at_a_gateway_is_told() {
+fn tls_formatters_describe_terminated_tls() {
     let certificate = |der: &[u8]| {
         let second = |n| SystemTime::UNIX_EPOCH + Duration::from_secs(n);
         let list = |kind: &str| vec![format!("{kind}1"), format!("{kind}2")];
@@ -280,7 +280,7 @@ fn the_tls_that_ended_at_a_gateway_is_told() {
 
 /// All formatters that Envoy 1.40 accepts in a header.
 #[test]
-fn each_formatter_of_envoy_works_or_is_refused_with_its_own_reason() {
+fn every_formatter_of_envoy_works_or_is_refused_with_its_own_reason() {
     for name in include_str!("envoy.txt").split_whitespace() {
         for text in [format!("%{name}%"), format!("%{name}(x)%")] {
             if let Err(error) = Template::parse(&text, Side::Response) {

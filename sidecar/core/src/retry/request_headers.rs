@@ -1,6 +1,6 @@
-//! What a request itself asks of retries and timeouts, by Envoy's headers
-//! (<https://www.envoyproxy.io/docs/envoy/latest/configuration/http/http_filters/router_filter>, "HTTP headers (consumed
-//! from downstreams)"), and by gRPC's `grpc-timeout`.
+//! Retry policy and timeouts in the headers of a request: Envoy's
+//! (<https://www.envoyproxy.io/docs/envoy/latest/configuration/http/http_filters/router_filter>, "HTTP headers
+//! (consumed from downstreams)"), and gRPC's `grpc-timeout`.
 
 use std::time::Duration;
 
@@ -8,8 +8,8 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::{RetryOn, RetryPolicy};
 
-/// More than these are not made, whatever a request asks for.
-pub const MAX_ASKED_RETRIES: u32 = 100;
+/// Upper bound of the retries that a request can ask for.
+pub const MAX_REQUESTED_RETRIES: u32 = 100;
 
 const PREFIX: &str = "x-envoy-";
 const RETRY_ON: HeaderName = HeaderName::from_static("x-envoy-retry-on");
@@ -20,45 +20,50 @@ const TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-upstream-rq-timeout
 const PER_TRY_TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-upstream-rq-per-try-timeout-ms");
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
-/// What a request asks for. `None`: the route's.
+/// Overrides of the route's settings by a request. `None`: the route's.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Asked {
-    /// The route's retry policy with what the request adds and changes.
+pub struct RequestOverrides {
+    /// The route's retry policy with the additions and changes of the request.
     pub retry: Option<RetryPolicy>,
     /// `Some(None)`: no timeout at all.
     pub timeout: Option<Option<Duration>>,
 }
 
-/// Takes the headers out of a request: they are for us. `grpc-timeout` stays, the server wants it too; it is capped by the
-/// route's timeout. What cannot be read is as if it were not there.
-pub fn asked(headers: &mut HeaderMap, retry: &RetryPolicy, timeout: Option<Duration>, grpc: bool) -> Asked {
-    let mut asked = Asked::default();
+/// Removes these headers from a request, since they are addressed to the proxy. `grpc-timeout` stays, because the
+/// server uses it too; it is capped by the route's timeout. Invalid values are ignored.
+pub fn request_overrides(
+    headers: &mut HeaderMap,
+    retry: &RetryPolicy,
+    timeout: Option<Duration>,
+    grpc: bool,
+) -> RequestOverrides {
+    let mut overrides = RequestOverrides::default();
     if grpc && let Some(wanted) = headers.get(GRPC_TIMEOUT).and_then(grpc_timeout) {
-        asked.timeout = Some(Some(timeout.map_or(wanted, |limit| limit.min(wanted))));
+        overrides.timeout = Some(Some(timeout.map_or(wanted, |limit| limit.min(wanted))));
     }
-    // One look at the names costs less than six searches that find nothing.
+    // One pass over the names costs less than six lookups that find nothing.
     if !headers.keys().any(|name| name.as_str().starts_with(PREFIX)) {
-        return asked;
+        return overrides;
     }
     let mut take = |name: HeaderName| headers.remove(name).and_then(|value| value.to_str().ok().map(str::to_owned));
     let (retry_on, grpc_on, statuses) = (take(RETRY_ON), take(RETRY_GRPC_ON), take(STATUS_CODES));
     let max_retries = take(MAX_RETRIES).and_then(|text| text.parse::<u32>().ok());
     let milliseconds = |text: String| text.parse().ok().map(Duration::from_millis);
-    let timeout_asked = take(TIMEOUT).and_then(milliseconds);
+    let requested_timeout = take(TIMEOUT).and_then(milliseconds);
     let per_try = take(PER_TRY_TIMEOUT).and_then(milliseconds);
-    if let Some(wanted) = timeout_asked {
-        asked.timeout = Some(Some(wanted).filter(|wanted| !wanted.is_zero()));
+    if let Some(wanted) = requested_timeout {
+        overrides.timeout = Some(Some(wanted).filter(|wanted| !wanted.is_zero()));
     }
     if [&retry_on, &grpc_on, &statuses].into_iter().all(Option::is_none) && max_retries.is_none() && per_try.is_none() {
-        return asked;
+        return overrides;
     }
     let mut changed = retry.clone();
-    // The route's list of statuses is one to which the request's is added.
+    // The request's statuses are added if the route's policy has any.
     let mut by_status = !retry.retry_on.statuses.is_empty();
     for names in [retry_on, grpc_on].into_iter().flatten() {
         let known = |name: &&str| RetryOn::parse([*name]).is_ok();
         for name in names.split(',').map(str::trim).filter(known) {
-            // Known, as just seen.
+            // Cannot fail: the name was checked above.
             let _ = changed.retry_on.add(name);
         }
         by_status |= names.split(',').any(|name| name.trim() == "retriable-status-codes");
@@ -68,16 +73,16 @@ pub fn asked(headers: &mut HeaderMap, retry: &RetryPolicy, timeout: Option<Durat
         changed.retry_on.statuses.extend(codes);
     }
     if let Some(max) = max_retries {
-        changed.attempts = max.min(MAX_ASKED_RETRIES);
+        changed.attempts = max.min(MAX_REQUESTED_RETRIES);
     }
     if let Some(limit) = per_try {
         changed.per_try_timeout = Some(limit).filter(|limit| !limit.is_zero());
     }
-    asked.retry = Some(changed);
-    asked
+    overrides.retry = Some(changed);
+    overrides
 }
 
-/// "20m": at most eight digits and a unit (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>).
+/// Parses "20m": at most eight digits and a unit (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>).
 fn grpc_timeout(value: &HeaderValue) -> Option<Duration> {
     let text = value.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
@@ -122,14 +127,14 @@ mod tests {
     }
 
     #[test]
-    fn a_request_that_asks_for_nothing_changes_nothing() {
+    fn a_request_without_these_headers_overrides_nothing() {
         let mut plain = headers(&[("x-request-id", "1"), ("x-envoy-attempt-count", "1")]);
-        assert_eq!(asked(&mut plain, &RetryPolicy::default(), None, false), Asked::default());
+        assert_eq!(request_overrides(&mut plain, &RetryPolicy::default(), None, false), RequestOverrides::default());
         assert_eq!(plain.len(), 2);
     }
 
     #[test]
-    fn retries_are_added_to_the_routes() {
+    fn request_headers_override_the_retry_policy() {
         let mut all = headers(&[
             ("x-envoy-retry-on", "5xx, nonsense,retriable-status-codes"),
             ("x-envoy-retriable-status-codes", "418,x"),
@@ -137,27 +142,30 @@ mod tests {
             ("x-envoy-upstream-rq-per-try-timeout-ms", "50"),
             ("x-other", "stays"),
         ]);
-        let policy = asked(&mut all, &RetryPolicy::default(), None, false).retry.unwrap();
+        let policy = request_overrides(&mut all, &RetryPolicy::default(), None, false).retry.unwrap();
         assert_eq!((policy.attempts, policy.per_try_timeout), (4, Some(Duration::from_millis(50))));
         for outcome in [response(500), response(418), Outcome::ConnectFailure] {
             assert!(retries(&policy, &outcome, 3) && !retries(&policy, &outcome, 4), "{outcome:?}");
         }
         assert!(!retries(&policy, &response(404), 0));
-        assert_eq!(all.len(), 1, "they are for us: {all:?}");
+        assert_eq!(all.len(), 1, "headers for the proxy are removed: {all:?}");
         let mut many = headers(&[("x-envoy-max-retries", "4000000000")]);
-        assert_eq!(asked(&mut many, &RetryPolicy::default(), None, false).retry.unwrap().attempts, MAX_ASKED_RETRIES);
+        assert_eq!(
+            request_overrides(&mut many, &RetryPolicy::default(), None, false).retry.unwrap().attempts,
+            MAX_REQUESTED_RETRIES
+        );
         let mut grpc = headers(&[("x-envoy-retry-grpc-on", "internal")]);
-        let policy = asked(&mut grpc, &RetryPolicy::default(), None, true).retry.unwrap();
+        let policy = request_overrides(&mut grpc, &RetryPolicy::default(), None, true).retry.unwrap();
         let internal =
             Outcome::Response { status: StatusCode::OK, grpc_status: Some(13), grpc: true, rate_limited: false };
         assert!(retries(&policy, &internal, 0));
     }
 
     #[test]
-    fn timeouts() {
+    fn request_headers_override_the_timeouts() {
         let limit = Some(Duration::from_secs(2));
         let of = |list: &[(&'static str, &'static str)], grpc| {
-            asked(&mut headers(list), &RetryPolicy::default(), limit, grpc).timeout
+            request_overrides(&mut headers(list), &RetryPolicy::default(), limit, grpc).timeout
         };
         assert_eq!(of(&[("x-envoy-upstream-rq-timeout-ms", "300")], false), Some(Some(Duration::from_millis(300))));
         assert_eq!(of(&[("x-envoy-upstream-rq-timeout-ms", "0")], false), Some(None));

@@ -1,31 +1,31 @@
-//! How many there were of late: a count over a window that moves on by tenths of itself.
+//! A count of recent events, over a window that advances in tenths of its length.
 //!
-//! Envoy's retry budgets have such a window (`circuit_breakers.retry_budget.budget_interval`): what it counts falls out of
-//! it between one and 1.1 of its lengths later. A mutex, not atomics: those who count nothing do not come here, and for the
-//! others it is held for a few instructions.
+//! Envoy's retry budgets have such a window (`circuit_breakers.retry_budget.budget_interval`): an event leaves the
+//! count after between one and 1.1 window lengths. A mutex, not atomics: proxies without such a budget never lock it,
+//! and for the others it is held for a few instructions.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Whole tenths that are counted besides the one under way.
+/// Complete tenths that are counted besides the current one.
 const TENTHS: usize = 10;
 
-/// A count that forgets.
+/// A windowed count.
 #[derive(Debug, Default)]
-pub struct Recent(Mutex<Option<Window>>);
+pub struct WindowedCount(Mutex<Option<Window>>);
 
 #[derive(Debug)]
 struct Window {
     length: Duration,
-    /// When the tenth under way began.
+    /// Start of the current tenth.
     began: Instant,
-    /// Of each tenth; `at` is the one under way, the oldest comes after it.
+    /// Events of each tenth; `at` is the index of the current one, followed by the oldest.
     counts: [u32; TENTHS + 1],
     at: usize,
 }
 
-impl Recent {
-    /// One more. A window of another length begins anew.
+impl WindowedCount {
+    /// Adds an event. A window of another length starts empty.
     pub fn add(&self, length: Duration, now: Instant) {
         self.with(length, now, |window| {
             let count = &mut window.counts[window.at];
@@ -33,16 +33,16 @@ impl Recent {
         });
     }
 
-    /// How many there were.
+    /// The number of events in the window.
     pub fn count(&self, length: Duration, now: Instant) -> u32 {
         self.with(length, now, |window| window.counts.iter().fold(0, |sum, n| n.saturating_add(sum)))
     }
 
     fn with<T>(&self, length: Duration, now: Instant, then: impl FnOnce(&mut Window) -> T) -> T {
-        // A count that a panic left half-way is still a count.
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // A count left inconsistent by a panic is still usable.
+        let mut guard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let anew = Window { length, began: now, counts: [0; TENTHS + 1], at: 0 };
-        let window = match &mut *held {
+        let window = match &mut *guard {
             Some(window) if window.length == length => window,
             other => other.insert(anew),
         };
@@ -61,7 +61,7 @@ impl Window {
         }
         match u32::try_from(passed).ok().and_then(|passed| self.began.checked_add(tenth.checked_mul(passed)?)) {
             Some(began) => self.began = began,
-            // After so long a silence tenths may begin anywhere.
+            // After a pause longer than the window, tenths may start at any time.
             None => self.began = now,
         }
     }
@@ -73,8 +73,8 @@ mod tests {
 
     #[test]
     #[allow(clippy::disallowed_methods)]
-    fn what_is_older_than_the_window_is_forgotten() {
-        let (recent, start) = (Recent::default(), Instant::now());
+    fn events_older_than_the_window_are_dropped() {
+        let (recent, start) = (WindowedCount::default(), Instant::now());
         let at = |ms: u64| start + Duration::from_millis(ms);
         let length = Duration::from_millis(1000);
         assert_eq!(recent.count(length, start), 0);
@@ -84,7 +84,7 @@ mod tests {
         for (ms, want) in [(950, 5), (1099, 5), (1100, 2), (1199, 2), (1200, 1), (1999, 1), (2000, 0), (100_000, 0)] {
             assert_eq!(recent.count(length, at(ms)), want, "at {ms} ms");
         }
-        // Long after, it counts as before.
+        // After a long pause it counts as before.
         recent.add(length, at(100_050));
         assert_eq!((recent.count(length, at(101_099)), recent.count(length, at(101_150))), (1, 0));
         recent.add(length, at(101_150));

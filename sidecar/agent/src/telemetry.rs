@@ -1,7 +1,7 @@
-//! `agent/host` and `agent/metrics`: what the agent says of its machine and of itself, in Consul's forms.
+//! `agent/host` and `agent/metrics`: data about the machine and the agent's process, in Consul's forms.
 //!
-//! The agent counts nothing of its own: what it is part of (the sidecar) has metrics as OpenMetrics' text, which is
-//! answered as it is, or taken apart for those who want Consul's JSON.
+//! The agent has no metrics of its own: those of the surrounding process (the sidecar) are available as OpenMetrics
+//! text, which is returned unchanged or converted to Consul's JSON.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,13 +13,13 @@ use crate::answer::{self, Answered};
 use crate::query::Query;
 use crate::refused::Refused;
 
-/// Gives all metrics as OpenMetrics' text.
+/// Returns all metrics as OpenMetrics text.
 pub type Exposition = Arc<dyn Fn() -> String + Send + Sync>;
 
-/// `agent/metrics`, and the same for Prometheus (`?format=prometheus`).
+/// `agent/metrics`, also for Prometheus (`?format=prometheus`).
 ///
 /// # Errors
-/// When the format is another.
+/// If the format is another.
 pub fn metrics(exposition: &Exposition, query: &Query) -> Result<Answered, Refused> {
     match query.value("format").unwrap_or_default() {
         "" => Ok(answer::json(&to_json(&exposition(), SystemTime::now()), query)),
@@ -29,11 +29,11 @@ pub fn metrics(exposition: &Exposition, query: &Query) -> Result<Answered, Refus
             answer::set(&mut answered, "content-type", kind);
             Ok(answered)
         }
-        other => Err(Refused::bad(format!("Invalid format {other:?}: prometheus, or none for JSON"))),
+        other => Err(Refused::bad(format!("Invalid format {other:?}: use prometheus, or omit it for JSON"))),
     }
 }
 
-/// One sample of the text.
+/// One sample of OpenMetrics text.
 #[derive(Debug, PartialEq)]
 struct Sample<'a> {
     name: &'a str,
@@ -41,18 +41,18 @@ struct Sample<'a> {
     value: f64,
 }
 
-/// Go's form of a time.
+/// A time in Go's format.
 fn timestamp(at: SystemTime) -> String {
     let at = time::OffsetDateTime::from(at);
     let (hour, minute, second) = at.to_hms();
     format!("{} {hour:02}:{minute:02}:{second:02} +0000 UTC", at.date())
 }
 
-/// Consul's JSON: gauges, counters, and histograms as samples.
+/// Converts to Consul's JSON: gauges, counters, and histograms as samples.
 fn to_json(text: &str, now: SystemTime) -> Value {
     let (mut gauges, mut counters, mut samples) = (Vec::new(), Vec::new(), Vec::new());
     let mut kind = "";
-    // The sum of a histogram comes before its count.
+    // The sum of a histogram precedes its count.
     let mut sum = 0.0;
     for line in text.lines() {
         if let Some(rest) = line.strip_prefix("# TYPE ") {
@@ -79,7 +79,7 @@ fn to_json(text: &str, now: SystemTime) -> Value {
     json!({ "Timestamp": timestamp(now), "Gauges": gauges, "Points": [], "Counters": counters, "Samples": samples })
 }
 
-/// `name{label="value"} 1`; `None`: a comment, or no sample.
+/// Parses `name{label="value"} 1`; `None`: a comment or an invalid line.
 fn sample(line: &str) -> Option<Sample<'_>> {
     if line.starts_with('#') {
         return None;
@@ -94,7 +94,7 @@ fn sample(line: &str) -> Option<Sample<'_>> {
     Some(Sample { name, labels, value })
 }
 
-/// Labels after their opening brace, and what follows the closing one.
+/// Parses labels after their opening brace, and returns the text after the closing one.
 fn labels(mut rest: &str) -> Option<(Map<String, Value>, &str)> {
     let mut labels = Map::new();
     loop {
@@ -120,7 +120,7 @@ fn labels(mut rest: &str) -> Option<(Map<String, Value>, &str)> {
     }
 }
 
-/// `agent/host`: memory, processors and disk of the machine, as far as the system says.
+/// `agent/host`: memory, processors and disk of the machine, as far as the system reports them.
 pub fn host() -> Value {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let uname = rustix::system::uname();
@@ -206,7 +206,7 @@ istio_request_duration_milliseconds_bucket{le="+Inf",a="1"} 4
 "#;
 
     #[test]
-    fn metrics_in_consuls_json() {
+    fn metrics_are_converted_to_consuls_json() {
         let json = to_json(TEXT, SystemTime::UNIX_EPOCH);
         assert_eq!(json["Timestamp"], "1970-01-01 00:00:00 +0000 UTC");
         let counter = &json["Counters"][0];
@@ -226,7 +226,7 @@ istio_request_duration_milliseconds_bucket{le="+Inf",a="1"} 4
     }
 
     #[test]
-    fn metrics_in_either_form() {
+    fn metrics_are_available_in_both_formats() {
         let exposition: Exposition = Arc::new(|| TEXT.to_owned());
         let of = |query: &str| metrics(&exposition, &Query::parse(query));
         let text = of("format=prometheus").unwrap();
@@ -237,7 +237,7 @@ istio_request_duration_milliseconds_bucket{le="+Inf",a="1"} 4
     }
 
     #[test]
-    fn the_machine_as_the_system_says_it() {
+    fn host_data_is_parsed_from_procfs() {
         let info = "MemTotal:       1000 kB\nMemFree:         100 kB\nMemAvailable:    400 kB\n";
         let memory = memory(info);
         assert_eq!((&memory["total"], &memory["used"]), (&json!(1_024_000), &json!(614_400)));

@@ -1,10 +1,10 @@
-//! What is registered here, kept in a file over restarts of the sidecar.
+//! Registrations saved in a file across restarts of the sidecar.
 //!
-//! Consul's agent does the same, with a folder of services and one of checks (`persistService`, `persistCheck` and
-//! `persistCheckState` in its agent/agent.go): an application that registers once, when it is installed, is never asked
-//! again. One file is enough here, and is never half written. A registration is kept in the words of the API, so that
-//! the code that reads requests reads this too, and refuses what has become wrong meanwhile: an address that this pod
-//! no longer has.
+//! Consul's agent does the same with a folder of services and one of checks (`persistService`, `persistCheck` and
+//! `persistCheckState` in its agent/agent.go): an application that registers once, when it is installed, never
+//! registers again. A single file is sufficient here, and is replaced atomically. Registrations are saved in the form
+//! of the API, so that the decoder of requests reads them too, and refuses those that have become invalid, such as an
+//! address that this pod no longer has.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use weft_proto::v1::Instance;
 
 use super::definitions;
-use super::entry::{Entry, Held};
+use super::entry::{Entry, RegisteredService};
 use super::shapes;
 use crate::checks::state::{State, Status};
 use crate::checks::target::Own;
@@ -24,7 +24,7 @@ use crate::checks::{Definition, Kind, Place};
 
 /// The file's content.
 #[derive(Debug, Default, Serialize, Deserialize)]
-pub struct Saved {
+pub struct SavedState {
     services: Vec<SavedService>,
     checks: Vec<SavedCheck>,
 }
@@ -32,10 +32,10 @@ pub struct Saved {
 #[derive(Debug, Serialize, Deserialize)]
 struct SavedService {
     registration: Value,
-    /// Given by `--service`.
+    /// Whether it was registered by `--service`.
     #[serde(default)]
     command_line: bool,
-    /// What Eureka's API registered, of which Consul's has no words.
+    /// Eureka's document, which has no equivalent in Consul's form.
     #[serde(default)]
     eureka: String,
 }
@@ -43,61 +43,61 @@ struct SavedService {
 #[derive(Debug, Serialize, Deserialize)]
 struct SavedCheck {
     registration: Value,
-    /// The sidecar's own, which no request can register.
+    /// Whether it is a maintenance check, which no request can register.
     #[serde(default)]
     maintenance: bool,
     status: String,
     output: String,
-    /// When the application's last report lapses, seconds since 1970; `None`: it has.
+    /// Expiry of the application's last report, seconds since 1970; `None`: expired.
     #[serde(default)]
     expires: Option<f64>,
-    /// Since when it is critical, seconds since 1970; `None`: it is not.
+    /// Start of the critical state, seconds since 1970; `None`: not critical.
     #[serde(default)]
     critical_since: Option<f64>,
 }
 
-/// How a check fared when it was saved.
+/// State of a check at the time of saving.
 #[derive(Debug, Clone)]
-pub struct Left {
+pub struct SavedCheckState {
     status: Status,
     output: String,
     reports: Reports,
     critical_since: Option<Instant>,
 }
 
-/// How long a report of the application counts.
+/// Validity of an application's last report.
 #[derive(Debug, Clone, Copy)]
 enum Reports {
-    /// As if it came now.
+    /// Starts again with the restart.
     Anew,
-    /// Until then; `None`: no more.
+    /// Until this time; `None`: expired.
     Until(Option<Instant>),
 }
 
-impl Left {
-    /// Lets a fresh state go on from here.
-    pub fn continue_in(self, state: &mut State, now: Instant) {
+impl SavedCheckState {
+    /// Restores the saved state in a new one.
+    pub fn restore_into(self, state: &mut State, now: Instant) {
         let anew = state.due();
         state.restore(self.status, self.output, self.critical_since, now);
         if let Reports::Until(due) = self.reports {
-            // A clock that was set back does not make it count for longer.
+            // A clock that was set back must not extend the validity.
             state.set_due(due.map(|due| anew.map_or(due, |anew| anew.min(due))));
             state.expire(now);
         }
     }
 }
 
-/// One moment by both clocks: what was saved by the one is to be measured by the other.
+/// One moment by both clocks: saved wall-clock times are converted to the monotonic clock.
 #[derive(Debug, Clone, Copy)]
 pub struct Moment {
-    /// Of this process.
+    /// Monotonic time.
     pub now: Instant,
-    /// Of the machine.
+    /// Wall-clock time.
     pub wall: SystemTime,
 }
 
 impl Moment {
-    /// This moment.
+    /// The current moment.
     pub fn now() -> Moment {
         Moment { now: Instant::now(), wall: SystemTime::now() }
     }
@@ -109,7 +109,7 @@ impl Moment {
             - self.now.saturating_duration_since(at).as_secs_f64()
     }
 
-    /// The instant of so many seconds since 1970; as long ago as an instant can be where it is longer.
+    /// The instant of this number of seconds since 1970, limited to the oldest instant that can be represented.
     fn instant(self, seconds: f64) -> Instant {
         let wall = self.wall.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
         let apart = Duration::try_from_secs_f64((seconds - wall).abs()).unwrap_or_default();
@@ -118,22 +118,22 @@ impl Moment {
     }
 }
 
-/// A check as it was, and how it fared.
-pub type Check = (Definition, Left);
+/// A saved check with its state.
+pub type Check = (Definition, SavedCheckState);
 
-impl Saved {
-    /// What there is to keep at this moment.
+impl SavedState {
+    /// Collects the registrations at this moment.
     pub fn of<'a>(
-        services: impl Iterator<Item = &'a Held>,
+        services: impl Iterator<Item = &'a RegisteredService>,
         checks: impl Iterator<Item = &'a Entry>,
         moment: Moment,
-    ) -> Saved {
-        Saved {
+    ) -> SavedState {
+        SavedState {
             services: services
-                .map(|held| SavedService {
-                    registration: of_service(&held.service),
-                    command_line: held.command_line,
-                    eureka: held.service.eureka.clone(),
+                .map(|service| SavedService {
+                    registration: of_service(&service.service),
+                    command_line: service.command_line,
+                    eureka: service.service.eureka.clone(),
                 })
                 .collect(),
             checks: checks
@@ -149,47 +149,47 @@ impl Saved {
         }
     }
 
-    /// Writes it, readable by the owner alone: headers of checks may hold passwords.
+    /// Writes the file, readable by the owner only, because headers of checks may contain passwords.
     ///
     /// # Errors
-    /// When the folder cannot be written.
+    /// If the folder is not writable.
     pub fn write(&self, path: &Path) -> Result<()> {
         crate::files::write_private(path, &serde_json::to_vec_pretty(self)?)
     }
 
-    /// Reads what an earlier run left. A file that makes no sense is set aside, not overwritten: it may be all that is
-    /// left of what somebody wants to know.
-    pub fn read(path: &Path) -> Saved {
-        let read = || -> Result<Saved> {
+    /// Reads the file of an earlier run. An invalid file is renamed, not overwritten, because it may be the only copy
+    /// of the registrations.
+    pub fn read(path: &Path) -> SavedState {
+        let read = || -> Result<SavedState> {
             match std::fs::read(path) {
                 Ok(json) => serde_json::from_slice(&json).context("it is damaged"),
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Saved::default()),
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(SavedState::default()),
                 Err(e) => Err(e.into()),
             }
         };
         read().unwrap_or_else(|e| {
             let aside = aside(path);
-            let kept = match std::fs::rename(path, &aside) {
+            let outcome = match std::fs::rename(path, &aside) {
                 Ok(()) => format!("it is kept as {}", aside.display()),
-                Err(e) => format!("it cannot be set aside either: {e}"),
+                Err(e) => format!("it cannot be renamed either: {e}"),
             };
             tracing::warn!(
-                "registrations of before the restart are lost, applications have to register again: cannot read {}: \
-                 {e:#}; {kept}",
+                "registrations from before the restart are lost, applications must register again: cannot read {}: {e:#}; \
+                 {outcome}",
                 path.display()
             );
-            Saved::default()
+            SavedState::default()
         })
     }
 
-    /// The services and checks in it that still make sense; the others are named in the log.
-    pub fn take(self, moment: Moment, own: Own) -> (Vec<Held>, Vec<Check>) {
+    /// The services and checks that are still valid; the others are logged.
+    pub fn take(self, moment: Moment, own: Own) -> (Vec<RegisteredService>, Vec<Check>) {
         let services = self.services.into_iter().filter_map(|saved| {
             let service = definitions::service(saved.registration.to_string().as_bytes(), own);
             match service {
                 Ok((service, _)) => {
                     let service = Instance { eureka: saved.eureka, ..service };
-                    Some(Held { service, command_line: saved.command_line })
+                    Some(RegisteredService { service, command_line: saved.command_line })
                 }
                 Err(e) => {
                     tracing::warn!("not registered again after the restart: {e}: {}", saved.registration);
@@ -200,7 +200,7 @@ impl Saved {
         let services = services.collect();
         let checks = self.checks.into_iter().filter_map(|saved| {
             let id = saved.registration["checkid"].as_str().unwrap_or_default().to_owned();
-            saved.take(moment, own).map_err(|e| tracing::warn!("the check {id:?} does not come back: {e}")).ok()
+            saved.take(moment, own).map_err(|e| tracing::warn!("the check {id:?} is not restored: {e}")).ok()
         });
         (services, checks.collect())
     }
@@ -215,15 +215,15 @@ impl SavedCheck {
             definitions::check(self.registration.to_string().as_bytes(), own)?
         };
         let status = Status::parse(&self.status).ok_or_else(|| format!("{:?} is not a status", self.status))?;
-        // As Consul does (`loadCheckState`): a report counts for as long as it would have without a restart.
-        // Programs beside their agent could not report while it was away, and mostly came and went with it; those elsewhere
-        // had no part in it.
+        // As in Consul (`loadCheckState`), a report stays valid as long as without a restart. Programs beside their
+        // agent could not report while it was down, and mostly restarted with it, so their reports start again; the
+        // downtime of remote programs' agent does not affect them.
         let reports = match own {
             Own::Pod => Reports::Until(self.expires.map(|end| moment.instant(end))),
             _ => Reports::Anew,
         };
         let critical_since = self.critical_since.map(|since| moment.instant(since));
-        Ok((definition, Left { status, output: self.output, reports, critical_since }))
+        Ok((definition, SavedCheckState { status, output: self.output, reports, critical_since }))
     }
 }
 
@@ -311,7 +311,7 @@ mod tests {
     use crate::entry::new_state;
 
     #[test]
-    fn what_is_registered_is_read_back_as_it_was() {
+    fn registrations_round_trip() {
         let body = br#"{"name":"order-service","id":"order-1","port":8080,"tags":["v1"],"meta":{"a":"B"},
             "Weights":{"Passing":3,"Warning":2},"TaggedAddresses":{"lan":{"Address":"127.0.0.1"}},"checks":[
             {"http":"http://localhost:8080/health?x=1","method":"POST","header":{"Authorization":["Basic x"]},"body":"b",
@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn a_report_counts_as_long_as_it_would_have_without_a_restart() {
+    fn a_restart_does_not_extend_the_validity_of_reports() {
         let check = |expires: Option<f64>| SavedCheck {
             registration: json!({ "checkid": "c", "name": "c", "ttl": "10s" }),
             maintenance: false,
@@ -346,22 +346,30 @@ mod tests {
         let restored = |saved: SavedCheck, own: Own| {
             let (definition, left) = saved.take(moment, own).unwrap();
             let mut state = new_state(&definition, moment.now);
-            left.continue_in(&mut state, moment.now);
+            left.restore_into(&mut state, moment.now);
             (state.status(), state.due().map(|due| due - moment.now), state.output().to_owned())
         };
         let (seconds, well) = (Duration::from_secs, "all well".to_owned());
         let passing = |due| (Status::Passing, Some(due), well.clone());
-        assert_eq!(restored(check(Some(1003.0)), Own::Pod), passing(seconds(3)), "what is left of it, not all of it");
+        assert_eq!(
+            restored(check(Some(1003.0)), Own::Pod),
+            passing(seconds(3)),
+            "the remaining validity, not all of it"
+        );
         assert_eq!(restored(check(Some(2000.0)), Own::Pod), passing(seconds(10)), "the clock was set back");
         let lapsed = "TTL expired (last output before timeout follows): all well".to_owned();
         assert_eq!(restored(check(Some(999.0)), Own::Pod), (Status::Critical, None, lapsed));
         assert_eq!(restored(check(None), Own::Pod), (Status::Passing, None, well.clone()));
-        let elsewhere = Own::At([10, 0, 0, 7].into());
-        assert_eq!(restored(check(Some(999.0)), elsewhere), passing(seconds(10)), "its program had no part in it");
+        let remote = Own::At([10, 0, 0, 7].into());
+        assert_eq!(
+            restored(check(Some(999.0)), remote),
+            passing(seconds(10)),
+            "the program is independent of the restart"
+        );
     }
 
     #[test]
-    fn an_instance_is_taken_back_when_it_would_have_been_without_a_restart() {
+    fn a_restart_does_not_delay_the_deregistration_of_critical_services() {
         let saved = |critical_since| SavedCheck {
             registration: json!({ "checkid": "c", "name": "c", "ttl": "10s", "deregister_critical_service_after": "60s" }),
             maintenance: false,
@@ -376,21 +384,21 @@ mod tests {
         {
             let (definition, left) = saved(since).take(moment, Own::Pod).unwrap();
             let mut state = new_state(&definition, moment.now);
-            left.continue_in(&mut state, moment.now);
+            left.restore_into(&mut state, moment.now);
             let at = moment.now + Duration::from_secs(at);
             assert_eq!(state.critical_for(Duration::from_secs(60), at), late, "critical since {since:?}");
         }
-        // A machine that has just been started knows no instant of before it.
+        // Shortly after boot, no instant represents a time before the boot.
         assert!(moment.instant(0.0) <= moment.now);
         let since = moment.now + Duration::from_millis(2500);
         assert_eq!(moment.instant(moment.seconds(since)), since);
     }
 
     #[test]
-    fn one_that_has_become_wrong_does_not_take_the_others_along() {
+    fn invalid_registrations_do_not_affect_the_others() {
         let text = r#"{"services":[{"registration":{"name":"a","address":"192.0.2.1"}},{"registration":{"name":"b"}}],
             "checks":[{"registration":{"checkid":"c"},"status":"passing","output":""}]}"#;
-        let saved: Saved = serde_json::from_str(text).unwrap();
+        let saved: SavedState = serde_json::from_str(text).unwrap();
         let (services, checks) = saved.take(Moment::now(), Own::Pod);
         let names: Vec<_> = services.iter().map(|s| s.service.service.as_str()).collect();
         assert_eq!((names, checks.len()), (vec!["b"], 0));
