@@ -199,13 +199,17 @@ fn exec() -> Result<()> {
     mesh.wait_healthy(&pod.ip)?;
     let (front, _sidecar) = mesh.client("frontend")?;
     let vip = mesh.vip("order-service")?;
-    let url = format!("http://{vip}/sleep/700");
+    let url = format!("http://{vip}/sleep/2000");
     let answer = front.curl(&["-f", "-H", "Host: order-service", &format!("http://{vip}/")])?;
     ensure!(answer.contains("sa/frontend"), "{answer}");
     // Sidecar and application end together, and the request in progress is still answered.
     let load =
         front.requests_meanwhile(&json!({"url": url, "method": "POST", "headers": {"Host": "order-service"}}))?;
-    std::thread::sleep(Duration::from_millis(300));
+    wait_for("the request in progress", Duration::from_secs(10), || {
+        let metrics = pod.curl(&["http://127.0.0.1:15020/metrics"])?;
+        ensure!(metrics.contains("weft_inbound_active 1\n"), "it has not arrived");
+        Ok(())
+    })?;
     process.signal("TERM")?;
     ensure!(statuses(&load.results()?).contains_key(&200), "the request in progress was cut off");
     let code = process.wait(Duration::from_secs(20))?;

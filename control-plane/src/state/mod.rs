@@ -148,6 +148,8 @@ struct State {
     next_session: u64,
     /// Nodes with instances whose leases had ended at the last look: those that have at the next one too are dead.
     lapsed: BTreeSet<String>,
+    /// Until then nodes that are marked unknown are not removed.
+    unknown_until: Instant,
     /// When nodes whose lease had ended were removed.
     removed: VecDeque<Instant>,
     pairs: pairs::Pairs,
@@ -209,6 +211,7 @@ impl Mesh {
                 ports: HashMap::new(),
                 next_session: 1,
                 lapsed: BTreeSet::new(),
+                unknown_until: Instant::now(),
                 removed: VecDeque::new(),
                 pairs: pairs::Pairs::new(watch.revision),
                 locks: locks::Sessions::new(watch.revision),

@@ -257,10 +257,18 @@ impl Mesh {
         let dying = lapsed.len() + recent;
         if dying > 1 && dying as f64 > (total + recent) as f64 * SELF_PRESERVATION {
             self.mark_unknown(&lapsed);
+            // Those that come back do so one after another: the last of them are not dead for being the last.
+            self.lock().unknown_until = now + self.lease;
             return Ok(());
         }
         for name in lapsed.intersection(&before) {
-            self.remove_dead(name, now).await?;
+            let waits = {
+                let state = self.lock();
+                now < state.unknown_until && state.nodes.get(name).is_some_and(|node| node.unknown)
+            };
+            if !waits {
+                self.remove_dead(name, now).await?;
+            }
         }
         Ok(())
     }
@@ -291,6 +299,8 @@ impl Mesh {
         // The node goes last: while it is there, what is left is found.
         ops.push(Op::delete(Table::Nodes, name));
         if !self.write_in_parts(&Condition::absent(Table::Alive, name), ops).await? {
+            // Its sidecar registers anew what was removed by then: its next sign of life shows the difference.
+            tracing::info!(node = name, "it is back: it is not removed");
             return Ok(());
         }
         let mut state = self.lock();

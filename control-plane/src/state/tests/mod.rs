@@ -136,6 +136,26 @@ async fn leases_that_end_one_after_another_from_one_cause_remove_none() {
     }
 }
 
+#[tokio::test]
+async fn the_last_of_many_that_come_back_is_not_removed_for_being_the_last() {
+    let dir = tempfile::tempdir().unwrap();
+    let mesh = open(store(dir.path()).await).await;
+    let sessions = sessions(&mesh, 3).await;
+    expire(&mesh, &["n1", "n2", "n3"]);
+    mesh.reap_for_tests().await;
+    assert!(mesh.renew("n1", sessions[0]).await && mesh.renew("n2", sessions[1]).await);
+    mesh.reap_for_tests().await;
+    assert_eq!(health(&mesh, "n3"), Some(v1::Health::Unknown), "it has the time of a lease");
+    let later = Instant::now() + 2 * LEASE;
+    for name in ["n1", "n2"] {
+        mesh.lock().sessions.get_mut(name).unwrap().ends = later + LEASE;
+    }
+    for _ in 0..2 {
+        mesh.reap_once(later).await.unwrap();
+    }
+    assert_eq!((health(&mesh, "n3"), health(&mesh, "n1")), (None, Some(v1::Health::Healthy)));
+}
+
 /// A hello changes nothing before it has passed every check.
 #[tokio::test]
 async fn a_node_name_belongs_to_its_identity_and_namespace() {
