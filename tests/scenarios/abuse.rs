@@ -10,12 +10,12 @@ use weft_tests::{Pair, Pod, statuses, tests_dir, wait_for};
 use crate::Scenario;
 
 pub(crate) fn all() -> Vec<Scenario> {
-    vec![
-        ("slow_clients_hold_up_nobody", slow),
-        ("clients_that_read_nothing_cost_bounded_memory", unread),
-        ("ten_megabytes_of_headers_are_refused", large_headers),
-        ("half_closed_connections_end", half_closed),
-        ("thousands_of_new_names_hold_up_nobody", new_names),
+    scenarios![
+        slow_clients_delay_no_others,
+        clients_that_read_nothing_cost_bounded_memory,
+        ten_megabytes_of_headers_are_refused,
+        half_closed_connections_end,
+        thousands_of_new_names_delay_no_requests,
     ]
 }
 
@@ -41,7 +41,7 @@ fn others(front: &Pod, vip: &str) -> Result<()> {
     Ok(())
 }
 
-fn slow() -> Result<()> {
+fn slow_clients_delay_no_others() -> Result<()> {
     let pair = Pair::start()?;
     let Pair { front, vip, .. } = &pair;
     others(front, vip)?;
@@ -53,7 +53,7 @@ fn slow() -> Result<()> {
     Ok(())
 }
 
-fn unread() -> Result<()> {
+fn clients_that_read_nothing_cost_bounded_memory() -> Result<()> {
     let pair = Pair::start()?;
     let Pair { front, vip, .. } = &pair;
     others(front, vip)?;
@@ -70,7 +70,7 @@ fn unread() -> Result<()> {
     wait_active(front, "weft_outbound_active", |active| active == 0.0)
 }
 
-fn large_headers() -> Result<()> {
+fn ten_megabytes_of_headers_are_refused() -> Result<()> {
     let pair = Pair::start()?;
     let Pair { front, vip, .. } = &pair;
     others(front, vip)?;
@@ -90,7 +90,7 @@ fn large_headers() -> Result<()> {
     others(front, vip)
 }
 
-fn half_closed() -> Result<()> {
+fn half_closed_connections_end() -> Result<()> {
     let pair = Pair::start()?;
     let Pair { front, vip, .. } = &pair;
     others(front, vip)?;
@@ -102,7 +102,7 @@ fn half_closed() -> Result<()> {
     others(front, vip)
 }
 
-fn new_names() -> Result<()> {
+fn thousands_of_new_names_delay_no_requests() -> Result<()> {
     let pair = Pair::start()?;
     let Pair { front, vip, .. } = &pair;
     let _cart = pair.mesh.instance("cart1", "cart", 8080, &[])?;

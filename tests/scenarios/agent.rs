@@ -9,18 +9,18 @@ use weft_tests::{Mesh, Pod, python_of, served_by, statuses, tests_dir, wait_for}
 use crate::Scenario;
 
 pub(crate) fn all() -> Vec<Scenario> {
-    vec![
-        ("python_consul_in_three_pods_with_one_service_id", three_pods),
-        ("python_consul_uses_the_whole_agent", whole_agent),
-        ("the_agent_answers_for_the_mesh_while_the_control_plane_is_away", mesh_answers),
-        ("programs_get_certificates_where_that_is_allowed", leaf),
-        ("health_decides_who_is_called", health),
-        ("programs_check_health_where_that_is_allowed", scripts),
-        ("exec_runs_a_command_in_the_mesh", exec),
+    scenarios![
+        python_consul_in_three_pods_with_one_service_id,
+        python_consul_uses_the_whole_agent,
+        the_agent_answers_for_the_mesh_while_the_control_plane_is_away,
+        programs_get_certificates_where_that_is_allowed,
+        unhealthy_instances_are_not_called,
+        programs_check_health_where_that_is_allowed,
+        exec_runs_a_command_in_the_mesh,
     ]
 }
 
-fn three_pods() -> Result<()> {
+fn python_consul_in_three_pods_with_one_service_id() -> Result<()> {
     let python = python_of("consul")?;
     let script = tests_dir().join("clients/register.py").to_string_lossy().into_owned();
     let mesh = Mesh::start(&[])?;
@@ -58,7 +58,7 @@ fn three_pods() -> Result<()> {
     Ok(())
 }
 
-fn whole_agent() -> Result<()> {
+fn python_consul_uses_the_whole_agent() -> Result<()> {
     let python = python_of("consul")?;
     let mesh = Mesh::start(&[])?;
     let pod = mesh.pod("order1")?;
@@ -77,7 +77,7 @@ fn asked(pod: &Pod, method: &str, path: &str) -> Result<(String, String)> {
     Ok((head.to_lowercase(), body.to_owned()))
 }
 
-fn mesh_answers() -> Result<()> {
+fn the_agent_answers_for_the_mesh_while_the_control_plane_is_away() -> Result<()> {
     let mut mesh = Mesh::start(&[])?;
     let near = ["--locality", "eu/b", "--label", "team=shop"];
     let _far = mesh.instance("order1", "order-service", 8080, &["--locality", "eu/a"])?;
@@ -127,7 +127,7 @@ fn mesh_answers() -> Result<()> {
 }
 
 /// A program that speaks mutual TLS itself, past its sidecar.
-fn leaf() -> Result<()> {
+fn programs_get_certificates_where_that_is_allowed() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     mesh.policy(
         "strict.yaml",
@@ -152,7 +152,7 @@ fn leaf() -> Result<()> {
     Ok(())
 }
 
-fn health() -> Result<()> {
+fn unhealthy_instances_are_not_called() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let check = ["--health-path", "/health", "--health-interval", "1"];
     let _a = mesh.instance("order1", "order-service", 8080, &check)?;
@@ -180,7 +180,7 @@ fn health() -> Result<()> {
     both(false)
 }
 
-fn exec() -> Result<()> {
+fn exec_runs_a_command_in_the_mesh() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let pod = mesh.pod("order1")?;
     let token = mesh.token("order-service")?.to_string_lossy().into_owned();
@@ -224,7 +224,7 @@ fn exec() -> Result<()> {
 }
 
 /// Script checks, under `exec`, which buries orphans and must not bury these; and refused where nobody turned them on.
-fn scripts() -> Result<()> {
+fn programs_check_health_where_that_is_allowed() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let pod = mesh.pod("order1")?;
     let token = mesh.token("order-service")?.to_string_lossy().into_owned();

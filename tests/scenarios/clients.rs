@@ -9,7 +9,7 @@ use weft_tests::{Mesh, Pod, Process, node_modules, python_of, tests_dir, wait_fo
 use crate::Scenario;
 
 pub(crate) fn all() -> Vec<Scenario> {
-    vec![("consul_clients_use_the_agent_and_find_each_other", clients), ("traefik_routes_by_the_catalog", traefik)]
+    scenarios![consul_clients_use_the_agent_and_find_each_other, traefik_routes_by_the_catalog,]
 }
 
 fn script(name: &str) -> String {
@@ -48,7 +48,7 @@ fn start(mesh: &Mesh, client: &'static str) -> Result<Running> {
     Ok(Running { client, pod, process, input, _held: (app, sidecar) })
 }
 
-fn clients() -> Result<()> {
+fn consul_clients_use_the_agent_and_find_each_other() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let mut running = Vec::new();
     for client in ["py-consul", "consulate", "npm-consul"] {
@@ -90,7 +90,7 @@ fn clients() -> Result<()> {
 
 /// Traefik in a pod of the mesh, once polling and once watching the catalog: routes come and go with registrations and
 /// health, and its calls are mutual TLS by its sidecar.
-fn traefik() -> Result<()> {
+fn traefik_routes_by_the_catalog() -> Result<()> {
     let binary = std::path::Path::new(&python_of("traefik")?).with_file_name("traefik").to_string_lossy().into_owned();
     let mesh = Mesh::start(&[])?;
     let mut orders = Vec::new();

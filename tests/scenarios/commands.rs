@@ -9,10 +9,10 @@ use weft_tests::{Mesh, binary, wait_for};
 use crate::Scenario;
 
 pub(crate) fn all() -> Vec<Scenario> {
-    vec![
-        ("weftctl_names_and_shows_objects_as_kubectl_does", objects),
-        ("an_object_that_another_needs_is_not_deleted_or_replaced_without_force", needed),
-        ("an_emptied_policy_file_fails_no_request", emptied),
+    scenarios![
+        weftctl_names_and_shows_objects_as_kubectl_does,
+        an_object_that_another_needs_is_not_deleted_or_replaced_without_force,
+        an_emptied_policy_file_fails_no_request,
     ]
 }
 
@@ -25,7 +25,7 @@ const RULE: &str = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nm
 const ROUTE: &str = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: order}\n\
                      spec: {hosts: [order], http: [{route: [{destination: {host: order, subset: x}}]}]}\n";
 
-fn needed() -> Result<()> {
+fn an_object_that_another_needs_is_not_deleted_or_replaced_without_force() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let folder = mesh.data_dir();
     let file = |name: &str, text: &str| -> Result<String> {
@@ -80,7 +80,7 @@ fn needed() -> Result<()> {
     })
 }
 
-fn emptied() -> Result<()> {
+fn an_emptied_policy_file_fails_no_request() -> Result<()> {
     let mesh = Mesh::start(&["--policy-grace", "10"])?;
     let (front, _sidecar) = mesh.client("front")?;
     let _order = mesh.instance("order1", "order", 8080, &[])?;
@@ -119,7 +119,7 @@ fn emptied() -> Result<()> {
     Ok(())
 }
 
-fn objects() -> Result<()> {
+fn weftctl_names_and_shows_objects_as_kubectl_does() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let file = mesh.data_dir().with_file_name("two.yaml");
     std::fs::write(&file, TWO)?;

@@ -9,7 +9,7 @@ use crate::Scenario;
 use crate::certificates::Certificates;
 
 pub(crate) fn all() -> Vec<Scenario> {
-    vec![("connections_by_address_and_client", tcp), ("connections_by_server_name", tls)]
+    scenarios![connections_by_address_and_client, connections_by_server_name,]
 }
 
 const TCP: &str = "
@@ -46,7 +46,7 @@ spec:
     route: [{destination: {host: db.example.com, subset: v1}}]
 ";
 
-fn tcp() -> Result<()> {
+fn connections_by_address_and_client() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let (one, two) = (mesh.pod("one")?, mesh.pod("two")?);
     let _apps = (one.serve(8080, "one")?, two.serve(8080, "two")?);
@@ -131,7 +131,7 @@ with ssl.create_default_context(cafile=ca).wrap_socket(plain, server_hostname=na
 ";
 
 /// The application speaks TLS itself: nobody but the server reads it, and its server name says where it goes.
-fn tls() -> Result<()> {
+fn connections_by_server_name() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let certificates = Certificates::new(&mesh.center.folder("certificates"))?;
     for name in ["a.example.com", "b.example.net", "own.test", "a.own.test"] {

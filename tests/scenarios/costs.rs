@@ -12,11 +12,11 @@ use weft_tests::{Mesh, Pair, Pod, Process, statuses, wait_for};
 use crate::Scenario;
 
 pub(crate) fn all() -> Vec<Scenario> {
-    vec![
-        ("a_request_is_two_reads_and_two_writes", system_calls),
-        ("idle_connections_hold_no_buffers", idle),
-        ("memory_does_not_grow_with_connections", churn),
-        ("bulk_is_spliced", spliced),
+    scenarios![
+        a_request_is_two_reads_and_two_writes,
+        idle_connections_hold_no_buffers,
+        memory_does_not_grow_with_connections,
+        bulk_bytes_are_spliced,
     ]
 }
 
@@ -57,7 +57,7 @@ fn sum(calls: &HashMap<String, u64>, names: &[&str]) -> u64 {
 const READS: [&str; 4] = ["read", "readv", "recvfrom", "recvmsg"];
 const WRITES: [&str; 4] = ["write", "writev", "sendto", "sendmsg"];
 
-fn system_calls() -> Result<()> {
+fn a_request_is_two_reads_and_two_writes() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let order = mesh.instance("order1", "order-service", 8080, &["--workers", "1"])?;
     let front = mesh.pod("frontend")?;
@@ -90,7 +90,7 @@ fn many(front: &Pod, what: &str, vip: &str, count: u32) -> Result<Process> {
     front.client("many.py", &[what, vip, "80", &count.to_string()])
 }
 
-fn idle() -> Result<()> {
+fn idle_connections_hold_no_buffers() -> Result<()> {
     let Pair { front, vip, sidecar, order: _order, mesh: _mesh } = Pair::start()?;
     drop(many(&front, "hold", &vip, 50)?);
     let before = sidecar.resident_kb()?;
@@ -104,7 +104,7 @@ fn idle() -> Result<()> {
     })
 }
 
-fn churn() -> Result<()> {
+fn memory_does_not_grow_with_connections() -> Result<()> {
     let Pair { front, vip, sidecar, order: _order, mesh: _mesh } = Pair::start()?;
     drop(many(&front, "churn", &vip, 20_000)?);
     let before = sidecar.resident_kb()?;
@@ -116,7 +116,7 @@ fn churn() -> Result<()> {
 }
 
 /// Bytes between bare sockets do not pass through the proxy's memory.
-fn spliced() -> Result<()> {
+fn bulk_bytes_are_spliced() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let server = mesh.pod("server")?;
     let _source = server.serve(8080, "source")?;

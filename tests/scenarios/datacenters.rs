@@ -12,7 +12,7 @@ use weft_tests::{Instance, Mesh, Pod, Process, binary, run, tests_dir, wait_for}
 use crate::Scenario;
 
 pub(crate) fn all() -> Vec<Scenario> {
-    vec![("two_data_centres_stand_in_for_each_other", two_data_centres)]
+    scenarios![two_data_centres_stand_in_for_each_other,]
 }
 
 const LINE: [&str; 2] = ["10.98.0.1", "10.98.0.2"];
@@ -111,7 +111,7 @@ fn is_passed_on(from: &Pod, gateway: &str, host: &str) -> bool {
     from.run("python3", &[&script.to_string_lossy(), gateway, "15443", host]).is_ok()
 }
 
-fn two_data_centres() -> Result<()> {
+fn two_data_centres_stand_in_for_each_other() -> Result<()> {
     let (mut one, mut two) = (centre("dc1")?, centre("dc2")?);
     two.policy("east-west.yaml", POLICY)?;
     let edge = two.pod("edge")?;

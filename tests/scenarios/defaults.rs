@@ -10,7 +10,7 @@ use weft_tests::{Mesh, statuses, wait_for};
 use crate::Scenario;
 
 pub(crate) fn all() -> Vec<Scenario> {
-    vec![("what_the_mesh_has_as_defaults", defaults)]
+    scenarios![what_the_mesh_has_as_defaults,]
 }
 
 const SOON: Duration = Duration::from_secs(10);
@@ -38,7 +38,7 @@ metadata: {name: order}
 spec: {host: order-service, trafficPolicy: {connectionPool: {tcp: {maxConnections: 10}}}}
 ";
 
-fn defaults() -> Result<()> {
+fn what_the_mesh_has_as_defaults() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let order = mesh.instance("order1", "order-service", 8080, &[])?;
     let outside = mesh.pod("outside")?;

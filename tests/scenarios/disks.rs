@@ -9,10 +9,10 @@ use weft_tests::{Etcd, Mesh, run, wait_for};
 use crate::Scenario;
 
 pub(crate) fn all() -> Vec<Scenario> {
-    vec![
-        ("a_full_disk_is_reported_and_the_store_recovers_without_a_restart", full),
-        ("etcd_out_of_space_is_reported_by_name_and_recovers", no_space),
-        ("a_damaged_store_names_its_file_and_the_snapshot_that_brings_it_back", damaged),
+    scenarios![
+        a_full_disk_is_reported_and_the_store_recovers_without_a_restart,
+        etcd_out_of_space_is_reported_by_name_and_recovers,
+        a_damaged_store_names_its_file_and_the_snapshot_that_brings_it_back,
     ]
 }
 
@@ -90,7 +90,7 @@ fn recovered(mesh: &mut Mesh) -> Result<()> {
     Ok(())
 }
 
-fn full() -> Result<()> {
+fn a_full_disk_is_reported_and_the_store_recovers_without_a_restart() -> Result<()> {
     let mut mesh = Mesh::network(&["--snapshot-interval", "0"])?;
     let disk = Disk::new(&mesh.data_dir(), "16m")?;
     mesh.start_control_plane()?;
@@ -114,7 +114,7 @@ fn full() -> Result<()> {
     Ok(())
 }
 
-fn no_space() -> Result<()> {
+fn etcd_out_of_space_is_reported_by_name_and_recovers() -> Result<()> {
     let mut mesh = Mesh::network(&[])?;
     let center = mesh.center.again();
     let etcd = Etcd::start_with(&center, 1, &["--quota-backend-bytes", "4000000"])?;
@@ -138,7 +138,7 @@ fn no_space() -> Result<()> {
     recovered(&mut mesh)
 }
 
-fn damaged() -> Result<()> {
+fn a_damaged_store_names_its_file_and_the_snapshot_that_brings_it_back() -> Result<()> {
     let mut mesh = Mesh::network(&["--snapshot-interval", "1"])?;
     mesh.start_control_plane()?;
     apply(&mesh, 1)?;

@@ -12,10 +12,10 @@ use crate::operations::{SOON, put};
 use crate::outside::name_server;
 
 pub(crate) fn all() -> Vec<Scenario> {
-    vec![
-        ("dig_and_dnspython_find_what_is_registered", found),
-        ("names_outlive_the_control_plane", stale),
-        ("only_queries_to_the_pods_own_name_servers_are_captured", others),
+    scenarios![
+        dig_and_dnspython_find_what_is_registered,
+        names_outlive_the_control_plane,
+        only_queries_to_the_pods_own_name_servers_are_captured,
     ]
 }
 
@@ -81,7 +81,7 @@ fn instances(
     Ok((pod, sidecar))
 }
 
-fn found() -> Result<()> {
+fn dig_and_dnspython_find_what_is_registered() -> Result<()> {
     let python = python_of("dns")?;
     let mesh = Mesh::start(&[])?;
     let (order1, _s1) =
@@ -173,7 +173,7 @@ fn found() -> Result<()> {
 }
 
 /// A query to another name server reaches it, whatever the pod's own do; one of those that is silent is asked last.
-fn others() -> Result<()> {
+fn only_queries_to_the_pods_own_name_servers_are_captured() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let (order, _order) = instances(&mesh, "order1", "order-service", [("a".into(), 8080, "v1", true)])?;
     let servers = [("own", "192.0.2.1"), ("second", "192.0.2.2"), ("other", "192.0.2.3")].map(|(name, address)| {
@@ -224,7 +224,7 @@ fn others() -> Result<()> {
     own_server.signal("CONT")
 }
 
-fn stale() -> Result<()> {
+fn names_outlive_the_control_plane() -> Result<()> {
     // Also where other machines reach it, with a recursor that is nobody's address.
     let listen = ["--dns-listen", "127.0.0.1:8600", "--dns-listen", "0.0.0.0:8601", "--dns-recursor", "192.0.2.1"];
     let mut mesh = Mesh::start(&listen)?;

@@ -11,10 +11,15 @@ use weft_tests::{Mesh, binary, wait_for};
 use crate::Scenario;
 
 pub(crate) fn all() -> Vec<Scenario> {
-    vec![
-        ("getting_started_works_as_written", || run_page("docs/getting-started.md")),
-        ("the_first_service_of_the_readme_works_as_written", || run_page("README.md")),
-    ]
+    scenarios![getting_started_works_as_written, the_first_service_of_the_readme_works_as_written]
+}
+
+fn getting_started_works_as_written() -> Result<()> {
+    run_page("docs/getting-started.md")
+}
+
+fn the_first_service_of_the_readme_works_as_written() -> Result<()> {
+    run_page("README.md")
 }
 
 /// What the shell prints after each block of commands.

@@ -8,7 +8,7 @@ use weft_tests::{Mesh, wait_for};
 use crate::Scenario;
 
 pub(crate) fn all() -> Vec<Scenario> {
-    vec![("a_sidecar_outlasts_the_application_that_is_stopped_with_it", outlasts)]
+    scenarios![a_sidecar_outlasts_the_application_that_is_stopped_with_it,]
 }
 
 const SOON: Duration = Duration::from_secs(10);
@@ -32,7 +32,7 @@ while time.time() < until:
     time.sleep(1)
 ";
 
-fn outlasts() -> Result<()> {
+fn a_sidecar_outlasts_the_application_that_is_stopped_with_it() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let yaml = "apiVersion: install.istio.io/v1alpha1\nkind: IstioOperator\n\
                 metadata: {name: installation, namespace: istio-system}\n\

@@ -12,10 +12,7 @@ const SERVER: &str = "http://127.0.0.1:8761/eureka/";
 const SOON: Duration = Duration::from_secs(15);
 
 pub(crate) fn all() -> Vec<Scenario> {
-    vec![
-        ("eureka_clients_find_each_other_and_are_in_the_mesh", clients),
-        ("eureka_is_answered_while_the_control_plane_is_away", control_plane_away),
-    ]
+    scenarios![eureka_clients_find_each_other_and_are_in_the_mesh, eureka_is_answered_while_the_control_plane_is_away,]
 }
 
 fn script(name: &str) -> String {
@@ -72,7 +69,7 @@ fn called(mesh: &Mesh, from: &Pod, service: &str, status: u64) -> Result<()> {
     })
 }
 
-fn clients() -> Result<()> {
+fn eureka_clients_find_each_other_and_are_in_the_mesh() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let cart = mesh.instance("cart1", "cart", 9090, &[])?;
     let mut pods = Vec::new();
@@ -163,7 +160,7 @@ fn clients() -> Result<()> {
     })
 }
 
-fn control_plane_away() -> Result<()> {
+fn eureka_is_answered_while_the_control_plane_is_away() -> Result<()> {
     let mut mesh = Mesh::start(&[])?;
     let order = mesh.instance("order1", "order", 8080, &[])?;
     let pod = mesh.pod("web1")?;

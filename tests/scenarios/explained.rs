@@ -10,7 +10,7 @@ use weft_tests::{Mesh, Pod, wait_for};
 use crate::Scenario;
 
 pub(crate) fn all() -> Vec<Scenario> {
-    vec![("a_request_gets_what_weftctl_route_says", explained)]
+    scenarios![a_request_gets_what_weftctl_route_says,]
 }
 
 const POLICY: &str = r#"
@@ -53,7 +53,7 @@ fn key(told: &Value) -> Result<(String, String)> {
     Ok((to["subset"].as_str().unwrap_or_default().to_owned(), endpoint.to_owned()))
 }
 
-fn explained() -> Result<()> {
+fn a_request_gets_what_weftctl_route_says() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     mesh.policy("order.yaml", POLICY)?;
     let zone = |name: &str, version: &str, locality: &str| {

@@ -11,7 +11,7 @@ use crate::Scenario;
 const SOON: Duration = Duration::from_secs(15);
 
 pub(crate) fn all() -> Vec<Scenario> {
-    vec![("programs_without_a_sidecar_register_at_the_control_plane", register)]
+    scenarios![programs_without_a_sidecar_register_at_the_control_plane,]
 }
 
 /// What the control plane answers to a pod: the status and the body.
@@ -47,7 +47,7 @@ fn calls(mesh: &Mesh, front: &Pod, expected: &[&str]) -> Result<()> {
     })
 }
 
-fn register() -> Result<()> {
+fn programs_without_a_sidecar_register_at_the_control_plane() -> Result<()> {
     let mut mesh = Mesh::network(&[])?;
     let listen = format!("{}:8501", mesh.center.ip);
     mesh.control_plane_args = ["--http-listen", &listen, "--allow-external"].map(str::to_owned).into();

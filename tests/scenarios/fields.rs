@@ -10,13 +10,13 @@ use weft_tests::{Instance, Mesh, Pod, Process, served_by, statuses, tests_dir, w
 use crate::Scenario;
 
 pub(crate) fn all() -> Vec<Scenario> {
-    vec![
-        ("fields_hash_by_cookie_source_and_query", hashes),
-        ("fields_timeouts_and_retries", timeouts),
-        ("fields_http2_between_sidecars", http2),
-        ("fields_of_connections", connections),
-        ("fields_port_level", ports),
-        ("fields_service_entries", entries),
+    scenarios![
+        fields_hash_by_cookie_source_and_query,
+        fields_timeouts_and_retries,
+        fields_http2_between_sidecars,
+        fields_of_connections,
+        fields_port_level,
+        fields_service_entries,
     ]
 }
 
@@ -97,7 +97,7 @@ fn status(answer: &str) -> &str {
     answer.split(' ').nth(1).unwrap_or_default()
 }
 
-fn hashes() -> Result<()> {
+fn fields_hash_by_cookie_source_and_query() -> Result<()> {
     let s = Setting::new(3)?;
     let server = |answer: &str| header(answer, "x-served-by").map(str::to_owned).context("served by nobody");
 
@@ -142,7 +142,7 @@ fn hashes() -> Result<()> {
     })
 }
 
-fn timeouts() -> Result<()> {
+fn fields_timeouts_and_retries() -> Result<()> {
     let s = Setting::new(1)?;
     let order = &s.instances[0];
     s.route("timeout: 200ms")?;
@@ -239,7 +239,7 @@ fn timeouts() -> Result<()> {
     })
 }
 
-fn http2() -> Result<()> {
+fn fields_http2_between_sidecars() -> Result<()> {
     // Declared, as a port named `http` would be: the application speaks HTTP/1.1 alone.
     let s = Setting::with(1, &["--protocol", "http"])?;
     let order = &s.instances[0];
@@ -271,7 +271,7 @@ fn http2() -> Result<()> {
     })
 }
 
-fn connections() -> Result<()> {
+fn fields_of_connections() -> Result<()> {
     let s = Setting::new(1)?;
     let order = &s.instances[0];
     // Requests on kept connections after the bound is lifted go on without one.
@@ -339,7 +339,7 @@ fn connections() -> Result<()> {
     Ok(())
 }
 
-fn ports() -> Result<()> {
+fn fields_port_level() -> Result<()> {
     let s = Setting::new(1)?;
     let order = &s.instances[0];
     let _second = order.pod.serve(8081, "second")?;
@@ -400,7 +400,7 @@ fn ports() -> Result<()> {
     Ok(())
 }
 
-fn entries() -> Result<()> {
+fn fields_service_entries() -> Result<()> {
     let s = Setting::new(1)?;
     let outside = s.mesh.pod("outside")?;
     let _app = outside.serve(8080, "outside")?;

@@ -10,7 +10,7 @@ use crate::Scenario;
 use crate::certificates::Certificates;
 
 pub(crate) fn all() -> Vec<Scenario> {
-    vec![("a_gateway_serves_callers_without_a_sidecar", gateway), ("sigterm_to_a_gateway_fails_no_request", sigterm)]
+    scenarios![a_gateway_serves_callers_without_a_sidecar, sigterm_to_a_gateway_fails_no_request,]
 }
 
 fn policy(certificates: &Certificates) -> String {
@@ -78,7 +78,7 @@ fn secure(mesh: &Mesh, certificates: &Certificates) -> Result<(Pod, Process, Pro
     Ok((pod, app, sidecar))
 }
 
-fn gateway() -> Result<()> {
+fn a_gateway_serves_callers_without_a_sidecar() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let certificates = Certificates::new(&mesh.center.folder("certificates"))?;
     for name in ["shop", "admin", "secure"] {
@@ -200,7 +200,7 @@ pub(crate) fn another(mesh: &Mesh, name: &str, args: &[&str]) -> Result<(Pod, Pr
 }
 
 /// Callers behind a balancer of connections that has two gateways, of which the first ends.
-fn sigterm() -> Result<()> {
+fn sigterm_to_a_gateway_fails_no_request() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     mesh.policy("edge.yaml", PLAIN)?;
     let _order = mesh.instance("order1", "order-service", 8000, &[])?;

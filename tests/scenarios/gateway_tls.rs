@@ -10,10 +10,10 @@ use crate::certificates::Certificates;
 use crate::gateway::another;
 
 pub(crate) fn all() -> Vec<Scenario> {
-    vec![
-        ("a_gateway_ends_tls_as_each_server_says", ends),
-        ("an_istio_mutual_gateway_lets_workloads_of_the_mesh_in", istio_mutual),
-        ("a_gateway_originates_tls_by_a_credential", originates),
+    scenarios![
+        a_gateway_terminates_tls_as_each_server_says,
+        an_istio_mutual_gateway_lets_workloads_of_the_mesh_in,
+        a_gateway_originates_tls_by_a_credential,
     ]
 }
 
@@ -41,7 +41,7 @@ const OF_TLS: &str = "    headers:
           x-peer: '<%DOWNSTREAM_PEER_DNS_SAN%|%DOWNSTREAM_PEER_CERT_V_START(%Y)%|%DOWNSTREAM_PEER_FINGERPRINT_256%>'
 ";
 
-fn ends() -> Result<()> {
+fn a_gateway_terminates_tls_as_each_server_says() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let certificates = Certificates::new(&mesh.center.folder("certificates"))?;
     certificates.rsa_leaf("rsa", "shop.example.com")?;
@@ -181,7 +181,7 @@ fn told(outside: &Pod, certificates: &Certificates, ip: &str) -> Result<()> {
     Ok(())
 }
 
-fn istio_mutual() -> Result<()> {
+fn an_istio_mutual_gateway_lets_workloads_of_the_mesh_in() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let _order = mesh.instance("order1", "order-service", 8000, &[])?;
     let (edge, process) = another(&mesh, "edge", &[])?;
@@ -232,7 +232,7 @@ spec:
 }
 
 /// A service outside that wants a certificate, called by way of the gateway, which has it.
-fn originates() -> Result<()> {
+fn a_gateway_originates_tls_by_a_credential() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let certificates = Certificates::new(&mesh.center.folder("certificates"))?;
     certificates.leaf("server", "partner.example.com")?;

@@ -10,7 +10,7 @@ use crate::Scenario;
 const SOON: Duration = Duration::from_secs(20);
 
 pub(crate) fn all() -> Vec<Scenario> {
-    vec![("a_sidecar_joins_by_a_workload_group", joins)]
+    scenarios![a_sidecar_joins_by_a_workload_group,]
 }
 
 fn group(account: &str, version: &str) -> String {
@@ -66,7 +66,7 @@ metadata: {name: strict}
 spec: {mtls: {mode: STRICT}}
 ";
 
-fn joins() -> Result<()> {
+fn a_sidecar_joins_by_a_workload_group() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     mesh.policy("host.yaml", HOST)?;
     let (front, _sidecar) = mesh.client("frontend")?;

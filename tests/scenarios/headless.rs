@@ -11,9 +11,9 @@ use crate::operations::{SOON, put};
 use crate::outside::name_server;
 
 pub(crate) fn all() -> Vec<Scenario> {
-    vec![
-        ("a_headless_service_leaves_the_choice_of_the_endpoint_to_its_clients", headless),
-        ("an_external_name_is_answered_and_routed_as_what_it_stands_for", external_name),
+    scenarios![
+        a_headless_service_leaves_the_choice_of_the_endpoint_to_its_clients,
+        an_external_name_resolves_and_routes_to_its_target,
     ]
 }
 
@@ -88,7 +88,7 @@ fn places(pod: &Pod, name: &str, addresses: &[&str]) -> Result<()> {
     Ok(())
 }
 
-fn headless() -> Result<()> {
+fn a_headless_service_leaves_the_choice_of_the_endpoint_to_its_clients() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     mesh.policy("db.yaml", DB)?;
     let (_app0, _sidecar0, db0) = endpoint(&mesh, "db-0")?;
@@ -179,7 +179,7 @@ spec:
   - route: [{destination: {host: order-service}}]
 ";
 
-fn external_name() -> Result<()> {
+fn an_external_name_resolves_and_routes_to_its_target() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let _order = mesh.instance("order1", "order-service", 8080, &[])?;
     let vip = mesh.vip("order-service")?;

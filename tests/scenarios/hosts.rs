@@ -10,14 +10,14 @@ use crate::certificates::Certificates;
 use crate::outside::name_server;
 
 pub(crate) fn all() -> Vec<Scenario> {
-    vec![
-        ("namespaces_have_service_entries_of_one_host_of_their_own", namespaces),
-        ("a_route_to_a_wildcard_goes_to_the_host_that_is_named", wildcards),
+    scenarios![
+        namespaces_have_service_entries_of_one_host_of_their_own,
+        a_route_to_a_wildcard_goes_to_the_host_that_is_named,
     ]
 }
 
 /// Two namespaces define one host, each for itself, and a third sees neither.
-fn namespaces() -> Result<()> {
+fn namespaces_have_service_entries_of_one_host_of_their_own() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let databases = [mesh.pod("database-one")?, mesh.pod("database-two")?];
     let _apps = [databases[0].serve(8080, "database-one")?, databases[1].serve(8080, "database-two")?];
@@ -132,7 +132,7 @@ spec:
 ";
 
 /// Routes of requests, of TLS and of bytes to ServiceEntries of wildcards, one of which stands for a part of a label.
-fn wildcards() -> Result<()> {
+fn a_route_to_a_wildcard_goes_to_the_host_that_is_named() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let certificates = Certificates::new(&mesh.center.folder("certificates"))?;
     certificates.leaf("server", "a-partner.example.com")?;

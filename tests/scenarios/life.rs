@@ -9,13 +9,13 @@ use crate::Scenario;
 use crate::registry::find_library;
 
 pub(crate) fn all() -> Vec<Scenario> {
-    vec![
-        ("a_clock_that_is_ahead_renews_at_half_of_the_life_granted_and_is_named", clock_ahead),
-        ("a_sidecar_returns_after_an_outage_longer_than_its_certificate", outage),
+    scenarios![
+        a_clock_that_is_ahead_renews_at_half_of_the_life_granted_and_is_named,
+        a_sidecar_returns_after_an_outage_longer_than_its_certificate,
     ]
 }
 
-fn clock_ahead() -> Result<()> {
+fn a_clock_that_is_ahead_renews_at_half_of_the_life_granted_and_is_named() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let pod = mesh.pod("ahead")?;
     let args = mesh.sidecar_args(&pod, "order-service", &["--service", "order-service", "--port", "8080"])?;
@@ -40,7 +40,7 @@ fn clock_ahead() -> Result<()> {
     Ok(())
 }
 
-fn outage() -> Result<()> {
+fn a_sidecar_returns_after_an_outage_longer_than_its_certificate() -> Result<()> {
     let mut mesh = Mesh::start(&["--certificate-ttl", "10", "--renewal-grace", "600"])?;
     let order = mesh.instance("order1", "order-service", 8080, &[])?;
     let token = mesh.token("order-service")?.to_string_lossy().into_owned();

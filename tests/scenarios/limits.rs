@@ -10,12 +10,12 @@ use weft_tests::{Mesh, statuses, wait_for};
 use crate::Scenario;
 
 pub(crate) fn all() -> Vec<Scenario> {
-    vec![
-        ("one_connection_and_one_pending", one_and_one),
-        ("two_requests_a_connection", two_a_connection),
-        ("connections_never_exceed_the_limit", never_exceeded),
-        ("retries_are_a_share_of_the_requests_of_late", budget),
-        ("a_failing_instance_is_ejected_and_comes_back", ejection),
+    scenarios![
+        one_connection_and_one_pending_request,
+        max_requests_per_connection_closes_connections,
+        connections_never_exceed_the_limit,
+        retry_budget_limits_concurrent_retries,
+        a_failing_instance_is_ejected_and_comes_back,
     ]
 }
 
@@ -27,7 +27,7 @@ fn limit(connections: u32, pending: u32, per_connection: u32) -> String {
     )
 }
 
-fn one_and_one() -> Result<()> {
+fn one_connection_and_one_pending_request() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     mesh.policy("order.yaml", &limit(1, 1, 0))?;
     let _order = mesh.instance("order1", "order-service", 8080, &[])?;
@@ -59,7 +59,7 @@ fn one_and_one() -> Result<()> {
 }
 
 /// One request at a time: half of those in flight is no retry, half of those of late is one for each.
-fn budget() -> Result<()> {
+fn retry_budget_limits_concurrent_retries() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let order = mesh.instance("order1", "order-service", 8080, &[])?;
     let (front, _sidecar) = mesh.client("frontend")?;
@@ -112,7 +112,7 @@ spec:
     expect("no retry again", 5)
 }
 
-fn two_a_connection() -> Result<()> {
+fn max_requests_per_connection_closes_connections() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     // First without the policy: connections are reused, or the rest would prove nothing.
     let order = mesh.instance("order1", "order-service", 8080, &[])?;
@@ -137,7 +137,7 @@ fn two_a_connection() -> Result<()> {
     Ok(())
 }
 
-fn never_exceeded() -> Result<()> {
+fn connections_never_exceed_the_limit() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     mesh.policy("order.yaml", &limit(3, 0, 0))?;
     let _order = mesh.instance("order1", "order-service", 8080, &[])?;
@@ -153,7 +153,7 @@ fn never_exceeded() -> Result<()> {
     Ok(())
 }
 
-fn ejection() -> Result<()> {
+fn a_failing_instance_is_ejected_and_comes_back() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     mesh.policy(
         "order.yaml",

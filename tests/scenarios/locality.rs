@@ -10,10 +10,10 @@ use weft_tests::{Mesh, Pod, served_by, wait_for};
 use crate::Scenario;
 
 pub(crate) fn all() -> Vec<Scenario> {
-    vec![
-        ("the_near_are_called_and_the_far_stand_in", near),
-        ("regions_decide_what_labels_leave_open", labels),
-        ("a_new_instance_warms_up", warmup),
+    scenarios![
+        near_localities_are_preferred_and_far_ones_fail_over,
+        regions_order_endpoints_with_equal_labels,
+        a_new_instance_warms_up,
     ]
 }
 
@@ -35,7 +35,7 @@ fn shares(front: &Pod, url: &str) -> Result<BTreeMap<String, usize>> {
     Ok(shares)
 }
 
-fn near() -> Result<()> {
+fn near_localities_are_preferred_and_far_ones_fail_over() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     mesh.policy("order.yaml", &rule("{simple: ROUND_ROBIN}"))?;
     let a = mesh.instance("order1", "order-service", 8080, &["--locality", "eu/a"])?;
@@ -72,7 +72,7 @@ fn near() -> Result<()> {
 }
 
 /// The same rack wherever it is; of the others the nearest, and the region that is named before any.
-fn labels() -> Result<()> {
+fn regions_order_endpoints_with_equal_labels() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let priority =
         "{simple: ROUND_ROBIN, localityLbSetting: {failoverPriority: [rack], failover: [{from: eu, to: us}]}}";
@@ -104,7 +104,7 @@ fn labels() -> Result<()> {
     expect("the region that is named", "order3")
 }
 
-fn warmup() -> Result<()> {
+fn a_new_instance_warms_up() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     mesh.policy("order.yaml", &rule("{simple: ROUND_ROBIN, warmup: {duration: 8s, minimumPercent: 10}}"))?;
     let _old = mesh.instance("order1", "order-service", 8080, &[])?;

@@ -1,5 +1,12 @@
 //! Scenarios: each starts a mesh of real processes in network namespaces and looks at it from outside.
 
+/// Scenarios by the names of their functions.
+macro_rules! scenarios {
+    ($($name:ident),* $(,)?) => {
+        vec![$((stringify!($name), $name as fn() -> anyhow::Result<()>)),*]
+    };
+}
+
 mod abuse;
 mod agent;
 mod certificates;
@@ -14,6 +21,7 @@ mod dns;
 mod documents;
 mod ending;
 mod eureka;
+mod exec;
 mod explained;
 mod external;
 mod fields;
@@ -37,6 +45,7 @@ mod routes;
 mod sidecars;
 mod silence;
 mod store;
+mod streams;
 mod times;
 mod traffic;
 mod trouble;
@@ -77,6 +86,7 @@ fn main() -> ExitCode {
         external::all(),
         trouble::all(),
         wire::all(),
+        streams::all(),
         abuse::all(),
         costs::all(),
         fields::all(),
@@ -98,12 +108,13 @@ fn main() -> ExitCode {
         times::all(),
         unix::all(),
         operations::all(),
+        exec::all(),
         machine::all(),
     ]
     .concat();
     // Threads begin before the first of the others, and are joined after the last.
     let waiting: Vec<Trial> =
-        times::waiting().into_iter().chain(wire::waiting()).map(|waiting| begun(&arguments, waiting)).collect();
+        times::waiting().into_iter().chain(streams::waiting()).map(|waiting| begun(&arguments, waiting)).collect();
     let trials = trials.into_iter().map(|(name, scenario)| Trial::test(name, move || run(scenario)));
     libtest_mimic::run(&arguments, trials.chain(waiting).collect()).exit_code()
 }

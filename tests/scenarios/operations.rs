@@ -10,10 +10,7 @@ use weft_tests::{Mesh, Pod, Process, binary, served_by, statuses, tests_dir, wai
 use crate::Scenario;
 
 pub(crate) fn all() -> Vec<Scenario> {
-    vec![
-        ("registrations_survive_a_restart_of_the_sidecar", registrations_survive),
-        ("sockets_kept_by_systemd_outlive_the_sidecar", activation),
-    ]
+    scenarios![registrations_survive_a_restart_of_the_sidecar, sockets_kept_by_systemd_outlive_the_sidecar,]
 }
 
 /// Limit for what takes a moment.
@@ -35,7 +32,7 @@ fn ids(pod: &Pod) -> Result<Vec<String>> {
     Ok(services.as_object().context("no object")?.keys().cloned().collect())
 }
 
-fn registrations_survive() -> Result<()> {
+fn registrations_survive_a_restart_of_the_sidecar() -> Result<()> {
     let mut mesh = Mesh::start(&[])?;
     let pod = mesh.pod("order1")?;
     let _app = pod.serve(8080, "order1")?;
@@ -203,7 +200,7 @@ impl Activated {
     }
 }
 
-fn activation() -> Result<()> {
+fn sockets_kept_by_systemd_outlive_the_sidecar() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let (order, front, outside) = (mesh.pod("order1")?, mesh.pod("frontend")?, mesh.pod("outside")?);
     let _app = order.serve(8080, "order1")?;

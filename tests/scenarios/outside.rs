@@ -10,12 +10,12 @@ use crate::Scenario;
 use crate::certificates::Certificates;
 
 pub(crate) fn all() -> Vec<Scenario> {
-    vec![
-        ("tls_begins_at_the_sidecar", tls),
-        ("tls_by_credential_and_what_was_revoked", credential),
-        ("every_address_of_a_name_is_an_endpoint", names),
-        ("a_request_names_the_host_that_is_dialed", dynamic),
-        ("copies_go_where_the_request_was_dialed_to", copies),
+    scenarios![
+        tls_begins_at_the_sidecar,
+        tls_by_credential_and_revocation_lists,
+        every_address_of_a_name_is_an_endpoint,
+        a_request_names_the_host_that_is_dialed,
+        mirrors_go_to_the_original_destination,
     ]
 }
 
@@ -33,7 +33,7 @@ pub(crate) fn name_server(pod: &Pod, known: &serde_json::Value) -> Result<(PathB
 }
 
 /// The application speaks plaintext, the sidecar TLS.
-fn tls() -> Result<()> {
+fn tls_begins_at_the_sidecar() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let certificates = Certificates::new(&mesh.center.folder("certificates"))?;
     certificates.leaf("server", "api.example.com")?;
@@ -101,7 +101,7 @@ spec:
 }
 
 /// A server whose certificate is revoked gets no further connection, and a credential is read from the sidecar's disk.
-fn credential() -> Result<()> {
+fn tls_by_credential_and_revocation_lists() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let folder = mesh.center.folder("certificates");
     let certificates = Certificates::new(&folder)?;
@@ -167,7 +167,7 @@ spec:
 }
 
 /// A name of the outside is asked for again when its records have lived, and each of its addresses is an endpoint.
-fn names() -> Result<()> {
+fn every_address_of_a_name_is_an_endpoint() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let (one, two) = (mesh.pod("one")?, mesh.pod("two")?);
     let _apps = (one.serve(8080, "one")?, two.serve(8080, "two")?);
@@ -225,7 +225,7 @@ spec:
 }
 
 /// Under a wildcard the sidecar asks for the address itself, by the request's own host, and dials no place that is not outside.
-fn dynamic() -> Result<()> {
+fn a_request_names_the_host_that_is_dialed() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let certificates = Certificates::new(&mesh.center.folder("certificates"))?;
     certificates.leaf("server", "a.example.com")?;
@@ -298,7 +298,7 @@ spec:
 }
 
 /// The application's requests go to a new service, and copies to where it believes the old one to be.
-fn copies() -> Result<()> {
+fn mirrors_go_to_the_original_destination() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let (new, old) = (mesh.pod("new")?, mesh.pod("old")?);
     let _apps = (new.serve(8080, "new")?, old.serve(8080, "old")?);

@@ -8,11 +8,11 @@ use weft_tests::{Mesh, Pod, Process, python_of, tests_dir, wait_for};
 use crate::Scenario;
 
 pub(crate) fn all() -> Vec<Scenario> {
-    vec![
-        ("server_first_half_close_and_websocket", tcp),
-        ("grpc_unary_and_streams_both_ways", grpc),
-        ("a_gigabyte_arrives_intact", gigabyte),
-        ("names_resolve_to_virtual_ips", dns),
+    scenarios![
+        server_first_half_close_and_websocket,
+        grpc_unary_and_streams_both_ways,
+        a_gigabyte_arrives_intact,
+        names_resolve_to_virtual_ips,
     ]
 }
 
@@ -30,7 +30,7 @@ fn start(pod: &Pod, python: &str, args: &[&str]) -> Result<Process> {
     Ok(process)
 }
 
-fn tcp() -> Result<()> {
+fn server_first_half_close_and_websocket() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let (front, _sidecar) = mesh.client("frontend")?;
     let client = script("tcp_client.py");
@@ -67,7 +67,7 @@ fn tcp() -> Result<()> {
     Ok(())
 }
 
-fn grpc() -> Result<()> {
+fn grpc_unary_and_streams_both_ways() -> Result<()> {
     let python = python_of("grpc")?;
     let mesh = Mesh::start(&[])?;
     let (front, _sidecar) = mesh.client("frontend")?;
@@ -88,7 +88,7 @@ fn grpc() -> Result<()> {
     Ok(())
 }
 
-fn gigabyte() -> Result<()> {
+fn a_gigabyte_arrives_intact() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let pod = mesh.pod("files")?;
     let dir = tempfile::tempdir()?;
@@ -121,7 +121,7 @@ fn gigabyte() -> Result<()> {
     Ok(())
 }
 
-fn dns() -> Result<()> {
+fn names_resolve_to_virtual_ips() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let _order = mesh.instance("order1", "order-service", 8080, &[])?;
     let vip = mesh.vip("order-service")?;

@@ -9,7 +9,7 @@ use crate::Scenario;
 use crate::certificates::Certificates;
 
 pub(crate) fn all() -> Vec<Scenario> {
-    vec![("proxies_are_told_whose_connection_it_is", proxy_protocol), ("proxies_are_asked_for_a_tunnel", tunnel)]
+    scenarios![proxies_are_told_whose_connection_it_is, proxies_are_asked_for_a_tunnel,]
 }
 
 const SOON: Duration = Duration::from_secs(15);
@@ -52,7 +52,7 @@ spec:
 ";
 
 /// Every request and every flow of bytes is told of truly, by either version, before TLS.
-fn proxy_protocol() -> Result<()> {
+fn proxies_are_told_whose_connection_it_is() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let certificates = Certificates::new(&mesh.center.folder("certificates"))?;
     certificates.leaf("server", "told.example.com")?;
@@ -156,7 +156,7 @@ spec:
 ";
 
 /// Bytes that no route could take there directly: greetings of servers, much at a time, the end of one direction.
-fn tunnel() -> Result<()> {
+fn proxies_are_asked_for_a_tunnel() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let (target, proxy) = (mesh.pod("target")?, mesh.pod("proxy")?);
     let tcp = tests_dir().join("apps/tcp.py").to_string_lossy().into_owned();

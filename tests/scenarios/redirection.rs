@@ -10,9 +10,9 @@ use crate::Scenario;
 use crate::machine::{belongings, user};
 
 pub(crate) fn all() -> Vec<Scenario> {
-    vec![
-        ("lost_rules_of_the_redirection_are_installed_again", reinstalled),
-        ("a_sidecar_that_may_not_install_lost_rules_is_not_ready", without_right),
+    scenarios![
+        lost_rules_of_the_redirection_are_installed_again,
+        a_sidecar_that_may_not_install_lost_rules_is_not_ready,
     ]
 }
 
@@ -26,7 +26,7 @@ fn redirect(pod: &Pod, args: &[&str]) -> Result<String> {
     pod.run(&binary("weft-sidecar")?.to_string_lossy(), &[&["redirect"], args].concat())
 }
 
-fn reinstalled() -> Result<()> {
+fn lost_rules_of_the_redirection_are_installed_again() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let mut order = mesh.instance("order1", "order-service", 8080, &["--health-path", "/health"])?;
     let (front, _sidecar) = mesh.client("frontend")?;
@@ -94,7 +94,7 @@ fn reinstalled() -> Result<()> {
     Ok(())
 }
 
-fn without_right() -> Result<()> {
+fn a_sidecar_that_may_not_install_lost_rules_is_not_ready() -> Result<()> {
     let Some(user) = user("1337") else { return Ok(()) };
     let mesh = Mesh::start(&[])?;
     let pod = mesh.pod("order1")?;

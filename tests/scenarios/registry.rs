@@ -9,20 +9,20 @@ use weft_tests::{Mesh, Pod, binary, wait_for};
 use crate::Scenario;
 
 pub(crate) fn all() -> Vec<Scenario> {
-    vec![
-        ("a_member_that_sends_the_largest_of_everything_is_refused_and_costs_bounded_memory", largest),
-        ("a_token_that_grants_three_thousand_services_is_small_and_joins", granted),
-        ("fifty_thousand_instances_survive_a_kill_and_the_loss_of_all_leases", many),
-        ("a_clock_that_jumps_removes_nobody", clock),
-        ("nonsense_is_refused_and_nothing_is_lost", nonsense),
-        ("web_pages_neither_read_nor_write_what_is_on_loopback", web_pages),
-        ("a_sidecar_whose_token_names_another_identity_joins_anew", another_identity),
-        ("consuls_config_entries_route_requests", config_entries),
-        ("a_service_without_a_port_is_found_by_name_and_is_no_endpoint", portless),
+    scenarios![
+        a_member_that_sends_the_largest_of_everything_is_refused_and_costs_bounded_memory,
+        a_token_that_grants_three_thousand_services_is_small_and_joins,
+        fifty_thousand_instances_survive_a_kill_and_the_loss_of_all_leases,
+        clock_jumps_remove_no_instances,
+        invalid_input_is_refused_and_state_survives,
+        web_pages_cannot_use_the_apis_on_loopback,
+        a_sidecar_whose_token_names_another_identity_joins_anew,
+        consuls_config_entries_route_requests,
+        a_service_without_a_port_is_found_by_name_and_is_no_endpoint,
     ]
 }
 
-fn largest() -> Result<()> {
+fn a_member_that_sends_the_largest_of_everything_is_refused_and_costs_bounded_memory() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let token = mesh.center.folder("largest.token").to_string_lossy().into_owned();
     mesh.weftctl(&["token", "create", "--service-account", "largest", "--service", "s0", "--out", &token])?;
@@ -56,7 +56,7 @@ fn largest() -> Result<()> {
     Ok(())
 }
 
-fn granted() -> Result<()> {
+fn a_token_that_grants_three_thousand_services_is_small_and_joins() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let token = mesh.center.folder("many.token").to_string_lossy().into_owned();
     let services: Vec<String> = (0..3000).flat_map(|n| ["--service".to_owned(), format!("service-{n}")]).collect();
@@ -77,7 +77,7 @@ fn granted() -> Result<()> {
 
 const SIDECARS: usize = 50;
 
-fn many() -> Result<()> {
+fn fifty_thousand_instances_survive_a_kill_and_the_loss_of_all_leases() -> Result<()> {
     let mut mesh = Mesh::start(&["--lease", "4"])?;
     let token = mesh.center.folder("load.token").to_string_lossy().into_owned();
     let services: Vec<String> = (0..SIDECARS).flat_map(|n| ["--service".to_owned(), format!("s{n}")]).collect();
@@ -132,7 +132,7 @@ fn many() -> Result<()> {
 }
 
 /// The control plane's clock jumps by hours while sidecars come and go: their lives are counted by a clock that does not.
-fn clock() -> Result<()> {
+fn clock_jumps_remove_no_instances() -> Result<()> {
     let mut mesh = Mesh::network(&["--lease", "4"])?;
     let file = mesh.center.folder("clock").to_string_lossy().into_owned();
     let set = |offset: &str| std::fs::write(&file, offset).context("the clock");
@@ -187,7 +187,7 @@ pub(crate) fn find_library() -> Result<String> {
 }
 
 /// What no registrar should send, and what it is told.
-fn nonsense() -> Result<()> {
+fn invalid_input_is_refused_and_state_survives() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let order = mesh.instance("order1", "order-service", 8080, &[])?;
     let large = order.pod.folder("large").to_string_lossy().into_owned();
@@ -237,7 +237,7 @@ fn nonsense() -> Result<()> {
 }
 
 /// What a browser sends for a page whose name was made to lead here, or from another origin.
-fn web_pages() -> Result<()> {
+fn web_pages_cannot_use_the_apis_on_loopback() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let pod = mesh.pod("order1")?;
     let _sidecar = mesh.sidecar(
@@ -278,7 +278,7 @@ fn web_pages() -> Result<()> {
 }
 
 /// One data folder and two tokens, one after the other; and the first again.
-fn another_identity() -> Result<()> {
+fn a_sidecar_whose_token_names_another_identity_joins_anew() -> Result<()> {
     let mesh = Mesh::start(&["--lease", "4"])?;
     let pod = mesh.pod("order1")?;
     let _app = pod.serve(8080, "order1")?;
@@ -297,7 +297,7 @@ fn another_identity() -> Result<()> {
     Ok(())
 }
 
-fn portless() -> Result<()> {
+fn a_service_without_a_port_is_found_by_name_and_is_no_endpoint() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let order = mesh.instance("order1", "order", 8080, &[])?;
     let register = |body: &str| {
@@ -326,7 +326,7 @@ fn portless() -> Result<()> {
 }
 
 /// A service-resolver and a service-splitter, written by a program with a token beside its sidecar.
-fn config_entries() -> Result<()> {
+fn consuls_config_entries_route_requests() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let _instances = ["v1", "v2"]
         .map(|version| {

@@ -12,10 +12,10 @@ use crate::gateway;
 use crate::operations::put;
 
 pub(crate) fn all() -> Vec<Scenario> {
-    vec![
-        ("a_reload_fails_no_request_while_a_response_is_open", under_load),
-        ("a_reload_of_a_gateway_fails_no_request", of_gateway),
-        ("a_reload_moves_the_main_process_under_systemd", under_systemd),
+    scenarios![
+        a_reload_fails_no_request_while_a_response_is_open,
+        a_reload_of_a_gateway_fails_no_request,
+        a_reload_moves_the_main_process_under_systemd,
     ]
 }
 
@@ -37,7 +37,7 @@ fn serving(pod: &Pod) -> Result<String> {
     Ok(found.replace("pid=", "").trim().to_owned())
 }
 
-fn under_load() -> Result<()> {
+fn a_reload_fails_no_request_while_a_response_is_open() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let pod = mesh.pod("order1")?;
     let _apps = (pod.serve(8080, "order1")?, pod.serve(8081, "order2")?);
@@ -101,7 +101,7 @@ fn under_load() -> Result<()> {
     })
 }
 
-fn of_gateway() -> Result<()> {
+fn a_reload_of_a_gateway_fails_no_request() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     mesh.policy("edge.yaml", gateway::PLAIN)?;
     let _order = mesh.instance("order1", "order-service", 8000, &[])?;
@@ -130,7 +130,7 @@ fn of_gateway() -> Result<()> {
     Ok(())
 }
 
-fn under_systemd() -> Result<()> {
+fn a_reload_moves_the_main_process_under_systemd() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let order = mesh.instance("order1", "order-service", 8080, &[])?;
     let pod = mesh.pod("frontend")?;

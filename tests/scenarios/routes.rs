@@ -9,12 +9,12 @@ use weft_tests::{Mesh, Pod, wait_for};
 use crate::Scenario;
 
 pub(crate) fn all() -> Vec<Scenario> {
-    vec![
-        ("routes_match_change_redirect_and_answer", routes),
-        ("routes_and_rules_for_some_clients", clients),
-        ("faults_and_origins", faults),
-        ("copies_and_delegates", copies),
-        ("unknown_destinations_and_the_access_log", unknown),
+    scenarios![
+        routes_match_change_redirect_and_answer,
+        routes_and_rules_for_some_clients,
+        faults_and_cors,
+        mirrors_and_delegates,
+        unknown_destinations_and_the_access_log,
     ]
 }
 
@@ -49,7 +49,7 @@ spec:
     route: [{destination: {host: order-service}}]
 "#;
 
-fn routes() -> Result<()> {
+fn routes_match_change_redirect_and_answer() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     mesh.policy("order.yaml", ROUTES)?;
     let _order = mesh.instance("order1", "order-service", 8080, &[])?;
@@ -97,7 +97,7 @@ fn lines(output: &str) -> Vec<Value> {
     output.lines().filter(|l| l.starts_with('{')).filter_map(|l| serde_json::from_str(l).ok()).collect()
 }
 
-fn unknown() -> Result<()> {
+fn unknown_destinations_and_the_access_log() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let order = mesh.instance("order1", "order-service", 8080, &[])?;
     let outside = mesh.pod("outside")?;
@@ -180,7 +180,7 @@ spec:
 "#;
 
 /// Two clients of one namespace are told different things, and what one is told follows its labels.
-fn clients() -> Result<()> {
+fn routes_and_rules_for_some_clients() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     mesh.policy("order.yaml", FOR_SOME)?;
     let _order = mesh.instance("order1", "order-service", 8080, &[])?;
@@ -253,7 +253,7 @@ spec:
   - route: [{destination: {host: order-service}}]
 "#;
 
-fn faults() -> Result<()> {
+fn faults_and_cors() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     mesh.policy("order.yaml", FAULTS)?;
     let _order = mesh.instance("order1", "order-service", 8080, &[])?;
@@ -327,7 +327,7 @@ spec:
 ";
 
 /// Copies cost the request nothing, come whole, and their answers go nowhere. What a delegate says changes with it.
-fn copies() -> Result<()> {
+fn mirrors_and_delegates() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let policy = |said: &str| mesh.policy("order.yaml", &COPIES.replace("SAID", said));
     policy("one")?;

@@ -8,7 +8,7 @@ use weft_tests::{Mesh, tests_dir, wait_for};
 use crate::Scenario;
 
 pub(crate) fn all() -> Vec<Scenario> {
-    vec![("a_sidecar_knows_and_serves_what_its_policy_says", horizon)]
+    scenarios![a_sidecar_knows_and_serves_what_its_policy_says,]
 }
 
 const FRONT: &str = "
@@ -31,7 +31,7 @@ spec:
     connectionPool: {http: {http2MaxRequests: 1}}
 ";
 
-fn horizon() -> Result<()> {
+fn a_sidecar_knows_and_serves_what_its_policy_says() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     // The application listens on loopback alone, and at another port than callers know.
     let order = mesh.pod("order")?;

@@ -12,10 +12,7 @@ use crate::gateway::another;
 use crate::operations::{SOON, put};
 
 pub(crate) fn all() -> Vec<Scenario> {
-    vec![
-        ("silent_connections_shut_no_listener", silent),
-        ("blocking_queries_of_one_client_leave_room_for_writes_and_health", blocking),
-    ]
+    scenarios![silent_connections_shut_no_listener, blocking_queries_of_one_client_leave_room_for_writes_and_health,]
 }
 
 /// More than any listener lets one address keep quiet.
@@ -61,7 +58,7 @@ fn meanwhile(pod: &Pod, address: &str, port: u16, what: &str, probe: impl Fn() -
     process.signal("KILL")
 }
 
-fn silent() -> Result<()> {
+fn silent_connections_shut_no_listener() -> Result<()> {
     let mut mesh = Mesh::network(&[])?;
     let api = format!("{}:8502", mesh.center.ip);
     mesh.control_plane_args = ["--http-listen", "127.0.0.1:8501", "--http-listen", &api].map(str::to_owned).to_vec();
@@ -111,7 +108,7 @@ fn silent() -> Result<()> {
     })
 }
 
-fn blocking() -> Result<()> {
+fn blocking_queries_of_one_client_leave_room_for_writes_and_health() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let pod = mesh.pod("order1")?;
     let _sidecar = mesh.sidecar(&pod, "order-service", &[])?;

@@ -14,18 +14,18 @@ use weft_tests::{Etcd, Mesh, Pod, statuses, wait_for};
 use crate::Scenario;
 
 pub(crate) fn all() -> Vec<Scenario> {
-    vec![
-        ("redb_and_etcd_keep_the_same_promises", promises),
-        ("what_was_acknowledged_survives_a_kill", survives),
-        ("three_control_planes_over_etcd_serve_as_one", together),
-        ("compacted_history_is_read_anew", compaction),
-        ("a_control_plane_without_its_store_sends_sidecars_elsewhere", cut_off),
-        ("a_snapshot_brings_a_mesh_back", snapshot),
+    scenarios![
+        redb_and_etcd_keep_the_same_promises,
+        acknowledged_writes_survive_a_kill,
+        three_control_planes_over_etcd_serve_as_one,
+        compacted_history_is_read_anew,
+        a_control_plane_without_its_store_sends_sidecars_elsewhere,
+        a_snapshot_brings_a_mesh_back,
     ]
 }
 
 /// The contract of `Store`, of both.
-fn promises() -> Result<()> {
+fn redb_and_etcd_keep_the_same_promises() -> Result<()> {
     let mesh = Mesh::network(&[])?;
     let etcd = Etcd::start(&mesh.center, 1)?;
     let dir = tempfile::tempdir()?;
@@ -142,7 +142,7 @@ fn registrar(pod: &Pod, first: usize, count: usize) -> Result<Vec<String>> {
 }
 
 /// kill -9 of the only control plane in the middle of writes.
-fn survives() -> Result<()> {
+fn acknowledged_writes_survive_a_kill() -> Result<()> {
     let mut mesh = Mesh::start(&["--lease", "30"])?;
     let pod = mesh.pod("order")?;
     let _sidecar = mesh.sidecar(&pod, "order-service", &[])?;
@@ -166,7 +166,7 @@ fn survives() -> Result<()> {
     })
 }
 
-fn together() -> Result<()> {
+fn three_control_planes_over_etcd_serve_as_one() -> Result<()> {
     let mut mesh = Mesh::network(&[])?;
     let center = mesh.center.again();
     let mut etcd = Etcd::start(&center, 3)?;
@@ -257,7 +257,7 @@ fn together() -> Result<()> {
 }
 
 /// A control plane's etcd is away while history is written and compacted.
-fn compaction() -> Result<()> {
+fn compacted_history_is_read_anew() -> Result<()> {
     let mut mesh = Mesh::network(&[])?;
     let center = mesh.center.again();
     let mut etcd = Etcd::start(&center, 3)?;
@@ -295,7 +295,7 @@ fn compaction() -> Result<()> {
 
 /// One of two control planes loses its etcd: its sidecar goes to the other and hears what changes; when both have lost
 /// it, the sidecars go on with what they know.
-fn cut_off() -> Result<()> {
+fn a_control_plane_without_its_store_sends_sidecars_elsewhere() -> Result<()> {
     let mut mesh = Mesh::network(&[])?;
     let center = mesh.center.again();
     let mut etcd = Etcd::start(&center, 3)?;
@@ -333,7 +333,7 @@ fn cut_off() -> Result<()> {
 
 /// A mesh is saved, its control plane loses everything, and the snapshot brings it back: the same authority, so that
 /// sidecars go on with the certificates that they have.
-fn snapshot() -> Result<()> {
+fn a_snapshot_brings_a_mesh_back() -> Result<()> {
     let mut mesh = Mesh::start(&[])?;
     let order = mesh.instance("order1", "order-service", 8080, &[])?;
     order.pod.curl(&["-f", "-X", "PUT", "-d", "blue", "http://127.0.0.1:8500/v1/kv/app/colour"])?;

@@ -12,12 +12,12 @@ use weft_tests::{Mesh, Pod, Process, tests_dir, wait_for};
 use crate::Scenario;
 
 pub(crate) fn all() -> Vec<Scenario> {
-    vec![("registrations_and_health_reach_callers_soon", soon)]
+    scenarios![registrations_and_health_reach_callers_soon,]
 }
 
 /// Those that do little but wait, beside the others.
 pub(crate) fn waiting() -> Vec<Scenario> {
-    vec![("long_timers_in_real_time", long_timers)]
+    scenarios![long_timers_in_real_time,]
 }
 
 /// Seconds of the clock that `watcher.py` has too.
@@ -47,7 +47,7 @@ fn seen(mut process: Process) -> Result<Vec<(f64, u64, String)>> {
     all.iter().map(|v| one(v).context("a line that makes no sense")).collect()
 }
 
-fn soon() -> Result<()> {
+fn registrations_and_health_reach_callers_soon() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     // Known by name and address, and of no use yet.
     let first = mesh.pod("order0")?;
@@ -127,7 +127,7 @@ fn consul_status(pod: &Pod, id: &str) -> Result<String> {
 
 /// The timers that other tests have with a paused clock: Consul's minute until a critical service is deregistered,
 /// Eureka's 90 s of a lease.
-fn long_timers() -> Result<()> {
+fn long_timers_in_real_time() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let (order, web) = (mesh.pod("order1")?, mesh.pod("web1")?);
     let _apps = [order.serve(8080, "ill")?, order.serve(8081, "well")?];

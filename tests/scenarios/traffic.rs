@@ -10,14 +10,14 @@ use weft_tests::{Mesh, served_by, statuses, wait_for};
 use crate::Scenario;
 
 pub(crate) fn all() -> Vec<Scenario> {
-    vec![
-        ("same_user_same_instance_across_sidecars_and_restarts", sticky),
-        ("subsets_and_weights_and_canary", subsets),
-        ("a_policy_edit_reaches_traffic_in_a_second", edit),
-        ("bytes_between_pods_are_tls_and_strict_refuses_plaintext", mtls),
-        ("requests_arrive_as_they_were_sent", intact),
-        ("self_calls_and_calls_to_pod_addresses", own_address),
-        ("removing_one_of_ten_endpoints_moves_few_keys", few_keys_move),
+    scenarios![
+        same_user_same_instance_across_sidecars_and_restarts,
+        subsets_and_weights_and_canary,
+        a_policy_edit_reaches_traffic_in_a_second,
+        bytes_between_pods_are_tls_and_strict_refuses_plaintext,
+        requests_arrive_as_they_were_sent,
+        self_calls_and_calls_to_pod_addresses,
+        removing_one_of_ten_endpoints_moves_few_keys,
     ]
 }
 
@@ -63,7 +63,7 @@ fn by_user(results: &[Value]) -> Result<HashMap<String, String>> {
     Ok(map)
 }
 
-fn sticky() -> Result<()> {
+fn same_user_same_instance_across_sidecars_and_restarts() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     mesh.policy("order.yaml", ORDER_POLICY)?;
     let _instances: Vec<_> =
@@ -85,7 +85,7 @@ fn sticky() -> Result<()> {
     Ok(())
 }
 
-fn subsets() -> Result<()> {
+fn subsets_and_weights_and_canary() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     mesh.policy("order.yaml", ORDER_POLICY)?;
     mesh.policy(
@@ -174,7 +174,7 @@ spec:
     Ok(())
 }
 
-fn edit() -> Result<()> {
+fn a_policy_edit_reaches_traffic_in_a_second() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     mesh.policy("order.yaml", ORDER_POLICY)?;
     let to = |subset: &str| {
@@ -208,7 +208,7 @@ fn edit() -> Result<()> {
     Ok(())
 }
 
-fn mtls() -> Result<()> {
+fn bytes_between_pods_are_tls_and_strict_refuses_plaintext() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let order = mesh.instance("order1", "order-service", 8080, &[])?;
     let (front, _sidecar) = mesh.client("frontend")?;
@@ -287,7 +287,7 @@ fn mtls() -> Result<()> {
     Ok(())
 }
 
-fn intact() -> Result<()> {
+fn requests_arrive_as_they_were_sent() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let _order = mesh.instance("order1", "order-service", 8080, &[])?;
     let (front, _sidecar) = mesh.client("frontend")?;
@@ -332,7 +332,7 @@ fn intact() -> Result<()> {
     Ok(())
 }
 
-fn own_address() -> Result<()> {
+fn self_calls_and_calls_to_pod_addresses() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     mesh.policy(
         "strict.yaml",
@@ -368,7 +368,7 @@ fn own_address() -> Result<()> {
     Ok(())
 }
 
-fn few_keys_move() -> Result<()> {
+fn removing_one_of_ten_endpoints_moves_few_keys() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let pod = mesh.pod("ten")?;
     let servers: Vec<_> = (0..10).map(|i| pod.serve(8000 + i, &format!("s{i}"))).collect::<Result<_>>()?;

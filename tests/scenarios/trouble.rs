@@ -11,21 +11,21 @@ use crate::Scenario;
 use crate::traffic::ORDER_POLICY;
 
 pub(crate) fn all() -> Vec<Scenario> {
-    vec![
-        ("a_killed_control_plane_stops_nothing_and_forgets_nothing", control_plane_killed),
-        ("a_killed_application_fails_no_request", application_killed),
-        ("a_broken_policy_is_reported_and_the_last_good_one_serves", broken_policy),
-        ("strangers_are_refused_and_told_why", strangers),
-        ("a_foreign_address_cannot_be_registered", foreign_address),
-        ("an_expired_certificate_is_refused_and_told_why", expired),
-        ("sigterm_fails_no_request", sigterm),
-        ("sigterm_to_sidecar_and_application_together_fails_no_request", sigterm_together),
-        ("certificates_rotate_under_traffic", rotation),
-        ("a_log_that_nobody_reads_stops_nothing", unread_log),
+    scenarios![
+        a_killed_control_plane_stops_no_traffic_and_loses_no_state,
+        a_killed_application_fails_no_request,
+        a_broken_policy_is_reported_and_the_last_good_one_serves,
+        unauthenticated_peers_are_refused_with_the_reason,
+        a_foreign_address_cannot_be_registered,
+        an_expired_certificate_is_refused_with_the_reason,
+        sigterm_fails_no_request,
+        sigterm_to_sidecar_and_application_together_fails_no_request,
+        certificates_rotate_under_traffic,
+        a_blocked_log_stops_no_traffic,
     ]
 }
 
-fn control_plane_killed() -> Result<()> {
+fn a_killed_control_plane_stops_no_traffic_and_loses_no_state() -> Result<()> {
     let mut mesh = Mesh::start(&[])?;
     mesh.policy("order.yaml", ORDER_POLICY)?;
     let order = mesh.instance("order1", "order-service", 8080, &[])?;
@@ -57,7 +57,7 @@ fn control_plane_killed() -> Result<()> {
     works()
 }
 
-fn application_killed() -> Result<()> {
+fn a_killed_application_fails_no_request() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let a = mesh.instance("order1", "order-service", 8080, &[])?;
     let _b = mesh.instance("order2", "order-service", 8080, &[])?;
@@ -79,7 +79,7 @@ fn application_killed() -> Result<()> {
     })
 }
 
-fn broken_policy() -> Result<()> {
+fn a_broken_policy_is_reported_and_the_last_good_one_serves() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     mesh.policy("order.yaml", ORDER_POLICY)?;
     let _order = mesh.instance("order1", "order-service", 8080, &[])?;
@@ -102,7 +102,7 @@ fn broken_policy() -> Result<()> {
     Ok(())
 }
 
-fn strangers() -> Result<()> {
+fn unauthenticated_peers_are_refused_with_the_reason() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let order = mesh.instance("order1", "order-service", 8080, &[])?;
     // A service that the token does not name.
@@ -141,7 +141,7 @@ fn strangers() -> Result<()> {
     Ok(())
 }
 
-fn sigterm() -> Result<()> {
+fn sigterm_fails_no_request() -> Result<()> {
     one_of_two_leaves(|a| {
         a.sidecar.signal("TERM")?;
         let code = a.sidecar.wait(Duration::from_secs(10))?;
@@ -150,7 +150,7 @@ fn sigterm() -> Result<()> {
     })
 }
 
-fn sigterm_together() -> Result<()> {
+fn sigterm_to_sidecar_and_application_together_fails_no_request() -> Result<()> {
     one_of_two_leaves(|a| {
         // The application is the first to stop listening, while its sidecar is still being called.
         a.app.signal("TERM")?;
@@ -183,7 +183,7 @@ fn one_of_two_leaves(leave: impl FnOnce(&mut Instance) -> Result<()>) -> Result<
     Ok(())
 }
 
-fn rotation() -> Result<()> {
+fn certificates_rotate_under_traffic() -> Result<()> {
     let mesh = Mesh::start(&["--certificate-ttl", "30"])?;
     let _order = mesh.instance("order1", "order-service", 8080, &[])?;
     let (front, _sidecar) = mesh.client("frontend")?;
@@ -201,7 +201,7 @@ fn rotation() -> Result<()> {
     Ok(())
 }
 
-fn unread_log() -> Result<()> {
+fn a_blocked_log_stops_no_traffic() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let _order = mesh.instance("order1", "order-service", 8080, &[])?;
     let front = mesh.pod("frontend")?;
@@ -216,7 +216,7 @@ fn unread_log() -> Result<()> {
     Ok(())
 }
 
-fn foreign_address() -> Result<()> {
+fn a_foreign_address_cannot_be_registered() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let order = mesh.instance("order1", "order-service", 8080, &[])?;
     let thief = mesh.pod("thief")?;
@@ -240,7 +240,7 @@ fn foreign_address() -> Result<()> {
     Ok(())
 }
 
-fn expired() -> Result<()> {
+fn an_expired_certificate_is_refused_with_the_reason() -> Result<()> {
     let mesh = Mesh::start(&["--certificate-ttl", "10"])?;
     let order = mesh.instance("order1", "order-service", 8080, &[])?;
     let vip = mesh.vip("order-service")?;

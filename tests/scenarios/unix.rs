@@ -10,10 +10,10 @@ use crate::certificates::Certificates;
 use crate::operations::SOON;
 
 pub(crate) fn all() -> Vec<Scenario> {
-    vec![
-        ("unix_sockets_are_endpoints_of_a_service_entry", endpoints),
-        ("tls_is_originated_to_a_unix_socket", originates),
-        ("a_sidecar_delivers_to_the_unix_socket_of_its_default_endpoint", delivery),
+    scenarios![
+        unix_sockets_are_endpoints_of_a_service_entry,
+        tls_is_originated_to_a_unix_socket,
+        a_sidecar_delivers_to_the_unix_socket_of_its_default_endpoint,
     ]
 }
 
@@ -50,7 +50,7 @@ spec:
     )
 }
 
-fn endpoints() -> Result<()> {
+fn unix_sockets_are_endpoints_of_a_service_entry() -> Result<()> {
     let python = python_of("grpc")?;
     let mesh = Mesh::start(&[])?;
     let front = mesh.pod("frontend")?;
@@ -129,7 +129,7 @@ spec:
     })
 }
 
-fn originates() -> Result<()> {
+fn tls_is_originated_to_a_unix_socket() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let front = mesh.pod("frontend")?;
     let certificates = Certificates::new(&mesh.center.folder("certificates"))?;
@@ -180,7 +180,7 @@ spec:
   - {port: {number: 9080, protocol: PROTOCOL, name: a}, defaultEndpoint: 'unix://SOCKET'}
 ";
 
-fn delivery() -> Result<()> {
+fn a_sidecar_delivers_to_the_unix_socket_of_its_default_endpoint() -> Result<()> {
     let python = python_of("grpc")?;
     let mesh = Mesh::start(&[])?;
     let order = mesh.pod("order")?;

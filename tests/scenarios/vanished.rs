@@ -9,7 +9,7 @@ use weft_tests::{Mesh, statuses};
 use crate::Scenario;
 
 pub(crate) fn all() -> Vec<Scenario> {
-    vec![("requests_go_on_elsewhere_when_a_peer_vanishes", vanished)]
+    scenarios![requests_go_on_elsewhere_when_a_peer_vanishes,]
 }
 
 const HOLE: &str = "table inet hole { \
@@ -23,7 +23,7 @@ metadata: {name: order}
 spec: {host: order-service, trafficPolicy: {connectionPool: {http: {h2UpgradePolicy: UPGRADE}}}}
 ";
 
-fn vanished() -> Result<()> {
+fn requests_go_on_elsewhere_when_a_peer_vanishes() -> Result<()> {
     ["HTTP/1", "HTTP/2"].into_iter().try_for_each(by)
 }
 

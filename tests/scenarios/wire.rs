@@ -8,26 +8,20 @@ use weft_tests::{Mesh, Pod, Process, tests_dir, wait_for};
 use crate::Scenario;
 
 pub(crate) fn all() -> Vec<Scenario> {
-    vec![
-        ("early_responses_lose_no_request", early),
-        ("only_websocket_is_tunnelled", upgrades),
-        ("a_response_that_breaks_a_rule_is_502_and_names_it", broken_responses),
-        ("the_target_names_the_authority", authority),
-        ("requests_to_a_forward_proxy_stay_what_they_are", forward_proxy),
-        ("the_endpoint_decides_about_expectations", interim),
-        ("targets_pass_as_they_came_and_refusals_are_logged_and_counted", targets),
-        ("a_hundred_headers_pass_two_sidecars", headers),
-        ("a_safe_request_is_repeated_on_both_sides_of_a_call", repeated),
-        ("a_reset_crosses_two_sidecars", reset),
-        ("mirrors_get_large_bodies_whole", mirrored),
+    scenarios![
+        early_responses_lose_no_request,
+        only_websocket_is_tunnelled,
+        a_response_that_breaks_a_rule_is_502_and_names_it,
+        the_target_names_the_authority,
+        requests_to_a_forward_proxy_stay_what_they_are,
+        the_endpoint_decides_about_expectations,
+        targets_pass_as_they_came_and_refusals_are_logged_and_counted,
+        a_hundred_headers_pass_two_sidecars,
+        a_safe_request_is_repeated_on_both_sides_of_a_call,
     ]
 }
 
 /// Those that do little but wait, beside the others.
-pub(crate) fn waiting() -> Vec<Scenario> {
-    vec![("a_half_closed_connection_outlives_connection_tracking", half_closed)]
-}
-
 const DENIED: &str = "
 apiVersion: networking.istio.io/v1
 kind: VirtualService
@@ -41,20 +35,20 @@ spec:
 ";
 
 /// A service whose application is `wire_server.py`, and a client; what ends first stands first.
-struct Wire {
-    front_sidecar: Process,
-    front: Pod,
-    sidecar: Process,
+pub(crate) struct Wire {
+    pub(crate) front_sidecar: Process,
+    pub(crate) front: Pod,
+    pub(crate) sidecar: Process,
     _app: Process,
-    pod: Pod,
-    mesh: Mesh,
+    pub(crate) pod: Pod,
+    pub(crate) mesh: Mesh,
 }
 
 fn script(name: &str) -> String {
     tests_dir().join("apps").join(name).to_string_lossy().into_owned()
 }
 
-fn start(pod: &Pod, args: &[&str]) -> Result<Process> {
+pub(crate) fn start(pod: &Pod, args: &[&str]) -> Result<Process> {
     let args: Vec<String> = std::iter::once(script(args[0])).chain(args[1..].iter().map(|a| (*a).to_owned())).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let process = pod.spawn("app", "python3", &args)?;
@@ -66,12 +60,12 @@ fn start(pod: &Pod, args: &[&str]) -> Result<Process> {
 }
 
 impl Wire {
-    fn start() -> Result<Wire> {
+    pub(crate) fn start() -> Result<Wire> {
         Wire::with(&[])
     }
 
     /// `args`: of both sidecars.
-    fn with(args: &[&str]) -> Result<Wire> {
+    pub(crate) fn with(args: &[&str]) -> Result<Wire> {
         let mesh = Mesh::start(&[])?;
         let pod = mesh.pod("wire")?;
         let app = start(&pod, &["wire_server.py", "8080"])?;
@@ -95,17 +89,17 @@ impl Wire {
     }
 
     /// What comes back for these pieces, by way of both sidecars.
-    fn ask(&self, pieces: &[&str]) -> Result<String> {
+    pub(crate) fn ask(&self, pieces: &[&str]) -> Result<String> {
         self.ask_at(&self.mesh.vip("wire")?, "80", pieces)
     }
 
-    fn ask_at(&self, host: &str, port: &str, pieces: &[&str]) -> Result<String> {
+    pub(crate) fn ask_at(&self, host: &str, port: &str, pieces: &[&str]) -> Result<String> {
         let script = script("wire_client.py");
         self.front.run("python3", &[&[&*script, host, port], pieces].concat())
     }
 
     /// Waits for a line of a sidecar's log that holds all of `parts`.
-    fn logged(process: &Process, parts: &[&str]) -> Result<String> {
+    pub(crate) fn logged(process: &Process, parts: &[&str]) -> Result<String> {
         wait_for("a line of the access log", Duration::from_secs(5), || {
             let log = process.output();
             let line = log.lines().find(|line| parts.iter().all(|part| line.contains(part)));
@@ -115,7 +109,7 @@ impl Wire {
 }
 
 /// On kept connections; the early response is the application's, or that of a route of the caller's sidecar.
-fn early() -> Result<()> {
+fn early_responses_lose_no_request() -> Result<()> {
     let wire = Wire::start()?;
     for _ in 0..3 {
         let lost = wire.ask(&["posts", "60"])?;
@@ -142,7 +136,7 @@ fn early() -> Result<()> {
         .map(drop)
 }
 
-fn upgrades() -> Result<()> {
+fn only_websocket_is_tunnelled() -> Result<()> {
     let wire = Wire::start()?;
     let asking = |path: &str, token: &str| {
         format!(
@@ -186,7 +180,7 @@ fn upgrades() -> Result<()> {
     Ok(())
 }
 
-fn broken_responses() -> Result<()> {
+fn a_response_that_breaks_a_rule_is_502_and_names_it() -> Result<()> {
     let wire = Wire::start()?;
     let answered = |answer: &str| {
         let encoded: String = answer.bytes().map(|byte| format!("%{byte:02X}")).collect();
@@ -222,7 +216,7 @@ fn broken_responses() -> Result<()> {
     Ok(())
 }
 
-fn authority() -> Result<()> {
+fn the_target_names_the_authority() -> Result<()> {
     let wire = Wire::start()?;
     let absolute = wire.ask(&[r"GET http://wire/seen HTTP/1.1\r\nHost: internal.wire\r\n\r\n"])?;
     ensure!(absolute.contains("GET /seen HTTP/1.1\r\n") && !absolute.contains("internal.wire"), "{absolute}");
@@ -266,7 +260,7 @@ fn authority() -> Result<()> {
 }
 
 /// `http_proxy=` names a proxy that the mesh does not know.
-fn forward_proxy() -> Result<()> {
+fn requests_to_a_forward_proxy_stay_what_they_are() -> Result<()> {
     let wire = Wire::start()?;
     let outside = wire.mesh.pod("outside")?;
     let _proxy = start(&outside, &["wire_server.py", "3128"])?;
@@ -291,7 +285,7 @@ fn forward_proxy() -> Result<()> {
     Ok(())
 }
 
-fn interim() -> Result<()> {
+fn the_endpoint_decides_about_expectations() -> Result<()> {
     let wire = Wire::start()?;
     let expecting = |path: &str| {
         format!(r"POST {path} HTTP/1.1\r\nHost: wire\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n")
@@ -319,7 +313,7 @@ fn interim() -> Result<()> {
     Ok(())
 }
 
-fn targets() -> Result<()> {
+fn targets_pass_as_they_came_and_refusals_are_logged_and_counted() -> Result<()> {
     let wire = Wire::start()?;
     for (sent, seen) in [
         (r#"/api?query=up{job="a"}"#, r#"/api?query=up{job="a"}"#),
@@ -367,7 +361,7 @@ fn targets() -> Result<()> {
 }
 
 /// Limits count what the client sent.
-fn headers() -> Result<()> {
+fn a_hundred_headers_pass_two_sidecars() -> Result<()> {
     let wire = Wire::start()?;
     let with = |count: usize| {
         let all: String = (0..count).map(|i| format!(r"X-{i}: {i}\r\n")).collect();
@@ -389,7 +383,7 @@ fn headers() -> Result<()> {
 }
 
 /// The application closes a kept connection under its second request: whichever sidecar had it open repeats what is safe.
-fn repeated() -> Result<()> {
+fn a_safe_request_is_repeated_on_both_sides_of_a_call() -> Result<()> {
     let wire = Wire::start()?;
     let url = format!("http://{}/second", wire.mesh.vip("wire")?);
     for round in 0..6 {
@@ -406,135 +400,5 @@ fn repeated() -> Result<()> {
     let posted = |_| outside.curl(&["-w", "%{http_code}", "-o", "/dev/null", "-d", "x", &direct]);
     let statuses: Vec<String> = (0..2).map(posted).collect::<Result<_>>()?;
     ensure!(statuses.contains(&"503".to_owned()), "an unsafe request was repeated: {statuses:?}");
-    Ok(())
-}
-
-const RESETS: &str = r#"
-import socket, struct, sys, time
-listener = socket.create_server(("0.0.0.0", 9000))
-print("listening", flush=True)
-while True:
-    connection, _ = listener.accept()
-    wanted = connection.recv(10)
-    connection.sendall(b"half of it")
-    time.sleep(.3)
-    if wanted.startswith(b"\0r"):
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    elif wanted.startswith(b"\0w"):
-        try:
-            while connection.recv(100): pass
-            print("end", flush=True)
-        except ConnectionResetError:
-            print("reset", flush=True)
-    connection.close()
-"#;
-
-const RESETTING: &str = r#"
-import socket, struct, sys
-connection = socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=5)
-connection.sendall(b"\0w")
-connection.recv(100)
-connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-connection.close()
-"#;
-
-/// Data that break off do not look whole, whichever side they come from: over mTLS, and without.
-fn reset() -> Result<()> {
-    let wire = Wire::start()?;
-    let pod = wire.mesh.pod("bytes")?;
-    let server = pod.spawn("bytes", "python3", &["-c", RESETS])?;
-    let _sidecar = wire.mesh.sidecar(&pod, "bytes", &["--service", "bytes", "--port", "9000", "--protocol", "tcp"])?;
-    wire.mesh.redirect(&pod)?;
-    wire.mesh.wait_healthy(&pod.ip)?;
-    let outside = wire.mesh.pod("outside")?;
-    let elsewhere = outside.spawn("elsewhere", "python3", &["-c", RESETS])?;
-    for (server, host, port) in [(&server, wire.mesh.vip("bytes")?, "80"), (&elsewhere, outside.ip.clone(), "9000")] {
-        wait_for("a server", Duration::from_secs(10), || {
-            ensure!(server.output().contains("listening"), "{}", server.output());
-            Ok(())
-        })?;
-        let said = wire.ask_at(&host, port, &[r"\x00r"])?;
-        ensure!(said == "half of it<reset>\n", "{host}: {said}");
-        let said = wire.ask_at(&host, port, &[r"\x00e"])?;
-        ensure!(said == "half of it<end>\n", "{host}: {said}");
-        wire.front.run("python3", &["-c", RESETTING, &host, port])?;
-        wait_for("the server's own end", Duration::from_secs(5), || {
-            ensure!(server.output().contains("reset"), "{}", server.output());
-            Ok(())
-        })?;
-    }
-    Ok(())
-}
-
-const MIRROR: &str = "
-apiVersion: networking.istio.io/v1
-kind: VirtualService
-metadata: {name: wire}
-spec:
-  hosts: [wire]
-  http:
-  - route: [{destination: {host: wire}}]
-    mirror: {host: shadow}
-";
-
-fn mirrored() -> Result<()> {
-    let wire = Wire::start()?;
-    let pod = wire.mesh.pod("shadow")?;
-    let _app = start(&pod, &["wire_server.py", "8080"])?;
-    let sidecar = wire.mesh.sidecar(&pod, "shadow", &["--service", "shadow", "--port", "8080", "--access-log", "-"])?;
-    wire.mesh.redirect(&pod)?;
-    wire.mesh.wait_healthy(&pod.ip)?;
-    wire.mesh.policy("wire.yaml", MIRROR)?;
-    let upload = |bytes: &str| {
-        let head = format!(r"POST /length HTTP/1.1\r\nHost: wire\r\nContent-Length: {bytes}\r\n\r\n");
-        wire.ask(&[&head, &format!("@{bytes}")])
-    };
-    wait_for("the mirror", Duration::from_secs(10), || {
-        upload("1")?;
-        ensure!(sidecar.output().contains("\"/length\""), "no copy");
-        Ok(())
-    })?;
-    for bytes in ["2500000", "20000000"] {
-        let said = upload(bytes)?;
-        ensure!(said.contains(bytes), "{said}");
-        Wire::logged(
-            &sidecar,
-            &["\"path\":\"/length\"", &format!("\"bytes_received\":{bytes},"), "\"response_code\":200"],
-        )?;
-    }
-    let metrics = wire.front.curl(&["http://127.0.0.1:15020/metrics"])?;
-    ensure!(metrics.contains("weft_mirrors_cut_total 0"), "a copy was cut off");
-    Ok(())
-}
-
-/// The kernel forgets a half-closed redirected connection after 60 s without a packet.
-fn half_closed() -> Result<()> {
-    let wire = Wire::start()?;
-    let outside = wire.mesh.pod("outside")?;
-    let late = r#"
-import socket, time
-listener = socket.create_server(("0.0.0.0", 9000))
-print("listening", flush=True)
-while True:
-    connection, _ = listener.accept()
-    while connection.recv(100): pass
-    time.sleep(75)
-    connection.sendall(b"late")
-    connection.close()
-"#;
-    let server = outside.spawn("late", "python3", &["-c", late])?;
-    wait_for("a server", Duration::from_secs(10), || {
-        ensure!(server.output().contains("listening"), "{}", server.output());
-        Ok(())
-    })?;
-    let client = r#"
-import socket, sys
-connection = socket.create_connection((sys.argv[1], 9000), timeout=100)
-connection.sendall(b"\0x")
-connection.shutdown(socket.SHUT_WR)
-print(connection.recv(100).decode())
-"#;
-    let said = wire.front.run("python3", &["-c", client, &outside.ip])?;
-    ensure!(said.trim() == "late", "{said}");
     Ok(())
 }
