@@ -8,9 +8,53 @@ use crate::tests_dir;
 
 /// Each crate of several parts, and its parts from the lowest to the highest.
 const CRATES: &[(&str, &[&str])] = &[
+    ("sidecar/core/src", CORE),
     ("sidecar/src", SIDECAR),
     ("control-plane/src", CONTROL_PLANE),
     ("control-plane/world/src", &["world", "translate", "explain"]),
+];
+
+const CORE: &[&str] = &[
+    "clock",
+    "dns",
+    "failover",
+    "fault",
+    "first_bytes",
+    "flag",
+    "http1",
+    "identity",
+    "locality",
+    "names",
+    "outcome",
+    "path",
+    "proxy_protocol",
+    "re2",
+    "renewal",
+    "request",
+    "sniff",
+    "string_match",
+    "subnet",
+    "tls_hello",
+    "windowed_count",
+    "cors",
+    "hash",
+    "headers",
+    "retry",
+    "tunnel",
+    "policy",
+    "gateway",
+    "limits",
+    "protocol",
+    "inbound",
+    "pool",
+    "reply",
+    "endpoint",
+    "balance",
+    "outlier",
+    "route",
+    "service",
+    "compile",
+    "target",
 ];
 
 const SIDECAR: &[&str] = &[

@@ -12,8 +12,9 @@ use weft_core::endpoint::{Endpoint, for_cluster};
 use weft_core::http1::{Framing, Limits, parse_request, write_request};
 use weft_core::limits::ClusterLimits;
 use weft_core::locality::Place;
-use weft_core::policy::{Cluster, Service};
+use weft_core::policy::Cluster;
 use weft_core::request::RequestView;
+use weft_core::service::Service;
 use weft_core::{compile, hash::request_hash};
 use weft_proto::v1;
 

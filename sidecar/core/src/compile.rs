@@ -21,8 +21,10 @@ use weft_proto::v1;
 
 use crate::endpoint::{Address, EndpointConfig, Health, Remote};
 use crate::identity::{IdentityError, SpiffeId};
+use crate::inbound::*;
 use crate::names::normalise;
 use crate::policy::*;
+use crate::service::*;
 pub use gateway::gateway_servers;
 use gateway::servers;
 

@@ -9,7 +9,7 @@ use http::header::{
 use http::{HeaderMap, HeaderValue, Method};
 
 use crate::request::RequestView;
-use crate::route::matcher::StringMatch;
+use crate::string_match::StringMatch;
 
 /// The CORS policy of a route.
 #[derive(Debug, Clone)]

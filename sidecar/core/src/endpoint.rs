@@ -4,6 +4,8 @@
 //! (`EndpointState`: requests in flight, ejection) is kept by address across snapshots, or each deployment would reset
 //! ejections and lose count of requests in flight.
 
+pub mod ejection;
+
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
@@ -12,9 +14,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::identity::SpiffeId;
-use crate::outlier::EjectionState;
 use crate::policy::{Cluster, TargetPort};
 use crate::pool::EndpointId;
+pub use ejection::EjectionState;
 
 /// An endpoint as registered. Shared by all of its clusters.
 #[derive(Debug, Clone, PartialEq)]

@@ -4,8 +4,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::endpoint::EndpointConfig;
-
 /// Location of a proxy.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Place {
@@ -93,27 +91,27 @@ impl Pattern {
 }
 
 impl Failover {
-    /// Distance of an endpoint from a proxy: 0 is nearest. For a proxy of unknown locality all are at the same
-    /// distance.
-    pub fn distance(&self, place: &Place, endpoint: &EndpointConfig) -> u32 {
+    /// Distance of an endpoint, with this locality and these labels, from a proxy: 0 is nearest. For a proxy of unknown
+    /// locality all are at the same distance.
+    pub fn distance(&self, place: &Place, locality: &str, labels: &BTreeMap<String, String>) -> u32 {
         match self {
-            Failover::Regions(failover) => by_region(failover, &place.locality, &endpoint.locality),
-            Failover::Labels(labels) => by_labels(labels, place, endpoint),
-            Failover::Both(labels, failover) => by_labels(labels, place, endpoint)
+            Failover::Regions(failover) => by_region(failover, &place.locality, locality),
+            Failover::Labels(compared) => by_labels(compared, place, locality, labels),
+            Failover::Both(compared, failover) => by_labels(compared, place, locality, labels)
                 .saturating_mul(STEPS_OF_REGIONS)
-                .saturating_add(by_region(failover, &place.locality, &endpoint.locality)),
+                .saturating_add(by_region(failover, &place.locality, locality)),
         }
     }
 }
 
-fn by_labels(labels: &[Label], place: &Place, endpoint: &EndpointConfig) -> u32 {
-    let alike = labels.iter().take_while(|label| {
+fn by_labels(compared: &[Label], place: &Place, locality: &str, labels: &BTreeMap<String, String>) -> u32 {
+    let alike = compared.iter().take_while(|label| {
         let own = || label_of(&label.name, &place.labels, &place.locality);
         let wanted = label.value.as_deref().or_else(own);
         // A label that both lack counts as equal, as in Istio.
-        wanted.unwrap_or_default() == label_of(&label.name, &endpoint.labels, &endpoint.locality).unwrap_or_default()
+        wanted.unwrap_or_default() == label_of(&label.name, labels, locality).unwrap_or_default()
     });
-    u32::try_from(labels.len() - alike.count()).unwrap_or(u32::MAX)
+    u32::try_from(compared.len() - alike.count()).unwrap_or(u32::MAX)
 }
 
 /// 0 to 4.
@@ -151,16 +149,14 @@ fn label_of<'a>(name: &str, labels: &'a BTreeMap<String, String>, locality: &'a 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::endpoint::tests::config;
 
     fn place(locality: &str, labels: &[(&str, &str)]) -> Place {
         let labels = labels.iter().map(|(name, value)| (name.to_string(), value.to_string()));
         Place { locality: locality.into(), labels: labels.collect() }
     }
 
-    fn at(locality: &str, labels: &[(&str, &str)]) -> EndpointConfig {
-        let place = place(locality, labels);
-        EndpointConfig { locality: place.locality, labels: place.labels, ..config("10.0.0.1:80", 1) }
+    fn distance(failover: &Failover, from: &Place, to: &Place) -> u32 {
+        failover.distance(from, &to.locality, &to.labels)
     }
 
     #[test]
@@ -197,11 +193,11 @@ mod tests {
             ("asia/a/1", 3, 4),
             ("", 3, 4),
         ] {
-            let endpoint = at(locality, &[]);
-            assert_eq!(plain.distance(&here, &endpoint), far, "{locality}");
-            assert_eq!(with_failover.distance(&here, &endpoint), with_name, "{locality}");
+            let endpoint = place(locality, &[]);
+            assert_eq!(distance(&plain, &here, &endpoint), far, "{locality}");
+            assert_eq!(distance(&with_failover, &here, &endpoint), with_name, "{locality}");
             assert_eq!(
-                plain.distance(&Place::default(), &endpoint),
+                distance(&plain, &Place::default(), &endpoint),
                 0,
                 "a proxy of unknown locality has no preference"
             );
@@ -224,10 +220,10 @@ mod tests {
             ("us/a", &[("rack", "7"), ("version", "v2")], 3),
             ("", &[("rack", "7"), ("topology.kubernetes.io/region", "eu")], 1),
         ] {
-            assert_eq!(failover.distance(&here, &at(locality, labels)), far, "{locality} {labels:?}");
+            assert_eq!(distance(&failover, &here, &place(locality, labels)), far, "{locality} {labels:?}");
         }
         let none = place("eu/a", &[]);
-        assert_eq!(failover.distance(&none, &at("eu/b", &[("version", "v2")])), 0, "neither has a rack");
+        assert_eq!(distance(&failover, &none, &place("eu/b", &[("version", "v2")])), 0, "neither has a rack");
     }
 
     #[test]
@@ -245,9 +241,9 @@ mod tests {
             ("us", &[], 8),
             ("asia", &[], 9),
         ] {
-            assert_eq!(both.distance(&here, &at(locality, labels)), far, "{locality} {labels:?}");
+            assert_eq!(distance(&both, &here, &place(locality, labels)), far, "{locality} {labels:?}");
         }
         let nowhere = Place { locality: "".into(), ..here };
-        assert_eq!(both.distance(&nowhere, &at("us", rack)), 0, "labels alone");
+        assert_eq!(distance(&both, &nowhere, &place("us", rack)), 0, "labels alone");
     }
 }

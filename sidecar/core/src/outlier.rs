@@ -6,32 +6,16 @@
 //! belong to the endpoint (`EndpointState`), and the lock is passed from one snapshot's detector to the next: a request
 //! that still holds the old snapshot counts in the same place.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use http::StatusCode;
 
 use crate::endpoint::Endpoint;
+use crate::endpoint::ejection::{clear, lock};
 use crate::outcome::Outcome;
 use crate::policy::OutlierDetection;
-
-/// Counters of one endpoint of one cluster.
-#[derive(Debug, Default)]
-pub struct EjectionState {
-    consecutive_5xx: AtomicU32,
-    consecutive_gateway_errors: AtomicU32,
-    consecutive_local_failures: AtomicU32,
-    ejected: AtomicBool,
-    history: Mutex<History>,
-}
-
-#[derive(Debug, Default)]
-struct History {
-    /// Ejections in a row: the factor of the ejection time. Decremented after each healthy interval.
-    multiplier: u32,
-    ejected_at: Option<Instant>,
-}
 
 /// Reason for an ejection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -66,42 +50,7 @@ pub struct Detector {
 /// Maximum ejection time, unless `baseEjectionTime` itself is longer.
 const MAX_EJECTION_TIME: Duration = Duration::from_secs(300);
 
-impl EjectionState {
-    /// Whether the endpoint is ejected.
-    pub fn is_ejected(&self) -> bool {
-        self.ejected.load(Ordering::Acquire)
-    }
-
-    /// Marks an endpoint as ejected by another proxy, for a simulation of that proxy. No [`Detector`] ends this.
-    pub fn adopt(&self) {
-        self.ejected.store(true, Ordering::Release);
-    }
-
-    /// Resets all counters and the ejection.
-    pub(crate) fn reset(&self) {
-        *lock(&self.history) = History::default();
-        self.clear_counters();
-        self.ejected.store(false, Ordering::Release);
-    }
-
-    fn clear_counters(&self) {
-        clear(&self.consecutive_5xx);
-        clear(&self.consecutive_gateway_errors);
-        clear(&self.consecutive_local_failures);
-    }
-}
-
 /// Stores only if needed: success is the usual case and must not take the cache line from other workers.
-fn clear(counter: &AtomicU32) {
-    if counter.load(Ordering::Relaxed) != 0 {
-        counter.store(0, Ordering::Relaxed);
-    }
-}
-
-/// The code under these locks does not panic; if it did, the data would still be consistent.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 impl Detector {
     /// Takes all endpoints of a cluster, including unhealthy ones. `previous`: the cluster's detector in the preceding

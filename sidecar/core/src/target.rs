@@ -9,8 +9,9 @@ use std::sync::Arc;
 
 use crate::endpoint::{Endpoint, find};
 use crate::names::{normalise, split_port};
-use crate::policy::{Cluster, Port, Protocol, Service};
+use crate::policy::{Cluster, Protocol};
 use crate::route::{Connection, Routed};
+use crate::service::{Port, Service};
 
 /// The name to look up for a request's authority; `None`: it is an address or invalid, so that the original destination
 /// decides.

@@ -14,8 +14,9 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, oneshot, watch};
+use weft_core::inbound::Inbound;
 use weft_core::locality::Place;
-use weft_core::policy::{Inbound, Service};
+use weft_core::service::Service;
 
 use crate::upstream::cluster::ClusterView;
 pub use writer::{Interest, Writer, new};

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use weft_agent::checks::Sockets;
 use weft_agent::entry::{GROUP_ID, Task, group_member};
-use weft_core::policy::Inbound;
+use weft_core::inbound::Inbound;
 use weft_proto::v1::JoinedGroup;
 
 use crate::control::agent::Delivery;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 use weft_core::gateway::{Server, ServerCertificate, Speaks, Termination};
-use weft_core::policy::Inbound;
+use weft_core::inbound::Inbound;
 
 use super::{connection, tls, together};
 use crate::net::sockets::{self, Shared};

@@ -13,8 +13,8 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use weft_core::endpoint::{Endpoint, find};
 use weft_core::flag::ResponseFlag;
-use weft_core::policy::{Port, Service};
 use weft_core::route::Connection;
+use weft_core::service::{Port, Service};
 use weft_core::sniff::Sniff;
 use weft_core::target::{self, Address, Look};
 

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use weft_core::endpoint::Endpoint;
 use weft_core::identity::SpiffeId;
+use weft_core::inbound::Inbound;
 use weft_core::names;
-use weft_core::policy::Inbound;
 
 use crate::control::directory::ServiceView;
 use crate::proxy::Proxy;

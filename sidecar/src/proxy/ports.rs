@@ -5,7 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use weft_core::endpoint::{Endpoint, Target};
-use weft_core::policy::{Cluster, DeliverTo, Inbound};
+use weft_core::inbound::{DeliverTo, Inbound};
+use weft_core::policy::Cluster;
 
 use crate::upstream::cluster::ClusterView;
 use crate::upstream::endpoints;

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use weft_core::compile::{self, CompileError};
 use weft_core::endpoint::{Endpoint, find, for_cluster};
 use weft_core::names::normalise;
-use weft_core::policy::{Cluster, Port, Protocol, Service};
+use weft_core::policy::{Cluster, Protocol};
+use weft_core::service::{Port, Service};
 use weft_core::target::{self, Address, Look};
 
 use super::Query;

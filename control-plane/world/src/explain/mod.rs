@@ -25,9 +25,9 @@ use std::time::Instant;
 use weft_core::compile::CompileError;
 use weft_core::fault::Abort;
 use weft_core::flag::ResponseFlag;
-use weft_core::policy::Port;
 use weft_core::reply::{LocalReply, Reason};
 use weft_core::route::{Action, Connection, Forward, Routed};
+use weft_core::service::Port;
 use weft_core::target::is_virtual;
 
 pub use caller::{Name, Workload, find};

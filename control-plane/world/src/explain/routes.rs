@@ -3,9 +3,10 @@
 
 use std::sync::Arc;
 
-use weft_core::policy::{Port, Protocol};
+use weft_core::policy::Protocol;
 use weft_core::request::RequestView;
 use weft_core::route::{Connection, Routed};
+use weft_core::service::Port;
 
 use super::report::{Routes, SkippedRoute, TakenRoute};
 use super::settings;

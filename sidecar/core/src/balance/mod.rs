@@ -112,7 +112,10 @@ impl Balancer {
                 continue;
             } else {
                 let distance = match &cluster.locality {
-                    Locality::Failover(failover) => failover.distance(here.place, &endpoint.config),
+                    Locality::Failover(failover) => {
+                        let config = &endpoint.config;
+                        failover.distance(here.place, &config.locality, &config.labels)
+                    }
                     _ => 0,
                 };
                 let at = levels.binary_search_by_key(&distance, |(far, _)| *far).unwrap_or_else(|at| {

@@ -3,7 +3,8 @@
 use weft_proto::v1;
 
 use crate::re2;
-use crate::route::matcher::{HeaderMatch, Matcher, Pseudo, StringMatch, UriMatch};
+use crate::route::matcher::{HeaderMatch, Matcher, Pseudo, UriMatch};
+use crate::string_match::StringMatch;
 
 use super::{At, Result, error, header_name, port_number};
 

@@ -4,6 +4,7 @@ use http::HeaderName;
 use regex::bytes::Regex;
 
 use crate::request::RequestView;
+use crate::string_match::StringMatch;
 
 /// The conditions of one match; without any, every request matches.
 #[derive(Debug, Clone, Default)]
@@ -75,19 +76,6 @@ pub enum UriMatch {
     Prefix { path: String, ignore_case: bool },
     /// A match of the whole path.
     Regex(Regex),
-}
-
-/// A condition on a string.
-#[derive(Debug, Clone)]
-pub enum StringMatch {
-    /// Equal.
-    Exact(String),
-    /// Starts with.
-    Prefix(String),
-    /// A match of the whole string.
-    Regex(Regex),
-    /// Anything.
-    Any,
 }
 
 /// A condition on a header.
@@ -204,18 +192,6 @@ impl UriMatch {
                 path.as_bytes().get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix.as_bytes()))
             }
             UriMatch::Regex(regex) => regex.is_match(path.as_bytes()),
-        }
-    }
-}
-
-impl StringMatch {
-    /// Whether a text matches.
-    pub(crate) fn matches(&self, text: &[u8]) -> bool {
-        match self {
-            StringMatch::Exact(exact) => text == exact.as_bytes(),
-            StringMatch::Prefix(prefix) => text.starts_with(prefix.as_bytes()),
-            StringMatch::Regex(regex) => regex.is_match(text),
-            StringMatch::Any => true,
         }
     }
 }

@@ -1,9 +1,11 @@
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use proptest::prelude::*;
 
-use super::matcher::{HeaderMatch, StringMatch, UriMatch};
+use super::matcher::{HeaderMatch, UriMatch};
+
 use super::*;
 use crate::request::tests::view;
+use crate::string_match::StringMatch;
 
 pub(super) fn forward(weights: &[u32]) -> Forward {
     let destination = |(cluster, weight): (usize, &u32)| Destination {
@@ -289,7 +291,8 @@ fn a_missing_header_counts_as_empty_for_a_negated_condition() {
 
 #[test]
 fn absence_scheme_and_port_conditions_match() {
-    use super::matcher::{HeaderMatch, StringMatch};
+    use super::matcher::HeaderMatch;
+    use crate::string_match::StringMatch;
     let name = http::HeaderName::from_static("x-a");
     let without =
         |condition| Matcher { headers: vec![(name.clone(), HeaderMatch::Without(condition))], ..Matcher::default() };

@@ -6,8 +6,9 @@ use crate::request::RequestView;
 use crate::subnet::Subnet;
 
 use super::connection::{Connection, ConnectionMatch, UnmetByConnection};
-use super::matcher::{HeaderMatch, StringMatch, Unmet, UriMatch};
+use super::matcher::{HeaderMatch, Unmet, UriMatch};
 use crate::re2::unanchored;
+use crate::string_match::StringMatch;
 
 impl Unmet<'_> {
     /// The actual and the required value: `header x-user: "a" is not exact "b"`.

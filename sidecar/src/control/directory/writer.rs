@@ -13,8 +13,9 @@ use prost::Message;
 use tokio::sync::{mpsc, oneshot, watch};
 use weft_core::compile;
 use weft_core::endpoint::EndpointConfig;
+use weft_core::inbound::Inbound;
 use weft_core::locality::Place;
-use weft_core::policy::{Inbound, Service};
+use weft_core::service::Service;
 use weft_proto::envoy::{DeltaDiscoveryResponse, Resource};
 use weft_proto::{ENDPOINTS_TYPE, INBOUND_TYPE, SERVICE_TYPE, v1};
 

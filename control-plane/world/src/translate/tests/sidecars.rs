@@ -129,7 +129,7 @@ fn what_comes_in_is_taken_as_the_sidecar_says() {
         (with.protocol(9080), with.protocol(9081), with.protocol(1)),
         (Protocol::Http2, Protocol::Tcp, Protocol::Unknown)
     );
-    use weft_core::policy::DeliverTo;
+    use weft_core::inbound::DeliverTo;
     let to = |text: &str| with.destination(text.parse().unwrap());
     let at = |text: &str| DeliverTo::Address(text.parse().unwrap());
     assert_eq!((to("10.0.0.1:9080"), to("10.0.0.1:9081")), (at("127.0.0.1:8080"), at("10.0.0.1:9081")));

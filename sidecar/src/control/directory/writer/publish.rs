@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use weft_core::endpoint::{Address, EndpointConfig, resolved};
-use weft_core::policy::{self, Inbound, Service};
+use weft_core::inbound::Inbound;
+use weft_core::policy;
+use weft_core::service::Service;
 
 use super::super::{Entry, Name, ServiceView, Snapshot};
 use super::{Cached, Writer};

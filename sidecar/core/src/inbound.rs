@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use weft_proto::v1;
 
-use super::{ConnectionPool, Protocol};
 use crate::gateway::Server;
+use crate::policy::{ConnectionPool, Protocol};
 
 /// Treatment of incoming traffic.
 #[derive(Debug, Clone, PartialEq)]
