@@ -50,8 +50,6 @@ pub struct Detector {
 /// Maximum ejection time, unless `baseEjectionTime` itself is longer.
 const MAX_EJECTION_TIME: Duration = Duration::from_secs(300);
 
-/// Stores only if needed: success is the usual case and must not take the cache line from other workers.
-
 impl Detector {
     /// Takes all endpoints of a cluster, including unhealthy ones. `previous`: the cluster's detector in the preceding
     /// snapshot.

@@ -39,6 +39,7 @@ impl EjectionState {
         self.ejected.store(false, Ordering::Release);
     }
 
+    /// Stores only if needed: success is the usual case and must not take the cache line from other workers.
     pub(crate) fn clear_counters(&self) {
         clear(&self.consecutive_5xx);
         clear(&self.consecutive_gateway_errors);
@@ -46,6 +47,7 @@ impl EjectionState {
     }
 }
 
+/// Stores only if needed: success is the usual case and must not take the cache line from other workers.
 pub(crate) fn clear(counter: &AtomicU32) {
     if counter.load(Ordering::Relaxed) != 0 {
         counter.store(0, Ordering::Relaxed);
