@@ -2,7 +2,7 @@
 
 usage: mesh_hello.py ADDRESS PORT SERVER_NAME
 
-Exit status 0: somebody has shown a certificate. Whoever asks for one of ours refuses us after that.
+Exit status 0: the server has presented a certificate. A server that wants a client certificate refuses the connection after that.
 """
 import socket
 import ssl

@@ -89,7 +89,7 @@ step("catalog.service", (items[0]["ServiceID"], items[0]["ServiceAddress"], item
      == ("order-1", POD, 8080), items)
 _, nodes = c.catalog.nodes()
 step("catalog.nodes", me["Config"]["NodeName"] in [node["Node"] for node in nodes], nodes)
-step("an unknown service", c.health.service("nobody")[1] == [])
+step("an unknown service", c.health.service("unknown")[1] == [])
 
 # A TTL check.
 step("agent.check.register", c.agent.check.register("heartbeat", check=consul.Check.ttl("1s"), service_id="order-1") is True)

@@ -2,7 +2,7 @@
 import dataclasses
 
 POLICY = "networking.istio.io/v1"
-# Nobody listens on this one; one that listens and never accepts has its queue full, so that a connection is never made.
+# No process listens on this one; one that listens and never accepts has its queue full, so that a connection is never made.
 REFUSING, STUCK = 6999, 7060
 
 # Endpoints of bytes, which answer whatever comes with their port.

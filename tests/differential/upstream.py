@@ -7,7 +7,7 @@ Behind the last port some more answer whatever comes with their number.
 A request says by `x-do` what becomes of its attempts, one word each with commas between, the last one for all that follow. A word
 is a status or one of `WORDS`; `WORD@PORT+PORT|WORD@PORT` is for some ports, and the others answer 200. `x-answer` is a header of
 the answer, `name: value`. Attempts are counted by `x-request-id`; GET /log/ID of the control port tells them as JSON: the port,
-the connection of that port, and what came. What has `x-unlogged` is not counted. Nobody is ever accepted at the stuck port.
+the connection of that port, and what came. What has `x-unlogged` is not counted. The stuck port never accepts a connection.
 """
 import asyncio
 import collections

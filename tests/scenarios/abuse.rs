@@ -1,4 +1,4 @@
-//! Clients that misbehave, through accident or malice: memory stays bounded, and nobody else waits.
+//! Clients that misbehave, through accident or malice: memory stays bounded, and other clients do not wait.
 
 use std::collections::HashMap;
 use std::time::Duration;

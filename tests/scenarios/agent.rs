@@ -223,7 +223,7 @@ fn exec_runs_a_command_in_the_mesh() -> Result<()> {
     Ok(())
 }
 
-/// Script checks, under `exec`, which buries orphans and must not bury these; and refused where nobody turned them on.
+/// Script checks, under `exec`, which reaps orphans and must not reap these; and refused unless they are turned on.
 fn programs_check_health_where_that_is_allowed() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let pod = mesh.pod("order1")?;

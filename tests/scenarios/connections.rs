@@ -130,7 +130,7 @@ with ssl.create_default_context(cafile=ca).wrap_socket(plain, server_hostname=na
     assert tls.recv(100).startswith(b'HTTP/1.'), 'no answer'
 ";
 
-/// The application speaks TLS itself: nobody but the server reads it, and its server name says where it goes.
+/// The application speaks TLS itself: only the server reads it, and its server name decides its destination.
 fn connections_by_server_name() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let certificates = Certificates::new(&mesh.center.folder("certificates"))?;
@@ -172,11 +172,11 @@ fn connections_by_server_name() -> Result<()> {
     served("another host's endpoint by server name", "a.own.test", "10.201.0.1")?;
     let refused = ask("b.own.test", "10.201.0.1");
     ensure!(refused.is_err(), "no route is for this server name: {refused:?}");
-    // Addresses that nobody knows, and names that somebody does.
+    // Unknown addresses, and known server names.
     served("a host of a wildcard, as addressed", "a.example.com", &pods[2].ip)?;
     let refused = ask("b.example.net", &pods[3].ip);
-    ensure!(refused.is_err(), "nobody knows this name, and only what is known may be called: {refused:?}");
-    served("an endpoint whose address nobody gave", "a.own.test", &pods[1].ip)?;
+    ensure!(refused.is_err(), "an unknown name passes under REGISTRY_ONLY: {refused:?}");
+    served("an endpoint without a declared address", "a.own.test", &pods[1].ip)?;
     // A client that takes its time is routed by its server name all the same, where nothing says that the port speaks TLS.
     front.run("python3", &["-c", LATE, "10.201.0.1", "8443", "a.own.test", &ca])?;
     Ok(())

@@ -68,7 +68,7 @@ fn what_the_mesh_has_as_defaults() -> Result<()> {
     });
     let refused = wait_for("the limit", SOON, || {
         let answers = front.requests(&plan)?;
-        answers.into_iter().find(|answer| answer["status"] == 503).context("nobody was refused")
+        answers.into_iter().find(|answer| answer["status"] == 503).context("no request was refused")
     })?;
     let why = "overflow; policy=IstioOperator/istio-system/installation; limit=http1MaxPendingRequests=1";
     ensure!(refused["headers"]["x-weft-reason"] == why, "{refused}");

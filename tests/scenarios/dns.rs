@@ -225,7 +225,7 @@ fn only_queries_to_the_pods_own_name_servers_are_captured() -> Result<()> {
 }
 
 fn names_outlive_the_control_plane() -> Result<()> {
-    // Also where other machines reach it, with a recursor that is nobody's address.
+    // Also where other machines reach it, with a recursor that does not exist.
     let listen = ["--dns-listen", "127.0.0.1:8600", "--dns-listen", "0.0.0.0:8601", "--dns-recursor", "192.0.2.1"];
     let mut mesh = Mesh::start(&listen)?;
     let (order, _s1) = instances(&mesh, "order1", "order-service", [("a".into(), 8080, "v1", true)])?;

@@ -62,7 +62,7 @@ fn a_request_gets_what_weftctl_route_says() -> Result<()> {
     let instances = [
         zone("order1", "v1", "eu/a")?,
         zone("order2", "v1", "eu/a")?,
-        // Too far for whoever is in eu.
+        // Too far for clients in eu.
         zone("order3", "v1", "us/a")?,
         zone("order4", "v2", "eu/a")?,
         zone("order5", "v2", "eu/a")?,
@@ -91,7 +91,7 @@ fn a_request_gets_what_weftctl_route_says() -> Result<()> {
         Ok(())
     })?;
 
-    // A key's endpoint is the one that serves it, and those that are far serve nobody.
+    // A key's endpoint is the one that serves it, and far ones get no request.
     let mut seen = BTreeSet::new();
     for user in 0..12 {
         let header = format!("user-id: user-{user}");
@@ -122,6 +122,6 @@ fn a_request_gets_what_weftctl_route_says() -> Result<()> {
     let url = format!("http://{vip}/none");
     let answer = front.curl(&["-i", "-H", "Host: order-service", &url])?;
     ensure!(answer.starts_with("HTTP/1.1 404") && answer.contains("x-weft-reason: no_route"), "{answer}");
-    fails(&["nobody/", "--from", "front"], "unknown host")?;
+    fails(&["unknown/", "--from", "front"], "unknown host")?;
     fails(&["order-service/", "--from", "frnt"], "no sidecar of a workload `frnt` is connected, did you mean `front`?")
 }

@@ -102,7 +102,7 @@ fn programs_without_a_sidecar_register_at_the_control_plane() -> Result<()> {
     one.curl(&["-f", "http://127.0.0.1:8080/well"])?;
     calls(&mesh, &front, &["legacy1", "legacy2"])?;
 
-    // Nobody registers again after a restart, and checks go on.
+    // No program registers again after a restart, and checks go on.
     mesh.control_plane.take().context("it runs")?.signal("KILL")?;
     mesh.start_control_plane()?;
     calls(&mesh, &front, &["legacy1", "legacy2"])?;

@@ -99,7 +99,7 @@ fn status(answer: &str) -> &str {
 
 fn fields_hash_by_cookie_source_and_query() -> Result<()> {
     let s = Setting::new(3)?;
-    let server = |answer: &str| header(answer, "x-served-by").map(str::to_owned).context("served by nobody");
+    let server = |answer: &str| header(answer, "x-served-by").map(str::to_owned).context("no x-served-by");
 
     s.rule("{loadBalancer: {consistentHash: {httpCookie: {name: session, ttl: 60s, path: /}}}}")?;
     let first = wait_for("a cookie", SOON, || {

@@ -85,7 +85,7 @@ fn a_gateway_serves_callers_without_a_sidecar() -> Result<()> {
         certificates.leaf(name, &format!("{name}.example.com"))?;
     }
     mesh.policy("edge.yaml", &policy(&certificates))?;
-    // Nobody takes plaintext: what comes in goes on by mTLS.
+    // All workloads are STRICT: the gateway goes on by mTLS.
     let strict = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: all, namespace: weft-system}\nspec: {mtls: {mode: STRICT}}\n";
     mesh.policy("strict.yaml", strict)?;
     let _order = mesh.instance("order1", "order-service", 8000, &[])?;
@@ -141,7 +141,7 @@ fn a_gateway_serves_callers_without_a_sidecar() -> Result<()> {
     let answer =
         outside.curl(&["-f", "--cacert", &ca, "--resolve", &at("secure"), "https://secure.example.com:8443/"])?;
     ensure!(answer == "the application's own TLS", "{answer}");
-    ensure!(outside.curl(&["-k", "--resolve", &at("nobody"), "https://nobody.example.com:8443/"]).is_err());
+    ensure!(outside.curl(&["-k", "--resolve", &at("unknown"), "https://unknown.example.com:8443/"]).is_err());
     let answer = outside.curl(&["-f", &format!("http://{ip}:9000/")])?;
     ensure!(answer.contains("order1"), "{answer}");
 

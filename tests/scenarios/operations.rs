@@ -63,7 +63,7 @@ fn registrations_survive_a_restart_of_the_sidecar() -> Result<()> {
         Ok(())
     })?;
 
-    // Killed: nobody asks the application to register again, and its TTL report still counts.
+    // Killed: the application does not register again, and its TTL report still counts.
     sidecar.signal("KILL")?;
     drop(sidecar);
     let sidecar = start(&mesh)?;
@@ -147,7 +147,7 @@ impl Activated {
         let (control, data) = (format!("{}:15012", mesh.center.ip), format!("/run/activated-{}", pod.name));
         let (activator, sidecar) = (tests_dir().join("apps/activator.py"), binary("weft-sidecar")?);
         let (activator, sidecar) = (activator.to_string_lossy(), sidecar.to_string_lossy());
-        // Those of deploy/systemd/weft-sidecar@.socket, and one that nobody wants.
+        // Those of deploy/systemd/weft-sidecar@.socket, and one that is not used.
         let unit = std::fs::read_to_string(tests_dir().join("../deploy/systemd/weft-sidecar@.socket"))?;
         let mut sockets: Vec<String> = Vec::new();
         for (key, address) in unit.lines().filter_map(|l| l.split_once('=')) {
@@ -224,7 +224,7 @@ fn sockets_kept_by_systemd_outlive_the_sidecar() -> Result<()> {
     let failed = results.iter().find(|r| r["status"] != 200);
     ensure!(failed.is_none(), "{:?}: {failed:?}", statuses(&results));
     let waited = results.iter().filter_map(|r| r["ms"].as_f64()).fold(0.0, f64::max);
-    ensure!(waited > 200.0, "nobody waited: {waited} ms");
+    ensure!(waited > 200.0, "no request waited: {waited} ms");
     let from_outside = from_outside.results()?;
     ensure!(statuses(&from_outside) == [(200, 1)].into(), "{from_outside:?}");
     front_sidecar.end("KILL")?;
@@ -259,7 +259,7 @@ fn sockets_kept_by_systemd_outlive_the_sidecar() -> Result<()> {
     std::thread::sleep(Duration::from_secs(1));
     front_sidecar.end("TERM")?;
     none_failed("restart of the caller's", &running.results()?)?;
-    // The only instance, stopped: whoever calls meanwhile is told that there is none, or waits; nobody's connection breaks.
+    // The only instance, stopped: requests meanwhile are refused or wait; no connection breaks.
     let running = load(5)?;
     std::thread::sleep(Duration::from_secs(1));
     order_sidecar.end("TERM")?;
@@ -276,7 +276,7 @@ fn sockets_kept_by_systemd_outlive_the_sidecar() -> Result<()> {
     none_failed("restart of one of two instances", &results)?;
     wait_for("its return", SOON, || {
         let results = front.requests(&json!({"url": url, "count": 20, "headers": host}))?;
-        ensure!(served_by(&results).iter().any(|s| s == "order1"), "order1 serves nobody");
+        ensure!(served_by(&results).iter().any(|s| s == "order1"), "order1 gets no request");
         Ok(())
     })
 }

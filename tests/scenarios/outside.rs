@@ -93,7 +93,7 @@ spec:
         format!("mode: SIMPLE, caCertificates: {ca}, sni: other.example.com, subjectAltNames: [api.example.com]");
     mesh.policy("api.yaml", &policy(&named))?;
     expect("the name that is wanted", "http://api.example.com/", "the application's own TLS")?;
-    // Nobody whom this system trusts has signed it.
+    // No CA of the system has signed it.
     mesh.policy("api.yaml", &policy("mode: SIMPLE"))?;
     expect("the system's authorities", "http://api.example.com/", " 503 ")?;
     mesh.policy("api.yaml", &policy("mode: SIMPLE, insecureSkipVerify: true"))?;

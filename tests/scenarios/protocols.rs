@@ -58,7 +58,7 @@ fn server_first_half_close_and_websocket() -> Result<()> {
         let said = front.run("python3", &[&client, &vip, "80", mode]);
         ensure!(said.is_ok(), "{mode}: {said:?}");
     }
-    // What the mesh does not know passes through, in plaintext, whoever speaks first.
+    // Unknown destinations pass through, in plaintext, whichever side speaks first.
     let outside = mesh.pod("outside")?;
     let _server = start(&outside, "python3", &[&script("tcp.py"), "9001", "greet"])?;
     let said = front.run("python3", &[&client, &outside.ip, "9001", "greet"]);
@@ -150,7 +150,7 @@ fn names_resolve_to_virtual_ips() -> Result<()> {
             let answer = pod.curl(&["-f", &format!("http://{host}:8080/")]);
             ensure!(answer.as_ref().is_ok_and(|a| a.contains("order1")), "{name}: {host} answers {answer:?}");
         }
-        let unknown = pod.run("getent", &["ahostsv4", "nobody.default.svc.cluster.local"]);
+        let unknown = pod.run("getent", &["ahostsv4", "unknown.default.svc.cluster.local"]);
         ensure!(unknown.is_err(), "{name}: {unknown:?}");
     }
     Ok(())

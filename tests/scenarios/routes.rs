@@ -166,7 +166,7 @@ spec:
   - match: [{port: 81}]
     directResponse: {status: 200, body: {string: port 81}}
   - match: [{uri: {prefix: /who}, withoutHeaders: {x-known: {exact: "yes"}}, scheme: {exact: http}}]
-    directResponse: {status: 200, body: {string: nobody known}}
+    directResponse: {status: 200, body: {string: unknown client}}
   - route: [{destination: {host: order-service}}]
 ---
 apiVersion: networking.istio.io/v1
@@ -200,15 +200,15 @@ fn routes_and_rules_for_some_clients() -> Result<()> {
     };
     for (pod, port, headers, wanted) in [
         (&web, 80, &[][..], "the web"),
-        (&batch, 80, &[], "nobody known"),
-        (&batch, 80, &["x-known: no"], "nobody known"),
+        (&batch, 80, &[], "unknown client"),
+        (&batch, 80, &["x-known: no"], "unknown client"),
         (&batch, 80, &["x-known: yes"], "sa/batch"),
         (&batch, 81, &["x-known: yes"], "port 81"),
     ] {
         let answer = ask(pod, port, headers)?;
         ensure!(answer.contains(wanted), "{port} {headers:?}: {answer}, not {wanted}");
     }
-    // Plaintext from the one, so that nobody knows who it is, the mesh's TLS from the other.
+    // Plaintext from the one, so that it has no identity, the mesh's TLS from the other.
     let call = |pod: &Pod| pod.curl(&["-f", "-H", "Host: order-service", &format!("http://{vip}/")]);
     let (of_web, of_batch) = (call(&web)?, call(&batch)?);
     ensure!(!of_web.contains("sa/web") && of_batch.contains("sa/batch"), "{of_web} {of_batch}");
@@ -309,7 +309,7 @@ spec:
     route: [{destination: {host: order-service}}]
     mirrors:
     - {destination: {host: shadow-service}, percentage: {value: 25}}
-    - {destination: {host: nobody}}
+    - {destination: {host: missing}}
   - match: [{uri: {prefix: /team}}]
     timeout: 5s
     delegate: {name: team}
@@ -376,7 +376,7 @@ fn mirrors_and_delegates() -> Result<()> {
         ensure!(one[0] == "POST" && one[2] == body.len() && one[3] == own["body_sha256"], "{one} {own}");
         ensure!(one[4] == "order-service" && own["path"] == one[1] && own["name"] == "order1", "{one} {own}");
     }
-    // A copy that takes its time keeps nobody waiting, and one that nobody takes fails nobody.
+    // A slow mirror delays no request, and a failing one fails none.
     let start = std::time::Instant::now();
     let plan =
         serde_json::json!({"url": format!("http://{vip}/half"), "count": 400, "headers": {"Host": "order-service"}});

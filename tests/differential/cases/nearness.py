@@ -38,7 +38,7 @@ TWO = [Endpoint(7001, labels={"version": "a"}), Endpoint(7002, labels={"version"
 
 
 def elsewhere(name, istio, envoy):
-    """Both endpoints here fail and the one far away does not; nobody is ever ejected."""
+    """Both endpoints here fail and the one far away does not; no endpoint is ever ejected."""
     policy = {"outlierDetection": {**OUTLIERS, "consecutive5xxErrors": 1000}}
     return Case(f"locality: {name}", policy=policy, cluster={"outlier_detection": {**OF_ENVOY, "consecutive_5xx": 1000}},
                 endpoints=placed((HERE, 0), (HERE, 0), (FAR, 1)), asks=[Ask(do="503@7001+7002", times=10)],
@@ -74,6 +74,6 @@ CASES = [
     copied("of none", {"mirror": "b", "mirrorPercentage": {"value": 0}},
            [{**ALL[0], "runtime_fraction": {"default_value": {"numerator": 0}}}], [Ask("/m3", times=5)], [0] * 5),
     copied("their answers count for nothing", {"mirror": "b"}, ALL, [Ask("/m4", do="500@7002"), Ask("/m5", do="reset@7002")], [1, 1]),
-    copied("they keep nobody waiting", {"mirror": "b"}, ALL, [Ask("/m6", do="sleep:1500@7002")], [1],
+    copied("they delay no request", {"mirror": "b"}, ALL, [Ask("/m6", do="sleep:1500@7002")], [1],
            check=lambda w, e: all(result["took"] < 1.2 for result in w + e)),
 ]

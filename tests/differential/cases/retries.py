@@ -54,7 +54,7 @@ CASES = [
     retried("a status by number is the server's, not the proxy's", "503", "200", endpoints=[Endpoint(REFUSING)], same=FATE),
     retried("reset repeats a connection that ends without an answer", "reset", "",
             asks=[Ask(method="POST", body="x", do="reset,200"), Ask(do="503,200")]),
-    retried("connect-failure repeats where nobody listens", "connect-failure", "200", endpoints=[Endpoint(REFUSING)], same=FATE),
+    retried("connect-failure repeats where no process listens", "connect-failure", "200", endpoints=[Endpoint(REFUSING)], same=FATE),
     retried("connect-failure does not repeat an answer", "connect-failure", ["503,200", "500,200"]),
     retried("refused-stream is of HTTP/2", "refused-stream", ["503,200"]),
     retried("several conditions", "gateway-error,retriable-4xx,418", ["418,409,200", "502,418,200", "500,200"]),

@@ -22,7 +22,7 @@ use weft_proto::{ENDPOINTS_TYPE, INBOUND_TYPE, SERVICE_TYPE, v1};
 use super::{Command, Directory, ServiceView};
 use crate::upstream::resolution::Resolution;
 
-/// A name that nobody used for this long is dropped.
+/// A name that was not used for this long is dropped.
 const UNUSED_FOR: Duration = Duration::from_secs(3600);
 /// Names known at once. Beyond that new ones are taken as unknown: a program that calls random hosts must not make us
 /// (or the control plane) grow.

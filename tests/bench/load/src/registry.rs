@@ -66,7 +66,7 @@ async fn all(options: Options, control: Rc<Control>) -> Result<Value> {
         "p99_ms": super::percentile(&took, 0.99) as f64 / 1000.0,
     });
     super::print(&json!({"ready": true, "figures": figures}))?;
-    // Whoever started this looks at the control plane meanwhile; signs of life go on.
+    // The caller examines the control plane meanwhile; heartbeats go on.
     let mut line = tokio::task::spawn_blocking(|| std::io::stdin().lock().read_line(&mut String::new()));
     let mut tick = tokio::time::interval(std::time::Duration::from_secs(2));
     loop {
