@@ -217,7 +217,7 @@ fn sigterm_to_a_gateway_fails_no_request() -> Result<()> {
             "keep_alive": keep_alive, "method": "POST", "body": "not idempotent",
         }))
     };
-    // Those that stay until they are told, and those that come until nobody takes them any more, so many that some are in
+    // Kept connections, and new ones until the listener is closed, so many that some are in
     // the kernel's queue at any moment.
     let (kept, always_new) = (load(true, 4)?, load(false, 48)?);
     let slow = outside.requests_meanwhile(&json!({ "url": url(&first, "/sleep/3500") }))?;
