@@ -79,40 +79,40 @@ fn a_request_in_words() {
     let want = "\
 GET http://order/pay?x=1, from a client of namespace default, locality eu/a
 host      order is order.default.svc.cluster.local: a service of the caller's namespace
-port      any (the host declares none): told by the first bytes
+port      any (the host declares none): detected by the first bytes
 route     VirtualService/default/order: http[2], match[0]
           not http[0] \"front\": it is for callers with the labels app=front
           not http[1]: path \"/pay\" is not prefix \"/moved\"
           retries: 2 on connect-failure,refused-stream,cancelled,unavailable
 to        100 %: pay.test port 80
           policy: DestinationRule/default/pay
-          balancer: ring hash by header u, 1024 entries at least; localities: the near first
+          balancer: ring hash by header u, 1024 entries at least; localities: the nearest first
           outlier detection: consecutive5xxErrors=5 interval=10s baseEjectionTime=30s maxEjectionPercent=10
-          TLS: mutual where the endpoint has a sidecar, else plaintext
+          TLS: mutual if the endpoint has a sidecar, else plaintext
        -> 10.9.0.1:80           healthy, level 0, weight 1, plaintext, locality eu/a
           10.9.0.2:80           healthy, level 1, weight 1, plaintext, locality us/a
           100 % to level 0, 0 % to level 1
           by header u: 10.9.0.1:80
-note      no document here offers the host: it is taken as registered
-result    an endpoint gets it
+note      no document here defines the host: it is assumed to be registered
+result    forwarded to an endpoint
 ";
     assert_eq!((out.as_str(), code), (want, ExitCode::SUCCESS));
     let (out, _) = run(SHOP, &["order/pay", "--from", "lab/tester", "--label", "app=front"]);
     let want = "GET http://order/pay, from tester of namespace lab, labels app=front\nhost      order is \
-                order.default.svc.cluster.local: a service of namespace default: the caller's own has none of this name\n";
+                order.default.svc.cluster.local: a service of namespace default: the caller's namespace has none of this name\n";
     assert!(out.starts_with(want), "{out}");
 }
 
 #[test]
 fn the_last_line_and_the_exit_status() {
-    let open = "no endpoint is known from files: whoever is registered gets it";
+    let open = "forwarded to a registered endpoint (files do not show which)";
     for (args, result, code) in [
         (&["order/api"][..], open, ExitCode::SUCCESS),
         (&["order/any", "--label", "app=front"], open, ExitCode::SUCCESS),
         (&["order/moved/x"], "answered 301 by redirect", ExitCode::SUCCESS),
-        (&["pay.test/"], "an endpoint gets it", ExitCode::SUCCESS),
+        (&["pay.test/"], "forwarded to an endpoint", ExitCode::SUCCESS),
         (&["order/none"], "404 NR, no_route", ExitCode::FAILURE),
-        (&["order/api", "-X", "POST", "-H", "host: pay.test:80"], "an endpoint gets it", ExitCode::SUCCESS),
+        (&["order/api", "-X", "POST", "-H", "host: pay.test:80"], "forwarded to an endpoint", ExitCode::SUCCESS),
         (&["nobody/"], "unknown host: passed through", ExitCode::FAILURE),
         (&["order:x/"], "\"order:x/\": \"x\" is not a port (1 to 65535)", ExitCode::FAILURE),
         (&["order/", "-H", "x"], "-H: \"x\" is not a name, a ':' and a value", ExitCode::FAILURE),

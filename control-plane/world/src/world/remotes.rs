@@ -1,7 +1,7 @@
-//! Other data centres: summaries of the services that they export, and the share of our requests that goes there.
+//! Other data centres: summaries of the services that they export, and the share of local requests that goes there.
 //!
-//! The order of the data centres is that of preference. One counts as long as it is a peer and its last summary is kept,
-//! even while its control plane is unreachable.
+//! The order of the data centres is that of preference. One counts as long as it is a peer and its last summary is
+//! kept, even while its control plane is unreachable.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,7 +10,7 @@ use weft_proto::v1;
 
 use super::{Changed, MESH_SUFFIX, World, fqdn};
 
-/// Where everything is unless it is said, as in Consul.
+/// The default name of a data centre, as in Consul.
 pub const DEFAULT_DATACENTER: &str = "dc1";
 
 /// Another data centre.
@@ -27,31 +27,31 @@ pub struct Peering {
 /// A service of another data centre, or a subset of one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Presence {
-    /// Instances that take requests.
+    /// Number of available instances.
     pub healthy: u32,
-    /// All.
+    /// Number of all instances.
     pub total: u32,
     /// SPIFFE IDs of the instances.
     pub identities: Vec<String>,
 }
 
-/// What a data centre has told.
+/// The exports of a data centre.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Summary {
     gateways: Vec<v1::GatewayAddress>,
     /// Subsets by canonical host; "" is all of it.
     hosts: BTreeMap<String, BTreeMap<String, Presence>>,
-    /// Unix seconds.
+    /// Time of reception, Unix seconds.
     received: u64,
 }
 
-/// All of them.
+/// The state of all other data centres.
 #[derive(Clone, Debug)]
 pub(super) struct Remotes {
     datacenter: String,
     peers: Vec<Peering>,
     summaries: BTreeMap<String, Summary>,
-    /// Centres whose control plane cannot be reached from here.
+    /// Data centres whose control plane is unreachable from here.
     cut_off: BTreeSet<String>,
     /// Percent by host and subset.
     shares: BTreeMap<(String, String), u32>,
@@ -69,7 +69,7 @@ impl Default for Remotes {
     }
 }
 
-/// What a data centre has of a host.
+/// A data centre's part of a host.
 #[derive(Debug)]
 pub struct RemoteHost<'a> {
     /// Its name.
@@ -78,12 +78,12 @@ pub struct RemoteHost<'a> {
     pub gateways: &'a [v1::GatewayAddress],
     /// By subset.
     pub subsets: &'a BTreeMap<String, Presence>,
-    /// Its control plane is heard of: what it has said is so.
+    /// Whether its control plane is connected, so that the summary is current.
     pub connected: bool,
 }
 
 impl World {
-    /// Says where this is, and which other data centres are listened to, the preferred one first.
+    /// Sets the name of this data centre, and its peers, the preferred one first.
     pub fn set_peers(&mut self, datacenter: &str, peers: Vec<Peering>, now: u64) -> Changed {
         self.remotes.datacenter = datacenter.to_owned();
         self.remotes.peers = peers;
@@ -99,12 +99,12 @@ impl World {
         &self.remotes.datacenter
     }
 
-    /// The data centres that are listened to.
+    /// The peers.
     pub fn peers(&self) -> &[Peering] {
         &self.remotes.peers
     }
 
-    /// Takes up what a data centre exports; `None`: it is not known any more.
+    /// Replaces the summary of a data centre; `None`: it is removed.
     pub fn set_remote(&mut self, datacenter: &str, stored: Option<&v1::StoredSummaries>, now: u64) -> Changed {
         let old = self.remotes.summaries.remove(datacenter);
         if let Some(stored) = stored {
@@ -133,7 +133,7 @@ impl World {
         self.settle(changed, now)
     }
 
-    /// Says whether a data centre is heard of.
+    /// Sets whether a data centre's control plane is connected.
     pub fn set_connected(&mut self, datacenter: &str, connected: bool) -> Changed {
         let changed = if connected {
             self.remotes.cut_off.remove(datacenter)
@@ -148,7 +148,7 @@ impl World {
         Changed { hosts, ..Changed::default() }
     }
 
-    /// Which share of a host's requests goes elsewhere, by host and subset; those not named: none.
+    /// Sets the share of a host's requests for other data centres, by host and subset; none for those not named.
     pub fn set_shares(&mut self, shares: BTreeMap<(String, String), u32>) -> Changed {
         let old = std::mem::replace(&mut self.remotes.shares, shares);
         let new = &self.remotes.shares;
@@ -160,13 +160,13 @@ impl World {
         Changed { hosts, ..Changed::default() }
     }
 
-    /// Percent of a host's requests that go elsewhere.
+    /// Percent of a host's requests for other data centres.
     pub fn share(&self, host: &str, subset: &str) -> u32 {
         self.remotes.shares.get(&(host.to_owned(), subset.to_owned())).copied().unwrap_or(0)
     }
 
-    /// Where else a host is, the preferred data centre first, those that are silent last: those that have gateways and
-    /// somebody healthy, as far as is known.
+    /// The other data centres with a host that have gateways and, as far as is known, a healthy instance: the preferred
+    /// one first, disconnected ones last.
     pub fn remotes_of<'a>(&'a self, host: &'a str) -> impl Iterator<Item = RemoteHost<'a>> {
         let of = move |peer: &'a Peering| {
             let datacenter = peer.datacenter.as_str();
@@ -198,7 +198,7 @@ impl World {
         is.then(|| host.strip_suffix(MESH_SUFFIX)?.rsplit_once('.').map(|(_, namespace)| namespace)).flatten()
     }
 
-    /// Data centres of which something is kept, peers or not, and when it was received (Unix seconds).
+    /// Data centres with a stored summary, peers or not, and the time of its reception (Unix seconds).
     pub fn remote_summaries(&self) -> impl Iterator<Item = (&str, u64, usize)> {
         self.remotes.summaries.iter().map(|(name, told)| (name.as_str(), told.received, told.hosts.len()))
     }
@@ -225,11 +225,11 @@ fn summary_of(stored: &v1::StoredSummaries) -> Summary {
     told
 }
 
-/// Most services that a data centre may export, and most of anything in a summary.
+/// Bound on the services that a data centre may export, and on any list in a summary.
 const MAX_SERVICES: usize = 5_000;
 const MAX_PARTS: usize = 256;
 
-/// What a peer has sent, without what it may not say: names that make no sense, identities of others than itself.
+/// The summaries of a peer without its invalid parts: names that make no sense, identities of other trust domains.
 pub fn sound(mut summaries: v1::Summaries, peer: &Peering) -> v1::Summaries {
     summaries.datacenter.clone_from(&peer.datacenter);
     summaries.services.truncate(MAX_SERVICES);

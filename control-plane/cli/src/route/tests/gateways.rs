@@ -71,7 +71,7 @@ fn a_request_by_a_gateway() {
         "corsPolicy.allowMethods: GET\n",
         "mirror: 100 % to pay.test\n",
         "headers.request.set: x-b: 1\n",
-        "result    an endpoint gets it",
+        "result    forwarded to an endpoint",
     ] {
         assert!(out.contains(line), "{line}\n{out}");
     }
@@ -85,7 +85,7 @@ fn a_request_by_a_gateway() {
 fn what_a_gateway_does_not_let_in() {
     for (args, want) in [
         (&["http://old.example.com/"][..], "answered 301 by httpsRedirect"),
-        (&["http://other.test:8080/"], "no VirtualService of the gateway is for this host"),
+        (&["http://other.test:8080/"], "no VirtualService of the gateway has this host"),
         (&["http://shop.example.com:9999/"], "Gateway default/edge does not listen on port 9999"),
         (&["http://shop.example.com:443/"], "takes TLS alone (--tls or https://)"),
         (&["https://shop.example.com:8080/"], "takes plaintext alone"),

@@ -9,7 +9,7 @@ use crate::nearest::suggest;
 /// Largest body of a direct response.
 const MAX_BODY: usize = 1 << 20;
 
-/// What Envoy retries on; Istio accepts no other names.
+/// Envoy's retry conditions; Istio accepts no other names.
 const RETRY_ON: &[&str] = &[
     "5xx",
     "gateway-error",
@@ -27,7 +27,7 @@ const RETRY_ON: &[&str] = &[
     "unavailable",
 ];
 
-/// What a policy without `retryOn` means.
+/// The value of an absent `retryOn`.
 const DEFAULT_RETRY_ON: &str = "connect-failure,refused-stream,unavailable,cancelled";
 
 /// Reads `redirect`.

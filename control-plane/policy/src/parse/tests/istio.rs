@@ -67,7 +67,7 @@ fn refused_as_by_istio() {
 }
 
 #[test]
-fn wildcards_that_stand_for_a_part_of_a_label() {
+fn wildcards_within_a_label() {
     for host in ["*foo.example", "*-foo.example", "*foo", "*-foo.a.example"] {
         let routes = "http: [{route: [{destination: {host: a.example}}]}]";
         let names = format!("[{{match: [{{sniHosts: ['{host}']}}], route: [{{destination: {{host: a.example}}}}]}}]");
@@ -92,7 +92,7 @@ fn wildcards_that_stand_for_a_part_of_a_label() {
 }
 
 #[test]
-fn an_empty_value_is_as_good_as_none() {
+fn an_empty_value_equals_an_absent_one() {
     let redirect = |fields: &str| format!("{{hosts: [a], http: [{{redirect: {{{fields}}}}}]}}");
     let entry =
         |port: &str| format!("{{hosts: [a.example], ports: [{{number: 90, name: auto{port}}}], resolution: DNS}}");
