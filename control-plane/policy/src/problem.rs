@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn for_programs() {
+    fn an_explanation_in_json() {
         let parsed = parse(
             "f.yaml",
             "kind: DestinationRule\napiVersion: networking.istio.io/v1\nmetadata: {nam: a}\nspec: {host: a}\n",

@@ -52,7 +52,8 @@ struct Command {
     route: Route,
 }
 
-/// Of `text` in a file, its name without its folder; an error is what is printed and 1.
+/// Runs the command with `text` in a file, whose folder is cut from the output; an error is printed, with the exit
+/// status 1.
 fn run(text: &str, args: &[&str]) -> (String, ExitCode) {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("p.yaml");
@@ -74,7 +75,7 @@ fn run(text: &str, args: &[&str]) -> (String, ExitCode) {
 }
 
 #[test]
-fn a_request_in_words() {
+fn an_explanation_in_words() {
     let (out, code) = run(SHOP, &["order/pay?x=1", "--locality", "eu/a", "-H", "u: 7"]);
     let want = "\
 GET http://order/pay?x=1, from a client of namespace default, locality eu/a
@@ -131,7 +132,7 @@ fn the_last_line_and_the_exit_status() {
 }
 
 #[test]
-fn for_programs() {
+fn an_explanation_in_json() {
     let (out, code) = run(SHOP, &["order/pay", "-o", "json"]);
     let told: Value = serde_json::from_str(&out).unwrap();
     assert_eq!(code, ExitCode::SUCCESS);
@@ -142,7 +143,7 @@ fn for_programs() {
 }
 
 #[test]
-fn files_with_errors_are_told_of_as_validate_does() {
+fn files_with_errors_are_reported_as_by_validate() {
     let (out, code) = run(&SHOP.replace("subset: v1}", "subset: v3}"), &["order/api"]);
     let want = "p.yaml:16:49: error: the DestinationRule of `order.default.svc.cluster.local` has no subset `v3`; it has v1, v2\n";
     assert!(out.starts_with(want) && out.ends_with("1 file: 1 error, 0 warnings\n"), "{out}");

@@ -179,7 +179,7 @@ fn a_route_to_a_wildcard_without_its_service_entry_is_an_error_and_leads_nowhere
         let service = service(&world, &client(), "shop.test").unwrap();
         assert!(cluster(&service, &format!("outbound|80||{destination}")).undefined, "{destination}");
         let odd = warnings(&world, true);
-        let text = format!("no ServiceEntry has the host `{destination}`: requests that are sent there get 503");
+        let text = format!("no ServiceEntry has the host `{destination}`: its requests get 503");
         assert_eq!(odd.iter().filter(|problem| problem.to_string().contains(&text)).count(), 1, "{odd:#?}");
         assert!(odd.iter().all(|problem| problem.severity == weft_policy::Severity::Error), "{odd:#?}");
     }
