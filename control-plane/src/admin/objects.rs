@@ -13,7 +13,7 @@ use weft_policy::{self, Document, Key, Severity};
 /// Applies files, all of them or none.
 ///
 /// # Errors
-/// When the store refuses; what is wrong with the files is in the reply.
+/// If the store refuses; problems of the files are in the reply.
 pub(super) async fn apply(mesh: &Mesh, request: v1::ApplyRequest) -> Result<v1::ApplyReply, Status> {
     let mut documents = Vec::new();
     let mut problems = Vec::new();
@@ -29,7 +29,7 @@ pub(super) async fn apply(mesh: &Mesh, request: v1::ApplyRequest) -> Result<v1::
     let foreign = of_folder(&documents, &folder);
     failed |= !foreign.is_empty();
     texts.extend(foreign);
-    // Checked together with what stays, which is older.
+    // Checked together with the remaining documents, which are older.
     mesh.date(&mut documents);
     let new: HashSet<Key> = documents.iter().map(Document::key).collect();
     let mut all: Vec<&Document> = documents.iter().collect();
@@ -37,7 +37,7 @@ pub(super) async fn apply(mesh: &Mesh, request: v1::ApplyRequest) -> Result<v1::
     all.extend(folder.iter().chain(&api).filter(stays).map(AsRef::as_ref));
     let files: BTreeSet<String> = documents.iter().map(|d| d.file.clone()).collect();
     for problem in weft_policy::check(&all) {
-        // What was wrong before is not this request's fault.
+        // Existing problems are not this request's.
         if files.contains(&problem.file) {
             failed |= problem.severity == Severity::Error;
             texts.push(problem.to_string());
@@ -80,8 +80,8 @@ pub(super) async fn apply(mesh: &Mesh, request: v1::ApplyRequest) -> Result<v1::
     Ok(v1::ApplyReply { changes, problems: texts, applied: true })
 }
 
-/// The reply to a request that the store did not do as a whole: what was applied, and each document that was not, or may not
-/// have been.
+/// The reply to a request that the store did only in part: the applied documents, and each that was not, or may not
+/// have been, applied.
 fn partly(mut changes: Vec<String>, places: &[String], failed: Interrupted) -> Result<v1::ApplyReply, Status> {
     let Interrupted { done, unknown, error, .. } = &failed;
     if *done == 0 {
@@ -98,7 +98,7 @@ fn partly(mut changes: Vec<String>, places: &[String], failed: Interrupted) -> R
     Ok(v1::ApplyReply { changes, problems, applied: false })
 }
 
-/// Says of documents that they are a file's of the policy folder.
+/// Reports the documents that belong to a file of the policy folder.
 fn of_folder(documents: &[Document], folder: &[Arc<Document>]) -> Vec<String> {
     let owners: HashMap<Key, &str> = folder.iter().map(|f| (f.key(), f.file.as_str())).collect();
     let foreign = documents.iter().filter_map(|document| Some((document, owners.get(&document.key())?)));
@@ -109,7 +109,7 @@ fn of_folder(documents: &[Document], folder: &[Arc<Document>]) -> Vec<String> {
     foreign.map(text).collect()
 }
 
-/// Shows those that are wanted.
+/// Returns the requested objects.
 pub(super) fn get(mesh: &Mesh, request: &v1::GetRequest) -> v1::GetReply {
     let wanted = request.object.clone().unwrap_or_default();
     let (folder, api) = mesh.policies();
@@ -129,7 +129,7 @@ pub(super) fn get(mesh: &Mesh, request: &v1::GetRequest) -> v1::GetReply {
 /// Deletes one object of the API.
 ///
 /// # Errors
-/// When none is named, or the store refuses; why else it is not deleted is in the reply.
+/// If no object is named, or the store refuses; other reasons against the deletion are in the reply.
 pub(super) async fn delete(mesh: &Mesh, request: v1::DeleteRequest) -> Result<v1::DeleteReply, Status> {
     let mut wanted = request.object.unwrap_or_default();
     if wanted.kind.is_empty() || wanted.name.is_empty() {
@@ -170,7 +170,7 @@ pub(super) async fn delete(mesh: &Mesh, request: v1::DeleteRequest) -> Result<v1
     Ok(v1::DeleteReply { warnings, ..Default::default() })
 }
 
-/// Whether a document is the one, or one of those, that `wanted` names.
+/// Whether `wanted` selects a document.
 fn matches(wanted: &ObjectName, document: &Document) -> bool {
     let is = |wanted: &str, found: &str| wanted.is_empty() || wanted.eq_ignore_ascii_case(found);
     is(&wanted.kind, document.kind.name())
@@ -189,7 +189,7 @@ mod tests {
     use crate::store::health::Health;
     use crate::store::{Condition, Error, Op, Record, Store, Table, Watch};
 
-    /// A store with etcd's limits, which fails after so many transactions.
+    /// A store with etcd's limits, which fails after the given number of transactions.
     struct Halfway {
         store: Embedded,
         limits: Limits,

@@ -32,7 +32,7 @@ use crate::telemetry;
 use weft_files::snapshot::{MAX_FILE, PIECE};
 use weft_world::explain;
 
-/// Longest life of a join token, and the one that it has when none is asked for.
+/// Longest life of a join token, and its default.
 const MAX_TOKEN_TTL_S: u64 = 30 * 24 * 3600;
 const DEFAULT_TOKEN_TTL_S: u64 = 3600;
 /// Services, patterns and prefixes in one API token, and the bytes of each: it is sent with every request.
@@ -41,35 +41,36 @@ const MAX_RIGHT: usize = 253;
 
 /// The administrator's service.
 pub struct AdminService {
-    /// What is administered.
+    /// The administered mesh.
     pub mesh: Arc<Mesh>,
-    /// Who has what.
+    /// The state of sidecars.
     pub discovery: Arc<Discovery>,
-    /// Its fingerprint goes into tokens.
+    /// Its fingerprint is part of tokens.
     pub ca: Arc<Ca>,
-    /// Makes tokens.
+    /// Creates tokens.
     pub tokens: Arc<Tokens>,
     /// The other data centres.
     pub federation: Arc<Federation>,
-    /// What snapshots are of.
+    /// Saved and restored by snapshots.
     pub store: store::Shared,
-    /// Sidecars that get no certificate.
+    /// Sidecars whose certificate requests are refused.
     pub refusals: Arc<Refusals>,
     /// Services that tokens grant.
     pub grants: Arc<Grants>,
 }
 
-/// Listens on `path`, mode 0600. A socket left by an earlier run is replaced; one that answers is another's.
+/// Listens on `path`, mode 0600. A socket left by an earlier run is replaced; one that answers belongs to another
+/// process.
 ///
 /// # Errors
-/// When the socket is in use or its folder cannot be written.
+/// If the socket is in use or its folder cannot be written.
 pub async fn listen(path: &Path) -> Result<UnixListener> {
     let context = || format!("cannot listen on {}", path.display());
     if tokio::net::UnixStream::connect(path).await.is_ok() {
         anyhow::bail!("{} is in use: is another control plane running on this data folder?", path.display());
     }
     let _ = std::fs::remove_file(path);
-    // Made under a private name first: nobody can open it between its creation and its mode.
+    // Created under a private name first, so that it is never accessible before its mode is set.
     let private = path.with_extension("new");
     let _ = std::fs::remove_file(&private);
     let listener = UnixListener::bind(&private).with_context(context)?;
@@ -79,7 +80,7 @@ pub async fn listen(path: &Path) -> Result<UnixListener> {
 }
 
 impl AdminService {
-    /// Why nothing can be written now, in words; empty: it can.
+    /// The reason why the store accepts no writes, in words; empty: it accepts them.
     pub(super) fn store_problem(&self) -> String {
         if let Some(problem) = self.store.health().problem() {
             return telemetry::describe(&problem);
@@ -157,7 +158,7 @@ impl Admin for AdminService {
         };
         let node = client.node.clone();
         let facts = self.mesh.read(|world| explain::Facts::gather(world, &client, &asked, true));
-        // A large ring takes its time, and others are not to wait for it.
+        // A large ring takes long to compute, and must not delay other tasks.
         let explained = tokio::task::spawn_blocking(move || facts.explain(&client, &asked, Instant::now())).await;
         let explained = explained.map_err(|e| Status::internal(e.to_string()))?;
         let mut explained = explained.map_err(|e| Status::internal(format!("sidecars would refuse it: {e}")))?;
@@ -181,7 +182,7 @@ impl Admin for AdminService {
         if ttl > MAX_TOKEN_TTL_S {
             return Err(Status::invalid_argument(format!("a token lives {MAX_TOKEN_TTL_S} seconds at most")));
         }
-        // What an API token is for needs no account, but a namespace that one could be in.
+        // An API token needs no account, but a namespace in which an account would be valid.
         let account = if asked.api.is_some() { "api" } else { asked.service_account.as_str() };
         SpiffeId::new(self.ca.trust_domain(), &namespace, account)
             .map_err(|e| Status::invalid_argument(e.to_string()))?;
@@ -218,10 +219,10 @@ impl Admin for AdminService {
     }
 }
 
-/// Whether a token may name a service so.
+/// Whether a token may name this service.
 ///
 /// # Errors
-/// Says why not.
+/// If it may not; the error gives the reason.
 fn may_be_named(service: &str) -> Result<(), String> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
     if !service.is_empty() && service.len() <= 63 && service.bytes().all(plain) {

@@ -11,7 +11,7 @@ use crate::federation::PeerStatus;
 use crate::identity::pattern::matches;
 use weft_world::{Member, RemoteHost, World};
 
-/// Lines that fit a screen: a mesh that needs no more is shown whole.
+/// Lines that fit a screen: a mesh that needs no more is shown completely.
 const SCREEN: usize = 40;
 /// Services, and sidecars, that a summary shows.
 const SUMMARY: usize = 5;
@@ -74,7 +74,7 @@ impl AdminService {
         }
     }
 
-    /// The services that are asked for, by host, and the version of the world.
+    /// The requested services, by host, and the version of the world.
     fn services(&self, asked: &v1::StatusRequest) -> (Vec<v1::ServiceStatus>, u64) {
         let wanted = asked.sidecar.is_empty() || !asked.service.is_empty();
         let fits = |host: &str| {
@@ -125,7 +125,7 @@ impl AdminService {
         (services.into_values().collect(), version)
     }
 
-    /// Nodes whose sidecars have a problem that is not of discovery: a clock that differs, a group that they cannot join.
+    /// Nodes whose sidecars have a problem outside discovery: a clock that differs, a group that they cannot join.
     fn odd_nodes(&self) -> HashSet<String> {
         let differs = |ahead_ms: &i64| Duration::from_millis(ahead_ms.unsigned_abs()) > WORTH_A_WORD;
         let clocks = self.mesh.clocks().into_iter().filter(|(_, ahead_ms)| differs(ahead_ms)).map(|(node, _)| node);
@@ -146,7 +146,7 @@ fn has_healthy(service: &v1::ServiceStatus) -> bool {
     service.instances.iter().any(|instance| instance.health == "healthy") || remote()
 }
 
-/// What other data centres have of a host: the first of them gets what goes elsewhere.
+/// A host in other data centres: the first of them gets the share of requests.
 fn remotes(world: &World, host: &str) -> Vec<v1::RemoteStatus> {
     let mut share = world.share(host, "");
     let status = |remote: RemoteHost<'_>| {
@@ -157,7 +157,7 @@ fn remotes(world: &World, host: &str) -> Vec<v1::RemoteStatus> {
     world.remotes_of(host).map(status).collect()
 }
 
-/// Says of sidecars that join by a WorkloadGroup what has become of it.
+/// Adds the results of joining a WorkloadGroup to sidecars.
 fn add_groups(world: &World, sidecars: &mut [v1::SidecarStatus]) {
     let members: BTreeMap<(&str, &str), &Member> = world
         .group_members()

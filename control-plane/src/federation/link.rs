@@ -21,22 +21,22 @@ use crate::identity::peer::OwnCertificate;
 use crate::state::Mesh;
 use weft_world::{Peering, sound};
 
-/// A connection that is not there by then is given up.
+/// Timeout of a connection attempt.
 const CONNECT: Duration = Duration::from_secs(5);
-/// A peer that is cut off is noticed by then.
+/// A broken connection is detected within this time.
 const PING: Duration = Duration::from_secs(5);
-/// Longest silence of one that is well: it speaks every ten seconds.
+/// Longest silence of a healthy peer: it sends every ten seconds.
 const SILENCE: Duration = Duration::from_secs(25);
-/// Pauses between tries, the shortest and the longest.
+/// Shortest and longest pause between attempts.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
-/// Questions under way at once.
+/// Concurrent questions.
 const QUESTIONS: usize = 1000;
-/// Longest wait for the answer to a question of DNS.
+/// Timeout of a question of DNS.
 const DNS_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Another data centre, as it is reached from here.
+/// The connection to another data centre.
 pub struct Link {
-    /// Ours.
+    /// Name of this data centre.
     own: String,
     peering: Peering,
     address: String,
@@ -90,7 +90,7 @@ impl Link {
         &self.address
     }
 
-    /// Whether it is connected, when it was last heard of, and what is wrong.
+    /// Whether it is connected, the time of its last message, and the error.
     pub(super) fn state(&self) -> (bool, Option<SystemTime>, String) {
         let state = self.lock();
         (state.connected, state.heard, state.error.clone())
@@ -100,7 +100,8 @@ impl Link {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes up what it exports, for ever. What it said last is kept for `keep` after it has fallen silent.
+    /// Receives its exports for the life of the process. Its last summary is kept for `keep` after the connection is
+    /// lost.
     pub(super) async fn listen(self: Arc<Self>, mesh: Arc<Mesh>, keep: Duration) {
         let mut pause = PAUSES.0;
         let mut heard = Instant::now();
@@ -164,7 +165,7 @@ impl Link {
     /// Asks for an answer of Consul's API.
     ///
     /// # Errors
-    /// When there is none.
+    /// If there is none.
     pub async fn ask(&self, question: PeerQuestion) -> Result<Answer, NoAnswer> {
         let _permit = self.questions.try_acquire().map_err(|_| NoAnswer::Busy)?;
         self.ready()?;
@@ -172,10 +173,10 @@ impl Link {
         answer.map(tonic::Response::into_inner).map_err(|status| NoAnswer::NoPath(told(&status)))
     }
 
-    /// Asks a question of DNS: the answer's packet.
+    /// Asks a question of DNS; returns the answer's packet.
     ///
     /// # Errors
-    /// When there is none.
+    /// If there is none.
     pub async fn resolve(&self, question: PeerDns) -> Result<Vec<u8>, NoAnswer> {
         let _permit = self.questions.try_acquire().map_err(|_| NoAnswer::Busy)?;
         self.ready()?;
@@ -185,7 +186,7 @@ impl Link {
         answer.map(|answer| answer.into_inner().packet).map_err(|status| NoAnswer::NoPath(told(&status)))
     }
 
-    /// One that is known to be away is not waited for.
+    /// A peer that is known to be unreachable is not waited for.
     fn ready(&self) -> Result<(), NoAnswer> {
         let state = self.lock();
         if state.connected { Ok(()) } else { Err(NoAnswer::NoPath(state.error.clone())) }
@@ -195,12 +196,12 @@ impl Link {
 async fn open(tls: &TlsConnector, to: &str) -> std::io::Result<TokioIo<tokio_rustls::client::TlsStream<TcpStream>>> {
     let stream = TcpStream::connect(to).await?;
     stream.set_nodelay(true)?;
-    // Not looked at: the certificate has to hold an identity, not a name.
+    // Not verified: the certificate must contain an identity, not a name.
     let name = stream.peer_addr().map(|address: SocketAddr| ServerName::from(address.ip()))?;
     Ok(TokioIo::new(tls.connect(name, stream).await?))
 }
 
-/// What a status says, down to the reason of a connection that could not be made.
+/// The text of a status, down to the cause of a failed connection.
 fn told(status: &tonic::Status) -> String {
     let mut text = status.message().to_owned();
     let mut cause = std::error::Error::source(status);
@@ -214,7 +215,7 @@ fn told(status: &tonic::Status) -> String {
     text
 }
 
-/// Refuses a name that is not the one that a peer goes by here.
+/// Refuses a name that differs from the configured name of a peer.
 pub(super) fn same_name(told: &str, known: &str) -> Result<()> {
     ensure!(
         told == known,

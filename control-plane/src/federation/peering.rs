@@ -9,7 +9,7 @@ use rustls_pki_types::pem::PemObject;
 
 use weft_world::Peering;
 
-/// A peer as it is given: `NAME=HOST:PORT,ROOT.pem`.
+/// A peer in the form `NAME=HOST:PORT,ROOT.pem`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerAddress {
     /// Name of the data centre.
@@ -20,10 +20,10 @@ pub struct PeerAddress {
     pub root: PathBuf,
 }
 
-/// Whether Consul would take it as a data centre's name.
+/// Whether Consul accepts this name of a data centre.
 pub fn is_name(text: &str) -> bool {
     let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_';
-    // A name that means something else in DNS would never be asked for.
+    // Names with another meaning in DNS could not be queried.
     let taken = ["dc", "ns", "service", "connect", "virtual", "ingress", "node", "query", "addr"].contains(&text);
     !text.is_empty() && text.len() <= 63 && text.bytes().all(plain) && !text.starts_with(['-', '_']) && !taken
 }
@@ -49,8 +49,8 @@ impl FromStr for PeerAddress {
 /// The peers with their roots.
 ///
 /// # Errors
-/// Names the peer whose root cannot be read, or whose name or trust domain is taken: an identity says by its trust domain
-/// alone where it is from.
+/// If a root cannot be read, or a name or trust domain is already in use: the trust domain alone decides the data
+/// centre of an identity. The error names the peer.
 pub fn read(datacenter: &str, trust_domain: &str, peers: &[PeerAddress]) -> Result<Vec<(Peering, String)>> {
     ensure!(is_name(datacenter), "{datacenter:?} is no name of a data centre: lower-case letters, digits, - and _");
     let mut taken = vec![(datacenter.to_owned(), trust_domain.to_owned())];

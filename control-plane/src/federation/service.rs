@@ -1,5 +1,5 @@
-//! The API for other data centres. Callers are their control planes, authenticated by the exchanged root, and see exports
-//! only.
+//! The API for other data centres. Callers are their control planes, authenticated by the exchanged root, and see
+//! exports only.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -25,9 +25,9 @@ use crate::identity::peer::{CONTROL_PLANE, Peer};
 
 /// Longest pause between two messages.
 const HEARTBEAT: Duration = Duration::from_secs(10);
-/// Changes within this time are told together.
+/// Changes within this time are sent together.
 const GATHER: Duration = Duration::from_millis(250);
-/// What is not a change of the world (a gateway that came) is noticed by then.
+/// Changes outside the world (such as a new gateway) are noticed within this time.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// The service.
@@ -48,7 +48,7 @@ impl FederationService {
         FederationService { federation, consul, dns, gateways }
     }
 
-    /// The data centre that asks.
+    /// The data centre of a request.
     fn asking<T>(&self, request: &Request<T>) -> Result<(Peer, String), Status> {
         let peer = Peer::of(request)?;
         let certified = peer.certified()?;
@@ -78,7 +78,7 @@ impl FederationApi for FederationService {
             let told = tokio::time::timeout(left, tell(consul, gateways, replies.clone())).await;
             if told.is_err() {
                 let status = Status::unauthenticated("the certificate of this stream has expired; reconnect");
-                // A peer that is gone does not mind.
+                // The peer may have gone.
                 let _ = replies.send(Err(status)).await;
             }
         });
@@ -110,7 +110,7 @@ impl FederationApi for FederationService {
     }
 }
 
-/// Tells everything at once, and again when it has changed; and that there is nothing new often enough.
+/// Sends all exports at once, and again when they have changed, and heartbeats otherwise.
 async fn tell(consul: Arc<Consul>, gateways: Vec<PeerGateway>, replies: mpsc::Sender<Result<Summaries, Status>>) {
     let mut version = consul.mesh.version();
     let mut told: Option<(Summaries, tokio::time::Instant)> = None;

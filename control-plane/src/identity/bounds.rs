@@ -1,5 +1,5 @@
-//! Bounds of requests: bytes of each field that a peer controls, and the budget of an identity. One certificate is enough
-//! to connect to the control plane, so no identity may exhaust its memory. `docs/security.md` has the table.
+//! Bounds of requests: bytes of each field that a peer controls, and the budget of an identity. One certificate is
+//! enough to connect to the control plane, so no identity may exhaust its memory. `docs/security.md` has the table.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,9 +13,9 @@ use crate::identity::rates::Rates;
 
 /// Bytes of a name: of a node, a workload, a locality, a version, a service id.
 pub const NAME: usize = 253;
-/// Bytes of a name that a sidecar asks for: a host with its port, or a listener of a gateway.
+/// Bytes of a name that a sidecar subscribes to: a host with its port, or a listener of a gateway.
 pub const ASKED: usize = 512;
-/// Bytes of a resource's version: 16 hex digits, and room for those of other programs.
+/// Bytes of a resource's version: 16 hex digits, and some space for those of other programs.
 pub const VERSION: usize = 64;
 /// Labels of a sidecar, and their bytes together.
 pub const LABELS: (usize, usize) = (128, 8 << 10);
@@ -23,7 +23,7 @@ pub const LABELS: (usize, usize) = (128, 8 << 10);
 pub const FIELD: usize = 4096;
 /// Tags, metadata and tagged addresses of one instance.
 pub const FIELDS: usize = 256;
-/// Bytes of one instance with all that it says, without its checks and the document of Eureka's API.
+/// Bytes of one instance, without its checks and the document of Eureka's API.
 pub const INSTANCE: usize = 64 << 10;
 /// Checks of one instance, or of a node; bytes of one with its output.
 pub const CHECKS: (usize, usize) = (64, 8 << 10);
@@ -31,21 +31,21 @@ pub const CHECKS: (usize, usize) = (64, 8 << 10);
 pub const INSTANCES: usize = 1000;
 /// Bytes of a certificate signing request.
 pub const SIGNING_REQUEST: usize = 16 << 10;
-/// Names that one sidecar asks for, of each type.
+/// Names that one sidecar subscribes to, of each type.
 pub const NAMES: usize = 20_000;
 /// Discovery streams of one identity.
 pub const STREAMS: usize = 20_000;
-/// Bytes of all names that one identity asks for on all of its streams.
+/// Bytes of all names that one identity subscribes to, on all of its streams.
 pub const ASKED_BY_IDENTITY: usize = 64 << 20;
 /// Nodes of one identity.
 pub const NODES: usize = 20_000;
-/// Requests of one identity, on all of its streams of one protocol: so many at once, and then one each such interval. Those above are
-/// read later, which holds their sender up and is no refusal.
+/// Requests of one identity, on all of its streams of one protocol: a burst, and then one each interval. Further
+/// requests are read later, which delays their sender without a refusal.
 pub const REQUESTS: (u32, Duration) = (200_000, Duration::from_micros(50));
-/// Bytes of all that one identity has registered: nodes, instances and checks, as the store holds them.
+/// Bytes of all nodes, instances and checks that one identity has registered, as stored.
 pub const REGISTERED: usize = 32 << 20;
 
-/// What is out of bounds, and the bound.
+/// An exceeded bound.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Exceeded(pub String);
@@ -59,7 +59,7 @@ impl From<Exceeded> for String {
 /// Whether a text is short enough.
 ///
 /// # Errors
-/// Names the field, its length and the bound.
+/// If it is not; the error names the field, its length and the bound.
 pub fn text(field: &str, text: &str, most: usize) -> Result<(), Exceeded> {
     if text.len() <= most {
         return Ok(());
@@ -82,7 +82,7 @@ fn pairs<'a>(
 /// Whether the labels of a sidecar are few and short enough.
 ///
 /// # Errors
-/// Names the bound.
+/// If they are not; the error names the bound.
 pub fn labels<'a>(all: impl Iterator<Item = (&'a String, &'a String)>) -> Result<(), Exceeded> {
     pairs("labels", all, LABELS)
 }
@@ -90,15 +90,15 @@ pub fn labels<'a>(all: impl Iterator<Item = (&'a String, &'a String)>) -> Result
 /// Whether the metadata of a node of the catalog is short enough.
 ///
 /// # Errors
-/// Names the bound.
+/// If it is not; the error names the bound.
 pub fn node_meta<'a>(all: impl Iterator<Item = (&'a String, &'a String)>) -> Result<(), Exceeded> {
     pairs("pairs of metadata", all, (FIELDS, INSTANCE))
 }
 
-/// Whether what a sidecar says of itself is short enough.
+/// Whether the fields of a sidecar's hello are short enough.
 ///
 /// # Errors
-/// Names the field.
+/// If one is not; the error names the field.
 pub fn hello(hello: &v1::Hello) -> Result<(), Exceeded> {
     text("workload", &hello.workload, NAME)?;
     text("locality", &hello.locality, NAME)?;
@@ -109,7 +109,7 @@ pub fn hello(hello: &v1::Hello) -> Result<(), Exceeded> {
 /// Whether a check is short enough.
 ///
 /// # Errors
-/// Names the bound.
+/// If it is not; the error names the bound.
 pub fn check(check: &v1::Check) -> Result<(), Exceeded> {
     use prost::Message;
     let bytes = check.encoded_len();
@@ -119,18 +119,18 @@ pub fn check(check: &v1::Check) -> Result<(), Exceeded> {
     Err(Exceeded(format!("the check {:.64} has {bytes} bytes with its output, {} at most", check.check_id, CHECKS.1)))
 }
 
-/// Whether so many checks are few enough.
+/// Whether the number of checks is within the bound.
 ///
 /// # Errors
-/// Names the bound.
+/// If it is not; the error names the bound.
 pub fn check_count(count: usize) -> Result<(), Exceeded> {
     if count <= CHECKS.0 { Ok(()) } else { Err(Exceeded(format!("{count} checks, {} at most", CHECKS.0))) }
 }
 
-/// Whether an instance is of the size that the registry takes.
+/// Whether an instance has a size that the registry accepts.
 ///
 /// # Errors
-/// Names the field and the bound.
+/// If it has not; the error names the field and the bound.
 pub fn instance(instance: &v1::Instance) -> Result<(), Exceeded> {
     let fields = instance.tags.iter().chain(instance.meta.keys()).chain(instance.meta.values());
     let shown = instance.tagged_addresses.iter().flat_map(|(name, tagged)| [name, &tagged.address]);
@@ -152,7 +152,7 @@ pub fn instance(instance: &v1::Instance) -> Result<(), Exceeded> {
     instance.checks.iter().try_for_each(check)
 }
 
-/// How fast identities may ask, see [`REQUESTS`].
+/// The rate of requests of identities, see [`REQUESTS`].
 pub struct Pace(Rates<Arc<str>>);
 
 impl Default for Pace {
@@ -170,26 +170,26 @@ impl Pace {
     }
 }
 
-/// What identities hold of something, in bytes and in number.
+/// The usage of identities, in bytes and in number.
 #[derive(Debug, Default)]
 pub struct Accounts(HashMap<String, Account>);
 
-/// What one identity holds.
+/// The usage of one identity.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Account {
-    /// How many things.
+    /// Number of things.
     pub count: usize,
-    /// Of so many bytes together.
+    /// Their bytes together.
     pub bytes: usize,
 }
 
 impl Accounts {
-    /// What an identity holds.
+    /// The usage of an identity.
     pub fn of(&self, identity: &str) -> Account {
         self.0.get(identity).copied().unwrap_or_default()
     }
 
-    /// It holds more.
+    /// Increases the usage.
     pub fn add(&mut self, identity: &str, count: usize, bytes: usize) {
         if let Some(account) = self.0.get_mut(identity) {
             *account = Account { count: account.count + count, bytes: account.bytes + bytes };
@@ -198,7 +198,7 @@ impl Accounts {
         }
     }
 
-    /// It holds less.
+    /// Decreases the usage.
     pub fn subtract(&mut self, identity: &str, count: usize, bytes: usize) {
         let Some(account) = self.0.get_mut(identity) else { return };
         *account = Account { count: account.count.saturating_sub(count), bytes: account.bytes.saturating_sub(bytes) };

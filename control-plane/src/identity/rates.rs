@@ -1,4 +1,4 @@
-//! How often something may be done.
+//! Rate limits by key.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// So many keys are remembered before those that have been quiet are looked for.
+/// Bound on the keys before idle ones are searched for.
 const SWEEP: usize = 4096;
 
-/// Lets each key do something `burst` times at once, and once more every `interval`. The generic cell rate algorithm (ITU-T
-/// I.371): of a key one instant is kept, and nothing of one that has been quiet.
+/// Allows each key `burst` actions at once, and one more every `interval`. The generic cell rate algorithm (ITU-T
+/// I.371): one instant is kept for each key, and nothing for an idle one.
 pub struct Rates<K> {
     burst: u32,
     interval: Duration,
@@ -19,22 +19,22 @@ pub struct Rates<K> {
 }
 
 struct Buckets<K> {
-    /// When a key will have been quiet for long enough to have its whole burst again.
+    /// The time at which a key has its whole burst again.
     whole_again: HashMap<K, Instant>,
-    /// With so many those that have been quiet are forgotten.
+    /// Number of keys at which idle ones are removed.
     sweep_at: usize,
 }
 
 impl<K: Eq + Hash> Rates<K> {
-    /// Nothing has been done yet.
+    /// A limiter without history.
     pub fn new(burst: u32, interval: Duration) -> Rates<K> {
         Rates { burst, interval, held: Mutex::new(Buckets { whole_again: HashMap::new(), sweep_at: SWEEP }) }
     }
 
-    /// Does it once.
+    /// Counts one action.
     ///
     /// # Errors
-    /// When it was done too often: how long until the next time.
+    /// If the rate is exceeded: the time until the next action.
     pub fn take(&self, key: K, now: Instant) -> Result<(), Duration> {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         if held.whole_again.len() >= held.sweep_at {

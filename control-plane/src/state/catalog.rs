@@ -1,5 +1,5 @@
 //! Catalog entries that a program writes on behalf of others: nodes without a session, with instances and checks that
-//! nothing probes. They stay until they are deregistered.
+//! are not probed. They stay until they are deregistered.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -15,32 +15,32 @@ use crate::identity::bounds;
 use crate::store::{Condition, Op, Table};
 use weft_world::InstanceKey;
 
-/// Nodes of this kind; more are refused.
+/// Bound on the nodes of this kind.
 const MAX_NODES: usize = 10_000;
-/// Tries of a change that others come before.
+/// Attempts of a change that conflicts with others.
 const TRIES: usize = 10;
 
-/// What is written of a node at once.
+/// A write to one node.
 #[derive(Debug, Clone, Default)]
 pub struct Entry {
     /// Its name.
     pub node: String,
-    /// In which it is found.
+    /// Its namespace.
     pub namespace: String,
-    /// `None`: as it is.
+    /// `None`: unchanged.
     pub address: Option<IpAddr>,
-    /// `None`: as it is.
+    /// `None`: unchanged.
     pub meta: Option<BTreeMap<String, String>>,
-    /// Instances on it; their checks are those of before.
+    /// Instances on it; they keep their previous checks.
     pub services: Vec<v1::Instance>,
-    /// New or changed; without a service's id: of the node.
+    /// New or changed checks; without a service's id: of the node.
     pub checks: Vec<Check>,
 }
 
-/// What is taken out.
+/// The object of a removal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Removal {
-    /// The node and all on it.
+    /// The node with all of its instances.
     Node,
     /// A service, by its id.
     Service(String),
@@ -52,7 +52,7 @@ impl Mesh {
     /// A node of the catalog, with the instances on it; `None`: there is none of this name in this namespace.
     ///
     /// # Errors
-    /// When the name is that of somebody who speaks for himself, or is in another namespace.
+    /// If the name is that of a node with a session, or in another namespace.
     pub fn catalog_node(&self, name: &str, namespace: &str) -> Result<Option<(Node, Vec<v1::Instance>)>, Refusal> {
         let state = self.lock();
         let Some(node) = state.nodes.get(name) else { return Ok(None) };
@@ -70,7 +70,7 @@ impl Mesh {
     /// Writes a node, an instance on it and their checks, together.
     ///
     /// # Errors
-    /// When the name or an address is somebody's who speaks for himself, a check's service is not there, there are too many
+    /// If the name or an address belongs to a node with a session, a check's service does not exist, there are too many
     /// nodes, or the store refuses.
     pub async fn catalog_register(&self, entry: &Entry) -> Result<(), Refusal> {
         for _ in 0..TRIES {
@@ -78,7 +78,7 @@ impl Mesh {
             if self.write(conditions, ops).await? {
                 return Ok(());
             }
-            // Another control plane changed it: what it wrote is seen here soon.
+            // Another control plane changed it: its write arrives here soon.
             tokio::time::sleep(RETRY / 20).await;
         }
         Err(format!("the node {} is being changed by several at once", entry.node).into())
@@ -123,7 +123,7 @@ impl Mesh {
         }
         let conditions = vec![Condition::unchanged(Table::Nodes, &entry.node, modified)];
         let mut ops = vec![Op::put(Table::Nodes, &entry.node, stored(&node).encode_to_vec())];
-        // What is no change wakes nobody.
+        // A write without a change wakes no waiter.
         if !is_new && self.lock().nodes.get(&entry.node).is_some_and(|held| stored(held) == stored(&node)) {
             ops.clear();
         }
@@ -165,7 +165,7 @@ impl Mesh {
         })
     }
 
-    /// Whoever has an identity speaks for his address.
+    /// Whether no sidecar with an identity owns the address.
     fn owned_by_nobody(&self, address: IpAddr) -> Result<(), Refusal> {
         let state = self.lock();
         let owner = state.nodes.at(address).find(|(_, node)| !node.identity.is_empty());
@@ -175,10 +175,10 @@ impl Mesh {
         }
     }
 
-    /// Takes something out; what is not there is no error.
+    /// Removes an object; a missing one is not an error.
     ///
     /// # Errors
-    /// As [`Mesh::catalog_node`], or when the store refuses.
+    /// As [`Mesh::catalog_node`], or if the store refuses.
     pub async fn catalog_deregister(&self, name: &str, namespace: &str, what: &Removal) -> Result<(), Refusal> {
         for _ in 0..TRIES {
             if *what == Removal::Node {
@@ -196,7 +196,7 @@ impl Mesh {
         Err(format!("the node {name} is being changed by several at once").into())
     }
 
-    /// What takes something out; `None`: there is no such node.
+    /// The operations of a removal; `None`: there is no such node.
     pub(super) fn removal_ops(
         &self,
         name: &str,

@@ -1,4 +1,4 @@
-//! Waiters by topic: a change to one service must not wake those that wait for another.
+//! Waiters by topic: a change to one service must not wake waiters for another.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -6,14 +6,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use futures::FutureExt;
 use tokio::sync::Notify;
 
-/// What can be waited for.
+/// The topics of waits.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Topic {
     /// Instances of a service, by canonical name.
     Service(String),
-    /// Which services there are, and any of their instances.
+    /// The set of services, and any of their instances.
     Catalog,
-    /// Which nodes there are.
+    /// The set of nodes.
     Nodes,
     /// One key-value pair, by `<namespace>/<key>`.
     Pair(String),
@@ -29,25 +29,25 @@ pub enum Topic {
     ConfigEntries,
 }
 
-/// Those who wait, by topic. As large as the number of those.
+/// The waiters by topic. Its size is their number.
 #[derive(Default)]
 pub(super) struct Topics(Mutex<HashMap<Topic, Arc<Notify>>>);
 
-/// One who waits; forgotten when dropped.
+/// One waiter; removed when dropped.
 pub(super) struct Waiting<'a> {
     topics: &'a Topics,
     held: Vec<(Topic, Arc<Notify>)>,
 }
 
 impl Topics {
-    /// Begins to listen.
+    /// Begins to wait.
     pub(super) fn wait(&self, topics: &[Topic]) -> Waiting<'_> {
         let mut all = self.lock();
         let held = topics.iter().map(|topic| (topic.clone(), all.entry(topic.clone()).or_default().clone())).collect();
         Waiting { topics: self, held }
     }
 
-    /// Wakes everybody who waits for one of these.
+    /// Wakes all waiters for one of these.
     pub(super) fn wake(&self, topics: impl Iterator<Item = Topic>) {
         let all = self.lock();
         topics.filter_map(|topic| all.get(&topic)).for_each(|waiting| waiting.notify_waiters());
@@ -59,7 +59,7 @@ impl Topics {
 }
 
 impl Waiting<'_> {
-    /// Resolves when woken after this call, not after its first poll: what is looked at in between is not missed.
+    /// Resolves when woken after this call, not after its first poll: changes in between are not missed.
     pub(super) fn woken(&self) -> impl Future<Output = ()> + use<'_> {
         let all: Vec<_> = self
             .held

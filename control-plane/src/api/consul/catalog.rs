@@ -1,8 +1,8 @@
-//! `catalog/register` and `catalog/deregister`: registrations that a program writes on behalf of another. Nothing probes
-//! their checks, no session keeps them alive, and they have no identity: the mesh speaks plaintext to them.
+//! `catalog/register` and `catalog/deregister`: registrations that a program writes on behalf of another. Their checks
+//! are not probed, no session keeps them alive, and they have no identity: the mesh speaks plaintext to them.
 //!
-//! A token names the services that may be written. Changes of a node as a whole (its address, its own checks, its removal)
-//! need the right to write every service on it.
+//! A token names the services that may be written. Changes of a node as a whole (its address, its own checks, its
+//! removal) need the right to write every service on it.
 
 use std::net::IpAddr;
 
@@ -40,7 +40,7 @@ pub(super) async fn register(
 }
 
 /// # Errors
-/// When the caller's token does not name what is written, or the node is another's.
+/// If the caller's token does not name the written services, or the node is not in its namespace.
 pub(super) fn may_write(consul: &Consul, caller: &Caller, entry: &Entry) -> Result<(), Refused> {
     let held = consul.mesh.catalog_node(&entry.node, &caller.namespace).map_err(refused)?;
     let named = |id: &str| {
@@ -91,7 +91,7 @@ pub(super) async fn deregister(
 }
 
 /// # Errors
-/// When the caller's token does not name what is taken out, or the node is another's.
+/// If the caller's token does not name the removed services, or the node is not in its namespace.
 pub(super) fn may_remove(consul: &Consul, caller: &Caller, node: &str, what: &Removal) -> Result<(), Refused> {
     let Some((_, instances)) = consul.mesh.catalog_node(node, &caller.namespace).map_err(refused)? else {
         return Ok(());
@@ -102,7 +102,7 @@ pub(super) fn may_remove(consul: &Consul, caller: &Caller, node: &str, what: &Re
         Removal::Check(id) => {
             let of = |instance: &&Instance| instance.checks.iter().any(|check| check.check_id == *id);
             let of_services: Vec<&Instance> = instances.iter().filter(of).collect();
-            // One of the node itself is of all that is on it.
+            // A check of the node itself concerns all services on it.
             if of_services.is_empty() { instances.iter().collect() } else { of_services }
         }
     };
@@ -113,7 +113,7 @@ pub(super) fn may_remove(consul: &Consul, caller: &Caller, node: &str, what: &Re
 }
 
 /// # Errors
-/// When nobody may register without a sidecar.
+/// If registration without a sidecar is disabled.
 pub(super) fn allowed(consul: &Consul) -> Result<(), Refused> {
     if consul.allow_external {
         return Ok(());
@@ -124,7 +124,7 @@ pub(super) fn allowed(consul: &Consul) -> Result<(), Refused> {
 }
 
 /// # Errors
-/// When one of the services may not be registered, or there is none, and the token names none either.
+/// If one of the services may not be registered, or there is none, and the token names none either.
 fn whole<'a>(caller: &Caller, node: &str, services: impl Iterator<Item = &'a Instance>) -> Result<(), Refused> {
     let mut any = false;
     for instance in services {
@@ -175,7 +175,7 @@ fn read(fields: &mut Fields, namespace: &str) -> Result<Entry, String> {
     Ok(Entry { node, namespace: namespace.to_owned(), address, meta, services, checks })
 }
 
-/// An address that somebody can be at.
+/// An address that a service can have.
 pub(super) fn address(text: &str, field: &str) -> Result<Option<IpAddr>, String> {
     if text.is_empty() {
         return Ok(None);

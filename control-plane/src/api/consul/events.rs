@@ -1,8 +1,8 @@
 //! `event/fire` and `event/list`: short messages to watching programs.
 //!
-//! Consul's agents spread events by gossip and remember the last 256. Here the store remembers them for each namespace, so
-//! that every control plane has them in one order. As in Consul, a request that comes through the sidecar of a node lists
-//! the events for that node; the index is that of the last event's id, which Go's client computes in the same way.
+//! Consul's agents spread events by gossip and keep the last 256. Here the store keeps them for each namespace, so that
+//! every control plane has them in one order. As in Consul, a request through the sidecar of a node lists the events
+//! for that node; the index is that of the last event's id, which Go's client computes in the same way.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -87,7 +87,7 @@ pub(super) async fn list(consul: &Consul, caller: &Caller, query: &Query) -> Res
     let block = query.block().map_err(Refused::bad)?;
     let end = block.map(|(_, wait)| Instant::now() + wait);
     loop {
-        // Filters are compiled outside of the lock.
+        // Filters are compiled outside the lock.
         let (all, version) = consul.mesh.read_events(|events| {
             let all = events.list(&caller.namespace).into_iter().map(|(_, stored)| stored.clone());
             (all.collect::<Vec<StoredDocument>>(), events.index())
@@ -110,7 +110,7 @@ fn shape(stored: &StoredDocument) -> Value {
     event
 }
 
-/// That of the last event, as Go's client makes it of an id; 1: there is none.
+/// The index of the last event, as Go's client computes it from an id; 1: there is no event.
 fn index_of(events: &[Value]) -> u64 {
     events.last().and_then(|event| id_to_index(event["ID"].as_str()?)).unwrap_or(1)
 }

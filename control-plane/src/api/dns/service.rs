@@ -1,4 +1,4 @@
-//! DNS for sidecars, over the connection that they have: the caller's certificate names its namespace.
+//! DNS for sidecars, over their existing connection: the caller's certificate has its namespace.
 
 use std::sync::Arc;
 
@@ -30,7 +30,7 @@ impl DnsApi for DnsService {
     }
 }
 
-/// Answers a caller of a namespace. Names that are not ours it asks of its own name servers.
+/// Answers a caller of a namespace. The sidecar forwards names outside the served zones to its own name servers.
 pub(crate) async fn answer<V: View>(
     dns: &Dns<V>,
     message: DnsMessage,

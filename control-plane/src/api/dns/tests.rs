@@ -22,7 +22,7 @@ use crate::api::consul::QueryResult;
 use crate::testing::instance;
 use weft_world::Instance;
 
-/// A registry of a few things.
+/// A small registry.
 #[derive(Default)]
 struct Fake {
     instances: Vec<Arc<Instance>>,
@@ -115,7 +115,7 @@ fn fake() -> Fake {
     Fake { instances: instances.collect(), nodes }
 }
 
-/// So many instances at addresses of their own.
+/// The given number of instances at addresses of their own.
 fn crowd(count: u8) -> Fake {
     let one = |n: u8| Arc::new(instance("web", &n.to_string(), &format!("10.1.0.{n}"), 8080));
     Fake { instances: (0..count).map(one).collect(), nodes: Vec::new() }
@@ -136,7 +136,7 @@ fn with_edns(mut message: Message, size: u16) -> Message {
     message
 }
 
-/// The answer's bytes; `None`: the name is foreign.
+/// The answer's bytes; `None`: the name is outside the served zones.
 fn packet_of(view: &Fake, settings: &Settings, asked: &Message, transport: Transport, seed: u64) -> Option<Vec<u8>> {
     let Packet::Query(query) = packet::parse(&asked.to_vec().unwrap()) else { panic!("no query: {asked:?}") };
     let asking = Asking { view, namespace: "default", settings, transport };
@@ -273,7 +273,7 @@ fn settings_are_heeded() {
     let few = of(Settings { udp_answer_limit: 1, ..Settings::default() }, RecordType::SRV);
     assert!(few.metadata.truncation, "what was left out is said so");
     assert_eq!((few.answers.len(), few.additionals.len()), (1, 1));
-    // A node whose own check fails takes its instances along.
+    // A node whose own check fails hides its instances.
     let mut view = fake();
     view.nodes[0].passing = false;
     let settings = Settings { only_passing: true, ..Settings::default() };
@@ -333,7 +333,7 @@ fn what_does_not_fit_says_so() {
     }
     let tcp = ask(&crowd(200), &asked, Transport::Tcp);
     assert_eq!((tcp.answers.len(), tcp.metadata.truncation), (200, false));
-    // Additional records are left out first, and nothing is said of it: they were not asked for.
+    // Additional records are left out first, without a mark: they were not requested.
     let srv = ask(&crowd(9), &query("web.service.consul.", RecordType::SRV), Transport::Udp);
     assert_eq!((srv.answers.len(), srv.metadata.truncation), (9, false));
     assert!((1..9).contains(&srv.additionals.len()), "{}", srv.additionals.len());
@@ -358,7 +358,7 @@ fn options_of_edns() {
     assert_eq!(reply.edns.unwrap().option(EdnsCode::Subnet), Some(&subnet));
     asked.edns.as_mut().unwrap().set_version(1);
     let Packet::Refused(reply) = packet::parse(&asked.to_vec().unwrap()) else { panic!("refused") };
-    // Its number is that of BADSIG too, and read as such.
+    // Its number is also that of BADSIG, as which it is read.
     let code = Message::from_vec(&reply).unwrap().metadata.response_code;
     assert_eq!(u16::from(code), u16::from(ResponseCode::BADVERS));
 }
@@ -410,7 +410,7 @@ proptest! {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         for transport in [Transport::Udp, Transport::Tcp] {
             if let Some(reply) = runtime.block_on(dns.handle(&packet, transport, "default", true)) {
-                // An answer to this very query, that can be read.
+                // A valid answer to exactly this query.
                 prop_assert_eq!(&reply[..2], &packet[..2]);
                 prop_assert!(Message::from_vec(&reply).is_ok());
             }

@@ -1,6 +1,7 @@
 //! Registration of an external program's agent with the state, without a stream.
 //!
-//! The registrations are kept here, so that they can be repeated when the store did not answer or the lease has ended.
+//! The registrations are stored here, so that they can be repeated if the store did not answer or the lease has
+//! expired.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -21,7 +22,7 @@ use crate::discovery::Discovery;
 use crate::registry;
 use crate::state::{Mesh, Node, Refusal};
 
-/// One node's way.
+/// The connection of one node to the state.
 pub(super) struct Direct {
     mesh: Arc<Mesh>,
     discovery: Arc<Discovery>,
@@ -31,17 +32,18 @@ pub(super) struct Direct {
     session: AtomicU64,
     told: Mutex<Registrations>,
     lapses: Arc<Lapses>,
-    /// What is registered now was registered before a restart: that the store does not answer is no reason to forget it.
+    /// Whether registrations of before a restart are being restored: then a store that does not answer is no reason to
+    /// drop them.
     pub(super) restoring: AtomicBool,
 }
 
 #[derive(Default)]
 struct Registrations {
-    /// As they are to be in the mesh.
+    /// The desired registrations.
     instances: BTreeMap<String, Instance>,
-    /// They may not be so.
+    /// Whether the mesh may lack some of them.
     behind: bool,
-    /// The mesh may have others.
+    /// Whether the mesh may have others.
     stray: bool,
 }
 
@@ -80,7 +82,7 @@ impl Direct {
         }
     }
 
-    /// The session; a new one where there is none that lives.
+    /// The session; a new one if none is alive.
     async fn session(&self, told: &mut Registrations) -> Result<u64, Refusal> {
         let session = self.session.load(Ordering::Relaxed);
         if session > 0 && self.mesh.renew(&self.name, session).await {
@@ -92,7 +94,7 @@ impl Direct {
         Ok(session)
     }
 
-    /// Tells the mesh all of it again, where it may not know.
+    /// Registers everything again, if the mesh may lack some of it.
     async fn settle(&self, told: &mut Registrations) -> Result<(), Refusal> {
         let session = self.session(told).await?;
         if told.behind {
@@ -110,9 +112,9 @@ impl Direct {
         Ok(())
     }
 
-    /// A sign of life, and what the mesh has missed. False: nothing is registered.
+    /// Renews the lease, and repeats missing registrations. False: there are no registrations.
     pub(super) async fn keep(&self) -> bool {
-        // Whoever holds the lock may wait for the store for longer than the lease is.
+        // The holder of the lock may wait for the store for longer than the lease.
         self.mesh.heard(&self.name, self.session.load(Ordering::Relaxed));
         let Ok(mut told) = self.told.try_lock() else { return true };
         if told.instances.is_empty() && !told.stray {
@@ -124,14 +126,14 @@ impl Direct {
         true
     }
 
-    /// After a restart: what the mesh has of this node, and its file has not, goes.
+    /// After a restart, removes registrations of this node that its file does not have.
     pub(super) async fn restored(&self) {
         self.restoring.store(false, Ordering::Relaxed);
         self.told.lock().await.stray = true;
         self.keep().await;
     }
 
-    /// All of it goes.
+    /// Removes all registrations.
     pub(super) async fn leave(&self) {
         let mut told = self.told.lock().await;
         told.instances.clear();
@@ -155,7 +157,7 @@ impl Direct {
                 told.behind = true;
             }
             Err(e @ (Refusal::Store(_) | Refusal::SessionOver)) => {
-                // It may have taken it nevertheless.
+                // The store may have accepted it nevertheless.
                 (told.behind, told.stray) = (true, true);
                 let text = format!("No cluster leader: {e}");
                 return Err(Refused::new(StatusCode::INTERNAL_SERVER_ERROR, text));
@@ -181,7 +183,7 @@ impl Direct {
             })
         };
         if let (Ok(hosts), false) = (gone, wait.is_zero()) {
-            // How many know it is told to those who drain.
+            // The number of acknowledgements is reported to a draining program.
             let _ = self.discovery.wait_current(&hosts, wait).await;
         }
     }
@@ -226,7 +228,7 @@ impl Upstream for Direct {
         self.lapses.may_lapse(Instant::now())
     }
 
-    /// The token of each request says it, before the agent sees it.
+    /// The token of each request is checked before the agent.
     fn may_register(&self, _: &str) -> Result<(), String> {
         Ok(())
     }

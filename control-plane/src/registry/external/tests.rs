@@ -156,14 +156,14 @@ async fn what_may_not_be_is_refused_by_name() {
         assert!(got == status && text.contains(words), "{uri} {body}: {got} {text}");
     }
     assert_eq!(all.instances("default", "order"), ["ext-10-0-0-7 10.0.0.7 \"\" critical"]);
-    // What one may not read is not shown.
+    // Services that a caller may not read are hidden.
     assert!(!all.ask(&payment, "GET", "services", "").await.1.contains("order"));
     assert!(!all.ask(&payment, "GET", "checks", "").await.1.contains("order"));
     assert_eq!(all.ask(&payment, "GET", "service/order-1", "").await.0, 403);
     assert_eq!(all.ask(&payment, "GET", "health/service/name/order", "").await.0, 403);
     assert_eq!(all.ask(&order, "GET", "service/order-1", "").await.0, 200);
 
-    // An address with a sidecar is its own.
+    // An address with a sidecar belongs to the sidecar.
     let sidecar = |number| crate::state::Node {
         namespace: "default".into(),
         identity: "spiffe://cluster.local/ns/default/sa/w".into(),
@@ -182,7 +182,7 @@ async fn what_may_not_be_is_refused_by_name() {
     let ninth = caller([10, 0, 0, 9], "default", &["order"], &[]);
     let (status, text) = all.ask(&ninth, "PUT", "service/register", &registration("order", "o", "")).await;
     assert!(status == 400 && text.contains("belongs to spiffe://"), "{status} {text}");
-    // And one that comes later is let in, and what was there before goes.
+    // A sidecar that arrives later is accepted, and earlier registrations are removed.
     mesh.begin_session("n7", sidecar(7)).await.unwrap();
     all.externals.keep_once().await;
     assert!(all.instances("default", "order").is_empty());
@@ -245,7 +245,7 @@ async fn a_restart_brings_back_what_was_registered_and_takes_away_what_was_not()
     let node = all.externals.lock().values().next().unwrap().clone();
     node.agent.local.close().await;
     let saved = std::fs::read(&file).unwrap();
-    // As if it had ended between the file and the mesh.
+    // As if it had ended between the writes to the file and to the mesh.
     let stray = v1::Instance { service_id: "x".into(), service: "stray".into(), port: 1, ..Default::default() };
     node.direct.register(stray).await.unwrap();
     assert_eq!(all.instances("default", "stray").len(), 1);
@@ -262,12 +262,12 @@ async fn a_restart_brings_back_what_was_registered_and_takes_away_what_was_not()
     }
     again.externals.keep_once().await;
     assert!(again.externals.lock().is_empty() && !file.exists(), "a node that has nothing goes");
-    // And comes again.
+    // It registers again.
     again.done(&order, "service/register", &registration("order", "order-1", "")).await;
     assert_eq!(again.instances("default", "order").len(), 1);
 }
 
-/// A store that does not take anything while it is away.
+/// A store that refuses everything while it is unavailable.
 struct Faulty {
     store: Embedded,
     away: std::sync::atomic::AtomicBool,
@@ -330,7 +330,7 @@ async fn a_store_that_is_away_is_told_later_or_the_program_is() {
     all.done(&order, "check/pass/a", "").await;
     all.done(&order, "service/deregister/b", "").await;
     assert_eq!(all.instances("default", "order").len(), 2);
-    // What was there when the control plane ended comes back, too.
+    // Registrations of before the end of the control plane are restored, too.
     drop(all);
     let again = externals(&mesh, dir.path()).await;
     assert!(again.ask(&order, "GET", "services", "").await.1.contains("\"a\""));
@@ -380,9 +380,9 @@ async fn eurekas_clients_register_with_a_token() {
             403,
             "lacks permission 'service:write' on \"order\"",
         ),
-        // What has the service id of this instance already is Consul's, and of another service.
+        // The service id of this instance is in use by Consul's API, for another service.
         (&cart, "POST", "CART", document("CART", "taken", "10.0.0.7"), 403, "on \"order\""),
-        // Another application's instance of the same id is another one.
+        // Another application's instance of the same id is a different one.
         (&cart, "POST", "CART", document("CART", "h:order:1", "10.0.0.7"), 204, ""),
         (&cart, "PUT", "ORDER/h:order:1", String::new(), 403, "on \"order\""),
         (&cart, "DELETE", "CART/h:order:1", String::new(), 200, ""),
@@ -422,7 +422,7 @@ async fn many_that_fall_silent_at_once_are_left_as_they_are() {
     let critical = || fixture.instances("default", "order").iter().filter(|shown| shown.ends_with("critical")).count();
     tokio::time::sleep(Duration::from_millis(2500)).await;
     assert!(critical() <= 1, "one that was first is a death; the others are late together");
-    // Those who report are well, and one that is silent alone later dies as ever.
+    // Reporting programs are healthy, and a single silent one is removed as usual.
     for caller in &callers {
         fixture.done(caller, "check/pass/alive", "").await;
     }

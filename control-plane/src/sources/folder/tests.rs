@@ -19,7 +19,7 @@ fn scan(folder: &mut PolicyFolder) -> FolderState {
     folder.state()
 }
 
-/// A look as if `later` had passed.
+/// A scan as if `later` had passed.
 fn scan_later(folder: &mut PolicyFolder, later: Duration) -> FolderState {
     let now = Now::get();
     folder.scan(Now { steady: now.steady + later, ..now }, Duration::ZERO);
@@ -92,7 +92,7 @@ fn a_file_that_is_empty_or_gone_for_a_moment_keeps_its_documents() {
         let told = withdrawn(&state);
         let why = if text.is_some() { "the file was emptied" } else { "the file was removed" };
         assert!(told.len() == 1 && told[0].contains("is kept for 10 s") && told[0].ends_with(why), "{told:?}");
-        // Looks in between, as by the poll, say the same.
+        // Scans in between, as by the poll, have the same result.
         assert!(!folder.scan(Now::get(), Duration::ZERO).changed);
         fs::write(&file, RULE).unwrap();
         let state = scan(&mut folder);
@@ -134,7 +134,7 @@ fn a_document_that_a_route_needs_outlives_the_grace_time_of_its_file() {
     assert!(told[0].contains("VirtualService/default/order needs its subset `v1`"), "{told:?}");
     assert_eq!(state.problems.len(), 1, "no warning that the rule is missing: {:?}", state.problems);
 
-    // A new version of the route that does without it frees it at once.
+    // A new version of the route without the subset releases it at once.
     fs::write(&route, routes("v1").replace(", subset: v1", "")).unwrap();
     let state = scan_later(&mut folder, GRACE * 100);
     assert!(kept(&state).is_empty() && withdrawn(&state).is_empty(), "{state:?}");
@@ -151,7 +151,7 @@ fn a_document_moves_between_files_without_being_kept() {
     fs::rename(&one, &two).unwrap();
     let state = scan(&mut folder);
     assert_eq!((names(&state).len(), kept(&state).len(), state.problems.len()), (1, 0, 0), "{state:?}");
-    // Left out beside others: the text is whole, so that it goes at once.
+    // Left out beside others: the text is complete, so that it is withdrawn at once.
     fs::write(&two, format!("{RULE}---\n{}", routes("v1"))).unwrap();
     scan(&mut folder);
     fs::write(&two, RULE).unwrap();
@@ -173,7 +173,7 @@ fn files_are_checked_together() {
     fs::write(&route, routes("v1")).unwrap();
     assert_eq!(scan(&mut folder).documents.len(), 2);
 
-    // The rule drops what the unchanged route needs: it waits until the route follows.
+    // The rule drops a subset that the unchanged route needs: it is pending until the route follows.
     fs::write(&rule, RULE.replace("v1}", "v3}")).unwrap();
     let state = scan(&mut folder);
     assert!(state.documents.iter().any(|document| document.yaml.contains("v1}")));
@@ -234,7 +234,7 @@ fn a_look_at_many_files_at_rest_reads_none_and_takes_time_linear_in_their_number
     scan(&mut folder);
     let start = Instant::now();
     assert_eq!(folder.scan(Now::get(), Duration::ZERO), Scan::default());
-    // Compared each with each they took over a second.
+    // Compared in pairs they took over a second.
     assert!(start.elapsed() < Duration::from_millis(500), "{:?}", start.elapsed());
 }
 
@@ -248,7 +248,7 @@ fn a_pause_is_two_hundred_times_as_long_as_the_look_before() {
     assert_eq!(folder.pause(Scan::default(), began(10_000)), MAX_POLL);
     let rest = Duration::from_millis(7);
     assert_eq!(folder.pause(Scan { unsettled: Some(rest), ..Scan::default() }, began(20)), rest);
-    // What is kept is looked at when its time is over.
+    // A kept document is checked when its time is over.
     folder.grace.withdraw(Arc::new(parse_policies("f.yaml", RULE).documents.remove(0)), Cause::Removed, Instant::now());
     assert!(folder.pause(Scan::default(), began(10_000)) <= GRACE);
 }

@@ -127,8 +127,8 @@ async fn store_takes_writes_again_after_the_disk_does() {
     assert_eq!(found, kept);
 }
 
-/// A store of some hundred records, as a kill or an orderly end leaves it: its file, the last revision's, and the records
-/// of each revision.
+/// A store of some hundred records, as left by a kill or an orderly end: its file, the file of the last revision, and
+/// the records of each revision.
 struct Sample {
     file: Vec<u8>,
     last: Vec<u8>,
@@ -217,7 +217,8 @@ impl Damage {
     }
 }
 
-/// A whole good state, that of an earlier commit and a count of the repair, or an error with the way out.
+/// The result must be a complete state, that of an earlier commit and a count of the repair, or an error with the
+/// remedy.
 fn check_damage(sample: &Sample, damage: &Damage) -> Result<(), TestCaseError> {
     let dir = tempfile::tempdir().unwrap();
     let mut file = sample.file.clone();
@@ -251,7 +252,7 @@ fn damage_ends_in_a_whole_state_a_reported_repair_or_an_error_with_the_way_out()
     let samples = [sample(false), sample(true)];
     let mut runner = TestRunner::new(ProptestConfig { cases: 150, ..ProptestConfig::default() });
     runner.run(&damages(), |(killed, damage)| check_damage(&samples[usize::from(killed)], &damage)).unwrap();
-    // The header says which commit is the last: a bit of each byte.
+    // The header names the last commit: a bit of each byte.
     for at in 0..320 {
         check_damage(&samples[1], &Damage::FlipAt(at)).unwrap_or_else(|e| panic!("byte {at}: {e}"));
     }

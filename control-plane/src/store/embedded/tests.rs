@@ -10,7 +10,7 @@ fn put(key: &str, value: &str) -> Op {
     Op::put(Table::Policies, key, value)
 }
 
-/// Opens it again; the thread of one that was dropped holds the file until its queue closes.
+/// Opens it again; the thread of a dropped one holds the file until its queue closes.
 pub(crate) fn open(dir: &Path) -> Embedded {
     let end = std::time::Instant::now() + Duration::from_secs(5);
     loop {

@@ -1,5 +1,5 @@
-//! Config entries of the three kinds that route requests, as far as they have a counterpart in the mesh's policies. A field
-//! without one is refused by its name.
+//! Config entries of the three kinds that route requests, as far as they have a counterpart in the mesh's policies. A
+//! field without one is refused by its name.
 
 use serde_json::{Value, json};
 use weft_agent::decode::Fields;
@@ -10,7 +10,7 @@ pub(super) struct Router {
     pub(super) routes: Vec<Route>,
 }
 
-/// One of its routes: a match in Istio's form, and where to.
+/// One of its routes: a match in Istio's form, and a destination.
 #[derive(Debug, PartialEq)]
 pub(super) struct Route {
     /// Null: all requests.
@@ -20,7 +20,7 @@ pub(super) struct Route {
     pub(super) settings: Value,
 }
 
-/// A service, and a subset of it; an empty one is the default.
+/// A service, and a subset of it; an empty subset is the default.
 #[derive(Debug, Default, Clone, PartialEq)]
 pub(super) struct Leg {
     /// Empty: the entry's own.
@@ -42,11 +42,11 @@ pub(super) struct Resolver {
     pub(super) subsets: Vec<(String, Value)>,
     pub(super) redirect: Option<Leg>,
     pub(super) request_timeout: String,
-    /// `trafficPolicy` in Istio's form; null: nothing is said.
+    /// `trafficPolicy` in Istio's form; null: absent.
     pub(super) policy: Value,
 }
 
-/// Nothing that means something else may be left.
+/// Refuses the remaining fields: they would have an effect in Consul.
 fn refuse(fields: &mut Fields, place: &str, all: &[(&str, &str)]) -> Result<(), String> {
     match all.iter().find(|(field, _)| fields.means(&field.to_ascii_lowercase())) {
         Some((field, why)) => Err(format!("{place}{field}: {why}")),
@@ -287,7 +287,7 @@ pub(super) fn resolver(fields: &mut Fields) -> Result<Resolver, String> {
     })
 }
 
-/// The labels that a filter means; `None`: it means something else. No filter means all instances.
+/// The labels that a filter selects; `None`: it selects by other properties. No filter selects all instances.
 fn labels(filter: &str) -> Option<Value> {
     let mut labels = json!({});
     for one in filter.split(" and ").map(str::trim).filter(|one| !one.is_empty()) {
@@ -323,7 +323,7 @@ fn load_balancer(fields: &mut Fields) -> Result<Value, String> {
         return Err("LoadBalancer.HashPolicies: one of them decides".into());
     };
     let mut hash = hash_key(&mut key)?;
-    // Whether others after it would be looked at: there are none.
+    // Whether later ones would be used: there are none.
     key.means("terminal");
     key.refuse_rest("LoadBalancer.HashPolicies[0].")?;
     if policy == "maglev" {

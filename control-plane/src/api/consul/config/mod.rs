@@ -1,8 +1,8 @@
-//! Config entries: `service-router`, `service-splitter` and `service-resolver` become a VirtualService and a DestinationRule,
-//! `consul-<service>`, as if these had been applied; other kinds are refused.
+//! Config entries: `service-router`, `service-splitter` and `service-resolver` become a VirtualService and a
+//! DestinationRule, `consul-<service>`, as if these had been applied; other kinds are refused.
 //!
-//! Consul follows the entries of every service on a request's way. A VirtualService is looked at once, for the host that
-//! was called: so an entry that leads to a service with routes of its own is refused, whichever comes first.
+//! Consul follows the entries of every service on a request's path. A VirtualService is evaluated once, for the host
+//! that was called: so an entry that leads to a service with routes of its own is refused, whichever is written first.
 
 mod entries;
 mod policies;
@@ -26,7 +26,7 @@ const RESOLVER: &str = "service-resolver";
 /// The file that problems of these policies name.
 const FILE: &str = "config entry";
 
-/// What is instead of the other kinds.
+/// The alternatives to the other kinds.
 fn unsupported(kind: &str) -> Refused {
     let instead = match kind {
         "service-defaults" | "proxy-defaults" => {
@@ -112,7 +112,7 @@ pub(super) async fn delete(
     Ok(if query.has("cas") { answered } else { answer::json(&json!({}), query) })
 }
 
-/// Writes an entry, and the policies that the service's entries come to.
+/// Writes an entry, and the policies that result from the service's entries.
 async fn change(
     consul: &Consul,
     caller: &Caller,
@@ -146,7 +146,7 @@ async fn change(
     Ok(answer::json(&json!(written.map_err(refused)?), query))
 }
 
-/// What the entries say of a service.
+/// The entries of a service.
 fn chain_of(all: &[Value], service: &str) -> Result<Chain, String> {
     let mut chain = Chain::default();
     for entry in all.iter().filter(|entry| entry["Name"] == service) {
@@ -165,7 +165,7 @@ fn chain_of(all: &[Value], service: &str) -> Result<Chain, String> {
 }
 
 /// # Errors
-/// When a request would have to follow the entries of two services.
+/// If a request would have to follow the entries of two services.
 fn followed_once(all: &[Value], service: &str, chain: &Chain) -> Result<(), String> {
     let says = |from: &str, to: &str| {
         format!(
@@ -193,7 +193,7 @@ fn followed_once(all: &[Value], service: &str, chain: &Chain) -> Result<(), Stri
     Ok(())
 }
 
-/// The documents, if the mesh takes them beside those that it has.
+/// The documents, if they are valid together with the existing ones.
 fn checked(consul: &Consul, service: &str, namespace: &str, chain: &Chain) -> Result<Vec<Document>, Refused> {
     let mut documents = Vec::new();
     for document in chain.documents(service, namespace) {

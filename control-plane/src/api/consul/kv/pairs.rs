@@ -57,7 +57,7 @@ enum Found {
     List(Vec<Value>),
 }
 
-/// All pairs, or keys, that begin with `prefix` and may be read. Of the root there is always an answer.
+/// All readable pairs, or keys, that begin with `prefix`. For the root there is always an answer.
 fn under(pairs: &Pairs, caller: &Caller, prefix: &str, keys: bool, query: &Query) -> Option<Found> {
     let all = pairs.list(&caller.namespace, prefix).filter(|(key, _)| caller.reads_key(key));
     let list: Vec<Value> = if keys {
@@ -71,7 +71,7 @@ fn under(pairs: &Pairs, caller: &Caller, prefix: &str, keys: bool, query: &Query
     (!list.is_empty() || (keys && prefix.is_empty())).then_some(Found::List(list))
 }
 
-/// A key up to the first separator after its prefix, that included.
+/// A key up to and including the first separator after its prefix.
 fn up_to<'a>(key: &'a str, prefix: usize, separator: &str) -> &'a str {
     let after = key.get(prefix..).filter(|_| !separator.is_empty());
     match after.and_then(|after| after.find(separator)) {
@@ -80,7 +80,7 @@ fn up_to<'a>(key: &'a str, prefix: usize, separator: &str) -> &'a str {
     }
 }
 
-/// The value as it was put. A browser must not take what somebody stored for a page of ours.
+/// The value as written. A browser must not interpret a stored value as a page of this server.
 fn raw_value(pair: Pair) -> Answered {
     let mut answered = Answered::new(pair.value.into());
     answer::set(&mut answered, "content-type", "text/plain");

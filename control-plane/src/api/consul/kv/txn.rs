@@ -18,14 +18,14 @@ use crate::state::txn::{PairOp, PairResult, Put, Transaction, Verb};
 /// Operations of one transaction: Consul's first limit, and what a transaction of the store holds with its conditions.
 const MAX_OPS: usize = 64;
 
-/// An operation on the catalog that reads: what it gives back.
+/// A read of the catalog within a transaction.
 enum Read {
     Node(String),
     Service(String, String),
     Check(String, String),
 }
 
-/// What a request asks for.
+/// The operations of a request.
 #[derive(Default)]
 struct Operations {
     transaction: Transaction,
@@ -133,7 +133,7 @@ fn add(asked: &mut Operations, number: usize, op: Value, caller: &Caller) -> Res
     Ok(())
 }
 
-/// What is written of one node is written together.
+/// Writes to one node are merged.
 fn merge(asked: &mut Operations, new: Entry) -> Result<(), String> {
     if asked.transaction.removals.iter().any(|(node, _)| *node == new.node) {
         return Err(format!("the node {} is both written and taken out of: use two transactions", new.node));
@@ -193,11 +193,11 @@ fn pair_op(fields: &mut Fields) -> Result<PairOp, String> {
 }
 
 /// # Errors
-/// When the caller may not do one of them.
+/// If the caller may not do one of them.
 fn permitted(consul: &Consul, caller: &Caller, transaction: &Transaction) -> Result<(), Refused> {
     for (_, PairOp { key, verb }) in &transaction.pairs {
         match verb {
-            // A tree is read where all of it may be: part of it would look like all.
+            // A tree is read only if all of it may be read: a part of it would look complete.
             Verb::Get | Verb::GetOrEmpty | Verb::GetTree => caller.read_key(key)?,
             Verb::CheckIndex(_) | Verb::CheckSession(_) | Verb::CheckNotExists => caller.read_key(key)?,
             _ => caller.write_keys(key)?,

@@ -4,7 +4,7 @@ use super::*;
 use crate::identity::token::ApiClaims;
 use weft_world::translate;
 
-/// A caller with a token that names these services.
+/// A caller with a token for these services.
 pub(super) fn by_token(services: &[&str]) -> Caller {
     let claims = ApiClaims {
         trust_domain: "cluster.local".into(),
@@ -49,7 +49,7 @@ async fn what_is_written_is_in_the_catalog_and_in_the_mesh() {
         found.unwrap().endpoints.remove(0)
     };
     assert_eq!((endpoint().identity.as_str(), endpoint().weight, endpoint().health()), ("", 3, v1::Health::Healthy));
-    // Said again it is no change; a service written anew keeps its checks.
+    // Repeating it changes nothing; a service that is written again keeps its checks.
     let index_of = async || index(&fixture.ask("GET", "/v1/catalog/service/db", &caller("default", 1)).await);
     let before = index_of().await;
     assert_eq!(write("register", DB).await, done);
@@ -58,7 +58,7 @@ async fn what_is_written_is_in_the_catalog_and_in_the_mesh() {
     assert!(index_of().await > before);
     assert_eq!((endpoint().address.as_str(), endpoint().port), ("192.0.2.8", 5433));
     assert_eq!(fixture.column("/v1/health/checks/db", "/Output").await, ["fine"]);
-    // A check alone, of the node too; nothing of it is probed.
+    // A single check, also of the node; none of them is probed.
     let check = |service: &str, status: &str| {
         format!(
             r#"{{"Node":"db1","SkipNodeUpdate":true,"Check":{{"Name":"ping","ServiceID":"{service}","Status":"{status}"}}}}"#
@@ -71,7 +71,7 @@ async fn what_is_written_is_in_the_catalog_and_in_the_mesh() {
     assert_eq!(write("register", &check("", "critical")).await, done);
     assert_eq!(endpoint().health(), v1::Health::Unhealthy, "a check of the node counts for all on it");
     assert_eq!(write("deregister", r#"{"Node":"db1","CheckID":"ping"}"#).await, done);
-    // Its lease is no concern of anybody's.
+    // Catalog nodes have no lease.
     fixture.consul.mesh.reap_for_tests().await;
     assert_eq!(fixture.column("/v1/catalog/nodes", "/Node").await, ["db1", "n1", "n2", "n3"]);
     assert_eq!(write("deregister", r#"{"Node":"db1","ServiceID":"db-1"}"#).await, done);
@@ -120,7 +120,7 @@ async fn nobody_writes_what_is_anothers() {
         let (got, text) = put(&fixture, what, caller, &body).await;
         assert!(got == status && text.contains(words), "{what} {body}: {got} {text}");
     }
-    // Nobody writes without a token, or another namespace's node.
+    // Writes without a token, or to another namespace's node, are refused.
     let (status, text) = put(&fixture, "register", &caller("default", 1), DB).await;
     assert!(status == 403 && text.contains("without a token"), "{text}");
     let shop = Caller { namespace: "shop".into(), ..db.clone() };
@@ -143,7 +143,7 @@ async fn a_sidecar_takes_its_address_from_the_catalog() {
     }
     fixture.consul.mesh.begin_session("n8", sidecar("default", 8, "")).await.unwrap();
     assert_eq!(fixture.column("/v1/catalog/service/db", "/Address").await, ["10.0.0.9"]);
-    // It has no identity: nobody speaks mutual TLS to it.
+    // It has no identity: callers do not use mutual TLS.
     for connect in ["health/connect/db", "catalog/connect/db"] {
         assert_eq!(fixture.get(&format!("/v1/{connect}")).await, serde_json::json!([]), "{connect}");
     }

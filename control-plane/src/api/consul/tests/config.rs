@@ -82,14 +82,14 @@ async fn entries_become_a_virtual_service_and_a_destination_rule() {
     let split = json!([{ "destination": { "host": "web", "subset": "v1" }, "weight": 9950 },
         { "destination": { "host": "web", "subset": "v2" }, "weight": 50 }]);
     assert_eq!(http[2], json!({ "route": split }));
-    // Sidecars are told of it.
+    // Sidecars receive it.
     fixture.register("n1", 1, service("web", "web-1", &["v1"], "passing")).await;
     let routes = fixture.consul.mesh.read(|world| {
         let told = translate::service(world, &Scope::of("default"), "web.default.svc.cluster.local").unwrap();
         told.ports[0].routes.len()
     });
     assert_eq!(routes, 3);
-    // They are read as they were written, and go with their policies.
+    // They are returned as written, and are removed with their policies.
     let shown = fixture.get("/v1/config/service-splitter/web").await;
     assert_eq!((&shown["Kind"], &shown["Splits"][0]["Weight"]), (&json!("service-splitter"), &json!(99.5)));
     assert_eq!(fixture.get("/v1/config/service-router").await.as_array().unwrap().len(), 1);
@@ -141,10 +141,10 @@ async fn what_means_something_else_is_refused_by_field() {
         assert!(got == status && text.contains(words), "{entry}: {got} {text}");
     }
     assert_eq!(put(&fixture, &route(json!({ "Service": "cart" }))).await.0, 200);
-    // Whichever comes first.
+    // In either order.
     let back = json!({ "Kind": "service-splitter", "Name": "api", "Splits": [{ "Weight": 100, "Service": "web" }] });
     assert!(put(&fixture, &back).await.1.contains("is followed once"));
-    // Only the entries that were written exist, and a token is needed to write one.
+    // Only the written entries exist, and a token is required to write one.
     assert_eq!(fixture.consul.mesh.policies().1.len(), 2);
     let (status, text) = send(&fixture, &caller("default", 1), "PUT", "/v1/config", &api).await;
     assert!(status == 403 && text.contains("without a token"), "{text}");

@@ -29,7 +29,7 @@ struct Fixture {
     consul: Consul,
 }
 
-/// A sidecar in `namespace`: where it is, and what its command line says.
+/// A sidecar in `namespace`, with its locality and labels.
 fn sidecar(namespace: &str, number: u8, locality: &str) -> Node {
     Node {
         namespace: namespace.into(),
@@ -64,8 +64,8 @@ fn service(name: &str, id: &str, tags: &[&str], status: &str) -> v1::Instance {
     }
 }
 
-/// Three nodes: n1 in eu/a with an order that passes, n2 in eu/b with one that warns and a cart, n3 in us/a with one that is
-/// critical; in the namespace "shop" n4 with a cart of its own.
+/// Three nodes: n1 in eu/a with a passing order, n2 in eu/b with one in warning and a cart, n3 in us/a with a critical
+/// one; in the namespace "shop" n4 with a cart of its own.
 async fn fixture() -> Fixture {
     let dir = tempfile::tempdir().unwrap();
     let store = Arc::new(Embedded::open(dir.path()).unwrap());
@@ -122,7 +122,7 @@ impl Fixture {
         self.get_as(uri, &caller("default", 1)).await
     }
 
-    /// What the items of an answer have at a path, in order.
+    /// The values of the items of an answer at a path, in order.
     async fn column(&self, uri: &str, pointer: &str) -> Vec<String> {
         let items = self.get(uri).await;
         let text = |item: &Value| item.pointer(pointer).and_then(Value::as_str).unwrap_or("?").to_owned();
@@ -174,7 +174,7 @@ async fn health_and_catalog_have_consuls_shape() {
     assert_eq!(fixture.get("/v1/status/leader").await, "10.0.0.9:15012");
     assert_eq!(fixture.get("/v1/status/peers").await, serde_json::json!(["10.0.0.9:15012"]));
     assert_eq!(fixture.get("/v1/query").await, serde_json::json!([]));
-    // What is not there is empty.
+    // Missing objects give empty answers.
     for (uri, body) in [
         ("/v1/health/service/nobody", "[]"),
         ("/v1/health/node/nobody", "[]"),
@@ -243,7 +243,7 @@ async fn parameters_pick_and_sort() {
     }
     let near = fixture.get_as("/v1/catalog/service/order?near=_agent", &caller("default", 3)).await;
     assert_eq!(near[0]["Node"], "n3");
-    // A filter picks instances before their tags are put together.
+    // A filter selects instances before their tags are joined.
     for (query, services) in [
         ("filter=ServiceTags+contains+v2", serde_json::json!({ "order": ["v2"] })),
         ("filter=ServiceName+==+cart", serde_json::json!({ "cart": [] })),
@@ -313,7 +313,7 @@ async fn refusals_are_consuls_and_have_an_index() {
 async fn a_query_waits_for_its_service_and_for_no_other() {
     let fixture = Arc::new(fixture().await);
     let seen = index(&fixture.ask("GET", "/v1/health/service/order", &caller("default", 1)).await);
-    // Nothing but the wait takes time from here on.
+    // From here on only the wait takes time.
     tokio::time::pause();
     let start = Instant::now();
     let wait = |index: u64, wait: &str| {
@@ -337,7 +337,7 @@ async fn a_query_waits_for_its_service_and_for_no_other() {
     let answered = tokio::time::timeout(Duration::from_secs(10), waiting).await.unwrap().unwrap();
     assert!(index(&answered) > seen);
 
-    // One that is gone keeps its index.
+    // A removed service keeps its index.
     let before = index(&answered);
     for (node, session) in [("n1", 1), ("n2", 2), ("n3", 3)] {
         fixture.consul.mesh.deregister(node, session, "order-1").await.unwrap();
@@ -402,7 +402,7 @@ async fn pairs_and_locks_as_clients_use_them() {
     assert_eq!(fixture.get("/v1/kv/?keys").await, serde_json::json!(["lock"]));
 }
 
-/// Ten thousand who wait for one service are not even looked at while another changes, and wake when theirs does.
+/// Ten thousand waiters for one service are not touched when another changes, and wake when theirs does.
 #[tokio::test]
 async fn ten_thousand_sleep_through_the_changes_of_another_service() {
     let fixture = Arc::new(fixture().await);

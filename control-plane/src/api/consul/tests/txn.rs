@@ -88,7 +88,7 @@ async fn one_that_fails_undoes_all_and_is_named() {
         let (got, body) = txn(&fixture, &me, ops).await;
         assert!(got == status && body.as_str().unwrap().contains(words), "{got} {body}");
     }
-    // Who may not write one of the keys changes none.
+    // A caller without the right to write one of the keys changes none.
     let (status, _) = txn(&fixture, &by_token(&["db"]), json!([set("a")])).await;
     assert_eq!(status, 403);
 }
@@ -134,7 +134,7 @@ async fn the_catalog_is_written_and_read() {
     let (status, body) = txn(&fixture, &db, reads).await;
     assert_eq!((status, &body["Results"][1]["Service"]["Port"]), (200, &json!(5432)), "{body}");
     assert_eq!(body["Results"][2]["Check"]["CheckID"], "ping");
-    // Another's is not written, with whatever else is asked for.
+    // A node of another namespace is not written, whatever the other operations are.
     let other = json!([{ "Service": { "Verb": "set", "Node": "db1", "Service": { "Service": "cache", "Port": 1 } } }]);
     assert_eq!(txn(&fixture, &db, other).await.0, 403);
     let both = json!([
