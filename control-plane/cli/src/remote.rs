@@ -202,7 +202,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_socket_that_is_not_there_says_how_to_name_it() {
+    async fn a_missing_socket_is_reported_with_its_option() {
         let dir = tempfile::tempdir().unwrap();
         let remote = |name: &str| Remote { socket: dir.path().join(name) };
         let missing = remote("admin.sock").connect().await.unwrap_err().to_string();

@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn part_of_a_batch_that_was_applied_is_named() {
+    async fn the_applied_part_of_a_batch_is_reported() {
         let small = Limits { ops: 100, bytes: 1 << 20 };
         for (error, state) in [
             (Error::Unavailable("full".into()), "was not applied"),

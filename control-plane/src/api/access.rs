@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_is_found_where_clients_put_it() {
+    fn tokens_are_read_from_query_headers_and_basic_authentication() {
         for (query, header, bearer, want) in [
             ("", "", "", None),
             ("token=q", "h", "Bearer b", Some("q")),

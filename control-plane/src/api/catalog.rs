@@ -110,7 +110,7 @@ mod tests {
     use crate::store::embedded::Embedded;
 
     #[tokio::test]
-    async fn a_token_takes_away_and_adds_nothing() {
+    async fn a_token_only_reduces_rights() {
         let dir = tempfile::tempdir().unwrap();
         let store = Arc::new(Embedded::open(dir.path()).unwrap());
         let mesh = Mesh::open(store, "cluster.local", Duration::from_secs(15)).await.unwrap();

@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_token_says_what_is_seen_and_written() {
+    async fn a_token_restricts_reads_and_writes() {
         let dir = tempfile::tempdir().unwrap();
         let api = api(dir.path()).await;
         let (here, remote) =
@@ -361,7 +361,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_listener_that_others_reach_proves_itself_by_the_root() {
+    async fn a_remote_listener_has_a_certificate_of_the_root() {
         let dir = tempfile::tempdir().unwrap();
         let api = api(dir.path()).await;
         let token = token(&api, "default", &[], &[]);
@@ -408,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn no_address_of_all_in_a_certificate() {
+    fn unspecified_addresses_are_not_in_certificates() {
         let list = certified([0, 0, 0, 0].into(), "cp", &["10.1.1.1".into(), "cp".into()]);
         assert_eq!(list, ["10.1.1.1", "127.0.0.1", "cp", "localhost"]);
     }

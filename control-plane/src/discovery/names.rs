@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_is_held_once_and_no_longer_than_it_is_used() {
+    fn names_are_interned_while_they_are_used() {
         let names = Names::default();
         let order = names.of("order");
         assert!(Arc::ptr_eq(&order, &names.of("order")));

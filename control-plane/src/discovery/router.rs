@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_concerns_streams_that_have_asked_for_it_and_those_of_its_node() {
+    fn a_change_concerns_its_subscribers_and_the_streams_of_its_node() {
         let mut router = Router::default();
         let _boxes: Vec<Inbox> = (0..4).map(|id| router.open(id)).collect();
         let (a, b): (Name, Name) = ("a".into(), "b".into());
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stream_that_is_behind_hears_that_everything_may_have_changed() {
+    async fn a_stream_that_is_too_far_behind_is_notified_of_a_change_of_everything() {
         let mut router = Router::default();
         let mut inbox = router.open(0);
         router.watch(0, &"a".into());

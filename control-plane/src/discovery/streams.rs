@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_that_a_stream_has_no_more_is_not_waited_for() {
+    fn a_wait_ignores_streams_that_dropped_the_host() {
         let mut streams = streams(1);
         send(&mut streams, 0, "a", 1);
         streams.sent(0, SERVICE_TYPE, std::iter::once((&"a".into(), 1)));

@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_a_change_may_touch() {
+    fn a_change_touches_names_that_may_resolve_otherwise() {
         let names = [
             "order",
             "order.shop",
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn versions_of_what_is_not_asked_for_are_forgotten() {
+    fn versions_of_unsubscribed_resources_are_removed() {
         let mut subscription = of(&["a"]);
         subscription.set("b".into(), Some("host".into()));
         for name in ["a", "b", "host", "other"] {
@@ -176,7 +176,7 @@ mod tests {
 
     /// After any change, a name that resolves to another host is among the touched ones.
     #[test]
-    fn no_change_of_a_meaning_is_missed() {
+    fn every_name_that_resolves_otherwise_is_touched() {
         let mut seed: u64 = 5;
         let mut roll = |of: usize| {
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);

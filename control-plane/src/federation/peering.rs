@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_and_a_trust_domain_mean_one_data_centre() {
+    fn names_and_trust_domains_of_peers_are_unique() {
         let dir = tempfile::tempdir().unwrap();
         let root = |domain: &str| {
             let (ca, _) = Ca::create(domain, SystemTime::now()).unwrap();

@@ -202,7 +202,7 @@ async fn summaries_cross_and_traffic_follows_health() {
 }
 
 #[tokio::test]
-async fn a_service_that_is_elsewhere_alone_has_a_name_here() {
+async fn a_service_of_another_data_centre_only_resolves_here() {
     let (one, two) = two().await;
     apply(&two.mesh, &[&EXPORT.replace("order", "secret")]).await;
     let resolve = || one.mesh.read(|world| translate::resolve(world, &Scope::of("default"), "secret"));
@@ -222,7 +222,7 @@ async fn a_service_that_is_elsewhere_alone_has_a_name_here() {
 }
 
 #[tokio::test]
-async fn questions_go_to_the_data_centre_that_they_name() {
+async fn queries_are_forwarded_to_the_named_data_centre() {
     let (one, two) = two().await;
     let (status, items) = one.get("/v1/health/service/order?dc=dc2&token=mine", Rights::All).await;
     assert_eq!((status, items.as_array().unwrap().len()), (200, 2), "{items}");
@@ -307,7 +307,7 @@ async fn the_last_summary_outlives_the_link_and_the_process() {
     }
     let mesh = Mesh::open(Arc::new(Embedded::open(&copied).unwrap()), "one.example", Duration::from_secs(60)).await;
     let mesh = mesh.unwrap();
-    assert!(remotes(&mesh).is_empty(), "nobody is listened to who is no peer");
+    assert!(remotes(&mesh).is_empty(), "summaries of others than peers are removed");
     let (ca, _) = Ca::create("one.example", SystemTime::now()).unwrap();
     let settings = Settings { peers: vec![peer_of_one], ..Settings::default() };
     let federation = Federation::start(&settings, &mesh, &Arc::new(ca)).await.unwrap();
@@ -321,7 +321,7 @@ async fn the_last_summary_outlives_the_link_and_the_process() {
 }
 
 #[tokio::test]
-async fn strangers_are_told_why() {
+async fn unknown_peers_are_refused_with_a_reason() {
     let (one, two, three) =
         (centre("dc1", "one.example").await, centre("dc2", "two.example").await, centre("dc3", "two.example").await);
     let peer_of_two = one.as_peer();
@@ -348,7 +348,7 @@ async fn strangers_are_told_why() {
 }
 
 #[test]
-fn a_peer_speaks_for_itself_alone() {
+fn a_peers_summary_cannot_claim_other_trust_domains() {
     let peer = Peering { datacenter: "dc2".into(), trust_domain: "two.example".into(), root_der: Vec::new() };
     let subset = |identities: &[&str]| v1::SubsetSummary {
         healthy: 1,

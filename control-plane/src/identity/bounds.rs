@@ -213,7 +213,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_too_large_is_refused_by_the_name_of_its_field() {
+    fn oversized_fields_are_refused_by_name() {
         let long = |bytes| "x".repeat(bytes);
         let fine = v1::Hello { workload: long(NAME), locality: long(NAME), ..Default::default() };
         assert_eq!(hello(&fine), Ok(()));
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_identity_that_asks_without_end_is_held_up_and_others_are_not() {
+    async fn requests_are_rate_limited_per_identity() {
         let (pace, start) = (Pace::default(), Instant::now());
         let (one, other): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
         for _ in 0..REQUESTS.0 {
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn an_account_is_forgotten_when_it_holds_nothing() {
+    fn empty_accounts_are_removed() {
         let mut accounts = Accounts::default();
         accounts.add("a", 1, 10);
         accounts.add("a", 1, 5);

@@ -229,7 +229,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_token_says_and_no_more() {
+    fn rights_are_those_of_the_token() {
         let list = |texts: &[&str]| texts.iter().map(|t| (*t).to_owned()).collect();
         let rights = |services: &[&str], read: &[&str], keys: &[&str]| {
             Rights::Token(Arc::new(ApiClaims {

@@ -102,7 +102,7 @@ mod tests {
     use crate::store::embedded::Embedded;
 
     #[tokio::test]
-    async fn many_services_are_granted_by_one_name_and_few_by_their_own() {
+    async fn many_services_are_granted_by_reference_and_few_by_name() {
         let folder = tempfile::tempdir().unwrap();
         let grants = Grants::new(Arc::new(Embedded::open(folder.path()).unwrap()));
         let few = vec!["Order".to_owned()];

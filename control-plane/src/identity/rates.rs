@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn those_that_are_quiet_are_forgotten() {
+    fn idle_keys_are_removed() {
         let rates = Rates::new(1, Duration::from_secs(1));
         let start = Instant::now();
         for key in 0..SWEEP {

@@ -131,7 +131,7 @@ mod tests {
     use crate::store::embedded::Embedded;
 
     #[tokio::test(start_paused = true)]
-    async fn an_identity_at_an_address_gets_so_many_certificates_and_then_one_each_interval() {
+    async fn certificates_are_rate_limited_by_identity_and_address() {
         let ca = Arc::new(Ca::create("cluster.local", SystemTime::now()).unwrap().0);
         let tokens = Arc::new(Tokens::new(&[7; 32]));
         let folder = tempfile::tempdir().unwrap();

@@ -140,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_an_unaltered_token_of_ours_before_its_end_is_accepted() {
+    fn forged_foreign_and_expired_tokens_are_refused() {
         let claims = Claims {
             trust_domain: "cluster.local".into(),
             namespace: "default".into(),
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn neither_kind_is_taken_for_the_other() {
+    fn join_and_api_tokens_are_not_interchangeable() {
         let ours = Tokens::new(&[1; 32]);
         let join = Claims {
             trust_domain: "cluster.local".into(),

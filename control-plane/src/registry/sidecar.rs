@@ -329,7 +329,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_joins_by_a_group_says_its_name_alone() {
+    fn a_group_member_sets_only_the_group_and_one_check() {
         let member = group_member("vms");
         let check = v1::Check::default();
         assert_eq!(joins(&member), Ok(()));

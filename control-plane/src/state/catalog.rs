@@ -130,11 +130,11 @@ impl Mesh {
         for instance in instances.into_iter().filter(|instance| changed.contains(&instance.service_id)) {
             let stored = stored_of(&entry.node, &node, instance);
             let instance = instance_of(&stored).ok_or("the registration is not complete")?;
-            self.owned_by_nobody(instance.address)?;
+            self.has_no_owner(instance.address)?;
             let path = registration_key(&instance.key());
             ops.push(Op::put(Table::Registrations, path, stored.encode_to_vec()));
         }
-        self.owned_by_nobody(node.address)?;
+        self.has_no_owner(node.address)?;
         let (state, account) = (self.lock(), account("", &entry.namespace));
         for op in &ops {
             if let Op::Put { table, key, value, .. } = op {
@@ -166,7 +166,7 @@ impl Mesh {
     }
 
     /// Whether no sidecar with an identity owns the address.
-    fn owned_by_nobody(&self, address: IpAddr) -> Result<(), Refusal> {
+    fn has_no_owner(&self, address: IpAddr) -> Result<(), Refusal> {
         let state = self.lock();
         let owner = state.nodes.at(address).find(|(_, node)| !node.identity.is_empty());
         match owner {

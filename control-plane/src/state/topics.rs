@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_topic_wakes_its_own_and_is_forgotten_with_the_last() {
+    fn a_topic_wakes_its_waiters_and_is_removed_with_the_last() {
         let topics = Topics::default();
         let service = |name: &str| Topic::Service(name.into());
         let (one, two) = (topics.wait(&[service("a"), Topic::Pairs]), topics.wait(&[service("a")]));

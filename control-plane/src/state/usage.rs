@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_identity_registers_so_much_and_others_as_before() {
+    fn the_registration_budget_is_per_identity() {
         let mut registered = Usage::default();
         let half = bounds::REGISTERED / 2;
         registered.put(Table::Nodes, "n1", "a", 100);

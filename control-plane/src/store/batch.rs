@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_made_is_named() {
+    fn an_interrupted_batch_reports_its_progress() {
         let text = |done, unknown| Interrupted { done, unknown, total: 9, error: Error::LeaseEnded }.to_string();
         assert!(text(0, 0).ends_with("nothing was changed"));
         assert!(text(0, 9).ends_with("it may have been done, and can be repeated"));

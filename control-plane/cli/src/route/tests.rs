@@ -114,7 +114,7 @@ fn the_last_line_and_the_exit_status() {
         (&["pay.test/"], "forwarded to an endpoint", ExitCode::SUCCESS),
         (&["order/none"], "404 NR, no_route", ExitCode::FAILURE),
         (&["order/api", "-X", "POST", "-H", "host: pay.test:80"], "forwarded to an endpoint", ExitCode::SUCCESS),
-        (&["nobody/"], "unknown host: passed through", ExitCode::FAILURE),
+        (&["absent/"], "unknown host: passed through", ExitCode::FAILURE),
         (&["order:x/"], "\"order:x/\": \"x\" is not a port (1 to 65535)", ExitCode::FAILURE),
         (&["order/", "-H", "x"], "-H: \"x\" is not a name, a ':' and a value", ExitCode::FAILURE),
         (&["order/", "--label", "x"], "--label: \"x\" is not a name, a '=' and a value", ExitCode::FAILURE),

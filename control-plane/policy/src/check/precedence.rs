@@ -127,7 +127,7 @@ struct Owners<'a>(HashMap<(String, Audience<'a>), &'a Document>);
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum Audience<'a> {
-    Everybody,
+    Public,
     Named(&'a str),
     Own(&'a str),
 }
@@ -135,7 +135,7 @@ enum Audience<'a> {
 impl<'a> Audience<'a> {
     fn all(document: &'a Document, export: &'a Export) -> Vec<Audience<'a>> {
         match export.namespaces() {
-            None => vec![Audience::Everybody],
+            None => vec![Audience::Public],
             Some(namespaces) => namespaces
                 .filter(|name| *name != "~")
                 .map(|name| match name {

@@ -115,7 +115,7 @@ mod tests {
     use crate::{Severity, parse};
 
     #[test]
-    fn unknown_annotations_of_istio_are_told_and_others_are_not() {
+    fn unknown_annotations_of_istio_are_reported_and_others_are_not() {
         for (annotation, want) in [
             ("networking.istio.io/exportTo: '*'", None),
             (

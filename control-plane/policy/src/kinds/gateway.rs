@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn tls_ends_by_versions_suites_and_certificates_that_are_named() {
+    fn tls_is_terminated_with_the_given_versions_suites_and_certificates() {
         let file = |n: u8| v1::GatewayCertificate {
             certificate: format!("c{n}"),
             private_key: format!("k{n}"),
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn tls_that_cannot_be_as_written_is_refused() {
+    fn invalid_combinations_of_tls_settings_are_refused() {
         for (text, want) in [
             ("mode: SIMPLE, credentialName: a, maxProtocolVersion: TLSV1_1", "TLSV1_1 is not supported"),
             ("mode: SIMPLE, credentialName: a, minProtocolVersion: TLSV1_0", "write TLSV1_2"),

@@ -182,11 +182,11 @@ pub(super) fn address(text: &str, field: &str) -> Result<Option<IpAddr>, String>
     }
     let parsed: IpAddr = text.parse().map_err(|_| format!("Invalid {field}: {text:?} is not an IP address"))?;
     let ip = parsed.to_canonical();
-    let nobodys = match ip {
+    let reserved = match ip {
         IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),
         IpAddr::V6(v6) => v6.is_unicast_link_local(),
     };
-    if ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || nobodys {
+    if ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || reserved {
         return Err(format!("Invalid {field}: {ip} is no address by which others reach it"));
     }
     Ok(Some(ip))

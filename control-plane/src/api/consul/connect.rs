@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_root_is_shown_as_it_is() {
+    fn the_root_is_returned_unchanged() {
         let (ca, _) = Ca::create("cluster.local", std::time::SystemTime::now()).unwrap();
         let roots = Roots::of(&ca);
         let text = roots.root["RootCert"].as_str().unwrap();

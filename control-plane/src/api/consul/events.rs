@@ -151,7 +151,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_index_is_made_of_an_id_as_gos_client_does() {
+    fn the_event_index_matches_gos_client() {
         assert_eq!(
             id_to_index("b54fe110-7af5-cafc-d1fb-afc8ba432b1c"),
             Some(0xb54f_e110_7af5_cafc ^ 0xd1fb_afc8_ba43_2b1c)
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn filters_mean_nodes() {
+    fn event_filters_select_nodes() {
         let node = Node { name: "web-1".into(), services: vec![("order".into(), vec!["v1".into()])] };
         let event = |node: &str, service: &str, tag: &str| json!({ "NodeFilter": node, "ServiceFilter": service, "TagFilter": tag });
         for (event, meant) in [

@@ -399,7 +399,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_query_is_a_name_where_that_says_all_of_it() {
+    fn a_prepared_query_becomes_a_dns_name_if_equivalent() {
         let query = |more: &str| {
             let body = format!(r#"{{"Service":{{"Service":"web"{more}}}}}"#);
             of_body(body.as_bytes(), "1").unwrap()["Service"].clone()

@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_there_says_so_and_what_is_instead() {
+    fn unsupported_endpoints_are_refused_with_an_alternative() {
         for (method, path, status, words) in [
             (
                 Method::GET,

@@ -102,8 +102,8 @@ impl Query {
             edns.set_max_payload(EDNS_SIZE).set_dnssec_ok(asked.flags().dnssec_ok);
             if let Some(EdnsOption::Subnet(subnet)) = asked.option(EdnsCode::Subnet) {
                 // RFC 7871, 7.2.1: the answer does not depend on the client's network.
-                let everybody = ClientSubnet::new(subnet.addr(), subnet.source_prefix(), 0);
-                edns.options_mut().insert(EdnsOption::Subnet(everybody));
+                let any_network = ClientSubnet::new(subnet.addr(), subnet.source_prefix(), 0);
+                edns.options_mut().insert(EdnsOption::Subnet(any_network));
             }
             message.set_edns(edns);
         }

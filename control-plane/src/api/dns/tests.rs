@@ -159,7 +159,7 @@ fn text(records: &[Record]) -> Vec<String> {
 }
 
 #[test]
-fn what_names_and_types_have() {
+fn names_and_types_have_consuls_records() {
     use RecordType::{A, AAAA, ANY, HTTPS, MX, NS, PTR, SOA, SRV, TXT};
     let srv =
         ["1 1 8081 0a000002.addr.dc1.consul.", "1 1 9090 node-3.node.dc1.consul.", "1 10 8080 node-1.node.dc1.consul."];
@@ -256,7 +256,7 @@ fn asked_name(message: &Message) -> &Name {
 }
 
 #[test]
-fn settings_are_heeded() {
+fn dns_settings_are_applied() {
     let of = |settings: Settings, kind| {
         let bytes = packet_of(&fake(), &settings, &query("web.service.consul.", kind), Transport::Udp, 1).unwrap();
         Message::from_vec(&bytes).unwrap()
@@ -294,7 +294,7 @@ fn the_callers_namespace_comes_first() {
 }
 
 #[test]
-fn the_question_comes_back_in_its_case() {
+fn the_question_is_repeated_in_its_case() {
     let asked = query("wEb.SeRvIcE.cOnSuL.", RecordType::A);
     let bytes = packet_of(&fake(), &Settings::default(), &asked, Transport::Udp, 1).unwrap();
     let reply = Message::from_vec(&bytes).unwrap();
@@ -303,7 +303,7 @@ fn the_question_comes_back_in_its_case() {
 }
 
 #[test]
-fn the_order_is_drawn() {
+fn the_order_of_answers_is_random() {
     let order = |seed| {
         let asked = query("web.service.consul.", RecordType::A);
         let bytes = packet_of(&crowd(8), &Settings::default(), &asked, Transport::Udp, seed).unwrap();
@@ -311,11 +311,11 @@ fn the_order_is_drawn() {
     };
     assert_eq!(order(1), order(1));
     let first: std::collections::BTreeSet<String> = (0..100).map(|seed| order(seed)[0].clone()).collect();
-    assert_eq!(first.len(), 8, "everybody is first at times");
+    assert_eq!(first.len(), 8, "each record is first at times");
 }
 
 #[test]
-fn what_does_not_fit_says_so() {
+fn answers_that_do_not_fit_are_truncated() {
     let asked = query("web.service.consul.", RecordType::A);
     // 512 bytes hold header, question and 29 addresses.
     let fits = ask(&crowd(29), &asked, Transport::Udp);
@@ -364,7 +364,7 @@ fn options_of_edns() {
 }
 
 #[test]
-fn what_is_no_question_is_refused_or_dropped() {
+fn invalid_queries_are_refused_or_dropped() {
     let fine = query("a.consul.", RecordType::A);
     let bytes = fine.to_vec().unwrap();
     let with = |at: usize, byte: u8| {
@@ -395,7 +395,7 @@ fn what_is_no_question_is_refused_or_dropped() {
 
 proptest! {
     #[test]
-    fn no_packet_is_too_strange(
+    fn any_packet_is_parsed_without_a_panic(
         mut packet in proptest::collection::vec(any::<u8>(), 0..200),
         like_a_query in any::<bool>(),
         at in 0usize..100,

@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_present_is_kept_and_so_much_of_it() {
+    fn the_cache_is_bounded_and_drops_old_states() {
         let mut given = Cache::default();
         let answer = |text: &'static str| Answered::new(Bytes::from_static(text.as_bytes()));
         let body = |given: &Cache, stamp, format| given.answer(stamp, "a", format).map(|a| a.into_body());

@@ -127,7 +127,7 @@ impl Fixture {
 }
 
 #[tokio::test]
-async fn whoever_registered_it_an_instance_is_an_instance() {
+async fn instances_of_both_apis_are_listed() {
     let fixture = Fixture::new().await;
     fixture.register(1, leased("order", "pod-1:order", "UP")).await;
     fixture.register(2, service("order", "order-1", vec![check("c", "order-1", "warning", "")])).await;
@@ -171,7 +171,7 @@ async fn whoever_registered_it_an_instance_is_an_instance() {
 }
 
 #[tokio::test]
-async fn host_names_that_lead_elsewhere_are_addresses() {
+async fn misleading_host_names_are_replaced_by_addresses() {
     let fixture = Fixture::new().await;
     for (given, shown) in
         [("localhost", "10.0.0.1"), ("127.0.0.1", "10.0.0.1"), ("10.0.0.1", "10.0.0.1"), ("a.b", "a.b")]
@@ -229,7 +229,7 @@ async fn a_namespace_sees_its_own_first() {
 }
 
 #[tokio::test]
-async fn the_delta_tells_what_changed_and_the_hash_of_everything() {
+async fn the_delta_has_the_changes_and_the_hash_of_the_registry() {
     let fixture = Fixture::new().await;
     fixture.register(1, service("order", "o", Vec::new())).await;
     let version = |path: &str| fixture.get(path)["applications"]["versions__delta"].clone();

@@ -67,7 +67,7 @@ async fn connect(from: u8, to: std::net::SocketAddr) -> TcpStream {
 
 /// Neither silent connections nor incomplete handshakes.
 #[tokio::test]
-async fn connections_that_prove_nothing_shut_no_other_out() {
+async fn unauthenticated_connections_do_not_block_others() {
     use rustix::process::{Resource, getrlimit, setrlimit};
     // Both ends of each connection are in this process.
     let limit = getrlimit(Resource::Nofile);

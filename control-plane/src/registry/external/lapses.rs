@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn many_at_once_are_our_fault() {
+    fn many_simultaneous_lapses_are_the_control_planes_fault() {
         for (late, total, ours) in [(1, 1, false), (1, 100, false), (2, 3, true), (15, 100, false), (16, 100, true)] {
             assert_eq!(is_ours(late, total), ours, "{late} of {total}");
         }

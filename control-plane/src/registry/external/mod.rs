@@ -98,9 +98,9 @@ impl Sockets for Outward {
 }
 
 /// An upstream without answers: other requests are answered before the agent.
-struct Nobody;
+struct NoUpstream;
 
-impl Source for Nobody {
+impl Source for NoUpstream {
     fn ask(&self, _: Question) -> BoxFuture<'_, Result<Answer, tonic::Status>> {
         Box::pin(std::future::ready(Err(tonic::Status::unimplemented("an external program's agent passes nothing on"))))
     }
@@ -240,7 +240,7 @@ impl Externals {
         let agent = Agent {
             datacenter: Datacenter::new(&self.mesh.read(|world| world.datacenter().to_owned())),
             local,
-            mesh: Forwarder::new(Nobody),
+            mesh: Forwarder::new(NoUpstream),
             node: name.clone(),
             leaves: None,
             metrics: None,

@@ -93,7 +93,7 @@ fn names_of_nodes_are_read_back() {
 }
 
 #[tokio::test]
-async fn two_hosts_with_one_id_are_apart_and_each_is_at_its_own_address() {
+async fn two_hosts_with_one_service_id_are_separate_instances() {
     let dir = tempfile::tempdir().unwrap();
     let mesh = mesh(dir.path()).await;
     let all = externals(&mesh, dir.path()).await;
@@ -117,13 +117,13 @@ async fn two_hosts_with_one_id_are_apart_and_each_is_at_its_own_address() {
 }
 
 #[tokio::test]
-async fn what_may_not_be_is_refused_by_name() {
+async fn invalid_registrations_are_refused_by_field() {
     let dir = tempfile::tempdir().unwrap();
     let mesh = mesh(dir.path()).await;
     let all = externals(&mesh, dir.path()).await;
     let order = caller([10, 0, 0, 7], "default", &["order"], &["x"]);
     let payment = caller([10, 0, 0, 7], "default", &["payment"], &["x"]);
-    let nobody = Caller { rights: Rights::Read, ..order.clone() };
+    let tokenless = Caller { rights: Rights::Read, ..order.clone() };
     let local = Caller { address: [127, 0, 0, 1].into(), ..order.clone() };
     let ttl = r#","check":{"ttl":"15s"}"#;
     all.done(&order, "service/register", &registration("order", "order-1", ttl)).await;
@@ -141,7 +141,7 @@ async fn what_may_not_be_is_refused_by_name() {
         (&payment, "check/pass/service:order-1", String::new(), 403, denied),
         (&payment, "check/deregister/service:order-1", String::new(), 403, denied),
         (&payment, "check/register", other_check.to_owned(), 403, denied),
-        (&nobody, "service/register", registration("order", "o", ""), 403, "a request without a token"),
+        (&tokenless, "service/register", registration("order", "o", ""), 403, "a request without a token"),
         (&local, "service/register", registration("order", "o", ""), 400, "from loopback"),
         (&order, "maintenance?enable=true", String::new(), 400, "name a service"),
         (&order, "check/register", node_check.to_owned(), 400, "name a service"),
@@ -195,7 +195,7 @@ async fn what_may_not_be_is_refused_by_name() {
 }
 
 #[tokio::test]
-async fn the_catalog_takes_what_is_written_of_the_callers_own_node() {
+async fn catalog_writes_to_the_callers_own_node_register_services() {
     let dir = tempfile::tempdir().unwrap();
     let mesh = mesh(dir.path()).await;
     let all = externals(&mesh, dir.path()).await;
@@ -232,7 +232,7 @@ async fn the_catalog_takes_what_is_written_of_the_callers_own_node() {
 }
 
 #[tokio::test]
-async fn a_restart_brings_back_what_was_registered_and_takes_away_what_was_not() {
+async fn a_restart_restores_registrations_and_removes_stray_ones() {
     let dir = tempfile::tempdir().unwrap();
     let mesh = mesh(dir.path()).await;
     let all = externals(&mesh, dir.path()).await;
@@ -312,7 +312,7 @@ impl Store for Faulty {
 }
 
 #[tokio::test]
-async fn a_store_that_is_away_is_told_later_or_the_program_is() {
+async fn registrations_are_repeated_after_an_outage_of_the_store_or_refused() {
     let dir = tempfile::tempdir().unwrap();
     let store = Embedded::open(&dir.path().join("store")).unwrap();
     let store = Arc::new(Faulty { store, away: false.into() });
@@ -410,7 +410,7 @@ async fn eurekas_clients_register_with_a_token() {
 }
 
 #[tokio::test]
-async fn many_that_fall_silent_at_once_are_left_as_they_are() {
+async fn simultaneous_overdue_reports_do_not_change_checks() {
     let dir = tempfile::tempdir().unwrap();
     let mesh = mesh(dir.path()).await;
     let fixture = externals(&mesh, dir.path()).await;

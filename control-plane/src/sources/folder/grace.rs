@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn documents_that_were_withdrawn_together_do_not_keep_each_other() {
+    fn documents_withdrawn_together_do_not_keep_each_other() {
         let (mut kept, start) = (GraceList::new(GRACE), Instant::now());
         kept.withdraw(rule(), Cause::Removed, start);
         kept.withdraw(route(), Cause::Removed, start + Duration::from_secs(1));

@@ -72,7 +72,7 @@ fn a_broken_file_keeps_its_last_good_documents() {
 }
 
 #[test]
-fn a_file_that_is_empty_or_gone_for_a_moment_keeps_its_documents() {
+fn an_empty_or_missing_file_keeps_its_documents_for_the_grace_time() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("rule.yaml");
     fs::write(&file, RULE).unwrap();
@@ -142,7 +142,7 @@ fn a_document_that_a_route_needs_outlives_the_grace_time_of_its_file() {
 }
 
 #[test]
-fn a_document_moves_between_files_without_being_kept() {
+fn moving_a_document_between_files_is_not_a_withdrawal() {
     let directory = tempfile::tempdir().unwrap();
     let (one, two) = (directory.path().join("one.yaml"), directory.path().join("two.yaml"));
     fs::write(&one, RULE).unwrap();
@@ -185,7 +185,7 @@ fn files_are_checked_together() {
 }
 
 #[test]
-fn the_same_object_in_two_files_is_refused_where_it_came_second() {
+fn an_object_in_two_files_is_refused_in_the_later_one() {
     let directory = tempfile::tempdir().unwrap();
     fs::write(directory.path().join("b.yaml"), RULE).unwrap();
     let mut folder = folder(directory.path());
@@ -199,7 +199,7 @@ fn the_same_object_in_two_files_is_refused_where_it_came_second() {
 }
 
 #[test]
-fn a_file_being_written_is_left_alone() {
+fn a_file_is_read_only_after_it_has_settled() {
     let directory = tempfile::tempdir().unwrap();
     fs::write(directory.path().join("a.yaml"), RULE).unwrap();
     let mut folder = folder(directory.path());
@@ -225,7 +225,7 @@ async fn an_edit_arrives_well_under_a_second() {
 }
 
 #[test]
-fn a_look_at_many_files_at_rest_reads_none_and_takes_time_linear_in_their_number() {
+fn scanning_unchanged_files_reads_none_in_linear_time() {
     let directory = tempfile::tempdir().unwrap();
     for n in 0..4_000 {
         fs::write(directory.path().join(format!("f{n}.yaml")), "").unwrap();
@@ -239,7 +239,7 @@ fn a_look_at_many_files_at_rest_reads_none_and_takes_time_linear_in_their_number
 }
 
 #[test]
-fn a_pause_is_two_hundred_times_as_long_as_the_look_before() {
+fn the_pause_between_scans_is_two_hundred_times_their_duration() {
     let directory = tempfile::tempdir().unwrap();
     let mut folder = folder(directory.path());
     let began = |ago| Instant::now().checked_sub(Duration::from_millis(ago)).unwrap();

@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn indexes_grow_with_what_is_asked_for_alone() {
+    fn an_index_grows_only_with_changes_of_its_keys() {
         let mut pairs = Pairs::new(10);
         assert_eq!((pairs.index("n", "a"), pairs.prefix_index("n", "")), (10, 10));
         pairs.follow("n/a/x".into(), record("1", 11, 11), 11).unwrap();
@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_large_is_refused() {
+    fn oversized_keys_and_values_are_refused() {
         let mut pairs = Pairs::new(1);
         assert!(pairs.check("n/a", &[0; MAX_VALUE]).is_ok());
         assert!(pairs.check("n/a", &[0; MAX_VALUE + 1]).is_err());

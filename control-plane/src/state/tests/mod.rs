@@ -95,7 +95,7 @@ async fn two_pods_at_one_address_have_different_ports_and_a_successor_has_the_sa
 }
 
 #[tokio::test]
-async fn one_lease_that_ends_removes_and_many_do_not() {
+async fn a_single_expired_lease_removes_its_node_and_many_do_not() {
     let dir = tempfile::tempdir().unwrap();
     let mesh = open(store(dir.path()).await).await;
     let sessions = sessions(&mesh, 3).await;
@@ -170,7 +170,7 @@ async fn a_node_name_belongs_to_its_identity_and_namespace() {
 
 /// Like a copied machine: the same data folder, and so the same name and certificate.
 #[tokio::test]
-async fn a_second_sidecar_of_a_name_is_refused_while_the_first_lives() {
+async fn a_second_sidecar_of_a_name_is_refused_while_the_first_is_alive() {
     let dir = tempfile::tempdir().unwrap();
     let mesh = open(store(dir.path()).await).await;
     let first = sessions(&mesh, 1).await[0];
@@ -187,7 +187,7 @@ async fn a_second_sidecar_of_a_name_is_refused_while_the_first_lives() {
 }
 
 #[tokio::test]
-async fn those_that_leave_in_order_are_no_alarm() {
+async fn sidecars_that_leave_in_order_do_not_trigger_self_preservation() {
     let dir = tempfile::tempdir().unwrap();
     let mesh = open(store(dir.path()).await).await;
     let sessions = sessions(&mesh, 4).await;
@@ -201,7 +201,7 @@ async fn those_that_leave_in_order_are_no_alarm() {
 }
 
 #[tokio::test]
-async fn what_was_registered_and_applied_survives_a_restart() {
+async fn registrations_and_policies_survive_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let text = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: a}\nspec: {host: order}\n";
     let documents = |text: &str| weft_world::parse_policies("a.yaml", text).documents;
@@ -239,7 +239,7 @@ async fn registering_the_same_again_changes_nothing() {
 }
 
 #[tokio::test]
-async fn two_control_planes_over_one_store_see_the_same() {
+async fn two_control_planes_with_one_store_have_the_same_state() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path()).await;
     let (one, two) = (open(store.clone()).await, open(store).await);
@@ -266,7 +266,7 @@ async fn two_control_planes_over_one_store_see_the_same() {
 /// A control plane that was cut off from the store finds its sidecars removed: they begin anew, and register everything
 /// again.
 #[tokio::test]
-async fn one_whose_node_was_removed_elsewhere_is_told() {
+async fn a_session_whose_node_was_removed_elsewhere_is_over() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path()).await;
     let (one, two) = (open(store.clone()).await, open(store.clone()).await);
@@ -286,7 +286,7 @@ async fn one_whose_node_was_removed_elsewhere_is_told() {
 }
 
 #[tokio::test]
-async fn what_was_missed_is_taken_up_when_the_store_is_read_anew() {
+async fn missed_changes_are_applied_when_the_store_is_read_again() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path()).await;
     let mesh = open(store.clone()).await;
@@ -310,7 +310,7 @@ async fn a_damaged_record_is_left_out_and_the_others_serve() {
 }
 
 #[tokio::test]
-async fn who_joins_by_a_group_lives_as_an_instance_does() {
+async fn group_members_have_the_life_of_instances() {
     let dir = tempfile::tempdir().unwrap();
     let mesh = open(store(dir.path()).await).await;
     let session = mesh.begin_session("n1", node(1)).await.unwrap();
@@ -347,7 +347,7 @@ async fn who_joins_by_a_group_lives_as_an_instance_does() {
 }
 
 #[tokio::test]
-async fn to_a_silent_data_centre_goes_only_what_nobody_at_home_can_answer() {
+async fn a_disconnected_data_centre_gets_only_requests_without_a_local_endpoint() {
     use weft_core::failover::Patience;
     let dir = tempfile::tempdir().unwrap();
     let mesh = open(store(dir.path()).await).await;

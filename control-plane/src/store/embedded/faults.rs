@@ -87,7 +87,7 @@ async fn until_recovered(store: &Embedded) {
 }
 
 #[tokio::test]
-async fn store_takes_writes_again_after_the_disk_does() {
+async fn the_store_recovers_when_the_disk_does() {
     let dir = tempfile::tempdir().unwrap();
     let error = Arc::<AtomicI32>::default();
     let store = faulty(dir.path(), &error);
@@ -248,7 +248,7 @@ fn check_damage(sample: &Sample, damage: &Damage) -> Result<(), TestCaseError> {
 }
 
 #[test]
-fn damage_ends_in_a_whole_state_a_reported_repair_or_an_error_with_the_way_out() {
+fn damage_leads_to_a_complete_state_a_reported_repair_or_an_error_with_a_remedy() {
     let samples = [sample(false), sample(true)];
     let mut runner = TestRunner::new(ProptestConfig { cases: 150, ..ProptestConfig::default() });
     runner.run(&damages(), |(killed, damage)| check_damage(&samples[usize::from(killed)], &damage)).unwrap();

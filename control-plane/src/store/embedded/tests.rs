@@ -23,7 +23,7 @@ pub(crate) fn open(dir: &Path) -> Embedded {
 }
 
 #[tokio::test]
-async fn acknowledged_writes_are_there_after_reopening() {
+async fn acknowledged_writes_survive_reopening() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
     store.txn(vec![], vec![put("a", "1"), put("b", "2")]).await.unwrap();
@@ -39,7 +39,7 @@ async fn acknowledged_writes_are_there_after_reopening() {
 }
 
 #[tokio::test]
-async fn leases_begin_anew_with_the_store() {
+async fn lease_timers_restart_with_the_store() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
     let lease = store.grant(Duration::from_millis(50)).await.unwrap();

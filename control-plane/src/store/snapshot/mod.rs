@@ -90,7 +90,7 @@ mod tests {
     use crate::store::embedded::Embedded;
 
     #[tokio::test]
-    async fn what_was_saved_is_restored_and_nothing_else() {
+    async fn a_restore_replaces_the_content_of_the_store() {
         let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let from: Shared = Arc::new(Embedded::open(one.path()).unwrap());
         let to: Shared = Arc::new(Embedded::open(two.path()).unwrap());

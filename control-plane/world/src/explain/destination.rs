@@ -112,8 +112,8 @@ impl Sender<'_> {
             };
         }
         let Some(_) = balancer.pick(None, &mut || 0, 0) else {
-            let nobody = || refused(&Reason::NoHealthyUpstream, &cluster.policy);
-            return if may_register() { Verdict::Unregistered } else { nobody() };
+            let absent = || refused(&Reason::NoHealthyUpstream, &cluster.policy);
+            return if may_register() { Verdict::Unregistered } else { absent() };
         };
         let mut usable = balancer.hosts().chain(balancer.elsewhere().into_iter().flat_map(|(_, gateways)| gateways));
         if cluster.tls == Tls::IstioMutual && usable.all(|endpoint| endpoint.identities().is_empty()) {

@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn changes_are_told_once() {
+    fn changes_are_reported_once() {
         let mut ips = VirtualIps::default();
         let address = ips.allocate("a").unwrap();
         let keep = |released| vec![Keep { address, holder: Some(("a".to_owned(), released)), modified: 0 }];

@@ -90,7 +90,7 @@ fn requests_that_a_gateway_refuses() {
         (&["http://shop.example.com:443/"], "accepts TLS only (--tls or https://)"),
         (&["https://shop.example.com:8080/"], "accepts plaintext only"),
         (&["https://in.example.com/"], "accepts workloads of the mesh only (ISTIO_MUTUAL)"),
-        (&["https://other.example.com/"], "no server of port 443 is for server name other.example.com"),
+        (&["https://other.example.com/"], "no server of port 443 has the host other.example.com"),
     ] {
         let (out, _) = edge(args);
         assert!(out.contains(want), "{args:?}: {out}");

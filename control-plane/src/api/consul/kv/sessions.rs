@@ -180,7 +180,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_asked_for_and_what_is_wrong_with_it() {
+    fn session_requests_are_validated() {
         let of = |body: &str| requested(body.as_bytes(), "own".into());
         let plain = of("").unwrap();
         assert_eq!((plain.node.as_str(), plain.checks.as_slice()), ("own", &["serfHealth".to_owned()][..]));

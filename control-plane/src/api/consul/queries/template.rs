@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_template_is_refused() {
+    fn invalid_query_templates_are_refused() {
         let of_text = |text: &str| of(Some(Fields::of("Template", serde_json::from_str(text).unwrap()).unwrap()));
         assert_eq!((of(None).unwrap(), of_text("{}").unwrap()), (Value::Null, Value::Null));
         assert_eq!(of_text(r#"{"Type":"name_prefix_match"}"#).unwrap()["Regexp"], "");

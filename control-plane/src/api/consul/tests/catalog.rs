@@ -31,7 +31,7 @@ const DB: &str = r#"{"Node":"db1","Address":"192.0.2.7","NodeMeta":{"rack":"a"},
     "Check":{"CheckID":"disk","ServiceID":"db-1","Status":"passing","Output":"fine"}}"#;
 
 #[tokio::test]
-async fn what_is_written_is_in_the_catalog_and_in_the_mesh() {
+async fn catalog_registrations_are_visible_in_catalog_and_mesh() {
     let fixture = fixture().await;
     let db = by_token(&["db"]);
     let write = async |what: &str, body: &str| put(&fixture, what, &db, body).await;
@@ -83,7 +83,7 @@ async fn what_is_written_is_in_the_catalog_and_in_the_mesh() {
 }
 
 #[tokio::test]
-async fn nobody_writes_what_is_anothers() {
+async fn writes_to_nodes_of_others_are_refused() {
     let fixture = fixture().await;
     let (db, cache) = (by_token(&["db"]), by_token(&["cache"]));
     assert_eq!(put(&fixture, "register", &db, DB).await.0, 200);
@@ -153,7 +153,7 @@ async fn a_sidecar_takes_its_address_from_the_catalog() {
 }
 
 #[tokio::test]
-async fn what_is_written_survives_a_restart() {
+async fn catalog_registrations_survive_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let mut before = None;
     for _ in 0..2 {
@@ -188,7 +188,7 @@ async fn a_service_without_a_port_is_found_by_name() {
 }
 
 #[tokio::test]
-async fn reads_with_flags_that_contradict_each_other_are_refused() {
+async fn contradictory_consistency_flags_are_refused() {
     let fixture = fixture().await;
     for path in ["health/service/order", "catalog/nodes", "kv/a", "session/list", "status/leader", "connect/ca/roots"] {
         let uri = format!("/v1/{path}?stale&consistent");

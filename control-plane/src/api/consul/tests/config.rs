@@ -107,7 +107,7 @@ async fn entries_become_a_virtual_service_and_a_destination_rule() {
 }
 
 #[tokio::test]
-async fn what_means_something_else_is_refused_by_field() {
+async fn unsupported_fields_of_config_entries_are_refused() {
     let fixture = fixture().await;
     let api = json!({ "Kind": "service-splitter", "Name": "api", "Splits": [{ "Weight": 100, "Service": "other" }] });
     assert_eq!(put(&fixture, &api).await.0, 200);
@@ -155,7 +155,7 @@ async fn what_means_something_else_is_refused_by_field() {
 }
 
 #[tokio::test]
-async fn a_host_that_a_policy_routes_already_is_left_to_it() {
+async fn config_entries_for_a_host_with_a_policy_are_refused() {
     let fixture = fixture().await;
     let text = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: a}\nspec: {hosts: [web], http: \
                 [{route: [{destination: {host: cart}}]}]}\n";

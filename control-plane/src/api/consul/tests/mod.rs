@@ -176,10 +176,10 @@ async fn health_and_catalog_have_consuls_shape() {
     assert_eq!(fixture.get("/v1/query").await, serde_json::json!([]));
     // Missing objects give empty answers.
     for (uri, body) in [
-        ("/v1/health/service/nobody", "[]"),
-        ("/v1/health/node/nobody", "[]"),
-        ("/v1/catalog/service/nobody", "[]"),
-        ("/v1/catalog/node/nobody", "null"),
+        ("/v1/health/service/absent", "[]"),
+        ("/v1/health/node/absent", "[]"),
+        ("/v1/catalog/service/absent", "[]"),
+        ("/v1/catalog/node/absent", "null"),
     ] {
         let answered = fixture.ask("GET", uri, &caller("default", 1)).await;
         assert_eq!((answered.status().as_u16(), &answered.body()[..]), (200, body.as_bytes()), "{uri}");
@@ -188,7 +188,7 @@ async fn health_and_catalog_have_consuls_shape() {
 }
 
 #[tokio::test]
-async fn what_was_registered_is_shown() {
+async fn registered_fields_are_returned() {
     let fixture = fixture().await;
     let public = v1::TaggedAddress { address: "shop.example".into(), port: 443 };
     let instance = v1::Instance {
@@ -226,7 +226,7 @@ async fn parameters_pick_and_sort() {
         ("near=n3", &["n3", "n1", "n2"]),
         ("near=n2", &["n2", "n1", "n3"]),
         ("near=_agent", &["n1", "n2", "n3"]),
-        ("near=nobody", &["n1", "n2", "n3"]),
+        ("near=absent", &["n1", "n2", "n3"]),
     ] {
         let uri = format!("/v1/health/service/order?{query}");
         assert_eq!(fixture.column(&uri, "/Node/Node").await, nodes, "{query}");
@@ -273,7 +273,7 @@ async fn names_are_looked_up_in_the_callers_namespace_and_then_in_default() {
 }
 
 #[tokio::test]
-async fn refusals_are_consuls_and_have_an_index() {
+async fn errors_are_consuls_and_have_an_index() {
     let fixture = fixture().await;
     for (method, uri, status, text) in [
         ("GET", "/v1/health/service/a?index=x", 400, "Invalid index"),
@@ -310,7 +310,7 @@ async fn refusals_are_consuls_and_have_an_index() {
 }
 
 #[tokio::test]
-async fn a_query_waits_for_its_service_and_for_no_other() {
+async fn a_blocking_query_wakes_for_its_service_only() {
     let fixture = Arc::new(fixture().await);
     let seen = index(&fixture.ask("GET", "/v1/health/service/order", &caller("default", 1)).await);
     // From here on only the wait takes time.
@@ -379,7 +379,7 @@ async fn pairs_and_locks_as_clients_use_them() {
     assert_eq!(ask("GET", "/v1/kv/none?keys", "").await.0, 404);
     assert_eq!(ask("GET", "/v1/kv/", "").await, (400, "Missing key name".into()));
     assert_eq!(ask("PUT", "/v1/kv/app/a?cas=1&acquire=x", "").await.0, 400);
-    assert_eq!(ask("PUT", "/v1/kv/app/a?acquire=nobody", "").await, (500, "invalid session \"nobody\"".into()));
+    assert_eq!(ask("PUT", "/v1/kv/app/a?acquire=absent", "").await, (500, "invalid session \"absent\"".into()));
 
     let (status, made) = ask("PUT", "/v1/session/create", r#"{"Name":"job"}"#).await;
     let made: Value = serde_json::from_str(&made).unwrap();
@@ -404,7 +404,7 @@ async fn pairs_and_locks_as_clients_use_them() {
 
 /// Ten thousand waiters for one service are not touched when another changes, and wake when theirs does.
 #[tokio::test]
-async fn ten_thousand_sleep_through_the_changes_of_another_service() {
+async fn ten_thousand_waiters_are_not_woken_by_another_service() {
     let fixture = Arc::new(fixture().await);
     let seen = index(&fixture.ask("GET", "/v1/health/service/order", &caller("default", 1)).await);
     let looked = Arc::new(std::sync::atomic::AtomicUsize::new(0));
@@ -431,7 +431,7 @@ async fn ten_thousand_sleep_through_the_changes_of_another_service() {
         let tag = format!("t{n}");
         fixture.register("n2", 2, service("cart", "cart", &[&tag], "passing")).await;
     }
-    assert_eq!(count(), 10_000, "nobody was woken");
+    assert_eq!(count(), 10_000, "no waiter was woken");
     assert!(waiting.iter().all(|one| !one.is_finished()));
     fixture.register("n3", 3, service("order", "order-1", &["v9"], "passing")).await;
     for one in waiting {

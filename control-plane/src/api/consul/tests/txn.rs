@@ -52,7 +52,7 @@ async fn keys_are_changed_together_and_seen_by_later_operations() {
 }
 
 #[tokio::test]
-async fn one_that_fails_undoes_all_and_is_named() {
+async fn a_failed_operation_undoes_the_transaction_and_is_reported() {
     let fixture = fixture().await;
     let me = caller("default", 1);
     assert_eq!(txn(&fixture, &me, json!([set("a")])).await.0, 200);
@@ -66,7 +66,7 @@ async fn one_that_fails_undoes_all_and_is_named() {
         (kv("check-not-exists", "a", json!({})), "key \"a\" exists"),
         (kv("lock", "a", json!({ "Session": "none" })), "invalid session"),
         (kv("unlock", "a", json!({ "Session": "none" })), "lock isn't held"),
-        (json!({ "Node": { "Verb": "get", "Node": { "Node": "nobody" } } }), "node \"nobody\" doesn't exist"),
+        (json!({ "Node": { "Verb": "get", "Node": { "Node": "absent" } } }), "node \"absent\" doesn't exist"),
     ] {
         let (status, body) = txn(&fixture, &me, json!([kv("get", "a", json!({})), op])).await;
         assert_eq!((status, &body["Results"], &body["Errors"][0]["OpIndex"]), (409, &Value::Null, &json!(1)), "{op}");
@@ -94,7 +94,7 @@ async fn one_that_fails_undoes_all_and_is_named() {
 }
 
 #[tokio::test]
-async fn locks_are_taken_and_let_go_together() {
+async fn transactions_lock_and_unlock() {
     let fixture = fixture().await;
     let me = caller("default", 1);
     let create = fixture.ask("PUT", "/v1/session/create", &me).await;

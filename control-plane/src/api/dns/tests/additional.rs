@@ -80,7 +80,7 @@ fn repeated_addresses_are_left_out_before_anything_else() {
 }
 
 #[test]
-fn what_was_not_asked_for_is_additional() {
+fn unrequested_records_are_additional() {
     let address = |name: &str| vec![format!("{name} 10.0.0.1")];
     let texts = |name: &str| TEXTS.map(|text| format!("{name} {text}")).to_vec();
     let (node, addr) = ("node-1.node.consul.", "0a000001.addr.consul.");

@@ -107,7 +107,7 @@ async fn other_names_are_asked_of_recursors_in_turn() {
 }
 
 #[test]
-fn a_recursor_is_somebody_else() {
+fn a_recursor_must_not_be_the_server_itself() {
     let place = |text: &str| -> super::listen::Listen { text.parse().unwrap() };
     let takes = |at: &str, to: &str| place(at).takes(to.parse().unwrap());
     assert!(takes("10.0.0.1:53", "10.0.0.1:53") && takes("0.0.0.0:53", "127.0.0.1:53"));

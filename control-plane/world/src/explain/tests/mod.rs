@@ -130,11 +130,11 @@ fn the_matching_route_and_the_reasons_against_earlier_ones() {
     let no_beta = "http[2] beta: it is for callers of namespace lab; header x-user is missing: exact \"b\" is wanted; it is \
                    for callers with the labels app=front";
     let front = labelled(&[("app", "front"), ("other", "x")]);
-    let anybody = Client::of("default");
+    let any_client = Client::of("default");
     for (client, url, headers, taken, not) in [
-        (&anybody, "order/old/x", &[][..], "http[0] old match[0]", vec![]),
+        (&any_client, "order/old/x", &[][..], "http[0] old match[0]", vec![]),
         (
-            &anybody,
+            &any_client,
             "order/api",
             &[],
             "http[4] split match[0]",
@@ -146,7 +146,7 @@ fn the_matching_route_and_the_reasons_against_earlier_ones() {
             ],
         ),
         (
-            &anybody,
+            &any_client,
             "order/api",
             &["x-user: b"],
             "http[2] beta match[1]",

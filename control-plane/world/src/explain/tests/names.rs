@@ -63,10 +63,10 @@ fn names_resolve_to_hosts() {
         ("order.default.svc.cluster.local./", &[], ORDER, ORDER, "its own name"),
         ("order.service.consul/", &[], "order.service.consul", ORDER, "a name of Consul's DNS"),
         ("a.b.wild.test/", &[], "a.b.wild.test", "*.wild.test", "a wildcard that covers it"),
-        ("nobody.test/", &["host: order"], "order", ORDER, "a service of the caller's namespace"),
-        ("order/", &["Host: nobody.test"], "order", ORDER, "the host that is dialed"),
+        ("absent.test/", &["host: order"], "order", ORDER, "a service of the caller's namespace"),
+        ("order/", &["Host: absent.test"], "order", ORDER, "the host that is dialed"),
         ("10.0.0.1:8080/", &[], "10.0.0.1:8080", ORDER, "the address of one of its endpoints, which is dialed"),
-        ("nobody.test/", &[], "nobody.test", "", "unknown host"),
+        ("absent.test/", &[], "absent.test", "", "unknown host"),
         (
             "hidden.test/",
             &[],
@@ -100,15 +100,15 @@ fn unknown_hosts_pass_or_are_refused() {
     let world = with(OUTSIDE, &orders());
     let strict = labelled(&[("app", "strict")]);
     let result = |client: &Client, url: &str| of(&world, client, &query(url, &[])).verdict.to_string();
-    for (url, anybody, by_strict) in [
-        ("nobody.test/", "unknown host: passed through", "unknown host: refused (502 NR, unknown_host)"),
+    for (url, any_client, by_strict) in [
+        ("absent.test/", "unknown host: passed through", "unknown host: refused (502 NR, unknown_host)"),
         ("192.0.2.1/", "unknown host: passed through", "unknown host: refused (502 NR, unknown_host)"),
         ("240.240.77.7/", "502 NR, unknown_host", "502 NR, unknown_host"),
         ("pay.test:81/", "404 NR, no_route", "404 NR, no_route"),
         ("10.9.0.2/", "forwarded to an endpoint", "forwarded to an endpoint"),
         ("a.wild.test/", "forwarded to an endpoint", "forwarded to an endpoint"),
     ] {
-        assert_eq!(result(&Client::of("default"), url), anybody, "{url}");
+        assert_eq!(result(&Client::of("default"), url), any_client, "{url}");
         assert_eq!(result(&strict, url), by_strict, "{url}");
     }
     assert!(!Verdict::Unknown { passes: Some(true) }.is_good(), "an unknown host is not what was asked about");
@@ -139,12 +139,12 @@ fn connections_have_routes_of_their_own() {
     let at = |client: &Client, url: &str, server_name: Option<&str>| {
         of(&world, client, &Query::new(url, "GET", &[], server_name).unwrap())
     };
-    let (anybody, front) = (Client::of("default"), labelled(&[("app", "front")]));
+    let (any_client, front) = (Client::of("default"), labelled(&[("app", "front")]));
     let no_x = "tls[0] : server name \"pay.test\" is not x.pay.test";
     for (client, url, server_name, taken, not, port) in [
-        (&anybody, "https://pay.test/", Some("x.pay.test"), "tls[0]  match[0]", vec![], 9000),
+        (&any_client, "https://pay.test/", Some("x.pay.test"), "tls[0]  match[0]", vec![], 9000),
         (&front, "pay.test:443/", None, "tls[1]  match[0]", vec![no_x], 80),
-        (&anybody, "pay.test:9000/", Some("x.pay.test"), "tcp[1] ", vec!["tcp[0] : it is for port 9001"], 9000),
+        (&any_client, "pay.test:9000/", Some("x.pay.test"), "tcp[1] ", vec!["tcp[0] : it is for port 9001"], 9000),
     ] {
         let explanation = at(client, url, server_name);
         assert_eq!(routes(&explanation), (taken.to_owned(), not.into_iter().map(str::to_owned).collect()), "{url}");
@@ -152,7 +152,7 @@ fn connections_have_routes_of_their_own() {
         assert_eq!(explanation.request.method, "");
     }
     // Its virtual IP is not in 10.0.0.0/8.
-    let nowhere = at(&anybody, "https://pay.test/", None);
+    let nowhere = at(&any_client, "https://pay.test/", None);
     assert_eq!(nowhere.verdict.to_string(), "closed, NR: no route matches this server name");
     let (_, not) = routes(&nowhere);
     assert!(
@@ -160,13 +160,13 @@ fn connections_have_routes_of_their_own() {
         "{not:?}"
     );
     // A port that is declared as HTTP is not inspected for TLS.
-    let tls = at(&anybody, "pay.test:80/", Some("pay.test"));
+    let tls = at(&any_client, "pay.test:80/", Some("pay.test"));
     assert_eq!((&tls.routes, &tls.verdict), (&None, &Verdict::Served));
     assert!(tls.to_string().starts_with("TLS to server name pay.test, port 80, from a client of namespace default\n"));
-    let nobody = at(&anybody, "https://240.240.77.7/", Some("nobody.test"));
-    assert_eq!((nobody.verdict.is_good(), &*nobody.request.method), (false, ""));
+    let absent = at(&any_client, "https://240.240.77.7/", Some("absent.test"));
+    assert_eq!((absent.verdict.is_good(), &*absent.request.method), (false, ""));
     // For an unknown address the server name decides.
-    let wild = at(&anybody, "https://192.0.2.1/", Some("a.wild.test"));
+    let wild = at(&any_client, "https://192.0.2.1/", Some("a.wild.test"));
     assert_eq!((&*wild.host.name, wild.request.server_name.as_deref()), ("*.wild.test", Some("a.wild.test")));
 }
 

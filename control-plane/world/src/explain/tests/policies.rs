@@ -23,12 +23,12 @@ fn reasons_for_requests_that_reach_no_endpoint() {
         orders.iter_mut().for_each(|order| order.health = health);
         orders
     };
-    let nobody = to("nobody");
+    let absent = to("absent");
     let subset = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: order}\nspec: {host: order, \
-                  subsets: [{name: nobody, labels: {version: v9}}]}\n";
+                  subsets: [{name: absent, labels: {version: v9}}]}\n";
     for (policies, instances, result) in [
-        (nobody.clone(), orders(), "503 NC, cluster_undefined"),
-        (nobody + subset, orders(), "503 UH, no_healthy_upstream"),
+        (absent.clone(), orders(), "503 NC, cluster_undefined"),
+        (absent + subset, orders(), "503 UH, no_healthy_upstream"),
         (String::new(), ill(Health::Unhealthy), "503 UH, no_healthy_upstream"),
         (
             rule("outlierDetection: {}"),
@@ -114,17 +114,17 @@ fn the_nearest_are_first_and_ejected_endpoints_left_out() {
 #[test]
 fn keys_of_every_kind() {
     let known = Client { address: Some("10.7.0.1".parse().unwrap()), ..Client::of("default") };
-    let anybody = Client::of("default");
+    let any_client = Client::of("default");
     let generated = "the cookie is missing: the response sets one, which later requests are hashed by";
     let nothing = "the request has no hash key: any endpoint";
     for (hash, client, url, headers, because) in [
-        ("httpQueryParameterName: u", &anybody, "order/?u=7", &[][..], ""),
-        ("httpQueryParameterName: u", &anybody, "order/", &[], nothing),
-        ("httpCookie: {name: s, ttl: 0s}", &anybody, "order/", &["cookie: a=b; s=1"], ""),
-        ("httpCookie: {name: s, ttl: 0s}", &anybody, "order/", &["cookie: a=b"], generated),
+        ("httpQueryParameterName: u", &any_client, "order/?u=7", &[][..], ""),
+        ("httpQueryParameterName: u", &any_client, "order/", &[], nothing),
+        ("httpCookie: {name: s, ttl: 0s}", &any_client, "order/", &["cookie: a=b; s=1"], ""),
+        ("httpCookie: {name: s, ttl: 0s}", &any_client, "order/", &["cookie: a=b"], generated),
         ("useSourceIp: true", &known, "order/", &[], ""),
-        ("useSourceIp: true", &anybody, "order/", &[], "the caller's address is unknown here"),
-        ("httpHeaderName: u, maglev: {tableSize: 101}", &anybody, "order/", &["u: 7"], ""),
+        ("useSourceIp: true", &any_client, "order/", &[], "the caller's address is unknown here"),
+        ("httpHeaderName: u, maglev: {tableSize: 101}", &any_client, "order/", &["u: 7"], ""),
     ] {
         let world = with(&rule(&format!("loadBalancer: {{consistentHash: {{{hash}}}}}")), &orders());
         let (_, endpoint, explanation) = keyed(&of(&world, client, &query(url, headers)).destinations[0]);

@@ -37,12 +37,12 @@ impl Modes {
             |namespace, wanted: &dyn Fn(&PeerAuthentication) -> bool| -> Option<(&Document, &PeerAuthentication)> {
                 world.policies().authentications(namespace).find(|(_, policy)| wanted(policy))
             };
-        let everybody = |policy: &PeerAuthentication| policy.selector.is_empty();
-        let this = |policy: &PeerAuthentication| !everybody(policy) && has_all(labels, &policy.selector);
+        let without_selector = |policy: &PeerAuthentication| policy.selector.is_empty();
+        let this = |policy: &PeerAuthentication| !without_selector(policy) && has_all(labels, &policy.selector);
         // The policy of the root namespace that takes precedence comes last.
-        let mut levels: Vec<_> = ROOT_NAMESPACES.iter().rev().map(|root| oldest(root, &everybody)).collect();
+        let mut levels: Vec<_> = ROOT_NAMESPACES.iter().rev().map(|root| oldest(root, &without_selector)).collect();
         if !is_root(namespace) {
-            levels.push(oldest(namespace, &everybody));
+            levels.push(oldest(namespace, &without_selector));
             // A selector in the root namespace has no meaning.
             levels.push(oldest(namespace, &this));
         }

@@ -393,16 +393,16 @@ fn warnings_combine_policies_and_registrations() {
     for policy in [rule("shop", "{host: order-service}"), to("shop", "{host: order-service}")] {
         assert_eq!(warning_lines(&[policy], false), [format!("{moved} `{ORDER}`")]);
     }
-    let unknown = [to("default", "{host: nobody}")];
+    let unknown = [to("default", "{host: absent}")];
     let here =
-        "host `nobody` means `nobody.default.svc.cluster.local`, which no document here defines: it must be registered";
+        "host `absent` means `absent.default.svc.cluster.local`, which no document here defines: it must be registered";
     assert_eq!(warning_lines(&unknown, false), [here]);
-    assert_eq!(warning_lines(&[rule("default", "{host: nobody}")], false), [here]);
+    assert_eq!(warning_lines(&[rule("default", "{host: absent}")], false), [here]);
     assert_eq!(
         warning_lines(&unknown, true),
-        ["host `nobody` means `nobody.default.svc.cluster.local`, which is neither registered nor defined"]
+        ["host `absent` means `absent.default.svc.cluster.local`, which is neither registered nor defined"]
     );
-    let twice = "{hosts: [front], http: [{route: [{destination: {host: nobody}}], mirror: {host: nobody}}]}";
+    let twice = "{hosts: [front], http: [{route: [{destination: {host: absent}}], mirror: {host: absent}}]}";
     assert_eq!(warning_lines(&[doc("VirtualService", "v", "default", twice)], false), [here], "a host is told of once");
     let gateway = doc(
         "Gateway",
@@ -445,9 +445,9 @@ fn warnings_combine_policies_and_registrations() {
     );
     let export = |name: &str, namespace| [doc("ServiceExport", name, namespace, "{}")];
     assert_eq!(warning_lines(&export("order-service", "default"), true), Vec::<String>::new());
-    assert_eq!(warning_lines(&export("nobody", "default"), false), Vec::<String>::new());
-    let nobody = "`nobody.default.svc.cluster.local`, which this exports, is neither registered nor defined";
-    assert_eq!(warning_lines(&export("nobody", "default"), true), [nobody]);
+    assert_eq!(warning_lines(&export("absent", "default"), false), Vec::<String>::new());
+    let absent = "`absent.default.svc.cluster.local`, which this exports, is neither registered nor defined";
+    assert_eq!(warning_lines(&export("absent", "default"), true), [absent]);
     assert!(
         warning_lines(&export("order-service", "shop"), true)[0]
             .ends_with(&format!("is neither registered nor defined; there is `{ORDER}`"))

@@ -16,7 +16,7 @@ fn changing_a_delegate_changes_the_routes() {
         virtual_service("leaf", &format!("{{http: [{{name: a, directResponse: {{status: {status}}}}}]}}"))
     };
     let mut world = world(&root, &orders());
-    assert_eq!(routes(&world), [], "nobody to delegate to: no route of it");
+    assert_eq!(routes(&world), [], "a missing delegate has no routes");
     for status in [200, 201] {
         let changed = world.set_policies(documents(&(root.clone() + &leaf(status))), 0);
         assert!(changed.hosts.contains(ORDER), "{changed:?}");
@@ -40,7 +40,7 @@ fn mirrors_have_clusters_of_their_own() {
         &format!(
             "{{hosts: [{ORDER}], http: [{{route: [{{destination: {{host: {ORDER}}}}}], mirrors: [\
              {{destination: {{host: order-service, subset: v2}}, percentage: {{value: 5}}}}, \
-             {{destination: {{host: nobody}}}}, {{destination: {{host: {ORDER}}}, percentage: {{value: 0}}}}]}}]}}"
+             {{destination: {{host: absent}}}}, {{destination: {{host: {ORDER}}}, percentage: {{value: 0}}}}]}}]}}"
         ),
     );
     let world = world(&(rule + &route), &orders());
@@ -185,6 +185,6 @@ fn a_gateway_has_the_hosts_of_its_virtual_services() {
     );
     assert!(
         world.host("*").is_none()
-            && service(&world, &Scope::of("default"), "gateway:default:edge:http:nobody").is_none()
+            && service(&world, &Scope::of("default"), "gateway:default:edge:http:absent").is_none()
     );
 }

@@ -65,7 +65,7 @@ fn destinations_of_imported_routes_are_reachable() {
     let world = world(
         &(entry("a.example.com", "other", &[80])
             + &route("other", "a.example.com", ORDER)
-            + &route("hidden", ORDER, "nobody.test")
+            + &route("hidden", ORDER, "absent.test")
             + &own),
         &orders(),
     );

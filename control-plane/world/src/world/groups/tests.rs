@@ -85,8 +85,8 @@ fn only_the_service_account_of_the_template_joins() {
         assert_eq!(endpoints(&world).is_empty(), refused.is_some());
         assert_eq!(world.owner(own.address).is_empty(), refused.is_some());
     }
-    let nobody = Instance { identity: String::new(), ..member("") };
-    assert!(joined(&world(&group(VMS), &nobody), &nobody).is_err());
+    let absent = Instance { identity: String::new(), ..member("") };
+    assert!(joined(&world(&group(VMS), &absent), &absent).is_err());
     // A group of this name in another namespace is a different one.
     let elsewhere = Instance { namespace: "other".into(), ..member("vm") };
     let refused = joined(&world(&group(VMS), &elsewhere), &elsewhere).unwrap_err();
