@@ -129,7 +129,7 @@ struct Datacenters {
 
 fn gateway(text: &str) -> Result<PeerGateway, String> {
     let parts = text.rsplit_once(':').filter(|(host, _)| !host.is_empty());
-    let (host, port) = parts.ok_or("it should be HOST:PORT")?;
+    let (host, port) = parts.ok_or("must be HOST:PORT")?;
     let port: u16 = port.parse().ok().filter(|port| *port > 0).ok_or("the port is a number from 1 to 65535")?;
     Ok(PeerGateway { address: host.trim_matches(['[', ']']).to_owned(), port: port.into() })
 }

@@ -195,7 +195,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
 async fn open_ca(store: &store::Shared, trust_domain: &str) -> Result<Ca> {
     let make = || {
         let (_, record) = Ca::create(trust_domain, SystemTime::now())?;
-        tracing::info!(trust_domain, "made a new root certificate");
+        tracing::info!(trust_domain, "created a new root certificate");
         Ok(serde_json::to_vec(&record)?)
     };
     let json = secret(store, "ca", make).await?;

@@ -31,7 +31,7 @@ pub struct Telemetry {
 
 /// One line for people: a store's problem and its duration.
 pub fn describe(problem: &Problem) -> String {
-    format!("the store has taken no writes for {} s: {}", problem.age().as_secs(), problem.reason)
+    format!("the store has accepted no writes for {} s: {}", problem.age().as_secs(), problem.reason)
 }
 
 impl Telemetry {
@@ -58,17 +58,17 @@ impl Telemetry {
             (
                 "weft_store_writable",
                 "gauge",
-                "1 while the store takes writes, else 0.",
+                "1 while the store accepts writes, else 0.",
                 u64::from(self.store.problem().is_none()),
             ),
             ("weft_store_write_failures_total", "counter", "Writes that the store refused.", self.store.failures()),
             (
                 "weft_store_repairs_total",
                 "counter",
-                "Damaged stores taken back to an older state.",
+                "Damaged stores that were reset to an older state.",
                 self.store.repairs(),
             ),
-            ("weft_snapshots_total", "counter", "Automatic snapshots made.", of_snapshots(&self.snapshots.made)),
+            ("weft_snapshots_total", "counter", "Automatic snapshots made.", of_snapshots(&self.snapshots.written)),
             (
                 "weft_out_of_bounds_total",
                 "counter",

@@ -95,7 +95,7 @@ impl<'a> Delegates<'a> {
             let text = format!(
                 "{delegate_name}, to which this delegates, does not exist, or has `hosts`, or is not exported here"
             );
-            warn(Severity::Warning, format!("{text}: no request takes this route"));
+            warn(Severity::Warning, format!("{text}: no request matches this route"));
             return Vec::new();
         };
         let mut joined = Vec::new();

@@ -134,7 +134,7 @@ impl Object {
 pub struct Document {
     /// Kind of `object`.
     pub kind: Kind,
-    /// Namespace; where the file names none "default", of an IstioOperator the root one.
+    /// Namespace; if the file names none, "default", or for an IstioOperator the root one.
     pub namespace: String,
     /// Name, unique per kind and namespace.
     pub name: String,

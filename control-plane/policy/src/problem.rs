@@ -19,7 +19,7 @@ pub enum Severity {
 }
 
 impl Severity {
-    /// As it is written.
+    /// Its name in output.
     pub fn name(self) -> &'static str {
         match self {
             Self::Error => "error",
@@ -36,13 +36,13 @@ pub enum Code {
     Unreadable,
     /// Not YAML, or too large.
     NotYaml,
-    /// Neither Istio nor Weft knows the kind or its version.
+    /// The kind or its version is unknown to Istio and to Weft.
     UnknownKind,
     /// A kind that does not concern the mesh: skipped.
     ForeignKind,
     /// A field that does not concern the traffic: skipped.
     ForeignField,
-    /// Neither Istio nor Weft knows the field.
+    /// The field is unknown to Istio and to Weft.
     UnknownField,
     /// Istio's, and not supported yet.
     NotSupported,
@@ -138,7 +138,7 @@ impl Code {
         Self::Withdrawn,
     ];
 
-    /// As it is written.
+    /// Its name in output.
     pub fn name(self) -> &'static str {
         match self {
             Self::Unreadable => "unreadable",

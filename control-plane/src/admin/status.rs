@@ -19,11 +19,11 @@ const SUMMARY: usize = 5;
 const INSTANCES: usize = 2;
 
 impl AdminService {
-    pub(super) fn status_of(&self, asked: &v1::StatusRequest) -> v1::StatusReply {
-        let (mut services, world_version) = self.services(asked);
+    pub(super) fn status_of(&self, request: &v1::StatusRequest) -> v1::StatusReply {
+        let (mut services, world_version) = self.services(request);
         let odd = self.odd_nodes();
-        let wants_sidecars = asked.service.is_empty() || !asked.sidecar.is_empty();
-        let fits = |node: &str| wants_sidecars && (asked.sidecar.is_empty() || matches(&asked.sidecar, node));
+        let wants_sidecars = request.service.is_empty() || !request.sidecar.is_empty();
+        let fits = |node: &str| wants_sidecars && (request.sidecar.is_empty() || matches(&request.sidecar, node));
         let counts = self.discovery.counts(fits);
         let mut totals = v1::StatusTotals {
             services: number(services.len()),
@@ -36,11 +36,11 @@ impl AdminService {
             summary: false,
         };
         let lines = services.len() + totals.instances as usize + counts.sidecars + counts.resources;
-        totals.summary = asked.summary && lines > SCREEN;
-        let (offset, limit) = match (totals.summary, asked.limit) {
+        totals.summary = request.summary && lines > SCREEN;
+        let (offset, limit) = match (totals.summary, request.limit) {
             (true, 0) => (0, SUMMARY),
-            (_, 0) => (asked.offset as usize, usize::MAX),
-            (_, limit) => (asked.offset as usize, limit as usize),
+            (_, 0) => (request.offset as usize, usize::MAX),
+            (_, limit) => (request.offset as usize, limit as usize),
         };
         if totals.summary {
             let is_odd =
@@ -75,11 +75,11 @@ impl AdminService {
     }
 
     /// The requested services, by host, and the version of the world.
-    fn services(&self, asked: &v1::StatusRequest) -> (Vec<v1::ServiceStatus>, u64) {
-        let wanted = asked.sidecar.is_empty() || !asked.service.is_empty();
+    fn services(&self, request: &v1::StatusRequest) -> (Vec<v1::ServiceStatus>, u64) {
+        let wanted = request.sidecar.is_empty() || !request.service.is_empty();
         let fits = |host: &str| {
             let name = host.split('.').next().unwrap_or_default();
-            wanted && (asked.service.is_empty() || matches(&asked.service, host) || matches(&asked.service, name))
+            wanted && (request.service.is_empty() || matches(&request.service, host) || matches(&request.service, name))
         };
         let mut services: BTreeMap<String, v1::ServiceStatus> = BTreeMap::new();
         let ejected = self.mesh.ejected();
@@ -178,7 +178,7 @@ fn datacenter(peer: PeerStatus) -> v1::DatacenterStatus {
         name: peer.datacenter,
         address: peer.address,
         connected: peer.connected,
-        heard_s: peer.heard.map(|at| at.elapsed().unwrap_or_default().as_secs()),
+        heard_s: peer.last_message.map(|at| at.elapsed().unwrap_or_default().as_secs()),
         services: peer.services as u64,
         error: peer.error,
     }

@@ -97,7 +97,7 @@ pub async fn serve(api: HttpApi, settings: &Settings, ca: &Arc<Ca>) -> Result<()
         let names = Names::new(&own_name(), &settings.names);
         let answers = Arc::new(Listener { api: api.clone(), remote, names });
         let scheme = if remote { "https" } else { "http" };
-        tracing::info!("programs without a sidecar find Consul's API at {scheme}://{address}");
+        tracing::info!("serving Consul's API for programs without a sidecar at {scheme}://{address}");
         if remote {
             let tls = server_config(ca.clone(), certified(address.ip(), &own_name(), &settings.names))?;
             tokio::spawn(listen::serve_tls(answers, listener, tls, Bounds::new(settings.per_client)));
@@ -355,7 +355,7 @@ mod tests {
         assert_eq!(nodes.as_array().unwrap().iter().map(|n| &n["Node"]).collect::<Vec<_>>(), [&json!("n2")]);
         for (token, seen) in [("", true), (narrow.as_str(), false), ("", true)] {
             let apps = ask(&here, "GET", "/eureka/apps", token).await.1;
-            assert_eq!(apps.contains("ORDER"), seen, "{token:.20}: what one may see is not kept for another");
+            assert_eq!(apps.contains("ORDER"), seen, "{token:.20}: responses for a token are not cached for another");
             assert!(apps.contains("PAYMENT"));
         }
     }

@@ -16,7 +16,7 @@ pub enum NoAnswer {
     #[error("no path to the data centre: {0}")]
     NoPath(String),
     /// Too many concurrent questions.
-    #[error("too many questions to the data centre are under way")]
+    #[error("too many concurrent questions to the data centre")]
     Busy,
 }
 

@@ -82,7 +82,7 @@ pub struct Discovery {
     next: AtomicU64,
     names: Names,
     /// Streams of each identity, and the bytes of the names that they subscribe to.
-    asked: Mutex<Accounts>,
+    accounts: Mutex<Accounts>,
     pace: Pace,
 }
 
@@ -98,7 +98,7 @@ impl Discovery {
             router,
             next: AtomicU64::new(0),
             names: Names::default(),
-            asked: Mutex::default(),
+            accounts: Mutex::default(),
             pace: Pace::default(),
         })
     }
@@ -211,13 +211,16 @@ impl Discovery {
     /// # Errors
     /// `RESOURCE_EXHAUSTED` if it has too many.
     fn begin(&self, identity: &SpiffeId) -> Result<(), Status> {
-        let mut asked = self.asked();
-        let held = asked.of(&identity.to_string()).count;
+        let mut accounts = self.accounts();
+        let held = accounts.of(&identity.to_string()).count;
         if held >= bounds::STREAMS {
-            drop(asked);
-            return Err(self.refuse(identity, &format!("it has {held} discovery streams, {} at most", bounds::STREAMS)));
+            drop(accounts);
+            return Err(self.refuse(
+                identity,
+                &format!("it has {held} discovery streams, at most {} are allowed", bounds::STREAMS),
+            ));
         }
-        asked.add(&identity.to_string(), 1, 0);
+        accounts.add(&identity.to_string(), 1, 0);
         Ok(())
     }
 
@@ -226,16 +229,16 @@ impl Discovery {
     /// # Errors
     /// `RESOURCE_EXHAUSTED` if they are too many.
     fn take(&self, identity: &SpiffeId, bytes: usize) -> Result<(), Status> {
-        let mut asked = self.asked();
-        let (held, most) = (asked.of(&identity.to_string()).bytes, bounds::ASKED_BY_IDENTITY);
+        let mut accounts = self.accounts();
+        let (held, most) = (accounts.of(&identity.to_string()).bytes, bounds::ASKED_BY_IDENTITY);
         if held + bytes > most {
-            drop(asked);
+            drop(accounts);
             let text = format!(
                 "it asks for names of {held} bytes on its streams, and {bytes} more are too many: {most} at most"
             );
             return Err(self.refuse(identity, &text));
         }
-        asked.add(&identity.to_string(), 0, bytes);
+        accounts.add(&identity.to_string(), 0, bytes);
         Ok(())
     }
 
@@ -246,8 +249,8 @@ impl Discovery {
         Status::resource_exhausted(why)
     }
 
-    fn asked(&self) -> std::sync::MutexGuard<'_, Accounts> {
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    fn accounts(&self) -> std::sync::MutexGuard<'_, Accounts> {
+        self.accounts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn router(&self) -> std::sync::MutexGuard<'_, Router> {

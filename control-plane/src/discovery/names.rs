@@ -24,19 +24,19 @@ struct Interned {
 impl Names {
     /// The name of this text.
     pub(super) fn of(&self, text: &str) -> Name {
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(name) = held.all.get(text) {
+        let mut interned = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(name) = interned.all.get(text) {
             return name.clone();
         }
-        if held.all.len() >= SWEEP.max(2 * held.swept) {
-            held.all.retain(|name| Arc::strong_count(name) > 1);
-            held.swept = held.all.len();
-            if held.swept < SWEEP {
-                held.all.shrink_to(SWEEP);
+        if interned.all.len() >= SWEEP.max(2 * interned.swept) {
+            interned.all.retain(|name| Arc::strong_count(name) > 1);
+            interned.swept = interned.all.len();
+            if interned.swept < SWEEP {
+                interned.all.shrink_to(SWEEP);
             }
         }
         let name: Name = text.into();
-        held.all.insert(name.clone());
+        interned.all.insert(name.clone());
         name
     }
 }

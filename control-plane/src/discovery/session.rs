@@ -22,7 +22,7 @@ use weft_world::translate;
 use weft_world::{Changed, Instance, Scope, World};
 
 /// The status of a stream that should move to another control plane.
-pub(super) const CUT_OFF: &str = "this control plane has lost its store, and what it knows grows old";
+pub(super) const CUT_OFF: &str = "this control plane has lost its store, and its state is stale";
 /// Bound on the stored bytes of a refusal's reason.
 const MAX_REASON: usize = 1024;
 /// The name under which a sidecar subscribes to its own inbound policy.
@@ -45,7 +45,7 @@ pub(super) struct Session {
     /// Hosts whose changes concern its own instances.
     own: BTreeSet<Name>,
     /// Bytes of its subscribed names, on the account of its identity.
-    asked: usize,
+    subscribed_bytes: usize,
     /// The client's properties that decide its translations, as of the last update.
     scope: Scope,
     /// Responses that were not acknowledged yet: nonce -> type and resources.
@@ -74,7 +74,7 @@ impl Session {
             inbound: None,
             wants_inbound: false,
             own: BTreeSet::new(),
-            asked: 0,
+            subscribed_bytes: 0,
             scope: Scope::default(),
             in_flight: HashMap::new(),
             nonce: 0,
@@ -145,7 +145,7 @@ impl Session {
         router.set_node(self.id, &self.node, "");
         router.close(self.id);
         drop(router);
-        self.discovery.asked().subtract(&self.certified.id.to_string(), 1, self.asked);
+        self.discovery.accounts().subtract(&self.certified.id.to_string(), 1, self.subscribed_bytes);
     }
 
     async fn request(&mut self, request: DeltaDiscoveryRequest) -> Result<(), Status> {
@@ -225,27 +225,30 @@ impl Session {
             left += name.len();
         }
         drop(router);
-        self.asked -= left;
-        self.discovery.asked().subtract(&self.certified.id.to_string(), 0, left);
+        self.subscribed_bytes -= left;
+        self.discovery.accounts().subtract(&self.certified.id.to_string(), 0, left);
         self.discovery.lock().dropped(self.id, kind, &dropped);
     }
 
     async fn subscribe(&mut self, kind: &'static str, names: Vec<String>) -> Result<(), Status> {
         // Existing subscriptions are sent again after a change that made it another client.
         self.look_at_self();
-        let asked: BTreeSet<Name> = names.iter().map(|name| self.discovery.names.of(name)).collect();
+        let subscribed_bytes: BTreeSet<Name> = names.iter().map(|name| self.discovery.names.of(name)).collect();
         let known = &self.subscription(kind).names;
-        let new: Vec<Name> = asked.iter().filter(|name| !known.contains_key(*name)).cloned().collect();
+        let new: Vec<Name> = subscribed_bytes.iter().filter(|name| !known.contains_key(*name)).cloned().collect();
         let bytes = new.iter().map(|name| name.len()).sum();
         self.discovery.take(&self.certified.id, bytes)?;
-        self.asked += bytes;
+        self.subscribed_bytes += bytes;
         // Before the look-up, so that no later change is missed.
         {
             let mut router = self.discovery.router();
             new.iter().for_each(|name| router.watch_name(self.id, name));
         }
         let resolved: Vec<(Name, Option<String>)> = self.discovery.mesh.read(|world| {
-            asked.into_iter().map(|name| (name.clone(), translate::resolve(world, &self.scope, &name))).collect()
+            subscribed_bytes
+                .into_iter()
+                .map(|name| (name.clone(), translate::resolve(world, &self.scope, &name)))
+                .collect()
         });
         let mut hosts: BTreeMap<Name, Vec<Name>> = BTreeMap::new();
         let mut absent = Vec::new();

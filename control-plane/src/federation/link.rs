@@ -48,7 +48,7 @@ pub struct Link {
 #[derive(Default)]
 struct State {
     connected: bool,
-    heard: Option<SystemTime>,
+    last_message: Option<SystemTime>,
     error: String,
 }
 
@@ -93,7 +93,7 @@ impl Link {
     /// Whether it is connected, the time of its last message, and the error.
     pub(super) fn state(&self) -> (bool, Option<SystemTime>, String) {
         let state = self.lock();
-        (state.connected, state.heard, state.error.clone())
+        (state.connected, state.last_message, state.error.clone())
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -104,10 +104,10 @@ impl Link {
     /// lost.
     pub(super) async fn listen(self: Arc<Self>, mesh: Arc<Mesh>, keep: Duration) {
         let mut pause = PAUSES.0;
-        let mut heard = Instant::now();
+        let mut last_message = Instant::now();
         loop {
-            let before = heard;
-            let error = match self.watch(&mesh, &mut heard).await {
+            let before = last_message;
+            let error = match self.watch(&mesh, &mut last_message).await {
                 Ok(()) => "it ended the stream".to_owned(),
                 Err(e) => format!("{e:#}"),
             };
@@ -120,33 +120,35 @@ impl Link {
             if was || pause == PAUSES.0 {
                 tracing::warn!(datacenter = self.datacenter(), address = self.address, "not connected: {error}");
             }
-            if heard.elapsed() > keep
+            if last_message.elapsed() > keep
                 && mesh.read(|world| world.remote_summaries().any(|(name, ..)| name == self.datacenter()))
             {
-                tracing::warn!(datacenter = self.datacenter(), "silent for too long: what it exported is forgotten");
+                tracing::warn!(datacenter = self.datacenter(), "silent for too long: its summary is deleted");
                 if let Err(e) = mesh.forget_remote(self.datacenter()).await {
                     tracing::error!("it cannot be forgotten: {e}");
                 }
             }
-            pause = if heard > before { PAUSES.0 } else { (pause * 2).min(PAUSES.1) };
+            pause = if last_message > before { PAUSES.0 } else { (pause * 2).min(PAUSES.1) };
             tokio::time::sleep(pause.mul_f64(rand::random_range(0.8..1.2))).await;
         }
     }
 
-    async fn watch(&self, mesh: &Mesh, heard: &mut Instant) -> Result<()> {
+    async fn watch(&self, mesh: &Mesh, last_message: &mut Instant) -> Result<()> {
         let mut client = FederationClient::new(self.channel.clone());
         let request = WatchRequest { datacenter: self.own.clone() };
         let stream = tokio::time::timeout(SILENCE, client.watch(request)).await.context("no answer")?;
-        let mut stream = stream.map_err(|status| anyhow::anyhow!("{}", told(&status)))?.into_inner();
+        let mut stream = stream.map_err(|status| anyhow::anyhow!("{}", status_text(&status)))?.into_inner();
         loop {
             let next = tokio::time::timeout(SILENCE, stream.message()).await;
             let next = next.with_context(|| format!("silent for {} s", SILENCE.as_secs()))?;
-            let Some(summaries) = next.map_err(|status| anyhow::anyhow!("{}", told(&status)))? else { return Ok(()) };
+            let Some(summaries) = next.map_err(|status| anyhow::anyhow!("{}", status_text(&status)))? else {
+                return Ok(());
+            };
             self.take(mesh, summaries).await?;
             mesh.set_connected(self.datacenter(), true);
-            *heard = Instant::now();
+            *last_message = Instant::now();
             let mut state = self.lock();
-            state.heard = Some(SystemTime::now());
+            state.last_message = Some(SystemTime::now());
             state.error.clear();
             if !std::mem::replace(&mut state.connected, true) {
                 tracing::info!(datacenter = self.datacenter(), address = self.address, "connected");
@@ -157,9 +159,9 @@ impl Link {
     async fn take(&self, mesh: &Mesh, summaries: Summaries) -> Result<()> {
         let (name, expected) = (&summaries.datacenter, self.datacenter());
         if name != expected {
-            bail!("the control plane at {} is of the data centre {name:?}, not {expected:?}", self.address);
+            bail!("the control plane at {} belongs to the data centre {name:?}, not {expected:?}", self.address);
         }
-        mesh.keep_remote(expected, sound(summaries, &self.peering)).await.context("what it exports cannot be kept")
+        mesh.keep_remote(expected, sound(summaries, &self.peering)).await.context("cannot store its summary")
     }
 
     /// Asks for an answer of Consul's API.
@@ -170,7 +172,7 @@ impl Link {
         let _permit = self.questions.try_acquire().map_err(|_| NoAnswer::Busy)?;
         self.ready()?;
         let answer = FederationClient::new(self.channel.clone()).ask(question).await;
-        answer.map(tonic::Response::into_inner).map_err(|status| NoAnswer::NoPath(told(&status)))
+        answer.map(tonic::Response::into_inner).map_err(|status| NoAnswer::NoPath(status_text(&status)))
     }
 
     /// Asks a question of DNS; returns the answer's packet.
@@ -183,7 +185,7 @@ impl Link {
         let mut client = FederationClient::new(self.channel.clone());
         let answer = tokio::time::timeout(DNS_PATIENCE, client.resolve(question)).await;
         let answer = answer.map_err(|_| NoAnswer::NoPath("no answer".into()))?;
-        answer.map(|answer| answer.into_inner().packet).map_err(|status| NoAnswer::NoPath(told(&status)))
+        answer.map(|answer| answer.into_inner().packet).map_err(|status| NoAnswer::NoPath(status_text(&status)))
     }
 
     /// A peer that is known to be unreachable is not waited for.
@@ -202,7 +204,7 @@ async fn open(tls: &TlsConnector, to: &str) -> std::io::Result<TokioIo<tokio_rus
 }
 
 /// The text of a status, down to the cause of a failed connection.
-fn told(status: &tonic::Status) -> String {
+fn status_text(status: &tonic::Status) -> String {
     let mut text = status.message().to_owned();
     let mut cause = std::error::Error::source(status);
     while let Some(error) = cause {
@@ -216,10 +218,10 @@ fn told(status: &tonic::Status) -> String {
 }
 
 /// Refuses a name that differs from the configured name of a peer.
-pub(super) fn same_name(told: &str, known: &str) -> Result<()> {
+pub(super) fn same_name(reported: &str, known: &str) -> Result<()> {
     ensure!(
-        told == known,
-        "you call yourself the data centre {told:?}, here you are known as {known:?} (--peer and --datacenter must agree)"
+        reported == known,
+        "this peer reports the data centre {reported:?}, but is configured as {known:?} here (--peer and --datacenter must agree)"
     );
     Ok(())
 }

@@ -93,7 +93,7 @@ pub struct PeerStatus {
     /// Whether it is connected.
     pub connected: bool,
     /// Time of its last message; `None`: never.
-    pub heard: Option<SystemTime>,
+    pub last_message: Option<SystemTime>,
     /// Number of services that it exports, as far as is known.
     pub services: usize,
     /// The reason why it is not connected.
@@ -113,7 +113,7 @@ impl Federation {
             world.remote_summaries().map(|(name, ..)| name.to_owned()).filter(|name| !known(name)).collect()
         });
         for datacenter in strangers {
-            tracing::info!(datacenter, "it is no peer any more: what it exported is forgotten");
+            tracing::info!(datacenter, "it is not a peer any more: its summary is deleted");
             mesh.forget_remote(&datacenter).await?;
         }
         let mut links = Vec::new();
@@ -135,19 +135,19 @@ impl Federation {
 
     /// The states of the peers.
     pub fn status(&self, mesh: &Mesh) -> Vec<PeerStatus> {
-        let kept: Vec<(String, u64, usize)> = mesh.read(|world| {
+        let summaries: Vec<(String, u64, usize)> = mesh.read(|world| {
             world.remote_summaries().map(|(name, at, services)| (name.to_owned(), at, services)).collect()
         });
         let status = |link: &Arc<Link>| {
-            let kept = kept.iter().find(|(name, ..)| name == link.datacenter());
-            let stored = kept.map(|(_, received, _)| SystemTime::UNIX_EPOCH + Duration::from_secs(*received));
-            let (connected, heard, error) = link.state();
+            let summaries = summaries.iter().find(|(name, ..)| name == link.datacenter());
+            let stored = summaries.map(|(_, received, _)| SystemTime::UNIX_EPOCH + Duration::from_secs(*received));
+            let (connected, last_message, error) = link.state();
             PeerStatus {
                 datacenter: link.datacenter().to_owned(),
                 address: link.address().to_owned(),
                 connected,
-                heard: heard.or(stored),
-                services: kept.map_or(0, |(.., services)| *services),
+                last_message: last_message.or(stored),
+                services: summaries.map_or(0, |(.., services)| *services),
                 error,
             }
         };

@@ -172,8 +172,8 @@ async fn two() -> (Running, Running) {
     apply(&one.mesh, &[SUBSETS]).await;
     let (peer_of_two, peer_of_one) = (one.as_peer(), two.as_peer());
     let (one, two) = (one.start(vec![peer_of_one]).await, two.start(vec![peer_of_two]).await);
-    until("dc1 knows of dc2", || !remotes(&one.mesh).is_empty()).await;
-    until("dc2 hears dc1", || two.federation.status(&two.mesh)[0].connected).await;
+    until("dc1 has the summary of dc2", || !remotes(&one.mesh).is_empty()).await;
+    until("dc2 is connected to dc1", || two.federation.status(&two.mesh)[0].connected).await;
     (one, two)
 }
 
@@ -253,7 +253,7 @@ async fn queries_are_forwarded_to_the_named_data_centre() {
     let narrowed = one.get("/v1/health/service/order?dc=dc2", Rights::Token(Arc::new(claims))).await;
     assert_eq!(narrowed, (200, serde_json::json!([])));
     for (uri, want) in [
-        ("/v1/kv/a?dc=dc2", (501, "of another data centre only the catalog and health")),
+        ("/v1/kv/a?dc=dc2", (501, "in another data centre only the catalog and health")),
         ("/v1/health/service/order?dc=dc9", (500, "No path to datacenter")),
     ] {
         let (status, text) = one.get(uri, Rights::All).await;
@@ -288,12 +288,12 @@ async fn the_last_summary_outlives_the_link_and_the_process() {
         });
         runtime.shutdown_background();
     });
-    until("dc1 knows of dc2", || share(&one.mesh, "") == Some(100)).await;
+    until("dc1 has the summary of dc2", || share(&one.mesh, "") == Some(100)).await;
     stop.send(()).unwrap();
     tokio::task::spawn_blocking(|| thread.join().unwrap()).await.unwrap();
     until("the link is down", || !one.federation.status(&one.mesh)[0].connected).await;
     let status = &one.federation.status(&one.mesh)[0];
-    assert!(!status.error.is_empty() && status.heard.is_some() && status.services == 1, "{status:?}");
+    assert!(!status.error.is_empty() && status.last_message.is_some() && status.services == 1, "{status:?}");
     assert_eq!(share(&one.mesh, ""), Some(100));
     let (code, text) = one.get("/v1/health/service/order?dc=dc2", Rights::All).await;
     assert_eq!((code, text.as_str()), (500, Some("No path to datacenter")));
@@ -312,7 +312,7 @@ async fn the_last_summary_outlives_the_link_and_the_process() {
     let settings = Settings { peers: vec![peer_of_one], ..Settings::default() };
     let federation = Federation::start(&settings, &mesh, &Arc::new(ca)).await.unwrap();
     until("it is known again", || share(&mesh, "") == Some(100)).await;
-    assert!(federation.status(&mesh)[0].heard.is_some());
+    assert!(federation.status(&mesh)[0].last_message.is_some());
     // The summary of a removed peer is deleted.
     let (ca, _) = Ca::create("one.example", SystemTime::now()).unwrap();
     Federation::start(&Settings::default(), &mesh, &Arc::new(ca)).await.unwrap();
@@ -331,9 +331,11 @@ async fn unknown_peers_are_refused_with_a_reason() {
     let unknown = three.as_peer();
     let _two = two.start(vec![peer_of_two]).await;
     let _three = three.start(Vec::new()).await;
-    for (peer, want) in
-        [(renamed, "is of the data centre \"dc2\", not \"dc9\""), (forged, "invalid peer certificate"), (unknown, "")]
-    {
+    for (peer, want) in [
+        (renamed, "belongs to the data centre \"dc2\", not \"dc9\""),
+        (forged, "invalid peer certificate"),
+        (unknown, ""),
+    ] {
         let mesh = {
             let store = Arc::new(Embedded::open(&tempfile::tempdir().unwrap().keep()).unwrap());
             Mesh::open(store, "one.example", Duration::from_secs(60)).await.unwrap()
@@ -358,7 +360,7 @@ fn a_peers_summary_cannot_claim_other_trust_domains() {
     };
     let service = |name: &str, subsets| v1::ServiceSummary { namespace: "default".into(), name: name.into(), subsets };
     let gateway = |address: &str, port| v1::PeerGateway { address: address.into(), port };
-    let told = v1::Summaries {
+    let summaries = v1::Summaries {
         datacenter: "dc1".into(),
         services: vec![
             service("a", vec![subset(&["spiffe://one.example/ns/a/sa/a", "spiffe://two.example/ns/a/sa/a", "x"])]),
@@ -373,7 +375,7 @@ fn a_peers_summary_cannot_claim_other_trust_domains() {
             gateway("fd00::1", 2),
         ],
     };
-    let sound = weft_world::sound(told, &peer);
+    let sound = weft_world::sound(summaries, &peer);
     assert_eq!(sound.datacenter, "dc2");
     assert_eq!(sound.gateways, [gateway("10.0.0.1", 1), gateway("fd00::1", 2)]);
     assert_eq!(sound.services, [service("a", vec![subset(&["spiffe://two.example/ns/a/sa/a"])])]);

@@ -64,7 +64,7 @@ pub fn text(field: &str, text: &str, most: usize) -> Result<(), Exceeded> {
     if text.len() <= most {
         return Ok(());
     }
-    Err(Exceeded(format!("the field {field} has {} bytes, {most} at most", text.len())))
+    Err(Exceeded(format!("the field {field} has {} bytes, at most {most} are allowed", text.len())))
 }
 
 fn pairs<'a>(
@@ -76,7 +76,7 @@ fn pairs<'a>(
     if count <= most && bytes <= most_bytes {
         return Ok(());
     }
-    Err(Exceeded(format!("{count} {what} of {bytes} bytes together, {most} of {most_bytes} bytes at most")))
+    Err(Exceeded(format!("{count} {what} of {bytes} bytes together, at most {most} of {most_bytes} bytes are allowed")))
 }
 
 /// Whether the labels of a sidecar are few and short enough.
@@ -116,7 +116,10 @@ pub fn check(check: &v1::Check) -> Result<(), Exceeded> {
     if bytes <= CHECKS.1 {
         return Ok(());
     }
-    Err(Exceeded(format!("the check {:.64} has {bytes} bytes with its output, {} at most", check.check_id, CHECKS.1)))
+    Err(Exceeded(format!(
+        "the check {:.64} has {bytes} bytes with its output, at most {} are allowed",
+        check.check_id, CHECKS.1
+    )))
 }
 
 /// Whether the number of checks is within the bound.
@@ -124,7 +127,7 @@ pub fn check(check: &v1::Check) -> Result<(), Exceeded> {
 /// # Errors
 /// If it is not; the error names the bound.
 pub fn check_count(count: usize) -> Result<(), Exceeded> {
-    if count <= CHECKS.0 { Ok(()) } else { Err(Exceeded(format!("{count} checks, {} at most", CHECKS.0))) }
+    if count <= CHECKS.0 { Ok(()) } else { Err(Exceeded(format!("{count} checks, at most {} are allowed", CHECKS.0))) }
 }
 
 /// Whether an instance has a size that the registry accepts.
@@ -140,13 +143,13 @@ pub fn instance(instance: &v1::Instance) -> Result<(), Exceeded> {
         (longest, bytes) = (longest.max(field.len()), bytes + field.len());
     }
     if longest > FIELD || count > FIELDS || bytes > INSTANCE {
-        let most = format!("{FIELDS} of {FIELD} bytes each and {INSTANCE} together at most");
+        let most = format!("at most {FIELDS} of {FIELD} bytes each and {INSTANCE} together are allowed");
         return Err(Exceeded(format!(
             "tags, metadata and tagged addresses are too large: {count} of {bytes} bytes, {most}"
         )));
     }
     if instance.eureka.len() > MAX_DOCUMENT {
-        return Err(Exceeded(format!("the document of Eureka's API is too large ({MAX_DOCUMENT} bytes at most)")));
+        return Err(Exceeded(format!("the document of Eureka's API is too large (at most {MAX_DOCUMENT} bytes)")));
     }
     check_count(instance.checks.len())?;
     instance.checks.iter().try_for_each(check)
@@ -218,7 +221,7 @@ mod tests {
         let fine = v1::Hello { workload: long(NAME), locality: long(NAME), ..Default::default() };
         assert_eq!(hello(&fine), Ok(()));
         let refused = hello(&v1::Hello { workload: long(NAME + 1), ..Default::default() }).unwrap_err();
-        assert_eq!(refused.0, "the field workload has 254 bytes, 253 at most");
+        assert_eq!(refused.0, "the field workload has 254 bytes, at most 253 are allowed");
         let many = (0..129).map(|n| (format!("l{n}"), String::new())).collect();
         assert!(hello(&v1::Hello { labels: many, ..Default::default() }).unwrap_err().0.starts_with("129 labels"));
         let large = [("label".to_owned(), long(LABELS.1))].into();
@@ -237,7 +240,7 @@ mod tests {
         let checks = vec![v1::Check::default(); CHECKS.0 + 1];
         assert_eq!(
             instance(&v1::Instance { checks, ..Default::default() }),
-            Err(Exceeded("65 checks, 64 at most".into()))
+            Err(Exceeded("65 checks, at most 64 are allowed".into()))
         );
     }
 

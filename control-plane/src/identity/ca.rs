@@ -37,7 +37,7 @@ pub struct Ca {
 pub struct SignedCertificate {
     /// Leaf first, without the root.
     pub chain: Vec<CertificateDer<'static>>,
-    /// When it ends.
+    /// Its expiry.
     pub not_after: SystemTime,
 }
 

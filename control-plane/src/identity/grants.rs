@@ -18,11 +18,11 @@ pub const MAX_SERVICES: usize = 10_000;
 pub enum Unknown {
     /// The store has no such record.
     #[error(
-        "the store holds no grant {0}, which the token or the certificate names; make a token anew with `weftctl token create`"
+        "the store has no grant {0}, which the token or the certificate names; create a new token with `weftctl token create`"
     )]
     Absent(String),
     /// The record is damaged.
-    #[error("the store's record grants/{0} cannot be read: {1}; make a token anew with `weftctl token create`")]
+    #[error("the store's record grants/{0} cannot be read: {1}; create a new token with `weftctl token create`")]
     Damaged(String, prost::DecodeError),
     /// The store does not answer.
     #[error(transparent)]

@@ -47,7 +47,7 @@ pub struct PeerCertificate {
     pub id: SpiffeId,
     /// Services that it may register, or the name of a grant ([`crate::identity::grants`]).
     pub services: Vec<String>,
-    /// When it ends.
+    /// Its expiry.
     pub not_after: SystemTime,
 }
 
@@ -357,7 +357,7 @@ impl PeerStream {
             Some([leaf, ..]) => {
                 let certified = read_certificate(leaf)?;
                 let (id, known) = (&certified.id, domains.iter().any(|domain| domain == certified.id.trust_domain()));
-                anyhow::ensure!(known, "{id} is not of the trust domain {}", domains.join(" or "));
+                anyhow::ensure!(known, "{id} is not in the trust domain {}", domains.join(" or "));
                 Some(Arc::new(certified))
             }
             _ => None,
@@ -379,7 +379,7 @@ pub(crate) fn read_certificate(leaf: &CertificateDer<'_>) -> Result<PeerCertific
             _ => {}
         }
     }
-    let [id] = ids[..] else { anyhow::bail!("the client certificate must hold one SPIFFE ID, it has {}", ids.len()) };
+    let [id] = ids[..] else { anyhow::bail!("the client certificate must have one SPIFFE ID, it has {}", ids.len()) };
     let id: SpiffeId = id.parse()?;
     let end = u64::try_from(leaf.validity().not_after.timestamp()).unwrap_or(0);
     Ok(PeerCertificate { id, services, not_after: SystemTime::UNIX_EPOCH + Duration::from_secs(end) })

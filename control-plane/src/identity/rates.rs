@@ -15,7 +15,7 @@ const SWEEP: usize = 4096;
 pub struct Rates<K> {
     burst: u32,
     interval: Duration,
-    held: Mutex<Buckets<K>>,
+    buckets: Mutex<Buckets<K>>,
 }
 
 struct Buckets<K> {
@@ -28,7 +28,7 @@ struct Buckets<K> {
 impl<K: Eq + Hash> Rates<K> {
     /// A limiter without history.
     pub fn new(burst: u32, interval: Duration) -> Rates<K> {
-        Rates { burst, interval, held: Mutex::new(Buckets { whole_again: HashMap::new(), sweep_at: SWEEP }) }
+        Rates { burst, interval, buckets: Mutex::new(Buckets { whole_again: HashMap::new(), sweep_at: SWEEP }) }
     }
 
     /// Counts one action.
@@ -36,17 +36,17 @@ impl<K: Eq + Hash> Rates<K> {
     /// # Errors
     /// If the rate is exceeded: the time until the next action.
     pub fn take(&self, key: K, now: Instant) -> Result<(), Duration> {
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        if held.whole_again.len() >= held.sweep_at {
-            held.whole_again.retain(|_, whole_again| *whole_again > now);
-            held.sweep_at = SWEEP.max(2 * held.whole_again.len());
+        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        if buckets.whole_again.len() >= buckets.sweep_at {
+            buckets.whole_again.retain(|_, whole_again| *whole_again > now);
+            buckets.sweep_at = SWEEP.max(2 * buckets.whole_again.len());
         }
-        let next = held.whole_again.get(&key).copied().unwrap_or(now).max(now) + self.interval;
+        let next = buckets.whole_again.get(&key).copied().unwrap_or(now).max(now) + self.interval;
         let late = next.saturating_duration_since(now + self.interval * self.burst);
         if !late.is_zero() {
             return Err(late);
         }
-        held.whole_again.insert(key, next);
+        buckets.whole_again.insert(key, next);
         Ok(())
     }
 }
@@ -81,6 +81,6 @@ mod tests {
             assert_eq!(rates.take(key, start), Ok(()));
         }
         assert_eq!(rates.take(SWEEP, start + Duration::from_secs(2)), Ok(()));
-        assert_eq!(rates.held.lock().unwrap().whole_again.len(), 1);
+        assert_eq!(rates.buckets.lock().unwrap().whole_again.len(), 1);
     }
 }

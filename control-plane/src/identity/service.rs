@@ -50,14 +50,14 @@ impl Identity for IdentityService {
         let peer = Peer::of(&request)?;
         let bytes = request.get_ref().csr_der.len();
         if bytes > SIGNING_REQUEST {
-            let text = format!("the signing request has {bytes} bytes, {SIGNING_REQUEST} at most");
+            let text = format!("the signing request has {bytes} bytes, at most {SIGNING_REQUEST} are allowed");
             return Err(Status::invalid_argument(text));
         }
         let (id, named) = self.entitled(&request, &peer)?;
         let name = id.to_string();
         if let Err(wait) = self.rates.take((name.clone(), peer.remote), Instant::now()) {
             let reason = format!(
-                "{name} at {} asks for certificates too often ({BURST} at once, then one every {} s): the next in {:.1} s",
+                "{name} at {} requests certificates too often ({BURST} at once, then one every {} s): the next in {:.1} s",
                 peer.remote,
                 INTERVAL.as_secs(),
                 wait.as_secs_f64()
@@ -162,7 +162,7 @@ mod tests {
         };
         let (order, cart) = (token("order", u64::MAX), token("cart", u64::MAX));
         for _ in 0..BURST {
-            assert!(sign([10, 0, 0, 1], &order).await.unwrap() > 0, "it says its time");
+            assert!(sign([10, 0, 0, 1], &order).await.unwrap() > 0, "the reply has the time");
         }
         let refused = sign([10, 0, 0, 1], &order).await.unwrap_err();
         assert!(refused.code() == Code::ResourceExhausted && refused.message().contains("too often"), "{refused}");

@@ -56,13 +56,13 @@ pub(crate) const API: &str = "weftapi1.";
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
     /// Not a token, or damaged in copying.
-    #[error("this is not a join token (it should look like weft1.….…); make one with `weftctl token create`")]
+    #[error("this is not a join token (its form is weft1.….…); create one with `weftctl token create`")]
     Malformed,
     /// Another control plane's, or forged.
-    #[error("the join token was not made by this control plane; make one here with `weftctl token create`")]
+    #[error("the join token was not created by this control plane; create one here with `weftctl token create`")]
     Signature,
     /// Expired.
-    #[error("the join token expired {0} seconds ago; make a new one with `weftctl token create`")]
+    #[error("the join token expired {0} seconds ago; create a new one with `weftctl token create`")]
     Expired(u64),
 }
 

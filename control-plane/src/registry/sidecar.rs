@@ -146,7 +146,7 @@ impl Session {
                     RegistryReply { error, ..Default::default() }
                 }
                 Err(Refusal::SessionOver) => {
-                    tracing::info!(peer = %self.certified.id, "a session that is over is ended");
+                    tracing::info!(peer = %self.certified.id, "ending a superseded session");
                     let _ = replies.send(Err(Status::aborted(Refusal::SessionOver.to_string()))).await;
                     break;
                 }
@@ -245,7 +245,7 @@ impl Session {
 
     async fn hello(&mut self, hello: v1::Hello) -> Result<RegistryReply, Refusal> {
         if self.open.is_some() {
-            return Err("hello must come once".into());
+            return Err("hello must come only once".into());
         }
         let plain = |s: &str| !s.is_empty() && s.len() <= 253 && s.bytes().all(|b| b.is_ascii_graphic() && b != b'/');
         if !plain(&hello.node) {
@@ -299,7 +299,7 @@ impl Session {
         super::fits(instance)?;
         bounds::instance(instance)?;
         if self.registered.len() >= bounds::INSTANCES && !self.registered.contains(&instance.service_id) {
-            return Err(Exceeded(format!("one sidecar may register {} instances at most", bounds::INSTANCES)).into());
+            return Err(Exceeded(format!("one sidecar may register at most {} instances", bounds::INSTANCES)).into());
         }
         Ok(())
     }

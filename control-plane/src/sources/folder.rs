@@ -313,16 +313,17 @@ impl PolicyFolder {
     /// Applies the pending versions that are valid together with all others. If some are not, those with an error stay
     /// pending; if a pending one breaks an unchanged file, all pending ones stay.
     fn apply(&mut self, now: Instant) {
-        let held = match self.check_affected() {
+        let refused_files = match self.check_affected() {
             Some(problems) => {
                 self.problems = problems;
                 HashSet::new()
             }
             None => self.check_all(),
         };
-        self.clean = held.is_empty() && !self.problems.iter().any(|problem| problem.severity == Severity::Error);
+        self.clean =
+            refused_files.is_empty() && !self.problems.iter().any(|problem| problem.severity == Severity::Error);
         for (path, file) in &mut self.files {
-            if !held.contains(path)
+            if !refused_files.contains(path)
                 && let Some(pending) = file.pending.take()
             {
                 let cause = if pending.is_empty() { Cause::Emptied } else { Cause::LeftOut };
@@ -360,13 +361,14 @@ impl PolicyFolder {
 
     /// Checks everything. Returns the files whose pending versions do not apply.
     fn check_all(&mut self) -> HashSet<OsString> {
-        let mut held: HashSet<OsString> = HashSet::new();
+        let mut refused_files: HashSet<OsString> = HashSet::new();
         let mut refused: Vec<Problem> = Vec::new();
         loop {
-            let problems = check(&self.candidates(&held));
+            let problems = check(&self.candidates(&refused_files));
             let errors = problems.iter().filter(|problem| problem.severity == Severity::Error);
             let wrong: HashSet<&str> = errors.map(|problem| problem.file.as_str()).collect();
-            let open = self.files.iter().filter(|(path, file)| file.pending.is_some() && !held.contains(*path));
+            let open =
+                self.files.iter().filter(|(path, file)| file.pending.is_some() && !refused_files.contains(*path));
             let open: Vec<OsString> = open.map(|(path, _)| path.clone()).collect();
             let is_wrong = |path: &&OsString| wrong.contains(&*Path::new(path).display().to_string());
             let mut faulty: Vec<OsString> = open.iter().filter(is_wrong).cloned().collect();
@@ -378,16 +380,16 @@ impl PolicyFolder {
                 break;
             }
             refused.extend(problems.into_iter().filter(|problem| problem.severity == Severity::Error));
-            held.extend(faulty);
+            refused_files.extend(faulty);
         }
         weft_policy::sort_problems(&mut refused);
         self.problems = refused;
-        held
+        refused_files
     }
 
-    /// The documents without the pending versions of `held`, and with those that are kept for a while.
-    fn candidates(&self, held: &HashSet<OsString>) -> Vec<&Document> {
-        let is_open = |path: &OsString, file: &PolicyFile| file.pending.is_some() && !held.contains(path);
+    /// The documents without the pending versions of `refused_files`, and with those that are kept for a while.
+    fn candidates(&self, refused_files: &HashSet<OsString>) -> Vec<&Document> {
+        let is_open = |path: &OsString, file: &PolicyFile| file.pending.is_some() && !refused_files.contains(path);
         let of_file = |(path, file)| if is_open(path, file) { file.newest() } else { &file.applied[..] };
         let mut documents: Vec<&Document> = self.files.iter().flat_map(of_file).map(AsRef::as_ref).collect();
         let emptied = self.files.iter().filter(|(path, file)| is_open(path, file) && file.newest().is_empty());

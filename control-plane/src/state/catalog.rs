@@ -57,7 +57,7 @@ impl Mesh {
         let state = self.lock();
         let Some(node) = state.nodes.get(name) else { return Ok(None) };
         if !node.catalog {
-            let text = format!("the node {name} speaks for itself: register with the agent there");
+            let text = format!("the node {name} has an agent of its own: register with it");
             return Err(text.into());
         }
         if node.namespace != namespace {
@@ -81,15 +81,15 @@ impl Mesh {
             // Another control plane changed it: its write arrives here soon.
             tokio::time::sleep(RETRY / 20).await;
         }
-        Err(format!("the node {} is being changed by several at once", entry.node).into())
+        Err(format!("too many concurrent changes of the node {}", entry.node).into())
     }
 
     pub(super) fn catalog_ops(&self, entry: &Entry) -> Result<(Vec<Condition>, Vec<Op>), Refusal> {
-        let held = self.catalog_node(&entry.node, &entry.namespace)?;
-        let modified = held.as_ref().map_or(0, |(node, _)| node.modify_index);
-        let is_new = held.is_none();
-        let (mut node, mut instances) = match held {
-            Some(held) => held,
+        let existing = self.catalog_node(&entry.node, &entry.namespace)?;
+        let modified = existing.as_ref().map_or(0, |(node, _)| node.modify_index);
+        let is_new = existing.is_none();
+        let (mut node, mut instances) = match existing {
+            Some(existing) => existing,
             None => (self.new_node(entry)?, Vec::new()),
         };
         if let Some(address) = entry.address {
@@ -101,8 +101,8 @@ impl Mesh {
         }
         let mut changed = Vec::new();
         for service in &entry.services {
-            let held = instances.iter().position(|held| held.service_id == service.service_id);
-            let checks = held.map(|at| instances.swap_remove(at).checks).unwrap_or_default();
+            let existing = instances.iter().position(|existing| existing.service_id == service.service_id);
+            let checks = existing.map(|at| instances.swap_remove(at).checks).unwrap_or_default();
             let address = if service.address.is_empty() { node.address.to_string() } else { service.address.clone() };
             changed.push(service.service_id.clone());
             instances.push(v1::Instance { address, checks, ..service.clone() });
@@ -114,9 +114,9 @@ impl Mesh {
                 bounds::check_count(node.checks.len())?;
                 continue;
             }
-            let of = instances.iter_mut().find(|held| held.service_id == check.service_id);
+            let of = instances.iter_mut().find(|existing| existing.service_id == check.service_id);
             let of = of.ok_or_else(|| format!("no service {:?} is on the node {}", check.service_id, entry.node))?;
-            of.checks.retain(|held| held.check_id != check.check_id);
+            of.checks.retain(|existing| existing.check_id != check.check_id);
             of.checks.push(check.clone());
             bounds::check_count(of.checks.len())?;
             changed.push(check.service_id.clone());
@@ -124,7 +124,7 @@ impl Mesh {
         let conditions = vec![Condition::unchanged(Table::Nodes, &entry.node, modified)];
         let mut ops = vec![Op::put(Table::Nodes, &entry.node, stored(&node).encode_to_vec())];
         // A write without a change wakes no waiter.
-        if !is_new && self.lock().nodes.get(&entry.node).is_some_and(|held| stored(held) == stored(&node)) {
+        if !is_new && self.lock().nodes.get(&entry.node).is_some_and(|existing| stored(existing) == stored(&node)) {
             ops.clear();
         }
         for instance in instances.into_iter().filter(|instance| changed.contains(&instance.service_id)) {
@@ -193,7 +193,7 @@ impl Mesh {
             }
             tokio::time::sleep(RETRY / 20).await;
         }
-        Err(format!("the node {name} is being changed by several at once").into())
+        Err(format!("too many concurrent changes of the node {name}").into())
     }
 
     /// The operations of a removal; `None`: there is no such node.

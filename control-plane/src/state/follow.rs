@@ -182,7 +182,7 @@ impl Applying {
         let stored = StoredInstance::decode(record.value.as_slice()).map_err(|e| e.to_string())?;
         let account = account(&stored.identity, &stored.namespace);
         state.usage.put(Table::Registrations, key, &account, record.value.len());
-        let instance = instance_of(&stored).ok_or("its address or port makes no sense")?;
+        let instance = instance_of(&stored).ok_or("its address or port is invalid")?;
         let none = BTreeMap::new();
         let node = state.nodes.get(&instance.node);
         let health = health_of(&instance.checks, node.map_or(&none, |n| &n.checks), node.is_some_and(|n| n.unknown));
@@ -208,7 +208,7 @@ impl Applying {
         let old = state.nodes.remove(&name);
         let unknown = old.as_ref().is_some_and(|old| old.unknown);
         let node = Node {
-            address: stored.address.parse().map_err(|_| "its address makes no sense")?,
+            address: stored.address.parse().map_err(|_| "its address is invalid")?,
             namespace: stored.namespace,
             identity: stored.identity,
             workload: stored.workload,

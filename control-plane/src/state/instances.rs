@@ -17,14 +17,14 @@ use weft_world::{Instance, InstanceKey};
 const TRIES: usize = 10;
 
 /// Whether a registration changes nothing.
-fn is_same(held: &Instance, new: &Instance) -> bool {
+fn is_same(existing: &Instance, new: &Instance) -> bool {
     let new = Instance {
-        health: held.health,
-        create_index: held.create_index,
-        modify_index: held.modify_index,
+        health: existing.health,
+        create_index: existing.create_index,
+        modify_index: existing.modify_index,
         ..new.clone()
     };
-    *held == new
+    *existing == new
 }
 
 impl State {
@@ -169,7 +169,7 @@ impl Mesh {
             // Another control plane changed it: its write arrives here soon.
             tokio::time::sleep(RETRY / 20).await;
         }
-        Err("the instance is being changed by several at once".into())
+        Err("too many concurrent changes of the instance".into())
     }
 
     /// Removes an instance of `node`, or all of them if `service_id` is empty; returns their hosts.

@@ -117,7 +117,7 @@ pub enum Refusal {
     #[error(transparent)]
     Exceeded(#[from] Exceeded),
     /// The session has been superseded, or the node was removed. The client must begin a new one.
-    #[error("this session is over: the node has a newer one, or was removed after too long a silence; begin anew")]
+    #[error("this session is over: the node has a newer one, or was removed after its lease expired; begin a new one")]
     SessionOver,
     /// The store refused. Another control plane's may accept.
     #[error(transparent)]
@@ -168,7 +168,7 @@ struct State {
 /// Bound on the hosts with a known version of their last change; beyond that all count as changed once.
 const HOST_VERSIONS: usize = 100_000;
 
-/// The mesh as the control plane knows it.
+/// The mesh in the state of this control plane.
 pub struct Mesh {
     /// Identifies this process among those that share the store.
     id: String,

@@ -122,7 +122,7 @@ impl super::State {
     /// Connected gateways that pass through connections of other data centres: those that a Gateway with such a server
     /// selects.
     fn east_west_gateways(&self) -> Vec<PeerGateway> {
-        let mut found = Vec::new();
+        let mut gateways = Vec::new();
         for document in self.world.gateways() {
             let Object::Gateway(gateway) = &document.object else { continue };
             for server in gateway.servers.iter().filter(|server| server.auto_passthrough) {
@@ -130,11 +130,12 @@ impl super::State {
                     .nodes
                     .values()
                     .filter(|node| node.alive.is_some() && !node.unknown && has_all(&node.labels, &gateway.selector));
-                found.extend(picked.map(|node| PeerGateway { address: node.address.to_string(), port: server.port }));
+                gateways
+                    .extend(picked.map(|node| PeerGateway { address: node.address.to_string(), port: server.port }));
             }
         }
-        found.sort_by(|a, b| (&a.address, a.port).cmp(&(&b.address, b.port)));
-        found.dedup();
-        found
+        gateways.sort_by(|a, b| (&a.address, a.port).cmp(&(&b.address, b.port)));
+        gateways.dedup();
+        gateways
     }
 }

@@ -37,29 +37,39 @@ impl Mesh {
             let (session, condition, left) = {
                 let mut state = self.lock();
                 // A node whose lease expired with many others is kept: it may return at any moment.
-                let lives = |held: &Node| (held.alive.is_some() || held.unknown) && held.identity != node.identity;
-                let held = state.nodes.get(name);
-                if let Some(held) = held.filter(|held| lives(held)) {
-                    return Err(format!("the node name {name} is in use by {}", held.identity).into());
+                let lives = |existing: &Node| {
+                    (existing.alive.is_some() || existing.unknown) && existing.identity != node.identity
+                };
+                let existing = state.nodes.get(name);
+                if let Some(existing) = existing.filter(|existing| lives(existing)) {
+                    return Err(format!("the node name {name} is in use by {}", existing.identity).into());
                 }
-                if let Some(first) = held.filter(|held| self.is_connected_elsewhere(&state, name, held, &node)) {
+                if let Some(first) =
+                    existing.filter(|existing| self.is_connected_elsewhere(&state, name, existing, &node))
+                {
                     return Err(format!(
                         "the node {name} of {} is connected from {}, and this sidecar comes from {}: two have one data folder (a \
-                         copied machine?); give one of them an empty folder (--data-dir), where it makes a name of its own",
+                         copied machine?); give one of them an empty folder (--data-dir), where it creates a name of its own",
                         node.identity, first.address, node.address
                     )
                     .into());
                 }
                 // A node without an identity is not authenticated, and is replaced.
-                let owns = |held: &Node| !held.address.is_loopback() && !held.identity.is_empty() && lives(held);
-                if let Some((other, held)) = state.nodes.at(node.address).find(|(n, held)| *n != name && owns(held)) {
-                    return Err(format!("the address {} belongs to {} ({other})", node.address, held.identity).into());
+                let owns = |existing: &Node| {
+                    !existing.address.is_loopback() && !existing.identity.is_empty() && lives(existing)
+                };
+                if let Some((other, existing)) =
+                    state.nodes.at(node.address).find(|(n, existing)| *n != name && owns(existing))
+                {
+                    return Err(
+                        format!("the address {} belongs to {} ({other})", node.address, existing.identity).into()
+                    );
                 }
-                let modified = held.and_then(|held| held.alive.as_ref()).map_or(0, |alive| alive.modified);
+                let modified = existing.and_then(|existing| existing.alive.as_ref()).map_or(0, |alive| alive.modified);
                 // Registrations under the name in another namespace would not be found under this one any more.
-                let moved = held.filter(|held| held.namespace != node.namespace);
-                let left = moved.map(|held| {
-                    let all = state.world.instances_of_node(&held.namespace, name);
+                let moved = existing.filter(|existing| existing.namespace != node.namespace);
+                let left = moved.map(|existing| {
+                    let all = state.world.instances_of_node(&existing.namespace, name);
                     all.map(|left| Op::delete(Table::Registrations, registration_key(&left.key()))).collect::<Vec<_>>()
                 });
                 let session = state.next_session;
@@ -96,17 +106,17 @@ impl Mesh {
                 Err(e) => return Err(e.into()),
             }
         }
-        Err(format!("the node {name} is being registered by several at once").into())
+        Err(format!("too many concurrent registrations of the node {name}").into())
     }
 
     /// Whether the sidecar with the name is alive at another address than the new one. A sidecar that returns at its
     /// address is accepted at once, and so is one whose stream has ended.
-    fn is_connected_elsewhere(&self, state: &State, name: &str, held: &Node, new: &Node) -> bool {
-        let lives = held.alive.as_ref().is_some_and(|alive| {
+    fn is_connected_elsewhere(&self, state: &State, name: &str, existing: &Node, new: &Node) -> bool {
+        let lives = existing.alive.as_ref().is_some_and(|alive| {
             // A node that is connected to another control plane is alive as long as its record.
-            alive.owner != self.id || state.sessions.get(name).is_some_and(|held| held.connected)
+            alive.owner != self.id || state.sessions.get(name).is_some_and(|existing| existing.connected)
         });
-        lives && held.identity == new.identity && held.address != new.address
+        lives && existing.identity == new.identity && existing.address != new.address
     }
 
     /// Does all of `ops` as long as the condition holds. `false`: it does not, or does not any more.

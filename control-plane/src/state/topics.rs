@@ -36,15 +36,16 @@ pub(super) struct Topics(Mutex<HashMap<Topic, Arc<Notify>>>);
 /// One waiter; removed when dropped.
 pub(super) struct Waiting<'a> {
     topics: &'a Topics,
-    held: Vec<(Topic, Arc<Notify>)>,
+    entries: Vec<(Topic, Arc<Notify>)>,
 }
 
 impl Topics {
     /// Begins to wait.
     pub(super) fn wait(&self, topics: &[Topic]) -> Waiting<'_> {
         let mut all = self.lock();
-        let held = topics.iter().map(|topic| (topic.clone(), all.entry(topic.clone()).or_default().clone())).collect();
-        Waiting { topics: self, held }
+        let entries =
+            topics.iter().map(|topic| (topic.clone(), all.entry(topic.clone()).or_default().clone())).collect();
+        Waiting { topics: self, entries }
     }
 
     /// Wakes all waiters for one of these.
@@ -62,7 +63,7 @@ impl Waiting<'_> {
     /// Resolves when woken after this call, not after its first poll: changes in between are not missed.
     pub(super) fn woken(&self) -> impl Future<Output = ()> + use<'_> {
         let all: Vec<_> = self
-            .held
+            .entries
             .iter()
             .map(|(_, notify)| {
                 let mut woken = Box::pin(notify.notified());
@@ -77,7 +78,7 @@ impl Waiting<'_> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         let mut all = self.topics.lock();
-        for (topic, notify) in self.held.drain(..) {
+        for (topic, notify) in self.entries.drain(..) {
             drop(notify);
             if all.get(&topic).is_some_and(|left| Arc::strong_count(left) == 1) {
                 all.remove(&topic);

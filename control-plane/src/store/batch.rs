@@ -34,7 +34,7 @@ impl Interrupted {
         match (*done, *unknown) {
             (0, 0) => format!("{error}; nothing was changed"),
             (0, _) if unknown == total => format!("{error}; it may have been done, and can be repeated"),
-            (_, 0) => format!("{error}; the first {done} of {total} changes were made, the others not"),
+            (_, 0) => format!("{error}; the first {done} of {total} changes were made, the others were not"),
             (_, _) => format!(
                 "{error}; the first {done} of {total} changes were made, the next {unknown} may have been, the others not"
             ),
@@ -119,7 +119,7 @@ mod tests {
         let text = |done, unknown| Interrupted { done, unknown, total: 9, error: Error::LeaseEnded }.to_string();
         assert!(text(0, 0).ends_with("nothing was changed"));
         assert!(text(0, 9).ends_with("it may have been done, and can be repeated"));
-        assert!(text(5, 0).ends_with("the first 5 of 9 changes were made, the others not"));
+        assert!(text(5, 0).ends_with("the first 5 of 9 changes were made, the others were not"));
         assert!(text(5, 3).ends_with("the first 5 of 9 changes were made, the next 3 may have been, the others not"));
     }
 }

@@ -60,7 +60,7 @@ const RETRY: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Durat
 /// Leases with their ends and keys. Only the writer adds and removes them.
 #[derive(Default)]
 struct Leases {
-    held: Mutex<HashMap<u64, Lease>>,
+    leases_by_id: Mutex<HashMap<u64, Lease>>,
     added: Notify,
 }
 
@@ -72,7 +72,7 @@ struct Lease {
 
 impl Leases {
     fn lock(&self) -> MutexGuard<'_, HashMap<u64, Lease>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        self.leases_by_id.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -90,7 +90,7 @@ impl Embedded {
         let mut place = Place::new(dir, storage, health.clone())?;
         let opened = place.open()?;
         let db = Arc::new(RwLock::new(Some(opened.db)));
-        let leases = Arc::new(Leases { held: Mutex::new(opened.leases), added: Notify::new() });
+        let leases = Arc::new(Leases { leases_by_id: Mutex::new(opened.leases), added: Notify::new() });
         let (requests, queue) = mpsc::channel(QUEUE);
         let writer = Writer::new(db.clone(), place, leases.clone(), opened.revision, health.clone());
         std::thread::Builder::new().name("store".into()).spawn(move || writer.run(queue))?;
@@ -129,8 +129,8 @@ impl Store for Embedded {
     }
 
     async fn keep_alive(&self, lease: u64) -> Result<bool, Error> {
-        let mut held = self.leases.lock();
-        let Some(lease) = held.get_mut(&lease) else { return Ok(false) };
+        let mut leases_by_id = self.leases.lock();
+        let Some(lease) = leases_by_id.get_mut(&lease) else { return Ok(false) };
         lease.ends = Instant::now() + lease.ttl;
         Ok(true)
     }

@@ -220,7 +220,7 @@ impl Etcd {
                 Err(status) => return WatchEnd::Broken(status.message().to_owned()),
             };
             if response.compact_revision > 0 {
-                tracing::warn!("etcd has compacted what this control plane missed: all is read anew");
+                tracing::warn!("etcd has compacted changes that this control plane missed: reading everything again");
                 return WatchEnd::Ended;
             }
             if response.canceled {
@@ -230,8 +230,8 @@ impl Etcd {
             for events in response.events.chunk_by(|a, b| revision_of_event(a) == revision_of_event(b)) {
                 let revision = events.first().map_or(0, revision_of_event);
                 let changed = events.iter().filter_map(|event| self.change(event));
-                let told = Changes { revision: unsigned(revision), changes: changed.collect() };
-                if changes.send(told).await.is_err() {
+                let message = Changes { revision: unsigned(revision), changes: changed.collect() };
+                if changes.send(message).await.is_err() {
                     return WatchEnd::Ended;
                 }
                 *next = revision + 1;

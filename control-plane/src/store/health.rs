@@ -24,7 +24,7 @@ pub struct Health {
 pub struct Problem {
     /// Cause, place and remedy.
     pub reason: String,
-    /// When the first write failed.
+    /// Time of the first failed write.
     pub since: Instant,
 }
 
@@ -42,7 +42,7 @@ impl Health {
         let mut problem = self.lock();
         let since = problem.as_ref().map(|problem| problem.since);
         if problem.as_ref().is_none_or(|problem| problem.reason != reason) {
-            tracing::error!("the store takes no writes: {reason}");
+            tracing::error!("the store accepts no writes: {reason}");
         }
         *problem = Some(Problem { reason: reason.to_owned(), since: since.unwrap_or_else(Instant::now) });
         drop(problem);
@@ -59,7 +59,7 @@ impl Health {
     /// Reports that writes are accepted again.
     pub fn report_recovery(&self) {
         if let Some(problem) = self.lock().take() {
-            tracing::warn!("the store takes writes again, after {} s", problem.age().as_secs());
+            tracing::warn!("the store accepts writes again, after {} s", problem.age().as_secs());
         }
     }
 

@@ -149,5 +149,5 @@ fn files_with_errors_are_reported_as_by_validate() {
     assert!(out.starts_with(want) && out.ends_with("1 file: 1 error, 0 warnings\n"), "{out}");
     assert_eq!(code, ExitCode::FAILURE);
     let parsed = Command::try_parse_from(["route", "order/", "--label", "a=b"]);
-    assert!(parsed.is_err(), "what a live workload is is known");
+    assert!(parsed.is_err(), "options for files are refused for a live workload");
 }

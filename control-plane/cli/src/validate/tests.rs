@@ -149,7 +149,7 @@ fn many(count: usize) -> Vec<(&'static str, String)> {
             ),
         ),
         (
-            "workloads and who selects them",
+            "workloads and their selectors",
             all(&|n| {
                 document(
                     "WorkloadEntry",

@@ -106,7 +106,7 @@ fn named_certificates(server: &Server) -> Vec<(&'static str, String)> {
     all.iter().map(one).collect()
 }
 
-/// A server, where it is written.
+/// A server and its place.
 #[derive(Clone, Copy)]
 struct At<'a> {
     document: &'a Document,

@@ -229,14 +229,14 @@ fn unreachable_routes_are_reported() {
     assert_eq!(
         check_texts(&[doc("VirtualService", "v", of_gateway)]),
         [""; 0],
-        "gateways put those that take all at the end"
+        "gateways move catch-all routes to the end"
     );
     let delegating = "{hosts: [a.b], http: [{delegate: {name: d}}, {match: [{uri: {exact: /b}}], redirect: {uri: /}}]}";
     let leaf = doc("VirtualService", "d", "{http: [{match: [{uri: {exact: /c}}], redirect: {uri: /}}]}");
     assert_eq!(
         check_texts(&[doc("VirtualService", "v", delegating), leaf]),
         [""; 0],
-        "what the delegate does not take"
+        "requests that the delegate does not take"
     );
 }
 

@@ -125,7 +125,7 @@ pub(crate) struct Fields<'a> {
     decoder: &'a Decoder<'a>,
     /// From `spec`, such as `subsets[0].trafficPolicy`.
     pub(crate) path: String,
-    /// Where the object starts.
+    /// The place of the object's first character.
     pub(crate) place: Place,
     entries: &'a [(Key, Node)],
     shape: Shape,

@@ -60,10 +60,7 @@ pub(crate) const SHAPE: Shape = &[
             read("hosts"),
             object("tls", tls::SHAPE),
             read("bind"),
-            refused(
-                "defaultEndpoint",
-                "nor implemented by Istio: a VirtualService with `gateways` says where requests go",
-            ),
+            refused("defaultEndpoint", "nor implemented by Istio: a VirtualService with `gateways` has the routes"),
         ],
     ),
 ];

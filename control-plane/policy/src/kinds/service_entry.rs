@@ -219,7 +219,7 @@ fn check(spec: &Fields<'_>, entry: &ServiceEntry) {
             spec.error("endpoints", format!("`{}` needs `resolution: STATIC`", unix.address));
         }
         if entry.ports.len() > 1 {
-            spec.error("ports", format!("`{}` needs exactly one port: it cannot tell several apart", unix.address));
+            spec.error("ports", format!("`{}` needs exactly one port: several cannot be distinguished", unix.address));
         }
     }
     match entry.resolution {
@@ -231,7 +231,10 @@ fn check(spec: &Fields<'_>, entry: &ServiceEntry) {
             spec.error(field, "`resolution: DYNAMIC_DNS` has no endpoints: each request names its own");
         }
         Resolution::DynamicDns if !entry.addresses.is_empty() => {
-            spec.error("addresses", "`resolution: DYNAMIC_DNS` has no addresses: hosts are told apart by their names");
+            spec.error(
+                "addresses",
+                "`resolution: DYNAMIC_DNS` has no addresses: hosts are distinguished by their names",
+            );
         }
         Resolution::Static if entry.endpoints.is_empty() && entry.workload_selector.is_none() => {
             spec.error("resolution", "`resolution: STATIC` needs `endpoints` or a `workloadSelector`");

@@ -42,11 +42,11 @@ pub(super) async fn register(
 /// # Errors
 /// If the caller's token does not name the written services, or the node is not in its namespace.
 pub(super) fn may_write(consul: &Consul, caller: &Caller, entry: &Entry) -> Result<(), Refused> {
-    let held = consul.mesh.catalog_node(&entry.node, &caller.namespace).map_err(refused)?;
+    let node = consul.mesh.catalog_node(&entry.node, &caller.namespace).map_err(refused)?;
     let named = |id: &str| {
         let new = entry.services.iter().find(|service| service.service_id == id);
-        let held = held.iter().flat_map(|(_, instances)| instances).find(|instance| instance.service_id == id);
-        [new, held].into_iter().flatten().map(|instance| instance.service.clone()).collect::<Vec<_>>()
+        let existing = node.iter().flat_map(|(_, instances)| instances).find(|instance| instance.service_id == id);
+        [new, existing].into_iter().flatten().map(|instance| instance.service.clone()).collect::<Vec<_>>()
     };
     let of_checks = entry.checks.iter().map(|check| check.service_id.as_str()).filter(|id| !id.is_empty());
     for id in entry.services.iter().map(|service| service.service_id.as_str()).chain(of_checks) {
@@ -54,12 +54,12 @@ pub(super) fn may_write(consul: &Consul, caller: &Caller, entry: &Entry) -> Resu
             caller.register(&service)?;
         }
     }
-    let moves = held.as_ref().is_some_and(|(node, _)| {
+    let moves = node.as_ref().is_some_and(|(node, _)| {
         entry.address.is_some_and(|address| address != node.address)
             || entry.meta.as_ref().is_some_and(|meta| *meta != node.labels)
     });
-    if moves || held.is_none() || entry.checks.iter().any(|check| check.service_id.is_empty()) {
-        whole(caller, &entry.node, held.iter().flat_map(|(_, instances)| instances).chain(&entry.services))?;
+    if moves || node.is_none() || entry.checks.iter().any(|check| check.service_id.is_empty()) {
+        whole(caller, &entry.node, node.iter().flat_map(|(_, instances)| instances).chain(&entry.services))?;
     }
     Ok(())
 }
@@ -118,7 +118,7 @@ pub(super) fn allowed(consul: &Consul) -> Result<(), Refused> {
     if consul.allow_external {
         return Ok(());
     }
-    let text = "Permission denied: this control plane takes no registrations (--allow-external); register with the sidecar \
+    let text = "Permission denied: this control plane accepts no registrations (--allow-external); register with the sidecar \
                 beside the service";
     Err(Refused::new(StatusCode::FORBIDDEN, text))
 }
@@ -155,7 +155,9 @@ fn read(fields: &mut Fields, namespace: &str) -> Result<Entry, String> {
         return Err("Must provide node: a name of letters, digits, '-', '_' and '.'".into());
     }
     if external::is_node(&node) {
-        return Err(format!("the node name {node} is kept for programs that register at the control plane themselves"));
+        return Err(format!(
+            "the node name {node} is reserved for programs that register at the control plane themselves"
+        ));
     }
     let keeps = fields.flag("skipnodeupdate")?;
     let address = address(&fields.text("address")?, "address")?;
@@ -256,7 +258,7 @@ pub(super) fn check(fields: &mut Fields) -> Result<Check, String> {
     };
     let long = [&check.check_id, &check.name, &check.service_id].iter().any(|text| text.len() > 253);
     if long || check.output.len() > 4096 || check.notes.len() > 4096 {
-        return Err("a check is too long: 253 bytes of ID and name, 4096 of output and notes".into());
+        return Err("a check is too long: at most 253 bytes of ID and name, 4096 of output and notes".into());
     }
     Ok(check)
 }

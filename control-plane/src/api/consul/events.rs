@@ -121,7 +121,7 @@ fn id_to_index(id: &str) -> Option<u64> {
     Some((half(0)? ^ half(16)?).max(1))
 }
 
-/// The caller's node and what is registered there: name and tags.
+/// The caller's node and its instances: name and tags.
 struct Node {
     name: String,
     services: Vec<(String, Vec<String>)>,

@@ -64,10 +64,10 @@ fn of_body(body: &[u8], id: &str) -> Result<Value, String> {
     let mut fields = Fields::of_body("the query", body)?;
     let template = template::of(fields.object("template", "Template")?)?;
     if fields.means("session") {
-        return Err("Session: a query stays until it is deleted, it ends with no session".into());
+        return Err("Session: a query stays until it is deleted, and is not bound to a session".into());
     }
     if fields.means("token") {
-        return Err("Token: what a query shows is what the token of the one who executes it may read".into());
+        return Err("Token: the token of the request that executes a query decides the visible services".into());
     }
     fields.means("id");
     let name = text("Name", fields.text("name")?)?;
@@ -285,11 +285,11 @@ async fn in_datacenter(
     let body = match answered {
         Ok(answered) if answered.status() == StatusCode::OK => answered.into_body(),
         Ok(answered) => {
-            tracing::debug!(datacenter, service, status = %answered.status(), "a prepared query is refused elsewhere");
+            tracing::debug!(datacenter, service, status = %answered.status(), "the other data centre refuses a prepared query");
             return Vec::new();
         }
         Err(e) => {
-            tracing::debug!(datacenter, service, "a prepared query is not answered elsewhere: {}", e.text);
+            tracing::debug!(datacenter, service, "the other data centre does not answer a prepared query: {}", e.text);
             return Vec::new();
         }
     };

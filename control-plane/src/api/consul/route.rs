@@ -143,18 +143,18 @@ const BY_NAME: [NameRoute; 15] = [
 
 /// Parts of Consul's API that the mesh does not have, by the beginning of the path, with the alternative.
 const REFUSED: [(&str, &str); 9] = [
-    ("acl", "what a sidecar may do is said by its join token (weftctl token create)"),
+    ("acl", "the join token of a sidecar has its rights (weftctl token create)"),
     ("operator", "there are no servers to operate; weftctl status shows the mesh"),
-    ("snapshot", "back up by weftctl snapshot save"),
+    ("snapshot", "back up with weftctl snapshot save"),
     ("peering", "clusters are not peered"),
     ("peerings", "clusters are not peered"),
     (
         "connect/intentions",
-        "Action: the mesh has no authorization policies yet, so that nothing is denied; who is called by whom is proved by \
+        "Action: the mesh has no authorization policies yet, so that nothing is denied; callers are authenticated by \
          mutual TLS (PeerAuthentication STRICT)",
     ),
-    ("connect/ca/leaf", "a program's certificate comes from the sidecar beside it (weft-sidecar run --connect-leaf)"),
-    ("connect", "of connect only ca/roots, ca/leaf, authorize and reads of intentions are answered"),
+    ("connect/ca/leaf", "the sidecar beside a program issues its certificate (weft-sidecar run --connect-leaf)"),
+    ("connect", "connect supports only ca/roots, ca/leaf, authorize and reads of intentions"),
     ("coordinate", "coordinates are fixed, and near sorts by the locality of sidecars (--locality)"),
 ];
 
@@ -301,7 +301,7 @@ mod tests {
                 Method::GET,
                 "/v1/acl/tokens",
                 501,
-                "/v1/acl/tokens of Consul's API is not supported by this mesh: what a",
+                "/v1/acl/tokens of Consul's API is not supported by this mesh: the join",
             ),
             (Method::GET, "/v1/snapshot", 501, "back up"),
             (Method::PUT, "/v1/connect/intentions/exact", 501, "no authorization policies yet"),

@@ -32,11 +32,11 @@ const SMALLEST_SRV: usize = 35;
 const SOA_TIMES: (i32, i32, i32) = (3600, 600, 86400);
 
 /// The result of a look-up.
-enum Found {
+enum LookUp {
     /// The name exists; its records of the requested type, and those that a client will need next.
     Records { answers: Vec<RData>, authorities: Vec<Record>, additionals: Vec<Record> },
     /// The same, with a time to live in seconds.
-    Kept(Box<Found>, u32),
+    WithTtl(Box<LookUp>, u32),
     /// There is no such name.
     NoSuchName,
 }
@@ -55,7 +55,7 @@ pub struct Asking<'a, V> {
 
 impl<V: View> Asking<'_, V> {
     /// The answer as a packet; `Err`: the name is outside the served zones.
-    pub fn answer(&self, query: &Query, rng: &mut impl Rng) -> Result<Option<Vec<u8>>, Foreign> {
+    pub fn answer(&self, query: &Query, rng: &mut impl Rng) -> Result<Option<Vec<u8>>, NotServed> {
         let found = self.find(query, rng)?;
         let settings = self.settings;
         let mut message = query.response(ResponseCode::NoError);
@@ -63,14 +63,14 @@ impl<V: View> Asking<'_, V> {
         message.metadata.recursion_available = !settings.recursors.is_empty();
         let mut truncated = false;
         let (found, ttl) = match found {
-            Found::Kept(found, ttl) => (*found, ttl),
+            LookUp::WithTtl(found, ttl) => (*found, ttl),
             found => (found, settings.service_ttl),
         };
         match found {
             // It is unwrapped above, and never nested.
-            Found::Kept(..) => {}
-            Found::NoSuchName => message.metadata.response_code = ResponseCode::NXDomain,
-            Found::Records { mut answers, authorities, mut additionals } => {
+            LookUp::WithTtl(..) => {}
+            LookUp::NoSuchName => message.metadata.response_code = ResponseCode::NXDomain,
+            LookUp::Records { mut answers, authorities, mut additionals } => {
                 let limit = settings.udp_answer_limit;
                 if limit > 0 && query.is_plain(self.transport) && answers.len() > limit {
                     answers.truncate(limit);
@@ -95,10 +95,10 @@ impl<V: View> Asking<'_, V> {
         Ok(query.pack(message, self.transport))
     }
 
-    fn find(&self, query: &Query, rng: &mut impl Rng) -> Result<Found, Foreign> {
+    fn find(&self, query: &Query, rng: &mut impl Rng) -> Result<LookUp, NotServed> {
         let kind = query.kind();
         let (datacenter, thing) = match names::subject(query.name()) {
-            Subject::Foreign => return Err(Foreign),
+            Subject::Outside => return Err(NotServed),
             Subject::Reverse(address) => return self.reverse(kind, address),
             Subject::Apex => return Ok(self.apex(kind)),
             Subject::NameServer => return Ok(records(of_kind(kind, self.settings.address))),
@@ -106,11 +106,11 @@ impl<V: View> Asking<'_, V> {
         };
         // Another data centre has been asked before this, if it is reachable.
         if datacenter.is_some_and(|datacenter| datacenter != self.settings.datacenter) {
-            return Ok(Found::NoSuchName);
+            return Ok(LookUp::NoSuchName);
         }
         let limit = query.limit(self.transport);
         Ok(match thing {
-            Thing::Nothing => Found::NoSuchName,
+            Thing::Nothing => LookUp::NoSuchName,
             Thing::Between => records(Vec::new()),
             Thing::Service { name, tag } => self.service(kind, &name, tag.as_deref(), limit, rng),
             Thing::Connect(name) => {
@@ -120,19 +120,19 @@ impl<V: View> Asking<'_, V> {
                 self.instances(kind, usable, limit, rng)
             }
             Thing::Virtual(name) => match self.view.virtual_ips(self.namespace, &name) {
-                none if none.is_empty() => Found::NoSuchName,
+                none if none.is_empty() => LookUp::NoSuchName,
                 addresses => self.addresses(kind, query.name(), &addresses),
             },
             Thing::Node(name) => match self.view.node(self.namespace, &name) {
                 Some(node) => self.node(kind, query.name(), &node),
-                None => Found::NoSuchName,
+                None => LookUp::NoSuchName,
             },
             Thing::Query(name) => self.prepared(kind, &name, limit, rng),
             Thing::Address(address) => self.addresses(kind, query.name(), &[address]),
         })
     }
 
-    fn service(&self, kind: RecordType, name: &str, tag: Option<&str>, limit: usize, rng: &mut impl Rng) -> Found {
+    fn service(&self, kind: RecordType, name: &str, tag: Option<&str>, limit: usize, rng: &mut impl Rng) -> LookUp {
         let mut usable = self.usable(name);
         if let Some(tag) = tag {
             usable.retain(|instance| instance.tags.iter().any(|own| own.eq_ignore_ascii_case(tag)));
@@ -141,11 +141,11 @@ impl<V: View> Asking<'_, V> {
     }
 
     /// The local result of a prepared query; if it is empty, other data centres have been asked before this.
-    fn prepared(&self, kind: RecordType, name: &str, limit: usize, rng: &mut impl Rng) -> Found {
-        let Some(found) = self.view.prepared(self.namespace, name, &[]) else { return Found::NoSuchName };
+    fn prepared(&self, kind: RecordType, name: &str, limit: usize, rng: &mut impl Rng) -> LookUp {
+        let Some(found) = self.view.prepared(self.namespace, name, &[]) else { return LookUp::NoSuchName };
         let records = self.instances(kind, found.instances, limit, rng);
         match found.ttl {
-            Some(ttl) => Found::Kept(Box::new(records), ttl),
+            Some(ttl) => LookUp::WithTtl(Box::new(records), ttl),
             None => records,
         }
     }
@@ -167,9 +167,9 @@ impl<V: View> Asking<'_, V> {
     }
 
     /// The records of instances, as many as might fit in `limit` bytes, in an order that is drawn anew for each query.
-    fn instances(&self, kind: RecordType, mut all: Vec<Arc<Instance>>, limit: usize, rng: &mut impl Rng) -> Found {
+    fn instances(&self, kind: RecordType, mut all: Vec<Arc<Instance>>, limit: usize, rng: &mut impl Rng) -> LookUp {
         if all.is_empty() {
-            return Found::NoSuchName;
+            return LookUp::NoSuchName;
         }
         all.shuffle(rng);
         let (mut answers, mut additionals) = (Vec::new(), Vec::new());
@@ -203,13 +203,13 @@ impl<V: View> Asking<'_, V> {
             let texts = metadata.into_iter().flat_map(|(name, meta)| meta.iter().map(move |pair| (name.clone(), pair)));
             additionals.extend(texts.map(|(name, (key, value))| Record::from_rdata(name, ttl, text(key, value))));
         }
-        Found::Records { answers, authorities: Vec::new(), additionals }
+        LookUp::Records { answers, authorities: Vec::new(), additionals }
     }
 
     /// The addresses of the requested type; for other types they are additional.
-    fn addresses(&self, kind: RecordType, name: &Name, addresses: &[IpAddr]) -> Found {
+    fn addresses(&self, kind: RecordType, name: &Name, addresses: &[IpAddr]) -> LookUp {
         let mut found = records(of_kind(kind, addresses.iter().copied()));
-        if let Found::Records { answers, additionals, .. } = &mut found
+        if let LookUp::Records { answers, additionals, .. } = &mut found
             && answers.is_empty()
         {
             additionals.extend(addresses.iter().filter_map(|address| self.additional_address(name, *address)));
@@ -218,7 +218,7 @@ impl<V: View> Asking<'_, V> {
     }
 
     /// The address of a node, and its metadata as TXT: the type that was not requested is additional.
-    fn node(&self, kind: RecordType, name: &Name, node: &NodeEntry) -> Found {
+    fn node(&self, kind: RecordType, name: &Name, node: &NodeEntry) -> LookUp {
         let texts = node.meta.iter().map(|(key, value)| text(key, value));
         let mut answers = of_kind(kind, [node.address]);
         let mut additionals = Vec::new();
@@ -233,7 +233,7 @@ impl<V: View> Asking<'_, V> {
                 additionals.extend(texts.map(|data| Record::from_rdata(name.clone(), ttl, data)));
             }
         }
-        Found::Records { answers, authorities: Vec::new(), additionals }
+        LookUp::Records { answers, authorities: Vec::new(), additionals }
     }
 
     fn additional_address(&self, name: &Name, address: IpAddr) -> Option<Record> {
@@ -242,7 +242,7 @@ impl<V: View> Asking<'_, V> {
     }
 
     /// Nodes first, as in Consul: an address has one name, and a node's is more lasting.
-    fn reverse(&self, kind: RecordType, address: IpAddr) -> Result<Found, Foreign> {
+    fn reverse(&self, kind: RecordType, address: IpAddr) -> Result<LookUp, NotServed> {
         let under = |kind| move |name: &String| self.under(name, kind);
         let mut names: Vec<Name> =
             self.view.nodes_at(self.namespace, address).iter().filter_map(under("node")).collect();
@@ -250,13 +250,13 @@ impl<V: View> Asking<'_, V> {
             names = self.view.services_at(self.namespace, address).iter().filter_map(under("service")).collect();
         }
         if names.is_empty() {
-            return Err(Foreign);
+            return Err(NotServed);
         }
         let asked = matches!(kind, RecordType::PTR | RecordType::ANY);
         Ok(records(names.into_iter().filter(|_| asked).map(|name| RData::PTR(PTR(name))).collect()))
     }
 
-    fn apex(&self, kind: RecordType) -> Found {
+    fn apex(&self, kind: RecordType) -> LookUp {
         let (mut answers, mut authorities, mut additionals) = (Vec::new(), Vec::new(), Vec::new());
         if matches!(kind, RecordType::SOA | RecordType::ANY) {
             answers.extend(self.soa().map(|(_, soa)| RData::SOA(soa)));
@@ -275,7 +275,7 @@ impl<V: View> Asking<'_, V> {
                 _ => answers.push(data),
             }
         }
-        Found::Records { answers, authorities, additionals }
+        LookUp::Records { answers, authorities, additionals }
     }
 
     /// The domain and its SOA.
@@ -297,14 +297,14 @@ impl<V: View> Asking<'_, V> {
 
 /// The name is outside the served zones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Foreign;
+pub struct NotServed;
 
 fn leads_to(data: &RData, name: &Name) -> bool {
     matches!(data, RData::SRV(srv) if srv.target == *name)
 }
 
-fn records(answers: Vec<RData>) -> Found {
-    Found::Records { answers, authorities: Vec::new(), additionals: Vec::new() }
+fn records(answers: Vec<RData>) -> LookUp {
+    LookUp::Records { answers, authorities: Vec::new(), additionals: Vec::new() }
 }
 
 /// The address records of the requested type.

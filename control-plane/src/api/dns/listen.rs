@@ -83,7 +83,7 @@ impl Listen {
 pub async fn serve(dns: &Arc<Dns>, places: &[Listen]) -> Result<()> {
     let recursors = &dns.settings.recursors;
     if let Some(own) = recursors.iter().find(|recursor| places.iter().any(|place| place.takes(**recursor))) {
-        anyhow::bail!("--dns-recursor {own} is this server itself: it would ask itself for ever");
+        anyhow::bail!("--dns-recursor {own} is this server itself: queries would loop");
     }
     for place in places {
         let Some(address) = place.address() else { continue };

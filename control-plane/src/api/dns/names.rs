@@ -17,7 +17,7 @@ const KINDS: [&str; 7] = ["service", "connect", "virtual", "ingress", "node", "q
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Subject {
     /// A name outside the served zones.
-    Foreign,
+    Outside,
     /// The name of an address (PTR).
     Reverse(IpAddr),
     /// The domain itself.
@@ -61,7 +61,7 @@ pub fn subject(name: &Name) -> Subject {
     }
     let mut labels: Vec<&[u8]> = name.iter().collect();
     if !labels.pop().is_some_and(|last| last.eq_ignore_ascii_case(DOMAIN.as_bytes())) {
-        return Subject::Foreign;
+        return Subject::Outside;
     }
     let lower = |label: &&[u8]| String::from_utf8(label.to_ascii_lowercase()).ok();
     // Registered names are text.
@@ -203,14 +203,14 @@ mod tests {
     #[test]
     fn other_names_and_addresses() {
         for name in [".", "example.com.", "web.service.consul.example.", "notconsul."] {
-            assert_eq!(of(name), Subject::Foreign, "{name}");
+            assert_eq!(of(name), Subject::Outside, "{name}");
         }
         assert_eq!(of("4.3.2.10.in-addr.arpa."), Subject::Reverse([10, 2, 3, 4].into()));
         let v6 = format!("1.{}ip6.arpa.", "0.".repeat(31));
         assert_eq!(of(&v6), Subject::Reverse(Ipv6Addr::LOCALHOST.into()));
         // The name of a network, not of an address.
-        assert_eq!(of("3.2.10.in-addr.arpa."), Subject::Foreign);
-        assert_eq!(of("x.3.2.10.in-addr.arpa."), Subject::Foreign);
+        assert_eq!(of("3.2.10.in-addr.arpa."), Subject::Outside);
+        assert_eq!(of("x.3.2.10.in-addr.arpa."), Subject::Outside);
     }
 
     #[test]

@@ -24,7 +24,7 @@ impl DnsApi for DnsService {
         let message = request.into_inner();
         let length = message.packet.len();
         if length > MAX_QUERY {
-            return Err(Status::invalid_argument(format!("a DNS query of {} bytes ({MAX_QUERY} at most)", length)));
+            return Err(Status::invalid_argument(format!("a DNS query of {} bytes (at most {MAX_QUERY})", length)));
         }
         answer(&self.0, message, certified.id.namespace()).await
     }
@@ -39,6 +39,6 @@ pub(crate) async fn answer<V: View>(
     let DnsMessage { packet, tcp } = message;
     let transport = if tcp { Transport::Tcp } else { Transport::Udp };
     let reply = dns.handle(&packet, transport, namespace, false).await;
-    let packet = reply.ok_or_else(|| Status::invalid_argument("the packet is no DNS query"))?;
+    let packet = reply.ok_or_else(|| Status::invalid_argument("the packet is not a DNS query"))?;
     Ok(Response::new(DnsMessage { packet, tcp }))
 }

@@ -55,7 +55,7 @@ pub struct MeshView {
 
 /// Names of nodes by their form in lower case. A scan of all nodes for each query would delay the mesh.
 struct Table {
-    made: Instant,
+    built: Instant,
     by_name: HashMap<String, String>,
 }
 
@@ -67,12 +67,12 @@ impl MeshView {
 
     fn table(&self) -> Arc<Table> {
         let mut held = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(table) = held.as_ref().filter(|table| table.made.elapsed() < TABLE_AGE) {
+        if let Some(table) = held.as_ref().filter(|table| table.built.elapsed() < TABLE_AGE) {
             return table.clone();
         }
         let names: Vec<String> = self.mesh.read_nodes(|nodes| nodes.keys().cloned().collect());
         let by_name = names.into_iter().map(|name| (name.to_ascii_lowercase(), name)).collect();
-        let table = Arc::new(Table { made: Instant::now(), by_name });
+        let table = Arc::new(Table { built: Instant::now(), by_name });
         *held = Some(table.clone());
         table
     }

@@ -140,6 +140,6 @@ impl Session {
             nonce: self.nonce.to_string(),
             removed_resources: removed.iter().map(|name| name.to_string()).collect(),
         };
-        self.replies.send(Box::new(Ok(response))).await.map_err(|_| Status::cancelled("the client has gone"))
+        self.replies.send(Box::new(Ok(response))).await.map_err(|_| Status::cancelled("the client has disconnected"))
     }
 }

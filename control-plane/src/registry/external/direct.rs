@@ -30,7 +30,7 @@ pub(super) struct Direct {
     node: Node,
     /// 0: none yet.
     session: AtomicU64,
-    told: Mutex<Registrations>,
+    registrations: Mutex<Registrations>,
     lapses: Arc<Lapses>,
     /// Whether registrations of before a restart are being restored: then a store that does not answer is no reason to
     /// drop them.
@@ -76,38 +76,38 @@ impl Direct {
             name: name.to_owned(),
             node,
             session: AtomicU64::new(0),
-            told: Mutex::default(),
+            registrations: Mutex::default(),
             lapses,
             restoring: AtomicBool::new(false),
         }
     }
 
     /// The session; a new one if none is alive.
-    async fn session(&self, told: &mut Registrations) -> Result<u64, Refusal> {
+    async fn session(&self, registrations: &mut Registrations) -> Result<u64, Refusal> {
         let session = self.session.load(Ordering::Relaxed);
         if session > 0 && self.mesh.renew(&self.name, session).await {
             return Ok(session);
         }
         let session = self.mesh.begin_session(&self.name, self.node.clone()).await?;
         self.session.store(session, Ordering::Relaxed);
-        told.behind |= !told.instances.is_empty();
+        registrations.behind |= !registrations.instances.is_empty();
         Ok(session)
     }
 
     /// Registers everything again, if the mesh may lack some of it.
-    async fn settle(&self, told: &mut Registrations) -> Result<(), Refusal> {
-        let session = self.session(told).await?;
-        if told.behind {
-            for instance in told.instances.values() {
+    async fn settle(&self, registrations: &mut Registrations) -> Result<(), Refusal> {
+        let session = self.session(registrations).await?;
+        if registrations.behind {
+            for instance in registrations.instances.values() {
                 self.mesh.register(&self.name, session, instance.clone()).await?;
             }
-            told.behind = false;
+            registrations.behind = false;
         }
         // Not with each new session: the host may register with another control plane, too.
-        if told.stray {
-            let ids: Vec<String> = told.instances.keys().cloned().collect();
+        if registrations.stray {
+            let ids: Vec<String> = registrations.instances.keys().cloned().collect();
             self.mesh.keep_only(&self.name, session, &ids).await?;
-            told.stray = false;
+            registrations.stray = false;
         }
         Ok(())
     }
@@ -116,11 +116,11 @@ impl Direct {
     pub(super) async fn keep(&self) -> bool {
         // The holder of the lock may wait for the store for longer than the lease.
         self.mesh.heard(&self.name, self.session.load(Ordering::Relaxed));
-        let Ok(mut told) = self.told.try_lock() else { return true };
-        if told.instances.is_empty() && !told.stray {
+        let Ok(mut registrations) = self.registrations.try_lock() else { return true };
+        if registrations.instances.is_empty() && !registrations.stray {
             return false;
         }
-        if let Err(e) = self.settle(&mut told).await {
+        if let Err(e) = self.settle(&mut registrations).await {
             tracing::warn!(node = self.name, "external registration pending: {e}");
         }
         true
@@ -129,56 +129,56 @@ impl Direct {
     /// After a restart, removes registrations of this node that its file does not have.
     pub(super) async fn restored(&self) {
         self.restoring.store(false, Ordering::Relaxed);
-        self.told.lock().await.stray = true;
+        self.registrations.lock().await.stray = true;
         self.keep().await;
     }
 
     /// Removes all registrations.
     pub(super) async fn leave(&self) {
-        let mut told = self.told.lock().await;
-        told.instances.clear();
-        told.stray = true;
-        if let Err(e) = self.settle(&mut told).await {
+        let mut registrations = self.registrations.lock().await;
+        registrations.instances.clear();
+        registrations.stray = true;
+        if let Err(e) = self.settle(&mut registrations).await {
             tracing::warn!(node = self.name, "external deregistration pending: {e}");
         }
     }
 
     async fn put(&self, instance: Instance) -> Result<(), Refused> {
         registry::fits(&instance).map_err(Refused::upstream)?;
-        let mut told = self.told.lock().await;
-        let registered = match self.session(&mut told).await {
+        let mut registrations = self.registrations.lock().await;
+        let registered = match self.session(&mut registrations).await {
             Ok(session) => self.mesh.register(&self.name, session, instance.clone()).await,
             Err(e) => Err(e),
         };
         match registered {
             Ok(()) => {}
             Err(e @ (Refusal::Store(_) | Refusal::SessionOver)) if self.restoring.load(Ordering::Relaxed) => {
-                tracing::warn!(node = self.name, "told to the mesh later: {e}");
-                told.behind = true;
+                tracing::warn!(node = self.name, "the registration is repeated later: {e}");
+                registrations.behind = true;
             }
             Err(e @ (Refusal::Store(_) | Refusal::SessionOver)) => {
                 // The store may have accepted it nevertheless.
-                (told.behind, told.stray) = (true, true);
+                (registrations.behind, registrations.stray) = (true, true);
                 let text = format!("No cluster leader: {e}");
                 return Err(Refused::new(StatusCode::INTERNAL_SERVER_ERROR, text));
             }
             Err(Refusal::Because(text)) => return Err(Refused::upstream(text)),
             Err(Refusal::Exceeded(exceeded)) => return Err(Refused::upstream(exceeded.0)),
         }
-        told.instances.insert(instance.service_id.clone(), instance);
+        registrations.instances.insert(instance.service_id.clone(), instance);
         Ok(())
     }
 
     async fn remove(&self, service_id: &str, wait: Duration) {
         let gone = {
-            let mut told = self.told.lock().await;
-            told.instances.remove(service_id);
-            match self.session(&mut told).await {
+            let mut registrations = self.registrations.lock().await;
+            registrations.instances.remove(service_id);
+            match self.session(&mut registrations).await {
                 Ok(session) => self.mesh.deregister(&self.name, session, service_id).await,
                 Err(e) => Err(e),
             }
             .inspect_err(|e| {
-                told.stray = true;
+                registrations.stray = true;
                 tracing::warn!(node = self.name, service_id, "not taken out of the mesh yet: {e}");
             })
         };
@@ -189,20 +189,20 @@ impl Direct {
     }
 
     async fn change(&self, check: Check, removed: bool) {
-        let mut told = self.told.lock().await;
-        let Some(instance) = told.instances.get_mut(&check.service_id) else { return };
+        let mut registrations = self.registrations.lock().await;
+        let Some(instance) = registrations.instances.get_mut(&check.service_id) else { return };
         instance.checks.retain(|other| other.check_id != check.check_id);
         if !removed {
             instance.checks.push(check.clone());
         }
         let update = CheckUpdate { check: Some(check), removed };
-        let changed = match self.session(&mut told).await {
+        let changed = match self.session(&mut registrations).await {
             Ok(session) => self.mesh.update_check(&self.name, session, update).await,
             Err(e) => Err(e),
         };
         if let Err(e) = changed {
-            tracing::warn!(node = self.name, "a check is told to the mesh later: {e}");
-            told.behind = true;
+            tracing::warn!(node = self.name, "the change of a check is repeated later: {e}");
+            registrations.behind = true;
         }
     }
 }

@@ -51,7 +51,7 @@ impl Lapses {
                 tracing::info!(total, overdue, "checks of external programs lapse again");
             } else {
                 let text =
-                    "so many reports of external programs are overdue at once that their checks are left as they are";
+                    "too many reports of external programs are overdue at once: keeping the state of their checks";
                 tracing::warn!(total, overdue, "{text}");
             }
         }

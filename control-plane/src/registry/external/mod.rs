@@ -56,7 +56,7 @@ use lapses::Lapses;
 const MAX_NODES: usize = 1000;
 /// Nodes that are handled concurrently.
 const AT_ONCE: usize = 32;
-const NO_CHECKS: &str = "a host without a sidecar has no checks and no maintenance of its own, as programs of several tokens \
+const NO_CHECKS: &str = "a host without a sidecar has no checks and no maintenance of its own, because programs with several tokens \
                          may be on it: name a service (ServiceID)";
 
 /// All agents of external programs.
@@ -102,7 +102,9 @@ struct NoUpstream;
 
 impl Source for NoUpstream {
     fn ask(&self, _: Question) -> BoxFuture<'_, Result<Answer, tonic::Status>> {
-        Box::pin(std::future::ready(Err(tonic::Status::unimplemented("an external program's agent passes nothing on"))))
+        Box::pin(std::future::ready(Err(tonic::Status::unimplemented(
+            "an external program's agent forwards no requests",
+        ))))
     }
 }
 
@@ -172,7 +174,7 @@ impl Externals {
                 nodes.values().any(|other| owns(other, node.address) && other.alive.is_some())
             });
             if certified {
-                tracing::warn!(node = name, "its address has a sidecar now: what was registered without one goes");
+                tracing::warn!(node = name, "its address has a sidecar now: removing the registrations without one");
                 self.drop_node(&name, &node).await;
             } else if !node.direct.keep().await {
                 drop(node);
@@ -214,7 +216,7 @@ impl Externals {
     /// The node of an address, created if missing.
     fn node(&self, address: IpAddr, namespace: &str) -> Result<Arc<Node>, Refused> {
         let Some(dir) = &self.dir else {
-            let text = "Permission denied: this control plane takes no registrations (--allow-external); register with \
+            let text = "Permission denied: this control plane accepts no registrations (--allow-external); register with \
                         the sidecar beside the service";
             return Err(Refused::new(StatusCode::FORBIDDEN, text));
         };
@@ -327,7 +329,7 @@ impl Externals {
                 return Ok(answer::json(&json!([shapes::member(&name, &address, &datacenter)]), query));
             }
             Endpoint::AgentHost | Endpoint::AgentMetrics => {
-                let text = format!("{} is of the machine of a sidecar: this program has none", head.uri.path());
+                let text = format!("{} needs a sidecar, and this program has none", head.uri.path());
                 return Err(Refused::new(StatusCode::NOT_IMPLEMENTED, text));
             }
             Endpoint::AgentVersion => return Ok(answer::json(&shapes::version(), query)),
@@ -341,7 +343,7 @@ impl Externals {
         let Some(node) = node else {
             return match endpoint {
                 Endpoint::AgentHealthOfName(service) => {
-                    Err(Refused::new(StatusCode::NOT_FOUND, format!("no service {service:?} is here")))
+                    Err(Refused::new(StatusCode::NOT_FOUND, format!("no service {service:?} is registered here")))
                 }
                 _ => Ok(answer::json(&json!({}), query)),
             };
@@ -370,16 +372,16 @@ impl Externals {
             Endpoint::RegisterService => {
                 let (service, _) = definitions::service(&body, own).map_err(Refused::bad)?;
                 caller.register(&service.service)?;
-                (true, Written::Service(service.service_id))
+                (true, Target::Service(service.service_id))
             }
-            Endpoint::DeregisterService(id) => (false, Written::Service(id.clone())),
-            Endpoint::Maintenance(id) => (false, Written::Service(id.clone())),
+            Endpoint::DeregisterService(id) => (false, Target::Service(id.clone())),
+            Endpoint::Maintenance(id) => (false, Target::Service(id.clone())),
             Endpoint::RegisterCheck => {
                 let check = definitions::check(&body, own).map_err(Refused::bad)?;
-                (false, Written::CheckOf { id: check.id, service_id: check.service_id })
+                (false, Target::CheckOf { id: check.id, service_id: check.service_id })
             }
             Endpoint::DeregisterCheck(id) | Endpoint::ReportCheck(_, id) | Endpoint::UpdateCheck(id) => {
-                (false, Written::Check(id.clone()))
+                (false, Target::Check(id.clone()))
             }
             // Its definitions exist here only.
             Endpoint::AgentReload => return Ok(answer::done()),
@@ -391,16 +393,16 @@ impl Externals {
         let of_check = |id: &str| local.checks().into_iter().find(|check| check.check_id == id).map(|c| c.service_id);
         let mut services = Vec::new();
         match &written {
-            Written::Service(id) | Written::CheckOf { service_id: id, .. } if id.is_empty() => {
+            Target::Service(id) | Target::CheckOf { service_id: id, .. } if id.is_empty() => {
                 return Err(Refused::bad(NO_CHECKS));
             }
-            Written::Service(id) if new => services.extend(local.service(id).ok()),
-            Written::Service(id) => services.push(local.service(id)?),
-            Written::CheckOf { id, service_id } => {
+            Target::Service(id) if new => services.extend(local.service(id).ok()),
+            Target::Service(id) => services.push(local.service(id)?),
+            Target::CheckOf { id, service_id } => {
                 services.push(local.service(service_id)?);
                 services.extend(of_check(id).and_then(|held| local.service(&held).ok()));
             }
-            Written::Check(id) => {
+            Target::Check(id) => {
                 let service = of_check(id).ok_or_else(|| Refused::unknown_check(id))?;
                 services.push(local.service(&service)?);
             }
@@ -418,13 +420,13 @@ fn reachable(caller: &Caller) -> Result<(), Refused> {
     if !caller.address.is_loopback() {
         return Ok(());
     }
-    let text = "this request comes from loopback, where the mesh would not find the service: register by an address of \
+    let text = "this request comes from loopback, where the mesh cannot reach the service: register through an address of \
                 --http-listen that others reach";
     Err(Refused::bad(text))
 }
 
 /// The object that a request writes.
-enum Written {
+enum Target {
     /// A service, by its id.
     Service(String),
     /// A check, by its id.

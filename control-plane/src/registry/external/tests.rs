@@ -129,7 +129,7 @@ async fn invalid_registrations_are_refused_by_field() {
     all.done(&order, "service/register", &registration("order", "order-1", ttl)).await;
     let denied = "Permission denied: this token lacks permission 'service:write' on \"order\"";
     let check = |target: &str| registration("order", "o", &format!(r#","check":{{{target},"interval":"1s"}}"#));
-    let elsewhere = "is not an address of the program that asks from 10.0.0.7";
+    let elsewhere = "is not an address of";
     let node_check = r#"{"name":"disk","ttl":"1m"}"#;
     let other_check = r#"{"name":"x","id":"service:order-1","ttl":"1m","serviceid":"payment-1"}"#;
     all.done(&payment, "service/register", &registration("payment", "payment-1", "")).await;
@@ -261,7 +261,7 @@ async fn a_restart_restores_registrations_and_removes_stray_ones() {
         again.done(&order, &format!("service/deregister/{id}"), "").await;
     }
     again.externals.keep_once().await;
-    assert!(again.externals.lock().is_empty() && !file.exists(), "a node that has nothing goes");
+    assert!(again.externals.lock().is_empty() && !file.exists(), "a node without registrations is removed");
     // It registers again.
     again.done(&order, "service/register", &registration("order", "order-1", "")).await;
     assert_eq!(again.instances("default", "order").len(), 1);
@@ -326,7 +326,10 @@ async fn registrations_are_repeated_after_an_outage_of_the_store_or_refused() {
     store.away.store(true, Ordering::Relaxed);
     let (status, text) = all.ask(&order, "PUT", "service/register", &registration("order", "c", "")).await;
     assert!(status == 500 && text.contains("it is away"), "{status} {text}");
-    assert!(!all.ask(&order, "GET", "services", "").await.1.contains("\"c\""), "it was told that it is not registered");
+    assert!(
+        !all.ask(&order, "GET", "services", "").await.1.contains("\"c\""),
+        "the program got an error, so it is not registered"
+    );
     all.done(&order, "check/pass/a", "").await;
     all.done(&order, "service/deregister/b", "").await;
     assert_eq!(all.instances("default", "order").len(), 2);
@@ -388,14 +391,7 @@ async fn eurekas_clients_register_with_a_token() {
         (&cart, "DELETE", "CART/h:order:1", String::new(), 200, ""),
         (&cart, "DELETE", "CART/h:order:1", String::new(), 404, "no instance"),
         (&order, "POST", "ORDER", document("CART", "b", "10.0.0.7"), 400, "app"),
-        (
-            &order,
-            "POST",
-            "ORDER",
-            document("ORDER", "b", "10.0.0.8"),
-            400,
-            "is not an address of the program that asks",
-        ),
+        (&order, "POST", "ORDER", document("ORDER", "b", "10.0.0.8"), 400, "is not an address of"),
         (&order, "POST", "ORDER", "nonsense".into(), 400, ""),
     ] {
         let (got, text) = ask(caller, method, path, &body).await;

@@ -170,65 +170,65 @@ mod tests {
         documents("apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: v}\nspec: {hosts: [a], http: [{route: [{destination: {host: a, subset: v1}}]}]}\n").remove(0)
     }
 
-    fn names(kept: &GraceList) -> Vec<String> {
-        kept.documents().map(|document| document.reference()).collect()
+    fn names(list: &GraceList) -> Vec<String> {
+        list.documents().map(|document| document.reference()).collect()
     }
 
-    fn expire(kept: &mut GraceList, now: Instant, present: &[Arc<Document>]) -> (Vec<String>, bool) {
-        kept.expire(now, present, &|_| false)
+    fn expire(list: &mut GraceList, now: Instant, present: &[Arc<Document>]) -> (Vec<String>, bool) {
+        list.expire(now, present, &|_| false)
     }
 
     #[test]
     fn a_withdrawn_document_is_kept_for_the_grace_time_and_no_longer() {
-        let (mut kept, start) = (GraceList::new(GRACE), Instant::now());
-        kept.withdraw(rule(), Cause::Emptied, start);
+        let (mut list, start) = (GraceList::new(GRACE), Instant::now());
+        list.withdraw(rule(), Cause::Emptied, start);
         let just_before = start + GRACE - Duration::from_millis(1);
-        assert_eq!(kept.due(), Some(start + GRACE));
-        assert_eq!(expire(&mut kept, just_before, &[]), (vec![], false));
-        assert_eq!(names(&kept), ["DestinationRule/default/r"]);
+        assert_eq!(list.due(), Some(start + GRACE));
+        assert_eq!(expire(&mut list, just_before, &[]), (vec![], false));
+        assert_eq!(names(&list), ["DestinationRule/default/r"]);
         let text = "DestinationRule/default/r is kept for 10 s, in case its text returns (--policy-grace); the file was emptied";
-        assert_eq!(kept.problems()[0].text, text);
-        assert_eq!(expire(&mut kept, start + GRACE, &[]).0, ["DestinationRule/default/r"]);
-        assert!(kept.is_empty() && kept.problems().is_empty() && kept.due().is_none());
+        assert_eq!(list.problems()[0].text, text);
+        assert_eq!(expire(&mut list, start + GRACE, &[]).0, ["DestinationRule/default/r"]);
+        assert!(list.is_empty() && list.problems().is_empty() && list.due().is_none());
     }
 
     #[test]
     fn a_withdrawn_document_is_kept_as_long_as_another_needs_it() {
-        let (mut kept, start) = (GraceList::new(GRACE), Instant::now());
-        kept.withdraw(rule(), Cause::Removed, start);
+        let (mut list, start) = (GraceList::new(GRACE), Instant::now());
+        list.withdraw(rule(), Cause::Removed, start);
         let later = start + GRACE * 100;
-        assert_eq!(expire(&mut kept, later, &[route()]), (vec![], true), "the reason is told");
-        assert_eq!(kept.due(), Some(later + RECHECK));
-        assert_eq!(expire(&mut kept, later, &[route()]), (vec![], false), "once");
-        let text = &kept.problems()[0].text;
+        assert_eq!(expire(&mut list, later, &[route()]), (vec![], true), "the reason is reported");
+        assert_eq!(list.due(), Some(later + RECHECK));
+        assert_eq!(expire(&mut list, later, &[route()]), (vec![], false), "once");
+        let text = &list.problems()[0].text;
         assert!(text.contains("as long as VirtualService/default/v needs its subset `v1`"), "{text}");
         assert!(text.ends_with("the file was removed"), "{text}");
-        assert_eq!(expire(&mut kept, later, &[]).0, ["DestinationRule/default/r"]);
+        assert_eq!(expire(&mut list, later, &[]).0, ["DestinationRule/default/r"]);
     }
 
     #[test]
     fn documents_withdrawn_together_do_not_keep_each_other() {
-        let (mut kept, start) = (GraceList::new(GRACE), Instant::now());
-        kept.withdraw(rule(), Cause::Removed, start);
-        kept.withdraw(route(), Cause::Removed, start + Duration::from_secs(1));
-        assert_eq!(expire(&mut kept, start + GRACE, &[]), (vec![], true), "the route still has its time");
-        let (gone, _) = expire(&mut kept, start + GRACE * 2, &[]);
+        let (mut list, start) = (GraceList::new(GRACE), Instant::now());
+        list.withdraw(rule(), Cause::Removed, start);
+        list.withdraw(route(), Cause::Removed, start + Duration::from_secs(1));
+        assert_eq!(expire(&mut list, start + GRACE, &[]), (vec![], true), "the route still has its time");
+        let (gone, _) = expire(&mut list, start + GRACE * 2, &[]);
         assert_eq!(gone, ["DestinationRule/default/r", "VirtualService/default/v"]);
     }
 
     #[test]
     fn a_document_that_a_file_leaves_out_beside_others_is_kept_only_while_it_is_needed() {
-        let (mut kept, now) = (GraceList::new(GRACE), Instant::now());
-        kept.withdraw(rule(), Cause::LeftOut, now);
-        assert_eq!(expire(&mut kept, now, &[route()]).0, Vec::<String>::new());
-        assert_eq!(expire(&mut kept, now, &[]).0, ["DestinationRule/default/r"]);
+        let (mut list, now) = (GraceList::new(GRACE), Instant::now());
+        list.withdraw(rule(), Cause::LeftOut, now);
+        assert_eq!(expire(&mut list, now, &[route()]).0, Vec::<String>::new());
+        assert_eq!(expire(&mut list, now, &[]).0, ["DestinationRule/default/r"]);
     }
 
     #[test]
     fn a_document_that_returns_is_no_longer_kept() {
-        let (mut kept, now) = (GraceList::new(GRACE), Instant::now());
-        kept.withdraw(rule(), Cause::Removed, now);
-        assert!(!kept.return_to(|key| *key == route().key()) && !kept.is_empty());
-        assert!(kept.return_to(|key| *key == rule().key()) && kept.is_empty());
+        let (mut list, now) = (GraceList::new(GRACE), Instant::now());
+        list.withdraw(rule(), Cause::Removed, now);
+        assert!(!list.return_to(|key| *key == route().key()) && !list.is_empty());
+        assert!(list.return_to(|key| *key == rule().key()) && list.is_empty());
     }
 }

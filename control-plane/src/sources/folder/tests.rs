@@ -89,9 +89,12 @@ fn an_empty_or_missing_file_keeps_its_documents_for_the_grace_time() {
             (vec![], vec!["DestinationRule/default/order".to_owned()]),
             "{text:?}"
         );
-        let told = withdrawn(&state);
+        let problems = withdrawn(&state);
         let why = if text.is_some() { "the file was emptied" } else { "the file was removed" };
-        assert!(told.len() == 1 && told[0].contains("is kept for 10 s") && told[0].ends_with(why), "{told:?}");
+        assert!(
+            problems.len() == 1 && problems[0].contains("is kept for 10 s") && problems[0].ends_with(why),
+            "{problems:?}"
+        );
         // Scans in between, as by the poll, have the same result.
         assert!(!folder.scan(Now::get(), Duration::ZERO).changed);
         fs::write(&file, RULE).unwrap();
@@ -130,8 +133,8 @@ fn a_document_that_a_route_needs_outlives_the_grace_time_of_its_file() {
     scan(&mut folder);
     let state = scan_later(&mut folder, GRACE * 100);
     assert_eq!(kept(&state), ["DestinationRule/default/order"]);
-    let told = withdrawn(&state);
-    assert!(told[0].contains("VirtualService/default/order needs its subset `v1`"), "{told:?}");
+    let problems = withdrawn(&state);
+    assert!(problems[0].contains("VirtualService/default/order needs its subset `v1`"), "{problems:?}");
     assert_eq!(state.problems.len(), 1, "no warning that the rule is missing: {:?}", state.problems);
 
     // A new version of the route without the subset releases it at once.

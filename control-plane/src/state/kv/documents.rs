@@ -201,7 +201,7 @@ impl Mesh {
                 return Ok(());
             }
         }
-        Err("too many change this at once".into())
+        Err("too many concurrent changes".into())
     }
 }
 

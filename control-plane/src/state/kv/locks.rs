@@ -252,18 +252,18 @@ impl Mesh {
             let session = self.lock().locks.all.get(key).cloned();
             let Some(session) = session else { return Ok(()) };
             let id = key.rsplit('/').next().unwrap_or_default();
-            let mut held = self.lock().pairs.held_by(id);
+            let mut locked = self.lock().pairs.held_by(id);
             // Only in its namespace.
             let namespace = key.split('/').next().unwrap_or_default();
-            held.retain(|(path, _)| path.split('/').next() == Some(namespace));
+            locked.retain(|(path, _)| path.split('/').next() == Some(namespace));
             // Two operations and a condition each, and the session's own.
-            held.truncate((MAX_OPS - 4) / 2);
-            let last = held.len() < (MAX_OPS - 4) / 2;
+            locked.truncate((MAX_OPS - 4) / 2);
+            let last = locked.len() < (MAX_OPS - 4) / 2;
             let delay = Duration::from_millis(session.stored.lock_delay_ms);
-            let lease = if delay.is_zero() || held.is_empty() { 0 } else { self.store.grant(delay).await? };
+            let lease = if delay.is_zero() || locked.is_empty() { 0 } else { self.store.grant(delay).await? };
             let mut conditions = vec![Condition::unchanged(Table::Sessions, key, session.modify_index)];
             let mut ops = Vec::new();
-            for (path, pair) in &held {
+            for (path, pair) in &locked {
                 conditions.push(unchanged(path, Some(pair)));
                 ops.push(match session.stored.delete {
                     true => Op::delete(Table::Kv, path.clone()),

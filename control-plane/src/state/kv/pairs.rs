@@ -55,7 +55,7 @@ pub struct Pairs {
     pairs: BTreeMap<String, Pair>,
     bytes: usize,
     /// Revision at which a key was deleted.
-    gone: BTreeMap<String, u64>,
+    tombstones: BTreeMap<String, u64>,
     /// The highest such revision of pruned tombstones, or the revision at the start of the store.
     pruned: u64,
 }
@@ -94,16 +94,16 @@ impl Pairs {
     pub fn index(&self, namespace: &str, key: &str) -> u64 {
         let path = path(namespace, key);
         let of_pair = self.pairs.get(&path).map(|pair| pair.modify_index);
-        of_pair.or_else(|| self.gone.get(&path).copied()).unwrap_or(self.pruned)
+        of_pair.or_else(|| self.tombstones.get(&path).copied()).unwrap_or(self.pruned)
     }
 
     /// The index of all keys that begin with `prefix`.
     pub fn prefix_index(&self, namespace: &str, prefix: &str) -> u64 {
         let start = path(namespace, prefix);
-        let gone = self.gone.range::<String, _>((Bound::Included(&start), Bound::Unbounded));
-        let gone = gone.take_while(|(path, _)| path.starts_with(&start)).map(|(_, index)| *index);
+        let tombstones = self.tombstones.range::<String, _>((Bound::Included(&start), Bound::Unbounded));
+        let tombstones = tombstones.take_while(|(path, _)| path.starts_with(&start)).map(|(_, index)| *index);
         let there = self.list(namespace, prefix).map(|(_, pair)| pair.modify_index);
-        gone.chain(there).max().unwrap_or(self.pruned).max(self.pruned)
+        tombstones.chain(there).max().unwrap_or(self.pruned).max(self.pruned)
     }
 
     /// Pairs that a session has locked, by their key in the store.
@@ -133,16 +133,16 @@ impl Pairs {
             if let Some(old) = self.pairs.remove(&path) {
                 self.bytes -= old.value.len();
             }
-            self.gone.insert(path, revision);
-            if self.gone.len() > TOMBSTONES {
+            self.tombstones.insert(path, revision);
+            if self.tombstones.len() > TOMBSTONES {
                 // All at once: it is rare, and an index that is too high only wakes a waiter once.
-                self.gone.clear();
+                self.tombstones.clear();
                 self.pruned = self.pruned.max(revision);
             }
             return Ok(());
         };
         let stored = StoredPair::decode(record.value.as_slice()).map_err(|e| e.to_string())?;
-        self.gone.remove(&path);
+        self.tombstones.remove(&path);
         self.bytes += stored.value.len();
         let pair = Pair {
             value: stored.value,
@@ -277,7 +277,7 @@ impl Mesh {
             // The conflicting change arrives here in a moment.
             tokio::time::sleep(RETRY / 50).await;
         }
-        Err("too many change this at once".into())
+        Err("too many concurrent changes".into())
     }
 
     /// Waits until the index of a key, or with `prefix` of the keys that begin with it, differs from `index`; at most

@@ -142,8 +142,9 @@ impl Overlay<'_> {
 
     /// Does one operation.
     fn apply(&mut self, PairOp { key, verb }: &PairOp) -> Result<Vec<PairResult>, String> {
-        let found = |pair: Pair, read: bool| vec![PairResult { key: key.clone(), pair, read, absent: false }];
-        let held = |old: &Option<Pair>| old.as_ref().map_or((String::new(), 0), |p| (p.session.clone(), p.lock_index));
+        let result = |pair: Pair, read: bool| vec![PairResult { key: key.clone(), pair, read, absent: false }];
+        let lock_of =
+            |old: &Option<Pair>| old.as_ref().map_or((String::new(), 0), |p| (p.session.clone(), p.lock_index));
         let index = |old: &Option<Pair>| old.as_ref().map_or(0, |old| old.modify_index);
         let old = if matches!(verb, Verb::GetTree | Verb::DeleteTree) { None } else { self.get(key) };
         Ok(match verb {
@@ -151,13 +152,13 @@ impl Overlay<'_> {
                 return Err(format!("failed to set key {key:?}, index is stale"));
             }
             Verb::Set(to) | Verb::Cas(to, _) => {
-                let (session, lock_index) = held(&old);
-                found(self.put(key, to, session, lock_index)?, false)
+                let (session, lock_index) = lock_of(&old);
+                result(self.put(key, to, session, lock_index)?, false)
             }
-            Verb::Lock(to, session) => found(self.lock(key, to, session, old)?, false),
-            Verb::Unlock(to, session) => match held(&old) {
+            Verb::Lock(to, session) => result(self.lock(key, to, session, old)?, false),
+            Verb::Unlock(to, session) => match lock_of(&old) {
                 (holder, lock_index) if holder == *session && !holder.is_empty() => {
-                    found(self.put(key, to, String::new(), lock_index)?, false)
+                    result(self.put(key, to, String::new(), lock_index)?, false)
                 }
                 _ => {
                     return Err(format!(
@@ -165,7 +166,7 @@ impl Overlay<'_> {
                     ));
                 }
             },
-            Verb::Get => found(old.ok_or_else(|| format!("key {key:?} doesn't exist"))?, true),
+            Verb::Get => result(old.ok_or_else(|| format!("key {key:?} doesn't exist"))?, true),
             Verb::GetOrEmpty => {
                 let absent = old.is_none();
                 vec![PairResult { key: key.clone(), pair: old.unwrap_or_else(nothing), read: true, absent }]
@@ -177,7 +178,7 @@ impl Overlay<'_> {
                 .collect(),
             Verb::CheckIndex(wanted) => match old {
                 None => return Err(format!("key {key:?} doesn't exist")),
-                Some(old) if old.modify_index == *wanted => found(old, false),
+                Some(old) if old.modify_index == *wanted => result(old, false),
                 Some(old) => {
                     let current = old.modify_index;
                     return Err(format!(
@@ -187,7 +188,7 @@ impl Overlay<'_> {
             },
             Verb::CheckSession(wanted) => match old {
                 None => return Err(format!("failed to check session, key {key:?} doesn't exist")),
-                Some(old) if old.session == *wanted => found(old, false),
+                Some(old) if old.session == *wanted => result(old, false),
                 Some(old) => {
                     let current = old.session;
                     return Err(format!(
@@ -286,7 +287,7 @@ impl Mesh {
             // The conflicting change arrives here in a moment.
             tokio::time::sleep(RETRY / 50).await;
         }
-        Err("too many change this at once".into())
+        Err("too many concurrent changes".into())
     }
 
     #[allow(clippy::type_complexity)]
@@ -298,19 +299,19 @@ impl Mesh {
         let state = self.lock();
         let (changed, conditions) = (BTreeMap::new(), BTreeMap::new());
         let mut overlay = Overlay { state: &state, namespace, changed, conditions };
-        let (mut found, mut failed) = (Vec::new(), Vec::new());
+        let (mut results, mut failures) = (Vec::new(), Vec::new());
         for (number, op) in pairs {
             match overlay.apply(op) {
-                Ok(of_op) => found.extend(of_op.into_iter().map(|one| (*number, one))),
-                Err(why) => failed.push((*number, why)),
+                Ok(of_op) => results.extend(of_op.into_iter().map(|one| (*number, one))),
+                Err(why) => failures.push((*number, why)),
             }
         }
-        if !failed.is_empty() {
-            return Err(failed);
+        if !failures.is_empty() {
+            return Err(failures);
         }
         let ops = overlay.ops();
         let conditions = overlay.conditions.into_iter();
         let conditions = conditions.map(|((table, key), modified)| Condition::unchanged(table, key, modified));
-        Ok((conditions.collect(), ops, found))
+        Ok((conditions.collect(), ops, results))
     }
 }

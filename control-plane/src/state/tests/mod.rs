@@ -221,7 +221,7 @@ async fn registrations_and_policies_survive_a_restart() {
     assert_eq!(mesh.policies().1[0].created, created, "a change makes it no younger");
     assert_eq!(mesh.read(|world| world.virtual_ips().of("order.default.svc.cluster.local")), address);
     assert!(mesh.read(|world| world.instance(&key("n1")).unwrap().enable_tag_override));
-    assert!(mesh.read(|world| world.service_index("default", "order")) >= index, "no index goes back");
+    assert!(mesh.read(|world| world.service_index("default", "order")) >= index, "no index decreases");
     mesh.change_policies(Vec::new(), &documents(text)).await.unwrap();
     assert!(mesh.policies().1.is_empty());
 }
@@ -320,8 +320,8 @@ async fn group_members_have_the_life_of_instances() {
         mesh.register("n1", session, elsewhere).await.unwrap_err().to_string().contains("10.0.0.9 is not an address")
     );
     mesh.register("n1", session, member.clone()).await.unwrap();
-    let found = |mesh: &Mesh| mesh.read(|world| world.group_members().map(|m| m.instance.clone()).next());
-    let held = found(&mesh).unwrap();
+    let joined = |mesh: &Mesh| mesh.read(|world| world.group_members().map(|m| m.instance.clone()).next());
+    let held = joined(&mesh).unwrap();
     assert_eq!(
         (held.group.as_str(), held.address, held.identity.as_str()),
         ("vms", node(1).address, &*node(1).identity)
@@ -334,16 +334,16 @@ async fn group_members_have_the_life_of_instances() {
     mesh.update_check("n1", session, update).await.unwrap();
     let again = mesh.begin_session("n1", node(1)).await.unwrap();
     mesh.register("n1", again, member.clone()).await.unwrap();
-    assert_eq!(found(&mesh).map(|i| (i.health, i.checks.len())), Some((v1::Health::Unhealthy, 1)));
+    assert_eq!(joined(&mesh).map(|i| (i.health, i.checks.len())), Some((v1::Health::Unhealthy, 1)));
     mesh.keep_only("n1", again, std::slice::from_ref(&member.service_id)).await.unwrap();
-    assert!(found(&mesh).is_some());
+    assert!(joined(&mesh).is_some());
 
     mesh.deregister("n1", again, "").await.unwrap();
-    assert!(found(&mesh).is_none());
+    assert!(joined(&mesh).is_none());
     mesh.register("n1", again, member).await.unwrap();
     expire(&mesh, &["n1"]);
     mesh.reap_for_tests().await;
-    assert!(found(&mesh).is_none(), "its lease has ended");
+    assert!(joined(&mesh).is_none(), "its lease has ended");
 }
 
 #[tokio::test]
@@ -357,8 +357,8 @@ async fn a_disconnected_data_centre_gets_only_requests_without_a_local_endpoint(
     let there = v1::SubsetSummary { healthy: 1, total: 1, identities: vec!["x".into()], ..Default::default() };
     let services = vec![v1::ServiceSummary { namespace: "default".into(), name: "order".into(), subsets: vec![there] }];
     let gateways = vec![v1::PeerGateway { address: "10.9.0.1".into(), port: 15443 }];
-    let told = v1::Summaries { services, gateways, ..Default::default() };
-    mesh.keep_remote("dc2", told.clone()).await.unwrap();
+    let summaries = v1::Summaries { services, gateways, ..Default::default() };
+    mesh.keep_remote("dc2", summaries.clone()).await.unwrap();
     let sessions = sessions(&mesh, 3).await;
     let mut shares = remotes::Shares::new();
     let mut share = || {
@@ -382,11 +382,11 @@ async fn a_disconnected_data_centre_gets_only_requests_without_a_local_endpoint(
     mesh.set_connected("dc2", false);
     assert_eq!(share(), dc("dc2", 0));
     // A connected data centre is better than a preferred one that is disconnected.
-    mesh.keep_remote("dc3", told).await.unwrap();
+    mesh.keep_remote("dc3", summaries).await.unwrap();
     assert_eq!(share(), dc("dc3", 54));
     mesh.forget_remote("dc3").await.unwrap();
     fall_ill(3).await;
-    assert_eq!(share(), dc("dc2", 100), "what it said last is better than nothing");
+    assert_eq!(share(), dc("dc2", 100), "its last summary is better than nothing");
     mesh.set_connected("dc2", true);
     assert_eq!(share(), dc("dc2", 100));
 }

@@ -102,7 +102,7 @@ impl From<DatabaseError> for Failure {
         match error {
             DatabaseError::DatabaseAlreadyOpen => Failure::InUse,
             DatabaseError::UpgradeRequired(version) => {
-                Failure::Refused(format!("its format, version {version}, is of another release of Weft"))
+                Failure::Refused(format!("its format, version {version}, belongs to another release of Weft"))
             }
             DatabaseError::Storage(StorageError::Io(e)) if !matches!(e.kind(), InvalidData | UnexpectedEof) => {
                 Failure::Refused(e.to_string())
@@ -168,27 +168,27 @@ impl Place {
         Ok((db, fell_back.get()))
     }
 
-    fn report_repair(&self, fell_back: bool, kept: Last, last: Option<Last>) {
+    fn report_repair(&self, fell_back: bool, restored: Last, last: Option<Last>) {
         let file = self.path.display();
-        let (kept_at, kept) = (time(kept.time), kept.revision);
+        let (kept_at, restored) = (time(restored.time), restored.revision);
         match last {
-            Some(last) if last.revision > kept => {
+            Some(last) if last.revision > restored => {
                 self.health.count_repair();
                 let lost = time(last.time);
                 tracing::error!(
-                    "the store {file} was damaged and is back at its last whole state, revision {kept} of {kept_at}: \
+                    "the store {file} was damaged and is back at its last whole state, revision {restored} of {kept_at}: \
                      acknowledged writes up to revision {} of {lost} are lost; {}",
                     last.revision,
                     self.way_back()
                 );
             }
             Some(_) if fell_back => {
-                tracing::info!("the store {file}: an unfinished write was undone, none that was acknowledged");
+                tracing::info!("the store {file}: an unfinished write was undone, all acknowledged writes are kept");
             }
             None if fell_back => {
                 self.health.count_repair();
                 tracing::warn!(
-                    "the store {file} was repaired and is back at revision {kept} of {kept_at}: one write may be lost"
+                    "the store {file} was repaired and is back at revision {restored} of {kept_at}: one write may be lost"
                 );
             }
             _ => {}
@@ -220,7 +220,7 @@ impl Place {
         let text = std::fs::read_to_string(&path).ok()?;
         let last = Last::parse(&text);
         if last.is_none() {
-            tracing::warn!("{} is damaged: a write that the store has lost cannot be noticed", path.display());
+            tracing::warn!("{} is damaged: a write that the store has lost cannot be detected", path.display());
         }
         last
     }

@@ -31,7 +31,7 @@ type Answer = Box<dyn FnOnce(Option<&Error>) + Send>;
 /// The effects of a batch once it is on disk.
 #[derive(Default)]
 struct Effects {
-    told: Vec<Changes>,
+    notifications: Vec<Changes>,
     /// Path, previous lease and current lease.
     bound: Vec<(String, u64, u64)>,
     granted: Vec<(u64, Duration)>,
@@ -159,14 +159,14 @@ impl Writer {
         let Opened { db: opened, revision, leases } = self.place.open()?;
         *db = Some(opened);
         drop(db);
-        let mut held = self.leases.lock();
-        let known = std::mem::replace(&mut *held, leases);
-        for (id, lease) in held.iter_mut() {
+        let mut leases_by_id = self.leases.lock();
+        let known = std::mem::replace(&mut *leases_by_id, leases);
+        for (id, lease) in leases_by_id.iter_mut() {
             if let Some(known) = known.get(id) {
                 lease.ends = known.ends;
             }
         }
-        drop(held);
+        drop(leases_by_id);
         self.leases.added.notify_one();
         if revision != self.revision {
             // Watchers compare their state with the store, and continue from there.
@@ -251,7 +251,7 @@ impl Writer {
         effects.ended.push(id);
         if !changes.is_empty() {
             *revision += 1;
-            effects.told.push(Changes { revision: *revision, changes });
+            effects.notifications.push(Changes { revision: *revision, changes });
         }
         Ok(())
     }
@@ -307,7 +307,7 @@ impl Writer {
             return Ok(Ok(Some(0)));
         }
         *revision = next;
-        effects.told.push(Changes { revision: next, changes });
+        effects.notifications.push(Changes { revision: next, changes });
         Ok(Ok(Some(next)))
     }
 
@@ -317,24 +317,24 @@ impl Writer {
 
     /// Applies the effects of a batch on disk to memory and watchers.
     fn take_effect(&mut self, effects: &mut Effects) {
-        let mut held = self.leases.lock();
+        let mut leases_by_id = self.leases.lock();
         for (id, ttl) in effects.granted.drain(..) {
-            held.insert(id, Lease { ttl, ends: Instant::now() + ttl, paths: BTreeSet::new() });
+            leases_by_id.insert(id, Lease { ttl, ends: Instant::now() + ttl, paths: BTreeSet::new() });
             self.leases.added.notify_one();
         }
         for (path, from, to) in effects.bound.drain(..) {
-            if let Some(lease) = held.get_mut(&from) {
+            if let Some(lease) = leases_by_id.get_mut(&from) {
                 lease.paths.remove(&path);
             }
-            if let Some(lease) = held.get_mut(&to) {
+            if let Some(lease) = leases_by_id.get_mut(&to) {
                 lease.paths.insert(path);
             }
         }
         for id in effects.ended.drain(..) {
-            held.remove(&id);
+            leases_by_id.remove(&id);
         }
-        drop(held);
-        for changes in effects.told.drain(..) {
+        drop(leases_by_id);
+        for changes in effects.notifications.drain(..) {
             self.revision = changes.revision;
             self.watchers.retain(|watcher| watcher.blocking_send(changes.clone()).is_ok());
         }
@@ -365,7 +365,7 @@ fn list(db: &Database) -> Result<Vec<(Table, Record)>> {
 impl Request {
     /// Answers with the error of the batch, which did not do it.
     fn refuse(self) -> Answer {
-        let not_done = || Error::Unavailable("it was not reached".into());
+        let not_done = || Error::Unavailable("the batch failed before it".into());
         match self {
             Request::Txn(.., done) => answer(done, Err(not_done())),
             Request::Grant(_, done) => answer(done, Err(not_done())),

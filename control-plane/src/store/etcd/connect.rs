@@ -85,7 +85,7 @@ impl Servers {
             Some((name, password)) => {
                 let request = AuthenticateRequest { name: name.clone(), password: password.clone() };
                 let token = AuthClient::new(channel.clone()).authenticate(request).await?.into_inner().token;
-                Some(token.parse().map_err(|_| Status::internal("etcd's token makes no sense"))?)
+                Some(token.parse().map_err(|_| Status::internal("etcd's token is invalid"))?)
             }
         };
         let session = Session { channel, token };
@@ -104,7 +104,7 @@ impl Servers {
         let connector = tower::service_fn(move |_| {
             let (addresses, tls, next) = (addresses.clone(), tls.clone(), next.clone());
             async move {
-                let mut last = std::io::Error::other("no address of etcd given");
+                let mut last = std::io::Error::other("no address of etcd is given");
                 for _ in 0..addresses.len() {
                     let at = next.load(Ordering::Relaxed) % addresses.len();
                     let address = addresses.get(at).map_or("", String::as_str);

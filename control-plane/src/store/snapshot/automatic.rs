@@ -38,7 +38,7 @@ pub struct Settings {
 #[derive(Debug, Default)]
 pub struct Counts {
     /// Snapshots made since the start.
-    pub made: AtomicU64,
+    pub written: AtomicU64,
     /// Snapshots that failed since the start.
     pub failed: AtomicU64,
 }
@@ -70,8 +70,8 @@ pub async fn keep(store: Shared, data_dir: PathBuf, settings: Settings, counts: 
         match save(&store, &folder, settings.keep, &mut saved).await {
             Ok(None) => {}
             Ok(Some(path)) => {
-                counts.made.fetch_add(1, Ordering::Relaxed);
-                tracing::info!("made the snapshot {}", path.display());
+                counts.written.fetch_add(1, Ordering::Relaxed);
+                tracing::info!("wrote the snapshot {}", path.display());
             }
             Err(e) => {
                 counts.failed.fetch_add(1, Ordering::Relaxed);
@@ -91,13 +91,13 @@ async fn save(store: &Shared, folder: &Path, keep: usize, saved: &mut Option<u64
     }
     let (folder, records) = (folder.to_owned(), watch.records);
     drop(watch.changes);
-    let made = tokio::task::spawn_blocking(move || {
+    let written = tokio::task::spawn_blocking(move || {
         let file = encode(records);
         let path = write(&folder, &name(SystemTime::now()), &file)?;
         prune(&folder, keep);
         anyhow::Ok(path)
     });
-    let path = made.await.context("the thread that writes it has panicked")??;
+    let path = written.await.context("the thread that writes it has panicked")??;
     *saved = Some(revision);
     Ok(Some(path))
 }
@@ -114,7 +114,7 @@ fn write(folder: &Path, name: &str, bytes: &[u8]) -> Result<PathBuf> {
     let disk = rustix::fs::statvfs(folder)?;
     let (free, size) = (disk.f_bavail.saturating_mul(disk.f_frsize), bytes.len() as u64);
     // The store needs the space more than its copy does.
-    ensure!(free / 2 >= size, "it needs {size} bytes and would leave less than that free ({free} bytes are)");
+    ensure!(free / 2 >= size, "it needs {size} bytes and would leave less than that free ({free} bytes are free)");
     let (path, unfinished) = (folder.join(name), folder.join("unfinished"));
     let written = (|| {
         // A file that an earlier process left.

@@ -35,8 +35,9 @@ fn encode(records: Vec<(Table, Record)>) -> Vec<u8> {
 pub fn decode(file: &[u8]) -> Result<Vec<(Table, String, Vec<u8>)>, String> {
     let known = |record: SnapshotRecord| {
         let table = Table::ALL.into_iter().find(|table| table.name() == record.table);
-        let table =
-            table.ok_or_else(|| format!("a record of the kind {:?}, which this Weft does not know", record.table))?;
+        let table = table.ok_or_else(|| {
+            format!("a record of the kind {:?}, which this version of Weft does not support", record.table)
+        })?;
         Ok((table, record.key, record.value))
     };
     snapshot::decode(file)?.into_iter().map(known).collect()
@@ -114,7 +115,7 @@ mod tests {
         assert!(!again.secrets, "nothing is another now");
         let revision = to.watch().await.unwrap().revision;
         restore(&to, decode(&file).unwrap()).await.unwrap();
-        assert_eq!(to.watch().await.unwrap().revision, revision, "what is the same is not written");
+        assert_eq!(to.watch().await.unwrap().revision, revision, "unchanged records are not written");
     }
 
     #[test]

@@ -93,7 +93,7 @@ pub fn find(
         let namespaces: Vec<&str> = namespaces.into_iter().collect();
         let workload = &name.workload;
         return Err(format!(
-            "--from: `{workload}` is in the namespaces {}: say {workload}.{}",
+            "--from: `{workload}` is in the namespaces {}: use {workload}.{}",
             namespaces.join(" and "),
             namespaces[0]
         ));

@@ -189,7 +189,7 @@ impl Client {
 fn host_and_port(authority: &str) -> Result<(String, Option<u16>), String> {
     let (host, port) = match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         Some((host, "")) => (host, None),
-        Some((host, rest)) => (host, Some(rest.strip_prefix(':').ok_or("after ] comes :PORT")?)),
+        Some((host, rest)) => (host, Some(rest.strip_prefix(':').ok_or("] must be followed by :PORT")?)),
         None if authority.parse::<IpAddr>().is_ok() => (authority, None),
         None => match authority.split_once(':') {
             Some((host, port)) => (host, Some(port)),

@@ -13,7 +13,7 @@ use crate::translate::{Audience, Bar, List, RouteEntry};
 use weft_policy::{Action, Document, Object};
 
 /// A route of the document, in the order of evaluation.
-struct Written<'d> {
+struct DocumentRoute<'d> {
     list: List,
     at: usize,
     name: &'d str,
@@ -41,7 +41,7 @@ pub(super) fn http(
         let of_port = other.map(|wanted| format!("it is for port {wanted}"));
         of_port.or_else(|| audience.bar(document, one).map(in_words))
     };
-    let written = service.http.iter().enumerate().map(|(at, route)| Written {
+    let written = service.http.iter().enumerate().map(|(at, route)| DocumentRoute {
         list: List::Http,
         at,
         name: &route.name,
@@ -80,7 +80,7 @@ pub(super) fn connections(
             let of_port = other.map(|wanted| format!("it is for port {wanted}"));
             of_port.or_else(|| audience.bar_of_connections(document, one).map(in_words))
         };
-        routes.iter().enumerate().map(move |(at, route)| Written {
+        routes.iter().enumerate().map(move |(at, route)| DocumentRoute {
             list,
             at,
             name: "",
@@ -118,7 +118,7 @@ pub(super) fn connections(
 /// applies to the caller, and one entry if it has no matches.
 fn report(
     document: &Document,
-    written: Vec<Written<'_>>,
+    written: Vec<DocumentRoute<'_>>,
     kept: &[RouteEntry],
     taken: Option<usize>,
     unmet: &dyn Fn(usize) -> Option<String>,

@@ -89,7 +89,7 @@ impl World {
         self.remotes.peers = peers;
         self.version += 1;
         let hosts: BTreeSet<String> =
-            self.remotes.summaries.values().flat_map(|told| told.hosts.keys().cloned()).collect();
+            self.remotes.summaries.values().flat_map(|summary| summary.hosts.keys().cloned()).collect();
         let changed = self.remotes_changed(hosts, now);
         Changed { all: true, ..changed }
     }
@@ -112,9 +112,9 @@ impl World {
         }
         let new = self.remotes.summaries.get(datacenter);
         let none = BTreeMap::new();
-        let of = |told: Option<&Summary>| told.map_or_else(|| none.clone(), |told| told.hosts.clone());
+        let of = |summary: Option<&Summary>| summary.map_or_else(|| none.clone(), |summary| summary.hosts.clone());
         let (before, after) = (of(old.as_ref()), of(new));
-        let moved = old.as_ref().map(|told| &told.gateways) != new.map(|told| &told.gateways);
+        let moved = old.as_ref().map(|summary| &summary.gateways) != new.map(|summary| &summary.gateways);
         let differs = |host: &&String| moved || before.get(*host) != after.get(*host);
         let hosts: BTreeSet<String> = before.keys().chain(after.keys()).filter(differs).cloned().collect();
         if hosts.is_empty() {
@@ -140,8 +140,9 @@ impl World {
         } else {
             self.remotes.cut_off.insert(datacenter.to_owned())
         };
-        let told = self.remotes.summaries.get(datacenter).filter(|_| changed);
-        let hosts: BTreeSet<String> = told.map(|told| told.hosts.keys().cloned().collect()).unwrap_or_default();
+        let summary = self.remotes.summaries.get(datacenter).filter(|_| changed);
+        let hosts: BTreeSet<String> =
+            summary.map(|summary| summary.hosts.keys().cloned().collect()).unwrap_or_default();
         if !hosts.is_empty() {
             self.version += 1;
         }
@@ -170,8 +171,8 @@ impl World {
     pub fn remotes_of<'a>(&'a self, host: &'a str) -> impl Iterator<Item = RemoteHost<'a>> {
         let of = move |peer: &'a Peering| {
             let datacenter = peer.datacenter.as_str();
-            let told = self.remotes.summaries.get(datacenter)?;
-            let (gateways, subsets) = (told.gateways.as_slice(), told.hosts.get(host)?);
+            let summary = self.remotes.summaries.get(datacenter)?;
+            let (gateways, subsets) = (summary.gateways.as_slice(), summary.hosts.get(host)?);
             let there = !gateways.is_empty() && subsets.values().any(|presence| presence.healthy > 0);
             let connected = !self.remotes.cut_off.contains(datacenter);
             there.then_some(RemoteHost { datacenter, gateways, subsets, connected })
@@ -182,8 +183,8 @@ impl World {
 
     /// Hosts that a peer exports.
     pub fn imported(&self) -> BTreeSet<&str> {
-        let told = self.remotes.peers.iter().filter_map(|peer| self.remotes.summaries.get(&peer.datacenter));
-        told.flat_map(|told| told.hosts.keys().map(String::as_str)).collect()
+        let summary = self.remotes.peers.iter().filter_map(|peer| self.remotes.summaries.get(&peer.datacenter));
+        summary.flat_map(|summary| summary.hosts.keys().map(String::as_str)).collect()
     }
 
     /// Whether a peer exports this host.
@@ -193,14 +194,14 @@ impl World {
 
     /// Namespace of a host that a peer exports.
     pub(super) fn imported_namespace<'h>(&self, host: &'h str) -> Option<&'h str> {
-        let told = |peer: &Peering| self.remotes.summaries.get(&peer.datacenter);
-        let is = self.remotes.peers.iter().filter_map(told).any(|told| told.hosts.contains_key(host));
+        let summary = |peer: &Peering| self.remotes.summaries.get(&peer.datacenter);
+        let is = self.remotes.peers.iter().filter_map(summary).any(|summary| summary.hosts.contains_key(host));
         is.then(|| host.strip_suffix(MESH_SUFFIX)?.rsplit_once('.').map(|(_, namespace)| namespace)).flatten()
     }
 
     /// Data centres with a stored summary, peers or not, and the time of its reception (Unix seconds).
     pub fn remote_summaries(&self) -> impl Iterator<Item = (&str, u64, usize)> {
-        self.remotes.summaries.iter().map(|(name, told)| (name.as_str(), told.received, told.hosts.len()))
+        self.remotes.summaries.iter().map(|(name, summary)| (name.as_str(), summary.received, summary.hosts.len()))
     }
 
     /// Whether other data centres may call a host.
@@ -210,19 +211,19 @@ impl World {
 }
 
 fn summary_of(stored: &v1::StoredSummaries) -> Summary {
-    let mut told = Summary { received: stored.received, ..Summary::default() };
-    let Some(summaries) = &stored.summaries else { return told };
+    let mut summary = Summary { received: stored.received, ..Summary::default() };
+    let Some(summaries) = &stored.summaries else { return summary };
     let gateway = |g: &v1::PeerGateway| v1::GatewayAddress { address: g.address.clone(), port: g.port };
-    told.gateways = summaries.gateways.iter().map(gateway).collect();
+    summary.gateways = summaries.gateways.iter().map(gateway).collect();
     for service in &summaries.services {
         let subset = |s: &v1::SubsetSummary| {
             let presence = Presence { healthy: s.healthy, total: s.total, identities: s.identities.clone() };
             (s.name.clone(), presence)
         };
         let subsets = service.subsets.iter().map(subset).collect();
-        told.hosts.insert(fqdn(&service.name, &service.namespace), subsets);
+        summary.hosts.insert(fqdn(&service.name, &service.namespace), subsets);
     }
-    told
+    summary
 }
 
 /// Bound on the services that a data centre may export, and on any list in a summary.

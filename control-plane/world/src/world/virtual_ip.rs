@@ -237,7 +237,7 @@ mod tests {
         assert_eq!(ips.take_changed(), keep(None));
         let kept = Allocation { address, released: None, modified: 3 };
         assert!(ips.adopt(address, Some(("a".to_owned(), kept))).is_empty());
-        assert_eq!(ips.take_changed(), [], "what is kept is kept");
+        assert_eq!(ips.take_changed(), [], "stored addresses stay");
         ips.release("a", 7);
         assert_eq!(ips.expire(7 + QUARANTINE_S), ["a"]);
         assert_eq!(ips.take_changed(), [Keep { address, holder: None, modified: 3 }]);
@@ -263,12 +263,12 @@ mod tests {
         let moved = ips.of("a").unwrap();
         assert_ne!(moved, chosen);
         let keep = Keep { address: moved, holder: Some(("a".to_owned(), None)), modified: 0 };
-        assert_eq!(ips.take_changed(), [keep], "the new choice is to be kept, the store's is");
+        assert_eq!(ips.take_changed(), [keep], "the new choice must be stored, the store's is");
         // Another control plane assigned a different address to the local host.
         let other = Ipv4Addr::new(240, 240, 0, 7);
         assert_eq!(ips.adopt(other, Some(("a".to_owned(), kept(other, 10)))), ["a"]);
         assert_eq!((ips.of("a"), ips.host(moved)), (Some(other), None));
-        assert_eq!(ips.take_changed(), [], "what was never kept need not be removed");
+        assert_eq!(ips.take_changed(), [], "an address that was never stored need not be removed");
         // If two are stored, the lower stays and the other is released.
         let higher = Ipv4Addr::new(240, 240, 255, 7);
         assert!(ips.adopt(higher, Some(("a".to_owned(), kept(higher, 11)))).is_empty());

@@ -21,7 +21,7 @@ fn gateways_that_cannot_share_a_port() {
     assert_eq!(two("{a: b}", "{a: c}"), 0);
     let https = "{port: {number: 443, name: a, protocol: HTTPS}, hosts: [a.b], tls: {mode: SIMPLE, credentialName: c}}";
     let pass = "{port: {number: 443, name: b, protocol: TLS}, hosts: [c.b], tls: {mode: PASSTHROUGH}}";
-    assert_eq!(check_texts(&[gateway("g", "{a: b}", &[https, pass])]), [""; 0], "server names tell them apart");
+    assert_eq!(check_texts(&[gateway("g", "{a: b}", &[https, pass])]), [""; 0], "server names distinguish them");
     let bound = |bind: &str, name: &str| {
         format!("{{port: {{number: 80, name: {name}, protocol: HTTP}}, bind: '{bind}', hosts: [{name}.b]}}")
     };

@@ -79,7 +79,7 @@ pub(super) fn decode(fields: &Fields<'_>, selected: bool) -> ClientTls {
         Mode::Disable | Mode::IstioMutual => None,
     };
     if origination.as_ref().is_some_and(|tls| tls.insecure_skip_verify && !tls.show_credential) {
-        useless(fields, &["credentialName"], "`insecureSkipVerify` takes any certificate");
+        useless(fields, &["credentialName"], "`insecureSkipVerify` accepts any certificate");
     }
     let mode = match mode {
         Mode::Disable => v1::Tls::Disable,
@@ -120,7 +120,11 @@ fn simple(fields: &Fields<'_>) -> v1::TlsOrigination {
     }
     let skip = fields.boolean("insecureSkipVerify").unwrap_or_default();
     if skip {
-        useless(fields, &["caCertificates", "caCrl", "subjectAltNames"], "`insecureSkipVerify` takes any certificate");
+        useless(
+            fields,
+            &["caCertificates", "caCrl", "subjectAltNames"],
+            "`insecureSkipVerify` accepts any certificate",
+        );
     }
     v1::TlsOrigination {
         sni,

@@ -124,7 +124,7 @@ pub(crate) fn retry(fields: &Fields<'_>) -> v1::RetryPolicy {
     for condition in &retry_on {
         let status = condition.parse::<u16>().is_ok_and(|status| (100..600).contains(&status));
         let refused = match condition.as_str() {
-            "retriable-headers" => Some("a VirtualService cannot say which headers"),
+            "retriable-headers" => Some("a VirtualService cannot name the headers"),
             "http3-post-connect-failure" => Some("endpoints are not called by HTTP/3"),
             _ => None,
         };

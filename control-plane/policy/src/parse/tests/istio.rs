@@ -120,7 +120,7 @@ fn an_empty_value_equals_an_absent_one() {
         };
         assert_eq!(shown(&written), shown(&plain), "{written}");
     }
-    // Where Istio's field has presence, zero is a value.
+    // If Istio's field has presence, zero is a value.
     let detection = "{host: a, trafficPolicy: {outlierDetection: {consecutive5xxErrors: 0}}}";
     let Object::DestinationRule(rule) = object("DestinationRule", detection) else { panic!() };
     let detection = rule.traffic_policy.unwrap().settings.outlier_detection.unwrap();

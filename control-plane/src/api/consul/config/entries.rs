@@ -155,7 +155,7 @@ fn string_match(fields: &mut Fields, place: &str) -> Result<Value, String> {
         () if !suffix.is_empty() => json!({ "regex": format!(".*{}", regex::escape(&suffix)) }),
         () if !contains.is_empty() => json!({ "regex": format!(".*{}.*", regex::escape(&contains)) }),
         () if present => json!({}),
-        () => return Err(format!("{place}one of Present, Exact, Prefix, Suffix, Contains and Regex is needed")),
+        () => return Err(format!("{place}one of Present, Exact, Prefix, Suffix, Contains and Regex is required")),
     })
 }
 
@@ -166,7 +166,7 @@ fn settings(to: &mut Fields, place: &str) -> Result<Value, String> {
         &[
             NO_NAMESPACES,
             NO_PARTITIONS,
-            ("IdleTimeout", "the time without a byte is connectionPool.http.idleTimeout of a DestinationRule"),
+            ("IdleTimeout", "the idle timeout is connectionPool.http.idleTimeout of a DestinationRule"),
         ],
     )?;
     let mut all = json!({});
@@ -228,7 +228,7 @@ pub(super) fn resolver(fields: &mut Fields) -> Result<Resolver, String> {
                 "the mesh fails over by itself to the data centres that export the service (ServiceExport), and between \
              localities by a DestinationRule (localityLbSetting, outlierDetection)",
             ),
-            ("PrioritizeByLocality", "localities come first by localityLbSetting of a DestinationRule"),
+            ("PrioritizeByLocality", "localities are preferred by localityLbSetting of a DestinationRule"),
         ],
     )?;
     let mut subsets = Vec::new();
@@ -237,7 +237,7 @@ pub(super) fn resolver(fields: &mut Fields) -> Result<Resolver, String> {
         refuse(
             &mut subset,
             &format!("Subsets.{name}."),
-            &[("OnlyPassing", "instances with a warning are called by all of the mesh")],
+            &[("OnlyPassing", "instances in warning are always called in the mesh")],
         )?;
         let filter = subset.text("filter")?;
         subset.refuse_rest(&format!("Subsets.{name}."))?;
@@ -252,7 +252,7 @@ pub(super) fn resolver(fields: &mut Fields) -> Result<Resolver, String> {
     let redirect = fields.object("redirect", "Redirect")?.filter(|redirect| !redirect.is_empty());
     let redirect = redirect
         .map(|mut redirect| {
-            let elsewhere = "a service of another data centre is called by its own name where it is exported";
+            let elsewhere = "a service of another data centre is called by its own name if it is exported";
             refuse(
                 &mut redirect,
                 "Redirect.",
@@ -314,7 +314,7 @@ fn load_balancer(fields: &mut Fields) -> Result<Value, String> {
         "ring_hash" | "maglev" => "",
         other => return Err(format!("LoadBalancer.Policy: {other:?} is not a load balancer")),
     };
-    refuse(fields, "LoadBalancer.", &[("LeastRequestConfig", "the better of two is taken, always")])?;
+    refuse(fields, "LoadBalancer.", &[("LeastRequestConfig", "the better of two is always picked")])?;
     if !simple.is_empty() {
         return Ok(json!({ "simple": simple }));
     }
@@ -329,7 +329,7 @@ fn load_balancer(fields: &mut Fields) -> Result<Value, String> {
     if policy == "maglev" {
         hash["maglev"] = json!({});
     } else if let Some(mut ring) = fields.object("ringhashconfig", "RingHashConfig")? {
-        refuse(&mut ring, "LoadBalancer.RingHashConfig.", &[("MaximumRingSize", "rings have a least size alone")])?;
+        refuse(&mut ring, "LoadBalancer.RingHashConfig.", &[("MaximumRingSize", "rings have a minimum size only")])?;
         let size = ring.large_number("minimumringsize")?;
         if size > 0 {
             hash["ringHash"] = json!({ "minimumRingSize": size });

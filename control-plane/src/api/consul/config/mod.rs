@@ -30,11 +30,11 @@ const FILE: &str = "config entry";
 fn unsupported(kind: &str) -> Refused {
     let instead = match kind {
         "service-defaults" | "proxy-defaults" => {
-            "the protocol is named by the registration (metadata protocol) or found out"
+            "the protocol is set by the registration (metadata protocol) or detected"
         }
         "service-intentions" => "the mesh has no authorization policies yet",
-        "exported-services" => "a ServiceExport says it",
-        "mesh" => "an IstioOperator's meshConfig says it",
+        "exported-services" => "a ServiceExport sets it",
+        "mesh" => "an IstioOperator's meshConfig sets it",
         _ => "gateways are Istio's Gateway and VirtualService",
     };
     Refused::new(StatusCode::NOT_IMPLEMENTED, format!("Kind: {kind:?} is not supported by this mesh: {instead}"))
@@ -131,7 +131,7 @@ async fn change(
     let documents = checked(consul, service, namespace, &chain)?;
     let only = match query.value("cas").filter(|text| !text.is_empty()) {
         None => None,
-        Some(text) => Some(text.parse().map_err(|_| Refused::bad("Invalid cas: a whole number is needed"))?),
+        Some(text) => Some(text.parse().map_err(|_| Refused::bad("Invalid cas: an integer is required"))?),
     };
     let own = policies::name(service);
     let (_, api) = consul.mesh.policies();
@@ -170,7 +170,7 @@ fn followed_once(all: &[Value], service: &str, chain: &Chain) -> Result<(), Stri
     let says = |from: &str, to: &str| {
         format!(
             "requests to {from:?} lead to {to:?}, which has routes of its own (service-router, service-splitter, or Redirect, \
-             DefaultSubset or RequestTimeout of a service-resolver): a VirtualService is followed once"
+             DefaultSubset or RequestTimeout of a service-resolver): a VirtualService is evaluated once"
         )
     };
     for other in chain.others(service) {
@@ -221,7 +221,7 @@ fn checked(consul: &Consul, service: &str, namespace: &str, chain: &Chain) -> Re
     for document in &documents {
         let owner = others().find(|held| held.kind == document.kind && is_about(held, &host));
         if let Some(owner) = owner {
-            let text = format!("{} says already where requests to {service:?} go: remove it first", owner.reference());
+            let text = format!("{} already routes requests to {service:?}: remove it first", owner.reference());
             return Err(Refused::new(StatusCode::CONFLICT, text));
         }
     }

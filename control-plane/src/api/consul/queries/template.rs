@@ -21,7 +21,7 @@ pub(super) fn of(fields: Option<Fields>) -> Result<Value, String> {
     match kind.as_str() {
         "" if regexp.is_empty() => return Ok(Value::Null),
         PREFIX => {}
-        other => return Err(format!("Bad Template.Type {other:?}: only {PREFIX:?} is there")),
+        other => return Err(format!("Bad Template.Type {other:?}: only {PREFIX:?} is supported")),
     }
     compiled(&regexp).map_err(|e| format!("Bad Template.Regexp: {e}"))?;
     Ok(json!({ "Type": kind, "Regexp": regexp, "RemoveEmptyTags": remove }))

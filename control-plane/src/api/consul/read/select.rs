@@ -51,7 +51,8 @@ impl Row {
 pub(in crate::api::consul) fn in_scope(consul: &Consul, query: &Query) -> Result<(), Refused> {
     // Requests for another data centre were forwarded already; see `forward`.
     if crate::api::consul::forward::datacenter(consul, query).is_some() {
-        let text = "of another data centre only the catalog and health are read: ask a sidecar or control plane there";
+        let text =
+            "in another data centre only the catalog and health can be read: ask a sidecar or control plane there";
         return Err(Refused::new(StatusCode::NOT_IMPLEMENTED, text));
     }
     for key in ["peer", "sg"] {

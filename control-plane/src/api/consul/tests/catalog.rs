@@ -79,7 +79,7 @@ async fn catalog_registrations_are_visible_in_catalog_and_mesh() {
     assert_eq!(write("register", DB).await, done);
     assert_eq!(write("deregister", r#"{"Node":"db1"}"#).await, done);
     assert_eq!(fixture.column("/v1/catalog/nodes", "/Node").await, ["n1", "n2", "n3"]);
-    assert_eq!(write("deregister", r#"{"Node":"db1"}"#).await, done, "what is not there is no error");
+    assert_eq!(write("deregister", r#"{"Node":"db1"}"#).await, done, "removing a missing object is not an error");
 }
 
 #[tokio::test]
@@ -101,20 +101,20 @@ async fn writes_to_nodes_of_others_are_refused() {
         (&db, "deregister", r#"{"Node":"db1"}"#.to_owned(), 403, "\"cache\""),
         (&cache, "deregister", r#"{"Node":"db1","ServiceID":"db-1"}"#.to_owned(), 403, "\"db\""),
         (&cache, "deregister", r#"{"Node":"db1","CheckID":"disk"}"#.to_owned(), 403, "\"db\""),
-        (&db, "register", of("n1", "192.0.2.9"), 500, "the node n1 speaks for itself"),
-        (&db, "deregister", r#"{"Node":"n1"}"#.to_owned(), 500, "the node n1 speaks for itself"),
+        (&db, "register", of("n1", "192.0.2.9"), 500, "the node n1 has an agent of its own"),
+        (&db, "deregister", r#"{"Node":"n1"}"#.to_owned(), 500, "the node n1 has an agent of its own"),
         (&db, "register", of("db2", "10.0.0.1"), 500, "belongs to spiffe://cluster.local/ns/default/sa/w1"),
         (&db, "register", of("db2", "127.0.0.1"), 400, "no address by which others reach it"),
         (&db, "register", of("db2", "169.254.169.254"), 400, "no address by which others reach it"),
         (&db, "register", of("db2", "255.255.255.255"), 400, "no address by which others reach it"),
         (&db, "register", of("db2", "host"), 400, "is not an IP address"),
-        (&db, "register", of("ext-192-0-2-7", "192.0.2.9"), 400, "is kept for programs that register"),
+        (&db, "register", of("ext-192-0-2-7", "192.0.2.9"), 400, "is reserved for programs that register"),
         (&db, "register", of("a b", "192.0.2.9"), 400, "Must provide node"),
         (&db, "register", r#"{"Node":"db2"}"#.to_owned(), 400, "Must provide address"),
         (&db, "register", node(r#""Check":{"Name":"a","Status":"ok"}"#), 400, "Status for checks must"),
         (&db, "register", node(r#""Check":{"Name":"a","ServiceID":"none"}"#), 500, "no service \"none\""),
         (&db, "register", node(r#""Datacenter":"dc9""#), 501, "the catalog of another datacenter is read-only here"),
-        (&db, "register", "[1]".to_owned(), 400, "is to be an object"),
+        (&db, "register", "[1]".to_owned(), 400, "an object"),
     ];
     for (caller, what, body, status, words) in cases {
         let (got, text) = put(&fixture, what, caller, &body).await;
@@ -128,7 +128,9 @@ async fn writes_to_nodes_of_others_are_refused() {
     let closed = Consul { allow_external: false, ..fixture.consul };
     let request = Request::builder().method("PUT").uri("/v1/catalog/register").body(Bytes::from(DB)).unwrap();
     let answered = answer(&closed, &db, request).await;
-    assert!(answered.status() == 403 && answered.body().starts_with(b"Permission denied: this control plane takes no"));
+    assert!(
+        answered.status() == 403 && answered.body().starts_with(b"Permission denied: this control plane accepts no")
+    );
 }
 
 #[tokio::test]

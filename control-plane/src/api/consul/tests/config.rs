@@ -134,8 +134,8 @@ async fn unsupported_fields_of_config_entries_are_refused() {
         (route(json!({ "Shadow": true })), 400, "Routes[0].Destination.Shadow: this field is not supported here"),
         (resolver(json!({ "Nonsense": 1 })), 400, "Nonsense: this field is not supported here"),
         (route(json!({ "IdleTimeout": "1s" })), 400, "Routes[0].Destination.IdleTimeout"),
-        (route(json!({ "Service": "api" })), 400, "a VirtualService is followed once"),
-        (json!([1]), 400, "is to be an object"),
+        (route(json!({ "Service": "api" })), 400, "a VirtualService is evaluated once"),
+        (json!([1]), 400, "an object"),
     ] {
         let (got, text) = put(&fixture, &entry).await;
         assert!(got == status && text.contains(words), "{entry}: {got} {text}");
@@ -143,7 +143,7 @@ async fn unsupported_fields_of_config_entries_are_refused() {
     assert_eq!(put(&fixture, &route(json!({ "Service": "cart" }))).await.0, 200);
     // In either order.
     let back = json!({ "Kind": "service-splitter", "Name": "api", "Splits": [{ "Weight": 100, "Service": "web" }] });
-    assert!(put(&fixture, &back).await.1.contains("is followed once"));
+    assert!(put(&fixture, &back).await.1.contains("is evaluated once"));
     // Only the written entries exist, and a token is required to write one.
     assert_eq!(fixture.consul.mesh.policies().1.len(), 2);
     let (status, text) = send(&fixture, &caller("default", 1), "PUT", "/v1/config", &api).await;
@@ -162,5 +162,5 @@ async fn config_entries_for_a_host_with_a_policy_are_refused() {
     let documents = weft_world::parse_policies("a.yaml", text).documents;
     fixture.consul.mesh.change_policies(documents, &[]).await.unwrap();
     let (status, text) = put(&fixture, &resolver(json!({ "DefaultSubset": "v1" }))).await;
-    assert!(status == 409 && text.contains("VirtualService/default/a says already"), "{status} {text}");
+    assert!(status == 409 && text.contains("VirtualService/default/a already routes"), "{status} {text}");
 }

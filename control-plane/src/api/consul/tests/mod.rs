@@ -323,7 +323,7 @@ async fn a_blocking_query_wakes_for_its_service_only() {
     let answered = wait(seen, "10s").await.unwrap();
     assert_eq!((index(&answered), start.elapsed().as_secs()), (seen, 10));
     assert_eq!(index(&wait(seen - 1, "10s").await.unwrap()), seen);
-    assert_eq!(start.elapsed().as_secs(), 10, "an index of before is answered at once");
+    assert_eq!(start.elapsed().as_secs(), 10, "an index from before a restart is answered at once");
 
     // The store writes on a thread of its own, which the paused clock would not wait for.
     tokio::time::resume();

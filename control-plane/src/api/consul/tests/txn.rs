@@ -77,7 +77,7 @@ async fn a_failed_operation_undoes_the_transaction_and_is_reported() {
     assert_eq!(fixture.ask("GET", "/v1/kv/b", &me).await.status(), 404, "nothing was done");
     for (ops, status, words) in [
         (json!({}), 400, "Failed to parse body"),
-        (json!([{}]), 400, "operation 0: it is none of KV"),
+        (json!([{}]), 400, "operation 0: it is not one of KV"),
         (json!([kv("swap", "a", json!({}))]), 400, "unknown KV verb"),
         (json!([kv("set", "a", json!({ "Value": "%" }))]), 400, "not base64"),
         (json!([kv("set", "", json!({}))]), 400, "Must provide key"),

@@ -93,7 +93,7 @@ async fn other_names_are_asked_of_recursors_in_turn() {
     let (_, reply) = look_up(server, "example.com.", RecordType::A).await;
     assert_eq!(text(&reply.answers), ["192.0.2.0"]);
     let (_, reply) = look_up(server, "web.service.consul.", RecordType::A).await;
-    assert_eq!(text(&reply.answers), ["10.0.0.1", "10.0.0.2"], "ours is ours");
+    assert_eq!(text(&reply.answers), ["10.0.0.1", "10.0.0.2"], "names of the mesh are answered here");
     assert!(reply.metadata.recursion_available);
     // Addresses that are not registered are forwarded.
     let (_, reply) = look_up(server, "9.9.9.10.in-addr.arpa.", RecordType::PTR).await;

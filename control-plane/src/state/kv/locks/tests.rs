@@ -38,7 +38,7 @@ async fn pairs_are_set_compared_and_deleted() {
     assert!(!mesh.delete_pair(N, "a", Only::IfIndex(first)).await.unwrap());
     assert!(mesh.delete_pair(N, "a", Only::IfIndex(index().unwrap())).await.unwrap());
     assert_eq!(index(), None);
-    assert!(mesh.delete_pair(N, "a", Only::Always).await.unwrap(), "what is not there is deleted");
+    assert!(mesh.delete_pair(N, "a", Only::Always).await.unwrap(), "deleting a missing pair succeeds");
     for key in ["x/1", "x/2", "y"] {
         mesh.put_pair(N, key, b"", 0, Only::Always).await.unwrap();
     }

@@ -276,7 +276,7 @@ fn callers_are_connected_workloads() {
     };
     let front = found("front").unwrap();
     assert_eq!((front.namespace.as_str(), front.address), ("default", Some("10.0.0.9".parse().unwrap())));
-    assert_eq!(front.labels.get("version").map(String::as_str), Some("v3"), "those of what it registered too");
+    assert_eq!(front.labels.get("version").map(String::as_str), Some("v3"), "including labels of its registrations");
     // The locality is not an option of the proxy here.
     let place = Place { locality: "eu/a".into(), labels: [("app".to_owned(), "front".to_owned())].into() };
     assert_eq!(front.place, place);
@@ -287,7 +287,7 @@ fn callers_are_connected_workloads() {
         assert_eq!(found(text).unwrap().namespace, namespace, "{text}");
     }
     for (text, error) in [
-        ("pay", "--from: `pay` is in the namespaces default and lab: say pay.default"),
+        ("pay", "--from: `pay` is in the namespaces default and lab: use pay.default"),
         ("gone", "--from: no sidecar of a workload `gone` is connected; there are front, pay"),
         (
             "frnt.default",

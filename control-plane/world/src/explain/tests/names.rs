@@ -111,7 +111,7 @@ fn unknown_hosts_pass_or_are_refused() {
         assert_eq!(result(&Client::of("default"), url), any_client, "{url}");
         assert_eq!(result(&strict, url), by_strict, "{url}");
     }
-    assert!(!Verdict::Unknown { passes: Some(true) }.is_good(), "an unknown host is not what was asked about");
+    assert!(!Verdict::Unknown { passes: Some(true) }.is_good(), "an unknown host gives an error");
     let port = get(&world, "pay.test:81/", &[]);
     assert_eq!(port.notes, ["`pay.test` has no port 81: it has 80, 443, 9000"]);
     let pinned = get(&world, "10.9.0.2/", &[]);

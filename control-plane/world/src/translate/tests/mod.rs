@@ -403,7 +403,11 @@ fn warnings_combine_policies_and_registrations() {
         ["host `absent` means `absent.default.svc.cluster.local`, which is neither registered nor defined"]
     );
     let twice = "{hosts: [front], http: [{route: [{destination: {host: absent}}], mirror: {host: absent}}]}";
-    assert_eq!(warning_lines(&[doc("VirtualService", "v", "default", twice)], false), [here], "a host is told of once");
+    assert_eq!(
+        warning_lines(&[doc("VirtualService", "v", "default", twice)], false),
+        [here],
+        "a host is reported once"
+    );
     let gateway = doc(
         "Gateway",
         "g",

@@ -84,7 +84,7 @@ fn instances_are_added_changed_and_removed() {
     world.at_revision(45);
     let changed = world.remove(&sick.key(), 100);
     assert!(!changed.names && changed.renamed.contains(HOST) && changed.addresses.contains(&virtual_ip.into()));
-    assert_eq!(world.service_index("default", "order"), 45, "never goes back");
+    assert_eq!(world.service_index("default", "order"), 45, "never decreases");
     assert_eq!(world.remove(&sick.key(), 100), Changed::default());
     assert!(!world.host(HOST).unwrap().live, "still known: its callers get 503, not 'no such host'");
     assert!(world.host_of_endpoint(&Scope::of("default"), "10.0.0.1".parse().unwrap(), 80).is_none());
