@@ -19,7 +19,7 @@ use weft_control_plane::store::snapshot::automatic;
 use weft_proto::v1::PeerGateway;
 use weft_world::DEFAULT_DATACENTER;
 
-/// Lines of the log that wait for being written; more are dropped.
+/// Bound on the log lines that wait to be written; further ones are dropped.
 const LOG_LINES: usize = 4096;
 
 #[global_allocator]
@@ -29,14 +29,14 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 #[derive(Parser)]
 #[command(version)]
 struct Args {
-    /// Folder of the store (created when missing, readable by its owner alone).
+    /// Folder of the store (created if missing, readable by its owner only).
     #[arg(long, default_value = "/var/lib/weft")]
     data_dir: PathBuf,
-    /// Store that several control planes share, etcd://host:port[,host:port...][/prefix]; without it state is kept in the
+    /// Store that several control planes share, etcd://host:port[,host:port...][/prefix]; default: the state is in the
     /// data folder.
     #[arg(long, env = "WEFT_STORE")]
     store: Option<String>,
-    /// PEM file of the CA of etcd's certificates; with it etcd is spoken to by TLS.
+    /// PEM file of the CA of etcd's certificates; enables TLS to etcd.
     #[arg(long, requires = "store")]
     etcd_ca: Option<PathBuf>,
     /// PEM file of this control plane's certificate for etcd.
@@ -53,8 +53,8 @@ struct Args {
     /// Folder of policy files (Istio's YAML), watched.
     #[arg(long)]
     policies: Option<PathBuf>,
-    /// Seconds for which the documents of a policy file that was emptied or removed are kept, in case its text returns; longer
-    /// while another document needs them.
+    /// Seconds for which the documents of an emptied or removed policy file are kept, in case its text returns; longer
+    /// if another document needs them.
     #[arg(long, default_value_t = DEFAULT_GRACE_S, value_parser = clap::value_parser!(u64).range(0..=86400))]
     policy_grace: u64,
     /// Address that sidecars connect to (TLS).
@@ -66,8 +66,8 @@ struct Args {
     /// Longest life of a sidecar's certificate, seconds.
     #[arg(long, default_value_t = 24 * 3600, value_parser = clap::value_parser!(u64).range(10..=30 * 24 * 3600))]
     certificate_ttl: u64,
-    /// For so long after its end a sidecar's certificate can be renewed by its own key, seconds: how long a control plane may be
-    /// away without new join tokens; 0: not at all.
+    /// Seconds after the expiry of a sidecar's certificate during which it can be renewed with its own key: how long a
+    /// control plane may be down without new join tokens; 0: never.
     #[arg(long, default_value_t = 7 * 24 * 3600, value_parser = clap::value_parser!(u64).range(0..=365 * 24 * 3600))]
     renewal_grace: u64,
     /// Seconds without a sign of life after which a sidecar's instances are removed.
@@ -84,11 +84,11 @@ struct Args {
 /// Automatic snapshots of the store.
 #[derive(clap::Args)]
 struct Snapshots {
-    /// Seconds between two snapshots, made in the data folder's `snapshots` when something has changed; 0: none are made.
-    /// Without it 3600, and 0 with --store: etcd has backups of its own.
+    /// Seconds between two snapshots, written to the data folder's `snapshots` if something has changed; 0: none.
+    /// Default: 3600, and 0 with --store, because etcd has backups of its own.
     #[arg(long, value_parser = clap::value_parser!(u64).range(0..=30 * 24 * 3600))]
     snapshot_interval: Option<u64>,
-    /// Snapshots that are kept; the oldest goes.
+    /// Number of snapshots that are kept; older ones are deleted.
     #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u64).range(1..=1000))]
     snapshot_keep: u64,
 }
@@ -107,29 +107,29 @@ struct Datacenters {
     /// Name of this data centre, as in Consul.
     #[arg(long, default_value = DEFAULT_DATACENTER)]
     datacenter: String,
-    /// Another data centre, the address of its control plane's --federation-listen, and its root certificate (root.pem of
-    /// its data folder); repeatable, the preferred one first. Both sides must name each other. What is exported there
-    /// (ServiceExport) stands in for what fails here.
+    /// Another data centre, the address of its control plane's --federation-listen, and its root certificate (root.pem
+    /// of its data folder); repeatable, the preferred one first. Both sides must name each other. Services that it
+    /// exports (ServiceExport) replace failed local ones.
     #[arg(long = "peer", value_name = "NAME=HOST:PORT,ROOT.pem")]
     peers: Vec<PeerAddress>,
-    /// Where control planes of other data centres connect (mutual TLS by the exchanged roots); used with --peer only.
+    /// Listener for control planes of other data centres (mutual TLS with the exchanged roots); used with --peer only.
     #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:15022")]
     federation_listen: SocketAddr,
-    /// Address by which sidecars of other data centres reach our east-west gateways; repeatable. Without it: that of every
-    /// connected gateway which a Gateway with AUTO_PASSTHROUGH picks.
+    /// Address through which sidecars of other data centres reach local east-west gateways; repeatable. Default: that
+    /// of every connected gateway that a Gateway with AUTO_PASSTHROUGH selects.
     #[arg(long = "east-west-gateway", value_name = "HOST:PORT", value_parser = gateway)]
     east_west_gateways: Vec<PeerGateway>,
-    /// Seconds for which a service must have been better here before its requests return from another data centre.
+    /// Seconds for which a service must have been available here before its requests return from another data centre.
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(0..=86400))]
     failback: u64,
-    /// Seconds for which the last word of a data centre that is silent is kept.
+    /// Seconds for which the last summary of a disconnected data centre is kept.
     #[arg(long, default_value_t = 24 * 3600, value_parser = clap::value_parser!(u64).range(1..=30 * 86400))]
     peer_ttl: u64,
 }
 
 fn gateway(text: &str) -> Result<PeerGateway, String> {
     let parts = text.rsplit_once(':').filter(|(host, _)| !host.is_empty());
-    let (host, port) = parts.ok_or("it should be HOST:PORT")?;
+    let (host, port) = parts.ok_or("must be HOST:PORT")?;
     let port: u16 = port.parse().ok().filter(|port| *port > 0).ok_or("the port is a number from 1 to 65535")?;
     Ok(PeerGateway { address: host.trim_matches(['[', ']']).to_owned(), port: port.into() })
 }
@@ -150,17 +150,19 @@ impl Datacenters {
 /// Consul's HTTP API, and Eureka's, for programs without a sidecar.
 #[derive(clap::Args)]
 struct Http {
-    /// Where Consul's HTTP API and Eureka's are served to programs without a sidecar, or "off"; repeatable;
-    /// 127.0.0.1:8501, unless it is taken, where it is not given. On loopback it is plain HTTP, and who has no token reads
-    /// the namespace "default". Anywhere else it is HTTPS, by a certificate of the mesh's root (root.pem in the data
-    /// folder), and nobody is answered without a token (weftctl token create --api).
+    /// Listener of Consul's HTTP API and Eureka's for programs without a sidecar, or "off"; repeatable; default:
+    /// 127.0.0.1:8501, unless it is in use. On loopback it is plain HTTP, and a program without a token reads the
+    /// namespace "default". At other addresses it is HTTPS, with a certificate of the mesh's root (root.pem in the data
+    /// folder), and every request needs a token (weftctl token create --api).
     #[arg(long, value_name = "ADDR:PORT")]
     http_listen: Vec<Listen>,
-    /// Further name or address in that certificate, or by which a listener on loopback may be asked; repeatable. It has the listener's address, 127.0.0.1, localhost and
-    /// this host's name; a listener at 0.0.0.0 has to be given the address that clients use.
+    /// Further name or address in that certificate, or further host name of a listener on loopback; repeatable. The
+    /// certificate has the listener's address, 127.0.0.1, localhost and this host's name; a listener at 0.0.0.0 needs
+    /// the address that clients use.
     #[arg(long = "http-name", value_name = "NAME")]
     http_names: Vec<String>,
-    /// Requests of one address that may be under way there at once, blocking queries and others each; more are answered with 429.
+    /// Concurrent requests of one address, blocking queries and others counted separately; further ones are answered
+    /// 429.
     #[arg(long, default_value_t = clients::PER_CLIENT, value_parser = clients::limit)]
     http_max_conns_per_client: usize,
     /// Programs without a sidecar may register there, with a token that names their service. They have no identity: the
@@ -172,29 +174,29 @@ struct Http {
 /// Consul's DNS names.
 #[derive(clap::Args)]
 struct Dns {
-    /// Where Consul's DNS names are served, UDP and TCP, or "off"; repeatable; 127.0.0.1:8600, unless it is taken, where
-    /// it is not given. DNS proves nobody: whoever reaches the address reads the names of the namespace "default". On a
-    /// machine with several addresses name each: by 0.0.0.0 an answer may leave from another than was asked.
+    /// Listener of Consul's DNS names, UDP and TCP, or "off"; repeatable; default: 127.0.0.1:8600, unless it is in use.
+    /// DNS authenticates no client: every client of the address reads the names of the namespace "default". On a
+    /// machine with several addresses name each: at 0.0.0.0 an answer may come from another address than the query's.
     #[arg(long, value_name = "ADDR:PORT")]
     dns_listen: Vec<Listen>,
-    /// Name server for names outside of consul, tried in the order given; repeatable. Without any they are refused.
+    /// Name server for names outside consul, tried in the given order; repeatable. Without any they are refused.
     #[arg(long = "dns-recursor", value_name = "ADDR[:PORT]", value_parser = recursor)]
     dns_recursors: Vec<SocketAddr>,
-    /// Seconds for which an address may be kept; 0 is Consul's.
+    /// Time to live of answers, seconds; Consul's default is 0.
     #[arg(long, default_value_t = dns::Settings::default().service_ttl, value_parser = clap::value_parser!(u32).range(0..=86400))]
     dns_service_ttl: u32,
-    /// Seconds for which it may be remembered that there is no such name.
+    /// Time to live of negative answers, seconds.
     #[arg(long, default_value_t = dns::Settings::default().negative_ttl, value_parser = clap::value_parser!(u32).range(0..=86400))]
     dns_negative_ttl: u32,
-    /// Leave out instances whose checks warn, too.
+    /// Leave out instances in warning, too.
     #[arg(long)]
     dns_only_passing: bool,
-    /// Most answers over UDP to a client without EDNS (Consul's udp_answer_limit is 3); 0: as many as fit.
+    /// Maximum number of answers over UDP to a client without EDNS (Consul's udp_answer_limit is 3); 0: as many as fit.
     #[arg(long, default_value_t = 0)]
     dns_udp_answer_limit: usize,
 }
 
-/// An address, port 53 where none is given.
+/// An address, with port 53 by default.
 fn recursor(text: &str) -> Result<SocketAddr, String> {
     let bare = || text.parse::<IpAddr>().ok().map(|ip| SocketAddr::new(ip, 53));
     text.parse().ok().or_else(bare).ok_or_else(|| "neither an IP address nor one with a port".into())
@@ -215,9 +217,9 @@ impl Dns {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    // On a thread of its own, which drops what it cannot write in time: a slow disk or a pipe that nobody reads must hold
-    // up no sidecar. The guard writes what is left at the end.
-    // Its queue is memory from the start, 40 bytes a line: the default would be 5 MB.
+    // On a thread of its own, which drops lines that it cannot write in time: a slow disk or an unread pipe must not
+    // delay any sidecar. The guard writes the remaining lines at the end. Its queue is allocated at the start, 40 bytes
+    // for each line: the default would be 5 MB.
     let queue = NonBlockingBuilder::default().buffered_lines_limit(LOG_LINES);
     let (log, _guard) = queue.finish(std::io::stderr());
     tracing_subscriber::fmt()
@@ -273,7 +275,7 @@ async fn stop_signal() {
     }
 }
 
-/// Each sidecar holds a descriptor or two: what the administrator allows is taken.
+/// Each sidecar needs a descriptor or two: the limit is raised as far as the administrator allows.
 fn raise_descriptor_limit() {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);

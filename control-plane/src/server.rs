@@ -1,5 +1,5 @@
-//! Puts the control plane together: store, CA, registry, policies, discovery, and the listeners: sidecars', the
-//! administrator's, DNS.
+//! Assembles the control plane: store, CA, registry, policies, discovery, and the listeners for sidecars, the
+//! administrator and DNS.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -45,38 +45,38 @@ use crate::store::snapshot::automatic;
 use crate::store::{self, Condition, Op, Table};
 use crate::telemetry::Telemetry;
 
-/// How a control plane runs.
+/// The configuration of a control plane.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Folder of the store and the administrator's socket.
     pub data_dir: PathBuf,
     /// `etcd://...` of the store that several control planes share; `None`: the embedded one.
     pub store: Option<String>,
-    /// How etcd is reached.
+    /// The connection to etcd.
     pub etcd: Access,
     /// Automatic snapshots of the store.
     pub snapshots: automatic::Settings,
     /// Folder of policy files, watched.
     pub policies: Option<PathBuf>,
-    /// How long the documents of a policy file are kept that was emptied or removed.
+    /// How long the documents of an emptied or removed policy file are kept.
     pub policy_grace: Duration,
-    /// Where sidecars connect.
+    /// The listener for sidecars.
     pub listen: SocketAddr,
     /// Trust domain of a mesh that is created now; an existing one keeps its own.
     pub trust_domain: String,
     /// Longest life of a sidecar's certificate.
     pub certificate_ttl: Duration,
-    /// For so long after its end a certificate can be renewed by its own key.
+    /// Time after its expiry during which a certificate can be renewed with its own key.
     pub renewal_grace: Duration,
     /// Time without a sign of life after which a sidecar's instances are removed.
     pub lease: Duration,
-    /// Where Consul's DNS names are served.
+    /// Listeners of Consul's DNS names.
     pub dns_listen: Vec<Listen>,
-    /// How they are answered.
+    /// Options of DNS answers.
     pub dns: dns::Settings,
-    /// Where programs without a sidecar find Consul's API and Eureka's.
+    /// Listeners of Consul's API and Eureka's for programs without a sidecar.
     pub http: listener::Settings,
-    /// They may register there, with a token.
+    /// Whether such programs may register, with a token.
     pub allow_external: bool,
     /// The other data centres.
     pub federation: federation::Settings,
@@ -88,7 +88,7 @@ pub const ADMIN_SOCKET: &str = "admin.sock";
 /// Runs until `stop` resolves.
 ///
 /// # Errors
-/// When something it needs is not to be had: the store, a listener, the policy folder.
+/// If the store, a listener or the policy folder is unavailable.
 pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
     let store: store::Shared = match &config.store {
         Some(url) => Arc::new(Etcd::connect(url, &config.etcd).await?),
@@ -175,7 +175,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
     };
     let incoming = peer::accept(&ca, sidecars, config.renewal_grace, refusals)?;
     let server = Server::builder()
-        // A sidecar that is cut off is noticed in seconds; its lease runs from then.
+        // A broken connection to a sidecar is detected in seconds; its lease runs from then.
         .http2_keepalive_interval(Some(Duration::from_secs(5)))
         .http2_keepalive_timeout(Some(Duration::from_secs(5)))
         .add_service(AggregatedDiscoveryServiceServer::new(DiscoveryService(discovery.clone())))
@@ -195,7 +195,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
 async fn open_ca(store: &store::Shared, trust_domain: &str) -> Result<Ca> {
     let make = || {
         let (_, record) = Ca::create(trust_domain, SystemTime::now())?;
-        tracing::info!(trust_domain, "made a new root certificate");
+        tracing::info!(trust_domain, "created a new root certificate");
         Ok(serde_json::to_vec(&record)?)
     };
     let json = secret(store, "ca", make).await?;
@@ -212,13 +212,13 @@ async fn token_secret(store: &store::Shared) -> Result<Vec<u8>> {
     secret(store, "tokens", make).await
 }
 
-/// A secret that is made by whoever needs it first.
+/// A secret, created by the first control plane that needs it.
 async fn secret(store: &store::Shared, key: &str, make: impl Fn() -> Result<Vec<u8>>) -> Result<Vec<u8>> {
     loop {
         if let Some(record) = store.get(Table::Secrets, key).await? {
             return Ok(record.value);
         }
-        // Another control plane may be faster: then its secret is everybody's.
+        // Another control plane may be faster: then its secret is used by all.
         store.txn(vec![Condition::absent(Table::Secrets, key)], vec![Op::put(Table::Secrets, key, make()?)]).await?;
     }
 }

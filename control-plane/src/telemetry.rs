@@ -1,7 +1,7 @@
 //! Readiness and metrics of the control plane, for probes and Prometheus, at the listener of [`crate::api::listener`].
 //!
-//! Sidecars are served from memory while the store takes no writes, so the process stays alive then and is not ready: it
-//! refuses registrations. Liveness is that the port answers.
+//! Sidecars are served from memory while the store accepts no writes, so the process stays alive then and is not ready:
+//! it refuses registrations. Liveness is that the port answers.
 
 use std::fmt::Write;
 use std::sync::Arc;
@@ -18,24 +18,24 @@ pub const READY: &str = "/healthz/ready";
 /// Path of the metrics.
 pub const METRICS: &str = "/metrics";
 
-/// What is reported.
+/// The sources of the metrics.
 #[derive(Clone, Default)]
 pub struct Telemetry {
-    /// Whether the store takes writes.
+    /// Whether the store accepts writes.
     pub store: Arc<Health>,
-    /// Requests of sidecars that were out of bounds.
+    /// Number of sidecars' requests that were out of bounds.
     pub out_of_bounds: Arc<AtomicU64>,
-    /// Snapshots made by itself.
+    /// Automatic snapshots.
     pub snapshots: Arc<automatic::Counts>,
 }
 
-/// One line for people: what a store's problem is, and since when.
+/// One line for people: a store's problem and its duration.
 pub fn describe(problem: &Problem) -> String {
-    format!("the store has taken no writes for {} s: {}", problem.age().as_secs(), problem.reason)
+    format!("the store has accepted no writes for {} s: {}", problem.age().as_secs(), problem.reason)
 }
 
 impl Telemetry {
-    /// The answer of a path, `None` for one that is not of telemetry.
+    /// The response for a path, `None` for other paths.
     pub fn answer(&self, path: &str) -> Option<Answered> {
         match path {
             READY => Some(self.ready()),
@@ -58,17 +58,17 @@ impl Telemetry {
             (
                 "weft_store_writable",
                 "gauge",
-                "1 while the store takes writes, else 0.",
+                "1 while the store accepts writes, else 0.",
                 u64::from(self.store.problem().is_none()),
             ),
             ("weft_store_write_failures_total", "counter", "Writes that the store refused.", self.store.failures()),
             (
                 "weft_store_repairs_total",
                 "counter",
-                "Damaged stores taken back to an older state.",
+                "Damaged stores that were reset to an older state.",
                 self.store.repairs(),
             ),
-            ("weft_snapshots_total", "counter", "Automatic snapshots made.", of_snapshots(&self.snapshots.made)),
+            ("weft_snapshots_total", "counter", "Automatic snapshots made.", of_snapshots(&self.snapshots.written)),
             (
                 "weft_out_of_bounds_total",
                 "counter",
@@ -82,7 +82,7 @@ impl Telemetry {
                 of_snapshots(&self.snapshots.failed),
             ),
         ] {
-            // A String takes everything.
+            // Writing to a String cannot fail.
             let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");
         }
         text

@@ -35,7 +35,7 @@ pub(crate) fn instance(service: &str, id: &str, address: &str, port: u16) -> Ins
     }
 }
 
-/// Documents of a text that must be without problems of error.
+/// Documents of a text that must have no errors.
 pub(crate) fn documents(text: &str) -> Vec<Arc<Document>> {
     let parsed = parse_policies("test.yaml", text);
     assert!(!parsed.has_errors(), "{:#?}", parsed.problems);

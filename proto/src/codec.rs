@@ -1,5 +1,5 @@
-//! Messages on the wire, with small buffers: a control plane has thousands of streams that are quiet most of the time, and each
-//! keeps its buffers.
+//! Messages on the wire, with small buffers: a control plane has thousands of streams that are idle most of the time,
+//! and each keeps its buffers.
 
 use std::marker::PhantomData;
 
@@ -7,9 +7,10 @@ use prost::Message;
 use tonic::codec::{BufferSettings, Codec};
 use tonic_prost::ProstCodec;
 
-/// Bytes of a stream's buffers at its beginning, by which they grow for larger messages.
+/// Initial size of a stream's buffer, by which it grows for larger messages.
 pub const BUFFER: usize = 4 << 10;
-/// So much is gathered before it is sent: a message that nearly fills the buffer goes alone, as the next one would let it grow.
+/// Bytes that are gathered before they are sent: a message that nearly fills the buffer is sent alone, because the next
+/// one would make it grow.
 const GATHERED: usize = 1 << 10;
 
 /// [`ProstCodec`] with small buffers; those of tonic have 8 KiB and gather 32.
@@ -37,7 +38,7 @@ where
     }
 
     fn decoder(&mut self) -> Self::Decoder {
-        // Grows with what comes: requests are short.
+        // Grows with the messages: requests are short.
         ProstCodec::<T, U>::raw_decoder(BufferSettings::new(BUFFER / 8, GATHERED))
     }
 }

@@ -1,7 +1,7 @@
 //! Wire messages of Weft, generated from the `.proto` files beside this crate.
 //!
-//! `envoy` is the standard delta discovery protocol, wire-compatible with Envoy's; `etcd` is etcd's; `v1` holds Weft's own resources and
-//! services.
+//! `envoy` is the standard delta discovery protocol, wire-compatible with Envoy's; `etcd` is etcd's; `v1` contains
+//! Weft's own resources and services.
 
 #![allow(missing_docs, unreachable_pub, clippy::all, clippy::unwrap_used, clippy::expect_used)]
 
@@ -18,7 +18,7 @@ pub mod etcd {
     pub mod mvccpb {
         tonic::include_proto!("mvccpb");
     }
-    /// Requests and their answers.
+    /// Requests and responses.
     pub mod etcdserverpb {
         tonic::include_proto!("etcdserverpb");
     }

@@ -182,7 +182,7 @@ fn failover(one: &Mesh, near: &Instance, front: &Pod) -> Result<()> {
     let explained = one.weftctl(&["route", "http://order-service/"])?;
     ensure!(explained.contains("100 % to data centre dc2 by its gateway "), "{explained}");
     ensure!(
-        explained.contains(": 0 of 1 endpoints here serve") && explained.contains("used for fail-over"),
+        explained.contains(": 0 of 1 endpoints here are available") && explained.contains("used for fail-over"),
         "{explained}"
     );
     // The gateway sees connections, not requests: those of requests at the same time are spread.

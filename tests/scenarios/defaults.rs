@@ -104,7 +104,7 @@ fn what_the_mesh_has_as_defaults() -> Result<()> {
     std::fs::write(&file, MESH.replace("name: installation", "name: second"))?;
     let said = mesh.weftctl(&["apply", "-f", &file.to_string_lossy()])?;
     let ignored =
-        "IstioOperator/istio-system/installation is older and says what holds in the mesh: this one is ignored";
+        "IstioOperator/istio-system/installation is older and has the settings of the mesh: this one is ignored";
     ensure!(said.contains(ignored), "{said}");
     std::fs::write(&file, MESH.replace("    accessLogFile: /dev/stdout", "    trustDomain: other.example"))?;
     let refused = mesh.weftctl(&["apply", "-f", &file.to_string_lossy()]);

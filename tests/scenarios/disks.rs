@@ -86,7 +86,7 @@ fn recovered(mesh: &mut Mesh) -> Result<()> {
     let process = mesh.control_plane.as_mut().context("it runs")?;
     ensure!(process.is_running(), "it was not restarted");
     let log = process.output();
-    ensure!(log.contains("takes no writes: ") && log.contains("takes writes again"), "{log}");
+    ensure!(log.contains("accepts no writes: ") && log.contains("accepts writes again"), "{log}");
     Ok(())
 }
 

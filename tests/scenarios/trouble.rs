@@ -123,7 +123,7 @@ fn unauthenticated_peers_are_refused_with_the_reason() -> Result<()> {
     let sidecar = mesh.sidecar_unready(&forger, "forger", &[])?;
     wait_for("the refusal", Duration::from_secs(10), || {
         let log = sidecar.output();
-        ensure!(log.contains("the join token was not made by this control plane"), "{log}");
+        ensure!(log.contains("the join token was not created by this control plane"), "{log}");
         Ok(())
     })?;
     // A server with another identity at a registered address: the instance dies, and a stranger takes its address.

@@ -9,15 +9,15 @@ use clap_complete::Shell;
 /// Prints a completion script: `source <(weftctl completion bash)`
 #[derive(Debug, clap::Args)]
 pub struct Completion {
-    /// Shell that will read it
+    /// Shell that reads it
     shell: Shell,
 }
 
 impl Completion {
-    /// Runs it; `command` is what is completed.
+    /// Runs it; `command` is the completed command.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// If it cannot be written.
     pub fn run(&self, mut command: clap::Command, out: &mut impl Write) -> Result<ExitCode> {
         let mut script = Vec::new();
         let name = command.get_name().to_owned();

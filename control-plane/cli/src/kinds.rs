@@ -1,4 +1,4 @@
-//! Objects as they are named on a command line: kubectl's words for kinds and its forms of names.
+//! Names of objects on a command line: kubectl's words for kinds and its forms of names.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use weft_proto::v1::ObjectName;
 
 use weft_policy::{Kind, nearest_kind};
 
-/// Short names as Istio's resource definitions and kubectl have them.
+/// Short names of Istio's resource definitions and of kubectl.
 const SHORT: [(&str, Kind); 10] = [
     ("dr", Kind::DestinationRule),
     ("vs", Kind::VirtualService),
@@ -21,23 +21,23 @@ const SHORT: [(&str, Kind); 10] = [
     ("iop", Kind::IstioOperator),
 ];
 
-/// The kind that a word means: its name or plural in any case, with or without its API group, or its short name.
+/// The kind of a word: its name or plural in any case, with or without its API group, or its short name.
 ///
 /// # Errors
-/// Names the nearest kind, or all of them.
+/// If there is none; the error names the nearest kind, or all of them.
 pub(super) fn kind(word: &str) -> Result<Kind> {
     let (bare, _) = word.split_once('.').unwrap_or((word, ""));
     let lower = bare.to_ascii_lowercase();
     let short = SHORT.iter().find(|(short, _)| *short == lower).map(|(_, kind)| *kind);
-    let named = || Kind::ALL.into_iter().find(|kind| is_named(kind.name(), &lower));
-    short.or_else(named).ok_or_else(|| anyhow!("there is no kind {word:?}{}", nearest_kind(bare)))
+    let by_name = || Kind::ALL.into_iter().find(|kind| is_named(kind.name(), &lower));
+    short.or_else(by_name).ok_or_else(|| anyhow!("there is no kind {word:?}{}", nearest_kind(bare)))
 }
 
 /// Whether a word in lower case is a name or its plural.
 fn is_named(name: &str, word: &str) -> bool {
     let name = name.to_ascii_lowercase();
     let plural = match name.strip_suffix('y') {
-        // A vowel before it keeps it: gateways.
+        // A vowel before the `y` keeps it: gateways.
         Some(stem) if !stem.ends_with(['a', 'e', 'o', 'u']) => format!("{stem}ies"),
         _ => format!("{name}s"),
     };
@@ -49,14 +49,14 @@ fn is_named(name: &str, word: &str) -> bool {
 pub(super) struct Selector {
     /// None: all kinds.
     pub(super) kinds: Vec<Kind>,
-    /// None: as the command's option says.
+    /// None: the command's option.
     pub(super) namespace: Option<String>,
-    /// None: all of them.
+    /// None: all objects.
     pub(super) name: Option<String>,
 }
 
 impl Selector {
-    /// Whether it means an object; `namespace` is the option's, empty: all.
+    /// Whether it selects an object; `namespace` is the option's, empty: all.
     pub(super) fn means(&self, object: &ObjectName, namespace: &str) -> bool {
         let namespace = self.namespace.as_deref().unwrap_or(namespace);
         (self.kinds.is_empty() || self.kinds.iter().any(|kind| kind.name() == object.kind))
@@ -74,10 +74,11 @@ impl fmt::Display for Selector {
     }
 }
 
-/// What words mean: `KIND[,KIND]... [NAME]...`, or `KIND/NAME` and `KIND/NAMESPACE/NAME` in any number; none: all.
+/// The selectors of a command line: `KIND[,KIND]... [NAME]...`, or `KIND/NAME` and `KIND/NAMESPACE/NAME` in any number;
+/// none: all.
 ///
 /// # Errors
-/// When there is no such kind, or the forms are mixed.
+/// If there is no such kind, or the forms are mixed.
 pub(super) fn selectors(words: &[String]) -> Result<Vec<Selector>> {
     let Some((first, names)) = words.split_first() else {
         return Ok(vec![Selector { kinds: Vec::new(), namespace: None, name: None }]);
@@ -98,7 +99,7 @@ pub(super) fn selectors(words: &[String]) -> Result<Vec<Selector>> {
 
 fn path(word: &str) -> Result<Selector> {
     let parts: Vec<&str> = word.split('/').collect();
-    let form = || anyhow!("{word:?} is not KIND/NAME or KIND/NAMESPACE/NAME; do not mix it with KIND NAME");
+    let form = || anyhow!("{word:?} is not KIND/NAME or KIND/NAMESPACE/NAME; the two forms cannot be mixed");
     let (of, namespace, name) = match parts[..] {
         [of, name] => (of, None, name),
         [of, namespace, name] => (of, Some(namespace), name),

@@ -42,7 +42,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    // Without colours where it is no terminal.
+    // Colours are removed if the stream is not a terminal.
     let out = &mut anstream::stdout().lock();
     let result = runtime.block_on(async {
         match Weftctl::parse().command {

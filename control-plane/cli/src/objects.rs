@@ -14,19 +14,19 @@ use super::style;
 use crate::files::{self, InputFile};
 use weft_policy::yaml;
 
-/// Shows policies: all, of some kinds, or those that are named
+/// Shows policies: all, of some kinds, or by name
 #[derive(Debug, clap::Args)]
 pub struct Get {
     /// KIND[,KIND] [NAME]..., or KIND/NAME and KIND/NAMESPACE/NAME; kinds also by kubectl's short names (dr, vs, se, gw)
     #[arg(value_name = "KIND [NAME]")]
     objects: Vec<String>,
-    /// Namespace; all where it is not given
+    /// Namespace; default: all
     #[arg(short, long, default_value = "")]
     namespace: String,
-    /// All namespaces, as where none is given
+    /// All namespaces, which is the default
     #[arg(short = 'A', long, conflicts_with = "namespace")]
     all_namespaces: bool,
-    /// A table, `wide` with hosts, `name` for KIND/NAMESPACE/NAME alone, `yaml` as they were given, or `json`
+    /// A table, `wide` with hosts, `name` for KIND/NAMESPACE/NAME only, `yaml` as they were applied, or `json`
     #[arg(short, long, default_value = "table", value_parser = ["table", "wide", "name", "yaml", "json"])]
     output: String,
     #[command(flatten)]
@@ -34,15 +34,15 @@ pub struct Get {
 }
 
 impl Get {
-    /// Runs it. The exit status is 1 where one that is named is not there.
+    /// Runs it. The exit status is 1 if a named object does not exist.
     ///
     /// # Errors
-    /// When the control plane cannot be reached.
+    /// If the control plane is unreachable.
     pub async fn run(&self, out: &mut impl Write) -> Result<ExitCode> {
-        let wanted = kinds::selectors(&self.objects)?;
+        let selectors = kinds::selectors(&self.objects)?;
         let all = self.remote.connect().await?.get(v1::GetRequest { object: None }).await;
-        let (found, missing) = pick(all.map_err(refused)?.into_inner().objects, &wanted, &self.namespace);
-        show(&found, &self.output, wanted.len() == 1 && wanted[0].name.is_some(), out)?;
+        let (found, missing) = pick(all.map_err(refused)?.into_inner().objects, &selectors, &self.namespace);
+        show(&found, &self.output, selectors.len() == 1 && selectors[0].name.is_some(), out)?;
         for missing in &missing {
             eprintln!("weftctl: there is no {missing}");
         }
@@ -50,13 +50,13 @@ impl Get {
     }
 }
 
-/// Those that are wanted, and what is named and not there.
-fn pick(all: Vec<Object>, wanted: &[Selector], namespace: &str) -> (Vec<Object>, Vec<Selector>) {
+/// The selected objects, and the named ones that do not exist.
+fn pick(all: Vec<Object>, selectors: &[Selector], namespace: &str) -> (Vec<Object>, Vec<Selector>) {
     let name = |object: &Object| object.object.clone().unwrap_or_default();
-    let means = |wanted: &Selector, object: &Object| wanted.means(&name(object), namespace);
-    let missing = wanted.iter().filter(|one| one.name.is_some() && !all.iter().any(|object| means(one, object)));
+    let means = |selectors: &Selector, object: &Object| selectors.means(&name(object), namespace);
+    let missing = selectors.iter().filter(|one| one.name.is_some() && !all.iter().any(|object| means(one, object)));
     let missing = missing.cloned().collect();
-    (all.into_iter().filter(|object| wanted.iter().any(|one| means(one, object))).collect(), missing)
+    (all.into_iter().filter(|object| selectors.iter().any(|one| means(one, object))).collect(), missing)
 }
 
 fn show(objects: &[Object], output: &str, one: bool, out: &mut impl Write) -> Result<()> {
@@ -110,7 +110,7 @@ fn table(objects: &[Object], wide: bool, out: &mut impl Write) -> Result<()> {
     Ok(())
 }
 
-/// What a document is about: its host or hosts, those of a Gateway's servers, or the labels that it selects by.
+/// The subject of a document: its host or hosts, those of a Gateway's servers, or the labels that it selects by.
 fn hosts(document: &Value) -> String {
     let spec = &document["spec"];
     let texts = |value: &Value| -> Vec<String> {
@@ -130,7 +130,7 @@ fn hosts(document: &Value) -> String {
 /// A document as JSON.
 fn document(text: &str) -> Result<Value> {
     let (documents, errors) = yaml::parse(text);
-    ensure!(errors.is_empty(), "the control plane sent a document that is no YAML: {:?}", errors[0]);
+    ensure!(errors.is_empty(), "the control plane sent a document that is not YAML: {:?}", errors[0]);
     let first = documents.first().context("the control plane sent an empty document")?;
     Ok(to_json(&first.root))
 }
@@ -151,7 +151,7 @@ fn to_json(node: &yaml::Node) -> Value {
     }
 }
 
-/// Deletes policies that were applied: those that are named, or those in files
+/// Deletes policies that were applied: by name, or those in files
 #[derive(Debug, clap::Args)]
 pub struct Delete {
     /// KIND NAME..., or KIND/NAME and KIND/NAMESPACE/NAME; kinds also by kubectl's short names (dr, vs, se, gw)
@@ -166,7 +166,7 @@ pub struct Delete {
     /// An object that does not exist is not an error
     #[arg(long)]
     ignore_not_found: bool,
-    /// Also what another object needs, so that requests will fail
+    /// Also if another object needs it, so that requests will fail
     #[arg(long)]
     force: bool,
     #[command(flatten)]
@@ -174,34 +174,34 @@ pub struct Delete {
 }
 
 impl Delete {
-    /// Runs it: all that are named, whatever becomes of one of them. The exit status is 1 where one could not be deleted.
+    /// Runs it: all named objects, even if one of them fails. The exit status is 1 if one could not be deleted.
     ///
     /// # Errors
-    /// When the control plane cannot be reached, or a file cannot be read: then nothing is deleted.
+    /// If the control plane is unreachable, or a file cannot be read: then nothing is deleted.
     pub async fn run(&self, out: &mut impl Write) -> Result<ExitCode> {
-        let names = if self.files.is_empty() { self.named()? } else { of_files(&files::read(&self.files))? };
+        let names = if self.files.is_empty() { self.named_objects()? } else { of_files(&files::read(&self.files))? };
         let mut client = self.remote.connect().await?;
-        let held = client.get(v1::GetRequest { object: None }).await.map_err(refused)?.into_inner().objects;
+        let objects = client.get(v1::GetRequest { object: None }).await.map_err(refused)?.into_inner().objects;
         let mut failed = false;
         for (n, name) in names.iter().enumerate() {
-            let shown = format!("{}/{}/{}", name.kind, name.namespace, name.name);
-            if !held.iter().any(|object| object.object.as_ref() == Some(name)) {
+            let reference = format!("{}/{}/{}", name.kind, name.namespace, name.name);
+            if !objects.iter().any(|object| object.object.as_ref() == Some(name)) {
                 failed |= !self.ignore_not_found;
                 let word = if self.ignore_not_found { "not there" } else { &style::bad("not there") };
-                writeln!(out, "{shown} {word}")?;
+                writeln!(out, "{reference} {word}")?;
                 continue;
             }
             let (object, along) = (Some(name.clone()), names[n + 1..].to_vec());
             let request = v1::DeleteRequest { object, along, force: self.force };
             let deleted = client.delete(request).await.map_err(refused);
             let after = names.len() - n - 1;
-            let kept = || format!("{shown} may not have been deleted, and the {after} after it were not");
-            let reply = deleted.with_context(kept)?.into_inner();
+            let context = || format!("{reference} may not have been deleted, and the {after} after it were not");
+            let reply = deleted.with_context(context)?.into_inner();
             for line in &reply.warnings {
                 writeln!(out, "{}", style::problem(line))?;
             }
             if reply.error.is_empty() {
-                writeln!(out, "{shown} deleted")?;
+                writeln!(out, "{reference} deleted")?;
             } else {
                 failed = true;
                 writeln!(out, "{}", style::bad(&reply.error))?;
@@ -210,13 +210,15 @@ impl Delete {
         Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
     }
 
-    fn named(&self) -> Result<Vec<ObjectName>> {
+    fn named_objects(&self) -> Result<Vec<ObjectName>> {
         let mut names = Vec::new();
-        for wanted in kinds::selectors(&self.objects)? {
-            let Selector { kinds, namespace, name: Some(name) } = wanted else {
-                bail!("a kind and a name are needed, or a file (-f): all of a kind are not deleted at once");
+        for selectors in kinds::selectors(&self.objects)? {
+            let Selector { kinds, namespace, name: Some(name) } = selectors else {
+                bail!(
+                    "a kind and a name are required, or a file (-f): all objects of a kind cannot be deleted at once"
+                );
             };
-            ensure!(!kinds.is_empty(), "a kind is needed beside the name");
+            ensure!(!kinds.is_empty(), "a kind is required beside the name");
             let namespace = namespace.unwrap_or_else(|| self.namespace.clone());
             names.extend(kinds.iter().map(|kind| ObjectName {
                 kind: kind.name().to_owned(),
@@ -228,10 +230,10 @@ impl Delete {
     }
 }
 
-/// The objects of files, last first: what was applied after another may need it.
-fn of_files(given: &[InputFile]) -> Result<Vec<ObjectName>> {
+/// The objects of files, last first: an object may need those before it.
+fn of_files(files: &[InputFile]) -> Result<Vec<ObjectName>> {
     let mut names = Vec::new();
-    for InputFile { name, text } in given {
+    for InputFile { name, text } in files {
         let text = text.as_ref().map_err(|e| anyhow::anyhow!("{name}: cannot be read: {e}"))?;
         let parsed = weft_world::parse_policies(name, text);
         if let Some(problem) = parsed.problems.iter().find(|problem| problem.severity == weft_policy::Severity::Error) {
@@ -243,7 +245,7 @@ fn of_files(given: &[InputFile]) -> Result<Vec<ObjectName>> {
             name: document.name,
         }));
     }
-    ensure!(!names.is_empty(), "there is no object of the mesh in these files");
+    ensure!(!names.is_empty(), "these files contain no object of the mesh");
     names.reverse();
     Ok(names)
 }
@@ -295,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_named_and_not_there_is_missing() {
+    fn named_objects_that_do_not_exist_are_missing() {
         let all =
             || vec![object("DestinationRule", "default", "order", RULE), object("VirtualService", "shop", "order", "")];
         let picked = |words: &[&str], namespace: &str| {
@@ -312,13 +314,13 @@ mod tests {
 
     #[test]
     fn files_name_their_objects_last_first() {
-        let given = |text: &str| vec![InputFile { name: "a.yaml".into(), text: Ok(text.to_owned()) }];
+        let files = |text: &str| vec![InputFile { name: "a.yaml".into(), text: Ok(text.to_owned()) }];
         let two = format!("{RULE}---\n{}", RULE.replace("name: order", "name: b, namespace: shop"));
         let names: Vec<String> =
-            of_files(&given(&two)).unwrap().iter().map(|n| format!("{}/{}", n.namespace, n.name)).collect();
+            of_files(&files(&two)).unwrap().iter().map(|n| format!("{}/{}", n.namespace, n.name)).collect();
         assert_eq!(names, ["shop/b", "default/order"]);
-        let error = of_files(&given(&RULE.replace("maxConnections: 5", "maxConnections: x"))).unwrap_err().to_string();
+        let error = of_files(&files(&RULE.replace("maxConnections: 5", "maxConnections: x"))).unwrap_err().to_string();
         assert!(error.contains("a.yaml:6:") && error.ends_with("nothing was deleted"), "{error}");
-        assert!(of_files(&given("")).is_err());
+        assert!(of_files(&files("")).is_err());
     }
 }

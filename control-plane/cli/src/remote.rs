@@ -15,7 +15,7 @@ use weft_proto::v1::admin_client::AdminClient;
 use super::style;
 use crate::files::{self, InputFile};
 
-/// Where the control plane is.
+/// The address of the control plane.
 #[derive(Debug, clap::Args)]
 pub struct Remote {
     /// Socket of the control plane (admin.sock in its data folder)
@@ -23,7 +23,7 @@ pub struct Remote {
     socket: PathBuf,
 }
 
-/// Where the control plane has it unless `--data-dir` says otherwise.
+/// The control plane's default, unless `--data-dir` is set.
 const DEFAULT_SOCKET: &str = "/var/lib/weft/admin.sock";
 
 impl Remote {
@@ -39,7 +39,7 @@ impl Remote {
     }
 }
 
-/// Why the control plane is not reached, and what to do.
+/// The reason why the control plane is unreachable, and the remedy.
 fn unreachable(socket: &Path, error: &(dyn std::error::Error + 'static)) -> anyhow::Error {
     let mut cause: &(dyn std::error::Error + 'static) = error;
     let mut kind = None;
@@ -71,7 +71,7 @@ pub struct Apply {
     /// Files, directories of *.yaml, *.yml and *.json, or - for standard input
     #[arg(short, long = "file", required = true, value_name = "FILE|DIR|-")]
     files: Vec<PathBuf>,
-    /// Also where a new version lacks what another object needs, and requests will fail
+    /// Also if a new version lacks a part that another object needs, so that requests will fail
     #[arg(long)]
     force: bool,
     #[command(flatten)]
@@ -82,7 +82,7 @@ impl Apply {
     /// Runs it.
     ///
     /// # Errors
-    /// When a file cannot be read or the control plane not be reached.
+    /// If a file cannot be read or the control plane is unreachable.
     pub async fn run(&self, out: &mut impl Write) -> Result<ExitCode> {
         let mut files = Vec::new();
         for InputFile { name, text } in files::read(&self.files) {
@@ -109,11 +109,11 @@ impl Apply {
 /// Join tokens and API tokens
 #[derive(Debug, clap::Subcommand)]
 pub enum Token {
-    /// Makes a token and prints it
+    /// Creates a token and prints it
     Create(CreateToken),
 }
 
-/// What a token is for
+/// The rights of a token
 #[derive(Debug, clap::Args)]
 pub struct CreateToken {
     /// Namespace of the workload
@@ -122,17 +122,17 @@ pub struct CreateToken {
     /// Service account of the workload: the last part of its identity
     #[arg(long, required_unless_present = "api", conflicts_with = "api")]
     service_account: Option<String>,
-    /// Service that the holder may register; repeatable; the service account's name where none is given
+    /// Service that the holder may register; repeatable; default: the service account's name
     #[arg(long = "service")]
     services: Vec<String>,
     /// An API token: for a program that uses Consul's HTTP API (X-Consul-Token), not for a sidecar to join with
     #[arg(long)]
     api: bool,
-    /// Service that the holder of an API token may read, with * for any text; repeatable; all that its namespace sees
-    /// where none is given
+    /// Service that the holder of an API token may read, with * for any text; repeatable; default: all that its
+    /// namespace sees
     #[arg(long, requires = "api", value_name = "PATTERN")]
     read: Vec<String>,
-    /// Beginning of the keys that the holder of an API token may read and write; repeatable; none where none is given
+    /// Prefix of the keys that the holder of an API token may read and write; repeatable; default: none
     #[arg(long, requires = "api", value_name = "PREFIX")]
     kv: Vec<String>,
     /// Seconds until it expires; also with a unit: 30m, 12h, 7d
@@ -149,7 +149,7 @@ impl Token {
     /// Runs it.
     ///
     /// # Errors
-    /// When the control plane cannot be reached or refuses.
+    /// If the control plane is unreachable or refuses.
     pub async fn run(&self, out: &mut impl Write) -> Result<ExitCode> {
         let Token::Create(create) = self;
         let request = v1::CreateTokenRequest {
@@ -202,7 +202,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_socket_that_is_not_there_says_how_to_name_it() {
+    async fn a_missing_socket_is_reported_with_its_option() {
         let dir = tempfile::tempdir().unwrap();
         let remote = |name: &str| Remote { socket: dir.path().join(name) };
         let missing = remote("admin.sock").connect().await.unwrap_err().to_string();

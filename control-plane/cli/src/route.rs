@@ -16,23 +16,23 @@ use crate::files;
 use weft_policy::Severity;
 use weft_world::explain::{Client, Explanation, Name, Query, explain};
 
-/// Tells which route, subset, policy and endpoint a request would get, and why: of the live mesh, or with -f of files alone
+/// Explains which route, subset, policy and endpoint a request would get: in the live mesh, or with -f from files only
 ///
-/// Nothing is sent. The exit status is 0 when an endpoint would get the request, or when it is answered by a redirect or a
-/// direct response that is meant; and 1 when it would be refused, and on every error.
+/// No request is sent. The exit status is 0 if an endpoint would receive the request, or if a redirect or a direct
+/// response is configured for it; it is 1 if the request would be refused, and on every error.
 #[derive(Debug, clap::Args)]
 pub struct Route {
-    /// What would be given to curl: [http://]HOST[:PORT][/PATH]; with https:// it is TLS of the client's own
+    /// URL as for curl: [http://]HOST[:PORT][/PATH]; https:// means TLS of the client's own
     #[arg(value_name = "HOST[:PORT]/PATH")]
     url: String,
-    /// Workload that sends it: NAME, NAME.NAMESPACE or NAMESPACE/NAME. Without -f it is that of a connected sidecar, and
-    /// its labels and locality count; without --from it is a client of namespace default without labels
+    /// Workload that sends it: NAME, NAME.NAMESPACE or NAMESPACE/NAME. Without -f it is that of a connected sidecar,
+    /// with its labels and locality; default: a client of namespace default without labels
     #[arg(long, value_name = "WORKLOAD")]
     from: Option<String>,
-    /// Gateway by which it comes from outside the mesh: NAME, of namespace default, or NAMESPACE/NAME
+    /// Gateway through which it arrives from outside the mesh: NAME, of namespace default, or NAMESPACE/NAME
     #[arg(long, value_name = "GATEWAY", conflicts_with = "from")]
     gateway: Option<String>,
-    /// It comes to the gateway by TLS, as with https://
+    /// It reaches the gateway with TLS, as with https://
     #[arg(long, requires = "gateway")]
     tls: bool,
     /// Header of the request, repeatable; host is the authority instead of the URL's
@@ -41,17 +41,17 @@ pub struct Route {
     /// Method of the request
     #[arg(short = 'X', long, default_value = "GET")]
     method: String,
-    /// The client speaks TLS of its own, and asks for this server name
+    /// The client speaks TLS of its own, and sends this server name
     #[arg(long, value_name = "NAME")]
     sni: Option<String>,
-    /// Files, directories of *.yaml, *.yml and *.json, or - for standard input, repeatable: they alone decide, and no control
-    /// plane is asked. Who is registered is not known then
+    /// Files, directories of *.yaml, *.yml and *.json, or - for standard input, repeatable: the only policies, without
+    /// a control plane. Registrations are unknown then
     #[arg(short, long = "file", value_name = "FILE|DIR|-")]
     files: Vec<PathBuf>,
-    /// Label of the workload that sends it, repeatable
+    /// Label of the sending workload, repeatable
     #[arg(long = "label", value_name = "KEY=VALUE", requires = "files")]
     labels: Vec<String>,
-    /// Where the workload is that sends it
+    /// Locality of the sending workload
     #[arg(long, value_name = "REGION/ZONE/SUBZONE", requires = "files")]
     locality: Option<String>,
     /// `text` for people, `json` for programs
@@ -65,7 +65,7 @@ impl Route {
     /// Runs it.
     ///
     /// # Errors
-    /// When an argument is wrong, or the control plane cannot be reached or knows no such workload.
+    /// If an argument is invalid, the control plane is unreachable, or it has no such workload.
     pub async fn run(&self, out: &mut impl Write) -> Result<ExitCode> {
         let headers = pairs(&self.headers, ':', "-H").map_err(|e| anyhow!(e))?;
         let gateway = Client::gateway(self.gateway.as_deref().unwrap_or_default()).map_err(|e| anyhow!(e))?;
@@ -86,7 +86,7 @@ impl Route {
             }
             world.assume_registered();
             explain(&world, &client, &query, false, Instant::now())
-                .context("sidecars would refuse what the files say")?
+                .context("sidecars would refuse the policies of these files")?
         };
         if self.output == "json" {
             writeln!(out, "{:#}", serde_json::to_value(&explanation)?)?;
@@ -96,7 +96,7 @@ impl Route {
         Ok(if explanation.verdict.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
-    /// The URL, under https where `--tls` says so.
+    /// The URL, with https if `--tls` is given.
     fn address(&self) -> String {
         if self.tls && !self.url.contains("://") { format!("https://{}", self.url) } else { self.url.clone() }
     }
@@ -111,10 +111,10 @@ impl Route {
             gateway: self.gateway.clone().unwrap_or_default(),
         };
         let reply = self.remote.connect().await?.explain(request).await.map_err(refused)?.into_inner();
-        serde_json::from_str(&reply.explanation).context("the control plane is of another version than this weftctl")
+        serde_json::from_str(&reply.explanation).context("the control plane and this weftctl have different versions")
     }
 
-    /// Who sends it, where only files are known.
+    /// The sender, if only files are used.
     fn client(&self, from: Option<&Name>) -> Result<Client, String> {
         let labels: BTreeMap<String, String> = pairs(&self.labels, '=', "--label")?.into_iter().collect();
         let locality = self.locality.as_deref().unwrap_or_default();
@@ -130,7 +130,7 @@ impl Route {
     }
 }
 
-/// Names and values of an argument that is given several times.
+/// Names and values of a repeatable argument.
 fn pairs(given: &[String], separator: char, argument: &str) -> Result<Vec<(String, String)>, String> {
     let pair = |text: &String| match text.split_once(separator).map(|(name, value)| (name.trim(), value.trim())) {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),

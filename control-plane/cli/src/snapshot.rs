@@ -12,20 +12,20 @@ use weft_proto::v1::{SaveSnapshotRequest, SnapshotPiece};
 use super::remote::{Remote, refused};
 use weft_files::snapshot::{self, PIECE};
 
-/// Saves and restores all that the control plane keeps
+/// Saves and restores the control plane's data
 #[derive(Debug, clap::Subcommand)]
 pub enum Snapshot {
-    /// Writes a file with registrations, policies, key-value pairs and the certificate authority; it holds keys, and is
-    /// readable by its owner alone
+    /// Writes a file with registrations, policies, key-value pairs and the certificate authority; it contains keys, and
+    /// only its owner can read it
     Save {
-        /// Where to; a file that is there is not overwritten
+        /// File to write; an existing file is not overwritten
         file: PathBuf,
         #[command(flatten)]
         remote: Remote,
     },
-    /// Replaces all that the control plane keeps by what a file holds
+    /// Replaces the control plane's data with those of a file
     Restore {
-        /// Where from
+        /// File to read
         file: PathBuf,
         #[command(flatten)]
         remote: Remote,
@@ -36,7 +36,7 @@ impl Snapshot {
     /// Runs it.
     ///
     /// # Errors
-    /// When the file cannot be read or written, is no snapshot, or the control plane cannot be reached.
+    /// If the file cannot be read or written, is not a snapshot, or the control plane is unreachable.
     pub async fn run(&self, out: &mut impl Write) -> Result<ExitCode> {
         match self {
             Snapshot::Save { file, remote } => {
@@ -51,11 +51,11 @@ impl Snapshot {
                 let to = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(file);
                 let mut to = to.with_context(context)?;
                 to.write_all(&bytes).and_then(|()| to.sync_all()).with_context(context)?;
-                writeln!(out, "{records} records in {}; it holds the mesh's keys", file.display())?;
+                writeln!(out, "{records} records in {}; the file contains the mesh's keys", file.display())?;
             }
             Snapshot::Restore { file, remote } => {
                 let bytes = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
-                // Told here, before anything is sent.
+                // Checked here, before anything is sent.
                 snapshot::decode(&bytes).map_err(|e| anyhow::anyhow!("{}: {e}", file.display()))?;
                 let pieces: Vec<SnapshotPiece> =
                     bytes.chunks(PIECE).map(|piece| SnapshotPiece { bytes: piece.to_vec() }).collect();
@@ -63,7 +63,7 @@ impl Snapshot {
                 let restored = restored.map_err(refused)?.into_inner();
                 writeln!(out, "{} records restored", restored.records)?;
                 if restored.restart {
-                    writeln!(out, "the certificate authority is another one now: restart the control planes")?;
+                    writeln!(out, "the certificate authority has changed: restart the control planes")?;
                 }
             }
         }

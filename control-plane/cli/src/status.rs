@@ -12,24 +12,24 @@ use weft_proto::v1;
 use super::remote::{Remote, refused};
 use super::style::{self, bad, good, odd};
 
-/// Shows the mesh: services, instances, connected sidecars, and what each has acknowledged or refused
+/// Shows the mesh: services, instances, connected sidecars, and the updates that each has acknowledged or refused
 ///
-/// A mesh that does not fit a screen is summed up: how many there are, and what has problems.
+/// For a mesh that does not fit a screen, it shows totals and problems.
 #[derive(Debug, clap::Args)]
 pub struct Status {
-    /// `summary` where all would not fit a screen, `wide` for all, `json` for programs
+    /// `summary` if it does not fit a screen, `wide` for all, `json` for programs
     #[arg(short, long, default_value = "summary", value_parser = ["summary", "wide", "json"])]
     output: String,
-    /// Only services whose name or host fits this pattern; `*` stands for any text
+    /// Only services whose name or host matches this pattern; `*` stands for any text
     #[arg(long, value_name = "PATTERN", default_value = "")]
     service: String,
-    /// Only sidecars whose node fits this pattern
+    /// Only sidecars whose node matches this pattern
     #[arg(long, value_name = "PATTERN", default_value = "")]
     sidecar: String,
-    /// So many services and sidecars at most
+    /// Maximum number of services and sidecars
     #[arg(long, value_name = "COUNT", default_value_t = 0, hide_default_value = true)]
     limit: u32,
-    /// After the first so many
+    /// Number of services and sidecars to skip
     #[arg(long, value_name = "COUNT", default_value_t = 0, hide_default_value = true)]
     offset: u32,
     #[command(flatten)]
@@ -37,11 +37,11 @@ pub struct Status {
 }
 
 impl Status {
-    /// Runs it. The exit status is 1 while a policy is refused by its file's control plane or by a sidecar, and while the
-    /// store takes no writes.
+    /// Runs it. The exit status is 1 if a policy is refused by its file's control plane or by a sidecar, or if the
+    /// store accepts no writes.
     ///
     /// # Errors
-    /// When the control plane cannot be reached.
+    /// If the control plane is unreachable.
     pub async fn run(&self, out: &mut impl Write) -> Result<ExitCode> {
         let request = v1::StatusRequest {
             summary: self.output == "summary",
@@ -59,7 +59,7 @@ impl Status {
     }
 }
 
-/// Whether nothing is refused and the store takes writes.
+/// Whether no policy is refused and the store accepts writes.
 fn is_healthy(status: &v1::StatusReply) -> bool {
     let mut resources = status.sidecars.iter().flat_map(|sidecar| &sidecar.resources);
     status.store_problem.is_empty()
@@ -99,7 +99,7 @@ fn print(status: &v1::StatusReply, out: &mut impl Write) -> Result<()> {
     of_totals(&totals, version, shown, out)
 }
 
-/// What a large mesh is, in a few lines.
+/// A large mesh in a few lines.
 fn of_totals(
     totals: &v1::StatusTotals,
     version: u64,
@@ -178,9 +178,9 @@ fn of_sidecar(sidecar: &v1::SidecarStatus, out: &mut impl Write) -> Result<()> {
     Ok(())
 }
 
-/// One line. A data centre that is away is no error of this one: what it said last is used.
+/// One line. An unreachable data centre is not an error of this one: its last summary is used.
 fn of_datacenter(datacenter: &v1::DatacenterStatus) -> String {
-    let heard = datacenter.heard_s.map_or_else(|| "never heard of".into(), |s| format!("last heard of {s} s ago"));
+    let heard = datacenter.heard_s.map_or_else(|| "never connected".into(), |s| format!("last message {s} s ago"));
     let state = if datacenter.connected { "connected".to_owned() } else { odd("NOT CONNECTED") };
     let error = if datacenter.error.is_empty() { String::new() } else { format!("  ({})", datacenter.error) };
     let (name, address) = (&datacenter.name, &datacenter.address);
@@ -191,7 +191,7 @@ fn none(version: &str) -> &str {
     if version.is_empty() { "none" } else { version }
 }
 
-/// The same for programs: the names of the API's fields, in camel case.
+/// The status for programs: the names of the API's fields, in camel case.
 fn to_json(status: &v1::StatusReply) -> Value {
     let list = |items: Vec<Value>| Value::Array(items);
     json!({

@@ -1,17 +1,17 @@
-//! Colours of what `weftctl` prints. They are always written: the stream that it prints to leaves them out where it is no
-//! terminal, or where `NO_COLOR` is set.
+//! Colours of `weftctl`'s output. They are always written: the output stream removes them if it is not a terminal, or
+//! if `NO_COLOR` is set.
 
-/// As what is well.
+/// A good state.
 pub(super) fn good(text: &str) -> String {
     format!("\x1b[32m{text}\x1b[0m")
 }
 
-/// As what needs a look.
+/// An unusual state.
 pub(super) fn odd(text: &str) -> String {
     format!("\x1b[33m{text}\x1b[0m")
 }
 
-/// As what is broken.
+/// A broken state.
 pub(super) fn bad(text: &str) -> String {
     format!("\x1b[1;31m{text}\x1b[0m")
 }

@@ -1,6 +1,7 @@
 //! `weftctl validate`: checks policy files without a control plane.
 //!
-//! Prints one line a problem, as compilers do, so that editors and CI can jump to it, or a JSON list for programs.
+//! Prints one line for each problem, as compilers do, so that editors and CI can jump to it, or a JSON list for
+//! programs.
 
 use std::{io::Write, path::PathBuf, process::ExitCode, sync::Arc};
 
@@ -18,10 +19,10 @@ pub struct Validate {
     /// Files, directories of *.yaml, *.yml and *.json, or - for standard input; checked together
     #[arg(required = true, value_name = "FILE|DIR|-")]
     paths: Vec<PathBuf>,
-    /// `text` for one line a problem, `json` for a list of them
+    /// `text` for one line for each problem, `json` for a list of them
     #[arg(short, long, default_value = "text", value_parser = ["text", "json"])]
     output: String,
-    /// Shows what may be right too: hosts that only the registry can offer, annotations that have no effect here
+    /// Shows probable mistakes too: hosts that only the registry can offer, annotations that have no effect here
     #[arg(short, long)]
     verbose: bool,
 }
@@ -36,7 +37,7 @@ impl Validate {
     }
 }
 
-/// Prints what is wrong with files, as `output` says. The exit status is 1 if any of it is an error.
+/// Prints the problems of files in the form `output`. The exit status is 1 if any of them is an error.
 pub(super) fn report(
     out: &mut impl Write,
     output: &str,
@@ -64,7 +65,7 @@ pub(super) fn report(
     Ok(code)
 }
 
-/// The world as the files alone have it, and all that is wrong with them. Who is registered is not known here.
+/// The world of the files, and all of their problems. Registrations are unknown here.
 pub(super) fn analyse(given: &[InputFile]) -> (World, Vec<Problem>) {
     let mut documents: Vec<Document> = Vec::new();
     let mut problems: Vec<Problem> = Vec::new();

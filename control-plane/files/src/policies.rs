@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 use std::{fs, io};
 
-/// Deepest directory; also ends circles of symbolic links.
+/// Deepest directory; also ends loops of symbolic links.
 const MAX_DEPTH: usize = 16;
 
-/// What differs between two versions of a file.
+/// The properties that differ between two versions of a file.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Stamp {
     /// Time of the last modification.
@@ -27,13 +27,13 @@ impl Stamp {
 /// Files ending in `.yaml`, `.yml` or `.json` in `directory` and below, without hidden ones, sorted.
 ///
 /// # Errors
-/// When a directory cannot be read.
+/// If a directory cannot be read.
 pub fn policy_files(directory: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(stamped(directory)?.into_iter().map(|(path, _)| path.into()).collect())
 }
 
-/// The same with their stamps, sorted by the bytes of their paths: a path's own order looks at its components, which costs
-/// more than all else here.
+/// The same with their stamps, sorted by the bytes of their paths: the order of `Path` compares components, which would
+/// be the largest cost here.
 pub fn stamped(directory: &Path) -> io::Result<Vec<(OsString, Stamp)>> {
     let mut files = Vec::new();
     list(directory, 0, &mut files)?;
@@ -52,7 +52,7 @@ fn list(directory: &Path, depth: usize, files: &mut Vec<(OsString, Stamp)>) -> i
             continue;
         }
         let path = entry.path();
-        // A file that vanishes meanwhile, or a link to nowhere, is no file.
+        // A file that vanishes meanwhile, or a broken link, is skipped.
         let metadata = if kind.is_symlink() { fs::metadata(&path) } else { entry.metadata() };
         let Ok(metadata) = metadata else { continue };
         if metadata.is_dir() && depth < MAX_DEPTH {

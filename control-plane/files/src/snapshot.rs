@@ -1,8 +1,8 @@
 //! The form of a snapshot: one file with every record of the store that is not bound to a lease.
 //!
 //! The file is a line that names its form, the records (each with its length before it, as protobuf delimits messages),
-//! and at the end the SHA-256 of all before, so that a truncated file is never restored. It holds the keys of the certificate
-//! authority: it is written readable by its owner alone.
+//! and at the end the SHA-256 of all before, so that a truncated file is never restored. It contains the keys of the
+//! certificate authority, so only its owner can read it.
 
 use aws_lc_rs::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
 use prost::Message;
@@ -12,10 +12,10 @@ use weft_proto::v1::SnapshotRecord;
 const FORM: &[u8] = b"weft-snapshot-1\n";
 /// Largest file that is restored, bytes: it is checked as a whole before anything is changed.
 pub const MAX_FILE: usize = 1 << 30;
-/// Bytes of one message of a snapshot that is sent.
+/// Bytes of one message of a snapshot on the wire.
 pub const PIECE: usize = 1 << 20;
 
-/// The file of these records.
+/// The file with these records.
 pub fn encode(records: impl IntoIterator<Item = SnapshotRecord>) -> Vec<u8> {
     let mut file = FORM.to_vec();
     for record in records {
@@ -29,12 +29,12 @@ pub fn encode(records: impl IntoIterator<Item = SnapshotRecord>) -> Vec<u8> {
 /// The records of a file.
 ///
 /// # Errors
-/// When it is no snapshot, or damaged.
+/// If it is not a snapshot, or damaged.
 pub fn decode(file: &[u8]) -> Result<Vec<SnapshotRecord>, String> {
     let body_at = file.len().checked_sub(SHA256_OUTPUT_LEN).filter(|at| *at >= FORM.len() && file.starts_with(FORM));
     let (body, sum) = file.split_at(body_at.ok_or("this is not a snapshot of Weft")?);
     if digest(&SHA256, body).as_ref() != sum {
-        return Err("the snapshot is damaged: its checksum is another".into());
+        return Err("the snapshot is damaged: its checksum does not match".into());
     }
     let mut left = body.get(FORM.len()..).unwrap_or_default();
     let mut records = Vec::new();

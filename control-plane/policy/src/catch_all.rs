@@ -1,10 +1,10 @@
-//! Routes and matches that take every request: later ones are never reached.
+//! Routes and matches that take every request: later ones are unreachable.
 
 use weft_proto::v1;
 
 use super::Route;
 
-/// Whether a route with these matches takes every request, so that no later one is ever reached.
+/// Whether a route with these matches takes every request, so that later routes are unreachable.
 pub fn is_catch_all(matches: &[v1::HttpMatch]) -> bool {
     matches.is_empty() || matches.iter().any(is_unconditional)
 }

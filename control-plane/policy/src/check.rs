@@ -1,8 +1,8 @@
 //! Checks of documents against each other.
 //!
-//! An error is a document that cannot work whatever else is registered: one that names a part of another document which
-//! that document lacks. A name that another source may offer, or a setting that has less effect than it seems to have, is a
-//! warning. The number of documents is not bounded, so every check uses an index: its time is linear in their size.
+//! An error is a document that cannot work whatever else is registered, such as one that refers to a missing part of
+//! another document. A name that another source may offer, or a setting that has less effect than it seems to have, is
+//! a warning. The number of documents is not bounded, so every check uses an index: its time is linear in their size.
 
 mod aliases;
 mod connections;
@@ -20,7 +20,7 @@ pub use destinations::destinations;
 
 use super::{Code, Document, Finding, Object, Problem, mesh_config, placed};
 
-/// Problems between `documents`, which is everything that is to be applied together.
+/// Problems between `documents`, which are all the documents that are applied together.
 pub fn check(documents: &[&Document]) -> Vec<Problem> {
     let exported = mesh_config::exported(documents);
     let documents: Vec<&Document> = exported.iter().map(AsRef::as_ref).collect();

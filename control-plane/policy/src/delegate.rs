@@ -1,9 +1,9 @@
 //! Delegates: a VirtualService without hosts holds routes that others include by `delegate`. They are joined before
-//! policies are applied, so that nothing else knows of delegates.
+//! policies are applied, so that no other module handles delegates.
 //!
-//! As in Istio, a route of the delegate is for the requests that match both its own condition and that of the delegating
-//! route. Its own settings come before those of the delegating route. Where the two conditions contradict each other the
-//! route is left out.
+//! As in Istio, a route of the delegate is for the requests that match both its own condition and that of the
+//! delegating route. Its own settings take precedence over those of the delegating route. If the two conditions
+//! contradict each other, the route is left out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -24,7 +24,7 @@ pub fn join(documents: Vec<Arc<Document>>) -> Vec<Arc<Document>> {
     documents.into_iter().zip(joined).map(|(document, joined)| joined.map_or(document, Arc::new)).collect()
 }
 
-/// What is wrong between delegates and those that name them.
+/// Problems between delegates and the VirtualServices that name them.
 pub(super) fn check(documents: &[&Document]) -> Vec<Problem> {
     let delegates = Delegates::of(documents.iter().copied());
     let mut problems = Vec::new();
@@ -85,16 +85,17 @@ impl<'a> Delegates<'a> {
         Some(Document { object, yaml: String::new(), ..document.clone() })
     }
 
-    /// The routes that `route` of `root` takes over.
+    /// The routes that replace `route` of `root`.
     fn routes(&self, root: &Document, route: &Route, to: &Delegate, problems: &mut Vec<Problem>) -> Vec<Route> {
         let key = to.key(&root.namespace);
         let mut warn = |severity, text| problems.push(problem(root, route.place, severity, text));
-        let named = format!("VirtualService/{}/{}", key.0, key.1);
+        let delegate_name = format!("VirtualService/{}/{}", key.0, key.1);
         let Some((document, service)) = self.0.get(&key).filter(|(document, _)| document.reaches(&root.namespace))
         else {
-            let text =
-                format!("{named}, to which this delegates, is not there, or has `hosts`, or is not exported here");
-            warn(Severity::Warning, format!("{text}: no request takes this route"));
+            let text = format!(
+                "{delegate_name}, to which this delegates, does not exist, or has `hosts`, or is not exported here"
+            );
+            warn(Severity::Warning, format!("{text}: no request matches this route"));
             return Vec::new();
         };
         let mut joined = Vec::new();
@@ -103,13 +104,14 @@ impl<'a> Delegates<'a> {
             match route_of(root, route, &to.rest, document, own) {
                 Ok(route) => joined.push(route),
                 Err(None) => {
-                    let text =
-                        format!("the route at line {line} of {named} delegates itself: only one level is allowed");
+                    let text = format!(
+                        "the route at line {line} of {delegate_name} delegates itself: only one level is allowed"
+                    );
                     warn(Severity::Error, text);
                 }
                 Err(Some(field)) => {
                     let text = format!(
-                        "the route at line {line} of {named} is left out: its `match` is not within the one here, by {field}"
+                        "the route at line {line} of {delegate_name} is left out: its `match` is not within the one here, by {field}"
                     );
                     warn(Severity::Warning, text);
                 }
@@ -119,8 +121,8 @@ impl<'a> Delegates<'a> {
     }
 }
 
-/// The delegate's route `own` within `route` of `root`; an error names what of their matches contradicts, nothing where `own`
-/// delegates itself.
+/// The delegate's route `own` within `route` of `root`; an error names the contradicting fields of their matches, or is
+/// empty if `own` delegates itself.
 fn route_of(
     root: &Document,
     route: &Route,
@@ -147,7 +149,8 @@ fn route_of(
     })
 }
 
-/// What the delegate does not say, the delegating route does. Hosts are meant as in the delegate's namespace.
+/// Settings absent in the delegate are the delegating route's. Short host names are resolved in the delegate's
+/// namespace.
 fn filled(own: &Forward, rest: &Forward, namespace: &str) -> Forward {
     let mut forward = own.clone();
     let mirrors = forward.mirrors.iter_mut().map(|mirror: &mut Mirror| &mut mirror.destination);
@@ -166,22 +169,23 @@ fn filled(own: &Forward, rest: &Forward, namespace: &str) -> Forward {
     forward
 }
 
-/// Every match of the delegate within every one of the delegating route's that it fits into.
+/// The conjunctions of every match of the delegate with every match of the delegating route, without the contradicting
+/// ones.
 fn matches_of(
     root: &Document,
     outer: &[RouteMatch],
     document: &Document,
     inner: &[RouteMatch],
 ) -> Result<Vec<RouteMatch>, &'static str> {
-    let named = |one: &RouteMatch, document: &Document| {
+    let delegate_name = |one: &RouteMatch, document: &Document| {
         let mut one = one.clone();
         for gateway in one.gateways.iter_mut().filter(|gateway| *gateway != MESH && !gateway.contains('/')) {
             *gateway = format!("{}/{gateway}", document.namespace);
         }
         one
     };
-    let outer: Vec<RouteMatch> = outer.iter().map(|one| named(one, root)).collect();
-    let inner: Vec<RouteMatch> = inner.iter().map(|one| named(one, document)).collect();
+    let outer: Vec<RouteMatch> = outer.iter().map(|one| delegate_name(one, root)).collect();
+    let inner: Vec<RouteMatch> = inner.iter().map(|one| delegate_name(one, document)).collect();
     if outer.is_empty() || inner.is_empty() {
         return Ok([outer, inner].concat());
     }
@@ -202,7 +206,7 @@ fn matches_of(
     Ok(both)
 }
 
-/// `own` within `around`; an error names what of `own` reaches beyond it.
+/// `own` within `around`; an error names the fields by which `own` reaches beyond it.
 fn within(around: &RouteMatch, own: &RouteMatch) -> Result<RouteMatch, &'static str> {
     let (outer, inner) = (&around.http, &own.http);
     if outer.uri.is_some() && inner.uri.is_some() && outer.ignore_uri_case != inner.ignore_uri_case {
@@ -243,7 +247,7 @@ fn within(around: &RouteMatch, own: &RouteMatch) -> Result<RouteMatch, &'static 
     Ok(RouteMatch { http, source_labels, source_namespace, gateways })
 }
 
-/// The inner condition, if it is within the outer one; where only one is given that one.
+/// The inner condition, if it is within the outer one; if only one is given, that one.
 fn text(
     field: &'static str,
     outer: &Option<v1::StringMatch>,
@@ -274,7 +278,7 @@ fn texts(
 }
 
 impl Delegate {
-    /// Namespace and name, as a document in `namespace` means it.
+    /// Namespace and name, as resolved for a document in `namespace`.
     pub(super) fn key(&self, namespace: &str) -> (String, String) {
         let namespace = if self.namespace.is_empty() { namespace } else { &self.namespace };
         (namespace.to_owned(), self.name.clone())

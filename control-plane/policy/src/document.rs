@@ -68,7 +68,7 @@ impl Kind {
     }
 }
 
-/// What a word that is no kind may have meant, as the end of a sentence.
+/// The hint for a word that is no kind, as the end of a sentence.
 pub fn nearest_kind(word: &str) -> String {
     nearest::suggest(word, &Kind::ALL.map(Kind::name), "kinds are")
 }
@@ -79,35 +79,35 @@ impl fmt::Display for Kind {
     }
 }
 
-/// What a document says.
+/// The content of a document.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Object {
-    /// How to call a host.
+    /// Traffic policy for the callers of a host.
     DestinationRule(Box<DestinationRule>),
-    /// Where a request to a host goes.
+    /// Routes of the requests to a host.
     VirtualService(VirtualService),
-    /// Where callers from outside come in.
+    /// Listeners for callers outside the mesh.
     Gateway(Gateway),
-    /// A host that nothing registers.
+    /// A host outside the registry.
     ServiceEntry(ServiceEntry),
     /// An address behind ServiceEntries.
     WorkloadEntry(WorkloadEntry),
-    /// What sidecars that join by it become.
+    /// The template of the workloads that join by it.
     WorkloadGroup(Box<WorkloadGroup>),
     /// Whether plaintext is accepted.
     PeerAuthentication(PeerAuthentication),
     /// Ports of a registered service.
     Service(KubeService),
-    /// Other data centres may call the service of this name.
+    /// Exports the service of this name to other data centres.
     ServiceExport,
-    /// What a workload's proxy knows, and how it takes what comes in.
+    /// The hosts that a workload's proxy can reach, and its settings for inbound traffic.
     Sidecar(Box<Sidecar>),
-    /// What holds in the whole mesh; `None`: it is about something else than traffic.
+    /// Settings of the whole mesh; `None`: the document has none that concern traffic.
     IstioOperator(Option<Box<MeshConfig>>),
 }
 
 impl Object {
-    /// The hosts that it is for, as written; none: its kind names none.
+    /// The hosts that it applies to, as written; empty if its kind has none.
     pub fn hosts(&self) -> &[String] {
         match self {
             Object::DestinationRule(rule) => std::slice::from_ref(&rule.host),
@@ -134,11 +134,11 @@ impl Object {
 pub struct Document {
     /// Kind of `object`.
     pub kind: Kind,
-    /// Namespace; where the file names none "default", of an IstioOperator the root one.
+    /// Namespace; if the file names none, "default", or for an IstioOperator the root one.
     pub namespace: String,
     /// Name, unique per kind and namespace.
     pub name: String,
-    /// What it says.
+    /// Its content.
     pub object: Object,
     /// The document's text as written.
     pub yaml: String,
@@ -146,8 +146,8 @@ pub struct Document {
     pub file: String,
     /// Line of its first field.
     pub line: u32,
-    /// Age: of two that claim the same, the smaller wins. From `creationTimestamp` (Unix seconds) where given, else
-    /// what the source sets; ties go by namespace and name.
+    /// Age: of two with the same claim, the smaller wins. From `creationTimestamp` (Unix seconds) if present, else set
+    /// by the source; ties go by namespace and name.
     pub created: u64,
 }
 
@@ -157,7 +157,7 @@ impl Document {
         self.object.export().is_none_or(|export| export.reaches(&self.namespace, client_ns))
     }
 
-    /// "DestinationRule/default/order-service": how logs, headers and the wire name it.
+    /// "DestinationRule/default/order-service": its form in logs, in headers and on the wire.
     pub fn reference(&self) -> String {
         format!("{}/{}/{}", self.kind, self.namespace, self.name)
     }
@@ -173,7 +173,7 @@ impl Document {
     }
 }
 
-/// What a text held.
+/// The documents and problems of a text.
 #[derive(Clone, Debug, Default)]
 pub struct Parsed {
     /// Documents without an error of their own.
@@ -183,7 +183,7 @@ pub struct Parsed {
 }
 
 impl Parsed {
-    /// As it is for a mesh with this trust domain: a document that names another is an error.
+    /// Adds the checks against the mesh's trust domain: a document with another one is an error.
     #[must_use]
     pub fn of_mesh(mut self, trust_domain: &str) -> Self {
         let wrong = self.documents.iter().filter_map(|document| {
@@ -202,7 +202,7 @@ impl Parsed {
         self.problems.dedup();
     }
 
-    /// Whether anything must be corrected before the text may be applied.
+    /// Whether an error must be corrected before the text may be applied.
     pub fn has_errors(&self) -> bool {
         self.problems.iter().any(|problem| problem.severity == Severity::Error)
     }

@@ -9,15 +9,15 @@ use crate::decode::fields::Fields;
 use crate::names;
 use crate::yaml::Place;
 
-/// Who sees a document. By default everybody.
+/// The namespaces whose clients see a document; all by default.
 ///
-/// Two that let the same see it are equal, whether it is written or not: that counts only for what a mesh has as its own
-/// default.
+/// Two with the same namespaces are equal, whether written or not: the difference matters only to the mesh's own
+/// defaults.
 #[derive(Clone, Debug, Default)]
 pub struct Export {
     /// `None`: all.
     namespaces: Option<BTreeSet<String>>,
-    written: bool,
+    is_explicit: bool,
 }
 
 impl PartialEq for Export {
@@ -34,7 +34,7 @@ impl Hash for Export {
     }
 }
 
-/// The annotation of a Kubernetes Service that stands for the field.
+/// The annotation of a Kubernetes Service that is equivalent to the field.
 const ANNOTATION: &str = "networking.istio.io/exportTo";
 
 impl Export {
@@ -45,12 +45,12 @@ impl Export {
             .is_none_or(|namespaces| namespaces.contains(client) || self.is_private() && own == client)
     }
 
-    /// Everybody does.
+    /// Whether all namespaces see it.
     pub fn is_public(&self) -> bool {
         self.namespaces.is_none()
     }
 
-    /// The document's own namespace is named by a dot.
+    /// Whether only its own namespace, named by a dot, sees it.
     pub fn is_private(&self) -> bool {
         self.namespaces.as_ref().is_some_and(|namespaces| namespaces.contains("."))
     }
@@ -60,23 +60,23 @@ impl Export {
         self.namespaces.as_ref().map(|namespaces| namespaces.iter().map(String::as_str))
     }
 
-    /// Whether its document says so itself.
+    /// Whether the document has the field.
     pub fn is_written(&self) -> bool {
-        self.written
+        self.is_explicit
     }
 }
 
-/// Reads it.
+/// Reads the field.
 pub(crate) fn decode(fields: &Fields<'_>) -> Export {
     decode_field(fields, "exportTo")
 }
 
-/// Reads it under another name.
+/// Reads the field under another name.
 pub(crate) fn decode_field(fields: &Fields<'_>, name: &'static str) -> Export {
     of(fields, name, &fields.strings(name))
 }
 
-/// What a Kubernetes Service says by its annotation, a list with commas.
+/// Reads the annotation of a Kubernetes Service, a list with commas.
 pub(crate) fn annotated(metadata: &Fields<'_>) -> Export {
     let annotations = metadata.string_map("annotations");
     let Some(text) = annotations.get(ANNOTATION) else { return Export::default() };
@@ -91,7 +91,7 @@ fn of(fields: &Fields<'_>, field: &str, names: &[(String, Place)]) -> Export {
     for (name, place) in names {
         match name.as_str() {
             "*" => all = true,
-            // Nobody: a set without a namespace.
+            // A set without a namespace: no client sees it.
             "." | "~" => {}
             name if names::is_label(name) => {}
             name => fields.error_at(*place, format!("`{name}` is not a namespace, nor one of `.`, `*` and `~`")),
@@ -103,7 +103,7 @@ fn of(fields: &Fields<'_>, field: &str, names: &[(String, Place)]) -> Export {
     for alone in ["*", "~"].into_iter().filter(|alone| namespaces.contains(*alone) && namespaces.len() > 1) {
         fields.error(field, format!("`{alone}` stands alone in `{field}`"));
     }
-    Export { written: !namespaces.is_empty(), namespaces: (!all && !namespaces.is_empty()).then_some(namespaces) }
+    Export { is_explicit: !namespaces.is_empty(), namespaces: (!all && !namespaces.is_empty()).then_some(namespaces) }
 }
 
 #[cfg(test)]
@@ -111,11 +111,11 @@ mod tests {
     use super::*;
 
     fn export(namespaces: &[&str]) -> Export {
-        Export { namespaces: Some(namespaces.iter().map(|name| name.to_string()).collect()), written: true }
+        Export { namespaces: Some(namespaces.iter().map(|name| name.to_string()).collect()), is_explicit: true }
     }
 
     #[test]
-    fn who_sees_what() {
+    fn export_to_selects_the_namespaces() {
         for (export, own, client, sees) in [
             (Export::default(), "a", "b", true),
             (export(&["."]), "a", "a", true),

@@ -1,10 +1,11 @@
-//! Istio's YAML as typed documents, without I/O. Files, bodies of API requests and stored objects are read by [`parse`].
+//! Istio's YAML as typed documents, without I/O. Files, bodies of API requests and stored objects are read by
+//! [`parse`].
 //!
-//! A document's blocks that mean one to one what a wire message means are decoded into that message at once
+//! Blocks of a document that correspond one to one to a wire message are decoded into that message at once
 //! (`weft_proto::v1`): a second set of structs with the same fields would only be a place for the two to differ.
 //!
-//! [`yaml`] reads text as a tree with places, `decode` reads fields of the tree, `kinds` has a decoder for each kind, `parse`
-//! picks the decoder of each document, and `check` compares documents with each other.
+//! [`yaml`] reads text as a tree with places, `decode` reads fields of the tree, `kinds` has a decoder for each kind,
+//! `parse` picks the decoder of each document, and `check` compares documents with each other.
 
 mod catch_all;
 mod check;
@@ -56,7 +57,7 @@ pub use weft_core::{names::covers, subnet::Subnet};
 /// Namespace whose policies apply to the whole mesh.
 pub const ROOT_NAMESPACE: &str = "weft-system";
 
-/// Namespaces whose policies apply to the whole mesh, the one that counts first: Istio's files name their own.
+/// Namespaces whose policies apply to the whole mesh, in the order of precedence: Istio's files use their own.
 pub const ROOT_NAMESPACES: [&str; 2] = [ROOT_NAMESPACE, "istio-system"];
 
 /// Whether the policies of a namespace apply to the whole mesh.

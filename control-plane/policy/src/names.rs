@@ -1,13 +1,13 @@
 //! Rules for names: hosts, labels, header names.
 
-/// A DNS label as Kubernetes names things: `a-z0-9`, inner hyphens, at most 63.
+/// A DNS label with Kubernetes' rule: `a-z0-9`, inner hyphens, at most 63.
 pub fn is_label(name: &str) -> bool {
     let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     !name.is_empty() && name.len() <= 63 && name.chars().all(inner) && !name.starts_with('-') && !name.ends_with('-')
 }
 
-/// A name of an object: dotted words as those of [`is_label`], at most 253 altogether. Unlike a label in DNS a word may be
-/// longer than 63, as in Kubernetes.
+/// A name of an object: dotted words with the rule of [`is_label`], at most 253 characters altogether. Unlike a label
+/// in DNS a word may be longer than 63, as in Kubernetes.
 pub(crate) fn is_subdomain(name: &str) -> bool {
     let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     let word =
@@ -30,14 +30,14 @@ pub(crate) fn is_label_value(value: &str) -> bool {
         && (value.is_empty() || value.starts_with(edge) && value.ends_with(edge))
 }
 
-/// The rule of [`is_label`], as an error continues after the name.
+/// The rule of [`is_label`], as the end of an error.
 pub(crate) const LABEL_RULE: &str = "must be lower-case letters, digits and inner hyphens, at most 63";
 
-/// Why a Gateway and a Sidecar take no short names, of which neither says the namespace.
+/// The error for a short name in a Gateway or a Sidecar, where its namespace would be unknown.
 pub(crate) const NOT_SHORT: &str =
     "is a short name, which is not allowed here: write the full name, such as a.default.svc.cluster.local";
 
-/// The name of a header of an HTTP probe, of which Kubernetes takes fewer than HTTP has.
+/// The name of a header of an HTTP probe; Kubernetes accepts fewer characters than HTTP.
 pub(crate) fn is_probe_header(name: &str) -> bool {
     !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
 }
@@ -51,15 +51,15 @@ pub fn is_host(name: &str) -> bool {
     name.len() <= 253 && name.split('.').all(word)
 }
 
-/// A host, or a wildcard: a host of which a `*` stands for the first label or for the beginning of it, as in `*.suffix`,
+/// A host, or a wildcard: a host in which `*` stands for the first label or for its beginning, as in `*.suffix`,
 /// `*-suffix` and `*suffix.example`.
 pub(crate) fn is_host_or_wildcard(name: &str) -> bool {
     let Some(rest) = name.strip_prefix('*') else { return is_host(name) };
     is_host(rest.strip_prefix(['.', '-']).unwrap_or(rest))
 }
 
-/// What is wrong with a host of a Gateway or a Sidecar, which take no other wildcards than `*` and `*.suffix`, and no short
-/// names: as the error's text goes on after the host; `None`: nothing.
+/// The problem of a host of a Gateway or a Sidecar, which accept no wildcards other than `*` and `*.suffix`, and no
+/// short names: as the end of an error; `None`: the host is valid.
 pub(crate) fn wrong_import(host: &str) -> Option<&'static str> {
     if host == "*" {
         None
@@ -74,10 +74,10 @@ pub(crate) fn wrong_import(host: &str) -> Option<&'static str> {
     }
 }
 
-/// What the address of a Unix socket begins with, as in Istio.
+/// Prefix of the address of a Unix socket, as in Istio.
 pub(crate) const UNIX_PREFIX: &str = "unix://";
 
-/// Why `path`, what follows [`UNIX_PREFIX`], names no Unix socket; `None`: it does.
+/// The problem of `path`, the text after [`UNIX_PREFIX`]; `None`: it names a Unix socket.
 pub(crate) fn unix_problem(path: &str) -> Option<&'static str> {
     match path.strip_prefix('@') {
         Some("") => Some("needs a name after `@`"),
@@ -99,7 +99,7 @@ pub(crate) fn is_header(name: &str) -> bool {
 /// Suffix of the canonical name of every service.
 pub const MESH_SUFFIX: &str = ".svc.cluster.local";
 
-/// Most Services of type ExternalName that are followed one after another.
+/// Bound on the length of a chain of Services of type ExternalName.
 pub const MOST_ALIASES: usize = 8;
 
 /// "<service>.<namespace>.svc.cluster.local".

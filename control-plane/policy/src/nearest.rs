@@ -1,11 +1,11 @@
-//! The nearest known word to a misspelled one. Small enough to have of our own.
+//! The nearest known word to a misspelled one. It is small enough that a dependency is not worthwhile.
 
-/// Most words that are compared, or told: lists come from files, and each problem has one.
+/// Bound on the words that are compared or listed: lists come from files, and each problem has one.
 const MOST: usize = 100;
 
 const MEANT: &str = ", did you mean `";
 
-/// ", did you mean `x`?" where one of `known` is near, else what is known.
+/// ", did you mean `x`?" if one of `known` is near, else the list of known words.
 pub fn suggest(word: &str, known: &[&str], introduction: &str) -> String {
     let compared = &known[..known.len().min(MOST)];
     match nearest(word, compared) {
@@ -15,26 +15,26 @@ pub fn suggest(word: &str, known: &[&str], introduction: &str) -> String {
     }
 }
 
-/// What [`suggest`] put into a text.
+/// The suggestion of [`suggest`] in a text.
 pub(crate) fn suggested(text: &str) -> Option<&str> {
     let (_, rest) = text.split_once(MEANT)?;
     rest.split('`').next()
 }
 
-/// The word of `known` that needs the fewest edits, when these are few for its length. Case is no edit.
+/// The word of `known` that needs the fewest edits, if these are few for its length. Case is ignored.
 pub(crate) fn nearest<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
     if word.len() > 100 {
         return None;
     }
     let word = word.to_lowercase();
     let length = word.chars().count();
-    // It takes at least as many edits as one is longer than the other.
+    // The difference in length is a lower bound of the edits.
     let likely = known.iter().filter(|candidate| candidate.chars().count().abs_diff(length) <= candidate.len() / 3);
     let distances = likely.map(|candidate| (distance(&word, &candidate.to_lowercase()), *candidate));
     distances.min_by_key(|(edits, _)| *edits).filter(|(edits, near)| *edits <= near.len() / 3).map(|(_, near)| near)
 }
 
-/// Insertions, deletions, replacements and swaps of neighbours that make `b` of `a`.
+/// Insertions, deletions, replacements and swaps of neighbours that turn `a` into `b`.
 fn distance(a: &str, b: &str) -> usize {
     let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
     let mut rows = vec![(0..=b.len()).collect::<Vec<usize>>()];

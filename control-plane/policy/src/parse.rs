@@ -22,7 +22,7 @@ pub(crate) const NOT_YET: &[(&str, &str)] = &[
     ("extensions.istio.io", "TrafficExtension"),
 ];
 
-/// API groups of Kubernetes' Gateway API: all their kinds say where requests go.
+/// API groups of Kubernetes' Gateway API: all their kinds concern routing.
 const GATEWAY_API: &[&str] = &[
     "gateway.networking.k8s.io",
     "gateway.networking.x-k8s.io",
@@ -30,8 +30,8 @@ const GATEWAY_API: &[&str] = &[
     "inference.networking.x-k8s.io",
 ];
 
-/// What Kubernetes keeps in an object's metadata. Name, namespace, annotations and creation time are used; the rest is
-/// bookkeeping that `kubectl get -o yaml` writes, and files that it wrote are to work unchanged.
+/// Kubernetes' metadata of an object. Name, namespace, annotations and creation time are used; the rest is bookkeeping
+/// that `kubectl get -o yaml` writes, and such files must work unchanged.
 const METADATA: Shape = &[
     read("name"),
     read("namespace"),
@@ -50,7 +50,7 @@ const METADATA: Shape = &[
     not_yet("generateName"),
 ];
 
-/// Fields of a ServiceExport's `spec`: its name says it all.
+/// Fields of a ServiceExport's `spec`: only its name is used.
 const SERVICE_EXPORT: Shape = &[not_yet("exportedLabels"), not_yet("exportedAnnotations")];
 
 impl Kind {
@@ -74,12 +74,12 @@ impl Kind {
         }
     }
 
-    /// That of a document which names none.
+    /// The namespace of a document without one.
     fn namespace(self) -> &'static str {
         if self == Self::IstioOperator { ROOT_NAMESPACE } else { "default" }
     }
 
-    /// Name of a document that may do without; empty: it may not.
+    /// Name of a document that may omit it; empty: the name is required.
     fn own_name(self) -> &'static str {
         if self == Self::IstioOperator { "mesh" } else { "" }
     }
@@ -122,7 +122,8 @@ impl Kind {
 
 /// Reads every document of a text. Problems are reported under the name `file`.
 ///
-/// Sidecars compile what they are sent, and may refuse a document that parses: `weft_world::parse_policies` finds that too.
+/// Sidecars compile the resources that they receive, and may refuse a document that parses:
+/// `weft_world::parse_policies` finds that too.
 pub fn parse(file: &str, text: &str) -> Parsed {
     let (found, errors) = yaml::parse(text);
     let decoder = Decoder::new(file);
@@ -172,7 +173,7 @@ fn document(decoder: &Decoder<'_>, file: &str, found: YamlDocument) -> Option<Do
         decoder.report(Severity::Error, Code::Required, top.place, "spec", "`spec` is required");
         return None;
     }
-    // Paths of a spec's fields are told without `spec.`: shorter, and as Istio's documentation names them.
+    // Paths of a spec's fields are reported without `spec.`: shorter, and as in Istio's documentation.
     let spec = decoder.fields(spec_node, String::new(), kind.spec());
     let object = match kind {
         Kind::DestinationRule => Object::DestinationRule(Box::new(destination_rule::decode(&spec))),
@@ -188,7 +189,7 @@ fn document(decoder: &Decoder<'_>, file: &str, found: YamlDocument) -> Option<Do
         Kind::IstioOperator => Object::IstioOperator(mesh_config::decode(&spec)),
     };
     if kind == Kind::IstioOperator && !crate::is_root(&namespace) {
-        let text = format!("no effect on the mesh: that has what is in namespace {ROOT_NAMESPACE} or istio-system");
+        let text = format!("no effect on the mesh: its settings are in namespace {ROOT_NAMESPACE} or istio-system");
         decoder.report(Severity::Warning, Code::Ineffective, top.place, "metadata", text);
     }
     check_names(&top, &spec, kind, (&namespace, &name), &object);
@@ -196,7 +197,7 @@ fn document(decoder: &Decoder<'_>, file: &str, found: YamlDocument) -> Option<Do
     Some(Document { kind, namespace, name, object, yaml: text, file: file.to_owned(), line, created })
 }
 
-/// What an object's own namespace and name make wrong of it.
+/// Checks of fields that depend on the object's own namespace and name.
 fn check_names(top: &Fields<'_>, spec: &Fields<'_>, kind: Kind, (namespace, name): (&str, &str), object: &Object) {
     if let Some(export) = object.export()
         && export.is_private()
@@ -214,7 +215,7 @@ fn check_names(top: &Fields<'_>, spec: &Fields<'_>, kind: Kind, (namespace, name
     }
 }
 
-/// The kind of a document, or why it has none here.
+/// The kind of a document; if it is not supported, reports it and returns `None`.
 fn kind(decoder: &Decoder<'_>, place: Place, entries: &[(Key, Node)]) -> Option<Kind> {
     let text = |name: &str| {
         let node = entries.iter().find(|(key, _)| key.name == name).map(|(_, node)| node);
@@ -281,7 +282,7 @@ fn kind(decoder: &Decoder<'_>, place: Place, entries: &[(Key, Node)]) -> Option<
 fn identity(metadata: &Fields<'_>, kind: Kind) -> (String, String, u64) {
     let name = match kind.own_name() {
         "" => metadata.required_string("name"),
-        // As it is without metadata.
+        // The kind's own name, if the metadata have none.
         own => metadata.string("name").filter(|name| !name.is_empty()).unwrap_or_else(|| own.to_owned()),
     };
     if !name.is_empty() && !names::is_subdomain(&name) {

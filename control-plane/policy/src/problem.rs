@@ -7,19 +7,19 @@ use serde_json::{Value, json};
 use super::{Document, nearest};
 use crate::yaml::{self, Node, Place};
 
-/// How bad.
+/// The severity of a problem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Severity {
     /// Nothing of the file is applied.
     Error,
     /// Applied, and shown.
     Warning,
-    /// Applied, and shown to those alone that ask for all (`--verbose`): nothing is known to be wrong.
+    /// Applied, and shown only on request (`--verbose`): it is probably right.
     Info,
 }
 
 impl Severity {
-    /// As it is written.
+    /// Its name in output.
     pub fn name(self) -> &'static str {
         match self {
             Self::Error => "error",
@@ -29,74 +29,74 @@ impl Severity {
     }
 }
 
-/// What kind of problem, for programs: unlike the text it does not change.
+/// The kind of a problem, for programs: unlike the text it does not change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Code {
     /// The file cannot be read.
     Unreadable,
-    /// No YAML, or more of it than is accepted.
+    /// Not YAML, or too large.
     NotYaml,
-    /// Neither Istio nor Weft knows the kind or its version.
+    /// The kind or its version is unknown to Istio and to Weft.
     UnknownKind,
-    /// A kind that is none of the mesh's: skipped.
+    /// A kind that does not concern the mesh: skipped.
     ForeignKind,
     /// A field that does not concern the traffic: skipped.
     ForeignField,
-    /// Neither Istio nor Weft knows the field.
+    /// The field is unknown to Istio and to Weft.
     UnknownField,
-    /// Istio's, and not Weft's so far.
+    /// Istio's, and not supported yet.
     NotSupported,
     /// A field is missing.
     Required,
-    /// A field's value is not one that it can have, or not together with the others.
+    /// A field's value is not allowed, or not together with the others.
     InvalidValue,
-    /// Sidecars would not take it.
+    /// Sidecars would refuse it.
     Refused,
-    /// A field does nothing as it is used here, or is deprecated.
+    /// A field has no effect in its place, or is deprecated.
     Ineffective,
     /// Two documents are one object.
     DuplicateObject,
     /// The rules of a host have no such subset.
     UndefinedSubset,
-    /// A subset of a host that no rule here is for.
+    /// No rule among the documents is for the host of a subset.
     MissingRule,
     /// The documents of a host declare no such port.
     UndefinedPort,
-    /// Nobody offers the host.
+    /// No source defines the host.
     UnknownHost,
-    /// The gateway is not there.
+    /// The gateway does not exist.
     UnknownGateway,
-    /// The gateway takes no callers for the host.
+    /// The gateway does not accept the host.
     HostNotInGateway,
-    /// The VirtualService to delegate to is not there, or does not fit.
+    /// The VirtualService to delegate to does not exist, or does not fit.
     Delegate,
-    /// Another object, which is older, decides.
+    /// An older object takes precedence.
     Overruled,
-    /// No request ever takes the route.
+    /// The route is unreachable.
     Unreachable,
     /// No instance is in the subset.
     EmptySubset,
-    /// A selector picks nobody, or nobody picks the object.
+    /// A selector selects no workload, or no workload uses the object.
     NoWorkload,
     /// A host has several ports, and the route names none.
     OpenPort,
-    /// Callers are told plaintext, the service to take none.
+    /// Callers are configured for plaintext, the service for STRICT mTLS.
     PlaintextToStrict,
     /// Two servers of Gateways cannot share a port, or claim one host of it.
     ConflictingGateways,
-    /// Two servers of gateways show one certificate.
+    /// Two servers of gateways present one certificate.
     DuplicateCertificate,
     /// Two Sidecars are for the same workloads.
     ConflictingSidecars,
-    /// A Service of type ExternalName leads back to itself, or further than is followed.
+    /// A Service of type ExternalName leads back to itself, or its chain is too long.
     AliasLoop,
     /// The host of a destination is not exported to the namespace of the route.
     NotExported,
-    /// Istio knows no such annotation.
+    /// Istio has no such annotation.
     UnknownAnnotation,
-    /// Some callers of a route have no address of its destination.
+    /// Some callers of a route cannot dial its destination.
     Undialable,
-    /// The document's file was emptied or removed, and it is kept for a while.
+    /// The document's file was emptied or removed, and the document is kept for a while.
     Withdrawn,
 }
 
@@ -138,7 +138,7 @@ impl Code {
         Self::Withdrawn,
     ];
 
-    /// As it is written.
+    /// Its name in output.
     pub fn name(self) -> &'static str {
         match self {
             Self::Unreadable => "unreadable",
@@ -178,20 +178,20 @@ impl Code {
     }
 }
 
-/// One line for the user: where, what, and what would be right.
+/// One line for the user: the place, the problem and the remedy.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Problem {
     /// File as named by the caller.
     pub file: String,
-    /// Where.
+    /// The place in the file.
     pub place: Place,
-    /// How bad.
+    /// The severity.
     pub severity: Severity,
-    /// What kind.
+    /// The kind of problem.
     pub code: Code,
     /// Field, such as `trafficPolicy.loadBalancer.simple`; empty: the document.
     pub path: String,
-    /// What is wrong.
+    /// The problem.
     pub text: String,
 }
 
@@ -218,18 +218,18 @@ impl fmt::Display for Problem {
     }
 }
 
-/// A problem of a decoded document, which no longer knows its places: they are found again by the field's path.
+/// A problem of a decoded document, which has no places any more: they are found again by the field's path.
 #[derive(Clone, Debug)]
 pub struct Finding<'a> {
     /// The document.
     pub document: &'a Document,
     /// Field, as in [`Problem::path`].
     pub path: String,
-    /// How bad.
+    /// The severity.
     pub severity: Severity,
-    /// What kind.
+    /// The kind of problem.
     pub code: Code,
-    /// What is wrong.
+    /// The problem.
     pub text: String,
 }
 
@@ -250,7 +250,7 @@ impl<'a> Finding<'a> {
     }
 }
 
-/// Problems with their places, by file and place. A document's text is read once, however much is found in it.
+/// Problems with their places, by file and place. A document's text is parsed once, whatever the number of findings.
 pub fn placed(mut findings: Vec<Finding<'_>>) -> Vec<Problem> {
     findings.sort_by_key(|finding| std::ptr::from_ref(finding.document));
     let of_documents = findings.chunk_by(|a, b| std::ptr::eq(a.document, b.document));
@@ -285,7 +285,7 @@ fn of_document(findings: &[Finding<'_>]) -> Vec<Problem> {
     findings.iter().map(problem).collect()
 }
 
-/// Where `http[2].route[0]` of a document starts; as much of the path as is there counts.
+/// The place of a field such as `http[2].route[0]` of a document, or of its nearest existing parent.
 fn place_of(root: &Node, path: &str) -> Option<Place> {
     let mut node = if path.starts_with("metadata") { root } else { root.get("spec")? };
     for step in path.split('.') {
@@ -305,7 +305,7 @@ mod tests {
     use super::*;
     use crate::parse;
 
-    /// Scripts compare them: a code that is there once stays, with its name.
+    /// Scripts compare codes: an existing code stays, with its name.
     #[test]
     fn every_code_is_documented() {
         let docs = include_str!("../../../docs/analysis.md");
@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn for_programs() {
+    fn an_explanation_in_json() {
         let parsed = parse(
             "f.yaml",
             "kind: DestinationRule\napiVersion: networking.istio.io/v1\nmetadata: {nam: a}\nspec: {host: a}\n",

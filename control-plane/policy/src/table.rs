@@ -1,5 +1,5 @@
-//! The table of all fields, made of the shapes of the decoders: for the documentation, and for the test that each field has
-//! a test.
+//! The table of all fields, made of the shapes of the decoders: for the documentation, and for the test that each field
+//! has a test.
 //!
 //! Objects of one shape are one row, however many places they have: the policy of a subset is that of its rule.
 
@@ -12,25 +12,26 @@ use crate::parse::NOT_YET;
 pub struct Row {
     /// Kind.
     pub kind: &'static str,
-    /// Where it may stand, such as `trafficPolicy.tls`; empty: `spec` itself. Of what is in another row's object, the first.
+    /// Its places, such as `trafficPolicy.tls`; empty: `spec` itself. Of the objects in another row's object, only the
+    /// first place.
     pub paths: Vec<String>,
-    /// The kind and place of an object that is the same, and told there.
+    /// The kind and place of an identical object, whose row has the fields.
     pub like: Option<(&'static str, String)>,
-    /// Those that do something.
+    /// The supported fields.
     pub supported: Vec<&'static str>,
-    /// Those that are an error, and why.
+    /// The refused fields, with the reasons.
     pub refused: Vec<(&'static str, &'static str)>,
-    /// Those that are left out with a warning: they do not concern the traffic.
+    /// The fields that are skipped with a warning: they do not concern traffic.
     pub skipped: Vec<&'static str>,
 }
 
-/// All objects of all kinds, each kind's `spec` first and then what is in it, in the order of the shapes.
+/// All objects of all kinds, each kind's `spec` first and then its inner objects, in the order of the shapes.
 pub fn field_table() -> Vec<Row> {
-    let mut found = Vec::new();
+    let mut shapes = Vec::new();
     for kind in Kind::ALL {
-        of_kind(kind, &mut found);
+        of_kind(kind, &mut shapes);
     }
-    found.into_iter().map(|(_, row)| row).collect()
+    shapes.into_iter().map(|(_, row)| row).collect()
 }
 
 /// Kinds of Istio that are an error as a whole.
@@ -38,24 +39,24 @@ pub fn refused_kinds() -> impl Iterator<Item = &'static str> {
     NOT_YET.iter().map(|(_, kind)| *kind)
 }
 
-/// Objects with so few fields are alike by chance.
+/// Objects with at most this many fields may be equal by chance.
 const FEW: usize = 2;
 
-fn of_kind(kind: Kind, found: &mut Vec<(Shape, Row)>) {
-    // Breadth first, so that what is nearest to `spec` gives an object its first place.
+fn of_kind(kind: Kind, shapes: &mut Vec<(Shape, Row)>) {
+    // Breadth first, so that the place nearest to `spec` is an object's first.
     let mut next = vec![(String::new(), kind.spec())];
     while !next.is_empty() {
         for (path, shape) in std::mem::take(&mut next) {
             let of_kind = |row: &Row| row.kind == kind.name();
-            if let Some((_, row)) = found.iter_mut().find(|(known, row)| *known == shape && of_kind(row)) {
+            if let Some((_, row)) = shapes.iter_mut().find(|(known, row)| *known == shape && of_kind(row)) {
                 row.paths.push(path);
                 continue;
             }
             let (like, supported, refused, skipped) = Default::default();
             let mut row = Row { kind: kind.name(), paths: vec![path.clone()], like, supported, refused, skipped };
-            if let Some((_, known)) = found.iter().find(|(known, _)| *known == shape && shape.len() > FEW) {
+            if let Some((_, known)) = shapes.iter().find(|(known, _)| *known == shape && shape.len() > FEW) {
                 row.like = Some((known.kind, known.paths[0].clone()));
-                found.push((shape, row));
+                shapes.push((shape, row));
                 continue;
             }
             let below = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
@@ -70,7 +71,7 @@ fn of_kind(kind: Kind, found: &mut Vec<(Shape, Row)>) {
                     }
                 }
             }
-            found.push((shape, row));
+            shapes.push((shape, row));
         }
     }
 }

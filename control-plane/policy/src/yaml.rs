@@ -1,8 +1,8 @@
-//! YAML as a tree whose every node knows its line and column.
+//! YAML as a tree whose every node has its line and column.
 //!
-//! serde would lose the places, and with them the line of a mistake, so this reads the parser's events itself. Scalars stay
-//! text and are resolved (YAML 1.2 core schema) where a type is expected. Files are untrusted: size, depth and node count
-//! are bounded, and anchors, whose expansion is not, are refused.
+//! serde would lose the places, and with them the line of a mistake, so this reads the parser's events itself. Scalars
+//! stay text and are resolved (YAML 1.2 core schema) when a type is expected. Files are untrusted: size, depth and node
+//! count are bounded, and anchors, whose expansion is not, are refused.
 
 use saphyr_parser::{Event, Parser, ScalarStyle, Span, StrInput};
 
@@ -13,7 +13,7 @@ pub const MAX_DEPTH: usize = 64;
 /// Most nodes of a text.
 pub const MAX_NODES: usize = 500_000;
 
-/// Where in a file.
+/// A place in a file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Place {
     /// From 1.
@@ -38,7 +38,7 @@ pub enum Value {
     Map(Vec<(Key, Node)>),
     /// A list.
     Seq(Vec<Node>),
-    /// Text; `plain` when it was not quoted and so may be a number or a boolean.
+    /// Text; `plain` if it was not quoted and so may be a number or a boolean.
     Scalar {
         /// Unescaped.
         text: String,
@@ -52,18 +52,18 @@ pub enum Value {
 /// A key and where it starts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Key {
-    /// As text, whatever it would resolve to.
+    /// As text, whatever its type in YAML.
     pub name: String,
     /// Its first character.
     pub place: Place,
 }
 
-/// Why a text is no YAML, or none that is accepted.
+/// The reason why a text is not YAML, or is not accepted.
 #[derive(Clone, Debug, PartialEq)]
 pub struct YamlError {
-    /// Where.
+    /// The place of the error.
     pub place: Place,
-    /// Why.
+    /// The error.
     pub text: String,
 }
 
@@ -77,7 +77,7 @@ pub struct YamlDocument {
 }
 
 impl Node {
-    /// Text where a string is wanted: quoted, or plain and nothing else in the core schema.
+    /// The text of a string: quoted, or plain and of no other type in the core schema.
     pub fn as_str(&self) -> Option<&str> {
         match &self.value {
             Value::Scalar { text, plain } if !plain || !is_bool_or_number(text) => Some(text),
@@ -94,7 +94,7 @@ impl Node {
         }
     }
 
-    /// A whole number.
+    /// An integer.
     pub fn as_i64(&self) -> Option<i64> {
         parse_int(self.plain()?)
     }
@@ -102,7 +102,7 @@ impl Node {
     /// A number, with a fraction or without; finite.
     pub fn as_f64(&self) -> Option<f64> {
         let text = self.plain()?;
-        // What `parse` takes besides numbers (inf, nan) begins otherwise.
+        // Rust's parser also accepts inf and nan, which begin otherwise.
         let digits = text.trim_start_matches(['-', '+']).starts_with(|c: char| c.is_ascii_digit() || c == '.');
         text.parse().ok().filter(|number: &f64| digits && number.is_finite())
     }
@@ -123,7 +123,7 @@ impl Node {
         }
     }
 
-    /// What it is, for messages.
+    /// The type of the value, for messages.
     pub fn describe(&self) -> &'static str {
         match &self.value {
             Value::Map(_) => "a map",
@@ -161,8 +161,8 @@ fn is_bool_or_number(text: &str) -> bool {
     matches!(unsigned, ".inf" | ".Inf" | ".INF") || matches!(text, ".nan" | ".NaN" | ".NAN") || is_float(unsigned)
 }
 
-/// `[0-9]+ (. [0-9]*)? (e [+-]? [0-9]+)?` or with nothing before the point. Rust's own parser also takes "inf" and "nan",
-/// which are words in YAML.
+/// `[0-9]+ (. [0-9]*)? (e [+-]? [0-9]+)?` or without digits before the point. Rust's own parser also accepts "inf" and
+/// "nan", which are words in YAML.
 fn is_float(text: &str) -> bool {
     text.starts_with(|c: char| c.is_ascii_digit() || c == '.')
         && text.contains(|c: char| c.is_ascii_digit())
@@ -203,7 +203,7 @@ impl<'a> Reader<'a> {
         while let Some((event, span)) = self.next()? {
             match event {
                 Event::DocumentStart(_) => {
-                    // An implicit first document begins with the text, comments and all.
+                    // An implicit first document begins at the start of the text, comments included.
                     let start = if found.is_empty() { 1 } else { place(&span).line };
                     if let Some((event, span)) = self.next()? {
                         let root = self.node(event, &span, 0)?;
@@ -233,10 +233,10 @@ impl<'a> Reader<'a> {
         let refuse = |text: &str| Err(YamlError { place, text: text.to_owned() });
         self.nodes += 1;
         if self.nodes > MAX_NODES {
-            return refuse("the file holds more values than are accepted");
+            return refuse("the file has too many values: at most 500,000 are accepted");
         }
         if depth > MAX_DEPTH {
-            return refuse("nested deeper than is accepted");
+            return refuse("nested too deeply: at most 64 levels are accepted");
         }
         let (anchor, tagged) = match &event {
             Event::Scalar(_, _, anchor, tag) => (*anchor, tag.is_some()),

@@ -13,7 +13,7 @@ use weft_policy::{self, Document, Key, Severity};
 /// Applies files, all of them or none.
 ///
 /// # Errors
-/// When the store refuses; what is wrong with the files is in the reply.
+/// If the store refuses; problems of the files are in the reply.
 pub(super) async fn apply(mesh: &Mesh, request: v1::ApplyRequest) -> Result<v1::ApplyReply, Status> {
     let mut documents = Vec::new();
     let mut problems = Vec::new();
@@ -26,10 +26,10 @@ pub(super) async fn apply(mesh: &Mesh, request: v1::ApplyRequest) -> Result<v1::
     let (folder, api) = mesh.policies();
     let mut failed = problems.iter().any(|p| p.severity == Severity::Error);
     let mut texts: Vec<String> = problems.iter().map(ToString::to_string).collect();
-    let foreign = of_folder(&documents, &folder);
-    failed |= !foreign.is_empty();
-    texts.extend(foreign);
-    // Checked together with what stays, which is older.
+    let conflicts = of_folder(&documents, &folder);
+    failed |= !conflicts.is_empty();
+    texts.extend(conflicts);
+    // Checked together with the remaining documents, which are older.
     mesh.date(&mut documents);
     let new: HashSet<Key> = documents.iter().map(Document::key).collect();
     let mut all: Vec<&Document> = documents.iter().collect();
@@ -37,7 +37,7 @@ pub(super) async fn apply(mesh: &Mesh, request: v1::ApplyRequest) -> Result<v1::
     all.extend(folder.iter().chain(&api).filter(stays).map(AsRef::as_ref));
     let files: BTreeSet<String> = documents.iter().map(|d| d.file.clone()).collect();
     for problem in weft_policy::check(&all) {
-        // What was wrong before is not this request's fault.
+        // Existing problems are not this request's.
         if files.contains(&problem.file) {
             failed |= problem.severity == Severity::Error;
             texts.push(problem.to_string());
@@ -80,8 +80,8 @@ pub(super) async fn apply(mesh: &Mesh, request: v1::ApplyRequest) -> Result<v1::
     Ok(v1::ApplyReply { changes, problems: texts, applied: true })
 }
 
-/// The reply to a request that the store did not do as a whole: what was applied, and each document that was not, or may not
-/// have been.
+/// The reply to a request that the store did only in part: the applied documents, and each that was not, or may not
+/// have been, applied.
 fn partly(mut changes: Vec<String>, places: &[String], failed: Interrupted) -> Result<v1::ApplyReply, Status> {
     let Interrupted { done, unknown, error, .. } = &failed;
     if *done == 0 {
@@ -98,18 +98,18 @@ fn partly(mut changes: Vec<String>, places: &[String], failed: Interrupted) -> R
     Ok(v1::ApplyReply { changes, problems, applied: false })
 }
 
-/// Says of documents that they are a file's of the policy folder.
+/// Reports the documents that belong to a file of the policy folder.
 fn of_folder(documents: &[Document], folder: &[Arc<Document>]) -> Vec<String> {
     let owners: HashMap<Key, &str> = folder.iter().map(|f| (f.key(), f.file.as_str())).collect();
-    let foreign = documents.iter().filter_map(|document| Some((document, owners.get(&document.key())?)));
+    let conflicts = documents.iter().filter_map(|document| Some((document, owners.get(&document.key())?)));
     let text = |(document, owner): (&Document, &&str)| {
         let (file, line, name) = (&document.file, document.line, document.reference());
         format!("{file}:{line}:1: error: {name} belongs to the file {owner}; change it there")
     };
-    foreign.map(text).collect()
+    conflicts.map(text).collect()
 }
 
-/// Shows those that are wanted.
+/// Returns the requested objects.
 pub(super) fn get(mesh: &Mesh, request: &v1::GetRequest) -> v1::GetReply {
     let wanted = request.object.clone().unwrap_or_default();
     let (folder, api) = mesh.policies();
@@ -129,48 +129,49 @@ pub(super) fn get(mesh: &Mesh, request: &v1::GetRequest) -> v1::GetReply {
 /// Deletes one object of the API.
 ///
 /// # Errors
-/// When none is named, or the store refuses; why else it is not deleted is in the reply.
+/// If no object is named, or the store refuses; other reasons against the deletion are in the reply.
 pub(super) async fn delete(mesh: &Mesh, request: v1::DeleteRequest) -> Result<v1::DeleteReply, Status> {
     let mut wanted = request.object.unwrap_or_default();
     if wanted.kind.is_empty() || wanted.name.is_empty() {
-        return Err(Status::invalid_argument("a kind and a name are needed"));
+        return Err(Status::invalid_argument("a kind and a name are required"));
     }
     if wanted.namespace.is_empty() {
         wanted.namespace = "default".into();
     }
     let (folder, api) = mesh.policies();
-    let named = format!("{}/{}/{}", wanted.kind, wanted.namespace, wanted.name);
+    let reference = format!("{}/{}/{}", wanted.kind, wanted.namespace, wanted.name);
     let failed = |error: String| Ok(v1::DeleteReply { error, ..Default::default() });
     if let Some(owner) = folder.iter().find(|d| matches(&wanted, d)) {
-        return failed(format!("{named} belongs to the file {}; delete it there", owner.file));
+        return failed(format!("{reference} belongs to the file {}; delete it there", owner.file));
     }
-    let gone: Vec<Document> = api.iter().filter(|d| matches(&wanted, d)).map(|d| (**d).clone()).collect();
-    if gone.is_empty() {
+    let deleted_documents: Vec<Document> = api.iter().filter(|d| matches(&wanted, d)).map(|d| (**d).clone()).collect();
+    if deleted_documents.is_empty() {
         return failed(match mesh.withdrawn_policies().iter().find(|d| matches(&wanted, d)) {
             Some(kept) => {
                 let file = &kept.file;
                 format!(
-                    "{named} is of the file {file}, which was emptied or removed; `weftctl status` says how long it is kept"
+                    "{reference} belongs to the file {file}, which was emptied or removed; `weftctl status` shows how long it is kept"
                 )
             }
-            None => format!("there is no {named}"),
+            None => format!("there is no {reference}"),
         });
     }
     let goes = |d: &Document| matches(&wanted, d) || request.along.iter().any(|name| matches(name, d));
     let api_rest = api.iter().filter(|d| !goes(d));
     let rest: Vec<&Document> = folder.iter().chain(api_rest).map(AsRef::as_ref).collect();
-    let needed =
-        weft_policy::needs(&gone.iter().collect::<Vec<_>>(), &rest, &|host| mesh.read(|world| world.offers(host)));
+    let needed = weft_policy::needs(&deleted_documents.iter().collect::<Vec<_>>(), &rest, &|host| {
+        mesh.read(|world| world.offers(host))
+    });
     let need = needed.into_values().next().map(|need| format!("{need}: requests fail without it"));
     if let Some(need) = need.as_ref().filter(|_| !request.force) {
-        return failed(format!("{named} is not deleted: {need}; delete or change that first, or use --force"));
+        return failed(format!("{reference} is not deleted: {need}; delete or change that first, or use --force"));
     }
-    mesh.change_policies(Vec::new(), &gone).await.map_err(|e| Status::unavailable(e.to_string()))?;
-    let warnings = need.map(|need| format!("warning: {named}: {need}")).into_iter().collect();
+    mesh.change_policies(Vec::new(), &deleted_documents).await.map_err(|e| Status::unavailable(e.to_string()))?;
+    let warnings = need.map(|need| format!("warning: {reference}: {need}")).into_iter().collect();
     Ok(v1::DeleteReply { warnings, ..Default::default() })
 }
 
-/// Whether a document is the one, or one of those, that `wanted` names.
+/// Whether `wanted` selects a document.
 fn matches(wanted: &ObjectName, document: &Document) -> bool {
     let is = |wanted: &str, found: &str| wanted.is_empty() || wanted.eq_ignore_ascii_case(found);
     is(&wanted.kind, document.kind.name())
@@ -189,7 +190,7 @@ mod tests {
     use crate::store::health::Health;
     use crate::store::{Condition, Error, Op, Record, Store, Table, Watch};
 
-    /// A store with etcd's limits, which fails after so many transactions.
+    /// A store with etcd's limits, which fails after the given number of transactions.
     struct Halfway {
         store: Embedded,
         limits: Limits,
@@ -262,7 +263,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn part_of_a_batch_that_was_applied_is_named() {
+    async fn the_applied_part_of_a_batch_is_reported() {
         let small = Limits { ops: 100, bytes: 1 << 20 };
         for (error, state) in [
             (Error::Unavailable("full".into()), "was not applied"),

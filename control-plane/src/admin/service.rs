@@ -32,7 +32,7 @@ use crate::telemetry;
 use weft_files::snapshot::{MAX_FILE, PIECE};
 use weft_world::explain;
 
-/// Longest life of a join token, and the one that it has when none is asked for.
+/// Longest life of a join token, and its default.
 const MAX_TOKEN_TTL_S: u64 = 30 * 24 * 3600;
 const DEFAULT_TOKEN_TTL_S: u64 = 3600;
 /// Services, patterns and prefixes in one API token, and the bytes of each: it is sent with every request.
@@ -41,35 +41,36 @@ const MAX_RIGHT: usize = 253;
 
 /// The administrator's service.
 pub struct AdminService {
-    /// What is administered.
+    /// The administered mesh.
     pub mesh: Arc<Mesh>,
-    /// Who has what.
+    /// The state of sidecars.
     pub discovery: Arc<Discovery>,
-    /// Its fingerprint goes into tokens.
+    /// Its fingerprint is part of tokens.
     pub ca: Arc<Ca>,
-    /// Makes tokens.
+    /// Creates tokens.
     pub tokens: Arc<Tokens>,
     /// The other data centres.
     pub federation: Arc<Federation>,
-    /// What snapshots are of.
+    /// Saved and restored by snapshots.
     pub store: store::Shared,
-    /// Sidecars that get no certificate.
+    /// Sidecars whose certificate requests are refused.
     pub refusals: Arc<Refusals>,
     /// Services that tokens grant.
     pub grants: Arc<Grants>,
 }
 
-/// Listens on `path`, mode 0600. A socket left by an earlier run is replaced; one that answers is another's.
+/// Listens on `path`, mode 0600. A socket left by an earlier run is replaced; one that answers belongs to another
+/// process.
 ///
 /// # Errors
-/// When the socket is in use or its folder cannot be written.
+/// If the socket is in use or its folder cannot be written.
 pub async fn listen(path: &Path) -> Result<UnixListener> {
     let context = || format!("cannot listen on {}", path.display());
     if tokio::net::UnixStream::connect(path).await.is_ok() {
         anyhow::bail!("{} is in use: is another control plane running on this data folder?", path.display());
     }
     let _ = std::fs::remove_file(path);
-    // Made under a private name first: nobody can open it between its creation and its mode.
+    // Created under a private name first, so that it is never accessible before its mode is set.
     let private = path.with_extension("new");
     let _ = std::fs::remove_file(&private);
     let listener = UnixListener::bind(&private).with_context(context)?;
@@ -79,7 +80,7 @@ pub async fn listen(path: &Path) -> Result<UnixListener> {
 }
 
 impl AdminService {
-    /// Why nothing can be written now, in words; empty: it can.
+    /// The reason why the store accepts no writes, in words; empty: it accepts them.
     pub(super) fn store_problem(&self) -> String {
         if let Some(problem) = self.store.health().problem() {
             return telemetry::describe(&problem);
@@ -140,15 +141,15 @@ impl Admin for AdminService {
     }
 
     async fn explain(&self, request: Request<v1::ExplainRequest>) -> Result<Response<v1::ExplainReply>, Status> {
-        let asked = request.into_inner();
-        let from = if asked.from.is_empty() { None } else { Some(explain::Name::parse(&asked.from)) };
+        let request = request.into_inner();
+        let from = if request.from.is_empty() { None } else { Some(explain::Name::parse(&request.from)) };
         let from = from.transpose().map_err(Status::invalid_argument)?;
-        let gateway = explain::Client::gateway(&asked.gateway).map_err(Status::invalid_argument)?;
-        let method = if asked.method.is_empty() { "GET" } else { &asked.method };
+        let gateway = explain::Client::gateway(&request.gateway).map_err(Status::invalid_argument)?;
+        let method = if request.method.is_empty() { "GET" } else { &request.method };
         let headers: Vec<(String, String)> =
-            asked.headers.into_iter().map(|header| (header.name, header.value)).collect();
-        let asked = explain::Query::new(&asked.url, method, &headers, asked.server_name.as_deref());
-        let asked = asked.map_err(Status::invalid_argument)?;
+            request.headers.into_iter().map(|header| (header.name, header.value)).collect();
+        let query = explain::Query::new(&request.url, method, &headers, request.server_name.as_deref());
+        let query = query.map_err(Status::invalid_argument)?;
         let client = match (&from, gateway) {
             (Some(_), Some(_)) => return Err(Status::invalid_argument("--from and --gateway exclude each other")),
             (_, Some((namespace, name))) => explain::Client::at_gateway(&namespace, &name),
@@ -156,9 +157,9 @@ impl Admin for AdminService {
             (None, None) => explain::Client::of("default"),
         };
         let node = client.node.clone();
-        let facts = self.mesh.read(|world| explain::Facts::gather(world, &client, &asked, true));
-        // A large ring takes its time, and others are not to wait for it.
-        let explained = tokio::task::spawn_blocking(move || facts.explain(&client, &asked, Instant::now())).await;
+        let facts = self.mesh.read(|world| explain::Facts::gather(world, &client, &query, true));
+        // A large ring takes long to compute, and must not delay other tasks.
+        let explained = tokio::task::spawn_blocking(move || facts.explain(&client, &query, Instant::now())).await;
         let explained = explained.map_err(|e| Status::internal(e.to_string()))?;
         let mut explained = explained.map_err(|e| Status::internal(format!("sidecars would refuse it: {e}")))?;
         if !node.is_empty()
@@ -175,53 +176,58 @@ impl Admin for AdminService {
         &self,
         request: Request<v1::CreateTokenRequest>,
     ) -> Result<Response<v1::CreateTokenReply>, Status> {
-        let asked = request.into_inner();
-        let namespace = if asked.namespace.is_empty() { "default".to_owned() } else { asked.namespace };
-        let ttl = if asked.ttl_s == 0 { DEFAULT_TOKEN_TTL_S } else { asked.ttl_s };
+        let request = request.into_inner();
+        let namespace = if request.namespace.is_empty() { "default".to_owned() } else { request.namespace };
+        let ttl = if request.ttl_s == 0 { DEFAULT_TOKEN_TTL_S } else { request.ttl_s };
         if ttl > MAX_TOKEN_TTL_S {
-            return Err(Status::invalid_argument(format!("a token lives {MAX_TOKEN_TTL_S} seconds at most")));
+            return Err(Status::invalid_argument(format!("a token is valid for at most {MAX_TOKEN_TTL_S} seconds")));
         }
-        // What an API token is for needs no account, but a namespace that one could be in.
-        let account = if asked.api.is_some() { "api" } else { asked.service_account.as_str() };
+        // An API token needs no account, but a namespace in which an account would be valid.
+        let account = if request.api.is_some() { "api" } else { request.service_account.as_str() };
         SpiffeId::new(self.ca.trust_domain(), &namespace, account)
             .map_err(|e| Status::invalid_argument(e.to_string()))?;
-        let named = !asked.services.is_empty() || asked.api.is_some();
-        let services = if named { asked.services } else { vec![asked.service_account.clone()] };
+        let named = !request.services.is_empty() || request.api.is_some();
+        let services = if named { request.services } else { vec![request.service_account.clone()] };
         services.iter().try_for_each(|service| may_be_named(service)).map_err(Status::invalid_argument)?;
         let expires = unix_now() + ttl;
         let trust_domain = self.ca.trust_domain().to_owned();
-        if let Some(v1::ApiRights { read, keys }) = asked.api {
-            if !asked.service_account.is_empty() {
-                return Err(Status::invalid_argument("an API token has no service account: it is no identity"));
+        if let Some(v1::ApiRights { read, keys }) = request.api {
+            if !request.service_account.is_empty() {
+                return Err(Status::invalid_argument(
+                    "an API token has no service account, because it is not an identity",
+                ));
             }
             let texts = services.iter().chain(&read).chain(&keys);
             if texts.clone().count() > MAX_RIGHTS || texts.into_iter().any(|text| text.len() > MAX_RIGHT) {
-                let text = format!("an API token names {MAX_RIGHTS} things of {MAX_RIGHT} bytes at most");
+                let text =
+                    format!("an API token names at most {MAX_RIGHTS} services and prefixes of {MAX_RIGHT} bytes");
                 return Err(Status::invalid_argument(text));
             }
             if read.iter().any(String::is_empty) {
-                return Err(Status::invalid_argument("a pattern of services to read is empty; * is all of them"));
+                return Err(Status::invalid_argument(
+                    "a pattern of services to read is empty; * stands for all of them",
+                ));
             }
             let token = self.tokens.create_api(&ApiClaims { trust_domain, namespace, services, read, keys, expires });
             return Ok(Response::new(v1::CreateTokenReply { token, expires_unix: expires }));
         }
         if services.len() > MAX_SERVICES {
-            let text = format!("a token grants {MAX_SERVICES} services at most, and these are {}", services.len());
+            let text = format!("a token grants at most {MAX_SERVICES} services, got {}", services.len());
             return Err(Status::invalid_argument(text));
         }
         let services = self.grants.references(services).await.map_err(|e| Status::unavailable(e.to_string()))?;
         let root = hex(&self.ca.fingerprint());
         let claims =
-            Claims { trust_domain, namespace, service_account: asked.service_account, services, expires, root };
+            Claims { trust_domain, namespace, service_account: request.service_account, services, expires, root };
         let token = self.tokens.create(&claims);
         Ok(Response::new(v1::CreateTokenReply { token, expires_unix: expires }))
     }
 }
 
-/// Whether a token may name a service so.
+/// Whether a token may name this service.
 ///
 /// # Errors
-/// Says why not.
+/// If it may not; the error gives the reason.
 fn may_be_named(service: &str) -> Result<(), String> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
     if !service.is_empty() && service.len() <= 63 && service.bytes().all(plain) {
@@ -230,7 +236,7 @@ fn may_be_named(service: &str) -> Result<(), String> {
     let why = if service.contains('.') {
         let (first, rest) = service.rsplit_once('.').unwrap_or_default();
         format!(
-            ": with a dot it would take the name of another host ({service:?} is the service {first:?} of the namespace \
+            ": with a dot it would have the name of another host ({service:?} is the service {first:?} of the namespace \
              {rest:?}, or a host outside of the mesh), and Consul's DNS reads {first:?} as a tag; register it as {:?}",
             service.replace('.', "-")
         )

@@ -11,7 +11,7 @@ use crate::federation::PeerStatus;
 use crate::identity::pattern::matches;
 use weft_world::{Member, RemoteHost, World};
 
-/// Lines that fit a screen: a mesh that needs no more is shown whole.
+/// Lines that fit a screen: a mesh that needs no more is shown completely.
 const SCREEN: usize = 40;
 /// Services, and sidecars, that a summary shows.
 const SUMMARY: usize = 5;
@@ -19,11 +19,11 @@ const SUMMARY: usize = 5;
 const INSTANCES: usize = 2;
 
 impl AdminService {
-    pub(super) fn status_of(&self, asked: &v1::StatusRequest) -> v1::StatusReply {
-        let (mut services, world_version) = self.services(asked);
+    pub(super) fn status_of(&self, request: &v1::StatusRequest) -> v1::StatusReply {
+        let (mut services, world_version) = self.services(request);
         let odd = self.odd_nodes();
-        let wants_sidecars = asked.service.is_empty() || !asked.sidecar.is_empty();
-        let fits = |node: &str| wants_sidecars && (asked.sidecar.is_empty() || matches(&asked.sidecar, node));
+        let wants_sidecars = request.service.is_empty() || !request.sidecar.is_empty();
+        let fits = |node: &str| wants_sidecars && (request.sidecar.is_empty() || matches(&request.sidecar, node));
         let counts = self.discovery.counts(fits);
         let mut totals = v1::StatusTotals {
             services: number(services.len()),
@@ -36,11 +36,11 @@ impl AdminService {
             summary: false,
         };
         let lines = services.len() + totals.instances as usize + counts.sidecars + counts.resources;
-        totals.summary = asked.summary && lines > SCREEN;
-        let (offset, limit) = match (totals.summary, asked.limit) {
+        totals.summary = request.summary && lines > SCREEN;
+        let (offset, limit) = match (totals.summary, request.limit) {
             (true, 0) => (0, SUMMARY),
-            (_, 0) => (asked.offset as usize, usize::MAX),
-            (_, limit) => (asked.offset as usize, limit as usize),
+            (_, 0) => (request.offset as usize, usize::MAX),
+            (_, limit) => (request.offset as usize, limit as usize),
         };
         if totals.summary {
             let is_odd =
@@ -74,12 +74,12 @@ impl AdminService {
         }
     }
 
-    /// The services that are asked for, by host, and the version of the world.
-    fn services(&self, asked: &v1::StatusRequest) -> (Vec<v1::ServiceStatus>, u64) {
-        let wanted = asked.sidecar.is_empty() || !asked.service.is_empty();
+    /// The requested services, by host, and the version of the world.
+    fn services(&self, request: &v1::StatusRequest) -> (Vec<v1::ServiceStatus>, u64) {
+        let wanted = request.sidecar.is_empty() || !request.service.is_empty();
         let fits = |host: &str| {
             let name = host.split('.').next().unwrap_or_default();
-            wanted && (asked.service.is_empty() || matches(&asked.service, host) || matches(&asked.service, name))
+            wanted && (request.service.is_empty() || matches(&request.service, host) || matches(&request.service, name))
         };
         let mut services: BTreeMap<String, v1::ServiceStatus> = BTreeMap::new();
         let ejected = self.mesh.ejected();
@@ -125,7 +125,7 @@ impl AdminService {
         (services.into_values().collect(), version)
     }
 
-    /// Nodes whose sidecars have a problem that is not of discovery: a clock that differs, a group that they cannot join.
+    /// Nodes whose sidecars have a problem outside discovery: a clock that differs, a group that they cannot join.
     fn odd_nodes(&self) -> HashSet<String> {
         let differs = |ahead_ms: &i64| Duration::from_millis(ahead_ms.unsigned_abs()) > WORTH_A_WORD;
         let clocks = self.mesh.clocks().into_iter().filter(|(_, ahead_ms)| differs(ahead_ms)).map(|(node, _)| node);
@@ -146,7 +146,7 @@ fn has_healthy(service: &v1::ServiceStatus) -> bool {
     service.instances.iter().any(|instance| instance.health == "healthy") || remote()
 }
 
-/// What other data centres have of a host: the first of them gets what goes elsewhere.
+/// A host in other data centres: the first of them gets the share of requests.
 fn remotes(world: &World, host: &str) -> Vec<v1::RemoteStatus> {
     let mut share = world.share(host, "");
     let status = |remote: RemoteHost<'_>| {
@@ -157,7 +157,7 @@ fn remotes(world: &World, host: &str) -> Vec<v1::RemoteStatus> {
     world.remotes_of(host).map(status).collect()
 }
 
-/// Says of sidecars that join by a WorkloadGroup what has become of it.
+/// Adds the results of joining a WorkloadGroup to sidecars.
 fn add_groups(world: &World, sidecars: &mut [v1::SidecarStatus]) {
     let members: BTreeMap<(&str, &str), &Member> = world
         .group_members()
@@ -178,7 +178,7 @@ fn datacenter(peer: PeerStatus) -> v1::DatacenterStatus {
         name: peer.datacenter,
         address: peer.address,
         connected: peer.connected,
-        heard_s: peer.heard.map(|at| at.elapsed().unwrap_or_default().as_secs()),
+        heard_s: peer.last_message.map(|at| at.elapsed().unwrap_or_default().as_secs()),
         services: peer.services as u64,
         error: peer.error,
     }

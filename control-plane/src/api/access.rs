@@ -1,4 +1,4 @@
-//! The tokens of requests, given as Consul's clients give them.
+//! The tokens of requests, in the forms of Consul's clients.
 
 use std::sync::Arc;
 
@@ -11,10 +11,10 @@ use weft_agent::refused::Refused;
 use crate::clock::unix_now;
 use crate::identity::token::{self, ApiClaims, Tokens};
 
-/// What the token of a request says; `None`: it has none.
+/// The claims of a request's token; `None`: it has none.
 ///
 /// # Errors
-/// When it is not ours, or expired; in Consul's words, which tell no more.
+/// If it is not a token of this control plane, or has expired; in Consul's words, which do not distinguish the two.
 pub fn claims(tokens: &Tokens, head: &request::Parts) -> Result<Option<Arc<ApiClaims>>, Refused> {
     let query = Query::parse(head.uri.query().unwrap_or_default());
     let Some(token) = given(&head.headers, &query) else { return Ok(None) };
@@ -28,7 +28,7 @@ pub fn claims(tokens: &Tokens, head: &request::Parts) -> Result<Option<Arc<ApiCl
 }
 
 /// The token of a request: the query's, else the header's, else the bearer's, as in Consul; else the password of basic
-/// authentication, which is all that Eureka's clients can send, if it looks like a token. An empty one is none.
+/// authentication, which is the only form of Eureka's clients, if it looks like a token. An empty one counts as absent.
 fn given(headers: &HeaderMap, query: &Query) -> Option<String> {
     let header = |name| headers.get(name).and_then(|value| value.to_str().ok());
     let bearer = header(header::AUTHORIZATION).and_then(|value| {
@@ -40,7 +40,7 @@ fn given(headers: &HeaderMap, query: &Query) -> Option<String> {
     given.map(str::to_owned).find(|token| !token.is_empty()).or_else(|| password(header(header::AUTHORIZATION)?))
 }
 
-/// A token that is given as a password (RFC 7617).
+/// A token in the form of a password (RFC 7617).
 fn password(authorization: &str) -> Option<String> {
     let (scheme, credentials) = authorization.trim().split_once(' ')?;
     let decoded = STANDARD.decode(credentials.trim()).ok().filter(|_| scheme.eq_ignore_ascii_case("basic"))?;
@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_is_found_where_clients_put_it() {
+    fn tokens_are_read_from_query_headers_and_basic_authentication() {
         for (query, header, bearer, want) in [
             ("", "", "", None),
             ("token=q", "h", "Bearer b", Some("q")),

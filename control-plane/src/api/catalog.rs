@@ -1,5 +1,6 @@
-//! Consul's API and Eureka's as sidecars pass them on. The caller is named by the certificate of the stream; the token of
-//! the program can only reduce its rights. The answers come from [`crate::api::consul`] and [`crate::api::eureka`].
+//! Consul's API and Eureka's for requests that sidecars forward. The stream's certificate identifies the caller; the
+//! token of the program can only reduce its rights. The responses are those of [`crate::api::consul`] and
+//! [`crate::api::eureka`].
 
 use std::sync::Arc;
 
@@ -23,16 +24,16 @@ use crate::identity::token::Tokens;
 
 /// The catalog service.
 pub struct CatalogService {
-    /// Answers.
+    /// Serves Consul's API.
     pub consul: Arc<Consul>,
-    /// Answers what is of Eureka's API.
+    /// Serves Eureka's API.
     pub eureka: Arc<Eureka>,
-    /// Checks those of programs.
+    /// Verifies the tokens of programs.
     pub tokens: Arc<Tokens>,
 }
 
 impl CatalogService {
-    /// Answers what a sidecar of this identity passes on.
+    /// Answers a request that a sidecar of this identity forwards.
     async fn answer(&self, peer: &Peer, id: &SpiffeId, passed: http::Request<Bytes>) -> Answered {
         let (head, body) = passed.into_parts();
         let query = Query::parse(head.uri.query().unwrap_or_default());
@@ -74,10 +75,10 @@ impl Catalog for CatalogService {
     }
 }
 
-/// A question as the request that it was.
+/// A question as the original request.
 ///
 /// # Errors
-/// When it cannot have been one.
+/// If it is not a valid request.
 pub(crate) fn request_of(question: Question) -> Result<http::Request<Bytes>, Status> {
     let mut passed =
         http::Request::builder().method(question.method.as_str()).uri(format!("{}?{}", question.path, question.query));
@@ -87,10 +88,10 @@ pub(crate) fn request_of(question: Question) -> Result<http::Request<Bytes>, Sta
     passed.body(question.body).map_err(|e| Status::invalid_argument(format!("no request: {e}")))
 }
 
-/// An answer for the wire.
+/// A response for the wire.
 pub(crate) fn answer_of(answered: Answered) -> Answer {
     let (head, body) = answered.into_parts();
-    // Ours are all text.
+    // These headers are all text.
     let headers =
         head.headers.iter().filter_map(|(name, value)| Some((name.to_string(), value.to_str().ok()?.to_owned())));
     Answer { status: head.status.as_u16().into(), headers: headers.collect(), body }
@@ -109,7 +110,7 @@ mod tests {
     use crate::store::embedded::Embedded;
 
     #[tokio::test]
-    async fn a_token_takes_away_and_adds_nothing() {
+    async fn a_token_only_reduces_rights() {
         let dir = tempfile::tempdir().unwrap();
         let store = Arc::new(Embedded::open(dir.path()).unwrap());
         let mesh = Mesh::open(store, "cluster.local", Duration::from_secs(15)).await.unwrap();

@@ -1,8 +1,8 @@
 //! The listener for programs without a sidecar: Consul's API and Eureka's, at the control plane itself.
 //!
-//! A token identifies the caller. Without one a program on this machine reads what the namespace "default" sees, as it does
-//! by DNS; a remote one is denied. Connections over a network are TLS, with a certificate that the root of the mesh signs:
-//! the control plane has no other, and clients need that root in any case.
+//! A token identifies the caller. Without one a program on this machine can read the services that the namespace
+//! "default" sees, as with DNS; a remote one is denied. Connections over a network are TLS, with a certificate that the
+//! root of the mesh signs: the control plane has no other, and clients need that root in any case.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -32,52 +32,52 @@ use crate::registry::external::Externals;
 use crate::sockets;
 use crate::telemetry::{self, Telemetry};
 
-/// On loopback, and not Consul's usual port: that is the sidecar's, which may run on the same machine.
+/// On loopback, and not Consul's usual port: the sidecar, which may run on the same machine, uses that.
 const USUAL: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8501);
-/// Namespace of callers whom nothing identifies.
+/// Namespace of unidentified callers.
 const NAMESPACE: &str = "default";
-/// The root certificate in the data folder, for clients outside of the mesh.
+/// The root certificate in the data folder, for clients outside the mesh.
 pub const ROOT_FILE: &str = "root.pem";
 
-/// How programs without a sidecar are served.
+/// Settings of the listeners for programs without a sidecar.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Where.
+    /// Addresses.
     pub listen: Vec<Listen>,
     /// Further names and addresses in the certificate.
     pub names: Vec<String>,
-    /// Requests of one client at once, blocking queries and others apart.
+    /// Concurrent requests of one client, blocking queries and others counted separately.
     pub per_client: usize,
 }
 
-/// What answers are made of.
+/// The parts that serve requests.
 #[derive(Clone)]
 pub struct HttpApi {
-    /// Answers.
+    /// Serves Consul's API.
     pub consul: Arc<Consul>,
-    /// Answers what is of Eureka's API.
+    /// Serves Eureka's API.
     pub eureka: Arc<Eureka>,
-    /// Answers what is of an agent.
+    /// Serves the API of agents.
     pub externals: Arc<Externals>,
-    /// Checks tokens.
+    /// Verifies tokens.
     pub tokens: Arc<Tokens>,
-    /// Answers probes and Prometheus.
+    /// Serves probes and Prometheus.
     pub telemetry: Telemetry,
 }
 
 /// One listener.
 struct Listener {
     api: HttpApi,
-    /// It can be reached from elsewhere: nobody is answered without a token.
+    /// Whether it can be reached from elsewhere: then every request needs a token.
     remote: bool,
-    /// Names that it may be asked by, where it cannot.
+    /// Allowed host names, if it cannot.
     names: Names,
 }
 
-/// Serves in the background, at all of these places.
+/// Serves in the background, at all of these addresses.
 ///
 /// # Errors
-/// When an address is not to be had, unless it is the usual one, or the certificate cannot be made.
+/// If an address is unavailable, unless it is the usual one, or the certificate cannot be created.
 pub async fn serve(api: HttpApi, settings: &Settings, ca: &Arc<Ca>) -> Result<()> {
     for place in &settings.listen {
         let address = match place {
@@ -97,7 +97,7 @@ pub async fn serve(api: HttpApi, settings: &Settings, ca: &Arc<Ca>) -> Result<()
         let names = Names::new(&own_name(), &settings.names);
         let answers = Arc::new(Listener { api: api.clone(), remote, names });
         let scheme = if remote { "https" } else { "http" };
-        tracing::info!("programs without a sidecar find Consul's API at {scheme}://{address}");
+        tracing::info!("serving Consul's API for programs without a sidecar at {scheme}://{address}");
         if remote {
             let tls = server_config(ca.clone(), certified(address.ip(), &own_name(), &settings.names))?;
             tokio::spawn(listen::serve_tls(answers, listener, tls, Bounds::new(settings.per_client)));
@@ -139,10 +139,10 @@ fn server_config(ca: Arc<Ca>, names: Vec<String>) -> Result<Arc<rustls::ServerCo
     Ok(Arc::new(config))
 }
 
-/// Writes the root certificate as clients and other data centres take it. It is no secret.
+/// Writes the root certificate in the form for clients and other data centres. It is not secret.
 ///
 /// # Errors
-/// When the data folder cannot be written.
+/// If the data folder cannot be written.
 pub fn write_root(ca: &Ca, data_dir: &Path) -> Result<()> {
     let path = data_dir.join(ROOT_FILE);
     std::fs::write(&path, ca.root_pem()).with_context(|| format!("cannot write {}", path.display()))
@@ -150,10 +150,10 @@ pub fn write_root(ca: &Ca, data_dir: &Path) -> Result<()> {
 
 impl Answers for Listener {
     fn turned_away(&self, head: &request::Parts) -> Option<Answered> {
-        // On loopback no token is needed: a web page must not be taken for a program.
+        // On loopback no token is needed: a web page must not be mistaken for a program.
         let page = || self.names.refuses(&head.method, &head.uri, &head.headers, "--http-name");
         let page = if self.remote { None } else { page() };
-        // Nobody unknown makes us hold what he sends.
+        // The body of a request is read only for an authenticated caller.
         page.or_else(|| self.rights(head).err()).map(|refused| refusal(&refused, head))
     }
 
@@ -185,7 +185,7 @@ impl Answers for Listener {
         {
             return answered;
         }
-        // What is of the mesh's certificates is no agent's.
+        // The mesh's certificates are not an agent's.
         let of_agent = path == "/v1/agent" || path.starts_with("/v1/agent/");
         if of_agent && !path.starts_with("/v1/agent/connect/") {
             return self.api.externals.answer(&caller, &head, body).await;
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_token_says_what_is_seen_and_written() {
+    async fn a_token_restricts_reads_and_writes() {
         let dir = tempfile::tempdir().unwrap();
         let api = api(dir.path()).await;
         let (here, remote) =
@@ -355,13 +355,13 @@ mod tests {
         assert_eq!(nodes.as_array().unwrap().iter().map(|n| &n["Node"]).collect::<Vec<_>>(), [&json!("n2")]);
         for (token, seen) in [("", true), (narrow.as_str(), false), ("", true)] {
             let apps = ask(&here, "GET", "/eureka/apps", token).await.1;
-            assert_eq!(apps.contains("ORDER"), seen, "{token:.20}: what one may see is not kept for another");
+            assert_eq!(apps.contains("ORDER"), seen, "{token:.20}: responses for a token are not cached for another");
             assert!(apps.contains("PAYMENT"));
         }
     }
 
     #[tokio::test]
-    async fn a_listener_that_others_reach_proves_itself_by_the_root() {
+    async fn a_remote_listener_has_a_certificate_of_the_root() {
         let dir = tempfile::tempdir().unwrap();
         let api = api(dir.path()).await;
         let token = token(&api, "default", &[], &[]);
@@ -408,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn no_address_of_all_in_a_certificate() {
+    fn unspecified_addresses_are_not_in_certificates() {
         let list = certified([0, 0, 0, 0].into(), "cp", &["10.1.1.1".into(), "cp".into()]);
         assert_eq!(list, ["10.1.1.1", "127.0.0.1", "cp", "localhost"]);
     }

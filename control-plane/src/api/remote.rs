@@ -1,4 +1,4 @@
-//! Reads of other data centres, as the APIs ask for them. [`crate::federation`] implements them.
+//! Reads of other data centres for the APIs. [`crate::federation`] implements them.
 
 use std::sync::Arc;
 
@@ -6,17 +6,17 @@ use tonic::async_trait;
 use weft_proto::v1::{Answer, PeerDns, PeerQuestion};
 use weft_world::DEFAULT_DATACENTER;
 
-/// Why there is no answer from another data centre.
+/// The reason why another data centre gives no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NoAnswer {
     /// No data centre of this name is a peer.
     #[error("no peer has this name")]
     Unknown,
-    /// It cannot be reached, with the reason.
+    /// It is unreachable, with the reason.
     #[error("no path to the data centre: {0}")]
     NoPath(String),
-    /// Too many questions are under way.
-    #[error("too many questions to the data centre are under way")]
+    /// Too many concurrent questions.
+    #[error("too many concurrent questions to the data centre")]
     Busy,
 }
 
@@ -32,13 +32,13 @@ pub trait RemoteReads: Send + Sync {
     /// Asks another data centre for an answer of Consul's API.
     ///
     /// # Errors
-    /// When there is none.
+    /// If there is none.
     async fn ask(&self, datacenter: &str, question: PeerQuestion) -> Result<Answer, NoAnswer>;
 
-    /// Asks another data centre a question of DNS: the answer's packet.
+    /// Asks another data centre a question of DNS; returns the answer's packet.
     ///
     /// # Errors
-    /// When there is none.
+    /// If there is none.
     async fn resolve(&self, datacenter: &str, question: PeerDns) -> Result<Vec<u8>, NoAnswer>;
 }
 
@@ -47,7 +47,7 @@ pub trait RemoteReads: Send + Sync {
 pub struct Alone;
 
 impl Alone {
-    /// As the APIs hold it.
+    /// A shared instance for the APIs.
     pub fn shared() -> Arc<dyn RemoteReads> {
         Arc::new(Alone)
     }

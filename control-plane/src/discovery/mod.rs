@@ -1,9 +1,9 @@
-//! Delta discovery: each sidecar subscribes to the names that its application uses, and is sent the resources again
+//! Delta discovery: each sidecar subscribes to the names that its application uses, and receives the resources again
 //! whenever they change.
 //!
-//! There is one task per stream. A change names the hosts that it affects, and wakes the streams that subscribe to one of
-//! them (`router`). Resources are translated and encoded once per change and kind of client ([`Scope`]), and shared by all
-//! streams. A slow stream misses only intermediate states: it always sends the current one.
+//! There is one task per stream. A change names the hosts that it affects, and wakes the streams that subscribe to one
+//! of them (`router`). Resources are translated and encoded once per change and kind of client ([`Scope`]), and shared
+//! by all streams. A slow stream misses only intermediate states: it always receives the current one.
 //!
 //! Names: a client subscribes by the names that its application uses ("order-service", "240.240.0.7:80"); a resource is
 //! sent under the canonical name of its host, with the subscribed names as aliases. `removed_resources` is the explicit
@@ -43,18 +43,18 @@ use streams::{Goal, Streams};
 use weft_world::translate;
 use weft_world::{Host, Scope, World};
 
-/// Encoded resources that are kept.
+/// Bound on the cached encodings.
 const MAX_CACHED: usize = 100_000;
 
 /// A version of a resource: a digest of it.
 type Version = u64;
 
-/// A resource, encoded once for all who subscribe to it.
+/// A resource, encoded once for all of its subscribers.
 #[derive(Clone)]
 struct Encoded {
     version: Version,
     bytes: Bytes,
-    /// Version of the world that it was made of.
+    /// Version of the world that it was translated from.
     made_at: u64,
 }
 
@@ -69,11 +69,11 @@ impl Encoded {
 /// Translations by type, client (of endpoints the namespace that defines the host) and host.
 type Cache = HashMap<(&'static str, Scope, String), Encoded>;
 
-/// What goes to the client. Boxed: a channel reserves the room of 32.
+/// A message to the client. Boxed, because a channel reserves the space of 32.
 type Reply = Box<Result<DeltaDiscoveryResponse, Status>>;
 
-/// The discovery server's state, shared by its streams, by those who wait until a change has arrived everywhere, and by
-/// `weftctl status`.
+/// The discovery server's state, shared by its streams, by waits for the acknowledgement of a change, and by `weftctl
+/// status`.
 pub struct Discovery {
     mesh: Arc<Mesh>,
     cache: Mutex<Cache>,
@@ -81,13 +81,13 @@ pub struct Discovery {
     router: Arc<Mutex<Router>>,
     next: AtomicU64,
     names: Names,
-    /// Streams of each identity, and the bytes of the names that they ask for.
-    asked: Mutex<Accounts>,
+    /// Streams of each identity, and the bytes of the names that they subscribe to.
+    accounts: Mutex<Accounts>,
     pace: Pace,
 }
 
 impl Discovery {
-    /// A server of `mesh`. To be called within a runtime: it routes changes in the background.
+    /// A server of `mesh`. It must be called within a runtime: it routes changes in the background.
     pub fn new(mesh: Arc<Mesh>) -> Arc<Discovery> {
         let router = Arc::new(Mutex::new(Router::default()));
         tokio::spawn(router::run(router.clone(), mesh.events()));
@@ -98,12 +98,12 @@ impl Discovery {
             router,
             next: AtomicU64::new(0),
             names: Names::default(),
-            asked: Mutex::default(),
+            accounts: Mutex::default(),
             pace: Pace::default(),
         })
     }
 
-    /// How many sidecars are connected whose node fits, and how they are.
+    /// Counts the connected sidecars whose node matches, and their states.
     pub fn counts(&self, fits: impl Fn(&str) -> bool) -> Counts {
         let mut counts = Counts::default();
         for stream in self.lock().iter().filter(|stream| fits(&stream.node)) {
@@ -116,8 +116,8 @@ impl Discovery {
         counts
     }
 
-    /// Connected sidecars whose node fits and what they have, `limit` after the first `offset`. Where `is_odd` says something of
-    /// a node, only those that refuse something, which is all that is said of them then, and those that are odd.
+    /// Connected sidecars whose node matches, with their resources, `limit` after the first `offset`. If `is_odd` is
+    /// given, only sidecars that refuse a resource (with the refused ones only), and those that are odd.
     pub fn status(
         &self,
         fits: impl Fn(&str) -> bool,
@@ -134,7 +134,8 @@ impl Discovery {
         shown.skip(offset).take(limit).map(|(stream, refused)| status_of(stream, refused)).collect()
     }
 
-    /// Why the sidecar of a node has refused what it was last sent of a host, where it has: it goes on with what it had.
+    /// The reason why the sidecar of a node has refused the last resource of a host, if it has: it continues with the
+    /// previous one.
     pub fn refused(&self, node: &str, host: &str) -> Option<String> {
         let streams = self.lock();
         let resources = streams.iter().filter(|stream| stream.node == node).flat_map(|stream| &stream.resources);
@@ -142,14 +143,14 @@ impl Discovery {
         of_host.find_map(|(_, delivery)| delivery.refused.as_deref().map(str::to_owned))
     }
 
-    /// Waits until every stream that has the endpoints of `hosts` has acknowledged what is current, or said why it will not,
-    /// `wait` at most. Returns how many have, and how many there are.
+    /// Waits until every stream with the endpoints of `hosts` has acknowledged or refused the current version, at most
+    /// for `wait`. Returns the number of acknowledgements and of streams.
     pub async fn wait_current(&self, hosts: &[String], wait: Duration) -> (u32, u32) {
         let goals = hosts.iter().map(|host| self.goal(host)).collect();
         let (number, done) = self.lock().begin(goals);
-        // It ends also when this future is dropped.
+        // It also ends when this future is dropped.
         let _waiting = Waiting { discovery: self, number };
-        // Those that are late are counted below.
+        // The missing acknowledgements are counted below.
         let _ = tokio::time::timeout(wait, done.notified()).await;
         self.lock().progress(number)
     }
@@ -162,7 +163,7 @@ impl Discovery {
         })
     }
 
-    /// The current encoding of a host's resource as a client has it.
+    /// The current encoding of a host's resource for a client.
     fn encoded(&self, kind: &'static str, client: &Scope, host: &str) -> Option<Encoded> {
         self.mesh.read_host(host, |world, changed_at| {
             if kind == ENDPOINTS_TYPE {
@@ -175,14 +176,14 @@ impl Discovery {
         })
     }
 
-    /// The endpoints of a host, the same for all clients that have this definition of it.
+    /// The endpoints of a host, the same for all clients with this definition of it.
     fn endpoints(&self, world: &World, changed_at: u64, host: &Host) -> Option<Encoded> {
         let key = (ENDPOINTS_TYPE, Scope::of(&host.namespace), host.name.clone());
         let version = world.version();
         self.cached(key, changed_at, || Some(Encoded::new(&translate::endpoints(world, host), version)))
     }
 
-    /// What an earlier call made, unless the host changed since.
+    /// The cached encoding, unless the host changed since.
     fn cached(
         &self,
         key: (&'static str, Scope, String),
@@ -195,7 +196,7 @@ impl Discovery {
         }
         let encoded = make();
         if cache.len() >= MAX_CACHED {
-            // What is still wanted is made again.
+            // Encodings that are still needed are made again.
             cache.clear();
         }
         match &encoded {
@@ -205,48 +206,51 @@ impl Discovery {
         encoded
     }
 
-    /// An identity begins a stream.
+    /// Counts a new stream of an identity.
     ///
     /// # Errors
-    /// `RESOURCE_EXHAUSTED` when it has too many.
+    /// `RESOURCE_EXHAUSTED` if it has too many.
     fn begin(&self, identity: &SpiffeId) -> Result<(), Status> {
-        let mut asked = self.asked();
-        let held = asked.of(&identity.to_string()).count;
+        let mut accounts = self.accounts();
+        let held = accounts.of(&identity.to_string()).count;
         if held >= bounds::STREAMS {
-            drop(asked);
-            return Err(self.refuse(identity, &format!("it has {held} discovery streams, {} at most", bounds::STREAMS)));
+            drop(accounts);
+            return Err(self.refuse(
+                identity,
+                &format!("it has {held} discovery streams, at most {} are allowed", bounds::STREAMS),
+            ));
         }
-        asked.add(&identity.to_string(), 1, 0);
+        accounts.add(&identity.to_string(), 1, 0);
         Ok(())
     }
 
-    /// An identity asks for names of so many bytes more.
+    /// Counts the bytes of further names of an identity.
     ///
     /// # Errors
-    /// `RESOURCE_EXHAUSTED` when they are too many.
+    /// `RESOURCE_EXHAUSTED` if they are too many.
     fn take(&self, identity: &SpiffeId, bytes: usize) -> Result<(), Status> {
-        let mut asked = self.asked();
-        let (held, most) = (asked.of(&identity.to_string()).bytes, bounds::ASKED_BY_IDENTITY);
+        let mut accounts = self.accounts();
+        let (held, most) = (accounts.of(&identity.to_string()).bytes, bounds::ASKED_BY_IDENTITY);
         if held + bytes > most {
-            drop(asked);
+            drop(accounts);
             let text = format!(
                 "it asks for names of {held} bytes on its streams, and {bytes} more are too many: {most} at most"
             );
             return Err(self.refuse(identity, &text));
         }
-        asked.add(&identity.to_string(), 0, bytes);
+        accounts.add(&identity.to_string(), 0, bytes);
         Ok(())
     }
 
-    /// What is out of bounds, told to the peer and in the log.
+    /// Reports an exceeded bound to the peer and in the log.
     fn refuse(&self, identity: &SpiffeId, why: &str) -> Status {
         tracing::warn!(%identity, "discovery refused: {why}");
         self.mesh.out_of_bounds.fetch_add(1, Ordering::Relaxed);
         Status::resource_exhausted(why)
     }
 
-    fn asked(&self) -> std::sync::MutexGuard<'_, Accounts> {
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    fn accounts(&self) -> std::sync::MutexGuard<'_, Accounts> {
+        self.accounts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn router(&self) -> std::sync::MutexGuard<'_, Router> {
@@ -284,7 +288,7 @@ impl AggregatedDiscoveryService for DiscoveryService {
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
         let peer = Peer::of(&request)?;
         let certified = peer.certified()?;
-        // Time to find another control plane; who comes back after that has found none.
+        // Time to find another control plane; a sidecar that comes back after that has found none.
         if self.0.mesh.cut_off().borrow().is_some_and(|since| since.elapsed() < ELSEWHERE) {
             return Err(Status::unavailable(session::CUT_OFF));
         }
@@ -298,27 +302,27 @@ impl AggregatedDiscoveryService for DiscoveryService {
     }
 }
 
-/// Sidecars, counted.
+/// Numbers of sidecars.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Counts {
     /// All of them.
     pub sidecars: usize,
-    /// What they were sent.
+    /// Resources that were sent to them.
     pub resources: usize,
-    /// Those that refuse something.
+    /// Sidecars that refuse a resource.
     pub refusing: usize,
-    /// Those that have not answered yet to something that they were sent.
+    /// Sidecars that have not yet answered an update.
     pub behind: usize,
 }
 
-/// Whether a sidecar refuses something, and whether it has not answered yet.
+/// Whether a sidecar refuses a resource, and whether an answer is outstanding.
 fn state_of(stream: &streams::Stream) -> (bool, bool) {
     let refuses = stream.resources.values().any(|delivery| delivery.refused.is_some());
     let is_late = |delivery: &streams::Delivery| delivery.refused.is_none() && delivery.sent != delivery.acknowledged;
     (refuses, stream.resources.values().any(is_late))
 }
 
-/// `refused`: only what it refuses.
+/// `refused`: only the refused resources.
 fn status_of(stream: &streams::Stream, refused: bool) -> v1::SidecarStatus {
     let text = |version: Version| if version == 0 { String::new() } else { session::version_text(version) };
     let resource = |((kind, name), delivery): (&streams::Resource, &streams::Delivery)| v1::ResourceStatus {
@@ -344,7 +348,7 @@ fn status_of(stream: &streams::Stream, refused: bool) -> v1::SidecarStatus {
     }
 }
 
-/// For so long a control plane that was cut off from its store takes no streams.
+/// The time for which a control plane that lost its store accepts no streams.
 const ELSEWHERE: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// A type without its package, for people.

@@ -1,56 +1,56 @@
-//! Names that many streams hold, each of them once in memory.
+//! Interned names: each name is in memory once, whatever the number of its streams.
 
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// A host, or a name that was asked for.
+/// A host, or a subscribed name.
 pub(super) type Name = Arc<str>;
 
-/// With so many names at least, those that no stream holds any more are looked for.
+/// Minimum number of names before unused ones are searched for.
 const SWEEP: usize = 4096;
 
-/// The names that are held.
+/// The names in use.
 #[derive(Default)]
 pub(super) struct Names(Mutex<Interned>);
 
 #[derive(Default)]
 struct Interned {
     all: HashSet<Name>,
-    /// How many there were after the last sweep.
+    /// Their number after the last sweep.
     swept: usize,
 }
 
 impl Names {
     /// The name of this text.
     pub(super) fn of(&self, text: &str) -> Name {
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(name) = held.all.get(text) {
+        let mut interned = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(name) = interned.all.get(text) {
             return name.clone();
         }
-        if held.all.len() >= SWEEP.max(2 * held.swept) {
-            held.all.retain(|name| Arc::strong_count(name) > 1);
-            held.swept = held.all.len();
-            if held.swept < SWEEP {
-                held.all.shrink_to(SWEEP);
+        if interned.all.len() >= SWEEP.max(2 * interned.swept) {
+            interned.all.retain(|name| Arc::strong_count(name) > 1);
+            interned.swept = interned.all.len();
+            if interned.swept < SWEEP {
+                interned.all.shrink_to(SWEEP);
             }
         }
         let name: Name = text.into();
-        held.all.insert(name.clone());
+        interned.all.insert(name.clone());
         name
     }
 }
 
-/// The address of a name that is one, with a port or without.
+/// The address of a name that is one, with or without a port.
 pub(super) fn address_of(name: &str) -> Option<IpAddr> {
     let with_port = name.parse::<SocketAddr>().ok().map(|address| address.ip());
     with_port.or_else(|| name.trim_matches(['[', ']']).parse().ok())
 }
 
-/// The digest of a label, in any case. Two labels that share one wake a stream once too often.
+/// The digest of a label, in any case. A collision wakes a stream once too often.
 pub(super) type Label = u64;
 
-/// The labels by which a name means a host whose first one they are: its first, and its second for `<endpoint>.<service>`.
+/// The labels of a name that may be the first label of its host: its first, and its second for `<endpoint>.<service>`.
 pub(super) fn labels_of(name: &str) -> impl Iterator<Item = Label> {
     name.split('.').take(2).filter(|label| !label.is_empty()).map(digest)
 }
@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_is_held_once_and_no_longer_than_it_is_used() {
+    fn names_are_interned_while_they_are_used() {
         let names = Names::default();
         let order = names.of("order");
         assert!(Arc::ptr_eq(&order, &names.of("order")));

@@ -1,5 +1,5 @@
-//! The streams that a change concerns: those that subscribe to one of its hosts or addresses, and those whose own instances
-//! it affects. Other streams cost it nothing.
+//! The streams that a change concerns: those that subscribe to one of its hosts or addresses, and those whose own
+//! instances it affects. Other streams cost nothing.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
@@ -13,13 +13,13 @@ use tokio::sync::mpsc;
 use super::names::{Label, Name, address_of, first_label, labels_of};
 use weft_world::Changed;
 
-/// Changes that wait for a stream; one that is further behind is told that everything may have changed.
+/// Bound on the changes that wait for a stream; a stream that is further behind assumes that everything has changed.
 const QUEUE: usize = 64;
 
-/// What comes to a stream.
+/// The changes for a stream.
 pub(super) struct Inbox {
     changes: mpsc::Receiver<Arc<Changed>>,
-    /// Some did not fit.
+    /// Set when some did not fit.
     behind: Arc<AtomicBool>,
 }
 
@@ -28,7 +28,7 @@ struct Stream {
     behind: Arc<AtomicBool>,
 }
 
-/// Streams by something that they are interested in, each as often as it has said so.
+/// Streams by their interest, with the number of subscriptions.
 struct Index<K>(HashMap<K, HashMap<u64, u32>>);
 
 impl<K> Default for Index<K> {
@@ -68,19 +68,19 @@ impl<K: Eq + Hash> Index<K> {
     }
 }
 
-/// All streams, by what they are interested in. A stream that has said so says when it is not any more, at its end at the latest.
+/// All streams by their interests. A stream withdraws each of its interests, at its end at the latest.
 #[derive(Default)]
 pub(super) struct Router {
     streams: HashMap<u64, Stream>,
     hosts: Index<Name>,
-    /// By the labels of names that may come to mean another host.
+    /// By the labels of names that may resolve to another host.
     labels: Index<Label>,
     addresses: Index<IpAddr>,
     nodes: Index<String>,
 }
 
 impl Inbox {
-    /// What has changed since the last call.
+    /// The changes since the last call.
     pub(super) async fn changed(&mut self) -> Changed {
         let Some(first) = self.changes.recv().await else { return std::future::pending().await };
         let mut all = Changed::default();
@@ -95,13 +95,13 @@ impl Inbox {
     }
 }
 
-/// All may have changed.
+/// A change of everything.
 fn everything() -> Changed {
     Changed { all: true, names: true, ..Changed::default() }
 }
 
 impl Router {
-    /// A stream begins, without interests.
+    /// Adds a stream, without interests.
     pub(super) fn open(&mut self, id: u64) -> Inbox {
         let (sender, changes) = mpsc::channel(QUEUE);
         let behind = Arc::new(AtomicBool::new(false));
@@ -109,12 +109,12 @@ impl Router {
         Inbox { changes, behind }
     }
 
-    /// A stream has ended, and has said that it is interested in nothing.
+    /// Removes a stream, which has withdrawn all of its interests.
     pub(super) fn close(&mut self, id: u64) {
         self.streams.remove(&id);
     }
 
-    /// Its sidecar is that of the node `new`, no longer of `old`.
+    /// Sets the node of its sidecar from `old` to `new`.
     pub(super) fn set_node(&mut self, id: u64, old: &str, new: &str) {
         self.nodes.unwatch(old, id);
         if !new.is_empty() {
@@ -122,17 +122,17 @@ impl Router {
         }
     }
 
-    /// It wants to hear of a host, once more.
+    /// Adds an interest in a host.
     pub(super) fn watch(&mut self, id: u64, host: &Name) {
         self.hosts.watch(host.clone(), id);
     }
 
-    /// It wants to hear of a host once less.
+    /// Withdraws one interest in a host.
     pub(super) fn unwatch(&mut self, id: u64, host: &Name) {
         self.hosts.unwatch(host, id);
     }
 
-    /// It wants to hear of what a name may come to mean, once more.
+    /// Adds an interest in the hosts that a name may resolve to.
     pub(super) fn watch_name(&mut self, id: u64, name: &str) {
         match address_of(name) {
             Some(address) => self.addresses.watch(address, id),
@@ -140,7 +140,7 @@ impl Router {
         }
     }
 
-    /// It wants to hear of what a name may come to mean once less.
+    /// Withdraws one interest in the hosts that a name may resolve to.
     pub(super) fn unwatch_name(&mut self, id: u64, name: &str) {
         match address_of(name) {
             Some(address) => self.addresses.unwatch(&address, id),
@@ -171,7 +171,7 @@ impl Router {
     }
 }
 
-/// Routes changes for as long as there are any.
+/// Routes changes until their source ends.
 pub(super) async fn run(router: Arc<Mutex<Router>>, mut events: broadcast::Receiver<Arc<Changed>>) {
     loop {
         let changed = match events.recv().await {
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_concerns_streams_that_have_asked_for_it_and_those_of_its_node() {
+    fn a_change_concerns_its_subscribers_and_the_streams_of_its_node() {
         let mut router = Router::default();
         let _boxes: Vec<Inbox> = (0..4).map(|id| router.open(id)).collect();
         let (a, b): (Name, Name) = ("a".into(), "b".into());
@@ -222,7 +222,7 @@ mod tests {
         assert_eq!(of(&router, &renamed("shop.default.svc.cluster.local")), [3], "order may be an endpoint of shop");
         assert!(of(&router, &renamed("default.other.svc.cluster.local")).is_empty());
         assert_eq!(of(&router, &Changed { names: true, ..Changed::default() }), [0, 1, 2, 3]);
-        // Asked for twice, it is wanted until it is given up twice.
+        // An interest that was added twice ends when it is withdrawn twice.
         router.unwatch(0, &a);
         assert_eq!(of(&router, &hosts(&["a"])), [0, 3]);
         router.unwatch(0, &a);
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stream_that_is_behind_hears_that_everything_may_have_changed() {
+    async fn a_stream_that_is_too_far_behind_is_notified_of_a_change_of_everything() {
         let mut router = Router::default();
         let mut inbox = router.open(0);
         router.watch(0, &"a".into());

@@ -21,14 +21,14 @@ use crate::identity::peer::PeerCertificate;
 use weft_world::translate;
 use weft_world::{Changed, Instance, Scope, World};
 
-/// Why a stream ends that could go on elsewhere.
-pub(super) const CUT_OFF: &str = "this control plane has lost its store, and what it knows grows old";
-/// Bytes of a refusal's reason that are kept.
+/// The status of a stream that should move to another control plane.
+pub(super) const CUT_OFF: &str = "this control plane has lost its store, and its state is stale";
+/// Bound on the stored bytes of a refusal's reason.
 const MAX_REASON: usize = 1024;
-/// The name under which a sidecar asks for its own inbound policy.
+/// The name under which a sidecar subscribes to its own inbound policy.
 const SELF: &str = "self";
 
-/// Type of a response, and the hosts in it, with version and the version of the world that they were made of.
+/// Type of a response, and its hosts, each with the version and the version of the world that it was translated from.
 type InFlight = (&'static str, Vec<(Name, Version, u64)>);
 
 pub(super) struct Session {
@@ -44,9 +44,9 @@ pub(super) struct Session {
     wants_inbound: bool,
     /// Hosts whose changes concern its own instances.
     own: BTreeSet<Name>,
-    /// Bytes of the names that it has asked for, on the account of its identity.
-    asked: usize,
-    /// What of this client decides what it is told, as of the last look.
+    /// Bytes of its subscribed names, on the account of its identity.
+    subscribed_bytes: usize,
+    /// The client's properties that decide its translations, as of the last update.
     scope: Scope,
     /// Responses that were not acknowledged yet: nonce -> type and resources.
     in_flight: HashMap<u64, InFlight>,
@@ -74,7 +74,7 @@ impl Session {
             inbound: None,
             wants_inbound: false,
             own: BTreeSet::new(),
-            asked: 0,
+            subscribed_bytes: 0,
             scope: Scope::default(),
             in_flight: HashMap::new(),
             nonce: 0,
@@ -85,7 +85,7 @@ impl Session {
     pub(super) async fn run(mut self, mut requests: Streaming<DeltaDiscoveryRequest>) {
         let mut inbox = self.discovery.router().open(self.id);
         let mut cut_off = self.discovery.mesh.cut_off();
-        // One that began while it was cut off is better than none.
+        // A stream that began during a loss of the store is better than none.
         cut_off.mark_unchanged();
         let stream = Stream {
             node: String::new(),
@@ -101,7 +101,7 @@ impl Session {
         let expiry = tokio::time::sleep(left);
         tokio::pin!(expiry);
         let result = loop {
-            // Boxed: what handles one takes room only while it does.
+            // Boxed: the handlers take memory only while they run.
             let step = tokio::select! {
                 request = requests.next() => match request {
                     Some(Ok(request)) => {
@@ -122,13 +122,13 @@ impl Session {
             }
         };
         if let Err(status) = result {
-            // A peer that is gone does not mind.
+            // The peer may have gone.
             let _ = self.replies.send(Box::new(Err(status))).await;
         }
         self.end();
     }
 
-    /// Gives back what the stream held.
+    /// Releases the resources of the stream.
     fn end(&mut self) {
         self.discovery.lock().close(self.id);
         let own = std::mem::take(&mut self.own);
@@ -145,7 +145,7 @@ impl Session {
         router.set_node(self.id, &self.node, "");
         router.close(self.id);
         drop(router);
-        self.discovery.asked().subtract(&self.certified.id.to_string(), 1, self.asked);
+        self.discovery.accounts().subtract(&self.certified.id.to_string(), 1, self.subscribed_bytes);
     }
 
     async fn request(&mut self, request: DeltaDiscoveryRequest) -> Result<(), Status> {
@@ -184,7 +184,7 @@ impl Session {
         Ok(())
     }
 
-    /// The other end says its name and its labels.
+    /// Takes the node's name and labels from the first request.
     fn introduce(&mut self, node: Node) -> Result<(), Status> {
         let labels = node.metadata.and_then(|m| m.fields.get("LABELS").cloned());
         let checked = bounds::text("node.id", &node.id, bounds::NAME)
@@ -209,7 +209,7 @@ impl Session {
         let subscription = if kind == ENDPOINTS_TYPE { &mut self.endpoints } else { &mut self.services };
         let mut router = self.discovery.router();
         for name in names {
-            // Asked for again, it is answered again.
+            // A repeated subscription is answered again.
             subscription.sent.remove(name.as_str());
             if !subscription.names.contains_key(name.as_str()) {
                 continue;
@@ -225,27 +225,30 @@ impl Session {
             left += name.len();
         }
         drop(router);
-        self.asked -= left;
-        self.discovery.asked().subtract(&self.certified.id.to_string(), 0, left);
+        self.subscribed_bytes -= left;
+        self.discovery.accounts().subtract(&self.certified.id.to_string(), 0, left);
         self.discovery.lock().dropped(self.id, kind, &dropped);
     }
 
     async fn subscribe(&mut self, kind: &'static str, names: Vec<String>) -> Result<(), Status> {
-        // What it has of before is told anew with the change that made it another client.
+        // Existing subscriptions are sent again after a change that made it another client.
         self.look_at_self();
-        let asked: BTreeSet<Name> = names.iter().map(|name| self.discovery.names.of(name)).collect();
+        let subscribed_bytes: BTreeSet<Name> = names.iter().map(|name| self.discovery.names.of(name)).collect();
         let known = &self.subscription(kind).names;
-        let new: Vec<Name> = asked.iter().filter(|name| !known.contains_key(*name)).cloned().collect();
+        let new: Vec<Name> = subscribed_bytes.iter().filter(|name| !known.contains_key(*name)).cloned().collect();
         let bytes = new.iter().map(|name| name.len()).sum();
         self.discovery.take(&self.certified.id, bytes)?;
-        self.asked += bytes;
-        // Before it is looked up: what changes from here on is heard of.
+        self.subscribed_bytes += bytes;
+        // Before the look-up, so that no later change is missed.
         {
             let mut router = self.discovery.router();
             new.iter().for_each(|name| router.watch_name(self.id, name));
         }
         let resolved: Vec<(Name, Option<String>)> = self.discovery.mesh.read(|world| {
-            asked.into_iter().map(|name| (name.clone(), translate::resolve(world, &self.scope, &name))).collect()
+            subscribed_bytes
+                .into_iter()
+                .map(|name| (name.clone(), translate::resolve(world, &self.scope, &name)))
+                .collect()
         });
         let mut hosts: BTreeMap<Name, Vec<Name>> = BTreeMap::new();
         let mut absent = Vec::new();
@@ -273,7 +276,7 @@ impl Session {
         self.discovery.lock().answered(self.id, kind, resources, refused.as_deref());
     }
 
-    /// Its labels: what the sidecar says of itself, and those of what it registered.
+    /// Its labels: those of the sidecar, and those of its registrations.
     fn labels(&self, world: &World) -> BTreeMap<String, String> {
         let mut labels = self.labels.clone();
         for instance in self.instances(world) {
@@ -288,7 +291,7 @@ impl Session {
         all.filter(move |instance| instance.identity == identity)
     }
 
-    /// Whether it has become another client for translations.
+    /// Updates its scope; returns whether it has become another client for translations.
     fn look_at_self(&mut self) -> bool {
         let namespace = self.certified.id.namespace();
         let scope = self.discovery.mesh.read(|world| world.scope(namespace, &self.labels(world)));
@@ -340,10 +343,10 @@ impl Session {
         Ok(())
     }
 
-    /// Whether what is said of its own instances may have changed.
+    /// Whether the inbound policy of its own instances may have changed.
     fn is_of_own(&self, changed: &Changed) -> bool {
         let touched = || self.own.iter().any(|host| changed.hosts.contains(&**host));
-        // A host of that name in another namespace takes short names from its own.
+        // A host of that name in another namespace changes the host of short names.
         let renamed = |host: &String| self.own.iter().any(|own| first_label(own) == first_label(host));
         changed.all
             || changed.names
@@ -352,7 +355,7 @@ impl Session {
             || changed.renamed.iter().any(renamed)
     }
 
-    /// Has a name mean a host, and hears of what changes of it.
+    /// Sets the host of a name, and subscribes to the host's changes.
     fn mean(&mut self, kind: &'static str, name: Name, host: Option<Name>) {
         let new = host.clone();
         let before = self.subscription(kind).set(name, host);
@@ -361,7 +364,7 @@ impl Session {
         before.iter().for_each(|host| router.unwatch(self.id, host));
     }
 
-    /// The hosts whose changes concern its own instances are these now.
+    /// Sets the hosts whose changes concern its own instances.
     fn set_own(&mut self, own: BTreeSet<Name>) {
         let before = std::mem::replace(&mut self.own, own);
         let mut router = self.discovery.router();
@@ -380,17 +383,17 @@ impl Session {
     }
 }
 
-/// A version as it goes over the wire.
+/// A version in its form on the wire.
 pub(super) fn version_text(version: Version) -> String {
     format!("{version:016x}")
 }
 
-/// The version that was sent as this text; `None`: not by a control plane of this program.
+/// The version with this text; `None`: it was not sent by a control plane of this program.
 fn version_of(text: &str) -> Option<Version> {
     Version::from_str_radix(text, 16).ok()
 }
 
-/// The beginning of a text, of so many bytes at most.
+/// The beginning of a text, at most `most` bytes.
 fn cut(text: &str, most: usize) -> &str {
     let end = (0..=most.min(text.len())).rev().find(|at| text.is_char_boundary(*at));
     text.get(..end.unwrap_or_default()).unwrap_or_default()

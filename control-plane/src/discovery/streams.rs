@@ -1,5 +1,5 @@
-//! The versions that each stream was sent and has acknowledged, and the wait until all have acknowledged a change. The cost
-//! of an acknowledgement grows with the number of waits, not of streams.
+//! The versions that each stream was sent and has acknowledged, and waits until all have acknowledged a change. The
+//! cost of an acknowledgement grows with the number of waits, not of streams.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use super::names::Name;
 /// Type and host of a resource.
 pub(super) type Resource = (&'static str, Name);
 
-/// A stream, and what is known of the other end.
+/// A stream, and the properties of its client.
 #[derive(Clone)]
 pub(super) struct Stream {
     pub node: String,
@@ -31,25 +31,25 @@ pub(super) struct Delivery {
     /// 0: none, as below.
     pub sent: Version,
     pub acknowledged: Version,
-    /// Version of the world that what was acknowledged last was made of.
+    /// Version of the world that the last acknowledged resource was translated from.
     acknowledged_at: u64,
-    /// Why it was refused, if it was.
+    /// The reason why it was refused, if it was.
     pub refused: Option<Box<str>>,
 }
 
-/// What a wait is for: that this host's endpoints, as they are now, have arrived.
+/// The goal of a wait: the acknowledgement of this host's current endpoints.
 #[derive(Debug, Clone)]
 pub(super) struct Goal {
     pub host: Name,
-    /// Versions that are current, one for each definition of the host.
+    /// The current versions, one for each definition of the host.
     pub versions: Vec<Version>,
-    /// Version of the world at which the host changed last: what was made later is as good.
+    /// Version of the world at which the host changed last: later translations fulfil the goal too.
     pub changed_at: u64,
 }
 
 impl Goal {
     fn is_reached(&self, delivery: &Delivery) -> bool {
-        // One that will not is not waited for.
+        // A stream that refuses is not waited for.
         delivery.refused.is_some()
             || self.versions.contains(&delivery.acknowledged)
             || (delivery.acknowledged != 0 && delivery.acknowledged_at >= self.changed_at)
@@ -89,7 +89,7 @@ impl Streams {
             }
         }
         for wait in self.waits.values_mut() {
-            // It is neither behind nor one of those that have arrived.
+            // It counts neither as behind nor as acknowledged.
             if wait.behind.remove(&id) {
                 wait.all -= 1;
             }
@@ -97,14 +97,14 @@ impl Streams {
         self.wake();
     }
 
-    /// The other end has said its name.
+    /// Sets the name and version of the client.
     pub(super) fn name(&mut self, id: u64, node: &str, version: &str) {
         if let Some(stream) = self.all.get_mut(&id) {
             (stream.node, stream.version) = (node.to_owned(), version.to_owned());
         }
     }
 
-    /// Resources are on their way to the other end.
+    /// Records that resources were sent to the client.
     pub(super) fn sent<'a>(&mut self, id: u64, kind: &'static str, sent: impl Iterator<Item = (&'a Name, Version)>) {
         for (host, version) in sent {
             if let Some(delivery) = self.delivery(id, kind, host) {
@@ -113,7 +113,7 @@ impl Streams {
         }
     }
 
-    /// The other end has a resource in this version from an earlier stream.
+    /// Records that the client has a resource in this version from an earlier stream.
     pub(super) fn known(&mut self, id: u64, kind: &'static str, host: &Name, version: Version) {
         let Some(delivery) = self.delivery(id, kind, host) else { return };
         if delivery.sent == 0 {
@@ -130,7 +130,8 @@ impl Streams {
         Some(stream.resources.entry((kind, host.clone())).or_default())
     }
 
-    /// The other end has taken or refused a response: hosts, with version and the version of the world that it was made of.
+    /// Records the answer to a response: hosts, each with the version and the version of the world that it was
+    /// translated from.
     pub(super) fn answered(
         &mut self,
         id: u64,
@@ -157,7 +158,7 @@ impl Streams {
         self.wake();
     }
 
-    /// The other end has these no more.
+    /// Records that the client does not have these any more.
     pub(super) fn dropped(&mut self, id: u64, kind: &'static str, hosts: &[Name]) {
         for host in hosts {
             let Some(stream) = self.all.get_mut(&id) else { return };
@@ -179,7 +180,7 @@ impl Streams {
         }
     }
 
-    /// Looks again at a stream of which a host has changed.
+    /// Updates the waits for a stream of which a host has changed.
     fn settle(&mut self, id: u64, host: &Name) {
         let Some(stream) = self.all.get(&id) else { return };
         for wait in self.waits.values_mut() {
@@ -194,7 +195,7 @@ impl Streams {
     }
 
     /// Begins to wait until the goals are reached by all streams that have one of their hosts. The number is for
-    /// [`Streams::end`]; the other is notified when they are.
+    /// [`Streams::end`]; the other value is notified when they are reached.
     pub(super) fn begin(&mut self, goals: Vec<Goal>) -> (u64, Arc<Notify>) {
         let holders: BTreeSet<u64> =
             goals.iter().filter_map(|goal| self.holders.get(&goal.host)).flatten().copied().collect();
@@ -209,7 +210,7 @@ impl Streams {
         (number, done)
     }
 
-    /// How many streams have reached the goals of a wait, and how many there are.
+    /// The number of streams that have reached the goals of a wait, and of all of its streams.
     pub(super) fn progress(&self, number: u64) -> (u32, u32) {
         let Some(wait) = self.waits.get(&number) else { return (0, 0) };
         let behind = u32::try_from(wait.behind.len()).unwrap_or(u32::MAX);
@@ -227,7 +228,7 @@ impl Streams {
     }
 }
 
-/// Whether a stream has a host of the goals in another state than they ask for.
+/// Whether a stream has a host of the goals in another state.
 fn is_behind(stream: &Stream, goals: &[Goal]) -> bool {
     goals.iter().any(|goal| {
         let delivery = stream.resources.get(&(ENDPOINTS_TYPE, goal.host.clone()));
@@ -281,11 +282,11 @@ mod tests {
             answer(&mut streams, id, "a", (1, 1), None);
         }
         send(&mut streams, 4, "b", 9);
-        // One has it from an earlier stream already.
+        // One has it from an earlier stream.
         let (number, done) = streams.begin(vec![goal("a", 2, 7)]);
         assert!(!is_done(&done));
         answer(&mut streams, 0, "a", (2, 7), None);
-        // A later one is as good, and one that was made before is not.
+        // A later translation fulfils the goal, an earlier one does not.
         answer(&mut streams, 1, "a", (3, 8), None);
         answer(&mut streams, 2, "a", (100, 6), None);
         assert!(!is_done(&done));
@@ -309,14 +310,14 @@ mod tests {
         answer(&mut streams, 1, "a", (1, 1), None);
         assert!(!is_done(&done));
         assert_eq!(streams.progress(number), (1, 3));
-        // Nothing is waited for where no stream has it.
+        // Without a stream that has it there is no wait.
         let (number, done) = streams.begin(vec![goal("c", 1, 3)]);
         assert!(is_done(&done));
         assert_eq!(streams.progress(number), (0, 0));
     }
 
     #[test]
-    fn a_host_that_a_stream_has_no_more_is_not_waited_for() {
+    fn a_wait_ignores_streams_that_dropped_the_host() {
         let mut streams = streams(1);
         send(&mut streams, 0, "a", 1);
         streams.sent(0, SERVICE_TYPE, std::iter::once((&"a".into(), 1)));

@@ -7,19 +7,19 @@ use super::names::{Label, Name, address_of, first_label, labels_of};
 use crate::identity::bounds::{self, Exceeded};
 use weft_world::Changed;
 
-/// What a stream wants of one type.
+/// The subscription of a stream for one type.
 #[derive(Default)]
 pub(super) struct Subscription {
-    /// Name asked for -> canonical host; `None`: it means nothing, and the client was told.
+    /// Subscribed name -> canonical host; `None`: it resolves to nothing, which the client was sent.
     pub names: HashMap<Name, Option<Name>>,
-    /// Hosts that names mean, and how many of them do.
+    /// Hosts of names, with the number of those names.
     pub hosts: HashMap<Name, u32>,
     /// Host, or name of an earlier stream -> version that the client has.
     pub sent: HashMap<Name, Version>,
 }
 
 impl Subscription {
-    /// Has a name mean `host`; gives the host that it meant before.
+    /// Sets the host of a name; returns its previous host.
     pub(super) fn set(&mut self, name: Name, host: Option<Name>) -> Option<Name> {
         if let Some(host) = &host {
             *self.hosts.entry(host.clone()).or_default() += 1;
@@ -28,7 +28,7 @@ impl Subscription {
         self.forget(before)
     }
 
-    /// A name is not asked for any more; gives the host that it meant.
+    /// Removes a name; returns its host.
     pub(super) fn remove(&mut self, name: &str) -> Option<Name> {
         let before = self.names.remove(name).flatten();
         self.forget(before)
@@ -45,14 +45,14 @@ impl Subscription {
         Some(host)
     }
 
-    /// Forgets the versions of resources to which the stream does not subscribe.
+    /// Removes the versions of resources to which the stream does not subscribe.
     pub(super) fn forget_versions(&mut self) {
         let (names, hosts) = (&self.names, &self.hosts);
         self.sent.retain(|name, _| names.contains_key(name) || hosts.contains_key(name));
         self.sent.shrink_to(2 * self.sent.len());
     }
 
-    /// Names that may mean something else than before; `all`: to another client.
+    /// Names that may resolve otherwise after a change; `all`: for a client with another scope.
     pub(super) fn touched(&self, changed: &Changed, all: bool) -> Vec<Name> {
         if all || changed.names || changed.all {
             return self.names.keys().cloned().collect();
@@ -68,10 +68,10 @@ impl Subscription {
         self.names.keys().filter(is_touched).cloned().collect()
     }
 
-    /// Whether so many more names, and these versions, are in bounds.
+    /// Whether the further names and versions are within the bounds.
     ///
     /// # Errors
-    /// Names the bound.
+    /// If they are not; the error names the bound.
     pub(super) fn admit<'a>(
         &self,
         names: impl ExactSizeIterator<Item = &'a String>,
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_a_change_may_touch() {
+    fn a_change_touches_names_that_may_resolve_otherwise() {
         let names = [
             "order",
             "order.shop",
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn versions_of_what_is_not_asked_for_are_forgotten() {
+    fn versions_of_unsubscribed_resources_are_removed() {
         let mut subscription = of(&["a"]);
         subscription.set("b".into(), Some("host".into()));
         for name in ["a", "b", "host", "other"] {
@@ -174,9 +174,9 @@ mod tests {
         "kind: Sidecar\nmetadata: {name: s}\nspec: {egress: [{hosts: ['./*', 'shop/*']}]}",
     ];
 
-    /// Whatever comes and goes: a name that means another host than before is among those that the change says it touches.
+    /// After any change, a name that resolves to another host is among the touched ones.
     #[test]
-    fn no_change_of_a_meaning_is_missed() {
+    fn every_name_that_resolves_otherwise_is_touched() {
         let mut seed: u64 = 5;
         let mut roll = |of: usize| {
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -196,7 +196,7 @@ mod tests {
         let scopes = ["default", "shop"].map(Scope::of);
         let (mut moved, mut narrow) = (0, 0);
         for now in 0..600 {
-            // What a virtual IP means is among what may change.
+            // Virtual IPs may resolve otherwise too.
             for host in ["a.default.svc.cluster.local", "b.shop.svc.cluster.local"] {
                 let address = world.virtual_ips().of(host).map(|address| format!("{address}:80"));
                 names.extend(address);

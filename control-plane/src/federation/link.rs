@@ -21,22 +21,22 @@ use crate::identity::peer::OwnCertificate;
 use crate::state::Mesh;
 use weft_world::{Peering, sound};
 
-/// A connection that is not there by then is given up.
+/// Timeout of a connection attempt.
 const CONNECT: Duration = Duration::from_secs(5);
-/// A peer that is cut off is noticed by then.
+/// A broken connection is detected within this time.
 const PING: Duration = Duration::from_secs(5);
-/// Longest silence of one that is well: it speaks every ten seconds.
+/// Longest silence of a healthy peer: it sends every ten seconds.
 const SILENCE: Duration = Duration::from_secs(25);
-/// Pauses between tries, the shortest and the longest.
+/// Shortest and longest pause between attempts.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
-/// Questions under way at once.
+/// Concurrent questions.
 const QUESTIONS: usize = 1000;
-/// Longest wait for the answer to a question of DNS.
+/// Timeout of a question of DNS.
 const DNS_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Another data centre, as it is reached from here.
+/// The connection to another data centre.
 pub struct Link {
-    /// Ours.
+    /// Name of this data centre.
     own: String,
     peering: Peering,
     address: String,
@@ -48,7 +48,7 @@ pub struct Link {
 #[derive(Default)]
 struct State {
     connected: bool,
-    heard: Option<SystemTime>,
+    last_message: Option<SystemTime>,
     error: String,
 }
 
@@ -90,23 +90,24 @@ impl Link {
         &self.address
     }
 
-    /// Whether it is connected, when it was last heard of, and what is wrong.
+    /// Whether it is connected, the time of its last message, and the error.
     pub(super) fn state(&self) -> (bool, Option<SystemTime>, String) {
         let state = self.lock();
-        (state.connected, state.heard, state.error.clone())
+        (state.connected, state.last_message, state.error.clone())
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes up what it exports, for ever. What it said last is kept for `keep` after it has fallen silent.
+    /// Receives its exports for the life of the process. Its last summary is kept for `keep` after the connection is
+    /// lost.
     pub(super) async fn listen(self: Arc<Self>, mesh: Arc<Mesh>, keep: Duration) {
         let mut pause = PAUSES.0;
-        let mut heard = Instant::now();
+        let mut last_message = Instant::now();
         loop {
-            let before = heard;
-            let error = match self.watch(&mesh, &mut heard).await {
+            let before = last_message;
+            let error = match self.watch(&mesh, &mut last_message).await {
                 Ok(()) => "it ended the stream".to_owned(),
                 Err(e) => format!("{e:#}"),
             };
@@ -119,33 +120,35 @@ impl Link {
             if was || pause == PAUSES.0 {
                 tracing::warn!(datacenter = self.datacenter(), address = self.address, "not connected: {error}");
             }
-            if heard.elapsed() > keep
+            if last_message.elapsed() > keep
                 && mesh.read(|world| world.remote_summaries().any(|(name, ..)| name == self.datacenter()))
             {
-                tracing::warn!(datacenter = self.datacenter(), "silent for too long: what it exported is forgotten");
+                tracing::warn!(datacenter = self.datacenter(), "silent for too long: its summary is deleted");
                 if let Err(e) = mesh.forget_remote(self.datacenter()).await {
                     tracing::error!("it cannot be forgotten: {e}");
                 }
             }
-            pause = if heard > before { PAUSES.0 } else { (pause * 2).min(PAUSES.1) };
+            pause = if last_message > before { PAUSES.0 } else { (pause * 2).min(PAUSES.1) };
             tokio::time::sleep(pause.mul_f64(rand::random_range(0.8..1.2))).await;
         }
     }
 
-    async fn watch(&self, mesh: &Mesh, heard: &mut Instant) -> Result<()> {
+    async fn watch(&self, mesh: &Mesh, last_message: &mut Instant) -> Result<()> {
         let mut client = FederationClient::new(self.channel.clone());
         let request = WatchRequest { datacenter: self.own.clone() };
         let stream = tokio::time::timeout(SILENCE, client.watch(request)).await.context("no answer")?;
-        let mut stream = stream.map_err(|status| anyhow::anyhow!("{}", told(&status)))?.into_inner();
+        let mut stream = stream.map_err(|status| anyhow::anyhow!("{}", status_text(&status)))?.into_inner();
         loop {
             let next = tokio::time::timeout(SILENCE, stream.message()).await;
             let next = next.with_context(|| format!("silent for {} s", SILENCE.as_secs()))?;
-            let Some(summaries) = next.map_err(|status| anyhow::anyhow!("{}", told(&status)))? else { return Ok(()) };
+            let Some(summaries) = next.map_err(|status| anyhow::anyhow!("{}", status_text(&status)))? else {
+                return Ok(());
+            };
             self.take(mesh, summaries).await?;
             mesh.set_connected(self.datacenter(), true);
-            *heard = Instant::now();
+            *last_message = Instant::now();
             let mut state = self.lock();
-            state.heard = Some(SystemTime::now());
+            state.last_message = Some(SystemTime::now());
             state.error.clear();
             if !std::mem::replace(&mut state.connected, true) {
                 tracing::info!(datacenter = self.datacenter(), address = self.address, "connected");
@@ -156,36 +159,36 @@ impl Link {
     async fn take(&self, mesh: &Mesh, summaries: Summaries) -> Result<()> {
         let (name, expected) = (&summaries.datacenter, self.datacenter());
         if name != expected {
-            bail!("the control plane at {} is of the data centre {name:?}, not {expected:?}", self.address);
+            bail!("the control plane at {} belongs to the data centre {name:?}, not {expected:?}", self.address);
         }
-        mesh.keep_remote(expected, sound(summaries, &self.peering)).await.context("what it exports cannot be kept")
+        mesh.keep_remote(expected, sound(summaries, &self.peering)).await.context("cannot store its summary")
     }
 
     /// Asks for an answer of Consul's API.
     ///
     /// # Errors
-    /// When there is none.
+    /// If there is none.
     pub async fn ask(&self, question: PeerQuestion) -> Result<Answer, NoAnswer> {
         let _permit = self.questions.try_acquire().map_err(|_| NoAnswer::Busy)?;
         self.ready()?;
         let answer = FederationClient::new(self.channel.clone()).ask(question).await;
-        answer.map(tonic::Response::into_inner).map_err(|status| NoAnswer::NoPath(told(&status)))
+        answer.map(tonic::Response::into_inner).map_err(|status| NoAnswer::NoPath(status_text(&status)))
     }
 
-    /// Asks a question of DNS: the answer's packet.
+    /// Asks a question of DNS; returns the answer's packet.
     ///
     /// # Errors
-    /// When there is none.
+    /// If there is none.
     pub async fn resolve(&self, question: PeerDns) -> Result<Vec<u8>, NoAnswer> {
         let _permit = self.questions.try_acquire().map_err(|_| NoAnswer::Busy)?;
         self.ready()?;
         let mut client = FederationClient::new(self.channel.clone());
         let answer = tokio::time::timeout(DNS_PATIENCE, client.resolve(question)).await;
         let answer = answer.map_err(|_| NoAnswer::NoPath("no answer".into()))?;
-        answer.map(|answer| answer.into_inner().packet).map_err(|status| NoAnswer::NoPath(told(&status)))
+        answer.map(|answer| answer.into_inner().packet).map_err(|status| NoAnswer::NoPath(status_text(&status)))
     }
 
-    /// One that is known to be away is not waited for.
+    /// A peer that is known to be unreachable is not waited for.
     fn ready(&self) -> Result<(), NoAnswer> {
         let state = self.lock();
         if state.connected { Ok(()) } else { Err(NoAnswer::NoPath(state.error.clone())) }
@@ -195,13 +198,13 @@ impl Link {
 async fn open(tls: &TlsConnector, to: &str) -> std::io::Result<TokioIo<tokio_rustls::client::TlsStream<TcpStream>>> {
     let stream = TcpStream::connect(to).await?;
     stream.set_nodelay(true)?;
-    // Not looked at: the certificate has to hold an identity, not a name.
+    // Not verified: the certificate must contain an identity, not a name.
     let name = stream.peer_addr().map(|address: SocketAddr| ServerName::from(address.ip()))?;
     Ok(TokioIo::new(tls.connect(name, stream).await?))
 }
 
-/// What a status says, down to the reason of a connection that could not be made.
-fn told(status: &tonic::Status) -> String {
+/// The text of a status, down to the cause of a failed connection.
+fn status_text(status: &tonic::Status) -> String {
     let mut text = status.message().to_owned();
     let mut cause = std::error::Error::source(status);
     while let Some(error) = cause {
@@ -214,11 +217,11 @@ fn told(status: &tonic::Status) -> String {
     text
 }
 
-/// Refuses a name that is not the one that a peer goes by here.
-pub(super) fn same_name(told: &str, known: &str) -> Result<()> {
+/// Refuses a name that differs from the configured name of a peer.
+pub(super) fn same_name(reported: &str, known: &str) -> Result<()> {
     ensure!(
-        told == known,
-        "you call yourself the data centre {told:?}, here you are known as {known:?} (--peer and --datacenter must agree)"
+        reported == known,
+        "this peer reports the data centre {reported:?}, but is configured as {known:?} here (--peer and --datacenter must agree)"
     );
     Ok(())
 }

@@ -2,8 +2,8 @@
 //! ([`weft_world::translate::summaries`]), and single queries that name the other data centre (`?dc=`,
 //! `svc.service.dc2.consul`), cross between them.
 //!
-//! [`peering`] configures the peers, [`tls`] authenticates both ends, [`link`] connects to one of them, [`service`] answers
-//! them. No local write waits for another data centre, and no query is forwarded for a third.
+//! [`peering`] configures the peers, [`tls`] authenticates both ends, [`link`] connects to one of them, [`service`]
+//! answers them. No local write waits for another data centre, and no query is forwarded to a third.
 
 pub mod link;
 pub mod peering;
@@ -38,27 +38,29 @@ use link::Link;
 use peering::PeerAddress;
 use weft_world::{DEFAULT_DATACENTER, Peering};
 
-/// Streams at once on a connection of another data centre: its blocking queries.
+/// Concurrent streams on a connection of another data centre: its blocking queries.
 const STREAMS: u32 = 1024;
-/// How long it must have been worse at home before some of a service's requests go elsewhere; all do at once.
+/// Time for which the local share of a service must have been lower before some of its requests move; if there is no
+/// local endpoint, all move at once.
 const AWAY: Duration = Duration::from_secs(10);
-/// A burst of changes is looked at once.
+/// Changes within this time are handled together.
 const SETTLE: Duration = Duration::from_millis(50);
 
-/// How data centres federate.
+/// Settings of the federation.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Name of this one.
     pub datacenter: String,
     /// The others, the preferred one first.
     pub peers: Vec<PeerAddress>,
-    /// Where their control planes find this one.
+    /// Listener for other control planes.
     pub listen: std::net::SocketAddr,
-    /// Where their sidecars find our gateways; none: at the connected ones' own addresses.
+    /// Addresses through which sidecars of other data centres reach local gateways; none: the connected gateways' own
+    /// addresses.
     pub gateways: Vec<PeerGateway>,
-    /// How long a service must have been better at home before its requests return.
+    /// Time for which a service must have been available locally before its requests return.
     pub failback: Duration,
-    /// How long the last summary of a centre that is silent is kept.
+    /// Time for which the last summary of a disconnected data centre is kept.
     pub keep: Duration,
 }
 
@@ -81,28 +83,28 @@ pub struct Federation {
     links: Vec<Arc<Link>>,
 }
 
-/// What is known of another data centre.
+/// The state of another data centre.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerStatus {
     /// Its name.
     pub datacenter: String,
-    /// Where its control plane is.
+    /// Address of its control plane.
     pub address: String,
-    /// Whether it is heard of now.
+    /// Whether it is connected.
     pub connected: bool,
-    /// When it was last heard of; `None`: never.
-    pub heard: Option<SystemTime>,
-    /// Services that it exports, as far as is known.
+    /// Time of its last message; `None`: never.
+    pub last_message: Option<SystemTime>,
+    /// Number of services that it exports, as far as is known.
     pub services: usize,
-    /// Why it is not connected.
+    /// The reason why it is not connected.
     pub error: String,
 }
 
 impl Federation {
-    /// Listens to the others from now on, and decides what goes there.
+    /// Connects to the peers, and decides the shares of requests.
     ///
     /// # Errors
-    /// When a peer makes no sense: its root cannot be read, or is that of a trust domain that is taken.
+    /// If a peer is invalid: its root cannot be read, or is that of a trust domain in use.
     pub async fn start(settings: &Settings, mesh: &Arc<Mesh>, ca: &Arc<Ca>) -> Result<Arc<Federation>> {
         let peers = peering::read(&settings.datacenter, ca.trust_domain(), &settings.peers)?;
         mesh.set_peers(&settings.datacenter, peers.iter().map(|(peering, _)| peering.clone()).collect());
@@ -111,7 +113,7 @@ impl Federation {
             world.remote_summaries().map(|(name, ..)| name.to_owned()).filter(|name| !known(name)).collect()
         });
         for datacenter in strangers {
-            tracing::info!(datacenter, "it is no peer any more: what it exported is forgotten");
+            tracing::info!(datacenter, "it is not a peer any more: its summary is deleted");
             mesh.forget_remote(&datacenter).await?;
         }
         let mut links = Vec::new();
@@ -131,31 +133,31 @@ impl Federation {
         self.links.iter().find(|link| link.datacenter() == datacenter).ok_or(NoAnswer::Unknown)
     }
 
-    /// What is known of the others.
+    /// The states of the peers.
     pub fn status(&self, mesh: &Mesh) -> Vec<PeerStatus> {
-        let kept: Vec<(String, u64, usize)> = mesh.read(|world| {
+        let summaries: Vec<(String, u64, usize)> = mesh.read(|world| {
             world.remote_summaries().map(|(name, at, services)| (name.to_owned(), at, services)).collect()
         });
         let status = |link: &Arc<Link>| {
-            let kept = kept.iter().find(|(name, ..)| name == link.datacenter());
-            let stored = kept.map(|(_, received, _)| SystemTime::UNIX_EPOCH + Duration::from_secs(*received));
-            let (connected, heard, error) = link.state();
+            let summaries = summaries.iter().find(|(name, ..)| name == link.datacenter());
+            let stored = summaries.map(|(_, received, _)| SystemTime::UNIX_EPOCH + Duration::from_secs(*received));
+            let (connected, last_message, error) = link.state();
             PeerStatus {
                 datacenter: link.datacenter().to_owned(),
                 address: link.address().to_owned(),
                 connected,
-                heard: heard.or(stored),
-                services: kept.map_or(0, |(.., services)| *services),
+                last_message: last_message.or(stored),
+                services: summaries.map_or(0, |(.., services)| *services),
                 error,
             }
         };
         self.links.iter().map(status).collect()
     }
 
-    /// Answers the others, for as long as the process lives.
+    /// Answers the peers for the life of the process.
     ///
     /// # Errors
-    /// When the address cannot be listened on.
+    /// If the address is unavailable.
     pub async fn serve(
         self: &Arc<Self>,
         settings: &Settings,
@@ -218,7 +220,7 @@ impl RemoteReads for Federation {
     }
 }
 
-/// Decides what goes elsewhere whenever anything has changed, or enough time has passed.
+/// Decides the shares of requests whenever anything has changed, or enough time has passed.
 async fn fail_over(mesh: Arc<Mesh>, patience: Patience) {
     let mut events = mesh.events();
     let mut shares = Shares::new();
@@ -227,7 +229,7 @@ async fn fail_over(mesh: Arc<Mesh>, patience: Patience) {
     loop {
         let waiting = mesh.fail_over(&mut shares, touched.as_ref(), Instant::now(), patience);
         let first = if waiting {
-            // Time is a reason to look, too.
+            // Shares also depend on time.
             tokio::time::timeout(look, events.recv()).await.ok()
         } else {
             Some(events.recv().await)

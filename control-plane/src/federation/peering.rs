@@ -9,7 +9,7 @@ use rustls_pki_types::pem::PemObject;
 
 use weft_world::Peering;
 
-/// A peer as it is given: `NAME=HOST:PORT,ROOT.pem`.
+/// A peer in the form `NAME=HOST:PORT,ROOT.pem`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerAddress {
     /// Name of the data centre.
@@ -20,10 +20,10 @@ pub struct PeerAddress {
     pub root: PathBuf,
 }
 
-/// Whether Consul would take it as a data centre's name.
+/// Whether Consul accepts this name of a data centre.
 pub fn is_name(text: &str) -> bool {
     let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_';
-    // A name that means something else in DNS would never be asked for.
+    // Names with another meaning in DNS could not be queried.
     let taken = ["dc", "ns", "service", "connect", "virtual", "ingress", "node", "query", "addr"].contains(&text);
     !text.is_empty() && text.len() <= 63 && text.bytes().all(plain) && !text.starts_with(['-', '_']) && !taken
 }
@@ -33,14 +33,14 @@ impl FromStr for PeerAddress {
 
     fn from_str(text: &str) -> Result<PeerAddress, String> {
         let wanted = "NAME=HOST:PORT,ROOT.pem, such as dc2=10.2.0.1:15022,/etc/weft/dc2.pem";
-        let (datacenter, rest) = text.split_once('=').ok_or_else(|| format!("it should be {wanted}"))?;
-        let (address, root) = rest.split_once(',').ok_or_else(|| format!("it should be {wanted}"))?;
+        let (datacenter, rest) = text.split_once('=').ok_or_else(|| format!("must be {wanted}"))?;
+        let (address, root) = rest.split_once(',').ok_or_else(|| format!("must be {wanted}"))?;
         if !is_name(datacenter) {
-            return Err(format!("{datacenter:?} is no name of a data centre: lower-case letters, digits, - and _"));
+            return Err(format!("{datacenter:?} is not a name of a data centre: lower-case letters, digits, - and _"));
         }
         let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port.parse::<u16>());
         if !matches!(port, Some(Ok(1..))) {
-            return Err(format!("{address:?} is not HOST:PORT; it should be {wanted}"));
+            return Err(format!("{address:?} is not HOST:PORT; must be {wanted}"));
         }
         Ok(PeerAddress { datacenter: datacenter.into(), address: address.into(), root: root.into() })
     }
@@ -49,17 +49,17 @@ impl FromStr for PeerAddress {
 /// The peers with their roots.
 ///
 /// # Errors
-/// Names the peer whose root cannot be read, or whose name or trust domain is taken: an identity says by its trust domain
-/// alone where it is from.
+/// If a root cannot be read, or a name or trust domain is already in use: the trust domain alone decides the data
+/// centre of an identity. The error names the peer.
 pub fn read(datacenter: &str, trust_domain: &str, peers: &[PeerAddress]) -> Result<Vec<(Peering, String)>> {
-    ensure!(is_name(datacenter), "{datacenter:?} is no name of a data centre: lower-case letters, digits, - and _");
+    ensure!(is_name(datacenter), "{datacenter:?} is not a name of a data centre: lower-case letters, digits, - and _");
     let mut taken = vec![(datacenter.to_owned(), trust_domain.to_owned())];
-    let mut found = Vec::new();
+    let mut result = Vec::new();
     for peer in peers {
         let name = &peer.datacenter;
         let peering = with_root(peer).with_context(|| format!("the peer {name}"))?;
         if let Some((other, _)) = taken.iter().find(|(taken, _)| taken == name) {
-            bail!("the peer {name}: the name {other} is taken");
+            bail!("the peer {name}: the name {other} is in use");
         }
         if let Some((other, domain)) = taken.iter().find(|(_, taken)| *taken == peering.trust_domain) {
             bail!(
@@ -68,9 +68,9 @@ pub fn read(datacenter: &str, trust_domain: &str, peers: &[PeerAddress]) -> Resu
             );
         }
         taken.push((name.clone(), peering.trust_domain.clone()));
-        found.push((peering, peer.address.clone()));
+        result.push((peering, peer.address.clone()));
     }
-    Ok(found)
+    Ok(result)
 }
 
 fn with_root(peer: &PeerAddress) -> Result<Peering> {
@@ -103,10 +103,10 @@ mod tests {
         let given: PeerAddress = "dc2=[fd00::1]:15022,/a,b.pem".parse().unwrap();
         assert_eq!((given.address.as_str(), given.root), ("[fd00::1]:15022", "/a,b.pem".into()));
         for (text, want) in [
-            ("dc2", "it should be NAME=HOST:PORT,ROOT.pem"),
-            ("dc2=host:1", "it should be"),
-            ("DC2=host:1,a", "\"DC2\" is no name of a data centre"),
-            ("node=host:1,a", "\"node\" is no name"),
+            ("dc2", "must be NAME=HOST:PORT,ROOT.pem"),
+            ("dc2=host:1", "must be"),
+            ("DC2=host:1,a", "\"DC2\" is not a name of a data centre"),
+            ("node=host:1,a", "\"node\" is not a name"),
             ("dc2=host,a", "\"host\" is not HOST:PORT"),
             ("dc2=host:0,a", "\"host:0\" is not HOST:PORT"),
             ("dc2=:1,a", "\":1\" is not HOST:PORT"),
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_and_a_trust_domain_mean_one_data_centre() {
+    fn names_and_trust_domains_of_peers_are_unique() {
         let dir = tempfile::tempdir().unwrap();
         let root = |domain: &str| {
             let (ca, _) = Ca::create(domain, SystemTime::now()).unwrap();
@@ -132,12 +132,12 @@ mod tests {
         let leaf = dir.path().join("leaf.pem");
         std::fs::write(&leaf, rcgen::generate_simple_self_signed(vec!["a".into()]).unwrap().cert.pem()).unwrap();
         for (own, domain, peers, want) in [
-            ("dc2", "one.example", vec![peer("dc2", two.clone())], "the name dc2 is taken"),
+            ("dc2", "one.example", vec![peer("dc2", two.clone())], "the name dc2 is in use"),
             ("dc1", "two.example", vec![peer("dc2", two.clone())], "its trust domain two.example is that of dc1 too"),
             ("dc1", "a", vec![peer("dc2", two.clone()), peer("dc3", two.clone())], "is that of dc2 too"),
             ("dc1", "a", vec![peer("dc2", "/nowhere".into())], "the peer dc2"),
             ("dc1", "a", vec![peer("dc2", leaf)], "is not the root of a mesh"),
-            ("Dc1", "a", vec![], "\"Dc1\" is no name"),
+            ("Dc1", "a", vec![], "\"Dc1\" is not a name"),
         ] {
             let error = format!("{:#}", read(own, domain, &peers).unwrap_err());
             assert!(error.contains(want), "{error}");

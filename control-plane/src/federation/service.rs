@@ -1,5 +1,5 @@
-//! The API for other data centres. Callers are their control planes, authenticated by the exchanged root, and see exports
-//! only.
+//! The API for other data centres. Callers are their control planes, authenticated by the exchanged root, and see
+//! exports only.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -25,9 +25,9 @@ use crate::identity::peer::{CONTROL_PLANE, Peer};
 
 /// Longest pause between two messages.
 const HEARTBEAT: Duration = Duration::from_secs(10);
-/// Changes within this time are told together.
+/// Changes within this time are sent together.
 const GATHER: Duration = Duration::from_millis(250);
-/// What is not a change of the world (a gateway that came) is noticed by then.
+/// Changes outside the world (such as a new gateway) are noticed within this time.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// The service.
@@ -48,7 +48,7 @@ impl FederationService {
         FederationService { federation, consul, dns, gateways }
     }
 
-    /// The data centre that asks.
+    /// The data centre of a request.
     fn asking<T>(&self, request: &Request<T>) -> Result<(Peer, String), Status> {
         let peer = Peer::of(request)?;
         let certified = peer.certified()?;
@@ -56,7 +56,7 @@ impl FederationService {
             SpiffeId::new(&peering.trust_domain, CONTROL_PLANE.0, CONTROL_PLANE.1).is_ok_and(|id| id == certified.id)
         });
         let known = known.ok_or_else(|| {
-            Status::permission_denied(format!("{} is no control plane of another data centre", certified.id))
+            Status::permission_denied(format!("{} is not a control plane of another data centre", certified.id))
         })?;
         Ok((peer, known.datacenter.clone()))
     }
@@ -70,15 +70,15 @@ impl FederationApi for FederationService {
         let (peer, datacenter) = self.asking(&request)?;
         link::same_name(&request.get_ref().datacenter, &datacenter)
             .map_err(|e| Status::failed_precondition(e.to_string()))?;
-        tracing::info!(datacenter, address = %peer.remote, "another data centre listens");
+        tracing::info!(datacenter, address = %peer.remote, "another data centre has connected");
         let (replies, stream) = mpsc::channel(1);
         let left = peer.certified()?.not_after.duration_since(SystemTime::now()).unwrap_or_default();
         let (consul, gateways) = (self.consul.clone(), self.gateways.clone());
         tokio::spawn(async move {
-            let told = tokio::time::timeout(left, tell(consul, gateways, replies.clone())).await;
-            if told.is_err() {
+            let outcome = tokio::time::timeout(left, tell(consul, gateways, replies.clone())).await;
+            if outcome.is_err() {
                 let status = Status::unauthenticated("the certificate of this stream has expired; reconnect");
-                // A peer that is gone does not mind.
+                // The peer may have gone.
                 let _ = replies.send(Err(status)).await;
             }
         });
@@ -91,7 +91,7 @@ impl FederationApi for FederationService {
         let question = question.ok_or_else(|| Status::invalid_argument("no question"))?;
         let passed = catalog::request_of(question)?;
         if *passed.method() != Method::GET || !consul::is_forwarded(passed.uri().path()) {
-            return Err(Status::invalid_argument("only reads of catalog and health are answered across data centres"));
+            return Err(Status::invalid_argument("only reads of catalog and health are supported across data centres"));
         }
         let rights = Rights::Peer(Arc::new(read));
         let caller = Caller { namespace, identity: String::new(), address: peer.remote, rights };
@@ -104,25 +104,25 @@ impl FederationApi for FederationService {
         let PeerDns { message, namespace } = request.into_inner();
         let message = message.ok_or_else(|| Status::invalid_argument("no question"))?;
         if message.packet.len() > MAX_QUERY {
-            return Err(Status::invalid_argument(format!("a DNS query has {MAX_QUERY} bytes at most")));
+            return Err(Status::invalid_argument(format!("a DNS query has at most {MAX_QUERY} bytes")));
         }
         answer_dns(&self.dns, message, &namespace).await
     }
 }
 
-/// Tells everything at once, and again when it has changed; and that there is nothing new often enough.
+/// Sends all exports at once, and again when they have changed, and heartbeats otherwise.
 async fn tell(consul: Arc<Consul>, gateways: Vec<PeerGateway>, replies: mpsc::Sender<Result<Summaries, Status>>) {
     let mut version = consul.mesh.version();
-    let mut told: Option<(Summaries, tokio::time::Instant)> = None;
+    let mut last_sent: Option<(Summaries, tokio::time::Instant)> = None;
     loop {
         version.mark_unchanged();
         let now = consul.mesh.summaries(&gateways);
-        let due = told.as_ref().is_none_or(|(last, at)| *last != now || at.elapsed() >= HEARTBEAT);
+        let due = last_sent.as_ref().is_none_or(|(last, at)| *last != now || at.elapsed() >= HEARTBEAT);
         if due {
             if replies.send(Ok(now.clone())).await.is_err() {
                 return;
             }
-            told = Some((now, tokio::time::Instant::now()));
+            last_sent = Some((now, tokio::time::Instant::now()));
         }
         tokio::select! {
             changed = version.changed() => match changed {

@@ -20,7 +20,7 @@ const EXPORT: &str = "apiVersion: multicluster.x-k8s.io/v1alpha1\nkind: ServiceE
 const SUBSETS: &str = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: order}\n\
     spec: {host: order, subsets: [{name: v1, labels: {version: v1}}, {name: v2, labels: {version: v2}}]}\n";
 
-/// A data centre before it knows of others.
+/// A data centre without peers.
 struct Centre {
     name: &'static str,
     dir: tempfile::TempDir,
@@ -30,7 +30,7 @@ struct Centre {
     address: String,
 }
 
-/// One that federates.
+/// A federated data centre.
 struct Running {
     mesh: Arc<Mesh>,
     consul: Arc<Consul>,
@@ -120,7 +120,7 @@ async fn apply(mesh: &Mesh, texts: &[&str]) {
     mesh.change_policies(parsed.documents, &[]).await.unwrap();
 }
 
-/// Waits for what other data centres change.
+/// Waits for a change that another data centre causes.
 async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     for _ in 0..1000 {
         if holds() {
@@ -139,7 +139,7 @@ fn remotes(mesh: &Mesh) -> Vec<v1::Remote> {
     found.map(|found| found.remotes).unwrap_or_default()
 }
 
-/// Percent of a subset's requests that go elsewhere; `None`: none of it is there.
+/// Percent of a subset's requests for other data centres; `None`: they do not have it.
 fn share(mesh: &Mesh, subset: &str) -> Option<u32> {
     remotes(mesh).first().and_then(|remote| remote.subsets.get(subset)).map(|subset| subset.share)
 }
@@ -172,8 +172,8 @@ async fn two() -> (Running, Running) {
     apply(&one.mesh, &[SUBSETS]).await;
     let (peer_of_two, peer_of_one) = (one.as_peer(), two.as_peer());
     let (one, two) = (one.start(vec![peer_of_one]).await, two.start(vec![peer_of_two]).await);
-    until("dc1 knows of dc2", || !remotes(&one.mesh).is_empty()).await;
-    until("dc2 hears dc1", || two.federation.status(&two.mesh)[0].connected).await;
+    until("dc1 has the summary of dc2", || !remotes(&one.mesh).is_empty()).await;
+    until("dc2 is connected to dc1", || two.federation.status(&two.mesh)[0].connected).await;
     (one, two)
 }
 
@@ -183,10 +183,10 @@ async fn summaries_cross_and_traffic_follows_health() {
     let [remote] = &remotes(&one.mesh)[..] else { panic!() };
     assert_eq!((remote.datacenter.as_str(), remote.gateways[0].address.as_str()), ("dc2", "10.9.9.9"));
     assert_eq!(remote.subsets["v2"].identities, ["spiffe://two.example/ns/default/sa/order"]);
-    // Of v2 there is nobody here.
+    // There are no local instances of v2.
     assert_eq!((share(&one.mesh, ""), share(&one.mesh, "v1")), (Some(0), Some(0)));
     until("v2 is elsewhere alone", || share(&one.mesh, "v2") == Some(100)).await;
-    // Not exported, not known; and nothing crosses the other way.
+    // It is not exported, so it is unknown; and nothing crosses in the other direction.
     assert_eq!(one.mesh.read(|world| translate::resolve(world, &Scope::of("default"), "secret")), None);
     assert!(remotes(&two.mesh).is_empty());
     let trusted = one.mesh.read(|world| translate::inbound(world, "default", &BTreeMap::new(), &[])).trust;
@@ -194,7 +194,7 @@ async fn summaries_cross_and_traffic_follows_health() {
 
     register(&one.mesh, 1, "order", "v1", "critical").await;
     until("all goes to dc2", || share(&one.mesh, "") == Some(100)).await;
-    // A local write waits for nobody.
+    // A local write does not wait for peers.
     register(&one.mesh, 1, "order", "v1", "passing").await;
     until("it returns", || share(&one.mesh, "") == Some(0)).await;
     register(&two.mesh, 2, "order", "v2", "critical").await;
@@ -202,7 +202,7 @@ async fn summaries_cross_and_traffic_follows_health() {
 }
 
 #[tokio::test]
-async fn a_service_that_is_elsewhere_alone_has_a_name_here() {
+async fn a_service_of_another_data_centre_only_resolves_here() {
     let (one, two) = two().await;
     apply(&two.mesh, &[&EXPORT.replace("order", "secret")]).await;
     let resolve = || one.mesh.read(|world| translate::resolve(world, &Scope::of("default"), "secret"));
@@ -211,7 +211,7 @@ async fn a_service_that_is_elsewhere_alone_has_a_name_here() {
         |mesh: &Mesh, host: &str| mesh.read(|world| translate::service(world, &Scope::of("default"), host)).unwrap();
     let imported = service(&one.mesh, &resolve().unwrap());
     assert_eq!((imported.addresses.len(), imported.clusters[0].undefined), (1, false), "it has a virtual IP");
-    // At home its gateway can find every subset.
+    // Its gateway can find every subset.
     let exported = service(&two.mesh, "order.default.svc.cluster.local");
     let subsets: Vec<&str> = exported.clusters.iter().map(|cluster| cluster.subset.as_str()).collect();
     assert_eq!((exported.exported, subsets), (true, vec!["", "v1", "v2"]));
@@ -222,13 +222,13 @@ async fn a_service_that_is_elsewhere_alone_has_a_name_here() {
 }
 
 #[tokio::test]
-async fn questions_go_to_the_data_centre_that_they_name() {
+async fn queries_are_forwarded_to_the_named_data_centre() {
     let (one, two) = two().await;
     let (status, items) = one.get("/v1/health/service/order?dc=dc2&token=mine", Rights::All).await;
     assert_eq!((status, items.as_array().unwrap().len()), (200, 2), "{items}");
     assert_eq!(items[0]["Node"]["Datacenter"], "dc2");
     assert_eq!(one.get("/v1/catalog/datacenters", Rights::Read).await.1, serde_json::json!(["dc1", "dc2"]));
-    // What is not exported is not shown, whichever way it is asked for.
+    // Services without an export are hidden from all kinds of queries.
     let services = one.get("/v1/catalog/services?dc=dc2", Rights::All).await.1;
     assert_eq!(services.as_object().unwrap().keys().collect::<Vec<_>>(), ["order"]);
     for (uri, want) in [
@@ -241,7 +241,7 @@ async fn questions_go_to_the_data_centre_that_they_name() {
     }
     let nodes = one.get("/v1/catalog/nodes?dc=dc2", Rights::All).await.1;
     assert_eq!(nodes.as_array().unwrap().len(), 2, "{nodes}");
-    // A token narrows what is read there, too.
+    // A token restricts reads there, too.
     let claims = crate::identity::token::ApiClaims {
         trust_domain: "one.example".into(),
         namespace: "default".into(),
@@ -253,13 +253,13 @@ async fn questions_go_to_the_data_centre_that_they_name() {
     let narrowed = one.get("/v1/health/service/order?dc=dc2", Rights::Token(Arc::new(claims))).await;
     assert_eq!(narrowed, (200, serde_json::json!([])));
     for (uri, want) in [
-        ("/v1/kv/a?dc=dc2", (501, "of another data centre only the catalog and health")),
+        ("/v1/kv/a?dc=dc2", (501, "in another data centre only the catalog and health")),
         ("/v1/health/service/order?dc=dc9", (500, "No path to datacenter")),
     ] {
         let (status, text) = one.get(uri, Rights::All).await;
         assert!(status == want.0 && text.as_str().unwrap().contains(want.1), "{uri}: {status} {text}");
     }
-    // Nobody asks a third through the second.
+    // Queries are not forwarded to a third data centre.
     let third = one.get("/v1/health/service/order?dc=dc2", Rights::Peer(Arc::default())).await;
     assert_eq!(third, (500, "No path to datacenter".into()));
     drop(two);
@@ -283,22 +283,22 @@ async fn the_last_summary_outlives_the_link_and_the_process() {
         runtime.block_on(async move {
             let listener = Some(TcpListener::from_std(listener).unwrap());
             let _two = Centre { listener, ..two }.start(vec![peer_of_two]).await;
-            // Either way it is over.
+            // It ends in either case.
             let _ = stopped.await;
         });
         runtime.shutdown_background();
     });
-    until("dc1 knows of dc2", || share(&one.mesh, "") == Some(100)).await;
+    until("dc1 has the summary of dc2", || share(&one.mesh, "") == Some(100)).await;
     stop.send(()).unwrap();
     tokio::task::spawn_blocking(|| thread.join().unwrap()).await.unwrap();
     until("the link is down", || !one.federation.status(&one.mesh)[0].connected).await;
     let status = &one.federation.status(&one.mesh)[0];
-    assert!(!status.error.is_empty() && status.heard.is_some() && status.services == 1, "{status:?}");
+    assert!(!status.error.is_empty() && status.last_message.is_some() && status.services == 1, "{status:?}");
     assert_eq!(share(&one.mesh, ""), Some(100));
     let (code, text) = one.get("/v1/health/service/order?dc=dc2", Rights::All).await;
     assert_eq!((code, text.as_str()), (500, Some("No path to datacenter")));
     register(&one.mesh, 5, "own", "v1", "passing").await;
-    // A control plane that starts in the middle of a split knows it from its store.
+    // A control plane that starts during a partition has the summary from its store.
     let copied = kept.path().join("store");
     std::fs::create_dir(&copied).unwrap();
     for file in std::fs::read_dir(&store).unwrap() {
@@ -307,13 +307,13 @@ async fn the_last_summary_outlives_the_link_and_the_process() {
     }
     let mesh = Mesh::open(Arc::new(Embedded::open(&copied).unwrap()), "one.example", Duration::from_secs(60)).await;
     let mesh = mesh.unwrap();
-    assert!(remotes(&mesh).is_empty(), "nobody is listened to who is no peer");
+    assert!(remotes(&mesh).is_empty(), "summaries of others than peers are removed");
     let (ca, _) = Ca::create("one.example", SystemTime::now()).unwrap();
     let settings = Settings { peers: vec![peer_of_one], ..Settings::default() };
     let federation = Federation::start(&settings, &mesh, &Arc::new(ca)).await.unwrap();
     until("it is known again", || share(&mesh, "") == Some(100)).await;
-    assert!(federation.status(&mesh)[0].heard.is_some());
-    // A peer that is none any more is forgotten.
+    assert!(federation.status(&mesh)[0].last_message.is_some());
+    // The summary of a removed peer is deleted.
     let (ca, _) = Ca::create("one.example", SystemTime::now()).unwrap();
     Federation::start(&Settings::default(), &mesh, &Arc::new(ca)).await.unwrap();
     until("it is gone", || mesh.read(|world| world.remote_summaries().next().is_none())).await;
@@ -321,19 +321,21 @@ async fn the_last_summary_outlives_the_link_and_the_process() {
 }
 
 #[tokio::test]
-async fn strangers_are_told_why() {
+async fn unknown_peers_are_refused_with_a_reason() {
     let (one, two, three) =
         (centre("dc1", "one.example").await, centre("dc2", "two.example").await, centre("dc3", "two.example").await);
     let peer_of_two = one.as_peer();
-    // Known there by another name; proved by another root; not a peer there at all.
+    // Known there by another name; authenticated by another root; not a peer there at all.
     let renamed = PeerAddress { datacenter: "dc9".into(), ..two.as_peer() };
     let forged = PeerAddress { root: three.as_peer().root, ..two.as_peer() };
     let unknown = three.as_peer();
     let _two = two.start(vec![peer_of_two]).await;
     let _three = three.start(Vec::new()).await;
-    for (peer, want) in
-        [(renamed, "is of the data centre \"dc2\", not \"dc9\""), (forged, "invalid peer certificate"), (unknown, "")]
-    {
+    for (peer, want) in [
+        (renamed, "belongs to the data centre \"dc2\", not \"dc9\""),
+        (forged, "invalid peer certificate"),
+        (unknown, ""),
+    ] {
         let mesh = {
             let store = Arc::new(Embedded::open(&tempfile::tempdir().unwrap().keep()).unwrap());
             Mesh::open(store, "one.example", Duration::from_secs(60)).await.unwrap()
@@ -348,7 +350,7 @@ async fn strangers_are_told_why() {
 }
 
 #[test]
-fn a_peer_speaks_for_itself_alone() {
+fn a_peers_summary_cannot_claim_other_trust_domains() {
     let peer = Peering { datacenter: "dc2".into(), trust_domain: "two.example".into(), root_der: Vec::new() };
     let subset = |identities: &[&str]| v1::SubsetSummary {
         healthy: 1,
@@ -358,7 +360,7 @@ fn a_peer_speaks_for_itself_alone() {
     };
     let service = |name: &str, subsets| v1::ServiceSummary { namespace: "default".into(), name: name.into(), subsets };
     let gateway = |address: &str, port| v1::PeerGateway { address: address.into(), port };
-    let told = v1::Summaries {
+    let summaries = v1::Summaries {
         datacenter: "dc1".into(),
         services: vec![
             service("a", vec![subset(&["spiffe://one.example/ns/a/sa/a", "spiffe://two.example/ns/a/sa/a", "x"])]),
@@ -373,7 +375,7 @@ fn a_peer_speaks_for_itself_alone() {
             gateway("fd00::1", 2),
         ],
     };
-    let sound = weft_world::sound(told, &peer);
+    let sound = weft_world::sound(summaries, &peer);
     assert_eq!(sound.datacenter, "dc2");
     assert_eq!(sound.gateways, [gateway("10.0.0.1", 1), gateway("fd00::1", 2)]);
     assert_eq!(sound.services, [service("a", vec![subset(&["spiffe://two.example/ns/a/sa/a"])])]);

@@ -1,5 +1,5 @@
-//! TLS to the control plane of another data centre: it is proved by the root that was exchanged and by its identity, not by
-//! a name of DNS.
+//! TLS to the control plane of another data centre: the exchanged root and the identity authenticate it, not a DNS
+//! name.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use weft_core::identity::SpiffeId;
 use crate::identity::peer::{CONTROL_PLANE, OwnCertificate, read_certificate};
 use weft_world::Peering;
 
-/// What we are to a peer's server, and what it has to be to us.
+/// Client TLS with the own certificate, and the verification of a peer's server.
 pub(crate) fn client(peering: &Peering, own: Arc<OwnCertificate>) -> Result<rustls::ClientConfig> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from(peering.root_der.clone()))?;

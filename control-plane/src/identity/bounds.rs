@@ -1,5 +1,5 @@
-//! Bounds of requests: bytes of each field that a peer controls, and the budget of an identity. One certificate is enough
-//! to connect to the control plane, so no identity may exhaust its memory. `docs/security.md` has the table.
+//! Bounds of requests: bytes of each field that a peer controls, and the budget of an identity. One certificate is
+//! enough to connect to the control plane, so no identity may exhaust its memory. `docs/security.md` has the table.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,9 +13,9 @@ use crate::identity::rates::Rates;
 
 /// Bytes of a name: of a node, a workload, a locality, a version, a service id.
 pub const NAME: usize = 253;
-/// Bytes of a name that a sidecar asks for: a host with its port, or a listener of a gateway.
+/// Bytes of a name that a sidecar subscribes to: a host with its port, or a listener of a gateway.
 pub const ASKED: usize = 512;
-/// Bytes of a resource's version: 16 hex digits, and room for those of other programs.
+/// Bytes of a resource's version: 16 hex digits, and some space for those of other programs.
 pub const VERSION: usize = 64;
 /// Labels of a sidecar, and their bytes together.
 pub const LABELS: (usize, usize) = (128, 8 << 10);
@@ -23,7 +23,7 @@ pub const LABELS: (usize, usize) = (128, 8 << 10);
 pub const FIELD: usize = 4096;
 /// Tags, metadata and tagged addresses of one instance.
 pub const FIELDS: usize = 256;
-/// Bytes of one instance with all that it says, without its checks and the document of Eureka's API.
+/// Bytes of one instance, without its checks and the document of Eureka's API.
 pub const INSTANCE: usize = 64 << 10;
 /// Checks of one instance, or of a node; bytes of one with its output.
 pub const CHECKS: (usize, usize) = (64, 8 << 10);
@@ -31,21 +31,21 @@ pub const CHECKS: (usize, usize) = (64, 8 << 10);
 pub const INSTANCES: usize = 1000;
 /// Bytes of a certificate signing request.
 pub const SIGNING_REQUEST: usize = 16 << 10;
-/// Names that one sidecar asks for, of each type.
+/// Names that one sidecar subscribes to, of each type.
 pub const NAMES: usize = 20_000;
 /// Discovery streams of one identity.
 pub const STREAMS: usize = 20_000;
-/// Bytes of all names that one identity asks for on all of its streams.
+/// Bytes of all names that one identity subscribes to, on all of its streams.
 pub const ASKED_BY_IDENTITY: usize = 64 << 20;
 /// Nodes of one identity.
 pub const NODES: usize = 20_000;
-/// Requests of one identity, on all of its streams of one protocol: so many at once, and then one each such interval. Those above are
-/// read later, which holds their sender up and is no refusal.
+/// Requests of one identity, on all of its streams of one protocol: a burst, and then one each interval. Further
+/// requests are read later, which delays their sender without a refusal.
 pub const REQUESTS: (u32, Duration) = (200_000, Duration::from_micros(50));
-/// Bytes of all that one identity has registered: nodes, instances and checks, as the store holds them.
+/// Bytes of all nodes, instances and checks that one identity has registered, as stored.
 pub const REGISTERED: usize = 32 << 20;
 
-/// What is out of bounds, and the bound.
+/// An exceeded bound.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Exceeded(pub String);
@@ -59,12 +59,12 @@ impl From<Exceeded> for String {
 /// Whether a text is short enough.
 ///
 /// # Errors
-/// Names the field, its length and the bound.
+/// If it is not; the error names the field, its length and the bound.
 pub fn text(field: &str, text: &str, most: usize) -> Result<(), Exceeded> {
     if text.len() <= most {
         return Ok(());
     }
-    Err(Exceeded(format!("the field {field} has {} bytes, {most} at most", text.len())))
+    Err(Exceeded(format!("the field {field} has {} bytes, at most {most} are allowed", text.len())))
 }
 
 fn pairs<'a>(
@@ -76,13 +76,13 @@ fn pairs<'a>(
     if count <= most && bytes <= most_bytes {
         return Ok(());
     }
-    Err(Exceeded(format!("{count} {what} of {bytes} bytes together, {most} of {most_bytes} bytes at most")))
+    Err(Exceeded(format!("{count} {what} of {bytes} bytes together, at most {most} of {most_bytes} bytes are allowed")))
 }
 
 /// Whether the labels of a sidecar are few and short enough.
 ///
 /// # Errors
-/// Names the bound.
+/// If they are not; the error names the bound.
 pub fn labels<'a>(all: impl Iterator<Item = (&'a String, &'a String)>) -> Result<(), Exceeded> {
     pairs("labels", all, LABELS)
 }
@@ -90,15 +90,15 @@ pub fn labels<'a>(all: impl Iterator<Item = (&'a String, &'a String)>) -> Result
 /// Whether the metadata of a node of the catalog is short enough.
 ///
 /// # Errors
-/// Names the bound.
+/// If it is not; the error names the bound.
 pub fn node_meta<'a>(all: impl Iterator<Item = (&'a String, &'a String)>) -> Result<(), Exceeded> {
     pairs("pairs of metadata", all, (FIELDS, INSTANCE))
 }
 
-/// Whether what a sidecar says of itself is short enough.
+/// Whether the fields of a sidecar's hello are short enough.
 ///
 /// # Errors
-/// Names the field.
+/// If one is not; the error names the field.
 pub fn hello(hello: &v1::Hello) -> Result<(), Exceeded> {
     text("workload", &hello.workload, NAME)?;
     text("locality", &hello.locality, NAME)?;
@@ -109,28 +109,31 @@ pub fn hello(hello: &v1::Hello) -> Result<(), Exceeded> {
 /// Whether a check is short enough.
 ///
 /// # Errors
-/// Names the bound.
+/// If it is not; the error names the bound.
 pub fn check(check: &v1::Check) -> Result<(), Exceeded> {
     use prost::Message;
     let bytes = check.encoded_len();
     if bytes <= CHECKS.1 {
         return Ok(());
     }
-    Err(Exceeded(format!("the check {:.64} has {bytes} bytes with its output, {} at most", check.check_id, CHECKS.1)))
+    Err(Exceeded(format!(
+        "the check {:.64} has {bytes} bytes with its output, at most {} are allowed",
+        check.check_id, CHECKS.1
+    )))
 }
 
-/// Whether so many checks are few enough.
+/// Whether the number of checks is within the bound.
 ///
 /// # Errors
-/// Names the bound.
+/// If it is not; the error names the bound.
 pub fn check_count(count: usize) -> Result<(), Exceeded> {
-    if count <= CHECKS.0 { Ok(()) } else { Err(Exceeded(format!("{count} checks, {} at most", CHECKS.0))) }
+    if count <= CHECKS.0 { Ok(()) } else { Err(Exceeded(format!("{count} checks, at most {} are allowed", CHECKS.0))) }
 }
 
-/// Whether an instance is of the size that the registry takes.
+/// Whether an instance has a size that the registry accepts.
 ///
 /// # Errors
-/// Names the field and the bound.
+/// If it has not; the error names the field and the bound.
 pub fn instance(instance: &v1::Instance) -> Result<(), Exceeded> {
     let fields = instance.tags.iter().chain(instance.meta.keys()).chain(instance.meta.values());
     let shown = instance.tagged_addresses.iter().flat_map(|(name, tagged)| [name, &tagged.address]);
@@ -140,19 +143,19 @@ pub fn instance(instance: &v1::Instance) -> Result<(), Exceeded> {
         (longest, bytes) = (longest.max(field.len()), bytes + field.len());
     }
     if longest > FIELD || count > FIELDS || bytes > INSTANCE {
-        let most = format!("{FIELDS} of {FIELD} bytes each and {INSTANCE} together at most");
+        let most = format!("at most {FIELDS} of {FIELD} bytes each and {INSTANCE} together are allowed");
         return Err(Exceeded(format!(
             "tags, metadata and tagged addresses are too large: {count} of {bytes} bytes, {most}"
         )));
     }
     if instance.eureka.len() > MAX_DOCUMENT {
-        return Err(Exceeded(format!("the document of Eureka's API is too large ({MAX_DOCUMENT} bytes at most)")));
+        return Err(Exceeded(format!("the document of Eureka's API is too large (at most {MAX_DOCUMENT} bytes)")));
     }
     check_count(instance.checks.len())?;
     instance.checks.iter().try_for_each(check)
 }
 
-/// How fast identities may ask, see [`REQUESTS`].
+/// The rate of requests of identities, see [`REQUESTS`].
 pub struct Pace(Rates<Arc<str>>);
 
 impl Default for Pace {
@@ -170,26 +173,26 @@ impl Pace {
     }
 }
 
-/// What identities hold of something, in bytes and in number.
+/// The usage of identities, in bytes and in number.
 #[derive(Debug, Default)]
 pub struct Accounts(HashMap<String, Account>);
 
-/// What one identity holds.
+/// The usage of one identity.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Account {
-    /// How many things.
+    /// Number of things.
     pub count: usize,
-    /// Of so many bytes together.
+    /// Their bytes together.
     pub bytes: usize,
 }
 
 impl Accounts {
-    /// What an identity holds.
+    /// The usage of an identity.
     pub fn of(&self, identity: &str) -> Account {
         self.0.get(identity).copied().unwrap_or_default()
     }
 
-    /// It holds more.
+    /// Increases the usage.
     pub fn add(&mut self, identity: &str, count: usize, bytes: usize) {
         if let Some(account) = self.0.get_mut(identity) {
             *account = Account { count: account.count + count, bytes: account.bytes + bytes };
@@ -198,7 +201,7 @@ impl Accounts {
         }
     }
 
-    /// It holds less.
+    /// Decreases the usage.
     pub fn subtract(&mut self, identity: &str, count: usize, bytes: usize) {
         let Some(account) = self.0.get_mut(identity) else { return };
         *account = Account { count: account.count.saturating_sub(count), bytes: account.bytes.saturating_sub(bytes) };
@@ -213,12 +216,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_too_large_is_refused_by_the_name_of_its_field() {
+    fn oversized_fields_are_refused_by_name() {
         let long = |bytes| "x".repeat(bytes);
         let fine = v1::Hello { workload: long(NAME), locality: long(NAME), ..Default::default() };
         assert_eq!(hello(&fine), Ok(()));
         let refused = hello(&v1::Hello { workload: long(NAME + 1), ..Default::default() }).unwrap_err();
-        assert_eq!(refused.0, "the field workload has 254 bytes, 253 at most");
+        assert_eq!(refused.0, "the field workload has 254 bytes, at most 253 are allowed");
         let many = (0..129).map(|n| (format!("l{n}"), String::new())).collect();
         assert!(hello(&v1::Hello { labels: many, ..Default::default() }).unwrap_err().0.starts_with("129 labels"));
         let large = [("label".to_owned(), long(LABELS.1))].into();
@@ -237,12 +240,12 @@ mod tests {
         let checks = vec![v1::Check::default(); CHECKS.0 + 1];
         assert_eq!(
             instance(&v1::Instance { checks, ..Default::default() }),
-            Err(Exceeded("65 checks, 64 at most".into()))
+            Err(Exceeded("65 checks, at most 64 are allowed".into()))
         );
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_identity_that_asks_without_end_is_held_up_and_others_are_not() {
+    async fn requests_are_rate_limited_per_identity() {
         let (pace, start) = (Pace::default(), Instant::now());
         let (one, other): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
         for _ in 0..REQUESTS.0 {
@@ -259,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn an_account_is_forgotten_when_it_holds_nothing() {
+    fn empty_accounts_are_removed() {
         let mut accounts = Accounts::default();
         accounts.add("a", 1, 10);
         accounts.add("a", 1, 5);

@@ -1,7 +1,7 @@
-//! The mesh's certificate authority: one self-signed root, made at the first start and kept in the store.
+//! The mesh's certificate authority: one self-signed root, created at the first start and kept in the store.
 //!
-//! It signs the identity that the caller has proved, never the one that a request names: of a certificate signing request
-//! only the public key is used. Time is an argument, so that expiry is tested without waiting.
+//! It signs the authenticated identity of the caller, never the one that a request names: of a certificate signing
+//! request only the public key is used. Time is an argument, so that expiry is tested without waiting.
 
 use std::time::{Duration, SystemTime};
 
@@ -17,7 +17,7 @@ use weft_core::clock::TOLERANCE;
 /// How long a root is valid.
 const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
-/// What the store keeps of the CA. Holds the private key.
+/// The CA as stored. It contains the private key.
 #[derive(Serialize, Deserialize)]
 pub struct CaRecord {
     trust_domain: String,
@@ -37,15 +37,15 @@ pub struct Ca {
 pub struct SignedCertificate {
     /// Leaf first, without the root.
     pub chain: Vec<CertificateDer<'static>>,
-    /// When it ends.
+    /// Its expiry.
     pub not_after: SystemTime,
 }
 
 impl Ca {
-    /// Makes a new root for `trust_domain`, and the record that the store keeps of it.
+    /// Creates a new root for `trust_domain`, and its record for the store.
     ///
     /// # Errors
-    /// When the system gives no randomness.
+    /// If the system provides no randomness.
     pub fn create(trust_domain: &str, now: SystemTime) -> Result<(Ca, CaRecord)> {
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::default();
@@ -68,7 +68,7 @@ impl Ca {
     /// The CA of a record.
     ///
     /// # Errors
-    /// When the record is damaged.
+    /// If the record is damaged.
     pub fn load(record: &CaRecord) -> Result<Ca> {
         let pkcs8 = PrivatePkcs8KeyDer::from(record.key_pkcs8.clone());
         let key = KeyPair::try_from(&PrivateKeyDer::Pkcs8(pkcs8)).context("the stored CA key cannot be read")?;
@@ -77,7 +77,7 @@ impl Ca {
         Ok(Ca { trust_domain: record.trust_domain.clone(), root, issuer })
     }
 
-    /// "cluster.local" unless chosen otherwise at the first start.
+    /// "cluster.local" unless another one was chosen at the first start.
     pub fn trust_domain(&self) -> &str {
         &self.trust_domain
     }
@@ -95,7 +95,7 @@ impl Ca {
         )
     }
 
-    /// SHA-256 of the root certificate, as join tokens carry it.
+    /// SHA-256 of the root certificate, which is part of join tokens.
     pub fn fingerprint(&self) -> [u8; 32] {
         fingerprint(&self.root)
     }
@@ -104,7 +104,7 @@ impl Ca {
     /// the holder may register, become DNS names of the certificate, so that a renewal keeps them.
     ///
     /// # Errors
-    /// When the request is not a certificate signing request or not signed by its own key.
+    /// If the request is not a certificate signing request or not signed by its own key.
     pub fn sign_request(
         &self,
         csr_der: &[u8],
@@ -118,10 +118,10 @@ impl Ca {
         self.sign_key(&csr.public_key, spiffe_id, services, now, lifetime)
     }
 
-    /// As [`Ca::sign_request`], for a key at hand.
+    /// As [`Ca::sign_request`], for an available key.
     ///
     /// # Errors
-    /// When `spiffe_id` cannot stand in a certificate.
+    /// If `spiffe_id` is invalid in a certificate.
     pub fn sign_key(
         &self,
         key: &impl PublicKeyData,
@@ -140,18 +140,18 @@ impl Ca {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
         let not_after = now + lifetime;
-        // Small beside the lifetime: the holder renews at half of what the certificate says.
+        // Small compared to the lifetime: the holder renews at half of the certificate's validity.
         params.not_before = (now - TOLERANCE.min(lifetime / 10)).into();
         params.not_after = not_after.into();
         let leaf = params.signed_by(key, &self.issuer)?;
         Ok(SignedCertificate { chain: vec![leaf.der().clone()], not_after })
     }
 
-    /// Signs a key as that of a server of these names and addresses, for clients outside of the mesh. It carries no SPIFFE
-    /// ID and is no client's: inside of the mesh it proves nothing.
+    /// Signs a key for a server of these names and addresses, for clients outside the mesh. The certificate has no
+    /// SPIFFE ID and is not a client's: it authenticates nothing inside the mesh.
     ///
     /// # Errors
-    /// When a name cannot stand in a certificate.
+    /// If a name is invalid in a certificate.
     pub fn sign_server(
         &self,
         key: &impl PublicKeyData,

@@ -1,4 +1,4 @@
-//! The caller of an API request: the namespaces that it sees, and the rights that its token leaves.
+//! The caller of an API request: the namespaces that it sees, and its rights, which a token may reduce.
 
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -11,35 +11,35 @@ use super::pattern::matches;
 use super::token::ApiClaims;
 use weft_world::{Instance, World};
 
-/// Who asks.
+/// The sender of a request.
 #[derive(Debug, Clone)]
 pub struct Caller {
     /// Its namespace: names are looked up there first, then in "default".
     pub namespace: String,
     /// Its SPIFFE ID; empty: it has no sidecar.
     pub identity: String,
-    /// Where it asks from.
+    /// Its address.
     pub address: IpAddr,
-    /// What it may do there.
+    /// Its rights in that namespace.
     pub rights: Rights,
 }
 
-/// What a caller may do in its namespace.
+/// The rights of a caller in its namespace.
 #[derive(Debug, Clone)]
 pub enum Rights {
     /// Read and write all: a sidecar's program without a token.
     All,
     /// Read all: a program of this machine without a token.
     Read,
-    /// What its token says.
+    /// The rights of its token.
     Token(Arc<ApiClaims>),
-    /// Read what is exported, of services that fit one of these patterns (none: of all): a control plane of another data
-    /// centre, for one of its callers.
+    /// Read exported services that match one of these patterns (none: all): a control plane of another data centre, for
+    /// one of its callers.
     Peer(Arc<Vec<String>>),
 }
 
 impl Rights {
-    /// Whether services of this name may be read. Who may register one may.
+    /// Whether services of this name may be read. The right to register includes it.
     pub fn read(&self, service: &str) -> bool {
         match self {
             Rights::All | Rights::Read => true,
@@ -59,7 +59,7 @@ impl Rights {
         }
     }
 
-    /// What another data centre is told of these rights: patterns of services that may be read there.
+    /// The rights in the form for another data centre: patterns of services that may be read there.
     pub(crate) fn elsewhere(&self) -> Vec<String> {
         match self {
             Rights::Token(claims) if !claims.read.is_empty() => {
@@ -70,17 +70,17 @@ impl Rights {
         }
     }
 
-    /// Whether a token names a service as one to be registered.
+    /// Whether a token grants the registration of a service.
     pub fn registers(&self, service: &str) -> bool {
         matches!(self, Rights::Token(claims) if claims.services.iter().any(|s| s.eq_ignore_ascii_case(service)))
     }
 
-    /// Whether a token names any service as one to be registered.
+    /// Whether a token grants the registration of any service.
     pub(crate) fn registers_any(&self) -> bool {
         matches!(self, Rights::Token(claims) if !claims.services.is_empty())
     }
 
-    /// Whether all keys that begin so may be written. They may be read then, too.
+    /// Whether all keys with this prefix may be written. The right includes reads.
     fn writes_keys(&self, prefix: &str) -> bool {
         match self {
             Rights::All => true,
@@ -104,7 +104,7 @@ impl Rights {
 }
 
 impl Caller {
-    /// Whether what is in a namespace is shown to this one.
+    /// Whether the services of a namespace are visible to this caller.
     pub(crate) fn sees(&self, namespace: &str) -> bool {
         namespace == self.namespace || namespace == "default"
     }
@@ -114,7 +114,7 @@ impl Caller {
         world.service_index(&self.namespace, service).max(world.service_index("default", service))
     }
 
-    /// Instances of a service: of the caller's namespace, or where it has none of "default".
+    /// Instances of a service: of the caller's namespace, or if it has none, of "default".
     pub(crate) fn instances_of(&self, world: &World, service: &str) -> Vec<Arc<Instance>> {
         let of = |namespace: &str| -> Vec<Arc<Instance>> {
             world.service_instances(namespace, service).filter(|i| self.reads(world, i)).cloned().collect()
@@ -123,7 +123,7 @@ impl Caller {
         if own.is_empty() { of("default") } else { own }
     }
 
-    /// Whether an instance of a namespace that it sees may be read.
+    /// Whether an instance of a visible namespace may be read.
     fn reads(&self, world: &World, instance: &Instance) -> bool {
         if !instance.group.is_empty() {
             return false;
@@ -132,7 +132,7 @@ impl Caller {
         self.rights.read(&instance.service) && (!matches!(self.rights, Rights::Peer(_)) || exported())
     }
 
-    /// Those of one node, whichever of the caller's namespaces it is in.
+    /// The instances of one node in any of the caller's namespaces.
     pub(crate) fn instances_of_node(&self, world: &World, node: &str) -> Vec<Arc<Instance>> {
         let other = (self.namespace != "default").then_some("default");
         let namespaces = std::iter::once(self.namespace.as_str()).chain(other);
@@ -146,7 +146,7 @@ impl Caller {
         world.instances().filter(seen).cloned().collect()
     }
 
-    /// The nodes that the caller sees of its namespaces: those of services that it may read; `None`: all.
+    /// The visible nodes of the caller's namespaces: those of services that it may read; `None`: all.
     pub(crate) fn nodes(&self, world: &World) -> Option<HashSet<String>> {
         let narrowed = !self.rights.read_all();
         narrowed.then(|| self.instances(world).into_iter().map(|instance| instance.node.clone()).collect())
@@ -162,52 +162,52 @@ impl Caller {
         self.rights.reads_key(key)
     }
 
-    /// Whether sessions are shown.
+    /// Whether sessions are visible.
     pub(crate) fn reads_sessions(&self) -> bool {
         self.rights.sessions()
     }
 
     /// # Errors
-    /// When the key may not be read.
+    /// If the key may not be read.
     pub(crate) fn read_key(&self, key: &str) -> Result<(), Refused> {
         if self.reads_key(key) { Ok(()) } else { Err(self.denied("key:read", key)) }
     }
 
     /// # Errors
-    /// When not all keys that begin so may be written.
+    /// If not all keys with this prefix may be written.
     pub(crate) fn write_keys(&self, prefix: &str) -> Result<(), Refused> {
         if self.rights.writes_keys(prefix) { Ok(()) } else { Err(self.denied("key:write", prefix)) }
     }
 
     /// # Errors
-    /// When it may not have sessions.
+    /// If it may not have sessions.
     pub(crate) fn write_sessions(&self, id: &str) -> Result<(), Refused> {
         let may = self.rights.sessions() && !matches!(self.rights, Rights::Read);
         if may { Ok(()) } else { Err(self.denied("session:write", id)) }
     }
 
     /// # Errors
-    /// When it may not write a prepared query of a service: one that may register the service may.
+    /// If it may not write a prepared query of a service: that needs the right to register the service.
     pub(crate) fn write_query(&self, service: &str) -> Result<(), Refused> {
         let may = matches!(self.rights, Rights::All) || self.rights.registers(service);
         if may { Ok(()) } else { Err(self.denied("query:write", service)) }
     }
 
     /// # Errors
-    /// When it may not fire events: one that may register any service may.
+    /// If it may not fire events: that needs the right to register any service.
     pub(crate) fn write_events(&self, name: &str) -> Result<(), Refused> {
         let may = matches!(self.rights, Rights::All) || self.rights.registers_any();
         if may { Ok(()) } else { Err(self.denied("event:write", name)) }
     }
 
     /// # Errors
-    /// When it is of another data centre.
+    /// If it belongs to another data centre.
     pub(crate) fn read_events(&self) -> Result<(), Refused> {
         if matches!(self.rights, Rights::Peer(_)) { Err(self.denied("event:read", "")) } else { Ok(()) }
     }
 
     /// # Errors
-    /// When its token does not name the service as one to be registered.
+    /// If its token does not grant the registration of the service.
     pub fn register(&self, service: &str) -> Result<(), Refused> {
         if self.rights.registers(service) { Ok(()) } else { Err(self.denied("service:write", service)) }
     }
@@ -229,7 +229,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_token_says_and_no_more() {
+    fn rights_are_those_of_the_token() {
         let list = |texts: &[&str]| texts.iter().map(|t| (*t).to_owned()).collect();
         let rights = |services: &[&str], read: &[&str], keys: &[&str]| {
             Rights::Token(Arc::new(ApiClaims {
@@ -241,8 +241,8 @@ mod tests {
                 expires: 0,
             }))
         };
-        // Of each: reads order, reads payment, registers order, writes all below conf/, writes conf/a, reads conf/a, has
-        // sessions.
+        // For each: reads order, reads payment, registers order, writes all below conf/, writes conf/a, reads conf/a,
+        // has sessions.
         for (what, rights, want) in [
             ("a sidecar", Rights::All, [true, true, false, true, true, true, true]),
             ("no token", Rights::Read, [true, true, false, false, false, true, true]),

@@ -1,5 +1,5 @@
-//! Services that a token grants: a token and a certificate name a few themselves, and many by a grant that the store holds
-//! ([`weft_agent::grant`]), so that both stay small, whatever they entitle to.
+//! Services that a token grants: a token and a certificate contain a few names themselves, and the name of a grant in
+//! the store for many ([`weft_agent::grant`]), so that both stay small.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -13,16 +13,16 @@ use crate::store::{Error, Op, Shared, Table};
 /// Services that one token grants at the most.
 pub const MAX_SERVICES: usize = 10_000;
 
-/// Why a grant's services are not known.
+/// The reason why a grant's services are unavailable.
 #[derive(Debug, thiserror::Error)]
 pub enum Unknown {
     /// The store has no such record.
     #[error(
-        "the store holds no grant {0}, which the token or the certificate names; make a token anew with `weftctl token create`"
+        "the store has no grant {0}, which the token or the certificate names; create a new token with `weftctl token create`"
     )]
     Absent(String),
-    /// The record makes no sense.
-    #[error("the store's record grants/{0} cannot be read: {1}; make a token anew with `weftctl token create`")]
+    /// The record is damaged.
+    #[error("the store's record grants/{0} cannot be read: {1}; create a new token with `weftctl token create`")]
     Damaged(String, prost::DecodeError),
     /// The store does not answer.
     #[error(transparent)]
@@ -35,20 +35,20 @@ pub type Names = Arc<HashSet<String>>;
 /// The grants of the store.
 pub struct Grants {
     store: Shared,
-    /// Lists that are in use, by the grant's name.
+    /// Lists in use, by the grant's name.
     used: Mutex<HashMap<String, Weak<HashSet<String>>>>,
 }
 
 impl Grants {
-    /// Those of `store`.
+    /// The grants of `store`.
     pub fn new(store: Shared) -> Grants {
         Grants { store, used: Mutex::default() }
     }
 
-    /// Services that a token is to grant, as the token and the certificates made by it name them.
+    /// The services of a new token, in the form for the token and the certificates made with it.
     ///
     /// # Errors
-    /// When the store does not take the list.
+    /// If the store refuses the list.
     pub async fn references(&self, services: Vec<String>) -> Result<Vec<String>, Error> {
         if services.len() <= grant::INLINE {
             return Ok(services);
@@ -59,7 +59,7 @@ impl Grants {
         Ok(vec![name])
     }
 
-    /// The services that a token or a certificate names, as they were written.
+    /// The services that a token or a certificate names, in their original case.
     ///
     /// # Errors
     /// If a grant is unavailable.
@@ -77,7 +77,7 @@ impl Grants {
         Ok(all)
     }
 
-    /// The same in lower case, shared with all that hold the same grant.
+    /// The same in lower case, shared by all holders of the grant.
     ///
     /// # Errors
     /// If a grant is unavailable.
@@ -102,7 +102,7 @@ mod tests {
     use crate::store::embedded::Embedded;
 
     #[tokio::test]
-    async fn many_services_are_granted_by_one_name_and_few_by_their_own() {
+    async fn many_services_are_granted_by_reference_and_few_by_name() {
         let folder = tempfile::tempdir().unwrap();
         let grants = Grants::new(Arc::new(Embedded::open(folder.path()).unwrap()));
         let few = vec!["Order".to_owned()];

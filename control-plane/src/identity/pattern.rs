@@ -1,6 +1,6 @@
 //! Patterns of names, as people write them.
 
-/// Whether a name fits a pattern, in which `*` stands for any text; case does not count.
+/// Whether a name matches a pattern, in which `*` stands for any text; case is ignored.
 pub(crate) fn matches(pattern: &str, name: &str) -> bool {
     let (pattern, name) = (pattern.to_ascii_lowercase(), name.to_ascii_lowercase());
     let Some((first, rest)) = pattern.split_once('*') else { return pattern == name };

@@ -1,8 +1,8 @@
 //! The TLS side of the control plane: the identity of the other end of a connection.
 //!
-//! The server shows its own SPIFFE certificate with the root behind it, so that a joining sidecar can compare the root with
-//! its token's fingerprint. A client certificate is optional at the handshake, because a joining sidecar has none yet; each
-//! service asks [`Peer`] for the certificate that it needs.
+//! The server presents its own SPIFFE certificate with the root, so that a joining sidecar can compare the root with
+//! its token's fingerprint. A client certificate is optional at the handshake, because a joining sidecar has none yet;
+//! each service requires the certificate that it needs from [`Peer`].
 
 mod grace;
 
@@ -40,14 +40,14 @@ pub const CONTROL_PLANE: (&str, &str) = ("weft-system", "weft-control-plane");
 /// Lifetime of the control plane's own certificate; it is renewed at half of it.
 const OWN_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 
-/// What a verified client certificate says.
+/// The content of a verified client certificate.
 #[derive(Debug, Clone)]
 pub struct PeerCertificate {
     /// Its SPIFFE ID.
     pub id: SpiffeId,
     /// Services that it may register, or the name of a grant ([`crate::identity::grants`]).
     pub services: Vec<String>,
-    /// When it ends.
+    /// Its expiry.
     pub not_after: SystemTime,
 }
 
@@ -56,7 +56,7 @@ pub struct PeerCertificate {
 pub struct Peer {
     /// Its address.
     pub remote: IpAddr,
-    /// Its certificate, verified against the root; `None` when it showed none.
+    /// Its certificate, verified against the root; `None` if it presented none.
     pub certified: Option<Arc<PeerCertificate>>,
 }
 
@@ -64,7 +64,7 @@ impl Peer {
     /// The peer of a request.
     ///
     /// # Errors
-    /// Never on our own listeners.
+    /// Never on the control plane's own listeners.
     pub fn of<T>(request: &tonic::Request<T>) -> Result<Peer, Status> {
         request.extensions().get::<Peer>().cloned().ok_or_else(|| Status::internal("no peer information"))
     }
@@ -72,7 +72,7 @@ impl Peer {
     /// Its certificate.
     ///
     /// # Errors
-    /// `UNAUTHENTICATED` when it showed none, or it has ended.
+    /// `UNAUTHENTICATED` if it presented none, or the certificate has expired.
     pub fn certified(&self) -> Result<Arc<PeerCertificate>, Status> {
         let certified = self.renewable()?;
         if certified.not_after <= SystemTime::now() {
@@ -81,10 +81,10 @@ impl Peer {
         Ok(certified)
     }
 
-    /// Its certificate, for its renewal: one that has ended within the grace time too, which is all that it is good for.
+    /// Its certificate, for its renewal: also one that expired within the grace time, which is valid for nothing else.
     ///
     /// # Errors
-    /// `UNAUTHENTICATED` when it showed none.
+    /// `UNAUTHENTICATED` if it presented none.
     pub fn renewable(&self) -> Result<Arc<PeerCertificate>, Status> {
         self.certified.clone().ok_or_else(|| {
             Status::unauthenticated("a client certificate is required; join first with a token (Identity.Sign)")
@@ -92,7 +92,7 @@ impl Peer {
     }
 }
 
-/// A TLS connection with what is known of its peer.
+/// A TLS connection with the properties of its peer.
 pub struct PeerStream {
     stream: TlsStream<TcpStream>,
     peer: Peer,
@@ -161,7 +161,7 @@ impl ResolvesClientCert for OwnCertificate {
 }
 
 impl OwnCertificate {
-    /// One that `sign` signs for a new key and the lifetime that it is given, and again at half of that, until `stop`.
+    /// A certificate that `sign` signs for a new key and the given lifetime, and again at half of that, until `stop`.
     pub(crate) fn renewing(
         ca: Arc<Ca>,
         sign: impl Fn(&Ca, &KeyPair, Duration) -> Result<SignedCertificate> + Send + 'static,
@@ -193,10 +193,10 @@ impl OwnCertificate {
     }
 }
 
-/// The control plane's own certificate, kept for as long as the process lives.
+/// The control plane's own certificate, renewed for the life of the process.
 ///
 /// # Errors
-/// When the CA cannot issue it.
+/// If the CA cannot issue it.
 pub(crate) fn own_certificate(ca: &Arc<Ca>) -> Result<Arc<OwnCertificate>> {
     let id = SpiffeId::new(ca.trust_domain(), CONTROL_PLANE.0, CONTROL_PLANE.1)?.to_string();
     let sign = move |ca: &Ca, key: &KeyPair, lifetime| ca.sign_key(key, &id, &[], SystemTime::now(), lifetime);
@@ -213,11 +213,11 @@ fn roots(root: CertificateDer<'static>) -> Result<Arc<RootCertStore>> {
     Ok(Arc::new(roots))
 }
 
-/// Accepts TLS connections of sidecars on `listener` for as long as the receiver lives. A newcomer has no certificate; one that
-/// ended within `grace` comes as far as [`Peer::renewable`].
+/// Accepts TLS connections of sidecars on `listener` for as long as the receiver exists. A new sidecar has no
+/// certificate; one that expired within `grace` is accepted by [`Peer::renewable`] only.
 ///
 /// # Errors
-/// When the CA cannot issue the server's own certificate.
+/// If the CA cannot issue the server's own certificate.
 pub fn accept(
     ca: &Arc<Ca>,
     listener: TcpListener,
@@ -232,10 +232,11 @@ pub fn accept(
     accept_verified(ca, listener, verifier, vec![ca.trust_domain().to_owned()])
 }
 
-/// Accepts TLS connections of other data centres, whose certificates are verified each by the root of its own trust domain.
+/// Accepts TLS connections of other data centres, whose certificates are verified by the root of their own trust
+/// domain.
 ///
 /// # Errors
-/// When the CA cannot issue the server's own certificate, or a root makes no sense.
+/// If the CA cannot issue the server's own certificate, or a root is invalid.
 pub fn accept_peers(
     ca: &Arc<Ca>,
     listener: TcpListener,
@@ -251,7 +252,7 @@ pub fn accept_peers(
     accept_verified(ca, listener, Arc::new(ByDomain { verifiers, provider: provider() }), domains)
 }
 
-/// Verifies a client by the roots of the trust domain that it claims to be of, and by no other's.
+/// Verifies a client by the roots of the trust domain that it claims, and by no other's.
 #[derive(Debug)]
 struct ByDomain {
     verifiers: BTreeMap<String, Arc<dyn ClientCertVerifier>>,
@@ -298,7 +299,7 @@ impl ClientCertVerifier for ByDomain {
     }
 }
 
-/// `domains`: those that a client may be of.
+/// `domains`: the allowed trust domains of clients.
 fn accept_verified(
     ca: &Arc<Ca>,
     listener: TcpListener,
@@ -315,7 +316,7 @@ fn accept_verified(
         .with_cert_resolver(own);
     config.alpn_protocols = vec![b"h2".to_vec()];
     let (config, admission) = (Arc::new(config), Arc::new(Admission::default()));
-    // A line each would be a burden of its own where many fail.
+    // If many fail, one line for each would be a load of its own.
     let lines = Arc::new(Rates::new(10, Duration::from_secs(10)));
     tokio::spawn(async move {
         loop {
@@ -323,7 +324,7 @@ fn accept_verified(
                 accepted = listener.accept() => match accepted {
                     Ok((stream, remote)) => (stream, remote.ip().to_canonical()),
                     Err(e) => {
-                        // Out of descriptors, most likely: waiting is all that helps.
+                        // Probably out of descriptors: only waiting helps.
                         tracing::warn!("cannot accept a connection: {e}");
                         tokio::time::sleep(Duration::from_millis(100)).await;
                         continue;
@@ -350,13 +351,13 @@ fn accept_verified(
 }
 
 impl PeerStream {
-    /// `domains`: those that a client may be of.
+    /// `domains`: the allowed trust domains of clients.
     fn new(stream: TlsStream<TcpStream>, remote: IpAddr, domains: &[String]) -> Result<PeerStream> {
         let certified = match stream.get_ref().1.peer_certificates() {
             Some([leaf, ..]) => {
                 let certified = read_certificate(leaf)?;
                 let (id, known) = (&certified.id, domains.iter().any(|domain| domain == certified.id.trust_domain()));
-                anyhow::ensure!(known, "{id} is not of the trust domain {}", domains.join(" or "));
+                anyhow::ensure!(known, "{id} is not in the trust domain {}", domains.join(" or "));
                 Some(Arc::new(certified))
             }
             _ => None,
@@ -365,7 +366,7 @@ impl PeerStream {
     }
 }
 
-/// What a certificate says of its holder: true once it is verified by the root of the trust domain that it names.
+/// The claims of a certificate: true once it is verified by the root of the trust domain that it names.
 pub(crate) fn read_certificate(leaf: &CertificateDer<'_>) -> Result<PeerCertificate> {
     use x509_parser::extensions::GeneralName;
     let (_, leaf) = x509_parser::parse_x509_certificate(leaf).context("the client certificate cannot be read")?;
@@ -378,7 +379,7 @@ pub(crate) fn read_certificate(leaf: &CertificateDer<'_>) -> Result<PeerCertific
             _ => {}
         }
     }
-    let [id] = ids[..] else { anyhow::bail!("the client certificate must hold one SPIFFE ID, it has {}", ids.len()) };
+    let [id] = ids[..] else { anyhow::bail!("the client certificate must have one SPIFFE ID, it has {}", ids.len()) };
     let id: SpiffeId = id.parse()?;
     let end = u64::try_from(leaf.validity().not_after.timestamp()).unwrap_or(0);
     Ok(PeerCertificate { id, services, not_after: SystemTime::UNIX_EPOCH + Duration::from_secs(end) })

@@ -1,4 +1,4 @@
-//! How often something may be done.
+//! Rate limits by key.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -7,46 +7,46 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// So many keys are remembered before those that have been quiet are looked for.
+/// Bound on the keys before idle ones are searched for.
 const SWEEP: usize = 4096;
 
-/// Lets each key do something `burst` times at once, and once more every `interval`. The generic cell rate algorithm (ITU-T
-/// I.371): of a key one instant is kept, and nothing of one that has been quiet.
+/// Allows each key `burst` actions at once, and one more every `interval`. The generic cell rate algorithm (ITU-T
+/// I.371): one instant is kept for each key, and nothing for an idle one.
 pub struct Rates<K> {
     burst: u32,
     interval: Duration,
-    held: Mutex<Buckets<K>>,
+    buckets: Mutex<Buckets<K>>,
 }
 
 struct Buckets<K> {
-    /// When a key will have been quiet for long enough to have its whole burst again.
+    /// The time at which a key has its whole burst again.
     whole_again: HashMap<K, Instant>,
-    /// With so many those that have been quiet are forgotten.
+    /// Number of keys at which idle ones are removed.
     sweep_at: usize,
 }
 
 impl<K: Eq + Hash> Rates<K> {
-    /// Nothing has been done yet.
+    /// A limiter without history.
     pub fn new(burst: u32, interval: Duration) -> Rates<K> {
-        Rates { burst, interval, held: Mutex::new(Buckets { whole_again: HashMap::new(), sweep_at: SWEEP }) }
+        Rates { burst, interval, buckets: Mutex::new(Buckets { whole_again: HashMap::new(), sweep_at: SWEEP }) }
     }
 
-    /// Does it once.
+    /// Counts one action.
     ///
     /// # Errors
-    /// When it was done too often: how long until the next time.
+    /// If the rate is exceeded: the time until the next action.
     pub fn take(&self, key: K, now: Instant) -> Result<(), Duration> {
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        if held.whole_again.len() >= held.sweep_at {
-            held.whole_again.retain(|_, whole_again| *whole_again > now);
-            held.sweep_at = SWEEP.max(2 * held.whole_again.len());
+        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        if buckets.whole_again.len() >= buckets.sweep_at {
+            buckets.whole_again.retain(|_, whole_again| *whole_again > now);
+            buckets.sweep_at = SWEEP.max(2 * buckets.whole_again.len());
         }
-        let next = held.whole_again.get(&key).copied().unwrap_or(now).max(now) + self.interval;
+        let next = buckets.whole_again.get(&key).copied().unwrap_or(now).max(now) + self.interval;
         let late = next.saturating_duration_since(now + self.interval * self.burst);
         if !late.is_zero() {
             return Err(late);
         }
-        held.whole_again.insert(key, next);
+        buckets.whole_again.insert(key, next);
         Ok(())
     }
 }
@@ -74,13 +74,13 @@ mod tests {
     }
 
     #[test]
-    fn those_that_are_quiet_are_forgotten() {
+    fn idle_keys_are_removed() {
         let rates = Rates::new(1, Duration::from_secs(1));
         let start = Instant::now();
         for key in 0..SWEEP {
             assert_eq!(rates.take(key, start), Ok(()));
         }
         assert_eq!(rates.take(SWEEP, start + Duration::from_secs(2)), Ok(()));
-        assert_eq!(rates.held.lock().unwrap().whole_again.len(), 1);
+        assert_eq!(rates.buckets.lock().unwrap().whole_again.len(), 1);
     }
 }

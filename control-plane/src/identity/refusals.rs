@@ -7,10 +7,10 @@ use std::sync::{Mutex, PoisonError};
 use tokio::time::Instant;
 use weft_proto::v1::RefusedIdentity;
 
-/// Identities whose refusals are remembered.
+/// Bound on the stored refusals.
 const MAX_REFUSALS: usize = 1000;
 
-/// Identities that get no certificate, until they do: what `weftctl status` shows.
+/// Identities whose certificate requests are refused, until one succeeds: shown by `weftctl status`.
 #[derive(Debug, Default)]
 pub struct Refusals(Mutex<BTreeMap<String, Refusal>>);
 
@@ -23,7 +23,7 @@ struct Refusal {
 }
 
 impl Refusals {
-    /// An identity was refused. That it is the one that asks has been proved.
+    /// Records the refusal of an authenticated identity.
     pub fn add(&self, identity: &str, address: Option<IpAddr>, reason: String) {
         let mut all = self.lock();
         if !all.contains_key(identity) && all.len() >= MAX_REFUSALS {
@@ -36,7 +36,7 @@ impl Refusals {
         held.address = address.or(held.address);
     }
 
-    /// It has got one.
+    /// Removes an identity that got a certificate.
     pub(super) fn remove(&self, identity: &str) {
         self.lock().remove(identity);
     }

@@ -21,8 +21,8 @@ use crate::identity::rates::Rates;
 use crate::identity::refusals::Refusals;
 use crate::identity::token::Tokens;
 
-/// Certificates that one identity at one address gets at once, and how often one more: a machine whose pods start together has
-/// several, and one that goes wrong does not keep this process busy.
+/// Certificates that one identity at one address gets at once, and the interval of further ones: a machine whose pods
+/// start together needs several, and a faulty one does not keep this process busy.
 pub const BURST: u32 = 60;
 /// See [`BURST`].
 pub const INTERVAL: Duration = Duration::from_secs(2);
@@ -31,15 +31,16 @@ pub const INTERVAL: Duration = Duration::from_secs(2);
 pub struct IdentityService {
     /// Signs.
     pub ca: Arc<Ca>,
-    /// Checks tokens.
+    /// Verifies tokens.
     pub tokens: Arc<Tokens>,
-    /// Longest life of a certificate; up to a tenth less, so that a mesh started at once does not renew at once.
+    /// Longest life of a certificate; reduced by up to a tenth at random, so that a mesh that started at once does not
+    /// renew at once.
     pub lifetime: Duration,
-    /// How often an identity at an address may ask.
+    /// Rate of requests of an identity at an address.
     pub rates: Rates<(String, IpAddr)>,
     /// Services that tokens and certificates grant.
     pub grants: Arc<Grants>,
-    /// Those that were refused.
+    /// Refused identities.
     pub refusals: Arc<Refusals>,
 }
 
@@ -49,14 +50,14 @@ impl Identity for IdentityService {
         let peer = Peer::of(&request)?;
         let bytes = request.get_ref().csr_der.len();
         if bytes > SIGNING_REQUEST {
-            let text = format!("the signing request has {bytes} bytes, {SIGNING_REQUEST} at most");
+            let text = format!("the signing request has {bytes} bytes, at most {SIGNING_REQUEST} are allowed");
             return Err(Status::invalid_argument(text));
         }
         let (id, named) = self.entitled(&request, &peer)?;
         let name = id.to_string();
         if let Err(wait) = self.rates.take((name.clone(), peer.remote), Instant::now()) {
             let reason = format!(
-                "{name} at {} asks for certificates too often ({BURST} at once, then one every {} s): the next in {:.1} s",
+                "{name} at {} requests certificates too often ({BURST} at once, then one every {} s): the next in {:.1} s",
                 peer.remote,
                 INTERVAL.as_secs(),
                 wait.as_secs_f64()
@@ -92,7 +93,7 @@ impl Identity for IdentityService {
 }
 
 impl IdentityService {
-    /// The identity and services that a request proves to be entitled to, these as the proof names them.
+    /// The identity and services of a request's credentials, the latter in the form of the credentials.
     fn entitled(&self, request: &Request<SignRequest>, peer: &Peer) -> Result<(SpiffeId, Vec<String>), Status> {
         let Some(token) = bearer(request)? else {
             let certified = peer.renewable()?;
@@ -130,7 +131,7 @@ mod tests {
     use crate::store::embedded::Embedded;
 
     #[tokio::test(start_paused = true)]
-    async fn an_identity_at_an_address_gets_so_many_certificates_and_then_one_each_interval() {
+    async fn certificates_are_rate_limited_by_identity_and_address() {
         let ca = Arc::new(Ca::create("cluster.local", SystemTime::now()).unwrap().0);
         let tokens = Arc::new(Tokens::new(&[7; 32]));
         let folder = tempfile::tempdir().unwrap();
@@ -161,7 +162,7 @@ mod tests {
         };
         let (order, cart) = (token("order", u64::MAX), token("cart", u64::MAX));
         for _ in 0..BURST {
-            assert!(sign([10, 0, 0, 1], &order).await.unwrap() > 0, "it says its time");
+            assert!(sign([10, 0, 0, 1], &order).await.unwrap() > 0, "the reply has the time");
         }
         let refused = sign([10, 0, 0, 1], &order).await.unwrap_err();
         assert!(refused.code() == Code::ResourceExhausted && refused.message().contains("too often"), "{refused}");
@@ -170,7 +171,7 @@ mod tests {
         tokio::time::advance(INTERVAL).await;
         sign([10, 0, 0, 1], &order).await.unwrap();
 
-        // Only an identity whose token is ours is named, until it gets one.
+        // Only an identity with a valid token is listed, until it gets a certificate.
         sign([10, 0, 0, 3], &token("late", 1)).await.unwrap_err();
         sign([10, 0, 0, 3], "weft1.e30.AAAA").await.unwrap_err();
         let named = service.refusals.status(Instant::now());

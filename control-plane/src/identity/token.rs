@@ -1,10 +1,11 @@
-//! Join tokens, with which a sidecar gets its first certificate, and API tokens, with which a program uses Consul's API.
+//! Join tokens, with which a sidecar gets its first certificate, and API tokens, with which a program uses Consul's
+//! API.
 //!
-//! A token is `weft1.<claims>.<signature>`: claims are base64url JSON that the holder reads too (it finds there the
-//! fingerprint of the root to expect, so that the first contact is authenticated both ways), the signature is HMAC-SHA-256
-//! by a key that only the control plane has. Nothing is stored per token except the services of one that grants many
-//! ([`crate::identity::grants`]). An API token begins with `weftapi1.`, which is signed with the rest: neither can be used
-//! as the other.
+//! A token is `weft1.<claims>.<signature>`: claims are base64url JSON that the holder reads too (it finds the
+//! fingerprint of the expected root there, so that the first contact is authenticated in both directions), the
+//! signature is HMAC-SHA-256 by a key that only the control plane has. Nothing is stored per token except the services
+//! of one that grants many ([`crate::identity::grants`]). An API token begins with `weftapi1.`, which is signed too:
+//! neither can be used as the other.
 
 use aws_lc_rs::hmac;
 use base64::Engine;
@@ -12,7 +13,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-/// What a token entitles to.
+/// The claims of a join token.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claims {
     /// Trust domain of the mesh.
@@ -29,49 +30,49 @@ pub struct Claims {
     pub root: String,
 }
 
-/// What an API token entitles to.
+/// The claims of an API token.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ApiClaims {
     /// Trust domain of the mesh.
     pub trust_domain: String,
     /// Namespace that is read and written.
     pub namespace: String,
-    /// Services that its holder may register, and read.
+    /// Services that its holder may register and read.
     pub services: Vec<String>,
-    /// Patterns, with `*`, of services that it may read besides; none: all that the namespace sees.
+    /// Patterns, with `*`, of further services that it may read; none: all that the namespace sees.
     pub read: Vec<String>,
-    /// Beginnings of the keys that it may read and write; none: no keys, and no sessions.
+    /// Prefixes of the keys that it may read and write; none: no keys, and no sessions.
     pub keys: Vec<String>,
     /// End, seconds since 1970.
     pub expires: u64,
 }
 
-/// The beginning of a join token, and of an API token.
+/// Prefix of a join token.
 const JOIN: &str = "weft1.";
-/// What API tokens begin with.
+/// Prefix of an API token.
 pub(crate) const API: &str = "weftapi1.";
 
-/// Why a token is refused. The text is meant for the one who presented it.
+/// The reason why a token is refused. The text is meant for its holder.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
-    /// Not of the form, or damaged in copying.
-    #[error("this is not a join token (it should look like weft1.….…); make one with `weftctl token create`")]
+    /// Not a token, or damaged in copying.
+    #[error("this is not a join token (its form is weft1.….…); create one with `weftctl token create`")]
     Malformed,
     /// Another control plane's, or forged.
-    #[error("the join token was not made by this control plane; make one here with `weftctl token create`")]
+    #[error("the join token was not created by this control plane; create one here with `weftctl token create`")]
     Signature,
-    /// Too old.
-    #[error("the join token expired {0} seconds ago; make a new one with `weftctl token create`")]
+    /// Expired.
+    #[error("the join token expired {0} seconds ago; create a new one with `weftctl token create`")]
     Expired(u64),
 }
 
-/// Makes and checks tokens.
+/// Creates and verifies tokens.
 pub struct Tokens {
     key: hmac::Key,
 }
 
 impl Tokens {
-    /// `secret`: 32 random bytes kept in the store.
+    /// `secret`: 32 random bytes from the store.
     pub fn new(secret: &[u8]) -> Tokens {
         Tokens { key: hmac::Key::new(hmac::HMAC_SHA256, secret) }
     }
@@ -93,10 +94,10 @@ impl Tokens {
         format!("{body}.{}", URL_SAFE_NO_PAD.encode(signature))
     }
 
-    /// The claims of a join token, when it is ours and not expired at `now` (seconds since 1970).
+    /// The claims of a join token of this control plane that has not expired at `now` (seconds since 1970).
     ///
     /// # Errors
-    /// Says what is wrong with it.
+    /// If the token is invalid; the error gives the reason.
     pub fn verify(&self, token: &str, now: u64) -> Result<Claims, TokenError> {
         let claims: Claims = self.claims(JOIN, token)?;
         if claims.expires <= now {
@@ -105,15 +106,16 @@ impl Tokens {
         Ok(claims)
     }
 
-    /// The claims of a join token of ours, whether it has expired or not: to say whose it is, not to let it in.
+    /// The claims of a join token of this control plane, even if it has expired: for messages, not for authentication.
     pub fn unverified(&self, token: &str) -> Option<Claims> {
         self.claims(JOIN, token).ok()
     }
 
-    /// The claims of an API token, when it is ours and not expired at `now` (seconds since 1970).
+    /// The claims of an API token of this control plane that has not expired at `now` (seconds since 1970).
     ///
     /// # Errors
-    /// Says what is wrong with it; for the log, as Consul tells a client no more than that there is no such token.
+    /// If the token is invalid; the reason is for the log, because Consul's clients only learn that there is no such
+    /// token.
     pub fn verify_api(&self, token: &str, now: u64) -> Result<ApiClaims, TokenError> {
         let claims: ApiClaims = self.claims(API, token)?;
         if claims.expires <= now {
@@ -138,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_an_unaltered_token_of_ours_before_its_end_is_accepted() {
+    fn forged_foreign_and_expired_tokens_are_refused() {
         let claims = Claims {
             trust_domain: "cluster.local".into(),
             namespace: "default".into(),
@@ -161,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn neither_kind_is_taken_for_the_other() {
+    fn join_and_api_tokens_are_not_interchangeable() {
         let ours = Tokens::new(&[1; 32]);
         let join = Claims {
             trust_domain: "cluster.local".into(),

@@ -7,13 +7,13 @@ use weft_proto::v1;
 
 use crate::identity::bounds;
 
-/// Whether an instance has the form that the registry takes, from every registrant.
+/// Whether an instance has the form that the registry accepts, from every registrant.
 ///
 /// # Errors
-/// Says what is wrong with it.
+/// If it has not; the error gives the reason.
 pub(crate) fn fits(instance: &v1::Instance) -> Result<(), String> {
     if instance.service_id.is_empty() || instance.service_id.len() > bounds::NAME {
-        return Err("a service id of 1 to 253 characters is needed".into());
+        return Err("a service id of 1 to 253 characters is required".into());
     }
     // Without a port (0) it is found by name and has no endpoint, as in Consul.
     if instance.port > 65535 {

@@ -26,20 +26,20 @@ use crate::identity::peer::{Peer, PeerCertificate};
 use crate::state::{Mesh, Node, Refusal};
 
 const CUT_OFF: &str = "this control plane has lost its store";
-/// Requests of a session that may wait for the one at hand.
+/// Bound on the requests of a session that wait for the current one.
 const QUEUE: usize = 16;
-/// Ejected endpoints of one sidecar that are remembered.
+/// Bound on the stored ejected endpoints of one sidecar.
 const MAX_EJECTED: usize = 1000;
 
 /// The registry service.
 pub struct RegistryService {
-    /// What is registered.
+    /// The registry.
     pub mesh: Arc<Mesh>,
-    /// Knows who must acknowledge a removal.
+    /// Waits for the acknowledgement of a removal.
     pub discovery: Arc<Discovery>,
     /// Services that certificates grant.
     pub grants: Arc<Grants>,
-    /// How fast an identity may ask.
+    /// Rate of the requests of an identity.
     pub pace: Arc<Pace>,
 }
 
@@ -80,7 +80,7 @@ async fn is_cut_off(cut_off: &mut watch::Receiver<Option<Instant>>) {
     }
 }
 
-/// The next request, of those that came meanwhile first.
+/// The next request; those that arrived meanwhile come first.
 async fn next(
     waiting: &mut VecDeque<Result<RegistryRequest, Status>>,
     requests: &mut Streaming<RegistryRequest>,
@@ -95,7 +95,7 @@ struct Session {
     mesh: Arc<Mesh>,
     discovery: Arc<Discovery>,
     grants: Arc<Grants>,
-    /// Services that the certificate grants, once one was registered.
+    /// Services of the certificate; read with the first registration.
     granted: Option<Names>,
     pace: Arc<Pace>,
     peer: Peer,
@@ -121,13 +121,13 @@ impl Session {
             let request = tokio::select! {
                 request = next(&mut waiting, &mut requests) => request,
                 () = is_cut_off(&mut cut_off) => {
-                    // A peer that is gone does not mind.
+                    // The peer may have gone.
                     let _ = replies.send(Err(Status::unavailable(CUT_OFF))).await;
                     break;
                 }
                 () = &mut expiry => {
                     let status = Status::unauthenticated("the certificate of this stream has expired; reconnect");
-                    // A peer that is gone does not mind.
+                    // The peer may have gone.
                     let _ = replies.send(Err(status)).await;
                     break;
                 }
@@ -146,13 +146,13 @@ impl Session {
                     RegistryReply { error, ..Default::default() }
                 }
                 Err(Refusal::SessionOver) => {
-                    tracing::info!(peer = %self.certified.id, "a session that is over is ended");
+                    tracing::info!(peer = %self.certified.id, "ending a superseded session");
                     let _ = replies.send(Err(Status::aborted(Refusal::SessionOver.to_string()))).await;
                     break;
                 }
                 Err(Refusal::Store(e)) => {
-                    // Nothing is wrong with what it asked: it comes back, or goes to another control plane, and says all
-                    // of it again.
+                    // The request is valid: the sidecar returns, or connects to another control plane, and registers
+                    // everything again.
                     tracing::error!(peer = %self.certified.id, "its session ends: {e}");
                     let _ = replies.send(Err(Status::unavailable(e.to_string()))).await;
                     break;
@@ -168,7 +168,7 @@ impl Session {
         }
     }
 
-    /// Handles a request, and listens meanwhile: a store that is slow must not make the sidecar look silent.
+    /// Handles a request, and receives others meanwhile: a slow store must not make the sidecar look silent.
     async fn handle_attentively(
         &mut self,
         request: RegistryRequest,
@@ -203,7 +203,7 @@ impl Session {
                 heartbeat.ejected.truncate(MAX_EJECTED);
                 heartbeat.ejected.retain(|ejected| ejected.host.len() + ejected.address.len() <= 512);
                 let now_ms = clock::unix_ms(SystemTime::now());
-                // One that does not say its time has an earlier version.
+                // Sidecars of earlier versions do not report their time.
                 let said = Some(heartbeat.now_ms).filter(|ms| *ms > 0);
                 let ahead_ms = said.and_then(|ms| clock::ahead_ms(ms, ms, now_ms)).unwrap_or_default();
                 self.mesh.set_reported(&node, session, heartbeat.ejected, ahead_ms);
@@ -245,7 +245,7 @@ impl Session {
 
     async fn hello(&mut self, hello: v1::Hello) -> Result<RegistryReply, Refusal> {
         if self.open.is_some() {
-            return Err("hello must come once".into());
+            return Err("hello must come only once".into());
         }
         let plain = |s: &str| !s.is_empty() && s.len() <= 253 && s.bytes().all(|b| b.is_ascii_graphic() && b != b'/');
         if !plain(&hello.node) {
@@ -299,17 +299,17 @@ impl Session {
         super::fits(instance)?;
         bounds::instance(instance)?;
         if self.registered.len() >= bounds::INSTANCES && !self.registered.contains(&instance.service_id) {
-            return Err(Exceeded(format!("one sidecar may register {} instances at most", bounds::INSTANCES)).into());
+            return Err(Exceeded(format!("one sidecar may register at most {} instances", bounds::INSTANCES)).into());
         }
         Ok(())
     }
 }
 
-/// Checks that a WorkloadGroup member sets only the group and one check. Membership is decided whenever the group changes
-/// (`world/groups.rs`), and sent with the inbound policy of the sidecar.
+/// Checks that a WorkloadGroup member sets only the group and one check. Membership is decided whenever the group
+/// changes (`world/groups.rs`), and sent with the inbound policy of the sidecar.
 ///
 /// # Errors
-/// Says what the member may not set.
+/// If it sets another field; the error names it.
 fn joins(instance: &v1::Instance) -> Result<(), String> {
     if instance.group.len() > 253 || !instance.group.bytes().all(|b| b.is_ascii_graphic()) {
         return Err(format!("{:?} is not the name of a WorkloadGroup", instance.group));
@@ -329,7 +329,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_joins_by_a_group_says_its_name_alone() {
+    fn a_group_member_sets_only_the_group_and_one_check() {
         let member = group_member("vms");
         let check = v1::Check::default();
         assert_eq!(joins(&member), Ok(()));

@@ -14,7 +14,7 @@ use super::PolicySource;
 pub struct ApiPolicies(BTreeMap<String, Vec<Arc<Document>>>);
 
 impl ApiPolicies {
-    /// Takes a record of the store.
+    /// Adds a record of the store.
     pub fn insert(&mut self, key: String, stored: &StoredPolicy) {
         let parsed = parse_policies(&key, &stored.yaml);
         for problem in &parsed.problems {
@@ -25,7 +25,7 @@ impl ApiPolicies {
         self.0.insert(key, documents);
     }
 
-    /// Forgets a record that the store no longer has.
+    /// Removes a record that the store no longer has.
     pub fn remove(&mut self, key: &str) {
         self.0.remove(key);
     }
@@ -35,7 +35,7 @@ impl ApiPolicies {
         self.0.keys()
     }
 
-    /// When the object was first applied; `None`: it is not there.
+    /// When the object was first applied; `None`: it does not exist.
     pub fn created(&self, document: &Document) -> Option<u64> {
         self.0.get(&document.reference())?.first().map(|stored| stored.created)
     }

@@ -1,10 +1,10 @@
 //! A directory of policy files, read again whenever it changes.
 //!
 //! The newest text of every file that is without errors, alone and together with the others, is applied. A file with an
-//! error keeps its last good documents: a slip of the editor must not take a policy away. Nor must a file that is empty or
-//! gone for a moment ([`grace`]). Files are watched (inotify), and their metadata looked at now and then in case events get
-//! lost, as on network file systems. A file is read once it has rested for [`SETTLE`], so that one half written is not taken
-//! for a whole one.
+//! error keeps its last good documents: a typing error must not remove a policy. Nor must a file that is empty or
+//! missing for a moment ([`grace`]). Files are watched (inotify), and their metadata read periodically in case events
+//! get lost, as on network file systems. A file is read once it has not changed for [`SETTLE`], so that a partly
+//! written file is not used.
 
 mod grace;
 
@@ -25,26 +25,27 @@ use weft_files::policies::{Stamp, stamped};
 use weft_policy::{Code, Document, Key, Place, Problem, Severity, check, impact};
 use weft_world::parse_policies;
 
-/// How long a file must have been left alone.
+/// How long a file must be unchanged.
 const SETTLE: Duration = Duration::from_millis(50);
-/// Least time between two looks without an event.
+/// Minimum time between two scans without an event.
 const POLL: Duration = Duration::from_secs(1);
-/// Most time between them.
+/// Maximum time between them.
 const MAX_POLL: Duration = Duration::from_secs(30);
-/// So many times as long as a look takes it pauses: looks cost half a percent of a core, however many files there are.
+/// The pause as a multiple of the duration of a scan: scans cost half a percent of a core, whatever the number of
+/// files.
 const PAUSE: u32 = 200;
 /// Seconds that the documents of an emptied or removed file are kept by default.
 pub const DEFAULT_GRACE_S: u64 = 10;
 
-/// What else the mesh has, of which a folder knows nothing.
+/// The rest of the mesh, which a folder does not contain.
 pub trait Surroundings: Send {
-    /// Documents of other sources, by the API.
+    /// Documents of other sources: the API.
     fn documents(&self) -> Vec<Arc<Document>>;
     /// Whether the registry has instances of a host (canonical name).
     fn offers(&self, host: &str) -> bool;
 }
 
-/// Nothing else.
+/// An empty mesh.
 impl Surroundings for () {
     fn documents(&self) -> Vec<Arc<Document>> {
         Vec::new()
@@ -55,28 +56,28 @@ impl Surroundings for () {
     }
 }
 
-/// A moment, by both clocks: files have the one that can be set, waits are measured by the other.
+/// A moment by both clocks: files use the wall clock, which can be set, and waits the steady one.
 #[derive(Clone, Copy, Debug)]
 pub struct Now {
-    /// Of day.
+    /// Wall clock.
     pub wall: SystemTime,
     /// Steady.
     pub steady: Instant,
 }
 
 impl Now {
-    /// This one.
+    /// The current moment.
     pub fn get() -> Self {
         Self { wall: SystemTime::now(), steady: Instant::now() }
     }
 }
 
-/// What a folder says at one time.
+/// The content of a folder at one time.
 #[derive(Clone, Debug, Default)]
 pub struct FolderState {
-    /// Documents to apply, by file and then in the order written.
+    /// Documents to apply, by file and then in the order of the file.
     pub documents: Vec<Arc<Document>>,
-    /// Documents that no file has any more, and that still apply unless another source has the object.
+    /// Documents that no file has any more and that still apply, unless another source has the object.
     pub withdrawn: Vec<Arc<Document>>,
     /// Errors of versions that are not applied, and warnings.
     pub problems: Vec<Problem>,
@@ -104,15 +105,15 @@ pub struct PolicyFolder {
     files: BTreeMap<OsString, PolicyFile>,
     grace: GraceList,
     surroundings: Box<dyn Surroundings>,
-    /// Between documents.
+    /// Problems between documents.
     problems: Vec<Problem>,
-    /// `problems` are all between the documents that apply: nothing was refused.
+    /// Whether `problems` are all problems between the applied documents, because no version was refused.
     clean: bool,
-    /// Why the folder could not be read when it was last tried.
+    /// The reason why the last scan could not read the folder.
     unreadable: Option<Problem>,
 }
 
-/// One file: what is applied of it, and a newer version while that cannot be.
+/// One file: the applied version, and a newer one that cannot be applied yet.
 #[derive(Debug, Default)]
 struct PolicyFile {
     stamp: Option<Stamp>,
@@ -122,8 +123,8 @@ struct PolicyFile {
 }
 
 impl PolicyFolder {
-    /// An unread folder, of a mesh with this trust domain. Documents of a file that is emptied or removed are kept for
-    /// `grace`, and as long as another document needs them.
+    /// An unread folder of a mesh with this trust domain. Documents of an emptied or removed file are kept for `grace`,
+    /// and as long as another document needs them.
     pub fn new(
         directory: impl Into<PathBuf>,
         trust_domain: &str,
@@ -142,10 +143,10 @@ impl PolicyFolder {
         }
     }
 
-    /// Reads the folder and goes on watching it from a thread of its own, which ends when all receivers are gone.
+    /// Reads the folder and watches it from a thread of its own, which ends when all receivers are gone.
     ///
     /// # Errors
-    /// When the folder cannot be read, or the thread not be started.
+    /// If the folder cannot be read, or the thread cannot be started.
     pub fn start(mut self) -> io::Result<watch::Receiver<Arc<FolderState>>> {
         fs::read_dir(&self.directory)?;
         let (events, wake) = mpsc::channel();
@@ -163,7 +164,7 @@ impl PolicyFolder {
                         while wake.try_recv().is_ok() {}
                     }
                     Err(mpsc::RecvTimeoutError::Timeout) => {}
-                    // Without a watcher there are no senders: the poll alone remains.
+                    // Without a watcher there are no senders: only the poll remains.
                     Err(mpsc::RecvTimeoutError::Disconnected) => std::thread::sleep(wait),
                 }
                 let now = Now::get();
@@ -177,7 +178,7 @@ impl PolicyFolder {
         Ok(receiver)
     }
 
-    /// How long to wait after a scan that began at `began`.
+    /// The pause after a scan that began at `began`.
     fn pause(&self, scan: Scan, began: Instant) -> Duration {
         if let Some(rest) = scan.unsettled {
             return rest;
@@ -189,7 +190,7 @@ impl PolicyFolder {
 
     fn watcher(&self, events: mpsc::Sender<()>) -> Option<notify::RecommendedWatcher> {
         let on_event = move |event: notify::Result<notify::Event>| {
-            // Our own reading makes events too.
+            // The scan's own reads cause events too.
             let read = event.is_ok_and(|event| {
                 matches!(event.kind, EventKind::Access(kind) if !matches!(kind, AccessKind::Close(notify::event::AccessMode::Write)))
             });
@@ -208,13 +209,13 @@ impl PolicyFolder {
             .ok()
     }
 
-    /// Reads what changed and has rested for `settle` at `now`.
+    /// Reads the files that changed and have been unchanged for `settle` at `now`.
     pub fn scan(&mut self, now: Now, settle: Duration) -> Scan {
         let mut scan = Scan::default();
         let found = match stamped(&self.directory) {
             Ok(found) => found,
             Err(error) => {
-                // A folder that cannot be read says nothing: it does not say that its policies are gone.
+                // If a folder cannot be read, its policies are unknown, not removed.
                 let name = self.directory.display().to_string();
                 let problem = Some(unreadable(&name, &error));
                 scan.changed = self.unreadable != problem;
@@ -236,7 +237,7 @@ impl PolicyFolder {
             if file.stamp == Some(*stamp) {
                 continue;
             }
-            // A time in the future is another clock's: it says nothing.
+            // A time in the future is another clock's and cannot be compared.
             let age = now.wall.duration_since(stamp.modified).unwrap_or(settle);
             if age < settle {
                 scan.unsettled = scan.unsettled.max(Some(settle - age));
@@ -244,7 +245,7 @@ impl PolicyFolder {
             }
             file.stamp = Some(*stamp);
             if !file.read(Path::new(path), &self.trust_domain) && file.applied.is_empty() {
-                // It was emptied or gone before it came back with an error: its last good documents stay.
+                // It was emptied or missing before it returned with an error: its last good documents stay.
                 file.applied = self.grace.take(&Path::new(path).display().to_string());
             }
             scan.changed = true;
@@ -262,7 +263,7 @@ impl PolicyFolder {
         scan
     }
 
-    /// Forgets the files that are not among those `found`, which are sorted; their documents are kept for a while.
+    /// Removes the files that are not in `found`, which is sorted; their documents are kept for a while.
     fn remove_all_but(&mut self, found: &[(OsString, Stamp)], now: Instant) {
         let is_there = |path: &OsStr| found.binary_search_by(|(other, _)| other.as_os_str().cmp(path)).is_ok();
         let (files, gone): (BTreeMap<_, _>, BTreeMap<_, _>) =
@@ -273,7 +274,7 @@ impl PolicyFolder {
         }
     }
 
-    /// Drops of what is kept that which some source has again, and that whose time is over. Whether anything changed.
+    /// Drops kept documents that a source has again, and those whose time is over. Returns whether anything changed.
     fn settle_kept(&mut self, now: Instant) -> bool {
         if self.grace.is_empty() {
             return false;
@@ -288,13 +289,13 @@ impl PolicyFolder {
         }
         let changed = changed || !withdrawn.is_empty();
         if changed {
-            // What was refused or warned of together with them may be right without, and the other way round.
+            // Versions that were refused because of them may be valid now, and the other way round.
             self.apply(now);
         }
         returned || changed
     }
 
-    /// What is applied, and what is wrong.
+    /// The applied documents, and the problems.
     pub fn state(&self) -> FolderState {
         let of_files = self.files.values().flat_map(|file| &file.problems);
         FolderState {
@@ -309,19 +310,20 @@ impl PolicyFolder {
         }
     }
 
-    /// Applies the pending versions that are right together with all others. Where they are not, those with an error stay
-    /// pending; where a pending one broke a file that did not change, all pending ones do.
+    /// Applies the pending versions that are valid together with all others. If some are not, those with an error stay
+    /// pending; if a pending one breaks an unchanged file, all pending ones stay.
     fn apply(&mut self, now: Instant) {
-        let held = match self.check_affected() {
+        let refused_files = match self.check_affected() {
             Some(problems) => {
                 self.problems = problems;
                 HashSet::new()
             }
             None => self.check_all(),
         };
-        self.clean = held.is_empty() && !self.problems.iter().any(|problem| problem.severity == Severity::Error);
+        self.clean =
+            refused_files.is_empty() && !self.problems.iter().any(|problem| problem.severity == Severity::Error);
         for (path, file) in &mut self.files {
-            if !held.contains(path)
+            if !refused_files.contains(path)
                 && let Some(pending) = file.pending.take()
             {
                 let cause = if pending.is_empty() { Cause::Emptied } else { Cause::LeftOut };
@@ -334,8 +336,8 @@ impl PolicyFolder {
         }
     }
 
-    /// The problems between all documents once the pending versions apply, found by a look at what those can touch. `None`: all
-    /// has to be looked at, as errors need it that decide what is refused.
+    /// The problems between all documents once the pending versions apply, from a check of the documents that they can
+    /// affect. `None`: errors require a check of everything, to decide on the refused versions.
     fn check_affected(&self) -> Option<Vec<Problem>> {
         let open: Vec<&PolicyFile> = self.files.values().filter(|file| file.pending.is_some()).collect();
         let emptied = |file: &&PolicyFile| file.newest().is_empty() && !file.applied.is_empty();
@@ -357,15 +359,16 @@ impl PolicyFolder {
         Some(problems)
     }
 
-    /// Looks at everything. The files whose pending versions do not apply.
+    /// Checks everything. Returns the files whose pending versions do not apply.
     fn check_all(&mut self) -> HashSet<OsString> {
-        let mut held: HashSet<OsString> = HashSet::new();
+        let mut refused_files: HashSet<OsString> = HashSet::new();
         let mut refused: Vec<Problem> = Vec::new();
         loop {
-            let problems = check(&self.candidates(&held));
+            let problems = check(&self.candidates(&refused_files));
             let errors = problems.iter().filter(|problem| problem.severity == Severity::Error);
             let wrong: HashSet<&str> = errors.map(|problem| problem.file.as_str()).collect();
-            let open = self.files.iter().filter(|(path, file)| file.pending.is_some() && !held.contains(*path));
+            let open =
+                self.files.iter().filter(|(path, file)| file.pending.is_some() && !refused_files.contains(*path));
             let open: Vec<OsString> = open.map(|(path, _)| path.clone()).collect();
             let is_wrong = |path: &&OsString| wrong.contains(&*Path::new(path).display().to_string());
             let mut faulty: Vec<OsString> = open.iter().filter(is_wrong).cloned().collect();
@@ -377,16 +380,16 @@ impl PolicyFolder {
                 break;
             }
             refused.extend(problems.into_iter().filter(|problem| problem.severity == Severity::Error));
-            held.extend(faulty);
+            refused_files.extend(faulty);
         }
         weft_policy::sort_problems(&mut refused);
         self.problems = refused;
-        held
+        refused_files
     }
 
-    /// What would apply without the pending versions of those `held`, with what is or will be kept for a while.
-    fn candidates(&self, held: &HashSet<OsString>) -> Vec<&Document> {
-        let is_open = |path: &OsString, file: &PolicyFile| file.pending.is_some() && !held.contains(path);
+    /// The documents without the pending versions of `refused_files`, and with those that are kept for a while.
+    fn candidates(&self, refused_files: &HashSet<OsString>) -> Vec<&Document> {
+        let is_open = |path: &OsString, file: &PolicyFile| file.pending.is_some() && !refused_files.contains(path);
         let of_file = |(path, file)| if is_open(path, file) { file.newest() } else { &file.applied[..] };
         let mut documents: Vec<&Document> = self.files.iter().flat_map(of_file).map(AsRef::as_ref).collect();
         let emptied = self.files.iter().filter(|(path, file)| is_open(path, file) && file.newest().is_empty());
@@ -400,22 +403,22 @@ impl PolicyFolder {
     }
 }
 
-/// What a scan saw.
+/// The result of a scan.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Scan {
-    /// The state differs from the one before.
+    /// Whether the state differs from the previous one.
     pub changed: bool,
-    /// Files are being written: look again when this has passed.
+    /// The time until the next scan, because files are being written.
     pub unsettled: Option<Duration>,
 }
 
 impl PolicyFile {
-    /// What it will be once it is right together with all others.
+    /// The version that applies once it is valid together with all others.
     fn newest(&self) -> &[Arc<Document>] {
         self.pending.as_ref().unwrap_or(&self.applied)
     }
 
-    /// Reads it anew. Whether it is right.
+    /// Reads it again. Returns whether it is valid.
     fn read(&mut self, path: &Path, trust_domain: &str) -> bool {
         let name = path.display().to_string();
         let text = match fs::read_to_string(path) {
@@ -428,7 +431,7 @@ impl PolicyFile {
         let parsed = parse_policies(&name, &text).of_mesh(trust_domain);
         let good = !parsed.has_errors();
         self.problems = parsed.problems;
-        // A version with errors also withdraws an older one that was still pending.
+        // A version with errors also withdraws an older one that is still pending.
         self.pending = good.then(|| parsed.documents.into_iter().map(Arc::new).collect());
         good
     }

@@ -1,11 +1,12 @@
 //! Sources of policies: the files of a [`folder`], and the [`api`].
 //!
-//! Precedence, the one rule between sources: of an object that several have, the policy folder's version applies, else the
-//! API's; a version that its source has withdrawn applies only while no source has the object ([`effective`]). A further
-//! source implements [`PolicySource`] and takes its place in the order in which `State::apply_policies` lists them.
+//! Precedence, the one rule between sources: if several have an object, the policy folder's version applies, else the
+//! API's; a version that its source has withdrawn applies only while no source has the object ([`effective`]). A
+//! further source implements [`PolicySource`] and takes its place in the order in which `State::apply_policies` lists
+//! them.
 //!
-//! Changes arrive where each source has them: the folder's by a channel ([`folder::PolicyFolder::start`]), the API's with the
-//! store's watch, so that a writer has its answer once its own change applies.
+//! Each source reports changes in its own way: the folder by a channel ([`folder::PolicyFolder::start`]), the API with
+//! the store's watch, so that a writer has its answer once its own change applies.
 
 pub mod api;
 pub mod folder;
@@ -15,17 +16,17 @@ use std::sync::Arc;
 
 use weft_policy::{Document, Kind, Problem};
 
-/// What a source has at one time.
+/// The content of a source at one time.
 pub trait PolicySource {
     /// Its documents.
     fn list(&self) -> Box<dyn Iterator<Item = &Arc<Document>> + '_>;
 
-    /// Documents that it has no more, and that still apply for a while.
+    /// Documents that it no longer has, and that still apply for a while.
     fn withdrawn(&self) -> &[Arc<Document>] {
         &[]
     }
 
-    /// What is wrong with versions that it has not taken, and what is odd about those that it has.
+    /// Errors of versions that are not applied, and warnings about those that are.
     fn problems(&self) -> &[Problem] {
         &[]
     }

@@ -1,5 +1,5 @@
 //! Catalog entries that a program writes on behalf of others: nodes without a session, with instances and checks that
-//! nothing probes. They stay until they are deregistered.
+//! are not probed. They stay until they are deregistered.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -15,32 +15,32 @@ use crate::identity::bounds;
 use crate::store::{Condition, Op, Table};
 use weft_world::InstanceKey;
 
-/// Nodes of this kind; more are refused.
+/// Bound on the nodes of this kind.
 const MAX_NODES: usize = 10_000;
-/// Tries of a change that others come before.
+/// Attempts of a change that conflicts with others.
 const TRIES: usize = 10;
 
-/// What is written of a node at once.
+/// A write to one node.
 #[derive(Debug, Clone, Default)]
 pub struct Entry {
     /// Its name.
     pub node: String,
-    /// In which it is found.
+    /// Its namespace.
     pub namespace: String,
-    /// `None`: as it is.
+    /// `None`: unchanged.
     pub address: Option<IpAddr>,
-    /// `None`: as it is.
+    /// `None`: unchanged.
     pub meta: Option<BTreeMap<String, String>>,
-    /// Instances on it; their checks are those of before.
+    /// Instances on it; they keep their previous checks.
     pub services: Vec<v1::Instance>,
-    /// New or changed; without a service's id: of the node.
+    /// New or changed checks; without a service's id: of the node.
     pub checks: Vec<Check>,
 }
 
-/// What is taken out.
+/// The object of a removal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Removal {
-    /// The node and all on it.
+    /// The node with all of its instances.
     Node,
     /// A service, by its id.
     Service(String),
@@ -52,12 +52,12 @@ impl Mesh {
     /// A node of the catalog, with the instances on it; `None`: there is none of this name in this namespace.
     ///
     /// # Errors
-    /// When the name is that of somebody who speaks for himself, or is in another namespace.
+    /// If the name is that of a node with a session, or in another namespace.
     pub fn catalog_node(&self, name: &str, namespace: &str) -> Result<Option<(Node, Vec<v1::Instance>)>, Refusal> {
         let state = self.lock();
         let Some(node) = state.nodes.get(name) else { return Ok(None) };
         if !node.catalog {
-            let text = format!("the node {name} speaks for itself: register with the agent there");
+            let text = format!("the node {name} has an agent of its own: register with it");
             return Err(text.into());
         }
         if node.namespace != namespace {
@@ -70,7 +70,7 @@ impl Mesh {
     /// Writes a node, an instance on it and their checks, together.
     ///
     /// # Errors
-    /// When the name or an address is somebody's who speaks for himself, a check's service is not there, there are too many
+    /// If the name or an address belongs to a node with a session, a check's service does not exist, there are too many
     /// nodes, or the store refuses.
     pub async fn catalog_register(&self, entry: &Entry) -> Result<(), Refusal> {
         for _ in 0..TRIES {
@@ -78,18 +78,18 @@ impl Mesh {
             if self.write(conditions, ops).await? {
                 return Ok(());
             }
-            // Another control plane changed it: what it wrote is seen here soon.
+            // Another control plane changed it: its write arrives here soon.
             tokio::time::sleep(RETRY / 20).await;
         }
-        Err(format!("the node {} is being changed by several at once", entry.node).into())
+        Err(format!("too many concurrent changes of the node {}", entry.node).into())
     }
 
     pub(super) fn catalog_ops(&self, entry: &Entry) -> Result<(Vec<Condition>, Vec<Op>), Refusal> {
-        let held = self.catalog_node(&entry.node, &entry.namespace)?;
-        let modified = held.as_ref().map_or(0, |(node, _)| node.modify_index);
-        let is_new = held.is_none();
-        let (mut node, mut instances) = match held {
-            Some(held) => held,
+        let existing = self.catalog_node(&entry.node, &entry.namespace)?;
+        let modified = existing.as_ref().map_or(0, |(node, _)| node.modify_index);
+        let is_new = existing.is_none();
+        let (mut node, mut instances) = match existing {
+            Some(existing) => existing,
             None => (self.new_node(entry)?, Vec::new()),
         };
         if let Some(address) = entry.address {
@@ -101,8 +101,8 @@ impl Mesh {
         }
         let mut changed = Vec::new();
         for service in &entry.services {
-            let held = instances.iter().position(|held| held.service_id == service.service_id);
-            let checks = held.map(|at| instances.swap_remove(at).checks).unwrap_or_default();
+            let existing = instances.iter().position(|existing| existing.service_id == service.service_id);
+            let checks = existing.map(|at| instances.swap_remove(at).checks).unwrap_or_default();
             let address = if service.address.is_empty() { node.address.to_string() } else { service.address.clone() };
             changed.push(service.service_id.clone());
             instances.push(v1::Instance { address, checks, ..service.clone() });
@@ -114,27 +114,27 @@ impl Mesh {
                 bounds::check_count(node.checks.len())?;
                 continue;
             }
-            let of = instances.iter_mut().find(|held| held.service_id == check.service_id);
+            let of = instances.iter_mut().find(|existing| existing.service_id == check.service_id);
             let of = of.ok_or_else(|| format!("no service {:?} is on the node {}", check.service_id, entry.node))?;
-            of.checks.retain(|held| held.check_id != check.check_id);
+            of.checks.retain(|existing| existing.check_id != check.check_id);
             of.checks.push(check.clone());
             bounds::check_count(of.checks.len())?;
             changed.push(check.service_id.clone());
         }
         let conditions = vec![Condition::unchanged(Table::Nodes, &entry.node, modified)];
         let mut ops = vec![Op::put(Table::Nodes, &entry.node, stored(&node).encode_to_vec())];
-        // What is no change wakes nobody.
-        if !is_new && self.lock().nodes.get(&entry.node).is_some_and(|held| stored(held) == stored(&node)) {
+        // A write without a change wakes no waiter.
+        if !is_new && self.lock().nodes.get(&entry.node).is_some_and(|existing| stored(existing) == stored(&node)) {
             ops.clear();
         }
         for instance in instances.into_iter().filter(|instance| changed.contains(&instance.service_id)) {
             let stored = stored_of(&entry.node, &node, instance);
             let instance = instance_of(&stored).ok_or("the registration is not complete")?;
-            self.owned_by_nobody(instance.address)?;
+            self.has_no_owner(instance.address)?;
             let path = registration_key(&instance.key());
             ops.push(Op::put(Table::Registrations, path, stored.encode_to_vec()));
         }
-        self.owned_by_nobody(node.address)?;
+        self.has_no_owner(node.address)?;
         let (state, account) = (self.lock(), account("", &entry.namespace));
         for op in &ops {
             if let Op::Put { table, key, value, .. } = op {
@@ -165,8 +165,8 @@ impl Mesh {
         })
     }
 
-    /// Whoever has an identity speaks for his address.
-    fn owned_by_nobody(&self, address: IpAddr) -> Result<(), Refusal> {
+    /// Whether no sidecar with an identity owns the address.
+    fn has_no_owner(&self, address: IpAddr) -> Result<(), Refusal> {
         let state = self.lock();
         let owner = state.nodes.at(address).find(|(_, node)| !node.identity.is_empty());
         match owner {
@@ -175,10 +175,10 @@ impl Mesh {
         }
     }
 
-    /// Takes something out; what is not there is no error.
+    /// Removes an object; a missing one is not an error.
     ///
     /// # Errors
-    /// As [`Mesh::catalog_node`], or when the store refuses.
+    /// As [`Mesh::catalog_node`], or if the store refuses.
     pub async fn catalog_deregister(&self, name: &str, namespace: &str, what: &Removal) -> Result<(), Refusal> {
         for _ in 0..TRIES {
             if *what == Removal::Node {
@@ -193,10 +193,10 @@ impl Mesh {
             }
             tokio::time::sleep(RETRY / 20).await;
         }
-        Err(format!("the node {name} is being changed by several at once").into())
+        Err(format!("too many concurrent changes of the node {name}").into())
     }
 
-    /// What takes something out; `None`: there is no such node.
+    /// The operations of a removal; `None`: there is no such node.
     pub(super) fn removal_ops(
         &self,
         name: &str,

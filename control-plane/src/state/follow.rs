@@ -16,10 +16,10 @@ use crate::clock::unix_now;
 use crate::store::{Change, Changes, Record, Table, Watch};
 use weft_world::{Allocation, Changed, Instance};
 
-/// Transactions that are taken up in one go.
+/// Bound on the transactions that are applied together.
 const BATCH: usize = 256;
 
-/// Takes up changes for as long as somebody holds the mesh.
+/// Applies changes for as long as the mesh is in use.
 pub(super) async fn run(mesh: Weak<Mesh>, mut changes: mpsc::Receiver<Changes>) {
     let mut batch = Vec::new();
     loop {
@@ -41,7 +41,7 @@ pub(super) async fn run(mesh: Weak<Mesh>, mut changes: mpsc::Receiver<Changes>) 
 }
 
 impl Mesh {
-    /// Brings the world to what the store has as a whole.
+    /// Brings the world to the whole content of the store.
     pub(super) fn take_up(&self, watch: Watch) -> mpsc::Receiver<Changes> {
         let known = self.known();
         let there: HashSet<(Table, &str)> = watch.records.iter().map(|(t, record)| (*t, record.key.as_str())).collect();
@@ -58,7 +58,7 @@ impl Mesh {
         watch.changes
     }
 
-    /// Keys of all that was taken up.
+    /// Keys of all applied records.
     fn known(&self) -> Vec<(Table, String)> {
         let state = self.lock();
         let registrations = state.world.registered().map(|i| (Table::Registrations, registration_key(&i.key())));
@@ -106,7 +106,7 @@ impl Mesh {
     }
 }
 
-/// What a batch of changes comes to.
+/// The effects of a batch of changes.
 #[derive(Default)]
 struct Applying {
     changed: Changed,
@@ -163,7 +163,7 @@ impl Applying {
                 self.woken.insert(Topic::ConfigEntries);
                 state.config_entries.follow(key.clone(), record, revision)
             }
-            // Read when they are needed.
+            // Read on demand.
             Table::Secrets | Table::Grants => Ok(()),
         };
         if let Err(why) = result {
@@ -182,7 +182,7 @@ impl Applying {
         let stored = StoredInstance::decode(record.value.as_slice()).map_err(|e| e.to_string())?;
         let account = account(&stored.identity, &stored.namespace);
         state.usage.put(Table::Registrations, key, &account, record.value.len());
-        let instance = instance_of(&stored).ok_or("its address or port makes no sense")?;
+        let instance = instance_of(&stored).ok_or("its address or port is invalid")?;
         let none = BTreeMap::new();
         let node = state.nodes.get(&instance.node);
         let health = health_of(&instance.checks, node.map_or(&none, |n| &n.checks), node.is_some_and(|n| n.unknown));
@@ -198,7 +198,7 @@ impl Applying {
         let Some(record) = record else {
             state.nodes.remove(&name);
             state.usage.remove(Table::Nodes, &name);
-            // Whoever still speaks for it has to say all of it again.
+            // A connected sidecar has to register everything again.
             state.sessions.remove(&name);
             return Ok(());
         };
@@ -208,7 +208,7 @@ impl Applying {
         let old = state.nodes.remove(&name);
         let unknown = old.as_ref().is_some_and(|old| old.unknown);
         let node = Node {
-            address: stored.address.parse().map_err(|_| "its address makes no sense")?,
+            address: stored.address.parse().map_err(|_| "its address is invalid")?,
             namespace: stored.namespace,
             identity: stored.identity,
             workload: stored.workload,
@@ -243,7 +243,7 @@ impl Applying {
             // It has moved to another control plane.
             state.sessions.remove(&name);
         }
-        // A record that is left over says nothing about a node that has been removed.
+        // A left-over record of a removed node is ignored.
         let Some(node) = state.nodes.get_mut(&name) else { return Ok(()) };
         node.alive = Some(Alive { owner: stored.owner, session: stored.session, modified: record.modified });
         if std::mem::take(&mut node.unknown) {
@@ -293,7 +293,7 @@ impl Applying {
 }
 
 impl State {
-    /// Brings the health of a node's instances up to date.
+    /// Updates the health of a node's instances.
     pub(super) fn refresh_health(&mut self, name: &str) -> Changed {
         let mut all = Changed::default();
         let Some(node) = self.nodes.get(name) else { return all };

@@ -1,4 +1,4 @@
-//! Instances: registered, checked, removed.
+//! Instances: registration, checks, removal.
 
 use std::net::IpAddr;
 
@@ -13,18 +13,18 @@ use crate::identity::bounds;
 use crate::store::{self, Condition, MAX_OPS, Op, Table};
 use weft_world::{Instance, InstanceKey};
 
-/// Tries of a change that others come before.
+/// Attempts of a change that conflicts with others.
 const TRIES: usize = 10;
 
-/// Whether a registration says what is known already.
-fn is_same(held: &Instance, new: &Instance) -> bool {
+/// Whether a registration changes nothing.
+fn is_same(existing: &Instance, new: &Instance) -> bool {
     let new = Instance {
-        health: held.health,
-        create_index: held.create_index,
-        modify_index: held.modify_index,
+        health: existing.health,
+        create_index: existing.create_index,
+        modify_index: existing.modify_index,
         ..new.clone()
     };
-    *held == new
+    *existing == new
 }
 
 impl State {
@@ -34,17 +34,17 @@ impl State {
         self.nodes.get(name).filter(|_| ours).ok_or(Refusal::SessionOver)
     }
 
-    /// Takes an address and port for an instance of the node `name`, whose sidecar is connected here. A node that has gone is not
-    /// in the way of its successor.
+    /// Assigns an address and port to an instance of the node `name`, whose sidecar is connected here. A disconnected
+    /// node does not prevent its successor.
     ///
     /// # Errors
-    /// When another connected sidecar has an instance there.
+    /// If another connected sidecar has an instance there.
     fn take_port(&mut self, address: IpAddr, port: u32, name: &str) -> Result<(), String> {
         let at = match u16::try_from(port) {
             Ok(port @ 1..) => (address, port),
             _ => return Ok(()),
         };
-        // A program without a sidecar has no identity, and several may say the same.
+        // A program without a sidecar has no identity, and several may claim the same address.
         let is_sidecar = |node: &str| self.nodes.get(node).is_some_and(|node| !node.identity.is_empty());
         if !is_sidecar(name) {
             return Ok(());
@@ -73,7 +73,7 @@ impl Mesh {
     /// Registers an instance of `node`, or changes it.
     ///
     /// # Errors
-    /// When the address is not the node's, the node has no session, or the store refuses.
+    /// If the address is not the node's, the node has no session, or the store refuses.
     pub async fn register(&self, name: &str, session: u64, mut instance: v1::Instance) -> Result<(), Refusal> {
         let stored = {
             let mut state = self.lock();
@@ -92,7 +92,7 @@ impl Mesh {
             state.take_port(own, instance.port, name)?;
             let node = state.node_of(name, session)?;
             if !instance.group.is_empty() && instance.checks.is_empty() {
-                // A sidecar that was restarted is what it was until its probe has ended.
+                // A restarted sidecar keeps its health until its probe has a result.
                 let (namespace, node) = (node.namespace.clone(), name.to_owned());
                 let key = InstanceKey { namespace, node, service_id: instance.service_id.clone() };
                 let held = state.world.instance(&key).filter(|held| held.group == instance.group);
@@ -101,7 +101,7 @@ impl Mesh {
             stored_of(name, node, instance)
         };
         let instance = instance_of(&stored).ok_or("the registration is not complete")?;
-        // Many register again and again: what is no change wakes nobody.
+        // Many clients register repeatedly: a registration without a change wakes no waiter.
         if self.lock().world.instance(&instance.key()).is_some_and(|held| is_same(held, &instance)) {
             return Ok(());
         }
@@ -112,10 +112,10 @@ impl Mesh {
         Ok(())
     }
 
-    /// Changes a check of an instance, or of the node when it names no service.
+    /// Changes a check of an instance, or of the node if it names no service.
     ///
     /// # Errors
-    /// When there is no such instance or session, or the store refuses.
+    /// If there is no such instance or session, or the store refuses.
     pub async fn update_check(&self, name: &str, session: u64, update: v1::CheckUpdate) -> Result<(), Refusal> {
         let check = update.check.ok_or("no check in the update")?;
         for _ in 0..TRIES {
@@ -166,16 +166,16 @@ impl Mesh {
             if self.write(vec![condition], vec![op]).await? {
                 return Ok(());
             }
-            // Another control plane changed it: what it wrote is seen here soon.
+            // Another control plane changed it: its write arrives here soon.
             tokio::time::sleep(RETRY / 20).await;
         }
-        Err("the instance is being changed by several at once".into())
+        Err("too many concurrent changes of the instance".into())
     }
 
-    /// Removes an instance of `node`, or all of them when `service_id` is empty; returns the hosts they were of.
+    /// Removes an instance of `node`, or all of them if `service_id` is empty; returns their hosts.
     ///
     /// # Errors
-    /// When there is none of that id, the session was superseded, or the store refuses.
+    /// If there is none of that id, the session was superseded, or the store refuses.
     pub async fn deregister(&self, name: &str, session: u64, service_id: &str) -> Result<Vec<String>, Refusal> {
         self.lock().node_of(name, session)?;
         let gone = self.instances_of(name, |id| service_id.is_empty() || id == service_id);
@@ -186,17 +186,17 @@ impl Mesh {
         Ok(gone.into_iter().flat_map(|(_, hosts)| hosts).collect())
     }
 
-    /// Removes what `name` registered in an earlier session and not in this one.
+    /// Removes the registrations of earlier sessions of `name` that this one did not repeat.
     ///
     /// # Errors
-    /// When the session was superseded, or the store refuses.
+    /// If the session was superseded, or the store refuses.
     pub async fn keep_only(&self, name: &str, session: u64, service_ids: &[String]) -> Result<(), Refusal> {
         self.lock().node_of(name, session)?;
         let gone = self.instances_of(name, |id| !service_ids.iter().any(|kept| kept == id));
         Ok(self.remove(&gone).await?)
     }
 
-    /// Of what the sidecar `name` registered those whose ids `wanted` picks, with their hosts.
+    /// The registrations of the sidecar `name` whose ids `wanted` selects, with their hosts.
     pub(super) fn instances_of(&self, name: &str, wanted: impl Fn(&str) -> bool) -> Vec<(InstanceKey, Vec<String>)> {
         let state = self.lock();
         let Some(node) = state.nodes.get(name) else { return Vec::new() };

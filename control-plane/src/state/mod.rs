@@ -1,10 +1,10 @@
 //! The mesh as this control plane knows it: a world that follows the store, and the writers that change the store.
 //!
 //! There is one way in: a writer makes a transaction, the store's watch reports it ([`follow`]), the world changes and
-//! every listener is notified. A writer is answered after its own change has come back, so that a registration is visible
+//! every listener is notified. A writer is answered after its own change has arrived, so that a registration is visible
 //! to the program that made it, and changes of other control planes arrive in the same way. Policy files belong to this
-//! process and go into the world directly. Here are the state and its readers; the writers are in `sessions`, `instances`
-//! and `policies`.
+//! process and go into the world directly. Here are the state and its readers; the writers are in `sessions`,
+//! `instances` and `policies`.
 
 pub mod catalog;
 mod follow;
@@ -44,14 +44,14 @@ use topics::Topics;
 use weft_world::explain;
 use weft_world::{Changed, World};
 
-/// Changes that a slow listener may be behind; beyond that it looks at everything anew.
+/// Bound on the changes that a slow listener may be behind; beyond that it reads everything again.
 const EVENTS: usize = 1024;
-/// Longest wait until a change that the store has taken is seen here.
+/// Longest wait until a change in the store arrives here.
 const SEEN: Duration = Duration::from_secs(10);
-/// Pause between tries when the store does not answer.
+/// Pause between attempts if the store does not answer.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// A sidecar, or whoever else registers, that is or was until its lease ends connected.
+/// A sidecar or another registrant that is connected, or was until its lease expires.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Node {
     /// Namespace of its identity.
@@ -68,57 +68,58 @@ pub struct Node {
     pub labels: BTreeMap<String, String>,
     /// Checks of the node itself.
     pub checks: BTreeMap<String, v1::Check>,
-    /// Revision of the store that made it.
+    /// Revision of the store that created it.
     pub create_index: u64,
     /// Revision of the store that changed it last.
     pub modify_index: u64,
-    /// Who speaks for it now.
+    /// The session that is responsible for it now.
     pub alive: Option<Alive>,
-    /// Its lease ended together with many others, and its instances were kept as unknown.
+    /// Whether its lease expired together with many others, so that its instances were kept as unknown.
     pub unknown: bool,
-    /// Written by `catalog/register`: nobody speaks for it, and it stays until it is taken out.
+    /// Whether it was written by `catalog/register`: then no session is responsible for it, and it stays until it is
+    /// deregistered.
     pub catalog: bool,
 }
 
-/// Who speaks for a node.
+/// The session that is responsible for a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Alive {
     /// The control plane that it is connected to.
     pub owner: String,
     /// Its session there.
     pub session: u64,
-    /// Revision of the store that says so.
+    /// Revision of its record.
     pub modified: u64,
 }
 
 /// A session of a sidecar with this control plane.
 struct LocalSession {
     session: u64,
-    /// When it ends unless renewed.
+    /// Its end unless renewed.
     ends: Instant,
-    /// Its stream is open.
+    /// Whether its stream is open.
     connected: bool,
-    /// Where its instances are; an instance that was removed meanwhile may still be among them.
+    /// Addresses of its instances; an instance that was removed meanwhile may still be among them.
     ports: BTreeSet<(IpAddr, u16)>,
     /// Endpoints that it has ejected, by host and address.
     ejected: Vec<v1::Ejected>,
-    /// By how much its clock is ahead of ours; negative: behind.
+    /// Milliseconds by which its clock is ahead of the control plane's; negative: behind.
     clock_ahead_ms: i64,
 }
 
-/// Why something was not done.
+/// The reason why a change was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// It must not be; in words for whoever asked.
+    /// It is not allowed; a text for the client.
     #[error("{0}")]
     Because(String),
-    /// It is larger than the registry takes.
+    /// It is larger than the registry accepts.
     #[error(transparent)]
     Exceeded(#[from] Exceeded),
-    /// The session is not the node's any more: a newer one is, or the node was removed. It has to begin anew.
-    #[error("this session is over: the node has a newer one, or was removed after too long a silence; begin anew")]
+    /// The session has been superseded, or the node was removed. The client must begin a new one.
+    #[error("this session is over: the node has a newer one, or was removed after its lease expired; begin a new one")]
     SessionOver,
-    /// The store did not do it. Another control plane's may.
+    /// The store refused. Another control plane's may accept.
     #[error(transparent)]
     Store(#[from] store::Error),
 }
@@ -139,25 +140,25 @@ impl From<&str> for Refusal {
 struct State {
     world: World,
     nodes: Nodes,
-    /// What each identity has in the store.
+    /// The usage of each identity in the store.
     usage: usage::Usage,
     /// Sessions of sidecars here, by node name.
     sessions: HashMap<String, LocalSession>,
     /// The node of each address and port of a connected sidecar's instances, as [`LocalSession::ports`] has them.
     ports: HashMap<(IpAddr, u16), String>,
     next_session: u64,
-    /// Nodes with instances whose leases had ended at the last look: those that have at the next one too are dead.
+    /// Nodes with instances whose leases had expired at the last check: those that have at the next one too are dead.
     lapsed: BTreeSet<String>,
-    /// Until then nodes that are marked unknown are not removed.
+    /// Time until which nodes that are marked unknown are not removed.
     unknown_until: Instant,
-    /// When nodes whose lease had ended were removed.
+    /// Times at which nodes whose lease had expired were removed.
     removed: VecDeque<Instant>,
     pairs: pairs::Pairs,
     locks: locks::Sessions,
     queries: documents::Documents,
     events_fired: documents::Documents,
     config_entries: documents::Documents,
-    /// Pairs whose lock may not be taken yet, by key in the store.
+    /// Pairs in their lock delay, by key in the store.
     delays: HashSet<String>,
     folder: Arc<FolderState>,
     api: ApiPolicies,
@@ -166,12 +167,12 @@ struct State {
     all_version: u64,
 }
 
-/// Hosts whose last change is remembered; beyond that all are taken as changed once.
+/// Bound on the hosts with a known version of their last change; beyond that all count as changed once.
 const HOST_VERSIONS: usize = 100_000;
 
-/// The mesh as the control plane knows it.
+/// The mesh in the state of this control plane.
 pub struct Mesh {
-    /// Names this process among those that share the store.
+    /// Identifies this process among those that share the store.
     id: String,
     state: Mutex<State>,
     store: store::Shared,
@@ -180,25 +181,25 @@ pub struct Mesh {
     /// Revision of the store up to which the world has followed it.
     seen: watch::Sender<u64>,
     topics: Topics,
-    /// Virtual IPs are to be kept.
+    /// Notified when virtual IPs must be stored.
     virtual_ips: Arc<Notify>,
-    /// A session of Consul's API was not renewed in time.
+    /// Notified when a session of Consul's API was not renewed in time.
     sessions_over: Arc<Notify>,
-    /// The lease of this process, which those who are connected to it live by; 0: none yet.
+    /// The lease of this process, to which the nodes connected to it are bound; 0: none yet.
     own_lease: AtomicU64,
-    /// Since when the store has not answered for longer than a lease: what is known here grows old.
+    /// Since when the store has not answered for longer than a lease: the state here becomes stale.
     cut_off: watch::Sender<Option<Instant>>,
     /// Time without a sign of life after which a sidecar's instances are removed.
     pub lease: Duration,
-    /// Requests of sidecars that were refused because they were out of bounds.
+    /// Number of sidecars' requests that were refused because they were out of bounds.
     pub out_of_bounds: Arc<AtomicU64>,
 }
 
 impl Mesh {
-    /// Takes up what the store has and follows it from then on, for as long as somebody holds the mesh.
+    /// Reads the store and follows it from then on, for as long as the mesh is in use.
     ///
     /// # Errors
-    /// When the store cannot be read, or holds what makes no sense.
+    /// If the store cannot be read, or contains invalid records.
     pub async fn open(store: store::Shared, trust_domain: &str, lease: Duration) -> Result<Arc<Mesh>> {
         let watch = store.watch().await?;
         let mesh = Arc::new(Mesh {
@@ -250,8 +251,8 @@ impl Mesh {
         self.events.subscribe()
     }
 
-    /// Since when the store has not answered for longer than a lease. Sidecars are better off with another control plane
-    /// then; where there is none, what is known here is better than nothing.
+    /// Since when the store has not answered for longer than a lease. Sidecars should then use another control plane;
+    /// if there is none, the state here is better than nothing.
     pub fn cut_off(&self) -> watch::Receiver<Option<Instant>> {
         self.cut_off.subscribe()
     }
@@ -261,24 +262,24 @@ impl Mesh {
         self.version.subscribe()
     }
 
-    /// Reads the world. The closure must be short: everything waits for it.
+    /// Reads the world. The closure must be short: it holds the lock.
     pub fn read<T>(&self, f: impl FnOnce(&World) -> T) -> T {
         f(&self.lock().world)
     }
 
-    /// Reads the world, and the version at which what is said of `host` last changed.
+    /// Reads the world, and the version of the last change that concerned `host`.
     pub fn read_host<T>(&self, host: &str, f: impl FnOnce(&World, u64) -> T) -> T {
         let state = self.lock();
         let changed_at = state.host_versions.get(host).copied().unwrap_or(0).max(state.all_version);
         f(&state.world, changed_at)
     }
 
-    /// By how many milliseconds the clocks of the sidecars that are connected here are ahead of ours, by node.
+    /// Milliseconds by which the clocks of the sidecars connected here are ahead of the control plane's, by node.
     pub fn clocks(&self) -> HashMap<String, i64> {
         self.lock().sessions.iter().map(|(name, held)| (name.clone(), held.clock_ahead_ms)).collect()
     }
 
-    /// How many of the sidecars that are connected here have ejected an endpoint, by host and address.
+    /// Number of sidecars connected here that have ejected an endpoint, by host and address.
     pub fn ejected(&self) -> HashMap<(String, String), u32> {
         let mut counts = HashMap::new();
         for v1::Ejected { host, address } in self.lock().sessions.values().flat_map(|held| &held.ejected) {
@@ -292,10 +293,10 @@ impl Mesh {
         f(&self.lock().nodes)
     }
 
-    /// The workload of a connected sidecar, as one who calls.
+    /// The workload of a connected sidecar as a client.
     ///
     /// # Errors
-    /// When no such workload is connected, or several are.
+    /// If no such workload is connected, or several are.
     pub fn client(&self, name: &explain::Name) -> Result<explain::Client, String> {
         let state = self.lock();
         let ejected = |node: &str| {
@@ -305,8 +306,8 @@ impl Mesh {
         explain::find(name, &state.nodes.connected(), &state.world, ejected)
     }
 
-    /// Waits until something under `topics` has changed and the index of what is asked is another; `wait` at most. An index
-    /// from before a loss of state is answered at once, and the client starts anew.
+    /// Waits until something under `topics` has changed and the index of the result differs from `index`; at most for
+    /// `wait`. An index from before a loss of state is answered at once, and the client starts anew.
     pub async fn wait_past(&self, topics: &[Topic], index: u64, wait: Duration, index_of: impl Fn(&World) -> u64) {
         self.wait_until_not(topics, index, wait, |state| index_of(&state.world)).await;
     }
@@ -326,21 +327,21 @@ impl Mesh {
         let _ = tokio::time::timeout(wait, changed).await;
     }
 
-    /// Makes a transaction and waits until it is seen here. False: a condition does not hold.
+    /// Makes a transaction and waits until it arrives here. False: a condition does not hold.
     async fn write(&self, conditions: Vec<Condition>, ops: Vec<Op>) -> Result<bool, store::Error> {
         Ok(self.write_at(conditions, ops).await?.is_some())
     }
 
-    /// The same; its revision, 0 where nothing had to be changed.
+    /// The same; returns its revision, 0 if there was nothing to change.
     async fn write_at(&self, conditions: Vec<Condition>, ops: Vec<Op>) -> Result<Option<u64>, store::Error> {
         let Some(revision) = self.store.txn(conditions, ops).await? else { return Ok(None) };
         let mut seen = self.seen.subscribe();
-        // It is safe in the store; where the watch is broken, what is written shows when it is mended.
+        // It is safe in the store; if the watch is broken, the change becomes visible once it is restored.
         let _ = tokio::time::timeout(SEEN, seen.wait_for(|seen| *seen >= revision)).await;
         Ok(Some(revision))
     }
 
-    /// Makes changes that belong together, at once where the store takes them so, and waits until they are seen here.
+    /// Makes changes that belong together, at once if the store accepts that, and waits until they arrive here.
     async fn write_batch(&self, ops: Vec<Op>) -> Result<(), Interrupted> {
         batch::write(ops, self.store.limits(), |part| async { self.write(Vec::new(), part).await.map(drop) }).await
     }
@@ -363,7 +364,7 @@ impl Mesh {
         } else {
             state.host_versions.extend(changed.hosts.iter().map(|host| (host.clone(), version)));
         }
-        // Without listeners nobody needs to know.
+        // There may be no listeners.
         let _ = self.events.send(Arc::new(changed));
         self.version.send_replace(version);
     }
@@ -375,7 +376,7 @@ impl Mesh {
 
 #[cfg(test)]
 impl Mesh {
-    /// Two looks after leases that have ended: a node is removed at the second.
+    /// Two checks for expired leases: a node is removed at the second.
     pub(crate) async fn reap_for_tests(&self) {
         for _ in 0..2 {
             self.reap_once(Instant::now()).await.unwrap();

@@ -9,7 +9,7 @@ use weft_world::explain;
 
 use super::Node;
 
-/// All nodes by name. Their map can be read as it is; it is changed here, so that the index keeps up.
+/// All nodes by name. The map can be read directly; it is changed only here, so that the index stays consistent.
 #[derive(Debug, Default)]
 pub struct Nodes {
     all: HashMap<String, Node>,
@@ -45,7 +45,7 @@ impl Nodes {
         Some(node)
     }
 
-    /// To change what is known of a node's life; its address and its source stay.
+    /// For changes of a node's liveness; its address and its source stay.
     pub(super) fn get_mut(&mut self, name: &str) -> Option<&mut Node> {
         self.all.get_mut(name)
     }
@@ -72,7 +72,7 @@ impl Nodes {
             .collect()
     }
 
-    /// How many were written by `catalog/register`.
+    /// Number of nodes that were written by `catalog/register`.
     pub(super) fn of_catalog(&self) -> usize {
         self.of_catalog
     }

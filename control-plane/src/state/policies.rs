@@ -16,7 +16,7 @@ use weft_policy::{Document, Problem};
 use weft_world::Changed;
 
 impl Mesh {
-    /// Takes the folder's documents and the problems of those that were refused.
+    /// Sets the folder's documents and the problems of the refused ones.
     pub fn set_folder(&self, folder: Arc<FolderState>) {
         let mut state = self.lock();
         let before = std::mem::replace(&mut state.folder, folder.clone());
@@ -28,8 +28,8 @@ impl Mesh {
         self.publish(&mut state, changed);
     }
 
-    /// Problems of the policies as they are now: what was refused of the folder's files, and what is odd about those that
-    /// are applied, given who is registered.
+    /// The current problems of policies: errors of the folder's refused versions, and warnings about the applied ones,
+    /// given the registrations.
     pub fn policy_problems(&self) -> Vec<Problem> {
         let state = self.lock();
         let refused = state.folder.problems().iter().cloned();
@@ -47,7 +47,8 @@ impl Mesh {
         self.lock().folder.withdrawn.clone()
     }
 
-    /// Gives documents of the API their age: it counts from when an object was first applied, unless it says so itself.
+    /// Sets the age of documents of the API: it counts from the first application of an object, unless the document has
+    /// one.
     pub fn date(&self, documents: &mut [Document]) {
         let state = self.lock();
         for document in documents.iter_mut().filter(|document| document.created == 0) {
@@ -58,12 +59,12 @@ impl Mesh {
     /// Removes the API's documents in `delete`, and replaces those named in `put`.
     ///
     /// # Errors
-    /// When the store refuses; what was changed by then, counted in the order of the removed and then the replaced ones.
+    /// If the store refuses, with the number of changes until then: the removals come first, then the replacements.
     pub async fn change_policies(&self, put: Vec<Document>, delete: &[Document]) -> Result<(), Interrupted> {
         self.write_batch(self.policy_ops(put, delete)).await
     }
 
-    /// The operations of that.
+    /// The operations of such a change.
     pub(super) fn policy_ops(&self, mut put: Vec<Document>, delete: &[Document]) -> Vec<Op> {
         self.date(&mut put);
         let key = |d: &Document| d.reference();
@@ -74,14 +75,14 @@ impl Mesh {
 }
 
 impl State {
-    /// Gives the world the policies that apply, of all sources.
+    /// Sets the policies that apply, of all sources, in the world.
     pub(super) fn apply_policies(&mut self) -> Changed {
         let sources: [&dyn PolicySource; 2] = [&*self.folder, &self.api];
         self.world.set_policies(effective(&sources), unix_now())
     }
 }
 
-/// What a policy folder cannot see.
+/// The mesh besides the policy folder.
 pub struct BesideFolder(pub Weak<Mesh>);
 
 impl Surroundings for BesideFolder {

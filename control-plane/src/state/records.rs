@@ -17,8 +17,8 @@ pub(super) fn key_of(path: &str) -> Option<InstanceKey> {
     Some(InstanceKey { namespace: parts.next()?, node: parts.next()?, service_id: parts.next()? })
 }
 
-/// Consul's rule: critical when any check is; warning still serves. Unknown where the lease of the node ended together
-/// with many others.
+/// Consul's rule: critical if any check is; an instance in warning is still used. Unknown if the lease of the node
+/// expired together with many others.
 pub(super) fn health_of(checks: &[v1::Check], node_checks: &BTreeMap<String, v1::Check>, unknown: bool) -> v1::Health {
     let critical = checks.iter().chain(node_checks.values()).any(|c| c.status == "critical");
     match (unknown, critical) {
@@ -71,7 +71,7 @@ pub(super) fn instance_of(stored: &v1::StoredInstance) -> Option<Instance> {
     })
 }
 
-/// An instance as it was registered.
+/// An instance in its registered form.
 pub(super) fn wire(instance: &Instance) -> v1::Instance {
     v1::Instance {
         service_id: instance.service_id.clone(),

@@ -14,27 +14,27 @@ use weft_policy::Object;
 use weft_world::translate;
 use weft_world::{Peering, has_all};
 
-/// How much of each service, and of each of its subsets, goes elsewhere.
+/// The share of each service, and of each of its subsets, for other data centres.
 pub type Shares = BTreeMap<(String, String), Share>;
 
-/// Of one service, or subset.
+/// The share of one service or subset.
 #[derive(Debug, Clone, Default)]
 pub struct Share {
-    /// What home asks for.
+    /// The share by the local endpoints.
     wanted: Failover,
-    /// What is done: to where nobody is heard of, only what nobody at home can do.
+    /// The share in effect: for a disconnected data centre, only requests that no local endpoint can serve.
     done: u32,
 }
 
 impl Mesh {
-    /// Says where this is, and which other data centres are listened to, the preferred one first.
+    /// Sets the name of this data centre, and its peers, the preferred one first.
     pub fn set_peers(&self, datacenter: &str, peers: Vec<Peering>) {
         let mut state = self.lock();
         let changed = state.world.set_peers(datacenter, peers, unix_now());
         self.publish(&mut state, changed);
     }
 
-    /// What other data centres are told. `gateways`: where they reach us; none: at the gateways that are connected.
+    /// The summaries for other data centres. `gateways`: the addresses for them; none: those of the connected gateways.
     pub fn summaries(&self, gateways: &[PeerGateway]) -> Summaries {
         let state = self.lock();
         let gateways = if gateways.is_empty() { state.east_west_gateways() } else { gateways.to_vec() };
@@ -45,10 +45,10 @@ impl Mesh {
         }
     }
 
-    /// Keeps what a data centre has told, where it differs from what is known.
+    /// Stores the summary of a data centre, if it differs from the stored one.
     ///
     /// # Errors
-    /// When the store does not take it.
+    /// If the store refuses it.
     pub async fn keep_remote(&self, datacenter: &str, summaries: Summaries) -> Result<(), store::Error> {
         let known = self.store.get(Table::Remotes, datacenter).await?;
         let known = known.and_then(|record| StoredSummaries::decode(record.value.as_slice()).ok());
@@ -59,23 +59,23 @@ impl Mesh {
         self.write(Vec::new(), vec![Op::put(Table::Remotes, datacenter, stored.encode_to_vec())]).await.map(drop)
     }
 
-    /// Says whether a data centre is heard of.
+    /// Sets whether a data centre is connected.
     pub fn set_connected(&self, datacenter: &str, connected: bool) {
         let mut state = self.lock();
         let changed = state.world.set_connected(datacenter, connected);
         self.publish(&mut state, changed);
     }
 
-    /// Forgets what a data centre has told.
+    /// Deletes the summary of a data centre.
     ///
     /// # Errors
-    /// When the store does not take it.
+    /// If the store refuses it.
     pub async fn forget_remote(&self, datacenter: &str) -> Result<(), store::Error> {
         self.write(Vec::new(), vec![Op::delete(Table::Remotes, datacenter)]).await.map(drop)
     }
 
-    /// Decides anew which share of each service goes elsewhere: of those that `touched` names (`None`: of all), and of those
-    /// that time alone may change. True: there are such.
+    /// Decides the share of each service for other data centres: of those in `touched` (`None`: of all), and of those
+    /// that depend on time. True: there are some of the latter.
     pub fn fail_over(
         &self,
         shares: &mut Shares,
@@ -98,7 +98,7 @@ impl Mesh {
             for remote in world.remotes_of(host) {
                 let healthy = remote.subsets.iter().filter(|(_, presence)| presence.healthy > 0);
                 for (subset, _) in healthy {
-                    // The first is the one that gets the requests.
+                    // The first one gets the requests.
                     there.entry(subset.as_str()).or_insert(remote.connected);
                 }
             }
@@ -119,9 +119,10 @@ impl Mesh {
 }
 
 impl super::State {
-    /// Connected gateways that pass connections of other data centres on: those that a Gateway with such a server picks.
+    /// Connected gateways that pass through connections of other data centres: those that a Gateway with such a server
+    /// selects.
     fn east_west_gateways(&self) -> Vec<PeerGateway> {
-        let mut found = Vec::new();
+        let mut gateways = Vec::new();
         for document in self.world.gateways() {
             let Object::Gateway(gateway) = &document.object else { continue };
             for server in gateway.servers.iter().filter(|server| server.auto_passthrough) {
@@ -129,11 +130,12 @@ impl super::State {
                     .nodes
                     .values()
                     .filter(|node| node.alive.is_some() && !node.unknown && has_all(&node.labels, &gateway.selector));
-                found.extend(picked.map(|node| PeerGateway { address: node.address.to_string(), port: server.port }));
+                gateways
+                    .extend(picked.map(|node| PeerGateway { address: node.address.to_string(), port: server.port }));
             }
         }
-        found.sort_by(|a, b| (&a.address, a.port).cmp(&(&b.address, b.port)));
-        found.dedup();
-        found
+        gateways.sort_by(|a, b| (&a.address, a.port).cmp(&(&b.address, b.port)));
+        gateways.dedup();
+        gateways
     }
 }

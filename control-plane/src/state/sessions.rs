@@ -1,6 +1,6 @@
 //! Sidecars that connect, stay and leave: their sessions and leases.
 //!
-//! A record bound to the lease of the control plane that a node is connected to says that the node is alive. Heartbeats of
+//! A record bound to the lease of the control plane that a node is connected to marks the node as alive. Heartbeats of
 //! a sidecar are counted here and not written; when they stop, its control plane removes the record, and when a control
 //! plane fails, the store does, unless its sidecars have connected to another by then. Any control plane may decide to
 //! remove the registrations of such a node, and the store lets only one do it.
@@ -24,42 +24,52 @@ use weft_world::Changed;
 /// If more than this share of leases lapses within one lease period, the control plane or the network is at fault: none is
 /// removed.
 const SELF_PRESERVATION: f64 = 0.15;
-/// Tries of a transaction that others come before.
+/// Attempts of a transaction that conflicts with others.
 const TRIES: usize = 10;
 
 impl Mesh {
-    /// Begins a session of `node`; one that the node had before, here or elsewhere, is superseded.
+    /// Begins a session of `node`; an earlier one of the node, here or elsewhere, is superseded.
     ///
     /// # Errors
-    /// When the node's name or its address belongs to a live sidecar of another identity, or the store refuses.
+    /// If the node's name or its address belongs to a live sidecar of another identity, or the store refuses.
     pub async fn begin_session(&self, name: &str, node: Node) -> Result<u64, Refusal> {
         for _ in 0..TRIES {
             let (session, condition, left) = {
                 let mut state = self.lock();
-                // One whose lease ended with many others is kept: it may be back any moment.
-                let lives = |held: &Node| (held.alive.is_some() || held.unknown) && held.identity != node.identity;
-                let held = state.nodes.get(name);
-                if let Some(held) = held.filter(|held| lives(held)) {
-                    return Err(format!("the node name {name} is in use by {}", held.identity).into());
+                // A node whose lease expired with many others is kept: it may return at any moment.
+                let lives = |existing: &Node| {
+                    (existing.alive.is_some() || existing.unknown) && existing.identity != node.identity
+                };
+                let existing = state.nodes.get(name);
+                if let Some(existing) = existing.filter(|existing| lives(existing)) {
+                    return Err(format!("the node name {name} is in use by {}", existing.identity).into());
                 }
-                if let Some(first) = held.filter(|held| self.is_connected_elsewhere(&state, name, held, &node)) {
+                if let Some(first) =
+                    existing.filter(|existing| self.is_connected_elsewhere(&state, name, existing, &node))
+                {
                     return Err(format!(
                         "the node {name} of {} is connected from {}, and this sidecar comes from {}: two have one data folder (a \
-                         copied machine?); give one of them an empty folder (--data-dir), where it makes a name of its own",
+                         copied machine?); give one of them an empty folder (--data-dir), where it creates a name of its own",
                         node.identity, first.address, node.address
                     )
                     .into());
                 }
-                // Who has no identity has proved nothing, and gives way.
-                let owns = |held: &Node| !held.address.is_loopback() && !held.identity.is_empty() && lives(held);
-                if let Some((other, held)) = state.nodes.at(node.address).find(|(n, held)| *n != name && owns(held)) {
-                    return Err(format!("the address {} belongs to {} ({other})", node.address, held.identity).into());
+                // A node without an identity is not authenticated, and is replaced.
+                let owns = |existing: &Node| {
+                    !existing.address.is_loopback() && !existing.identity.is_empty() && lives(existing)
+                };
+                if let Some((other, existing)) =
+                    state.nodes.at(node.address).find(|(n, existing)| *n != name && owns(existing))
+                {
+                    return Err(
+                        format!("the address {} belongs to {} ({other})", node.address, existing.identity).into()
+                    );
                 }
-                let modified = held.and_then(|held| held.alive.as_ref()).map_or(0, |alive| alive.modified);
-                // What was registered under the name in another namespace would be found under this one no more.
-                let moved = held.filter(|held| held.namespace != node.namespace);
-                let left = moved.map(|held| {
-                    let all = state.world.instances_of_node(&held.namespace, name);
+                let modified = existing.and_then(|existing| existing.alive.as_ref()).map_or(0, |alive| alive.modified);
+                // Registrations under the name in another namespace would not be found under this one any more.
+                let moved = existing.filter(|existing| existing.namespace != node.namespace);
+                let left = moved.map(|existing| {
+                    let all = state.world.instances_of_node(&existing.namespace, name);
                     all.map(|left| Op::delete(Table::Registrations, registration_key(&left.key()))).collect::<Vec<_>>()
                 });
                 let session = state.next_session;
@@ -73,7 +83,7 @@ impl Mesh {
             let record = stored(&node).encode_to_vec();
             self.lock().usage.admit(Table::Nodes, name, &account(&node.identity, &node.namespace), record.len())?;
             let ops = vec![Op::put(Table::Nodes, name, record), self.alive(name, session)];
-            // Known before it is written: the watch may be faster than the answer.
+            // Set before the write: the watch may be faster than the answer.
             let ends = Instant::now() + self.lease;
             self.lock().sessions.insert(
                 name.to_owned(),
@@ -96,20 +106,20 @@ impl Mesh {
                 Err(e) => return Err(e.into()),
             }
         }
-        Err(format!("the node {name} is being registered by several at once").into())
+        Err(format!("too many concurrent registrations of the node {name}").into())
     }
 
-    /// Whether the sidecar that has the name lives, at another address than the one that comes. One that comes back at its
-    /// address gets its place at once, and so does one whose stream has ended.
-    fn is_connected_elsewhere(&self, state: &State, name: &str, held: &Node, new: &Node) -> bool {
-        let lives = held.alive.as_ref().is_some_and(|alive| {
-            // What is connected to another control plane lives as long as its record.
-            alive.owner != self.id || state.sessions.get(name).is_some_and(|held| held.connected)
+    /// Whether the sidecar with the name is alive at another address than the new one. A sidecar that returns at its
+    /// address is accepted at once, and so is one whose stream has ended.
+    fn is_connected_elsewhere(&self, state: &State, name: &str, existing: &Node, new: &Node) -> bool {
+        let lives = existing.alive.as_ref().is_some_and(|alive| {
+            // A node that is connected to another control plane is alive as long as its record.
+            alive.owner != self.id || state.sessions.get(name).is_some_and(|existing| existing.connected)
         });
-        lives && held.identity == new.identity && held.address != new.address
+        lives && existing.identity == new.identity && existing.address != new.address
     }
 
-    /// Does all of `ops` as long as the condition holds. `false`: it did not, or does not any more.
+    /// Does all of `ops` as long as the condition holds. `false`: it does not, or does not any more.
     async fn write_in_parts(&self, condition: &Condition, ops: Vec<Op>) -> Result<bool, store::Error> {
         for ops in ops.chunks(MAX_OPS) {
             if !self.write(vec![condition.clone()], ops.to_vec()).await? {
@@ -119,7 +129,8 @@ impl Mesh {
         Ok(true)
     }
 
-    /// Who has an identity speaks for his address: what the catalog has there goes, lest the mesh spoke plaintext to it.
+    /// A sidecar with an identity owns its address: catalog entries there are removed, so that the mesh does not speak
+    /// plaintext to it.
     async fn take_over(&self, node: &Node) -> Result<(), store::Error> {
         if node.identity.is_empty() || node.address.is_loopback() {
             return Ok(());
@@ -142,21 +153,21 @@ impl Mesh {
         Op::put_leased(Table::Alive, name, stored.encode_to_vec(), self.own_lease.load(Ordering::Relaxed))
     }
 
-    /// Something was heard of the session, which will be dealt with.
+    /// Records a message of the session, which will be handled later.
     pub fn heard(&self, name: &str, session: u64) {
         if let Some(held) = self.lock().sessions.get_mut(name).filter(|held| held.session == session) {
             held.ends = Instant::now() + self.lease;
         }
     }
 
-    /// What a heartbeat reports: what its sidecar has ejected, and by how many milliseconds its clock is ahead of ours.
+    /// Stores a heartbeat's report: ejected endpoints, and the milliseconds by which the sidecar's clock is ahead.
     pub fn set_reported(&self, name: &str, session: u64, ejected: Vec<v1::Ejected>, clock_ahead_ms: i64) {
         if let Some(held) = self.lock().sessions.get_mut(name).filter(|held| held.session == session) {
             (held.ejected, held.clock_ahead_ms) = (ejected, clock_ahead_ms);
         }
     }
 
-    /// The session's stream has ended: its lease runs from here.
+    /// Records the end of the session's stream: its lease runs from here.
     pub async fn disconnected(&self, name: &str, session: u64) {
         {
             let mut state = self.lock();
@@ -174,7 +185,7 @@ impl Mesh {
         self.renew(name, session).await;
     }
 
-    /// The session gave a sign of life, or ended (then its lease still runs). False: it was superseded.
+    /// Renews the session after a message, or for the last time at its end. False: it was superseded.
     pub async fn renew(&self, name: &str, session: u64) -> bool {
         let lost = {
             let mut state = self.lock();
@@ -183,7 +194,7 @@ impl Mesh {
             state.nodes.get(name).is_some_and(|node| node.alive.is_none())
         };
         if lost {
-            // It was silent too long and is back.
+            // It was silent for too long and has returned.
             let absent = Condition::absent(Table::Alive, name);
             if let Err(e) = self.write(vec![absent], vec![self.alive(name, session)]).await {
                 tracing::warn!(
@@ -195,21 +206,21 @@ impl Mesh {
         true
     }
 
-    /// Digest of what the registry holds of a node; `None`: it knows none of that name.
+    /// Digest of the registrations of a node; `None`: there is no node of that name.
     pub fn registrations_digest(&self, name: &str) -> Option<u64> {
         let state = self.lock();
         let node = state.nodes.get(name)?;
         Some(digest(state.world.instances_of_node(&node.namespace, name).map(|held| held.service_id.as_str())))
     }
 
-    /// A lease for this process, and everybody who is connected to it bound to it.
+    /// Creates a lease for this process, and binds all connected nodes to it.
     pub(super) async fn renew_own_lease(&self) -> Result<(), store::Error> {
         let lease = self.store.grant(self.lease).await?;
         self.own_lease.store(lease, Ordering::Relaxed);
         let held: Vec<(String, u64)> =
             self.lock().sessions.iter().map(|(name, held)| (name.clone(), held.session)).collect();
         for (name, session) in held {
-            // Not those that have gone to another control plane meanwhile.
+            // Not those that have moved to another control plane meanwhile.
             let modified = self.lock().nodes.get(&name).map(|node| node.alive.as_ref().map_or(0, |a| a.modified));
             let Some(modified) = modified else { continue };
             let condition = Condition::unchanged(Table::Alive, name.clone(), modified);
@@ -218,7 +229,7 @@ impl Mesh {
         Ok(())
     }
 
-    /// Looks after nodes whose lease has ended, for ever. To be spawned.
+    /// Handles nodes with expired leases for the life of the process. To be spawned.
     pub async fn reap(self: Arc<Self>) {
         let mut tick = tokio::time::interval((self.lease / 10).max(Duration::from_millis(100)));
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -245,15 +256,15 @@ impl Mesh {
                 .collect();
             (lapsed, leased().count(), state.removed.len())
         };
-        // One that took back what it had registered has left.
+        // A node without registrations has left in order.
         let (left, lapsed): (Vec<_>, Vec<_>) = lapsed.into_iter().partition(|(_, empty)| *empty);
         for (name, _) in left {
             self.remove_dead(&name, now).await?;
         }
         let lapsed: BTreeSet<String> = lapsed.into_iter().map(|(name, _)| name).collect();
-        // Leases that lapse from one cause end over some time: a look in the midst of it sees only the first of them.
+        // Leases that expire from one cause expire over some time: a check in the middle sees only the first of them.
         let before = std::mem::replace(&mut self.lock().lapsed, lapsed.clone());
-        // One alone is a death, whatever share of a small mesh it is.
+        // A single one is a death, whatever its share of a small mesh is.
         let dying = lapsed.len() + recent;
         if dying > 1 && dying as f64 > (total + recent) as f64 * SELF_PRESERVATION {
             self.mark_unknown(&lapsed);
@@ -273,7 +284,7 @@ impl Mesh {
         Ok(())
     }
 
-    /// Those who are connected here and gave no sign of life for too long.
+    /// Ends the sessions of sidecars here that were silent for too long.
     pub(super) async fn end_silent_sessions(&self, now: Instant) -> Result<(), store::Error> {
         let silent: Vec<(String, u64)> = {
             let state = self.lock();
@@ -291,12 +302,12 @@ impl Mesh {
         Ok(())
     }
 
-    /// Removes a node whose lease has ended and what it registered, unless it is back.
+    /// Removes a node with an expired lease and its registrations, unless it has returned.
     async fn remove_dead(&self, name: &str, now: Instant) -> Result<(), store::Error> {
         let instances = self.instances_of(name, |_| true);
         let mut ops: Vec<Op> =
             instances.iter().map(|(key, _)| Op::delete(Table::Registrations, registration_key(key))).collect();
-        // The node goes last: while it is there, what is left is found.
+        // The node is removed last: until then, left-over registrations are found by it.
         ops.push(Op::delete(Table::Nodes, name));
         if !self.write_in_parts(&Condition::absent(Table::Alive, name), ops).await? {
             // Its sidecar registers anew what was removed by then: its next sign of life shows the difference.
@@ -333,7 +344,7 @@ impl Mesh {
     }
 }
 
-/// Keeps the lease of this process, for as long as somebody holds the mesh.
+/// Keeps the lease of this process, for as long as the mesh is in use.
 pub(super) async fn keep_lease(mesh: Weak<Mesh>) {
     let mut answered = Instant::now();
     loop {

@@ -1,4 +1,4 @@
-//! Waiters by topic: a change to one service must not wake those that wait for another.
+//! Waiters by topic: a change to one service must not wake waiters for another.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -6,14 +6,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use futures::FutureExt;
 use tokio::sync::Notify;
 
-/// What can be waited for.
+/// The topics of waits.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Topic {
     /// Instances of a service, by canonical name.
     Service(String),
-    /// Which services there are, and any of their instances.
+    /// The set of services, and any of their instances.
     Catalog,
-    /// Which nodes there are.
+    /// The set of nodes.
     Nodes,
     /// One key-value pair, by `<namespace>/<key>`.
     Pair(String),
@@ -29,25 +29,26 @@ pub enum Topic {
     ConfigEntries,
 }
 
-/// Those who wait, by topic. As large as the number of those.
+/// The waiters by topic. Its size is their number.
 #[derive(Default)]
 pub(super) struct Topics(Mutex<HashMap<Topic, Arc<Notify>>>);
 
-/// One who waits; forgotten when dropped.
+/// One waiter; removed when dropped.
 pub(super) struct Waiting<'a> {
     topics: &'a Topics,
-    held: Vec<(Topic, Arc<Notify>)>,
+    entries: Vec<(Topic, Arc<Notify>)>,
 }
 
 impl Topics {
-    /// Begins to listen.
+    /// Begins to wait.
     pub(super) fn wait(&self, topics: &[Topic]) -> Waiting<'_> {
         let mut all = self.lock();
-        let held = topics.iter().map(|topic| (topic.clone(), all.entry(topic.clone()).or_default().clone())).collect();
-        Waiting { topics: self, held }
+        let entries =
+            topics.iter().map(|topic| (topic.clone(), all.entry(topic.clone()).or_default().clone())).collect();
+        Waiting { topics: self, entries }
     }
 
-    /// Wakes everybody who waits for one of these.
+    /// Wakes all waiters for one of these.
     pub(super) fn wake(&self, topics: impl Iterator<Item = Topic>) {
         let all = self.lock();
         topics.filter_map(|topic| all.get(&topic)).for_each(|waiting| waiting.notify_waiters());
@@ -59,10 +60,10 @@ impl Topics {
 }
 
 impl Waiting<'_> {
-    /// Resolves when woken after this call, not after its first poll: what is looked at in between is not missed.
+    /// Resolves when woken after this call, not after its first poll: changes in between are not missed.
     pub(super) fn woken(&self) -> impl Future<Output = ()> + use<'_> {
         let all: Vec<_> = self
-            .held
+            .entries
             .iter()
             .map(|(_, notify)| {
                 let mut woken = Box::pin(notify.notified());
@@ -77,7 +78,7 @@ impl Waiting<'_> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         let mut all = self.topics.lock();
-        for (topic, notify) in self.held.drain(..) {
+        for (topic, notify) in self.entries.drain(..) {
             drop(notify);
             if all.get(&topic).is_some_and(|left| Arc::strong_count(left) == 1) {
                 all.remove(&topic);
@@ -91,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_topic_wakes_its_own_and_is_forgotten_with_the_last() {
+    fn a_topic_wakes_its_waiters_and_is_removed_with_the_last() {
         let topics = Topics::default();
         let service = |name: &str| Topic::Service(name.into());
         let (one, two) = (topics.wait(&[service("a"), Topic::Pairs]), topics.wait(&[service("a")]));

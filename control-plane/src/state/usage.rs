@@ -1,4 +1,4 @@
-//! The bytes of nodes and instances that each identity has registered, as the store holds them.
+//! The bytes of nodes and instances that each identity has registered, as stored.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -6,12 +6,12 @@ use std::collections::HashMap;
 use crate::identity::bounds::{self, Accounts, Exceeded};
 use crate::store::Table;
 
-/// Whose account a record is on: that of the identity, or of the catalog of a namespace where there is none.
+/// The account of a record: that of the identity, or if there is none, of the catalog of a namespace.
 pub(super) fn account<'a>(identity: &'a str, namespace: &str) -> Cow<'a, str> {
     if identity.is_empty() { format!("the catalog of {namespace}").into() } else { identity.into() }
 }
 
-/// Of all identities.
+/// The usage of all identities.
 #[derive(Debug, Default)]
 pub(super) struct Usage {
     /// Identity and bytes of each record.
@@ -20,24 +20,24 @@ pub(super) struct Usage {
 }
 
 impl Usage {
-    /// A record of an identity is in the store, with so many bytes.
+    /// Adds or replaces a record of an identity, with its bytes.
     pub(super) fn put(&mut self, table: Table, key: &str, identity: &str, bytes: usize) {
         self.remove(table, key);
         self.accounts.add(identity, usize::from(table == Table::Nodes), bytes);
         self.records.insert((table, key.to_owned()), (identity.to_owned(), bytes));
     }
 
-    /// A record has gone.
+    /// Removes a record.
     pub(super) fn remove(&mut self, table: Table, key: &str) {
         if let Some((identity, bytes)) = self.records.remove(&(table, key.to_owned())) {
             self.accounts.subtract(&identity, usize::from(table == Table::Nodes), bytes);
         }
     }
 
-    /// Whether an identity may write a record of so many bytes.
+    /// Whether an identity may write a record of this size.
     ///
     /// # Errors
-    /// Says which budget is used up.
+    /// If a budget is exceeded; the error names it.
     pub(super) fn admit(&self, table: Table, key: &str, identity: &str, bytes: usize) -> Result<(), Exceeded> {
         let held = self.accounts.of(identity);
         let old = self.records.get(&(table, key.to_owned())).filter(|(of, _)| of == identity);
@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_identity_registers_so_much_and_others_as_before() {
+    fn the_registration_budget_is_per_identity() {
         let mut registered = Usage::default();
         let half = bounds::REGISTERED / 2;
         registered.put(Table::Nodes, "n1", "a", 100);
@@ -68,7 +68,7 @@ mod tests {
         assert_eq!(registered.admit(Table::Registrations, "default/n1/j", "a", half - 100), Ok(()));
         let refused = registered.admit(Table::Registrations, "default/n1/j", "a", half).unwrap_err().0;
         assert!(refused.contains("a has registered 16777316 bytes"), "{refused}");
-        // What replaces a record counts for what it has more.
+        // A replacement counts with the additional bytes.
         assert_eq!(registered.admit(Table::Registrations, "default/n1/i", "a", 2 * half - 100), Ok(()));
         assert_eq!(registered.admit(Table::Registrations, "default/n2/j", "b", half), Ok(()));
         registered.remove(Table::Registrations, "default/n1/i");

@@ -10,10 +10,10 @@ use super::{Mesh, RETRY};
 use crate::store::{self, Condition, MAX_OPS, Op, Table};
 use weft_world::Keep;
 
-/// Writes what changes, for as long as somebody holds the mesh.
+/// Writes changes, for as long as the mesh is in use.
 pub(super) async fn keep(mesh: Weak<Mesh>, changed: Arc<Notify>) {
     loop {
-        // Looked up now and then: the mesh may be wanted by nobody any more.
+        // Periodically, because the mesh may not be in use any more.
         let _ = tokio::time::timeout(10 * RETRY, changed.notified()).await;
         {
             let Some(mesh) = mesh.upgrade() else { return };
@@ -28,10 +28,10 @@ pub(super) async fn keep(mesh: Weak<Mesh>, changed: Arc<Notify>) {
 }
 
 impl Mesh {
-    /// Writes them; on failure what is left to be written.
+    /// Writes changes; on failure returns those that are not written.
     async fn keep_virtual_ips(&self, mut changed: Vec<Keep>) -> Result<(), (store::Error, Vec<Keep>)> {
-        // Many at a time, each with its condition; where another control plane was faster, one by one: what that one has
-        // chosen is taken up by the watch.
+        // Many at a time, each with its condition; if another control plane was faster, one by one: its choice arrives
+        // by the watch.
         while !changed.is_empty() {
             let batch: Vec<Keep> = changed.drain(..changed.len().min(MAX_OPS)).collect();
             let result = match self.try_keep(&batch).await {

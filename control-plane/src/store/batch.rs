@@ -1,11 +1,11 @@
-//! Changes that belong together: one transaction where the store takes them as one, else as few as it takes.
+//! Changes that belong together: one transaction if the store accepts it, else as few as possible.
 //!
-//! The embedded store takes a whole apply or restore at once, all or nothing. etcd bounds the operations and the bytes of
-//! a request; a larger batch is divided there, and one that fails halfway says where, so that the part can be named.
+//! The embedded store accepts a whole apply or restore at once, all or nothing. etcd bounds the operations and the
+//! bytes of a request; a larger batch is divided there, and one that fails halfway reports its progress.
 
 use super::{Error, Op};
 
-/// What one transaction of a store takes at most.
+/// The bounds of one transaction of a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Conditions, and operations.
@@ -18,13 +18,13 @@ pub struct Limits {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}", self.text())]
 pub struct Interrupted {
-    /// Changes that are made, from the first on.
+    /// Number of completed changes, from the first on.
     pub done: usize,
-    /// Changes after those of which it is unknown whether they are made.
+    /// Number of following changes with an unknown outcome.
     pub unknown: usize,
-    /// All.
+    /// Number of all changes.
     pub total: usize,
-    /// What the store said.
+    /// The store's error.
     pub error: Error,
 }
 
@@ -34,7 +34,7 @@ impl Interrupted {
         match (*done, *unknown) {
             (0, 0) => format!("{error}; nothing was changed"),
             (0, _) if unknown == total => format!("{error}; it may have been done, and can be repeated"),
-            (_, 0) => format!("{error}; the first {done} of {total} changes were made, the others not"),
+            (_, 0) => format!("{error}; the first {done} of {total} changes were made, the others were not"),
             (_, _) => format!(
                 "{error}; the first {done} of {total} changes were made, the next {unknown} may have been, the others not"
             ),
@@ -45,7 +45,7 @@ impl Interrupted {
 /// Makes the changes of a batch, in as few transactions as the limits allow, each by `write`.
 ///
 /// # Errors
-/// That of the first transaction that failed, and how far the batch came; those after it are not tried.
+/// If a transaction fails: its error, and the progress of the batch; later ones are not tried.
 pub async fn write<F>(ops: Vec<Op>, limits: Limits, mut write: impl FnMut(Vec<Op>) -> F) -> Result<(), Interrupted>
 where
     F: Future<Output = Result<(), Error>>,
@@ -75,7 +75,7 @@ fn divide(ops: Vec<Op>, limits: Limits) -> Vec<Vec<Op>> {
                 room = limits;
             }
         }
-        // One that is too large by itself is refused by the store, in its words.
+        // A change that is too large by itself is refused by the store, with its error.
         room = Limits { ops: room.ops.saturating_sub(1), bytes: room.bytes.saturating_sub(size) };
     }
     parts
@@ -106,7 +106,7 @@ mod tests {
             for part in &parts {
                 prop_assert!(!part.is_empty() && part.len() <= 5 && part.iter().map(size).sum::<usize>() <= 500);
             }
-            // None is smaller than it has to be.
+            // The number of parts is minimal.
             for pair in parts.windows(2) {
                 let with_next: usize = pair[0].iter().chain(&pair[1][..1]).map(size).sum();
                 prop_assert!(pair[0].len() == 5 || with_next > 500);
@@ -115,11 +115,11 @@ mod tests {
     }
 
     #[test]
-    fn what_was_made_is_named() {
+    fn an_interrupted_batch_reports_its_progress() {
         let text = |done, unknown| Interrupted { done, unknown, total: 9, error: Error::LeaseEnded }.to_string();
         assert!(text(0, 0).ends_with("nothing was changed"));
         assert!(text(0, 9).ends_with("it may have been done, and can be repeated"));
-        assert!(text(5, 0).ends_with("the first 5 of 9 changes were made, the others not"));
+        assert!(text(5, 0).ends_with("the first 5 of 9 changes were made, the others were not"));
         assert!(text(5, 3).ends_with("the first 5 of 9 changes were made, the next 3 may have been, the others not"));
     }
 }

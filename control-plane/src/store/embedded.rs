@@ -1,10 +1,11 @@
 //! The embedded store: one redb file that only its owner can read.
 //!
-//! All writes go through one thread that commits the queued ones together, so that a burst of registrations costs one fsync
-//! and not one each. An acknowledged write is on disk, and watchers are notified before it is acknowledged.
+//! All writes go through one thread that commits the queued ones together, so that a burst of registrations costs one
+//! fsync and not one each. An acknowledged write is on disk, and watchers are notified before it is acknowledged.
 //!
-//! After a write that the disk refuses the database takes no other until it is opened anew. The writer opens it at once,
-//! and repeats that until a write of some size succeeds: a full disk costs the writes made meanwhile and no restart.
+//! After a write that the disk refuses, the database accepts no other until it is reopened. The writer reopens it at
+//! once, and repeats that until a write of some size succeeds: a full disk costs the writes made meanwhile and no
+//! restart.
 
 mod file;
 mod writer;
@@ -25,7 +26,8 @@ use super::{Condition, Error, Op, Record, Store, Table, Watch};
 use file::{Place, RECORDS, Storage};
 use writer::Writer;
 
-/// Requests that may wait for the writer before callers wait in turn, and changes for a watcher before the writer does.
+/// Bound on the requests that wait for the writer before callers have to wait, and on the changes for a watcher before
+/// the writer has to.
 const QUEUE: usize = 1024;
 
 /// A handle on the store; clones share it.
@@ -43,22 +45,22 @@ type Db = RwLock<Option<Database>>;
 enum Request {
     Txn(Vec<Condition>, Vec<Op>, oneshot::Sender<Result<Option<u64>, Error>>),
     Grant(Duration, oneshot::Sender<Result<u64, Error>>),
-    /// Ends a lease whose time is up, or in any case.
+    /// Ends a lease: always, or only if it has expired.
     End(u64, bool, oneshot::Sender<Result<(), Error>>),
     Watch(oneshot::Sender<Result<Watch, Error>>),
-    /// Sees whether the disk takes writes again.
+    /// Tests whether the disk accepts writes again.
     Recover,
 }
 
-/// Of one transaction, which is in memory until it is on disk: more than any mesh's whole state.
+/// Bounds of one transaction, which is in memory until it is on disk: more than the whole state of any mesh.
 const LIMITS: Limits = Limits { ops: 1_000_000, bytes: 1 << 30 };
-/// Pause between tries to write again, which doubles up to the longest: each verifies the whole file (2 ms a megabyte).
+/// Pause between attempts to write, which doubles up to the longest: each verifies the whole file (2 ms a megabyte).
 const RETRY: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(8);
 
-/// What runs out when. Only the writer adds and removes leases and keys.
+/// Leases with their ends and keys. Only the writer adds and removes them.
 #[derive(Default)]
 struct Leases {
-    held: Mutex<HashMap<u64, Lease>>,
+    leases_by_id: Mutex<HashMap<u64, Lease>>,
     added: Notify,
 }
 
@@ -70,7 +72,7 @@ struct Lease {
 
 impl Leases {
     fn lock(&self) -> MutexGuard<'_, HashMap<u64, Lease>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        self.leases_by_id.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -78,7 +80,7 @@ impl Embedded {
     /// Opens or creates the store in `dir`. Within a tokio runtime.
     ///
     /// # Errors
-    /// When the folder cannot be made, or the file is another process's, damaged or not ours.
+    /// If the folder cannot be created, or the file is in use by another process, damaged or not a store.
     pub fn open(dir: &Path) -> Result<Embedded> {
         Embedded::open_with(dir, file::plain())
     }
@@ -88,7 +90,7 @@ impl Embedded {
         let mut place = Place::new(dir, storage, health.clone())?;
         let opened = place.open()?;
         let db = Arc::new(RwLock::new(Some(opened.db)));
-        let leases = Arc::new(Leases { held: Mutex::new(opened.leases), added: Notify::new() });
+        let leases = Arc::new(Leases { leases_by_id: Mutex::new(opened.leases), added: Notify::new() });
         let (requests, queue) = mpsc::channel(QUEUE);
         let writer = Writer::new(db.clone(), place, leases.clone(), opened.revision, health.clone());
         std::thread::Builder::new().name("store".into()).spawn(move || writer.run(queue))?;
@@ -127,8 +129,8 @@ impl Store for Embedded {
     }
 
     async fn keep_alive(&self, lease: u64) -> Result<bool, Error> {
-        let mut held = self.leases.lock();
-        let Some(lease) = held.get_mut(&lease) else { return Ok(false) };
+        let mut leases_by_id = self.leases.lock();
+        let Some(lease) = leases_by_id.get_mut(&lease) else { return Ok(false) };
         lease.ends = Instant::now() + lease.ttl;
         Ok(true)
     }
@@ -150,7 +152,7 @@ impl Store for Embedded {
     }
 }
 
-/// Ends leases when their time is up, for as long as the store is there.
+/// Ends expired leases, for as long as the store exists.
 async fn end_leases(leases: Arc<Leases>, requests: mpsc::WeakSender<Request>) {
     loop {
         let next = leases.lock().iter().min_by_key(|(_, lease)| lease.ends).map(|(id, lease)| (*id, lease.ends));
@@ -170,13 +172,13 @@ async fn end_leases(leases: Arc<Leases>, requests: mpsc::WeakSender<Request>) {
         let sent = requests.send(Request::End(id, false, done)).await;
         drop(requests);
         if sent.is_err() || !matches!(ended.await, Ok(Ok(()))) {
-            // The disk refuses: it is tried again.
+            // The disk refuses: it is repeated.
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
     }
 }
 
-/// Has the writer try again while writes fail, for as long as the store is there.
+/// Makes the writer try again while writes fail, for as long as the store exists.
 async fn recover(health: Arc<Health>, requests: mpsc::WeakSender<Request>) {
     let mut pause = *RETRY.start();
     loop {

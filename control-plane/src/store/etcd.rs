@@ -1,7 +1,8 @@
 //! The store for several control planes: etcd, version 3.4 or later, under a prefix of its own.
 //!
-//! etcd's revisions, transactions, leases and watches are used as they are. Added is a watch that continues over broken
-//! connections, and ends only when etcd has compacted the history that it missed. [`connect`] reaches the servers.
+//! etcd's revisions, transactions, leases and watches are used as they are. The addition is a watch that continues over
+//! broken connections, and ends only when etcd has compacted the history that it missed. [`connect`] reaches the
+//! servers.
 
 mod connect;
 
@@ -33,22 +34,22 @@ use super::{Change, Changes, Condition, Error, MAX_OPS, Op, Record, Store, Table
 pub use connect::Access;
 use connect::{Servers, Session};
 
-/// A server that has not answered by then is left for the next: one that lost its leader answers late or never.
+/// Timeout of a server, after which the next one is tried: one that lost its leader answers late or never.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// A request that may be made again has failed for good by then: an election takes a second or two.
+/// Time after which a repeatable request has failed: an election takes a second or two.
 const PERSISTENCE: Duration = Duration::from_secs(8);
-/// Pause before a request is made, or a broken watch is taken up, again.
+/// Pause before a request is repeated or a broken watch is restored.
 const RETRY: Duration = Duration::from_millis(200);
-/// etcd takes 128 operations (`--max-txn-ops`) and 1.5 MiB (`--max-request-bytes`) a request unless told otherwise.
+/// etcd accepts 128 operations (`--max-txn-ops`) and 1.5 MiB (`--max-request-bytes`) a request by default.
 const LIMITS: Limits = Limits { ops: MAX_OPS, bytes: 1 << 20 };
-/// Pause between tries to write while etcd refuses.
+/// Pause between attempts to write while etcd refuses.
 const RECOVERY: Duration = Duration::from_secs(2);
-/// Life of the lease that such a try asks for, seconds.
+/// Life of the lease that such an attempt requests, seconds.
 const PROBE_TTL: i64 = 5;
-/// The way out of etcd's NOSPACE alarm.
+/// The remedy for etcd's NOSPACE alarm.
 const NO_SPACE: &str = "its alarm NOSPACE refuses every write until its data are below --quota-backend-bytes again: \
                         compact and defragment it, or raise the quota, then run `etcdctl alarm disarm`";
-/// Changes that may wait for a watcher before it is etcd that waits.
+/// Bound on the changes that wait for a watcher before etcd has to wait.
 const QUEUE: usize = 1024;
 /// Records of one page of a listing.
 const PAGE: i64 = 1000;
@@ -67,12 +68,12 @@ impl Etcd {
     /// Connects to `etcd://host:port[,host:port...][/prefix]`.
     ///
     /// # Errors
-    /// When the address makes no sense, a file cannot be read, or no server answers.
+    /// If the address is invalid, a file cannot be read, or no server answers.
     pub async fn connect(url: &str, access: &Access) -> Result<Etcd> {
         let (servers, prefix) = parse(url)?;
         let names = servers.join(", ");
         let etcd = Etcd { servers: Arc::new(Servers::new(servers, access)?), prefix, health: Arc::default() };
-        // Connections are made when they are first used: one that leads nowhere is to be told of now.
+        // Connections are made when they are first used: an unreachable server must be reported now.
         etcd.get(Table::Secrets, "ca").await.with_context(|| format!("cannot use etcd at {names}"))?;
         tokio::spawn(recover(etcd.clone()));
         Ok(etcd)
@@ -82,7 +83,7 @@ impl Etcd {
         format!("{}{}", self.prefix, table.path(key)).into_bytes()
     }
 
-    /// The record of a key, unless it is not ours.
+    /// The record of a key, if the key has this store's prefix.
     fn record(&self, kv: &KeyValue) -> Option<(Table, Record)> {
         let path = std::str::from_utf8(&kv.key).ok()?;
         let (table, key) = Table::split(path.strip_prefix(&self.prefix)?)?;
@@ -96,7 +97,7 @@ impl Etcd {
         Some((table, record))
     }
 
-    /// The first key that is after all those with our prefix, which ends with a slash.
+    /// The first key after all those with the prefix, which ends with a slash.
     fn end(&self) -> Vec<u8> {
         let mut end = self.prefix.clone().into_bytes();
         if let Some(last) = end.last_mut() {
@@ -113,7 +114,7 @@ impl Etcd {
         .await
     }
 
-    /// Everything under our prefix, at one revision.
+    /// All records under the prefix, at one revision.
     async fn list(&self) -> Result<(i64, Vec<(Table, Record)>), Error> {
         let (mut records, mut key, mut revision) = (Vec::new(), self.prefix.clone().into_bytes(), 0);
         loop {
@@ -130,7 +131,7 @@ impl Etcd {
         }
     }
 
-    /// Asks what may be asked twice, until a server answers.
+    /// Makes a repeatable request, until a server answers.
     async fn ask<T, F>(&self, request: impl Fn(Session) -> F) -> Result<T, Error>
     where
         F: Future<Output = Result<tonic::Response<T>, Status>>,
@@ -144,7 +145,7 @@ impl Etcd {
         }
     }
 
-    /// Asks a server, in time; one that does not do its work is left for the next.
+    /// Makes a request to one server, with a timeout; after a failure of the server the next one is used.
     async fn ask_once<T, F>(&self, request: impl FnOnce(Session) -> F) -> Result<T, Error>
     where
         F: Future<Output = Result<tonic::Response<T>, Status>>,
@@ -167,7 +168,7 @@ impl Etcd {
             self.health.report_failure(&reason, 1);
             return Err(Error::Unavailable(reason));
         }
-        // What a server understood and refused any other would refuse.
+        // A request that one server refuses as invalid would be refused by any other.
         let refused = matches!(status.code(), Code::InvalidArgument | Code::PermissionDenied | Code::ResourceExhausted);
         if refused {
             return Err(Error::Unavailable(status.message().to_owned()));
@@ -190,7 +191,7 @@ impl Etcd {
         Ok((requests, self.ask_once(ask).await?))
     }
 
-    /// Passes changes on from revision `next`, until nobody listens or history is lost.
+    /// Forwards changes from revision `next`, until the receiver is gone or history is lost.
     async fn follow(self, mut next: i64, changes: mpsc::Sender<Changes>) {
         while let WatchEnd::Broken(why) = self.follow_once(&mut next, &changes).await {
             tracing::warn!("the watch of etcd broke off and is taken up again: {why}");
@@ -219,7 +220,7 @@ impl Etcd {
                 Err(status) => return WatchEnd::Broken(status.message().to_owned()),
             };
             if response.compact_revision > 0 {
-                tracing::warn!("etcd has compacted what this control plane missed: all is read anew");
+                tracing::warn!("etcd has compacted changes that this control plane missed: reading everything again");
                 return WatchEnd::Ended;
             }
             if response.canceled {
@@ -229,8 +230,8 @@ impl Etcd {
             for events in response.events.chunk_by(|a, b| revision_of_event(a) == revision_of_event(b)) {
                 let revision = events.first().map_or(0, revision_of_event);
                 let changed = events.iter().filter_map(|event| self.change(event));
-                let told = Changes { revision: unsigned(revision), changes: changed.collect() };
-                if changes.send(told).await.is_err() {
+                let message = Changes { revision: unsigned(revision), changes: changed.collect() };
+                if changes.send(message).await.is_err() {
                     return WatchEnd::Ended;
                 }
                 *next = revision + 1;
@@ -245,7 +246,7 @@ impl Etcd {
     }
 }
 
-/// Why a watch is not followed any more.
+/// The reason why a watch ends.
 enum WatchEnd {
     Ended,
     Broken(String),
@@ -276,7 +277,7 @@ impl Store for Etcd {
         });
         let success = success.map(|request| RequestOp { request: Some(request) }).collect();
         let txn = TxnRequest { compare, success };
-        // One with conditions that was done and not answered would be refused the second time.
+        // A conditional transaction that was done without an answer would be refused the second time.
         let once = !txn.compare.is_empty();
         let ask = |session: Session| {
             let txn = txn.clone();
@@ -336,8 +337,8 @@ impl Store for Etcd {
     }
 }
 
-/// Sees whether etcd takes writes again, after each time that it refused one. A lease is refused as a record is, and
-/// leaves nothing behind.
+/// Tests whether etcd accepts writes again, after each refused one. A lease is refused like a record, and leaves
+/// nothing behind.
 async fn recover(etcd: Etcd) {
     loop {
         etcd.health.failure().await;

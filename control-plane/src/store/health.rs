@@ -1,7 +1,7 @@
-//! Whether a store takes writes: one place for the log, `weftctl status`, readiness and metrics.
+//! Whether a store accepts writes: one place for the log, `weftctl status`, readiness and metrics.
 //!
-//! Reads are answered from memory in any state of the disk, so a store that takes no writes would go unnoticed until a
-//! record is missing. Each store reports its failures and recoveries here.
+//! Reads are answered from memory in any state of the disk, so a store that accepts no writes would go unnoticed until
+//! a record is missing. Each store reports its failures and recoveries here.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -19,30 +19,30 @@ pub struct Health {
     failed: Notify,
 }
 
-/// Why a store takes no writes.
+/// The reason why a store accepts no writes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     /// Cause, place and remedy.
     pub reason: String,
-    /// When the first write failed.
+    /// Time of the first failed write.
     pub since: Instant,
 }
 
 impl Problem {
-    /// For how long it has lasted.
+    /// How long it has lasted.
     pub fn age(&self) -> Duration {
         self.since.elapsed()
     }
 }
 
 impl Health {
-    /// Reports that the store refused so many writes. The log has one line for each cause.
+    /// Reports the number of writes that the store refused. The log has one line for each cause.
     pub fn report_failure(&self, reason: &str, writes: usize) {
         self.count_refused(writes);
         let mut problem = self.lock();
         let since = problem.as_ref().map(|problem| problem.since);
         if problem.as_ref().is_none_or(|problem| problem.reason != reason) {
-            tracing::error!("the store takes no writes: {reason}");
+            tracing::error!("the store accepts no writes: {reason}");
         }
         *problem = Some(Problem { reason: reason.to_owned(), since: since.unwrap_or_else(Instant::now) });
         drop(problem);
@@ -51,24 +51,24 @@ impl Health {
         }
     }
 
-    /// Counts writes that were refused for the reason that is known.
+    /// Counts writes that were refused for the known reason.
     pub(super) fn count_refused(&self, writes: usize) {
         self.failures.fetch_add(writes as u64, Ordering::Relaxed);
     }
 
-    /// Reports that writes are taken again.
+    /// Reports that writes are accepted again.
     pub fn report_recovery(&self) {
         if let Some(problem) = self.lock().take() {
-            tracing::warn!("the store takes writes again, after {} s", problem.age().as_secs());
+            tracing::warn!("the store accepts writes again, after {} s", problem.age().as_secs());
         }
     }
 
-    /// Counts a store that was opened damaged and went back to an older state.
+    /// Counts a damaged store that was reset to an older state.
     pub fn count_repair(&self) {
         self.repairs.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Why no writes are taken; `None`: they are.
+    /// The reason why no writes are accepted; `None`: they are.
     pub fn problem(&self) -> Option<Problem> {
         self.lock().clone()
     }

@@ -2,9 +2,9 @@
 //! watch.
 //!
 //! The whole control plane uses this one form. State is in memory and follows the watch, so one control plane over
-//! [`embedded`] and several over [`etcd`] run the same code. The revision of a record is the index that Consul's clients
-//! see. Heartbeats and results of probes are never written, only changes of state; a record that must end with its writer
-//! is bound to a lease.
+//! [`embedded`] and several over [`etcd`] run the same code. The revision of a record is the index in Consul's API.
+//! Heartbeats and results of probes are never written, only changes of state; a record that must end with its writer is
+//! bound to a lease.
 
 pub mod batch;
 pub mod embedded;
@@ -24,9 +24,9 @@ pub enum Table {
     Registrations,
     /// Sidecars and other registrants, by node name.
     Nodes,
-    /// Who speaks for a node now, by node name; leased.
+    /// The session that is responsible for a node, by node name; leased.
     Alive,
-    /// Policies given through the API, by `<kind>/<namespace>/<name>`.
+    /// Policies applied through the API, by `<kind>/<namespace>/<name>`.
     Policies,
     /// The CA's key and roots, the key that signs tokens.
     Secrets,
@@ -38,9 +38,9 @@ pub enum Table {
     Sessions,
     /// Sessions with a time to live, by id; leased.
     SessionAlive,
-    /// Keys whose lock may not be taken yet; leased.
+    /// Keys in their lock delay; leased.
     LockDelays,
-    /// What other data centres export, by their names.
+    /// Exports of other data centres, by their names.
     Remotes,
     /// Consul's prepared queries, by `<namespace>/<id>`.
     Queries,
@@ -48,7 +48,7 @@ pub enum Table {
     Events,
     /// Consul's config entries, by `<namespace>/<kind>/<name>`.
     ConfigEntries,
-    /// Services that tokens with many grant, by the grant's name.
+    /// Services of tokens with many of them, by the grant's name.
     Grants,
 }
 
@@ -72,7 +72,7 @@ impl Table {
         Table::Grants,
     ];
 
-    /// Its name, which keys begin with.
+    /// Its name, the prefix of its keys.
     pub fn name(self) -> &'static str {
         match self {
             Table::Registrations => "registrations",
@@ -93,7 +93,7 @@ impl Table {
         }
     }
 
-    /// Reads `<table>/<key>`; `None` for what is not ours.
+    /// Splits `<table>/<key>`; `None` for other forms.
     fn split(path: &str) -> Option<(Table, &str)> {
         let (name, key) = path.split_once('/')?;
         Table::ALL.into_iter().find(|table| table.name() == name).map(|table| (table, key))
@@ -109,9 +109,9 @@ impl Table {
 pub struct Record {
     /// Its key within its table.
     pub key: String,
-    /// What it holds.
+    /// Its value.
     pub value: Vec<u8>,
-    /// Revision that made it.
+    /// Revision that created it.
     pub created: u64,
     /// Revision that changed it last.
     pub modified: u64,
@@ -119,24 +119,24 @@ pub struct Record {
     pub lease: u64,
 }
 
-/// What must be true for a transaction to happen.
+/// A condition of a transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Condition {
-    /// Where the record is.
+    /// Its table.
     pub table: Table,
-    /// Which record.
+    /// Its key.
     pub key: String,
     /// Revision of its last change; 0: there is no such record.
     pub modified: u64,
 }
 
 impl Condition {
-    /// There is no such record.
+    /// The record does not exist.
     pub fn absent(table: Table, key: impl Into<String>) -> Condition {
         Condition { table, key: key.into(), modified: 0 }
     }
 
-    /// It is as it was at that revision.
+    /// The record is unchanged since that revision.
     pub fn unchanged(table: Table, key: impl Into<String>, modified: u64) -> Condition {
         Condition { table, key: key.into(), modified }
     }
@@ -147,21 +147,21 @@ impl Condition {
 pub enum Op {
     /// Create or replace.
     Put {
-        /// Where.
+        /// Its table.
         table: Table,
-        /// Which.
+        /// Its key.
         key: String,
-        /// With what.
+        /// Its value.
         value: Vec<u8>,
         /// The lease that it ends with; 0: none.
         lease: u64,
     },
-    /// Remove, whether or not it exists.
+    /// Removes a record, whether or not it exists.
     Delete(Table, String),
 }
 
 impl Op {
-    /// Creates or replaces a record that stays.
+    /// Creates or replaces a permanent record.
     pub fn put(table: Table, key: impl Into<String>, value: impl Into<Vec<u8>>) -> Op {
         Op::Put { table, key: key.into(), value: value.into(), lease: 0 }
     }
@@ -180,18 +180,18 @@ impl Op {
 /// Conditions and operations of one transaction that every store takes: etcd's own limit is 128.
 pub const MAX_OPS: usize = 100;
 
-/// What happened to one record.
+/// A change of one record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
-    /// Where.
+    /// Its table.
     pub table: Table,
-    /// Which.
+    /// Its key.
     pub key: String,
-    /// As it is now; `None`: it is gone.
+    /// The new record; `None`: it was removed.
     pub record: Option<Record>,
 }
 
-/// What one transaction changed.
+/// The changes of one transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Changes {
     /// Its revision.
@@ -205,17 +205,17 @@ pub struct Changes {
 pub struct Watch {
     /// The revision of `records`.
     pub revision: u64,
-    /// All there are.
+    /// All records.
     pub records: Vec<(Table, Record)>,
-    /// What changes from then on. It ends when changes were lost (etcd's history was compacted meanwhile) or the store has
-    /// stopped: watch anew and compare.
+    /// The following changes. It ends when changes were lost (etcd's history was compacted meanwhile) or the store has
+    /// stopped: watch again and compare.
     pub changes: mpsc::Receiver<Changes>,
 }
 
-/// Why a store did not do it. Nothing was changed then, but for [`Error::Unknown`].
+/// The reason why a store did not do a request. Nothing was changed then, except with [`Error::Unknown`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// The lease that a record was to be bound to has ended.
+    /// The lease for a record has ended.
     #[error("the lease has ended")]
     LeaseEnded,
     /// The disk or the servers refuse.
@@ -226,33 +226,33 @@ pub enum Error {
     Unknown(String),
 }
 
-/// What a store can do.
+/// The operations of a store.
 #[tonic::async_trait]
 pub trait Store: Send + Sync + 'static {
     /// One record.
     async fn get(&self, table: Table, key: &str) -> Result<Option<Record>, Error>;
 
-    /// Does all of `ops` or none, and returns when they are safe. Gives the revision, 0 when nothing had to be changed;
-    /// `None` when a condition does not hold. At most what [`Store::limits`] says.
+    /// Does all of `ops` or none, and returns when they are durable. Returns the revision, 0 if there was nothing to
+    /// change; `None` if a condition does not hold. Bounded by [`Store::limits`].
     async fn txn(&self, conditions: Vec<Condition>, ops: Vec<Op>) -> Result<Option<u64>, Error>;
 
-    /// A new lease: without a sign of life for `ttl` it ends, and the records that are bound to it with it. The store may
-    /// make it longer, to whole seconds. Timers start anew when the store does.
+    /// A new lease: unless it is renewed within `ttl` it ends, and with it the records that are bound to it. The store
+    /// may make it longer, to whole seconds. Timers restart with the store.
     async fn grant(&self, ttl: Duration) -> Result<u64, Error>;
 
-    /// A sign of life. False: it has ended.
+    /// Renews a lease. False: it has ended.
     async fn keep_alive(&self, lease: u64) -> Result<bool, Error>;
 
     /// Ends a lease now.
     async fn revoke(&self, lease: u64) -> Result<(), Error>;
 
-    /// All there is and every change from then on.
+    /// All records and every following change.
     async fn watch(&self) -> Result<Watch, Error>;
 
-    /// What one transaction takes.
+    /// The bounds of one transaction.
     fn limits(&self) -> batch::Limits;
 
-    /// Whether writes are taken.
+    /// Whether writes are accepted.
     fn health(&self) -> Arc<health::Health>;
 }
 

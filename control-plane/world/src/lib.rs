@@ -1,7 +1,7 @@
 //! The mesh as the control plane knows it, without I/O: no clock, no store, no socket.
 //!
-//! [`World`] holds policies, instances and the indexes between them. [`translate`] makes the messages that sidecars are sent
-//! out of it, and [`explain`] says what a request would meet.
+//! [`World`] holds policies, instances and the indexes between them. [`translate`] makes the messages for sidecars out
+//! of it, and [`explain`] explains the path of a request.
 
 pub mod explain;
 pub mod translate;

@@ -19,7 +19,7 @@ fn run(text: &str) -> (String, ExitCode) {
 }
 
 #[test]
-fn one_line_a_problem_and_a_summary() {
+fn problems_are_single_lines_with_a_summary() {
     let good = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: a}\nspec: {mtls: {mode: STRICT}}\n";
     assert_eq!(run(good), ("1 file: 1 document valid, 0 warnings\n".to_owned(), ExitCode::SUCCESS));
     let bad = good.replace("STRICT", "STRIKT");
@@ -65,7 +65,7 @@ fn join(count: usize, one: impl Fn(usize) -> String) -> String {
     (0..count).map(one).collect::<Vec<_>>().join("\n  ")
 }
 
-/// Texts of which a question asked of every pair would show, for a number of things.
+/// Texts for which a comparison of every pair would be visible in the time, for a number of things.
 fn many(count: usize) -> Vec<(&'static str, String)> {
     let all = |one: &dyn Fn(usize) -> String| (0..count).map(one).collect::<String>();
     let service = |n: usize, host: String| {
@@ -116,7 +116,7 @@ fn many(count: usize) -> Vec<(&'static str, String)> {
             routes(&|n| matching(format!("uri: {{prefix: /{}}}, method: {{exact: M{n}}}", "p".repeat(n % 200)))),
         ),
         ("routes by header", routes(&|n| matching(format!("headers: {{x: {{exact: v{n}}}}}")))),
-        // As costly as an expression gets: nearly too large, and too large.
+        // The most expensive expressions: nearly too large, and too large.
         ("expressions", routes(&|n| matching(format!("uri: {{regex: '/{n}/[a-z]{{1000}}'}}")))),
         (
             "expressions that are too large",
@@ -149,7 +149,7 @@ fn many(count: usize) -> Vec<(&'static str, String)> {
             ),
         ),
         (
-            "workloads and who selects them",
+            "workloads and their selectors",
             all(&|n| {
                 document(
                     "WorkloadEntry",
@@ -192,7 +192,7 @@ fn many(count: usize) -> Vec<(&'static str, String)> {
     ]
 }
 
-/// By this thread: what else the machine does is no part of it.
+/// CPU time of this thread: other work of the machine is not included.
 fn spent() -> Duration {
     let spent = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     Duration::new(spent.tv_sec as u64, spent.tv_nsec as u32)
@@ -206,7 +206,7 @@ fn time(text: &str) -> Duration {
     spent() - start
 }
 
-/// Four times as much takes about four times as long, and not sixteen times; where all is over soon, it does not matter.
+/// Four times the input takes about four times as long, and not sixteen times; short times are not compared.
 #[test]
 fn time_is_linear() {
     let mut slow = Vec::new();
@@ -224,9 +224,9 @@ fn time_is_linear() {
     assert!(slow.is_empty(), "{slow:#?}");
 }
 
-/// 100 ms for a thousand lines, and this is a build without optimisation on a machine that does other things.
+/// 100 ms for a thousand lines, for a build without optimisation on a busy machine.
 #[test]
-fn no_text_takes_long() {
+fn validation_of_any_text_is_fast() {
     let mut slow = Vec::new();
     for (what, text) in many(1000) {
         let thousands = text.lines().count().div_ceil(1000) as u32;
@@ -239,7 +239,7 @@ fn no_text_takes_long() {
 }
 
 #[test]
-fn what_may_be_right_is_shown_with_verbose_alone() {
+fn probable_mistakes_are_shown_with_verbose_only() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("p.yaml");
     std::fs::write(&file, document("DestinationRule", "r", "{host: registered-later}")).unwrap();

@@ -1,11 +1,11 @@
-//! Services of type ExternalName: chains that lead nowhere, and policies for a host that is only another one's alias.
+//! Services of type ExternalName: chains without an end, and policies for a host that is only an alias of another.
 
 use std::collections::HashMap;
 
 use crate::{Code, Document, Finding, Object, canonical};
 use crate::{MOST_ALIASES, fqdn};
 
-/// All of them; `documents` are sorted by age.
+/// Findings of this module; `documents` are sorted by age.
 pub(super) fn check<'a>(documents: &[&'a Document]) -> Vec<Finding<'a>> {
     let aliases: HashMap<String, (&Document, &str)> =
         documents.iter().filter_map(|document| Some((host(document), (*document, target(document)?)))).collect();
@@ -49,15 +49,15 @@ fn target(document: &Document) -> Option<&str> {
     }
 }
 
-/// A chain that comes back to where it was, or is longer than is followed.
+/// A chain that is a loop, or longer than the limit.
 fn endless<'a>(document: &'a Document, aliases: &HashMap<String, (&Document, &str)>) -> Option<Finding<'a>> {
     let mut chain = vec![host(document)];
     while let Some((_, target)) = chain.last().and_then(|last| aliases.get(last)) {
         let back = chain.iter().any(|host| host == target);
         chain.push((*target).to_owned());
         let text = match () {
-            () if back => "which is a loop: it has to end at a host that is no ExternalName Service",
-            () if chain.len() > MOST_ALIASES + 1 => "which is longer than is followed, 8 steps",
+            () if back => "which is a loop: it must end at a host that is not an ExternalName Service",
+            () if chain.len() > MOST_ALIASES + 1 => "which is longer than the limit of 8 steps",
             () => continue,
         };
         let text = format!("`externalName` leads from {}, {text}", chain.join(" to "));
@@ -92,7 +92,7 @@ mod tests {
         assert!(found.iter().all(|(severity, text)| *severity == Severity::Error && text.contains("which is a loop")));
         let long: String = (0..9).map(|n| alias(&format!("a{n}"), &host(&format!("a{}", n + 1)))).collect();
         let found = problems(&long);
-        assert!(found.len() == 1 && found[0].1.contains("longer than is followed"), "{found:?}");
+        assert!(found.len() == 1 && found[0].1.contains("longer than the limit"), "{found:?}");
     }
 
     #[test]

@@ -1,10 +1,10 @@
-//! Routes of connections that none takes, because an earlier one takes all that they could have.
+//! Connection routes that are unreachable, because an earlier route takes all of their connections.
 
 use std::collections::{BTreeMap, HashMap};
 
 use crate::{Code, ConnectionMatch, ConnectionRoute, Document, Finding, VirtualService};
 
-/// Earlier matches that one is compared with.
+/// Bound on the earlier matches that a match is compared with.
 const MOST: usize = 200;
 
 /// The routes and matches of `service` for connections that have no effect.
@@ -20,17 +20,17 @@ type Matches<'a> = Vec<(&'a ConnectionMatch, (usize, u32))>;
 fn of_list<'a>(document: &'a Document, list: &str, routes: &'a [ConnectionRoute]) -> Vec<Finding<'a>> {
     let mut findings = Vec::new();
     let mut earlier: Matches<'_> = Vec::new();
-    // Most are told apart by their server names, and equal ones are found whatever their number.
+    // Most matches differ by their server names; equal ones are found whatever their number.
     let mut equal: HashMap<Vec<&str>, Matches<'_>> = HashMap::new();
     let mut all: Option<(usize, u32)> = None;
     for (n, route) in routes.iter().enumerate() {
         let here = (n, route.place.line);
-        let mut found: Vec<Option<(usize, u32)>> = Vec::new();
+        let mut covering: Vec<Option<(usize, u32)>> = Vec::new();
         for one in &route.matches {
             let same = equal.entry(names(one)).or_default();
             let compared = same.iter().chain(&earlier).take(2 * MOST);
             let by = compared.filter(|(other, _)| within(other, one)).map(|(_, at)| *at).min();
-            found.push(all.or(by));
+            covering.push(all.or(by));
             if same.len() < MOST {
                 same.push((one, here));
             }
@@ -38,18 +38,18 @@ fn of_list<'a>(document: &'a Document, list: &str, routes: &'a [ConnectionRoute]
                 earlier.push((one, here));
             }
         }
-        let mut told =
+        let mut report =
             |path: String, text: String| findings.push(Finding::warning(document, path, Code::Unreachable, text));
-        let first = if route.matches.is_empty() { all } else { found.iter().copied().min().flatten() };
-        if let Some((_, by)) = first.filter(|_| found.iter().all(Option::is_some)) {
-            told(format!("{list}[{n}]"), format!("never reached: the route at line {by} matches all that this does"));
+        let first = if route.matches.is_empty() { all } else { covering.iter().copied().min().flatten() };
+        if let Some((_, by)) = first.filter(|_| covering.iter().all(Option::is_some)) {
+            report(format!("{list}[{n}]"), format!("never reached: the route at line {by} matches all that this does"));
         } else {
-            for (m, (at, by)) in found.iter().enumerate().filter_map(|(m, by)| Some((m, (*by)?))) {
+            for (m, (at, by)) in covering.iter().enumerate().filter_map(|(m, by)| Some((m, (*by)?))) {
                 let text = match at == n {
                     true => "without effect: another match of this route takes all that this does".to_owned(),
                     false => format!("without effect: the route at line {by} matches all that this does"),
                 };
-                told(format!("{list}[{n}].match[{m}]"), text);
+                report(format!("{list}[{n}].match[{m}]"), text);
             }
         }
         if route.matches.is_empty() && all.is_none() {
@@ -65,8 +65,8 @@ fn names(one: &ConnectionMatch) -> Vec<&str> {
     names
 }
 
-/// Whether `outer` takes every connection that `inner` does. Server names are looked for by Envoy from the most exact to the
-/// least, so that an earlier wildcard takes nothing from a later name within it.
+/// Whether `outer` takes every connection that `inner` does. Envoy looks server names up from the most to the least
+/// specific, so that an earlier wildcard takes nothing from a later name within it.
 fn within(outer: &ConnectionMatch, inner: &ConnectionMatch) -> bool {
     let named = |name: &String| outer.server_names.iter().any(|outer| outer == name);
     let subnets = |outer: &[String], inner: &[String]| {

@@ -9,10 +9,10 @@ use crate::{
     Action, Code, Destination, DestinationRule, Document, Finding, Object, VirtualService, canonical, nearest,
 };
 
-/// Namespaces whose rules for one subset are looked at: more of them than this for one host are not written by people.
+/// Bound on the namespaces that are compared for one subset; policies written by people have fewer.
 const MOST: usize = 16;
 
-/// All of them; `documents` are sorted by age.
+/// Findings of this module; `documents` are sorted by age.
 pub(super) fn check<'a>(documents: &[&'a Document]) -> Vec<Finding<'a>> {
     let (rules, ports) = (Rules::of(documents), Ports::of(documents));
     let mut findings = Vec::new();
@@ -36,7 +36,7 @@ pub(super) fn check<'a>(documents: &[&'a Document]) -> Vec<Finding<'a>> {
     findings
 }
 
-/// Where routes lead, with the paths at which they are written.
+/// Destinations of routes, with the paths of their fields.
 pub fn destinations(service: &VirtualService) -> impl Iterator<Item = (String, &Destination)> {
     let http = service.http.iter().enumerate().filter_map(|(n, route)| match &route.action {
         Action::Forward(forward) => Some((n, forward)),
@@ -58,7 +58,7 @@ pub fn destinations(service: &VirtualService) -> impl Iterator<Item = (String, &
     http.chain(bytes)
 }
 
-/// Which subsets rules define, by host or pattern.
+/// The subsets that rules define, by host or pattern.
 #[derive(Default)]
 pub(super) struct Rules<'a> {
     /// By pattern, also of rules without subsets.
@@ -88,7 +88,7 @@ impl<'a> Rules<'a> {
         rules
     }
 
-    /// What is wrong with a route to a subset of `host`.
+    /// The problem of a route to a subset of `host`; `None`: there is none.
     pub(super) fn lacks<'b>(
         &self,
         document: &'b Document,
@@ -105,7 +105,7 @@ impl<'a> Rules<'a> {
         for pattern in patterns(host, true).filter(|pattern| self.subsets.contains_key(pattern)) {
             let key = (pattern, subset);
             for namespace in self.namespaces.get(&key).into_iter().flatten() {
-                // Of one namespace the most specific rule decides alone.
+                // In a namespace only the most specific rule applies.
                 match narrower.iter().find(|narrow| self.known.contains(&((*narrow).clone(), *namespace))) {
                     None => return None,
                     Some(narrow) => hidden = Some((key.0.clone(), narrow.clone())),
@@ -119,7 +119,7 @@ impl<'a> Rules<'a> {
         }
         if let Some((wide, narrow)) = hidden {
             let text = format!(
-                "the DestinationRule of `{narrow}` has no subset `{subset}`, and comes before that of `{wide}`, which has"
+                "the DestinationRule of `{narrow}` has no subset `{subset}`, and takes precedence over that of `{wide}`, which has it"
             );
             return Some(Finding::error(document, path, Code::UndefinedSubset, text));
         }
@@ -134,7 +134,7 @@ impl<'a> Rules<'a> {
     }
 }
 
-/// Which ports documents declare, by host or pattern.
+/// The ports that documents declare, by host or pattern.
 #[derive(Default)]
 pub(super) struct Ports<'a> {
     documents: HashMap<String, &'a Document>,
@@ -145,10 +145,10 @@ impl<'a> Ports<'a> {
     pub(super) fn of(documents: &[&'a Document]) -> Self {
         let mut ports = Ports::default();
         let services = documents.iter().filter(|document| matches!(document.object, Object::Service(_)));
-        // A host's Service comes before its ServiceEntry.
+        // A host's Service takes precedence over its ServiceEntry.
         for document in services.chain(documents) {
             let (hosts, numbers): (Vec<String>, Vec<u32>) = match &document.object {
-                // Ports are those of the host that it stands for, or of its instances.
+                // Its ports are those of the host that it is an alias of, or of its instances.
                 Object::Service(service) if service.ports.is_empty() => continue,
                 Object::Service(service) => (
                     vec![fqdn(&document.name, &document.namespace)],
@@ -161,7 +161,8 @@ impl<'a> Ports<'a> {
             };
             for host in hosts {
                 let first = *ports.documents.entry(host.clone()).or_insert(document);
-                // ServiceEntries of a host and namespace are joined, and which of several namespaces' a client has is open.
+                // ServiceEntries of a host and namespace are joined. Between namespaces the choice depends on the
+                // client.
                 if first.kind == document.kind {
                     ports.numbers.entry(host).or_default().extend(&numbers);
                 }
@@ -179,14 +180,14 @@ impl<'a> Ports<'a> {
         self.get(host).is_some()
     }
 
-    /// Why `host` has no port `number`.
+    /// The error for a port `number` that `host` does not have.
     pub(super) fn lacks(&self, host: &str, number: u32) -> Option<String> {
         let (document, numbers) = self.get(host).filter(|(_, numbers)| !numbers.contains(&number))?;
         let known: Vec<String> = numbers.iter().take(MOST).map(u32::to_string).collect();
         Some(format!("{} has no port {number}; it has {}", document.reference(), known.join(", ")))
     }
 
-    /// Settings for ports that the host has not. A host pattern may have them elsewhere.
+    /// Settings for ports that the host does not have. Another host of a pattern may have them.
     fn unused<'b>(&self, document: &'b Document, rule: &DestinationRule) -> Vec<Finding<'b>> {
         let host = canonical(&rule.host, &document.namespace);
         if host.starts_with('*') {

@@ -1,7 +1,8 @@
-//! Gateways that get into each other's way: servers that cannot share a port, two for one host, one certificate in two places.
+//! Conflicts between Gateways: servers that cannot share a port, two servers for one host, one certificate in two
+//! places.
 //!
-//! Only Gateways that one workload may have count: those of which no label is wanted with two values. Of very many on one
-//! port the first are compared, so that the time stays linear.
+//! Only Gateways that one workload may have count: their selectors require no label with two different values. Of very
+//! many on one port only the first are compared, so that the time stays linear.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -10,10 +11,10 @@ use weft_proto::v1::{GatewayCertificate, GatewayProtocol};
 
 use crate::{Code, Document, Finding, Gateway, Object, Server};
 
-/// Servers that one is compared with.
+/// Bound on the servers that a server is compared with.
 const MOST: usize = 50;
 
-/// All of them; `documents` are sorted by age.
+/// Findings of this module; `documents` are sorted by age.
 pub(super) fn check<'a>(documents: &[&'a Document]) -> Vec<Finding<'a>> {
     let mut findings = Vec::new();
     let mut ports: HashMap<u32, Vec<At<'a>>> = HashMap::new();
@@ -40,9 +41,10 @@ pub(super) fn check<'a>(documents: &[&'a Document]) -> Vec<Finding<'a>> {
                         .any(|(ns, name)| name == host && (ns == namespace || ns.is_none() || namespace.is_none()))
                 };
                 if let Some(other) = at.conflict(of_host, same) {
-                    let text = format!("host `{host}` of port {} is that of {} already", server.port, other.named());
+                    let text =
+                        format!("host `{host}` of port {} is that of {} already", server.port, other.reference());
                     let path = format!("servers[{n}].hosts[{m}]");
-                    // Routes of plaintext are joined; TLS ends in one way alone.
+                    // Routes of plaintext servers are joined; TLS is terminated in one way only.
                     findings.push(match at.spoken() {
                         "HTTP" => Finding::warning(document, path, Code::ConflictingGateways, text),
                         _ => Finding::error(document, path, Code::ConflictingGateways, text),
@@ -56,7 +58,7 @@ pub(super) fn check<'a>(documents: &[&'a Document]) -> Vec<Finding<'a>> {
     findings
 }
 
-/// Finds other servers that show a certificate of this one.
+/// Finds other servers that present a certificate of this one.
 fn same_certificate<'a>(at: At<'a>, all: &mut HashMap<String, Vec<At<'a>>>, findings: &mut Vec<Finding<'a>>) {
     for (field, certificate) in named_certificates(at.server) {
         let of_certificate = all.entry(certificate).or_default();
@@ -64,7 +66,7 @@ fn same_certificate<'a>(at: At<'a>, all: &mut HashMap<String, Vec<At<'a>>>, find
             let text = format!(
                 "the certificate is that of {} too: clients that keep an HTTP/2 connection may use it for both, and be \
                  answered 404 or 421",
-                other.named()
+                other.reference()
             );
             let path = format!("servers[{}].tls.{field}", at.n);
             findings.push(Finding::warning(at.document, path, Code::DuplicateCertificate, text));
@@ -73,7 +75,8 @@ fn same_certificate<'a>(at: At<'a>, all: &mut HashMap<String, Vec<At<'a>>>, find
     }
 }
 
-/// Whether two sockets of one port exclude each other though their addresses differ: one takes what the other is for.
+/// Whether two sockets of one port exclude each other though their addresses differ: one would take the other's
+/// connections.
 fn overlap(one: Option<IpAddr>, other: Option<IpAddr>) -> bool {
     let takes = |one: Option<IpAddr>, other: Option<IpAddr>| match (one, other) {
         (None, _) => true,
@@ -89,7 +92,7 @@ fn remember<'a>(others: &mut Vec<At<'a>>, at: At<'a>) {
     }
 }
 
-/// The fields that name a server's certificates, and what they name.
+/// The fields that name a server's certificates, and their values.
 fn named_certificates(server: &Server) -> Vec<(&'static str, String)> {
     let all = server.tls.as_ref().map(|tls| tls.certificates.as_slice()).unwrap_or_default();
     let several = all.len() > 1;
@@ -103,7 +106,7 @@ fn named_certificates(server: &Server) -> Vec<(&'static str, String)> {
     all.iter().map(one).collect()
 }
 
-/// A server, where it is written.
+/// A server and its place.
 #[derive(Clone, Copy)]
 struct At<'a> {
     document: &'a Document,
@@ -113,50 +116,52 @@ struct At<'a> {
 }
 
 impl<'a> At<'a> {
-    /// The first of the others that a workload may have with it, and that is `wrong`.
+    /// The first of the other servers that a workload may have beside it and for which `wrong` holds.
     fn conflict<'o>(&self, others: &'o [At<'a>], wrong: impl Fn(&At<'a>) -> bool) -> Option<&'o At<'a>> {
         others
             .iter()
             .find(|other| meet(&self.gateway.selector, &other.gateway.selector) && !self.is(other) && wrong(other))
     }
 
-    /// Why it is not served beside the others of its port number.
+    /// The reason why it cannot share its port number with another server.
     fn cannot_share_with(&self, others: &[At<'a>]) -> Option<String> {
         let (port, bind) = (self.server.port, self.server.bind);
         if let Some(other) = self.conflict(others, |at| at.server.bind == bind && at.spoken() != self.spoken()) {
-            let (here, there, named) = (self.spoken(), other.spoken(), other.named());
-            return Some(format!("port {port} speaks {here} here and {there} at {named}: the younger is not served"));
+            let (here, there, reference) = (self.spoken(), other.spoken(), other.reference());
+            return Some(format!(
+                "port {port} speaks {here} here and {there} at {reference}: the younger is not served"
+            ));
         }
         let other = self.conflict(others, |at| overlap(at.server.bind, bind))?;
         Some(format!(
             "port {port} cannot be opened at all addresses and at one of them, as {} has it: the younger is not served",
-            other.named()
+            other.reference()
         ))
     }
 
-    /// Two texts of one object are told as what they are.
+    /// Whether both are the same server: two versions of one object are reported as duplicates elsewhere.
     fn is(&self, other: &At<'_>) -> bool {
         let key = |at: &At<'a>| (at.document.namespace.clone(), at.document.name.clone());
         !std::ptr::eq(self.document, other.document)
             && key(self) == (other.document.namespace.clone(), other.document.name.clone())
     }
 
-    /// What a port can speak in one way alone.
+    /// The group of protocols that exclude others on a port.
     fn spoken(&self) -> &'static str {
         match self.server.protocol {
             GatewayProtocol::GatewayHttp => "HTTP",
-            // Server names tell those that end here from those that do not.
+            // Server names distinguish terminated from passed-through connections.
             GatewayProtocol::GatewayHttps | GatewayProtocol::GatewayTls => "TLS",
             GatewayProtocol::GatewayTcp => "TCP",
         }
     }
 
-    fn named(&self) -> String {
+    fn reference(&self) -> String {
         format!("`servers[{}]` of {}", self.n, self.document.reference())
     }
 }
 
-/// Whether a workload may have all of both.
+/// Whether a workload can have all labels of both.
 fn meet(one: &BTreeMap<String, String>, other: &BTreeMap<String, String>) -> bool {
     one.iter().all(|(name, value)| other.get(name).is_none_or(|other| other == value))
 }

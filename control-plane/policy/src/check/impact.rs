@@ -1,9 +1,9 @@
-//! The documents that a change of a few can affect: only those are checked again, so that one changed file costs the same
-//! among ten thousand as alone.
+//! The documents that a change can affect: only those are checked again, so that the cost of one changed file does not
+//! depend on the number of files.
 //!
-//! For DestinationRules and VirtualServices the compared documents are known: objects of the same name, rules and routes of
-//! the same host, rules and ports of the hosts that routes lead to, and documents of other kinds, which never depend on
-//! rules and routes. Any other change is checked against everything.
+//! For DestinationRules and VirtualServices the compared documents are known: objects of the same name, rules and
+//! routes of the same host, rules and ports of the hosts that routes lead to, and documents of other kinds, which never
+//! depend on rules and routes. Any other change is checked against everything.
 
 use std::collections::HashSet;
 
@@ -11,17 +11,17 @@ use weft_core::names::patterns;
 
 use crate::{Action, Document, Object, VirtualService, canonical};
 
-/// A part of the documents that is to be checked together.
+/// A part of the documents, checked together.
 #[derive(Debug)]
 pub struct Impact<'a> {
     /// The documents, in their order.
     pub documents: Vec<&'a Document>,
-    /// The files whose problems the change can touch: of these, and only of these, the check of `documents` finds all.
+    /// The files whose problems the change can affect: the check of `documents` finds all problems of these files only.
     pub files: HashSet<&'a str>,
 }
 
-/// What a change can touch; `changed` are the old and the new versions, `all` is everything that is to be applied together.
-/// `None`: everything.
+/// The impact of a change; `changed` are the old and the new versions, `all` are all documents that are applied
+/// together. `None`: everything is checked.
 pub fn impact<'a>(changed: &[&'a Document], all: &[&'a Document]) -> Option<Impact<'a>> {
     if !changed.iter().all(|document| is_plain(document)) {
         return None;
@@ -61,16 +61,16 @@ fn delegates(service: &VirtualService) -> bool {
     service.http.iter().any(|route| matches!(route.action, Action::Delegate(_)))
 }
 
-/// So many first labels of hosts are compared one by one.
+/// Up to this many first labels of hosts are compared one by one.
 const FEW: usize = 32;
 
 /// Hosts that rules and routes of some documents name, in full.
 struct Hosts {
     rules: HashSet<String>,
     routes: HashSet<String>,
-    /// Where the routes lead.
+    /// Destinations of the routes.
     destinations: HashSet<String>,
-    /// The first labels of all of these; `None`: any, as there are many or a wildcard.
+    /// The first labels of all of these; `None`: any, because there are many or a wildcard.
     labels: Option<Vec<String>>,
 }
 
@@ -99,13 +99,13 @@ impl Hosts {
         hosts
     }
 
-    /// Whether `host` as written may be one of these. Most are none, and that is found without making their full names.
+    /// Whether `host` as written may be one of these. Most hosts are not, which is decided without building full names.
     fn may_have(&self, host: &str) -> bool {
         let is_label = |label: &String| label.eq_ignore_ascii_case(first_label(host));
         self.labels.as_ref().is_none_or(|labels| host.starts_with('*') || labels.iter().any(is_label))
     }
 
-    /// Whether these documents can change what is wrong with `document`.
+    /// Whether these documents can change the problems of `document`.
     fn touches(&self, document: &Document) -> bool {
         let full = |host: &String| canonical(host, &document.namespace);
         match &document.object {
@@ -141,7 +141,7 @@ mod tests {
     use super::*;
     use crate::{Problem, check, parse};
 
-    /// One of few names, so that documents have to do with each other; the same for the same numbers.
+    /// Random documents with few names, so that they refer to each other; deterministic for a seed.
     struct Dice(u64);
 
     impl Dice {
@@ -186,7 +186,7 @@ mod tests {
             let group = if kind == "PeerAuthentication" { "security" } else { "networking" };
             texts.push(format!("apiVersion: {group}.istio.io/v1\nkind: {kind}\nmetadata: {meta}\nspec: {spec}\n"));
         }
-        // A document that is wrong by itself is of no use here.
+        // A document with an error of its own is of no use here.
         parse(&format!("f{number}.yaml"), &texts.join("---\n")).documents
     }
 
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn one_changed_file_of_two_thousand_is_checked_with_what_it_has_to_do_with() {
+    fn a_changed_file_of_two_thousand_is_checked_with_related_documents_only() {
         let pair = |n: usize, weight: u32| {
             let text = format!(
                 "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: s{n}}}\nspec: {{host: s{n}, subsets: [{{name: v1}}]}}\n---\n\

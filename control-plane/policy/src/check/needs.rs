@@ -1,4 +1,4 @@
-//! Which documents others need: without them requests would fail that succeed now.
+//! Documents that others need: requests that succeed now would fail without them.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -11,14 +11,14 @@ use crate::{Action, Document, Kind, Object, VirtualService, canonical};
 /// Kind, namespace and name of a document.
 pub type Key = (Kind, String, String);
 
-/// Why a document is needed.
+/// The reason why a document is needed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Need {
     /// Reference of the document that needs it.
     pub by: String,
     /// Field of that document.
     pub path: String,
-    /// What it takes of the needed one, such as "its subset `v1`".
+    /// The needed part, such as "its subset `v1`".
     pub what: String,
 }
 
@@ -28,17 +28,18 @@ impl std::fmt::Display for Need {
     }
 }
 
-/// Which of `gone` documents of `rest` need, the first need of each: a subset or a port that a route names, a host that a
-/// route leads to, a gateway or a delegate that a VirtualService names. What `rest` has itself is not needed of `gone`, nor
-/// is a host that `offers` says the registry has. Linear in what was written.
-pub fn needs(gone: &[&Document], rest: &[&Document], offers: &dyn Fn(&str) -> bool) -> BTreeMap<Key, Need> {
-    let mut found = BTreeMap::new();
-    if gone.is_empty() {
-        return found;
+/// The documents of `withdrawn` that documents of `rest` need, with the first need of each: a subset or a port that a route
+/// names, a host that a route leads to, a gateway or a delegate that a VirtualService names. Nothing that `rest`
+/// contains itself is needed, nor is a host that the registry has by `offers`. The time is linear in the size of the
+/// documents.
+pub fn needs(withdrawn: &[&Document], rest: &[&Document], offers: &dyn Fn(&str) -> bool) -> BTreeMap<Key, Need> {
+    let mut needs_by_key = BTreeMap::new();
+    if withdrawn.is_empty() {
+        return needs_by_key;
     }
-    let before: Vec<&Document> = gone.iter().chain(rest).copied().collect();
+    let before: Vec<&Document> = withdrawn.iter().chain(rest).copied().collect();
     let index = Index {
-        gone: Gone::of(gone),
+        withdrawn: Withdrawn::of(withdrawn),
         before: (Rules::of(&before), Ports::of(&before)),
         after: (Rules::of(rest), Ports::of(rest)),
         rest: rest.iter().map(|document| (document.kind, &*document.namespace, &*document.name)).collect(),
@@ -46,17 +47,17 @@ pub fn needs(gone: &[&Document], rest: &[&Document], offers: &dyn Fn(&str) -> bo
     };
     for document in rest {
         if let Object::VirtualService(service) = &document.object {
-            index.of_routes(document, service, &mut found);
-            index.of_names(document, service, &mut found);
+            index.of_routes(document, service, &mut needs_by_key);
+            index.of_names(document, service, &mut needs_by_key);
         }
     }
-    found
+    needs_by_key
 }
 
-/// The withdrawn documents by what others may need of them.
+/// The withdrawn documents, by the parts that others may need.
 #[derive(Default)]
-struct Gone<'a> {
-    /// By host or pattern, with the subsets that they define.
+struct Withdrawn<'a> {
+    /// Rules by host or pattern, with the subsets that they define.
     rules: HashMap<String, Vec<(&'a Document, HashSet<&'a str>)>>,
     /// ServiceEntries and Services by host.
     hosts: HashMap<String, Vec<&'a Document>>,
@@ -64,46 +65,46 @@ struct Gone<'a> {
     names: HashMap<(Kind, &'a str, &'a str), &'a Document>,
 }
 
-impl<'a> Gone<'a> {
+impl<'a> Withdrawn<'a> {
     fn of(documents: &[&'a Document]) -> Self {
-        let mut gone = Gone::default();
+        let mut withdrawn = Withdrawn::default();
         for document in documents {
-            gone.names.insert((document.kind, &document.namespace, &document.name), document);
+            withdrawn.names.insert((document.kind, &document.namespace, &document.name), document);
             match &document.object {
                 Object::DestinationRule(rule) => {
                     let subsets = rule.subsets.iter().map(|subset| subset.name.as_str()).collect();
-                    let rules = gone.rules.entry(canonical(&rule.host, &document.namespace)).or_default();
+                    let rules = withdrawn.rules.entry(canonical(&rule.host, &document.namespace)).or_default();
                     rules.push((document, subsets));
                 }
                 Object::ServiceEntry(entry) => {
                     for host in &entry.hosts {
-                        gone.hosts.entry(host.clone()).or_default().push(document);
+                        withdrawn.hosts.entry(host.clone()).or_default().push(document);
                     }
                 }
                 Object::Service(_) => {
                     let host = fqdn(&document.name, &document.namespace);
-                    gone.hosts.entry(host).or_default().push(document);
+                    withdrawn.hosts.entry(host).or_default().push(document);
                 }
                 _ => {}
             }
         }
-        gone
+        withdrawn
     }
 
-    /// Those that define a subset for `host`.
+    /// The withdrawn rules that define a subset for `host`.
     fn with_subset(&self, host: &str, subset: &str) -> Vec<&'a Document> {
         let rules = patterns(host, true).filter_map(|pattern| self.rules.get(&pattern)).flatten();
         rules.filter(|(_, subsets)| subsets.contains(subset)).map(|(document, _)| *document).collect()
     }
 
-    /// Those that define `host`.
+    /// The withdrawn documents that define `host`.
     fn with_host(&self, host: &str) -> Vec<&'a Document> {
         patterns(host, true).filter_map(|pattern| self.hosts.get(&pattern)).flatten().copied().collect()
     }
 }
 
 struct Index<'a> {
-    gone: Gone<'a>,
+    withdrawn: Withdrawn<'a>,
     before: (Rules<'a>, Ports<'a>),
     after: (Rules<'a>, Ports<'a>),
     rest: HashSet<(Kind, &'a str, &'a str)>,
@@ -111,22 +112,22 @@ struct Index<'a> {
 }
 
 impl<'a> Index<'a> {
-    /// What the destinations of a VirtualService need.
-    fn of_routes(&self, document: &Document, service: &VirtualService, found: &mut BTreeMap<Key, Need>) {
+    /// Needs of the destinations of a VirtualService.
+    fn of_routes(&self, document: &Document, service: &VirtualService, needs_by_key: &mut BTreeMap<Key, Need>) {
         for (path, to) in destinations(service) {
             let host = canonical(&to.host, &document.namespace);
-            let mut need = |gone: Vec<&Document>, path: String, what: String| {
-                for gone in gone {
+            let mut need = |withdrawn: Vec<&Document>, path: String, what: String| {
+                for withdrawn in withdrawn {
                     let need = || Need { by: document.reference(), path: path.clone(), what: what.clone() };
-                    found.entry(gone.key()).or_insert_with(need);
+                    needs_by_key.entry(withdrawn.key()).or_insert_with(need);
                 }
             };
-            let rules = if to.subset.is_empty() { Vec::new() } else { self.gone.with_subset(&host, &to.subset) };
+            let rules = if to.subset.is_empty() { Vec::new() } else { self.withdrawn.with_subset(&host, &to.subset) };
             let lacks = |(rules, _): &(Rules<'a>, Ports<'a>)| rules.lacks(document, &path, &host, &to.subset).is_some();
             if !rules.is_empty() && lacks(&self.after) && !lacks(&self.before) {
                 need(rules, format!("{path}.subset"), format!("its subset `{}`", to.subset));
             }
-            let hosts = self.gone.with_host(&host);
+            let hosts = self.withdrawn.with_host(&host);
             if hosts.is_empty() {
                 continue;
             }
@@ -144,15 +145,17 @@ impl<'a> Index<'a> {
         }
     }
 
-    /// What a VirtualService needs by its name: gateways and delegates.
-    fn of_names(&self, document: &Document, service: &VirtualService, found: &mut BTreeMap<Key, Need>) {
+    /// Needs of a VirtualService by name: gateways and delegates.
+    fn of_names(&self, document: &Document, service: &VirtualService, needs_by_key: &mut BTreeMap<Key, Need>) {
         let mut need = |kind: Kind, namespace: &str, name: &str, path: String, what: &str| {
             let key = (kind, namespace, name);
-            let gone = self.gone.names.get(&key).filter(|_| !self.rest.contains(&key));
+            let withdrawn = self.withdrawn.names.get(&key).filter(|_| !self.rest.contains(&key));
             // Only a VirtualService without hosts is a delegate.
-            if let Some(gone) = gone.filter(|gone| kind != Kind::VirtualService || gone.object.hosts().is_empty()) {
+            if let Some(withdrawn) =
+                withdrawn.filter(|withdrawn| kind != Kind::VirtualService || withdrawn.object.hosts().is_empty())
+            {
                 let need = || Need { by: document.reference(), path, what: what.to_owned() };
-                found.entry(gone.key()).or_insert_with(need);
+                needs_by_key.entry(withdrawn.key()).or_insert_with(need);
             }
         };
         for (namespace, name) in service.of_gateways(&document.namespace) {
@@ -181,7 +184,7 @@ mod tests {
         parsed.documents
     }
 
-    /// What is needed of the first of `all` by the others.
+    /// The needs of all other documents for the first one.
     fn needed(all: &[(&str, &str, &str)]) -> Option<String> {
         let all = documents(all);
         let rest: Vec<&Document> = all[1..].iter().collect();
@@ -235,8 +238,8 @@ mod tests {
             "{hosts: [api.example.com], ports: [{number: 81, name: http}], resolution: DNS}",
         )]);
         let (old, route) = (all.remove(0), all.remove(0));
-        let found = needs(&[&old], &[&less[0], &route], &|_| false);
-        assert_eq!(found[&old.key()].what, "its port 80", "a new version without the port");
+        let needs_by_key = needs(&[&old], &[&less[0], &route], &|_| false);
+        assert_eq!(needs_by_key[&old.key()].what, "its port 80", "a new version without the port");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use crate::kinds::mesh_config;
 use crate::{Code, DestinationRule, Document, Export, Finding, Object, ServiceEntry, VirtualService, canonical};
 
-/// All of them; `documents` are sorted by age.
+/// Findings of this module; `documents` are sorted by age.
 pub(super) fn check<'a>(documents: &[&'a Document]) -> Vec<Finding<'a>> {
     let mut findings = Vec::new();
     let mut owners = Owners::default();
@@ -61,7 +61,8 @@ pub(super) fn check<'a>(documents: &[&'a Document]) -> Vec<Finding<'a>> {
                     } else {
                         "for the same workloads"
                     };
-                    let text = format!("{} is older and {of} too: only one Sidecar can be", first.reference());
+                    let text =
+                        format!("{} is older and {of} too: only one Sidecar may select a workload", first.reference());
                     findings.push(Finding::error(document, "workloadSelector", Code::ConflictingSidecars, text));
                 }
             }
@@ -69,7 +70,7 @@ pub(super) fn check<'a>(documents: &[&'a Document]) -> Vec<Finding<'a>> {
                 let first = mesh.get_or_insert(document);
                 if is_other(first, document) {
                     let text =
-                        format!("{} is older and says what holds in the mesh: this one is ignored", first.reference());
+                        format!("{} is older and has the settings of the mesh: this one is ignored", first.reference());
                     findings.push(Finding::warning(document, "meshConfig", Code::Overruled, text));
                 }
             }
@@ -83,7 +84,7 @@ pub(super) fn check<'a>(documents: &[&'a Document]) -> Vec<Finding<'a>> {
 struct Entries<'a> {
     first: &'a Document,
     entry: &'a ServiceEntry,
-    /// Numbers and names of the ports of all that count.
+    /// Numbers and names of the ports in effect.
     ports: HashMap<u32, &'a str>,
     names: HashSet<&'a str>,
 }
@@ -93,7 +94,8 @@ impl<'a> Entries<'a> {
         Entries { first, entry, ports: HashMap::new(), names: HashSet::new() }
     }
 
-    /// What of a further one does not count, as an older one has its host; `None`: all of it does.
+    /// Joins a younger entry; returns the part without effect, because an older one has its host; `None`: all of it
+    /// takes effect.
     fn join(&mut self, entry: &'a ServiceEntry) -> Option<String> {
         if !self.entry.joins(entry) {
             return Some("this one, with another `resolution` or `location`, does not".to_owned());
@@ -109,23 +111,23 @@ impl<'a> Entries<'a> {
                 _ => taken = taken.or(Some(port.number)),
             }
         }
-        taken.map(|number| format!("port {number} of this one does not count"))
+        taken.map(|number| format!("port {number} of this one is ignored"))
     }
 }
 
-/// Two texts of one object are told as what they are.
+/// Whether the two are different objects: two versions of one object are reported as duplicates elsewhere.
 fn is_other(first: &Document, second: &Document) -> bool {
     (first.kind, &first.namespace, &first.name) != (second.kind, &second.namespace, &second.name)
 }
 
-/// Whose routes count, by host and those who see them: for a client's namespace what is private in it comes before what
-/// names it, and that before what everybody sees.
+/// The VirtualService in effect by host and audience: for a client's namespace a private one takes precedence over one
+/// that names the namespace, and that over a public one.
 #[derive(Default)]
 struct Owners<'a>(HashMap<(String, Audience<'a>), &'a Document>);
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum Audience<'a> {
-    Everybody,
+    Public,
     Named(&'a str),
     Own(&'a str),
 }
@@ -133,7 +135,7 @@ enum Audience<'a> {
 impl<'a> Audience<'a> {
     fn all(document: &'a Document, export: &'a Export) -> Vec<Audience<'a>> {
         match export.namespaces() {
-            None => vec![Audience::Everybody],
+            None => vec![Audience::Public],
             Some(namespaces) => namespaces
                 .filter(|name| *name != "~")
                 .map(|name| match name {
@@ -176,7 +178,7 @@ impl<'a> Owners<'a> {
     }
 }
 
-/// Rules of one host and namespace that the same clients see are joined: the oldest policy stays, and of two subsets of
+/// Rules of one host and namespace with the same audience are joined: the oldest policy stays, and of two subsets of
 /// one name the older one.
 #[derive(Default)]
 struct Rules<'a> {
@@ -184,7 +186,7 @@ struct Rules<'a> {
     subsets: HashMap<(RuleKey<'a>, &'a str), &'a Document>,
 }
 
-/// What rules that are joined have in common.
+/// The common properties of rules that are joined.
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct RuleKey<'a> {
     namespace: &'a str,

@@ -1,8 +1,8 @@
 //! Unreachable routes: an earlier one takes all of their requests.
 //!
-//! A match is reported to cover another only where that is plain: equal texts, prefixes of prefixes, fewer conditions.
-//! Earlier matches are found by their path, and of very many on one path only the first are compared, which keeps the time
-//! linear; an unreachable route that is missed is a missing warning.
+//! A match is reported to cover another only in plain cases: equal texts, prefixes of prefixes, fewer conditions.
+//! Earlier matches are found by their path, and of very many on one path only the first are compared, which keeps the
+//! time linear; an unreachable route that is missed is a missing warning.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
@@ -12,10 +12,10 @@ use weft_proto::v1::{self, string_match::Kind as Text};
 use crate::kinds::virtual_service::covers;
 use crate::{Action, Code, Document, Finding, MESH, RouteMatch, VirtualService};
 
-/// Earlier matches that one is compared with.
+/// Bound on the earlier matches that a match is compared with.
 const MOST: usize = 200;
 
-/// The routes of `service` that are never reached.
+/// The unreachable routes of `service`.
 pub(super) fn check<'a>(document: &'a Document, service: &'a VirtualService) -> Vec<Finding<'a>> {
     let mut findings = Vec::new();
     let mut unreachable =
@@ -40,9 +40,9 @@ pub(super) fn check<'a>(document: &'a Document, service: &'a VirtualService) -> 
             }
         }
         match route.action {
-            // What the delegate's routes do not take, later ones may.
+            // Requests that the delegate's routes do not take reach later ones.
             Action::Delegate(_) => {}
-            // Gateways put it after all others.
+            // Gateways move it behind all others.
             _ if crate::takes_all(route) => all = service.of_mesh().then_some(line),
             _ => route.matches.iter().for_each(|one| earlier.add(one, line)),
         }
@@ -87,7 +87,7 @@ impl<'a> Earlier<'a> {
         }
     }
 
-    /// The line of an earlier route that takes all that `one` does.
+    /// The line of an earlier route that takes all requests of `one`.
     fn covering(&self, one: &RouteMatch, service: &VirtualService) -> Option<u32> {
         let conditions = Conditions::of(one, service);
         let mut found: Vec<&Matches<'_>> = vec![&self.any];
@@ -107,15 +107,15 @@ impl<'a> Earlier<'a> {
 }
 
 impl<'a> Paths<'a> {
-    /// Those that take `path`, or all that begins with it.
+    /// The matches whose path is equal to `path`, or a prefix of it.
     fn find<'s>(&'s self, path: &str, exact: bool, found: &mut Vec<&'s Matches<'a>>) {
         if exact {
             found.extend(self.exact.get(path));
         }
         let mut end = Bound::Included(path);
         for _ in 0..MOST {
-            // The greatest that is no greater: a prefix of the path, or one that shares a beginning with it, which is then
-            // no shorter than the prefixes that are left.
+            // The greatest key that is not greater than the path: a prefix of the path, or a key with a common
+            // beginning that is not shorter than the remaining prefixes.
             let Some((prefix, matches)) = self.prefix.range::<str, _>((Bound::Unbounded, end)).next_back() else {
                 return;
             };
@@ -130,7 +130,7 @@ impl<'a> Paths<'a> {
     }
 }
 
-/// All but the path of a match, to be asked often.
+/// All conditions of a match except the path, prepared for many comparisons.
 struct Conditions<'a> {
     one: &'a RouteMatch,
     gateways: Vec<&'a str>,
@@ -153,14 +153,14 @@ impl<'a> Conditions<'a> {
         }
     }
 
-    /// Whether all that these let pass `earlier` does.
+    /// Whether `earlier` takes all requests that these conditions let pass.
     fn within(&self, earlier: &RouteMatch) -> bool {
         let (outer, inner) = (&earlier.http, &self.one.http);
         let named = |own: &HashMap<String, &v1::NamedMatch>, name: &str, other: &v1::NamedMatch| {
             own.get(name).is_some_and(|own| is_within(&other.value, &own.value))
         };
         let header = |other: &v1::NamedMatch| named(&self.headers, &other.name.to_ascii_lowercase(), other);
-        // What must not be is the other way round.
+        // Negative conditions are compared in the other direction.
         let without = |other: &v1::NamedMatch| {
             let own = self.without.get(&other.name.to_ascii_lowercase());
             own.is_some_and(|own| is_within(&own.value, &other.value))
@@ -183,7 +183,7 @@ fn kind(text: &Option<v1::StringMatch>) -> Option<&Text> {
     text.as_ref()?.kind.as_ref()
 }
 
-/// Whether all texts that `inner` lets pass `outer` does.
+/// Whether `outer` matches all texts that `inner` matches.
 fn is_within(outer: &Option<v1::StringMatch>, inner: &Option<v1::StringMatch>) -> bool {
     match (kind(outer), kind(inner)) {
         (None | Some(Text::Present(_)), _) => true,

@@ -7,12 +7,12 @@ use weft_proto::v1::{MtlsMode, Tls};
 use crate::MESH_SUFFIX;
 use crate::{Code, Document, Finding, Object, ROOT_NAMESPACES, canonical, is_root};
 
-/// All that is wrong; `documents` are sorted by age.
+/// Findings of this module; `documents` are sorted by age.
 pub(super) fn check<'a>(documents: &[&'a Document]) -> Vec<Finding<'a>> {
     let mut findings = Vec::new();
-    // The oldest of a namespace's own decides for it, and where it says nothing the root one.
+    // The oldest policy of the namespace decides; without a mode there, the root namespace's does.
     let mut of_namespace: HashMap<&str, (Option<MtlsMode>, &Document)> = HashMap::new();
-    // There a workload may have another mode.
+    // In these a workload may have another mode.
     let mut divided: HashSet<&str> = HashSet::new();
     for document in documents {
         let Object::PeerAuthentication(policy) = &document.object else { continue };
@@ -39,7 +39,7 @@ pub(super) fn check<'a>(documents: &[&'a Document]) -> Vec<Finding<'a>> {
         if tls.mode == Tls::Disable
             && let Some((Some(MtlsMode::Strict), policy)) = mode(namespace)
         {
-            let text = format!("callers of `{host}` get no TLS, and {} lets none in without", policy.reference());
+            let text = format!("callers of `{host}` use plaintext, and {} requires mTLS", policy.reference());
             findings.push(Finding::warning(document, "trafficPolicy.tls.mode", Code::PlaintextToStrict, text));
         }
     }

@@ -3,7 +3,7 @@ use crate::parse;
 
 mod analysis;
 
-fn found(texts: &[String]) -> Vec<String> {
+fn check_texts(texts: &[String]) -> Vec<String> {
     let parsed = parse("f.yaml", &texts.join("---\n"));
     assert!(!parsed.has_errors(), "{:#?}", parsed.problems);
     check(&parsed.documents.iter().collect::<Vec<_>>()).iter().map(ToString::to_string).collect()
@@ -22,27 +22,27 @@ fn route_to(subset: &str) -> String {
 }
 
 #[test]
-fn subsets_that_nothing_defines() {
+fn undefined_subsets_are_reported() {
     let rule = doc("DestinationRule", "r", "{host: a, subsets: [{name: v1}, {name: v2}]}");
-    let got = found(&[rule.clone(), route_to("v3")]);
+    let got = check_texts(&[rule.clone(), route_to("v3")]);
     let want = "error: the DestinationRule of `a.default.svc.cluster.local` has no subset `v3`; it has v1, v2";
     assert!(got.len() == 1 && got[0].starts_with("f.yaml:9:") && got[0].ends_with(want), "{got:?}");
-    assert_eq!(found(&[rule, route_to("v1")]), Vec::<String>::new());
-    let got = found(&[route_to("v1")]);
+    assert_eq!(check_texts(&[rule, route_to("v1")]), Vec::<String>::new());
+    let got = check_texts(&[route_to("v1")]);
     assert!(got.len() == 1 && got[0].contains("warning: subset `v1`: no DestinationRule"), "{got:?}");
     let wild = doc("DestinationRule", "r", "{host: '*.default.svc.cluster.local', subsets: [{name: v1}]}");
-    assert_eq!(found(&[wild, route_to("v1")]), Vec::<String>::new());
+    assert_eq!(check_texts(&[wild, route_to("v1")]), Vec::<String>::new());
 }
 
 #[test]
-fn one_object_and_one_owner() {
+fn duplicate_objects_and_younger_owners_are_reported() {
     let rule = doc("DestinationRule", "r", "{host: a}");
     assert_eq!(
-        found(&[rule.clone(), rule]),
+        check_texts(&[rule.clone(), rule]),
         ["f.yaml:6:1: error: DestinationRule/default/r is defined already at f.yaml:1"]
     );
     let service = |name: &str| doc("VirtualService", name, "{hosts: [a], http: [{redirect: {uri: /}}]}");
-    let got = found(&[service("b"), service("a")]);
+    let got = check_texts(&[service("b"), service("a")]);
     assert_eq!(
         got,
         [
@@ -52,11 +52,11 @@ fn one_object_and_one_owner() {
 }
 
 #[test]
-fn rules_that_lose() {
+fn ignored_parts_of_rules_are_reported() {
     let rule = |name: &str| {
         doc("DestinationRule", name, "{host: a, trafficPolicy: {tls: {mode: DISABLE}}, subsets: [{name: v1}]}")
     };
-    let got = found(&[rule("a"), rule("b")]);
+    let got = check_texts(&[rule("a"), rule("b")]);
     assert!(got.len() == 2 && got[1].contains("f.yaml:9:73: warning: subset `v1` is ignored"), "{got:?}");
     assert!(got[0].contains("f.yaml:9:32: warning: `trafficPolicy` is ignored: DestinationRule/default/a"), "{got:?}");
     let selecting = |name: &str| {
@@ -65,18 +65,18 @@ fn rules_that_lose() {
         );
         doc("DestinationRule", name, &spec)
     };
-    assert_eq!(found(&[selecting("a"), selecting("b"), rule("c")]), [""; 0], "each is for other callers");
+    assert_eq!(check_texts(&[selecting("a"), selecting("b"), rule("c")]), [""; 0], "each is for other callers");
 }
 
 #[test]
-fn subsets_of_narrower_rules() {
+fn subsets_of_more_specific_rules() {
     let wide = doc("DestinationRule", "w", "{host: '*.default.svc.cluster.local', subsets: [{name: v1}]}");
     let narrow = doc("DestinationRule", "n", "{host: a}");
-    let got = found(&[wide.clone(), narrow, route_to("v1")]);
+    let got = check_texts(&[wide.clone(), narrow, route_to("v1")]);
     assert!(got.len() == 1 && got[0].contains("error: the DestinationRule of `a.default.svc"), "{got:?}");
     let elsewhere = doc("DestinationRule", "n, namespace: other", "{host: a.default.svc.cluster.local}");
     assert_eq!(
-        found(&[wide, elsewhere, route_to("v1")]),
+        check_texts(&[wide, elsewhere, route_to("v1")]),
         [""; 0],
         "callers of the namespace default have the wide one"
     );
@@ -86,7 +86,7 @@ fn subsets_of_narrower_rules() {
         "{hosts: [x.y], gateways: [g], tcp: [{route: [{destination: {host: a, subset: v9}}]}]}",
     );
     let rule = doc("DestinationRule", "r", "{host: a, subsets: [{name: v1}]}");
-    let got = found(&[rule, bytes]);
+    let got = check_texts(&[rule, bytes]);
     assert!(
         got.len() == 1 && got[0].starts_with("f.yaml:9:84: error: ") && got[0].ends_with("no subset `v9`; it has v1"),
         "{got:?}"
@@ -94,7 +94,7 @@ fn subsets_of_narrower_rules() {
 }
 
 #[test]
-fn ports_that_documents_do_not_declare() {
+fn undeclared_ports_are_reported() {
     let entry =
         doc("ServiceEntry", "e", "{hosts: [e.x, '*.e.x'], ports: [{number: 443, name: tls}], resolution: NONE}");
     let service = doc("Service", "a", "{ports: [{port: 80}]}").replace("networking.istio.io/", "");
@@ -115,7 +115,7 @@ fn ports_that_documents_do_not_declare() {
         ("e.x", 80, Some("error: ServiceEntry/default/e has no port 80; it has 443")),
         ("registered", 9, None),
     ] {
-        let got = found(&[&all[..], &[to(host, port)]].concat());
+        let got = check_texts(&[&all[..], &[to(host, port)]].concat());
         assert_eq!(got.len(), usize::from(wrong.is_some()), "{got:?}");
         assert!(wrong.is_none_or(|wrong| got[0].ends_with(wrong)), "{got:?}");
     }
@@ -124,12 +124,12 @@ fn ports_that_documents_do_not_declare() {
         "r",
         "{host: a, trafficPolicy: {portLevelSettings: [{port: {number: 8080}, tls: {mode: DISABLE}}]}}",
     );
-    let got = found(&[&all[..], &[rule]].concat());
+    let got = check_texts(&[&all[..], &[rule]].concat());
     assert!(got.len() == 1 && got[0].contains("warning: Service/default/a has no port 8080"), "{got:?}");
 }
 
 #[test]
-fn owners_for_some_clients() {
+fn owners_are_compared_per_audience() {
     let service = |name: &str, export: &str| {
         doc(
             "VirtualService",
@@ -147,20 +147,20 @@ fn owners_for_some_clients() {
         ("x", "y, x", Some("no effect on it for clients of namespace `x`")),
         ("x, y", "x, y", Some("no effect on it")),
     ] {
-        let got = found(&[service("a", one), service("b", other)]);
+        let got = check_texts(&[service("a", one), service("b", other)]);
         assert_eq!(got.len(), usize::from(wrong.is_some()), "{one} {other} {got:?}");
         assert!(wrong.is_none_or(|wrong| got[0].ends_with(wrong)), "{one} {other} {got:?}");
     }
 }
 
 #[test]
-fn entries_and_authentications_that_lose() {
+fn ignored_service_entries_and_authentications_are_reported() {
     let entry =
         |name: &str| doc("ServiceEntry", name, "{hosts: [e.x], ports: [{number: 80, name: http}], resolution: DNS}");
     let older = "f.yaml:9:16: warning: ServiceEntry/default/a is older and defines host `e.x`: ";
-    let other = |was: &str, is: &str| found(&[entry("a"), entry("b").replace(was, is)]);
+    let other = |was: &str, is: &str| check_texts(&[entry("a"), entry("b").replace(was, is)]);
     assert_eq!(other("", ""), [""; 0], "its endpoints are added");
-    assert_eq!(other("name: http", "name: web"), [older.to_owned() + "port 80 of this one does not count"]);
+    assert_eq!(other("name: http", "name: web"), [older.to_owned() + "port 80 of this one is ignored"]);
     assert_eq!(
         other("resolution: DNS", "resolution: NONE"),
         [older.to_owned() + "this one, with another `resolution` or `location`, does not"]
@@ -171,25 +171,25 @@ fn entries_and_authentications_that_lose() {
     assert_eq!(elsewhere, [text]);
     let hidden = |text: String| text.replace("resolution: DNS", "exportTo: [.], resolution: DNS");
     let own = entry("b").replace("metadata: {name: b", "metadata: {namespace: x, name: b");
-    assert_eq!(found(&[entry("a"), hidden(own.clone())]), [""; 0], "it is for its own namespace alone");
-    assert_eq!(found(&[hidden(entry("a")), own]), [""; 0]);
+    assert_eq!(check_texts(&[entry("a"), hidden(own.clone())]), [""; 0], "it is for its own namespace alone");
+    assert_eq!(check_texts(&[hidden(entry("a")), own]), [""; 0]);
     let policy = |name: &str, spec: &str| doc("PeerAuthentication", name, spec).replace("networking", "security");
     let strict = policy("a", "{mtls: {mode: STRICT}}");
-    let got = found(&[strict.clone(), policy("b", "{mtls: {mode: DISABLE}}")]);
+    let got = check_texts(&[strict.clone(), policy("b", "{mtls: {mode: DISABLE}}")]);
     assert_eq!(
         got,
         ["f.yaml:6:1: warning: PeerAuthentication/default/a is older and for the same workloads: this one is ignored"]
     );
     let plain = doc("DestinationRule", "r", "{host: a, trafficPolicy: {tls: {mode: DISABLE}}}");
-    let got = found(&[strict.clone(), plain.clone()]);
+    let got = check_texts(&[strict.clone(), plain.clone()]);
     assert!(got.len() == 1 && got[0].starts_with("f.yaml:9:45: warning: callers of `a.default.svc"), "{got:?}");
     let some = policy("b", "{selector: {matchLabels: {app: a}}, mtls: {mode: DISABLE}}");
-    assert_eq!(found(&[strict, plain, some]), [""; 0], "whose mode another may be");
+    assert_eq!(check_texts(&[strict, plain, some]), [""; 0], "whose mode another may be");
 }
 
 #[test]
-fn routes_that_never_match() {
-    // The second of two matches, and whether the first takes all that it does.
+fn unreachable_routes_are_reported() {
+    // The second of two matches, and whether the first takes all of its requests.
     for (first, second, never) in [
         ("uri: {prefix: /a}", "uri: {prefix: /a}", true),
         ("uri: {prefix: /a}", "uri: {prefix: /a/b}, method: {exact: GET}", true),
@@ -218,27 +218,31 @@ fn routes_that_never_match() {
         let text = format!(
             "{{hosts: [a], http: [{{match: [{{{first}}}], redirect: {{uri: /}}}}, \n{{match: [{{{second}}}], redirect: {{uri: /}}}}]}}"
         );
-        let got = found(&[doc("VirtualService", "v", &text)]);
+        let got = check_texts(&[doc("VirtualService", "v", &text)]);
         let want = "f.yaml:5:1: warning: never reached: the route at line 4 matches all that this does";
         assert_eq!(got, if never { vec![want] } else { vec![] }, "{first} and then {second}");
     }
     let some = "{hosts: [a], http: [{match: [{uri: {prefix: /a}}], redirect: {uri: /}}, {match: [{uri: {exact: /b}}, \n{uri: {exact: /a}}], redirect: {uri: /}}]}";
-    let got = found(&[doc("VirtualService", "v", some)]);
+    let got = check_texts(&[doc("VirtualService", "v", some)]);
     assert_eq!(got, ["f.yaml:5:1: warning: without effect: the route at line 4 matches all that this does"]);
     let of_gateway = "{hosts: [a.b], gateways: [g], http: [{redirect: {uri: /}}, {match: [{uri: {exact: /b}}], redirect: {uri: /}}]}";
     assert_eq!(
-        found(&[doc("VirtualService", "v", of_gateway)]),
+        check_texts(&[doc("VirtualService", "v", of_gateway)]),
         [""; 0],
-        "gateways put those that take all at the end"
+        "gateways move catch-all routes to the end"
     );
     let delegating = "{hosts: [a.b], http: [{delegate: {name: d}}, {match: [{uri: {exact: /b}}], redirect: {uri: /}}]}";
     let leaf = doc("VirtualService", "d", "{http: [{match: [{uri: {exact: /c}}], redirect: {uri: /}}]}");
-    assert_eq!(found(&[doc("VirtualService", "v", delegating), leaf]), [""; 0], "what the delegate does not take");
+    assert_eq!(
+        check_texts(&[doc("VirtualService", "v", delegating), leaf]),
+        [""; 0],
+        "requests that the delegate does not take"
+    );
 }
 
 #[test]
-fn routes_after_a_catch_all() {
-    let got = found(&[doc(
+fn routes_after_a_catch_all_are_unreachable() {
+    let got = check_texts(&[doc(
         "VirtualService",
         "v",
         "\n  hosts: [a]\n  http:\n  - match: [{uri: {prefix: /}}]\n    redirect: {uri: /}\n  - redirect: {uri: /x}",

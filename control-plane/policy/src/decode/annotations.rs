@@ -1,4 +1,5 @@
-//! Annotations of Istio in an object's metadata: one that Istio does not know is a slip, and does nothing there either.
+//! Istio's annotations in an object's metadata: an unknown one is probably a typing error, and has no effect in Istio
+//! either.
 
 use crate::decode::fields::Fields;
 use crate::{
@@ -7,8 +8,8 @@ use crate::{
     problem::{Code, Severity},
 };
 
-/// Annotations that Istio knows (`annotation/annotations.yaml` of istio/api), those of older versions that are still on objects
-/// and those that Istio writes itself included.
+/// Annotations of Istio (`annotation/annotations.yaml` of istio/api), including those of older versions, which objects
+/// may still have, and those that Istio writes itself.
 const KNOWN: &[&str] = &[
     "alpha.istio.io/canonical-serviceaccounts",
     "alpha.istio.io/identity",
@@ -84,7 +85,7 @@ const KNOWN: &[&str] = &[
     "traffic.sidecar.istio.io/kubevirtInterfaces",
 ];
 
-/// Those that do something here, and in which kind.
+/// Annotations with an effect here, and their kinds.
 const READ: &[(&str, Kind)] = &[("networking.istio.io/exportTo", Kind::Service)];
 
 /// Warns of unknown annotations of Istio, and mentions those that have no effect here.
@@ -114,7 +115,7 @@ mod tests {
     use crate::{Severity, parse};
 
     #[test]
-    fn unknown_annotations_of_istio_are_told_and_others_are_not() {
+    fn unknown_annotations_of_istio_are_reported_and_others_are_not() {
         for (annotation, want) in [
             ("networking.istio.io/exportTo: '*'", None),
             (
@@ -130,7 +131,7 @@ mod tests {
             ("istio.io/disconnectedAt: a", Some((Severity::Info, "has no effect on a Service here"))),
             ("traffic.istio.io/nodeSelector: a=b", Some((Severity::Info, "has no effect on a Service here"))),
             ("traffic.sidecar.istio.io/excludeInterfaces: a", Some((Severity::Info, "has no effect"))),
-            // A pod's annotation that is misspelled, and an option of a listener's TLS that is none.
+            // A misspelled annotation of a pod, and an unknown TLS option of a listener.
             ("sidecar.istio.io/proxyCpu: '1'", Some((Severity::Warning, "did you mean `sidecar.istio.io/proxyCPU`?"))),
             (
                 "gateway.istio.io/tls-terminate-mode: ISTIO_MUTUAL",

@@ -1,9 +1,9 @@
 //! The decoder of all kinds: the known fields of a map are declared once, as a [`Shape`].
 //!
-//! The shape finds unknown fields (an error that names the nearest known one), fields of Istio that Weft does not support
-//! (also an error: a policy that silently does less than it says is worse than none), and makes the table of all fields
-//! (`table.rs`). Decoding does not stop at the first problem: a reader returns a default and goes on, and the document is
-//! dropped at the end.
+//! The shape finds unknown fields (an error that names the nearest known one) and fields of Istio that Weft does not
+//! support (also an error: a policy that silently does less than its text is worse than none), and is the source of the
+//! table of all fields (`table.rs`). Decoding does not stop at the first problem: a reader returns a default and goes
+//! on, and the document is dropped at the end.
 
 use std::{
     cell::{Cell, RefCell},
@@ -30,15 +30,15 @@ pub(crate) struct Field {
 
 #[derive(PartialEq)]
 pub(crate) enum Is {
-    /// Read by the decoder of its object. `""`, `0` and empty lists and maps mean that it is absent, as in proto3.
+    /// Read by the decoder of its object. `""`, `0` and empty lists and maps mean absence, as in proto3.
     Read,
     /// The same, with presence of its own (a member of a `oneof`, a wrapper such as `UInt32Value`): `""` and `0` are values.
     Explicit,
     /// Read, and an object (or a list of objects) of its own.
     Object(Shape),
-    /// Istio's, and an error, with what its author can do instead, or why nothing.
+    /// Istio's, and an error, with the alternative for its author or the reason.
     Refused(&'static str),
-    /// Istio's, and about something else than traffic: a warning.
+    /// Istio's, without effect on traffic: a warning.
     Skipped,
 }
 
@@ -62,12 +62,12 @@ pub(crate) const fn refused(name: &'static str, why: &'static str) -> Field {
     Field { name, is: Is::Refused(why) }
 }
 
-/// A field that says nothing of the traffic, in a file that says more than that: it is left out, and told of.
+/// A field without effect on traffic, in a file that also has other fields: it is skipped with a warning.
 pub(crate) const fn skipped(name: &'static str) -> Field {
     Field { name, is: Is::Skipped }
 }
 
-/// A field that is an error so far.
+/// A field that is not supported yet: an error.
 pub(crate) const fn not_yet(name: &'static str) -> Field {
     refused(name, "")
 }
@@ -86,13 +86,13 @@ impl<'a> Decoder<'a> {
 
     pub(crate) fn report(&self, severity: Severity, code: Code, place: Place, path: &str, text: impl Into<String>) {
         let (file, path, text) = (self.file.to_owned(), path.to_owned(), text.into());
-        // Values that are not supported are found in many places, and all are told in these words.
+        // Many decoders find unsupported values, always with these words.
         let code = if text.contains(" not supported") { Code::NotSupported } else { code };
         self.errors.update(|errors| errors + usize::from(severity == Severity::Error));
         self.problems.borrow_mut().push(Problem { file, place, severity, code, path, text });
     }
 
-    /// How many so far.
+    /// The number of errors until now.
     pub(crate) fn errors(&self) -> usize {
         self.errors.get()
     }
@@ -101,7 +101,7 @@ impl<'a> Decoder<'a> {
         self.problems.into_inner()
     }
 
-    /// `node` as an object of `shape`: reports at once what the shape does not know.
+    /// `node` as an object of `shape`; fields that are not in the shape are reported at once.
     pub(crate) fn fields(&'a self, node: &'a Node, path: String, shape: Shape) -> Fields<'a> {
         let entries: &[(Key, Node)] = match &node.value {
             Value::Map(entries) => entries,
@@ -125,7 +125,7 @@ pub(crate) struct Fields<'a> {
     decoder: &'a Decoder<'a>,
     /// From `spec`, such as `subsets[0].trafficPolicy`.
     pub(crate) path: String,
-    /// Where the object starts.
+    /// The place of the object's first character.
     pub(crate) place: Place,
     entries: &'a [(Key, Node)],
     shape: Shape,
@@ -150,7 +150,7 @@ impl<'a> Fields<'a> {
         self.decoder.report(Severity::Error, code, key.place, &path, text);
     }
 
-    /// Warns that what stands at `path` is left out.
+    /// Warns that the field at `path` is skipped.
     pub(crate) fn skip(&self, path: &str, place: Place) {
         let text = format!("`{path}` does not concern the traffic: skipped");
         self.decoder.report(Severity::Warning, Code::ForeignField, place, path, text);
@@ -165,20 +165,20 @@ impl<'a> Fields<'a> {
         self.written_node(name).filter(|node| !self.is_unset(name, &node.value))
     }
 
-    /// The value of `name` as it is written, unless it is absent or null.
+    /// The value of `name` as written, unless it is absent or null.
     pub(crate) fn written_node(&self, name: &'static str) -> Option<&'a Node> {
         debug_assert!(self.shape.iter().any(|field| field.name == name), "`{name}` is not declared");
         self.entries.iter().find(|(key, _)| key.name == name).map(|(_, node)| node).filter(|n| n.value != Value::Null)
     }
 
-    /// Whether a value means that its field is not set: Istio's fields are proto3's, of which most know no other way to
-    /// say so.
+    /// Whether a value means that its field is not set: Istio's fields are proto3's, and most have no other
+    /// representation of absence.
     fn is_unset(&self, name: &str, value: &Value) -> bool {
         let is = self.shape.iter().find(|field| field.name == name).map(|field| &field.is);
         match value {
             Value::Null => true,
             Value::Seq(items) => items.is_empty(),
-            // A message that is written is set, be it empty; a map is not.
+            // A written message is set even if it is empty; a map is not.
             Value::Map(entries) => entries.is_empty() && !matches!(is, Some(Is::Object(_))),
             Value::Scalar { text, plain } => {
                 matches!(is, Some(Is::Read)) && (text.is_empty() || (*plain && text == "0"))
@@ -186,17 +186,17 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// Whether `name` is written at all, be it empty: `outlierDetection: {}` and `retries:` mean something.
+    /// Whether `name` is written at all, even if empty: `outlierDetection: {}` and `retries:` have a meaning.
     pub(crate) fn has(&self, name: &'static str) -> bool {
         self.node(name).is_some()
     }
 
-    /// The names that are written.
+    /// The number of written fields.
     pub(crate) fn written(&self) -> usize {
         self.entries.len()
     }
 
-    /// Where `name` is written, or the object itself.
+    /// The place of `name`, or of the object if `name` is absent.
     pub(crate) fn place_of(&self, name: &str) -> Place {
         self.entries.iter().find(|(key, _)| key.name == name).map_or(self.place, |(_, node)| node.place)
     }
@@ -212,7 +212,7 @@ impl<'a> Fields<'a> {
         self.decoder.report(Severity::Error, Code::InvalidValue, place, &self.path, text);
     }
 
-    /// Reports what is at a place of its own.
+    /// Reports a problem at a place of its own.
     pub(crate) fn report(&self, severity: Severity, code: Code, place: Place, name: &str, text: impl Into<String>) {
         self.decoder.report(severity, code, place, &self.path_of(name), text);
     }
@@ -223,7 +223,7 @@ impl<'a> Fields<'a> {
         self.decoder.report(Severity::Warning, Code::Ineffective, self.place_of(name), &path, text);
     }
 
-    /// Whether an unknown field is probably meant to be `name`: then its absence needs no telling of its own.
+    /// Whether an unknown field is probably a misspelled `name`: then its absence is not reported separately.
     pub(crate) fn misspelled(&self, name: &str) -> bool {
         let known: Vec<&str> = self.shape.iter().map(|field| field.name).collect();
         let mut unknown = self.entries.iter().map(|(key, _)| key.name.as_str()).filter(|key| !known.contains(key));
@@ -256,17 +256,17 @@ impl<'a> Fields<'a> {
         self.expect(node, &self.path_of(name), node.as_bool(), "true or false")
     }
 
-    /// A whole number within `range`.
+    /// An integer within `range`.
     pub(crate) fn number(&self, name: &'static str, range: std::ops::RangeInclusive<i64>) -> Option<u64> {
         self.number_of(self.node(name)?, &self.path_of(name), range)
     }
 
-    /// A whole number that fits the wire; Istio's `int32` limits, where 0 means unset.
+    /// An integer that fits the wire; Istio's `int32` limits, for which 0 means unset.
     pub(crate) fn limit(&self, name: &'static str) -> Option<u32> {
         self.number(name, 0..=i64::from(i32::MAX)).and_then(|n| u32::try_from(n).ok())
     }
 
-    /// Whole numbers within `range`.
+    /// Integers within `range`.
     pub(crate) fn numbers(&self, name: &'static str, range: std::ops::RangeInclusive<i64>) -> Vec<u64> {
         let path = self.path_of(name);
         let items = self.seq(name).iter().enumerate();
@@ -291,7 +291,7 @@ impl<'a> Fields<'a> {
 
     /// Milliseconds, at least `least`.
     pub(crate) fn duration(&self, name: &'static str, least: u64) -> Option<u64> {
-        // A message in Istio: there is no empty one.
+        // An empty message cannot be distinguished from an absent one in Istio.
         let node = self.written_node(name)?;
         let text = self.text(node, &self.path_of(name))?;
         let wrong = match duration::parse_ms(&text) {
@@ -329,7 +329,7 @@ impl<'a> Fields<'a> {
             .collect()
     }
 
-    /// The labels of an object, which must be such as Kubernetes has.
+    /// The labels of an object, which must be valid in Kubernetes.
     pub(crate) fn labels(&self, name: &'static str) -> BTreeMap<String, String> {
         for (key, node) in self.map(name) {
             if !names::is_label_key(&key.name) {

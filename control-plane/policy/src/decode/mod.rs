@@ -1,4 +1,4 @@
-//! Fields of a YAML tree, and the values in them that several kinds have.
+//! Fields of a YAML tree, and the forms of values that several kinds use.
 
 pub(crate) mod annotations;
 pub(crate) mod duration;

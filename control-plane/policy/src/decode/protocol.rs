@@ -2,7 +2,7 @@
 
 use weft_proto::v1::Protocol;
 
-/// Names that say a protocol, lower case. Istio's, and Kubernetes' standard ones.
+/// Names of protocols, lower case: Istio's, and Kubernetes' standard ones.
 pub(crate) const NAMES: &[(&str, Protocol)] = &[
     ("http", Protocol::Http),
     ("http1", Protocol::Http),
@@ -20,7 +20,7 @@ pub(crate) const NAMES: &[(&str, Protocol)] = &[
     ("kubernetes.io/wss", Protocol::Tls),
 ];
 
-/// The protocol that `name` says, whatever its case; `Unknown` where it says none.
+/// The protocol of `name`, whatever its case; `Unknown` if the name is none of [`NAMES`].
 pub fn from_name(name: &str) -> Protocol {
     let name = name.to_ascii_lowercase();
     NAMES.iter().find(|(known, _)| *known == name).map_or(Protocol::Unknown, |(_, protocol)| *protocol)
@@ -35,7 +35,8 @@ pub fn from_port_name(name: &str) -> Protocol {
     from_name(name.split('-').next().unwrap_or_default())
 }
 
-/// Ports of protocols whose server speaks first: sniffing them would only wait for a client that waits too.
+/// Ports of protocols in which the server speaks first: sniffing them would wait for a client that waits for the
+/// server.
 pub fn of_well_known_port(number: u32) -> Protocol {
     match number {
         25 | 53 | 3306 | 27017 => Protocol::Tcp,

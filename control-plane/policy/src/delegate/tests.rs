@@ -33,7 +33,7 @@ const TO_ORDERS: &str = "delegate: {name: orders, namespace: back}";
 const ROUTE: &str = "route: [{destination: {host: order-service}}]";
 
 #[test]
-fn routes_are_taken_over_with_what_they_do_not_say_themselves() {
+fn delegated_routes_inherit_settings_of_the_delegating_route() {
     let root = format!(
         "{{name: o, match: [{{uri: {{prefix: /orders}}, headers: {{x-a: {{exact: b}}}}}}], {TO_ORDERS}, timeout: 3s, \
          headers: {{request: {{set: {{x-c: d}}}}}}, retries: {{attempts: 7}}}}"
@@ -60,7 +60,7 @@ fn routes_are_taken_over_with_what_they_do_not_say_themselves() {
 }
 
 #[test]
-fn a_match_is_within_the_one_that_delegates() {
+fn a_delegates_match_is_within_the_delegating_match() {
     for (outer, inner, beyond) in [
         ("uri: {prefix: /a}", "uri: {prefix: /a/b}", ""),
         ("uri: {prefix: /a}", "uri: {exact: /ab}", ""),
@@ -94,7 +94,7 @@ fn a_match_is_within_the_one_that_delegates() {
 }
 
 #[test]
-fn every_match_of_both_that_fits() {
+fn matches_of_delegate_and_root_are_combined() {
     let (routes, _) = joined(
         &format!("{{match: [{{uri: {{prefix: /a}}}}, {{uri: {{prefix: /b}}}}], {TO_ORDERS}}}"),
         &format!("{{match: [{{uri: {{exact: /a1}}}}, {{uri: {{exact: /b1}}}}, {{method: {{exact: GET}}}}], {ROUTE}}}"),
@@ -105,13 +105,13 @@ fn every_match_of_both_that_fits() {
 }
 
 #[test]
-fn what_is_wrong_with_delegates() {
+fn invalid_delegates_are_reported() {
     let problems = |text: &str| -> Vec<String> {
         check(&documents(text).iter().collect::<Vec<_>>()).iter().map(ToString::to_string).collect()
     };
     let root = root(&format!("{{{TO_ORDERS}}}"));
     let missing = problems(&root);
-    assert!(missing[0].contains("VirtualService/back/orders, to which this delegates, is not there"), "{missing:?}");
+    assert!(missing[0].contains("VirtualService/back/orders, to which this delegates, does not exist"), "{missing:?}");
     let private = problems(&(root.clone() + &delegate("exportTo: ['.']", &format!("{{{ROUTE}}}"))));
     assert!(private[0].contains("not exported here"), "{private:?}");
     let twice = crate::parse("f.yaml", &(root + &delegate("", &format!("{{{TO_ORDERS}}}"))));

@@ -1,4 +1,4 @@
-//! DestinationRule: how to call a host (balancing, limits, ejection, TLS) and which subsets it has.
+//! DestinationRule: traffic policy for a host (balancing, limits, ejection, TLS) and its subsets.
 
 pub(crate) mod load_balancer;
 mod proxy;
@@ -22,7 +22,7 @@ pub use tls::ClientTls;
 pub struct DestinationRule {
     /// `exportTo`.
     pub export: Export,
-    /// `workloadSelector.matchLabels`: of the clients that it is for, of its own namespace; empty: for all.
+    /// `workloadSelector.matchLabels`: the clients of its own namespace that it applies to; empty: all clients.
     pub selector: BTreeMap<String, String>,
     /// As written: a short name, a full one or `*.suffix`.
     pub host: String,
@@ -60,10 +60,10 @@ pub struct Settings {
     pub proxy_protocol: Option<v1::ProxyProtocol>,
 }
 
-/// Endpoints of a host that have all of some labels.
+/// Endpoints of a host that have all of the given labels.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Subset {
-    /// Name that routes use.
+    /// Its name in routes.
     pub name: String,
     /// Required labels.
     pub labels: BTreeMap<String, String>,
@@ -148,7 +148,7 @@ pub(crate) fn decode(spec: &Fields<'_>) -> DestinationRule {
     DestinationRule { export, selector, host, traffic_policy, subsets }
 }
 
-/// `selected`: the rule is for certain workloads.
+/// `selected`: the rule has a `workloadSelector`.
 fn traffic_policy(fields: &Fields<'_>, selected: bool) -> TrafficPolicy {
     if fields.written() == 0 {
         fields.error_at(fields.place, format!("`{}` must have at least one field", fields.path));
@@ -177,7 +177,8 @@ fn settings(fields: &Fields<'_>, selected: bool) -> Settings {
     let fails_over = fields.object("loadBalancer").and_then(|balancer| balancer.object("localityLbSetting"));
     let fails_over = fails_over.is_some_and(|locality| locality.has("failover") || locality.has("failoverPriority"));
     if fails_over && !fields.has("outlierDetection") {
-        let text = "the failover has no effect without an `outlierDetection`: nothing tells when the near are ill";
+        let text =
+            "the failover has no effect without an `outlierDetection`: unhealthy local endpoints are not detected";
         fields.warn("loadBalancer", text);
     }
     Settings {

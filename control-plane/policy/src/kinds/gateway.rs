@@ -1,4 +1,4 @@
-//! Gateway: where a load balancer for callers outside the mesh listens, and for which hosts.
+//! Gateway: the ports on which a gateway accepts callers outside the mesh, and their hosts.
 
 mod tls;
 
@@ -14,7 +14,7 @@ use tls::{CERTIFICATES, Mode, mode, termination};
 /// A Gateway's `spec`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Gateway {
-    /// Labels of the gateways that this is for; empty: all.
+    /// Labels of the gateways that this applies to; empty: all.
     pub selector: BTreeMap<String, String>,
     /// At least one.
     pub servers: Vec<Server>,
@@ -29,13 +29,13 @@ pub struct Server {
     pub bind: Option<IpAddr>,
     /// `port.number`.
     pub port: u32,
-    /// `port.protocol`, with what `tls.mode` makes of it.
+    /// `port.protocol`, as refined by `tls.mode`.
     pub protocol: v1::GatewayProtocol,
-    /// Where TLS ends here.
+    /// Settings of TLS that is terminated here.
     pub tls: Option<v1::GatewayTls>,
     /// `tls.httpsRedirect`.
     pub https_redirect: bool,
-    /// `tls.mode: AUTO_PASSTHROUGH`: the server name says which exported service is meant.
+    /// `tls.mode: AUTO_PASSTHROUGH`: the server name selects the exported service.
     pub auto_passthrough: bool,
     /// Namespace (`None`: any) and host: exact, `*.suffix` or `*`.
     pub hosts: Vec<(Option<String>, String)>,
@@ -60,10 +60,7 @@ pub(crate) const SHAPE: Shape = &[
             read("hosts"),
             object("tls", tls::SHAPE),
             read("bind"),
-            refused(
-                "defaultEndpoint",
-                "nor implemented by Istio: a VirtualService with `gateways` says where requests go",
-            ),
+            refused("defaultEndpoint", "nor implemented by Istio: a VirtualService with `gateways` has the routes"),
         ],
     ),
 ];
@@ -112,7 +109,7 @@ fn server(fields: &Fields<'_>) -> Server {
         "HTTPS" if matches!(mode, Mode::Passthrough | Mode::AutoPassthrough) => v1::GatewayProtocol::GatewayTls,
         "HTTPS" => v1::GatewayProtocol::GatewayHttps,
         "TLS" if terminates => {
-            let text = "TLS that ends at the gateway with bytes inside is not supported yet: `protocol: HTTPS` has HTTP inside";
+            let text = "terminated TLS with other protocols than HTTP inside is not supported yet: with `protocol: HTTPS` it has HTTP inside";
             fields.error("tls", text);
             v1::GatewayProtocol::GatewayTls
         }
@@ -127,14 +124,13 @@ fn server(fields: &Fields<'_>) -> Server {
         fields.error("tls", "`tls` of a plaintext server may only have `httpsRedirect: true`");
     }
     if https_redirect && protocol != v1::GatewayProtocol::GatewayHttp {
-        fields.warn("tls", "`httpsRedirect` has no effect but on servers of the protocol HTTP");
+        fields.warn("tls", "`httpsRedirect` has an effect only on servers of the protocol HTTP");
     }
     if let Some(tls) = tls.as_ref().filter(|_| protocol == v1::GatewayProtocol::GatewayTls) {
         let of_end = ["subjectAltNames", "minProtocolVersion", "maxProtocolVersion", "cipherSuites"];
         for name in CERTIFICATES.into_iter().chain(of_end).filter(|name| tls.has(name)) {
-            let text = format!(
-                "`{name}` has no effect: without `mode: SIMPLE` or MUTUAL the gateway passes TLS on as it comes"
-            );
+            let text =
+                format!("`{name}` has no effect: without `mode: SIMPLE` or MUTUAL the gateway passes TLS through");
             tls.warn(name, text);
         }
     }
@@ -162,14 +158,11 @@ fn server(fields: &Fields<'_>) -> Server {
 fn bind(fields: &Fields<'_>) -> Option<IpAddr> {
     let text = fields.string("bind")?;
     match text.parse() {
-        // What a server without `bind` listens at.
+        // A server without `bind` listens at this address.
         Ok(IpAddr::V6(Ipv6Addr::UNSPECIFIED)) => None,
         Ok(address) => Some(address),
         Err(_) if text.starts_with("unix:") => {
-            fields.error(
-                "bind",
-                "`bind` is an IP address: a gateway takes connections by TCP alone, not by Unix sockets",
-            );
+            fields.error("bind", "`bind` is an IP address: a gateway accepts TCP connections only, not Unix sockets");
             None
         }
         Err(_) => {
@@ -191,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_spoken_follows_from_protocol_and_mode() {
+    fn the_gateway_protocol_follows_from_protocol_and_mode() {
         for (port, tls, want) in [
             ("HTTP", "", v1::GatewayProtocol::GatewayHttp),
             ("http2", "", v1::GatewayProtocol::GatewayHttp),
@@ -219,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_told() {
+    fn invalid_servers_are_reported() {
         let port = "port: {number: 1, name: a, protocol: HTTPS}";
         for (server, want) in [
             ("hosts: [a]".to_owned(), "`servers[0].port` is required"),
@@ -239,7 +232,10 @@ mod tests {
             (format!("{port}, hosts: [], tls: {{credentialName: a}}"), "hosts` is required and must not be empty"),
             ("port: {number: 1, protocol: HTTP}, hosts: [a], tls: {credentialName: c}".to_owned(), "plaintext server"),
             ("port: {number: 1, protocol: HTTP}, hosts: [a], bind: 1.2.3".to_owned(), "`1.2.3` is not an IP address"),
-            ("port: {number: 1, protocol: HTTP}, hosts: [a], bind: 'unix:///a'".to_owned(), "by TCP alone"),
+            (
+                "port: {number: 1, protocol: HTTP}, hosts: [a], bind: 'unix:///a'".to_owned(),
+                "accepts TCP connections only",
+            ),
             ("port: {number: 1, protocol: HTTP, targetPort: 2}, hosts: [a]".to_owned(), "it has no effect on Gateways"),
             (
                 "port: {number: 1, protocol: HTTP}, hosts: [a], defaultEndpoint: '127.0.0.1:1'".to_owned(),
@@ -264,18 +260,18 @@ mod tests {
     }
 
     #[test]
-    fn tls_ends_by_versions_suites_and_certificates_that_are_named() {
+    fn tls_is_terminated_with_the_given_versions_suites_and_certificates() {
         let file = |n: u8| v1::GatewayCertificate {
             certificate: format!("c{n}"),
             private_key: format!("k{n}"),
             credential: String::new(),
         };
-        let named =
+        let certificates =
             |name: &str| v1::GatewayCertificate { credential: name.into(), ..v1::GatewayCertificate::default() };
         let text = "mode: MUTUAL, tlsCertificates: [{serverCertificate: c1, privateKey: k1}, {serverCertificate: c2, privateKey: k2}], \
                     caCertificates: ca, caCrl: crl, subjectAltNames: [a.example.com], maxProtocolVersion: TLSV1_2, \
                     cipherSuites: [ECDHE-RSA-AES128-GCM-SHA256]";
-        let wanted = v1::GatewayTls {
+        let expected = v1::GatewayTls {
             mutual: true,
             certificates: vec![file(1), file(2)],
             ca_certificates: "ca".into(),
@@ -285,29 +281,29 @@ mod tests {
             cipher_suites: vec!["ECDHE-RSA-AES128-GCM-SHA256".into()],
             ..v1::GatewayTls::default()
         };
-        assert_eq!(tls(text), (Vec::new(), Some(wanted)));
-        let wanted = v1::GatewayTls {
+        assert_eq!(tls(text), (Vec::new(), Some(expected)));
+        let expected = v1::GatewayTls {
             mutual: true,
-            certificates: vec![named("rsa"), named("ecdsa")],
+            certificates: vec![certificates("rsa"), certificates("ecdsa")],
             ca_credential: "rsa".into(),
             ..v1::GatewayTls::default()
         };
         let text = "mode: MUTUAL, credentialNames: [rsa, ecdsa]";
-        assert_eq!(tls(text), (Vec::new(), Some(wanted.clone())), "the first one's CA, as in Istio");
-        let wanted = v1::GatewayTls { ca_credential: "callers".into(), ..wanted };
-        assert_eq!(tls(&format!("{text}, caCertCredentialName: callers")), (Vec::new(), Some(wanted)));
+        assert_eq!(tls(text), (Vec::new(), Some(expected.clone())), "the first one's CA, as in Istio");
+        let expected = v1::GatewayTls { ca_credential: "callers".into(), ..expected };
+        assert_eq!(tls(&format!("{text}, caCertCredentialName: callers")), (Vec::new(), Some(expected)));
         let id = "spiffe://mesh/ns/default/sa/front";
-        let wanted = v1::GatewayTls {
+        let expected = v1::GatewayTls {
             mutual: true,
             mesh: true,
             subject_alt_names: vec![id.into()],
             ..v1::GatewayTls::default()
         };
-        assert_eq!(tls(&format!("mode: ISTIO_MUTUAL, subjectAltNames: ['{id}']")), (Vec::new(), Some(wanted)));
+        assert_eq!(tls(&format!("mode: ISTIO_MUTUAL, subjectAltNames: ['{id}']")), (Vec::new(), Some(expected)));
     }
 
     #[test]
-    fn tls_that_cannot_be_as_written_is_refused() {
+    fn invalid_combinations_of_tls_settings_are_refused() {
         for (text, want) in [
             ("mode: SIMPLE, credentialName: a, maxProtocolVersion: TLSV1_1", "TLSV1_1 is not supported"),
             ("mode: SIMPLE, credentialName: a, minProtocolVersion: TLSV1_0", "write TLSV1_2"),

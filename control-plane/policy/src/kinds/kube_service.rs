@@ -20,24 +20,25 @@ pub struct KubeService {
     pub export: Export,
     /// TCP ports, by unique number.
     pub ports: Vec<KubePort>,
-    /// Labels of further instances of the namespace that belong, whatever service they registered as.
+    /// Labels of further instances of the namespace that belong to it, whatever service they registered as.
     pub selector: BTreeMap<String, String>,
     /// `clusterIP`, a virtual IP beside the allocated one.
     pub cluster_ip: Option<IpAddr>,
-    /// `clusterIP: None`: it has no virtual IP, clients connect to an endpoint of their own choice.
+    /// `clusterIP: None`: it has no virtual IP; clients choose an endpoint and connect to it.
     pub headless: bool,
-    /// `externalName`: it stands for this host, and has neither ports nor endpoints. Lower case, without trailing dot.
+    /// `externalName`: it is an alias of this host, and has neither ports nor endpoints. Lower case, without trailing
+    /// dot.
     pub alias: Option<String>,
-    /// `publishNotReadyAddresses`: its endpoints are healthy, whatever their checks say.
+    /// `publishNotReadyAddresses`: its endpoints count as healthy, whatever the results of their checks.
     pub publishes_not_ready: bool,
 }
 
 /// One entry of `ports`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct KubePort {
-    /// Port that callers use.
+    /// The port for callers.
     pub number: u32,
-    /// Name; may be empty when it is the only one.
+    /// Name; may be empty if it is the only port.
     pub name: String,
     /// From `appProtocol`, else from the name.
     pub protocol: v1::Protocol,
@@ -54,8 +55,8 @@ pub enum TargetPort {
     Name(String),
 }
 
-/// Fields of `spec`. Those that say how the service is reached from outside the cluster, or which address families it
-/// has, do not concern calls within the mesh: they are known and change nothing, as in Istio.
+/// Fields of `spec`. The fields for access from outside the cluster and for address families do not concern calls
+/// within the mesh: they are accepted and change nothing, as in Istio.
 pub(crate) const SHAPE: Shape = &[
     object(
         "ports",
@@ -82,7 +83,7 @@ pub(crate) const SHAPE: Shape = &[
     not_yet("trafficDistribution"),
 ];
 
-/// Reads `spec`; what `metadata` say of `exportTo` is `export`.
+/// Reads `spec`; `export` is the `exportTo` of the metadata.
 pub(crate) fn decode(spec: &Fields<'_>, export: Export) -> KubeService {
     let refused = [("sessionAffinity", "ClientIP"), ("internalTrafficPolicy", "Local")];
     for (name, value) in refused {
@@ -117,7 +118,7 @@ pub(crate) fn decode(spec: &Fields<'_>, export: Export) -> KubeService {
     }
 }
 
-/// `externalName` of a Service whose `type` is that. As Kubernetes has it, such a Service has no cluster IP.
+/// `externalName` of a Service of that `type`. As in Kubernetes, such a Service has no cluster IP.
 fn alias(spec: &Fields<'_>) -> Option<String> {
     if spec.string("type").as_deref() != Some("ExternalName") {
         if spec.has("externalName") {
@@ -157,7 +158,7 @@ fn ports(spec: &Fields<'_>) -> Vec<KubePort> {
     ports
 }
 
-/// `several`: the Service has more ports than this one, each of which needs a name then.
+/// `several`: the Service has more ports than this one, each of which then needs a name.
 fn port(fields: &Fields<'_>, several: bool) -> Option<KubePort> {
     fields.require("port");
     let number = fields.port("port").unwrap_or_default();
@@ -197,9 +198,9 @@ fn target(fields: &Fields<'_>, number: u32) -> TargetPort {
 mod tests {
     use crate::{Object, parse};
 
-    /// As `kubectl get -o yaml` writes one.
+    /// As written by `kubectl get -o yaml`.
     #[test]
-    fn what_a_cluster_writes_is_taken_and_what_would_change_traffic_refused() {
+    fn a_service_written_by_a_cluster_is_accepted_unless_it_changes_traffic() {
         let spec = "type: LoadBalancer, clusterIP: 10.1.2.3, clusterIPs: [10.1.2.3], ipFamilies: [IPv4], \
                     ipFamilyPolicy: SingleStack, sessionAffinity: None, internalTrafficPolicy: Cluster, \
                     externalTrafficPolicy: Local, externalIPs: [192.0.2.1], loadBalancerIP: 192.0.2.2, loadBalancerClass: a/b, \
@@ -261,7 +262,7 @@ mod tests {
         }
     }
 
-    /// Kubernetes: a port may be without a name only where it is alone.
+    /// Kubernetes: a port may be without a name only if it is the only port.
     #[test]
     fn a_port_without_a_name_is_accepted_alone() {
         let alone = read("ports: [{port: 80, targetPort: 8080}]").unwrap();

@@ -1,7 +1,8 @@
 //! `meshConfig` of an IstioOperator: defaults of the whole mesh.
 //!
-//! One document counts, the oldest of the root namespace. Its `default...ExportTo` are written into the documents without
-//! an `exportTo` before any other step reads them ([`exported`]); all other defaults are applied in the translation.
+//! Only the oldest document of the root namespace applies. Its `default...ExportTo` are written into the documents
+//! without an `exportTo` before any other step reads them ([`exported`]); all other defaults are applied in the
+//! translation.
 
 mod decode;
 
@@ -13,40 +14,40 @@ use crate::{Document, Export, Object, is_root};
 
 pub(crate) use decode::{SHAPE, decode};
 
-/// What is read of `meshConfig`.
+/// The supported fields of `meshConfig`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct MeshConfig {
-    /// `defaultTrafficPolicy.connectionPool`: as a whole, where no rule has one.
+    /// `defaultTrafficPolicy.connectionPool`: as a whole, for hosts without one in a rule.
     pub connection_pool: Option<v1::ConnectionPool>,
     /// `defaultTrafficPolicy.outlierDetection`: likewise.
     pub outlier_detection: Option<v1::OutlierDetection>,
-    /// Milliseconds; 0: unset. For connection pools that do not say it.
+    /// Milliseconds; 0: unset. For connection pools without a value of their own.
     pub connect_timeout_ms: u64,
     /// Likewise.
     pub tcp_keepalive: Option<v1::TcpKeepalive>,
-    /// Likewise, of ports that are declared as HTTP.
+    /// Likewise, for ports that are declared as HTTP.
     pub h2_upgrade: v1::H2Upgrade,
-    /// `localityLbSetting`, where a load balancer has none.
+    /// `localityLbSetting`, for load balancers without one.
     pub locality: Option<v1::LocalityLb>,
-    /// `defaultHttpRetryPolicy`, of requests whose route says nothing, or that no route takes.
+    /// `defaultHttpRetryPolicy`, for requests without a route, or whose route has no retry policy.
     pub retry: Option<v1::RetryPolicy>,
-    /// `outboundTrafficPolicy.mode`, where no Sidecar says it.
+    /// `outboundTrafficPolicy.mode`, unless a Sidecar sets it.
     pub outbound: v1::OutboundPolicy,
-    /// `enableAutoMtls: false`: callers speak plaintext where no rule says otherwise.
+    /// `enableAutoMtls: false`: callers speak plaintext unless a rule sets another mode.
     pub no_auto_mtls: bool,
-    /// `defaultServiceExportTo`: of services and ServiceEntries.
+    /// `defaultServiceExportTo`: for services and ServiceEntries.
     pub service_export: Export,
     /// `defaultVirtualServiceExportTo`.
     pub virtual_service_export: Export,
     /// `defaultDestinationRuleExportTo`.
     pub destination_rule_export: Export,
-    /// `defaultConfig.terminationDrainDuration`, milliseconds: how long proxies go on after SIGTERM, at least.
+    /// `defaultConfig.terminationDrainDuration`, milliseconds: the minimum time that proxies continue after SIGTERM.
     pub termination_drain_ms: Option<u64>,
-    /// `trustDomain`; has to be the mesh's.
+    /// `trustDomain`; must be the mesh's.
     pub trust_domain: Option<String>,
 }
 
-/// What a document says for the whole mesh.
+/// The mesh's settings in a document, if it has them.
 pub fn of(document: &Document) -> Option<&MeshConfig> {
     match &document.object {
         Object::IstioOperator(config) if is_root(&document.namespace) => config.as_deref(),
@@ -54,13 +55,13 @@ pub fn of(document: &Document) -> Option<&MeshConfig> {
     }
 }
 
-/// The one document that counts.
+/// The one document that applies.
 pub fn in_force<'a>(documents: impl Iterator<Item = &'a Document>) -> Option<(&'a Document, &'a MeshConfig)> {
     let all = documents.filter_map(|document| Some((document, of(document)?)));
     all.min_by_key(|(document, _)| (document.created, &document.namespace, &document.name))
 }
 
-/// Documents as they are once those that say nothing of `exportTo` have the mesh's.
+/// The documents, with the mesh's `exportTo` in those without one.
 pub(crate) fn exported<'a>(documents: &[&'a Document]) -> Vec<Cow<'a, Document>> {
     let config = in_force(documents.iter().copied()).map(|(_, config)| config);
     let one = |document: &&'a Document| {

@@ -1,4 +1,4 @@
-//! ServiceEntry: a host that nothing registers, inside or outside the mesh.
+//! ServiceEntry: a host outside the registry, inside or outside the mesh.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -32,18 +32,18 @@ pub struct ServiceEntry {
     pub ports: Vec<EntryPort>,
     /// `MESH_EXTERNAL`.
     pub external: bool,
-    /// Where addresses come from.
+    /// The source of addresses.
     pub resolution: Resolution,
-    /// Addresses given here.
+    /// The endpoints of the entry itself.
     pub endpoints: Vec<WorkloadEntry>,
     /// Labels of the WorkloadEntries of this namespace that are endpoints.
     pub workload_selector: Option<BTreeMap<String, String>>,
-    /// Names of which a server's certificate has to have one where a sidecar speaks TLS to it (DestinationRule `tls`).
+    /// Names of which a server's certificate must have one if a sidecar originates TLS to it (DestinationRule `tls`).
     pub subject_alt_names: Vec<String>,
 }
 
 impl ServiceEntry {
-    /// Whether a younger one of the same host and namespace joins it, as in Istio: its ports are the host's too.
+    /// Whether a younger one of the same host and namespace joins it, as in Istio: the host has the ports of both.
     pub fn joins(&self, younger: &ServiceEntry) -> bool {
         (self.resolution, self.external) == (younger.resolution, younger.external)
     }
@@ -52,25 +52,25 @@ impl ServiceEntry {
 /// `resolution`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resolution {
-    /// The caller knows the address.
+    /// Connections go to their original destination.
     None,
     /// The endpoints' addresses.
     Static,
     /// The endpoints' (or the hosts') names, resolved by the sidecar: every address is an endpoint.
     Dns,
-    /// The same, and each name is one endpoint, at whichever address it has when it is dialed.
+    /// The same, and each name is one endpoint, at any address that it has when it is dialed.
     DnsRoundRobin,
-    /// Of a wildcard: the host that a request names itself is resolved, and dialed there.
+    /// For wildcards: the host that a request names is resolved and dialed.
     DynamicDns,
 }
 
 impl Resolution {
-    /// Names are resolved by the sidecar.
+    /// Whether names are resolved by the sidecar.
     pub fn is_dns(self) -> bool {
         matches!(self, Resolution::Dns | Resolution::DnsRoundRobin | Resolution::DynamicDns)
     }
 
-    /// It has endpoints that can be listed.
+    /// Whether it has a list of endpoints.
     pub fn has_endpoints(self) -> bool {
         !matches!(self, Resolution::None | Resolution::DynamicDns)
     }
@@ -79,7 +79,7 @@ impl Resolution {
 /// One entry of `ports`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EntryPort {
-    /// Port that callers use.
+    /// The port for callers.
     pub number: u32,
     /// Unique name.
     pub name: String,
@@ -219,7 +219,7 @@ fn check(spec: &Fields<'_>, entry: &ServiceEntry) {
             spec.error("endpoints", format!("`{}` needs `resolution: STATIC`", unix.address));
         }
         if entry.ports.len() > 1 {
-            spec.error("ports", format!("`{}` needs exactly one port: it cannot tell several apart", unix.address));
+            spec.error("ports", format!("`{}` needs exactly one port: several cannot be distinguished", unix.address));
         }
     }
     match entry.resolution {
@@ -231,7 +231,10 @@ fn check(spec: &Fields<'_>, entry: &ServiceEntry) {
             spec.error(field, "`resolution: DYNAMIC_DNS` has no endpoints: each request names its own");
         }
         Resolution::DynamicDns if !entry.addresses.is_empty() => {
-            spec.error("addresses", "`resolution: DYNAMIC_DNS` has no addresses: hosts are told apart by their names");
+            spec.error(
+                "addresses",
+                "`resolution: DYNAMIC_DNS` has no addresses: hosts are distinguished by their names",
+            );
         }
         Resolution::Static if entry.endpoints.is_empty() && entry.workload_selector.is_none() => {
             spec.error("resolution", "`resolution: STATIC` needs `endpoints` or a `workloadSelector`");

@@ -16,13 +16,13 @@ use crate::{Document, Object, canonical, covers, names, nearest::suggest};
 /// A Sidecar's `spec`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Sidecar {
-    /// Labels of the workloads; empty: all of the namespace that none with labels is for.
+    /// Labels of the workloads; empty: all workloads of the namespace that no Sidecar with labels selects.
     pub selector: BTreeMap<String, String>,
-    /// What may be called; empty: everything.
+    /// The hosts that may be called; empty: all.
     pub egress: Vec<Egress>,
-    /// `outboundTrafficPolicy.mode`; unset: the mesh's, else as the proxy was started.
+    /// `outboundTrafficPolicy.mode`; unset: the mesh's, else the proxy's option.
     pub outbound: v1::OutboundPolicy,
-    /// Ports of the workload that are served otherwise than as they are registered.
+    /// Ports of the workload with settings that differ from their registration.
     pub ingress: Vec<Ingress>,
     /// `inboundConnectionPool`, for all ports.
     pub inbound_pool: Option<v1::ConnectionPool>,
@@ -31,7 +31,7 @@ pub struct Sidecar {
 /// One entry of `egress`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Egress {
-    /// Calls to this port; `None`: to those that no other entry is for.
+    /// Calls to this port; `None`: to ports without an entry of their own.
     pub port: Option<u32>,
     /// Any of them.
     pub hosts: Vec<Import>,
@@ -40,7 +40,7 @@ pub struct Egress {
 /// One of the `hosts`, `<namespace>/<host>`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Import {
-    /// Those of this are left out.
+    /// Whether these hosts are excluded.
     pub excluded: bool,
     /// `None`: any.
     pub namespace: Option<String>,
@@ -53,16 +53,16 @@ pub struct Import {
 pub struct Ingress {
     /// Port of the workload.
     pub port: u32,
-    /// What is spoken on it.
+    /// Its protocol.
     pub protocol: v1::Protocol,
-    /// Where it is delivered; unspecified address: that of the workload; `None`: as it was dialed.
+    /// Where its connections are delivered; unspecified address: that of the workload; `None`: the original
+    /// destination.
     pub to: Option<String>,
     /// `connectionPool`.
     pub pool: Option<v1::ConnectionPool>,
 }
 
-const NO_LISTENER: &str =
-    "connections are redirected; a program that cannot be has `weft-sidecar run --http-proxy ADDRESS`";
+const NO_LISTENER: &str = "connections are redirected; other programs use `weft-sidecar run --http-proxy ADDRESS`";
 const PORT: Shape = &[read("number"), read("protocol"), read("name"), read("targetPort")];
 /// Fields of `spec`.
 pub(crate) const SHAPE: Shape = &[
@@ -72,10 +72,13 @@ pub(crate) const SHAPE: Shape = &[
         "ingress",
         &[
             object("port", PORT),
-            refused("bind", "what comes in is taken at every address; the application binds the one that it wants"),
+            refused(
+                "bind",
+                "inbound connections are accepted at every address; the application binds the one that it wants",
+            ),
             read("captureMode"),
             read("defaultEndpoint"),
-            refused("tls", "callers without a sidecar come by a Gateway, which ends their TLS"),
+            refused("tls", "callers without a sidecar use a Gateway, which terminates their TLS"),
             object("connectionPool", connection_pool::SHAPE),
         ],
     ),
@@ -86,7 +89,7 @@ pub(crate) const SHAPE: Shape = &[
             read("mode"),
             refused(
                 "egressProxy",
-                "write a ServiceEntry for what goes by a proxy, with `tunnel` in its DestinationRule",
+                "write a ServiceEntry for a host behind a proxy, with `tunnel` in its DestinationRule",
             ),
         ],
     ),
@@ -129,7 +132,7 @@ pub(crate) fn decode(spec: &Fields<'_>) -> Sidecar {
 pub(crate) const OUTBOUND_MODES: &[(&str, v1::OutboundPolicy)] =
     &[("ALLOW_ANY", v1::OutboundPolicy::AllowAny), ("REGISTRY_ONLY", v1::OutboundPolicy::RegistryOnly)];
 
-/// As in Istio, a block without a mode is the stricter one.
+/// As in Istio, a block without a mode means the stricter one.
 fn outbound(fields: &Fields<'_>) -> v1::OutboundPolicy {
     if !fields.has("mode") {
         fields.warn("mode", "without a `mode` this is REGISTRY_ONLY, as in Istio");
@@ -150,7 +153,7 @@ fn decode_egress(fields: &Fields<'_>) -> Egress {
     Egress { port, hosts }
 }
 
-/// `<namespace>/<host>`; `None`: none at all, or it was an error.
+/// `<namespace>/<host>`; `None`: no hosts, or an error was reported.
 fn import(fields: &Fields<'_>, text: &str, place: Place) -> Option<Import> {
     let Some((namespace, host)) = text.split_once('/') else {
         let text = format!("`{text}` must be <namespace>/<host>, such as `./*` or `*/reviews.prod.svc.cluster.local`");
@@ -163,7 +166,7 @@ fn import(fields: &Fields<'_>, text: &str, place: Place) -> Option<Import> {
         return None;
     }
     let (excluded, name) = match namespace.strip_prefix('~') {
-        // Nothing.
+        // No hosts.
         Some("") => return None,
         Some(name) => (true, name),
         None => (false, namespace),
@@ -178,7 +181,7 @@ fn import(fields: &Fields<'_>, text: &str, place: Place) -> Option<Import> {
 fn decode_ingress(fields: &Fields<'_>) -> Ingress {
     capture(fields);
     fields.require("port");
-    let mut found = Ingress {
+    let mut ingress = Ingress {
         port: 0,
         protocol: v1::Protocol::Unknown,
         to: None,
@@ -186,18 +189,18 @@ fn decode_ingress(fields: &Fields<'_>) -> Ingress {
     };
     if let Some(port) = fields.object("port") {
         has_no_target(&port);
-        // Without a protocol it is found out by what is sent, as on any port.
+        // Without a protocol it is sniffed, as on any port.
         for name in ["number", "name"] {
             port.require(name);
         }
-        found.port = port.port("number").unwrap_or_default();
-        found.protocol = port.string("protocol").map(|name| spoken(&port, &name)).unwrap_or_default();
+        ingress.port = port.port("number").unwrap_or_default();
+        ingress.protocol = port.string("protocol").map(|name| spoken(&port, &name)).unwrap_or_default();
         port.string("name");
     }
     if let Some(text) = fields.string("defaultEndpoint").filter(|text| !text.is_empty()) {
-        found.to = endpoint(fields, &text);
+        ingress.to = endpoint(fields, &text);
     }
-    found
+    ingress
 }
 
 fn has_no_target(port: &Fields<'_>) {
@@ -207,13 +210,13 @@ fn has_no_target(port: &Fields<'_>) {
 }
 
 fn spoken(fields: &Fields<'_>, name: &str) -> v1::Protocol {
-    let found = protocol::from_name(name);
-    if found == v1::Protocol::Unknown {
+    let ingress = protocol::from_name(name);
+    if ingress == v1::Protocol::Unknown {
         let known: Vec<&str> = protocol::NAMES.iter().map(|(name, _)| *name).collect();
         let hint = suggest(&name.to_ascii_lowercase(), &known, "known are");
         fields.error("protocol", format!("`protocol`: unknown protocol `{name}`{hint}"));
     }
-    found
+    ingress
 }
 
 /// As in Istio: loopback, unspecified for the workload's own address, or a Unix socket.
@@ -243,7 +246,7 @@ fn capture(fields: &Fields<'_>) {
 }
 
 impl Import {
-    /// Whether it is for `host` of `namespace`; its document is in `own`.
+    /// Whether it applies to `host` of `namespace`; its document is in `own`.
     fn means(&self, own: &str, namespace: &str, host: &str) -> bool {
         let of = self.namespace.as_deref().map(|name| if name == "." { own } else { name });
         of.is_none_or(|name| name == namespace) && covers(&self.host, host)
@@ -251,7 +254,7 @@ impl Import {
 }
 
 impl Sidecar {
-    /// Whether its workloads know `host` of `namespace`, at `port` (`None`: at any). The document is in `own`.
+    /// Whether its workloads can reach `host` of `namespace`, at `port` (`None`: at any). The document is in `own`.
     pub fn imports(&self, own: &str, namespace: &str, host: &str, port: Option<u32>) -> bool {
         if self.egress.is_empty() {
             return true;
@@ -262,20 +265,20 @@ impl Sidecar {
         })
     }
 
-    /// Whether `host` of `namespace` is left out of what they know, by name or pattern.
+    /// Whether `host` of `namespace` is excluded, by name or pattern.
     pub fn excludes(&self, own: &str, namespace: &str, host: &str, port: Option<u32>) -> bool {
         let excluded = self.egress_of(port).flat_map(|egress| &egress.hosts).filter(|import| import.excluded);
         excluded.into_iter().any(|import| import.means(own, namespace, host))
     }
 
-    /// Whether they know a VirtualService: it is of a host that they import from its namespace.
+    /// Whether it imports a VirtualService: one of a host that it imports from its namespace.
     pub fn imports_routes(&self, own: &str, document: &Document, port: Option<u32>) -> bool {
         let Object::VirtualService(service) = &document.object else { return false };
         let namespace = &document.namespace;
         service.hosts.iter().any(|host| self.imports(own, namespace, &canonical(host, namespace), port))
     }
 
-    /// Entries that say what is known at `port`; `None`: at any.
+    /// Entries for `port`; `None`: for any.
     fn egress_of(&self, port: Option<u32>) -> impl Iterator<Item = &Egress> {
         self.egress.iter().filter(move |egress| match (egress.port, port) {
             (Some(own), Some(port)) => own == port,

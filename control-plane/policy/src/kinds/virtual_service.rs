@@ -1,4 +1,4 @@
-//! VirtualService: where a request to a host goes.
+//! VirtualService: routes of the requests to a host.
 
 mod connection;
 mod cors;
@@ -32,7 +32,7 @@ pub struct VirtualService {
     pub export: Export,
     /// As written: short names, full ones or `*.suffix`.
     pub hosts: Vec<String>,
-    /// Gateways that it is for, `mesh` or `<name>` or `<namespace>/<name>`; empty: the mesh.
+    /// Gateways that it applies to, `mesh` or `<name>` or `<namespace>/<name>`; empty: the mesh.
     pub gateways: Vec<String>,
     /// In order; the first match wins.
     pub http: Vec<Route>,
@@ -42,22 +42,22 @@ pub struct VirtualService {
     pub tcp: Vec<ConnectionRoute>,
 }
 
-/// The gateway that means all sidecars.
+/// The gateway that stands for all sidecars.
 pub const MESH: &str = "mesh";
 
 impl VirtualService {
-    /// Whether it is for the callers in the mesh.
+    /// Whether it applies to callers in the mesh.
     pub fn of_mesh(&self) -> bool {
         self.gateways.is_empty() || self.gateways.iter().any(|gateway| gateway == MESH)
     }
 
-    /// Namespace and name of the gateways that it is for, as a document in `namespace` names them.
+    /// Namespace and name of the gateways that it applies to, resolved for a document in `namespace`.
     pub fn of_gateways<'a>(&'a self, namespace: &'a str) -> impl Iterator<Item = (&'a str, &'a str)> {
         let named = self.gateways.iter().filter(|gateway| *gateway != MESH);
         named.map(move |gateway| gateway.split_once('/').unwrap_or((namespace, gateway)))
     }
 
-    /// All that routes of any kind lead to.
+    /// Destinations of routes of any kind.
     pub fn destinations(&self) -> impl Iterator<Item = &Destination> {
         let http = self.http.iter().filter_map(|route| match &route.action {
             Action::Forward(forward) => Some(forward.all_destinations()),
@@ -75,43 +75,43 @@ pub struct Route {
     pub name: String,
     /// Any of them; empty: every request.
     pub matches: Vec<RouteMatch>,
-    /// What happens.
+    /// Its action.
     pub action: Action,
     /// Header operations of the route.
     pub headers: Option<v1::HeaderOperations>,
     /// `corsPolicy`.
     pub cors: Option<v1::Cors>,
-    /// Where it is written.
+    /// Its place in the file.
     pub place: Place,
 }
 
 /// One entry of `match`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RouteMatch {
-    /// What counts of the request.
+    /// The conditions on the request.
     pub http: v1::HttpMatch,
     /// `sourceLabels` of the client.
     pub source_labels: BTreeMap<String, String>,
     /// `sourceNamespace`; empty: any.
     pub source_namespace: String,
-    /// `gateways`; empty: those of the whole.
+    /// `gateways`; empty: those of the VirtualService.
     pub gateways: Vec<String>,
 }
 
 impl RouteMatch {
-    /// Whether it has a prefix of the path.
+    /// Whether it matches by a prefix of the path.
     fn has_prefix(&self) -> bool {
         let uri = self.http.uri.as_ref().and_then(|uri| uri.kind.as_ref());
         matches!(uri, Some(v1::string_match::Kind::Prefix(_)))
     }
 
-    /// Whether it is for the requests of some clients only.
+    /// Whether it applies to some clients only.
     pub fn is_of_some(&self) -> bool {
         !self.source_labels.is_empty() || !self.source_namespace.is_empty() || !self.gateways.is_empty()
     }
 }
 
-/// What a route does.
+/// The action of a route.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
     /// `route`.
@@ -124,18 +124,18 @@ pub enum Action {
     Delegate(Delegate),
 }
 
-/// The VirtualService whose routes take this one's place.
+/// The VirtualService whose routes replace this one.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Delegate {
     /// Empty: that of the document.
     pub namespace: String,
     /// Its name.
     pub name: String,
-    /// What it does not say itself; without destinations.
+    /// Settings for its routes that have none of their own; without destinations.
     pub rest: Forward,
 }
 
-/// `route` with what belongs to it.
+/// `route` with its settings.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Forward {
     /// At least one.
@@ -144,7 +144,7 @@ pub struct Forward {
     pub timeout_ms: u64,
     /// `rewrite`.
     pub rewrite: Option<v1::Rewrite>,
-    /// `retries`; absent: the default of the mesh.
+    /// `retries`; absent: the mesh's default.
     pub retry: Option<v1::RetryPolicy>,
     /// `fault`.
     pub fault: Option<v1::Fault>,
@@ -153,16 +153,16 @@ pub struct Forward {
 }
 
 impl Forward {
-    /// Those of the requests, and those of their copies.
+    /// Destinations of the requests, and of their mirrors.
     pub fn all_destinations(&self) -> impl Iterator<Item = &Destination> {
         self.destinations.iter().chain(self.mirrors.iter().map(|mirror| &mirror.destination))
     }
 }
 
-/// Who gets copies of requests.
+/// A destination of mirrored requests.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Mirror {
-    /// Its weight counts for nothing.
+    /// Its weight is ignored.
     pub destination: Destination,
     /// Of the requests, 0 to 100.
     pub percent: f64,
@@ -181,12 +181,12 @@ pub struct Destination {
     pub weight: u32,
     /// Header operations of this destination.
     pub headers: Option<v1::HeaderOperations>,
-    /// Where it is written.
+    /// Its place in the file.
     pub place: Place,
 }
 
 impl Destination {
-    /// All of a host.
+    /// The whole of a host.
     pub fn to(host: &str, place: Place) -> Destination {
         Destination { host: host.to_owned(), ..Destination::nowhere(place) }
     }
@@ -257,7 +257,7 @@ pub(crate) const SHAPE: Shape = &[
 /// Reads `spec`.
 pub(crate) fn decode(spec: &Fields<'_>) -> VirtualService {
     let mut hosts: Vec<String> = Vec::new();
-    let mut written: Vec<(String, Place)> = Vec::new();
+    let mut hosts_with_places: Vec<(String, Place)> = Vec::new();
     let gateways: Vec<String> = spec.strings("gateways").into_iter().map(|(gateway, _)| gateway).collect();
     let of_mesh = gateways.is_empty() || gateways.iter().any(|gateway| gateway == MESH);
     for (host, place) in spec.strings("hosts") {
@@ -269,10 +269,10 @@ pub(crate) fn decode(spec: &Fields<'_>) -> VirtualService {
                 format!("`{host}` is not a host name; write a service's name, a full name, *.suffix or *-suffix"),
             );
         }
-        written.push((host.clone(), place));
+        hosts_with_places.push((host.clone(), place));
         hosts.push(host);
     }
-    overlaps(spec, &written);
+    overlaps(spec, &hosts_with_places);
     for (gateway, place) in spec.strings("gateways") {
         if !matching::is_gateway(&gateway) {
             spec.error_at(place, format!("`{gateway}` is not a gateway: mesh, a name, or namespace/name"));
@@ -293,7 +293,7 @@ pub(crate) fn decode(spec: &Fields<'_>) -> VirtualService {
     if hosts.is_empty() && http.is_empty() {
         spec.require("hosts");
     } else if hosts.is_empty() && !spec.misspelled("hosts") {
-        // A delegate.
+        // Without hosts it is a delegate.
         for name in ["gateways", "tls", "tcp"].into_iter().filter(|name| spec.has(name)) {
             let text = format!("`{name}` needs `hosts`; without them it is a delegate, which has `http` alone");
             spec.error(name, text);
@@ -328,7 +328,7 @@ fn overlaps(spec: &Fields<'_>, hosts: &[(String, Place)]) {
     }
 }
 
-/// What a route does: one of them.
+/// The actions, of which a route has exactly one.
 const ACTIONS: [&str; 4] = ["route", "redirect", "directResponse", "delegate"];
 
 fn route(fields: &Fields<'_>) -> Route {
@@ -400,30 +400,30 @@ fn destination(fields: &Fields<'_>) -> Destination {
     Destination { headers, ..plain_destination(fields) }
 }
 
-/// One of bytes, which have no headers.
+/// A destination of a connection, which has no headers.
 fn plain_destination(fields: &Fields<'_>) -> Destination {
     fields.require("destination");
     let weight = fields.limit("weight").unwrap_or_default();
-    let mut found = Destination { weight, ..Destination::nowhere(fields.place) };
-    if let Some(destination) = fields.object("destination") {
-        read_destination(&destination, &mut found);
+    let mut destination = Destination { weight, ..Destination::nowhere(fields.place) };
+    if let Some(fields) = fields.object("destination") {
+        read_destination(&fields, &mut destination);
     }
-    found
+    destination
 }
 
 /// Host, subset and port.
-fn read_destination(fields: &Fields<'_>, found: &mut Destination) {
-    found.place = fields.place;
-    found.host = fields.required_string("host");
-    // A wildcard means the ServiceEntry of this very host, which dials what requests or callers name.
-    if !found.host.is_empty() && (found.host == "*" || !names::is_host_or_wildcard(&found.host)) {
-        fields.error("host", format!("`{}` is not a host name to send requests to", found.host));
+fn read_destination(fields: &Fields<'_>, destination: &mut Destination) {
+    destination.place = fields.place;
+    destination.host = fields.required_string("host");
+    // A wildcard refers to the ServiceEntry of exactly this host, which dials the hosts that requests or callers name.
+    if !destination.host.is_empty() && (destination.host == "*" || !names::is_host_or_wildcard(&destination.host)) {
+        fields.error("host", format!("`{}` is not a host name to send requests to", destination.host));
     }
-    found.subset = fields.string("subset").unwrap_or_default();
-    if !found.subset.is_empty() && !names::is_label(&found.subset) {
-        fields.error("subset", format!("subset name `{}` {}", found.subset, names::LABEL_RULE));
+    destination.subset = fields.string("subset").unwrap_or_default();
+    if !destination.subset.is_empty() && !names::is_label(&destination.subset) {
+        fields.error("subset", format!("subset name `{}` {}", destination.subset, names::LABEL_RULE));
     }
-    found.port = fields.object("port").and_then(|port| {
+    destination.port = fields.object("port").and_then(|port| {
         port.require("number");
         port.port("number")
     });

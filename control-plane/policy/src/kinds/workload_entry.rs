@@ -1,5 +1,5 @@
-//! WorkloadEntry: an address that stands behind ServiceEntries; also the shape of a ServiceEntry's own `endpoints`, and but for
-//! the address that of a WorkloadGroup's `template`.
+//! WorkloadEntry: an endpoint of ServiceEntries; also the shape of a ServiceEntry's own `endpoints` and, except for the
+//! address, of a WorkloadGroup's `template`.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -9,7 +9,7 @@ use crate::names;
 /// A WorkloadEntry's `spec`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct WorkloadEntry {
-    /// IP address, a host name to resolve, or `unix://` and a socket of the callers' own machines.
+    /// IP address, a host name to resolve, or `unix://` and a socket on the machine of each caller.
     pub address: String,
     /// Ports by the name that a ServiceEntry gives them.
     pub ports: BTreeMap<String, u32>,
@@ -34,7 +34,7 @@ pub(crate) const SHAPE: Shape = &[
     refused("network", NETWORK),
 ];
 
-/// Why `network` is an error.
+/// The reason why `network` is an error.
 pub(crate) const NETWORK: &str = "other networks are other data centres here, and are reached through their gateways";
 
 /// Reads it.
@@ -60,7 +60,7 @@ impl WorkloadEntry {
     }
 }
 
-/// Ports by name, which must be such as a ServiceEntry's ports have.
+/// Ports by name, with the rules for the port names of a ServiceEntry.
 fn port_map(fields: &Fields<'_>) -> BTreeMap<String, u32> {
     for (key, _) in fields.map("ports") {
         if !names::is_label(&key.name) {
@@ -70,7 +70,7 @@ fn port_map(fields: &Fields<'_>) -> BTreeMap<String, u32> {
     fields.number_map("ports", 1..=65535)
 }
 
-/// Reads all but the address.
+/// Reads all fields except the address.
 pub(crate) fn template(fields: &Fields<'_>) -> WorkloadEntry {
     WorkloadEntry {
         address: String::new(),

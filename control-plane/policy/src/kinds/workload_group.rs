@@ -12,13 +12,13 @@ use crate::{WorkloadEntry, names};
 /// A WorkloadGroup's `spec`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct WorkloadGroup {
-    /// The entry but for its address, its labels those of `template` and, before them, of `metadata`.
+    /// The entry without its address; its labels are those of `template` and, with precedence, of `metadata`.
     pub template: WorkloadEntry,
-    /// How a workload tells that it is well; absent: it is taken to be.
+    /// The health check of a workload; absent: it is assumed to be healthy.
     pub probe: Option<v1::Probe>,
 }
 
-/// Service account where `template` names none.
+/// Service account if `template` has none.
 const DEFAULT_ACCOUNT: &str = "default";
 
 /// Fields of `spec`.
@@ -72,14 +72,14 @@ pub(crate) fn decode(spec: &Fields<'_>) -> WorkloadGroup {
     }
     if let Some(metadata) = spec.object("metadata") {
         template.labels.extend(metadata.labels("labels"));
-        // Of Istio's own object, which there is none of here.
+        // Metadata of Istio's own WorkloadEntry object, which does not exist here.
         let _: BTreeMap<String, String> = metadata.string_map("annotations");
     }
     WorkloadGroup { template, probe: spec.object("probe").map(|fields| probe(&fields)) }
 }
 
 fn probe(fields: &Fields<'_>) -> v1::Probe {
-    // As in Istio 0 is the default.
+    // As in Istio, 0 means the default.
     let number = |name, default| fields.limit(name).filter(|n| *n > 0).unwrap_or(default);
     let written = KINDS.into_iter().filter(|kind| fields.has(kind)).count();
     if written != 1 && !KINDS.into_iter().any(|kind| fields.misspelled(kind)) {

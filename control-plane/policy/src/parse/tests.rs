@@ -26,7 +26,7 @@ fn head(kind: &str, spec: &str) -> String {
 
 mod istio;
 
-/// Each spec must be refused (or warned of) with the words beside it.
+/// Each spec must be refused (or produce a warning) with the words beside it.
 fn refused(kind: &str, cases: &[(&str, &str)]) {
     for (spec, want) in cases {
         let got = problems(&head(kind, spec));
@@ -102,7 +102,7 @@ fn kinds_and_versions() {
 }
 
 #[test]
-fn what_is_no_document() {
+fn texts_that_are_not_documents_are_refused() {
     for (text, want) in [
         ("just text\n", "f.yaml:1:1: error: a document must be a map"),
         ("kind: Service\n", "f.yaml:1:1: error: `apiVersion` is required"),
@@ -284,7 +284,7 @@ fn peer_authentications() {
 }
 
 #[test]
-fn the_mesh_of_a_config_map_is_told_of() {
+fn a_mesh_config_in_a_config_map_is_reported() {
     let text = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata:\n  mesh: |\n    a: b\n";
     let got = problems(text);
     assert!(got.len() == 1 && got[0].contains("2:7: warning: the settings in `mesh` are not read"), "{got:?}");

@@ -15,7 +15,7 @@ fn error(text: &str) -> (u32, u32, String) {
 }
 
 #[test]
-fn every_value_has_its_place() {
+fn every_yaml_value_has_its_place() {
     let root = one("a: 1\r\nb:\r\n  - x\r\n  - {c: \"2\"}\r\n");
     let Value::Map(entries) = root.value else { panic!() };
     assert_eq!(entries[0].1.place, Place { line: 1, column: 4 });
@@ -64,16 +64,16 @@ fn documents_keep_their_text() {
 }
 
 #[test]
-fn what_is_refused_is_located() {
+fn yaml_errors_are_located() {
     assert_eq!(error("a: 1\nb: 2\na: 3\n"), (3, 1, "`a` is given twice".to_owned()));
     let (line, column, _) = error("a:\n\t- b\n");
     assert!(line == 2 && column >= 1, "{line}:{column}");
     assert!(error("a: &x 1\nb: *x\n").2.contains("anchors"));
     assert!(error("a: !!str 1\n").2.contains("tags"));
-    assert!(error(&"[".repeat(MAX_DEPTH + 2)).2.contains("nested deeper"));
+    assert!(error(&"[".repeat(MAX_DEPTH + 2)).2.contains("nested too deeply"));
     assert_eq!(error(&"[".repeat(10_000)).0, 1);
     assert_eq!(error(&"- ".repeat(10_000)).0, 1);
-    assert!(error(&format!("[{}]", "1,".repeat(MAX_NODES + 1))).2.contains("more values"));
+    assert!(error(&format!("[{}]", "1,".repeat(MAX_NODES + 1))).2.contains("too many values"));
     assert!(error(&" ".repeat(MAX_BYTES + 1)).2.contains("bytes"));
     assert!(error("? [a]\n: b\n").2.contains("key"));
 }

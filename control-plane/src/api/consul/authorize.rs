@@ -1,8 +1,8 @@
 //! `agent/connect/authorize`, and reads of intentions: whether one service may call another.
 //!
-//! The mesh has no authorization policies yet: every caller with an identity of a trusted domain may call. So there are no
-//! intentions, and every request is allowed, as in Consul where the default is to allow; a caller that is not a member of
-//! the mesh is denied.
+//! The mesh has no authorization policies yet: every caller with an identity of a trusted domain may call. So there are
+//! no intentions, and every request is allowed, as in Consul if the default is to allow; a caller that is not a member
+//! of the mesh is denied.
 
 use serde_json::{Value, json};
 use weft_agent::answer::{self, Answered};
@@ -32,7 +32,7 @@ pub(super) fn authorize(consul: &Consul, query: &Query, body: &[u8]) -> Result<A
     Ok(answer::json(&json!({ "Authorized": authorized, "Reason": reason }), query))
 }
 
-/// `connect/intentions/match`: each name that is asked for has none.
+/// `connect/intentions/match`: an empty list for each requested name.
 pub(super) fn matching(query: &Query) -> Result<Answered, Refused> {
     match query.value("by") {
         Some("source" | "destination") => {}

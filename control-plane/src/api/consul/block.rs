@@ -1,5 +1,5 @@
-//! Consul's blocking queries: a query names the index that it has seen, and is answered when the index of its result
-//! differs or its wait is over.
+//! Consul's blocking queries: a query names the last seen index, and is answered when the index of its result differs
+//! or its wait is over.
 //!
 //! The index is that of the result, not of everything: a change to one service wakes no query for another.
 
@@ -9,10 +9,10 @@ use weft_agent::refused::Refused;
 use crate::state::{Mesh, Topic};
 use weft_world::World;
 
-/// Waits as the query says.
+/// Waits according to the query.
 ///
 /// # Errors
-/// When the query's index or wait is none.
+/// If the query's index or wait is invalid.
 pub(super) async fn block(
     mesh: &Mesh,
     query: &Query,

@@ -1,8 +1,8 @@
-//! `catalog/register` and `catalog/deregister`: registrations that a program writes on behalf of another. Nothing probes
-//! their checks, no session keeps them alive, and they have no identity: the mesh speaks plaintext to them.
+//! `catalog/register` and `catalog/deregister`: registrations that a program writes on behalf of another. Their checks
+//! are not probed, no session keeps them alive, and they have no identity: the mesh speaks plaintext to them.
 //!
-//! A token names the services that may be written. Changes of a node as a whole (its address, its own checks, its removal)
-//! need the right to write every service on it.
+//! A token names the services that may be written. Changes of a node as a whole (its address, its own checks, its
+//! removal) need the right to write every service on it.
 
 use std::net::IpAddr;
 
@@ -40,13 +40,13 @@ pub(super) async fn register(
 }
 
 /// # Errors
-/// When the caller's token does not name what is written, or the node is another's.
+/// If the caller's token does not name the written services, or the node is not in its namespace.
 pub(super) fn may_write(consul: &Consul, caller: &Caller, entry: &Entry) -> Result<(), Refused> {
-    let held = consul.mesh.catalog_node(&entry.node, &caller.namespace).map_err(refused)?;
+    let node = consul.mesh.catalog_node(&entry.node, &caller.namespace).map_err(refused)?;
     let named = |id: &str| {
         let new = entry.services.iter().find(|service| service.service_id == id);
-        let held = held.iter().flat_map(|(_, instances)| instances).find(|instance| instance.service_id == id);
-        [new, held].into_iter().flatten().map(|instance| instance.service.clone()).collect::<Vec<_>>()
+        let existing = node.iter().flat_map(|(_, instances)| instances).find(|instance| instance.service_id == id);
+        [new, existing].into_iter().flatten().map(|instance| instance.service.clone()).collect::<Vec<_>>()
     };
     let of_checks = entry.checks.iter().map(|check| check.service_id.as_str()).filter(|id| !id.is_empty());
     for id in entry.services.iter().map(|service| service.service_id.as_str()).chain(of_checks) {
@@ -54,12 +54,12 @@ pub(super) fn may_write(consul: &Consul, caller: &Caller, entry: &Entry) -> Resu
             caller.register(&service)?;
         }
     }
-    let moves = held.as_ref().is_some_and(|(node, _)| {
+    let moves = node.as_ref().is_some_and(|(node, _)| {
         entry.address.is_some_and(|address| address != node.address)
             || entry.meta.as_ref().is_some_and(|meta| *meta != node.labels)
     });
-    if moves || held.is_none() || entry.checks.iter().any(|check| check.service_id.is_empty()) {
-        whole(caller, &entry.node, held.iter().flat_map(|(_, instances)| instances).chain(&entry.services))?;
+    if moves || node.is_none() || entry.checks.iter().any(|check| check.service_id.is_empty()) {
+        whole(caller, &entry.node, node.iter().flat_map(|(_, instances)| instances).chain(&entry.services))?;
     }
     Ok(())
 }
@@ -91,7 +91,7 @@ pub(super) async fn deregister(
 }
 
 /// # Errors
-/// When the caller's token does not name what is taken out, or the node is another's.
+/// If the caller's token does not name the removed services, or the node is not in its namespace.
 pub(super) fn may_remove(consul: &Consul, caller: &Caller, node: &str, what: &Removal) -> Result<(), Refused> {
     let Some((_, instances)) = consul.mesh.catalog_node(node, &caller.namespace).map_err(refused)? else {
         return Ok(());
@@ -102,7 +102,7 @@ pub(super) fn may_remove(consul: &Consul, caller: &Caller, node: &str, what: &Re
         Removal::Check(id) => {
             let of = |instance: &&Instance| instance.checks.iter().any(|check| check.check_id == *id);
             let of_services: Vec<&Instance> = instances.iter().filter(of).collect();
-            // One of the node itself is of all that is on it.
+            // A check of the node itself concerns all services on it.
             if of_services.is_empty() { instances.iter().collect() } else { of_services }
         }
     };
@@ -113,18 +113,18 @@ pub(super) fn may_remove(consul: &Consul, caller: &Caller, node: &str, what: &Re
 }
 
 /// # Errors
-/// When nobody may register without a sidecar.
+/// If registration without a sidecar is disabled.
 pub(super) fn allowed(consul: &Consul) -> Result<(), Refused> {
     if consul.allow_external {
         return Ok(());
     }
-    let text = "Permission denied: this control plane takes no registrations (--allow-external); register with the sidecar \
+    let text = "Permission denied: this control plane accepts no registrations (--allow-external); register with the sidecar \
                 beside the service";
     Err(Refused::new(StatusCode::FORBIDDEN, text))
 }
 
 /// # Errors
-/// When one of the services may not be registered, or there is none, and the token names none either.
+/// If one of the services may not be registered, or there is none, and the token names none either.
 fn whole<'a>(caller: &Caller, node: &str, services: impl Iterator<Item = &'a Instance>) -> Result<(), Refused> {
     let mut any = false;
     for instance in services {
@@ -155,7 +155,9 @@ fn read(fields: &mut Fields, namespace: &str) -> Result<Entry, String> {
         return Err("Must provide node: a name of letters, digits, '-', '_' and '.'".into());
     }
     if external::is_node(&node) {
-        return Err(format!("the node name {node} is kept for programs that register at the control plane themselves"));
+        return Err(format!(
+            "the node name {node} is reserved for programs that register at the control plane themselves"
+        ));
     }
     let keeps = fields.flag("skipnodeupdate")?;
     let address = address(&fields.text("address")?, "address")?;
@@ -175,18 +177,18 @@ fn read(fields: &mut Fields, namespace: &str) -> Result<Entry, String> {
     Ok(Entry { node, namespace: namespace.to_owned(), address, meta, services, checks })
 }
 
-/// An address that somebody can be at.
+/// An address that a service can have.
 pub(super) fn address(text: &str, field: &str) -> Result<Option<IpAddr>, String> {
     if text.is_empty() {
         return Ok(None);
     }
     let parsed: IpAddr = text.parse().map_err(|_| format!("Invalid {field}: {text:?} is not an IP address"))?;
     let ip = parsed.to_canonical();
-    let nobodys = match ip {
+    let reserved = match ip {
         IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),
         IpAddr::V6(v6) => v6.is_unicast_link_local(),
     };
-    if ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || nobodys {
+    if ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || reserved {
         return Err(format!("Invalid {field}: {ip} is no address by which others reach it"));
     }
     Ok(Some(ip))
@@ -256,7 +258,7 @@ pub(super) fn check(fields: &mut Fields) -> Result<Check, String> {
     };
     let long = [&check.check_id, &check.name, &check.service_id].iter().any(|text| text.len() > 253);
     if long || check.output.len() > 4096 || check.notes.len() > 4096 {
-        return Err("a check is too long: 253 bytes of ID and name, 4096 of output and notes".into());
+        return Err("a check is too long: at most 253 bytes of ID and name, 4096 of output and notes".into());
     }
     Ok(check)
 }

@@ -1,7 +1,7 @@
 //! The mesh's roots, in the form of Consul's `connect/ca/roots`: for programs that verify certificates themselves.
 //!
-//! The mesh's identities (`spiffe://<trust domain>/ns/<namespace>/sa/<account>`) are not those that Consul's connect clients
-//! look for (`.../ns/<namespace>/dc/<datacenter>/svc/<service>`).
+//! The mesh's identities (`spiffe://<trust domain>/ns/<namespace>/sa/<account>`) differ from those that Consul's
+//! connect clients expect (`.../ns/<namespace>/dc/<datacenter>/svc/<service>`).
 
 use rustls_pki_types::CertificateDer;
 use serde_json::{Value, json};
@@ -10,7 +10,7 @@ use weft_agent::query::Query;
 
 use crate::identity::ca::{Ca, fingerprint};
 
-/// What there is to show of the authority.
+/// The public part of the authority.
 pub struct Roots {
     trust_domain: String,
     root: Value,
@@ -18,14 +18,15 @@ pub struct Roots {
 }
 
 impl Roots {
-    /// Those of this authority.
+    /// The roots of this authority.
     pub fn of(ca: &Ca) -> Roots {
         let root = ca.root();
         let id = hex(&fingerprint(root), ":");
         Roots { trust_domain: ca.trust_domain().to_owned(), root: shape(root, ca.root_pem(), &id), id }
     }
 
-    /// `connect/ca/roots`. They do not change while the control plane runs: a query waits in vain.
+    /// `connect/ca/roots`. They do not change while the control plane runs: a blocking query always waits for its whole
+    /// time.
     pub(super) async fn answer(&self, query: &Query) -> Result<Answered, weft_agent::refused::Refused> {
         if let Some((1, wait)) = query.block().map_err(weft_agent::refused::Refused::bad)? {
             tokio::time::sleep(wait).await;
@@ -51,7 +52,7 @@ fn shape(root: &CertificateDer<'_>, pem: String, id: &str) -> Value {
         let format = time::format_description::well_known::Rfc3339;
         at.to_datetime().format(&format).unwrap_or_default()
     };
-    // A number that JavaScript can hold; Consul's clients show it at most.
+    // A number that JavaScript can represent; Consul's clients only display it.
     let digits = parsed.as_ref().and_then(|parsed| parsed.tbs_certificate.serial.iter_u64_digits().next());
     let serial = digits.unwrap_or_default() & ((1 << 53) - 1);
     let validity = parsed.as_ref().map(|parsed| parsed.validity());
@@ -84,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_root_is_shown_as_it_is() {
+    fn the_root_is_returned_unchanged() {
         let (ca, _) = Ca::create("cluster.local", std::time::SystemTime::now()).unwrap();
         let roots = Roots::of(&ca);
         let text = roots.root["RootCert"].as_str().unwrap();

@@ -1,8 +1,8 @@
 //! `event/fire` and `event/list`: short messages to watching programs.
 //!
-//! Consul's agents spread events by gossip and remember the last 256. Here the store remembers them for each namespace, so
-//! that every control plane has them in one order. As in Consul, a request that comes through the sidecar of a node lists
-//! the events for that node; the index is that of the last event's id, which Go's client computes in the same way.
+//! Consul's agents spread events by gossip and keep the last 256. Here the store keeps them for each namespace, so that
+//! every control plane has them in one order. As in Consul, a request through the sidecar of a node lists the events
+//! for that node; the index is that of the last event's id, which Go's client computes in the same way.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -87,7 +87,7 @@ pub(super) async fn list(consul: &Consul, caller: &Caller, query: &Query) -> Res
     let block = query.block().map_err(Refused::bad)?;
     let end = block.map(|(_, wait)| Instant::now() + wait);
     loop {
-        // Filters are compiled outside of the lock.
+        // Filters are compiled outside the lock.
         let (all, version) = consul.mesh.read_events(|events| {
             let all = events.list(&caller.namespace).into_iter().map(|(_, stored)| stored.clone());
             (all.collect::<Vec<StoredDocument>>(), events.index())
@@ -110,7 +110,7 @@ fn shape(stored: &StoredDocument) -> Value {
     event
 }
 
-/// That of the last event, as Go's client makes it of an id; 1: there is none.
+/// The index of the last event, as Go's client computes it from an id; 1: there is no event.
 fn index_of(events: &[Value]) -> u64 {
     events.last().and_then(|event| id_to_index(event["ID"].as_str()?)).unwrap_or(1)
 }
@@ -121,7 +121,7 @@ fn id_to_index(id: &str) -> Option<u64> {
     Some((half(0)? ^ half(16)?).max(1))
 }
 
-/// The caller's node and what is registered there: name and tags.
+/// The caller's node and its instances: name and tags.
 struct Node {
     name: String,
     services: Vec<(String, Vec<String>)>,
@@ -151,7 +151,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_index_is_made_of_an_id_as_gos_client_does() {
+    fn the_event_index_matches_gos_client() {
         assert_eq!(
             id_to_index("b54fe110-7af5-cafc-d1fb-afc8ba432b1c"),
             Some(0xb54f_e110_7af5_cafc ^ 0xd1fb_afc8_ba43_2b1c)
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn filters_mean_nodes() {
+    fn event_filters_select_nodes() {
         let node = Node { name: "web-1".into(), services: vec![("order".into(), vec!["v1".into()])] };
         let event = |node: &str, service: &str, tag: &str| json!({ "NodeFilter": node, "ServiceFilter": service, "TagFilter": tag });
         for (event, meant) in [

@@ -1,4 +1,4 @@
-//! Requests for another data centre (`?dc=`): forwarded to it whole, without the token of the caller.
+//! Requests for another data centre (`?dc=`): forwarded to it unchanged, without the token of the caller.
 
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, StatusCode};
@@ -11,12 +11,12 @@ use super::route::{Endpoint, route};
 use super::{Caller, Consul, Rights};
 use crate::api::remote::NoAnswer;
 
-/// The data centre that a query names, unless it is this one.
+/// The data centre that a query names, if it is another one.
 pub(super) fn datacenter<'a>(consul: &Consul, query: &'a Query) -> Option<&'a str> {
     query.value("dc").filter(|dc| !dc.is_empty() && *dc != consul.federation.datacenter())
 }
 
-/// Whether a read of this path may be asked of another data centre.
+/// Whether a read of this path is forwarded to another data centre.
 pub(crate) fn is_forwarded(path: &str) -> bool {
     let endpoint = route(&http::Method::GET, path);
     matches!(
@@ -40,9 +40,9 @@ pub(crate) fn is_forwarded(path: &str) -> bool {
 /// The answer of `datacenter`.
 ///
 /// # Errors
-/// Consul's, where there is no way to it.
+/// Consul's, if the data centre is unreachable.
 pub(super) async fn ask(consul: &Consul, caller: &Caller, datacenter: &str, head: &Parts) -> Result<Answered, Refused> {
-    // What is answered for another data centre is not passed on to a third.
+    // A request of another data centre is not forwarded to a third.
     if matches!(caller.rights, Rights::Peer(_)) {
         return Err(no_path());
     }

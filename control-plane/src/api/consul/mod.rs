@@ -1,10 +1,10 @@
-//! Consul's HTTP API, without the parts of a single agent: the same answers for sidecars that pass requests on
+//! Consul's HTTP API, without the parts of a single agent: the same answers for requests that sidecars forward
 //! (`crate::api::catalog`) and for the listener of the control plane.
 //!
-//! [`route`] finds the endpoint, `Caller` decides what the caller may see and do, `read` selects instances and nodes and
-//! answers reads, `block` waits; `kv` is the key-value store with its sessions and transactions, `queries` and `events` the
-//! prepared queries and events, `config` the config entries, which become policies. Queries, filters, headers and refusals,
-//! which agents need too, are in `weft_agent`.
+//! [`route`] finds the endpoint, `Caller` decides the visible services and the permitted changes, `read` selects
+//! instances and nodes and answers reads, `block` waits; `kv` is the key-value store with its sessions and
+//! transactions, `queries` and `events` the prepared queries and events, `config` the config entries, which become
+//! policies. Queries, filters, headers and refusals, which agents need too, are in `weft_agent`.
 
 mod authorize;
 mod block;
@@ -39,17 +39,17 @@ pub use queries::{QueryResult, prepared};
 use read::{near, select, shapes};
 use route::{Endpoint, RouteError};
 
-/// What answers are made of.
+/// The data that answers are made of.
 pub struct Consul {
-    /// What is registered.
+    /// The registry.
     pub mesh: Arc<Mesh>,
-    /// Where sidecars reach this control plane.
+    /// Address of this control plane for sidecars.
     pub address: SocketAddr,
     /// The mesh's authority.
     pub roots: connect::Roots,
     /// The other data centres.
     pub federation: Arc<dyn RemoteReads>,
-    /// Programs without a sidecar may register, with a token.
+    /// Whether programs without a sidecar may register, with a token.
     pub allow_external: bool,
 }
 
@@ -81,7 +81,7 @@ async fn write(
     }
 }
 
-/// The store's or the registry's reason, as Consul tells it.
+/// A refusal of the store or the registry, in the form of Consul's errors.
 fn refused(refusal: Refusal) -> Refused {
     match refusal {
         Refusal::Because(text) => Refused::new(StatusCode::INTERNAL_SERVER_ERROR, text),
@@ -95,7 +95,7 @@ fn interrupted(interrupted: Interrupted) -> Refused {
     Refused::new(StatusCode::INTERNAL_SERVER_ERROR, format!("No cluster leader: {interrupted}"))
 }
 
-/// Answers one request; a blocking query when what it asks for has changed, or its wait is over.
+/// Answers one request; a blocking query when its result has changed, or its wait is over.
 pub async fn answer(consul: &Consul, caller: &Caller, request: Request<Bytes>) -> Answered {
     let (head, body) = request.into_parts();
     let query = Query::parse(head.uri.query().unwrap_or_default());

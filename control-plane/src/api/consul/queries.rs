@@ -1,5 +1,5 @@
-//! QueryResult queries: a search for healthy instances of a service, kept under an id and a name, that goes on in other data
-//! centres where there is none at home.
+//! Prepared queries: a search for healthy instances of a service, stored under an id and a name, that continues in
+//! other data centres if there are none locally.
 
 mod template;
 
@@ -59,15 +59,15 @@ fn service_of(query: &Value) -> &str {
     query["Service"]["Service"].as_str().unwrap_or_default()
 }
 
-/// Reads a query, and says which fields mean nothing here.
+/// Reads a query, and refuses fields that are not supported here.
 fn of_body(body: &[u8], id: &str) -> Result<Value, String> {
     let mut fields = Fields::of_body("the query", body)?;
     let template = template::of(fields.object("template", "Template")?)?;
     if fields.means("session") {
-        return Err("Session: a query stays until it is deleted, it ends with no session".into());
+        return Err("Session: a query stays until it is deleted, and is not bound to a session".into());
     }
     if fields.means("token") {
-        return Err("Token: what a query shows is what the token of the one who executes it may read".into());
+        return Err("Token: the token of the request that executes a query decides the visible services".into());
     }
     fields.means("id");
     let name = text("Name", fields.text("name")?)?;
@@ -142,19 +142,19 @@ fn stored_query(consul: &Consul, caller: &Caller, id: &str) -> Result<StoredDocu
     held.filter(|stored| caller.rights.read(service_of(&stored.value))).ok_or_else(not_found)
 }
 
-/// The same by its id or its name, in the caller's namespace and then in "default".
+/// A prepared query by its id or its name, in the caller's namespace and then in "default".
 fn find_query(consul: &Consul, caller: &Caller, id: &str) -> Result<StoredDocument, Refused> {
     let found = consul.mesh.read_queries(|all| find(all, &caller.namespace, id).or_else(|| find(all, "default", id)));
     found.filter(|stored| caller.rights.read(service_of(&stored.value))).ok_or_else(not_found)
 }
 
-/// By id, by name (in DNS names are of any case), and by the template whose name is the longest beginning of it.
+/// By id, by name (the names of DNS have any case), and by the template whose name is the longest prefix of it.
 fn find(all: &Documents, namespace: &str, id: &str) -> Option<StoredDocument> {
     if id.is_empty() {
         return None;
     }
     let is_template = |stored: &StoredDocument| stored.value["Template"].is_object();
-    // A template means nothing without a name.
+    // A template cannot be used without a name.
     if let Some(by_id) = all.get(namespace, id).filter(|stored| !is_template(stored)) {
         return Some(by_id.clone());
     }
@@ -234,7 +234,7 @@ pub(super) async fn execute(consul: &Consul, caller: &Caller, id: &str, query: &
     Ok(answer::indexed(&body, stored.modify_index, query))
 }
 
-/// Drawn anew each time, unless the query or the request says what they are to be close to.
+/// Shuffled anew each time, unless the query or the request has a `near`.
 fn at_home(
     consul: &Consul,
     caller: &Caller,
@@ -251,14 +251,14 @@ fn at_home(
     rows.iter().map(shapes::health_item).filter(|item| is_found(item, wanted)).collect()
 }
 
-/// Where to look when there is none at home: the nearest, in the order that the peers are given in, then those named.
+/// The data centres to ask if there is no local instance: the nearest, in the order of the peers, then the named ones.
 fn datacenters(consul: &Consul, wanted: &Value) -> Vec<String> {
     let own = consul.federation.datacenter();
     let others: Vec<&str> = consul.federation.datacenters().into_iter().filter(|other| *other != own).collect();
     failover(wanted, own, &others)
 }
 
-/// The same of `others`, those that there are.
+/// The same, of those `others` that exist.
 fn failover(wanted: &Value, own: &str, others: &[&str]) -> Vec<String> {
     let nearest = usize::try_from(wanted["Failover"]["NearestN"].as_u64().unwrap_or_default()).unwrap_or(usize::MAX);
     let mut all: Vec<String> = others.iter().take(nearest).map(|other| (*other).to_owned()).collect();
@@ -270,7 +270,7 @@ fn failover(wanted: &Value, own: &str, others: &[&str]) -> Vec<String> {
     all
 }
 
-/// One that cannot be asked has none.
+/// A data centre that cannot be asked has no instances.
 async fn in_datacenter(
     consul: &Consul,
     caller: &Caller,
@@ -285,11 +285,11 @@ async fn in_datacenter(
     let body = match answered {
         Ok(answered) if answered.status() == StatusCode::OK => answered.into_body(),
         Ok(answered) => {
-            tracing::debug!(datacenter, service, status = %answered.status(), "a prepared query is refused elsewhere");
+            tracing::debug!(datacenter, service, status = %answered.status(), "the other data centre refuses a prepared query");
             return Vec::new();
         }
         Err(e) => {
-            tracing::debug!(datacenter, service, "a prepared query is not answered elsewhere: {}", e.text);
+            tracing::debug!(datacenter, service, "the other data centre does not answer a prepared query: {}", e.text);
             return Vec::new();
         }
     };
@@ -303,20 +303,20 @@ fn escaped(byte: u8) -> String {
     if plain { char::from(byte).to_string() } else { format!("%{byte:02X}") }
 }
 
-/// What a prepared query finds.
+/// The result of a prepared query.
 #[derive(Debug, Clone)]
 pub struct QueryResult {
-    /// Instances that serve, in this data centre.
+    /// Available instances in this data centre.
     pub instances: Vec<Arc<Instance>>,
-    /// Its service, and where to look for it when there is none.
+    /// Its service, for the search in other data centres.
     pub service: String,
     /// Data centres to ask, in order.
     pub datacenters: Vec<String>,
-    /// Seconds for which its answers may be kept; `None`: as others.
+    /// Time to live of its answers in seconds; `None`: the default.
     pub ttl: Option<u32>,
 }
 
-/// What a query finds for DNS, where the namespace alone says who asks.
+/// The result of a query for DNS, where only the namespace of the caller is known.
 pub fn prepared(mesh: &Mesh, namespace: &str, name: &str, others: &[&str]) -> Option<QueryResult> {
     let stored = mesh.read_queries(|all| find(all, namespace, name).or_else(|| find(all, "default", name)))?;
     let (wanted, service) = (&stored.value["Service"], service_of(&stored.value));
@@ -340,7 +340,8 @@ pub fn prepared(mesh: &Mesh, namespace: &str, name: &str, others: &[&str]) -> Op
     mesh.read_nodes(|nodes| instances.retain(|instance| found(instance, nodes.get(&instance.node))));
     let ttl = stored.value["DNS"]["TTL"].as_str().and_then(go_duration);
     let own = mesh.read(|world| world.datacenter().to_owned());
-    // Elsewhere a name is asked for, which says one tag at most: an answer that ignored the rest would be wrong.
+    // Other data centres are asked for a name, which holds at most one tag: an answer without the other conditions
+    // would be wrong.
     let elsewhere = as_name(wanted, service);
     Some(QueryResult {
         instances,
@@ -350,7 +351,7 @@ pub fn prepared(mesh: &Mesh, namespace: &str, name: &str, others: &[&str]) -> Op
     })
 }
 
-/// What a query looks for as the beginning of a name of DNS, `[tag.]service`, where that says all of it.
+/// The beginning of a DNS name, `[tag.]service`, that is equivalent to a query, if there is one.
 fn as_name(wanted: &Value, service: &str) -> Option<String> {
     let is_empty = |key: &str| match &wanted[key] {
         Value::Array(items) => items.is_empty(),
@@ -368,7 +369,7 @@ fn as_name(wanted: &Value, service: &str) -> Option<String> {
     }
 }
 
-/// Whether an item of `health/service` is what a query looks for.
+/// Whether an item of `health/service` fulfils a query.
 fn is_found(item: &Value, wanted: &Value) -> bool {
     let texts = |value: &Value| -> Vec<String> {
         value.as_array().into_iter().flatten().filter_map(|one| one.as_str().map(str::to_owned)).collect()
@@ -398,7 +399,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_query_is_a_name_where_that_says_all_of_it() {
+    fn a_prepared_query_becomes_a_dns_name_if_equivalent() {
         let query = |more: &str| {
             let body = format!(r#"{{"Service":{{"Service":"web"{more}}}}}"#);
             of_body(body.as_bytes(), "1").unwrap()["Service"].clone()

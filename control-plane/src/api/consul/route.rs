@@ -1,10 +1,10 @@
-//! The endpoint of a request, or why there is none. Names may hold slashes, written or escaped.
+//! The endpoint of a request, or the reason why there is none. Names may contain slashes, literal or escaped.
 
 use http::{Method, StatusCode};
 use weft_agent::query::unescape;
 use weft_agent::refused::Refused;
 
-/// What is asked for.
+/// The endpoints.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Endpoint {
     /// `health/service/:service`
@@ -41,7 +41,7 @@ pub enum Endpoint {
     Authorize,
     /// `txn`
     Transaction,
-    /// `connect/intentions`: there are none.
+    /// `connect/intentions`: always empty.
     Intentions,
     /// `connect/intentions/match`
     IntentionsMatch,
@@ -49,7 +49,7 @@ pub enum Endpoint {
     IntentionsCheck,
     /// `connect/intentions/exact`
     IntentionExact,
-    /// `config`, which is written
+    /// `config`, for writes
     Config,
     /// `config/:kind`
     ConfigEntries(String),
@@ -63,7 +63,7 @@ pub enum Endpoint {
     StatusLeader,
     /// `status/peers`
     StatusPeers,
-    /// `query`: the prepared queries; POST makes one.
+    /// `query`: the prepared queries; POST creates one.
     Queries,
     /// `query/:id`
     Query(String),
@@ -94,7 +94,7 @@ pub enum Endpoint {
 }
 
 impl Endpoint {
-    /// Methods that it takes, with commas.
+    /// The allowed methods, with commas.
     fn methods(&self) -> &'static str {
         match self {
             Endpoint::Pair(_) => "GET,PUT,DELETE",
@@ -111,16 +111,16 @@ impl Endpoint {
     }
 }
 
-/// Why a request reaches no endpoint.
+/// The reason why a request has no endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RouteError {
-    /// The endpoint takes other methods: these, with commas.
+    /// The endpoint has other methods: these, with commas.
     Method(&'static str),
-    /// There is none, or it lacks something.
+    /// There is none, or a part of the path is missing.
     Refused(Refused),
 }
 
-/// What a name follows, what it is of where it is missing, and the endpoint with that name.
+/// The path before a name, the missing part for an empty name, and the endpoint with that name.
 type NameRoute = (&'static str, &'static str, fn(String) -> Endpoint);
 
 const BY_NAME: [NameRoute; 15] = [
@@ -141,27 +141,27 @@ const BY_NAME: [NameRoute; 15] = [
     ("session/node", "node name", Endpoint::SessionNode),
 ];
 
-/// What Consul has and this mesh has not, by the beginning of the path, and what there is instead.
+/// Parts of Consul's API that the mesh does not have, by the beginning of the path, with the alternative.
 const REFUSED: [(&str, &str); 9] = [
-    ("acl", "what a sidecar may do is said by its join token (weftctl token create)"),
+    ("acl", "the join token of a sidecar has its rights (weftctl token create)"),
     ("operator", "there are no servers to operate; weftctl status shows the mesh"),
-    ("snapshot", "back up by weftctl snapshot save"),
+    ("snapshot", "back up with weftctl snapshot save"),
     ("peering", "clusters are not peered"),
     ("peerings", "clusters are not peered"),
     (
         "connect/intentions",
-        "Action: the mesh has no authorization policies yet, so that nothing is denied; who is called by whom is proved by \
+        "Action: the mesh has no authorization policies yet, so that nothing is denied; callers are authenticated by \
          mutual TLS (PeerAuthentication STRICT)",
     ),
-    ("connect/ca/leaf", "a program's certificate comes from the sidecar beside it (weft-sidecar run --connect-leaf)"),
-    ("connect", "of connect only ca/roots, ca/leaf, authorize and reads of intentions are answered"),
+    ("connect/ca/leaf", "the sidecar beside a program issues its certificate (weft-sidecar run --connect-leaf)"),
+    ("connect", "connect supports only ca/roots, ca/leaf, authorize and reads of intentions"),
     ("coordinate", "coordinates are fixed, and near sorts by the locality of sidecars (--locality)"),
 ];
 
 /// The endpoint of `method` and `path`.
 ///
 /// # Errors
-/// When there is none.
+/// If there is none.
 pub fn route(method: &Method, path: &str) -> Result<Endpoint, RouteError> {
     let no_page = || RouteError::Refused(Refused::new(StatusCode::NOT_FOUND, "no such page"));
     let short = path.strip_prefix("/v1/").ok_or_else(no_page)?;
@@ -181,7 +181,7 @@ pub fn route(method: &Method, path: &str) -> Result<Endpoint, RouteError> {
         "coordinate/nodes" => Endpoint::CoordinateNodes,
         "agent/connect/authorize" => Endpoint::Authorize,
         "txn" => Endpoint::Transaction,
-        // What would deny something is refused below, with what there is instead.
+        // Endpoints that would deny a request are refused below, with the alternative.
         "connect/intentions" if method == Method::GET => Endpoint::Intentions,
         "connect/intentions/match" => Endpoint::IntentionsMatch,
         "connect/intentions/check" => Endpoint::IntentionsCheck,
@@ -202,7 +202,7 @@ pub fn route(method: &Method, path: &str) -> Result<Endpoint, RouteError> {
     }
 }
 
-/// Whether anybody may read this: where the leader is and which data centres there are, for which Consul asks no token.
+/// Whether this may be read without a token: the leader and the data centres, for which Consul requires none either.
 pub fn is_public(method: &Method, path: &str) -> bool {
     let endpoint = route(method, path);
     matches!(endpoint, Ok(Endpoint::StatusLeader | Endpoint::StatusPeers | Endpoint::CatalogDatacenters))
@@ -295,13 +295,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_there_says_so_and_what_is_instead() {
+    fn unsupported_endpoints_are_refused_with_an_alternative() {
         for (method, path, status, words) in [
             (
                 Method::GET,
                 "/v1/acl/tokens",
                 501,
-                "/v1/acl/tokens of Consul's API is not supported by this mesh: what a",
+                "/v1/acl/tokens of Consul's API is not supported by this mesh: the join",
             ),
             (Method::GET, "/v1/snapshot", 501, "back up"),
             (Method::PUT, "/v1/connect/intentions/exact", 501, "no authorization policies yet"),

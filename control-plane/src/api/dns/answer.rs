@@ -4,7 +4,7 @@
 //! (HAProxy) have one for each; the metadata of the node (`node_meta_txt`); the address of a name whose other types are
 //! queried.
 //!
-//! An instance with a critical check, or one that drains, is not listed. The name exists only while one instance is listed:
+//! A draining instance, or one with a critical check, is not listed. The name exists only while one instance is listed:
 //! Consul's clients read "no such name" as "none is healthy".
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,38 +24,38 @@ use super::packet::{self, Query, Transport};
 use super::view::{NodeEntry, View};
 use weft_world::Instance;
 
-/// Bytes of the smallest records, an IPv4 address and a target such as `a.node.b.consul`, with their owners as pointers:
-/// they say how many an answer can hold at most, so that a large service costs no more than a packet.
+/// Bytes of the smallest records, an IPv4 address and a target such as `a.node.b.consul`, with their owners as
+/// pointers: they bound the number of records in an answer, so that a large service costs no more than a packet.
 const SMALLEST_ADDRESS: usize = 16;
 const SMALLEST_SRV: usize = 35;
-/// Times of the domain's SOA in seconds, as Consul has them: refresh, retry, expire.
+/// Times of the domain's SOA in seconds, as in Consul: refresh, retry, expire.
 const SOA_TIMES: (i32, i32, i32) = (3600, 600, 86400);
 
-/// What was found.
-enum Found {
-    /// The name exists; those of its records that were asked for, and what a client will ask for next.
+/// The result of a look-up.
+enum LookUp {
+    /// The name exists; its records of the requested type, and those that a client will need next.
     Records { answers: Vec<RData>, authorities: Vec<Record>, additionals: Vec<Record> },
-    /// The same, to be kept for so many seconds.
-    Kept(Box<Found>, u32),
+    /// The same, with a time to live in seconds.
+    WithTtl(Box<LookUp>, u32),
     /// There is no such name.
     NoSuchName,
 }
 
-/// Who asks, and what the answer is drawn from.
+/// A query's context: the caller, and the data for the answer.
 pub struct Asking<'a, V> {
     /// The registry.
     pub view: &'a V,
     /// The caller's namespace.
     pub namespace: &'a str,
-    /// How to answer.
+    /// Options of answers.
     pub settings: &'a Settings,
-    /// How the query came.
+    /// The transport of the query.
     pub transport: Transport,
 }
 
 impl<V: View> Asking<'_, V> {
-    /// The answer as a packet; `Err`: the name is not ours to answer.
-    pub fn answer(&self, query: &Query, rng: &mut impl Rng) -> Result<Option<Vec<u8>>, Foreign> {
+    /// The answer as a packet; `Err`: the name is outside the served zones.
+    pub fn answer(&self, query: &Query, rng: &mut impl Rng) -> Result<Option<Vec<u8>>, NotServed> {
         let found = self.find(query, rng)?;
         let settings = self.settings;
         let mut message = query.response(ResponseCode::NoError);
@@ -63,14 +63,14 @@ impl<V: View> Asking<'_, V> {
         message.metadata.recursion_available = !settings.recursors.is_empty();
         let mut truncated = false;
         let (found, ttl) = match found {
-            Found::Kept(found, ttl) => (*found, ttl),
+            LookUp::WithTtl(found, ttl) => (*found, ttl),
             found => (found, settings.service_ttl),
         };
         match found {
-            // It is taken apart above, and holds no other of its kind.
-            Found::Kept(..) => {}
-            Found::NoSuchName => message.metadata.response_code = ResponseCode::NXDomain,
-            Found::Records { mut answers, authorities, mut additionals } => {
+            // It is unwrapped above, and never nested.
+            LookUp::WithTtl(..) => {}
+            LookUp::NoSuchName => message.metadata.response_code = ResponseCode::NXDomain,
+            LookUp::Records { mut answers, authorities, mut additionals } => {
                 let limit = settings.udp_answer_limit;
                 if limit > 0 && query.is_plain(self.transport) && answers.len() > limit {
                     answers.truncate(limit);
@@ -86,7 +86,7 @@ impl<V: View> Asking<'_, V> {
         }
         message.metadata.truncation = truncated;
         if message.answers.is_empty() {
-            // RFC 2308: it says how long to remember that there is nothing.
+            // RFC 2308: its minimum is the time to live of negative answers.
             let soa = self.soa();
             message.add_authorities(
                 soa.map(|(domain, soa)| Record::from_rdata(domain, settings.negative_ttl, RData::SOA(soa))),
@@ -95,44 +95,44 @@ impl<V: View> Asking<'_, V> {
         Ok(query.pack(message, self.transport))
     }
 
-    fn find(&self, query: &Query, rng: &mut impl Rng) -> Result<Found, Foreign> {
+    fn find(&self, query: &Query, rng: &mut impl Rng) -> Result<LookUp, NotServed> {
         let kind = query.kind();
         let (datacenter, thing) = match names::subject(query.name()) {
-            Subject::Foreign => return Err(Foreign),
+            Subject::Outside => return Err(NotServed),
             Subject::Reverse(address) => return self.reverse(kind, address),
             Subject::Apex => return Ok(self.apex(kind)),
             Subject::NameServer => return Ok(records(of_kind(kind, self.settings.address))),
             Subject::Of(datacenter, thing) => (datacenter, thing),
         };
-        // Another one has been asked before this, if there is a way to it.
+        // Another data centre has been asked before this, if it is reachable.
         if datacenter.is_some_and(|datacenter| datacenter != self.settings.datacenter) {
-            return Ok(Found::NoSuchName);
+            return Ok(LookUp::NoSuchName);
         }
         let limit = query.limit(self.transport);
         Ok(match thing {
-            Thing::Nothing => Found::NoSuchName,
+            Thing::Nothing => LookUp::NoSuchName,
             Thing::Between => records(Vec::new()),
             Thing::Service { name, tag } => self.service(kind, &name, tag.as_deref(), limit, rng),
             Thing::Connect(name) => {
                 let mut usable = self.usable(&name);
-                // Whoever has an identity takes mutual TLS.
+                // Instances with an identity accept mutual TLS.
                 usable.retain(|instance| !instance.identity.is_empty());
                 self.instances(kind, usable, limit, rng)
             }
             Thing::Virtual(name) => match self.view.virtual_ips(self.namespace, &name) {
-                none if none.is_empty() => Found::NoSuchName,
+                none if none.is_empty() => LookUp::NoSuchName,
                 addresses => self.addresses(kind, query.name(), &addresses),
             },
             Thing::Node(name) => match self.view.node(self.namespace, &name) {
                 Some(node) => self.node(kind, query.name(), &node),
-                None => Found::NoSuchName,
+                None => LookUp::NoSuchName,
             },
             Thing::Query(name) => self.prepared(kind, &name, limit, rng),
             Thing::Address(address) => self.addresses(kind, query.name(), &[address]),
         })
     }
 
-    fn service(&self, kind: RecordType, name: &str, tag: Option<&str>, limit: usize, rng: &mut impl Rng) -> Found {
+    fn service(&self, kind: RecordType, name: &str, tag: Option<&str>, limit: usize, rng: &mut impl Rng) -> LookUp {
         let mut usable = self.usable(name);
         if let Some(tag) = tag {
             usable.retain(|instance| instance.tags.iter().any(|own| own.eq_ignore_ascii_case(tag)));
@@ -140,20 +140,21 @@ impl<V: View> Asking<'_, V> {
         self.instances(kind, usable, limit, rng)
     }
 
-    /// What a prepared query finds at home; other data centres have been asked before this where that is nothing.
-    fn prepared(&self, kind: RecordType, name: &str, limit: usize, rng: &mut impl Rng) -> Found {
-        let Some(found) = self.view.prepared(self.namespace, name, &[]) else { return Found::NoSuchName };
+    /// The local result of a prepared query; if it is empty, other data centres have been asked before this.
+    fn prepared(&self, kind: RecordType, name: &str, limit: usize, rng: &mut impl Rng) -> LookUp {
+        let Some(found) = self.view.prepared(self.namespace, name, &[]) else { return LookUp::NoSuchName };
         let records = self.instances(kind, found.instances, limit, rng);
         match found.ttl {
-            Some(ttl) => Found::Kept(Box::new(records), ttl),
+            Some(ttl) => LookUp::WithTtl(Box::new(records), ttl),
             None => records,
         }
     }
 
-    /// Instances that may be named.
+    /// The listed instances of a service.
     fn usable(&self, service: &str) -> Vec<Arc<Instance>> {
         let mut instances = self.view.instances(self.namespace, service);
-        // One of unknown health lost its lease together with too many others: that is our fault.
+        // An instance of unknown health lost its lease together with too many others, which is the control plane's
+        // fault.
         instances.retain(|instance| matches!(instance.health(), Health::Healthy | Health::Unknown));
         if self.settings.only_passing {
             instances.retain(|instance| instance.checks.iter().all(|check| check.status == "passing"));
@@ -166,9 +167,9 @@ impl<V: View> Asking<'_, V> {
     }
 
     /// The records of instances, as many as might fit in `limit` bytes, in an order that is drawn anew for each query.
-    fn instances(&self, kind: RecordType, mut all: Vec<Arc<Instance>>, limit: usize, rng: &mut impl Rng) -> Found {
+    fn instances(&self, kind: RecordType, mut all: Vec<Arc<Instance>>, limit: usize, rng: &mut impl Rng) -> LookUp {
         if all.is_empty() {
-            return Found::NoSuchName;
+            return LookUp::NoSuchName;
         }
         all.shuffle(rng);
         let (mut answers, mut additionals) = (Vec::new(), Vec::new());
@@ -186,7 +187,7 @@ impl<V: View> Asking<'_, V> {
             for (instance, node) in all.iter().zip(&nodes) {
                 let node = node.as_ref();
                 let name_of = |node: &NodeEntry| self.under(&node.name, "node");
-                // At its node's own address it is found by the node's name, where that is a name of DNS.
+                // At its node's own address it is named by the node, if the node's name is valid in DNS.
                 let of_node = node.filter(|node| node.address == instance.address).and_then(name_of);
                 let of_address = || names::address_name(instance.address, &self.settings.datacenter);
                 let Some(target) = of_node.or_else(of_address) else { continue };
@@ -197,18 +198,18 @@ impl<V: View> Asking<'_, V> {
                     metadata.entry(name).or_insert(&node.meta);
                 }
             }
-            // After the addresses: what does not fit is cut off from the end.
+            // After the addresses: records that do not fit are removed from the end.
             let ttl = self.settings.service_ttl;
             let texts = metadata.into_iter().flat_map(|(name, meta)| meta.iter().map(move |pair| (name.clone(), pair)));
             additionals.extend(texts.map(|(name, (key, value))| Record::from_rdata(name, ttl, text(key, value))));
         }
-        Found::Records { answers, authorities: Vec::new(), additionals }
+        LookUp::Records { answers, authorities: Vec::new(), additionals }
     }
 
-    /// Of addresses those that are asked for; asked for anything else, a client still learns them.
-    fn addresses(&self, kind: RecordType, name: &Name, addresses: &[IpAddr]) -> Found {
+    /// The addresses of the requested type; for other types they are additional.
+    fn addresses(&self, kind: RecordType, name: &Name, addresses: &[IpAddr]) -> LookUp {
         let mut found = records(of_kind(kind, addresses.iter().copied()));
-        if let Found::Records { answers, additionals, .. } = &mut found
+        if let LookUp::Records { answers, additionals, .. } = &mut found
             && answers.is_empty()
         {
             additionals.extend(addresses.iter().filter_map(|address| self.additional_address(name, *address)));
@@ -216,8 +217,8 @@ impl<V: View> Asking<'_, V> {
         found
     }
 
-    /// The address of a node, and its metadata as TXT: whichever was not asked for is additional.
-    fn node(&self, kind: RecordType, name: &Name, node: &NodeEntry) -> Found {
+    /// The address of a node, and its metadata as TXT: the type that was not requested is additional.
+    fn node(&self, kind: RecordType, name: &Name, node: &NodeEntry) -> LookUp {
         let texts = node.meta.iter().map(|(key, value)| text(key, value));
         let mut answers = of_kind(kind, [node.address]);
         let mut additionals = Vec::new();
@@ -232,7 +233,7 @@ impl<V: View> Asking<'_, V> {
                 additionals.extend(texts.map(|data| Record::from_rdata(name.clone(), ttl, data)));
             }
         }
-        Found::Records { answers, authorities: Vec::new(), additionals }
+        LookUp::Records { answers, authorities: Vec::new(), additionals }
     }
 
     fn additional_address(&self, name: &Name, address: IpAddr) -> Option<Record> {
@@ -240,8 +241,8 @@ impl<V: View> Asking<'_, V> {
         Some(Record::from_rdata(name.clone(), self.settings.service_ttl, data))
     }
 
-    /// Nodes first, as Consul does: an address has one name, and a node's is the one that it keeps.
-    fn reverse(&self, kind: RecordType, address: IpAddr) -> Result<Found, Foreign> {
+    /// Nodes first, as in Consul: an address has one name, and a node's is more lasting.
+    fn reverse(&self, kind: RecordType, address: IpAddr) -> Result<LookUp, NotServed> {
         let under = |kind| move |name: &String| self.under(name, kind);
         let mut names: Vec<Name> =
             self.view.nodes_at(self.namespace, address).iter().filter_map(under("node")).collect();
@@ -249,13 +250,13 @@ impl<V: View> Asking<'_, V> {
             names = self.view.services_at(self.namespace, address).iter().filter_map(under("service")).collect();
         }
         if names.is_empty() {
-            return Err(Foreign);
+            return Err(NotServed);
         }
         let asked = matches!(kind, RecordType::PTR | RecordType::ANY);
         Ok(records(names.into_iter().filter(|_| asked).map(|name| RData::PTR(PTR(name))).collect()))
     }
 
-    fn apex(&self, kind: RecordType) -> Found {
+    fn apex(&self, kind: RecordType) -> LookUp {
         let (mut answers, mut authorities, mut additionals) = (Vec::new(), Vec::new(), Vec::new());
         if matches!(kind, RecordType::SOA | RecordType::ANY) {
             answers.extend(self.soa().map(|(_, soa)| RData::SOA(soa)));
@@ -266,7 +267,7 @@ impl<V: View> Asking<'_, V> {
             let address = self.settings.address;
             additionals.extend(address.and_then(|address| self.additional_address(&server, address)));
             let data = RData::NS(NS(server));
-            // Who asks for the SOA looks for the domain's name servers next (RFC 1034, 4.3.2).
+            // A client that asks for the SOA asks for the domain's name servers next (RFC 1034, 4.3.2).
             match (kind, self.soa()) {
                 (RecordType::SOA, Some((domain, _))) => {
                     authorities.push(Record::from_rdata(domain, self.settings.service_ttl, data));
@@ -274,14 +275,14 @@ impl<V: View> Asking<'_, V> {
                 _ => answers.push(data),
             }
         }
-        Found::Records { answers, authorities, additionals }
+        LookUp::Records { answers, authorities, additionals }
     }
 
     /// The domain and its SOA.
     fn soa(&self) -> Option<(Name, SOA)> {
         let domain = Name::from_ascii(format!("{}.", names::DOMAIN)).ok()?;
         let mailbox = Name::from_ascii(format!("hostmaster.{}.", names::DOMAIN)).ok()?;
-        // Serial numbers go round (RFC 1982).
+        // Serial numbers wrap around (RFC 1982).
         #[allow(clippy::cast_possible_truncation)]
         let serial = self.view.version() as u32;
         let (refresh, retry, expire) = SOA_TIMES;
@@ -294,24 +295,24 @@ impl<V: View> Asking<'_, V> {
     }
 }
 
-/// The name is not ours to answer.
+/// The name is outside the served zones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Foreign;
+pub struct NotServed;
 
 fn leads_to(data: &RData, name: &Name) -> bool {
     matches!(data, RData::SRV(srv) if srv.target == *name)
 }
 
-fn records(answers: Vec<RData>) -> Found {
-    Found::Records { answers, authorities: Vec::new(), additionals: Vec::new() }
+fn records(answers: Vec<RData>) -> LookUp {
+    LookUp::Records { answers, authorities: Vec::new(), additionals: Vec::new() }
 }
 
-/// Of addresses the records that were asked for.
+/// The address records of the requested type.
 fn of_kind(kind: RecordType, addresses: impl IntoIterator<Item = IpAddr>) -> Vec<RData> {
     addresses.into_iter().filter_map(|address| address_record(kind, address)).collect()
 }
 
-/// A pair of metadata as Consul writes it: `key=value` by RFC 1464, or the value alone where the key begins with `rfc1035-`.
+/// A pair of metadata in Consul's form: `key=value` by RFC 1464, or only the value if the key begins with `rfc1035-`.
 fn text(key: &str, value: &str) -> RData {
     let text = if key.get(..RAW.len()).is_some_and(|start| start.eq_ignore_ascii_case(RAW)) {
         value.to_owned()
@@ -327,7 +328,7 @@ fn text(key: &str, value: &str) -> RData {
 /// Keys of metadata whose value is a whole record.
 const RAW: &str = "rfc1035-";
 
-/// Blanks at either end of a key would be dropped by readers of RFC 1464.
+/// Readers of RFC 1464 would drop blanks at either end of a key.
 fn quoted_ends(key: &str) -> String {
     let blank = |c: char| c == ' ' || c == '\t';
     let middle = key.trim_matches(blank);
@@ -343,7 +344,7 @@ fn name_server() -> Option<Name> {
     Name::from_ascii(format!("ns.{}.", names::DOMAIN)).ok()
 }
 
-/// The record by which an address is told, if that kind was asked for.
+/// The record of an address, if its type was requested.
 fn address_record(kind: RecordType, address: IpAddr) -> Option<RData> {
     match address {
         IpAddr::V4(v4) if matches!(kind, RecordType::A | RecordType::ANY) => Some(RData::A(A(v4))),

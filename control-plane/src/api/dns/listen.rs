@@ -18,27 +18,27 @@ use super::packet::Transport;
 use super::view::View;
 use crate::sockets;
 
-/// Queries answered at once, twice as many as wait for recursors; beyond that they are dropped, and asked again by whoever still wants to know.
+/// Concurrent queries, twice as many as may wait for recursors; beyond that they are dropped, and clients retry.
 const IN_FLIGHT: usize = 1024;
-/// A connection that asks nothing for this long is closed.
+/// A connection without a query for this long is closed.
 const IDLE: Duration = Duration::from_secs(10);
 /// No query is longer.
 const MAX_QUERY: usize = 4096;
-/// Namespace of callers whom nothing identifies.
+/// Namespace of unidentified callers.
 const NAMESPACE: &str = "default";
 
-/// Where DNS is served.
+/// The addresses of DNS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Listen {
-    /// At Consul's usual place, unless it is taken: by a real Consul, most likely.
+    /// Consul's usual address, unless it is in use: probably by Consul.
     Usual,
-    /// There, or nowhere.
+    /// This address only.
     At(SocketAddr),
     /// Nowhere.
     Off,
 }
 
-/// Consul's usual place, on loopback.
+/// Consul's usual address, on loopback.
 const USUAL: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8600);
 
 impl std::str::FromStr for Listen {
@@ -53,7 +53,7 @@ impl std::str::FromStr for Listen {
 }
 
 impl Listen {
-    /// The address, if it is one that others can reach.
+    /// The address, if other machines can reach it.
     pub fn reachable(self) -> Option<std::net::IpAddr> {
         match self {
             Listen::At(at) if !at.ip().is_loopback() && !at.ip().is_unspecified() => Some(at.ip()),
@@ -69,21 +69,21 @@ impl Listen {
         }
     }
 
-    /// Whether what is sent to `to` from here arrives at this listener.
+    /// Whether packets to `to` from this machine arrive at this listener.
     pub(super) fn takes(self, to: SocketAddr) -> bool {
         let here = |at: SocketAddr| at == to || (at.ip().is_unspecified() && to.ip().is_loopback());
         self.address().is_some_and(|at| at.port() == to.port() && here(at))
     }
 }
 
-/// Serves `dns` for ever at all of these places.
+/// Serves `dns` at all of these addresses for the life of the process.
 ///
 /// # Errors
-/// When an address is not to be had, unless it is the usual one, or a recursor is one of them.
+/// If an address is unavailable, unless it is the usual one, or if a recursor is one of them.
 pub async fn serve(dns: &Arc<Dns>, places: &[Listen]) -> Result<()> {
     let recursors = &dns.settings.recursors;
     if let Some(own) = recursors.iter().find(|recursor| places.iter().any(|place| place.takes(**recursor))) {
-        anyhow::bail!("--dns-recursor {own} is this server itself: it would ask itself for ever");
+        anyhow::bail!("--dns-recursor {own} is this server itself: queries would loop");
     }
     for place in places {
         let Some(address) = place.address() else { continue };
@@ -97,7 +97,7 @@ pub async fn serve(dns: &Arc<Dns>, places: &[Listen]) -> Result<()> {
     Ok(())
 }
 
-/// Begins to serve at `address`; with port 0 at one that is free for both. Returns where.
+/// Begins to serve at `address`; with port 0 at one that is free for both protocols. Returns the address.
 pub(super) async fn start<V: View + Send + Sync + 'static>(
     dns: &Arc<Dns<V>>,
     address: SocketAddr,
@@ -118,7 +118,7 @@ async fn serve_udp<V: View + Send + Sync + 'static>(dns: Arc<Dns<V>>, socket: Ar
         let (n, from) = match socket.recv_from(&mut buffer).await {
             Ok(received) => received,
             Err(e) => {
-                // One answer that could not be delivered is reported here; it says nothing about the next query.
+                // One answer that could not be delivered is reported here; it does not affect the next query.
                 tracing::debug!("DNS: {e}");
                 tokio::time::sleep(Duration::from_millis(1)).await;
                 continue;
@@ -128,7 +128,7 @@ async fn serve_udp<V: View + Send + Sync + 'static>(dns: Arc<Dns<V>>, socket: Ar
         let (dns, socket, packet) = (dns.clone(), socket.clone(), buffer[..n].to_vec());
         tokio::spawn(async move {
             if let Some(reply) = dns.handle(&packet, Transport::Udp, NAMESPACE, true).await {
-                // Whoever is gone meanwhile does not miss it.
+                // The client may have gone.
                 let _ = socket.send_to(&reply, from).await;
             }
             drop(permit);
@@ -144,7 +144,7 @@ async fn serve_tcp<V: View + Send + Sync + 'static>(dns: Arc<Dns<V>>, listener: 
                 let (dns, permits, held) = (dns.clone(), permits.clone(), quiet.enter(from.ip()));
                 tokio::spawn(async move {
                     tokio::select! {
-                        // A client that breaks off is its own affair.
+                        // Errors of a client's connection concern only the client.
                         _ = serve_connection(&dns, stream, &permits, &held) => {}
                         () = held.dismissed() => {}
                     }

@@ -1,9 +1,9 @@
 //! Consul's DNS interface: the registry under `consul.`, over UDP and TCP, and for sidecars over their own connection.
 //!
-//! [`packet`] reads questions and writes answers, [`names`] parses names, [`answer`] answers from what [`view`] reads of
-//! the registry: all without sockets. [`listen`] serves programs, [`service`] the sidecars, and [`recursors`] forwards
-//! names outside of `consul.`. Only the messages of hickory are used: its server is built around zones, which the registry
-//! has none of.
+//! [`packet`] reads questions and writes answers, [`names`] parses names, [`answer`] answers from the registry as
+//! [`view`] reads it: all without sockets. [`listen`] serves programs, [`service`] the sidecars, and [`recursors`]
+//! forwards names outside `consul.`. Only the messages of hickory are used: its server is built around zones, which the
+//! registry does not have.
 
 pub mod answer;
 pub mod listen;
@@ -30,28 +30,28 @@ use names::Subject;
 use packet::{Packet, Transport};
 use view::{ExportedView, MeshView, View};
 
-/// How DNS answers.
+/// Options of answers.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Name of this data centre.
     pub datacenter: String,
-    /// Seconds for which an answer may be kept.
+    /// Time to live of answers, seconds.
     pub service_ttl: u32,
-    /// Seconds for which it may be remembered that there is nothing.
+    /// Time to live of negative answers, seconds.
     pub negative_ttl: u32,
-    /// Leave out instances with a warning too.
+    /// Whether instances in warning are left out.
     pub only_passing: bool,
-    /// Most answers over UDP to a client without EDNS; 0: as many as fit.
+    /// Maximum number of records over UDP for a client without EDNS; 0: as many as fit.
     pub udp_answer_limit: usize,
-    /// Name servers for names that are not ours; none: such names are refused.
+    /// Name servers for names outside the served zones; none: such names are refused.
     pub recursors: Vec<SocketAddr>,
-    /// This server's own address, where it has one that others can reach.
+    /// This server's own address, if other machines can reach it.
     pub address: Option<IpAddr>,
 }
 
 impl Default for Settings {
-    /// Consul's TTL is 0. One second keeps a resolver that remembers (a node's cache, a runtime's) from asking for every
-    /// connection, and is less than what a failed health check takes to be seen.
+    /// Consul's TTL is 0. One second prevents caching resolvers (of a node or a runtime) from asking for every
+    /// connection, and is shorter than the detection of a failed health check.
     fn default() -> Settings {
         Settings {
             datacenter: "dc1".into(),
@@ -69,24 +69,24 @@ impl Default for Settings {
 pub struct Dns<V = MeshView> {
     view: V,
     settings: Settings,
-    /// Who is asked for names of other data centres.
+    /// Asked for names of other data centres.
     federation: Arc<dyn RemoteReads>,
-    /// Recursors that do not answer must not hold up what is ours.
+    /// Recursors that do not answer must not delay names of the mesh.
     recursing: Semaphore,
 }
 
-/// Queries that are asked of recursors at once; beyond that they fail.
+/// Concurrent queries to recursors; beyond that they fail.
 const RECURSING: usize = 512;
 
 impl Dns {
-    /// From what is registered in `mesh`.
+    /// Serves the registry of `mesh`.
     pub fn new(mesh: Arc<Mesh>, settings: Settings, federation: Arc<dyn RemoteReads>) -> Arc<Dns> {
         Arc::new(Dns { federation, ..Dns::over(MeshView::new(mesh), settings) })
     }
 }
 
 impl Dns<ExportedView> {
-    /// For other data centres: from what is exported of `mesh`.
+    /// Serves other data centres: the exported part of `mesh`.
     pub fn exported(mesh: Arc<Mesh>, settings: Settings) -> Arc<Dns<ExportedView>> {
         Arc::new(Dns::over(ExportedView::new(mesh), settings))
     }
@@ -97,7 +97,7 @@ impl<V: View> Dns<V> {
         Dns { view, settings, federation: Alone::shared(), recursing: Semaphore::new(RECURSING) }
     }
 
-    /// The data centre that a query names, where it is another.
+    /// The data centre that a query names, if it is another one.
     fn elsewhere(&self, query: &packet::Query) -> Option<String> {
         match names::subject(query.name()) {
             Subject::Of(Some(datacenter), _) if datacenter != self.settings.datacenter => Some(datacenter),
@@ -105,8 +105,8 @@ impl<V: View> Dns<V> {
         }
     }
 
-    /// What other data centres say to a prepared query that finds nothing here; `None`: it finds something, or they have
-    /// nothing either.
+    /// The answer of other data centres to a prepared query without a local result; `None`: it has one, or they have
+    /// none either.
     async fn failover(&self, query: &packet::Query, transport: Transport, namespace: &str) -> Option<Vec<u8>> {
         let (datacenter, name) = match names::subject(query.name()) {
             Subject::Of(datacenter, names::Thing::Query(name)) => (datacenter, name),
@@ -134,8 +134,8 @@ impl<V: View> Dns<V> {
         None
     }
 
-    /// The answer to a packet of a caller in `namespace`, unless it deserves none. What is not ours is asked of the
-    /// recursors where `recurse` says so, else refused.
+    /// The answer to a packet of a caller in `namespace`, if it deserves one. Names outside the served zones are
+    /// forwarded to the recursors if `recurse` is set, else refused.
     async fn handle(&self, packet: &[u8], transport: Transport, namespace: &str, recurse: bool) -> Option<Vec<u8>> {
         let query = match packet::parse(packet) {
             Packet::Nothing => return None,
@@ -147,7 +147,7 @@ impl<V: View> Dns<V> {
             let question = PeerDns { message: Some(message), namespace: namespace.to_owned() };
             match self.federation.resolve(&datacenter, question).await {
                 Ok(reply) => return Some(reply),
-                // Below it is answered as Consul does: there is no such name.
+                // The answer below is that of Consul: there is no such name.
                 Err(error) => tracing::debug!(datacenter, "{error}"),
             }
         }

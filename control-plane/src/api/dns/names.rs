@@ -1,7 +1,8 @@
 //! Names as queries: Consul's forms under `consul.`, and the tables of addresses.
 //!
-//! Names between the forms (`service.consul`, `dc1.consul`, `_tcp.service.consul`) exist without records: resolvers that
-//! walk down a name label by label (RFC 9156) take "no such name" there for the end of all below (RFC 8020).
+//! Names between the forms (`service.consul`, `dc1.consul`, `_tcp.service.consul`) exist without records: resolvers
+//! that descend a name label by label (RFC 9156) would conclude from "no such name" that nothing below exists (RFC
+//! 8020).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -9,61 +10,61 @@ use hickory_proto::rr::Name;
 
 /// The domain.
 pub const DOMAIN: &str = "consul";
-/// What stands before the data centre, or the domain.
+/// The labels before the data centre, or the domain.
 const KINDS: [&str; 7] = ["service", "connect", "virtual", "ingress", "node", "query", "addr"];
 
-/// What a name asks for.
+/// The subject of a query.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Subject {
-    /// Nothing of ours.
-    Foreign,
+    /// A name outside the served zones.
+    Outside,
     /// The name of an address (PTR).
     Reverse(IpAddr),
     /// The domain itself.
     Apex,
     /// `ns.consul`: this server.
     NameServer,
-    /// Something of a data centre; `None`: of this one.
+    /// A thing in a data centre; `None`: in this one.
     Of(Option<String>, Thing),
 }
 
-/// What there may be in a data centre. Names are in lower case.
+/// The things in a data centre. Names are in lower case.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Thing {
-    /// `[tag.]name.service` or `_name._tag`; `_tcp` is no tag.
+    /// `[tag.]name.service` or `_name._tag`; `_tcp` is not a tag.
     Service {
         /// Its name.
         name: String,
-        /// Instances with this tag alone.
+        /// Only instances with this tag.
         tag: Option<String>,
     },
-    /// `name.connect`: instances that take mutual TLS.
+    /// `name.connect`: instances that accept mutual TLS.
     Connect(String),
     /// `name.virtual`: the service's virtual IP.
     Virtual(String),
     /// `name.node`.
     Node(String),
-    /// `name.query`: what a prepared query of that name or id finds.
+    /// `name.query`: the result of the prepared query of that name or id.
     Query(String),
-    /// `<hexip>.addr`: the address that it says.
+    /// `<hexip>.addr`: the address in the name.
     Address(IpAddr),
-    /// A name without data of its own, and names below it.
+    /// A name without data of its own that has names below it.
     Between,
-    /// No name that could be.
+    /// An impossible name.
     Nothing,
 }
 
-/// What `name` asks for.
+/// The subject of `name`.
 pub fn subject(name: &Name) -> Subject {
     if let Some(address) = reverse(name) {
         return Subject::Reverse(address);
     }
     let mut labels: Vec<&[u8]> = name.iter().collect();
     if !labels.pop().is_some_and(|last| last.eq_ignore_ascii_case(DOMAIN.as_bytes())) {
-        return Subject::Foreign;
+        return Subject::Outside;
     }
     let lower = |label: &&[u8]| String::from_utf8(label.to_ascii_lowercase()).ok();
-    // Names that are registered are text.
+    // Registered names are text.
     let Some(labels) = labels.iter().map(lower).collect::<Option<Vec<String>>>() else {
         return Subject::Of(None, Thing::Nothing);
     };
@@ -78,7 +79,7 @@ pub fn subject(name: &Name) -> Subject {
     }
 }
 
-/// What the labels before the data centre mean.
+/// The thing that the labels before the data centre name.
 fn thing(labels: &[&str]) -> Thing {
     let text = |label: &str| label.to_owned();
     match labels {
@@ -89,7 +90,7 @@ fn thing(labels: &[&str]) -> Thing {
         }
         [one] | [one, "service"] if one.starts_with('_') => Thing::Between,
         [kind] if KINDS.contains(kind) => Thing::Between,
-        // A tag may hold dots.
+        // A tag may contain dots.
         [tag @ .., name, "service"] => {
             Thing::Service { name: text(name), tag: (!tag.is_empty()).then(|| tag.join(".")) }
         }
@@ -98,13 +99,13 @@ fn thing(labels: &[&str]) -> Thing {
         [name @ .., "node"] => Thing::Node(name.join(".")),
         [name @ .., "query"] => Thing::Query(name.join(".")),
         [hex, "addr"] => hex_address(hex).map_or(Thing::Nothing, Thing::Address),
-        // There are no ingress gateways of Consul's kind: the name may be asked for, and has no address.
+        // There are no ingress gateways of Consul's kind: the name exists without an address.
         [.., "ingress"] => Thing::Between,
         _ => Thing::Nothing,
     }
 }
 
-/// The address that a whole name of in-addr.arpa (RFC 1035, 3.5) or ip6.arpa (RFC 3596, 2.5) stands for.
+/// The address of a complete name of in-addr.arpa (RFC 1035, 3.5) or ip6.arpa (RFC 3596, 2.5).
 fn reverse(name: &Name) -> Option<IpAddr> {
     let net = name.parse_arpa_name().ok()?;
     (net.prefix_len() == net.max_prefix_len()).then(|| net.addr().to_canonical())
@@ -112,7 +113,7 @@ fn reverse(name: &Name) -> Option<IpAddr> {
 
 /// `7f000001` is 127.0.0.1; 32 digits are an IPv6 address.
 fn hex_address(hex: &str) -> Option<IpAddr> {
-    // `from_str_radix` would take a leading plus.
+    // `from_str_radix` would accept a leading plus.
     if !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
         return None;
     }
@@ -123,7 +124,7 @@ fn hex_address(hex: &str) -> Option<IpAddr> {
     }
 }
 
-/// `<hexip>.addr.<datacenter>.consul.`; `None` where the data centre's name is none that DNS can carry.
+/// `<hexip>.addr.<datacenter>.consul.`; `None` if the data centre's name is invalid in DNS.
 pub fn address_name(address: IpAddr, datacenter: &str) -> Option<Name> {
     let hex = match address {
         IpAddr::V4(v4) => format!("{:08x}", u32::from(v4)),
@@ -132,7 +133,7 @@ pub fn address_name(address: IpAddr, datacenter: &str) -> Option<Name> {
     under(&hex, "addr", datacenter)
 }
 
-/// `<name>.<kind>.<datacenter>.consul.`; `None` where the name is none that DNS can carry.
+/// `<name>.<kind>.<datacenter>.consul.`; `None` if the name is invalid in DNS.
 pub fn under(name: &str, kind: &str, datacenter: &str) -> Option<Name> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
     if !name.bytes().all(plain) {
@@ -165,7 +166,7 @@ mod tests {
             ("_web._v1.service.consul.", None, service("web", Some("v1"))),
             ("_web._v1.service.dc1.consul.", Some("dc1"), service("web", Some("v1"))),
             ("_web._v1.dc1.consul.", Some("dc1"), service("web", Some("v1"))),
-            // A service that is called as a kind is.
+            // A service with the name of a kind.
             ("node.service.consul.", None, service("node", None)),
             ("web.connect.consul.", None, Thing::Connect("web".into())),
             ("web.virtual.dc1.consul.", Some("dc1"), Thing::Virtual("web".into())),
@@ -202,14 +203,14 @@ mod tests {
     #[test]
     fn other_names_and_addresses() {
         for name in [".", "example.com.", "web.service.consul.example.", "notconsul."] {
-            assert_eq!(of(name), Subject::Foreign, "{name}");
+            assert_eq!(of(name), Subject::Outside, "{name}");
         }
         assert_eq!(of("4.3.2.10.in-addr.arpa."), Subject::Reverse([10, 2, 3, 4].into()));
         let v6 = format!("1.{}ip6.arpa.", "0.".repeat(31));
         assert_eq!(of(&v6), Subject::Reverse(Ipv6Addr::LOCALHOST.into()));
-        // Of a net, not of an address.
-        assert_eq!(of("3.2.10.in-addr.arpa."), Subject::Foreign);
-        assert_eq!(of("x.3.2.10.in-addr.arpa."), Subject::Foreign);
+        // The name of a network, not of an address.
+        assert_eq!(of("3.2.10.in-addr.arpa."), Subject::Outside);
+        assert_eq!(of("x.3.2.10.in-addr.arpa."), Subject::Outside);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Queries as packets, and answers as packets that fit: bytes in, bytes out, no sockets.
 //!
-//! Of a query that is odd beyond its question only the question is used: it must not be unanswerable for that.
+//! Unusual parts of a query besides its question are ignored: they must not prevent an answer.
 
 use std::collections::HashSet;
 
@@ -9,12 +9,12 @@ use hickory_proto::rr::rdata::opt::{ClientSubnet, EdnsCode, EdnsOption};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use hickory_proto::serialize::binary::{BinDecodable, BinDecoder};
 
-/// What every client takes over UDP without saying so (RFC 1035, 2.3.4).
+/// The size that every client accepts over UDP (RFC 1035, 2.3.4).
 const UDP_SIZE: u16 = 512;
-/// The largest answer over UDP that is offered and sent.
+/// The largest offered and sent answer over UDP.
 const EDNS_SIZE: u16 = 4096;
 
-/// How a query travels.
+/// The transport of a query.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transport {
     /// In one packet.
@@ -23,12 +23,12 @@ pub enum Transport {
     Tcp,
 }
 
-/// What a packet turned out to be.
+/// The result of parsing a packet.
 #[derive(Debug)]
 pub enum Packet {
-    /// Nothing that deserves an answer.
+    /// Not answered.
     Nothing,
-    /// Something that is answered with an error; this one.
+    /// Answered with this error.
     Refused(Vec<u8>),
     /// A question.
     Query(Box<Query>),
@@ -46,7 +46,7 @@ pub struct Query {
 pub fn parse(packet: &[u8]) -> Packet {
     let mut decoder = BinDecoder::new(packet);
     let Ok(header) = Header::read(&mut decoder) else { return Packet::Nothing };
-    // Answers to answers would go back and forth for ever.
+    // Answering answers would create loops.
     if header.metadata.message_type == MessageType::Response {
         return Packet::Nothing;
     }
@@ -76,22 +76,22 @@ pub fn parse(packet: &[u8]) -> Packet {
 }
 
 impl Query {
-    /// The name, in the case that it was asked in.
+    /// The name, in the case of the query.
     pub fn name(&self) -> &Name {
         self.question.name()
     }
 
-    /// What is asked for.
+    /// The requested type.
     pub fn kind(&self) -> RecordType {
         self.question.query_type()
     }
 
-    /// Whether others may be asked.
+    /// Whether the query may be forwarded.
     pub fn wants_recursion(&self) -> bool {
         self.metadata.recursion_desired
     }
 
-    /// An answer without records, the question repeated as it came: some clients compare the case (0x20).
+    /// An answer without records, with the question repeated literally: some clients compare the case (0x20).
     pub fn response(&self, code: ResponseCode) -> Message {
         let mut message = Message::response(self.metadata.id, OpCode::Query);
         message.metadata.recursion_desired = self.metadata.recursion_desired;
@@ -101,9 +101,9 @@ impl Query {
             let mut edns = Edns::new();
             edns.set_max_payload(EDNS_SIZE).set_dnssec_ok(asked.flags().dnssec_ok);
             if let Some(EdnsOption::Subnet(subnet)) = asked.option(EdnsCode::Subnet) {
-                // RFC 7871, 7.2.1: the answer is for everybody.
-                let everybody = ClientSubnet::new(subnet.addr(), subnet.source_prefix(), 0);
-                edns.options_mut().insert(EdnsOption::Subnet(everybody));
+                // RFC 7871, 7.2.1: the answer does not depend on the client's network.
+                let any_network = ClientSubnet::new(subnet.addr(), subnet.source_prefix(), 0);
+                edns.options_mut().insert(EdnsOption::Subnet(any_network));
             }
             message.set_edns(edns);
         }
@@ -143,7 +143,7 @@ impl Query {
         self.pack(message, transport)
     }
 
-    /// Whether the client said nothing of how much it takes.
+    /// Whether the client did not announce a size.
     pub fn is_plain(&self, transport: Transport) -> bool {
         transport == Transport::Udp && self.limit(transport) == usize::from(UDP_SIZE)
     }
@@ -157,13 +157,13 @@ impl Query {
         }
     }
 
-    /// The answer as bytes, as much of it as fits. What is left out of the answers is said so by TC, over TCP too: a client
-    /// must not take a part for the whole. What is left out of the additional records is not (RFC 2181, 9).
+    /// The answer as bytes, as much of it as fits. Missing answers are marked by TC, over TCP too: a client must not
+    /// mistake a part for the whole. Missing additional records are not (RFC 2181, 9).
     pub fn pack(&self, mut message: Message, transport: Transport) -> Option<Vec<u8>> {
         let limit = self.limit(transport);
         let fits = |message: &Message| {
             let bytes = message.to_vec().ok()?;
-            // The encoder says TC by itself where even 64 KiB are too little.
+            // The encoder sets TC itself if even 64 KiB are insufficient.
             let whole = message.metadata.truncation || !weft_core::dns::is_truncated(&bytes);
             (bytes.len() <= limit && whole).then_some(bytes)
         };
@@ -192,13 +192,13 @@ impl Query {
     }
 }
 
-/// Leaves each record once.
+/// Keeps the first of equal records.
 pub(super) fn remove_repeated(records: &mut Vec<Record>) {
     let mut seen: HashSet<(Name, RData)> = HashSet::new();
     records.retain(|record| seen.insert((record.name.clone(), record.data.clone())));
 }
 
-/// What `make` gives for the largest number up to `all` for which it gives something; it does for every smaller one.
+/// The result of `make` for the largest number up to `all` that has one; every smaller number has one too.
 fn most<T>(all: usize, mut make: impl FnMut(usize) -> Option<T>) -> Option<T> {
     let mut best = make(0)?;
     let (mut low, mut high) = (0, all);

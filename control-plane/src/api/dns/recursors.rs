@@ -17,13 +17,14 @@ use super::packet::Transport;
 /// Longest wait for one name server.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The first recursor's answer that says something, else the last one's; `None` where none answered. What is cut off over
-/// UDP is passed on as such where the client asked so, since it may take less than we could get.
+/// The first recursor's answer that is not a failure, else the last one's; `None` if none answered. An answer that is
+/// truncated over UDP is passed on as such if the client used UDP, because the client may accept less than this server
+/// could get.
 pub async fn ask(recursors: &[SocketAddr], packet: &[u8], transport: Transport) -> Option<Vec<u8>> {
     let mut last = None;
     for recursor in recursors {
         match tokio::time::timeout(TIMEOUT, ask_one(*recursor, packet, transport)).await {
-            // Not what it knows, but that it cannot help: another one may.
+            // The recursor failed, which is no statement about the name: another one may answer.
             Ok(Ok(answer)) if dns::is_failure(&answer) => last = Some(answer),
             Ok(Ok(answer)) => return Some(answer),
             Ok(Err(e)) => tracing::debug!(%recursor, "recursor: {e}"),

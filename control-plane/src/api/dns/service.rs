@@ -1,4 +1,4 @@
-//! DNS for sidecars, over the connection that they have: the caller's certificate names its namespace.
+//! DNS for sidecars, over their existing connection: the caller's certificate has its namespace.
 
 use std::sync::Arc;
 
@@ -24,13 +24,13 @@ impl DnsApi for DnsService {
         let message = request.into_inner();
         let length = message.packet.len();
         if length > MAX_QUERY {
-            return Err(Status::invalid_argument(format!("a DNS query of {} bytes ({MAX_QUERY} at most)", length)));
+            return Err(Status::invalid_argument(format!("a DNS query of {} bytes (at most {MAX_QUERY})", length)));
         }
         answer(&self.0, message, certified.id.namespace()).await
     }
 }
 
-/// Answers a caller of a namespace. Names that are not ours it asks of its own name servers.
+/// Answers a caller of a namespace. The sidecar forwards names outside the served zones to its own name servers.
 pub(crate) async fn answer<V: View>(
     dns: &Dns<V>,
     message: DnsMessage,
@@ -39,6 +39,6 @@ pub(crate) async fn answer<V: View>(
     let DnsMessage { packet, tcp } = message;
     let transport = if tcp { Transport::Tcp } else { Transport::Udp };
     let reply = dns.handle(&packet, transport, namespace, false).await;
-    let packet = reply.ok_or_else(|| Status::invalid_argument("the packet is no DNS query"))?;
+    let packet = reply.ok_or_else(|| Status::invalid_argument("the packet is not a DNS query"))?;
     Ok(Response::new(DnsMessage { packet, tcp }))
 }

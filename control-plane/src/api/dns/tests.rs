@@ -22,7 +22,7 @@ use crate::api::consul::QueryResult;
 use crate::testing::instance;
 use weft_world::Instance;
 
-/// A registry of a few things.
+/// A small registry.
 #[derive(Default)]
 struct Fake {
     instances: Vec<Arc<Instance>>,
@@ -115,7 +115,7 @@ fn fake() -> Fake {
     Fake { instances: instances.collect(), nodes }
 }
 
-/// So many instances at addresses of their own.
+/// The given number of instances at addresses of their own.
 fn crowd(count: u8) -> Fake {
     let one = |n: u8| Arc::new(instance("web", &n.to_string(), &format!("10.1.0.{n}"), 8080));
     Fake { instances: (0..count).map(one).collect(), nodes: Vec::new() }
@@ -136,18 +136,26 @@ fn with_edns(mut message: Message, size: u16) -> Message {
     message
 }
 
-/// The answer's bytes; `None`: the name is foreign.
-fn packet_of(view: &Fake, settings: &Settings, asked: &Message, transport: Transport, seed: u64) -> Option<Vec<u8>> {
-    let Packet::Query(query) = packet::parse(&asked.to_vec().unwrap()) else { panic!("no query: {asked:?}") };
+/// The answer's bytes; `None`: the name is outside the served zones.
+fn packet_of(
+    view: &Fake,
+    settings: &Settings,
+    query_message: &Message,
+    transport: Transport,
+    seed: u64,
+) -> Option<Vec<u8>> {
+    let Packet::Query(query) = packet::parse(&query_message.to_vec().unwrap()) else {
+        panic!("no query: {query_message:?}")
+    };
     let asking = Asking { view, namespace: "default", settings, transport };
     asking.answer(&query, &mut StdRng::seed_from_u64(seed)).ok().map(|reply| reply.expect("an answer"))
 }
 
-fn ask(view: &Fake, asked: &Message, transport: Transport) -> Message {
-    let bytes = packet_of(view, &Settings::default(), asked, transport, 1).expect("not foreign");
+fn ask(view: &Fake, query_message: &Message, transport: Transport) -> Message {
+    let bytes = packet_of(view, &Settings::default(), query_message, transport, 1).expect("not foreign");
     let reply = Message::from_vec(&bytes).unwrap();
     assert_eq!((reply.metadata.id, reply.metadata.authoritative), (7, true));
-    assert_eq!(reply.queries, asked.queries);
+    assert_eq!(reply.queries, query_message.queries);
     reply
 }
 
@@ -159,7 +167,7 @@ fn text(records: &[Record]) -> Vec<String> {
 }
 
 #[test]
-fn what_names_and_types_have() {
+fn names_and_types_have_consuls_records() {
     use RecordType::{A, AAAA, ANY, HTTPS, MX, NS, PTR, SOA, SRV, TXT};
     let srv =
         ["1 1 8081 0a000002.addr.dc1.consul.", "1 1 9090 node-3.node.dc1.consul.", "1 10 8080 node-1.node.dc1.consul."];
@@ -246,8 +254,8 @@ fn what_names_and_types_have() {
         assert_eq!(reply.authorities[0].name.to_string(), "consul.", "{name}");
     }
     for name in ["example.com.", "9.9.9.10.in-addr.arpa.", "web."] {
-        let foreign = packet_of(&fake(), &Settings::default(), &query(name, RecordType::PTR), Transport::Udp, 1);
-        assert_eq!(foreign, None, "{name}");
+        let not_served = packet_of(&fake(), &Settings::default(), &query(name, RecordType::PTR), Transport::Udp, 1);
+        assert_eq!(not_served, None, "{name}");
     }
 }
 
@@ -256,7 +264,7 @@ fn asked_name(message: &Message) -> &Name {
 }
 
 #[test]
-fn settings_are_heeded() {
+fn dns_settings_are_applied() {
     let of = |settings: Settings, kind| {
         let bytes = packet_of(&fake(), &settings, &query("web.service.consul.", kind), Transport::Udp, 1).unwrap();
         Message::from_vec(&bytes).unwrap()
@@ -271,9 +279,9 @@ fn settings_are_heeded() {
     let other = of(Settings { datacenter: "east".into(), ..Settings::default() }, RecordType::SRV);
     assert!(text(&other.answers)[2].ends_with(" node-1.node.east.consul."));
     let few = of(Settings { udp_answer_limit: 1, ..Settings::default() }, RecordType::SRV);
-    assert!(few.metadata.truncation, "what was left out is said so");
+    assert!(few.metadata.truncation, "truncation is marked");
     assert_eq!((few.answers.len(), few.additionals.len()), (1, 1));
-    // A node whose own check fails takes its instances along.
+    // A node whose own check fails hides its instances.
     let mut view = fake();
     view.nodes[0].passing = false;
     let settings = Settings { only_passing: true, ..Settings::default() };
@@ -284,8 +292,8 @@ fn settings_are_heeded() {
 #[test]
 fn the_callers_namespace_comes_first() {
     for (namespace, expected) in [("team", "10.0.0.8"), ("default", "10.0.0.1"), ("other", "10.0.0.1")] {
-        let asked = query("web.service.consul.", RecordType::A).to_vec().unwrap();
-        let Packet::Query(query) = packet::parse(&asked) else { panic!("a query") };
+        let query_message = query("web.service.consul.", RecordType::A).to_vec().unwrap();
+        let Packet::Query(query) = packet::parse(&query_message) else { panic!("a query") };
         let (view, settings) = (fake(), Settings::default());
         let asking = Asking { view: &view, namespace, settings: &settings, transport: Transport::Udp };
         let reply = asking.answer(&query, &mut StdRng::seed_from_u64(1)).unwrap().unwrap();
@@ -294,46 +302,46 @@ fn the_callers_namespace_comes_first() {
 }
 
 #[test]
-fn the_question_comes_back_in_its_case() {
-    let asked = query("wEb.SeRvIcE.cOnSuL.", RecordType::A);
-    let bytes = packet_of(&fake(), &Settings::default(), &asked, Transport::Udp, 1).unwrap();
+fn the_question_is_repeated_in_its_case() {
+    let query_message = query("wEb.SeRvIcE.cOnSuL.", RecordType::A);
+    let bytes = packet_of(&fake(), &Settings::default(), &query_message, Transport::Udp, 1).unwrap();
     let reply = Message::from_vec(&bytes).unwrap();
-    assert!(asked_name(&reply).eq_case(asked_name(&asked)));
-    assert!(reply.answers.iter().all(|record| record.name.eq_case(asked_name(&asked))));
+    assert!(asked_name(&reply).eq_case(asked_name(&query_message)));
+    assert!(reply.answers.iter().all(|record| record.name.eq_case(asked_name(&query_message))));
 }
 
 #[test]
-fn the_order_is_drawn() {
+fn the_order_of_answers_is_random() {
     let order = |seed| {
-        let asked = query("web.service.consul.", RecordType::A);
-        let bytes = packet_of(&crowd(8), &Settings::default(), &asked, Transport::Udp, seed).unwrap();
+        let query_message = query("web.service.consul.", RecordType::A);
+        let bytes = packet_of(&crowd(8), &Settings::default(), &query_message, Transport::Udp, seed).unwrap();
         Message::from_vec(&bytes).unwrap().answers.iter().map(|r| r.data.to_string()).collect::<Vec<_>>()
     };
     assert_eq!(order(1), order(1));
     let first: std::collections::BTreeSet<String> = (0..100).map(|seed| order(seed)[0].clone()).collect();
-    assert_eq!(first.len(), 8, "everybody is first at times");
+    assert_eq!(first.len(), 8, "each record is first at times");
 }
 
 #[test]
-fn what_does_not_fit_says_so() {
-    let asked = query("web.service.consul.", RecordType::A);
+fn answers_that_do_not_fit_are_truncated() {
+    let query_message = query("web.service.consul.", RecordType::A);
     // 512 bytes hold header, question and 29 addresses.
-    let fits = ask(&crowd(29), &asked, Transport::Udp);
+    let fits = ask(&crowd(29), &query_message, Transport::Udp);
     assert_eq!((fits.answers.len(), fits.metadata.truncation), (29, false));
-    let cut = ask(&crowd(30), &asked, Transport::Udp);
+    let cut = ask(&crowd(30), &query_message, Transport::Udp);
     assert_eq!((cut.answers.len(), cut.metadata.truncation), (29, true));
     for (size, count, truncated) in [(0, 29, true), (1232, 74, true), (4096, 150, false), (65535, 150, false)] {
-        let asked = with_edns(asked.clone(), size);
-        let bytes = packet_of(&crowd(150), &Settings::default(), &asked, Transport::Udp, 1).unwrap();
+        let query_message = with_edns(query_message.clone(), size);
+        let bytes = packet_of(&crowd(150), &Settings::default(), &query_message, Transport::Udp, 1).unwrap();
         assert!(bytes.len() <= usize::from(size.clamp(512, 4096)), "{size}: {}", bytes.len());
         let reply = Message::from_vec(&bytes).unwrap();
         assert_eq!((reply.answers.len(), reply.metadata.truncation), (count, truncated), "{size}");
         let edns = reply.edns.unwrap();
         assert_eq!((edns.max_payload(), edns.flags().dnssec_ok), (4096, true));
     }
-    let tcp = ask(&crowd(200), &asked, Transport::Tcp);
+    let tcp = ask(&crowd(200), &query_message, Transport::Tcp);
     assert_eq!((tcp.answers.len(), tcp.metadata.truncation), (200, false));
-    // Additional records are left out first, and nothing is said of it: they were not asked for.
+    // Additional records are left out first, without a mark: they were not requested.
     let srv = ask(&crowd(9), &query("web.service.consul.", RecordType::SRV), Transport::Udp);
     assert_eq!((srv.answers.len(), srv.metadata.truncation), (9, false));
     assert!((1..9).contains(&srv.additionals.len()), "{}", srv.additionals.len());
@@ -351,20 +359,20 @@ fn what_does_not_fit_says_so() {
 
 #[test]
 fn options_of_edns() {
-    let mut asked = with_edns(query("web.service.consul.", RecordType::A), 1232);
+    let mut query_message = with_edns(query("web.service.consul.", RecordType::A), 1232);
     let subnet = EdnsOption::Subnet(ClientSubnet::new([192, 0, 2, 0].into(), 24, 0));
-    asked.edns.as_mut().unwrap().options_mut().insert(subnet.clone());
-    let reply = ask(&fake(), &asked, Transport::Udp);
+    query_message.edns.as_mut().unwrap().options_mut().insert(subnet.clone());
+    let reply = ask(&fake(), &query_message, Transport::Udp);
     assert_eq!(reply.edns.unwrap().option(EdnsCode::Subnet), Some(&subnet));
-    asked.edns.as_mut().unwrap().set_version(1);
-    let Packet::Refused(reply) = packet::parse(&asked.to_vec().unwrap()) else { panic!("refused") };
-    // Its number is that of BADSIG too, and read as such.
+    query_message.edns.as_mut().unwrap().set_version(1);
+    let Packet::Refused(reply) = packet::parse(&query_message.to_vec().unwrap()) else { panic!("refused") };
+    // Its number is also that of BADSIG, as which it is read.
     let code = Message::from_vec(&reply).unwrap().metadata.response_code;
     assert_eq!(u16::from(code), u16::from(ResponseCode::BADVERS));
 }
 
 #[test]
-fn what_is_no_question_is_refused_or_dropped() {
+fn invalid_queries_are_refused_or_dropped() {
     let fine = query("a.consul.", RecordType::A);
     let bytes = fine.to_vec().unwrap();
     let with = |at: usize, byte: u8| {
@@ -395,7 +403,7 @@ fn what_is_no_question_is_refused_or_dropped() {
 
 proptest! {
     #[test]
-    fn no_packet_is_too_strange(
+    fn any_packet_is_parsed_without_a_panic(
         mut packet in proptest::collection::vec(any::<u8>(), 0..200),
         like_a_query in any::<bool>(),
         at in 0usize..100,
@@ -410,7 +418,7 @@ proptest! {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         for transport in [Transport::Udp, Transport::Tcp] {
             if let Some(reply) = runtime.block_on(dns.handle(&packet, transport, "default", true)) {
-                // An answer to this very query, that can be read.
+                // A valid answer to exactly this query.
                 prop_assert_eq!(&reply[..2], &packet[..2]);
                 prop_assert!(Message::from_vec(&reply).is_ok());
             }

@@ -10,13 +10,13 @@ use crate::state::{Mesh, Node, Nodes};
 use weft_policy::fqdn;
 use weft_world::{Instance, World};
 
-/// Age at which the table of nodes by address and by name in lower case is made anew.
+/// Age at which the table of nodes by address and by name in lower case is rebuilt.
 const TABLE_AGE: Duration = Duration::from_secs(1);
 
 /// A node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeEntry {
-    /// Its name, as it says it.
+    /// Its name, in its own case.
     pub name: String,
     /// Its address.
     pub address: IpAddr,
@@ -26,7 +26,7 @@ pub struct NodeEntry {
     pub meta: BTreeMap<String, String>,
 }
 
-/// The registry, as far as a caller in a namespace sees it: what is in its own namespace, then what is in `default`.
+/// The registry, as far as a caller in a namespace sees it: first its own namespace, then `default`.
 pub trait View {
     /// Instances of a service, whatever their health.
     fn instances(&self, namespace: &str, service: &str) -> Vec<Arc<Instance>>;
@@ -40,8 +40,8 @@ pub trait View {
     fn nodes_at(&self, namespace: &str, address: IpAddr) -> Vec<String>;
     /// Names of the services at an address.
     fn services_at(&self, namespace: &str, address: IpAddr) -> Vec<String>;
-    /// What a prepared query of that name or id finds; `None`: there is no such query. `others`: the other data centres, the
-    /// nearest first.
+    /// The result of the prepared query of that name or id; `None`: there is no such query. `others`: the other data
+    /// centres, the nearest first.
     fn prepared(&self, namespace: &str, name: &str, others: &[&str]) -> Option<QueryResult>;
     /// Grows with every change.
     fn version(&self) -> u64;
@@ -53,26 +53,26 @@ pub struct MeshView {
     table: Mutex<Option<Arc<Table>>>,
 }
 
-/// Names of nodes by the same in lower case. Going through all of them for a query would hold up the mesh.
+/// Names of nodes by their form in lower case. A scan of all nodes for each query would delay the mesh.
 struct Table {
-    made: Instant,
+    built: Instant,
     by_name: HashMap<String, String>,
 }
 
 impl MeshView {
-    /// Of this mesh.
+    /// The view of this mesh.
     pub fn new(mesh: Arc<Mesh>) -> MeshView {
         MeshView { mesh, table: Mutex::default() }
     }
 
     fn table(&self) -> Arc<Table> {
         let mut held = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(table) = held.as_ref().filter(|table| table.made.elapsed() < TABLE_AGE) {
+        if let Some(table) = held.as_ref().filter(|table| table.built.elapsed() < TABLE_AGE) {
             return table.clone();
         }
         let names: Vec<String> = self.mesh.read_nodes(|nodes| nodes.keys().cloned().collect());
         let by_name = names.into_iter().map(|name| (name.to_ascii_lowercase(), name)).collect();
-        let table = Arc::new(Table { made: Instant::now(), by_name });
+        let table = Arc::new(Table { built: Instant::now(), by_name });
         *held = Some(table.clone());
         table
     }
@@ -136,11 +136,11 @@ impl View for MeshView {
     }
 }
 
-/// What other data centres see of it: exported services, and the nodes that these are on.
+/// The part that other data centres see: exported services, and the nodes that these are on.
 pub struct ExportedView(MeshView);
 
 impl ExportedView {
-    /// Of this mesh.
+    /// The view of this mesh.
     pub fn new(mesh: Arc<Mesh>) -> ExportedView {
         ExportedView(MeshView::new(mesh))
     }
@@ -160,7 +160,7 @@ impl View for ExportedView {
         found
     }
 
-    /// Means nothing to callers elsewhere: their own data centre has another.
+    /// Useless for callers elsewhere: their own data centre assigns another.
     fn virtual_ips(&self, _: &str, _: &str) -> Vec<IpAddr> {
         Vec::new()
     }
@@ -187,7 +187,7 @@ impl View for ExportedView {
         Vec::new()
     }
 
-    /// Queries are of one data centre.
+    /// Prepared queries belong to one data centre.
     fn prepared(&self, _: &str, _: &str, _: &[&str]) -> Option<QueryResult> {
         None
     }

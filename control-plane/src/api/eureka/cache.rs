@@ -1,7 +1,7 @@
-//! The whole registry as it was last given, by namespace and format.
+//! Cache of the last response with the whole registry, by namespace and format.
 //!
-//! Every client fetches it, some of them again every half minute whether it changed or not; written out it is a kilobyte or
-//! two an instance.
+//! Every client fetches it, some of them again every half minute whether it changed or not; as text it is one or two
+//! kilobytes for each instance.
 
 use std::collections::HashMap;
 
@@ -10,11 +10,11 @@ use weft_agent::eureka::answers::Format;
 
 use super::Stamp;
 
-/// Answers that are kept, and bytes of them; each is as large as what its namespace sees.
+/// Bounds of cached responses, in number and bytes; each is as large as the visible part of the registry.
 const MAX: usize = 16;
 const MAX_BYTES: usize = 64 << 20;
 
-/// Answers of one moment.
+/// Responses of one state.
 #[derive(Default)]
 pub(super) struct Cache {
     stamp: Stamp,
@@ -22,13 +22,13 @@ pub(super) struct Cache {
 }
 
 impl Cache {
-    /// The answer, where nothing has changed since.
+    /// The response, if nothing has changed since.
     pub(super) fn answer(&self, stamp: Stamp, namespace: &str, format: Format) -> Option<Answered> {
         let key = (namespace.to_owned(), format);
         self.answers.get(&key).filter(|_| self.stamp == stamp).cloned()
     }
 
-    /// Keeps one, and drops those of before.
+    /// Stores one, and drops those of earlier states.
     pub(super) fn keep(&mut self, stamp: Stamp, namespace: &str, format: Format, answered: &Answered) {
         if stamp > self.stamp {
             self.answers.clear();
@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_present_is_kept_and_so_much_of_it() {
+    fn the_cache_is_bounded_and_drops_old_states() {
         let mut given = Cache::default();
         let answer = |text: &'static str| Answered::new(Bytes::from_static(text.as_bytes()));
         let body = |given: &Cache, stamp, format| given.answer(stamp, "a", format).map(|a| a.into_body());

@@ -1,5 +1,5 @@
-//! Registered instances as Eureka's clients read them: from the instance's own document where Eureka's API registered it,
-//! else from Consul's model.
+//! Registered instances in the form that Eureka's clients read: from the instance's own document if Eureka's API
+//! registered it, else from Consul's model.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ pub(super) struct Row {
     pub(super) node_out: bool,
 }
 
-/// Whether somebody has taken something out of use by this check.
+/// Whether this check marks maintenance.
 pub(super) fn is_maintenance(check: &Check) -> bool {
     check.r#type == "maintenance"
 }
@@ -38,8 +38,8 @@ pub(super) fn instance_of(row: &Row) -> eureka::Instance {
     registered
 }
 
-/// Its status. Of those who lost their lease together with many others the last word counts, as everywhere in the mesh:
-/// Eureka's own protection from a server's mistakes is this too.
+/// Its status. For instances that lost their lease together with many others the last status counts, as everywhere in
+/// the mesh: Eureka's self-preservation does the same.
 pub(super) fn status(row: &Row) -> Status {
     let instance = &*row.instance;
     if is_out(row) {
@@ -56,7 +56,7 @@ fn is_out(row: &Row) -> bool {
     row.node_out || row.instance.checks.iter().any(is_maintenance)
 }
 
-/// What it says of itself by its lease, as long as that runs and it is not up.
+/// The status in its own lease, as long as that lasts and is not UP.
 fn said(instance: &Instance) -> Option<Status> {
     let id = lease_id(&instance.service_id);
     let lease = instance.checks.iter().find(|check| check.check_id == id && check.status == "critical")?;
@@ -68,7 +68,7 @@ fn document(instance: &Instance) -> Option<eureka::Instance> {
     eureka::Instance::of(&map).ok()
 }
 
-/// An id of Consul's is unique on its node; of Eureka's clients some keep one instance of an id.
+/// An id of Consul's is unique on its node only; some of Eureka's clients keep one instance for each id.
 fn of_consul(instance: &Instance) -> eureka::Instance {
     let address = instance.address.to_string();
     let host = if instance.address.is_ipv6() { format!("[{address}]") } else { address.clone() };
@@ -86,7 +86,7 @@ fn of_consul(instance: &Instance) -> eureka::Instance {
     }
 }
 
-/// Whether a host's name leads its callers to themselves, or to an address that is not the instance's.
+/// Whether a host name leads callers to themselves, or to an address that is not the instance's.
 fn leads_elsewhere(host: &str, instance: &Instance) -> bool {
     let address = host.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>();
     host.eq_ignore_ascii_case("localhost") || address.is_ok_and(|ip| ip != instance.address)

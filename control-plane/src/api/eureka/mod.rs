@@ -1,9 +1,10 @@
-//! Reads of Netflix Eureka's REST API: the whole mesh as applications and instances, however they were registered. The same
-//! answers for sidecars that pass requests on (`crate::api::catalog`) and for the listener of the control plane.
+//! Reads of Netflix Eureka's REST API: the whole mesh as applications and instances, however they were registered. The
+//! same responses for requests that sidecars forward (`crate::api::catalog`) and for the listener of the control plane.
 //!
 //! [`instance`] converts a registered instance, [`recent`] has the changes of the last minutes, and [`cache`] the last
-//! answer as long as nothing has changed. The forms, and the paths, are `weft_agent::eureka`'s. Writes go to the agent: an
-//! instance registers with the sidecar beside it, or at a listener of the control plane with `crate::registry::external`.
+//! response as long as nothing has changed. The forms, and the paths, are `weft_agent::eureka`'s. Writes go to the
+//! agent: an instance registers with the sidecar beside it, or at a listener of the control plane with
+//! `crate::registry::external`.
 
 mod cache;
 mod instance;
@@ -31,14 +32,14 @@ use instance::{Row, instance_of};
 use recent::Recent;
 use weft_world::World;
 
-/// What answers are made of.
+/// The data that responses are made of.
 pub struct Eureka {
     mesh: Arc<Mesh>,
     recent: Mutex<Recent>,
     cache: Mutex<Cache>,
 }
 
-/// What changes with the registry: the world's version, and the index that checks of nodes change too.
+/// The state of the registry: the world's version, and the index of checks of nodes.
 type Stamp = (u64, u64);
 
 impl Eureka {
@@ -77,8 +78,8 @@ impl Eureka {
         }
     }
 
-    /// All that is registered, and since when that is so at least: the stamp is read first, so that what changes meanwhile
-    /// is looked at again.
+    /// All registrations, and the oldest state that they may be of: the stamp is read first, so that concurrent changes
+    /// are found by the next read.
     fn rows(&self) -> (Vec<Row>, Stamp) {
         let stamp = self.mesh.read(stamp);
         let out_of_service: HashSet<String> = self.mesh.read_nodes(|nodes| {
@@ -95,7 +96,7 @@ impl Eureka {
 
     fn apps(&self, caller: &Caller, format: Format) -> Answered {
         let stamp = self.mesh.read(stamp);
-        // What a token hides is not kept: each token may hide something else.
+        // Responses for a token are not cached: each token may hide other services.
         let kept = || self.cache().answer(stamp, &caller.namespace, format);
         if let Some(given) = (!caller.is_narrowed()).then(kept).flatten() {
             return given;
@@ -112,7 +113,7 @@ impl Eureka {
         answered
     }
 
-    /// What changed in the last minutes, and the hash of everything.
+    /// The changes of the last minutes, and the hash of the whole registry.
     fn delta(&self, caller: &Caller) -> serde_json::Value {
         let (rows, stamp) = self.rows();
         let view = View::of(caller, &rows);
@@ -145,7 +146,7 @@ impl Eureka {
         found.map(|instance| answers::instance(&instance)).ok_or_else(missing)
     }
 
-    /// Those that carry a virtual address, in whatever case.
+    /// The instances with a virtual address, in any case.
     fn by_address(
         &self,
         caller: &Caller,
@@ -177,7 +178,8 @@ fn stamp(world: &World) -> Stamp {
     (world.version(), world.catalog_index())
 }
 
-/// What a caller sees: a service of its namespace, or where that has none of the name, of "default"; as by Consul's API.
+/// The part that a caller sees: a service of its namespace, or if that has none of the name, of "default"; as in
+/// Consul's API.
 struct View<'a> {
     caller: &'a Caller,
     own: HashSet<String>,

@@ -1,8 +1,8 @@
 //! Recent changes: Eureka's clients fetch everything once, then the changes of the last three minutes.
 //!
-//! No state is kept while no client reads: each read compares the registry with its state at the last read, and a change
-//! counts from the read that finds it. The first read finds everything to be new, which is harmless; a client that missed a
-//! change sees by the hash that it has to fetch everything again.
+//! No state is kept while no client reads: each read compares the registry with its state at the last read, and a
+//! change counts from the read that finds it. For the first read everything is new, which is harmless; a client that
+//! missed a change detects by the hash that it has to fetch everything again.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use super::Stamp;
 use super::instance::Row;
 use weft_world::InstanceKey;
 
-/// How long a change is told: Eureka's `retentionTimeInMSInDeltaQueue`.
+/// How long a change is reported: Eureka's `retentionTimeInMSInDeltaQueue`.
 const RETENTION: Duration = Duration::from_secs(180);
 
 struct Change {
@@ -22,7 +22,7 @@ struct Change {
     row: Row,
 }
 
-/// As large as what is registered, and what was within the retention.
+/// As large as the registry, and its changes within the retention.
 #[derive(Default)]
 pub(super) struct Recent {
     stamp: Stamp,
@@ -31,7 +31,7 @@ pub(super) struct Recent {
 }
 
 impl Recent {
-    /// Compares with what there is now; what is behind what is known says nothing.
+    /// Compares with the current state; an older state than the known one is ignored.
     pub(super) fn follow(&mut self, rows: &[Row], stamp: Stamp, now: Instant) {
         self.changes.retain(|_, change| now.duration_since(change.at) < RETENTION);
         if stamp <= self.stamp {
@@ -59,8 +59,8 @@ impl Recent {
     }
 
     fn note(&mut self, key: &InstanceKey, action: Action, row: &Row, now: Instant) {
-        // To one that is there already nothing is added by clients, and one that is not is by a modification: whatever they
-        // have heard before, it is right.
+        // Clients ignore an addition of an existing instance, and a modification adds a missing one: a modification is
+        // right whatever they received before.
         let again = action == Action::Added && self.changes.contains_key(key);
         let action = if again { Action::Modified } else { action };
         self.changes.insert(key.clone(), Change { at: now, action, row: row.clone() });

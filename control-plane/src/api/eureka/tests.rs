@@ -31,7 +31,7 @@ fn maintenance(service_id: &str) -> v1::Check {
     v1::Check { r#type: "maintenance".into(), ..check("_maintenance", service_id, "critical", "") }
 }
 
-/// As Consul's API or the command line registers it.
+/// As registered by Consul's API or the command line.
 fn service(name: &str, id: &str, checks: Vec<v1::Check>) -> v1::Instance {
     v1::Instance {
         service_id: id.into(),
@@ -43,7 +43,7 @@ fn service(name: &str, id: &str, checks: Vec<v1::Check>) -> v1::Instance {
     }
 }
 
-/// As Eureka's API registers it.
+/// As registered by Eureka's API.
 fn leased(name: &str, id: &str, status: &str) -> v1::Instance {
     let health = if status == "UP" { "passing" } else { "critical" };
     let document = json!({
@@ -127,7 +127,7 @@ impl Fixture {
 }
 
 #[tokio::test]
-async fn whoever_registered_it_an_instance_is_an_instance() {
+async fn instances_of_both_apis_are_listed() {
     let fixture = Fixture::new().await;
     fixture.register(1, leased("order", "pod-1:order", "UP")).await;
     fixture.register(2, service("order", "order-1", vec![check("c", "order-1", "warning", "")])).await;
@@ -171,7 +171,7 @@ async fn whoever_registered_it_an_instance_is_an_instance() {
 }
 
 #[tokio::test]
-async fn host_names_that_lead_elsewhere_are_addresses() {
+async fn misleading_host_names_are_replaced_by_addresses() {
     let fixture = Fixture::new().await;
     for (given, shown) in
         [("localhost", "10.0.0.1"), ("127.0.0.1", "10.0.0.1"), ("10.0.0.1", "10.0.0.1"), ("a.b", "a.b")]
@@ -229,7 +229,7 @@ async fn a_namespace_sees_its_own_first() {
 }
 
 #[tokio::test]
-async fn the_delta_tells_what_changed_and_the_hash_of_everything() {
+async fn the_delta_has_the_changes_and_the_hash_of_the_registry() {
     let fixture = Fixture::new().await;
     fixture.register(1, service("order", "o", Vec::new())).await;
     let version = |path: &str| fixture.get(path)["applications"]["versions__delta"].clone();
@@ -247,7 +247,7 @@ async fn the_delta_tells_what_changed_and_the_hash_of_everything() {
     assert_eq!(fixture.listed("apps", "status"), ["ORDER n1:o DOWN"]);
     fixture.register(2, service("cart", "c", Vec::new())).await;
     assert_eq!(fixture.listed("apps/delta", "actionType"), ["CART n2:c MODIFIED", "ORDER n1:o MODIFIED"]);
-    // After three minutes it is no news, whether something else is or not.
+    // After three minutes it is not reported any more, whether there are other changes or not.
     let (rows, stamp) = fixture.eureka.rows();
     let later = Instant::now() + Duration::from_secs(180);
     fixture.eureka.recent().follow(&rows, stamp, later);

@@ -13,11 +13,11 @@ use super::{SELF, Session, version_text};
 use weft_world::World;
 use weft_world::translate;
 
-/// Bytes of a response, so that the buffers that each stream keeps stay small: with its frame no more than [`codec::BUFFER`]. One that
-/// says more than [`MOST_PARTS`] times that is in so many parts.
+/// Bytes of a response, so that the buffers that each stream keeps stay small: with its frame no more than
+/// [`codec::BUFFER`]. A response of more than [`MOST_PARTS`] times that is sent in that number of parts.
 const RESPONSE: usize = codec::BUFFER - 512;
 const MOST_PARTS: usize = 16;
-/// Responses that a sidecar may leave without an answer.
+/// Bound on the responses without an answer.
 const MAX_UNACKNOWLEDGED: usize = 10_000;
 
 impl Session {
@@ -38,8 +38,8 @@ impl Session {
             };
             let subscription = self.subscription(kind);
             let known = subscription.sent.get(&host) == Some(&encoded.version);
-            // A name that the client asked for is answered even when it has the resource under another; unless it said
-            // at the stream's beginning that it knows this name with this version.
+            // A name that the client subscribed to is answered even if it has the resource under another name; unless
+            // it reported at the start of the stream that it has this name with this version.
             if known && aliases.iter().all(|a| *a == host || subscription.sent.get(a) == Some(&encoded.version)) {
                 self.discovery.lock().known(self.id, kind, &host, encoded.version);
                 continue;
@@ -68,7 +68,7 @@ impl Session {
     pub(super) async fn send_inbound(&mut self) -> Result<(), Status> {
         let own = |world: &World| self.instances(world).flat_map(|own| world.concerning(own)).collect::<BTreeSet<_>>();
         let own = self.discovery.mesh.read(own);
-        // Before it is looked up: what changes from here on is heard of.
+        // Before the look-up, so that no later change is missed.
         let own = own.iter().map(|host| self.discovery.names.of(host)).collect();
         self.set_own(own);
         let encoded = self.discovery.mesh.read(|world| {
@@ -140,6 +140,6 @@ impl Session {
             nonce: self.nonce.to_string(),
             removed_resources: removed.iter().map(|name| name.to_string()).collect(),
         };
-        self.replies.send(Box::new(Ok(response))).await.map_err(|_| Status::cancelled("the client has gone"))
+        self.replies.send(Box::new(Ok(response))).await.map_err(|_| Status::cancelled("the client has disconnected"))
     }
 }

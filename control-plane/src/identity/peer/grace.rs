@@ -1,4 +1,4 @@
-//! Certificates that have ended not long ago, by which a sidecar that was away may come back.
+//! Recently expired certificates, with which a sidecar may return after an outage.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,13 +11,13 @@ use rustls_pki_types::{CertificateDer, UnixTime};
 use super::read_certificate;
 use crate::identity::refusals::Refusals;
 
-/// Verifies as `inner` does, and lets a certificate in that was good until it ended, `grace` ago at most. What it is still
-/// good for is the services' to say ([`super::Peer`]).
+/// Verifies as `inner` does, and also accepts a certificate that was valid until it expired, at most `grace` ago.
+/// Services decide what it may be used for ([`super::Peer`]).
 #[derive(Debug)]
 pub(super) struct WithinGrace {
     pub inner: Arc<dyn ClientCertVerifier>,
     pub grace: Duration,
-    /// Those that come too late, by name.
+    /// Sidecars that come too late, by identity.
     pub refusals: Arc<Refusals>,
 }
 
@@ -48,7 +48,7 @@ impl ClientCertVerifier for WithinGrace {
         };
         let found = read_certificate(leaf).map_err(|e| Error::General(format!("{e:#}")))?;
         let ended = found.not_after.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        // Its last second: whether it was good otherwise.
+        // Verified at its last second: whether it was otherwise valid.
         let last = UnixTime::since_unix_epoch(ended.saturating_sub(Duration::from_secs(1)));
         let verified = self.inner.verify_client_cert(leaf, intermediates, last)?;
         let since = Duration::from_secs(now.as_secs()).saturating_sub(ended);

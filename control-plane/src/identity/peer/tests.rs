@@ -1,4 +1,4 @@
-//! Which client certificates come how far.
+//! Admission of client certificates.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -65,11 +65,11 @@ async fn connect(from: u8, to: std::net::SocketAddr) -> TcpStream {
     socket.connect(to).await.unwrap()
 }
 
-/// Neither by saying nothing nor by saying half.
+/// Neither silent connections nor incomplete handshakes.
 #[tokio::test]
-async fn connections_that_prove_nothing_shut_no_other_out() {
+async fn unauthenticated_connections_do_not_block_others() {
     use rustix::process::{Resource, getrlimit, setrlimit};
-    // Both ends of each connection are here.
+    // Both ends of each connection are in this process.
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, rustix::process::Rlimit { current: limit.maximum, ..limit }).unwrap();
     let ca = Arc::new(Ca::create("cluster.local", SystemTime::now()).unwrap().0);
@@ -94,12 +94,12 @@ async fn connections_that_prove_nothing_shut_no_other_out() {
     }
     let_in(2).await;
     let_in(3).await;
-    // The oldest of them went, and no other.
+    // The oldest of them was closed, and no other.
     for (number, goes) in [(0, true), (100, true), (699, false)] {
         let read = tokio::time::timeout(Duration::from_millis(200), silent[number].read(&mut [0])).await;
         assert_eq!(read.is_ok(), goes, "{number}: {read:?}");
     }
-    // A ClientHello each, and then nothing: of the slots one address has half.
+    // A ClientHello each, and then nothing: one address gets half of the slots.
     let mut hello = Vec::new();
     let config = rustls::ClientConfig::builder_with_provider(super::provider());
     let config = config.with_protocol_versions(&[&rustls::version::TLS13]).unwrap();

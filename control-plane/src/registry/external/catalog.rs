@@ -12,7 +12,7 @@ use super::{Externals, NO_CHECKS, node_name, reachable};
 use crate::identity::caller::Caller;
 
 impl Externals {
-    /// Writes into the catalog what is of the caller's own node; `None`: it is of another.
+    /// Handles a write to the caller's own node; `None`: it concerns another node.
     pub async fn catalog(&self, caller: &Caller, head: &request::Parts, body: &Bytes) -> Option<Answered> {
         let query = Query::parse(head.uri.query().unwrap_or_default());
         let name = node_name(caller.address, &caller.namespace);

@@ -1,6 +1,7 @@
 //! Registration of an external program's agent with the state, without a stream.
 //!
-//! The registrations are kept here, so that they can be repeated when the store did not answer or the lease has ended.
+//! The registrations are stored here, so that they can be repeated if the store did not answer or the lease has
+//! expired.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -21,7 +22,7 @@ use crate::discovery::Discovery;
 use crate::registry;
 use crate::state::{Mesh, Node, Refusal};
 
-/// One node's way.
+/// The connection of one node to the state.
 pub(super) struct Direct {
     mesh: Arc<Mesh>,
     discovery: Arc<Discovery>,
@@ -29,19 +30,20 @@ pub(super) struct Direct {
     node: Node,
     /// 0: none yet.
     session: AtomicU64,
-    told: Mutex<Registrations>,
+    registrations: Mutex<Registrations>,
     lapses: Arc<Lapses>,
-    /// What is registered now was registered before a restart: that the store does not answer is no reason to forget it.
+    /// Whether registrations of before a restart are being restored: then a store that does not answer is no reason to
+    /// drop them.
     pub(super) restoring: AtomicBool,
 }
 
 #[derive(Default)]
 struct Registrations {
-    /// As they are to be in the mesh.
+    /// The desired registrations.
     instances: BTreeMap<String, Instance>,
-    /// They may not be so.
+    /// Whether the mesh may lack some of them.
     behind: bool,
-    /// The mesh may have others.
+    /// Whether the mesh may have others.
     stray: bool,
 }
 
@@ -74,133 +76,133 @@ impl Direct {
             name: name.to_owned(),
             node,
             session: AtomicU64::new(0),
-            told: Mutex::default(),
+            registrations: Mutex::default(),
             lapses,
             restoring: AtomicBool::new(false),
         }
     }
 
-    /// The session; a new one where there is none that lives.
-    async fn session(&self, told: &mut Registrations) -> Result<u64, Refusal> {
+    /// The session; a new one if none is alive.
+    async fn session(&self, registrations: &mut Registrations) -> Result<u64, Refusal> {
         let session = self.session.load(Ordering::Relaxed);
         if session > 0 && self.mesh.renew(&self.name, session).await {
             return Ok(session);
         }
         let session = self.mesh.begin_session(&self.name, self.node.clone()).await?;
         self.session.store(session, Ordering::Relaxed);
-        told.behind |= !told.instances.is_empty();
+        registrations.behind |= !registrations.instances.is_empty();
         Ok(session)
     }
 
-    /// Tells the mesh all of it again, where it may not know.
-    async fn settle(&self, told: &mut Registrations) -> Result<(), Refusal> {
-        let session = self.session(told).await?;
-        if told.behind {
-            for instance in told.instances.values() {
+    /// Registers everything again, if the mesh may lack some of it.
+    async fn settle(&self, registrations: &mut Registrations) -> Result<(), Refusal> {
+        let session = self.session(registrations).await?;
+        if registrations.behind {
+            for instance in registrations.instances.values() {
                 self.mesh.register(&self.name, session, instance.clone()).await?;
             }
-            told.behind = false;
+            registrations.behind = false;
         }
         // Not with each new session: the host may register with another control plane, too.
-        if told.stray {
-            let ids: Vec<String> = told.instances.keys().cloned().collect();
+        if registrations.stray {
+            let ids: Vec<String> = registrations.instances.keys().cloned().collect();
             self.mesh.keep_only(&self.name, session, &ids).await?;
-            told.stray = false;
+            registrations.stray = false;
         }
         Ok(())
     }
 
-    /// A sign of life, and what the mesh has missed. False: nothing is registered.
+    /// Renews the lease, and repeats missing registrations. False: there are no registrations.
     pub(super) async fn keep(&self) -> bool {
-        // Whoever holds the lock may wait for the store for longer than the lease is.
+        // The holder of the lock may wait for the store for longer than the lease.
         self.mesh.heard(&self.name, self.session.load(Ordering::Relaxed));
-        let Ok(mut told) = self.told.try_lock() else { return true };
-        if told.instances.is_empty() && !told.stray {
+        let Ok(mut registrations) = self.registrations.try_lock() else { return true };
+        if registrations.instances.is_empty() && !registrations.stray {
             return false;
         }
-        if let Err(e) = self.settle(&mut told).await {
+        if let Err(e) = self.settle(&mut registrations).await {
             tracing::warn!(node = self.name, "external registration pending: {e}");
         }
         true
     }
 
-    /// After a restart: what the mesh has of this node, and its file has not, goes.
+    /// After a restart, removes registrations of this node that its file does not have.
     pub(super) async fn restored(&self) {
         self.restoring.store(false, Ordering::Relaxed);
-        self.told.lock().await.stray = true;
+        self.registrations.lock().await.stray = true;
         self.keep().await;
     }
 
-    /// All of it goes.
+    /// Removes all registrations.
     pub(super) async fn leave(&self) {
-        let mut told = self.told.lock().await;
-        told.instances.clear();
-        told.stray = true;
-        if let Err(e) = self.settle(&mut told).await {
+        let mut registrations = self.registrations.lock().await;
+        registrations.instances.clear();
+        registrations.stray = true;
+        if let Err(e) = self.settle(&mut registrations).await {
             tracing::warn!(node = self.name, "external deregistration pending: {e}");
         }
     }
 
     async fn put(&self, instance: Instance) -> Result<(), Refused> {
         registry::fits(&instance).map_err(Refused::upstream)?;
-        let mut told = self.told.lock().await;
-        let registered = match self.session(&mut told).await {
+        let mut registrations = self.registrations.lock().await;
+        let registered = match self.session(&mut registrations).await {
             Ok(session) => self.mesh.register(&self.name, session, instance.clone()).await,
             Err(e) => Err(e),
         };
         match registered {
             Ok(()) => {}
             Err(e @ (Refusal::Store(_) | Refusal::SessionOver)) if self.restoring.load(Ordering::Relaxed) => {
-                tracing::warn!(node = self.name, "told to the mesh later: {e}");
-                told.behind = true;
+                tracing::warn!(node = self.name, "the registration is repeated later: {e}");
+                registrations.behind = true;
             }
             Err(e @ (Refusal::Store(_) | Refusal::SessionOver)) => {
-                // It may have taken it nevertheless.
-                (told.behind, told.stray) = (true, true);
+                // The store may have accepted it nevertheless.
+                (registrations.behind, registrations.stray) = (true, true);
                 let text = format!("No cluster leader: {e}");
                 return Err(Refused::new(StatusCode::INTERNAL_SERVER_ERROR, text));
             }
             Err(Refusal::Because(text)) => return Err(Refused::upstream(text)),
             Err(Refusal::Exceeded(exceeded)) => return Err(Refused::upstream(exceeded.0)),
         }
-        told.instances.insert(instance.service_id.clone(), instance);
+        registrations.instances.insert(instance.service_id.clone(), instance);
         Ok(())
     }
 
     async fn remove(&self, service_id: &str, wait: Duration) {
         let gone = {
-            let mut told = self.told.lock().await;
-            told.instances.remove(service_id);
-            match self.session(&mut told).await {
+            let mut registrations = self.registrations.lock().await;
+            registrations.instances.remove(service_id);
+            match self.session(&mut registrations).await {
                 Ok(session) => self.mesh.deregister(&self.name, session, service_id).await,
                 Err(e) => Err(e),
             }
             .inspect_err(|e| {
-                told.stray = true;
+                registrations.stray = true;
                 tracing::warn!(node = self.name, service_id, "not taken out of the mesh yet: {e}");
             })
         };
         if let (Ok(hosts), false) = (gone, wait.is_zero()) {
-            // How many know it is told to those who drain.
+            // The number of acknowledgements is reported to a draining program.
             let _ = self.discovery.wait_current(&hosts, wait).await;
         }
     }
 
     async fn change(&self, check: Check, removed: bool) {
-        let mut told = self.told.lock().await;
-        let Some(instance) = told.instances.get_mut(&check.service_id) else { return };
+        let mut registrations = self.registrations.lock().await;
+        let Some(instance) = registrations.instances.get_mut(&check.service_id) else { return };
         instance.checks.retain(|other| other.check_id != check.check_id);
         if !removed {
             instance.checks.push(check.clone());
         }
         let update = CheckUpdate { check: Some(check), removed };
-        let changed = match self.session(&mut told).await {
+        let changed = match self.session(&mut registrations).await {
             Ok(session) => self.mesh.update_check(&self.name, session, update).await,
             Err(e) => Err(e),
         };
         if let Err(e) = changed {
-            tracing::warn!(node = self.name, "a check is told to the mesh later: {e}");
-            told.behind = true;
+            tracing::warn!(node = self.name, "the change of a check is repeated later: {e}");
+            registrations.behind = true;
         }
     }
 }
@@ -226,7 +228,7 @@ impl Upstream for Direct {
         self.lapses.may_lapse(Instant::now())
     }
 
-    /// The token of each request says it, before the agent sees it.
+    /// The token of each request is checked before the agent.
     fn may_register(&self, _: &str) -> Result<(), String> {
         Ok(())
     }

@@ -1,5 +1,5 @@
-//! Self-preservation of external programs' checks: their reports come over the network to one place, so that when many
-//! are late at once it is likelier that place's fault than theirs.
+//! Self-preservation of external programs' checks: their reports arrive over the network at one place, so that when
+//! many are late at once this place is the likelier cause.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -8,9 +8,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 use weft_agent::local::Local;
 
-/// A larger share of checks that lapse together is our fault; as for the leases of sidecars, and Eureka's.
+/// A larger share of checks that lapse together is the control plane's fault; as with the leases of sidecars, and in
+/// Eureka.
 const SHARE: f64 = 0.15;
-/// What lapses within this time lapses together.
+/// Time within which lapses count as simultaneous.
 const TOGETHER: Duration = Duration::from_secs(30);
 
 /// All checks that external programs report.
@@ -20,13 +21,13 @@ pub(super) struct Lapses(Mutex<State>);
 #[derive(Default)]
 struct State {
     agents: Vec<Weak<Local>>,
-    /// When checks lapsed.
+    /// Times of recent lapses.
     recent: VecDeque<Instant>,
     holding: bool,
 }
 
 impl Lapses {
-    /// The checks of one more node.
+    /// Adds the checks of a node.
     pub(super) fn watch(&self, local: &Arc<Local>) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         state.agents.retain(|agent| agent.strong_count() > 0);
@@ -50,7 +51,7 @@ impl Lapses {
                 tracing::info!(total, overdue, "checks of external programs lapse again");
             } else {
                 let text =
-                    "so many reports of external programs are overdue at once that their checks are left as they are";
+                    "too many reports of external programs are overdue at once: keeping the state of their checks";
                 tracing::warn!(total, overdue, "{text}");
             }
         }
@@ -58,7 +59,8 @@ impl Lapses {
     }
 }
 
-/// Whether that so many of all are late is our fault. One alone is a death, whatever share of a small registry it is.
+/// Whether the number of late reports points to a fault of the control plane. A single one does not, whatever its share
+/// of a small registry is.
 fn is_ours(late: usize, total: usize) -> bool {
     late > 1 && late as f64 > total as f64 * SHARE
 }
@@ -68,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn many_at_once_are_our_fault() {
+    fn many_simultaneous_lapses_are_the_control_planes_fault() {
         for (late, total, ours) in [(1, 1, false), (1, 100, false), (2, 3, true), (15, 100, false), (16, 100, true)] {
             assert_eq!(is_ours(late, total), ours, "{late} of {total}");
         }

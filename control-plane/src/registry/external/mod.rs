@@ -1,12 +1,12 @@
 //! Programs without a sidecar that register at the control plane, which acts as the Consul agent on their host.
 //!
-//! A request from an address belongs to the node of that address, in the namespace of its token: two hosts whose services
-//! have one id are separate, and a program cannot register another host's address. An agent runs here for each such node;
-//! its checks go to that address alone, whatever a request names. The instances have no identity: the mesh speaks plaintext
-//! to them.
+//! A request from an address belongs to the node of that address, in the namespace of its token: two hosts whose
+//! services have one id are separate, and a program cannot register another host's address. An agent runs here for each
+//! such node; its checks go to that address only, whatever a request names. The instances have no identity: the mesh
+//! speaks plaintext to them.
 //!
-//! [`direct`] writes registrations to the state, `lapses` detects that many programs fall silent at once, which points to
-//! the control plane. Definitions survive a restart, in a file for each node.
+//! [`direct`] writes registrations to the state, `lapses` detects that many programs are silent at once, which points
+//! to the control plane. Definitions survive a restart, in a file for each node.
 
 mod catalog;
 mod direct;
@@ -52,18 +52,18 @@ use crate::state::Mesh;
 use direct::Direct;
 use lapses::Lapses;
 
-/// Hosts that programs register from; more are refused.
+/// Bound on the hosts that programs register from.
 const MAX_NODES: usize = 1000;
-/// Nodes that are looked after at once.
+/// Nodes that are handled concurrently.
 const AT_ONCE: usize = 32;
-const NO_CHECKS: &str = "a host without a sidecar has no checks and no maintenance of its own, as programs of several tokens \
+const NO_CHECKS: &str = "a host without a sidecar has no checks and no maintenance of its own, because programs with several tokens \
                          may be on it: name a service (ServiceID)";
 
-/// All of them.
+/// All agents of external programs.
 pub struct Externals {
     mesh: Arc<Mesh>,
     discovery: Arc<Discovery>,
-    /// Where the files are; `None`: registrations are refused.
+    /// Folder of the files; `None`: registrations are refused.
     dir: Option<PathBuf>,
     nodes: Mutex<HashMap<String, Arc<Node>>>,
     lapses: Arc<Lapses>,
@@ -77,7 +77,7 @@ struct Node {
     tasks: Mutex<Vec<Task>>,
 }
 
-/// Connections to one address, whatever the check says.
+/// Connections to one address, whatever the check names.
 struct Outward(IpAddr);
 
 impl Sockets for Outward {
@@ -97,12 +97,14 @@ impl Sockets for Outward {
     }
 }
 
-/// What is not of the agent is answered before it is asked.
-struct Nobody;
+/// An upstream without answers: other requests are answered before the agent.
+struct NoUpstream;
 
-impl Source for Nobody {
+impl Source for NoUpstream {
     fn ask(&self, _: Question) -> BoxFuture<'_, Result<Answer, tonic::Status>> {
-        Box::pin(std::future::ready(Err(tonic::Status::unimplemented("an external program's agent passes nothing on"))))
+        Box::pin(std::future::ready(Err(tonic::Status::unimplemented(
+            "an external program's agent forwards no requests",
+        ))))
     }
 }
 
@@ -112,7 +114,7 @@ fn node_name(address: IpAddr, namespace: &str) -> String {
     if namespace == "default" { format!("ext-{address}") } else { format!("ext-{address}.{namespace}") }
 }
 
-/// Whether a node's name is of those that programs get here.
+/// Whether a node's name is one of those for programs here.
 pub fn is_node(name: &str) -> bool {
     of_node_name(name).is_some()
 }
@@ -127,10 +129,10 @@ fn of_node_name(name: &str) -> Option<(IpAddr, &str)> {
 }
 
 impl Externals {
-    /// With what the files in `dir` have; without a folder registrations are refused.
+    /// Restores the registrations in `dir`; without a folder registrations are refused.
     ///
     /// # Errors
-    /// When the folder cannot be made or read.
+    /// If the folder cannot be created or read.
     pub async fn open(mesh: Arc<Mesh>, discovery: Arc<Discovery>, dir: Option<PathBuf>) -> Result<Arc<Externals>> {
         let externals = Externals { mesh, discovery, dir, nodes: Mutex::default(), lapses: Arc::default() };
         if let Some(dir) = &externals.dir {
@@ -154,7 +156,8 @@ impl Externals {
         Ok(Arc::new(externals))
     }
 
-    /// Keeps the leases of all nodes, and lets those go that have nothing or whose address has a sidecar by now, for ever.
+    /// For the life of the process: keeps the leases of all nodes, and removes nodes that have no registrations or
+    /// whose address has a sidecar now.
     pub async fn keep(self: Arc<Self>) {
         loop {
             tokio::time::sleep(self.mesh.lease / 3).await;
@@ -171,7 +174,7 @@ impl Externals {
                 nodes.values().any(|other| owns(other, node.address) && other.alive.is_some())
             });
             if certified {
-                tracing::warn!(node = name, "its address has a sidecar now: what was registered without one goes");
+                tracing::warn!(node = name, "its address has a sidecar now: removing the registrations without one");
                 self.drop_node(&name, &node).await;
             } else if !node.direct.keep().await {
                 drop(node);
@@ -184,7 +187,7 @@ impl Externals {
     async fn drop_node(&self, name: &str, node: &Node) {
         self.lock().remove(name);
         node.tasks.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        // Requests under way register nothing any more, and write the file no more when this is done.
+        // After this, requests in progress register nothing and do not write the file any more.
         node.agent.local.close().await;
         node.direct.leave().await;
         if let Err(e) = std::fs::remove_file(&node.file)
@@ -194,7 +197,7 @@ impl Externals {
         }
     }
 
-    /// Lets a node go that has nothing, unless a request is using it.
+    /// Removes a node without registrations, unless a request uses it.
     async fn drop_idle(&self, name: &str) {
         let node = {
             let mut nodes = self.lock();
@@ -210,10 +213,10 @@ impl Externals {
         self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The node of an address, made where there is none yet.
+    /// The node of an address, created if missing.
     fn node(&self, address: IpAddr, namespace: &str) -> Result<Arc<Node>, Refused> {
         let Some(dir) = &self.dir else {
-            let text = "Permission denied: this control plane takes no registrations (--allow-external); register with \
+            let text = "Permission denied: this control plane accepts no registrations (--allow-external); register with \
                         the sidecar beside the service";
             return Err(Refused::new(StatusCode::FORBIDDEN, text));
         };
@@ -239,7 +242,7 @@ impl Externals {
         let agent = Agent {
             datacenter: Datacenter::new(&self.mesh.read(|world| world.datacenter().to_owned())),
             local,
-            mesh: Forwarder::new(Nobody),
+            mesh: Forwarder::new(NoUpstream),
             node: name.clone(),
             leaves: None,
             metrics: None,
@@ -253,7 +256,7 @@ impl Externals {
         Ok(node)
     }
 
-    /// Answers what is of the agent.
+    /// Answers the API of agents.
     pub async fn answer(&self, caller: &Caller, head: &request::Parts, body: Bytes) -> Answered {
         let query = Query::parse(head.uri.query().unwrap_or_default());
         let answered = match route::route(&head.method, head.uri.path()) {
@@ -268,7 +271,7 @@ impl Externals {
         answered.unwrap_or_else(|refused| answer::refusal(&refused, head.method == Method::GET, &query))
     }
 
-    /// Makes a change by Eureka's API.
+    /// Handles a write of Eureka's API.
     pub async fn eureka(&self, caller: &Caller, write: &Write, head: &request::Parts, body: Bytes) -> Answered {
         let query = Query::parse(head.uri.query().unwrap_or_default());
         let node = self.eureka_node(caller, write, &body);
@@ -278,11 +281,11 @@ impl Externals {
         }
     }
 
-    /// The node that a change is made on, if the caller may make it.
+    /// The node of a write, if the caller may make it.
     fn eureka_node(&self, caller: &Caller, write: &Write, body: &[u8]) -> Result<Arc<Node>, Refused> {
         reachable(caller)?;
         let (app, id) = match write {
-            // Its document has to be of this application; what has its service id now may be of another.
+            // The document must be of this application; its service id may be in use by another.
             Write::Register(app) => {
                 caller.register(&app.to_lowercase())?;
                 let given = Document::of_body(body).map_err(Refused::bad)?;
@@ -300,7 +303,7 @@ impl Externals {
         };
         caller.register(&app.to_lowercase())?;
         let node = self.lock().get(&node_name(caller.address, &caller.namespace)).cloned();
-        // Eureka's clients register then.
+        // Eureka's clients register after this response.
         let unknown =
             || Refused::new(StatusCode::NOT_FOUND, format!("no instance {id:?} of {app:?} is registered here"));
         node.ok_or_else(unknown)
@@ -326,7 +329,7 @@ impl Externals {
                 return Ok(answer::json(&json!([shapes::member(&name, &address, &datacenter)]), query));
             }
             Endpoint::AgentHost | Endpoint::AgentMetrics => {
-                let text = format!("{} is of the machine of a sidecar: this program has none", head.uri.path());
+                let text = format!("{} needs a sidecar, and this program has none", head.uri.path());
                 return Err(Refused::new(StatusCode::NOT_IMPLEMENTED, text));
             }
             Endpoint::AgentVersion => return Ok(answer::json(&shapes::version(), query)),
@@ -340,7 +343,7 @@ impl Externals {
         let Some(node) = node else {
             return match endpoint {
                 Endpoint::AgentHealthOfName(service) => {
-                    Err(Refused::new(StatusCode::NOT_FOUND, format!("no service {service:?} is here")))
+                    Err(Refused::new(StatusCode::NOT_FOUND, format!("no service {service:?} is registered here")))
                 }
                 _ => Ok(answer::json(&json!({}), query)),
             };
@@ -364,42 +367,42 @@ impl Externals {
     ) -> Result<Answered, Refused> {
         reachable(caller)?;
         let own = Own::At(caller.address);
-        // The service that is written, before anything is made for it.
+        // The written service, checked before anything is created for it.
         let (new, written) = match endpoint {
             Endpoint::RegisterService => {
                 let (service, _) = definitions::service(&body, own).map_err(Refused::bad)?;
                 caller.register(&service.service)?;
-                (true, Written::Service(service.service_id))
+                (true, Target::Service(service.service_id))
             }
-            Endpoint::DeregisterService(id) => (false, Written::Service(id.clone())),
-            Endpoint::Maintenance(id) => (false, Written::Service(id.clone())),
+            Endpoint::DeregisterService(id) => (false, Target::Service(id.clone())),
+            Endpoint::Maintenance(id) => (false, Target::Service(id.clone())),
             Endpoint::RegisterCheck => {
                 let check = definitions::check(&body, own).map_err(Refused::bad)?;
-                (false, Written::CheckOf { id: check.id, service_id: check.service_id })
+                (false, Target::CheckOf { id: check.id, service_id: check.service_id })
             }
             Endpoint::DeregisterCheck(id) | Endpoint::ReportCheck(_, id) | Endpoint::UpdateCheck(id) => {
-                (false, Written::Check(id.clone()))
+                (false, Target::Check(id.clone()))
             }
-            // Its definitions are here and nowhere else.
+            // Its definitions exist here only.
             Endpoint::AgentReload => return Ok(answer::done()),
             _ => return Err(Refused::bad("not a write endpoint")),
         };
-        // Without --allow-external this says so.
+        // Without --allow-external this returns the error.
         let node = self.node(caller.address, &caller.namespace)?;
         let local = &node.agent.local;
         let of_check = |id: &str| local.checks().into_iter().find(|check| check.check_id == id).map(|c| c.service_id);
         let mut services = Vec::new();
         match &written {
-            Written::Service(id) | Written::CheckOf { service_id: id, .. } if id.is_empty() => {
+            Target::Service(id) | Target::CheckOf { service_id: id, .. } if id.is_empty() => {
                 return Err(Refused::bad(NO_CHECKS));
             }
-            Written::Service(id) if new => services.extend(local.service(id).ok()),
-            Written::Service(id) => services.push(local.service(id)?),
-            Written::CheckOf { id, service_id } => {
+            Target::Service(id) if new => services.extend(local.service(id).ok()),
+            Target::Service(id) => services.push(local.service(id)?),
+            Target::CheckOf { id, service_id } => {
                 services.push(local.service(service_id)?);
                 services.extend(of_check(id).and_then(|held| local.service(&held).ok()));
             }
-            Written::Check(id) => {
+            Target::Check(id) => {
                 let service = of_check(id).ok_or_else(|| Refused::unknown_check(id))?;
                 services.push(local.service(&service)?);
             }
@@ -412,23 +415,23 @@ impl Externals {
 }
 
 /// # Errors
-/// When others would not find what is registered from where the caller is.
+/// If other hosts could not reach the registered services at the caller's address.
 fn reachable(caller: &Caller) -> Result<(), Refused> {
     if !caller.address.is_loopback() {
         return Ok(());
     }
-    let text = "this request comes from loopback, where the mesh would not find the service: register by an address of \
+    let text = "this request comes from loopback, where the mesh cannot reach the service: register through an address of \
                 --http-listen that others reach";
     Err(Refused::bad(text))
 }
 
-/// What a request writes.
-enum Written {
+/// The object that a request writes.
+enum Target {
     /// A service, by its id.
     Service(String),
     /// A check, by its id.
     Check(String),
-    /// A check that is to be of a service.
+    /// A check that becomes one of a service.
     CheckOf { id: String, service_id: String },
 }
 

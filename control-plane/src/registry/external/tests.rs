@@ -93,7 +93,7 @@ fn names_of_nodes_are_read_back() {
 }
 
 #[tokio::test]
-async fn two_hosts_with_one_id_are_apart_and_each_is_at_its_own_address() {
+async fn two_hosts_with_one_service_id_are_separate_instances() {
     let dir = tempfile::tempdir().unwrap();
     let mesh = mesh(dir.path()).await;
     let all = externals(&mesh, dir.path()).await;
@@ -117,19 +117,19 @@ async fn two_hosts_with_one_id_are_apart_and_each_is_at_its_own_address() {
 }
 
 #[tokio::test]
-async fn what_may_not_be_is_refused_by_name() {
+async fn invalid_registrations_are_refused_by_field() {
     let dir = tempfile::tempdir().unwrap();
     let mesh = mesh(dir.path()).await;
     let all = externals(&mesh, dir.path()).await;
     let order = caller([10, 0, 0, 7], "default", &["order"], &["x"]);
     let payment = caller([10, 0, 0, 7], "default", &["payment"], &["x"]);
-    let nobody = Caller { rights: Rights::Read, ..order.clone() };
+    let tokenless = Caller { rights: Rights::Read, ..order.clone() };
     let local = Caller { address: [127, 0, 0, 1].into(), ..order.clone() };
     let ttl = r#","check":{"ttl":"15s"}"#;
     all.done(&order, "service/register", &registration("order", "order-1", ttl)).await;
     let denied = "Permission denied: this token lacks permission 'service:write' on \"order\"";
     let check = |target: &str| registration("order", "o", &format!(r#","check":{{{target},"interval":"1s"}}"#));
-    let elsewhere = "is not an address of the program that asks from 10.0.0.7";
+    let elsewhere = "is not an address of";
     let node_check = r#"{"name":"disk","ttl":"1m"}"#;
     let other_check = r#"{"name":"x","id":"service:order-1","ttl":"1m","serviceid":"payment-1"}"#;
     all.done(&payment, "service/register", &registration("payment", "payment-1", "")).await;
@@ -141,7 +141,7 @@ async fn what_may_not_be_is_refused_by_name() {
         (&payment, "check/pass/service:order-1", String::new(), 403, denied),
         (&payment, "check/deregister/service:order-1", String::new(), 403, denied),
         (&payment, "check/register", other_check.to_owned(), 403, denied),
-        (&nobody, "service/register", registration("order", "o", ""), 403, "a request without a token"),
+        (&tokenless, "service/register", registration("order", "o", ""), 403, "a request without a token"),
         (&local, "service/register", registration("order", "o", ""), 400, "from loopback"),
         (&order, "maintenance?enable=true", String::new(), 400, "name a service"),
         (&order, "check/register", node_check.to_owned(), 400, "name a service"),
@@ -156,14 +156,14 @@ async fn what_may_not_be_is_refused_by_name() {
         assert!(got == status && text.contains(words), "{uri} {body}: {got} {text}");
     }
     assert_eq!(all.instances("default", "order"), ["ext-10-0-0-7 10.0.0.7 \"\" critical"]);
-    // What one may not read is not shown.
+    // Services that a caller may not read are hidden.
     assert!(!all.ask(&payment, "GET", "services", "").await.1.contains("order"));
     assert!(!all.ask(&payment, "GET", "checks", "").await.1.contains("order"));
     assert_eq!(all.ask(&payment, "GET", "service/order-1", "").await.0, 403);
     assert_eq!(all.ask(&payment, "GET", "health/service/name/order", "").await.0, 403);
     assert_eq!(all.ask(&order, "GET", "service/order-1", "").await.0, 200);
 
-    // An address with a sidecar is its own.
+    // An address with a sidecar belongs to the sidecar.
     let sidecar = |number| crate::state::Node {
         namespace: "default".into(),
         identity: "spiffe://cluster.local/ns/default/sa/w".into(),
@@ -182,7 +182,7 @@ async fn what_may_not_be_is_refused_by_name() {
     let ninth = caller([10, 0, 0, 9], "default", &["order"], &[]);
     let (status, text) = all.ask(&ninth, "PUT", "service/register", &registration("order", "o", "")).await;
     assert!(status == 400 && text.contains("belongs to spiffe://"), "{status} {text}");
-    // And one that comes later is let in, and what was there before goes.
+    // A sidecar that arrives later is accepted, and earlier registrations are removed.
     mesh.begin_session("n7", sidecar(7)).await.unwrap();
     all.externals.keep_once().await;
     assert!(all.instances("default", "order").is_empty());
@@ -195,7 +195,7 @@ async fn what_may_not_be_is_refused_by_name() {
 }
 
 #[tokio::test]
-async fn the_catalog_takes_what_is_written_of_the_callers_own_node() {
+async fn catalog_writes_to_the_callers_own_node_register_services() {
     let dir = tempfile::tempdir().unwrap();
     let mesh = mesh(dir.path()).await;
     let all = externals(&mesh, dir.path()).await;
@@ -232,7 +232,7 @@ async fn the_catalog_takes_what_is_written_of_the_callers_own_node() {
 }
 
 #[tokio::test]
-async fn a_restart_brings_back_what_was_registered_and_takes_away_what_was_not() {
+async fn a_restart_restores_registrations_and_removes_stray_ones() {
     let dir = tempfile::tempdir().unwrap();
     let mesh = mesh(dir.path()).await;
     let all = externals(&mesh, dir.path()).await;
@@ -245,7 +245,7 @@ async fn a_restart_brings_back_what_was_registered_and_takes_away_what_was_not()
     let node = all.externals.lock().values().next().unwrap().clone();
     node.agent.local.close().await;
     let saved = std::fs::read(&file).unwrap();
-    // As if it had ended between the file and the mesh.
+    // As if it had ended between the writes to the file and to the mesh.
     let stray = v1::Instance { service_id: "x".into(), service: "stray".into(), port: 1, ..Default::default() };
     node.direct.register(stray).await.unwrap();
     assert_eq!(all.instances("default", "stray").len(), 1);
@@ -261,13 +261,13 @@ async fn a_restart_brings_back_what_was_registered_and_takes_away_what_was_not()
         again.done(&order, &format!("service/deregister/{id}"), "").await;
     }
     again.externals.keep_once().await;
-    assert!(again.externals.lock().is_empty() && !file.exists(), "a node that has nothing goes");
-    // And comes again.
+    assert!(again.externals.lock().is_empty() && !file.exists(), "a node without registrations is removed");
+    // It registers again.
     again.done(&order, "service/register", &registration("order", "order-1", "")).await;
     assert_eq!(again.instances("default", "order").len(), 1);
 }
 
-/// A store that does not take anything while it is away.
+/// A store that refuses everything while it is unavailable.
 struct Faulty {
     store: Embedded,
     away: std::sync::atomic::AtomicBool,
@@ -312,7 +312,7 @@ impl Store for Faulty {
 }
 
 #[tokio::test]
-async fn a_store_that_is_away_is_told_later_or_the_program_is() {
+async fn registrations_are_repeated_after_an_outage_of_the_store_or_refused() {
     let dir = tempfile::tempdir().unwrap();
     let store = Embedded::open(&dir.path().join("store")).unwrap();
     let store = Arc::new(Faulty { store, away: false.into() });
@@ -326,11 +326,14 @@ async fn a_store_that_is_away_is_told_later_or_the_program_is() {
     store.away.store(true, Ordering::Relaxed);
     let (status, text) = all.ask(&order, "PUT", "service/register", &registration("order", "c", "")).await;
     assert!(status == 500 && text.contains("it is away"), "{status} {text}");
-    assert!(!all.ask(&order, "GET", "services", "").await.1.contains("\"c\""), "it was told that it is not registered");
+    assert!(
+        !all.ask(&order, "GET", "services", "").await.1.contains("\"c\""),
+        "the program got an error, so it is not registered"
+    );
     all.done(&order, "check/pass/a", "").await;
     all.done(&order, "service/deregister/b", "").await;
     assert_eq!(all.instances("default", "order").len(), 2);
-    // What was there when the control plane ended comes back, too.
+    // Registrations of before the end of the control plane are restored, too.
     drop(all);
     let again = externals(&mesh, dir.path()).await;
     assert!(again.ask(&order, "GET", "services", "").await.1.contains("\"a\""));
@@ -380,22 +383,15 @@ async fn eurekas_clients_register_with_a_token() {
             403,
             "lacks permission 'service:write' on \"order\"",
         ),
-        // What has the service id of this instance already is Consul's, and of another service.
+        // The service id of this instance is in use by Consul's API, for another service.
         (&cart, "POST", "CART", document("CART", "taken", "10.0.0.7"), 403, "on \"order\""),
-        // Another application's instance of the same id is another one.
+        // Another application's instance of the same id is a different one.
         (&cart, "POST", "CART", document("CART", "h:order:1", "10.0.0.7"), 204, ""),
         (&cart, "PUT", "ORDER/h:order:1", String::new(), 403, "on \"order\""),
         (&cart, "DELETE", "CART/h:order:1", String::new(), 200, ""),
         (&cart, "DELETE", "CART/h:order:1", String::new(), 404, "no instance"),
         (&order, "POST", "ORDER", document("CART", "b", "10.0.0.7"), 400, "app"),
-        (
-            &order,
-            "POST",
-            "ORDER",
-            document("ORDER", "b", "10.0.0.8"),
-            400,
-            "is not an address of the program that asks",
-        ),
+        (&order, "POST", "ORDER", document("ORDER", "b", "10.0.0.8"), 400, "is not an address of"),
         (&order, "POST", "ORDER", "nonsense".into(), 400, ""),
     ] {
         let (got, text) = ask(caller, method, path, &body).await;
@@ -410,7 +406,7 @@ async fn eurekas_clients_register_with_a_token() {
 }
 
 #[tokio::test]
-async fn many_that_fall_silent_at_once_are_left_as_they_are() {
+async fn simultaneous_overdue_reports_do_not_change_checks() {
     let dir = tempfile::tempdir().unwrap();
     let mesh = mesh(dir.path()).await;
     let fixture = externals(&mesh, dir.path()).await;
@@ -422,7 +418,7 @@ async fn many_that_fall_silent_at_once_are_left_as_they_are() {
     let critical = || fixture.instances("default", "order").iter().filter(|shown| shown.ends_with("critical")).count();
     tokio::time::sleep(Duration::from_millis(2500)).await;
     assert!(critical() <= 1, "one that was first is a death; the others are late together");
-    // Those who report are well, and one that is silent alone later dies as ever.
+    // Reporting programs are healthy, and a single silent one is removed as usual.
     for caller in &callers {
         fixture.done(caller, "check/pass/alive", "").await;
     }

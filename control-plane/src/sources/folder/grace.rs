@@ -1,7 +1,7 @@
-//! Documents of files that were emptied or removed: they stay for a grace time, and as long as other documents need them.
+//! Documents of emptied or removed files: they stay for a grace time, and as long as other documents need them.
 //!
-//! Many programs write a file by truncating it first, and a network file system may lose sight of one: a moment without its
-//! policies would fail requests. Pure: time and the other documents are arguments.
+//! Many programs truncate a file before they write it, and on a network file system a file may be missing for a moment:
+//! a moment without its policies would fail requests. Pure: time and the other documents are arguments.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -9,17 +9,17 @@ use std::time::{Duration, Instant};
 
 use weft_policy::{Code, Document, Key, Need, Place, Problem, Severity, needs};
 
-/// How often it is asked whether one whose time is over is still needed.
+/// Interval of the checks whether a document whose time is over is still needed.
 const RECHECK: Duration = Duration::from_secs(5);
 
-/// What became of the text.
+/// The reason of a withdrawal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cause {
-    /// The file is gone.
+    /// The file was removed.
     Removed,
     /// The file has no documents.
     Emptied,
-    /// The file has other documents, not this one.
+    /// The file has other documents, but not this one.
     LeftOut,
 }
 
@@ -27,11 +27,11 @@ pub(super) enum Cause {
 struct WithdrawnDocument {
     document: Arc<Document>,
     cause: Cause,
-    /// It is kept until then whatever else there is.
+    /// The document is kept at least until then.
     until: Instant,
-    /// When it is to be looked at next.
+    /// The time of the next check.
     due: Instant,
-    /// Why it was kept for longer, when that was last asked.
+    /// The need for which it was kept longer, as of the last check.
     needed: Option<Need>,
 }
 
@@ -43,13 +43,13 @@ pub(super) struct GraceList {
 }
 
 impl GraceList {
-    /// Keeps what an emptied or removed file had for `grace`. What a file leaves out beside other documents is kept only while
-    /// another document needs it: the rest of the file shows that its text is whole.
+    /// Keeps the documents of an emptied or removed file for `grace`. A document that a file leaves out beside others
+    /// is kept only if another document needs it: the rest of the file shows that its text is complete.
     pub(super) fn new(grace: Duration) -> Self {
         Self { grace, documents: BTreeMap::new() }
     }
 
-    /// A document's text went away at `now`.
+    /// Adds a document whose text was removed at `now`.
     pub(super) fn withdraw(&mut self, document: Arc<Document>, cause: Cause, now: Instant) {
         let grace = if cause == Cause::LeftOut { Duration::ZERO } else { self.grace };
         let until = now.checked_add(grace).unwrap_or(now);
@@ -60,32 +60,32 @@ impl GraceList {
         self.documents.is_empty()
     }
 
-    /// Those that still apply, by key.
+    /// The documents that still apply, by key.
     pub(super) fn documents(&self) -> impl Iterator<Item = &Arc<Document>> {
         self.documents.values().map(|one| &one.document)
     }
 
-    /// Forgets those that `present` has again. Whether there were any.
+    /// Removes those that `present` has again. Returns whether there were any.
     pub(super) fn return_to(&mut self, present: impl Fn(&Key) -> bool) -> bool {
         let before = self.documents.len();
         self.documents.retain(|key, _| !present(key));
         self.documents.len() != before
     }
 
-    /// Takes out those of one file.
+    /// Removes and returns those of one file.
     pub(super) fn take(&mut self, file: &str) -> Vec<Arc<Document>> {
         let of_file = self.documents.extract_if(.., |_, one| one.document.file == file);
         of_file.map(|(_, one)| one.document).collect()
     }
 
-    /// When [`GraceList::expire`] may change something; `None`: nothing is kept.
+    /// The time at which [`GraceList::expire`] may change something; `None`: the list is empty.
     pub(super) fn due(&self) -> Option<Instant> {
         self.documents.values().map(|one| one.due).min()
     }
 
-    /// Withdraws at `now` those whose time is over and that neither `present`, which is everything else that applies, nor
-    /// another kept one needs. `offers`: hosts that the registry has. The references of those that are withdrawn, and
-    /// whether anything else that [`GraceList::problems`] tells has changed.
+    /// Withdraws at `now` the documents whose time is over and that are needed neither by `present`, which are all
+    /// other documents that apply, nor by another kept one. `offers`: hosts that the registry has. Returns the
+    /// references of the withdrawn ones, and whether the other content of [`GraceList::problems`] has changed.
     pub(super) fn expire(
         &mut self,
         now: Instant,
@@ -96,7 +96,7 @@ impl GraceList {
         let mut rest: Vec<&Document> = present.iter().map(AsRef::as_ref).collect();
         rest.extend(kept.iter().map(|one| &*one.document));
         let mut needed: BTreeMap<Key, Need> = BTreeMap::new();
-        // What one that stays needs stays too.
+        // A need of a document that stays keeps another one.
         loop {
             let gone: Vec<&Document> = over.iter().map(|one| &*one.document).collect();
             let found = needs(&gone, &rest, offers);
@@ -124,7 +124,7 @@ impl GraceList {
         (names, changed)
     }
 
-    /// What is kept, and why. The text stays the same while that does.
+    /// The kept documents, with the reasons. The text is stable as long as the reason is the same.
     pub(super) fn problems(&self) -> Vec<Problem> {
         let one = |one: &WithdrawnDocument| {
             let cause = match one.cause {
@@ -170,65 +170,65 @@ mod tests {
         documents("apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: v}\nspec: {hosts: [a], http: [{route: [{destination: {host: a, subset: v1}}]}]}\n").remove(0)
     }
 
-    fn names(kept: &GraceList) -> Vec<String> {
-        kept.documents().map(|document| document.reference()).collect()
+    fn names(list: &GraceList) -> Vec<String> {
+        list.documents().map(|document| document.reference()).collect()
     }
 
-    fn expire(kept: &mut GraceList, now: Instant, present: &[Arc<Document>]) -> (Vec<String>, bool) {
-        kept.expire(now, present, &|_| false)
+    fn expire(list: &mut GraceList, now: Instant, present: &[Arc<Document>]) -> (Vec<String>, bool) {
+        list.expire(now, present, &|_| false)
     }
 
     #[test]
     fn a_withdrawn_document_is_kept_for_the_grace_time_and_no_longer() {
-        let (mut kept, start) = (GraceList::new(GRACE), Instant::now());
-        kept.withdraw(rule(), Cause::Emptied, start);
+        let (mut list, start) = (GraceList::new(GRACE), Instant::now());
+        list.withdraw(rule(), Cause::Emptied, start);
         let just_before = start + GRACE - Duration::from_millis(1);
-        assert_eq!(kept.due(), Some(start + GRACE));
-        assert_eq!(expire(&mut kept, just_before, &[]), (vec![], false));
-        assert_eq!(names(&kept), ["DestinationRule/default/r"]);
+        assert_eq!(list.due(), Some(start + GRACE));
+        assert_eq!(expire(&mut list, just_before, &[]), (vec![], false));
+        assert_eq!(names(&list), ["DestinationRule/default/r"]);
         let text = "DestinationRule/default/r is kept for 10 s, in case its text returns (--policy-grace); the file was emptied";
-        assert_eq!(kept.problems()[0].text, text);
-        assert_eq!(expire(&mut kept, start + GRACE, &[]).0, ["DestinationRule/default/r"]);
-        assert!(kept.is_empty() && kept.problems().is_empty() && kept.due().is_none());
+        assert_eq!(list.problems()[0].text, text);
+        assert_eq!(expire(&mut list, start + GRACE, &[]).0, ["DestinationRule/default/r"]);
+        assert!(list.is_empty() && list.problems().is_empty() && list.due().is_none());
     }
 
     #[test]
     fn a_withdrawn_document_is_kept_as_long_as_another_needs_it() {
-        let (mut kept, start) = (GraceList::new(GRACE), Instant::now());
-        kept.withdraw(rule(), Cause::Removed, start);
+        let (mut list, start) = (GraceList::new(GRACE), Instant::now());
+        list.withdraw(rule(), Cause::Removed, start);
         let later = start + GRACE * 100;
-        assert_eq!(expire(&mut kept, later, &[route()]), (vec![], true), "the reason is told");
-        assert_eq!(kept.due(), Some(later + RECHECK));
-        assert_eq!(expire(&mut kept, later, &[route()]), (vec![], false), "once");
-        let text = &kept.problems()[0].text;
+        assert_eq!(expire(&mut list, later, &[route()]), (vec![], true), "the reason is reported");
+        assert_eq!(list.due(), Some(later + RECHECK));
+        assert_eq!(expire(&mut list, later, &[route()]), (vec![], false), "once");
+        let text = &list.problems()[0].text;
         assert!(text.contains("as long as VirtualService/default/v needs its subset `v1`"), "{text}");
         assert!(text.ends_with("the file was removed"), "{text}");
-        assert_eq!(expire(&mut kept, later, &[]).0, ["DestinationRule/default/r"]);
+        assert_eq!(expire(&mut list, later, &[]).0, ["DestinationRule/default/r"]);
     }
 
     #[test]
-    fn documents_that_were_withdrawn_together_do_not_keep_each_other() {
-        let (mut kept, start) = (GraceList::new(GRACE), Instant::now());
-        kept.withdraw(rule(), Cause::Removed, start);
-        kept.withdraw(route(), Cause::Removed, start + Duration::from_secs(1));
-        assert_eq!(expire(&mut kept, start + GRACE, &[]), (vec![], true), "the route still has its time");
-        let (gone, _) = expire(&mut kept, start + GRACE * 2, &[]);
+    fn documents_withdrawn_together_do_not_keep_each_other() {
+        let (mut list, start) = (GraceList::new(GRACE), Instant::now());
+        list.withdraw(rule(), Cause::Removed, start);
+        list.withdraw(route(), Cause::Removed, start + Duration::from_secs(1));
+        assert_eq!(expire(&mut list, start + GRACE, &[]), (vec![], true), "the route still has its time");
+        let (gone, _) = expire(&mut list, start + GRACE * 2, &[]);
         assert_eq!(gone, ["DestinationRule/default/r", "VirtualService/default/v"]);
     }
 
     #[test]
     fn a_document_that_a_file_leaves_out_beside_others_is_kept_only_while_it_is_needed() {
-        let (mut kept, now) = (GraceList::new(GRACE), Instant::now());
-        kept.withdraw(rule(), Cause::LeftOut, now);
-        assert_eq!(expire(&mut kept, now, &[route()]).0, Vec::<String>::new());
-        assert_eq!(expire(&mut kept, now, &[]).0, ["DestinationRule/default/r"]);
+        let (mut list, now) = (GraceList::new(GRACE), Instant::now());
+        list.withdraw(rule(), Cause::LeftOut, now);
+        assert_eq!(expire(&mut list, now, &[route()]).0, Vec::<String>::new());
+        assert_eq!(expire(&mut list, now, &[]).0, ["DestinationRule/default/r"]);
     }
 
     #[test]
     fn a_document_that_returns_is_no_longer_kept() {
-        let (mut kept, now) = (GraceList::new(GRACE), Instant::now());
-        kept.withdraw(rule(), Cause::Removed, now);
-        assert!(!kept.return_to(|key| *key == route().key()) && !kept.is_empty());
-        assert!(kept.return_to(|key| *key == rule().key()) && kept.is_empty());
+        let (mut list, now) = (GraceList::new(GRACE), Instant::now());
+        list.withdraw(rule(), Cause::Removed, now);
+        assert!(!list.return_to(|key| *key == route().key()) && !list.is_empty());
+        assert!(list.return_to(|key| *key == rule().key()) && list.is_empty());
     }
 }

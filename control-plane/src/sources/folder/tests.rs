@@ -19,7 +19,7 @@ fn scan(folder: &mut PolicyFolder) -> FolderState {
     folder.state()
 }
 
-/// A look as if `later` had passed.
+/// A scan as if `later` had passed.
 fn scan_later(folder: &mut PolicyFolder, later: Duration) -> FolderState {
     let now = Now::get();
     folder.scan(Now { steady: now.steady + later, ..now }, Duration::ZERO);
@@ -72,7 +72,7 @@ fn a_broken_file_keeps_its_last_good_documents() {
 }
 
 #[test]
-fn a_file_that_is_empty_or_gone_for_a_moment_keeps_its_documents() {
+fn an_empty_or_missing_file_keeps_its_documents_for_the_grace_time() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("rule.yaml");
     fs::write(&file, RULE).unwrap();
@@ -89,10 +89,13 @@ fn a_file_that_is_empty_or_gone_for_a_moment_keeps_its_documents() {
             (vec![], vec!["DestinationRule/default/order".to_owned()]),
             "{text:?}"
         );
-        let told = withdrawn(&state);
+        let problems = withdrawn(&state);
         let why = if text.is_some() { "the file was emptied" } else { "the file was removed" };
-        assert!(told.len() == 1 && told[0].contains("is kept for 10 s") && told[0].ends_with(why), "{told:?}");
-        // Looks in between, as by the poll, say the same.
+        assert!(
+            problems.len() == 1 && problems[0].contains("is kept for 10 s") && problems[0].ends_with(why),
+            "{problems:?}"
+        );
+        // Scans in between, as by the poll, have the same result.
         assert!(!folder.scan(Now::get(), Duration::ZERO).changed);
         fs::write(&file, RULE).unwrap();
         let state = scan(&mut folder);
@@ -130,11 +133,11 @@ fn a_document_that_a_route_needs_outlives_the_grace_time_of_its_file() {
     scan(&mut folder);
     let state = scan_later(&mut folder, GRACE * 100);
     assert_eq!(kept(&state), ["DestinationRule/default/order"]);
-    let told = withdrawn(&state);
-    assert!(told[0].contains("VirtualService/default/order needs its subset `v1`"), "{told:?}");
+    let problems = withdrawn(&state);
+    assert!(problems[0].contains("VirtualService/default/order needs its subset `v1`"), "{problems:?}");
     assert_eq!(state.problems.len(), 1, "no warning that the rule is missing: {:?}", state.problems);
 
-    // A new version of the route that does without it frees it at once.
+    // A new version of the route without the subset releases it at once.
     fs::write(&route, routes("v1").replace(", subset: v1", "")).unwrap();
     let state = scan_later(&mut folder, GRACE * 100);
     assert!(kept(&state).is_empty() && withdrawn(&state).is_empty(), "{state:?}");
@@ -142,7 +145,7 @@ fn a_document_that_a_route_needs_outlives_the_grace_time_of_its_file() {
 }
 
 #[test]
-fn a_document_moves_between_files_without_being_kept() {
+fn moving_a_document_between_files_is_not_a_withdrawal() {
     let directory = tempfile::tempdir().unwrap();
     let (one, two) = (directory.path().join("one.yaml"), directory.path().join("two.yaml"));
     fs::write(&one, RULE).unwrap();
@@ -151,7 +154,7 @@ fn a_document_moves_between_files_without_being_kept() {
     fs::rename(&one, &two).unwrap();
     let state = scan(&mut folder);
     assert_eq!((names(&state).len(), kept(&state).len(), state.problems.len()), (1, 0, 0), "{state:?}");
-    // Left out beside others: the text is whole, so that it goes at once.
+    // Left out beside others: the text is complete, so that it is withdrawn at once.
     fs::write(&two, format!("{RULE}---\n{}", routes("v1"))).unwrap();
     scan(&mut folder);
     fs::write(&two, RULE).unwrap();
@@ -173,7 +176,7 @@ fn files_are_checked_together() {
     fs::write(&route, routes("v1")).unwrap();
     assert_eq!(scan(&mut folder).documents.len(), 2);
 
-    // The rule drops what the unchanged route needs: it waits until the route follows.
+    // The rule drops a subset that the unchanged route needs: it is pending until the route follows.
     fs::write(&rule, RULE.replace("v1}", "v3}")).unwrap();
     let state = scan(&mut folder);
     assert!(state.documents.iter().any(|document| document.yaml.contains("v1}")));
@@ -185,7 +188,7 @@ fn files_are_checked_together() {
 }
 
 #[test]
-fn the_same_object_in_two_files_is_refused_where_it_came_second() {
+fn an_object_in_two_files_is_refused_in_the_later_one() {
     let directory = tempfile::tempdir().unwrap();
     fs::write(directory.path().join("b.yaml"), RULE).unwrap();
     let mut folder = folder(directory.path());
@@ -199,7 +202,7 @@ fn the_same_object_in_two_files_is_refused_where_it_came_second() {
 }
 
 #[test]
-fn a_file_being_written_is_left_alone() {
+fn a_file_is_read_only_after_it_has_settled() {
     let directory = tempfile::tempdir().unwrap();
     fs::write(directory.path().join("a.yaml"), RULE).unwrap();
     let mut folder = folder(directory.path());
@@ -225,7 +228,7 @@ async fn an_edit_arrives_well_under_a_second() {
 }
 
 #[test]
-fn a_look_at_many_files_at_rest_reads_none_and_takes_time_linear_in_their_number() {
+fn scanning_unchanged_files_reads_none_in_linear_time() {
     let directory = tempfile::tempdir().unwrap();
     for n in 0..4_000 {
         fs::write(directory.path().join(format!("f{n}.yaml")), "").unwrap();
@@ -234,12 +237,12 @@ fn a_look_at_many_files_at_rest_reads_none_and_takes_time_linear_in_their_number
     scan(&mut folder);
     let start = Instant::now();
     assert_eq!(folder.scan(Now::get(), Duration::ZERO), Scan::default());
-    // Compared each with each they took over a second.
+    // Compared in pairs they took over a second.
     assert!(start.elapsed() < Duration::from_millis(500), "{:?}", start.elapsed());
 }
 
 #[test]
-fn a_pause_is_two_hundred_times_as_long_as_the_look_before() {
+fn the_pause_between_scans_is_two_hundred_times_their_duration() {
     let directory = tempfile::tempdir().unwrap();
     let mut folder = folder(directory.path());
     let began = |ago| Instant::now().checked_sub(Duration::from_millis(ago)).unwrap();
@@ -248,7 +251,7 @@ fn a_pause_is_two_hundred_times_as_long_as_the_look_before() {
     assert_eq!(folder.pause(Scan::default(), began(10_000)), MAX_POLL);
     let rest = Duration::from_millis(7);
     assert_eq!(folder.pause(Scan { unsettled: Some(rest), ..Scan::default() }, began(20)), rest);
-    // What is kept is looked at when its time is over.
+    // A kept document is checked when its time is over.
     folder.grace.withdraw(Arc::new(parse_policies("f.yaml", RULE).documents.remove(0)), Cause::Removed, Instant::now());
     assert!(folder.pause(Scan::default(), began(10_000)) <= GRACE);
 }

@@ -1,5 +1,5 @@
-//! Small JSON documents of Consul's API that the store keeps and nothing in the mesh acts on: prepared queries, events, and
-//! config entries, of which policies are made.
+//! Small JSON documents of Consul's API that the store keeps and that do not act in the mesh themselves: prepared
+//! queries, events, and config entries, from which policies are made.
 //!
 //! Each namespace has its own. Keys of the store are `<namespace>/<id>`.
 
@@ -17,21 +17,21 @@ use weft_policy::Document;
 const MAX_QUERIES: usize = 10_000;
 /// Config entries of all namespaces.
 const MAX_CONFIG_ENTRIES: usize = 10_000;
-/// Events of a namespace that are remembered: Consul's agents remember as many.
+/// Stored events of a namespace: Consul's agents keep as many.
 const MAX_EVENTS: usize = 256;
 
 /// One document.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StoredDocument {
-    /// What it says.
+    /// Its content.
     pub value: Value,
-    /// Revision that made it.
+    /// Revision that created it.
     pub create_index: u64,
     /// Revision that changed it last.
     pub modify_index: u64,
 }
 
-/// All of one table.
+/// The documents of one table.
 #[derive(Debug, Default)]
 pub struct Documents {
     all: BTreeMap<String, StoredDocument>,
@@ -48,7 +48,7 @@ impl Documents {
         self.all.get(&path(namespace, id))
     }
 
-    /// Those of a namespace, the oldest first.
+    /// The documents of a namespace, the oldest first.
     pub fn list(&self, namespace: &str) -> Vec<(&str, &StoredDocument)> {
         let of = |key: &'_ String| key.strip_prefix(namespace).is_some_and(|rest| rest.starts_with('/'));
         let ours = self.all.iter().filter(|(key, _)| of(key));
@@ -91,15 +91,15 @@ impl Mesh {
         f(&self.lock().queries)
     }
 
-    /// Waits until the index of prepared queries is another; `wait` at most.
+    /// Waits until the index of prepared queries differs from `index`; at most for `wait`.
     pub async fn wait_for_queries(&self, index: u64, wait: Duration) {
         self.wait_until_not(&[Topic::Queries], index, wait, |state| state.queries.index()).await;
     }
 
-    /// Writes a prepared query; `None`: deletes it. False: there is none of that id to be changed.
+    /// Writes a prepared query; `None`: deletes it. False: there is none of that id to change.
     ///
     /// # Errors
-    /// When its name is another's, there are too many, or the store refuses.
+    /// If its name is in use, there are too many, or the store refuses.
     pub async fn put_query(
         &self,
         namespace: &str,
@@ -136,16 +136,16 @@ impl Mesh {
         f(&self.lock().config_entries)
     }
 
-    /// Waits until the index of config entries is another; `wait` at most.
+    /// Waits until the index of config entries differs from `index`; at most for `wait`.
     pub async fn wait_for_config(&self, index: u64, wait: Duration) {
         self.wait_until_not(&[Topic::ConfigEntries], index, wait, |state| state.config_entries.index()).await;
     }
 
-    /// Writes a config entry, `None`: deletes it, together with the policies that the service's entries come to: `put` and
-    /// `delete`. `only`: where its index is this, 0: where there is none. False: it is not.
+    /// Writes a config entry, `None`: deletes it, together with the policies that result from the service's entries:
+    /// `put` and `delete`. `only`: if its index is this, 0: if there is none. False: it is not.
     ///
     /// # Errors
-    /// When there are too many, or the store refuses.
+    /// If there are too many, or the store refuses.
     pub async fn put_config(
         &self,
         namespace: &str,
@@ -179,15 +179,15 @@ impl Mesh {
         f(&self.lock().events_fired)
     }
 
-    /// Waits until the index of events is another; `wait` at most.
+    /// Waits until the index of events differs from `index`; at most for `wait`.
     pub async fn wait_for_events(&self, index: u64, wait: Duration) {
         self.wait_until_not(&[Topic::Events], index, wait, |state| state.events_fired.index()).await;
     }
 
-    /// Keeps an event, and the last of those before it.
+    /// Stores an event, and drops the oldest beyond the bound.
     ///
     /// # Errors
-    /// When the store refuses.
+    /// If the store refuses.
     pub async fn fire_event(&self, namespace: &str, id: &str, value: &Value) -> Result<(), Refusal> {
         let key = path(namespace, id);
         for _ in 0..TRIES {
@@ -201,7 +201,7 @@ impl Mesh {
                 return Ok(());
             }
         }
-        Err("too many change this at once".into())
+        Err("too many concurrent changes".into())
     }
 }
 

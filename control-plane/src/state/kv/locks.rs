@@ -1,8 +1,8 @@
 //! Consul's sessions, and the locks on pairs that they hold.
 //!
-//! A session ends with its node, with one of its checks, or when it is not renewed in time; the last is a leased record, so
-//! that any control plane can renew it and all see it end. Its locks end with the session, and cannot be taken during the
-//! lock delay: a disconnected holder may still believe that it has them.
+//! A session ends with its node, with one of its checks, or if it is not renewed in time; the last is a leased record,
+//! so that any control plane can renew it and all see it end. Its locks end with the session, and cannot be taken
+//! during the lock delay, because a disconnected holder may still act as their holder.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
@@ -20,9 +20,9 @@ use crate::store::{self, Condition, MAX_OPS, Op, Record, Table};
 pub const SERF_HEALTH: &str = "serfHealth";
 /// Sessions of all namespaces.
 const MAX_SESSIONS: usize = 50_000;
-/// A session is not renewed in time after twice its time to live, as in Consul, which promises no more than "not sooner".
+/// A session expires after twice its time to live, as in Consul, which only promises "not sooner".
 const TTL_FACTOR: u32 = 2;
-/// How often nodes and checks of sessions are looked at.
+/// Interval of the checks of sessions' nodes and checks.
 const TICK: Duration = Duration::from_secs(1);
 
 /// One session.
@@ -30,11 +30,11 @@ const TICK: Duration = Duration::from_secs(1);
 pub struct Session {
     /// As stored.
     pub stored: StoredSession,
-    /// Revision that made it.
+    /// Revision that created it.
     pub create_index: u64,
     /// Revision that changed it last.
     pub modify_index: u64,
-    /// It was renewed in time so far.
+    /// Whether it has been renewed in time until now.
     pub renewed: bool,
 }
 
@@ -56,7 +56,7 @@ impl Sessions {
         self.all.get(&path(namespace, id))
     }
 
-    /// Those of a namespace, with their ids.
+    /// The sessions of a namespace, with their ids.
     pub fn list<'a>(&'a self, namespace: &'a str) -> impl Iterator<Item = (&'a str, &'a Session)> {
         let of = move |path: &'a String| path.strip_prefix(namespace)?.strip_prefix('/');
         self.all.iter().filter_map(move |(path, session)| Some((of(path)?, session)))
@@ -89,7 +89,7 @@ impl Sessions {
         Ok(())
     }
 
-    /// The sign of life of a session came or went.
+    /// Records that the leased record of a session was added or removed.
     pub(in crate::state) fn alive(&mut self, path: &str, alive: bool) {
         if let Some(session) = self.all.get_mut(path) {
             session.renewed = alive;
@@ -98,7 +98,7 @@ impl Sessions {
 }
 
 impl State {
-    /// Whether what a session depends on is not so any more.
+    /// Whether a dependency of a session has failed.
     fn is_over(&self, namespace: &str, session: &Session) -> bool {
         let stored = &session.stored;
         let Some(node) = self.nodes.get(&stored.node) else { return true };
@@ -118,15 +118,15 @@ impl Mesh {
         f(&self.lock().locks)
     }
 
-    /// Waits until the index of sessions is another; `wait` at most.
+    /// Waits until the index of sessions differs from `index`; at most for `wait`.
     pub async fn wait_for_sessions(&self, index: u64, wait: Duration) {
         self.wait_until_not(&[Topic::Sessions], index, wait, |state| state.locks.index()).await;
     }
 
-    /// Makes a session; `stored.lease` is set here. Returns its id.
+    /// Creates a session; `stored.lease` is set here. Returns its id.
     ///
     /// # Errors
-    /// When its node or a check of it is not there or critical, or the store refuses.
+    /// If its node or a check of it is missing or critical, or the store refuses.
     pub async fn create_session(&self, namespace: &str, mut stored: StoredSession) -> Result<String, Refusal> {
         {
             let state = self.lock();
@@ -163,10 +163,10 @@ impl Mesh {
         Ok(id)
     }
 
-    /// Renews a session. False: there is none any more.
+    /// Renews a session. False: it does not exist any more.
     ///
     /// # Errors
-    /// When the store refuses.
+    /// If the store refuses.
     pub async fn renew_session(&self, namespace: &str, id: &str) -> Result<bool, Refusal> {
         let lease = self.read_sessions(|all| all.get(namespace, id).map(|session| session.stored.lease));
         match lease {
@@ -176,19 +176,19 @@ impl Mesh {
         }
     }
 
-    /// Ends a session and lets go of its locks.
+    /// Ends a session and releases its locks.
     ///
     /// # Errors
-    /// When the store refuses.
+    /// If the store refuses.
     pub async fn destroy_session(&self, namespace: &str, id: &str) -> Result<(), Refusal> {
         let key = path(namespace, id);
         self.end_session(&key).await
     }
 
-    /// Sets a pair and locks it for a session. False: another has it, or had it a moment ago.
+    /// Sets a pair and locks it for a session. False: another session holds it, or its lock delay has not ended.
     ///
     /// # Errors
-    /// When there is no such session, key or value is too large, or the store refuses.
+    /// If there is no such session, key or value is too large, or the store refuses.
     pub async fn lock_pair(
         &self,
         namespace: &str,
@@ -223,10 +223,10 @@ impl Mesh {
         .await
     }
 
-    /// Sets a pair and lets go of its lock. False: the session does not hold it.
+    /// Sets a pair and releases its lock. False: the session does not hold it.
     ///
     /// # Errors
-    /// When key or value is too large, or the store refuses.
+    /// If key or value is too large, or the store refuses.
     pub async fn unlock_pair(
         &self,
         namespace: &str,
@@ -252,18 +252,18 @@ impl Mesh {
             let session = self.lock().locks.all.get(key).cloned();
             let Some(session) = session else { return Ok(()) };
             let id = key.rsplit('/').next().unwrap_or_default();
-            let mut held = self.lock().pairs.held_by(id);
-            // Its namespace alone.
+            let mut locked = self.lock().pairs.held_by(id);
+            // Only in its namespace.
             let namespace = key.split('/').next().unwrap_or_default();
-            held.retain(|(path, _)| path.split('/').next() == Some(namespace));
+            locked.retain(|(path, _)| path.split('/').next() == Some(namespace));
             // Two operations and a condition each, and the session's own.
-            held.truncate((MAX_OPS - 4) / 2);
-            let last = held.len() < (MAX_OPS - 4) / 2;
+            locked.truncate((MAX_OPS - 4) / 2);
+            let last = locked.len() < (MAX_OPS - 4) / 2;
             let delay = Duration::from_millis(session.stored.lock_delay_ms);
-            let lease = if delay.is_zero() || held.is_empty() { 0 } else { self.store.grant(delay).await? };
+            let lease = if delay.is_zero() || locked.is_empty() { 0 } else { self.store.grant(delay).await? };
             let mut conditions = vec![Condition::unchanged(Table::Sessions, key, session.modify_index)];
             let mut ops = Vec::new();
-            for (path, pair) in &held {
+            for (path, pair) in &locked {
                 conditions.push(unchanged(path, Some(pair)));
                 ops.push(match session.stored.delete {
                     true => Op::delete(Table::Kv, path.clone()),
@@ -280,7 +280,7 @@ impl Mesh {
             let done = self.write(conditions, ops).await?;
             if done && last {
                 if session.stored.lease != 0 {
-                    // What it was bound to is gone; it would end by itself.
+                    // The record that it was bound to is deleted; the lease would expire anyway.
                     let _ = self.store.revoke(session.stored.lease).await;
                 }
                 return Ok(());
@@ -291,7 +291,7 @@ impl Mesh {
         }
     }
 
-    /// Ends sessions that are over.
+    /// Ends sessions whose dependencies have failed.
     async fn end_sessions(&self) -> Result<(), Refusal> {
         let over: Vec<String> = {
             let state = self.lock();
@@ -306,10 +306,10 @@ impl Mesh {
     }
 }
 
-/// Ends sessions that are over, for as long as somebody holds the mesh.
+/// Ends such sessions for as long as the mesh is in use.
 pub(in crate::state) async fn watch(mesh: Weak<Mesh>, changed: Arc<Notify>) {
     loop {
-        // A node or a check may have gone as well.
+        // A node or a check may have changed as well.
         let _ = tokio::time::timeout(TICK, changed.notified()).await;
         let Some(mesh) = mesh.upgrade() else { return };
         match mesh.end_sessions().await {

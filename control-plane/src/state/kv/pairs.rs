@@ -1,4 +1,4 @@
-//! Consul's key-value pairs: kept by the store, read from memory, and locked by [`crate::state::locks`].
+//! Consul's key-value pairs: stored by the store, read from memory, and locked by [`crate::state::locks`].
 //!
 //! Each namespace has its own. Keys of the store are `<namespace>/<key>`.
 
@@ -15,28 +15,28 @@ use crate::store::{Condition, Op, Record, Table};
 
 /// Largest value; Consul's `kv_max_value_size`.
 pub const MAX_VALUE: usize = 512 << 10;
-/// Longest key with its namespace; etcd and redb take longer ones, and people do not need them.
+/// Longest key with its namespace; etcd and redb accept longer ones.
 const MAX_KEY: usize = 1024;
-/// Pairs of all namespaces, and the bytes in them: what is in memory is bounded.
+/// Bounds of the pairs of all namespaces, in number and bytes: they are in memory.
 const MAX_PAIRS: usize = 200_000;
 const MAX_BYTES: usize = 256 << 20;
-/// Deleted keys whose index is remembered by name.
+/// Bound on the deleted keys whose index is kept by name.
 const TOMBSTONES: usize = 10_000;
-/// Tries of a change that others come before.
+/// Attempts of a change that conflicts with others.
 pub(in crate::state) const TRIES: usize = 20;
 
 /// One pair.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pair {
-    /// What it holds.
+    /// Its value.
     pub value: Vec<u8>,
     /// For the application.
     pub flags: u64,
-    /// How often it was locked.
+    /// Number of times that it was locked.
     pub lock_index: u64,
     /// Session that holds its lock; empty: none.
     pub session: String,
-    /// Revision that made it.
+    /// Revision that created it.
     pub create_index: u64,
     /// Revision that changed it last.
     pub modify_index: u64,
@@ -55,22 +55,22 @@ pub struct Pairs {
     pairs: BTreeMap<String, Pair>,
     bytes: usize,
     /// Revision at which a key was deleted.
-    gone: BTreeMap<String, u64>,
-    /// The same of all that are remembered no more, and where the store began.
+    tombstones: BTreeMap<String, u64>,
+    /// The highest such revision of pruned tombstones, or the revision at the start of the store.
     pruned: u64,
 }
 
-/// What a write depends on.
+/// The condition of a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Only {
-    /// Nothing.
+    /// No condition.
     Always,
     /// The pair's `modify_index` is this; 0: there is no such pair.
     IfIndex(u64),
 }
 
 impl Pairs {
-    /// Nothing yet; `revision` is where the store begins.
+    /// An empty store; `revision` is its first.
     pub(in crate::state) fn new(revision: u64) -> Pairs {
         Pairs { pruned: revision, ..Pairs::default() }
     }
@@ -90,20 +90,20 @@ impl Pairs {
             .filter_map(move |(path, pair)| Some((path.get(namespace.len() + 1..)?, pair)))
     }
 
-    /// Consul's index of one key: it grows when the pair changes or goes.
+    /// Consul's index of one key: it grows when the pair changes or is deleted.
     pub fn index(&self, namespace: &str, key: &str) -> u64 {
         let path = path(namespace, key);
         let of_pair = self.pairs.get(&path).map(|pair| pair.modify_index);
-        of_pair.or_else(|| self.gone.get(&path).copied()).unwrap_or(self.pruned)
+        of_pair.or_else(|| self.tombstones.get(&path).copied()).unwrap_or(self.pruned)
     }
 
-    /// The same of all keys that begin with `prefix`.
+    /// The index of all keys that begin with `prefix`.
     pub fn prefix_index(&self, namespace: &str, prefix: &str) -> u64 {
         let start = path(namespace, prefix);
-        let gone = self.gone.range::<String, _>((Bound::Included(&start), Bound::Unbounded));
-        let gone = gone.take_while(|(path, _)| path.starts_with(&start)).map(|(_, index)| *index);
+        let tombstones = self.tombstones.range::<String, _>((Bound::Included(&start), Bound::Unbounded));
+        let tombstones = tombstones.take_while(|(path, _)| path.starts_with(&start)).map(|(_, index)| *index);
         let there = self.list(namespace, prefix).map(|(_, pair)| pair.modify_index);
-        gone.chain(there).max().unwrap_or(self.pruned).max(self.pruned)
+        tombstones.chain(there).max().unwrap_or(self.pruned).max(self.pruned)
     }
 
     /// Pairs that a session has locked, by their key in the store.
@@ -122,7 +122,7 @@ impl Pairs {
         self.pairs.keys()
     }
 
-    /// Takes up what the store says.
+    /// Applies a change of the store.
     pub(in crate::state) fn follow(
         &mut self,
         path: String,
@@ -133,16 +133,16 @@ impl Pairs {
             if let Some(old) = self.pairs.remove(&path) {
                 self.bytes -= old.value.len();
             }
-            self.gone.insert(path, revision);
-            if self.gone.len() > TOMBSTONES {
-                // All at once: it is rare, and an index that is higher than it need be only wakes somebody once.
-                self.gone.clear();
+            self.tombstones.insert(path, revision);
+            if self.tombstones.len() > TOMBSTONES {
+                // All at once: it is rare, and an index that is too high only wakes a waiter once.
+                self.tombstones.clear();
                 self.pruned = self.pruned.max(revision);
             }
             return Ok(());
         };
         let stored = StoredPair::decode(record.value.as_slice()).map_err(|e| e.to_string())?;
-        self.gone.remove(&path);
+        self.tombstones.remove(&path);
         self.bytes += stored.value.len();
         let pair = Pair {
             value: stored.value,
@@ -179,7 +179,7 @@ pub(in crate::state) fn path(namespace: &str, key: &str) -> String {
     format!("{namespace}/{key}")
 }
 
-/// The condition that a pair is as it was seen.
+/// The condition that a pair is unchanged since it was read.
 pub(in crate::state) fn unchanged(path: &str, pair: Option<&Pair>) -> Condition {
     Condition::unchanged(Table::Kv, path, pair.map_or(0, |pair| pair.modify_index))
 }
@@ -188,11 +188,11 @@ pub(in crate::state) fn put(path: &str, pair: &StoredPair) -> Op {
     Op::put(Table::Kv, path, pair.encode_to_vec())
 }
 
-/// What a change of a pair comes to.
+/// The decision on a change of a pair.
 pub(in crate::state) enum Step {
-    /// It is refused, as Consul says `false`.
+    /// It is refused: Consul's `false`.
     No,
-    /// It is to be done, if everything is still as it was seen.
+    /// It is done if these conditions hold.
     Do(Vec<Condition>, Vec<Op>),
 }
 
@@ -202,10 +202,10 @@ impl Mesh {
         f(&self.lock().pairs)
     }
 
-    /// Sets a pair; who holds its lock stays so. False: `only` does not hold.
+    /// Sets a pair; its lock stays. False: `only` does not hold.
     ///
     /// # Errors
-    /// When key or value is too large, or the store refuses.
+    /// If key or value is too large, or the store refuses.
     pub async fn put_pair(
         &self,
         namespace: &str,
@@ -230,10 +230,10 @@ impl Mesh {
         .await
     }
 
-    /// Deletes a pair. False: `only` does not hold. One that is not there is deleted.
+    /// Deletes a pair. False: `only` does not hold. Deleting a missing one succeeds.
     ///
     /// # Errors
-    /// When the store refuses.
+    /// If the store refuses.
     pub async fn delete_pair(&self, namespace: &str, key: &str, only: Only) -> Result<bool, Refusal> {
         let path = path(namespace, key);
         self.change(|state| {
@@ -251,7 +251,7 @@ impl Mesh {
     /// Deletes all pairs whose key begins with `prefix`.
     ///
     /// # Errors
-    /// When the store refuses; how many are gone by then.
+    /// If the store refuses, with the number of deleted pairs.
     pub async fn delete_pairs(&self, namespace: &str, prefix: &str) -> Result<(), Interrupted> {
         let all = |pairs: &Pairs| -> Vec<Op> {
             pairs.list(namespace, prefix).map(|(key, _)| Op::delete(Table::Kv, path(namespace, key))).collect()
@@ -259,7 +259,7 @@ impl Mesh {
         self.write_batch(self.read_pairs(all)).await
     }
 
-    /// Does what `step` says of the state as it is, until nobody came between.
+    /// Applies the decision of `step` for the current state, and repeats it after a conflict.
     pub(in crate::state) async fn change(
         &self,
         step: impl Fn(&State) -> Result<Step, Refusal>,
@@ -274,13 +274,14 @@ impl Mesh {
                     }
                 }
             }
-            // What came between is seen here in a moment.
+            // The conflicting change arrives here in a moment.
             tokio::time::sleep(RETRY / 50).await;
         }
-        Err("too many change this at once".into())
+        Err("too many concurrent changes".into())
     }
 
-    /// Waits until a key, or with `prefix` one that begins with it, has another index; `wait` at most.
+    /// Waits until the index of a key, or with `prefix` of the keys that begin with it, differs from `index`; at most
+    /// for `wait`.
     pub async fn wait_for_pairs(&self, namespace: &str, key: &str, prefix: bool, index: u64, wait: Duration) {
         let topics = if prefix { [Topic::Pairs] } else { [Topic::Pair(path(namespace, key))] };
         let index_of = |state: &State| match prefix {
@@ -301,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn indexes_grow_with_what_is_asked_for_alone() {
+    fn an_index_grows_only_with_changes_of_its_keys() {
         let mut pairs = Pairs::new(10);
         assert_eq!((pairs.index("n", "a"), pairs.prefix_index("n", "")), (10, 10));
         pairs.follow("n/a/x".into(), record("1", 11, 11), 11).unwrap();
@@ -317,7 +318,7 @@ mod tests {
         assert_eq!(pairs.bytes, 3);
         pairs.follow("n/a/x".into(), record("1", 15, 15), 15).unwrap();
         assert_eq!(pairs.index("n", "a/x"), 15);
-        // Forgotten tombstones: no index goes back.
+        // Pruned tombstones: no index decreases.
         for n in 0..=TOMBSTONES as u64 {
             pairs.follow(format!("n/t{n}"), None, 20 + n).unwrap();
         }
@@ -326,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_large_is_refused() {
+    fn oversized_keys_and_values_are_refused() {
         let mut pairs = Pairs::new(1);
         assert!(pairs.check("n/a", &[0; MAX_VALUE]).is_ok());
         assert!(pairs.check("n/a", &[0; MAX_VALUE + 1]).is_err());

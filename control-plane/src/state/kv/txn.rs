@@ -15,66 +15,66 @@ use crate::store::{Condition, Op, Table};
 /// An operation on a pair.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PairOp {
-    /// Its key; of trees the beginning.
+    /// Its key; for trees the prefix.
     pub key: String,
-    /// What is done.
+    /// The operation.
     pub verb: Verb,
 }
 
-/// What is done with a pair. `index` is its modify index.
+/// The kinds of operations. `index` is the pair's modify index.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verb {
     /// Sets it.
     Set(Put),
-    /// Sets it, where its index is this; 0: where there is none.
+    /// Sets it if its index is this; 0: if it does not exist.
     Cas(Put, u64),
     /// Sets it and locks it for a session.
     Lock(Put, String),
-    /// Sets it and lets go of its lock.
+    /// Sets it and releases its lock.
     Unlock(Put, String),
-    /// Reads it; it must be there.
+    /// Reads it; it must exist.
     Get,
-    /// Reads it, there or not.
+    /// Reads it, whether it exists or not.
     GetOrEmpty,
-    /// Reads all that begin so.
+    /// Reads all keys with the prefix.
     GetTree,
     /// Its index must be this.
     CheckIndex(u64),
     /// This session must hold its lock.
     CheckSession(String),
-    /// It must not be there.
+    /// It must not exist.
     CheckNotExists,
     /// Deletes it.
     Delete,
-    /// Deletes all that begin so.
+    /// Deletes all keys with the prefix.
     DeleteTree,
-    /// Deletes it, where its index is this.
+    /// Deletes it if its index is this.
     DeleteCas(u64),
 }
 
-/// What a pair is set to.
+/// The new content of a pair.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Put {
-    /// What it holds.
+    /// Its value.
     pub value: Vec<u8>,
     /// For the application.
     pub flags: u64,
 }
 
-/// What an operation gives back.
+/// The result of an operation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PairResult {
     /// Its key.
     pub key: String,
-    /// As it is after the transaction.
+    /// The pair after the transaction.
     pub pair: Pair,
-    /// Whether its value was asked for.
+    /// Whether the value is part of the result.
     pub read: bool,
-    /// Whether there is none.
+    /// Whether it does not exist.
     pub absent: bool,
 }
 
-/// Why an operation cannot be done: its number and Consul's words.
+/// The failure of an operation: its number and Consul's text.
 pub type Failure = (usize, String);
 
 /// A transaction.
@@ -82,13 +82,13 @@ pub type Failure = (usize, String);
 pub struct Transaction {
     /// Operations on pairs, with their numbers.
     pub pairs: Vec<(usize, PairOp)>,
-    /// What is written of nodes of the catalog.
+    /// Writes to nodes of the catalog.
     pub entries: Vec<Entry>,
-    /// What is taken out of the catalog: the node and what of it.
+    /// Removals from the catalog: the node and the object.
     pub removals: Vec<(String, Removal)>,
 }
 
-/// The pairs as a transaction leaves them, over what they are.
+/// The pairs as changed by a transaction.
 struct Overlay<'a> {
     state: &'a State,
     namespace: &'a str,
@@ -109,7 +109,7 @@ impl Overlay<'_> {
         }
     }
 
-    /// All that begin so, those that were changed as they are now.
+    /// All keys with the prefix, with their changes.
     fn tree(&self, prefix: &str) -> Vec<(String, Pair)> {
         let stored = self.state.pairs.list(self.namespace, prefix).map(|(key, pair)| (key.to_owned(), pair.clone()));
         let mut all: BTreeMap<String, Pair> = stored.collect();
@@ -123,12 +123,12 @@ impl Overlay<'_> {
         all.into_iter().collect()
     }
 
-    /// Sets a pair; what it is locked by, and how often it was, as said.
+    /// Sets a pair, with the given lock and lock index.
     fn put(&mut self, key: &str, to: &Put, session: String, lock_index: u64) -> Result<Pair, String> {
         let old = self.get(key);
         let path = path(self.namespace, key);
         self.state.pairs.check(&path, &to.value).map_err(|e| e.to_string())?;
-        // The revision is known when it is done.
+        // The revision is known after the transaction.
         let (create_index, modify_index) = (old.map_or(0, |old| old.create_index), 0);
         let pair = Pair { value: to.value.clone(), flags: to.flags, lock_index, session, create_index, modify_index };
         self.changed.insert(path, Some(pair.clone()));
@@ -142,8 +142,9 @@ impl Overlay<'_> {
 
     /// Does one operation.
     fn apply(&mut self, PairOp { key, verb }: &PairOp) -> Result<Vec<PairResult>, String> {
-        let found = |pair: Pair, read: bool| vec![PairResult { key: key.clone(), pair, read, absent: false }];
-        let held = |old: &Option<Pair>| old.as_ref().map_or((String::new(), 0), |p| (p.session.clone(), p.lock_index));
+        let result = |pair: Pair, read: bool| vec![PairResult { key: key.clone(), pair, read, absent: false }];
+        let lock_of =
+            |old: &Option<Pair>| old.as_ref().map_or((String::new(), 0), |p| (p.session.clone(), p.lock_index));
         let index = |old: &Option<Pair>| old.as_ref().map_or(0, |old| old.modify_index);
         let old = if matches!(verb, Verb::GetTree | Verb::DeleteTree) { None } else { self.get(key) };
         Ok(match verb {
@@ -151,13 +152,13 @@ impl Overlay<'_> {
                 return Err(format!("failed to set key {key:?}, index is stale"));
             }
             Verb::Set(to) | Verb::Cas(to, _) => {
-                let (session, lock_index) = held(&old);
-                found(self.put(key, to, session, lock_index)?, false)
+                let (session, lock_index) = lock_of(&old);
+                result(self.put(key, to, session, lock_index)?, false)
             }
-            Verb::Lock(to, session) => found(self.lock(key, to, session, old)?, false),
-            Verb::Unlock(to, session) => match held(&old) {
+            Verb::Lock(to, session) => result(self.lock(key, to, session, old)?, false),
+            Verb::Unlock(to, session) => match lock_of(&old) {
                 (holder, lock_index) if holder == *session && !holder.is_empty() => {
-                    found(self.put(key, to, String::new(), lock_index)?, false)
+                    result(self.put(key, to, String::new(), lock_index)?, false)
                 }
                 _ => {
                     return Err(format!(
@@ -165,7 +166,7 @@ impl Overlay<'_> {
                     ));
                 }
             },
-            Verb::Get => found(old.ok_or_else(|| format!("key {key:?} doesn't exist"))?, true),
+            Verb::Get => result(old.ok_or_else(|| format!("key {key:?} doesn't exist"))?, true),
             Verb::GetOrEmpty => {
                 let absent = old.is_none();
                 vec![PairResult { key: key.clone(), pair: old.unwrap_or_else(nothing), read: true, absent }]
@@ -177,7 +178,7 @@ impl Overlay<'_> {
                 .collect(),
             Verb::CheckIndex(wanted) => match old {
                 None => return Err(format!("key {key:?} doesn't exist")),
-                Some(old) if old.modify_index == *wanted => found(old, false),
+                Some(old) if old.modify_index == *wanted => result(old, false),
                 Some(old) => {
                     let current = old.modify_index;
                     return Err(format!(
@@ -187,7 +188,7 @@ impl Overlay<'_> {
             },
             Verb::CheckSession(wanted) => match old {
                 None => return Err(format!("failed to check session, key {key:?} doesn't exist")),
-                Some(old) if old.session == *wanted => found(old, false),
+                Some(old) if old.session == *wanted => result(old, false),
                 Some(old) => {
                     let current = old.session;
                     return Err(format!(
@@ -243,10 +244,11 @@ fn nothing() -> Pair {
 }
 
 impl Mesh {
-    /// Makes a transaction; what its operations found, by their numbers.
+    /// Does a transaction; returns the results of its operations, by their numbers.
     ///
     /// # Errors
-    /// When it is too large, or the store refuses; the inner: what cannot be done, of all operations, and nothing was.
+    /// If it is too large, or the store refuses; the inner error has the failures of all operations, in which case
+    /// nothing was done.
     pub async fn transact(
         &self,
         namespace: &str,
@@ -282,10 +284,10 @@ impl Mesh {
                 }
                 return Ok(Ok(found));
             }
-            // What came between is seen here in a moment.
+            // The conflicting change arrives here in a moment.
             tokio::time::sleep(RETRY / 50).await;
         }
-        Err("too many change this at once".into())
+        Err("too many concurrent changes".into())
     }
 
     #[allow(clippy::type_complexity)]
@@ -297,19 +299,19 @@ impl Mesh {
         let state = self.lock();
         let (changed, conditions) = (BTreeMap::new(), BTreeMap::new());
         let mut overlay = Overlay { state: &state, namespace, changed, conditions };
-        let (mut found, mut failed) = (Vec::new(), Vec::new());
+        let (mut results, mut failures) = (Vec::new(), Vec::new());
         for (number, op) in pairs {
             match overlay.apply(op) {
-                Ok(of_op) => found.extend(of_op.into_iter().map(|one| (*number, one))),
-                Err(why) => failed.push((*number, why)),
+                Ok(of_op) => results.extend(of_op.into_iter().map(|one| (*number, one))),
+                Err(why) => failures.push((*number, why)),
             }
         }
-        if !failed.is_empty() {
-            return Err(failed);
+        if !failures.is_empty() {
+            return Err(failures);
         }
         let ops = overlay.ops();
         let conditions = overlay.conditions.into_iter();
         let conditions = conditions.map(|((table, key), modified)| Condition::unchanged(table, key, modified));
-        Ok((conditions.collect(), ops, found))
+        Ok((conditions.collect(), ops, results))
     }
 }

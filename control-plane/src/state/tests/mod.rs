@@ -7,7 +7,7 @@ use weft_world::InstanceKey;
 
 const LEASE: Duration = Duration::from_secs(15);
 
-/// A store; the thread of one that was dropped just now may still hold the file.
+/// A store; the thread of a recently dropped one may still hold the file.
 pub(crate) async fn store(dir: &std::path::Path) -> store::Shared {
     let end = std::time::Instant::now() + Duration::from_secs(5);
     loop {
@@ -45,7 +45,7 @@ fn service() -> v1::Instance {
     v1::Instance { service_id, service, port: 8080, enable_tag_override: true, ..v1::Instance::default() }
 }
 
-/// The sessions of so many sidecars with one instance each.
+/// The sessions of the given number of sidecars with one instance each.
 async fn sessions(mesh: &Mesh, count: u8) -> Vec<u64> {
     let mut sessions = Vec::new();
     for number in 1..=count {
@@ -86,16 +86,16 @@ async fn two_pods_at_one_address_have_different_ports_and_a_successor_has_the_sa
     };
     assert!(why.starts_with("127.0.0.1:8080 is registered by the node n1 (service \"order\")"), "{why}");
     mesh.register("n2", second, v1::Instance { port: 8081, ..service() }).await.unwrap();
-    // Ports are of instances that are called: without one there is nothing to be mistaken for.
+    // Only called instances have ports: without one there is no conflict.
     mesh.register("n2", second, v1::Instance { port: 0, service_id: "none".into(), ..service() }).await.unwrap();
-    // A pod that was started anew, without what it knew of itself.
+    // A pod that was started again, without its saved state.
     mesh.disconnected("n1", first).await;
     let third = mesh.begin_session("n3", loopback).await.unwrap();
     mesh.register("n3", third, service()).await.unwrap();
 }
 
 #[tokio::test]
-async fn one_lease_that_ends_removes_and_many_do_not() {
+async fn a_single_expired_lease_removes_its_node_and_many_do_not() {
     let dir = tempfile::tempdir().unwrap();
     let mesh = open(store(dir.path()).await).await;
     let sessions = sessions(&mesh, 3).await;
@@ -103,7 +103,7 @@ async fn one_lease_that_ends_removes_and_many_do_not() {
     mesh.reap_for_tests().await;
     assert_eq!(health(&mesh, "n1"), None);
     assert!(mesh.read_nodes(|nodes| !nodes.contains_key("n1")));
-    // The one just removed counts with those that go in the same lease period.
+    // The removed node counts together with those of the same lease period.
     expire(&mesh, &["n2"]);
     mesh.reap_for_tests().await;
     assert_eq!(health(&mesh, "n2"), Some(v1::Health::Unknown));
@@ -112,7 +112,7 @@ async fn one_lease_that_ends_removes_and_many_do_not() {
     mesh.reap_for_tests().await;
     assert_eq!(health(&mesh, "n2"), Some(v1::Health::Unknown));
     assert_eq!(health(&mesh, "n3"), Some(v1::Health::Unknown));
-    // A sign of life makes one known again: as healthy as the checks of its node say.
+    // A message makes a node known again: as healthy as the checks of its node are.
     let check = v1::Check { check_id: "disk".into(), status: "critical".into(), ..v1::Check::default() };
     mesh.update_check("n3", sessions[2], v1::CheckUpdate { check: Some(check), removed: false }).await.unwrap();
     assert!(mesh.renew("n2", sessions[1]).await && mesh.renew("n3", sessions[2]).await);
@@ -174,7 +174,7 @@ async fn a_node_name_belongs_to_its_identity_and_namespace() {
     };
     taken().await;
     assert_eq!(health(&mesh, "n1"), Some(v1::Health::Healthy));
-    // Nor is it free while its lease may have ended by a fault of the control plane.
+    // Nor is it free while its lease may have expired by a fault of the control plane.
     expire(&mesh, &["n1", "n2"]);
     mesh.reap_for_tests().await;
     taken().await;
@@ -188,9 +188,9 @@ async fn a_node_name_belongs_to_its_identity_and_namespace() {
     assert!(mesh.read_nodes(|nodes| nodes["n3"].namespace == "shop"));
 }
 
-/// As a copied machine has it: the same data folder, and so the same name and certificate.
+/// Like a copied machine: the same data folder, and so the same name and certificate.
 #[tokio::test]
-async fn a_second_sidecar_of_a_name_is_refused_while_the_first_lives() {
+async fn a_second_sidecar_of_a_name_is_refused_while_the_first_is_alive() {
     let dir = tempfile::tempdir().unwrap();
     let mesh = open(store(dir.path()).await).await;
     let first = sessions(&mesh, 1).await[0];
@@ -198,7 +198,7 @@ async fn a_second_sidecar_of_a_name_is_refused_while_the_first_lives() {
     let refused = mesh.begin_session("n1", copy.clone()).await.unwrap_err().to_string();
     assert!(refused.contains("connected from 10.0.0.1, and this sidecar comes from 10.0.0.7"), "{refused}");
     assert!(mesh.renew("n1", first).await, "the first has its session");
-    // One that comes back after a crash does not wait for the lease of its own.
+    // A sidecar that returns after a crash does not wait for its own lease.
     let again = mesh.begin_session("n1", node(1)).await.unwrap();
     assert!(!mesh.renew("n1", first).await && mesh.renew("n1", again).await);
     // Nor does one that moved: the end of its stream was seen.
@@ -207,7 +207,7 @@ async fn a_second_sidecar_of_a_name_is_refused_while_the_first_lives() {
 }
 
 #[tokio::test]
-async fn those_that_leave_in_order_are_no_alarm() {
+async fn sidecars_that_leave_in_order_do_not_trigger_self_preservation() {
     let dir = tempfile::tempdir().unwrap();
     let mesh = open(store(dir.path()).await).await;
     let sessions = sessions(&mesh, 4).await;
@@ -221,7 +221,7 @@ async fn those_that_leave_in_order_are_no_alarm() {
 }
 
 #[tokio::test]
-async fn what_was_registered_and_applied_survives_a_restart() {
+async fn registrations_and_policies_survive_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let text = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: a}\nspec: {host: order}\n";
     let documents = |text: &str| weft_world::parse_policies("a.yaml", text).documents;
@@ -241,7 +241,7 @@ async fn what_was_registered_and_applied_survives_a_restart() {
     assert_eq!(mesh.policies().1[0].created, created, "a change makes it no younger");
     assert_eq!(mesh.read(|world| world.virtual_ips().of("order.default.svc.cluster.local")), address);
     assert!(mesh.read(|world| world.instance(&key("n1")).unwrap().enable_tag_override));
-    assert!(mesh.read(|world| world.service_index("default", "order")) >= index, "no index goes back");
+    assert!(mesh.read(|world| world.service_index("default", "order")) >= index, "no index decreases");
     mesh.change_policies(Vec::new(), &documents(text)).await.unwrap();
     assert!(mesh.policies().1.is_empty());
 }
@@ -259,7 +259,7 @@ async fn registering_the_same_again_changes_nothing() {
 }
 
 #[tokio::test]
-async fn two_control_planes_over_one_store_see_the_same() {
+async fn two_control_planes_with_one_store_have_the_same_state() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path()).await;
     let (one, two) = (open(store.clone()).await, open(store).await);
@@ -269,7 +269,7 @@ async fn two_control_planes_over_one_store_see_the_same() {
     let revision = *one.seen.borrow();
     seen.wait_for(|seen| *seen >= revision).await.unwrap();
     assert_eq!(health(&two, "n1"), Some(v1::Health::Healthy));
-    // The sidecar moves: its old session is worth nothing any more, and its silence there neither.
+    // The sidecar moves: its old session is superseded, and silence there has no effect.
     let moved = two.begin_session("n1", node(1)).await.unwrap();
     let mut seen = one.seen.subscribe();
     seen.wait_for(|seen| *seen >= *two.seen.borrow()).await.unwrap();
@@ -278,14 +278,15 @@ async fn two_control_planes_over_one_store_see_the_same() {
     one.reap_once(Instant::now() + 2 * LEASE).await.unwrap();
     assert_eq!(health(&one, "n1"), Some(v1::Health::Healthy));
     two.register("n1", moved, v1::Instance { port: 81, ..service() }).await.unwrap();
-    // Another that is connected to the one may not be taken over at the other.
+    // A sidecar that is connected to the first control plane may not be superseded at the second.
     let impostor = Node { address: IpAddr::from([10, 0, 0, 9]), ..node(9) };
     assert!(one.begin_session("n1", impostor).await.unwrap_err().to_string().contains("in use by"));
 }
 
-/// A control plane that was cut off from the store finds its sidecars removed: they begin anew, and say all of it again.
+/// A control plane that was cut off from the store finds its sidecars removed: they begin anew, and register everything
+/// again.
 #[tokio::test]
-async fn one_whose_node_was_removed_elsewhere_is_told() {
+async fn a_session_whose_node_was_removed_elsewhere_is_over() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path()).await;
     let (one, two) = (open(store.clone()).await, open(store.clone()).await);
@@ -305,7 +306,7 @@ async fn one_whose_node_was_removed_elsewhere_is_told() {
 }
 
 #[tokio::test]
-async fn what_was_missed_is_taken_up_when_the_store_is_read_anew() {
+async fn missed_changes_are_applied_when_the_store_is_read_again() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path()).await;
     let mesh = open(store.clone()).await;
@@ -329,7 +330,7 @@ async fn a_damaged_record_is_left_out_and_the_others_serve() {
 }
 
 #[tokio::test]
-async fn who_joins_by_a_group_lives_as_an_instance_does() {
+async fn group_members_have_the_life_of_instances() {
     let dir = tempfile::tempdir().unwrap();
     let mesh = open(store(dir.path()).await).await;
     let session = mesh.begin_session("n1", node(1)).await.unwrap();
@@ -339,34 +340,34 @@ async fn who_joins_by_a_group_lives_as_an_instance_does() {
         mesh.register("n1", session, elsewhere).await.unwrap_err().to_string().contains("10.0.0.9 is not an address")
     );
     mesh.register("n1", session, member.clone()).await.unwrap();
-    let found = |mesh: &Mesh| mesh.read(|world| world.group_members().map(|m| m.instance.clone()).next());
-    let held = found(&mesh).unwrap();
+    let joined = |mesh: &Mesh| mesh.read(|world| world.group_members().map(|m| m.instance.clone()).next());
+    let held = joined(&mesh).unwrap();
     assert_eq!(
         (held.group.as_str(), held.address, held.identity.as_str()),
         ("vms", node(1).address, &*node(1).identity)
     );
 
-    // What its probe has found is kept when its sidecar comes back without a result.
+    // The result of its probe is kept if its sidecar returns without one.
     let (check_id, service_id) = ("probe".into(), member.service_id.clone());
     let check = v1::Check { check_id, service_id, status: "critical".into(), ..v1::Check::default() };
     let update = v1::CheckUpdate { check: Some(check), removed: false };
     mesh.update_check("n1", session, update).await.unwrap();
     let again = mesh.begin_session("n1", node(1)).await.unwrap();
     mesh.register("n1", again, member.clone()).await.unwrap();
-    assert_eq!(found(&mesh).map(|i| (i.health, i.checks.len())), Some((v1::Health::Unhealthy, 1)));
+    assert_eq!(joined(&mesh).map(|i| (i.health, i.checks.len())), Some((v1::Health::Unhealthy, 1)));
     mesh.keep_only("n1", again, std::slice::from_ref(&member.service_id)).await.unwrap();
-    assert!(found(&mesh).is_some());
+    assert!(joined(&mesh).is_some());
 
     mesh.deregister("n1", again, "").await.unwrap();
-    assert!(found(&mesh).is_none());
+    assert!(joined(&mesh).is_none());
     mesh.register("n1", again, member).await.unwrap();
     expire(&mesh, &["n1"]);
     mesh.reap_for_tests().await;
-    assert!(found(&mesh).is_none(), "its lease has ended");
+    assert!(joined(&mesh).is_none(), "its lease has ended");
 }
 
 #[tokio::test]
-async fn to_a_silent_data_centre_goes_only_what_nobody_at_home_can_answer() {
+async fn a_disconnected_data_centre_gets_only_requests_without_a_local_endpoint() {
     use weft_core::failover::Patience;
     let dir = tempfile::tempdir().unwrap();
     let mesh = open(store(dir.path()).await).await;
@@ -376,8 +377,8 @@ async fn to_a_silent_data_centre_goes_only_what_nobody_at_home_can_answer() {
     let there = v1::SubsetSummary { healthy: 1, total: 1, identities: vec!["x".into()], ..Default::default() };
     let services = vec![v1::ServiceSummary { namespace: "default".into(), name: "order".into(), subsets: vec![there] }];
     let gateways = vec![v1::PeerGateway { address: "10.9.0.1".into(), port: 15443 }];
-    let told = v1::Summaries { services, gateways, ..Default::default() };
-    mesh.keep_remote("dc2", told.clone()).await.unwrap();
+    let summaries = v1::Summaries { services, gateways, ..Default::default() };
+    mesh.keep_remote("dc2", summaries.clone()).await.unwrap();
     let sessions = sessions(&mesh, 3).await;
     let mut shares = remotes::Shares::new();
     let mut share = || {
@@ -400,12 +401,12 @@ async fn to_a_silent_data_centre_goes_only_what_nobody_at_home_can_answer() {
     assert_eq!(share(), dc("dc2", 54));
     mesh.set_connected("dc2", false);
     assert_eq!(share(), dc("dc2", 0));
-    // Another that is heard of is better than a preferred one that is not.
-    mesh.keep_remote("dc3", told).await.unwrap();
+    // A connected data centre is better than a preferred one that is disconnected.
+    mesh.keep_remote("dc3", summaries).await.unwrap();
     assert_eq!(share(), dc("dc3", 54));
     mesh.forget_remote("dc3").await.unwrap();
     fall_ill(3).await;
-    assert_eq!(share(), dc("dc2", 100), "what it said last is better than nothing");
+    assert_eq!(share(), dc("dc2", 100), "its last summary is better than nothing");
     mesh.set_connected("dc2", true);
     assert_eq!(share(), dc("dc2", 100));
 }

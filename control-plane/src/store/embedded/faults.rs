@@ -87,13 +87,13 @@ async fn until_recovered(store: &Embedded) {
 }
 
 #[tokio::test]
-async fn store_takes_writes_again_after_the_disk_does() {
+async fn the_store_recovers_when_the_disk_does() {
     let dir = tempfile::tempdir().unwrap();
     let error = Arc::<AtomicI32>::default();
     let store = faulty(dir.path(), &error);
     let lease = store.grant(Duration::from_secs(60)).await.unwrap();
     let mut watch = store.watch().await.unwrap();
-    let mut kept = vec!["a".to_owned()];
+    let mut acknowledged = vec!["a".to_owned()];
     store.txn(vec![], vec![put("a", "1")]).await.unwrap();
     // No space, a file system that turned read-only, an input/output error.
     for (number, text) in [(28, "No space left"), (30, "Read-only file system"), (5, "Input/output error")] {
@@ -108,11 +108,11 @@ async fn store_takes_writes_again_after_the_disk_does() {
         until_recovered(&store).await;
         let key = format!("after-{number}");
         store.txn(vec![], vec![put(&key, "1")]).await.unwrap();
-        kept.push(key);
+        acknowledged.push(key);
     }
     assert!(store.health().failures() >= 6, "{}", store.health().failures());
     store.txn(vec![], vec![Op::put_leased(Table::Policies, "leased", "x", lease)]).await.unwrap();
-    kept.push("leased".into());
+    acknowledged.push("leased".into());
     while let Some(changes) = watch.changes.recv().await {
         assert!(changes.changes.iter().all(|change| change.key != "lost"), "a watcher saw a write that failed");
         if changes.changes.iter().any(|change| change.key == "leased") {
@@ -122,13 +122,13 @@ async fn store_takes_writes_again_after_the_disk_does() {
     drop((store, watch));
     let mut found: Vec<String> =
         open(dir.path()).watch().await.unwrap().records.into_iter().map(|(_, record)| record.key).collect();
-    kept.sort();
+    acknowledged.sort();
     found.sort();
-    assert_eq!(found, kept);
+    assert_eq!(found, acknowledged);
 }
 
-/// A store of some hundred records, as a kill or an orderly end leaves it: its file, the last revision's, and the records
-/// of each revision.
+/// A store of some hundred records, as left by a kill or an orderly end: its file, the file of the last revision, and
+/// the records of each revision.
 struct Sample {
     file: Vec<u8>,
     last: Vec<u8>,
@@ -217,7 +217,8 @@ impl Damage {
     }
 }
 
-/// A whole good state, that of an earlier commit and a count of the repair, or an error with the way out.
+/// The result must be a complete state, that of an earlier commit and a count of the repair, or an error with the
+/// remedy.
 fn check_damage(sample: &Sample, damage: &Damage) -> Result<(), TestCaseError> {
     let dir = tempfile::tempdir().unwrap();
     let mut file = sample.file.clone();
@@ -230,7 +231,7 @@ fn check_damage(sample: &Sample, damage: &Damage) -> Result<(), TestCaseError> {
             Ok(store) => store,
             Err(e) => {
                 let text = format!("{e:#}");
-                let named = text.contains("weft.redb: it is damaged") || text.contains("of another release");
+                let named = text.contains("weft.redb: it is damaged") || text.contains("another release");
                 prop_assert!(named, "{}", text);
                 prop_assert!(text.contains("weftctl snapshot restore") || !text.contains("damaged"), "{}", text);
                 return Ok(());
@@ -247,11 +248,11 @@ fn check_damage(sample: &Sample, damage: &Damage) -> Result<(), TestCaseError> {
 }
 
 #[test]
-fn damage_ends_in_a_whole_state_a_reported_repair_or_an_error_with_the_way_out() {
+fn damage_leads_to_a_complete_state_a_reported_repair_or_an_error_with_a_remedy() {
     let samples = [sample(false), sample(true)];
     let mut runner = TestRunner::new(ProptestConfig { cases: 150, ..ProptestConfig::default() });
     runner.run(&damages(), |(killed, damage)| check_damage(&samples[usize::from(killed)], &damage)).unwrap();
-    // The header says which commit is the last: a bit of each byte.
+    // The header names the last commit: a bit of each byte.
     for at in 0..320 {
         check_damage(&samples[1], &Damage::FlipAt(at)).unwrap_or_else(|e| panic!("byte {at}: {e}"));
     }

@@ -1,10 +1,11 @@
 //! The file of the embedded store: how it is opened and checked, and the errors of a damaged one.
 //!
-//! Every page's checksum is verified at each open, which reads the whole file (gigabytes a second): without that a flipped
-//! bit shows itself whenever its page is read, or never. The database can fall back to the commit before the last, and does
-//! so after a kill in the midst of a commit as well; a second file with the revision of the last acknowledged write decides
-//! whether an acknowledged write got lost. It is written after each commit and never synced: it outlives a kill, and after
-//! a power failure it is at most older than the database, which proves nothing and is no false alarm.
+//! Every page's checksum is verified at each open, which reads the whole file (gigabytes a second): otherwise a flipped
+//! bit is found whenever its page is read, or never. The database can fall back to the commit before the last, and does
+//! so after a kill in the middle of a commit as well; a second file with the revision of the last acknowledged write
+//! decides whether an acknowledged write was lost. It is written after each commit and never synced: it outlives a
+//! kill, and after a power failure it is at most older than the database, which proves nothing and causes no false
+//! alarm.
 
 use std::cell::Cell;
 use std::collections::{BTreeSet, HashMap};
@@ -29,11 +30,11 @@ use crate::store::snapshot::automatic;
 pub(super) const RECORDS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("records");
 /// Times to live by lease, milliseconds.
 pub(super) const LEASES: TableDefinition<'_, u64, u64> = TableDefinition::new("leases");
-/// `revision`: that of the last change; `time`: when it was made, seconds since 1970.
+/// `revision`: that of the last change; `time`: its time, seconds since 1970.
 pub(super) const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
-/// Written and removed again to see whether the disk takes writes.
+/// Written and removed again to test whether the disk accepts writes.
 const PROBE: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("probe");
-/// Bytes of that: a disk with room for less would fail the next write of a large record.
+/// Bytes of that: a disk with less space would fail the next write of a large record.
 const PROBE_SIZE: usize = 256 << 10;
 
 /// Name of the database in the data folder.
@@ -41,7 +42,7 @@ const NAME: &str = "weft.redb";
 /// Name of the file with the last acknowledged revision.
 const LAST: &str = "weft.redb.last";
 
-/// Opens the database in a file. Tests put storage in between that fails.
+/// Opens the database in a file. Tests insert storage that fails.
 pub(super) type Storage = Box<dyn Fn(&Builder, File) -> Result<Database, DatabaseError> + Send>;
 
 /// The file itself.
@@ -49,7 +50,7 @@ pub(super) fn plain() -> Storage {
     Box::new(|builder, file| builder.create_with_backend(FileBackend::new(file)?))
 }
 
-/// Where the database is and how it is opened.
+/// The folder of the database, and how it is opened.
 pub(super) struct Place {
     dir: PathBuf,
     path: PathBuf,
@@ -58,14 +59,14 @@ pub(super) struct Place {
     health: Arc<Health>,
 }
 
-/// An open database and what was read of it.
+/// An open database and its initial content.
 pub(super) struct Opened {
     pub(super) db: Database,
     pub(super) revision: u64,
     pub(super) leases: HashMap<u64, Lease>,
 }
 
-/// The last acknowledged write: its revision, and when it was made, seconds since 1970.
+/// The last acknowledged write: its revision and its time, seconds since 1970.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Last {
     revision: u64,
@@ -73,7 +74,7 @@ struct Last {
 }
 
 impl Last {
-    /// Its form has one length, so that it is overwritten in place, which a full disk allows.
+    /// Its form has a fixed length, so that it is overwritten in place, which a full disk allows.
     fn text(self) -> String {
         format!("revision {:020} unix {:020}\n", self.revision, self.time)
     }
@@ -84,7 +85,7 @@ impl Last {
     }
 }
 
-/// Why a database was not opened.
+/// The reason why a database was not opened.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
     #[error("another process has it open: is another control plane running on this data folder?")]
@@ -101,7 +102,7 @@ impl From<DatabaseError> for Failure {
         match error {
             DatabaseError::DatabaseAlreadyOpen => Failure::InUse,
             DatabaseError::UpgradeRequired(version) => {
-                Failure::Refused(format!("its format, version {version}, is of another release of Weft"))
+                Failure::Refused(format!("its format, version {version}, belongs to another release of Weft"))
             }
             DatabaseError::Storage(StorageError::Io(e)) if !matches!(e.kind(), InvalidData | UnexpectedEof) => {
                 Failure::Refused(e.to_string())
@@ -117,10 +118,10 @@ impl Place {
         Ok(Place { dir: dir.to_owned(), path: dir.join(NAME), storage, last: None, health })
     }
 
-    /// Opens the database, created when the data folder has none, and verifies all of it.
+    /// Opens the database, created if the data folder has none, and verifies all of it.
     ///
     /// # Errors
-    /// Names the file, the cause, and for a damaged file the way out.
+    /// If it cannot be opened; the error has the file, the cause, and for a damaged file the remedy.
     pub(super) fn open(&mut self) -> Result<Opened> {
         let last = self.read_last();
         let written = last.filter(|last| last.revision > 1);
@@ -130,7 +131,7 @@ impl Place {
             return Err(self.error(&Failure::Damaged(text)));
         }
         let (db, fell_back) = self.database().map_err(|failure| self.error(&failure))?;
-        // What passes its checksums and still makes no sense is damage as well.
+        // Content that passes its checksums and is still invalid is damage as well.
         let read = catch_unwind(AssertUnwindSafe(|| read(&db)));
         let read = read.unwrap_or_else(|panic| Err(anyhow::anyhow!("{}", words(panic.as_ref()))));
         let (kept, leases) = read.map_err(|e| self.error(&Failure::Damaged(format!("{e:#}"))))?;
@@ -142,7 +143,8 @@ impl Place {
 
     /// The database, and whether it is that of the commit before the last.
     fn database(&self) -> Result<(Database, bool), Failure> {
-        // The file holds keys: it is created with its final mode, and one left too open is closed before use.
+        // The file contains keys: it is created with its final mode, and the mode of an existing one is restricted
+        // before use.
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&self.path);
         let private = file.and_then(|file| {
             file.set_permissions(std::fs::Permissions::from_mode(0o600))?;
@@ -153,40 +155,40 @@ impl Place {
         let callback = fell_back.clone();
         let mut builder = Builder::new();
         builder.set_check_integrity_on_open(true);
-        // The database reports how far a repair is: between its start and its second pass only when the last commit does
-        // not verify and the one before is tried.
+        // The database reports the progress of a repair: between its start and its second pass only if the last commit
+        // does not verify and the one before is tried.
         builder.set_repair_callback(move |repair| {
             if (0.2..0.5).contains(&repair.progress()) {
                 callback.set(true);
             }
         });
-        // A file that some other program has written may break what the database takes for granted.
+        // A file that another program has written may violate assumptions of the database.
         let opened = catch_unwind(AssertUnwindSafe(|| (self.storage)(&builder, file)));
         let db = opened.map_err(|panic| Failure::Damaged(words(panic.as_ref())))??;
         Ok((db, fell_back.get()))
     }
 
-    fn report_repair(&self, fell_back: bool, kept: Last, last: Option<Last>) {
+    fn report_repair(&self, fell_back: bool, restored: Last, last: Option<Last>) {
         let file = self.path.display();
-        let (kept_at, kept) = (time(kept.time), kept.revision);
+        let (kept_at, restored) = (time(restored.time), restored.revision);
         match last {
-            Some(last) if last.revision > kept => {
+            Some(last) if last.revision > restored => {
                 self.health.count_repair();
                 let lost = time(last.time);
                 tracing::error!(
-                    "the store {file} was damaged and is back at its last whole state, revision {kept} of {kept_at}: \
+                    "the store {file} was damaged and is back at its last whole state, revision {restored} of {kept_at}: \
                      acknowledged writes up to revision {} of {lost} are lost; {}",
                     last.revision,
                     self.way_back()
                 );
             }
             Some(_) if fell_back => {
-                tracing::info!("the store {file}: an unfinished write was undone, none that was acknowledged");
+                tracing::info!("the store {file}: an unfinished write was undone, all acknowledged writes are kept");
             }
             None if fell_back => {
                 self.health.count_repair();
                 tracing::warn!(
-                    "the store {file} was repaired and is back at revision {kept} of {kept_at}: one write may be lost"
+                    "the store {file} was repaired and is back at revision {restored} of {kept_at}: one write may be lost"
                 );
             }
             _ => {}
@@ -218,12 +220,12 @@ impl Place {
         let text = std::fs::read_to_string(&path).ok()?;
         let last = Last::parse(&text);
         if last.is_none() {
-            tracing::warn!("{} is damaged: a write that the store has lost cannot be noticed", path.display());
+            tracing::warn!("{} is damaged: a write that the store has lost cannot be detected", path.display());
         }
         last
     }
 
-    /// A disk that has no room for it may have room for what matters.
+    /// A disk without space for it may have space for the database.
     fn open_last(&mut self) {
         let path = self.dir.join(LAST);
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
@@ -233,22 +235,22 @@ impl Place {
         self.last = file.ok();
     }
 
-    /// Notes the last acknowledged write.
+    /// Writes the revision of the last acknowledged write.
     pub(super) fn note(&self, revision: u64, time: u64) {
         let Some(last) = &self.last else { return };
         if let Err(e) = last.write_all_at(Last { revision, time }.text().as_bytes(), 0) {
-            // The write itself is safe; without this a later loss of it would not be noticed.
+            // The write itself is safe; without this a later loss of it would not be detected.
             tracing::debug!("cannot write {}: {e}", self.dir.join(LAST).display());
         }
     }
 
-    /// What the log and `weftctl status` say of a write that failed.
+    /// The text of a failed write for the log and `weftctl status`.
     pub(super) fn write_failure(&self, error: &anyhow::Error) -> String {
         format!("cannot write {}: {error:#}", self.path.display())
     }
 }
 
-/// Revision, time and leases of a database; the tables are made where they are missing.
+/// Revision, time and leases of a database; missing tables are created.
 fn read(db: &Database) -> Result<(Last, HashMap<u64, Lease>)> {
     let txn = db.begin_write()?;
     let mut leases = HashMap::new();
@@ -269,7 +271,7 @@ fn read(db: &Database) -> Result<(Last, HashMap<u64, Lease>)> {
         }
         let mut meta = txn.open_table(META)?;
         let number = |key| -> Result<Option<u64>> { Ok(meta.get(key)?.map(|number| number.value())) };
-        // Revision 1 is that of a store without records: clients take an index of 0 for none.
+        // Revision 1 is that of a store without records: for clients an index of 0 means none.
         let found = number("revision")?;
         fresh = found.is_none();
         last = Last { revision: found.unwrap_or(1), time: number("time")?.unwrap_or(0) };
@@ -277,7 +279,7 @@ fn read(db: &Database) -> Result<(Last, HashMap<u64, Lease>)> {
             meta.insert("revision", last.revision)?;
         }
     }
-    // Nothing is written to a full disk just to read what it has.
+    // Reading must not write to a full disk.
     if fresh {
         txn.commit()?;
     } else {
@@ -286,7 +288,7 @@ fn read(db: &Database) -> Result<(Last, HashMap<u64, Lease>)> {
     Ok((last, leases))
 }
 
-/// Sees whether the disk takes a write of some size.
+/// Tests whether the disk accepts a write of some size.
 pub(super) fn probe(db: &Database) -> Result<()> {
     let txn = db.begin_write()?;
     // Not zeroes, for which some file systems allocate nothing.

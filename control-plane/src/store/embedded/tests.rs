@@ -10,7 +10,7 @@ fn put(key: &str, value: &str) -> Op {
     Op::put(Table::Policies, key, value)
 }
 
-/// Opens it again; the thread of one that was dropped holds the file until its queue closes.
+/// Opens it again; the thread of a dropped one holds the file until its queue closes.
 pub(crate) fn open(dir: &Path) -> Embedded {
     let end = std::time::Instant::now() + Duration::from_secs(5);
     loop {
@@ -23,7 +23,7 @@ pub(crate) fn open(dir: &Path) -> Embedded {
 }
 
 #[tokio::test]
-async fn acknowledged_writes_are_there_after_reopening() {
+async fn acknowledged_writes_survive_reopening() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
     store.txn(vec![], vec![put("a", "1"), put("b", "2")]).await.unwrap();
@@ -39,7 +39,7 @@ async fn acknowledged_writes_are_there_after_reopening() {
 }
 
 #[tokio::test]
-async fn leases_begin_anew_with_the_store() {
+async fn lease_timers_restart_with_the_store() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
     let lease = store.grant(Duration::from_millis(50)).await.unwrap();

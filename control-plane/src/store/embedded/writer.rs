@@ -1,4 +1,4 @@
-//! The thread that writes the embedded store, and its recovery when the disk refuses a write.
+//! The thread that writes the embedded store, and its recovery after a write that the disk refuses.
 
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -28,11 +28,11 @@ pub(super) struct Writer {
 /// Answers a caller; the error is that of the batch as a whole.
 type Answer = Box<dyn FnOnce(Option<&Error>) + Send>;
 
-/// What a batch will have done once it is on disk.
+/// The effects of a batch once it is on disk.
 #[derive(Default)]
 struct Effects {
-    told: Vec<Changes>,
-    /// Path, the lease that it was bound to, and the one that it is bound to now.
+    notifications: Vec<Changes>,
+    /// Path, previous lease and current lease.
     bound: Vec<(String, u64, u64)>,
     granted: Vec<(u64, Duration)>,
     ended: Vec<u64>,
@@ -78,7 +78,7 @@ impl Writer {
         self.work(work);
         for watching in watching {
             let watch = self.watch();
-            // A caller that gave up needs no answer.
+            // The caller may have gone.
             let _ = watching.send(watch);
         }
     }
@@ -97,7 +97,7 @@ impl Writer {
                 effects.answers.extend(work.into_iter().map(Request::refuse));
                 Some(closed(&self.health))
             }
-            // A file that another program has written meanwhile may break what the database takes for granted.
+            // A file that another program has written meanwhile may violate assumptions of the database.
             Some(open) => match catch_unwind(AssertUnwindSafe(|| self.write(open, work, time, &mut effects))) {
                 Ok(Ok(())) => None,
                 Ok(Err(e)) => {
@@ -119,19 +119,19 @@ impl Writer {
         }
     }
 
-    /// Reports a batch of so many writes that the disk refused, and undoes what it began by opening the database anew.
+    /// Reports a batch of writes that the disk refused, and undoes its partial effects by reopening the database.
     fn failed(&mut self, error: &anyhow::Error, writes: usize) -> Error {
         let reason = self.place.write_failure(error);
         self.health.report_failure(&reason, writes);
         let before = self.revision;
         match self.reopen() {
             Ok(revision) if revision <= before => Error::Unavailable(reason),
-            // It is there, or cannot be looked up.
+            // It exists, or cannot be looked up.
             Ok(_) | Err(_) => Error::Unknown(reason),
         }
     }
 
-    /// Opens the database anew where that is needed, and reports recovery once it takes a write.
+    /// Reopens the database if needed, and reports recovery once it accepts a write.
     fn recover(&mut self) {
         let closed = self.db.read().unwrap_or_else(PoisonError::into_inner).is_none();
         if closed && let Err(e) = self.reopen() {
@@ -151,7 +151,7 @@ impl Writer {
         }
     }
 
-    /// Closes the database and opens it: what a failed write left behind is undone. Gives the revision on disk.
+    /// Closes the database and opens it, which undoes the effects of a failed write. Returns the revision on disk.
     fn reopen(&mut self) -> Result<u64> {
         let db = self.db.clone();
         let mut db = db.write().unwrap_or_else(PoisonError::into_inner);
@@ -159,17 +159,17 @@ impl Writer {
         let Opened { db: opened, revision, leases } = self.place.open()?;
         *db = Some(opened);
         drop(db);
-        let mut held = self.leases.lock();
-        let known = std::mem::replace(&mut *held, leases);
-        for (id, lease) in held.iter_mut() {
+        let mut leases_by_id = self.leases.lock();
+        let known = std::mem::replace(&mut *leases_by_id, leases);
+        for (id, lease) in leases_by_id.iter_mut() {
             if let Some(known) = known.get(id) {
                 lease.ends = known.ends;
             }
         }
-        drop(held);
+        drop(leases_by_id);
         self.leases.added.notify_one();
         if revision != self.revision {
-            // Watchers compare what they know with what is there, and go on from that.
+            // Watchers compare their state with the store, and continue from there.
             self.watchers.clear();
             self.revision = revision.max(self.revision);
         }
@@ -179,7 +179,7 @@ impl Writer {
     fn write(&self, db: &Database, work: Vec<Request>, time: u64, effects: &mut Effects) -> Result<()> {
         let mut work = work.into_iter();
         let result = self.write_all(db, &mut work, time, effects);
-        // What was not reached is answered as the rest of the batch is.
+        // Requests that were not reached are answered like the rest of the batch.
         effects.answers.extend(work.map(Request::refuse));
         result
     }
@@ -231,7 +231,7 @@ impl Writer {
         }
     }
 
-    /// Ends a lease whose time is up, or in any case.
+    /// Ends a lease: always, or only if it has expired.
     fn end(
         &self,
         tables: &mut Tables<'_>,
@@ -243,7 +243,7 @@ impl Writer {
         let due = |lease: &Lease| anyway || lease.ends <= Instant::now();
         let paths = self.leases.lock().get(&id).filter(|lease| due(lease)).map(|lease| lease.paths.clone());
         let Some(paths) = paths else { return Ok(()) };
-        // Those that this batch bound to it are its too.
+        // Records that this batch bound to the lease end with it too.
         let fresh = effects.bound.iter().filter(|(.., to)| *to == id).map(|(path, ..)| path.clone());
         let all: BTreeSet<String> = paths.into_iter().chain(fresh).collect();
         let changes = end(&mut tables.records, id, &all)?;
@@ -251,7 +251,7 @@ impl Writer {
         effects.ended.push(id);
         if !changes.is_empty() {
             *revision += 1;
-            effects.told.push(Changes { revision: *revision, changes });
+            effects.notifications.push(Changes { revision: *revision, changes });
         }
         Ok(())
     }
@@ -307,7 +307,7 @@ impl Writer {
             return Ok(Ok(Some(0)));
         }
         *revision = next;
-        effects.told.push(Changes { revision: next, changes });
+        effects.notifications.push(Changes { revision: next, changes });
         Ok(Ok(Some(next)))
     }
 
@@ -315,26 +315,26 @@ impl Writer {
         self.leases.lock().contains_key(&lease) || effects.granted.iter().any(|(id, _)| *id == lease)
     }
 
-    /// What is on disk now becomes so in memory, and for watchers.
+    /// Applies the effects of a batch on disk to memory and watchers.
     fn take_effect(&mut self, effects: &mut Effects) {
-        let mut held = self.leases.lock();
+        let mut leases_by_id = self.leases.lock();
         for (id, ttl) in effects.granted.drain(..) {
-            held.insert(id, Lease { ttl, ends: Instant::now() + ttl, paths: BTreeSet::new() });
+            leases_by_id.insert(id, Lease { ttl, ends: Instant::now() + ttl, paths: BTreeSet::new() });
             self.leases.added.notify_one();
         }
         for (path, from, to) in effects.bound.drain(..) {
-            if let Some(lease) = held.get_mut(&from) {
+            if let Some(lease) = leases_by_id.get_mut(&from) {
                 lease.paths.remove(&path);
             }
-            if let Some(lease) = held.get_mut(&to) {
+            if let Some(lease) = leases_by_id.get_mut(&to) {
                 lease.paths.insert(path);
             }
         }
         for id in effects.ended.drain(..) {
-            held.remove(&id);
+            leases_by_id.remove(&id);
         }
-        drop(held);
-        for changes in effects.told.drain(..) {
+        drop(leases_by_id);
+        for changes in effects.notifications.drain(..) {
             self.revision = changes.revision;
             self.watchers.retain(|watcher| watcher.blocking_send(changes.clone()).is_ok());
         }
@@ -365,7 +365,7 @@ fn list(db: &Database) -> Result<Vec<(Table, Record)>> {
 impl Request {
     /// Answers with the error of the batch, which did not do it.
     fn refuse(self) -> Answer {
-        let not_done = || Error::Unavailable("it was not reached".into());
+        let not_done = || Error::Unavailable("the batch failed before it".into());
         match self {
             Request::Txn(.., done) => answer(done, Err(not_done())),
             Request::Grant(_, done) => answer(done, Err(not_done())),
@@ -376,7 +376,7 @@ impl Request {
     }
 }
 
-/// Removes what is bound to a lease.
+/// Removes the records bound to a lease.
 fn end(records: &mut RedbTable<'_, &str, &[u8]>, lease: u64, paths: &BTreeSet<String>) -> Result<Vec<Change>> {
     let mut changes = Vec::new();
     for path in paths {
@@ -405,7 +405,7 @@ fn settle<T: Send + 'static>(
 /// Answers with `result`, unless the batch as a whole has failed.
 fn answer<T: Send + 'static>(done: oneshot::Sender<Result<T, Error>>, result: Result<T, Error>) -> Answer {
     Box::new(move |failure| {
-        // Who gave up does not mind.
+        // The caller may have gone.
         let _ = done.send(failure.map_or(result, |failure| Err(failure.clone())));
     })
 }

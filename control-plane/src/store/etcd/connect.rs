@@ -1,4 +1,4 @@
-//! Connections to etcd's servers: one at a time, to the first that answers; one that fails is left for the next.
+//! Connections to etcd's servers: one at a time, to the first that answers; after a failure the next one is used.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,17 +19,17 @@ use tonic::{Request, Status};
 use weft_proto::etcd::AuthenticateRequest;
 use weft_proto::etcd::auth_client::AuthClient;
 
-/// A server that does not take a connection by then is away.
+/// Timeout of a connection attempt.
 const CONNECT: Duration = Duration::from_secs(2);
-/// A server that is cut off is noticed by then.
+/// A broken connection is detected within this time.
 const PING: Duration = Duration::from_secs(3);
 
-/// How etcd is reached.
+/// The settings of the connection to etcd.
 #[derive(Debug, Clone, Default)]
 pub struct Access {
-    /// PEM file of the CA that signs etcd's certificates; with it the connection is TLS.
+    /// PEM file of the CA that signs etcd's certificates; enables TLS.
     pub ca: Option<PathBuf>,
-    /// PEM files of our certificate and its key.
+    /// PEM files of this control plane's certificate and its key.
     pub certificate: Option<(PathBuf, PathBuf)>,
     /// User and password.
     pub user: Option<(String, String)>,
@@ -44,7 +44,7 @@ pub(super) struct Servers {
     current: Mutex<Option<Session>>,
 }
 
-/// A connection, and what etcd knows us by.
+/// A connection, and its token of authentication.
 #[derive(Clone)]
 pub(super) struct Session {
     pub(super) channel: Channel,
@@ -52,7 +52,7 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// A request with our token.
+    /// A request with the token.
     pub(super) fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         if let Some(token) = &self.token {
@@ -74,7 +74,7 @@ impl Servers {
         })
     }
 
-    /// The connection at hand, or a new one.
+    /// The current connection, or a new one.
     pub(super) async fn session(&self) -> Result<Session, Status> {
         if let Some(session) = self.current.lock().unwrap_or_else(PoisonError::into_inner).clone() {
             return Ok(session);
@@ -85,7 +85,7 @@ impl Servers {
             Some((name, password)) => {
                 let request = AuthenticateRequest { name: name.clone(), password: password.clone() };
                 let token = AuthClient::new(channel.clone()).authenticate(request).await?.into_inner().token;
-                Some(token.parse().map_err(|_| Status::internal("etcd's token makes no sense"))?)
+                Some(token.parse().map_err(|_| Status::internal("etcd's token is invalid"))?)
             }
         };
         let session = Session { channel, token };
@@ -93,7 +93,7 @@ impl Servers {
         Ok(session)
     }
 
-    /// The server at hand does not do its work: the next request goes to another.
+    /// Drops the current server after a failure: the next request uses another.
     pub(super) fn leave(&self) {
         *self.current.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.next.fetch_add(1, Ordering::Relaxed);
@@ -104,7 +104,7 @@ impl Servers {
         let connector = tower::service_fn(move |_| {
             let (addresses, tls, next) = (addresses.clone(), tls.clone(), next.clone());
             async move {
-                let mut last = std::io::Error::other("no address of etcd given");
+                let mut last = std::io::Error::other("no address of etcd is given");
                 for _ in 0..addresses.len() {
                     let at = next.load(Ordering::Relaxed) % addresses.len();
                     let address = addresses.get(at).map_or("", String::as_str);

@@ -1,7 +1,7 @@
-//! Snapshots that the control plane makes by itself, so that a damaged store has a way back that needs no forethought.
+//! Automatic snapshots, so that a damaged store can be restored without preparation.
 //!
-//! They lie beside the store, in a folder that only its owner can read, under names that sort by their time. One is made
-//! when the newest is older than the interval and something has changed since; the oldest go.
+//! They are beside the store, in a folder that only its owner can read, under names that sort by their time. One is
+//! made when the newest is older than the interval and something has changed since; the oldest are removed.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::Write;
@@ -20,25 +20,25 @@ use crate::store::Shared;
 
 /// Folder of the snapshots in the data folder.
 const FOLDER: &str = "snapshots";
-/// Ends the name of one.
+/// Suffix of the names.
 const ENDING: &str = ".snapshot";
-/// Pause after one that failed, at most.
+/// Maximum pause after a failed one.
 const RETRY: Duration = Duration::from_secs(60);
 
-/// How often snapshots are made and how many are kept.
+/// The interval of snapshots and their number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Settings {
     /// Time between two; zero: none are made.
     pub interval: Duration,
-    /// Most that are kept, at least one.
+    /// Number of snapshots that are kept, at least one.
     pub keep: usize,
 }
 
-/// What came of them.
+/// Counters of snapshots.
 #[derive(Debug, Default)]
 pub struct Counts {
     /// Snapshots made since the start.
-    pub made: AtomicU64,
+    pub written: AtomicU64,
     /// Snapshots that failed since the start.
     pub failed: AtomicU64,
 }
@@ -48,7 +48,7 @@ pub fn newest(data_dir: &Path) -> Option<PathBuf> {
     list(&data_dir.join(FOLDER)).pop()
 }
 
-/// All of a folder, the oldest first.
+/// The snapshots of a folder, the oldest first.
 fn list(folder: &Path) -> Vec<PathBuf> {
     let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
     let paths = entries.flatten().map(|entry| entry.path());
@@ -57,7 +57,7 @@ fn list(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Makes snapshots for ever. To be spawned.
+/// Makes snapshots for the life of the process. To be spawned.
 pub async fn keep(store: Shared, data_dir: PathBuf, settings: Settings, counts: Arc<Counts>) {
     let folder = data_dir.join(FOLDER);
     let age = newest(&data_dir).and_then(|path| path.metadata().ok()?.modified().ok()?.elapsed().ok());
@@ -70,8 +70,8 @@ pub async fn keep(store: Shared, data_dir: PathBuf, settings: Settings, counts: 
         match save(&store, &folder, settings.keep, &mut saved).await {
             Ok(None) => {}
             Ok(Some(path)) => {
-                counts.made.fetch_add(1, Ordering::Relaxed);
-                tracing::info!("made the snapshot {}", path.display());
+                counts.written.fetch_add(1, Ordering::Relaxed);
+                tracing::info!("wrote the snapshot {}", path.display());
             }
             Err(e) => {
                 counts.failed.fetch_add(1, Ordering::Relaxed);
@@ -82,7 +82,7 @@ pub async fn keep(store: Shared, data_dir: PathBuf, settings: Settings, counts: 
     }
 }
 
-/// Makes one, unless the store is at the revision of the last.
+/// Makes one, unless the store is still at the revision of the last one.
 async fn save(store: &Shared, folder: &Path, keep: usize, saved: &mut Option<u64>) -> Result<Option<PathBuf>> {
     let watch = store.watch().await?;
     let revision = watch.revision;
@@ -91,13 +91,13 @@ async fn save(store: &Shared, folder: &Path, keep: usize, saved: &mut Option<u64
     }
     let (folder, records) = (folder.to_owned(), watch.records);
     drop(watch.changes);
-    let made = tokio::task::spawn_blocking(move || {
+    let written = tokio::task::spawn_blocking(move || {
         let file = encode(records);
         let path = write(&folder, &name(SystemTime::now()), &file)?;
         prune(&folder, keep);
         anyhow::Ok(path)
     });
-    let path = made.await.context("the thread that writes it has panicked")??;
+    let path = written.await.context("the thread that writes it has panicked")??;
     *saved = Some(revision);
     Ok(Some(path))
 }
@@ -108,16 +108,16 @@ fn name(now: SystemTime) -> String {
     format!("{stem}{ENDING}")
 }
 
-/// Writes a file whole, or leaves none.
+/// Writes a complete file, or leaves none.
 fn write(folder: &Path, name: &str, bytes: &[u8]) -> Result<PathBuf> {
     DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     let disk = rustix::fs::statvfs(folder)?;
     let (free, size) = (disk.f_bavail.saturating_mul(disk.f_frsize), bytes.len() as u64);
     // The store needs the space more than its copy does.
-    ensure!(free / 2 >= size, "it needs {size} bytes and would leave less than that free ({free} bytes are)");
+    ensure!(free / 2 >= size, "it needs {size} bytes and would leave less than that free ({free} bytes are free)");
     let (path, unfinished) = (folder.join(name), folder.join("unfinished"));
     let written = (|| {
-        // One that an earlier process left.
+        // A file that an earlier process left.
         let _ = std::fs::remove_file(&unfinished);
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished)?;
         file.write_all(bytes)?;

@@ -11,10 +11,10 @@ use weft_proto::v1::SnapshotRecord;
 use crate::store::batch::{self, Interrupted};
 use crate::store::{self, Op, Record, Shared, Table};
 
-/// What there is in a store, as a file.
+/// The content of a store, as a file.
 ///
 /// # Errors
-/// When the store cannot be read.
+/// If the store cannot be read.
 pub async fn save(store: &Shared) -> Result<Vec<u8>, store::Error> {
     Ok(encode(store.watch().await?.records))
 }
@@ -31,31 +31,32 @@ fn encode(records: Vec<(Table, Record)>) -> Vec<u8> {
 /// The records of a file.
 ///
 /// # Errors
-/// When it is no snapshot, is damaged, or has records of an unknown table.
+/// If it is not a snapshot, is damaged, or has records of an unknown table.
 pub fn decode(file: &[u8]) -> Result<Vec<(Table, String, Vec<u8>)>, String> {
     let known = |record: SnapshotRecord| {
         let table = Table::ALL.into_iter().find(|table| table.name() == record.table);
-        let table =
-            table.ok_or_else(|| format!("a record of the kind {:?}, which this Weft does not know", record.table))?;
+        let table = table.ok_or_else(|| {
+            format!("a record of the kind {:?}, which this version of Weft does not support", record.table)
+        })?;
         Ok((table, record.key, record.value))
     };
     snapshot::decode(file)?.into_iter().map(known).collect()
 }
 
-/// What a restore has done.
+/// The result of a restore.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Restored {
-    /// Records that the store has now.
+    /// Number of records in the store now.
     pub records: usize,
-    /// Secrets are others now, which control planes take up when they are restarted.
+    /// Whether secrets have changed, which control planes read again only at a restart.
     pub secrets: bool,
 }
 
-/// Replaces the content of the store by `records`; other records are removed, except those bound to a lease. It is one transaction
-/// where the store takes one of that size.
+/// Replaces the content of the store by `records`; other records are removed, except those bound to a lease. It is one
+/// transaction if the store accepts one of that size.
 ///
 /// # Errors
-/// When the store refuses; how far it came.
+/// If the store refuses, with the progress.
 pub async fn restore(store: &Shared, records: Vec<(Table, String, Vec<u8>)>) -> Result<Restored, Interrupted> {
     let unread = |error| Interrupted { done: 0, unknown: 0, total: 0, error };
     let now = store.watch().await.map_err(unread)?.records;
@@ -90,7 +91,7 @@ mod tests {
     use crate::store::embedded::Embedded;
 
     #[tokio::test]
-    async fn what_was_saved_is_restored_and_nothing_else() {
+    async fn a_restore_replaces_the_content_of_the_store() {
         let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let from: Shared = Arc::new(Embedded::open(one.path()).unwrap());
         let to: Shared = Arc::new(Embedded::open(two.path()).unwrap());
@@ -114,7 +115,7 @@ mod tests {
         assert!(!again.secrets, "nothing is another now");
         let revision = to.watch().await.unwrap().revision;
         restore(&to, decode(&file).unwrap()).await.unwrap();
-        assert_eq!(to.watch().await.unwrap().revision, revision, "what is the same is not written");
+        assert_eq!(to.watch().await.unwrap().revision, revision, "unchanged records are not written");
     }
 
     #[test]

@@ -9,15 +9,15 @@ use super::Client;
 use crate::world::World;
 use weft_policy::nearest::suggest;
 
-/// Namespace of a caller of whom nothing is said.
+/// Namespace of a caller that is not described otherwise.
 const DEFAULT_NAMESPACE: &str = "default";
 
-/// A workload as it is named.
+/// The name of a workload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Name {
     /// As given.
     pub workload: String,
-    /// `None`: it was not said.
+    /// `None`: not given.
     pub namespace: Option<String>,
 }
 
@@ -25,7 +25,7 @@ impl Name {
     /// `name`, `name.namespace` or `namespace/name`.
     ///
     /// # Errors
-    /// Where one of the two is empty.
+    /// If one of the two is empty.
     pub fn parse(text: &str) -> Result<Name, String> {
         let (workload, namespace) = match text.split_once('/') {
             Some((namespace, workload)) => (workload, Some(namespace)),
@@ -37,7 +37,7 @@ impl Name {
         Ok(Name { workload: workload.to_owned(), namespace: namespace.map(str::to_owned) })
     }
 
-    /// That of the caller.
+    /// The caller's namespace.
     pub fn namespace(&self) -> &str {
         self.namespace.as_deref().unwrap_or(DEFAULT_NAMESPACE)
     }
@@ -54,7 +54,7 @@ pub struct Workload<'a> {
     pub namespace: &'a str,
     /// SPIFFE ID of its sidecar.
     pub identity: &'a str,
-    /// Address that its sidecar's stream comes from.
+    /// Source address of its sidecar's stream.
     pub address: IpAddr,
     /// `region/zone/subzone`.
     pub locality: &'a str,
@@ -62,10 +62,11 @@ pub struct Workload<'a> {
     pub labels: &'a BTreeMap<String, String>,
 }
 
-/// The client of that name among the `connected` workloads. `ejected` returns the endpoints that a node's sidecar has ejected.
+/// The client of that name among the `connected` workloads. `ejected` returns the endpoints that a node's sidecar has
+/// ejected.
 ///
 /// # Errors
-/// When there is none, or in several namespaces.
+/// If there is none, or in several namespaces.
 pub fn find(
     name: &Name,
     connected: &[Workload<'_>],
@@ -77,7 +78,7 @@ pub fn find(
             && name.namespace.as_ref().is_none_or(|namespace| namespace == workload.namespace)
     };
     let mut found: Vec<&Workload<'_>> = connected.iter().filter(is_meant).collect();
-    // The same one every time, where several are alike.
+    // The result is the same every time, even if several are alike.
     found.sort_by_key(|workload| (workload.namespace, workload.node));
     let Some(workload) = found.first().copied() else {
         let mut known: Vec<&str> = connected.iter().map(|workload| workload.name).collect();
@@ -92,7 +93,7 @@ pub fn find(
         let namespaces: Vec<&str> = namespaces.into_iter().collect();
         let workload = &name.workload;
         return Err(format!(
-            "--from: `{workload}` is in the namespaces {}: say {workload}.{}",
+            "--from: `{workload}` is in the namespaces {}: use {workload}.{}",
             namespaces.join(" and "),
             namespaces[0]
         ));

@@ -1,4 +1,4 @@
-//! One destination: the policy for calls to it, its endpoints, and the one that this request's hash means.
+//! One destination: the policy for calls to it, its endpoints, and the endpoint that this request's hash selects.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -17,18 +17,18 @@ use super::report::{Destination, Elsewhere, Endpoint, Hash, Level, Verdict};
 use super::{Client, refused, settings};
 use weft_policy::MESH_SUFFIX;
 
-/// Who sends, and when.
+/// The sender, and the time of the request.
 pub(super) struct Sender<'a> {
     pub(super) client: &'a Client,
-    /// All registrations are known.
+    /// Whether all registrations are known.
     pub(super) complete: bool,
     pub(super) now: Instant,
     pub(super) view: RequestView<'a>,
 }
 
 impl Sender<'_> {
-    /// A cluster of the service. `hash`: what the route hashes requests by; `None`: it is a connection. `name`: the
-    /// authority or server name that it comes to the cluster with.
+    /// A cluster of the service. `hash`: the request properties that the route hashes; `None`: it is a connection.
+    /// `name`: the authority or server name with which it reaches the cluster.
     pub(super) fn destination(
         &self,
         candidate: &Candidate<'_>,
@@ -53,7 +53,7 @@ impl Sender<'_> {
             balancer.levels().map(|level| Level { number: level.number, percent: level.percent }).collect();
         destination.elsewhere = elsewhere(&endpoints, &balancer);
         destination.endpoints =
-            endpoints.iter().map(|endpoint| told(candidate, cluster, endpoint, &balancer)).collect();
+            endpoints.iter().map(|endpoint| endpoint_report(candidate, cluster, endpoint, &balancer)).collect();
         if !cluster.load_balancer.hash_policies().is_empty() {
             let policies = hash.unwrap_or(cluster.load_balancer.hash_policies());
             destination.hash = Some(self.hash(policies, hash.is_none(), &balancer, &endpoints));
@@ -62,7 +62,7 @@ impl Sender<'_> {
         Ok(destination)
     }
 
-    /// An endpoint that the caller chose itself.
+    /// An endpoint that the caller dials directly.
     pub(super) fn pinned(
         &self,
         candidate: &Candidate<'_>,
@@ -72,9 +72,9 @@ impl Sender<'_> {
         let endpoints = candidate.endpoints(cluster)?;
         let balancer = Balancer::new(cluster, &endpoints, Here { place: &self.client.place, now: self.now }, None);
         let mut destination = policy(cluster, 100.0);
-        destination.balancer = "none: it is dialed as it is addressed".to_owned();
+        destination.balancer = "none: passthrough to the original destination".to_owned();
         destination.locality.clear();
-        destination.endpoints = vec![told(candidate, cluster, chosen, &balancer)];
+        destination.endpoints = vec![endpoint_report(candidate, cluster, chosen, &balancer)];
         destination.verdict = match &cluster.tls {
             Tls::IstioMutual if chosen.identities().is_empty() => {
                 refused(&Reason::PeerWithoutIdentity, &cluster.policy)
@@ -84,7 +84,7 @@ impl Sender<'_> {
         Ok(destination)
     }
 
-    /// Whether the caller's sidecar has ejected an endpoint, as long as it may.
+    /// Whether the caller's sidecar has ejected an endpoint, and the ejection is within its limit.
     fn has_ejected(&self, cluster: &Cluster, endpoint: &endpoint::Endpoint) -> bool {
         let may = cluster.outlier.is_some() || endpoint.remote.is_some();
         may && self.client.ejected.contains(&(cluster.host.to_string(), endpoint.key.to_string()))
@@ -112,8 +112,8 @@ impl Sender<'_> {
             };
         }
         let Some(_) = balancer.pick(None, &mut || 0, 0) else {
-            let nobody = || refused(&Reason::NoHealthyUpstream, &cluster.policy);
-            return if may_register() { Verdict::Unregistered } else { nobody() };
+            let absent = || refused(&Reason::NoHealthyUpstream, &cluster.policy);
+            return if may_register() { Verdict::Unregistered } else { absent() };
         };
         let mut usable = balancer.hosts().chain(balancer.elsewhere().into_iter().flat_map(|(_, gateways)| gateways));
         if cluster.tls == Tls::IstioMutual && usable.all(|endpoint| endpoint.identities().is_empty()) {
@@ -122,7 +122,7 @@ impl Sender<'_> {
         Verdict::Served
     }
 
-    /// What the hash of the request, or of a connection, means.
+    /// The endpoint that the hash of the request, or of a connection, selects.
     fn hash(
         &self,
         policies: &[HashPolicy],
@@ -131,7 +131,7 @@ impl Sender<'_> {
         endpoints: &[Arc<endpoint::Endpoint>],
     ) -> Hash {
         let mut by: Vec<String> = policies.iter().map(settings::hash_policy).collect();
-        // Destinations mostly have the same one.
+        // Destinations mostly have the same key.
         by.dedup();
         let by = by.join(" and ");
         let unknown = |because: String| Hash { by: by.clone(), endpoint: None, because };
@@ -142,27 +142,29 @@ impl Sender<'_> {
         };
         let by_address = policies.contains(&HashPolicy::SourceIp);
         if outcome.set_cookie.is_some() {
-            return unknown("the cookie is missing: one is made, and decides from then on".to_owned());
+            return unknown(
+                "the cookie is missing: the response sets one, which later requests are hashed by".to_owned(),
+            );
         }
         let Some(hash) = outcome.hash else {
-            return unknown("there is nothing to hash by: any endpoint".to_owned());
+            return unknown("the request has no hash key: any endpoint".to_owned());
         };
         if by_address && self.client.address.is_none() {
-            return unknown("the caller's address is not known here".to_owned());
+            return unknown("the caller's address is unknown here".to_owned());
         }
         if endpoints.iter().any(|endpoint| matches!(endpoint.config.address, Address::EachOf(_))) {
-            return unknown("the sidecar has the addresses of the names, and hashes by them".to_owned());
+            return unknown("only the sidecar has the resolved addresses, by which it hashes".to_owned());
         }
         match balancer.pick(Some(hash), &mut || 0, 0) {
             None => unknown("there is no endpoint".to_owned()),
-            // Which of its gateways is no question of the hash.
+            // The hash does not select between the gateways of another data centre.
             Some(gateway) if gateway.remote.is_some() => unknown("it goes to another data centre".to_owned()),
             Some(picked) => Hash { by, endpoint: Some(picked.key.to_string()), because: String::new() },
         }
     }
 }
 
-/// What goes to another data centre, as the balancer has it.
+/// The share for another data centre, as in the balancer.
 fn elsewhere(endpoints: &[Arc<endpoint::Endpoint>], balancer: &Balancer) -> Option<Elsewhere> {
     let (percent, gateways) = balancer.elsewhere().filter(|(percent, _)| *percent > 0)?;
     let datacenter = gateways.iter().find_map(|gateway| gateway.remote.as_ref())?.datacenter.to_string();
@@ -175,11 +177,11 @@ fn elsewhere(endpoints: &[Arc<endpoint::Endpoint>], balancer: &Balancer) -> Opti
         percent,
         datacenter,
         gateways: gateways.iter().map(|gateway| gateway.key.to_string()).collect(),
-        because: format!("{serving} of {all} endpoints here serve"),
+        because: format!("{serving} of {all} endpoints here are available"),
     })
 }
 
-/// What the policy says.
+/// The destination with the settings of its policy.
 fn policy(cluster: &Cluster, percent: f64) -> Destination {
     Destination {
         percent,
@@ -197,7 +199,7 @@ fn policy(cluster: &Cluster, percent: f64) -> Destination {
     }
 }
 
-fn told(
+fn endpoint_report(
     candidate: &Candidate<'_>,
     cluster: &Cluster,
     endpoint: &Arc<endpoint::Endpoint>,

@@ -15,28 +15,28 @@ use super::Query;
 use super::facts::{Facts, Referent};
 use crate::translate::Meaning;
 
-/// A host that may be meant, as the sidecar has it.
+/// A host that the request may be for, as compiled by the sidecar.
 pub(super) struct Candidate<'a> {
     pub(super) meant: &'a Referent,
     pub(super) service: Service,
 }
 
-/// The hosts that a request's names and address mean.
+/// The candidates by the request's names and by its address.
 pub(super) struct Candidates<'a> {
     by_address: Option<Candidate<'a>>,
     by_authority: Option<Candidate<'a>>,
     by_server_name: Option<Candidate<'a>>,
 }
 
-/// Where it goes.
+/// The target of a request or connection.
 pub(super) enum Dispatch<'a> {
-    /// By the routes of a service for requests.
+    /// The routes of a service for requests.
     Request(&'a Candidate<'a>),
-    /// By its routes for connections, with the server name where that is looked at.
+    /// Its routes for connections, with the server name if it is inspected.
     Connection(&'a Candidate<'a>, &'a Port, Option<String>),
-    /// To an endpoint that was dialed itself.
+    /// An endpoint that was dialed directly.
     Pinned(&'a Candidate<'a>, &'a Arc<Cluster>, Arc<Endpoint>),
-    /// To where it is addressed, or nowhere.
+    /// The original destination, or nothing.
     Passthrough,
 }
 
@@ -45,19 +45,19 @@ impl<'a> Candidate<'a> {
         meant.map(|meant| Ok(Candidate { meant, service: compile::service(&meant.host.service)? })).transpose()
     }
 
-    /// The endpoints of one of its clusters, of which nothing is known from traffic.
+    /// The endpoints of one of its clusters, without any results of traffic.
     pub(super) fn endpoints(&self, cluster: &Cluster) -> Result<Vec<Arc<Endpoint>>, CompileError> {
         let configs =
             self.meant.host.endpoints.get(&*cluster.host).map(compile::endpoints).transpose()?.unwrap_or_default();
         Ok(for_cluster(cluster, &configs, &[]))
     }
 
-    /// What the sidecar of an endpoint accepts; empty: it has none.
+    /// The mTLS mode of the sidecar of an endpoint; empty: it has none.
     pub(super) fn accepts(&self, cluster: &Cluster, address: &str) -> String {
         self.meant.host.accepts.get(&(cluster.host.to_string(), address.to_owned())).cloned().unwrap_or_default()
     }
 
-    /// What an address is to it.
+    /// The kind of an address for this host.
     fn address(&self, dialed: SocketAddr, subsets: bool) -> Address {
         let at = |at: usize| {
             let cluster = self.service.cluster(at);
@@ -81,7 +81,7 @@ impl<'a> Candidates<'a> {
         })
     }
 
-    /// The way of what is asked, which is dialed to `address`.
+    /// The dispatch of the query, which is dialed to `address`.
     pub(super) fn way(&'a self, query: &Query, address: SocketAddr) -> Dispatch<'a> {
         let dialed = self.by_address.as_ref().map(|candidate| &candidate.service);
         let by_name = target::wants_server_name(dialed, query.port);
@@ -131,16 +131,16 @@ impl<'a> Candidates<'a> {
     }
 }
 
-/// Why a name means a host.
+/// The reason why a name stands for a host.
 pub(super) fn in_words(meaning: Meaning) -> &'static str {
     match meaning {
         Meaning::Own => "its own name",
         Meaning::OwnNamespace => "a service of the caller's namespace",
-        Meaning::DefaultNamespace => "a service of namespace default: the caller's own has none of this name",
+        Meaning::DefaultNamespace => "a service of namespace default: the caller's namespace has none of this name",
         Meaning::WithNamespace => "a service's name with its namespace",
-        Meaning::Consul => "a name of Consul's",
-        Meaning::EndpointName => "the name of one of its endpoints before its own",
-        Meaning::Alias => "a Service of type ExternalName that stands for it",
+        Meaning::Consul => "a name of Consul's DNS",
+        Meaning::EndpointName => "the name of one of its endpoints, then its own",
+        Meaning::Alias => "a Service of type ExternalName for it",
         Meaning::Wildcard => "a wildcard that covers it",
         Meaning::Address => "its virtual IP, or an address that a document declares",
         Meaning::Endpoint => "the address of one of its endpoints",

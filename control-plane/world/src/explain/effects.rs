@@ -12,21 +12,24 @@ use super::dispatch::Candidate;
 use super::report::{Setting, Verdict};
 use super::settings::text;
 
-/// Of a body that is shown, in bytes.
+/// Bound on the shown part of a body, in bytes.
 const MOST_SHOWN: usize = 200;
 
-/// The answer to a browser's question, where it is one; what a browser may do with another answer is noted.
+/// The response to a CORS preflight request, if it is one; for other requests the allowed origins are noted.
 pub(super) fn preflight(route: &Route, view: &RequestView<'_>, notes: &mut Vec<String>) -> Option<Verdict> {
     let answered = || Some(Verdict::Answered { status: 200, by: "corsPolicy".to_owned() });
     match route.cors.as_ref()?.asked(view) {
         Asked::Nothing => None,
         Asked::Actual(origin) => {
-            notes.push(format!("corsPolicy: pages of {} may read the answer", origin.to_str().unwrap_or("its origin")));
+            notes.push(format!(
+                "corsPolicy: pages of {} may read the response",
+                origin.to_str().unwrap_or("its origin")
+            ));
             None
         }
         Asked::Preflight(_) => answered(),
         Asked::Unmatched => {
-            notes.push("corsPolicy: the origin is not allowed, and the answer says nothing".to_owned());
+            notes.push("corsPolicy: the origin is not allowed; the response has no CORS headers".to_owned());
             answered()
         }
     }
@@ -38,7 +41,7 @@ pub(super) fn direct_response(direct: &DirectResponse) -> Setting {
     Setting::new("directResponse", format!("{} {shown:?}{more}", direct.status.as_u16()))
 }
 
-/// What is done to a request that is sent on.
+/// The effects on a forwarded request.
 pub(super) fn of_forward(
     route: &Route,
     forward: &Forward,
@@ -47,7 +50,7 @@ pub(super) fn of_forward(
 ) -> Vec<Setting> {
     let mut headers = view.headers.clone();
     let asked = asked(&mut headers, &forward.retry, forward.timeout, is_grpc(view.headers));
-    let own = |is: bool| if is { " (the request asks for it)" } else { "" };
+    let own = |is: bool| if is { " (requested by its headers)" } else { "" };
     let timeout = asked.timeout.unwrap_or(forward.timeout);
     let timeout = timeout.map(|timeout| Setting::new("timeout", text(timeout) + own(asked.timeout.is_some())));
     let retry = asked.retry.as_ref().unwrap_or(&forward.retry);
@@ -73,7 +76,7 @@ fn level(forward: &Forward) -> HeaderOps {
     }
 }
 
-/// Changes that one of several destinations has of its own.
+/// Header changes of one of several destinations.
 pub(super) fn of_destination(forward: &Forward, destination: &Destination) -> Vec<Setting> {
     if forward.destinations.len() == 1 {
         return Vec::new();
@@ -97,7 +100,7 @@ fn changes(ops: &HeaderOps) -> Vec<Setting> {
     all
 }
 
-/// What browsers may do from elsewhere.
+/// The access that browsers have from other origins.
 fn cors(route: &Route) -> Vec<Setting> {
     let Some(cors) = &route.cors else { return Vec::new() };
     let origins: Vec<String> = cors.origins.iter().map(ToString::to_string).collect();
@@ -142,6 +145,6 @@ fn fault(fault: &Fault) -> Vec<Setting> {
 fn mirror_of(mirror: &Mirror, candidate: &Candidate<'_>) -> Setting {
     let cluster = candidate.service.cluster(mirror.cluster);
     let subset = if cluster.subset.is_empty() { String::new() } else { format!(" subset {}", cluster.subset) };
-    let undefined = if cluster.undefined { ", which nothing defines" } else { "" };
+    let undefined = if cluster.undefined { ", which is undefined" } else { "" };
     Setting::new("mirror", format!("{} % to {}{subset}{undefined}", mirror.share.as_percent(), cluster.host))
 }

@@ -13,43 +13,43 @@ use crate::translate::{self, Elsewhere, Meaning};
 use crate::world::{Host, Scope, World};
 use weft_policy::{Action, Document, Kind, Object};
 
-/// All that a sidecar would be told for a request.
+/// The resources that a sidecar would receive for a request.
 #[derive(Debug)]
 pub struct Facts {
-    /// The client, as translations see it.
+    /// The client's properties for translations.
     pub(super) scope: Scope,
-    /// All registrations are known.
+    /// Whether all registrations are known.
     pub(super) complete: bool,
-    /// The address that is dialed; `None`: it is in the client's own DNS.
+    /// The address that is dialed; `None`: only the client's own DNS has it.
     pub(super) original: Option<SocketAddr>,
-    /// Whose the address is.
+    /// The host of the address.
     pub(super) by_address: Option<Referent>,
-    /// Whom the authority means.
+    /// The host of the authority.
     pub(super) by_authority: Option<Referent>,
-    /// Whom the server name of the client's own TLS means.
+    /// The host of the server name of the client's own TLS.
     pub(super) by_server_name: Option<Referent>,
-    /// What the gateway has, where the request comes by one.
+    /// The gateway, if the request arrives through one.
     pub(super) gateway: Option<GatewayFacts>,
-    /// Whether calls to what the mesh does not know pass, and the Sidecar that says so.
+    /// Whether requests to unknown hosts pass, and the Sidecar that decides it.
     pub(super) passes: Option<(bool, String)>,
-    /// Of a name that means nothing: what may have been meant.
+    /// For an unknown name: similar known names.
     pub(super) hint: String,
 }
 
-/// A gateway, as its proxy is told of it.
+/// A gateway, as its proxy receives it.
 #[derive(Debug)]
 pub(super) struct GatewayFacts {
     /// Namespace and name of the Gateway.
     pub(super) key: (String, String),
-    /// There is one of this name.
+    /// Whether a Gateway of this name exists.
     pub(super) exists: bool,
-    /// The servers of all Gateways that its workloads have.
+    /// The servers of all Gateways that select its workloads.
     pub(super) servers: Vec<v1::GatewayServer>,
-    /// What is behind their hosts, by name.
+    /// The services behind its hosts, by name.
     pub(super) behind: BTreeMap<String, Referent>,
 }
 
-/// What a name or an address means.
+/// The host that a name or an address stands for.
 #[derive(Debug)]
 pub(super) struct Referent {
     /// The name, or the address with its port.
@@ -58,30 +58,30 @@ pub(super) struct Referent {
     pub(super) host: Arc<HostFacts>,
 }
 
-/// What a client is told of a host.
+/// The resources of a host for a client.
 #[derive(Debug)]
 pub(super) struct HostFacts {
-    /// What makes it a host.
+    /// The documents and registrations that define it.
     pub(super) sources: Vec<String>,
     pub(super) service: v1::Service,
-    /// Of every host that its clusters name.
+    /// By host of a cluster.
     pub(super) endpoints: BTreeMap<String, v1::Endpoints>,
-    /// What the sidecars of the endpoints accept, by host of a cluster and the endpoint's own address and port.
+    /// The mTLS modes of the endpoints' sidecars, by host of a cluster and the endpoint's own address and port.
     pub(super) accepts: BTreeMap<(String, String), String>,
-    /// Of its routes, delegates joined.
+    /// The document with its routes, delegates joined.
     pub(super) routes: Option<Arc<Document>>,
-    /// Some of the routes are other documents'.
+    /// Whether some of the routes are other documents'.
     pub(super) delegates: bool,
 }
 
 impl Facts {
-    /// For what is asked. `complete`: the world knows all registrations.
+    /// Gathers the facts for a query. `complete`: all registrations are known.
     pub fn gather(world: &World, client: &Client, query: &Query, complete: bool) -> Facts {
         let scope = world.scope(&client.namespace, &client.labels);
         let original = address(world, &scope, query);
         let authority = normalise(&query.authority);
         let is_name = |name: &str| !name.is_empty() && name.parse::<IpAddr>().is_err();
-        // Mostly all of them mean the same host.
+        // Mostly all of them stand for the same host.
         let mut told: BTreeMap<String, Arc<HostFacts>> = BTreeMap::new();
         let mut lookup = |name: &str| {
             let (host, by) = translate::lookup(world, &scope, name)?;
@@ -116,7 +116,7 @@ impl Facts {
 }
 
 impl GatewayFacts {
-    /// `lookup` finds a host by its name, as the gateway's proxy would be told of it.
+    /// `lookup` finds a host by its name, as translated for the gateway's proxy.
     fn of(
         world: &World,
         key: &(String, String),
@@ -156,7 +156,7 @@ impl HostFacts {
         }
         let routes = match world.policies().gateway_routes(&host.name) {
             [] => world.policies().routes(scope, &host.name).cloned(),
-            // Those of several documents are told by their names alone.
+            // Routes of several documents have only their names here.
             [only] => Some(only.clone()),
             _ => None,
         };
@@ -185,7 +185,7 @@ fn address(world: &World, scope: &Scope, query: &Query) -> Option<SocketAddr> {
     address.map(|address| SocketAddr::new(address, query.port))
 }
 
-/// What makes it a host.
+/// The documents and registrations that define a host.
 fn sources(world: &World, host: &Host, complete: bool) -> Vec<String> {
     let documents = host.service.iter().chain(&host.entry).map(|document| document.reference());
     let registered = if host.registered { world.members_of(&host.name).count() } else { 0 };
@@ -197,13 +197,16 @@ fn sources(world: &World, host: &Host, complete: bool) -> Vec<String> {
     documents.chain(instances).chain(elsewhere).collect()
 }
 
-/// Hosts that a name may have meant: one that the client does not see, or those of other namespaces.
+/// Similar hosts: one that the client does not see, or those of other namespaces.
 fn hint(world: &World, scope: &Scope, name: &str) -> String {
     if translate::lookup(world, scope, name).is_some() {
         return String::new();
     }
     if let Some(host) = translate::hidden_host(world, scope, name) {
-        return format!("there is `{}`, which its `exportTo` or the caller's Sidecar keeps from the caller", host.name);
+        return format!(
+            "there is `{}`, which the caller does not see because of its `exportTo` or the caller's Sidecar",
+            host.name
+        );
     }
     Elsewhere::of(world).hint(name).map(|hosts| format!("there is {hosts}")).unwrap_or_default()
 }

@@ -1,5 +1,5 @@
-//! A request from outside, by a Gateway: the server that takes it, and the service behind the host. Each decision is
-//! `weft_core::gateway`'s, as in the sidecar.
+//! A request from outside, through a Gateway: the server that accepts it, and the service behind the host. Each
+//! decision is `weft_core::gateway`'s, as in the sidecar.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -17,77 +17,79 @@ use super::report::{Explanation, Setting, Verdict};
 use super::{Client, Query, closed, refused};
 
 impl Facts {
-    /// Namespace and name of the gateway, where the request comes by one.
+    /// Namespace and name of the gateway, if the request arrives through one.
     pub(super) fn gateway_key(&self) -> Option<(&str, &str)> {
         self.gateway.as_ref().map(|entered| (entered.key.0.as_str(), entered.key.1.as_str()))
     }
 
-    /// What becomes of a request that comes by a gateway.
+    /// Explains a request that arrives through a gateway.
     pub(super) fn by_gateway(
         &self,
-        mut told: Explanation,
+        mut explanation: Explanation,
         entered: &GatewayFacts,
         client: &Client,
         query: &Query,
         now: Instant,
     ) -> Result<Explanation, CompileError> {
-        told.host.query = query.authority.clone();
+        explanation.host.query = query.authority.clone();
         let name = format!("{}/{}", entered.key.0, entered.key.1);
         if !entered.exists {
-            told.host.because = format!("there is no Gateway {name}");
-            told.verdict = closed("no such gateway");
-            return Ok(told);
+            explanation.host.because = format!("there is no Gateway {name}");
+            explanation.verdict = closed("no such gateway");
+            return Ok(explanation);
         }
         let all = compile::gateway_servers(&entered.servers)?;
         let servers: Vec<Arc<Server>> = all.into_iter().filter(|server| server.port == query.port).collect();
         let Some(first) = servers.first() else {
-            told.host.because = format!("Gateway {name} does not listen on port {}", query.port);
-            told.verdict = closed("no server of the gateway has this port");
-            return Ok(told);
+            explanation.host.because = format!("Gateway {name} does not listen on port {}", query.port);
+            explanation.verdict = closed("no server of the gateway has this port");
+            return Ok(explanation);
         };
         let is_tls = matches!(first.protocol, Speaks::Https | Speaks::Tls);
         if first.protocol != Speaks::Tcp && is_tls != query.server_name.is_some() {
             let (wanted, remedy) =
                 if is_tls { ("TLS", "--tls or https://") } else { ("plaintext", "http:// without --tls") };
-            told.host.because = format!("port {} of Gateway {name} takes {wanted} alone ({remedy})", query.port);
-            told.verdict = closed("the gateway closes the connection");
-            return Ok(told);
+            explanation.host.because =
+                format!("port {} of Gateway {name} accepts {wanted} only ({remedy})", query.port);
+            explanation.verdict = closed("the gateway closes the connection");
+            return Ok(explanation);
         }
         if first.protocol == Speaks::Tcp {
             let behind = gateway::service(&servers, "").map(|(_, service)| service.clone());
-            return self.connection_behind(told, entered, behind.as_deref(), client, query, now);
+            return self.connection_behind(explanation, entered, behind.as_deref(), client, query, now);
         }
         let mut serving = servers.clone();
         if let Some(server_name) = &query.server_name {
             let Some(server) = gateway::by_server_name(&servers, server_name).cloned() else {
-                told.host.because = format!("no server of port {} is for server name {server_name}", query.port);
-                told.verdict = closed("no server of this port is for this server name");
-                return Ok(told);
+                explanation.host.because = format!("no server of port {} has the host {server_name}", query.port);
+                explanation.verdict = closed("no server of this port has this host");
+                return Ok(explanation);
             };
             if server.auto_passthrough {
-                told.host.because = format!("{} passes the mesh's own TLS on (AUTO_PASSTHROUGH)", server.name);
-                told.verdict = closed("this is not the mesh's own TLS");
-                return Ok(told);
+                explanation.host.because =
+                    format!("{} passes through the mesh's own TLS (AUTO_PASSTHROUGH)", server.name);
+                explanation.verdict = closed("this is not the mesh's own TLS");
+                return Ok(explanation);
             }
             if server.is_of_mesh() {
-                told.host.because = format!("{} lets workloads of the mesh in alone (ISTIO_MUTUAL)", server.name);
-                told.verdict = closed("the caller has no certificate of the mesh");
-                return Ok(told);
+                explanation.host.because = format!("{} accepts workloads of the mesh only (ISTIO_MUTUAL)", server.name);
+                explanation.verdict = closed("the caller has no certificate of the mesh");
+                return Ok(explanation);
             }
             if server.protocol == Speaks::Tls {
                 let passing = servers.iter().filter(|server| server.protocol == Speaks::Tls);
                 let behind = gateway::service(passing, server_name).map(|(_, service)| service.clone());
-                return self.connection_behind(told, entered, behind.as_deref(), client, query, now);
+                return self.connection_behind(explanation, entered, behind.as_deref(), client, query, now);
             }
             serving = vec![server];
-            told.request.method = query.method.to_string();
+            explanation.request.method = query.method.to_string();
         }
-        self.request_behind(told, entered, &serving, client, query, now)
+        self.request_behind(explanation, entered, &serving, client, query, now)
     }
 
     fn request_behind(
         &self,
-        mut told: Explanation,
+        mut explanation: Explanation,
         entered: &GatewayFacts,
         servers: &[Arc<Server>],
         client: &Client,
@@ -100,61 +102,61 @@ impl Facts {
             None => servers.iter().any(|server| server.https_redirect),
         };
         if redirects {
-            told.host.because = "a server with httpsRedirect takes it".to_owned();
-            told.effects = vec![Setting::new("tls.httpsRedirect", "301 to the same under https")];
-            told.verdict = Verdict::Answered { status: 301, by: "httpsRedirect".to_owned() };
-            return Ok(told);
+            explanation.host.because = "a server with httpsRedirect accepts it".to_owned();
+            explanation.effects = vec![Setting::new("tls.httpsRedirect", "301 to the same URL with https")];
+            explanation.verdict = Verdict::Answered { status: 301, by: "httpsRedirect".to_owned() };
+            return Ok(explanation);
         }
         let Some((server, meant)) = found.and_then(|(server, service)| Some((server, entered.behind.get(&**service)?)))
         else {
-            told.host.because = "no VirtualService of the gateway is for this host".to_owned();
-            told.verdict = refused(&Reason::NoRoute, "");
-            return Ok(told);
+            explanation.host.because = "no VirtualService of the gateway has this host".to_owned();
+            explanation.verdict = refused(&Reason::NoRoute, "");
+            return Ok(explanation);
         };
-        let Some(candidate) = Candidate::of(Some(meant))? else { return Ok(told) };
-        told.host.name.clone_from(&query.authority);
-        told.host.because = format!("a host of {}", server.name);
+        let Some(candidate) = Candidate::of(Some(meant))? else { return Ok(explanation) };
+        explanation.host.name.clone_from(&query.authority);
+        explanation.host.because = format!("a host of {}", server.name);
         let sender = self.sender(client, query, now);
         match candidate.service.port(0) {
             Some(port) => {
-                self.by_route(&mut told, &candidate, port, &sender)?;
+                self.by_route(&mut explanation, &candidate, port, &sender)?;
                 // Routes of all VirtualServices of the host are joined.
                 let route = port.routes.find(&sender.view);
-                told.effects.splice(0..0, route.map(|route| Setting::new("route", &route.name)));
+                explanation.effects.splice(0..0, route.map(|route| Setting::new("route", &route.name)));
             }
-            None => told.verdict = refused(&Reason::NoRoute, ""),
+            None => explanation.verdict = refused(&Reason::NoRoute, ""),
         }
-        Ok(told)
+        Ok(explanation)
     }
 
-    /// Bytes, or TLS that does not end at the gateway.
+    /// A connection of a TCP protocol, or of TLS that is not terminated at the gateway.
     fn connection_behind(
         &self,
-        mut told: Explanation,
+        mut explanation: Explanation,
         entered: &GatewayFacts,
         behind: Option<&str>,
         client: &Client,
         query: &Query,
         now: Instant,
     ) -> Result<Explanation, CompileError> {
-        told.request.method.clear();
+        explanation.request.method.clear();
         let Some(candidate) = Candidate::of(behind.and_then(|service| entered.behind.get(service)))? else {
-            told.host.because = "no VirtualService of the gateway is for this connection".to_owned();
-            told.verdict = closed("no route is for this connection");
-            return Ok(told);
+            explanation.host.because = "no VirtualService of the gateway has routes for this connection".to_owned();
+            explanation.verdict = closed("no route matches this connection");
+            return Ok(explanation);
         };
-        told.host.name.clone_from(&query.authority);
-        told.host.because = format!("a connection by Gateway {}/{}", entered.key.0, entered.key.1);
+        explanation.host.name.clone_from(&query.authority);
+        explanation.host.because = format!("a connection through Gateway {}/{}", entered.key.0, entered.key.1);
         let sender = self.sender(client, query, now);
         let route = candidate.service.port(0).and_then(|port| port.routes.find(&sender.view));
         match route.map(|route| &*route.action) {
             Some(Action::Forward(forward)) => {
                 let name = query.server_name.as_deref().unwrap_or_default();
-                self.divided(&mut told, &candidate, forward, &sender, name)?;
+                self.divided(&mut explanation, &candidate, forward, &sender, name)?;
             }
-            _ => told.verdict = closed("no route is for this connection"),
+            _ => explanation.verdict = closed("no route matches this connection"),
         }
-        Ok(told)
+        Ok(explanation)
     }
 
     fn sender<'a>(&self, client: &'a Client, query: &'a Query, now: Instant) -> Sender<'a> {

@@ -1,11 +1,11 @@
 //! Explains which route and endpoint a request would get: `weftctl route`, live and from files alone.
 //!
-//! Nothing is decided here. [`Facts`] are the messages that a sidecar would be sent, made by `translate`; `dispatch`, and
-//! `gateway` for callers from outside, call `weft_core::target` and `weft_core::gateway`, as the sidecar does; the
-//! decisions of routes, balancers and hashes are weft-core's too. The result is an [`Explanation`], which [`text`] prints
-//! in words.
+//! Nothing is decided here. [`Facts`] are the messages that a sidecar would receive, made by `translate`; `dispatch`,
+//! and `gateway` for callers from outside, call `weft_core::target` and `weft_core::gateway`, as the sidecar does; the
+//! decisions of routes, balancers and hashes are weft-core's too. The result is an [`Explanation`], which [`text`]
+//! prints in words.
 //!
-//! Pure: the world, the client and the request are arguments, and so is the time.
+//! Pure: the world, the client, the request and the time are arguments.
 
 mod caller;
 mod destination;
@@ -41,10 +41,10 @@ use destination::Sender;
 use dispatch::{Candidate, Dispatch};
 use report::{Setting, Verdict};
 
-/// What a request of `client` would get. `complete`: the world knows all registrations.
+/// Explains a request of `client`. `complete`: all registrations are known.
 ///
 /// # Errors
-/// When sidecars would refuse what they are told of the host.
+/// If sidecars would refuse the resources of the host.
 pub fn explain(
     world: &World,
     client: &Client,
@@ -56,19 +56,19 @@ pub fn explain(
 }
 
 impl Facts {
-    /// What becomes of the request that these were gathered for.
+    /// Explains the request that these facts were gathered for.
     ///
     /// # Errors
-    /// When sidecars would refuse what they are told of the host.
+    /// If sidecars would refuse the resources of the host.
     pub fn explain(&self, client: &Client, query: &Query, now: Instant) -> Result<Explanation, CompileError> {
-        let mut told = Explanation { request: request(query), caller: caller(client), ..Explanation::default() };
+        let mut explanation = Explanation { request: request(query), caller: caller(client), ..Explanation::default() };
         if !query.has_path {
-            told.notes.push("the path holds an encoded NUL".to_owned());
-            told.verdict = refused(&Reason::BadRequest { detail: "" }, "");
-            return Ok(told);
+            explanation.notes.push("the path holds an encoded NUL".to_owned());
+            explanation.verdict = refused(&Reason::BadRequest { detail: "" }, "");
+            return Ok(explanation);
         }
         if let Some(entered) = &self.gateway {
-            return self.by_gateway(told, entered, client, query, now);
+            return self.by_gateway(explanation, entered, client, query, now);
         }
         let local = self.original.unwrap_or_else(|| SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), query.port));
         let source = client.source();
@@ -76,127 +76,131 @@ impl Facts {
         let way = candidates.way(query, local);
         let sender = Sender { client, complete: self.complete, now, view: query.view(source, local) };
         match way {
-            Dispatch::Passthrough => self.foreign(&mut told, query),
+            Dispatch::Passthrough => self.unknown_host(&mut explanation, query),
             Dispatch::Pinned(candidate, cluster, endpoint) => {
-                self.host(&mut told, candidate, query);
-                told.notes.push("the caller chose the endpoint itself: no route and no balancer applies".to_owned());
-                told.destinations.push(sender.pinned(candidate, cluster, &endpoint)?);
-                told.verdict = overall(&told);
+                self.host(&mut explanation, candidate, query);
+                explanation
+                    .notes
+                    .push("the caller dialed an endpoint directly: no route and no balancer applies".to_owned());
+                explanation.destinations.push(sender.pinned(candidate, cluster, &endpoint)?);
+                explanation.verdict = overall(&explanation);
             }
             Dispatch::Request(candidate) => {
-                self.host(&mut told, candidate, query);
+                self.host(&mut explanation, candidate, query);
                 match candidate.service.port(query.port) {
-                    Some(port) => self.by_route(&mut told, candidate, port, &sender)?,
+                    Some(port) => self.by_route(&mut explanation, candidate, port, &sender)?,
                     None => {
-                        told.notes.push(no_such_port(candidate, query.port));
-                        told.verdict = refused(&Reason::NoRoute, "");
+                        explanation.notes.push(no_such_port(candidate, query.port));
+                        explanation.verdict = refused(&Reason::NoRoute, "");
                     }
                 }
             }
             Dispatch::Connection(candidate, port, server_name) => {
-                told.request.method.clear();
-                told.request.server_name = query.server_name.clone().or(server_name.clone());
-                self.host(&mut told, candidate, query);
+                explanation.request.method.clear();
+                explanation.request.server_name = query.server_name.clone().or(server_name.clone());
+                self.host(&mut explanation, candidate, query);
                 let connection = Connection { server_name: server_name.as_deref(), source, destination: local };
-                self.by_connection_route(&mut told, candidate, port, &connection, &sender)?;
+                self.by_connection_route(&mut explanation, candidate, port, &connection, &sender)?;
             }
         }
-        Ok(told)
+        Ok(explanation)
     }
 
-    /// A host that the mesh does not know.
-    fn foreign(&self, told: &mut Explanation, query: &Query) {
+    /// A request to a host that is unknown in the mesh.
+    fn unknown_host(&self, explanation: &mut Explanation, query: &Query) {
         let dialed = self.original.filter(|address| is_virtual(address.ip()));
-        told.host.query = query.authority.clone();
+        explanation.host.query = query.authority.clone();
         let target = self.by_authority.as_ref().map_or("", |meant| &meant.host.service.external_name);
-        told.host.because = match (target, self.hint.as_str()) {
-            ("", "") => "the mesh knows no such host".to_owned(),
-            ("", hint) => format!("the caller knows no such host; {hint}"),
+        explanation.host.because = match (target, self.hint.as_str()) {
+            ("", "") => "unknown host".to_owned(),
+            ("", hint) => format!("unknown host for this caller; {hint}"),
             (target, _) => {
-                format!("a Service of type ExternalName that stands for `{target}`, which the mesh does not know")
+                format!("a Service of type ExternalName for `{target}`, which is unknown in the mesh")
             }
         };
         if dialed.is_some() {
-            told.verdict = if query.server_name.is_some() {
-                closed("nobody has this virtual IP, and it is nobody's real address")
+            explanation.verdict = if query.server_name.is_some() {
+                closed("this virtual IP is not assigned, and is not a real address")
             } else {
                 refused(&Reason::UnknownHost, "")
             };
             return;
         }
-        told.verdict = Verdict::Unknown { passes: self.passes.as_ref().map(|(passes, _)| *passes) };
-        told.notes.push(match &self.passes {
-            Some((true, sidecar)) => format!("ALLOW_ANY by {sidecar}: it is dialed as it is addressed"),
+        explanation.verdict = Verdict::Unknown { passes: self.passes.as_ref().map(|(passes, _)| *passes) };
+        explanation.notes.push(match &self.passes {
+            Some((true, sidecar)) => format!("ALLOW_ANY by {sidecar}: it is passed through to its original destination"),
             Some((false, sidecar)) => format!("REGISTRY_ONLY by {sidecar}: it is refused"),
-            None => "it is dialed as it is addressed, unless the caller's proxy was started with --outbound-traffic \
+            None => "it is passed through to its original destination, unless the caller's proxy was started with --outbound-traffic \
                      registry-only"
                 .to_owned(),
         });
     }
 
-    fn host(&self, told: &mut Explanation, candidate: &Candidate<'_>, query: &Query) {
+    fn host(&self, explanation: &mut Explanation, candidate: &Candidate<'_>, query: &Query) {
         let meant = candidate.meant;
         let by_authority = self.by_authority.as_ref().is_some_and(|other| std::ptr::eq(other, meant));
-        told.host.name = candidate.service.host.to_string();
-        told.host.sources.clone_from(&meant.host.sources);
+        explanation.host.name = candidate.service.host.to_string();
+        explanation.host.sources.clone_from(&meant.host.sources);
         let is_address = query.host.parse::<IpAddr>().is_ok();
         let means = dispatch::in_words(meant.by);
-        (told.host.query, told.host.because) = match (by_authority, is_address) {
+        (explanation.host.query, explanation.host.because) = match (by_authority, is_address) {
             (true, _) => (meant.query.clone(), means.to_owned()),
             (false, true) => (meant.query.clone(), format!("{means}, which is dialed")),
             (false, false) => (query.host.clone(), "the host that is dialed".to_owned()),
         };
         if let Some(port) = candidate.service.port(query.port) {
-            told.port = Some(report::Port {
+            explanation.port = Some(report::Port {
                 number: port.number,
                 name: port.name.to_string(),
                 protocol: settings::protocol(port.protocol).to_owned(),
             });
         }
         if !self.complete && meant.host.sources.is_empty() {
-            told.notes.push("no document here offers the host: it is taken as registered".to_owned());
+            explanation.notes.push("no document here defines the host: it is assumed to be registered".to_owned());
         }
     }
 
     fn by_route(
         &self,
-        told: &mut Explanation,
+        explanation: &mut Explanation,
         candidate: &Candidate<'_>,
         port: &Port,
         sender: &Sender<'_>,
     ) -> Result<(), CompileError> {
         let view = &sender.view;
         let audience = Audience { client: &self.scope, gateway: self.gateway_key() };
-        told.routes =
+        explanation.routes =
             candidate.meant.host.routes.as_ref().and_then(|document| routes::http(document, &audience, port, view));
-        if let Some(routes) = &mut told.routes {
+        if let Some(routes) = &mut explanation.routes {
             routes.delegates = candidate.meant.host.delegates;
         }
         let Some(route) = port.routes.find(view) else {
-            told.verdict = refused(&Reason::NoRoute, "");
+            explanation.verdict = refused(&Reason::NoRoute, "");
             return Ok(());
         };
-        if let Some(answer) = effects::preflight(route, view, &mut told.notes) {
-            told.verdict = answer;
+        if let Some(answer) = effects::preflight(route, view, &mut explanation.notes) {
+            explanation.verdict = answer;
             return Ok(());
         }
         match &*route.action {
             Action::Redirect(redirect) => {
                 let location = redirect.location(&route.matcher, view, view.scheme, view.local.port());
-                told.effects = vec![Setting::new("redirect", format!("{} to {location}", redirect.status.as_u16()))];
-                told.verdict = Verdict::Answered { status: redirect.status.as_u16(), by: "redirect".to_owned() };
+                explanation.effects =
+                    vec![Setting::new("redirect", format!("{} to {location}", redirect.status.as_u16()))];
+                explanation.verdict = Verdict::Answered { status: redirect.status.as_u16(), by: "redirect".to_owned() };
             }
             Action::DirectResponse(direct) => {
-                told.effects = vec![effects::direct_response(direct)];
-                told.verdict = Verdict::Answered { status: direct.status.as_u16(), by: "directResponse".to_owned() };
+                explanation.effects = vec![effects::direct_response(direct)];
+                explanation.verdict =
+                    Verdict::Answered { status: direct.status.as_u16(), by: "directResponse".to_owned() };
             }
             Action::Forward(forward) => {
-                told.effects = effects::of_forward(route, forward, candidate, view);
-                self.divided(told, candidate, forward, sender, view.authority)?;
+                explanation.effects = effects::of_forward(route, forward, candidate, view);
+                self.divided(explanation, candidate, forward, sender, view.authority)?;
                 let aborts =
                     |fault: &weft_core::fault::Fault| fault.abort.filter(|(share, _)| share.as_percent() >= 100.0);
                 if let Some((_, abort)) = forward.fault.as_ref().and_then(aborts) {
-                    told.verdict = aborted(abort, &route.name);
+                    explanation.verdict = aborted(abort, &route.name);
                 }
             }
         }
@@ -205,7 +209,7 @@ impl Facts {
 
     fn by_connection_route(
         &self,
-        told: &mut Explanation,
+        explanation: &mut Explanation,
         candidate: &Candidate<'_>,
         port: &Port,
         connection: &Connection<'_>,
@@ -213,17 +217,17 @@ impl Facts {
     ) -> Result<(), CompileError> {
         let audience = Audience { client: &self.scope, gateway: None };
         let document = candidate.meant.host.routes.as_ref();
-        told.routes = document.and_then(|document| routes::connections(document, &audience, port, connection));
+        explanation.routes = document.and_then(|document| routes::connections(document, &audience, port, connection));
         let name = connection.server_name.unwrap_or_default();
         match port.connection_routes.find(connection) {
-            Routed::To(route) => self.divided(told, candidate, &route.forward, sender, name),
+            Routed::To(route) => self.divided(explanation, candidate, &route.forward, sender, name),
             Routed::Default => {
-                told.destinations.push(sender.destination(candidate, port.cluster, 100.0, None, name)?);
-                told.verdict = overall(told);
+                explanation.destinations.push(sender.destination(candidate, port.cluster, 100.0, None, name)?);
+                explanation.verdict = overall(explanation);
                 Ok(())
             }
             Routed::Nowhere => {
-                told.verdict = closed("no route is for this server name");
+                explanation.verdict = closed("no route matches this server name");
                 Ok(())
             }
         }
@@ -231,28 +235,28 @@ impl Facts {
 
     fn divided(
         &self,
-        told: &mut Explanation,
+        explanation: &mut Explanation,
         candidate: &Candidate<'_>,
         forward: &Forward,
         sender: &Sender<'_>,
         name: &str,
     ) -> Result<(), CompileError> {
-        let hash = (!told.request.method.is_empty()).then_some(&forward.hash[..]);
+        let hash = (!explanation.request.method.is_empty()).then_some(&forward.hash[..]);
         for destination in &forward.destinations {
             let percent = forward.percent(destination);
             let name = destination.authority.as_ref().map_or(name, |authority| authority.as_str());
             let to = sender.destination(candidate, destination.cluster, percent, hash, name)?;
             let effects = effects::of_destination(forward, destination);
-            told.destinations.push(report::Destination { effects, ..to });
+            explanation.destinations.push(report::Destination { effects, ..to });
         }
-        told.verdict = overall(told);
+        explanation.verdict = overall(explanation);
         Ok(())
     }
 }
 
 fn request(query: &Query) -> report::Request {
     report::Request {
-        // Of TLS of the client's own nothing more is seen than the server name.
+        // Of the client's own TLS only the server name is visible.
         method: if query.server_name.is_some() { String::new() } else { query.method.to_string() },
         authority: query.authority.clone(),
         url: format!("{}{}", query.origin, query.path_and_query),
@@ -271,7 +275,7 @@ fn caller(client: &Client) -> report::Caller {
     }
 }
 
-/// What the sidecar answers by itself.
+/// A response of the sidecar itself.
 fn refused(reason: &Reason, policy: &str) -> Verdict {
     let reply = LocalReply::new(reason, policy);
     Verdict::Refused {
@@ -281,7 +285,7 @@ fn refused(reason: &Reason, policy: &str) -> Verdict {
     }
 }
 
-/// A connection that goes nowhere.
+/// A connection that the sidecar closes.
 fn closed(reason: &str) -> Verdict {
     Verdict::Refused { status: 0, flag: ResponseFlag::NoRoute.as_str().to_owned(), reason: reason.to_owned() }
 }
@@ -290,9 +294,10 @@ fn aborted(abort: Abort, route: &str) -> Verdict {
     refused(&Reason::Fault(abort), route)
 }
 
-/// That of all destinations with a share: what is wrong with one of them is wrong with some of the requests.
-fn overall(told: &Explanation) -> Verdict {
-    let used = || told.destinations.iter().filter(|destination| destination.percent > 0.0).map(|one| &one.verdict);
+/// The verdict for all destinations with a share: a problem of one of them is a problem of some of the requests.
+fn overall(explanation: &Explanation) -> Verdict {
+    let used =
+        || explanation.destinations.iter().filter(|destination| destination.percent > 0.0).map(|one| &one.verdict);
     let bad = used().find(|verdict| !verdict.is_good());
     let open = || used().find(|verdict| **verdict == Verdict::Unregistered);
     bad.or_else(open).cloned().unwrap_or(Verdict::Served)

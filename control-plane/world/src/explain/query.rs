@@ -13,57 +13,57 @@ use weft_core::request::RequestView;
 
 use weft_policy::is_host;
 
-/// More headers than any proxy takes.
+/// No proxy accepts more headers.
 const MAX_HEADERS: usize = 200;
 
-/// A request that nobody has sent.
+/// A hypothetical request.
 #[derive(Clone, Debug)]
 pub struct Query {
-    /// The URL's host: what is dialed.
+    /// The URL's host, which is dialed.
     pub(super) host: String,
     /// The port that is dialed.
     pub(super) port: u16,
-    /// Of TLS of the client's own; `None`: it speaks plaintext.
+    /// The server name of the client's own TLS; `None`: it speaks plaintext.
     pub(super) server_name: Option<String>,
     pub(super) method: Method,
-    /// As `host` says it.
+    /// The URL's authority, or the `host` header.
     pub(super) authority: String,
     /// In its normal form, if it has one.
     pub(super) path_and_query: String,
-    /// It has a normal form; the request is refused otherwise.
+    /// Whether it has a normal form; the request is refused otherwise.
     pub(super) has_path: bool,
-    /// As it was given: scheme, host, and a port that is not the scheme's own.
+    /// As given: scheme, host, and a port other than the scheme's default.
     pub(super) origin: String,
     pub(super) headers: HeaderMap,
 }
 
-/// Who asks.
+/// The client that sends the request.
 #[derive(Clone, Debug, Default)]
 pub struct Client {
-    /// Name of the workload; empty: nobody in particular.
+    /// Name of the workload; empty: any.
     pub workload: String,
-    /// Node of its sidecar; empty: it has none that is connected.
+    /// Node of its sidecar; empty: no connected sidecar.
     pub node: String,
     /// Its namespace.
     pub namespace: String,
-    /// Namespace and name of the Gateway by which its requests come; `None`: it has a sidecar of its own.
+    /// Namespace and name of the Gateway through which its requests arrive; `None`: it has a sidecar of its own.
     pub gateway: Option<(String, String)>,
-    /// All that policies may select it by.
+    /// All labels that policies may select it by.
     pub labels: BTreeMap<String, String>,
-    /// Where its proxy is, and the labels that the proxy was started with.
+    /// The location of its proxy, and the labels that the proxy was started with.
     pub place: Place,
-    /// Its own address; `None`: it is not known.
+    /// Its own address; `None`: unknown.
     pub address: Option<IpAddr>,
     /// Endpoints that its sidecar has ejected, by host and address.
     pub ejected: BTreeSet<(String, String)>,
 }
 
 impl Query {
-    /// Of a URL (`[http[s]://]HOST[:PORT][/PATH]`), a method, and headers by name and value, of which `host` is the
-    /// authority as with curl. `server_name`: the client speaks TLS of its own and asks for this name.
+    /// A request of a URL (`[http[s]://]HOST[:PORT][/PATH]`), a method, and headers by name and value, of which `host`
+    /// is the authority as with curl. `server_name`: the client speaks TLS of its own and sends this name.
     ///
     /// # Errors
-    /// Says which argument is wrong, and how it is written.
+    /// If an argument is invalid; the error names it and its form.
     pub fn new(
         url: &str,
         method: &str,
@@ -117,8 +117,8 @@ impl Query {
         for (name, value) in headers {
             let (name, value) = (name.trim(), value.trim());
             let wrong = |problem: &str| format!("-H: \"{name}: {value}\": {problem}");
-            let header = HeaderName::from_bytes(name.as_bytes()).map_err(|_| wrong("that is no header's name"))?;
-            let bytes = HeaderValue::from_str(value).map_err(|_| wrong("that is no header's value"))?;
+            let header = HeaderName::from_bytes(name.as_bytes()).map_err(|_| wrong("that is not a header name"))?;
+            let bytes = HeaderValue::from_str(value).map_err(|_| wrong("that is not a header value"))?;
             if header == HOST {
                 hosts += 1;
                 host_and_port(value).map_err(|problem| wrong(&problem))?;
@@ -128,17 +128,18 @@ impl Query {
             }
         }
         if hosts > 1 {
-            return Err("-H: host is there twice".to_owned());
+            return Err("-H: host is given twice".to_owned());
         }
         Ok(())
     }
 
-    /// Comes by a gateway: the address and the server name of TLS are those of a URL, whichever gateway listens there.
+    /// For a request through a gateway: the address and the server name of TLS are those of a URL, whichever gateway
+    /// listens there.
     pub(super) fn scheme(&self) -> &'static str {
         if self.server_name.is_some() { "https" } else { "http" }
     }
 
-    /// As routes look at it: from `source`, dialed to `local`.
+    /// The request's properties for routes: from `source`, dialed to `local`.
     pub(super) fn view(&self, source: SocketAddr, local: SocketAddr) -> RequestView<'_> {
         RequestView {
             method: &self.method,
@@ -153,12 +154,12 @@ impl Query {
 }
 
 impl Client {
-    /// One of a namespace of which nothing else is known.
+    /// A client of a namespace, without further properties.
     pub fn of(namespace: &str) -> Client {
         Client { namespace: namespace.to_owned(), ..Client::default() }
     }
 
-    /// One without a sidecar, whose requests come by a Gateway.
+    /// A client without a sidecar, whose requests arrive through a Gateway.
     pub fn at_gateway(namespace: &str, name: &str) -> Client {
         Client { gateway: Some((namespace.to_owned(), name.to_owned())), ..Client::of(namespace) }
     }
@@ -166,7 +167,7 @@ impl Client {
     /// `name`, of namespace default, or `namespace/name`; empty: none.
     ///
     /// # Errors
-    /// Where one of the two is empty.
+    /// If one of the two is empty.
     pub fn gateway(text: &str) -> Result<Option<(String, String)>, String> {
         if text.is_empty() {
             return Ok(None);
@@ -178,17 +179,17 @@ impl Client {
         Ok(Some((namespace.to_owned(), name.to_owned())))
     }
 
-    /// Where its connections come from, as far as that is known; no port is anybody's.
+    /// The source address of its connections, as far as it is known, with the unassigned port 0.
     pub(super) fn source(&self) -> SocketAddr {
         SocketAddr::new(self.address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)), 0)
     }
 }
 
-/// Of a URL or a host header.
+/// Host and port of a URL or a host header.
 fn host_and_port(authority: &str) -> Result<(String, Option<u16>), String> {
     let (host, port) = match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         Some((host, "")) => (host, None),
-        Some((host, rest)) => (host, Some(rest.strip_prefix(':').ok_or("after ] comes :PORT")?)),
+        Some((host, rest)) => (host, Some(rest.strip_prefix(':').ok_or("] must be followed by :PORT")?)),
         None if authority.parse::<IpAddr>().is_ok() => (authority, None),
         None => match authority.split_once(':') {
             Some((host, port)) => (host, Some(port)),

@@ -1,30 +1,30 @@
-//! The parts of an explanation: `weftctl route --output json` prints them as they stand here, [`super::text`] in words.
+//! The parts of an explanation: `weftctl route --output json` prints them as they are here, [`super::text`] in words.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// Why a request, or a connection, goes where it goes.
+/// The way of a request, or of a connection, with the reasons.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Explanation {
     /// The request as the sidecar sees it.
     pub request: Request,
-    /// Who sends it.
+    /// Its sender.
     pub caller: Caller,
-    /// What its name means.
+    /// The host that its name stands for.
     pub host: Host,
-    /// Port of the host; absent: the host is not known, or has no such port.
+    /// Port of the host; absent: the host is unknown, or has no such port.
     pub port: Option<Port>,
-    /// The VirtualService of the host; absent: it has none, and requests go to the port's own endpoints.
+    /// The VirtualService of the host; absent: it has none, and requests use the port's own endpoints.
     pub routes: Option<Routes>,
-    /// What the route says of the request besides where it goes.
+    /// The route's settings besides its destinations.
     pub effects: Vec<Setting>,
-    /// Where it goes, by share.
+    /// Its destinations, by share.
     pub destinations: Vec<Destination>,
-    /// What else should be known.
+    /// Further remarks.
     pub notes: Vec<String>,
-    /// What becomes of it.
+    /// The outcome.
     pub verdict: Verdict,
 }
 
@@ -32,46 +32,46 @@ pub struct Explanation {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Request {
-    /// Empty for a connection that is not looked into.
+    /// Empty for a connection that is not inspected.
     pub method: String,
     /// With the path in its normal form.
     pub url: String,
     /// As the client writes it.
     pub authority: String,
-    /// That is dialed.
+    /// The port that is dialed.
     pub port: u16,
-    /// Of the connection's own TLS.
+    /// Of the client's own TLS.
     pub server_name: Option<String>,
 }
 
-/// Whose request it is.
+/// The sender of the request.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Caller {
-    /// Empty: nobody in particular.
+    /// Empty: any.
     pub workload: String,
     /// Of the caller.
     pub namespace: String,
     /// Of its workload.
     pub labels: BTreeMap<String, String>,
-    /// `region/zone/subzone`; empty: it is not known.
+    /// `region/zone/subzone`; empty: unknown.
     pub locality: String,
-    /// `<namespace>/<name>` of the Gateway by which it comes; empty: by no gateway.
+    /// `<namespace>/<name>` of the Gateway through which it arrives; empty: none.
     pub gateway: String,
 }
 
-/// The host that is meant.
+/// The host of the request.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Host {
     /// The name, or the address with its port, that decided.
     #[serde(rename = "asked")]
     pub query: String,
-    /// Canonical name; empty: the mesh knows no such host.
+    /// Canonical name; empty: no such host in the mesh.
     pub name: String,
-    /// Why it is this one, or none.
+    /// The reason for this host, or for none.
     pub because: String,
-    /// What makes it a host: documents, and how many instances are registered.
+    /// The documents that define it, and the number of registered instances.
     pub sources: Vec<String>,
 }
 
@@ -79,49 +79,49 @@ pub struct Host {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Port {
-    /// 0: the host declares none, and takes any.
+    /// 0: the host declares none, and accepts any.
     pub number: u16,
     /// As declared.
     pub name: String,
-    /// What is spoken there.
+    /// Its protocol.
     pub protocol: String,
 }
 
-/// Which of a VirtualService's routes it takes.
+/// The decision of a VirtualService.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Routes {
     /// `VirtualService/<namespace>/<name>`
     pub policy: String,
-    /// Some of the routes are those of other VirtualServices, to which it delegates.
+    /// Whether some of the routes are those of other VirtualServices, to which it delegates.
     pub delegates: bool,
-    /// Absent: none of them.
+    /// The matching route; absent: none.
     pub taken: Option<TakenRoute>,
-    /// Those before it, or all of them where none is taken.
+    /// The routes before it, or all of them if none matches.
     pub passed_over: Vec<SkippedRoute>,
 }
 
-/// The route that is taken.
+/// The route of the request.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TakenRoute {
     /// `http[1]`
     pub route: String,
-    /// Empty: it has none.
+    /// Empty: it has no name.
     pub name: String,
-    /// Place of the match that held; absent: it has no matches.
+    /// Place of the fulfilled match; absent: the route has no matches.
     pub matched: Option<usize>,
 }
 
-/// A route that is not taken.
+/// A route that does not match.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SkippedRoute {
     /// `http[0]`
     pub route: String,
-    /// Empty: it has none.
+    /// Empty: it has no name.
     pub name: String,
-    /// Of each of its matches the first condition that does not hold.
+    /// For each of its matches, the first condition that does not hold.
     pub because: Vec<String>,
 }
 
@@ -129,17 +129,17 @@ pub struct SkippedRoute {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Setting {
-    /// As policies name it.
+    /// Its name in policies.
     pub field: String,
-    /// As people read it.
+    /// Its value for people.
     pub value: String,
 }
 
-/// One of those that the requests are divided between.
+/// One of the destinations that share the requests.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Destination {
-    /// Of the requests.
+    /// Share of the requests.
     pub percent: f64,
     /// Canonical name.
     pub host: String,
@@ -147,55 +147,55 @@ pub struct Destination {
     pub port: u16,
     /// Empty: all of the host.
     pub subset: String,
-    /// That endpoints of the subset have.
+    /// The labels that select the endpoints of the subset.
     pub labels: BTreeMap<String, String>,
-    /// `DestinationRule/<namespace>/<name>` that decided what follows; empty: the defaults.
+    /// `DestinationRule/<namespace>/<name>` that decided the following settings; empty: the defaults.
     pub policy: String,
-    /// How an endpoint is picked.
+    /// The load balancing policy.
     pub balancer: String,
-    /// Which localities are called; empty: all alike.
+    /// The locality setting; empty: all localities are equal.
     pub locality: String,
     /// Limits and timeouts that are not the defaults.
     pub limits: Vec<Setting>,
-    /// Of outlier detection; empty: it is off.
+    /// Empty: outlier detection is off.
     pub outlier_detection: Vec<Setting>,
     /// TLS towards the endpoints.
     pub tls: String,
-    /// Header changes that this one of several destinations has of its own.
+    /// Header changes of this one of several destinations.
     pub effects: Vec<Setting>,
-    /// Of levels of priority with anybody to pick, the nearest first, the percent of the requests that go there.
+    /// The priority levels with available endpoints, the nearest first, with their percentages.
     pub levels: Vec<Level>,
-    /// All of the destination, the unhealthy too.
+    /// All endpoints of the destination, including the unhealthy ones.
     pub endpoints: Vec<Endpoint>,
-    /// What goes to another data centre; absent: nothing does.
+    /// The share for another data centre; absent: none.
     pub elsewhere: Option<Elsewhere>,
-    /// What the request is hashed by, and what that means for it; absent: it is not.
+    /// The hash key of the request and the endpoint that it selects; absent: requests are not hashed.
     pub hash: Option<Hash>,
-    /// What becomes of a request that comes here.
+    /// The outcome of a request for this destination.
     pub verdict: Verdict,
 }
 
-/// Endpoints that are equally far.
+/// Endpoints of equal priority.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Level {
     /// 0 is nearest.
     pub number: usize,
-    /// Of the requests.
+    /// Share of the requests.
     pub percent: u64,
 }
 
-/// What goes to another data centre.
+/// The share for another data centre.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Elsewhere {
-    /// Of the requests.
+    /// Share of the requests.
     pub percent: u32,
-    /// Where they go.
+    /// Its name.
     pub datacenter: String,
-    /// By which gateways.
+    /// Its gateways.
     pub gateways: Vec<String>,
-    /// Why.
+    /// The reason.
     pub because: String,
 }
 
@@ -203,32 +203,32 @@ pub struct Elsewhere {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Endpoint {
-    /// What is dialed.
+    /// The address that is dialed.
     pub address: String,
-    /// Share among its like.
+    /// Its weight among the endpoints of its level.
     pub weight: u32,
     /// `healthy`, `unhealthy`, `draining` or `unknown`.
     pub health: String,
-    /// The caller's sidecar has ejected it.
+    /// Whether the caller's sidecar has ejected it.
     pub ejected: bool,
     /// `region/zone/subzone`
     pub locality: String,
-    /// Of priority; absent: it is not picked.
+    /// Its priority level; absent: it is not picked.
     pub level: Option<usize>,
     /// As registered.
     pub labels: BTreeMap<String, String>,
-    /// Of the sidecar that owns the address; empty: none does.
+    /// SPIFFE ID of the sidecar that owns the address; empty: none.
     pub identity: String,
-    /// What is spoken to it.
+    /// The protocol and security of connections to it.
     pub transport: String,
-    /// What its sidecar accepts: `STRICT`, `PERMISSIVE` or `DISABLE`, and the PeerAuthentication that says so; empty: it has no
-    /// sidecar.
+    /// The mTLS mode of its sidecar: `STRICT`, `PERMISSIVE` or `DISABLE`, and the PeerAuthentication that sets it;
+    /// empty: it has no sidecar.
     pub accepts: String,
     /// Name of the workload.
     pub workload: String,
-    /// Data centre whose gateway it is; empty: it is an endpoint of this one.
+    /// Data centre whose gateway it is; empty: it is an endpoint of this data centre.
     pub datacenter: String,
-    /// It is such a gateway, and requests go there.
+    /// Whether it is such a gateway, and receives requests.
     pub fails_over: bool,
 }
 
@@ -238,39 +238,40 @@ pub struct Endpoint {
 pub struct Hash {
     /// `header user-id`
     pub by: String,
-    /// The endpoint that the request gets; absent: that cannot be told.
+    /// The selected endpoint; absent: it cannot be determined.
     pub endpoint: Option<String>,
-    /// Why it cannot.
+    /// The reason why it cannot be determined.
     pub because: String,
 }
 
-/// What becomes of a request.
+/// The outcome of a request.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "is", rename_all = "snake_case")]
 pub enum Verdict {
-    /// An endpoint gets it.
+    /// An endpoint receives it.
     Served,
-    /// Nothing is known against it, but who is registered is not known here.
+    /// No error is known, but the registrations are not known here.
     Unregistered,
-    /// The route answers it, as it is meant to.
+    /// The route responds to it, as configured.
     Answered {
-        /// Of the answer.
+        /// Status of the response.
         status: u16,
         /// `redirect`, `directResponse` or `corsPolicy`.
         by: String,
     },
-    /// The mesh does not know the host.
+    /// The host is unknown in the mesh.
     Unknown {
-        /// Whether it is dialed as it is addressed; absent: as the caller's proxy was started.
+        /// Whether it is passed through to its original destination; absent: it depends on the options of the caller's
+        /// proxy.
         passes: Option<bool>,
     },
-    /// The sidecar answers it by itself, or closes the connection.
+    /// The sidecar refuses it with a response of its own, or closes the connection.
     Refused {
-        /// Of the answer; 0: there is none.
+        /// Status of the response; 0: there is none.
         status: u16,
         /// Envoy's response flag.
         flag: String,
-        /// As in `x-weft-reason`.
+        /// The value of `x-weft-reason`.
         reason: String,
     },
 }
@@ -282,7 +283,7 @@ impl Default for Verdict {
 }
 
 impl Verdict {
-    /// Nothing is wrong: an endpoint gets it, or the answer is the one that was meant.
+    /// Whether the request succeeds: an endpoint receives it, or the response is the configured one.
     pub fn is_good(&self) -> bool {
         matches!(self, Verdict::Served | Verdict::Unregistered | Verdict::Answered { .. })
     }

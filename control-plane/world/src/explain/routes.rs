@@ -1,4 +1,4 @@
-//! The route of a VirtualService that is taken, and the reasons why those before it are not. The compiled table of the
+//! The matching route of a VirtualService, and the reasons why those before it do not match. The compiled table of the
 //! sidecar decides; its entries are found again in the document.
 
 use std::sync::Arc;
@@ -13,18 +13,18 @@ use super::settings;
 use crate::translate::{Audience, Bar, List, RouteEntry};
 use weft_policy::{Action, Document, Object};
 
-/// A route as it is written, in the order in which routes are looked at.
-struct Written<'d> {
+/// A route of the document, in the order of evaluation.
+struct DocumentRoute<'d> {
     list: List,
     at: usize,
     name: &'d str,
-    /// Why each of its matches is not for the caller; `None`: it is.
+    /// For each of its matches, the reason why it does not apply to the caller; `None`: it applies.
     bars: Vec<Option<String>>,
-    /// It has an action.
+    /// Whether it has an action.
     leads_somewhere: bool,
 }
 
-/// Of requests; `None`: the document has no such routes.
+/// Routes of requests; `None`: the document has none.
 pub(super) fn http(
     document: &Document,
     audience: &Audience<'_>,
@@ -42,7 +42,7 @@ pub(super) fn http(
         let of_port = other.map(|wanted| format!("it is for port {wanted}"));
         of_port.or_else(|| audience.bar(document, one).map(in_words))
     };
-    let written = service.http.iter().enumerate().map(|(at, route)| Written {
+    let written = service.http.iter().enumerate().map(|(at, route)| DocumentRoute {
         list: List::Http,
         at,
         name: &route.name,
@@ -55,13 +55,13 @@ pub(super) fn http(
     let kept = audience.http(document, number);
     let takes_all = |kept: &RouteEntry| weft_policy::takes_all(&service.http[kept.route]);
     if audience.gateway.is_some() && kept.iter().rev().skip(1).any(takes_all) {
-        // A gateway looks at it last, so that the table has another order.
+        // A gateway evaluates it last, so that the table has another order.
         return None;
     }
-    told(document, written.collect(), &kept, taken, &unmet)
+    report(document, written.collect(), &kept, taken, &unmet)
 }
 
-/// Of connections; `None`: the document has no such routes.
+/// Routes of connections; `None`: the document has none.
 pub(super) fn connections(
     document: &Document,
     audience: &Audience<'_>,
@@ -81,7 +81,7 @@ pub(super) fn connections(
             let of_port = other.map(|wanted| format!("it is for port {wanted}"));
             of_port.or_else(|| audience.bar_of_connections(document, one).map(in_words))
         };
-        routes.iter().enumerate().map(move |(at, route)| Written {
+        routes.iter().enumerate().map(move |(at, route)| DocumentRoute {
             list,
             at,
             name: "",
@@ -91,7 +91,7 @@ pub(super) fn connections(
     };
     let looked_at = [List::Tls, List::Tcp].into_iter().filter(|list| list.is_of(protocol));
     let kept = audience.connections(document, number, protocol);
-    // A route was compiled to one entry, whatever matches it has; here it is as many as it has matches, as with requests.
+    // A route with several matches is compiled to one entry; here it has one entry for each match, as with requests.
     let table = port.connection_routes.routes();
     let counts = || kept.iter().map(|kept| kept.matches.len().max(1));
     let unmet = |mut at: usize| {
@@ -112,14 +112,14 @@ pub(super) fn connections(
         }),
         Routed::Default | Routed::Nowhere => None,
     };
-    told(document, looked_at.flat_map(of).collect(), &kept, taken, &unmet)
+    report(document, looked_at.flat_map(of).collect(), &kept, taken, &unmet)
 }
 
-/// `taken` and what `unmet` is asked of are entries of the table, of which a route has one for each match that is the caller's,
-/// and one where it has none.
-fn told(
+/// `taken` and the argument of `unmet` are entries of the table, in which a route has one entry for each match that
+/// applies to the caller, and one entry if it has no matches.
+fn report(
     document: &Document,
-    written: Vec<Written<'_>>,
+    written: Vec<DocumentRoute<'_>>,
     kept: &[RouteEntry],
     taken: Option<usize>,
     unmet: &dyn Fn(usize) -> Option<String>,
@@ -144,7 +144,7 @@ fn told(
         let mut because: Vec<String> =
             one.bars.into_iter().filter_map(|bar| bar.or_else(|| ours.next().and_then(unmet))).collect();
         if !one.leads_somewhere {
-            because = vec!["it delegates to a VirtualService that is not there".to_owned()];
+            because = vec!["it delegates to a VirtualService that does not exist".to_owned()];
         }
         routes.passed_over.push(SkippedRoute { route, name, because });
     }
@@ -153,7 +153,7 @@ fn told(
 
 fn in_words(bar: Bar<'_>) -> String {
     match bar {
-        Bar::Gateways(gateways) => format!("it is for callers by gateway {}", gateways.join(" or ")),
+        Bar::Gateways(gateways) => format!("it is for callers through gateway {}", gateways.join(" or ")),
         Bar::Namespace(namespace) => format!("it is for callers of namespace {namespace}"),
         Bar::Labels(labels) => format!("it is for callers with the labels {}", settings::labels(labels)),
     }

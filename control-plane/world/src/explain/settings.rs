@@ -10,10 +10,10 @@ use weft_proto::v1;
 
 use super::report::Setting;
 
-/// As it is declared.
+/// Its name in documents.
 pub(super) fn protocol(protocol: Protocol) -> &'static str {
     match protocol {
-        Protocol::Unknown => "told by the first bytes",
+        Protocol::Unknown => "detected by the first bytes",
         Protocol::Http => "HTTP",
         Protocol::Http2 => "HTTP2",
         Protocol::Grpc => "GRPC",
@@ -22,7 +22,7 @@ pub(super) fn protocol(protocol: Protocol) -> &'static str {
     }
 }
 
-/// As the wire has it.
+/// Its value on the wire.
 pub(super) fn wire(protocol: Protocol) -> v1::Protocol {
     match protocol {
         Protocol::Unknown => v1::Protocol::Unknown,
@@ -51,8 +51,8 @@ pub(super) fn hash_policy(policy: &HashPolicy) -> String {
 
 pub(super) fn balancer(cluster: &Cluster) -> String {
     let balancer = match &cluster.load_balancer {
-        _ if cluster.original_destination => return "none: it is dialed as it is addressed".to_owned(),
-        _ if cluster.dynamic_dns => return "none: the host that the request names is resolved and dialed".to_owned(),
+        _ if cluster.original_destination => return "none: passthrough to the original destination".to_owned(),
+        _ if cluster.dynamic_dns => return "none: the host in the request is resolved and dialed".to_owned(),
         LoadBalancer::LeastRequest => "LEAST_REQUEST".to_owned(),
         LoadBalancer::RoundRobin => "ROUND_ROBIN".to_owned(),
         LoadBalancer::Random => "RANDOM".to_owned(),
@@ -78,10 +78,10 @@ pub(super) fn locality(locality: &Locality) -> String {
     match locality {
         Locality::Any => "",
         Locality::Distribute(_) => "by the shares of distribute",
-        Locality::Failover(Failover::Regions(_)) => "the near first",
-        Locality::Failover(Failover::Labels(_)) => "the near first, by the labels of failoverPriority",
+        Locality::Failover(Failover::Regions(_)) => "the nearest first",
+        Locality::Failover(Failover::Labels(_)) => "the nearest first, by the labels of failoverPriority",
         Locality::Failover(Failover::Both(..)) => {
-            "the near first, by the labels of failoverPriority and then by regions"
+            "the nearest first, by the labels of failoverPriority and then by regions"
         }
     }
     .to_owned()
@@ -108,7 +108,7 @@ pub(super) fn limits(pool: &ConnectionPool) -> Vec<Setting> {
         count("maxRequestsPerConnection", pool.max_requests_per_connection, unset.max_requests_per_connection),
         count("maxRetries", pool.max_retries, unset.max_retries),
         budget.map(|budget| Setting::new("retryBudget", budget)),
-        // HTTP/2's own bound is no limit of anybody's.
+        // HTTP/2's own bound is not a configured limit.
         count("maxConcurrentStreams", pool.max_concurrent_streams, unset.max_concurrent_streams.min(i32::MAX as u32)),
         time("connectTimeout", pool.connect_timeout, unset.connect_timeout),
         time("http.idleTimeout", pool.http_idle_timeout, unset.http_idle_timeout),
@@ -137,7 +137,7 @@ pub(super) fn outlier(policy: &OutlierDetection) -> Vec<Setting> {
     all.into_iter().flatten().collect()
 }
 
-/// What a connection is secured by, and what is said on it before anything else.
+/// The security of a connection, and the header or tunnel before its content.
 pub(super) fn connection(cluster: &Cluster) -> String {
     let mut text = tls(&cluster.tls);
     if let Some(version) = cluster.proxy_protocol {
@@ -145,21 +145,21 @@ pub(super) fn connection(cluster: &Cluster) -> String {
     }
     if let Some(tunnel) = &cluster.tunnel {
         let method = if tunnel.post { "POST" } else { "CONNECT" };
-        text += &format!(", bytes in a tunnel by {method} to {}", tunnel.authority);
+        text += &format!(", tunneled with {method} to {}", tunnel.authority);
     }
     text
 }
 
 fn tls(tls: &Tls) -> String {
     match tls {
-        Tls::Auto => "mutual where the endpoint has a sidecar, else plaintext".to_owned(),
+        Tls::Auto => "mutual if the endpoint has a sidecar, else plaintext".to_owned(),
         Tls::Disable => "DISABLE: plaintext".to_owned(),
         Tls::IstioMutual => "ISTIO_MUTUAL: mutual, always".to_owned(),
         Tls::Originate(origination) => {
             let mode = if origination.client.is_some() { "MUTUAL" } else { "SIMPLE" };
-            let unverified = if origination.skip_verify { ", any certificate will do" } else { "" };
+            let unverified = if origination.skip_verify { ", without verification of the certificate" } else { "" };
             let name = match &*origination.server_name {
-                wildcard if wildcard.starts_with('*') => "the server name that is asked for".to_owned(),
+                wildcard if wildcard.starts_with('*') => "the server name of the request".to_owned(),
                 name => format!("server name {name}"),
             };
             format!("{mode}: to {name}{unverified}")
@@ -167,7 +167,7 @@ fn tls(tls: &Tls) -> String {
     }
 }
 
-/// What is spoken to one endpoint.
+/// The protocol and security of connections to one endpoint.
 pub(super) fn transport(tls: &Tls, has_identity: bool) -> &'static str {
     match (tls, has_identity) {
         (Tls::Auto | Tls::IstioMutual, true) => "mutual TLS",

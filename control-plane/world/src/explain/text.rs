@@ -1,11 +1,11 @@
-//! An explanation in words, a line a fact, in the order in which they are decided.
+//! An explanation in words, one line for each fact, in the order of the decisions.
 
 use std::fmt::{self, Formatter};
 
 use super::report::{Destination, Elsewhere, Endpoint, Explanation, Routes, Setting, Verdict};
 use super::settings::labels;
 
-/// Of one destination, besides the one that is picked.
+/// Bound on the endpoints that are printed for one destination, besides the picked one.
 const MOST_ENDPOINTS: usize = 50;
 
 impl fmt::Display for Explanation {
@@ -22,7 +22,7 @@ impl fmt::Display for Explanation {
         }
         match self.caller.gateway.as_str() {
             "" => writeln!(f, ", from {}", caller(self))?,
-            gateway => writeln!(f, ", from outside by Gateway {gateway}")?,
+            gateway => writeln!(f, ", from outside through Gateway {gateway}")?,
         }
         self.host(f)?;
         if let Some(port) = &self.port {
@@ -68,14 +68,15 @@ impl Explanation {
             };
         };
         let Routes { policy, delegates, taken, passed_over } = routes;
-        let joined = if *delegates { ", delegates put in" } else { "" };
+        let joined = if *delegates { ", delegates included" } else { "" };
         match taken {
             Some(taken) => {
-                let matched = taken.matched.map_or(", which has no match".to_owned(), |at| format!(", match[{at}]"));
+                let matched =
+                    taken.matched.map_or(", which matches every request".to_owned(), |at| format!(", match[{at}]"));
                 writeln!(f, "route     {policy}{joined}: {}{}{matched}", taken.route, quoted(&taken.name))?;
             }
-            None if self.destinations.is_empty() => writeln!(f, "route     {policy}{joined}: none takes it")?,
-            None => writeln!(f, "route     {policy}{joined}: none takes it, it goes to the host itself")?,
+            None if self.destinations.is_empty() => writeln!(f, "route     {policy}{joined}: none matches")?,
+            None => writeln!(f, "route     {policy}{joined}: none matches, the request goes to the host itself")?,
         }
         for route in passed_over {
             let because = match route.because.as_slice() {
@@ -94,8 +95,8 @@ impl Explanation {
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         match self {
-            Verdict::Served => f.write_str("an endpoint gets it"),
-            Verdict::Unregistered => f.write_str("no endpoint is known from files: whoever is registered gets it"),
+            Verdict::Served => f.write_str("forwarded to an endpoint"),
+            Verdict::Unregistered => f.write_str("forwarded to a registered endpoint (files do not show which)"),
             Verdict::Answered { status, by } => write!(f, "answered {status} by {by}"),
             Verdict::Unknown { passes: Some(false) } => f.write_str("unknown host: refused (502 NR, unknown_host)"),
             Verdict::Unknown { passes: _ } => f.write_str("unknown host: passed through"),
@@ -105,8 +106,8 @@ impl fmt::Display for Verdict {
     }
 }
 
-fn caller(told: &Explanation) -> String {
-    let caller = &told.caller;
+fn caller(explanation: &Explanation) -> String {
+    let caller = &explanation.caller;
     let who = if caller.workload.is_empty() { "a client" } else { &caller.workload };
     let mut text = format!("{who} of namespace {}", caller.namespace);
     if !caller.labels.is_empty() {
@@ -138,7 +139,7 @@ fn of_destination(f: &mut Formatter<'_>, to: &Destination) -> fmt::Result {
     if let Verdict::Refused { reason, .. } = &to.verdict
         && reason.starts_with("cluster_undefined")
     {
-        return writeln!(f, "          nothing defines it: {}", to.verdict);
+        return writeln!(f, "          undefined: {}", to.verdict);
     }
     let policy = if to.policy.is_empty() { "defaults: no DestinationRule" } else { &to.policy };
     writeln!(f, "          policy: {policy}")?;
@@ -169,7 +170,7 @@ fn of_destination(f: &mut Formatter<'_>, to: &Destination) -> fmt::Result {
     }
     if let Some(Elsewhere { percent, datacenter, gateways, because }) = &to.elsewhere {
         let by = gateways.join(", ");
-        writeln!(f, "          {percent} % to data centre {datacenter} by its gateway {by}: {because}")?;
+        writeln!(f, "          {percent} % to data centre {datacenter} through its gateway {by}: {because}")?;
     }
     if let Some(hash) = to.hash.as_ref().filter(|_| !to.endpoints.is_empty()) {
         writeln!(f, "          by {}: {}", hash.by, hash.endpoint.as_ref().unwrap_or(&hash.because))?;
@@ -203,7 +204,7 @@ fn of_endpoint(f: &mut Formatter<'_>, endpoint: &Endpoint, picked: bool) -> fmt:
     writeln!(f, "       {mark} {:<21} {about}", endpoint.address)
 }
 
-/// Without a fraction that says nothing.
+/// Without a fraction of zero.
 fn percent(percent: f64) -> String {
     let rounded = (percent * 100.0).round() / 100.0;
     rounded.to_string()

@@ -41,7 +41,7 @@ pub fn parse_policies(file: &str, text: &str) -> Parsed {
     parsed
 }
 
-/// What sidecars would refuse of `document`, with the place where that is known more exactly than by the document's.
+/// The parts of `document` that sidecars would refuse, with a place if it is more exact than the document's.
 fn dry_run(document: &Document) -> Vec<(Option<Place>, CompileError)> {
     let refused = match &document.object {
         Object::DestinationRule(rule) => {
@@ -54,28 +54,28 @@ fn dry_run(document: &Document) -> Vec<(Option<Place>, CompileError)> {
             let world = World::new("", 1);
             let client = Scope::of(&document.namespace);
             let route = |route: &Route| {
-                // Whoever's requests a match is for.
+                // Matches are compiled whatever clients they are for.
                 let of_all = |one: &RouteMatch| RouteMatch { http: one.http.clone(), ..RouteMatch::default() };
                 let mut route = Route { matches: route.matches.iter().map(of_all).collect(), ..route.clone() };
                 if let Action::Delegate(delegate) = route.action {
-                    // Somewhere the requests will go.
+                    // The destinations are irrelevant here.
                     let destinations = vec![Destination::to("dry-run", route.place)];
                     route.action = Action::Forward(Forward { destinations, ..delegate.rest });
                 }
                 let mut clusters = Clusters::new(&world, &client, None);
                 let routes = clusters.route(document, &route, 80).into_iter().collect();
-                // A port's own cluster is there whatever its routes say.
+                // A port's own cluster exists whatever its routes are.
                 let own = cluster(&Settings::default()).clusters;
-                let found = clusters.into_found();
+                let found = clusters.into_clusters();
                 let port = v1::Port { number: 80, routes, cluster: found.len() as u32, ..v1::Port::default() };
-                v1::Service { ports: vec![port], clusters: [found, own].concat(), ..named() }
+                v1::Service { ports: vec![port], clusters: [found, own].concat(), ..placeholder_service() }
             };
             virtual_service.http.iter().map(|r| (Some(r.place), compiled(&route(r)))).collect()
         }
         Object::ServiceEntry(_) | Object::Service(_) => {
             let world = alone(document);
             let client = Scope::of(&document.namespace);
-            // Hosts of one document have all but their names in common, and those the decoder has checked.
+            // The hosts of one document differ only in their names, which the decoder has checked.
             let hosts = || world.hosts().take(1);
             let services = hosts().filter_map(|host| service(&world, &client, &host.name));
             let addresses = hosts().map(|host| endpoints(&world, host));
@@ -102,10 +102,10 @@ fn dry_run(document: &Document) -> Vec<(Option<Place>, CompileError)> {
             let port = v1::Port { number: 80, retry: config.retry.clone(), ..v1::Port::default() };
             vec![(None, compiled(&v1::Service { ports: vec![port], ..cluster(&settings) }))]
         }
-        // An endpoint of whichever ServiceEntry selects it; the decoder has checked all that it holds.
+        // An endpoint of any ServiceEntry that selects it; the decoder has checked all of its fields.
         Object::WorkloadEntry(_) | Object::WorkloadGroup(_) | Object::ServiceExport => Vec::new(),
     };
-    // Of the path what the author knows: the messages around it are ours.
+    // Only the part of the path that the author knows: the messages around it are internal.
     let told = |error: CompileError| {
         let field = ["ports[0].routes[0].", "ports[0].", "clusters[0]."]
             .into_iter()
@@ -125,7 +125,7 @@ fn alone(document: &Document) -> World {
     world
 }
 
-fn named() -> v1::Service {
+fn placeholder_service() -> v1::Service {
     v1::Service { host: "dry-run".to_owned(), ..v1::Service::default() }
 }
 
@@ -142,14 +142,14 @@ fn cluster(settings: &Settings) -> v1::Service {
         proxy_protocol: settings.proxy_protocol.unwrap_or_default().into(),
         ..v1::Cluster::default()
     };
-    v1::Service { clusters: vec![cluster], ..named() }
+    v1::Service { clusters: vec![cluster], ..placeholder_service() }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Compilation in the sidecar finds what decoding lets through; the author of the document is told.
+    /// Compilation in the sidecar finds errors that decoding does not; they are reported to the author of the document.
     #[test]
     fn a_document_that_sidecars_refuse_has_an_error() {
         let text = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: a}\nspec:\n  \

@@ -13,15 +13,15 @@ use crate::world::ports::{self, Part};
 use crate::world::{Host, Instance, Member, Workload, World};
 use weft_policy::{Resolution, TargetPort, WorkloadEntry};
 
-/// The addresses of `host`, as one namespace defines it, the unhealthy ones too. Of several definitions (see
-/// [`World::definition`]) the service's, which is the first, is the one that other data centres have too.
+/// The addresses of `host`, as one namespace defines it, including the unhealthy ones. Of several definitions (see
+/// [`World::definition`]) the first, the service's, also has the endpoints in other data centres.
 pub fn endpoints(world: &World, host: &Host) -> v1::Endpoints {
     let first = world.host(&host.name).is_some_and(|first| first.namespace == host.namespace);
     let remotes = if first { remotes::of(world, &host.name) } else { Vec::new() };
     v1::Endpoints { host: host.name.clone(), endpoints: here(world, host), remotes }
 }
 
-/// Those in this data centre.
+/// The endpoints in this data centre.
 pub(super) fn here(world: &World, host: &Host) -> Vec<v1::Endpoint> {
     let mut endpoints: Vec<v1::Endpoint> =
         instances(world, host).into_iter().map(|instance| of_instance(world, host, instance)).collect();
@@ -30,8 +30,9 @@ pub(super) fn here(world: &World, host: &Host) -> Vec<v1::Endpoint> {
     endpoints
 }
 
-/// One instance per place to dial; those without a port have none. Of two registrations of one address the one with checks is kept, else the newer: a
-/// program that registers itself knows more than the command line that started its sidecar.
+/// One instance for each address and port; those without a port have none. Of two registrations of one address the one
+/// with checks is kept, else the newer: a program that registers itself is better informed than the command line that
+/// started its sidecar.
 fn instances<'a>(world: &'a World, host: &'a Host) -> Vec<&'a Arc<Instance>> {
     let fixed = |port: &weft_policy::KubePort| matches!(port.target, TargetPort::Number(_));
     let by_address = ports::kube(host).is_some_and(|service| service.ports.iter().all(fixed));
@@ -103,7 +104,7 @@ fn of_part(world: &World, host: &Host, namespace: &str, part: &Part<'_>) -> Vec<
 
 fn of_workload(world: &World, namespace: &str, part: &Part<'_>, of: Workload<'_>) -> v1::Endpoint {
     let Workload { name, entry: workload, member } = of;
-    // A Unix socket has none.
+    // A Unix socket has no ports.
     let ports = if workload.is_unix() { BTreeMap::new() } else { ports::of_workload(part, workload) };
     let entry = part.entry;
     let port = part.ports.first().and_then(|first| ports.get(&first.name)).copied().unwrap_or_default();
@@ -129,7 +130,7 @@ fn of_workload(world: &World, namespace: &str, part: &Part<'_>, of: Workload<'_>
     }
 }
 
-/// The sidecar that owns the address, else the service account of an entry that says, as in Istio, that it speaks mTLS.
+/// The sidecar that owns the address, else the service account of an entry that declares mTLS, as in Istio.
 fn identity(world: &World, namespace: &str, workload: &WorkloadEntry, port: u32) -> String {
     if mtls::Modes::of(world, namespace, &workload.labels).at(port) == v1::MtlsMode::MtlsDisable {
         return String::new();

@@ -10,7 +10,7 @@ use crate::world::{GATEWAY, Host, Scope, World, gateway_host, has_all};
 use weft_policy::is_catch_all;
 use weft_policy::{ConnectionMatch, ConnectionRoute, Document, Gateway, Object, Server, VirtualService};
 
-/// The servers of the Gateways that pick a workload with `labels`.
+/// The servers of the Gateways that select a workload with `labels`.
 pub(crate) fn servers(world: &World, labels: &BTreeMap<String, String>) -> Vec<v1::GatewayServer> {
     let mut found = Vec::new();
     for document in world.policies().gateways() {
@@ -41,7 +41,7 @@ fn of_server(world: &World, document: &Document, _: &Gateway, server: &Server) -
             let domain = match kind {
                 "tcp" if what == "0" || what == server.port.to_string() => Some("*"),
                 "tcp" => None,
-                // The narrower of the two.
+                // The more specific of the two.
                 _ if is_within(what, own) => Some(what),
                 _ if is_within(own, what) => Some(own.as_str()),
                 _ => None,
@@ -64,8 +64,8 @@ fn of_server(world: &World, document: &Document, _: &Gateway, server: &Server) -
     }
 }
 
-/// What is behind a host of a gateway: the routes of all its VirtualServices, oldest first, those that take every request
-/// after the others.
+/// The service behind a host of a gateway: the routes of all its VirtualServices, oldest first, with routes that take
+/// every request behind the others.
 pub(super) fn service(world: &World, client: &Scope, host: &Host) -> Option<v1::Service> {
     let parts: Vec<&str> = host.name.strip_prefix(GATEWAY)?.splitn(4, ':').collect();
     let [namespace, name, kind, what] = parts.try_into().ok()?;
@@ -83,8 +83,8 @@ pub(super) fn service(world: &World, client: &Scope, host: &Host) -> Option<v1::
         }
     }
     routes.extend(catch_all);
-    let mut found = clusters.into_found();
-    // No request is left to it: one that no route takes is answered 404.
+    let mut found = clusters.into_clusters();
+    // No request uses it: one without a route is answered 404.
     let own = u32::try_from(found.len()).unwrap_or(u32::MAX);
     found.push(undefined(&host.name, 0, ""));
     let protocol = if kind == "http" { v1::Protocol::Http } else { v1::Protocol::Tcp };

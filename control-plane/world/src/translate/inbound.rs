@@ -9,7 +9,8 @@ use crate::world::ports;
 use crate::world::{Host, Instance, InstanceKey, Member, Scope, World};
 use weft_policy::Ingress;
 
-/// How the sidecar of a workload with `labels` in `namespace` treats what comes in for `instances`, which it registered.
+/// The settings of the sidecar of a workload with `labels` in `namespace` for the inbound traffic of `instances`, which
+/// it registered.
 pub fn inbound(
     world: &World,
     namespace: &str,
@@ -30,7 +31,7 @@ pub fn inbound(
     }
     let member = instances.iter().find_map(|key| world.group_member(key));
     if let Some(Member { instance, joined: Ok(joined) }) = member {
-        // As its own namespace defines them: what selects it is of that.
+        // As defined by its own namespace: objects that select it are of this namespace.
         let own = |host: &String| world.definitions(host).find(|one| one.namespace == instance.namespace);
         for host in world.hosts_of(instance).iter().filter_map(own) {
             let named = ports::parts(host).iter().flat_map(|part| ports::of_workload(part, &joined.entry)).collect();
@@ -42,7 +43,7 @@ pub fn inbound(
     let sidecar = world.policies().sidecar(namespace, labels).map(|(_, sidecar)| sidecar);
     let defaults = Defaults::of(world);
     let own_pool = sidecar.and_then(|sidecar| sidecar.inbound_pool).and_then(|pool| defaults.pool(Some(pool)));
-    // What the Sidecar says of all ports comes before what the service's rule says.
+    // The Sidecar's settings for all ports take precedence over those of the service's rule.
     for service in services.values_mut() {
         service.connection_pool = own_pool.or(service.connection_pool);
     }
@@ -63,7 +64,7 @@ pub fn inbound(
     }
 }
 
-/// What has become of one who joins by a WorkloadGroup.
+/// The result of joining a WorkloadGroup.
 fn group(member: &Member) -> v1::JoinedGroup {
     let name = member.instance.group.clone();
     match &member.joined {
@@ -81,17 +82,17 @@ fn listener(ingress: &Ingress, defaults: &Defaults<'_>) -> v1::Ingress {
     }
 }
 
-/// The ports on which `instance` serves `host`. The server too keeps to the connection pool of the service's rule.
+/// The ports on which `instance` serves `host`. The server too observes the connection pool of the service's rule.
 fn served(world: &World, host: &Host, instance: &Instance) -> Vec<v1::InboundService> {
     let mut services = served_at(world, host, &ports::of_instance(host, instance), u32::from(instance.port));
-    // A host without declared ports has one, which speaks what was registered.
+    // A host without declared ports has one, with the registered protocol.
     if ports::kube(host).is_none() && ports::entry(host).is_none() {
         services.iter_mut().for_each(|service| service.protocol = instance.protocol().into());
     }
     services
 }
 
-/// The ports of `host` on a workload that calls them so; `registered` is the one that it registered.
+/// The ports of `host` on a workload with ports of these names; `registered` is the one that it registered.
 fn served_at(world: &World, host: &Host, named: &BTreeMap<String, u32>, registered: u32) -> Vec<v1::InboundService> {
     let rules = Rules::of(world, &Scope::of(&host.namespace), host);
     let service = |port: ports::PortView| {
@@ -109,6 +110,6 @@ fn served_at(world: &World, host: &Host, named: &BTreeMap<String, u32>, register
             exported: world.is_exported(&host.name),
         }
     };
-    // An instance without a port serves only where a document names one.
+    // An instance without a port serves only ports that a document names.
     ports::of(world, host).into_iter().map(service).filter(|service| service.port != 0).collect()
 }

@@ -1,4 +1,4 @@
-//! Names: which host an application means, and by which names it may mean a host.
+//! Names: the host that an application's name stands for, and the names that stand for a host.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -7,28 +7,28 @@ use crate::world::{GATEWAY, Host, Instance, Scope, World};
 use weft_policy::{MESH_SUFFIX, fqdn};
 use weft_policy::{covers, is_label};
 
-/// The canonical host that `authority` means to a client: an authority without port, or an address with one (a
-/// virtual IP or an endpoint).
+/// The canonical host of `authority` for a client: an authority without port, or an address with one (a virtual IP or
+/// an endpoint).
 pub fn resolve(world: &World, client: &Scope, authority: &str) -> Option<String> {
     lookup(world, client, authority).map(|(host, _)| host.name.clone())
 }
 
-/// By what a name means a host.
+/// The rule by which a name stands for a host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Meaning {
     /// It is the host's own name.
     Own,
-    /// A name without namespace: of the client's.
+    /// A name without namespace: of the client's namespace.
     OwnNamespace,
-    /// A name without namespace: of `default`, as the client's has none such.
+    /// A name without namespace: of `default`, because the client's namespace has no such host.
     DefaultNamespace,
     /// With the namespace.
     WithNamespace,
-    /// One of Consul's.
+    /// A name of Consul's DNS.
     Consul,
-    /// An endpoint of a headless service, by its own name before the service's.
+    /// An endpoint of a headless service: its own name, then the service's.
     EndpointName,
-    /// A Service of type ExternalName that stands for the host.
+    /// A Service of type ExternalName that is an alias of the host.
     Alias,
     /// A wildcard covers it.
     Wildcard,
@@ -38,7 +38,7 @@ pub(crate) enum Meaning {
     Endpoint,
 }
 
-/// As [`resolve`], and by what.
+/// As [`resolve`], with the rule.
 pub(crate) fn lookup<'a>(world: &'a World, client: &Scope, authority: &str) -> Option<(&'a Host, Meaning)> {
     if authority.starts_with(GATEWAY) {
         return world.host(authority).map(|host| (host, Meaning::Own));
@@ -75,7 +75,7 @@ pub(crate) fn lookup<'a>(world: &'a World, client: &Scope, authority: &str) -> O
     world.sees(client, target, None).then_some((target, Meaning::Alias))
 }
 
-/// The headless service that `authority`, `<endpoint>.<service>`, names an endpoint of.
+/// The headless service of `authority`, if that is `<endpoint>.<service>`.
 fn endpoint_name<'a>(world: &'a World, client: &Scope, authority: &str) -> Option<(&'a Host, Meaning)> {
     let (label, service) = authority.split_once('.')?;
     let names = candidates(world, &client.namespace, service)
@@ -86,8 +86,8 @@ fn endpoint_name<'a>(world: &'a World, client: &Scope, authority: &str) -> Optio
     (host.is_headless() && world.endpoints_of(host).any(has)).then_some((host, Meaning::EndpointName))
 }
 
-/// Names that an endpoint of a headless service has before the service's, as `hostname` has it in an EndpointSlice: the host
-/// name of its pod, that of its node, and the id that it registered with.
+/// Names of an endpoint of a headless service, as `hostname` in an EndpointSlice: the host name of its pod, that of its
+/// node, and the id that it registered with.
 pub(super) fn endpoint_names(instance: &Instance) -> impl Iterator<Item = String> {
     let node = instance.node.split('.').next().unwrap_or_default().to_ascii_lowercase();
     // A sidecar's node is named "<host name>-<8 hex>".
@@ -97,14 +97,14 @@ pub(super) fn endpoint_names(instance: &Instance) -> impl Iterator<Item = String
     [pod, Some(node), id].into_iter().flatten().filter(|name| is_label(name))
 }
 
-/// A host that `authority`, a name, would mean to a client who saw all.
+/// A host that `authority`, a name, would stand for if the client saw all hosts.
 pub(crate) fn hidden_host<'a>(world: &'a World, client: &Scope, authority: &str) -> Option<&'a Host> {
     let authority = authority.strip_suffix('.').unwrap_or(authority).to_ascii_lowercase();
     let candidates = candidates(world, &client.namespace, &authority);
     candidates.into_iter().find_map(|(name, _)| world.definitions(&name).find(|host| host.live))
 }
 
-/// Canonical names that `authority` may stand for, the most specific meaning first.
+/// Canonical names that `authority` may stand for, the most specific first.
 fn candidates(world: &World, client_ns: &str, authority: &str) -> impl Iterator<Item = (String, Meaning)> {
     let datacenter = world.datacenter();
     let both = move |service: &str| [fqdn(service, client_ns), fqdn(service, "default")];
@@ -130,7 +130,7 @@ fn consul_service<'a>(authority: &'a str, datacenter: &str) -> Option<&'a str> {
     name.strip_suffix(".service").or_else(|| name.strip_suffix(datacenter)?.strip_suffix('.')?.strip_suffix(".service"))
 }
 
-/// Authorities that mean `host` to a client, the canonical one first.
+/// Authorities that stand for `host`, the canonical one first.
 pub(super) fn of(world: &World, client: &Scope, host: &Host) -> Vec<String> {
     let mut names = vec![host.name.clone()];
     if let Some((service, namespace)) = host.name.strip_suffix(MESH_SUFFIX).and_then(|name| name.rsplit_once('.')) {
@@ -140,7 +140,8 @@ pub(super) fn of(world: &World, client: &Scope, host: &Host) -> Vec<String> {
             format!("{service}.service.consul"),
             service.to_owned(),
         ];
-        // What means another host to this client, such as a service of the same name in its own namespace, is left out.
+        // Names that stand for another host for this client, such as a service of the same name in its own namespace,
+        // are left out.
         names.extend(short.into_iter().filter(|name| resolve(world, client, name).as_ref() == Some(&host.name)));
     }
     names.extend(world.addresses_of(host).iter().map(IpAddr::to_string));

@@ -1,4 +1,4 @@
-//! Other data centres: the summary of our services for them, and the resources of theirs for sidecars.
+//! Other data centres: the summary of local services for them, and the resources of their services for sidecars.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,7 +9,7 @@ use super::{endpoints::here, rules::Rules};
 use crate::world::{Host, Scope, World};
 use weft_policy::MESH_SUFFIX;
 
-/// Where else a host is. Of several data centres that have a subset the preferred one gets its requests.
+/// The other data centres with a host. Of several with a subset the preferred one gets its requests.
 pub(super) fn of(world: &World, host: &str) -> Vec<v1::Remote> {
     let mut taken = BTreeSet::new();
     let remotes = world.remotes_of(host).map(|remote| {
@@ -27,7 +27,7 @@ pub(super) fn of(world: &World, host: &str) -> Vec<v1::Remote> {
     remotes.filter(|remote| !remote.subsets.is_empty()).collect()
 }
 
-/// Whom sidecars trust besides their own.
+/// The trust bundles of other data centres, which sidecars use besides their own.
 pub(super) fn trust(world: &World) -> Vec<v1::TrustBundle> {
     let bundle = |peer: &crate::world::Peering| v1::TrustBundle {
         trust_domain: peer.trust_domain.clone(),
@@ -36,7 +36,7 @@ pub(super) fn trust(world: &World) -> Vec<v1::TrustBundle> {
     world.peers().iter().map(bundle).collect()
 }
 
-/// What is here of a host, by subset; "" is all of it.
+/// The local endpoints of a host, by subset; "" is all of it.
 fn present(world: &World, host: &Host) -> BTreeMap<String, (Capacity, BTreeSet<String>)> {
     let found = here(world, host);
     let client = Scope::of(&host.namespace);
@@ -47,7 +47,7 @@ fn present(world: &World, host: &Host) -> BTreeMap<String, (Capacity, BTreeSet<S
         let has = |endpoint: &&v1::Endpoint| labels.iter().all(|(k, v)| endpoint.labels.get(k) == Some(v));
         let (mut capacity, mut identities) = (Capacity { healthy: 0, total: 0 }, BTreeSet::new());
         for endpoint in found.iter().filter(has) {
-            // One that drains is on its way out, and nobody's loss.
+            // A draining endpoint is about to leave and does not count.
             if endpoint.health() != v1::Health::Draining {
                 capacity.total += 1;
             }
@@ -63,13 +63,14 @@ fn present(world: &World, host: &Host) -> BTreeMap<String, (Capacity, BTreeSet<S
     subsets.map(|(name, labels)| (name.to_owned(), of(labels))).collect()
 }
 
-/// How many instances of a host there are here, by subset; of a host that is not here: none.
+/// The number of local instances of a host by subset; empty for a host that is not local.
 pub fn capacity(world: &World, host: &str) -> BTreeMap<String, Capacity> {
     let Some(host) = world.host(host) else { return BTreeMap::new() };
     present(world, host).into_iter().map(|(name, (capacity, _))| (name, capacity)).collect()
 }
 
-/// What other data centres are told: services, never instances. Only what has an identity can be called from there.
+/// The summaries for other data centres: services, never instances. Only instances with an identity can be called from
+/// there.
 pub fn summaries(world: &World) -> Vec<v1::ServiceSummary> {
     let exported = world.policies().exports().iter().filter_map(|host| world.host(host)).filter(|host| host.live);
     let summary = |host: &Host| {

@@ -1,4 +1,4 @@
-//! `Service`: ports, routes, and a cluster for everything that they can send to.
+//! `Service`: ports, routes, and a cluster for each of their destinations.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use weft_policy::{
     Action, ConnectionMatch, Destination, Document, Forward, Object, Resolution, Route, VirtualService, canonical,
 };
 
-/// Everything but the addresses that a request of a client to `host` (canonical) needs.
+/// All that a client's request to `host` (canonical) needs except the addresses.
 pub fn service(world: &World, client: &Scope, host: &str) -> Option<v1::Service> {
     if host.starts_with(GATEWAY) {
         return gateway::service(world, client, world.host(host)?);
@@ -54,14 +54,14 @@ pub fn service(world: &World, client: &Scope, host: &str) -> Option<v1::Service>
         namespace: host.namespace.clone(),
         addresses: world.addresses_of(host).iter().map(ToString::to_string).collect(),
         names: names::of(world, client, host),
-        clusters: clusters.found,
+        clusters: clusters.clusters,
         external: ports::entry(host).is_some_and(|entry| entry.external),
         exported,
         external_name: String::new(),
     })
 }
 
-/// What stands for a host that the mesh does not know: its address is that host's, and nothing else is said of it.
+/// The service of an alias of a host outside the mesh: its address is that host's, and it has no other settings.
 fn alias(world: &World, client: &Scope, host: &Host) -> v1::Service {
     v1::Service {
         host: host.name.clone(),
@@ -72,7 +72,7 @@ fn alias(world: &World, client: &Scope, host: &Host) -> v1::Service {
     }
 }
 
-/// A port, and where it stands for any those that matches of `routes` name: each has routes of its own.
+/// A port, and for port 0 also the ports that matches of `routes` name: each has routes of its own.
 fn with_matched(port: PortView, routes: Option<&Arc<Document>>) -> Vec<PortView> {
     let mut numbers = BTreeSet::new();
     if port.number == 0
@@ -94,24 +94,24 @@ pub(super) struct Clusters<'a> {
     client: &'a Scope,
     /// Namespace and name of the gateway that it is for; `None`: for sidecars.
     gateway: Option<(&'a str, &'a str)>,
-    found: Vec<v1::Cluster>,
+    clusters: Vec<v1::Cluster>,
     index: BTreeMap<String, u32>,
 }
 
 impl<'a> Clusters<'a> {
     pub(super) fn new(world: &'a World, client: &'a Scope, gateway: Option<(&'a str, &'a str)>) -> Self {
         let defaults = Defaults::of(world);
-        Clusters { world, defaults, client, gateway, found: Vec::new(), index: BTreeMap::new() }
+        Clusters { world, defaults, client, gateway, clusters: Vec::new(), index: BTreeMap::new() }
     }
 
-    /// Who it is for.
+    /// Its audience.
     pub(super) fn audience(&self) -> Audience<'a> {
         Audience { client: self.client, gateway: self.gateway }
     }
 
-    /// In the order of the indexes that the routes use.
-    pub(super) fn into_found(self) -> Vec<v1::Cluster> {
-        self.found
+    /// The clusters in the order of the indexes that the routes use.
+    pub(super) fn into_clusters(self) -> Vec<v1::Cluster> {
+        self.clusters
     }
 
     fn routes(&mut self, document: &Document, request_port: u32) -> Vec<v1::HttpRoute> {
@@ -122,7 +122,7 @@ impl<'a> Clusters<'a> {
             .collect()
     }
 
-    /// A route as this client has it; `None`: it is for others.
+    /// A route for this client; `None`: it does not apply to the client.
     pub(super) fn route(&mut self, document: &Document, route: &Route, request_port: u32) -> Option<v1::HttpRoute> {
         let matches = self.audience().matches(document, route, None)?;
         self.route_with(document, route, &matches, request_port)
@@ -140,7 +140,7 @@ impl<'a> Clusters<'a> {
             Action::Forward(forward) => {
                 http_route::Action::Forward(self.forward(&document.namespace, forward, request_port))
             }
-            // Of a delegate that is not there.
+            // A route with a delegate that does not exist.
             Action::Delegate(_) => return None,
             Action::Redirect(redirect) => http_route::Action::Redirect(redirect.clone()),
             Action::Respond(response) => http_route::Action::DirectResponse(response.clone()),
@@ -198,24 +198,24 @@ impl<'a> Clusters<'a> {
         let alone = destinations.len() == 1;
         let weighted = destinations.iter().map(|destination| v1::WeightedCluster {
             cluster: self.destination(namespace, destination, request_port),
-            // A destination alone gets every request, whatever its weight says.
+            // A single destination gets every request, whatever its weight.
             weight: if alone { destination.weight.max(1) } else { destination.weight },
             headers: destination.headers.clone(),
         });
         weighted.collect()
     }
 
-    /// The cluster of a route's destination. Without a port it is the host's only one, else the request's. A wildcard means the
-    /// ServiceEntry that has this very host.
+    /// The cluster of a route's destination. Without a port it is the host's only one, else the request's. A wildcard
+    /// stands for the ServiceEntry of exactly this host.
     fn destination(&mut self, namespace: &str, destination: &Destination, request_port: u32) -> u32 {
         let name = canonical(&destination.host, namespace);
-        let found = match name.starts_with('*') {
+        let target = match name.starts_with('*') {
             true => self.world.definition(self.client, &name).filter(|host| host.entry.is_some()),
             false => self.world.definition_or_wildcard(self.client, &name),
         };
-        // An alias that leads out of the mesh has no endpoints.
-        let found = found.and_then(|host| self.world.behind(self.client, host));
-        let Some(host) = found.filter(|host| host.reaches(&self.client.namespace) && host.alias().is_none()) else {
+        // An alias of a host outside the mesh has no endpoints.
+        let target = target.and_then(|host| self.world.behind(self.client, host));
+        let Some(host) = target.filter(|host| host.reaches(&self.client.namespace) && host.alias().is_none()) else {
             return self.undefined(&name, destination.port.unwrap_or(request_port), &destination.subset);
         };
         let mut ports = ports::of(self.world, host);
@@ -229,13 +229,13 @@ impl<'a> Clusters<'a> {
         if port.number == 0
             && let Some(number) = destination.port
         {
-            // A service without declared ports has whichever is asked for.
+            // A service without declared ports has any port.
             (port.number, port.policy_number) = (number, number);
         }
         self.of(host, &port, &destination.subset)
     }
 
-    /// Other data centres name subsets as the host's own namespace does.
+    /// Other data centres use the subset names of the host's own namespace.
     fn all_subsets(&mut self, host: &Host, port: &PortView) {
         let subsets: Vec<String> =
             Rules::of(self.world, self.client, host).subsets().map(|subset| subset.name.clone()).collect();
@@ -251,12 +251,12 @@ impl<'a> Clusters<'a> {
     fn of(&mut self, host: &Host, port: &PortView, subset: &str) -> u32 {
         let rules = Rules::of(self.world, self.client, host);
         let labels = match rules.subset(subset) {
-            Some(found) => found.labels.clone(),
+            Some(clusters) => clusters.labels.clone(),
             None if subset.is_empty() => BTreeMap::new(),
             None => return self.undefined(&host.name, port.number, subset),
         };
         let decided = rules.decide(port, subset);
-        // A host outside the mesh that only a VirtualService names is where the caller's own DNS says.
+        // The address of a host outside the mesh that only a VirtualService names is the caller's DNS's.
         let documented = host.service.is_some() || host.entry.is_some();
         let unknown = !host.registered && !documented && !self.world.is_imported(&host.name);
         let resolution = ports::entry(host).map(|entry| entry.resolution);
@@ -293,7 +293,7 @@ impl<'a> Clusters<'a> {
             undefined: unknown && !original_destination,
             original_destination,
             dynamic_dns: resolution == Some(Resolution::DynamicDns) && !original_destination,
-            // Callers of a gateway dial no endpoint.
+            // Callers of a gateway dial no endpoint directly.
             headless: host.is_headless() && self.gateway.is_none() && !original_destination,
         })
     }
@@ -302,9 +302,9 @@ impl<'a> Clusters<'a> {
         if let Some(index) = self.index.get(&cluster.name) {
             return *index;
         }
-        let index = u32::try_from(self.found.len()).unwrap_or(u32::MAX);
+        let index = u32::try_from(self.clusters.len()).unwrap_or(u32::MAX);
         self.index.insert(cluster.name.clone(), index);
-        self.found.push(cluster);
+        self.clusters.push(cluster);
         index
     }
 }
@@ -317,7 +317,7 @@ fn connection_match(one: &ConnectionMatch) -> v1::ConnectionMatch {
     }
 }
 
-/// A cluster that nothing defines.
+/// A cluster of an undefined host, port or subset.
 pub(super) fn undefined(host: &str, port: u32, subset: &str) -> v1::Cluster {
     v1::Cluster {
         name: cluster_name(port, subset, host),

@@ -16,28 +16,28 @@ use weft_policy::{
     destinations, placed,
 };
 
-/// Most hosts that one text names.
+/// Bound on the hosts that one text names.
 const MOST: usize = 3;
 
-/// What is odd about the policies of `world`, sorted by file and place. `complete`: the world knows all registrations, so
-/// that what it does not know is not there.
+/// Warnings about the policies of `world`, sorted by file and place. `complete`: all registrations are known, so that
+/// an unknown host does not exist.
 pub fn warnings(world: &World, complete: bool) -> Vec<Problem> {
     let view = View { world, complete, elsewhere: Elsewhere::of(world) };
-    let mut found = workloads(world);
-    found.extend(sidecars::conflicts(world));
+    let mut findings = workloads(world);
+    findings.extend(sidecars::conflicts(world));
     for document in world.documents() {
         match &document.object {
-            Object::DestinationRule(rule) => view.of_rule(document, rule, &mut found),
+            Object::DestinationRule(rule) => view.of_rule(document, rule, &mut findings),
             Object::VirtualService(service) => {
-                of_gateways(world, document, service, &mut found);
-                view.of_routes(document, service, &mut found);
-                reachability::of_routes(world, document, service, &mut found);
+                of_gateways(world, document, service, &mut findings);
+                view.of_routes(document, service, &mut findings);
+                reachability::of_routes(world, document, service, &mut findings);
             }
-            Object::ServiceExport if complete => view.of_export(document, &mut found),
+            Object::ServiceExport if complete => view.of_export(document, &mut findings),
             _ => {}
         }
     }
-    placed(found)
+    placed(findings)
 }
 
 /// Live hosts of the mesh by their service's name.
@@ -53,25 +53,27 @@ impl<'a> Elsewhere<'a> {
         Self(hosts)
     }
 
-    /// Hosts of other namespaces that `name`, which means a host that is not there, may have meant.
+    /// Hosts of other namespaces that `name`, which stands for no existing host, may have meant.
     pub(crate) fn hint(&self, name: &str) -> Option<String> {
         let hosts = self.0.get(name.split('.').next()?)?;
-        // One that only routes name is a host too.
+        // A host that only routes name is live too.
         let others = hosts.iter().filter(|host| **host != name);
         let others: Vec<String> = others.take(MOST).map(|host| format!("`{host}`")).collect();
         (!others.is_empty()).then(|| others.join(" and "))
     }
 }
 
-/// A VirtualService for gateways that no document defines, or that do not take callers for its hosts.
-fn of_gateways<'a>(world: &World, document: &'a Document, service: &VirtualService, found: &mut Vec<Finding<'a>>) {
+/// A VirtualService for gateways that no document defines, or that do not accept its hosts.
+fn of_gateways<'a>(world: &World, document: &'a Document, service: &VirtualService, findings: &mut Vec<Finding<'a>>) {
     let of_gateways = service.gateways.iter().enumerate().filter(|(_, gateway)| *gateway != weft_policy::MESH);
     for (n, gateway) in of_gateways {
         let (namespace, name) = gateway.split_once('/').unwrap_or((&document.namespace, gateway));
-        let Some(Object::Gateway(gateway)) = world.document(Kind::Gateway, namespace, name).map(|found| &found.object)
+        let Some(Object::Gateway(gateway)) =
+            world.document(Kind::Gateway, namespace, name).map(|findings| &findings.object)
         else {
-            let text = format!("gateway `{namespace}/{name}` is not there: nothing of this is served by it");
-            found.push(Finding::warning(document, format!("gateways[{n}]"), Code::UnknownGateway, text));
+            let text =
+                format!("gateway `{namespace}/{name}` does not exist: it serves no route of this VirtualService");
+            findings.push(Finding::warning(document, format!("gateways[{n}]"), Code::UnknownGateway, text));
             continue;
         };
         let own = gateway.servers.iter().flat_map(|server| &server.hosts);
@@ -80,9 +82,10 @@ fn of_gateways<'a>(world: &World, document: &'a Document, service: &VirtualServi
         for (m, host) in service.hosts.iter().enumerate() {
             let within = names::patterns(host, true).any(|pattern| own.contains(pattern.as_str()));
             if !(within || host.starts_with('*') && any_within(host)) {
-                let text =
-                    format!("gateway `{namespace}/{name}` has no server for `{host}`: it serves nothing of this");
-                found.push(Finding::warning(document, format!("hosts[{m}]"), Code::HostNotInGateway, text));
+                let text = format!(
+                    "gateway `{namespace}/{name}` has no server for `{host}`: it serves no route of this VirtualService"
+                );
+                findings.push(Finding::warning(document, format!("hosts[{m}]"), Code::HostNotInGateway, text));
             }
         }
     }
@@ -90,7 +93,7 @@ fn of_gateways<'a>(world: &World, document: &'a Document, service: &VirtualServi
 
 /// ServiceEntries that select no WorkloadEntry, and WorkloadEntries that none selects.
 fn workloads(world: &World) -> Vec<Finding<'_>> {
-    let mut found = Vec::new();
+    let mut findings = Vec::new();
     let mut used: HashSet<(&str, &str)> = HashSet::new();
     for document in world.documents() {
         let Object::ServiceEntry(entry) = &document.object else { continue };
@@ -100,20 +103,20 @@ fn workloads(world: &World) -> Vec<Finding<'_>> {
         let picked: Vec<&str> = world.workloads(&document.namespace, entry).map(|workload| workload.name).collect();
         if picked.is_empty() && !is_awaited(world, document, entry) {
             let text = "no WorkloadEntry of its namespace has these labels: it has no endpoint";
-            found.push(Finding::warning(document, "workloadSelector", Code::NoWorkload, text));
+            findings.push(Finding::warning(document, "workloadSelector", Code::NoWorkload, text));
         }
         used.extend(picked.into_iter().map(|name| (document.namespace.as_str(), name)));
     }
     for document in world.documents().filter(|document| document.kind == Kind::WorkloadEntry) {
         if !used.contains(&(document.namespace.as_str(), document.name.as_str())) {
-            let text = "no ServiceEntry of its namespace selects it: nobody calls it";
-            found.push(Finding::warning(document, "labels", Code::NoWorkload, text));
+            let text = "no ServiceEntry of its namespace selects it: it is not an endpoint of any host";
+            findings.push(Finding::warning(document, "labels", Code::NoWorkload, text));
         }
     }
-    found
+    findings
 }
 
-/// Whether those who join by a WorkloadGroup will be endpoints of a ServiceEntry.
+/// Whether sidecars that join a WorkloadGroup will be endpoints of a ServiceEntry.
 fn is_awaited(world: &World, document: &Document, entry: &ServiceEntry) -> bool {
     let labels = world.documents().filter_map(|other| match &other.object {
         Object::WorkloadGroup(group) if other.namespace == document.namespace => Some(&group.template.labels),
@@ -130,20 +133,21 @@ struct View<'a> {
 }
 
 impl<'a> View<'a> {
-    /// An export of what is not here.
-    fn of_export(&self, document: &'a Document, found: &mut Vec<Finding<'a>>) {
+    /// An export of a service that does not exist here.
+    fn of_export(&self, document: &'a Document, findings: &mut Vec<Finding<'a>>) {
         let host = weft_policy::fqdn(&document.name, &document.namespace);
         if self.world.host(&host).is_none_or(|host| !host.live) {
             let hint = self.elsewhere.hint(&host).map(|hint| format!("; there is {hint}")).unwrap_or_default();
-            let text = format!("`{host}`, which this exports, nobody offers{hint}");
-            found.push(Finding::warning(document, "metadata.name", Code::UnknownHost, text));
+            let text = format!("`{host}`, which this exports, is neither registered nor defined{hint}");
+            findings.push(Finding::warning(document, "metadata.name", Code::UnknownHost, text));
         }
     }
 
-    /// "host `a` means `a.default.svc.cluster.local`, which nobody offers", and what may have been meant.
+    /// "host `a` means `a.default.svc.cluster.local`, which is not registered", and similar names.
     fn unknown(&self, document: &'a Document, path: impl Into<String>, written: &str, host: &str) -> Finding<'a> {
         let text = self.unknown_text(written, host);
-        // What only the registry can offer is no fault of files: Istio, which knows its services, says nothing of it either.
+        // A host that only the registry can offer is not a mistake in files: Istio, which knows its services, reports
+        // nothing either.
         let of_registry = !self.complete && host.ends_with(MESH_SUFFIX) && self.elsewhere.hint(host).is_none();
         match of_registry {
             true => Finding::info(document, path, Code::UnknownHost, text),
@@ -155,19 +159,19 @@ impl<'a> View<'a> {
         let means =
             if written == host { format!("host `{host}`,") } else { format!("host `{written}` means `{host}`,") };
         match self.elsewhere.hint(host) {
-            Some(hint) => format!("{means} which nobody offers; there is {hint}"),
-            None if self.complete => format!("{means} which nobody offers"),
-            None => format!("{means} which no document here offers: it has to be registered"),
+            Some(hint) => format!("{means} which is neither registered nor defined; there is {hint}"),
+            None if self.complete => format!("{means} which is neither registered nor defined"),
+            None => format!("{means} which no document here defines: it must be registered"),
         }
     }
 
-    fn of_rule(&self, document: &'a Document, rule: &DestinationRule, found: &mut Vec<Finding<'a>>) {
+    fn of_rule(&self, document: &'a Document, rule: &DestinationRule, findings: &mut Vec<Finding<'a>>) {
         let name = canonical(&rule.host, &document.namespace);
         if name.starts_with('*') {
             return;
         }
         if !self.world.host_or_wildcard(&name).is_some_and(|host| host.live) {
-            found.push(self.unknown(document, "host", &rule.host, &name));
+            findings.push(self.unknown(document, "host", &rule.host, &name));
             return;
         }
         let own = self.world.definition(&Scope::of(&document.namespace), &name);
@@ -182,18 +186,18 @@ impl<'a> View<'a> {
                 let labels: Vec<String> = subset.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
                 let text =
                     format!("subset `{}`: no instance of `{}` has {}", subset.name, host.name, labels.join(", "));
-                found.push(Finding::warning(document, format!("subsets[{n}].labels"), Code::EmptySubset, text));
+                findings.push(Finding::warning(document, format!("subsets[{n}].labels"), Code::EmptySubset, text));
             }
         }
     }
 
-    fn of_routes(&self, document: &'a Document, service: &VirtualService, found: &mut Vec<Finding<'a>>) {
-        // Many routes lead to few hosts, and each host is told of once.
+    fn of_routes(&self, document: &'a Document, service: &VirtualService, findings: &mut Vec<Finding<'a>>) {
+        // Many routes lead to few hosts, and each host is reported once.
         let mut open: HashMap<String, Option<String>> = HashMap::new();
         for (path, destination) in destinations(service) {
             let name = canonical(&destination.host, &document.namespace);
             if let Some(ports) = open.get(&name) {
-                found.extend(
+                findings.extend(
                     ports
                         .iter()
                         .filter(|_| destination.port.is_none())
@@ -203,10 +207,10 @@ impl<'a> View<'a> {
             }
             if name.starts_with('*') && !self.world.definitions(&name).any(|host| host.entry.is_some()) {
                 let text = format!(
-                    "no ServiceEntry has the host `{name}`: requests that are sent there get 503. Write one with \
+                    "no ServiceEntry has the host `{name}`: its requests get 503. Write one with \
                      `resolution: DYNAMIC_DNS` or NONE, or name a host"
                 );
-                found.push(Finding::error(document, format!("{path}.host"), Code::UnknownHost, text));
+                findings.push(Finding::error(document, format!("{path}.host"), Code::UnknownHost, text));
                 open.insert(name, None);
                 continue;
             }
@@ -214,16 +218,16 @@ impl<'a> View<'a> {
             let own = self.world.definition_or_wildcard(&client, &name);
             let written = own.or_else(|| self.world.host_or_wildcard(&name)).filter(|host| host.live);
             let host = written.and_then(|host| self.world.behind(&client, host));
-            // One that only routes name is live too, and offered by nobody.
+            // A host that only routes name is live too, but not offered.
             let offered = host.filter(|host| {
                 let documented = host.service.is_some() || host.entry.is_some();
                 documented || self.world.is_imported(&host.name) || self.world.members_of(&host.name).next().is_some()
             });
             let Some(host) = offered else {
                 open.insert(name.clone(), None);
-                // Outside the mesh a host that routes name is where the caller's own DNS says.
+                // The address of a host outside the mesh that routes name is the caller's DNS's.
                 if host.is_none() || name.ends_with(MESH_SUFFIX) {
-                    found.push(self.unknown(document, format!("{path}.host"), &destination.host, &name));
+                    findings.push(self.unknown(document, format!("{path}.host"), &destination.host, &name));
                 }
                 continue;
             };
@@ -232,19 +236,19 @@ impl<'a> View<'a> {
                     "`{}` is not exported to namespace `{}`, in which this is: callers there get 503",
                     host.name, document.namespace
                 );
-                found.push(Finding::warning(document, format!("{path}.host"), Code::NotExported, text));
+                findings.push(Finding::warning(document, format!("{path}.host"), Code::NotExported, text));
             }
             let ports = ports::of(self.world, host);
             let text = (ports.len() > 1).then(|| {
                 let numbers: Vec<String> = ports.iter().map(|port| port.number.to_string()).collect();
                 format!(
-                    "`{name}` has the ports {}: without `port.number` a request keeps the port that it came for, and \
-                     gets 503 where there is none such",
+                    "`{name}` has the ports {}: without `port.number` a request keeps its original port, and gets \
+                     503 if the host does not have it",
                     numbers.join(", ")
                 )
             });
             if destination.port.is_none() {
-                found.extend(
+                findings.extend(
                     text.iter().map(|text| Finding::warning(document, path.clone(), Code::OpenPort, text.as_str())),
                 );
             }
@@ -253,7 +257,7 @@ impl<'a> View<'a> {
     }
 }
 
-/// Labels of the endpoints of a host, to be asked for many subsets.
+/// Labels of the endpoints of a host, indexed for many subsets.
 struct Members<'a> {
     all: Vec<&'a BTreeMap<String, String>>,
     by_label: HashMap<(&'a str, &'a str), Vec<&'a BTreeMap<String, String>>>,

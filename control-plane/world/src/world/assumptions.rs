@@ -1,31 +1,31 @@
-//! A world of documents alone: the registry is not known, and services that documents call are taken as registered.
+//! A world of documents alone: the registry is unknown, and services that documents call are assumed to be registered.
 
 use super::{Host, MESH_SUFFIX, World};
 use weft_policy::{Object, canonical};
 
 impl World {
-    /// Takes every service of the mesh that a document names as one that is registered, without an instance: what is said of
-    /// its routes and policies is then what would be said live. Returns those that no document offers, sorted.
+    /// Assumes every service of the mesh that a document names to be registered, without an instance: the results for
+    /// its routes and policies are then those of the live mesh. Returns the services that no document offers, sorted.
     pub fn assume_registered(&mut self) -> Vec<String> {
-        let mut named: Vec<String> = self
+        let mut hosts: Vec<String> = self
             .joined
             .values()
             .flat_map(|document| match &document.object {
                 Object::DestinationRule(rule) => vec![canonical(&rule.host, &document.namespace)],
                 Object::VirtualService(service) => {
-                    let hosts = service.hosts.iter().filter(|_| service.of_mesh());
+                    let names = service.hosts.iter().filter(|_| service.of_mesh());
                     let destinations = service.destinations().map(|destination| &destination.host);
-                    hosts.chain(destinations).map(|host| canonical(host, &document.namespace)).collect()
+                    names.chain(destinations).map(|host| canonical(host, &document.namespace)).collect()
                 }
                 _ => Vec::new(),
             })
             .collect();
-        named.retain(|name| name.ends_with(MESH_SUFFIX) && !name.starts_with('*'));
-        named.sort();
-        named.dedup();
+        hosts.retain(|name| name.ends_with(MESH_SUFFIX) && !name.starts_with('*'));
+        hosts.sort();
+        hosts.dedup();
         let offered = |host: &Host| host.service.is_some() || host.entry.is_some();
-        named.retain(|name| !self.hosts.get(name).is_some_and(offered));
-        for name in &named {
+        hosts.retain(|name| !self.hosts.get(name).is_some_and(offered));
+        for name in &hosts {
             let namespace = name.trim_end_matches(MESH_SUFFIX).rsplit('.').next().unwrap_or_default().to_owned();
             let (service, entry, export) = (None, None, self.default_export());
             let host = Host {
@@ -42,7 +42,7 @@ impl World {
             self.hosts.insert(name.clone(), host);
             self.virtual_ips.allocate(name);
         }
-        named
+        hosts
     }
 }
 
@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_documents_call_is_registered() {
+    fn services_that_documents_call_are_assumed_to_be_registered() {
         let text = "
 apiVersion: networking.istio.io/v1
 kind: VirtualService

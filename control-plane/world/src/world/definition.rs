@@ -13,9 +13,9 @@ impl World {
         self.hosts.get(host).into_iter().chain(self.others.get(host).into_iter().flatten())
     }
 
-    /// The definition of `host` (canonical) that a client has: of those that are exported to its namespace, and of them
-    /// those that its Sidecar imports where it does any, its own namespace's, else the first. As in Istio; `None`: there is
-    /// none for it. [`World::sees`] says whether it knows the host at all.
+    /// The definition of `host` (canonical) for a client: of those that are exported to its namespace (and, if its
+    /// Sidecar imports any, of those) its own namespace's, else the first, as in Istio. `None`: there is none for it.
+    /// [`World::sees`] decides whether it can reach the host at all.
     pub fn definition(&self, client: &Scope, host: &str) -> Option<&Host> {
         if !self.others.contains_key(host) {
             return self.hosts.get(host).filter(|host| host.reaches(&client.namespace));
@@ -28,8 +28,8 @@ impl World {
         self.definitions(host).filter(|host| host.reaches(&client.namespace)).min_by_key(rank)
     }
 
-    /// As [`World::definition`], else that of the longest wildcard that covers `host`, of those that something offers: a
-    /// wildcard that only a VirtualService names leads nowhere by itself.
+    /// As [`World::definition`], else that of the longest wildcard that covers `host` and is offered: a wildcard that
+    /// only a VirtualService names leads nowhere by itself.
     pub fn definition_or_wildcard(&self, client: &Scope, host: &str) -> Option<&Host> {
         self.policies.patterns(host).find_map(|pattern| {
             let found = self.definition(client, &pattern)?;
@@ -37,7 +37,7 @@ impl World {
         })
     }
 
-    /// Brings the definitions of `host` up to date. Whether one of them came, went or changed its liveness.
+    /// Updates the definitions of `host`. Returns whether one of them was added, removed or changed its liveness.
     pub(super) fn refresh(&mut self, host: &str, now: u64) -> bool {
         let before = self.shape(host);
         let service = self.policies.service(host).cloned();
@@ -45,7 +45,7 @@ impl World {
         let imported = self.imported_namespace(host).map(str::to_owned);
         let known = self.hosts.get(host).filter(|known| known.registered);
         let registered = member.is_some() || known.is_some();
-        // What it is of beside documents.
+        // The service besides the documents.
         let of_service = member
             .map(|key| key.namespace.as_str())
             .or(service.as_ref().map(|document| document.namespace.as_str()))
@@ -103,7 +103,7 @@ impl World {
         before != self.shape(host)
     }
 
-    /// As [`World::refresh`], and adds to `changed` which names may resolve otherwise by that.
+    /// As [`World::refresh`], and adds the names that may resolve otherwise to `changed`.
     pub(super) fn refresh_named(&mut self, host: &str, now: u64, changed: &mut Changed) {
         let addresses = |world: &World| -> Vec<IpAddr> {
             world.definitions(host).flat_map(|one| world.addresses_of(one)).collect()
@@ -115,15 +115,15 @@ impl World {
         }
     }
 
-    /// Adds to `changed` that names may mean `host` that did not, or the other way round.
+    /// Records in `changed` that names may have begun or ceased to stand for `host`.
     pub(super) fn rename(&self, host: &str, changed: &mut Changed) {
-        // Any name may end as a wildcard does.
+        // Any name may end like a wildcard.
         changed.names |= host.starts_with('*');
         changed.renamed.extend(self.policies.aliases_of(host));
         changed.renamed.insert(host.to_owned());
     }
 
-    /// What of the definitions of a host decides whether, and for whom, its name means something.
+    /// The properties of a host's definitions that decide which clients can resolve its name.
     fn shape(&self, host: &str) -> Vec<(String, bool, Export)> {
         self.definitions(host).map(|one| (one.namespace.clone(), one.live, one.export.clone())).collect()
     }
@@ -159,20 +159,20 @@ impl World {
             None => match own(entry.map(|entry| &**entry)) {
                 Some(export) => export,
                 None if imported => self.default_export(),
-                // That only a route names.
+                // A host that only a route names.
                 None => Export::default(),
             },
         }
     }
 
-    /// The namespaces that see a service of which no document says it.
+    /// The namespaces that see a service whose documents have no `exportTo`.
     pub(super) fn default_export(&self) -> Export {
         self.policies.mesh().map(|(_, mesh)| mesh.service_export.clone()).unwrap_or_default()
     }
 }
 
-/// Whether a host that no service is has an address of the mesh. One outside the mesh's suffix that only a VirtualService
-/// names keeps its real address.
+/// Whether a host without a service needs a virtual IP. One outside the mesh's suffix that only a VirtualService names
+/// keeps its real address.
 fn needs_virtual_ip(host: &str, entry: Option<&Arc<Document>>) -> bool {
     match entry.map(|document| &document.object) {
         Some(Object::ServiceEntry(entry)) => {

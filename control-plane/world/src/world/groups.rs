@@ -1,7 +1,7 @@
 //! Sidecars that join by a WorkloadGroup: each is a workload entry of its own address for as long as it is registered.
 //!
-//! Membership is decided here whenever the sidecar or the group changes, not at registration: the group may come later, or
-//! get another service account.
+//! Membership is decided here whenever the sidecar or the group changes, not at registration: the group may be applied
+//! later, or get another service account.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,9 +17,9 @@ use weft_policy::{Kind, Object, ServiceEntry, WorkloadEntry};
 /// A sidecar that joins by a group.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Member {
-    /// What it has registered.
+    /// Its registration.
     pub instance: Arc<Instance>,
-    /// What it is, or why it is not.
+    /// Its membership, or the reason for having none.
     pub joined: Result<Membership, String>,
 }
 
@@ -30,12 +30,12 @@ pub struct Membership {
     pub name: String,
     /// The group's template with the sidecar's address, labels and locality.
     pub entry: WorkloadEntry,
-    /// The check that the sidecar has to make.
+    /// The health check that the sidecar has to run.
     pub probe: Option<v1::Probe>,
 }
 
 impl Member {
-    /// One that has to be probed is well when its probe has said so.
+    /// With a probe it is healthy once the probe has succeeded.
     pub fn health(&self) -> v1::Health {
         match &self.joined {
             Ok(Membership { probe: Some(_), .. }) if self.instance.checks.is_empty() => v1::Health::Unhealthy,
@@ -47,25 +47,25 @@ impl Member {
 /// An endpoint of a ServiceEntry.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Workload<'a> {
-    /// Of the WorkloadEntry; empty: written in the ServiceEntry.
+    /// Name of the WorkloadEntry; empty: it is part of the ServiceEntry.
     pub(crate) name: &'a str,
     pub(crate) entry: &'a WorkloadEntry,
-    /// The sidecar that joined as this.
+    /// The sidecar that joined as this entry.
     pub(crate) member: Option<&'a Member>,
 }
 
-/// Stands for all that is told to a group's sidecars: no host of anybody's looks like it.
+/// The key for changes of a group's sidecars: no valid host looks like it.
 fn change_key(namespace: &str, group: &str) -> String {
     format!("workload-group:{namespace}:{group}")
 }
 
-/// Those who have to hear that a group has changed.
+/// Marks the members of a group as changed.
 pub(super) fn mark_changed(namespace: &str, group: &str, changed: &mut Changed) {
     changed.hosts.insert(change_key(namespace, group));
 }
 
 impl World {
-    /// All who join by groups, whatever has become of them.
+    /// All sidecars that join by groups, members or not.
     pub fn group_members(&self) -> impl Iterator<Item = &Member> {
         self.groups.values()
     }
@@ -75,7 +75,7 @@ impl World {
         self.groups.get(key)
     }
 
-    /// Labels of the workload that an instance is of.
+    /// Labels of the workload of an instance.
     pub fn labels_of<'a>(&'a self, instance: &'a Instance) -> &'a BTreeMap<String, String> {
         let joined = self.joined(instance).map(|joined| &joined.entry.labels);
         joined.unwrap_or(&instance.labels)
@@ -91,7 +91,7 @@ impl World {
         labels.map(of).unwrap_or_default()
     }
 
-    /// Hosts whose changes concern the sidecar of an instance: what it serves, and what becomes of its group.
+    /// Hosts whose changes concern the sidecar of an instance: those that it serves, and the key of its group.
     pub fn concerning(&self, instance: &Instance) -> BTreeSet<String> {
         let mut hosts: BTreeSet<String> = self.hosts_of(instance).into_iter().collect();
         if instance.group.is_empty() {
@@ -102,13 +102,13 @@ impl World {
         hosts
     }
 
-    /// The workload entry that one who joins by a group is.
+    /// The workload entry of a sidecar that joins by a group.
     pub(super) fn joined(&self, instance: &Instance) -> Option<&Membership> {
         (!instance.group.is_empty()).then(|| self.groups.get(&instance.key())?.joined.as_ref().ok()).flatten()
     }
 
-    /// A ServiceEntry's endpoints: its own, or the WorkloadEntries of its namespace that it selects and the sidecars there
-    /// that have joined as such.
+    /// A ServiceEntry's endpoints: its own, or the WorkloadEntries of its namespace that it selects and the sidecars
+    /// there that have joined as such.
     pub(crate) fn workloads<'a>(
         &'a self,
         namespace: &'a str,
@@ -127,13 +127,13 @@ impl World {
         written.map(|(name, entry)| Workload { name, entry, member: None }).chain(selected)
     }
 
-    /// Brings what has become of all members up to date.
+    /// Updates all memberships.
     pub(super) fn look_at_members(&mut self, changed: &mut Changed) {
         let keys: Vec<InstanceKey> = self.groups.keys().cloned().collect();
         keys.iter().for_each(|key| self.look_at_member(key, changed));
     }
 
-    /// Brings what has become of one up to date, where the instance is or was a group's.
+    /// Updates one membership, if the instance is or was a group's.
     pub(super) fn look_at_member(&mut self, key: &InstanceKey, changed: &mut Changed) {
         let instance = self.instances.get(key).filter(|instance| !instance.group.is_empty());
         let new = instance.map(|instance| Member { instance: instance.clone(), joined: self.join(instance) });
@@ -147,7 +147,7 @@ impl World {
         for Member { instance, joined } in old.iter().chain(&new) {
             mark_changed(&instance.namespace, &instance.group, changed);
             changed.addresses.insert(instance.address);
-            // Whoever else is at this address may have an owner now, or none any more.
+            // The owner of this address may have changed for other workloads.
             changed.hosts.extend(self.policies.hosts_at(instance.address).cloned());
             if let Ok(joined) = joined {
                 let hosts = self.policies.hosts_selecting(&instance.namespace, &joined.entry.labels);
@@ -156,7 +156,7 @@ impl World {
         }
     }
 
-    /// The entry that a sidecar is by its group, or why it is none.
+    /// The entry of a sidecar in its group, or the reason why it has none.
     fn join(&self, instance: &Instance) -> Result<Membership, String> {
         let (namespace, group) = (&instance.namespace, &instance.group);
         let document = self.document(Kind::WorkloadGroup, namespace, group);
@@ -174,7 +174,7 @@ impl World {
         }
         let mut entry = found.template.clone();
         entry.address = instance.address.to_string();
-        // What was said to the sidecar itself is said of this workload alone.
+        // Labels of the sidecar itself are more specific than the group's.
         entry.labels.extend(instance.labels.clone());
         if !instance.locality.is_empty() {
             entry.locality.clone_from(&instance.locality);

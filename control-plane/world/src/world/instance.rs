@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use weft_proto::v1;
 
-/// What names an instance: three pods may all run a program that registers itself as "order-1".
+/// The identity of an instance: three pods may all run a program that registers itself as "order-1".
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct InstanceKey {
     /// Namespace of the sidecar or registrant.
@@ -24,13 +24,13 @@ pub struct Instance {
     pub node: String,
     /// Id on that node.
     pub service_id: String,
-    /// Name of the service; empty: of none, see `group`.
+    /// Name of the service; empty: none, see `group`.
     pub service: String,
     /// WorkloadGroup by which the sidecar joins, without a service and a port; empty: it is of a service.
     pub group: String,
-    /// Where it listens.
+    /// Address on which it listens.
     pub address: IpAddr,
-    /// Where it listens.
+    /// Port on which it listens.
     pub port: u16,
     /// As registered.
     pub tags: Vec<String>,
@@ -40,13 +40,13 @@ pub struct Instance {
     pub labels: BTreeMap<String, String>,
     /// 0: 1.
     pub weight: u32,
-    /// Consul's `TaggedAddresses`, kept for those who ask.
+    /// Consul's `TaggedAddresses`, kept for API clients.
     pub tagged_addresses: BTreeMap<String, v1::TaggedAddress>,
-    /// Consul's `Weights.Warning`, kept for those who ask.
+    /// Consul's `Weights.Warning`, kept for API clients.
     pub warning_weight: u32,
-    /// Consul's `EnableTagOverride`, kept for those who ask.
+    /// Consul's `EnableTagOverride`, kept for API clients.
     pub enable_tag_override: bool,
-    /// Eureka's document of it, kept for those who ask; empty: not registered by Eureka's API.
+    /// Eureka's document of it, kept for API clients; empty: not registered through Eureka's API.
     pub eureka: String,
     /// From its checks and its lease.
     pub health: v1::Health,
@@ -56,9 +56,9 @@ pub struct Instance {
     pub workload: String,
     /// `region/zone/subzone`.
     pub locality: String,
-    /// On its way out: no new requests.
+    /// About to leave: it gets no new requests.
     pub draining: bool,
-    /// Revision of the store that made it.
+    /// Revision of the store that created it.
     pub create_index: u64,
     /// Revision of the store that changed it last.
     pub modify_index: u64,
@@ -77,20 +77,20 @@ impl Instance {
         super::fqdn(&self.service, &self.namespace)
     }
 
-    /// Protocol that its metadata `protocol` names.
+    /// The protocol in its metadata `protocol`.
     pub fn protocol(&self) -> v1::Protocol {
         self.meta.get("protocol").map_or(v1::Protocol::Unknown, |name| weft_policy::protocol::from_name(name))
     }
 
-    /// What the wire says of it: an instance that drains is DRAINING whatever its checks say.
+    /// Its health on the wire: a draining instance is DRAINING whatever its checks report.
     pub fn health(&self) -> v1::Health {
         if self.draining { v1::Health::Draining } else { self.health }
     }
 }
 
-/// Labels of an instance, which subsets and selectors select by: the sidecar's own, then the service's metadata, then tags
-/// written `key=value`. A tag such as `v1` is `version: v1` when nothing else names a version, so that services registered
-/// through Consul's API have subsets without writing Kubernetes labels.
+/// Labels of an instance, by which subsets and selectors select: the sidecar's own, then the service's metadata, then
+/// tags written `key=value`. A tag such as `v1` is `version: v1` if no other label has a version, so that services
+/// registered through Consul's API have subsets without Kubernetes labels.
 pub fn derive_labels(
     sidecar: &BTreeMap<String, String>,
     meta: &BTreeMap<String, String>,
@@ -109,7 +109,7 @@ pub fn derive_labels(
     labels
 }
 
-/// `v1`, `v2-canary`, `v1.3`: a `v`, digits, and whatever a dot or hyphen adds.
+/// `v1`, `v2-canary`, `v1.3`: a `v`, digits, and any suffix after a dot or hyphen.
 fn is_version(tag: &str) -> bool {
     let Some(rest) = tag.strip_prefix('v') else { return false };
     let after = rest.trim_start_matches(|c: char| c.is_ascii_digit());

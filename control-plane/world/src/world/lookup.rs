@@ -45,7 +45,7 @@ impl World {
         self.registered().filter(|instance| instance.group.is_empty())
     }
 
-    /// All that is registered: instances of services, and who joins by a WorkloadGroup.
+    /// All registrations: instances of services, and sidecars that join by a WorkloadGroup.
     pub fn registered(&self) -> impl Iterator<Item = &Arc<Instance>> {
         self.instances.values()
     }
@@ -64,7 +64,7 @@ impl World {
         self.members.get(host).into_iter().flatten().filter_map(|key| self.instances.get(key))
     }
 
-    /// Whether instances here or another data centre offer `host` (canonical), whatever documents say of it.
+    /// Whether instances here or another data centre offer `host` (canonical), whatever documents define.
     pub fn offers(&self, host: &str) -> bool {
         self.members_of(host).next().is_some() || self.is_imported(host)
     }
@@ -85,7 +85,7 @@ impl World {
         registered.into_iter().flatten().chain(selected)
     }
 
-    /// What the sidecar `node` of a namespace registered.
+    /// The registrations of the sidecar `node` of a namespace.
     pub fn instances_of_node<'a>(
         &'a self,
         namespace: &'a str,
@@ -101,8 +101,8 @@ impl World {
         self.addresses.get(&address).into_iter().flatten().filter_map(|key| self.instances.get(key))
     }
 
-    /// Revision of the last change of a service's instances (Consul's index): never goes back, not even when the service
-    /// is gone.
+    /// Revision of the last change of a service's instances (Consul's index): it never decreases, not even when the
+    /// service is removed.
     pub fn service_index(&self, namespace: &str, service: &str) -> u64 {
         self.service_indexes.get(&fqdn(service, namespace)).copied().unwrap_or(self.pruned_index)
     }
@@ -117,20 +117,21 @@ impl World {
         self.nodes_index.max(self.catalog_index)
     }
 
-    /// A host by its canonical name, as the service has it, else the oldest ServiceEntry; see [`World::definition`].
+    /// A host by its canonical name: its service's definition, else that of the oldest ServiceEntry; see
+    /// [`World::definition`].
     pub fn host(&self, host: &str) -> Option<&Host> {
         self.hosts.get(host)
     }
 
-    /// A host by its canonical name, or the longest wildcard that covers it, of those that something offers: a wildcard
-    /// that only a VirtualService names leads nowhere by itself.
+    /// A host by its canonical name, or the longest wildcard that covers it and is offered: a wildcard that only a
+    /// VirtualService names leads nowhere by itself.
     pub fn host_or_wildcard(&self, host: &str) -> Option<&Host> {
         let found = self.policies.patterns(host).filter_map(|pattern| self.hosts.get(&pattern));
         found.into_iter().find(|found| !found.name.starts_with('*') || found.is_offered(self))
     }
 
-    /// Whether a wildcard that only a VirtualService names is a host to a client: as in Istio it is where it covers nothing that
-    /// is offered to it, else it is for what it covers.
+    /// Whether a wildcard that only a VirtualService names is a host for a client: as in Istio it is one if it covers
+    /// no host that is offered to the client, else it applies to the covered hosts.
     pub(crate) fn is_routed_wildcard(&self, client: &Scope, host: &Host) -> bool {
         let covers = |other: &&String| **other != host.name && weft_policy::covers(&host.name, other);
         let offered =
@@ -151,7 +152,7 @@ impl World {
         {
             return self.definition(client, host).filter(seen);
         }
-        // Only where the client has the definition that declares it.
+        // Only if the client has the definition that declares it.
         let declared =
             self.policies.hosts_covering(address).into_iter().filter_map(|(host, namespace)| {
                 self.definition(client, host).filter(|host| host.namespace == namespace)
@@ -161,13 +162,14 @@ impl World {
         declared.iter().find(serves).or(declared.first()).copied()
     }
 
-    /// The host that `host` stands for to a client, where it is a Service of type ExternalName: the last one of a chain of such,
-    /// be it that nothing in the mesh has its name. `None`: the chain has more than [`MOST_ALIASES`] steps, or no end.
+    /// The host of which `host` is an alias for a client, if it is a Service of type ExternalName: the end of the chain
+    /// of aliases, even if no host in the mesh has its name. `None`: the chain has more than [`MOST_ALIASES`] steps, or
+    /// is a loop.
     pub(crate) fn behind<'a>(&'a self, client: &Scope, host: &'a Host) -> Option<&'a Host> {
         let mut at = host;
         for _ in 0..=MOST_ALIASES {
             let Some(target) = at.alias() else { return Some(at) };
-            // One that the client does not see is one all the same: its name does not lead out of the mesh.
+            // A host that the client does not see is still a host: its name does not lead out of the mesh.
             match self.definition(client, target).or_else(|| self.hosts.get(target)) {
                 Some(next) => at = next,
                 None => return Some(at),
@@ -222,7 +224,8 @@ impl World {
         address.parse().map(|address| self.owner(address)).unwrap_or_default()
     }
 
-    /// SPIFFE ID of the sidecar that owns `address`; empty: none does. One that no WorkloadGroup has taken owns nothing.
+    /// SPIFFE ID of the sidecar that owns `address`; empty: none. A sidecar that is not a member of its WorkloadGroup
+    /// owns nothing.
     pub fn owner(&self, address: IpAddr) -> &str {
         self.at_address(address)
             .filter(|instance| instance.group.is_empty() || self.joined(instance).is_some())
@@ -246,17 +249,17 @@ impl World {
         kept.map(IpAddr::V4).into_iter().chain(addresses).collect()
     }
 
-    /// The virtual IPs, to be kept in the store.
+    /// The virtual IPs, for the store.
     pub fn virtual_ips(&self) -> &VirtualIps {
         &self.virtual_ips
     }
 
-    /// Virtual IPs that changed since the last call, to be kept; see [`VirtualIps::take_changed`].
+    /// Virtual IPs that changed since the last call, for the store; see [`VirtualIps::take_changed`].
     pub fn take_changed_virtual_ips(&mut self) -> Vec<Keep> {
         self.virtual_ips.take_changed()
     }
 
-    /// They could not be kept: they count as changed again.
+    /// Returns virtual IPs that could not be stored: they count as changed again.
     pub fn put_back_virtual_ips(&mut self, all: impl IntoIterator<Item = Keep>) {
         self.virtual_ips.put_back(all);
     }

@@ -36,7 +36,7 @@ use weft_policy::{
     Document, Export, Kind, KubeService, MESH_SUFFIX, Object, ServiceEntry, canonical, fqdn, mesh_config,
 };
 
-/// What a change touched.
+/// The effects of a change.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changed {
     /// Canonical hosts whose `Service`, `Endpoints` or instances' `Inbound` may differ now.
@@ -45,16 +45,17 @@ pub struct Changed {
     pub all: bool,
     /// Any name may resolve otherwise than before.
     pub names: bool,
-    /// Hosts that came or went, and those that stand for them: names that begin with the same label may resolve otherwise.
+    /// Hosts that were added or removed, and their aliases: names that begin with the same label may resolve otherwise.
     pub renamed: BTreeSet<String>,
-    /// An endpoint or a virtual IP came to or left these addresses: names that are one of them, with a port or without, may.
+    /// Addresses at which an endpoint or a virtual IP was added or removed: names that are one of them, with a port or
+    /// without, may resolve otherwise.
     pub addresses: BTreeSet<IpAddr>,
-    /// Nodes whose instances came, went or changed.
+    /// Nodes whose instances were added, removed or changed.
     pub nodes: BTreeSet<String>,
 }
 
 impl Changed {
-    /// Adds what another change touched.
+    /// Adds the effects of another change.
     pub fn merge(&mut self, other: &Changed) {
         self.all |= other.all;
         self.names |= other.names;
@@ -65,7 +66,7 @@ impl Changed {
     }
 }
 
-/// A host that the mesh knows, as one namespace defines it.
+/// A host of the mesh, as one namespace defines it.
 #[derive(Clone, Debug)]
 pub struct Host {
     /// Canonical name.
@@ -76,14 +77,14 @@ pub struct Host {
     pub service: Option<Arc<Document>>,
     /// ServiceEntry that defines it.
     pub entry: Option<Arc<Document>>,
-    /// Further ones of its namespace, older first, whose ports it has too.
+    /// Further entries of its namespace, older first, whose ports it has too.
     pub more_entries: Vec<Arc<Document>>,
-    /// The namespaces whose clients see it. What only a ServiceEntry defines is seen where that is.
+    /// The namespaces whose clients see it. A host that only a ServiceEntry defines is seen where that is.
     pub export: Export,
     /// Whether instances are, or were within the last day, registered under it.
     pub registered: bool,
-    /// False once the last instance left and no document names the host: callers are still told 503 rather than "no such
-    /// host" for as long as its virtual IP is kept, but a live host of the same short name is preferred.
+    /// False once the last instance left and no document names the host: callers still get 503 rather than "no such
+    /// host" for as long as its virtual IP is kept, but a live host of the same short name takes precedence.
     pub live: bool,
     /// Whether its clients reach it by the virtual IP of its name.
     pub virtual_ip: bool,
@@ -107,18 +108,18 @@ impl Host {
         }
     }
 
-    /// Whether it has no virtual IP: clients connect to an endpoint of their own choice.
+    /// Whether it has no virtual IP: clients choose an endpoint and connect to it.
     pub(crate) fn is_headless(&self) -> bool {
         self.kube().is_some_and(|service| service.headless)
     }
 
-    /// The host that it stands for (`type: ExternalName`); see [`World::behind`].
+    /// The host of which it is an alias (`type: ExternalName`); see [`World::behind`].
     pub(crate) fn alias(&self) -> Option<&str> {
         self.kube()?.alias.as_deref()
     }
 
-    /// Whether something offers it: a document, registered instances or another data centre. Else only a VirtualService
-    /// names it.
+    /// Whether it is offered by a document, registered instances or another data centre. Otherwise only a
+    /// VirtualService names it.
     pub(crate) fn is_offered(&self, world: &World) -> bool {
         self.service.is_some() || self.entry.is_some() || self.registered || world.is_imported(&self.name)
     }
@@ -135,25 +136,25 @@ pub struct World {
     trust_domain: String,
     version: u64,
     documents: BTreeMap<(Kind, String, String), Arc<Document>>,
-    /// The same with delegates joined: what policies are made of.
+    /// The same with delegates joined: the documents that policies are made of.
     joined: BTreeMap<(Kind, String, String), Arc<Document>>,
     policies: Policies,
     instances: BTreeMap<InstanceKey, Arc<Instance>>,
-    /// Those of the instances that join by a WorkloadGroup.
+    /// The members of WorkloadGroups.
     groups: BTreeMap<InstanceKey, Member>,
     members: BTreeMap<String, BTreeSet<InstanceKey>>,
     addresses: BTreeMap<IpAddr, BTreeSet<InstanceKey>>,
-    /// By name, as the service has them, else the oldest ServiceEntry.
+    /// By name: the service's definition, else that of the oldest ServiceEntry.
     hosts: BTreeMap<String, Host>,
-    /// By name, how ServiceEntries of further namespaces define the same hosts, the oldest first.
+    /// By name: the definitions of the same hosts by ServiceEntries of further namespaces, the oldest first.
     others: BTreeMap<String, Vec<Host>>,
     virtual_ips: VirtualIps,
-    /// Revision of the store that the change at hand comes from.
+    /// Revision of the store of the current change.
     revision: u64,
     service_indexes: BTreeMap<String, u64>,
-    /// Services whose index has grown since they were last taken.
+    /// Services whose index has grown since the last call of [`World::take_changed_services`].
     touched: BTreeSet<String>,
-    /// Index of every service that has none of its own: never below one that was told for it before.
+    /// Index of every service without one of its own: never below an index that was reported for it before.
     pruned_index: u64,
     catalog_index: u64,
     nodes_index: u64,
@@ -161,8 +162,8 @@ pub struct World {
 }
 
 impl World {
-    /// An empty world. `trust_domain` is that of the identities of WorkloadEntries. `revision` is that of the store that
-    /// the world begins with: no index is ever below it, so that those that clients hold stay valid over a restart.
+    /// An empty world. `trust_domain` is that of the identities of WorkloadEntries. `revision` is that of the store at
+    /// the start: no index is below it, so that the indexes that clients hold stay valid over a restart.
     pub fn new(trust_domain: &str, revision: u64) -> Self {
         let revision = revision.max(1);
         Self {
@@ -175,12 +176,12 @@ impl World {
         }
     }
 
-    /// What follows comes from this revision of the store: Consul's index is this.
+    /// Sets the revision of the store for the following changes: it is Consul's index.
     pub fn at_revision(&mut self, revision: u64) {
         self.revision = self.revision.max(revision);
     }
 
-    /// Takes up whose a virtual IP is, or with `None` that it is nobody's, as the store has it at revision `modified`.
+    /// Adopts the holder of a virtual IP in the store at revision `modified`; `None`: the address is free.
     pub fn adopt_virtual_ip(&mut self, address: Ipv4Addr, kept: Option<(String, Allocation)>) -> Changed {
         let before = kept.as_ref().and_then(|(host, _)| self.virtual_ips.of(host));
         let hosts = self.virtual_ips.adopt(address, kept);
@@ -196,7 +197,7 @@ impl World {
         changed
     }
 
-    /// Something that is told with the instances of `node` has changed, but nothing of themselves: a check of the node.
+    /// Marks a change of a node's data that are returned with its instances: a check of the node.
     pub fn touch_node(&mut self, namespace: &str, node: &str) {
         let of_services = self.instances_of_node(namespace, node).filter(|i| i.group.is_empty());
         let hosts: Vec<String> = of_services.map(|i| i.host()).collect();
@@ -205,7 +206,7 @@ impl World {
         }
     }
 
-    /// A node came, went or changed.
+    /// Marks a node as added, removed or changed.
     pub fn touch_nodes(&mut self) {
         self.nodes_index = self.revision;
     }
@@ -221,8 +222,8 @@ impl World {
         self.touched.insert(host);
     }
 
-    /// Replaces all policies by `documents`. Of two of one kind, namespace and name the first stays. Documents that are the same
-    /// (`Arc`) as before cost next to nothing.
+    /// Replaces all policies by `documents`. Of two with one kind, namespace and name the first stays. Documents that
+    /// are the same (`Arc`) as before cost next to nothing.
     pub fn set_policies(&mut self, documents: Vec<Arc<Document>>, now: u64) -> Changed {
         match self.replace_policies(&documents, now) {
             Some(changed) => changed,
@@ -240,31 +241,31 @@ impl World {
         let differs = |document: &Arc<Document>, other: &BTreeMap<_, Arc<Document>>| {
             other.get(&document.key()).is_none_or(|other| differ(other, document))
         };
-        let gone: Vec<_> = self.joined.values().filter(|document| differs(document, &joined)).cloned().collect();
+        let removed: Vec<_> = self.joined.values().filter(|document| differs(document, &joined)).cloned().collect();
         let came: Vec<_> = joined.values().filter(|document| differs(document, &self.joined)).cloned().collect();
         (self.documents, self.joined) = (new, joined);
         let mut changed = Changed::default();
-        if gone.is_empty() && came.is_empty() {
+        if removed.is_empty() && came.is_empty() {
             return changed;
         }
         self.version += 1;
-        gone.iter().for_each(|document| self.touch(document, &mut changed));
+        removed.iter().for_each(|document| self.touch(document, &mut changed));
         self.policies = Policies::new(self.joined.values());
         self.look_at_members(&mut changed);
         let known: BTreeSet<String> = self.hosts.keys().chain(self.policies.hosts()).cloned().collect();
         for host in known {
             self.refresh_named(&host, now, &mut changed);
         }
-        gone.iter().chain(&came).for_each(|document| self.touch(document, &mut changed));
-        // Their addresses are names too.
+        removed.iter().chain(&came).for_each(|document| self.touch(document, &mut changed));
+        // The addresses of hosts are names too.
         let routes_tell = self.policies.has_sidecars();
         let addressed = |document: &Arc<Document>| match document.kind {
             Kind::ServiceEntry | Kind::WorkloadEntry | Kind::Service => true,
-            // Where routes lead, and which hosts have the same, is known to clients that import one of them.
+            // Clients that import a host also see its routes' destinations and the other hosts of its routes.
             Kind::VirtualService => routes_tell,
             _ => false,
         };
-        changed.names |= gone.iter().chain(&came).any(addressed);
+        changed.names |= removed.iter().chain(&came).any(addressed);
         self.release_unknown(now);
         self.settle(changed, now)
     }
@@ -304,7 +305,7 @@ impl World {
         remove_from(&mut self.addresses, &old.address, key);
     }
 
-    /// `moved`: an endpoint came to or left the addresses of `versions`.
+    /// `moved`: an endpoint was added to or removed from the addresses of `versions`.
     fn instance_changed<'a>(
         &mut self,
         key: &InstanceKey,
@@ -315,7 +316,7 @@ impl World {
         let mut changed = Changed { nodes: [key.node.clone()].into(), ..Changed::default() };
         self.look_at_member(key, &mut changed);
         for instance in versions {
-            // Names of a headless service's endpoints come and go with them.
+            // Names of a headless service's endpoints change with them.
             if moved {
                 self.headless_hosts(instance).for_each(|host| self.rename(&host.name, &mut changed));
             }
@@ -333,9 +334,9 @@ impl World {
         self.settle(changed, now)
     }
 
-    /// Adds to `changed` what `document` applies to.
+    /// Adds the hosts that `document` applies to to `changed`.
     fn touch(&self, document: &Document, changed: &mut Changed) {
-        // With a pattern everything is translated anew, see [`World::settle`].
+        // A pattern causes everything to be translated anew, see [`World::settle`].
         let mut pattern = |pattern: String| {
             changed.hosts.insert(pattern);
         };
@@ -346,7 +347,7 @@ impl World {
                     service.hosts.iter().for_each(|host| pattern(canonical(host, &document.namespace)));
                 }
                 changed.hosts.extend(policies::gateway_hosts(service, &document.namespace));
-                // Gateways are told which hosts there are.
+                // Gateways receive the list of hosts.
                 changed.all |= service.of_gateways(&document.namespace).next().is_some();
             }
             Object::Gateway(_) => changed.all = true,
@@ -359,9 +360,9 @@ impl World {
                 changed.hosts.extend(hosts.into_iter().cloned());
             }
             Object::WorkloadGroup(_) => groups::mark_changed(&document.namespace, &document.name, changed),
-            // Of some clients, or of all: whatever they call.
+            // They apply to some clients, or to all, for any host.
             Object::Sidecar(_) | Object::IstioOperator(_) => (changed.all, changed.names) = (true, true),
-            // Also says whether others may call with mTLS.
+            // It also decides whether callers may use mTLS.
             Object::PeerAuthentication(_) => changed.all = true,
         }
     }
@@ -370,7 +371,7 @@ impl World {
     fn settle(&mut self, mut changed: Changed, now: u64) -> Changed {
         for host in self.virtual_ips.expire(now) {
             let Some(known) = self.hosts.get_mut(&host).filter(|known| !known.live) else { continue };
-            // ServiceEntries of other namespaces may define the host on.
+            // ServiceEntries of other namespaces may still define the host.
             known.registered = false;
             self.refresh(&host, now);
             if let Some(index) = self.service_indexes.remove(&host) {
@@ -382,7 +383,7 @@ impl World {
         let mut more = BTreeSet::new();
         let mut wild = BTreeSet::new();
         for host in &changed.hosts {
-            // A route may name one host under a wildcard entry: rare enough to translate all anew.
+            // A route may name a host under a wildcard entry: rare enough to translate everything anew.
             changed.all |= host.starts_with('*');
             let aliases = self.policies.aliases_of(host);
             for dependent in aliases.iter().chain([host]).flat_map(|host| self.policies.dependents(host)) {
@@ -400,7 +401,7 @@ impl World {
         changed
     }
 
-    /// Virtual IPs restored for hosts that did not come back are free after a day like any other's.
+    /// Virtual IPs restored for hosts that did not return are released after a day like all others.
     fn release_unknown(&mut self, now: u64) {
         let unknown: Vec<String> = self
             .virtual_ips
@@ -412,7 +413,7 @@ impl World {
     }
 }
 
-/// All documents, with the `exportTo` that the mesh has for those that have none.
+/// All documents, with the mesh's `exportTo` in those without one.
 fn exported(documents: &BTreeMap<(Kind, String, String), Arc<Document>>) -> Vec<Arc<Document>> {
     let config = mesh_config::in_force(documents.values().map(|document| &**document)).map(|(_, config)| config);
     let one = |document: &Arc<Document>| {

@@ -20,16 +20,16 @@ use weft_policy::{
     canonical, is_root, mesh_config,
 };
 
-/// The indexes. Every list is sorted by age: of two that claim the same, the first wins.
+/// The indexes. Every list is sorted by age: of two with the same claim, the first wins.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Policies {
     rules: BTreeMap<(String, String), Vec<Arc<Document>>>,
-    /// By host; each sees those of them that reach his namespace.
+    /// By host; a client sees those that are exported to its namespace.
     routes: BTreeMap<String, Vec<Arc<Document>>>,
     gateways: Vec<Arc<Document>>,
-    /// VirtualServices by what of a gateway they are for, see [`gateway_host`]; their routes are joined.
+    /// VirtualServices by the part of a gateway that they apply to, see [`gateway_host`]; their delegates are joined.
     gateway_routes: BTreeMap<String, Vec<Arc<Document>>>,
-    /// By host, the oldest first: of each namespace its oldest, and those that join that.
+    /// By host, the oldest first: the oldest of each namespace, and those that join it.
     entries: BTreeMap<String, Vec<Arc<Document>>>,
     services: BTreeMap<String, Arc<Document>>,
     /// WorkloadEntries by namespace, and by each of their labels.
@@ -38,21 +38,21 @@ pub(crate) struct Policies {
     selecting_entries: BTreeMap<Labelled, Vec<Arc<Document>>>,
     authentications: Vec<Arc<Document>>,
     sidecars: Vec<Arc<Document>>,
-    /// What says how the mesh as a whole is.
+    /// The settings of the whole mesh.
     mesh: Option<Arc<Document>>,
     /// Hosts that other data centres may call.
     exports: BTreeSet<String>,
-    /// By destination the hosts whose routes lead there, and by how many documents.
+    /// By destination: the hosts whose routes lead there, with the number of documents.
     dependents: BTreeMap<String, BTreeMap<String, usize>>,
-    /// Services of type ExternalName, by the host that they stand for.
+    /// Services of type ExternalName, by the host of which they are an alias.
     aliases: BTreeMap<String, BTreeSet<String>>,
-    /// Names of labels that documents select clients by, and how many do.
+    /// Names of labels that documents select clients by, with the number of documents.
     client_labels: BTreeMap<String, usize>,
     /// ServiceEntries by the addresses of their endpoints.
     endpoints: BTreeMap<IpAddr, Vec<Arc<Document>>>,
     /// With the host and the namespace of the document that declares it.
     ranges: Vec<(Subnet, String, String)>,
-    /// How many documents are for a wildcard that stands for a part of a label.
+    /// Number of documents for a wildcard within a label.
     partial: usize,
 }
 
@@ -122,7 +122,7 @@ impl Policies {
                     self.workloads.entry(labelled(namespace, label)).or_default().push(document.clone());
                 }
             }
-            // Of those who join by it, see [`super::groups`].
+            // Applied to the sidecars that join by it, see [`super::groups`].
             Object::WorkloadGroup(_) => {}
             Object::PeerAuthentication(_) => self.authentications.push(document.clone()),
             Object::Sidecar(_) => self.sidecars.push(document.clone()),
@@ -137,7 +137,7 @@ impl Policies {
         }
     }
 
-    /// Of several ServiceEntries of a host in one namespace the oldest counts, with those that fit.
+    /// Of several ServiceEntries of a host in one namespace the oldest applies, and those that can join it.
     fn add_entry(&mut self, host: &str, document: &Arc<Document>, entry: &ServiceEntry) {
         let entries = self.entries.entry(host.to_owned()).or_default();
         let oldest = entries.iter().find(|first| first.namespace == document.namespace);
@@ -160,7 +160,7 @@ impl Policies {
         }
     }
 
-    /// The hosts that documents for `host` may be written for, the most specific first; see [`names::patterns`].
+    /// The hosts and patterns whose documents may apply to `host`, the most specific first; see [`names::patterns`].
     pub(crate) fn patterns<'h>(&self, host: &'h str) -> impl Iterator<Item = String> + use<'h> {
         names::patterns(host, self.partial > 0)
     }
@@ -171,8 +171,8 @@ impl Policies {
     }
 
     /// DestinationRules of `namespace` for exactly the most specific pattern that covers `host`, of those that a client
-    /// sees: those that select it, else those that select nobody; the oldest of them, and those that the same clients see.
-    /// A namespace sees its own, whoever else does; who is selected is of the rule's own namespace.
+    /// sees: those that select it, else those without a selector; the oldest of them, and those with the same audience.
+    /// A namespace always sees its own; selectors select clients of the rule's own namespace.
     pub(crate) fn rules(&self, namespace: &str, client: &Scope, host: &str) -> Vec<&Arc<Document>> {
         let own = namespace == client.namespace;
         let seen = |document: &&Arc<Document>| match &document.object {
@@ -193,8 +193,8 @@ impl Policies {
         self.patterns(host).find_map(of).unwrap_or_default()
     }
 
-    /// The Sidecar of a workload: the oldest of its namespace that selects it, else the oldest there that is for all, else
-    /// the oldest of the root namespace that is for all.
+    /// The Sidecar of a workload: the oldest of its namespace that selects it, else the oldest there without a
+    /// selector, else the oldest of the root namespace without a selector.
     pub(crate) fn sidecar(
         &self,
         namespace: &str,
@@ -216,18 +216,18 @@ impl Policies {
         all.filter_map(|one| Some((rank(&one)?, one))).min_by_key(|(rank, _)| *rank).map(|(_, one)| one)
     }
 
-    /// What the mesh has as defaults, and the document that says so.
+    /// The defaults of the mesh, and their document.
     pub(crate) fn mesh(&self) -> Option<(&Document, &MeshConfig)> {
         let document = self.mesh.as_deref()?;
         Some((document, mesh_config::of(document)?))
     }
 
-    /// The VirtualService that owns `host` for a client: of those that it sees the oldest private one, else the oldest that
-    /// names its namespace, else the oldest that everybody sees.
+    /// The VirtualService that owns `host` for a client: of those that it sees the oldest private one, else the oldest
+    /// that names its namespace, else the oldest public one.
     pub(crate) fn routes(&self, client: &Scope, host: &str) -> Option<&Arc<Document>> {
         let client_ns = &client.namespace;
         let sidecar = self.sidecar(client_ns, &client.labels);
-        // As in Istio one host that is imported brings the whole VirtualService.
+        // As in Istio, one imported host brings the whole VirtualService.
         let imported = |document: &Document| {
             sidecar.is_none_or(|(own, sidecar)| {
                 sidecar.imports(&own.namespace, &document.namespace, host, None)
@@ -256,7 +256,7 @@ impl Policies {
         &self.sidecars
     }
 
-    /// Whether some document says what a workload knows.
+    /// Whether a document restricts the hosts that a workload can reach.
     pub(super) fn has_sidecars(&self) -> bool {
         !self.sidecars.is_empty()
     }
@@ -276,7 +276,7 @@ impl Policies {
         self.gateway_routes.get(host).map(Vec::as_slice).unwrap_or_default()
     }
 
-    /// What VirtualServices say of a gateway: the hosts that begin with `prefix`.
+    /// The hosts of a gateway in VirtualServices: those that begin with `prefix`.
     pub(crate) fn gateway_hosts<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = (&'a str, &'a [Arc<Document>])> {
         let from = self.gateway_routes.range(prefix.to_owned()..);
         from.take_while(move |(host, _)| host.starts_with(prefix)).map(|(host, of)| (host.as_str(), of.as_slice()))
@@ -310,7 +310,7 @@ impl Policies {
         })
     }
 
-    /// Hosts that stand for `host`, over any number of steps.
+    /// Aliases of `host`, over any number of steps.
     pub(super) fn aliases_of(&self, host: &str) -> BTreeSet<String> {
         let mut found = BTreeSet::new();
         let mut open = vec![host.to_owned()];
@@ -324,8 +324,8 @@ impl Policies {
         found
     }
 
-    /// A ServiceEntry's endpoints as far as documents give them: its own, or the WorkloadEntries of its namespace that it
-    /// selects, with their names.
+    /// A ServiceEntry's endpoints in documents: its own, or the WorkloadEntries of its namespace that it selects, with
+    /// their names.
     pub(super) fn entry_endpoints<'a>(
         &'a self,
         namespace: &'a str,
@@ -404,21 +404,22 @@ impl Policies {
     }
 }
 
-/// Whether a VirtualService alone makes a host of what it names. Within the mesh a wildcard is for services that there are.
+/// Whether a VirtualService alone defines the host that it names. Within the mesh a wildcard applies to existing
+/// services only.
 fn is_routed(host: &str) -> bool {
     !host.starts_with('*') || !host.ends_with(MESH_SUFFIX)
 }
 
-/// What hosts of gateways begin with.
+/// Prefix of hosts of gateways.
 pub(crate) const GATEWAY: &str = "gateway:";
 
-/// Name of what one gateway does for one host: no host of anybody's looks like it. `kind` is `http`, `tls` or `tcp`, `what`
-/// a host as written, a server name, or a port.
+/// The key of a gateway's routes for one host: no valid host looks like it. `kind` is `http`, `tls` or `tcp`, `what` a
+/// host as written, a server name, or a port.
 pub(crate) fn gateway_host(namespace: &str, name: &str, kind: &str, what: &str) -> String {
     format!("{GATEWAY}{namespace}:{name}:{kind}:{what}")
 }
 
-/// All that a VirtualService in `namespace` says of gateways.
+/// The gateway hosts of a VirtualService in `namespace`.
 pub(crate) fn gateway_hosts(service: &VirtualService, namespace: &str) -> Vec<String> {
     let of = |(ns, name): (&str, &str)| {
         let http = service.hosts.iter().filter(|_| !service.http.is_empty());
@@ -435,7 +436,7 @@ pub(crate) fn gateway_hosts(service: &VirtualService, namespace: &str) -> Vec<St
     service.of_gateways(namespace).flat_map(of).collect()
 }
 
-/// Whether `labels` has all of `wanted`.
+/// Whether `labels` contains all of `wanted`.
 pub fn has_all(labels: &BTreeMap<String, String>, wanted: &BTreeMap<String, String>) -> bool {
     wanted.iter().all(|(key, value)| labels.get(key) == Some(value))
 }

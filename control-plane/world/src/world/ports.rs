@@ -9,7 +9,7 @@ use weft_policy::{
     EntryPort, KubePort, KubeService, MESH_SUFFIX, Object, Resolution, ServiceEntry, TargetPort, WorkloadEntry,
 };
 
-/// One port that callers use.
+/// A port for callers.
 #[derive(Clone, Debug)]
 pub(crate) struct PortView {
     /// 0: any.
@@ -36,7 +36,7 @@ pub(crate) fn entry(host: &Host) -> Option<&ServiceEntry> {
     }
 }
 
-/// A ServiceEntry of a host, with those of its ports that are the host's: its endpoints serve these.
+/// A ServiceEntry of a host, with those of its ports that belong to the host: its endpoints serve these.
 #[derive(Debug)]
 pub(crate) struct Part<'a> {
     pub(crate) entry: &'a ServiceEntry,
@@ -44,7 +44,7 @@ pub(crate) struct Part<'a> {
 }
 
 /// The ServiceEntries of a host, the oldest first. Of two ports of one number or of one name the older is the host's; a
-/// younger that is like it in both adds endpoints.
+/// younger one that is equal in both adds endpoints.
 pub(crate) fn parts(host: &Host) -> Vec<Part<'_>> {
     let (mut numbers, mut names) = (BTreeMap::new(), BTreeMap::new());
     let mut is_ours = |port: &EntryPort| {
@@ -77,7 +77,8 @@ pub(crate) fn of(world: &World, host: &Host) -> Vec<PortView> {
         return service.ports.iter().map(view).collect();
     }
     if let Some(entry) = entry(host) {
-        // Endpoints may map a port, so that each carries its own numbers by name. What requests name carries none.
+        // Endpoints may map a port, so that each carries its own numbers by name. Endpoints that requests name carry
+        // none.
         let view = |port: &EntryPort| {
             let (target, target_name) = match entry.resolution {
                 Resolution::DynamicDns => (port.target_port.unwrap_or(port.number), String::new()),
@@ -93,7 +94,7 @@ pub(crate) fn of(world: &World, host: &Host) -> Vec<PortView> {
         return ports;
     }
     if !host.is_offered(world) && !host.name.ends_with(MESH_SUFFIX) {
-        // As in Istio: what only a VirtualService names is routed where HTTP is by default.
+        // As in Istio: a host that only a VirtualService names is routed at the default port of HTTP.
         return vec![PortView {
             number: 80,
             name: String::new(),
@@ -114,7 +115,7 @@ pub(crate) fn of(world: &World, host: &Host) -> Vec<PortView> {
             port = 0;
         }
     }
-    // The one number that "portLevelSettings" can mean for a service without declared ports is the registered one.
+    // For a service without declared ports, "portLevelSettings" can only refer to the registered one.
     vec![PortView {
         number: 0,
         name: String::new(),
@@ -140,7 +141,7 @@ pub(crate) fn of_instance(host: &Host, instance: &Instance) -> BTreeMap<String, 
     ports.map(|port| (port.name.clone(), port.target_port.unwrap_or(registered))).collect()
 }
 
-/// Whether callers of `host` have a port of `instance` to dial: the one that it registered, or those that the host's
+/// Whether callers of `host` can dial a port of `instance`: the one that it registered, or those that the host's
 /// documents name by number.
 pub(crate) fn are_known(host: &Host, instance: &Instance) -> bool {
     let fixed = |port: &KubePort| matches!(port.target, TargetPort::Number(_));

@@ -1,7 +1,7 @@
-//! Other data centres: summaries of the services that they export, and the share of our requests that goes there.
+//! Other data centres: summaries of the services that they export, and the share of local requests that goes there.
 //!
-//! The order of the data centres is that of preference. One counts as long as it is a peer and its last summary is kept,
-//! even while its control plane is unreachable.
+//! The order of the data centres is that of preference. One counts as long as it is a peer and its last summary is
+//! kept, even while its control plane is unreachable.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,7 +10,7 @@ use weft_proto::v1;
 
 use super::{Changed, MESH_SUFFIX, World, fqdn};
 
-/// Where everything is unless it is said, as in Consul.
+/// The default name of a data centre, as in Consul.
 pub const DEFAULT_DATACENTER: &str = "dc1";
 
 /// Another data centre.
@@ -27,31 +27,31 @@ pub struct Peering {
 /// A service of another data centre, or a subset of one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Presence {
-    /// Instances that take requests.
+    /// Number of available instances.
     pub healthy: u32,
-    /// All.
+    /// Number of all instances.
     pub total: u32,
     /// SPIFFE IDs of the instances.
     pub identities: Vec<String>,
 }
 
-/// What a data centre has told.
+/// The exports of a data centre.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Summary {
     gateways: Vec<v1::GatewayAddress>,
     /// Subsets by canonical host; "" is all of it.
     hosts: BTreeMap<String, BTreeMap<String, Presence>>,
-    /// Unix seconds.
+    /// Time of reception, Unix seconds.
     received: u64,
 }
 
-/// All of them.
+/// The state of all other data centres.
 #[derive(Clone, Debug)]
 pub(super) struct Remotes {
     datacenter: String,
     peers: Vec<Peering>,
     summaries: BTreeMap<String, Summary>,
-    /// Centres whose control plane cannot be reached from here.
+    /// Data centres whose control plane is unreachable from here.
     cut_off: BTreeSet<String>,
     /// Percent by host and subset.
     shares: BTreeMap<(String, String), u32>,
@@ -69,7 +69,7 @@ impl Default for Remotes {
     }
 }
 
-/// What a data centre has of a host.
+/// A data centre's part of a host.
 #[derive(Debug)]
 pub struct RemoteHost<'a> {
     /// Its name.
@@ -78,18 +78,18 @@ pub struct RemoteHost<'a> {
     pub gateways: &'a [v1::GatewayAddress],
     /// By subset.
     pub subsets: &'a BTreeMap<String, Presence>,
-    /// Its control plane is heard of: what it has said is so.
+    /// Whether its control plane is connected, so that the summary is current.
     pub connected: bool,
 }
 
 impl World {
-    /// Says where this is, and which other data centres are listened to, the preferred one first.
+    /// Sets the name of this data centre, and its peers, the preferred one first.
     pub fn set_peers(&mut self, datacenter: &str, peers: Vec<Peering>, now: u64) -> Changed {
         self.remotes.datacenter = datacenter.to_owned();
         self.remotes.peers = peers;
         self.version += 1;
         let hosts: BTreeSet<String> =
-            self.remotes.summaries.values().flat_map(|told| told.hosts.keys().cloned()).collect();
+            self.remotes.summaries.values().flat_map(|summary| summary.hosts.keys().cloned()).collect();
         let changed = self.remotes_changed(hosts, now);
         Changed { all: true, ..changed }
     }
@@ -99,12 +99,12 @@ impl World {
         &self.remotes.datacenter
     }
 
-    /// The data centres that are listened to.
+    /// The peers.
     pub fn peers(&self) -> &[Peering] {
         &self.remotes.peers
     }
 
-    /// Takes up what a data centre exports; `None`: it is not known any more.
+    /// Replaces the summary of a data centre; `None`: it is removed.
     pub fn set_remote(&mut self, datacenter: &str, stored: Option<&v1::StoredSummaries>, now: u64) -> Changed {
         let old = self.remotes.summaries.remove(datacenter);
         if let Some(stored) = stored {
@@ -112,9 +112,9 @@ impl World {
         }
         let new = self.remotes.summaries.get(datacenter);
         let none = BTreeMap::new();
-        let of = |told: Option<&Summary>| told.map_or_else(|| none.clone(), |told| told.hosts.clone());
+        let of = |summary: Option<&Summary>| summary.map_or_else(|| none.clone(), |summary| summary.hosts.clone());
         let (before, after) = (of(old.as_ref()), of(new));
-        let moved = old.as_ref().map(|told| &told.gateways) != new.map(|told| &told.gateways);
+        let moved = old.as_ref().map(|summary| &summary.gateways) != new.map(|summary| &summary.gateways);
         let differs = |host: &&String| moved || before.get(*host) != after.get(*host);
         let hosts: BTreeSet<String> = before.keys().chain(after.keys()).filter(differs).cloned().collect();
         if hosts.is_empty() {
@@ -133,22 +133,23 @@ impl World {
         self.settle(changed, now)
     }
 
-    /// Says whether a data centre is heard of.
+    /// Sets whether a data centre's control plane is connected.
     pub fn set_connected(&mut self, datacenter: &str, connected: bool) -> Changed {
         let changed = if connected {
             self.remotes.cut_off.remove(datacenter)
         } else {
             self.remotes.cut_off.insert(datacenter.to_owned())
         };
-        let told = self.remotes.summaries.get(datacenter).filter(|_| changed);
-        let hosts: BTreeSet<String> = told.map(|told| told.hosts.keys().cloned().collect()).unwrap_or_default();
+        let summary = self.remotes.summaries.get(datacenter).filter(|_| changed);
+        let hosts: BTreeSet<String> =
+            summary.map(|summary| summary.hosts.keys().cloned().collect()).unwrap_or_default();
         if !hosts.is_empty() {
             self.version += 1;
         }
         Changed { hosts, ..Changed::default() }
     }
 
-    /// Which share of a host's requests goes elsewhere, by host and subset; those not named: none.
+    /// Sets the share of a host's requests for other data centres, by host and subset; none for those not named.
     pub fn set_shares(&mut self, shares: BTreeMap<(String, String), u32>) -> Changed {
         let old = std::mem::replace(&mut self.remotes.shares, shares);
         let new = &self.remotes.shares;
@@ -160,18 +161,18 @@ impl World {
         Changed { hosts, ..Changed::default() }
     }
 
-    /// Percent of a host's requests that go elsewhere.
+    /// Percent of a host's requests for other data centres.
     pub fn share(&self, host: &str, subset: &str) -> u32 {
         self.remotes.shares.get(&(host.to_owned(), subset.to_owned())).copied().unwrap_or(0)
     }
 
-    /// Where else a host is, the preferred data centre first, those that are silent last: those that have gateways and
-    /// somebody healthy, as far as is known.
+    /// The other data centres with a host that have gateways and, as far as is known, a healthy instance: the preferred
+    /// one first, disconnected ones last.
     pub fn remotes_of<'a>(&'a self, host: &'a str) -> impl Iterator<Item = RemoteHost<'a>> {
         let of = move |peer: &'a Peering| {
             let datacenter = peer.datacenter.as_str();
-            let told = self.remotes.summaries.get(datacenter)?;
-            let (gateways, subsets) = (told.gateways.as_slice(), told.hosts.get(host)?);
+            let summary = self.remotes.summaries.get(datacenter)?;
+            let (gateways, subsets) = (summary.gateways.as_slice(), summary.hosts.get(host)?);
             let there = !gateways.is_empty() && subsets.values().any(|presence| presence.healthy > 0);
             let connected = !self.remotes.cut_off.contains(datacenter);
             there.then_some(RemoteHost { datacenter, gateways, subsets, connected })
@@ -182,8 +183,8 @@ impl World {
 
     /// Hosts that a peer exports.
     pub fn imported(&self) -> BTreeSet<&str> {
-        let told = self.remotes.peers.iter().filter_map(|peer| self.remotes.summaries.get(&peer.datacenter));
-        told.flat_map(|told| told.hosts.keys().map(String::as_str)).collect()
+        let summary = self.remotes.peers.iter().filter_map(|peer| self.remotes.summaries.get(&peer.datacenter));
+        summary.flat_map(|summary| summary.hosts.keys().map(String::as_str)).collect()
     }
 
     /// Whether a peer exports this host.
@@ -193,14 +194,14 @@ impl World {
 
     /// Namespace of a host that a peer exports.
     pub(super) fn imported_namespace<'h>(&self, host: &'h str) -> Option<&'h str> {
-        let told = |peer: &Peering| self.remotes.summaries.get(&peer.datacenter);
-        let is = self.remotes.peers.iter().filter_map(told).any(|told| told.hosts.contains_key(host));
+        let summary = |peer: &Peering| self.remotes.summaries.get(&peer.datacenter);
+        let is = self.remotes.peers.iter().filter_map(summary).any(|summary| summary.hosts.contains_key(host));
         is.then(|| host.strip_suffix(MESH_SUFFIX)?.rsplit_once('.').map(|(_, namespace)| namespace)).flatten()
     }
 
-    /// Data centres of which something is kept, peers or not, and when it was received (Unix seconds).
+    /// Data centres with a stored summary, peers or not, and the time of its reception (Unix seconds).
     pub fn remote_summaries(&self) -> impl Iterator<Item = (&str, u64, usize)> {
-        self.remotes.summaries.iter().map(|(name, told)| (name.as_str(), told.received, told.hosts.len()))
+        self.remotes.summaries.iter().map(|(name, summary)| (name.as_str(), summary.received, summary.hosts.len()))
     }
 
     /// Whether other data centres may call a host.
@@ -210,26 +211,26 @@ impl World {
 }
 
 fn summary_of(stored: &v1::StoredSummaries) -> Summary {
-    let mut told = Summary { received: stored.received, ..Summary::default() };
-    let Some(summaries) = &stored.summaries else { return told };
+    let mut summary = Summary { received: stored.received, ..Summary::default() };
+    let Some(summaries) = &stored.summaries else { return summary };
     let gateway = |g: &v1::PeerGateway| v1::GatewayAddress { address: g.address.clone(), port: g.port };
-    told.gateways = summaries.gateways.iter().map(gateway).collect();
+    summary.gateways = summaries.gateways.iter().map(gateway).collect();
     for service in &summaries.services {
         let subset = |s: &v1::SubsetSummary| {
             let presence = Presence { healthy: s.healthy, total: s.total, identities: s.identities.clone() };
             (s.name.clone(), presence)
         };
         let subsets = service.subsets.iter().map(subset).collect();
-        told.hosts.insert(fqdn(&service.name, &service.namespace), subsets);
+        summary.hosts.insert(fqdn(&service.name, &service.namespace), subsets);
     }
-    told
+    summary
 }
 
-/// Most services that a data centre may export, and most of anything in a summary.
+/// Bound on the services that a data centre may export, and on any list in a summary.
 const MAX_SERVICES: usize = 5_000;
 const MAX_PARTS: usize = 256;
 
-/// What a peer has sent, without what it may not say: names that make no sense, identities of others than itself.
+/// The summaries of a peer without its invalid parts: names that make no sense, identities of other trust domains.
 pub fn sound(mut summaries: v1::Summaries, peer: &Peering) -> v1::Summaries {
     summaries.datacenter.clone_from(&peer.datacenter);
     summaries.services.truncate(MAX_SERVICES);

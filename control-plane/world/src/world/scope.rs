@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use super::{Host, World};
 use weft_policy::Document;
 
-/// A client as translations see it.
+/// The properties of a client that decide its translations.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Scope {
     /// Its namespace.
     pub namespace: String,
-    /// Those of its labels that some document selects clients by.
+    /// Those of its labels that documents select clients by.
     pub labels: BTreeMap<String, String>,
 }
 
@@ -22,15 +22,15 @@ impl Scope {
 }
 
 impl World {
-    /// What counts of a client in `namespace` with `labels`.
+    /// The scope of a client in `namespace` with `labels`.
     pub fn scope(&self, namespace: &str, labels: &BTreeMap<String, String>) -> Scope {
         let counts = |name: &String| self.policies().selects_clients_by(name);
         let labels = labels.iter().filter(|(name, _)| counts(name)).map(|(k, v)| (k.clone(), v.clone()));
         Scope { namespace: namespace.to_owned(), labels: labels.collect() }
     }
 
-    /// Whether a client knows `host`, at `port` (`None`: at any): by `exportTo`, and by its Sidecar, which lets it know
-    /// what it imports, where the routes of that lead, and what else the VirtualServices of that are for.
+    /// Whether a client can reach `host`, at `port` (`None`: at any): by `exportTo`, and by its Sidecar, which admits
+    /// the hosts that it imports, the destinations of their routes, and the other hosts of their VirtualServices.
     pub fn sees(&self, client: &Scope, host: &Host, port: Option<u32>) -> bool {
         if !host.reaches(&client.namespace) {
             return false;

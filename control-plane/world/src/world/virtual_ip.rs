@@ -1,11 +1,11 @@
 //! Virtual IPs: one address of 240.240.0.0/16 per host, the same on every sidecar.
 //!
-//! Applications cache addresses, so an address must not be assigned to another host soon: a removed host keeps its address
-//! for a day, and gets it again if it returns.
+//! Applications cache addresses, so an address must not be assigned to another host soon: a removed host keeps its
+//! address for a day, and gets it again if it returns.
 //!
-//! The address of a host is derived from its name, so that several control planes that see a new host at the same moment
-//! mostly choose the same one. The store decides: an address that it has is adopted ([`VirtualIps::adopt`]), whatever was
-//! chosen here.
+//! The address of a host is derived from its name, so that several control planes that see a new host at the same
+//! moment mostly choose the same one. The store decides: an address in the store is adopted ([`VirtualIps::adopt`]),
+//! whatever was chosen here.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,20 +22,20 @@ pub const QUARANTINE_S: u64 = 24 * 60 * 60;
 pub struct Allocation {
     /// In 240.240.0.0/16.
     pub address: Ipv4Addr,
-    /// Unix seconds at which the host left; `None`: it is there.
+    /// Unix seconds at which the host left; `None`: it is present.
     pub released: Option<u64>,
-    /// Revision of the store that has it; 0: it was chosen here and is not kept yet.
+    /// Revision of the store that has it; 0: it was chosen here and is not stored yet.
     pub modified: u64,
 }
 
-/// Whose an address is, to be kept in the store.
+/// The holder of an address, for the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Keep {
     /// The address.
     pub address: Ipv4Addr,
-    /// Its host and when that left; `None`: nobody's.
+    /// Its host, and when that left; `None`: it is free.
     pub holder: Option<(String, Option<u64>)>,
-    /// Revision of what the store has of it; 0: nothing.
+    /// Revision of the address in the store; 0: it is not stored.
     pub modified: u64,
 }
 
@@ -46,12 +46,12 @@ pub struct VirtualIps {
     by_address: BTreeMap<Ipv4Addr, String>,
     /// Hosts that left, by when.
     released: BTreeSet<(u64, String)>,
-    /// Addresses that differ from what was last taken to be kept, with the revision of what the store has of them.
+    /// Addresses that differ from the last result of [`VirtualIps::take_changed`], with their revision in the store.
     changed: BTreeMap<Ipv4Addr, u64>,
 }
 
 impl VirtualIps {
-    /// The address of `host`, new or its old one. `None` when all 65,534 are taken.
+    /// The address of `host`, new or its old one. `None` if all 65,534 are taken.
     pub fn allocate(&mut self, host: &str) -> Option<Ipv4Addr> {
         if let Some(allocation) = self.by_host.get_mut(host) {
             let address = allocation.address;
@@ -73,7 +73,7 @@ impl VirtualIps {
         Some(address)
     }
 
-    /// `host` left at `now`.
+    /// Marks `host` as having left at `now`.
     pub fn release(&mut self, host: &str, now: u64) {
         if let Some(allocation) = self.by_host.get_mut(host)
             && allocation.released.is_none()
@@ -84,7 +84,7 @@ impl VirtualIps {
         }
     }
 
-    /// Forgets the hosts that left more than a day before `now`, and names them.
+    /// Removes the hosts that left more than a day before `now`, and returns them.
     pub fn expire(&mut self, now: u64) -> Vec<String> {
         let mut hosts = Vec::new();
         while let Some((at, host)) = self.released.first().cloned()
@@ -99,35 +99,35 @@ impl VirtualIps {
         hosts
     }
 
-    /// What changed since the last call, to be kept. The cost is that of the changes, not of all allocations.
+    /// The changes since the last call, for the store. The cost is that of the changes, not of all allocations.
     pub fn take_changed(&mut self) -> Vec<Keep> {
         let keep = |(address, modified): (Ipv4Addr, u64)| {
             let holder = self.by_address.get(&address);
             let holder = holder.and_then(|host| Some((host.clone(), self.by_host.get(host)?.released)));
-            // What was neither kept nor is to be is no change.
+            // An address that neither was stored nor must be is not a change.
             (holder.is_some() || modified != 0).then_some(Keep { address, holder, modified })
         };
         std::mem::take(&mut self.changed).into_iter().filter_map(keep).collect()
     }
 
-    /// What [`VirtualIps::take_changed`] gave could not be kept.
+    /// Returns allocations of [`VirtualIps::take_changed`] that could not be stored.
     pub fn put_back(&mut self, all: impl IntoIterator<Item = Keep>) {
         for Keep { address, modified, .. } in all {
             self.changed.entry(address).or_insert(modified);
         }
     }
 
-    /// Whether something is to be kept.
+    /// Whether there are changes for the store.
     pub fn has_changed(&self) -> bool {
         !self.changed.is_empty()
     }
 
-    /// Takes up what the store has: whose `address` is, or `None` for nobody's. Returns the hosts whose address is another
-    /// now. A host that two control planes gave an address each keeps the lower one.
+    /// Adopts the holder of `address` in the store, `None` if it is free. Returns the hosts whose address has changed.
+    /// A host to which two control planes assigned different addresses keeps the lower one.
     pub fn adopt(&mut self, address: Ipv4Addr, kept: Option<(String, Allocation)>) -> Vec<String> {
         let holder = self.by_address.get(&address).cloned();
         let Some((host, allocation)) = kept else {
-            // One that was chosen here is on its way to the store.
+            // An address that was chosen here is on its way to the store.
             let stored = |host: &String| self.by_host.get(host).is_some_and(|held| held.modified != 0);
             let gone = holder.filter(stored);
             if let Some(host) = &gone {
@@ -166,7 +166,7 @@ impl VirtualIps {
         moved
     }
 
-    /// The address of `host`, while it is there or might come back.
+    /// The address of `host`, as long as it is present or in quarantine.
     pub fn of(&self, host: &str) -> Option<Ipv4Addr> {
         self.by_host.get(host).map(|allocation| allocation.address)
     }
@@ -210,7 +210,7 @@ mod tests {
     fn an_address_is_not_reused_within_a_day() {
         let mut ips = VirtualIps::default();
         let a = ips.allocate("a").unwrap();
-        // All others taken: the next host needs this one.
+        // All other addresses are taken: the next host needs this one.
         (0..65_533).for_each(|n| assert!(ips.allocate(&format!("h{n}")).is_some(), "{n}"));
         assert_eq!(ips.allocate("one too many"), None);
         ips.release("a", 1000);
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn changes_are_told_once() {
+    fn changes_are_reported_once() {
         let mut ips = VirtualIps::default();
         let address = ips.allocate("a").unwrap();
         let keep = |released| vec![Keep { address, holder: Some(("a".to_owned(), released)), modified: 0 }];
@@ -237,7 +237,7 @@ mod tests {
         assert_eq!(ips.take_changed(), keep(None));
         let kept = Allocation { address, released: None, modified: 3 };
         assert!(ips.adopt(address, Some(("a".to_owned(), kept))).is_empty());
-        assert_eq!(ips.take_changed(), [], "what is kept is kept");
+        assert_eq!(ips.take_changed(), [], "stored addresses stay");
         ips.release("a", 7);
         assert_eq!(ips.expire(7 + QUARANTINE_S), ["a"]);
         assert_eq!(ips.take_changed(), [Keep { address, holder: None, modified: 3 }]);
@@ -252,24 +252,24 @@ mod tests {
     }
 
     #[test]
-    fn what_the_store_has_goes_before_what_was_chosen_here() {
+    fn addresses_in_the_store_take_precedence_over_local_choices() {
         let mut ips = VirtualIps::default();
         let chosen = ips.allocate("a").unwrap();
         ips.take_changed();
         let kept = |address, modified| Allocation { address, released: None, modified };
-        // Another control plane gave it to another host: ours moves.
+        // Another control plane assigned it to another host: the local assignment changes.
         assert_eq!(ips.adopt(chosen, Some(("b".to_owned(), kept(chosen, 9)))), ["a", "b"]);
         assert_eq!((ips.of("b"), ips.host(chosen)), (Some(chosen), Some("b")));
         let moved = ips.of("a").unwrap();
         assert_ne!(moved, chosen);
         let keep = Keep { address: moved, holder: Some(("a".to_owned(), None)), modified: 0 };
-        assert_eq!(ips.take_changed(), [keep], "the new choice is to be kept, the store's is");
-        // And another gave ours another address.
+        assert_eq!(ips.take_changed(), [keep], "the new choice must be stored, the store's is");
+        // Another control plane assigned a different address to the local host.
         let other = Ipv4Addr::new(240, 240, 0, 7);
         assert_eq!(ips.adopt(other, Some(("a".to_owned(), kept(other, 10)))), ["a"]);
         assert_eq!((ips.of("a"), ips.host(moved)), (Some(other), None));
-        assert_eq!(ips.take_changed(), [], "what was never kept need not be removed");
-        // Two that are kept: the lower stays, the other is given back.
+        assert_eq!(ips.take_changed(), [], "an address that was never stored need not be removed");
+        // If two are stored, the lower stays and the other is released.
         let higher = Ipv4Addr::new(240, 240, 255, 7);
         assert!(ips.adopt(higher, Some(("a".to_owned(), kept(higher, 11)))).is_empty());
         assert_eq!(ips.take_changed(), [Keep { address: higher, holder: None, modified: 11 }]);

@@ -1,4 +1,4 @@
-//! Requests by a gateway, and what else a route and a destination say.
+//! Requests through a gateway, and further settings of routes and destinations.
 
 use super::*;
 
@@ -56,11 +56,11 @@ fn edge(args: &[&str]) -> (String, ExitCode) {
 }
 
 #[test]
-fn a_request_by_a_gateway() {
+fn a_request_through_a_gateway() {
     let (out, code) = edge(&["http://shop.example.com:8080/cart"]);
     assert_eq!(code, ExitCode::SUCCESS, "{out}");
     for line in [
-        "GET http://shop.example.com:8080/cart, from outside by Gateway default/edge\n",
+        "GET http://shop.example.com:8080/cart, from outside through Gateway default/edge\n",
         "host      shop.example.com:8080: a host of Gateway/default/edge",
         "route     VirtualService/default/shop: http[1] \"all\"",
         "not http[0] \"login\": path \"/cart\" is not prefix \"/login\"",
@@ -71,7 +71,7 @@ fn a_request_by_a_gateway() {
         "corsPolicy.allowMethods: GET\n",
         "mirror: 100 % to pay.test\n",
         "headers.request.set: x-b: 1\n",
-        "result    an endpoint gets it",
+        "result    forwarded to an endpoint",
     ] {
         assert!(out.contains(line), "{line}\n{out}");
     }
@@ -82,15 +82,15 @@ fn a_request_by_a_gateway() {
 }
 
 #[test]
-fn what_a_gateway_does_not_let_in() {
+fn requests_that_a_gateway_refuses() {
     for (args, want) in [
         (&["http://old.example.com/"][..], "answered 301 by httpsRedirect"),
-        (&["http://other.test:8080/"], "no VirtualService of the gateway is for this host"),
+        (&["http://other.test:8080/"], "no VirtualService of the gateway has this host"),
         (&["http://shop.example.com:9999/"], "Gateway default/edge does not listen on port 9999"),
-        (&["http://shop.example.com:443/"], "takes TLS alone (--tls or https://)"),
-        (&["https://shop.example.com:8080/"], "takes plaintext alone"),
-        (&["https://in.example.com/"], "lets workloads of the mesh in alone (ISTIO_MUTUAL)"),
-        (&["https://other.example.com/"], "no server of port 443 is for server name other.example.com"),
+        (&["http://shop.example.com:443/"], "accepts TLS only (--tls or https://)"),
+        (&["https://shop.example.com:8080/"], "accepts plaintext only"),
+        (&["https://in.example.com/"], "accepts workloads of the mesh only (ISTIO_MUTUAL)"),
+        (&["https://other.example.com/"], "no server of port 443 has the host other.example.com"),
     ] {
         let (out, _) = edge(args);
         assert!(out.contains(want), "{args:?}: {out}");

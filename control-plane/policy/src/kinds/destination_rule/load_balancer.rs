@@ -1,4 +1,4 @@
-//! `loadBalancer`: how an endpoint is picked, in which localities, and how new ones warm up.
+//! `loadBalancer`: how an endpoint is picked, in which localities, and how new endpoints warm up.
 
 use std::collections::BTreeMap;
 
@@ -32,7 +32,7 @@ pub(super) const SHAPE: Shape = &[
     object("localityLbSetting", LOCALITY),
     refused(
         "zoneAwareLbSetting",
-        "`localityLbSetting` keeps requests in their zone; how many callers a zone has is not known to a sidecar",
+        "`localityLbSetting` keeps requests in their zone; the number of callers in a zone is not available to a sidecar",
     ),
     object("warmup", &[read("duration"), explicit("minimumPercent"), explicit("aggression")]),
     read("warmupDurationSecs"),
@@ -104,7 +104,7 @@ fn maglev_size(fields: &Fields<'_>) -> u64 {
     fields.require("tableSize");
     let size = fields.number("tableSize", 2..=5_000_010).unwrap_or_default();
     if size != 0 && (2..).take_while(|n| n * n <= size).any(|n| size.is_multiple_of(n)) {
-        fields.error("tableSize", format!("`tableSize` must be a prime number, such as 65537; {size} is none"));
+        fields.error("tableSize", format!("`tableSize` must be a prime number, such as 65537; {size} is not"));
     }
     size
 }
@@ -126,7 +126,7 @@ fn cookie(fields: &Fields<'_>) -> v1::HttpCookie {
     }
 }
 
-/// Labels that say where an endpoint is.
+/// Labels with the location of an endpoint.
 const TOPOLOGY: [&str; 3] =
     ["topology.kubernetes.io/region", "topology.kubernetes.io/zone", "topology.istio.io/subzone"];
 
@@ -161,7 +161,7 @@ pub(crate) fn locality(fields: &Fields<'_>) -> v1::LocalityLb {
         if name.is_empty() || value.is_empty() {
             fields.error_at(place, format!("`{label}` is neither a label nor label=value"));
         }
-        // As in Istio: of localities `failover` is to decide then, and labels of what it does not know.
+        // As in Istio: `failover` decides between localities then, and labels between other properties.
         if fields.has("failover") && TOPOLOGY.contains(&&*label) {
             fields.error_at(place, format!("`{label}` excludes `failover`, which is about localities too"));
         }
@@ -206,7 +206,7 @@ fn distribute(fields: &Fields<'_>) -> Vec<v1::LocalityShares> {
     all
 }
 
-/// The deprecated `warmupDurationSecs` is a duration with the defaults of the rest.
+/// The deprecated `warmupDurationSecs` is a duration; the other fields have their defaults.
 fn warmup(fields: &Fields<'_>) -> Option<v1::Warmup> {
     if fields.has("warmupDurationSecs") {
         fields.warn("warmupDurationSecs", "`warmupDurationSecs` is deprecated: write `warmup.duration`");

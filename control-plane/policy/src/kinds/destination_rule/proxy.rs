@@ -1,4 +1,4 @@
-//! `tunnel` and `proxyProtocol`: endpoints that are proxies, or have one before them.
+//! `tunnel` and `proxyProtocol`: endpoints that are proxies, or are behind one.
 
 use std::net::IpAddr;
 
@@ -13,7 +13,7 @@ pub(super) const TUNNEL: Shape = &[read("protocol"), read("targetHost"), read("t
 /// Fields of `proxyProtocol`.
 pub(super) const PROXY_PROTOCOL: Shape = &[read("version")];
 
-/// Reads both from a `trafficPolicy` whose `tls` this is.
+/// Reads both from a `trafficPolicy` with the given `tls`.
 pub(super) fn decode(fields: &Fields<'_>, tls: Option<&ClientTls>) -> (Option<v1::Tunnel>, Option<v1::ProxyProtocol>) {
     let tunnel = fields.object("tunnel").map(|fields| tunnel(&fields));
     let proxy_protocol = fields.object("proxyProtocol").map(|fields| proxy_protocol(&fields));

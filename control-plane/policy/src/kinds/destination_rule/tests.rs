@@ -24,7 +24,7 @@ fn policy_problem(policy: &str) -> String {
 }
 
 #[test]
-fn the_rule_of_the_issue() {
+fn a_destination_rule_with_subsets_is_decoded() {
     let rule = rule(
         "  host: order-service
   trafficPolicy:
@@ -62,7 +62,7 @@ fn the_rule_of_the_issue() {
 }
 
 #[test]
-fn every_balancer() {
+fn every_load_balancer_is_decoded() {
     for (name, want) in [
         ("UNSPECIFIED", Simple::LeastRequest),
         ("LEAST_REQUEST", Simple::LeastRequest),
@@ -77,7 +77,7 @@ fn every_balancer() {
 }
 
 #[test]
-fn every_hash() {
+fn every_hash_key_is_decoded() {
     let cookie = v1::HttpCookie {
         name: "sid".to_owned(),
         path: "/".to_owned(),
@@ -113,7 +113,7 @@ fn every_hash() {
 }
 
 #[test]
-fn pool_ejection_and_tls() {
+fn pool_outlier_detection_and_tls_are_decoded() {
     let rule = rule(
         "  host: a
   trafficPolicy:
@@ -147,7 +147,7 @@ fn pool_ejection_and_tls() {
 }
 
 #[test]
-fn mistakes_of_a_policy() {
+fn invalid_traffic_policies_are_located() {
     for (policy, want) in [
         (
             "loadBalancer: {consistentHash: {httpHeadername: x}}",
@@ -205,7 +205,7 @@ fn mistakes_of_a_policy() {
 }
 
 #[test]
-fn mistakes_of_a_rule() {
+fn invalid_rules_are_located() {
     for (spec, want) in [
         ("  hst: a\n", "f.yaml:6:3: error: unknown field `hst`, did you mean `host`?"),
         ("  trafficPolicy: {}\n", "error: `host` is required"),
@@ -241,7 +241,7 @@ fn balancer(spec: &str) -> v1::LoadBalancer {
 }
 
 #[test]
-fn localities_and_warming_up() {
+fn locality_and_warmup_settings() {
     let shares =
         balancer("{localityLbSetting: {distribute: [{from: eu/a/*, to: {'eu/a/*': 80, us: 20}}]}}").locality.unwrap();
     assert_eq!((&*shares.distribute[0].from, shares.distribute[0].to["us"]), ("eu/a/*", 20));
@@ -293,7 +293,7 @@ fn localities_and_warming_up() {
 }
 
 #[test]
-fn budgets_of_retries_and_what_is_an_error() {
+fn retry_budgets_and_error_statuses() {
     let policy =
         |text: &str| rule(&format!("  host: order\n  trafficPolicy:\n    {text}\n")).traffic_policy.unwrap().settings;
     let budget = policy("retryBudget: {}").retry_budget.unwrap();

@@ -1,4 +1,4 @@
-//! `tls`: the mesh's own, none, or TLS to a service outside.
+//! `tls`: the mesh's own, none, or TLS to a service outside the mesh.
 
 use weft_proto::v1;
 
@@ -21,9 +21,9 @@ pub(super) const SHAPE: Shape = &[
 /// How connections are secured.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ClientTls {
-    /// Which.
+    /// The mode.
     pub mode: v1::Tls,
-    /// With [`v1::Tls::Originate`].
+    /// Settings of [`v1::Tls::Originate`].
     pub origination: Option<v1::TlsOrigination>,
 }
 
@@ -35,7 +35,7 @@ enum Mode {
     Mutual,
 }
 
-/// Reads it. `selected`: the rule is for certain workloads.
+/// Reads it. `selected`: the rule has a `workloadSelector`.
 pub(super) fn decode(fields: &Fields<'_>, selected: bool) -> ClientTls {
     const MODES: &[(&str, Mode)] = &[
         ("DISABLE", Mode::Disable),
@@ -51,7 +51,7 @@ pub(super) fn decode(fields: &Fields<'_>, selected: bool) -> ClientTls {
     match mode {
         Mode::Mutual | Mode::Simple if credential => of_credential(fields, selected),
         Mode::Mutual => of_client.into_iter().for_each(|name| fields.require(name)),
-        Mode::Simple => useless(fields, &of_client, "SIMPLE shows no certificate: write MUTUAL"),
+        Mode::Simple => useless(fields, &of_client, "SIMPLE presents no certificate: write MUTUAL"),
         Mode::IstioMutual => {
             for name in of_client
                 .into_iter()
@@ -79,7 +79,7 @@ pub(super) fn decode(fields: &Fields<'_>, selected: bool) -> ClientTls {
         Mode::Disable | Mode::IstioMutual => None,
     };
     if origination.as_ref().is_some_and(|tls| tls.insecure_skip_verify && !tls.show_credential) {
-        useless(fields, &["credentialName"], "`insecureSkipVerify` takes any certificate");
+        useless(fields, &["credentialName"], "`insecureSkipVerify` accepts any certificate");
     }
     let mode = match mode {
         Mode::Disable => v1::Tls::Disable,
@@ -89,7 +89,7 @@ pub(super) fn decode(fields: &Fields<'_>, selected: bool) -> ClientTls {
     ClientTls { mode, origination }
 }
 
-/// Instead of files, and with the same rules as a gateway's.
+/// Reads a credential, which replaces the files and has the same rules as a gateway's.
 fn of_credential(fields: &Fields<'_>, selected: bool) {
     let files = ["clientCertificate", "privateKey", "caCertificates", "caCrl"];
     for name in files.into_iter().filter(|name| fields.has(name)) {
@@ -112,7 +112,7 @@ fn useless(fields: &Fields<'_>, names: &[&'static str], why: &str) {
     }
 }
 
-/// What both have.
+/// The fields that SIMPLE and MUTUAL have in common.
 fn simple(fields: &Fields<'_>) -> v1::TlsOrigination {
     let sni = fields.string("sni").unwrap_or_default();
     if !sni.is_empty() && !names::is_host(&sni) {
@@ -120,12 +120,16 @@ fn simple(fields: &Fields<'_>) -> v1::TlsOrigination {
     }
     let skip = fields.boolean("insecureSkipVerify").unwrap_or_default();
     if skip {
-        useless(fields, &["caCertificates", "caCrl", "subjectAltNames"], "`insecureSkipVerify` takes any certificate");
+        useless(
+            fields,
+            &["caCertificates", "caCrl", "subjectAltNames"],
+            "`insecureSkipVerify` accepts any certificate",
+        );
     }
     v1::TlsOrigination {
         sni,
         subject_alt_names: fields.strings("subjectAltNames").into_iter().map(|(name, _)| name).collect(),
-        // Istio's word for what the system trusts, which is the default.
+        // Istio's name for the system's roots, which are the default.
         ca_certificates: fields.string("caCertificates").filter(|file| file != "system").unwrap_or_default(),
         insecure_skip_verify: skip,
         ca_crl: fields.string("caCrl").unwrap_or_default(),

@@ -1,4 +1,4 @@
-//! `tls` of a Gateway's server: by which certificates TLS ends, and which callers are let in.
+//! `tls` of a Gateway's server: the certificates with which TLS is terminated, and the callers that are accepted.
 
 use weft_core::gateway::CIPHER_SUITES;
 use weft_proto::v1;
@@ -24,7 +24,7 @@ pub(super) const SHAPE: Shape = &[
     not_yet("verifyCertificateSpki"),
     not_yet("verifyCertificateHash"),
 ];
-/// Fields that name certificates, which only TLS that ends by the gateway's own files has.
+/// Fields that name certificates, valid only if TLS is terminated with the gateway's own files.
 pub(super) const CERTIFICATES: [&str; 8] = [
     "credentialName",
     "credentialNames",
@@ -35,24 +35,24 @@ pub(super) const CERTIFICATES: [&str; 8] = [
     "caCertCredentialName",
     "caCrl",
 ];
-/// How a server can be given its certificate, in one way alone.
+/// The alternatives for a server's certificate, of which exactly one is given.
 const SOURCES: [&str; 4] = ["serverCertificate", "tlsCertificates", "credentialName", "credentialNames"];
 
-/// What becomes of TLS.
+/// The handling of TLS.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Mode {
     Simple,
     Mutual,
     /// The mesh's own certificates on both sides.
     IstioMutual,
-    /// The enum's first value in Istio: what a block without a mode means.
+    /// The enum's first value in Istio: the meaning of a block without a mode.
     #[default]
     Passthrough,
     AutoPassthrough,
 }
 
 impl Mode {
-    /// TLS ends at the gateway.
+    /// Whether TLS is terminated at the gateway.
     pub(super) fn terminates(self) -> bool {
         matches!(self, Mode::Simple | Mode::Mutual | Mode::IstioMutual)
     }
@@ -73,7 +73,7 @@ pub(super) fn mode(tls: &Fields<'_>) -> Option<Mode> {
     tls.one_of("mode", MODES)
 }
 
-/// How TLS ends at a server of the protocol HTTPS.
+/// The termination of TLS at a server of the protocol HTTPS.
 pub(super) fn termination(tls: &Fields<'_>, mode: Mode) -> v1::GatewayTls {
     let (least, most) = (version(tls, "minProtocolVersion"), version(tls, "maxProtocolVersion"));
     if mode == Mode::IstioMutual {
@@ -124,7 +124,7 @@ fn of_mesh(tls: &Fields<'_>, most: Option<Version>) -> v1::GatewayTls {
         tls.error(name, format!("`{name}` excludes ISTIO_MUTUAL, which has the mesh's own certificates"));
     }
     if most == Some(Version::Tls12) {
-        tls.error("maxProtocolVersion", "ISTIO_MUTUAL is TLS 1.3, which is all that the mesh speaks");
+        tls.error("maxProtocolVersion", "ISTIO_MUTUAL is TLS 1.3, the only version in the mesh");
     }
     if tls.has("cipherSuites") {
         tls.warn("cipherSuites", "`cipherSuites` has no effect: it is of TLS 1.2, and ISTIO_MUTUAL is TLS 1.3");
@@ -134,10 +134,10 @@ fn of_mesh(tls: &Fields<'_>, most: Option<Version>) -> v1::GatewayTls {
 
 fn not_simple(tls: &Fields<'_>) {
     if tls.has("caCrl") {
-        tls.error("caCrl", "`caCrl` excludes SIMPLE, which asks callers for no certificate: write MUTUAL");
+        tls.error("caCrl", "`caCrl` excludes SIMPLE, which requests no client certificate: write MUTUAL");
     }
     for name in ["caCertificates", "caCertCredentialName", "subjectAltNames"].into_iter().filter(|name| tls.has(name)) {
-        tls.warn(name, format!("`{name}` has no effect: SIMPLE asks callers for no certificate, MUTUAL does"));
+        tls.warn(name, format!("`{name}` has no effect: SIMPLE requests no client certificate, MUTUAL does"));
     }
 }
 
@@ -211,7 +211,7 @@ fn caller_names(tls: &Fields<'_>, mesh: bool) -> Vec<String> {
     names.into_iter().map(|(name, _)| name).collect()
 }
 
-/// Versions that can be a limit.
+/// Versions that may be a limit.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Version {
     Tls12,

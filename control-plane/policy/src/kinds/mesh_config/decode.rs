@@ -1,7 +1,7 @@
 //! The fields of an IstioOperator, most of which install Istio.
 //!
-//! A field that does not concern the traffic is left out with a warning. A field that does, and is not supported, is an
-//! error: leaving it out would change where requests go or which callers may send them.
+//! A field that does not concern traffic is left out with a warning. An unsupported field that does is an error:
+//! leaving it out would change the destinations of requests or the callers that may send them.
 
 use weft_proto::v1;
 
@@ -27,13 +27,13 @@ pub(crate) const SHAPE: Shape = &[
     skipped("defaultRevision"),
     skipped("compatibilityVersion"),
     skipped("components"),
-    // But for one of its fields.
+    // Skipped, except for one of its fields.
     read("values"),
     skipped("unvalidatedValues"),
 ];
 
-const COMMAND_LINE: &str = "it is said on the command line of each sidecar";
-const NO_DEFAULT: &str = "of a default policy there are `connectionPool` and `outlierDetection`";
+const COMMAND_LINE: &str = "it is set on the command line of each sidecar";
+const NO_DEFAULT: &str = "a default policy may have `connectionPool` and `outlierDetection` only";
 
 const MESH_CONFIG: Shape = &[
     object(
@@ -82,10 +82,10 @@ const MESH_CONFIG: Shape = &[
     skipped("defaultProviders"),
     refused("proxyListenPort", COMMAND_LINE),
     refused("proxyInboundListenPort", COMMAND_LINE),
-    refused("dnsRefreshRate", "a name is asked for again when its records have lived"),
-    refused("configSources", "policies come from the policy folder and by `weftctl apply`"),
-    refused("ca", "identities are the control plane's to sign"),
-    refused("verifyCertificateAtClient", "a DestinationRule says it with `tls.insecureSkipVerify`"),
+    refused("dnsRefreshRate", "a name is resolved again when its records expire"),
+    refused("configSources", "policies come from the policy folder and from `weftctl apply`"),
+    refused("ca", "the control plane signs identities"),
+    refused("verifyCertificateAtClient", "a DestinationRule sets it with `tls.insecureSkipVerify`"),
     not_yet("proxyHttpPort"),
     not_yet("protocolDetectionTimeout"),
     not_yet("trustDomainAliases"),
@@ -141,7 +141,7 @@ const PROXY_CONFIG: Shape = &[
     not_yet("caCertificatesPem"),
 ];
 
-/// Reads `spec`; `None`: nothing of it is about the mesh.
+/// Reads `spec`; `None`: it has no setting of the mesh.
 pub(crate) fn decode(spec: &Fields<'_>) -> Option<Box<MeshConfig>> {
     if spec.has("values") {
         match spec.map("values").iter().find(|(key, _)| key.name == "meshConfig") {
@@ -182,7 +182,7 @@ fn mesh_config(fields: &Fields<'_>) -> MeshConfig {
         service_export: export::decode_field(fields, "defaultServiceExportTo"),
         virtual_service_export: export::decode_field(fields, "defaultVirtualServiceExportTo"),
         destination_rule_export: export::decode_field(fields, "defaultDestinationRuleExportTo"),
-        // The rest of it is skipped or refused.
+        // The other fields of the block are skipped or refused.
         termination_drain_ms: fields
             .object("defaultConfig")
             .and_then(|config| config.duration("terminationDrainDuration", 0)),
@@ -190,16 +190,17 @@ fn mesh_config(fields: &Fields<'_>) -> MeshConfig {
     }
 }
 
-/// Here, unlike in a Sidecar, Istio's default is the weaker one, and a block without a mode is told apart from none by few.
+/// Unlike in a Sidecar, Istio's default here is the weaker mode, and a block without a mode is easily confused with an
+/// absent one.
 fn outbound(fields: &Fields<'_>) -> v1::OutboundPolicy {
     fields.require("mode");
     fields.one_of("mode", sidecar::OUTBOUND_MODES).unwrap_or_default()
 }
 
-/// What Istio has beside the form that paths have here.
+/// Istio's values beside the path normalisation in effect here.
 const PATHS: &[(&str, bool)] = &[("NONE", false), ("MERGE_SLASHES", false), ("DECODE_AND_MERGE_SLASHES", false)];
 
-/// Reports a value of `block.name` that is another than what holds here anyway.
+/// Reports a value of `block.name` that differs from the one in effect here.
 fn only(fields: &Fields<'_>, block: &'static str, name: &'static str, ours: &[(&str, bool)], others: &[(&str, bool)]) {
     let Some(block) = fields.object(block) else { return };
     if block.one_of(name, &[ours, others].concat()) == Some(false) {

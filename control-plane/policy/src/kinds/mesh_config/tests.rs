@@ -7,18 +7,18 @@ fn config(text: &str) -> Parsed {
     parse("f.yaml", &format!("{HEAD}spec: {{meshConfig: {text}}}\n"))
 }
 
-fn told(parsed: &Parsed) -> Vec<String> {
+fn problem_lines(parsed: &Parsed) -> Vec<String> {
     parsed.problems.iter().map(ToString::to_string).collect()
 }
 
 fn decoded(text: &str) -> MeshConfig {
     let parsed = config(text);
-    assert_eq!(told(&parsed), Vec::<String>::new(), "{text}");
+    assert_eq!(problem_lines(&parsed), Vec::<String>::new(), "{text}");
     of(&parsed.documents[0]).unwrap().clone()
 }
 
 #[test]
-fn what_a_mesh_may_say_of_traffic() {
+fn traffic_settings_of_a_mesh_config_are_decoded() {
     let config = decoded(
         "{defaultTrafficPolicy: {connectionPool: {tcp: {maxConnections: 7}}, outlierDetection: {interval: 2s}}, \
          outboundTrafficPolicy: {mode: REGISTRY_ONLY}, localityLbSetting: {enabled: false}, connectTimeout: 3s, \
@@ -42,12 +42,12 @@ fn what_a_mesh_may_say_of_traffic() {
 }
 
 #[test]
-fn what_it_may_not() {
+fn unsupported_mesh_config_is_refused() {
     for (text, want) in [
         ("{connectTimeoutt: 1s}", "error: unknown field `connectTimeoutt`, did you mean `connectTimeout`?"),
         ("{accesLogFile: /dev/stdout}", "error: unknown field `accesLogFile`, did you mean `accessLogFile`?"),
         ("{meshMTLS: {}}", "error: `meshConfig.meshMTLS` is not supported yet"),
-        ("{proxyListenPort: 15001}", "error: `meshConfig.proxyListenPort` is not supported: it is said on the command"),
+        ("{proxyListenPort: 15001}", "error: `meshConfig.proxyListenPort` is not supported: it is set on the command"),
         (
             "{defaultConfig: {terminationDrainDuration: soon}}",
             "`meshConfig.defaultConfig.terminationDrainDuration`: \"soon\" ",
@@ -64,7 +64,7 @@ fn what_it_may_not() {
         ("{defaultTrafficPolicy: {}}", "`meshConfig.defaultTrafficPolicy` must have at least one field"),
         (
             "{defaultTrafficPolicy: {tls: {mode: DISABLE}}}",
-            "`meshConfig.defaultTrafficPolicy.tls` is not supported: of",
+            "`meshConfig.defaultTrafficPolicy.tls` is not supported: a default policy",
         ),
         ("{defaultTrafficPolicy: {connectionPool: {tcp: {maxConnection: 1}}}}", "did you mean `maxConnections`?"),
         ("{defaultHttpRetryPolicy: {attempts: 1, retryOn: 6xx}}", "unknown condition `6xx`"),
@@ -75,12 +75,16 @@ fn what_it_may_not() {
     ] {
         let parsed = config(text);
         assert!(parsed.has_errors() && parsed.documents.is_empty(), "{text}");
-        assert!(told(&parsed).iter().any(|problem| problem.contains(want)), "{text}\n{:#?}\n{want}", told(&parsed));
+        assert!(
+            problem_lines(&parsed).iter().any(|problem| problem.contains(want)),
+            "{text}\n{:#?}\n{want}",
+            problem_lines(&parsed)
+        );
     }
 }
 
 #[test]
-fn what_installs_istio_is_left_out() {
+fn installation_fields_are_skipped() {
     let text = "spec:
   profile: default
   hub: docker.io/istio
@@ -103,11 +107,11 @@ fn what_installs_istio_is_left_out() {
         skipped(9, 5, "meshConfig.accessLogFile"),
         skipped(10, 21, "meshConfig.defaultConfig.holdApplicationUntilProxyStarts"),
     ];
-    assert_eq!(told(&parsed), want);
+    assert_eq!(problem_lines(&parsed), want);
     assert_eq!(of(&parsed.documents[0]).unwrap().connect_timeout_ms, 1000);
     let hidden = parse("f.yaml", &format!("{HEAD}spec: {{values: {{meshConfig: {{connectTimeout: 1s}}}}}}\n"));
-    assert_eq!(told(&hidden), ["f.yaml:3:17: error: write `values.meshConfig` as `meshConfig` of `spec`"]);
-    // Nothing of the mesh: no rival of one that says something.
+    assert_eq!(problem_lines(&hidden), ["f.yaml:3:17: error: write `values.meshConfig` as `meshConfig` of `spec`"]);
+    // Without settings of the mesh, a document does not compete with one that has some.
     for spec in ["", "spec: {}\n", "spec: {profile: demo}\n"] {
         let parsed = parse("f.yaml", &format!("{HEAD}{spec}"));
         assert!(!parsed.has_errors() && of(&parsed.documents[0]).is_none(), "{spec}");
@@ -115,7 +119,7 @@ fn what_installs_istio_is_left_out() {
 }
 
 #[test]
-fn whose_it_is() {
+fn mesh_config_belongs_to_the_root_namespace() {
     for (metadata, reference, counts) in [
         ("", "IstioOperator/weft-system/mesh", true),
         ("metadata: {name: a}\n", "IstioOperator/weft-system/a", true),
@@ -124,14 +128,14 @@ fn whose_it_is() {
         ("metadata: {namespace: shop, name: a}\n", "IstioOperator/shop/a", false),
     ] {
         let parsed = parse("f.yaml", &format!("{HEAD}{metadata}spec: {{meshConfig: {{connectTimeout: 1s}}}}\n"));
-        let [document] = &parsed.documents[..] else { panic!("{:?}", told(&parsed)) };
+        let [document] = &parsed.documents[..] else { panic!("{:?}", problem_lines(&parsed)) };
         assert_eq!((&*document.reference(), of(document).is_some()), (reference, counts));
-        assert_eq!(told(&parsed).iter().any(|problem| problem.contains("no effect on the mesh")), !counts);
+        assert_eq!(problem_lines(&parsed).iter().any(|problem| problem.contains("no effect on the mesh")), !counts);
     }
 }
 
 #[test]
-fn the_oldest_counts_and_others_are_told_of() {
+fn the_oldest_mesh_config_applies_and_others_are_reported() {
     let one = |name: &str, created: &str, timeout: u32| {
         format!(
             "{HEAD}metadata: {{name: {name}, namespace: istio-system, creationTimestamp: '{created}'}}\n\
@@ -145,21 +149,24 @@ fn the_oldest_counts_and_others_are_told_of() {
     assert_eq!((&*document.name, config.connect_timeout_ms), ("b", 2000));
     let problems: Vec<String> =
         check(&parsed.documents.iter().collect::<Vec<_>>()).iter().map(ToString::to_string).collect();
-    let text = "f.yaml:9:20: warning: IstioOperator/istio-system/b is older and says what holds in the mesh: this one is \
+    let text = "f.yaml:9:20: warning: IstioOperator/istio-system/b is older and has the settings of the mesh: this one is \
                 ignored";
     assert_eq!(problems, [text]);
 }
 
 #[test]
-fn another_trust_domain_is_an_error_where_ours_is_known() {
-    assert_eq!(told(&config("{trustDomain: a.example}").of_mesh("a.example")), Vec::<String>::new());
+fn a_trust_domain_other_than_the_meshs_is_an_error() {
+    assert_eq!(problem_lines(&config("{trustDomain: a.example}").of_mesh("a.example")), Vec::<String>::new());
     let parsed = config("{trustDomain: a.example}").of_mesh("b.example");
     assert!(parsed.has_errors());
-    assert_eq!(told(&parsed), ["f.yaml:3:34: error: `trustDomain` is b.example here, not `a.example`: leave it out"]);
+    assert_eq!(
+        problem_lines(&parsed),
+        ["f.yaml:3:34: error: `trustDomain` is b.example here, not `a.example`: leave it out"]
+    );
 }
 
 #[test]
-fn documents_that_say_nothing_get_the_meshs_export() {
+fn documents_without_export_to_get_the_meshs() {
     let policy = |kind: &str, name: &str, spec: &str| {
         format!("---\napiVersion: networking.istio.io/v1\nkind: {kind}\nmetadata: {{name: {name}}}\nspec: {spec}\n")
     };
@@ -179,7 +186,7 @@ fn documents_that_say_nothing_get_the_meshs_export() {
         + &service("kube", "{}")
         + &service("shown", "{networking.istio.io/exportTo: 'd, e'}");
     let parsed = parse("f.yaml", &text);
-    assert_eq!(told(&parsed), Vec::<String>::new());
+    assert_eq!(problem_lines(&parsed), Vec::<String>::new());
     let found = exported(&parsed.documents.iter().collect::<Vec<_>>());
     let of = |name: &str| {
         let document = found.iter().find(|document| document.name == name && document.kind != Kind::IstioOperator);

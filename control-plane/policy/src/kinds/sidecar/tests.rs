@@ -14,7 +14,7 @@ fn sidecar(spec: &str) -> Sidecar {
 }
 
 #[test]
-fn every_field() {
+fn every_field_is_decoded() {
     let found = sidecar(
         "  workloadSelector: {labels: {app: a}}
   egress:
@@ -41,7 +41,7 @@ fn every_field() {
 }
 
 #[test]
-fn what_is_imported() {
+fn imports_follow_the_egress_hosts() {
     for (egress, namespace, host, port, imported) in [
         ("[]", "other", "a.other.svc.cluster.local", None, true),
         ("[{hosts: ['./*']}]", "shop", "a.shop.svc.cluster.local", None, true),
@@ -64,7 +64,7 @@ fn what_is_imported() {
 }
 
 #[test]
-fn mistakes() {
+fn invalid_sidecars_are_located() {
     for (spec, want) in [
         ("  egress: [{hosts: [a]}]\n", "5:21: error: `a` must be <namespace>/<host>"),
         ("  egress: [{hosts: ['A/*']}]\n", "`A` is not a namespace"),
@@ -95,7 +95,7 @@ fn mistakes() {
         ),
         (
             "  ingress: [{port: {number: 80, protocol: HTTP, name: a}, tls: {mode: SIMPLE}}]\n",
-            "`ingress[0].tls` is not supported: callers without a sidecar come by a Gateway",
+            "`ingress[0].tls` is not supported: callers without a sidecar use a Gateway",
         ),
         ("  outboundTrafficPolicy: {}\n", "warning: without a `mode` this is REGISTRY_ONLY"),
         ("  outboundTrafficPolicy: {mode: ANY}\n", "unknown value `ANY`"),

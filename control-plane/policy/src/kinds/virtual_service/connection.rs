@@ -1,4 +1,4 @@
-//! `tls` and `tcp`: routes of connections that are not looked into.
+//! `tls` and `tcp`: routes of connections whose content is not parsed.
 
 use std::collections::BTreeMap;
 
@@ -20,7 +20,7 @@ pub struct ConnectionRoute {
     pub matches: Vec<ConnectionMatch>,
     /// At least one.
     pub destinations: Vec<Destination>,
-    /// Where it is written.
+    /// Its place in the file.
     pub place: Place,
 }
 
@@ -39,7 +39,7 @@ pub struct ConnectionMatch {
     pub source_labels: BTreeMap<String, String>,
     /// `sourceNamespace`; empty: any.
     pub source_namespace: String,
-    /// `gateways`; empty: those of the whole.
+    /// `gateways`; empty: those of the VirtualService.
     pub gateways: Vec<String>,
 }
 
@@ -75,8 +75,8 @@ pub(super) const TCP: Shape = &[
     object("route", ROUTE),
 ];
 
-/// Reads an entry of `tls`, whose server names are to be among `hosts`, or without them one of `tcp`. `of_gateways`: it is
-/// for a gateway too.
+/// Reads an entry of `tls`, whose server names must be among `hosts`, or without them one of `tcp`. `of_gateways`: it
+/// applies to a gateway too.
 pub(super) fn decode(fields: &Fields<'_>, hosts: Option<&[String]>, of_gateways: bool) -> ConnectionRoute {
     fields.require("route");
     let destinations: Vec<Destination> = fields.objects("route").iter().map(plain_destination).collect();

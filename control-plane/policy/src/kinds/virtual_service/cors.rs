@@ -18,10 +18,10 @@ pub(super) const SHAPE: Shape = &[
     read("unmatchedPreflights"),
 ];
 
-/// What `allowMethods` may name, as in Istio.
+/// Values of `allowMethods`, as in Istio.
 const METHODS: &[&str] = &["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "CONNECT", "OPTIONS", "TRACE", "*"];
 
-/// Unlike in a route's `match` an origin without a condition is no way to allow any.
+/// Unlike in a route's `match`, an origin without a condition does not allow all origins.
 fn allowed_origin(fields: &Fields<'_>) -> v1::StringMatch {
     let empty = |name: &'static str| fields.written_node(name).and_then(|node| node.as_str()) == Some("");
     if fields.written() == 0 || empty("exact") {

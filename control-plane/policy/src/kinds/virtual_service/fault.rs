@@ -77,7 +77,7 @@ pub(super) fn decode(fields: &Fields<'_>) -> v1::Fault {
     fault
 }
 
-/// The percentage `name`; a part of a million is the least that is not 0.
+/// The percentage `name`; the least value above 0 is one in a million.
 pub(super) fn percentage(fields: &Fields<'_>, name: &'static str) -> Option<f64> {
     let given = fields.object(name)?;
     let value = given.decimal("value", 0.0..=100.0).unwrap_or_default();

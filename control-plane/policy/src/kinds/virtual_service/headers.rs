@@ -15,12 +15,12 @@ pub(super) fn decode(fields: &Fields<'_>) -> v1::HeaderOperations {
     v1::HeaderOperations { request: change("request"), response: change("response") }
 }
 
-/// Whether a header's name is one of those of the authority.
+/// Whether a header's name stands for the authority.
 fn is_authority(name: &str) -> bool {
     name.eq_ignore_ascii_case("host") || name.eq_ignore_ascii_case(":authority")
 }
 
-/// `of_request`: a request's authority may be set, which is what `rewrite.authority` does.
+/// `of_request`: a request's authority may be set, with the effect of `rewrite.authority`.
 fn header_change(fields: &Fields<'_>, of_request: bool) -> v1::HeaderChange {
     let check = |name: &str, place, sets: bool| {
         if is_authority(name) && !(sets && of_request) {

@@ -15,9 +15,9 @@ pub(super) fn decode(fields: &Fields<'_>) -> RouteMatch {
         ignore_uri_case: fields.boolean("ignoreUriCase").unwrap_or_default(),
         method: fields.object("method").map(|method| string_match(&method, false)),
         authority: fields.object("authority").map(|authority| string_match(&authority, false)),
-        headers: named(fields, "headers"),
-        query_params: named(fields, "queryParams"),
-        without_headers: named(fields, "withoutHeaders"),
+        headers: named_matches(fields, "headers"),
+        query_params: named_matches(fields, "queryParams"),
+        without_headers: named_matches(fields, "withoutHeaders"),
         scheme: fields.object("scheme").map(|scheme| string_match(&scheme, false)),
         port: fields.port("port").unwrap_or_default(),
     };
@@ -46,12 +46,12 @@ pub(super) fn decode(fields: &Fields<'_>) -> RouteMatch {
     }
 }
 
-/// Whether a condition on a header may have this name: a header's, or a request's pseudo header's.
+/// Whether a condition on a header may have this name: a header's, or a request's pseudo-header's.
 fn is_matched(name: &str) -> bool {
     names::is_header(name) || Pseudo::parse(name).is_some()
 }
 
-/// Whether `sourceNamespace` may be one.
+/// Reports a `sourceNamespace` that is not a namespace.
 pub(super) fn check_namespace(fields: &Fields<'_>) {
     if let Some(name) = fields.string("sourceNamespace").filter(|name| !names::is_label(name)) {
         fields.error("sourceNamespace", format!("namespace `{name}` {}", names::LABEL_RULE));
@@ -64,16 +64,16 @@ pub(super) fn is_gateway(text: &str) -> bool {
     names::is_label(namespace) && names::is_subdomain(name)
 }
 
-fn named(fields: &Fields<'_>, name: &'static str) -> Vec<v1::NamedMatch> {
+fn named_matches(fields: &Fields<'_>, name: &'static str) -> Vec<v1::NamedMatch> {
     let entries = fields.object_map(name).into_iter();
     entries
         .map(|(key, value)| v1::NamedMatch { name: key.name.clone(), value: Some(string_match(&value, false)) })
         .collect()
 }
 
-/// One of `exact`, `prefix` and `regex`; none of them, or the regex `*`, is presence.
+/// One of `exact`, `prefix` and `regex`; none of them, or the regex `*`, means presence.
 pub(super) fn string_match(fields: &Fields<'_>, empty_prefix: bool) -> v1::StringMatch {
-    let given: Vec<Kind> = [
+    let kinds: Vec<Kind> = [
         fields.string("exact").map(Kind::Exact),
         fields.string("prefix").map(Kind::Prefix),
         fields.string("regex").map(Kind::Regex),
@@ -81,10 +81,10 @@ pub(super) fn string_match(fields: &Fields<'_>, empty_prefix: bool) -> v1::Strin
     .into_iter()
     .flatten()
     .collect();
-    if given.len() > 1 {
+    if kinds.len() > 1 {
         fields.error_at(fields.place, "give only one of `exact`, `prefix` and `regex`");
     }
-    let kind = match given.into_iter().next() {
+    let kind = match kinds.into_iter().next() {
         None => Kind::Present(true),
         Some(Kind::Regex(regex)) if regex == "*" => Kind::Present(true),
         Some(Kind::Prefix(prefix)) if prefix.is_empty() && !empty_prefix => {
@@ -107,7 +107,7 @@ pub(super) fn string_match(fields: &Fields<'_>, empty_prefix: bool) -> v1::Strin
     v1::StringMatch { kind: Some(kind) }
 }
 
-/// Whether all texts that `inner` lets pass `outer` does, as far as that can be said: of regexes it cannot.
+/// Whether `outer` matches all texts that `inner` matches, as far as it can be decided: regexes are not compared.
 pub(crate) fn covers(outer: &Kind, inner: &Kind) -> bool {
     match (outer, inner) {
         (Kind::Present(_), _) => true,
@@ -117,7 +117,8 @@ pub(crate) fn covers(outer: &Kind, inner: &Kind) -> bool {
     }
 }
 
-/// Whether the field `name` is a regular expression. One that is too large is found by the dry run, which compiles it.
+/// Reports the field `name` if it is not a regular expression. The dry run, which compiles it, finds one that is too
+/// large.
 pub(super) fn check_regex(fields: &Fields<'_>, name: &str, pattern: &str) {
     if let Err(why) = re2::check(pattern) {
         let shown = if pattern.len() > 80 { "this" } else { &format!("`{pattern}`") };

@@ -6,7 +6,7 @@ use crate::decode::fields::{Fields, Shape, object};
 /// Fields of an entry of `mirrors`.
 pub(super) const SHAPE: Shape = &[object("destination", DESTINATION), object("percentage", fault::PERCENTAGE)];
 
-/// Reads those of a route.
+/// Reads the mirrors of a route.
 pub(super) fn decode(route: &Fields<'_>) -> Vec<Mirror> {
     let mut mirrors: Vec<Mirror> = Vec::new();
     let shares: Vec<&'static str> =

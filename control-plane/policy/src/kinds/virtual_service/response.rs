@@ -9,7 +9,7 @@ use crate::nearest::suggest;
 /// Largest body of a direct response.
 const MAX_BODY: usize = 1 << 20;
 
-/// What Envoy retries on; Istio accepts no other names.
+/// Envoy's retry conditions; Istio accepts no other names.
 const RETRY_ON: &[&str] = &[
     "5xx",
     "gateway-error",
@@ -27,7 +27,7 @@ const RETRY_ON: &[&str] = &[
     "unavailable",
 ];
 
-/// What a policy without `retryOn` means.
+/// The value of an absent `retryOn`.
 const DEFAULT_RETRY_ON: &str = "connect-failure,refused-stream,unavailable,cancelled";
 
 /// Reads `redirect`.
@@ -124,7 +124,7 @@ pub(crate) fn retry(fields: &Fields<'_>) -> v1::RetryPolicy {
     for condition in &retry_on {
         let status = condition.parse::<u16>().is_ok_and(|status| (100..600).contains(&status));
         let refused = match condition.as_str() {
-            "retriable-headers" => Some("a VirtualService cannot say which headers"),
+            "retriable-headers" => Some("a VirtualService cannot name the headers"),
             "http3-post-connect-failure" => Some("endpoints are not called by HTTP/3"),
             _ => None,
         };

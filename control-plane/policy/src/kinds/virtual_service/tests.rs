@@ -24,7 +24,7 @@ fn string(kind: Kind) -> Option<v1::StringMatch> {
 }
 
 #[test]
-fn every_match() {
+fn every_match_is_decoded() {
     let routes = routes(
         "  - name: main
     match:
@@ -52,7 +52,7 @@ fn every_match() {
 }
 
 #[test]
-fn every_action() {
+fn every_action_is_decoded() {
     let routes = routes(
         "  - route:
     - destination: {host: a, subset: v1, port: {number: 80}}
@@ -96,7 +96,7 @@ fn every_action() {
 }
 
 #[test]
-fn mistakes() {
+fn invalid_routes_are_located() {
     let route = "route: [{destination: {host: a}}]";
     for (spec, want) in [
         ("  http: []\n".to_owned(), "`hosts` is required"),
@@ -244,7 +244,7 @@ fn http(route: &str) -> String {
 }
 
 #[test]
-fn matches_of_clients_gateways_and_what_is_not_there() {
+fn matches_of_clients_gateways_and_absent_headers() {
     let one = "{name: a, withoutHeaders: {x-a: {}, x-b: {prefix: c}}, scheme: {exact: https}, port: 443, gateways: [edge, mesh], \
                sourceLabels: {app: front}, sourceNamespace: shop}";
     let parsed =

@@ -19,7 +19,7 @@ fn probe(spec: &str) -> v1::Probe {
 }
 
 #[test]
-fn a_group_is_a_template_and_a_probe() {
+fn a_workload_group_has_a_template_and_a_probe() {
     let found = group(
         "{metadata: {labels: {a: meta, b: meta}, annotations: {x: y}}, template: {labels: {a: template, c: template}, \
          ports: {http: 8080}, weight: 3, locality: eu/a, serviceAccount: vm}}",
@@ -71,7 +71,7 @@ fn probes_have_the_defaults_of_kubernetes() {
 }
 
 #[test]
-fn what_is_wrong_is_told() {
+fn invalid_groups_are_reported() {
     let in_probe = |probe: &str| format!("{{template: {{}}, probe: {probe}}}");
     let cases = [
         ("{probe: {tcpSocket: {port: 1}}}".to_owned(), "`template` is required"),

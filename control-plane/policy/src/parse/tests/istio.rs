@@ -67,7 +67,7 @@ fn refused_as_by_istio() {
 }
 
 #[test]
-fn wildcards_that_stand_for_a_part_of_a_label() {
+fn wildcards_within_a_label() {
     for host in ["*foo.example", "*-foo.example", "*foo", "*-foo.a.example"] {
         let routes = "http: [{route: [{destination: {host: a.example}}]}]";
         let names = format!("[{{match: [{{sniHosts: ['{host}']}}], route: [{{destination: {{host: a.example}}}}]}}]");
@@ -92,7 +92,7 @@ fn wildcards_that_stand_for_a_part_of_a_label() {
 }
 
 #[test]
-fn an_empty_value_is_as_good_as_none() {
+fn an_empty_value_equals_an_absent_one() {
     let redirect = |fields: &str| format!("{{hosts: [a], http: [{{redirect: {{{fields}}}}}]}}");
     let entry =
         |port: &str| format!("{{hosts: [a.example], ports: [{{number: 90, name: auto{port}}}], resolution: DNS}}");
@@ -120,7 +120,7 @@ fn an_empty_value_is_as_good_as_none() {
         };
         assert_eq!(shown(&written), shown(&plain), "{written}");
     }
-    // Where Istio's field has presence, zero is a value.
+    // If Istio's field has presence, zero is a value.
     let detection = "{host: a, trafficPolicy: {outlierDetection: {consecutive5xxErrors: 0}}}";
     let Object::DestinationRule(rule) = object("DestinationRule", detection) else { panic!() };
     let detection = rule.traffic_policy.unwrap().settings.outlier_detection.unwrap();

@@ -1,5 +1,5 @@
-//! Config entries of the three kinds that route requests, as far as they have a counterpart in the mesh's policies. A field
-//! without one is refused by its name.
+//! Config entries of the three kinds that route requests, as far as they have a counterpart in the mesh's policies. A
+//! field without one is refused by its name.
 
 use serde_json::{Value, json};
 use weft_agent::decode::Fields;
@@ -10,7 +10,7 @@ pub(super) struct Router {
     pub(super) routes: Vec<Route>,
 }
 
-/// One of its routes: a match in Istio's form, and where to.
+/// One of its routes: a match in Istio's form, and a destination.
 #[derive(Debug, PartialEq)]
 pub(super) struct Route {
     /// Null: all requests.
@@ -20,7 +20,7 @@ pub(super) struct Route {
     pub(super) settings: Value,
 }
 
-/// A service, and a subset of it; an empty one is the default.
+/// A service, and a subset of it; an empty subset is the default.
 #[derive(Debug, Default, Clone, PartialEq)]
 pub(super) struct Leg {
     /// Empty: the entry's own.
@@ -42,11 +42,11 @@ pub(super) struct Resolver {
     pub(super) subsets: Vec<(String, Value)>,
     pub(super) redirect: Option<Leg>,
     pub(super) request_timeout: String,
-    /// `trafficPolicy` in Istio's form; null: nothing is said.
+    /// `trafficPolicy` in Istio's form; null: absent.
     pub(super) policy: Value,
 }
 
-/// Nothing that means something else may be left.
+/// Refuses the remaining fields: they would have an effect in Consul.
 fn refuse(fields: &mut Fields, place: &str, all: &[(&str, &str)]) -> Result<(), String> {
     match all.iter().find(|(field, _)| fields.means(&field.to_ascii_lowercase())) {
         Some((field, why)) => Err(format!("{place}{field}: {why}")),
@@ -155,7 +155,7 @@ fn string_match(fields: &mut Fields, place: &str) -> Result<Value, String> {
         () if !suffix.is_empty() => json!({ "regex": format!(".*{}", regex::escape(&suffix)) }),
         () if !contains.is_empty() => json!({ "regex": format!(".*{}.*", regex::escape(&contains)) }),
         () if present => json!({}),
-        () => return Err(format!("{place}one of Present, Exact, Prefix, Suffix, Contains and Regex is needed")),
+        () => return Err(format!("{place}one of Present, Exact, Prefix, Suffix, Contains and Regex is required")),
     })
 }
 
@@ -166,7 +166,7 @@ fn settings(to: &mut Fields, place: &str) -> Result<Value, String> {
         &[
             NO_NAMESPACES,
             NO_PARTITIONS,
-            ("IdleTimeout", "the time without a byte is connectionPool.http.idleTimeout of a DestinationRule"),
+            ("IdleTimeout", "the idle timeout is connectionPool.http.idleTimeout of a DestinationRule"),
         ],
     )?;
     let mut all = json!({});
@@ -228,7 +228,7 @@ pub(super) fn resolver(fields: &mut Fields) -> Result<Resolver, String> {
                 "the mesh fails over by itself to the data centres that export the service (ServiceExport), and between \
              localities by a DestinationRule (localityLbSetting, outlierDetection)",
             ),
-            ("PrioritizeByLocality", "localities come first by localityLbSetting of a DestinationRule"),
+            ("PrioritizeByLocality", "localities are preferred by localityLbSetting of a DestinationRule"),
         ],
     )?;
     let mut subsets = Vec::new();
@@ -237,7 +237,7 @@ pub(super) fn resolver(fields: &mut Fields) -> Result<Resolver, String> {
         refuse(
             &mut subset,
             &format!("Subsets.{name}."),
-            &[("OnlyPassing", "instances with a warning are called by all of the mesh")],
+            &[("OnlyPassing", "instances in warning are always called in the mesh")],
         )?;
         let filter = subset.text("filter")?;
         subset.refuse_rest(&format!("Subsets.{name}."))?;
@@ -252,7 +252,7 @@ pub(super) fn resolver(fields: &mut Fields) -> Result<Resolver, String> {
     let redirect = fields.object("redirect", "Redirect")?.filter(|redirect| !redirect.is_empty());
     let redirect = redirect
         .map(|mut redirect| {
-            let elsewhere = "a service of another data centre is called by its own name where it is exported";
+            let elsewhere = "a service of another data centre is called by its own name if it is exported";
             refuse(
                 &mut redirect,
                 "Redirect.",
@@ -287,7 +287,7 @@ pub(super) fn resolver(fields: &mut Fields) -> Result<Resolver, String> {
     })
 }
 
-/// The labels that a filter means; `None`: it means something else. No filter means all instances.
+/// The labels that a filter selects; `None`: it selects by other properties. No filter selects all instances.
 fn labels(filter: &str) -> Option<Value> {
     let mut labels = json!({});
     for one in filter.split(" and ").map(str::trim).filter(|one| !one.is_empty()) {
@@ -314,7 +314,7 @@ fn load_balancer(fields: &mut Fields) -> Result<Value, String> {
         "ring_hash" | "maglev" => "",
         other => return Err(format!("LoadBalancer.Policy: {other:?} is not a load balancer")),
     };
-    refuse(fields, "LoadBalancer.", &[("LeastRequestConfig", "the better of two is taken, always")])?;
+    refuse(fields, "LoadBalancer.", &[("LeastRequestConfig", "the better of two is always picked")])?;
     if !simple.is_empty() {
         return Ok(json!({ "simple": simple }));
     }
@@ -323,13 +323,13 @@ fn load_balancer(fields: &mut Fields) -> Result<Value, String> {
         return Err("LoadBalancer.HashPolicies: one of them decides".into());
     };
     let mut hash = hash_key(&mut key)?;
-    // Whether others after it would be looked at: there are none.
+    // Whether later ones would be used: there are none.
     key.means("terminal");
     key.refuse_rest("LoadBalancer.HashPolicies[0].")?;
     if policy == "maglev" {
         hash["maglev"] = json!({});
     } else if let Some(mut ring) = fields.object("ringhashconfig", "RingHashConfig")? {
-        refuse(&mut ring, "LoadBalancer.RingHashConfig.", &[("MaximumRingSize", "rings have a least size alone")])?;
+        refuse(&mut ring, "LoadBalancer.RingHashConfig.", &[("MaximumRingSize", "rings have a minimum size only")])?;
         let size = ring.large_number("minimumringsize")?;
         if size > 0 {
             hash["ringHash"] = json!({ "minimumRingSize": size });

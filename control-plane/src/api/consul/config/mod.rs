@@ -1,8 +1,8 @@
-//! Config entries: `service-router`, `service-splitter` and `service-resolver` become a VirtualService and a DestinationRule,
-//! `consul-<service>`, as if these had been applied; other kinds are refused.
+//! Config entries: `service-router`, `service-splitter` and `service-resolver` become a VirtualService and a
+//! DestinationRule, `consul-<service>`, as if these had been applied; other kinds are refused.
 //!
-//! Consul follows the entries of every service on a request's way. A VirtualService is looked at once, for the host that
-//! was called: so an entry that leads to a service with routes of its own is refused, whichever comes first.
+//! Consul follows the entries of every service on a request's path. A VirtualService is evaluated once, for the host
+//! that was called: so an entry that leads to a service with routes of its own is refused, whichever is written first.
 
 mod entries;
 mod policies;
@@ -26,15 +26,15 @@ const RESOLVER: &str = "service-resolver";
 /// The file that problems of these policies name.
 const FILE: &str = "config entry";
 
-/// What is instead of the other kinds.
+/// The alternatives to the other kinds.
 fn unsupported(kind: &str) -> Refused {
     let instead = match kind {
         "service-defaults" | "proxy-defaults" => {
-            "the protocol is named by the registration (metadata protocol) or found out"
+            "the protocol is set by the registration (metadata protocol) or detected"
         }
         "service-intentions" => "the mesh has no authorization policies yet",
-        "exported-services" => "a ServiceExport says it",
-        "mesh" => "an IstioOperator's meshConfig says it",
+        "exported-services" => "a ServiceExport sets it",
+        "mesh" => "an IstioOperator's meshConfig sets it",
         _ => "gateways are Istio's Gateway and VirtualService",
     };
     Refused::new(StatusCode::NOT_IMPLEMENTED, format!("Kind: {kind:?} is not supported by this mesh: {instead}"))
@@ -112,7 +112,7 @@ pub(super) async fn delete(
     Ok(if query.has("cas") { answered } else { answer::json(&json!({}), query) })
 }
 
-/// Writes an entry, and the policies that the service's entries come to.
+/// Writes an entry, and the policies that result from the service's entries.
 async fn change(
     consul: &Consul,
     caller: &Caller,
@@ -131,7 +131,7 @@ async fn change(
     let documents = checked(consul, service, namespace, &chain)?;
     let only = match query.value("cas").filter(|text| !text.is_empty()) {
         None => None,
-        Some(text) => Some(text.parse().map_err(|_| Refused::bad("Invalid cas: a whole number is needed"))?),
+        Some(text) => Some(text.parse().map_err(|_| Refused::bad("Invalid cas: an integer is required"))?),
     };
     let own = policies::name(service);
     let (_, api) = consul.mesh.policies();
@@ -146,7 +146,7 @@ async fn change(
     Ok(answer::json(&json!(written.map_err(refused)?), query))
 }
 
-/// What the entries say of a service.
+/// The entries of a service.
 fn chain_of(all: &[Value], service: &str) -> Result<Chain, String> {
     let mut chain = Chain::default();
     for entry in all.iter().filter(|entry| entry["Name"] == service) {
@@ -165,12 +165,12 @@ fn chain_of(all: &[Value], service: &str) -> Result<Chain, String> {
 }
 
 /// # Errors
-/// When a request would have to follow the entries of two services.
+/// If a request would have to follow the entries of two services.
 fn followed_once(all: &[Value], service: &str, chain: &Chain) -> Result<(), String> {
     let says = |from: &str, to: &str| {
         format!(
             "requests to {from:?} lead to {to:?}, which has routes of its own (service-router, service-splitter, or Redirect, \
-             DefaultSubset or RequestTimeout of a service-resolver): a VirtualService is followed once"
+             DefaultSubset or RequestTimeout of a service-resolver): a VirtualService is evaluated once"
         )
     };
     for other in chain.others(service) {
@@ -193,7 +193,7 @@ fn followed_once(all: &[Value], service: &str, chain: &Chain) -> Result<(), Stri
     Ok(())
 }
 
-/// The documents, if the mesh takes them beside those that it has.
+/// The documents, if they are valid together with the existing ones.
 fn checked(consul: &Consul, service: &str, namespace: &str, chain: &Chain) -> Result<Vec<Document>, Refused> {
     let mut documents = Vec::new();
     for document in chain.documents(service, namespace) {
@@ -221,7 +221,7 @@ fn checked(consul: &Consul, service: &str, namespace: &str, chain: &Chain) -> Re
     for document in &documents {
         let owner = others().find(|held| held.kind == document.kind && is_about(held, &host));
         if let Some(owner) = owner {
-            let text = format!("{} says already where requests to {service:?} go: remove it first", owner.reference());
+            let text = format!("{} already routes requests to {service:?}: remove it first", owner.reference());
             return Err(Refused::new(StatusCode::CONFLICT, text));
         }
     }

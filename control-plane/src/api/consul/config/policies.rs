@@ -1,10 +1,10 @@
-//! The VirtualService and DestinationRule that the config entries of a service come to.
+//! The VirtualService and DestinationRule that result from the config entries of a service.
 
 use serde_json::{Map, Value, json};
 
 use super::entries::{Leg, Resolver, Route, Router, Splitter};
 
-/// What is said of one service.
+/// The entries of one service.
 #[derive(Debug, Default)]
 pub(super) struct Chain {
     pub(super) router: Option<Router>,
@@ -13,20 +13,20 @@ pub(super) struct Chain {
 }
 
 impl Chain {
-    /// All that requests are sent to.
+    /// All destinations of requests.
     fn legs(&self) -> impl Iterator<Item = &Leg> {
         let routes = self.router.iter().flat_map(|router| router.routes.iter().map(|route| &route.to));
         let splits = self.splitter.iter().flat_map(|splitter| splitter.splits.iter().map(|(_, leg, _)| leg));
         routes.chain(splits).chain(self.resolver.iter().flat_map(|resolver| &resolver.redirect))
     }
 
-    /// Other services that requests are sent to.
+    /// Other services that are destinations.
     pub(super) fn others(&self, service: &str) -> Vec<String> {
         let all = self.legs().map(|leg| leg.service.clone());
         all.filter(|other| !other.is_empty() && other != service).collect()
     }
 
-    /// Subsets of the service itself that are used and that no resolver has.
+    /// Subsets of the service itself that are used and not defined by a resolver.
     pub(super) fn undefined(&self, service: &str) -> Vec<String> {
         let own = self.legs().filter(|leg| leg.service.is_empty() || leg.service == service);
         let default = self.resolver.iter().map(|resolver| &resolver.default_subset);
@@ -36,7 +36,7 @@ impl Chain {
         used.filter(|subset| !defined(subset)).cloned().collect()
     }
 
-    /// Whether requests to the service itself are sent somewhere else than to all of its instances.
+    /// Whether requests to the service itself have other destinations than all of its instances.
     pub(super) fn routes(&self) -> bool {
         let resolves =
             |r: &Resolver| r.redirect.is_some() || !r.default_subset.is_empty() || !r.request_timeout.is_empty();
@@ -57,7 +57,7 @@ impl Chain {
         if self.routes() {
             let mut http: Vec<Value> =
                 self.router.iter().flat_map(|router| &router.routes).map(|route| self.route(service, route)).collect();
-            // What no route matches goes on to the splitter.
+            // Requests without a matching route use the splitter.
             if http.last().is_none_or(|last| last.get("match").is_some()) {
                 let route = Route { matching: Value::Null, to: Leg::default(), settings: json!({}) };
                 http.push(self.route(service, &route));
@@ -80,7 +80,7 @@ impl Chain {
         Value::Object(all)
     }
 
-    /// Where a route leads: by the splitter where it names no subset, then by the resolver.
+    /// The destinations of a route: by the splitter if it names no subset, then by the resolver.
     fn destinations(&self, service: &str, to: &Leg) -> Vec<Value> {
         let is_own = |leg: &Leg| leg.service.is_empty() || leg.service == service;
         match &self.splitter {
@@ -113,7 +113,7 @@ impl Chain {
     }
 }
 
-/// The name of what is made of the entries of a service.
+/// The name of the policies that result from the entries of a service.
 pub(super) fn name(service: &str) -> String {
     format!("consul-{}", service.to_ascii_lowercase().replace('_', "-"))
 }

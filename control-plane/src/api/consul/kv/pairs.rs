@@ -35,13 +35,13 @@ pub(in crate::api::consul) async fn read(
         if prefix {
             (under(pairs, caller, key, keys, query), pairs.prefix_index(namespace, key))
         } else {
-            (pairs.get(namespace, key).map(|pair| Found::Pair(pair.clone())), pairs.index(namespace, key))
+            (pairs.get(namespace, key).map(|pair| Content::Pair(pair.clone())), pairs.index(namespace, key))
         }
     });
     let mut answered = match found {
-        Some(Found::Pair(pair)) if raw => raw_value(pair),
-        Some(Found::Pair(pair)) => answer::json(&json!([shape(key, &pair)]), query),
-        Some(Found::List(list)) => answer::json(&Value::Array(list), query),
+        Some(Content::Pair(pair)) if raw => raw_value(pair),
+        Some(Content::Pair(pair)) => answer::json(&json!([shape(key, &pair)]), query),
+        Some(Content::List(list)) => answer::json(&Value::Array(list), query),
         None => {
             let mut none = answer::done();
             *none.status_mut() = StatusCode::NOT_FOUND;
@@ -52,13 +52,13 @@ pub(in crate::api::consul) async fn read(
     Ok(answered)
 }
 
-enum Found {
+enum Content {
     Pair(Pair),
     List(Vec<Value>),
 }
 
-/// All pairs, or keys, that begin with `prefix` and may be read. Of the root there is always an answer.
-fn under(pairs: &Pairs, caller: &Caller, prefix: &str, keys: bool, query: &Query) -> Option<Found> {
+/// All readable pairs, or keys, that begin with `prefix`. For the root there is always an answer.
+fn under(pairs: &Pairs, caller: &Caller, prefix: &str, keys: bool, query: &Query) -> Option<Content> {
     let all = pairs.list(&caller.namespace, prefix).filter(|(key, _)| caller.reads_key(key));
     let list: Vec<Value> = if keys {
         let separator = query.value("separator").unwrap_or_default();
@@ -68,10 +68,10 @@ fn under(pairs: &Pairs, caller: &Caller, prefix: &str, keys: bool, query: &Query
     } else {
         all.map(|(key, pair)| shape(key, pair)).collect()
     };
-    (!list.is_empty() || (keys && prefix.is_empty())).then_some(Found::List(list))
+    (!list.is_empty() || (keys && prefix.is_empty())).then_some(Content::List(list))
 }
 
-/// A key up to the first separator after its prefix, that included.
+/// A key up to and including the first separator after its prefix.
 fn up_to<'a>(key: &'a str, prefix: usize, separator: &str) -> &'a str {
     let after = key.get(prefix..).filter(|_| !separator.is_empty());
     match after.and_then(|after| after.find(separator)) {
@@ -80,7 +80,7 @@ fn up_to<'a>(key: &'a str, prefix: usize, separator: &str) -> &'a str {
     }
 }
 
-/// The value as it was put. A browser must not take what somebody stored for a page of ours.
+/// The value as written. A browser must not interpret a stored value as a page of this server.
 fn raw_value(pair: Pair) -> Answered {
     let mut answered = Answered::new(pair.value.into());
     answer::set(&mut answered, "content-type", "text/plain");

@@ -18,11 +18,11 @@ const TTL: std::ops::RangeInclusive<Duration> = Duration::from_secs(10)..=Durati
 const MAX_LOCK_DELAY: Duration = Duration::from_secs(60);
 const LOCK_DELAY: Duration = Duration::from_secs(15);
 
-/// Which sessions are asked for.
+/// The requested sessions.
 pub(in crate::api::consul) enum SessionFilter<'a> {
     /// One.
     Id(&'a str),
-    /// Those of a node.
+    /// The sessions of a node.
     Node(&'a str),
     /// All.
     All,
@@ -85,12 +85,12 @@ pub(in crate::api::consul) async fn create(
     Ok(answer::json(&json!({ "ID": id }), query))
 }
 
-/// The session that a body asks for.
+/// The session that a body describes.
 fn requested(body: &[u8], own_node: String) -> Result<StoredSession, String> {
     let mut fields = Fields::of_body("the session", if body.is_empty() { b"{}" } else { body })?;
     let node = Some(fields.text("node")?).filter(|node| !node.is_empty()).unwrap_or(own_node);
     let name = fields.text("name")?;
-    // Without a word about checks it depends on its node; with an empty list on none.
+    // Without a list of checks it depends on its node; with an empty list on none.
     let lists = ["checks", "nodechecks"].map(|key| fields.has(key));
     let mut checks = fields.texts("checks")?;
     checks.extend(fields.texts("nodechecks")?);
@@ -145,7 +145,8 @@ pub(in crate::api::consul) async fn destroy(
     Ok(answer::json(&json!(true), query))
 }
 
-/// Ending a session frees, or deletes, the keys that it holds: who may not write them may not end it.
+/// The end of a session releases, or deletes, the keys that it holds: a caller without the right to write them may not
+/// end it.
 fn may_end(consul: &Consul, caller: &Caller, id: &str) -> Result<(), Refused> {
     caller.write_sessions(id)?;
     if matches!(caller.rights, Rights::All) {
@@ -179,7 +180,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_asked_for_and_what_is_wrong_with_it() {
+    fn session_requests_are_validated() {
         let of = |body: &str| requested(body.as_bytes(), "own".into());
         let plain = of("").unwrap();
         assert_eq!((plain.node.as_str(), plain.checks.as_slice()), ("own", &["serfHealth".to_owned()][..]));

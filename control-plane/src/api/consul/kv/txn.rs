@@ -18,14 +18,14 @@ use crate::state::txn::{PairOp, PairResult, Put, Transaction, Verb};
 /// Operations of one transaction: Consul's first limit, and what a transaction of the store holds with its conditions.
 const MAX_OPS: usize = 64;
 
-/// An operation on the catalog that reads: what it gives back.
+/// A read of the catalog within a transaction.
 enum Read {
     Node(String),
     Service(String, String),
     Check(String, String),
 }
 
-/// What a request asks for.
+/// The operations of a request.
 #[derive(Default)]
 struct Operations {
     transaction: Transaction,
@@ -46,18 +46,18 @@ pub(in crate::api::consul) async fn transact(
         let text = format!("Transaction contains too many operations ({} > {MAX_OPS})", ops.len());
         return Err(Refused::new(StatusCode::PAYLOAD_TOO_LARGE, text));
     }
-    let mut asked = Operations::default();
+    let mut operations = Operations::default();
     for (number, op) in ops.into_iter().enumerate() {
-        add(&mut asked, number, op, caller).map_err(|e| Refused::bad(format!("operation {number}: {e}")))?;
+        add(&mut operations, number, op, caller).map_err(|e| Refused::bad(format!("operation {number}: {e}")))?;
     }
-    permitted(consul, caller, &asked.transaction)?;
-    let done = consul.mesh.transact(&caller.namespace, &asked.transaction).await.map_err(refused)?;
+    permitted(consul, caller, &operations.transaction)?;
+    let done = consul.mesh.transact(&caller.namespace, &operations.transaction).await.map_err(refused)?;
     let mut results = match done {
         Ok(found) => found.into_iter().map(|(number, found)| (number, of_pair(&found))).collect::<Vec<_>>(),
         Err(failed) => return Ok(conflict(failed, query)),
     };
     let mut missing = Vec::new();
-    for (number, read) in &asked.reads {
+    for (number, read) in &operations.reads {
         match look_up(consul, caller, read) {
             Some(value) => results.push((*number, value)),
             None => missing.push((*number, not_there(read))),
@@ -87,59 +87,61 @@ fn of_pair(PairResult { key, pair, read, .. }: &PairResult) -> Value {
 }
 
 /// Reads an operation.
-fn add(asked: &mut Operations, number: usize, op: Value, caller: &Caller) -> Result<(), String> {
+fn add(operations: &mut Operations, number: usize, op: Value, caller: &Caller) -> Result<(), String> {
     let mut fields = Fields::of("an operation", op)?;
     if let Some(mut pair) = fields.object("kv", "KV")? {
-        asked.transaction.pairs.push((number, pair_op(&mut pair)?));
+        operations.transaction.pairs.push((number, pair_op(&mut pair)?));
         return Ok(());
     }
     let (kind, mut given) = match ["node", "service", "check"].into_iter().find(|kind| fields.has(kind)) {
         Some(kind) => (kind, fields.object(kind, "the operation")?.ok_or("it is empty")?),
-        None => return Err("it is none of KV, Node, Service and Check".into()),
+        None => return Err("it is not one of KV, Node, Service and Check".into()),
     };
     let verb = given.text("verb")?;
     let of = if kind == "service" { given.text("node")? } else { String::new() };
-    let mut given = given.object(kind, "what is written")?.ok_or_else(|| format!("{kind} is missing"))?;
+    let mut given = given.object(kind, "the written object")?.ok_or_else(|| format!("{kind} is missing"))?;
     let node = if kind == "service" { of } else { given.text("node")? };
     if node.is_empty() {
         return Err(format!("{kind}: Must provide node"));
     }
     if external::is_node(&node) && verb != "get" {
-        return Err(format!("the node {node} is kept for programs that register at the control plane themselves"));
+        return Err(format!("the node {node} is reserved for programs that register at the control plane themselves"));
     }
     let entry = |node: String| Entry { node, namespace: caller.namespace.clone(), ..Entry::default() };
-    let cas = "is not supported: the catalog's records are compared as a whole, kv takes cas";
+    let cas = "is not supported: the catalog has no check-and-set, use it with KV";
     match (kind, verb.as_str()) {
-        ("node", "get") => asked.reads.push((number, Read::Node(node))),
+        ("node", "get") => operations.reads.push((number, Read::Node(node))),
         ("node", "set") => {
             let address = catalog::address(&given.text("address")?, "address")?;
             let meta = given.has("meta").then(|| given.text_map("meta")).transpose()?;
-            merge(asked, Entry { address, meta, ..entry(node) })?;
+            merge(operations, Entry { address, meta, ..entry(node) })?;
         }
-        ("node", "delete") => remove(asked, node, Removal::Node)?,
-        ("service", "get") => asked.reads.push((number, Read::Service(node, given.text("id")?))),
-        ("service", "set") => merge(asked, Entry { services: vec![catalog::service(&mut given)?], ..entry(node) })?,
+        ("node", "delete") => remove(operations, node, Removal::Node)?,
+        ("service", "get") => operations.reads.push((number, Read::Service(node, given.text("id")?))),
+        ("service", "set") => {
+            merge(operations, Entry { services: vec![catalog::service(&mut given)?], ..entry(node) })?
+        }
         ("service", "delete") => {
             let id = given.text("id")?;
             let id = if id.is_empty() { given.text("service")? } else { id };
-            remove(asked, node, Removal::Service(id))?;
+            remove(operations, node, Removal::Service(id))?;
         }
-        ("check", "get") => asked.reads.push((number, Read::Check(node, given.text("checkid")?))),
-        ("check", "set") => merge(asked, Entry { checks: vec![catalog::check(&mut given)?], ..entry(node) })?,
-        ("check", "delete") => remove(asked, node, Removal::Check(given.text("checkid")?))?,
+        ("check", "get") => operations.reads.push((number, Read::Check(node, given.text("checkid")?))),
+        ("check", "set") => merge(operations, Entry { checks: vec![catalog::check(&mut given)?], ..entry(node) })?,
+        ("check", "delete") => remove(operations, node, Removal::Check(given.text("checkid")?))?,
         (kind, "cas" | "delete-cas") => return Err(format!("{kind}: the verb {verb:?} {cas}")),
         (kind, _) => return Err(format!("{kind}: {verb:?} is not a verb: get, set, delete")),
     }
     Ok(())
 }
 
-/// What is written of one node is written together.
-fn merge(asked: &mut Operations, new: Entry) -> Result<(), String> {
-    if asked.transaction.removals.iter().any(|(node, _)| *node == new.node) {
-        return Err(format!("the node {} is both written and taken out of: use two transactions", new.node));
+/// Writes to one node are merged.
+fn merge(operations: &mut Operations, new: Entry) -> Result<(), String> {
+    if operations.transaction.removals.iter().any(|(node, _)| *node == new.node) {
+        return Err(format!("the node {} has both writes and removals: use two transactions", new.node));
     }
-    match asked.transaction.entries.iter_mut().find(|entry| entry.node == new.node) {
-        None => asked.transaction.entries.push(new),
+    match operations.transaction.entries.iter_mut().find(|entry| entry.node == new.node) {
+        None => operations.transaction.entries.push(new),
         Some(entry) => {
             entry.address = new.address.or(entry.address);
             entry.meta = new.meta.or(entry.meta.take());
@@ -150,14 +152,14 @@ fn merge(asked: &mut Operations, new: Entry) -> Result<(), String> {
     Ok(())
 }
 
-fn remove(asked: &mut Operations, node: String, what: Removal) -> Result<(), String> {
-    if asked.transaction.entries.iter().any(|entry| entry.node == node) {
-        return Err(format!("the node {node} is both written and taken out of: use two transactions"));
+fn remove(operations: &mut Operations, node: String, what: Removal) -> Result<(), String> {
+    if operations.transaction.entries.iter().any(|entry| entry.node == node) {
+        return Err(format!("the node {node} has both writes and removals: use two transactions"));
     }
-    if asked.transaction.removals.iter().any(|(other, _)| *other == node) {
-        return Err(format!("of the node {node} one thing is taken out in a transaction"));
+    if operations.transaction.removals.iter().any(|(other, _)| *other == node) {
+        return Err(format!("a transaction has at most one removal for the node {node}"));
     }
-    asked.transaction.removals.push((node, what));
+    operations.transaction.removals.push((node, what));
     Ok(())
 }
 
@@ -193,11 +195,11 @@ fn pair_op(fields: &mut Fields) -> Result<PairOp, String> {
 }
 
 /// # Errors
-/// When the caller may not do one of them.
+/// If the caller may not do one of them.
 fn permitted(consul: &Consul, caller: &Caller, transaction: &Transaction) -> Result<(), Refused> {
     for (_, PairOp { key, verb }) in &transaction.pairs {
         match verb {
-            // A tree is read where all of it may be: part of it would look like all.
+            // A tree is read only if all of it may be read: a part of it would look complete.
             Verb::Get | Verb::GetOrEmpty | Verb::GetTree => caller.read_key(key)?,
             Verb::CheckIndex(_) | Verb::CheckSession(_) | Verb::CheckNotExists => caller.read_key(key)?,
             _ => caller.write_keys(key)?,

@@ -1,18 +1,18 @@
-//! Templates of prepared queries: one query for all names with its own name as a prefix. Parts of the requested name are
-//! put into its texts (`${name.full}`, `${name.prefix}`, `${name.suffix}`, `${match(N)}`).
+//! Templates of prepared queries: one query for all names with its own name as a prefix. Parts of the requested name
+//! are inserted into its texts (`${name.full}`, `${name.prefix}`, `${name.suffix}`, `${match(N)}`).
 
 use regex::{Regex, RegexBuilder};
 use serde_json::{Value, json};
 use weft_agent::decode::Fields;
 
-/// The one type there is.
+/// The only type.
 const PREFIX: &str = "name_prefix_match";
 /// Largest compiled expression, bytes.
 const MAX_REGEXP: usize = 64 << 10;
-/// Longest text that putting in may make, bytes: a name may stand in it many times.
+/// Longest text after insertion, bytes: it may contain a name many times.
 const MAX_TEXT: usize = 1024;
 
-/// Reads `Template`; null: it is none.
+/// Reads `Template`; null: the query is not a template.
 pub(super) fn of(fields: Option<Fields>) -> Result<Value, String> {
     let Some(mut fields) = fields else { return Ok(Value::Null) };
     let (kind, regexp) = (fields.text("type")?, fields.text("regexp")?);
@@ -21,7 +21,7 @@ pub(super) fn of(fields: Option<Fields>) -> Result<Value, String> {
     match kind.as_str() {
         "" if regexp.is_empty() => return Ok(Value::Null),
         PREFIX => {}
-        other => return Err(format!("Bad Template.Type {other:?}: only {PREFIX:?} is there")),
+        other => return Err(format!("Bad Template.Type {other:?}: only {PREFIX:?} is supported")),
     }
     compiled(&regexp).map_err(|e| format!("Bad Template.Regexp: {e}"))?;
     Ok(json!({ "Type": kind, "Regexp": regexp, "RemoveEmptyTags": remove }))
@@ -35,7 +35,7 @@ fn compiled(regexp: &str) -> Result<Option<Regex>, regex::Error> {
 }
 
 /// # Errors
-/// When a text has an expression that there is not.
+/// If a text has an unknown expression.
 pub(super) fn check(service: &Value) -> Result<(), String> {
     let mut wrong = None;
     let mut service = service.clone();
@@ -61,20 +61,20 @@ fn group(expression: &str) -> Option<usize> {
     expression.strip_prefix("match(")?.strip_suffix(')')?.trim().parse().ok()
 }
 
-/// The length of the part that a template's name has in common with the one that is asked for; `None`: it is no template,
-/// or not for that name.
+/// The length of the common part of a template's name and the requested name; `None`: it is not a template, or does not
+/// match that name.
 pub(super) fn fits(query: &Value, name: &str) -> Option<usize> {
     let prefix = query["Name"].as_str().filter(|_| query["Template"].is_object())?;
     let begins = name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix));
     begins.then_some(prefix.len())
 }
 
-/// The query of a name that its template fits; one that is none stays.
+/// The query for a name that matches its template; a query without a template is returned unchanged.
 pub(super) fn render(query: &Value, name: &str) -> Value {
     let Some(length) = fits(query, name) else { return query.clone() };
     let mut rendered = query.clone();
     let template = &query["Template"];
-    // It has been compiled when the query was written.
+    // It was compiled when the query was written.
     let regexp = compiled(template["Regexp"].as_str().unwrap_or_default()).ok().flatten();
     let captures = regexp.as_ref().and_then(|regexp| regexp.captures(name));
     let value = |expression: &str| -> Option<String> {
@@ -117,7 +117,7 @@ fn each_text(value: &mut Value, change: &mut impl FnMut(&mut String)) {
     }
 }
 
-/// A text with its expressions put in; the error is one that `value` does not know.
+/// A text with its expressions replaced; the error is an expression that `value` does not support.
 fn put_in(text: &str, value: &impl Fn(&str) -> Option<String>) -> Result<String, String> {
     let (mut out, mut rest) = (String::new(), text);
     while let Some((before, after)) = rest.split_once("${") {
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_template_is_refused() {
+    fn invalid_query_templates_are_refused() {
         let of_text = |text: &str| of(Some(Fields::of("Template", serde_json::from_str(text).unwrap()).unwrap()));
         assert_eq!((of(None).unwrap(), of_text("{}").unwrap()), (Value::Null, Value::Null));
         assert_eq!(of_text(r#"{"Type":"name_prefix_match"}"#).unwrap()["Regexp"], "");

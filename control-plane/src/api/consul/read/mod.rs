@@ -68,7 +68,7 @@ pub(super) async fn read(
         Endpoint::SessionInfo(id) => return sessions::read(consul, caller, SessionFilter::Id(&id), query).await,
         Endpoint::SessionNode(node) => return sessions::read(consul, caller, SessionFilter::Node(&node), query).await,
         Endpoint::SessionList => return sessions::read(consul, caller, SessionFilter::All, query).await,
-        // They are written; see `route`.
+        // Writes; see `route`.
         Endpoint::SessionCreate
         | Endpoint::SessionDestroy(_)
         | Endpoint::SessionRenew(_)
@@ -84,7 +84,7 @@ pub(super) async fn read(
     Ok(answer::indexed(&body, index, query))
 }
 
-/// This control plane, as the caller reaches it.
+/// The address of this control plane for the caller.
 fn leader(consul: &Consul, caller: &Caller) -> String {
     let mut address = consul.address;
     if address.ip().is_unspecified()
@@ -98,11 +98,11 @@ fn leader(consul: &Consul, caller: &Caller) -> String {
 /// An answer's body and its index.
 type Indexed = Result<(Value, u64), Refused>;
 
-/// Which instances of a service.
+/// The selected instances of a service.
 #[derive(Clone, Copy)]
 enum Wanting {
     All,
-    /// Those that take mutual TLS: whoever has an identity does.
+    /// Those that accept mutual TLS: the ones with an identity.
     Mtls,
 }
 
@@ -134,7 +134,7 @@ impl Reader<'_> {
         Ok((Value::Array(items), index))
     }
 
-    /// Checks of a node and of all that runs there.
+    /// Checks of a node and of all instances on it.
     async fn health_node(&self, name: &str) -> Indexed {
         let (instances, index) = self.of_node(name).await?;
         let node = select::node(self.consul, self.caller, name);
@@ -164,7 +164,7 @@ impl Reader<'_> {
         Ok((Value::Array(items), index))
     }
 
-    /// Names of services with all tags of their instances; a filter picks instances before they are put together.
+    /// Names of services with all tags of their instances; a filter selects instances before their tags are joined.
     async fn catalog_services(&self) -> Indexed {
         let filter = Filter::of(self.query)?;
         let (instances, index) = self.all().await?;
@@ -237,7 +237,7 @@ impl Reader<'_> {
         Ok((rows(self.consul, self.caller, instances, self.query), index))
     }
 
-    /// Waits where the query is a blocking one; what it asks for must be here.
+    /// Waits if the query is a blocking one; the requested data must be in this data centre.
     async fn wait(&self, topics: &[Topic], index_of: impl Fn(&World) -> u64) -> Result<(), Refused> {
         select::in_scope(self.consul, self.query)?;
         block(&self.consul.mesh, self.query, topics, index_of).await

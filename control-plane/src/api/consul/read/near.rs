@@ -7,7 +7,7 @@ use crate::api::consul::Caller;
 use crate::api::consul::select::Row;
 use crate::state::Nodes;
 
-/// The locality that `near` means: that of a node, or with `_agent` of the caller's. `None`: it has none, and nothing is
+/// The locality that `near` names: that of a node, or with `_agent` the caller's. `None`: it has none, and nothing is
 /// sorted, as in Consul for a node without coordinates.
 pub(in crate::api::consul) fn locality(near: &str, caller: &Caller, nodes: &Nodes) -> Option<String> {
     let node = match near {
@@ -17,12 +17,12 @@ pub(in crate::api::consul) fn locality(near: &str, caller: &Caller, nodes: &Node
     node.map(|node| node.locality.clone()).filter(|locality| !locality.is_empty())
 }
 
-/// Those that share more of `locality` come first.
+/// Rows that share more of `locality` come first.
 pub(in crate::api::consul) fn sort(rows: &mut [Row], locality: &str) {
     rows.sort_by_key(|row| std::cmp::Reverse(shared(&row.instance.locality, locality)));
 }
 
-/// How many of region and zone two localities share, from the left.
+/// The number of common components of two localities, from the left.
 pub(in crate::api::consul) fn shared(a: &str, b: &str) -> usize {
     let same = a.split('/').zip(b.split('/')).take(2).take_while(|(a, b)| a == b && !a.is_empty());
     same.count()

@@ -14,12 +14,12 @@ use crate::api::consul::{Caller, Consul, near};
 use crate::state::{Node, Nodes};
 use weft_world::Instance;
 
-/// What is shown of a node.
+/// The visible data of a node.
 #[derive(Debug)]
 pub(in crate::api::consul) struct NodeView {
     /// Its name.
     pub(in crate::api::consul) name: String,
-    /// Where it is.
+    /// Its data centre.
     pub(in crate::api::consul) datacenter: String,
     /// Its address.
     pub(in crate::api::consul) address: IpAddr,
@@ -34,9 +34,9 @@ pub(in crate::api::consul) struct NodeView {
 /// An instance on its node.
 #[derive(Debug, Clone)]
 pub(in crate::api::consul) struct Row {
-    /// What is registered.
+    /// The instance.
     pub(in crate::api::consul) instance: Arc<Instance>,
-    /// Where.
+    /// Its node.
     pub(in crate::api::consul) node: Arc<NodeView>,
 }
 
@@ -47,11 +47,12 @@ impl Row {
     }
 }
 
-/// What would change the answer and is not supported is refused: an answer that ignored it would be wrong.
+/// Refuses unsupported parameters that would change the answer: an answer without them would be wrong.
 pub(in crate::api::consul) fn in_scope(consul: &Consul, query: &Query) -> Result<(), Refused> {
-    // What another data centre is asked has gone there; see `forward`.
+    // Requests for another data centre were forwarded already; see `forward`.
     if crate::api::consul::forward::datacenter(consul, query).is_some() {
-        let text = "of another data centre only the catalog and health are read: ask a sidecar or control plane there";
+        let text =
+            "in another data centre only the catalog and health can be read: ask a sidecar or control plane there";
         return Err(Refused::new(StatusCode::NOT_IMPLEMENTED, text));
     }
     for key in ["peer", "sg"] {
@@ -68,7 +69,7 @@ pub(in crate::api::consul) fn in_scope(consul: &Consul, query: &Query) -> Result
     Ok(())
 }
 
-/// Those instances that the query's `tag` and `node-meta` leave, each on its node, in the order that `near` asks for.
+/// The instances that the query's `tag` and `node-meta` select, each on its node, in the order of `near`.
 pub(in crate::api::consul) fn rows(
     consul: &Consul,
     caller: &Caller,
@@ -98,7 +99,7 @@ pub(in crate::api::consul) fn rows(
     rows
 }
 
-/// The nodes that the caller sees and the query's `node-meta` leaves, by name; with `near` the close ones first.
+/// The visible nodes that the query's `node-meta` selects, by name; with `near` the nearest first.
 pub(in crate::api::consul) fn nodes(consul: &Consul, caller: &Caller, query: &Query) -> Vec<NodeView> {
     let allowed = consul.mesh.read(|world| caller.nodes(world));
     let (mut nodes, close) = consul.mesh.read_nodes(|nodes| {
@@ -136,7 +137,7 @@ fn of(consul: &Consul, name: &str, node: &Node) -> NodeView {
     }
 }
 
-/// One that has just gone is what its instance says of it.
+/// A node that was just removed is shown with the data of its instance.
 fn seen_of(consul: &Consul, nodes: &HashMap<String, Node>, instance: &Instance) -> NodeView {
     nodes.get(&instance.node).map_or_else(
         || NodeView {
@@ -151,12 +152,12 @@ fn seen_of(consul: &Consul, nodes: &HashMap<String, Node>, instance: &Instance) 
     )
 }
 
-/// Every tag asked for, whatever its case.
+/// Whether it has every requested tag, whatever its case.
 fn has_tags(instance: &Instance, query: &Query) -> bool {
     query.values("tag").all(|wanted| instance.tags.iter().any(|tag| tag.eq_ignore_ascii_case(wanted)))
 }
 
-/// Every `key:value` asked for; a key alone asks for an empty value.
+/// Whether it has every requested `key:value`; a key alone stands for an empty value.
 fn has_meta(node: &NodeView, query: &Query) -> bool {
     query.values("node-meta").all(|wanted| {
         let (key, value) = wanted.split_once(':').unwrap_or((wanted, ""));
@@ -165,7 +166,7 @@ fn has_meta(node: &NodeView, query: &Query) -> bool {
 }
 
 impl Caller {
-    /// The caller's own node and its name; `None`: it has no sidecar, and has registered nothing.
+    /// The caller's own node and its name; `None`: it has no sidecar and no registrations.
     pub(in crate::api::consul) fn node<'a>(&self, nodes: &'a Nodes) -> Option<(&'a str, &'a Node)> {
         let own = |node: &Node| node.identity == self.identity && node.namespace == self.namespace;
         nodes.at(self.address).find(|(_, node)| own(node))

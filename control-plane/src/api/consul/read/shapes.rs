@@ -13,7 +13,7 @@ pub(in crate::api::consul) fn health_item(row: &Row) -> Value {
     json!({ "Node": node(&row.node), "Service": service(row), "Checks": checks })
 }
 
-/// An instance as `health/service` and `catalog/node` show it.
+/// An instance in the form of `health/service` and `catalog/node`.
 pub(in crate::api::consul) fn service(row: &Row) -> Value {
     let instance = &row.instance;
     json!({
@@ -83,7 +83,7 @@ pub(in crate::api::consul) fn service_checks(row: &Row) -> impl Iterator<Item = 
     instance.checks.iter().map(move |c| check(&node.name, c, &instance.service, &instance.tags, indexes))
 }
 
-/// Checks of a node alone: Consul's own first, which says that the node lives. One that is listed does.
+/// Checks of a node alone: first Consul's own, that the node is alive. Every listed node is.
 pub(in crate::api::consul) fn node_checks(node: &NodeView) -> impl Iterator<Item = Value> + '_ {
     let alive = Check {
         check_id: "serfHealth".into(),

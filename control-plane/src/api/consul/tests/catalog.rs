@@ -4,7 +4,7 @@ use super::*;
 use crate::identity::token::ApiClaims;
 use weft_world::translate;
 
-/// A caller with a token that names these services.
+/// A caller with a token for these services.
 pub(super) fn by_token(services: &[&str]) -> Caller {
     let claims = ApiClaims {
         trust_domain: "cluster.local".into(),
@@ -31,7 +31,7 @@ const DB: &str = r#"{"Node":"db1","Address":"192.0.2.7","NodeMeta":{"rack":"a"},
     "Check":{"CheckID":"disk","ServiceID":"db-1","Status":"passing","Output":"fine"}}"#;
 
 #[tokio::test]
-async fn what_is_written_is_in_the_catalog_and_in_the_mesh() {
+async fn catalog_registrations_are_visible_in_catalog_and_mesh() {
     let fixture = fixture().await;
     let db = by_token(&["db"]);
     let write = async |what: &str, body: &str| put(&fixture, what, &db, body).await;
@@ -49,7 +49,7 @@ async fn what_is_written_is_in_the_catalog_and_in_the_mesh() {
         found.unwrap().endpoints.remove(0)
     };
     assert_eq!((endpoint().identity.as_str(), endpoint().weight, endpoint().health()), ("", 3, v1::Health::Healthy));
-    // Said again it is no change; a service written anew keeps its checks.
+    // Repeating it changes nothing; a service that is written again keeps its checks.
     let index_of = async || index(&fixture.ask("GET", "/v1/catalog/service/db", &caller("default", 1)).await);
     let before = index_of().await;
     assert_eq!(write("register", DB).await, done);
@@ -58,7 +58,7 @@ async fn what_is_written_is_in_the_catalog_and_in_the_mesh() {
     assert!(index_of().await > before);
     assert_eq!((endpoint().address.as_str(), endpoint().port), ("192.0.2.8", 5433));
     assert_eq!(fixture.column("/v1/health/checks/db", "/Output").await, ["fine"]);
-    // A check alone, of the node too; nothing of it is probed.
+    // A single check, also of the node; none of them is probed.
     let check = |service: &str, status: &str| {
         format!(
             r#"{{"Node":"db1","SkipNodeUpdate":true,"Check":{{"Name":"ping","ServiceID":"{service}","Status":"{status}"}}}}"#
@@ -71,7 +71,7 @@ async fn what_is_written_is_in_the_catalog_and_in_the_mesh() {
     assert_eq!(write("register", &check("", "critical")).await, done);
     assert_eq!(endpoint().health(), v1::Health::Unhealthy, "a check of the node counts for all on it");
     assert_eq!(write("deregister", r#"{"Node":"db1","CheckID":"ping"}"#).await, done);
-    // Its lease is no concern of anybody's.
+    // Catalog nodes have no lease.
     fixture.consul.mesh.reap_for_tests().await;
     assert_eq!(fixture.column("/v1/catalog/nodes", "/Node").await, ["db1", "n1", "n2", "n3"]);
     assert_eq!(write("deregister", r#"{"Node":"db1","ServiceID":"db-1"}"#).await, done);
@@ -79,11 +79,11 @@ async fn what_is_written_is_in_the_catalog_and_in_the_mesh() {
     assert_eq!(write("register", DB).await, done);
     assert_eq!(write("deregister", r#"{"Node":"db1"}"#).await, done);
     assert_eq!(fixture.column("/v1/catalog/nodes", "/Node").await, ["n1", "n2", "n3"]);
-    assert_eq!(write("deregister", r#"{"Node":"db1"}"#).await, done, "what is not there is no error");
+    assert_eq!(write("deregister", r#"{"Node":"db1"}"#).await, done, "removing a missing object is not an error");
 }
 
 #[tokio::test]
-async fn nobody_writes_what_is_anothers() {
+async fn writes_to_nodes_of_others_are_refused() {
     let fixture = fixture().await;
     let (db, cache) = (by_token(&["db"]), by_token(&["cache"]));
     assert_eq!(put(&fixture, "register", &db, DB).await.0, 200);
@@ -101,26 +101,26 @@ async fn nobody_writes_what_is_anothers() {
         (&db, "deregister", r#"{"Node":"db1"}"#.to_owned(), 403, "\"cache\""),
         (&cache, "deregister", r#"{"Node":"db1","ServiceID":"db-1"}"#.to_owned(), 403, "\"db\""),
         (&cache, "deregister", r#"{"Node":"db1","CheckID":"disk"}"#.to_owned(), 403, "\"db\""),
-        (&db, "register", of("n1", "192.0.2.9"), 500, "the node n1 speaks for itself"),
-        (&db, "deregister", r#"{"Node":"n1"}"#.to_owned(), 500, "the node n1 speaks for itself"),
+        (&db, "register", of("n1", "192.0.2.9"), 500, "the node n1 has an agent of its own"),
+        (&db, "deregister", r#"{"Node":"n1"}"#.to_owned(), 500, "the node n1 has an agent of its own"),
         (&db, "register", of("db2", "10.0.0.1"), 500, "belongs to spiffe://cluster.local/ns/default/sa/w1"),
         (&db, "register", of("db2", "127.0.0.1"), 400, "no address by which others reach it"),
         (&db, "register", of("db2", "169.254.169.254"), 400, "no address by which others reach it"),
         (&db, "register", of("db2", "255.255.255.255"), 400, "no address by which others reach it"),
         (&db, "register", of("db2", "host"), 400, "is not an IP address"),
-        (&db, "register", of("ext-192-0-2-7", "192.0.2.9"), 400, "is kept for programs that register"),
+        (&db, "register", of("ext-192-0-2-7", "192.0.2.9"), 400, "is reserved for programs that register"),
         (&db, "register", of("a b", "192.0.2.9"), 400, "Must provide node"),
         (&db, "register", r#"{"Node":"db2"}"#.to_owned(), 400, "Must provide address"),
         (&db, "register", node(r#""Check":{"Name":"a","Status":"ok"}"#), 400, "Status for checks must"),
         (&db, "register", node(r#""Check":{"Name":"a","ServiceID":"none"}"#), 500, "no service \"none\""),
         (&db, "register", node(r#""Datacenter":"dc9""#), 501, "the catalog of another datacenter is read-only here"),
-        (&db, "register", "[1]".to_owned(), 400, "is to be an object"),
+        (&db, "register", "[1]".to_owned(), 400, "an object"),
     ];
     for (caller, what, body, status, words) in cases {
         let (got, text) = put(&fixture, what, caller, &body).await;
         assert!(got == status && text.contains(words), "{what} {body}: {got} {text}");
     }
-    // Nobody writes without a token, or another namespace's node.
+    // Writes without a token, or to another namespace's node, are refused.
     let (status, text) = put(&fixture, "register", &caller("default", 1), DB).await;
     assert!(status == 403 && text.contains("without a token"), "{text}");
     let shop = Caller { namespace: "shop".into(), ..db.clone() };
@@ -128,7 +128,9 @@ async fn nobody_writes_what_is_anothers() {
     let closed = Consul { allow_external: false, ..fixture.consul };
     let request = Request::builder().method("PUT").uri("/v1/catalog/register").body(Bytes::from(DB)).unwrap();
     let answered = answer(&closed, &db, request).await;
-    assert!(answered.status() == 403 && answered.body().starts_with(b"Permission denied: this control plane takes no"));
+    assert!(
+        answered.status() == 403 && answered.body().starts_with(b"Permission denied: this control plane accepts no")
+    );
 }
 
 #[tokio::test]
@@ -143,7 +145,7 @@ async fn a_sidecar_takes_its_address_from_the_catalog() {
     }
     fixture.consul.mesh.begin_session("n8", sidecar("default", 8, "")).await.unwrap();
     assert_eq!(fixture.column("/v1/catalog/service/db", "/Address").await, ["10.0.0.9"]);
-    // It has no identity: nobody speaks mutual TLS to it.
+    // It has no identity: callers do not use mutual TLS.
     for connect in ["health/connect/db", "catalog/connect/db"] {
         assert_eq!(fixture.get(&format!("/v1/{connect}")).await, serde_json::json!([]), "{connect}");
     }
@@ -153,7 +155,7 @@ async fn a_sidecar_takes_its_address_from_the_catalog() {
 }
 
 #[tokio::test]
-async fn what_is_written_survives_a_restart() {
+async fn catalog_registrations_survive_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let mut before = None;
     for _ in 0..2 {
@@ -188,7 +190,7 @@ async fn a_service_without_a_port_is_found_by_name() {
 }
 
 #[tokio::test]
-async fn reads_with_flags_that_contradict_each_other_are_refused() {
+async fn contradictory_consistency_flags_are_refused() {
     let fixture = fixture().await;
     for path in ["health/service/order", "catalog/nodes", "kv/a", "session/list", "status/leader", "connect/ca/roots"] {
         let uri = format!("/v1/{path}?stale&consistent");

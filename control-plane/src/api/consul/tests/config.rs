@@ -82,14 +82,14 @@ async fn entries_become_a_virtual_service_and_a_destination_rule() {
     let split = json!([{ "destination": { "host": "web", "subset": "v1" }, "weight": 9950 },
         { "destination": { "host": "web", "subset": "v2" }, "weight": 50 }]);
     assert_eq!(http[2], json!({ "route": split }));
-    // Sidecars are told of it.
+    // Sidecars receive it.
     fixture.register("n1", 1, service("web", "web-1", &["v1"], "passing")).await;
     let routes = fixture.consul.mesh.read(|world| {
         let told = translate::service(world, &Scope::of("default"), "web.default.svc.cluster.local").unwrap();
         told.ports[0].routes.len()
     });
     assert_eq!(routes, 3);
-    // They are read as they were written, and go with their policies.
+    // They are returned as written, and are removed with their policies.
     let shown = fixture.get("/v1/config/service-splitter/web").await;
     assert_eq!((&shown["Kind"], &shown["Splits"][0]["Weight"]), (&json!("service-splitter"), &json!(99.5)));
     assert_eq!(fixture.get("/v1/config/service-router").await.as_array().unwrap().len(), 1);
@@ -107,7 +107,7 @@ async fn entries_become_a_virtual_service_and_a_destination_rule() {
 }
 
 #[tokio::test]
-async fn what_means_something_else_is_refused_by_field() {
+async fn unsupported_fields_of_config_entries_are_refused() {
     let fixture = fixture().await;
     let api = json!({ "Kind": "service-splitter", "Name": "api", "Splits": [{ "Weight": 100, "Service": "other" }] });
     assert_eq!(put(&fixture, &api).await.0, 200);
@@ -134,17 +134,17 @@ async fn what_means_something_else_is_refused_by_field() {
         (route(json!({ "Shadow": true })), 400, "Routes[0].Destination.Shadow: this field is not supported here"),
         (resolver(json!({ "Nonsense": 1 })), 400, "Nonsense: this field is not supported here"),
         (route(json!({ "IdleTimeout": "1s" })), 400, "Routes[0].Destination.IdleTimeout"),
-        (route(json!({ "Service": "api" })), 400, "a VirtualService is followed once"),
-        (json!([1]), 400, "is to be an object"),
+        (route(json!({ "Service": "api" })), 400, "a VirtualService is evaluated once"),
+        (json!([1]), 400, "an object"),
     ] {
         let (got, text) = put(&fixture, &entry).await;
         assert!(got == status && text.contains(words), "{entry}: {got} {text}");
     }
     assert_eq!(put(&fixture, &route(json!({ "Service": "cart" }))).await.0, 200);
-    // Whichever comes first.
+    // In either order.
     let back = json!({ "Kind": "service-splitter", "Name": "api", "Splits": [{ "Weight": 100, "Service": "web" }] });
-    assert!(put(&fixture, &back).await.1.contains("is followed once"));
-    // Only the entries that were written exist, and a token is needed to write one.
+    assert!(put(&fixture, &back).await.1.contains("is evaluated once"));
+    // Only the written entries exist, and a token is required to write one.
     assert_eq!(fixture.consul.mesh.policies().1.len(), 2);
     let (status, text) = send(&fixture, &caller("default", 1), "PUT", "/v1/config", &api).await;
     assert!(status == 403 && text.contains("without a token"), "{text}");
@@ -155,12 +155,12 @@ async fn what_means_something_else_is_refused_by_field() {
 }
 
 #[tokio::test]
-async fn a_host_that_a_policy_routes_already_is_left_to_it() {
+async fn config_entries_for_a_host_with_a_policy_are_refused() {
     let fixture = fixture().await;
     let text = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: a}\nspec: {hosts: [web], http: \
                 [{route: [{destination: {host: cart}}]}]}\n";
     let documents = weft_world::parse_policies("a.yaml", text).documents;
     fixture.consul.mesh.change_policies(documents, &[]).await.unwrap();
     let (status, text) = put(&fixture, &resolver(json!({ "DefaultSubset": "v1" }))).await;
-    assert!(status == 409 && text.contains("VirtualService/default/a says already"), "{status} {text}");
+    assert!(status == 409 && text.contains("VirtualService/default/a already routes"), "{status} {text}");
 }

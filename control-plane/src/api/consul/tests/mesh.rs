@@ -15,7 +15,7 @@ async fn node_services_are_a_list() {
         fixture.get("/v1/catalog/node-services/n2?filter=Service+==+cart").await["Services"].as_array().unwrap().len(),
         1
     );
-    assert_eq!(fixture.get("/v1/catalog/node-services/nobody").await, json!({ "Node": null, "Services": [] }));
+    assert_eq!(fixture.get("/v1/catalog/node-services/absent").await, json!({ "Node": null, "Services": [] }));
     assert_eq!(fixture.get("/v1/catalog/node-services/n4").await["Services"], json!([]), "of another namespace");
 }
 
@@ -25,13 +25,13 @@ async fn coordinates_are_fixed() {
     assert_eq!(fixture.column("/v1/coordinate/nodes", "/Node").await, ["n1", "n2", "n3"]);
     let one = fixture.get("/v1/coordinate/node/n1").await;
     assert_eq!((one[0]["Coord"]["Vec"].as_array().unwrap().len(), &one[0]["Coord"]["Error"]), (8, &json!(1.5)));
-    assert_eq!(fixture.ask("GET", "/v1/coordinate/node/nobody", &caller("default", 1)).await.status(), 404);
+    assert_eq!(fixture.ask("GET", "/v1/coordinate/node/absent", &caller("default", 1)).await.status(), 404);
     let datacenters = fixture.get("/v1/coordinate/datacenters").await;
     assert_eq!((&datacenters[0]["Datacenter"], &datacenters[0]["AreaID"]), (&json!("dc1"), &json!("wan")));
 }
 
 #[tokio::test]
-async fn whoever_is_of_the_mesh_may_call() {
+async fn members_of_the_mesh_are_authorized() {
     let fixture = fixture().await;
     let ask = async |body: &str| {
         let request = Request::post("/v1/agent/connect/authorize").body(Bytes::from(body.to_owned())).unwrap();

@@ -29,7 +29,7 @@ struct Fixture {
     consul: Consul,
 }
 
-/// A sidecar in `namespace`: where it is, and what its command line says.
+/// A sidecar in `namespace`, with its locality and labels.
 fn sidecar(namespace: &str, number: u8, locality: &str) -> Node {
     Node {
         namespace: namespace.into(),
@@ -64,8 +64,8 @@ fn service(name: &str, id: &str, tags: &[&str], status: &str) -> v1::Instance {
     }
 }
 
-/// Three nodes: n1 in eu/a with an order that passes, n2 in eu/b with one that warns and a cart, n3 in us/a with one that is
-/// critical; in the namespace "shop" n4 with a cart of its own.
+/// Three nodes: n1 in eu/a with a passing order, n2 in eu/b with one in warning and a cart, n3 in us/a with a critical
+/// one; in the namespace "shop" n4 with a cart of its own.
 async fn fixture() -> Fixture {
     let dir = tempfile::tempdir().unwrap();
     let store = Arc::new(Embedded::open(dir.path()).unwrap());
@@ -122,7 +122,7 @@ impl Fixture {
         self.get_as(uri, &caller("default", 1)).await
     }
 
-    /// What the items of an answer have at a path, in order.
+    /// The values of the items of an answer at a path, in order.
     async fn column(&self, uri: &str, pointer: &str) -> Vec<String> {
         let items = self.get(uri).await;
         let text = |item: &Value| item.pointer(pointer).and_then(Value::as_str).unwrap_or("?").to_owned();
@@ -174,12 +174,12 @@ async fn health_and_catalog_have_consuls_shape() {
     assert_eq!(fixture.get("/v1/status/leader").await, "10.0.0.9:15012");
     assert_eq!(fixture.get("/v1/status/peers").await, serde_json::json!(["10.0.0.9:15012"]));
     assert_eq!(fixture.get("/v1/query").await, serde_json::json!([]));
-    // What is not there is empty.
+    // Missing objects give empty answers.
     for (uri, body) in [
-        ("/v1/health/service/nobody", "[]"),
-        ("/v1/health/node/nobody", "[]"),
-        ("/v1/catalog/service/nobody", "[]"),
-        ("/v1/catalog/node/nobody", "null"),
+        ("/v1/health/service/absent", "[]"),
+        ("/v1/health/node/absent", "[]"),
+        ("/v1/catalog/service/absent", "[]"),
+        ("/v1/catalog/node/absent", "null"),
     ] {
         let answered = fixture.ask("GET", uri, &caller("default", 1)).await;
         assert_eq!((answered.status().as_u16(), &answered.body()[..]), (200, body.as_bytes()), "{uri}");
@@ -188,7 +188,7 @@ async fn health_and_catalog_have_consuls_shape() {
 }
 
 #[tokio::test]
-async fn what_was_registered_is_shown() {
+async fn registered_fields_are_returned() {
     let fixture = fixture().await;
     let public = v1::TaggedAddress { address: "shop.example".into(), port: 443 };
     let instance = v1::Instance {
@@ -226,7 +226,7 @@ async fn parameters_pick_and_sort() {
         ("near=n3", &["n3", "n1", "n2"]),
         ("near=n2", &["n2", "n1", "n3"]),
         ("near=_agent", &["n1", "n2", "n3"]),
-        ("near=nobody", &["n1", "n2", "n3"]),
+        ("near=absent", &["n1", "n2", "n3"]),
     ] {
         let uri = format!("/v1/health/service/order?{query}");
         assert_eq!(fixture.column(&uri, "/Node/Node").await, nodes, "{query}");
@@ -243,7 +243,7 @@ async fn parameters_pick_and_sort() {
     }
     let near = fixture.get_as("/v1/catalog/service/order?near=_agent", &caller("default", 3)).await;
     assert_eq!(near[0]["Node"], "n3");
-    // A filter picks instances before their tags are put together.
+    // A filter selects instances before their tags are joined.
     for (query, services) in [
         ("filter=ServiceTags+contains+v2", serde_json::json!({ "order": ["v2"] })),
         ("filter=ServiceName+==+cart", serde_json::json!({ "cart": [] })),
@@ -273,7 +273,7 @@ async fn names_are_looked_up_in_the_callers_namespace_and_then_in_default() {
 }
 
 #[tokio::test]
-async fn refusals_are_consuls_and_have_an_index() {
+async fn errors_are_consuls_and_have_an_index() {
     let fixture = fixture().await;
     for (method, uri, status, text) in [
         ("GET", "/v1/health/service/a?index=x", 400, "Invalid index"),
@@ -310,10 +310,10 @@ async fn refusals_are_consuls_and_have_an_index() {
 }
 
 #[tokio::test]
-async fn a_query_waits_for_its_service_and_for_no_other() {
+async fn a_blocking_query_wakes_for_its_service_only() {
     let fixture = Arc::new(fixture().await);
     let seen = index(&fixture.ask("GET", "/v1/health/service/order", &caller("default", 1)).await);
-    // Nothing but the wait takes time from here on.
+    // From here on only the wait takes time.
     tokio::time::pause();
     let start = Instant::now();
     let wait = |index: u64, wait: &str| {
@@ -323,7 +323,7 @@ async fn a_query_waits_for_its_service_and_for_no_other() {
     let answered = wait(seen, "10s").await.unwrap();
     assert_eq!((index(&answered), start.elapsed().as_secs()), (seen, 10));
     assert_eq!(index(&wait(seen - 1, "10s").await.unwrap()), seen);
-    assert_eq!(start.elapsed().as_secs(), 10, "an index of before is answered at once");
+    assert_eq!(start.elapsed().as_secs(), 10, "an index from before a restart is answered at once");
 
     // The store writes on a thread of its own, which the paused clock would not wait for.
     tokio::time::resume();
@@ -337,7 +337,7 @@ async fn a_query_waits_for_its_service_and_for_no_other() {
     let answered = tokio::time::timeout(Duration::from_secs(10), waiting).await.unwrap().unwrap();
     assert!(index(&answered) > seen);
 
-    // One that is gone keeps its index.
+    // A removed service keeps its index.
     let before = index(&answered);
     for (node, session) in [("n1", 1), ("n2", 2), ("n3", 3)] {
         fixture.consul.mesh.deregister(node, session, "order-1").await.unwrap();
@@ -379,7 +379,7 @@ async fn pairs_and_locks_as_clients_use_them() {
     assert_eq!(ask("GET", "/v1/kv/none?keys", "").await.0, 404);
     assert_eq!(ask("GET", "/v1/kv/", "").await, (400, "Missing key name".into()));
     assert_eq!(ask("PUT", "/v1/kv/app/a?cas=1&acquire=x", "").await.0, 400);
-    assert_eq!(ask("PUT", "/v1/kv/app/a?acquire=nobody", "").await, (500, "invalid session \"nobody\"".into()));
+    assert_eq!(ask("PUT", "/v1/kv/app/a?acquire=absent", "").await, (500, "invalid session \"absent\"".into()));
 
     let (status, made) = ask("PUT", "/v1/session/create", r#"{"Name":"job"}"#).await;
     let made: Value = serde_json::from_str(&made).unwrap();
@@ -402,9 +402,9 @@ async fn pairs_and_locks_as_clients_use_them() {
     assert_eq!(fixture.get("/v1/kv/?keys").await, serde_json::json!(["lock"]));
 }
 
-/// Ten thousand who wait for one service are not even looked at while another changes, and wake when theirs does.
+/// Ten thousand waiters for one service are not touched when another changes, and wake when theirs does.
 #[tokio::test]
-async fn ten_thousand_sleep_through_the_changes_of_another_service() {
+async fn ten_thousand_waiters_are_not_woken_by_another_service() {
     let fixture = Arc::new(fixture().await);
     let seen = index(&fixture.ask("GET", "/v1/health/service/order", &caller("default", 1)).await);
     let looked = Arc::new(std::sync::atomic::AtomicUsize::new(0));
@@ -431,7 +431,7 @@ async fn ten_thousand_sleep_through_the_changes_of_another_service() {
         let tag = format!("t{n}");
         fixture.register("n2", 2, service("cart", "cart", &[&tag], "passing")).await;
     }
-    assert_eq!(count(), 10_000, "nobody was woken");
+    assert_eq!(count(), 10_000, "no waiter was woken");
     assert!(waiting.iter().all(|one| !one.is_finished()));
     fixture.register("n3", 3, service("order", "order-1", &["v9"], "passing")).await;
     for one in waiting {

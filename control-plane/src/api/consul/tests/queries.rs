@@ -1,4 +1,4 @@
-//! QueryResult queries and events.
+//! Prepared queries and events.
 
 use serde_json::json;
 
@@ -14,7 +14,7 @@ async fn send(fixture: &Fixture, caller: &Caller, method: &str, uri: &str, body:
 }
 
 #[tokio::test]
-async fn a_query_is_kept_and_executed() {
+async fn prepared_queries_are_stored_and_executed() {
     let fixture = fixture().await;
     let me = caller("default", 1);
     let query = json!({ "Name": "orders", "Service": { "Service": "order" }, "DNS": { "TTL": "10s" } });
@@ -24,7 +24,7 @@ async fn a_query_is_kept_and_executed() {
     let shown = &fixture.get(&format!("/v1/query/{id}")).await[0];
     assert_eq!((&shown["Name"], &shown["Service"]["Failover"]["NearestN"]), (&json!("orders"), &json!(0)));
     assert_eq!(fixture.get("/v1/query").await.as_array().unwrap().len(), 1);
-    // By its name and by its id; what is critical is not found, what warns is.
+    // By its name and by its id; critical instances are not found, those in warning are.
     for named in ["orders", &id] {
         let found = fixture.get(&format!("/v1/query/{named}/execute")).await;
         let mut nodes: Vec<_> =
@@ -57,9 +57,9 @@ async fn a_query_is_kept_and_executed() {
     assert_eq!(of(json!({ "Service": "order", "ServiceMeta": { "team": "x" } })).await.0, [""; 0]);
     let ignoring = json!({ "Service": "order", "IgnoreCheckIDs": ["service:order-1"] });
     assert_eq!(of(ignoring).await.0, ["n1", "n2", "n3"]);
-    // Data centres that are not there are asked in vain, each once.
+    // Data centres that do not exist are asked in vain, each once.
     let failover = json!({ "NearestN": 3, "Datacenters": ["dc2", "dc1", "dc3", "dc2"] });
-    assert_eq!(of(json!({ "Service": "nobody", "Failover": failover })).await, (vec![], 2));
+    assert_eq!(of(json!({ "Service": "absent", "Failover": failover })).await, (vec![], 2));
     assert_eq!(send(&fixture, &me, "DELETE", &format!("/v1/query/{id}"), &Value::Null).await.0, 200);
     for uri in [format!("/v1/query/{id}"), "/v1/query/orders/execute".into()] {
         assert_eq!(send(&fixture, &me, "GET", &uri, &Value::Null).await, (404, json!("Query not found")));
@@ -67,7 +67,7 @@ async fn a_query_is_kept_and_executed() {
 }
 
 #[tokio::test]
-async fn a_template_is_for_all_names_that_begin_with_its_own() {
+async fn a_query_template_matches_names_by_prefix() {
     let fixture = fixture().await;
     let me = caller("default", 1);
     let template = json!({ "Type": "name_prefix_match" });
@@ -89,7 +89,7 @@ async fn a_template_is_for_all_names_that_begin_with_its_own() {
 }
 
 #[tokio::test]
-async fn what_a_query_cannot_mean_is_refused_by_field() {
+async fn unsupported_fields_of_a_prepared_query_are_refused() {
     let fixture = fixture().await;
     let (me, db) = (caller("default", 1), by_token(&["db"]));
     for (caller, body, status, words) in [
@@ -115,7 +115,7 @@ async fn what_a_query_cannot_mean_is_refused_by_field() {
 }
 
 #[tokio::test]
-async fn events_reach_those_that_they_are_for() {
+async fn events_are_filtered_by_node_and_service() {
     let fixture = fixture().await;
     let (one, two) = (caller("default", 1), caller("default", 2));
     let fire = async |uri: &str, payload: &str| {
@@ -153,7 +153,7 @@ async fn events_reach_those_that_they_are_for() {
         let (got, text) = fire(uri, payload).await;
         assert!(got == status && text.contains(words), "{uri}: {got} {text}");
     }
-    // So many are remembered.
+    // The number of stored events is bounded.
     for n in 0..260 {
         fire(&format!("/v1/event/fire/e{n}"), "").await;
     }

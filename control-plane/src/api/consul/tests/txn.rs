@@ -52,7 +52,7 @@ async fn keys_are_changed_together_and_seen_by_later_operations() {
 }
 
 #[tokio::test]
-async fn one_that_fails_undoes_all_and_is_named() {
+async fn a_failed_operation_undoes_the_transaction_and_is_reported() {
     let fixture = fixture().await;
     let me = caller("default", 1);
     assert_eq!(txn(&fixture, &me, json!([set("a")])).await.0, 200);
@@ -66,7 +66,7 @@ async fn one_that_fails_undoes_all_and_is_named() {
         (kv("check-not-exists", "a", json!({})), "key \"a\" exists"),
         (kv("lock", "a", json!({ "Session": "none" })), "invalid session"),
         (kv("unlock", "a", json!({ "Session": "none" })), "lock isn't held"),
-        (json!({ "Node": { "Verb": "get", "Node": { "Node": "nobody" } } }), "node \"nobody\" doesn't exist"),
+        (json!({ "Node": { "Verb": "get", "Node": { "Node": "absent" } } }), "node \"absent\" doesn't exist"),
     ] {
         let (status, body) = txn(&fixture, &me, json!([kv("get", "a", json!({})), op])).await;
         assert_eq!((status, &body["Results"], &body["Errors"][0]["OpIndex"]), (409, &Value::Null, &json!(1)), "{op}");
@@ -77,7 +77,7 @@ async fn one_that_fails_undoes_all_and_is_named() {
     assert_eq!(fixture.ask("GET", "/v1/kv/b", &me).await.status(), 404, "nothing was done");
     for (ops, status, words) in [
         (json!({}), 400, "Failed to parse body"),
-        (json!([{}]), 400, "operation 0: it is none of KV"),
+        (json!([{}]), 400, "operation 0: it is not one of KV"),
         (json!([kv("swap", "a", json!({}))]), 400, "unknown KV verb"),
         (json!([kv("set", "a", json!({ "Value": "%" }))]), 400, "not base64"),
         (json!([kv("set", "", json!({}))]), 400, "Must provide key"),
@@ -88,13 +88,13 @@ async fn one_that_fails_undoes_all_and_is_named() {
         let (got, body) = txn(&fixture, &me, ops).await;
         assert!(got == status && body.as_str().unwrap().contains(words), "{got} {body}");
     }
-    // Who may not write one of the keys changes none.
+    // A caller without the right to write one of the keys changes none.
     let (status, _) = txn(&fixture, &by_token(&["db"]), json!([set("a")])).await;
     assert_eq!(status, 403);
 }
 
 #[tokio::test]
-async fn locks_are_taken_and_let_go_together() {
+async fn transactions_lock_and_unlock() {
     let fixture = fixture().await;
     let me = caller("default", 1);
     let create = fixture.ask("PUT", "/v1/session/create", &me).await;
@@ -134,7 +134,7 @@ async fn the_catalog_is_written_and_read() {
     let (status, body) = txn(&fixture, &db, reads).await;
     assert_eq!((status, &body["Results"][1]["Service"]["Port"]), (200, &json!(5432)), "{body}");
     assert_eq!(body["Results"][2]["Check"]["CheckID"], "ping");
-    // Another's is not written, with whatever else is asked for.
+    // A node of another namespace is not written, whatever the other operations are.
     let other = json!([{ "Service": { "Verb": "set", "Node": "db1", "Service": { "Service": "cache", "Port": 1 } } }]);
     assert_eq!(txn(&fixture, &db, other).await.0, 403);
     let both = json!([

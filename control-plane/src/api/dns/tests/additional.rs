@@ -71,7 +71,7 @@ fn repeated_addresses_are_left_out_before_anything_else() {
     assert_eq!(small.additionals.iter().filter(|r| r.record_type() == RecordType::A).count(), 1);
     let large = ask(&view, &with_edns(query("web.service.consul.", RecordType::SRV), 4096), Transport::Udp);
     assert_eq!(large.additionals.iter().filter(|r| r.record_type() == RecordType::A).count(), 9);
-    // Cut off by the limit they are reduced to what the rest of the answers needs.
+    // Truncated by the limit they are reduced to those that the remaining answers need.
     let settings = Settings { udp_answer_limit: 3, ..Settings::default() };
     let cut = packet_of(&view, &settings, &query("web.service.consul.", RecordType::SRV), Transport::Udp, 1).unwrap();
     let cut = Message::from_vec(&cut).unwrap();
@@ -80,7 +80,7 @@ fn repeated_addresses_are_left_out_before_anything_else() {
 }
 
 #[test]
-fn what_was_not_asked_for_is_additional() {
+fn unrequested_records_are_additional() {
     let address = |name: &str| vec![format!("{name} 10.0.0.1")];
     let texts = |name: &str| TEXTS.map(|text| format!("{name} {text}")).to_vec();
     let (node, addr) = ("node-1.node.consul.", "0a000001.addr.consul.");

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// A name server that knows so many addresses for every name, and cuts them off over UDP where they are many.
+/// A name server with the given number of addresses for every name, which truncates long answers over UDP.
 async fn recursor(addresses: u8) -> SocketAddr {
     let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let at = tcp.local_addr().unwrap();
@@ -20,7 +20,7 @@ async fn recursor(addresses: u8) -> SocketAddr {
             let (n, from) = udp.recv_from(&mut buffer).await.unwrap();
             let reply = answer(&buffer[..n]);
             let reply = if addresses > 20 { reply.truncate() } else { reply }.to_vec().unwrap();
-            // Made up by somebody: another number.
+            // A forged answer: its id differs.
             let mut forged = reply.clone();
             forged[0] ^= 1;
             udp.send_to(&forged, from).await.unwrap();
@@ -47,7 +47,7 @@ async fn serve(view: Fake, recursors: Vec<SocketAddr>) -> SocketAddr {
     }
 }
 
-/// As a client does: over UDP, and over TCP where the answer is cut off.
+/// Like a client: over UDP, and over TCP if the answer is truncated.
 async fn look_up(server: SocketAddr, name: &str, kind: RecordType) -> (Transport, Message) {
     let asked = query(name, kind).to_vec().unwrap();
     let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
@@ -93,9 +93,9 @@ async fn other_names_are_asked_of_recursors_in_turn() {
     let (_, reply) = look_up(server, "example.com.", RecordType::A).await;
     assert_eq!(text(&reply.answers), ["192.0.2.0"]);
     let (_, reply) = look_up(server, "web.service.consul.", RecordType::A).await;
-    assert_eq!(text(&reply.answers), ["10.0.0.1", "10.0.0.2"], "ours is ours");
+    assert_eq!(text(&reply.answers), ["10.0.0.1", "10.0.0.2"], "names of the mesh are answered here");
     assert!(reply.metadata.recursion_available);
-    // Addresses that nobody registered are others' to name.
+    // Addresses that are not registered are forwarded.
     let (_, reply) = look_up(server, "9.9.9.10.in-addr.arpa.", RecordType::PTR).await;
     assert_eq!(reply.metadata.response_code, ResponseCode::NoError);
     let server = serve(fake(), vec![recursor(100).await]).await;
@@ -107,7 +107,7 @@ async fn other_names_are_asked_of_recursors_in_turn() {
 }
 
 #[test]
-fn a_recursor_is_somebody_else() {
+fn a_recursor_must_not_be_the_server_itself() {
     let place = |text: &str| -> super::listen::Listen { text.parse().unwrap() };
     let takes = |at: &str, to: &str| place(at).takes(to.parse().unwrap());
     assert!(takes("10.0.0.1:53", "10.0.0.1:53") && takes("0.0.0.0:53", "127.0.0.1:53"));

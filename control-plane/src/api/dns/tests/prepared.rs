@@ -3,21 +3,21 @@
 use super::*;
 
 #[test]
-fn what_a_query_finds_is_kept_for_its_time() {
+fn answers_of_prepared_queries_have_their_ttl() {
     let view = crowd(3);
     let reply = ask(&view, &query("web.query.consul.", RecordType::A), Transport::Udp);
     assert_eq!(text(&reply.answers), ["10.1.0.0", "10.1.0.1", "10.1.0.2"]);
     assert!(reply.answers.iter().all(|record| record.ttl == 9));
     let srv = ask(&view, &query("web.query.dc1.consul.", RecordType::SRV), Transport::Tcp);
     assert_eq!((srv.answers.len(), srv.additionals.len()), (3, 3));
-    for name in ["none.query.consul.", "nobody.query.consul.", "web.query.dc2.consul."] {
+    for name in ["none.query.consul.", "absent.query.consul.", "web.query.dc2.consul."] {
         let reply = ask(&view, &query(name, RecordType::A), Transport::Udp);
         assert_eq!(reply.metadata.response_code, ResponseCode::NXDomain, "{name}");
     }
 }
 
 #[test]
-fn what_another_data_centre_says_is_an_answer_to_the_query() {
+fn the_answer_of_another_data_centre_is_adopted() {
     let asked = query("Orders.query.consul.", RecordType::SRV);
     let Packet::Query(own) = packet::parse(&asked.to_vec().unwrap()) else { panic!("a query") };
     let there = own.of_service("web", "dc2").unwrap();

@@ -38,7 +38,7 @@ async fn pairs_are_set_compared_and_deleted() {
     assert!(!mesh.delete_pair(N, "a", Only::IfIndex(first)).await.unwrap());
     assert!(mesh.delete_pair(N, "a", Only::IfIndex(index().unwrap())).await.unwrap());
     assert_eq!(index(), None);
-    assert!(mesh.delete_pair(N, "a", Only::Always).await.unwrap(), "what is not there is deleted");
+    assert!(mesh.delete_pair(N, "a", Only::Always).await.unwrap(), "deleting a missing pair succeeds");
     for key in ["x/1", "x/2", "y"] {
         mesh.put_pair(N, key, b"", 0, Only::Always).await.unwrap();
     }
@@ -48,7 +48,7 @@ async fn pairs_are_set_compared_and_deleted() {
 }
 
 #[tokio::test]
-async fn a_lock_is_one_sessions_until_it_ends_and_a_while_longer() {
+async fn a_lock_belongs_to_one_session_until_its_lock_delay_ends() {
     let dir = tempfile::tempdir().unwrap();
     let (mesh, _) = mesh(dir.path()).await;
     let one = mesh.create_session(N, session(0, 300)).await.unwrap();
@@ -59,10 +59,10 @@ async fn a_lock_is_one_sessions_until_it_ends_and_a_while_longer() {
     assert!(!mesh.unlock_pair(N, "leader", b"two", 0, &two).await.unwrap());
     let pair = || mesh.read_pairs(|pairs| pairs.get(N, "leader").cloned()).unwrap();
     assert_eq!((pair().lock_index, pair().session.as_str(), pair().value.as_slice()), (1, &*one, &b"again"[..]));
-    assert!(mesh.put_pair(N, "leader", b"by nobody", 0, Only::Always).await.unwrap());
+    assert!(mesh.put_pair(N, "leader", b"without", 0, Only::Always).await.unwrap());
     assert_eq!(pair().session, one, "a write without a lock does not take it away");
     mesh.destroy_session(N, &one).await.unwrap();
-    assert_eq!((pair().session.as_str(), pair().value.as_slice()), ("", &b"by nobody"[..]));
+    assert_eq!((pair().session.as_str(), pair().value.as_slice()), ("", &b"without"[..]));
     assert!(!mesh.lock_pair(N, "leader", b"two", 0, &two).await.unwrap(), "the lock delay");
     until("the lock delay ends", || !mesh.lock().delays.contains("default/leader")).await;
     assert!(mesh.lock_pair(N, "leader", b"two", 0, &two).await.unwrap());
@@ -73,7 +73,7 @@ async fn a_lock_is_one_sessions_until_it_ends_and_a_while_longer() {
 }
 
 #[tokio::test]
-async fn a_session_that_is_not_renewed_ends_and_takes_its_pairs_along() {
+async fn an_expired_session_deletes_its_pairs() {
     let dir = tempfile::tempdir().unwrap();
     let (mesh, _) = mesh(dir.path()).await;
     let id = mesh.create_session(N, StoredSession { delete: true, ..session(150, 0) }).await.unwrap();

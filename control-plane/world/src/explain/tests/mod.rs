@@ -91,27 +91,30 @@ fn labelled(labels: &[(&str, &str)]) -> Client {
     Client { labels: labels.collect(), ..Client::of("default") }
 }
 
-/// `headers` as curl is given them.
+/// `headers` in curl's form.
 fn query(url: &str, headers: &[&str]) -> Query {
     let pair = |text: &&str| text.split_once(": ").map(|(name, value)| (name.to_owned(), value.to_owned())).unwrap();
     Query::new(url, "GET", &headers.iter().map(pair).collect::<Vec<_>>(), None).unwrap()
 }
 
 fn of(world: &World, client: &Client, query: &Query) -> Explanation {
-    let told = explain(world, client, query, true, Instant::now()).unwrap();
-    // Whatever it is, it goes over the wire and is written.
-    assert_eq!(serde_json::from_str::<Explanation>(&serde_json::to_string(&told).unwrap()).unwrap(), told);
-    assert!(told.to_string().ends_with(&format!("result    {}\n", told.verdict)));
-    told
+    let explanation = explain(world, client, query, true, Instant::now()).unwrap();
+    // Every explanation can be serialised, parsed and printed.
+    assert_eq!(
+        serde_json::from_str::<Explanation>(&serde_json::to_string(&explanation).unwrap()).unwrap(),
+        explanation
+    );
+    assert!(explanation.to_string().ends_with(&format!("result    {}\n", explanation.verdict)));
+    explanation
 }
 
 fn get(world: &World, url: &str, headers: &[&str]) -> Explanation {
     of(world, &Client::of("default"), &query(url, headers))
 }
 
-/// The route that is taken, and each that is not with its reason.
-fn routes(told: &Explanation) -> (String, Vec<String>) {
-    let routes = told.routes.clone().unwrap_or_default();
+/// The matching route, and each other with its reason.
+fn routes(explanation: &Explanation) -> (String, Vec<String>) {
+    let routes = explanation.routes.clone().unwrap_or_default();
     let taken = routes.taken.map_or(String::new(), |taken| {
         let matched = taken.matched.map_or(String::new(), |at| format!(" match[{at}]"));
         format!("{} {}{matched}", taken.route, taken.name)
@@ -121,17 +124,17 @@ fn routes(told: &Explanation) -> (String, Vec<String>) {
 }
 
 #[test]
-fn the_route_that_is_taken_and_why_those_before_it_are_not() {
+fn the_matching_route_and_the_reasons_against_earlier_ones() {
     let world = shop();
-    let by_gateway = "http[1] : it is for callers by gateway edge";
+    let by_gateway = "http[1] : it is for callers through gateway edge";
     let no_beta = "http[2] beta: it is for callers of namespace lab; header x-user is missing: exact \"b\" is wanted; it is \
                    for callers with the labels app=front";
     let front = labelled(&[("app", "front"), ("other", "x")]);
-    let anybody = Client::of("default");
+    let any_client = Client::of("default");
     for (client, url, headers, taken, not) in [
-        (&anybody, "order/old/x", &[][..], "http[0] old match[0]", vec![]),
+        (&any_client, "order/old/x", &[][..], "http[0] old match[0]", vec![]),
         (
-            &anybody,
+            &any_client,
             "order/api",
             &[],
             "http[4] split match[0]",
@@ -143,7 +146,7 @@ fn the_route_that_is_taken_and_why_those_before_it_are_not() {
             ],
         ),
         (
-            &anybody,
+            &any_client,
             "order/api",
             &["x-user: b"],
             "http[2] beta match[1]",
@@ -157,9 +160,9 @@ fn the_route_that_is_taken_and_why_those_before_it_are_not() {
             vec!["http[0] old: path \"/front/1\" is not prefix \"/old/\"", by_gateway],
         ),
     ] {
-        let told = of(&world, client, &query(url, headers));
-        assert_eq!(routes(&told), (taken.to_owned(), not.into_iter().map(str::to_owned).collect()), "{url}");
-        assert_eq!(told.routes.unwrap().policy, "VirtualService/default/order");
+        let explanation = of(&world, client, &query(url, headers));
+        assert_eq!(routes(&explanation), (taken.to_owned(), not.into_iter().map(str::to_owned).collect()), "{url}");
+        assert_eq!(explanation.routes.unwrap().policy, "VirtualService/default/order");
     }
     let none = get(&world, "order/none", &[]);
     let (taken, not) = routes(&none);
@@ -168,7 +171,7 @@ fn the_route_that_is_taken_and_why_those_before_it_are_not() {
 }
 
 #[test]
-fn what_is_answered_and_what_becomes_of_it() {
+fn responses_of_routes_and_effects_on_requests() {
     let world = shop();
     for (url, headers, effects, result) in [
         ("order:81/old/x?y", &[][..], "redirect: 302 to http://order:81/new?y", "answered 302 by redirect"),
@@ -184,29 +187,30 @@ fn what_is_answered_and_what_becomes_of_it() {
             &[],
             "timeout: 2s; retries: 3 on 5xx,503, 500ms each; rewrite.uri: //x?y=1; rewrite.authority: other.test; \
              mirror: 5 % to order.default.svc.cluster.local subset v2",
-            "an endpoint gets it",
+            "forwarded to an endpoint",
         ),
         (
             "order/api",
             &["x-envoy-upstream-rq-timeout-ms: 100", "x-envoy-max-retries: 1"],
-            "timeout: 100ms (the request asks for it); retries: 1 on 5xx,503, 500ms each (the request asks for it); \
+            "timeout: 100ms (requested by its headers); retries: 1 on 5xx,503, 500ms each (requested by its headers); \
              rewrite.uri: /; rewrite.authority: other.test; mirror: 5 % to order.default.svc.cluster.local subset v2",
-            "an endpoint gets it",
+            "forwarded to an endpoint",
         ),
         ("order/%00", &[], "", "400 DPE, bad_request"),
     ] {
-        let told = get(&world, url, headers);
-        let written: Vec<String> = told.effects.iter().map(|one| format!("{}: {}", one.field, one.value)).collect();
-        assert_eq!((written.join("; ").as_str(), told.verdict.to_string().as_str()), (effects, result), "{url}");
-        assert_eq!(told.verdict.is_good(), !result.contains(", "), "{url}");
+        let explanation = get(&world, url, headers);
+        let written: Vec<String> =
+            explanation.effects.iter().map(|one| format!("{}: {}", one.field, one.value)).collect();
+        assert_eq!((written.join("; ").as_str(), explanation.verdict.to_string().as_str()), (effects, result), "{url}");
+        assert_eq!(explanation.verdict.is_good(), !result.contains(", "), "{url}");
     }
     let preflight = ["origin: https://a.test", "access-control-request-method: PUT"].map(|text| {
         let (name, value) = text.split_once(": ").unwrap();
         (name.to_owned(), value.to_owned())
     });
     let options = Query::new("order/cors", "OPTIONS", &preflight, None).unwrap();
-    let told = of(&world, &Client::of("default"), &options);
-    assert_eq!(told.verdict, Verdict::Answered { status: 200, by: "corsPolicy".to_owned() });
+    let explanation = of(&world, &Client::of("default"), &options);
+    assert_eq!(explanation.verdict, Verdict::Answered { status: 200, by: "corsPolicy".to_owned() });
 }
 
 fn keyed(destination: &Destination) -> (String, Option<String>, String) {
@@ -217,19 +221,19 @@ fn keyed(destination: &Destination) -> (String, Option<String>, String) {
 #[test]
 fn destinations_by_share_with_the_endpoint_of_a_key() {
     let world = shop();
-    let told = get(&world, "order/api", &["user-id: alice"]);
-    let [one, two] = &told.destinations[..] else { panic!("{told:#?}") };
+    let explanation = get(&world, "order/api", &["user-id: alice"]);
+    let [one, two] = &explanation.destinations[..] else { panic!("{explanation:#?}") };
     assert_eq!((one.percent, two.percent), (75.0, 25.0));
     assert_eq!((&*one.subset, &*two.subset, &*one.policy), ("v1", "v2", "DestinationRule/default/order"));
     assert_eq!(one.labels, BTreeMap::from([("version".to_owned(), "v1".to_owned())]));
     assert_eq!(one.balancer, "ring hash by header user-id, 1024 entries at least");
     assert_eq!(one.limits, [Setting::new("maxConnections", 7)]);
     assert!(one.outlier_detection.is_empty() && two.outlier_detection[0] == Setting::new("consecutive5xxErrors", 2));
-    assert_eq!(two.locality, "the near first");
+    assert_eq!(two.locality, "the nearest first");
     let addresses: Vec<&str> = one.endpoints.iter().map(|endpoint| &*endpoint.address).collect();
     assert_eq!(addresses, ["10.0.0.1:8080", "10.0.0.2:8080"]);
     assert_eq!(keyed(two), ("header user-id".to_owned(), Some("10.0.0.3:8080".to_owned()), String::new()));
-    // Some users are of one, the others of the other, and each always of the same.
+    // Some users are of one subset, the others of the other, and each always of the same.
     let mut seen = HashMap::new();
     for user in 0..40 {
         let header = format!("user-id: {user}");
@@ -240,7 +244,7 @@ fn destinations_by_share_with_the_endpoint_of_a_key() {
     assert_eq!(seen.len(), 2, "{seen:?}");
     let without = get(&world, "order/api", &[]);
     assert_eq!(keyed(&without.destinations[0]).1, None);
-    assert_eq!(keyed(&without.destinations[0]).2, "there is nothing to hash by: any endpoint");
+    assert_eq!(keyed(&without.destinations[0]).2, "the request has no hash key: any endpoint");
 }
 
 #[test]
@@ -272,8 +276,8 @@ fn callers_are_connected_workloads() {
     };
     let front = found("front").unwrap();
     assert_eq!((front.namespace.as_str(), front.address), ("default", Some("10.0.0.9".parse().unwrap())));
-    assert_eq!(front.labels.get("version").map(String::as_str), Some("v3"), "those of what it registered too");
-    // Which the proxy does not know of itself.
+    assert_eq!(front.labels.get("version").map(String::as_str), Some("v3"), "including labels of its registrations");
+    // The locality is not an option of the proxy here.
     let place = Place { locality: "eu/a".into(), labels: [("app".to_owned(), "front".to_owned())].into() };
     assert_eq!(front.place, place);
     assert!(front.ejected.contains(&("front-1".to_owned(), "10.0.0.1:80".to_owned())));
@@ -283,7 +287,7 @@ fn callers_are_connected_workloads() {
         assert_eq!(found(text).unwrap().namespace, namespace, "{text}");
     }
     for (text, error) in [
-        ("pay", "--from: `pay` is in the namespaces default and lab: say pay.default"),
+        ("pay", "--from: `pay` is in the namespaces default and lab: use pay.default"),
         ("gone", "--from: no sidecar of a workload `gone` is connected; there are front, pay"),
         (
             "frnt.default",

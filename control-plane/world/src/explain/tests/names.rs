@@ -1,4 +1,4 @@
-//! The host that a name means, and connections that are not inspected.
+//! The host that a name stands for, and connections that are not inspected.
 
 use super::*;
 
@@ -54,69 +54,73 @@ spec: {workloadSelector: {labels: {app: strict}}, outboundTrafficPolicy: {mode: 
 const ORDER: &str = "order.default.svc.cluster.local";
 
 #[test]
-fn names_mean_hosts() {
+fn names_resolve_to_hosts() {
     let world = with(OUTSIDE, &orders());
     for (url, headers, query, name, because) in [
         ("order/", &[][..], "order", ORDER, "a service of the caller's namespace"),
         ("http://Order.default:8080/", &[], "order.default", ORDER, "a service's name with its namespace"),
         ("order.default.svc/", &[], "order.default.svc", ORDER, "a service's name with its namespace"),
         ("order.default.svc.cluster.local./", &[], ORDER, ORDER, "its own name"),
-        ("order.service.consul/", &[], "order.service.consul", ORDER, "a name of Consul's"),
+        ("order.service.consul/", &[], "order.service.consul", ORDER, "a name of Consul's DNS"),
         ("a.b.wild.test/", &[], "a.b.wild.test", "*.wild.test", "a wildcard that covers it"),
-        ("nobody.test/", &["host: order"], "order", ORDER, "a service of the caller's namespace"),
-        ("order/", &["Host: nobody.test"], "order", ORDER, "the host that is dialed"),
+        ("absent.test/", &["host: order"], "order", ORDER, "a service of the caller's namespace"),
+        ("order/", &["Host: absent.test"], "order", ORDER, "the host that is dialed"),
         ("10.0.0.1:8080/", &[], "10.0.0.1:8080", ORDER, "the address of one of its endpoints, which is dialed"),
-        ("nobody.test/", &[], "nobody.test", "", "the mesh knows no such host"),
+        ("absent.test/", &[], "absent.test", "", "unknown host"),
         (
             "hidden.test/",
             &[],
             "hidden.test",
             "",
-            "the caller knows no such host; there is `hidden.test`, which its `exportTo` or the caller's Sidecar keeps from \
-             the caller",
+            "unknown host for this caller; there is `hidden.test`, which the caller does not see because of its `exportTo` or \
+             the caller's Sidecar",
         ),
         (
             "order.lab/",
             &[],
             "order.lab",
             "",
-            "the caller knows no such host; there is `order.default.svc.cluster.local`",
+            "unknown host for this caller; there is `order.default.svc.cluster.local`",
         ),
     ] {
-        let told = get(&world, url, headers).host;
-        assert_eq!((&*told.query, &*told.name, &*told.because), (query, name, because), "{url} {headers:?}");
+        let explanation = get(&world, url, headers).host;
+        assert_eq!(
+            (&*explanation.query, &*explanation.name, &*explanation.because),
+            (query, name, because),
+            "{url} {headers:?}"
+        );
     }
     let elsewhere = of(&world, &Client::of("lab"), &query("order", &[]));
-    assert_eq!(elsewhere.host.because, "a service of namespace default: the caller's own has none of this name");
+    assert_eq!(elsewhere.host.because, "a service of namespace default: the caller's namespace has none of this name");
     assert_eq!(elsewhere.host.sources, ["3 registered instances"]);
 }
 
 #[test]
-fn what_is_not_known_passes_or_not() {
+fn unknown_hosts_pass_or_are_refused() {
     let world = with(OUTSIDE, &orders());
     let strict = labelled(&[("app", "strict")]);
     let result = |client: &Client, url: &str| of(&world, client, &query(url, &[])).verdict.to_string();
-    for (url, anybody, by_strict) in [
-        ("nobody.test/", "unknown host: passed through", "unknown host: refused (502 NR, unknown_host)"),
+    for (url, any_client, by_strict) in [
+        ("absent.test/", "unknown host: passed through", "unknown host: refused (502 NR, unknown_host)"),
         ("192.0.2.1/", "unknown host: passed through", "unknown host: refused (502 NR, unknown_host)"),
         ("240.240.77.7/", "502 NR, unknown_host", "502 NR, unknown_host"),
         ("pay.test:81/", "404 NR, no_route", "404 NR, no_route"),
-        ("10.9.0.2/", "an endpoint gets it", "an endpoint gets it"),
-        ("a.wild.test/", "an endpoint gets it", "an endpoint gets it"),
+        ("10.9.0.2/", "forwarded to an endpoint", "forwarded to an endpoint"),
+        ("a.wild.test/", "forwarded to an endpoint", "forwarded to an endpoint"),
     ] {
-        assert_eq!(result(&Client::of("default"), url), anybody, "{url}");
+        assert_eq!(result(&Client::of("default"), url), any_client, "{url}");
         assert_eq!(result(&strict, url), by_strict, "{url}");
     }
-    assert!(!Verdict::Unknown { passes: Some(true) }.is_good(), "an unknown host is not what was asked about");
+    assert!(!Verdict::Unknown { passes: Some(true) }.is_good(), "an unknown host gives an error");
     let port = get(&world, "pay.test:81/", &[]);
     assert_eq!(port.notes, ["`pay.test` has no port 81: it has 80, 443, 9000"]);
     let pinned = get(&world, "10.9.0.2/", &[]);
     assert_eq!(pinned.destinations[0].endpoints.len(), 1);
-    assert_eq!(pinned.destinations[0].balancer, "none: it is dialed as it is addressed");
+    assert_eq!(pinned.destinations[0].balancer, "none: passthrough to the original destination");
 }
 
 #[test]
-fn the_route_with_the_most_specific_server_name_is_taken() {
+fn the_route_with_the_most_specific_server_name_matches() {
     let routes_of = OUTSIDE.replace("hosts: [pay.test, x.pay.test]", "hosts: [pay.test, '*.pay.test']").replace(
         "  - match: [{sniHosts: [x.pay.test], port: 443}]",
         "  - match: [{sniHosts: ['*.pay.test']}]\n    route: [{destination: {host: pay.test, port: {number: 80}}}]\n  - match: \
@@ -124,9 +128,9 @@ fn the_route_with_the_most_specific_server_name_is_taken() {
     );
     let world = with(&routes_of, &[]);
     let query = Query::new("https://pay.test/", "GET", &[], Some("x.pay.test")).unwrap();
-    let told = of(&world, &Client::of("default"), &query);
+    let explanation = of(&world, &Client::of("default"), &query);
     let not = "tls[0] : another route has a more specific server name".to_owned();
-    assert_eq!(routes(&told), ("tls[1]  match[0]".to_owned(), vec![not]));
+    assert_eq!(routes(&explanation), ("tls[1]  match[0]".to_owned(), vec![not]));
 }
 
 #[test]
@@ -135,39 +139,39 @@ fn connections_have_routes_of_their_own() {
     let at = |client: &Client, url: &str, server_name: Option<&str>| {
         of(&world, client, &Query::new(url, "GET", &[], server_name).unwrap())
     };
-    let (anybody, front) = (Client::of("default"), labelled(&[("app", "front")]));
+    let (any_client, front) = (Client::of("default"), labelled(&[("app", "front")]));
     let no_x = "tls[0] : server name \"pay.test\" is not x.pay.test";
     for (client, url, server_name, taken, not, port) in [
-        (&anybody, "https://pay.test/", Some("x.pay.test"), "tls[0]  match[0]", vec![], 9000),
+        (&any_client, "https://pay.test/", Some("x.pay.test"), "tls[0]  match[0]", vec![], 9000),
         (&front, "pay.test:443/", None, "tls[1]  match[0]", vec![no_x], 80),
-        (&anybody, "pay.test:9000/", Some("x.pay.test"), "tcp[1] ", vec!["tcp[0] : it is for port 9001"], 9000),
+        (&any_client, "pay.test:9000/", Some("x.pay.test"), "tcp[1] ", vec!["tcp[0] : it is for port 9001"], 9000),
     ] {
-        let told = at(client, url, server_name);
-        assert_eq!(routes(&told), (taken.to_owned(), not.into_iter().map(str::to_owned).collect()), "{url}");
-        assert_eq!((told.destinations[0].port, told.verdict), (port, Verdict::Served), "{url}");
-        assert_eq!(told.request.method, "");
+        let explanation = at(client, url, server_name);
+        assert_eq!(routes(&explanation), (taken.to_owned(), not.into_iter().map(str::to_owned).collect()), "{url}");
+        assert_eq!((explanation.destinations[0].port, explanation.verdict), (port, Verdict::Served), "{url}");
+        assert_eq!(explanation.request.method, "");
     }
     // Its virtual IP is not in 10.0.0.0/8.
-    let nowhere = at(&anybody, "https://pay.test/", None);
-    assert_eq!(nowhere.verdict.to_string(), "closed, NR: no route is for this server name");
+    let nowhere = at(&any_client, "https://pay.test/", None);
+    assert_eq!(nowhere.verdict.to_string(), "closed, NR: no route matches this server name");
     let (_, not) = routes(&nowhere);
     assert!(
         not[1].starts_with("tls[1] : it is for callers with the labels app=front; destination 240.240."),
         "{not:?}"
     );
-    // A port that is declared as HTTP is not looked into for TLS.
-    let tls = at(&anybody, "pay.test:80/", Some("pay.test"));
+    // A port that is declared as HTTP is not inspected for TLS.
+    let tls = at(&any_client, "pay.test:80/", Some("pay.test"));
     assert_eq!((&tls.routes, &tls.verdict), (&None, &Verdict::Served));
     assert!(tls.to_string().starts_with("TLS to server name pay.test, port 80, from a client of namespace default\n"));
-    let nobody = at(&anybody, "https://240.240.77.7/", Some("nobody.test"));
-    assert_eq!((nobody.verdict.is_good(), &*nobody.request.method), (false, ""));
-    // Of an address that nobody knows the server name decides.
-    let wild = at(&anybody, "https://192.0.2.1/", Some("a.wild.test"));
+    let absent = at(&any_client, "https://240.240.77.7/", Some("absent.test"));
+    assert_eq!((absent.verdict.is_good(), &*absent.request.method), (false, ""));
+    // For an unknown address the server name decides.
+    let wild = at(&any_client, "https://192.0.2.1/", Some("a.wild.test"));
     assert_eq!((&*wild.host.name, wild.request.server_name.as_deref()), ("*.wild.test", Some("a.wild.test")));
 }
 
 #[test]
-fn what_is_asked_is_checked() {
+fn invalid_queries_are_refused() {
     let wrong = |url: &str, headers: &[(&str, &str)], server_name: Option<&str>| {
         let headers: Vec<(String, String)> =
             headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
@@ -185,9 +189,9 @@ fn what_is_asked_is_checked() {
     ] {
         assert_eq!(wrong(url, &[], None), error);
     }
-    assert_eq!(wrong("a", &[("x y", "1")], None), "-H: \"x y: 1\": that is no header's name");
+    assert_eq!(wrong("a", &[("x y", "1")], None), "-H: \"x y: 1\": that is not a header name");
     assert_eq!(wrong("a", &[("host", "b c")], None), "-H: \"host: b c\": \"b c\" is not a host name");
-    assert_eq!(wrong("a", &[("host", "b"), ("Host", "c")], None), "-H: host is there twice");
+    assert_eq!(wrong("a", &[("host", "b"), ("Host", "c")], None), "-H: host is given twice");
     assert_eq!(wrong("a", &[], Some("b c")), "--sni: \"b c\" is not a host name");
     assert!(Query::new("a", "G T", &[], None).unwrap_err().starts_with("--method: "));
     for (url, shown, port) in [
@@ -197,7 +201,7 @@ fn what_is_asked_is_checked() {
         ("https://A:8443/x", "https://A:8443/x", 8443),
         ("[::1]:81/x", "http://[::1]:81/x", 81),
     ] {
-        let told = get(&with("", &[]), url, &[]).request;
-        assert_eq!((&*told.url, told.port), (shown, port), "{url}");
+        let explanation = get(&with("", &[]), url, &[]).request;
+        assert_eq!((&*explanation.url, explanation.port), (shown, port), "{url}");
     }
 }

@@ -17,41 +17,41 @@ fn to(subset: &str) -> String {
 }
 
 #[test]
-fn why_nobody_gets_it() {
+fn reasons_for_requests_that_reach_no_endpoint() {
     let ill = |health: Health| {
         let mut orders = orders();
         orders.iter_mut().for_each(|order| order.health = health);
         orders
     };
-    let nobody = to("nobody");
+    let absent = to("absent");
     let subset = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: order}\nspec: {host: order, \
-                  subsets: [{name: nobody, labels: {version: v9}}]}\n";
+                  subsets: [{name: absent, labels: {version: v9}}]}\n";
     for (policies, instances, result) in [
-        (nobody.clone(), orders(), "503 NC, cluster_undefined"),
-        (nobody + subset, orders(), "503 UH, no_healthy_upstream"),
+        (absent.clone(), orders(), "503 NC, cluster_undefined"),
+        (absent + subset, orders(), "503 UH, no_healthy_upstream"),
         (String::new(), ill(Health::Unhealthy), "503 UH, no_healthy_upstream"),
         (
             rule("outlierDetection: {}"),
             ill(Health::Draining),
             "503 UH, no_healthy_upstream; policy=DestinationRule/default/order",
         ),
-        (String::new(), ill(Health::Unknown), "an endpoint gets it"),
+        (String::new(), ill(Health::Unknown), "forwarded to an endpoint"),
         (
             rule("tls: {mode: ISTIO_MUTUAL}"),
             orders(),
             "503 UF, peer_without_identity; policy=DestinationRule/default/order",
         ),
         (rule("loadBalancer: {simple: PASSTHROUGH}"), Vec::new(), "unknown host: passed through"),
-        (rule("loadBalancer: {simple: PASSTHROUGH}"), orders(), "an endpoint gets it"),
+        (rule("loadBalancer: {simple: PASSTHROUGH}"), orders(), "forwarded to an endpoint"),
     ] {
         assert_eq!(get(&with(&policies, &instances), "order/", &[]).verdict.to_string(), result, "{policies}");
     }
-    // One that takes a share of the requests is enough.
+    // One destination with a share of the requests is enough.
     let mut some = orders();
     some.retain(|order| order.labels["version"] == "v1");
-    let told = get(&with(SHOP, &some), "order/api", &[]);
-    assert_eq!(told.verdict.to_string(), "503 UH, no_healthy_upstream; policy=DestinationRule/default/order");
-    assert_eq!(told.destinations[0].verdict, Verdict::Served);
+    let explanation = get(&with(SHOP, &some), "order/api", &[]);
+    assert_eq!(explanation.verdict.to_string(), "503 UH, no_healthy_upstream; policy=DestinationRule/default/order");
+    assert_eq!(explanation.destinations[0].verdict, Verdict::Served);
 }
 
 #[test]
@@ -68,11 +68,11 @@ fn hosts_that_requests_name() {
         )
     };
     let world = with(&partners("SIMPLE"), &orders());
-    let told = get(&world, "a.example.com/", &[]);
-    assert_eq!(told.verdict, Verdict::Served);
-    assert_eq!(told.destinations[0].balancer, "none: the host that the request names is resolved and dialed");
-    assert_eq!(told.destinations[0].tls, "SIMPLE: to the server name that is asked for");
-    // By a route of another host: that has to give it a name.
+    let explanation = get(&world, "a.example.com/", &[]);
+    assert_eq!(explanation.verdict, Verdict::Served);
+    assert_eq!(explanation.destinations[0].balancer, "none: the host in the request is resolved and dialed");
+    assert_eq!(explanation.destinations[0].tls, "SIMPLE: to the server name of the request");
+    // Through a route of another host, which has to give it a name.
     assert_eq!(get(&world, "order/b", &[]).verdict, Verdict::Served);
     assert_eq!(get(&world, "order/", &[]).verdict.to_string(), "502 NR, unknown_host");
     let world = with(&partners("ISTIO_MUTUAL"), &orders());
@@ -81,7 +81,7 @@ fn hosts_that_requests_name() {
 }
 
 #[test]
-fn the_near_are_first_and_the_ejected_left_out() {
+fn the_nearest_are_first_and_ejected_endpoints_left_out() {
     let mut instances = orders();
     for (one, locality) in instances.iter_mut().zip(["eu/a", "eu/b", "us/a"]) {
         one.locality = locality.to_owned();
@@ -93,67 +93,73 @@ fn the_near_are_first_and_the_ejected_left_out() {
         ..Client::of("default")
     };
     let levels = |client: &Client| -> Vec<(Option<usize>, bool)> {
-        let told = of(&world, client, &query("order", &[]));
-        told.destinations[0].endpoints.iter().map(|endpoint| (endpoint.level, endpoint.ejected)).collect()
+        let explanation = of(&world, client, &query("order", &[]));
+        explanation.destinations[0].endpoints.iter().map(|endpoint| (endpoint.level, endpoint.ejected)).collect()
     };
     assert_eq!(levels(&client("eu/a", &[])), [(Some(0), false), (Some(1), false), (Some(2), false)]);
     assert_eq!(levels(&client("", &[])), [(Some(0), false); 3]);
     assert_eq!(levels(&client("eu/a", &["10.0.0.1:8080"])), [(None, true), (Some(1), false), (Some(2), false)]);
-    let told = of(&world, &client("eu/a", &["10.0.0.1:8080"]), &query("order", &[]));
-    let percent: Vec<(usize, u64)> = told.destinations[0].levels.iter().map(|one| (one.number, one.percent)).collect();
+    let explanation = of(&world, &client("eu/a", &["10.0.0.1:8080"]), &query("order", &[]));
+    let percent: Vec<(usize, u64)> =
+        explanation.destinations[0].levels.iter().map(|one| (one.number, one.percent)).collect();
     assert_eq!(percent, [(1, 100), (2, 0)]);
     // Without an outlier detection nothing is ejected.
     let world = with("", &instances);
-    let told = of(&world, &client("eu/a", &["10.0.0.1:8080"]), &query("order", &[]));
-    assert!(told.destinations[0].endpoints.iter().all(|endpoint| endpoint.level == Some(0) && !endpoint.ejected));
+    let explanation = of(&world, &client("eu/a", &["10.0.0.1:8080"]), &query("order", &[]));
+    assert!(
+        explanation.destinations[0].endpoints.iter().all(|endpoint| endpoint.level == Some(0) && !endpoint.ejected)
+    );
 }
 
 #[test]
 fn keys_of_every_kind() {
     let known = Client { address: Some("10.7.0.1".parse().unwrap()), ..Client::of("default") };
-    let anybody = Client::of("default");
-    let generated = "the cookie is missing: one is made, and decides from then on";
-    let nothing = "there is nothing to hash by: any endpoint";
+    let any_client = Client::of("default");
+    let generated = "the cookie is missing: the response sets one, which later requests are hashed by";
+    let nothing = "the request has no hash key: any endpoint";
     for (hash, client, url, headers, because) in [
-        ("httpQueryParameterName: u", &anybody, "order/?u=7", &[][..], ""),
-        ("httpQueryParameterName: u", &anybody, "order/", &[], nothing),
-        ("httpCookie: {name: s, ttl: 0s}", &anybody, "order/", &["cookie: a=b; s=1"], ""),
-        ("httpCookie: {name: s, ttl: 0s}", &anybody, "order/", &["cookie: a=b"], generated),
+        ("httpQueryParameterName: u", &any_client, "order/?u=7", &[][..], ""),
+        ("httpQueryParameterName: u", &any_client, "order/", &[], nothing),
+        ("httpCookie: {name: s, ttl: 0s}", &any_client, "order/", &["cookie: a=b; s=1"], ""),
+        ("httpCookie: {name: s, ttl: 0s}", &any_client, "order/", &["cookie: a=b"], generated),
         ("useSourceIp: true", &known, "order/", &[], ""),
-        ("useSourceIp: true", &anybody, "order/", &[], "the caller's address is not known here"),
-        ("httpHeaderName: u, maglev: {tableSize: 101}", &anybody, "order/", &["u: 7"], ""),
+        ("useSourceIp: true", &any_client, "order/", &[], "the caller's address is unknown here"),
+        ("httpHeaderName: u, maglev: {tableSize: 101}", &any_client, "order/", &["u: 7"], ""),
     ] {
         let world = with(&rule(&format!("loadBalancer: {{consistentHash: {{{hash}}}}}")), &orders());
-        let (_, endpoint, told) = keyed(&of(&world, client, &query(url, headers)).destinations[0]);
-        assert_eq!((endpoint.is_some(), &*told), (because.is_empty(), because), "{hash} {headers:?}");
+        let (_, endpoint, explanation) = keyed(&of(&world, client, &query(url, headers)).destinations[0]);
+        assert_eq!((endpoint.is_some(), &*explanation), (because.is_empty(), because), "{hash} {headers:?}");
     }
 }
 
 #[test]
-fn of_many_endpoints_some_are_written() {
+fn the_number_of_printed_endpoints_is_bounded() {
     let many: Vec<Instance> = (0..120).map(|n| version(&n.to_string(), &format!("10.1.0.{n}"), "v1")).collect();
     let world = with(&rule("loadBalancer: {consistentHash: {httpHeaderName: u}}"), &many);
     for user in 0..20 {
-        let told = get(&world, "order", &[&format!("u: {user}")]);
-        let text = told.to_string();
-        assert!(told.destinations[0].endpoints.len() == 120 && text.contains("120 endpoints in all"), "{text}");
+        let explanation = get(&world, "order", &[&format!("u: {user}")]);
+        let text = explanation.to_string();
+        assert!(explanation.destinations[0].endpoints.len() == 120 && text.contains("120 endpoints in all"), "{text}");
         assert_eq!(text.matches("       -> ").count(), 1, "{text}");
         assert!((50..=51).contains(&text.matches("weight 1").count()));
     }
 }
 
 #[test]
-fn only_what_is_not_the_default_is_told() {
-    let told = get(&with("", &orders()), "order", &[]).destinations.remove(0);
-    assert!(told.limits.is_empty() && told.outlier_detection.is_empty() && told.policy.is_empty(), "{told:?}");
-    assert_eq!((&*told.balancer, &*told.locality, told.percent), ("LEAST_REQUEST", "", 100.0));
+fn only_settings_other_than_the_defaults_are_reported() {
+    let explanation = get(&with("", &orders()), "order", &[]).destinations.remove(0);
+    assert!(
+        explanation.limits.is_empty() && explanation.outlier_detection.is_empty() && explanation.policy.is_empty(),
+        "{explanation:?}"
+    );
+    assert_eq!((&*explanation.balancer, &*explanation.locality, explanation.percent), ("LEAST_REQUEST", "", 100.0));
     let policy = rule(
         "connectionPool: {tcp: {maxConnections: 1, connectTimeout: 2s}, http: {http1MaxPendingRequests: 2, \
          h2UpgradePolicy: UPGRADE, idleTimeout: 90s}}, tls: {mode: SIMPLE, sni: a.test}, outlierDetection: \
          {consecutiveGatewayErrors: 3, minHealthPercent: 4}",
     );
-    let told = get(&with(&policy, &orders()), "order", &[]).destinations.remove(0);
-    let limits: Vec<String> = told.limits.iter().map(|one| format!("{}={}", one.field, one.value)).collect();
+    let explanation = get(&with(&policy, &orders()), "order", &[]).destinations.remove(0);
+    let limits: Vec<String> = explanation.limits.iter().map(|one| format!("{}={}", one.field, one.value)).collect();
     let want = [
         "maxConnections=1",
         "http1MaxPendingRequests=2",
@@ -162,49 +168,49 @@ fn only_what_is_not_the_default_is_told() {
         "h2UpgradePolicy=UPGRADE",
     ];
     assert_eq!(limits, want);
-    assert_eq!(told.tls, "SIMPLE: to server name a.test");
-    assert!(told.endpoints.iter().all(|endpoint| endpoint.transport == "TLS"));
-    assert!(told.outlier_detection.contains(&Setting::new("minHealthPercent", 4)));
+    assert_eq!(explanation.tls, "SIMPLE: to server name a.test");
+    assert!(explanation.endpoints.iter().all(|endpoint| endpoint.transport == "TLS"));
+    assert!(explanation.outlier_detection.contains(&Setting::new("minHealthPercent", 4)));
 }
 
 #[test]
-fn delegates_are_put_in() {
+fn delegates_are_included() {
     let root = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: root}\nspec: {hosts: [order], http: \
                 [{name: r, match: [{uri: {prefix: /a}}], delegate: {name: leaf}}, {delegate: {name: gone}}]}\n---\n";
     let leaf = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: leaf}\nspec: {http: \
                 [{name: x, match: [{uri: {prefix: /a/x}}], directResponse: {status: 200}}, {name: y, directResponse: {status: 201}}]}\n";
     let world = with(&(root.to_owned() + leaf), &orders());
-    let told = get(&world, "order/a/y", &[]);
+    let explanation = get(&world, "order/a/y", &[]);
     let not = "http[0] r-x: path \"/a/y\" is not prefix \"/a/x\"".to_owned();
-    assert_eq!(routes(&told), ("http[1] r-y match[0]".to_owned(), vec![not]));
+    assert_eq!(routes(&explanation), ("http[1] r-y match[0]".to_owned(), vec![not]));
     assert!(
-        told.routes.unwrap().delegates
-            && told.verdict == Verdict::Answered { status: 201, by: "directResponse".into() }
+        explanation.routes.unwrap().delegates
+            && explanation.verdict == Verdict::Answered { status: 201, by: "directResponse".into() }
     );
     let nowhere = get(&world, "order/b", &[]);
     assert_eq!(nowhere.verdict.to_string(), "404 NR, no_route");
 }
 
-/// Where all routes are for others the host itself is what is left.
+/// If all routes are for other callers, the host itself remains.
 #[test]
-fn routes_for_others_alone_are_as_none() {
+fn routes_for_other_callers_are_ignored() {
     let routes_of = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: order}\nspec: {hosts: [order], \
                      http: [{match: [{sourceNamespace: lab}], directResponse: {status: 500}}]}\n";
-    let told = get(&with(routes_of, &orders()), "order/", &[]);
-    assert_eq!(routes(&told), (String::new(), vec!["http[0] : it is for callers of namespace lab".to_owned()]));
-    assert_eq!((told.destinations.len(), told.verdict), (1, Verdict::Served));
+    let explanation = get(&with(routes_of, &orders()), "order/", &[]);
+    assert_eq!(routes(&explanation), (String::new(), vec!["http[0] : it is for callers of namespace lab".to_owned()]));
+    assert_eq!((explanation.destinations.len(), explanation.verdict), (1, Verdict::Served));
 }
 
 #[test]
-fn what_the_callee_accepts_is_told() {
+fn the_mtls_mode_of_endpoints_is_reported() {
     let strict = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: p}\nspec: {mtls: {mode: STRICT}}\n";
     let mut owned = version("a", "10.0.0.1", "v1");
     owned.identity = "spiffe://cluster.local/ns/default/sa/order".to_owned();
     let accepts = |policies: &str, instance: &Instance| {
         let world = with(policies, std::slice::from_ref(instance));
         let query = Query::new("order/", "GET", &[], None).unwrap();
-        let told = explain(&world, &Client::of("default"), &query, true, Instant::now()).unwrap();
-        told.destinations[0].endpoints[0].accepts.clone()
+        let explanation = explain(&world, &Client::of("default"), &query, true, Instant::now()).unwrap();
+        explanation.destinations[0].endpoints[0].accepts.clone()
     };
     assert_eq!(accepts(strict, &owned), "STRICT (PeerAuthentication/default/p)");
     assert_eq!(accepts("", &owned), "PERMISSIVE");

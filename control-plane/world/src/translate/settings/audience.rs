@@ -1,5 +1,5 @@
-//! The routes of a VirtualService that a client has, with those of their matches that are for it. Translations are made of
-//! them, and explanations find by them the place where a route is written.
+//! The routes of a VirtualService that apply to a client, with those of their matches that do. Translations are made of
+//! them, and explanations find the places of routes in documents by them.
 
 use std::collections::BTreeMap;
 
@@ -9,23 +9,23 @@ use crate::world::{Scope, has_all};
 use weft_policy::is_unconditional;
 use weft_policy::{Action, ConnectionMatch, Document, MESH, Object, Route, RouteMatch};
 
-/// Whose requests and connections they are.
+/// The clients of a translation.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Audience<'a> {
     /// The client.
     pub(crate) client: &'a Scope,
-    /// Namespace and name of the gateway that they come by; `None`: the client's own sidecar.
+    /// Namespace and name of the gateway that is used; `None`: the client's own sidecar.
     pub(crate) gateway: Option<(&'a str, &'a str)>,
 }
 
-/// A route that a client has.
+/// A route that applies to a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RouteEntry {
-    /// Which list it is written in.
+    /// Its list.
     pub(crate) list: List,
     /// Its place there.
     pub(crate) route: usize,
-    /// The places of those of its matches that are for the client; none: it has no matches.
+    /// The places of the matches that apply to the client; empty: the route has no matches.
     pub(crate) matches: Vec<usize>,
 }
 
@@ -38,7 +38,7 @@ pub(crate) enum List {
 }
 
 impl List {
-    /// As it is written.
+    /// Its name in documents.
     pub(crate) fn name(self) -> &'static str {
         match self {
             List::Http => "http",
@@ -47,7 +47,7 @@ impl List {
         }
     }
 
-    /// Whether a port that is declared so has routes of it.
+    /// Whether a port with this protocol uses routes of this list.
     pub(crate) fn is_of(self, protocol: v1::Protocol) -> bool {
         match self {
             List::Http => !matches!(protocol, v1::Protocol::Tcp | v1::Protocol::Tls),
@@ -58,8 +58,8 @@ impl List {
 }
 
 impl Audience<'_> {
-    /// The `http` routes of a port, up to one that takes every request. Port 0 is that of a host that declares none: of its
-    /// requests to ports that no match names. Gateways look at the port of each request.
+    /// The `http` routes of a port, up to one that takes every request. Port 0 stands for the undeclared ports of a
+    /// host without declared ports, except those that matches name. Gateways compare the port of each request.
     pub(crate) fn http(&self, document: &Document, port: u32) -> Vec<RouteEntry> {
         let Object::VirtualService(service) = &document.object else { return Vec::new() };
         let mut kept = Vec::new();
@@ -69,15 +69,15 @@ impl Audience<'_> {
             let takes_all = matches.is_empty() || matches.iter().any(|at| is_unconditional(&route.matches[*at].http));
             kept.push(RouteEntry { list: List::Http, route: at, matches });
             if takes_all && self.gateway.is_none() {
-                // Those after it are never reached; gateways put it after all others.
+                // Later routes are unreachable; gateways move this one behind all others.
                 break;
             }
         }
         kept
     }
 
-    /// The places of a route's matches that are for the client; `None`: it is for others, or of a delegate that is not
-    /// there. `port`: only those for it; absent: whatever they say of the port.
+    /// The places of a route's matches that apply to the client; `None`: the route does not apply, or its delegate does
+    /// not exist. `port`: only matches for it; absent: matches for any port.
     pub(crate) fn matches(&self, document: &Document, route: &Route, port: Option<u32>) -> Option<Vec<usize>> {
         let of_port = |one: &RouteMatch| one.http.port == 0 || port.is_none_or(|port| port == one.http.port);
         let ours = |one: &&RouteMatch| of_port(one) && self.bar(document, one).is_none();
@@ -87,7 +87,7 @@ impl Audience<'_> {
         }
     }
 
-    /// The routes of connections to a port: by server name first, as Envoy looks for the most exact.
+    /// The routes of connections to a port: by server name first, as Envoy prefers the most specific.
     pub(crate) fn connections(&self, document: &Document, port: u32, protocol: v1::Protocol) -> Vec<RouteEntry> {
         let Object::VirtualService(service) = &document.object else { return Vec::new() };
         let ours = |one: &&ConnectionMatch| {
@@ -107,12 +107,12 @@ impl Audience<'_> {
         self.bar_of_connections(document, one).is_none()
     }
 
-    /// Why a match is not for requests of this client; `None`: it is.
+    /// The reason why a match does not apply to requests of this client; `None`: it does.
     pub(crate) fn bar<'m>(&self, document: &Document, one: &'m RouteMatch) -> Option<Bar<'m>> {
         self.bar_of(document, &one.gateways, &one.source_namespace, &one.source_labels)
     }
 
-    /// Why a match is not for connections of this client; `None`: it is.
+    /// The reason why a match does not apply to connections of this client; `None`: it does.
     pub(crate) fn bar_of_connections<'m>(&self, document: &Document, one: &'m ConnectionMatch) -> Option<Bar<'m>> {
         self.bar_of(document, &one.gateways, &one.source_namespace, &one.source_labels)
     }
@@ -140,10 +140,10 @@ impl Audience<'_> {
     }
 }
 
-/// Whom a match is for instead.
+/// The callers that a match applies to instead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Bar<'m> {
-    /// Callers by these gateways.
+    /// Callers through these gateways.
     Gateways(&'m [String]),
     /// Workloads of this namespace.
     Namespace(&'m str),
@@ -151,7 +151,7 @@ pub(crate) enum Bar<'m> {
     Labels(&'m BTreeMap<String, String>),
 }
 
-/// Where those are that are ours; `None`: all are for others.
+/// The places of the matches that apply; `None`: no match applies.
 fn places<T>(matches: &[T], ours: impl Fn(&&T) -> bool) -> Option<Vec<usize>> {
     let kept: Vec<usize> = matches.iter().enumerate().filter(|(_, one)| ours(one)).map(|(at, _)| at).collect();
     (!kept.is_empty() || matches.is_empty()).then_some(kept)

@@ -7,7 +7,7 @@ use crate::translate::rules::Decision;
 use crate::world::World;
 use weft_policy::{ClientTls, Document, MeshConfig};
 
-/// Those of one world.
+/// The defaults of one world.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Defaults<'a>(Option<(&'a Document, &'a MeshConfig)>);
 
@@ -16,8 +16,8 @@ impl<'a> Defaults<'a> {
         Defaults(world.policies().mesh())
     }
 
-    /// Fills what rules left open of a port that speaks `protocol`. Blocks are taken as a whole, as rules have them; what
-    /// the mesh says of single fields is for whichever block it comes to be.
+    /// Fills the settings that rules left open for a port with `protocol`. Blocks are taken as a whole, as with rules;
+    /// the mesh's single fields apply to whichever block is used.
     pub(crate) fn fill(&self, decided: &mut Decision, protocol: v1::Protocol) {
         let Some((document, mesh)) = self.0 else { return };
         let settings = &mut decided.settings;
@@ -35,7 +35,7 @@ impl<'a> Defaults<'a> {
             balancer.locality.get_or_insert_with(|| locality.clone());
         }
         settings.connection_pool = self.pool(settings.connection_pool);
-        // Of a port whose protocol is sniffed the application may know no HTTP/2.
+        // On a port with protocol sniffing the application may not support HTTP/2.
         if mesh.h2_upgrade == v1::H2Upgrade::Upgrade && protocol == v1::Protocol::Http {
             let pool = settings.connection_pool.get_or_insert_default();
             if pool.h2_upgrade() == v1::H2Upgrade::H2Default {
@@ -46,13 +46,13 @@ impl<'a> Defaults<'a> {
             settings.tls = Some(ClientTls { mode: v1::Tls::Disable, origination: None });
         }
         if filled {
-            // Who is refused by a limit is told both: either may have it.
+            // A response that a limit refuses names both: either may have set it.
             let separator = if decided.policy.is_empty() { "" } else { "+" };
             decided.policy = format!("{}{separator}{}", decided.policy, document.reference());
         }
     }
 
-    /// A connection pool with what the mesh says of single fields.
+    /// A connection pool with the mesh's single fields.
     pub(crate) fn pool(&self, pool: Option<v1::ConnectionPool>) -> Option<v1::ConnectionPool> {
         let Some((_, mesh)) = self.0 else { return pool };
         if mesh.connect_timeout_ms == 0 && mesh.tcp_keepalive.is_none() {
@@ -66,17 +66,17 @@ impl<'a> Defaults<'a> {
         Some(pool)
     }
 
-    /// Of requests whose route says nothing of retries.
+    /// For requests whose route has no retry policy.
     pub(crate) fn retry(&self) -> Option<&'a v1::RetryPolicy> {
         self.0.and_then(|(_, mesh)| mesh.retry.as_ref())
     }
 
-    /// Shortest stay of a proxy after SIGTERM, milliseconds.
+    /// Minimum time that a proxy stays after SIGTERM, milliseconds.
     pub(crate) fn termination_drain_ms(&self) -> Option<u64> {
         self.0.and_then(|(_, mesh)| mesh.termination_drain_ms)
     }
 
-    /// Of destinations that the mesh does not know.
+    /// For unknown destinations.
     pub(crate) fn outbound(&self) -> v1::OutboundPolicy {
         self.0.map(|(_, mesh)| mesh.outbound).unwrap_or_default()
     }

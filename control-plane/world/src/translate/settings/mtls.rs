@@ -1,4 +1,5 @@
-//! PeerAuthentication: port over workload over namespace over mesh.
+//! PeerAuthentication: a port's mode takes precedence over the workload's, that over the namespace's, and that over the
+//! mesh's.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +8,7 @@ use weft_proto::v1::MtlsMode;
 use crate::world::{World, has_all};
 use weft_policy::{Document, PeerAuthentication, ROOT_NAMESPACES, is_root};
 
-/// What a workload accepts.
+/// The modes of a workload.
 #[derive(Debug, Default)]
 pub(crate) struct Modes {
     /// On ports without a mode of their own.
@@ -18,7 +19,7 @@ pub(crate) struct Modes {
     pub(crate) policy: String,
 }
 
-/// What a workload accepts on a port, in words: `STRICT (PeerAuthentication/<namespace>/<name>)`.
+/// The mode of a workload on a port, in words: `STRICT (PeerAuthentication/<namespace>/<name>)`.
 pub(crate) fn accepted(world: &World, namespace: &str, labels: &BTreeMap<String, String>, port: u32) -> String {
     let modes = Modes::of(world, namespace, labels);
     let mode = match modes.at(port) {
@@ -30,18 +31,18 @@ pub(crate) fn accepted(world: &World, namespace: &str, labels: &BTreeMap<String,
 }
 
 impl Modes {
-    /// The oldest policy of each level counts; one without a mode leaves it to the level above.
+    /// The oldest policy of each level applies; one without a mode leaves the decision to the level above.
     pub(crate) fn of(world: &World, namespace: &str, labels: &BTreeMap<String, String>) -> Self {
         let oldest =
             |namespace, wanted: &dyn Fn(&PeerAuthentication) -> bool| -> Option<(&Document, &PeerAuthentication)> {
                 world.policies().authentications(namespace).find(|(_, policy)| wanted(policy))
             };
-        let everybody = |policy: &PeerAuthentication| policy.selector.is_empty();
-        let this = |policy: &PeerAuthentication| !everybody(policy) && has_all(labels, &policy.selector);
-        // The one that counts comes last.
-        let mut levels: Vec<_> = ROOT_NAMESPACES.iter().rev().map(|root| oldest(root, &everybody)).collect();
+        let without_selector = |policy: &PeerAuthentication| policy.selector.is_empty();
+        let this = |policy: &PeerAuthentication| !without_selector(policy) && has_all(labels, &policy.selector);
+        // The policy of the root namespace that takes precedence comes last.
+        let mut levels: Vec<_> = ROOT_NAMESPACES.iter().rev().map(|root| oldest(root, &without_selector)).collect();
         if !is_root(namespace) {
-            levels.push(oldest(namespace, &everybody));
+            levels.push(oldest(namespace, &without_selector));
             // A selector in the root namespace has no meaning.
             levels.push(oldest(namespace, &this));
         }
@@ -59,7 +60,7 @@ impl Modes {
         modes
     }
 
-    /// What is accepted on a port.
+    /// The mode on a port.
     pub(crate) fn at(&self, port: u32) -> MtlsMode {
         self.ports.get(&port).copied().unwrap_or(self.mode)
     }

@@ -1,4 +1,4 @@
-//! DestinationRules of a host, merged: which rule a client sees, and which settings a port and a subset have.
+//! DestinationRules of a host, merged: the rules that a client sees, and the settings of ports and subsets.
 
 use weft_proto::v1;
 
@@ -7,7 +7,7 @@ use crate::world::ports::PortView;
 use crate::world::{Host, Scope, World};
 use weft_policy::{Document, Object, ROOT_NAMESPACES, Settings, Subset, TrafficPolicy};
 
-/// What the DestinationRules of one host say to the clients of one kind.
+/// The DestinationRules of one host for clients with the same properties.
 #[derive(Debug, Default)]
 pub(crate) struct Rules<'a> {
     defaults: Defaults<'a>,
@@ -23,7 +23,7 @@ pub(crate) struct Decision {
 }
 
 impl<'a> Rules<'a> {
-    /// The first of the client's namespace, the host's and the root one that has a rule for the host wins entirely. Within
+    /// Of the client's namespace, the host's and the root one, only the first with a rule for the host applies. Within
     /// it the rules of the most specific host are joined: the oldest policy as a whole, and all subsets with new names.
     pub(crate) fn of(world: &'a World, client: &Scope, host: &Host) -> Self {
         let documents = [client.namespace.as_str(), host.namespace.as_str()]
@@ -58,9 +58,9 @@ impl<'a> Rules<'a> {
     }
 
     /// Settings of a port and, unless empty, a subset. A port's own settings replace the rule's as a whole; a subset's
-    /// override block by block; a subset's settings of the port are in the subset's place, and replace what a port can have
-    /// whether they have it or not: what it cannot have is left as it is, as in Istio (`mergeTrafficPolicy`). What is open
-    /// then is the mesh's to say.
+    /// override block by block; a subset's port settings replace the subset's, and of the settings that a port can have
+    /// they replace all, present or not: those that a port cannot have stay, as in Istio (`mergeTrafficPolicy`). The
+    /// mesh's defaults fill the rest.
     pub(crate) fn decide(&self, port: &PortView, subset: &str) -> Decision {
         let mut decided = self.decide_by_rules(port.policy_number, subset);
         self.defaults.fill(&mut decided, port.protocol);

@@ -10,7 +10,7 @@ pub(super) fn client(world: &World, namespace: &str, labels: &[(&str, &str)]) ->
 }
 
 #[test]
-fn a_client_is_what_documents_look_at() {
+fn a_scope_has_the_labels_that_documents_select_by() {
     let rule = doc("DestinationRule", "r", "shop", "{host: a, workloadSelector: {matchLabels: {app: front}}}");
     let world = world(&rule, &[]);
     let labels = [("app", "back"), ("version", "v1")];
@@ -33,7 +33,7 @@ fn a_rule_for_some_clients_is_before_one_for_all() {
         ("shop", &[("app", "front")][..], 2),
         ("shop", &[("app", "back")], 1),
         ("shop", &[], 1),
-        // Of its own namespace alone.
+        // Clients of its own namespace only.
         ("other", &[("app", "front")], 0),
         ("default", &[("app", "front")], 3),
         ("default", &[], 0),
@@ -41,7 +41,7 @@ fn a_rule_for_some_clients_is_before_one_for_all() {
         let service = service(&world, &client(&world, namespace, labels), ORDER).unwrap();
         assert_eq!(max(&service, &name), want, "{namespace} {labels:?}");
     }
-    // What comes in is treated by the rules that are for all.
+    // Inbound traffic is subject to the rules that are for all clients.
     let inbound = inbound(&world, "default", &BTreeMap::new(), &[orders()[0].key()]);
     assert_eq!(inbound.services[0].connection_pool, None);
 }
@@ -70,7 +70,7 @@ fn matches_for_some_clients_and_gateways() {
     for (namespace, labels, want) in [
         ("default", &[][..], &["mesh", "rest"][..]),
         ("default", &[("app", "front")], &["labels", "mesh", "rest"]),
-        // Nothing after a match that takes all is reached.
+        // Matches after one that takes all requests are unreachable.
         ("shop", &[("app", "back")], &["namespace"]),
     ] {
         let service = service(&world, &client(&world, namespace, labels), ORDER).unwrap();

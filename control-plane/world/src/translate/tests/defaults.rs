@@ -1,4 +1,4 @@
-//! Defaults of the mesh apply below every nearer setting.
+//! Defaults of the mesh apply below every more specific setting.
 
 use super::*;
 
@@ -14,8 +14,8 @@ fn kube(protocol: &str) -> String {
     doc("Service", "order-service", "default", &format!("{{ports: [{{port: 80, name: {protocol}}}]}}"))
 }
 
-/// As the clients of `default` are told.
-fn told(policies: &str) -> v1::Service {
+/// The service as translated for clients of `default`.
+fn translated(policies: &str) -> v1::Service {
     service(&world(policies, &orders()), &Scope::of("default"), ORDER).unwrap()
 }
 
@@ -24,7 +24,7 @@ fn own(service: &v1::Service) -> &v1::Cluster {
 }
 
 #[test]
-fn blocks_that_no_rule_has() {
+fn mesh_defaults_fill_absent_blocks() {
     let mesh = mesh(
         "{defaultTrafficPolicy: {connectionPool: {tcp: {maxConnections: 7}}, outlierDetection: {consecutive5xxErrors: 9}}}",
     );
@@ -51,20 +51,20 @@ fn blocks_that_no_rule_has() {
         ),
     ] {
         let rule = if rule.is_empty() { String::new() } else { super::defaults::rule(rule) };
-        let service = told(&(mesh.clone() + &rule));
+        let service = translated(&(mesh.clone() + &rule));
         let cluster = own(&service);
         assert_eq!(cluster.connection_pool.unwrap().max_connections, connections, "{rule}");
         assert_eq!((errors(cluster), &*cluster.policy), (consecutive, policy), "{rule}");
     }
-    // A port's own settings replace the rule's as a whole, and what they lack is the mesh's.
+    // A port's own settings replace the rule's as a whole; missing ones are the mesh's.
     let port = "trafficPolicy: {connectionPool: {tcp: {maxConnections: 3}}, portLevelSettings: [{port: {number: 80}, \
                 outlierDetection: {consecutive5xxErrors: 4}}]}";
-    let service = told(&(mesh.clone() + &kube("http") + &rule(port)));
+    let service = translated(&(mesh.clone() + &kube("http") + &rule(port)));
     assert_eq!((own(&service).connection_pool.unwrap().max_connections, errors(own(&service))), (7, Some(4)));
 }
 
 #[test]
-fn the_server_too_keeps_to_the_pool() {
+fn inbound_traffic_observes_the_default_pool() {
     let policies = mesh("{defaultTrafficPolicy: {connectionPool: {tcp: {maxConnections: 7}}}, connectTimeout: 2s}");
     let limits = |more: &str| {
         let world = world(&(policies.clone() + more), &orders());
@@ -79,15 +79,15 @@ fn the_server_too_keeps_to_the_pool() {
 }
 
 #[test]
-fn single_fields_of_a_pool() {
+fn mesh_defaults_fill_single_fields_of_a_pool() {
     let config = mesh("{connectTimeout: 2s, tcpKeepalive: {time: 60s}, h2UpgradePolicy: UPGRADE}");
     let pool = |rule: &str, protocol: &str| {
-        let pool = own(&told(&(config.clone() + &kube(protocol) + rule))).connection_pool.unwrap();
+        let pool = own(&translated(&(config.clone() + &kube(protocol) + rule))).connection_pool.unwrap();
         (pool.connect_timeout_ms, pool.tcp_keepalive.unwrap().time_s, pool.h2_upgrade())
     };
     use v1::H2Upgrade::{DoNotUpgrade, H2Default, Upgrade};
     assert_eq!(pool("", "http"), (2000, 60, Upgrade));
-    // Nobody says of these that they speak HTTP.
+    // Ports without a declared protocol.
     assert_eq!(pool("", "main"), (2000, 60, H2Default));
     assert_eq!(pool("", "tcp"), (2000, 60, H2Default));
     let own = "trafficPolicy: {connectionPool: {tcp: {connectTimeout: 1s, tcpKeepalive: {time: 5s}}, http: \
@@ -100,40 +100,40 @@ fn single_fields_of_a_pool() {
 #[test]
 fn localities_and_automatic_tls() {
     let config = mesh("{localityLbSetting: {enabled: false}, enableAutoMtls: false}");
-    let service = told(&config);
+    let service = translated(&config);
     assert!(own(&service).load_balancer.as_ref().unwrap().locality.as_ref().unwrap().disabled);
     assert_eq!(own(&service).tls(), Tls::Disable);
     let nearer = "trafficPolicy: {loadBalancer: {simple: RANDOM, localityLbSetting: {failoverPriority: [a]}}, tls: {mode: \
                   ISTIO_MUTUAL}, outlierDetection: {}}";
-    let service = told(&(config.clone() + &rule(nearer)));
+    let service = translated(&(config.clone() + &rule(nearer)));
     let balancer = own(&service).load_balancer.as_ref().unwrap();
     assert_eq!(balancer.locality.as_ref().unwrap().failover_priority, ["a"]);
     assert_eq!(own(&service).tls(), Tls::IstioMutual);
-    let service = told(&(config + &rule("trafficPolicy: {loadBalancer: {simple: RANDOM}}")));
+    let service = translated(&(config + &rule("trafficPolicy: {loadBalancer: {simple: RANDOM}}")));
     let balancer = own(&service).load_balancer.as_ref().unwrap();
     assert!(balancer.locality.as_ref().unwrap().disabled && balancer.simple() == v1::load_balancer::Simple::Random);
 }
 
 #[test]
-fn retries_of_routes_that_say_nothing_and_of_hosts_without_routes() {
+fn default_retries_apply_to_routes_and_hosts_without_a_policy() {
     let config = mesh("{defaultHttpRetryPolicy: {attempts: 5, perTryTimeout: 1s, retryOn: 5xx}}");
     let attempts = |retry: &Option<v1::RetryPolicy>| retry.as_ref().map(|retry| retry.attempts);
-    let service = told(&config);
+    let service = translated(&config);
     assert_eq!((attempts(&service.ports[0].retry), service.ports[0].routes.len()), (Some(5), 0));
-    assert_eq!(told(&(config.clone() + &kube("tcp"))).ports[0].retry, None);
+    assert_eq!(translated(&(config.clone() + &kube("tcp"))).ports[0].retry, None);
     let to = "route: [{destination: {host: order-service}}]";
     let routes = format!(
         "{{hosts: [order-service], http: [{{match: [{{uri: {{exact: /a}}}}], retries: {{attempts: 1}}, {to}}}, {{{to}}}]}}"
     );
     let routes = doc("VirtualService", "order", "default", &routes);
     let of_routes = |policies: &str| {
-        let forwards = told(policies).ports.remove(0).routes.into_iter().map(|route| match route.action {
+        let forwards = translated(policies).ports.remove(0).routes.into_iter().map(|route| match route.action {
             Some(Action::Forward(forward)) => attempts(&forward.retry),
             other => panic!("{other:?}"),
         });
         forwards.collect::<Vec<_>>()
     };
-    assert_eq!(told(&(config.clone() + &routes)).ports[0].retry, None);
+    assert_eq!(translated(&(config.clone() + &routes)).ports[0].retry, None);
     assert_eq!(of_routes(&(config + &routes)), [Some(1), Some(5)]);
     assert_eq!(of_routes(&routes), [Some(1), None]);
 }
@@ -156,17 +156,17 @@ fn unknown_destinations() {
 }
 
 #[test]
-fn proxies_learn_the_shortest_stay_after_sigterm() {
-    let told =
+fn proxies_receive_the_termination_drain_duration() {
+    let drain_ms =
         |policies: &str| inbound(&world(policies, &[]), "default", &Default::default(), &[]).termination_drain_ms;
-    assert_eq!(told(&mesh("{defaultConfig: {terminationDrainDuration: 20s}}")), Some(20_000));
-    assert_eq!(told(&mesh("{defaultConfig: {terminationDrainDuration: 0s}}")), Some(0));
-    assert_eq!(told(&mesh("{defaultConfig: {}}")), None);
-    assert_eq!(told(""), None);
+    assert_eq!(drain_ms(&mesh("{defaultConfig: {terminationDrainDuration: 20s}}")), Some(20_000));
+    assert_eq!(drain_ms(&mesh("{defaultConfig: {terminationDrainDuration: 0s}}")), Some(0));
+    assert_eq!(drain_ms(&mesh("{defaultConfig: {}}")), None);
+    assert_eq!(drain_ms(""), None);
 }
 
 #[test]
-fn who_sees_what_says_nothing_of_it() {
+fn default_export_to_applies_to_documents_without_one() {
     let config =
         mesh("{defaultServiceExportTo: [.], defaultDestinationRuleExportTo: [.], defaultVirtualServiceExportTo: [.]}");
     let open = doc("Service", "open", "default", "{ports: [{port: 80}]}")
@@ -188,7 +188,7 @@ fn who_sees_what_says_nothing_of_it() {
     ] {
         assert_eq!(sees(&known, client_ns, name), want, "{client_ns} {name}");
     }
-    // A later registration is no other case.
+    // A later registration is treated alike.
     known.upsert(instance("late", "late-1", "10.0.0.8", 80), 0);
     assert!(sees(&known, "default", "late") && !sees(&known, "shop", "late.default"));
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// The limit of connections that clients of a namespace have to the host.
+/// The connection limit of a namespace's clients for the host.
 fn limit(world: &World, client_ns: &str) -> u32 {
     max(&service(world, &Scope::of(client_ns), ORDER).unwrap(), &format!("outbound|0||{ORDER}"))
 }
@@ -20,11 +20,11 @@ fn rules_reach_the_namespaces_that_they_are_exported_to() {
         // The service's own rule, for itself alone.
         (rule("a", "default", "[.]", 1), [("default", 1), ("shop", 0)]),
         (rule("a", "default", "[shop]", 1), [("shop", 1), ("other", 0)]),
-        // One's own namespace is looked at first, and sees its own whoever else does.
+        // The client's own namespace is looked at first, and sees its own rules in any case.
         (rule("a", "default", "['*']", 1) + &rule("b", "shop", "[other]", 2), [("shop", 2), ("other", 1)]),
         (rule("a", ROOT, "['*']", 1) + &rule("b", "default", "[.]", 2), [("default", 2), ("shop", 1)]),
         (rule("a", ROOT, "[default]", 1), [("default", 1), ("shop", 0)]),
-        // Of one namespace, the oldest that is seen.
+        // Of one namespace, the oldest visible one.
         (rule("a", "default", "[shop]", 1) + &rule("b", "default", "['*']", 2), [("shop", 1), ("other", 2)]),
     ] {
         let world = world(&documents, &orders());
@@ -37,7 +37,7 @@ fn rules_reach_the_namespaces_that_they_are_exported_to() {
 const ROOT: &str = weft_policy::ROOT_NAMESPACE;
 
 #[test]
-fn rules_are_joined_where_the_same_namespaces_see_them() {
+fn rules_with_the_same_audience_are_joined() {
     let subset = |name: &str, export: &str| {
         let spec =
             format!("{{host: {ORDER}, exportTo: {export}, subsets: [{{name: {name}, labels: {{version: {name}}}}}]}}");
@@ -60,7 +60,7 @@ fn rules_are_joined_where_the_same_namespaces_see_them() {
 }
 
 #[test]
-fn routes_of_whom_a_client_sees() {
+fn routes_of_visible_virtual_services_apply() {
     let routes = |name: &str, namespace: &str, export: &str, status: u32| {
         let spec =
             format!("{{hosts: [{ORDER}], exportTo: {export}, http: [{{directResponse: {{status: {status}}}}}]}}");
@@ -80,7 +80,7 @@ fn routes_of_whom_a_client_sees() {
 }
 
 #[test]
-fn hosts_that_are_not_for_everybody() {
+fn private_hosts_are_hidden_from_other_namespaces() {
     let entry = |export: &str| {
         let spec = format!(
             "{{hosts: [db.example], exportTo: {export}, addresses: [192.0.2.9], ports: [{{number: 80, name: http, protocol: \
@@ -117,7 +117,7 @@ fn database(namespace: &str, export: &str, address: &str, more: &str) -> String 
     doc("ServiceEntry", namespace, namespace, &spec)
 }
 
-/// The endpoints that a client in a namespace has of a host; none: it does not see the host.
+/// The endpoints of a host for a client in a namespace; `None`: the client does not see the host.
 fn addresses(world: &World, client_ns: &str, host: &str) -> Vec<String> {
     let client = Scope::of(client_ns);
     let Some((host, _)) = lookup(world, &client, host) else { return Vec::new() };
@@ -129,12 +129,12 @@ fn addresses(world: &World, client_ns: &str, host: &str) -> Vec<String> {
 fn each_namespace_has_its_own_service_entry_of_a_host() {
     let (one, two, three) = (["10.1.0.1"], ["10.2.0.1"], ["10.3.0.1"]);
     for (documents, want) in [
-        // Private ones, whichever is older.
+        // Private ones take precedence, whatever their age.
         (
             database("one", "[.]", one[0], "") + &database("two", "[.]", two[0], ""),
             [("one", &one[..]), ("two", &two), ("three", &[])],
         ),
-        // Of several that a client sees its own namespace's, else the oldest.
+        // Of several visible ones that of the client's own namespace, else the oldest.
         (
             database("one", "['*']", one[0], "") + &database("two", "['*']", two[0], ""),
             [("one", &one[..]), ("two", &two), ("three", &one)],
@@ -168,7 +168,7 @@ fn each_namespace_has_its_own_service_entry_of_a_host() {
 }
 
 #[test]
-fn a_virtual_ip_is_the_host_s_and_declared_addresses_are_its_definition_s() {
+fn a_virtual_ip_belongs_to_the_host_and_declared_addresses_to_its_definition() {
     let documents = database("one", "[.]", "10.1.0.1", "")
         + &database("two", "[.]", "10.2.0.1", "")
         + &database("three", "[.]", "10.3.0.1", ", addresses: [192.0.2.3]");
@@ -197,7 +197,7 @@ fn a_service_comes_before_the_service_entries_of_other_namespaces() {
     assert_eq!(addresses(&joined, "other", ORDER), ["10.0.0.1", "10.0.0.2", "10.9.0.1"]);
     assert_eq!(addresses(&apart, "other", ORDER), ["10.0.0.1", "10.0.0.2"]);
     assert_eq!(addresses(&apart, "shop", ORDER), ["10.9.0.1"]);
-    // Without instances there is only what the document says.
+    // Without instances only the document's endpoints remain.
     assert_eq!(addresses(&world(&entry("shop"), &[]), "other", ORDER), ["10.9.0.1"]);
 }
 

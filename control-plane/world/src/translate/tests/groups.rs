@@ -20,7 +20,7 @@ fn policies(group: &str) -> String {
 }
 
 #[test]
-fn who_joins_by_a_group_is_an_endpoint_with_its_identity() {
+fn a_group_member_is_an_endpoint_with_its_identity() {
     let group = "{template: {serviceAccount: vm, weight: 7, locality: eu/a, labels: {app: legacy}, ports: {db: 5432}}, \
                  probe: {tcpSocket: {port: 5432}}}";
     let mut world = world(&policies(group), &[member()]);
@@ -33,7 +33,7 @@ fn who_joins_by_a_group_is_an_endpoint_with_its_identity() {
     let findings: Vec<String> = warnings(&world, true).iter().map(ToString::to_string).collect();
     assert!(findings.is_empty(), "{findings:?}");
 
-    // Its sidecar knows what the port speaks, and how to probe it.
+    // Its sidecar receives the protocol of the port, and the probe.
     let keys = [member().key()];
     let told = inbound(&world, "default", &BTreeMap::new(), &keys);
     let [service] = &told.services[..] else { panic!("{told:?}") };
@@ -52,7 +52,7 @@ fn who_joins_by_a_group_is_an_endpoint_with_its_identity() {
 }
 
 #[test]
-fn a_group_without_members_is_waited_for() {
+fn an_empty_group_with_a_selecting_entry_is_not_reported() {
     let warned = |policies: &str| warnings(&world(policies, &[]), true).len();
     assert_eq!(warned(&policies("{template: {labels: {app: legacy}}}")), 0);
     assert_eq!(warned(&policies("{template: {labels: {app: other}}}")), 1);

@@ -1,4 +1,4 @@
-//! Istio's behaviour where the plain reading of a document would differ.
+//! Istio's behaviour that differs from a literal reading of a document.
 
 use super::*;
 
@@ -40,7 +40,7 @@ fn policies_of_istio_system_are_mesh_wide() {
 }
 
 #[test]
-fn a_port_that_no_route_is_for_is_served_by_the_host_itself() {
+fn a_port_without_routes_is_served_by_the_host_itself() {
     let routes = doc(
         "VirtualService",
         "v",
@@ -51,12 +51,12 @@ fn a_port_that_no_route_is_for_is_served_by_the_host_itself() {
         doc("Service", "order-service", "default", "{ports: [{name: http, port: 80}, {name: http-b, port: 9090}]}");
     let world = world_of(&[routes.clone(), declared]);
     assert_eq!(ports_and_routes(&world, ORDER), [(80, 0), (9090, 1)]);
-    // Without declared ports the one that the match names has routes of its own.
+    // Without declared ports, the port of a match has routes of its own.
     assert_eq!(ports_and_routes(&world_of(&[routes]), ORDER), [(9090, 1), (0, 0)]);
 }
 
 #[test]
-fn a_wildcard_that_nothing_offers_is_routed_at_port_80() {
+fn a_wildcard_without_a_definition_is_routed_at_port_80() {
     let routes = doc(
         "VirtualService",
         "v",
@@ -70,8 +70,8 @@ fn a_wildcard_that_nothing_offers_is_routed_at_port_80() {
     assert_eq!(ports_and_routes(&world, "*.example.com"), [(80, 1)]);
     let found = service(&world, &client, "*.example.com").unwrap();
     assert!(found.clusters.iter().any(|cluster| cluster.host == ORDER && !cluster.undefined), "{found:?}");
-    assert_eq!(found.addresses, [""; 0], "the caller's own DNS says where it is");
-    // What is offered and covered is what the wildcard is for then.
+    assert_eq!(found.addresses, [""; 0], "the address is in the caller's own DNS");
+    // The wildcard then applies to the offered hosts that it covers.
     let entry = doc("ServiceEntry", "e", "default", "{hosts: [b.example.com], ports: [{number: 80, name: http}]}");
     let world = world_of(&[routes, entry]);
     assert_eq!(resolve(&world, &client, "a.example.com"), None);
@@ -82,7 +82,7 @@ fn a_wildcard_that_nothing_offers_is_routed_at_port_80() {
 }
 
 #[test]
-fn a_gateway_without_a_selector_is_for_every_gateway() {
+fn a_gateway_without_a_selector_applies_to_every_gateway() {
     let gateway =
         doc("Gateway", "g", "default", "{servers: [{port: {number: 80, name: a, protocol: HTTP}, hosts: ['*']}]}");
     let world = world_of(&[gateway]);
@@ -126,14 +126,14 @@ fn service_entries_of_one_host_and_namespace_are_joined() {
         let all: Vec<&weft_policy::Document> = parsed.documents.iter().collect();
         weft_policy::check(&all).iter().map(|problem| problem.text.clone()).collect::<Vec<_>>()
     };
-    let text = "ServiceEntry/default/a is older and defines host `a.example.com`: port 80 of this one does not count";
+    let text = "ServiceEntry/default/a is older and defines host `a.example.com`: port 80 of this one is ignored";
     assert_eq!(problems(&[plain.clone(), more]), [text]);
     let alone = entry("b", "default", "ports: [{number: 443, name: tls}], endpoints: [{address: 10.9.0.2}]");
     assert_eq!(problems(&[plain, alone]), [""; 0]);
 }
 
 #[test]
-fn what_may_be_right_is_info_and_what_is_not_exported_a_warning() {
+fn probable_hosts_are_info_and_hidden_hosts_a_warning() {
     let told = |texts: &[String], complete: bool| {
         let found = warnings(&world(&texts.concat(), &[]), complete);
         found.iter().map(|problem| (problem.severity.name(), problem.code.name())).collect::<Vec<_>>()

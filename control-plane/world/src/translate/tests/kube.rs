@@ -1,4 +1,4 @@
-//! Headless Services and Services that stand for another host.
+//! Headless Services and Services of type ExternalName.
 
 use super::*;
 use crate::translate::{Meaning, lookup};
@@ -37,7 +37,7 @@ fn a_headless_service_has_no_virtual_ip_and_endpoints_with_names() {
 }
 
 #[test]
-fn an_endpoint_of_a_headless_service_is_known_by_its_name() {
+fn an_endpoint_of_a_headless_service_resolves_by_its_name() {
     let mut world = world(&doc("Service", "db", "default", HEADLESS), &selected());
     let host = Some(("db.default.svc.cluster.local".to_owned(), Meaning::EndpointName));
     for asked in ["db-0.db", "DB-1.db.default", "db-0.db.default.svc", "db-0.db.default.svc.cluster.local."] {
@@ -63,7 +63,7 @@ fn a_headless_service_without_ports_has_those_of_its_instances() {
 }
 
 #[test]
-fn instances_that_are_not_ready_are_published_where_the_service_says_so() {
+fn instances_that_are_not_ready_are_published_if_the_service_allows_it() {
     let mut sick = selected();
     sick[0].health = Health::Unhealthy;
     for (spec, want) in [
@@ -81,12 +81,12 @@ fn alias(name: &str, target: &str) -> String {
 }
 
 #[test]
-fn an_alias_means_what_it_stands_for() {
+fn an_alias_resolves_to_its_target() {
     let text = [alias("a", "b.default.svc.cluster.local"), alias("b", ORDER)].concat();
     let mut world = world(&text, &orders());
     assert_eq!(name_of(&world, "a"), Some((ORDER.to_owned(), Meaning::Alias)));
     assert_eq!(name_of(&world, "b.default"), Some((ORDER.to_owned(), Meaning::Alias)));
-    // An alias that leads out of the mesh is told as what it is.
+    // An alias of a host outside the mesh is reported as such.
     world.set_policies(documents(&alias("a", "api.example.com")), 0);
     let a = service(&world, &Scope::of("default"), "a.default.svc.cluster.local").unwrap();
     assert_eq!((a.external_name.as_str(), a.addresses.len(), a.ports.len()), ("api.example.com", 0, 0));
@@ -98,7 +98,7 @@ fn an_alias_means_what_it_stands_for() {
 }
 
 #[test]
-fn a_route_to_an_alias_leads_to_what_it_stands_for() {
+fn a_route_to_an_alias_leads_to_its_target() {
     let route =
         doc("VirtualService", "shop", "default", "{hosts: [shop], http: [{route: [{destination: {host: a}}]}]}");
     let mut world = world(&[route, alias("a", ORDER)].concat(), &orders());
@@ -108,7 +108,7 @@ fn a_route_to_an_alias_leads_to_what_it_stands_for() {
     assert!(changed.hosts.contains("shop.default.svc.cluster.local"), "{changed:?}");
 }
 
-/// Callers of a gateway dial no endpoint: as in Istio they are balanced.
+/// Callers of a gateway dial no endpoint directly: as in Istio, requests are balanced.
 #[test]
 fn a_gateway_balances_the_endpoints_of_a_headless_service() {
     let route =

@@ -52,7 +52,7 @@ fn doc(kind: &str, name: &str, namespace: &str, spec: &str) -> String {
     )
 }
 
-/// Those of the first definition of a host.
+/// The endpoints of the first definition of a host.
 fn endpoints(world: &World, host: &str) -> Option<weft_proto::v1::Endpoints> {
     world.host(host).map(|host| super::endpoints(world, host))
 }
@@ -89,7 +89,7 @@ fn max(service: &v1::Service, name: &str) -> u32 {
 }
 
 #[test]
-fn the_rule_of_the_issue() {
+fn a_rule_for_a_client_and_service_is_translated() {
     let world = world(ISSUE, &orders());
     let service = service(&world, &Scope::of("default"), ORDER).unwrap();
     assert_eq!(service.addresses, ["240.240.100.127"]);
@@ -202,7 +202,7 @@ fn routes_of_the_oldest_owner_until_a_catch_all() {
         forward.destinations.iter().map(one).collect::<Vec<_>>()
     };
     let cart = "cart.default.svc.cluster.local";
-    // The last gets nothing, and makes the others some of several.
+    // The last destination gets nothing, but the route has several destinations.
     let nowhere = "outbound|0||nowhere.default.svc.cluster.local".to_owned();
     assert_eq!(targets(0), [(format!("outbound|80||{cart}"), 90), (format!("outbound|7||{cart}"), 10), (nowhere, 0)]);
     assert!(cluster(&service, &format!("outbound|7||{cart}")).undefined, "cart has no port 7");
@@ -302,7 +302,7 @@ fn a_selector_adds_instances_of_other_names() {
 }
 
 #[test]
-fn one_endpoint_of_two_registrations() {
+fn two_registrations_of_an_address_are_one_endpoint() {
     let line = instance("order-service", "line", "10.0.0.1", 8080);
     let mut api = instance("order-service", "api", "10.0.0.1", 8080);
     api.checks.push(v1::Check::default());
@@ -363,7 +363,7 @@ fn an_endpoint_that_refuses_mtls_has_no_identity_for_callers() {
 }
 
 #[test]
-fn the_server_keeps_to_the_pool_of_its_service() {
+fn the_server_observes_the_pool_of_its_service() {
     let world = world(ISSUE, &orders());
     let instance = &orders()[0];
     let inbound = inbound(&world, "default", &instance.labels, &[instance.key()]);
@@ -375,8 +375,8 @@ fn the_server_keeps_to_the_pool_of_its_service() {
 }
 
 #[test]
-fn what_policies_and_registrations_show_together() {
-    let told = |policies: &[String], complete| -> Vec<String> {
+fn warnings_combine_policies_and_registrations() {
+    let warning_lines = |policies: &[String], complete| -> Vec<String> {
         let world = world(&policies.concat(), &orders());
         warnings(&world, complete).iter().map(|problem| problem.text.clone()).collect()
     };
@@ -386,20 +386,28 @@ fn what_policies_and_registrations_show_together() {
         doc("VirtualService", "v", namespace, &spec)
     };
     let good = [rule("default", "{host: order-service, subsets: [{name: v1, labels: {version: v1}}]}")];
-    assert_eq!(told(&good, true), Vec::<String>::new());
+    assert_eq!(warning_lines(&good, true), Vec::<String>::new());
     let empty = [rule("default", "{host: order-service, subsets: [{name: v9, labels: {version: v9}}]}")];
-    assert_eq!(told(&empty, true), [format!("subset `v9`: no instance of `{ORDER}` has version=v9")]);
-    let moved = "host `order-service` means `order-service.shop.svc.cluster.local`, which nobody offers; there is";
+    assert_eq!(warning_lines(&empty, true), [format!("subset `v9`: no instance of `{ORDER}` has version=v9")]);
+    let moved = "host `order-service` means `order-service.shop.svc.cluster.local`, which is neither registered nor defined; there is";
     for policy in [rule("shop", "{host: order-service}"), to("shop", "{host: order-service}")] {
-        assert_eq!(told(&[policy], false), [format!("{moved} `{ORDER}`")]);
+        assert_eq!(warning_lines(&[policy], false), [format!("{moved} `{ORDER}`")]);
     }
-    let unknown = [to("default", "{host: nobody}")];
-    let here = "host `nobody` means `nobody.default.svc.cluster.local`, which no document here offers: it has to be registered";
-    assert_eq!(told(&unknown, false), [here]);
-    assert_eq!(told(&[rule("default", "{host: nobody}")], false), [here]);
-    assert_eq!(told(&unknown, true), ["host `nobody` means `nobody.default.svc.cluster.local`, which nobody offers"]);
-    let twice = "{hosts: [front], http: [{route: [{destination: {host: nobody}}], mirror: {host: nobody}}]}";
-    assert_eq!(told(&[doc("VirtualService", "v", "default", twice)], false), [here], "a host is told of once");
+    let unknown = [to("default", "{host: absent}")];
+    let here =
+        "host `absent` means `absent.default.svc.cluster.local`, which no document here defines: it must be registered";
+    assert_eq!(warning_lines(&unknown, false), [here]);
+    assert_eq!(warning_lines(&[rule("default", "{host: absent}")], false), [here]);
+    assert_eq!(
+        warning_lines(&unknown, true),
+        ["host `absent` means `absent.default.svc.cluster.local`, which is neither registered nor defined"]
+    );
+    let twice = "{hosts: [front], http: [{route: [{destination: {host: absent}}], mirror: {host: absent}}]}";
+    assert_eq!(
+        warning_lines(&[doc("VirtualService", "v", "default", twice)], false),
+        [here],
+        "a host is reported once"
+    );
     let gateway = doc(
         "Gateway",
         "g",
@@ -420,8 +428,8 @@ fn what_policies_and_registrations_show_together() {
         ("*.x", true),
         ("*.z", false),
     ] {
-        let want = format!("gateway `default/g` has no server for `{host}`: it serves nothing of this");
-        assert_eq!(told(&routed(host), false), if served { vec![] } else { vec![want] }, "{host}");
+        let want = format!("gateway `default/g` has no server for `{host}`: it serves no route of this VirtualService");
+        assert_eq!(warning_lines(&routed(host), false), if served { vec![] } else { vec![want] }, "{host}");
     }
     let entry = doc(
         "ServiceEntry",
@@ -431,27 +439,30 @@ fn what_policies_and_registrations_show_together() {
     );
     let workload =
         |app: &str| doc("WorkloadEntry", "w", "default", &format!("{{address: 10.0.0.9, labels: {{app: {app}}}}}"));
-    assert_eq!(told(&[entry.clone(), workload("e")], false), Vec::<String>::new());
+    assert_eq!(warning_lines(&[entry.clone(), workload("e")], false), Vec::<String>::new());
     assert_eq!(
-        told(&[entry, workload("f")], false),
+        warning_lines(&[entry, workload("f")], false),
         [
             "no WorkloadEntry of its namespace has these labels: it has no endpoint",
-            "no ServiceEntry of its namespace selects it: nobody calls it",
+            "no ServiceEntry of its namespace selects it: it is not an endpoint of any host",
         ]
     );
     let export = |name: &str, namespace| [doc("ServiceExport", name, namespace, "{}")];
-    assert_eq!(told(&export("order-service", "default"), true), Vec::<String>::new());
-    assert_eq!(told(&export("nobody", "default"), false), Vec::<String>::new());
-    let nobody = "`nobody.default.svc.cluster.local`, which this exports, nobody offers";
-    assert_eq!(told(&export("nobody", "default"), true), [nobody]);
-    assert!(told(&export("order-service", "shop"), true)[0].ends_with(&format!("nobody offers; there is `{ORDER}`")));
+    assert_eq!(warning_lines(&export("order-service", "default"), true), Vec::<String>::new());
+    assert_eq!(warning_lines(&export("absent", "default"), false), Vec::<String>::new());
+    let absent = "`absent.default.svc.cluster.local`, which this exports, is neither registered nor defined";
+    assert_eq!(warning_lines(&export("absent", "default"), true), [absent]);
+    assert!(
+        warning_lines(&export("order-service", "shop"), true)[0]
+            .ends_with(&format!("is neither registered nor defined; there is `{ORDER}`"))
+    );
     let outside = "{hosts: [www.example.com], http: [{route: [{destination: {host: www.example.com}}]}]}";
-    assert_eq!(told(&[doc("VirtualService", "v", "default", outside)], true), Vec::<String>::new());
+    assert_eq!(warning_lines(&[doc("VirtualService", "v", "default", outside)], true), Vec::<String>::new());
     let two_ports = doc("Service", "order-service", "default", "{ports: [{name: a, port: 80}, {name: b, port: 81}]}");
-    let open = told(&[two_ports.clone(), to("default", "{host: order-service}")], true);
+    let open = warning_lines(&[two_ports.clone(), to("default", "{host: order-service}")], true);
     assert!(open.len() == 1 && open[0].contains("has the ports 80, 81: without `port.number`"), "{open:?}");
     assert_eq!(
-        told(&[two_ports, to("default", "{host: order-service, port: {number: 81}}")], true),
+        warning_lines(&[two_ports, to("default", "{host: order-service, port: {number: 81}}")], true),
         Vec::<String>::new()
     );
 }

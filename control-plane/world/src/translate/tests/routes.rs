@@ -9,14 +9,14 @@ fn routes(world: &World) -> Vec<v1::HttpRoute> {
 }
 
 #[test]
-fn a_delegates_routes_change_with_it() {
+fn changing_a_delegate_changes_the_routes() {
     let root =
         virtual_service("root", &format!("{{hosts: [{ORDER}], http: [{{delegate: {{name: leaf}}, timeout: 2s}}]}}"));
     let leaf = |status: u32| {
         virtual_service("leaf", &format!("{{http: [{{name: a, directResponse: {{status: {status}}}}}]}}"))
     };
     let mut world = world(&root, &orders());
-    assert_eq!(routes(&world), [], "nobody to delegate to: no route of it");
+    assert_eq!(routes(&world), [], "a missing delegate has no routes");
     for status in [200, 201] {
         let changed = world.set_policies(documents(&(root.clone() + &leaf(status))), 0);
         assert!(changed.hosts.contains(ORDER), "{changed:?}");
@@ -28,7 +28,7 @@ fn a_delegates_routes_change_with_it() {
 }
 
 #[test]
-fn copies_go_to_clusters_of_their_own() {
+fn mirrors_have_clusters_of_their_own() {
     let rule = doc(
         "DestinationRule",
         "o",
@@ -40,7 +40,7 @@ fn copies_go_to_clusters_of_their_own() {
         &format!(
             "{{hosts: [{ORDER}], http: [{{route: [{{destination: {{host: {ORDER}}}}}], mirrors: [\
              {{destination: {{host: order-service, subset: v2}}, percentage: {{value: 5}}}}, \
-             {{destination: {{host: nobody}}}}, {{destination: {{host: {ORDER}}}, percentage: {{value: 0}}}}]}}]}}"
+             {{destination: {{host: absent}}}}, {{destination: {{host: {ORDER}}}, percentage: {{value: 0}}}}]}}]}}"
         ),
     );
     let world = world(&(rule + &route), &orders());
@@ -95,7 +95,7 @@ fn routes_of_connections_are_for_ports_that_are_not_http() {
 }
 
 #[test]
-fn names_outside_are_one_endpoint_or_many() {
+fn dns_names_are_one_endpoint_or_one_per_address() {
     for (resolution, every) in [("DNS", true), ("DNS_ROUND_ROBIN", false)] {
         let spec = format!(
             "{{hosts: [api.example.com], resolution: {resolution}, ports: [{{number: 80, name: http}}], subjectAltNames: [api]}}"
@@ -172,7 +172,7 @@ fn a_gateway_has_the_hosts_of_its_virtual_services() {
     assert!(domains(1).is_empty(), "another namespace's");
     assert_eq!(domains(2), [("s.example.com", "gateway:default:edge:tls:s.example.com")]);
     assert_eq!(domains(3), [("*", "gateway:default:edge:tcp:9000")]);
-    // The routes of both, the one that takes all at the end.
+    // The routes of both, with the one that takes all requests at the end.
     let name = resolve(&world, &Scope::of("default"), "gateway:default:edge:http:b.example.com").unwrap();
     let joined = service(&world, &Scope::of("default"), &name).unwrap();
     let names: Vec<&str> = joined.ports[0].routes.iter().map(|route| route.name.as_str()).collect();
@@ -185,6 +185,6 @@ fn a_gateway_has_the_hosts_of_its_virtual_services() {
     );
     assert!(
         world.host("*").is_none()
-            && service(&world, &Scope::of("default"), "gateway:default:edge:http:nobody").is_none()
+            && service(&world, &Scope::of("default"), "gateway:default:edge:http:absent").is_none()
     );
 }

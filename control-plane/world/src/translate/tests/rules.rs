@@ -92,10 +92,10 @@ fn ports_replace_subsets_overlay_and_rules_join() {
     assert_eq!(endpoint.ports["api"], 8080);
 }
 
-/// Istio's `MergeSubsetTrafficPolicy`: a port's settings of the rule take everything away that they do not have, those of a
-/// subset what they could have had.
+/// Istio's `MergeSubsetTrafficPolicy`: a port's settings of the rule remove all settings that they lack, those of a
+/// subset only settings that a port can have.
 #[test]
-fn what_a_port_cannot_set_is_lost_by_the_rules_port_and_kept_by_the_subsets() {
+fn settings_beyond_a_ports_are_dropped_for_the_rules_port_and_kept_for_the_subsets() {
     let policies = [
         doc(
             "Service",

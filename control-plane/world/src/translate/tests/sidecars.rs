@@ -15,7 +15,7 @@ fn entry(host: &str, namespace: &str, ports: &[u32]) -> String {
 }
 
 #[test]
-fn a_client_knows_what_its_sidecar_imports() {
+fn a_client_reaches_the_hosts_that_its_sidecar_imports() {
     let mut world = world(&entry("a.example.com", "other", &[80, 81]), &orders());
     let sees = |world: &World, namespace: &str, labels: &[(&str, &str)], name: &str| {
         resolve(world, &clients::client(world, namespace, labels), name).is_some()
@@ -35,7 +35,7 @@ fn a_client_knows_what_its_sidecar_imports() {
         let what = format!("{namespace} {labels:?}");
         assert_eq!(sees(&world, namespace, labels, "a.example.com"), external, "{what}");
         assert_eq!(sees(&world, namespace, labels, "order-service.default"), orders, "{what}");
-        // By the address of an endpoint no more than by name.
+        // It is no more visible by the address of an endpoint than by name.
         assert_eq!(sees(&world, namespace, labels, "10.0.0.1:8080"), orders, "{what}");
         assert_eq!(sees(&world, namespace, labels, "10.9.0.1:80"), external, "{what}");
     }
@@ -52,7 +52,7 @@ fn a_client_knows_what_its_sidecar_imports() {
 const ROOT: &str = weft_policy::ROOT_NAMESPACE;
 
 #[test]
-fn where_imported_routes_lead_is_known_too_and_other_routes_are_not() {
+fn destinations_of_imported_routes_are_reachable() {
     let route = |namespace: &str, host: &str, to: &str| {
         doc(
             "VirtualService",
@@ -65,7 +65,7 @@ fn where_imported_routes_lead_is_known_too_and_other_routes_are_not() {
     let world = world(
         &(entry("a.example.com", "other", &[80])
             + &route("other", "a.example.com", ORDER)
-            + &route("hidden", ORDER, "nobody.test")
+            + &route("hidden", ORDER, "absent.test")
             + &own),
         &orders(),
     );
@@ -81,7 +81,7 @@ fn where_imported_routes_lead_is_known_too_and_other_routes_are_not() {
 
 /// The same block of a DestinationRule and of a Sidecar means the same, each field of it.
 #[test]
-fn what_comes_in_has_the_whole_connection_pool() {
+fn inbound_traffic_has_the_whole_connection_pool() {
     const POOL: &str = "{tcp: {maxConnections: 5, connectTimeout: 3s, maxConnectionDuration: 60s, idleTimeout: 61s, \
                         tcpKeepalive: {probes: 3, time: 40s, interval: 7s}}, \
                         http: {http1MaxPendingRequests: 6, http2MaxRequests: 7, maxRequestsPerConnection: 8, maxRetries: 9, \
@@ -103,7 +103,7 @@ fn what_comes_in_has_the_whole_connection_pool() {
 }
 
 #[test]
-fn what_comes_in_is_taken_as_the_sidecar_says() {
+fn ingress_of_a_sidecar_configures_inbound_ports() {
     let rule = doc(
         "DestinationRule",
         "o",
@@ -138,9 +138,9 @@ fn what_comes_in_is_taken_as_the_sidecar_says() {
     assert_eq!(to, DeliverTo::Unix("/run/app.sock".into()));
 }
 
-/// istio/istio#37087: a VirtualService comes as a whole with any of its hosts.
+/// istio/istio#37087: importing any host of a VirtualService imports the whole VirtualService.
 #[test]
-fn an_import_of_one_host_brings_the_other_hosts_of_its_virtual_service() {
+fn importing_a_host_imports_the_other_hosts_of_its_virtual_service() {
     let hosts = "hosts: [a.example.com, b.example.com, only-routed.example.com]";
     let routes = format!("{{{hosts}, http: [{{route: [{{destination: {{host: a.example.com}}}}]}}]}}");
     let entries = entry("a.example.com", "other", &[80]) + &entry("b.example.com", "other", &[80, 81]);
@@ -160,16 +160,17 @@ fn an_import_of_one_host_brings_the_other_hosts_of_its_virtual_service() {
         // TCP ports have no routes for requests.
         assert!(routed || name != "only-routed.example.com", "{name}: {service:?}");
     }
-    // At a port of the import alone, and not what is left out by name.
+    // Only at a port of the import, and without excluded names.
     let at_port = of("{port: {number: 80}, hosts: ['other/a.example.com']}", &routes);
     let ports = service(&at_port, &shop(&at_port), "b.example.com").unwrap().ports;
     assert_eq!(ports.iter().map(|port| port.number).collect::<Vec<_>>(), [80]);
     assert!(!known(&of("{hosts: ['other/a.example.com', '~other/b.example.com']}", &routes), "b.example.com"));
-    // One that is not for this namespace brings nothing, nor does one of a host that is not imported.
+    // A VirtualService that is not exported to this namespace adds nothing, nor does one of a host that is not
+    // imported.
     let private = routes.replace("{hosts", "{exportTo: ['.'], hosts");
     assert!(!known(&of(import, &private), "b.example.com"));
     assert!(!known(&of("{hosts: ['elsewhere/a.example.com']}", &routes), "b.example.com"));
-    // Clients are told when the routes come.
+    // Clients are notified when the routes arrive.
     let mut later = of(import, &private);
     let all = entries.clone() + &scope(import) + &doc("VirtualService", "both", "other", &routes);
     assert!(later.set_policies(documents(&all), 0).names && known(&later, "b.example.com"));
@@ -177,7 +178,7 @@ fn an_import_of_one_host_brings_the_other_hosts_of_its_virtual_service() {
 
 /// Istio's IST0110.
 #[test]
-fn sidecars_with_different_selectors_that_pick_one_workload_are_told() {
+fn sidecars_that_select_one_workload_are_reported() {
     let of = |name: &str, labels: &str| {
         let spec = format!("{{workloadSelector: {{labels: {{{labels}}}}}, egress: [{{hosts: ['*/*']}}]}}");
         sidecar(name, "default", &spec)
@@ -195,12 +196,12 @@ fn sidecars_with_different_selectors_that_pick_one_workload_are_told() {
         order.workload = "order".to_owned();
     }
     let found = told(&both, &orders);
-    let text = "workload `order` on node-order-1 has the labels that Sidecar/default/a selects too, which is older";
+    let text = "workload `order` on node-order-1 is also selected by Sidecar/default/a, which is older";
     assert!(found.len() == 1 && found[0].starts_with(text), "{found:?}");
-    // Of another namespace they are others.
+    // Workloads of another namespace are not selected.
     let elsewhere: Vec<Instance> = orders.iter().map(|order| in_namespace(order.clone(), "shop")).collect();
     assert_eq!(told(&both, &elsewhere), Vec::<String>::new());
     let entry = doc("WorkloadEntry", "w", "default", "{address: 10.0.0.9, labels: {version: v1, app: order}}");
     let found = told(&(both + &entry), &[]);
-    assert!(found.len() == 1 && found[0].starts_with("WorkloadEntry/default/w has the labels"), "{found:?}");
+    assert!(found.len() == 1 && found[0].starts_with("WorkloadEntry/default/w is also selected"), "{found:?}");
 }

@@ -1,4 +1,4 @@
-//! Wildcards: those that stand for a part of a label, and those that routes lead to.
+//! Wildcards: those within a label, and those that routes lead to.
 
 use super::*;
 
@@ -13,7 +13,7 @@ fn client() -> Scope {
 }
 
 #[test]
-fn a_service_entry_of_a_partial_wildcard_is_for_what_ends_so() {
+fn a_partial_wildcard_covers_hosts_with_its_suffix() {
     let documents = entry("a", "*-eu.example", "resolution: DYNAMIC_DNS")
         + &entry("b", "*.example", "resolution: DYNAMIC_DNS")
         + &entry("c", "*.a-eu.example", "resolution: DYNAMIC_DNS");
@@ -48,7 +48,7 @@ fn rules_and_routes_of_the_longest_wildcard() {
     let endpoints = "resolution: STATIC, endpoints: [{address: 10.1.0.1}]";
     let hosts = ["shop-eu.example", "shop.example", "eu.example", "a.eu.example"];
     let mut documents: String = hosts.iter().map(|host| entry(&host.replace('.', "-"), host, endpoints)).collect();
-    // In Istio `*eu.example` is for `eu.example` too.
+    // In Istio `*eu.example` covers `eu.example` too.
     for (n, host) in ["*.example", "*eu.example", "*-eu.example"].into_iter().enumerate() {
         documents += &rule(&format!("r{n}"), host, n as u32 + 1);
         documents += &routes(&format!("v{n}"), host, n as u32 + 201);
@@ -65,13 +65,13 @@ fn rules_and_routes_of_the_longest_wildcard() {
 }
 
 #[test]
-fn routes_for_a_partial_wildcard_are_those_of_hosts_that_nothing_offers() {
+fn routes_for_a_partial_wildcard_apply_to_hosts_without_a_definition() {
     let spec = "{hosts: ['*-old.example'], http: [{directResponse: {status: 410}}]}";
     let world = world(&doc("VirtualService", "v", "default", spec), &[]);
     let named = |name: &str| resolve(&world, &client(), name);
     assert_eq!(named("shop-old.example").as_deref(), Some("*-old.example"));
     assert_eq!((named("old.example"), named("-old.example")), (None, None));
-    // What others keep to themselves is not offered to this client.
+    // Private hosts of other namespaces are not offered to this client.
     let hidden = |namespace: &str| {
         let spec = "{hosts: [shop-old.example], exportTo: [.], ports: [{number: 80, name: http, protocol: HTTP}], resolution: DNS}";
         doc("ServiceEntry", "s", namespace, spec)
@@ -91,7 +91,7 @@ fn server_names_by_a_partial_wildcard() {
     assert_eq!(tls.connection_routes[0].matches[0].server_names, ["*-eu.example"]);
 }
 
-/// Routes of requests, TLS and bytes to a wildcard.
+/// Routes of requests, TLS and TCP connections to a wildcard.
 fn to_wildcard(resolution: &str, destination: &str) -> (World, String) {
     let to = |port: u32| format!("[{{destination: {{host: '{destination}', port: {{number: {port}}}}}}}]");
     let spec = format!(
@@ -110,7 +110,7 @@ fn to_wildcard(resolution: &str, destination: &str) -> (World, String) {
 }
 
 #[test]
-fn a_route_to_a_wildcard_leads_to_the_service_entry_of_this_very_host() {
+fn a_route_to_a_wildcard_leads_to_the_service_entry_of_the_same_host() {
     for (resolution, original, dynamic) in [
         ("resolution: NONE", true, false),
         ("resolution: DYNAMIC_DNS", false, true),
@@ -173,13 +173,13 @@ fn destinations_that_callers_cannot_dial_are_warned_of() {
 
 #[test]
 fn a_route_to_a_wildcard_without_its_service_entry_is_an_error_and_leads_nowhere() {
-    // A narrower, a wider and a partial one are other hosts.
+    // More specific, less specific and partial wildcards are other hosts.
     for destination in ["*.a.example", "*e.example", "*-a.example", "*.test"] {
         let (world, _) = to_wildcard("resolution: NONE", destination);
         let service = service(&world, &client(), "shop.test").unwrap();
         assert!(cluster(&service, &format!("outbound|80||{destination}")).undefined, "{destination}");
         let odd = warnings(&world, true);
-        let text = format!("no ServiceEntry has the host `{destination}`: requests that are sent there get 503");
+        let text = format!("no ServiceEntry has the host `{destination}`: its requests get 503");
         assert_eq!(odd.iter().filter(|problem| problem.to_string().contains(&text)).count(), 1, "{odd:#?}");
         assert!(odd.iter().all(|problem| problem.severity == weft_policy::Severity::Error), "{odd:#?}");
     }
@@ -204,7 +204,7 @@ fn gateways_serve_partial_wildcards_within_their_hosts() {
     let world = world(&documents, &[]);
     let servers = servers(&world, &Default::default());
     let of = |at: usize| -> Vec<&str> { servers[at].virtual_hosts.iter().map(|host| host.domain.as_str()).collect() };
-    // Where both are wildcards the narrower of the two.
+    // If both are wildcards, the more specific of the two.
     assert_eq!(of(0), ["*-eu.shop.example", "*.shop.example", "foo.example", "foo.example"]);
     assert_eq!(of(1), ["*-eu.shop.example", "*.shop.example"]);
     let odd: Vec<String> = warnings(&world, true).iter().map(ToString::to_string).collect();

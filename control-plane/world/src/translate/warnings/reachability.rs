@@ -13,7 +13,7 @@ pub(super) fn of_routes<'a>(
     world: &'a World,
     document: &'a Document,
     service: &VirtualService,
-    found: &mut Vec<Finding<'a>>,
+    findings: &mut Vec<Finding<'a>>,
 ) {
     let client = Scope::of(&document.namespace);
     // Many routes lead to few hosts.
@@ -23,7 +23,7 @@ pub(super) fn of_routes<'a>(
         let known = |name: &String| world.definition(&client, name).or_else(|| world.host(name));
         let host = *hosts.entry(name).or_insert_with_key(known);
         if let Some(text) = host.and_then(|host| of_destination(world, document, service, &path, host)) {
-            found.push(Finding::warning(document, format!("{path}.host"), Code::Undialable, text));
+            findings.push(Finding::warning(document, format!("{path}.host"), Code::Undialable, text));
         }
     }
 }
@@ -40,16 +40,16 @@ fn of_destination(
         Resolution::None => {
             let gateway = service.gateways.iter().find(|gateway| *gateway != MESH)?;
             Some(format!(
-                "`{}` has `resolution: NONE`: it is dialed where the caller has dialed, and a caller of gateway `{gateway}` has \
-                 dialed the gateway: nothing can be called there. Write DYNAMIC_DNS for a wildcard, DNS for a host",
+                "`{}` has `resolution: NONE`: the original destination is dialed, which for callers of gateway \
+                 `{gateway}` is the gateway itself. Write DYNAMIC_DNS for a wildcard, DNS for a host",
                 host.name
             ))
         }
         Resolution::DynamicDns => {
             let port = nameless(world, document, service, path)?;
             Some(format!(
-                "`{}` has `resolution: DYNAMIC_DNS`: the host is dialed that the caller names, and of {port}, which is declared \
-                 TCP, no name is read: connections are closed. Declare the port TLS or HTTP, or name a host",
+                "`{}` has `resolution: DYNAMIC_DNS`: the host that the caller names is dialed, but {port} is declared \
+                 TCP, without a name: connections are closed. Declare the port TLS or HTTP, or name a host",
                 host.name
             ))
         }
@@ -57,7 +57,7 @@ fn of_destination(
     }
 }
 
-/// A port that is declared TCP, by which connections come to the `tcp` route at `path`.
+/// A port that is declared TCP, through which connections reach the `tcp` route at `path`.
 fn nameless(world: &World, document: &Document, service: &VirtualService, path: &str) -> Option<String> {
     let number: usize = path.strip_prefix("tcp[")?.split_once(']')?.0.parse().ok()?;
     let route = service.tcp.get(number)?;

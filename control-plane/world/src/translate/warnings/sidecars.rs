@@ -8,7 +8,7 @@ use weft_policy::{Code, Document, Finding, Object};
 /// Sidecars of one namespace that select some of its workloads, oldest first.
 type Selecting<'a> = Vec<(&'a Document, &'a BTreeMap<String, String>)>;
 
-/// What is odd about the Sidecars of `world`, given its workloads: each pair is told once, with one workload.
+/// Warnings about the Sidecars of `world`, given its workloads: each pair is reported once, with one workload.
 pub(super) fn conflicts(world: &World) -> Vec<Finding<'_>> {
     let mut selecting: BTreeMap<&str, Selecting<'_>> = BTreeMap::new();
     for document in world.policies().sidecars() {
@@ -43,8 +43,8 @@ pub(super) fn conflicts(world: &World) -> Vec<Finding<'_>> {
     }
     let told = pairs.into_iter().map(|((namespace, first, _), (second, workload))| {
         let text = format!(
-            "{workload} has the labels that Sidecar/{namespace}/{first} selects too, which is older and decides for it: \
-             this one does not apply there"
+            "{workload} is also selected by Sidecar/{namespace}/{first}, which is older: this one does not \
+             apply to it"
         );
         Finding::warning(second, "workloadSelector", Code::ConflictingSidecars, text)
     });

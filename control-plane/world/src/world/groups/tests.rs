@@ -60,7 +60,7 @@ fn a_member_is_the_template_at_its_own_address() {
         world.host_of_endpoint(&super::super::Scope::of("default"), own.address, 8080).map(|host| host.name.as_str()),
         Some("legacy.test")
     );
-    // It is no instance of a service.
+    // It is not an instance of a service.
     assert_eq!((world.instances().count(), world.registered().count(), world.hosts().count()), (0, 1, 1));
     assert!(world.service_indexes.is_empty());
     let near = Instance { locality: "us/b".into(), ..own };
@@ -85,16 +85,16 @@ fn only_the_service_account_of_the_template_joins() {
         assert_eq!(endpoints(&world).is_empty(), refused.is_some());
         assert_eq!(world.owner(own.address).is_empty(), refused.is_some());
     }
-    let nobody = Instance { identity: String::new(), ..member("") };
-    assert!(joined(&world(&group(VMS), &nobody), &nobody).is_err());
-    // A group of this name in another namespace is another.
+    let absent = Instance { identity: String::new(), ..member("") };
+    assert!(joined(&world(&group(VMS), &absent), &absent).is_err());
+    // A group of this name in another namespace is a different one.
     let elsewhere = Instance { namespace: "other".into(), ..member("vm") };
     let refused = joined(&world(&group(VMS), &elsewhere), &elsewhere).unwrap_err();
     assert_eq!(refused, "there is no WorkloadGroup other/vms yet");
 }
 
 #[test]
-fn a_group_may_come_change_and_go() {
+fn groups_are_added_changed_and_removed() {
     let own = member("vm");
     let mut world = world(ENTRY, &own);
     assert_eq!(joined(&world, &own).unwrap_err(), "there is no WorkloadGroup default/vms yet");
@@ -120,7 +120,7 @@ fn a_group_may_come_change_and_go() {
 }
 
 #[test]
-fn one_that_is_probed_is_ill_until_its_probe_has_succeeded() {
+fn a_workload_with_a_probe_is_unhealthy_until_the_probe_succeeds() {
     let probed = format!("{}, probe: {{tcpSocket: {{port: 1}}}}}}", &VMS[..VMS.len() - 1]);
     let own = member("vm");
     let mut world = world(&format!("{ENTRY}{}", group(&probed)), &own);

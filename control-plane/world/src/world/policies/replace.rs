@@ -1,4 +1,4 @@
-//! Rules and routes that come and go one by one.
+//! Adds and removes single rules and routes.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use super::{Policies, gateway_hosts};
 use weft_policy::{Document, Object, VirtualService, canonical};
 
 impl Policies {
-    /// Takes out one that is there; only those of [`is_replaceable`] kinds.
+    /// Removes an existing document; only of [`is_replaceable`] kinds.
     fn remove(&mut self, document: &Arc<Document>) {
         let namespace = &document.namespace;
         self.count(document, false);
@@ -35,7 +35,7 @@ impl Policies {
         came.iter().for_each(|document| self.add(document));
     }
 
-    /// Counts what several documents may have in common, as one comes or goes.
+    /// Counts properties that several documents may share, when one is added or removed.
     pub(super) fn count(&mut self, document: &Document, comes: bool) {
         let namespace = &document.namespace;
         let partial = document.object.hosts().iter().any(|host| names::is_partial_wildcard(host));
@@ -69,17 +69,17 @@ impl Policies {
     }
 }
 
-/// Whether [`Policies::replace`] can do with documents of this kind: nothing in the indexes of others depends on them.
+/// Whether [`Policies::replace`] supports documents of this kind: no index of other kinds depends on them.
 pub(in crate::world) fn is_replaceable(document: &Document) -> bool {
     matches!(document.object, Object::DestinationRule(_) | Object::VirtualService(_))
 }
 
-/// The order of what claims the same: oldest first; of the same age by namespace and name.
+/// The order of documents with the same claim: oldest first; of the same age by namespace and name.
 pub(super) fn age(document: &Document) -> (u64, &str, &str) {
     (document.created, &document.namespace, &document.name)
 }
 
-/// Puts a document in where its age has it.
+/// Inserts a document at the place of its age.
 pub(super) fn insert(list: &mut Vec<Arc<Document>>, document: &Arc<Document>) {
     let at = list.partition_point(|other| age(other) <= age(document));
     list.insert(at, document.clone());
@@ -94,7 +94,7 @@ fn take_out<K: Ord>(index: &mut BTreeMap<K, Vec<Arc<Document>>>, key: &K, docume
     }
 }
 
-/// Counts one more, or one less.
+/// Increments or decrements a count.
 fn count(counts: &mut BTreeMap<String, usize>, name: &String, comes: bool) {
     if comes {
         *counts.entry(name.clone()).or_default() += 1;

@@ -32,7 +32,7 @@ pub(crate) fn instance(service: &str, id: &str, address: &str, port: u16) -> Ins
     }
 }
 
-/// Documents of a text that must be without problems of error.
+/// Documents of a text that must have no errors.
 pub(crate) fn documents(text: &str) -> Vec<Arc<Document>> {
     let parsed = parse_policies("test.yaml", text);
     assert!(!parsed.has_errors(), "{:#?}", parsed.problems);
@@ -52,7 +52,7 @@ spec:
 ";
 
 #[test]
-fn an_instance_comes_changes_and_goes() {
+fn instances_are_added_changed_and_removed() {
     let mut world = World::new("mesh", 41);
     assert_eq!(world.service_index("default", "order"), 41);
     world.at_revision(42);
@@ -84,7 +84,7 @@ fn an_instance_comes_changes_and_goes() {
     world.at_revision(45);
     let changed = world.remove(&sick.key(), 100);
     assert!(!changed.names && changed.renamed.contains(HOST) && changed.addresses.contains(&virtual_ip.into()));
-    assert_eq!(world.service_index("default", "order"), 45, "never goes back");
+    assert_eq!(world.service_index("default", "order"), 45, "never decreases");
     assert_eq!(world.remove(&sick.key(), 100), Changed::default());
     assert!(!world.host(HOST).unwrap().live, "still known: its callers get 503, not 'no such host'");
     assert!(world.host_of_endpoint(&Scope::of("default"), "10.0.0.1".parse().unwrap(), 80).is_none());
@@ -130,7 +130,7 @@ fn virtual_ips_are_stable_and_survive_a_restart() {
 }
 
 #[test]
-fn a_change_touches_what_leads_to_it() {
+fn a_change_affects_the_hosts_that_lead_to_it() {
     let mut world = World::new("mesh", 1);
     let changed = world.set_policies(documents(ROUTES), 0);
     let shop = "shop.default.svc.cluster.local";
@@ -150,7 +150,7 @@ fn a_change_touches_what_leads_to_it() {
 }
 
 #[test]
-fn a_wildcard_rule_touches_all_hosts() {
+fn a_wildcard_rule_affects_all_hosts() {
     let mut world = World::new("mesh", 1);
     world.upsert(instance("order", "a", "10.0.0.1", 80), 0);
     let rule = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: o}\nspec: {host: '*.default.svc.cluster.local'}\n";
@@ -193,7 +193,7 @@ spec: {{hosts: [{HOST}], exportTo: [.], ports: [{{number: 80, name: http}}], res
     assert_eq!((world.definitions(HOST).count(), seen(&world)), (1, [true, false]));
 }
 
-/// Documents of few names, so that they have to do with each other; the same for the same number.
+/// Documents with few names, so that they refer to each other; deterministic for a seed.
 fn some_policies(seed: &mut u64, name: usize) -> Vec<Arc<Document>> {
     let mut roll = |of: &[&'static str]| {
         *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -248,7 +248,7 @@ fn some_policies(seed: &mut u64, name: usize) -> Vec<Arc<Document>> {
 }
 
 #[test]
-fn policies_replaced_one_by_one_are_as_if_built_anew() {
+fn replacing_single_policies_equals_a_rebuild() {
     let mut seed = 11;
     let mut files: Vec<Vec<Arc<Document>>> = (0..12).map(|name| some_policies(&mut seed, name)).collect();
     let mut world = World::new("cluster.local", 1);
@@ -273,7 +273,7 @@ fn policies_replaced_one_by_one_are_as_if_built_anew() {
 }
 
 #[test]
-fn one_changed_policy_of_two_thousand_is_taken_up_alone() {
+fn replacing_a_policy_of_two_thousand_costs_that_policy_alone() {
     let rule = |n: usize, most: u32| {
         documents(&format!(
             "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: s{n}}}\n\
