@@ -157,7 +157,7 @@ fn a_route_to_a_wildcard_goes_to_the_host_that_is_named() -> Result<()> {
         })
     };
     expect("http://a-partner.example.com/", &[], &["X-Served-By: one"])?;
-    // The host that the route gives to the request, wherever the caller believes its own to be.
+    // The host that the route gives to the request, wherever the client assumes its own to be.
     let at = |host: &str, port: u16, pod: &Pod| format!("{host}:{port}:{}", pod.ip);
     let shop = at("shop.example.net", 80, &one);
     expect("http://shop.example.net/b", &["--resolve", &shop], &["X-Served-By: two"])?;

@@ -277,7 +277,7 @@ spec:
     };
     expect("http://a.example.com/", &[], "\"name\": \"one\"")?;
     expect("http://b.example.com/", &[], "\"name\": \"two\"")?;
-    // Wherever the caller believes it to be.
+    // Wherever the client assumes it to be.
     let elsewhere = |host: &str, port: u16| ["--resolve".to_owned(), format!("{host}:{port}:{}", two.ip)];
     let believing = |host: &str, scheme: &str, port: u16, wanted: &str| {
         let [resolve, to] = elsewhere(host, port);
@@ -297,7 +297,7 @@ spec:
     Ok(())
 }
 
-/// The application's requests go to a new service, and copies to where it believes the old one to be.
+/// The application's requests go to a new service, and copies to the assumed address of the old one.
 fn mirrors_go_to_the_original_destination() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let (new, old) = (mesh.pod("new")?, mesh.pod("old")?);

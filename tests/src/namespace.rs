@@ -14,7 +14,7 @@ pub(crate) const INSIDE: &str = "WEFT_TESTS_INSIDE";
 /// Runs this program again in namespaces of its own, and ends with its status; returns at once inside.
 ///
 /// # Errors
-/// When neither root nor a user namespace is to be had: says what is missing.
+/// If neither root nor a user namespace is available; the text names what is missing.
 pub fn enter() -> Result<()> {
     if std::env::var_os(INSIDE).is_some() {
         // Where `ip netns` keeps its names: ours alone.
@@ -43,7 +43,7 @@ pub fn enter() -> Result<()> {
     let works = Command::new(unshare.get_program()).args(unshare.get_args()).arg("true").output()?;
     if !works.status.success() {
         bail!(
-            "network namespaces are not to be had: {}. Run as root, or allow user namespaces \
+            "network namespaces are unavailable: {}. Run as root, or allow user namespaces \
              (sysctl kernel.unprivileged_userns_clone=1, kernel.apparmor_restrict_unprivileged_userns=0)",
             String::from_utf8_lossy(&works.stderr).trim()
         );

@@ -46,7 +46,7 @@ const NODES: [(&str, &[&str]); 2] = [("eureka", &["eureka-js-client@4.5.0"]), ("
 /// inside no registry is reached.
 ///
 /// # Errors
-/// When a package is not to be had.
+/// If a package is unavailable.
 pub fn install(wanted: &[&str]) -> Result<()> {
     if std::env::var_os(INSIDE).is_some() {
         return Ok(());

@@ -41,10 +41,9 @@ pub struct Options {
     redirect: bool,
     #[command(flatten, next_help_heading = "With --redirect")]
     capture: Capture,
-    /// In a network namespace of its own, with --redirect. Without root, or where the control plane is on this machine's
-    /// loopback, the sidecar stays in the machine's network, and others reach the service there, at its own port. With root
-    /// the pod can have this address, and is reached at it from this machine and from others that route it here; a free
-    /// private one where none is given.
+    /// Run in a network namespace of its own, with --redirect. Without root, or if the control plane is on this machine's
+    /// loopback, the sidecar stays in the machine's network, and others reach the service there, at its own port. With root the pod
+    /// can have this address, which this machine reaches, and others that route it here [default: a free private address].
     #[arg(long, value_name = "ADDRESS/PREFIX", num_args = 0..=1, require_equals = true, default_missing_value = "")]
     netns: Option<netns::Wanted>,
     /// The process that made the network namespace.

@@ -165,7 +165,7 @@ fn opened(inbound: &Inbound, open: &Ports, keeper: &mut tls::Keeper, said: &mut 
         }
     }
     for address in open.keys().filter(|address| !wanted.contains_key(address)) {
-        tracing::info!(%address, "the gateway listens no more");
+        tracing::info!(%address, "listener closed");
     }
     wanted
 }

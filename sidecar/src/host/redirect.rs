@@ -25,7 +25,7 @@ use crate::resolve::resolv;
 pub enum Action {
     /// Capture this network namespace's traffic; repeat it to change the options.
     Install(Box<Install>),
-    /// Capture nothing any more.
+    /// Remove the redirection.
     Remove(Remove),
     /// Print the installed rules.
     Show,
@@ -36,25 +36,25 @@ pub enum Action {
 pub struct Install {
     #[command(flatten)]
     capture: Capture,
-    /// Do not ask the proxy whether it is ready.
+    /// Do not check that the proxy is ready.
     #[arg(long)]
     force: bool,
-    /// Where the proxy takes redirected outbound connections.
+    /// The proxy's listener of redirected outbound connections.
     #[arg(long, default_value_t = 15001)]
     outbound_port: u16,
-    /// Where the proxy takes redirected inbound connections.
+    /// The proxy's listener of redirected inbound connections.
     #[arg(long, default_value_t = 15006)]
     inbound_port: u16,
-    /// Where the proxy takes redirected DNS.
+    /// The proxy's listener of redirected DNS queries.
     #[arg(long, default_value_t = 15053)]
     dns_port: u16,
-    /// The proxy's readiness page.
+    /// The proxy's readiness endpoint.
     #[arg(long, default_value_t = 15021)]
     ready_port: u16,
-    /// The proxy's metrics page.
+    /// The proxy's metrics endpoint.
     #[arg(long, default_value_t = 15020)]
     metrics_port: u16,
-    /// The proxy's admin page.
+    /// The proxy's admin endpoint.
     #[arg(long, default_value_t = 15000)]
     admin_port: u16,
 }
@@ -62,10 +62,10 @@ pub struct Install {
 /// Options of `redirect remove`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Remove {
-    /// The proxy's admin page.
+    /// The proxy's admin endpoint.
     #[arg(long, default_value_t = 15000)]
     admin_port: u16,
-    /// Data folder of a sidecar that does not run: its record of the rules is removed too, or it would install them again.
+    /// Data folder of a stopped sidecar: its record of the rules is removed too, or the sidecar would install them again.
     #[arg(long, value_name = "FOLDER")]
     data_dir: Option<PathBuf>,
 }
@@ -73,33 +73,33 @@ pub struct Remove {
 /// The traffic that is captured.
 #[derive(Debug, Clone, Default, PartialEq, Eq, clap::Args)]
 pub struct Capture {
-    /// Ports captured inbound (8080,9000-9010); all, where it is not given. Required on a shared host.
+    /// Inbound ports that are captured (8080,9000-9010) [default: all]. Required on a shared host.
     #[arg(long, value_delimiter = ',')]
     inbound_ports: Option<Vec<Ports>>,
-    /// Ports left alone inbound.
+    /// Inbound ports that are excluded.
     #[arg(long, value_delimiter = ',')]
     exclude_inbound_ports: Vec<Ports>,
-    /// Ports left alone outbound.
+    /// Outbound ports that are excluded.
     #[arg(long, value_delimiter = ',')]
     exclude_outbound_ports: Vec<Ports>,
-    /// Destinations left alone (10.0.0.0/8,fd00::/8).
+    /// Destinations that are excluded (10.0.0.0/8,fd00::/8).
     #[arg(long, value_delimiter = ',')]
     exclude_outbound_ranges: Vec<Cidr>,
-    /// The only destinations captured, besides virtual IPs; all, where it is not given.
+    /// The only destinations that are captured, besides virtual IPs [default: all].
     #[arg(long, value_delimiter = ',')]
     include_outbound_ranges: Vec<Cidr>,
-    /// Users whose outbound traffic is captured, by number or name; all users, where it is not given.
+    /// Users whose outbound traffic is captured, by number or name [default: all].
     #[arg(long, value_delimiter = ',', value_parser = user)]
     uid: Vec<String>,
     /// Control groups (version 2) whose outbound traffic is captured: paths below /sys/fs/cgroup.
     #[arg(long, value_delimiter = ',', value_parser = cgroup)]
     cgroup: Vec<String>,
-    /// User that the proxy runs as, where it has one of its own (1337); only needed where it cannot mark its sockets.
+    /// The proxy's user, if it has one of its own (1337); only needed where it cannot mark its sockets.
     #[arg(long)]
     proxy_uid: Option<u32>,
     /// Which queries to port 53 are captured. auto: those to the name servers of /etc/resolv.conf, so that a query to another
-    /// server reaches it; only those to loopback where the resolver is in this pod too, so that its own queries are not. all:
-    /// queries to any server.
+    /// server reaches it; only those to loopback if the resolver is in this pod too, so that its own queries are not captured.
+    /// all: queries to any server.
     #[arg(long, value_enum, default_value_t = CaptureDns::Auto)]
     dns: CaptureDns,
     /// The same as --dns off.
@@ -108,7 +108,7 @@ pub struct Capture {
     /// This network namespace belongs to one pod alone, even if it looks shared.
     #[arg(long, conflicts_with = "shared_host")]
     own_namespace: bool,
-    /// Others live in this network namespace too.
+    /// Other workloads are in this network namespace too.
     #[arg(long)]
     shared_host: bool,
 }
@@ -274,7 +274,7 @@ impl Capture {
         *self != Capture::default()
     }
 
-    /// Leaves name look-ups alone.
+    /// Excludes DNS.
     pub fn leave_dns_alone(&mut self) {
         self.no_dns = true;
     }

@@ -178,7 +178,7 @@ impl ClusterPool {
         self.deliver(wakes);
     }
 
-    /// How often connections have begun to be made otherwise.
+    /// Generation of the connection settings.
     pub fn generation(&self) -> u32 {
         self.generation.load(Ordering::Relaxed)
     }

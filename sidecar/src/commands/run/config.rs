@@ -14,13 +14,13 @@ pub struct Config {
     #[arg(long = "control-plane", env = "WEFT_CONTROL_PLANE", value_delimiter = ',', required = true)]
     pub control_planes: Vec<String>,
     /// File with a join token (`weftctl token create`); read again at each use. At the start it is compared with the saved
-    /// certificate: one for another identity, other services or another mesh is joined with anew.
+    /// certificate: if it names another identity, other services or another mesh, the sidecar joins anew.
     #[arg(long, env = "WEFT_TOKEN_FILE")]
     pub token_file: Option<PathBuf>,
-    /// Folder that certificate and last state are kept in (0600), so that a restart needs no control plane.
+    /// Folder for the certificate and the last state (0600), so that a restart needs no control plane.
     #[arg(long, env = "WEFT_DATA_DIR", default_value = "/var/lib/weft-sidecar")]
     pub data_dir: PathBuf,
-    /// Service to register this pod as.
+    /// Service that this pod is registered as.
     #[arg(long)]
     pub service: Option<String>,
     /// Port that the service listens on.
@@ -32,30 +32,30 @@ pub struct Config {
     /// Path of the service's health check: 2xx is healthy. Without it the service is assumed healthy.
     #[arg(long, requires = "port")]
     pub health_path: Option<String>,
-    /// Seconds between looks at the health path.
+    /// Seconds between requests to the health path.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub health_interval: u64,
-    /// WorkloadGroup of this pod's namespace by which it joins: it is a workload entry with the group's labels and ports, and
-    /// the group's probe is made here.
+    /// WorkloadGroup of this pod's namespace to join: the pod is a workload entry with the group's labels and ports, and the
+    /// sidecar makes the group's probe.
     #[arg(long, value_name = "NAME")]
     pub workload_group: Option<String>,
-    /// Where Consul's HTTP API is served to this pod, or "off"; loopback only.
+    /// Address of Consul's HTTP API for this pod, or "off"; loopback only.
     #[arg(long, default_value = "127.0.0.1:8500", value_parser = loopback)]
     pub agent_api: Listen,
     /// Address of Eureka's API for this pod, /eureka, and of all that --agent-api serves, which has it too; or "off"; loopback
     /// only.
     #[arg(long, default_value = "127.0.0.1:8761", value_parser = loopback)]
     pub eureka_api: Listen,
-    /// Further name that programs of this pod may ask --agent-api, --eureka-api and the pages on 127.0.0.1 by, besides addresses,
-    /// localhost and the pod's own name; repeatable. Others are refused: a web page can have its name lead there.
+    /// Further host name by which programs of this pod reach --agent-api, --eureka-api and the other endpoints on 127.0.0.1,
+    /// besides addresses, localhost and the pod's own name; repeatable. Other names are refused: a web page can rebind its name.
     #[arg(long, value_name = "NAME")]
     pub api_host: Vec<String>,
-    /// Requests to the agent's API that may be under way at once from one address, blocking queries and others each; more are
-    /// answered with 429 (Consul's http_max_conns_per_client).
+    /// Requests in progress to the agent's API from one address, blocking queries and others each; further ones get 429 (Consul's
+    /// http_max_conns_per_client).
     #[arg(long, default_value_t = clients::PER_CLIENT, value_parser = clients::limit)]
     pub http_max_conns_per_client: usize,
-    /// Where Consul's DNS names are served to this pod with the real addresses of instances (127.0.0.1's port is served on
-    /// [::1] too), or "off"; loopback only.
+    /// Address of Consul's DNS for this pod, with the real addresses of instances (127.0.0.1's port is served on [::1] too), or
+    /// "off"; loopback only.
     #[arg(long, default_value = "127.0.0.1:8600", value_parser = loopback)]
     pub consul_dns: Listen,
     /// Let health checks run programs (Args): anyone allowed to register can run arbitrary commands as the proxy's user then.
@@ -68,65 +68,65 @@ pub struct Config {
     /// Label of this pod, key=value; repeatable.
     #[arg(long = "label", value_parser = key_value)]
     pub labels: Vec<(String, String)>,
-    /// Name of the workload; the service, else the workload group, else the host, where it is not given.
+    /// Name of the workload [default: the service, else the workload group, else the host name].
     #[arg(long)]
     pub workload: Option<String>,
     /// region/zone/subzone.
     #[arg(long, default_value = "")]
     pub locality: String,
-    /// Worker threads; as many as there are processors, two at most, where it is not given.
+    /// Worker threads [default: the number of processors, at most two].
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub workers: Option<u16>,
-    /// Where redirected outbound connections arrive.
+    /// Listener of redirected outbound connections.
     #[arg(long, default_value_t = 15001)]
     pub outbound_port: u16,
-    /// Where redirected inbound connections arrive.
+    /// Listener of redirected inbound connections.
     #[arg(long, default_value_t = 15006)]
     pub inbound_port: u16,
-    /// Where redirected DNS arrives (127.0.0.1's port is served on [::1] too), or off.
+    /// Listener of redirected DNS queries (127.0.0.1's port is served on [::1] too), or off.
     #[arg(long, default_value = "127.0.0.1:15053")]
     pub dns_listen: Listen,
     /// Also listen as an HTTP proxy here, for applications without redirection (http_proxy=...).
     #[arg(long)]
     pub http_proxy: Option<SocketAddr>,
-    /// Readiness page.
+    /// Readiness endpoint.
     #[arg(long, default_value = "0.0.0.0:15021")]
     pub ready_listen: SocketAddr,
-    /// Metrics page.
+    /// Metrics endpoint.
     #[arg(long, default_value = "0.0.0.0:15020")]
     pub metrics_listen: SocketAddr,
-    /// Page with a look inside; loopback only.
+    /// Admin endpoint; loopback only.
     #[arg(long, default_value = "127.0.0.1:15000")]
     pub admin_listen: SocketAddr,
-    /// Probe of the application that others may ask for at the metrics page, PORT/PATH: it is then at
-    /// /app-health/PORT/PATH, STRICT or not; repeatable.
+    /// Probe of the application that is served at the metrics endpoint, PORT/PATH: its path there is /app-health/PORT/PATH, under
+    /// STRICT too; repeatable.
     #[arg(long = "app-probe", value_name = "PORT/PATH")]
     pub app_probes: Vec<String>,
     /// Access log, JSON lines: a file, or - for standard output.
     #[arg(long)]
     pub access_log: Option<String>,
-    /// Protocol that requests may switch to by `Upgrade`, past routes and retries, or `connect`: CONNECT then makes a tunnel to a
-    /// service. Repeatable; both sidecars of a call must allow it.
+    /// Protocol that requests may switch to by `Upgrade`, or `connect`: CONNECT makes a tunnel to a service then. Routes and retries
+    /// do not apply inside. Repeatable; both sidecars of a call must allow it.
     #[arg(long = "upgrade-type", value_name = "TOKEN", env = "WEFT_UPGRADE_TYPES", value_delimiter = ',', default_value = "websocket", value_parser = upgrade_type)]
     pub upgrade_types: Vec<String>,
     /// Whether unknown destinations pass through or are refused.
     #[arg(long, value_enum, default_value_t = OutboundPolicy::AllowAny)]
     pub outbound_traffic: OutboundPolicy,
-    /// Names to know before the application asks; repeatable.
+    /// Name to resolve at the start; repeatable.
     #[arg(long = "preload")]
     pub preload: Vec<String>,
-    /// On SIGTERM: seconds to wait until callers have acknowledged that this instance is gone.
+    /// On SIGTERM: seconds to wait until clients' sidecars have acknowledged that this instance is gone.
     #[arg(long, default_value_t = 5)]
     pub drain_acks: u64,
-    /// On SIGTERM: seconds in which outbound connections, DNS and inbound connections go on as before, at least: an application
-    /// that is stopped at the same time finishes its work. After them the sidecar stays until the application has closed its
-    /// connections. The mesh's terminationDrainDuration, else 5, where it is not given; `exec` ends after its command instead.
+    /// On SIGTERM: minimum seconds in which outbound connections, DNS and inbound connections go on as before, so that an application
+    /// that is stopped at the same time finishes its work. Then the sidecar stays until the application has closed its
+    /// connections. [default: the mesh's terminationDrainDuration, else 5; `exec` ends after its command instead]
     #[arg(long, value_name = "SECONDS")]
     pub drain_min: Option<u64>,
-    /// On SIGTERM: seconds to wait for requests in progress and for the application's connections, at most.
+    /// On SIGTERM: maximum seconds to wait for requests in progress and for the application's connections.
     #[arg(long, default_value_t = 30)]
     pub drain_limit: u64,
-    /// After a reload (SIGHUP): seconds in which the previous process finishes its connections, at most. A byte stream, a WebSocket or
+    /// After a reload (SIGHUP): maximum seconds in which the previous process finishes its connections. A byte stream, a WebSocket or
     /// a gRPC stream may last hours.
     #[arg(long, value_name = "SECONDS", default_value_t = 86_400)]
     pub parent_shutdown_time: u64,
@@ -137,10 +137,10 @@ pub struct Config {
     /// Folder of certificates that DestinationRules name by `credentialName`: <name>/ca.crt, ca.crl, tls.crt and tls.key.
     #[arg(long, default_value = "/etc/weft/credentials")]
     pub credentials: PathBuf,
-    /// It is a gateway, and its own certificates are in that folder too.
+    /// This is a gateway, and its own certificates are in that folder too.
     #[arg(skip)]
     pub gateway: bool,
-    /// It is outside its pod's network ([`crate::net::pod`]).
+    /// The sidecar is outside its pod's network ([`crate::net::pod`]).
     #[arg(skip)]
     pub outside: bool,
 }
@@ -152,17 +152,17 @@ pub struct GatewayConfig {
     #[arg(long = "control-plane", env = "WEFT_CONTROL_PLANE", value_delimiter = ',', required = true)]
     control_planes: Vec<String>,
     /// File with a join token (`weftctl token create`); read again at each use. At the start it is compared with the saved
-    /// certificate: one for another identity, other services or another mesh is joined with anew.
+    /// certificate: if it names another identity, other services or another mesh, the gateway joins anew.
     #[arg(long, env = "WEFT_TOKEN_FILE")]
     token_file: Option<PathBuf>,
-    /// Folder that certificate and last state are kept in (0600).
+    /// Folder for the certificate and the last state (0600).
     #[arg(long, env = "WEFT_DATA_DIR", default_value = "/var/lib/weft-gateway")]
     data_dir: PathBuf,
     /// Folder of certificates that Gateways and DestinationRules name by `credentialName`: <name>/tls.crt, tls.key, ca.crt
     /// and, for DestinationRules, ca.crl.
     #[arg(long, default_value = "/etc/weft/credentials")]
     credentials: PathBuf,
-    /// Label that Gateways select this one by, key=value; repeatable. istio=ingressgateway where none is given.
+    /// Label by which Gateways select this one, key=value; repeatable [default: istio=ingressgateway].
     #[arg(long = "label", value_parser = key_value)]
     labels: Vec<(String, String)>,
     /// Name of the workload.
@@ -171,29 +171,29 @@ pub struct GatewayConfig {
     /// region/zone/subzone.
     #[arg(long, default_value = "")]
     locality: String,
-    /// Worker threads; as many as there are processors, two at most, where it is not given.
+    /// Worker threads [default: the number of processors, at most two].
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=256))]
     workers: Option<u16>,
-    /// Readiness page.
+    /// Readiness endpoint.
     #[arg(long, default_value = "0.0.0.0:15021")]
     ready_listen: SocketAddr,
-    /// Metrics page.
+    /// Metrics endpoint.
     #[arg(long, default_value = "0.0.0.0:15020")]
     metrics_listen: SocketAddr,
-    /// Page with a look inside; loopback only.
+    /// Admin endpoint; loopback only.
     #[arg(long, default_value = "127.0.0.1:15000")]
     admin_listen: SocketAddr,
     /// Access log, JSON lines: a file, or - for standard output.
     #[arg(long)]
     access_log: Option<String>,
-    /// Protocol that requests may switch to by `Upgrade`, past routes and retries, or `connect`: CONNECT then makes a tunnel to a
-    /// service. Repeatable; both sidecars of a call must allow it.
+    /// Protocol that requests may switch to by `Upgrade`, or `connect`: CONNECT makes a tunnel to a service then. Routes and retries
+    /// do not apply inside. Repeatable; both sidecars of a call must allow it.
     #[arg(long = "upgrade-type", value_name = "TOKEN", env = "WEFT_UPGRADE_TYPES", value_delimiter = ',', default_value = "websocket", value_parser = upgrade_type)]
     upgrade_types: Vec<String>,
-    /// On SIGTERM: seconds to wait for requests in progress, at most.
+    /// On SIGTERM: maximum seconds to wait for requests in progress.
     #[arg(long, default_value_t = 30)]
     drain_limit: u64,
-    /// After a reload (SIGHUP): seconds in which the previous process finishes its connections, at most.
+    /// After a reload (SIGHUP): maximum seconds in which the previous process finishes its connections.
     #[arg(long, value_name = "SECONDS", default_value_t = 86_400)]
     parent_shutdown_time: u64,
     /// Seconds after which a connection for requests ends whose peer acknowledges nothing (TCP_USER_TIMEOUT); 0: the kernel's time,
@@ -253,9 +253,9 @@ impl From<GatewayConfig> for Config {
 /// The handling of unknown destinations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum OutboundPolicy {
-    /// They pass through.
+    /// Unknown destinations pass through.
     AllowAny,
-    /// They are refused.
+    /// Unknown destinations are refused.
     RegistryOnly,
 }
 

@@ -325,7 +325,7 @@ impl Writer {
         for name in response.removed_resources {
             if let Some(wanted) = self.wanted.get_mut(name.as_str()) {
                 if keep && matches!(wanted.host, Some(Some(_))) {
-                    tracing::warn!(name, "not forgotten yet: the control plane has only just come back");
+                    tracing::warn!(name, "keeping the service: the control plane reconnected less than a minute ago");
                     self.withheld.insert((SERVICE_TYPE, name), None);
                     continue;
                 }

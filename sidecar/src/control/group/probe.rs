@@ -1,5 +1,5 @@
-//! A WorkloadGroup's probe, made with the agent's checks by Kubernetes' rules: there is no warning, and a workload is ill until
-//! its probe has succeeded often enough.
+//! A WorkloadGroup's probe, made with the agent's checks by Kubernetes' rules: there is no warning state, and a workload is
+//! unhealthy until its probe succeeds.
 
 use std::sync::Arc;
 use std::time::Duration;
